@@ -1,0 +1,249 @@
+"""Every setting of the probe: its unit, default, bounds and validation."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ENV_VAR = "NFP_PROBE_CONFIG"
+"""Environment variable that carries the settings, as JSON, from the command line to the engine.
+
+An environment variable and not vLLM's ``additional_config``: that one enters the hash of the
+compile cache, so that switching the probe on would recompile the model.
+"""
+
+DEFAULT_POSITIONS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+"""The grid of positions per sequence: dense where draft lengths lie, then about 1.5x apart."""
+
+MAX_POSITIONS_LIMIT = 512
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message names the value and what is allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeConfig:
+    """Settings of the live probe; immutable, JSON-serializable."""
+
+    epsilons: tuple[float, ...] = (0.05, 0.1, 0.2)
+    """Tolerances at which NFP is reported, as shares of the one-position time."""
+    max_positions: int = 32
+    """Largest number of positions per sequence that is probed."""
+    positions: tuple[int, ...] = ()
+    """Grid of positions per sequence; empty: the default grid up to max_positions."""
+    batch_sizes: tuple[int, ...] = (1, 8, 32)
+    """Batch sizes probed, in sequences; a live batch is filed under the next larger one."""
+    contexts: tuple[int, ...] = (1024, 4096, 16384)
+    """Context lengths probed, in tokens; a live context is filed under the next larger one."""
+    overhead_budget: float = 0.01
+    """Largest share of GPU time that probing may take."""
+    startup_seconds: float = 2.0
+    """Time for a first scan before the server takes requests; 0 turns it off."""
+    capture_seconds: float = 20.0
+    """Longest time spent on capturing the probe's own CUDA graphs at start."""
+    graph_memory_mib: int = 512
+    """Most GPU memory, in MiB, that the probe's own CUDA graphs may take."""
+    sampled_layers: int = 4
+    """Decoder layers of each kind whose modules are timed; 0 times every layer."""
+    min_samples: int = 5
+    """Pairs of samples that a point needs before it counts."""
+    max_samples: int = 32
+    """Pairs kept for each point; older ones are dropped."""
+    publish_seconds: float = 2.0
+    """Shortest time between two updates of the metrics."""
+    layer_histograms: bool = False
+    """Export vllm_nfp_layer_latency_seconds as well."""
+    seed: int = 0
+    """Seed of the order of probes, the KV blocks that they read and their token ids."""
+    output_dir: str | None = None
+    """Folder for raw samples and results; None keeps nothing after the server ends."""
+    run_dir: str | None = None
+    """Folder through which the engine hands its results to /metrics; made by the launcher."""
+
+    def __post_init__(self) -> None:
+        for name, check in _CHECKS.items():
+            check(name, getattr(self, name))
+        if self.positions and self.positions[0] != 1:
+            raise ConfigError(
+                f"positions must begin with 1, the baseline, not {self.positions[0]}: "
+                f"add 1 to the list"
+            )
+        if self.positions and self.positions[-1] > self.max_positions:
+            raise ConfigError(
+                f"positions holds {self.positions[-1]}, above max_positions {self.max_positions}: "
+                f"raise max_positions or leave it out of the list"
+            )
+        if self.max_samples < self.min_samples:
+            raise ConfigError(
+                f"max_samples {self.max_samples} is below min_samples {self.min_samples}: "
+                f"give at least {self.min_samples}"
+            )
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Positions per sequence that are probed, ascending, beginning with 1."""
+        if self.positions:
+            return self.positions
+        grid = tuple(n for n in DEFAULT_POSITIONS if n <= self.max_positions)
+        return grid if grid[-1] == self.max_positions else (*grid, self.max_positions)
+
+    def to_json(self) -> str:
+        """The settings as JSON that :func:`config_from_json` reads back."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+
+def _number(low: float, high: float, unit: str) -> Callable[[str, Any], None]:
+    def check(name: str, value: Any) -> None:
+        valid = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not valid or not math.isfinite(value) or not low <= value <= high:
+            raise ConfigError(f"{name} must be {unit} from {low:g} to {high:g}, not {value!r}")
+
+    return check
+
+
+def _integer(low: int, high: int, unit: str) -> Callable[[str, Any], None]:
+    def check(name: str, value: Any) -> None:
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise ConfigError(f"{name} must be {unit} from {low} to {high}, not {value!r}")
+
+    return check
+
+
+def _ascending(
+    item: Callable[[str, Any], None], most: int, may_be_empty: bool = False
+) -> Callable[[str, Any], None]:
+    def check(name: str, value: Any) -> None:
+        if not isinstance(value, tuple):
+            raise ConfigError(f"{name} must be a list, not {value!r}")
+        if not value and not may_be_empty:
+            raise ConfigError(f"{name} must not be empty: give at least one value")
+        if len(value) > most:
+            raise ConfigError(f"{name} must hold at most {most} values, not {len(value)}")
+        for entry in value:
+            item(f"each value of {name}", entry)
+        if any(a >= b for a, b in zip(value, value[1:], strict=False)):
+            raise ConfigError(f"{name} must be ascending without repeats, not {list(value)}")
+
+    return check
+
+
+def _flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} must be true or false, not {value!r}")
+
+
+def _folder(name: str, value: Any) -> None:
+    if value is not None and (not isinstance(value, str) or not value or "\0" in value):
+        raise ConfigError(f"{name} must be the path of a folder, not {value!r}")
+
+
+_EPSILON = _number(0.001, 10.0, "a share")
+
+_CHECKS: dict[str, Callable[[str, Any], None]] = {
+    "epsilons": _ascending(_EPSILON, most=8),
+    "max_positions": _integer(2, MAX_POSITIONS_LIMIT, "a number of positions"),
+    "positions": _ascending(
+        _integer(1, MAX_POSITIONS_LIMIT, "a number of positions"), most=64, may_be_empty=True
+    ),
+    "batch_sizes": _ascending(_integer(1, 4096, "a number of sequences"), most=16),
+    "contexts": _ascending(_integer(1, 1 << 22, "a number of tokens"), most=16),
+    "overhead_budget": _number(0.0, 0.5, "a share"),
+    "startup_seconds": _number(0.0, 600.0, "seconds"),
+    "capture_seconds": _number(0.0, 600.0, "seconds"),
+    "graph_memory_mib": _integer(0, 1 << 20, "MiB"),
+    "sampled_layers": _integer(0, 4096, "a number of layers"),
+    "min_samples": _integer(2, 1000, "a number of samples"),
+    "max_samples": _integer(2, 10000, "a number of samples"),
+    "publish_seconds": _number(0.1, 3600.0, "seconds"),
+    "layer_histograms": _flag,
+    "seed": _integer(0, (1 << 32) - 1, "a seed"),
+    "output_dir": _folder,
+    "run_dir": _folder,
+}
+
+FIELDS = tuple(field.name for field in dataclasses.fields(ProbeConfig))
+_USER_FIELDS = tuple(name for name in FIELDS if name != "run_dir")
+
+
+def config_from_mapping(values: Mapping[str, Any]) -> ProbeConfig:
+    """Build the settings from a mapping of field names; lists become tuples.
+
+    Raises:
+        ConfigError: for an unknown field or a value out of bounds.
+    """
+    unknown = sorted(set(values) - set(FIELDS))
+    if unknown:
+        raise ConfigError(
+            f"unknown field {unknown[0]!r} in the NFP settings; allowed: {', '.join(_USER_FIELDS)}"
+        )
+    plain = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+    return ProbeConfig(**plain)
+
+
+def config_from_json(text: str) -> ProbeConfig:
+    """Read the settings back from :meth:`ProbeConfig.to_json`."""
+    return config_from_mapping(parse_object(text, "the NFP settings"))
+
+
+def parse_object(text: str, what: str) -> dict[str, Any]:
+    """Parse a JSON object; ``what`` names the text in the error.
+
+    Raises:
+        ConfigError: if the text is no JSON object.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{what} is not valid JSON ({error}): give an object {{...}}") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{what} must be a JSON object {{...}}, not {type(value).__name__}")
+    return value
+
+
+def read_settings_argument(argument: str) -> dict[str, Any]:
+    """Parse the value of ``--nfp-config``: JSON, or ``@file`` with JSON in it.
+
+    Raises:
+        ConfigError: if the file cannot be read or holds no JSON object.
+    """
+    if not argument.startswith("@"):
+        return parse_object(argument, "--nfp-config")
+    path = Path(argument[1:])
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ConfigError(f"--nfp-config file {str(path)!r} cannot be read: {reason}") from None
+    return parse_object(text, f"--nfp-config file {str(path)!r}")
+
+
+def check_writable_folder(name: str, folder: str) -> None:
+    """Make the folder if it is missing and prove that a file can be written in it.
+
+    Raises:
+        ConfigError: if it cannot be made or written.
+    """
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        trial = path / f".nfp-write-test-{os.getpid()}"
+        trial.write_bytes(b"")
+        trial.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"{name} {folder!r} cannot be written ({error.strerror}): "
+            f"give a folder that this user may write"
+        ) from None
+
+
+def config_from_environment(environ: Mapping[str, str] = os.environ) -> ProbeConfig | None:
+    """The settings that the launcher left in the environment; None if the probe is off."""
+    text = environ.get(ENV_VAR)
+    return config_from_json(text) if text else None

@@ -1,0 +1,29 @@
+"""From the worker's results to Prometheus: the hand-over file and the collector."""
+
+from vllm_nfp.metrics.collector import NfpCollector
+from vllm_nfp.metrics.snapshot import (
+    BoundaryRow,
+    CurveRow,
+    LayerHistogram,
+    LiveStep,
+    PredictionRow,
+    Snapshot,
+    SnapshotError,
+    State,
+    read_snapshot,
+    write_snapshot,
+)
+
+__all__ = [
+    "BoundaryRow",
+    "CurveRow",
+    "LayerHistogram",
+    "LiveStep",
+    "NfpCollector",
+    "PredictionRow",
+    "Snapshot",
+    "SnapshotError",
+    "State",
+    "read_snapshot",
+    "write_snapshot",
+]

@@ -1,0 +1,287 @@
+"""The Prometheus collector that every API server's registry carries.
+
+Metric names and labels are a contract with users' dashboards (see README.md). Labels have bounded
+values: modules, states and outcomes are fixed sets; batch sizes, contexts, epsilons and positions
+come from the settings, which bound their number.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+
+from vllm_nfp.faults import maybe_fail
+from vllm_nfp.metrics.snapshot import FILE_PATTERN, Snapshot, State, read_snapshot
+
+logger = logging.getLogger("vllm.nfp")
+
+_ENGINE = ["model_name", "engine"]
+_CELL = [*_ENGINE, "module", "batch_size", "context"]
+_LINE = [*_CELL, "epsilon"]
+
+
+class NfpCollector:
+    """Reads the engines' hand-over files at each scrape and turns them into metrics.
+
+    Args:
+        run_dir: the folder that the engines write to.
+    """
+
+    def __init__(self, run_dir: str) -> None:
+        self._run_dir = Path(run_dir)
+        self._warned: set[str] = set()
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: so that registering the collector does not read the files."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics of all engines; a fault gives fewer metrics, never a failed scrape."""
+        try:
+            maybe_fail("collect")
+            families = list(families_of(self._snapshots()))
+        except Exception as error:
+            self._warn_once(f"the probe's metrics could not be collected: {error!r}")
+            families = []
+        yield from families
+
+    def _snapshots(self) -> list[Snapshot]:
+        snapshots = []
+        for path in sorted(self._run_dir.glob(FILE_PATTERN)):
+            try:
+                snapshots.append(read_snapshot(path))
+            except (OSError, ValueError) as error:
+                self._warn_once(f"the hand-over file {path.name} is ignored: {error}")
+        return snapshots
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned and len(self._warned) < 100:
+            self._warned.add(message)
+            logger.error("vllm-nfp: %s", message)
+
+
+def families_of(snapshots: Iterable[Snapshot]) -> Iterator[Metric]:
+    """The metric families of DESIGN.md for the given engines."""
+    engines = list(snapshots)
+    yield from _boundaries(engines)
+    yield from _predictions(engines)
+    yield from _curves(engines)
+    yield from _layers(engines)
+    yield from _probing(engines)
+    yield from _live(engines)
+
+
+def _engine(snapshot: Snapshot) -> list[str]:
+    return [snapshot.model_name, snapshot.engine]
+
+
+def _boundaries(engines: list[Snapshot]) -> Iterator[Metric]:
+    estimate = GaugeMetricFamily(
+        "vllm_nfp_positions",
+        "Positions per sequence that decode within (1+epsilon) of the one-position time.",
+        labels=_LINE,
+    )
+    lower = GaugeMetricFamily(
+        "vllm_nfp_positions_lower", "Lower end of the 95% interval.", labels=_LINE
+    )
+    upper = GaugeMetricFamily(
+        "vllm_nfp_positions_upper",
+        "Upper end of the 95% interval; the largest probed count where nothing was over the line.",
+        labels=_LINE,
+    )
+    at_limit = GaugeMetricFamily(
+        "vllm_nfp_positions_at_limit",
+        "1 if no probed count was over the line, so that the boundary is here or beyond.",
+        labels=_LINE,
+    )
+    largest = GaugeMetricFamily(
+        "vllm_nfp_positions_largest_free",
+        "Largest probed count under the line, even if a smaller one is over it.",
+        labels=_LINE,
+    )
+    for snapshot in engines:
+        for row in snapshot.boundaries:
+            labels = [
+                *_engine(snapshot),
+                row.module,
+                str(row.batch_size),
+                str(row.context),
+                f"{row.epsilon:g}",
+            ]
+            estimate.add_metric(labels, row.positions)
+            lower.add_metric(labels, row.lower)
+            upper.add_metric(labels, row.upper)
+            at_limit.add_metric(labels, float(row.at_limit))
+            largest.add_metric(labels, row.largest_free)
+    yield from (estimate, lower, upper, at_limit, largest)
+
+
+def _predictions(engines: list[Snapshot]) -> Iterator[Metric]:
+    predicted = GaugeMetricFamily(
+        "vllm_nfp_predicted_positions",
+        "NFP predicted from hardware balance and kernel granularity, uncalibrated.",
+        labels=_LINE,
+    )
+    idle = GaugeMetricFamily(
+        "vllm_nfp_idle_compute_positions",
+        "NFP by the usual rule: free until idle compute is used up.",
+        labels=_LINE,
+    )
+    for snapshot in engines:
+        for row in snapshot.predictions:
+            labels = [
+                *_engine(snapshot),
+                row.module,
+                str(row.batch_size),
+                str(row.context),
+                f"{row.epsilon:g}",
+            ]
+            predicted.add_metric(labels, row.positions)
+            idle.add_metric(labels, row.idle_compute_positions)
+    yield from (predicted, idle)
+
+
+def _curves(engines: list[Snapshot]) -> Iterator[Metric]:
+    labels = [*_CELL, "positions"]
+    latency = GaugeMetricFamily(
+        "vllm_nfp_module_latency_seconds",
+        "Median time of the module (mean of its timed layers; the whole step for model).",
+        labels=labels,
+    )
+    samples = GaugeMetricFamily(
+        "vllm_nfp_samples", "Pairs of samples behind a point of the curve.", labels=labels
+    )
+    graphed = GaugeMetricFamily(
+        "vllm_nfp_execution_info",
+        "1 for how a step of this shape ran: a full or piecewise CUDA graph, or none.",
+        labels=[*labels, "execution"],
+    )
+    for snapshot in engines:
+        for row in snapshot.curves:
+            values = [
+                *_engine(snapshot),
+                row.module,
+                str(row.batch_size),
+                str(row.context),
+                str(row.positions),
+            ]
+            latency.add_metric(values, row.median_seconds)
+            samples.add_metric(values, row.samples)
+            graphed.add_metric([*values, row.execution], 1)
+    yield from (latency, samples, graphed)
+
+
+def _layers(engines: list[Snapshot]) -> Iterator[Metric]:
+    if not any(snapshot.layers for snapshot in engines):
+        return
+    family = HistogramMetricFamily(
+        "vllm_nfp_layer_latency_seconds",
+        "Time of one layer's module in probes; off unless layer_histograms is set.",
+        labels=[*_ENGINE, "layer", "module"],
+    )
+    for snapshot in engines:
+        for histogram in snapshot.layers:
+            bounds = [*(f"{bound:g}" for bound in histogram.bounds_seconds), "+Inf"]
+            family.add_metric(
+                [*_engine(snapshot), str(histogram.layer), histogram.module],
+                buckets=list(zip(bounds, map(float, histogram.counts), strict=True)),
+                sum_value=histogram.sum_seconds,
+            )
+    yield family
+
+
+def _probing(engines: list[Snapshot]) -> Iterator[Metric]:
+    probes = CounterMetricFamily(
+        "vllm_nfp_probes", "Probes by outcome.", labels=[*_ENGINE, "outcome"]
+    )
+    seconds = CounterMetricFamily(
+        "vllm_nfp_probe_gpu_seconds",
+        "GPU time that probes took while serving (host time on a CPU).",
+        labels=_ENGINE,
+    )
+    ratio = GaugeMetricFamily(
+        "vllm_nfp_overhead_ratio", "Share of serving time that probes took.", labels=_ENGINE
+    )
+    startup = GaugeMetricFamily(
+        "vllm_nfp_startup_seconds", "Time that the probe added to the start.", labels=_ENGINE
+    )
+    memory = GaugeMetricFamily(
+        "vllm_nfp_graph_bytes", "GPU memory of the probe's own CUDA graphs.", labels=_ENGINE
+    )
+    state = GaugeMetricFamily(
+        "vllm_nfp_state",
+        "1 for the state the probe is in: warming, probing, steady or disabled.",
+        labels=[*_ENGINE, "state"],
+    )
+    for snapshot in engines:
+        labels = _engine(snapshot)
+        for outcome, count in sorted(snapshot.probes.items()):
+            probes.add_metric([*labels, outcome], count)
+        seconds.add_metric(labels, snapshot.probe_seconds)
+        ratio.add_metric(labels, snapshot.overhead_ratio)
+        startup.add_metric(labels, snapshot.startup_seconds)
+        memory.add_metric(labels, snapshot.graph_bytes)
+        for name in State:
+            state.add_metric([*labels, str(name)], float(snapshot.state == name))
+    yield from (probes, seconds, ratio, startup, memory, state)
+
+
+def _live(engines: list[Snapshot]) -> Iterator[Metric]:
+    batch = GaugeMetricFamily(
+        "vllm_nfp_live_batch_size", "Sequences in the last real decode step.", labels=_ENGINE
+    )
+    context = GaugeMetricFamily(
+        "vllm_nfp_live_context", "Mean context length in the last decode step.", labels=_ENGINE
+    )
+    positions = GaugeMetricFamily(
+        "vllm_nfp_live_positions", "Positions per sequence in that step.", labels=_ENGINE
+    )
+    free = GaugeMetricFamily(
+        "vllm_nfp_free_tokens",
+        "Tokens that fit into the last real step beside its own within (1+epsilon).",
+        labels=[*_ENGINE, "epsilon"],
+    )
+    for snapshot in engines:
+        if snapshot.live is None:
+            continue
+        labels = _engine(snapshot)
+        batch.add_metric(labels, snapshot.live.batch_size)
+        context.add_metric(labels, snapshot.live.context)
+        positions.add_metric(labels, snapshot.live.positions)
+        for epsilon, tokens in free_tokens(snapshot).items():
+            free.add_metric([*labels, f"{epsilon:g}"], tokens)
+    yield from (batch, context, positions, free)
+
+
+def free_tokens(snapshot: Snapshot) -> dict[float, int]:
+    """Tokens free in the last real step, by epsilon: B (NFP - positions already run).
+
+    Taken from the whole model's row of the smallest probed batch size and context that hold the
+    live ones; empty where none does.
+    """
+    live = snapshot.live
+    if live is None:
+        return {}
+    rows = [
+        row
+        for row in snapshot.boundaries
+        if row.module == "model"
+        and row.batch_size >= live.batch_size
+        and row.context >= live.context
+    ]
+    if not rows:
+        return {}
+    nearest = min((row.batch_size, row.context) for row in rows)
+    return {
+        row.epsilon: live.batch_size * max(0, row.positions - live.positions)
+        for row in rows
+        if (row.batch_size, row.context) == nearest
+    }

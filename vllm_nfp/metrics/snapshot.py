@@ -1,0 +1,224 @@
+"""What a worker knows at one moment, and the file that hands it to the API servers.
+
+One file for each engine, replaced whole, so that a reader sees the old state or the new one.
+JSON and not pickle: nothing that is read here can run code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+SCHEMA = 1
+MAX_FILE_BYTES = 16 << 20
+FILE_PATTERN = "engine-*.json"
+
+
+class SnapshotError(ValueError):
+    """A hand-over file that cannot be used; the message says why."""
+
+
+class State(StrEnum):
+    """What the probe is doing."""
+
+    WARMING = "warming"
+    """No estimate yet."""
+    PROBING = "probing"
+    """Estimates exist; some points still lack samples."""
+    STEADY = "steady"
+    """Every point that can be measured has its samples; the probe now refreshes them."""
+    DISABLED = "disabled"
+    """Off, for the reason in the log and in :attr:`Snapshot.reason`."""
+
+
+@dataclass(frozen=True, slots=True)
+class BoundaryRow:
+    """NFP of one module in one cell at one epsilon, on the grid of probed positions."""
+
+    module: str
+    batch_size: int
+    context: int
+    epsilon: float
+    positions: int
+    lower: int
+    upper: int
+    at_limit: bool
+    """No probed position count is over the line: the boundary is here or beyond."""
+    largest_free: int
+    """Largest position count anywhere under the line; the curve is not monotone."""
+
+
+@dataclass(frozen=True, slots=True)
+class CurveRow:
+    """Time of one module at one number of positions per sequence."""
+
+    module: str
+    batch_size: int
+    context: int
+    positions: int
+    samples: int
+    median_seconds: float
+    ratio: float
+    """Time over that of one position, from pairs."""
+    ratio_lower: float
+    ratio_upper: float
+    execution: str
+    """How the step ran: full (CUDA graph), piecewise, or none (no graph)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionRow:
+    """What the model without measurement says for one module in one cell."""
+
+    module: str
+    batch_size: int
+    context: int
+    epsilon: float
+    positions: int
+    idle_compute_positions: int
+    limited_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class LiveStep:
+    """The last real decode step, and what is free beside it."""
+
+    batch_size: int
+    context: int
+    """Mean number of tokens in the KV cache of a sequence."""
+    positions: int
+    """Positions per sequence that the step ran."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerHistogram:
+    """Cumulative counts of one layer's module times, as Prometheus wants them."""
+
+    layer: int
+    module: str
+    bounds_seconds: tuple[float, ...]
+    counts: tuple[int, ...]
+    """Counts at or below each bound; one more entry than bounds, for the rest."""
+    sum_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All that one engine's probe reports."""
+
+    model_name: str
+    engine: str
+    state: State
+    reason: str = ""
+    """Why the probe is disabled; empty otherwise."""
+    runner: str = ""
+    updated_unix_seconds: float = 0.0
+    probes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Number of probes by outcome."""
+    probe_seconds: float = 0.0
+    """GPU time (host time on a CPU) that probes took while serving."""
+    startup_seconds: float = 0.0
+    """Time that the probe added to the start."""
+    overhead_ratio: float = 0.0
+    boundaries: tuple[BoundaryRow, ...] = ()
+    curves: tuple[CurveRow, ...] = ()
+    predictions: tuple[PredictionRow, ...] = ()
+    layers: tuple[LayerHistogram, ...] = ()
+    live: LiveStep | None = None
+    skipped_cells: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Cells that cannot be probed here, as "B=32 L=16384", and why."""
+    graph_bytes: int = 0
+    """GPU memory taken by the probe's own CUDA graphs."""
+    schema: int = SCHEMA
+
+
+def engine_file(run_dir: str, engine: str) -> Path:
+    """The hand-over file of one engine; the name is made from digits alone."""
+    if not engine.isdigit():
+        raise SnapshotError(f"engine index {engine!r} is not a number")
+    return Path(run_dir) / f"engine-{engine}.json"
+
+
+def write_snapshot(path: Path, snapshot: Snapshot) -> None:
+    """Replace the file whole: a reader never sees half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(
+            json.dumps(dataclasses.asdict(snapshot), allow_nan=False), encoding="utf-8"
+        )
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_snapshot(path: Path) -> Snapshot:
+    """Read a hand-over file, trusting nothing in it.
+
+    Raises:
+        SnapshotError: if it is too large, no JSON, of another schema, or of other types.
+        OSError: if it cannot be read.
+    """
+    with path.open("rb") as file:
+        raw = file.read(MAX_FILE_BYTES + 1)
+    if len(raw) > MAX_FILE_BYTES:
+        raise SnapshotError(f"{path.name} is larger than {MAX_FILE_BYTES} bytes")
+    try:
+        values = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise SnapshotError(f"{path.name} is not valid JSON: {error}") from None
+    if not isinstance(values, dict) or values.get("schema") != SCHEMA:
+        raise SnapshotError(f"{path.name} is not a snapshot of schema {SCHEMA}")
+    snapshot = _decode(Snapshot, values, path.name)
+    assert isinstance(snapshot, Snapshot)
+    return snapshot
+
+
+def _decode(kind: Any, value: Any, where: str) -> Any:
+    """Build a value of the annotated type from JSON, or raise SnapshotError."""
+    origin = get_origin(kind)
+    if origin is UnionType:
+        return None if value is None else _decode(get_args(kind)[0], value, where)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise SnapshotError(f"{where} must be a list")
+        return tuple(_decode(get_args(kind)[0], entry, where) for entry in value)
+    if origin is Mapping:
+        if not isinstance(value, dict):
+            raise SnapshotError(f"{where} must be an object")
+        return {str(key): _decode(get_args(kind)[1], entry, where) for key, entry in value.items()}
+    if dataclasses.is_dataclass(kind):
+        return _decode_dataclass(kind, value, where)
+    return _decode_plain(kind, value, where)
+
+
+def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise SnapshotError(f"{where} must be an object")
+    hints = get_type_hints(kind)
+    unknown = set(value) - set(hints)
+    if unknown:
+        raise SnapshotError(f"{where} has the unknown field {sorted(unknown)[0]!r}")
+    try:
+        return kind(**{key: _decode(hints[key], v, f"{where}.{key}") for key, v in value.items()})
+    except TypeError as error:
+        raise SnapshotError(f"{where}: {error}") from None
+
+
+def _decode_plain(kind: Any, value: Any, where: str) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is State:
+        try:
+            return State(value)
+        except ValueError:
+            raise SnapshotError(f"{where} has no state {value!r}") from None
+    if type(value) is not kind:
+        raise SnapshotError(f"{where} must be {kind.__name__}, not {type(value).__name__}")
+    return value

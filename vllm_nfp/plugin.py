@@ -1,0 +1,35 @@
+"""The ``vllm.general_plugins`` entry point: does nothing unless the probe is asked for.
+
+vLLM loads it once in every process: the command line, the API servers, the engine core and the
+workers. This module imports nothing of vLLM, so that a server without the probe is untouched.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+
+from vllm_nfp.config import ENV_VAR
+
+
+def wanted(argv: Sequence[str], environ: Mapping[str, str]) -> bool:
+    """Whether this process may need the probe.
+
+    True when an earlier process has switched it on (the environment carries the settings), or
+    when the command line speaks of it, asks for help, or names a file that may hold its flags.
+    """
+    if environ.get(ENV_VAR):
+        return True
+    return any(
+        arg.startswith(("--nfp", "--help", "--config")) or arg == "-h" for arg in argv[1:]
+    )
+
+
+def register() -> None:
+    """Called by vLLM; installs the flags and, once the probe is on, its hooks."""
+    if not wanted(sys.argv, os.environ):
+        return
+    from vllm_nfp.engine.install import install
+
+    install()
