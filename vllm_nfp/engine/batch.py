@@ -1,0 +1,273 @@
+"""Decode batches of B sequences x N positions that touch nothing of the live server's.
+
+All tensors are the probe's own: token ids, positions, lengths, block tables and slot mappings,
+and so are the attention metadata builders. Blocks of the KV cache are read, as many distinct ones
+as such a batch would read, in scattered order; the slot mapping is all padding, so that no block
+is written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from vllm_nfp.engine.dispatch import Placement
+
+PAD_SLOT = -1
+"""vLLM's slot for tokens whose keys and values are not stored."""
+
+
+class CellDoesNotFitError(RuntimeError):
+    """The KV cache has too few blocks for the cell, or the model too short a context."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionGroup:
+    """Layers that share attention metadata, with a builder of the probe's own."""
+
+    builder: Any
+    layer_names: tuple[str, ...]
+    block_tokens: int
+    """Tokens in a block as the kernels see it."""
+    num_blocks: int
+    """Blocks in the pool as the kernels see it."""
+
+
+def own_groups(
+    attn_groups: Sequence[Sequence[Any]], num_blocks: int, vllm_config: Any, device: torch.device
+) -> tuple[AttentionGroup, ...]:
+    """Groups like the runner's, with metadata builders made anew.
+
+    The runner's builders keep buffers that captured graphs read; the probe must not share them.
+
+    Raises:
+        CellDoesNotFitError: if a group's blocks cannot be addressed one by one.
+    """
+    groups = []
+    for runner_group in (group for groups_of_spec in attn_groups for group in groups_of_spec):
+        live = runner_group.metadata_builders[0]
+        if getattr(runner_group, "kernel_block_stride", 0):
+            raise CellDoesNotFitError("the KV cache packs layers of different page sizes together")
+        spec = live.kv_cache_spec
+        builder = _new_builder(type(live), live, vllm_config, device)
+        per_block = runner_group.kv_cache_spec.block_size // spec.block_size
+        groups.append(
+            AttentionGroup(
+                builder, tuple(live.layer_names), spec.block_size, num_blocks * per_block
+            )
+        )
+    return tuple(groups)
+
+
+def _new_builder(kind: type, live: Any, vllm_config: Any, device: torch.device) -> Any:
+    extra = {}
+    if getattr(kind, "requires_block_table_width", False):
+        extra["block_table_width"] = -(
+            -vllm_config.model_config.max_model_len // live.kv_cache_spec.block_size
+        )
+    return kind(live.kv_cache_spec, live.layer_names, vllm_config, device, **extra)
+
+
+class BlockReader:
+    """Chooses which KV blocks each sequence of a probe reads.
+
+    Args:
+        group: the layers' group.
+        width: block-table columns, as many as the longest allowed context needs.
+        seed: of the permutation that scatters the blocks, as a server that has run for a while
+            has scattered them.
+    """
+
+    def __init__(
+        self, group: AttentionGroup, width: int, device: torch.device, seed: int
+    ) -> None:
+        self._group = group
+        self._width = width
+        self._device = device
+        # Block 0 is vLLM's null block, which no sequence owns.
+        order = np.random.default_rng(seed).permutation(np.arange(1, group.num_blocks))
+        self._order = order.astype(np.int32)
+        self._tables: dict[tuple[int, int], torch.Tensor] = {}
+
+    def blocks_needed(self, batch_size: int, tokens: int) -> int:
+        """Distinct blocks that ``batch_size`` sequences of ``tokens`` tokens read."""
+        return batch_size * -(-tokens // self._group.block_tokens)
+
+    def table(self, batch_size: int, tokens: int) -> torch.Tensor:
+        """Block table of shape [batch_size, width], int32, each block used once.
+
+        Raises:
+            CellDoesNotFitError: if the pool has too few blocks.
+        """
+        needed = self.blocks_needed(batch_size, tokens)
+        if needed > len(self._order):
+            raise CellDoesNotFitError(
+                f"{batch_size} sequences of {tokens} tokens need {needed} distinct KV blocks, "
+                f"the cache has {len(self._order)}"
+            )
+        key = (batch_size, needed)
+        if key not in self._tables:
+            columns = needed // batch_size
+            table = np.zeros((batch_size, self._width), dtype=np.int32)
+            table[:, :columns] = self._order[:needed].reshape(batch_size, columns)
+            self._tables[key] = torch.from_numpy(table).to(self._device)
+        return self._tables[key]
+
+
+class TokenBag:
+    """Token ids that probes run on: those of recent prompts, random ones until there are any.
+
+    Identical ids would send all tokens to the same experts; the ids of live prompts route as the
+    server's own traffic does. They never leave the worker.
+
+    Args:
+        vocab_size: ids are below this.
+        size: ids kept.
+    """
+
+    def __init__(self, vocab_size: int, size: int, device: torch.device, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+        self._vocab_size = vocab_size
+        # Twice over, so that a batch can start anywhere without wrapping.
+        self._host = torch.empty(2 * size, dtype=torch.int32, pin_memory=device.type == "cuda")
+        self._size = size
+        self._fill = 0
+        self._device_ids = torch.empty(2 * size, dtype=torch.int32, device=device)
+        self._write(0, self._rng.integers(0, vocab_size, size, dtype=np.int32))
+        self._changed = True
+
+    def _write(self, start: int, ids: np.ndarray[Any, Any]) -> None:
+        values = torch.from_numpy(ids)
+        end = start + len(ids)
+        self._host[start:end] = values
+        self._host[start + self._size : end + self._size] = values
+
+    def add(self, token_ids: Sequence[int]) -> None:
+        """Take in (part of) a live prompt; ids out of range are left out."""
+        ids = np.asarray(token_ids[: self._size], dtype=np.int64)
+        ids = ids[(ids >= 0) & (ids < self._vocab_size)].astype(np.int32)
+        first = ids[: self._size - self._fill]
+        self._write(self._fill, first)
+        rest = ids[len(first) :]
+        if len(rest):
+            self._write(0, rest)
+        self._fill = (self._fill + len(ids)) % self._size
+        self._changed = self._changed or len(ids) > 0
+
+    def draw(self, count: int) -> torch.Tensor:
+        """``count`` token ids on the device, from a random place."""
+        if self._changed:
+            self._device_ids.copy_(self._host, non_blocking=True)
+            self._changed = False
+        if count > self._size:
+            raise CellDoesNotFitError(f"{count} tokens in a step exceed the bag of {self._size}")
+        start = int(self._rng.integers(0, self._size))
+        return self._device_ids[start : start + count]
+
+
+class ProbeBatch:
+    """The inputs of one probe shape; lengths and blocks change, addresses do not.
+
+    Args:
+        batch_size: B sequences.
+        positions: N positions per sequence.
+        placement: with the padding that vLLM would add.
+        widths: block-table columns of each group.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        positions: int,
+        placement: Placement,
+        widths: Sequence[int],
+        device: torch.device,
+    ) -> None:
+        self.batch_size = batch_size
+        self.positions_per_sequence = positions
+        self.placement = placement
+        self.tokens = batch_size * positions
+        padded, sequences = placement.padded_tokens, placement.padded_sequences
+        self.input_ids = torch.zeros(padded, dtype=torch.int32, device=device)
+        self.positions = torch.zeros(padded, dtype=torch.int64, device=device)
+        self._offsets = torch.arange(positions, dtype=torch.int64).repeat(batch_size).to(device)
+        starts = torch.clamp(torch.arange(sequences + 1) * positions, max=self.tokens)
+        self.query_start_cpu = starts.to(torch.int32)
+        self.query_start = self.query_start_cpu.to(device)
+        self.seq_lens = torch.zeros(sequences, dtype=torch.int32, device=device)
+        self.seq_lens_cpu = torch.zeros(sequences, dtype=torch.int32)
+        self.slots = torch.full((padded,), PAD_SLOT, dtype=torch.int64, device=device)
+        self.is_padding = torch.zeros(padded, dtype=torch.bool, device=device)
+        self.is_padding[self.tokens :] = True
+        self.is_prefilling = torch.zeros(sequences, dtype=torch.bool)
+        self.tables = tuple(
+            torch.zeros((sequences, width), dtype=torch.int32, device=device) for width in widths
+        )
+
+    def fill(self, context: int, readers: Sequence[BlockReader], bag: TokenBag) -> None:
+        """Set context length, blocks and token ids; enqueued on the stream, waits for nothing.
+
+        Args:
+            context: tokens already in each sequence's KV cache.
+        """
+        length = context + self.positions_per_sequence
+        torch.add(self._offsets, context, out=self.positions[: self.tokens])
+        self.seq_lens[: self.batch_size].fill_(length)
+        self.seq_lens_cpu[: self.batch_size].fill_(length)
+        for table, reader in zip(self.tables, readers, strict=True):
+            table[: self.batch_size].copy_(reader.table(self.batch_size, length))
+        self.input_ids[: self.tokens].copy_(bag.draw(self.tokens))
+
+    def attention_metadata(
+        self,
+        groups: Sequence[AttentionGroup],
+        metadata_class: type,
+        max_seq_len: int,
+        for_capture: bool,
+        padded: bool,
+    ) -> dict[str, Any]:
+        """Attention metadata for each layer, built as the runner builds it.
+
+        Args:
+            metadata_class: vLLM's CommonAttentionMetadata.
+            max_seq_len: longest sequence; the longest possible one for a capture.
+            for_capture: build what a CUDA graph may keep.
+            padded: count padding as part of the batch, as FULL graphs do.
+        """
+        sequences = len(self.seq_lens) if padded else self.batch_size
+        common: Mapping[str, Any] = {
+            "query_start_loc": self.query_start[: sequences + 1],
+            "query_start_loc_cpu": self.query_start_cpu[: sequences + 1],
+            "seq_lens": self.seq_lens[:sequences],
+            "seq_lens_cpu_upper_bound": self.seq_lens_cpu[:sequences],
+            "num_reqs": sequences,
+            "num_actual_tokens": len(self.positions) if padded else self.tokens,
+            "max_query_len": self.positions_per_sequence,
+            "max_seq_len": max_seq_len,
+            "causal": True,
+            "is_prefilling": self.is_prefilling[:sequences],
+            "positions": self.positions,
+        }
+        known = {field.name for field in dataclasses.fields(metadata_class)}
+        result: dict[str, Any] = {}
+        for group, table in zip(groups, self.tables, strict=True):
+            metadata = metadata_class(
+                **{key: value for key, value in common.items() if key in known},
+                block_table_tensor=table[:sequences],
+                slot_mapping=self.slots,
+            )
+            if for_capture:
+                built = group.builder.build_for_cudagraph_capture(metadata)
+            else:
+                built = group.builder.build(0, metadata)
+            result.update(dict.fromkeys(group.layer_names, built))
+        return result
+
+    def slot_mapping(self, groups: Sequence[AttentionGroup]) -> dict[str, torch.Tensor]:
+        """Slots by layer, all padding."""
+        return {name: self.slots for group in groups for name in group.layer_names}

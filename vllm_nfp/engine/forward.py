@@ -1,0 +1,210 @@
+"""Runs a probe batch through the model: the whole step, and the timed modules of some layers.
+
+The whole step takes the path that serving takes: the compiled model, in a CUDA graph where
+serving would use one, then the LM head over all positions. It carries no marks inside.
+
+The modules are timed in a second run, of the uncompiled model, in which only the sampled layers
+work and the others hand their input on: that run is short, and its marks cost the step nothing.
+On a GPU it is a CUDA graph of its own with the marks as external events inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from vllm_nfp.engine import layers as layer_tools
+from vllm_nfp.engine.batch import AttentionGroup, ProbeBatch
+from vllm_nfp.engine.dispatch import Execution
+from vllm_nfp.engine.layers import DecoderLayer
+from vllm_nfp.engine.runners import RunnerView
+from vllm_nfp.estimate import Module
+from vllm_nfp.timing import Clock, Mark
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """Marks around one call of one module."""
+
+    layer: int
+    module: Module
+    start: Mark
+    end: Mark
+
+
+@dataclass(slots=True)
+class ModuleMarks:
+    """The marks of one run of the timed modules."""
+
+    intervals: list[Interval] = field(default_factory=list)
+    empty: tuple[Mark, Mark] | None = None
+    """Two marks with nothing between them: what a mark itself costs."""
+
+
+@dataclass(slots=True)
+class StepMarks:
+    """The marks of one run of the whole step."""
+
+    start: Mark
+    after_forward: Mark
+    end: Mark
+
+
+class Forward:
+    """Runs batches through the runner's model.
+
+    Args:
+        view: the runner.
+        clock: for the marks.
+        groups: attention groups with builders of the probe's own.
+        all_layers: the model's decoder layers.
+        timed: those whose modules are timed.
+    """
+
+    def __init__(
+        self,
+        view: RunnerView,
+        clock: Clock,
+        groups: Sequence[AttentionGroup],
+        all_layers: Sequence[DecoderLayer],
+        timed: Sequence[DecoderLayer],
+    ) -> None:
+        from vllm.v1.attention.backend import CommonAttentionMetadata
+
+        self._view = view
+        self._clock = clock
+        self._groups = groups
+        self._timed = timed
+        self._metadata_class = CommonAttentionMetadata
+        self._max_model_len = view.vllm_config.model_config.max_model_len
+        chosen = {layer.index for layer in timed}
+        rest = [layer for layer in all_layers if layer.index not in chosen]
+        self._skipped = rest if all(map(layer_tools.can_skip, rest)) else []
+
+    def metadata(self, batch: ProbeBatch, context: int, for_capture: bool) -> dict[str, Any]:
+        """Attention metadata of the batch as it is filled now."""
+        length = context + batch.positions_per_sequence
+        return batch.attention_metadata(
+            self._groups,
+            self._metadata_class,
+            self._max_model_len if for_capture else length,
+            for_capture,
+            padded=batch.placement.execution is Execution.FULL,
+        )
+
+    def run_model(self, batch: ProbeBatch, metadata: dict[str, Any]) -> torch.Tensor:
+        """The forward pass, as serving launches it; hidden states of all positions."""
+        if batch.placement.execution is Execution.PIECEWISE:
+            ids, positions = self._view.piecewise_inputs(batch.placement.padded_tokens)
+        else:
+            ids, positions = batch.input_ids, batch.positions
+        with self._context(batch, metadata, batch.placement.execution, compiled=True):
+            return self._call(ids, positions)
+
+    def run_head(self, batch: ProbeBatch, hidden: torch.Tensor) -> None:
+        """The LM head over every position, as verification needs it."""
+        self._view.model.compute_logits(hidden[: batch.tokens])
+
+    def run_modules(self, batch: ProbeBatch, metadata: dict[str, Any], external: bool) -> ModuleMarks:
+        """The timed layers, with marks around their modules.
+
+        Args:
+            external: the marks are recorded into a CUDA graph.
+        """
+        marks = ModuleMarks()
+        open_marks: dict[tuple[int, Module], Mark] = {}
+
+        def on_edge(layer: int, module: Module, is_start: bool) -> None:
+            mark = self._clock.mark(external)
+            if is_start:
+                open_marks[layer, module] = mark
+            else:
+                start = open_marks.pop((layer, module))
+                marks.intervals.append(Interval(layer, module, start, mark))
+
+        with ExitStack() as stack:
+            stack.enter_context(layer_tools.skipped(self._skipped))
+            stack.enter_context(layer_tools.fused_ops(self._timed))
+            stack.enter_context(layer_tools.observed(self._timed, on_edge))
+            stack.enter_context(self._context(batch, metadata, Execution.NONE, compiled=False))
+            self._call(batch.input_ids, batch.positions)
+            marks.empty = (self._clock.mark(external), self._clock.mark(external))
+        return marks
+
+    def _call(self, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        output = self._view.model(
+            input_ids=input_ids,
+            positions=positions,
+            intermediate_tensors=None,
+            inputs_embeds=None,
+        )
+        hidden = output[0] if isinstance(output, tuple) else output
+        assert isinstance(hidden, torch.Tensor)
+        return hidden
+
+    def _context(
+        self, batch: ProbeBatch, metadata: dict[str, Any], execution: Execution, compiled: bool
+    ) -> AbstractContextManager[None]:
+        """vLLM's forward context for the batch.
+
+        Only PIECEWISE graphs are chosen through it; a FULL graph is captured and replayed around
+        a forward pass that knows of no graph.
+        """
+        stack = ExitStack()
+        from vllm.config.compilation import CUDAGraphMode
+        from vllm.forward_context import BatchDescriptor, get_forward_context, set_forward_context
+
+        piecewise = execution is Execution.PIECEWISE
+        tokens = len(batch.positions)
+        stack.enter_context(
+            set_forward_context(
+                metadata,
+                self._view.vllm_config,
+                num_tokens=tokens,
+                cudagraph_runtime_mode=CUDAGraphMode.PIECEWISE if piecewise else CUDAGraphMode.NONE,
+                batch_descriptor=BatchDescriptor(num_tokens=tokens) if piecewise else None,
+                slot_mapping=batch.slot_mapping(self._groups),
+                skip_compiled=not compiled,
+                is_padding=batch.is_padding,
+            )
+        )
+        if not compiled:
+            # MoE layers take their names from this list in turn, which skipped layers upset;
+            # without it each layer uses its own.
+            get_forward_context().all_moe_layers = None
+        return stack
+
+
+class Graph:
+    """A CUDA graph of the probe's own.
+
+    Args:
+        pool: memory pool that the probe's graphs share, apart from vLLM's.
+    """
+
+    def __init__(self, pool: Any) -> None:
+        self._graph = torch.cuda.CUDAGraph()
+        self._pool = pool
+
+    def capture(self, run: Callable[[], Any], stream: Any) -> Any:
+        """Run once to warm up, once to capture; returns what the captured run returned."""
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            run()
+            stream.synchronize()
+            # Thread-local: a capture must not trip over other threads' CUDA calls.
+            self._graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                result = run()
+            finally:
+                self._graph.capture_end()
+        torch.cuda.current_stream().wait_stream(stream)
+        return result
+
+    def replay(self) -> None:
+        """Enqueue the graph on the current stream."""
+        self._graph.replay()

@@ -1,0 +1,181 @@
+"""What the probe needs to know of a model runner: one view for V1, V2 and the CPU runner.
+
+The probe shares a runner's model, KV cache and attention groups, and nothing that a step writes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from vllm_nfp.engine.dispatch import GraphRules
+from vllm_nfp.probe import EngineStep
+
+
+class RunnerView(Protocol):
+    """A model runner as the probe sees it."""
+
+    name: str
+    """v1, v2 or cpu, for messages."""
+    runner: Any
+    vllm_config: Any
+    device: torch.device
+
+    @property
+    def model(self) -> Any:
+        """The model, without CUDA graph wrappers."""
+        ...
+
+    @property
+    def decode_positions(self) -> int:
+        """Positions per sequence of a decode step with all drafts."""
+        ...
+
+    def piecewise_inputs(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The (token ids, positions) buffers that PIECEWISE graphs read; not to be written."""
+        ...
+
+    def is_dummy(self, kwargs: dict[str, Any]) -> bool:
+        """Whether a call of execute_model is one of vLLM's own dummy runs."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class V1Runner:
+    """``v1/worker/gpu_model_runner.py``; the CPU runner derives from it."""
+
+    runner: Any
+    name: str = "v1"
+
+    @property
+    def vllm_config(self) -> Any:
+        """The engine's configuration."""
+        return self.runner.vllm_config
+
+    @property
+    def device(self) -> torch.device:
+        """The device that steps run on."""
+        return torch.device(self.runner.device)
+
+    @property
+    def model(self) -> Any:
+        """The model, without CUDA graph wrappers."""
+        return self.runner.get_model()
+
+    @property
+    def decode_positions(self) -> int:
+        """1 + draft tokens."""
+        return int(self.runner.uniform_decode_query_len)
+
+    def piecewise_inputs(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The runner's persistent buffers."""
+        return self.runner.input_ids.gpu[:tokens], self.runner.positions[:tokens]
+
+    def is_dummy(self, kwargs: dict[str, Any]) -> bool:
+        """V1 never runs a dummy through execute_model."""
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class V2Runner:
+    """``v1/worker/gpu/model_runner.py``."""
+
+    runner: Any
+    name: str = "v2"
+
+    @property
+    def vllm_config(self) -> Any:
+        """The engine's configuration."""
+        return self.runner.vllm_config
+
+    @property
+    def device(self) -> torch.device:
+        """The device that steps run on."""
+        return torch.device(self.runner.device)
+
+    @property
+    def model(self) -> Any:
+        """The model."""
+        return self.runner.get_model()
+
+    @property
+    def decode_positions(self) -> int:
+        """New tokens of a decode step with all drafts."""
+        return int(self.runner.decode_query_len)
+
+    def piecewise_inputs(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The runner's persistent buffers."""
+        buffers = self.runner.input_buffers
+        return buffers.input_ids[:tokens], buffers.positions[:tokens]
+
+    def is_dummy(self, kwargs: dict[str, Any]) -> bool:
+        """V2's dummy runs, of idle data-parallel ranks and of profiling, say so."""
+        return bool(kwargs.get("dummy_run"))
+
+
+def view_of(runner: Any) -> RunnerView:
+    """The view that fits the runner, told from its class's module.
+
+    Raises:
+        TypeError: for a runner that is none of the known ones.
+    """
+    modules = {cls.__module__ for cls in type(runner).__mro__}
+    if "vllm.v1.worker.gpu.model_runner" in modules:
+        return V2Runner(runner)
+    if "vllm.v1.worker.gpu_model_runner" in modules:
+        return V1Runner(runner, "cpu" if runner.device.type == "cpu" else "v1")
+    raise TypeError(
+        f"model runner {type(runner).__name__} is unknown; the probe knows V1, V2 and CPU"
+    )
+
+
+def step_of(scheduler_output: Any, decode_positions: int) -> EngineStep | None:
+    """The step as the scheduler planned it, alike on all ranks; None if it runs nothing."""
+    counts = scheduler_output.num_scheduled_tokens
+    if not counts:
+        return None
+    positions = max(counts.values())
+    cached = scheduler_output.scheduled_cached_reqs
+    computed = list(cached.num_computed_tokens)
+    decode = (
+        not scheduler_output.scheduled_new_reqs
+        and positions <= decode_positions
+        and not scheduler_output.scheduled_encoder_inputs
+    )
+    context = round(sum(computed) / len(computed)) if computed else 0
+    return EngineStep(len(counts), context, positions, decode)
+
+
+def graph_rules(vllm_config: Any, attn_groups: Any, device: torch.device) -> GraphRules:
+    """The server's CUDA graph settings, after vLLM has resolved them."""
+    compilation = vllm_config.compilation_config
+    mode = compilation.cudagraph_mode
+    enabled = device.type == "cuda" and bool(mode)
+    return GraphRules(
+        full_decode=enabled and _is_full(mode.decode_mode()),
+        full_mixed=enabled and _is_full(mode.mixed_mode()),
+        piecewise=enabled and mode.has_piecewise_cudagraphs(),
+        multi_position=enabled and _allows_multi_position(vllm_config, attn_groups),
+        capture_sizes=tuple(sorted(compilation.cudagraph_capture_sizes or ())) if enabled else (),
+        max_num_seqs=vllm_config.scheduler_config.max_num_seqs,
+    )
+
+
+def _is_full(mode: Any) -> bool:
+    return bool(mode is not None and mode.name == "FULL")
+
+
+def _allows_multi_position(vllm_config: Any, attn_groups: Any) -> bool:
+    """Whether every attention backend allows FULL graphs for batches of equal query lengths."""
+    from vllm.v1.attention.backend import AttentionCGSupport
+
+    return all(
+        type(group.metadata_builders[0])
+        .get_cudagraph_support(vllm_config, group.kv_cache_spec)
+        .value
+        >= AttentionCGSupport.UNIFORM_BATCH.value
+        for groups in attn_groups
+        for group in groups
+    )

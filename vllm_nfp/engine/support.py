@@ -1,0 +1,97 @@
+"""When the probe must stay off: what it would corrupt, or could not measure honestly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from vllm_nfp.engine import versions
+
+
+def refusal(vllm_config: Any) -> str | None:
+    """Why the probe must stay off with this configuration; None if it may run.
+
+    Each reason names the feature and what to do without it.
+    """
+    version = versions.refusal()
+    if version is not None:
+        return version
+    for check in _CHECKS:
+        reason = check(vllm_config)
+        if reason is not None:
+            return reason
+    return None
+
+
+def _parallel(config: Any) -> str | None:
+    parallel = config.parallel_config
+    for name, flag in (
+        ("tensor_parallel_size", "--tensor-parallel-size"),
+        ("pipeline_parallel_size", "--pipeline-parallel-size"),
+        ("data_parallel_size", "--data-parallel-size"),
+        ("decode_context_parallel_size", "--decode-context-parallel-size"),
+        ("prefill_context_parallel_size", "--prefill-context-parallel-size"),
+    ):
+        size = getattr(parallel, name, 1)
+        if size > 1:
+            return f"{flag} {size} is not supported yet: probing needs 1"
+    if getattr(parallel, "use_ubatching", False):
+        return "dual batch overlap is not supported: serve without --enable-dbo"
+    if getattr(parallel, "enable_eplb", False):
+        return "probes would distort the expert load statistics: serve without --enable-eplb"
+    return None
+
+
+def _state(config: Any) -> str | None:
+    model = config.model_config
+    if getattr(model, "is_hybrid", False) or getattr(model, "is_attention_free", False):
+        return "the model keeps recurrent (mamba) state, which a probe would overwrite"
+    if getattr(model, "is_encoder_decoder", False):
+        return "encoder-decoder models are not supported: only decoder-only models are"
+    return None
+
+
+def _connectors(config: Any) -> str | None:
+    if getattr(config, "kv_transfer_config", None) is not None:
+        return "a KV connector would store or send what a probe runs: serve without one"
+    if getattr(config, "ec_transfer_config", None) is not None:
+        return "an encoder-cache connector is not supported: serve without one"
+    return None
+
+
+def _inputs(config: Any) -> str | None:
+    model = config.model_config
+    if getattr(model, "runner_type", "generate") != "generate":
+        return f"runner type {model.runner_type!r} decodes nothing: only generation is probed"
+    if getattr(model, "uses_mrope", False):
+        return "models with multi-dimensional rotary positions are not supported yet"
+    if getattr(model, "supports_multimodal_inputs", False) or getattr(
+        model, "enable_prompt_embeds", False
+    ):
+        return (
+            "models that take embeddings as input are not supported yet: "
+            "for a multimodal model serve with --language-model-only"
+        )
+    if getattr(config, "lora_config", None) is not None:
+        return "LoRA keeps state per batch that a probe would change: serve without --enable-lora"
+    return None
+
+
+def _memory(config: Any) -> str | None:
+    model = config.model_config
+    if getattr(model, "enable_sleep_mode", False):
+        return "sleep mode moves the memory that the probe's CUDA graphs address"
+    offload = getattr(config, "offload_config", None)
+    backend = getattr(offload, "offload_backend", None)
+    if getattr(getattr(offload, "uva", None), "cpu_offload_gb", 0) or backend == "prefetch":
+        return "weights are offloaded to the host: probes would compete for the transfers"
+    return None
+
+
+_CHECKS: tuple[Callable[[Any], str | None], ...] = (
+    _parallel,
+    _state,
+    _connectors,
+    _inputs,
+    _memory,
+)

@@ -1,0 +1,5 @@
+"""Clocks that mark moments in the serving stream and are read later, without waiting."""
+
+from vllm_nfp.timing.clock import Clock, CudaClock, HostClock, Mark
+
+__all__ = ["Clock", "CudaClock", "HostClock", "Mark"]
