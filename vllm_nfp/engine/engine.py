@@ -208,7 +208,6 @@ class VllmProbeEngine:
         context = min(self._config.contexts)
         batch = prepared.batch
         batch.fill(context, self._readers, self.bag)
-        # As vLLM's own capture does: all rows are padding while experts are captured.
         metadata = self._forward.metadata(batch, context, for_capture=True)
         stream = torch.cuda.Stream(self._device)
         prepared.step_graph = Graph(self._pool)

@@ -84,6 +84,9 @@ class Prober:
 
     def begin_step(self) -> None:
         """The real step's work is enqueued from here on."""
+        if self._step_start is not None:
+            # The step before ran nothing, so that its end was never told.
+            self._release(self._step_start)
         self._step_start = self._clock.mark()
 
     def end_step(self) -> None:

@@ -1,0 +1,85 @@
+"""Hooks a worker after its warm-up and its model runner's steps from then on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm_nfp.config import ProbeConfig
+from vllm_nfp.engine.patch import PatchSet
+
+
+def install(patches: PatchSet, config: ProbeConfig) -> None:
+    """Arrange that every worker of this process gets a probe session once it has warmed up.
+
+    The wrapper around all workers is hooked, since the worker's class is chosen later and may be
+    any platform's. Everything from there on is hooked on the objects, not on their classes.
+    """
+    from vllm.v1.worker.worker_base import WorkerWrapperBase
+
+    def init_device(original: Any) -> Any:
+        def wrapped(wrapper: Any) -> Any:
+            result = original(wrapper)
+            _hook_worker(wrapper.worker, config)
+            return result
+
+        return wrapped
+
+    patches.wrap(WorkerWrapperBase, "init_device", init_device)
+
+
+def _hook_worker(worker: Any, config: ProbeConfig) -> None:
+    """Attach a session when the worker has compiled and warmed up."""
+
+    def warm_up(original: Any) -> Any:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            result = original(*args, **kwargs)
+            _attach(worker, config)
+            return result
+
+        return wrapped
+
+    PatchSet().wrap(worker, "compile_or_warm_up_model", warm_up)
+
+
+def _attach(worker: Any, config: ProbeConfig) -> None:
+    import logging
+
+    try:
+        from vllm_nfp.engine.session import Session
+
+        session = Session(config, worker.vllm_config)
+        session.attach(worker.model_runner)
+        if session.active:
+            _hook_runner(worker.model_runner, session)
+    except Exception:
+        logging.getLogger("vllm.nfp").exception("vllm-nfp: the probe stays off")
+
+
+def _hook_runner(runner: Any, session: Any) -> None:
+    """Tell the session of each real step; its faults stay inside it."""
+    from vllm_nfp.engine.runners import view_of
+
+    patches = PatchSet()
+    is_dummy = view_of(runner).is_dummy
+
+    def execute_model(original: Any) -> Any:
+        def wrapped(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+            if is_dummy(kwargs):
+                return original(scheduler_output, *args, **kwargs)
+            session.step(scheduler_output)
+            session.mark(begin=True)
+            return original(scheduler_output, *args, **kwargs)
+
+        return wrapped
+
+    def sample_tokens(original: Any) -> Any:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            result = original(*args, **kwargs)
+            session.mark(begin=False)
+            return result
+
+        return wrapped
+
+    session.on_disable = patches.restore
+    patches.wrap(runner, "execute_model", execute_model)
+    patches.wrap(runner, "sample_tokens", sample_tokens)

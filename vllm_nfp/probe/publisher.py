@@ -1,0 +1,275 @@
+"""The background side: keeps the pairs, estimates the boundaries, hands the results on.
+
+It runs in a thread of its own, touches neither the device nor vLLM, and learns of new pairs
+through a queue. A fault here is remembered and read by the serving side, which then stops.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from vllm_nfp.config import ProbeConfig
+from vllm_nfp.estimate import Cell, CellEstimate, Module, Pair, PairStore, estimate_cell
+from vllm_nfp.faults import maybe_fail
+from vllm_nfp.metrics.snapshot import (
+    BoundaryRow,
+    CurveRow,
+    LayerHistogram,
+    LiveStep,
+    PredictionRow,
+    Snapshot,
+    State,
+)
+from vllm_nfp.probe.plan import CellKey, Feedback, Target
+from vllm_nfp.probe.types import PairResult, Timing
+
+logger = logging.getLogger("vllm.nfp")
+
+LAYER_BOUNDS_SECONDS = (
+    1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 0.1,
+)  # fmt: skip
+FAR_OVER = 3.0
+"""A point is far over every line if its ratio exceeds 1 by this many times the largest epsilon."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What the serving side counts, copied for publishing."""
+
+    probes: Mapping[str, int]
+    probe_seconds: float
+    overhead_ratio: float
+    live: LiveStep | None
+    complete: bool
+    """Every point that matters has its samples."""
+
+
+class Results:
+    """Pairs and estimates of one engine; used by one thread."""
+
+    def __init__(self, config: ProbeConfig) -> None:
+        self._config = config
+        self._store = PairStore(config.max_samples)
+        self._execution: dict[tuple[CellKey, int], str] = {}
+        self._estimates: dict[Cell, CellEstimate] = {}
+        self._changed: set[Cell] = set()
+        self._histograms: dict[tuple[int, Module], tuple[list[int], float]] = {}
+
+    def add(self, result: PairResult) -> None:
+        """Take in a pair: one sample for each module, and for the whole step."""
+        shape = result.many.shape
+        key = (shape.batch_size, shape.context)
+        self._execution[key, shape.positions] = result.many.execution
+        self._execution[key, 1] = result.one.execution
+        for module, seconds in _times(result.many).items():
+            baseline = _times(result.one).get(module)
+            if baseline is not None:
+                cell = Cell(module, *key)
+                self._store.add(cell, Pair(shape.positions, seconds, baseline))
+                self._changed.add(cell)
+        if self._config.layer_histograms:
+            self._count_layers(result.many)
+            self._count_layers(result.one)
+
+    def _count_layers(self, timing: Timing) -> None:
+        for time_of_layer in timing.layers:
+            key = (time_of_layer.layer, time_of_layer.module)
+            counts, total = self._histograms.get(key, ([0] * (len(LAYER_BOUNDS_SECONDS) + 1), 0.0))
+            counts[bisect_left(LAYER_BOUNDS_SECONDS, time_of_layer.seconds)] += 1
+            self._histograms[key] = (counts, total + time_of_layer.seconds)
+
+    def update(self) -> None:
+        """Estimate again where pairs have come in."""
+        maybe_fail("estimate")
+        for cell in sorted(self._changed):
+            estimate = estimate_cell(
+                cell, self._store.pairs(cell), self._config.epsilons, self._config.min_samples
+            )
+            if estimate is not None:
+                self._estimates[cell] = estimate
+        self._changed.clear()
+
+    def boundaries(self) -> tuple[BoundaryRow, ...]:
+        """One row for each module, cell and epsilon."""
+        return tuple(
+            BoundaryRow(
+                str(cell.module),
+                cell.batch_size,
+                cell.context,
+                line.epsilon,
+                line.positions,
+                line.lower,
+                line.upper,
+                line.at_limit,
+                line.largest_free,
+            )
+            for cell, estimate in sorted(self._estimates.items())
+            for line in estimate.boundaries
+        )
+
+    def curves(self) -> tuple[CurveRow, ...]:
+        """One row for each module, cell and position count."""
+        return tuple(
+            CurveRow(
+                str(cell.module),
+                cell.batch_size,
+                cell.context,
+                point.positions,
+                point.samples,
+                point.median_seconds,
+                point.ratio,
+                point.ratio_lower,
+                point.ratio_upper,
+                self._execution.get(((cell.batch_size, cell.context), point.positions), ""),
+            )
+            for cell, estimate in sorted(self._estimates.items())
+            for point in estimate.curve.points
+        )
+
+    def layers(self) -> tuple[LayerHistogram, ...]:
+        """Histograms of the timed layers, cumulative; empty unless asked for."""
+        return tuple(
+            LayerHistogram(
+                layer, str(module), LAYER_BOUNDS_SECONDS, tuple(_cumulative(counts)), total
+            )
+            for (layer, module), (counts, total) in sorted(self._histograms.items())
+        )
+
+    def feedback(self) -> Feedback:
+        """Which points to sample again, and beyond which count nothing is urgent."""
+        uncertain: set[Target] = set()
+        far: dict[CellKey, list[int]] = defaultdict(list)
+        limit = 1.0 + FAR_OVER * max(self._config.epsilons)
+        modules: dict[CellKey, int] = defaultdict(int)
+        for cell, estimate in self._estimates.items():
+            key = (cell.batch_size, cell.context)
+            modules[key] += 1
+            beyond = [p.positions for p in estimate.curve.points if p.ratio_lower > limit]
+            if beyond:
+                far[key].append(min(beyond))
+            uncertain |= {
+                Target(*key, point.positions)
+                for point in estimate.curve.points
+                for epsilon in self._config.epsilons
+                if point.ratio_lower <= 1.0 + epsilon < point.ratio_upper
+            }
+        # Beyond a count nothing is urgent only if every module of the cell is far over there.
+        far_over = {key: max(ns) for key, ns in far.items() if len(ns) == modules[key]}
+        return Feedback(frozenset(uncertain), far_over)
+
+
+def _times(timing: Timing) -> dict[Module, float]:
+    return {**timing.modules, Module.MODEL: timing.step_seconds}
+
+
+def _cumulative(counts: Sequence[int]) -> list[int]:
+    total, result = 0, []
+    for count in counts:
+        total += count
+        result.append(total)
+    return result
+
+
+class Publisher:
+    """The thread that turns pairs into published estimates.
+
+    Args:
+        config: the probe's settings.
+        identity: the snapshot's fixed part: names, start-up time, skipped cells.
+        counters: reads the serving side's counters.
+        predict: makes the predictions, once.
+        write: puts a snapshot where /metrics finds it.
+        record: keeps a raw pair (an output folder's log); may do nothing.
+    """
+
+    def __init__(
+        self,
+        config: ProbeConfig,
+        identity: Snapshot,
+        counters: Callable[[], Counters],
+        predict: Callable[[], tuple[PredictionRow, ...]],
+        write: Callable[[Snapshot], None],
+        record: Callable[[PairResult], None],
+    ) -> None:
+        self._config = config
+        self.identity = identity
+        """The fixed part of each snapshot; may be completed before start()."""
+        self._counters = counters
+        self._predict = predict
+        self._write = write
+        self._record = record
+        self._results = Results(config)
+        self._queue: queue.SimpleQueue[PairResult] = queue.SimpleQueue()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="nfp-publisher", daemon=True)
+        self._predictions: tuple[PredictionRow, ...] = ()
+        self.feedback = Feedback()
+        """Replaced whole; the serving side may read it at any time."""
+        self.fault: str | None = None
+        """Why this thread has given up; the serving side then disables the probe."""
+
+    def put(self, result: PairResult) -> None:
+        """Hand a pair over; called by the serving side, never blocks."""
+        self._queue.put(result)
+
+    def start(self) -> None:
+        """Publish once, then go on in the background."""
+        self._predictions = self._predict()
+        self._publish()
+        self._thread.start()
+
+    def process(self) -> None:
+        """Take in what the queue holds and estimate again."""
+        while not self._queue.empty():
+            result = self._queue.get()
+            self._record(result)
+            self._results.add(result)
+        self._results.update()
+        self.feedback = self._results.feedback()
+
+    def stop(self) -> None:
+        """Let the thread end; does not wait for it."""
+        self._stop.set()
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.wait(self._config.publish_seconds):
+                self._publish()
+        except Exception as error:
+            self.fault = f"publishing failed: {error!r}"
+
+    def _publish(self) -> None:
+        self.process()
+        maybe_fail("publish")
+        self._write(self.snapshot())
+
+    def snapshot(self) -> Snapshot:
+        """All that is known now."""
+        counters = self._counters()
+        boundaries = self._results.boundaries()
+        return replace(
+            self.identity,
+            state=_state(bool(boundaries), counters.complete),
+            updated_unix_seconds=time.time(),
+            probes=dict(counters.probes),
+            probe_seconds=counters.probe_seconds,
+            overhead_ratio=counters.overhead_ratio,
+            boundaries=boundaries,
+            curves=self._results.curves(),
+            predictions=self._predictions,
+            layers=self._results.layers(),
+            live=counters.live,
+        )
+
+
+def _state(has_estimates: bool, complete: bool) -> State:
+    if not has_estimates:
+        return State.WARMING
+    return State.STEADY if complete else State.PROBING
