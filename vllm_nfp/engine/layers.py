@@ -78,12 +78,14 @@ def _layer_stack(model: nn.Module, attention: set[int]) -> nn.ModuleList:
 def _ffn_of(
     layer: nn.Module, attention: set[int], moe: set[int]
 ) -> tuple[tuple[nn.Module, ...], Module | None]:
-    """The layer's children beside attention that hold matrices: norms have vectors only."""
+    """The layer's children beside attention that hold linear layers or experts; norms do not."""
+    from vllm.model_executor.layers.linear import LinearBase
+
     ffn = tuple(
         child
         for child in layer.children()
         if not any(id(m) in attention for m in child.modules())
-        and any(p.dim() >= 2 for p in child.parameters())
+        and any(isinstance(m, LinearBase) or id(m) in moe for m in child.modules())
     )
     if not ffn:
         return (), None
