@@ -33,9 +33,11 @@ logger = logging.getLogger("vllm.nfp")
 
 BATCH_OF_TOKENS = 1 << 15
 """Token ids kept for probes."""
-HEAD_START_CYCLES = 400_000
-"""GPU cycles (about 0.2 ms) that an idle stream is kept busy, so that the launch of a run is not
-timed with it."""
+HEAD_START_SECONDS = 2e-4
+"""Time that an idle stream is kept busy, so that the launch of a run is not timed with it."""
+LONGEST_HOLD_SECONDS = 0.01
+GPU_CYCLES_PER_SECOND = 1.8e9
+"""Roughly, of the GPUs of today; only the length of a hold depends on it."""
 
 
 class KvCacheWrittenError(RuntimeError):
@@ -111,6 +113,7 @@ class VllmProbeEngine:
         self._prepared: dict[tuple[int, int], _Prepared] = {}
         self._pool = torch.cuda.graph_pool_handle() if self._on_gpu else None
         self.graph_bytes = 0
+        self._module_launch_seconds = LONGEST_HOLD_SECONDS / 2
 
     def _make_readers(self, groups: Sequence[AttentionGroup]) -> list[BlockReader]:
         return [
@@ -158,30 +161,24 @@ class VllmProbeEngine:
     def prepare(self) -> None:
         """Make the buffers of every shape and capture its graphs, within the settings' limits.
 
-        Shapes are taken in the order of their positions, so that what the limits leave out is
-        the largest counts. Without FULL graphs in the server nothing is captured.
+        Largest first, so that smaller graphs live in memory that larger ones have used; a graph
+        that breaks the memory limit is given up again. Without FULL graphs in the server nothing
+        is captured.
         """
         maybe_fail("capture")
         deadline = time.monotonic() + self._config.capture_seconds
-        shapes = sorted(
-            {
-                (n, b)
-                for b in self._config.batch_sizes
-                for c in self._config.contexts
-                if self.refusal(b, c) is None
-                for n in self.positions(b, c)
-            }
-        )
-        left_out = 0
-        for n, b in shapes:
+        shapes = {
+            (b, n)
+            for b in self._config.batch_sizes
+            for c in self._config.contexts
+            if self.refusal(b, c) is None
+            for n in self.positions(b, c)
+        }
+        for b, n in sorted(shapes, key=lambda shape: (-shape[0] * shape[1], shape)):
             prepared = self._make(b, n)
-            if prepared.batch.placement.execution is not Execution.FULL:
-                continue
-            room = self.graph_bytes < self._config.graph_memory_mib << 20
-            if room and time.monotonic() < deadline:
-                self._capture(prepared)
-            else:
-                left_out += 1
+            if prepared.batch.placement.execution is Execution.FULL and time.monotonic() < deadline:
+                self._capture_within_limit(prepared)
+        left_out = len(self._without_graph)
         if left_out:
             logger.warning(
                 "vllm-nfp: %d of %d shapes have no CUDA graph of their own and are left out; "
@@ -191,6 +188,17 @@ class VllmProbeEngine:
                 self._config.graph_memory_mib,
                 self._config.capture_seconds,
             )
+
+    def _capture_within_limit(self, prepared: _Prepared) -> None:
+        before = torch.cuda.mem_get_info(self._device)[0]
+        self._capture(prepared)
+        used = max(0, before - torch.cuda.mem_get_info(self._device)[0])
+        if self.graph_bytes + used <= self._config.graph_memory_mib << 20:
+            self.graph_bytes += used
+            return
+        prepared.step_graph = prepared.module_graph = prepared.hidden = None
+        prepared.module_marks = None
+        torch.cuda.empty_cache()
 
     def _make(self, batch_size: int, positions: int) -> _Prepared:
         placement = self._placement(batch_size, positions)
@@ -204,7 +212,6 @@ class VllmProbeEngine:
 
     def _capture(self, prepared: _Prepared) -> None:
         """Capture the whole step and the timed modules, each as one graph."""
-        before = torch.cuda.mem_get_info(self._device)[0]
         context = min(self._config.contexts)
         batch = prepared.batch
         batch.fill(context, self._readers, self.bag)
@@ -220,7 +227,6 @@ class VllmProbeEngine:
                 lambda: self._forward.run_modules(batch, metadata, external=_capturing()), stream
             )
         torch.cuda.current_stream().synchronize()
-        self.graph_bytes += max(0, before - torch.cuda.mem_get_info(self._device)[0])
 
     def launch(self, shape: Shape) -> Ticket:
         """Enqueue the step and the modules of one shape; waits for nothing.
@@ -245,7 +251,7 @@ class VllmProbeEngine:
         metadata = self._forward.metadata(batch, shape.context, for_capture=False)
         maybe_fail("forward")
         if self._on_gpu and torch.cuda.current_stream().query():
-            torch.cuda._sleep(HEAD_START_CYCLES)
+            self._hold_stream(HEAD_START_SECONDS)
         step = self._run_step(prepared, metadata)
         modules = self._run_modules(prepared, metadata)
         return Ticket(shape, prepared, step, modules)
@@ -270,7 +276,20 @@ class VllmProbeEngine:
             return prepared.module_marks
         if not self.timed_layers:
             return ModuleMarks()
-        return self._forward.run_modules(prepared.batch, metadata, external=False)
+        self._hold_stream(self._module_launch_seconds)
+        begun = time.perf_counter()
+        marks = self._forward.run_modules(prepared.batch, metadata, external=False)
+        self._module_launch_seconds = time.perf_counter() - begun
+        return marks
+
+    def _hold_stream(self, seconds: float) -> None:
+        """Keep the GPU busy for this long, so that what follows is launched ahead of it.
+
+        A module's time is that of its kernels; without a graph the gaps between launches would
+        be timed with them.
+        """
+        if self._on_gpu:
+            torch.cuda._sleep(int(min(seconds, LONGEST_HOLD_SECONDS) * GPU_CYCLES_PER_SECOND))
 
     def poll(self, ticket: Ticket) -> Timing | None:
         """The timing, once the device has passed the run's last mark."""
