@@ -108,11 +108,11 @@ CATALOGUE: tuple[Hardware, ...] = (
         fp8_flops=4500e12,
         memory_bytes_per_second=8.0e12,
         num_sms=148,
-        l2_bytes=126 * _MIB,
+        l2_bytes=126 * _MIB + _MIB // 2,
         link_bytes_per_second=900e9,
         source="NVIDIA Blackwell architecture brief, HGX B200 at 1000 W (sparse 4500 and 9000 "
-        "TFLOPS, halved; NVLink 1.8 TB/s both ways) and Blackwell tuning guide (L2); "
-        "SMs as the driver reports them",
+        "TFLOPS, halved; 8 TB/s, where drivers report a bus of 7.67 TB/s; NVLink 1.8 TB/s both "
+        "ways); SMs and L2 as the driver reports them",
         device_names=("NVIDIA B200",),
     ),
     Hardware(

@@ -15,6 +15,8 @@ from vllm_nfp.principle.shape import LatentAttention, ModelShape, Quantization, 
 _EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
 _REQUIRED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
 _DENSE = (*_REQUIRED, "intermediate_size")
+_MAX_LAYERS = 4096
+_MAX_SIZE = 1 << 32
 _LATENT = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 
 
@@ -106,9 +108,9 @@ def shape_from_config(
     if family.latent:
         fields.require(_LATENT)
     weights = _weights(config, text, weight_bits)
-    layers, heads = fields.whole("num_hidden_layers"), fields.whole("num_attention_heads")
-    if heads <= 0:
-        raise ShapeError(f"num_attention_heads must be above 0, not {heads}")
+    layers = fields.positive("num_hidden_layers", most=_MAX_LAYERS)
+    heads = fields.positive("num_attention_heads")
+    mla = _latent(fields) if family.latent else None
     window, sliding = _sliding(fields, family, layers)
     expert_layers = _expert_layers(fields, layers) if family.experts else 0
     expert_width = fields.whole(family.expert_width) if family.experts else 0
@@ -120,7 +122,11 @@ def shape_from_config(
         intermediate_size=fields.whole("intermediate_size", 0),
         num_attention_heads=heads,
         num_kv_heads=fields.whole("num_key_value_heads", heads),
-        head_dim=fields.whole("head_dim", fields.whole("hidden_size") // heads),
+        head_dim=(
+            mla.nope_dim + mla.rope_dim
+            if mla is not None
+            else fields.whole("head_dim", fields.whole("hidden_size") // heads)
+        ),
         vocab_size=fields.whole("vocab_size"),
         num_dense_layers=layers - expert_layers,
         num_moe_layers=expert_layers,
@@ -140,7 +146,7 @@ def shape_from_config(
         weight_bytes=weights.bits / 8,
         expert_weight_bytes=weights.expert_bits / 8,
         kv_bytes=kv_bits / 8,
-        mla=_latent(fields) if family.latent else None,
+        mla=mla,
         tensor_parallel_size=tensor_parallel_size,
     )
 
@@ -164,6 +170,14 @@ class _Fields:
         value = self._values.get(name, default)
         if not isinstance(value, int) or isinstance(value, bool):
             raise ShapeError(f"{name} must be a whole number, not {value!r}")
+        if abs(value) > _MAX_SIZE:
+            raise ShapeError(f"{name} must be at most {_MAX_SIZE}, not {value}")
+        return value
+
+    def positive(self, name: str, default: int | None = None, most: int = _MAX_SIZE) -> int:
+        value = self.whole(name, default)
+        if not 0 < value <= most:
+            raise ShapeError(f"{name} must lie from 1 to {most}, not {value}")
         return value
 
     def flag(self, name: str, default: bool) -> bool:
@@ -217,13 +231,9 @@ def _family(text: Mapping[str, object], model_type: str, assume_dense: bool) -> 
 def _expert_layers(fields: _Fields, layers: int) -> int:
     """Layers with experts, by the rules of Qwen3-MoE and of DeepSeek and GLM together."""
     dense = set(fields.items("mlp_only_layers"))
-    step = fields.whole("decoder_sparse_step", 1)
+    step = fields.positive("decoder_sparse_step", 1)
     first = fields.whole("first_k_dense_replace", 0)
-    every = fields.whole("moe_layer_freq", 1)
-    if step <= 0 or every <= 0:
-        raise ShapeError(
-            f"decoder_sparse_step {step} and moe_layer_freq {every} must be above 0"
-        )
+    every = fields.positive("moe_layer_freq", 1)
     return sum(
         index not in dense and (index + 1) % step == 0 and index >= first and index % every == 0
         for index in range(layers)
@@ -246,23 +256,21 @@ def _sliding(fields: _Fields, family: _Family, layers: int) -> tuple[int | None,
     elif family.window == "upper":
         count = max(0, layers - fields.whole("max_window_layers", layers))
     elif family.window == "pattern":
-        count = layers - layers // fields.whole("sliding_window_pattern", family.pattern)
+        count = layers - layers // fields.positive("sliding_window_pattern", family.pattern)
     else:
         count = layers
     return (window, count) if count else (None, 0)
 
 
 def _latent(fields: _Fields) -> LatentAttention:
-    latent = LatentAttention(
-        q_rank=fields.whole("q_lora_rank", 0),
-        kv_rank=fields.whole("kv_lora_rank"),
-        nope_dim=fields.whole("qk_nope_head_dim"),
-        rope_dim=fields.whole("qk_rope_head_dim"),
-        value_dim=fields.whole("v_head_dim"),
+    q_rank = fields.whole("q_lora_rank", 0)
+    return LatentAttention(
+        q_rank=fields.positive("q_lora_rank") if q_rank else 0,
+        kv_rank=fields.positive("kv_lora_rank"),
+        nope_dim=fields.positive("qk_nope_head_dim"),
+        rope_dim=fields.positive("qk_rope_head_dim"),
+        value_dim=fields.positive("v_head_dim"),
     )
-    if min(latent.kv_rank, latent.nope_dim, latent.rope_dim, latent.value_dim) <= 0:
-        raise ShapeError(f"latent attention sizes must be above 0, not {latent}")
-    return latent
 
 
 def _weights(
@@ -292,8 +300,9 @@ def _weights(
 
 
 def _weights_of_bits(bits: float) -> _Weights:
-    kinds: dict[bool, Quantization] = {True: "fp8", False: "wna16"}
-    return _Weights("none" if bits > 8 else kinds[bits == 8], bits, bits)
+    """8 bits are FP8, fewer are whole numbers multiplied in 16 bits."""
+    quantization: Quantization = "none" if bits > 8 else "fp8" if bits == 8 else "wna16"
+    return _Weights(quantization, bits, bits)
 
 
 def _grouped(bits: object, group: object) -> _Weights:

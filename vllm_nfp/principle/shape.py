@@ -7,7 +7,6 @@ give one rank's share under tensor parallelism, as vLLM splits it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 

@@ -1,0 +1,71 @@
+"""Run as a program: generate with a real vLLM engine and print what came out, as JSON.
+
+    generate.py MODEL OUT.json chunked|seeded
+
+The probe is on if the environment carries its settings. Requests share prefixes, are longer than
+a step's token limit, and are all there from the start, so that the scheduler makes the same
+batches each time and every difference is the probe's.
+
+Two modes, since vLLM 0.32 on a CPU fails on its own when a request with a seed meets a prompt that
+is read in chunks ("CPU Generator does not use offset"): "chunked" samples from the engine's one
+generator, which a probe that drew from it would shift; "seeded" gives requests their own seeds.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from pathlib import Path
+
+
+def prompts(count: int = 12) -> list[list[int]]:
+    rng = random.Random(7)
+    shared = [rng.randrange(2, 512) for _ in range(96)]
+    return [
+        shared[: rng.choice((0, 48, 96))] + [rng.randrange(2, 512) for _ in range(rng.randrange(4, 90))]
+        for _ in range(count)
+    ]
+
+
+def main(model: str, out: str, mode: str) -> None:
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(
+        model=model,
+        skip_tokenizer_init=True,
+        enforce_eager=True,
+        max_model_len=512,
+        max_num_seqs=8,
+        dtype="float32",
+        max_num_batched_tokens=64 if mode == "chunked" else 2048,
+        enable_prefix_caching=True,
+        enable_chunked_prefill=True,
+        seed=0,
+    )
+    requests = [{"prompt_token_ids": ids} for ids in prompts()]
+    common = {"max_tokens": 40, "ignore_eos": True, "detokenize": False, "logprobs": 1}
+    params = [
+        SamplingParams(temperature=0.0, **common)
+        if i % 2 == 0
+        else SamplingParams(temperature=0.9, top_p=0.9, seed=100 + i if mode == "seeded" else None, **common)
+        for i in range(len(requests))
+    ]
+    result = []
+    for _ in range(2):  # the second time from the prefix cache
+        for output in llm.generate(requests, params, use_tqdm=False):
+            completion = output.outputs[0]
+            result.append(
+                {
+                    "tokens": list(completion.token_ids),
+                    "logprobs": [
+                        step[token].logprob
+                        for step, token in zip(completion.logprobs, completion.token_ids, strict=True)
+                    ],
+                }
+            )
+    Path(out).write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:4])

@@ -1,0 +1,58 @@
+"""Outputs with and without the probe are the same, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vllm_nfp.config import ENV_VAR, config_from_mapping
+from vllm_nfp.metrics import State, read_snapshot
+
+pytestmark = pytest.mark.engine
+
+GENERATE = Path(__file__).with_name("generate.py")
+
+
+def generate(
+    model: Path, out: Path, mode: str, probe: dict[str, object] | None
+) -> list[dict[str, object]]:
+    environment = dict(os.environ)
+    if probe is not None:
+        environment[ENV_VAR] = config_from_mapping(probe).to_json()
+    done = subprocess.run(
+        [sys.executable, str(GENERATE), str(model), str(out), mode],
+        env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return json.loads(out.read_text())
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"), [("dense_model", "chunked"), ("dense_model", "seeded"), ("moe_model", "seeded")]
+)
+def test_tokens_and_logprobs_do_not_change(
+    kind: str, mode: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    model = request.getfixturevalue(kind)
+    plain = generate(model, tmp_path / "plain.json", mode, None)
+    probe = {
+        "batch_sizes": [1, 4, 8],
+        "contexts": [32, 128],
+        "max_positions": 8,
+        "overhead_budget": 0.5,
+        "startup_seconds": 0.5,
+        "publish_seconds": 0.2,
+        "run_dir": str(tmp_path),
+        "output_dir": str(tmp_path),
+    }
+    probed = generate(model, tmp_path / "probed.json", mode, probe)
+    assert probed == plain
+    assert len({tuple(one["tokens"]) for one in plain}) > 10, "the model repeats itself"
+    snapshot = read_snapshot(tmp_path / "engine-0.json")
+    assert snapshot.state is not State.DISABLED, snapshot.reason
+    assert snapshot.probes["measured"] >= 5, "too few probes ran between real steps to tell"

@@ -1,0 +1,151 @@
+"""Shapes: quantization, the split over ranks, and what is refused in which words."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from test_principle_models import DEEPSEEK_V3, GPT_OSS_20B, LLAMA_3_8B, MIXTRAL_8X7B
+
+from vllm_nfp.principle import ShapeError, shape_from_config
+
+
+def quantized(**quantization):
+    return shape_from_config({**LLAMA_3_8B, "quantization_config": quantization})
+
+
+def compressed(weights, activations=None):
+    group = {"weights": weights, "input_activations": activations}
+    return {"quant_method": "compressed-tensors", "config_groups": {"group_0": group}}
+
+
+FP8 = {"type": "float", "num_bits": 8, "strategy": "channel"}
+INT4 = {"type": "int", "num_bits": 4, "group_size": 128}
+
+
+@pytest.mark.parametrize(
+    ("quantization", "kind", "weight_bits"),
+    [
+        ({"quant_method": "fp8"}, "fp8", 8),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8_block", 8),
+        ({"quant_method": "gptq", "bits": 4, "group_size": 128}, "wna16", 4.125),
+        ({"quant_method": "gptq", "bits": 8, "group_size": -1}, "wna16", 8),
+        ({"quant_method": "awq", "w_bit": 4, "group_size": 64}, "wna16", 4.25),
+        (compressed(FP8, {"num_bits": 8}), "fp8", 8),
+        (compressed(INT4), "wna16", 4.125),
+    ],
+)
+def test_quantization_config_sets_the_weight_bits(quantization, kind, weight_bits):
+    shape = quantized(**quantization)
+    assert (shape.quantization, 8 * shape.weight_bytes) == (kind, weight_bits)
+    assert shape.expert_weight_bytes == shape.weight_bytes
+    assert shape.lm_head_weight_bytes == 2
+
+
+def test_mxfp4_is_for_experts_only():
+    shape = shape_from_config(GPT_OSS_20B)
+    assert (shape.weight_bytes, 8 * shape.expert_weight_bytes) == (2, 4.25)
+    assert not shape.fp8
+
+
+@pytest.mark.parametrize(("bits", "kind"), [(16, "none"), (32, "none"), (8, "fp8"), (4, "wna16")])
+def test_weight_bits_without_quantization_config(bits, kind):
+    shape = shape_from_config(LLAMA_3_8B, weight_bits=bits)
+    assert (shape.quantization, shape.weight_bytes) == (kind, bits / 8)
+
+
+@pytest.mark.parametrize(
+    "quantization", [{"quant_method": "bitsandbytes"}, compressed(INT4, {"num_bits": 8})]
+)
+def test_unknown_quantization_needs_weight_bits(quantization):
+    config = {**LLAMA_3_8B, "quantization_config": quantization}
+    with pytest.raises(ShapeError, match=f"'{quantization['quant_method']}'.*give weight_bits"):
+        shape_from_config(config)
+    assert shape_from_config(config, weight_bits=4).weight_bytes == 0.5
+
+
+def test_a_rank_holds_its_share():
+    shape = shape_from_config(LLAMA_3_8B, tensor_parallel_size=4)
+    assert [(g.inputs, g.outputs) for g in shape.projection_gemms] == [(4096, 1536), (1024, 4096)]
+    assert [(g.inputs, g.outputs) for g in shape.dense_ffn_gemms] == [(4096, 7168), (3584, 4096)]
+    assert (shape.attention.kv_heads, shape.attention.group) == (2, 4)
+    assert shape.lm_head_gemm.outputs == 32064
+
+
+def test_more_ranks_than_kv_heads_copy_them():
+    attention = shape_from_config(LLAMA_3_8B, tensor_parallel_size=16).attention
+    assert (attention.kv_heads, attention.group) == (1, 2)
+
+
+def test_latent_cache_is_one_head_on_every_rank():
+    shape = shape_from_config(DEEPSEEK_V3, tensor_parallel_size=8, kv_bits=8)
+    attention = shape.attention
+    assert shape.use_mla
+    assert (attention.kv_heads, attention.group, attention.token_bytes) == (1, 16, 576)
+    assert attention.flops_per_pair == 2 * (576 + 512)
+
+
+def without(config, *names):
+    return {key: value for key, value in config.items() if key not in names}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"model_type": "falcon", "hidden_size": 64},
+            "'falcon' is not a known family .*lacks num_hidden_layers, num_attention_heads, "
+            "vocab_size, intermediate_size: say assume_dense=True",
+        ),
+        ({**LLAMA_3_8B, "model_type": "new"}, "'new' .* all dense fields are there"),
+        (without(LLAMA_3_8B, "vocab_size"), "^the llama config lacks vocab_size: "),
+        (without(MIXTRAL_8X7B, "num_local_experts"), "^the mixtral config lacks num_local_exp"),
+        (without(DEEPSEEK_V3, "kv_lora_rank"), "^the deepseek_v3 config lacks kv_lora_rank"),
+        ({**LLAMA_3_8B, "hidden_size": 0}, "^hidden_size must be above 0, not 0$"),
+        ({**LLAMA_3_8B, "hidden_size": -8}, "^hidden_size must be above 0, not -8$"),
+        ({**LLAMA_3_8B, "hidden_size": "4096"}, "^hidden_size must be a whole .* not '4096'$"),
+        ({**LLAMA_3_8B, "hidden_size": True}, "^hidden_size must be a whole .* not True$"),
+        ({**LLAMA_3_8B, "vocab_size": 10**400}, "^vocab_size must be at most "),
+        ({**LLAMA_3_8B, "num_hidden_layers": 10**9}, "^num_hidden_layers must lie from 1 to 4096"),
+        ({**LLAMA_3_8B, "num_attention_heads": 0}, "^num_attention_heads .* not 0$"),
+        ({**LLAMA_3_8B, "num_key_value_heads": 5}, "^num_key_value_heads|num_kv_heads 5 does not"),
+        ({**MIXTRAL_8X7B, "num_experts_per_tok": 9}, "experts_per_token 9 is above num_experts 8"),
+        ({**MIXTRAL_8X7B, "num_experts_per_tok": 0}, "experts_per_token must be above 0, not 0"),
+        ({**DEEPSEEK_V3, "moe_layer_freq": 0}, "moe_layer_freq must lie from 1 .* not 0"),
+        ({**GPT_OSS_20B, "layer_types": ["linear_attention"]}, "layer_types has 'linear_att"),
+    ],
+)
+def test_refused_configs(config, message):
+    with pytest.raises(ShapeError, match=message):
+        shape_from_config(config)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tensor_parallel_size": 3}, "tensor_parallel_size 3 does not divide 32 heads"),
+        ({"tensor_parallel_size": 0}, "tensor_parallel_size must be above 0, not 0"),
+        ({"kv_bits": 0}, "kv_bytes must be above 0, not 0"),
+        ({"weight_bits": float("nan")}, "weight_bytes must be above 0, not nan"),
+    ],
+)
+def test_refused_options(options, message):
+    with pytest.raises(ShapeError, match=message):
+        shape_from_config(LLAMA_3_8B, **options)
+
+
+def test_assume_dense_reads_an_unknown_family_like_llama():
+    unknown = {**LLAMA_3_8B, "model_type": "new"}
+    shape = shape_from_config(unknown, assume_dense=True)
+    assert dataclasses.replace(shape, name="llama") == shape_from_config(LLAMA_3_8B)
+
+
+def test_assume_dense_refuses_experts():
+    with pytest.raises(ShapeError, match="'new' has num_experts 64: it cannot be read as dense"):
+        shape_from_config({**LLAMA_3_8B, "model_type": "new", "num_experts": 64}, assume_dense=True)
+
+
+def test_layers_must_add_up():
+    shape = shape_from_config(LLAMA_3_8B)
+    with pytest.raises(ShapeError, match="num_dense_layers 31 .* add up to num_layers 32"):
+        dataclasses.replace(shape, num_dense_layers=31)

@@ -1,0 +1,105 @@
+"""The idle-compute baseline of THEORY.md: positions are free while arithmetic hides behind memory.
+
+It uses data-sheet peaks, no tile, no wave and no launch, and for experts it forgets that more
+tokens wake more of them. The predictor is there to be compared with it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from vllm_nfp.principle.hardware import Hardware
+from vllm_nfp.principle.shape import Gemm, ModelShape
+
+Module = Literal["dense_ffn", "moe_ffn", "attention", "model"]
+MODULES: tuple[Module, ...] = ("dense_ffn", "moe_ffn", "attention", "model")
+
+
+class PredictionError(ValueError):
+    """A question that the predictor cannot answer; the message names the value."""
+
+
+def modules_of(shape: ModelShape) -> tuple[Module, ...]:
+    """The modules that the model has, in the order of :data:`MODULES`."""
+    lacking = {
+        "dense_ffn": shape.num_dense_layers == 0,
+        "moe_ffn": shape.num_moe_layers == 0,
+    }
+    return tuple(module for module in MODULES if not lacking.get(module, False))
+
+
+def idle_compute_nfp(
+    shape: ModelShape, hardware: Hardware, batch_size: int, context: int, module: Module
+) -> int:
+    """Positions per sequence that the idle-compute rule calls free; 1 or more, without a cap.
+
+    - dense_ffn, moe_ffn: N = rho s / (2 B), with s bytes per weight.
+    - attention: N = rho b / (g f), with b KV bytes and f FLOPs per cached token and query head;
+      rho s / (2 g) where keys and values are cached, whatever the batch and context.
+    - model: the N at which the arithmetic time of all matrices and attention equals the time to
+      read, at N=1, all weights (k experts of each layer) and the cache once. LM head included.
+
+    Raises:
+        PredictionError: if the model has no such module, or for a value out of bounds.
+    """
+    check_cell(shape, batch_size, context, module)
+    if module == "model":
+        return _floor(_model_positions(shape, hardware, batch_size, context))
+    if module == "attention":
+        heads = shape.attention
+        bytes_per_flop = heads.token_bytes / (heads.group * heads.flops_per_pair)
+        return _floor(hardware.ridge(heads.fp8) * bytes_per_flop)
+    gemm = (shape.dense_ffn_gemms if module == "dense_ffn" else shape.expert_gemms)[0]
+    return _floor(hardware.ridge(gemm.fp8) * gemm.weight_bytes / (2 * batch_size))
+
+
+def check_cell(shape: ModelShape, batch_size: int, context: int, module: str) -> None:
+    """Refuse a cell that no step can have.
+
+    Raises:
+        PredictionError: naming the value.
+    """
+    if module not in modules_of(shape):
+        raise PredictionError(
+            f"{shape.name} has no module {module!r}: use one of {', '.join(modules_of(shape))}"
+        )
+    if batch_size < 1:
+        raise PredictionError(f"batch_size must be 1 or more, not {batch_size}")
+    if context < 0:
+        raise PredictionError(f"context must be 0 or more tokens, not {context}")
+
+
+def _model_positions(shape: ModelShape, hardware: Hardware, batch_size: int, context: int) -> float:
+    read_bytes = 0.0
+    position_seconds = 0.0
+    for count, gemm in _matrices(shape):
+        read_bytes += count * gemm.weight_traffic
+        flops = 2.0 * batch_size * gemm.parameters
+        position_seconds += count * flops / hardware.peak_flops(gemm.fp8)
+    heads = shape.attention
+    cached = context + 1
+    windowed = min(cached, shape.sliding_window or cached)
+    full_layers = shape.num_layers - shape.num_sliding_layers
+    tokens = (
+        batch_size * heads.kv_heads * (full_layers * cached + shape.num_sliding_layers * windowed)
+    )
+    read_bytes += tokens * heads.token_bytes
+    flops = tokens * heads.group * heads.flops_per_pair
+    position_seconds += flops / hardware.peak_flops(heads.fp8)
+    return read_bytes / hardware.memory_bytes_per_second / position_seconds
+
+
+def _matrices(shape: ModelShape) -> list[tuple[int, Gemm]]:
+    """Every matrix that one token meets, with how often."""
+    routed = shape.num_moe_layers * shape.experts_per_token
+    return [
+        *((shape.num_layers, gemm) for gemm in shape.projection_gemms),
+        *((shape.num_dense_layers, gemm) for gemm in shape.dense_ffn_gemms),
+        *((shape.num_moe_layers, gemm) for gemm in shape.shared_gemms),
+        *((routed, gemm) for gemm in shape.expert_gemms),
+        (1, shape.lm_head_gemm),
+    ]
+
+
+def _floor(positions: float) -> int:
+    return max(1, int(positions))
