@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -49,6 +50,13 @@ def test_attention_is_rho_s_over_2g_in_every_cell(cell: Any) -> None:
     assert idle_compute_nfp(shape_from_config(QWEN_3_30B_A3B), H100, *cell, "attention") == 36
 
 
+@pytest.mark.parametrize(("hardware", "expected"), [(H100, 73), (A100, 19)])
+def test_attention_with_an_fp8_cache(hardware: Hardware, expected: int) -> None:
+    # Half the bytes; twice the peak only where there is FP8: 590.7 / 8 and 153.0 / 8.
+    shape = shape_from_config(LLAMA_3_8B, kv_bits=8)
+    assert idle_compute_nfp(shape, hardware, 1, 1024, "attention") == expected
+
+
 def test_latent_attention_has_hardly_any_slack() -> None:
     # 295.3 x 576 elements x 2 bytes / (128 heads x 2 x (576 + 512) FLOPs) = 1.22
     assert idle_compute_nfp(shape_from_config(DEEPSEEK_V3), H100, 1, 4096, "attention") == 1
@@ -89,6 +97,12 @@ def test_model_with_a_sliding_layer_by_hand() -> None:
     # N = 100 x (704 + 112) / (704 + 224) = 87.9
     shape = toy(sliding_window=4, num_sliding_layers=1)
     assert idle_compute_nfp(shape, TOY_HARDWARE, 1, 9, "model") == 87
+
+
+def test_model_with_an_fp8_cache_by_hand() -> None:
+    # Cache: 80 bytes, its 320 FLOPs at twice the rate. N = 100 x (704 + 80) / (704 + 160) = 90.7
+    shape, hardware = toy(kv_bytes=1.0), dataclasses.replace(TOY_HARDWARE, fp8_flops=2e14)
+    assert idle_compute_nfp(shape, hardware, 1, 9, "model") == 90
 
 
 def test_model_counts_the_experts_of_one_token() -> None:

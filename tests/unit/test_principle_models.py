@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from vllm_nfp.principle import shape_from_config
 
-LLAMA_3_8B = {
+Config = dict[str, Any]
+
+LLAMA_3_8B: Config = {
     "model_type": "llama",
     "hidden_size": 4096,
     "intermediate_size": 14336,
@@ -16,13 +20,13 @@ LLAMA_3_8B = {
     "vocab_size": 128256,
     "tie_word_embeddings": False,
 }
-MISTRAL_7B = {
+MISTRAL_7B: Config = {
     **LLAMA_3_8B,
     "model_type": "mistral",
     "vocab_size": 32000,
     "sliding_window": 4096,
 }
-QWEN_2_5_7B = {
+QWEN_2_5_7B: Config = {
     "model_type": "qwen2",
     "hidden_size": 3584,
     "intermediate_size": 18944,
@@ -35,7 +39,7 @@ QWEN_2_5_7B = {
     "max_window_layers": 28,
     "tie_word_embeddings": False,
 }
-QWEN_3_8B = {
+QWEN_3_8B: Config = {
     "model_type": "qwen3",
     "hidden_size": 4096,
     "intermediate_size": 12288,
@@ -48,7 +52,7 @@ QWEN_3_8B = {
     "use_sliding_window": False,
     "tie_word_embeddings": False,
 }
-GEMMA_2_2B = {
+GEMMA_2_2B: Config = {
     "model_type": "gemma2",
     "hidden_size": 2304,
     "intermediate_size": 9216,
@@ -59,7 +63,8 @@ GEMMA_2_2B = {
     "vocab_size": 256000,
     "sliding_window": 4096,
 }
-GEMMA_3_4B = {  # leaves heads and vocabulary to the family's defaults, as the published file does
+# Leaves heads and vocabulary to the family's defaults, as the published file does.
+GEMMA_3_4B: Config = {
     "model_type": "gemma3",
     "text_config": {
         "model_type": "gemma3_text",
@@ -70,7 +75,7 @@ GEMMA_3_4B = {  # leaves heads and vocabulary to the family's defaults, as the p
     },
     "vision_config": {"hidden_size": 1152, "num_hidden_layers": 27},
 }
-PHI_3_MINI = {
+PHI_3_MINI: Config = {
     "model_type": "phi3",
     "hidden_size": 3072,
     "intermediate_size": 8192,
@@ -81,7 +86,7 @@ PHI_3_MINI = {
     "sliding_window": 2047,
     "tie_word_embeddings": False,
 }
-MIXTRAL_8X7B = {
+MIXTRAL_8X7B: Config = {
     **LLAMA_3_8B,
     "model_type": "mixtral",
     "vocab_size": 32000,
@@ -89,7 +94,7 @@ MIXTRAL_8X7B = {
     "num_experts_per_tok": 2,
     "sliding_window": None,
 }
-QWEN_3_30B_A3B = {
+QWEN_3_30B_A3B: Config = {
     "model_type": "qwen3_moe",
     "hidden_size": 2048,
     "intermediate_size": 6144,
@@ -105,7 +110,7 @@ QWEN_3_30B_A3B = {
     "mlp_only_layers": [],
     "tie_word_embeddings": False,
 }
-DEEPSEEK_V2_LITE = {
+DEEPSEEK_V2_LITE: Config = {
     "model_type": "deepseek_v2",
     "hidden_size": 2048,
     "intermediate_size": 10944,
@@ -126,7 +131,7 @@ DEEPSEEK_V2_LITE = {
     "vocab_size": 102400,
     "tie_word_embeddings": False,
 }
-DEEPSEEK_V3 = {
+DEEPSEEK_V3: Config = {
     **DEEPSEEK_V2_LITE,
     "model_type": "deepseek_v3",
     "hidden_size": 7168,
@@ -147,7 +152,7 @@ DEEPSEEK_V3 = {
         "weight_block_size": [128, 128],
     },
 }
-GPT_OSS_20B = {
+GPT_OSS_20B: Config = {
     "model_type": "gpt_oss",
     "hidden_size": 2880,
     "intermediate_size": 2880,
@@ -164,7 +169,7 @@ GPT_OSS_20B = {
     "tie_word_embeddings": False,
     "quantization_config": {"quant_method": "mxfp4"},
 }
-GLM_4_5_AIR = {
+GLM_4_5_AIR: Config = {
     "model_type": "glm4_moe",
     "hidden_size": 4096,
     "intermediate_size": 10944,
@@ -203,11 +208,11 @@ KNOWN_BILLIONS = [
 @pytest.mark.parametrize(
     ("config", "billions"), KNOWN_BILLIONS, ids=[str(c["model_type"]) for c, _ in KNOWN_BILLIONS]
 )
-def test_total_parameters(config, billions):
+def test_total_parameters(config: Config, billions: float) -> None:
     assert shape_from_config(config).total_parameters == pytest.approx(billions * 1e9, rel=0.02)
 
 
-def test_total_parameters_do_not_depend_on_the_split():
+def test_total_parameters_do_not_depend_on_the_split() -> None:
     split = shape_from_config(DEEPSEEK_V3, tensor_parallel_size=8)
     assert split.total_parameters == shape_from_config(DEEPSEEK_V3).total_parameters
 
@@ -226,7 +231,7 @@ def test_total_parameters_do_not_depend_on_the_split():
         ({**GPT_OSS_20B, "layer_types": None}, 128, 12),
     ],
 )
-def test_sliding_layers(config, window, layers):
+def test_sliding_layers(config: Config, window: int | None, layers: int) -> None:
     shape = shape_from_config(config)
     assert (shape.sliding_window, shape.num_sliding_layers) == (window, layers)
 
@@ -242,12 +247,12 @@ def test_sliding_layers(config, window, layers):
         (GLM_4_5_AIR, 1, 45),
     ],
 )
-def test_layers_with_experts(config, dense, moe):
+def test_layers_with_experts(config: Config, dense: int, moe: int) -> None:
     shape = shape_from_config(config)
     assert (shape.num_dense_layers, shape.num_moe_layers) == (dense, moe)
 
 
-def test_transformers_configurations_read_like_config_files():
+def test_transformers_configurations_read_like_config_files() -> None:
     transformers = pytest.importorskip("transformers")
     for config in (QWEN_3_30B_A3B, DEEPSEEK_V3, GPT_OSS_20B, GEMMA_3_4B, MIXTRAL_8X7B):
         plain = {key: value for key, value in config.items() if key != "quantization_config"}

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
-from test_principle_models import DEEPSEEK_V3, GPT_OSS_20B, LLAMA_3_8B, MIXTRAL_8X7B
+from test_principle_models import DEEPSEEK_V3, GPT_OSS_20B, LLAMA_3_8B, MIXTRAL_8X7B, Config
 
-from vllm_nfp.principle import ShapeError, shape_from_config
+from vllm_nfp.principle import ModelShape, ShapeError, shape_from_config
 
 
-def quantized(**quantization):
+def quantized(**quantization: Any) -> ModelShape:
     return shape_from_config({**LLAMA_3_8B, "quantization_config": quantization})
 
 
-def compressed(weights, activations=None):
+def compressed(weights: Config, activations: Config | None = None) -> Config:
     group = {"weights": weights, "input_activations": activations}
     return {"quant_method": "compressed-tensors", "config_groups": {"group_0": group}}
 
@@ -35,21 +36,23 @@ INT4 = {"type": "int", "num_bits": 4, "group_size": 128}
         (compressed(INT4), "wna16", 4.125),
     ],
 )
-def test_quantization_config_sets_the_weight_bits(quantization, kind, weight_bits):
+def test_quantization_config_sets_the_weight_bits(
+    quantization: Any, kind: str, weight_bits: float
+) -> None:
     shape = quantized(**quantization)
     assert (shape.quantization, 8 * shape.weight_bytes) == (kind, weight_bits)
     assert shape.expert_weight_bytes == shape.weight_bytes
     assert shape.lm_head_weight_bytes == 2
 
 
-def test_mxfp4_is_for_experts_only():
+def test_mxfp4_is_for_experts_only() -> None:
     shape = shape_from_config(GPT_OSS_20B)
     assert (shape.weight_bytes, 8 * shape.expert_weight_bytes) == (2, 4.25)
     assert not shape.fp8
 
 
 @pytest.mark.parametrize(("bits", "kind"), [(16, "none"), (32, "none"), (8, "fp8"), (4, "wna16")])
-def test_weight_bits_without_quantization_config(bits, kind):
+def test_weight_bits_without_quantization_config(bits: float, kind: str) -> None:
     shape = shape_from_config(LLAMA_3_8B, weight_bits=bits)
     assert (shape.quantization, shape.weight_bytes) == (kind, bits / 8)
 
@@ -57,14 +60,14 @@ def test_weight_bits_without_quantization_config(bits, kind):
 @pytest.mark.parametrize(
     "quantization", [{"quant_method": "bitsandbytes"}, compressed(INT4, {"num_bits": 8})]
 )
-def test_unknown_quantization_needs_weight_bits(quantization):
+def test_unknown_quantization_needs_weight_bits(quantization: Any) -> None:
     config = {**LLAMA_3_8B, "quantization_config": quantization}
-    with pytest.raises(ShapeError, match=f"'{quantization['quant_method']}'.*give weight_bits"):
+    with pytest.raises(ShapeError, match=rf"'{quantization['quant_method']}'.*give weight_bits"):
         shape_from_config(config)
     assert shape_from_config(config, weight_bits=4).weight_bytes == 0.5
 
 
-def test_a_rank_holds_its_share():
+def test_a_rank_holds_its_share() -> None:
     shape = shape_from_config(LLAMA_3_8B, tensor_parallel_size=4)
     assert [(g.inputs, g.outputs) for g in shape.projection_gemms] == [(4096, 1536), (1024, 4096)]
     assert [(g.inputs, g.outputs) for g in shape.dense_ffn_gemms] == [(4096, 7168), (3584, 4096)]
@@ -72,12 +75,12 @@ def test_a_rank_holds_its_share():
     assert shape.lm_head_gemm.outputs == 32064
 
 
-def test_more_ranks_than_kv_heads_copy_them():
+def test_more_ranks_than_kv_heads_copy_them() -> None:
     attention = shape_from_config(LLAMA_3_8B, tensor_parallel_size=16).attention
     assert (attention.kv_heads, attention.group) == (1, 2)
 
 
-def test_latent_cache_is_one_head_on_every_rank():
+def test_latent_cache_is_one_head_on_every_rank() -> None:
     shape = shape_from_config(DEEPSEEK_V3, tensor_parallel_size=8, kv_bits=8)
     attention = shape.attention
     assert shape.use_mla
@@ -85,7 +88,7 @@ def test_latent_cache_is_one_head_on_every_rank():
     assert attention.flops_per_pair == 2 * (576 + 512)
 
 
-def without(config, *names):
+def without(config: Config, *names: str) -> Config:
     return {key: value for key, value in config.items() if key not in names}
 
 
@@ -115,7 +118,7 @@ def without(config, *names):
         ({**GPT_OSS_20B, "layer_types": ["linear_attention"]}, "layer_types has 'linear_att"),
     ],
 )
-def test_refused_configs(config, message):
+def test_refused_configs(config: Config, message: str) -> None:
     with pytest.raises(ShapeError, match=message):
         shape_from_config(config)
 
@@ -129,23 +132,23 @@ def test_refused_configs(config, message):
         ({"weight_bits": float("nan")}, "weight_bytes must be above 0, not nan"),
     ],
 )
-def test_refused_options(options, message):
+def test_refused_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ShapeError, match=message):
         shape_from_config(LLAMA_3_8B, **options)
 
 
-def test_assume_dense_reads_an_unknown_family_like_llama():
+def test_assume_dense_reads_an_unknown_family_like_llama() -> None:
     unknown = {**LLAMA_3_8B, "model_type": "new"}
     shape = shape_from_config(unknown, assume_dense=True)
     assert dataclasses.replace(shape, name="llama") == shape_from_config(LLAMA_3_8B)
 
 
-def test_assume_dense_refuses_experts():
-    with pytest.raises(ShapeError, match="'new' has num_experts 64: it cannot be read as dense"):
+def test_assume_dense_refuses_experts() -> None:
+    with pytest.raises(ShapeError, match=r"'new' has num_experts 64: it cannot be read as dense"):
         shape_from_config({**LLAMA_3_8B, "model_type": "new", "num_experts": 64}, assume_dense=True)
 
 
-def test_layers_must_add_up():
+def test_layers_must_add_up() -> None:
     shape = shape_from_config(LLAMA_3_8B)
-    with pytest.raises(ShapeError, match="num_dense_layers 31 .* add up to num_layers 32"):
+    with pytest.raises(ShapeError, match=r"num_dense_layers 31 .* add up to num_layers 32"):
         dataclasses.replace(shape, num_dense_layers=31)

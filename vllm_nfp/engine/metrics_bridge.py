@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import os
 import sys
 from typing import Any
+
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.engine.patch import PatchSet
@@ -12,27 +16,28 @@ from vllm_nfp.metrics.collector import NfpCollector
 
 logger = logging.getLogger("vllm.nfp")
 
-_SOURCE = "vllm.v1.metrics.prometheus"
 _USER = "vllm.entrypoints.serve.instrumentator.metrics"
 _FUNCTION = "get_prometheus_registry"
 
 
 def install(patches: PatchSet, config: ProbeConfig) -> None:
-    """Let every registry that vLLM serves on /metrics carry the NFP collector.
+    """Let whatever vLLM serves on /metrics carry the NFP collector.
 
-    vLLM makes one registry in a server that is alone and one for each of several API servers;
-    both come from one function, which another module may have imported by name already.
+    A server that is alone has one registry, from a function that another module may have imported
+    by name already. With several API servers the answer to a scrape comes from registries made
+    for that scrape alone, each with a ``MultiProcessCollector`` and nothing else; there the
+    collector joins that one's results.
     """
     if config.run_dir is None:
         return
     import vllm.v1.metrics.prometheus
 
-    run_dir = config.run_dir
+    collector = NfpCollector(config.run_dir)
 
     def with_collector(original: Any) -> Any:
         def wrapped() -> Any:
             registry = original()
-            _register(registry, run_dir)
+            _join(patches, registry, collector)
             return registry
 
         return wrapped
@@ -43,13 +48,23 @@ def install(patches: PatchSet, config: ProbeConfig) -> None:
         patches.wrap(user, _FUNCTION, with_collector)
 
 
-def _register(registry: Any, run_dir: str) -> None:
-    """Add the collector once; a registry that refuses it still serves vLLM's own metrics."""
-    if getattr(registry, "_nfp_collector", None) is not None:
-        return
+def _join(patches: PatchSet, registry: Any, collector: NfpCollector) -> None:
+    """Add the collector once; where that fails vLLM's own metrics are served all the same."""
     try:
-        collector = NfpCollector(run_dir)
-        registry.register(collector)
-        registry._nfp_collector = collector
+        if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+            _join_multiprocess(patches, collector)
+        elif getattr(registry, "_nfp_collector", None) is None:
+            registry.register(collector)
+            registry._nfp_collector = collector
     except Exception:
         logger.exception("vllm-nfp: /metrics will not show the probe's results")
+
+
+def _join_multiprocess(patches: PatchSet, collector: NfpCollector) -> None:
+    def with_ours(original: Any) -> Any:
+        def collect(self: Any) -> Any:
+            return itertools.chain(original(self), collector.collect())
+
+        return collect
+
+    patches.wrap(MultiProcessCollector, "collect", with_ours)

@@ -197,6 +197,7 @@ class Session:
         if self._config.output_dir is None:
             return
         folder = Path(self._config.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
         engine = self._identity.engine
         environment = describe_environment(self._vllm_config)
         (folder / f"environment-{engine}.json").write_text(json.dumps(environment, indent=1))

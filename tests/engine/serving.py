@@ -1,0 +1,79 @@
+"""Starts real vLLM servers for tests and sends them concurrent traffic."""
+
+from __future__ import annotations
+
+import json
+import sys
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from generate import prompts
+
+from vllm_nfp import demo
+
+
+@dataclass(frozen=True)
+class Running:
+    url: str
+    model: str
+    log: Path
+
+    def log_text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def metrics(self) -> str:
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=30) as answer:
+            return answer.read().decode()
+
+    def complete(self, prompt: list[int], **params: Any) -> list[int]:
+        body = {
+            "model": self.model, "prompt": prompt, "max_tokens": 32, "ignore_eos": True,
+            "return_token_ids": True, **params,
+        }  # fmt: skip
+        request = urllib.request.Request(
+            f"{self.url}/v1/completions",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return json.load(answer)["choices"][0]["token_ids"]
+
+    def concurrent(self, rounds: int = 1) -> list[list[int]]:
+        """Greedy requests, and sampled ones with seeds, six at a time."""
+
+        def one(task: tuple[int, list[int]]) -> list[int]:
+            index, prompt = task
+            if index % 2:
+                # In one chunk: vLLM on a CPU fails if a seed meets a chunked prompt.
+                return self.complete(prompt[:16], temperature=0.8, seed=index)
+            return self.complete(prompt, temperature=0)
+
+        with ThreadPoolExecutor(6) as pool:
+            return [out for _ in range(rounds) for out in pool.map(one, enumerate(prompts(24)))]
+
+
+@contextmanager
+def server(model: Path, folder: Path, *flags: str, **environment: str) -> Iterator[Running]:
+    import os
+
+    port = demo.free_port()
+    log = folder / f"server-{port}.log"
+    command = [
+        str(Path(sys.executable).with_name("vllm")), "serve", str(model),
+        "--skip-tokenizer-init", "--enforce-eager", "--dtype", "float32",
+        "--max-model-len", "512", "--max-num-seqs", "8",
+        "--host", "127.0.0.1", "--port", str(port), *flags,
+    ]  # fmt: skip
+    saved = {key: os.environ.get(key) for key in environment}
+    os.environ.update(environment)
+    try:
+        with demo.running_server(command, log, port) as url:
+            yield Running(url, str(model), log)
+    finally:
+        for key, value in saved.items():
+            os.environ.pop(key) if value is None else os.environ.update({key: value})

@@ -1,0 +1,142 @@
+"""``vllm serve`` with and without the probe, as a user starts it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from serving import Running, server
+
+from vllm_nfp import scrape
+
+pytestmark = pytest.mark.engine
+
+PROBE = json.dumps(
+    {
+        "batch_sizes": [1, 4, 8],
+        "contexts": [64, 256],
+        "startup_seconds": 1.0,
+        "publish_seconds": 0.3,
+        "min_samples": 2,
+        "overhead_budget": 0.5,
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def expected(dense_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[list[int]]:
+    """Outputs of a server without the probe."""
+    with server(dense_model, tmp_path_factory.mktemp("plain")) as plain:
+        outputs = plain.concurrent()
+        assert plain.concurrent() == outputs, "the server without the probe repeats itself not"
+        assert "vllm_nfp" not in plain.metrics()
+        assert "vllm-nfp" not in plain.log_text()
+    return outputs
+
+
+@pytest.fixture(scope="module")
+def probed(dense_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("probed")
+    with server(
+        dense_model, folder, "--nfp-probe", "--nfp-config", PROBE, "--nfp-max-positions", "8",
+        "--nfp-epsilon", "0.1,0.3", "--nfp-output-dir", str(folder / "out"),
+        "--api-server-count", "2",
+    ) as running:  # fmt: skip
+        yield running
+
+
+def test_concurrent_outputs_are_those_of_a_server_without_probe(
+    expected: list[list[int]], probed: Running
+) -> None:
+    outputs = probed.concurrent(rounds=3)
+    assert outputs == expected * 3
+    assert sum(map(len, map(set, expected))) > 10 * len(expected), "the model repeats itself"
+
+
+def test_every_api_server_shows_the_probe_on_its_metrics(probed: Running) -> None:
+    probed.concurrent()
+    for _ in range(12):  # the two API servers share the port
+        text = probed.metrics()
+        found = scrape.parse(text)
+        assert found.statuses[0].state in {"probing", "steady"}
+        assert found.statuses[0].model_name == probed.model
+        assert "vllm:num_requests_running" in text, "vLLM's own metrics are gone"
+        modules = {row.module for row in found.rows}
+        assert modules == {"attention", "dense_ffn", "model"}
+        assert {row.epsilon for row in found.rows} == {0.1, 0.3}
+    assert found.statuses[0].probes["measured"] > 0
+
+
+def test_the_metrics_of_the_contract_are_there(probed: Running) -> None:
+    names = {f.name for f in text_string_to_metric_families(probed.metrics())}
+    # Predictions need a known GPU, the layers' histogram its setting: unit tests cover both.
+    assert names >= {
+        "vllm_nfp_positions",
+        "vllm_nfp_positions_lower",
+        "vllm_nfp_positions_upper",
+        "vllm_nfp_module_latency_seconds",
+        "vllm_nfp_probes",
+        "vllm_nfp_probe_gpu_seconds",
+        "vllm_nfp_overhead_ratio",
+        "vllm_nfp_state",
+    }
+
+
+def test_the_output_folder_holds_raw_samples(probed: Running) -> None:
+    folder = probed.log.parent / "out"
+    first = json.loads((folder / "samples-0.jsonl").open().readline())
+    assert first["many"]["step_seconds"] > 0
+    assert first["one"]["shape"]["positions"] == 1
+    assert json.loads((folder / "environment-0.json").read_text())["vllm"].startswith("0.")
+
+
+def test_a_fault_disables_the_probe_and_the_server_answers(
+    dense_model: Path, tmp_path: Path, expected: list[list[int]]
+) -> None:
+    with server(
+        dense_model, tmp_path, "--nfp-probe", "--nfp-config", PROBE, NFP_INJECT_FAULT="forward"
+    ) as running:
+        assert running.concurrent() == expected
+        assert scrape.parse(running.metrics()).statuses[0].state == "disabled"
+        log = running.log_text()
+    assert "fault injected at stage 'forward'" in log
+    assert "the server goes on without it" in log
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--nfp-probe", "--nfp-epsilon", "much"], "'much' is not a number"),
+        (["--nfp-probe", "--nfp-overhead-budget", "2"], "from 0 to 0.5, not 2.0"),
+        (["--nfp-probe", "--nfp-config", '{"bogus": 1}'], "unknown field 'bogus'"),
+        (["--nfp-probe", "--nfp-output-dir", "/proc/nfp"], "cannot be written"),
+        (["--nfp-max-positions", "8"], "has no effect without --nfp-probe"),
+    ],
+)
+def test_bad_flags_fail_at_start_with_one_sentence(
+    dense_model: Path, flags: list[str], sentence: str
+) -> None:
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("vllm")), "serve", str(dense_model), *flags],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert sentence in last
+    assert last.startswith("vllm serve: error: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_help_shows_the_flags_in_a_group_of_their_own(dense_model: Path) -> None:
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("vllm")), "serve", "--help=all"],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    group = done.stdout.split("NFP probe:", 1)[1]
+    for flag in ("probe", "config", "epsilon", "max-positions", "overhead-budget", "output-dir"):
+        assert f"--nfp-{flag}" in group

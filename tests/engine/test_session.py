@@ -1,0 +1,236 @@
+"""A probe session on a real vLLM engine in this process: what it measures and never touches."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vllm_nfp.config import ProbeConfig, config_from_mapping
+from vllm_nfp.faults import ENV_VAR as FAULT
+from vllm_nfp.metrics import Snapshot, State, read_snapshot
+
+pytestmark = pytest.mark.engine
+
+SETTINGS = {
+    "batch_sizes": [1, 4],
+    "contexts": [32, 128],
+    "max_positions": 8,
+    "overhead_budget": 0.5,
+    "startup_seconds": 0.3,
+    "publish_seconds": 0.1,
+    "min_samples": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def llm(dense_model: Path) -> Iterator[Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        from vllm import LLM
+
+        yield LLM(
+            model=str(dense_model), skip_tokenizer_init=True, enforce_eager=True, dtype="float32",
+            max_model_len=512, max_num_seqs=8, distributed_executor_backend="uni", seed=0,
+            enable_prefix_caching=False,
+        )  # fmt: skip
+
+
+@pytest.fixture
+def worker(llm: Any) -> Any:
+    return llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+
+
+@pytest.fixture
+def start(worker: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Attach a session with hooks, as the worker hook does; detach it in the end."""
+    from vllm_nfp.engine.session import Session
+    from vllm_nfp.engine.worker_hook import _hook_runner
+
+    sessions = []
+
+    def begin(**changes: object) -> Any:
+        session = Session(configure(tmp_path, **changes), worker.vllm_config)
+        session.attach(worker.model_runner)
+        if session.active:
+            _hook_runner(worker.model_runner, session)
+        sessions.append(session)
+        return session
+
+    yield begin
+    for session in sessions:
+        if session.active:
+            session.disable("the test is over", expected=True)
+    assert "execute_model" not in vars(worker.model_runner), "a hook was left behind"
+
+
+def configure(folder: Path, **changes: object) -> ProbeConfig:
+    return config_from_mapping({**SETTINGS, "run_dir": str(folder), **changes})
+
+
+def generate(llm: Any, tokens: int = 48, count: int = 4) -> list[list[int]]:
+    from vllm import SamplingParams
+
+    requests = [{"prompt_token_ids": [7 + i, 30, 99, 200 + i] * 8} for i in range(count)]
+    params = SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True, detokenize=False)
+    return [list(o.outputs[0].token_ids) for o in llm.generate(requests, params, use_tqdm=False)]
+
+
+def snapshot(folder: Path) -> Snapshot:
+    return read_snapshot(folder / "engine-0.json")
+
+
+def test_estimates_appear_for_every_module_and_cell(
+    llm: Any, start: Callable[..., Any], tmp_path: Path
+) -> None:
+    session = start(startup_seconds=20.0, output_dir=str(tmp_path / "out"), layer_histograms=True)
+    generate(llm, tokens=96)
+    session._publisher.process()
+    found = session._publisher.snapshot()
+    assert {row.module for row in found.boundaries} == {"attention", "dense_ffn", "model"}
+    cells = {(row.batch_size, row.context) for row in found.boundaries}
+    assert cells == {(1, 32), (1, 128), (4, 32), (4, 128)}
+    assert all(1 <= row.lower <= row.positions <= row.upper <= 8 for row in found.boundaries)
+    assert {row.epsilon for row in found.boundaries} == {0.05, 0.1, 0.2}
+    assert all(row.median_seconds > 0 for row in found.curves)
+    assert found.probes["measured"] > 0
+    assert {(h.layer, h.module) for h in found.layers} == {
+        (layer, module) for layer in range(3) for module in ("attention", "dense_ffn")
+    }
+    # The modules of all layers are part of the step: they cannot take longer than it.
+    curves = {(r.module, r.batch_size, r.context, r.positions): r for r in found.curves}
+    for (module, b, c, n), row in curves.items():
+        if module == "model":
+            parts = sum(curves[m, b, c, n].median_seconds for m in ("attention", "dense_ffn"))
+            assert 3 * parts < 2.0 * row.median_seconds
+    samples = [json.loads(line) for line in open(tmp_path / "out" / "samples-0.jsonl")]
+    assert len(samples) == found.probes["startup"] + found.probes["measured"]
+    assert json.loads((tmp_path / "out" / "environment-0.json").read_text())["device"]
+
+
+def runner_tensors(runner: Any) -> dict[str, Any]:
+    """Every tensor that the runner and its input batch keep between steps."""
+    import torch
+
+    found: dict[str, Any] = {}
+    for owner in (runner, runner.input_batch, *runner.input_batch.block_table.block_tables):
+        for name, value in vars(owner).items():
+            for part in (value, getattr(value, "cpu", None), getattr(value, "gpu", None)):
+                if isinstance(part, torch.Tensor) and part.numel() < 1 << 24:
+                    found[f"{type(owner).__name__}.{name}.{id(part)}"] = part
+    return found
+
+
+def test_a_probe_touches_nothing_of_the_runner(
+    llm: Any, worker: Any, start: Callable[..., Any]
+) -> None:
+    import torch
+
+    from vllm_nfp.probe import Shape
+
+    session = start(overhead_budget=0.0, startup_seconds=0.0)
+    generate(llm)  # leaves keys and values in the cache, and lengths in the buffers
+    engine, runner = session._engine, worker.model_runner
+    before = {name: t.clone() for name, t in runner_tensors(runner).items()}
+    cache = [t.clone() for t in runner.kv_caches]
+    assert any(t.abs().sum() > 0 for t in cache), "the cache holds nothing that could change"
+    rng = torch.get_rng_state()
+    with torch.inference_mode():
+        for shape in (Shape(1, 32, 1), Shape(4, 128, 8), Shape(1, 128, 3)):
+            timing = engine.poll(engine.launch(shape))
+            assert timing is not None and timing.step_seconds > 0
+    after = runner_tensors(runner)
+    assert before.keys() == after.keys()
+    assert [n for n in before if not torch.equal(before[n], after[n])] == []
+    assert all(torch.equal(a, b) for a, b in zip(cache, runner.kv_caches, strict=True))
+    assert torch.equal(rng, torch.get_rng_state())
+
+
+def test_a_probe_reads_distinct_blocks_and_varied_tokens(start: Callable[..., Any]) -> None:
+    session = start(overhead_budget=0.0, startup_seconds=0.0)
+    engine = session._engine
+    batch = engine._make(4, 8).batch
+    batch.fill(128, engine._readers, engine.bag)
+    per_sequence = -(-(128 + 8) // engine._groups[0].block_tokens)
+    used = batch.tables[0][:4, :per_sequence].flatten().tolist()
+    assert len(set(used)) == len(used)
+    assert 0 not in used, "block 0 is vLLM's null block"
+    assert len(set(batch.input_ids.tolist())) > 16
+    assert not batch.is_padding[: batch.tokens].any()
+    assert (batch.slots == -1).all()
+    assert batch.seq_lens.tolist() == [136] * 4
+
+
+def test_the_budget_bounds_the_measured_share(llm: Any, start: Callable[..., Any]) -> None:
+    session = start(overhead_budget=0.2, startup_seconds=0.0)
+    generate(llm, tokens=200)
+    prober = session._prober
+    assert prober.outcomes["measured"] > 3
+    one_pair = prober._last_pair_seconds
+    total = prober.budget.real_seconds + prober.budget.probe_seconds
+    assert prober.budget.probe_seconds <= 0.2 * total + 3 * one_pair
+
+
+@pytest.mark.parametrize("stage", ["attach", "capture", "startup_scan"])
+def test_a_fault_at_the_start_leaves_the_engine_alone(
+    llm: Any, start: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    stage: str, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    expected = generate(llm)
+    monkeypatch.setenv(FAULT, stage)
+    with caplog.at_level(logging.ERROR, "vllm.nfp"):
+        session = start()
+    assert not session.active
+    assert generate(llm) == expected
+    assert_disabled(tmp_path, stage, caplog)
+
+
+@pytest.mark.parametrize("stage", ["plan", "prepare", "forward", "timing", "estimate", "publish"])
+def test_a_fault_while_serving_disables_the_probe_alone(
+    llm: Any, start: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    stage: str, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    expected = generate(llm)
+    session = start()
+    assert session.active
+    monkeypatch.setenv(FAULT, stage)
+    with caplog.at_level(logging.ERROR, "vllm.nfp"):
+        for _ in range(20):
+            assert generate(llm) == expected
+            if not session.active:
+                break
+    assert not session.active
+    assert generate(llm) == expected
+    assert_disabled(tmp_path, stage, caplog)
+
+
+def assert_disabled(folder: Path, stage: str, caplog: pytest.LogCaptureFixture) -> None:
+    left = snapshot(folder)
+    assert left.state is State.DISABLED
+    assert f"fault injected at stage '{stage}'" in left.reason
+    assert "the probe is disabled" in caplog.text
+    assert "the server goes on without it" in caplog.text
+
+
+def test_a_kv_cache_that_a_probe_changes_disables_it(
+    llm: Any, start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from vllm_nfp.engine import batch
+
+    monkeypatch.setattr(batch, "PAD_SLOT", 40)  # a slot of a real block
+    session = start()
+    assert not session.active
+    assert "changed the KV cache" in snapshot(tmp_path).reason
+    assert len(generate(llm)) == 4
+
+
+def test_cells_that_do_not_fit_are_named(start: Callable[..., Any]) -> None:
+    session = start(batch_sizes=[1, 64], contexts=[32, 4096], startup_seconds=0.0)
+    skipped = session._publisher.identity.skipped_cells
+    assert "exceeds --max-num-seqs 8" in skipped["B=64 L=32"]
+    assert "leaves no room" in skipped["B=1 L=4096"]
+    assert session._prober.planner.cells == ((1, 32),)

@@ -1,0 +1,44 @@
+"""Run as a program: load vLLM's plugins as ``vllm serve MODEL`` would, without the probe's flag,
+and print every attribute of vLLM that comes from this project, as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from types import FunctionType, ModuleType
+from typing import Any
+
+
+def ours(value: Any) -> bool:
+    inner = value.__func__ if isinstance(value, (staticmethod, classmethod)) else value
+    if not isinstance(inner, (FunctionType, type)):
+        return False  # and do not wake lazily imported modules
+    return hasattr(inner, "__nfp_original__") or inner.__module__.split(".")[0] == "vllm_nfp"
+
+
+def replaced() -> list[str]:
+    found = []
+    for name, module in list(sys.modules.items()):
+        if not isinstance(module, ModuleType) or name.split(".")[0] != "vllm":
+            continue
+        for attribute, value in list(vars(module).items()):
+            if ours(value):
+                found.append(f"{name}.{attribute}")
+            if isinstance(value, type) and value.__module__.startswith("vllm."):
+                members = list(vars(value).items())
+                found += [f"{name}.{attribute}.{key}" for key, member in members if ours(member)]
+    return sorted(set(found))
+
+
+if __name__ == "__main__":
+    sys.argv = ["vllm", *sys.argv[1:]]
+    import vllm.entrypoints.cli.serve
+    import vllm.v1.metrics.prometheus
+    import vllm.v1.worker.worker_base
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = make_arg_parser(FlexibleArgumentParser())
+    loaded = sorted(name for name in sys.modules if name.startswith("vllm_nfp.engine"))
+    flags = any("--nfp-probe" in action.option_strings for action in parser._actions)
+    print(json.dumps({"replaced": replaced(), "loaded": loaded, "flags": flags}))
