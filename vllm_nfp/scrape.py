@@ -119,8 +119,11 @@ def _rows(samples: _Samples) -> tuple[Row, ...]:
         )
         for line, value in by_line("positions").items()
     ]
-    return tuple(sorted(rows, key=lambda row: (row.engine, row.module, row.context, row.batch_size,
-                                               row.epsilon)))
+    return tuple(
+        sorted(
+            rows, key=lambda row: (row.engine, row.module, row.context, row.batch_size, row.epsilon)
+        )
+    )
 
 
 def _statuses(samples: _Samples) -> tuple[Status, ...]:

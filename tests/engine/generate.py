@@ -23,7 +23,8 @@ def prompts(count: int = 12) -> list[list[int]]:
     rng = random.Random(7)
     shared = [rng.randrange(2, 512) for _ in range(96)]
     return [
-        shared[: rng.choice((0, 48, 96))] + [rng.randrange(2, 512) for _ in range(rng.randrange(4, 90))]
+        shared[: rng.choice((0, 48, 96))]
+        + [rng.randrange(2, 512) for _ in range(rng.randrange(4, 90))]
         for _ in range(count)
     ]
 
@@ -48,7 +49,9 @@ def main(model: str, out: str, mode: str) -> None:
     params = [
         SamplingParams(temperature=0.0, **common)
         if i % 2 == 0
-        else SamplingParams(temperature=0.9, top_p=0.9, seed=100 + i if mode == "seeded" else None, **common)
+        else SamplingParams(
+            temperature=0.9, top_p=0.9, seed=100 + i if mode == "seeded" else None, **common
+        )
         for i in range(len(requests))
     ]
     result = []
@@ -60,7 +63,9 @@ def main(model: str, out: str, mode: str) -> None:
                     "tokens": list(completion.token_ids),
                     "logprobs": [
                         step[token].logprob
-                        for step, token in zip(completion.logprobs, completion.token_ids, strict=True)
+                        for step, token in zip(
+                            completion.logprobs, completion.token_ids, strict=True
+                        )
                     ],
                 }
             )

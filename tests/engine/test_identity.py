@@ -33,7 +33,8 @@ def generate(
 
 
 @pytest.mark.parametrize(
-    ("kind", "mode"), [("dense_model", "chunked"), ("dense_model", "seeded"), ("moe_model", "seeded")]
+    ("kind", "mode"),
+    [("dense_model", "chunked"), ("dense_model", "seeded"), ("moe_model", "seeded")],
 )
 def test_tokens_and_logprobs_do_not_change(
     kind: str, mode: str, request: pytest.FixtureRequest, tmp_path: Path

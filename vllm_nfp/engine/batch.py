@@ -83,9 +83,7 @@ class BlockReader:
             has scattered them.
     """
 
-    def __init__(
-        self, group: AttentionGroup, width: int, device: torch.device, seed: int
-    ) -> None:
+    def __init__(self, group: AttentionGroup, width: int, device: torch.device, seed: int) -> None:
         self._group = group
         self._width = width
         self._device = device

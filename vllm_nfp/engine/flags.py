@@ -118,8 +118,9 @@ def config_from_args(args: argparse.Namespace) -> ProbeConfig | None:
     Raises:
         ConfigError: for a bad value, or flags of the probe without ``--nfp-probe``.
     """
-    given = {dest: value for dest in _SINGLE_FLAGS if (value := getattr(args, dest, None))
-             is not None}
+    given = {
+        dest: value for dest in _SINGLE_FLAGS if (value := getattr(args, dest, None)) is not None
+    }
     settings = getattr(args, "nfp_config", None)
     if not getattr(args, "nfp_probe", False):
         if given or settings is not None:

@@ -10,8 +10,8 @@ On a GPU it is a CUDA graph of its own with the marks as external events inside.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,7 +109,9 @@ class Forward:
         """The LM head over every position, as verification needs it."""
         self._view.model.compute_logits(hidden[: batch.tokens])
 
-    def run_modules(self, batch: ProbeBatch, metadata: dict[str, Any], external: bool) -> ModuleMarks:
+    def run_modules(
+        self, batch: ProbeBatch, metadata: dict[str, Any], external: bool
+    ) -> ModuleMarks:
         """The timed layers, with marks around their modules.
 
         Args:
@@ -146,37 +148,35 @@ class Forward:
         assert isinstance(hidden, torch.Tensor)
         return hidden
 
+    @contextmanager
     def _context(
         self, batch: ProbeBatch, metadata: dict[str, Any], execution: Execution, compiled: bool
-    ) -> AbstractContextManager[None]:
+    ) -> Iterator[None]:
         """vLLM's forward context for the batch.
 
         Only PIECEWISE graphs are chosen through it; a FULL graph is captured and replayed around
         a forward pass that knows of no graph.
         """
-        stack = ExitStack()
         from vllm.config.compilation import CUDAGraphMode
         from vllm.forward_context import BatchDescriptor, get_forward_context, set_forward_context
 
         piecewise = execution is Execution.PIECEWISE
         tokens = len(batch.positions)
-        stack.enter_context(
-            set_forward_context(
-                metadata,
-                self._view.vllm_config,
-                num_tokens=tokens,
-                cudagraph_runtime_mode=CUDAGraphMode.PIECEWISE if piecewise else CUDAGraphMode.NONE,
-                batch_descriptor=BatchDescriptor(num_tokens=tokens) if piecewise else None,
-                slot_mapping=batch.slot_mapping(self._groups),
-                skip_compiled=not compiled,
-                is_padding=batch.is_padding,
-            )
-        )
-        if not compiled:
-            # MoE layers take their names from this list in turn, which skipped layers upset;
-            # without it each layer uses its own.
-            get_forward_context().all_moe_layers = None
-        return stack
+        with set_forward_context(
+            metadata,
+            self._view.vllm_config,
+            num_tokens=tokens,
+            cudagraph_runtime_mode=CUDAGraphMode.PIECEWISE if piecewise else CUDAGraphMode.NONE,
+            batch_descriptor=BatchDescriptor(num_tokens=tokens) if piecewise else None,
+            slot_mapping=batch.slot_mapping(self._groups),
+            skip_compiled=not compiled,
+            is_padding=batch.is_padding,
+        ):
+            if not compiled:
+                # MoE layers take their names from this list in turn, which skipped layers upset;
+                # without it each layer uses its own.
+                get_forward_context().all_moe_layers = None
+            yield
 
 
 class Graph:

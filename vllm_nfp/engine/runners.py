@@ -17,11 +17,25 @@ from vllm_nfp.probe import EngineStep
 class RunnerView(Protocol):
     """A model runner as the probe sees it."""
 
-    name: str
-    """v1, v2 or cpu, for messages."""
-    runner: Any
-    vllm_config: Any
-    device: torch.device
+    @property
+    def name(self) -> str:
+        """v1, v2 or cpu, for messages."""
+        ...
+
+    @property
+    def runner(self) -> Any:
+        """vLLM's model runner."""
+        ...
+
+    @property
+    def vllm_config(self) -> Any:
+        """The engine's configuration."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """The device that steps run on."""
+        ...
 
     @property
     def model(self) -> Any:

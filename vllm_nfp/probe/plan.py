@@ -123,7 +123,7 @@ class Planner:
 
     def _choose_cell(self, live: CellKey | None) -> CellKey:
         if live in self._targets and self._rng.random() < LIVE_SHARE:
-            return live  # type: ignore[return-value]
+            return live
         unfinished = [cell for cell in self._targets if self._missing(cell)]
         candidates = unfinished or list(self._targets)
         fewest = min(map(self._progress, candidates))

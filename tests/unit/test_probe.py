@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vllm_nfp.config import ProbeConfig
+from vllm_nfp.estimate import Module
+from vllm_nfp.probe import (
+    Budget,
+    EngineStep,
+    Feedback,
+    PairResult,
+    Planner,
+    Prober,
+    Shape,
+    ShapeRefusedError,
+    Target,
+    Timing,
+)
+from vllm_nfp.probe.plan import bucket
+from vllm_nfp.timing import Mark
+
+GRIDS = {(1, 64): (2, 4, 8), (4, 64): (2, 4)}
+
+
+def test_every_point_gets_its_samples_in_turn() -> None:
+    planner = Planner(GRIDS, min_samples=3)
+    seen: Counter[Target] = Counter()
+    while not planner.complete:
+        target = planner.next()
+        assert target is not None
+        seen[target] += 1
+        planner.record(target)
+    assert set(seen.values()) == {3}
+    assert len(seen) == 5
+
+
+def test_live_traffic_comes_first_half_of_the_time() -> None:
+    grids = {(b, 64): (2, 4, 8) for b in range(1, 11)}
+    planner = Planner(grids, min_samples=1000)
+    cells: Counter[tuple[int, int]] = Counter()
+    for _ in range(1000):
+        target = planner.next(live=(7, 64))
+        assert target is not None
+        cells[target.cell] += 1
+        planner.record(target)
+    assert 450 < cells[7, 64] < 650
+    assert min(cells.values()) > 20
+
+
+def test_points_far_over_every_line_do_not_hold_the_scan_up() -> None:
+    planner = Planner({(1, 64): (2, 4, 8, 16)}, min_samples=2)
+    planner.feedback = Feedback(far_over={(1, 64): 4})
+    targets: Counter[int] = Counter()
+    while not planner.complete:
+        target = planner.next()
+        assert target is not None
+        targets[target.positions] += 1
+        planner.record(target)
+    assert targets == {2: 2, 4: 2}
+
+
+def test_uncertain_points_are_sampled_again() -> None:
+    planner = Planner({(1, 64): (2, 4, 8)}, min_samples=1)
+    while not planner.complete:
+        planner.record(planner.next() or pytest.fail("no target"))
+    planner.feedback = Feedback(uncertain=frozenset({Target(1, 64, 4)}))
+    again: Counter[int] = Counter()
+    for _ in range(300):
+        target = planner.next()
+        assert target is not None
+        again[target.positions] += 1
+        planner.record(target)
+    assert again[4] > 200
+    assert min(again[2], again[8]) > 10, "old points are never refreshed"
+
+
+def test_a_dropped_target_never_comes_back() -> None:
+    planner = Planner({(1, 64): (2, 4)}, min_samples=1)
+    planner.drop(Target(1, 64, 2))
+    assert {planner.next() for _ in range(20)} == {Target(1, 64, 4)}
+    planner.drop(Target(1, 64, 4))
+    assert planner.next() is None
+    assert planner.cells == ()
+
+
+@pytest.mark.parametrize(("value", "expected"), [(1, 1), (2, 8), (8, 8), (33, None)])
+def test_a_live_value_is_filed_under_the_next_larger_bound(
+    value: int, expected: int | None
+) -> None:
+    assert bucket(value, (1, 8, 32)) == expected
+
+
+@settings(max_examples=200)
+@given(
+    st.floats(0.001, 0.5),
+    st.lists(st.tuples(st.floats(1e-4, 0.1), st.floats(1e-4, 1.0)), min_size=1, max_size=200),
+)
+def test_the_share_holds_by_measurement(share: float, steps: list[tuple[float, float]]) -> None:
+    """Whatever probes really cost, the share is overdrawn by one probe at most."""
+    budget = Budget(share)
+    largest = 0.0
+    for step_seconds, cost in steps:
+        budget.earn(step_seconds)
+        if budget.affords(step_seconds):
+            budget.spend(cost)
+            largest = max(largest, cost)
+    total = budget.real_seconds + budget.probe_seconds
+    assert budget.probe_seconds <= share * total + largest * (1 + 1e-9)
+    assert budget.overhead_ratio == pytest.approx(budget.probe_seconds / total)
+
+
+def test_no_budget_means_no_probe() -> None:
+    budget = Budget(0.0)
+    for _ in range(1000):
+        budget.earn(1.0)
+    assert not budget.affords(1e-9)
+
+
+def test_a_quiet_hour_does_not_end_in_a_burst() -> None:
+    budget = Budget(0.01)
+    budget.affords(0.02)
+    for _ in range(100_000):
+        budget.earn(0.01)
+    started = 0
+    while budget.affords(0.02):
+        budget.spend(0.02)
+        started += 1
+    assert started <= 3
+
+
+@dataclass
+class FakeClock:
+    """A device whose time the test moves on; marks are ready once it has passed them."""
+
+    now: float = 0.0
+    done: float = 0.0
+    held: int = 0
+
+    def mark(self, external: bool = False) -> Mark:
+        self.held += 1
+        return Mark(self.now, external)
+
+    def ready(self, mark: Mark) -> bool:
+        return bool(mark.value <= self.done)
+
+    def seconds(self, start: Mark, end: Mark) -> float:
+        return float(end.value - start.value)
+
+    def release(self, mark: Mark) -> None:
+        self.held -= 1
+
+
+@dataclass
+class FakeEngine:
+    clock: FakeClock
+    refused: set[int] = field(default_factory=set)
+    launched: list[Shape] = field(default_factory=list)
+
+    def refusal(self, batch_size: int, context: int) -> str | None:
+        return None
+
+    def positions(self, batch_size: int, context: int) -> tuple[int, ...]:
+        return (1, 2, 4)
+
+    def launch(self, shape: Shape) -> tuple[Shape, float]:
+        if shape.positions in self.refused:
+            raise ShapeRefusedError("no memory")
+        self.launched.append(shape)
+        self.clock.now += 0.001 * shape.positions
+        return shape, self.clock.now
+
+    def poll(self, ticket: tuple[Shape, float]) -> Timing | None:
+        shape, end = ticket
+        if end > self.clock.done:
+            return None
+        seconds = 0.001 * shape.positions
+        return Timing(shape, seconds, 0.0, {Module.ATTENTION: seconds}, (), "none")
+
+
+def make(share: float = 0.1, **refused: set[int]) -> tuple[Prober, FakeClock, list[PairResult]]:
+    clock = FakeClock()
+    results: list[PairResult] = []
+    config = ProbeConfig(batch_sizes=(1, 4), contexts=(64,), min_samples=2)
+    planner = Planner({(1, 64): (2, 4)}, 2)
+    engine = FakeEngine(clock, **refused)
+    return Prober(engine, clock, planner, Budget(share), results.append, config), clock, results
+
+
+DECODE = EngineStep(batch_size=1, context=50, positions=1, decode=True)
+PREFILL = EngineStep(batch_size=1, context=0, positions=40, decode=False)
+
+
+def run_step(prober: Prober, clock: FakeClock, step: EngineStep = DECODE) -> None:
+    prober.before_step(step)
+    prober.begin_step()
+    clock.now += 0.010
+    prober.end_step()
+    clock.done = clock.now
+
+
+def test_pairs_run_between_decode_steps_within_the_budget() -> None:
+    prober, clock, results = make(share=0.1)
+    for _ in range(500):
+        run_step(prober, clock)
+    prober.settle()
+    assert len(results) > 20
+    assert prober.budget.overhead_ratio <= 0.1 + 0.01
+    assert all(r.one.shape.positions == 1 < r.many.shape.positions for r in results)
+    assert {r.baseline_first for r in results} == {True, False}
+    assert prober.outcomes["measured"] == len(results)
+    assert clock.held == 0, "marks are lost"
+
+
+def test_a_prompt_is_never_delayed() -> None:
+    prober, clock, results = make(share=0.5)
+    for _ in range(200):
+        run_step(prober, clock, PREFILL)
+    assert results == []
+
+
+def test_nothing_is_launched_while_a_pair_is_on_the_device() -> None:
+    prober, clock, _ = make(share=0.5)
+    for _ in range(5):
+        run_step(prober, clock)
+    launched = len(prober._engine.launched)  # type: ignore[attr-defined]
+    for _ in range(50):  # the device is stuck
+        prober.before_step(DECODE)
+        prober.begin_step()
+        clock.now += 0.010
+        prober.end_step()
+    assert len(prober._engine.launched) <= launched + 2  # type: ignore[attr-defined]
+
+
+def test_a_stuck_device_keeps_no_more_than_so_many_marks() -> None:
+    prober, clock, _ = make()
+    for _ in range(5000):
+        prober.begin_step()
+        prober.end_step()
+        clock.now += 1.0
+    assert clock.held < 600
+
+
+def test_a_refused_shape_is_left_out_and_counted() -> None:
+    prober, clock, results = make(share=0.5, refused={4})
+    for _ in range(500):
+        run_step(prober, clock)
+    assert prober.outcomes["refused"] == 1
+    assert {r.many.shape.positions for r in results} == {2}
+
+
+def test_the_first_scan_ends_when_every_point_has_its_samples() -> None:
+    prober, clock, results = make()
+
+    def device_catches_up(_seconds: float) -> None:
+        clock.done = clock.now
+
+    prober.scan(60.0, sleep=device_catches_up)
+    assert len(results) == 4
+    assert prober.planner.complete
+    assert prober.budget.probe_seconds == 0.0
