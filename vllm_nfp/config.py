@@ -53,8 +53,8 @@ class ProbeConfig:
     """Most GPU memory, in MiB, that the probe's own CUDA graphs may take."""
     sampled_layers: int = 4
     """Decoder layers of each kind whose modules are timed; 0 times every layer."""
-    min_samples: int = 5
-    """Pairs of samples that a point needs before it counts."""
+    min_samples: int = 6
+    """Pairs of samples that a point needs before it counts; the fewest with a 95 % interval."""
     max_samples: int = 32
     """Pairs kept for each point; older ones are dropped."""
     publish_seconds: float = 2.0

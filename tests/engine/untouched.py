@@ -32,9 +32,6 @@ def replaced() -> list[str]:
 
 if __name__ == "__main__":
     sys.argv = ["vllm", *sys.argv[1:]]
-    import vllm.entrypoints.cli.serve
-    import vllm.v1.metrics.prometheus
-    import vllm.v1.worker.worker_base
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 

@@ -217,7 +217,7 @@ class _Step:
         return _Cost(count * self.device.efficiency.kernel_seconds, {})
 
 
-def predict(  # noqa: PLR0917 - each argument is one symbol of NFP(epsilon; B, L)
+def predict(
     shape: ModelShape,
     hardware: Hardware,
     batch_size: int,

@@ -1,0 +1,25 @@
+"""Samples to boundaries: pure numpy, no torch, no vLLM."""
+
+from vllm_nfp.estimate.boundary import estimate_cell
+from vllm_nfp.estimate.store import PairStore
+from vllm_nfp.estimate.types import (
+    Boundary,
+    Cell,
+    CellEstimate,
+    Curve,
+    CurvePoint,
+    Module,
+    Pair,
+)
+
+__all__ = [
+    "Boundary",
+    "Cell",
+    "CellEstimate",
+    "Curve",
+    "CurvePoint",
+    "Module",
+    "Pair",
+    "PairStore",
+    "estimate_cell",
+]

@@ -1,0 +1,72 @@
+"""Robust location of a small sample, with exact distribution-free intervals.
+
+The Hodges-Lehmann estimate (the median of all pairwise means) and the interval that belongs to
+Wilcoxon's signed-rank test: Hodges and Lehmann, "Estimates of location based on rank tests",
+Annals of Mathematical Statistics 34 (1963). They assume that errors are symmetric, as those of a
+log ratio of two times from the same machine are, and nothing else: outliers of any size move the
+estimate by a bounded amount, and the interval holds exactly for any sample size. A median with
+the sign test's interval would need some 1.5 times the samples for the same width.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+
+
+def walsh_averages(sample: FloatArray) -> FloatArray:
+    """All means of two members, each with itself too, ascending; shape [m (m + 1) / 2]."""
+    rows, columns = np.triu_indices(len(sample))
+    return np.sort((sample[rows] + sample[columns]) * 0.5)
+
+
+def interval(averages: FloatArray, samples: int, tail: float) -> tuple[float, float]:
+    """Interval that misses the location by more than ``tail`` on neither side.
+
+    Args:
+        averages: of :func:`walsh_averages`.
+        samples: size of the sample they come from.
+        tail: largest chance, on each side, that the location lies outside.
+
+    Returns:
+        (lower, upper); infinite where the sample is too small for so small a tail.
+    """
+    skipped = _skippable(samples, tail)
+    if skipped < 0:
+        return -np.inf, np.inf
+    return float(averages[skipped]), float(averages[len(averages) - 1 - skipped])
+
+
+@lru_cache(maxsize=4096)
+def _skippable(samples: int, tail: float) -> int:
+    """How many averages may be left out at each end; -1 if the whole range is too narrow.
+
+    The k-th smallest average exceeds the location exactly if the signed-rank statistic is at
+    most k - 1.
+    """
+    cumulative = np.cumsum(_signed_rank_distribution(samples))
+    return int(np.searchsorted(cumulative, tail, side="right")) - 1
+
+
+@lru_cache(maxsize=512)
+def _signed_rank_distribution(samples: int) -> FloatArray:
+    """P(W = w) of the signed-rank statistic, for w = 0 .. m (m + 1) / 2.
+
+    Each rank counts with chance one half: the distribution is a product of (1 + x^r) / 2.
+    """
+    chances = np.zeros(samples * (samples + 1) // 2 + 1)
+    chances[0] = 1.0
+    for rank in range(1, samples + 1):
+        shifted = np.zeros_like(chances)
+        shifted[rank:] = chances[: len(chances) - rank]
+        chances = (chances + shifted) * 0.5
+    return chances
+
+
+def center(averages: FloatArray) -> float:
+    """The Hodges-Lehmann estimate."""
+    return float(np.median(averages))
