@@ -107,7 +107,8 @@ def test_estimates_appear_for_every_module_and_cell(
         if module == "model":
             parts = sum(curves[m, b, c, n].median_seconds for m in ("attention", "dense_ffn"))
             assert 3 * parts < 2.0 * row.median_seconds
-    samples = [json.loads(line) for line in open(tmp_path / "out" / "samples-0.jsonl")]
+    lines = (tmp_path / "out" / "samples-0.jsonl").read_text().splitlines()
+    samples = [json.loads(line) for line in lines]
     assert len(samples) == found.probes["startup"] + found.probes["measured"]
     assert json.loads((tmp_path / "out" / "environment-0.json").read_text())["device"]
 

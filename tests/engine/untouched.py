@@ -3,6 +3,7 @@ and print every attribute of vLLM that comes from this project, as JSON."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from types import FunctionType, ModuleType
@@ -32,6 +33,8 @@ def replaced() -> list[str]:
 
 if __name__ == "__main__":
     sys.argv = ["vllm", *sys.argv[1:]]
+    for name in ("entrypoints.cli.serve", "v1.metrics.prometheus", "v1.worker.worker_base"):
+        importlib.import_module(f"vllm.{name}")
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 import time
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -118,7 +118,7 @@ def test_times_that_cannot_be_are_refused(
 
 
 def test_an_epsilon_that_is_not_above_zero_is_refused() -> None:
-    with pytest.raises(ValueError, match="epsilon must be above 0, not 0.0"):
+    with pytest.raises(ValueError, match=r"epsilon must be above 0, not 0\.0"):
         estimate_cell(CELL, pairs_of({2: 1.0}), (0.0,))
 
 
@@ -144,7 +144,7 @@ def test_the_interval_holds_the_estimate_and_grows_with_epsilon(
         assert 1 <= line.lower <= line.positions <= line.upper <= max(ratios)
         assert line.positions <= line.largest_free
         assert line.at_limit == (line.positions == max(ratios))
-    for tight, loose in zip(found, found[1:], strict=False):
+    for tight, loose in pairwise(found):
         assert tight.positions <= loose.positions
         assert tight.lower <= loose.lower
 

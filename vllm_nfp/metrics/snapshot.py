@@ -68,7 +68,8 @@ class CurveRow:
     ratio: float
     """Time over that of one position, from pairs."""
     ratio_lower: float
-    ratio_upper: float
+    ratio_upper: float | None
+    """None while the samples are too few for an upper end."""
     execution: str
     """How the step ran: full (CUDA graph), piecewise, or none (no graph)."""
 

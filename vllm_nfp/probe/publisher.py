@@ -7,6 +7,7 @@ through a queue. A fault here is remembered and read by the serving side, which 
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import threading
 import time
@@ -126,7 +127,7 @@ class Results:
                 point.median_seconds,
                 point.ratio,
                 point.ratio_lower,
-                point.ratio_upper,
+                point.ratio_upper if math.isfinite(point.ratio_upper) else None,
                 self._execution.get(((cell.batch_size, cell.context), point.positions), ""),
             )
             for cell, estimate in sorted(self._estimates.items())
