@@ -1,0 +1,85 @@
+"""Models of known shape, as a config.json alone: vLLM's dummy loader makes up the weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+_QWEN3: Mapping[str, object] = {
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e6,
+    "tie_word_embeddings": False,
+    "hidden_act": "silu",
+    "dtype": "bfloat16",
+    "max_position_embeddings": 40960,
+    "vocab_size": 151936,
+    "head_dim": 128,
+    "num_attention_heads": 32,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+
+SHAPES: Mapping[str, Mapping[str, object]] = {
+    "qwen3-8b": {
+        **_QWEN3,
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "num_hidden_layers": 36,
+        "num_key_value_heads": 8,
+    },
+    "qwen3-30b-a3b": {
+        **_QWEN3,
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        "hidden_size": 2048,
+        "intermediate_size": 6144,
+        "num_hidden_layers": 48,
+        "num_key_value_heads": 4,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 768,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    },
+    "tiny": {
+        **_QWEN3,
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "vocab_size": 2048,
+        "max_position_embeddings": 4096,
+    },
+}
+"""Published shapes by name; ``tiny`` is for trying a script on a CPU."""
+
+
+def write_model(folder: Path, name: str, layers: int | None = None) -> Path:
+    """Write the config.json of a shape, with fewer layers if asked for.
+
+    Raises:
+        ValueError: for an unknown name; the message lists the known ones.
+    """
+    if name not in SHAPES:
+        raise ValueError(f"unknown shape {name!r}: known are {', '.join(SHAPES)}")
+    config = dict(SHAPES[name])
+    if layers is not None:
+        config["num_hidden_layers"] = layers
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    return folder
+
+
+def vocab_size(name: str) -> int:
+    """Token ids of the shape are below this."""
+    size = SHAPES[name]["vocab_size"]
+    assert isinstance(size, int)
+    return size
