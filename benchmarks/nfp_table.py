@@ -58,7 +58,10 @@ def main(
         "max_positions": max_positions,
         "startup_seconds": startup_seconds,
         "capture_seconds": 60.0,
-        "graph_memory_mib": 2048,
+        "graph_memory_mib": 8192,
+        "min_samples": 10,
+        # More than a server would spend, so that a short load gives many pairs.
+        "overhead_budget": 0.2,
     }
     work = Path(tempfile.mkdtemp(prefix="nfp-table-"))
     model = shapes.write_model(work / "model", shape, layers)

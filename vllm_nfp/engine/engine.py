@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections import defaultdict
@@ -112,7 +113,10 @@ class VllmProbeEngine:
         self._forward = Forward(view, clock, self._groups, layers, self.timed_layers)
         self._prepared: dict[tuple[int, int], _Prepared] = {}
         self._pool = torch.cuda.graph_pool_handle() if self._on_gpu else None
+        # One stream for all captures: memory is reused within a stream only.
+        self._capture_stream = torch.cuda.Stream(self._device) if self._on_gpu else None
         self.graph_bytes = 0
+        self._captured = False
         self._module_launch_seconds = LONGEST_HOLD_SECONDS / 2
 
     def _make_readers(self, groups: Sequence[AttentionGroup]) -> list[BlockReader]:
@@ -139,15 +143,20 @@ class VllmProbeEngine:
         return None
 
     def positions(self, batch_size: int, context: int) -> tuple[int, ...]:
-        """Position counts of the grid that fit the model, the KV cache and the token limit."""
-        return tuple(
+        """Position counts of the grid that fit the model, the KV cache and the token limit.
+
+        They end before the first count that lacks its CUDA graph: a boundary is told from all
+        counts below it.
+        """
+        fitting = (
             n
             for n in self._config.grid
             if context + n <= self._max_len
             and batch_size * n <= self._max_tokens
             and self._blocks_missing(batch_size, context + n) is None
-            and (batch_size, n) not in self._without_graph
         )
+        missing = self._without_graph
+        return tuple(itertools.takewhile(lambda n: (batch_size, n) not in missing, fitting))
 
     @property
     def _without_graph(self) -> set[tuple[int, int]]:
@@ -167,6 +176,7 @@ class VllmProbeEngine:
         """
         maybe_fail("capture")
         deadline = time.monotonic() + self._config.capture_seconds
+        free_before = self._free_bytes()
         shapes = {
             (b, n)
             for b in self._config.batch_sizes
@@ -177,7 +187,9 @@ class VllmProbeEngine:
         for b, n in sorted(shapes, key=lambda shape: (-shape[0] * shape[1], shape)):
             prepared = self._make(b, n)
             if prepared.batch.placement.execution is Execution.FULL and time.monotonic() < deadline:
-                self._capture_within_limit(prepared)
+                self._capture_within_limit(prepared, free_before)
+        self.graph_bytes = max(0, free_before - self._free_bytes())
+        self._captured = True
         left_out = len(self._without_graph)
         if left_out:
             logger.warning(
@@ -189,16 +201,18 @@ class VllmProbeEngine:
                 self._config.capture_seconds,
             )
 
-    def _capture_within_limit(self, prepared: _Prepared) -> None:
-        before = torch.cuda.mem_get_info(self._device)[0]
+    def _capture_within_limit(self, prepared: _Prepared, free_before: int) -> None:
         self._capture(prepared)
-        used = max(0, before - torch.cuda.mem_get_info(self._device)[0])
-        if self.graph_bytes + used <= self._config.graph_memory_mib << 20:
-            self.graph_bytes += used
-            return
-        prepared.step_graph = prepared.module_graph = prepared.hidden = None
-        prepared.module_marks = None
+        if free_before - self._free_bytes() > self._config.graph_memory_mib << 20:
+            prepared.step_graph = prepared.module_graph = prepared.hidden = None
+            prepared.module_marks = None
+
+    def _free_bytes(self) -> int:
+        """GPU memory that nobody holds, PyTorch's own reserve given back first."""
+        if not self._on_gpu:
+            return 0
         torch.cuda.empty_cache()
+        return int(torch.cuda.mem_get_info(self._device)[0])
 
     def _make(self, batch_size: int, positions: int) -> _Prepared:
         placement = self._placement(batch_size, positions)
@@ -216,7 +230,7 @@ class VllmProbeEngine:
         batch = prepared.batch
         batch.fill(context, self._readers, self.bag)
         metadata = self._forward.metadata(batch, context, for_capture=True)
-        stream = torch.cuda.Stream(self._device)
+        stream = self._capture_stream
         prepared.step_graph = Graph(self._pool)
         prepared.hidden = prepared.step_graph.capture(
             lambda: self._forward.run_model(batch, metadata), stream
@@ -240,6 +254,8 @@ class VllmProbeEngine:
             )
             if prepared.busy:
                 raise ShapeRefusedError(f"{shape} is still running")
+            if self._captured and (shape.batch_size, shape.positions) in self._without_graph:
+                raise ShapeRefusedError(f"{shape} has no CUDA graph")
             return self._launch(shape, prepared)
         except (CellDoesNotFitError, torch.OutOfMemoryError) as error:
             raise ShapeRefusedError(str(error)) from error
