@@ -85,7 +85,7 @@ def main(
         gzip.open(out / f"{shape}-pairs.jsonl.gz", "wb") as packed,
     ):
         shutil.copyfileobj(raw, packed)
-    _print(found)
+    print_tables(found)
 
 
 def _numbers(text: str) -> list[int]:
@@ -109,7 +109,8 @@ def _send_load(
         spent += each
 
 
-def _print(found: scrape.Scrape) -> None:
+def print_tables(found: scrape.Scrape) -> None:
+    """Print one table for each epsilon."""
     console = Console(width=150)
     for status in found.statuses:
         console.print(status)

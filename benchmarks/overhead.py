@@ -108,11 +108,11 @@ def main(
                             "round": index,
                             "side": side,
                             **load.run(work).summary(),
-                            "probe": None if control else _probe_state(urls["on"]),
+                            "probe": None if control else probe_state(urls["on"]),
                         }
                     )
                     _write(out, shape, layers, probe, started, rows)
-    _print(rows)
+    print_rounds(rows)
 
 
 def _write(
@@ -135,7 +135,8 @@ def _write(
     (out / name).write_text(json.dumps(result))
 
 
-def _probe_state(url: str) -> dict[str, object]:
+def probe_state(url: str) -> dict[str, object]:
+    """What the probe of a server says of itself."""
     status = scrape.parse(scrape.fetch(url)).statuses[0]
     return {
         "state": status.state,
@@ -153,7 +154,8 @@ def ratio_interval(off: list[float], on: list[float], draws: int = 4000) -> tupl
     return float(np.median(ratios)), float(low), float(high)
 
 
-def _print(rows: list[dict[str, object]]) -> None:
+def print_rounds(rows: list[dict[str, object]]) -> None:
+    """Print medians over rounds and paired ratios."""
     table = Table(title="probe off and on: medians over rounds")
     for name in ("concurrency", "figure", "off", "on", "on/off [95 %]"):
         table.add_column(name)

@@ -38,9 +38,11 @@ def server(
     flags: list[str],
     probe: Mapping[str, object] | None,
     output_dir: Path | None = None,
+    extra: Mapping[str, str] | None = None,
 ) -> Iterator[str]:
-    """A running server's URL."""
+    """A running server's URL; ``extra`` are environment variables of its own."""
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     port = demo.free_port()
-    with demo.running_server(command(model, port, flags, probe, output_dir), log, port) as url:
+    started = demo.running_server(command(model, port, flags, probe, output_dir), log, port, extra)
+    with started as url:
         yield url

@@ -14,7 +14,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,8 +93,13 @@ def serve_command(settings: Settings, model: Path, port: int, on_gpu: bool) -> l
 
 
 @contextmanager
-def running_server(command: list[str], log_path: Path, port: int) -> Iterator[str]:
+def running_server(
+    command: list[str], log_path: Path, port: int, extra: Mapping[str, str] | None = None
+) -> Iterator[str]:
     """Start the server, wait until it answers, give its URL, and stop it in the end.
+
+    Args:
+        extra: environment variables of this server alone.
 
     Raises:
         DemoError: if it does not start.
@@ -104,6 +109,7 @@ def running_server(command: list[str], log_path: Path, port: int) -> Iterator[st
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         **os.environ,
+        **(extra or {}),
     }
     with log_path.open("wb") as log:
         process = subprocess.Popen(

@@ -356,6 +356,8 @@ class VllmProbeEngine:
         n = self.positions(b, context)[-1]
         ticket = self.launch(Shape(b, context, n))
         wait_for(lambda: self.poll(ticket))
+        # Its shape has been run before its graph was captured.
+        self._prepared.clear()
         if self._kv_checksums() != before:
             raise KvCacheWrittenError(
                 "a probe changed the KV cache: this attention backend writes padding slots"
