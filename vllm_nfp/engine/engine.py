@@ -202,10 +202,20 @@ class VllmProbeEngine:
             )
 
     def _capture_within_limit(self, prepared: _Prepared, free_before: int) -> None:
-        self._capture(prepared)
-        if free_before - self._free_bytes() > self._config.graph_memory_mib << 20:
-            prepared.step_graph = prepared.module_graph = prepared.hidden = None
-            prepared.module_marks = None
+        try:
+            self._capture(prepared)
+            fits = free_before - self._free_bytes() <= self._config.graph_memory_mib << 20
+        except torch.OutOfMemoryError:
+            fits = False
+        if not fits:
+            self._release_graphs(prepared)
+
+    def _release_graphs(self, prepared: _Prepared) -> None:
+        prepared.step_graph = prepared.module_graph = prepared.hidden = None
+        prepared.module_marks = None
+        if not any(other.step_graph for other in self._prepared.values()):
+            # PyTorch forgets a memory pool with its last graph; its handle is then of no use.
+            self._pool = torch.cuda.graph_pool_handle()
 
     def _free_bytes(self) -> int:
         """GPU memory that nobody holds, PyTorch's own reserve given back first."""

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, generate_latest
+
+from vllm_nfp import scrape
+from vllm_nfp.cli import main
+from vllm_nfp.faults import ENV_VAR
+from vllm_nfp.metrics import (
+    BoundaryRow,
+    CurveRow,
+    LayerHistogram,
+    LiveStep,
+    NfpCollector,
+    PredictionRow,
+    Snapshot,
+    SnapshotError,
+    State,
+    read_snapshot,
+    write_snapshot,
+)
+from vllm_nfp.metrics.collector import free_tokens
+from vllm_nfp.metrics.snapshot import MAX_FILE_BYTES, engine_file
+
+FULL = Snapshot(
+    model_name='a "model"\n',
+    engine="0",
+    state=State.STEADY,
+    probes={"measured": 7, "refused": 1},
+    probe_seconds=0.5,
+    overhead_ratio=0.009,
+    boundaries=(
+        BoundaryRow("model", 8, 1024, 0.1, 4, 3, 5, False, 12),
+        BoundaryRow("attention", 8, 1024, 0.1, 16, 16, 16, True, 16),
+    ),
+    curves=(CurveRow("model", 8, 1024, 4, 12, 0.0071, 1.06, 1.05, None, "full"),),
+    predictions=(PredictionRow("model", 8, 1024, 0.1, 6, 38, "tile"),),
+    layers=(LayerHistogram(3, "attention", (0.001, 0.01), (1, 4, 5), 0.02),),
+    live=LiveStep(batch_size=6, context=900, positions=1),
+)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> str:
+    write_snapshot(engine_file(str(tmp_path), "0"), FULL)
+    registry = CollectorRegistry()
+    registry.register(NfpCollector(str(tmp_path)))
+    return generate_latest(registry).decode()
+
+
+def test_a_snapshot_survives_its_file(tmp_path: Path) -> None:
+    path = engine_file(str(tmp_path), "0")
+    write_snapshot(path, FULL)
+    assert read_snapshot(path) == FULL
+    assert list(tmp_path.iterdir()) == [path], "a temporary file was left"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'vllm_nfp_positions{batch_size="8",context="1024",engine="0",epsilon="0.1",'
+        'model_name="a \\"model\\"\\n",module="model"} 4.0',
+        "vllm_nfp_positions_lower{",
+        "vllm_nfp_positions_upper{",
+        "vllm_nfp_predicted_positions{",
+        "vllm_nfp_idle_compute_positions{",
+        "vllm_nfp_module_latency_seconds{",
+        'vllm_nfp_layer_latency_seconds_bucket{engine="0",layer="3",le="0.01",'
+        'model_name="a \\"model\\"\\n",module="attention"} 4.0',
+        'vllm_nfp_probes_total{engine="0",model_name="a \\"model\\"\\n",outcome="measured"} 7.0',
+        "vllm_nfp_probe_gpu_seconds_total{",
+        "vllm_nfp_overhead_ratio{",
+        'vllm_nfp_state{engine="0",model_name="a \\"model\\"\\n",state="steady"} 1.0',
+        'vllm_nfp_state{engine="0",model_name="a \\"model\\"\\n",state="disabled"} 0.0',
+        'vllm_nfp_free_tokens{engine="0",epsilon="0.1",model_name="a \\"model\\"\\n"} 18.0',
+    ],
+)
+def test_every_metric_of_the_contract_is_exported(text: str, line: str) -> None:
+    assert line in text
+
+
+def test_free_tokens_need_a_cell_that_holds_the_live_step() -> None:
+    assert free_tokens(FULL) == {0.1: 6 * (4 - 1)}
+    assert free_tokens(replace(FULL, live=LiveStep(9, 900, 1))) == {}
+    assert free_tokens(replace(FULL, live=LiveStep(6, 900, 9))) == {0.1: 0}
+    assert free_tokens(replace(FULL, live=None)) == {}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"schema": 99}',
+        b'{"schema": 1}',
+        b'{"schema": 1, "model_name": "m", "engine": "0", "state": "napping"}',
+        b'{"schema": 1, "model_name": 5, "engine": "0", "state": "steady"}',
+        b'{"schema": 1, "model_name": "m", "engine": "0", "state": "steady", "extra": 1}',
+        b'{"schema": 1, "model_name": "m", "engine": "0", "state": "steady", "curves": 1}',
+        b'{"schema": 1, "model_name": "m", "engine": "0", "state": "steady", "curves": [{}]}',
+        b'{"schema": 1, "model_name": "m", "engine": "0", "state": "steady", "probes": []}',
+        b'{"a":' * 50_000,
+        b"\xff\xfe",
+    ],
+)
+def test_a_hostile_file_is_ignored_and_named_once(
+    content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = engine_file(str(tmp_path), "1")
+    path.write_bytes(content)
+    with pytest.raises(SnapshotError):
+        read_snapshot(path)
+    write_snapshot(engine_file(str(tmp_path), "0"), FULL)
+    collector = NfpCollector(str(tmp_path))
+    with caplog.at_level(logging.ERROR, "vllm.nfp"):
+        for _ in range(5):
+            names = {metric.name for metric in collector.collect()}
+    assert "vllm_nfp_positions" in names
+    assert caplog.text.count("engine-1.json is ignored") == 1
+
+
+def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
+    path = engine_file(str(tmp_path), "0")
+    with path.open("wb") as file:
+        file.truncate(MAX_FILE_BYTES + 1)
+    with pytest.raises(SnapshotError, match="is larger than"):
+        read_snapshot(path)
+
+
+@given(st.recursive(
+    st.none() | st.booleans() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+))  # fmt: skip
+def test_any_json_is_read_or_refused(value: object) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = engine_file(folder, "0")
+        path.write_text(json.dumps({"schema": 1, "curves": value, "model_name": value}))
+        with pytest.raises(SnapshotError):
+            read_snapshot(path)
+
+
+def test_an_engine_name_cannot_leave_the_folder() -> None:
+    with pytest.raises(SnapshotError, match="is not a number"):
+        engine_file("/tmp", "../../etc/passwd")
+
+
+def test_a_fault_in_collecting_does_not_fail_the_scrape(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_snapshot(engine_file(str(tmp_path), "0"), FULL)
+    monkeypatch.setenv(ENV_VAR, "collect")
+    with caplog.at_level(logging.ERROR, "vllm.nfp"):
+        assert list(NfpCollector(str(tmp_path)).collect()) == []
+    assert "could not be collected" in caplog.text
+
+
+def test_a_scrape_is_read_back(text: str) -> None:
+    found = scrape.parse(text)
+    model = next(row for row in found.rows if row.module == "model")
+    assert (model.positions, model.lower, model.upper, model.at_limit) == (4, 3, 5, False)
+    assert (model.predicted, model.idle_compute) == (6, 38)
+    assert found.statuses[0].state == "steady"
+    assert found.statuses[0].probes == {"measured": 7, "refused": 1}
+
+
+@pytest.mark.parametrize(
+    ("broken", "sentence"),
+    [
+        ("", "has no NFP probe: start it with --nfp-probe"),
+        ("# TYPE up gauge\nup 1\n", "has no NFP probe"),
+        ('vllm_nfp_state{state="x" 1\n', "not in Prometheus' text format"),
+    ],
+)
+def test_a_scrape_without_the_probe_says_what_to_do(broken: str, sentence: str) -> None:
+    with pytest.raises(scrape.ScrapeError, match=sentence):
+        scrape.parse(broken)
+
+
+def table(monkeypatch: pytest.MonkeyPatch, text: str, *args: str) -> tuple[int, str]:
+    monkeypatch.setattr(scrape, "fetch", lambda _url: text)
+    result = CliRunner().invoke(main, ["table", "http://localhost:1", *args])
+    return result.exit_code, result.output
+
+
+def test_the_table_is_printed(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, output = table(monkeypatch, text)
+    assert code == 0
+    assert "4 [3, 5]" in output
+    assert "16+ [16, 16]" in output
+    assert "the boundary is here or beyond" in output
+
+
+def test_the_table_as_json(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, output = table(monkeypatch, text, "--json", "--epsilon", "0.1")
+    assert code == 0
+    values = json.loads(output)
+    assert values["schema"] == 1
+    assert [row["module"] for row in values["rows"]] == ["attention", "model"]
+
+
+def test_an_epsilon_that_is_not_measured_is_refused(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, output = table(monkeypatch, text, "--epsilon", "0.3")
+    assert code == 2
+    assert "epsilon 0.3 is not measured by this server; it has 0.1" in output
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "http://127.0.0.1:1"])
+def test_a_url_that_does_not_answer_is_refused_with_code_2(url: str) -> None:
+    result = CliRunner().invoke(main, ["table", url])
+    assert result.exit_code == 2
+    assert url in result.output
+    assert "Traceback" not in result.output
