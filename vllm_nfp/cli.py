@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -77,9 +78,9 @@ def print_table(found: scrape.Scrape, rows: Sequence[scrape.Row]) -> None:
     if not rows:
         console.print("No estimate yet: the probe works while the server decodes. Send requests.")
         return
-    table = Table(title="Free positions per sequence [95 % interval]")
+    table = Table(title="Free positions per sequence (NFP) [95 % interval]", box=box.SIMPLE)
     for name in ("module", "context", "batch", "epsilon", "NFP", "idle-compute", "predicted"):
-        table.add_column(name, justify="left" if name == "module" else "right")
+        table.add_column(name, justify="left" if name == "module" else "right", no_wrap=True)
     for row in rows:
         more = "+" if row.at_limit else ""
         table.add_row(
