@@ -78,8 +78,10 @@ def print_table(found: scrape.Scrape, rows: Sequence[scrape.Row]) -> None:
     if not rows:
         console.print("No estimate yet: the probe works while the server decodes. Send requests.")
         return
-    table = Table(title="Free positions per sequence (NFP) [95 % interval]", box=box.SIMPLE)
-    for name in ("module", "context", "batch", "epsilon", "NFP", "idle-compute", "predicted"):
+    table = Table(
+        title="Free positions per sequence (NFP) [95 % interval]", box=box.SIMPLE, padding=(0, 1)
+    )
+    for name in ("module", "L", "B", "epsilon", "NFP", "idle-compute", "predicted"):
         table.add_column(name, justify="left" if name == "module" else "right", no_wrap=True)
     for row in rows:
         more = "+" if row.at_limit else ""
