@@ -1,6 +1,6 @@
 """Run as a program: generate with a real vLLM engine and print what came out, as JSON.
 
-    generate.py MODEL OUT.json chunked|seeded
+    generate.py MODEL OUT.json chunked|seeded|graphs
 
 The probe is on if the environment carries its settings. Requests share prefixes, are longer than
 a step's token limit, and are all there from the start, so that the scheduler makes the same
@@ -35,10 +35,10 @@ def main(model: str, out: str, mode: str) -> None:
     llm = LLM(
         model=model,
         skip_tokenizer_init=True,
-        enforce_eager=True,
+        enforce_eager=mode != "graphs",
         max_model_len=512,
         max_num_seqs=8,
-        dtype="float32",
+        dtype="bfloat16" if mode == "graphs" else "float32",
         max_num_batched_tokens=64 if mode == "chunked" else 2048,
         enable_prefix_caching=True,
         enable_chunked_prefill=True,
