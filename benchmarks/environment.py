@@ -1,44 +1,110 @@
-"""What a benchmark ran on, for the raw results."""
+"""What a benchmark ran on, for the raw results; reads only, and works without a GPU.
+
+    python -m benchmarks.environment
+
+prints the record alone.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import platform
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from vllm_nfp import __version__
 from vllm_nfp.engine import versions
 
-_QUERY = (
-    "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.draw,power.limit,"
-    "temperature.gpu,clocks_throttle_reasons.active,memory.used"
+_FIELDS = (
+    "name",
+    "driver_version",
+    "clocks.sm",
+    "clocks.mem",
+    "clocks.max.sm",
+    "clocks.max.mem",
+    "power.draw",
+    "power.limit",
+    "temperature.gpu",
+    "memory.used",
+    "memory.total",
 )
+_REASONS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")
+"""Why clocks are held down, a bit mask: the name since driver 535, and the one before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """One record; fields of a GPU are None without one."""
+
+    date: str
+    command: tuple[str, ...]
+    gpu: dict[str, str] | None
+    vllm: str | None
+    vllm_nfp: str
+    torch: str | None
+    cuda: str | None
+    python: str
+    machine: str
 
 
 def gpu_state() -> dict[str, str] | None:
-    """The GPU's name, driver, clocks and limits as nvidia-smi tells them; None without one."""
-    command = ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader"]
+    """The first GPU's name, driver, clocks and limits as nvidia-smi tells them; None without."""
+    for reason in _REASONS:
+        fields = (*_FIELDS, reason)
+        text = _query(fields)
+        if text is not None:
+            return parse_state(text, fields)
+    return None
+
+
+def _query(fields: tuple[str, ...]) -> str | None:
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    values = done.stdout.splitlines()[0].split(", ")
-    return dict(zip(_QUERY.split(","), values, strict=True))
+    return done.stdout
+
+
+def parse_state(text: str, fields: tuple[str, ...]) -> dict[str, str] | None:
+    """The first line of nvidia-smi's CSV by field; None if it does not hold those fields."""
+    lines = text.splitlines()
+    values = lines[0].split(", ") if lines else []
+    if len(values) != len(fields):
+        return None
+    state = dict(zip(fields, values, strict=True))
+    return {("throttle_reasons" if key in _REASONS else key): v for key, v in state.items()}
 
 
 def record() -> dict[str, Any]:
     """The environment of this run, JSON-serializable."""
-    import torch
+    torch_version, cuda_version = _torch_versions()
+    return dataclasses.asdict(
+        Environment(
+            date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            command=("python", *sys.argv),
+            gpu=gpu_state(),
+            vllm=versions.installed_version(),
+            vllm_nfp=__version__,
+            torch=torch_version,
+            cuda=cuda_version,
+            python=platform.python_version(),
+            machine=platform.machine(),
+        )
+    )
 
-    return {
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": ["python", *sys.argv],
-        "gpu": gpu_state(),
-        "vllm": versions.installed_version(),
-        "vllm_nfp": __version__,
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "python": platform.python_version(),
-    }
+
+def _torch_versions() -> tuple[str | None, str | None]:
+    try:
+        import torch
+    except ImportError:
+        return None, None
+    return str(torch.__version__), torch.version.cuda
+
+
+if __name__ == "__main__":
+    print(json.dumps(record(), indent=1))

@@ -24,7 +24,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +32,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from benchmarks import environment, load, nfp_table, overhead, serving, shapes
+from benchmarks import environment, load, nfp_table, overhead, server, shapes
 from vllm_nfp import scrape
 
 
@@ -111,44 +110,40 @@ def main(
 def _start(
     stack: ExitStack, servers: tuple[Plan, ...], work: Path, out: Path, trial: bool
 ) -> dict[str, str]:
-    """All servers at once; each with compile caches of its own."""
+    """All servers at once; each with compile caches of its own. Those that fail are named."""
+    ports = server.free_ports(len(servers))
+    started = {
+        plan.name: stack.enter_context(server.Server(_spec(plan, work, port, trial)))
+        for plan, port in zip(servers, ports, strict=True)
+    }
+    urls = {}
+    for name, one in started.items():
+        try:
+            one.wait_until_healthy()
+            urls[name] = one.url
+        except server.ServerError as error:
+            print(f"{name}: {error}", flush=True)
+            shutil.copy(one.spec.log, out / f"{name}-server.log")
+    return urls
 
-    def enter(plan: Plan) -> str:
-        model = shapes.write_model(work / f"model-{plan.name}", plan.shape, plan.layers)
-        flags = [
-            "--kv-cache-memory-bytes",
-            str(int(plan.kv_gib * (1 << 30))),
-            "--max-num-seqs",
-            "256",
-            "--max-num-batched-tokens",
-            "2048",
-        ]
-        flags += (
-            ["--enforce-eager", "--max-model-len", "1024"]
-            if trial
-            else ["--gpu-memory-utilization", "0.05", "--max-model-len", "20480"]
-        )
-        if plan.name in {"off", "on"} and not trial:
-            flags[-1] = "8192"
-        folder = work / f"probe-{plan.name}" if plan.probe else None
-        return stack.enter_context(
-            serving.server(
-                model,
-                work / f"{plan.name}.log",
-                flags,
-                plan.probe,
-                folder,
-                {"VLLM_CACHE_ROOT": str(work / f"cache-{plan.name}")},
-            )
-        )
 
-    with ThreadPoolExecutor(len(servers)) as pool:
-        started = {plan.name: pool.submit(enter, plan) for plan in servers}
-    failed = [name for name, future in started.items() if future.exception() is not None]
-    for name in failed:
-        print(f"{name}: {started[name].exception()}", flush=True)
-        shutil.copy(work / f"{name}.log", out / f"{name}-server.log")
-    return {name: future.result() for name, future in started.items() if name not in failed}
+def _spec(plan: Plan, work: Path, port: int, trial: bool) -> server.Spec:
+    flags = ["--kv-cache-memory-bytes", str(int(plan.kv_gib * (1 << 30)))]
+    flags += ["--max-num-seqs", "256", "--max-num-batched-tokens", "2048"]
+    if trial:
+        flags += ["--enforce-eager", "--max-model-len", "1024"]
+    else:
+        longest = 8192 if plan.name in overhead.SIDES else 20480
+        flags += ["--gpu-memory-utilization", "0.05", "--max-model-len", str(longest)]
+    return server.Spec(
+        model=shapes.write_model(work / f"model-{plan.name}", plan.shape, plan.layers),
+        log=work / f"{plan.name}.log",
+        port=port,
+        flags=tuple(flags),
+        probe=plan.probe,
+        output_dir=work / f"probe-{plan.name}" if plan.probe else None,
+        extra={"VLLM_CACHE_ROOT": str(work / f"cache-{plan.name}")},
+    )
 
 
 def _table(
@@ -209,6 +204,8 @@ def _overhead(
     started: Mapping[str, Any],
     trial: bool,
 ) -> None:
+    if not trial:  # the trial's cells do not fit its KV cache
+        overhead.require_probe(urls["on"])
     rng = random.Random(0)
     rows: list[dict[str, Any]] = []
     prompt_tokens = 50 if trial else 900

@@ -1,22 +1,36 @@
 """A streaming load of fixed concurrency, with the arrival time of every token.
 
 Requests carry token ids, so that the server needs no tokenizer, and each sender starts its next
-request when the last one ends. One process and one event loop: the load runs on cores of its own.
+request when the last one ends. Tokens are counted by the server's running count in each event
+(``continuous_usage_stats``): without it, two tokens that left in one event would count as one.
+
+The measured window opens when every sender has had its first token, and a warm-up has passed. At
+its end all streams are closed, and vLLM aborts the requests.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
-import random
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import aiohttp
 import numpy as np
+from numpy.typing import NDArray
+
+READ_BUFFER_BYTES = 1 << 20
+MIN_PROMPT_TOKENS = 2
+LAG_STEP_SECONDS = 0.005
 
 
-@dataclass(frozen=True)
+class LoadError(RuntimeError):
+    """The load could not be sent as asked, so that its figures would mean nothing."""
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
     """What is sent, and for how long."""
 
@@ -26,106 +40,269 @@ class Load:
     concurrency: int
     prompt_tokens: int
     output_tokens: int
+    """Tokens of a request; the first request of each sender is shorter, at random."""
     seconds: float
+    """Length of the measured window."""
+    first_tokens_limit_seconds: float = 60.0
+    """Longest wait until all senders have had a token; then the window opens regardless."""
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.concurrency < 1 or self.output_tokens < 1 or self.seconds <= 0:
+            raise ValueError("concurrency, output_tokens and seconds must be positive")
+        if self.prompt_tokens < MIN_PROMPT_TOKENS or self.vocab_size < 3:
+            raise ValueError(f"a prompt needs {MIN_PROMPT_TOKENS} tokens, a vocabulary 3")
 
-@dataclass
+
+@dataclass(slots=True)
+class Trace:
+    """One request, as the client saw it; times from time.perf_counter()."""
+
+    sent: float
+    arrivals: list[float] = field(default_factory=list)
+    """Of each event that brought tokens."""
+    counts: list[int] = field(default_factory=list)
+    """Tokens in each of those events."""
+    ended: float | None = None
+    """When the last event came; None if the request was cut off at the end of the window."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The measured time."""
+
+    begin: float
+    end: float
+    all_decoding: bool = True
+    """Whether every sender had a token before it opened."""
+    client_cpu_share: float = 0.0
+    """CPU time of this client over the window's length: near 1, the client is the limit."""
+
+    client_lag_ms: tuple[float, ...] = ()
+    """How late this client's event loop woke, sampled every few milliseconds: intervals shorter
+    than this, or as long, tell of the client and not of the server."""
+
+    def holds(self, moment: float) -> bool:
+        """Whether the moment lies in the window."""
+        return self.begin <= moment <= self.end
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
-    """Tokens that arrived within the measured window."""
+    """What arrived within the measured window."""
 
-    seconds: float
-    tokens: int = 0
-    requests: int = 0
-    gaps_seconds: list[float] = field(default_factory=list)
-    """Time between two successive tokens of one request, both inside the window."""
+    window: Window
+    tokens: int
+    merged_events: int
+    """Events with more than one token; their interval counts once."""
+    requests_ended: int
+    itl_us: NDArray[np.uint32]
+    """Microseconds between two successive events of one request, both inside the window."""
+    ttft_seconds: tuple[float, ...]
+    """Time to the first token, of requests sent inside the window."""
 
-    def summary(self) -> dict[str, float]:
-        """Rates and percentiles; times in milliseconds."""
-        gaps = np.array(self.gaps_seconds) * 1e3
-        p50, p90, p99, p999 = np.percentile(gaps, [50, 90, 99, 99.9])
+    def summary(self) -> dict[str, float | int | bool | None]:
+        """Rates and percentiles; times in milliseconds, None where nothing was seen."""
+        seconds = self.window.end - self.window.begin
+        itl_ms = self.itl_us / 1e3
+        ttft_ms = np.array(self.ttft_seconds) * 1e3
         return {
-            "tokens_per_second": self.tokens / self.seconds,
-            "requests": self.requests,
-            "gaps": len(gaps),
-            "itl_mean_ms": float(gaps.mean()),
-            "itl_p50_ms": float(p50),
-            "itl_p90_ms": float(p90),
-            "itl_p99_ms": float(p99),
-            "itl_p999_ms": float(p999),
+            "seconds": seconds,
+            "tokens": self.tokens,
+            "tokens_per_second": self.tokens / seconds,
+            "requests_ended": self.requests_ended,
+            "intervals": len(self.itl_us),
+            "merged_events": self.merged_events,
+            "itl_mean_ms": float(itl_ms.mean()) if len(itl_ms) else None,
+            "itl_p50_ms": _percentile(itl_ms, 50),
+            "itl_p90_ms": _percentile(itl_ms, 90),
+            "itl_p99_ms": _percentile(itl_ms, 99),
+            "itl_p999_ms": _percentile(itl_ms, 99.9),
+            "ttft_count": len(self.ttft_seconds),
+            "ttft_p50_ms": _percentile(ttft_ms, 50),
+            "all_decoding": self.window.all_decoding,
+            "client_cpu_share": self.window.client_cpu_share,
+            "client_lag_p99_ms": _percentile(np.array(self.window.client_lag_ms), 99),
+            "client_lag_max_ms": max(self.window.client_lag_ms, default=None),
         }
 
 
+def _percentile(values: NDArray[np.float64], share: float) -> float | None:
+    return float(np.percentile(values, share)) if len(values) else None
+
+
 def run(load: Load, warmup_seconds: float = 2.0) -> Result:
-    """Send the load; the first ``warmup_seconds`` are not measured."""
-    return asyncio.run(_run(load, warmup_seconds))
+    """Send the load and measure it; the warm-up follows every sender's first token.
+
+    Raises:
+        LoadError: if the server refuses a request, breaks a stream, or cannot be reached.
+    """
+    try:
+        return asyncio.run(_run(load, warmup_seconds))
+    except ExceptionGroup as group:
+        first = group.exceptions[0]
+        raise LoadError(f"the load failed: {type(first).__name__}: {first}") from group
+
+
+def measure(traces: list[Trace], window: Window) -> Result:
+    """What the traces hold inside the window."""
+    tokens, merged, ended = 0, 0, 0
+    gaps: list[float] = []
+    ttfts: list[float] = []
+    for trace in traces:
+        inside = [window.holds(moment) for moment in trace.arrivals]
+        counts = [count for count, kept in zip(trace.counts, inside, strict=True) if kept]
+        tokens += sum(counts)
+        merged += sum(count > 1 for count in counts)
+        ended += trace.ended is not None and window.holds(trace.ended)
+        moments = itertools.compress(trace.arrivals, inside)
+        gaps += [later - earlier for earlier, later in itertools.pairwise(moments)]
+        if trace.arrivals and window.holds(trace.sent):
+            ttfts.append(trace.arrivals[0] - trace.sent)
+    itl_us = np.rint(np.array(gaps, dtype=np.float64) * 1e6).astype(np.uint32)
+    return Result(window, tokens, merged, ended, itl_us, tuple(ttfts))
 
 
 async def _run(load: Load, warmup_seconds: float) -> Result:
-    start = time.perf_counter() + warmup_seconds
-    window = (start, start + load.seconds)
-    result = Result(load.seconds)
-    timeout = aiohttp.ClientTimeout(total=600)
-    async with aiohttp.ClientSession(timeout=timeout) as session:
-        senders = [_send(session, load, i, window, result) for i in range(load.concurrency)]
-        await asyncio.gather(*senders)
-    return result
+    recorder = _Recorder(load.concurrency)
+    timeout = aiohttp.ClientTimeout(total=None, sock_read=120)
+    connector = aiohttp.TCPConnector(limit=0)
+    async with (
+        aiohttp.ClientSession(
+            timeout=timeout, connector=connector, read_bufsize=READ_BUFFER_BYTES
+        ) as session,
+        asyncio.TaskGroup() as group,
+    ):
+        senders = [
+            group.create_task(_send(session, load, recorder, sender))
+            for sender in range(load.concurrency)
+        ]
+        all_decoding = await recorder.all_started(load.first_tokens_limit_seconds)
+        await asyncio.sleep(warmup_seconds)
+        begin, cpu = time.perf_counter(), time.process_time()
+        lag_ms = await _watch_lag(load.seconds)
+        end, cpu = time.perf_counter(), time.process_time() - cpu
+        for sender in senders:
+            sender.cancel()
+    return measure(recorder.traces, Window(begin, end, all_decoding, cpu / (end - begin), lag_ms))
+
+
+async def _watch_lag(seconds: float) -> tuple[float, ...]:
+    """Sleep in short steps; how late each of them ended, in milliseconds."""
+    lag_ms = []
+    deadline = time.perf_counter() + seconds
+    while (now := time.perf_counter()) < deadline:
+        due = min(now + LAG_STEP_SECONDS, deadline)
+        await asyncio.sleep(due - now)
+        lag_ms.append(max(0.0, (time.perf_counter() - due) * 1e3))
+    return tuple(lag_ms)
+
+
+class _Recorder:
+    """The traces, and which senders have had a token."""
+
+    def __init__(self, senders: int) -> None:
+        self.traces: list[Trace] = []
+        self._waiting = set(range(senders))
+        self._all_started = asyncio.Event()
+
+    def new_trace(self) -> Trace:
+        trace = Trace(sent=time.perf_counter())
+        self.traces.append(trace)
+        return trace
+
+    def started(self, sender: int) -> None:
+        self._waiting.discard(sender)
+        if not self._waiting:
+            self._all_started.set()
+
+    async def all_started(self, limit_seconds: float) -> bool:
+        try:
+            await asyncio.wait_for(self._all_started.wait(), limit_seconds)
+        except TimeoutError:
+            return False
+        return True
+
+
+def request_bodies(load: Load, sender: int) -> Iterator[bytes]:
+    """Bodies of a sender's successive requests, without end.
+
+    Two ids at the head are unlike in all requests of a sender, so that no prompt is in the prefix
+    cache. The rest is encoded once: encoding 16k ids for each request would hold up the event loop
+    for longer than a decode step takes.
+    """
+    rng = np.random.default_rng([load.seed, sender])
+    ids = load.vocab_size - 2
+    tail = "".join(f",{i}" for i in 2 + rng.integers(ids, size=load.prompt_tokens - 2))
+    start = int(rng.integers(ids * ids))
+    # Senders must not all ask for a prefill in the same step: the first request is cut short.
+    max_tokens = int(rng.integers(1, load.output_tokens + 1))
+    for number in itertools.count(start):
+        second, first = divmod(number % (ids * ids), ids)
+        parameters = {
+            "model": load.model,
+            "max_tokens": max_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "stream": True,
+            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+        }
+        prompt = f"[{2 + first},{2 + second}{tail}]"
+        yield f'{{"prompt":{prompt},{json.dumps(parameters)[1:]}'.encode()
+        max_tokens = load.output_tokens
 
 
 async def _send(
     session: aiohttp.ClientSession,
     load: Load,
-    index: int,
-    window: tuple[float, float],
-    result: Result,
+    recorder: _Recorder,
+    sender: int,
 ) -> None:
-    rng = random.Random(load.seed * 10_007 + index)
-    # Staggered lengths: senders must not all ask for a prefill in the same step.
-    first = rng.randint(1, load.output_tokens)
-    while time.perf_counter() < window[1]:
-        prompt = [rng.randrange(2, load.vocab_size) for _ in range(load.prompt_tokens)]
-        body = {
-            "model": load.model,
-            "prompt": prompt,
-            "max_tokens": first or load.output_tokens,
-            "temperature": 0,
-            "ignore_eos": True,
-            "stream": True,
-            "return_token_ids": True,
-        }
-        first = 0
-        await _stream(session, load.url, body, window, result)
+    for body in request_bodies(load, sender):
+        trace = recorder.new_trace()
+        await _stream(session, load.url, body, trace, lambda: recorder.started(sender))
 
 
 async def _stream(
     session: aiohttp.ClientSession,
     url: str,
-    body: dict[str, object],
-    window: tuple[float, float],
-    result: Result,
+    body: bytes,
+    trace: Trace,
+    on_first_token: Callable[[], None],
 ) -> None:
-    last: float | None = None
-    async with session.post(f"{url}/v1/completions", json=body) as answer:
-        answer.raise_for_status()
+    seen = 0
+    headers = {"Content-Type": "application/json"}
+    async with session.post(f"{url}/v1/completions", data=body, headers=headers) as answer:
+        if answer.status != 200:
+            text = (await answer.text())[:500]
+            raise LoadError(f"the server answered {answer.status}: {text}")
         async for line in answer.content:
             now = time.perf_counter()
-            count = _tokens_in(line)
-            if not count:
+            total = tokens_so_far(line)
+            if total is None or total <= seen:
                 continue
-            inside = window[0] <= now <= window[1]
-            if inside:
-                result.tokens += count
-                if last is not None and last >= window[0]:
-                    result.gaps_seconds.append(now - last)
-            last = now
-            if now > window[1]:
-                return  # leaving closes the stream, and vLLM aborts the request
-    result.requests += 1
+            if not seen:
+                on_first_token()
+            trace.arrivals.append(now)
+            trace.counts.append(total - seen)
+            seen = total
+    if not seen:
+        raise LoadError("a stream ended without a token")
+    trace.ended = time.perf_counter()
 
 
-def _tokens_in(line: bytes) -> int:
-    """Token ids in one server-sent event; 0 for anything else."""
+def tokens_so_far(line: bytes) -> int | None:
+    """Completion tokens of the request up to this server-sent event; None for other lines.
+
+    Raises:
+        LoadError: for an event that reports an error.
+    """
     if not line.startswith(b"data: {"):
-        return 0
-    choices = json.loads(line[6:]).get("choices") or [{}]
-    return len(choices[0].get("token_ids") or ())
+        return None
+    event = json.loads(line[6:])
+    if "error" in event:
+        raise LoadError(f"the server reported {event['error']}")
+    usage = event.get("usage")
+    if usage is None:
+        raise LoadError("an event without usage: the server knows no continuous_usage_stats")
+    return int(usage["completion_tokens"])

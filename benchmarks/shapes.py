@@ -20,6 +20,24 @@ _QWEN3: Mapping[str, object] = {
     "eos_token_id": 1,
 }
 
+_TINY: Mapping[str, object] = {
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "vocab_size": 2048,
+    "max_position_embeddings": 4096,
+}
+
+_TINY_DENSE: Mapping[str, object] = {
+    **_QWEN3,
+    **_TINY,
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+}
+
 SHAPES: Mapping[str, Mapping[str, object]] = {
     "qwen3-8b": {
         **_QWEN3,
@@ -45,37 +63,47 @@ SHAPES: Mapping[str, Mapping[str, object]] = {
         "decoder_sparse_step": 1,
         "mlp_only_layers": [],
     },
-    "tiny": {
+    "tiny-dense": _TINY_DENSE,
+    "tiny": _TINY_DENSE,
+    "tiny-moe": {
         **_QWEN3,
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
-        "hidden_size": 256,
-        "intermediate_size": 512,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 64,
-        "vocab_size": 2048,
-        "max_position_embeddings": 4096,
+        **_TINY,
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 128,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
     },
 }
-"""Published shapes by name; ``tiny`` is for trying a script on a CPU."""
+"""Published shapes by name; the tiny ones are for trying a script on a CPU."""
 
 
 def write_model(folder: Path, name: str, layers: int | None = None) -> Path:
     """Write the config.json of a shape, with fewer layers if asked for.
 
     Raises:
-        ValueError: for an unknown name; the message lists the known ones.
+        ValueError: for an unknown name, with the known ones, or fewer layers than one.
     """
     if name not in SHAPES:
         raise ValueError(f"unknown shape {name!r}: known are {', '.join(SHAPES)}")
+    if layers is not None and layers < 1:
+        raise ValueError(f"layers must be 1 or more, not {layers}")
     config = dict(SHAPES[name])
     if layers is not None:
         config["num_hidden_layers"] = layers
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     return folder
+
+
+def layer_count(name: str) -> int:
+    """Layers of the published shape."""
+    layers = SHAPES[name]["num_hidden_layers"]
+    assert isinstance(layers, int)
+    return layers
 
 
 def vocab_size(name: str) -> int:

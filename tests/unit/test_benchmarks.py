@@ -1,0 +1,245 @@
+"""The pure parts of the benchmark scripts: no server, no GPU."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+# The scripts are no part of the installed package.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+pytest.importorskip("aiohttp")
+
+from benchmarks import environment, load, nfp_table, overhead, server, shapes
+
+
+def a_load(**changes: object) -> load.Load:
+    values = {
+        "url": "http://x",
+        "model": "m",
+        "vocab_size": 50,
+        "concurrency": 2,
+        "prompt_tokens": 20,
+        "output_tokens": 8,
+        "seconds": 1.0,
+    }
+    return load.Load(**{**values, **changes})
+
+
+def bodies(sender: int, count: int, **changes: object) -> list[dict]:
+    return [
+        json.loads(body)
+        for body in itertools.islice(load.request_bodies(a_load(**changes), sender), count)
+    ]
+
+
+def event(**fields: object) -> bytes:
+    return b"data: " + json.dumps(fields).encode() + b"\n"
+
+
+def row(level: int, index: int, side: str, **figures: float | None) -> dict:
+    values: dict = dict.fromkeys(overhead.FIGURES, 1.0)
+    return {"level": level, "round": index, "side": side, **values, **figures}
+
+
+@pytest.mark.parametrize("name", shapes.SHAPES)
+def test_every_shape_is_a_readable_config(name: str, tmp_path: Path) -> None:
+    folder = shapes.write_model(tmp_path / "model", name, layers=3)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["num_hidden_layers"] == 3
+    assert config["num_attention_heads"] % config["num_key_value_heads"] == 0
+
+
+def test_published_layers_are_kept_unless_changed(tmp_path: Path) -> None:
+    config = json.loads((shapes.write_model(tmp_path, "qwen3-8b") / "config.json").read_text())
+    assert config["num_hidden_layers"] == shapes.layer_count("qwen3-8b") == 36
+
+
+@pytest.mark.parametrize(("name", "layers"), [("gpt-9", None), ("tiny-moe", 0)])
+def test_bad_shape_is_refused(name: str, layers: int | None, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"unknown shape|layers must be"):
+        shapes.write_model(tmp_path, name, layers)
+
+
+def test_prompts_have_the_asked_length_and_valid_ids() -> None:
+    for body in bodies(0, 5):
+        assert len(body["prompt"]) == 20
+        assert all(2 <= token < 50 for token in body["prompt"])
+
+
+def test_no_two_prompts_of_a_sender_share_their_head() -> None:
+    heads = [tuple(body["prompt"][:2]) for body in bodies(0, 100)]
+    assert len(set(heads)) == 100
+
+
+def test_shortest_prompt() -> None:
+    assert len(bodies(0, 1, prompt_tokens=2)[0]["prompt"]) == 2
+
+
+def test_same_seed_gives_the_same_requests_and_senders_differ() -> None:
+    assert bodies(0, 3) == bodies(0, 3)
+    assert bodies(0, 1)[0]["prompt"][2:] != bodies(1, 1)[0]["prompt"][2:]
+    assert bodies(0, 1) != bodies(0, 1, seed=1)
+
+
+def test_only_the_first_request_is_cut_short() -> None:
+    lengths = [body["max_tokens"] for body in bodies(0, 4)]
+    assert 1 <= lengths[0] <= 8
+    assert lengths[1:] == [8, 8, 8]
+
+
+@pytest.mark.parametrize("changes", [{"concurrency": 0}, {"prompt_tokens": 1}, {"seconds": 0}])
+def test_impossible_load_is_refused(changes: dict) -> None:
+    with pytest.raises(ValueError, match=r"must be positive|needs 2 tokens"):
+        a_load(**changes)
+
+
+def test_events_are_read() -> None:
+    assert load.tokens_so_far(event(usage={"completion_tokens": 3})) == 3
+    assert load.tokens_so_far(b"data: [DONE]\n") is None
+    assert load.tokens_so_far(b"\n") is None
+
+
+@pytest.mark.parametrize("fields", [{"error": {"message": "no"}}, {"choices": []}])
+def test_events_that_cannot_be_counted_are_errors(fields: dict) -> None:
+    with pytest.raises(load.LoadError):
+        load.tokens_so_far(event(**fields))
+
+
+def test_only_what_lies_in_the_window_counts() -> None:
+    early = load.Trace(0.0, [0.5, 1.5, 1.75], [1, 1, 2], ended=1.8)
+    cut = load.Trace(1.25, [1.5, 2.5], [1, 1])
+    result = load.measure([early, cut], load.Window(1.0, 2.0))
+    assert (result.tokens, result.merged_events, result.requests_ended) == (4, 1, 1)
+    assert result.itl_us.tolist() == [250_000]
+    assert result.ttft_seconds == (0.25,)
+    assert result.summary()["tokens_per_second"] == 4.0
+
+
+def test_empty_window_has_no_percentiles() -> None:
+    summary = load.measure([load.Trace(0.0)], load.Window(1.0, 2.0)).summary()
+    assert summary["tokens"] == 0
+    assert summary["itl_p99_ms"] is None
+    assert summary["ttft_p50_ms"] is None
+    json.dumps(summary)
+
+
+def test_plan_holds_each_side_once_per_pair_and_mixes_their_order() -> None:
+    pairs = list(overhead.plan((1, 8), rounds=20))
+    assert len(pairs) == 40
+    assert all({turn.side for turn in pair} == set(overhead.SIDES) for pair in pairs)
+    assert all(pair[0].level == pair[1].level for pair in pairs)
+    assert {pair[0].side for pair in pairs} == set(overhead.SIDES)
+    assert [pair[0].level for pair in pairs[:4]] == [1, 8, 1, 8]
+
+
+def test_equal_sides_have_the_ratio_one() -> None:
+    assert overhead.ratio_interval([2.0, 3.0, 4.0], [2.0, 3.0, 4.0]) == (1.0, 1.0, 1.0)
+
+
+def test_interval_holds_the_ratio_and_cancels_drift() -> None:
+    off = np.linspace(5.0, 9.0, 8)
+    on = off * np.array([1.01, 1.02, 1.03, 1.02, 1.01, 1.02, 1.03, 1.02])
+    ratio, lower, upper = overhead.ratio_interval(list(off), list(on))
+    assert 1.01 <= lower <= ratio <= upper <= 1.03
+    assert ratio == pytest.approx(1.02)
+
+
+def test_unpaired_rounds_and_missing_figures_are_left_out() -> None:
+    rows = [
+        row(1, 0, "off", ttft_p50_ms=None),
+        row(1, 0, "on", itl_p50_ms=2.0),
+        row(1, 1, "off"),
+    ]
+    found = {comparison.figure: comparison for comparison in overhead.compare(rows)}
+    assert "ttft_p50_ms" not in found
+    assert found["itl_p50_ms"].rounds == 1
+    assert found["itl_p50_ms"].ratio == 2.0
+
+
+@pytest.mark.parametrize(("lag", "interval", "late"), [(0.5, 7, False), (400, 0.01, True)])
+def test_a_late_client_is_noticed(lag: float, interval: float, late: bool) -> None:
+    turn = row(1, 0, "on", itl_p50_ms=interval, client_lag_p99_ms=lag)
+    assert overhead.client_was_late(turn) is late
+
+
+def test_probe_counters_are_read_and_may_be_missing() -> None:
+    text = (
+        "# TYPE vllm_nfp_probes counter\n"
+        'vllm_nfp_probes_total{outcome="measured"} 4\n'
+        "# TYPE vllm_nfp_overhead_ratio gauge\n"
+        "vllm_nfp_overhead_ratio 0.008\n"
+        "# TYPE vllm_nfp_state gauge\n"
+        'vllm_nfp_state{state="probing"} 1\n'
+        'vllm_nfp_state{state="steady"} 0\n'
+    )
+    counters = overhead.probe_counters(text)
+    assert counters.overhead_ratio == 0.008
+    assert counters.gpu_seconds_total is None
+    assert counters.probes_total == {"measured": 4.0}
+    assert counters.states == ("probing",)
+
+
+def test_command_has_the_probe_only_if_settings_are_given(tmp_path: Path) -> None:
+    plain = server.Spec(tmp_path, tmp_path / "log", 8000, ("--enforce-eager",))
+    assert "--enforce-eager" in plain.command()
+    assert not [part for part in plain.command() if part.startswith("--nfp")]
+    probed = server.Spec(tmp_path, tmp_path / "log", 8000, (), {"seed": 1}, tmp_path / "out")
+    command = probed.command()
+    assert json.loads(command[command.index("--nfp-config") + 1]) == {"seed": 1}
+    assert command[command.index("--nfp-output-dir") + 1] == str(tmp_path / "out")
+
+
+def test_callers_environment_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    found = server.server_environment({"VLLM_CACHE_ROOT": "/c"})
+    assert found["HF_HUB_OFFLINE"] == "0"
+    assert found["VLLM_CACHE_ROOT"] == "/c"
+    assert found["VLLM_NO_USAGE_STATS"] == "1"
+
+
+def test_ports_are_distinct() -> None:
+    assert len(set(server.free_ports(8))) == 8
+
+
+def test_gpu_state_needs_all_its_fields() -> None:
+    fields = ("name", "clocks_throttle_reasons.active")
+    assert environment.parse_state("H100, 0x0\nH100, 0x1\n", fields) == {
+        "name": "H100",
+        "throttle_reasons": "0x0",
+    }
+    assert environment.parse_state("", fields) is None
+    assert environment.parse_state("H100\n", fields) is None
+
+
+@pytest.mark.parametrize("context", [64, 256, 1024, 16384])
+def test_requests_stay_in_their_cell(context: int) -> None:
+    length = nfp_table.prompt_tokens(context)
+    assert length >= load.MIN_PROMPT_TOKENS
+    assert length + nfp_table.OUTPUT_TOKENS <= max(context, nfp_table.OUTPUT_TOKENS + 2)
+
+
+def test_probe_output_is_copied_and_pairs_are_packed(tmp_path: Path) -> None:
+    source = tmp_path / "probe"
+    source.mkdir()
+    (source / "engine-0.json").write_text("{}")
+    (source / "samples-0.jsonl").write_text("{}\n")
+    nfp_table.save_probe_output(source, tmp_path / "kept")
+    names = sorted(path.name for path in (tmp_path / "kept").iterdir())
+    assert names == ["engine-0.json", "samples-0.jsonl.gz"]
+    nfp_table.save_probe_output(tmp_path / "missing", tmp_path / "none")
+
+
+def test_overhead_is_not_measured_of_a_disabled_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    def text(state: str) -> str:
+        return f'vllm_nfp_state{{model_name="m",engine="0",state="{state}"}} 1.0\n'
+
+    monkeypatch.setattr(overhead.scrape, "fetch", lambda _url: text("steady"))
+    overhead.require_probe("http://x")
+    monkeypatch.setattr(overhead.scrape, "fetch", lambda _url: text("disabled"))
+    with pytest.raises(server.ServerError, match="the probe of http://x is disabled"):
+        overhead.require_probe("http://x")
