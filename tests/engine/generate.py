@@ -3,8 +3,9 @@
     generate.py MODEL OUT.json chunked|seeded|graphs
 
 The probe is on if the environment carries its settings. Requests share prefixes, are longer than
-a step's token limit, and are all there from the start, so that the scheduler makes the same
-batches each time and every difference is the probe's.
+a step's token limit, and are all there before the first step (the engine runs in this process: in
+one of its own it would start on the first request that arrives), so that the scheduler makes the
+same batches each time and every difference is the probe's.
 
 Two modes, since vLLM 0.32 on a CPU fails on its own when a request with a seed meets a prompt that
 is read in chunks ("CPU Generator does not use offset"): "chunked" samples from the engine's one
@@ -14,6 +15,7 @@ generator, which a probe that drew from it would shift; "seeded" gives requests 
 from __future__ import annotations
 
 import json
+import os
 import random
 import sys
 from pathlib import Path
@@ -30,6 +32,7 @@ def prompts(count: int = 12) -> list[list[int]]:
 
 
 def main(model: str, out: str, mode: str) -> None:
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     from vllm import LLM, SamplingParams
 
     llm = LLM(
