@@ -49,7 +49,7 @@ class ProbeConfig:
     """Time for a first scan before the server takes requests; 0 turns it off."""
     capture_seconds: float = 20.0
     """Longest time spent on capturing the probe's own CUDA graphs at start."""
-    graph_memory_mib: int = 1024
+    graph_memory_mib: int = 2048
     """Most GPU memory, in MiB, that the probe's own CUDA graphs may take."""
     sampled_layers: int = 4
     """Decoder layers of each kind whose modules are timed; 0 times every layer."""
