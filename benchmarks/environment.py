@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from vllm_nfp import __version__
@@ -86,7 +87,8 @@ def record() -> dict[str, Any]:
     return dataclasses.asdict(
         Environment(
             date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            command=("python", *sys.argv),
+            # The name alone: where the checkout lies is nobody else's concern.
+            command=("python", Path(sys.argv[0]).name, *sys.argv[1:]),
             gpu=gpu_state(),
             vllm=versions.installed_version(),
             vllm_nfp=__version__,

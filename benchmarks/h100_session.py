@@ -1,4 +1,4 @@
-"""Both claims in one go, for a GPU that is lent by the minute: NFP tables and overhead.
+"""Both claims in one short session on one GPU: NFP tables and overhead.
 
     python -m benchmarks.h100_session --out DIR
 
