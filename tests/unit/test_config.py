@@ -125,6 +125,15 @@ def test_a_flag_without_the_probe_is_refused() -> None:
         flags.config_from_args(parse("--nfp-epsilon", "0.1"))
 
 
+def test_ray_is_refused_at_the_start() -> None:
+    args = parse("--nfp-probe")
+    args.distributed_executor_backend = "mp"
+    assert flags.config_from_args(args) is not None
+    args.distributed_executor_backend = "ray"
+    with pytest.raises(ConfigError, match="does not work with .* ray"):
+        flags.config_from_args(args)
+
+
 def test_a_bad_flag_ends_the_parse_with_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         parse("--nfp-probe", "--nfp-max-positions", "9999")

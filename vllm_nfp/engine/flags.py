@@ -127,6 +127,11 @@ def config_from_args(args: argparse.Namespace) -> ProbeConfig | None:
             flag = next(iter(given), "nfp_config").replace("_", "-")
             raise ConfigError(f"--{flag} has no effect without --nfp-probe: add --nfp-probe")
         return None
+    if getattr(args, "distributed_executor_backend", None) == "ray":
+        raise ConfigError(
+            "--nfp-probe does not work with --distributed-executor-backend ray, whose workers its "
+            "settings do not reach: use mp or uni, or leave --nfp-probe out"
+        )
     values = read_settings_argument(settings) if settings is not None else {}
     values.update({_SINGLE_FLAGS[dest]: value for dest, value in given.items()})
     return config_from_mapping(values)
