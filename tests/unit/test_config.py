@@ -130,7 +130,7 @@ def test_ray_is_refused_at_the_start() -> None:
     args.distributed_executor_backend = "mp"
     assert flags.config_from_args(args) is not None
     args.distributed_executor_backend = "ray"
-    with pytest.raises(ConfigError, match="does not work with .* ray"):
+    with pytest.raises(ConfigError, match=r"does not work with .* ray"):
         flags.config_from_args(args)
 
 
