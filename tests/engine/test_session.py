@@ -113,6 +113,19 @@ def test_estimates_appear_for_every_module_and_cell(
     assert json.loads((tmp_path / "out" / "environment-0.json").read_text())["device"]
 
 
+def test_the_log_of_raw_samples_is_bounded(
+    llm: Any, start: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm_nfp.engine import session as module
+
+    monkeypatch.setattr(module, "MOST_LOG_BYTES", 20_000)
+    session = start(startup_seconds=5.0, output_dir=str(tmp_path / "out"))
+    generate(llm)
+    session._publisher.process()
+    assert session.active
+    assert 20_000 < (tmp_path / "out" / "samples-0.jsonl").stat().st_size < 40_000
+
+
 def runner_tensors(runner: Any) -> dict[str, Any]:
     """Every tensor that the runner and its input batch keep between steps."""
     import torch

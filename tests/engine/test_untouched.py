@@ -27,6 +27,12 @@ def test_without_the_flag_no_attribute_of_vllm_is_replaced() -> None:
     assert found == {"replaced": [], "loaded": [], "flags": False}
 
 
+def test_a_file_of_flags_without_the_probe_leaves_no_trace(dense_model: Path) -> None:
+    found = inspect("serve", str(dense_model), "--config", "flags.yaml")
+    assert found["flags"], "the file may have asked for the probe"
+    assert found["replaced"] == []
+
+
 def test_the_inspection_would_see_a_replacement() -> None:
     found = inspect("serve", "some-model", "--nfp-probe")
     assert "vllm.engine.arg_utils.EngineArgs.add_cli_args" in found["replaced"]

@@ -35,10 +35,15 @@ if __name__ == "__main__":
     sys.argv = ["vllm", *sys.argv[1:]]
     for name in ("entrypoints.cli.serve", "v1.metrics.prometheus", "v1.worker.worker_base"):
         importlib.import_module(f"vllm.{name}")
+    from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     parser = make_arg_parser(FlexibleArgumentParser())
+    if "--config" in sys.argv:  # the flags may be in a file; these are not
+        args = parser.parse_args([])
+        args.model = sys.argv[2]
+        AsyncEngineArgs.from_cli_args(args)
     loaded = sorted(name for name in sys.modules if name.startswith("vllm_nfp.engine"))
     flags = any("--nfp-probe" in action.option_strings for action in parser._actions)
     print(json.dumps({"replaced": replaced(), "loaded": loaded, "flags": flags}))

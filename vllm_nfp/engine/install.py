@@ -45,6 +45,9 @@ def _install_flags() -> None:
             flags.switch_on(args)
             if os.environ.get(ENV_VAR):
                 install()
+            else:
+                # Help or a file of flags was asked for, and the probe was not: leave no trace.
+                PATCHES.restore()
             return original.__func__(cls, args)
 
         return classmethod(wrapped)

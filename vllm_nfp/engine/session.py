@@ -26,6 +26,9 @@ from vllm_nfp.timing import Clock, CudaClock, HostClock
 
 logger = logging.getLogger("vllm.nfp")
 
+MOST_LOG_BYTES = 256 << 20
+"""Size at which the log of raw samples ends: at the default budget, after days of full load."""
+
 
 class Session:
     """One worker's probe.
@@ -205,10 +208,19 @@ class Session:
 
     def _record(self, result: PairResult) -> None:
         """Append a raw pair to the output folder's log, if there is one."""
-        if self._log is not None:
-            line = {"unix_seconds": time.time(), **asdict(result)}
-            self._log.write(json.dumps(line) + "\n")
-            self._log.flush()
+        if self._log is None:
+            return
+        if self._log.tell() > MOST_LOG_BYTES:
+            logger.warning(
+                "vllm-nfp: %d MiB of raw samples are kept; no more are written",
+                MOST_LOG_BYTES >> 20,
+            )
+            self._log.close()
+            self._log = None
+            return
+        line = {"unix_seconds": time.time(), **asdict(result)}
+        self._log.write(json.dumps(line) + "\n")
+        self._log.flush()
 
     def _fault(self, stage: str, error: Exception) -> None:
         logger.error("vllm-nfp: fault in stage %s", stage, exc_info=error)
