@@ -87,8 +87,8 @@ def record() -> dict[str, Any]:
     return dataclasses.asdict(
         Environment(
             date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            # The name alone: where the checkout lies is nobody else's concern.
-            command=("python", Path(sys.argv[0]).name, *sys.argv[1:]),
+            # Names alone: where the checkout and its results lie is nobody else's concern.
+            command=("python", *(_without_folder(argument) for argument in sys.argv)),
             gpu=gpu_state(),
             vllm=versions.installed_version(),
             vllm_nfp=__version__,
@@ -98,6 +98,10 @@ def record() -> dict[str, Any]:
             machine=platform.machine(),
         )
     )
+
+
+def _without_folder(argument: str) -> str:
+    return Path(argument).name if argument.startswith("/") else argument
 
 
 def _torch_versions() -> tuple[str | None, str | None]:

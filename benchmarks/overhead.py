@@ -8,6 +8,9 @@ the same clocks; the idle one uses no GPU time. ``--control`` leaves the probe o
 shows the noise. Writes overhead-<shape>[-control].json with every turn and the summary, and .npz
 with every inter-token time; prints medians over rounds and the paired ratio on/off with a
 bootstrap 95 % interval.
+
+With several ``--shape NAME:LAYERS:KV_GIB`` the servers of all shapes start together, and the shapes
+are measured one after the other.
 """
 
 from __future__ import annotations
@@ -296,7 +299,7 @@ def specs(settings: Settings, model: Path, out: Path) -> list[server.Spec]:
             settings.flags,
             settings.probe if side == "on" else None,
             # Side by side, they must not write the same compile cache.
-            extra={"VLLM_CACHE_ROOT": str(model.parent / f"cache-{side}")}
+            extra={"VLLM_CACHE_ROOT": str(model.parent / f"cache-{model.name}-{side}")}
             if settings.together
             else {},
         )
@@ -304,9 +307,37 @@ def specs(settings: Settings, model: Path, out: Path) -> list[server.Spec]:
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class ShapeArgument:
+    """One ``--shape NAME[:LAYERS[:KV_GIB]]``."""
+
+    name: str
+    layers: int | None
+    kv_gib: float | None
+
+
+def parse_shape(text: str) -> ShapeArgument:
+    """Read one ``--shape``.
+
+    Raises:
+        click.BadParameter: for an unknown shape, or numbers that are none.
+    """
+    name, *rest = text.split(":")
+    if name not in shapes.SHAPES:
+        raise click.BadParameter(f"unknown shape {name!r}: known are {', '.join(shapes.SHAPES)}")
+    try:
+        layers, kv_gib, *more = [*rest, "", ""] if len(rest) < 2 else rest
+        if any(more):
+            raise ValueError
+        return ShapeArgument(
+            name, int(layers) if layers else None, float(kv_gib) if kv_gib else None
+        )
+    except ValueError:
+        raise click.BadParameter(f"{text!r} must be NAME[:LAYERS[:KV_GIB]]") from None
+
+
 @click.command()
-@click.option("--shape", type=click.Choice(list(shapes.SHAPES)), required=True)
-@click.option("--layers", type=int, default=None, help="Fewer layers than the published shape.")
+@click.option("--shape", "shape_texts", multiple=True, required=True, help="NAME[:LAYERS[:KV_GIB]]")
 @click.option("--concurrency", default="1,8,32", help="Levels, separated by commas.")
 @click.option("--prompt-tokens", type=int, default=900)
 @click.option("--output-tokens", type=int, default=256)
@@ -318,14 +349,13 @@ def specs(settings: Settings, model: Path, out: Path) -> list[server.Spec]:
 @click.option(
     "--flags",
     default="--max-model-len 20480 --max-num-seqs 256",
-    help="Further flags of vllm serve, for both.",
+    help="Further flags of vllm serve, for all.",
 )
-@click.option("--memory", type=float, default=0.45, help="GPU memory share of each server.")
 @click.option(
-    "--kv-gib",
+    "--memory",
     type=float,
-    default=None,
-    help="KV cache of each server, in GiB; lets both start at once, which saves a minute or more.",
+    default=0.45,
+    help="GPU memory share of each server, unless KV_GIB lets all start at once.",
 )
 @click.option(
     "--limit-seconds",
@@ -335,8 +365,7 @@ def specs(settings: Settings, model: Path, out: Path) -> list[server.Spec]:
 )
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
 def main(
-    shape: str,
-    layers: int | None,
+    shape_texts: tuple[str, ...],
     concurrency: str,
     prompt_tokens: int,
     output_tokens: int,
@@ -347,40 +376,61 @@ def main(
     control: bool,
     flags: str,
     memory: float,
-    kv_gib: float | None,
     limit_seconds: float,
     out: Path,
 ) -> None:
     """Measure the probe's cost, its servers on and off interleaved."""
     began = time.monotonic()
     server.end_servers_on_sigterm()
-    fixed_kv = () if kv_gib is None else ("--kv-cache-memory-bytes", str(int(kv_gib * GIB)))
-    settings = Settings(
-        shape,
-        layers,
-        tuple(int(part) for part in concurrency.split(",")),
-        prompt_tokens,
-        output_tokens,
-        rounds,
-        seconds,
-        warmup_seconds,
-        None if control else json.loads(probe_json),
-        (*shlex.split(flags), "--gpu-memory-utilization", str(memory), *fixed_kv),
-        kv_gib is not None,
-        limit_seconds,
-    )
-    output = Output(out, settings)
+    chosen = [parse_shape(text) for text in shape_texts]
+    together = all(shape.kv_gib is not None for shape in chosen)
+    if len(chosen) > 1 and not together:
+        raise click.BadParameter("several shapes need a KV_GIB each: NAME:LAYERS:KV_GIB")
+
+    def settings_of(shape: ShapeArgument) -> Settings:
+        fixed = ("--kv-cache-memory-bytes", str(int((shape.kv_gib or 0) * GIB)))
+        share = ("--gpu-memory-utilization", "0.05" if together else str(memory))
+        return Settings(
+            shape.name,
+            shape.layers,
+            tuple(int(part) for part in concurrency.split(",")),
+            prompt_tokens,
+            output_tokens,
+            rounds,
+            seconds,
+            warmup_seconds,
+            None if control else json.loads(probe_json),
+            (*shlex.split(flags), *share, *(fixed if together else ())),
+            together,
+            limit_seconds,
+        )
+
     with tempfile.TemporaryDirectory(prefix="nfp-overhead-") as folder:
-        model = shapes.write_model(Path(folder) / "model", shape, layers)
-        with server.running(specs(settings, model, out), settings.together) as servers:
-            left = limit_seconds - (time.monotonic() - began)
+        _run([settings_of(shape) for shape in chosen], Path(folder), out, began)
+
+
+def _run(all_settings: list[Settings], folder: Path, out: Path, began: float) -> None:
+    """Start every server, then give each shape an equal part of the time that is left."""
+    outputs = [Output(out, settings) for settings in all_settings]
+    models = [shapes.write_model(folder / s.shape, s.shape, s.layers) for s in all_settings]
+    wanted = [
+        spec
+        for settings, model in zip(all_settings, models, strict=True)
+        for spec in specs(settings, model, out)
+    ]
+    with server.running(wanted, all_settings[0].together) as servers:
+        print(f"servers up after {time.monotonic() - began:.0f} s", flush=True)
+        for index, (settings, model) in enumerate(zip(all_settings, models, strict=True)):
+            left = settings.limit_seconds - (time.monotonic() - began)
+            share = left / (len(all_settings) - index)
             measure(
-                dataclasses.replace(settings, limit_seconds=left),
+                dataclasses.replace(settings, limit_seconds=share),
                 model,
-                dict(zip(SIDES, servers, strict=True)),
-                output,
+                dict(zip(SIDES, servers[2 * index : 2 * index + 2], strict=True)),
+                outputs[index],
             )
-    print_rounds(output.rows)
+            print(f"{settings.name}:", flush=True)
+            print_rounds(outputs[index].rows)
 
 
 def print_rounds(rows: list[Row]) -> None:

@@ -90,29 +90,37 @@ class BlockReader:
         # Block 0 is vLLM's null block, which no sequence owns.
         order = np.random.default_rng(seed).permutation(np.arange(1, group.num_blocks))
         self._order = order.astype(np.int32)
-        self._tables: dict[tuple[int, int], torch.Tensor] = {}
+        self._tables: dict[tuple[int, int, int], torch.Tensor] = {}
 
     def blocks_needed(self, batch_size: int, tokens: int) -> int:
         """Distinct blocks that ``batch_size`` sequences of ``tokens`` tokens read."""
         return batch_size * -(-tokens // self._group.block_tokens)
 
-    def table(self, batch_size: int, tokens: int) -> torch.Tensor:
+    def variants(self, batch_size: int, tokens: int) -> int:
+        """Tables for this shape that share no block with one another."""
+        return len(self._order) // self.blocks_needed(batch_size, tokens)
+
+    def table(self, batch_size: int, tokens: int, variant: int = 0) -> torch.Tensor:
         """Block table of shape [batch_size, width], int32, each block used once.
+
+        Args:
+            variant: tables of different variants share no block.
 
         Raises:
             CellDoesNotFitError: if the pool has too few blocks.
         """
         needed = self.blocks_needed(batch_size, tokens)
-        if needed > len(self._order):
+        first = variant * needed
+        if first + needed > len(self._order):
             raise CellDoesNotFitError(
-                f"{batch_size} sequences of {tokens} tokens need {needed} distinct KV blocks, "
-                f"the cache has {len(self._order)}"
+                f"{batch_size} sequences of {tokens} tokens need {first + needed} distinct KV "
+                f"blocks, the cache has {len(self._order)}"
             )
-        key = (batch_size, needed)
+        key = (batch_size, needed, variant)
         if key not in self._tables:
             columns = needed // batch_size
             table = np.zeros((batch_size, self._width), dtype=np.int32)
-            table[:, :columns] = self._order[:needed].reshape(batch_size, columns)
+            table[:, :columns] = self._order[first : first + needed].reshape(batch_size, columns)
             self._tables[key] = torch.from_numpy(table).to(self._device)
         return self._tables[key]
 
@@ -176,6 +184,7 @@ class ProbeBatch:
         positions: N positions per sequence.
         placement: with the padding that vLLM would add.
         widths: block-table columns of each group.
+        causal: a position sees those before it; False: all of the block, as diffusion decodes.
     """
 
     def __init__(
@@ -185,7 +194,9 @@ class ProbeBatch:
         placement: Placement,
         widths: Sequence[int],
         device: torch.device,
+        causal: bool = True,
     ) -> None:
+        self.causal = causal
         self.batch_size = batch_size
         self.positions_per_sequence = positions
         self.placement = placement
@@ -207,18 +218,21 @@ class ProbeBatch:
             torch.zeros((sequences, width), dtype=torch.int32, device=device) for width in widths
         )
 
-    def fill(self, context: int, readers: Sequence[BlockReader], bag: TokenBag) -> None:
+    def fill(
+        self, context: int, readers: Sequence[BlockReader], bag: TokenBag, variant: int = 0
+    ) -> None:
         """Set context length, blocks and token ids; enqueued on the stream, waits for nothing.
 
         Args:
             context: tokens already in each sequence's KV cache.
+            variant: which of the disjoint sets of KV blocks to read.
         """
         length = context + self.positions_per_sequence
         torch.add(self._offsets, context, out=self.positions[: self.tokens])
         self.seq_lens[: self.batch_size].fill_(length)
         self.seq_lens_cpu[: self.batch_size].fill_(length)
         for table, reader in zip(self.tables, readers, strict=True):
-            table[: self.batch_size].copy_(reader.table(self.batch_size, length))
+            table[: self.batch_size].copy_(reader.table(self.batch_size, length, variant))
         self.input_ids[: self.tokens].copy_(bag.draw(self.tokens))
 
     def attention_metadata(
@@ -247,7 +261,7 @@ class ProbeBatch:
             "num_actual_tokens": len(self.positions) if padded else self.tokens,
             "max_query_len": self.positions_per_sequence,
             "max_seq_len": max_seq_len,
-            "causal": True,
+            "causal": self.causal,
             "is_prefilling": self.is_prefilling[:sequences],
             "positions": self.positions,
         }

@@ -102,7 +102,7 @@ class Forward:
             ids, positions = self._view.piecewise_inputs(batch.placement.padded_tokens)
         else:
             ids, positions = batch.input_ids, batch.positions
-        with self._context(batch, metadata, batch.placement.execution, compiled=True):
+        with self.context(metadata, batch, batch.placement.execution, compiled=True):
             return self._call(ids, positions)
 
     def run_head(self, batch: ProbeBatch, hidden: torch.Tensor) -> None:
@@ -132,7 +132,7 @@ class Forward:
             stack.enter_context(layer_tools.skipped(self._skipped))
             stack.enter_context(layer_tools.fused_ops(self._timed))
             stack.enter_context(layer_tools.observed(self._timed, on_edge))
-            stack.enter_context(self._context(batch, metadata, Execution.NONE, compiled=False))
+            stack.enter_context(self.context(metadata, batch, Execution.NONE, compiled=False))
             self._call(batch.input_ids, batch.positions)
             marks.empty = (self._clock.mark(external), self._clock.mark(external))
         return marks
@@ -149,8 +149,8 @@ class Forward:
         return hidden
 
     @contextmanager
-    def _context(
-        self, batch: ProbeBatch, metadata: dict[str, Any], execution: Execution, compiled: bool
+    def context(
+        self, metadata: dict[str, Any], batch: ProbeBatch, execution: Execution, compiled: bool
     ) -> Iterator[None]:
         """vLLM's forward context for the batch.
 

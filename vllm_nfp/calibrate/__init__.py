@@ -1,0 +1,1 @@
+"""Measures what kernels really reach on the device at hand."""

@@ -1,0 +1,164 @@
+"""What kernel timings consist of: points, series of them over N, and the samples taken there.
+
+Plain data and their JSON; no torch, no vLLM.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+
+class SampleError(ValueError):
+    """A file of kernel samples that cannot be read; the message names it and says why."""
+
+
+class Kernel(StrEnum):
+    """What is timed alone, as vLLM calls it."""
+
+    LINEAR = "linear"
+    """One linear layer, named in :attr:`Series.name`."""
+    DENSE_FFN = "dense_ffn"
+    MOE_FFN = "moe_ffn"
+    """Router, routed and shared experts."""
+    ATTENTION = "attention"
+    """The attention operator with the KV cache, without projections."""
+    LM_HEAD = "lm_head"
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One kernel in one cell, to be timed at several numbers of positions.
+
+    Kernels that see only tokens have batch_size 1 and context 0: positions are tokens.
+    """
+
+    kernel: Kernel
+    batch_size: int = 1
+    context: int = 0
+    causal: bool = True
+    """False: every position of the block sees all of it, as in diffusion decoding."""
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Times of a series.
+
+    Attributes:
+        series: what was timed.
+        positions: N, ascending.
+        seconds: for each N the time of one call, one value a pass, passes interleaved over N.
+        inputs, outputs: columns of a linear layer's weight; 0 for other kernels.
+        weight_bytes: bytes that the kernel's weights take; 0 for attention.
+    """
+
+    series: Series
+    positions: tuple[int, ...]
+    seconds: tuple[tuple[float, ...], ...]
+    inputs: int = 0
+    outputs: int = 0
+    weight_bytes: int = 0
+
+    @property
+    def medians(self) -> tuple[float, ...]:
+        """Median seconds at each N."""
+        return tuple(statistics.median(passes) for passes in self.seconds)
+
+    @property
+    def spread(self) -> float:
+        """Median over N of (largest - smallest) / median of the passes."""
+        return statistics.median(
+            (max(passes) - min(passes)) / statistics.median(passes) for passes in self.seconds
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class KernelSamples:
+    """All curves of one model's kernels on one device, and what they were taken on."""
+
+    model: str
+    config: Mapping[str, Any]
+    """The model's config.json."""
+    environment: Mapping[str, Any]
+    curves: tuple[Curve, ...]
+
+
+def write_samples(path: Path, samples: KernelSamples) -> None:
+    """JSON lines: a header, then a line for each curve; seconds with six digits."""
+    header = {
+        "model": samples.model,
+        "config": dict(samples.config),
+        "environment": dict(samples.environment),
+    }
+    lines = [json.dumps(header), *(json.dumps(_curve_to_json(c)) for c in samples.curves)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def read_samples(path: Path) -> KernelSamples:
+    """Read what :func:`write_samples` wrote.
+
+    Raises:
+        SampleError: if the file cannot be read or is no such file.
+    """
+    try:
+        return _samples_of(path.read_text(encoding="utf-8").splitlines())
+    except OSError as error:
+        raise SampleError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise SampleError(f"{path} holds no kernel samples ({error!r:.200})") from None
+
+
+def _samples_of(lines: Iterable[str]) -> KernelSamples:
+    rows: Iterator[Any] = (json.loads(line) for line in lines if line.strip())
+    header = next(rows, None)
+    if header is None:
+        raise ValueError("empty file")
+    curves = tuple(_curve_from_json(row) for row in rows)
+    return KernelSamples(header["model"], header["config"], header["environment"], curves)
+
+
+def _curve_to_json(curve: Curve) -> dict[str, Any]:
+    series = curve.series
+    return {
+        "kernel": str(series.kernel),
+        "name": series.name,
+        "batch_size": series.batch_size,
+        "context": series.context,
+        "causal": series.causal,
+        "inputs": curve.inputs,
+        "outputs": curve.outputs,
+        "weight_bytes": curve.weight_bytes,
+        "positions": curve.positions,
+        "seconds": [[float(f"{s:.6g}") for s in passes] for passes in curve.seconds],
+    }
+
+
+def _curve_from_json(row: Mapping[str, Any]) -> Curve:
+    series = Series(
+        Kernel(row["kernel"]),
+        int(row["batch_size"]),
+        int(row["context"]),
+        bool(row["causal"]),
+        str(row["name"]),
+    )
+    positions = tuple(int(n) for n in row["positions"])
+    seconds = tuple(tuple(float(s) for s in passes) for passes in row["seconds"])
+    if len(positions) != len(seconds) or not positions or not all(seconds):
+        raise ValueError("positions and seconds differ in number")
+    if not all(math.isfinite(s) and s > 0 for passes in seconds for s in passes):
+        raise ValueError("a time is not finite and above 0")
+    return Curve(
+        series,
+        positions,
+        seconds,
+        int(row["inputs"]),
+        int(row["outputs"]),
+        int(row["weight_bytes"]),
+    )
