@@ -41,16 +41,11 @@ def time_series(
 ) -> Curve | None:
     """Time one series; None if it cannot run at N = 1.
 
-    It ends before the first N that the bench refuses. Each pass runs all N once, in an order of
-    its own, so that a drift of the clocks meets all N alike.
+    Each pass runs all N once, in an order of its own, so that a drift of the clocks meets all N
+    alike.
     """
-    calls: list[tuple[int, Call]] = []
     try:
-        for n in positions:
-            try:
-                calls.append((n, bench.ready(series, n)))
-            except PointRefusedError:
-                break
+        calls = _ready(bench, series, positions)
         if not calls or calls[0][0] != 1:
             return None
         taken: dict[int, list[float]] = {n: [] for n, _ in calls}
@@ -70,3 +65,17 @@ def time_series(
         )
     finally:
         bench.release()
+
+
+def _ready(bench: Bench, series: Series, positions: Sequence[int]) -> list[tuple[int, Call]]:
+    """The calls that the bench can make ready, by ascending N.
+
+    Largest first, so that smaller calls live in memory that larger ones have used.
+    """
+    calls: list[tuple[int, Call]] = []
+    for n in sorted(positions, reverse=True):
+        try:
+            calls.append((n, bench.ready(series, n)))
+        except PointRefusedError:
+            continue
+    return calls[::-1]

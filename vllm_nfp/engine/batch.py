@@ -54,23 +54,20 @@ def own_groups(
         if getattr(runner_group, "kernel_block_stride", 0):
             raise CellDoesNotFitError("the KV cache packs layers of different page sizes together")
         spec = live.kv_cache_spec
-        builder = _new_builder(type(live), live, vllm_config, device)
+        names = tuple(runner_group.layer_names)
+        builder = _new_builder(type(live), spec, names, vllm_config, device)
         per_block = runner_group.kv_cache_spec.block_size // spec.block_size
-        groups.append(
-            AttentionGroup(
-                builder, tuple(live.layer_names), spec.block_size, num_blocks * per_block
-            )
-        )
+        groups.append(AttentionGroup(builder, names, spec.block_size, num_blocks * per_block))
     return tuple(groups)
 
 
-def _new_builder(kind: type, live: Any, vllm_config: Any, device: torch.device) -> Any:
+def _new_builder(
+    kind: type, spec: Any, layer_names: Sequence[str], vllm_config: Any, device: torch.device
+) -> Any:
     extra = {}
     if getattr(kind, "requires_block_table_width", False):
-        extra["block_table_width"] = -(
-            -vllm_config.model_config.max_model_len // live.kv_cache_spec.block_size
-        )
-    return kind(live.kv_cache_spec, live.layer_names, vllm_config, device, **extra)
+        extra["block_table_width"] = -(-vllm_config.model_config.max_model_len // spec.block_size)
+    return kind(spec, list(layer_names), vllm_config, device, **extra)
 
 
 class BlockReader:

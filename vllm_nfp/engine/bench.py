@@ -81,6 +81,14 @@ class ModuleBench:
         self._graphs: list[Graph] = []
         self._copied: tuple[str, list[Any]] = ("", [])
 
+    @property
+    def attention_backend(self) -> str:
+        """vLLM's name of the first layer's attention backend, with FlashAttention's version."""
+        backend = self._view.runner.attn_groups[0][0].backend
+        implementation = getattr(self._layers[0].attention[0], "impl", None)
+        version = getattr(implementation, "vllm_flash_attn_version", None)
+        return f"{backend.get_name()}{'' if version is None else f'_{version}'}"
+
     def linear_names(self) -> tuple[str, ...]:
         """Names, within a layer, of the linear layers that all layers have."""
         each = [set(_linears(layer)) for layer in self._layers]
@@ -113,18 +121,23 @@ class ModuleBench:
         try:
             batch = self._batch(series, positions)
             if series.kernel is Kernel.ATTENTION:
-                runs, read = self._attention_runs(series, batch)
-            else:
-                runs, read = self._token_runs(series, batch)
+                return self._attention(series, batch)
+            runs, read = self._token_runs(series, batch)
             return self._timed(_repeated(runs, read))
-        except (CellDoesNotFitError, torch.OutOfMemoryError) as error:
+        except CellDoesNotFitError as error:
+            raise PointRefusedError(str(error)) from error
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
             raise PointRefusedError(str(error)) from error
 
     def release(self) -> None:
-        """Give up all graphs."""
+        """Give up all graphs and their memory."""
         self._graphs.clear()
         if self._on_gpu:
+            # PyTorch forgets a memory pool with its last graph; its handle is then of no use.
             self._pool = torch.cuda.graph_pool_handle()
+            torch.cuda.empty_cache()
 
     def _batch(self, series: Series, positions: int) -> ProbeBatch:
         tokens = series.batch_size * positions
@@ -167,8 +180,12 @@ class ModuleBench:
             self._copied = (name, linears + extra)
         return self._copied[1]
 
-    def _attention_runs(self, series: Series, batch: ProbeBatch) -> tuple[list[Run], int]:
-        """The first layer's attention on its own inputs, over disjoint sets of KV blocks."""
+    def _attention(self, series: Series, batch: ProbeBatch) -> Call:
+        """The first layer's attention on its own inputs, over disjoint sets of KV blocks.
+
+        As in a server, the metadata are built anew before each replay: builders keep what graphs
+        read, such as a plan of how to split the work, in buffers that all shapes share.
+        """
         layer = self._layers[0]
         length = series.context + batch.positions_per_sequence
         most = min(reader.variants(series.batch_size, length) for reader in self._readers)
@@ -181,14 +198,20 @@ class ModuleBench:
         for variant in range(max(1, min(most, MAX_CALLS))):
             one = self._batch(series, batch.positions_per_sequence)
             one.fill(series.context, self._readers, self._bag, variant)
-            metadata = self._forward.metadata(one, series.context, for_capture=False)
+            metadata = self._forward.metadata(one, series.context, for_capture=self._on_gpu)
             runs += [
-                self._in_context(one, metadata, lambda m=module, i=given: m(*i[0], **i[1]))  # type: ignore[misc]
+                self._in_context(one, metadata, _bind_arguments(module, *given))
                 for module, given in inputs
             ]
             if variant * kv_bytes > DISTINCT_BYTES:
                 break
-        return runs, kv_bytes
+        call = self._timed(_repeated(runs, kv_bytes))
+
+        def with_metadata() -> float:
+            self._forward.metadata(batch, series.context, for_capture=False)
+            return call()
+
+        return with_metadata
 
     def _attention_inputs(
         self, series: Series, batch: ProbeBatch, layer: DecoderLayer
@@ -249,6 +272,11 @@ class ModuleBench:
         return [layer for layer in self._layers if layer.ffn_kind is kind]
 
 
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Kernels behind torch's stable ABI report a failed allocation as a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError) or "aten::new_empty" in str(error)
+
+
 def _linears(layer: DecoderLayer) -> dict[str, Any]:
     from vllm.model_executor.layers.linear import LinearBase
 
@@ -261,6 +289,10 @@ def _linears(layer: DecoderLayer) -> dict[str, Any]:
 
 def _bind(modules: Sequence[nn.Module], hidden: torch.Tensor) -> Run:
     return lambda: [module(hidden) for module in modules]
+
+
+def _bind_arguments(module: nn.Module, args: Any, kwargs: Any) -> Run:
+    return lambda: module(*args, **kwargs)
 
 
 def _with_own_weights(linear: Any) -> Any:

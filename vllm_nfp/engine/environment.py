@@ -12,10 +12,8 @@ from vllm_nfp import __version__
 from vllm_nfp.engine import versions
 
 
-def describe_environment(vllm_config: Any) -> dict[str, Any]:
-    """A JSON-serializable record; no paths beyond the served model's name, no secrets."""
-    model = vllm_config.model_config
-    compilation = vllm_config.compilation_config
+def describe_device() -> dict[str, Any]:
+    """The device, and the software that chooses its kernels."""
     device: dict[str, Any] = {"type": "cpu"}
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
@@ -24,16 +22,26 @@ def describe_environment(vllm_config: Any) -> dict[str, Any]:
             "name": properties.name,
             "multiprocessors": properties.multi_processor_count,
             "memory_bytes": properties.total_memory,
+            "l2_bytes": properties.L2_cache_size,
         }
-    served = model.served_model_name
     return {
-        "date_unix_seconds": time.time(),
         "vllm_nfp": __version__,
         "vllm": versions.installed_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "python": platform.python_version(),
         "device": device,
+    }
+
+
+def describe_environment(vllm_config: Any) -> dict[str, Any]:
+    """A JSON-serializable record; no paths beyond the served model's name, no secrets."""
+    model = vllm_config.model_config
+    compilation = vllm_config.compilation_config
+    served = model.served_model_name
+    return {
+        "date_unix_seconds": time.time(),
+        **describe_device(),
         "model": served[0] if isinstance(served, list) else served,
         "dtype": str(model.dtype),
         "max_model_len": model.max_model_len,
