@@ -102,20 +102,29 @@ def without(config: Config, *names: str) -> Config:
         ),
         ({**LLAMA_3_8B, "model_type": "new"}, "'new' .* all dense fields are there"),
         (without(LLAMA_3_8B, "vocab_size"), "^the llama config lacks vocab_size: "),
-        (without(MIXTRAL_8X7B, "num_local_experts"), "^the mixtral config lacks num_local_exp"),
+        (
+            without(MIXTRAL_8X7B, "num_local_experts"),
+            "^the mixtral config lacks num_experts or num_local_exp",
+        ),
         (without(DEEPSEEK_V3, "kv_lora_rank"), "^the deepseek_v3 config lacks kv_lora_rank"),
-        ({**LLAMA_3_8B, "hidden_size": 0}, "^hidden_size must be above 0, not 0$"),
-        ({**LLAMA_3_8B, "hidden_size": -8}, "^hidden_size must be above 0, not -8$"),
+        ({**LLAMA_3_8B, "hidden_size": 0}, r"^hidden_size must lie from 1 to \d+, not 0$"),
+        ({**LLAMA_3_8B, "hidden_size": -8}, r"^hidden_size must lie from 1 to \d+, not -8$"),
         ({**LLAMA_3_8B, "hidden_size": "4096"}, "^hidden_size must be a whole .* not '4096'$"),
         ({**LLAMA_3_8B, "hidden_size": True}, "^hidden_size must be a whole .* not True$"),
-        ({**LLAMA_3_8B, "vocab_size": 10**400}, "^vocab_size must be at most "),
+        (
+            {**LLAMA_3_8B, "vocab_size": 10**400},
+            r"^vocab_size must lie from 1 to \d+, not a number of 1329 bits$",
+        ),
         ({**LLAMA_3_8B, "num_hidden_layers": 10**9}, "^num_hidden_layers must lie from 1 to 4096"),
         ({**LLAMA_3_8B, "num_attention_heads": 0}, "^num_attention_heads .* not 0$"),
         ({**LLAMA_3_8B, "num_key_value_heads": 5}, "^num_key_value_heads|num_kv_heads 5 does not"),
         ({**MIXTRAL_8X7B, "num_experts_per_tok": 9}, "experts_per_token 9 is above num_experts 8"),
-        ({**MIXTRAL_8X7B, "num_experts_per_tok": 0}, "experts_per_token must be above 0, not 0"),
+        (
+            {**MIXTRAL_8X7B, "num_experts_per_tok": 0},
+            "num_experts_per_tok must lie from 1 .*, not 0",
+        ),
         ({**DEEPSEEK_V3, "moe_layer_freq": 0}, "moe_layer_freq must lie from 1 .* not 0"),
-        ({**GPT_OSS_20B, "layer_types": ["linear_attention"]}, "layer_types has 'linear_att"),
+        ({**GPT_OSS_20B, "layer_types": ["linear_attention"] * 24}, "layer_types has 'linear_att"),
     ],
 )
 def test_refused_configs(config: Config, message: str) -> None:
@@ -127,9 +136,12 @@ def test_refused_configs(config: Config, message: str) -> None:
     ("options", "message"),
     [
         ({"tensor_parallel_size": 3}, "tensor_parallel_size 3 does not divide 32 heads"),
-        ({"tensor_parallel_size": 0}, "tensor_parallel_size must be above 0, not 0"),
-        ({"kv_bits": 0}, "kv_bytes must be above 0, not 0"),
-        ({"weight_bits": float("nan")}, "weight_bytes must be above 0, not nan"),
+        (
+            {"tensor_parallel_size": 0},
+            "tensor_parallel_size must be a whole number from 1 to .*, not 0",
+        ),
+        ({"kv_bits": 0}, "kv_bits must be a number above 0 and at most 64, not 0"),
+        ({"weight_bits": float("nan")}, "weight_bits must be a number above 0 .*, not nan"),
     ],
 )
 def test_refused_options(options: dict[str, Any], message: str) -> None:
