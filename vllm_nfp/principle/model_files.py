@@ -62,7 +62,7 @@ def _read(file: Path) -> str:
         raise ShapeError(f"{file} cannot be read ({error.strerror}): {_GIVE}") from None
     if len(content) > MAX_CONFIG_BYTES:
         raise ShapeError(
-            f"{file} is larger than {MAX_CONFIG_BYTES >> 20} MiB, the most of a config.json: {_GIVE}"
+            f"{file} is no config.json: it is larger than {MAX_CONFIG_BYTES >> 20} MiB: {_GIVE}"
         )
     try:
         return content.decode("utf-8-sig")
