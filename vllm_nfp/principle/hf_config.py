@@ -163,16 +163,21 @@ def _text_config(config: Mapping[str, object]) -> Mapping[str, object]:
 def _model_type(config: Mapping[str, object], text: Mapping[str, object]) -> str:
     for part in (text, config):
         found = part.get("model_type")
-        if isinstance(found, str) and len(found) <= _MAX_NAME:
-            return found
+        if _printable(found):
+            return str(found)
         if found is not None:
-            raise ShapeError(f"model_type must be a short text, not {shown(found)}")
+            raise ShapeError(f"model_type must be a short name, not {shown(found)}")
     return ""
 
 
 def _name(config: Mapping[str, object], model_type: str) -> str:
     found = config.get("_name_or_path")
-    return found if isinstance(found, str) and 0 < len(found) <= _MAX_NAME else model_type
+    return str(found) if found and _printable(found) else model_type
+
+
+def _printable(name: object) -> bool:
+    """A name that messages and tables may show as it is."""
+    return isinstance(name, str) and len(name) <= _MAX_NAME and name.isprintable()
 
 
 def _family(text: Mapping[str, object], model_type: str, assume_dense: bool) -> Family:

@@ -22,8 +22,9 @@ def load_config(path: str | Path) -> dict[str, object]:
             4 MiB, or holds anything but one JSON object.
     """
     file = _config_file(path)
+    text = _read(file)
     try:
-        parsed: object = json.loads(_read(file))
+        parsed: object = json.loads(text)
     except json.JSONDecodeError as error:
         raise ShapeError(
             f"{file} is not JSON (line {error.lineno}: {error.msg}): {_GIVE}"
