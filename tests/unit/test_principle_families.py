@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import pytest
+from test_principle_models import KNOWN_BILLIONS
 
 from vllm_nfp.principle import ModelShape, shape_from_config
 from vllm_nfp.principle.families import FAMILIES
@@ -90,28 +90,6 @@ CONFIGS: list[Config] = [
     {**WIDE, "model_type": "llama4_text", "num_local_experts": 4, "moe_layers": [0, 5]},
 ]
 
-# The classes' own defaults are sizes of published models; those of these families are too large
-# or lack a field. Kimi K2 and the wrappers have no class of their own or no text model.
-OWN_SIZES = (
-    "llama",
-    "qwen2",
-    "qwen3",
-    "mistral",
-    "ministral3",
-    "gemma",
-    "gemma2",
-    "gemma3_text",
-    "phi",
-    "phi3",
-    "glm",
-    "glm4",
-    "mixtral",
-    "phimoe",
-    "qwen2_moe",
-    "qwen3_moe",
-    "gpt_oss",
-    "glm4_moe_lite",
-)
 NOT_IN_TRANSFORMERS = {
     "kimi_k2",
     "llada",
@@ -126,13 +104,21 @@ NOT_IN_TRANSFORMERS = {
 WRAPPERS = {"gemma3", "llama4"}
 
 
+def text_alone(config: Config) -> Config:
+    """The language model's part, without the quantization that changes the class of its layers."""
+    text = config.get("text_config", config)
+    return {key: value for key, value in text.items() if key != "quantization_config"}
+
+
+PUBLISHED = [
+    text_alone(config)
+    for config, _ in KNOWN_BILLIONS
+    if config["model_type"].lower() not in NOT_IN_TRANSFORMERS
+]
+
+
 def live(config: Config) -> Any:
     return transformers.AutoConfig.for_model(**config)
-
-
-@functools.cache
-def own_sizes(model_type: str) -> Any:
-    return transformers.AutoConfig.for_model(model_type)
 
 
 def matrix_weights(live_config: Any) -> int:
@@ -176,10 +162,9 @@ def test_a_live_configuration_reads_like_its_file(config: Config) -> None:
     assert read(live(config).to_dict()) == read(config)
 
 
-@pytest.mark.parametrize("model_type", OWN_SIZES)
-def test_matrices_of_published_sizes(model_type: str) -> None:
-    config = own_sizes(model_type)
-    assert shape_from_config(config.to_dict()).total_parameters == matrix_weights(config)
+@pytest.mark.parametrize("config", PUBLISHED, ids=ids)
+def test_matrices_of_published_models(config: Config) -> None:
+    assert shape_from_config(config).total_parameters == matrix_weights(live(config))
 
 
 def test_every_family_is_compared_with_a_model() -> None:

@@ -7,8 +7,8 @@ kernel model here describes it; ``weight_bits`` then says what to assume.
 
 Parts that the config leaves in 16 bits are found by name: entries of its ignore lists are whole
 module paths, parts of one between dots (``self_attn``), wildcards, or ``re:`` expressions. A part
-that is quantized in some layers only has the mean over its layers. The router always has 16 bits;
-embedding and LM head have, unless GPTQ's ``lm_head`` is true.
+that is quantized in some layers or modules only has the mean over them, each counting alike. The
+router always has 16 bits; embedding and LM head have, unless GPTQ's ``lm_head`` is true.
 """
 
 from __future__ import annotations
