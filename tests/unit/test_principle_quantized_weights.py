@@ -14,6 +14,8 @@ from test_principle_models import (
     LLAMA_3_8B,
     LLAMA_4_SCOUT,
     MIXTRAL_8X7B,
+    PHI_2,
+    PHI_3_MINI,
     QWEN_1_5_MOE_A2_7B,
     QWEN_3_30B_A3B,
     Config,
@@ -133,6 +135,17 @@ def test_names_of_other_families_modules() -> None:
     assert 8 * mixtral.expert_weight_bytes == 16
     qwen = quantized(QWEN_1_5_MOE_A2_7B, quant_method="fp8", ignore=["mlp.shared_expert"])
     assert 8 * qwen.shared_gemms[1].weight_bytes == 16
+
+
+def test_merged_matrices_have_other_names() -> None:
+    names = [f"model.layers.{index}.self_attn.{name}" for index in range(32) for name in MERGED]
+    shape = quantized(PHI_3_MINI, quant_method="fp8", ignore=names)
+    assert (shape.weight_bytes, shape.dense_ffn_gemms[0].weight_bytes) == (2, 1)
+    shape = quantized(PHI_2, quant_method="fp8", ignore=["mlp.fc1", "mlp.fc2", "mlp.gate_proj"])
+    assert (shape.weight_bytes, shape.dense_ffn_gemms[0].weight_bytes) == (1, 2)
+
+
+MERGED = ("qkv_proj", "o_proj")
 
 
 def test_targets_and_listed_modules_are_the_only_quantized_ones() -> None:

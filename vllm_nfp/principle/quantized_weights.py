@@ -14,8 +14,10 @@ router always has 16 bits; embedding and LM head have, unless GPTQ's ``lm_head``
 from __future__ import annotations
 
 import fnmatch
+import functools
 import math
 import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -33,6 +35,19 @@ _BLOCKS = ("mlp", "block_sparse_moe", "feed_forward")
 _GATED = ("gate_proj", "up_proj", "down_proj")
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _LATENT = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
+_OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
+    "q_proj": ("qkv_proj",),
+    "k_proj": ("qkv_proj",),
+    "v_proj": ("qkv_proj",),
+    "o_proj": ("dense",),
+    "q_a_proj": ("fused_qkv_a_proj",),
+    "kv_a_proj_with_mqa": ("fused_qkv_a_proj",),
+    "q_b_proj": ("q_proj",),
+    "gate_proj": ("gate_up_proj", "w1"),
+    "up_proj": ("gate_up_proj", "w3", "fc1"),
+    "down_proj": ("w2", "fc2"),
+}
+"""What a matrix is called where it is merged with its neighbours, or in other families."""
 _TEXT_PREFIXES = ("model.", "model.language_model.", "language_model.model.")
 
 
@@ -260,16 +275,41 @@ def _targets(given: Mapping[str, object]) -> list[str]:
     return listed if "Linear" in targets else listed + targets
 
 
-def _aliases(index: int, module: str) -> list[str]:
-    """Every path that a checkpoint may have for a layer's module."""
-    modules = [module]
-    if module.startswith("ffn."):
-        rest = module.removeprefix("ffn.")
-        modules = [f"{block}.{rest}" for block in _BLOCKS]
-        if rest.startswith("shared_experts."):
-            single = rest.replace("shared_experts.", "shared_expert.")
-            modules += [f"{block}.{single}" for block in _BLOCKS]
-    return [f"layers.{index}.{path}" for path in modules]
+@functools.cache
+def _paths_of(module: str) -> tuple[str, ...]:
+    """Every path within a layer that a checkpoint may have for a module like ``ffn.up_proj``."""
+    parent, _, matrix = module.rpartition(".")
+    names = (matrix, *_OTHER_NAMES.get(matrix, ()))
+    return tuple(f"{place}.{name}" for place in _places(parent) for name in names)
+
+
+def _places(parent: str) -> list[str]:
+    if not parent.startswith("ffn"):
+        return [parent]
+    rest = parent.removeprefix("ffn")
+    rests = [rest, ".shared_expert"] if rest == ".shared_experts" else [rest]
+    return [f"{block}{rest}" for block in _BLOCKS for rest in rests]
+
+
+@functools.cache
+def _runs(module: str) -> frozenset[str]:
+    """Every run of whole components of a module's paths: the module and parts around it."""
+    return frozenset(
+        ".".join(parts[start:stop])
+        for parts in (path.split(".") for path in _paths_of(module))
+        for start in range(len(parts))
+        for stop in range(start + 1, len(parts) + 1)
+    )
+
+
+@functools.cache
+def _heads(module: str) -> frozenset[str]:
+    """A module's paths and those of the modules around it; an empty one is the whole layer."""
+    return frozenset(
+        ".".join(parts[:stop])
+        for parts in (path.split(".") for path in _paths_of(module))
+        for stop in range(len(parts) + 1)
+    )
 
 
 class _Names:
@@ -278,7 +318,15 @@ class _Names:
     def __init__(self, entries: Sequence[str]) -> None:
         plain = {_without_prefix(entry) for entry in entries if not entry.startswith("re:")}
         wildcards = {entry for entry in plain if "*" in entry}
-        self._plain = plain - wildcards
+        self._everywhere: set[str] = set()
+        self._by_layer: defaultdict[str, set[str]] = defaultdict(set)
+        for entry in plain - wildcards:
+            layers, _, inner = entry.partition(".")
+            index, _, rest = inner.partition(".")
+            if layers == "layers":
+                self._by_layer[index].add(rest)
+            else:
+                self._everywhere.add(entry)
         expressions = {entry[3:]: _compiled(entry[3:]) for entry in entries if entry[:3] == "re:"}
         expressions |= {entry: re.compile(fnmatch.translate(f"*{entry}")) for entry in wildcards}
         # An expression without a digit says the same of every layer: asked once for a module.
@@ -288,7 +336,7 @@ class _Names:
 
     @property
     def empty(self) -> bool:
-        return not (self._plain or self._numbered or self._general)
+        return not (self._everywhere or self._by_layer or self._numbered or self._general)
 
     def checks(self, layers: int) -> int:
         """How many expressions have to be asked for each module."""
@@ -296,23 +344,26 @@ class _Names:
 
     def match(self, index: int, module: str) -> bool:
         """A layer's module, or a module around it, is named."""
-        paths = _aliases(index, module)
-        if self._plain and any(not self._plain.isdisjoint(_runs(path)) for path in paths):
-            return True
-        if self._general and module not in self._general_answers:
-            self._general_answers[module] = _any_match(self._general, _aliases(0, module))
-        return self._general_answers.get(module, False) or _any_match(self._numbered, paths)
+        if module not in self._general_answers:
+            self._general_answers[module] = not self._everywhere.isdisjoint(
+                _runs(module)
+            ) or _any_match(self._general, 0, module)
+        return (
+            self._general_answers[module]
+            or not self._by_layer.get(str(index), frozenset()).isdisjoint(_heads(module))
+            or _any_match(self._numbered, index, module)
+        )
 
 
 def _has_digit(text: str) -> bool:
     return any(character.isdigit() for character in text)
 
 
-def _any_match(expressions: Sequence[re.Pattern[str]], paths: Sequence[str]) -> bool:
+def _any_match(expressions: Sequence[re.Pattern[str]], index: int, module: str) -> bool:
     return any(
-        expression.match(prefix + path)
+        expression.match(f"{prefix}layers.{index}.{path}")
         for expression in expressions
-        for path in paths
+        for path in _paths_of(module)
         for prefix in _TEXT_PREFIXES
     )
 
@@ -322,16 +373,6 @@ def _without_prefix(entry: str) -> str:
         if entry.startswith(prefix):
             return entry.removeprefix(prefix)
     return entry
-
-
-def _runs(path: str) -> list[str]:
-    """Every run of whole components of a path."""
-    parts = path.split(".")
-    return [
-        ".".join(parts[start:stop])
-        for start in range(len(parts))
-        for stop in range(start + 1, len(parts) + 1)
-    ]
 
 
 def _compiled(expression: str) -> re.Pattern[str]:
