@@ -25,10 +25,14 @@ from vllm_nfp.principle.shape import Quantization, ShapeError, shown
 
 _PLAIN_BYTES = 2.0
 _IGNORE_KEYS = ("ignored_layers", "modules_to_not_convert", "ignore", "exclude_modules")
-_MAX_CHECKS = 512
+_MAX_EFFORT = 512
 """Expressions asked for each module: a bound on the time that a hostile config may take."""
 _MAX_PATTERN_LENGTH = 200
-_READABLE_PATTERN = re.compile(r"[\w\s.\\^$|()\[\]*+?:,-]*", re.ASCII)
+_MAX_REPETITIONS = 3
+_MAX_ALTERNATIVES = 8
+_READABLE_PATTERN = re.compile(r"[\w\s.\\^$|\[\]*+?:,-]*", re.ASCII)
+_LITERAL_GROUP = re.compile(r"(?<!\\)\((?:\?:)?(?:[\w|-]|\\[.\w])*\)", re.ASCII)
+_REPETITION = re.compile(r"(?<!\\d)(?<!\[0-9\])(?<![\\(])[*+?]")
 
 _BLOCKS = ("mlp", "block_sparse_moe", "feed_forward")
 """Names of a layer's feed-forward module."""
@@ -229,7 +233,7 @@ def _skipped(given: Mapping[str, object], layers: Layers) -> Skipped:
     ignored = _Names(listed + [f"re:{entry}" for entry in _dynamic(given)])
     wanted = _Names(_targets(given))
     count = len(layers.has_experts)
-    if sum(names.checks(count) for names in (ignored, wanted)) > _MAX_CHECKS:
+    if sum(names.effort(count) for names in (ignored, wanted)) > _MAX_EFFORT:
         raise _UnreadError(
             f"quantization_config has too many expressions for {count} layers: give weight_bits"
         )
@@ -330,17 +334,21 @@ class _Names:
         expressions = {entry[3:]: _compiled(entry[3:]) for entry in entries if entry[:3] == "re:"}
         expressions |= {entry: re.compile(fnmatch.translate(f"*{entry}")) for entry in wildcards}
         # An expression without a digit says the same of every layer: asked once for a module.
-        self._numbered = [found for text, found in expressions.items() if _has_digit(text)]
-        self._general = [found for text, found in expressions.items() if not _has_digit(text)]
+        numbered = {text for text in expressions if any(letter.isdigit() for letter in text)}
+        general = [text for text in expressions if text not in numbered]
+        self._numbered = [expressions[text] for text in numbered]
+        self._general = [expressions[text] for text in general]
+        self._effort_each = sum(map(_effort, numbered))
+        self._effort_once = sum(map(_effort, general))
         self._general_answers: dict[str, bool] = {}
 
     @property
     def empty(self) -> bool:
         return not (self._everywhere or self._by_layer or self._numbered or self._general)
 
-    def checks(self, layers: int) -> int:
-        """How many expressions have to be asked for each module."""
-        return len(self._numbered) * layers + len(self._general)
+    def effort(self, layers: int) -> int:
+        """How many expressions have to be asked for each module, slow ones counted as more."""
+        return self._effort_once + layers * self._effort_each
 
     def match(self, index: int, module: str) -> bool:
         """A layer's module, or a module around it, is named."""
@@ -353,10 +361,6 @@ class _Names:
             or not self._by_layer.get(str(index), frozenset()).isdisjoint(_heads(module))
             or _any_match(self._numbered, index, module)
         )
-
-
-def _has_digit(text: str) -> bool:
-    return any(character.isdigit() for character in text)
 
 
 def _any_match(expressions: Sequence[re.Pattern[str]], index: int, module: str) -> bool:
@@ -378,17 +382,16 @@ def _without_prefix(entry: str) -> str:
 def _compiled(expression: str) -> re.Pattern[str]:
     """An expression whose matching takes little time whatever the module's name.
 
-    Refused are repeated groups, more than two repetitions beside ``.*`` at the ends, and more
-    than six alternatives, since the time to match grows with a power of their number.
+    The time to match grows with a power of the number of repetitions, so it is bounded, and
+    groups hold nothing but literal alternatives.
     """
-    inner = expression.removeprefix("^").removeprefix(".*").removesuffix("$").removesuffix(".*")
-    repeats = len(re.findall(r"(?<![\\(])[*+?]", inner))
+    without_groups = _LITERAL_GROUP.sub("", expression)
     if (
         len(expression) > _MAX_PATTERN_LENGTH
-        or not _READABLE_PATTERN.fullmatch(expression)
+        or not _READABLE_PATTERN.fullmatch(without_groups)
+        or _repetitions(expression) > _MAX_REPETITIONS
+        or expression.count("|") > _MAX_ALTERNATIVES
         or re.search(r"\)[*+?]", expression)
-        or repeats > 2
-        or expression.count("|") > 6
     ):
         raise _UnreadError(
             f"quantization_config has the expression {shown(expression)}, which is not read: "
@@ -400,6 +403,17 @@ def _compiled(expression: str) -> re.Pattern[str]:
         raise ShapeError(
             f"quantization_config has the expression {shown(expression)}, which is none: {error}"
         ) from None
+
+
+def _repetitions(expression: str) -> int:
+    """Repetitions that the rest of the expression must be tried after, but for those of digits."""
+    inner = expression.removesuffix("$").removesuffix(".*")
+    return len(_REPETITION.findall(inner))
+
+
+def _effort(expression: str) -> int:
+    """Relative time to match at worst."""
+    return 20 if _repetitions(expression) == _MAX_REPETITIONS else 1
 
 
 def check_bits(name: str, bits: float) -> None:
