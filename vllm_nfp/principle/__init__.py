@@ -16,13 +16,15 @@ from vllm_nfp.principle.idle_compute import (
     modules_of,
 )
 from vllm_nfp.principle.kernels import UNCALIBRATED, Efficiency, Limit
+from vllm_nfp.principle.model_files import load_config
 from vllm_nfp.principle.predict import Prediction, Row, predict, predict_cells
-from vllm_nfp.principle.shape import LatentAttention, ModelShape, ShapeError
+from vllm_nfp.principle.shape import Decoding, LatentAttention, ModelShape, ShapeError
 
 __all__ = [
     "CATALOGUE",
     "MODULES",
     "UNCALIBRATED",
+    "Decoding",
     "Efficiency",
     "Hardware",
     "HardwareError",
@@ -36,6 +38,7 @@ __all__ = [
     "ShapeError",
     "hardware_by_name",
     "idle_compute_nfp",
+    "load_config",
     "match_device",
     "modules_of",
     "predict",

@@ -1,88 +1,84 @@
-"""Hugging Face config.json to :class:`ModelShape`, for the families listed here and no other.
+"""Hugging Face config.json to :class:`ModelShape`.
 
-Field names, and the defaults of fields that a config.json may leave out, are those of the
-configuration classes in transformers.
+Families (see :data:`vllm_nfp.principle.families.FAMILIES` for their model_type):
+
+- dense: Llama, Qwen2, Qwen3, Mistral, Ministral 3, Gemma 1 to 3, Phi (ungated), Phi-3 and Phi-4,
+  GLM-4 (glm, glm4);
+- mixture of experts: Mixtral, Phi-3.5-MoE, Qwen2-MoE, Qwen3-MoE, DeepSeek V2 and V3, Kimi K2,
+  GPT-OSS, GLM-4.5 (glm4_moe), GLM-4.7-Flash (glm4_moe_lite), Llama 4;
+- diffusion, decoded in bidirectional blocks: LLaDA, LLaDA-MoE, LLaDA 2, Dream, Fast-dLLM v2, SDAR,
+  SDAR-MoE.
+
+A multimodal config is read by its ``text_config``. What is read, under Llama's names:
+
+- layers: num_hidden_layers, hidden_size, num_attention_heads, num_key_value_heads, head_dim,
+  intermediate_size, vocab_size, tie_word_embeddings;
+- latent attention: q_lora_rank, kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim, v_head_dim;
+- experts: num_experts (num_local_experts, n_routed_experts), num_experts_per_tok,
+  moe_intermediate_size, num_shared_experts (n_shared_experts) or shared_expert_intermediate_size;
+- layers that have experts: mlp_layer_types, moe_layers, or else mlp_only_layers,
+  decoder_sparse_step, first_k_dense_replace and moe_layer_freq together;
+- windows: sliding_window, use_sliding_window, max_window_layers, sliding_window_pattern, and
+  layer_types before any rule of the family;
+- diffusion: canvas_length, block_size or bd_size;
+- stored weights and cache: quantization_config, see :mod:`vllm_nfp.principle.quantized_weights`.
+
+Norms, biases, attention sinks, rotary embeddings, encoders of other modalities and extra prediction
+layers are left out: they take next to no time in a decode step, or none.
+
+To add a family, give it an entry in ``FAMILIES`` that says how it differs from Llama: other field
+names in ``names``, defaults of its configuration class in ``defaults``, its rule for windows. Then
+add a config to ``CONFIGS`` in tests/unit/test_principle_families.py, where transformers builds the
+model and its weights are counted; where transformers lacks it, a published config with the
+published parameter count in tests/unit/test_principle_models.py. Code is needed only if its layers
+have matrices that :class:`ModelShape` lacks. Families that a shape cannot describe belong into
+``UNDESCRIBED`` with the reason.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
 
-from vllm_nfp.principle.shape import LatentAttention, ModelShape, Quantization, ShapeError
+from vllm_nfp.principle.config_fields import ConfigFields
+from vllm_nfp.principle.families import COMMON_NAMES, FAMILIES, UNDESCRIBED, Family
+from vllm_nfp.principle.quantized_weights import (
+    Layers,
+    check_bits,
+    quantization_of,
+    stored_kv_bits,
+    stored_weights,
+)
+from vllm_nfp.principle.shape import (
+    MAX_LAYERS,
+    MAX_TOKENS,
+    LatentAttention,
+    ModelShape,
+    ShapeError,
+    shown,
+)
 
-_EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
 _REQUIRED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
 _DENSE = (*_REQUIRED, "intermediate_size")
-_MAX_LAYERS = 4096
-_MAX_SIZE = 1 << 32
+_EXPERTS = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
 _LATENT = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-
-
-@dataclass(frozen=True, slots=True)
-class _Family:
-    """How a family's config differs from Llama's."""
-
-    experts: bool = False
-    expert_width: str = "moe_intermediate_size"
-    latent: bool = False
-    window: Literal["none", "all", "upper", "pattern"] = "none"
-    """Sliding layers: all; those from max_window_layers on; all but every pattern-th."""
-    pattern: int = 0
-    defaults: Mapping[str, object] = field(default_factory=dict)
-
-
-_GEMMA = {
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 256,
-    "tie_word_embeddings": True,
-    "sliding_window": 4096,
+_ASSUMED = {
+    "num_key_value_heads": "as many KV heads as attention heads",
+    "head_dim": "head_dim of hidden_size / num_attention_heads",
+    "tie_word_embeddings": "an LM head of its own",
 }
-_GEMMA2 = _Family(window="pattern", pattern=2, defaults={**_GEMMA, "vocab_size": 256000})
-_GEMMA3 = _Family(window="pattern", pattern=6, defaults={**_GEMMA, "vocab_size": 262208})
-_DEEPSEEK = _Family(experts=True, latent=True)
-
-_FAMILIES: dict[str, _Family] = {
-    "llama": _Family(),
-    "qwen2": _Family(window="upper"),
-    "qwen3": _Family(window="upper", defaults={"head_dim": 128}),
-    "mistral": _Family(window="all"),
-    "gemma2": _GEMMA2,
-    "gemma3": _GEMMA3,
-    "gemma3_text": _GEMMA3,
-    "phi3": _Family(window="all"),
-    "mixtral": _Family(experts=True, expert_width="intermediate_size", window="all"),
-    "qwen3_moe": _Family(experts=True, window="upper"),
-    "deepseek_v2": _DEEPSEEK,
-    "deepseek_v3": _DEEPSEEK,
-    "gpt_oss": _Family(
-        experts=True,
-        expert_width="intermediate_size",
-        window="pattern",
-        pattern=2,
-        defaults={"head_dim": 64},
-    ),
-    "glm4_moe": _Family(experts=True),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class _Weights:
-    """Storage of the linear weights."""
-
-    quantization: Quantization
-    bits: float
-    expert_bits: float
+"""What Llama's class makes of fields that a config lacks."""
+_SLIDING_KINDS = ("sliding_attention", "chunked_attention")
+_MAX_NAME = 200
 
 
 def shape_from_config(
     config: Mapping[str, object],
     *,
     weight_bits: float = 16,
-    kv_bits: float = 16,
+    kv_bits: float | None = None,
     tensor_parallel_size: int = 1,
+    data_parallel_size: int = 1,
+    expert_parallel: bool = False,
     assume_dense: bool = False,
     name: str = "",
 ) -> ModelShape:
@@ -92,115 +88,71 @@ def shape_from_config(
         config: the parsed config.json, or ``to_dict()`` of a transformers configuration.
         weight_bits: bits per linear weight where the config has no quantization_config that
             says so; 8 means FP8 weights and arithmetic, less means 16-bit arithmetic.
-        kv_bits: bits per element of the KV cache.
+        kv_bits: bits per element of the KV cache; None: 8 if the quantization_config has an FP8
+            scheme for the cache, else 16.
         tensor_parallel_size: ranks that share every layer.
+        data_parallel_size: replicas of all but the routed experts.
+        expert_parallel: give every rank whole experts, as ``--enable-expert-parallel`` does.
         assume_dense: read an unknown model_type as a Llama-like dense model.
         name: the model's name; by default the config's own.
 
     Raises:
         ShapeError: for an unknown family, missing fields, or sizes that cannot be.
     """
+    if not isinstance(config, Mapping):
+        raise ShapeError(f"a config.json must hold an object, not {shown(config)}")
+    check_bits("weight_bits", weight_bits)
     text = _text_config(config)
-    model_type = str(text.get("model_type", config.get("model_type", "")))
+    model_type = _model_type(config, text)
     family = _family(text, model_type, assume_dense)
-    fields = _Fields({**family.defaults, **_given(text)}, model_type)
-    fields.require((*_REQUIRED, family.expert_width) if family.experts else _DENSE)
-    if family.latent:
-        fields.require(_LATENT)
-    weights = _weights(config, text, weight_bits)
-    layers = fields.positive("num_hidden_layers", most=_MAX_LAYERS)
-    heads = fields.positive("num_attention_heads")
+    fields = ConfigFields(text, model_type, family)
+    fields.require((*_REQUIRED, *_EXPERTS) if family.experts else _DENSE)
+    _check_only(fields, family, model_type)
+    layers = fields.whole("num_hidden_layers", least=1, most=MAX_LAYERS)
+    has_experts = _has_experts(fields, layers) if family.experts else (False,) * layers
     mla = _latent(fields) if family.latent else None
     window, sliding = _sliding(fields, family, layers)
-    expert_layers = _expert_layers(fields, layers) if family.experts else 0
-    expert_width = fields.whole(family.expert_width) if family.experts else 0
-    shared = fields.whole("n_shared_experts", 0) if family.experts else 0
+    expert_width = fields.whole("moe_intermediate_size", least=1) if family.experts else 0
+    shared, shared_width = _shared(fields, expert_width) if family.experts else (0, 0)
+    quantization = quantization_of(config, text)
+    weights = stored_weights(quantization, weight_bits, Layers(has_experts, mla is not None))
+    heads = fields.whole("num_attention_heads", least=1)
+    diffusion = family.diffusion or config.get("canvas_length") is not None
     return ModelShape(
-        name=name or str(config.get("_name_or_path") or model_type),
+        name=name or _name(config, model_type),
         num_layers=layers,
-        hidden_size=fields.whole("hidden_size"),
+        hidden_size=fields.whole("hidden_size", least=1),
         intermediate_size=fields.whole("intermediate_size", 0),
         num_attention_heads=heads,
-        num_kv_heads=fields.whole("num_key_value_heads", heads),
-        head_dim=(
-            mla.nope_dim + mla.rope_dim
-            if mla is not None
-            else fields.whole("head_dim", fields.whole("hidden_size") // heads)
-        ),
-        vocab_size=fields.whole("vocab_size"),
-        num_dense_layers=layers - expert_layers,
-        num_moe_layers=expert_layers,
-        num_experts=fields.first(_EXPERT_COUNTS) if family.experts else 0,
-        experts_per_token=(
-            fields.first(("num_experts_per_tok", "experts_per_token")) if family.experts else 0
-        ),
+        num_kv_heads=fields.whole("num_key_value_heads", heads, least=1),
+        head_dim=_head_dim(fields, heads) if mla is None else mla.nope_dim + mla.rope_dim,
+        vocab_size=fields.whole("vocab_size", least=1),
+        num_dense_layers=has_experts.count(False),
+        num_moe_layers=has_experts.count(True),
+        num_experts=fields.whole("num_experts", least=1) if family.experts else 0,
+        experts_per_token=fields.whole("num_experts_per_tok", least=1) if family.experts else 0,
         moe_intermediate_size=expert_width,
         num_shared_experts=shared,
-        shared_intermediate_size=shared * expert_width,
+        shared_intermediate_size=shared_width,
+        shared_expert_gate=family.shared_expert_gate and shared_width > 0,
+        gated_ffn=family.gated_ffn,
         sliding_window=window,
         num_sliding_layers=sliding,
-        tied_embeddings=fields.flag(
-            "tie_word_embeddings", bool(config.get("tie_word_embeddings", False))
-        ),
+        tied_embeddings=_tied(config, fields),
+        decoding="bidirectional_block" if diffusion else "causal",
+        diffusion_block_size=_block_size(fields) if diffusion else None,
         quantization=weights.quantization,
-        weight_bytes=weights.bits / 8,
-        expert_weight_bytes=weights.expert_bits / 8,
-        kv_bytes=kv_bits / 8,
+        weight_bytes=weights.attention,
+        dense_weight_bytes=_unless(weights.attention, weights.dense_ffn),
+        shared_weight_bytes=_unless(weights.attention, weights.shared),
+        expert_weight_bytes=weights.experts,
+        lm_head_weight_bytes=weights.lm_head,
+        kv_bytes=_kv_bytes(kv_bits, quantization),
         mla=mla,
         tensor_parallel_size=tensor_parallel_size,
+        data_parallel_size=data_parallel_size,
+        expert_parallel=expert_parallel,
     )
-
-
-class _Fields:
-    """Typed reading of a config; a null counts as missing."""
-
-    def __init__(self, values: Mapping[str, object], model_type: str) -> None:
-        self._values = values
-        self._model_type = model_type
-
-    def require(self, names: tuple[str, ...]) -> None:
-        missing = [name for name in names if name not in self._values]
-        if missing:
-            raise ShapeError(
-                f"the {self._model_type or 'unnamed'} config lacks {', '.join(missing)}: "
-                f"give a complete config.json"
-            )
-
-    def whole(self, name: str, default: int | None = None) -> int:
-        value = self._values.get(name, default)
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise ShapeError(f"{name} must be a whole number, not {value!r}")
-        if abs(value) > _MAX_SIZE:
-            raise ShapeError(f"{name} must be at most {_MAX_SIZE}, not {value}")
-        return value
-
-    def positive(self, name: str, default: int | None = None, most: int = _MAX_SIZE) -> int:
-        value = self.whole(name, default)
-        if not 0 < value <= most:
-            raise ShapeError(f"{name} must lie from 1 to {most}, not {value}")
-        return value
-
-    def flag(self, name: str, default: bool) -> bool:
-        value = self._values.get(name, default)
-        if not isinstance(value, bool):
-            raise ShapeError(f"{name} must be true or false, not {value!r}")
-        return value
-
-    def items(self, name: str) -> list[object]:
-        value = self._values.get(name, [])
-        if not isinstance(value, (list, tuple)):
-            raise ShapeError(f"{name} must be a list, not {value!r}")
-        return list(value)
-
-    def first(self, names: tuple[str, ...]) -> int:
-        for name in names:
-            if name in self._values:
-                return self.whole(name)
-        raise ShapeError(f"the {self._model_type} config lacks {' or '.join(names)}")
-
-
-def _given(values: Mapping[str, object]) -> dict[str, object]:
-    return {key: value for key, value in values.items() if value is not None}
 
 
 def _text_config(config: Mapping[str, object]) -> Mapping[str, object]:
@@ -208,121 +160,183 @@ def _text_config(config: Mapping[str, object]) -> Mapping[str, object]:
     return nested if isinstance(nested, Mapping) else config
 
 
-def _family(text: Mapping[str, object], model_type: str, assume_dense: bool) -> _Family:
-    family = _FAMILIES.get(model_type)
-    if family is not None:
-        return family
-    missing = [name for name in _DENSE if text.get(name) is None]
-    lacks = f"it lacks {', '.join(missing)}" if missing else "all dense fields are there"
+def _model_type(config: Mapping[str, object], text: Mapping[str, object]) -> str:
+    for part in (text, config):
+        found = part.get("model_type")
+        if _printable(found):
+            return str(found)
+        if found is not None:
+            raise ShapeError(f"model_type must be a short name, not {shown(found)}")
+    return ""
+
+
+def _name(config: Mapping[str, object], model_type: str) -> str:
+    found = config.get("_name_or_path")
+    return str(found) if found and _printable(found) else model_type
+
+
+def _printable(name: object) -> bool:
+    """A name that messages and tables may show as it is."""
+    return isinstance(name, str) and len(name) <= _MAX_NAME and name.isprintable()
+
+
+def _family(text: Mapping[str, object], model_type: str, assume_dense: bool) -> Family:
+    key = model_type.lower()
+    if key in UNDESCRIBED:
+        raise ShapeError(f"no shape describes model_type {model_type!r}: {UNDESCRIBED[key]}")
+    family = FAMILIES.get(key)
+    if family is None:
+        return _unknown_family(text, model_type, assume_dense)
+    if family.variant is not None and text.get(family.variant[0]) is not None:
+        return FAMILIES[family.variant[1]]
+    return family
+
+
+def _unknown_family(text: Mapping[str, object], model_type: str, assume_dense: bool) -> Family:
+    """Llama if the user says so and nothing speaks against it."""
     if not assume_dense:
         raise ShapeError(
-            f"model_type {model_type!r} is not a known family ({', '.join(sorted(_FAMILIES))}) "
-            f"and {lacks}: say assume_dense=True if it is built like Llama"
+            f"model_type {shown(model_type)} is not a known family "
+            f"({', '.join(sorted(FAMILIES))}) and {_lacks(text)}: say assume_dense=True "
+            f"(--assume-dense) to read it like Llama, with {', '.join(_assumed(text))}"
         )
-    experts = [name for name in _EXPERT_COUNTS if text.get(name)]
+    experts = [name for name in COMMON_NAMES["num_experts"] if text.get(name)]
     if experts:
         raise ShapeError(
-            f"model_type {model_type!r} has {experts[0]} {text[experts[0]]!r}: "
+            f"model_type {shown(model_type)} has {experts[0]} {shown(text[experts[0]])}: "
             f"it cannot be read as dense"
         )
-    return _Family()
+    return FAMILIES["llama"]
 
 
-def _expert_layers(fields: _Fields, layers: int) -> int:
-    """Layers with experts, by the rules of Qwen3-MoE and of DeepSeek and GLM together."""
-    dense = set(fields.items("mlp_only_layers"))
-    step = fields.positive("decoder_sparse_step", 1)
+def _lacks(text: Mapping[str, object]) -> str:
+    missing = [name for name in _DENSE if text.get(name) is None]
+    return f"it lacks {', '.join(missing)}" if missing else "all dense fields are there"
+
+
+def _assumed(text: Mapping[str, object]) -> list[str]:
+    """What reading a config like Llama's takes for granted."""
+    fields = [what for name, what in _ASSUMED.items() if text.get(name) is None]
+    return ["causal attention in every layer", "gated feed-forward blocks without experts", *fields]
+
+
+def _check_only(fields: ConfigFields, family: Family, model_type: str) -> None:
+    for name, only in family.only.items():
+        value = fields.get(name)
+        if value is not None and value != only:
+            raise ShapeError(
+                f"{name} of a {model_type} config must be {only!r}, not {shown(value)}: "
+                f"the shape describes no other"
+            )
+
+
+def _has_experts(fields: ConfigFields, layers: int) -> tuple[bool, ...]:
+    """Which layers have experts: by a list of the config, else by the rules of all families."""
+    kinds = fields.per_layer("mlp_layer_types", layers)
+    if kinds:
+        strange = [kind for kind in kinds if kind not in ("dense", "sparse")]
+        if strange:
+            raise ShapeError(f"mlp_layer_types has {shown(strange[0])}: only dense, sparse known")
+        return tuple(kind == "sparse" for kind in kinds)
+    if fields.get("moe_layers") is not None:
+        listed = set(fields.whole_items("moe_layers", layers - 1))
+        return tuple(index in listed for index in range(layers))
+    if isinstance(fields.get("moe_layer_freq"), (list, tuple)):
+        fields.per_layer("moe_layer_freq", layers)
+        return tuple(flag == 1 for flag in fields.whole_items("moe_layer_freq", 1))
+    return _has_experts_by_rule(fields, layers)
+
+
+def _has_experts_by_rule(fields: ConfigFields, layers: int) -> tuple[bool, ...]:
+    """The rules of Qwen-MoE and of DeepSeek and GLM together; fields of the other are absent."""
+    dense = set(fields.whole_items("mlp_only_layers", MAX_LAYERS))
+    step = fields.whole("decoder_sparse_step", 1, least=1)
     first = fields.whole("first_k_dense_replace", 0)
-    every = fields.positive("moe_layer_freq", 1)
-    return sum(
+    every = fields.whole("moe_layer_freq", 1, least=1)
+    return tuple(
         index not in dense and (index + 1) % step == 0 and index >= first and index % every == 0
         for index in range(layers)
     )
 
 
-def _sliding(fields: _Fields, family: _Family, layers: int) -> tuple[int | None, int]:
+def _shared(fields: ConfigFields, expert_width: int) -> tuple[int, int]:
+    """Number of shared experts of a layer and their width together."""
+    width = fields.whole("shared_expert_intermediate_size", 0)
+    if width:
+        return 1, width
+    count = fields.whole("num_shared_experts", 0)
+    return count, count * expert_width
+
+
+def _sliding(fields: ConfigFields, family: Family, layers: int) -> tuple[int | None, int]:
     """Window in tokens and number of layers that have it."""
-    kinds = fields.items("layer_types")
-    strange = [kind for kind in kinds if kind not in ("full_attention", "sliding_attention")]
+    kinds = fields.per_layer("layer_types", layers)
+    strange = [kind for kind in kinds if kind not in ("full_attention", *_SLIDING_KINDS)]
     if strange:
-        raise ShapeError(f"layer_types has {strange[0]!r}: only full and sliding attention known")
-    window = fields.whole("sliding_window", 0)
-    if family.window == "none" or not window:
+        raise ShapeError(
+            f"layer_types has {shown(strange[0])}: only full, sliding and chunked attention known"
+        )
+    window = fields.whole("sliding_window", 0, most=MAX_TOKENS)
+    if not window or (family.window_switch and not fields.flag("use_sliding_window", False)):
         return None, 0
-    if family.window == "upper" and not fields.flag("use_sliding_window", False):
-        return None, 0
+    flags = fields.per_layer("sliding_layers", layers)
     if kinds:
-        count = kinds.count("sliding_attention")
-    elif family.window == "upper":
-        count = max(0, layers - fields.whole("max_window_layers", layers))
-    elif family.window == "pattern":
-        count = layers - layers // fields.positive("sliding_window_pattern", family.pattern)
+        count = sum(kind in _SLIDING_KINDS for kind in kinds)
+    elif flags:
+        count = sum(fields.whole_items("sliding_layers", 1))
     else:
-        count = layers
+        count = _sliding_by_rule(fields, family, layers)
     return (window, count) if count else (None, 0)
 
 
-def _latent(fields: _Fields) -> LatentAttention:
-    q_rank = fields.whole("q_lora_rank", 0)
+def _sliding_by_rule(fields: ConfigFields, family: Family, layers: int) -> int:
+    if family.window == "upper":
+        return max(0, layers - fields.whole("max_window_layers", layers))
+    if family.window == "alternate":
+        return (min(layers, fields.whole("max_window_layers", layers)) + 1) // 2
+    if family.window == "pattern":
+        return layers - layers // fields.whole("sliding_window_pattern", family.pattern, least=1)
+    return layers if family.window == "all" else 0
+
+
+def _head_dim(fields: ConfigFields, heads: int) -> int:
+    if fields.get("head_dim") is not None:
+        return fields.whole("head_dim", least=1)
+    hidden = fields.whole("hidden_size", least=1)
+    if hidden % heads:
+        raise ShapeError(f"num_attention_heads {heads} does not divide hidden_size {hidden}")
+    return hidden // heads
+
+
+def _latent(fields: ConfigFields) -> LatentAttention:
+    fields.require(_LATENT)
     return LatentAttention(
-        q_rank=fields.positive("q_lora_rank") if q_rank else 0,
-        kv_rank=fields.positive("kv_lora_rank"),
-        nope_dim=fields.positive("qk_nope_head_dim"),
-        rope_dim=fields.positive("qk_rope_head_dim"),
-        value_dim=fields.positive("v_head_dim"),
+        q_rank=fields.whole("q_lora_rank", 0),
+        kv_rank=fields.whole("kv_lora_rank", least=1),
+        nope_dim=fields.whole("qk_nope_head_dim", least=1),
+        rope_dim=fields.whole("qk_rope_head_dim", least=1),
+        value_dim=fields.whole("v_head_dim", least=1),
     )
 
 
-def _weights(
-    config: Mapping[str, object], text: Mapping[str, object], weight_bits: float
-) -> _Weights:
-    given = config.get("quantization_config") or text.get("quantization_config")
-    if not isinstance(given, Mapping):
-        return _weights_of_bits(weight_bits)
-    method = str(given.get("quant_method", ""))
-    if method in ("fp8", "fbgemm_fp8"):
-        return _Weights("fp8_block" if given.get("weight_block_size") else "fp8", 8, 8)
-    if method == "mxfp4":
-        # Experts only; 4 bits and one 8-bit scale for every 32 (OCP Microscaling format).
-        return _Weights("mxfp4", weight_bits, 4 + 8 / 32)
-    if method in ("gptq", "awq", "gptq_marlin", "awq_marlin"):
-        return _grouped(given.get("bits", given.get("w_bit")), given.get("group_size"))
-    if method == "compressed-tensors":
-        found = _compressed_tensors(given)
-        if found is not None:
-            return found
-    if weight_bits != 16:
-        return _weights_of_bits(weight_bits)
-    raise ShapeError(
-        f"quantization {method!r} is not recognised (fp8, gptq, awq, mxfp4, plain "
-        f"compressed-tensors): give weight_bits"
-    )
+def _tied(config: Mapping[str, object], fields: ConfigFields) -> bool:
+    """LM head and embedding are one: as the text part says, or else the wrapper around it."""
+    outer = config.get("tie_word_embeddings")
+    return fields.flag("tie_word_embeddings", outer if isinstance(outer, bool) else False)
 
 
-def _weights_of_bits(bits: float) -> _Weights:
-    """8 bits are FP8, fewer are whole numbers multiplied in 16 bits."""
-    quantization: Quantization = "none" if bits > 8 else "fp8" if bits == 8 else "wna16"
-    return _Weights(quantization, bits, bits)
-
-
-def _grouped(bits: object, group: object) -> _Weights:
-    """GPTQ or AWQ: whole bits and a 16-bit scale for every group; zero points left out."""
-    if not isinstance(bits, int) or isinstance(bits, bool) or bits <= 0:
-        raise ShapeError(f"bits of quantization_config must be a whole number, not {bits!r}")
-    scale = 16 / group if isinstance(group, int) and group > 0 else 0
-    return _Weights("wna16", bits + scale, bits + scale)
-
-
-def _compressed_tensors(given: Mapping[str, object]) -> _Weights | None:
-    """Weights of the first group if they are FP8 with FP8 activations, or integers alone."""
-    groups = given.get("config_groups")
-    group = next(iter(groups.values()), None) if isinstance(groups, Mapping) else None
-    weights = group.get("weights") if isinstance(group, Mapping) else None
-    if not isinstance(group, Mapping) or not isinstance(weights, Mapping):
+def _block_size(fields: ConfigFields) -> int | None:
+    if fields.get("diffusion_block_size") is None:
         return None
-    kind, bits, activations = weights.get("type"), weights.get("num_bits"), "input_activations"
-    if kind == "float" and bits == 8 and group.get(activations):
-        return _Weights("fp8_block" if weights.get("strategy") == "block" else "fp8", 8, 8)
-    if kind == "int" and not group.get(activations):
-        return _grouped(bits, weights.get("group_size"))
-    return None
+    return fields.whole("diffusion_block_size", least=1)
+
+
+def _unless(common: float, own: float) -> float | None:
+    return None if own == common else own
+
+
+def _kv_bytes(kv_bits: float | None, quantization: object | None) -> float:
+    if kv_bits is None:
+        return stored_kv_bits(quantization) / 8
+    check_bits("kv_bits", kv_bits)
+    return kv_bits / 8

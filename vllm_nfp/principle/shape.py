@@ -1,21 +1,53 @@
 """The sizes of a model that decide its step time, read from a Hugging Face config.json.
 
-All sizes are those of the whole model; the properties that end in ``_gemms`` and ``attention``
-give one rank's share under tensor parallelism, as vLLM splits it.
+All sizes are those of the whole model. The properties that end in ``_gemms``, start with ``local``
+or are named ``attention`` give one rank's share, as vLLM splits it:
+
+- tensor parallelism splits heads, widths and vocabulary over ``tensor_parallel_size`` ranks; a
+  data-parallel replica has its own copy of all this;
+- routed experts are split over all ``tensor_parallel_size`` x ``data_parallel_size`` ranks
+  together: every expert in as many slices, or, with ``expert_parallel`` (vLLM's
+  ``--enable-expert-parallel``), every rank whole experts of its own;
+- so the experts of a rank see the tokens of all data-parallel replicas, the rest only its own.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
 Quantization = Literal["none", "fp8", "fp8_block", "wna16", "mxfp4"]
 """How linear weights are stored: wna16 is GPTQ or AWQ; it and mxfp4 multiply in 16 bits."""
 
+Decoding = Literal["causal", "bidirectional_block"]
+"""How the positions of one step see each other: each those before it, or all of them all."""
+
+MAX_LAYERS = 4096
+MAX_SIZE = 1 << 24
+"""Bound on widths, heads, experts and vocabulary."""
+MAX_TOKENS = 1 << 40
+"""Bound on windows."""
+_SHOWN_CHARACTERS = 60
+
 
 class ShapeError(ValueError):
     """A configuration that gives no usable shape; the message names the value or the field."""
+
+
+def shown(value: object) -> str:
+    """A foreign value for an error message: short, whatever it is."""
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 128:
+        return f"a number of {value.bit_length()} bits"
+    if isinstance(value, str):
+        text = repr(value[: _SHOWN_CHARACTERS + 1])
+        return text if len(value) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}...'"
+    if value is None or isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, (list, tuple)):
+        return "a list"
+    return "an object" if isinstance(value, Mapping) else f"a {type(value).__name__}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +109,7 @@ class AttentionHeads:
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """Sizes of a decoder-only model with gated feed-forward blocks."""
+    """Sizes of a decoder-only model whose layers are alike but for experts and windows."""
 
     name: str
     num_layers: int
@@ -98,23 +130,42 @@ class ModelShape:
     shared_intermediate_size: int = 0
     """Width of all shared experts of a layer together."""
     sliding_window: int | None = None
-    """Tokens that a sliding layer attends to."""
+    """Tokens that a sliding layer attends to; of a chunked layer (Llama 4), the most."""
     num_sliding_layers: int = 0
     tied_embeddings: bool = False
     quantization: Quantization = "none"
     weight_bytes: float = 2.0
-    """Bytes per parameter of projections and dense or shared feed-forward blocks."""
+    """Bytes per parameter of the attention projections; of dense and shared feed-forward blocks
+    too, unless ``dense_weight_bytes`` or ``shared_weight_bytes`` is given. A part that the
+    quantization leaves in 16 bits in some layers only has the mean over its layers."""
     expert_weight_bytes: float = 2.0
     """Bytes per parameter of routed experts."""
     lm_head_weight_bytes: float = 2.0
-    """Bytes per parameter of embedding, router and LM head, which checkpoints leave in 16 bits."""
+    """Bytes per parameter of the LM head, which most checkpoints leave in 16 bits."""
     kv_bytes: float = 2.0
     """Bytes per element of the KV cache."""
     mla: LatentAttention | None = None
     tensor_parallel_size: int = 1
+    data_parallel_size: int = 1
+    expert_parallel: bool = False
+    """Ranks hold whole experts, not a slice of every one."""
+    gated_ffn: bool = True
+    """Feed-forward blocks, dense, shared and routed, have a gate beside the up projection."""
+    shared_expert_gate: bool = False
+    """A matrix of one column scales the shared expert of every token (Qwen2-MoE)."""
+    decoding: Decoding = "causal"
+    diffusion_block_size: int | None = None
+    """Positions of a diffusion model's block; None: causal, or the config leaves it to the
+    sampler."""
+    dense_weight_bytes: float | None = None
+    """Bytes per parameter of dense feed-forward blocks; None: ``weight_bytes``."""
+    shared_weight_bytes: float | None = None
+    """Bytes per parameter of shared experts; None: ``weight_bytes``."""
+    router_weight_bytes: float = 2.0
 
     def __post_init__(self) -> None:
-        self._check_positive()
+        self._check_sizes()
+        self._check_bytes()
         self._check_layers()
         self._check_split()
 
@@ -127,6 +178,33 @@ class ModelShape:
     def fp8(self) -> bool:
         """Linear layers multiply in FP8."""
         return self.quantization in ("fp8", "fp8_block")
+
+    @property
+    def bidirectional(self) -> bool:
+        """The positions of a step all see each other: a diffusion model."""
+        return self.decoding == "bidirectional_block"
+
+    @property
+    def expert_parallel_size(self) -> int:
+        """Ranks that share the experts out among them; 1: none does."""
+        return self._expert_ranks if self.expert_parallel else 1
+
+    @property
+    def expert_tensor_parallel_size(self) -> int:
+        """Ranks that each hold a slice of the same expert."""
+        return 1 if self.expert_parallel else self._expert_ranks
+
+    @property
+    def local_experts(self) -> int:
+        """Routed experts of which a rank holds weights: of the fullest rank, if uneven."""
+        return math.ceil(self.num_experts / self.expert_parallel_size)
+
+    @property
+    def local_experts_per_token(self) -> float:
+        """Experts of a rank that a token meets, on average over tokens under uniform routing."""
+        if not self.num_experts:
+            return 0.0
+        return self.experts_per_token * self.local_experts / self.num_experts
 
     @property
     def attention(self) -> AttentionHeads:
@@ -167,21 +245,32 @@ class ModelShape:
 
     @property
     def dense_ffn_gemms(self) -> tuple[Gemm, ...]:
-        """One rank's gate-up and down matrices of a dense layer."""
-        return self._gated(self.intermediate_size, self.weight_bytes)
+        """One rank's gate-up (or up alone) and down matrices of a dense layer."""
+        share = self.intermediate_size // self.tensor_parallel_size
+        return self._feed_forward(share, self._bytes(self.dense_weight_bytes))
 
     @property
     def expert_gemms(self) -> tuple[Gemm, ...]:
-        """One rank's gate-up and down matrices of one routed expert."""
-        return self._gated(self.moe_intermediate_size, self.expert_weight_bytes)
+        """One rank's gate-up (or up alone) and down matrices of one routed expert."""
+        share = self.moe_intermediate_size // self.expert_tensor_parallel_size
+        return self._feed_forward(share, self.expert_weight_bytes)
 
     @property
     def shared_gemms(self) -> tuple[Gemm, ...]:
-        """One rank's router and shared expert of a layer with experts."""
-        router = Gemm(self.hidden_size, self.num_experts, self.lm_head_weight_bytes)
+        """One rank's router and shared expert of a layer with experts.
+
+        The router is whole on every rank.
+        """
+        router = Gemm(self.hidden_size, self.num_experts, self.router_weight_bytes)
         if not self.shared_intermediate_size:
             return (router,)
-        return (router, *self._gated(self.shared_intermediate_size, self.weight_bytes))
+        share = self.shared_intermediate_size // self.tensor_parallel_size
+        gate = Gemm(self.hidden_size, 1, self.router_weight_bytes)
+        return (
+            router,
+            *self._feed_forward(share, self._bytes(self.shared_weight_bytes)),
+            *((gate,) if self.shared_expert_gate else ()),
+        )
 
     @property
     def lm_head_gemm(self) -> Gemm:
@@ -192,7 +281,7 @@ class ModelShape:
     @property
     def total_parameters(self) -> int:
         """Weights of the whole model in its matrices; norms, biases and extra heads left out."""
-        whole = replace(self, tensor_parallel_size=1)
+        whole = replace(self, tensor_parallel_size=1, data_parallel_size=1)
         experts = whole.num_experts * _parameters(whole.expert_gemms)
         return (
             whole.num_layers * _parameters(whole.projection_gemms)
@@ -201,53 +290,81 @@ class ModelShape:
             + whole.lm_head_gemm.parameters * (1 if whole.tied_embeddings else 2)
         )
 
-    def _linear(self, inputs: int, outputs: int) -> Gemm:
-        return Gemm(inputs, outputs, self.weight_bytes, self.fp8)
+    @property
+    def _expert_ranks(self) -> int:
+        return self.tensor_parallel_size * self.data_parallel_size
 
-    def _gated(self, width: int, weight_bytes: float) -> tuple[Gemm, ...]:
-        share = width // self.tensor_parallel_size
+    def _bytes(self, part: float | None) -> float:
+        return self.weight_bytes if part is None else part
+
+    def _linear(self, inputs: int, outputs: int) -> Gemm:
+        return self._gemm(inputs, outputs, self.weight_bytes)
+
+    def _feed_forward(self, width: int, weight_bytes: float) -> tuple[Gemm, ...]:
+        columns = 2 * width if self.gated_ffn else width
         return (
-            Gemm(self.hidden_size, 2 * share, weight_bytes, self.fp8),
-            Gemm(share, self.hidden_size, weight_bytes, self.fp8),
+            self._gemm(self.hidden_size, columns, weight_bytes),
+            self._gemm(width, self.hidden_size, weight_bytes),
         )
 
-    def _check_positive(self) -> None:
-        names = [
-            "num_layers",
-            "hidden_size",
-            "num_attention_heads",
-            "num_kv_heads",
-            "head_dim",
-            "vocab_size",
-            "weight_bytes",
-            "expert_weight_bytes",
-            "lm_head_weight_bytes",
-            "kv_bytes",
-            "tensor_parallel_size",
-        ]
-        if self.num_dense_layers:
-            names.append("intermediate_size")
-        if self.num_moe_layers:
-            names += ["num_experts", "experts_per_token", "moe_intermediate_size"]
-        if self.num_sliding_layers:
-            names.append("sliding_window")
-        for name in names:
+    def _gemm(self, inputs: int, outputs: int, weight_bytes: float) -> Gemm:
+        """A matrix that multiplies in FP8 if the model does and most of it is not left out."""
+        return Gemm(inputs, outputs, weight_bytes, self.fp8 and weight_bytes < 1.5)
+
+    def _check_sizes(self) -> None:
+        for name, (least, most) in self._bounds().items():
             value = getattr(self, name)
-            if value is None or not math.isfinite(value) or value <= 0:
-                raise ShapeError(f"{name} must be above 0, not {value!r}")
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not whole or not least <= value <= most:
+                raise ShapeError(
+                    f"{name} must be a whole number from {least} to {most}, not {shown(value)}"
+                )
+
+    def _bounds(self) -> dict[str, tuple[int, int]]:
+        """Least and most of every size."""
+        needed = {
+            "num_attention_heads": True,
+            "num_kv_heads": True,
+            "head_dim": True,
+            "hidden_size": True,
+            "vocab_size": True,
+            "intermediate_size": self.num_dense_layers != 0,
+            "num_experts": self.num_moe_layers != 0,
+            "experts_per_token": self.num_moe_layers != 0,
+            "moe_intermediate_size": self.num_moe_layers != 0,
+            "num_shared_experts": False,
+            "shared_intermediate_size": False,
+            "tensor_parallel_size": True,
+            "data_parallel_size": True,
+        }
+        bounds = {name: (int(least), MAX_SIZE) for name, least in needed.items()}
+        layers = dict.fromkeys(("num_dense_layers", "num_moe_layers", "num_sliding_layers"), 0)
+        bounds |= {name: (least, MAX_LAYERS) for name, least in layers.items()}
+        bounds["num_layers"] = (1, MAX_LAYERS)
+        if self.num_sliding_layers or self.sliding_window is not None:
+            bounds["sliding_window"] = (1, MAX_TOKENS)
+        if self.diffusion_block_size is not None:
+            bounds["diffusion_block_size"] = (1, MAX_SIZE)
+        return bounds
+
+    def _check_bytes(self) -> None:
+        for name in _BYTES:
+            value = getattr(self, name)
+            if value is None and name in _OPTIONAL_BYTES:
+                continue
+            if not isinstance(value, (int, float)) or not 0 < value <= 8:
+                raise ShapeError(f"{name} must be above 0 and at most 8, not {shown(value)}")
 
     def _check_layers(self) -> None:
-        if min(self.num_dense_layers, self.num_moe_layers) < 0 or (
-            self.num_dense_layers + self.num_moe_layers != self.num_layers
-        ):
+        if self.num_dense_layers + self.num_moe_layers != self.num_layers:
             raise ShapeError(
                 f"num_dense_layers {self.num_dense_layers} and num_moe_layers "
                 f"{self.num_moe_layers} must add up to num_layers {self.num_layers}"
             )
-        if not 0 <= self.num_sliding_layers <= self.num_layers:
+        if self.num_sliding_layers > self.num_layers:
             raise ShapeError(
-                f"num_sliding_layers {self.num_sliding_layers} must lie from 0 "
-                f"to num_layers {self.num_layers}"
+                f"num_sliding_layers {self.num_sliding_layers} must be at most "
+                f"num_layers {self.num_layers}"
             )
         if self.experts_per_token > self.num_experts:
             raise ShapeError(
@@ -269,12 +386,40 @@ class ModelShape:
             raise ShapeError(f"tensor_parallel_size {ranks} does not fit {kv_heads} KV heads")
         widths = {
             "intermediate_size": self.intermediate_size if self.num_dense_layers else 0,
-            "moe_intermediate_size": self.moe_intermediate_size,
             "shared_intermediate_size": self.shared_intermediate_size,
         }
         for name, width in widths.items():
             if width % ranks:
                 raise ShapeError(f"tensor_parallel_size {ranks} does not divide {name} {width}")
+        self._check_experts_split()
+
+    def _check_experts_split(self) -> None:
+        if self.expert_parallel and not self.num_moe_layers:
+            raise ShapeError(f"expert_parallel needs experts, and {self.name} has none")
+        if self.expert_parallel_size > max(1, self.num_experts):
+            raise ShapeError(
+                f"expert_parallel over {self.expert_parallel_size} ranks leaves some without one "
+                f"of {self.num_experts} experts"
+            )
+        if self.moe_intermediate_size % self.expert_tensor_parallel_size:
+            ranks = f"tensor_parallel_size {self.tensor_parallel_size}"
+            if self.data_parallel_size > 1:
+                ranks += f" x data_parallel_size {self.data_parallel_size}"
+            raise ShapeError(
+                f"{ranks} does not divide moe_intermediate_size {self.moe_intermediate_size}: "
+                f"use expert_parallel or fewer ranks"
+            )
+
+
+_OPTIONAL_BYTES = ("dense_weight_bytes", "shared_weight_bytes")
+_BYTES = (
+    "weight_bytes",
+    "expert_weight_bytes",
+    "lm_head_weight_bytes",
+    "router_weight_bytes",
+    "kv_bytes",
+    *_OPTIONAL_BYTES,
+)
 
 
 def _parameters(gemms: tuple[Gemm, ...]) -> int:

@@ -1,0 +1,179 @@
+"""Every family that transformers builds: its model's matrices are those the shape counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from test_principle_models import KNOWN_BILLIONS
+
+from vllm_nfp.principle import ModelShape, shape_from_config
+from vllm_nfp.principle.families import FAMILIES
+
+transformers = pytest.importorskip("transformers")
+torch = pytest.importorskip("torch")
+
+Config = dict[str, Any]
+
+SMALL: Config = {
+    "hidden_size": 128,
+    "intermediate_size": 352,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "vocab_size": 1000,
+    "pad_token_id": 0,
+}
+WIDE: Config = {**SMALL, "head_dim": 32}
+FEW: Config = {"num_local_experts": 4, "num_experts_per_tok": 2}
+EXPERTS: Config = {"moe_intermediate_size": 96, "num_experts_per_tok": 2}
+LATENT: Config = {
+    "num_key_value_heads": 8,
+    "q_lora_rank": 48,
+    "kv_lora_rank": 64,
+    "qk_nope_head_dim": 24,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 40,
+    "n_routed_experts": 6,
+    "n_shared_experts": 2,
+    **EXPERTS,
+}
+UPPER: Config = {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 4}
+
+CONFIGS: list[Config] = [
+    {**SMALL, "model_type": "llama"},
+    {**SMALL, "model_type": "llama", "tie_word_embeddings": True},
+    {**WIDE, "model_type": "llama", "num_key_value_heads": 8},
+    {**SMALL, "model_type": "qwen2"},
+    {**SMALL, **UPPER, "model_type": "qwen2"},
+    {**WIDE, "model_type": "qwen3", "tie_word_embeddings": True},
+    {**WIDE, **UPPER, "model_type": "qwen3"},
+    {**SMALL, "model_type": "mistral"},
+    {**WIDE, "model_type": "mistral", "sliding_window": None},
+    {**WIDE, "model_type": "ministral3"},
+    {**WIDE, "model_type": "gemma"},
+    {**WIDE, "model_type": "gemma2"},
+    {**WIDE, "model_type": "gemma3_text", "sliding_window": 64},
+    {**WIDE, "model_type": "gemma3_text", "sliding_window_pattern": 2},
+    {**SMALL, "model_type": "phi"},
+    {**SMALL, "model_type": "phi3"},
+    {**SMALL, "model_type": "phi3", "sliding_window": 64},
+    {**WIDE, "model_type": "glm"},
+    {**WIDE, "model_type": "glm4"},
+    {**SMALL, "model_type": "mixtral", **FEW},
+    {**SMALL, "model_type": "mixtral", **FEW, "sliding_window": 64},
+    {**SMALL, "model_type": "phimoe", **FEW},
+    {**SMALL, **EXPERTS, "model_type": "qwen2_moe", "num_experts": 6},
+    {**SMALL, **EXPERTS, **UPPER, "model_type": "qwen2_moe", "num_experts": 6},
+    {
+        **WIDE,
+        **EXPERTS,
+        "model_type": "qwen3_moe",
+        "num_experts": 6,
+        "decoder_sparse_step": 2,
+        "mlp_only_layers": [1],
+    },
+    {**SMALL, **LATENT, "model_type": "deepseek_v2", "q_lora_rank": None},
+    {**SMALL, **LATENT, "model_type": "deepseek_v2", "first_k_dense_replace": 1},
+    {**SMALL, **LATENT, "model_type": "deepseek_v3"},
+    {**SMALL, **LATENT, "model_type": "deepseek_v3", "first_k_dense_replace": 2},
+    {**WIDE, "model_type": "gpt_oss", **FEW},
+    {**WIDE, **EXPERTS, "model_type": "glm4_moe", "n_routed_experts": 6, "n_shared_experts": 2},
+    {**SMALL, **LATENT, "model_type": "glm4_moe_lite"},
+    {
+        **WIDE,
+        "model_type": "llama4_text",
+        "num_local_experts": 4,
+        "interleave_moe_layer_step": 2,
+        "intermediate_size_mlp": 512,
+    },
+    {**WIDE, "model_type": "llama4_text", "num_local_experts": 4, "moe_layers": [0, 5]},
+]
+
+NOT_IN_TRANSFORMERS = {
+    "kimi_k2",
+    "llada",
+    "lladamoe",
+    "llada_moe",
+    "llada2_moe",
+    "dream",
+    "fast_dllm_qwen",
+    "sdar",
+    "sdar_moe",
+}
+WRAPPERS = {"gemma3", "llama4"}
+
+
+def text_alone(config: Config) -> Config:
+    """The language model's part, without the quantization that changes the class of its layers."""
+    text = config.get("text_config", config)
+    return {key: value for key, value in text.items() if key != "quantization_config"}
+
+
+PUBLISHED = [
+    text_alone(config)
+    for config, _ in KNOWN_BILLIONS
+    if config["model_type"].lower() not in NOT_IN_TRANSFORMERS
+]
+
+
+def live(config: Config) -> Any:
+    return transformers.AutoConfig.for_model(**config)
+
+
+def matrix_weights(live_config: Any) -> int:
+    """Weights of all matrices of the model, each tied one once; biases are no matrices."""
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(live_config)
+    return sum(
+        weight.numel()
+        for name, weight in model.named_parameters()
+        if weight.dim() >= 2 and not name.endswith("bias")
+    )
+
+
+def sliding_layers(live_config: Any) -> int:
+    """Layers that slide by the class's own list, or all if there is a window and no list."""
+    kinds = getattr(live_config, "layer_types", None)
+    if kinds is not None:
+        return sum(kind in ("sliding_attention", "chunked_attention") for kind in kinds)
+    return live_config.num_hidden_layers if getattr(live_config, "sliding_window", None) else 0
+
+
+def ids(config: Config) -> str:
+    return str(config["model_type"])
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=ids)
+def test_matrices_are_those_of_the_model(config: Config) -> None:
+    assert shape_from_config(config).total_parameters == matrix_weights(live(config))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=ids)
+def test_sliding_layers_are_those_of_the_class(config: Config) -> None:
+    assert shape_from_config(config).num_sliding_layers == sliding_layers(live(config))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=ids)
+def test_a_live_configuration_reads_like_its_file(config: Config) -> None:
+    def read(values: Config) -> ModelShape:
+        return shape_from_config(values, name="m")
+
+    assert read(live(config).to_dict()) == read(config)
+
+
+@pytest.mark.parametrize("config", PUBLISHED, ids=ids)
+def test_matrices_of_published_models(config: Config) -> None:
+    assert shape_from_config(config).total_parameters == matrix_weights(live(config))
+
+
+def test_every_family_is_compared_with_a_model() -> None:
+    compared = {str(config["model_type"]) for config in CONFIGS}
+    assert compared | NOT_IN_TRANSFORMERS | WRAPPERS == set(FAMILIES)
+
+
+def test_a_wrapper_reads_like_its_text_config() -> None:
+    text = {**WIDE, "model_type": "llama4_text", "num_local_experts": 4}
+    assert shape_from_config({"model_type": "llama4", "text_config": text}, name="m") == (
+        shape_from_config(text, name="m")
+    )

@@ -1,0 +1,71 @@
+"""Reading a model's config.json from disk; nothing is ever downloaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from vllm_nfp.principle.shape import ShapeError
+
+MAX_CONFIG_BYTES = 4 << 20
+_GIVE = "give a folder with a config.json, or the file itself"
+
+
+def load_config(path: str | Path) -> dict[str, object]:
+    """The parsed config.json of a model.
+
+    Args:
+        path: a folder that has a config.json, or the file itself.
+
+    Raises:
+        ShapeError: naming the path, if there is no such file, it cannot be read, is larger than
+            4 MiB, or holds anything but one JSON object.
+    """
+    file = _config_file(path)
+    text = _read(file)
+    try:
+        parsed: object = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ShapeError(
+            f"{file} is not JSON (line {error.lineno}: {error.msg}): {_GIVE}"
+        ) from None
+    except RecursionError:
+        raise ShapeError(f"{file} is nested too deeply for a config.json: {_GIVE}") from None
+    except ValueError:
+        # Python refuses to parse a number of thousands of digits.
+        raise ShapeError(f"{file} has a number too large to read: {_GIVE}") from None
+    if not isinstance(parsed, dict):
+        raise ShapeError(f"{file} does not hold a JSON object: {_GIVE}")
+    return parsed
+
+
+def _config_file(path: str | Path) -> Path:
+    if not str(path).strip():
+        raise ShapeError(f"an empty path names no model: {_GIVE}")
+    given = Path(path)
+    try:
+        file = given / "config.json" if given.is_dir() else given
+        found = file.is_file()
+    except (OSError, ValueError) as error:
+        raise ShapeError(f"{str(path)[:200]!r} cannot be read ({error}): {_GIVE}") from None
+    if found:
+        return file
+    if given.is_dir():
+        raise ShapeError(f"{given} has no config.json: {_GIVE}")
+    raise ShapeError(f"{str(path)[:200]!r} is no file or folder here: {_GIVE}")
+
+
+def _read(file: Path) -> str:
+    try:
+        with file.open("rb") as stream:
+            content = stream.read(MAX_CONFIG_BYTES + 1)
+    except OSError as error:
+        raise ShapeError(f"{file} cannot be read ({error.strerror}): {_GIVE}") from None
+    if len(content) > MAX_CONFIG_BYTES:
+        raise ShapeError(
+            f"{file} is no config.json: it is larger than {MAX_CONFIG_BYTES >> 20} MiB: {_GIVE}"
+        )
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ShapeError(f"{file} is not UTF-8 text: {_GIVE}") from None
