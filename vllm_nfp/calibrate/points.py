@@ -8,11 +8,16 @@ from __future__ import annotations
 import json
 import math
 import statistics
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
+
+
+MAX_SAMPLE_BYTES = 256 << 20
+"""Most text that a gzipped file may hold."""
 
 
 class SampleError(ValueError):
@@ -102,17 +107,31 @@ def write_samples(path: Path, samples: KernelSamples) -> None:
 
 
 def read_samples(path: Path) -> KernelSamples:
-    """Read what :func:`write_samples` wrote.
+    """Read what :func:`write_samples` wrote, plain or gzipped (``.gz``).
 
     Raises:
         SampleError: if the file cannot be read or is no such file.
     """
     try:
-        return _samples_of(path.read_text(encoding="utf-8").splitlines())
+        raw = path.read_bytes()
+        text = _unpack(raw) if path.suffix == ".gz" else raw.decode()
+        return _samples_of(text.splitlines())
     except OSError as error:
         raise SampleError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, EOFError) as error:
         raise SampleError(f"{path} holds no kernel samples ({error!r:.200})") from None
+
+
+def _unpack(raw: bytes) -> str:
+    """Decompress, up to a bound: a small file must not become an endless text."""
+    unpacker = zlib.decompressobj(wbits=31)
+    try:
+        text = unpacker.decompress(raw, MAX_SAMPLE_BYTES)
+    except zlib.error as error:
+        raise ValueError(str(error)) from None
+    if unpacker.unconsumed_tail:
+        raise ValueError(f"more than {MAX_SAMPLE_BYTES >> 20} MiB")
+    return text.decode()
 
 
 def _samples_of(lines: Iterable[str]) -> KernelSamples:

@@ -1,0 +1,181 @@
+"""Seconds of a dense matrix product of T tokens with a weight matrix, split by what they are for.
+
+t(T) = t0 + softmax_p(memory(T), arithmetic(T)) (1 + selection(T)), where
+
+- memory(T) = (W + a_o 2 T O + a_i 2 T K + a_w W (T / 128) idle) / (share of bandwidth): the weights
+  once; activations, which cost more than their bytes, since every output tile reads its rows of
+  them again from L2; and the last, partly filled wave of output tiles, in which too few SMs ask
+  for memory. ``idle`` is (whole waves / waves) - 1 of O / 128 tiles, 0 below one wave, where the
+  library splits the inner dimension.
+- arithmetic(T) = 2 K O (T + T padded to 64 rows) / 2 / (share of FLOP/s): token tiles run from 8 to
+  256 rows by the library's choice, so that half of the padding to 64 is paid on average.
+- selection(T): the library chooses among its kernels by rules that do not always find the
+  fastest: above the smooth curve times scatter by some per cent, and since the boundary is the
+  first N over the line, that scatter moves it.
+
+FP8 products in vLLM on Hopper run in its own CUTLASS kernels, whose tile is chosen by T alone
+(csrc/quantization/w8a8/cutlass, scaled_mm_sm90_fp8_dispatch): their time steps at these T.
+
+The form and its constants were fitted to products of five sizes on an H100 (benchmarks/README.md);
+constants are shares and counts, so that they carry over to other devices as an assumption.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vllm_nfp.principle.hardware import Hardware
+from vllm_nfp.principle.shape import Gemm
+from vllm_nfp.principle.terms import ACTIVATION_BYTES, FloatArray, Terms
+
+TILE_COLUMNS = 128
+"""Columns of an output tile; the middle of what cuBLAS and CUTLASS choose between."""
+TILE_ROWS = 64
+"""Rows of the largest instruction tile on Hopper: the granularity that is told of dense products.
+"""
+WAVE_TOKENS = 128.0
+"""Tokens at which the loss of a part-filled wave is ``wave_loss``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fp8GemmConstants:
+    """The same for FP8 products in vLLM's CUTLASS kernels."""
+
+    bandwidth: float = 0.82
+    """Share of peak bytes per second at the smallest tile."""
+    flops: float = 0.55
+    kernel_seconds: float = 6.2e-6
+    """Of the product and of the quantization of its activations before it."""
+    tile_tokens: tuple[int, ...] = (16, 64, 128)
+    """Largest T of each tile configuration but the last."""
+    tile_slowdown: tuple[float, ...] = (1.0, 1.08, 1.17)
+    """Time over that of the smallest tile, in each of these."""
+    row_tile_slowdown: float = 0.8
+    """The same for each tile of 128 rows, beyond the last of them."""
+    row_tile: int = 128
+
+
+@dataclass(frozen=True, slots=True)
+class GemmConstants:
+    """Dimensionless constants of the model above; see the module's text for each."""
+
+    bandwidth: float = 0.86
+    """Share of peak bytes per second."""
+    flops: float = 0.76
+    """Share of peak FLOP/s."""
+    output_traffic: float = 1.74
+    """a_o."""
+    input_traffic: float = 3.67
+    """a_i."""
+    wave_loss: float = 0.28
+    """a_w."""
+    sharpness: float = 12.65
+    """p of the soft maximum; higher is sharper."""
+    kernel_seconds: float = 4.0e-6
+    """t0: start, ramp and drain of one product inside a CUDA graph."""
+    selection_loss: float = 0.02
+    """Scatter above the smooth curve, as a share."""
+    selection_tokens: float = 32.0
+    """Tokens at which it is reached; at T = 1 there is none, by definition."""
+    fp8: Fp8GemmConstants = field(default_factory=Fp8GemmConstants)
+
+
+def gemm_seconds(
+    hardware: Hardware, constants: GemmConstants, gemm: Gemm, tokens: FloatArray
+) -> FloatArray:
+    """Seconds of the product, its kernel's own time included."""
+    fixed = gemm_fixed_seconds(hardware, constants, gemm)
+    total: FloatArray = fixed + np.sum(
+        list(gemm_terms(hardware, constants, gemm, tokens).values()), axis=0
+    )
+    return total
+
+
+def gemm_fixed_seconds(hardware: Hardware, constants: GemmConstants, gemm: Gemm) -> float:
+    """The part that no N changes."""
+    return (constants.fp8 if _runs_fp8(hardware, gemm) else constants).kernel_seconds
+
+
+def gemm_terms(
+    hardware: Hardware, constants: GemmConstants, gemm: Gemm, tokens: FloatArray
+) -> Terms:
+    """Seconds without the fixed part, by limit; they add up.
+
+    Args:
+        tokens: T, shape [n].
+    """
+    if _runs_fp8(hardware, gemm):
+        return _fp8_terms(hardware, constants.fp8, gemm, tokens)
+    rate = hardware.memory_bytes_per_second * constants.bandwidth
+    activations = ACTIVATION_BYTES * (
+        constants.output_traffic * gemm.outputs + constants.input_traffic * gemm.inputs
+    )
+    memory = (gemm.weight_traffic + tokens * activations) / rate
+    idle = _idle_share_of_waves(gemm.outputs / TILE_COLUMNS / hardware.num_sms)
+    lost = constants.wave_loss * gemm.weight_traffic * idle / rate * (tokens / WAVE_TOKENS)
+    flops = hardware.peak_flops(False) * constants.flops
+    plain = 2.0 * gemm.parameters * tokens / flops
+    rows = np.ceil(tokens / TILE_ROWS) * TILE_ROWS
+    padded = 2.0 * gemm.parameters * (tokens + rows) / 2 / flops
+    return _levels(memory, lost, plain, padded, constants, tokens)
+
+
+def _levels(
+    memory: FloatArray,
+    lost: FloatArray,
+    plain: FloatArray,
+    padded: FloatArray,
+    constants: GemmConstants,
+    tokens: FloatArray,
+) -> Terms:
+    """Each fuller account of the same work gets what it adds above the one before."""
+    with_waves = memory + lost
+    with_compute = soft_maximum(with_waves, plain, constants.sharpness)
+    with_padding = soft_maximum(with_waves, padded, constants.sharpness)
+    scatter = constants.selection_loss * np.minimum(
+        1.0, (tokens - 1) / constants.selection_tokens
+    )
+    return {
+        "memory": memory,
+        "wave": lost,
+        "compute": with_compute - with_waves,
+        "tile": with_padding - with_compute + scatter * with_padding,
+    }
+
+
+def _fp8_terms(
+    hardware: Hardware, constants: Fp8GemmConstants, gemm: Gemm, tokens: FloatArray
+) -> Terms:
+    base = gemm.weight_traffic / (hardware.memory_bytes_per_second * constants.bandwidth)
+    memory = np.full_like(tokens, base)
+    tiled = base * fp8_slowdown(constants, tokens)
+    flops = hardware.peak_flops(True) * constants.flops
+    plain = np.maximum(tiled, 2.0 * gemm.parameters * tokens / flops)
+    rows = np.ceil(tokens / constants.row_tile) * constants.row_tile
+    padded = np.maximum(plain, 2.0 * gemm.parameters * (tokens + rows) / 2 / flops)
+    return {"memory": memory, "compute": plain - tiled, "tile": tiled - memory + padded - plain}
+
+
+def fp8_slowdown(constants: Fp8GemmConstants, tokens: FloatArray) -> FloatArray:
+    """Time over that of the smallest tile; more than 1 from the first edge on."""
+    steps = np.array([*constants.tile_slowdown, np.inf])
+    inside: FloatArray = steps[np.searchsorted(constants.tile_tokens, tokens)]
+    beyond = constants.row_tile_slowdown * np.ceil(tokens / constants.row_tile)
+    return np.where(np.isfinite(inside), inside, np.maximum(beyond, constants.tile_slowdown[-1]))
+
+
+def soft_maximum(a: FloatArray, b: FloatArray, sharpness: float) -> FloatArray:
+    """(a^p + b^p)^(1/p), computed so that no power overflows; at least max(a, b)."""
+    larger, smaller = np.maximum(a, b), np.minimum(a, b)
+    total: FloatArray = larger * (1.0 + (smaller / larger) ** sharpness) ** (1.0 / sharpness)
+    return total
+
+
+def _idle_share_of_waves(waves: float) -> float:
+    return float(np.ceil(waves) / waves - 1.0) if waves > 1 else 0.0
+
+
+def _runs_fp8(hardware: Hardware, gemm: Gemm) -> bool:
+    return gemm.fp8 and hardware.fp8_flops is not None

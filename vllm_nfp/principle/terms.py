@@ -1,0 +1,57 @@
+"""What a prediction's seconds are made of: terms by limit, which add up to the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+Limit = Literal[
+    "memory",
+    "tile",
+    "wave",
+    "experts",
+    "query_block",
+    "graph_padding",
+    "compute",
+    "lm_head",
+    "communication",
+]
+LIMITS: tuple[Limit, ...] = get_args(Limit)
+FloatArray = npt.NDArray[np.float64]
+Terms = dict[Limit, FloatArray]
+"""Seconds by what they are spent on, one value for each number of positions."""
+
+ACTIVATION_BYTES = 2
+
+
+def roofline(traffic: Terms, arithmetic: Sequence[tuple[Limit, FloatArray]]) -> Terms:
+    """Split max(traffic, arithmetic...) into terms that add up to it.
+
+    Each entry of ``arithmetic`` is a fuller account of the same work than the one before, so
+    its term is what it adds above all before it.
+    """
+    terms = dict(traffic)
+    level: FloatArray = sum_terms(traffic)
+    for limit, seconds in arithmetic:
+        raised = np.maximum(level, seconds)
+        terms[limit] = raised - level
+        level = raised
+    return terms
+
+
+def sum_terms(terms: Mapping[Limit, FloatArray]) -> FloatArray:
+    """All terms together."""
+    total: FloatArray = np.sum(list(terms.values()), axis=0, dtype=np.float64)
+    return total
+
+
+def add_terms(*all_terms: Mapping[Limit, FloatArray]) -> Terms:
+    """Sum of terms, name by name."""
+    total: Terms = {}
+    for terms in all_terms:
+        for limit, seconds in terms.items():
+            total[limit] = total[limit] + seconds if limit in total else seconds
+    return total
