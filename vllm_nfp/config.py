@@ -51,6 +51,9 @@ class ProbeConfig:
     """Longest time spent on capturing the probe's own CUDA graphs at start."""
     graph_memory_mib: int = 2048
     """Most GPU memory, in MiB, that the probe's own CUDA graphs may take."""
+    bidirectional: bool = False
+    """Let the positions of a sequence see one another, as block diffusion decodes; always so for
+    models that vLLM itself decodes by diffusion."""
     sampled_layers: int = 4
     """Decoder layers of each kind whose modules are timed; 0 times every layer."""
     min_samples: int = 6
@@ -159,6 +162,7 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "startup_seconds": _number(0.0, 600.0, "seconds"),
     "capture_seconds": _number(0.0, 600.0, "seconds"),
     "graph_memory_mib": _integer(0, 1 << 20, "MiB"),
+    "bidirectional": _flag,
     "sampled_layers": _integer(0, 4096, "a number of layers"),
     "min_samples": _integer(2, 1000, "a number of samples"),
     "max_samples": _integer(2, 10000, "a number of samples"),

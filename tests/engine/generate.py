@@ -19,6 +19,7 @@ import os
 import random
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def prompts(count: int = 12) -> list[list[int]]:
@@ -29,6 +30,15 @@ def prompts(count: int = 12) -> list[list[int]]:
         + [rng.randrange(2, 512) for _ in range(rng.randrange(4, 90))]
         for _ in range(count)
     ]
+
+
+GRAPHS: dict[str, Any] = {
+    # FULL graphs, but nothing compiled, which would take most of the test's time.
+    "compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"},
+    # Other processes may hold the rest of the GPU.
+    "gpu_memory_utilization": 0.05,
+    "kv_cache_memory_bytes": 256 << 20,
+}
 
 
 def main(model: str, out: str, mode: str) -> None:
@@ -46,6 +56,7 @@ def main(model: str, out: str, mode: str) -> None:
         enable_prefix_caching=True,
         enable_chunked_prefill=True,
         seed=0,
+        **(GRAPHS if mode == "graphs" else {}),
     )
     requests = [{"prompt_token_ids": ids} for ids in prompts()]
     common = {"max_tokens": 40, "ignore_eos": True, "detokenize": False, "logprobs": 1}

@@ -30,12 +30,16 @@ def generate(model: Path, out: Path, probe: dict[str, object] | None) -> object:
     return json.loads(out.read_text())
 
 
+@pytest.fixture(scope="module")
+def plain(dense_model: Path, tmp_path_factory: pytest.TempPathFactory) -> object:
+    return generate(dense_model, tmp_path_factory.mktemp("plain") / "plain.json", None)
+
+
 @pytest.mark.parametrize("graph_memory_mib", [1024, 0])
 def test_outputs_do_not_change_in_full_graphs(
-    dense_model: Path, tmp_path: Path, graph_memory_mib: int
+    dense_model: Path, plain: object, tmp_path: Path, graph_memory_mib: int
 ) -> None:
     """Without any memory for graphs of its own the probe must leave all cells out, and say so."""
-    plain = generate(dense_model, tmp_path / "plain.json", None)
     probe = {
         "batch_sizes": [1, 4],
         "contexts": [32, 128],

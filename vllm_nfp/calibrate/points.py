@@ -15,7 +15,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-
 MAX_SAMPLE_BYTES = 256 << 20
 """Most text that a gzipped file may hold."""
 

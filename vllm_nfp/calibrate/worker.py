@@ -41,14 +41,14 @@ def work(plan: ModelPlan, out: Path) -> None:
 
     from vllm_nfp.engine.bench import ModuleBench
     from vllm_nfp.engine.environment import describe_device
-    from vllm_nfp.engine.offline import module_engine_arguments, offline_engine
+    from vllm_nfp.engine.in_process import engine_in_process, module_engine_arguments
     from vllm_nfp.timing import CudaClock, HostClock
 
     on_gpu = torch.cuda.is_available()
     with tempfile.TemporaryDirectory(prefix="nfp-calibrate-") as folder:
         (Path(folder) / "config.json").write_text(json.dumps(dict(plan.config)), encoding="utf-8")
         arguments = {**_engine_arguments(plan, on_gpu, module_engine_arguments), **plan.arguments}
-        with offline_engine(Path(folder), arguments) as view, torch.inference_mode():
+        with engine_in_process(Path(folder), arguments) as view, torch.inference_mode():
             bench = ModuleBench(view, CudaClock() if on_gpu else HostClock())
             if on_gpu and Kernel.MOE_FFN in plan.kernels and bench.has(Kernel.MOE_FFN):
                 _warm_up_experts(bench)

@@ -90,6 +90,9 @@ class VllmProbeEngine:
         vllm_config = view.vllm_config
         runner = view.runner
         num_blocks = runner.kv_cache_config.num_blocks
+        # vLLM releases that know no diffusion lack the property.
+        diffusion = bool(getattr(vllm_config.model_config, "is_diffusion", False))
+        self._causal = not (config.bidirectional or diffusion)
         self._max_len = int(vllm_config.model_config.max_model_len)
         self._max_tokens = int(vllm_config.scheduler_config.max_num_batched_tokens)
         self._max_seqs = int(vllm_config.scheduler_config.max_num_seqs)
@@ -226,7 +229,9 @@ class VllmProbeEngine:
 
     def _make(self, batch_size: int, positions: int) -> _Prepared:
         placement = self._placement(batch_size, positions)
-        batch = ProbeBatch(batch_size, positions, placement, self._widths, self._device)
+        batch = ProbeBatch(
+            batch_size, positions, placement, self._widths, self._device, self._causal
+        )
         prepared = _Prepared(batch)
         self._prepared[batch_size, positions] = prepared
         return prepared

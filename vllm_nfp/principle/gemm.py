@@ -134,9 +134,7 @@ def _levels(
     with_waves = memory + lost
     with_compute = soft_maximum(with_waves, plain, constants.sharpness)
     with_padding = soft_maximum(with_waves, padded, constants.sharpness)
-    scatter = constants.selection_loss * np.minimum(
-        1.0, (tokens - 1) / constants.selection_tokens
-    )
+    scatter = constants.selection_loss * np.minimum(1.0, (tokens - 1) / constants.selection_tokens)
     return {
         "memory": memory,
         "wave": lost,

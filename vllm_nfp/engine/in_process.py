@@ -18,7 +18,7 @@ _ENVIRONMENT = {
 
 
 @contextmanager
-def offline_engine(model: Path, arguments: Mapping[str, Any]) -> Iterator[RunnerView]:
+def engine_in_process(model: Path, arguments: Mapping[str, Any]) -> Iterator[RunnerView]:
     """Start an engine with dummy weights and give the view of its model runner.
 
     Args:
