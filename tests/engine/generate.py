@@ -34,7 +34,11 @@ def prompts(count: int = 12) -> list[list[int]]:
 
 GRAPHS: dict[str, Any] = {
     # FULL graphs, but nothing compiled, which would take most of the test's time.
-    "compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"},
+    "compilation_config": {
+        "mode": 0,
+        "cudagraph_mode": "FULL_DECODE_ONLY",
+        "cudagraph_capture_sizes": [1, 2, 4, 8, 16, 24, 32],
+    },
     # Other processes may hold the rest of the GPU.
     "gpu_memory_utilization": 0.05,
     "kv_cache_memory_bytes": 256 << 20,
