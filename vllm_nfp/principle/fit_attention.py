@@ -102,9 +102,23 @@ class AttentionFit:
     curves: int
 
 
-def attention_curves(samples: KernelSamples) -> tuple[AttentionCurve, ...]:
-    """The attention curves of one model's samples, medians over passes."""
-    heads = shape_from_config(samples.config).attention
+def attention_curves(
+    samples: KernelSamples, heads: AttentionHeads | None = None
+) -> tuple[AttentionCurve, ...]:
+    """The attention curves of one model's samples, medians over passes.
+
+    Args:
+        samples: timings of one model.
+        heads: its heads with a 16-bit cache; None: read from its config.
+
+    Raises:
+        ShapeError: if there are curves, no heads are given, and the config cannot be read.
+    """
+    timed = [curve for curve in samples.curves if curve.series.kernel is Kernel.ATTENTION]
+    if not timed:
+        return ()
+    if heads is None:
+        heads = shape_from_config(samples.config).attention
     arguments = samples.environment.get("arguments") or {}
     if str(arguments.get("kv_cache_dtype", "auto")).startswith("fp8") and not heads.fp8:
         heads = dataclasses.replace(heads, token_bytes=heads.token_bytes / 2, fp8=True)
@@ -117,8 +131,7 @@ def attention_curves(samples: KernelSamples) -> tuple[AttentionCurve, ...]:
             np.array(curve.medians, dtype=np.float64),
             curve.series.causal,
         )
-        for curve in samples.curves
-        if curve.series.kernel is Kernel.ATTENTION
+        for curve in timed
     )
 
 
@@ -194,7 +207,8 @@ def _fit(
     def residuals(point: FloatArray) -> FloatArray:
         constants = constants_at(point)
         parts = [_residuals(curve, hardware, constants) for curve in curves]
-        return np.concatenate([*parts, _PRIOR * (point - origin)])
+        together: FloatArray = np.concatenate([*parts, _PRIOR * (point - origin)])
+        return together
 
     solved = least_squares(residuals, origin, bounds=(low, high), loss="soft_l1", x_scale=0.1)
     return constants_at(solved.x)
@@ -208,9 +222,8 @@ def _residuals(
     distance = np.min([np.abs(measured - math.log1p(e)) for e in TOLERANCES], axis=0)
     weight = 0.25 + np.exp(-((distance / _NEAR_BOUNDARY) ** 2))
     # By the root of their number: a curve counts the same however densely it was taken.
-    return np.concatenate([weight * ratio / _RATIO_ERROR, level / _LEVEL_ERROR]) / math.sqrt(
-        len(level)
-    )
+    both: FloatArray = np.concatenate([weight * ratio / _RATIO_ERROR, level / _LEVEL_ERROR])
+    return both / math.sqrt(len(level))
 
 
 def _log_errors(
