@@ -1,0 +1,133 @@
+"""Claim: the attention model predicts NFP of shapes that its constants were not fitted to.
+
+    python -m benchmarks.score_attention RESULTS/reference
+    python -m benchmarks.score_attention RESULTS/set-aside
+
+Scores the shipped constants on the kernel timings of a folder: for each model and epsilon the
+share of cells within one granularity step, the median relative error of NFP, and both for the
+idle-compute rule. ``--fit`` fits the constants to the folder anew and prints them too;
+``--leave-out`` fits for each model with a 16-bit cache to all others and scores it by that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from vllm_nfp.calibrate.points import KernelSamples, read_samples
+from vllm_nfp.principle import ShapeError, hardware_by_name
+from vllm_nfp.principle.attention import H100_ATTENTION, AttentionConstants
+from vllm_nfp.principle.fit_attention import (
+    TOLERANCES,
+    AttentionCurve,
+    Boundary,
+    Score,
+    attention_curves,
+    boundary,
+    fit_attention,
+    predicted_seconds,
+    score,
+)
+from vllm_nfp.principle.shape import AttentionHeads
+
+H100 = hardware_by_name("H100-SXM")
+Curves = Mapping[str, tuple[AttentionCurve, ...]]
+
+
+def read_folder(folder: Path) -> Curves:
+    """Attention curves of each model whose ``*.jsonl.gz`` lies in a folder."""
+    curves = {}
+    for path in sorted(folder.glob("*.jsonl.gz")):
+        with tempfile.TemporaryDirectory() as scratch:
+            plain = Path(scratch, "samples.jsonl")
+            plain.write_bytes(gzip.decompress(path.read_bytes()))
+            samples = read_samples(plain)
+        found = _curves(samples)
+        if found:
+            curves[path.name.removesuffix(".jsonl.gz")] = found
+    return curves
+
+
+def _curves(samples: KernelSamples) -> tuple[AttentionCurve, ...]:
+    try:
+        return attention_curves(samples)
+    except ShapeError:  # a family that shapes do not know: its heads are plain all the same
+        config = samples.config
+        heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+        size = config.get("head_dim") or config["hidden_size"] // heads
+        plain = AttentionHeads(kv_heads, heads // kv_heads, size, size, 4.0 * size, False)
+        return attention_curves(samples, plain)
+
+
+def boundaries(
+    curves: tuple[AttentionCurve, ...], constants: AttentionConstants, epsilon: float
+) -> list[Boundary]:
+    """Measured and predicted NFP of cells."""
+    return [
+        boundary(curve, H100, epsilon, lambda c: predicted_seconds(c, H100, constants))
+        for curve in curves
+    ]
+
+
+def tabulate(models: Curves, constants_of: Callable[[str], AttentionConstants]) -> Table:
+    """A row for each model and epsilon, and one for all models."""
+    table = Table(
+        "model", "epsilon", "cells", "within step", "median", "idle within", "idle median"
+    )
+    for epsilon in TOLERANCES:
+        everything: list[Boundary] = []
+        for model, curves in models.items():
+            found = boundaries(curves, constants_of(model), epsilon)
+            everything += found
+            table.add_row(*_cells(model, epsilon, score(found)))
+        table.add_row(*_cells("all", epsilon, score(everything)), style="bold")
+    return table
+
+
+def _cells(model: str, epsilon: float, result: Score) -> tuple[str, ...]:
+    return (
+        model,
+        str(epsilon),
+        str(result.cells),
+        f"{result.within_step:.1%}",
+        f"{result.median_error:.1%}",
+        f"{result.idle_within_step:.1%}",
+        f"{result.idle_median_error:.0%}",
+    )
+
+
+@click.command(help=__doc__)
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--fit", is_flag=True, help="Fit to the folder and score that.")
+@click.option("--leave-out", is_flag=True, help="Leave each model out of the fit that scores it.")
+def main(folder: Path, fit: bool, leave_out: bool) -> None:
+    """Print the scores of a folder."""
+    models = read_folder(folder)
+    if not models:
+        raise click.UsageError(f"{folder} has no *.jsonl.gz with attention timings")
+    console = Console(width=120)
+    if leave_out:
+        plain = {m: c for m, c in models.items() if not c[0].heads.fp8}
+        fitted = {
+            left: fit_attention([c for m in plain if m != left for c in plain[m]], H100).constants
+            for left in plain
+        }
+        console.print(tabulate(plain, fitted.__getitem__))
+        return
+    constants = H100_ATTENTION
+    if fit:
+        result = fit_attention([c for curves in models.values() for c in curves], H100)
+        constants = result.constants
+        console.print(dataclasses.asdict(result))
+    console.print(tabulate(models, lambda _: constants))
+
+
+if __name__ == "__main__":
+    main()

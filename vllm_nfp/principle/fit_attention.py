@@ -1,0 +1,312 @@
+"""Fit the constants of :mod:`vllm_nfp.principle.attention` to kernel timings, and score them.
+
+Only the fit itself needs scipy, the extra ``calibrate``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vllm_nfp.calibrate.points import Kernel, KernelSamples
+from vllm_nfp.principle.attention import (
+    H100_ATTENTION,
+    AttentionBackend,
+    AttentionConstants,
+    attention_terms,
+    fixed_seconds,
+    granularity,
+)
+from vllm_nfp.principle.hardware import Hardware
+from vllm_nfp.principle.hf_config import shape_from_config
+from vllm_nfp.principle.kernels import FloatArray, sum_terms
+from vllm_nfp.principle.shape import AttentionHeads
+
+TOLERANCES = (0.1, 0.2)
+"""Epsilons that decide which errors weigh most, and at which fits are scored."""
+
+_BOUNDS = {
+    "bandwidth": (0.3, 1.0),
+    "flops": (0.1, 1.0),
+    "overlap": (1.5, 20.0),
+    "query_bandwidth": (0.05, 5.0),
+    "partial_bandwidth": (0.05, 5.0),
+    "exposed_blocks": (0.05, 8.0),
+    "kernel_seconds": (1e-6, 1e-4),
+    "wave_seconds": (1e-8, 1e-5),
+    "combine_seconds": (1e-8, 2e-5),
+}
+_FP8_BOUNDS = {
+    "flops_fp8": (0.05, 1.0),
+    "one_warpgroup_fp8": (0.1, 1.5),
+    "quantize_seconds": (1e-8, 2e-5),
+}
+_RATIO_ERROR = 0.02
+"""Relative error of t(N) / t(1) that counts as 1: what medians repeat within."""
+_LEVEL_ERROR = 0.1
+"""The same of t(N); wider, since NFP depends on ratios."""
+_NEAR_BOUNDARY = 0.08
+"""Width in log t(N) / t(1) of the added weight near each tolerance."""
+_PRIOR = 0.05
+"""Pull of a constant's logarithm towards where it started: decides what no curve shows."""
+_LEAST_POSITIONS = 3
+
+
+class FitError(ValueError):
+    """Curves that constants cannot be fitted to; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionCurve:
+    """Measured attention times of one layer in one cell.
+
+    Attributes:
+        heads: one rank's heads.
+        batch_size, context: sequences, and cached tokens before the step.
+        positions: N, ascending from 1.
+        seconds: t(N), one time for each.
+        causal: False for blocks that see all of themselves.
+    """
+
+    heads: AttentionHeads
+    batch_size: int
+    context: int
+    positions: FloatArray
+    seconds: FloatArray
+    causal: bool = True
+
+    def __post_init__(self) -> None:
+        cell = f"attention at batch size {self.batch_size}, context {self.context}"
+        if len(self.positions) != len(self.seconds) or len(self.positions) < _LEAST_POSITIONS:
+            raise FitError(f"{cell} needs a time at {_LEAST_POSITIONS} or more N")
+        if self.positions[0] != 1 or not np.all(np.diff(self.positions) > 0):
+            raise FitError(f"{cell}: N must ascend from 1")
+        if not np.all(np.isfinite(self.seconds) & (self.seconds > 0)):
+            raise FitError(f"{cell}: a time is not finite and above 0")
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionFit:
+    """Fitted constants and how well they meet the curves they were fitted to."""
+
+    constants: AttentionConstants
+    rms_log_error: float
+    """Root mean square of log t(N), predicted over measured."""
+    rms_log_ratio_error: float
+    """The same of log t(N) / t(1)."""
+    curves: int
+
+
+def attention_curves(
+    samples: KernelSamples, heads: AttentionHeads | None = None
+) -> tuple[AttentionCurve, ...]:
+    """The attention curves of one model's samples, medians over passes.
+
+    Args:
+        samples: timings of one model.
+        heads: its heads with a 16-bit cache; None: read from its config.
+
+    Raises:
+        ShapeError: if there are curves, no heads are given, and the config cannot be read.
+    """
+    timed = [curve for curve in samples.curves if curve.series.kernel is Kernel.ATTENTION]
+    if not timed:
+        return ()
+    if heads is None:
+        heads = shape_from_config(samples.config).attention
+    arguments = samples.environment.get("arguments") or {}
+    if str(arguments.get("kv_cache_dtype", "auto")).startswith("fp8") and not heads.fp8:
+        heads = dataclasses.replace(heads, token_bytes=heads.token_bytes / 2, fp8=True)
+    return tuple(
+        AttentionCurve(
+            heads,
+            curve.series.batch_size,
+            curve.series.context,
+            np.array(curve.positions, dtype=np.float64),
+            np.array(curve.medians, dtype=np.float64),
+            curve.series.causal,
+        )
+        for curve in timed
+    )
+
+
+def predicted_seconds(
+    curve: AttentionCurve,
+    hardware: Hardware,
+    constants: AttentionConstants,
+    backend: AttentionBackend | None = None,
+) -> FloatArray:
+    """t(N) of the model at a curve's own points."""
+    terms = attention_terms(
+        hardware,
+        curve.heads,
+        batch_size=curve.batch_size,
+        cached_tokens=curve.context + curve.positions,
+        positions=curve.positions,
+        constants=constants,
+        backend=backend,
+        causal=curve.causal,
+    )
+    return fixed_seconds(curve.heads, constants) + sum_terms(terms)
+
+
+def fit_attention(
+    curves: Sequence[AttentionCurve],
+    hardware: Hardware,
+    start: AttentionConstants = H100_ATTENTION,
+) -> AttentionFit:
+    """Fit the constants to curves of FlashAttention 3, from and towards ``start``.
+
+    First what all caches share, to the 16-bit curves (to all if there are none), then what only an
+    8-bit cache has. Errors of t(N) / t(1) near the tolerances weigh most; the loss is robust. A
+    constant that no curve shows stays near where it started.
+
+    Raises:
+        FitError: without curves.
+        ImportError: without scipy.
+    """
+    if not curves:
+        raise FitError("there are no attention curves to fit to")
+    plain = [curve for curve in curves if not curve.heads.fp8]
+    eight_bits = [curve for curve in curves if curve.heads.fp8]
+    constants = _fit(plain or eight_bits, hardware, start, _BOUNDS)
+    if eight_bits:
+        constants = _fit(eight_bits, hardware, constants, _FP8_BOUNDS)
+    errors = [_log_errors(curve, hardware, constants) for curve in curves]
+    return AttentionFit(
+        constants,
+        rms_log_error=_root_mean_square(level for level, _ in errors),
+        rms_log_ratio_error=_root_mean_square(ratio for _, ratio in errors),
+        curves=len(curves),
+    )
+
+
+def _fit(
+    curves: Sequence[AttentionCurve],
+    hardware: Hardware,
+    start: AttentionConstants,
+    bounds: dict[str, tuple[float, float]],
+) -> AttentionConstants:
+    """Least squares over the logarithms of the named constants, the others as they are."""
+    from scipy.optimize import least_squares
+
+    names = list(bounds)
+    low, high = np.log(np.array([bounds[name] for name in names])).T
+    given = np.array([max(getattr(start, name), 1e-12) for name in names])
+    origin = np.clip(np.log(given), low + 1e-6, high - 1e-6)
+
+    def constants_at(point: FloatArray) -> AttentionConstants:
+        values = {name: float(v) for name, v in zip(names, np.exp(point), strict=True)}
+        return dataclasses.replace(start, **values)
+
+    def residuals(point: FloatArray) -> FloatArray:
+        constants = constants_at(point)
+        parts = [_residuals(curve, hardware, constants) for curve in curves]
+        together: FloatArray = np.concatenate([*parts, _PRIOR * (point - origin)])
+        return together
+
+    solved = least_squares(residuals, origin, bounds=(low, high), loss="soft_l1", x_scale=0.1)
+    return constants_at(solved.x)
+
+
+def _residuals(
+    curve: AttentionCurve, hardware: Hardware, constants: AttentionConstants
+) -> FloatArray:
+    level, ratio = _log_errors(curve, hardware, constants)
+    measured = np.log(curve.seconds / curve.seconds[0])
+    distance = np.min([np.abs(measured - math.log1p(e)) for e in TOLERANCES], axis=0)
+    weight = 0.25 + np.exp(-((distance / _NEAR_BOUNDARY) ** 2))
+    # By the root of their number: a curve counts the same however densely it was taken.
+    both: FloatArray = np.concatenate([weight * ratio / _RATIO_ERROR, level / _LEVEL_ERROR])
+    return both / math.sqrt(len(level))
+
+
+def _log_errors(
+    curve: AttentionCurve, hardware: Hardware, constants: AttentionConstants
+) -> tuple[FloatArray, FloatArray]:
+    """Errors of log t(N) and of log t(N) / t(1), predicted over measured."""
+    level = np.log(predicted_seconds(curve, hardware, constants) / curve.seconds)
+    return level, level - level[0]
+
+
+def _root_mean_square(errors: Iterable[FloatArray]) -> float:
+    return float(np.sqrt(np.mean(np.square(np.concatenate(list(errors))))))
+
+
+@dataclass(frozen=True, slots=True)
+class Boundary:
+    """Measured and predicted NFP of one cell, each clipped to the measured points.
+
+    Attributes:
+        measured, predicted, idle_compute: largest N under the line by each.
+        step: positions of one granularity step.
+    """
+
+    measured: int
+    predicted: int
+    idle_compute: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How well predictions meet measured boundaries, and the idle-compute rule in the same cells.
+
+    Shares and errors are dimensionless; errors are |predicted - measured| / measured.
+    """
+
+    cells: int
+    within_step: float
+    median_error: float
+    idle_within_step: float
+    idle_median_error: float
+
+
+def boundary(
+    curve: AttentionCurve,
+    hardware: Hardware,
+    epsilon: float,
+    predict: Callable[[AttentionCurve], FloatArray],
+) -> Boundary:
+    """The boundaries of one cell; the idle-compute rule gives N = rho b / (g f)."""
+    heads = curve.heads
+    idle = hardware.ridge(heads.fp8) * heads.token_bytes / (heads.group * heads.flops_per_pair)
+    return Boundary(
+        measured=first_crossing(curve.positions, curve.seconds, epsilon),
+        predicted=first_crossing(curve.positions, predict(curve), epsilon),
+        idle_compute=int(curve.positions[curve.positions <= max(1.0, idle)][-1]),
+        step=granularity(heads.group),
+    )
+
+
+def first_crossing(positions: FloatArray, seconds: FloatArray, epsilon: float) -> int:
+    """Largest N of ``positions`` with t(n) <= (1 + epsilon) t(1) for every one up to it."""
+    over = seconds > (1 + epsilon) * seconds[0]
+    return int(positions[-1] if not over.any() else positions[np.argmax(over) - 1])
+
+
+def score(boundaries: Sequence[Boundary]) -> Score:
+    """Score cells of one tolerance or several.
+
+    Raises:
+        ValueError: without cells.
+    """
+    if not boundaries:
+        raise ValueError("there are no cells to score")
+
+    def within(values: Iterable[int]) -> float:
+        pairs = zip(boundaries, values, strict=True)
+        return statistics.fmean(abs(value - b.measured) <= b.step for b, value in pairs)
+
+    def error(values: Iterable[int]) -> float:
+        pairs = zip(boundaries, values, strict=True)
+        return statistics.median(abs(value - b.measured) / b.measured for b, value in pairs)
+
+    predicted = [b.predicted for b in boundaries]
+    idle = [b.idle_compute for b in boundaries]
+    return Score(len(boundaries), within(predicted), error(predicted), within(idle), error(idle))
