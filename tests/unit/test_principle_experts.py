@@ -164,7 +164,7 @@ def test_default_tiles_are_those_of_vllm(
             ours.block_k[index],
             ours.group_m[index],
         ) == tuple(
-            theirs[f"{name}"]
+            theirs[name]
             for name in ("BLOCK_SIZE_M", "BLOCK_SIZE_N", "BLOCK_SIZE_K", "GROUP_SIZE_M")
         ), count
 
@@ -265,15 +265,36 @@ def test_a_rank_with_a_part_of_the_experts_takes_its_part_of_the_time() -> None:
     assert part / whole == pytest.approx([0.26, 0.26], rel=0.08)
 
 
-def test_a_scan_is_fast() -> None:
-    tokens = 128.0 * np.arange(1, 513)
-    terms_of(QWEN, tokens)
+def skewed(experts: int, per_token: float) -> Routing:
+    shares = np.random.default_rng(2).dirichlet(np.full(experts, 10.0))
+    return Routing(experts, per_token, shares=tuple(shares / shares.sum()))
+
+
+def test_grouped_shares_count_as_the_experts_one_by_one() -> None:
+    tokens, routing = np.array([3.0, 16, 64, 300, 900]), skewed(128, 8.0)
+    block = np.array([16, 16, 32, 64, 128])
+    assert routing.shares is not None
+    alone = [Routing(1, share * 8.0) for share in routing.shares]
+    for count, one in (
+        (awake_experts(tokens, routing), lambda each: awake_experts(tokens, each)),
+        (
+            expected_blocks(tokens, block, routing),
+            lambda each: expected_blocks(tokens, block, each),
+        ),
+    ):
+        assert count == pytest.approx(sum(one(each) for each in alone), rel=0.005)
+
+
+@pytest.mark.parametrize("routing", [None, skewed(128, 8.0)])
+def test_a_scan_is_fast(routing: Routing | None) -> None:
+    tokens = 4.0 * np.arange(1, 513)
+    terms_of(QWEN, tokens, routing)
     taken = []
-    for _ in range(5):
+    for _ in range(7):
         start = time.perf_counter()
-        terms_of(QWEN, tokens)
+        terms_of(QWEN, tokens, routing)
         taken.append(time.perf_counter() - start)
-    assert min(taken) < 0.02
+    assert min(taken) < (0.02 if routing is None else 0.06)
 
 
 @pytest.mark.parametrize(

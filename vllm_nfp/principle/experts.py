@@ -36,6 +36,8 @@ SHARED_STREAM_TOKENS = 256
 of their own beside router and routed experts (runner/shared_experts.py)."""
 BUSY_SMS = 0.5
 """Assumed: share of the SMs that must have a tile for memory to run at full rate."""
+MAX_GROUPS = 32
+"""Experts of like share are counted together, so that a scan of positions stays fast."""
 _WINDOW_DEVIATIONS = 5.0
 _WINDOW_BLOCKS = 8
 
@@ -111,13 +113,17 @@ class Routing:
             self._check_shares(self.shares)
 
     def chances(self) -> tuple[FloatArray, FloatArray]:
-        """Distinct chances that a token meets an expert, and how many experts have each."""
+        """Chances that a token meets an expert, and how many experts have each.
+
+        More than MAX_GROUPS experts of given shares are put into as many groups of neighbours.
+        """
         if self.shares is None:
             chance = self.experts_per_token / self.num_experts
             return np.array([chance]), np.array([float(self.num_experts)])
-        every = np.array(self.shares) * self.experts_per_token
-        chances, counts = np.unique(np.minimum(every, 1.0), return_counts=True)
-        return chances, counts.astype(np.float64)
+        every = np.minimum(np.sort(self.shares) * self.experts_per_token, 1.0)
+        groups = np.array_split(every, min(MAX_GROUPS, self.num_experts))
+        counts = np.array([float(len(group)) for group in groups])
+        return np.array([group.mean() for group in groups]), counts
 
     def _check_shares(self, shares: Sequence[float]) -> None:
         if len(shares) != self.num_experts:
