@@ -8,6 +8,7 @@ import numpy as np
 
 from vllm_nfp.calibrate.points import Curve, Kernel, KernelSamples
 from vllm_nfp.principle.ffn import activation_seconds
+from vllm_nfp.principle.fit_experts import ExpertCurve
 from vllm_nfp.principle.fit_gemm import GemmCurve
 from vllm_nfp.principle.hardware import Hardware
 from vllm_nfp.principle.hf_config import shape_from_config
@@ -34,6 +35,16 @@ def shape_of(samples: KernelSamples) -> ModelShape:
 def gemm_curves(hardware: Hardware, all_samples: Sequence[KernelSamples]) -> list[GemmCurve]:
     """Curves of linear layers, LM heads and dense FFNs."""
     return [curve for samples in all_samples for curve in _gemm_curves(hardware, samples)]
+
+
+def expert_curves(all_samples: Sequence[KernelSamples]) -> list[ExpertCurve]:
+    """Curves of MoE modules, taken to have run with the tiles that vLLM takes by default."""
+    return [
+        ExpertCurve(shape_of(samples), curve.positions, curve.medians)
+        for samples in all_samples
+        for curve in samples.curves
+        if curve.series.kernel is Kernel.MOE_FFN
+    ]
 
 
 def _gemm_curves(hardware: Hardware, samples: KernelSamples) -> Iterator[GemmCurve]:

@@ -1,0 +1,188 @@
+"""Fits the constants of routed experts to timed MoE modules; needs scipy, imported for the fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from vllm_nfp.principle.experts import (
+    BOUNDS,
+    ROUTED_KERNELS,
+    SHARED_STREAM_TOKENS,
+    ExpertConstants,
+    ExpertError,
+    MoeConfig,
+    Routing,
+    default_config,
+    expert_terms,
+    tuned_config,
+)
+from vllm_nfp.principle.hardware import Hardware
+from vllm_nfp.principle.shape import Gemm, ModelShape
+from vllm_nfp.principle.terms import FloatArray, sum_terms
+
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+"""Sequences for which growth over t(T = B) is weighed."""
+DENSE_BANDWIDTH = 0.85
+"""Share of peak for the weights of router and shared experts: a plain roofline, for the fit."""
+DENSE_SECONDS = 3.5e-6
+"""What such a dense product costs beside its weights."""
+_MIN_POINTS = 8
+_LEVEL_WEIGHT = 0.3
+_GROWTH_WEIGHT = 3.0
+_GROWTH = 0.14
+"""Logarithm of the growth that matters most: between 10 and 20 %."""
+_GROWTH_WIDTH = 0.12
+_LEAST_WEIGHT = 0.03
+_TOLERANCE = 0.03
+"""Error of log t from which on the loss is linear: draws of tokens wake more or fewer experts."""
+_PRIOR_WEIGHT = 0.01
+_DEVIATIONS: Mapping[str, float] = {
+    "bandwidth": 0.1,
+    "row_gap_bytes": 1.0,
+    "flops": 0.3,
+    "kept_l2": 0.5,
+    "activation_bandwidth": 0.5,
+    "kernel_seconds": 0.5,
+}
+"""Fitted constants, and how far the logarithm of each may lie from the start at no great cost.
+
+It decides what the curves leave open: whether L2 keeps weights shows in large experts alone.
+"""
+_SMALLEST = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertCurve:
+    """Times of one layer's MoE module, router and shared experts included."""
+
+    shape: ModelShape
+    tokens: tuple[int, ...]
+    """T, ascending."""
+    seconds: tuple[float, ...]
+    tuned: Mapping[int, Mapping[str, int]] | None = None
+    """Content of the tuned configuration file that vLLM found; None: it found none."""
+
+    def __post_init__(self) -> None:
+        if not self.shape.num_moe_layers:
+            raise ExpertError(f"{self.shape.name} has no experts")
+        if len(self.tokens) != len(self.seconds) or len(self.tokens) < _MIN_POINTS:
+            raise ExpertError(
+                f"the curve of {self.shape.name} has {len(self.tokens)} token counts and "
+                f"{len(self.seconds)} times: it needs as many of both, {_MIN_POINTS} or more"
+            )
+        if min(self.seconds) <= 0:
+            raise ExpertError(f"the curve of {self.shape.name} has a time that is not above 0")
+
+
+def fit_experts(
+    curves: Sequence[ExpertCurve], hardware: Hardware, start: ExpertConstants | None = None
+) -> ExpertConstants:
+    """Constants that describe the curves best, within their bounds.
+
+    Minimises errors of log t(T) / t(B) for the steps of B sequences, most where the ratio lies
+    near 1.1 and 1.2, and of log t with less weight; large errors count linearly. What the curves
+    leave open stays near ``start``.
+
+    Args:
+        curves: one or more, of one device.
+        hardware: its data sheet.
+        start: where to begin; None: the defaults, fitted on an H100.
+
+    Raises:
+        ExpertError: if there is no curve.
+        ImportError: without scipy.
+    """
+    from scipy.optimize import least_squares
+
+    if not curves:
+        raise ExpertError("a fit of experts needs the curve of one MoE model or more")
+    first = start or ExpertConstants()
+    centre = np.array([max(getattr(first, name), _SMALLEST) for name in _DEVIATIONS])
+    least, most = (np.array([BOUNDS[name][side] for name in _DEVIATIONS]) for side in (0, 1))
+    deviations = np.array(list(_DEVIATIONS.values()))
+
+    def constants(logs: FloatArray) -> ExpertConstants:
+        values = np.clip(centre * np.exp(logs), least, most)
+        return replace(first, **dict(zip(_DEVIATIONS, values.tolist(), strict=True)))
+
+    def errors(logs: FloatArray) -> FloatArray:
+        tried = constants(logs)
+        parts = [_errors(curve, hardware, tried) for curve in curves]
+        return np.concatenate([*parts, _PRIOR_WEIGHT * logs / deviations])
+
+    lowest = np.log(np.maximum(least, centre * _SMALLEST) / centre) - _SMALLEST
+    highest = np.log(most / centre) + _SMALLEST
+    found = least_squares(
+        errors, np.zeros(len(centre)), bounds=(lowest, highest), loss="soft_l1", f_scale=_TOLERANCE
+    )
+    return constants(np.asarray(found.x))
+
+
+def module_seconds(
+    shape: ModelShape,
+    hardware: Hardware,
+    constants: ExpertConstants,
+    tokens: FloatArray,
+    tuned: Mapping[int, Mapping[str, int]] | None = None,
+) -> FloatArray:
+    """Seconds of one layer's MoE module; dense products by a plain roofline.
+
+    Shared experts run beside the rest up to SHARED_STREAM_TOKENS: their reading then fills the
+    time in which small kernels leave memory idle, and only the rest shows.
+    """
+    routing = Routing(
+        shape.local_experts,
+        shape.local_experts_per_token,
+        expert_parallel=shape.expert_parallel_size > 1,
+    )
+    config: MoeConfig = (
+        default_config(tokens, shape.quantization, shape.local_experts)
+        if tuned is None
+        else tuned_config(tokens, tuned)
+    )
+    terms = expert_terms(
+        hardware,
+        constants,
+        shape.expert_gemms,
+        tokens,
+        routing,
+        hidden_size=shape.hidden_size,
+        config=config,
+    )
+    router, *shared = shape.shared_gemms
+    fixed = DENSE_SECONDS + ROUTED_KERNELS * constants.kernel_seconds
+    seconds = sum_terms(terms) + fixed + _dense_reading(hardware, [router])
+    if not shared:
+        return seconds
+    reading = _dense_reading(hardware, shared)
+    # Activation between the shared products, and the sum of both outputs.
+    alone = reading + DENSE_SECONDS * len(shared) + constants.kernel_seconds
+    beside = max(0.0, reading - fixed)
+    shown = np.where(tokens <= SHARED_STREAM_TOKENS, beside, alone)
+    total: FloatArray = seconds + shown + constants.kernel_seconds
+    return total
+
+
+def _dense_reading(hardware: Hardware, gemms: Sequence[Gemm]) -> float:
+    amount = float(sum(gemm.weight_traffic for gemm in gemms))
+    return amount / (hardware.memory_bytes_per_second * DENSE_BANDWIDTH)
+
+
+def _errors(curve: ExpertCurve, hardware: Hardware, constants: ExpertConstants) -> FloatArray:
+    tokens = np.array(curve.tokens, dtype=np.float64)
+    measured = np.log(np.array(curve.seconds))
+    predicted = np.log(module_seconds(curve.shape, hardware, constants, tokens, curve.tuned))
+    errors = predicted - measured
+    parts = [_LEVEL_WEIGHT * errors]
+    for batch_size in BATCH_SIZES:
+        first = np.flatnonzero(tokens == batch_size)
+        if first.size:
+            cell = (tokens % batch_size == 0) & (tokens >= batch_size)
+            growth = measured[cell] - measured[first[0]]
+            closeness = np.exp(-(((growth - _GROWTH) / _GROWTH_WIDTH) ** 2)) + _LEAST_WEIGHT
+            weight = _GROWTH_WEIGHT * closeness / np.sqrt(cell.sum())
+            parts.append(weight * (errors[cell] - errors[first[0]]))
+    return np.concatenate(parts)
