@@ -24,7 +24,7 @@ from rich.table import Table
 from vllm_nfp.calibrate.points import KernelSamples, read_samples
 from vllm_nfp.principle import ShapeError, hardware_by_name
 from vllm_nfp.principle.attention import H100_ATTENTION, AttentionConstants
-from vllm_nfp.principle.fit_attention import (
+from vllm_nfp.calibrate.fit_attention import (
     TOLERANCES,
     AttentionCurve,
     Boundary,

@@ -27,7 +27,7 @@ from vllm_nfp.principle.attention import (
     granularity,
     soft_maximum,
 )
-from vllm_nfp.principle.fit_attention import (
+from vllm_nfp.calibrate.fit_attention import (
     AttentionCurve,
     Boundary,
     FitError,

@@ -28,7 +28,7 @@ from vllm_nfp.principle.experts import (
     expert_terms,
     tuned_config,
 )
-from vllm_nfp.principle.fit_experts import ExpertCurve, fit_experts, module_seconds
+from vllm_nfp.calibrate.fit_experts import ExpertCurve, fit_experts, module_seconds
 from vllm_nfp.principle.shape import ModelShape
 from vllm_nfp.principle.terms import FloatArray, Terms, sum_terms
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from vllm_nfp.calibrate.fit_experts import ExpertCurve
+from vllm_nfp.calibrate.fit_gemm import GemmCurve
 from vllm_nfp.calibrate.points import Curve, Kernel, KernelSamples
 from vllm_nfp.principle.ffn import activation_seconds
-from vllm_nfp.principle.fit_experts import ExpertCurve
-from vllm_nfp.principle.fit_gemm import GemmCurve
 from vllm_nfp.principle.hardware import Hardware
 from vllm_nfp.principle.hf_config import shape_from_config
 from vllm_nfp.principle.shape import Gemm, ModelShape

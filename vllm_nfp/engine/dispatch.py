@@ -1,9 +1,9 @@
 """How vLLM would run a decode step of B sequences x N positions: graph, padding, or neither.
 
-The rules follow ``CudaGraphManager._init_candidates`` of the V2 runner for a server whose draft
-length is N - 1: such a server captures uniform decode graphs whose sizes are the capture sizes
-rounded up to multiples of N. They hold for the V1 runner too, which adjusts its capture sizes to
-such multiples when speculation is configured.
+The rules are those of the V2 runner for a server whose draft length is N - 1: such a server
+captures uniform decode graphs for N positions (:mod:`vllm_nfp.principle.graphs`). They hold for
+the V1 runner too, which adjusts its capture sizes to such multiples when speculation is
+configured.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+
+from vllm_nfp.principle.graphs import padded_tokens
 
 
 class Execution(StrEnum):
@@ -72,14 +74,10 @@ def _full_size(rules: GraphRules, batch_size: int, positions: int) -> tuple[int,
     if rules.full_mixed:
         size = _first_at_least(rules.capture_sizes, tokens)
         return None if size is None else (size, min(size, rules.max_num_seqs))
-    largest = rules.capture_sizes[-1] if rules.capture_sizes else 0
-    rounded = sorted(-(-size // positions) * positions for size in rules.capture_sizes)
-    fitting = [
-        size
-        for size in rounded
-        if tokens <= size <= largest and size // positions <= rules.max_num_seqs
-    ]
-    return (fitting[0], fitting[0] // positions) if fitting else None
+    size = padded_tokens(rules.capture_sizes, batch_size, positions)
+    if size is None or size // positions > rules.max_num_seqs:
+        return None
+    return size, size // positions
 
 
 def _first_at_least(sizes: Sequence[int], tokens: int) -> int | None:

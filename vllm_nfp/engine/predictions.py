@@ -9,7 +9,13 @@ from typing import Any
 import torch
 
 from vllm_nfp.metrics.snapshot import PredictionRow
-from vllm_nfp.principle import match_device, predict_cells, shape_from_config
+from vllm_nfp.principle import (
+    Target,
+    default_calibration,
+    match_device,
+    predict_cells,
+    shape_from_config,
+)
 
 logger = logging.getLogger("vllm.nfp")
 
@@ -31,6 +37,7 @@ def predict_rows(
     if hardware is None:
         logger.info("vllm-nfp: no prediction: %s is not in the hardware catalogue", name)
         return ()
+    target = Target(hardware, default_calibration(hardware.name))
     try:
         shape = shape_from_config(
             vllm_config.model_config.hf_config.to_dict(),
@@ -39,7 +46,7 @@ def predict_rows(
         rows = [
             row
             for batch_size, context in cells
-            for row in predict_cells(shape, hardware, (batch_size,), (context,), tuple(epsilons))
+            for row in predict_cells(shape, target, (batch_size,), (context,), tuple(epsilons))
         ]
     except ValueError as error:
         logger.info("vllm-nfp: no prediction: %s", error)

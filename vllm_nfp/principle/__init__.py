@@ -1,11 +1,23 @@
 """Predicted near-free parallelism: model shapes, known devices, kernel models, no GPU needed."""
 
+from vllm_nfp.principle.calibration import (
+    H100_CALIBRATION,
+    Calibration,
+    CalibrationError,
+    default_calibration,
+)
 from vllm_nfp.principle.hardware import (
     CATALOGUE,
     Hardware,
     HardwareError,
     hardware_by_name,
     match_device,
+)
+from vllm_nfp.principle.hardware_file import (
+    Target,
+    read_hardware_file,
+    target_of,
+    write_hardware_file,
 )
 from vllm_nfp.principle.hf_config import shape_from_config
 from vllm_nfp.principle.idle_compute import (
@@ -15,33 +27,48 @@ from vllm_nfp.principle.idle_compute import (
     idle_compute_nfp,
     modules_of,
 )
-from vllm_nfp.principle.kernels import UNCALIBRATED, Efficiency, Limit
 from vllm_nfp.principle.model_files import load_config
-from vllm_nfp.principle.predict import Prediction, Row, predict, predict_cells
+from vllm_nfp.principle.predict import (
+    Boundary,
+    CellPrediction,
+    Row,
+    predict_cell,
+    predict_cells,
+    rows_of,
+)
 from vllm_nfp.principle.shape import Decoding, LatentAttention, ModelShape, ShapeError
 
 __all__ = [
     "CATALOGUE",
+    "H100_CALIBRATION",
     "MODULES",
-    "UNCALIBRATED",
+    "Boundary",
+    "Calibration",
+    "CalibrationError",
+    "CellPrediction",
     "Decoding",
-    "Efficiency",
     "Hardware",
     "HardwareError",
     "LatentAttention",
     "Limit",
     "ModelShape",
     "Module",
-    "Prediction",
     "PredictionError",
     "Row",
+    "Serving",
     "ShapeError",
+    "Target",
+    "default_calibration",
     "hardware_by_name",
     "idle_compute_nfp",
     "load_config",
     "match_device",
     "modules_of",
-    "predict",
+    "predict_cell",
     "predict_cells",
+    "read_hardware_file",
+    "rows_of",
     "shape_from_config",
+    "target_of",
+    "write_hardware_file",
 ]

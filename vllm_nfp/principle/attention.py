@@ -25,8 +25,8 @@ import numpy.typing as npt
 
 from vllm_nfp.principle.hardware import Hardware
 from vllm_nfp.principle.idle_compute import PredictionError
-from vllm_nfp.principle.kernels import ACTIVATION_BYTES, FloatArray, Terms
 from vllm_nfp.principle.shape import AttentionHeads
+from vllm_nfp.principle.terms import ACTIVATION_BYTES, FloatArray, Terms, soft_maximum
 
 PARTIAL_BYTES = 4
 """Splits leave their partial outputs and the sums of their weights in FP32."""
@@ -282,14 +282,6 @@ def fixed_seconds(heads: AttentionHeads, constants: AttentionConstants = H100_AT
 def granularity(group: int, tile_rows: int = GRANULE_ROWS) -> int:
     """Positions per sequence between two steps of the staircase; 1 or more."""
     return max(1, math.ceil(tile_rows / group))
-
-
-def soft_maximum(traffic: FloatArray, arithmetic: FloatArray, exponent: float) -> FloatArray:
-    """A p-norm: loads and arithmetic of a pipeline hide each other but where they are near."""
-    larger = np.maximum(traffic, arithmetic)
-    ratio = np.minimum(traffic, arithmetic) / larger
-    result: FloatArray = larger * (1.0 + ratio**exponent) ** (1.0 / exponent)
-    return result
 
 
 def _score_seconds(

@@ -18,10 +18,15 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
-from vllm_nfp.principle.gemm import soft_maximum
 from vllm_nfp.principle.hardware import Hardware
 from vllm_nfp.principle.shape import Gemm, Quantization
-from vllm_nfp.principle.terms import ACTIVATION_BYTES, FloatArray, Terms, add_terms
+from vllm_nfp.principle.terms import (
+    ACTIVATION_BYTES,
+    FloatArray,
+    Terms,
+    add_terms,
+    soft_maximum,
+)
 
 IntArray = npt.NDArray[np.int64]
 

@@ -28,7 +28,7 @@ import numpy as np
 
 from vllm_nfp.principle.hardware import Hardware
 from vllm_nfp.principle.shape import Gemm
-from vllm_nfp.principle.terms import ACTIVATION_BYTES, FloatArray, Terms
+from vllm_nfp.principle.terms import ACTIVATION_BYTES, FloatArray, Terms, soft_maximum
 
 TILE_COLUMNS = 128
 """Columns of an output tile; the middle of what cuBLAS and CUTLASS choose between."""
@@ -162,13 +162,6 @@ def fp8_slowdown(constants: Fp8GemmConstants, tokens: FloatArray) -> FloatArray:
     inside: FloatArray = steps[np.searchsorted(constants.tile_tokens, tokens)]
     beyond = constants.row_tile_slowdown * np.ceil(tokens / constants.row_tile)
     return np.where(np.isfinite(inside), inside, np.maximum(beyond, constants.tile_slowdown[-1]))
-
-
-def soft_maximum(a: FloatArray, b: FloatArray, sharpness: float) -> FloatArray:
-    """(a^p + b^p)^(1/p), computed so that no power overflows; at least max(a, b)."""
-    larger, smaller = np.maximum(a, b), np.minimum(a, b)
-    total: FloatArray = larger * (1.0 + (smaller / larger) ** sharpness) ** (1.0 / sharpness)
-    return total
 
 
 def _idle_share_of_waves(waves: float) -> float:

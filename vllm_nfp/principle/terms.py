@@ -42,6 +42,17 @@ def roofline(traffic: Terms, arithmetic: Sequence[tuple[Limit, FloatArray]]) -> 
     return terms
 
 
+def soft_maximum(traffic: FloatArray, arithmetic: FloatArray, exponent: float) -> FloatArray:
+    """(a^p + b^p)^(1/p): loads and arithmetic hide each other but where they are near.
+
+    Computed so that no power overflows; at least the larger of the two, which must be above 0.
+    """
+    larger = np.maximum(traffic, arithmetic)
+    ratio = np.minimum(traffic, arithmetic) / larger
+    result: FloatArray = larger * (1.0 + ratio**exponent) ** (1.0 / exponent)
+    return result
+
+
 def sum_terms(terms: Mapping[Limit, FloatArray]) -> FloatArray:
     """All terms together."""
     total: FloatArray = np.sum(list(terms.values()), axis=0, dtype=np.float64)

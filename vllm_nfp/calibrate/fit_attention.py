@@ -24,8 +24,8 @@ from vllm_nfp.principle.attention import (
 )
 from vllm_nfp.principle.hardware import Hardware
 from vllm_nfp.principle.hf_config import shape_from_config
-from vllm_nfp.principle.kernels import FloatArray, sum_terms
 from vllm_nfp.principle.shape import AttentionHeads
+from vllm_nfp.principle.terms import FloatArray, sum_terms
 
 TOLERANCES = (0.1, 0.2)
 """Epsilons that decide which errors weigh most, and at which fits are scored."""

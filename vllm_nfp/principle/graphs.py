@@ -1,0 +1,27 @@
+"""The token counts of CUDA graphs that vLLM captures for decode steps of N positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+DEFAULT_CAPTURE_SIZES: tuple[int, ...] = (1, 2, 4, *range(8, 256, 8), *range(256, 513, 16))
+"""vLLM 0.32's cudagraph_capture_sizes where max_num_seqs is 256 or more (config/vllm.py)."""
+
+
+def uniform_sizes(capture_sizes: Sequence[int], positions: int) -> tuple[int, ...]:
+    """Sizes of the graphs for N positions per sequence, ascending.
+
+    After ``CudaGraphManager._init_candidates`` of vLLM's V2 runner: every capture size is rounded
+    up to a multiple of N, and sizes beyond the largest capture size are left out.
+    """
+    if not capture_sizes:
+        return ()
+    largest = max(capture_sizes)
+    rounded = {-(-size // positions) * positions for size in capture_sizes}
+    return tuple(sorted(size for size in rounded if size <= largest))
+
+
+def padded_tokens(capture_sizes: Sequence[int], batch_size: int, positions: int) -> int | None:
+    """Tokens that a step of ``batch_size`` sequences runs with; None if no graph holds it."""
+    tokens = batch_size * positions
+    return next((s for s in uniform_sizes(capture_sizes, positions) if s >= tokens), None)

@@ -1,0 +1,302 @@
+"""The seconds of a decode step, put together from its kernels, for an array of N.
+
+Times are those of one rank; per layer for a module, per step for the whole model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vllm_nfp.principle.attention import (
+    AttentionBackend,
+    attention_terms,
+    backend_by_name,
+    fixed_seconds,
+)
+from vllm_nfp.principle.experts import (
+    ROUTED_KERNELS,
+    SHARED_STREAM_TOKENS,
+    MoeConfig,
+    Routing,
+    default_config,
+    expert_terms,
+    tuned_config,
+)
+from vllm_nfp.principle.ffn import KERNEL_SECONDS, activation_seconds, elementwise_seconds
+from vllm_nfp.principle.gemm import gemm_fixed_seconds, gemm_terms
+from vllm_nfp.principle.graphs import DEFAULT_CAPTURE_SIZES, padded_tokens
+from vllm_nfp.principle.hardware_file import Target
+from vllm_nfp.principle.idle_compute import Module
+from vllm_nfp.principle.shape import Gemm, ModelShape
+from vllm_nfp.principle.terms import ACTIVATION_BYTES, FloatArray, Terms, add_terms, sum_terms
+
+LAYER_KERNELS = 3
+"""Two norms with their residual sums, and rotary embedding; torch.compile fuses the rest."""
+STEP_KERNELS = 2
+"""Embedding and the last norm."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Seconds: what no N changes, and terms that may."""
+
+    fixed: float
+    terms: Terms
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.fixed + other.fixed, add_terms(self.terms, other.terms))
+
+    def times(self, factor: float) -> Cost:
+        """The same work, ``factor`` times."""
+        terms: Terms = {limit: factor * seconds for limit, seconds in self.terms.items()}
+        return Cost(factor * self.fixed, terms)
+
+    def seconds(self) -> FloatArray:
+        """All of it, for each N."""
+        return self.fixed + sum_terms(self.terms)
+
+
+NOTHING = Cost(0.0, {})
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """How the server runs its steps.
+
+    Attributes:
+        attention_backend: vLLM's name of it; FLASH_ATTN takes the version for the device.
+        capture_sizes: token counts of the CUDA graphs; empty: no padding is counted.
+        expert_tiles: content of vLLM's tuned configuration file for the experts, tokens -> tiles;
+            empty: vLLM's default rule.
+    """
+
+    attention_backend: str = "FLASH_ATTN"
+    capture_sizes: tuple[int, ...] = DEFAULT_CAPTURE_SIZES
+    expert_tiles: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
+
+
+class Step:
+    """A decode step of B sequences over L cached tokens, for an array of N.
+
+    Args:
+        shape: the model.
+        target: the device of each rank.
+        serving: how steps are run.
+        batch_size: B.
+        context: L, tokens in the cache of each sequence before the step.
+        positions: N, shape [n].
+
+    Raises:
+        PredictionError: for an unknown attention backend.
+    """
+
+    def __init__(
+        self,
+        shape: ModelShape,
+        target: Target,
+        serving: Serving,
+        batch_size: int,
+        context: int,
+        positions: FloatArray,
+    ) -> None:
+        self._shape = shape
+        self._hardware = target.hardware
+        self._calibration = target.calibration
+        self._serving = serving
+        self._batch_size = batch_size
+        self._context = context
+        self._positions = positions
+        self._backend: AttentionBackend = backend_by_name(
+            serving.attention_backend, target.hardware
+        )
+
+    @property
+    def tokens(self) -> FloatArray:
+        """T = B N."""
+        return self._batch_size * self._positions
+
+    @property
+    def in_graphs(self) -> int:
+        """Largest N for which a CUDA graph was captured; 0 if there are none at all."""
+        sizes = self._serving.capture_sizes
+        fitting = [
+            int(n) for n in self._positions if padded_tokens(sizes, self._batch_size, int(n))
+        ]
+        return max(fitting, default=0)
+
+    def module(self, module: Module) -> Cost:
+        """One layer's module, the mean over layers for attention, or the whole step."""
+        costs: dict[Module, Callable[[], Cost]] = {
+            "dense_ffn": self.dense_ffn,
+            "moe_ffn": self.moe_ffn,
+            "attention": lambda: self.attention().times(1 / self._shape.num_layers),
+            "model": lambda: sum(self.parts().values(), NOTHING),
+        }
+        return costs[module]()
+
+    def parts(self) -> dict[str, Cost]:
+        """The whole step, by part."""
+        shape = self._shape
+        layers = shape.num_layers
+        parts = {
+            "attention": self.attention(),
+            "projections": self._projections().times(layers),
+            "norms and rotary": self._elementwise().times(layers),
+        }
+        if shape.num_dense_layers:
+            parts["dense FFN"] = self.dense_ffn().times(shape.num_dense_layers)
+        if shape.num_moe_layers:
+            parts["MoE FFN"] = self.moe_ffn().times(shape.num_moe_layers)
+        parts["LM head"] = self._lm_head()
+        return parts
+
+    def dense_ffn(self) -> Cost:
+        """Gate-up product, activation, down product; all-reduce."""
+        activation = activation_seconds(self._hardware, self._shape, self.tokens)
+        return (
+            self._products(self._shape.dense_ffn_gemms) + _growing(activation) + self._all_reduce()
+        )
+
+    def moe_ffn(self) -> Cost:
+        """Router, routed and shared experts; all-reduce.
+
+        CUDA graph padding adds no expert work: vLLM 0.32 routes padded tokens to no expert.
+        """
+        shape, constants = self._shape, self._calibration.experts
+        tokens = self.tokens * shape.data_parallel_size
+        routed = expert_terms(
+            self._hardware,
+            constants,
+            shape.expert_gemms,
+            tokens,
+            Routing(
+                shape.local_experts,
+                shape.local_experts_per_token,
+                expert_parallel=shape.expert_parallel_size > 1,
+            ),
+            hidden_size=shape.hidden_size,
+            config=self._expert_tiles(tokens),
+        )
+        fixed = ROUTED_KERNELS * constants.kernel_seconds
+        router, *shared = shape.shared_gemms
+        cost = Cost(fixed, routed) + self._products((router,), padded=False)
+        if shared:
+            cost += self._shared_experts(shared, hidden_behind=fixed)
+        return cost + self._all_reduce() + self._expert_transfer()
+
+    def _expert_tiles(self, tokens: FloatArray) -> MoeConfig:
+        if self._serving.expert_tiles:
+            return tuned_config(tokens, self._serving.expert_tiles)
+        return default_config(tokens, self._shape.quantization, self._shape.local_experts)
+
+    def _shared_experts(self, gemms: Sequence[Gemm], hidden_behind: float) -> Cost:
+        """On a stream of their own in small steps, where they fill the routed kernels' gaps."""
+        alone = self._products(gemms, padded=False)
+        beside = np.maximum(0.0, alone.seconds() - alone.fixed - hidden_behind)
+        shown = np.where(self.tokens <= SHARED_STREAM_TOKENS, beside, alone.seconds())
+        return Cost(self._calibration.experts.kernel_seconds, {"memory": shown})
+
+    def attention(self) -> Cost:
+        """All layers, full and sliding; the cache holds context and positions."""
+        cached = self._context + self._positions
+        sliding = self._shape.num_sliding_layers
+        cost = self._attention_layer(cached, False).times(self._shape.num_layers - sliding)
+        if self._shape.sliding_window is not None and sliding:
+            # The windows of N neighbours together span N - 1 tokens more than one of them.
+            union = np.minimum(cached, self._shape.sliding_window + self._positions - 1)
+            cost += self._attention_layer(union, True).times(sliding)
+        return cost
+
+    def _attention_layer(self, cached: FloatArray, windowed: bool) -> Cost:
+        heads, constants = self._shape.attention, self._calibration.attention
+        sizes = self._serving.capture_sizes
+        terms = attention_terms(
+            self._hardware,
+            heads,
+            batch_size=self._batch_size,
+            cached_tokens=cached,
+            positions=self._positions,
+            constants=constants,
+            backend=self._backend,
+            windowed=windowed,
+            causal=not self._shape.bidirectional,
+            max_graph_tokens=max(sizes, default=0),
+        )
+        return Cost(fixed_seconds(heads, constants), terms)
+
+    def _projections(self) -> Cost:
+        return self._products(self._shape.projection_gemms) + self._all_reduce()
+
+    def _elementwise(self) -> Cost:
+        seconds = elementwise_seconds(self._hardware, 4 * self.tokens * self._shape.hidden_size)
+        return _growing(seconds).times(LAYER_KERNELS)
+
+    def _lm_head(self) -> Cost:
+        """Logits of every position, outside the graph; all growth counts as the LM head's."""
+        product = self._products((self._shape.lm_head_gemm,), padded=False)
+        cost = Cost(product.fixed, {"lm_head": sum_terms(product.terms)})
+        cost += Cost(STEP_KERNELS * KERNEL_SECONDS, {})
+        return cost + self._collective(self._shape.vocab_size, rounds=1)
+
+    def _products(self, gemms: Sequence[Gemm], padded: bool = True) -> Cost:
+        """Dense products, with the cost of padding to a captured size if in the graph."""
+        constants = self._calibration.gemm
+
+        def terms(tokens: FloatArray) -> Terms:
+            return add_terms(
+                *(gemm_terms(self._hardware, constants, gemm, tokens) for gemm in gemms)
+            )
+
+        fixed = sum(gemm_fixed_seconds(self._hardware, constants, gemm) for gemm in gemms)
+        plain = terms(self.tokens)
+        if not padded or not self._serving.capture_sizes:
+            return Cost(fixed, plain)
+        added = sum_terms(terms(self._padded())) - sum_terms(plain)
+        return Cost(fixed, {**plain, "graph_padding": added})
+
+    def _padded(self) -> FloatArray:
+        sizes = self._serving.capture_sizes
+        return np.array(
+            [
+                padded_tokens(sizes, self._batch_size, int(n)) or self._batch_size * n
+                for n in self._positions
+            ],
+            dtype=np.float64,
+        )
+
+    def _all_reduce(self) -> Cost:
+        return self._collective(self._shape.hidden_size, rounds=2)
+
+    def _collective(self, width: int, rounds: int) -> Cost:
+        """A ring over the tensor-parallel ranks.
+
+        Each rank sends (ranks - 1) / ranks of the bytes in every round; an all-reduce has two
+        rounds, an all-gather one.
+        """
+        ranks = self._shape.tensor_parallel_size
+        if ranks == 1:
+            return NOTHING
+        return self._transfer(self.tokens * width, rounds * (ranks - 1) / ranks)
+
+    def _expert_transfer(self) -> Cost:
+        """Tokens to the data-parallel ranks' experts and back: an all-gather and its reverse."""
+        replicas = self._shape.data_parallel_size
+        if replicas == 1:
+            return NOTHING
+        tokens = self.tokens * replicas
+        share = 2 * (replicas - 1) / replicas
+        return self._transfer(tokens * self._shape.hidden_size, share)
+
+    def _transfer(self, elements: FloatArray, share: float) -> Cost:
+        link = self._calibration.link
+        rate = self._hardware.link_bytes_per_second * link.bandwidth
+        seconds = share * elements * ACTIVATION_BYTES / rate
+        return Cost(link.collective_seconds, {"communication": seconds})
+
+
+def _growing(seconds: FloatArray) -> Cost:
+    """Small kernels: their time at the first N is fixed, their growth memory's."""
+    return Cost(float(seconds[0]), {"memory": seconds - seconds[0]})
