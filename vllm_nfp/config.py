@@ -55,6 +55,8 @@ class ProbeConfig:
     """Decoder layers of each kind whose modules are timed; 0 times every layer."""
     min_samples: int = 6
     """Pairs of samples that a point needs before it counts; the fewest with a 95 % interval."""
+    wanted_samples: int = 6
+    """Pairs that each point gets before others get more, where that is above min_samples."""
     max_samples: int = 32
     """Pairs kept for each point; older ones are dropped."""
     publish_seconds: float = 2.0
@@ -161,6 +163,7 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "graph_memory_mib": _integer(0, 1 << 20, "MiB"),
     "sampled_layers": _integer(0, 4096, "a number of layers"),
     "min_samples": _integer(2, 1000, "a number of samples"),
+    "wanted_samples": _integer(2, 10000, "a number of samples"),
     "max_samples": _integer(2, 10000, "a number of samples"),
     "publish_seconds": _number(0.1, 3600.0, "seconds"),
     "layer_histograms": _flag,

@@ -151,7 +151,8 @@ def _profile(returncode: int, folder: str, log_path: Path) -> Profile:
         ) from None
     if not profile.boundaries:
         raise MeasureError(
-            "no point got enough samples: give the scan more --seconds, or ask for fewer --samples"
+            "no point got enough samples: give the scan more --seconds, fewer cells, "
+            "or fewer --max-positions"
         )
     return profile
 

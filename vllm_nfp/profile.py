@@ -122,6 +122,7 @@ class ProbeSettings:
     positions: tuple[int, ...]
     """The grid, beginning with 1."""
     min_samples: int
+    wanted_samples: int
     max_samples: int
     sampled_layers: int
     startup_seconds: float

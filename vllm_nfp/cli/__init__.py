@@ -8,6 +8,7 @@ from vllm_nfp import __version__
 from vllm_nfp.cli.demo import demo_command
 from vllm_nfp.cli.measure import measure_command
 from vllm_nfp.cli.prepare_cpu import prepare_cpu_command
+from vllm_nfp.cli.report import report_command
 from vllm_nfp.cli.table import table_command
 
 
@@ -20,6 +21,7 @@ def main() -> None:
 main.add_command(demo_command)
 main.add_command(measure_command)
 main.add_command(prepare_cpu_command)
+main.add_command(report_command)
 main.add_command(table_command)
 
 __all__ = ["main"]

@@ -78,12 +78,15 @@ def measure_command(
         "contexts": parse_list(contexts, int, "--contexts"),
         "epsilons": parse_list(epsilon, float, "--epsilon"),
         "max_positions": max_positions,
-        "min_samples": samples,
+        "min_samples": min(samples, DEFAULTS.min_samples),
+        "wanted_samples": samples,
         "max_samples": max(samples, DEFAULTS.max_samples),
         "startup_seconds": seconds,
         **({} if layers is None else {"sampled_layers": layers}),
     }
     check_output(output)
+    if _looks_like_path(model) and not Path(model).exists():
+        raise Refusal(f"there is no model folder {model}: give one that exists, or a model's name")
     try:
         settings = measure.Settings(model, config_from_mapping(values), _engine_args(engine_args))
         profile = _run(settings, quiet=as_json)
@@ -98,6 +101,10 @@ def measure_command(
         return
     print_profile(profile)
     Console(stderr=True).print(f"profile: {output}", highlight=False, soft_wrap=True)
+
+
+def _looks_like_path(model: str) -> bool:
+    return model.startswith((".", "/", "~")) or model.count("/") > 1
 
 
 def _engine_args(text: str) -> dict[str, Any]:

@@ -136,7 +136,8 @@ class Session:
         for cell, reason in skipped.items():
             logger.info("vllm-nfp: cell %s is left out: %s", cell, reason)
         config = self._config
-        planner = Planner(grids, config.min_samples, config.seed)
+        wanted = max(config.min_samples, config.wanted_samples)
+        planner = Planner(grids, wanted, config.seed)
         budget = Budget(config.overhead_budget)
         self._open_output(view)
         publisher = Publisher(
