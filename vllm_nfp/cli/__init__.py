@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from vllm_nfp import __version__
+from vllm_nfp.cli.compare import compare_command
 from vllm_nfp.cli.demo import demo_command
 from vllm_nfp.cli.measure import measure_command
 from vllm_nfp.cli.prepare_cpu import prepare_cpu_command
@@ -18,6 +19,7 @@ def main() -> None:
     """How many positions per sequence does a vLLM server decode for free?"""
 
 
+main.add_command(compare_command)
 main.add_command(demo_command)
 main.add_command(measure_command)
 main.add_command(prepare_cpu_command)

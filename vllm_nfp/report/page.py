@@ -12,6 +12,7 @@ from vllm_nfp import __version__
 from vllm_nfp.draft import DraftChoice, best_draft_length
 from vllm_nfp.metrics.snapshot import BoundaryRow, CurveRow, LayerTimeRow, PredictionRow
 from vllm_nfp.profile import MODULES, CellKey, Profile
+from vllm_nfp.text import duration
 from vllm_nfp.typed_json import write_whole
 
 ACCEPTANCES = (0.5, 0.7, 0.9)
@@ -179,14 +180,6 @@ def _template() -> Any:
     )
     environment.filters["duration"] = duration
     return environment.get_template("report.html.j2")
-
-
-def duration(seconds: float) -> str:
-    """A time with three digits and the unit that suits it."""
-    for unit, scale in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
-        if seconds * scale >= 1.0:
-            return f"{seconds * scale:.3g} {unit}"
-    return f"{seconds * 1e9:.3g} ns"
 
 
 def _boundaries(profile: Profile, epsilon: float) -> dict[CellKey, BoundaryRow]:
