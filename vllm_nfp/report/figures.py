@@ -76,15 +76,23 @@ def plot_cells(lines: Sequence[Line], epsilon: float, title: str, slug: str) -> 
         An SVG element with a title and a description.
     """
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(4.3, 3.1 + 0.24 * len(lines)), layout="constrained")
-        FigureCanvasSVG(figure)
-        curves, strip = figure.subplots(
-            2, 1, sharex=True, height_ratios=[9.0, 1.0 + 1.1 * len(lines)]
-        )
+        figure, curves, strip = _new_figure(len(lines))
         _draw_curves(curves, lines, epsilon)
         _draw_boundaries(strip, lines)
         _draw_axis(curves, strip, lines)
         return _svg(figure, title, _description(lines, epsilon), slug)
+
+
+def _new_figure(lines: int) -> tuple[Figure, Any, Any]:
+    """A figure with a plot above and a strip of one row for each line below."""
+    plot, strip, gap, top, bottom = 2.3, 0.15 + 0.24 * lines, 0.13, 0.07, 0.5
+    width, height = 4.3, plot + strip + gap + top + bottom
+    figure = Figure(figsize=(width, height))
+    FigureCanvasSVG(figure)
+    above = figure.add_axes((0.14, (bottom + strip + gap) / height, 0.84, plot / height))
+    below = figure.add_axes((0.14, bottom / height, 0.84, strip / height))
+    above.tick_params(labelbottom=False)
+    return figure, above, below
 
 
 def _draw_curves(axes: Any, lines: Sequence[Line], epsilon: float) -> None:
@@ -217,7 +225,9 @@ def _for_page(svg: str, title: str, description: str, slug: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<style .*?</style>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"\bfont: ([\d.]+px) [^;\"]+", r"font: \1 var(--font)", svg)
+    # Older releases write one "font", newer ones its parts; the family is the page's.
+    svg = re.sub(r"\bfont: ((?:bold |\d+ )?[\d.]+px) [^;\"]+", r"font: \1 var(--font)", svg)
+    svg = re.sub(r"\bfont-family: [^;\"]+; ", "", svg)
     svg = _own_ids(svg, slug)
     for role, color in _COLOR.items():
         svg = svg.replace(color, f"var(--{role})")
