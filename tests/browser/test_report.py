@@ -82,22 +82,31 @@ def report(
     return request.param, path
 
 
-@pytest.fixture(params=VIEWS, ids=[f"{w}-{theme}" for w, theme in VIEWS])
-def view(request: pytest.FixtureRequest, chromium: str, tmp_path: Path) -> Iterator[Any]:
-    """A browser of its own, with a profile folder of its own."""
+@pytest.fixture(scope="module", params=VIEWS, ids=[f"{w}-{theme}" for w, theme in VIEWS])
+def browser(
+    request: pytest.FixtureRequest, chromium: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Any]:
+    """A browser with a profile folder of its own, of one width and theme."""
     from playwright.sync_api import sync_playwright
 
     width, theme = request.param
     with sync_playwright() as playwright:
         context = playwright.chromium.launch_persistent_context(
-            str(tmp_path / "user-data"),
+            str(tmp_path_factory.mktemp("user-data")),
             executable_path=chromium,
             args=list(FLAGS),
             viewport={"width": width, "height": 1000},
             color_scheme=theme,
         )
-        yield context.new_page()
+        yield context
         context.close()
+
+
+@pytest.fixture
+def view(browser: Any) -> Iterator[Any]:
+    page = browser.new_page()
+    yield page
+    page.close()
 
 
 def open_page(page: Any, path: Path) -> tuple[list[str], list[str]]:
@@ -116,7 +125,7 @@ def test_it_reads_well(view: Any, report: tuple[str, Path], request: Any) -> Non
     messages, requests = open_page(view, path)
     assert messages == []
     assert requests == [path.as_uri()]
-    width, theme = view.viewport_size["width"], request.node.callspec.params["view"][1]
+    width, theme = view.viewport_size["width"], request.node.callspec.params["browser"][1]
     assert view.evaluate("document.documentElement.scrollWidth") <= width
     outside = view.evaluate(
         "[...document.querySelectorAll('h1,h2,p,li,figure,details,dl,.scroll')]"
@@ -154,7 +163,7 @@ PICTURES = {("report-dense", 1600, "light"): 1500, ("report-dense", 400, "dark")
 
 
 def leave_picture(page: Any, name: str, width: int, theme: str) -> None:
-    """Save a picture for the docs, in few colours, so that it stays small."""
+    """Save a picture for the docs, in 256 colours, so that it stays small."""
     folder, height = os.environ.get("NFP_SCREENSHOT_DIR"), PICTURES.get((name, width, theme))
     if not folder or height is None:
         return
@@ -162,5 +171,5 @@ def leave_picture(page: Any, name: str, width: int, theme: str) -> None:
 
     page.evaluate("document.querySelector('.howto').open = false")
     raw = page.screenshot(full_page=True, clip={"x": 0, "y": 0, "width": width, "height": height})
-    picture = Image.open(io.BytesIO(raw)).convert("RGB").quantize(96, dither=Image.Dither.NONE)
+    picture = Image.open(io.BytesIO(raw)).convert("RGB").quantize(256, dither=Image.Dither.NONE)
     picture.save(Path(folder) / f"{name}-{width}-{theme}.png", optimize=True)
