@@ -43,7 +43,7 @@ LAYER_SAMPLES = 15
 MOST_LAYER_ROWS = 20_000
 """Most points (layer, module, cell, positions) whose layer times are kept: bounds the memory."""
 KEEP_SECONDS = 15.0
-"""Shortest time between two writings of a profile."""
+"""Time between two writings of a profile while the state stays."""
 FAR_OVER = 3.0
 """A point is far over every line if its ratio exceeds 1 by this many times the largest epsilon."""
 
@@ -247,6 +247,7 @@ class Publisher:
         self._record = record
         self._keep = keep
         self._kept_at = -math.inf
+        self._kept_state: State | None = None
         self._results = Results(config)
         self._queue: queue.SimpleQueue[PairResult] = queue.SimpleQueue()
         self._stop = threading.Event()
@@ -290,11 +291,17 @@ class Publisher:
     def _publish(self) -> None:
         self.process()
         maybe_fail("publish")
-        self._write(self.snapshot())
+        snapshot = self.snapshot()
+        self._write(snapshot)
+        self._keep_sometimes(snapshot)
+
+    def _keep_sometimes(self, snapshot: Snapshot) -> None:
+        """Keep what there is when the state changes, and now and then."""
         now = time.monotonic()
-        if self._keep is not None and now >= self._kept_at + KEEP_SECONDS:
-            self._keep(self.full_snapshot())
-            self._kept_at = now
+        due = snapshot.state is not self._kept_state or now >= self._kept_at + KEEP_SECONDS
+        if self._keep is not None and due:
+            self._keep(replace(snapshot, layer_times=self._results.layer_times()))
+            self._kept_at, self._kept_state = now, snapshot.state
 
     def report_progress(self) -> None:
         """Estimate and publish in the middle of a scan, from the thread that scans."""
