@@ -27,17 +27,19 @@ from vllm_nfp.profile import Device, Environment, ModelShape, Profile, profile_o
 from vllm_nfp.typed_json import decode
 
 
-def build(folder: Path, name: str) -> Profile:
+def build(folder: Path, name: str, part: slice = slice(None)) -> Profile:
     """The profile of one model of a run.
 
     Args:
         folder: of benchmarks.h100_session's results.
         name: dense or moe.
+        part: which of the pairs, in the order in which they were run.
     """
     table = json.loads((folder / f"{name}-table.json").read_text(encoding="utf-8"))
     config = config_from_mapping(table["probe"])
     results = Results(config)
-    for pair in read_pairs(folder / f"{name}-pairs.jsonl.gz"):
+    pairs = list(read_pairs(folder / f"{name}-pairs.jsonl.gz"))
+    for pair in pairs[part]:
         results.add(pair)
     results.update()
     stored = decode(Snapshot, {**table["snapshot"], "state": str(State.STEADY)}, name)

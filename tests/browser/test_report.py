@@ -1,6 +1,7 @@
 """The report in a real Chromium: both themes, narrow and wide, and nothing asked from outside.
 
-With NFP_SCREENSHOT_DIR set, leaves the pictures of docs/report.md there.
+With NFP_SCREENSHOT_DIR set, leaves the pictures of docs/report.md there. With
+NFP_REQUIRE_CHROMIUM set, a machine without a Chromium fails the tests instead of skipping them.
 """
 
 from __future__ import annotations
@@ -69,7 +70,10 @@ def chromium() -> str:
         path = shutil.which(name)
         if path:
             return path
-    pytest.skip(f"needs a Chromium: none of {', '.join(NAMES)} is on the path")
+    reason = f"needs a Chromium: none of {', '.join(NAMES)} is on the path"
+    if os.environ.get("NFP_REQUIRE_CHROMIUM"):
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 @pytest.fixture(scope="module", params=["dense", "moe"])

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from conftest import GPU_RESULTS, ROOT
 
 from vllm_nfp.cli import main
 from vllm_nfp.compare import CHANCE_SHARE, CompareError, compare
@@ -206,3 +208,18 @@ def test_the_command_refuses_in_a_sentence(files: dict[str, str], tmp_path: Path
     code, text = invoke(files["dense"], str(tmp_path / "nothing.json"))
     assert code == 2
     assert text.strip().endswith("nothing.json cannot be read: No such file or directory")
+
+
+@pytest.mark.parametrize("name", ["dense", "moe"])
+def test_two_halves_of_one_gpu_run_do_not_differ(name: str) -> None:
+    """Odd and even pairs of the same server: whatever is called significant here is an error."""
+    sys.path.insert(0, str(ROOT))  # the scripts are no part of the installed package
+    from benchmarks import to_profile
+
+    halves = [to_profile.build(GPU_RESULTS, name, slice(start, None, 2)) for start in (0, 1)]
+    found = compare(*halves)
+    assert len(found.nfp) > 60
+    told = [row for row in found.times if row.significant is not None]
+    assert len(told) > 80
+    assert found.significant_nfp == ()
+    assert len(found.significant_times) <= 1
