@@ -23,6 +23,8 @@ DEFAULT_POSITIONS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 
 """The grid of positions per sequence: dense where draft lengths lie, then about 1.5x apart."""
 
 MAX_POSITIONS_LIMIT = 512
+MOST_BATCH_SIZES = MOST_CONTEXTS = 16
+MOST_POSITION_COUNTS = 64
 
 
 class ConfigError(ValueError):
@@ -153,10 +155,12 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "epsilons": _ascending(_EPSILON, most=8),
     "max_positions": _integer(2, MAX_POSITIONS_LIMIT, "a number of positions"),
     "positions": _ascending(
-        _integer(1, MAX_POSITIONS_LIMIT, "a number of positions"), most=64, may_be_empty=True
+        _integer(1, MAX_POSITIONS_LIMIT, "a number of positions"),
+        most=MOST_POSITION_COUNTS,
+        may_be_empty=True,
     ),
-    "batch_sizes": _ascending(_integer(1, 4096, "a number of sequences"), most=16),
-    "contexts": _ascending(_integer(1, 1 << 22, "a number of tokens"), most=16),
+    "batch_sizes": _ascending(_integer(1, 4096, "a number of sequences"), most=MOST_BATCH_SIZES),
+    "contexts": _ascending(_integer(1, 1 << 22, "a number of tokens"), most=MOST_CONTEXTS),
     "overhead_budget": _number(0.0, 0.5, "a share"),
     "startup_seconds": _number(0.0, 600.0, "seconds"),
     "capture_seconds": _number(0.0, 600.0, "seconds"),

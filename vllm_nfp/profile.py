@@ -17,7 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vllm_nfp.config import ProbeConfig
+from vllm_nfp.config import (
+    MOST_BATCH_SIZES,
+    MOST_CONTEXTS,
+    MOST_POSITION_COUNTS,
+    ProbeConfig,
+)
 from vllm_nfp.metrics.snapshot import (
     BoundaryRow,
     CurveRow,
@@ -199,6 +204,7 @@ class Profile:
             _check_layer_time(layer)
         for name in ("curves", "boundaries", "predictions", "layer_times"):
             _check_distinct(name, getattr(self, name))
+        _check_grid(self.curves)
         for key, points in self.curves_by_cell().items():
             if points[0].positions != 1:
                 raise ValueError(f"the curve of {_describe(key)} lacks its point at N = 1")
@@ -402,6 +408,17 @@ def _check_counts(table: str, *counts: int) -> None:
 
 def _above(upper: float | None) -> float:
     return math.inf if upper is None else upper
+
+
+def _check_grid(rows: Sequence[CurveRow]) -> None:
+    """No more cells than a probe may have, so that reading and drawing a file stays quick."""
+    for name, most in (
+        ("batch_size", MOST_BATCH_SIZES),
+        ("context", MOST_CONTEXTS),
+        ("positions", MOST_POSITION_COUNTS),
+    ):
+        if len({getattr(row, name) for row in rows}) > most:
+            raise ValueError(f"curves holds more than {most} values of {name}")
 
 
 def _check_distinct(table: str, rows: Sequence[Any]) -> None:

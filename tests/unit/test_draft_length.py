@@ -7,9 +7,14 @@ from hypothesis import strategies as st
 from vllm_nfp.draft import best_draft_length, expected_tokens
 
 
-@given(k=st.integers(0, 64), a=st.floats(0.0, 0.999))
-def test_expected_tokens_have_the_closed_form(k: int, a: float) -> None:
-    assert expected_tokens(k, a) == pytest.approx((1 - a ** (k + 1)) / (1 - a))
+@given(k=st.integers(0, 64), a=st.floats(0.0, 1.0))
+def test_expected_tokens_are_the_sum_of_the_chances(k: int, a: float) -> None:
+    assert expected_tokens(k, a) == pytest.approx(sum(a**j for j in range(k + 1)))
+
+
+def test_a_draft_length_of_any_size_takes_no_time() -> None:
+    assert expected_tokens(1 << 40, 0.5) == 2.0
+    assert expected_tokens(1 << 40, 1.0) == (1 << 40) + 1
 
 
 def test_free_positions_are_used_to_the_end() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -130,6 +131,35 @@ def test_a_child_is_ended_with_its_parent(
     assert time.monotonic() - begun < 30
 
 
+def test_an_engine_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
+    child = (
+        "import time; from vllm_nfp.engine.offline import end_with_parent; "
+        "end_with_parent(); print('ready', flush=True); time.sleep(120)"
+    )
+    parent = (
+        "import subprocess, sys, time; "
+        "p = subprocess.Popen([sys.executable, '-c', sys.argv[1]], stdout=subprocess.PIPE, "
+        "start_new_session=True); p.stdout.readline(); print(p.pid, flush=True); time.sleep(120)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", parent, child], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    pid = int(process.stdout.readline())
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    deadline = time.monotonic() + 10
+    while running(pid):
+        assert time.monotonic() < deadline, "the engine outlives its parent"
+        time.sleep(0.05)
+
+
+def running(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def test_the_failure_mark_is_the_same_on_both_sides() -> None:
     assert measure._FAILURE == offline.FAILURE
 
@@ -147,6 +177,9 @@ def test_the_failure_mark_is_the_same_on_both_sides() -> None:
         (["m", "--seconds", "9999"], "startup_seconds must be seconds from 0 to 600"),
         (["m", "--engine-args", "[]"], "--engine-args must be a JSON object"),
         (["m", "--engine-args", '{"model": "x"}'], "--engine-args names a model too"),
+        (["m", "--nfp-config", '{"contexts": [1]}'], "hold 'contexts' here: give it as --contexts"),
+        (["m", "--nfp-config", '{"run_dir": "/"}'], "must not hold 'run_dir' here: leave it out"),
+        (["m", "--nfp-config", '{"bogus": 1}'], "unknown field 'bogus'"),
         (["m", "-o", "no/such/folder.json"], "the folder of no/such/folder.json does not exist"),
     ],
 )
@@ -176,7 +209,20 @@ def test_the_command_writes_and_prints(
     out = tmp_path / "p.json"
     done = CliRunner().invoke(
         main,
-        ["measure", "name", "--samples", "20", "--seconds", "7", "--layers", "0", "-o", str(out)],
+        [
+            "measure",
+            "name",
+            "--samples",
+            "20",
+            "--seconds",
+            "7",
+            "--layers",
+            "0",
+            "-o",
+            str(out),
+            "--nfp-config",
+            '{"graph_memory_mib": 99}',
+        ],
         env={"COLUMNS": "120"},
     )
     assert done.exit_code == 0, done.output
@@ -186,5 +232,6 @@ def test_the_command_writes_and_prints(
     probe = seen[0].probe
     assert (probe.min_samples, probe.wanted_samples, probe.sampled_layers) == (6, 20, 0)
     assert probe.startup_seconds == 7.0
+    assert (probe.graph_memory_mib, probe.capture_seconds) == (99, 60.0)
     done = CliRunner().invoke(main, ["measure", "name", "-o", str(out), "--json"])
     assert json.loads(done.stdout) == dense_profile.to_dict()

@@ -217,6 +217,12 @@ def test_a_number_beyond_floats_is_refused(tmp_path: Path) -> None:
     assert "must be a finite number" in refused(path)
 
 
+def test_more_cells_than_a_probe_has_are_refused() -> None:
+    rows = tuple(replace(SMALL.curves[0], context=1 + i) for i in range(17))
+    with pytest.raises(ValueError, match="more than 16 values of context"):
+        replace(SMALL, curves=rows)
+
+
 def test_a_curve_without_its_baseline_is_refused() -> None:
     with pytest.raises(ValueError, match="model at B=8 L=1024 lacks its point at N = 1"):
         replace(SMALL, curves=SMALL.curves[1:])

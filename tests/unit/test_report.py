@@ -10,12 +10,28 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vllm_nfp.cli import main
-from vllm_nfp.metrics.snapshot import CurveRow, LayerTimeRow
-from vllm_nfp.profile import Profile, save_profile
+from vllm_nfp.metrics.snapshot import BoundaryRow, CurveRow, LayerTimeRow, State
+from vllm_nfp.profile import (
+    Device,
+    Environment,
+    ModelShape,
+    ProbeSettings,
+    Profile,
+    Run,
+    save_profile,
+)
 from vllm_nfp.report import ReportError, render, write_report
 
+MADE = Profile(
+    Environment(0.0, Device("cpu", "x", None, None, None), "", "", "", None, ""),
+    ModelShape("m"),
+    ProbeSettings((0.1,), (8,), (64,), (1, 2), 2, 2, 2, 0, 0.0, 0.0, 0),
+    Run("0", "cpu", State.STEADY),
+)
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
 
@@ -235,6 +251,33 @@ def test_many_batch_sizes_and_layers_stay_bounded(small: Profile) -> None:
     maps = [v for t, n, v in page.attributes if (t, n, v) == ("table", "class", "heat")]
     assert 1 <= len(maps) <= 9
     assert len(page.values("id")) == len(set(page.values("id")))
+
+
+EXTREME = st.sampled_from([1e-300, 1e-9, 0.3, 1.0, 1.1, 7.0, 1e9, 1e300])
+
+
+@given(
+    ratios=st.lists(EXTREME, min_size=1, max_size=4),
+    seconds=EXTREME,
+    epsilon=st.sampled_from([1e-300, 0.001, 0.1, 10.0, 1e300]),
+    positions=st.integers(1, 1 << 31),
+    largest=st.integers(2, 1 << 31),
+)
+@settings(max_examples=25, deadline=None)
+def test_whatever_a_profile_may_hold_can_be_drawn(
+    ratios: list[float], seconds: float, epsilon: float, positions: int, largest: int
+) -> None:
+    counts = (1, *sorted({largest + i for i in range(len(ratios))}))
+    curves = tuple(
+        CurveRow("model", 8, 64, n, 3, seconds, ratio, 0.0, None, "")
+        for n, ratio in zip(counts, (1.0, *ratios), strict=True)
+    )
+    boundary = BoundaryRow("model", 8, 64, epsilon, positions, 1, 1 << 32, False, positions)
+    layers = tuple(
+        LayerTimeRow(0, "attention", 8, 64, n, 1, seconds * min(1.0, r))
+        for n, r in ((1, 1), (2, 9))
+    )
+    Page(render(replace(MADE, curves=curves, boundaries=(boundary,), layer_times=layers)))
 
 
 def test_a_tolerance_that_was_not_measured_is_refused(small: Profile) -> None:

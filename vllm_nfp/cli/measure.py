@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,28 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from vllm_nfp import measure
 from vllm_nfp.cli.common import Refusal, check_output, json_option, parse_list
 from vllm_nfp.cli.profile_table import print_profile
-from vllm_nfp.config import ConfigError, ProbeConfig, config_from_mapping, parse_object
+from vllm_nfp.config import (
+    ConfigError,
+    ProbeConfig,
+    config_from_mapping,
+    parse_object,
+    read_settings_argument,
+)
 from vllm_nfp.profile import Profile, save_profile
 
 DEFAULTS = ProbeConfig()
+CAPTURE_SECONDS = 60.0
+_FLAGS = {
+    "batch_sizes": "--batch-sizes",
+    "contexts": "--contexts",
+    "epsilons": "--epsilon",
+    "max_positions": "--max-positions",
+    "min_samples": "--samples",
+    "wanted_samples": "--samples",
+    "startup_seconds": "--seconds",
+    "sampled_layers": "--layers",
+}
+"""Settings of the probe that have a flag here."""
 
 
 def _default(values: tuple[float, ...]) -> str:
@@ -48,6 +67,11 @@ def _default(values: tuple[float, ...]) -> str:
     help='Arguments of vllm.LLM as JSON, e.g. \'{"quantization": "fp8"}\'.',
 )
 @click.option(
+    "--nfp-config",
+    default="{}",
+    help="Further settings of the probe, as JSON or @file, e.g. '{\"graph_memory_mib\": 8192}'.",
+)
+@click.option(
     "-o",
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -65,6 +89,7 @@ def measure_command(
     seconds: float,
     layers: int | None,
     engine_args: str,
+    nfp_config: str,
     output: Path,
     as_json: bool,
 ) -> None:
@@ -88,7 +113,8 @@ def measure_command(
     if _looks_like_path(model) and not Path(model).exists():
         raise Refusal(f"there is no model folder {model}: give one that exists, or a model's name")
     try:
-        settings = measure.Settings(model, config_from_mapping(values), _engine_args(engine_args))
+        probe = config_from_mapping({**_further(nfp_config, values), **values})
+        settings = measure.Settings(model, probe, _engine_args(engine_args))
         profile = _run(settings, quiet=as_json)
     except (ConfigError, measure.MeasureError) as error:
         raise Refusal(str(error)) from None
@@ -100,11 +126,22 @@ def measure_command(
         click.echo(json.dumps(profile.to_dict()))
         return
     print_profile(profile)
-    Console(stderr=True).print(f"profile: {output}", highlight=False, soft_wrap=True)
+    Console(stderr=True).print(f"profile: {output}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _looks_like_path(model: str) -> bool:
     return model.startswith((".", "/", "~")) or model.count("/") > 1
+
+
+def _further(text: str, values: Mapping[str, object]) -> dict[str, Any]:
+    """Settings beside those that have flags; nobody waits, so that capturing may take longer."""
+    given = read_settings_argument(text)
+    taken = sorted(given.keys() & {*values, *_FLAGS, "run_dir", "output_dir"})
+    if taken:
+        flag = _FLAGS.get(taken[0])
+        hint = f"give it as {flag}" if flag else "leave it out"
+        raise ConfigError(f"--nfp-config must not hold {taken[0]!r} here: {hint}")
+    return {"capture_seconds": CAPTURE_SECONDS, **given}
 
 
 def _engine_args(text: str) -> dict[str, Any]:
@@ -115,7 +152,7 @@ def _engine_args(text: str) -> dict[str, Any]:
 
 
 def _run(settings: measure.Settings, quiet: bool) -> Profile:
-    log = Path(tempfile.mkdtemp(prefix="vllm-nfp-log-")) / "engine.log"
+    folder = Path(tempfile.mkdtemp(prefix="vllm-nfp-log-"))  # left behind where the log is named
     console = Console(stderr=True, quiet=quiet)
     columns = (
         TextColumn("{task.description}"),
@@ -124,7 +161,9 @@ def _run(settings: measure.Settings, quiet: bool) -> Profile:
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console) as bar:
-        return measure.measure(settings, log, _teller(bar))
+        profile = measure.measure(settings, folder / "engine.log", _teller(bar))
+    shutil.rmtree(folder, ignore_errors=True)
+    return profile
 
 
 def _teller(bar: Progress) -> Callable[[measure.Progress], None]:

@@ -8,6 +8,7 @@ as with n-gram lookup; a draft model's cost makes the best K smaller.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -45,7 +46,10 @@ def expected_tokens(draft_length: int, acceptance: float) -> float:
         raise ValueError(f"draft_length must be 0 or more, not {draft_length}")
     if not 0.0 <= acceptance <= 1.0:
         raise ValueError(f"acceptance must be a share from 0 to 1, not {acceptance!r}")
-    return sum(acceptance**j for j in range(draft_length + 1))
+    if acceptance in (0.0, 1.0):
+        return 1.0 + draft_length * acceptance
+    # (1 - a^(K+1)) / (1 - a), without loss of digits where a is close to 1.
+    return -math.expm1((draft_length + 1) * math.log(acceptance)) / (1.0 - acceptance)
 
 
 def best_draft_length(

@@ -7,17 +7,22 @@ ends. If the engine does not start, the last line of stderr begins with :data:`F
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import json
 import os
+import signal
 import sys
 from typing import Any
 
+_PR_SET_PDEATHSIG = 1
+"""Of prctl(2)."""
 FAILURE = "vllm-nfp-failure: "
 
 
 def main(arguments: str) -> int:
     """Start the engine; 0 if it started."""
+    end_with_parent()
     # In this process, so that the worker has ended its scan when the engine is there, and
     # nothing is left to wait for.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -30,6 +35,16 @@ def main(arguments: str) -> int:
         print(f"{FAILURE}{_one_line(error)}", file=sys.stderr, flush=True)
         return 1
     return 0
+
+
+def end_with_parent() -> None:
+    """Let the kernel end this process when its parent dies, so that no engine keeps a GPU.
+
+    Where there is no prctl (not on Linux) the parent alone sees to that.
+    """
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _start(values: dict[str, Any]) -> None:

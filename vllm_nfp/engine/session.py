@@ -227,12 +227,16 @@ class Session:
         self._log = (folder / f"samples-{engine}.jsonl").open("a", encoding="utf-8")
 
     def _keep_profile(self, snapshot: Snapshot) -> None:
-        """Write the output folder's profile."""
+        """Write the output folder's profile; where that fails the probe goes on without it."""
         if self._config.output_dir is None or self._environment is None:
             return
-        model = describe_model(snapshot.model_name, self._vllm_config)
-        profile = profile_of(snapshot, self._environment, model, self._config)
-        save_profile(profile_file(self._config.output_dir, snapshot.engine), profile)
+        try:
+            model = describe_model(snapshot.model_name, self._vllm_config)
+            profile = profile_of(snapshot, self._environment, model, self._config)
+            save_profile(profile_file(self._config.output_dir, snapshot.engine), profile)
+        except (OSError, ValueError) as error:
+            logger.warning("vllm-nfp: no profile is kept any more: %s", error)
+            self._environment = None
 
     def _record(self, result: PairResult) -> None:
         """Append a raw pair to the output folder's log, if there is one."""
