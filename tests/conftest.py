@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from vllm_nfp.profile import Profile
+
+ROOT = Path(__file__).resolve().parents[1]
+GPU_RESULTS = ROOT / "benchmarks" / "results" / "2026-11-24-h100"
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -83,3 +91,22 @@ def dense_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def moe_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("moe"), MOE)
+
+
+def profile_of_results(name: str) -> Profile:
+    """The profile of a run on an H100, from its raw pairs."""
+    # The scripts are no part of the installed package.
+    sys.path.insert(0, str(ROOT))
+    from benchmarks import to_profile
+
+    return to_profile.build(GPU_RESULTS, name)
+
+
+@pytest.fixture(scope="session")
+def dense_profile() -> Profile:
+    return profile_of_results("dense")
+
+
+@pytest.fixture(scope="session")
+def moe_profile() -> Profile:
+    return profile_of_results("moe")

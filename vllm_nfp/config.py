@@ -23,6 +23,8 @@ DEFAULT_POSITIONS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 
 """The grid of positions per sequence: dense where draft lengths lie, then about 1.5x apart."""
 
 MAX_POSITIONS_LIMIT = 512
+MOST_BATCH_SIZES = MOST_CONTEXTS = 16
+MOST_POSITION_COUNTS = 64
 
 
 class ConfigError(ValueError):
@@ -58,6 +60,8 @@ class ProbeConfig:
     """Decoder layers of each kind whose modules are timed; 0 times every layer."""
     min_samples: int = 6
     """Pairs of samples that a point needs before it counts; the fewest with a 95 % interval."""
+    wanted_samples: int = 6
+    """Pairs that each point gets before others get more, where that is above min_samples."""
     max_samples: int = 32
     """Pairs kept for each point; older ones are dropped."""
     publish_seconds: float = 2.0
@@ -154,10 +158,12 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "epsilons": _ascending(_EPSILON, most=8),
     "max_positions": _integer(2, MAX_POSITIONS_LIMIT, "a number of positions"),
     "positions": _ascending(
-        _integer(1, MAX_POSITIONS_LIMIT, "a number of positions"), most=64, may_be_empty=True
+        _integer(1, MAX_POSITIONS_LIMIT, "a number of positions"),
+        most=MOST_POSITION_COUNTS,
+        may_be_empty=True,
     ),
-    "batch_sizes": _ascending(_integer(1, 4096, "a number of sequences"), most=16),
-    "contexts": _ascending(_integer(1, 1 << 22, "a number of tokens"), most=16),
+    "batch_sizes": _ascending(_integer(1, 4096, "a number of sequences"), most=MOST_BATCH_SIZES),
+    "contexts": _ascending(_integer(1, 1 << 22, "a number of tokens"), most=MOST_CONTEXTS),
     "overhead_budget": _number(0.0, 0.5, "a share"),
     "startup_seconds": _number(0.0, 600.0, "seconds"),
     "capture_seconds": _number(0.0, 600.0, "seconds"),
@@ -165,6 +171,7 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "bidirectional": _flag,
     "sampled_layers": _integer(0, 4096, "a number of layers"),
     "min_samples": _integer(2, 1000, "a number of samples"),
+    "wanted_samples": _integer(2, 10000, "a number of samples"),
     "max_samples": _integer(2, 10000, "a number of samples"),
     "publish_seconds": _number(0.1, 3600.0, "seconds"),
     "layer_histograms": _flag,

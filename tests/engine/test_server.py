@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from serving import Running, server
 
-from vllm_nfp import scrape
+from vllm_nfp import load_profile, scrape
 
 pytestmark = pytest.mark.engine
 
@@ -93,6 +93,10 @@ def test_the_output_folder_holds_raw_samples(probed: Running) -> None:
     assert first["many"]["step_seconds"] > 0
     assert first["one"]["shape"]["positions"] == 1
     assert json.loads((folder / "environment-0.json").read_text())["vllm"].startswith("0.")
+    profile = load_profile(folder / "profile-0.json")
+    assert profile.model.num_layers == 3
+    assert profile.boundaries
+    assert profile.run.state in ("probing", "steady")
 
 
 def test_a_fault_disables_the_probe_and_the_server_answers(

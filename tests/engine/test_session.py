@@ -13,6 +13,7 @@ import pytest
 from vllm_nfp.config import ProbeConfig, config_from_mapping
 from vllm_nfp.faults import ENV_VAR as FAULT
 from vllm_nfp.metrics import Snapshot, State, read_snapshot
+from vllm_nfp.profile import load_profile, profile_file
 
 pytestmark = pytest.mark.engine
 
@@ -111,6 +112,14 @@ def test_estimates_appear_for_every_module_and_cell(
     samples = [json.loads(line) for line in lines]
     assert len(samples) == found.probes["startup"] + found.probes["measured"]
     assert json.loads((tmp_path / "out" / "environment-0.json").read_text())["device"]
+    session.disable("the test is over", expected=True)
+    profile = load_profile(profile_file(tmp_path / "out", "0"))
+    assert profile.curves == found.curves
+    assert profile.boundaries == found.boundaries
+    assert {row.layer for row in profile.layer_times} == {0, 1, 2}
+    assert profile.run.reason == "the test is over"
+    assert profile.environment.enforce_eager
+    assert snapshot(tmp_path).layer_times == (), "/metrics carries what it does not show"
 
 
 def test_the_log_of_raw_samples_is_bounded(

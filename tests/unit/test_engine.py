@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -242,3 +243,36 @@ def test_a_step_is_told_from_the_scheduler_output_alone() -> None:
 def test_an_unknown_runner_is_refused_by_name() -> None:
     with pytest.raises(TypeError, match="model runner int is unknown"):
         view_of(3)
+
+
+def test_the_driver_and_the_processor_are_read_from_the_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm_nfp.engine import environment
+
+    file = tmp_path / "version"
+    file.write_text(
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build\n"
+        "GCC version:  gcc version 12.2.0 (Debian 12.2.0-14)\n"
+    )
+    monkeypatch.setattr(environment, "_DRIVER_FILE", file)
+    assert environment._driver_version() == "580.159.04"
+    file.write_text("processor\t: 0\nmodel name\t: A CPU @ 2 GHz\n")
+    monkeypatch.setattr(environment, "_CPU_FILE", file)
+    assert environment._cpu_name() == "A CPU @ 2 GHz"
+    file.unlink()
+    assert environment._driver_version() is None
+    assert environment._cpu_name()
+
+
+def test_the_model_is_told_by_whichever_names_its_configuration_has() -> None:
+    from vllm_nfp.engine.environment import describe_model
+
+    text = SimpleNamespace(n_layer=12, n_embd=768, n_head=12, vocab_size=True, num_local_experts=8)
+    model = SimpleNamespace(
+        hf_text_config=text, hf_config=SimpleNamespace(architectures=["GPT2LMHeadModel"])
+    )
+    found = describe_model("m", SimpleNamespace(model_config=model))
+    assert (found.num_layers, found.hidden_size, found.num_attention_heads) == (12, 768, 12)
+    assert (found.num_experts, found.vocab_size, found.head_dim) == (8, None, None)
+    assert found.architecture == "GPT2LMHeadModel"

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_nfp.estimate import Cell, CellEstimate, Module, Pair, PairStore, estimate_cell
-from vllm_nfp.estimate.location import center, interval, walsh_averages
+from vllm_nfp.estimate.location import center, interval, median_interval, walsh_averages
 
 CELL = Cell(Module.MODEL, 8, 1024)
 GRID = (2, 3, 4, 5, 6, 8, 12, 16, 24, 32)
@@ -257,3 +257,30 @@ def test_the_store_keeps_the_most_recent_pairs_of_each_point() -> None:
     assert (store.count(CELL, 2), store.count(CELL, 4), store.count(CELL, 8)) == (3, 1, 0)
     assert store.cells() == (other, CELL)
     assert store.pairs(Cell(Module.MODEL, 1, 1)) == []
+
+
+def test_a_median_has_the_interval_of_the_sign_test() -> None:
+    """Six values: the whole range misses the median on one side with a chance of 1 / 64."""
+    assert median_interval(np.array([6.0, 1, 5, 2, 4, 3]), 0.025) == (3.5, 1.0, 6.0)
+    assert median_interval(np.arange(5.0), 0.025)[1:] == (-np.inf, np.inf)
+    # scipy.stats.binom.ppf(0.025, 100, 0.5) == 40: forty values may be left out at each end.
+    assert median_interval(np.arange(100.0), 0.025)[1:] == (39.0, 60.0)
+
+
+def test_the_interval_of_a_median_holds_for_skewed_times() -> None:
+    rng = np.random.default_rng(1)
+    trials = np.exp(rng.standard_normal((4000, 15)))
+    found = [median_interval(trial, 0.025) for trial in trials]
+    share = np.mean([lower <= 1.0 <= upper for _, lower, upper in found])
+    assert 0.95 <= share < 0.98
+
+
+def test_points_carry_the_interval_of_their_median_time() -> None:
+    estimate = estimate_cell(CELL, pairs_of({2: 1.0}, samples=12, noise=0.01))
+    assert estimate is not None
+    first, second = estimate.curve.points
+    assert first.seconds_lower == first.median_seconds == first.seconds_upper == 0.01
+    assert 0 < second.seconds_lower < second.median_seconds < second.seconds_upper
+    few = estimate_cell(CELL, pairs_of({2: 1.0}, samples=3), min_samples=2)
+    assert few is not None
+    assert (few.curve.points[1].seconds_lower, few.curve.points[1].seconds_upper) == (0.0, math.inf)

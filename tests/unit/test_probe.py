@@ -13,6 +13,7 @@ from vllm_nfp.probe import (
     Budget,
     EngineStep,
     Feedback,
+    LayerTime,
     PairResult,
     Planner,
     Prober,
@@ -263,3 +264,74 @@ def test_the_first_scan_ends_when_every_point_has_its_samples() -> None:
     assert len(results) == 4
     assert prober.planner.complete
     assert prober.budget.probe_seconds == 0.0
+
+
+def test_a_scan_tells_its_progress_and_takes_the_feedback(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm_nfp.probe import prober as module
+
+    monkeypatch.setattr(module, "PROGRESS_SECONDS", 0.0)
+    prober, clock, results = make()
+    missing: list[int] = []
+
+    def on_progress() -> None:
+        missing.append(prober.planner.missing_pairs)
+        prober.planner.feedback = Feedback(far_over={(1, 64): 2})
+
+    def device_catches_up(_seconds: float) -> None:
+        clock.done = clock.now
+
+    assert prober.planner.missing_pairs == 4
+    prober.scan(60.0, on_progress, sleep=device_catches_up)
+    assert missing[0] == 3
+    assert missing[-1] == 0
+    assert missing == sorted(missing, reverse=True)
+    assert {r.many.shape.positions for r in results[1:]} == {2}, "points far over were not left out"
+
+
+def result(positions: int, seconds: float) -> PairResult:
+    def timing(n: int, factor: float) -> Timing:
+        layers = (LayerTime(3, Module.ATTENTION, seconds * factor),)
+        return Timing(Shape(1, 64, n), 0.01, 0.0, {Module.ATTENTION: seconds}, layers, "full")
+
+    return PairResult(timing(positions, 2.0), timing(1, 1.0), True, 0.02)
+
+
+def test_layer_times_are_medians_of_the_recent_runs_in_bounded_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from vllm_nfp.probe import publisher as module
+
+    monkeypatch.setattr(module, "MOST_LAYER_ROWS", 2)
+    results = module.Results(ProbeConfig())
+    for seconds in (9.0, *[1.0] * 8, *[3.0] * 7):
+        results.add(result(2, seconds))
+    results.add(result(4, 1.0))
+    found = {row.positions: row for row in results.layer_times()}
+    assert set(found) == {1, 2}, "a third point was kept"
+    assert (found[2].layer, found[2].module, found[2].samples) == (3, "attention", 15)
+    assert found[2].median_seconds == 2.0
+    assert found[1].median_seconds == 1.0
+
+
+def test_a_profile_is_kept_now_and_then_and_the_metrics_each_time() -> None:
+    from vllm_nfp.metrics.snapshot import Snapshot, State
+    from vllm_nfp.probe.publisher import Counters, Publisher
+
+    written: list[Snapshot] = []
+    kept: list[Snapshot] = []
+    publisher = Publisher(
+        ProbeConfig(),
+        Snapshot("m", "0", State.WARMING),
+        lambda: Counters({"measured": 1}, 0.0, 0.0, None, 7),
+        tuple,
+        written.append,
+        lambda _: None,
+        kept.append,
+    )
+    publisher.put(result(2, 1.0))
+    for _ in range(3):
+        publisher._publish()
+    assert len(written) == 3
+    assert len(kept) == 1
+    assert [len(snapshot.layer_times) for snapshot in (written[0], kept[0])] == [0, 2]
+    assert written[0].missing_pairs == 7

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -64,7 +65,7 @@ def fit_gemm(
         raise ValueError("no curve of a 16-bit product to fit")
 
     def constants_of(values: FloatArray) -> GemmConstants:
-        given = dict(zip(_FITTED, map(float, values), strict=True))
+        given: dict[str, Any] = dict(zip(_FITTED, map(float, values), strict=True))
         # The scatter is no part of the smooth curve that is fitted.
         return replace(start, selection_loss=0.0, **given)
 

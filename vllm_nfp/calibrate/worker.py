@@ -6,6 +6,7 @@ it has the GPU to itself, times everything, and says ``done`` with the number of
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import sys
@@ -40,7 +41,7 @@ def work(plan: ModelPlan, out: Path) -> None:
     import torch
 
     from vllm_nfp.engine.bench import ModuleBench
-    from vllm_nfp.engine.environment import describe_device
+    from vllm_nfp.engine.environment import attention_backends, describe_environment
     from vllm_nfp.engine.in_process import engine_in_process, module_engine_arguments
     from vllm_nfp.timing import CudaClock, HostClock
 
@@ -55,7 +56,11 @@ def work(plan: ModelPlan, out: Path) -> None:
             print("ready", flush=True)
             if not sys.stdin.readline():
                 return
-            environment = {**describe_device(), "attention_backend": bench.attention_backend}
+            described = describe_environment(view.vllm_config, attention_backends(view.runner))
+            environment = {
+                **dataclasses.asdict(described),
+                "attention_backend": bench.attention_backend,
+            }
             curves = _time_all(bench, plan, environment, out)
             print(f"done {len(curves)} curves", flush=True)
 

@@ -15,13 +15,18 @@ import torch
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.engine import support
 from vllm_nfp.engine.engine import VllmProbeEngine
-from vllm_nfp.engine.environment import describe_environment
+from vllm_nfp.engine.environment import (
+    attention_backends,
+    describe_environment,
+    describe_model,
+)
 from vllm_nfp.engine.predictions import predict_rows
 from vllm_nfp.engine.runners import RunnerView, step_of, view_of
 from vllm_nfp.faults import maybe_fail
 from vllm_nfp.metrics.snapshot import LiveStep, Snapshot, State, engine_file, write_snapshot
 from vllm_nfp.probe import Budget, EngineStep, PairResult, Planner, Prober
 from vllm_nfp.probe.publisher import Counters, Publisher
+from vllm_nfp.profile import Environment, profile_file, profile_of, save_profile
 from vllm_nfp.timing import Clock, CudaClock, HostClock
 
 logger = logging.getLogger("vllm.nfp")
@@ -55,6 +60,7 @@ class Session:
         self._prober: Prober | None = None
         self._publisher: Publisher | None = None
         self._log: Any = None
+        self._environment: Environment | None = None
         self.on_disable: Callable[[], None] = lambda: None
         """Removes the hooks; set by whoever put them in place."""
 
@@ -86,7 +92,7 @@ class Session:
             self._view, self._engine = view, engine
             prober, publisher = self._assemble(view, engine, clock)
             maybe_fail("startup_scan")
-            prober.scan(self._config.startup_seconds)
+            self._scan(prober, publisher)
         prober.outcomes["startup"] = prober.outcomes.pop("measured")
         prober.outcomes["measured"] = 0
         self._identity = replace(
@@ -95,8 +101,8 @@ class Session:
             graph_bytes=engine.graph_bytes,
         )
         publisher.identity = self._identity
-        publisher.start()
         self._prober, self._publisher = prober, publisher
+        publisher.start()
         logger.info(
             "vllm-nfp: probing %s on the %s runner within %g of its time; "
             "%d cells, %d of %d layers timed, ready after %.1f s with %.0f MiB of CUDA graphs",
@@ -110,6 +116,17 @@ class Session:
             engine.graph_bytes / (1 << 20),
         )
 
+    def _scan(self, prober: Prober, publisher: Publisher) -> None:
+        def on_progress() -> None:
+            publisher.report_progress()
+            prober.planner.feedback = publisher.feedback
+
+        self._prober = prober  # whose counters the reports of progress read
+        try:
+            prober.scan(self._config.startup_seconds, on_progress)
+        finally:
+            self._prober = None
+
     def _assemble(
         self, view: RunnerView, engine: VllmProbeEngine, clock: Clock
     ) -> tuple[Prober, Publisher]:
@@ -119,9 +136,10 @@ class Session:
         for cell, reason in skipped.items():
             logger.info("vllm-nfp: cell %s is left out: %s", cell, reason)
         config = self._config
-        planner = Planner(grids, config.min_samples, config.seed)
+        wanted = max(config.min_samples, config.wanted_samples)
+        planner = Planner(grids, wanted, config.seed)
         budget = Budget(config.overhead_budget)
-        self._open_log()
+        self._open_output(view)
         publisher = Publisher(
             config,
             replace(self._identity, runner=view.name, skipped_cells=skipped),
@@ -129,6 +147,7 @@ class Session:
             lambda: predict_rows(self._vllm_config, view.device, list(grids), config.epsilons),
             self._write,
             self._record,
+            None if self._config.output_dir is None else self._keep_profile,
         )
         return Prober(engine, clock, planner, budget, publisher.put, config), publisher
 
@@ -181,13 +200,13 @@ class Session:
     def _counters(self) -> Counters:
         prober = self._prober
         if prober is None:
-            return Counters({}, 0.0, 0.0, None, complete=False)
+            return Counters({}, 0.0, 0.0, None, missing_pairs=0)
         return Counters(
             prober.outcomes,
             prober.budget.probe_seconds,
             prober.budget.overhead_ratio,
             _live(prober.last_step),
-            prober.planner.complete,
+            prober.planner.missing_pairs,
         )
 
     def _write(self, snapshot: Snapshot) -> None:
@@ -196,15 +215,28 @@ class Session:
         if self._config.output_dir is not None:
             write_snapshot(engine_file(self._config.output_dir, snapshot.engine), snapshot)
 
-    def _open_log(self) -> None:
+    def _open_output(self, view: RunnerView) -> None:
         if self._config.output_dir is None:
             return
         folder = Path(self._config.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         engine = self._identity.engine
-        environment = describe_environment(self._vllm_config)
-        (folder / f"environment-{engine}.json").write_text(json.dumps(environment, indent=1))
+        self._environment = describe_environment(self._vllm_config, attention_backends(view.runner))
+        text = json.dumps(asdict(self._environment), indent=1)
+        (folder / f"environment-{engine}.json").write_text(text, encoding="utf-8")
         self._log = (folder / f"samples-{engine}.jsonl").open("a", encoding="utf-8")
+
+    def _keep_profile(self, snapshot: Snapshot) -> None:
+        """Write the output folder's profile; where that fails the probe goes on without it."""
+        if self._config.output_dir is None or self._environment is None:
+            return
+        try:
+            model = describe_model(snapshot.model_name, self._vllm_config)
+            profile = profile_of(snapshot, self._environment, model, self._config)
+            save_profile(profile_file(self._config.output_dir, snapshot.engine), profile)
+        except (OSError, ValueError) as error:
+            logger.warning("vllm-nfp: no profile is kept any more: %s", error)
+            self._environment = None
 
     def _record(self, result: PairResult) -> None:
         """Append a raw pair to the output folder's log, if there is one."""
@@ -240,8 +272,10 @@ class Session:
             self.on_disable()
             if publisher is not None:
                 publisher.stop()
-                last = publisher.snapshot()
-            self._write(replace(last, state=State.DISABLED, reason=reason))
+                last = publisher.full_snapshot()
+            last = replace(last, state=State.DISABLED, reason=reason)
+            self._write(replace(last, layer_times=()))
+            self._keep_profile(last)
             if engine is not None:
                 engine.close()
             if self._log is not None:

@@ -27,7 +27,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vllm_nfp.estimate.location import FloatArray, center, interval, walsh_averages
+from vllm_nfp.estimate.location import (
+    FloatArray,
+    center,
+    interval,
+    median_interval,
+    walsh_averages,
+)
 from vllm_nfp.estimate.types import Boundary, Cell, CellEstimate, Curve, CurvePoint, Pair
 
 RATIO_TAIL = 0.025
@@ -43,7 +49,7 @@ class _Point:
     positions: int
     samples: int
     averages: FloatArray
-    median_seconds: float
+    seconds: FloatArray
     log_ratio: float
 
     def interval(self, tail: float) -> tuple[float, float]:
@@ -72,8 +78,8 @@ def estimate_cell(
     points = _points(pairs, min_samples)
     if not points:
         return None
-    baseline = float(np.median([pair.baseline_seconds for pair in pairs]))
-    curve = Curve((_first_point(baseline, len(pairs)), *map(_curve_point, points)))
+    baselines = np.array([pair.baseline_seconds for pair in pairs])
+    curve = Curve((_first_point(baselines), *map(_curve_point, points)))
     return CellEstimate(cell, curve, tuple(_boundary(points, epsilon) for epsilon in epsilons))
 
 
@@ -91,24 +97,37 @@ def _point(positions: int, pairs: Sequence[Pair]) -> _Point:
         positions,
         len(pairs),
         averages,
-        float(np.median([pair.seconds for pair in pairs])),
+        np.array([pair.seconds for pair in pairs]),
         center(averages),
     )
 
 
-def _first_point(baseline_seconds: float, samples: int) -> CurvePoint:
-    return CurvePoint(1, samples, baseline_seconds, 1.0, 1.0, 1.0)
+def _first_point(baselines: FloatArray) -> CurvePoint:
+    seconds, *seconds_interval = median_interval(baselines, RATIO_TAIL)
+    return CurvePoint(
+        1,
+        len(baselines),
+        seconds,
+        1.0,
+        1.0,
+        1.0,
+        max(0.0, seconds_interval[0]),
+        seconds_interval[1],
+    )
 
 
 def _curve_point(point: _Point) -> CurvePoint:
     lower, upper = point.interval(RATIO_TAIL)
+    seconds, seconds_lower, seconds_upper = median_interval(point.seconds, RATIO_TAIL)
     return CurvePoint(
         point.positions,
         point.samples,
-        point.median_seconds,
+        seconds,
         math.exp(point.log_ratio),
         math.exp(lower),
         math.exp(upper),
+        max(0.0, seconds_lower),
+        seconds_upper,
     )
 
 

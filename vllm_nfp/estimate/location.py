@@ -10,6 +10,7 @@ the sign test's interval would need some 1.5 times the samples for the same widt
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -70,3 +71,44 @@ def _signed_rank_distribution(samples: int) -> FloatArray:
 def center(averages: FloatArray) -> float:
     """The Hodges-Lehmann estimate."""
     return float(np.median(averages))
+
+
+def median_interval(sample: FloatArray, tail: float) -> tuple[float, float, float]:
+    """The median with its exact interval from the sign test, which assumes nothing of the shape.
+
+    Times of one kind of run are skewed, so that :func:`interval`, which assumes symmetry, would
+    not hold for them. The r-th smallest value lies above the median with the chance that at most
+    r - 1 of the values fall below it: a binomial distribution with one half.
+
+    Args:
+        sample: values, in any order.
+        tail: largest chance, on each side, that the median lies outside.
+
+    Returns:
+        (median, lower, upper); lower and upper infinite where the sample is too small.
+    """
+    ordered = np.sort(sample)
+    skipped = _skippable_of_median(len(ordered), tail)
+    if skipped < 0:
+        return float(np.median(ordered)), -np.inf, np.inf
+    return (
+        float(np.median(ordered)),
+        float(ordered[skipped]),
+        float(ordered[len(ordered) - 1 - skipped]),
+    )
+
+
+@lru_cache(maxsize=4096)
+def _skippable_of_median(samples: int, tail: float) -> int:
+    """How many values may be left out at each end; -1 if the whole range is too narrow."""
+    total, skipped = 0.0, -1
+    for below in range(samples // 2 + 1):
+        total += math.exp(_log_choose(samples, below) - samples * math.log(2.0))
+        if total > tail:
+            break
+        skipped = below
+    return skipped
+
+
+def _log_choose(n: int, k: int) -> float:
+    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)

@@ -67,6 +67,10 @@ class CurvePoint:
     """Lower end of the 95 % interval of the ratio; 0 if the samples are too few to tell."""
     ratio_upper: float
     """Upper end; infinite if the samples are too few to tell."""
+    seconds_lower: float
+    """Lower end of the 95 % interval of the median time; 0 if the samples are too few to tell."""
+    seconds_upper: float
+    """Upper end; infinite if the samples are too few to tell."""
 
 
 @dataclass(frozen=True, slots=True)

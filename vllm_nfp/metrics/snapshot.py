@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+
+from vllm_nfp.typed_json import TypedJsonError, decode, read_object, write_whole
 
 SCHEMA = 1
 MAX_FILE_BYTES = 16 << 20
@@ -72,6 +71,10 @@ class CurveRow:
     """None while the samples are too few for an upper end."""
     execution: str
     """How the step ran: full (CUDA graph), piecewise, or none (no graph)."""
+    seconds_lower: float = 0.0
+    """Lower end of the 95 % interval of the median; 0 while the samples are too few."""
+    seconds_upper: float | None = None
+    """Upper end; None while the samples are too few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +114,20 @@ class LayerHistogram:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerTimeRow:
+    """Time of one module of one decoder layer at one number of positions per sequence."""
+
+    layer: int
+    module: str
+    batch_size: int
+    context: int
+    positions: int
+    samples: int
+    """Most recent runs that the median is taken over."""
+    median_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """All that one engine's probe reports."""
 
@@ -132,6 +149,10 @@ class Snapshot:
     curves: tuple[CurveRow, ...] = ()
     predictions: tuple[PredictionRow, ...] = ()
     layers: tuple[LayerHistogram, ...] = ()
+    layer_times: tuple[LayerTimeRow, ...] = ()
+    """For profiles alone; empty in the file that /metrics reads."""
+    missing_pairs: int = 0
+    """Pairs that points which matter still lack."""
     live: LiveStep | None = None
     skipped_cells: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Cells that cannot be probed here, as "B=32 L=16384", and why."""
@@ -149,14 +170,7 @@ def engine_file(run_dir: str, engine: str) -> Path:
 
 def write_snapshot(path: Path, snapshot: Snapshot) -> None:
     """Replace the file whole: a reader never sees half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(
-            json.dumps(dataclasses.asdict(snapshot), allow_nan=False), encoding="utf-8"
-        )
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, json.dumps(dataclasses.asdict(snapshot), allow_nan=False))
 
 
 def read_snapshot(path: Path) -> Snapshot:
@@ -166,60 +180,10 @@ def read_snapshot(path: Path) -> Snapshot:
         SnapshotError: if it is too large, no JSON, of another schema, or of other types.
         OSError: if it cannot be read.
     """
-    with path.open("rb") as file:
-        raw = file.read(MAX_FILE_BYTES + 1)
-    if len(raw) > MAX_FILE_BYTES:
-        raise SnapshotError(f"{path.name} is larger than {MAX_FILE_BYTES} bytes")
     try:
-        values = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise SnapshotError(f"{path.name} is not valid JSON: {error}") from None
-    if not isinstance(values, dict) or values.get("schema") != SCHEMA:
-        raise SnapshotError(f"{path.name} is not a snapshot of schema {SCHEMA}")
-    snapshot = _decode(Snapshot, values, path.name)
-    assert isinstance(snapshot, Snapshot)
-    return snapshot
-
-
-def _decode(kind: Any, value: Any, where: str) -> Any:
-    """Build a value of the annotated type from JSON, or raise SnapshotError."""
-    origin = get_origin(kind)
-    if origin is UnionType:
-        return None if value is None else _decode(get_args(kind)[0], value, where)
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise SnapshotError(f"{where} must be a list")
-        return tuple(_decode(get_args(kind)[0], entry, where) for entry in value)
-    if origin is Mapping:
-        if not isinstance(value, dict):
-            raise SnapshotError(f"{where} must be an object")
-        return {str(key): _decode(get_args(kind)[1], entry, where) for key, entry in value.items()}
-    if dataclasses.is_dataclass(kind):
-        return _decode_dataclass(kind, value, where)
-    return _decode_plain(kind, value, where)
-
-
-def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
-    if not isinstance(value, dict):
-        raise SnapshotError(f"{where} must be an object")
-    hints = get_type_hints(kind)
-    unknown = set(value) - set(hints)
-    if unknown:
-        raise SnapshotError(f"{where} has the unknown field {sorted(unknown)[0]!r}")
-    try:
-        return kind(**{key: _decode(hints[key], v, f"{where}.{key}") for key, v in value.items()})
-    except TypeError as error:
-        raise SnapshotError(f"{where}: {error}") from None
-
-
-def _decode_plain(kind: Any, value: Any, where: str) -> Any:
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind is State:
-        try:
-            return State(value)
-        except ValueError:
-            raise SnapshotError(f"{where} has no state {value!r}") from None
-    if type(value) is not kind:
-        raise SnapshotError(f"{where} must be {kind.__name__}, not {type(value).__name__}")
-    return value
+        values = read_object(path, MAX_FILE_BYTES)
+        if values.get("schema") != SCHEMA:
+            raise SnapshotError(f"{path.name} is not a snapshot of schema {SCHEMA}")
+        return decode(Snapshot, values, path.name)
+    except TypedJsonError as error:
+        raise SnapshotError(str(error)) from None

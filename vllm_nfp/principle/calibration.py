@@ -7,16 +7,13 @@ assumption until ``vllm-nfp calibrate`` has run there.
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any
 
 from vllm_nfp.principle.attention import AttentionConstants
 from vllm_nfp.principle.experts import ExpertConstants
 from vllm_nfp.principle.gemm import GemmConstants
-
-T = TypeVar("T")
+from vllm_nfp.typed_json import TypedJsonError, decode
 
 
 class CalibrationError(ValueError):
@@ -77,59 +74,7 @@ def calibration_from_mapping(values: object) -> Calibration:
     Raises:
         CalibrationError: for an unknown or missing field, or a value that cannot be.
     """
-    return read_dataclass(Calibration, values, "calibration")
-
-
-def read_dataclass(kind: type[T], values: object, where: str) -> T:
-    """A frozen dataclass of numbers, texts, tuples and the like, from parsed JSON.
-
-    Raises:
-        CalibrationError: naming the field.
-    """
-    if not isinstance(values, Mapping):
-        raise CalibrationError(f"{where} must be an object, not {type(values).__name__}")
-    hints = get_type_hints(kind)
-    unknown = sorted(set(map(str, values)) - set(hints))
-    if unknown:
-        raise CalibrationError(
-            f"{where} has no field {unknown[0]!r:.80}: allowed are {_all(hints)}"
-        )
-    given = {
-        name: _read(hints[name], values[name], f"{where}.{name}")
-        for name in hints
-        if name in values
-    }
     try:
-        return kind(**given)
-    except TypeError:
-        raise CalibrationError(f"{where} lacks a field: it needs {_all(hints)}") from None
-    except ValueError as error:
-        raise CalibrationError(f"{where}: {error}") from None
-
-
-def _read(hint: Any, value: object, where: str) -> Any:
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return read_dataclass(hint, value, where)
-    if get_origin(hint) is tuple:
-        if not isinstance(value, (list, tuple)) or len(value) > 64:
-            raise CalibrationError(f"{where} must be a list of at most 64 values")
-        item = get_args(hint)[0]
-        return tuple(_read(item, one, where) for one in value)
-    allowed = get_args(hint) or (hint,)
-    if value is None and type(None) in allowed:
-        return None
-    if str in allowed and isinstance(value, str) and len(value) <= 1000:
-        return value
-    if bool in allowed and isinstance(value, bool):
-        return value
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if int in allowed and number and int(value) == value and abs(value) < 1 << 53:  # type: ignore[arg-type, call-overload]
-        return int(value)  # type: ignore[call-overload]
-    if float in allowed and number and math.isfinite(value) and value >= 0:  # type: ignore[arg-type, operator]
-        return float(value)  # type: ignore[arg-type]
-    names = " or ".join(kind.__name__ for kind in allowed)
-    raise CalibrationError(f"{where} must be a finite {names} of 0 or more, not {value!r:.80}")
-
-
-def _all(hints: Mapping[str, object]) -> str:
-    return ", ".join(hints)
+        return decode(Calibration, values, "calibration")
+    except TypedJsonError as error:
+        raise CalibrationError(str(error)) from None

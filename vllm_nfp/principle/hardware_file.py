@@ -1,24 +1,18 @@
-"""Hardware files: a device's data sheet and what kernels reach of it, as ``calibrate`` writes it."""
+"""Hardware files: a data sheet and what kernels reach of it, as ``vllm-nfp calibrate`` writes it."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_nfp.principle.calibration import (
-    Calibration,
-    CalibrationError,
-    calibration_from_mapping,
-    default_calibration,
-    read_dataclass,
-)
+from vllm_nfp.principle.calibration import Calibration, default_calibration
 from vllm_nfp.principle.hardware import Hardware, HardwareError, hardware_by_name
+from vllm_nfp.typed_json import TypedJsonError, decode, read_object, write_whole
 
 SCHEMA = 1
 MAX_BYTES = 1 << 20
@@ -56,27 +50,20 @@ def read_hardware_file(path: Path) -> Target:
         HardwareError: if it cannot be read, or holds something else.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise HardwareError(f"hardware file {path} is larger than {MAX_BYTES >> 20} MiB")
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_object(path, MAX_BYTES)
+        if values.get("schema") != SCHEMA:
+            raise TypedJsonError(f"schema is {values.get('schema')!r:.80} where {SCHEMA} is known")
+        hardware = decode(Hardware, values.get("hardware"), "hardware")
+        calibration = decode(Calibration, values.get("calibration"), "calibration")
     except OSError as error:
         raise HardwareError(
             f"hardware file {path} cannot be read ({error.strerror}): give a file that "
             f"vllm-nfp calibrate wrote, or a name"
         ) from None
-    except (ValueError, RecursionError):
+    except TypedJsonError as error:
         raise HardwareError(
-            f"hardware file {path} is no JSON: give a file that vllm-nfp calibrate wrote"
+            f"hardware file {path} cannot be used ({error}): write it with vllm-nfp calibrate"
         ) from None
-    if not isinstance(values, Mapping) or values.get("schema") != SCHEMA:
-        raise HardwareError(
-            f"hardware file {path} has no schema {SCHEMA}: write it with this release's calibrate"
-        )
-    try:
-        hardware = read_dataclass(Hardware, values.get("hardware"), "hardware")
-        calibration = calibration_from_mapping(values.get("calibration"))
-    except CalibrationError as error:
-        raise HardwareError(f"hardware file {path}: {error}") from None
     environment = values.get("environment")
     return Target(hardware, calibration, environment if isinstance(environment, Mapping) else {})
 
@@ -93,12 +80,4 @@ def write_hardware_file(path: Path, target: Target) -> None:
         "calibration": target.calibration.to_mapping(),
         "environment": dict(target.environment),
     }
-    handle, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(values, file, indent=1)
-            file.write("\n")
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    write_whole(path, json.dumps(values, indent=1) + "\n")

@@ -112,6 +112,15 @@ class Planner:
         """Every point that matters has its samples."""
         return not any(self._missing(cell) for cell in self._targets)
 
+    @property
+    def missing_pairs(self) -> int:
+        """Pairs that the points which matter still lack."""
+        return sum(
+            self._min_samples - self._counts[t]
+            for cell in self._targets
+            for t in self._missing(cell)
+        )
+
     def _missing(self, cell: CellKey) -> list[Target]:
         """Points of the cell without enough samples, those far over every line left out."""
         limit = self.feedback.far_over.get(cell)

@@ -18,6 +18,8 @@ from vllm_nfp.timing import Clock, Mark
 
 MOST_PENDING_STEPS = 256
 """Real steps whose end has not been read; beyond it the oldest are forgotten, unearned."""
+PROGRESS_SECONDS = 0.5
+"""Time between two reports of a scan's progress."""
 RUNS_PER_PAIR = 4.0
 """First guess of a pair's cost, in real steps, until one has been measured."""
 
@@ -108,13 +110,21 @@ class Prober:
         if self._flight is not None and self._clock.ready(self._flight.end):
             self._finish(self._flight)
 
-    def scan(self, seconds: float, sleep: Callable[[float], None] = time.sleep) -> None:
+    def scan(
+        self,
+        seconds: float,
+        on_progress: Callable[[], None] = lambda: None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         """Run pairs back to back for this long, or until every point has its samples.
 
         For the start, while no request waits. Not charged to the budget.
+
+        Args:
+            on_progress: called every :data:`PROGRESS_SECONDS`; may set the planner's feedback.
         """
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and not self.planner.complete:
+        begun = told = time.monotonic()
+        while time.monotonic() < begun + seconds and not self.planner.complete:
             target = self.planner.next()
             if target is None:
                 return
@@ -122,6 +132,9 @@ class Prober:
             while self._flight is not None:
                 self.settle()
                 sleep(0.0002)
+            if time.monotonic() >= told + PROGRESS_SECONDS:
+                on_progress()
+                told = time.monotonic()
 
     def live_cell(self, step: EngineStep | None) -> CellKey | None:
         """The cell that a real step belongs to; None if it is larger than all of ours."""

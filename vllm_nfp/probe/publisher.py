@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 import math
 import queue
+import statistics
 import threading
 import time
 from bisect import bisect_left
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -23,19 +24,26 @@ from vllm_nfp.metrics.snapshot import (
     BoundaryRow,
     CurveRow,
     LayerHistogram,
+    LayerTimeRow,
     LiveStep,
     PredictionRow,
     Snapshot,
     State,
 )
 from vllm_nfp.probe.plan import CellKey, Feedback, Target
-from vllm_nfp.probe.types import PairResult, Timing
+from vllm_nfp.probe.types import PairResult, Shape, Timing
 
 logger = logging.getLogger("vllm.nfp")
 
 LAYER_BOUNDS_SECONDS = (
     1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 0.1,
 )  # fmt: skip
+LAYER_SAMPLES = 15
+"""Most recent runs that a layer's time in a profile is the median of."""
+MOST_LAYER_ROWS = 20_000
+"""Most points (layer, module, cell, positions) whose layer times are kept: bounds the memory."""
+KEEP_SECONDS = 15.0
+"""Time between two writings of a profile while the state stays."""
 FAR_OVER = 3.0
 """A point is far over every line if its ratio exceeds 1 by this many times the largest epsilon."""
 
@@ -48,8 +56,8 @@ class Counters:
     probe_seconds: float
     overhead_ratio: float
     live: LiveStep | None
-    complete: bool
-    """Every point that matters has its samples."""
+    missing_pairs: int
+    """Pairs that points which matter still lack."""
 
 
 class Results:
@@ -62,6 +70,7 @@ class Results:
         self._estimates: dict[Cell, CellEstimate] = {}
         self._changed: set[Cell] = set()
         self._histograms: dict[tuple[int, Module], tuple[list[int], float]] = {}
+        self._layer_times: dict[tuple[Shape, int, Module], deque[float]] = {}
 
     def add(self, result: PairResult) -> None:
         """Take in a pair: one sample for each module, and for the whole step."""
@@ -75,9 +84,19 @@ class Results:
                 cell = Cell(module, *key)
                 self._store.add(cell, Pair(shape.positions, seconds, baseline))
                 self._changed.add(cell)
-        if self._config.layer_histograms:
-            self._count_layers(result.many)
-            self._count_layers(result.one)
+        for timing in (result.many, result.one):
+            self._keep_layers(timing)
+            if self._config.layer_histograms:
+                self._count_layers(timing)
+
+    def _keep_layers(self, timing: Timing) -> None:
+        for time_of_layer in timing.layers:
+            key = (timing.shape, time_of_layer.layer, time_of_layer.module)
+            ring = self._layer_times.get(key)
+            if ring is None and len(self._layer_times) < MOST_LAYER_ROWS:
+                ring = self._layer_times[key] = deque(maxlen=LAYER_SAMPLES)
+            if ring is not None:
+                ring.append(time_of_layer.seconds)
 
     def _count_layers(self, timing: Timing) -> None:
         for time_of_layer in timing.layers:
@@ -129,9 +148,26 @@ class Results:
                 point.ratio_lower,
                 point.ratio_upper if math.isfinite(point.ratio_upper) else None,
                 self._execution.get(((cell.batch_size, cell.context), point.positions), ""),
+                point.seconds_lower,
+                point.seconds_upper if math.isfinite(point.seconds_upper) else None,
             )
             for cell, estimate in sorted(self._estimates.items())
             for point in estimate.curve.points
+        )
+
+    def layer_times(self) -> tuple[LayerTimeRow, ...]:
+        """One row for each timed layer, module, cell and position count."""
+        return tuple(
+            LayerTimeRow(
+                layer,
+                str(module),
+                shape.batch_size,
+                shape.context,
+                shape.positions,
+                len(ring),
+                statistics.median(ring),
+            )
+            for (shape, layer, module), ring in sorted(self._layer_times.items())
         )
 
     def layers(self) -> tuple[LayerHistogram, ...]:
@@ -188,6 +224,8 @@ class Publisher:
         predict: makes the predictions, once.
         write: puts a snapshot where /metrics finds it.
         record: keeps a raw pair (an output folder's log); may do nothing.
+        keep: puts a snapshot with the times of layers where it outlasts the server (a profile);
+            called less often than ``write``, and None where nobody wants it.
     """
 
     def __init__(
@@ -198,6 +236,7 @@ class Publisher:
         predict: Callable[[], tuple[PredictionRow, ...]],
         write: Callable[[Snapshot], None],
         record: Callable[[PairResult], None],
+        keep: Callable[[Snapshot], None] | None = None,
     ) -> None:
         self._config = config
         self.identity = identity
@@ -206,6 +245,9 @@ class Publisher:
         self._predict = predict
         self._write = write
         self._record = record
+        self._keep = keep
+        self._kept_at = -math.inf
+        self._kept_state: State | None = None
         self._results = Results(config)
         self._queue: queue.SimpleQueue[PairResult] = queue.SimpleQueue()
         self._stop = threading.Event()
@@ -249,15 +291,34 @@ class Publisher:
     def _publish(self) -> None:
         self.process()
         maybe_fail("publish")
+        snapshot = self.snapshot()
+        self._write(snapshot)
+        self._keep_sometimes(snapshot)
+
+    def _keep_sometimes(self, snapshot: Snapshot) -> None:
+        """Keep what there is when the state changes, and now and then."""
+        now = time.monotonic()
+        due = snapshot.state is not self._kept_state or now >= self._kept_at + KEEP_SECONDS
+        if self._keep is not None and due:
+            self._keep(replace(snapshot, layer_times=self._results.layer_times()))
+            self._kept_at, self._kept_state = now, snapshot.state
+
+    def report_progress(self) -> None:
+        """Estimate and publish in the middle of a scan, from the thread that scans."""
+        self.process()
         self._write(self.snapshot())
 
+    def full_snapshot(self) -> Snapshot:
+        """All that is known now, the times of layers too."""
+        return replace(self.snapshot(), layer_times=self._results.layer_times())
+
     def snapshot(self) -> Snapshot:
-        """All that is known now."""
+        """What is known now and fits into the metrics."""
         counters = self._counters()
         boundaries = self._results.boundaries()
         return replace(
             self.identity,
-            state=_state(bool(boundaries), counters.complete),
+            state=_state(bool(boundaries), counters.missing_pairs == 0),
             updated_unix_seconds=time.time(),
             probes=dict(counters.probes),
             probe_seconds=counters.probe_seconds,
@@ -266,6 +327,7 @@ class Publisher:
             curves=self._results.curves(),
             predictions=self._predictions,
             layers=self._results.layers(),
+            missing_pairs=counters.missing_pairs,
             live=counters.live,
         )
 

@@ -1,0 +1,118 @@
+"""Turns a folder of raw GPU results into a profile, for reports and comparisons of them.
+
+    python -m benchmarks.to_profile benchmarks/results/2026-11-24-h100 dense -o dense-profile.json
+
+The estimates are made again from the raw pairs, by the same code as in the server.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks import shapes
+from vllm_nfp.config import config_from_mapping
+from vllm_nfp.estimate import Module
+from vllm_nfp.metrics.snapshot import Snapshot, State
+from vllm_nfp.probe import LayerTime, PairResult, Shape, Timing
+from vllm_nfp.probe.publisher import Results
+from vllm_nfp.profile import Device, Environment, ModelShape, Profile, profile_of, save_profile
+from vllm_nfp.typed_json import decode
+
+
+def build(folder: Path, name: str, part: slice = slice(None)) -> Profile:
+    """The profile of one model of a run.
+
+    Args:
+        folder: of benchmarks.h100_session's results.
+        name: dense or moe.
+        part: which of the pairs, in the order in which they were run.
+    """
+    table = json.loads((folder / f"{name}-table.json").read_text(encoding="utf-8"))
+    config = config_from_mapping(table["probe"])
+    results = Results(config)
+    pairs = list(read_pairs(folder / f"{name}-pairs.jsonl.gz"))
+    for pair in pairs[part]:
+        results.add(pair)
+    results.update()
+    stored = decode(Snapshot, {**table["snapshot"], "state": str(State.STEADY)}, name)
+    snapshot = dataclasses.replace(
+        stored,
+        model_name=table["shape"],
+        curves=results.curves(),
+        boundaries=results.boundaries(),
+        layer_times=results.layer_times(),
+    )
+    return profile_of(snapshot, _environment(table["environment"]), _model(table), config)
+
+
+def read_pairs(path: Path) -> Iterator[PairResult]:
+    """The raw pairs of a probe's log, in the order in which they were run."""
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            values = json.loads(line)
+            yield PairResult(
+                _timing(values["many"]),
+                _timing(values["one"]),
+                values["baseline_first"],
+                values["cost_seconds"],
+            )
+
+
+def _timing(values: Mapping[str, Any]) -> Timing:
+    return Timing(
+        Shape(**values["shape"]),
+        values["step_seconds"],
+        values["lm_head_seconds"],
+        {Module(module): seconds for module, seconds in values["modules"].items()},
+        tuple(LayerTime(t["layer"], Module(t["module"]), t["seconds"]) for t in values["layers"]),
+        values["execution"],
+    )
+
+
+def _environment(values: Mapping[str, Any]) -> Environment:
+    gpu = values["gpu"]
+    return Environment(
+        date_unix_seconds=datetime.fromisoformat(values["date"]).timestamp(),
+        device=Device("cuda", gpu["name"], gpu["driver_version"], None, None),
+        vllm_nfp=values["vllm_nfp"],
+        vllm=values["vllm"],
+        torch=values["torch"],
+        cuda=values["cuda"],
+        python=values["python"],
+        dtype="bfloat16",
+    )
+
+
+def _model(table: Mapping[str, Any]) -> ModelShape:
+    config = shapes.SHAPES[table["shape"]]
+    names = {f.name for f in dataclasses.fields(ModelShape)} & set(config)
+    return ModelShape(
+        name=table["shape"],
+        architecture=config["architectures"][0],
+        **{
+            **{name: config[name] for name in names},
+            "num_layers": table["layers"],
+            "experts_per_token": config.get("num_experts_per_tok"),
+        },
+    )
+
+
+@click.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("name", type=click.Choice(["dense", "moe"]))
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True)
+def main(folder: Path, name: str, output: Path) -> None:
+    """Write the profile of NAME's results in FOLDER."""
+    save_profile(output, build(folder, name))
+
+
+if __name__ == "__main__":
+    main()

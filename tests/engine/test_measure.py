@@ -1,0 +1,70 @@
+"""measure, report and compare on a real engine, as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vllm_nfp import load_profile
+
+pytestmark = pytest.mark.engine
+
+
+def run(*arguments: object) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "vllm_nfp.cli", *map(str, arguments)],
+        capture_output=True, text=True, timeout=500, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+def measure(model: Path, out: Path, max_positions: int, **engine_args: object) -> str:
+    return run(
+        "measure", model, "--batch-sizes", "1,4,64", "--contexts", "32,128", "--layers", 0,
+        "--max-positions", max_positions, "--samples", 6, "--seconds", 200, "-o", out,
+        "--engine-args", json.dumps({"max_model_len": 256, "max_num_seqs": 8, **engine_args}),
+    )  # fmt: skip
+
+
+def test_measure_report_compare(dense_model: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    table = measure(dense_model, first, 4, dtype="float32")
+    assert "B=64 L=32 was left out: batch size 64 exceeds --max-num-seqs 8" in table
+    assert "within 10%" in table
+
+    profile = load_profile(first)
+    cells = {(m, b, c) for m in ("model", "attention", "dense_ffn") for b in (1, 4)
+             for c in (32, 128)}  # fmt: skip
+    assert set(profile.cells) == cells
+    assert {row.positions for row in profile.curves} == {1, 2, 3, 4}
+    assert all(row.samples >= 6 and row.seconds_upper is not None for row in profile.curves)
+    assert len(profile.boundaries) == 3 * len(cells)
+    assert {row.layer for row in profile.layer_times} == {0, 1, 2}
+    assert profile.model.num_layers == 3
+    assert profile.model.num_key_value_heads == 2
+    assert profile.model.architecture == "Qwen3ForCausalLM"
+    assert profile.environment.dtype == "float32"
+    assert profile.environment.device.type == "cpu"
+    assert profile.environment.max_model_len == 256
+    assert profile.environment.attention_backends
+    assert profile.run.missing_pairs == 0
+    # Two batch sizes, two contexts, three counts beyond 1, six pairs each.
+    assert profile.run.probes["startup"] == 2 * 2 * 3 * 6
+
+    report = tmp_path / "report.html"
+    run("report", first, "-o", report)
+    assert "Qwen3ForCausalLM" in report.read_text()
+
+    measure(dense_model, second, 3, dtype="bfloat16")
+    found = json.loads(run("compare", first, second, "--json"))
+    changed = {row["name"]: (row["before"], row["after"]) for row in found["settings"]}
+    assert changed["environment.dtype"] == ("float32", "bfloat16")
+    assert changed["probe.positions"] == ("1,2,3,4", "1,2,3")
+    assert len(found["nfp"]) == 3 * len(cells)
+    assert len(found["times"]) == 3 * len(cells)
+    assert all(row["ratio"] > 0 for row in found["times"])

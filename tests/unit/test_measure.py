@@ -1,0 +1,237 @@
+"""The parent side of a measurement, with children that are no vLLM."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from vllm_nfp import measure
+from vllm_nfp.cli import main
+from vllm_nfp.config import ProbeConfig
+from vllm_nfp.engine import offline
+from vllm_nfp.profile import Profile
+
+WRITES = """
+import dataclasses, os, sys, time
+from vllm_nfp.config import config_from_environment
+from vllm_nfp.metrics.snapshot import Snapshot, State, engine_file, write_snapshot
+config = config_from_environment()
+def tell(state, **values):
+    write_snapshot(engine_file(config.run_dir, "0"), Snapshot("m", "0", state, **values))
+def keep(name):
+    import shutil
+    shutil.copy(name, config.output_dir + "/profile-0.json")
+"""
+
+
+@pytest.fixture
+def settings() -> measure.Settings:
+    return measure.Settings("a-model", ProbeConfig(startup_seconds=5.0), {"max_model_len": 64})
+
+
+def run(
+    settings: measure.Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> tuple[Profile, list[measure.Progress]]:
+    """Measure with a child that runs this code in the engine's place."""
+    script = tmp_path / "child.py"
+    script.write_text(WRITES + code)
+    start = measure.subprocess.Popen
+
+    def popen(command: list[str], **options: object) -> object:
+        assert command[:3] == [sys.executable, "-m", "vllm_nfp.engine.offline"]
+        return start([sys.executable, str(script), command[3]], **options)
+
+    monkeypatch.setattr(measure.subprocess, "Popen", popen)
+    told: list[measure.Progress] = []
+    return measure.measure(settings, tmp_path / "log", told.append), told
+
+
+def test_the_child_gets_its_arguments_and_leaves_a_profile(
+    settings: measure.Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dense_profile: Profile,
+) -> None:
+    from vllm_nfp.profile import save_profile
+
+    source = tmp_path / "made.json"
+    save_profile(source, dense_profile)
+    found, told = run(
+        settings,
+        tmp_path,
+        monkeypatch,
+        f"""
+assert sys.argv[1] == '{{"max_model_len": 64, "model": "a-model"}}', sys.argv
+assert config.startup_seconds == 5.0 and config.run_dir == config.output_dir
+tell(State.WARMING, probes={{"measured": 3}}, missing_pairs=9)
+time.sleep(0.8)
+tell(State.STEADY, probes={{"startup": 12}}, missing_pairs=0)
+keep({str(source)!r})
+""",
+    )
+    assert found == dense_profile
+    assert measure.Progress(True, 3, 9) in told
+    assert told[-1] == measure.Progress(True, 12, 0)
+
+
+@pytest.mark.parametrize(
+    ("code", "part"),
+    [
+        (
+            "print('vllm-nfp-failure: no such model', file=sys.stderr); sys.exit(1)",
+            "the engine did not start: no such model; its log is",
+        ),
+        ("os.abort()", "the engine did not start: it ended with code -6: see"),
+        (
+            "tell(State.DISABLED, reason='LoRA keeps state')",
+            "the probe is disabled: LoRA keeps state; the engine's log",
+        ),
+        ("tell(State.STEADY)", "the engine ended without a profile"),
+    ],
+)
+def test_what_goes_wrong_is_one_sentence(
+    settings: measure.Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    code: str,
+    part: str,
+) -> None:
+    with pytest.raises(measure.MeasureError) as caught:
+        run(settings, tmp_path, monkeypatch, code)
+    assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_child_is_ended_with_its_parent(
+    settings: measure.Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(progress: measure.Progress) -> None:
+        if progress.started:
+            raise KeyboardInterrupt
+
+    script = tmp_path / "child.py"
+    script.write_text(WRITES + "tell(State.WARMING)\ntime.sleep(60)\n")
+    start = measure.subprocess.Popen
+    children = []
+
+    def popen(command: list[str], **options: object) -> object:
+        children.append(start([sys.executable, str(script)], **options))
+        return children[0]
+
+    monkeypatch.setattr(measure.subprocess, "Popen", popen)
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        measure.measure(settings, tmp_path / "log", interrupt)
+    assert children[0].poll() is not None
+    assert time.monotonic() - begun < 30
+
+
+def test_an_engine_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
+    child = (
+        "import time; from vllm_nfp.engine.offline import end_with_parent; "
+        "end_with_parent(); print('ready', flush=True); time.sleep(120)"
+    )
+    parent = (
+        "import subprocess, sys, time; "
+        "p = subprocess.Popen([sys.executable, '-c', sys.argv[1]], stdout=subprocess.PIPE, "
+        "start_new_session=True); p.stdout.readline(); print(p.pid, flush=True); time.sleep(120)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", parent, child], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    pid = int(process.stdout.readline())
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    deadline = time.monotonic() + 10
+    while running(pid):
+        assert time.monotonic() < deadline, "the engine outlives its parent"
+        time.sleep(0.05)
+
+
+def running(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_the_failure_mark_is_the_same_on_both_sides() -> None:
+    assert measure._FAILURE == offline.FAILURE
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["./nowhere"], "there is no model folder ./nowhere: give one that exists"),
+        (["m", "--batch-sizes", "1,x"], "--batch-sizes holds 'x', which is no whole number"),
+        (["m", "--batch-sizes", "8,1"], "batch_sizes must be ascending"),
+        (["m", "--contexts", "1.5"], "--contexts holds '1.5', which is no whole number"),
+        (["m", "--epsilon", "0,1"], "each value of epsilons must be a share from 0.001 to 10"),
+        (["m", "--max-positions", "1"], "max_positions must be a number of positions from 2"),
+        (["m", "--samples", "1"], "must be a number of samples from 2"),
+        (["m", "--seconds", "9999"], "startup_seconds must be seconds from 0 to 600"),
+        (["m", "--engine-args", "[]"], "--engine-args must be a JSON object"),
+        (["m", "--engine-args", '{"model": "x"}'], "--engine-args names a model too"),
+        (["m", "--nfp-config", '{"contexts": [1]}'], "hold 'contexts' here: give it as --contexts"),
+        (["m", "--nfp-config", '{"run_dir": "/"}'], "must not hold 'run_dir' here: leave it out"),
+        (["m", "--nfp-config", '{"bogus": 1}'], "unknown field 'bogus'"),
+        (["m", "-o", "no/such/folder.json"], "the folder of no/such/folder.json does not exist"),
+    ],
+)
+def test_bad_arguments_are_refused_before_an_engine_starts(
+    arguments: list[str], part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "measure", lambda *_: pytest.fail("an engine was started"))
+    done = CliRunner().invoke(main, ["measure", *arguments])
+    assert done.exit_code == 2, done.output
+    assert part in done.output
+
+
+def test_the_command_writes_and_prints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dense_profile: Profile
+) -> None:
+    import json
+
+    from vllm_nfp import load_profile
+
+    seen: list[measure.Settings] = []
+
+    def fake(settings: measure.Settings, *_: object) -> Profile:
+        seen.append(settings)
+        return dense_profile
+
+    monkeypatch.setattr(measure, "measure", fake)
+    out = tmp_path / "p.json"
+    done = CliRunner().invoke(
+        main,
+        [
+            "measure",
+            "name",
+            "--samples",
+            "20",
+            "--seconds",
+            "7",
+            "--layers",
+            "0",
+            "-o",
+            str(out),
+            "--nfp-config",
+            '{"graph_memory_mib": 99}',
+        ],
+        env={"COLUMNS": "120"},
+    )
+    assert done.exit_code == 0, done.output
+    assert "qwen3-8b on NVIDIA H100 80GB HBM3, vLLM 0.32.0, bfloat16" in done.output
+    assert "64+ [64, 64]" in done.output
+    assert load_profile(out) == dense_profile
+    probe = seen[0].probe
+    assert (probe.min_samples, probe.wanted_samples, probe.sampled_layers) == (6, 20, 0)
+    assert probe.startup_seconds == 7.0
+    assert (probe.graph_memory_mib, probe.capture_seconds) == (99, 60.0)
+    done = CliRunner().invoke(main, ["measure", "name", "-o", str(out), "--json"])
+    assert json.loads(done.stdout) == dense_profile.to_dict()

@@ -1,0 +1,324 @@
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vllm_nfp.cli import main
+from vllm_nfp.metrics.snapshot import BoundaryRow, CurveRow, LayerTimeRow, State
+from vllm_nfp.profile import (
+    Device,
+    Environment,
+    ModelShape,
+    ProbeSettings,
+    Profile,
+    Run,
+    save_profile,
+)
+from vllm_nfp.report import ReportError, render, write_report
+
+MADE = Profile(
+    Environment(0.0, Device("cpu", "x", None, None, None), "", "", "", None, ""),
+    ModelShape("m"),
+    ProbeSettings((0.1,), (8,), (64,), (1, 2), 2, 2, 2, 0, 0.0, 0.0, 0),
+    Run("0", "cpu", State.STEADY),
+)
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+
+
+class Page(HTMLParser):
+    """Checks that tags are balanced; keeps ids, references, tags and text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: Counter[str] = Counter()
+        self.attributes: list[tuple[str, str, str]] = []
+        self.text: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+    def values(self, name: str) -> list[str]:
+        return [value for _, attribute, value in self.attributes if attribute == name]
+
+    def prose(self) -> str:
+        return " ".join(" ".join(self.text).split())
+
+
+@pytest.fixture(scope="module")
+def html(dense_profile: Profile) -> str:
+    return render(dense_profile)
+
+
+@pytest.fixture(scope="module")
+def page(html: str) -> Page:
+    return Page(html)
+
+
+@pytest.fixture(scope="module")
+def small(dense_profile: Profile) -> Profile:
+    """Batch size 8 at one context: quick to draw."""
+
+    def keep(rows: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(r for r in rows if (r.batch_size, r.context) == (8, 1024))
+
+    return replace(
+        dense_profile,
+        curves=keep(dense_profile.curves),
+        boundaries=keep(dense_profile.boundaries),
+        predictions=keep(dense_profile.predictions),
+        layer_times=keep(dense_profile.layer_times),
+    )
+
+
+def test_the_page_asks_for_nothing_from_outside(html: str, page: Page) -> None:
+    assert page.tags["script"] == page.tags["link"] == page.tags["img"] == page.tags["iframe"] == 0
+    outside = {url for url in re.findall(r"https?://[^\s\"'<)]+", html)}
+    assert outside == {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert "@import" not in html
+    assert set(re.findall(r"url\((.)", html)) == {"#"}
+    assert not [name for _, name, _ in page.attributes if name.startswith("on")]
+    assert "default-src 'none'" in html
+    assert len(html) < 600_000
+
+
+def test_ids_are_unique_and_references_have_a_target(html: str, page: Page) -> None:
+    ids = page.values("id")
+    assert len(ids) == len(set(ids))
+    wanted = set(re.findall(r"url\(#([^)]+)\)", html))
+    wanted |= {value[1:] for value in page.values("xlink:href")}
+    wanted |= {part for value in page.values("aria-labelledby") for part in value.split()}
+    assert wanted <= set(ids)
+    assert wanted
+
+
+def test_every_plot_speaks_and_takes_its_colours_from_the_page(html: str, page: Page) -> None:
+    plots = re.findall(r"<svg viewBox[^>]*role=\"img\".*?</svg>", html, re.DOTALL)
+    assert len(plots) == 9
+    for plot in plots:
+        assert re.search(r"<title id=[^>]+>[^<]{20,}</title><desc id=[^>]+>[^<]{40,}</desc>", plot)
+        assert not re.findall(r"#[0-9a-f]{6}\b", plot), "a colour does not follow the theme"
+        assert "t(N) / t(1)" in plot
+    assert "Within 10%: 16 (16 to 16). Predicted 32, idle-compute 38." in html
+    assert page.tags["svg"] == 9 + 4
+
+
+def test_the_measured_numbers_are_on_the_page(page: Page) -> None:
+    text = page.prose()
+    assert "Near-free positions of qwen3-8b" in text
+    assert "NVIDIA H100 80GB HBM3 · vLLM 0.32.0 · bfloat16 · 24 November 2026, 14:22 UTC" in text
+    assert "batch size 1 64+ L = 1024 to 16384" in text
+    assert "batch size 8 16 to 24" in text
+    assert "8 1024 1.91 ms 16 32 38 tile" in text
+    assert "1 1024 15.1 µs 12 [8, 16]" in text
+    assert "Driver 580.159.04" in text
+
+
+def test_draft_lengths_follow_from_the_curve(dense_profile: Profile, page: Page) -> None:
+    curve = dense_profile.curves_by_cell()["model", 8, 1024]
+    gains = {
+        row.positions - 1: sum(0.7**j for j in range(row.positions)) / row.ratio for row in curve
+    }
+    best = max(gains, key=gains.__getitem__)
+    assert f"K = {best} {gains[best]:.2f}\N{MULTIPLICATION SIGN}" in page.prose()
+
+
+HOSTILE = "</title><script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7*7 }}&amp;"
+
+
+def test_strings_of_a_profile_are_escaped(small: Profile) -> None:
+    one = small.environment
+    environment = replace(
+        one,
+        device=replace(one.device, name=HOSTILE, driver=HOSTILE),
+        vllm=HOSTILE,
+        dtype=HOSTILE,
+        quantization=HOSTILE,
+        attention_backends=(HOSTILE,),
+    )
+    row = small.predictions[0]
+    hostile = replace(
+        small,
+        environment=environment,
+        model=replace(small.model, name=HOSTILE, architecture=HOSTILE),
+        run=replace(
+            small.run,
+            reason=HOSTILE,
+            runner=HOSTILE,
+            engine=HOSTILE,
+            state=type(small.run.state).DISABLED,
+            skipped_cells={HOSTILE: HOSTILE},
+            probes={HOSTILE: 1},
+        ),
+        curves=tuple(replace(r, execution=HOSTILE) for r in small.curves),
+        predictions=(replace(row, limited_by=HOSTILE),),
+    )
+    text = render(hostile)
+    page = Page(text)
+    assert page.tags["script"] == page.tags["img"] == 0
+    assert "<script" not in text
+    assert "49&amp;" not in text
+    assert text.count("&lt;script&gt;") > 10
+    assert HOSTILE in "".join(page.text)
+
+
+def test_the_same_profile_gives_the_same_page(small: Profile) -> None:
+    assert render(small) == render(small)
+
+
+def test_what_a_profile_lacks_is_said_or_left_out(small: Profile) -> None:
+    curves = tuple(r for r in small.curves if r.module == "attention")
+    bare = replace(
+        small,
+        curves=curves,
+        boundaries=tuple(r for r in small.boundaries if r.module == "attention"),
+        predictions=(),
+        layer_times=(),
+        run=replace(small.run, missing_pairs=5),
+    )
+    text = Page(render(bare)).prose()
+    assert "The profile holds no times of the whole step." in text
+    assert "The profile holds no times of layers." in text
+    assert "5 pairs are missing" in text
+    assert "idle-compute" not in text
+    assert "Dense FFN" not in text
+
+
+def test_points_out_of_their_graph_are_hollow(small: Profile) -> None:
+    rows = tuple(
+        replace(row, execution="piecewise" if row.positions > 8 else "full") for row in small.curves
+    )
+    plain = Page(render(replace(small, curves=tuple(replace(r, execution="full") for r in rows))))
+    changed = Page(render(replace(small, curves=rows)))
+
+    def hollow(page: Page) -> int:
+        styles = [style for tag, name, style in page.attributes if (tag, name) == ("use", "style")]
+        return sum("fill-opacity: 0" in style for style in styles)
+
+    beyond = sum(row.positions > 8 and row.module != "model" for row in rows)
+    assert hollow(changed) - hollow(plain) >= beyond > 0
+
+
+def test_many_batch_sizes_and_layers_stay_bounded(small: Profile) -> None:
+    curve = small.curves_by_cell()["model", 8, 1024]
+    curves: list[CurveRow] = []
+    for context in range(1024, 1024 + 3):
+        for batch_size in range(1, 17):
+            curves += [replace(r, batch_size=batch_size, context=context) for r in curve]
+    row = next(r for r in small.boundaries if r.module == "model")
+    layers = tuple(
+        LayerTimeRow(layer, "attention", b, c, n, 5, 1e-5 * n)
+        for layer in range(12)
+        for b in range(1, 17)
+        for c in (1024, 1025)
+        for n in (1, 2, 4)
+    )
+    big = replace(
+        small,
+        curves=tuple(curves),
+        boundaries=(replace(row, batch_size=1),),
+        predictions=(),
+        layer_times=layers,
+    )
+    page = Page(render(big))
+    maps = [v for t, n, v in page.attributes if (t, n, v) == ("table", "class", "heat")]
+    assert 1 <= len(maps) <= 9
+    assert len(page.values("id")) == len(set(page.values("id")))
+
+
+EXTREME = st.sampled_from([1e-300, 1e-9, 0.3, 1.0, 1.1, 7.0, 1e9, 1e300])
+
+
+@given(
+    ratios=st.lists(EXTREME, min_size=1, max_size=4),
+    seconds=EXTREME,
+    epsilon=st.sampled_from([1e-300, 0.001, 0.1, 10.0, 1e300]),
+    positions=st.integers(1, 1 << 31),
+    largest=st.integers(2, 1 << 31),
+)
+@settings(max_examples=25, deadline=None)
+def test_whatever_a_profile_may_hold_can_be_drawn(
+    ratios: list[float], seconds: float, epsilon: float, positions: int, largest: int
+) -> None:
+    counts = (1, *sorted({largest + i for i in range(len(ratios))}))
+    curves = tuple(
+        CurveRow("model", 8, 64, n, 3, seconds, ratio, 0.0, None, "")
+        for n, ratio in zip(counts, (1.0, *ratios), strict=True)
+    )
+    boundary = BoundaryRow("model", 8, 64, epsilon, positions, 1, 1 << 32, False, positions)
+    layers = tuple(
+        LayerTimeRow(0, "attention", 8, 64, n, 1, seconds * min(1.0, r))
+        for n, r in ((1, 1), (2, 9))
+    )
+    Page(render(replace(MADE, curves=curves, boundaries=(boundary,), layer_times=layers)))
+
+
+def test_a_tolerance_that_was_not_measured_is_refused(small: Profile) -> None:
+    assert "within 5" in Page(render(small, 0.05)).prose()
+    with pytest.raises(
+        ReportError, match=r"epsilon 0\.3 is not in the profile; it has 0\.05, 0\.1"
+    ):
+        render(small, 0.3)
+    with pytest.raises(ReportError, match="holds no boundary"):
+        render(replace(small, boundaries=()))
+
+
+def test_a_missing_library_is_named(
+    dense_profile: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(ReportError, match=r"needs jinja2.*pip install 'vllm-nfp\[report\]'"):
+        render(dense_profile)
+
+
+def test_a_report_that_fails_leaves_the_old_file(tmp_path: Path, small: Profile) -> None:
+    path = tmp_path / "out.html"
+    write_report(path, small)
+    before = path.read_bytes()
+    with pytest.raises(ReportError):
+        write_report(path, small, 0.3)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_command(tmp_path: Path, small: Profile) -> None:
+    profile, out = tmp_path / "profile.json", tmp_path / "out.html"
+    save_profile(profile, small)
+    done = CliRunner().invoke(main, ["report", str(profile), "-o", str(out), "--json"])
+    assert done.exit_code == 0, done.output
+    assert f'"bytes": {out.stat().st_size}' in done.output
+    for arguments, part in (
+        ([str(tmp_path / "no.json"), "-o", str(out)], "cannot be read: No such file"),
+        ([str(profile), "-o", str(tmp_path / "no" / "out.html")], "does not exist: make it"),
+        ([str(profile), "-o", str(out), "--epsilon", "0.7"], "epsilon 0.7 is not in the profile"),
+    ):
+        done = CliRunner().invoke(main, ["report", *arguments])
+        assert done.exit_code == 2
+        assert part in done.output

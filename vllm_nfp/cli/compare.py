@@ -1,0 +1,156 @@
+"""``vllm-nfp compare``: what changed between two profiles."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from vllm_nfp.cli.common import Refusal, json_option, read_profile
+from vllm_nfp.compare import (
+    CHANCE_SHARE,
+    CompareError,
+    Comparison,
+    NfpChange,
+    SettingChange,
+    TimeChange,
+    compare,
+)
+from vllm_nfp.text import duration
+
+MOST_MISSING = 6
+"""Cells that only one profile has, named before the rest is counted."""
+
+
+@click.command("compare")
+@click.argument("before", type=click.Path(path_type=Path))
+@click.argument("after", type=click.Path(path_type=Path))
+@click.option("--all", "everything", is_flag=True, help="Show what did not change as well.")
+@json_option
+def compare_command(before: Path, after: Path, everything: bool, as_json: bool) -> None:
+    """Show what changed from profile BEFORE to profile AFTER, and whether it is significant.
+
+    Significant: the 95 % intervals do not overlap.
+    """
+    try:
+        comparison = compare(read_profile(before), read_profile(after))
+    except CompareError as error:
+        raise Refusal(str(error)) from None
+    if as_json:
+        click.echo(json.dumps(comparison.to_dict(), indent=1))
+    else:
+        _print(Console(), comparison, everything)
+
+
+def _print(console: Console, found: Comparison, everything: bool) -> None:
+    console.print(_settings_table(found.settings) if found.settings else "Environment: no change")
+    _print_nfp(console, found, everything)
+    _print_times(console, found, everything)
+    for cells, which in ((found.only_before, "before"), (found.only_after, "after")):
+        if cells:
+            more = f" and {len(cells) - MOST_MISSING} more" if len(cells) > MOST_MISSING else ""
+            names = ", ".join(cells[:MOST_MISSING])
+            console.print(f"Only {which}: {names}{more}", highlight=False)
+
+
+def _print_nfp(console: Console, found: Comparison, everything: bool) -> None:
+    changed = found.significant_nfp
+    if changed:
+        console.print(f"NFP: {len(changed)} of {len(found.nfp)} boundaries moved significantly")
+    else:
+        console.print(f"NFP: no significant change in {len(found.nfp)} boundaries")
+    rows = found.nfp if everything else changed
+    if rows:
+        console.print(_nfp_table(rows))
+
+
+def _print_times(console: Console, found: Comparison, everything: bool) -> None:
+    told = [row for row in found.times if row.significant is not None]
+    changed = found.significant_times
+    if not told:
+        console.print("Median times: the samples are too few to tell a change")
+    elif changed:
+        console.print(
+            f"Median times: {len(changed)} of {len(told)} changed significantly; by chance "
+            f"{CHANCE_SHARE * len(told):.1f} would. Clocks and temperature differ between runs "
+            f"too, and no interval holds that."
+        )
+    else:
+        console.print(f"Median times: no significant change in {len(told)} points")
+    rows = found.times if everything else changed
+    if rows:
+        console.print(_times_table(rows))
+
+
+def _new_table(title: str, *names: str) -> Table:
+    table = Table(title=title, box=box.SIMPLE, padding=(0, 1), title_justify="left")
+    for index, name in enumerate(names):
+        table.add_column(name, justify="right" if index else "left", no_wrap=index == 0)
+    return table
+
+
+def _settings_table(rows: Sequence[SettingChange]) -> Table:
+    table = Table(title="Environment", box=box.SIMPLE, padding=(0, 1), title_justify="left")
+    for name in ("what", "before", "after"):
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(_plain(text) for text in (row.name, row.before, row.after)))
+    return table
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape("".join(c if c.isprintable() else "?" for c in text))
+
+
+def _nfp_table(rows: Sequence[NfpChange]) -> Table:
+    table = _new_table("NFP [95 % interval]", "module", "L", "B", "within", "before", "after", "")
+    for row in rows:
+        table.add_row(
+            row.module,
+            str(row.context),
+            str(row.batch_size),
+            f"{row.epsilon:.3g}",
+            _interval(row.before, row.before_lower, row.before_upper),
+            _interval(row.after, row.after_lower, row.after_upper),
+            _direction(row.after - row.before) if row.significant else "no significant change",
+        )
+    return table
+
+
+def _interval(positions: int, lower: int, upper: int | None) -> str:
+    return f"{positions} \\[{lower}, {'-' if upper is None else upper}]"
+
+
+def _direction(difference: float) -> str:
+    return "more" if difference > 0 else "fewer"
+
+
+def _times_table(rows: Sequence[TimeChange]) -> Table:
+    table = _new_table("Median time", "module", "L", "B", "N", "before", "after", "change", "")
+    for row in rows:
+        table.add_row(
+            row.module,
+            str(row.context),
+            str(row.batch_size),
+            str(row.positions),
+            duration(row.before_seconds),
+            duration(row.after_seconds),
+            f"{row.ratio - 1.0:+.1%}",
+            _verdict(row),
+        )
+    return table
+
+
+def _verdict(row: TimeChange) -> str:
+    if row.significant is None:
+        return "too few samples"
+    if not row.significant:
+        return "no significant change"
+    return "slower" if row.ratio > 1.0 else "faster"

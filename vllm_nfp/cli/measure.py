@@ -1,0 +1,183 @@
+"""``vllm-nfp measure``: an engine without a server, scanned once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from vllm_nfp import measure
+from vllm_nfp.cli.common import Refusal, check_output, json_option, parse_list
+from vllm_nfp.cli.profile_table import print_profile
+from vllm_nfp.config import (
+    ConfigError,
+    ProbeConfig,
+    config_from_mapping,
+    parse_object,
+    read_settings_argument,
+)
+from vllm_nfp.profile import Profile, save_profile
+
+DEFAULTS = ProbeConfig()
+CAPTURE_SECONDS = 60.0
+_FLAGS = {
+    "batch_sizes": "--batch-sizes",
+    "contexts": "--contexts",
+    "epsilons": "--epsilon",
+    "max_positions": "--max-positions",
+    "min_samples": "--samples",
+    "wanted_samples": "--samples",
+    "startup_seconds": "--seconds",
+    "sampled_layers": "--layers",
+}
+"""Settings of the probe that have a flag here."""
+
+
+def _default(values: tuple[float, ...]) -> str:
+    return ",".join(f"{value:g}" for value in values)
+
+
+@click.command("measure")
+@click.argument("model")
+@click.option("--batch-sizes", default=_default(DEFAULTS.batch_sizes), show_default=True)
+@click.option("--contexts", default=_default(DEFAULTS.contexts), show_default=True, help="Tokens.")
+@click.option("--epsilon", default=_default(DEFAULTS.epsilons), show_default=True, help="Shares.")
+@click.option("--max-positions", type=int, default=DEFAULTS.max_positions, show_default=True)
+@click.option("--samples", type=int, default=12, show_default=True, help="Pairs for each point.")
+@click.option(
+    "--seconds",
+    type=float,
+    default=120.0,
+    show_default=True,
+    help="Longest scan, up to 600; it ends earlier when every point has its samples.",
+)
+@click.option(
+    "--layers", type=int, default=None, help="Layers of each kind to time; 0: all [default: 4]."
+)
+@click.option(
+    "--engine-args",
+    default="{}",
+    help='Arguments of vllm.LLM as JSON, e.g. \'{"quantization": "fp8"}\'.',
+)
+@click.option(
+    "--nfp-config",
+    default="{}",
+    help="Further settings of the probe, as JSON or @file, e.g. '{\"graph_memory_mib\": 8192}'.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("profile.json"),
+    show_default=True,
+)
+@json_option
+def measure_command(
+    model: str,
+    batch_sizes: str,
+    contexts: str,
+    epsilon: str,
+    max_positions: int,
+    samples: int,
+    seconds: float,
+    layers: int | None,
+    engine_args: str,
+    nfp_config: str,
+    output: Path,
+    as_json: bool,
+) -> None:
+    """Measure MODEL's free positions in an engine without a server; write a profile.
+
+    MODEL is a folder or a name that vLLM can load. The engine uses this machine's GPU, or its CPU
+    where vLLM is a CPU build (without compilation then).
+    """
+    values = {
+        "batch_sizes": parse_list(batch_sizes, int, "--batch-sizes"),
+        "contexts": parse_list(contexts, int, "--contexts"),
+        "epsilons": parse_list(epsilon, float, "--epsilon"),
+        "max_positions": max_positions,
+        "min_samples": min(samples, DEFAULTS.min_samples),
+        "wanted_samples": samples,
+        "max_samples": max(samples, DEFAULTS.max_samples),
+        "startup_seconds": seconds,
+        **({} if layers is None else {"sampled_layers": layers}),
+    }
+    check_output(output)
+    if _looks_like_path(model) and not Path(model).exists():
+        raise Refusal(f"there is no model folder {model}: give one that exists, or a model's name")
+    try:
+        probe = config_from_mapping({**_further(nfp_config, values), **values})
+        settings = measure.Settings(model, probe, _engine_args(engine_args))
+        profile = _run(settings, quiet=as_json)
+    except (ConfigError, measure.MeasureError) as error:
+        raise Refusal(str(error)) from None
+    try:
+        save_profile(output, profile)
+    except OSError as error:
+        raise Refusal(f"{output} cannot be written: {error.strerror}") from None
+    if as_json:
+        click.echo(json.dumps(profile.to_dict()))
+        return
+    print_profile(profile)
+    Console(stderr=True).print(f"profile: {output}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _looks_like_path(model: str) -> bool:
+    return model.startswith((".", "/", "~")) or model.count("/") > 1
+
+
+def _further(text: str, values: Mapping[str, object]) -> dict[str, Any]:
+    """Settings beside those that have flags; nobody waits, so that capturing may take longer."""
+    given = read_settings_argument(text)
+    taken = sorted(given.keys() & {*values, *_FLAGS, "run_dir", "output_dir"})
+    if taken:
+        flag = _FLAGS.get(taken[0])
+        hint = f"give it as {flag}" if flag else "leave it out"
+        raise ConfigError(f"--nfp-config must not hold {taken[0]!r} here: {hint}")
+    return {"capture_seconds": CAPTURE_SECONDS, **given}
+
+
+def _engine_args(text: str) -> dict[str, Any]:
+    values = parse_object(text, "--engine-args")
+    if "model" in values:
+        raise ConfigError("--engine-args names a model too: give it as MODEL alone")
+    return values
+
+
+def _run(settings: measure.Settings, quiet: bool) -> Profile:
+    folder = Path(tempfile.mkdtemp(prefix="vllm-nfp-log-"))  # left behind where the log is named
+    console = Console(stderr=True, quiet=quiet)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[pairs]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        profile = measure.measure(settings, folder / "engine.log", _teller(bar))
+    shutil.rmtree(folder, ignore_errors=True)
+    return profile
+
+
+def _teller(bar: Progress) -> Callable[[measure.Progress], None]:
+    task = bar.add_task("starting the engine", total=None, pairs="")
+
+    def tell(progress: measure.Progress) -> None:
+        if progress.started:
+            total = progress.pairs_done + progress.pairs_missing
+            bar.update(
+                task,
+                description="scanning",
+                completed=progress.pairs_done,
+                total=total,
+                pairs=f"{progress.pairs_done}/{total} pairs",
+            )
+
+    return tell

@@ -1,0 +1,140 @@
+"""Reads JSON files into frozen dataclasses, trusting nothing in them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from types import UnionType
+from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+LARGEST_INTEGER = 1 << 53
+"""Integers beyond it are not exact in other readers of JSON, and no count here comes near it."""
+
+
+class TypedJsonError(ValueError):
+    """The text is not what was asked for; the message is one sentence that says where."""
+
+
+def read_object(path: Path, max_bytes: int) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        TypedJsonError: if the file is too large, or holds no JSON object of finite numbers.
+        OSError: if it cannot be read.
+    """
+    with path.open("rb") as file:
+        raw = file.read(max_bytes + 1)
+    if len(raw) > max_bytes:
+        raise TypedJsonError(f"{path.name} is larger than {max_bytes} bytes")
+    try:
+        values = json.loads(raw, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise TypedJsonError(f"{path.name} is not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise TypedJsonError(f"{path.name} must hold a JSON object, not {type(values).__name__}")
+    return values
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number of JSON")
+
+
+def decode(kind: type[T], value: Any, where: str) -> T:
+    """Build a dataclass from parsed JSON, whose types must be those of its annotations.
+
+    Known annotations: str, int, float, bool, a StrEnum, a dataclass, ``X | None``,
+    ``tuple[X, ...]`` and ``Mapping[str, X]``.
+
+    Args:
+        where: names the value in messages.
+
+    Raises:
+        TypedJsonError: for another type, a missing or unknown field, or a value that the
+            dataclass refuses.
+    """
+    result: T = _decode(kind, value, where)
+    return result
+
+
+def _decode(kind: Any, value: Any, where: str) -> Any:
+    origin = get_origin(kind)
+    if origin is UnionType:
+        return None if value is None else _decode(get_args(kind)[0], value, where)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise TypedJsonError(f"{where} must be a list")
+        item = get_args(kind)[0]
+        return tuple(_decode(item, entry, f"{where}[{i}]") for i, entry in enumerate(value))
+    if origin is Mapping:
+        if not isinstance(value, dict):
+            raise TypedJsonError(f"{where} must be an object")
+        item = get_args(kind)[1]
+        return {key: _decode(item, entry, f"{where}[{key!r}]") for key, entry in value.items()}
+    if dataclasses.is_dataclass(kind):
+        return _decode_dataclass(kind, value, where)
+    return _decode_plain(kind, value, where)
+
+
+def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise TypedJsonError(f"{where} must be an object")
+    hints = get_type_hints(kind)
+    unknown = set(value) - set(hints)
+    if unknown:
+        raise TypedJsonError(f"{where} has the unknown field {sorted(unknown)[0]!r}")
+    values = {key: _decode(hints[key], v, f"{where}.{key}") for key, v in value.items()}
+    for field in dataclasses.fields(kind):
+        required = (
+            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        )
+        if required and field.name not in values:
+            raise TypedJsonError(f"{where} lacks the field {field.name!r}")
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise TypedJsonError(f"{where}: {error}") from None
+
+
+def _decode_plain(kind: Any, value: Any, where: str) -> Any:
+    if kind is float:
+        return _decode_float(value, where)
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        try:
+            return kind(value)
+        except ValueError:
+            allowed = ", ".join(kind)
+            raise TypedJsonError(f"{where} must be one of {allowed}, not {value!r:.80}") from None
+    if type(value) is not kind:
+        raise TypedJsonError(f"{where} must be {kind.__name__}, not {type(value).__name__}")
+    if kind is int and abs(value) > LARGEST_INTEGER:
+        raise TypedJsonError(f"{where} is too large a number")
+    return value
+
+
+def _decode_float(value: Any, where: str) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypedJsonError(f"{where} must be float, not {type(value).__name__}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise TypedJsonError(f"{where} must be a finite number")
+    return number
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file whole: a reader sees the old text or the new one, and never half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
