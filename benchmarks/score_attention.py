@@ -21,9 +21,6 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from vllm_nfp.calibrate.points import KernelSamples, read_samples
-from vllm_nfp.principle import ShapeError, hardware_by_name
-from vllm_nfp.principle.attention import H100_ATTENTION, AttentionConstants
 from vllm_nfp.calibrate.fit_attention import (
     TOLERANCES,
     AttentionCurve,
@@ -35,6 +32,9 @@ from vllm_nfp.calibrate.fit_attention import (
     predicted_seconds,
     score,
 )
+from vllm_nfp.calibrate.points import KernelSamples, read_samples
+from vllm_nfp.principle import ShapeError, hardware_by_name
+from vllm_nfp.principle.attention import H100_ATTENTION, AttentionConstants
 from vllm_nfp.principle.shape import AttentionHeads
 
 H100 = hardware_by_name("H100-SXM")

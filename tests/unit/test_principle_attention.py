@@ -11,6 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vllm_nfp.calibrate.fit_attention import (
+    AttentionCurve,
+    Boundary,
+    FitError,
+    attention_curves,
+    boundary,
+    first_crossing,
+    fit_attention,
+    predicted_seconds,
+    score,
+)
 from vllm_nfp.calibrate.points import KernelSamples, read_samples
 from vllm_nfp.principle import Hardware, PredictionError, hardware_by_name
 from vllm_nfp.principle.attention import (
@@ -25,21 +36,9 @@ from vllm_nfp.principle.attention import (
     efficient_splits,
     fixed_seconds,
     granularity,
-    soft_maximum,
 )
-from vllm_nfp.calibrate.fit_attention import (
-    AttentionCurve,
-    Boundary,
-    FitError,
-    attention_curves,
-    boundary,
-    first_crossing,
-    fit_attention,
-    predicted_seconds,
-    score,
-)
-from vllm_nfp.principle.kernels import FloatArray, sum_terms
 from vllm_nfp.principle.shape import AttentionHeads
+from vllm_nfp.principle.terms import FloatArray, soft_maximum, sum_terms
 
 H100 = hardware_by_name("H100-SXM")
 LLAMA_8B = AttentionHeads(8, 4, 128, 128, 512.0, False)

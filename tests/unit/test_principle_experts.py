@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from test_principle_models import DEEPSEEK_V2_LITE, MIXTRAL_8X7B, QWEN_3_30B_A3B
 
 from vllm_nfp.calibrate.curves import expert_curves
+from vllm_nfp.calibrate.fit_experts import ExpertCurve, fit_experts, module_seconds
 from vllm_nfp.calibrate.points import read_samples
 from vllm_nfp.principle import hardware_by_name, shape_from_config
 from vllm_nfp.principle.experts import (
@@ -28,7 +29,6 @@ from vllm_nfp.principle.experts import (
     expert_terms,
     tuned_config,
 )
-from vllm_nfp.calibrate.fit_experts import ExpertCurve, fit_experts, module_seconds
 from vllm_nfp.principle.shape import ModelShape
 from vllm_nfp.principle.terms import FloatArray, Terms, sum_terms
 

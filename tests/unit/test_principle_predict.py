@@ -21,6 +21,18 @@ from test_principle_models import (
     QWEN_3_8B,
     QWEN_3_30B_A3B,
 )
+from vllm_nfp.principle.kernels import (
+    Device,
+    attention_tile_rows,
+    awake_experts,
+    expert_terms,
+    gemm_terms,
+    moe_block_rows,
+    roofline,
+    split_slowdown,
+    sum_terms,
+    wave_slowdown,
+)
 
 from vllm_nfp.principle import (
     CATALOGUE,
@@ -35,18 +47,6 @@ from vllm_nfp.principle import (
     predict,
     predict_cells,
     shape_from_config,
-)
-from vllm_nfp.principle.kernels import (
-    Device,
-    attention_tile_rows,
-    awake_experts,
-    expert_terms,
-    gemm_terms,
-    moe_block_rows,
-    roofline,
-    split_slowdown,
-    sum_terms,
-    wave_slowdown,
 )
 from vllm_nfp.principle.shape import Gemm
 

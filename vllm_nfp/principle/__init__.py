@@ -1,5 +1,6 @@
 """Predicted near-free parallelism: model shapes, known devices, kernel models, no GPU needed."""
 
+from vllm_nfp.principle.attention import ATTENTION_BACKENDS
 from vllm_nfp.principle.calibration import (
     H100_CALIBRATION,
     Calibration,
@@ -37,8 +38,11 @@ from vllm_nfp.principle.predict import (
     rows_of,
 )
 from vllm_nfp.principle.shape import Decoding, LatentAttention, ModelShape, ShapeError
+from vllm_nfp.principle.step import Serving
+from vllm_nfp.principle.terms import Limit
 
 __all__ = [
+    "ATTENTION_BACKENDS",
     "CATALOGUE",
     "H100_CALIBRATION",
     "MODULES",

@@ -165,6 +165,7 @@ FAMILIES: Mapping[str, Family] = {
     # Mixture of experts
     "mixtral": _MIXTRAL,
     "phimoe": _MIXTRAL,
+    "olmoe": replace(_MIXTRAL, defaults={"num_key_value_heads": 16}),
     "qwen2_moe": Family(
         experts=True,
         shared_expert_gate=True,

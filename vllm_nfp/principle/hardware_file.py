@@ -1,4 +1,4 @@
-"""Hardware files: a data sheet and what kernels reach of it, as ``vllm-nfp calibrate`` writes it."""
+"""Hardware files: a data sheet and what kernels reach of it, as ``calibrate`` writes them."""
 
 from __future__ import annotations
 
