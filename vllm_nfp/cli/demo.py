@@ -1,0 +1,70 @@
+"""``vllm-nfp demo``: the whole way on a small model."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from vllm_nfp import demo, scrape
+from vllm_nfp.cli.common import Refusal
+from vllm_nfp.cli.prepare_cpu import repair_cpu
+from vllm_nfp.cli.table import print_table
+
+
+@click.command("demo")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(1, 3600),
+    default=30.0,
+    show_default=True,
+    help="How long to send requests.",
+)
+@click.option(
+    "--folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=None,
+    help="Where to put model, log and results [default: a new folder].",
+)
+def demo_command(seconds: float, folder: Path | None) -> None:
+    """Serve a small model with the probe, send requests, print what its /metrics say."""
+    console = Console()
+    folder = folder or Path(tempfile.mkdtemp(prefix="vllm-nfp-demo-"))
+    try:
+        repair_cpu(console)
+        _run_demo(console, demo.Settings(folder, seconds))
+    except (demo.DemoError, scrape.ScrapeError, RuntimeError, OSError) as error:
+        raise Refusal(str(error)) from None
+
+
+def _run_demo(console: Console, settings: demo.Settings) -> None:
+    model = demo.make_model(settings.folder / "model")
+    port = demo.free_port()
+    command = demo.serve_command(settings, model, port, on_gpu=_has_gpu())
+    log = settings.folder / "server.log"
+    console.print(f"$ {' '.join(command)}", highlight=False, soft_wrap=True)
+    console.print(f"starting the server; its log is {log}")
+    with demo.running_server(command, log, port) as url:
+        console.print(f"sending requests for {settings.seconds:g} s")
+        load = demo.Load(
+            url,
+            str(model),
+            senders=settings.batch_sizes[-1],
+            prompt_tokens=settings.contexts[0] // 2,
+            vocab_size=demo.SMALL_MODEL["vocab_size"],  # type: ignore[arg-type]
+        )
+        load.run(settings.seconds)
+        if load.errors:
+            raise demo.DemoError(f"the server failed: {load.errors[0]}; see {log}")
+        console.print(f"{load.answered} requests answered; from {url}/metrics:")
+        found = scrape.parse(scrape.fetch(url))
+    print_table(found, found.rows)
+    console.print(f"raw samples: {settings.folder / 'results'}")
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_available())

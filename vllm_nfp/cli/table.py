@@ -1,0 +1,79 @@
+"""``vllm-nfp table``: what a running server has measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from vllm_nfp import scrape
+from vllm_nfp.cli.common import Refusal, json_option
+
+
+@click.command("table")
+@click.argument("url")
+@click.option("--epsilon", type=float, default=None, help="Show this tolerance only.")
+@json_option
+def table_command(url: str, epsilon: float | None, as_json: bool) -> None:
+    """Print the NFP table of the running server at URL, e.g. http://localhost:8000."""
+    try:
+        found = scrape.parse(scrape.fetch(url))
+    except scrape.ScrapeError as error:
+        raise Refusal(str(error)) from None
+    if epsilon is not None and all(row.epsilon != epsilon for row in found.rows) and found.rows:
+        measured = ", ".join(f"{e:g}" for e in sorted({row.epsilon for row in found.rows}))
+        raise Refusal(f"epsilon {epsilon:g} is not measured by this server; it has {measured}")
+    rows = [row for row in found.rows if epsilon is None or row.epsilon == epsilon]
+    if as_json:
+        click.echo(_as_json(found, rows))
+    else:
+        print_table(found, rows)
+
+
+def _as_json(found: scrape.Scrape, rows: Sequence[scrape.Row]) -> str:
+    return json.dumps(
+        {
+            "schema": 1,
+            "engines": [dataclasses.asdict(status) for status in found.statuses],
+            "rows": [dataclasses.asdict(row) for row in rows],
+        },
+        indent=1,
+    )
+
+
+def print_table(found: scrape.Scrape, rows: Sequence[scrape.Row]) -> None:
+    """Print the rows of a scrape for people."""
+    console = Console()
+    for status in found.statuses:
+        probes = ", ".join(f"{count} {outcome}" for outcome, count in status.probes.items())
+        console.print(
+            f"{status.model_name}, engine {status.engine}: {status.state}; "
+            f"overhead {status.overhead_ratio:.2%}; pairs of probes: {probes or 'none'}"
+        )
+    if not rows:
+        console.print("No estimate yet: the probe works while the server decodes. Send requests.")
+        return
+    table = Table(
+        title="Free positions per sequence (NFP) [95 % interval]", box=box.SIMPLE, padding=(0, 1)
+    )
+    for name in ("module", "L", "B", "epsilon", "NFP", "idle-compute", "predicted"):
+        table.add_column(name, justify="left" if name == "module" else "right", no_wrap=True)
+    for row in rows:
+        more = "+" if row.at_limit else ""
+        table.add_row(
+            row.module,
+            str(row.context),
+            str(row.batch_size),
+            f"{row.epsilon:g}",
+            f"{row.positions}{more} [{row.lower}, {row.upper}]",
+            "-" if row.idle_compute is None else str(row.idle_compute),
+            "-" if row.predicted is None else str(row.predicted),
+        )
+    console.print(table)
+    if any(row.at_limit for row in rows):
+        console.print("+ no probed count was over the line: the boundary is here or beyond")
