@@ -5,9 +5,11 @@ from __future__ import annotations
 import click
 
 from vllm_nfp import __version__
+from vllm_nfp.cli.dashboards import dashboards_command
 from vllm_nfp.cli.demo import demo_command
 from vllm_nfp.cli.prepare_cpu import prepare_cpu_command
 from vllm_nfp.cli.table import table_command
+from vllm_nfp.cli.watch import watch_command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -16,8 +18,10 @@ def main() -> None:
     """How many positions per sequence does a vLLM server decode for free?"""
 
 
+main.add_command(dashboards_command)
 main.add_command(demo_command)
 main.add_command(prepare_cpu_command)
 main.add_command(table_command)
+main.add_command(watch_command)
 
 __all__ = ["main"]
