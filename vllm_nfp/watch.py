@@ -130,12 +130,10 @@ def _live(samples: Samples, engine: str) -> Live | None:
     step = [mine(f"live_{name}") for name in ("batch_size", "context", "positions")]
     if not all(step):
         return None
+    batch_size, context, positions = (int(found[0][1]) for found in step)
     cells = [(int(of["batch_size"]), int(of["context"])) for of, _ in mine("live_cell_info")]
-    return Live(
-        *(int(found[0][1]) for found in step),
-        cell=cells[0] if cells else None,
-        free_tokens={float(of["epsilon"]): int(value) for of, value in mine("free_tokens")},
-    )
+    free = {float(of["epsilon"]): int(value) for of, value in mine("free_tokens")}
+    return Live(batch_size, context, positions, cells[0] if cells else None, free)
 
 
 def choose_epsilon(measured: tuple[float, ...]) -> float:

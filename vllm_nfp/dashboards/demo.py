@@ -40,7 +40,7 @@ LOOK_AT = {
 
 
 def server_command(settings: demo.Settings, model: Path, port: int) -> list[str]:
-    """The demonstration's server, with drafts and layer histograms, so that every panel has data."""
+    """The server, with drafts and layer histograms, so that every panel has data."""
     command = demo.serve_command(settings, model, port, on_gpu=_has_gpu())
     place = command.index("--nfp-config") + 1
     probe = {**json.loads(command[place]), "layer_histograms": True}
