@@ -108,7 +108,7 @@ def _now(page: dashboard.Dashboard) -> None:
     page.with_panel(
         g.number(
             Frame(
-                "Probe",
+                "Probe state",
                 "State of the probe; of several engines the worst. warming: no estimate yet; "
                 "probing: estimates exist; steady: every point has its samples; disabled: off "
                 "after a fault.",
