@@ -97,7 +97,7 @@ def metrics_in(expr: str) -> set[str]:
     return set(_METRIC.findall(_RECORDED.sub(" ", re.sub(r'"[^"]*"', '""', expr))))
 
 
-def fill(expr: str, values: Mapping[str, str], window: str = "30s") -> str:
+def fill(expr: str, values: Mapping[str, str], window: str = "10s") -> str:
     """Put the variables' values in, as Grafana does."""
     for name, value in {**values, "__rate_interval": window, "__interval": "5s"}.items():
         expr = re.sub(rf"\${name}\b", lambda _, value=value: value, expr)

@@ -39,7 +39,7 @@ mpl.rcParams.update(
     }
 )  # fmt: skip
 
-COLUMN, ROW, GAP = 62, 30, 8
+COLUMN, ROW, GAP = 54, 30, 8
 """Pixels of a column and of a row of Grafana's grid, and between panels."""
 NOTICE = (
     "Preview drawn from the dashboard's JSON with live answers of Prometheus to its queries. "
@@ -112,7 +112,7 @@ def screenshot(page: Path, size: tuple[int, int], picture: Path, profile: Path) 
         check=True, capture_output=True, timeout=120,
     )  # fmt: skip
     with Image.open(picture) as image:
-        small = image.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+        small = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
     small.save(picture, optimize=True)
 
 
@@ -349,9 +349,10 @@ def _states(answer: Answered, axes: Axes) -> None:
         previous = None
         for when, value in series.points:
             style = names[f"{value:g}"]
-            axes.barh(row, step, left=when - end - step, color=style["color"], height=0.6)
+            color = style["color"]
+            axes.barh(row, step, left=when - end - step, color=color, edgecolor=color, height=0.5)
             if value != previous:
-                axes.text(when - end, row, f" {style['text']}", va="center", fontsize=8)
+                axes.text(when - end + step, row, style["text"], va="center", fontsize=9)
             previous = value
     legends = [_legend(target.legend, series) for series in answer.answers["A"]]
     axes.set_yticks(range(len(legends)), legends)

@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 from panels import RULES, ask, choose, dashboards, metrics_in, panels, rules
 
+from vllm_nfp import demo
 from vllm_nfp.cli import main
 from vllm_nfp.dashboards.demo import DRAFTS
 from vllm_nfp.dashboards.prometheus import Prometheus, running_prometheus
@@ -74,19 +75,15 @@ def stack(
 def under_load(stack: tuple[Running, Prometheus]) -> Iterator[tuple[Running, Prometheus]]:
     """The stack after some load, which goes on until the module's tests end."""
     running, _ = stack
-    stop = threading.Event()
-
-    def send() -> None:
-        while not stop.is_set():
-            running.concurrent()
-
-    sender = threading.Thread(target=send)
+    load = demo.Load(running.url, running.model, senders=4, prompt_tokens=40, vocab_size=512)
+    sender = threading.Thread(target=load.run, args=(600.0,))
     sender.start()
     try:
         time.sleep(LOAD_SECONDS)
+        assert not load.errors
         yield stack
     finally:
-        stop.set()
+        load.stop()
         sender.join(timeout=120)
 
 
@@ -154,7 +151,7 @@ def test_the_docs_pictures_can_be_made(
     _, prometheus = under_load
     page = DASHBOARDS[name]
     module = "attention" if name == "nfp-deep-dive" else "model"
-    values = choose(page, prometheus, module=module, batch_size="8", context="64")
+    values = choose(page, prometheus, module=module, batch_size="4", context="256")
     answers = list(ask(page, prometheus, values, seconds=LOAD_SECONDS))
     size = write_page(tmp_path / "page.html", page, values, answers, LOAD_SECONDS)
     text = (tmp_path / "page.html").read_text()

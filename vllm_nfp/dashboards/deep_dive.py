@@ -217,6 +217,7 @@ def _samples(page: dashboard.Dashboard) -> None:
                 "A change along a row is a cliff: extend the captured sizes of vLLM "
                 "(cudagraph_capture_sizes) if draft lengths beyond it pay.",
                 12,
+                6,
             ),
             "max by (batch_size, positions, execution) ("
             + g.metric("vllm_nfp_execution_info", 'context="$context"', 'module="model"')
@@ -234,6 +235,7 @@ def _samples(page: dashboard.Dashboard) -> None:
                 "chosen context; the fewest of the selected servers.",
                 "Few pairs, wide intervals: see the overview for the probe's pace and budget.",
                 12,
+                6,
             ),
             "min by (batch_size, positions) ("
             + g.metric("vllm_nfp_samples", 'context="$context"', 'module="$module"')
