@@ -120,8 +120,8 @@ def _intervals(page: dashboard.Dashboard) -> None:
                 Query(f"{fold}({g.metric(name, *_POINT)})", legend)
                 for name, fold, legend in (
                     ("vllm_nfp_positions_upper", "max", "upper"),
-                    ("vllm_nfp_positions", "avg", "estimate"),
                     ("vllm_nfp_positions_lower", "min", "lower"),
+                    ("vllm_nfp_positions", "avg", "estimate"),
                 )
             ),
             colors={"upper": g.SKY, "estimate": g.BLUE, "lower": g.SKY},

@@ -78,6 +78,11 @@ def per_second(name: str, by: str = "") -> str:
     return f"sum by ({by}) (rate({metric(name)}[$__rate_interval]))"
 
 
+def mean(name: str, *more: str) -> str:
+    """A gauge's mean over the interval, for each engine."""
+    return f"avg by (instance, engine) (avg_over_time({metric(name, *more)}[$__rate_interval]))"
+
+
 @dataclass(frozen=True, slots=True)
 class Query:
     """One query of a panel; its letter there follows from its place: A, B, ..."""

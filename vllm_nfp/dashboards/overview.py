@@ -15,7 +15,9 @@ _LINE = ('epsilon="$epsilon"',)
 _CELL = ('context="$context"', *_LINE)
 _LIVE_MODEL = g.live("vllm_nfp_positions", 'module="model"', *_LINE)
 _FREE_TOKENS = g.metric("vllm_nfp_free_tokens", *_LINE)
-_USED_TOKENS = f"({g.metric('vllm_nfp_live_batch_size')} * {g.metric('vllm_nfp_live_positions')})"
+_BY_ENGINE = "{{instance}} engine {{engine}}"
+_FREE = g.mean("vllm_nfp_free_tokens", *_LINE)
+_USED = f"{g.mean('vllm_nfp_live_batch_size')} * {g.mean('vllm_nfp_live_positions')}"
 _DRAFTS = g.per_second("vllm:spec_decode_num_drafts_total")
 
 
@@ -210,16 +212,12 @@ def _free_width(page: dashboard.Dashboard) -> None:
             Frame(
                 "Free width left unused",
                 "Share of the tokens that a step could decode within the tolerance and did not: "
-                "free tokens / (used + free tokens).",
+                "free tokens / (used + free tokens), means over the interval.",
                 "High and lasting: there is latency to gain from speculation, or throughput from "
                 "larger batches.",
                 8,
             ),
-            Query(
-                f"sum by (instance, engine) ({_FREE_TOKENS}) / (sum by (instance, engine) "
-                f"({_FREE_TOKENS}) + sum by (instance, engine) ({_USED_TOKENS}))",
-                "{{instance}} engine {{engine}}",
-            ),
+            Query(f"{_FREE} / ({_FREE} + {_USED})", _BY_ENGINE),
             unit="percentunit",
             decimals=0,
         )
@@ -288,7 +286,7 @@ def _probe(page: dashboard.Dashboard) -> None:
                 8,
             ),
             by="instance, engine",
-            legend="{{instance}} engine {{engine}}",
+            legend=_BY_ENGINE,
         )
     )
     page.with_panel(
@@ -302,7 +300,7 @@ def _probe(page: dashboard.Dashboard) -> None:
             ),
             Query(
                 f"max by (instance, engine) ({g.metric('vllm_nfp_overhead_ratio')})",
-                "{{instance}} engine {{engine}}",
+                _BY_ENGINE,
             ),
             Query(f"min({g.metric('vllm_nfp_overhead_budget_ratio')})", "budget"),
             colors={"budget": g.VERMILLION},
