@@ -16,6 +16,8 @@ _DRAFTS = "vllm:spec_decode_num_drafts_total"
 _DRAFTED = "vllm:spec_decode_num_draft_tokens_total"
 _ACCEPTED = "vllm:spec_decode_num_accepted_tokens_total"
 PREFERRED_EPSILON = 0.1
+OVER_BUDGET = 1.1
+"""A share this many times the budget is marked; the alert NfpOverheadAboveBudget takes the same."""
 STATE_STYLES = {"steady": "green", "probing": "yellow", "warming": "cyan", "disabled": "bold red"}
 
 
@@ -168,7 +170,8 @@ def _heading(engine: EngineReading) -> Text:
     status = engine.status
     budget = "" if engine.overhead_budget is None else f" of {engine.overhead_budget:.2%} allowed"
     probes = ", ".join(f"{count} {outcome}" for outcome, count in status.probes.items())
-    over = engine.overhead_budget is not None and status.overhead_ratio > engine.overhead_budget
+    budgeted = engine.overhead_budget
+    over = budgeted is not None and status.overhead_ratio > OVER_BUDGET * budgeted
     return Text.assemble(
         (status.model_name, "bold"),
         f"  engine {status.engine}  ",
@@ -194,7 +197,8 @@ def _step(engine: EngineReading, reading: Reading, epsilon: float) -> Text:
         and (row.batch_size, row.context) == live.cell
     ]
     if not free:
-        return Text(f"{step}; no probed batch size and context holds it")
+        unheld = "; no probed batch size and context holds it" if reading.epsilons else ""
+        return Text(step + unheld)
     tokens = live.free_tokens.get(epsilon, 0)
     return Text.assemble(
         f"{step} of ",
@@ -216,12 +220,8 @@ def _table(engine: EngineReading, rows: list[Row], epsilon: float) -> Renderable
     mine = [row for row in rows if row.engine == engine.status.engine]
     if not mine:
         return Text("No estimate yet: the probe works while the server decodes.", "dim")
-    table = Table(
-        title=f"Free positions per sequence within {epsilon:g} [95 % interval]",
-        title_justify="left",
-        box=box.SIMPLE,
-        padding=(0, 1),
-    )
+    title = Text(f"\nFree positions per sequence within {epsilon:g} [95 % interval]", "italic")
+    table = Table(box=box.SIMPLE, padding=(0, 1))
     batches = sorted({row.batch_size for row in mine})
     table.add_column("module", no_wrap=True)
     table.add_column("context", justify="right", no_wrap=True)
@@ -234,7 +234,7 @@ def _table(engine: EngineReading, rows: list[Row], epsilon: float) -> Renderable
     notes = ["+ this or more"] if any(row.at_limit for row in mine) else []
     if engine.live is not None and engine.live.cell is not None:
         notes.append("highlighted: where traffic is")
-    return Group(table, Text("; ".join(notes), "dim"))
+    return Group(title, table, Text("; ".join(notes), "dim"))
 
 
 def _cell(row: Row | None, live: Live | None) -> Text:

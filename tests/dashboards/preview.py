@@ -32,7 +32,8 @@ mpl.rcParams.update(
     {
         "font.family": "sans-serif", "font.size": 8, "axes.spines.top": False,
         "axes.spines.right": False, "axes.edgecolor": "#999", "axes.grid": True,
-        "grid.color": "#e4e4e4", "axes.axisbelow": True, "svg.fonttype": "none", "legend.frameon": False,
+        "grid.color": "#e4e4e4", "axes.axisbelow": True, "svg.fonttype": "none",
+        "legend.frameon": False,
         "axes.prop_cycle": mpl.cycler(
             color=["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999"]
         ),
