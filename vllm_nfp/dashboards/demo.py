@@ -22,7 +22,12 @@ from vllm_nfp import demo
 from vllm_nfp.cli.common import Refusal
 from vllm_nfp.cli.prepare_cpu import repair_cpu
 from vllm_nfp.dashboards.export import ExportError, source_folder
-from vllm_nfp.dashboards.prometheus import Prometheus, PrometheusError, running_prometheus
+from vllm_nfp.dashboards.prometheus import (
+    Prometheus,
+    PrometheusError,
+    program_path,
+    running_prometheus,
+)
 
 DRAFTS = {
     "method": "ngram",
@@ -72,6 +77,7 @@ def main(seconds: float, keep: bool | None) -> None:
     with tempfile.TemporaryDirectory(prefix="vllm-nfp-stack-") as name:
         settings = demo.Settings(Path(name), seconds)
         try:
+            program_path()  # before the server, which takes a minute
             repair_cpu(console)
             _run(console, settings, console.is_terminal if keep is None else keep)
         except (demo.DemoError, PrometheusError, ExportError, RuntimeError, OSError) as error:

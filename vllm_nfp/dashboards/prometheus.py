@@ -89,6 +89,20 @@ def _series(data: Mapping[str, Any]) -> list[Series]:
     ]
 
 
+def program_path() -> str:
+    """Where the prometheus command is.
+
+    Raises:
+        PrometheusError: if it is not installed.
+    """
+    program = shutil.which("prometheus")
+    if program is None:
+        raise PrometheusError(
+            "the prometheus command is not installed: on Debian, apt install prometheus"
+        )
+    return program
+
+
 @contextmanager
 def running_prometheus(
     folder: Path, targets: Sequence[str], rules: Path | None, scrape_seconds: int = 1
@@ -104,11 +118,7 @@ def running_prometheus(
     Raises:
         PrometheusError: if it is not installed or does not start.
     """
-    program = shutil.which("prometheus")
-    if program is None:
-        raise PrometheusError(
-            "the prometheus command is not installed: on Debian, apt install prometheus"
-        )
+    program = program_path()
     folder.mkdir(parents=True, exist_ok=True)
     config, log_path = folder / "prometheus.yml", folder / "prometheus.log"
     # JSON is YAML, and quotes every path and address.
