@@ -163,6 +163,7 @@ def test_the_compose_file_mounts_what_is_there() -> None:
             source = volume.split(":")[0]
             assert source in compose["volumes"] or (folder / source).exists(), volume
     environment = services["grafana"]["environment"]
+    assert environment["GF_AUTH_BASIC_ENABLED"] == "false", "else admin:admin may edit"
     provider = yaml.safe_load((folder / "provisioning/dashboards/nfp.yml").read_text())
     mounted = provider["providers"][0]["options"]["path"]
     assert f"./grafana:{mounted}:ro" in services["grafana"]["volumes"]

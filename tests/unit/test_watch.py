@@ -69,22 +69,34 @@ def test_another_epsilon_can_be_shown_and_an_unmeasured_one_is_refused(url: str)
     assert "epsilon 0.3 is not measured by this server; it has 0.05, 0.1, 0.2" in done.stderr
 
 
-def test_json_is_one_line_for_each_look(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    looks = iter(range(2))
+def end_after_two_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses = iter(range(2))
 
-    def end_after_two(_: float) -> None:
-        if next(looks, None) is None:
+    def sleep(_: float) -> None:
+        if next(pauses, None) is None:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(command.time, "sleep", end_after_two)
-    looks_function = command._looks
-    monkeypatch.setattr(
-        command, "_looks", lambda u, f, i: looks_function(u, f, i, sleep=end_after_two)
-    )
+    looks = command._looks
+    monkeypatch.setattr(command, "_looks", lambda *arguments: looks(*arguments, sleep=sleep))
+
+
+def test_a_pipe_gets_one_view_below_the_other(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    end_after_two_pauses(monkeypatch)
+    done = invoke(url)
+    assert done.exit_code == 0
+    assert done.output.count("model-dense  engine 0") == 3
+    # 30 drafted tokens of 10 drafts at each scrape: the same since the start and since the last.
+    assert done.output.count("draft length 3.0, 60% of drafted") == 3
+
+
+def test_json_is_one_line_for_each_look(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    end_after_two_pauses(monkeypatch)
     done = invoke(url, "--json", "--interval", "0.2")
     assert done.exit_code == 0, "Ctrl-C is the way to end it"
     lines = [json.loads(line) for line in done.output.splitlines()]
     assert len(lines) == 3
+    for line in lines:
+        assert set(line) == {"schema", "time", "url", "problem", "engines", "rows"}
     engine = lines[-1]["engines"][0]
     assert lines[-1]["problem"] is None
     assert engine["state"] == "steady"

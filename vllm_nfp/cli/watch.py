@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import click
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 
 from vllm_nfp import scrape, watch
@@ -92,16 +92,22 @@ def _check_epsilon(epsilon: float | None, reading: watch.Reading) -> None:
 
 def _show(looks: Iterator[_Refresh], epsilon: float | None, once: bool) -> None:
     console = Console()
-    with Live(
-        console=console, screen=console.is_terminal and not once, auto_refresh=False
-    ) as display:
+    if once or not console.is_terminal:  # a file or pipe gets one view below the other
         for refresh in looks:
-            shown = refresh.reading or refresh.before
-            assert shown is not None, "the first look has a reading"
-            chosen = watch.choose_epsilon(shown.epsilons) if epsilon is None else epsilon
-            # Without a reading the last one stays, and says so.
-            before = refresh.before if refresh.reading else None
-            display.update(watch.render(shown, before, chosen, refresh.problem), refresh=True)
+            console.print(_view(refresh, epsilon))
+        return
+    with Live(console=console, screen=True, auto_refresh=False) as display:
+        for refresh in looks:
+            display.update(_view(refresh, epsilon), refresh=True)
+
+
+def _view(refresh: _Refresh, epsilon: float | None) -> RenderableType:
+    # Without a reading the last one stays, and says so.
+    shown = refresh.reading or refresh.before
+    assert shown is not None, "the first look has a reading"
+    before = refresh.before if refresh.reading else None
+    chosen = watch.choose_epsilon(shown.epsilons) if epsilon is None else epsilon
+    return watch.render(shown, before, chosen, refresh.problem)
 
 
 def _as_json(url: str, refresh: _Refresh) -> dict[str, Any]:
