@@ -456,6 +456,7 @@ def variable(
     """A variable whose values are those of a label.
 
     Args:
+        query: as label_values(metric, label).
         many: several values may be chosen, and all are at first.
         first: the value chosen at first, if there is one of that name.
     """
@@ -465,7 +466,9 @@ def variable(
         .label(label)
         .description(description)
         .datasource(SOURCE)
-        .query({"query": query, "refId": "StandardVariableQuery"})
+        .query(
+            {"qryType": 1, "query": query, "refId": "PrometheusVariableQueryEditor-VariableQuery"}
+        )
         .refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED)
         .sort(sort)
         .multi(many)
