@@ -189,11 +189,15 @@ class Load:
         for thread in self._threads:
             thread.start()
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and not self.errors:
-            time.sleep(0.2)
+        while time.monotonic() < deadline and not self.errors and not self._stop.wait(0.2):
+            pass
         self._stop.set()
         for thread in self._threads:
             thread.join(timeout=120)
+
+    def stop(self) -> None:
+        """End it before its time; :meth:`run` returns when the requests in flight are answered."""
+        self._stop.set()
 
     def _send(self, seed: int) -> None:
         rng = random.Random(seed)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from prometheus_client.parser import text_string_to_metric_families
 
 MAX_BYTES = 64 << 20
+
+Samples = Mapping[str, Sequence[tuple[Mapping[str, str], float]]]
+"""Name of a metric -> its samples, as labels and value."""
 
 
 class ScrapeError(RuntimeError):
@@ -78,24 +81,38 @@ def parse(text: str) -> Scrape:
     Raises:
         ScrapeError: if the text is no Prometheus exposition or has no probe in it.
     """
+    return scrape_of(read_samples(text))
+
+
+def read_samples(text: str, names: Iterable[str] = ()) -> Samples:
+    """The probe's samples in a scrape's text, by metric; and those of the further names.
+
+    Raises:
+        ScrapeError: if the text is no Prometheus exposition or has no probe in it.
+    """
+    others = frozenset(names)
     samples: dict[str, list[tuple[Mapping[str, str], float]]] = {}
     try:
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
-                if sample.name.startswith("vllm_nfp_"):
+                if sample.name.startswith("vllm_nfp_") or sample.name in others:
                     samples.setdefault(sample.name, []).append((sample.labels, sample.value))
     except (ValueError, IndexError, KeyError) as error:
         raise ScrapeError(f"the metrics are not in Prometheus' text format: {error}") from None
     if "vllm_nfp_state" not in samples:
         raise ScrapeError("the server has no NFP probe: start it with --nfp-probe")
+    return samples
+
+
+def scrape_of(samples: Samples) -> Scrape:
+    """The probe's results and states among the samples."""
     return Scrape(_rows(samples), _statuses(samples))
 
 
-_Samples = Mapping[str, Iterable[tuple[Mapping[str, str], float]]]
 _LINE = ("engine", "module", "batch_size", "context", "epsilon")
 
 
-def _rows(samples: _Samples) -> tuple[Row, ...]:
+def _rows(samples: Samples) -> tuple[Row, ...]:
     def by_line(name: str) -> dict[tuple[str, ...], float]:
         found = samples.get(f"vllm_nfp_{name}", ())
         return {tuple(labels[key] for key in _LINE): value for labels, value in found}
@@ -126,7 +143,7 @@ def _rows(samples: _Samples) -> tuple[Row, ...]:
     )
 
 
-def _statuses(samples: _Samples) -> tuple[Status, ...]:
+def _statuses(samples: Samples) -> tuple[Status, ...]:
     ratios = {labels["engine"]: v for labels, v in samples.get("vllm_nfp_overhead_ratio", ())}
     probes: dict[str, dict[str, int]] = {}
     for labels, value in samples.get("vllm_nfp_probes_total", ()):

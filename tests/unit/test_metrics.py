@@ -27,7 +27,7 @@ from vllm_nfp.metrics import (
     read_snapshot,
     write_snapshot,
 )
-from vllm_nfp.metrics.collector import free_tokens
+from vllm_nfp.metrics.collector import families_of, free_tokens, live_cell
 from vllm_nfp.metrics.snapshot import MAX_FILE_BYTES, engine_file
 
 FULL = Snapshot(
@@ -37,6 +37,7 @@ FULL = Snapshot(
     probes={"measured": 7, "refused": 1},
     probe_seconds=0.5,
     overhead_ratio=0.009,
+    overhead_budget=0.01,
     boundaries=(
         BoundaryRow("model", 8, 1024, 0.1, 4, 3, 5, False, 12),
         BoundaryRow("attention", 8, 1024, 0.1, 16, 16, 16, True, 16),
@@ -78,6 +79,9 @@ def test_a_snapshot_survives_its_file(tmp_path: Path) -> None:
         'vllm_nfp_probes_total{engine="0",model_name="a \\"model\\"\\n",outcome="measured"} 7.0',
         "vllm_nfp_probe_gpu_seconds_total{",
         "vllm_nfp_overhead_ratio{",
+        'vllm_nfp_overhead_budget_ratio{engine="0",model_name="a \\"model\\"\\n"} 0.01',
+        'vllm_nfp_live_cell_info{batch_size="8",context="1024",engine="0",'
+        'model_name="a \\"model\\"\\n"} 1.0',
         'vllm_nfp_state{engine="0",model_name="a \\"model\\"\\n",state="steady"} 1.0',
         'vllm_nfp_state{engine="0",model_name="a \\"model\\"\\n",state="disabled"} 0.0',
         'vllm_nfp_free_tokens{engine="0",epsilon="0.1",model_name="a \\"model\\"\\n"} 18.0',
@@ -92,6 +96,26 @@ def test_free_tokens_need_a_cell_that_holds_the_live_step() -> None:
     assert free_tokens(replace(FULL, live=LiveStep(9, 900, 1))) == {}
     assert free_tokens(replace(FULL, live=LiveStep(6, 900, 9))) == {0.1: 0}
     assert free_tokens(replace(FULL, live=None)) == {}
+
+
+def test_the_live_step_is_filed_under_the_smallest_cell_that_holds_it() -> None:
+    larger = BoundaryRow("model", 32, 4096, 0.1, 2, 2, 2, False, 2)
+    both = replace(FULL, boundaries=(larger, *FULL.boundaries))
+    assert live_cell(both) == (8, 1024)
+    assert live_cell(replace(both, live=LiveStep(9, 900, 1))) == (32, 4096)
+    assert live_cell(replace(both, live=LiveStep(33, 900, 1))) is None
+    assert live_cell(replace(both, live=None)) is None
+
+
+def test_a_disabled_probe_shows_no_live_step() -> None:
+    def samples(snapshot: Snapshot) -> list[str]:
+        families = families_of([snapshot])
+        return [sample.name for family in families for sample in family.samples]
+
+    assert any(name.startswith("vllm_nfp_live") for name in samples(FULL))
+    disabled = samples(replace(FULL, state=State.DISABLED, reason="a fault"))
+    assert not [name for name in disabled if "_live" in name or "_free_tokens" in name]
+    assert "vllm_nfp_positions" in disabled
 
 
 @pytest.mark.parametrize(

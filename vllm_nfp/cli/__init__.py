@@ -6,11 +6,13 @@ import click
 
 from vllm_nfp import __version__
 from vllm_nfp.cli.compare import compare_command
+from vllm_nfp.cli.dashboards import dashboards_command
 from vllm_nfp.cli.demo import demo_command
 from vllm_nfp.cli.measure import measure_command
 from vllm_nfp.cli.prepare_cpu import prepare_cpu_command
 from vllm_nfp.cli.report import report_command
 from vllm_nfp.cli.table import table_command
+from vllm_nfp.cli.watch import watch_command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -19,11 +21,16 @@ def main() -> None:
     """How many positions per sequence does a vLLM server decode for free?"""
 
 
-main.add_command(compare_command)
-main.add_command(demo_command)
-main.add_command(measure_command)
-main.add_command(prepare_cpu_command)
-main.add_command(report_command)
-main.add_command(table_command)
+for command in (
+    compare_command,
+    dashboards_command,
+    demo_command,
+    measure_command,
+    prepare_cpu_command,
+    report_command,
+    table_command,
+    watch_command,
+):
+    main.add_command(command)
 
 __all__ = ["main"]

@@ -53,6 +53,7 @@ class Session:
             model_name=served[0] if isinstance(served, list) else str(served),
             engine=str(vllm_config.parallel_config.data_parallel_index),
             state=State.WARMING,
+            overhead_budget=config.overhead_budget,
         )
         self._vllm_config = vllm_config
         self._view: RunnerView | None = None

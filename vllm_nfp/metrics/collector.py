@@ -210,6 +210,11 @@ def _probing(engines: list[Snapshot]) -> Iterator[Metric]:
     ratio = GaugeMetricFamily(
         "vllm_nfp_overhead_ratio", "Share of serving time that probes took.", labels=_ENGINE
     )
+    budget = GaugeMetricFamily(
+        "vllm_nfp_overhead_budget_ratio",
+        "Largest share of serving time that probes may take, as configured.",
+        labels=_ENGINE,
+    )
     startup = GaugeMetricFamily(
         "vllm_nfp_startup_seconds", "Time that the probe added to the start.", labels=_ENGINE
     )
@@ -227,11 +232,12 @@ def _probing(engines: list[Snapshot]) -> Iterator[Metric]:
             probes.add_metric([*labels, outcome], count)
         seconds.add_metric(labels, snapshot.probe_seconds)
         ratio.add_metric(labels, snapshot.overhead_ratio)
+        budget.add_metric(labels, snapshot.overhead_budget)
         startup.add_metric(labels, snapshot.startup_seconds)
         memory.add_metric(labels, snapshot.graph_bytes)
         for name in State:
             state.add_metric([*labels, str(name)], float(snapshot.state == name))
-    yield from (probes, seconds, ratio, startup, memory, state)
+    yield from (probes, seconds, ratio, budget, startup, memory, state)
 
 
 def _live(engines: list[Snapshot]) -> Iterator[Metric]:
@@ -249,8 +255,15 @@ def _live(engines: list[Snapshot]) -> Iterator[Metric]:
         "Tokens that fit into the last real step beside its own within (1+epsilon).",
         labels=[*_ENGINE, "epsilon"],
     )
+    cell = GaugeMetricFamily(
+        "vllm_nfp_live_cell_info",
+        "1 for the probed batch size and context that the last real step is filed under; none "
+        "while no probed cell holds it.",
+        labels=[*_ENGINE, "batch_size", "context"],
+    )
     for snapshot in engines:
-        if snapshot.live is None:
+        # A disabled probe sees no steps: its last one would be shown as if it were now.
+        if snapshot.live is None or snapshot.state == State.DISABLED:
             continue
         labels = _engine(snapshot)
         batch.add_metric(labels, snapshot.live.batch_size)
@@ -258,7 +271,30 @@ def _live(engines: list[Snapshot]) -> Iterator[Metric]:
         positions.add_metric(labels, snapshot.live.positions)
         for epsilon, tokens in free_tokens(snapshot).items():
             free.add_metric([*labels, f"{epsilon:g}"], tokens)
-    yield from (batch, context, positions, free)
+        nearest = live_cell(snapshot)
+        if nearest is not None:
+            cell.add_metric([*labels, *map(str, nearest)], 1)
+    yield from (batch, context, positions, free, cell)
+
+
+def live_cell(snapshot: Snapshot) -> tuple[int, int] | None:
+    """Batch size and context of the smallest probed cell that holds the last real step.
+
+    None before the first step, and where no cell with an estimate of the model holds it.
+    """
+    live = snapshot.live
+    if live is None:
+        return None
+    return min(
+        (
+            (row.batch_size, row.context)
+            for row in snapshot.boundaries
+            if row.module == "model"
+            and row.batch_size >= live.batch_size
+            and row.context >= live.context
+        ),
+        default=None,
+    )
 
 
 def free_tokens(snapshot: Snapshot) -> dict[float, int]:
@@ -267,21 +303,11 @@ def free_tokens(snapshot: Snapshot) -> dict[float, int]:
     Taken from the whole model's row of the smallest probed batch size and context that hold the
     live ones; empty where none does.
     """
-    live = snapshot.live
-    if live is None:
+    live, cell = snapshot.live, live_cell(snapshot)
+    if live is None or cell is None:
         return {}
-    rows = [
-        row
-        for row in snapshot.boundaries
-        if row.module == "model"
-        and row.batch_size >= live.batch_size
-        and row.context >= live.context
-    ]
-    if not rows:
-        return {}
-    nearest = min((row.batch_size, row.context) for row in rows)
     return {
         row.epsilon: live.batch_size * max(0, row.positions - live.positions)
-        for row in rows
-        if (row.batch_size, row.context) == nearest
+        for row in snapshot.boundaries
+        if row.module == "model" and (row.batch_size, row.context) == cell
     }

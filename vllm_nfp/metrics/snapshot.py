@@ -145,6 +145,8 @@ class Snapshot:
     startup_seconds: float = 0.0
     """Time that the probe added to the start."""
     overhead_ratio: float = 0.0
+    overhead_budget: float = 0.0
+    """Largest share of serving time that probes may take, as configured."""
     boundaries: tuple[BoundaryRow, ...] = ()
     curves: tuple[CurveRow, ...] = ()
     predictions: tuple[PredictionRow, ...] = ()

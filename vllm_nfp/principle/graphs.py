@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import bisect
+from functools import lru_cache
 
 DEFAULT_CAPTURE_SIZES: tuple[int, ...] = (1, 2, 4, *range(8, 256, 8), *range(256, 513, 16))
 """vLLM 0.32's cudagraph_capture_sizes where max_num_seqs is 256 or more (config/vllm.py)."""
 
 
-def uniform_sizes(capture_sizes: Sequence[int], positions: int) -> tuple[int, ...]:
+@lru_cache(maxsize=4096)
+def uniform_sizes(capture_sizes: tuple[int, ...], positions: int) -> tuple[int, ...]:
     """Sizes of the graphs for N positions per sequence, ascending.
 
     After ``CudaGraphManager._init_candidates`` of vLLM's V2 runner: every capture size is rounded
@@ -21,7 +23,8 @@ def uniform_sizes(capture_sizes: Sequence[int], positions: int) -> tuple[int, ..
     return tuple(sorted(size for size in rounded if size <= largest))
 
 
-def padded_tokens(capture_sizes: Sequence[int], batch_size: int, positions: int) -> int | None:
+def padded_tokens(capture_sizes: tuple[int, ...], batch_size: int, positions: int) -> int | None:
     """Tokens that a step of ``batch_size`` sequences runs with; None if no graph holds it."""
-    tokens = batch_size * positions
-    return next((s for s in uniform_sizes(capture_sizes, positions) if s >= tokens), None)
+    sizes = uniform_sizes(capture_sizes, positions)
+    index = bisect.bisect_left(sizes, batch_size * positions)
+    return sizes[index] if index < len(sizes) else None

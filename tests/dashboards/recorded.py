@@ -1,0 +1,117 @@
+"""A server on 127.0.0.1 whose /metrics replay a recorded run through the real collector.
+
+Estimates, curves and predictions are those of the H100 runs in benchmarks/results. What those runs
+did not record (layer histograms, vLLM's counters) is made up here, and grows with each scrape so
+that rates exist.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+
+from vllm_nfp.metrics import LayerHistogram, NfpCollector, Snapshot, read_snapshot, write_snapshot
+from vllm_nfp.metrics.snapshot import LiveStep, engine_file
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "2026-11-24-h100"
+
+
+def recorded_snapshot(kind: str, folder: Path) -> Snapshot:
+    """The final state of the H100 run: kind is dense or moe."""
+    table = json.loads((RESULTS / f"{kind}-table.json").read_text())
+    path = folder / "recorded.json"
+    path.write_text(json.dumps(table["snapshot"]))
+    return dataclasses.replace(read_snapshot(path), overhead_budget=0.5)
+
+
+class Recorded:
+    """What the server shows; tests change it while it runs."""
+
+    def __init__(self, snapshot: Snapshot, folder: Path) -> None:
+        self.snapshot = snapshot
+        self.failing = False
+        self._folder = folder
+        self._scrapes = 0
+        self._registry = CollectorRegistry()
+        self._registry.register(NfpCollector(str(folder)))
+        labels = {"model_name": snapshot.model_name, "engine": snapshot.engine}
+        self._counters = {
+            name: Counter(f"vllm:{name}", name, list(labels), registry=self._registry).labels(
+                **labels
+            )
+            for name in (
+                "spec_decode_num_drafts", "spec_decode_num_draft_tokens",
+                "spec_decode_num_accepted_tokens", "generation_tokens",
+            )
+        }  # fmt: skip
+        per_position = Counter(
+            "vllm:spec_decode_num_accepted_tokens_per_pos",
+            "by position",
+            [*labels, "position"],
+            registry=self._registry,
+        )
+        self._per_position = [per_position.labels(**labels, position=str(i)) for i in range(3)]
+        start = Gauge("process_start_time_seconds", "start", registry=self._registry)
+        start.set(1.79e9)
+
+    def text(self) -> bytes:
+        self._scrapes += 1
+        for name, step in zip(self._counters, (10, 30, 18, 28), strict=True):
+            self._counters[name].inc(step)
+        for counter, step in zip(self._per_position, (9, 6, 3), strict=True):
+            counter.inc(step)
+        measured = self.snapshot.probes["measured"] + self._scrapes
+        write_snapshot(
+            engine_file(str(self._folder), self.snapshot.engine),
+            dataclasses.replace(
+                self.snapshot,
+                probes={**self.snapshot.probes, "measured": measured},
+                probe_seconds=self.snapshot.probe_seconds + 0.01 * self._scrapes,
+                live=LiveStep(6, 4000, 4),
+                layers=tuple(
+                    LayerHistogram(layer, module, (1e-5, 1e-4), (n, 3 * n, 4 * n), 2e-4 * n)
+                    for n in (self._scrapes,)
+                    for layer in (0, 1)
+                    for module in ("attention", "dense_ffn", "moe_ffn")
+                ),
+            ),
+        )
+        return generate_latest(self._registry)
+
+
+@contextmanager
+def serving(shown: Recorded, port: int = 0) -> Iterator[str]:
+    """The URL of a server that shows it."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if shown.failing or self.path != "/metrics":
+                self.send_error(500 if shown.failing else 404)
+                return
+            body = shown.text()
+            self.send_response(200)
+            self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(timeout=10)

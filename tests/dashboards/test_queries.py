@@ -1,0 +1,116 @@
+"""Every query of every panel and rule, run by a real Prometheus that scrapes recorded runs."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import pytest
+from panels import RULES, Answered, ask, choose, dashboards, rules
+from recorded import Recorded, recorded_snapshot, serving
+
+from vllm_nfp.dashboards.prometheus import Prometheus, PrometheusError, running_prometheus
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("prometheus") is None, reason="prometheus is not installed (apt: prometheus)"
+)
+DASHBOARDS = dashboards()
+SECONDS = 8
+"""Scrapes, one a second, before the queries: enough for rates."""
+
+
+@pytest.fixture(scope="module")
+def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    """Has scraped a dense and an MoE server, each as one of the H100 runs ended."""
+    dense, moe = (tmp_path_factory.mktemp(kind) for kind in ("dense", "moe"))
+    with (
+        serving(Recorded(recorded_snapshot("dense", dense), dense)) as first,
+        serving(Recorded(recorded_snapshot("moe", moe), moe)) as second,
+        running_prometheus(
+            tmp_path_factory.mktemp("prometheus"),
+            [urlsplit(url).netloc for url in (first, second)],
+            RULES,
+        ) as running,
+    ):
+        time.sleep(SECONDS)
+        yield running
+
+
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_every_query_of_every_panel_returns_data(name: str, prometheus: Prometheus) -> None:
+    found: dict[tuple[str, str], bool] = {}
+    # No model has both dense and expert blocks; layers have times of modules, not of the model.
+    for model in ("model-dense", "model-moe"):
+        for module in ("model", "attention"):
+            values = choose(DASHBOARDS[name], prometheus, model_name=model, module=module)
+            assert values["epsilon"] == "0.1"
+            for answered in ask(DASHBOARDS[name], prometheus, values, seconds=SECONDS):
+                for letter, series in answered.answers.items():
+                    key = (answered.panel.title, letter)
+                    found[key] = found.get(key, False) or bool(series)
+    assert [key for key, has_data in found.items() if not has_data] == []
+
+
+def test_panels_show_the_numbers_of_the_run(prometheus: Prometheus) -> None:
+    """Qwen3-8B's shape on an H100 at epsilon 0.1, as README.md tables it."""
+    page = DASHBOARDS["nfp-overview"]
+    values = choose(page, prometheus, model_name="model-dense", context="4096")
+    by_title = {a.panel.title: a for a in ask(page, prometheus, values, seconds=SECONDS)}
+
+    def one(title: str, letter: str = "A") -> float:
+        (series,) = by_title[title].answers[letter]
+        return series.points[-1][1]
+
+    # The live step, 6 sequences of 4000 tokens and 4 positions, is filed under B=8, L=4096.
+    assert one("Free positions") == 16
+    assert one("Positions in use") == 4
+    assert one("Free tokens left") == 6 * (16 - 4)
+    assert one("Probe state") == 2, "steady"
+    table = _by_labels(by_title["Free positions by module and batch size"], "module", "batch_size")
+    assert table["dense_ffn", "32"] == 4
+    assert table["attention", "8"] == 12
+    assert table["model", "1"] == 64
+    idle = _by_labels(by_title["Measured, predicted and idle-compute"], "cell", letter="C")
+    assert idle["dense_ffn B=32",] == 9
+    assert one("Draft length: run, accepted, free", "A") == pytest.approx(3)
+    assert one("Draft length: run, accepted, free", "B") == pytest.approx(1.8)
+    assert one("Draft length: run, accepted, free", "C") == 15
+    assert one("Overhead and budget", "B") == 0.5
+
+
+def test_the_deep_dive_shows_the_curve_of_the_run(prometheus: Prometheus) -> None:
+    page = DASHBOARDS["nfp-deep-dive"]
+    values = choose(page, prometheus, model_name="model-dense", context="1024", batch_size="32")
+    by_title = {a.panel.title: a for a in ask(page, prometheus, values, seconds=SECONDS)}
+    ratios = _by_labels(by_title["Time over that of one position"], "positions", letter="D")
+    assert ratios["1",] == 1.0
+    assert ratios["6",] < 1.1 < ratios["8",], "NFP is 6"
+    limit = _by_labels(by_title["Time over that of one position"], "positions", letter="E")
+    assert set(limit) == set(ratios)
+    assert set(limit.values()) == {1.1}
+
+
+def test_rules_evaluate_and_record(prometheus: Prometheus) -> None:
+    for rule in prometheus.rules():
+        assert rule["health"] == "ok", rule
+    for rule in rules():
+        if "record" in rule:
+            assert prometheus.now(rule["record"]), f"{rule['record']} is empty"
+    # The MoE model has one free position there and runs four: not yet for ten minutes.
+    alerts = [(a["labels"]["alertname"], a["labels"]["model_name"]) for a in prometheus.alerts()]
+    assert alerts == [("NfpDraftLengthBeyondFree", "model-moe")]
+    assert prometheus.alerts()[0]["state"] == "pending"
+
+
+def test_a_query_that_prometheus_refuses_is_named(prometheus: Prometheus) -> None:
+    with pytest.raises(PrometheusError, match="parse error"):
+        prometheus.now("vllm_nfp_positions{")
+
+
+def _by_labels(answered: Answered, *labels: str, letter: str = "A") -> dict[tuple[str, ...], float]:
+    return {
+        tuple(series.labels[label] for label in labels): series.points[-1][1]
+        for series in answered.answers[letter]
+    }

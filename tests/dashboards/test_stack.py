@@ -1,0 +1,165 @@
+"""A real server with the probe and drafts, scraped by a real Prometheus, read by our tools."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from click.testing import CliRunner
+from panels import RULES, ask, choose, dashboards, metrics_in, panels, rules
+
+from vllm_nfp import demo
+from vllm_nfp.cli import main
+from vllm_nfp.dashboards.demo import DRAFTS
+from vllm_nfp.dashboards.prometheus import Prometheus, running_prometheus
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
+from serving import Running, server
+
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.skipif(
+        shutil.which("prometheus") is None, reason="prometheus is not installed (apt: prometheus)"
+    ),
+]
+DASHBOARDS = dashboards()
+PICTURES = Path(__file__).parents[2] / "docs" / "dashboards"
+LOAD_SECONDS = 40.0
+PROBE = json.dumps(
+    {
+        "batch_sizes": [1, 4, 8],
+        "contexts": [64, 256],
+        "publish_seconds": 0.5,
+        "min_samples": 4,
+        "overhead_budget": 0.5,
+        "layer_histograms": True,
+    }
+)
+WITHOUT_DATA = {
+    ("Measured, predicted and idle-compute", "B"): "no CPU is in the hardware catalogue",
+    ("Measured, predicted and idle-compute", "C"): "no CPU is in the hardware catalogue",
+    ("All estimates at the tolerance", "F"): "no CPU is in the hardware catalogue",
+    ("All estimates at the tolerance", "G"): "no CPU is in the hardware catalogue",
+    ("Time by positions", "C"): "the model has no experts",
+    ("Time over that of one position", "C"): "the model has no experts",
+}
+"""Queries that rightly return nothing here; test_queries.py sees them return data."""
+
+
+@pytest.fixture(scope="module")
+def stack(
+    dense_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Running, Prometheus]]:
+    folder = tmp_path_factory.mktemp("stack")
+    with (
+        server(
+            dense_model, folder, "--nfp-probe", "--nfp-config", PROBE, "--nfp-max-positions", "8",
+            "--speculative-config", json.dumps(DRAFTS), "--served-model-name", "tiny-qwen3",
+        ) as running,
+        running_prometheus(
+            folder / "prometheus", [urlsplit(running.url).netloc], RULES, scrape_seconds=2
+        ) as prometheus,
+    ):  # fmt: skip
+        yield Running(running.url, "tiny-qwen3", running.log), prometheus
+
+
+@pytest.fixture(scope="module")
+def under_load(stack: tuple[Running, Prometheus]) -> Iterator[tuple[Running, Prometheus]]:
+    """The stack after some load, which goes on until the module's tests end."""
+    running, _ = stack
+    load = demo.Load(running.url, running.model, senders=4, prompt_tokens=40, vocab_size=512)
+    sender = threading.Thread(target=load.run, args=(600.0,))
+    sender.start()
+    try:
+        time.sleep(LOAD_SECONDS)
+        assert not load.errors
+        yield stack
+    finally:
+        load.stop()
+        sender.join(timeout=120)
+
+
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_every_query_of_every_panel_returns_data(
+    name: str, under_load: tuple[Running, Prometheus]
+) -> None:
+    _, prometheus = under_load
+    empty: set[tuple[str, str]] | None = None
+    # Layers have times of modules, not of the model. Twice: a busy machine may miss a scrape.
+    for module in ("model", "attention") * 2:
+        values = choose(DASHBOARDS[name], prometheus, module=module, batch_size="8", context="64")
+        assert values["model_name"] == "tiny-qwen3"
+        without = {
+            (answered.panel.title, letter)
+            for answered in ask(DASHBOARDS[name], prometheus, values, seconds=LOAD_SECONDS)
+            for letter, series in answered.answers.items()
+            if not series
+        }
+        empty = without if empty is None else empty & without
+    expected = {
+        key for key in WITHOUT_DATA if key[0] in {panel.title for panel in panels(DASHBOARDS[name])}
+    }
+    assert empty == expected
+
+
+def test_every_rule_evaluates_on_the_real_server(
+    under_load: tuple[Running, Prometheus],
+) -> None:
+    _, prometheus = under_load
+    assert [rule["name"] for rule in prometheus.rules() if rule["health"] != "ok"] == []
+    for rule in rules():
+        if "record" in rule:
+            assert prometheus.now(rule["record"]), f"{rule['record']} is empty"
+        else:  # an alert that does not fire is empty; each metric in it is there
+            prometheus.now(rule["expr"])
+            for metric in metrics_in(rule["expr"]):
+                assert prometheus.now(metric), f"{rule['alert']} uses {metric}"
+    broken = {"NfpProbeDisabled", "NfpProbeGone", "NfpServerUnreachable", "NfpNoEstimate"}
+    assert not broken & {alert["labels"]["alertname"] for alert in prometheus.alerts()}
+
+
+def test_watch_shows_the_real_server(under_load: tuple[Running, Prometheus]) -> None:
+    running, _ = under_load
+    done = CliRunner().invoke(main, ["watch", running.url, "--once"], env={"COLUMNS": "140"})
+    assert done.exit_code == 0, done.output
+    assert "tiny-qwen3  engine 0" in done.output
+    assert "last step: batch" in done.output
+    assert "speculation: draft length" in done.output
+    assert "attention" in done.output
+    done = CliRunner().invoke(main, ["watch", running.url, "--once", "--json"])
+    (line,) = done.output.splitlines()
+    (engine,) = json.loads(line)["engines"]
+    assert engine["overhead_budget"] == 0.5
+    assert 1 <= engine["live"]["batch_size"] <= 8
+    assert 0 < engine["drafting"]["draft_length"] <= DRAFTS["num_speculative_tokens"]
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_the_docs_pictures_can_be_made(
+    name: str, under_load: tuple[Running, Prometheus], tmp_path: Path
+) -> None:
+    from preview import screenshot, write_page
+
+    _, prometheus = under_load
+    page = DASHBOARDS[name]
+    module = "attention" if name == "nfp-deep-dive" else "model"
+    values = choose(page, prometheus, module=module, batch_size="1", context="256")
+    answers = list(ask(page, prometheus, values, seconds=LOAD_SECONDS))
+    size = write_page(tmp_path / "page.html", page, values, answers, LOAD_SECONDS)
+    text = (tmp_path / "page.html").read_text()
+    assert text.count('class="panel"') == sum(panel.kind != "row" for panel in panels(page))
+    assert "No data" not in text
+    picture = tmp_path / f"{name}.png"
+    screenshot(tmp_path / "page.html", size, picture, tmp_path / "profile")
+    assert 10_000 < picture.stat().st_size < 150_000
+    if os.environ.get("NFP_WRITE_PICTURES"):
+        shutil.copy(picture, PICTURES / picture.name)

@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from vllm_nfp import watch
+from vllm_nfp.cli import main
+from vllm_nfp.cli import watch as command
+from vllm_nfp.metrics import State
+from vllm_nfp.metrics.snapshot import BoundaryRow, LiveStep
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "dashboards"))
+from recorded import Recorded, recorded_snapshot, serving
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> Recorded:
+    return Recorded(recorded_snapshot("dense", tmp_path), tmp_path)
+
+
+@pytest.fixture
+def url(recorded: Recorded) -> Iterator[str]:
+    with serving(recorded) as address:
+        yield address
+
+
+def shown(renderable: Any) -> str:
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(renderable)
+    return console.export_text()
+
+
+def invoke(*arguments: str) -> Any:
+    return CliRunner().invoke(main, ["watch", *arguments], env={"COLUMNS": "120"})
+
+
+def test_one_look_shows_nfp_batch_drafts_overhead_and_state(url: str) -> None:
+    done = invoke(url, "--once")
+    assert done.exit_code == 0, done.output
+    assert "model-dense  engine 0  steady" in done.output
+    assert "overhead 46.33% of 50.00% allowed" in done.output
+    assert "1892 measured" in done.output
+    # Filed under B=8, L=4096: 16 free positions, as README.md tables them.
+    assert (
+        "last step: batch 6, context 4000, 4 positions per sequence of 16 free; 72 tokens free"
+        in done.output
+    )
+    assert "speculation: draft length 3.0, 60% of drafted tokens accepted" in done.output
+    attention = next(line for line in done.output.splitlines() if "attention" in line)
+    assert attention.split() == ["attention", "1024", "12", "[8,", "16]", "8", "[6,", "8]", "6"]
+    assert "B=32" in done.output
+    assert "64+" in done.output
+
+
+def test_another_epsilon_can_be_shown_and_an_unmeasured_one_is_refused(url: str) -> None:
+    done = invoke(url, "--once", "--epsilon", "0.2")
+    assert "within 0.2" in done.output
+    done = invoke(url, "--once", "--epsilon", "0.3")
+    assert done.exit_code == 2
+    assert "epsilon 0.3 is not measured by this server; it has 0.05, 0.1, 0.2" in done.stderr
+
+
+def end_after_two_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses = iter(range(2))
+
+    def sleep(_: float) -> None:
+        if next(pauses, None) is None:
+            raise KeyboardInterrupt
+
+    looks = command._looks
+    monkeypatch.setattr(command, "_looks", lambda *arguments: looks(*arguments, sleep=sleep))
+
+
+def test_a_pipe_gets_one_view_below_the_other(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    end_after_two_pauses(monkeypatch)
+    done = invoke(url)
+    assert done.exit_code == 0
+    assert done.output.count("model-dense  engine 0") == 3
+    # 30 drafted tokens of 10 drafts at each scrape: the same since the start and since the last.
+    assert done.output.count("draft length 3.0, 60% of drafted") == 3
+
+
+def test_json_is_one_line_for_each_look(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    end_after_two_pauses(monkeypatch)
+    done = invoke(url, "--json", "--interval", "0.2")
+    assert done.exit_code == 0, "Ctrl-C is the way to end it"
+    lines = [json.loads(line) for line in done.output.splitlines()]
+    assert len(lines) == 3
+    for line in lines:
+        assert set(line) == {"schema", "time", "url", "problem", "engines", "rows"}
+    engine = lines[-1]["engines"][0]
+    assert lines[-1]["problem"] is None
+    assert engine["state"] == "steady"
+    assert engine["live"]["cell"] == {"batch_size": 8, "context": 4096}
+    assert engine["live"]["free_tokens"]["0.1"] == 72
+    assert engine["drafting"] == {"draft_length": 3.0, "acceptance": 0.6, "drafts": 10.0}
+    assert len(lines[-1]["rows"]) == 81
+
+
+def test_a_restart_is_survived(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(recorded) as url:
+        port = int(url.rsplit(":", 1)[1])
+        looks = command._looks(url, command._look(url, None), 0, sleep=lambda _: None)
+        assert next(looks).reading is not None
+    gone = next(looks)
+    assert gone.reading is None
+    assert gone.before is not None
+    assert "cannot be read" in gone.problem
+    text = shown(watch.render(gone.before, None, 0.1, gone.problem))
+    assert "cannot be read" in text
+    assert "the values above are old" in text
+    assert "attention" in text, "the last values stay"
+    assert command._as_json(url, gone)["problem"] == gone.problem
+    with serving(recorded, port):
+        back = next(looks)
+    assert back.reading is not None
+    assert back.problem == ""
+
+
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        ("http://127.0.0.1:1", "http://127.0.0.1:1/metrics cannot be read"),
+        ("localhost:8000", "'localhost:8000' is no URL: give one like http://localhost:8000"),
+    ],
+)
+def test_an_address_without_a_server_is_one_sentence(address: str, sentence: str) -> None:
+    done = invoke(address)
+    assert done.exit_code == 2
+    assert sentence in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_server_without_the_probe_is_named(
+    recorded: Recorded, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorded, "text", lambda: b"up 1.0\n")
+    done = invoke(url)
+    assert done.exit_code == 2
+    assert "the server has no NFP probe: start it with --nfp-probe" in done.stderr
+
+
+def test_a_failing_server_is_one_sentence(recorded: Recorded, url: str) -> None:
+    recorded.failing = True
+    done = invoke(url, "--once")
+    assert done.exit_code == 2
+    assert "HTTP Error 500" in done.stderr
+
+
+def test_counters_give_what_was_added_and_all_after_a_restart() -> None:
+    before, now = watch.Drafting(10, 30, 6), watch.Drafting(30, 70, 26)
+    added = now.since(before)
+    assert (added.draft_length, added.acceptance) == (2.0, 0.5)
+    assert now.since(None) == now
+    assert before.since(now) == before, "a restart"
+    assert watch.Drafting(0, 0, 0).draft_length == 0.0
+
+
+def test_the_tolerance_shown_first_is_the_usual_one() -> None:
+    assert watch.choose_epsilon((0.05, 0.1, 0.2)) == 0.1
+    assert watch.choose_epsilon((0.02, 0.3)) == 0.02
+    assert watch.choose_epsilon(()) == 0.1
+
+
+def test_what_is_missing_is_said(recorded: Recorded, tmp_path: Path) -> None:
+    base = recorded.snapshot
+    fresh = dataclasses.replace(base, state=State.WARMING, boundaries=(), curves=(), live=None)
+    text = shown(watch.render(_reading(fresh), None, 0.1))
+    assert "No estimate yet" in text
+    assert "no decode step yet" in text
+    beyond = dataclasses.replace(base, live=LiveStep(64, 100, 1))
+    assert "no probed batch size and context holds it" in shown(
+        watch.render(_reading(beyond), None, 0.1)
+    )
+    off = dataclasses.replace(base, state=State.DISABLED)
+    assert "disabled" in shown(watch.render(_reading(off), None, 0.1))
+
+
+def _reading(snapshot: Any) -> watch.Reading:
+    from prometheus_client import CollectorRegistry, generate_latest
+
+    from vllm_nfp.metrics.collector import families_of
+
+    class Fixed:
+        def collect(self) -> Any:
+            return families_of([snapshot])
+
+    registry = CollectorRegistry()
+    registry.register(Fixed())  # type: ignore[arg-type]
+    return watch.read(generate_latest(registry).decode())
+
+
+def test_two_engines_are_shown_apart(recorded: Recorded) -> None:
+    from prometheus_client import CollectorRegistry, generate_latest
+
+    from vllm_nfp.metrics.collector import families_of
+
+    row = BoundaryRow("model", 8, 4096, 0.1, 3, 2, 3, False, 3)
+    second = dataclasses.replace(
+        recorded.snapshot, engine="1", boundaries=(row,), live=LiveStep(2, 2, 5)
+    )
+
+    class Both:
+        def collect(self) -> Any:
+            return families_of([recorded.snapshot, second])
+
+    registry = CollectorRegistry()
+    registry.register(Both())  # type: ignore[arg-type]
+    text = shown(watch.render(watch.read(generate_latest(registry).decode()), None, 0.1))
+    first, other = text.split("engine 1")
+    assert "attention" in first
+    assert "attention" not in other
+    assert "5 positions per sequence of 3 free; 0 tokens free" in other
+    assert "3 [2, 3]" in other

@@ -1,0 +1,47 @@
+"""``vllm-nfp dashboards``: hands out the Grafana dashboards and Prometheus rules."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from vllm_nfp.cli.common import Refusal, json_option
+from vllm_nfp.dashboards import ExportError, export
+
+
+@click.group("dashboards")
+def dashboards_command() -> None:
+    """Grafana dashboards, Prometheus rules and provisioning files."""
+
+
+@dashboards_command.command("export")
+@click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--force", is_flag=True, help="Overwrite files that differ.")
+@json_option
+def export_command(folder: Path, force: bool, as_json: bool) -> None:
+    """Write the dashboards, rules and provisioning to DIR, for Grafana and Prometheus to read.
+
+    A file that is there and differs is left alone, and so is all the rest, unless --force is set.
+    """
+    try:
+        done = export(folder, force)
+    except ExportError as error:
+        raise Refusal(str(error)) from None
+    if as_json:
+        click.echo(
+            json.dumps(
+                {
+                    "schema": 1,
+                    "folder": str(done.folder),
+                    "written": list(done.written),
+                    "unchanged": list(done.unchanged),
+                }
+            )
+        )
+        return
+    for name in done.written:
+        click.echo(f"wrote {done.folder / name}")
+    for name in done.unchanged:
+        click.echo(f"{done.folder / name} is up to date")

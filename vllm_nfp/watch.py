@@ -1,0 +1,247 @@
+"""What a live terminal view shows of a server, from one scrape and the one before it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from vllm_nfp.scrape import Row, Samples, Scrape, Status, read_samples, scrape_of
+
+_DRAFTS = "vllm:spec_decode_num_drafts_total"
+_DRAFTED = "vllm:spec_decode_num_draft_tokens_total"
+_ACCEPTED = "vllm:spec_decode_num_accepted_tokens_total"
+PREFERRED_EPSILON = 0.1
+OVER_BUDGET = 1.1
+"""A share this many times the budget is marked; the alert NfpOverheadAboveBudget takes the same."""
+STATE_STYLES = {"steady": "green", "probing": "yellow", "warming": "cyan", "disabled": "bold red"}
+
+
+@dataclass(frozen=True, slots=True)
+class Drafting:
+    """vLLM's counters of speculative decoding, since its start."""
+
+    drafts: float
+    drafted: float
+    """Tokens drafted."""
+    accepted: float
+    """Drafted tokens that were accepted."""
+
+    def since(self, before: Drafting | None) -> Drafting:
+        """What was added since the earlier reading; all, if there is none or nothing was.
+
+        After a restart the counters are smaller than before: then all is new.
+        """
+        if before is None or self.drafts <= before.drafts:
+            return self
+        return Drafting(
+            self.drafts - before.drafts,
+            self.drafted - before.drafted,
+            self.accepted - before.accepted,
+        )
+
+    @property
+    def draft_length(self) -> float:
+        """Tokens drafted in a draft, the mean."""
+        return self.drafted / self.drafts if self.drafts else 0.0
+
+    @property
+    def acceptance(self) -> float:
+        """Share of drafted tokens that were accepted."""
+        return self.accepted / self.drafted if self.drafted else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """The last real decode step of an engine."""
+
+    batch_size: int
+    context: int
+    positions: int
+    cell: tuple[int, int] | None
+    """Probed batch size and context that the step is filed under; None: no cell holds it."""
+    free_tokens: Mapping[float, int]
+    """Tokens that fit in beside the step's own, by epsilon."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReading:
+    """One engine's part of a reading."""
+
+    status: Status
+    overhead_budget: float | None
+    live: Live | None
+    """None before the first step and while the probe is disabled."""
+    drafting: Drafting | None
+    """None on a server without speculative decoding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """All that a scrape says."""
+
+    scrape: Scrape
+    engines: tuple[EngineReading, ...]
+
+    def rows(self, epsilon: float) -> list[Row]:
+        """Estimates at this tolerance."""
+        return [row for row in self.scrape.rows if row.epsilon == epsilon]
+
+    @property
+    def epsilons(self) -> tuple[float, ...]:
+        """Tolerances measured, ascending."""
+        return tuple(sorted({row.epsilon for row in self.scrape.rows}))
+
+
+def read(text: str) -> Reading:
+    """Read a scrape's text.
+
+    Raises:
+        ScrapeError: if the text is no Prometheus exposition or has no probe in it.
+    """
+    samples = read_samples(text, (_DRAFTS, _DRAFTED, _ACCEPTED))
+    scrape = scrape_of(samples)
+    return Reading(scrape, tuple(_engine(samples, status) for status in scrape.statuses))
+
+
+def _engine(samples: Samples, status: Status) -> EngineReading:
+    def value(name: str) -> float | None:
+        found = [v for labels, v in samples.get(name, ()) if labels["engine"] == status.engine]
+        return found[0] if found else None
+
+    drafts = value(_DRAFTS)
+    return EngineReading(
+        status,
+        value("vllm_nfp_overhead_budget_ratio"),
+        _live(samples, status.engine),
+        None
+        if drafts is None
+        else Drafting(drafts, value(_DRAFTED) or 0.0, value(_ACCEPTED) or 0.0),
+    )
+
+
+def _live(samples: Samples, engine: str) -> Live | None:
+    def mine(name: str) -> list[tuple[Mapping[str, str], float]]:
+        found = samples.get(f"vllm_nfp_{name}", ())
+        return [(labels, value) for labels, value in found if labels["engine"] == engine]
+
+    step = [mine(f"live_{name}") for name in ("batch_size", "context", "positions")]
+    if not all(step):
+        return None
+    batch_size, context, positions = (int(found[0][1]) for found in step)
+    cells = [(int(of["batch_size"]), int(of["context"])) for of, _ in mine("live_cell_info")]
+    free = {float(of["epsilon"]): int(value) for of, value in mine("free_tokens")}
+    return Live(batch_size, context, positions, cells[0] if cells else None, free)
+
+
+def choose_epsilon(measured: tuple[float, ...]) -> float:
+    """The tolerance shown if none is asked for: the usual one, else the one next to it."""
+    return min(measured, key=lambda e: (abs(e - PREFERRED_EPSILON), e), default=PREFERRED_EPSILON)
+
+
+def render(
+    reading: Reading, before: Reading | None, epsilon: float, problem: str = ""
+) -> RenderableType:
+    """The view of a reading.
+
+    Args:
+        before: the reading before it, for rates.
+        problem: why the server cannot be read now; the reading is then an old one.
+    """
+    earlier = {engine.status.engine: engine for engine in before.engines} if before else {}
+    parts: list[RenderableType] = []
+    for engine in reading.engines:
+        last = earlier.get(engine.status.engine)
+        parts.append(_heading(engine))
+        parts.append(_step(engine, reading, epsilon))
+        if engine.drafting is not None:
+            parts.append(_drafts(engine.drafting.since(last.drafting if last else None)))
+        parts.append(_table(engine, reading.rows(epsilon), epsilon))
+    if problem:
+        parts.append(Text(f"{problem} Trying again; the values above are old.", "bold red"))
+    return Group(*parts)
+
+
+def _heading(engine: EngineReading) -> Text:
+    status = engine.status
+    budget = "" if engine.overhead_budget is None else f" of {engine.overhead_budget:.2%} allowed"
+    probes = ", ".join(f"{count} {outcome}" for outcome, count in status.probes.items())
+    budgeted = engine.overhead_budget
+    over = budgeted is not None and status.overhead_ratio > OVER_BUDGET * budgeted
+    return Text.assemble(
+        (status.model_name, "bold"),
+        f"  engine {status.engine}  ",
+        (status.state, STATE_STYLES.get(status.state, "")),
+        "  overhead ",
+        (f"{status.overhead_ratio:.2%}{budget}", "yellow" if over else ""),
+        f"  pairs of probes: {probes or 'none'}",
+    )
+
+
+def _step(engine: EngineReading, reading: Reading, epsilon: float) -> Text:
+    live = engine.live
+    if live is None:
+        return Text("no decode step yet", "dim")
+    step = (
+        f"last step: batch {live.batch_size}, context {live.context}, "
+        f"{live.positions} positions per sequence"
+    )
+    free = [
+        row.positions
+        for row in reading.rows(epsilon)
+        if (row.engine, row.module) == (engine.status.engine, "model")
+        and (row.batch_size, row.context) == live.cell
+    ]
+    if not free:
+        unheld = "; no probed batch size and context holds it" if reading.epsilons else ""
+        return Text(step + unheld)
+    tokens = live.free_tokens.get(epsilon, 0)
+    return Text.assemble(
+        f"{step} of ",
+        (f"{free[0]} free", "red" if live.positions > free[0] else "green"),
+        f"; {tokens} tokens free",
+    )
+
+
+def _drafts(drafting: Drafting) -> Text:
+    if not drafting.drafts:
+        return Text("speculation: nothing drafted yet", "dim")
+    return Text(
+        f"speculation: draft length {drafting.draft_length:.1f}, "
+        f"{drafting.acceptance:.0%} of drafted tokens accepted"
+    )
+
+
+def _table(engine: EngineReading, rows: list[Row], epsilon: float) -> RenderableType:
+    mine = [row for row in rows if row.engine == engine.status.engine]
+    if not mine:
+        return Text("No estimate yet: the probe works while the server decodes.", "dim")
+    title = Text(f"\nFree positions per sequence within {epsilon:g} [95 % interval]", "italic")
+    table = Table(box=box.SIMPLE, padding=(0, 1))
+    batches = sorted({row.batch_size for row in mine})
+    table.add_column("module", no_wrap=True)
+    table.add_column("context", justify="right", no_wrap=True)
+    for batch_size in batches:
+        table.add_column(f"B={batch_size}", justify="right", no_wrap=True)
+    cells = {(row.module, row.context, row.batch_size): row for row in mine}
+    for module, context in sorted({(row.module, row.context) for row in mine}):
+        shown = [cells.get((module, context, batch_size)) for batch_size in batches]
+        table.add_row(module, str(context), *(_cell(row, engine.live) for row in shown))
+    notes = ["+ this or more"] if any(row.at_limit for row in mine) else []
+    if engine.live is not None and engine.live.cell is not None:
+        notes.append("highlighted: where traffic is")
+    return Group(title, table, Text("; ".join(notes), "dim"))
+
+
+def _cell(row: Row | None, live: Live | None) -> Text:
+    if row is None:
+        return Text("-", "dim")
+    here = live is not None and live.cell == (row.batch_size, row.context)
+    interval = "" if row.lower == row.upper else f" [{row.lower}, {row.upper}]"
+    return Text(
+        f"{row.positions}{'+' if row.at_limit else ''}{interval}", "reverse" if here else ""
+    )
