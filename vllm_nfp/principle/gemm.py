@@ -22,6 +22,7 @@ constants are shares and counts, so that they carry over to other devices as an 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,8 +31,8 @@ from vllm_nfp.principle.hardware import Hardware
 from vllm_nfp.principle.shape import Gemm
 from vllm_nfp.principle.terms import ACTIVATION_BYTES, FloatArray, Terms, soft_maximum
 
-TILE_COLUMNS = 128
-"""Columns of an output tile; the middle of what cuBLAS and CUTLASS choose between."""
+TILE_COLUMNS = (64, 128)
+"""Columns of an output tile, of which the library takes the one that fills its waves better."""
 TILE_ROWS = 64
 """Rows of the largest instruction tile on Hopper: the granularity that is told of dense products.
 """
@@ -65,11 +66,11 @@ class GemmConstants:
     """Share of peak bytes per second."""
     flops: float = 0.76
     """Share of peak FLOP/s."""
-    output_traffic: float = 1.74
+    output_traffic: float = 1.66
     """a_o."""
-    input_traffic: float = 3.67
+    input_traffic: float = 3.74
     """a_i."""
-    wave_loss: float = 0.28
+    wave_loss: float = 0.37
     """a_w."""
     sharpness: float = 12.65
     """p of the soft maximum; higher is sharper."""
@@ -113,7 +114,7 @@ def gemm_terms(
         constants.output_traffic * gemm.outputs + constants.input_traffic * gemm.inputs
     )
     memory = (gemm.weight_traffic + tokens * activations) / rate
-    idle = _idle_share_of_waves(gemm.outputs / TILE_COLUMNS / hardware.num_sms)
+    idle = _idle_share_of_waves(gemm.outputs, hardware.num_sms)
     lost = constants.wave_loss * gemm.weight_traffic * idle / rate * (tokens / WAVE_TOKENS)
     flops = hardware.peak_flops(False) * constants.flops
     plain = 2.0 * gemm.parameters * tokens / flops
@@ -164,8 +165,10 @@ def fp8_slowdown(constants: Fp8GemmConstants, tokens: FloatArray) -> FloatArray:
     return np.where(np.isfinite(inside), inside, np.maximum(beyond, constants.tile_slowdown[-1]))
 
 
-def _idle_share_of_waves(waves: float) -> float:
-    return float(np.ceil(waves) / waves - 1.0) if waves > 1 else 0.0
+def _idle_share_of_waves(columns: int, num_sms: int) -> float:
+    """(Whole waves / waves) - 1 of output tiles, with the tile width that leaves least idle."""
+    waves = [columns / width / num_sms for width in TILE_COLUMNS]
+    return min(math.ceil(w) / w - 1.0 if w > 1 else 0.0 for w in waves)
 
 
 def _runs_fp8(hardware: Hardware, gemm: Gemm) -> bool:
