@@ -9,6 +9,7 @@ from vllm_nfp.cli.compare import compare_command
 from vllm_nfp.cli.dashboards import dashboards_command
 from vllm_nfp.cli.demo import demo_command
 from vllm_nfp.cli.measure import measure_command
+from vllm_nfp.cli.predict import predict_command
 from vllm_nfp.cli.prepare_cpu import prepare_cpu_command
 from vllm_nfp.cli.report import report_command
 from vllm_nfp.cli.table import table_command
@@ -26,6 +27,7 @@ for command in (
     dashboards_command,
     demo_command,
     measure_command,
+    predict_command,
     prepare_cpu_command,
     report_command,
     table_command,

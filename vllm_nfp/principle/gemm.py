@@ -22,6 +22,7 @@ constants are shares and counts, so that they carry over to other devices as an 
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field
 
@@ -29,7 +30,13 @@ import numpy as np
 
 from vllm_nfp.principle.hardware import Hardware
 from vllm_nfp.principle.shape import Gemm
-from vllm_nfp.principle.terms import ACTIVATION_BYTES, FloatArray, Terms, soft_maximum
+from vllm_nfp.principle.terms import (
+    ACTIVATION_BYTES,
+    FloatArray,
+    Terms,
+    check_bounds,
+    soft_maximum,
+)
 
 TILE_COLUMNS = (64, 128)
 """Columns of an output tile, of which the library takes the one that fills its waves better."""
@@ -38,6 +45,9 @@ TILE_ROWS = 64
 """
 WAVE_TOKENS = 128.0
 """Tokens at which the loss of a part-filled wave is ``wave_loss``."""
+MOST_TOKENS = 1 << 20
+"""Bound on constants that count tokens."""
+_COMMON_BOUNDS = {"bandwidth": (0.05, 1.0), "flops": (0.02, 1.0), "kernel_seconds": (0.0, 1e-3)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +66,19 @@ class Fp8GemmConstants:
     row_tile_slowdown: float = 0.8
     """The same for each tile of 128 rows, beyond the last of them."""
     row_tile: int = 128
+
+    def __post_init__(self) -> None:
+        check_bounds(
+            self,
+            {**_COMMON_BOUNDS, "row_tile_slowdown": (0.0, 16.0), "row_tile": (1, MOST_TOKENS)},
+        )
+        edges, slowdown = (0, *self.tile_tokens, MOST_TOKENS), (1.0, *self.tile_slowdown, 16.0)
+        if len(edges) != len(slowdown) or len(edges) == 2:
+            raise ValueError("tile_tokens and tile_slowdown must be of one length, 1 or more")
+        if any(low >= high for low, high in itertools.pairwise(edges)):
+            raise ValueError(f"tile_tokens must be ascending, from 1 to {MOST_TOKENS - 1}")
+        if any(not low <= high for low, high in itertools.pairwise(slowdown)):
+            raise ValueError("tile_slowdown must be ascending, from 1 to 16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +104,20 @@ class GemmConstants:
     selection_tokens: float = 32.0
     """Tokens at which it is reached; at T = 1 there is none, by definition."""
     fp8: Fp8GemmConstants = field(default_factory=Fp8GemmConstants)
+
+    def __post_init__(self) -> None:
+        check_bounds(
+            self,
+            {
+                **_COMMON_BOUNDS,
+                "output_traffic": (0.0, 64.0),
+                "input_traffic": (0.0, 64.0),
+                "wave_loss": (0.0, 16.0),
+                "sharpness": (1.0, 64.0),
+                "selection_loss": (0.0, 1.0),
+                "selection_tokens": (1.0, MOST_TOKENS),
+            },
+        )
 
 
 def gemm_seconds(
