@@ -81,6 +81,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> VllmProbeEngine:
         batch_sizes=(1, 4), contexts=(64,), max_positions=8, graph_memory_mib=100
     )
     made._rules, made._widths, made._groups, made._readers = RULES, [8], (), []
+    made._causal = True
     made._max_len, made._max_tokens, made._max_seqs = 512, 2048, 64
     made._device, made._on_gpu, made._prepared = CPU, True, {}
     made._captured, made.graph_bytes, made._pool = False, 0, "pool 0"

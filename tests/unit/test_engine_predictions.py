@@ -94,6 +94,29 @@ def test_predictions_cover_every_cell_module_and_tolerance(
     assert all(row.idle_compute_positions > row.positions >= 1 for row in rows)
 
 
+def test_experts_take_the_tiles_that_vllm_was_tuned_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    fused_moe = pytest.importorskip("vllm.model_executor.layers.fused_moe.fused_moe")
+    asked = []
+    tiles = {1: {"BLOCK_SIZE_M": 16, "BLOCK_SIZE_N": 64, "BLOCK_SIZE_K": 128, "GROUP_SIZE_M": 1}}
+
+    def configs(*arguments: object) -> object:
+        asked.append(arguments)
+        return tiles
+
+    monkeypatch.setattr(fused_moe, "get_moe_configs", configs)
+    moe = QWEN3 | {
+        "model_type": "qwen3_moe",
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 768,
+    }
+    split = predictions.shape_of_server(server(moe, tensor=2))
+    assert predictions.expert_tiles_of(split) == tiles
+    assert asked == [(128, 384, None, None, None)]
+    assert predictions.expert_tiles_of(predictions.shape_of_server(server())) == {}
+    assert len(asked) == 1
+
+
 def test_an_unknown_family_is_a_shape_error() -> None:
     with pytest.raises(ShapeError):
         predictions.shape_of_server(server({"model_type": "no_such_family"}))

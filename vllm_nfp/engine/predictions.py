@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -46,7 +47,7 @@ def predict_rows(
     target = Target(hardware, default_calibration(hardware.name))
     try:
         shape = shape_of_server(vllm_config)
-        serving = serving_of(vllm_config, backends)
+        serving = replace(serving_of(vllm_config, backends), expert_tiles=expert_tiles_of(shape))
         rows = [
             row
             for batch_size, context in cells
@@ -87,6 +88,24 @@ def shape_of_server(vllm_config: Any) -> ModelShape:
         data_parallel_size=parallel.data_parallel_size,
         expert_parallel=bool(parallel.enable_expert_parallel),
     )
+
+
+def expert_tiles_of(shape: ModelShape) -> Mapping[int, Mapping[str, int]]:
+    """Tiles of vLLM's tuned configuration file for these experts on this device, by tokens.
+
+    Empty where vLLM has no such file and takes its default rule, or has moved the function.
+    """
+    if not shape.num_moe_layers:
+        return {}
+    try:
+        from vllm.model_executor.layers.fused_moe.fused_moe import get_moe_configs
+    except ImportError:
+        return {}
+    eight_bit = shape.quantization in ("fp8", "fp8_block")
+    block = (128, 128) if shape.quantization == "fp8_block" else (None, None)
+    width = shape.expert_gemms[-1].inputs
+    found = get_moe_configs(shape.local_experts, width, "fp8_w8a8" if eight_bit else None, *block)
+    return found or {}
 
 
 def serving_of(vllm_config: Any, backends: Sequence[str]) -> Serving:
