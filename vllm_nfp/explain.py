@@ -27,6 +27,7 @@ MEANINGS: Mapping[Limit, str] = {
     "lm_head": "logits of every position",
     "communication": "transfers between ranks",
 }
+UNPREDICTED = "a cliff that is not predicted"
 NEGLIGIBLE = 1e-4
 """Terms below this share of the time at every shown N get no line."""
 
@@ -118,11 +119,14 @@ def _first(cell: CellPrediction, found: Boundary) -> str:
         f"{duration(cell.fixed_seconds)} stay the same at any N."
     )
     if found.at_limit:
-        return f"{text} No N up to {found.nfp} takes {found.epsilon:.3g} times as much on top."
+        return (
+            f"{text} No N up to {found.nfp}, the last one looked at, is over the line of "
+            f"{found.epsilon:.3g}: NFP is {found.nfp} or more."
+        )
     over = cell.seconds[found.nfp] / one - 1
     text += (
-        f" Within {found.epsilon:.3g} of it are N = 1 to {found.nfp}; "
-        f"N = {found.nfp + 1} takes {over:.1%} more."
+        f" N = {found.nfp + 1}, the first over the line of {found.epsilon:.3g}, takes "
+        f"{over:.2%} more: NFP is {found.nfp}."
     )
     if found.largest_free > found.nfp:
         text += f" The curve is not monotone: N = {found.largest_free} is under the line again."
@@ -214,15 +218,18 @@ def _graphs(predictions: Predictions, cell: CellPrediction, positions: Sequence[
     if not sizes:
         return "No CUDA graphs, no padding; the host's launches are not counted."
     told = []
+    outside = ""
     for n in positions:
         padded = padded_tokens(sizes, cell.batch_size, n)
         tokens = cell.batch_size * n
         told.append(
-            f"{tokens} tokens at N = {n} in no graph"
+            f"{_count(tokens, 'token')} at N = {n} in no graph"
             if padded is None
-            else f"{tokens} tokens at N = {n} in a graph of {padded}"
+            else f"{_count(tokens, 'token')} at N = {n} in a graph of {padded}"
         )
-    return f"CUDA graphs: {', '.join(told)}."
+        if padded is None:
+            outside = f" Out of graphs the host launches each kernel: {UNPREDICTED}."
+    return f"CUDA graphs: {', '.join(told)}.{outside}"
 
 
 def _idle_compute(predictions: Predictions, cell: CellPrediction, found: Boundary) -> str:
@@ -232,7 +239,7 @@ def _idle_compute(predictions: Predictions, cell: CellPrediction, found: Boundar
     elif idle == found.nfp:
         verdict = "as predicted"
     else:
-        verdict = f"{idle / found.nfp:.2g} times the predicted {found.nfp}"
+        verdict = f"{idle / found.nfp:.3g} times the predicted {found.nfp}"
     fp8 = predictions.shape.attention.fp8 if cell.module == "attention" else predictions.shape.fp8
     why = {
         "dense_ffn": "It weighs arithmetic against one reading of the weights, at full rate: no "

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vllm_nfp.explain import Explanation, Line
+from vllm_nfp.explain import NEGLIGIBLE, UNPREDICTED, Explanation, Line
 from vllm_nfp.prediction import Predictions
 from vllm_nfp.principle.predict import Row
 from vllm_nfp.text import duration, printable
@@ -73,8 +73,12 @@ def _graph_notes(found: Predictions) -> tuple[str, ...]:
     beyond = [b for b, nfp in largest.items() if edges[b] < nfp]
     if not beyond:
         return ()
-    cells = ", ".join(f"N = {edges[b]} at B = {b}" for b in beyond)
-    return (f"Beyond {cells} the step leaves its CUDA graphs, a cliff that is not predicted.",)
+    cells = ", ".join(f"N = {edges[b]} at B = {b}" for b in beyond if edges[b])
+    never = ", ".join(f"B = {b}" for b in beyond if not edges[b])
+    return (
+        *((f"Beyond {cells} the step leaves its CUDA graphs: {UNPREDICTED}.",) if cells else ()),
+        *((f"At {never} no step fits a CUDA graph: {UNPREDICTED}.",) if never else ()),
+    )
 
 
 def _headline(found: Predictions) -> str:
@@ -93,40 +97,56 @@ def _headline(found: Predictions) -> str:
 
 
 def _table(found: Predictions) -> Table:
-    table = Table(title="Free positions per sequence (NFP)", box=box.SIMPLE, padding=(0, 1))
+    table = Table(
+        title="Free positions per sequence (NFP), by tolerance",
+        box=box.SIMPLE,
+        padding=(0, 1),
+        pad_edge=False,
+    )
     table.add_column("module", no_wrap=True)
-    names = [f"within {epsilon:.3g}" for epsilon in found.epsilons]
-    for name in ("B", "L", *names, "idle-compute", "too many by"):
-        table.add_column(name, justify="right")
-    table.add_column("limited by")
-    grouped: dict[tuple[str, int, int], list[Row]] = {}
-    for row in found.rows:
-        grouped.setdefault((row.module, row.batch_size, row.context), []).append(row)
+    names = [f"{epsilon:.3g}" for epsilon in found.epsilons]
+    for name in ("B", "L", *names, "idle-\ncompute", "over-\npredicts"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("limited by", min_width=len("graph_padding,"))
     before = None
-    for (module, batch_size, context), rows in grouped.items():
+    for (module, batch_size, context), rows in _grouped(found).items():
         if before not in (None, module):
             table.add_section()
         table.add_row(
             "" if module == before else module,
             str(batch_size),
-            str(context),
+            context,
             *(f"{row.nfp}{'+' if row.at_limit else ' '}" for row in rows),
             str(rows[0].idle_compute_nfp),
-            _joined([_too_many(row) for row in rows]),
-            _joined([row.limited_by for row in rows]),
+            _over_predicts(rows),
+            ", ".join(dict.fromkeys(row.limited_by for row in rows)),
         )
         before = module
     return table
 
 
-def _too_many(row: Row) -> str:
-    """How far the idle-compute rule over-predicts; an upper bound where NFP is a lower one."""
-    factor = f"{row.idle_compute_nfp / row.nfp:.2g}x"
-    return f"<{factor}" if row.at_limit else factor
+def _grouped(found: Predictions) -> dict[tuple[str, int, str], list[Row]]:
+    """Rows of all tolerances by cell; feed-forward blocks do not depend on the context."""
+    grouped: dict[tuple[str, int, str], list[Row]] = {}
+    for row in found.rows:
+        of_any = row.module in ("dense_ffn", "moe_ffn")
+        if not of_any or row.context == found.contexts[0]:
+            context = "any" if of_any else str(row.context)
+            grouped.setdefault((row.module, row.batch_size, context), []).append(row)
+    return grouped
 
 
-def _joined(texts: Sequence[str]) -> str:
-    return texts[0] if len(set(texts)) == 1 else ", ".join(texts)
+def _over_predicts(rows: Sequence[Row]) -> str:
+    """How far the idle-compute rule over-predicts; "<" where NFP may be more than is known."""
+    told = [
+        f"{'<' if row.at_limit else ''}{_factor(row.idle_compute_nfp / row.nfp)}"
+        for row in (rows[0], rows[-1])
+    ]
+    return "-".join(dict.fromkeys(told))
+
+
+def _factor(ratio: float) -> str:
+    return f"{ratio:.0f}x" if ratio >= 10 else f"{ratio:.1f}x"
 
 
 def _lines_table(explanation: Explanation, lines: Sequence[Line], title: str) -> Table:
@@ -144,7 +164,10 @@ def _lines_table(explanation: Explanation, lines: Sequence[Line], title: str) ->
     if meaning:
         table.add_column("")
     for line in lines:
-        times = (duration(seconds) for seconds in line.seconds)
+        times = (
+            duration(seconds) if abs(seconds) > NEGLIGIBLE * whole else "0"
+            for seconds, whole in zip(line.seconds, explanation.total.seconds, strict=True)
+        )
         table.add_row(line.name, *times, *((escape(line.meaning),) if meaning else ()))
     return table
 

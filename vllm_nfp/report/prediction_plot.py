@@ -103,6 +103,7 @@ def draw(predictions: Predictions, kind: str) -> bytes:
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     modules = predictions.modules
     columns = len(modules) if len(modules) <= 3 else 2
@@ -114,9 +115,9 @@ def draw(predictions: Predictions, kind: str) -> bytes:
     ]
     with mpl.rc_context(_STYLE):
         heights = [2.5 + 0.17 * strip + 1.0 for strip in strips]
-        figure = Figure(figsize=(3.9 * columns, sum(heights) + 0.85), layout="constrained")
+        layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.06)
+        figure = Figure(figsize=(3.9 * columns, sum(heights) + 0.85), layout=layout)
         FigureCanvasAgg(figure)
-        figure.get_layout_engine().set(w_pad=0.1, h_pad=0.06)  # type: ignore[union-attr]
         grid = figure.add_gridspec(rows, columns, height_ratios=heights)
         for index, module in enumerate(modules):
             row, column = divmod(index, columns)
@@ -204,7 +205,7 @@ def _draw_boundaries(axes: Any, lines: Sequence[_Line], most: int) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xlim(0.87, edge)
     powers = [1 << power for power in range(int(math.log2(max(2, most))) + 1)]
-    axes.xaxis.set_major_locator(FixedLocator(powers))
+    axes.xaxis.set_major_locator(FixedLocator(powers if len(powers) <= 8 else powers[::2]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_major_locator(FixedLocator(range(len(lines))))
