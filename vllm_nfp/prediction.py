@@ -119,10 +119,10 @@ class Predictions:
         return Step(self.shape, self.target, self.serving, batch_size, context, counts)
 
     def in_graphs(self, batch_size: int) -> int:
-        """Largest N whose step fits a CUDA graph; 0 if not even N = 1 does."""
+        """Largest N up to which every step fits a CUDA graph; 0 if not even N = 1 does."""
         sizes = self.serving.capture_sizes
         counts = range(1, self.max_positions + 1)
-        return max((n for n in counts if padded_tokens(sizes, batch_size, n)), default=0)
+        return next((n - 1 for n in counts if not padded_tokens(sizes, batch_size, n)), counts[-1])
 
     def to_dict(self) -> dict[str, Any]:
         """What ``vllm-nfp predict --json`` prints."""
