@@ -1,8 +1,9 @@
-"""``vllm_nfp.predict`` and ``vllm-nfp predict``: answers, refusals, pictures, and what is loaded."""
+"""``vllm_nfp.predict`` and ``vllm-nfp predict``: answers, refusals, pictures, what is loaded."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import math
 import subprocess
@@ -72,9 +73,8 @@ def small(config: Any = QWEN_3_8B, hardware: Any = "H100-SXM", **options: Any) -
 def test_predict_is_public_and_a_function() -> None:
     assert "predict" in vllm_nfp.__all__
     assert callable(vllm_nfp.predict)
-    import vllm_nfp.cli.predict
-    import vllm_nfp.principle.predict
-
+    for module in ("vllm_nfp.cli.predict", "vllm_nfp.principle.predict"):
+        importlib.import_module(module)
     assert callable(vllm_nfp.predict)
 
 
@@ -256,7 +256,9 @@ def test_a_latent_cache_needs_a_backend_for_it() -> None:
 
 def test_stored_weights_are_not_overruled() -> None:
     config = {**LLAMA_3_8B, "quantization_config": {"quant_method": "fp8"}}
-    with pytest.raises(PredictionError, match="the config.json says itself how weights are stored"):
+    with pytest.raises(
+        PredictionError, match=r"the config\.json says itself how weights are stored"
+    ):
         small(config, quantization="int4")
 
 
@@ -274,14 +276,28 @@ def test_json_is_the_contract_and_nothing_else(model: Path) -> None:
 
 def test_flags_reach_the_prediction(tmp_path: Path) -> None:
     path = folder(tmp_path, "moe", QWEN_3_30B_A3B)
-    flags = ["--batch-sizes", "2", "--contexts", "512", "--epsilon", "0.3", "--tensor-parallel-size", "2", "--data-parallel-size", "2", "--enable-expert-parallel", "--attention-backend", "FLASHINFER", "--dtype", "float16", "--quantization", "fp8", "--kv-cache-dtype", "fp8", "--bidirectional", "--cudagraph-capture-sizes", "8,16", "--max-positions", "32", "--json"]
+    flags = {
+        "--batch-sizes": "2",
+        "--contexts": "512",
+        "--epsilon": "0.3",
+        "--tensor-parallel-size": "2",
+        "--data-parallel-size": "2",
+        "--attention-backend": "FLASHINFER",
+        "--dtype": "float16",
+        "--quantization": "fp8",
+        "--kv-cache-dtype": "fp8",
+        "--cudagraph-capture-sizes": "8,16",
+        "--max-positions": "32",
+    }
+    given = [text for flag in flags.items() for text in flag]
+    given += ["--enable-expert-parallel", "--bidirectional", "--json"]
     found = vllm_nfp.predict(
         path, "H200", (2,), (512,), (0.3,), tensor_parallel_size=2, data_parallel_size=2,
         expert_parallel=True, attention_backend="FLASHINFER", dtype="float16",
         quantization="fp8", kv_cache_dtype="fp8", bidirectional=True, capture_sizes=(8, 16),
         max_positions=32,
     )  # fmt: skip
-    result = run(path, "--hardware", "H200", *flags)
+    result = run(path, "--hardware", "H200", *given)
     assert json.loads(result.output) == found.to_dict()
 
 
@@ -333,8 +349,8 @@ def test_leaving_the_graphs_is_noted() -> None:
 
 
 def test_graphs_end_at_the_first_step_that_fits_none() -> None:
-    # 8 x 6 tokens need 48: no multiple of 6 from 48 to 100 is made of 25 or 100.
-    assert small(capture_sizes=(8, 25, 100)).in_graphs(8) == 3
+    # 8 x 6 tokens find none of 12, 30 and 102, the last above the largest; 8 x 7 run in one of 98.
+    assert small(capture_sizes=(8, 25, 100)).in_graphs(8) == 5
 
 
 @pytest.mark.parametrize(
@@ -424,7 +440,7 @@ def test_explained_terms_add_up(config: Any, batch_size: int) -> None:
         assert told.positions == tuple(sorted({1, edge.nfp, last}))
         for lines in (told.terms, told.parts):
             if lines:
-                sums = [sum(values) for values in zip(*(line.seconds for line in lines))]
+                sums = [sum(values) for values in zip(*(x.seconds for x in lines), strict=True)]
                 assert sums == pytest.approx(told.total.seconds, rel=2e-3)
         assert bool(told.parts) == (module == "model")
         assert edge.limited_by in told.sentences[1]

@@ -103,14 +103,14 @@ def test_strange_files_are_refused(
 def test_files_that_hold_something_else_are_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "x.json"
     path.write_text(text)
-    with pytest.raises(HardwareError, match="x.json cannot be used"):
+    with pytest.raises(HardwareError, match=r"x\.json cannot be used"):
         read_hardware_file(path)
 
 
 def test_missing_files_folders_and_large_ones_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(HardwareError, match="cannot be read .No such file"):
+    with pytest.raises(HardwareError, match=r"cannot be read .No such file"):
         target_of(str(tmp_path / "none.json"))
-    with pytest.raises(HardwareError, match="cannot be read .Is a directory"):
+    with pytest.raises(HardwareError, match=r"cannot be read .Is a directory"):
         target_of(f"{tmp_path}/")
     large = tmp_path / "large.json"
     large.write_text(" " * ((1 << 20) + 1))
