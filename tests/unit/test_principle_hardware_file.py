@@ -112,6 +112,8 @@ def test_missing_files_folders_and_large_ones_are_refused(tmp_path: Path) -> Non
         target_of(str(tmp_path / "none.json"))
     with pytest.raises(HardwareError, match=r"cannot be read .Is a directory"):
         target_of(f"{tmp_path}/")
+    with pytest.raises(HardwareError, match="null byte"):
+        target_of("a\0b.json")
     large = tmp_path / "large.json"
     large.write_text(" " * ((1 << 20) + 1))
     with pytest.raises(HardwareError, match="larger than"):
