@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vllm_nfp.calibrate.errors import FitError
 from vllm_nfp.calibrate.fit_attention import (
     AttentionCurve,
     Boundary,
-    FitError,
     attention_curves,
     boundary,
     first_crossing,

@@ -38,7 +38,8 @@ class PartFit:
     Attributes:
         part: ``gemm``, ``fp8_gemm``, ``attention`` or ``experts``.
         curves: usable curves.
-        fitted: False: the constants are those of the start.
+        fitted: whether the constants describe this device's curves; False: they are those of the
+            start, and nothing here speaks for them.
         before, after: errors at the part's curves with the start's constants and with those kept;
             None where nothing could be compared.
         notes: why it was not fitted, or what to know, a line each.
@@ -70,7 +71,8 @@ def fit(all_samples: Sequence[KernelSamples], target: Target) -> FitResult:
     """Fit each part's constants to its curves, from those of ``target`` on.
 
     A part keeps its constants, and says why, if it has no curves, they cannot be fitted, or the
-    fit is nonsense: a constant out of its bounds, or times off by a factor of 2.
+    fit is nonsense: a constant out of its bounds, or times off by a factor of 2. It also keeps
+    them where they meet the curves better by both errors than what the fit found.
 
     Raises:
         FitError: if the samples come from several devices.
@@ -164,7 +166,21 @@ def _fit_part(
     except ValueError as error:  # FitError, or a refusal of the constants' own class
         kept = f"not fitted ({error}): constants are kept"
         return start, PartFit(part, len(curves), False, before, before, (*notes, kept))
+    if _worse(after, before):
+        kept = (
+            f"the constants at the start meet the curves better than those of the fit "
+            f"({before.rms_log_ratio_error:.1%} against {after.rms_log_ratio_error:.1%}): "
+            f"they are kept"
+        )
+        return start, PartFit(part, len(curves), True, before, before, (*notes, kept))
     return found, PartFit(part, len(curves), True, before, after, tuple(notes))
+
+
+def _worse(one: FitErrors, other: FitErrors) -> bool:
+    return (
+        one.rms_log_error > other.rms_log_error
+        and one.rms_log_ratio_error > other.rms_log_ratio_error
+    )
 
 
 def _collect(

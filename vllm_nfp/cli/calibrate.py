@@ -97,6 +97,7 @@ def calibrate_command(
     target = None if hardware is None else _target(hardware)
     plans = _plans(models, trial)
     console = Console(stderr=True, quiet=as_json)
+    path: Path | None
     if from_samples is not None:
         measured = Measured(_read_folder(from_samples))
         target = target or _matching(_device_of(measured.samples), "the samples' device")
@@ -313,11 +314,8 @@ def _fit(samples: Sequence[KernelSamples], target: Target) -> FitResult:
 def _marked(result: FitResult) -> FitResult:
     """The same, with its file saying that it came from a trial."""
     target = result.target
-    calibration = dataclasses.replace(
-        target.calibration,
-        source=f"TRIAL, means nothing: {target.calibration.source}",
-        fitted=False,
-    )
+    source = f"TRIAL, means nothing: {target.calibration.source}"
+    calibration = dataclasses.replace(target.calibration, source=source, fitted=False)
     marked = dataclasses.replace(target, calibration=calibration)
     return dataclasses.replace(result, target=marked)
 
