@@ -49,7 +49,10 @@ def gpu_at_hand(command: Sequence[str] = COMMAND) -> Gpu | None:
     if asked.returncode:
         last = (asked.stderr.strip().splitlines() or ["no message"])[-1]
         raise DeviceError(f"torch cannot be asked for its GPU: {last:.200}")
-    told = json.loads(asked.stdout.strip().splitlines()[-1])
-    if told is None:
-        return None
-    return Gpu(told["name"], told["free_bytes"], tuple(told["capability"]), told["rocm"])
+    try:
+        told = json.loads(asked.stdout.strip().splitlines()[-1])
+        if told is None:
+            return None
+        return Gpu(told["name"], told["free_bytes"], tuple(told["capability"]), told["rocm"])
+    except (ValueError, LookupError, TypeError):
+        raise DeviceError(f"torch gave no answer that can be read: {asked.stdout:.200}") from None

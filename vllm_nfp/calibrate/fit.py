@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
+from vllm_nfp.calibrate import fit_attention as attention_fit
+from vllm_nfp.calibrate import fit_gemm as gemm_fit
 from vllm_nfp.calibrate.curves import expert_curves, gemm_curves
 from vllm_nfp.calibrate.errors import FitError, FitErrors
 from vllm_nfp.calibrate.fit_attention import attention_curves, attention_errors, fit_attention
 from vllm_nfp.calibrate.fit_experts import expert_errors, fit_experts
 from vllm_nfp.calibrate.fit_gemm import fit_fp8_gemm, fit_gemm, gemm_errors
 from vllm_nfp.calibrate.points import KernelSamples
+from vllm_nfp.principle import experts as expert_model
 from vllm_nfp.principle.calibration import Calibration
 from vllm_nfp.principle.hardware_file import Target
 from vllm_nfp.principle.shape import ShapeError
@@ -26,6 +29,13 @@ WORST_LOG_ERROR = math.log(2)
 """Constants whose times are off by more than a factor of 2 (root mean square) are refused."""
 _ENVIRONMENT = ("vllm_nfp", "vllm", "torch", "cuda", "python")
 _MOST_TEXT = 80
+_SHARES = ("bandwidth", "flops")
+"""Of the data sheet. A fit that ends at the end of a share's range was not met by any share."""
+_RANGES: Mapping[str, Mapping[str, tuple[float, float]]] = {
+    "gemm": gemm_fit.FIT_BOUNDS,
+    "attention": attention_fit.FIT_BOUNDS,
+    "experts": expert_model.BOUNDS,
+}
 
 Constants = TypeVar("Constants")
 CurveT = TypeVar("CurveT")
@@ -71,7 +81,8 @@ def fit(all_samples: Sequence[KernelSamples], target: Target) -> FitResult:
     """Fit each part's constants to its curves, from those of ``target`` on.
 
     A part keeps its constants, and says why, if it has no curves, they cannot be fitted, or the
-    fit is nonsense: a constant out of its bounds, or times off by a factor of 2. It also keeps
+    fit is nonsense: a constant out of its bounds, a share at their end, or times off by a factor
+    of 2. It also keeps
     them where they meet the curves better by both errors than what the fit found.
 
     Raises:
@@ -157,6 +168,7 @@ def _fit_part(
     before = errors_with(start)
     try:
         found = fit_constants()
+        _check_shares(part, found)
         after = errors_with(found)
         # Not a number compares false with everything, and is refused here as well.
         if not after.rms_log_error <= WORST_LOG_ERROR:
@@ -174,6 +186,15 @@ def _fit_part(
         )
         return start, PartFit(part, len(curves), True, before, before, (*notes, kept))
     return found, PartFit(part, len(curves), True, before, after, tuple(notes))
+
+
+def _check_shares(part: str, constants: object) -> None:
+    for name in _SHARES if part in _RANGES else ():
+        value, (least, most) = getattr(constants, name), _RANGES[part][name]
+        if value < 1.001 * least or value > 0.999 * most:
+            raise FitError(
+                f"{name} ended at {value:.3g}, the end of its range from {least} to {most}"
+            )
 
 
 def _worse(one: FitErrors, other: FitErrors) -> bool:

@@ -32,7 +32,7 @@ from vllm_nfp.principle.terms import FloatArray, sum_terms
 TOLERANCES = (0.1, 0.2)
 """Epsilons that decide which errors weigh most, and at which fits are scored."""
 
-_BOUNDS = {
+FIT_BOUNDS = {
     "bandwidth": (0.3, 1.0),
     "flops": (0.1, 1.0),
     "overlap": (1.5, 20.0),
@@ -180,7 +180,7 @@ def fit_attention(
         raise FitError("there are no attention curves to fit to")
     plain = [curve for curve in curves if not curve.heads.fp8]
     eight_bits = [curve for curve in curves if curve.heads.fp8]
-    constants = _fit(plain or eight_bits, hardware, start, _BOUNDS)
+    constants = _fit(plain or eight_bits, hardware, start, FIT_BOUNDS)
     if eight_bits:
         constants = _fit(eight_bits, hardware, constants, _FP8_BOUNDS)
     return AttentionFit(constants, attention_errors(curves, hardware, constants), len(curves))

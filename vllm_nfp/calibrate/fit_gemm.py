@@ -34,6 +34,7 @@ _FITTED = (
 )
 _LOWEST = (0.3, 0.2, 0.0, 0.0, 0.0, 2.0, 1e-7)
 _HIGHEST = (1.0, 1.0, 6.0, 8.0, 2.0, 14.0, 3e-5)
+FIT_BOUNDS = dict(zip(_FITTED, zip(_LOWEST, _HIGHEST, strict=True), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
