@@ -174,14 +174,14 @@ def test_a_gpu_is_measured_and_its_failures_told(measure: Measure, tmp_path: Pat
 
 
 def test_fp8_and_what_does_not_fit_are_left_out(measure: Measure) -> None:
-    ran = measure(Gpu(A100.name, 12 * GIB, A100.capability))
+    ran = measure(Gpu(A100.name, 10 * GIB, A100.capability))
     done = run("--models", "mixtral-8x7b,llama-3.1-8b-fp8,llama-3.1-70b", "-o", "a.json", "--json")
     assert done.exit_code == 0, done.output
     assert ran == ["mixtral-8x7b"]
     notes = json.loads(done.stdout)["notes"]
     assert f"llama-3.1-8b-fp8 is left out: {A100.name} has no FP8" in notes
     start = "llama-3.1-70b is left out: it needs about "
-    assert any(note.startswith(start) and note.endswith("12.0 GiB are free") for note in notes)
+    assert any(note.startswith(start) and note.endswith("10.0 GiB are free") for note in notes)
 
 
 def test_nothing_left_or_measured_is_told(measure: Measure, tmp_path: Path) -> None:
