@@ -78,6 +78,11 @@ class ModelPlan:
         token_bytes = 4 * self.config["num_key_value_heads"] * self.head_dim
         return int(self.config["num_hidden_layers"] * token_bytes * self.kv_tokens)
 
+    @property
+    def fp8(self) -> bool:
+        """Whether it needs a device with FP8."""
+        return "fp8" in (self.arguments.get("quantization"), self.arguments.get("kv_cache_dtype"))
+
     def to_json(self) -> str:
         """The plan as JSON that :meth:`from_json` reads back."""
         return json.dumps(dataclasses.asdict(self))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from vllm_nfp import __version__
+from vllm_nfp.cli.calibrate import calibrate_command
 from vllm_nfp.cli.compare import compare_command
 from vllm_nfp.cli.dashboards import dashboards_command
 from vllm_nfp.cli.demo import demo_command
@@ -23,6 +24,7 @@ def main() -> None:
 
 
 for command in (
+    calibrate_command,
     compare_command,
     dashboards_command,
     demo_command,

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -45,9 +46,6 @@ TILE_ROWS = 64
 """
 WAVE_TOKENS = 128.0
 """Tokens at which the loss of a part-filled wave is ``wave_loss``."""
-MOST_TOKENS = 1 << 20
-"""Bound on constants that count tokens."""
-_COMMON_BOUNDS = {"bandwidth": (0.05, 1.0), "flops": (0.02, 1.0), "kernel_seconds": (0.0, 1e-3)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +66,15 @@ class Fp8GemmConstants:
     row_tile: int = 128
 
     def __post_init__(self) -> None:
-        check_bounds(
-            self,
-            {**_COMMON_BOUNDS, "row_tile_slowdown": (0.0, 16.0), "row_tile": (1, MOST_TOKENS)},
-        )
-        edges, slowdown = (0, *self.tile_tokens, MOST_TOKENS), (1.0, *self.tile_slowdown, 16.0)
-        if len(edges) != len(slowdown) or len(edges) == 2:
-            raise ValueError("tile_tokens and tile_slowdown must be of one length, 1 or more")
-        if any(low >= high for low, high in itertools.pairwise(edges)):
-            raise ValueError(f"tile_tokens must be ascending, from 1 to {MOST_TOKENS - 1}")
-        if any(not low <= high for low, high in itertools.pairwise(slowdown)):
-            raise ValueError("tile_slowdown must be ascending, from 1 to 16")
+        check_bounds(self, FP8_BOUNDS)
+        edges, steps = self.tile_tokens, self.tile_slowdown
+        if not edges or len(edges) != len(steps):
+            raise ValueError("tile_tokens and tile_slowdown must be as many, and one or more")
+        if edges[0] < 1 or any(a >= b for a, b in itertools.pairwise(edges)):
+            raise ValueError(f"tile_tokens must ascend from 1 or more, not {edges!r:.80}")
+        least, most = FP8_BOUNDS["row_tile_slowdown"]
+        if not all(least <= step <= most for step in steps):
+            raise ValueError(f"tile_slowdown must lie from {least} to {most}, not {steps!r:.80}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,18 +102,28 @@ class GemmConstants:
     fp8: Fp8GemmConstants = field(default_factory=Fp8GemmConstants)
 
     def __post_init__(self) -> None:
-        check_bounds(
-            self,
-            {
-                **_COMMON_BOUNDS,
-                "output_traffic": (0.0, 64.0),
-                "input_traffic": (0.0, 64.0),
-                "wave_loss": (0.0, 16.0),
-                "sharpness": (1.0, 64.0),
-                "selection_loss": (0.0, 1.0),
-                "selection_tokens": (1.0, MOST_TOKENS),
-            },
-        )
+        check_bounds(self, BOUNDS)
+
+
+BOUNDS: Mapping[str, tuple[float, float]] = {
+    "bandwidth": (0.05, 1.0),
+    "flops": (0.02, 1.0),
+    "output_traffic": (0.0, 32.0),
+    "input_traffic": (0.0, 32.0),
+    "wave_loss": (0.0, 8.0),
+    "sharpness": (1.0, 64.0),
+    "kernel_seconds": (0.0, 1e-3),
+    "selection_loss": (0.0, 0.5),
+    "selection_tokens": (1.0, 4096.0),
+}
+"""Least and most of every constant."""
+FP8_BOUNDS: Mapping[str, tuple[float, float]] = {
+    "bandwidth": (0.05, 1.0),
+    "flops": (0.02, 1.0),
+    "kernel_seconds": (0.0, 1e-3),
+    "row_tile_slowdown": (0.05, 16.0),
+    "row_tile": (1, 4096),
+}
 
 
 def gemm_seconds(
