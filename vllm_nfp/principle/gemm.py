@@ -81,19 +81,19 @@ class Fp8GemmConstants:
 class GemmConstants:
     """Dimensionless constants of the model above; see the module's text for each."""
 
-    bandwidth: float = 0.86
+    bandwidth: float = 0.856
     """Share of peak bytes per second."""
-    flops: float = 0.76
+    flops: float = 0.762
     """Share of peak FLOP/s."""
     output_traffic: float = 1.66
     """a_o."""
     input_traffic: float = 3.74
     """a_i."""
-    wave_loss: float = 0.37
+    wave_loss: float = 0.369
     """a_w."""
-    sharpness: float = 12.65
+    sharpness: float = 10.1
     """p of the soft maximum; higher is sharper."""
-    kernel_seconds: float = 4.0e-6
+    kernel_seconds: float = 4.02e-6
     """t0: start, ramp and drain of one product inside a CUDA graph."""
     selection_loss: float = 0.02
     """Scatter above the smooth curve, as a share."""
