@@ -1,6 +1,6 @@
 """vllm-nfp: how many positions per sequence a live vLLM server decodes for free.
 
-``load_profile`` is loaded when it is first asked for: vLLM imports this package in each of its
+Its functions are loaded when they are first asked for: vLLM imports this package in each of its
 processes, and most of them need nothing of it.
 """
 
@@ -9,13 +9,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vllm_nfp.draft.recommend import recommend
     from vllm_nfp.profile import load_profile
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "load_profile"]
+__all__ = ["__version__", "load_profile", "recommend"]
 
-_HOMES = {"load_profile": "vllm_nfp.profile"}
+_HOMES = {
+    "load_profile": "vllm_nfp.profile",
+    "recommend": "vllm_nfp.draft.recommend",
+}
 """Public name -> the module that it is loaded from when it is asked for."""
 
 
