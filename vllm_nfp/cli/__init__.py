@@ -10,6 +10,7 @@ from vllm_nfp.cli.dashboards import dashboards_command
 from vllm_nfp.cli.demo import demo_command
 from vllm_nfp.cli.measure import measure_command
 from vllm_nfp.cli.prepare_cpu import prepare_cpu_command
+from vllm_nfp.cli.recommend import recommend_command
 from vllm_nfp.cli.report import report_command
 from vllm_nfp.cli.table import table_command
 from vllm_nfp.cli.watch import watch_command
@@ -27,6 +28,7 @@ for command in (
     demo_command,
     measure_command,
     prepare_cpu_command,
+    recommend_command,
     report_command,
     table_command,
     watch_command,
