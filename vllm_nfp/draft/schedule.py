@@ -145,7 +145,8 @@ def make_schedule(
 
     The table for all contexts takes, for each range of batch sizes, the K whose loss against the
     best K, at the context where that loss is largest, is least; among those that beat decoding
-    without drafts at every context. Outside the measured batch sizes K is 0.
+    without drafts at every context. A smaller batch's K is kept while it is within the slack.
+    Outside the measured batch sizes K is 0.
 
     Raises:
         ValueError: without a curve, or with two for the same cell.
@@ -157,7 +158,8 @@ def make_schedule(
     for first, last in _ranges(sorted({batch for batch, _ in grid}), max_batch_size):
         found = {context: _curve_for(grid, context, first, last) for context in contexts}
         known = [curve for curve, _ in found.values() if curve is not None]
-        scheduled = best_for_all(known, demand)
+        # Each length has CUDA graphs of its own: stay with the last one while it is good enough.
+        scheduled = best_for_all(known, demand, ranges[-1].draft_length if ranges else None)
         ranges.append(ScheduleRange(first, last, scheduled))
         rows += [
             _row(context, first, last, curve, basis, demand, scheduled)
@@ -167,11 +169,12 @@ def make_schedule(
     return Schedule(_merged(ranges), tuple(rows))
 
 
-def best_for_all(curves: Sequence[StepCurve], demand: Demand) -> int:
+def best_for_all(curves: Sequence[StepCurve], demand: Demand, preferred: int | None = None) -> int:
     """The K with the least loss where it loses most, never below K = 0; 0 without a curve.
 
     A curve's loss is gain(K) over its best gain; of those within the slack of the least loss the
-    shortest K is taken. For one curve: the shortest K within the slack of the best.
+    shortest K is taken, or the preferred one if it is among them. For one curve: the shortest K
+    within the slack of the best.
     """
     if not curves:
         return 0
@@ -184,6 +187,8 @@ def best_for_all(curves: Sequence[StepCurve], demand: Demand) -> int:
         if min(gains) >= 1.0:
             kept[k] = min(gain / top for gain, top in zip(gains, best, strict=True))
     enough = (1.0 - demand.slack) * max(kept.values())
+    if preferred is not None and kept.get(preferred, 0.0) >= enough:
+        return preferred
     return min(k for k, share in kept.items() if share >= enough)
 
 
