@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Literal
 
 from vllm_nfp.draft.acceptance import Acceptance, AcceptanceError, from_counters
 from vllm_nfp.draft.curve import StepCurve, curve_of_seconds
-from vllm_nfp.metrics.snapshot import CurveRow
-from vllm_nfp.profile import Profile
-from vllm_nfp.scrape import Samples
 
 if TYPE_CHECKING:
+    from vllm_nfp.metrics.snapshot import CurveRow
     from vllm_nfp.principle import ModelShape, Serving, Target
+    from vllm_nfp.profile import Profile
+    from vllm_nfp.scrape import Samples
 
 DRAFTS = "vllm:spec_decode_num_drafts_total"
 DRAFTED = "vllm:spec_decode_num_draft_tokens_total"
