@@ -19,7 +19,7 @@ from vllm_nfp.draft import (
 )
 from vllm_nfp.draft.acceptance import from_counters
 from vllm_nfp.draft.curve import curve_of_seconds, dearer
-from vllm_nfp.draft.schedule import best_for_all
+from vllm_nfp.draft.schedule import best_length, good_lengths
 from vllm_nfp.draft.speculative_config import speculative_config, table
 
 COUNTS = (1, 2, 3, 4, 6, 8, 12)
@@ -140,7 +140,7 @@ def test_the_choice_is_the_best_of_all(
         + 1
     )
     best = max(brute_gain(step, demand, k) for k in lengths)
-    chosen = best_for_all([step], demand)
+    chosen = best_length(step, demand)
     assert chosen in lengths
     assert brute_gain(step, demand, chosen) == pytest.approx(best, rel=1e-9)
 
@@ -151,7 +151,7 @@ def test_slack_gives_the_shortest_draft_that_is_good_enough(
 ) -> None:
     demand = Demand(acceptance, cost, slack=slack)
     gains = [brute_gain(step, demand, k) for k in range(demand.longest(step) + 1)]
-    chosen = best_for_all([step], demand)
+    chosen = best_length(step, demand)
     assert gains[chosen] >= (1 - slack) * max(gains) * (1 - 1e-9)
     assert all(gain <= (1 - slack) * max(gains) * (1 + 1e-9) or gain < 1 for gain in gains[:chosen])
 
@@ -171,17 +171,36 @@ def test_one_length_for_several_contexts_loses_least_and_never_to_no_drafts(
         for gains in table_of
         if min(gains) >= 1.0
     ]
-    chosen = best_for_all(steps, demand)
+    chosen = min(good_lengths(steps, demand))
     gains = table_of[chosen]
     assert min(gains) >= 1.0 - 1e-12
     assert min(g / b for g, b in zip(gains, best, strict=True)) == pytest.approx(max(kept))
 
 
-def test_a_length_is_kept_while_it_is_good_enough() -> None:
-    """Each length has CUDA graphs of its own in vLLM."""
-    slower = curve([1.0, 1.61, 2.0, 3.0, 4.0, 5.0])
-    assert best_for_all([slower], Demand(constant(0.7), slack=0.3), preferred=2) == 2
-    assert best_for_all([slower], Demand(constant(0.7), slack=0.0), preferred=2) == 1
+def test_neighbours_share_a_length_that_is_good_enough_for_both() -> None:
+    one, eight = curve([1.0, 1.0, 1.0, 1.0, 1.0, 1.0], 1), curve([1.0, 1.0, 1.0, 1.0, 1.0, 9.0], 8)
+    demand = Demand(constant(0.6), slack=0.02)
+    assert good_lengths([one], demand) >= {7, 8, 11}
+    assert max(good_lengths([eight], demand)) == 7
+    (entry,) = make_schedule([one, eight], demand).ranges
+    assert entry.draft_length == min(good_lengths([one], demand) & good_lengths([eight], demand))
+    exact = make_schedule([one, eight], Demand(constant(0.6), slack=0.0)).ranges
+    assert [r.draft_length for r in exact] == [11, 7]
+
+
+@given(st.lists(ratios, min_size=1, max_size=3), shares, st.floats(0.0, 0.3))
+def test_sharing_gives_up_no_more_than_the_slack(
+    measured: list[list[float]], a: float, slack: float
+) -> None:
+    steps = [curve(v, b) for v, b in zip(measured, (1, 8, 32), strict=False)]
+    demand = Demand(constant(a), slack=slack)
+    for row in make_schedule(steps, demand).rows:
+        best = Demand(constant(a), slack=0.0)
+        step = {1: 0, 8: 1, 32: 2}.get(row.batch_size_first)
+        if step is not None:
+            top = best.gain(steps[step], best_length(steps[step], best))
+            assert row.scheduled_gain >= (1 - slack) * top * (1 - 1e-9)
+            assert row.scheduled_gain >= 1.0
 
 
 def test_a_longer_context_may_want_longer_drafts() -> None:
@@ -237,9 +256,9 @@ def test_a_cell_that_was_left_out_does_not_decide() -> None:
 
 def test_a_draft_that_costs_time_is_made_shorter() -> None:
     step = curve([1.0] * 6)
-    free = best_for_all([step], Demand(constant(0.8), slack=0.0))
-    costly = best_for_all([step], Demand(constant(0.8), DraftCost(share_per_token=0.2), slack=0.0))
-    prohibitive = best_for_all([step], Demand(constant(0.8), DraftCost(share_once=5.0)))
+    free = best_length(step, Demand(constant(0.8), slack=0.0))
+    costly = best_length(step, Demand(constant(0.8), DraftCost(share_per_token=0.2), slack=0.0))
+    prohibitive = best_length(step, Demand(constant(0.8), DraftCost(share_once=5.0)))
     assert free == 11
     assert 0 < costly < free
     assert prohibitive == 0

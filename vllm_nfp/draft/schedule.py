@@ -143,53 +143,68 @@ def make_schedule(
 ) -> Schedule:
     """Best draft lengths for batch sizes 1 to ``max_batch_size`` (default: the largest measured).
 
-    The table for all contexts takes, for each range of batch sizes, the K whose loss against the
-    best K, at the context where that loss is largest, is least; among those that beat decoding
-    without drafts at every context. A smaller batch's K is kept while it is within the slack.
-    Outside the measured batch sizes K is 0.
+    The table for all contexts has, for each range of batch sizes, a K whose loss against the best
+    K, at the context where that loss is largest, is within the slack of the least; see
+    :func:`good_lengths`. Neighbouring ranges share a K wherever one is good enough for both: each
+    distinct K has CUDA graphs of its own. Outside the measured batch sizes K is 0.
 
     Raises:
         ValueError: without a curve, or with two for the same cell.
     """
     grid = _grid(curves)
     contexts = sorted({context for _, context in grid})
-    rows: list[ScheduleRow] = []
-    ranges: list[ScheduleRange] = []
-    for first, last in _ranges(sorted({batch for batch, _ in grid}), max_batch_size):
-        found = {context: _curve_for(grid, context, first, last) for context in contexts}
-        known = [curve for curve, _ in found.values() if curve is not None]
-        # Each length has CUDA graphs of its own: stay with the last one while it is good enough.
-        scheduled = best_for_all(known, demand, ranges[-1].draft_length if ranges else None)
-        ranges.append(ScheduleRange(first, last, scheduled))
-        rows += [
-            _row(context, first, last, curve, basis, demand, scheduled)
-            for context, (curve, basis) in found.items()
-        ]
-    rows.sort(key=lambda row: (row.context, row.batch_size_first))
-    return Schedule(_merged(ranges), tuple(rows))
+    ranges = _ranges(sorted({batch for batch, _ in grid}), max_batch_size)
+    good: list[frozenset[int]] = []
+    for first, last in ranges:
+        found = (_curve_for(grid, context, first, last)[0] for context in contexts)
+        good.append(good_lengths([curve for curve in found if curve is not None], demand))
+    lengths = _shared(good)
+    rows = [
+        _row(context, first, last, *_curve_for(grid, context, first, last), demand, scheduled)
+        for context in contexts
+        for (first, last), scheduled in zip(ranges, lengths, strict=True)
+    ]
+    entries = [ScheduleRange(*of, length) for of, length in zip(ranges, lengths, strict=True)]
+    return Schedule(_merged(entries), tuple(rows))
 
 
-def best_for_all(curves: Sequence[StepCurve], demand: Demand, preferred: int | None = None) -> int:
-    """The K with the least loss where it loses most, never below K = 0; 0 without a curve.
+def best_length(curve: StepCurve, demand: Demand) -> int:
+    """The shortest K within the slack of the best goodput."""
+    return min(good_lengths([curve], demand))
 
-    A curve's loss is gain(K) over its best gain; of those within the slack of the least loss the
-    shortest K is taken, or the preferred one if it is among them. For one curve: the shortest K
-    within the slack of the best.
+
+def good_lengths(curves: Sequence[StepCurve], demand: Demand) -> frozenset[int]:
+    """Every K that is good enough for all of these curves; K = 0 alone without a curve.
+
+    A K's share at a curve is its gain over the best gain there. Good enough is a K whose smallest
+    share is within the slack of the largest such, and that beats K = 0 at every curve.
     """
     if not curves:
-        return 0
+        return frozenset({0})
     best = [
         max(demand.gain(curve, k) for k in range(demand.longest(curve) + 1)) for curve in curves
     ]
-    kept: dict[int, float] = {}
+    shares: dict[int, float] = {}
     for k in range(min(demand.longest(curve) for curve in curves) + 1):
         gains = [demand.gain(curve, k) for curve in curves]
         if min(gains) >= 1.0:
-            kept[k] = min(gain / top for gain, top in zip(gains, best, strict=True))
-    enough = (1.0 - demand.slack) * max(kept.values())
-    if preferred is not None and kept.get(preferred, 0.0) >= enough:
-        return preferred
-    return min(k for k, share in kept.items() if share >= enough)
+            shares[k] = min(gain / top for gain, top in zip(gains, best, strict=True))
+    enough = (1.0 - demand.slack) * max(shares.values())
+    return frozenset(k for k, share in shares.items() if share >= enough)
+
+
+def _shared(good: Sequence[frozenset[int]]) -> tuple[int, ...]:
+    """A length for each set, the same for as many neighbours as have one in common."""
+    lengths: list[int] = []
+    common: frozenset[int] = frozenset()
+    members = 0
+    for lengths_here in (*good, frozenset[int]()):
+        if members and not common & lengths_here:
+            lengths += [min(common)] * members
+            members = 0
+        common = common & lengths_here if members else lengths_here
+        members += 1
+    return tuple(lengths)
 
 
 def _grid(curves: Iterable[StepCurve]) -> dict[tuple[int, int], StepCurve]:
@@ -248,7 +263,7 @@ def _row(
             context, first, last, basis, 0, 1.0, 1.0, 0.0, None, None, 1.0, None, False, False,
             scheduled, 1.0,
         )  # fmt: skip
-    best = best_for_all([curve], demand)
+    best = best_length(curve, demand)
     free, free_at_limit = curve.free_positions(demand.epsilon)
     gain = demand.gain(curve, best)
     without = first / curve.seconds_at_one if basis == "measured" else None

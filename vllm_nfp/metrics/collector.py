@@ -20,7 +20,7 @@ from prometheus_client.core import (
 )
 
 from vllm_nfp.draft.acceptance import Acceptance, constant
-from vllm_nfp.draft.schedule import Demand, best_for_all
+from vllm_nfp.draft.schedule import Demand, best_length
 from vllm_nfp.draft.sources import COUNTERS, SourceError, curves_of_rows, live_acceptance
 from vllm_nfp.faults import maybe_fail
 from vllm_nfp.metrics.snapshot import FILE_PATTERN, Snapshot, State, read_snapshot
@@ -378,9 +378,7 @@ def recommended_draft_lengths(snapshot: Snapshot, acceptance: Acceptance) -> dic
     nearest = min({curve.context for curve in curves}, key=lambda c: (abs(c - live), c))
     demand = Demand(acceptance.extended())
     return {
-        curve.batch_size: best_for_all([curve], demand)
-        for curve in curves
-        if curve.context == nearest
+        curve.batch_size: best_length(curve, demand) for curve in curves if curve.context == nearest
     }
 
 
