@@ -1,6 +1,6 @@
 """Claim: the probe stays within its budget and leaves inter-token latency alone.
 
-    python -m benchmarks.overhead --shape qwen3-8b --kv-gib 14 --out DIR
+    python -m benchmarks.overhead --shape qwen3-8b:36:14 --out DIR
 
 Two servers share one GPU, one plain and one with the probe. In each round and for each level of
 concurrency, the same load goes to one and then to the other, in random order, so that both see

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from vllm_nfp.calibrate.plans import LLAMA_FIELDS, size_fields
+
 _QWEN3: Mapping[str, object] = {
     "rms_norm_eps": 1e-6,
     "rope_theta": 1e6,
@@ -38,88 +40,61 @@ _TINY_DENSE: Mapping[str, object] = {
     "model_type": "qwen3",
 }
 
-_LLAMA: Mapping[str, object] = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 5e5,
-    "tie_word_embeddings": False,
-    "dtype": "bfloat16",
-    "max_position_embeddings": 40960,
-    "vocab_size": 128256,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-}
-
-
-def _sizes(
-    hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int
-) -> dict[str, object]:
-    return {
-        "hidden_size": hidden,
-        "intermediate_size": intermediate,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-    }
-
-
 SHAPES: Mapping[str, Mapping[str, object]] = {
-    "llama-3.1-8b": {**_LLAMA, **_sizes(4096, 14336, 32, 32, 8)},
-    "llama-3.1-70b": {**_LLAMA, **_sizes(8192, 28672, 80, 64, 8)},
-    "llama-3.2-1b": {**_LLAMA, **_sizes(2048, 8192, 16, 32, 8), "head_dim": 64},
+    "llama-3.1-8b": {**LLAMA_FIELDS, **size_fields(4096, 14336, 32, 32, 8)},
+    "llama-3.1-70b": {**LLAMA_FIELDS, **size_fields(8192, 28672, 80, 64, 8)},
+    "llama-3.2-1b": {**LLAMA_FIELDS, **size_fields(2048, 8192, 16, 32, 8), "head_dim": 64},
     "qwen3-1.7b": {
         **_QWEN3,
         "architectures": ["Qwen3ForCausalLM"],
         "model_type": "qwen3",
-        **_sizes(2048, 6144, 28, 16, 8),
+        **size_fields(2048, 6144, 28, 16, 8),
     },
     "qwen3-14b": {
         **_QWEN3,
         "architectures": ["Qwen3ForCausalLM"],
         "model_type": "qwen3",
-        **_sizes(5120, 17408, 40, 40, 8),
+        **size_fields(5120, 17408, 40, 40, 8),
     },
     "qwen2.5-7b": {
-        **_LLAMA,
+        **LLAMA_FIELDS,
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",
         "vocab_size": 152064,
-        **_sizes(3584, 18944, 28, 28, 4),
+        **size_fields(3584, 18944, 28, 28, 4),
     },
     "phi-3-mini": {
-        **_LLAMA,
+        **LLAMA_FIELDS,
         "architectures": ["Phi3ForCausalLM"],
         "model_type": "phi3",
         "vocab_size": 32064,
         "pad_token_id": 0,
-        **_sizes(3072, 8192, 32, 32, 32),
+        **size_fields(3072, 8192, 32, 32, 32),
     },
     "mixtral-8x7b": {
-        **_LLAMA,
+        **LLAMA_FIELDS,
         "architectures": ["MixtralForCausalLM"],
         "model_type": "mixtral",
         "vocab_size": 32000,
         "num_local_experts": 8,
         "num_experts_per_tok": 2,
-        **_sizes(4096, 14336, 32, 32, 8),
+        **size_fields(4096, 14336, 32, 32, 8),
     },
     "olmoe-1b-7b": {
-        **_LLAMA,
+        **LLAMA_FIELDS,
         "architectures": ["OlmoeForCausalLM"],
         "model_type": "olmoe",
         "vocab_size": 50304,
         "num_experts": 64,
         "num_experts_per_tok": 8,
         "norm_topk_prob": False,
-        **_sizes(2048, 1024, 16, 16, 16),
+        **size_fields(2048, 1024, 16, 16, 16),
     },
     "qwen3-235b-a22b": {
         **_QWEN3,
         "architectures": ["Qwen3MoeForCausalLM"],
         "model_type": "qwen3_moe",
-        **_sizes(4096, 12288, 94, 64, 4),
+        **size_fields(4096, 12288, 94, 64, 4),
         "num_experts": 128,
         "num_experts_per_tok": 8,
         "moe_intermediate_size": 1536,
@@ -128,11 +103,11 @@ SHAPES: Mapping[str, Mapping[str, object]] = {
         "mlp_only_layers": [],
     },
     "deepseek-v2-lite": {
-        **_LLAMA,
+        **LLAMA_FIELDS,
         "architectures": ["DeepseekV2ForCausalLM"],
         "model_type": "deepseek_v2",
         "vocab_size": 102400,
-        **_sizes(2048, 10944, 27, 16, 16),
+        **size_fields(2048, 10944, 27, 16, 16),
         "n_routed_experts": 64,
         "n_shared_experts": 2,
         "num_experts_per_tok": 6,

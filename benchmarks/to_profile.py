@@ -2,7 +2,8 @@
 
     python -m benchmarks.to_profile benchmarks/results/2026-11-24-h100 dense -o dense-profile.json
 
-The estimates are made again from the raw pairs, by the same code as in the server.
+The estimates are made again from the raw pairs, by the same code as in the server, and so are the
+predictions, with the predictor of today.
 """
 
 from __future__ import annotations
@@ -20,7 +21,14 @@ import click
 from benchmarks import shapes
 from vllm_nfp.config import config_from_mapping
 from vllm_nfp.estimate import Module
-from vllm_nfp.metrics.snapshot import Snapshot, State
+from vllm_nfp.metrics.snapshot import PredictionRow, Snapshot, State
+from vllm_nfp.principle import (
+    Target,
+    default_calibration,
+    match_device,
+    predict_cells,
+    shape_from_config,
+)
 from vllm_nfp.probe import LayerTime, PairResult, Shape, Timing
 from vllm_nfp.probe.publisher import Results
 from vllm_nfp.profile import Device, Environment, ModelShape, Profile, profile_of, save_profile
@@ -49,8 +57,32 @@ def build(folder: Path, name: str, part: slice = slice(None)) -> Profile:
         curves=results.curves(),
         boundaries=results.boundaries(),
         layer_times=results.layer_times(),
+        predictions=tuple(_predictions(table, stored)),
     )
     return profile_of(snapshot, _environment(table["environment"]), _model(table), config)
+
+
+def _predictions(table: Mapping[str, Any], stored: Snapshot) -> Iterator[PredictionRow]:
+    config = {**shapes.SHAPES[table["shape"]], "num_hidden_layers": table["layers"]}
+    hardware = match_device(table["environment"]["gpu"]["name"])
+    assert hardware is not None
+    rows = predict_cells(
+        shape_from_config(config),
+        Target(hardware, default_calibration(hardware.name)),
+        sorted({row.batch_size for row in stored.curves}),
+        sorted({row.context for row in stored.curves}),
+        sorted({row.epsilon for row in stored.boundaries}),
+    )
+    for row in rows:
+        yield PredictionRow(
+            row.module,
+            row.batch_size,
+            row.context,
+            row.epsilon,
+            row.nfp,
+            row.idle_compute_nfp,
+            row.limited_by,
+        )
 
 
 def read_pairs(path: Path) -> Iterator[PairResult]:

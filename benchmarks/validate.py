@@ -333,12 +333,25 @@ def print_summary(found: Sequence[Outcome], console: Console) -> dict[str, Any]:
             group, source, module, str(score["cells"]), f"{score['within_step']:.0%}",
             f"{score['within_10_percent']:.0%}", f"{score['median_error']:.0%}",
             f"{score['idle_within_step']:.0%}", f"{score['idle_median_error']:.0%}",
-            "-" if score["idle_over_prediction_median"] is None else
-            f"{score['idle_over_prediction_median']:.1f}x [{score['idle_over_prediction_p10']:.1f}, "
-            f"{score['idle_over_prediction_p90']:.1f}]",
+            _over_prediction(score),
         )  # fmt: skip
     console.print(table)
     return kept
+
+
+def _over_prediction(score: Mapping[str, Any]) -> str:
+    middle, low, high = (
+        score[f"idle_over_prediction_{which}"] for which in ("median", "p10", "p90")
+    )
+    return "-" if middle is None else f"{middle:.1f}x [{low:.1f}, {high:.1f}]"
+
+
+def _line(o: Outcome) -> str:
+    where = f"{o.source:11s} {o.model:16s} {o.module:9s} {o.decoding:6s}"
+    cell = f"B={o.batch_size:<3d} L={o.context:<5d} eps={o.epsilon}"
+    more = "+" if o.at_limit else ""
+    figures = f"measured {o.measured}{more}, predicted {o.predicted}, idle {o.idle_compute}"
+    return f"{where} {cell}: {figures}{'' if o.within_step else '  <--'}"
 
 
 def all_cells(results: Path, target: Target) -> list[Cell]:
@@ -386,15 +399,8 @@ def main(results: Path, hardware: str, out: Path | None, plots: Path | None, row
     console = Console(width=150)
     scores = print_summary(found, console)
     if rows:
-        for o in found:
-            if o.group == "set-aside":
-                console.print(
-                    f"{o.source:11s} {o.model:16s} {o.module:9s} {o.decoding:6s} B={o.batch_size:<3d}"
-                    f" L={o.context:<5d} eps={o.epsilon}: measured {o.measured}"
-                    f"{'+' if o.at_limit else ''}, predicted {o.predicted}, idle {o.idle_compute}"
-                    f"{'' if o.within_step else '  <--'}",
-                    highlight=False,
-                )
+        for outcome in (o for o in found if o.group == "set-aside"):
+            console.print(_line(outcome), highlight=False)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         kept = {"scores": scores, "outcomes": [asdict(o) for o in found]}

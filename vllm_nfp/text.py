@@ -9,3 +9,8 @@ def duration(seconds: float) -> str:
         if seconds * scale >= 1.0:
             return f"{seconds * scale:.3g} {unit}"
     return f"{seconds * 1e9:.3g} ns"
+
+
+def printable(text: str) -> str:
+    """Foreign text for a terminal: no control characters."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

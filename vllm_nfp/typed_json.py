@@ -130,11 +130,11 @@ def _decode_float(value: Any, where: str) -> float:
     return number
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Replace a file whole: a reader sees the old text or the new one, and never half of it."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Replace a file whole: a reader sees the old content or the new, and never half of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -22,6 +22,7 @@ from vllm_nfp.engine.batch import (
 from vllm_nfp.engine.dispatch import Execution, GraphRules, Placement
 from vllm_nfp.engine.engine import VllmProbeEngine
 from vllm_nfp.engine.runners import step_of, view_of
+from vllm_nfp.probe import Shape, ShapeRefusedError
 
 CPU = torch.device("cpu")
 GROUP = AttentionGroup(builder=None, layer_names=("a", "b"), block_tokens=16, num_blocks=100)
@@ -81,6 +82,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> VllmProbeEngine:
         batch_sizes=(1, 4), contexts=(64,), max_positions=8, graph_memory_mib=100
     )
     made._rules, made._widths, made._groups, made._readers = RULES, [8], (), []
+    made._causal = True
     made._max_len, made._max_tokens, made._max_seqs = 512, 2048, 64
     made._device, made._on_gpu, made._prepared = CPU, True, {}
     made._captured, made.graph_bytes, made._pool = False, 0, "pool 0"
@@ -89,15 +91,26 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> VllmProbeEngine:
     return made
 
 
+STABLE_ABI_FAILURE = (
+    'torch_call_dispatcher( "aten::new_empty", "", stack.data(), 0) API call failed at ops.h'
+)
+
+
+OUT_OF_MEMORY = torch.OutOfMemoryError("no memory")
+
+
 def book(
-    engine: VllmProbeEngine, monkeypatch: pytest.MonkeyPatch, mib_per_token: float
+    engine: VllmProbeEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    mib_per_token: float,
+    out_of_memory: RuntimeError = OUT_OF_MEMORY,
 ) -> list[Any]:
     """The largest graph so far decides what the pool holds; graphs given up hold nothing."""
     pools: list[Any] = []
 
     def capture(prepared: Any) -> None:
         if mib_per_token * prepared.batch.tokens > 1000:
-            raise torch.OutOfMemoryError("no memory")
+            raise out_of_memory
         prepared.step_graph = SimpleNamespace(tokens=prepared.batch.tokens)
         pools.append(engine._pool)
 
@@ -133,12 +146,32 @@ def test_a_graph_over_the_limit_is_given_up_and_its_pool_with_it(
     assert "1 of 14 shapes have no CUDA graph of their own" in caplog.text
 
 
+@pytest.mark.parametrize("error", [OUT_OF_MEMORY, RuntimeError(STABLE_ABI_FAILURE)])
 def test_running_out_of_memory_leaves_shapes_out(
-    engine: VllmProbeEngine, monkeypatch: pytest.MonkeyPatch
+    engine: VllmProbeEngine, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
 ) -> None:
-    book(engine, monkeypatch, mib_per_token=10_000.0)
+    book(engine, monkeypatch, 10_000.0, error)
     engine.prepare()
     assert engine.positions(4, 64) == ()
+
+
+def test_another_error_is_no_lack_of_memory(
+    engine: VllmProbeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book(engine, monkeypatch, 10_000.0, RuntimeError("illegal memory access"))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        engine.prepare()
+
+
+def test_a_probe_without_memory_is_refused_and_no_fault(
+    engine: VllmProbeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def launch(*_: object) -> None:
+        raise RuntimeError(STABLE_ABI_FAILURE)
+
+    monkeypatch.setattr(engine, "_launch", launch)
+    with pytest.raises(ShapeRefusedError, match="new_empty"):
+        engine.launch(Shape(1, 64, 2))
 
 
 def config(**changes: Any) -> Any:

@@ -63,6 +63,7 @@ CONFIGS: list[Config] = [
     {**SMALL, "model_type": "mixtral", **FEW},
     {**SMALL, "model_type": "mixtral", **FEW, "sliding_window": 64},
     {**SMALL, "model_type": "phimoe", **FEW},
+    {**SMALL, "model_type": "olmoe", "num_experts": 6, "num_experts_per_tok": 2},
     {**SMALL, **EXPERTS, "model_type": "qwen2_moe", "num_experts": 6},
     {**SMALL, **EXPERTS, **UPPER, "model_type": "qwen2_moe", "num_experts": 6},
     {

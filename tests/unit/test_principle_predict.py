@@ -1,4 +1,4 @@
-"""The predictor: kernel models by hand, properties of its curves, and what limits what."""
+"""The predictor's core: steps by hand, terms that add up, boundaries, and what limits what."""
 
 from __future__ import annotations
 
@@ -8,66 +8,101 @@ import time
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_principle_models import (
+    DEEPSEEK_V2_LITE,
     DEEPSEEK_V3,
+    DREAM_7B,
+    FAST_DLLM_V2_7B,
     GEMMA_3_4B,
     GPT_OSS_20B,
+    LLADA_2_MINI,
+    LLADA_8B,
+    LLADA_MOE_7B_A1B,
     LLAMA_3_8B,
     MIXTRAL_8X7B,
     QWEN_3_8B,
     QWEN_3_30B_A3B,
-)
-from vllm_nfp.principle.kernels import (
-    Device,
-    attention_tile_rows,
-    awake_experts,
-    expert_terms,
-    gemm_terms,
-    moe_block_rows,
-    roofline,
-    split_slowdown,
-    sum_terms,
-    wave_slowdown,
+    SDAR_8B,
+    SDAR_30B_A3B,
 )
 
 from vllm_nfp.principle import (
     CATALOGUE,
-    UNCALIBRATED,
-    Efficiency,
+    H100_CALIBRATION,
+    CellPrediction,
     ModelShape,
+    Module,
     PredictionError,
-    Row,
+    Serving,
+    Target,
+    default_calibration,
     hardware_by_name,
     idle_compute_nfp,
     modules_of,
-    predict,
+    predict_cell,
     predict_cells,
     shape_from_config,
+    target_of,
 )
-from vllm_nfp.principle.shape import Gemm
+from vllm_nfp.principle.attention import MAX_GRAPH_TOKENS, attention_terms, fixed_seconds
+from vllm_nfp.principle.experts import Routing, awake_experts
+from vllm_nfp.principle.ffn import KERNEL_SECONDS
+from vllm_nfp.principle.gemm import gemm_seconds, gemm_terms
+from vllm_nfp.principle.graphs import DEFAULT_CAPTURE_SIZES, padded_tokens
+from vllm_nfp.principle.predict import boundary
+from vllm_nfp.principle.step import Cost, Step
+from vllm_nfp.principle.terms import LIMITS, FloatArray, roofline, soft_maximum, sum_terms
 
-H100 = hardware_by_name("H100-SXM")
+H100 = target_of("H100-SXM")
 LLAMA = shape_from_config(LLAMA_3_8B)
 QWEN_MOE = shape_from_config(QWEN_3_30B_A3B)
 SHAPES = [
     LLAMA,
     QWEN_MOE,
+    shape_from_config(LLAMA_3_8B, weight_bits=8, kv_bits=8),
+    shape_from_config(LLAMA_3_8B, weight_bits=4),
     shape_from_config(GPT_OSS_20B),
     shape_from_config(GEMMA_3_4B),
     shape_from_config(MIXTRAL_8X7B, tensor_parallel_size=2),
     shape_from_config(DEEPSEEK_V3, tensor_parallel_size=8),
+    shape_from_config(QWEN_3_30B_A3B, data_parallel_size=4, expert_parallel=True),
+    shape_from_config(LLADA_8B),
 ]
+EAGER = Serving(capture_sizes=())
 
 
-def numbers(*values: float) -> npt.NDArray[np.float64]:
+def numbers(*values: float) -> FloatArray:
     return np.array(values, dtype=np.float64)
 
 
-# Kernel models
+def cell(
+    shape: ModelShape = LLAMA,
+    module: Module = "model",
+    batch_size: int = 1,
+    context: int = 1024,
+    *,
+    epsilon: float = 0.1,
+    target: Target = H100,
+    serving: Serving = EAGER,
+    max_positions: int = 64,
+) -> CellPrediction:
+    return predict_cell(
+        shape, target, module, batch_size, context, (epsilon,), serving, max_positions
+    )
+
+
+def curve(*args: Any, **options: Any) -> FloatArray:
+    return np.array(cell(*args, **options).seconds)
+
+
+def with_hardware(**changes: Any) -> Target:
+    return Target(dataclasses.replace(H100.hardware, **changes), H100.calibration)
+
+
+# What the terms are made of
 
 
 def test_roofline_names_each_excess() -> None:
@@ -83,248 +118,23 @@ def test_roofline_names_each_excess() -> None:
     }
 
 
-def test_wave_slowdown() -> None:
-    assert list(wave_slowdown(numbers(132, 133, 264, 66), 132)) == [1, 264 / 133, 1, 2]
+def test_the_soft_maximum_by_hand() -> None:
+    assert soft_maximum(numbers(3), numbers(4), 2.0) == pytest.approx([5])
+    assert soft_maximum(numbers(1), numbers(1), 4.0) == pytest.approx([2**0.25])
+    # Neither a large power nor great distance overflows.
+    assert soft_maximum(numbers(1e-9), numbers(1e9), 64.0) == pytest.approx([1e9])
 
 
-def test_cache_splits_fill_the_device() -> None:
-    # 8 tiles: 16 splits give 128 CTAs, 33 give 264 = two whole waves. 4 KV tiles: no more splits.
-    assert split_slowdown(numbers(8), numbers(128 * 64), 132) == pytest.approx(1)
-    assert split_slowdown(numbers(8), numbers(128 * 4), 132) == pytest.approx(132 / 32)
-    assert split_slowdown(numbers(133), numbers(128 * 64), 132) == pytest.approx(264 / 133)
+@given(st.floats(1e-9, 1e3), st.floats(1e-9, 1e3), st.floats(1, 64))
+def test_the_soft_maximum_lies_between_maximum_and_sum(a: float, b: float, p: float) -> None:
+    (found,) = soft_maximum(numbers(a), numbers(b), p)
+    assert max(a, b) * (1 - 1e-12) <= found <= (a + b) * (1 + 1e-12)
 
 
-def test_awake_experts_by_hand() -> None:
-    # 8 experts, 2 per token: 2, then 2 + 2 x 6/8 = 3.5, then 3.5 + 2 x 4.5/8 = 4.625
-    assert awake_experts(numbers(1, 2, 3), 8, 2) == pytest.approx([2, 3.5, 4.625])
-
-
-@pytest.mark.parametrize(
-    ("quantization", "tokens", "rows"),
-    [
-        ("none", (1, 32, 33, 96, 97, 512, 513), (16, 16, 32, 32, 64, 64, 128)),
-        ("fp8", (32, 33), (16, 32)),
-        ("fp8_block", (1, 64, 65, 5000), (16, 16, 64, 64)),
-        ("wna16", (20, 21, 40, 41), (16, 32, 32, 64)),
-    ],
-)
-def test_moe_block_rows_follow_vllm(quantization: Any, tokens: Any, rows: tuple[int, ...]) -> None:
-    assert list(moe_block_rows(numbers(*tokens), quantization)) == list(rows)
-
-
-def test_attention_tile_rows_follow_flash_attention_3() -> None:
-    assert list(attention_tile_rows(numbers(4, 64, 65), 128)) == [64, 64, 128]
-    assert list(attention_tile_rows(numbers(4, 200), 64)) == [192, 192]
-    assert list(attention_tile_rows(numbers(4), 256)) == [128]
-
-
-@pytest.mark.parametrize("tokens", [1, 32, 128, 512, 2048, 8192])
-def test_expert_padding_is_near_the_exact_expectation(tokens: Any) -> None:
-    # Without traffic and waves the time is the padded rows; the exact rows are binomial.
-    fast_memory = dataclasses.replace(H100, memory_bytes_per_second=1e30, num_sms=1)
-    gemm = Gemm(1, 128, 2.0)
-    terms = expert_terms(
-        Device(fast_memory, UNCALIBRATED),
-        [gemm],
-        numbers(tokens),
-        num_experts=128,
-        experts_per_token=8,
-        quantization="none",
-    )
-    seconds = sum_terms(terms)[0] - terms["wave"][0]
-    rows = seconds * H100.bf16_flops * UNCALIBRATED.flops / (2 * gemm.parameters)
-    block = int(moe_block_rows(numbers(tokens), "none")[0])
-    assert rows == pytest.approx(128 * _expected_rows(tokens, 8 / 128, block), rel=0.03)
-
-
-def _expected_rows(tokens: Any, share: float, block: int) -> float:
-    total = 0.0
-    for count in range(1, tokens + 1):
-        log = math.lgamma(tokens + 1) - math.lgamma(count + 1) - math.lgamma(tokens - count + 1)
-        log += count * math.log(share) + (tokens - count) * math.log(1 - share)
-        total += math.exp(log) * math.ceil(count / block) * block
-    return total
-
-
-# Times by hand
-
-
-def test_dense_ffn_time_by_hand() -> None:
-    # 3 x 4096 x 14336 weights of 2 bytes at 0.85 of 3.35 TB/s, and 3 kernels of 2 us.
-    curve = predict(LLAMA, H100, 1, 1024, 0.1, "dense_ffn").curve
-    memory = 3 * 4096 * 14336 * 2 / (0.85 * 3.35e12)
-    assert curve[0] == pytest.approx(memory + 6e-6)
-    # 512 rows are whole tiles; the product that fills waves least (down, 256 tiles, split in 4:
-    # 1024 CTAs in 8 waves of 132) takes 1056/1024 of its arithmetic.
-    gate_up = 2 * 512 * 4096 * 28672 / (0.75 * 989.4e12)
-    down = 2 * 512 * 4096 * 14336 / (0.75 * 989.4e12) * 1056 / 1024
-    gate_up *= min(_wave(1792 * splits) for splits in (1, 2, 3, 4))
-    assert curve[511] == pytest.approx(gate_up + down + 6e-6, rel=1e-6)
-
-
-def _wave(tiles: int) -> float:
-    return math.ceil(tiles / 132) * 132 / tiles
-
-
-def test_moe_ffn_time_by_hand() -> None:
-    # DeepSeek-V3: 8 experts and the shared one, read in FP8; 10 kernels. The router's 256 columns
-    # are 2 tiles, split in 4: 8 of 132 SMs work on 64 rows.
-    shape = shape_from_config(DEEPSEEK_V3)
-    experts = 9 * 3 * 7168 * 2048 / (0.85 * 3.35e12)
-    router = 2 * 64 * 7168 * 256 / (0.75 * 989.4e12) * 132 / 8
-    curve = predict(shape, H100, 1, 1024, 0.1, "moe_ffn").curve
-    assert curve[0] == pytest.approx(experts + router + 20e-6)
-
-
-def test_fp8_halves_weights_and_doubles_arithmetic() -> None:
-    no_launch = dataclasses.replace(UNCALIBRATED, kernel_seconds=0.0)
-    wide, narrow = (
-        predict(shape, H100, 1, 1024, 0.1, "dense_ffn", efficiency=no_launch).curve
-        for shape in (LLAMA, shape_from_config(LLAMA_3_8B, weight_bits=8))
-    )
-    assert narrow[0] == pytest.approx(wide[0] / 2)
-    assert narrow[511] == pytest.approx(wide[511] / 2, rel=1e-3)
-
-
-def test_activations_beyond_l2_are_moved() -> None:
-    # 4 rows: 2 x 4 x 100 bytes in and 2 x 4 x 300 out, of which 500 each stay in L2.
-    small = dataclasses.replace(H100, l2_bytes=500)
-    terms = gemm_terms(Device(small, UNCALIBRATED), Gemm(100, 300, 2.0), numbers(4))
-    assert terms["memory"] == pytest.approx((60_000 + 300 + 1900) / (0.85 * 3.35e12))
-
-
-def test_a_step_counts_every_kernel() -> None:
-    # 32 layers of 2 projections, 2 for attention, 3 for the FFN and 4 others; 3 for the step.
-    slower = dataclasses.replace(UNCALIBRATED, kernel_seconds=3e-6)
-    fast, slow = (
-        predict(LLAMA, H100, 1, 1024, 0.1, "model", efficiency=efficiency).curve[0]
-        for efficiency in (UNCALIBRATED, slower)
-    )
-    assert slow - fast == pytest.approx((32 * 11 + 3) * 1e-6)
-
-
-def test_communication_by_hand() -> None:
-    # 2 all-reduces in each of 32 layers send 2 x 3/4 of 4096 x 2 bytes, the logits' all-gather
-    # 3/4 of 128256 x 2 bytes, for each of 10 tokens.
-    split = dataclasses.replace(LLAMA, tensor_parallel_size=4)
-    near, far = (
-        predict(split, hardware, 1, 1024, 0.1, "model").curve[9]
-        for hardware in (H100, dataclasses.replace(H100, link_bytes_per_second=1e9))
-    )
-    sent = 10 * 0.75 * 2 * (64 * 2 * 4096 + 128256)
-    assert far - near == pytest.approx(sent / 0.85 * (1 / 1e9 - 1 / 450e9))
-
-
-def test_attention_time_by_hand() -> None:
-    # The cache holds the 1024 tokens and the new one: 1025 x 8 heads x 512 bytes, two kernels.
-    prediction = predict(LLAMA, H100, 16, 1024, 0.1, "attention")
-    memory = 16 * 1025 * 8 * 512 / (0.85 * 3.35e12)
-    assert prediction.curve[0] == pytest.approx(memory + 4e-6)
-
-
-def test_sliding_layers_read_their_window() -> None:
-    shape = dataclasses.replace(LLAMA, sliding_window=100, num_sliding_layers=32)
-    near = predict(shape, H100, 16, 200, 0.1, "attention").curve
-    far = predict(shape, H100, 16, 90_000, 0.1, "attention").curve
-    assert near == far
-    assert far[0] == pytest.approx(16 * 100 * 8 * 512 / (0.85 * 3.35e12) + 4e-6)
-
-
-def test_step_agrees_with_the_server_that_was_seen() -> None:
-    # DESIGN.md: Qwen3-8B on an H100, 6.4 to 6.9 ms a step at B=1. No number was fitted to it.
-    curve = predict(shape_from_config(QWEN_3_8B), H100, 1, 1024, 0.1, "model").curve
-    assert 0.85 * 6.4e-3 < curve[0] < 1.15 * 6.9e-3
-
-
-def test_efficiency_scales_the_curve() -> None:
-    ideal = Efficiency(bandwidth=1.0, flops=1.0, kernel_seconds=0.0, source="test")
-    curve = predict(LLAMA, H100, 1, 1024, 0.1, "dense_ffn", efficiency=ideal).curve
-    assert curve[0] == pytest.approx(3 * 4096 * 14336 * 2 / 3.35e12)
-
-
-# Boundaries
-
-
-def test_dense_boundary_lies_on_a_tile_edge_below_idle_compute() -> None:
-    prediction = predict(LLAMA, H100, 1, 1024, 0.1, "dense_ffn")
-    assert prediction.nfp % 64 == 0
-    assert prediction.nfp < prediction.idle_compute_nfp == 295
-    assert prediction.limited_by == "tile"
-
-
-def test_experts_leave_nothing_free_for_one_sequence() -> None:
-    prediction = predict(QWEN_MOE, H100, 1, 1024, 0.1, "moe_ffn")
-    assert (prediction.nfp, prediction.limited_by) == (1, "experts")
-    assert prediction.idle_compute_nfp == 295
-
-
-def test_experts_that_are_all_awake_leave_room() -> None:
-    small = shape_from_config(MIXTRAL_8X7B)
-    asleep = predict(small, H100, 1, 1024, 0.1, "moe_ffn")
-    awake = predict(small, H100, 16, 1024, 0.1, "moe_ffn")
-    assert asleep.nfp == 1
-    assert awake.nfp >= 8
-    assert awake.limited_by != "experts"
-
-
-def test_fewer_experts_per_token_wake_more_slowly() -> None:
-    one, eight = (
-        predict(dataclasses.replace(QWEN_MOE, experts_per_token=k), H100, 64, 1024, 0.1, "moe_ffn")
-        for k in (1, 8)
-    )
-    assert one.curve[3] / one.curve[0] > eight.curve[3] / eight.curve[0]
-
-
-@pytest.mark.parametrize(("tile", "step"), [(64, 16), (128, 32)])
-def test_attention_steps_at_multiples_of_tile_over_group(tile: int, step: int) -> None:
-    curve = np.array(
-        predict(LLAMA, H100, 32, 65536, 0.1, "attention", 256, attention_tile=tile).curve
-    )
-    jumps = np.flatnonzero(curve[1:] / curve[:-1] > 1.01) + 1  # the last N before each jump
-    assert len(jumps) > 2
-    assert set(jumps % step) == {0}
-
-
-def test_attention_boundary_is_a_whole_query_block() -> None:
-    prediction = predict(LLAMA, H100, 32, 65536, 0.1, "attention", attention_tile=64)
-    assert prediction.nfp % 16 == 0
-    assert prediction.limited_by == "query_block"
-
-
-def test_short_contexts_are_limited_by_the_cache_itself() -> None:
-    # At large B the time is the cache's: 64 tokens grow by a tenth after 6 positions more.
-    prediction = predict(LLAMA, H100, 1024, 64, 0.1, "attention")
-    assert (prediction.nfp, prediction.limited_by) == (7, "memory")
-
-
-def test_graph_padding_is_paid_up_to_the_captured_size() -> None:
-    padded = predict(LLAMA, H100, 1, 1024, 0.1, "dense_ffn", capture_sizes=(512, 1, 8))
-    assert (padded.nfp, padded.limited_by) == (8, "graph_padding")
-    plain = predict(LLAMA, H100, 1, 1024, 0.1, "dense_ffn")
-    assert padded.curve[8] == pytest.approx(plain.curve[511])
-    assert padded.curve[:8] == pytest.approx([plain.curve[7]] * 8)
-
-
-def test_a_large_vocabulary_is_limited_by_the_lm_head() -> None:
-    shape = ModelShape("head", 1, 1024, 1024, 8, 8, 128, 1_000_000, 1)
-    assert predict(shape, H100, 1, 1024, 0.1, "model").limited_by == "lm_head"
-
-
-def test_a_slow_link_is_limited_by_communication() -> None:
-    split = dataclasses.replace(LLAMA, tensor_parallel_size=2)
-    slow = dataclasses.replace(H100, link_bytes_per_second=1e9)
-    prediction = predict(split, slow, 1, 1024, 0.1, "model")
-    assert prediction.limited_by == "communication"
-    assert prediction.nfp < predict(split, H100, 1, 1024, 0.1, "model").nfp
-
-
-def test_nothing_over_the_line_gives_the_last_position() -> None:
-    prediction = predict(LLAMA, H100, 1, 1024, 0.1, "dense_ffn", max_positions=16)
-    assert (prediction.nfp, prediction.limited_by) == (16, "memory")
-    assert len(prediction.curve) == 16
-
-
-# Properties
+def test_costs_add_and_multiply() -> None:
+    one = Cost(1.0, {"memory": numbers(1, 2)})
+    other = Cost(2.0, {"memory": numbers(3, 3), "wave": numbers(0, 1)})
+    assert list((one + other).times(2).seconds()) == [2 * (3 + 4), 2 * (3 + 6)]
 
 
 cells = st.tuples(
@@ -332,52 +142,419 @@ cells = st.tuples(
     st.sampled_from(CATALOGUE),
     st.integers(1, 512),
     st.integers(0, 100_000),
+    st.sampled_from([EAGER, Serving()]),
 )
 
 
 @settings(max_examples=60, deadline=None)
 @given(cells, st.lists(st.floats(0, 2), min_size=2, max_size=2).map(sorted), st.data())
-def test_curve_and_boundary_agree(cell: Any, epsilons: list[float], data: st.DataObject) -> None:
-    shape, hardware, batch_size, context = cell
+def test_terms_add_up_and_boundaries_follow_the_curve(
+    given_cell: Any, epsilons: list[float], data: st.DataObject
+) -> None:
+    shape, hardware, batch_size, context, serving = given_cell
     module = data.draw(st.sampled_from(modules_of(shape)))
-    low, high = (
-        predict(shape, hardware, batch_size, context, epsilon, module, 128) for epsilon in epsilons
-    )
-    assert 1 <= low.nfp <= high.nfp <= 128
-    assert low.curve == high.curve
-    assert all(math.isfinite(seconds) and seconds > 0 for seconds in low.curve)
-    line = (1 + epsilons[0]) * low.curve[0]
-    assert max(low.curve[: low.nfp]) <= line
-    if low.nfp < 128:
-        assert low.curve[low.nfp] > line
-    assert low.idle_compute_nfp == idle_compute_nfp(shape, hardware, batch_size, context, module)
+    target = Target(hardware, default_calibration(hardware.name))
+    found = predict_cell(shape, target, module, batch_size, context, epsilons, serving, 96)
+    seconds = np.array(found.seconds)
+    assert np.isfinite(seconds).all()
+    assert seconds.min() > 0
+    whole = found.fixed_seconds + np.sum(list(found.terms.values()), axis=0)
+    assert whole == pytest.approx(seconds, rel=1e-9)
+    assert all(min(term) >= -1e-9 * seconds.max() for term in found.terms.values())
+    assert set(found.terms) <= set(LIMITS)
+    if module == "model":
+        assert np.sum(list(found.parts.values()), axis=0) == pytest.approx(seconds, rel=1e-9)
+    else:
+        assert found.parts == {}
+    assert found.idle_compute_nfp == idle_compute_nfp(shape, hardware, batch_size, context, module)
+    for edge in found.boundaries:
+        line = (1 + edge.epsilon) * seconds[0]
+        assert seconds[: edge.nfp].max() <= line
+        assert edge.at_limit == (seconds <= line).all()
+        assert edge.at_limit or seconds[edge.nfp] > line
+        assert seconds[edge.largest_free - 1] <= line
+        assert (seconds[edge.largest_free :] > line).all()
+    low, high = found.boundaries
+    assert low.nfp <= high.nfp
+    assert low.largest_free <= high.largest_free
 
 
 @settings(max_examples=30, deadline=None)
 @given(cells)
-def test_a_step_takes_longer_than_its_layers(cell: Any) -> None:
-    shape, hardware, batch_size, context = cell
+def test_a_step_takes_longer_than_its_layers(given_cell: Any) -> None:
+    shape, hardware, batch_size, context, serving = given_cell
+    target = Target(hardware, H100_CALIBRATION)
     layers = {
         "dense_ffn": shape.num_dense_layers,
         "moe_ffn": shape.num_moe_layers,
         "attention": shape.num_layers,
     }
     curves = {
-        module: np.array(predict(shape, hardware, batch_size, context, 0.1, module, 64).curve)
+        module: curve(shape, module, batch_size, context, target=target, serving=serving)
         for module in modules_of(shape)
     }
     parts = sum(count * curves[module] for module, count in layers.items() if count)
     assert np.all(curves["model"] > parts)
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    st.sampled_from([shape for shape in SHAPES if shape.num_dense_layers]),
+    st.sampled_from(CATALOGUE),
+    st.integers(1, 64),
+)
+def test_dense_products_never_get_faster_with_more_positions(
+    shape: ModelShape, hardware: Any, batch_size: int
+) -> None:
+    seconds = curve(
+        shape, "dense_ffn", batch_size, target=Target(hardware, H100_CALIBRATION), max_positions=300
+    )
+    assert np.all(np.diff(seconds) >= -1e-12 * seconds[0])
+
+
+# Steps by hand
+
+
+def test_dense_ffn_time_by_hand() -> None:
+    # Gate-up 4096 x 28672 and down 14336 x 4096; the activation touches 3 x 14336 elements.
+    shape, constants = LLAMA, H100.calibration.gemm
+    rate = 0.86 * 3.35e12
+    moved = 2 * (1.66 * (28672 + 4096) + 3.74 * (4096 + 14336))
+    memory = (3 * 4096 * 14336 * 2 + moved) / rate
+    activation = 1.5e-6 + 3 * 14336 * 2 / (3 * 3.35e12)
+    found = cell(shape, "dense_ffn")
+    assert (constants.bandwidth, constants.output_traffic) == (0.86, 1.66)
+    assert found.terms["memory"][0] == pytest.approx(memory, rel=1e-9)
+    assert found.fixed_seconds == pytest.approx(2 * 4.0e-6 + activation)
+
+
+def test_a_model_of_one_matrix_kind_agrees_with_the_kernel_model() -> None:
+    found = cell(LLAMA, "dense_ffn", 4, max_positions=32)
+    tokens = 4 * np.array(found.positions, dtype=np.float64)
+    constants, hardware = H100.calibration.gemm, H100.hardware
+    products = sum(gemm_seconds(hardware, constants, g, tokens) for g in LLAMA.dense_ffn_gemms)
+    activation = KERNEL_SECONDS + tokens * 3 * 14336 * 2 / (3 * hardware.memory_bytes_per_second)
+    assert found.seconds == pytest.approx(products + activation)
+
+
+def test_attention_agrees_with_the_kernel_model() -> None:
+    found = cell(LLAMA, "attention", 16, 2048)
+    n = np.array(found.positions, dtype=np.float64)
+    terms = attention_terms(
+        H100.hardware, LLAMA.attention, batch_size=16, cached_tokens=2048 + n, positions=n,
+        max_graph_tokens=0,
+    )  # fmt: skip
+    assert found.seconds == pytest.approx(fixed_seconds(LLAMA.attention) + sum_terms(terms))
+
+
+def test_steps_beyond_the_graphs_take_the_other_bound_on_splits() -> None:
+    # One KV head needs more splits than the 32 that vLLM allows in graphs.
+    single = dataclasses.replace(LLAMA, num_kv_heads=1)
+    inside, outside = (
+        curve(single, "attention", 1, 100_000, serving=serving) for serving in (Serving(), EAGER)
+    )
+    assert max(DEFAULT_CAPTURE_SIZES) == MAX_GRAPH_TOKENS
+    assert outside[0] < inside[0]
+
+
+def test_step_agrees_with_the_server_that_was_seen() -> None:
+    # Qwen3-8B on an H100 in vLLM 0.32 at B=1: 6.4 to 6.9 ms a step. No constant was fitted to it.
+    seconds = curve(shape_from_config(QWEN_3_8B))
+    assert 0.9 * 6.4e-3 < seconds[0] < 1.1 * 6.9e-3
+
+
+def test_a_step_counts_every_kernel() -> None:
+    # In each of 32 layers 4 products, attention, 4 small kernels; LM head and 2 small ones.
+    slower = dataclasses.replace(
+        H100.calibration, gemm=dataclasses.replace(H100.calibration.gemm, kernel_seconds=5.0e-6)
+    )
+    rise = curve(LLAMA, target=Target(H100.hardware, slower))[0] - curve(LLAMA)[0]
+    assert rise == pytest.approx((32 * 4 + 1) * 1e-6)
+
+
+def test_parts_of_dense_and_moe_steps() -> None:
+    common = ["attention", "projections", "norms and rotary"]
+    assert list(cell(LLAMA).parts) == [*common, "dense FFN", "LM head"]
+    assert list(cell(QWEN_MOE).parts) == [*common, "MoE FFN", "LM head"]
+    both = shape_from_config(DEEPSEEK_V3, tensor_parallel_size=8)
+    assert list(cell(both).parts) == [*common, "dense FFN", "MoE FFN", "LM head"]
+
+
+# Parallelism and storage
+
+
+def test_tensor_parallel_ranks_halve_weights_and_talk() -> None:
+    halved = shape_from_config(LLAMA_3_8B, tensor_parallel_size=2)
+    alone, split = cell(LLAMA, "dense_ffn"), cell(halved, "dense_ffn")
+    weights = 3 * 4096 * 14336 * 2 / (0.86 * 3.35e12)
+    assert alone.terms["memory"][0] - split.terms["memory"][0] == pytest.approx(
+        weights / 2, rel=0.01
+    )
+    assert "communication" not in alone.terms
+    # An all-reduce of T x 4096 16-bit elements: 2 x 1/2 of them at 0.7 of 450 GB/s.
+    assert split.terms["communication"][9] == pytest.approx(10 * 4096 * 2 / (0.7 * 450e9))
+
+
+def test_communication_of_a_step_by_hand() -> None:
+    # 2 all-reduces in each of 32 layers send 2 x 3/4 of 4096 elements for each token, the logits'
+    # all-gather 3/4 of 128256; 10 tokens of 2 bytes.
+    split = shape_from_config(LLAMA_3_8B, tensor_parallel_size=4)
+    sent = 10 * 0.75 * 2 * (64 * 2 * 4096 + 128256)
+    near, far = (
+        curve(split, target=target)[9]
+        for target in (H100, with_hardware(link_bytes_per_second=1e9))
+    )
+    assert far - near == pytest.approx(sent / 0.7 * (1 / 1e9 - 1 / 450e9))
+
+
+def test_expert_parallel_ranks_hold_fewer_experts_and_see_more_tokens() -> None:
+    spread = shape_from_config(QWEN_3_30B_A3B, data_parallel_size=4, expert_parallel=True)
+    found = cell(spread, "moe_ffn", 8)
+    routing = Routing(spread.local_experts, spread.local_experts_per_token, expert_parallel=True)
+    assert spread.local_experts == 128 / 4
+    awake = awake_experts(4 * 8 * numbers(1, 2, 3), routing)
+    assert np.array(found.terms["experts"][:3]) / found.terms["experts"][0] == pytest.approx(
+        awake / awake[0]
+    )
+    # To the experts and back: 3/4 of 32 N tokens of 2048 elements, twice.
+    sent = 2 * 0.75 * 32 * 2048 * 2
+    assert found.terms["communication"][0] == pytest.approx(sent / (0.7 * 450e9))
+
+
+def test_int4_quarters_weights_and_fp8_halves_them() -> None:
+    memory = {
+        bits: cell(shape_from_config(LLAMA_3_8B, weight_bits=bits), "dense_ffn").terms["memory"][0]
+        for bits in (16, 8, 4)
+    }
+    activations = memory[16] - 3 * 4096 * 14336 * 2 / (0.86 * 3.35e12)
+    assert memory[4] - activations == pytest.approx((memory[16] - activations) / 4)
+    # FP8 products have a bandwidth share of their own and count no activations.
+    assert memory[8] == pytest.approx(3 * 4096 * 14336 / (0.82 * 3.35e12), rel=0.01)
+
+
+def test_fp8_runs_in_16_bits_where_there_are_no_units() -> None:
+    a100 = target_of("A100-SXM4-80GB")
+    eight = cell(shape_from_config(LLAMA_3_8B, weight_bits=8), "dense_ffn", target=a100)
+    assert eight.terms["memory"][0] < cell(LLAMA, "dense_ffn", target=a100).terms["memory"][0]
+    assert "wave" in eight.terms  # of the 16-bit kernel
+
+
+def test_an_fp8_cache_halves_what_attention_reads() -> None:
+    wide, narrow = (
+        cell(shape_from_config(LLAMA_3_8B, kv_bits=bits), "attention", 64, 16384).terms["memory"][0]
+        for bits in (16, 8)
+    )
+    assert narrow / wide == pytest.approx(0.5, rel=0.02)
+
+
+def test_latent_attention_runs_on_its_own_backend() -> None:
+    shape = shape_from_config(DEEPSEEK_V2_LITE)
+    found = cell(shape, "attention", 8, 4096, serving=Serving("FLASH_ATTN_MLA"))
+    # 16 heads share the latent: 4 positions fill a block of 64 rows, the fifth begins another.
+    blocks = np.array(found.terms["query_block"])
+    assert blocks[4] > blocks[3]
+    # One latent of 576 elements is cached for each token, however many heads there are.
+    read = 8 * 4097 * 576 * 2 / (3.35e12 * H100.calibration.attention.bandwidth)
+    assert read < found.terms["memory"][0] < 1.3 * read  # queries and partial results as well
+
+
+def test_sliding_layers_read_their_window_alone() -> None:
+    sliding = dataclasses.replace(LLAMA, sliding_window=100, num_sliding_layers=32)
+    near, far = (curve(sliding, "attention", 16, context) for context in (200, 90_000))
+    assert near == pytest.approx(far)
+    half = dataclasses.replace(LLAMA, sliding_window=100, num_sliding_layers=16)
+    mixed, full = (curve(shape, "attention", 16, 90_000) for shape in (half, LLAMA))
+    assert mixed == pytest.approx((far + full) / 2)
+
+
+def test_windows_of_neighbours_overlap() -> None:
+    # 64 positions see 100 + 63 tokens together: far fewer than 64 windows.
+    sliding = dataclasses.replace(LLAMA, sliding_window=100, num_sliding_layers=32)
+    memory = np.array(cell(sliding, "attention", 512, 5000).terms["memory"])
+    plain = np.array(cell(LLAMA, "attention", 512, 162 - 64).terms["memory"])
+    assert memory[63] == pytest.approx(plain[63], rel=0.03)
+
+
+def test_bidirectional_blocks_take_other_tiles_at_head_size_64() -> None:
+    causal = dataclasses.replace(LLAMA, head_dim=64)
+    block = dataclasses.replace(causal, decoding="bidirectional_block")
+    assert not np.allclose(
+        curve(causal, "attention", 32, 8192), curve(block, "attention", 32, 8192)
+    )
+    same = dataclasses.replace(LLAMA, decoding="bidirectional_block")
+    assert curve(LLAMA, "attention", 32, 8192) == pytest.approx(curve(same, "attention", 32, 8192))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [LLADA_8B, LLADA_MOE_7B_A1B, LLADA_2_MINI, DREAM_7B, FAST_DLLM_V2_7B, SDAR_8B, SDAR_30B_A3B],
+    ids=lambda config: str(config["model_type"]),
+)
+def test_diffusion_families_run_end_to_end(config: dict[str, Any]) -> None:
+    shape = shape_from_config(config)
+    assert shape.bidirectional
+    rows = predict_cells(shape, H100, (1, 32), (1024,), (0.1, 0.2))
+    assert len(rows) == len(modules_of(shape)) * 2 * 2
+    assert all(1 <= row.nfp <= row.largest_free for row in rows)
+
+
+# CUDA graphs
+
+
+def test_graph_padding_is_paid_up_to_the_captured_size() -> None:
+    # 8 sequences of 3 positions run with 27 tokens: 25 rounded up to a multiple of 3.
+    serving = Serving(capture_sizes=(8, 25, 100))
+    padded = cell(LLAMA, "dense_ffn", 8, serving=serving)
+    plain = cell(LLAMA, "dense_ffn", 8)
+    assert padded_tokens(serving.capture_sizes, 8, 3) == 27
+    constants, hardware = H100.calibration.gemm, H100.hardware
+    added = sum(
+        sum_terms(gemm_terms(hardware, constants, gemm, numbers(27)))
+        - sum_terms(gemm_terms(hardware, constants, gemm, numbers(24)))
+        for gemm in LLAMA.dense_ffn_gemms
+    )
+    assert padded.terms["graph_padding"][2] == pytest.approx(added[0])
+    assert padded.seconds[2] - plain.seconds[2] == pytest.approx(added[0])
+    # Beyond the graphs nothing is padded: multiples of 11 that hold 88 tokens are above 100.
+    assert padded.in_graphs == 10
+    assert padded.seconds[10:] == pytest.approx(plain.seconds[10:])
+
+
+def test_a_coarse_captured_size_ends_the_slack() -> None:
+    # 2 sequences of 7 positions fit the size 8, rounded up to 14; of 8 positions they need 512.
+    coarse = cell(LLAMA, "dense_ffn", 2, serving=Serving(capture_sizes=(2, 8, 512)))
+    edge = coarse.boundaries[0]
+    assert (edge.nfp, edge.limited_by) == (7, "graph_padding")
+    assert cell(LLAMA, "dense_ffn", 2).boundaries[0].nfp > 7
+
+
+def test_no_graphs_and_no_room_for_any() -> None:
+    assert cell(serving=EAGER).in_graphs == 0
+    assert cell(batch_size=600, serving=Serving()).in_graphs == 0
+    assert cell(batch_size=32, serving=Serving()).in_graphs == 16
+
+
+def test_experts_and_the_lm_head_are_not_padded() -> None:
+    padded, plain = (
+        cell(QWEN_MOE, batch_size=3, serving=serving).parts
+        for serving in (Serving(capture_sizes=(512,)), EAGER)
+    )
+    for part in ("MoE FFN", "LM head"):
+        assert padded[part] == pytest.approx(plain[part])
+    assert padded["projections"][0] > plain["projections"][0]
+
+
+# Boundaries of curves made by hand
+
+
+def test_the_first_crossing_counts_and_islands_are_told() -> None:
+    cost = Cost(1.0, {"memory": numbers(9, 9.5, 10, 12, 9, 12), "wave": numbers(0, 0, 0, 1, 0, 0)})
+    edge = boundary(cost, 0.1)
+    assert (edge.nfp, edge.largest_free, edge.at_limit) == (3, 5, False)
+    assert edge.limited_by == "memory"
+
+
+def test_a_curve_on_the_line_is_free() -> None:
+    edge = boundary(Cost(0.0, {"memory": numbers(4, 5, 5)}), 0.25)
+    assert (edge.nfp, edge.largest_free, edge.at_limit) == (3, 3, True)
+
+
+def test_no_slack_at_all() -> None:
+    edge = boundary(Cost(0.0, {"experts": numbers(1, 2, 3)}), 0.1)
+    assert (edge.nfp, edge.largest_free, edge.limited_by) == (1, 1, "experts")
+
+
+@pytest.mark.parametrize(
+    ("terms", "limit"),
+    [
+        ({"memory": numbers(5, 5, 5.2), "tile": numbers(0, 0, 0.9)}, "tile"),
+        ({"memory": numbers(5, 5.1, 7), "tile": numbers(0, 1, 0)}, "tile"),  # at the crossing
+        ({"memory": numbers(5, 4, 4), "wave": numbers(0, 0.1, 0.2)}, "wave"),  # at the limit
+        ({"compute": numbers(5, 5, 5)}, "memory"),  # nothing grew
+    ],
+)
+def test_the_limit_is_what_grew_most(terms: Any, limit: str) -> None:
+    assert boundary(Cost(0.0, terms), 0.1).limited_by == limit
+
+
+@given(st.lists(st.floats(0.1, 10), min_size=1, max_size=40), st.floats(0, 3), st.floats(0, 3))
+def test_any_curve_has_more_slack_at_a_larger_tolerance(
+    values: list[float], one: float, other: float
+) -> None:
+    cost = Cost(0.0, {"memory": numbers(*values)})
+    low, high = (boundary(cost, epsilon) for epsilon in sorted((one, other)))
+    assert 1 <= low.nfp <= high.nfp <= len(values)
+    assert low.nfp <= low.largest_free <= high.largest_free
+
+
+# What limits real cells
+
+
+def test_experts_leave_nothing_free_for_one_sequence() -> None:
+    edge = cell(QWEN_MOE, "moe_ffn").boundaries[0]
+    assert (edge.nfp, edge.limited_by) == (1, "experts")
+    assert cell(QWEN_MOE, "moe_ffn").idle_compute_nfp == 295
+
+
+def test_experts_that_are_all_awake_leave_room() -> None:
+    mixtral = shape_from_config(MIXTRAL_8X7B)
+    asleep, awake = (cell(mixtral, "moe_ffn", b).boundaries[0] for b in (1, 16))
+    assert asleep.nfp == 1
+    assert awake.nfp >= 4
+    assert awake.limited_by != "experts"
+
+
+def test_attention_ends_at_a_whole_query_block() -> None:
+    edge = cell(LLAMA, "attention", 32, 65536).boundaries[0]
+    assert edge.nfp % 16 == 0
+    assert edge.limited_by == "query_block"
+
+
+def test_short_contexts_are_limited_by_the_cache_itself() -> None:
+    edge = cell(LLAMA, "attention", 1024, 64).boundaries[0]
+    assert edge.limited_by == "memory"
+    assert edge.nfp < 7  # 7 tokens are a tenth of the cache
+
+
+def test_a_large_vocabulary_is_limited_by_the_lm_head() -> None:
+    shape = ModelShape("head", 1, 1024, 1024, 8, 8, 128, 1_000_000, 1)
+    assert cell(shape, max_positions=512).boundaries[0].limited_by == "lm_head"
+
+
+def test_a_slow_link_is_limited_by_communication() -> None:
+    split = shape_from_config(LLAMA_3_8B, tensor_parallel_size=2)
+    slow = cell(split, target=with_hardware(link_bytes_per_second=1e9)).boundaries[0]
+    assert slow.limited_by == "communication"
+    assert slow.nfp < cell(split).boundaries[0].nfp
+
+
+@pytest.mark.parametrize("module", ["dense_ffn", "attention", "model"])
+def test_idle_compute_over_predicts(module: Module) -> None:
+    found = cell(LLAMA, module, 8, 4096)
+    assert found.boundaries[0].nfp < found.idle_compute_nfp
+
+
+def test_tuned_tiles_change_the_experts_alone() -> None:
+    tiles = {t: {"BLOCK_SIZE_M": 64, "BLOCK_SIZE_N": 128, "BLOCK_SIZE_K": 64, "GROUP_SIZE_M": 1}
+             for t in (1, 512)}  # fmt: skip
+    tuned = Serving(capture_sizes=(), expert_tiles=tiles)
+    assert not np.allclose(
+        curve(QWEN_MOE, "moe_ffn", 32), curve(QWEN_MOE, "moe_ffn", 32, serving=tuned)
+    )
+    assert curve(QWEN_MOE, "attention", 32) == pytest.approx(
+        curve(QWEN_MOE, "attention", 32, serving=tuned)
+    )
+
+
 # Rows
 
 
 def test_rows_cover_the_modules_that_the_model_has() -> None:
-    rows = predict_cells(SHAPES[-1], H100, (1, 8), (1024, 4096), (0.05, 0.1))
-    assert len(rows) == len(set(rows)) == 4 * 2 * 2 * 2
-    assert {row.module for row in rows} == {"dense_ffn", "moe_ffn", "attention", "model"}
-    assert {row.module for row in predict_cells(LLAMA, H100, (1,), (1024,), (0.1,))} == {
+    both = shape_from_config(DEEPSEEK_V3, tensor_parallel_size=8)
+    rows = predict_cells(both, H100, (1, 8), (1024, 4096), (0.05, 0.1), max_positions=8)
+    keys = {(row.module, row.batch_size, row.context, row.epsilon) for row in rows}
+    assert len(rows) == len(keys) == 4 * 2 * 2 * 2
+    assert {row.module for row in predict_cells(LLAMA, H100, (1,), (1,), (0.1,))} == {
         "dense_ffn",
         "attention",
         "model",
@@ -385,57 +562,77 @@ def test_rows_cover_the_modules_that_the_model_has() -> None:
     assert "dense_ffn" not in {r.module for r in predict_cells(QWEN_MOE, H100, (1,), (1,), (0.1,))}
 
 
-def test_rows_have_the_fields_of_the_json_contract_and_agree_with_predict() -> None:
+def test_rows_are_those_of_the_cells() -> None:
     (row,) = (
         row
-        for row in predict_cells(LLAMA, H100, (8,), (4096,), (0.2,))
+        for row in predict_cells(LLAMA, H100, (8,), (4096,), (0.2,), max_positions=64)
         if row.module == "attention"
     )
-    single = predict(LLAMA, H100, 8, 4096, 0.2, "attention")
-    assert row == Row(
-        "attention", 8, 4096, 0.2, single.nfp, single.idle_compute_nfp, single.limited_by
-    )
-    assert list(dataclasses.asdict(row)) == [
-        "module",
-        "batch_size",
-        "context",
-        "epsilon",
-        "nfp",
-        "idle_compute_nfp",
-        "limited_by",
-    ]
+    found = cell(LLAMA, "attention", 8, 4096, epsilon=0.2, serving=Serving())
+    edge = found.boundaries[0]
+    assert row.to_dict() == {
+        "module": "attention",
+        "batch_size": 8,
+        "context": 4096,
+        "epsilon": 0.2,
+        "nfp": edge.nfp,
+        "idle_compute_nfp": 73,
+        "limited_by": edge.limited_by,
+        "at_limit": edge.at_limit,
+        "largest_free": edge.largest_free,
+    }
 
 
-def test_a_cell_takes_less_than_20_ms() -> None:
+def test_a_cell_takes_less_than_a_tenth_of_a_second() -> None:
+    shape = shape_from_config(DEEPSEEK_V3, tensor_parallel_size=8)
+
     def seconds() -> float:
         start = time.perf_counter()
-        predict(SHAPES[-1], H100, 32, 16384, 0.1, "model", capture_sizes=range(8, 513, 8))
+        predict_cell(shape, H100, "model", 32, 16384, (0.1,))
         return time.perf_counter() - start
 
-    assert min(seconds() for _ in range(5)) < 0.02
+    assert min(seconds() for _ in range(5)) < 0.1
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"epsilon": -0.1}, "epsilon must be a share of 0 or more, not -0.1"),
-        ({"epsilon": float("nan")}, "epsilon .* not nan"),
+        ({"epsilon": math.nan}, "epsilon .* not nan"),
         ({"batch_size": 0}, "batch_size must be 1 or more, not 0"),
         ({"context": -1}, "context must be 0 or more tokens, not -1"),
         ({"module": "moe_ffn"}, "llama has no module 'moe_ffn'"),
-        ({"max_positions": 0}, "max_positions must be 1 or more, not 0"),
-        ({"attention_tile": 0}, "attention_tile must be 1 row or more, not 0"),
+        ({"max_positions": 0}, "max_positions must lie from 1 to 8192, not 0"),
+        ({"max_positions": 8193}, "max_positions must lie from 1 to 8192, not 8193"),
+        ({"serving": Serving("PAGED")}, "unknown attention backend 'PAGED': known are FLASH_ATTN,"),
     ],
 )
 def test_refused_questions(changes: dict[str, Any], message: str) -> None:
-    question = {"batch_size": 1, "context": 1024, "epsilon": 0.1, "module": "model"}
     with pytest.raises(PredictionError, match=message):
-        predict(LLAMA, H100, **{**question, **changes})
+        cell(**changes)
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("bandwidth", 0), ("flops", 1.1), ("kernel_seconds", -1e-6)]
-)
-def test_impossible_efficiencies_are_refused(field: str, value: float) -> None:
-    with pytest.raises(ValueError, match=rf"^{field} must .* not {value}"):
-        dataclasses.replace(UNCALIBRATED, **{field: value})
+def test_times_that_overflow_are_refused() -> None:
+    endless = dataclasses.replace(
+        H100.calibration,
+        attention=dataclasses.replace(H100.calibration.attention, kernel_seconds=1e308),
+    )
+    with pytest.raises(PredictionError, match="no time above 0 and finite on H100-SXM"):
+        cell(target=Target(H100.hardware, endless))
+
+
+def test_positions_may_be_any_array() -> None:
+    step = Step(LLAMA, H100, Serving(), 4, 1024, numbers(1, 16, 128))
+    assert list(step.tokens) == [4, 64, 512]
+    assert step.in_graphs == 128
+    assert step.module("model").seconds() == pytest.approx(
+        curve(batch_size=4, serving=Serving(), max_positions=128)[[0, 15, 127]]
+    )
+
+
+def test_every_device_of_the_catalogue_predicts() -> None:
+    for hardware in CATALOGUE:
+        target = target_of(hardware.name)
+        assert target.calibration.fitted == (hardware.name == "H100-SXM")
+        assert cell(target=target).boundaries[0].nfp >= 1
+    assert hardware_by_name("h200").name == "H200"

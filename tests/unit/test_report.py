@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_nfp.cli import main
-from vllm_nfp.metrics.snapshot import BoundaryRow, CurveRow, LayerTimeRow, State
+from vllm_nfp.metrics.snapshot import BoundaryRow, CurveRow, LayerTimeRow, PredictionRow, State
 from vllm_nfp.profile import (
     Device,
     Environment,
@@ -119,24 +119,38 @@ def test_ids_are_unique_and_references_have_a_target(html: str, page: Page) -> N
     assert wanted
 
 
-def test_every_plot_speaks_and_takes_its_colours_from_the_page(html: str, page: Page) -> None:
+def predicted_of(profile: Profile) -> PredictionRow:
+    """Of the whole step of eight sequences; it changes with the predictor, not with this page."""
+    wanted = ("model", 8, 1024, 0.1)
+    return next(
+        row
+        for row in profile.predictions
+        if (row.module, row.batch_size, row.context, row.epsilon) == wanted
+    )
+
+
+def test_every_plot_speaks_and_takes_its_colours_from_the_page(
+    html: str, page: Page, dense_profile: Profile
+) -> None:
     plots = re.findall(r"<svg viewBox[^>]*role=\"img\".*?</svg>", html, re.DOTALL)
     assert len(plots) == 9
     for plot in plots:
         assert re.search(r"<title id=[^>]+>[^<]{20,}</title><desc id=[^>]+>[^<]{40,}</desc>", plot)
         assert not re.findall(r"#[0-9a-f]{6}\b", plot), "a colour does not follow the theme"
         assert "t(N) / t(1)" in plot
-    assert "Within 10%: 16 (16 to 16). Predicted 32, idle-compute 38." in html
+    predicted = predicted_of(dense_profile).positions
+    assert f"Within 10%: 16 (16 to 16). Predicted {predicted}, idle-compute 38." in html
     assert page.tags["svg"] == 9 + 4
 
 
-def test_the_measured_numbers_are_on_the_page(page: Page) -> None:
+def test_the_measured_numbers_are_on_the_page(page: Page, dense_profile: Profile) -> None:
+    predicted = predicted_of(dense_profile)
     text = page.prose()
     assert "Near-free positions of qwen3-8b" in text
     assert "NVIDIA H100 80GB HBM3 · vLLM 0.32.0 · bfloat16 · 24 November 2026, 14:22 UTC" in text
     assert "batch size 1 64+ L = 1024 to 16384" in text
     assert "batch size 8 16 to 24" in text
-    assert "8 1024 1.91 ms 16 32 38 tile" in text
+    assert f"8 1024 1.91 ms 16 {predicted.positions} 38 {predicted.limited_by}" in text
     assert "1 1024 15.1 µs 12 [8, 16]" in text
     assert "Driver 580.159.04" in text
 

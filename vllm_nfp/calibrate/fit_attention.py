@@ -13,8 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vllm_nfp.calibrate.errors import FitError, FitErrors, check_curve, fit_errors
 from vllm_nfp.calibrate.points import Kernel, KernelSamples
 from vllm_nfp.principle.attention import (
+    ATTENTION_BACKENDS,
     H100_ATTENTION,
     AttentionBackend,
     AttentionConstants,
@@ -30,7 +32,7 @@ from vllm_nfp.principle.terms import FloatArray, sum_terms
 TOLERANCES = (0.1, 0.2)
 """Epsilons that decide which errors weigh most, and at which fits are scored."""
 
-_BOUNDS = {
+FIT_BOUNDS = {
     "bandwidth": (0.3, 1.0),
     "flops": (0.1, 1.0),
     "overlap": (1.5, 20.0),
@@ -57,10 +59,6 @@ _PRIOR = 0.05
 _LEAST_POSITIONS = 3
 
 
-class FitError(ValueError):
-    """Curves that constants cannot be fitted to; the message says why."""
-
-
 @dataclass(frozen=True, slots=True)
 class AttentionCurve:
     """Measured attention times of one layer in one cell.
@@ -71,6 +69,7 @@ class AttentionCurve:
         positions: N, ascending from 1.
         seconds: t(N), one time for each.
         causal: False for blocks that see all of themselves.
+        backend: whose kernel ran; None: FlashAttention 3.
     """
 
     heads: AttentionHeads
@@ -79,15 +78,13 @@ class AttentionCurve:
     positions: FloatArray
     seconds: FloatArray
     causal: bool = True
+    backend: AttentionBackend | None = None
 
     def __post_init__(self) -> None:
         cell = f"attention at batch size {self.batch_size}, context {self.context}"
-        if len(self.positions) != len(self.seconds) or len(self.positions) < _LEAST_POSITIONS:
-            raise FitError(f"{cell} needs a time at {_LEAST_POSITIONS} or more N")
-        if self.positions[0] != 1 or not np.all(np.diff(self.positions) > 0):
-            raise FitError(f"{cell}: N must ascend from 1")
-        if not np.all(np.isfinite(self.seconds) & (self.seconds > 0)):
-            raise FitError(f"{cell}: a time is not finite and above 0")
+        if self.batch_size < 1 or self.context < 0:
+            raise FitError(f"{cell}: no such cell")
+        check_curve(cell, self.positions, self.seconds, _LEAST_POSITIONS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +92,7 @@ class AttentionFit:
     """Fitted constants and how well they meet the curves they were fitted to."""
 
     constants: AttentionConstants
-    rms_log_error: float
-    """Root mean square of log t(N), predicted over measured."""
-    rms_log_ratio_error: float
-    """The same of log t(N) / t(1)."""
+    errors: FitErrors
     curves: int
 
 
@@ -113,15 +107,17 @@ def attention_curves(
 
     Raises:
         ShapeError: if there are curves, no heads are given, and the config cannot be read.
+        FitError: if a curve has too few points, or ran in a backend whose tiles are not modelled.
     """
     timed = [curve for curve in samples.curves if curve.series.kernel is Kernel.ATTENTION]
     if not timed:
         return ()
     if heads is None:
         heads = shape_from_config(samples.config).attention
-    arguments = samples.environment.get("arguments") or {}
-    if str(arguments.get("kv_cache_dtype", "auto")).startswith("fp8") and not heads.fp8:
+    kv_cache_dtype = str(samples.arguments.get("kv_cache_dtype", "auto"))
+    if kv_cache_dtype.startswith("fp8") and not heads.fp8:
         heads = dataclasses.replace(heads, token_bytes=heads.token_bytes / 2, fp8=True)
+    backend = _backend_of(samples)
     return tuple(
         AttentionCurve(
             heads,
@@ -130,9 +126,19 @@ def attention_curves(
             np.array(curve.positions, dtype=np.float64),
             np.array(curve.medians, dtype=np.float64),
             curve.series.causal,
+            backend,
         )
         for curve in timed
     )
+
+
+def _backend_of(samples: KernelSamples) -> AttentionBackend | None:
+    name = samples.environment.get("attention_backend")
+    if name is None:
+        return None
+    if not isinstance(name, str) or name not in ATTENTION_BACKENDS:
+        raise FitError(f"attention ran in {name!r:.80}, whose tiles are not modelled")
+    return ATTENTION_BACKENDS[name]
 
 
 def predicted_seconds(
@@ -141,7 +147,7 @@ def predicted_seconds(
     constants: AttentionConstants,
     backend: AttentionBackend | None = None,
 ) -> FloatArray:
-    """t(N) of the model at a curve's own points."""
+    """t(N) of the model at a curve's own points, in its own backend unless one is given."""
     terms = attention_terms(
         hardware,
         curve.heads,
@@ -149,7 +155,7 @@ def predicted_seconds(
         cached_tokens=curve.context + curve.positions,
         positions=curve.positions,
         constants=constants,
-        backend=backend,
+        backend=backend or curve.backend,
         causal=curve.causal,
     )
     return fixed_seconds(curve.heads, constants) + sum_terms(terms)
@@ -160,7 +166,7 @@ def fit_attention(
     hardware: Hardware,
     start: AttentionConstants = H100_ATTENTION,
 ) -> AttentionFit:
-    """Fit the constants to curves of FlashAttention 3, from and towards ``start``.
+    """Fit the constants to curves, each with its backend's tiles, from and towards ``start``.
 
     First what all caches share, to the 16-bit curves (to all if there are none), then what only an
     8-bit cache has. Errors of t(N) / t(1) near the tolerances weigh most; the loss is robust. A
@@ -174,16 +180,21 @@ def fit_attention(
         raise FitError("there are no attention curves to fit to")
     plain = [curve for curve in curves if not curve.heads.fp8]
     eight_bits = [curve for curve in curves if curve.heads.fp8]
-    constants = _fit(plain or eight_bits, hardware, start, _BOUNDS)
+    constants = _fit(plain or eight_bits, hardware, start, FIT_BOUNDS)
     if eight_bits:
         constants = _fit(eight_bits, hardware, constants, _FP8_BOUNDS)
-    errors = [_log_errors(curve, hardware, constants) for curve in curves]
-    return AttentionFit(
-        constants,
-        rms_log_error=_root_mean_square(level for level, _ in errors),
-        rms_log_ratio_error=_root_mean_square(ratio for _, ratio in errors),
-        curves=len(curves),
-    )
+    return AttentionFit(constants, attention_errors(curves, hardware, constants), len(curves))
+
+
+def attention_errors(
+    curves: Sequence[AttentionCurve], hardware: Hardware, constants: AttentionConstants
+) -> FitErrors:
+    """How well constants meet curves.
+
+    Raises:
+        FitError: without curves.
+    """
+    return fit_errors((predicted_seconds(c, hardware, constants), c.seconds) for c in curves)
 
 
 def _fit(
@@ -232,10 +243,6 @@ def _log_errors(
     """Errors of log t(N) and of log t(N) / t(1), predicted over measured."""
     level = np.log(predicted_seconds(curve, hardware, constants) / curve.seconds)
     return level, level - level[0]
-
-
-def _root_mean_square(errors: Iterable[FloatArray]) -> float:
-    return float(np.sqrt(np.mean(np.square(np.concatenate(list(errors))))))
 
 
 @dataclass(frozen=True, slots=True)

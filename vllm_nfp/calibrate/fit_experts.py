@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from vllm_nfp.calibrate.errors import FitError, FitErrors, check_curve, fit_errors
 from vllm_nfp.principle.experts import (
     BOUNDS,
     ROUTED_KERNELS,
     SHARED_STREAM_TOKENS,
     ExpertConstants,
-    ExpertError,
     MoeConfig,
     Routing,
     default_config,
@@ -67,14 +67,9 @@ class ExpertCurve:
 
     def __post_init__(self) -> None:
         if not self.shape.num_moe_layers:
-            raise ExpertError(f"{self.shape.name} has no experts")
-        if len(self.tokens) != len(self.seconds) or len(self.tokens) < _MIN_POINTS:
-            raise ExpertError(
-                f"the curve of {self.shape.name} has {len(self.tokens)} token counts and "
-                f"{len(self.seconds)} times: it needs as many of both, {_MIN_POINTS} or more"
-            )
-        if min(self.seconds) <= 0:
-            raise ExpertError(f"the curve of {self.shape.name} has a time that is not above 0")
+            raise FitError(f"{self.shape.name} has no experts")
+        tokens, seconds = np.array(self.tokens, dtype=float), np.array(self.seconds, dtype=float)
+        check_curve(f"the MoE FFN of {self.shape.name}", tokens, seconds, _MIN_POINTS)
 
 
 def fit_experts(
@@ -92,13 +87,13 @@ def fit_experts(
         start: where to begin; None: the defaults, fitted on an H100.
 
     Raises:
-        ExpertError: if there is no curve.
+        FitError: if there is no curve.
         ImportError: without scipy.
     """
     from scipy.optimize import least_squares
 
     if not curves:
-        raise ExpertError("a fit of experts needs the curve of one MoE model or more")
+        raise FitError("a fit of experts needs the curve of one MoE model or more")
     first = start or ExpertConstants()
     centre = np.array([max(getattr(first, name), _SMALLEST) for name in _DEVIATIONS])
     least, most = (np.array([BOUNDS[name][side] for name in _DEVIATIONS]) for side in (0, 1))
@@ -119,6 +114,23 @@ def fit_experts(
         errors, np.zeros(len(centre)), bounds=(lowest, highest), loss="soft_l1", f_scale=_TOLERANCE
     )
     return constants(np.asarray(found.x))
+
+
+def expert_errors(
+    curves: Sequence[ExpertCurve], hardware: Hardware, constants: ExpertConstants
+) -> FitErrors:
+    """How well constants meet curves.
+
+    Raises:
+        FitError: without curves.
+    """
+    return fit_errors(
+        (
+            module_seconds(c.shape, hardware, constants, np.array(c.tokens, dtype=float), c.tuned),
+            np.array(c.seconds),
+        )
+        for c in curves
+    )
 
 
 def module_seconds(

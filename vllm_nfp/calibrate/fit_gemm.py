@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from vllm_nfp.calibrate.errors import FitError, FitErrors, check_curve, fit_errors
 from vllm_nfp.principle.gemm import Fp8GemmConstants, GemmConstants, gemm_seconds
 from vllm_nfp.principle.hardware import Hardware
 from vllm_nfp.principle.shape import Gemm
@@ -17,6 +18,10 @@ MOST_TOKENS = 640
 """Longer steps are past every boundary and would draw the fit to pure arithmetic."""
 BASELINE_TOKENS = 4
 """Times up to here are one point: the baseline, less noisy than T = 1 alone."""
+_LEAST_POINTS = 3
+_LEAST_SCATTER_POINTS = 20
+_ONE_DEVIATION = 0.8413
+"""Share of a normal distribution below one standard deviation above its middle."""
 _BOUNDARY_RATIOS = (1.0, 1.35)
 _FITTED = (
     "bandwidth",
@@ -29,6 +34,7 @@ _FITTED = (
 )
 _LOWEST = (0.3, 0.2, 0.0, 0.0, 0.0, 2.0, 1e-7)
 _HIGHEST = (1.0, 1.0, 6.0, 8.0, 2.0, 14.0, 3e-5)
+FIT_BOUNDS = dict(zip(_FITTED, zip(_LOWEST, _HIGHEST, strict=True), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,20 +55,32 @@ class GemmCurve:
     extra_seconds: FloatArray
     weight: float = 1.0
 
+    def __post_init__(self) -> None:
+        check_curve("a curve of dense products", self.tokens, self.seconds, _LEAST_POINTS)
+
+    @property
+    def fp8(self) -> bool:
+        """Whether any product is one of FP8 weights."""
+        return any(gemm.fp8 for gemm in self.gemms)
+
 
 def fit_gemm(
     hardware: Hardware, curves: Sequence[GemmCurve], start: GemmConstants
 ) -> tuple[GemmConstants, float]:
-    """Constants that fit 16-bit curves best, and the mean absolute error of log t(T) / t(1).
+    """Constants that fit 16-bit curves best, and the mean absolute weighted error of the fit.
+
+    ``selection_loss`` is read off the residuals, see :func:`selection_loss`; ``selection_tokens``
+    and the FP8 constants stay as they are.
 
     Raises:
-        ValueError: if there is no curve of 16-bit products.
+        FitError: if there is no curve of 16-bit products.
+        ImportError: without scipy.
     """
     from scipy.optimize import least_squares
 
-    plain = [curve for curve in curves if not any(g.fp8 for g in curve.gemms)]
+    plain = [curve for curve in curves if not curve.fp8]
     if not plain:
-        raise ValueError("no curve of a 16-bit product to fit")
+        raise FitError("there is no curve of a 16-bit product to fit to")
 
     def constants_of(values: FloatArray) -> GemmConstants:
         given: dict[str, Any] = dict(zip(_FITTED, map(float, values), strict=True))
@@ -82,40 +100,99 @@ def fit_gemm(
         loss="soft_l1",
         f_scale=0.03,
     )
-    constants = replace(constants_of(found.x), selection_loss=start.selection_loss)
+    smooth = constants_of(found.x)
+    scatter = selection_loss(hardware, plain, smooth)
+    constants = replace(smooth, selection_loss=start.selection_loss if scatter is None else scatter)
     return constants, float(np.mean(np.abs(found.fun)))
+
+
+def selection_loss(
+    hardware: Hardware, curves: Sequence[GemmCurve], smooth: GemmConstants
+) -> float | None:
+    """Scatter above the smooth curve: the upper end of the middle 68 % of t(T) / t(1).
+
+    That is one standard deviation, taken from ranks so that a few slow points do not make it, over
+    all points from ``selection_tokens`` on whose ratio lies where boundaries lie.
+
+    Args:
+        smooth: constants with no selection loss.
+
+    Returns:
+        A share; None if there are fewer than 20 such points.
+    """
+    low, high = _BOUNDARY_RATIOS
+    residuals: list[FloatArray] = []
+    for curve in curves:
+        model = product_seconds(hardware, smooth, curve)
+        ratio = curve.seconds / _baseline_seconds(curve.tokens, curve.seconds)
+        near = (curve.tokens >= smooth.selection_tokens) & (curve.tokens <= MOST_TOKENS)
+        near &= (ratio > low) & (ratio < high)
+        residuals.append((np.log(ratio) - np.log(model / model[0]))[near])
+    found = np.concatenate(residuals)
+    if len(found) < _LEAST_SCATTER_POINTS:
+        return None
+    return max(0.0, float(np.expm1(np.quantile(found, _ONE_DEVIATION))))
+
+
+def product_seconds(hardware: Hardware, constants: GemmConstants, curve: GemmCurve) -> FloatArray:
+    """The model's seconds at a curve's own points."""
+    seconds: FloatArray = curve.extra_seconds + np.sum(
+        [gemm_seconds(hardware, constants, gemm, curve.tokens) for gemm in curve.gemms], axis=0
+    )
+    return seconds
+
+
+def gemm_errors(
+    curves: Sequence[GemmCurve], hardware: Hardware, constants: GemmConstants
+) -> FitErrors:
+    """How well constants meet curves, up to :data:`MOST_TOKENS`.
+
+    Raises:
+        FitError: without curves.
+    """
+    return fit_errors(
+        (product_seconds(hardware, constants, c)[used], c.seconds[used])
+        for c in curves
+        for used in (c.tokens <= MOST_TOKENS,)
+    )
 
 
 def fit_fp8_gemm(
     hardware: Hardware, curves: Sequence[GemmCurve], start: Fp8GemmConstants
 ) -> Fp8GemmConstants:
-    """Steps of FP8 products: medians of the ratios between their edges."""
+    """Steps of FP8 products: medians of the ratios between their edges.
+
+    Raises:
+        FitError: if there is no curve of FP8 products, no point between two edges, or what comes
+            out cannot be.
+    """
     eight_bit = [curve for curve in curves if all(g.fp8 for g in curve.gemms)]
     if not eight_bit:
-        return start
+        raise FitError("there is no curve of an FP8 product to fit to")
     slowdown = [1.0]
     for low, high in zip(start.tile_tokens, start.tile_tokens[1:], strict=False):
         slowdown.append(max(slowdown[-1], _median_ratio(eight_bit, low, high)))
     last = start.tile_tokens[-1]
     per_row_tile = _median_ratio(eight_bit, last, 2 * start.row_tile) / 2
     bandwidth, kernel_seconds = _baseline(hardware, eight_bit)
-    return replace(
-        start,
-        tile_slowdown=tuple(slowdown),
-        row_tile_slowdown=per_row_tile,
-        bandwidth=bandwidth,
-        kernel_seconds=kernel_seconds,
-    )
+    try:
+        return replace(
+            start,
+            tile_slowdown=tuple(slowdown),
+            row_tile_slowdown=per_row_tile,
+            bandwidth=bandwidth,
+            kernel_seconds=kernel_seconds,
+        )
+    except ValueError as error:
+        raise FitError(f"FP8 products: {error}") from None
 
 
 def _errors(hardware: Hardware, constants: GemmConstants, curve: GemmCurve) -> FloatArray:
     """Weighted errors of log t(T) / t(1), and of log t(1)."""
     used = curve.tokens <= MOST_TOKENS
-    tokens, seconds = curve.tokens[used], curve.seconds[used]
-    model = curve.extra_seconds[used] + np.sum(
-        [gemm_seconds(hardware, constants, gemm, tokens) for gemm in curve.gemms], axis=0
-    )
-    baseline = float(np.median(seconds[tokens <= BASELINE_TOKENS]))
+    seconds = curve.seconds[used]
+    model = product_seconds(hardware, constants, curve)[used]
+    baseline = _baseline_seconds(curve.tokens, curve.seconds)
     ratio = seconds / baseline
     low, high = _BOUNDARY_RATIOS
     weight = np.where((ratio > low) & (ratio < high), 1.0, 0.4) * curve.weight
@@ -126,11 +203,17 @@ def _errors(hardware: Hardware, constants: GemmConstants, curve: GemmCurve) -> F
 def _median_ratio(curves: Sequence[GemmCurve], above: int, up_to: int) -> float:
     """Median over the curves of t(T) / t(1) between two edges."""
     ratios = [
-        np.median(curve.seconds[(curve.tokens > above) & (curve.tokens <= up_to)])
-        / np.median(curve.seconds[curve.tokens <= BASELINE_TOKENS])
+        np.median(curve.seconds[inside]) / _baseline_seconds(curve.tokens, curve.seconds)
         for curve in curves
+        if (inside := (curve.tokens > above) & (curve.tokens <= up_to)).any()
     ]
+    if not ratios:
+        raise FitError(f"no curve of an FP8 product has a point from {above + 1} to {up_to} tokens")
     return float(np.median(ratios))
+
+
+def _baseline_seconds(tokens: FloatArray, seconds: FloatArray) -> float:
+    return float(np.median(seconds[tokens <= BASELINE_TOKENS]))
 
 
 def _baseline(hardware: Hardware, curves: Sequence[GemmCurve]) -> tuple[float, float]:
@@ -151,4 +234,6 @@ def _baseline(hardware: Hardware, curves: Sequence[GemmCurve]) -> tuple[float, f
     (kernel, inverse), *_ = np.linalg.lstsq(
         np.column_stack([counts / taken, ideal / taken]), np.ones_like(taken), rcond=None
     )
-    return float(np.clip(1 / max(inverse, 1e-9), 0.3, 1.0)), float(max(kernel, 1e-7))
+    if inverse <= 0 or kernel < 0:
+        raise FitError("times of FP8 products do not grow with the bytes of their weights")
+    return float(1 / inverse), float(kernel)

@@ -78,6 +78,11 @@ class ModelPlan:
         token_bytes = 4 * self.config["num_key_value_heads"] * self.head_dim
         return int(self.config["num_hidden_layers"] * token_bytes * self.kv_tokens)
 
+    @property
+    def fp8(self) -> bool:
+        """Whether it needs a device with FP8."""
+        return "fp8" in (self.arguments.get("quantization"), self.arguments.get("kv_cache_dtype"))
+
     def to_json(self) -> str:
         """The plan as JSON that :meth:`from_json` reads back."""
         return json.dumps(dataclasses.asdict(self))
@@ -129,7 +134,7 @@ def attention_positions(group: int) -> tuple[int, ...]:
     return tuple(sorted({*range(1, 18), *range(18, 41, 2), *range(44, 65, 4), 80, 96, 128, *near}))
 
 
-_LLAMA: Mapping[str, Any] = {
+LLAMA_FIELDS: Mapping[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
     "hidden_act": "silu",
@@ -142,11 +147,13 @@ _LLAMA: Mapping[str, Any] = {
     "bos_token_id": 0,
     "eos_token_id": 1,
 }
+"""What the config.json of a Llama says beside its sizes; other families differ in a few fields."""
 
 
-def _sizes(
+def size_fields(
     hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int
 ) -> dict[str, Any]:
+    """The fields of a config.json that hold a decoder's sizes."""
     return {
         "hidden_size": hidden,
         "intermediate_size": intermediate,
@@ -156,30 +163,30 @@ def _sizes(
     }
 
 
-_LLAMA_8B: Mapping[str, Any] = {**_LLAMA, **_sizes(4096, 14336, 2, 32, 8)}
+_LLAMA_8B: Mapping[str, Any] = {**LLAMA_FIELDS, **size_fields(4096, 14336, 2, 32, 8)}
 REFERENCE: tuple[ModelPlan, ...] = (
     ModelPlan("llama-3.1-8b", _LLAMA_8B),
     ModelPlan(
         "qwen3-1.7b",
         {
-            **_LLAMA,
+            **LLAMA_FIELDS,
             "architectures": ["Qwen3ForCausalLM"],
             "model_type": "qwen3",
             "head_dim": 128,
             "vocab_size": 151936,
-            **_sizes(2048, 6144, 4, 16, 8),
+            **size_fields(2048, 6144, 4, 16, 8),
         },
     ),
-    ModelPlan("llama-3.1-70b", {**_LLAMA, **_sizes(8192, 28672, 1, 64, 8)}),
+    ModelPlan("llama-3.1-70b", {**LLAMA_FIELDS, **size_fields(8192, 28672, 1, 64, 8)}),
     ModelPlan(
         "qwen3-30b-a3b",
         {
-            **_LLAMA,
+            **LLAMA_FIELDS,
             "architectures": ["Qwen3MoeForCausalLM"],
             "model_type": "qwen3_moe",
             "head_dim": 128,
             "vocab_size": 151936,
-            **_sizes(2048, 6144, 1, 32, 4),
+            **size_fields(2048, 6144, 1, 32, 4),
             "num_experts": 128,
             "num_experts_per_tok": 8,
             "moe_intermediate_size": 768,
@@ -191,13 +198,13 @@ REFERENCE: tuple[ModelPlan, ...] = (
     ModelPlan(
         "mixtral-8x7b",
         {
-            **_LLAMA,
+            **LLAMA_FIELDS,
             "architectures": ["MixtralForCausalLM"],
             "model_type": "mixtral",
             "vocab_size": 32000,
             "num_local_experts": 8,
             "num_experts_per_tok": 2,
-            **_sizes(4096, 14336, 1, 32, 8),
+            **size_fields(4096, 14336, 1, 32, 8),
         },
         kernels=(Kernel.MOE_FFN,),
         kv_tokens=20_000,
@@ -211,8 +218,8 @@ REFERENCE: tuple[ModelPlan, ...] = (
 """What ``vllm-nfp calibrate`` times on a GPU."""
 
 _TINY: Mapping[str, Any] = {
-    **_LLAMA,
-    **_sizes(256, 512, 2, 4, 2),
+    **LLAMA_FIELDS,
+    **size_fields(256, 512, 2, 4, 2),
     "vocab_size": 2048,
     "max_position_embeddings": 4096,
 }

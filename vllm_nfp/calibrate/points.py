@@ -5,6 +5,7 @@ Plain data and their JSON; no torch, no vLLM.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import statistics
@@ -16,7 +17,12 @@ from pathlib import Path
 from typing import Any
 
 MAX_SAMPLE_BYTES = 256 << 20
-"""Most text that a gzipped file may hold."""
+"""Most text that a file may hold, gzipped or not."""
+
+
+MAX_COUNT = 1 << 40
+"""Largest count, byte counts included, that a file of samples may hold."""
+_TOO_LONG = f"more than {MAX_SAMPLE_BYTES >> 20} MiB"
 
 
 class SampleError(ValueError):
@@ -93,6 +99,19 @@ class KernelSamples:
     environment: Mapping[str, Any]
     curves: tuple[Curve, ...]
 
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """Further arguments of the engine, such as a quantization."""
+        given = self.environment.get("arguments")
+        return given if isinstance(given, Mapping) else {}
+
+    @property
+    def device_name(self) -> str:
+        """As torch names the device; empty if that was not recorded."""
+        device = self.environment.get("device")
+        name = device.get("name") if isinstance(device, Mapping) else None
+        return name if isinstance(name, str) else ""
+
 
 def write_samples(path: Path, samples: KernelSamples) -> None:
     """JSON lines: a header, then a line for each curve; seconds with six digits."""
@@ -112,12 +131,15 @@ def read_samples(path: Path) -> KernelSamples:
         SampleError: if the file cannot be read or is no such file.
     """
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as file:
+            raw = file.read(MAX_SAMPLE_BYTES + 1)
+        if len(raw) > MAX_SAMPLE_BYTES:
+            raise ValueError(_TOO_LONG)
         text = _unpack(raw) if path.suffix == ".gz" else raw.decode()
         return _samples_of(text.splitlines())
     except OSError as error:
         raise SampleError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, EOFError) as error:
+    except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
         raise SampleError(f"{path} holds no kernel samples ({error!r:.200})") from None
 
 
@@ -129,7 +151,9 @@ def _unpack(raw: bytes) -> str:
     except zlib.error as error:
         raise ValueError(str(error)) from None
     if unpacker.unconsumed_tail:
-        raise ValueError(f"more than {MAX_SAMPLE_BYTES >> 20} MiB")
+        raise ValueError(_TOO_LONG)
+    if not unpacker.eof:
+        raise ValueError("the gzip stream is cut off")
     return text.decode()
 
 
@@ -138,8 +162,11 @@ def _samples_of(lines: Iterable[str]) -> KernelSamples:
     header = next(rows, None)
     if header is None:
         raise ValueError("empty file")
+    model, config, environment = header["model"], header["config"], header["environment"]
+    if not (isinstance(model, str) and isinstance(config, dict) and isinstance(environment, dict)):
+        raise ValueError("the header's model, config and environment are not text and two objects")
     curves = tuple(_curve_from_json(row) for row in rows)
-    return KernelSamples(header["model"], header["config"], header["environment"], curves)
+    return KernelSamples(model, config, environment, curves)
 
 
 def _curve_to_json(curve: Curve) -> dict[str, Any]:
@@ -161,22 +188,30 @@ def _curve_to_json(curve: Curve) -> dict[str, Any]:
 def _curve_from_json(row: Mapping[str, Any]) -> Curve:
     series = Series(
         Kernel(row["kernel"]),
-        int(row["batch_size"]),
-        int(row["context"]),
+        _count(row["batch_size"]),
+        _count(row["context"]),
         bool(row["causal"]),
         str(row["name"]),
     )
-    positions = tuple(int(n) for n in row["positions"])
+    positions = tuple(_count(n) for n in row["positions"])
     seconds = tuple(tuple(float(s) for s in passes) for passes in row["seconds"])
     if len(positions) != len(seconds) or not positions or not all(seconds):
         raise ValueError("positions and seconds differ in number")
+    if positions[0] < 1 or any(a >= b for a, b in itertools.pairwise(positions)):
+        raise ValueError("positions do not ascend from 1 or more")
     if not all(math.isfinite(s) and s > 0 for passes in seconds for s in passes):
         raise ValueError("a time is not finite and above 0")
     return Curve(
         series,
         positions,
         seconds,
-        int(row["inputs"]),
-        int(row["outputs"]),
-        int(row["weight_bytes"]),
+        _count(row["inputs"]),
+        _count(row["outputs"]),
+        _count(row["weight_bytes"]),
     )
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or not 0 <= value <= MAX_COUNT:
+        raise ValueError(f"{value!r:.80} is no count from 0 to {MAX_COUNT}")
+    return value

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from vllm_nfp.calibrate.plans import ModelPlan
-from vllm_nfp.calibrate.points import KernelSamples, read_samples
+from vllm_nfp.calibrate.points import KernelSamples, SampleError, read_samples
 
 Report = Callable[[str], None]
+WORKER = (sys.executable, "-m", "vllm_nfp.calibrate.worker")
+"""Takes the plan's file and the file to write."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A model that could not be timed to the end."""
+    """A model that could not be timed to the end; what was timed before is kept."""
 
     label: str
     log: Path
@@ -31,11 +37,34 @@ class Outcome:
     failures: tuple[Failure, ...]
 
 
+class Stage(StrEnum):
+    """Where a model's process is."""
+
+    STARTING = "starting"
+    READY = "ready"
+    MEASURING = "measuring"
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far one model is; series are counted while it measures."""
+
+    label: str
+    stage: Stage
+    done: int = 0
+    total: int = 0
+
+
 def run_plans(
     plans: Sequence[ModelPlan],
     folder: Path,
     report: Report,
     before_measuring: Callable[[], None] = lambda: None,
+    *,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    command: Sequence[str] = WORKER,
 ) -> Outcome:
     """Time every plan's model, each in a process of its own.
 
@@ -43,18 +72,23 @@ def run_plans(
         folder: takes a file of samples and, of a model that failed, the log.
         report: told of the progress, a line at a time.
         before_measuring: called once all engines are up.
+        on_progress: told of each model's stage.
+        command: of the process, see :data:`WORKER`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    workers = [_Worker(plan, folder) for plan in plans]
+    workers: list[_Worker] = []
     try:
-        ready = [worker for worker in workers if worker.wait_for("ready") is not None]
+        for plan in plans:
+            on_progress(Progress(plan.label, Stage.STARTING))
+            workers.append(_Worker(plan, folder, command))
+        ready = [worker for worker in workers if worker.start(on_progress)]
         report(f"{len(ready)} of {len(workers)} engines are up")
         before_measuring()
         for worker in ready:
-            said = worker.measure()
+            said = worker.measure(on_progress)
             report(f"{worker.plan.label}: {said or 'failed'}")
+        found = [samples for worker in workers if (samples := worker.samples()) is not None]
         failures = [w.failure for w in workers if w.failure is not None]
-        found = [read_samples(w.out) for w in workers if w.out.exists()]
         return Outcome(tuple(found), tuple(failures))
     finally:
         for worker in workers:
@@ -64,7 +98,7 @@ def run_plans(
 class _Worker:
     """One engine in a process of its own."""
 
-    def __init__(self, plan: ModelPlan, folder: Path) -> None:
+    def __init__(self, plan: ModelPlan, folder: Path, command: Sequence[str]) -> None:
         self.plan = plan
         self.out = folder / f"{plan.label}.jsonl"
         self.out.unlink(missing_ok=True)
@@ -72,7 +106,6 @@ class _Worker:
         self._plan_file = folder / f"{plan.label}.plan.json"
         self._plan_file.write_text(plan.to_json(), encoding="utf-8")
         self._complete = False
-        command = [sys.executable, "-m", "vllm_nfp.calibrate.worker"]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [*command, str(self._plan_file), str(self.out)],
@@ -80,30 +113,53 @@ class _Worker:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
+                # A kernel that prints odd bytes must not end the calibration.
+                errors="replace",
                 # Standard output is for the words that this process waits for.
                 env={**os.environ, "VLLM_LOGGING_STREAM": "ext://sys.stderr"},
+                # Ctrl-C reaches this process alone, which then ends the group.
+                start_new_session=True,
             )
 
-    def wait_for(self, word: str) -> str | None:
-        """The line that begins with the word; None if the process ends before."""
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith(word):
-                return line.strip()
-        return None
+    def start(self, on_progress: Callable[[Progress], None]) -> bool:
+        """Wait until its engine is up; False if it ends before."""
+        up = self._wait_for("ready") is not None
+        on_progress(Progress(self.plan.label, Stage.READY if up else Stage.FAILED))
+        return up
 
-    def measure(self) -> str | None:
+    def measure(self, on_progress: Callable[[Progress], None]) -> str | None:
         """Let it measure, and end it; what it says of it."""
+        label = self.plan.label
+        on_progress(Progress(label, Stage.MEASURING))
+
+        def follow(line: str) -> None:
+            if match := re.fullmatch(r"series (\d{1,9}) of (\d{1,9})", line):
+                on_progress(Progress(label, Stage.MEASURING, int(match[1]), int(match[2])))
+
         assert self._process.stdin is not None
         try:
             self._process.stdin.write("go\n")
             self._process.stdin.flush()
-            said = self.wait_for("done")
+            said = self._wait_for("done", follow)
         except BrokenPipeError:
             said = None
         self._complete = said is not None
+        on_progress(Progress(label, Stage.DONE if said else Stage.FAILED))
         self.end()
         return said
+
+    def samples(self) -> KernelSamples | None:
+        """What it wrote; a file that cannot be read makes it a failure."""
+        if not self.out.exists():
+            self._complete = False
+            return None
+        try:
+            return read_samples(self.out)
+        except SampleError as error:
+            self._complete = False
+            with self._log.open("a", encoding="utf-8") as log:
+                log.write(f"{error}\n")
+            return None
 
     @property
     def failure(self) -> Failure | None:
@@ -111,9 +167,26 @@ class _Worker:
         return None if self._complete else Failure(self.plan.label, self._log)
 
     def end(self) -> None:
-        """Stop the process; the log of a complete run is not kept."""
-        self._process.kill()
-        self._process.wait()
+        """Stop the process and what it has started; the log of a complete run is not kept."""
+        if self._process.returncode is None:  # not reaped: its id is still its own
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with suppress(BrokenPipeError):
+                    stream.close()
         self._plan_file.unlink(missing_ok=True)
         if self._complete:
             self._log.unlink(missing_ok=True)
+
+    def _wait_for(
+        self, word: str, on_line: Callable[[str], None] = lambda line: None
+    ) -> str | None:
+        """The line that begins with the word; None if the process ends before."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith(word):
+                return line.strip()
+            on_line(line.strip())
+        return None

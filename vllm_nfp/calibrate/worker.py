@@ -1,7 +1,8 @@
 """The process that times one model: ``python -m vllm_nfp.calibrate.worker PLAN.json OUT.jsonl``.
 
 It starts an engine, says ``ready`` on standard output, waits for a line on standard input, so that
-it has the GPU to itself, times everything, and says ``done`` with the number of curves.
+it has the GPU to itself, times everything, saying ``series K of N`` after each, and says ``done``
+with the number of curves.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ EXPERT_WARM_UP = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 128, 256, 512, 1024)
 
 def main() -> None:
     """Run the plan that the command line names."""
+    from vllm_nfp.engine.offline import end_with_parent
+
+    end_with_parent()
     plan_file, out = map(Path, sys.argv[1:3])
     work(ModelPlan.from_json(plan_file.read_text(encoding="utf-8")), out)
 
@@ -93,10 +97,12 @@ def _time_all(bench: Any, plan: ModelPlan, environment: dict[str, Any], out: Pat
     curves: list[Curve] = []
     begun = time.time()
     try:
-        for series, positions in series_of(bench, plan):
+        everything = tuple(series_of(bench, plan))
+        for count, (series, positions) in enumerate(everything, 1):
             curve = time_series(bench, series, positions, PASSES, rng)
             if curve is not None:
                 curves.append(curve)
+            print(f"series {count} of {len(everything)}", flush=True)
     finally:  # a fault late in the sweep must not cost what was measured before
         about = {**environment, "arguments": dict(plan.arguments), "date_unix_seconds": begun}
         write_samples(out, KernelSamples(plan.label, plan.config, about, tuple(curves)))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import click
 
 from vllm_nfp import __version__
+from vllm_nfp.cli.calibrate import calibrate_command
 from vllm_nfp.cli.compare import compare_command
 from vllm_nfp.cli.dashboards import dashboards_command
 from vllm_nfp.cli.demo import demo_command
 from vllm_nfp.cli.measure import measure_command
+from vllm_nfp.cli.predict import predict_command
 from vllm_nfp.cli.prepare_cpu import prepare_cpu_command
 from vllm_nfp.cli.recommend import recommend_command
 from vllm_nfp.cli.report import report_command
@@ -23,10 +25,12 @@ def main() -> None:
 
 
 for command in (
+    calibrate_command,
     compare_command,
     dashboards_command,
     demo_command,
     measure_command,
+    predict_command,
     prepare_cpu_command,
     recommend_command,
     report_command,

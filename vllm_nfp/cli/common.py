@@ -39,7 +39,7 @@ def parse_list(text: str, item: Callable[[str], N], flag: str) -> tuple[N, ...]:
         except ValueError:
             kind = "whole number" if item is int else "number"
             raise Refusal(
-                f"{flag} holds {part.strip()!r}, which is no {kind}: give numbers as in 1,8,32"
+                f"{flag} holds {part.strip()!r:.60}, which is no {kind}: give numbers as in 1,8,32"
             ) from None
     return tuple(numbers)
 

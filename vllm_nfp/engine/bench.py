@@ -22,6 +22,7 @@ from vllm_nfp.engine.batch import BlockReader, CellDoesNotFitError, ProbeBatch, 
 from vllm_nfp.engine.dispatch import Execution, Placement
 from vllm_nfp.engine.forward import Forward, Graph
 from vllm_nfp.engine.layers import DecoderLayer, find_decoder_layers
+from vllm_nfp.engine.memory import is_out_of_memory
 from vllm_nfp.engine.runners import RunnerView
 from vllm_nfp.estimate import Module
 from vllm_nfp.timing import Clock
@@ -127,7 +128,7 @@ class ModuleBench:
         except CellDoesNotFitError as error:
             raise PointRefusedError(str(error)) from error
         except RuntimeError as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             raise PointRefusedError(str(error)) from error
 
@@ -270,11 +271,6 @@ class ModuleBench:
     def _with_ffn(self, kernel: Kernel) -> list[DecoderLayer]:
         kind = Module(kernel.value)
         return [layer for layer in self._layers if layer.ffn_kind is kind]
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Kernels behind torch's stable ABI report a failed allocation as a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError) or "aten::new_empty" in str(error)
 
 
 def _linears(layer: DecoderLayer) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from vllm_nfp.engine.batch import (
 from vllm_nfp.engine.dispatch import Execution, Placement, place
 from vllm_nfp.engine.forward import Forward, Graph, ModuleMarks, StepMarks
 from vllm_nfp.engine.layers import find_decoder_layers, sample_layers
+from vllm_nfp.engine.memory import is_out_of_memory
 from vllm_nfp.engine.runners import RunnerView, graph_rules
 from vllm_nfp.estimate import Module
 from vllm_nfp.faults import maybe_fail
@@ -208,7 +209,9 @@ class VllmProbeEngine:
         try:
             self._capture(prepared)
             fits = free_before - self._free_bytes() <= self._config.graph_memory_mib << 20
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             fits = False
         if not fits:
             self._release_graphs(prepared)
@@ -272,8 +275,10 @@ class VllmProbeEngine:
             if self._captured and (shape.batch_size, shape.positions) in self._without_graph:
                 raise ShapeRefusedError(f"{shape} has no CUDA graph")
             return self._launch(shape, prepared)
-        except (CellDoesNotFitError, torch.OutOfMemoryError) as error:
-            raise ShapeRefusedError(str(error)) from error
+        except RuntimeError as error:
+            if isinstance(error, CellDoesNotFitError) or is_out_of_memory(error):
+                raise ShapeRefusedError(str(error)) from error
+            raise
 
     def _launch(self, shape: Shape, prepared: _Prepared) -> Ticket:
         maybe_fail("prepare")

@@ -13,6 +13,7 @@ from typing import Any
 from vllm_nfp.principle.attention import AttentionConstants
 from vllm_nfp.principle.experts import ExpertConstants
 from vllm_nfp.principle.gemm import GemmConstants
+from vllm_nfp.principle.terms import check_bounds
 from vllm_nfp.typed_json import TypedJsonError, decode
 
 
@@ -28,6 +29,9 @@ class LinkConstants:
     """Share of the link's bytes per second."""
     collective_seconds: float = 8e-6
     """Of one collective beside its bytes."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self, {"bandwidth": (0.01, 1.0), "collective_seconds": (0.0, 1e-2)})
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,14 +22,22 @@ constants are shares and counts, so that they carry over to other devices as an 
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from vllm_nfp.principle.hardware import Hardware
 from vllm_nfp.principle.shape import Gemm
-from vllm_nfp.principle.terms import ACTIVATION_BYTES, FloatArray, Terms, soft_maximum
+from vllm_nfp.principle.terms import (
+    ACTIVATION_BYTES,
+    FloatArray,
+    Terms,
+    check_bounds,
+    soft_maximum,
+)
 
 TILE_COLUMNS = (64, 128)
 """Columns of an output tile, of which the library takes the one that fills its waves better."""
@@ -57,6 +65,17 @@ class Fp8GemmConstants:
     """The same for each tile of 128 rows, beyond the last of them."""
     row_tile: int = 128
 
+    def __post_init__(self) -> None:
+        check_bounds(self, FP8_BOUNDS)
+        edges, steps = self.tile_tokens, self.tile_slowdown
+        if not edges or len(edges) != len(steps):
+            raise ValueError("tile_tokens and tile_slowdown must be as many, and one or more")
+        if edges[0] < 1 or any(a >= b for a, b in itertools.pairwise(edges)):
+            raise ValueError(f"tile_tokens must ascend from 1 or more, not {edges!r:.80}")
+        least, most = FP8_BOUNDS["row_tile_slowdown"]
+        if not all(least <= step <= most for step in steps):
+            raise ValueError(f"tile_slowdown must lie from {least} to {most}, not {steps!r:.80}")
+
 
 @dataclass(frozen=True, slots=True)
 class GemmConstants:
@@ -81,6 +100,30 @@ class GemmConstants:
     selection_tokens: float = 32.0
     """Tokens at which it is reached; at T = 1 there is none, by definition."""
     fp8: Fp8GemmConstants = field(default_factory=Fp8GemmConstants)
+
+    def __post_init__(self) -> None:
+        check_bounds(self, BOUNDS)
+
+
+BOUNDS: Mapping[str, tuple[float, float]] = {
+    "bandwidth": (0.05, 1.0),
+    "flops": (0.02, 1.0),
+    "output_traffic": (0.0, 32.0),
+    "input_traffic": (0.0, 32.0),
+    "wave_loss": (0.0, 8.0),
+    "sharpness": (1.0, 64.0),
+    "kernel_seconds": (0.0, 1e-3),
+    "selection_loss": (0.0, 0.5),
+    "selection_tokens": (1.0, 4096.0),
+}
+"""Least and most of every constant."""
+FP8_BOUNDS: Mapping[str, tuple[float, float]] = {
+    "bandwidth": (0.05, 1.0),
+    "flops": (0.02, 1.0),
+    "kernel_seconds": (0.0, 1e-3),
+    "row_tile_slowdown": (0.05, 16.0),
+    "row_tile": (1, 4096),
+}
 
 
 def gemm_seconds(

@@ -6,6 +6,10 @@ import math
 from dataclasses import dataclass
 
 _MIB = 1 << 20
+MAX_NAME = 100
+MAX_SMS = 65536
+MOST = 1e30
+"""Bound on figures: what is computed from them stays a finite number."""
 
 
 class HardwareError(ValueError):
@@ -14,7 +18,7 @@ class HardwareError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """One device's peak figures; what kernels reach of them is in ``Efficiency``."""
+    """One device's peak figures; what kernels reach of them is in ``Calibration``."""
 
     name: str
     bf16_flops: float
@@ -32,6 +36,11 @@ class Hardware:
     """Names under which torch.cuda.get_device_name reports the device."""
 
     def __post_init__(self) -> None:
+        if not 0 < len(self.name) <= MAX_NAME or not self.name.isprintable():
+            raise HardwareError(
+                f"a device's name must have 1 to {MAX_NAME} printable characters, "
+                f"not {self.name[:MAX_NAME]!r}"
+            )
         figures = {
             "bf16_flops": self.bf16_flops,
             "fp8_flops": 1.0 if self.fp8_flops is None else self.fp8_flops,
@@ -43,6 +52,10 @@ class Hardware:
         for name, value in figures.items():
             if not math.isfinite(value) or value <= 0:
                 raise HardwareError(f"{name} of {self.name!r} must be above 0, not {value!r}")
+            if not 1 <= value <= MOST:
+                raise HardwareError(f"{name} of {self.name!r} must lie from 1 to {MOST:g}")
+        if self.num_sms > MAX_SMS:
+            raise HardwareError(f"num_sms of {self.name!r} must be {MAX_SMS} or less")
 
     def peak_flops(self, fp8: bool) -> float:
         """Dense FLOP/s for the type; BF16's where FP8 is asked for and not there."""

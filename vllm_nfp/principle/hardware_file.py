@@ -60,7 +60,7 @@ def read_hardware_file(path: Path) -> Target:
             f"hardware file {path} cannot be read ({error.strerror}): give a file that "
             f"vllm-nfp calibrate wrote, or a name"
         ) from None
-    except TypedJsonError as error:
+    except ValueError as error:  # TypedJsonError, or a path with a null character
         raise HardwareError(
             f"hardware file {path} cannot be used ({error}): write it with vllm-nfp calibrate"
         ) from None

@@ -118,9 +118,16 @@ def predict_cell(
     """
     check_cell(shape, batch_size, context, module)
     step = Step(shape, target, serving, batch_size, context, _scan(max_positions))
-    parts = step.parts() if module == "model" else {}
-    cost = step.module(module)
-    seconds = cost.seconds()
+    # A hardware file of strange figures may overflow: that is refused, not warned of.
+    with np.errstate(all="ignore"):
+        parts = step.parts() if module == "model" else {}
+        cost = step.module(module)
+        seconds = cost.seconds()
+    if not np.isfinite(seconds).all() or seconds[0] <= 0:
+        raise PredictionError(
+            f"{module} at batch_size {batch_size} and context {context} has no time above 0 and "
+            f"finite on {target.hardware.name}: check the figures of its hardware file"
+        )
     return CellPrediction(
         module=module,
         batch_size=batch_size,

@@ -27,6 +27,22 @@ Terms = dict[Limit, FloatArray]
 ACTIVATION_BYTES = 2
 
 
+def check_bounds(constants: object, bounds: Mapping[str, tuple[float, float]]) -> None:
+    """Refuse constants that no device can have.
+
+    Args:
+        constants: has an attribute for each name in ``bounds``.
+        bounds: least and most of each.
+
+    Raises:
+        ValueError: naming the constant.
+    """
+    for name, (least, most) in bounds.items():
+        value = getattr(constants, name)
+        if not least <= value <= most:
+            raise ValueError(f"{name} must lie from {least:g} to {most:g}, not {value!r}")
+
+
 def roofline(traffic: Terms, arithmetic: Sequence[tuple[Limit, FloatArray]]) -> Terms:
     """Split max(traffic, arithmetic...) into terms that add up to it.
 

@@ -1,0 +1,289 @@
+"""Fits: constants come back from curves made of them, and nonsense is refused in a sentence."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from vllm_nfp.calibrate.curves import gemm_curves, shape_of
+from vllm_nfp.calibrate.errors import FitError, fit_errors
+from vllm_nfp.calibrate.fit import FitResult, PartFit, fit
+from vllm_nfp.calibrate.fit_attention import attention_curves, predicted_seconds
+from vllm_nfp.calibrate.fit_gemm import GemmCurve, fit_fp8_gemm, fit_gemm, product_seconds
+from vllm_nfp.calibrate.plans import REFERENCE, TOKENS
+from vllm_nfp.calibrate.points import Curve, Kernel, KernelSamples, Series, read_samples
+from vllm_nfp.principle.calibration import H100_CALIBRATION
+from vllm_nfp.principle.gemm import Fp8GemmConstants, GemmConstants
+from vllm_nfp.principle.hardware import hardware_by_name
+from vllm_nfp.principle.hardware_file import Target
+from vllm_nfp.principle.shape import Gemm
+
+H100 = hardware_by_name("H100-SXM")
+START = Target(H100, H100_CALIBRATION)
+FOLDER = ROOT / "benchmarks" / "results" / "2026-11-24-h100-kernels" / "reference"
+SIZES = ((4096, 6144), (4096, 28672), (14336, 4096), (2048, 12288), (8192, 57344), (4096, 128256))
+
+
+@cache
+def reference() -> tuple[KernelSamples, ...]:
+    return tuple(read_samples(path) for path in sorted(FOLDER.glob("*.jsonl.gz")))
+
+
+@cache
+def reference_fit() -> FitResult:
+    return fit(reference(), START)
+
+
+def part(result: FitResult, name: str) -> PartFit:
+    return next(part for part in result.parts if part.part == name)
+
+
+def products(constants: GemmConstants, noise: float = 0.0, fp8: bool = False) -> list[GemmCurve]:
+    rng = np.random.default_rng(0)
+    tokens = np.array(TOKENS, dtype=float)
+    curves = []
+    for inputs, outputs in SIZES:
+        gemm = Gemm(inputs, outputs, 1.0 if fp8 else 2.0, fp8)
+        blank = GemmCurve((gemm,), tokens, np.ones_like(tokens), np.zeros_like(tokens))
+        seconds = product_seconds(H100, constants, blank)
+        scatter = np.exp(noise * rng.standard_normal(len(tokens)))
+        curves.append(dataclasses.replace(blank, seconds=seconds * scatter))
+    return curves
+
+
+TRUE = GemmConstants(
+    bandwidth=0.78, flops=0.66, output_traffic=1.2, input_traffic=3.0, wave_loss=0.4,
+    sharpness=8.0, kernel_seconds=6e-6, selection_loss=0.0,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("noise", "tolerance"), [(0.0, 0.03), (0.01, 0.1)])
+def test_product_constants_come_back(noise: float, tolerance: float) -> None:
+    found, error = fit_gemm(H100, products(TRUE, noise), GemmConstants())
+    for name in ("bandwidth", "flops", "kernel_seconds"):
+        assert getattr(found, name) == pytest.approx(getattr(TRUE, name), rel=tolerance), name
+    assert error < 0.001 + 2 * noise
+    # What was scattered is told as scatter.
+    assert found.selection_loss == pytest.approx(noise, abs=0.004)
+
+
+def test_few_points_leave_the_scatter_as_it_was() -> None:
+    few = [
+        GemmCurve(c.gemms, c.tokens[:5], c.seconds[:5], c.extra_seconds[:5]) for c in products(TRUE)
+    ]
+    found, _ = fit_gemm(H100, few, GemmConstants(selection_loss=0.07))
+    assert found.selection_loss == 0.07
+
+
+def test_fp8_steps_come_back() -> None:
+    true = Fp8GemmConstants(
+        bandwidth=0.7, kernel_seconds=5e-6, tile_slowdown=(1.0, 1.2, 1.5), row_tile_slowdown=0.95
+    )
+    curves = products(GemmConstants(fp8=true), fp8=True)
+    found = fit_fp8_gemm(H100, curves, Fp8GemmConstants())
+    assert found.bandwidth == pytest.approx(0.7, rel=0.02)
+    assert found.kernel_seconds == pytest.approx(5e-6, rel=0.1)
+    # Slowdown is told of the whole time, the kernel's own included.
+    assert found.tile_slowdown == pytest.approx((1.0, 1.2, 1.5), rel=0.1)
+
+
+def test_products_faster_than_the_data_sheet_are_refused() -> None:
+    fast = [dataclasses.replace(c, seconds=c.seconds / 3)
+            for c in products(GemmConstants(), fp8=True)]  # fmt: skip
+    with pytest.raises(FitError, match=r"bandwidth must lie from 0\.05 to 1\.0, not"):
+        fit_fp8_gemm(H100, fast, Fp8GemmConstants())
+
+
+def test_fp8_without_points_between_edges_is_refused() -> None:
+    short = [GemmCurve(c.gemms, c.tokens[:16], c.seconds[:16], c.extra_seconds[:16])
+             for c in products(GemmConstants(), fp8=True)]  # fmt: skip
+    with pytest.raises(FitError, match="a point from 17 to 64 tokens"):
+        fit_fp8_gemm(H100, short, Fp8GemmConstants())
+
+
+def test_parts_without_curves_are_refused_by_name() -> None:
+    with pytest.raises(FitError, match="16-bit product"):
+        fit_gemm(H100, [], GemmConstants())
+    with pytest.raises(FitError, match="FP8 product"):
+        fit_fp8_gemm(H100, products(TRUE), Fp8GemmConstants())
+    with pytest.raises(FitError, match="no curve"):
+        fit_errors([])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"bandwidth": 1.01}, {"flops": 0.0}, {"sharpness": 0.5}, {"kernel_seconds": -1e-9},
+        {"selection_loss": float("nan")}, {"wave_loss": float("inf")},
+    ],
+)  # fmt: skip
+def test_impossible_product_constants_are_refused(changes: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(changes))} must lie from"):
+        GemmConstants(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tile_tokens": (16, 64)}, "as many"),
+        ({"tile_tokens": (), "tile_slowdown": ()}, "one or more"),
+        ({"tile_tokens": (64, 16, 128)}, "ascend"),
+        ({"tile_slowdown": (1.0, float("nan"), 2.0)}, "tile_slowdown must lie"),
+        ({"row_tile": 0}, "row_tile must lie"),
+    ],
+)
+def test_impossible_fp8_constants_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Fp8GemmConstants(**changes)
+
+
+def test_reference_fit_is_near_the_defaults_and_as_good() -> None:
+    result = reference_fit()
+    found, defaults = result.target.calibration, H100_CALIBRATION
+    assert found.fitted
+    assert found.source == "89 curves on NVIDIA H100 80GB HBM3, vLLM 0.32.0, 2026-11-24"
+    assert result.curves == 89
+    assert [p.curves for p in result.parts] == [22, 5, 60, 2]
+    for one in result.parts:
+        assert one.after.rms_log_ratio_error <= one.before.rms_log_ratio_error + 1e-4
+    for name in ("gemm", "attention", "experts"):
+        before = dataclasses.asdict(getattr(defaults, name))
+        after = dataclasses.asdict(getattr(found, name))
+        before.pop("fp8", None), after.pop("fp8", None)
+        assert after == pytest.approx(before, rel=0.07), name
+    assert found.gemm.selection_loss == pytest.approx(0.02, abs=0.005)
+
+
+def test_kept_where_the_start_is_better() -> None:
+    fp8 = part(reference_fit(), "fp8_gemm")
+    assert fp8.fitted
+    assert "the constants at the start meet the curves better" in fp8.notes[0]
+    assert reference_fit().target.calibration.gemm.fp8 == Fp8GemmConstants()
+
+
+def test_far_starts_come_to_the_same_errors() -> None:
+    far = dataclasses.replace(
+        H100_CALIBRATION,
+        gemm=dataclasses.replace(H100_CALIBRATION.gemm, bandwidth=0.6, flops=0.4),
+        experts=dataclasses.replace(H100_CALIBRATION.experts, bandwidth=0.6, flops=0.4),
+    )
+    result = fit(reference(), Target(H100, far))
+    for name in ("gemm", "experts"):
+        near, other = part(reference_fit(), name).after, part(result, name).after
+        assert other.rms_log_ratio_error == pytest.approx(near.rms_log_ratio_error, rel=0.1)
+
+
+def test_a_part_without_curves_keeps_its_constants() -> None:
+    moe = [samples for samples in reference() if samples.model == "mixtral-8x7b"]
+    start = dataclasses.replace(
+        H100_CALIBRATION, gemm=dataclasses.replace(H100_CALIBRATION.gemm, bandwidth=0.5)
+    )
+    result = fit(moe, Target(H100, start))
+    assert [(p.part, p.fitted) for p in result.parts] == [
+        ("gemm", False), ("fp8_gemm", False), ("attention", False), ("experts", True),
+    ]  # fmt: skip
+    calibration = result.target.calibration
+    assert not calibration.fitted
+    assert calibration.gemm == start.gemm
+    assert calibration.source.endswith("not fitted: gemm, fp8_gemm, attention")
+    assert part(result, "gemm").notes == ("no curves: constants are kept",)
+
+
+def test_no_samples_at_all_keep_everything() -> None:
+    result = fit([], START)
+    assert not any(p.fitted for p in result.parts)
+    assert result.target.calibration.gemm == H100_CALIBRATION.gemm
+
+
+def test_times_that_no_device_like_this_has_are_refused() -> None:
+    slow = [
+        dataclasses.replace(samples, curves=tuple(
+            dataclasses.replace(c, seconds=tuple(tuple(s * 40 for s in p) for p in c.seconds))
+            for c in samples.curves))
+        for samples in reference()
+    ]  # fmt: skip
+    result = fit(slow, START)
+    assert "bandwidth ended at 0.3, the end of its range" in part(result, "gemm").notes[-1]
+    assert not any(p.fitted for p in result.parts)
+    for name in ("gemm", "attention", "experts"):
+        assert "not fitted (" in part(result, name).notes[-1]
+    assert dataclasses.replace(result.target.calibration, source="", fitted=True) == (
+        dataclasses.replace(H100_CALIBRATION, source="")
+    )
+
+
+def test_noise_alone_does_not_break_a_fit() -> None:
+    rng = np.random.default_rng(3)
+    positions = (1, 2, 3, 4, 8, 16, 32, 64)
+    kernels = (Kernel.LINEAR, Kernel.DENSE_FFN, Kernel.ATTENTION, Kernel.MOE_FFN)
+    noisy = [
+        KernelSamples(
+            plan.label, plan.config, {"arguments": dict(plan.arguments)},
+            tuple(Curve(Series(k), positions,
+                        tuple((float(10 ** rng.uniform(-6, -2)),) for _ in positions),
+                        1024, 4096, 8 << 20) for k in kernels),
+        )
+        for plan in REFERENCE
+    ]  # fmt: skip
+    result = fit(noisy, START)
+    assert len(result.parts) == 4
+    for one in result.parts:
+        assert one.fitted or one.notes
+
+
+def test_unusable_curves_are_counted() -> None:
+    short = Curve(Series(Kernel.ATTENTION, 1, 64), (1, 2), ((1e-5,), (1e-5,)))
+    sizeless = Curve(Series(Kernel.LINEAR), (1, 2, 3), ((1e-5,),) * 3, 0, 0, 8 << 20)
+    config = REFERENCE[0].config
+    result = fit([KernelSamples("m", config, {}, (short, sizeless))], START)
+    assert "1 curves left out; the first: m: attention at" in part(result, "attention").notes[0]
+    assert "has no sizes" in part(result, "gemm").notes[0]
+    unknown = fit([KernelSamples("m", {"model_type": "?"}, {}, (short,))], START)
+    assert "left out" in part(unknown, "attention").notes[0]
+
+
+def test_attention_takes_its_backend() -> None:
+    samples = next(s for s in reference() if s.model == "llama-3.1-8b")
+    other = dataclasses.replace(
+        samples, environment={**samples.environment, "attention_backend": "FLASH_ATTN_2"}
+    )
+    three, two = attention_curves(samples), attention_curves(other)
+    assert three[0].backend is not None and three[0].backend.name == "FLASH_ATTN_3"
+    constants = H100_CALIBRATION.attention
+    first, second = (
+        [predicted_seconds(curve, H100, constants).tolist() for curve in curves]
+        for curves in (three, two)
+    )
+    assert first != second
+    cpu = dataclasses.replace(samples, environment={"attention_backend": "CPU_ATTN"})
+    with pytest.raises(FitError, match="'CPU_ATTN', whose tiles are not modelled"):
+        attention_curves(cpu)
+
+
+def test_several_devices_are_refused() -> None:
+    other = {"device": {"name": "NVIDIA H200"}}
+    samples = [*reference(), KernelSamples("m", {}, other, ())]
+    with pytest.raises(FitError, match="several devices"):
+        fit(samples, START)
+
+
+def test_samples_of_models_give_shapes_and_curves() -> None:
+    fp8 = next(s for s in reference() if s.model == "llama-3.1-8b-fp8")
+    assert shape_of(fp8).fp8
+    assert shape_of(fp8).kv_bytes == 1
+    curves = gemm_curves(H100, [fp8])
+    assert sum(curve.fp8 for curve in curves) == 5
+    assert all(curve.tokens[0] == 1 for curve in curves)
+
+
+def test_errors_are_logarithms() -> None:
+    ones = np.ones(4)
+    found = fit_errors([(2 * ones, ones), (ones, 2 * ones)])
+    assert found.rms_log_error == pytest.approx(math.log(2))
+    assert found.rms_log_ratio_error == 0

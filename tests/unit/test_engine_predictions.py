@@ -1,0 +1,122 @@
+"""What the predictor is told of a server."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from vllm_nfp.engine import predictions
+from vllm_nfp.principle import ShapeError
+
+QWEN3 = {
+    "model_type": "qwen3",
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 151936,
+}
+
+
+def server(config: dict[str, Any] = QWEN3, **changes: Any) -> SimpleNamespace:
+    values = {
+        "quantization": None, "cache_dtype": "auto", "tensor": 1, "data": 1, "experts": False,
+        "mode": "FULL", "sizes": [8, 1, 2, 4],
+    } | changes  # fmt: skip
+    return SimpleNamespace(
+        model_config=SimpleNamespace(
+            hf_config=SimpleNamespace(to_dict=lambda: config), quantization=values["quantization"]
+        ),
+        cache_config=SimpleNamespace(cache_dtype=values["cache_dtype"]),
+        parallel_config=SimpleNamespace(
+            tensor_parallel_size=values["tensor"],
+            data_parallel_size=values["data"],
+            enable_expert_parallel=values["experts"],
+        ),
+        compilation_config=SimpleNamespace(
+            cudagraph_mode=values["mode"], cudagraph_capture_sizes=values["sizes"]
+        ),
+    )
+
+
+def test_the_shape_carries_the_server_s_split_and_storage() -> None:
+    shape = predictions.shape_of_server(
+        server(quantization="fp8", cache_dtype="fp8_e4m3", tensor=2, data=2)
+    )
+    assert (shape.tensor_parallel_size, shape.data_parallel_size) == (2, 2)
+    assert (shape.fp8, shape.kv_bytes) == (True, 1.0)
+    plain = predictions.shape_of_server(server())
+    assert (plain.fp8, plain.kv_bytes, plain.tensor_parallel_size) == (False, 2.0, 1)
+
+
+def test_capture_sizes_count_only_where_graphs_are_on() -> None:
+    assert predictions.serving_of(server(), ("TRITON_ATTN", "FLASH_ATTN")) == (
+        predictions.Serving("TRITON_ATTN", (1, 2, 4, 8))
+    )
+    assert predictions.serving_of(server(mode=None), ()).capture_sizes == ()
+
+
+@pytest.mark.parametrize(
+    ("config", "backends", "device"),
+    [
+        ({"model_type": "no_such_family"}, ("FLASH_ATTN",), "NVIDIA H100 80GB HBM3"),
+        (QWEN3, ("NO_SUCH_BACKEND",), "NVIDIA H100 80GB HBM3"),
+        (QWEN3, ("FLASH_ATTN",), "Some GPU"),
+    ],
+)
+def test_without_ground_there_is_no_prediction_and_no_fault(
+    monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], backends: tuple[str, ...], device: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: device)
+    cuda = torch.device("cuda")
+    assert predictions.predict_rows(server(config), cuda, backends, [(1, 64)], [0.1]) == ()
+
+
+def test_predictions_cover_every_cell_module_and_tolerance(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "NVIDIA H100 80GB HBM3")
+    cells = [(1, 1024), (8, 4096)]
+    rows = predictions.predict_rows(
+        server(), torch.device("cuda"), ("FLASH_ATTN",), cells, [0.1, 0.2]
+    )
+    assert {(r.module, r.batch_size, r.context, r.epsilon) for r in rows} == {
+        (module, *cell, epsilon)
+        for module in ("dense_ffn", "attention", "model")
+        for cell in cells
+        for epsilon in (0.1, 0.2)
+    }
+    assert all(row.idle_compute_positions > row.positions >= 1 for row in rows)
+
+
+def test_experts_take_the_tiles_that_vllm_was_tuned_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    fused_moe = pytest.importorskip("vllm.model_executor.layers.fused_moe.fused_moe")
+    asked = []
+    tiles = {1: {"BLOCK_SIZE_M": 16, "BLOCK_SIZE_N": 64, "BLOCK_SIZE_K": 128, "GROUP_SIZE_M": 1}}
+
+    def configs(*arguments: object) -> object:
+        asked.append(arguments)
+        return tiles
+
+    monkeypatch.setattr(fused_moe, "get_moe_configs", configs)
+    moe = QWEN3 | {
+        "model_type": "qwen3_moe",
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 768,
+    }
+    split = predictions.shape_of_server(server(moe, tensor=2))
+    assert predictions.expert_tiles_of(split) == tiles
+    assert asked == [(128, 384, None, None, None)]
+    assert predictions.expert_tiles_of(predictions.shape_of_server(server())) == {}
+    assert len(asked) == 1
+
+
+def test_an_unknown_family_is_a_shape_error() -> None:
+    with pytest.raises(ShapeError):
+        predictions.shape_of_server(server({"model_type": "no_such_family"}))

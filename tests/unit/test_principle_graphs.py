@@ -1,0 +1,59 @@
+"""Captured sizes by hand, and against the rules of the engine's side."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_nfp.engine.dispatch import Execution, GraphRules, place
+from vllm_nfp.principle.graphs import DEFAULT_CAPTURE_SIZES, padded_tokens, uniform_sizes
+
+
+@pytest.mark.parametrize(
+    ("positions", "sizes"),
+    [
+        (1, (1, 2, 4, 8, 16)),
+        (3, (3, 6, 9)),  # 1, 2 and 3 are one; 16 becomes 18, which is above the largest
+        (4, (4, 8, 16)),
+        (16, (16,)),
+        (17, ()),
+    ],
+)
+def test_sizes_are_rounded_up_to_whole_sequences(positions: int, sizes: tuple[int, ...]) -> None:
+    assert uniform_sizes((1, 2, 4, 8, 16), positions) == sizes
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "positions", "tokens"),
+    [(1, 1, 1), (3, 1, 4), (1, 5, 5), (10, 3, 33), (32, 16, 512), (32, 17, None), (513, 1, None)],
+)
+def test_padding_with_vllms_default_sizes(
+    batch_size: int, positions: int, tokens: int | None
+) -> None:
+    assert padded_tokens(DEFAULT_CAPTURE_SIZES, batch_size, positions) == tokens
+
+
+def test_without_sizes_there_is_no_graph() -> None:
+    assert uniform_sizes((), 2) == ()
+    assert padded_tokens((), 1, 1) is None
+
+
+@given(
+    st.lists(st.integers(1, 600), min_size=1, max_size=20, unique=True),
+    st.integers(1, 64),
+    st.integers(1, 64),
+)
+def test_padding_is_that_of_the_server(sizes: list[int], batch_size: int, positions: int) -> None:
+    captured = tuple(sorted(sizes))
+    rules = GraphRules(
+        full_decode=True, full_mixed=False, piecewise=False, multi_position=True,
+        capture_sizes=captured, max_num_seqs=10_000,
+    )  # fmt: skip
+    placement = place(rules, batch_size, positions)
+    padded = padded_tokens(captured, batch_size, positions)
+    assert (placement.execution is Execution.FULL) == (padded is not None)
+    assert padded is None or placement.padded_tokens == padded
+    if padded is not None:
+        assert batch_size * positions <= padded <= max(captured)
+        assert padded % positions == 0

@@ -1,0 +1,176 @@
+"""Prints predictions for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from vllm_nfp.explain import NEGLIGIBLE, UNPREDICTED, Explanation, Line
+from vllm_nfp.prediction import Predictions
+from vllm_nfp.principle.predict import Row
+from vllm_nfp.text import duration, printable
+
+
+def print_predictions(found: Predictions) -> None:
+    """Print what was predicted for what, the table, and what to know of it."""
+    console = Console()
+    _say(console, _headline(found))
+    console.print(_table(found))
+    if any(row.at_limit for row in found.rows):
+        _say(console, f"+ nothing up to N = {found.max_positions} is over the line")
+    for note in notes(found):
+        _say(console, note)
+
+
+def print_explanation(found: Predictions, explanations: Sequence[Explanation]) -> None:
+    """Print the terms of a cell, module by module."""
+    console = Console()
+    _say(console, _headline(found))
+    for explanation in explanations:
+        console.print()
+        console.print(
+            f"[bold]{explanation.module}[/bold], B={explanation.batch_size}, "
+            f"L={explanation.context}",
+            highlight=False,
+        )
+        for sentence in explanation.sentences:
+            _say(console, sentence)
+        console.print(_lines_table(explanation, explanation.terms, "terms"))
+        if explanation.parts:
+            console.print(_lines_table(explanation, explanation.parts, "parts of the step"))
+    for note in notes(found):
+        _say(console, note)
+
+
+def notes(found: Predictions) -> tuple[str, ...]:
+    """What the constants and rules come from, and what is not predicted."""
+    constants = printable(found.target.calibration.source)
+    origin = (
+        f"Constants: fitted to {constants}."
+        if found.target.calibration.fitted
+        else f"Constants: not fitted to {printable(found.hardware)}, {constants}."
+    )
+    backend = found.backend
+    rules = (
+        f"The rules of {backend.name} were never timed ({backend.source}): they run with the "
+        f"constants of FlashAttention 3."
+    )
+    return (origin, *((rules,) if backend.assumed else ()), *_graph_notes(found))
+
+
+def _graph_notes(found: Predictions) -> tuple[str, ...]:
+    if not found.serving.capture_sizes:
+        return ("Without CUDA graphs the host's launches cost time that is not predicted.",)
+    largest: dict[int, int] = {}
+    for row in found.rows:
+        if row.module == "model":
+            largest[row.batch_size] = max(row.nfp, largest.get(row.batch_size, 0))
+    edges = {batch_size: found.in_graphs(batch_size) for batch_size in largest}
+    beyond = [b for b, nfp in largest.items() if edges[b] < nfp]
+    if not beyond:
+        return ()
+    cells = ", ".join(f"N = {edges[b]} at B = {b}" for b in beyond if edges[b])
+    never = ", ".join(f"B = {b}" for b in beyond if not edges[b])
+    return (
+        *((f"Beyond {cells} the step leaves its CUDA graphs: {UNPREDICTED}.",) if cells else ()),
+        *((f"At {never} no step fits a CUDA graph: {UNPREDICTED}.",) if never else ()),
+    )
+
+
+def _headline(found: Predictions) -> str:
+    shape = found.shape
+    ranks = [
+        f"{size} {kind}-parallel ranks"
+        for size, kind in (
+            (shape.tensor_parallel_size, "tensor"),
+            (shape.data_parallel_size, "data"),
+        )
+        if size > 1
+    ]
+    where = ", ".join([printable(found.hardware), *ranks, found.backend.name])
+    kind = ", bidirectional blocks" if shape.bidirectional else ""
+    return f"{printable(found.model)}{kind} on {where}: predicted, not measured"
+
+
+def _table(found: Predictions) -> Table:
+    table = Table(
+        title="Free positions per sequence (NFP), by tolerance",
+        box=box.SIMPLE,
+        padding=(0, 1),
+        pad_edge=False,
+    )
+    table.add_column("module", no_wrap=True)
+    names = [f"{epsilon:.3g}" for epsilon in found.epsilons]
+    for name in ("B", "L", *names, "idle-\ncompute", "over-\npredicts"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("limited by", min_width=len("graph_padding,"))
+    before = None
+    for (module, batch_size, context), rows in _grouped(found).items():
+        if before not in (None, module):
+            table.add_section()
+        table.add_row(
+            "" if module == before else module,
+            str(batch_size),
+            context,
+            *(f"{row.nfp}{'+' if row.at_limit else ' '}" for row in rows),
+            str(rows[0].idle_compute_nfp),
+            _over_predicts(rows),
+            ", ".join(dict.fromkeys(row.limited_by for row in rows)),
+        )
+        before = module
+    return table
+
+
+def _grouped(found: Predictions) -> dict[tuple[str, int, str], list[Row]]:
+    """Rows of all tolerances by cell; feed-forward blocks do not depend on the context."""
+    grouped: dict[tuple[str, int, str], list[Row]] = {}
+    for row in found.rows:
+        of_any = row.module in ("dense_ffn", "moe_ffn")
+        if not of_any or row.context == found.contexts[0]:
+            context = "any" if of_any else str(row.context)
+            grouped.setdefault((row.module, row.batch_size, context), []).append(row)
+    return grouped
+
+
+def _over_predicts(rows: Sequence[Row]) -> str:
+    """How far the idle-compute rule over-predicts; "<" where NFP may be more than is known."""
+    told = [
+        f"{'<' if row.at_limit else ''}{_factor(row.idle_compute_nfp / row.nfp)}"
+        for row in (rows[0], rows[-1])
+    ]
+    return "-".join(dict.fromkeys(told))
+
+
+def _factor(ratio: float) -> str:
+    return f"{ratio:.0f}x" if ratio >= 10 else f"{ratio:.1f}x"
+
+
+def _lines_table(explanation: Explanation, lines: Sequence[Line], title: str) -> Table:
+    table = Table(box=box.SIMPLE, padding=(0, 1), show_footer=True)
+    first = explanation.total.seconds[0]
+    table.add_column(title, footer="all\nover t(1)", no_wrap=True)
+    for n, seconds in zip(explanation.positions, explanation.total.seconds, strict=True):
+        table.add_column(
+            f"N = {n}",
+            footer=f"{duration(seconds)}\n{seconds / first:.3f}",
+            justify="right",
+            no_wrap=True,
+        )
+    meaning = any(line.meaning for line in lines)
+    if meaning:
+        table.add_column("")
+    for line in lines:
+        times = (
+            duration(seconds) if abs(seconds) > NEGLIGIBLE * whole else "0"
+            for seconds, whole in zip(line.seconds, explanation.total.seconds, strict=True)
+        )
+        table.add_row(line.name, *times, *((escape(line.meaning),) if meaning else ()))
+    return table
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False)
