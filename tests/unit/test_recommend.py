@@ -303,6 +303,16 @@ def test_a_prediction(tmp_path: Path) -> None:
     assert "unknown" not in {row["basis"] for row in values["rows"]}
 
 
+def test_predictions_are_taken_in_python(tmp_path: Path) -> None:
+    found = vllm_nfp.predict(QWEN3_8B, "H100-SXM", [1, 8], [1024], max_positions=16)
+    assert recommend(found, 0.7).rows[0].draft_length > 0
+    flags = ("--hardware", "H100-SXM", "--acceptance", "0.7", "--contexts", "1024", "--json")
+    (tmp_path / "config.json").write_text(json.dumps(QWEN3_8B))
+    one = json.loads(run("--predicted", tmp_path, *flags).stdout)["rows"][0]
+    two = json.loads(run("--predicted", tmp_path, *flags, "-tp", "2").stdout)["rows"][0]
+    assert two["tokens_per_second_without"] > one["tokens_per_second_without"]
+
+
 def test_a_live_server(served: Any) -> None:
     served(metrics())
     done = run(URL, "--json")

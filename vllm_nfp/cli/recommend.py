@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from vllm_nfp.draft.schedule import DEFAULT_SLACK, DraftCost, ScheduleRow
 from vllm_nfp.draft.sources import COUNTERS, Source, SourceError
 from vllm_nfp.draft.speculative_config import DRAFT_METHODS, NEEDS_MODEL
 from vllm_nfp.engine import versions
+from vllm_nfp.prediction import KV_BITS, WEIGHT_BITS
 
 PREDICTED_BATCH_SIZE = 64
 PREDICTED_POSITIONS = 64
@@ -49,6 +50,11 @@ class _Told:
 @click.option(
     "--contexts", default=None, help=f"To choose for [default: all; {PREDICTED_CONTEXTS}]."
 )
+@click.option("--tensor-parallel-size", "-tp", type=int, help="To predict for.")
+@click.option("--attention-backend", help="To predict for [default: vLLM's choice there].")
+@click.option("--quantization", type=click.Choice(tuple(WEIGHT_BITS)), help="To predict for.")
+@click.option("--kv-cache-dtype", type=click.Choice(tuple(KV_BITS)), help="To predict for.")
+@click.option("--calibration", metavar="FILE", help="Hardware file whose constants to take.")
 @click.option("--acceptance", type=float, help="Chance that a draft is accepted, each alike.")
 @click.option(
     "--acceptance-per-position",
@@ -104,6 +110,11 @@ def recommend_command(
     hardware: str | None,
     batch_sizes: str | None,
     contexts: str | None,
+    tensor_parallel_size: int | None,
+    attention_backend: str | None,
+    quantization: str | None,
+    kv_cache_dtype: str | None,
+    calibration: str | None,
     acceptance: float | None,
     acceptance_per_position: str | None,
     acceptance_rates: str | None,
@@ -125,10 +136,25 @@ def recommend_command(
     SOURCE is a profile.json or the URL of a server with --nfp-probe; its step times are used. A
     URL also brings the acceptance, if the server speculates.
     """
+    served = {
+        "tensor_parallel_size": tensor_parallel_size,
+        "attention_backend": attention_backend,
+        "quantization": quantization,
+        "kv_cache_dtype": kv_cache_dtype,
+        "calibration": calibration,
+    }
+    told: tuple[str, ...] = ()
     try:
-        found, told = _source(
-            source, predicted, hardware, batch_sizes, contexts, max_batch_size, max_draft_length
-        )
+        if (source is None) == (predicted is None):
+            raise Refusal("give one source: a profile.json, a server's URL, or --predicted MODEL")
+        if source is not None:
+            _refuse_with(source, {"hardware": hardware, "batch_sizes": batch_sizes, **served})
+            found, told = _measured(source)
+        elif predicted is not None and hardware is not None:
+            longest = _Longest(max_batch_size, max_draft_length)
+            found = _predicted(predicted, hardware, batch_sizes, contexts, longest, served)
+        else:
+            raise Refusal("--predicted needs --hardware NAME, as in --hardware H100-SXM")
         url = acceptance_from or (source if found.kind == "server" else None)
         accepted, acceptance_told = _acceptance(
             acceptance, acceptance_per_position, acceptance_rates, acceptance_from, url
@@ -162,77 +188,70 @@ def recommend_command(
         _print(Console(), result, what)
 
 
-def _source(
-    source: str | None,
-    predicted: str | None,
-    hardware: str | None,
-    batch_sizes: str | None,
-    contexts: str | None,
-    max_batch_size: int | None,
-    max_draft_length: int | None,
-) -> tuple[Source, tuple[str, ...]]:
-    if (source is None) == (predicted is None):
-        raise Refusal("give one source: a profile.json, a server's URL, or --predicted MODEL")
-    if predicted is not None:
-        if hardware is None:
-            raise Refusal("--predicted needs --hardware NAME, as in --hardware H100-SXM")
-        sizes = (
-            _powers_of_two(max_batch_size or PREDICTED_BATCH_SIZE)
-            if batch_sizes is None
-            else _ascending(batch_sizes, "--batch-sizes")
-        )
-        positions = max(PREDICTED_POSITIONS, (max_draft_length or 0) + 1)
-        return _predicted(predicted, hardware, sizes, contexts, positions), ()
-    for flag, value in (("--hardware", hardware), ("--batch-sizes", batch_sizes)):
+@dataclass(frozen=True, slots=True)
+class _Longest:
+    """How far a prediction must reach; None: as by default."""
+
+    batch_size: int | None
+    draft_length: int | None
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """1, 2, 4, ... and the last one; one below 1 is refused later."""
+        last = max(1, PREDICTED_BATCH_SIZE if self.batch_size is None else self.batch_size)
+        return tuple(sorted({2**i for i in range(last.bit_length())} | {last}))
+
+    @property
+    def positions(self) -> int:
+        """Last N."""
+        return max(PREDICTED_POSITIONS, (self.draft_length or 0) + 1)
+
+
+def _refuse_with(source: str, values: Mapping[str, object]) -> None:
+    for name, value in values.items():
         if value is not None:
-            raise Refusal(f"{flag} goes with --predicted: {source} has its own")
-    assert source is not None
-    if source.startswith(_URLS):
-        samples = _samples(source)
-        if "vllm_nfp_state" not in samples:
-            raise Refusal(f"{source} has no NFP probe: start the server with --nfp-probe")
-        engines = {labels.get("engine") for labels, _ in samples["vllm_nfp_state"]}
-        told = (
-            f"{source} has {len(engines)} engines: of each step the slowest is taken, and vLLM "
-            f"ignores draft lengths by batch size under data parallelism"
-        )
-        return (
-            sources.from_samples(samples, source, server_version(source)),
-            (told,) if len(engines) > 1 else (),
-        )
-    return sources.from_profile(read_profile(Path(source)), source), ()
+            flag = name.replace("_", "-")
+            raise Refusal(f"--{flag} goes with --predicted: {source} was measured with its own")
 
 
-def _powers_of_two(last: int) -> tuple[int, ...]:
-    """1, 2, 4, ... and the last batch size; one below 1 is refused later."""
-    return tuple(sorted({2**i for i in range(max(last, 1).bit_length())} | {max(last, 1)}))
+def _measured(source: str) -> tuple[Source, tuple[str, ...]]:
+    if not source.startswith(_URLS):
+        return sources.from_profile(read_profile(Path(source)), source), ()
+    samples = _samples(source)
+    if "vllm_nfp_state" not in samples:
+        raise Refusal(f"{source} has no NFP probe: start the server with --nfp-probe")
+    engines = {labels.get("engine") for labels, _ in samples["vllm_nfp_state"]}
+    told = (
+        f"{source} has {len(engines)} engines: of each step the slowest is taken, and vLLM "
+        f"ignores draft lengths by batch size under data parallelism"
+    )
+    found = sources.from_samples(samples, source, server_version(source))
+    return found, (told,) if len(engines) > 1 else ()
 
 
 def _predicted(
     model: str,
     hardware: str,
-    batch_sizes: Sequence[int],
+    batch_sizes: str | None,
     contexts: str | None,
-    max_positions: int,
+    longest: _Longest,
+    served: Mapping[str, Any],
 ) -> Source:
-    from vllm_nfp.principle import (
-        HardwareError,
-        PredictionError,
-        ShapeError,
-        load_config,
-        shape_from_config,
-        target_of,
-    )
+    from vllm_nfp.prediction import predict
+    from vllm_nfp.principle import HardwareError, PredictionError, ShapeError
 
     try:
-        return sources.from_prediction(
-            shape_from_config(load_config(model)),
-            target_of(hardware),
-            batch_sizes,
-            _ascending(contexts or PREDICTED_CONTEXTS, "--contexts"),
+        found = predict(
             model,
-            max_positions,
+            hardware,
+            longest.batch_sizes
+            if batch_sizes is None
+            else _ascending(batch_sizes, "--batch-sizes"),
+            _ascending(contexts or PREDICTED_CONTEXTS, "--contexts"),
+            max_positions=longest.positions,
+            **{name: value for name, value in served.items() if value is not None},
         )
+        return sources.from_predictions(found)
     except (HardwareError, PredictionError, ShapeError) as error:
         raise Refusal(str(error)) from None
 

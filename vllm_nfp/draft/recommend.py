@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from vllm_nfp import scrape
 from vllm_nfp.draft import sources
@@ -31,9 +31,15 @@ from vllm_nfp.profile import Profile, load_profile, to_dataframe
 if TYPE_CHECKING:
     import pandas as pd
 
+    from vllm_nfp.prediction import Predictions
+
 SCHEMA = 1
 LARGEST_DRAFT_LENGTH = 512
 VERSION_LIMIT_SECONDS = 5.0
+
+
+StepTimes: TypeAlias = "Source | Profile | Predictions | Iterable[StepCurve] | str | Path"
+"""Whatever step times may be taken from."""
 
 
 class RecommendError(ValueError):
@@ -97,7 +103,7 @@ class Recommendation:
 
 
 def recommend(
-    source: Source | Profile | Iterable[StepCurve] | str | Path,
+    source: StepTimes,
     acceptance: Acceptance | float | Sequence[float],
     *,
     cost: DraftCost = FREE,
@@ -110,7 +116,7 @@ def recommend(
     """The draft lengths with the most tokens per second.
 
     Args:
-        source: step times: a profile or its file, a server's URL, or curves.
+        source: step times: a profile or its file, a server's URL, predictions, or curves.
         acceptance: of every draft alike, or of the first, second, ... given those before it.
         cost: time to make the drafts.
         max_batch_size: last batch size of the table; default: the largest measured.
@@ -136,7 +142,7 @@ def recommend(
     return Recommendation(found, demand, make_schedule(curves, demand, max_batch_size))
 
 
-def source_of(source: Source | Profile | Iterable[StepCurve] | str | Path) -> Source:
+def source_of(source: StepTimes) -> Source:
     """Step times by whatever names them.
 
     Raises:
@@ -152,6 +158,8 @@ def source_of(source: Source | Profile | Iterable[StepCurve] | str | Path) -> So
         )
     if isinstance(source, (str, Path)):
         return sources.from_profile(load_profile(source), os.fspath(source))
+    if not isinstance(source, Iterable):
+        return sources.from_predictions(source)
     curves = tuple(source)
     if not curves:
         raise SourceError("there is no curve of the whole step: measure one first")

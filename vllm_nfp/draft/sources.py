@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -12,7 +12,7 @@ from vllm_nfp.draft.curve import StepCurve, curve_of_seconds
 
 if TYPE_CHECKING:
     from vllm_nfp.metrics.snapshot import CurveRow
-    from vllm_nfp.principle import ModelShape, Serving, Target
+    from vllm_nfp.prediction import Predictions
     from vllm_nfp.profile import Profile
     from vllm_nfp.scrape import Samples
 
@@ -151,38 +151,15 @@ def from_samples(samples: Samples, name: str, vllm: str | None = None) -> Source
     return Source("server", name, ", ".join(sorted(models)), curves, vllm=vllm)
 
 
-def from_prediction(
-    shape: ModelShape,
-    target: Target,
-    batch_sizes: Sequence[int],
-    contexts: Sequence[int],
-    name: str,
-    max_positions: int = 64,
-    serving: Serving | None = None,
-) -> Source:
-    """Predicted step times.
-
-    Raises:
-        PredictionError: for a value out of bounds.
-    """
-    from vllm_nfp.principle import Serving, predict_cell
-
+def from_predictions(found: Predictions) -> Source:
+    """The predicted step times of the batch sizes and contexts that were asked for."""
     curves = []
-    for context in contexts:
-        for batch_size in batch_sizes:
-            cell = predict_cell(
-                shape,
-                target,
-                "model",
-                batch_size,
-                context,
-                (),
-                serving or Serving(),
-                max_positions,
-            )
+    for context in found.contexts:
+        for batch_size in found.batch_sizes:
+            cell = found.cell("model", batch_size, context)
             times = dict(zip(cell.positions, cell.seconds, strict=True))
             curves.append(curve_of_seconds(batch_size, context, times))
-    return Source("prediction", name, name, tuple(curves), target.hardware.name)
+    return Source("prediction", "the prediction", found.model, tuple(curves), found.hardware)
 
 
 def live_acceptance(samples: Samples, engine: str | None = None) -> LiveAcceptance:
