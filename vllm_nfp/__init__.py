@@ -1,7 +1,7 @@
 """vllm-nfp: how many positions per sequence a live vLLM server decodes for free.
 
-``load_profile`` and ``predict`` are loaded when they are first asked for: vLLM imports this package
-in each of its processes, and most of them need nothing of it.
+Its functions are loaded when they are first asked for: vLLM imports this package in each of its
+processes, and most of them need nothing of it.
 """
 
 from __future__ import annotations
@@ -9,14 +9,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vllm_nfp.draft.recommend import recommend
     from vllm_nfp.prediction import predict
     from vllm_nfp.profile import load_profile
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "load_profile", "predict"]
+__all__ = ["__version__", "load_profile", "predict", "recommend"]
 
-_HOMES = {"load_profile": "vllm_nfp.profile", "predict": "vllm_nfp.prediction"}
+_HOMES = {
+    "load_profile": "vllm_nfp.profile",
+    "predict": "vllm_nfp.prediction",
+    "recommend": "vllm_nfp.draft.recommend",
+}
 """Public name -> the module that it is loaded from when it is asked for."""
 
 

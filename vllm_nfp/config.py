@@ -66,6 +66,9 @@ class ProbeConfig:
     """Pairs kept for each point; older ones are dropped."""
     publish_seconds: float = 2.0
     """Shortest time between two updates of the metrics."""
+    draft_acceptance: float | None = None
+    """Chance that a draft is accepted, for vllm_nfp_recommended_draft_length; None: as the server
+    itself has counted it."""
     layer_histograms: bool = False
     """Export vllm_nfp_layer_latency_seconds as well."""
     seed: int = 0
@@ -112,6 +115,14 @@ def _number(low: float, high: float, unit: str) -> Callable[[str, Any], None]:
         valid = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not valid or not math.isfinite(value) or not low <= value <= high:
             raise ConfigError(f"{name} must be {unit} from {low:g} to {high:g}, not {value!r}")
+
+    return check
+
+
+def _optional(item: Callable[[str, Any], None]) -> Callable[[str, Any], None]:
+    def check(name: str, value: Any) -> None:
+        if value is not None:
+            item(name, value)
 
     return check
 
@@ -174,6 +185,7 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "wanted_samples": _integer(2, 10000, "a number of samples"),
     "max_samples": _integer(2, 10000, "a number of samples"),
     "publish_seconds": _number(0.1, 3600.0, "seconds"),
+    "draft_acceptance": _optional(_number(0.0, 1.0, "a share")),
     "layer_histograms": _flag,
     "seed": _integer(0, (1 << 32) - 1, "a seed"),
     "output_dir": _folder,

@@ -90,6 +90,18 @@ def read_samples(text: str, names: Iterable[str] = ()) -> Samples:
     Raises:
         ScrapeError: if the text is no Prometheus exposition or has no probe in it.
     """
+    samples = find_samples(text, names)
+    if "vllm_nfp_state" not in samples:
+        raise ScrapeError("the server has no NFP probe: start it with --nfp-probe")
+    return samples
+
+
+def find_samples(text: str, names: Iterable[str]) -> Samples:
+    """The samples of these names and the probe's, of a server that may have no probe.
+
+    Raises:
+        ScrapeError: if the text is no Prometheus exposition.
+    """
     others = frozenset(names)
     samples: dict[str, list[tuple[Mapping[str, str], float]]] = {}
     try:
@@ -99,8 +111,6 @@ def read_samples(text: str, names: Iterable[str] = ()) -> Samples:
                     samples.setdefault(sample.name, []).append((sample.labels, sample.value))
     except (ValueError, IndexError, KeyError) as error:
         raise ScrapeError(f"the metrics are not in Prometheus' text format: {error}") from None
-    if "vllm_nfp_state" not in samples:
-        raise ScrapeError("the server has no NFP probe: start it with --nfp-probe")
     return samples
 
 

@@ -41,7 +41,7 @@ class Recorded:
         self._folder = folder
         self._scrapes = 0
         self._registry = CollectorRegistry()
-        self._registry.register(NfpCollector(str(folder)))
+        self._registry.register(NfpCollector(str(folder), registry=self._registry))
         labels = {"model_name": snapshot.model_name, "engine": snapshot.engine}
         self._counters = {
             name: Counter(f"vllm:{name}", name, list(labels), registry=self._registry).labels(

@@ -9,10 +9,11 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, Counter, generate_latest
 
 from vllm_nfp import scrape
 from vllm_nfp.cli import main
+from vllm_nfp.draft import constant
 from vllm_nfp.faults import ENV_VAR
 from vllm_nfp.metrics import (
     BoundaryRow,
@@ -27,7 +28,12 @@ from vllm_nfp.metrics import (
     read_snapshot,
     write_snapshot,
 )
-from vllm_nfp.metrics.collector import families_of, free_tokens, live_cell
+from vllm_nfp.metrics.collector import (
+    families_of,
+    free_tokens,
+    live_cell,
+    recommended_draft_lengths,
+)
 from vllm_nfp.metrics.snapshot import MAX_FILE_BYTES, engine_file
 
 FULL = Snapshot(
@@ -248,3 +254,103 @@ def test_a_url_that_does_not_answer_is_refused_with_code_2(url: str) -> None:
     assert result.exit_code == 2
     assert url in result.output
     assert "Traceback" not in result.output
+
+
+def model_curve(batch_size: int, context: int, *ratios: float) -> tuple[CurveRow, ...]:
+    counts = (1, 2, 4, 8)
+    return tuple(
+        CurveRow("model", batch_size, context, n, 9, 0.01 * ratio, ratio, ratio, None, "full")
+        for n, ratio in zip(counts, (1.0, *ratios), strict=True)
+    )
+
+
+DRAFTING = replace(
+    FULL,
+    curves=(
+        *model_curve(1, 1024, 1.0, 1.0, 1.0),
+        *model_curve(8, 1024, 1.0, 1.0, 9.0),
+        *model_curve(8, 4096, 9.0, 9.0, 9.0),
+        *FULL.curves[1:],
+    ),
+)
+
+
+def count_drafts(registry: CollectorRegistry, engine: str, *accepted: float) -> None:
+    of = {"model_name": FULL.model_name, "engine": engine}
+    for name, value in (("drafts", 100), ("draft_tokens", 100 * len(accepted))):
+        counter = Counter(f"vllm:spec_decode_num_{name}", "-", list(of), registry=registry)
+        counter.labels(**of).inc(value)
+    places = Counter(
+        "vllm:spec_decode_num_accepted_tokens_per_pos", "-", [*of, "position"], registry=registry
+    )
+    for place, value in enumerate(accepted):
+        places.labels(**of, position=str(place)).inc(value)
+
+
+def recommended(registry: CollectorRegistry) -> dict[str, float]:
+    return {
+        sample.labels["batch_size"]: sample.value
+        for metric in registry.collect()
+        for sample in metric.samples
+        if sample.name == "vllm_nfp_recommended_draft_length"
+    }
+
+
+def test_draft_lengths_for_a_given_acceptance(tmp_path: Path) -> None:
+    write_snapshot(engine_file(str(tmp_path), "0"), DRAFTING)
+    registry = CollectorRegistry()
+    registry.register(NfpCollector(str(tmp_path), 0.9, registry))
+    assert recommended(registry) == {"1": 7, "8": 3}
+
+
+def test_draft_lengths_for_the_acceptance_that_the_server_counts(tmp_path: Path) -> None:
+    write_snapshot(engine_file(str(tmp_path), "0"), DRAFTING)
+    registry = CollectorRegistry()
+    registry.register(NfpCollector(str(tmp_path), None, registry))
+    assert recommended(registry) == {}, "the server drafts nothing"
+    count_drafts(registry, "0", 90, 81)
+    assert recommended(registry) == {"1": 7, "8": 3}, "later drafts are taken like the last"
+    other = CollectorRegistry()
+    other.register(NfpCollector(str(tmp_path), None, other))
+    count_drafts(other, "1", 90, 81)
+    assert recommended(other) == {}, "another engine's drafts"
+    rejecting = CollectorRegistry()
+    rejecting.register(NfpCollector(str(tmp_path), None, rejecting))
+    count_drafts(rejecting, "0", 0, 0)
+    assert recommended(rejecting) == {"1": 0, "8": 0}
+
+
+def test_counters_beside_the_collector_are_used_as_several_api_servers_need_it(
+    tmp_path: Path,
+) -> None:
+    write_snapshot(engine_file(str(tmp_path), "0"), DRAFTING)
+    counters = CollectorRegistry()
+    count_drafts(counters, "0", 90, 81)
+    found = [
+        sample.value
+        for metric in NfpCollector(str(tmp_path)).collect_beside(list(counters.collect()))
+        for sample in metric.samples
+        if sample.name == "vllm_nfp_recommended_draft_length"
+    ]
+    assert found == [7, 3]
+
+
+def test_draft_lengths_are_those_of_the_context_nearest_to_traffic() -> None:
+    def at(live: LiveStep | None) -> dict[int, int]:
+        return recommended_draft_lengths(replace(DRAFTING, live=live), constant(0.9))
+
+    assert at(None) == at(LiveStep(1, 1, 1)) == at(LiveStep(1, 2560, 1)) == {1: 7, 8: 3}
+    assert at(LiveStep(1, 2561, 1)) == at(LiveStep(1, 1 << 30, 1)) == {8: 0}
+    assert recommended_draft_lengths(replace(DRAFTING, curves=()), constant(0.9)) == {}
+
+
+def test_registering_reads_no_file_and_names_filter(tmp_path: Path) -> None:
+    registry = CollectorRegistry(auto_describe=True)
+    registry.register(NfpCollector(str(tmp_path / "missing"), None, registry))
+    write_snapshot(engine_file(str(tmp_path), "0"), DRAFTING)
+    filtered = CollectorRegistry()
+    filtered.register(NfpCollector(str(tmp_path), 0.9, filtered))
+    only = filtered.restricted_registry(["vllm_nfp_overhead_ratio"])
+    assert {sample.name for m in only.collect() for sample in m.samples} == {
+        "vllm_nfp_overhead_ratio"
+    }

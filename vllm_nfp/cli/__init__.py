@@ -12,6 +12,7 @@ from vllm_nfp.cli.demo import demo_command
 from vllm_nfp.cli.measure import measure_command
 from vllm_nfp.cli.predict import predict_command
 from vllm_nfp.cli.prepare_cpu import prepare_cpu_command
+from vllm_nfp.cli.recommend import recommend_command
 from vllm_nfp.cli.report import report_command
 from vllm_nfp.cli.table import table_command
 from vllm_nfp.cli.watch import watch_command
@@ -31,6 +32,7 @@ for command in (
     measure_command,
     predict_command,
     prepare_cpu_command,
+    recommend_command,
     report_command,
     table_command,
     watch_command,

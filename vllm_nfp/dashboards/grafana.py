@@ -42,6 +42,7 @@ ENGINE = 'model_name="$model_name",engine=~"$engine",instance=~"$instance"'
 
 SOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
 _IN_LIVE_CELL = "on (job, instance, model_name, engine, batch_size, context) group_left ()"
+_AT_LIVE_BATCH = "on (job, instance, model_name, engine, batch_size)"
 _LETTERS = "ABCDEFGH"
 
 
@@ -71,6 +72,14 @@ def live(name: str, *more: str) -> str:
     The metric must carry the labels batch_size and context.
     """
     return f"{metric(name, *more)} * {_IN_LIVE_CELL} {metric('vllm_nfp_live_cell_info')}"
+
+
+def at_live_batch(name: str, *more: str) -> str:
+    """The metric's value at the batch size that the last real step is filed under.
+
+    The metric must carry the label batch_size, and no context.
+    """
+    return f"{metric(name, *more)} * {_AT_LIVE_BATCH} {metric('vllm_nfp_live_cell_info')}"
 
 
 def per_second(name: str, by: str = "") -> str:

@@ -18,6 +18,8 @@ _FREE_TOKENS = g.metric("vllm_nfp_free_tokens", *_LINE)
 _BY_ENGINE = "{{instance}} engine {{engine}}"
 _FREE = g.mean("vllm_nfp_free_tokens", *_LINE)
 _USED = f"{g.mean('vllm_nfp_live_batch_size')} * {g.mean('vllm_nfp_live_positions')}"
+_PLACES = g.metric("vllm:spec_decode_num_accepted_tokens_per_pos_total")
+"""vLLM counts each place in a draft apart, from its start on: as many as are configured."""
 _DRAFTS = g.per_second("vllm:spec_decode_num_drafts_total")
 
 
@@ -240,7 +242,7 @@ def _speculation(page: dashboard.Dashboard) -> None:
                 "that costs nothing: free positions - 1.",
                 "Drafted above free: each step pays, which is worth it only while acceptance is "
                 "high. Accepted near drafted and both below free: draft more.",
-                12,
+                8,
             ),
             Query(
                 f"{g.per_second('vllm:spec_decode_num_draft_tokens_total')} / {_DRAFTS}", "drafted"
@@ -258,11 +260,33 @@ def _speculation(page: dashboard.Dashboard) -> None:
     page.with_panel(
         g.series(
             Frame(
+                "Draft length: recommended and configured",
+                "The draft length with the most tokens per second at the batch size and context of "
+                "the last real step, from measured step times and the acceptance that this server "
+                "counts (or draft_acceptance in --nfp-config); the configured "
+                "num_speculative_tokens; and what steps drafted. Drafts themselves count as free.",
+                "Drafted above recommended: shorten num_speculative_tokens, or let vllm-nfp "
+                "recommend write a table by batch size; see docs/draft-lengths.md.",
+                8,
+            ),
+            Query(f"min({g.at_live_batch('vllm_nfp_recommended_draft_length')})", "recommended"),
+            Query(f"max(count by (instance, engine) ({_PLACES}))", "configured"),
+            Query(
+                f"{g.per_second('vllm:spec_decode_num_draft_tokens_total')} / {_DRAFTS}", "drafted"
+            ),
+            colors={"recommended": g.GREEN, "configured": g.GREY, "drafted": g.VERMILLION},
+            dashed=("configured",),
+            axis="tokens per sequence and step",
+        )
+    )
+    page.with_panel(
+        g.series(
+            Frame(
                 "Acceptance by draft position",
                 "Share of drafts whose token at this place was accepted; 0 is the first.",
                 "Cut the draft length where the share falls so low that the position is not "
                 "worth its time, even if it is free.",
-                12,
+                8,
             ),
             Query(
                 f"{g.per_second('vllm:spec_decode_num_accepted_tokens_per_pos_total', 'position')}"

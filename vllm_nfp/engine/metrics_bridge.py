@@ -32,12 +32,10 @@ def install(patches: PatchSet, config: ProbeConfig) -> None:
         return
     import vllm.v1.metrics.prometheus
 
-    collector = NfpCollector(config.run_dir)
-
     def with_collector(original: Any) -> Any:
         def wrapped() -> Any:
             registry = original()
-            _join(patches, registry, collector)
+            _join(patches, registry, config)
             return registry
 
         return wrapped
@@ -48,12 +46,14 @@ def install(patches: PatchSet, config: ProbeConfig) -> None:
         patches.wrap(user, _FUNCTION, with_collector)
 
 
-def _join(patches: PatchSet, registry: Any, collector: NfpCollector) -> None:
+def _join(patches: PatchSet, registry: Any, config: ProbeConfig) -> None:
     """Add the collector once; where that fails vLLM's own metrics are served all the same."""
+    assert config.run_dir is not None, "install() returned without it"
     try:
         if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
-            _join_multiprocess(patches, collector)
+            _join_multiprocess(patches, NfpCollector(config.run_dir, config.draft_acceptance))
         elif getattr(registry, "_nfp_collector", None) is None:
+            collector = NfpCollector(config.run_dir, config.draft_acceptance, registry)
             registry.register(collector)
             registry._nfp_collector = collector
     except Exception:
@@ -63,7 +63,8 @@ def _join(patches: PatchSet, registry: Any, collector: NfpCollector) -> None:
 def _join_multiprocess(patches: PatchSet, collector: NfpCollector) -> None:
     def with_ours(original: Any) -> Any:
         def collect(self: Any) -> Any:
-            return itertools.chain(original(self), collector.collect())
+            metrics = list(original(self))
+            return itertools.chain(metrics, collector.collect_beside(metrics))
 
         return collect
 

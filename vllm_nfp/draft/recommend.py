@@ -1,0 +1,211 @@
+"""Recommends draft lengths: from step times and acceptance to a schedule, said in full."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from vllm_nfp import scrape
+from vllm_nfp.draft import sources
+from vllm_nfp.draft.acceptance import Acceptance, AcceptanceError, constant
+from vllm_nfp.draft.curve import StepCurve
+from vllm_nfp.draft.schedule import (
+    DEFAULT_SLACK,
+    FREE,
+    LARGEST_BATCH_SIZE,
+    Demand,
+    DraftCost,
+    Schedule,
+    ScheduleRow,
+    make_schedule,
+)
+from vllm_nfp.draft.sources import Source, SourceError
+from vllm_nfp.draft.speculative_config import speculative_config
+from vllm_nfp.profile import Profile, load_profile, to_dataframe
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from vllm_nfp.prediction import Predictions
+
+SCHEMA = 1
+LARGEST_DRAFT_LENGTH = 512
+VERSION_LIMIT_SECONDS = 5.0
+
+
+StepTimes: TypeAlias = "Source | Profile | Predictions | Iterable[StepCurve] | str | Path"
+"""Whatever step times may be taken from."""
+
+
+class RecommendError(ValueError):
+    """Settings that cannot be used; one sentence names the value and what is allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """Draft lengths, and what they rest on."""
+
+    source: Source
+    demand: Demand
+    schedule: Schedule
+
+    @property
+    def rows(self) -> tuple[ScheduleRow, ...]:
+        """Each range of batch sizes at each context."""
+        return self.schedule.rows
+
+    def speculative_config(
+        self, method: str = "ngram", draft_model: str | None = None
+    ) -> dict[str, Any]:
+        """What vLLM's ``--speculative-config`` takes, as JSON.
+
+        Raises:
+            ValueError: if drafts pay nowhere, or the method's model is missing.
+        """
+        return speculative_config(self.schedule, method, draft_model)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        demand, source = self.demand, self.source
+        return {
+            "schema": SCHEMA,
+            "source": {
+                "kind": source.kind,
+                "name": source.name,
+                "model": source.model,
+                "device": source.device,
+                "vllm": source.vllm,
+            },
+            "acceptance": {
+                "per_position": list(demand.acceptance.per_position),
+                "beyond": demand.acceptance.beyond,
+            },
+            "draft_cost": dataclasses.asdict(demand.cost),
+            "max_draft_length": demand.max_draft_length,
+            "epsilon": demand.epsilon,
+            "slack": demand.slack,
+            "schedule": [dataclasses.asdict(entry) for entry in self.schedule.ranges],
+            "rows": [dataclasses.asdict(row) for row in self.rows],
+        }
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """The rows as a pandas DataFrame.
+
+        Raises:
+            ProfileError: if pandas is not installed.
+        """
+        return to_dataframe(self.rows, ScheduleRow)
+
+
+def recommend(
+    source: StepTimes,
+    acceptance: Acceptance | float | Sequence[float],
+    *,
+    cost: DraftCost = FREE,
+    max_batch_size: int | None = None,
+    max_draft_length: int | None = None,
+    contexts: Sequence[int] = (),
+    epsilon: float = 0.1,
+    slack: float = DEFAULT_SLACK,
+) -> Recommendation:
+    """The draft lengths with the most tokens per second.
+
+    Args:
+        source: step times: a profile or its file, a server's URL, predictions, or curves.
+        acceptance: of every draft alike, or of the first, second, ... given those before it.
+        cost: time to make the drafts.
+        max_batch_size: last batch size of the table; default: the largest measured.
+        max_draft_length: longest draft; default: as far as times and acceptance are known.
+        contexts: measured contexts to choose for; default: all.
+        epsilon: tolerance at which drafts count as free.
+        slack: goodput, as a share, that is given up for a shorter draft.
+
+    Raises:
+        RecommendError: for a value out of bounds, or a context that was not measured.
+        AcceptanceError: for acceptance outside 0 to 1.
+        SourceError: for a source without step times.
+        ProfileError: for a file that is no profile.
+        ScrapeError: for a URL that does not answer or has no probe.
+    """
+    _check("epsilon", epsilon, 0.0, 10.0)
+    _check("slack", slack, 0.0, 0.5)
+    _check_count("max_draft_length", max_draft_length, 0, LARGEST_DRAFT_LENGTH)
+    _check_count("max_batch_size", max_batch_size, 1, LARGEST_BATCH_SIZE)
+    found = source_of(source)
+    demand = Demand(_acceptance_of(acceptance), cost, max_draft_length, epsilon, slack)
+    curves = _at_contexts(found, contexts)
+    return Recommendation(found, demand, make_schedule(curves, demand, max_batch_size))
+
+
+def source_of(source: StepTimes) -> Source:
+    """Step times by whatever names them.
+
+    Raises:
+        SourceError, ProfileError, ScrapeError: see :func:`recommend`.
+    """
+    if isinstance(source, Source):
+        return source
+    if isinstance(source, Profile):
+        return sources.from_profile(source)
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        return sources.from_samples(
+            scrape.read_samples(scrape.fetch(source)), source, server_version(source)
+        )
+    if isinstance(source, (str, Path)):
+        return sources.from_profile(load_profile(source), os.fspath(source))
+    if not isinstance(source, Iterable):
+        return sources.from_predictions(source)
+    curves = tuple(source)
+    if not curves:
+        raise SourceError("there is no curve of the whole step: measure one first")
+    return Source("profile", "the curves", "", curves)
+
+
+def server_version(url: str) -> str | None:
+    """vLLM's version as the server tells it; None if it does not."""
+    import json
+    import urllib.request
+
+    base = url.rstrip("/").removesuffix("/metrics")
+    try:
+        with urllib.request.urlopen(f"{base}/version", timeout=VERSION_LIMIT_SECONDS) as answer:
+            version = json.loads(answer.read(1 << 16))["version"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return version[:80] if isinstance(version, str) else None
+
+
+def _acceptance_of(acceptance: Acceptance | float | Sequence[float]) -> Acceptance:
+    if isinstance(acceptance, Acceptance):
+        return acceptance
+    if isinstance(acceptance, (int, float)):
+        return constant(float(acceptance))
+    if not acceptance:
+        raise AcceptanceError("no acceptance is given: give one number or one for each draft")
+    return Acceptance(per_position=tuple(acceptance))
+
+
+def _at_contexts(source: Source, contexts: Sequence[int]) -> tuple[StepCurve, ...]:
+    measured = sorted({curve.context for curve in source.curves})
+    for context in contexts:
+        if context not in measured:
+            raise RecommendError(
+                f"context {context} is not among those of {source.name}: "
+                f"give {', '.join(map(str, measured))}"
+            )
+    return tuple(c for c in source.curves if not contexts or c.context in contexts)
+
+
+def _check(name: str, value: float, low: float, high: float) -> None:
+    if not math.isfinite(value) or not low <= value <= high:
+        raise RecommendError(f"{name} must be a share from {low:g} to {high:g}, not {value!r}")
+
+
+def _check_count(name: str, value: int | None, low: int, high: int) -> None:
+    if value is not None and not low <= value <= high:
+        raise RecommendError(f"{name} must lie from {low} to {high}, not {value}")

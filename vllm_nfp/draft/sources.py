@@ -1,0 +1,233 @@
+"""Where step times and acceptance come from: a profile, a running server, or a prediction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from vllm_nfp.draft.acceptance import Acceptance, AcceptanceError, from_counters
+from vllm_nfp.draft.curve import StepCurve, curve_of_seconds
+
+if TYPE_CHECKING:
+    from vllm_nfp.metrics.snapshot import CurveRow
+    from vllm_nfp.prediction import Predictions
+    from vllm_nfp.profile import Profile
+    from vllm_nfp.scrape import Samples
+
+DRAFTS = "vllm:spec_decode_num_drafts_total"
+DRAFTED = "vllm:spec_decode_num_draft_tokens_total"
+ACCEPTED_PER_POSITION = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
+COUNTERS = (DRAFTS, DRAFTED, ACCEPTED_PER_POSITION)
+"""What :func:`live_acceptance` reads of vLLM's own metrics."""
+
+SAME_STEP = 1.25
+"""Two medians of one step on one device differ by less than this factor."""
+MOST_PLACES = 512
+
+Kind = Literal["profile", "server", "prediction"]
+
+
+class SourceError(ValueError):
+    """Step times or acceptance that cannot be used; one sentence says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Step times of one model on one device."""
+
+    kind: Kind
+    name: str
+    """The file, URL or folder, for messages."""
+    model: str
+    curves: tuple[StepCurve, ...]
+    device: str | None = None
+    """None: not known."""
+    vllm: str | None = None
+    """vLLM's version; None: not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class LiveAcceptance:
+    """Acceptance as a server has counted it since its start."""
+
+    acceptance: Acceptance
+    drafts: float
+    mean_draft_length: float
+    """Tokens in a draft."""
+
+    @property
+    def caution(self) -> str | None:
+        """Why the acceptance of later drafts is understated; None if it is not."""
+        places = len(self.acceptance.per_position)
+        if self.mean_draft_length > 0.99 * places:
+            return None
+        return (
+            f"the server's drafts had {self.mean_draft_length:.2f} tokens on average and not "
+            f"{places}: the acceptance of later ones is understated, since vLLM counts a token "
+            f"that was not drafted as not accepted"
+        )
+
+
+def curves_of_rows(rows: Iterable[CurveRow]) -> tuple[StepCurve, ...]:
+    """The whole step's curves among the rows of a profile or snapshot, one for each cell."""
+    cells: dict[tuple[int, int], list[CurveRow]] = {}
+    for row in rows:
+        if row.module == "model":
+            cells.setdefault((row.batch_size, row.context), []).append(row)
+    curves = []
+    for (batch_size, context), points in sorted(cells.items()):
+        by_count = {row.positions: row for row in points}
+        if 1 not in by_count:
+            continue
+        # The ratios come from pairs, side by side in time; the medians do not.
+        ratios = {1: 1.0, **{n: row.ratio for n, row in by_count.items() if n != 1}}
+        curves.append(
+            StepCurve(
+                batch_size, context, by_count[1].median_seconds, tuple(sorted(ratios.items()))
+            )
+        )
+    return tuple(curves)
+
+
+def from_profile(profile: Profile, name: str = "the profile") -> Source:
+    """The step times of a profile.
+
+    Raises:
+        SourceError: if it holds no measurement, or none of the whole step.
+    """
+    if not profile.curves:
+        reason = f" (the probe was {profile.run.state}: {profile.run.reason})"
+        raise SourceError(
+            f"{name} is empty: its probe measured nothing"
+            f"{reason if profile.run.reason else ''}; measure for longer, or under load"
+        )
+    curves = curves_of_rows(profile.curves)
+    if not curves:
+        modules = ", ".join(sorted({row.module for row in profile.curves}))
+        raise SourceError(
+            f"{name} has no curve of the whole step (model), only of {modules}: draft lengths "
+            f"need it, measure again"
+        )
+    return Source(
+        "profile",
+        name,
+        profile.model.name,
+        curves,
+        profile.environment.device.name,
+        profile.environment.vllm,
+    )
+
+
+def from_samples(samples: Samples, name: str, vllm: str | None = None) -> Source:
+    """The step times on a server's /metrics; of several engines the dearest at each point.
+
+    Raises:
+        SourceError: if the server has measured no step yet.
+    """
+    seconds: dict[tuple[int, int], dict[int, float]] = {}
+    models: set[str] = set()
+    try:
+        for labels, value in samples.get("vllm_nfp_module_latency_seconds", ()):
+            if labels["module"] != "model":
+                continue
+            models.add(labels["model_name"])
+            cell = seconds.setdefault((int(labels["batch_size"]), int(labels["context"])), {})
+            positions = int(labels["positions"])
+            cell[positions] = max(value, cell.get(positions, 0.0))
+        curves = tuple(
+            curve_of_seconds(batch_size, context, by_count)
+            for (batch_size, context), by_count in sorted(seconds.items())
+            if 1 in by_count
+        )
+    except (KeyError, ValueError) as error:
+        raise SourceError(f"the step times of {name} cannot be used: {error}") from None
+    if not curves:
+        raise SourceError(
+            f"{name} has measured no step yet: send it requests and wait until "
+            f"vllm-nfp table shows estimates"
+        )
+    return Source("server", name, ", ".join(sorted(models)), curves, vllm=vllm)
+
+
+def from_predictions(found: Predictions) -> Source:
+    """The predicted step times of the batch sizes and contexts that were asked for."""
+    curves = []
+    for context in found.contexts:
+        for batch_size in found.batch_sizes:
+            cell = found.cell("model", batch_size, context)
+            times = dict(zip(cell.positions, cell.seconds, strict=True))
+            curves.append(curve_of_seconds(batch_size, context, times))
+    return Source("prediction", "the prediction", found.model, tuple(curves), found.hardware)
+
+
+def live_acceptance(samples: Samples, engine: str | None = None) -> LiveAcceptance:
+    """Acceptance by place in the draft, from vLLM's counters; over all engines unless one is named.
+
+    Raises:
+        SourceError: if the server does not speculate, has drafted nothing, or its counters
+            contradict each other.
+    """
+
+    def values(name: str) -> list[tuple[Mapping[str, str], float]]:
+        found = samples.get(name, ())
+        return [(of, v) for of, v in found if engine is None or of.get("engine") == engine]
+
+    if not values(DRAFTS):
+        raise SourceError(
+            "the server counts no drafts (it has no --speculative-config): give --acceptance"
+        )
+    places: dict[int, float] = {}
+    try:
+        for labels, value in values(ACCEPTED_PER_POSITION):
+            place = int(labels["position"])
+            places[place] = places.get(place, 0.0) + value
+    except (KeyError, ValueError) as error:
+        raise SourceError(f"the server's counters by position cannot be read: {error}") from None
+    if sorted(places) != list(range(len(places))) or len(places) > MOST_PLACES:
+        raise SourceError("the server's counters by position have gaps: give --acceptance")
+    drafts = math.fsum(value for _, value in values(DRAFTS))
+    drafted = math.fsum(value for _, value in values(DRAFTED))
+    try:
+        acceptance = from_counters(drafts, [places[place] for place in sorted(places)])
+    except AcceptanceError as error:
+        raise SourceError(str(error)) from None
+    return LiveAcceptance(acceptance, drafts, drafted / drafts)
+
+
+def differences(source: Source, samples: Samples) -> tuple[str, ...]:
+    """Why the source's step times may not be those of the server with these metrics.
+
+    The GPU's name is not on /metrics; where the server's own probe has timed a step of the source
+    as well, the times tell.
+    """
+    told = []
+    served = sorted(
+        {
+            labels["model_name"]
+            for name in (DRAFTS, "vllm_nfp_state")
+            for labels, _ in samples.get(name, ())
+            if "model_name" in labels
+        }
+    )
+    if served and source.model not in served:
+        told.append(
+            f"{source.name} is of the model {source.model}, the server serves "
+            f"{', '.join(served)}: its draft lengths may not fit"
+        )
+    try:
+        live = from_samples(samples, "the server")
+    except SourceError:
+        return tuple(told)
+    theirs = {(c.batch_size, c.context): c.seconds_at_one for c in live.curves}
+    for curve in source.curves:
+        other = theirs.get((curve.batch_size, curve.context))
+        if other is not None and not 1 / SAME_STEP < other / curve.seconds_at_one < SAME_STEP:
+            told.append(
+                f"a step at B={curve.batch_size} L={curve.context} takes "
+                f"{curve.seconds_at_one * 1e3:.3g} ms in {source.name} and {other * 1e3:.3g} ms on "
+                f"the server: another GPU, vLLM or model; take the server's URL instead"
+            )
+            break
+    return tuple(told)
