@@ -36,9 +36,11 @@ CONSTANTS = GemmConstants(
     input_traffic=3.74,
     wave_loss=0.37,
     sharpness=12.65,
-    kernel_seconds=4e-6,
+    selection_loss=0.02,
+    selection_tokens=32.0,
+    fp8=Fp8GemmConstants(0.82, 0.55, 6.2e-6, (16, 64, 128), (1.0, 1.08, 1.17), 0.8, 128),
 )
-"""Given here, so that the figures by hand outlast another fit of the defaults."""
+"""Given here, so that a new fit of the defaults moves no expectation."""
 FP8 = CONSTANTS.fp8
 
 
@@ -143,11 +145,11 @@ def test_products_are_monotone_and_their_terms_positive(
         (GemmConstants, {"selection_tokens": 0.0}, "selection_tokens must lie from 1"),
         (GemmConstants, {"output_traffic": float("nan")}, "output_traffic must lie .* not nan"),
         (Fp8GemmConstants, {"row_tile": 0}, "row_tile must lie from 1"),
-        (Fp8GemmConstants, {"tile_tokens": (16, 64)}, "of one length, 1 or more"),
-        (Fp8GemmConstants, {"tile_tokens": (), "tile_slowdown": ()}, "of one length, 1 or more"),
-        (Fp8GemmConstants, {"tile_tokens": (64, 16, 128)}, "tile_tokens must be ascending"),
-        (Fp8GemmConstants, {"tile_tokens": (0, 16, 128)}, "tile_tokens must be ascending, from 1"),
-        (Fp8GemmConstants, {"tile_slowdown": (1.0, 0.9, 1.2)}, "tile_slowdown must be ascending"),
+        (Fp8GemmConstants, {"tile_tokens": (16, 64)}, "must be as many"),
+        (Fp8GemmConstants, {"tile_tokens": (), "tile_slowdown": ()}, "must be as many"),
+        (Fp8GemmConstants, {"tile_tokens": (64, 16, 128)}, "tile_tokens must ascend"),
+        (Fp8GemmConstants, {"tile_tokens": (0, 16, 128)}, "tile_tokens must ascend from 1"),
+        (Fp8GemmConstants, {"tile_slowdown": (1.0, 99.0, 1.2)}, "tile_slowdown must lie"),
         (LinkConstants, {"bandwidth": 0.0}, "bandwidth must lie from 0.01 to 1"),
         (LinkConstants, {"collective_seconds": 1.0}, "collective_seconds must lie from 0 to 0.01"),
     ],
