@@ -55,7 +55,7 @@ class Settings:
     seconds: float
     batch_sizes: tuple[int, ...] = (1, 4)
     contexts: tuple[int, ...] = (256, 1024)
-    max_positions: int = 16
+    max_positions: int = 8
     model: str | None = None
     """A model folder to serve with dummy weights; None makes the small one."""
 
@@ -77,7 +77,9 @@ def serve_command(settings: Settings, model: Path, port: int, on_gpu: bool) -> l
     probe = {
         "batch_sizes": list(settings.batch_sizes),
         "contexts": list(settings.contexts),
-        "overhead_budget": 0.05,
+        # More than a server would spend: there is half a minute, and a CPU may be slow.
+        "overhead_budget": 0.2,
+        "startup_seconds": 15.0,
         "publish_seconds": 1.0,
     }
     command = [

@@ -14,6 +14,10 @@ from vllm_nfp.cli.prepare_cpu import repair_cpu
 from vllm_nfp.cli.table import print_table
 
 
+MOST_ROUNDS = 6
+"""Rounds of requests on a machine that is slow to give an estimate."""
+
+
 @click.command("demo")
 @click.option(
     "--seconds",
@@ -47,6 +51,16 @@ def _run_demo(console: Console, settings: demo.Settings) -> None:
     console.print(f"$ {' '.join(command)}", highlight=False, soft_wrap=True)
     console.print(f"starting the server; its log is {log}")
     with demo.running_server(command, log, port) as url:
+        found = _send_until_estimate(console, settings, url, model, log)
+    print_table(found, found.rows)
+    console.print(f"raw samples: {settings.folder / 'results'}")
+
+
+def _send_until_estimate(
+    console: Console, settings: demo.Settings, url: str, model: Path, log: Path
+) -> scrape.Scrape:
+    """Send requests, in several rounds if the first brings no estimate; what /metrics then say."""
+    for _ in range(MOST_ROUNDS):
         console.print(f"sending requests for {settings.seconds:g} s")
         load = demo.Load(
             url,
@@ -58,10 +72,12 @@ def _run_demo(console: Console, settings: demo.Settings) -> None:
         load.run(settings.seconds)
         if load.errors:
             raise demo.DemoError(f"the server failed: {load.errors[0]}; see {log}")
-        console.print(f"{load.answered} requests answered; from {url}/metrics:")
         found = scrape.parse(scrape.fetch(url))
-    print_table(found, found.rows)
-    console.print(f"raw samples: {settings.folder / 'results'}")
+        if found.rows:
+            break
+        console.print("no estimate yet on this machine")
+    console.print(f"{load.answered} requests answered; from {url}/metrics:")
+    return found
 
 
 def _has_gpu() -> bool:
