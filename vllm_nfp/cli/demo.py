@@ -13,7 +13,6 @@ from vllm_nfp.cli.common import Refusal
 from vllm_nfp.cli.prepare_cpu import repair_cpu
 from vllm_nfp.cli.table import print_table
 
-
 MOST_ROUNDS = 6
 """Rounds of requests on a machine that is slow to give an estimate."""
 
