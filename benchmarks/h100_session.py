@@ -17,7 +17,6 @@ Each part is written as soon as it is there.
 
 from __future__ import annotations
 
-import gzip
 import json
 import random
 import shutil
@@ -33,6 +32,7 @@ import click
 from rich.console import Console
 
 from benchmarks import environment, load, nfp_table, overhead, server, shapes
+from benchmarks.packing import pack
 from vllm_nfp import scrape
 
 
@@ -184,11 +184,7 @@ def _table(
         "snapshot": snapshot,
     }
     (out / f"{plan.name}-table.json").write_text(json.dumps(result))
-    with (
-        (folder / "samples-0.jsonl").open("rb") as raw,
-        gzip.open(out / f"{plan.name}-pairs.jsonl.gz", "wb") as packed,
-    ):
-        shutil.copyfileobj(raw, packed)
+    pack(folder / "samples-0.jsonl", out / f"{plan.name}-pairs.jsonl.gz")
     nfp_table.print_tables(found)
 
 

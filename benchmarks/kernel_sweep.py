@@ -14,15 +14,14 @@ Writes a file of curves for each shape; ``vllm_nfp.calibrate.points.read_samples
 
 from __future__ import annotations
 
-import gzip
 import json
-import shutil
 import time
 from pathlib import Path
 
 import click
 
 from benchmarks import environment, shapes
+from benchmarks.packing import pack
 from vllm_nfp.calibrate.plans import REFERENCE, TRIAL, ModelPlan, choose
 from vllm_nfp.calibrate.points import Kernel
 from vllm_nfp.calibrate.run import run_plans
@@ -84,15 +83,11 @@ def main(out: Path, reference: bool, trial: bool, only: str, awaited: Path | Non
     for failure in outcome.failures:
         print(f"{failure.label} failed: see {failure.log}")
     for samples in outcome.samples:
-        _pack(out / f"{samples.model}.jsonl")
+        plain = out / f"{samples.model}.jsonl"
+        pack(plain, plain.with_suffix(".jsonl.gz"))
+        plain.unlink()
     about = {**record, "after": environment.gpu_state()}
     (out / "environment.json").write_text(json.dumps(about, indent=1))
-
-
-def _pack(path: Path) -> None:
-    with path.open("rb") as plain, gzip.open(path.with_suffix(".jsonl.gz"), "wb") as packed:
-        shutil.copyfileobj(plain, packed)
-    path.unlink()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ tries the script and its load without the probe.
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import json
 import shlex
 import shutil
@@ -29,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import environment, load, server, shapes
+from benchmarks.packing import pack
 from vllm_nfp import scrape
 
 OUTPUT_TOKENS = 64
@@ -96,8 +96,7 @@ def save_probe_output(source: Path, target: Path) -> None:
         if path.suffix != ".jsonl":
             shutil.copy(path, target / path.name)
             continue
-        with path.open("rb") as raw, gzip.open(target / f"{path.name}.gz", "wb") as packed:
-            shutil.copyfileobj(raw, packed)
+        pack(path, target / f"{path.name}.gz")
 
 
 def read_snapshot(folder: Path) -> dict[str, Any] | None:

@@ -11,10 +11,8 @@ None of these shapes fitted a constant.
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -26,6 +24,7 @@ import click
 
 from benchmarks import environment, shapes
 from benchmarks.kernel_sweep import wait_for
+from benchmarks.packing import pack
 
 GRID = {
     "batch_sizes": [1, 4, 8, 32],
@@ -132,8 +131,7 @@ def main(out: Path, seconds: float, trial: bool, awaited: Path | None, worker: s
     about = {**record, "after": environment.gpu_state()}
     (out / "environment.json").write_text(json.dumps(about, indent=1))
     for samples in out.glob("*/samples-0.jsonl"):
-        with samples.open("rb") as plain, gzip.open(f"{samples}.gz", "wb") as packed:
-            shutil.copyfileobj(plain, packed)
+        pack(samples, samples.with_suffix(".jsonl.gz"))
         samples.unlink()
 
 

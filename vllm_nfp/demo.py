@@ -223,3 +223,25 @@ class Load:
                 self.answered += 1
             except (urllib.error.URLError, OSError) as error:
                 self.errors.append(str(error))
+
+
+def load_of(settings: Settings, url: str, model: str) -> Load:
+    """The requests of the demonstration; each reads half of the shorter context.
+
+    Args:
+        model: name that the server gives its model.
+    """
+    return Load(
+        url,
+        model,
+        senders=settings.batch_sizes[-1],
+        prompt_tokens=settings.contexts[0] // 2,
+        vocab_size=SMALL_MODEL["vocab_size"],  # type: ignore[arg-type]
+    )
+
+
+def has_gpu() -> bool:
+    """Whether PyTorch sees a GPU here; imports it."""
+    import torch
+
+    return bool(torch.cuda.is_available())

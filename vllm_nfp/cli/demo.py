@@ -45,7 +45,7 @@ def demo_command(seconds: float, folder: Path | None) -> None:
 def _run_demo(console: Console, settings: demo.Settings) -> None:
     model = demo.make_model(settings.folder / "model")
     port = demo.free_port()
-    command = demo.serve_command(settings, model, port, on_gpu=_has_gpu())
+    command = demo.serve_command(settings, model, port, on_gpu=demo.has_gpu())
     log = settings.folder / "server.log"
     console.print(f"$ {' '.join(command)}", highlight=False, soft_wrap=True)
     console.print(f"starting the server; its log is {log}")
@@ -61,13 +61,7 @@ def _send_until_estimate(
     """Send requests, in several rounds if the first brings no estimate; what /metrics then say."""
     for _ in range(MOST_ROUNDS):
         console.print(f"sending requests for {settings.seconds:g} s")
-        load = demo.Load(
-            url,
-            str(model),
-            senders=settings.batch_sizes[-1],
-            prompt_tokens=settings.contexts[0] // 2,
-            vocab_size=demo.SMALL_MODEL["vocab_size"],  # type: ignore[arg-type]
-        )
+        load = demo.load_of(settings, url, str(model))
         load.run(settings.seconds)
         if load.errors:
             raise demo.DemoError(f"the server failed: {load.errors[0]}; see {log}")
@@ -77,9 +71,3 @@ def _send_until_estimate(
         console.print("no estimate yet on this machine")
     console.print(f"{load.answered} requests answered; from {url}/metrics:")
     return found
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return bool(torch.cuda.is_available())

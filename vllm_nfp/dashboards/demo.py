@@ -47,7 +47,7 @@ LOOK_AT = {
 
 def server_command(settings: demo.Settings, model: Path, port: int) -> list[str]:
     """The server, with drafts and layer histograms, so that every panel has data."""
-    command = demo.serve_command(settings, model, port, on_gpu=_has_gpu())
+    command = demo.serve_command(settings, model, port, on_gpu=demo.has_gpu())
     place = command.index("--nfp-config") + 1
     # A short demonstration wants many probes; a server that earns money does not.
     probe = {"overhead_budget": 0.4, "startup_seconds": 10.0, "layer_histograms": True}
@@ -100,13 +100,7 @@ def _run(console: Console, settings: demo.Settings, keep: bool) -> None:
     ):
         _print_where(console, url, prometheus)
         console.print(f"sending requests for {settings.seconds:g} s")
-        load = demo.Load(
-            url,
-            NAME,
-            senders=settings.batch_sizes[-1],
-            prompt_tokens=settings.contexts[0] // 2,
-            vocab_size=demo.SMALL_MODEL["vocab_size"],  # type: ignore[arg-type]
-        )
+        load = demo.load_of(settings, url, NAME)
         load.run(settings.seconds)
         if load.errors:
             raise demo.DemoError(f"the server failed: {load.errors[0]}")
@@ -143,12 +137,6 @@ def _print_found(console: Console, prometheus: Prometheus, answered: int) -> Non
         console.print(f"alert {alert['labels']['alertname']} is {alert['state']}")
     if bad:
         raise demo.DemoError(f"rules with errors: {', '.join(bad)}")
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return bool(torch.cuda.is_available())
 
 
 if __name__ == "__main__":

@@ -125,12 +125,10 @@ class ModuleBench:
                 return self._attention(series, batch)
             runs, read = self._token_runs(series, batch)
             return self._timed(_repeated(runs, read))
-        except CellDoesNotFitError as error:
-            raise PointRefusedError(str(error)) from error
         except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            raise PointRefusedError(str(error)) from error
+            if isinstance(error, CellDoesNotFitError) or is_out_of_memory(error):
+                raise PointRefusedError(str(error)) from error
+            raise
 
     def release(self) -> None:
         """Give up all graphs and their memory."""
