@@ -21,6 +21,7 @@ STAGES = (
     "estimate",
     "publish",
     "collect",
+    "draft_control",
 )
 
 

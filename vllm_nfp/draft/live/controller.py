@@ -25,7 +25,9 @@ from vllm_nfp.draft.live.steps import (
     CellKey,
     CellTimes,
     StepObservation,
+    batch_cell,
     cell_of,
+    context_cell,
     distance,
 )
 
@@ -130,8 +132,11 @@ class Controller:
         self._counted = CountedAcceptance(max(lengths[-1], *static[1:]))
         self._cells: OrderedDict[CellKey, _Cell] = OrderedDict()
         self._curves: tuple[StepCurve, ...] = ()
+        self._ranges = _ranges(len(static) - 1)
         self._credit = FIRST_CREDIT
         self._since_decision = 0
+        self.version = 0
+        """Rises when a table made earlier no longer says what is chosen."""
         self.decisions: Counter[Reason] = Counter()
         """Changes of the length in force, by reason."""
         self.trial_steps = 0
@@ -139,6 +144,11 @@ class Controller:
         """Pure decode steps seen."""
         self.draft_seconds: dict[int, float] = {}
         """Time of one more drafted token beside its verification, by batch size, where told."""
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """What is chosen from."""
+        return self._settings.lengths
 
     @property
     def acceptance(self) -> Acceptance | None:
@@ -189,39 +199,41 @@ class Controller:
         after = self._in_force(key, batch_size)
         if after != before:
             self.decisions[cell.reason] += 1
+            self.version += 1
         return Decision(*key, after, self._static[batch_size], cell.reason, cell.gain)
 
     def table(self, context: int) -> list[int]:
         """Draft length by batch size at this context, as vLLM looks it up; index 0 is unused."""
-        by_cell: dict[CellKey, int | None] = {}
+        at = context_cell(context)
         lengths = [0]
-        for batch_size in range(1, len(self._static)):
-            key = cell_of(batch_size, context)
-            if key not in by_cell:
-                by_cell[key] = self._chosen(key)
-            chosen = by_cell[key]
-            lengths.append(self._static[batch_size] if chosen is None else chosen)
+        for cell, first, last in self._ranges:
+            chosen = self._chosen((cell, at))
+            lengths.extend(
+                self._static[first : last + 1] if chosen is None else [chosen] * (last + 1 - first)
+            )
         return lengths
 
-    def rows(self) -> list[Decision]:
-        """The state of every cell, the most recently used last."""
-        return [
-            Decision(
-                *key,
-                self._in_force(key, min(key[0], len(self._static) - 1)),
-                self._static[min(key[0], len(self._static) - 1)],
-                cell.reason,
-                cell.gain,
+    def rows(self, most: int) -> list[Decision]:
+        """The state of the cells, the ``most`` last used ones, the latest last."""
+        rows = []
+        for key in list(self._cells)[-most:]:
+            cell, largest = self._cells[key], min(key[0], len(self._static) - 1)
+            rows.append(
+                Decision(
+                    *key,
+                    self._in_force(key, largest),
+                    self._static[largest],
+                    cell.reason,
+                    cell.gain,
+                )
             )
-            for key, cell in self._cells.items()
-        ]
+        return rows
 
-    def times(self) -> list[tuple[CellKey, int, int, float]]:
-        """(cell, draft length, steps, median seconds) of every length with enough steps."""
+    def times(self, key: CellKey) -> list[tuple[int, int, float]]:
+        """(draft length, steps, median seconds) of every length with enough steps in a cell."""
         return [
-            (key, length, len(times), times.median)
-            for key in self._times.cells()
-            for length, times in sorted(self._times.of(key).items())
+            (length, len(times), times.median)
+            for length, times in sorted(self._times.peek(key).items())
             if len(times) >= TRIAL_STEPS
         ]
 
@@ -239,6 +251,7 @@ class Controller:
         """Back to the configured schedule: what was learned no longer holds."""
         self._counted.clear()
         self._cells.clear()
+        self.version += 1
         self._credit = max(self._credit, FIRST_CREDIT)
 
     def _chosen(self, key: CellKey) -> int | None:
@@ -248,7 +261,11 @@ class Controller:
             return cell.trial
         if cell is not None and cell.choice is not None:
             return cell.choice
-        settled = [other for other, of in self._cells.items() if of.choice is not None]
+        settled = [
+            other
+            for other, of in self._cells.items()
+            if of.choice is not None and 0.5 <= other[1] / key[1] <= 2.0
+        ]
         nearest = min(settled, key=lambda other: distance(key, other), default=None)
         if nearest is None or distance(key, nearest) > NEIGHBOUR_OCTAVES:
             return None
@@ -305,11 +322,7 @@ class Controller:
         self._maybe_try(key, cell, acceptance, goodput[best], now)
 
     def _measured(self, key: CellKey) -> dict[int, float]:
-        return {
-            length: times.median
-            for length, times in self._times.of(key).items()
-            if len(times) >= TRIAL_STEPS
-        }
+        return {length: median for length, _, median in self.times(key)}
 
     def _maybe_try(
         self, key: CellKey, cell: _Cell, acceptance: Acceptance, best: float, now: float
@@ -419,6 +432,17 @@ class Controller:
         if times is not None:
             times.clear()
         cell.trial, cell.trial_steps, cell.reason = length, 0, Reason.TRIAL
+
+
+def _ranges(largest: int) -> list[tuple[int, int, int]]:
+    """(cell, first, last) of the batch sizes from 1 to ``largest``, cell by cell."""
+    ranges = []
+    first = 1
+    while first <= largest:
+        cell = batch_cell(first)
+        ranges.append((cell, first, min(cell, largest)))
+        first = cell + 1
+    return ranges
 
 
 def _on_the_line(measured: dict[int, float], length: int) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import OrderedDict, deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 SMALLEST_CONTEXT_CELL = 512
@@ -115,6 +116,10 @@ class CellTimes:
         else:
             self._cells.move_to_end(cell)
         return times
+
+    def peek(self, cell: CellKey) -> Mapping[int, LengthTimes]:
+        """The times in a cell, whose place among the recently used stays."""
+        return self._cells.get(cell, {})
 
     def add(self, cell: CellKey, draft_length: int, seconds: float, now: float) -> None:
         """Take in a step."""
