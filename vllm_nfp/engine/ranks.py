@@ -17,10 +17,14 @@ import torch
 
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.engine.memory import is_out_of_memory
-from vllm_nfp.probe.lockstep import Lockstep
+from vllm_nfp.probe.lockstep import STEPS_PER_EXCHANGE, Lockstep
 
 EXCHANGE_LIMIT = timedelta(seconds=120)
 """A rank that is silent for this long is gone, and the server with it."""
+LARGE_BUDGET = 0.05
+"""Above it more pairs are paid for than the usual exchanges would let through."""
+OFTEN = 2
+"""Steps from one exchange to the next with a large budget."""
 MOST_CAPTURED_COLLECTIVES = 24_000
 """vLLM's custom all-reduce has room for 65 536 in captured graphs; most are left to the server."""
 
@@ -190,4 +194,9 @@ def join(config: ProbeConfig) -> Lockstep:
             if name not in ("run_dir", "output_dir")
         }
     )
-    return Lockstep(GlooWire(get_tp_group().ranks), zlib.crc32(settings.to_json().encode()))
+    often = config.overhead_budget > LARGE_BUDGET
+    return Lockstep(
+        GlooWire(get_tp_group().ranks),
+        zlib.crc32(settings.to_json().encode()),
+        OFTEN if often else STEPS_PER_EXCHANGE,
+    )
