@@ -74,7 +74,7 @@ class Plan:
 TABLE: dict[str, object] = {
     "startup_seconds": 0.0,
     "capture_seconds": 60.0,
-    "graph_memory_mib": 3072,
+    "graph_memory_mib": 1536,
     "batch_sizes": [1, 8, 32],
     "contexts": [1024, 4096],
     "positions": [1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64],
