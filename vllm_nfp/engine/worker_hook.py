@@ -48,9 +48,9 @@ def _attach(worker: Any, config: ProbeConfig) -> None:
     import logging
 
     try:
-        from vllm_nfp.engine.session import Session
+        from vllm_nfp.engine.rank_session import session_for
 
-        session = Session(config, worker.vllm_config)
+        session = session_for(config, worker.vllm_config)
         session.attach(worker.model_runner)
         if session.active:
             _hook_runner(worker.model_runner, session)
