@@ -140,6 +140,22 @@ class DraftControl:
         """The controller; None once it is disabled."""
         return self._controller
 
+    @property
+    def last_length(self) -> int | None:
+        """Draft length of the last decode step; None before the first."""
+        return self._last_length
+
+    def pause(self) -> None:
+        """Hand back to the configured table, keeping what was learned."""
+        self._patches.restore()
+        self._under_way.clear()
+        self._last_output = self._applied = None
+        self._scheduler.dynamic_sd_lookup = self._static
+
+    def resume(self) -> None:
+        """Take over again."""
+        self._hook()
+
     def begin(self) -> None:
         """Take over.
 
