@@ -228,11 +228,11 @@ class DraftControl:
             self._report(now)
 
     def _take(self, output: Any) -> _Scheduled | None:
-        while self._under_way:
-            step = self._under_way.popleft()
-            if step.output is output:
-                return step
-        return None
+        if not any(step.output is output for step in self._under_way):
+            return None  # planned before the hooks were in place
+        while (step := self._under_way.popleft()).output is not output:
+            pass
+        return step
 
     def _apply(self, context: int) -> None:
         """Write the table where it has changed."""
