@@ -155,7 +155,8 @@ class Run:
             (plan, stack.enter_context(server.Server(self._spec(plan, port))))
             for plan, port in zip(wanted, ports, strict=True)
         ]
-        until = time.monotonic() + min(START_LIMIT_SECONDS, self.left - 60.0)
+        limit = self.left if self.trial else START_LIMIT_SECONDS
+        until = time.monotonic() + min(limit, self.left - 60.0)
         for plan, one in started:
             try:
                 one.wait_until_healthy(max(1.0, until - time.monotonic()))

@@ -116,9 +116,13 @@ class RankSession(Session):
         step = self._plan(scheduler_output)
         try:
             with torch.inference_mode():
+                begun = time.perf_counter()
                 pair = lockstep.advance(
                     _digest(scheduler_output), self._propose, self._can_launch, self._refused
                 )
+                if self._prober is not None:
+                    # It may have delayed the step by as much.
+                    self._prober.budget.spend(time.perf_counter() - begun)
                 self._committed = pair or self._committed
                 if self._committed is not None and step is not None and step.decode:
                     pair, self._committed = self._committed, None

@@ -23,8 +23,9 @@ EXCHANGE_LIMIT = timedelta(seconds=120)
 """A rank that is silent for this long is gone, and the server with it."""
 LARGE_BUDGET = 0.05
 """Above it more pairs are paid for than the usual exchanges would let through."""
-OFTEN = 2
-"""Steps from one exchange to the next with a large budget."""
+OFTEN, SELDOM = 2, 1024
+"""Steps from one exchange to the next with a large budget, and with none, where faults alone
+are to be told."""
 MOST_CAPTURED_COLLECTIVES = 24_000
 """vLLM's custom all-reduce has room for 65 536 in captured graphs; most are left to the server."""
 
@@ -194,9 +195,14 @@ def join(config: ProbeConfig) -> Lockstep:
             if name not in ("run_dir", "output_dir")
         }
     )
-    often = config.overhead_budget > LARGE_BUDGET
     return Lockstep(
         GlooWire(get_tp_group().ranks),
         zlib.crc32(settings.to_json().encode()),
-        OFTEN if often else STEPS_PER_EXCHANGE,
+        _steps_per_exchange(config.overhead_budget),
     )
+
+
+def _steps_per_exchange(budget: float) -> int:
+    if budget == 0.0:
+        return SELDOM
+    return OFTEN if budget > LARGE_BUDGET else STEPS_PER_EXCHANGE
