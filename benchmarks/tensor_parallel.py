@@ -289,7 +289,9 @@ def compare_outputs(run: Run, plain: str, probed: str, plan: Plan) -> dict[str, 
 def _answer(run: Run, name: str, prompt: list[int]) -> dict[str, Any]:
     body = {
         "model": str(run.work / f"model-{name}"), "prompt": prompt, "max_tokens": ANSWER_TOKENS,
-        "temperature": 0, "ignore_eos": True, "logprobs": 1, "return_token_ids": True,
+        "temperature": 0, "ignore_eos": True, "return_token_ids": True,
+        # Not as text, for which there is no tokenizer.
+        "logprobs": 1, "return_tokens_as_token_ids": True,
     }  # fmt: skip
     request = urllib.request.Request(
         f"{run.urls[name]}/v1/completions",
