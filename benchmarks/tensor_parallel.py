@@ -18,6 +18,7 @@ if anything did. Every part is written as soon as it is there.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -404,7 +405,7 @@ def _full(
         if seconds < 10.0:
             run.say(f"no time is left for {plan.name}")
             continue
-        found = _guarded(run, plan.name, lambda p=plan, s=seconds: measure_table(run, p, s))
+        found = _guarded(run, plan.name, functools.partial(measure_table, run, plan, seconds))
         if found is not None:
             snapshots[plan.name] = found
             print_side_by_side(snapshots, run.out / "side-by-side.txt")
