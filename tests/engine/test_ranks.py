@@ -141,3 +141,4 @@ def test_a_fault_of_one_rank_in_serving_switches_both_off(
     found = snapshot(tmp_path)
     assert found.state is State.DISABLED
     assert f"rank {fault[-1]} of 2" in found.reason
+    assert ("injected" in found.reason) == (fault[-1] == "0"), "the leader knows its own fault"

@@ -49,7 +49,7 @@ class RankSession(Session):
         super().__init__(config, vllm_config)
         self._lockstep: Lockstep | None = None
         self._committed: Pair | None = None
-        self._faulty = False
+        self._own_fault: str | None = None
         self._leads = True
 
     @property
@@ -128,7 +128,8 @@ class RankSession(Session):
                     pair, self._committed = self._committed, None
                     self._launch(pair)
         except (PeerFaultError, DivergedError) as error:
-            self.disable(str(error))
+            own = "" if self._own_fault is None else f" ({self._own_fault})"
+            self.disable(f"{error}{own}")
         except Exception as error:
             # The others cannot be told any more; they find out when this rank's part is missing.
             self._fault("lockstep", error)
@@ -139,7 +140,7 @@ class RankSession(Session):
         try:
             assert self._view is not None, "attach() has set it"
             step = step_of(scheduler_output, self._view.decode_positions)
-            if self._faulty:
+            if self._own_fault is not None:
                 return step
             self._take_tokens(scheduler_output)
             if self._publisher is not None and self._prober is not None:
@@ -171,7 +172,7 @@ class RankSession(Session):
     def _launch(self, pair: Pair) -> None:
         try:
             assert self._engine is not None, "attach() has set it"
-            if isinstance(self._prober, LeadingProber) and not self._faulty:
+            if isinstance(self._prober, LeadingProber) and self._own_fault is None:
                 self._prober.launch(pair)
             else:
                 follow(self._engine, pair)
@@ -180,7 +181,7 @@ class RankSession(Session):
 
     def mark(self, begin: bool) -> None:
         """Around a real step's launch; the leader's steps alone are timed."""
-        if self._prober is None or self._faulty:
+        if self._prober is None or self._own_fault is not None:
             return
         try:
             if begin:
@@ -192,9 +193,9 @@ class RankSession(Session):
 
     def _tell(self, stage: str, error: Exception) -> None:
         """Have all ranks end their probes; this one takes part until they do."""
-        if not self._faulty:
+        if self._own_fault is None:
             logger.error("vllm-nfp: fault in stage %s", stage, exc_info=error)
-        self._faulty = True
+            self._own_fault = f"stage {stage}: {error!r}"
         if self._lockstep is not None:
             self._lockstep.fail()
 
