@@ -21,7 +21,7 @@ from vllm_nfp.engine.runners import RunnerView, step_of
 from vllm_nfp.engine.session import Session
 from vllm_nfp.metrics.snapshot import Snapshot
 from vllm_nfp.probe import Budget, EngineStep, PairResult, Planner, Prober
-from vllm_nfp.probe.lockstep import DivergedError, Lockstep, Pair, PeerFaultError
+from vllm_nfp.probe.lockstep import DivergedError, Lockstep, Pair, PeerFaultError, WireError
 from vllm_nfp.probe.ranks import LeadingProber, can_launch, follow, follow_scan
 from vllm_nfp.timing import Clock
 
@@ -77,7 +77,7 @@ class RankSession(Session):
             self._give_up_start(lockstep, error)
 
     def _give_up_start(self, lockstep: Lockstep | None, error: Exception) -> None:
-        if isinstance(error, (PeerFaultError, DivergedError)):
+        if isinstance(error, (PeerFaultError, DivergedError, WireError)):
             self.disable(str(error))
             return
         if lockstep is not None:
@@ -130,9 +130,10 @@ class RankSession(Session):
         except (PeerFaultError, DivergedError) as error:
             own = "" if self._own_fault is None else f" ({self._own_fault})"
             self.disable(f"{error}{own}")
-        except Exception as error:
-            # The others cannot be told any more; they find out when this rank's part is missing.
+        except WireError as error:
             self._fault("lockstep", error)
+        except Exception as error:
+            self._tell("lockstep", error)
 
     def _plan(self, scheduler_output: Any) -> EngineStep | None:
         """The step; the leader may want a pair after it."""

@@ -17,7 +17,7 @@ import torch
 
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.engine.memory import is_out_of_memory
-from vllm_nfp.probe.lockstep import STEPS_PER_EXCHANGE, Lockstep
+from vllm_nfp.probe.lockstep import STEPS_PER_EXCHANGE, Lockstep, WireError
 
 EXCHANGE_LIMIT = timedelta(seconds=120)
 """A rank that is silent for this long is gone, and the server with it."""
@@ -169,7 +169,7 @@ class GlooWire:
     def begin(self, values: Sequence[int]) -> Any:
         """Put in this rank's values; waits for nothing."""
         # Steps run in inference mode, whose tensors gloo's threads may not write.
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), _wire_errors():
             numbers = torch.tensor(values, dtype=torch.int64)
             work = torch.distributed.all_reduce(
                 numbers, torch.distributed.ReduceOp.MAX, self._group, async_op=True
@@ -179,9 +179,18 @@ class GlooWire:
     def finish(self, handle: Any) -> Sequence[int]:
         """The maxima, once all ranks have put their values in."""
         work, numbers = handle
-        work.wait()
+        with _wire_errors():
+            work.wait()
         result: list[int] = numbers.tolist()
         return result
+
+
+@contextmanager
+def _wire_errors() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise WireError(f"another rank cannot be reached: {error}") from error
 
 
 def join(config: ProbeConfig) -> Lockstep:
