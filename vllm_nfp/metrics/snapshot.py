@@ -102,6 +102,22 @@ class LiveStep:
 
 
 @dataclass(frozen=True, slots=True)
+class StepRow:
+    """Time of real decode steps of one kind, without any probe in them."""
+
+    batch_size: int
+    """Upper bound of the bucket of sequences in the step."""
+    context: int
+    """Upper bound of the bucket of mean context lengths, in tokens."""
+    positions: int
+    """Positions per sequence that the steps ran."""
+    samples: int
+    """Steps timed since the start; the median is taken over the most recent ones."""
+    median_seconds: float
+    """From the launch of the forward pass to the end of sampling, on the device."""
+
+
+@dataclass(frozen=True, slots=True)
 class LayerHistogram:
     """Cumulative counts of one layer's module times, as Prometheus wants them."""
 
@@ -156,6 +172,8 @@ class Snapshot:
     missing_pairs: int = 0
     """Pairs that points which matter still lack."""
     live: LiveStep | None = None
+    steps: tuple[StepRow, ...] = ()
+    """Real steps, timed passively."""
     skipped_cells: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Cells that cannot be probed here, as "B=32 L=16384", and why."""
     graph_bytes: int = 0
