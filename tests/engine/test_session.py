@@ -25,6 +25,7 @@ SETTINGS = {
     "startup_seconds": 0.3,
     "publish_seconds": 0.1,
     "min_samples": 2,
+    "step_share": 1.0,
 }
 
 

@@ -10,6 +10,7 @@ On a GPU it is a CUDA graph of its own with the marks as external events inside.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -183,19 +184,23 @@ class Graph:
     """A CUDA graph of the probe's own.
 
     Args:
-        pool: memory pool that the probe's graphs share, apart from vLLM's.
+        pool: memory pool that the graph shares with others.
     """
 
     def __init__(self, pool: Any) -> None:
         self._graph = torch.cuda.CUDAGraph()
         self._pool = pool
 
-    def capture(self, run: Callable[[], Any], stream: Any) -> Any:
-        """Run once to warm up, once to capture; returns what the captured run returned."""
+    def capture(self, run: Callable[[], Any], stream: Any, warm_up: bool = True) -> Any:
+        """Capture a run, after one to warm up if asked for; returns what the captured one returned.
+
+        Without a warm-up it waits for nothing: what is captured must have run before.
+        """
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            run()
-            stream.synchronize()
+        with torch.cuda.stream(stream), _no_garbage_collection():
+            if warm_up:
+                run()
+                stream.synchronize()
             # Thread-local: a capture must not trip over other threads' CUDA calls.
             self._graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
@@ -208,3 +213,19 @@ class Graph:
     def replay(self) -> None:
         """Enqueue the graph on the current stream."""
         self._graph.replay()
+
+    def reset(self) -> None:
+        """Give up what the graph holds; it must not be running."""
+        self._graph.reset()
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """A collection in the middle of a capture could free CUDA objects, which would break it."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
