@@ -155,7 +155,7 @@ class Session:
             identity.model_name,
             view.name,
             self._config.overhead_budget,
-            self._config.step_share,
+            self._config.delayed_steps,
             len(prober.planner.cells),
             len(engine.timed_layers),
             engine.num_layers,
@@ -191,7 +191,7 @@ class Session:
         config = self._config
         wanted = max(config.min_samples, config.wanted_samples)
         planner = Planner(grids, wanted, config.seed)
-        budget = Budget(config.overhead_budget, config.step_share)
+        budget = Budget(config.overhead_budget, config.delayed_steps)
         publisher = self._publisher_of(view, list(grids), skipped)
         prober = Prober(engine, clock, planner, budget, publisher.put, config, self._now)
         return prober, publisher
