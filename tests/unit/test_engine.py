@@ -132,7 +132,7 @@ def make_engine(
     made.memory = GpuMemory(device.reserved, device.free)
     fresh = itertools.count()
 
-    def own(_: Any) -> GraphPlace:
+    def own(*_: Any) -> GraphPlace:
         name = f"own {next(fresh)}"
         return GraphPlace(name, SimpleNamespace(cuda_stream=8), shared=False)
 
@@ -268,10 +268,11 @@ def test_shapes_wider_than_vllms_graphs_are_tried_apart_from_its_pool(
 def test_logits_that_no_memory_holds_leave_a_shape_out(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = make_engine(monkeypatch, Device(pool_mib=300.0), batch_sizes=(64,), max_positions=32)
     engine.prepare()
-    # 2^16 ids of 2 bytes: 512 tokens, which fit no graph, make 64 MiB; 768 make 96.
-    assert engine.positions(64, 64) == ALL
-    with pytest.raises(ShapeRefusedError, match="logits of 96 MiB without a CUDA graph"):
-        engine.make_ready([Shape(64, 64, 1), Shape(64, 64, 12)])
+    # 2^16 ids of 2 bytes: 256 tokens, which fit no graph, make 32 MiB; 320 make 40.
+    assert engine.positions(64, 64) == (1, 2, 3, 4)
+    with pytest.raises(ShapeRefusedError, match="logits of 40 MiB without a CUDA graph"):
+        engine.make_ready([Shape(64, 64, 1), Shape(64, 64, 5)])
+    assert engine._shelf.limit == 32 << 20, "logits and graphs together exceed the limit"
 
 
 def test_what_the_start_had_no_time_for_is_made_later(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -216,10 +216,10 @@ class VllmProbeEngine:
         logits = self._logits_bytes(batch_size * positions)
         if placement.execution is Execution.FULL:
             return self._graph_missing(placement.padded_tokens, logits)
-        if logits > self._config.graph_memory_mib << 20:
+        if logits > self._config.graph_memory_mib << 19:
             # Activations are no larger than those of a prompt, but of a prompt few logits are made.
             return (
-                f"logits of {logits >> 20} MiB without a CUDA graph exceed {_LIMIT} "
+                f"logits of {logits >> 20} MiB without a CUDA graph exceed half of {_LIMIT} "
                 f"{self._config.graph_memory_mib}"
             )
         return None
@@ -262,9 +262,10 @@ class VllmProbeEngine:
         }
         for key in shapes:
             self._made(*key)
-        if self._on_gpu:
-            self.memory.count_reserve()
-            self._shelf.limit -= self.memory.taken
+        self.give_back_cache()
+        eager = [key for key in shapes if not self._prepared[key].full]
+        logits = max((self._logits_bytes(b * n) for b, n in eager), default=0)
+        self._shelf.limit -= self.memory.taken + logits
         if self._on_gpu and any(self._prepared[key].full for key in shapes):
             self._learn_sizes([key for key in shapes if self._prepared[key].full], time_is_up)
         allowed = [key for key in shapes if self._memory_missing(*key) is None]
@@ -279,7 +280,7 @@ class VllmProbeEngine:
             logger.warning("vllm-nfp: shapes are left out: %s", reason)
 
     def _wide_head(self, key: ShapeKey) -> bool:
-        return self._logits_bytes(key[0] * key[1]) > self._config.graph_memory_mib << 20
+        return self._logits_bytes(key[0] * key[1]) > self._config.graph_memory_mib << 19
 
     def _warm_up_if_it_fits(self, key: ShapeKey) -> None:
         try:
@@ -328,7 +329,7 @@ class VllmProbeEngine:
                 break
             if tokens is not None and size > tokens // 2:
                 continue
-            self._place, tokens = own_place(self._device), size
+            self._place, tokens = own_place(self._device, shared), size
             grown = self._try_graph(self._prepared[key])
             if grown is not None:
                 self._most_graph_tokens = size
@@ -640,9 +641,10 @@ class VllmProbeEngine:
         before = self._kv_checksums()
         b = self._config.batch_sizes[0]
         context = self._config.contexts[0]
-        if self.refusal(b, context) is not None:
+        counts = self.positions(b, context) if self.refusal(b, context) is None else ()
+        if not counts:
             return
-        n = self.positions(b, context)[-1]
+        n = counts[-1]
         ticket = self.launch(Shape(b, context, n))
         wait_for(lambda: self.poll(ticket))
         self._prepared[b, n].warm = True

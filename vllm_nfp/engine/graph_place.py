@@ -73,6 +73,11 @@ class CaptureWatch:
         return GraphPlace(pool, self._streams[stream], shared=True)
 
 
-def own_place(device: torch.device) -> GraphPlace:
-    """A pool and a stream of the probe's own."""
-    return GraphPlace(torch.cuda.graph_pool_handle(), torch.cuda.Stream(device), shared=False)
+def own_place(device: torch.device, beside: GraphPlace | None = None) -> GraphPlace:
+    """A pool of the probe's own.
+
+    On the stream of another place if there is one: cuBLAS keeps a workspace of tens of MiB for each
+    stream that it has run on.
+    """
+    stream = torch.cuda.Stream(device) if beside is None else beside.stream
+    return GraphPlace(torch.cuda.graph_pool_handle(), stream, shared=False)
