@@ -53,7 +53,7 @@ BASELINE = "off"
 SHARES = (0.1, 0.5, 0.9)
 SETTLE_SECONDS = 0.2
 """Between two turns: aborted requests leave the server."""
-ENDING_SECONDS = 25.0
+ENDING_SECONDS = 40.0
 """Kept back for the end: figures of memory, and servers that take their time to end."""
 GIB = 1 << 30
 
@@ -539,7 +539,7 @@ def side_by_side(texts: Sequence[str], arguments: Sequence[str], limit_seconds: 
     help="Further flags of vllm serve, for all.",
 )
 @click.option(
-    "--limit-seconds", type=float, default=545.0, help="Ends the run, start and end included."
+    "--limit-seconds", type=float, default=515.0, help="Ends the run, start and end included."
 )
 @click.option("--summarize", is_flag=True, help="Print what lies in --out, and measure nothing.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)

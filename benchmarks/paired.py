@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 DRAWS = 2000
-BIN_US = 5
-LONGEST_US = 1_000_000
+BIN_US = 10
+LONGEST_US = 300_000
 """Longer intervals count as this long."""
 
 
@@ -53,16 +53,17 @@ def ratio_of_quantiles(
     )
 
 
-def _histograms(rounds: Sequence[NDArray[np.uint32]]) -> NDArray[np.int64]:
+def _histograms(rounds: Sequence[NDArray[np.uint32]]) -> NDArray[np.float64]:
     bins = LONGEST_US // BIN_US + 1
     clipped = [np.minimum(values, LONGEST_US) // BIN_US for values in rounds]
     counts = np.stack([np.bincount(values, minlength=bins) for values in clipped])
     used = int(np.flatnonzero(counts.any(axis=0)).max(initial=0)) + 1
-    return counts[:, :used].astype(np.int64)
+    # As floats a product of them is BLAS's work.
+    return counts[:, :used].astype(np.float64)
 
 
 def _quantiles(
-    counts: NDArray[np.int64], weights: NDArray[np.int64], share: float
+    counts: NDArray[np.float64], weights: NDArray[np.int64], share: float
 ) -> NDArray[np.float64]:
     """The quantile of each draw, in microseconds, interpolated within its bin."""
     found = []

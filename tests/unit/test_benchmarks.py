@@ -297,3 +297,40 @@ def test_overhead_is_not_measured_of_a_disabled_probe(monkeypatch: pytest.Monkey
     monkeypatch.setattr(overhead.scrape, "fetch", lambda _url: text("disabled"))
     with pytest.raises(server.ServerError, match="the probe of http://x is disabled"):
         overhead.require_probe("http://x")
+
+
+def test_the_overhead_benchmark_runs_from_start_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Against servers that only stream: every figure is there, and nobody is left behind."""
+    fake = Path(__file__).with_name("fake_server.py")
+    monkeypatch.setattr(
+        server.Spec,
+        "command",
+        lambda spec: [sys.executable, str(fake), str(spec.port), str(spec.probe is not None)],
+    )
+    monkeypatch.setattr(overhead, "ENDING_SECONDS", 1.0)
+    arguments = ["--shape", "tiny:2:0.1", "--prompt-tokens=8", "--output-tokens=8"]
+    arguments += ["--saturating=4", "--rounds=2", "--seconds=0.6", "--warmup-seconds=0.2"]
+    overhead.main.main(
+        [*arguments, "--limit-seconds=120", f"--out={tmp_path}"], standalone_mode=False
+    )
+    result = json.loads((tmp_path / "overhead-tiny.json").read_text())
+    assert result["complete"]
+    assert result["saturation"]["requests_per_second"] > 10
+    assert len(result["rounds"]) == 2 * 3 * 3
+    assert {(c["share"], c["variant"]) for c in result["summary"]} == {
+        (share, variant) for share in overhead.SHARES for variant in ("passive", "active")
+    }
+    assert {c["figure"] for c in result["summary"]} == {
+        "tokens/s", "p50 inter-token", "p99 inter-token",
+    }  # fmt: skip
+    assert all(0.5 < c["ratio"]["ratio"] < 2.0 for c in result["summary"] if c["share"] == 0.9)
+    for variant, figures in result["servers"].items():
+        assert figures["start_seconds"] > 0
+        assert figures["resident_mib"]["api"] > 10
+        assert ("probe" in figures) == (variant != "off")
+    assert result["servers"]["active"]["probe"]["memory_bytes"] == {"gpu": 1 << 20}
+    with np.load(tmp_path / "overhead-tiny.npz") as kept:
+        assert len(kept.files) == len(result["rounds"])
+    assert "p99 inter-token" in capsys.readouterr().out
