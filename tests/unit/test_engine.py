@@ -124,6 +124,7 @@ def make_engine(
     made._max_len, made._max_tokens, made._max_seqs = 512, 2048, 64
     made._device, made._on_gpu, made._prepared, made._tables = CPU, True, {}, None
     made._place, made._refused, made._shelf = place, {}, Shelf(limit << 20)
+    made._started = False
     made._most_graph_tokens, made._pool_block, made._pool_allowance = None, 0, 0
     model = SimpleNamespace(get_vocab_size=lambda: 1 << 16, dtype=torch.bfloat16)
     made._view = SimpleNamespace(vllm_config=SimpleNamespace(model_config=model))
@@ -275,13 +276,19 @@ def test_logits_that_no_memory_holds_leave_a_shape_out(monkeypatch: pytest.Monke
     assert engine._shelf.limit == 32 << 20, "logits and graphs together exceed the limit"
 
 
-def test_what_the_start_had_no_time_for_is_made_later(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_graphs_are_made_later_and_shapes_left_cold_by_the_start_are_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Warming up takes memory that a graph would find in its pool: only at the start."""
     device = Device(pool_mib=300.0)
     engine = make_engine(monkeypatch, device)
-    engine.prepare(time_is_up=lambda: True)
-    assert device.captured == []
-    ready_pair(engine, 4, 8)
-    assert set(device.captured) == {(4, 1), (4, 8)}
+    looks = iter([False] * 9 + [True] * 100)
+    engine.prepare(time_is_up=lambda: next(looks))
+    ready_pair(engine, 4, 1)
+    ready_pair(engine, 1, 2)
+    assert {(4, 1), (1, 1), (1, 2)} <= set(device.captured)
+    with pytest.raises(ShapeRefusedError, match="was not warmed up at the start"):
+        ready_pair(engine, 4, 8)
 
 
 STABLE_ABI_FAILURE = (
@@ -295,7 +302,8 @@ def test_running_out_of_memory_leaves_shapes_out(
     monkeypatch: pytest.MonkeyPatch, error: RuntimeError
 ) -> None:
     engine = make_engine(monkeypatch, Device(pool_mib=300.0, error=error))
-    engine.prepare(time_is_up=lambda: True)
+    monkeypatch.setattr(engine, "_learn_sizes", lambda *_: None)
+    engine.prepare()
     with pytest.raises(ShapeRefusedError):
         engine.make_ready([Shape(1, 64, 1), Shape(1, 64, 2)])
 

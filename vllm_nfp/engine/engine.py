@@ -161,6 +161,8 @@ class VllmProbeEngine:
         self._refused: dict[ShapeKey, str] = {}
         self._most_graph_tokens: int | None = None
         """Largest graph that the memory limit allows; None until it is known."""
+        self._started = False
+        """The time at the start, in which memory may be taken for a moment, is over."""
         self._pool_block = 0
         self._pool_allowance = 0
         """Growth of the graphs' pool that is already taken off the shelf's limit."""
@@ -250,7 +252,8 @@ class VllmProbeEngine:
     def prepare(self, time_is_up: Callable[[], bool] = lambda: False) -> None:
         """Make the buffers of every shape, learn what graphs take, and warm shapes up.
 
-        What is not done when the time is up is done by :meth:`make_ready`, between steps.
+        Graphs that are not there when the time is up are made by :meth:`make_ready`, between steps;
+        shapes that would need one and are not warmed up by then are left out.
         """
         maybe_fail("capture")
         shapes = {
@@ -269,18 +272,15 @@ class VllmProbeEngine:
         if self._on_gpu and any(self._prepared[key].full for key in shapes):
             self._learn_sizes([key for key in shapes if self._prepared[key].full], time_is_up)
         allowed = [key for key in shapes if self._memory_missing(*key) is None]
-        # Wide heads first: between steps there is no memory to warm them up in.
-        for key in sorted(allowed, key=lambda k: (not self._wide_head(k), k[1], k[0])):
+        for key in sorted(allowed, key=lambda k: (k[1], k[0])):
             if time_is_up():
                 break
             self._warm_up_if_it_fits(key)
         self.give_back_cache()
+        self._started = True
         reasons = {why for key in shapes if (why := self._memory_missing(*key)) is not None}
         for reason in sorted(reasons):
             logger.warning("vllm-nfp: shapes are left out: %s", reason)
-
-    def _wide_head(self, key: ShapeKey) -> bool:
-        return self._logits_bytes(key[0] * key[1]) > self._config.graph_memory_mib << 19
 
     def _warm_up_if_it_fits(self, key: ShapeKey) -> None:
         try:
@@ -300,9 +300,14 @@ class VllmProbeEngine:
         self._try_large_graphs(by_tokens, time_is_up)
         fitting = [key for key in full if self._memory_missing(*key) is None]
         first = sorted(fitting, key=lambda key: (key[1], key[0]))[:GRAPHED_SHAPES]
-        for key in first:
-            while not self._complete(self._prepared[key]) and not time_is_up():
-                self._make_piece(key, keep=set(first))
+        try:
+            for key in first:
+                while not self._complete(self._prepared[key]) and not time_is_up():
+                    self._make_piece(key, keep=set(first))
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            logger.warning("vllm-nfp: no GPU memory for the first CUDA graphs: %s", error)
         capacity = self._shelf.capacity
         if capacity is not None and capacity < GRAPHED_SHAPES:
             for key in first:
@@ -395,7 +400,7 @@ class VllmProbeEngine:
         for shape in shapes:
             key = (shape.batch_size, shape.positions)
             reason = self._refused.get(key) or self._memory_missing(*key)
-            if reason is None and self._wide_head(key) and self._lacks_warmth(key):
+            if reason is None and self._is_late(self._made(*key)):
                 reason = "it was not warmed up at the start: raise capture_seconds in --nfp-config"
             if reason is not None:
                 raise ShapeRefusedError(reason)
@@ -404,8 +409,9 @@ class VllmProbeEngine:
                     self._make_piece(key, keep=keys)
                 return
 
-    def _lacks_warmth(self, key: ShapeKey) -> bool:
-        return self._on_gpu and not self._made(*key).warm
+    def _is_late(self, prepared: _Prepared) -> bool:
+        """It is too late to warm the shape up: that takes what its graph will find in its pool."""
+        return self._started and prepared.full and not prepared.warm
 
     def _make_piece(self, key: ShapeKey, keep: set[ShapeKey]) -> None:
         """Warm up, or capture the step, or capture the modules: whichever comes next."""
@@ -476,7 +482,8 @@ class VllmProbeEngine:
             return
         context = min(self._config.contexts)
         prepared.batch.fill(context, self._readers, self.bag)
-        metadata = self._forward.metadata(prepared.batch, context, for_capture=False)
+        # The kernels of a capture: attention splits its work otherwise there.
+        metadata = self._forward.metadata(prepared.batch, context, for_capture=prepared.full)
         hidden = self._forward.run_model(prepared.batch, metadata)
         self._forward.run_head(prepared.batch, hidden)
         if self.timed_layers:
@@ -647,7 +654,8 @@ class VllmProbeEngine:
         n = counts[-1]
         ticket = self.launch(Shape(b, context, n))
         wait_for(lambda: self.poll(ticket))
-        self._prepared[b, n].warm = True
+        prepared = self._prepared[b, n]
+        prepared.warm = not prepared.full  # a capture takes other kernels
         if self._kv_checksums() != before:
             raise KvCacheWrittenError(
                 "a probe changed the KV cache: this attention backend writes padding slots"
