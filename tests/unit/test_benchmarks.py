@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 pytest.importorskip("aiohttp")
 
-from benchmarks import environment, load, nfp_table, overhead, paired, server, shapes
+from benchmarks import environment, load, nfp_table, overhead, paired, server, shapes, soak
 
 
 def a_load(**changes: object) -> load.Load:
@@ -334,3 +335,31 @@ def test_the_overhead_benchmark_runs_from_start_to_end(
     with np.load(tmp_path / "overhead-tiny.npz") as kept:
         assert len(kept.files) == len(result["rounds"])
     assert "p99 inter-token" in capsys.readouterr().out
+
+
+def test_a_soak_tells_what_grows_and_leaves_the_settling_out() -> None:
+    def samples(mib_each: float, files_each: int) -> list[soak.Sample]:
+        start = [soak.Sample(float(i), 100.0 * i, 10, 5, 2) for i in range(20)]
+        rest = [
+            soak.Sample(20.0 + i, 2000.0 + mib_each * i, 10 + files_each * i, 5, 2)
+            for i in range(60)
+        ]
+        return start + rest
+
+    assert soak.grown(samples(0.1, 0)) == []
+    assert soak.grown(samples(2.0, 1)) == [
+        "resident_mib grew by 90, more than 48",
+        "files grew by 45, more than 8",
+    ]
+    with pytest.raises(ValueError, match="3 samples are too few"):
+        soak.grown(samples(0.0, 0)[:3])
+
+
+def test_a_look_at_this_process_sees_its_files_and_threads() -> None:
+    leader = os.getpgid(0)
+    before = soak.sample(leader, 0.0)
+    with open("/dev/null"), open("/dev/zero"):
+        after = soak.sample(leader, 0.0)
+    assert before.processes >= 1
+    assert before.resident_mib > 10
+    assert after.files >= before.files + 2 or after.processes != before.processes
