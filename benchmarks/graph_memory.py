@@ -3,9 +3,9 @@
     python -m benchmarks.graph_memory --shape qwen3-8b --layers 36 --out DIR
 
 Two engines, without and with the probe, each alone on a GPU where there are two, else one after the
-other: same weights, same requests. Writes graph-memory-<shape>.json: GPU memory in use and PyTorch's
-reserve at the end of each, the probe's own account, its sentences in the log, and whether the tokens
-are the same.
+other: same weights, same requests. Writes graph-memory-<shape>.json: GPU memory in use and the
+reserve of PyTorch at the end of each, the probe's own account, its sentences in the log, and
+whether the tokens are the same.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import click
 
-from benchmarks import environment, shapes
+from benchmarks import environment, server, shapes
 from vllm_nfp.config import ENV_VAR, config_from_mapping
 from vllm_nfp.metrics import read_snapshot
 
@@ -74,7 +74,7 @@ def start(side: str, model: Path, folder: Path, out: Path, gpu: int | None) -> A
     ]
     with (out / f"graph-memory-{side}.log").open("wb") as log:
         return subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **extra}
+            command, stdout=log, stderr=subprocess.STDOUT, env=server.server_environment(extra)
         )
 
 
