@@ -172,7 +172,7 @@ def step_of(
         return None
     positions = max(counts.values())
     cached = scheduler_output.scheduled_cached_reqs
-    computed = list(cached.num_computed_tokens)
+    computed = cached.num_computed_tokens
     decode = (
         not scheduler_output.scheduled_new_reqs
         and positions <= decode_positions
