@@ -37,7 +37,7 @@ def work(model: str, out: str, on_gpu: bool) -> None:
     if on_gpu:
         arguments |= {"gpu_memory_utilization": 0.05, "kv_cache_memory_bytes": 8 << 30}
     else:
-        arguments |= {"enforce_eager": True, "max_model_len": 512, "max_num_seqs": 8}
+        arguments |= {"enforce_eager": True, "max_model_len": 2048, "max_num_seqs": 8}
     llm = LLM(model=model, load_format="dummy", skip_tokenizer_init=True, seed=0, **arguments)
     requests = [{"prompt_token_ids": [100 + i, 7, 30 + i, 99] * 25} for i in range(8)]
     params = SamplingParams(temperature=0.0, max_tokens=256, ignore_eos=True, detokenize=False)

@@ -175,10 +175,13 @@ def test_a_probe_touches_nothing_of_the_runner(
 
 
 def test_a_probe_reads_distinct_blocks_and_varied_tokens(start: Callable[..., Any]) -> None:
+    import torch
+
     session = start(overhead_budget=0.0, startup_seconds=0.0)
     engine = session._engine
     batch = engine._make(4, 8).batch
-    batch.fill(128, engine._readers, engine.bag)
+    with torch.inference_mode():
+        batch.fill(128, engine._readers, engine.bag)
     per_sequence = -(-(128 + 8) // engine._groups[0].block_tokens)
     used = batch.tables[0][:4, :per_sequence].flatten().tolist()
     assert len(set(used)) == len(used)
