@@ -64,7 +64,7 @@ def attach(
     view = SimpleNamespace(device=torch.device("cpu"), name="v2")
     monkeypatch.setattr(module, "VllmProbeEngine", Engine)
     monkeypatch.setattr(module, "view_of", lambda _: view)
-    monkeypatch.setattr(module.support, "refusal", lambda _: None)
+    monkeypatch.setattr(module.support, "refusal", lambda *_: None)
     monkeypatch.setattr(Session, "_assemble", lambda *_: (Prober(), publisher))
     config = SimpleNamespace(
         model_config=SimpleNamespace(served_model_name="m"),
