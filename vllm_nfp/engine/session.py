@@ -91,7 +91,8 @@ class Session:
         """
         begun = self._now()
         try:
-            if self._config.passive and getattr(self._vllm_config.parallel_config, "rank", 0):
+            rank = getattr(self._vllm_config.parallel_config, "rank", 0)
+            if self._config.passive and rank > 0:
                 return  # ranks step together: the first one tells of all
             reason = support.refusal(self._vllm_config, self._config.passive)
             if reason is not None:
