@@ -14,6 +14,7 @@ Each part is written as soon as it is there.
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import tempfile
 import time
@@ -25,9 +26,12 @@ from typing import Any
 
 import click
 
-from benchmarks import environment, load, nfp_table, server, shapes
+from benchmarks import environment, load, nfp_table, overhead, server, shapes
 from benchmarks.packing import pack
+from benchmarks.paired import ratio_of_sums
 from vllm_nfp import scrape
+
+SIDES = ("off", "on")
 
 
 @dataclass(frozen=True)
@@ -158,6 +162,76 @@ def _table(
     (out / f"{plan.name}-table.json").write_text(json.dumps(result))
     pack(folder / "samples-0.jsonl", out / f"{plan.name}-pairs.jsonl.gz")
     nfp_table.print_tables(found)
+
+
+def overhead_rounds(
+    plan: Plan,
+    urls: Mapping[str, str],
+    work: Path,
+    out: Path,
+    levels: tuple[int, ...],
+    rounds: int,
+    seconds: float,
+    until: float,
+    started: Mapping[str, Any],
+    trial: bool,
+) -> None:
+    """Compare the servers "off" and "on" under load, in rounds of random order, and write it."""
+    if not trial:  # the trial's cells do not fit its KV cache
+        overhead.require_probe(urls["on"])
+    rng = random.Random(0)
+    rows: list[dict[str, Any]] = []
+    prompt_tokens = 50 if trial else 900
+    for index in range(rounds):
+        for level in levels:
+            if time.monotonic() > until:
+                break
+            for side in rng.sample(SIDES, 2):
+                work_load = load.Load(
+                    urls[side],
+                    str(work / f"model-{side}"),
+                    shapes.vocab_size(plan.shape),
+                    level,
+                    prompt_tokens,
+                    400,
+                    seconds,
+                    seed=index,
+                )
+                rows.append(
+                    {
+                        "level": level,
+                        "round": index,
+                        "side": side,
+                        **load.run(work_load, warmup_seconds=1.5).summary(),
+                        "probe": overhead.probe_state(urls["on"]),
+                    }
+                )
+        result = {
+            "shape": plan.shape,
+            "layers": plan.layers,
+            "environment": started,
+            "after": environment.gpu_state(),
+            "probe": "defaults",
+            "rounds": rows,
+        }
+        (out / "overhead.json").write_text(json.dumps(result))
+    print_rounds(rows)
+
+
+def print_rounds(rows: list[dict[str, Any]]) -> None:
+    """Print the ratios on/off of each level, and the probe's own account."""
+    for level in sorted({row["level"] for row in rows}):
+        for figure in ("tokens_per_second", "itl_p50_ms", "itl_p99_ms"):
+            values = {
+                (row["round"], row["side"]): row[figure]
+                for row in rows
+                if row["level"] == level and row[figure] is not None
+            }
+            rounds = [r for r, side in values if side == "off" and (r, "on") in values]
+            if rounds:
+                ratio = ratio_of_sums(*([values[r, side] for r in rounds] for side in SIDES))
+                print(f"{level} {figure}: {ratio.ratio:.4f} [{ratio.lower:.4f}, {ratio.upper:.4f}]")
+    print(rows[-1]["probe"])
 
 
 if __name__ == "__main__":

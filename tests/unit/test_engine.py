@@ -25,6 +25,7 @@ from vllm_nfp.engine.dispatch import Execution, GraphRules, Placement
 from vllm_nfp.engine.engine import VllmProbeEngine
 from vllm_nfp.engine.graph_place import CaptureWatch, GraphPlace
 from vllm_nfp.engine.memory import GpuMemory, Shelf, largest_free_block
+from vllm_nfp.engine.ranks import Alone
 from vllm_nfp.engine.runners import step_of, view_of
 from vllm_nfp.probe import Shape, ShapeRefusedError
 
@@ -124,7 +125,7 @@ def make_engine(
     made._max_len, made._max_tokens, made._max_seqs = 512, 2048, 64
     made._device, made._on_gpu, made._prepared, made._tables = CPU, True, {}, None
     made._place, made._refused, made._shelf = place, {}, Shelf(limit << 20)
-    made._started = False
+    made._started, made._ranks, made._capture_ended = False, Alone(), False
     made._most_graph_tokens, made._pool_block, made._pool_allowance = None, 0, 0
     model = SimpleNamespace(get_vocab_size=lambda: 1 << 16, dtype=torch.bfloat16)
     made._view = SimpleNamespace(vllm_config=SimpleNamespace(model_config=model))
@@ -354,9 +355,10 @@ def test_a_probe_without_memory_is_refused_and_no_fault(
     def launch(*_: object) -> None:
         raise RuntimeError(STABLE_ABI_FAILURE)
 
-    monkeypatch.setattr(engine, "_launch", launch)
+    monkeypatch.setattr(engine, "_inputs", launch)
     with pytest.raises(ShapeRefusedError, match="new_empty"):
         engine.launch(Shape(1, 64, 2))
+    assert not engine.can_launch(Shape(1, 64, 2))
 
 
 def config(**changes: Any) -> Any:
@@ -385,7 +387,8 @@ def config(**changes: Any) -> Any:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"parallel_config__tensor_parallel_size": 2}, "--tensor-parallel-size 2"),
+        ({"parallel_config__pipeline_parallel_size": 2}, "--pipeline-parallel-size 2"),
+        ({"parallel_config__decode_context_parallel_size": 2}, "--decode-context-parallel-size 2"),
         ({"parallel_config__data_parallel_size": 4}, "--data-parallel-size 4"),
         ({"parallel_config__use_ubatching": True}, "--enable-dbo"),
         ({"parallel_config__enable_eplb": True}, "--enable-eplb"),
@@ -412,6 +415,21 @@ def test_what_a_probe_would_corrupt_is_refused_by_name(
 
 def test_a_plain_decoder_is_accepted() -> None:
     assert support.refusal(config()) is None
+
+
+@pytest.mark.parametrize(
+    ("executor", "accepted"), [("mp", True), ("uni", True), ("external_launcher", False)]
+)
+def test_tensor_parallel_ranks_are_accepted_where_one_engine_has_them(
+    executor: str, accepted: bool
+) -> None:
+    made = config(
+        parallel_config__tensor_parallel_size=2,
+        parallel_config__distributed_executor_backend=executor,
+    )
+    reason = support.refusal(made)
+    assert (reason is None) == accepted
+    assert accepted or f"--distributed-executor-backend {executor}" in str(reason)
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from vllm_nfp.engine.memory import (
     largest_free_block,
     maybe_out_of_memory,
 )
+from vllm_nfp.engine.ranks import Alone, CaptureEndedError, Ranks
 from vllm_nfp.engine.runners import RunnerView, graph_rules
 from vllm_nfp.estimate import Module
 from vllm_nfp.faults import maybe_fail
@@ -108,6 +109,7 @@ class VllmProbeEngine:
         config: the probe's settings.
         place: memory pool and stream of vLLM's own graphs, for the probe's to share; None: the
             probe's have a pool of their own.
+        ranks: those that run each shape with this one.
 
     Raises:
         UnsupportedModelError: if the model's layers cannot be told apart.
@@ -120,8 +122,10 @@ class VllmProbeEngine:
         clock: Clock,
         config: ProbeConfig,
         place: GraphPlace | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self._view = view
+        self._ranks: Ranks = ranks or Alone()
         self._clock = clock
         self._config = config
         self._device = view.device
@@ -166,8 +170,9 @@ class VllmProbeEngine:
         self._pool_block = 0
         self._pool_allowance = 0
         """Growth of the graphs' pool that is already taken off the shelf's limit."""
-        # With several ranks the head ends in a collective, which a capture of our own cannot hold.
-        self._capture_head = vllm_config.parallel_config.tensor_parallel_size == 1
+        # With several ranks the head ends in a collective that vLLM itself never captures.
+        self._capture_head = self._ranks.alone
+        self._capture_ended = False
         self._module_launch_seconds = LONGEST_HOLD_SECONDS / 2
 
     def _make_readers(self, groups: Sequence[AttentionGroup]) -> list[BlockReader]:
@@ -206,9 +211,13 @@ class VllmProbeEngine:
             and batch_size * n <= self._max_tokens
             and self._blocks_missing(batch_size, context + n) is None
         )
-        return tuple(
-            itertools.takewhile(lambda n: self._memory_missing(batch_size, n) is None, fitting)
-        )
+        return tuple(itertools.takewhile(lambda n: self._can_probe(batch_size, n), fitting))
+
+    def _can_probe(self, batch_size: int, positions: int) -> bool:
+        if self._started and not self._ranks.alone:
+            prepared = self._prepared.get((batch_size, positions))
+            return prepared is not None and self._complete(prepared)
+        return self._memory_missing(batch_size, positions) is None
 
     def _memory_missing(self, batch_size: int, positions: int) -> str | None:
         """Why the memory limit forbids the shape; None if it does not, as far as is known."""
@@ -234,14 +243,14 @@ class VllmProbeEngine:
                 f"the CUDA graphs of {GRAPHED_SHAPES} shapes, {self._shelf.mean / (1 << 20):.0f} "
                 f"MiB each, do not fit {_LIMIT} {limit}"
             )
-        if self._most_graph_tokens is None:  # not learned yet
+        if self._most_graph_tokens is None:  # not learned yet, or any
             return None
         if tokens > self._most_graph_tokens:
             return (
                 f"a step of {tokens} tokens is larger than vLLM's own CUDA graphs, and what it "
                 f"takes does not fit {_LIMIT} {limit}"
             )
-        if self._capture_head and logits > max(self._pool_block, limit << 19):
+        if logits > max(self._pool_block if self._capture_head else 0, limit << 19):
             return f"logits of {logits >> 20} MiB exceed what vLLM's graphs and {_LIMIT} hold"
         return None
 
@@ -269,6 +278,9 @@ class VllmProbeEngine:
         eager = [key for key in shapes if not self._prepared[key].full]
         logits = max((self._logits_bytes(b * n) for b, n in eager), default=0)
         self._shelf.limit -= self.memory.taken + logits
+        if not self._ranks.alone:
+            self._capture_together(sorted(shapes, key=lambda k: (k[1], k[0])), time_is_up)
+            shapes = set()
         if self._on_gpu and any(self._prepared[key].full for key in shapes):
             self._learn_sizes([key for key in shapes if self._prepared[key].full], time_is_up)
         allowed = [key for key in shapes if self._memory_missing(*key) is None]
@@ -281,6 +293,45 @@ class VllmProbeEngine:
         reasons = {why for key in shapes if (why := self._memory_missing(*key)) is not None}
         for reason in sorted(reasons):
             logger.warning("vllm-nfp: shapes are left out: %s", reason)
+
+    def _capture_together(self, ordered: list[ShapeKey], time_is_up: Callable[[], bool]) -> None:
+        """Warm up and capture with the other ranks, each shape on all of them or on none.
+
+        All graphs are made here, few positions first, as many as fit: between steps the ranks
+        could not wait for one another's captures. Shapes that lack theirs are left out.
+        """
+        self._most_graph_tokens = self._largest_live_graph() if self._place is not None else None
+        for key in ordered:
+            prepared = self._prepared[key]
+            shape = Shape(key[0], min(self._config.contexts), key[1])
+            possible = (
+                not time_is_up()
+                and not (prepared.full and self._capture_ended)
+                and self._memory_missing(*key) is None
+                and self.can_launch(shape)
+            )
+            if not self._ranks.all(possible, f"can B={key[0]} N={key[1]} be made ready"):
+                continue
+            self._warm_up(prepared)
+            if prepared.full:
+                self._capture_on_all(key)
+
+    def _capture_on_all(self, key: ShapeKey) -> None:
+        try:
+            while not self._complete(self._prepared[key]):
+                self._make_piece(key, keep=set(self._prepared))
+            fits = self._shelf.used <= self._shelf.limit
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            self._capture_ended = isinstance(error, CaptureEndedError)
+            fits = False
+        if not self._ranks.all(fits, "does the graph fit"):
+            if key in self._shelf:
+                self._evict(key)
+            else:
+                _give_up_graphs(self._prepared[key])
+            self._capture_ended = True
 
     def _warm_up_if_it_fits(self, key: ShapeKey) -> None:
         try:
@@ -503,7 +554,10 @@ class VllmProbeEngine:
         where = self._graph_place()
         step = Graph(where.pool)
         hidden = step.capture(
-            lambda: self._forward.run_model(batch, metadata), where.stream, warm_up=False
+            lambda: self._forward.run_model(batch, metadata),
+            where.stream,
+            self._ranks,
+            warm_up=False,
         )
         if self._capture_head:
             prepared.head_graph = Graph(where.pool)
@@ -525,6 +579,7 @@ class VllmProbeEngine:
         prepared.module_marks = graph.capture(
             lambda: self._forward.run_modules(batch, metadata, external=_capturing()),
             where.stream,
+            self._ranks,
             warm_up=False,
         )
         prepared.module_graph = graph
@@ -542,20 +597,69 @@ class VllmProbeEngine:
         """
         with _refused_without_memory():
             maybe_out_of_memory()
-            key = (shape.batch_size, shape.positions)
-            prepared = self._made(*key)
-            if prepared.busy:
-                raise ShapeRefusedError(f"{shape} is still running")
-            if key in self._shelf:
-                self._shelf.use(key)
-            return self._launch(shape, prepared)
+            prepared = self._prepared_for(shape)
+            metadata = self._inputs(shape, prepared)
+            return self._launch(shape, prepared, metadata)
 
-    def _launch(self, shape: Shape, prepared: _Prepared) -> Ticket:
+    def can_launch(self, shape: Shape) -> bool:
+        """Do all of a launch that can fail, without running anything; False if it is refused.
+
+        Memory that the run will ask for is asked for here, and left in PyTorch's reserve.
+        """
+        try:
+            with _refused_without_memory():
+                maybe_out_of_memory()
+                prepared = self._prepared_for(shape)
+                self._inputs(shape, prepared)
+                self._clock.release(self._clock.mark())
+                if self._on_gpu:
+                    size = self._bytes_of_run(prepared)
+                    torch.empty(size, dtype=torch.uint8, device=self._device)
+        except ShapeRefusedError as refused:
+            logger.info("vllm-nfp: %s is refused: %s", shape, refused)
+            return False
+        return True
+
+    def _bytes_of_run(self, prepared: _Prepared) -> int:
+        """At least what a run takes at a time beside its graphs: logits, and a layer's inside.
+
+        Logits are made in parts and put together; a layer holds its input, residual, and what its
+        widest part reads and writes.
+        """
+        model = self._view.vllm_config.model_config
+        tokens = len(prepared.batch.positions)
+        per_token = 2 * int(model.get_vocab_size())
+        if prepared.step_graph is None:
+            hidden = int(model.get_hidden_size())
+            widest = int(getattr(model.hf_text_config, "intermediate_size", 0) or 4 * hidden)
+            per_token += 8 * hidden + 4 * widest
+        return 2 * tokens * per_token
+
+    def discard(self, ticket: Ticket) -> None:
+        """Give a ticket up unread: its marks are recorded again before anyone reads them."""
+        ticket.prepared.busy = False
+        self._release(ticket)
+
+    def _prepared_for(self, shape: Shape) -> _Prepared:
+        key = (shape.batch_size, shape.positions)
+        prepared = self._made(*key)
+        if prepared.busy:
+            raise ShapeRefusedError(f"{shape} is still running")
+        if self._started and prepared.full and prepared.step_graph is None:
+            raise ShapeRefusedError(f"{shape} has no CUDA graph")
+        if key in self._shelf:
+            self._shelf.use(key)
+        return prepared
+
+    def _inputs(self, shape: Shape, prepared: _Prepared) -> dict[str, Any]:
+        """Fill the batch; its attention metadata."""
         maybe_fail("prepare")
-        batch = prepared.batch
-        batch.fill(shape.context, self._readers, self.bag)
-        metadata = self._forward.metadata(batch, shape.context, for_capture=False)
+        prepared.batch.fill(shape.context, self._readers, self.bag)
+        metadata = self._forward.metadata(prepared.batch, shape.context, for_capture=False)
         maybe_fail("forward")
+        return metadata
+
+    def _launch(self, shape: Shape, prepared: _Prepared, metadata: dict[str, Any]) -> Ticket:
         if self._on_gpu and torch.cuda.current_stream().query():
             self._hold_stream(HEAD_START_SECONDS)
         step = self._run_step(prepared, metadata)
@@ -652,7 +756,11 @@ class VllmProbeEngine:
         if not counts:
             return
         n = counts[-1]
-        ticket = self.launch(Shape(b, context, n))
+        shape = Shape(b, context, n)
+        possible = self._ranks.alone or self.can_launch(shape)
+        if not self._ranks.all(possible, "can the KV cache be checked"):
+            raise ShapeRefusedError(f"{shape} cannot run on every rank")
+        ticket = self.launch(shape)
         wait_for(lambda: self.poll(ticket))
         prepared = self._prepared[b, n]
         prepared.warm = not prepared.full  # a capture takes other kernels

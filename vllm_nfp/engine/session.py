@@ -24,6 +24,7 @@ from vllm_nfp.engine.environment import (
 from vllm_nfp.engine.graph_place import GraphPlace
 from vllm_nfp.engine.memory import host_bytes
 from vllm_nfp.engine.predictions import predict_rows
+from vllm_nfp.engine.ranks import Alone, Ranks
 from vllm_nfp.engine.runners import RunnerView, StepLimits, limits_of, step_of, view_of
 from vllm_nfp.faults import maybe_fail, maybe_no_space
 from vllm_nfp.metrics.snapshot import LiveStep, Snapshot, State, engine_file, write_snapshot
@@ -75,6 +76,8 @@ class Session:
         self._publisher: Publisher | None = None
         self._log: Any = None
         self._environment: Environment | None = None
+        self._ranks: Ranks = Alone()
+        self._resident = 0
         self.on_disable: Callable[[], None] = lambda: None
         """Removes the hooks; set by whoever put them in place."""
 
@@ -104,46 +107,45 @@ class Session:
 
     def _attach(self, runner: Any, begun: float, place: GraphPlace | None) -> None:
         maybe_fail("attach")
-        view, resident = view_of(runner), host_bytes()
+        view, self._resident = view_of(runner), host_bytes()
         clock: Clock = CudaClock() if view.device.type == "cuda" else HostClock()
         self._view, self._limits = view, limits_of(self._vllm_config)
         if self._config.passive:
             publisher = self._publisher_of(view, list(self._configured_cells()), {})
-            timer = StepTimer(clock)
-        else:
-            publisher = self._attach_prober(view, clock, begun, place)
-            assert self._prober is not None
-            timer = self._prober.timer
+            self._publish(view, publisher, StepTimer(clock), begun)
+            return
+        with torch.inference_mode():
+            engine = VllmProbeEngine(view, clock, self._config, place, self._ranks)
+            engine.check_kv_cache_untouched()
+            engine.prepare(lambda: self._now() >= begun + self._config.capture_seconds)
+            self._engine = engine
+            self._begin(view, engine, clock, begun)
+
+    def _begin(self, view: RunnerView, engine: VllmProbeEngine, clock: Clock, begun: float) -> None:
+        """Scan within the time that the settings allow in all, and begin to publish."""
+        config = self._config
+        prober, publisher = self._assemble(view, engine, clock)
+        maybe_fail("startup_scan")
+        end = begun + config.capture_seconds + config.startup_seconds
+        self._scan(prober, publisher, min(config.startup_seconds, end - self._now()))
+        engine.give_back_cache()
+        self._prober = prober
+        self._publish(view, publisher, prober.timer, begun)
+
+    def _publish(
+        self, view: RunnerView, publisher: Publisher, timer: StepTimer, begun: float
+    ) -> None:
         self._identity = replace(
             publisher.identity,
             startup_seconds=self._now() - begun,
-            host_bytes=max(0, host_bytes() - resident),
+            host_bytes=max(0, host_bytes() - self._resident),
         )
         publisher.identity = self._identity
         self._publisher, self._timer = publisher, timer
         publisher.start()
-        self._tell(view)
+        self._tell_start(view)
 
-    def _attach_prober(
-        self, view: RunnerView, clock: Clock, begun: float, place: GraphPlace | None
-    ) -> Publisher:
-        """Check, prepare and scan, within the time that the settings allow in all."""
-        config = self._config
-        with torch.inference_mode():
-            engine = VllmProbeEngine(view, clock, config, place)
-            engine.check_kv_cache_untouched()
-            engine.prepare(lambda: self._now() >= begun + config.capture_seconds)
-            self._engine = engine
-            prober, publisher = self._assemble(view, engine, clock)
-            maybe_fail("startup_scan")
-            if config.startup_seconds > 0.0:
-                end = begun + config.capture_seconds + config.startup_seconds
-                self._scan(prober, publisher, min(config.startup_seconds, end - self._now()))
-            engine.give_back_cache()
-        self._prober = prober
-        return publisher
-
-    def _tell(self, view: RunnerView) -> None:
+    def _tell_start(self, view: RunnerView) -> None:
         identity, engine, prober = self._identity, self._engine, self._prober
         if engine is None or prober is None:
             logger.info(
@@ -196,8 +198,17 @@ class Session:
         planner = Planner(grids, wanted, config.seed)
         budget = Budget(config.overhead_budget, config.delayed_steps)
         publisher = self._publisher_of(view, list(grids), skipped)
-        prober = Prober(engine, clock, planner, budget, publisher.put, config, self._now)
-        return prober, publisher
+        return self._prober_of(engine, clock, planner, budget, publisher.put), publisher
+
+    def _prober_of(
+        self,
+        engine: VllmProbeEngine,
+        clock: Clock,
+        planner: Planner,
+        budget: Budget,
+        sink: Callable[[PairResult], None],
+    ) -> Prober:
+        return Prober(engine, clock, planner, budget, sink, self._config, self._now)
 
     def _publisher_of(
         self, view: RunnerView, cells: list[tuple[int, int]], skipped: dict[str, str]
@@ -246,7 +257,8 @@ class Session:
             if self._prober is None:
                 self._only_time(timer, step)
             else:
-                self._probe(self._prober, publisher, step, scheduler_output.scheduled_new_reqs)
+                self._take_tokens(scheduler_output)
+                self._probe(self._prober, publisher, step)
         except Exception as error:
             self._fault("probe", error)
 
@@ -257,16 +269,16 @@ class Session:
             if step.decode:
                 self._last_step = step
 
-    def _probe(
-        self, prober: Prober, publisher: Publisher, step: EngineStep | None, new: Any
-    ) -> None:
-        for request in new:
-            if request.prompt_token_ids and self._engine is not None:
-                self._engine.bag.add(request.prompt_token_ids[:512])
+    def _probe(self, prober: Prober, publisher: Publisher, step: EngineStep | None) -> None:
         if step is not None:
             prober.planner.feedback = publisher.feedback
             with torch.inference_mode():
                 prober.before_step(step)
+
+    def _take_tokens(self, scheduler_output: Any) -> None:
+        for request in scheduler_output.scheduled_new_reqs:
+            if request.prompt_token_ids and self._engine is not None:
+                self._engine.bag.add(request.prompt_token_ids[:512])
 
     def idle(self) -> float:
         """No request is there: maybe run a pair of probes; seconds until the next call."""

@@ -25,6 +25,8 @@ from vllm_nfp.draft.acceptance import Acceptance, constant
 from vllm_nfp.draft.schedule import Demand, best_length
 from vllm_nfp.draft.sources import COUNTERS, SourceError, curves_of_rows, live_acceptance
 from vllm_nfp.faults import maybe_fail
+from vllm_nfp.metrics import control
+from vllm_nfp.metrics.control import ControlSnapshot, control_families
 from vllm_nfp.metrics.snapshot import FILE_PATTERN, Snapshot, State, read_snapshot
 
 logger = logging.getLogger("vllm.nfp")
@@ -80,7 +82,10 @@ class NfpCollector:
         """The same, with vLLM's counters of drafts taken from these metrics."""
         try:
             maybe_fail("collect")
-            families = self._current(self._acceptances(others))
+            families = [
+                *self._current(self._acceptances(others)),
+                *control_families(self._controls()),
+            ]
         except Exception as error:
             self._warn_once(f"the probe's metrics could not be collected: {error!r}")
             families = []
@@ -117,6 +122,15 @@ class NfpCollector:
                 self._warn_once(f"the hand-over file {path.name} is ignored: {error}")
         self._read = found
         return [snapshot for _, snapshot in found.values()]
+
+    def _controls(self) -> list[ControlSnapshot]:
+        snapshots = []
+        for path in sorted(self._run_dir.glob(control.FILE_PATTERN)):
+            try:
+                snapshots.append(control.read_control(path))
+            except (OSError, ValueError) as error:
+                self._warn_once(f"the hand-over file {path.name} is ignored: {error}")
+        return snapshots
 
     def _warn_once(self, message: str) -> None:
         if message not in self._warned and len(self._warned) < 100:

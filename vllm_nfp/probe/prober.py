@@ -95,16 +95,21 @@ class Prober:
 
     def before_step(self, step: EngineStep) -> None:
         """A real step is about to be launched; may launch a pair ahead of it."""
+        self._look(step)
+        if not step.decode:
+            return
+        # Cheapest questions first: this runs before every decode step.
+        if self._flight is None and self.budget.affords(self._least_cost()):
+            self._advance(self.live_cell(step), "measured")
+
+    def _look(self, step: EngineStep) -> None:
+        """Read what is ready, and take in what the step tells of the load."""
         self._idle_since = None
         self.settle()
         self.timer.describe(step.batch_size, step.context, step.positions, step.decode)
         self.budget.observe(step.fullness, not step.decode, step.waiting)
-        if not step.decode:
-            return
-        self.last_step = step
-        # Cheapest questions first: this runs before every decode step.
-        if self._flight is None and self.budget.affords(self._least_cost()):
-            self._advance(self.live_cell(step), "measured")
+        if step.decode:
+            self.last_step = step
 
     def begin_step(self) -> None:
         """The real step's work is enqueued from here on."""
@@ -220,8 +225,10 @@ class Prober:
             self._fly(None, [], False, start, begun, account)
 
     def _launch(self, target: Target, account: str) -> None:
+        self._run(target, self._rng.random() < 0.5, account)
+
+    def _run(self, target: Target, baseline_first: bool, account: str) -> None:
         one, many = _shapes(target)
-        baseline_first = self._rng.random() < 0.5
         begun, start = time.perf_counter(), self._clock.mark()
         order = (one, many) if baseline_first else (many, one)
         tickets: list[Any] = []
