@@ -415,7 +415,8 @@ class VllmProbeEngine:
         step, modules = ticket.step, ticket.modules
         marks = [step.start, step.after_forward, step.end, *(modules.empty or ())]
         marks += [m for interval in modules.intervals for m in (interval.start, interval.end)]
-        for mark in marks:
+        # Where a collective splits a module, one mark ends an interval and begins the next.
+        for mark in dict.fromkeys(marks):
             self._clock.release(mark)
 
     def check_kv_cache_untouched(self) -> None:
