@@ -740,7 +740,8 @@ class VllmProbeEngine:
     def _discard(self, modules: ModuleMarks) -> None:
         marks = list(modules.empty or ())
         marks += [m for interval in modules.intervals for m in (interval.start, interval.end)]
-        for mark in marks:
+        # Where a collective splits a module, one mark ends an interval and begins the next.
+        for mark in dict.fromkeys(marks):
             self._clock.release(mark)
 
     def check_kv_cache_untouched(self) -> None:

@@ -93,6 +93,12 @@ class RankSession(Session):
         lockstep = self._lockstep
         assert lockstep is not None, "attach() has set it"
         if self._leads:
+            passes = self._vllm_config.compilation_config.pass_config
+            if getattr(passes, "fuse_allreduce_rms", False):
+                logger.info(
+                    "vllm-nfp: this server fuses all-reduces with norms; the module communication "
+                    "times the plain all-reduce, which may take longer"
+                )
             super()._begin(view, engine, clock, begun)
         else:
             faults.maybe_fail("startup_scan")

@@ -35,7 +35,9 @@ def shapes_of(pair: Pair) -> tuple[Shape, Shape]:
 
 def can_launch(engine: RankedEngine, pair: Pair) -> bool:
     """Whether this rank can launch both runs of the pair."""
-    return all(engine.can_launch(shape) for shape in shapes_of(pair))
+    # Both are tried on every rank, so that all draw the same token ids.
+    possible = [engine.can_launch(shape) for shape in shapes_of(pair)]
+    return all(possible)
 
 
 def follow(engine: RankedEngine, pair: Pair) -> None:
