@@ -361,6 +361,17 @@ def test_a_probe_without_memory_is_refused_and_no_fault(
     assert not engine.can_launch(Shape(1, 64, 2))
 
 
+def test_logits_outside_graphs_may_take_what_a_full_batch_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With several ranks; a token's are 128 KiB here, and 64 sequences may run."""
+    engine = make_engine(monkeypatch, Device(pool_mib=64.0), limit=1)
+    engine._ranks, engine._capture_head = SimpleNamespace(alone=False), False
+    assert engine._memory_missing(4, 8) is None
+    assert engine._memory_missing(64, 2) is None
+    assert "exceed those of a full batch" in str(engine._memory_missing(64, 3))
+
+
 def config(**changes: Any) -> Any:
     """A configuration that the probe accepts, and changes to it by dotted name."""
     parallel = SimpleNamespace(

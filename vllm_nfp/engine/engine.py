@@ -227,6 +227,8 @@ class VllmProbeEngine:
         logits = self._logits_bytes(batch_size * positions)
         if placement.execution is Execution.FULL:
             return self._graph_missing(placement.padded_tokens, logits)
+        if not self._ranks.alone:
+            return self._logits_missing(logits)
         if logits > self._config.graph_memory_mib << 19:
             # Activations are no larger than those of a prompt, but of a prompt few logits are made.
             return (
@@ -250,8 +252,21 @@ class VllmProbeEngine:
                 f"a step of {tokens} tokens is larger than vLLM's own CUDA graphs, and what it "
                 f"takes does not fit {_LIMIT} {limit}"
             )
-        if logits > max(self._pool_block if self._capture_head else 0, limit << 19):
+        if not self._capture_head:
+            return self._logits_missing(logits)
+        if logits > max(self._pool_block, limit << 19):
             return f"logits of {logits >> 20} MiB exceed what vLLM's graphs and {_LIMIT} hold"
+        return None
+
+    def _logits_missing(self, logits: int) -> str | None:
+        """With several ranks logits lie outside graphs: they may take what the sampler takes.
+
+        For a full batch it has the logits in parts, put together, and once more in 32 bits; vLLM
+        has kept memory back for that, and none of it is in use while a probe runs.
+        """
+        full_batch = 4 * self._logits_bytes(self._max_seqs)
+        if 2 * logits > max(full_batch, self._config.graph_memory_mib << 20):
+            return f"logits of {logits >> 20} MiB exceed those of a full batch and half of {_LIMIT}"
         return None
 
     def _logits_bytes(self, tokens: int) -> int:
@@ -277,7 +292,7 @@ class VllmProbeEngine:
         self.give_back_cache()
         eager = [key for key in shapes if not self._prepared[key].full]
         logits = max((self._logits_bytes(b * n) for b, n in eager), default=0)
-        self._shelf.limit -= self.memory.taken + logits
+        self._shelf.limit -= self.memory.taken + min(logits, self._config.graph_memory_mib << 19)
         if not self._ranks.alone:
             self._capture_together(sorted(shapes, key=lambda k: (k[1], k[0])), time_is_up)
             shapes = set()
@@ -300,7 +315,9 @@ class VllmProbeEngine:
         All graphs are made here, few positions first, as many as fit: between steps the ranks
         could not wait for one another's captures. Shapes that lack theirs are left out.
         """
-        self._most_graph_tokens = self._largest_live_graph() if self._place is not None else None
+        # Larger ones than vLLM's own are tried as well: what they take is measured.
+        sizes = self._rules.capture_sizes
+        self._most_graph_tokens = max(sizes, default=0) if self._place is not None else None
         for key in ordered:
             prepared = self._prepared[key]
             shape = Shape(key[0], min(self._config.contexts), key[1])
