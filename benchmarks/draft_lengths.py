@@ -16,6 +16,7 @@ import dataclasses
 import json
 import os
 import random
+import statistics
 import subprocess
 import sys
 import time
@@ -27,6 +28,10 @@ from typing import Any
 import click
 
 from benchmarks import environment, shapes
+from benchmarks.kernel_sweep import wait_for
+from vllm_nfp import predict
+from vllm_nfp.draft import constant
+from vllm_nfp.draft.recommend import StepTimes, recommend
 
 LENGTHS = (0, 1, 2, 3, 4, 6, 8)
 LONGEST = LENGTHS[-1]
@@ -43,7 +48,7 @@ PROBE = {
     "positions": [1, 2, 3, 4, 5, 7, 9],
     "max_positions": 9,
     "capture_seconds": 40.0,
-    "graph_memory_mib": 2048,
+    "graph_memory_mib": 512,
     "min_samples": 6,
     "overhead_budget": 0.0,
 }
@@ -75,6 +80,46 @@ class Command:
     warm_steps: int
     fresh: bool = False
     """Begin with a controller that has learned nothing."""
+
+
+class Count:
+    """Steps, tokens and times, by draft length."""
+
+    def __init__(self) -> None:
+        self._begun = self._last = time.perf_counter()
+        self._seconds: dict[int, list[float]] = {}
+        self._tokens = 0
+
+    @property
+    def steps(self) -> int:
+        """Steps so far."""
+        return sum(map(len, self._seconds.values()))
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the beginning."""
+        return time.perf_counter() - self._begun
+
+    def add(self, tokens: int, length: int) -> None:
+        """A step has ended."""
+        now = time.perf_counter()
+        self._seconds.setdefault(length, []).append(now - self._last)
+        self._last = now
+        self._tokens += tokens
+
+    def row(self) -> dict[str, Any]:
+        """What is written.
+
+        The median of a length's steps leaves out what stops the host for a moment; ``elapsed``
+        holds it.
+        """
+        return {
+            "tokens": self._tokens,
+            "steps": self.steps,
+            "elapsed": self._last - self._begun,
+            "lengths": {k: len(times) for k, times in self._seconds.items()},
+            "medians": {k: statistics.median(times) for k, times in self._seconds.items()},
+        }
 
 
 class Engine:
@@ -118,25 +163,12 @@ class Engine:
         self._set_policy(command)
         for _ in range(command.warm_steps):
             self._step()
-        lengths: dict[int, int] = {}
-        tokens = steps = 0
-        begun = time.perf_counter()
-        while time.perf_counter() - begun < command.seconds or steps < 8:
+        count = Count()
+        while count.elapsed < command.seconds or count.steps < 8:
             made = self._step()
-            if made is None:
-                continue
-            tokens += made
-            steps += 1
-            length = self._live_length(command)
-            lengths[length] = lengths.get(length, 0) + 1
-        seconds = time.perf_counter() - begun
-        return {
-            **dataclasses.asdict(command),
-            "tokens": tokens,
-            "steps": steps,
-            "elapsed": seconds,
-            "lengths": lengths,
-        }
+            if made is not None:
+                count.add(made, self._live_length(command))
+        return {**dataclasses.asdict(command), **count.row()}
 
     def ramp(self, command: Command, levels: Sequence[int]) -> Iterator[dict[str, Any]]:
         """The levels one after the other, with arrivals and departures in between, timed too."""
@@ -144,32 +176,30 @@ class Engine:
         self._hold(levels[0], command.context)
         self._set_policy(command)
         for place, level in enumerate(levels):
-            tokens = steps = 0
-            begun = time.perf_counter()
             self._resize(level, command.context)
-            while time.perf_counter() - begun < command.seconds or steps < 4:
+            count = Count()
+            while count.elapsed < command.seconds or count.steps < 4:
                 made = self._step()
                 if made is not None:
-                    tokens += made
-                    steps += 1
+                    count.add(made, self._live_length(command, level))
             yield {
                 "policy": command.policy,
                 "acceptance": command.acceptance,
                 "context": command.context,
                 "place": place,
                 "level": level,
-                "tokens": tokens,
-                "steps": steps,
-                "elapsed": time.perf_counter() - begun,
+                **count.row(),
             }
 
-    def _live_length(self, command: Command) -> int:
+    def _live_length(self, command: Command, batch_size: int | None = None) -> int:
         if self.control is not None:
             return int(self.control.last_length or 0)
         kind, _, rest = command.policy.partition(":")
         if kind == "fixed":
             return int(rest)
-        return 0 if kind == "none" else int(self.scheduler.dynamic_sd_lookup[command.batch_size])
+        if kind == "none":
+            return 0
+        return int(self.scheduler.dynamic_sd_lookup[batch_size or command.batch_size])
 
     def _set_acceptance(self, acceptance: float) -> None:
         sampler = getattr(self.runner, "rejection_sampler", None)
@@ -388,13 +418,25 @@ class Worker:
         return self.ask({"order": "measure", "command": dataclasses.asdict(command)})
 
 
-def recommended(out: Path, acceptance: float, largest: int) -> list[list[int]]:
-    """The table that ``recommend`` makes of the probe's curves, drafts costing nothing."""
-    from vllm_nfp.draft import constant
-    from vllm_nfp.draft.recommend import recommend
+def step_times(spec: Path) -> StepTimes:
+    """The probe's profile of an engine; where it measured nothing, what ``predict`` says."""
+    profile = spec / "probe" / "profile-0.json"
+    if profile.exists() and json.loads(profile.read_text(encoding="utf-8"))["curves"]:
+        return profile
+    return predict(
+        spec / "model",
+        hardware="H100-SXM",
+        batch_sizes=LEVELS,
+        contexts=(1280, 8960),
+        max_positions=LONGEST + 1,
+    )
 
-    profile = out / "probe" / "profile-0.json"
-    found = recommend(profile, constant(acceptance), max_batch_size=largest, max_draft_length=8)
+
+def recommended(source: StepTimes, acceptance: float, largest: int) -> list[list[int]]:
+    """The table that ``recommend`` makes of the step's curves, drafts costing nothing."""
+    found = recommend(
+        source, constant(acceptance), max_batch_size=largest, max_draft_length=LONGEST
+    )
     table: list[list[int]] = found.speculative_config()["num_speculative_tokens_per_batch_size"]
     return table
 
@@ -456,7 +498,7 @@ class Run:
         """A load that grows from one sequence to the most and shrinks again."""
         levels = LEVELS if not self.tiny else LEVELS[:3]
         levels = (*levels, *reversed(levels[:-1]))
-        ours = recommended(self.spec.log.parent, acceptance, max(levels))
+        ours = recommended(step_times(self.spec.log.parent), acceptance, max(levels))
         self._write("tables.jsonl", {"acceptance": acceptance, "recommended": ours})
         policies = [
             "none", *FIXED[1:], f"table:{json.dumps(DOCUMENTED)}",
@@ -494,6 +536,7 @@ class Run:
 @click.option("--limit-seconds", type=float, default=540.0, help="Ends by then, start included.")
 @click.option("--seconds", type=float, default=0.2, help="Length of one measurement.")
 @click.option("--tiny", is_flag=True, help="A tiny model, to try the script without a GPU.")
+@click.option("--wait-for", "awaited", type=click.Path(path_type=Path), default=None)
 @click.option("--smoke", is_flag=True, help="A few points only.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
 @click.option("--worker", default=None, hidden=True)
@@ -507,6 +550,7 @@ def main(
     limit_seconds: float,
     seconds: float,
     tiny: bool,
+    awaited: Path | None,
     smoke: bool,
     out: Path,
     worker: str | None,
@@ -530,6 +574,8 @@ def main(
         if not (plain.ready() and spec.ready()):
             raise SystemExit(f"an engine did not start; see {plain.log} and {spec.log}")
         print(f"engines up after {time.monotonic() - begun:.0f} s", flush=True)
+        if awaited is not None:
+            wait_for(awaited)
         spec.ask({"order": "scan"})
         run = Run(plain, spec, out, ends, tiny, seconds)
         _carry_out(run, smoke, tiny, long_batch)

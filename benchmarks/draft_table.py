@@ -2,10 +2,11 @@
 
     python -m benchmarks.draft_table DIR [DIR ...]
 
-A rate is B E(K) for each step of K drafts, over the measured time: the tokens that come out on
-average at the set acceptance. Synthetic acceptance is a throw of dice, so that the tokens that did
-come out scatter by several per cent where few are made; the time does not. That they agree over all
-steps is printed below the tables, as is whether time hangs on acceptance.
+A rate is B E(K) for each step of K drafts, over the median time of the steps of that length: the
+tokens that come out on average at the set acceptance, on a host that nothing stops. Synthetic
+acceptance is a throw of dice, so that the tokens that did come out scatter by several per cent
+where few are made. Below the tables: whether both agree over all steps, whether time hangs on
+acceptance, and the share of time in which the host was stopped.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ from benchmarks.draft_lengths import (
     DOCUMENTED,
     LENGTHS,
     MAIN_ACCEPTANCE,
+    step_times,
 )
 from vllm_nfp.draft import constant, expected_tokens
-from vllm_nfp.draft.recommend import recommend
+from vllm_nfp.draft.recommend import StepTimes, recommend
 
 Point = tuple[float, int, int]
 """(acceptance, context, batch size)."""
@@ -54,11 +56,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def expected_rate(row: Mapping[str, Any], acceptance: float) -> float:
-    """Tokens per second at an acceptance, given the time and the lengths of the row's steps."""
-    tokens = sum(
-        count * expected_tokens(int(length), acceptance) for length, count in row["lengths"].items()
-    )
-    return float(row["batch_size"] * tokens / row["elapsed"])
+    """Tokens per second at an acceptance, given the steps of each length and their medians."""
+    tokens = seconds = 0.0
+    for length, count in row["lengths"].items():
+        tokens += count * expected_tokens(int(length), acceptance)
+        seconds += count * row["medians"][length]
+    return float(row["batch_size"] * tokens / seconds)
 
 
 def rates(rows: Sequence[Mapping[str, Any]]) -> dict[Point, dict[str, Rates]]:
@@ -85,7 +88,7 @@ def acceptance_check(rows: Sequence[Mapping[str, Any]]) -> list[float]:
     for row in rows:
         if row["policy"] == CHECKED:
             cell = seconds[row["context"], row["batch_size"]]
-            cell[row["acceptance"]].append(row["elapsed"] / row["steps"])
+            cell[row["acceptance"]].append(row["medians"]["3"])
     return [
         statistics.median(times) / statistics.median(cell[MAIN_ACCEPTANCE])
         for cell in seconds.values()
@@ -98,9 +101,20 @@ def raw_over_expected(rows: Sequence[Mapping[str, Any]]) -> float:
     """Tokens that came out over those on average to be expected, over all drafting steps."""
     drafting = [row for row in rows if row["policy"] not in ("none", "fixed:0")]
     made = sum(row["tokens"] for row in drafting)
-    return float(
-        made / sum(expected_rate(row, row["acceptance"]) * row["elapsed"] for row in drafting)
+    expected = sum(
+        row["batch_size"] * count * expected_tokens(int(length), row["acceptance"])
+        for row in drafting
+        for length, count in row["lengths"].items()
     )
+    return float(made / expected)
+
+
+def stalls(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Share of the time that is beyond the steps' medians: what stopped the host."""
+    typical = sum(
+        count * row["medians"][length] for row in rows for length, count in row["lengths"].items()
+    )
+    return 1.0 - typical / float(sum(row["elapsed"] for row in rows))
 
 
 def length_in(table: Sequence[Sequence[int]], batch_size: int) -> int:
@@ -112,14 +126,14 @@ def length_in(table: Sequence[Sequence[int]], batch_size: int) -> int:
     return length
 
 
-def our_length(profile: Path, point: Point) -> int:
-    """What ``recommend`` chooses from the probe's curves for this context alone.
+def our_length(source: StepTimes, point: Point) -> int:
+    """What ``recommend`` chooses from the step's curves for this context alone.
 
     The context is filed under the next larger one that was probed.
     """
     acceptance, context, batch_size = point
     found = recommend(
-        profile, constant(acceptance), max_batch_size=128, max_draft_length=LENGTHS[-1]
+        source, constant(acceptance), max_batch_size=128, max_draft_length=LENGTHS[-1]
     )
     contexts = sorted({row.context for row in found.rows})
     at = next((c for c in contexts if c >= context), contexts[-1])
@@ -130,26 +144,34 @@ def our_length(profile: Path, point: Point) -> int:
     )
 
 
+def rate_of(fixed: Mapping[int, float], length: int, acceptance: float) -> float:
+    """Tokens per second of a length; one that was not run takes the time of the next longer one."""
+    run = min(k for k in fixed if k >= length)
+    tokens = expected_tokens(length, acceptance) / expected_tokens(run, acceptance)
+    return fixed[run] * tokens
+
+
 def point_rows(folder: Path) -> list[dict[str, Any]]:
     """A row for each point: the best fixed length, and every policy's rate over its rate."""
-    profile = folder / "spec" / "probe" / "profile-0.json"
+    source = step_times(folder / "spec")
     rows = []
     for point, by_policy in sorted(rates(read_rows(folder / "points.jsonl")).items()):
         fixed = {k: by_policy[f"fixed:{k}"].expected for k in LENGTHS if f"fixed:{k}" in by_policy}
         if len(fixed) < len(LENGTHS) or "live" not in by_policy or "none" not in by_policy:
             continue
         best = max(fixed, key=lambda k: fixed[k])
-        ours, documented = our_length(profile, point), length_in(DOCUMENTED, point[2])
+        ours, documented = our_length(source, point), length_in(DOCUMENTED, point[2])
         none = by_policy["none"].expected
+        ours_rate = rate_of(fixed, ours, point[0])
         rows.append({
             "acceptance": point[0], "context": point[1], "batch_size": point[2],
             "best": best, "best_rate": fixed[best],
             "none": none / fixed[best], "zero": fixed[0] / fixed[best],
             "documented_length": documented,
             "documented": fixed[documented] / fixed[best],
-            "ours_length": ours, "ours": fixed[ours] / fixed[best],
+            "ours_length": ours, "ours": ours_rate / fixed[best],
             "live": by_policy["live"].expected / fixed[best],
-            "ours_over_none": fixed[ours] / none,
+            "ours_over_none": ours_rate / none,
             "live_over_none": by_policy["live"].expected / none,
             "spread": max(r.spread for r in by_policy.values()),
             **{f"fixed_{k}": rate / fixed[best] for k, rate in fixed.items()},
@@ -158,16 +180,23 @@ def point_rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def ramp_rows(folder: Path) -> list[dict[str, Any]]:
-    """Tokens per second over the whole ramp, by round and policy."""
-    totals: dict[tuple[float, int, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
+    """Tokens per second over the whole ramp, by round and policy: as they came, and expected."""
+    totals: dict[tuple[float, int, str], list[float]] = defaultdict(lambda: [0.0] * 4)
     for row in read_rows(folder / "ramps.jsonl"):
         total = totals[row["acceptance"], row["round"], _name(row["policy"])]
+        # The mean over the levels: each lasts equally long.
+        rate = expected_rate({**row, "batch_size": row["level"]}, row["acceptance"])
         total[0] += row["tokens"]
         total[1] += row["elapsed"]
+        total[2] += rate
+        total[3] += 1
     return [
-        {"acceptance": a, "round": number, "policy": policy, "rate": tokens / seconds}
-        for (a, number, policy), (tokens, seconds) in sorted(totals.items())
-    ]
+        {
+            "acceptance": a, "round": number, "policy": policy, "raw": tokens / seconds,
+            "expected": rate / levels,
+        }
+        for (a, number, policy), (tokens, seconds, rate, levels) in sorted(totals.items())
+    ]  # fmt: skip
 
 
 def _name(policy: str) -> str:
@@ -233,18 +262,20 @@ def main(folders: tuple[Path, ...], as_json: bool) -> None:
             console.print(summary(rows))
             all_rows = read_rows(folder / "points.jsonl")
             check = acceptance_check(all_rows)
+            console.print(f"time beyond the medians: {stalls(all_rows):.3f}")
             console.print(f"tokens over expected tokens: {raw_over_expected(all_rows):.4f}")
             console.print(
                 f"step time at other acceptances: {min(check):.3f} to {max(check):.3f} of that at "
                 f"{MAIN_ACCEPTANCE}"
             )
         table = Table(title=f"{folder.name}: the ramp")
-        for name in ("acceptance", "round", "policy", "tok/s"):
+        for name in ("acceptance", "round", "policy", "tok/s, expected", "as they came"):
             table.add_column(name, justify="right")
         for row in ramps:
             table.add_row(
-                f"{row['acceptance']:g}", str(row["round"]), row["policy"], f"{row['rate']:.0f}"
-            )
+                f"{row['acceptance']:g}", str(row["round"]), row["policy"],
+                f"{row['expected']:.0f}", f"{row['raw']:.0f}",
+            )  # fmt: skip
         console.print(table)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -53,7 +54,7 @@ class Environment:
 
 
 def gpu_state() -> dict[str, str] | None:
-    """The first GPU's name, driver, clocks and limits as nvidia-smi tells them; None without."""
+    """Name, driver, clocks and limits of the first visible GPU, from nvidia-smi; None without."""
     for reason in _REASONS:
         fields = (*_FIELDS, reason)
         text = _query(fields)
@@ -64,6 +65,9 @@ def gpu_state() -> dict[str, str] | None:
 
 def _query(fields: tuple[str, ...]) -> str | None:
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0]
+    if visible:
+        command.append(f"--id={visible}")
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):

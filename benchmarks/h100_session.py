@@ -1,16 +1,12 @@
-"""Both claims in one short session on one GPU: NFP tables and overhead.
+"""NFP tables of two models in one short session on one GPU.
 
     python -m benchmarks.h100_session --out DIR
 
-Starts four servers side by side on one GPU, each with a KV cache of fixed size and one third to
-one sixth of its published layers, then sends load to one at a time; the others use no GPU time
-meanwhile.
-
-1. ``dense``, ``moe``: NFP of every module in cells B in 1, 8, 32 and L in 1k, 4k, 16k, measured
-   between the real steps of a server under load; the probe may take half of the time here, so that
-   a minute of load gives enough pairs. No scan at the start: all pairs are taken under load.
-2. ``off``, ``on``: tokens/s and inter-token latency without the probe and with it at its default
-   budget of 1 %, in rounds of random order, as benchmarks/overhead.py does it.
+Starts two servers side by side on one GPU, each with a KV cache of fixed size and one fourth to
+one sixth of its published layers, then sends load to one at a time; the other uses no GPU time
+meanwhile. NFP of every module in cells B in 1, 8, 32 and L in 1k, 4k, 16k is measured between the
+real steps; the probe may take half of the time here, so that a minute of load gives enough pairs.
+No scan at the start: all pairs are taken under load.
 
 Each part is written as soon as it is there.
 """
@@ -29,11 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
 from benchmarks import environment, load, nfp_table, overhead, server, shapes
 from benchmarks.packing import pack
+from benchmarks.paired import ratio_of_sums
 from vllm_nfp import scrape
+
+SIDES = ("off", "on")
 
 
 @dataclass(frozen=True)
@@ -48,14 +46,13 @@ class Plan:
 
 
 def plans(scale: float, table: Mapping[str, object]) -> tuple[Plan, ...]:
-    """The four servers; ``scale`` shrinks their KV caches for a trial on a small machine."""
+    """The servers; ``scale`` shrinks their KV caches for a trial on a small machine."""
     base = {"startup_seconds": 0.0, "capture_seconds": 60.0, "graph_memory_mib": 4096}
+    base |= {"step_share": 1.0}
     dense, moe = ("qwen3-8b", "qwen3-30b-a3b") if scale == 1.0 else ("tiny", "tiny")
     return (
         Plan("dense", dense, 8, 16.4 * scale, {**base, **table}),
         Plan("moe", moe, 8, 8.3 * scale, {**base, **table}),
-        Plan("off", dense, 16, 3.0 * scale, None),
-        Plan("on", dense, 16, 3.0 * scale, {}),
     )
 
 
@@ -72,39 +69,19 @@ TRIAL_TABLE = {**TABLE, "batch_sizes": [1, 4], "contexts": [64, 256], "max_posit
 @click.command()
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
 @click.option("--table-seconds", type=float, default=60.0, help="Load on each table's server.")
-@click.option("--rounds", type=int, default=4)
-@click.option("--round-seconds", type=float, default=4.0)
-@click.option("--deadline", type=float, default=470.0, help="Stop new rounds after this long.")
 @click.option("--trial", is_flag=True, help="Tiny models, to try the script without a GPU.")
-def main(
-    out: Path, table_seconds: float, rounds: int, round_seconds: float, deadline: float, trial: bool
-) -> None:
+def main(out: Path, table_seconds: float, trial: bool) -> None:
     """Run everything; see the module's text."""
     begun = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="nfp-session-"))
     servers = plans(0.01 if trial else 1.0, TRIAL_TABLE if trial else TABLE)
-    levels = (1, 2) if trial else (1, 8, 32)
     with ExitStack() as stack:
         urls = _start(stack, servers, work, out, trial)
         started = environment.record()
         print(f"{len(urls)} servers up after {time.monotonic() - begun:.0f} s", flush=True)
-        for plan in (p for p in servers[:2] if p.name in urls):
+        for plan in (p for p in servers if p.name in urls):
             _table(plan, urls[plan.name], work, out, table_seconds, trial, started)
-        if not {"off", "on"} <= set(urls):
-            return
-        overhead_rounds(
-            servers[2],
-            urls,
-            work,
-            out,
-            levels,
-            rounds,
-            round_seconds,
-            begun + deadline,
-            started,
-            trial,
-        )
 
 
 def _start(
@@ -133,8 +110,7 @@ def _spec(plan: Plan, work: Path, port: int, trial: bool) -> server.Spec:
     if trial:
         flags += ["--enforce-eager", "--max-model-len", "1024"]
     else:
-        longest = 8192 if plan.name in overhead.SIDES else 20480
-        flags += ["--gpu-memory-utilization", "0.05", "--max-model-len", str(longest)]
+        flags += ["--gpu-memory-utilization", "0.05", "--max-model-len", "20480"]
     return server.Spec(
         model=shapes.write_model(work / f"model-{plan.name}", plan.shape, plan.layers),
         log=work / f"{plan.name}.log",
@@ -210,7 +186,7 @@ def overhead_rounds(
         for level in levels:
             if time.monotonic() > until:
                 break
-            for side in rng.sample(overhead.SIDES, 2):
+            for side in rng.sample(SIDES, 2):
                 work_load = load.Load(
                     urls[side],
                     str(work / f"model-{side}"),
@@ -239,8 +215,23 @@ def overhead_rounds(
             "rounds": rows,
         }
         (out / "overhead.json").write_text(json.dumps(result))
-    overhead.print_rounds(rows)
-    Console(width=150).print(rows[-1]["probe"])
+    print_rounds(rows)
+
+
+def print_rounds(rows: list[dict[str, Any]]) -> None:
+    """Print the ratios on/off of each level, and the probe's own account."""
+    for level in sorted({row["level"] for row in rows}):
+        for figure in ("tokens_per_second", "itl_p50_ms", "itl_p99_ms"):
+            values = {
+                (row["round"], row["side"]): row[figure]
+                for row in rows
+                if row["level"] == level and row[figure] is not None
+            }
+            rounds = [r for r, side in values if side == "off" and (r, "on") in values]
+            if rounds:
+                ratio = ratio_of_sums(*([values[r, side] for r in rounds] for side in SIDES))
+                print(f"{level} {figure}: {ratio.ratio:.4f} [{ratio.lower:.4f}, {ratio.upper:.4f}]")
+    print(rows[-1]["probe"])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A streaming load of fixed concurrency, with the arrival time of every token.
+"""A streaming load of fixed concurrency or of fixed rate, with the arrival time of every token.
 
 Requests carry token ids, so that the server needs no tokenizer, and each sender starts its next
 request when the last one ends. Tokens are counted by the server's running count in each event
@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ import aiohttp
 import numpy as np
 from numpy.typing import NDArray
 
+_COMPLETION_TOKENS = re.compile(rb'"completion_tokens": ?(\d+)')
 READ_BUFFER_BYTES = 1 << 20
 MIN_PROMPT_TOKENS = 2
 LAG_STEP_SECONDS = 0.005
@@ -52,6 +54,22 @@ class Load:
             raise ValueError("concurrency, output_tokens and seconds must be positive")
         if self.prompt_tokens < MIN_PROMPT_TOKENS or self.vocab_size < 3:
             raise ValueError(f"a prompt needs {MIN_PROMPT_TOKENS} tokens, a vocabulary 3")
+
+
+@dataclass(frozen=True, slots=True)
+class Arrivals:
+    """An open loop: requests come by a Poisson process, however long the earlier ones take."""
+
+    load: Load
+    """What is sent; its concurrency does not count."""
+    per_second: float
+
+    def moments(self, seconds: float) -> list[float]:
+        """When requests come, in seconds from the start; alike for a like seed."""
+        rng = np.random.default_rng([self.load.seed, 1])
+        count = int(2 * self.per_second * seconds) + 50
+        times = np.cumsum(rng.exponential(1.0 / self.per_second, count))
+        return [float(t) for t in times if t < seconds]
 
 
 @dataclass(slots=True)
@@ -144,6 +162,61 @@ def run(load: Load, warmup_seconds: float = 2.0) -> Result:
         raise LoadError(f"the load failed: {type(first).__name__}: {first}") from group
 
 
+def run_open(arrivals: Arrivals, warmup_seconds: float = 1.0) -> Result:
+    """Send requests at a rate and measure them; the warm-up fills the server with requests.
+
+    Raises:
+        LoadError: if the server refuses a request, breaks a stream, or cannot be reached.
+    """
+    try:
+        return asyncio.run(_run_open(arrivals, warmup_seconds))
+    except ExceptionGroup as group:
+        first = group.exceptions[0]
+        raise LoadError(f"the load failed: {type(first).__name__}: {first}") from group
+
+
+async def _run_open(arrivals: Arrivals, warmup_seconds: float) -> Result:
+    load = arrivals.load
+    recorder = _Recorder(1)
+    moments = arrivals.moments(warmup_seconds + load.seconds)
+    timeout = aiohttp.ClientTimeout(total=None, sock_read=120)
+    async with (
+        aiohttp.ClientSession(
+            timeout=timeout,
+            connector=aiohttp.TCPConnector(limit=0),
+            read_bufsize=READ_BUFFER_BYTES,
+        ) as session,
+        asyncio.TaskGroup() as group,
+    ):
+        start = time.perf_counter()
+        sender = group.create_task(_send_at(group, session, load, recorder, start, moments))
+        await asyncio.sleep(max(0.0, start + warmup_seconds - time.perf_counter()))
+        begin, cpu = time.perf_counter(), time.process_time()
+        lag_ms = await _watch_lag(load.seconds)
+        end, cpu = time.perf_counter(), time.process_time() - cpu
+        for task in (sender, *recorder.tasks):
+            task.cancel()
+    window = Window(begin, end, True, cpu / (end - begin), lag_ms)
+    return measure(recorder.traces, window)
+
+
+async def _send_at(
+    group: asyncio.TaskGroup,
+    session: aiohttp.ClientSession,
+    load: Load,
+    recorder: _Recorder,
+    start: float,
+    moments: list[float],
+) -> None:
+    bodies = request_bodies(load, 0)
+    for moment in moments:
+        await asyncio.sleep(max(0.0, start + moment - time.perf_counter()))
+        stream = _stream(session, load.url, next(bodies), recorder.new_trace(), lambda: None)
+        task = group.create_task(stream)
+        recorder.tasks.add(task)
+        task.add_done_callback(recorder.tasks.discard)
+
+
 def measure(traces: list[Trace], window: Window) -> Result:
     """What the traces hold inside the window."""
     tokens, merged, ended = 0, 0, 0
@@ -203,6 +276,7 @@ class _Recorder:
 
     def __init__(self, senders: int) -> None:
         self.traces: list[Trace] = []
+        self.tasks: set[asyncio.Task[None]] = set()
         self._waiting = set(range(senders))
         self._all_started = asyncio.Event()
 
@@ -299,6 +373,10 @@ def tokens_so_far(line: bytes) -> int | None:
     """
     if not line.startswith(b"data: {"):
         return None
+    # Parsing every event in full would make this client the limit at thousands of tokens a second.
+    found = _COMPLETION_TOKENS.search(line)
+    if found is not None and b'"error"' not in line:
+        return int(found[1])
     event = json.loads(line[6:])
     if "error" in event:
         raise LoadError(f"the server reported {event['error']}")

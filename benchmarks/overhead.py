@@ -1,27 +1,34 @@
-"""Claim: the probe stays within its budget and leaves inter-token latency alone.
+"""Claim: the probe costs no throughput, no inter-token latency, little memory and little start-up.
 
-    python -m benchmarks.overhead --shape qwen3-8b:36:14 --out DIR
+    python -m benchmarks.overhead --shape qwen3-8b:24:6 --shape qwen3-30b-a3b:12:4 --out DIR
 
-Two servers share one GPU, one plain and one with the probe. In each round and for each level of
-concurrency, the same load goes to one and then to the other, in random order, so that both see
-the same clocks; the idle one uses no GPU time. ``--control`` leaves the probe out of both and so
-shows the noise. Writes overhead-<shape>[-control].json with every turn and the summary, and .npz
-with every inter-token time; prints medians over rounds and the paired ratio on/off with a
-bootstrap 95 % interval.
+Each shape has a GPU of its own, a half of the CPU cores, and three servers that are alike but for
+the probe: ``off`` (no flag), ``passive`` (real steps are timed, nothing is injected) and ``active``
+(the probe as ``--nfp-probe`` alone sets it up). They take turns, in random order, with the same
+requests at the same moments; while one has its turn the others' processes are stopped, so that
+neither their idle work nor their clocks matter.
 
-With several ``--shape NAME:LAYERS:KV_GIB`` the servers of all shapes start together, and the shapes
-are measured one after the other.
+Requests arrive by a Poisson process at 10, 50 and 90 % of the rate at which the plain server was
+seen to be saturated. Reported are ratios over ``off`` with bootstrap 95 % intervals over rounds:
+tokens/s, and the median and 99th percentile of all inter-token intervals of all rounds.
+
+At the end: start-up time, resident memory of the processes, and GPU memory, which is what becomes
+free as each server ends. Everything is written after each round; ``--summarize DIR`` prints it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
 import random
 import shlex
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,24 +40,25 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import environment, load, server, shapes
+from benchmarks.paired import Ratio, ratio_of_quantiles, ratio_of_sums
 from vllm_nfp import scrape
 
-SIDES = ("off", "on")
-FIGURES = (
-    "tokens_per_second",
-    "itl_mean_ms",
-    "itl_p50_ms",
-    "itl_p90_ms",
-    "itl_p99_ms",
-    "itl_p999_ms",
-    "ttft_p50_ms",
-)
-BOOTSTRAP_DRAWS = 4000
+VARIANTS: Mapping[str, Mapping[str, object] | None] = {
+    "off": None,
+    "passive": {"passive": True},
+    "active": {},
+}
+"""Settings of the probe by variant; the first one is the baseline."""
+BASELINE = "off"
+SHARES = (0.1, 0.5, 0.9)
+SETTLE_SECONDS = 0.2
+"""Between two turns: aborted requests leave the server."""
+ENDING_SECONDS = 40.0
+"""Kept back for the end: figures of memory, and servers that take their time to end."""
 GIB = 1 << 30
 
 Row = dict[str, Any]
-"""One turn, JSON-serializable: level, round, side, the load's summary, the probe before and after.
-"""
+"""One turn, JSON-serializable: share, round, variant, and the load's summary."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,52 +67,49 @@ class Settings:
 
     shape: str
     layers: int | None
-    levels: tuple[int, ...]
+    kv_gib: float
     prompt_tokens: int
     output_tokens: int
+    saturating: int
+    """Streams that saturate the server."""
+    shares: tuple[float, ...]
     rounds: int
     seconds: float
     warmup_seconds: float
-    probe: Mapping[str, object] | None
-    """None in a control run."""
+    probe: Mapping[str, object]
+    """Further settings of both probes; for trials on a CPU."""
     flags: tuple[str, ...]
-    together: bool
-    """Start both servers at once."""
     limit_seconds: float
 
     @property
     def name(self) -> str:
         """Stem of the output files."""
-        return f"overhead-{self.shape}{'-control' if self.probe is None else ''}"
+        return f"overhead-{self.shape}"
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One side's part of a round at one level."""
+    """One variant's part of a round at one load."""
 
-    level: int
+    share: float
     round: int
-    side: str
+    variant: str
 
     @property
     def key(self) -> str:
         """Name of its inter-token times in the .npz."""
-        return f"B{self.level}-round{self.round}-{self.side}"
+        return f"{round(100 * self.share)}-round{self.round}-{self.variant}"
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One figure at one level, over rounds."""
+    """One figure of one variant at one load."""
 
-    level: int
+    share: float
+    variant: str
     figure: str
     rounds: int
-    off: float
-    on: float
-    ratio: float
-    """Median of the rounds' ratios on/off."""
-    lower: float
-    upper: float
+    ratio: Ratio
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,33 +120,55 @@ class ProbeCounters:
     gpu_seconds_total: float | None
     probes_total: Mapping[str, float]
     states: tuple[str, ...]
+    delayed_steps_ratio: float | None = None
+    startup_seconds: float | None = None
+    memory_bytes: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
-def plan(levels: tuple[int, ...], rounds: int, seed: int = 0) -> Iterator[tuple[Turn, Turn]]:
-    """Pairs of turns; levels go round and round, so that an early end costs all of them alike."""
+def plan(shares: Sequence[float], rounds: int, seed: int = 0) -> Iterator[list[Turn]]:
+    """Groups of turns, each variant once; loads go round and round, so that an early end costs all
+    of them alike."""
     rng = random.Random(seed)
     for index in range(rounds):
-        for level in levels:
-            first, second = rng.sample(SIDES, 2)
-            yield Turn(level, index, first), Turn(level, index, second)
+        for share in shares:
+            yield [Turn(share, index, v) for v in rng.sample(list(VARIANTS), len(VARIANTS))]
 
 
-def ratio_interval(off: list[float], on: list[float]) -> tuple[float, float, float]:
-    """Median of the paired ratios on/off and its bootstrap 95 % interval over rounds."""
-    ratios = np.array(on) / np.array(off)
-    rng = np.random.default_rng(0)
-    medians = np.median(rng.choice(ratios, (BOOTSTRAP_DRAWS, len(ratios))), axis=1)
-    low, high = np.percentile(medians, [2.5, 97.5])
-    return float(np.median(ratios)), float(low), float(high)
+def compare(rows: Sequence[Row], itl_us: Mapping[str, NDArray[np.uint32]]) -> list[Comparison]:
+    """Every variant against the baseline at every load, over the rounds that both have."""
+    turns = {(row["share"], row["variant"], row["round"]): row for row in rows}
+    found = []
+    for share in sorted({row["share"] for row in rows}):
+        for variant in VARIANTS:
+            rounds = sorted(
+                r
+                for s, v, r in turns
+                if (s, v) == (share, variant) and (share, BASELINE, r) in turns
+            )
+            if variant != BASELINE and rounds:
+                found += _compare(turns, itl_us, share, variant, rounds)
+    return found
 
 
-def compare(rows: list[Row]) -> list[Comparison]:
-    """Every figure at every level; rounds that lack one side or the figure are left out."""
+def _compare(
+    turns: Mapping[tuple[float, str, int], Row],
+    itl_us: Mapping[str, NDArray[np.uint32]],
+    share: float,
+    variant: str,
+    rounds: list[int],
+) -> list[Comparison]:
+    sides = (BASELINE, variant)
+    tokens = [[float(turns[share, v, r]["tokens_per_second"]) for r in rounds] for v in sides]
+    times = [[itl_us[Turn(share, r, v).key] for r in rounds] for v in sides]
+    if min(sum(side) for side in tokens) <= 0 or min(sum(map(len, side)) for side in times) == 0:
+        return []
     return [
-        comparison
-        for level in sorted({row["level"] for row in rows})
-        for figure in FIGURES
-        if (comparison := _compare(rows, level, figure)) is not None
+        Comparison(share, variant, figure, len(rounds), ratio)
+        for figure, ratio in (
+            ("tokens/s", ratio_of_sums(tokens[0], tokens[1])),
+            ("p50 inter-token", ratio_of_quantiles(times[0], times[1], 0.5)),
+            ("p99 inter-token", ratio_of_quantiles(times[0], times[1], 0.99)),
+        )
     ]
 
 
@@ -151,24 +178,8 @@ def client_was_late(row: Row) -> bool:
     return lag is None or interval is None or lag > interval / 2
 
 
-def _compare(rows: list[Row], level: int, figure: str) -> Comparison | None:
-    values = {
-        (row["round"], row["side"]): row[figure]
-        for row in rows
-        if row["level"] == level and row[figure] is not None
-    }
-    paired = sorted({r for r, _ in values if all((r, side) in values for side in SIDES)})
-    if not paired:
-        return None
-    off, on = ([float(values[r, side]) for r in paired] for side in SIDES)
-    ratio, lower, upper = ratio_interval(off, on)
-    return Comparison(
-        level, figure, len(paired), float(np.median(off)), float(np.median(on)), ratio, lower, upper
-    )
-
-
 def require_probe(url: str) -> None:
-    """Refuse to measure a probe that has disabled itself: both sides would be plain servers.
+    """Refuse to measure a probe that has disabled itself: all would be plain servers.
 
     Raises:
         ServerError: if the server's probe is off.
@@ -184,20 +195,23 @@ def probe_state(url: str) -> dict[str, Any]:
 
 def probe_counters(metrics: str) -> ProbeCounters:
     """The probe's own account, from a scrape's text; fields are None or empty where it is off."""
-    ratio = server.samples(metrics, "vllm_nfp_overhead_ratio")
-    seconds = server.samples(metrics, "vllm_nfp_probe_gpu_seconds_total")
+
+    def one(name: str) -> float | None:
+        found = server.samples(metrics, name)
+        return found[0][1] if found else None
+
+    def by(name: str, label: str) -> dict[str, float]:
+        return {labels[label]: value for labels, value in server.samples(metrics, name)}
+
+    states = by("vllm_nfp_state", "state")
     return ProbeCounters(
-        overhead_ratio=ratio[0][1] if ratio else None,
-        gpu_seconds_total=seconds[0][1] if seconds else None,
-        probes_total={
-            labels["outcome"]: value
-            for labels, value in server.samples(metrics, "vllm_nfp_probes_total")
-        },
-        states=tuple(
-            labels["state"]
-            for labels, value in server.samples(metrics, "vllm_nfp_state")
-            if value == 1.0
-        ),
+        overhead_ratio=one("vllm_nfp_overhead_ratio"),
+        gpu_seconds_total=one("vllm_nfp_probe_gpu_seconds_total"),
+        probes_total=by("vllm_nfp_probes_total", "outcome"),
+        states=tuple(state for state, value in states.items() if value == 1.0),
+        delayed_steps_ratio=one("vllm_nfp_delayed_steps_ratio"),
+        startup_seconds=one("vllm_nfp_startup_seconds"),
+        memory_bytes=by("vllm_nfp_memory_bytes", "kind"),
     )
 
 
@@ -210,110 +224,257 @@ class Output:
         self._settings = settings
         self._environment = environment.record()
         self.rows: list[Row] = []
-        self._itl_us: dict[str, NDArray[np.uint32]] = {}
+        self.itl_us: dict[str, NDArray[np.uint32]] = {}
+        self.servers: dict[str, dict[str, Any]] = {variant: {} for variant in VARIANTS}
+        """Start-up time and memory by variant."""
+        self.saturation: dict[str, Any] = {}
 
     def add(self, turn: Turn, row: Row, itl_us: NDArray[np.uint32]) -> None:
         """Keep one turn."""
         self.rows.append(row)
-        self._itl_us[turn.key] = itl_us
+        self.itl_us[turn.key] = itl_us
 
-    def write(self, ended_early: bool) -> None:
-        """Write all that is there."""
+    def write(self, complete: bool) -> None:
+        """Write all that is there; ``complete`` adds the comparisons."""
         settings = self._settings
         result = {
-            "schema": 1,
+            "schema": 2,
             "shape": settings.shape,
             "layers": settings.layers or shapes.layer_count(settings.shape),
             "settings": dataclasses.asdict(settings),
+            "variants": VARIANTS,
             "environment": self._environment,
             "after": environment.gpu_state(),
-            "probe": settings.probe,
-            "ended_early": ended_early,
-            "summary": [dataclasses.asdict(comparison) for comparison in compare(self.rows)],
+            "complete": complete,
+            "saturation": self.saturation,
+            "servers": self.servers,
+            "summary": [dataclasses.asdict(c) for c in compare(self.rows, self.itl_us)]
+            if complete
+            else [],
             "rounds": self.rows,
         }
-        (self.folder / f"{settings.name}.json").write_text(json.dumps(result), encoding="utf-8")
-        np.savez_compressed(self.folder / f"{settings.name}.npz", **self._itl_us)  # type: ignore[arg-type]
+        _replace(self.folder / f"{settings.name}.json", json.dumps(result).encode())
+        with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".npz", delete=False) as file:
+            np.savez_compressed(file, **self.itl_us)  # type: ignore[arg-type]
+        Path(file.name).replace(self.folder / f"{settings.name}.npz")
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def a_load(settings: Settings, model: str, url: str, seed: int) -> load.Load:
+    """The requests of one turn; alike for all variants."""
+    return load.Load(
+        url,
+        model,
+        shapes.vocab_size(settings.shape),
+        settings.saturating,
+        settings.prompt_tokens,
+        settings.output_tokens,
+        settings.seconds,
+        seed=seed,
+    )
+
+
+def saturation(settings: Settings, model: str, url: str) -> dict[str, Any]:
+    """What the plain server gives with as many streams as it takes."""
+    work = dataclasses.replace(a_load(settings, model, url, 10_007), seconds=4.0)
+    summary = load.run(work, warmup_seconds=2.0).summary()
+    tokens = summary["tokens_per_second"]
+    assert isinstance(tokens, float)
+    return {**summary, "requests_per_second": tokens / settings.output_tokens}
 
 
 def measure_turn(
-    settings: Settings, model: str, url: str, turn: Turn
+    settings: Settings, model: str, url: str, turn: Turn, requests_per_second: float
 ) -> tuple[Row, NDArray[np.uint32]]:
-    """Send one side's load; both sides of a round get the same prompts."""
-    before, gpu = probe_state(url), environment.gpu_state()
-    began = time.monotonic()
-    result = load.run(
-        load.Load(
-            url,
-            model,
-            shapes.vocab_size(settings.shape),
-            turn.level,
-            settings.prompt_tokens,
-            settings.output_tokens,
-            settings.seconds,
-            seed=turn.round * 10_007 + turn.level,
-        ),
-        settings.warmup_seconds,
-    )
+    """Send one variant's load."""
+    gpu, began = environment.gpu_state(), time.monotonic()
+    work = a_load(settings, model, url, turn.round * 10 + round(10 * turn.share))
+    arrivals = load.Arrivals(work, requests_per_second * turn.share)
+    result = load.run_open(arrivals, settings.warmup_seconds)
     row = {
         **dataclasses.asdict(turn),
         **result.summary(),
         "turn_seconds": time.monotonic() - began,
         "gpu_before": gpu,
-        "probe_before": before,
-        "probe_after": probe_state(url),
     }
+    if turn.variant != BASELINE:
+        row["probe_after"] = probe_state(url)
+    time.sleep(SETTLE_SECONDS)
     return row, result.itl_us
 
 
 def measure(
-    settings: Settings, model: Path, servers: Mapping[str, server.Server], output: Output
+    settings: Settings,
+    model: str,
+    servers: Mapping[str, server.Server],
+    output: Output,
+    deadline: float,
 ) -> None:
-    """Warm both sides up, then all rounds that fit into the limit."""
-    if settings.probe is not None:
-        require_probe(servers["on"].url)
-    deadline = time.monotonic() + settings.limit_seconds
-    for target in servers.values():
-        for level in settings.levels:
-            warm = dataclasses.replace(settings, seconds=1.0, warmup_seconds=0.5)
-            measure_turn(warm, str(model), target.url, Turn(level, settings.rounds, "warm-up"))
-    longest_pair = 0.0
-    for pair in plan(settings.levels, settings.rounds):
+    """Find the saturation, then all rounds that fit before the deadline."""
+    for variant, one in servers.items():
+        if variant == "active":
+            require_probe(one.url)
+    for one in servers.values():
+        one.pause()
+    with _awake(servers[BASELINE]) as one:
+        output.saturation = saturation(settings, model, one.url)
+    rate = output.saturation["requests_per_second"]
+    print(f"{settings.name}: saturated at {rate:.1f} requests/s", flush=True)
+    for one in servers.values():  # first requests of a kind are slower
+        with _awake(one):
+            measure_turn(settings, model, one.url, Turn(0.5, settings.rounds, BASELINE), rate)
+    longest = 0.0
+    for turns in plan(settings.shares, settings.rounds):
         began = time.monotonic()
-        if began + longest_pair > deadline:
-            output.write(ended_early=True)
-            return
-        for turn in pair:
-            output.add(turn, *measure_turn(settings, str(model), servers[turn.side].url, turn))
-        output.write(ended_early=False)
-        longest_pair = max(longest_pair, time.monotonic() - began)
+        if began + longest > deadline:
+            break
+        for turn in turns:
+            with _awake(servers[turn.variant]) as one:
+                output.add(turn, *measure_turn(settings, model, one.url, turn, rate))
+        if turns[0].share == settings.shares[-1]:
+            output.write(complete=False)
+        longest = max(longest, time.monotonic() - began)
+    for one in servers.values():
+        one.resume()
 
 
-def specs(settings: Settings, model: Path, out: Path) -> list[server.Spec]:
-    """The two servers, alike but for the probe."""
-    return [
-        server.Spec(
+@contextlib.contextmanager
+def _awake(one: server.Server) -> Iterator[server.Server]:
+    one.resume()
+    try:
+        yield one
+    finally:
+        one.pause()
+
+
+def specs(settings: Settings, model: Path, out: Path) -> dict[str, server.Spec]:
+    """The servers, alike but for the probe."""
+    ports = server.free_ports(len(VARIANTS))
+    return {
+        variant: server.Spec(
             model,
-            out / f"{settings.name}-{side}.log",
+            out / f"{settings.name}-{variant}.log",
             port,
             settings.flags,
-            settings.probe if side == "on" else None,
+            None if probe is None else {**settings.probe, **probe},
             # Side by side, they must not write the same compile cache.
-            extra={"VLLM_CACHE_ROOT": str(model.parent / f"cache-{model.name}-{side}")}
-            if settings.together
-            else {},
+            extra={"VLLM_CACHE_ROOT": str(model.parent / f"cache-{variant}")},
         )
-        for side, port in zip(SIDES, server.free_ports(len(SIDES)), strict=True)
-    ]
+        for (variant, probe), port in zip(VARIANTS.items(), ports, strict=True)
+    }
+
+
+def wait_for_all(servers: Mapping[str, server.Server], deadline: float) -> dict[str, float]:
+    """Seconds that each server took to answer.
+
+    Raises:
+        ServerError: if one ends, or does not answer in time.
+    """
+    began, seconds = time.monotonic(), dict[str, float]()
+    while len(seconds) < len(servers):
+        for variant, one in servers.items():
+            if variant not in seconds and one.is_healthy():
+                seconds[variant] = time.monotonic() - began
+        if time.monotonic() > deadline:
+            missing = sorted(set(servers) - set(seconds))
+            raise server.ServerError(f"servers {missing} did not answer in time")
+        time.sleep(0.1)
+    return seconds
+
+
+def resident_mib(leader: int) -> dict[str, float]:
+    """Resident memory in MiB of the API server (the leader) and of all others of its group."""
+    found = {"api": 0.0, "engine": 0.0}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            group = int((folder / "stat").read_text().rpartition(")")[2].split()[2])
+            pages = int((folder / "statm").read_text().split()[1])
+            if group == leader:
+                part = "api" if int(folder.name) == leader else "engine"
+                found[part] += pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
+    return found
+
+
+def gpu_used_mib() -> float | None:
+    """Memory in use on the GPU; None without one."""
+    state = environment.gpu_state()
+    return None if state is None else float(state["memory.used"].split()[0])
+
+
+def end_one_by_one(servers: Mapping[str, server.Server], output: Output) -> None:
+    """Stop the servers, and note the memory that each of them frees."""
+    for variant, one in servers.items():
+        figures = output.servers[variant]
+        figures["resident_mib"] = resident_mib(one.pid)
+        if variant != BASELINE:
+            figures["probe"] = probe_state(one.url)
+    for variant, one in servers.items():
+        before = gpu_used_mib()
+        one.__exit__(None, None, None)
+        after = gpu_used_mib()
+        if before is not None and after is not None:
+            output.servers[variant]["gpu_mib"] = before - after
+
+
+def run_shape(settings: Settings, out: Path, began: float) -> None:
+    """Everything of one shape, on the GPU and the cores that this process may use."""
+    output = Output(out, settings)
+    deadline = began + settings.limit_seconds
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nfp-")))
+        model = shapes.write_model(folder / settings.shape, settings.shape, settings.layers)
+        servers = {
+            variant: stack.enter_context(server.Server(spec))
+            for variant, spec in specs(settings, model, out).items()
+        }
+        for variant, seconds in wait_for_all(servers, deadline).items():
+            output.servers[variant]["start_seconds"] = seconds
+        print(f"{settings.name}: servers up after {time.monotonic() - began:.0f} s", flush=True)
+        try:
+            measure(settings, str(model), servers, output, deadline - ENDING_SECONDS)
+            end_one_by_one(servers, output)
+        finally:
+            output.write(complete=True)
+    print_result(out / f"{settings.name}.json")
+
+
+def print_result(path: Path) -> None:
+    """Print one shape's comparisons and figures."""
+    result = json.loads(path.read_text(encoding="utf-8"))
+    console = Console(width=120)
+    console.print(f"{result['shape']}, {result['layers']} layers; over off, 95 % intervals")
+    table = Table()
+    for name in ("load", "variant", "figure", "rounds", "ratio"):
+        table.add_column(name)
+    for line in result["summary"]:
+        ratio = line["ratio"]
+        table.add_row(
+            f"{100 * line['share']:.0f} %",
+            line["variant"],
+            line["figure"],
+            str(line["rounds"]),
+            f"{ratio['ratio']:.4f} [{ratio['lower']:.4f}, {ratio['upper']:.4f}]",
+        )
+    console.print(table)
+    for variant, figures in result["servers"].items():
+        console.print(variant, figures)
+    late = sum(client_was_late(row) for row in result["rounds"])
+    if late:
+        console.print(f"WARNING: client late in {late} of {len(result['rounds'])} turns")
 
 
 @dataclass(frozen=True, slots=True)
 class ShapeArgument:
-    """One ``--shape NAME[:LAYERS[:KV_GIB]]``."""
+    """One ``--shape NAME:LAYERS:KV_GIB``."""
 
     name: str
     layers: int | None
-    kv_gib: float | None
+    kv_gib: float
 
 
 def parse_shape(text: str) -> ShapeArgument:
@@ -326,135 +487,100 @@ def parse_shape(text: str) -> ShapeArgument:
     if name not in shapes.SHAPES:
         raise click.BadParameter(f"unknown shape {name!r}: known are {', '.join(shapes.SHAPES)}")
     try:
-        layers, kv_gib, *more = [*rest, "", ""] if len(rest) < 2 else rest
-        if any(more):
-            raise ValueError
-        return ShapeArgument(
-            name, int(layers) if layers else None, float(kv_gib) if kv_gib else None
-        )
+        layers, kv_gib = rest
+        return ShapeArgument(name, int(layers) if layers else None, float(kv_gib))
     except ValueError:
-        raise click.BadParameter(f"{text!r} must be NAME[:LAYERS[:KV_GIB]]") from None
+        raise click.BadParameter(f"{text!r} must be NAME:LAYERS:KV_GIB") from None
+
+
+def side_by_side(texts: Sequence[str], arguments: Sequence[str], limit_seconds: float) -> int:
+    """One process for each shape, each with a GPU and its part of the cores; the worst exit code.
+
+    All are ended when the time is up, or when this process is.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    part = max(1, len(cores) // len(texts))
+    children: list[subprocess.Popen[bytes]] = []
+    try:
+        for index, text in enumerate(texts):
+            # A child inherits the cores of the moment.
+            os.sched_setaffinity(0, cores[index * part : (index + 1) * part] or cores)
+            children.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "benchmarks.overhead", "--shape", text, *arguments],
+                    env={**os.environ, "CUDA_VISIBLE_DEVICES": str(index)},
+                )
+            )
+        os.sched_setaffinity(0, cores)
+        deadline = time.monotonic() + limit_seconds
+        return max(c.wait(max(1.0, deadline - time.monotonic())) for c in children)
+    except subprocess.TimeoutExpired:
+        return 124
+    finally:
+        for child in children:
+            child.terminate()
+        for child in children:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(2 * server.STOP_LIMIT_SECONDS)
 
 
 @click.command()
-@click.option("--shape", "shape_texts", multiple=True, required=True, help="NAME[:LAYERS[:KV_GIB]]")
-@click.option("--concurrency", default="1,8,32", help="Levels, separated by commas.")
-@click.option("--prompt-tokens", type=int, default=900)
-@click.option("--output-tokens", type=int, default=256)
-@click.option("--rounds", type=int, default=6)
-@click.option("--seconds", type=float, default=6.0, help="Of measured load, per side and round.")
-@click.option("--warmup-seconds", type=float, default=2.0, help="Before each measured window.")
-@click.option("--probe", "probe_json", default="{}", help="Settings of the probe, JSON.")
-@click.option("--control", is_flag=True, help="No probe in either server.")
+@click.option("--shape", "shape_texts", multiple=True, help="NAME:LAYERS:KV_GIB")
+@click.option("--prompt-tokens", type=int, default=512)
+@click.option("--output-tokens", type=int, default=64)
+@click.option("--saturating", type=int, default=192, help="Streams that saturate a server.")
+@click.option("--rounds", type=int, default=20)
+@click.option("--seconds", type=float, default=1.6, help="Of measured load, per turn.")
+@click.option("--warmup-seconds", type=float, default=0.9, help="Of load before each.")
+@click.option("--probe", "probe_json", default="{}", help="Further settings of the probes, JSON.")
 @click.option(
     "--flags",
-    default="--max-model-len 20480 --max-num-seqs 256",
+    default="--max-model-len 8192 --max-num-seqs 256 --gpu-memory-utilization 0.05",
     help="Further flags of vllm serve, for all.",
 )
 @click.option(
-    "--memory",
-    type=float,
-    default=0.45,
-    help="GPU memory share of each server, unless KV_GIB lets all start at once.",
+    "--limit-seconds", type=float, default=515.0, help="Ends the run, start and end included."
 )
-@click.option(
-    "--limit-seconds",
-    type=float,
-    default=560.0,
-    help="Ends the run, start of the servers included, after the last pair that fits.",
-)
+@click.option("--summarize", is_flag=True, help="Print what lies in --out, and measure nothing.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
-def main(
-    shape_texts: tuple[str, ...],
-    concurrency: str,
-    prompt_tokens: int,
-    output_tokens: int,
-    rounds: int,
-    seconds: float,
-    warmup_seconds: float,
-    probe_json: str,
-    control: bool,
-    flags: str,
-    memory: float,
-    limit_seconds: float,
-    out: Path,
-) -> None:
-    """Measure the probe's cost, its servers on and off interleaved."""
+def main(shape_texts: tuple[str, ...], out: Path, summarize: bool, **values: Any) -> None:
+    """Measure the probe's cost, servers with and without it taking turns."""
+    if summarize:
+        for path in sorted(out.glob("overhead-*.json")):
+            print_result(path)
+        return
     began = time.monotonic()
     server.end_servers_on_sigterm()
     chosen = [parse_shape(text) for text in shape_texts]
-    together = all(shape.kv_gib is not None for shape in chosen)
-    if len(chosen) > 1 and not together:
-        raise click.BadParameter("several shapes need a KV_GIB each: NAME:LAYERS:KV_GIB")
-
-    def settings_of(shape: ShapeArgument) -> Settings:
-        fixed = ("--kv-cache-memory-bytes", str(int((shape.kv_gib or 0) * GIB)))
-        share = ("--gpu-memory-utilization", "0.05" if together else str(memory))
-        return Settings(
-            shape.name,
-            shape.layers,
-            tuple(int(part) for part in concurrency.split(",")),
-            prompt_tokens,
-            output_tokens,
-            rounds,
-            seconds,
-            warmup_seconds,
-            None if control else json.loads(probe_json),
-            (*shlex.split(flags), *share, *(fixed if together else ())),
-            together,
-            limit_seconds,
-        )
-
-    with tempfile.TemporaryDirectory(prefix="nfp-overhead-") as folder:
-        _run([settings_of(shape) for shape in chosen], Path(folder), out, began)
-
-
-def _run(all_settings: list[Settings], folder: Path, out: Path, began: float) -> None:
-    """Start every server, then give each shape an equal part of the time that is left."""
-    outputs = [Output(out, settings) for settings in all_settings]
-    models = [shapes.write_model(folder / s.shape, s.shape, s.layers) for s in all_settings]
-    wanted = [
-        spec
-        for settings, model in zip(all_settings, models, strict=True)
-        for spec in specs(settings, model, out)
-    ]
-    with server.running(wanted, all_settings[0].together) as servers:
-        print(f"servers up after {time.monotonic() - began:.0f} s", flush=True)
-        for index, (settings, model) in enumerate(zip(all_settings, models, strict=True)):
-            left = settings.limit_seconds - (time.monotonic() - began)
-            share = left / (len(all_settings) - index)
-            measure(
-                dataclasses.replace(settings, limit_seconds=share),
-                model,
-                dict(zip(SIDES, servers[2 * index : 2 * index + 2], strict=True)),
-                outputs[index],
-            )
-            print(f"{settings.name}:", flush=True)
-            print_rounds(outputs[index].rows)
-
-
-def print_rounds(rows: list[Row]) -> None:
-    """Print the comparisons, a warning if the client was late, and the probe's own account."""
-    console = Console(width=120)
-    table = Table(title="probe off and on: medians over rounds")
-    for name in ("concurrency", "figure", "rounds", "off", "on", "on/off [95 %]"):
-        table.add_column(name)
-    for line in compare(rows):
-        table.add_row(
-            str(line.level),
-            line.figure,
-            str(line.rounds),
-            f"{line.off:.3f}",
-            f"{line.on:.3f}",
-            f"{line.ratio:.4f} [{line.lower:.4f}, {line.upper:.4f}]",
-        )
-    console.print(table)
-    late = sum(client_was_late(row) for row in rows)
-    if late:
-        console.print(f"WARNING: client late in {late} of {len(rows)} turns: use more free cores")
-    accounts = [row["probe_after"] for row in rows if row["side"] == "on" and "probe_after" in row]
-    if accounts:
-        console.print("probe:", accounts[-1])
+    if not chosen:
+        raise click.BadParameter("give at least one --shape NAME:LAYERS:KV_GIB")
+    if len(chosen) > 1:
+        arguments = ["--out", str(out)]
+        for name, value in values.items():
+            flag = {"probe_json": "probe"}.get(name, name.replace("_", "-"))
+            arguments.append(f"--{flag}={value}")
+        raise SystemExit(side_by_side(shape_texts, arguments, values["limit_seconds"] + 15.0))
+    (shape,) = chosen
+    settings = Settings(
+        shape=shape.name,
+        layers=shape.layers,
+        kv_gib=shape.kv_gib,
+        prompt_tokens=values["prompt_tokens"],
+        output_tokens=values["output_tokens"],
+        saturating=values["saturating"],
+        shares=SHARES,
+        rounds=values["rounds"],
+        seconds=values["seconds"],
+        warmup_seconds=values["warmup_seconds"],
+        probe=json.loads(values["probe_json"]),
+        flags=(
+            *shlex.split(values["flags"]),
+            "--kv-cache-memory-bytes",
+            str(int(shape.kv_gib * GIB)),
+        ),
+        limit_seconds=values["limit_seconds"],
+    )
+    run_shape(settings, out, began)
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def fit(servers: Sequence[Server], hardware: Hardware, start: LinkConstants) -> 
     seconds = np.concatenate([server.seconds for server in servers])
     link = hardware.link_bytes_per_second
     custom = sizes < CUSTOM_BYTES
-    found = start
+    found = dataclasses.replace(start, fitted=True)
     # For two ranks both ways send S bytes.
     line = _line(sizes[custom], seconds[custom])
     if line is not None:

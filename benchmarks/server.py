@@ -132,6 +132,37 @@ class Server:
             _stop_group(self._process)
             self._process = None
 
+    @property
+    def pid(self) -> int:
+        """The API server, which leads the group of all its processes.
+
+        Raises:
+            ServerError: if it was not started.
+        """
+        if self._process is None:
+            raise ServerError("the server was not started: use it in a with statement")
+        return self._process.pid
+
+    def pause(self) -> None:
+        """Stop all its processes, so that an idle server touches neither CPU nor GPU."""
+        os.killpg(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let them go on."""
+        os.killpg(self.pid, signal.SIGCONT)
+
+    def is_healthy(self) -> bool:
+        """Whether it answers now.
+
+        Raises:
+            ServerError: if it has ended.
+        """
+        self._require_alive()
+        with contextlib.suppress(urllib.error.URLError, OSError):
+            self._get("/health", timeout_seconds=5)
+            return True
+        return False
+
     def wait_until_healthy(self, limit_seconds: float = START_LIMIT_SECONDS) -> None:
         """Wait for /health.
 
@@ -140,9 +171,7 @@ class Server:
         """
         deadline = time.monotonic() + limit_seconds
         while time.monotonic() < deadline:
-            self._require_alive()
-            with contextlib.suppress(urllib.error.URLError, OSError):
-                self._get("/health", timeout_seconds=5)
+            if self.is_healthy():
                 return
             time.sleep(0.25)
         raise ServerError(f"no answer in {limit_seconds:g} s: see {self.spec.log}")
@@ -177,6 +206,7 @@ def _stop_group(process: subprocess.Popen[bytes]) -> None:
     for sign in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, sign)
+            os.killpg(process.pid, signal.SIGCONT)  # it may be paused
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=STOP_LIMIT_SECONDS)
 

@@ -22,6 +22,7 @@ compile cache, so that switching the probe on would recompile the model.
 DEFAULT_POSITIONS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """The grid of positions per sequence: dense where draft lengths lie, then about 1.5x apart."""
 
+STEP_SHARE_OF_BUDGET = 0.25
 MAX_POSITIONS_LIMIT = 512
 MOST_BATCH_SIZES = MOST_CONTEXTS = 16
 MOST_POSITION_COUNTS = 64
@@ -45,14 +46,27 @@ class ProbeConfig:
     """Batch sizes probed, in sequences; a live batch is filed under the next larger one."""
     contexts: tuple[int, ...] = (1024, 4096, 16384)
     """Context lengths probed, in tokens; a live context is filed under the next larger one."""
+    passive: bool = False
+    """Time real steps only; inject no probes."""
     overhead_budget: float = 0.01
     """Largest share of GPU time that probing may take."""
+    step_share: float | None = None
+    """Largest share of real decode steps that a probe may delay, however short or long it is; None:
+    a quarter of overhead_budget, by default 0.25 % and so far below the 1 % of steps that lie
+    beyond the 99th percentile of inter-token latency."""
+    idle_share: float = 0.05
+    """Largest share of the time without any request that probing may take; 0: none."""
     startup_seconds: float = 2.0
-    """Time for a first scan before the server takes requests; 0 turns it off."""
-    capture_seconds: float = 20.0
-    """Longest time spent on capturing the probe's own CUDA graphs at start."""
-    graph_memory_mib: int = 2048
-    """Most GPU memory, in MiB, that the probe's own CUDA graphs may take."""
+    """Time for a first scan before the server takes requests; 0 turns it off. Together with
+    capture_seconds the most that the probe adds to the start, but for the piece that is running
+    when the time is up."""
+    capture_seconds: float = 2.0
+    """Longest time that the check of the KV cache, warming up and the first graphs take at the
+    start; what is not done by then is done between steps, within the budget."""
+    graph_memory_mib: int = 64
+    """Most GPU memory, in MiB, that the probe may hold: its buffers, its CUDA graphs and what they
+    add to the memory of vLLM's own graphs. It limits how many shapes have their graphs at a time;
+    others are captured in their turn."""
     bidirectional: bool = False
     """Let the positions of a sequence see one another, as block diffusion decodes; always so for
     models that vLLM itself decodes by diffusion."""
@@ -119,6 +133,13 @@ class ProbeConfig:
         # The controller weighs its lengths by the curve: K drafts run K + 1 positions.
         wanted = {*DEFAULT_POSITIONS, *(k + 1 for k in self.draft_lengths), self.max_positions}
         return tuple(sorted(n for n in wanted if n <= self.max_positions))
+
+    @property
+    def delayed_steps(self) -> float:
+        """Largest share of real decode steps that a probe may delay."""
+        if self.step_share is not None:
+            return self.step_share
+        return STEP_SHARE_OF_BUDGET * self.overhead_budget
 
     def to_json(self) -> str:
         """The settings as JSON that :func:`config_from_json` reads back."""
@@ -190,7 +211,10 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     ),
     "batch_sizes": _ascending(_integer(1, 4096, "a number of sequences"), most=MOST_BATCH_SIZES),
     "contexts": _ascending(_integer(1, 1 << 22, "a number of tokens"), most=MOST_CONTEXTS),
+    "passive": _flag,
     "overhead_budget": _number(0.0, 0.5, "a share"),
+    "step_share": _optional(_number(0.0, 1.0, "a share")),
+    "idle_share": _number(0.0, 0.5, "a share"),
     "startup_seconds": _number(0.0, 600.0, "seconds"),
     "capture_seconds": _number(0.0, 600.0, "seconds"),
     "graph_memory_mib": _integer(0, 1 << 20, "MiB"),

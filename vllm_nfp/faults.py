@@ -1,11 +1,13 @@
 """Deliberate faults, so that tests can prove that a fault disables the probe and nothing else.
 
-Set ``NFP_INJECT_FAULT`` to the name of one of :data:`STAGES` before the server starts; without
-it :func:`maybe_fail` does nothing. ``STAGE@RANK`` lets it fail on one tensor-parallel rank alone.
+Set ``NFP_INJECT_FAULT`` to the name of one of :data:`STAGES`, or to one of the special faults
+below, before the server starts; without it nothing here does anything. ``STAGE@RANK`` lets a stage
+fail on one tensor-parallel rank alone.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 
 ENV_VAR = "NFP_INJECT_FAULT"
@@ -21,8 +23,15 @@ STAGES = (
     "estimate",
     "publish",
     "collect",
+    "step_times",
     "draft_control",
 )
+STUCK = "stuck_event"
+"""Not an error but a device that never passes another mark."""
+NO_SPACE = "no_space"
+"""Writes to the output folder fail as on a full disk."""
+OUT_OF_MEMORY = "out_of_memory"
+"""Probes find no GPU memory."""
 
 
 class InjectedFault(RuntimeError):
@@ -45,3 +54,19 @@ def maybe_fail(stage: str) -> None:
         return
     if wanted in (stage, f"{stage}@{os.environ.get(_RANK_VAR, '0')}"):
         raise InjectedFault(f"fault injected at stage {stage!r} through {ENV_VAR}")
+
+
+def stuck() -> bool:
+    """Whether marks are to be taken for never passed."""
+    return os.environ.get(ENV_VAR) == STUCK
+
+
+def maybe_no_space() -> None:
+    """Fail as a write to a full disk does."""
+    if os.environ.get(ENV_VAR) == NO_SPACE:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def out_of_memory() -> bool:
+    """Whether probes are to find no memory."""
+    return os.environ.get(ENV_VAR) == OUT_OF_MEMORY

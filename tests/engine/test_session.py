@@ -25,6 +25,7 @@ SETTINGS = {
     "startup_seconds": 0.3,
     "publish_seconds": 0.1,
     "min_samples": 2,
+    "step_share": 1.0,
 }
 
 
@@ -174,10 +175,13 @@ def test_a_probe_touches_nothing_of_the_runner(
 
 
 def test_a_probe_reads_distinct_blocks_and_varied_tokens(start: Callable[..., Any]) -> None:
+    import torch
+
     session = start(overhead_budget=0.0, startup_seconds=0.0)
     engine = session._engine
     batch = engine._make(4, 8).batch
-    batch.fill(128, engine._readers, engine.bag)
+    with torch.inference_mode():
+        batch.fill(128, engine._readers, engine.bag)
     per_sequence = -(-(128 + 8) // engine._groups[0].block_tokens)
     used = batch.tables[0][:4, :per_sequence].flatten().tolist()
     assert len(set(used)) == len(used)
@@ -212,7 +216,9 @@ def test_a_fault_at_the_start_leaves_the_engine_alone(
     assert_disabled(tmp_path, stage, caplog)
 
 
-@pytest.mark.parametrize("stage", ["plan", "prepare", "forward", "timing", "estimate", "publish"])
+@pytest.mark.parametrize(
+    "stage", ["plan", "prepare", "forward", "timing", "step_times", "estimate", "publish"]
+)
 def test_a_fault_while_serving_disables_the_probe_alone(
     llm: Any, start: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     stage: str, caplog: pytest.LogCaptureFixture,
@@ -257,3 +263,105 @@ def test_cells_that_do_not_fit_are_named(start: Callable[..., Any]) -> None:
     assert "exceeds --max-num-seqs 8" in skipped["B=64 L=32"]
     assert "leaves no room" in skipped["B=1 L=4096"]
     assert session._prober.planner.cells == ((1, 32),)
+
+
+def test_passive_timing_injects_nothing_and_files_real_steps(
+    llm: Any, start: Callable[..., Any], tmp_path: Path
+) -> None:
+    expected = generate(llm)
+    session = start(passive=True)
+    assert session.active
+    assert session._engine is None and session._prober is None
+    assert generate(llm) == expected
+    generate(llm, count=1)
+    session._publisher._publish()
+    found = snapshot(tmp_path)
+    assert found.probes == {} and found.probe_seconds == 0.0
+    assert found.state is State.STEADY
+    rows = {(row.batch_size, row.positions): row for row in found.steps}
+    assert set(rows) == {(4, 1), (1, 1)}
+    assert all(row.context == 256 and row.median_seconds > 0 for row in found.steps)
+    assert rows[4, 1].samples > 40
+    assert found.live is not None
+
+
+def test_probes_and_real_steps_are_timed_apart(
+    llm: Any, start: Callable[..., Any], tmp_path: Path
+) -> None:
+    session = start()
+    generate(llm, tokens=96)
+    session._publisher._publish()
+    found = snapshot(tmp_path)
+    assert found.probes["measured"] > 0
+    assert sum(row.samples for row in found.steps) > 90
+    assert 0.0 < found.step_ratio < 1.0
+    assert found.updated_monotonic_seconds > 0.0
+
+
+def test_a_full_disk_costs_the_output_folder_and_nothing_else(
+    llm: Any, start: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    expected = generate(llm)
+    session = start(output_dir=str(tmp_path / "out"))
+    session._log.close()
+    session._log = open("/dev/full", "a")  # noqa: SIM115 - the session closes it
+    monkeypatch.setenv(FAULT, "no_space")
+    with caplog.at_level(logging.WARNING, "vllm.nfp"):
+        for _ in range(3):
+            assert generate(llm) == expected
+            session._publisher._publish()
+    assert session.active, "a full disk disables the probe"
+    assert session._log is None
+    assert caplog.text.count("No space left on device") == 2, "the log is flooded"
+    assert snapshot(tmp_path).probes["measured"] > 0, "/metrics is not served any more"
+
+
+def test_a_device_that_hangs_disables_the_probe(
+    llm: Any, start: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm_nfp.probe import prober as module
+
+    expected = generate(llm)
+    session = start()
+    generate(llm, tokens=8)
+    monkeypatch.setattr(module, "LONGEST_FLIGHT_SECONDS", 0.05)
+    monkeypatch.setenv(FAULT, "stuck_event")
+    for _ in range(20):
+        assert generate(llm) == expected
+        if not session.active:
+            break
+    assert not session.active
+    assert "the device hangs" in snapshot(tmp_path).reason
+
+
+def test_a_probe_without_memory_is_left_out_and_serving_goes_on(
+    llm: Any, start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = generate(llm)
+    session = start()
+    monkeypatch.setenv(FAULT, "out_of_memory")
+    for _ in range(3):
+        assert generate(llm) == expected
+    assert session.active
+    assert session._prober.outcomes["refused"] > 0
+
+
+def test_a_step_of_the_wall_clock_changes_nothing(
+    llm: Any, start: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import time
+
+    session = start()
+    real = time.time
+    for jump in (1e7, -1e7):
+        monkeypatch.setattr(time, "time", lambda jump=jump: real() + jump)
+        before = session._prober.outcomes["measured"]
+        generate(llm, tokens=96)
+        session._publisher._publish()
+        assert session.active
+        assert session._prober.outcomes["measured"] > before
+        found = snapshot(tmp_path)
+        assert abs(found.updated_unix_seconds - real() - jump) < 60
+        assert abs(time.monotonic() - found.updated_monotonic_seconds) < 60
+        assert all(0 < row.median_seconds < 60 for row in found.steps)

@@ -35,7 +35,7 @@ def plain(dense_model: Path, tmp_path_factory: pytest.TempPathFactory) -> object
     return generate(dense_model, tmp_path_factory.mktemp("plain") / "plain.json", None)
 
 
-@pytest.mark.parametrize("graph_memory_mib", [1024, 0])
+@pytest.mark.parametrize("graph_memory_mib", [64, 0])
 def test_outputs_do_not_change_in_full_graphs(
     dense_model: Path, plain: object, tmp_path: Path, graph_memory_mib: int
 ) -> None:
@@ -56,6 +56,8 @@ def test_outputs_do_not_change_in_full_graphs(
         assert snapshot.state is not State.DISABLED, snapshot.reason
         assert {row.execution for row in snapshot.curves} == {"full"}
         assert snapshot.probes["measured"] >= 5
+        assert 0 < snapshot.graph_bytes <= graph_memory_mib << 20
+        assert {row.positions for row in snapshot.steps} == {1}
     else:
         assert snapshot.state is State.DISABLED
         assert "no cell can be probed" in snapshot.reason

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 
@@ -14,7 +17,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 pytest.importorskip("aiohttp")
 
-from benchmarks import environment, load, nfp_table, overhead, server, shapes
+from benchmarks import environment, load, nfp_table, overhead, paired, server, shapes, soak
 
 
 def a_load(**changes: object) -> load.Load:
@@ -41,9 +44,15 @@ def event(**fields: object) -> bytes:
     return b"data: " + json.dumps(fields).encode() + b"\n"
 
 
-def row(level: int, index: int, side: str, **figures: float | None) -> dict:
-    values: dict = dict.fromkeys(overhead.FIGURES, 1.0)
-    return {"level": level, "round": index, "side": side, **values, **figures}
+def turns(variant: str, times_us: list[list[int]], tokens: list[float]) -> tuple[list, dict]:
+    """Rounds of one variant at half load, and their inter-token times."""
+    rows = [
+        {"share": 0.5, "round": r, "variant": variant, "tokens_per_second": count}
+        for r, count in enumerate(tokens)
+    ]
+    keys = [overhead.Turn(0.5, r, variant).key for r in range(len(tokens))]
+    arrays = [np.array(us, dtype=np.uint32) for us in times_us]
+    return rows, dict(zip(keys, arrays, strict=True))
 
 
 @pytest.mark.parametrize("name", shapes.SHAPES)
@@ -128,42 +137,87 @@ def test_empty_window_has_no_percentiles() -> None:
     json.dumps(summary)
 
 
-def test_plan_holds_each_side_once_per_pair_and_mixes_their_order() -> None:
-    pairs = list(overhead.plan((1, 8), rounds=20))
-    assert len(pairs) == 40
-    assert all({turn.side for turn in pair} == set(overhead.SIDES) for pair in pairs)
-    assert all(pair[0].level == pair[1].level for pair in pairs)
-    assert {pair[0].side for pair in pairs} == set(overhead.SIDES)
-    assert [pair[0].level for pair in pairs[:4]] == [1, 8, 1, 8]
+def test_plan_holds_each_variant_once_per_group_and_mixes_their_order() -> None:
+    groups = list(overhead.plan((0.1, 0.9), rounds=20))
+    assert len(groups) == 40
+    assert all({turn.variant for turn in group} == set(overhead.VARIANTS) for group in groups)
+    assert all(len({(turn.share, turn.round) for turn in group}) == 1 for group in groups)
+    assert {group[0].variant for group in groups} == set(overhead.VARIANTS)
+    assert [group[0].share for group in groups[:4]] == [0.1, 0.9, 0.1, 0.9]
 
 
 def test_equal_sides_have_the_ratio_one() -> None:
-    assert overhead.ratio_interval([2.0, 3.0, 4.0], [2.0, 3.0, 4.0]) == (1.0, 1.0, 1.0)
+    ratio = paired.ratio_of_sums([2.0, 3.0, 4.0], [2.0, 3.0, 4.0])
+    assert (ratio.ratio, ratio.lower, ratio.upper) == (1.0, 1.0, 1.0)
 
 
 def test_interval_holds_the_ratio_and_cancels_drift() -> None:
     off = np.linspace(5.0, 9.0, 8)
     on = off * np.array([1.01, 1.02, 1.03, 1.02, 1.01, 1.02, 1.03, 1.02])
-    ratio, lower, upper = overhead.ratio_interval(list(off), list(on))
-    assert 1.01 <= lower <= ratio <= upper <= 1.03
-    assert ratio == pytest.approx(1.02)
+    ratio = paired.ratio_of_sums(list(off), list(on))
+    assert 1.01 <= ratio.lower <= ratio.ratio <= ratio.upper <= 1.03
 
 
-def test_unpaired_rounds_and_missing_figures_are_left_out() -> None:
-    rows = [
-        row(1, 0, "off", ttft_p50_ms=None),
-        row(1, 0, "on", itl_p50_ms=2.0),
-        row(1, 1, "off"),
-    ]
-    found = {comparison.figure: comparison for comparison in overhead.compare(rows)}
-    assert "ttft_p50_ms" not in found
-    assert found["itl_p50_ms"].rounds == 1
-    assert found["itl_p50_ms"].ratio == 2.0
+def test_quantiles_are_those_of_all_rounds_together() -> None:
+    rng = np.random.default_rng(0)
+    off = [rng.integers(5_000, 9_000, 3_000).astype(np.uint32) for _ in range(6)]
+    on = [(values * 1.1).astype(np.uint32) for values in off]
+    on[0] = np.concatenate([on[0], np.full(600, 50_000, dtype=np.uint32)])  # 3 % of all
+    for share, expected in ((0.5, 1.1), (0.99, 5.6)):
+        ratio = paired.ratio_of_quantiles(off, on, share)
+        exact = np.quantile(np.concatenate(on), share) / np.quantile(np.concatenate(off), share)
+        assert ratio.ratio == pytest.approx(exact, rel=0.002)
+        assert ratio.ratio == pytest.approx(expected, rel=0.03)
+        assert ratio.lower <= ratio.ratio <= ratio.upper
+    # A round alone makes the tail: without it, drawn every third time, there is none.
+    assert ratio.lower < 1.2
+
+
+def test_only_rounds_with_a_baseline_are_compared() -> None:
+    rows, times = turns("off", [[100, 200]] * 2, [10.0, 10.0])
+    more, other = turns("active", [[100, 200]] * 3, [9.0, 9.0, 1.0])
+    found = {c.figure: c for c in overhead.compare(rows + more, times | other)}
+    assert found["tokens/s"].ratio.ratio == pytest.approx(0.9)
+    assert {c.rounds for c in found.values()} == {2}
+    assert {c.variant for c in found.values()} == {"active"}
+    assert found["p99 inter-token"].ratio.ratio == pytest.approx(1.0)
+
+
+def test_arrivals_come_at_their_rate_and_alike_for_all() -> None:
+    arrivals = load.Arrivals(a_load(seed=3), per_second=50.0)
+    moments = arrivals.moments(100.0)
+    assert moments == arrivals.moments(100.0)
+    assert len(moments) == pytest.approx(5000, rel=0.05)
+    assert np.std(np.diff(moments)) == pytest.approx(0.02, rel=0.1), "no Poisson process"
+    assert moments[-1] < 100.0
+    assert moments != load.Arrivals(a_load(seed=4), per_second=50.0).moments(100.0)
+
+
+@pytest.mark.parametrize("text", ["qwen3-8b", "qwen3-8b:4", "qwen3-8b:x:1", "gpt-9:1:1"])
+def test_a_bad_shape_argument_is_refused(text: str) -> None:
+    with pytest.raises(click.BadParameter, match=r"must be NAME:LAYERS:KV_GIB|unknown shape"):
+        overhead.parse_shape(text)
+
+
+def test_resident_memory_is_told_by_process() -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-c", "import time; x = bytearray(64 << 20); print(1); time.sleep(60)"],
+        stdout=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    try:
+        assert child.stdout is not None
+        child.stdout.readline()
+        found = overhead.resident_mib(child.pid)
+    finally:
+        child.kill()
+        child.wait()
+    assert 64 < found["api"] < 200
+    assert found["engine"] == 0.0
 
 
 @pytest.mark.parametrize(("lag", "interval", "late"), [(0.5, 7, False), (400, 0.01, True)])
 def test_a_late_client_is_noticed(lag: float, interval: float, late: bool) -> None:
-    turn = row(1, 0, "on", itl_p50_ms=interval, client_lag_p99_ms=lag)
+    turn = {"itl_p50_ms": interval, "client_lag_p99_ms": lag}
     assert overhead.client_was_late(turn) is late
 
 
@@ -182,6 +236,7 @@ def test_probe_counters_are_read_and_may_be_missing() -> None:
     assert counters.gpu_seconds_total is None
     assert counters.probes_total == {"measured": 4.0}
     assert counters.states == ("probing",)
+    assert counters.memory_bytes == {}
 
 
 def test_command_has_the_probe_only_if_settings_are_given(tmp_path: Path) -> None:
@@ -243,3 +298,68 @@ def test_overhead_is_not_measured_of_a_disabled_probe(monkeypatch: pytest.Monkey
     monkeypatch.setattr(overhead.scrape, "fetch", lambda _url: text("disabled"))
     with pytest.raises(server.ServerError, match="the probe of http://x is disabled"):
         overhead.require_probe("http://x")
+
+
+def test_the_overhead_benchmark_runs_from_start_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Against servers that only stream: every figure is there, and nobody is left behind."""
+    fake = Path(__file__).with_name("fake_server.py")
+    monkeypatch.setattr(
+        server.Spec,
+        "command",
+        lambda spec: [sys.executable, str(fake), str(spec.port), str(spec.probe is not None)],
+    )
+    monkeypatch.setattr(overhead, "ENDING_SECONDS", 1.0)
+    arguments = ["--shape", "tiny:2:0.1", "--prompt-tokens=8", "--output-tokens=8"]
+    arguments += ["--saturating=4", "--rounds=2", "--seconds=0.6", "--warmup-seconds=0.2"]
+    overhead.main.main(
+        [*arguments, "--limit-seconds=120", f"--out={tmp_path}"], standalone_mode=False
+    )
+    result = json.loads((tmp_path / "overhead-tiny.json").read_text())
+    assert result["complete"]
+    assert result["saturation"]["requests_per_second"] > 10
+    assert len(result["rounds"]) == 2 * 3 * 3
+    assert {(c["share"], c["variant"]) for c in result["summary"]} == {
+        (share, variant) for share in overhead.SHARES for variant in ("passive", "active")
+    }
+    assert {c["figure"] for c in result["summary"]} == {
+        "tokens/s", "p50 inter-token", "p99 inter-token",
+    }  # fmt: skip
+    assert all(0.5 < c["ratio"]["ratio"] < 2.0 for c in result["summary"] if c["share"] == 0.9)
+    for variant, figures in result["servers"].items():
+        assert figures["start_seconds"] > 0
+        assert figures["resident_mib"]["api"] > 10
+        assert ("probe" in figures) == (variant != "off")
+    assert result["servers"]["active"]["probe"]["memory_bytes"] == {"gpu": 1 << 20}
+    with np.load(tmp_path / "overhead-tiny.npz") as kept:
+        assert len(kept.files) == len(result["rounds"])
+    assert "p99 inter-token" in capsys.readouterr().out
+
+
+def test_a_soak_tells_what_grows_and_leaves_the_settling_out() -> None:
+    def samples(mib_each: float, files_each: int) -> list[soak.Sample]:
+        start = [soak.Sample(float(i), 100.0 * i, 10, 5, 2) for i in range(20)]
+        rest = [
+            soak.Sample(20.0 + i, 2000.0 + mib_each * i, 10 + files_each * i, 5, 2)
+            for i in range(60)
+        ]
+        return start + rest
+
+    assert soak.grown(samples(0.1, 0)) == []
+    assert soak.grown(samples(2.0, 1)) == [
+        "resident_mib grew by 90, more than 48",
+        "files grew by 45, more than 8",
+    ]
+    with pytest.raises(ValueError, match="3 samples are too few"):
+        soak.grown(samples(0.0, 0)[:3])
+
+
+def test_a_look_at_this_process_sees_its_files_and_threads() -> None:
+    leader = os.getpgid(0)
+    before = soak.sample(leader, 0.0)
+    with open("/dev/null"), open("/dev/zero"):
+        after = soak.sample(leader, 0.0)
+    assert before.processes >= 1
+    assert before.resident_mib > 10
+    assert after.files >= before.files + 2 or after.processes != before.processes

@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from vllm_nfp.engine import communication, ranks
-from vllm_nfp.engine.forward import Interval, _Recorder
+from vllm_nfp.engine.engine import Ticket, VllmProbeEngine
+from vllm_nfp.engine.forward import Interval, ModuleMarks, StepMarks, _Recorder
 from vllm_nfp.estimate import Module
+from vllm_nfp.probe import Shape
 from vllm_nfp.probe.lockstep import PeerFaultError
 from vllm_nfp.timing import Mark
 
@@ -52,6 +54,23 @@ def test_a_collective_inside_a_module_splits_it() -> None:
         (3, Module.DENSE_FFN, 3, 4),
         (3, Module.COMMUNICATION, 5, 6),
     ]
+
+
+def test_a_mark_that_two_intervals_share_is_given_back_once() -> None:
+    found: list[Interval] = []
+    recorder = _Recorder(Ticks().mark, found)
+    recorder.on_layer(0)
+    recorder.on_module(0, Module.DENSE_FFN, True)
+    recorder.on_collective(True)
+    recorder.on_collective(False)
+    recorder.on_module(0, Module.DENSE_FFN, False)
+    given_back: list[Mark] = []
+    engine = VllmProbeEngine.__new__(VllmProbeEngine)
+    engine._clock = SimpleNamespace(release=given_back.append)  # type: ignore[assignment]
+    step = StepMarks(Mark("start"), Mark("after"), Mark("end"))
+    prepared = SimpleNamespace(busy=True)
+    engine.discard(Ticket(Shape(1, 1, 1), prepared, step, ModuleMarks(found)))  # type: ignore[arg-type]
+    assert len(given_back) == len({id(mark) for mark in given_back}) == 3 + 4
 
 
 class Group:

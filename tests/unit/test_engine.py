@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +23,8 @@ from vllm_nfp.engine.batch import (
 )
 from vllm_nfp.engine.dispatch import Execution, GraphRules, Placement
 from vllm_nfp.engine.engine import VllmProbeEngine
+from vllm_nfp.engine.graph_place import CaptureWatch, GraphPlace
+from vllm_nfp.engine.memory import GpuMemory, Shelf, largest_free_block
 from vllm_nfp.engine.ranks import Alone
 from vllm_nfp.engine.runners import step_of, view_of
 from vllm_nfp.probe import Shape, ShapeRefusedError
@@ -37,7 +41,10 @@ def test_blocks_are_scattered_distinct_and_never_the_null_block() -> None:
     assert all(0 < block < 100 for block in used)
     assert used != sorted(used)
     assert table[:, 7:].count_nonzero() == 0
-    assert reader.table(4, 100) is table
+    again = torch.full((6, 40), 7, dtype=torch.int32)
+    reader.fill(again, 4, 100)
+    assert torch.equal(again[:4], table)
+    assert again[4:].count_nonzero() == 0, "rows of an earlier shape are left"
 
 
 def test_a_cell_larger_than_the_cache_is_refused() -> None:
@@ -75,99 +82,276 @@ def test_a_batch_has_the_lengths_of_a_decode_step_and_marks_its_padding() -> Non
 RULES = GraphRules(True, False, True, True, (1, 2, 4, 8, 16, 32), 64)
 
 
-@pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> VllmProbeEngine:
+@dataclass
+class Device:
+    """A GPU whose memory is a book: graphs take from the driver, activations from their pool."""
+
+    step_mib: float = 4.0
+    mib_per_token: float = 0.5
+    pool_mib: float = 0.0
+    """What the pool of vLLM's graphs holds."""
+    driver: float = 0.0
+    others: float = 0.0
+    noise: float = 0.0
+    """Memory that another process takes at each look."""
+    pools: dict[Any, float] = field(default_factory=dict)
+    captured: list[tuple[int, int]] = field(default_factory=list)
+    error: RuntimeError | None = None
+
+    def reserved(self) -> int:
+        return int(sum(self.pools.values()) * (1 << 20))
+
+    def free(self) -> int:
+        self.others += self.noise
+        return (1 << 40) - self.reserved() - int((self.driver + self.others) * (1 << 20))
+
+
+SHARED = GraphPlace("shared", SimpleNamespace(cuda_stream=7), shared=True)
+
+
+def make_engine(
+    monkeypatch: pytest.MonkeyPatch,
+    device: Device,
+    place: GraphPlace | None = SHARED,
+    limit: int = 64,
+    **changes: Any,
+) -> VllmProbeEngine:
     """An engine whose captures take memory from a book instead of a GPU."""
     made = VllmProbeEngine.__new__(VllmProbeEngine)
-    made._config = ProbeConfig(
-        batch_sizes=(1, 4), contexts=(64,), max_positions=8, graph_memory_mib=100
-    )
+    settings: dict[str, Any] = {"batch_sizes": (1, 4), "contexts": (64,), "max_positions": 8}
+    made._config = ProbeConfig(**{**settings, **changes}, graph_memory_mib=limit)
     made._rules, made._widths, made._groups, made._readers = RULES, [8], (), []
-    made._causal = True
+    made._causal, made._capture_head, made.timed_layers = True, True, (object(),)
     made._max_len, made._max_tokens, made._max_seqs = 512, 2048, 64
-    made._device, made._on_gpu, made._prepared = CPU, True, {}
-    made._captured, made.graph_bytes, made._pool = False, 0, "pool 0"
-    made._ranks, made._capture_ended = Alone(), False
-    handles = iter(f"pool {i}" for i in range(1, 100))
-    monkeypatch.setattr(module.torch.cuda, "graph_pool_handle", lambda: next(handles))
+    made._device, made._on_gpu, made._prepared, made._tables = CPU, True, {}, None
+    made._place, made._refused, made._shelf = place, {}, Shelf(limit << 20)
+    made._started, made._ranks, made._capture_ended = False, Alone(), False
+    made._most_graph_tokens, made._pool_block, made._pool_allowance = None, 0, 0
+    model = SimpleNamespace(get_vocab_size=lambda: 1 << 16, dtype=torch.bfloat16)
+    made._view = SimpleNamespace(vllm_config=SimpleNamespace(model_config=model))
+    made._view.decode_positions = 1
+    device.pools["shared"] = device.pool_mib
+    made.memory = GpuMemory(device.reserved, device.free)
+    fresh = itertools.count()
+
+    def own(*_: Any) -> GraphPlace:
+        name = f"own {next(fresh)}"
+        return GraphPlace(name, SimpleNamespace(cuda_stream=8), shared=False)
+
+    def graph(prepared: Any, mib: float) -> Any:
+        pool = made._graph_place().pool
+        device.driver += mib
+        grown = device.mib_per_token * prepared.batch.placement.padded_tokens
+        device.pools[pool] = max(device.pools.get(pool, 0.0), grown)
+
+        def reset() -> None:
+            device.driver -= mib
+
+        return SimpleNamespace(reset=reset)
+
+    def capture_step(prepared: Any) -> None:
+        prepared.step_graph = graph(prepared, device.step_mib)
+        key = (prepared.batch.batch_size, prepared.batch.positions_per_sequence)
+        device.captured.append(key)
+
+    def capture_modules(prepared: Any) -> None:
+        prepared.module_graph = graph(prepared, 0.0)
+
+    def warm_up(prepared: Any) -> None:
+        if device.error is not None:
+            raise device.error
+        prepared.warm = True
+
+    def give_back_cache() -> None:
+        for pool in [p for p in device.pools if str(p).startswith("own")]:
+            if made._place is None or made._place.pool != pool:
+                del device.pools[pool]
+        made.memory.count_reserve()
+
+    monkeypatch.setattr(module, "own_place", own)
+    monkeypatch.setattr(module, "largest_free_block", lambda _: int(device.pool_mib) << 20)
+    monkeypatch.setattr(module.GpuMemory, "of", lambda _: GpuMemory(device.reserved, device.free))
+    monkeypatch.setattr(made, "_capture_step", capture_step)
+    monkeypatch.setattr(made, "_capture_modules", capture_modules)
+    monkeypatch.setattr(made, "_warm_up", warm_up)
+    monkeypatch.setattr(made, "give_back_cache", give_back_cache)
+    monkeypatch.setattr(made, "_blocks_missing", lambda *_: None)
     return made
+
+
+ALL = (1, 2, 3, 4, 5, 6, 8)
+
+
+def ready_pair(engine: VllmProbeEngine, batch_size: int, positions: int) -> None:
+    """What the prober does until a pair can run."""
+    shapes = [Shape(batch_size, 64, 1), Shape(batch_size, 64, positions)]
+    for _ in range(20):
+        if all(map(engine.ready, shapes)):
+            return
+        engine.make_ready(shapes)
+    pytest.fail("the pair is never ready")
+
+
+def test_graphs_that_share_the_memory_of_vllms_add_no_activations(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device = Device(pool_mib=300.0)
+    engine = make_engine(monkeypatch, device)
+    engine.prepare()
+    assert engine.positions(1, 64) == engine.positions(4, 64) == ALL
+    assert device.pools == {"shared": 300.0}
+    assert engine.graph_bytes == 8 << 20
+
+
+@pytest.mark.parametrize("noise", [0.0, 300.0, -300.0])
+def test_every_pair_gets_its_graphs_within_the_limit(
+    monkeypatch: pytest.MonkeyPatch, noise: float
+) -> None:
+    """All shapes need 112 MiB; never do more than 64 exist, whatever other processes take."""
+    device = Device(step_mib=8.0, pool_mib=300.0)
+    engine = make_engine(monkeypatch, device)
+    engine.prepare()
+    device.noise = noise
+    for _ in range(2):
+        for b in (1, 4):
+            for n in ALL[1:]:
+                ready_pair(engine, b, n)
+                assert device.driver <= 64
+                assert engine.graph_bytes <= 64 << 20
+    assert len(device.captured) > len(ALL) * 2, "nothing had to make room"
+
+
+def test_graphs_of_a_pair_that_exceed_the_limit_leave_all_shapes_out_by_name(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = Device(step_mib=40.0, pool_mib=300.0)
+    engine = make_engine(monkeypatch, device)
+    engine.prepare()
+    assert engine.positions(1, 64) == ()
+    assert device.driver == 0.0, "graphs of no use are kept"
+    assert "graphs of 2 shapes, 40 MiB each, do not fit graph_memory_mib 64" in caplog.text
+    with pytest.raises(ShapeRefusedError, match="do not fit"):
+        engine.make_ready([Shape(1, 64, 1), Shape(1, 64, 2)])
+
+
+def test_no_memory_at_all_leaves_graphs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine(monkeypatch, Device(pool_mib=300.0), limit=0)
+    engine.prepare()
+    assert engine.positions(1, 64) == ()
+
+
+def test_without_vllms_pool_wide_shapes_are_left_out_and_their_trial_is_given_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """32 tokens would take 58 MiB of activations, 16 take 29; half of the limit is for them."""
+    device = Device(step_mib=1.0, mib_per_token=1.8)
+    engine = make_engine(monkeypatch, device, place=None)
+    engine.prepare()
+    assert engine._most_graph_tokens == 16
+    assert engine.positions(1, 64) == ALL
+    assert engine.positions(4, 64) == (1, 2), "4 x 3 tokens are padded to 18"
+    for b, n in ((1, 8), (4, 4), (4, 2), (1, 2)):
+        ready_pair(engine, b, n)
+        assert engine.graph_bytes <= 64 << 20
+    assert device.pools["shared"] == 0.0
+
+
+def test_shapes_wider_than_vllms_graphs_are_tried_apart_from_its_pool(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device = Device(step_mib=1.0, mib_per_token=4.0, pool_mib=64.0)
+    engine = make_engine(monkeypatch, device)
+    monkeypatch.setattr(engine, "_largest_live_graph", lambda: 16)
+    engine.prepare()
+    assert engine._most_graph_tokens == 16, "32 tokens take 128 MiB"
+    assert device.pools == {"shared": 64.0}, "the trial has grown vLLM's pool"
+
+
+def test_logits_that_no_memory_holds_leave_a_shape_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine(monkeypatch, Device(pool_mib=300.0), batch_sizes=(64,), max_positions=32)
+    engine.prepare()
+    # 2^16 ids of 2 bytes: 256 tokens, which fit no graph, make 32 MiB; 320 make 40.
+    assert engine.positions(64, 64) == (1, 2, 3, 4)
+    with pytest.raises(ShapeRefusedError, match="logits of 40 MiB without a CUDA graph"):
+        engine.make_ready([Shape(64, 64, 1), Shape(64, 64, 5)])
+    assert engine._shelf.limit == 32 << 20, "logits and graphs together exceed the limit"
+
+
+def test_graphs_are_made_later_and_shapes_left_cold_by_the_start_are_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Warming up takes memory that a graph would find in its pool: only at the start."""
+    device = Device(pool_mib=300.0)
+    engine = make_engine(monkeypatch, device)
+    looks = iter([False] * 9 + [True] * 100)
+    engine.prepare(time_is_up=lambda: next(looks))
+    ready_pair(engine, 4, 1)
+    ready_pair(engine, 1, 2)
+    assert {(4, 1), (1, 1), (1, 2)} <= set(device.captured)
+    with pytest.raises(ShapeRefusedError, match="was not warmed up at the start"):
+        ready_pair(engine, 4, 8)
 
 
 STABLE_ABI_FAILURE = (
     'torch_call_dispatcher( "aten::new_empty", "", stack.data(), 0) API call failed at ops.h'
 )
-
-
 OUT_OF_MEMORY = torch.OutOfMemoryError("no memory")
-
-
-def book(
-    engine: VllmProbeEngine,
-    monkeypatch: pytest.MonkeyPatch,
-    mib_per_token: float,
-    out_of_memory: RuntimeError = OUT_OF_MEMORY,
-) -> list[Any]:
-    """The largest graph so far decides what the pool holds; graphs given up hold nothing."""
-    pools: list[Any] = []
-
-    def capture(prepared: Any) -> None:
-        if mib_per_token * prepared.batch.tokens > 1000:
-            raise out_of_memory
-        prepared.step_graph = SimpleNamespace(tokens=prepared.batch.tokens)
-        pools.append(engine._pool)
-
-    def free_bytes() -> int:
-        held = [p.step_graph.tokens for p in engine._prepared.values() if p.step_graph]
-        return (1 << 40) - int(max(held, default=0) * mib_per_token * (1 << 20))
-
-    monkeypatch.setattr(engine, "_capture", capture)
-    monkeypatch.setattr(engine, "_free_bytes", free_bytes)
-    return pools
-
-
-def test_all_shapes_share_what_the_largest_graph_took(
-    engine: VllmProbeEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pools = book(engine, monkeypatch, mib_per_token=3.0)
-    engine.prepare()
-    assert engine.positions(1, 64) == engine.positions(4, 64) == (1, 2, 3, 4, 5, 6, 8)
-    assert engine.graph_bytes == 96 << 20
-    assert set(pools) == {"pool 0"}
-
-
-def test_a_graph_over_the_limit_is_given_up_and_its_pool_with_it(
-    engine: VllmProbeEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    pools = book(engine, monkeypatch, mib_per_token=5.0)
-    engine.prepare()
-    # 4 x 8 = 32 tokens would take 160 MiB; 4 x 6 = 24 fit no FULL graph and need none.
-    assert engine.positions(4, 64) == (1, 2, 3, 4, 5, 6)
-    assert engine.positions(1, 64) == (1, 2, 3, 4, 5, 6, 8)
-    assert pools[0] == "pool 0"
-    assert set(pools[1:]) == {"pool 1"}, "a pool that lost its last graph was used again"
-    assert "1 of 14 shapes have no CUDA graph of their own" in caplog.text
 
 
 @pytest.mark.parametrize("error", [OUT_OF_MEMORY, RuntimeError(STABLE_ABI_FAILURE)])
 def test_running_out_of_memory_leaves_shapes_out(
-    engine: VllmProbeEngine, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+    monkeypatch: pytest.MonkeyPatch, error: RuntimeError
 ) -> None:
-    book(engine, monkeypatch, 10_000.0, error)
+    engine = make_engine(monkeypatch, Device(pool_mib=300.0, error=error))
+    monkeypatch.setattr(engine, "_learn_sizes", lambda *_: None)
     engine.prepare()
-    assert engine.positions(4, 64) == ()
+    with pytest.raises(ShapeRefusedError):
+        engine.make_ready([Shape(1, 64, 1), Shape(1, 64, 2)])
 
 
-def test_another_error_is_no_lack_of_memory(
-    engine: VllmProbeEngine, monkeypatch: pytest.MonkeyPatch
+def test_the_pool_and_stream_of_most_captures_are_found() -> None:
+    watch = CaptureWatch()
+    assert watch.place is None
+    main, draft = SimpleNamespace(cuda_stream=1), SimpleNamespace(cuda_stream=2)
+    for pool, stream in (((0, 1), draft), ((0, 1), main), ((0, 1), main), (None, draft)):
+        watch.note(pool, stream)
+    place = watch.place
+    assert place is not None
+    assert (place.pool, place.stream, place.shared) == ((0, 1), main, True)
+
+
+def test_only_the_pools_own_free_blocks_on_its_stream_count(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    book(engine, monkeypatch, 10_000.0, RuntimeError("illegal memory access"))
+    def segment(pool: tuple[int, int], stream: int, *blocks: tuple[int, str]) -> dict[str, Any]:
+        made = [{"size": size, "state": state} for size, state in blocks]
+        return {"segment_pool_id": pool, "stream": stream, "blocks": made}
+
+    found = [
+        segment((0, 1), 7, (10, "inactive"), (99, "active_allocated")),
+        segment((0, 1), 7, (30, "inactive")),
+        segment((0, 1), 8, (500, "inactive")),
+        segment((0, 0), 7, (400, "inactive")),
+    ]
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: found)
+    place = GraphPlace((0, 1), SimpleNamespace(cuda_stream=7), shared=True)
+    assert largest_free_block(place) == 30
+
+
+def test_another_error_at_warming_up_is_no_lack_of_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    error = RuntimeError("illegal memory access")
+    engine = make_engine(monkeypatch, Device(pool_mib=300.0, error=error))
     with pytest.raises(RuntimeError, match="illegal memory access"):
         engine.prepare()
 
 
 def test_a_probe_without_memory_is_refused_and_no_fault(
-    engine: VllmProbeEngine, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    engine = make_engine(monkeypatch, Device())
+
     def launch(*_: object) -> None:
         raise RuntimeError(STABLE_ABI_FAILURE)
 
@@ -175,6 +359,17 @@ def test_a_probe_without_memory_is_refused_and_no_fault(
     with pytest.raises(ShapeRefusedError, match="new_empty"):
         engine.launch(Shape(1, 64, 2))
     assert not engine.can_launch(Shape(1, 64, 2))
+
+
+def test_logits_outside_graphs_may_take_what_a_full_batch_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With several ranks; a token's are 128 KiB here, and 64 sequences may run."""
+    engine = make_engine(monkeypatch, Device(pool_mib=64.0), limit=1)
+    engine._ranks, engine._capture_head = SimpleNamespace(alone=False), False
+    assert engine._memory_missing(4, 8) is None
+    assert engine._memory_missing(64, 2) is None
+    assert "exceed those of a full batch" in str(engine._memory_missing(64, 3))
 
 
 def config(**changes: Any) -> Any:
@@ -223,6 +418,7 @@ def config(**changes: Any) -> Any:
 def test_what_a_probe_would_corrupt_is_refused_by_name(
     changes: dict[str, Any], reason: str
 ) -> None:
+    assert support.refusal(config(**changes), passive=True) is None
     found = support.refusal(config(**changes))
     assert found is not None
     assert reason in found

@@ -140,6 +140,29 @@ def test_a_neighbour_is_followed_at_once() -> None:
     assert live.table(1 << 20)[4] == 0
 
 
+def test_a_neighbour_is_not_followed_out_of_the_graphs() -> None:
+    def time(batch_size: int, length: int) -> float:
+        wide = batch_size * (length + 1) > 64
+        return 5e-3 * (8.0 if wide else 1.0)
+
+    live = Controller([0, *[1] * 128], Settings(LENGTHS, widest_graph=64))
+    Server(live, time, 0.95).serve(7, 800)
+    table = live.table(1024)
+    assert table[7] == 8
+    assert [table[8], table[10], table[12]] == [6, 4, 4]
+    assert table[14] == 3
+
+
+def test_a_bad_length_is_left_even_without_credit() -> None:
+    def time(batch_size: int, length: int) -> float:
+        return 5e-3 * (20.0 if length > 3 else 1.0)
+
+    live = Controller([0, *[8] * 128], Settings(LENGTHS, trial_loss=0.0))
+    live._credit = -100.0
+    Server(live, time, 0.9).serve(16, 400)
+    assert live.table(1024)[16] == 3
+
+
 def test_a_change_of_acceptance_is_noticed_and_goes_back_to_the_schedule_first() -> None:
     live = controller(static=2)
     server = Server(live, staircase, 0.95)

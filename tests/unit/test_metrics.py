@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -14,6 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, generate_latest
 from vllm_nfp import scrape
 from vllm_nfp.cli import main
 from vllm_nfp.draft import constant
+from vllm_nfp.estimate import Cell, Module, Pair, PairStore
 from vllm_nfp.faults import ENV_VAR
 from vllm_nfp.metrics import (
     BoundaryRow,
@@ -25,6 +29,7 @@ from vllm_nfp.metrics import (
     Snapshot,
     SnapshotError,
     State,
+    StepRow,
     read_snapshot,
     write_snapshot,
 )
@@ -354,3 +359,99 @@ def test_registering_reads_no_file_and_names_filter(tmp_path: Path) -> None:
     assert {sample.name for m in only.collect() for sample in m.samples} == {
         "vllm_nfp_overhead_ratio"
     }
+
+
+def write_engine(folder: Path, **changes: Any) -> None:
+    values = {"model_name": "m", "engine": "0", "state": State.STEADY, **changes}
+    write_snapshot(folder / "engine-0.json", Snapshot(**values))
+
+
+def sample(collector: NfpCollector, name: str) -> float | None:
+    return next(
+        (s.value for metric in collector.collect() for s in metric.samples if s.name == name), None
+    )
+
+
+def test_ten_thousand_scrapes_read_a_file_once_for_each_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm_nfp.metrics import collector as module
+
+    reads: list[Path] = []
+
+    def reading(path: Path) -> Snapshot:
+        reads.append(path)
+        return read_snapshot(path)
+
+    monkeypatch.setattr(module, "read_snapshot", reading)
+    write_engine(tmp_path, probe_seconds=1.0)
+    collector = NfpCollector(str(tmp_path))
+    for _ in range(10_000):
+        assert sum(1 for _ in collector.collect()) > 10
+    assert len(reads) == 1
+    write_engine(tmp_path, probe_seconds=2.0)
+    assert sample(collector, "vllm_nfp_probe_gpu_seconds_total") == 2.0
+    assert len(reads) == 2
+    (tmp_path / "engine-0.json").unlink()
+    assert sample(collector, "vllm_nfp_probe_gpu_seconds_total") is None
+
+
+def test_many_scrapes_at_a_time_get_whole_answers(tmp_path: Path) -> None:
+    write_engine(tmp_path, probe_seconds=1.0)
+    collector = NfpCollector(str(tmp_path))
+    expected = len(list(collector.collect()))
+    writing = threading.Lock()
+
+    def scrape(index: int) -> int:
+        if index % 10 == 0:
+            with writing:  # an engine has one writer
+                write_engine(tmp_path, probe_seconds=float(index))
+        slow = collector.collect()  # read piece by piece, while others scrape
+        return sum(1 for _ in slow)
+
+    with ThreadPoolExecutor(16) as pool:
+        assert set(pool.map(scrape, range(400))) == {expected}
+
+
+def test_an_engine_that_is_gone_is_told_by_its_age(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm_nfp.metrics import collector as module
+
+    write_engine(tmp_path, updated_monotonic_seconds=1000.0)
+    collector = NfpCollector(str(tmp_path))
+    for now in (1003.0, 1500.0):
+        monkeypatch.setattr(module.time, "monotonic", lambda now=now: now)
+        assert sample(collector, "vllm_nfp_age_seconds") == now - 1000.0
+
+
+def test_real_steps_and_memory_are_told(tmp_path: Path) -> None:
+    rows = (StepRow(8, 1024, 2, 70, 0.007),)
+    write_engine(tmp_path, steps=rows, graph_bytes=5, host_bytes=6, budget_slack=0.5)
+    text = generate_text(NfpCollector(str(tmp_path)))
+    cell = 'batch_size="8",context="1024",engine="0",model_name="m",positions="2"'
+    for line in (
+        f"vllm_nfp_step_latency_seconds{{{cell}}} 0.007",
+        f"vllm_nfp_steps_total{{{cell}}} 70.0",
+        'vllm_nfp_memory_bytes{engine="0",kind="gpu",model_name="m"} 5.0',
+        'vllm_nfp_memory_bytes{engine="0",kind="host",model_name="m"} 6.0',
+        'vllm_nfp_budget_slack_ratio{engine="0",model_name="m"} 0.5',
+    ):
+        assert line in text
+
+
+def generate_text(collector: NfpCollector) -> str:
+    registry = CollectorRegistry()
+    registry.register(collector)
+    return generate_latest(registry).decode()
+
+
+def test_pairs_are_bounded_in_all() -> None:
+    store = PairStore(capacity=4, most=10)
+    cell = Cell(Module.MODEL, 1, 64)
+    for index in range(8):
+        for positions in range(2, 12):
+            store.add(cell, Pair(positions, 1.0 + index, 1.0))
+    kept = store.pairs(cell)
+    assert len(kept) == 10
+    assert {pair.seconds for pair in kept} == {8.0}, "old pairs are kept, new ones are not"

@@ -337,6 +337,16 @@ def test_notes_say_what_is_assumed() -> None:
     carried, rules = notes(small(hardware="L4"))
     assert "not fitted to L4, carried over from an H100 SXM" in carried
     assert "FLASH_ATTN_2 were never timed" in rules
+    assert "transfers between ranks are assumed" in notes(small(tensor_parallel_size=2))[1]
+
+
+def test_transfers_between_ranks_have_rows_and_an_explanation() -> None:
+    found = small(tensor_parallel_size=2)
+    assert "communication" in found.modules
+    (row,) = (r for r in found.rows if r.module == "communication" and r.batch_size == 1)
+    assert row.limited_by == "communication"
+    told = " ".join(explain(found, "communication", 1, 1024).sentences)
+    assert "transfers have neither" in told
 
 
 def test_leaving_the_graphs_is_noted() -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -23,7 +25,9 @@ from vllm_nfp.probe import (
     Timing,
 )
 from vllm_nfp.probe.plan import bucket
+from vllm_nfp.probe.prober import DeviceStuckError
 from vllm_nfp.timing import Mark
+from vllm_nfp.timing.steps import RING_SLOTS
 
 GRIDS = {(1, 64): (2, 4, 8), (4, 64): (2, 4)}
 
@@ -146,6 +150,9 @@ class FakeClock:
         self.held += 1
         return Mark(self.now, external)
 
+    def renew(self, mark: Mark) -> None:
+        mark.value = self.now
+
     def ready(self, mark: Mark) -> bool:
         return bool(mark.value <= self.done)
 
@@ -161,12 +168,24 @@ class FakeEngine:
     clock: FakeClock
     refused: set[int] = field(default_factory=set)
     launched: list[Shape] = field(default_factory=list)
+    cold: set[int] = field(default_factory=set)
+    """Position counts that are not ready yet."""
+    prepared: list[int] = field(default_factory=list)
 
     def refusal(self, batch_size: int, context: int) -> str | None:
         return None
 
     def positions(self, batch_size: int, context: int) -> tuple[int, ...]:
         return (1, 2, 4)
+
+    def ready(self, shape: Shape) -> bool:
+        return shape.positions not in self.cold
+
+    def make_ready(self, shapes: Sequence[Shape]) -> None:
+        positions = next(s.positions for s in shapes if s.positions in self.cold)
+        self.cold.discard(positions)
+        self.prepared.append(positions)
+        self.clock.now += 0.02
 
     def launch(self, shape: Shape) -> tuple[Shape, float]:
         if shape.positions in self.refused:
@@ -183,13 +202,23 @@ class FakeEngine:
         return Timing(shape, seconds, 0.0, {Module.ATTENTION: seconds}, (), "none")
 
 
-def make(share: float = 0.1, **refused: set[int]) -> tuple[Prober, FakeClock, list[PairResult]]:
+def make(
+    share: float = 0.1, step_share: float = 1.0, **engine: set[int]
+) -> tuple[Prober, FakeClock, list[PairResult]]:
     clock = FakeClock()
     results: list[PairResult] = []
     config = ProbeConfig(batch_sizes=(1, 4), contexts=(64,), min_samples=2)
     planner = Planner({(1, 64): (2, 4)}, 2)
-    engine = FakeEngine(clock, **refused)
-    return Prober(engine, clock, planner, Budget(share), results.append, config), clock, results
+    prober = Prober(
+        FakeEngine(clock, **engine),
+        clock,
+        planner,
+        Budget(share, step_share),
+        results.append,
+        config,
+        now=lambda: clock.now,
+    )
+    return prober, clock, results
 
 
 DECODE = EngineStep(batch_size=1, context=50, positions=1, decode=True)
@@ -214,7 +243,7 @@ def test_pairs_run_between_decode_steps_within_the_budget() -> None:
     assert all(r.one.shape.positions == 1 < r.many.shape.positions for r in results)
     assert {r.baseline_first for r in results} == {True, False}
     assert prober.outcomes["measured"] == len(results)
-    assert clock.held == 0, "marks are lost"
+    assert clock.held == 2 * RING_SLOTS, "marks are lost"
 
 
 def test_a_prompt_is_never_delayed() -> None:
@@ -229,7 +258,7 @@ def test_nothing_is_launched_while_a_pair_is_on_the_device() -> None:
     for _ in range(5):
         run_step(prober, clock)
     launched = len(prober._engine.launched)  # type: ignore[attr-defined]
-    for _ in range(50):  # the device is stuck
+    for _ in range(50):  # the device is slow
         prober.before_step(DECODE)
         prober.begin_step()
         clock.now += 0.010
@@ -243,15 +272,143 @@ def test_a_stuck_device_keeps_no_more_than_so_many_marks() -> None:
         prober.begin_step()
         prober.end_step()
         clock.now += 1.0
-    assert clock.held < 600
+    assert clock.held == 2 * RING_SLOTS
+    clock.done = clock.now
+    prober.settle()
+    prober.begin_step()
+    clock.now += 0.5
+    prober.end_step()
+    clock.done = clock.now
+    prober.settle()
+    assert prober.timer.last_seconds == 0.5, "steps are no longer timed"
+
+
+def test_a_device_that_hangs_ends_the_probe() -> None:
+    prober, clock, _ = make(share=0.5)
+    while prober._flight is None:
+        run_step(prober, clock)
+        clock.done = -1.0  # nothing is passed any more
+        prober.budget.earn(1.0)
+    with pytest.raises(DeviceStuckError, match="has not finished within 60 s"):
+        for _ in range(100):
+            clock.now += 1.0
+            prober.before_step(DECODE)
+
+
+def test_few_steps_are_delayed_however_cheap_a_pair_is() -> None:
+    prober, clock, results = make(share=0.5, step_share=0.01)
+    for _ in range(2000):
+        run_step(prober, clock)
+    prober.settle()
+    assert 15 <= len(results) <= 20
+    assert prober.budget.step_ratio <= 0.01
+
+
+def test_what_a_pair_lacks_is_made_piece_by_piece_and_charged() -> None:
+    prober, clock, results = make(share=0.1, cold={1, 2, 4})
+    for _ in range(2000):
+        run_step(prober, clock)
+    prober.settle()
+    engine = prober._engine
+    assert sorted(engine.prepared) == [1, 2, 4]  # type: ignore[attr-defined]
+    assert prober.outcomes["prepared"] == 3
+    spent = 3 * 0.02 + sum(r.cost_seconds for r in results)
+    assert prober.budget.probe_seconds == pytest.approx(spent)
+    assert prober.budget.overhead_ratio <= 0.1 + 0.01
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        {"fullness": 1.0},
+        {"waiting": True},
+    ],
+)
+def test_requests_that_wait_leave_no_budget(load: dict[str, Any]) -> None:
+    prober, clock, results = make(share=0.5)
+    for _ in range(300):
+        run_step(prober, clock, replace(DECODE, **load))
+    assert results == []
+
+
+def test_the_budget_shrinks_with_the_load() -> None:
+    counts = []
+    for fullness in (0.0, 0.5, 0.9):
+        prober, clock, results = make(share=0.1)
+        for _ in range(3000):
+            run_step(prober, clock, replace(DECODE, fullness=fullness))
+        counts.append(len(results))
+        assert prober.budget.overhead_ratio <= 0.1 * (1 - fullness) + 0.002
+    assert counts[0] > 1.8 * counts[1] > 1.8 * 3 * counts[2] > 0
+
+
+def test_prompts_that_keep_coming_shrink_the_budget() -> None:
+    prober, clock, results = make(share=0.1)
+    for _ in range(500):
+        run_step(prober, clock)
+    alone = len(results)
+    for _ in range(500):
+        run_step(prober, clock)
+        for _ in range(3):
+            run_step(prober, clock, PREFILL)
+    # Three of four steps read prompts: a quarter of the budget, of four times the time.
+    assert alone * 0.5 < len(results) - alone < alone * 1.6
+
+
+def test_idle_time_is_used_up_to_its_share_and_given_back_at_once() -> None:
+    prober, clock, results = make(share=0.1)
+    begun = clock.now
+    first = prober.idle()
+    assert first == pytest.approx(0.05), "a probe follows a request at once"
+    while not prober.planner.complete:
+        clock.now += prober.idle()
+        clock.done = clock.now
+    spent = prober.idle_seconds
+    assert len(results) == prober.outcomes["idle"] == 4
+    assert spent <= 0.05 * (clock.now - begun) + max(r.cost_seconds for r in results)
+    assert prober.budget.probe_seconds == 0.0, "idle time is charged to the budget"
+    since, done = clock.now, len(results)
+    for _ in range(200):
+        clock.now += prober.idle()
+        clock.done = clock.now
+    assert 0 < len(results) - done <= (clock.now - since) / 5.0 + 1, "no end of refreshing"
+    prober.before_step(DECODE)
+    assert prober.idle() >= 0.05
+
+
+def test_no_idle_probe_where_the_share_is_zero() -> None:
+    prober, clock, results = make(share=0.1)
+    prober._config = replace(prober._config, idle_share=0.0)
+    for _ in range(100):
+        clock.now += prober.idle()
+    assert results == []
+
+
+def test_shapes_that_are_ready_are_kept_to() -> None:
+    planner = Planner({(1, 64): (2, 4, 8), (1, 256): (2, 4, 8)}, min_samples=6)
+    ready: set[int] = set()
+    changes = 0
+    for _ in range(36):
+        target = planner.next(ready=lambda t, now=ready: t.positions in now)
+        assert target is not None
+        if target.positions not in ready:
+            ready = {target.positions}
+            planner.changed()
+            changes += 1
+        planner.record(target)
+    assert planner.complete
+    assert changes <= 6, "shapes are made ready again and again"
 
 
 def test_a_refused_shape_is_left_out_and_counted() -> None:
     prober, clock, results = make(share=0.5, refused={4})
+    before = clock.held
     for _ in range(500):
         run_step(prober, clock)
     assert prober.outcomes["refused"] == 1
     assert {r.many.shape.positions for r in results} == {2}
+    prober.settle()
+    assert clock.held == before, "the marks of the refused pair are lost"
 
 
 def test_the_first_scan_ends_when_every_point_has_its_samples() -> None:

@@ -27,6 +27,7 @@ from vllm_nfp.profile import Profile, save_profile
 
 DEFAULTS = ProbeConfig()
 CAPTURE_SECONDS = 60.0
+GRAPH_MEMORY_MIB = 2048
 _FLAGS = {
     "batch_sizes": "--batch-sizes",
     "contexts": "--contexts",
@@ -134,14 +135,15 @@ def _looks_like_path(model: str) -> bool:
 
 
 def _further(text: str, values: Mapping[str, object]) -> dict[str, Any]:
-    """Settings beside those that have flags; nobody waits, so that capturing may take longer."""
+    """Settings beside those that have flags; nobody waits, so that graphs may take more."""
     given = read_settings_argument(text)
     taken = sorted(given.keys() & {*values, *_FLAGS, "run_dir", "output_dir"})
     if taken:
         flag = _FLAGS.get(taken[0])
         hint = f"give it as {flag}" if flag else "leave it out"
         raise ConfigError(f"--nfp-config must not hold {taken[0]!r} here: {hint}")
-    return {"capture_seconds": CAPTURE_SECONDS, **given}
+    defaults = {"capture_seconds": CAPTURE_SECONDS, "graph_memory_mib": GRAPH_MEMORY_MIB}
+    return {**defaults, **given}
 
 
 def _engine_args(text: str) -> dict[str, Any]:

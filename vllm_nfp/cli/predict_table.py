@@ -59,7 +59,14 @@ def notes(found: Predictions) -> tuple[str, ...]:
         f"The rules of {backend.name} were never timed ({backend.source}): they run with the "
         f"constants of FlashAttention 3."
     )
-    return (origin, *((rules,) if backend.assumed else ()), *_graph_notes(found))
+    transfers = "Those of transfers between ranks are assumed: none was fitted."
+    assumed = found.shape.num_ranks > 1 and not found.target.calibration.link.fitted
+    return (
+        origin,
+        *((transfers,) if assumed else ()),
+        *((rules,) if backend.assumed else ()),
+        *_graph_notes(found),
+    )
 
 
 def _graph_notes(found: Predictions) -> tuple[str, ...]:

@@ -56,6 +56,7 @@ def own_groups(
         spec = live.kv_cache_spec
         names = tuple(runner_group.layer_names)
         builder = _new_builder(type(live), spec, names, vllm_config, device)
+        _share_scratch(live, builder)
         per_block = runner_group.kv_cache_spec.block_size // spec.block_size
         groups.append(AttentionGroup(builder, names, spec.block_size, num_blocks * per_block))
     return tuple(groups)
@@ -68,6 +69,14 @@ def _new_builder(
     if getattr(kind, "requires_block_table_width", False):
         extra["block_table_width"] = -(-vllm_config.model_config.max_model_len // spec.block_size)
     return kind(spec, list(layer_names), vllm_config, device, **extra)
+
+
+def _share_scratch(live: Any, builder: Any) -> None:
+    """Let both use one scratch buffer, as vLLM lets its own builders: it is hundreds of MiB."""
+    scratch = getattr(live, "_get_workspace_buffer", None)
+    take = getattr(builder, "set_workspace_buffer", None)
+    if scratch is not None and take is not None:
+        take(scratch())
 
 
 class BlockReader:
@@ -86,8 +95,7 @@ class BlockReader:
         self._device = device
         # Block 0 is vLLM's null block, which no sequence owns.
         order = np.random.default_rng(seed).permutation(np.arange(1, group.num_blocks))
-        self._order = order.astype(np.int32)
-        self._tables: dict[tuple[int, int, int], torch.Tensor] = {}
+        self._order = torch.from_numpy(order.astype(np.int32)).to(device)
 
     def blocks_needed(self, batch_size: int, tokens: int) -> int:
         """Distinct blocks that ``batch_size`` sequences of ``tokens`` tokens read."""
@@ -106,6 +114,18 @@ class BlockReader:
         Raises:
             CellDoesNotFitError: if the pool has too few blocks.
         """
+        table = torch.zeros((batch_size, self._width), dtype=torch.int32, device=self._device)
+        self.fill(table, batch_size, tokens, variant)
+        return table
+
+    def fill(self, table: torch.Tensor, batch_size: int, tokens: int, variant: int = 0) -> None:
+        """Write the block table into the first rows of ``table``, zeros into all the rest.
+
+        Enqueued on the stream; makes no tensor, so that no number of shapes takes more memory.
+
+        Raises:
+            CellDoesNotFitError: if the pool has too few blocks.
+        """
         needed = self.blocks_needed(batch_size, tokens)
         first = variant * needed
         if first + needed > len(self._order):
@@ -113,13 +133,11 @@ class BlockReader:
                 f"{batch_size} sequences of {tokens} tokens need {first + needed} distinct KV "
                 f"blocks, the cache has {len(self._order)}"
             )
-        key = (batch_size, needed, variant)
-        if key not in self._tables:
-            columns = needed // batch_size
-            table = np.zeros((batch_size, self._width), dtype=np.int32)
-            table[:, :columns] = self._order[first : first + needed].reshape(batch_size, columns)
-            self._tables[key] = torch.from_numpy(table).to(self._device)
-        return self._tables[key]
+        columns = needed // batch_size
+        table.zero_()
+        table[:batch_size, :columns].copy_(
+            self._order[first : first + needed].view(batch_size, columns)
+        )
 
 
 class TokenBag:
@@ -182,6 +200,8 @@ class ProbeBatch:
         placement: with the padding that vLLM would add.
         widths: block-table columns of each group.
         causal: a position sees those before it; False: all of the block, as diffusion decodes.
+        tables: block tables to share with other shapes that never run at the same time, of at least
+            as many rows as sequences and ``widths`` columns; None: tables of its own.
     """
 
     def __init__(
@@ -192,6 +212,7 @@ class ProbeBatch:
         widths: Sequence[int],
         device: torch.device,
         causal: bool = True,
+        tables: Sequence[torch.Tensor] | None = None,
     ) -> None:
         self.causal = causal
         self.batch_size = batch_size
@@ -212,7 +233,10 @@ class ProbeBatch:
         self.is_padding[self.tokens :] = True
         self.is_prefilling = torch.zeros(sequences, dtype=torch.bool)
         self.tables = tuple(
-            torch.zeros((sequences, width), dtype=torch.int32, device=device) for width in widths
+            torch.zeros((sequences, width), dtype=torch.int32, device=device)
+            if tables is None
+            else tables[index][:sequences]
+            for index, width in enumerate(widths)
         )
 
     def fill(
@@ -229,7 +253,7 @@ class ProbeBatch:
         self.seq_lens[: self.batch_size].fill_(length)
         self.seq_lens_cpu[: self.batch_size].fill_(length)
         for table, reader in zip(self.tables, readers, strict=True):
-            table[: self.batch_size].copy_(reader.table(self.batch_size, length, variant))
+            reader.fill(table, self.batch_size, length, variant)
         self.input_ids[: self.tokens].copy_(bag.draw(self.tokens))
 
     def attention_metadata(

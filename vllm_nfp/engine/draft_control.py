@@ -92,6 +92,13 @@ def refusal(scheduler: Any) -> str | None:
     return None
 
 
+def widest_graph(vllm_config: Any) -> int | None:
+    """Tokens of the widest step that vLLM has captured; None if it captures none."""
+    compilation = getattr(vllm_config, "compilation_config", None)
+    sizes = getattr(compilation, "cudagraph_capture_sizes", None)
+    return max(sizes) if sizes and getattr(compilation, "cudagraph_mode", None) else None
+
+
 @dataclass(slots=True)
 class _Scheduled:
     """A step under way."""
@@ -165,7 +172,12 @@ class DraftControl:
         assert self._static is not None, "refusal() has looked"
         longest = int(self._scheduler.num_spec_tokens)
         lengths = candidate_lengths(self._config, longest, self._static[1:])
-        settings = Settings(lengths, self._config.draft_min_gain, self._config.draft_trial_loss)
+        settings = Settings(
+            lengths,
+            self._config.draft_min_gain,
+            self._config.draft_trial_loss,
+            widest_graph(self._scheduler.vllm_config),
+        )
         self._controller = Controller(self._static, settings)
         self._reporter = _Reporter(self._config, self._identity.engine)
         self._hook()

@@ -24,8 +24,15 @@ from vllm_nfp.engine.batch import (
 )
 from vllm_nfp.engine.dispatch import Execution, Placement, place
 from vllm_nfp.engine.forward import Forward, Graph, ModuleMarks, StepMarks
+from vllm_nfp.engine.graph_place import GraphPlace, own_place
 from vllm_nfp.engine.layers import find_decoder_layers, sample_layers
-from vllm_nfp.engine.memory import is_out_of_memory
+from vllm_nfp.engine.memory import (
+    GpuMemory,
+    Shelf,
+    is_out_of_memory,
+    largest_free_block,
+    maybe_out_of_memory,
+)
 from vllm_nfp.engine.ranks import Alone, CaptureEndedError, Ranks
 from vllm_nfp.engine.runners import RunnerView, graph_rules
 from vllm_nfp.estimate import Module
@@ -35,6 +42,9 @@ from vllm_nfp.timing import Clock
 
 logger = logging.getLogger("vllm.nfp")
 
+_LIMIT = "graph_memory_mib"
+GRAPHED_SHAPES = 2
+"""Shapes that must have their graphs at the same time: those of a pair."""
 BATCH_OF_TOKENS = 1 << 15
 """Token ids kept for probes."""
 HEAD_START_SECONDS = 2e-4
@@ -48,17 +58,36 @@ class KvCacheWrittenError(RuntimeError):
     """A probe changed the KV cache: the attention backend ignores padding slots."""
 
 
+ShapeKey = tuple[int, int]
+"""(batch size, positions); the context is no part of it, since graphs fit every context."""
+
+
 @dataclass(slots=True)
 class _Prepared:
     """One (B, N) with its buffers and, on a GPU that serves with FULL graphs, its graphs."""
 
     batch: ProbeBatch
+    warm: bool = False
+    """It has run, so that its kernels are loaded and a capture needs no run before it."""
     step_graph: Graph | None = None
+    head_graph: Graph | None = None
     hidden: torch.Tensor | None = None
+    """Output of the step's graph, where the head is no graph."""
     module_graph: Graph | None = None
     module_marks: ModuleMarks | None = None
     busy: bool = False
     """The marks inside its graph have not been read since the last replay."""
+
+    @property
+    def full(self) -> bool:
+        """Serving would run it as a FULL graph."""
+        return self.batch.placement.execution is Execution.FULL
+
+    @property
+    def graphs(self) -> list[Graph]:
+        """The graphs that it has."""
+        graphs = (self.step_graph, self.head_graph, self.module_graph)
+        return [graph for graph in graphs if graph is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +107,8 @@ class VllmProbeEngine:
         view: the runner.
         clock: CUDA events on a GPU, the host's clock on a CPU.
         config: the probe's settings.
+        place: memory pool and stream of vLLM's own graphs, for the probe's to share; None: the
+            probe's have a pool of their own.
         ranks: those that run each shape with this one.
 
     Raises:
@@ -86,7 +117,12 @@ class VllmProbeEngine:
     """
 
     def __init__(
-        self, view: RunnerView, clock: Clock, config: ProbeConfig, ranks: Ranks | None = None
+        self,
+        view: RunnerView,
+        clock: Clock,
+        config: ProbeConfig,
+        place: GraphPlace | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self._view = view
         self._ranks: Ranks = ranks or Alone()
@@ -94,6 +130,7 @@ class VllmProbeEngine:
         self._config = config
         self._device = view.device
         self._on_gpu = self._device.type == "cuda"
+        self.memory = GpuMemory.of(self._device)
         vllm_config = view.vllm_config
         runner = view.runner
         num_blocks = runner.kv_cache_config.num_blocks
@@ -121,12 +158,20 @@ class VllmProbeEngine:
         self.timed_layers = sample_layers(layers, config.sampled_layers)
         self.num_layers = len(layers)
         self._forward = Forward(view, clock, self._groups, layers, self.timed_layers)
-        self._prepared: dict[tuple[int, int], _Prepared] = {}
-        self._pool = torch.cuda.graph_pool_handle() if self._on_gpu else None
-        # One stream for all captures: memory is reused within a stream only.
-        self._capture_stream = torch.cuda.Stream(self._device) if self._on_gpu else None
-        self.graph_bytes = 0
-        self._captured = False
+        self._prepared: dict[ShapeKey, _Prepared] = {}
+        self._tables: tuple[torch.Tensor, ...] | None = None
+        self._place = place
+        self._shelf: Shelf[ShapeKey] = Shelf(config.graph_memory_mib << 20)
+        self._refused: dict[ShapeKey, str] = {}
+        self._most_graph_tokens: int | None = None
+        """Largest graph that the memory limit allows; None until it is known."""
+        self._started = False
+        """The time at the start, in which memory may be taken for a moment, is over."""
+        self._pool_block = 0
+        self._pool_allowance = 0
+        """Growth of the graphs' pool that is already taken off the shelf's limit."""
+        # With several ranks the head ends in a collective that vLLM itself never captures.
+        self._capture_head = self._ranks.alone
         self._capture_ended = False
         self._module_launch_seconds = LONGEST_HOLD_SECONDS / 2
 
@@ -154,10 +199,10 @@ class VllmProbeEngine:
         return None
 
     def positions(self, batch_size: int, context: int) -> tuple[int, ...]:
-        """Position counts of the grid that fit the model, the KV cache and the token limit.
+        """Position counts of the grid that fit the model, the KV cache, and the limits.
 
-        They end before the first count that lacks its CUDA graph: a boundary is told from all
-        counts below it.
+        They end before the first count that cannot be run as serving would run it: a boundary is
+        told from all counts below it.
         """
         fitting = (
             n
@@ -166,28 +211,75 @@ class VllmProbeEngine:
             and batch_size * n <= self._max_tokens
             and self._blocks_missing(batch_size, context + n) is None
         )
-        missing = self._without_graph
-        return tuple(itertools.takewhile(lambda n: (batch_size, n) not in missing, fitting))
+        return tuple(itertools.takewhile(lambda n: self._can_probe(batch_size, n), fitting))
 
-    @property
-    def _without_graph(self) -> set[tuple[int, int]]:
-        """Shapes that serving would run as a FULL graph, for which there was no room or time."""
-        return {
-            key
-            for key, prepared in self._prepared.items()
-            if prepared.batch.placement.execution is Execution.FULL and prepared.step_graph is None
-        }
+    def _can_probe(self, batch_size: int, positions: int) -> bool:
+        if self._started and not self._ranks.alone:
+            prepared = self._prepared.get((batch_size, positions))
+            return prepared is not None and self._complete(prepared)
+        return self._memory_missing(batch_size, positions) is None
 
-    def prepare(self) -> None:
-        """Make the buffers of every shape and capture its graphs, within the settings' limits.
+    def _memory_missing(self, batch_size: int, positions: int) -> str | None:
+        """Why the memory limit forbids the shape; None if it does not, as far as is known."""
+        if not self._on_gpu:
+            return None
+        placement = self._placement(batch_size, positions)
+        logits = self._logits_bytes(batch_size * positions)
+        if placement.execution is Execution.FULL:
+            return self._graph_missing(placement.padded_tokens, logits)
+        if not self._ranks.alone:
+            return self._logits_missing(logits)
+        if logits > self._config.graph_memory_mib << 19:
+            # Activations are no larger than those of a prompt, but of a prompt few logits are made.
+            return (
+                f"logits of {logits >> 20} MiB without a CUDA graph exceed half of {_LIMIT} "
+                f"{self._config.graph_memory_mib}"
+            )
+        return None
 
-        Largest first, so that smaller graphs live in memory that larger ones have used; a graph
-        that breaks the memory limit is given up again. Without FULL graphs in the server nothing
-        is captured.
+    def _graph_missing(self, tokens: int, logits: int) -> str | None:
+        limit = self._config.graph_memory_mib
+        capacity = self._shelf.capacity
+        if limit == 0 or (capacity is not None and capacity < GRAPHED_SHAPES):
+            return (
+                f"the CUDA graphs of {GRAPHED_SHAPES} shapes, {self._shelf.mean / (1 << 20):.0f} "
+                f"MiB each, do not fit {_LIMIT} {limit}"
+            )
+        if self._most_graph_tokens is None:  # not learned yet, or any
+            return None
+        if tokens > self._most_graph_tokens:
+            return (
+                f"a step of {tokens} tokens is larger than vLLM's own CUDA graphs, and what it "
+                f"takes does not fit {_LIMIT} {limit}"
+            )
+        if not self._capture_head:
+            return self._logits_missing(logits)
+        if logits > max(self._pool_block, limit << 19):
+            return f"logits of {logits >> 20} MiB exceed what vLLM's graphs and {_LIMIT} hold"
+        return None
+
+    def _logits_missing(self, logits: int) -> str | None:
+        """With several ranks logits lie outside graphs: they may take what the sampler takes.
+
+        For a full batch it has the logits in parts, put together, and once more in 32 bits; vLLM
+        has kept memory back for that, and none of it is in use while a probe runs.
+        """
+        full_batch = 4 * self._logits_bytes(self._max_seqs)
+        if 2 * logits > max(full_batch, self._config.graph_memory_mib << 20):
+            return f"logits of {logits >> 20} MiB exceed those of a full batch and half of {_LIMIT}"
+        return None
+
+    def _logits_bytes(self, tokens: int) -> int:
+        config = self._view.vllm_config.model_config
+        return tokens * int(config.get_vocab_size()) * int(config.dtype.itemsize)
+
+    def prepare(self, time_is_up: Callable[[], bool] = lambda: False) -> None:
+        """Make the buffers of every shape, learn what graphs take, and warm shapes up.
+
+        Graphs that are not there when the time is up are made by :meth:`make_ready`, between steps;
+        shapes that would need one and are not warmed up by then are left out.
         """
         maybe_fail("capture")
-        deadline = time.monotonic() + self._config.capture_seconds
-        free_before = self._free_bytes()
         shapes = {
             (b, n)
             for b in self._config.batch_sizes
@@ -195,88 +287,324 @@ class VllmProbeEngine:
             if self.refusal(b, c) is None
             for n in self.positions(b, c)
         }
-        for b, n in sorted(shapes, key=lambda shape: (-shape[0] * shape[1], shape)):
-            prepared = self._make(b, n)
-            if prepared.batch.placement.execution is Execution.FULL and self._ranks.all(
-                self._can_capture(Shape(b, min(self._config.contexts), n), deadline),
-                f"can B={b} N={n} be captured",
-            ):
-                self._capture_within_limit(prepared, free_before)
-        self.graph_bytes = max(0, free_before - self._free_bytes())
-        self._captured = True
-        left_out = len(self._without_graph)
-        if left_out:
-            logger.warning(
-                "vllm-nfp: %d of %d shapes have no CUDA graph of their own and are left out; "
-                "raise graph_memory_mib (%d) or capture_seconds (%g) in --nfp-config",
-                left_out,
-                len(shapes),
-                self._config.graph_memory_mib,
-                self._config.capture_seconds,
+        for key in shapes:
+            self._made(*key)
+        self.give_back_cache()
+        eager = [key for key in shapes if not self._prepared[key].full]
+        logits = max((self._logits_bytes(b * n) for b, n in eager), default=0)
+        self._shelf.limit -= self.memory.taken + min(logits, self._config.graph_memory_mib << 19)
+        if not self._ranks.alone:
+            self._capture_together(sorted(shapes, key=lambda k: (k[1], k[0])), time_is_up)
+            shapes = set()
+        if self._on_gpu and any(self._prepared[key].full for key in shapes):
+            self._learn_sizes([key for key in shapes if self._prepared[key].full], time_is_up)
+        allowed = [key for key in shapes if self._memory_missing(*key) is None]
+        for key in sorted(allowed, key=lambda k: (k[1], k[0])):
+            if time_is_up():
+                break
+            self._warm_up_if_it_fits(key)
+        self.give_back_cache()
+        self._started = True
+        reasons = {why for key in shapes if (why := self._memory_missing(*key)) is not None}
+        for reason in sorted(reasons):
+            logger.warning("vllm-nfp: shapes are left out: %s", reason)
+
+    def _capture_together(self, ordered: list[ShapeKey], time_is_up: Callable[[], bool]) -> None:
+        """Warm up and capture with the other ranks, each shape on all of them or on none.
+
+        All graphs are made here, few positions first, as many as fit: between steps the ranks
+        could not wait for one another's captures. Shapes that lack theirs are left out.
+        """
+        # Larger ones than vLLM's own are tried as well: what they take is measured.
+        sizes = self._rules.capture_sizes
+        self._most_graph_tokens = max(sizes, default=0) if self._place is not None else None
+        for key in ordered:
+            prepared = self._prepared[key]
+            shape = Shape(key[0], min(self._config.contexts), key[1])
+            possible = (
+                not time_is_up()
+                and not (prepared.full and self._capture_ended)
+                and self._memory_missing(*key) is None
+                and self.can_launch(shape)
             )
+            if not self._ranks.all(possible, f"can B={key[0]} N={key[1]} be made ready"):
+                continue
+            self._warm_up(prepared)
+            if prepared.full:
+                self._capture_on_all(key)
 
-    def _can_capture(self, shape: Shape, deadline: float) -> bool:
-        if self._capture_ended or time.monotonic() >= deadline:
-            return False
-        return self._ranks.alone or self.can_launch(shape)
-
-    def _capture_within_limit(self, prepared: _Prepared, free_before: int) -> None:
+    def _capture_on_all(self, key: ShapeKey) -> None:
         try:
-            self._capture(prepared)
-            fits = free_before - self._free_bytes() <= self._config.graph_memory_mib << 20
+            while not self._complete(self._prepared[key]):
+                self._make_piece(key, keep=set(self._prepared))
+            fits = self._shelf.used <= self._shelf.limit
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             self._capture_ended = isinstance(error, CaptureEndedError)
             fits = False
         if not self._ranks.all(fits, "does the graph fit"):
-            self._release_graphs(prepared)
+            if key in self._shelf:
+                self._evict(key)
+            else:
+                _give_up_graphs(self._prepared[key])
+            self._capture_ended = True
 
-    def _release_graphs(self, prepared: _Prepared) -> None:
-        prepared.step_graph = prepared.module_graph = prepared.hidden = None
-        prepared.module_marks = None
-        if not any(other.step_graph for other in self._prepared.values()):
+    def _warm_up_if_it_fits(self, key: ShapeKey) -> None:
+        try:
+            self._warm_up(self._prepared[key])
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            self._refused[key] = "there is no GPU memory to run it in"
+
+    def _learn_sizes(self, full: list[ShapeKey], time_is_up: Callable[[], bool]) -> None:
+        """Find out how many tokens a graph may have, and what the graphs of a shape take."""
+        self._most_graph_tokens = 0
+        if self._place is not None:
+            self._most_graph_tokens = self._largest_live_graph()
+            self._pool_block = largest_free_block(self._place)
+        by_tokens = sorted(full, key=lambda key: (-key[0] * key[1], key))
+        self._try_large_graphs(by_tokens, time_is_up)
+        fitting = [key for key in full if self._memory_missing(*key) is None]
+        first = sorted(fitting, key=lambda key: (key[1], key[0]))[:GRAPHED_SHAPES]
+        try:
+            for key in first:
+                while not self._complete(self._prepared[key]) and not time_is_up():
+                    self._make_piece(key, keep=set(first))
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            logger.warning("vllm-nfp: no GPU memory for the first CUDA graphs: %s", error)
+        capacity = self._shelf.capacity
+        if capacity is not None and capacity < GRAPHED_SHAPES:
+            for key in first:
+                if key in self._shelf:
+                    self._evict(key)
+
+    def _largest_live_graph(self) -> int:
+        """Tokens of vLLM's own largest FULL graph."""
+        rules, drafts = self._rules, self._view.decode_positions
+        sizes = rules.capture_sizes
+        if not rules.full_mixed:
+            sizes = tuple(size for size in sizes if size <= rules.max_num_seqs * drafts)
+        return max(sizes, default=0)
+
+    def _try_large_graphs(self, by_tokens: list[ShapeKey], time_is_up: Callable[[], bool]) -> None:
+        """Allow more tokens than vLLM's graphs have where the limit holds their activations.
+
+        Tried in a pool that is thrown away: what a pool has grown by it keeps.
+        """
+        shared, tokens = self._place, None
+        for key in by_tokens:
+            size = self._prepared[key].batch.placement.padded_tokens
+            if size <= (self._most_graph_tokens or 0) or time_is_up():
+                break
+            if tokens is not None and size > tokens // 2:
+                continue
+            self._place, tokens = own_place(self._device, shared), size
+            grown = self._try_graph(self._prepared[key])
+            if grown is not None:
+                self._most_graph_tokens = size
+                self._pool_allowance = grown
+                self._pool_block = max(self._pool_block, grown)
+                self._shelf.limit -= grown
+                break
+        self._place = shared
+        self.give_back_cache()
+
+    def _try_graph(self, prepared: _Prepared) -> int | None:
+        """Bytes of activations of a shape's graphs; None if they exceed half of the limit."""
+        trial = GpuMemory.of(self._device)
+        try:
+            self._warm_up(prepared)
+            self.give_back_cache()
+            grown = trial.track(lambda: self._capture_step(prepared)).pool
+            grown += trial.track(lambda: self._capture_modules(prepared)).pool
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+        finally:
+            _give_up_graphs(prepared)
+        return grown if grown <= self._shelf.limit // 2 else None
+
+    def give_back_cache(self) -> None:
+        """Return what is left in PyTorch's cache; for the start only, since it waits."""
+        if self._on_gpu:
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+            self.memory.count_reserve()
+
+    @property
+    def graph_bytes(self) -> int:
+        """GPU memory that the probe has taken: buffers, graphs, and growth of the graphs' pool."""
+        return self.memory.taken
+
+    @property
+    def shares_graph_memory(self) -> bool:
+        """The probe's graphs lie in the pool of vLLM's."""
+        return self._place is not None and self._place.shared
+
+    def ready(self, shape: Shape) -> bool:
+        """Whether a launch would find all that it needs."""
+        prepared = self._prepared.get((shape.batch_size, shape.positions))
+        return prepared is not None and self._complete(prepared)
+
+    def _complete(self, prepared: _Prepared) -> bool:
+        if not prepared.full:
+            return prepared.warm
+        return prepared.step_graph is not None and (
+            prepared.module_graph is not None or not self.timed_layers
+        )
+
+    def make_ready(self, shapes: Sequence[Shape]) -> None:
+        """Make one piece of what the shapes still lack; older shapes' graphs may go for it.
+
+        Raises:
+            ShapeRefusedError: if memory does not suffice.
+        """
+        keys = {(shape.batch_size, shape.positions) for shape in shapes}
+        for shape in shapes:
+            key = (shape.batch_size, shape.positions)
+            reason = self._refused.get(key) or self._memory_missing(*key)
+            if reason is None and self._is_late(self._made(*key)):
+                reason = "it was not warmed up at the start: raise capture_seconds in --nfp-config"
+            if reason is not None:
+                raise ShapeRefusedError(reason)
+            if not self._complete(self._made(*key)):
+                with _refused_without_memory():
+                    self._make_piece(key, keep=keys)
+                return
+
+    def _is_late(self, prepared: _Prepared) -> bool:
+        """It is too late to warm the shape up: that takes what its graph will find in its pool."""
+        return self._started and prepared.full and not prepared.warm
+
+    def _make_piece(self, key: ShapeKey, keep: set[ShapeKey]) -> None:
+        """Warm up, or capture the step, or capture the modules: whichever comes next."""
+        prepared = self._prepared[key]
+        maybe_out_of_memory()
+        if not prepared.warm:
+            self._warm_up(prepared)
+            return
+        if key not in self._shelf:
+            while (oldest := self._shelf.oldest_but(keep)) is not None:
+                self._evict(oldest)
+        capture = self._capture_step if prepared.step_graph is None else self._capture_modules
+        change = self.memory.track(lambda: capture(prepared))
+        allowed = min(self._pool_allowance, max(0, change.pool))
+        self._pool_allowance -= allowed
+        self._shelf.limit -= max(0, change.pool) - allowed
+        self._shelf.put(key, change.driver)
+
+    def _evict(self, key: ShapeKey) -> None:
+        prepared = self._prepared[key]
+        self.memory.track(lambda: _give_up_graphs(prepared), expected=-self._shelf.mean)
+        self._shelf.drop(key)
+        if not len(self._shelf) and not self.shares_graph_memory:
             # PyTorch forgets a memory pool with its last graph; its handle is then of no use.
-            self._pool = torch.cuda.graph_pool_handle()
+            self._place = None
 
-    def _free_bytes(self) -> int:
-        """GPU memory that nobody holds, PyTorch's own reserve given back first."""
-        if not self._on_gpu:
-            return 0
-        torch.cuda.empty_cache()
-        return int(torch.cuda.mem_get_info(self._device)[0])
+    def _made(self, batch_size: int, positions: int) -> _Prepared:
+        key = (batch_size, positions)
+        return self._prepared.get(key) or self._make(*key)
 
     def _make(self, batch_size: int, positions: int) -> _Prepared:
         placement = self._placement(batch_size, positions)
         batch = ProbeBatch(
-            batch_size, positions, placement, self._widths, self._device, self._causal
+            batch_size,
+            positions,
+            placement,
+            self._widths,
+            self._device,
+            self._causal,
+            self._shared_tables(placement.padded_sequences),
         )
         prepared = _Prepared(batch)
         self._prepared[batch_size, positions] = prepared
         return prepared
 
+    def _shared_tables(self, sequences: int) -> tuple[torch.Tensor, ...]:
+        """Block tables for all shapes: no two run at the same time.
+
+        Graphs hold their address, so that they are made once, for the largest batch.
+        """
+        if self._tables is None:
+            rows = [sequences]
+            for b in self._config.batch_sizes:
+                if b <= self._max_seqs:
+                    rows += [self._placement(b, n).padded_sequences for n in self._config.grid]
+            self._tables = tuple(
+                torch.zeros((max(rows), width), dtype=torch.int32, device=self._device)
+                for width in self._widths
+            )
+        return self._tables
+
     def _placement(self, batch_size: int, positions: int) -> Placement:
         return place(self._rules, batch_size, positions)
 
-    def _capture(self, prepared: _Prepared) -> None:
-        """Capture the whole step and the timed modules, each as one graph."""
+    def _warm_up(self, prepared: _Prepared) -> None:
+        """Run the shape once: kernels are then loaded and tuned when they are timed or captured."""
+        if prepared.warm:
+            return
+        context = min(self._config.contexts)
+        prepared.batch.fill(context, self._readers, self.bag)
+        # The kernels of a capture: attention splits its work otherwise there.
+        metadata = self._forward.metadata(prepared.batch, context, for_capture=prepared.full)
+        hidden = self._forward.run_model(prepared.batch, metadata)
+        self._forward.run_head(prepared.batch, hidden)
+        if self.timed_layers:
+            self._discard(self._forward.run_modules(prepared.batch, metadata, external=False))
+        prepared.warm = True
+
+    def _capture_step(self, prepared: _Prepared) -> None:
+        """Capture the forward pass and the LM head as two graphs.
+
+        Hidden states and logits lie in the pool and are forgotten: each replay of the head follows
+        that of the forward pass at once, before any other graph can use their memory.
+        """
         context = min(self._config.contexts)
         batch = prepared.batch
         batch.fill(context, self._readers, self.bag)
         metadata = self._forward.metadata(batch, context, for_capture=True)
-        stream = self._capture_stream
-        prepared.step_graph = Graph(self._pool)
-        prepared.hidden = prepared.step_graph.capture(
-            lambda: self._forward.run_model(batch, metadata), stream, self._ranks
+        where = self._graph_place()
+        step = Graph(where.pool)
+        hidden = step.capture(
+            lambda: self._forward.run_model(batch, metadata),
+            where.stream,
+            self._ranks,
+            warm_up=False,
         )
-        if self.timed_layers:
-            prepared.module_graph = Graph(self._pool)
-            prepared.module_marks = prepared.module_graph.capture(
-                lambda: self._forward.run_modules(batch, metadata, external=_capturing()),
-                stream,
-                self._ranks,
+        if self._capture_head:
+            prepared.head_graph = Graph(where.pool)
+            prepared.head_graph.capture(
+                lambda: self._forward.run_head(batch, hidden), where.stream, warm_up=False
             )
-        torch.cuda.current_stream().synchronize()
+        else:
+            prepared.hidden = hidden
+        prepared.step_graph = step
+
+    def _capture_modules(self, prepared: _Prepared) -> None:
+        """Capture the timed modules as a graph, with their marks inside."""
+        context = min(self._config.contexts)
+        batch = prepared.batch
+        batch.fill(context, self._readers, self.bag)
+        metadata = self._forward.metadata(batch, context, for_capture=True)
+        where = self._graph_place()
+        graph = Graph(where.pool)
+        prepared.module_marks = graph.capture(
+            lambda: self._forward.run_modules(batch, metadata, external=_capturing()),
+            where.stream,
+            self._ranks,
+            warm_up=False,
+        )
+        prepared.module_graph = graph
+
+    def _graph_place(self) -> GraphPlace:
+        if self._place is None:
+            self._place = own_place(self._device)
+        return self._place
 
     def launch(self, shape: Shape) -> Ticket:
         """Enqueue the step and the modules of one shape; waits for nothing.
@@ -284,7 +612,8 @@ class VllmProbeEngine:
         Raises:
             ShapeRefusedError: if memory or the KV cache does not suffice.
         """
-        with _refusals():
+        with _refused_without_memory():
+            maybe_out_of_memory()
             prepared = self._prepared_for(shape)
             metadata = self._inputs(shape, prepared)
             return self._launch(shape, prepared, metadata)
@@ -295,29 +624,33 @@ class VllmProbeEngine:
         Memory that the run will ask for is asked for here, and left in PyTorch's reserve.
         """
         try:
-            with _refusals():
+            with _refused_without_memory():
+                maybe_out_of_memory()
                 prepared = self._prepared_for(shape)
                 self._inputs(shape, prepared)
                 self._clock.release(self._clock.mark())
                 if self._on_gpu:
-                    size = self._bytes_of_run(len(prepared.batch.positions))
+                    size = self._bytes_of_run(prepared)
                     torch.empty(size, dtype=torch.uint8, device=self._device)
         except ShapeRefusedError as refused:
             logger.info("vllm-nfp: %s is refused: %s", shape, refused)
             return False
         return True
 
-    def _bytes_of_run(self, tokens: int) -> int:
+    def _bytes_of_run(self, prepared: _Prepared) -> int:
         """At least what a run takes at a time beside its graphs: logits, and a layer's inside.
 
         Logits are made in parts and put together; a layer holds its input, residual, and what its
         widest part reads and writes.
         """
         model = self._view.vllm_config.model_config
-        config = model.hf_text_config
-        hidden, vocabulary = int(model.get_hidden_size()), int(model.get_vocab_size())
-        widest = int(getattr(config, "intermediate_size", 0) or 4 * hidden)
-        return 2 * tokens * (2 * vocabulary + 8 * hidden + 4 * widest)
+        tokens = len(prepared.batch.positions)
+        per_token = 2 * int(model.get_vocab_size())
+        if prepared.step_graph is None:
+            hidden = int(model.get_hidden_size())
+            widest = int(getattr(model.hf_text_config, "intermediate_size", 0) or 4 * hidden)
+            per_token += 8 * hidden + 4 * widest
+        return 2 * tokens * per_token
 
     def discard(self, ticket: Ticket) -> None:
         """Give a ticket up unread: its marks are recorded again before anyone reads them."""
@@ -326,11 +659,13 @@ class VllmProbeEngine:
 
     def _prepared_for(self, shape: Shape) -> _Prepared:
         key = (shape.batch_size, shape.positions)
-        prepared = self._prepared.get(key) or self._make(*key)
+        prepared = self._made(*key)
         if prepared.busy:
             raise ShapeRefusedError(f"{shape} is still running")
-        if self._captured and key in self._without_graph:
+        if self._started and prepared.full and prepared.step_graph is None:
             raise ShapeRefusedError(f"{shape} has no CUDA graph")
+        if key in self._shelf:
+            self._shelf.use(key)
         return prepared
 
     def _inputs(self, shape: Shape, prepared: _Prepared) -> dict[str, Any]:
@@ -350,14 +685,17 @@ class VllmProbeEngine:
 
     def _run_step(self, prepared: _Prepared, metadata: dict[str, Any]) -> StepMarks:
         start = self._clock.mark()
+        hidden = prepared.hidden
         if prepared.step_graph is not None:
             prepared.step_graph.replay()
-            hidden = prepared.hidden
-            assert hidden is not None
         else:
             hidden = self._forward.run_model(prepared.batch, metadata)
         after_forward = self._clock.mark()
-        self._forward.run_head(prepared.batch, hidden)
+        if prepared.head_graph is not None:
+            prepared.head_graph.replay()
+        else:
+            assert hidden is not None
+            self._forward.run_head(prepared.batch, hidden)
         return StepMarks(start, after_forward, self._clock.mark())
 
     def _run_modules(self, prepared: _Prepared, metadata: dict[str, Any]) -> ModuleMarks:
@@ -412,10 +750,15 @@ class VllmProbeEngine:
         )
 
     def _release(self, ticket: Ticket) -> None:
-        step, modules = ticket.step, ticket.modules
-        marks = [step.start, step.after_forward, step.end, *(modules.empty or ())]
+        for mark in (ticket.step.start, ticket.step.after_forward, ticket.step.end):
+            self._clock.release(mark)
+        self._discard(ticket.modules)
+
+    def _discard(self, modules: ModuleMarks) -> None:
+        marks = list(modules.empty or ())
         marks += [m for interval in modules.intervals for m in (interval.start, interval.end)]
-        for mark in marks:
+        # Where a collective splits a module, one mark ends an interval and begins the next.
+        for mark in dict.fromkeys(marks):
             self._clock.release(mark)
 
     def check_kv_cache_untouched(self) -> None:
@@ -427,16 +770,18 @@ class VllmProbeEngine:
         before = self._kv_checksums()
         b = self._config.batch_sizes[0]
         context = self._config.contexts[0]
-        if self.refusal(b, context) is not None:
+        counts = self.positions(b, context) if self.refusal(b, context) is None else ()
+        if not counts:
             return
-        shape = Shape(b, context, self.positions(b, context)[-1])
+        n = counts[-1]
+        shape = Shape(b, context, n)
         possible = self._ranks.alone or self.can_launch(shape)
         if not self._ranks.all(possible, "can the KV cache be checked"):
             raise ShapeRefusedError(f"{shape} cannot run on every rank")
         ticket = self.launch(shape)
         wait_for(lambda: self.poll(ticket))
-        # Its shape has been run before its graph was captured.
-        self._prepared.clear()
+        prepared = self._prepared[b, n]
+        prepared.warm = not prepared.full  # a capture takes other kernels
         if self._kv_checksums() != before:
             raise KvCacheWrittenError(
                 "a probe changed the KV cache: this attention backend writes padding slots"
@@ -453,14 +798,24 @@ class VllmProbeEngine:
 
     def close(self) -> None:
         """Give up graphs and buffers."""
+        for key in list(self._prepared):
+            if key in self._shelf:
+                self._evict(key)
         self._prepared.clear()
         self._readers = []
-        self.graph_bytes = 0
+        self._tables = None
+
+
+def _give_up_graphs(prepared: _Prepared) -> None:
+    for graph in prepared.graphs:
+        graph.reset()
+    prepared.step_graph = prepared.head_graph = prepared.module_graph = None
+    prepared.module_marks = prepared.hidden = None
 
 
 @contextmanager
-def _refusals() -> Iterator[None]:
-    """Turn what memory or the KV cache lacks into a refusal."""
+def _refused_without_memory() -> Iterator[None]:
+    """Turn a lack of GPU memory or KV blocks into a refusal of the shape."""
     try:
         yield
     except RuntimeError as error:

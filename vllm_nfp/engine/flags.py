@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import atexit
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +19,7 @@ from vllm_nfp.config import (
 )
 from vllm_nfp.engine import versions
 from vllm_nfp.engine.draft_lengths import prepare_speculation
+from vllm_nfp.run_folder import make_run_folder
 
 GROUP = "NFP probe"
 
@@ -157,19 +155,11 @@ def publish_settings(config: ProbeConfig) -> ProbeConfig:
     versions.require_supported()
     if config.output_dir is not None:
         check_writable_folder("--nfp-output-dir", config.output_dir)
-    run_dir = tempfile.mkdtemp(prefix="vllm-nfp-")
-    owner = os.getpid()
-    atexit.register(lambda: _remove_run_dir(run_dir, owner))
+    run_dir = make_run_folder()
     values = {name: getattr(config, name) for name in ProbeConfig.__dataclass_fields__}
     ready = ProbeConfig(**{**values, "run_dir": run_dir})
     os.environ[ENV_VAR] = ready.to_json()
     return ready
-
-
-def _remove_run_dir(run_dir: str, owner: int) -> None:
-    """Remove the hand-over folder, but only in the process that made it, not in its forks."""
-    if os.getpid() == owner:
-        shutil.rmtree(run_dir, ignore_errors=True)
 
 
 def switch_on(args: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ left out of the module that they happen in.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -225,20 +226,30 @@ class Graph:
     """A CUDA graph of the probe's own.
 
     Args:
-        pool: memory pool that the probe's graphs share, apart from vLLM's.
+        pool: memory pool that the graph shares with others.
     """
 
     def __init__(self, pool: Any) -> None:
         self._graph = torch.cuda.CUDAGraph()
         self._pool = pool
 
-    def capture(self, run: Callable[[], Any], stream: Any, ranks: Ranks | None = None) -> Any:
-        """Run once to warm up, once to capture; returns what the captured run returned."""
+    def capture(
+        self,
+        run: Callable[[], Any],
+        stream: Any,
+        ranks: Ranks | None = None,
+        warm_up: bool = True,
+    ) -> Any:
+        """Capture a run, after one to warm up if asked for; returns what the captured one returned.
+
+        Without a warm-up it waits for nothing: what is captured must have run before.
+        """
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            run()
-            stream.synchronize()
-        with (ranks or Alone()).capturing(stream):
+        if warm_up:
+            with torch.cuda.stream(stream):
+                run()
+                stream.synchronize()
+        with (ranks or Alone()).capturing(stream), _no_garbage_collection():
             # Thread-local: a capture must not trip over other threads' CUDA calls.
             self._graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
@@ -251,3 +262,19 @@ class Graph:
     def replay(self) -> None:
         """Enqueue the graph on the current stream."""
         self._graph.replay()
+
+    def reset(self) -> None:
+        """Give up what the graph holds; it must not be running."""
+        self._graph.reset()
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """A collection in the middle of a capture could free CUDA objects, which would break it."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

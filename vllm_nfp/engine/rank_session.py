@@ -17,8 +17,9 @@ from vllm_nfp import faults
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.engine import ranks, support
 from vllm_nfp.engine.engine import VllmProbeEngine
+from vllm_nfp.engine.graph_place import GraphPlace
 from vllm_nfp.engine.runners import RunnerView, step_of
-from vllm_nfp.engine.session import Session
+from vllm_nfp.engine.session import PASSIVE_IDLE_SECONDS, Session
 from vllm_nfp.metrics.snapshot import Snapshot
 from vllm_nfp.probe import Budget, EngineStep, PairResult, Planner, Prober
 from vllm_nfp.probe.lockstep import DivergedError, Lockstep, Pair, PeerFaultError, WireError
@@ -31,7 +32,8 @@ logger = logging.getLogger("vllm.nfp")
 def session_for(config: ProbeConfig, vllm_config: Any) -> Session:
     """A session that fits the engine's ranks."""
     several = vllm_config.parallel_config.tensor_parallel_size > 1
-    return RankSession(config, vllm_config) if several else Session(config, vllm_config)
+    together = several and not config.passive
+    return RankSession(config, vllm_config) if together else Session(config, vllm_config)
 
 
 class RankSession(Session):
@@ -57,7 +59,7 @@ class RankSession(Session):
         """Whether this rank takes part."""
         return self._lockstep is not None
 
-    def attach(self, runner: Any) -> None:
+    def attach(self, runner: Any, place: GraphPlace | None = None) -> None:
         """Take up the runner, on all ranks or on none."""
         begun = time.monotonic()
         reason = support.refusal(self._vllm_config)
@@ -72,7 +74,7 @@ class RankSession(Session):
             faults.set_rank(lockstep.rank)
             self._lockstep = lockstep
             self._ranks = ranks.TensorRanks(lockstep)
-            self._attach(runner, begun)
+            self._attach(runner, begun, place)
         except Exception as error:
             self._give_up_start(lockstep, error)
 
@@ -91,10 +93,17 @@ class RankSession(Session):
         lockstep = self._lockstep
         assert lockstep is not None, "attach() has set it"
         if self._leads:
+            passes = self._vllm_config.compilation_config.pass_config
+            if getattr(passes, "fuse_allreduce_rms", False):
+                logger.info(
+                    "vllm-nfp: this server fuses all-reduces with norms; the module communication "
+                    "times the plain all-reduce, which may take longer"
+                )
             super()._begin(view, engine, clock, begun)
         else:
             faults.maybe_fail("startup_scan")
             follow_scan(engine, lockstep)
+            engine.give_back_cache()
         lockstep.agree(True, "does every rank publish or follow")
 
     def _prober_of(
@@ -107,6 +116,10 @@ class RankSession(Session):
     ) -> Prober:
         assert self._lockstep is not None, "attach() has set it"
         return LeadingProber(engine, clock, planner, budget, sink, self._config, self._lockstep)
+
+    def idle(self) -> float:
+        """Nothing: the other ranks take part at steps alone."""
+        return PASSIVE_IDLE_SECONDS
 
     def step(self, scheduler_output: Any) -> None:
         """Before a real step: take part in what all ranks decide; maybe run a pair."""
@@ -140,7 +153,7 @@ class RankSession(Session):
         step: EngineStep | None = None
         try:
             assert self._view is not None, "attach() has set it"
-            step = step_of(scheduler_output, self._view.decode_positions)
+            step = step_of(scheduler_output, self._view.decode_positions, self._limits)
             if self._own_fault is not None:
                 return step
             self._take_tokens(scheduler_output)

@@ -1,8 +1,9 @@
 """What a probe needs of the other tensor-parallel ranks: their consent, and graphs that fit theirs.
 
-Exchanges run over a process group of the probe's own, on the hosts' network (gloo) and in threads
-of its own: vLLM's groups stay in the order in which vLLM uses them, and a GPU that is busy delays
-nothing.
+Exchanges run through memory that the ranks of a host share (:mod:`vllm_nfp.engine.mailbox`). The
+first few, and all of them where ranks are on several hosts, run over a process group of the probe's
+own, on the hosts' network (gloo) and in threads of its own: vLLM's groups stay in the order in
+which vLLM uses them, and a GPU that is busy delays nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 import torch
 
 from vllm_nfp.config import ProbeConfig
+from vllm_nfp.engine.mailbox import faster
 from vllm_nfp.engine.memory import is_out_of_memory
 from vllm_nfp.probe.lockstep import STEPS_PER_EXCHANGE, Lockstep, WireError
 
@@ -205,7 +207,7 @@ def join(config: ProbeConfig) -> Lockstep:
         }
     )
     return Lockstep(
-        GlooWire(get_tp_group().ranks),
+        faster(GlooWire(get_tp_group().ranks)),
         zlib.crc32(settings.to_json().encode()),
         _steps_per_exchange(config.overhead_budget),
     )

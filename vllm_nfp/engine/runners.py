@@ -5,7 +5,7 @@ The probe shares a runner's model, KV cache and attention groups, and nothing th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -145,21 +145,46 @@ def view_of(runner: Any) -> RunnerView:
     )
 
 
-def step_of(scheduler_output: Any, decode_positions: int) -> EngineStep | None:
-    """The step as the scheduler planned it, alike on all ranks; None if it runs nothing."""
+@dataclass(frozen=True, slots=True)
+class StepLimits:
+    """The most that a step may hold."""
+
+    sequences: int
+    tokens: int
+
+
+def limits_of(vllm_config: Any) -> StepLimits:
+    """The scheduler's limits."""
+    scheduler = vllm_config.scheduler_config
+    return StepLimits(int(scheduler.max_num_seqs), int(scheduler.max_num_batched_tokens))
+
+
+def step_of(
+    scheduler_output: Any, decode_positions: int, limits: StepLimits | None = None
+) -> EngineStep | None:
+    """The step as the scheduler planned it, alike on all ranks; None if it runs nothing.
+
+    A worker does not see the queue of requests. What it sees of it: a step that is full of tokens
+    or sequences, and sequences that were preempted.
+    """
     counts = scheduler_output.num_scheduled_tokens
     if not counts:
         return None
     positions = max(counts.values())
     cached = scheduler_output.scheduled_cached_reqs
-    computed = list(cached.num_computed_tokens)
+    computed = cached.num_computed_tokens
     decode = (
         not scheduler_output.scheduled_new_reqs
         and positions <= decode_positions
         and not scheduler_output.scheduled_encoder_inputs
     )
     context = round(sum(computed) / len(computed)) if computed else 0
-    return EngineStep(len(counts), context, positions, decode)
+    step = EngineStep(len(counts), context, positions, decode)
+    if limits is None:
+        return step
+    preempted = bool(getattr(scheduler_output, "preempted_req_ids", None))
+    full = scheduler_output.total_num_scheduled_tokens >= limits.tokens
+    return replace(step, fullness=len(counts) / limits.sequences, waiting=preempted or full)
 
 
 def graph_rules(vllm_config: Any, attn_groups: Any, device: torch.device) -> GraphRules:

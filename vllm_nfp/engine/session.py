@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,18 +21,22 @@ from vllm_nfp.engine.environment import (
     describe_environment,
     describe_model,
 )
+from vllm_nfp.engine.graph_place import GraphPlace
+from vllm_nfp.engine.memory import host_bytes
 from vllm_nfp.engine.predictions import predict_rows
 from vllm_nfp.engine.ranks import Alone, Ranks
-from vllm_nfp.engine.runners import RunnerView, step_of, view_of
-from vllm_nfp.faults import maybe_fail
+from vllm_nfp.engine.runners import RunnerView, StepLimits, limits_of, step_of, view_of
+from vllm_nfp.faults import maybe_fail, maybe_no_space
 from vllm_nfp.metrics.snapshot import LiveStep, Snapshot, State, engine_file, write_snapshot
 from vllm_nfp.probe import Budget, EngineStep, PairResult, Planner, Prober
 from vllm_nfp.probe.publisher import Counters, Publisher
 from vllm_nfp.profile import Environment, profile_file, profile_of, save_profile
-from vllm_nfp.timing import Clock, CudaClock, HostClock
+from vllm_nfp.timing import Clock, CudaClock, HostClock, StepTimer
 
 logger = logging.getLogger("vllm.nfp")
 
+PASSIVE_IDLE_SECONDS = 60.0
+"""Time between two looks at an idle server where there is nothing to do."""
 MOST_LOG_BYTES = 256 << 20
 """Size at which the log of raw samples ends: at the default budget, after days of full load."""
 
@@ -45,92 +50,138 @@ class Session:
     Args:
         config: the probe's settings.
         vllm_config: the engine's configuration.
+        now: seconds of a monotonic clock.
     """
 
-    def __init__(self, config: ProbeConfig, vllm_config: Any) -> None:
+    def __init__(
+        self, config: ProbeConfig, vllm_config: Any, now: Callable[[], float] = time.monotonic
+    ) -> None:
         self._config = config
+        self._now = now
         served = vllm_config.model_config.served_model_name
         self._identity = Snapshot(
             model_name=served[0] if isinstance(served, list) else str(served),
             engine=str(vllm_config.parallel_config.data_parallel_index),
             state=State.WARMING,
-            overhead_budget=config.overhead_budget,
+            overhead_budget=0.0 if config.passive else config.overhead_budget,
         )
         self._vllm_config = vllm_config
         self._view: RunnerView | None = None
         self._engine: VllmProbeEngine | None = None
         self._prober: Prober | None = None
+        self._timer: StepTimer | None = None
+        self._limits: StepLimits | None = None
+        self._last_step: EngineStep | None = None
+        self._unwritten: set[str] = set()
         self._publisher: Publisher | None = None
         self._log: Any = None
         self._environment: Environment | None = None
         self._ranks: Ranks = Alone()
+        self._resident = 0
         self.on_disable: Callable[[], None] = lambda: None
         """Removes the hooks; set by whoever put them in place."""
 
     @property
     def active(self) -> bool:
-        """Whether probes may run."""
-        return self._prober is not None
+        """Whether steps are timed, and probes may run."""
+        return self._timer is not None
 
-    def attach(self, runner: Any) -> None:
-        """Take up the runner after its warm-up, before the server takes requests."""
-        begun = time.monotonic()
+    def attach(self, runner: Any, place: GraphPlace | None = None) -> None:
+        """Take up the runner after its warm-up, before the server takes requests.
+
+        Args:
+            place: memory pool and stream of vLLM's own CUDA graphs, if there are any.
+        """
+        begun = self._now()
         try:
-            reason = support.refusal(self._vllm_config)
+            rank = getattr(self._vllm_config.parallel_config, "rank", 0)
+            if self._config.passive and rank > 0:
+                return  # ranks step together: the first one tells of all
+            reason = support.refusal(self._vllm_config, self._config.passive)
             if reason is not None:
                 self.disable(reason, expected=True)
                 return
-            self._attach(runner, begun)
+            self._attach(runner, begun, place)
         except Exception as error:
             self._fault("attach", error)
 
-    def _attach(self, runner: Any, begun: float) -> None:
+    def _attach(self, runner: Any, begun: float, place: GraphPlace | None) -> None:
         maybe_fail("attach")
-        view = view_of(runner)
+        view, self._resident = view_of(runner), host_bytes()
         clock: Clock = CudaClock() if view.device.type == "cuda" else HostClock()
+        self._view, self._limits = view, limits_of(self._vllm_config)
+        if self._config.passive:
+            publisher = self._publisher_of(view, list(self._configured_cells()), {})
+            self._publish(view, publisher, StepTimer(clock), begun)
+            return
         with torch.inference_mode():
-            engine = VllmProbeEngine(view, clock, self._config, self._ranks)
+            engine = VllmProbeEngine(view, clock, self._config, place, self._ranks)
             engine.check_kv_cache_untouched()
-            engine.prepare()
-            self._view, self._engine = view, engine
+            engine.prepare(lambda: self._now() >= begun + self._config.capture_seconds)
+            self._engine = engine
             self._begin(view, engine, clock, begun)
 
     def _begin(self, view: RunnerView, engine: VllmProbeEngine, clock: Clock, begun: float) -> None:
-        """Scan, and begin to publish."""
+        """Scan within the time that the settings allow in all, and begin to publish."""
+        config = self._config
         prober, publisher = self._assemble(view, engine, clock)
         maybe_fail("startup_scan")
-        self._scan(prober, publisher)
-        prober.outcomes["startup"] = prober.outcomes.pop("measured")
-        prober.outcomes["measured"] = 0
+        end = begun + config.capture_seconds + config.startup_seconds
+        self._scan(prober, publisher, min(config.startup_seconds, end - self._now()))
+        engine.give_back_cache()
+        self._prober = prober
+        self._publish(view, publisher, prober.timer, begun)
+
+    def _publish(
+        self, view: RunnerView, publisher: Publisher, timer: StepTimer, begun: float
+    ) -> None:
         self._identity = replace(
             publisher.identity,
-            startup_seconds=time.monotonic() - begun,
-            graph_bytes=engine.graph_bytes,
+            startup_seconds=self._now() - begun,
+            host_bytes=max(0, host_bytes() - self._resident),
         )
         publisher.identity = self._identity
-        self._prober, self._publisher = prober, publisher
+        self._publisher, self._timer = publisher, timer
         publisher.start()
+        self._tell_start(view)
+
+    def _tell_start(self, view: RunnerView) -> None:
+        identity, engine, prober = self._identity, self._engine, self._prober
+        if engine is None or prober is None:
+            logger.info(
+                "vllm-nfp: timing the steps of %s on the %s runner, without probes",
+                identity.model_name,
+                view.name,
+            )
+            return
         logger.info(
-            "vllm-nfp: probing %s on the %s runner within %g of its time; "
-            "%d cells, %d of %d layers timed, ready after %.1f s with %.0f MiB of CUDA graphs",
-            self._identity.model_name,
+            "vllm-nfp: probing %s on the %s runner within %g of its time and %g of its steps; "
+            "%d cells, %d of %d layers timed, ready after %.1f s with %.0f MiB of GPU memory%s",
+            identity.model_name,
             view.name,
             self._config.overhead_budget,
+            self._config.delayed_steps,
             len(prober.planner.cells),
             len(engine.timed_layers),
             engine.num_layers,
-            self._identity.startup_seconds,
+            identity.startup_seconds,
             engine.graph_bytes / (1 << 20),
+            " beside vLLM's own CUDA graphs" if engine.shares_graph_memory else "",
         )
 
-    def _scan(self, prober: Prober, publisher: Publisher) -> None:
+    def _configured_cells(self) -> Iterator[tuple[int, int]]:
+        for batch_size in self._config.batch_sizes:
+            for context in self._config.contexts:
+                yield batch_size, context
+
+    def _scan(self, prober: Prober, publisher: Publisher, seconds: float) -> None:
         def on_progress() -> None:
             publisher.report_progress()
             prober.planner.feedback = publisher.feedback
 
         self._prober = prober  # whose counters the reports of progress read
         try:
-            prober.scan(self._config.startup_seconds, on_progress)
+            prober.scan(seconds, on_progress)
         finally:
             self._prober = None
 
@@ -145,23 +196,8 @@ class Session:
         config = self._config
         wanted = max(config.min_samples, config.wanted_samples)
         planner = Planner(grids, wanted, config.seed)
-        budget = Budget(config.overhead_budget)
-        self._open_output(view)
-        publisher = Publisher(
-            config,
-            replace(self._identity, runner=view.name, skipped_cells=skipped),
-            self._counters,
-            lambda: predict_rows(
-                self._vllm_config,
-                view.device,
-                attention_backends(view.runner),
-                list(grids),
-                config.epsilons,
-            ),
-            self._write,
-            self._record,
-            None if self._config.output_dir is None else self._keep_profile,
-        )
+        budget = Budget(config.overhead_budget, config.delayed_steps)
+        publisher = self._publisher_of(view, list(grids), skipped)
         return self._prober_of(engine, clock, planner, budget, publisher.put), publisher
 
     def _prober_of(
@@ -172,74 +208,136 @@ class Session:
         budget: Budget,
         sink: Callable[[PairResult], None],
     ) -> Prober:
-        return Prober(engine, clock, planner, budget, sink, self._config)
+        return Prober(engine, clock, planner, budget, sink, self._config, self._now)
+
+    def _publisher_of(
+        self, view: RunnerView, cells: list[tuple[int, int]], skipped: dict[str, str]
+    ) -> Publisher:
+        self._open_output(view)
+        return Publisher(
+            self._config,
+            replace(self._identity, runner=view.name, skipped_cells=skipped),
+            self._counters,
+            lambda: predict_rows(
+                self._vllm_config,
+                view.device,
+                attention_backends(view.runner),
+                cells,
+                self._config.epsilons,
+            ),
+            self._write,
+            self._record,
+            None if self._config.output_dir is None else self._keep_profile,
+        )
 
     def _cells(
         self, engine: VllmProbeEngine
     ) -> tuple[dict[tuple[int, int], tuple[int, ...]], dict[str, str]]:
         grids: dict[tuple[int, int], tuple[int, ...]] = {}
         skipped: dict[str, str] = {}
-        for batch_size in self._config.batch_sizes:
-            for context in self._config.contexts:
-                reason = engine.refusal(batch_size, context)
-                beyond_one = engine.positions(batch_size, context)[1:] if reason is None else ()
-                if beyond_one:
-                    grids[batch_size, context] = beyond_one
-                else:
-                    skipped[f"B={batch_size} L={context}"] = reason or "no shape has a CUDA graph"
+        for batch_size, context in self._configured_cells():
+            reason = engine.refusal(batch_size, context)
+            beyond_one = engine.positions(batch_size, context)[1:] if reason is None else ()
+            if beyond_one:
+                grids[batch_size, context] = beyond_one
+            else:
+                skipped[f"B={batch_size} L={context}"] = reason or "no shape has a CUDA graph"
         return grids, skipped
 
     def step(self, scheduler_output: Any) -> None:
-        """Before a real step: maybe run a pair of probes."""
-        if self._prober is None or self._view is None or self._publisher is None:
+        """Before a real step: say what it is, and maybe run a pair of probes."""
+        timer, view, publisher = self._timer, self._view, self._publisher
+        if timer is None or view is None or publisher is None:
             return
         try:
-            if self._publisher.fault is not None:
-                self.disable(self._publisher.fault)
+            if publisher.fault is not None:
+                self.disable(publisher.fault)
                 return
-            self._take_tokens(scheduler_output)
-            step = step_of(scheduler_output, self._view.decode_positions)
-            if step is not None:
-                self._prober.planner.feedback = self._publisher.feedback
-                with torch.inference_mode():
-                    self._prober.before_step(step)
+            step = step_of(scheduler_output, view.decode_positions, self._limits)
+            if self._prober is None:
+                self._only_time(timer, step)
+            else:
+                self._take_tokens(scheduler_output)
+                self._probe(self._prober, publisher, step)
         except Exception as error:
             self._fault("probe", error)
+
+    def _only_time(self, timer: StepTimer, step: EngineStep | None) -> None:
+        timer.settle()
+        if step is not None:
+            timer.describe(step.batch_size, step.context, step.positions, step.decode)
+            if step.decode:
+                self._last_step = step
+
+    def _probe(self, prober: Prober, publisher: Publisher, step: EngineStep | None) -> None:
+        if step is not None:
+            prober.planner.feedback = publisher.feedback
+            with torch.inference_mode():
+                prober.before_step(step)
 
     def _take_tokens(self, scheduler_output: Any) -> None:
         for request in scheduler_output.scheduled_new_reqs:
             if request.prompt_token_ids and self._engine is not None:
                 self._engine.bag.add(request.prompt_token_ids[:512])
 
+    def idle(self) -> float:
+        """No request is there: maybe run a pair of probes; seconds until the next call."""
+        prober, publisher = self._prober, self._publisher
+        if prober is None or publisher is None:
+            return PASSIVE_IDLE_SECONDS
+        try:
+            prober.planner.feedback = publisher.feedback
+            with torch.inference_mode():
+                return prober.idle()
+        except Exception as error:
+            self._fault("idle probe", error)
+            return PASSIVE_IDLE_SECONDS
+
     def mark(self, begin: bool) -> None:
         """Around a real step's launch."""
-        if self._prober is None:
+        timer = self._timer
+        if timer is None:
             return
         try:
             if begin:
-                self._prober.begin_step()
+                timer.begin()
             else:
-                self._prober.end_step()
+                timer.end()
         except Exception as error:
             self._fault("timing", error)
 
     def _counters(self) -> Counters:
-        prober = self._prober
+        prober, engine, timer = self._prober, self._engine, self._timer
         if prober is None:
-            return Counters({}, 0.0, 0.0, None, missing_pairs=0)
+            times = None if timer is None else timer.times
+            return Counters({}, 0.0, 0.0, _live(self._last_step), 0, step_times=times)
         return Counters(
             prober.outcomes,
             prober.budget.probe_seconds,
             prober.budget.overhead_ratio,
             _live(prober.last_step),
             prober.planner.missing_pairs,
+            prober.idle_seconds,
+            prober.budget.step_ratio,
+            prober.budget.slack,
+            0 if engine is None else engine.graph_bytes,
+            prober.timer.times,
         )
 
     def _write(self, snapshot: Snapshot) -> None:
-        if self._config.run_dir is not None:
-            write_snapshot(engine_file(self._config.run_dir, snapshot.engine), snapshot)
-        if self._config.output_dir is not None:
-            write_snapshot(engine_file(self._config.output_dir, snapshot.engine), snapshot)
+        """Hand the results on; a full disk leaves the old ones, whose age /metrics tells."""
+        for folder in (self._config.run_dir, self._config.output_dir):
+            if folder is None:
+                continue
+            try:
+                if folder == self._config.output_dir:
+                    maybe_no_space()
+                write_snapshot(engine_file(folder, snapshot.engine), snapshot)
+                self._unwritten.discard(folder)
+            except OSError as error:
+                if folder not in self._unwritten:
+                    logger.warning("vllm-nfp: results are not written for now: %s", error)
+                    self._unwritten.add(folder)
 
     def _open_output(self, view: RunnerView) -> None:
         if self._config.output_dir is None:
@@ -277,8 +375,15 @@ class Session:
             self._log = None
             return
         line = {"unix_seconds": time.time(), **asdict(result)}
-        self._log.write(json.dumps(line) + "\n")
-        self._log.flush()
+        try:
+            maybe_no_space()
+            self._log.write(json.dumps(line) + "\n")
+            self._log.flush()
+        except OSError as error:
+            logger.warning("vllm-nfp: no more raw samples are written: %s", error)
+            log, self._log = self._log, None
+            with suppress(OSError):  # closing writes what is left
+                log.close()
 
     def _fault(self, stage: str, error: Exception) -> None:
         logger.error("vllm-nfp: fault in stage %s", stage, exc_info=error)
@@ -305,11 +410,12 @@ class Session:
             if engine is not None:
                 engine.close()
             if self._log is not None:
-                self._log.close()
+                with suppress(OSError):
+                    self._log.close()
         except Exception:
             logger.exception("vllm-nfp: the probe could not tell /metrics that it is disabled")
         finally:
-            self._prober = self._publisher = self._engine = self._log = None
+            self._prober = self._publisher = self._engine = self._log = self._timer = None
 
 
 def _live(step: EngineStep | None) -> LiveStep | None:

@@ -8,13 +8,14 @@ from typing import Any
 from vllm_nfp.engine import versions
 
 
-def refusal(vllm_config: Any) -> str | None:
+def refusal(vllm_config: Any, passive: bool = False) -> str | None:
     """Why the probe must stay off with this configuration; None if it may run.
 
-    Each reason names the feature and what to do without it.
+    Each reason names the feature and what to do without it. Timing real steps alone corrupts
+    nothing, and needs no more than a vLLM that is known.
     """
     version = versions.refusal()
-    if version is not None:
+    if version is not None or passive:
         return version
     for check in _CHECKS:
         reason = check(vllm_config)

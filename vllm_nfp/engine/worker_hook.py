@@ -32,11 +32,13 @@ def install(patches: PatchSet, config: ProbeConfig) -> None:
 
 def _hook_worker(worker: Any, config: ProbeConfig) -> None:
     """Attach a session when the worker has compiled and warmed up."""
+    from vllm_nfp.engine.graph_place import CaptureWatch
 
     def warm_up(original: Any) -> Any:
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            result = original(*args, **kwargs)
-            _attach(worker, config)
+            with CaptureWatch() as captures:
+                result = original(*args, **kwargs)
+            _attach(worker, config, captures.place)
             return result
 
         return wrapped
@@ -44,16 +46,18 @@ def _hook_worker(worker: Any, config: ProbeConfig) -> None:
     PatchSet().wrap(worker, "compile_or_warm_up_model", warm_up)
 
 
-def _attach(worker: Any, config: ProbeConfig) -> None:
+def _attach(worker: Any, config: ProbeConfig, place: Any) -> None:
     import logging
 
     try:
+        from vllm_nfp.engine import idle
         from vllm_nfp.engine.rank_session import session_for
 
         session = session_for(config, worker.vllm_config)
-        session.attach(worker.model_runner)
+        session.attach(worker.model_runner, place)
         if session.active:
             _hook_runner(worker.model_runner, session)
+            idle.install(session)
     except Exception:
         logging.getLogger("vllm.nfp").exception("vllm-nfp: the probe stays off")
 

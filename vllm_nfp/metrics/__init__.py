@@ -11,6 +11,7 @@ from vllm_nfp.metrics.snapshot import (
     Snapshot,
     SnapshotError,
     State,
+    StepRow,
     read_snapshot,
     write_snapshot,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "Snapshot",
     "SnapshotError",
     "State",
+    "StepRow",
     "read_snapshot",
     "write_snapshot",
 ]

@@ -8,6 +8,8 @@ come from the settings, which bound their number.
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -29,6 +31,8 @@ from vllm_nfp.metrics.snapshot import FILE_PATTERN, Snapshot, State, read_snapsh
 
 logger = logging.getLogger("vllm.nfp")
 
+_FileState = tuple[str, int, int, int]
+"""Path, time of change, size and inode: alike as long as the file is."""
 AcceptanceOf = Callable[[str], Acceptance | None]
 """The acceptance of an engine's drafts; None: not known."""
 
@@ -56,6 +60,10 @@ class NfpCollector:
         self._draft_acceptance = draft_acceptance
         self._registry = registry
         self._warned: set[str] = set()
+        self._read: dict[Path, tuple[_FileState, Snapshot]] = {}
+        self._families: tuple[list[_FileState], list[Metric]] = ([], [])
+        # Scrapes come in threads of their own; one at a time reads and builds.
+        self._lock = threading.Lock()
 
     def describe(self) -> Iterable[Metric]:
         """The metrics without values: registering the collector reads no file.
@@ -75,7 +83,7 @@ class NfpCollector:
         try:
             maybe_fail("collect")
             families = [
-                *families_of(self._snapshots(), self._acceptances(others)),
+                *self._current(self._acceptances(others)),
                 *control_families(self._controls()),
             ]
         except Exception as error:
@@ -87,14 +95,33 @@ class NfpCollector:
         given = self._draft_acceptance
         return counted_acceptance(others) if given is None else lambda _: constant(given)
 
+    def _current(self, acceptance_of: AcceptanceOf) -> list[Metric]:
+        """All families; those that only the files decide are built once for each new file.
+
+        So the cost of a scrape does not depend on how much is measured or how often one asks.
+        """
+        with self._lock:
+            snapshots = self._snapshots()
+            states = [state for state, _ in self._read.values()]
+            if self._families[0] != states or not self._families[1]:
+                self._families = (states, list(_of_files(snapshots)))
+            fixed = self._families[1]
+        return [*fixed, *_ages(snapshots), *_recommended(snapshots, acceptance_of)]
+
     def _snapshots(self) -> list[Snapshot]:
-        snapshots = []
+        """The engines' snapshots; a file that has not changed is not read again."""
+        found: dict[Path, tuple[_FileState, Snapshot]] = {}
         for path in sorted(self._run_dir.glob(FILE_PATTERN)):
             try:
-                snapshots.append(read_snapshot(path))
+                stat = path.stat()
+                state = (str(path), stat.st_mtime_ns, stat.st_size, stat.st_ino)
+                known = self._read.get(path)
+                fresh = known is not None and known[0] == state
+                found[path] = known if fresh and known else (state, read_snapshot(path))
             except (OSError, ValueError) as error:
                 self._warn_once(f"the hand-over file {path.name} is ignored: {error}")
-        return snapshots
+        self._read = found
+        return [snapshot for _, snapshot in found.values()]
 
     def _controls(self) -> list[ControlSnapshot]:
         snapshots = []
@@ -120,13 +147,21 @@ def families_of(
         acceptance_of: of the drafts of an engine; where it is None no length is recommended.
     """
     engines = list(snapshots)
+    yield from _of_files(engines)
+    yield from _ages(engines)
+    yield from _recommended(engines, acceptance_of)
+
+
+def _of_files(engines: list[Snapshot]) -> Iterator[Metric]:
+    """Families that the hand-over files alone decide."""
     yield from _boundaries(engines)
     yield from _predictions(engines)
     yield from _curves(engines)
     yield from _layers(engines)
     yield from _probing(engines)
+    yield from _costs(engines)
+    yield from _steps(engines)
     yield from _live(engines)
-    yield from _recommended(engines, acceptance_of)
 
 
 def _engine(snapshot: Snapshot) -> list[str]:
@@ -288,6 +323,71 @@ def _probing(engines: list[Snapshot]) -> Iterator[Metric]:
         for name in State:
             state.add_metric([*labels, str(name)], float(snapshot.state == name))
     yield from (probes, seconds, ratio, budget, startup, memory, state)
+
+
+def _costs(engines: list[Snapshot]) -> Iterator[Metric]:
+    idle = CounterMetricFamily(
+        "vllm_nfp_idle_probe_gpu_seconds",
+        "GPU time that probes took while no request was there (host time on a CPU).",
+        labels=_ENGINE,
+    )
+    delayed = GaugeMetricFamily(
+        "vllm_nfp_delayed_steps_ratio", "Share of steps that a probe has delayed.", labels=_ENGINE
+    )
+    slack = GaugeMetricFamily(
+        "vllm_nfp_budget_slack_ratio",
+        "Part of the budget that the load leaves to probes; 0 while requests wait.",
+        labels=_ENGINE,
+    )
+    memory = GaugeMetricFamily(
+        "vllm_nfp_memory_bytes",
+        "Memory that the probe holds: gpu, or host, the growth of the worker at its start.",
+        labels=[*_ENGINE, "kind"],
+    )
+    for snapshot in engines:
+        labels = _engine(snapshot)
+        idle.add_metric(labels, snapshot.idle_probe_seconds)
+        delayed.add_metric(labels, snapshot.step_ratio)
+        slack.add_metric(labels, snapshot.budget_slack)
+        memory.add_metric([*labels, "gpu"], snapshot.graph_bytes)
+        memory.add_metric([*labels, "host"], snapshot.host_bytes)
+    yield from (idle, delayed, slack, memory)
+
+
+def _steps(engines: list[Snapshot]) -> Iterator[Metric]:
+    names = [*_ENGINE, "batch_size", "context", "positions"]
+    latency = GaugeMetricFamily(
+        "vllm_nfp_step_latency_seconds",
+        "Median time of recent real decode steps, from the launch to the end of sampling.",
+        labels=names,
+    )
+    count = CounterMetricFamily(
+        "vllm_nfp_steps", "Real decode steps timed, of each kind.", labels=names
+    )
+    for snapshot in engines:
+        for row in snapshot.steps:
+            labels = [
+                *_engine(snapshot),
+                str(row.batch_size),
+                str(row.context),
+                str(row.positions),
+            ]
+            latency.add_metric(labels, row.median_seconds)
+            count.add_metric(labels, row.samples)
+    yield from (latency, count)
+
+
+def _ages(engines: list[Snapshot]) -> Iterator[Metric]:
+    age = GaugeMetricFamily(
+        "vllm_nfp_age_seconds",
+        "Time since the engine's probe last told of itself; it does so every few seconds.",
+        labels=_ENGINE,
+    )
+    for snapshot in engines:
+        if snapshot.updated_monotonic_seconds > 0.0:
+            seconds = time.monotonic() - snapshot.updated_monotonic_seconds
+            age.add_metric(_engine(snapshot), max(0.0, seconds))
+    yield age
 
 
 def _live(engines: list[Snapshot]) -> Iterator[Metric]:

@@ -102,6 +102,22 @@ class LiveStep:
 
 
 @dataclass(frozen=True, slots=True)
+class StepRow:
+    """Time of real decode steps of one kind, without any probe in them."""
+
+    batch_size: int
+    """Upper bound of the bucket of sequences in the step."""
+    context: int
+    """Upper bound of the bucket of mean context lengths, in tokens."""
+    positions: int
+    """Positions per sequence that the steps ran."""
+    samples: int
+    """Steps timed since the start; the median is taken over the most recent ones."""
+    median_seconds: float
+    """From the launch of the forward pass to the end of sampling, on the device."""
+
+
+@dataclass(frozen=True, slots=True)
 class LayerHistogram:
     """Cumulative counts of one layer's module times, as Prometheus wants them."""
 
@@ -138,10 +154,15 @@ class Snapshot:
     """Why the probe is disabled; empty otherwise."""
     runner: str = ""
     updated_unix_seconds: float = 0.0
+    updated_monotonic_seconds: float = 0.0
+    """Of the host's monotonic clock, which all its processes share: tells the age whatever the wall
+    clock does; 0: not told."""
     probes: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """Number of probes by outcome."""
     probe_seconds: float = 0.0
     """GPU time (host time on a CPU) that probes took while serving."""
+    idle_probe_seconds: float = 0.0
+    """Time that probes took while no request was there."""
     startup_seconds: float = 0.0
     """Time that the probe added to the start."""
     overhead_ratio: float = 0.0
@@ -153,13 +174,22 @@ class Snapshot:
     layers: tuple[LayerHistogram, ...] = ()
     layer_times: tuple[LayerTimeRow, ...] = ()
     """For profiles alone; empty in the file that /metrics reads."""
+    step_ratio: float = 0.0
+    """Share of real steps that a probe has delayed."""
+    budget_slack: float = 1.0
+    """Part of the budget that the load leaves: 0 while requests wait."""
     missing_pairs: int = 0
     """Pairs that points which matter still lack."""
     live: LiveStep | None = None
+    steps: tuple[StepRow, ...] = ()
+    """Real steps, timed passively."""
     skipped_cells: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Cells that cannot be probed here, as "B=32 L=16384", and why."""
     graph_bytes: int = 0
-    """GPU memory taken by the probe's own CUDA graphs."""
+    """GPU memory that the probe holds: buffers, CUDA graphs, and what these add to the memory of
+    vLLM's own."""
+    host_bytes: int = 0
+    """Growth of the worker's resident memory while the probe was attached."""
     schema: int = SCHEMA
 
 

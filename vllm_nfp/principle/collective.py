@@ -35,6 +35,9 @@ class LinkConstants:
 
     Shares lie where published all-reduce tests on NVLink do; a meeting of two GPUs takes a few
     microseconds through peer memory, and more through NCCL's launch and channels.
+
+    Attributes:
+        fitted: whether to collectives of the device that they are used for.
     """
 
     bandwidth: float = 0.7
@@ -47,6 +50,7 @@ class LinkConstants:
     """Of one of vLLM's own, one-shot, beside its bytes; a two-shot one meets once more."""
     meeting_seconds: float = 2e-6
     """Of the second meeting."""
+    fitted: bool = False
 
     def __post_init__(self) -> None:
         check_bounds(

@@ -1,43 +1,96 @@
-"""The overhead budget: probing may take a share of the time that real steps take."""
+"""The overhead budget: probing may take a share of the time, and of the steps, that are real.
+
+Two bounds hold at once. The share of time bounds what throughput may lose. The share of steps
+bounds who notices: a pair delays one step, and so one inter-token interval of each running
+sequence, by however long it takes; as long as far fewer than 1 % of the steps are delayed, the
+99th percentile of the intervals stays where it was.
+"""
 
 from __future__ import annotations
 
 MOST_SAVED_PROBES = 2.0
 """Allowance that may pile up, in probes: a quiet hour must not end in a burst of them."""
+BUSY_MEMORY_STEPS = 64
+"""Steps over which the share of steps that read prompts is averaged."""
+QUEUED_STEPS = 128
+"""Steps without allowance after a sign that requests wait."""
 
 
 class Budget:
     """Earns a share of each real step's time and spends it on probes.
 
-    A probe starts when its expected cost has been earned. If it costs more, the debt is worked
-    off before the next one, so that the share holds by measurement and not by schedule.
+    A probe starts when its expected cost has been earned and enough steps have gone by without
+    one. If it costs more, the debt is worked off before the next one, so that the share holds by
+    measurement and not by schedule.
 
     Args:
         share: largest probe time / (real + probe) time.
+        step_share: largest share of steps that a probe delays; 1 does not bound it.
     """
 
-    def __init__(self, share: float) -> None:
-        self._rate = share / (1.0 - share)
+    def __init__(self, share: float, step_share: float = 1.0) -> None:
+        self._share = share
+        self._step_share = step_share
         self._saved = 0.0
+        self._saved_steps = 0.0
         self._expected = 0.0
+        self._busy = 0.0
+        self._queued = 0
+        self.slack = 1.0
+        """Part of the budget that the load leaves: 1 on a quiet server, 0 while requests wait."""
         self.real_seconds = 0.0
         self.probe_seconds = 0.0
+        self.steps = 0
+        self.probed_steps = 0
+
+    def observe(self, fullness: float, reads_prompt: bool, waiting: bool) -> None:
+        """What the scheduler's output tells of the load of the step that comes next.
+
+        Args:
+            fullness: running sequences over the most that may run.
+            reads_prompt: the step reads a prompt.
+            waiting: requests wait: sequences were preempted, or a limit of the step was reached.
+        """
+        self.steps += 1
+        self._busy += ((1.0 if reads_prompt else 0.0) - self._busy) / BUSY_MEMORY_STEPS
+        self._queued = QUEUED_STEPS if waiting else max(0, self._queued - 1)
+        self.slack = 0.0 if self._queued else max(0.0, 1.0 - fullness) * (1.0 - self._busy)
+        self._saved_steps = min(self._saved_steps + self._step_share * self.slack, 1.0)
 
     def earn(self, step_seconds: float) -> None:
         """A real step took this long."""
         self.real_seconds += step_seconds
-        most = max(MOST_SAVED_PROBES * self._expected, self._rate * step_seconds)
-        self._saved = min(self._saved + self._rate * step_seconds, max(most, self._saved))
+        share = self._share * self.slack
+        earned = share / (1.0 - share) * step_seconds
+        most = max(MOST_SAVED_PROBES * self._expected, earned)
+        self._saved = min(self._saved + earned, max(most, self._saved))
 
     def affords(self, expected_seconds: float) -> bool:
         """Whether a probe of this cost may start now."""
         self._expected = expected_seconds
-        return self._rate > 0.0 and self._saved >= expected_seconds
+        if self.off or self.slack <= 0.0 or self._saved < expected_seconds:
+            return False
+        return self._step_share >= 1.0 or self._saved_steps >= 1.0 - 1e-9
+
+    def started(self) -> None:
+        """A probe delays the step that comes next."""
+        self._saved_steps = 0.0
+        self.probed_steps += 1
 
     def spend(self, cost_seconds: float) -> None:
         """A probe took this long."""
         self._saved -= cost_seconds
         self.probe_seconds += cost_seconds
+
+    @property
+    def step_ratio(self) -> float:
+        """Share of the steps so far that a probe has delayed."""
+        return self.probed_steps / self.steps if self.steps else 0.0
+
+    @property
+    def off(self) -> bool:
+        """No probe may run at all."""
+        return self._share <= 0.0
 
     @property
     def overhead_ratio(self) -> float:

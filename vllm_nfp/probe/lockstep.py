@@ -32,6 +32,8 @@ from typing import Any, Protocol
 STEPS_PER_EXCHANGE = 8
 """Some 50 ms of serving: a pair within 1 % of the time comes every few hundred steps."""
 LEADER = 0
+VALUES = 10
+"""Integers of each rank's part of an exchange."""
 _DIGEST_MODULUS = (1 << 31) - 1
 
 

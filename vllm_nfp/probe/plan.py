@@ -8,11 +8,13 @@ cell that live traffic is in comes first half of the time.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 LIVE_SHARE = 0.5
 """Share of probes that go to the cell that live traffic is in."""
+STAY_PAIRS = 18
+"""Pairs that are taken of shapes that are ready before others are made ready in their place."""
 REFRESH_SHARE = 0.3
 """Share of probes, once all points have samples, that refresh the oldest point."""
 
@@ -62,6 +64,7 @@ class Planner:
         self._counts: dict[Target, int] = {t: 0 for ts in self._targets.values() for t in ts}
         self._last: dict[Target, int] = dict.fromkeys(self._counts, 0)
         self._turn = 0
+        self._since_change = 0
         self._min_samples = min_samples
         self._rng = random.Random(seed)
         self.feedback = Feedback()
@@ -72,14 +75,38 @@ class Planner:
         """Cells that still have targets."""
         return tuple(self._targets)
 
-    def next(self, live: CellKey | None = None) -> Target | None:
+    def next(
+        self, live: CellKey | None = None, ready: Callable[[Target], bool] = lambda _: True
+    ) -> Target | None:
         """The next pair to run; None if nothing can be probed.
 
         Args:
             live: the cell that live traffic is in, if it is one of ours.
+            ready: whether a target can run at once. Making another one ready costs more than a
+                pair, so that those that are ready are kept to for :data:`STAY_PAIRS`.
         """
         if not self._targets:
             return None
+        target = self._choose(live)
+        if ready(target):
+            return target
+        if self._since_change < STAY_PAIRS:
+            held = [t for t in self._wanting() if ready(t)]
+            if held:
+                fewest = min(self._counts[t] for t in held)
+                return self._rng.choice([t for t in held if self._counts[t] == fewest])
+        return target
+
+    def changed(self) -> None:
+        """Other targets than before have been made ready."""
+        self._since_change = 0
+
+    def _wanting(self) -> list[Target]:
+        """Targets that lack samples; all once none does."""
+        missing = [t for cell in self._targets for t in self._missing(cell)]
+        return missing or [t for ts in self._targets.values() for t in ts]
+
+    def _choose(self, live: CellKey | None) -> Target:
         cell = self._choose_cell(live)
         missing = self._missing(cell)
         if missing:
@@ -93,6 +120,7 @@ class Planner:
     def record(self, target: Target) -> None:
         """The pair has been measured."""
         self._turn += 1
+        self._since_change += 1
         if target in self._counts:
             self._counts[target] += 1
             self._last[target] = self._turn

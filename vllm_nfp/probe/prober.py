@@ -1,10 +1,13 @@
-"""The loop between real steps: read what is ready, keep the budget, launch the next pair."""
+"""The loop between real steps: read what is ready, keep the budget, launch the next pair.
+
+A pair needs shapes that are ready: warmed up and, on a GPU that serves with FULL graphs, captured.
+What they lack is made piece by piece, each piece in the place of a pair and charged like one.
+"""
 
 from __future__ import annotations
 
 import random
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,27 +17,37 @@ from vllm_nfp.faults import maybe_fail
 from vllm_nfp.probe.budget import Budget
 from vllm_nfp.probe.plan import CellKey, Planner, Target, bucket
 from vllm_nfp.probe.types import EngineStep, PairResult, ProbeEngine, Shape, ShapeRefusedError
-from vllm_nfp.timing import Clock, Mark
+from vllm_nfp.timing import Clock, Mark, StepTimer
 
-MOST_PENDING_STEPS = 256
-"""Real steps whose end has not been read; beyond it the oldest are forgotten, unearned."""
 PROGRESS_SECONDS = 0.5
 """Time between two reports of a scan's progress."""
 RUNS_PER_PAIR = 4.0
 """First guess of a pair's cost, in real steps, until one has been measured."""
+LONGEST_FLIGHT_SECONDS = 60.0
+"""A pair that has not passed the device by then never will."""
+IDLE_GRACE_SECONDS = 0.05
+"""Time without a request before the first probe of an idle spell."""
+IDLE_POLL_SECONDS = 0.002
+IDLE_REFRESH_SECONDS = 5.0
+"""Time between two idle probes once every point has its samples."""
+
+
+class DeviceStuckError(RuntimeError):
+    """A probe's marks are never passed: the device, or what it waits for, hangs."""
 
 
 @dataclass(slots=True)
 class _Flight:
-    """A pair on the device."""
+    """A pair on the device; without a target, a piece of what a pair needs."""
 
-    target: Target
+    target: Target | None
     tickets: list[Any]
     baseline_first: bool
     start: Mark
     end: Mark
     host_seconds: float
-    charged: bool
+    account: str
+    launched: float
 
 
 class Prober:
@@ -47,6 +60,7 @@ class Prober:
         budget: says when.
         sink: takes each finished pair.
         config: the probe's settings.
+        now: seconds of a monotonic clock.
     """
 
     def __init__(
@@ -57,58 +71,90 @@ class Prober:
         budget: Budget,
         sink: Callable[[PairResult], None],
         config: ProbeConfig,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
         self._clock = clock
         self.planner = planner
         self.budget = budget
+        self.timer = StepTimer(clock, budget.earn)
         self._sink = sink
         self._config = config
+        self._now = now
         self._rng = random.Random(config.seed)
-        self._steps: deque[tuple[Mark, Mark]] = deque()
-        self._step_start: Mark | None = None
         self._flight: _Flight | None = None
-        self._last_step_seconds = 0.0
+        self._pending: Target | None = None
+        """The target whose shapes are being made ready."""
         self._last_pair_seconds = 0.0
-        self.outcomes: dict[str, int] = {"measured": 0, "refused": 0}
+        self._idle_since: float | None = None
+        self._idle_next = 0.0
+        self.idle_seconds = 0.0
+        """Time that probes took while no request was there."""
+        self.outcomes: dict[str, int] = {"measured": 0, "idle": 0, "prepared": 0, "refused": 0}
         self.last_step: EngineStep | None = None
 
     def before_step(self, step: EngineStep) -> None:
         """A real step is about to be launched; may launch a pair ahead of it."""
-        self.settle()
+        self._look(step)
         if not step.decode:
             return
-        self.last_step = step
-        if self._flight is None:
-            target = self._plan(step)
-            if target is not None:
-                self._launch(target, charged=True)
+        # Cheapest questions first: this runs before every decode step.
+        if self._flight is None and self.budget.affords(self._least_cost()):
+            self._advance(self.live_cell(step), "measured")
+
+    def _look(self, step: EngineStep) -> None:
+        """Read what is ready, and take in what the step tells of the load."""
+        self._idle_since = None
+        self.settle()
+        self.timer.describe(step.batch_size, step.context, step.positions, step.decode)
+        self.budget.observe(step.fullness, not step.decode, step.waiting)
+        if step.decode:
+            self.last_step = step
 
     def begin_step(self) -> None:
         """The real step's work is enqueued from here on."""
-        if self._step_start is not None:
-            # The step before ran nothing, so that its end was never told.
-            self._release(self._step_start)
-        self._step_start = self._clock.mark()
+        self.timer.begin()
 
     def end_step(self) -> None:
         """The real step's work has been enqueued."""
-        if self._step_start is None:
-            return
-        if len(self._steps) >= MOST_PENDING_STEPS:
-            self._release(*self._steps.popleft())
-        self._steps.append((self._step_start, self._clock.mark()))
-        self._step_start = None
+        self.timer.end()
 
     def settle(self) -> None:
-        """Read whatever the device has passed; waits for nothing."""
-        while self._steps and self._clock.ready(self._steps[0][1]):
-            start, end = self._steps.popleft()
-            self._last_step_seconds = self._clock.seconds(start, end)
-            self.budget.earn(self._last_step_seconds)
-            self._release(start, end)
-        if self._flight is not None and self._clock.ready(self._flight.end):
-            self._finish(self._flight)
+        """Read whatever the device has passed; waits for nothing.
+
+        Raises:
+            DeviceStuckError: if a pair has been on the device for longer than any can be.
+        """
+        self.timer.settle()
+        flight = self._flight
+        if flight is None:
+            return
+        if self._clock.ready(flight.end):
+            self._finish(flight)
+        if self._flight is flight and self._now() > flight.launched + LONGEST_FLIGHT_SECONDS:
+            raise DeviceStuckError(
+                f"a probe has not finished within {LONGEST_FLIGHT_SECONDS:g} s: the device hangs"
+            )
+
+    def idle(self) -> float:
+        """No request is there: run what the idle share allows; returns seconds until the next call.
+
+        The caller returns to serving as soon as a request comes, whatever is on the device: that
+        request then waits for the rest of one pair at most.
+        """
+        now = self._now()
+        if self._idle_since is None:
+            self._idle_since = now
+            self._idle_next = max(self._idle_next, now + IDLE_GRACE_SECONDS)
+        self.settle()
+        if self._flight is not None:
+            return IDLE_POLL_SECONDS
+        if now < self._idle_next:
+            return self._idle_next - now
+        if self._config.idle_share <= 0.0 or self.budget.off:
+            return IDLE_REFRESH_SECONDS
+        self._advance(self.live_cell(self.last_step), "idle")
+        return IDLE_POLL_SECONDS if self._flight is not None else IDLE_REFRESH_SECONDS
 
     def scan(
         self,
@@ -123,18 +169,16 @@ class Prober:
         Args:
             on_progress: called every :data:`PROGRESS_SECONDS`; may set the planner's feedback.
         """
-        begun = told = time.monotonic()
-        while time.monotonic() < begun + seconds and not self.planner.complete:
-            target = self.planner.next()
-            if target is None:
+        begun = told = self._now()
+        while self._now() < begun + seconds and not self.planner.complete:
+            if not self._advance(None, "startup"):
                 return
-            self._launch(target, charged=False)
             while self._flight is not None:
                 self.settle()
                 sleep(0.0002)
-            if time.monotonic() >= told + PROGRESS_SECONDS:
+            if self._now() >= told + PROGRESS_SECONDS:
                 on_progress()
-                told = time.monotonic()
+                told = self._now()
 
     def live_cell(self, step: EngineStep | None) -> CellKey | None:
         """The cell that a real step belongs to; None if it is larger than all of ours."""
@@ -144,35 +188,75 @@ class Prober:
         context = bucket(step.context, self._config.contexts)
         return None if batch_size is None or context is None else (batch_size, context)
 
-    def _plan(self, step: EngineStep) -> Target | None:
-        maybe_fail("plan")
-        # Cheapest question first: this runs before every decode step.
-        if not self.budget.affords(self._least_cost()):
-            return None
-        return self.planner.next(self.live_cell(step))
-
     def _least_cost(self) -> float:
         """Expected cost of the next pair: that of the last one, or a guess from the real steps."""
-        return self._last_pair_seconds or RUNS_PER_PAIR * self._last_step_seconds
+        return self._last_pair_seconds or RUNS_PER_PAIR * self.timer.last_seconds
 
-    def _launch(self, target: Target, charged: bool) -> None:
-        self._run(target, self._rng.random() < 0.5, charged)
-
-    def _run(self, target: Target, baseline_first: bool, charged: bool) -> None:
-        many = Shape(target.batch_size, target.context, target.positions)
-        one = Shape(target.batch_size, target.context, 1)
-        begun = time.perf_counter()
-        start = self._clock.mark()
+    def _advance(self, live: CellKey | None, account: str) -> bool:
+        """Launch the next pair, or a piece of what it lacks; False if nothing is left to probe."""
+        maybe_fail("plan")
+        target = self._pending or self.planner.next(live, self._is_ready)
+        if target is None:
+            return False
         try:
-            order = (one, many) if baseline_first else (many, one)
-            tickets = [self._engine.launch(shape) for shape in order]
+            if self._is_ready(target):
+                self._pending = None
+                self._launch(target, account)
+            else:
+                if self._pending is None:
+                    self.planner.changed()
+                self._pending = target
+                self._prepare(target, account)
         except ShapeRefusedError:
+            self._pending = None
             self.planner.drop(target)
             self.outcomes["refused"] += 1
-            return
+        return True
+
+    def _is_ready(self, target: Target) -> bool:
+        return all(map(self._engine.ready, _shapes(target)))
+
+    def _prepare(self, target: Target, account: str) -> None:
+        begun, start = time.perf_counter(), self._clock.mark()
+        try:
+            self._engine.make_ready(_shapes(target))
+        finally:
+            # A refusal has cost its time as well.
+            self._fly(None, [], False, start, begun, account)
+
+    def _launch(self, target: Target, account: str) -> None:
+        self._run(target, self._rng.random() < 0.5, account)
+
+    def _run(self, target: Target, baseline_first: bool, account: str) -> None:
+        one, many = _shapes(target)
+        begun, start = time.perf_counter(), self._clock.mark()
+        order = (one, many) if baseline_first else (many, one)
+        tickets: list[Any] = []
+        complete = False
+        try:
+            for shape in order:
+                tickets.append(self._engine.launch(shape))
+            complete = True
+        finally:
+            # A run whose partner was refused is read and forgotten.
+            self._fly(target if complete else None, tickets, baseline_first, start, begun, account)
+
+    def _fly(
+        self,
+        target: Target | None,
+        tickets: list[Any],
+        baseline_first: bool,
+        start: Mark,
+        begun: float,
+        account: str,
+    ) -> None:
         end = self._clock.mark()
-        host_seconds = time.perf_counter() - begun
-        self._flight = _Flight(target, tickets, baseline_first, start, end, host_seconds, charged)
+        seconds = time.perf_counter() - begun
+        self._flight = _Flight(
+            target, tickets, baseline_first, start, end, seconds, account, self._now()
+        )
+        if account == "measured":
+            self.budget.started()
 
     def _finish(self, flight: _Flight) -> None:
         timings = [self._engine.poll(ticket) for ticket in flight.tickets]
@@ -180,19 +264,37 @@ class Prober:
             return
         self._flight = None
         device_seconds = self._clock.seconds(flight.start, flight.end)
-        self._release(flight.start, flight.end)
+        self._clock.release(flight.start)
+        self._clock.release(flight.end)
         # A pair delays the next step by its time on the device or, where launching takes longer
         # than running, by its time on the host.
         cost = max(device_seconds, flight.host_seconds)
+        if flight.target is not None:
+            self.planner.record(flight.target)
+        self._charge(flight.account, cost)
+        if flight.target is None:
+            self.outcomes["prepared"] += 1
+            return
         self._last_pair_seconds = cost
-        if flight.charged:
-            self.budget.spend(cost)
-        self.planner.record(flight.target)
-        self.outcomes["measured"] += 1
+        self.outcomes[flight.account] = self.outcomes.get(flight.account, 0) + 1
         one, many = timings if flight.baseline_first else reversed(timings)
         assert one is not None and many is not None
         self._sink(PairResult(many, one, flight.baseline_first, cost))
 
-    def _release(self, *marks: Mark) -> None:
-        for mark in marks:
-            self._clock.release(mark)
+    def _charge(self, account: str, cost: float) -> None:
+        if account == "measured":
+            self.budget.spend(cost)
+        elif account == "idle":
+            self.idle_seconds += cost
+            pause = cost * (1.0 / self._config.idle_share - 1.0)
+            if self.planner.complete:
+                pause = max(pause, IDLE_REFRESH_SECONDS)
+            self._idle_next = self._now() + pause
+
+
+def _shapes(target: Target) -> tuple[Shape, Shape]:
+    """The baseline and the shape itself."""
+    return (
+        Shape(target.batch_size, target.context, 1),
+        Shape(target.batch_size, target.context, target.positions),
+    )

@@ -29,9 +29,11 @@ from vllm_nfp.metrics.snapshot import (
     PredictionRow,
     Snapshot,
     State,
+    StepRow,
 )
 from vllm_nfp.probe.plan import CellKey, Feedback, Target
 from vllm_nfp.probe.types import PairResult, Shape, Timing
+from vllm_nfp.timing import StepTimes
 
 logger = logging.getLogger("vllm.nfp")
 
@@ -40,8 +42,10 @@ LAYER_BOUNDS_SECONDS = (
 )  # fmt: skip
 LAYER_SAMPLES = 15
 """Most recent runs that a layer's time in a profile is the median of."""
-MOST_LAYER_ROWS = 20_000
+MOST_LAYER_ROWS = 8_000
 """Most points (layer, module, cell, positions) whose layer times are kept: bounds the memory."""
+MOST_QUEUED_PAIRS = 1_000
+"""Pairs that wait for the thread: bounds the memory."""
 KEEP_SECONDS = 15.0
 """Time between two writings of a profile while the state stays."""
 FAR_OVER = 3.0
@@ -58,6 +62,11 @@ class Counters:
     live: LiveStep | None
     missing_pairs: int
     """Pairs that points which matter still lack."""
+    idle_probe_seconds: float = 0.0
+    step_ratio: float = 0.0
+    budget_slack: float = 1.0
+    graph_bytes: int = 0
+    step_times: StepTimes | None = None
 
 
 class Results:
@@ -202,6 +211,15 @@ class Results:
         return Feedback(frozenset(uncertain), far_over)
 
 
+def step_rows(times: StepTimes) -> tuple[StepRow, ...]:
+    """One row for each kind of real step seen, in order."""
+    return tuple(
+        StepRow(kind.batch_size, kind.context, kind.positions, count, statistics.median(recent))
+        for kind, (count, recent) in sorted(times.recent().items())
+        if recent
+    )
+
+
 def _times(timing: Timing) -> dict[Module, float]:
     return {**timing.modules, Module.MODEL: timing.step_seconds}
 
@@ -259,8 +277,12 @@ class Publisher:
         """Why this thread has given up; the serving side then disables the probe."""
 
     def put(self, result: PairResult) -> None:
-        """Hand a pair over; called by the serving side, never blocks."""
-        self._queue.put(result)
+        """Hand a pair over; called by the serving side, never blocks.
+
+        While this thread hangs, as in a write to a dead disk, further pairs are forgotten.
+        """
+        if self._queue.qsize() < MOST_QUEUED_PAIRS:
+            self._queue.put(result)
 
     def start(self) -> None:
         """Publish once, then go on in the background."""
@@ -316,10 +338,18 @@ class Publisher:
         """What is known now and fits into the metrics."""
         counters = self._counters()
         boundaries = self._results.boundaries()
+        steps = () if counters.step_times is None else step_rows(counters.step_times)
+        found = steps if self._config.passive else boundaries
         return replace(
             self.identity,
-            state=_state(bool(boundaries), counters.missing_pairs == 0),
+            state=_state(bool(found), counters.missing_pairs == 0),
             updated_unix_seconds=time.time(),
+            updated_monotonic_seconds=time.monotonic(),
+            idle_probe_seconds=counters.idle_probe_seconds,
+            step_ratio=counters.step_ratio,
+            budget_slack=counters.budget_slack,
+            graph_bytes=counters.graph_bytes,
+            steps=steps,
             probes=dict(counters.probes),
             probe_seconds=counters.probe_seconds,
             overhead_ratio=counters.overhead_ratio,

@@ -10,7 +10,7 @@ from vllm_nfp.probe.budget import Budget
 from vllm_nfp.probe.lockstep import Lockstep, Pair
 from vllm_nfp.probe.plan import Planner, Target
 from vllm_nfp.probe.prober import Prober
-from vllm_nfp.probe.types import EngineStep, PairResult, ProbeEngine, Shape
+from vllm_nfp.probe.types import EngineStep, PairResult, ProbeEngine, Shape, ShapeRefusedError
 from vllm_nfp.timing import Clock
 
 
@@ -35,7 +35,9 @@ def shapes_of(pair: Pair) -> tuple[Shape, Shape]:
 
 def can_launch(engine: RankedEngine, pair: Pair) -> bool:
     """Whether this rank can launch both runs of the pair."""
-    return all(engine.can_launch(shape) for shape in shapes_of(pair))
+    # Both are tried on every rank, so that all draw the same token ids.
+    possible = [engine.can_launch(shape) for shape in shapes_of(pair)]
+    return all(possible)
 
 
 def follow(engine: RankedEngine, pair: Pair) -> None:
@@ -91,10 +93,8 @@ class LeadingProber(Prober):
         """Read what is ready; may want a pair, which the ranks then agree on."""
         if self._wanted is None and not self._asked:
             super().before_step(step)
-            return
-        self.settle()
-        if step.decode:
-            self.last_step = step
+        else:
+            self._look(step)
 
     def propose(self) -> Pair | None:
         """The wanted pair, handed over to the ranks."""
@@ -112,9 +112,16 @@ class LeadingProber(Prober):
         """Launch a pair that all ranks launch."""
         self._asked = False
         target = Target(pair.batch_size, pair.context, pair.positions)
-        self._run(target, pair.baseline_first, charged=not self._scanning)
+        try:
+            self._run(target, pair.baseline_first, "startup" if self._scanning else "measured")
+        except ShapeRefusedError:
+            self.refused(pair)
 
-    def _launch(self, target: Target, charged: bool) -> None:
+    def _is_ready(self, target: Target) -> bool:
+        """All shapes of the plan have their graphs: between steps no rank makes any."""
+        return True
+
+    def _launch(self, target: Target, account: str) -> None:
         pair = Pair(target.batch_size, target.context, target.positions, self._rng.random() < 0.5)
         if not self._scanning:
             self._wanted = pair

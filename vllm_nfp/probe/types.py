@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -64,6 +64,10 @@ class EngineStep:
     """Largest number of positions of a sequence."""
     decode: bool
     """No prompt is being read: probing delays no first token."""
+    fullness: float = 0.0
+    """Running sequences over the most that may run at a time."""
+    waiting: bool = False
+    """A sign that requests wait: sequences were preempted, or a limit of the step was reached."""
 
 
 class ShapeRefusedError(RuntimeError):
@@ -79,6 +83,20 @@ class ProbeEngine(Protocol):
 
     def positions(self, batch_size: int, context: int) -> tuple[int, ...]:
         """Position counts that can be probed in the cell, ascending, beginning with 1."""
+        ...
+
+    def ready(self, shape: Shape) -> bool:
+        """Whether a launch of this shape would find all that it needs."""
+        ...
+
+    def make_ready(self, shapes: Sequence[Shape]) -> None:
+        """Make one piece of what the shapes still lack: a warm-up run, or one graph.
+
+        Shapes that are not among these may lose their graphs for it.
+
+        Raises:
+            ShapeRefusedError: if they can never be made ready here.
+        """
         ...
 
     def launch(self, shape: Shape) -> Any:

@@ -1,5 +1,6 @@
 """Clocks that mark moments in the serving stream and are read later, without waiting."""
 
 from vllm_nfp.timing.clock import Clock, CudaClock, HostClock, Mark
+from vllm_nfp.timing.steps import StepKind, StepTimer, StepTimes
 
-__all__ = ["Clock", "CudaClock", "HostClock", "Mark"]
+__all__ = ["Clock", "CudaClock", "HostClock", "Mark", "StepKind", "StepTimer", "StepTimes"]

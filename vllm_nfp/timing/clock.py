@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from vllm_nfp.faults import maybe_fail
+from vllm_nfp.faults import maybe_fail, stuck
 
 
 @dataclass(slots=True, eq=False)
@@ -28,6 +28,10 @@ class Clock(Protocol):
 
     def mark(self, external: bool = False) -> Mark:
         """Record a mark at this point of the current stream."""
+        ...
+
+    def renew(self, mark: Mark) -> None:
+        """Record a mark again, at this point of the current stream; makes no new object."""
         ...
 
     def ready(self, mark: Mark) -> bool:
@@ -58,9 +62,13 @@ class HostClock:
         maybe_fail("timing")
         return Mark(self._now())
 
+    def renew(self, mark: Mark) -> None:
+        """Now, in place."""
+        mark.value = self._now()
+
     def ready(self, mark: Mark) -> bool:
         """Always: the device has finished when the call returns."""
-        return True
+        return not stuck()
 
     def seconds(self, start: Mark, end: Mark) -> float:
         """Seconds from start to end."""
@@ -98,9 +106,13 @@ class CudaClock:
         event.record()
         return Mark(event, external)
 
+    def renew(self, mark: Mark) -> None:
+        """Record the mark's event again."""
+        mark.value.record()
+
     def ready(self, mark: Mark) -> bool:
         """Whether the device has passed the event; does not wait."""
-        return bool(mark.value.query())
+        return bool(mark.value.query()) and not stuck()
 
     def seconds(self, start: Mark, end: Mark) -> float:
         """Seconds between the events, as the GPU timed them."""

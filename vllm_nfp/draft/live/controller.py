@@ -84,6 +84,8 @@ class Settings:
     """Goodput over the length in force, as a share, from which another one takes its place."""
     trial_loss: float = 0.005
     """Largest share of the goodput that trials may give up, beyond that of the first seconds."""
+    widest_graph: int | None = None
+    """Tokens of the widest step with a CUDA graph; None: no graphs, or not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +271,20 @@ class Controller:
         nearest = min(settled, key=lambda other: distance(key, other), default=None)
         if nearest is None or distance(key, nearest) > NEIGHBOUR_OCTAVES:
             return None
-        return self._cells[nearest].choice
+        choice = self._cells[nearest].choice
+        assert choice is not None, "only settled cells are followed"
+        return choice if self._has_graph(key[0], choice) else self._longest_with_graph(key[0])
+
+    def _has_graph(self, batch_size: int, length: int) -> bool:
+        widest = self._settings.widest_graph
+        return widest is None or batch_size * (length + 1) <= widest
+
+    def _longest_with_graph(self, batch_size: int) -> int:
+        """A neighbour's length would drop the step out of CUDA graphs: the longest that does not.
+
+        A longer one may still be better where steps are long; a trial may tell.
+        """
+        return max(k for k in self._settings.lengths if k == 0 or self._has_graph(batch_size, k))
 
     def _in_force(self, key: CellKey, batch_size: int) -> int:
         chosen = self._chosen(key)
@@ -300,7 +315,8 @@ class Controller:
         acceptance = self._counted.acceptance
         if acceptance is None:
             cell.reason, cell.gain = Reason.LEARNING, None
-            if current == 0:  # without drafts nothing is ever learned of them
+            # Without drafts nothing is ever learned of them.
+            if current == 0 and self._credit > 0.0:
                 self._try(key, cell, self._settings.lengths[1])
             return
         measured = self._measured(key)
@@ -328,8 +344,6 @@ class Controller:
         self, key: CellKey, cell: _Cell, acceptance: Acceptance, best: float, now: float
     ) -> None:
         """Begin the trial that promises most, if any does and the credit covers its loss."""
-        if self._credit <= 0.0:
-            return
         assert cell.choice is not None, "only a settled cell tries others"
         times = self._times.of(key)
         measured = self._measured(key)
@@ -338,7 +352,7 @@ class Controller:
             return length in measured and now - times[length].last < STALE_SECONDS
 
         shortest = self._settings.lengths[1]
-        if cell.choice == 0 and not is_fresh(shortest):
+        if cell.choice == 0 and not is_fresh(shortest) and self._credit > 0.0:
             # Without drafts a better acceptance would never be noticed.
             self._try(key, cell, shortest)
             return
@@ -369,7 +383,8 @@ class Controller:
     ) -> bool:
         """Whether the credit covers a trial whose steps take ``slower`` times as long."""
         loss = GUESSED_LOSS if slower is None else _loss(acceptance, slower, length, choice)
-        return self._credit >= TRIAL_STEPS * loss
+        # A gain is looked for even where the credit is used up: the length in force may be bad.
+        return loss == 0.0 or self._credit >= TRIAL_STEPS * loss
 
     def _least_seconds(self, length: int, measured: dict[int, float]) -> float | None:
         """What a step of this length takes at least; None: nothing shorter was measured.
@@ -426,8 +441,6 @@ class Controller:
         return self.draft_seconds[nearest]
 
     def _try(self, key: CellKey, cell: _Cell, length: int) -> None:
-        if self._credit <= 0.0:
-            return
         times = self._times.of(key).get(length)
         if times is not None:
             times.clear()

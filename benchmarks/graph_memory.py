@@ -1,0 +1,132 @@
+"""Claim: the probe's CUDA graphs share the memory of vLLM's, and change no token.
+
+    python -m benchmarks.graph_memory --shape qwen3-8b --layers 36 --out DIR
+
+Two engines, without and with the probe, each alone on a GPU where there are two, else one after the
+other: same weights, same requests. Writes graph-memory-<shape>.json: GPU memory in use and the
+reserve of PyTorch at the end of each, the probe's own account, its sentences in the log, and
+whether the tokens are the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks import environment, server, shapes
+from vllm_nfp.config import ENV_VAR, config_from_mapping
+from vllm_nfp.metrics import read_snapshot
+
+LIMIT_SECONDS = 400.0
+
+
+def work(model: str, out: str, on_gpu: bool) -> None:
+    """One engine: generate, look at the memory, write."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    import torch
+    from vllm import LLM, SamplingParams
+
+    arguments: dict[str, Any] = {"max_model_len": 20480, "max_num_seqs": 512}
+    if on_gpu:
+        arguments |= {"gpu_memory_utilization": 0.05, "kv_cache_memory_bytes": 8 << 30}
+    else:
+        arguments |= {"enforce_eager": True, "max_model_len": 2048, "max_num_seqs": 8}
+    llm = LLM(model=model, load_format="dummy", skip_tokenizer_init=True, seed=0, **arguments)
+    requests = [{"prompt_token_ids": [100 + i, 7, 30 + i, 99] * 25} for i in range(8)]
+    params = SamplingParams(temperature=0.0, max_tokens=256, ignore_eos=True, detokenize=False)
+    tokens = []
+    for _ in range(4 if on_gpu else 1):
+        outputs = llm.generate(requests, params, use_tqdm=False)
+        tokens.append([list(one.outputs[0].token_ids) for one in outputs])
+    figures: dict[str, Any] = {"tokens": tokens}
+    if on_gpu:
+        torch.cuda.synchronize()
+        free, total = torch.cuda.mem_get_info()
+        figures |= {
+            "device_used_mib": (total - free) / (1 << 20),
+            "reserved_mib": torch.cuda.memory_reserved() / (1 << 20),
+            "allocated_mib": torch.cuda.memory_allocated() / (1 << 20),
+        }
+    Path(out).write_text(json.dumps(figures), encoding="utf-8")
+
+
+def start(side: str, model: Path, folder: Path, out: Path, gpu: int | None) -> Any:
+    """The engine of one side as a process of its own."""
+    extra = {"VLLM_CACHE_ROOT": str(folder / f"cache-{side}")}
+    if gpu is not None:
+        extra["CUDA_VISIBLE_DEVICES"] = str(gpu)
+    if side == "on":
+        extra[ENV_VAR] = config_from_mapping({"run_dir": str(folder)}).to_json()
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.graph_memory",
+        "--work",
+        str(model),
+        str(folder / side),
+    ]
+    with (out / f"graph-memory-{side}.log").open("wb") as log:
+        return subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, env=server.server_environment(extra)
+        )
+
+
+@click.command()
+@click.option("--shape", default="qwen3-8b")
+@click.option("--layers", type=int, default=None)
+@click.option("--work", "worker", nargs=2, default=None, hidden=True)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path))
+def main(shape: str, layers: int | None, worker: tuple[str, str] | None, out: Path | None) -> None:
+    """Compare an engine with the probe to one without."""
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if worker is not None:
+        work(*worker, on_gpu=gpus > 0)
+        return
+    if out is None:
+        raise click.UsageError("give --out DIR")
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="nfp-") as name:
+        folder = Path(name)
+        model = shapes.write_model(folder / shape, shape, layers)
+        running = []
+        for index, side in enumerate(("off", "on")):
+            running.append(start(side, model, folder, out, index % gpus if gpus else None))
+            if gpus < 2:
+                running[-1].wait(LIMIT_SECONDS)
+        codes = [process.wait(LIMIT_SECONDS) for process in running]
+        log = (out / "graph-memory-on.log").read_text(errors="replace")
+        result: dict[str, Any] = {
+            "shape": shape,
+            "layers": layers or shapes.layer_count(shape),
+            "environment": environment.record(),
+            "exit_codes": codes,
+            "log": [line for line in log.splitlines() if "vllm-nfp" in line],
+        }
+        snapshot = folder / "engine-0.json"
+        if snapshot.exists():
+            found = read_snapshot(snapshot)
+            result["probe"] = {
+                "state": found.state, "reason": found.reason, "gpu_bytes": found.graph_bytes,
+                "host_bytes": found.host_bytes, "startup_seconds": found.startup_seconds,
+                "probes": dict(found.probes), "skipped_cells": dict(found.skipped_cells),
+                "points": len(found.curves), "steps": len(found.steps),
+            }  # fmt: skip
+        if not any(codes):
+            sides = {side: json.loads((folder / side).read_text()) for side in ("off", "on")}
+            tokens = [figures.pop("tokens") for figures in sides.values()]
+            result |= {"sides": sides, "same_tokens": tokens[0] == tokens[1]}
+    (out / f"graph-memory-{shape}.json").write_text(json.dumps(result), encoding="utf-8")
+    print(json.dumps({key: v for key, v in result.items() if key != "environment"}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

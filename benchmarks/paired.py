@@ -1,0 +1,78 @@
+"""Ratios between servers that took turns, with intervals over the rounds of turns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+DRAWS = 2000
+BIN_US = 10
+LONGEST_US = 300_000
+"""Longer intervals count as this long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """A figure of one variant over that of the baseline."""
+
+    ratio: float
+    lower: float
+    """Lower end of the bootstrap 95 % interval over rounds."""
+    upper: float
+
+
+def _resampled(rounds: int, seed: int = 0) -> NDArray[np.int64]:
+    """How often each round is drawn, [draws, rounds]; the first line has each once."""
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(rounds, np.full(rounds, 1.0 / rounds), DRAWS)
+    return np.vstack([np.ones((1, rounds), dtype=np.int64), drawn])
+
+
+def _interval(ratios: NDArray[np.float64]) -> Ratio:
+    low, high = np.nanpercentile(ratios[1:], [2.5, 97.5])
+    return Ratio(float(ratios[0]), float(low), float(high))
+
+
+def ratio_of_sums(baseline: Sequence[float], variant: Sequence[float]) -> Ratio:
+    """Sum over rounds of the variant over that of the baseline, rounds drawn in pairs."""
+    weights = _resampled(len(baseline))
+    return _interval((weights @ np.array(variant)) / (weights @ np.array(baseline)))
+
+
+def ratio_of_quantiles(
+    baseline: Sequence[NDArray[np.uint32]], variant: Sequence[NDArray[np.uint32]], share: float
+) -> Ratio:
+    """Quantile of all rounds' intervals together, variant over baseline, rounds drawn in pairs."""
+    weights = _resampled(len(baseline))
+    return _interval(
+        _quantiles(_histograms(variant), weights, share)
+        / _quantiles(_histograms(baseline), weights, share)
+    )
+
+
+def _histograms(rounds: Sequence[NDArray[np.uint32]]) -> NDArray[np.float64]:
+    bins = LONGEST_US // BIN_US + 1
+    clipped = [np.minimum(values, LONGEST_US) // BIN_US for values in rounds]
+    counts = np.stack([np.bincount(values, minlength=bins) for values in clipped])
+    used = int(np.flatnonzero(counts.any(axis=0)).max(initial=0)) + 1
+    # As floats a product of them is BLAS's work.
+    return counts[:, :used].astype(np.float64)
+
+
+def _quantiles(
+    counts: NDArray[np.float64], weights: NDArray[np.int64], share: float
+) -> NDArray[np.float64]:
+    """The quantile of each draw, in microseconds, interpolated within its bin."""
+    found = []
+    for part in np.array_split(weights, max(1, len(weights) // 50)):
+        cumulated = np.cumsum(part @ counts, axis=1)
+        wanted = share * cumulated[:, -1:]
+        index = (cumulated < wanted).sum(axis=1)
+        rows = np.arange(len(part))
+        before = np.where(index > 0, cumulated[rows, np.maximum(index - 1, 0)], 0)
+        inside = np.maximum(cumulated[rows, index] - before, 1)
+        found.append((index + (wanted[:, 0] - before) / inside) * BIN_US)
+    return np.concatenate(found)

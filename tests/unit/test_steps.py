@@ -1,0 +1,147 @@
+"""Real steps, timed by marks that are read later."""
+
+from __future__ import annotations
+
+import queue
+import statistics
+import threading
+import tracemalloc
+from typing import Any
+
+import pytest
+
+from vllm_nfp.engine.idle import asking
+from vllm_nfp.probe.publisher import step_rows
+from vllm_nfp.timing import HostClock, StepTimer, StepTimes
+from vllm_nfp.timing.steps import MOST_KINDS, SAMPLES_KEPT
+
+
+class Now:
+    """A clock that the test moves on."""
+
+    seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def run(timer: StepTimer, now: Now, seconds: float, *kind: Any) -> None:
+    timer.settle()
+    timer.describe(*kind)
+    timer.begin()
+    now.seconds += seconds
+    timer.end()
+
+
+def test_decode_steps_are_filed_by_kind_and_prompts_only_counted() -> None:
+    now, seen = Now(), list[float]()
+    timer = StepTimer(HostClock(now), seen.append)
+    for seconds in (0.010, 0.012, 0.011):
+        run(timer, now, seconds, 5, 900, 1, True)
+    run(timer, now, 0.5, 5, 900, 200, False)
+    run(timer, now, 0.02, 5, 900, 4, True)
+    timer.settle()
+    assert seen == pytest.approx([0.010, 0.012, 0.011, 0.5, 0.02])
+    rows = step_rows(timer.times)
+    assert [(r.batch_size, r.context, r.positions, r.samples) for r in rows] == [
+        (6, 1024, 1, 3),
+        (6, 1024, 4, 1),
+    ]
+    assert rows[0].median_seconds == pytest.approx(0.011)
+
+
+def test_a_step_that_ran_nothing_is_begun_again() -> None:
+    now, seen = Now(), list[float]()
+    timer = StepTimer(HostClock(now), seen.append)
+    timer.describe(1, 10, 1, True)
+    timer.begin()
+    now.seconds += 100.0
+    run(timer, now, 0.01, 1, 10, 1, True)
+    timer.end()  # a second end tells nothing
+    timer.settle()
+    assert seen == pytest.approx([0.01])
+
+
+def test_a_median_follows_the_recent_steps_in_bounded_memory() -> None:
+    times = StepTimes()
+    for _ in range(1000):
+        times.add(1, 10, 1, 9.0)
+    for _ in range(SAMPLES_KEPT):
+        times.add(1, 10, 1, 1.0)
+    ((count, recent),) = times.recent().values()
+    assert count == 1000 + SAMPLES_KEPT
+    assert statistics.median(recent) == 1.0
+    assert len(recent) == SAMPLES_KEPT
+
+
+def test_kinds_are_bounded_and_what_no_bucket_holds_is_left_out() -> None:
+    times = StepTimes()
+    for batch_size in range(1, 5000):
+        for positions in range(66):
+            times.add(batch_size, 100, positions, 1.0)
+    found = times.recent()
+    assert len(found) == MOST_KINDS
+    assert max(kind.batch_size for kind in found) <= 4096
+    assert {kind.positions for kind in found} <= set(range(1, 65))
+
+
+def test_the_hot_path_keeps_no_new_object() -> None:
+    timer = StepTimer(HostClock())
+
+    def steps(count: int) -> None:
+        for _ in range(count):
+            timer.settle()
+            timer.describe(4, 100, 1, True)
+            timer.begin()
+            timer.end()
+
+    steps(1000)
+    tracemalloc.start()
+    try:
+        steps(300)
+        before = tracemalloc.get_traced_memory()[0]
+        steps(5000)
+        grown = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert grown < 2_000
+
+
+class Session:
+    """Wants to be asked every so often, as long as it is active."""
+
+    active = True
+
+    def __init__(self, wait: float) -> None:
+        self.wait = wait
+        self.asked = 0
+
+    def idle(self) -> float:
+        self.asked += 1
+        return self.wait
+
+
+def test_an_idle_queue_asks_and_gives_a_request_at_once() -> None:
+    requests: queue.Queue[int] = queue.Queue()
+    session = Session(0.001)
+    get = asking(requests.get, session)
+    threading.Timer(0.1, requests.put, [7]).start()
+    assert get(block=True) == 7
+    assert session.asked > 5
+    asked = session.asked
+    requests.put(8)
+    assert get(False) == 8
+    with pytest.raises(queue.Empty):
+        get(False)
+    with pytest.raises(queue.Empty):
+        get(True, 0.01)
+    assert session.asked == asked, "only a wait without limit is idle time"
+
+
+def test_a_session_that_has_ended_is_not_asked() -> None:
+    requests: queue.Queue[int] = queue.Queue()
+    session = Session(0.001)
+    session.active = False
+    threading.Timer(0.05, requests.put, [7]).start()
+    assert asking(requests.get, session)() == 7
+    assert session.asked == 0
