@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from vllm_nfp.config import ConfigError, ProbeConfig
+from vllm_nfp.engine import draft_control
 from vllm_nfp.engine.draft_control import DraftControl, attach
 from vllm_nfp.engine.draft_lengths import (
     _shown,
@@ -63,6 +64,23 @@ class Scheduler:
         return "updated"
 
 
+class Clock:
+    """Goes on by a step's time only when a step is served."""
+
+    now = 100.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+CLOCK = Clock()
+
+
+@pytest.fixture(autouse=True)
+def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(draft_control, "time", CLOCK)
+
+
 def serve(scheduler: Scheduler, steps: int, accepted: float = 1.0) -> None:
     """Steps of 1 ms whatever the length, with every draft accepted."""
     output = scheduler.schedule()
@@ -70,7 +88,7 @@ def serve(scheduler: Scheduler, steps: int, accepted: float = 1.0) -> None:
         following = scheduler.schedule()
         length = max(map(len, output.scheduled_spec_decode_tokens.values()), default=0)
         made = [[0] * (1 + int(accepted * length)) for _ in scheduler.running]
-        time.sleep(1e-3)
+        CLOCK.now += 1e-3
         answer = scheduler.update_from_output(output, SimpleNamespace(sampled_token_ids=made))
         assert answer == "updated"
         output = following
@@ -131,6 +149,7 @@ def test_a_step_planned_before_the_hooks_shifts_nothing(config: ProbeConfig) -> 
     later = scheduler.schedule()
     for output in (early, later, scheduler.schedule()):
         made = SimpleNamespace(sampled_token_ids=[[0] * 4] * 4)
+        CLOCK.now += 1e-3
         scheduler.update_from_output(output, made)
     assert control.controller is not None
     assert control.controller.steps == 1, "the second lacks the length that was asked for"

@@ -159,6 +159,7 @@ def test_a_bad_length_is_left_even_without_credit() -> None:
 
     live = Controller([0, *[8] * 128], Settings(LENGTHS, trial_loss=0.0))
     live._credit = -100.0
+    live.set_curves([StepCurve(16, 1024, 5e-3, ((1, 1.0), (4, 1.0), (5, 20.0), (12, 20.0)))])
     Server(live, time, 0.9).serve(16, 400)
     assert live.table(1024)[16] == 3
 

@@ -181,7 +181,7 @@ class DraftControl:
         self._controller = Controller(self._static, settings)
         self._reporter = _Reporter(self._config, self._identity.engine)
         self._hook()
-        self._report(time.monotonic())
+        self._report(time.perf_counter())
         logger.info(
             "vllm-nfp: draft lengths are chosen live from %s; the configured ones stay in force "
             "until others are measured to be faster",
