@@ -21,6 +21,7 @@ SETTINGS = {
     "overhead_budget": 0.5,
     "startup_seconds": 0.3,
     "publish_seconds": 0.1,
+    "capture_seconds": 60.0,
     "min_samples": 2,
 }
 
