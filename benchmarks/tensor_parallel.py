@@ -82,6 +82,7 @@ TABLE: dict[str, object] = {
     "positions": [1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64],
     "max_positions": 64,
     "overhead_budget": 0.5,
+    "step_share": 1.0,
     "min_samples": 6,
     "publish_seconds": 1.0,
 }

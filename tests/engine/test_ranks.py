@@ -21,6 +21,8 @@ SETTINGS = {
     "overhead_budget": 0.5,
     "startup_seconds": 0.3,
     "publish_seconds": 0.1,
+    "capture_seconds": 60.0,
+    "step_share": 1.0,
     "min_samples": 2,
 }
 
@@ -36,7 +38,7 @@ def llm(dense_model: Path) -> Iterator[Any]:
 
         yield LLM(
             model=str(dense_model), skip_tokenizer_init=True, enforce_eager=True, dtype="float32",
-            max_model_len=512, max_num_seqs=8, tensor_parallel_size=2,
+            max_model_len=512, max_num_seqs=32, tensor_parallel_size=2,
             distributed_executor_backend="mp",
             worker_extension_cls="rank_extension.ProbeExtension", seed=0,
             enable_prefix_caching=False,

@@ -128,12 +128,12 @@ def test_the_log_of_raw_samples_is_bounded(
 ) -> None:
     from vllm_nfp.engine import session as module
 
-    monkeypatch.setattr(module, "MOST_LOG_BYTES", 20_000)
+    monkeypatch.setattr(module, "MOST_LOG_BYTES", 5_000)
     session = start(startup_seconds=5.0, output_dir=str(tmp_path / "out"))
     generate(llm)
     session._publisher.process()
     assert session.active
-    assert 20_000 < (tmp_path / "out" / "samples-0.jsonl").stat().st_size < 40_000
+    assert 5_000 < (tmp_path / "out" / "samples-0.jsonl").stat().st_size < 15_000
 
 
 def runner_tensors(runner: Any) -> dict[str, Any]:
@@ -327,6 +327,7 @@ def test_a_device_that_hangs_disables_the_probe(
     generate(llm, tokens=8)
     monkeypatch.setattr(module, "LONGEST_FLIGHT_SECONDS", 0.05)
     monkeypatch.setenv(FAULT, "stuck_event")
+    session._prober.budget.earn(100.0)  # steps that are never passed earn nothing
     for _ in range(20):
         assert generate(llm) == expected
         if not session.active:

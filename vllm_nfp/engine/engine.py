@@ -332,6 +332,15 @@ class VllmProbeEngine:
             self._warm_up(prepared)
             if prepared.full:
                 self._capture_on_all(key)
+        left_out = sum(not self._complete(self._prepared[key]) for key in ordered)
+        if left_out:
+            logger.warning(
+                "vllm-nfp: %d of %d shapes are not ready on every rank and are left out: "
+                "raise %s or capture_seconds in --nfp-config",
+                left_out,
+                len(ordered),
+                _LIMIT,
+            )
 
     def _capture_on_all(self, key: ShapeKey) -> None:
         try:

@@ -117,16 +117,21 @@ class Session:
         with torch.inference_mode():
             engine = VllmProbeEngine(view, clock, self._config, place, self._ranks)
             engine.check_kv_cache_untouched()
-            engine.prepare(lambda: self._now() >= begun + self._config.capture_seconds)
+            engine.prepare(lambda: self._now() >= begun + self._preparing_seconds)
             self._engine = engine
             self._begin(view, engine, clock, begun)
+
+    @property
+    def _preparing_seconds(self) -> float:
+        """Longest time from the beginning until the scan."""
+        return self._config.capture_seconds
 
     def _begin(self, view: RunnerView, engine: VllmProbeEngine, clock: Clock, begun: float) -> None:
         """Scan within the time that the settings allow in all, and begin to publish."""
         config = self._config
         prober, publisher = self._assemble(view, engine, clock)
         maybe_fail("startup_scan")
-        end = begun + config.capture_seconds + config.startup_seconds
+        end = begun + self._preparing_seconds + config.startup_seconds
         self._scan(prober, publisher, min(config.startup_seconds, end - self._now()))
         engine.give_back_cache()
         self._prober = prober
