@@ -598,9 +598,9 @@ def _carry_out(run: Run, smoke: bool, tiny: bool, long_batch: int) -> None:
         return
     sizes = (1, 4, 8, 16, 32, 64, 128)
     run.warm_up(1024, (1, 128))
-    run.points({1024: sizes}, 3)
+    run.points({1024: sizes}, 2)
     run.ramps(MAIN_ACCEPTANCE, 1024, 2)
-    run.points({8192: tuple(b for b in sizes if b <= long_batch)}, 3)
+    run.points({8192: tuple(b for b in sizes if b <= long_batch)}, 2)
 
 
 if __name__ == "__main__":
