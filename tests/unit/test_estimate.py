@@ -220,7 +220,7 @@ def test_a_tail_between_two_exact_ones_lies_between_their_intervals() -> None:
 
 @pytest.mark.parametrize("tail", [0.0, 0.5, 1.0])
 def test_a_tail_that_can_be_no_chance_is_refused(tail: float) -> None:
-    with pytest.raises(ValueError, match="tail must lie between 0 and 0.5"):
+    with pytest.raises(ValueError, match="tail must lie between 0 and"):
         median_interval(np.arange(10.0), tail)
 
 

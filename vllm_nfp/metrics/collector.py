@@ -23,7 +23,15 @@ from vllm_nfp.draft.acceptance import Acceptance, constant
 from vllm_nfp.draft.schedule import Demand, best_length
 from vllm_nfp.draft.sources import COUNTERS, SourceError, curves_of_rows, live_acceptance
 from vllm_nfp.faults import maybe_fail
-from vllm_nfp.metrics.snapshot import FILE_PATTERN, Snapshot, State, read_snapshot
+from vllm_nfp.metrics.snapshot import (
+    FILE_PATTERN,
+    Snapshot,
+    SnapshotError,
+    State,
+    engine_file,
+    read_snapshot,
+)
+from vllm_nfp.text import label
 
 logger = logging.getLogger("vllm.nfp")
 
@@ -86,7 +94,11 @@ class NfpCollector:
         snapshots = []
         for path in sorted(self._run_dir.glob(FILE_PATTERN)):
             try:
-                snapshots.append(read_snapshot(path))
+                snapshot = read_snapshot(path)
+                # Two files of one engine would give every series twice, and fail the scrape.
+                if engine_file(str(self._run_dir), snapshot.engine) != path:
+                    raise SnapshotError(f"it speaks for engine {snapshot.engine}")
+                snapshots.append(snapshot)
             except (OSError, ValueError) as error:
                 self._warn_once(f"the hand-over file {path.name} is ignored: {error}")
         return snapshots
@@ -116,7 +128,7 @@ def families_of(
 
 
 def _engine(snapshot: Snapshot) -> list[str]:
-    return [snapshot.model_name, snapshot.engine]
+    return [label(snapshot.model_name), snapshot.engine]
 
 
 def _boundaries(engines: list[Snapshot]) -> Iterator[Metric]:
