@@ -15,7 +15,7 @@ from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from types import UnionType
-from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, TextIO, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
@@ -192,6 +192,20 @@ def _decode_float(value: Any, where: str) -> float:
     if not math.isfinite(number):
         raise TypedJsonError(f"{where} must be a finite number")
     return number
+
+
+def open_to_append(path: Path) -> TextIO:
+    """A text file to be written at its end, made if it is missing; never through a link.
+
+    Raises:
+        OSError: if it cannot be written, or is a link, a pipe or a device.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    descriptor = os.open(path, flags, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return os.fdopen(descriptor, "a", encoding="utf-8")
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

@@ -35,6 +35,8 @@ from vllm_nfp.text import label
 
 logger = logging.getLogger("vllm.nfp")
 
+MOST_ENGINES = 1024
+"""Data-parallel engines on one machine; a folder with more files is none of ours."""
 AcceptanceOf = Callable[[str], Acceptance | None]
 """The acceptance of an engine's drafts; None: not known."""
 
@@ -92,7 +94,7 @@ class NfpCollector:
 
     def _snapshots(self) -> list[Snapshot]:
         snapshots = []
-        for path in sorted(self._run_dir.glob(FILE_PATTERN)):
+        for path in sorted(self._run_dir.glob(FILE_PATTERN))[:MOST_ENGINES]:
             try:
                 snapshot = read_snapshot(path)
                 # Two files of one engine would give every series twice, and fail the scrape.
