@@ -16,7 +16,6 @@ from generate import prompts
 
 from vllm_nfp import demo
 
-
 API_KEY = "sk-nfptestsecret-on-the-command-line"
 """Sent with every request; a server asks for it only if it was started with it."""
 
