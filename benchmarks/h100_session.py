@@ -93,7 +93,7 @@ def main(
             _table(plan, urls[plan.name], work, out, table_seconds, trial, started)
         if not {"off", "on"} <= set(urls):
             return
-        _overhead(
+        overhead_rounds(
             servers[2],
             urls,
             work,
@@ -188,7 +188,7 @@ def _table(
     nfp_table.print_tables(found)
 
 
-def _overhead(
+def overhead_rounds(
     plan: Plan,
     urls: Mapping[str, str],
     work: Path,
@@ -200,6 +200,7 @@ def _overhead(
     started: Mapping[str, Any],
     trial: bool,
 ) -> None:
+    """Compare the servers "off" and "on" under load, in rounds of random order, and write it."""
     if not trial:  # the trial's cells do not fit its KV cache
         overhead.require_probe(urls["on"])
     rng = random.Random(0)

@@ -73,6 +73,15 @@ class ProbeConfig:
     draft_acceptance: float | None = None
     """Chance that a draft is accepted, for vllm_nfp_recommended_draft_length; None: as the server
     itself has counted it."""
+    draft_control: bool = False
+    """Choose the draft length of each step live, from measured step times and acceptance."""
+    draft_lengths: tuple[int, ...] = ()
+    """Draft lengths that the controller may choose, 0 among them; empty: a default set up to
+    num_speculative_tokens. Each has CUDA graphs of its own."""
+    draft_min_gain: float = 0.01
+    """Goodput over the draft length in force, as a share, from which another takes its place."""
+    draft_trial_loss: float = 0.005
+    """Largest share of the goodput that trials of other draft lengths may give up."""
     layer_histograms: bool = False
     """Export vllm_nfp_layer_latency_seconds as well."""
     seed: int = 0
@@ -95,6 +104,11 @@ class ProbeConfig:
                 f"positions holds {self.positions[-1]}, above max_positions {self.max_positions}: "
                 f"raise max_positions or leave it out of the list"
             )
+        if self.draft_lengths and (self.draft_lengths[0] != 0 or len(self.draft_lengths) < 2):
+            raise ConfigError(
+                f"draft_lengths must begin with 0, no drafts, and hold another, not "
+                f"{list(self.draft_lengths)}"
+            )
         if self.max_samples < self.min_samples:
             raise ConfigError(
                 f"max_samples {self.max_samples} is below min_samples {self.min_samples}: "
@@ -106,8 +120,9 @@ class ProbeConfig:
         """Positions per sequence that are probed, ascending, beginning with 1."""
         if self.positions:
             return self.positions
-        grid = tuple(n for n in DEFAULT_POSITIONS if n <= self.max_positions)
-        return grid if grid[-1] == self.max_positions else (*grid, self.max_positions)
+        # The controller weighs its lengths by the curve: K drafts run K + 1 positions.
+        wanted = {*DEFAULT_POSITIONS, *(k + 1 for k in self.draft_lengths), self.max_positions}
+        return tuple(sorted(n for n in wanted if n <= self.max_positions))
 
     def to_json(self) -> str:
         """The settings as JSON that :func:`config_from_json` reads back."""
@@ -197,6 +212,12 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "max_samples": _integer(2, 10000, "a number of samples"),
     "publish_seconds": _number(0.1, 3600.0, "seconds"),
     "draft_acceptance": _optional(_number(0.0, 1.0, "a share")),
+    "draft_control": _flag,
+    "draft_lengths": _ascending(
+        _integer(0, MAX_POSITIONS_LIMIT, "a draft length"), most=16, may_be_empty=True
+    ),
+    "draft_min_gain": _number(0.0, 1.0, "a share"),
+    "draft_trial_loss": _number(0.0, 0.5, "a share"),
     "layer_histograms": _flag,
     "seed": _integer(0, (1 << 32) - 1, "a seed"),
     "output_dir": _folder,

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 KIND = "vllm-nfp profile"
 MAX_FILE_BYTES = 64 << 20
-MODULES = ("model", "attention", "dense_ffn", "moe_ffn")
+MODULES = ("model", "attention", "dense_ffn", "moe_ffn", "communication")
 """Modules in the order in which people read of them: the whole step first."""
 
 Table = Literal["boundaries", "curves", "predictions", "layer_times"]

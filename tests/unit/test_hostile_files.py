@@ -32,6 +32,14 @@ from vllm_nfp.calibrate.points import (
 )
 from vllm_nfp.cli import main
 from vllm_nfp.config import ConfigError, ProbeConfig, config_from_mapping, read_settings_argument
+from vllm_nfp.metrics.control import (
+    ControlRow,
+    ControlSnapshot,
+    ControlState,
+    LengthTimeRow,
+    read_control,
+    write_control,
+)
 from vllm_nfp.metrics.snapshot import (
     BoundaryRow,
     CurveRow,
@@ -72,6 +80,16 @@ SNAPSHOT = Snapshot(
     predictions=(PredictionRow("model", 8, 1024, 0.1, 3, 4, "memory"),),
     layers=(LayerHistogram(0, "attention", (1e-5, 1e-4), (1, 2, 2), 3e-5),),
     live=LiveStep(8, 900, 1),
+)
+CONTROL = ControlSnapshot(
+    "m",
+    "0",
+    ControlState.DECIDING,
+    rows=(ControlRow(8, 1024, 3, 2, "faster", 1.1),),
+    times=(LengthTimeRow(8, 1024, 3, 20, 0.007),),
+    acceptance=(0.8,),
+    decisions={"faster": 1},
+    draft_seconds={"8": 1e-4},
 )
 ENVIRONMENT = Environment(
     1795530169.0, Device("cuda", "H100", "580.1", 132, 80 << 30), "0.1.0", "0.32.0", "2.13", None,
@@ -115,6 +133,9 @@ KINDS = {
     "profile": Kind("profile.json", _write_profile, load_profile, ProfileError),
     "snapshot": Kind(
         "engine-0.json", lambda p: write_snapshot(p, SNAPSHOT), read_snapshot, SnapshotError
+    ),
+    "control": Kind(
+        "control-0.json", lambda p: write_control(p, CONTROL), read_control, SnapshotError
     ),
     "hardware": Kind(
         "h100.json",
@@ -341,6 +362,24 @@ def test_a_snapshot_that_would_make_strange_or_many_labels_is_refused(
     write_snapshot(path, dataclasses.replace(SNAPSHOT, **change))
     with pytest.raises(SnapshotError, match=re.escape(sentence)):
         read_snapshot(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"engine": "../0"}, "has the engine index '../0', no number"),
+        ({"decisions": {"so\nso": 1}}, r"holds the strange label 'so\nso'"),
+        ({"draft_seconds": {"8 or so": 1.0}}, "draft_seconds of what is no batch size"),
+        ({"times": CONTROL.times * 2000}, "holds more than 1536 rows"),
+    ],
+)
+def test_the_controllers_snapshot_is_checked_alike(
+    change: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "control-0.json"
+    write_control(path, dataclasses.replace(CONTROL, **change))
+    with pytest.raises(SnapshotError, match=re.escape(sentence)):
+        read_control(path)
 
 
 def test_numbers_beyond_all_floats_are_refused_like_others() -> None:

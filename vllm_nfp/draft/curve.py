@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -61,6 +61,14 @@ class StepCurve:
         count, ratio = self.points[above]
         return ratio if count == positions else max(ratio, self.points[above - 1][1])
 
+    def ratio_between(self, positions: float) -> float:
+        """t(N) / t(1) on the straight line between measured counts: a guess, not a bound.
+
+        Beyond the measured counts the nearest one counts.
+        """
+        counts = [count for count, _ in self.points]
+        return interpolated(counts, [ratio for _, ratio in self.points], positions)
+
     def free_positions(self, epsilon: float) -> tuple[int, bool]:
         """NFP on the measured counts, and whether none of them was over the line.
 
@@ -72,6 +80,22 @@ class StepCurve:
                 return free, False
             free = positions
         return free, True
+
+
+def interpolated(places: Sequence[float], values: Sequence[float], place: float) -> float:
+    """The value on the straight line between the two nearest places; the end ones' beyond them.
+
+    Args:
+        places: ascending, one at least.
+        values: one for each place.
+    """
+    above = bisect.bisect_left(places, place)
+    if above == 0:
+        return values[0]
+    if above == len(places):
+        return values[-1]
+    share = (place - places[above - 1]) / (places[above] - places[above - 1])
+    return values[above - 1] * (1.0 - share) + values[above] * share
 
 
 def curve_of_seconds(batch_size: int, context: int, seconds: Mapping[int, float]) -> StepCurve:

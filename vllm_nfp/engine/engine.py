@@ -6,7 +6,8 @@ import itertools
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ from vllm_nfp.engine.dispatch import Execution, Placement, place
 from vllm_nfp.engine.forward import Forward, Graph, ModuleMarks, StepMarks
 from vllm_nfp.engine.layers import find_decoder_layers, sample_layers
 from vllm_nfp.engine.memory import is_out_of_memory
+from vllm_nfp.engine.ranks import Alone, CaptureEndedError, Ranks
 from vllm_nfp.engine.runners import RunnerView, graph_rules
 from vllm_nfp.estimate import Module
 from vllm_nfp.faults import maybe_fail
@@ -76,14 +78,18 @@ class VllmProbeEngine:
         view: the runner.
         clock: CUDA events on a GPU, the host's clock on a CPU.
         config: the probe's settings.
+        ranks: those that run each shape with this one.
 
     Raises:
         UnsupportedModelError: if the model's layers cannot be told apart.
         CellDoesNotFitError: if its KV cache cannot be addressed block by block.
     """
 
-    def __init__(self, view: RunnerView, clock: Clock, config: ProbeConfig) -> None:
+    def __init__(
+        self, view: RunnerView, clock: Clock, config: ProbeConfig, ranks: Ranks | None = None
+    ) -> None:
         self._view = view
+        self._ranks: Ranks = ranks or Alone()
         self._clock = clock
         self._config = config
         self._device = view.device
@@ -121,6 +127,7 @@ class VllmProbeEngine:
         self._capture_stream = torch.cuda.Stream(self._device) if self._on_gpu else None
         self.graph_bytes = 0
         self._captured = False
+        self._capture_ended = False
         self._module_launch_seconds = LONGEST_HOLD_SECONDS / 2
 
     def _make_readers(self, groups: Sequence[AttentionGroup]) -> list[BlockReader]:
@@ -190,7 +197,10 @@ class VllmProbeEngine:
         }
         for b, n in sorted(shapes, key=lambda shape: (-shape[0] * shape[1], shape)):
             prepared = self._make(b, n)
-            if prepared.batch.placement.execution is Execution.FULL and time.monotonic() < deadline:
+            if prepared.batch.placement.execution is Execution.FULL and self._ranks.all(
+                self._can_capture(Shape(b, min(self._config.contexts), n), deadline),
+                f"can B={b} N={n} be captured",
+            ):
                 self._capture_within_limit(prepared, free_before)
         self.graph_bytes = max(0, free_before - self._free_bytes())
         self._captured = True
@@ -205,6 +215,11 @@ class VllmProbeEngine:
                 self._config.capture_seconds,
             )
 
+    def _can_capture(self, shape: Shape, deadline: float) -> bool:
+        if self._capture_ended or time.monotonic() >= deadline:
+            return False
+        return self._ranks.alone or self.can_launch(shape)
+
     def _capture_within_limit(self, prepared: _Prepared, free_before: int) -> None:
         try:
             self._capture(prepared)
@@ -212,8 +227,9 @@ class VllmProbeEngine:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
+            self._capture_ended = isinstance(error, CaptureEndedError)
             fits = False
-        if not fits:
+        if not self._ranks.all(fits, "does the graph fit"):
             self._release_graphs(prepared)
 
     def _release_graphs(self, prepared: _Prepared) -> None:
@@ -251,12 +267,14 @@ class VllmProbeEngine:
         stream = self._capture_stream
         prepared.step_graph = Graph(self._pool)
         prepared.hidden = prepared.step_graph.capture(
-            lambda: self._forward.run_model(batch, metadata), stream
+            lambda: self._forward.run_model(batch, metadata), stream, self._ranks
         )
         if self.timed_layers:
             prepared.module_graph = Graph(self._pool)
             prepared.module_marks = prepared.module_graph.capture(
-                lambda: self._forward.run_modules(batch, metadata, external=_capturing()), stream
+                lambda: self._forward.run_modules(batch, metadata, external=_capturing()),
+                stream,
+                self._ranks,
             )
         torch.cuda.current_stream().synchronize()
 
@@ -266,26 +284,64 @@ class VllmProbeEngine:
         Raises:
             ShapeRefusedError: if memory or the KV cache does not suffice.
         """
-        try:
-            prepared = self._prepared.get((shape.batch_size, shape.positions)) or self._make(
-                shape.batch_size, shape.positions
-            )
-            if prepared.busy:
-                raise ShapeRefusedError(f"{shape} is still running")
-            if self._captured and (shape.batch_size, shape.positions) in self._without_graph:
-                raise ShapeRefusedError(f"{shape} has no CUDA graph")
-            return self._launch(shape, prepared)
-        except RuntimeError as error:
-            if isinstance(error, CellDoesNotFitError) or is_out_of_memory(error):
-                raise ShapeRefusedError(str(error)) from error
-            raise
+        with _refusals():
+            prepared = self._prepared_for(shape)
+            metadata = self._inputs(shape, prepared)
+            return self._launch(shape, prepared, metadata)
 
-    def _launch(self, shape: Shape, prepared: _Prepared) -> Ticket:
+    def can_launch(self, shape: Shape) -> bool:
+        """Do all of a launch that can fail, without running anything; False if it is refused.
+
+        Memory that the run will ask for is asked for here, and left in PyTorch's reserve.
+        """
+        try:
+            with _refusals():
+                prepared = self._prepared_for(shape)
+                self._inputs(shape, prepared)
+                self._clock.release(self._clock.mark())
+                if self._on_gpu:
+                    size = self._bytes_of_run(len(prepared.batch.positions))
+                    torch.empty(size, dtype=torch.uint8, device=self._device)
+        except ShapeRefusedError as refused:
+            logger.info("vllm-nfp: %s is refused: %s", shape, refused)
+            return False
+        return True
+
+    def _bytes_of_run(self, tokens: int) -> int:
+        """At least what a run takes at a time beside its graphs: logits, and a layer's inside.
+
+        Logits are made in parts and put together; a layer holds its input, residual, and what its
+        widest part reads and writes.
+        """
+        model = self._view.vllm_config.model_config
+        config = model.hf_text_config
+        hidden, vocabulary = int(model.get_hidden_size()), int(model.get_vocab_size())
+        widest = int(getattr(config, "intermediate_size", 0) or 4 * hidden)
+        return 2 * tokens * (2 * vocabulary + 8 * hidden + 4 * widest)
+
+    def discard(self, ticket: Ticket) -> None:
+        """Give a ticket up unread: its marks are recorded again before anyone reads them."""
+        ticket.prepared.busy = False
+        self._release(ticket)
+
+    def _prepared_for(self, shape: Shape) -> _Prepared:
+        key = (shape.batch_size, shape.positions)
+        prepared = self._prepared.get(key) or self._make(*key)
+        if prepared.busy:
+            raise ShapeRefusedError(f"{shape} is still running")
+        if self._captured and key in self._without_graph:
+            raise ShapeRefusedError(f"{shape} has no CUDA graph")
+        return prepared
+
+    def _inputs(self, shape: Shape, prepared: _Prepared) -> dict[str, Any]:
+        """Fill the batch; its attention metadata."""
         maybe_fail("prepare")
-        batch = prepared.batch
-        batch.fill(shape.context, self._readers, self.bag)
-        metadata = self._forward.metadata(batch, shape.context, for_capture=False)
+        prepared.batch.fill(shape.context, self._readers, self.bag)
+        metadata = self._forward.metadata(prepared.batch, shape.context, for_capture=False)
         maybe_fail("forward")
+        return metadata
+
+    def _launch(self, shape: Shape, prepared: _Prepared, metadata: dict[str, Any]) -> Ticket:
         if self._on_gpu and torch.cuda.current_stream().query():
             self._hold_stream(HEAD_START_SECONDS)
         step = self._run_step(prepared, metadata)
@@ -373,8 +429,11 @@ class VllmProbeEngine:
         context = self._config.contexts[0]
         if self.refusal(b, context) is not None:
             return
-        n = self.positions(b, context)[-1]
-        ticket = self.launch(Shape(b, context, n))
+        shape = Shape(b, context, self.positions(b, context)[-1])
+        possible = self._ranks.alone or self.can_launch(shape)
+        if not self._ranks.all(possible, "can the KV cache be checked"):
+            raise ShapeRefusedError(f"{shape} cannot run on every rank")
+        ticket = self.launch(shape)
         wait_for(lambda: self.poll(ticket))
         # Its shape has been run before its graph was captured.
         self._prepared.clear()
@@ -397,6 +456,17 @@ class VllmProbeEngine:
         self._prepared.clear()
         self._readers = []
         self.graph_bytes = 0
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turn what memory or the KV cache lacks into a refusal."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, CellDoesNotFitError) or is_out_of_memory(error):
+            raise ShapeRefusedError(str(error)) from error
+        raise
 
 
 def _checksum(cache: torch.Tensor) -> int:

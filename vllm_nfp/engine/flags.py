@@ -21,6 +21,7 @@ from vllm_nfp.config import (
     read_settings_argument,
 )
 from vllm_nfp.engine import versions
+from vllm_nfp.engine.draft_lengths import prepare_speculation
 
 GROUP = "NFP probe"
 
@@ -29,6 +30,7 @@ _SINGLE_FLAGS: dict[str, str] = {
     "nfp_max_positions": "max_positions",
     "nfp_overhead_budget": "overhead_budget",
     "nfp_output_dir": "output_dir",
+    "nfp_draft_control": "draft_control",
 }
 """Destination of a single flag -> the ProbeConfig field that it sets."""
 
@@ -110,6 +112,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="Folder for raw samples and results (default: nothing is kept).",
     )
+    group.add_argument(
+        "--nfp-draft-control",
+        action="store_true",
+        default=None,
+        help="Choose the draft length of speculative decoding live, from measured step times and "
+        "acceptance (with --speculative-config).",
+    )
 
 
 def config_from_args(args: argparse.Namespace) -> ProbeConfig | None:
@@ -169,8 +178,13 @@ def switch_on(args: argparse.Namespace) -> None:
         return
     try:
         config = config_from_args(args)
-        if config is not None:
-            publish_settings(config)
+        if config is None:
+            return
+        if config.draft_control:
+            speculation = getattr(args, "speculative_config", None)
+            parallel = getattr(args, "data_parallel_size", None) or 1
+            args.speculative_config = prepare_speculation(speculation, parallel)
+        publish_settings(config)
     except ConfigError as error:
         print(f"vllm serve: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -5,7 +5,9 @@ serving would use one, then the LM head over all positions. It carries no marks 
 
 The modules are timed in a second run, of the uncompiled model, in which only the sampled layers
 work and the others hand their input on: that run is short, and its marks cost the step nothing.
-On a GPU it is a CUDA graph of its own with the marks as external events inside.
+On a GPU it is a CUDA graph of its own with the marks as external events inside. Collectives
+between ranks get marks as well: their time is the module ``communication`` of their layer, and is
+left out of the module that they happen in.
 """
 
 from __future__ import annotations
@@ -17,10 +19,12 @@ from typing import Any
 
 import torch
 
+from vllm_nfp.engine import communication
 from vllm_nfp.engine import layers as layer_tools
 from vllm_nfp.engine.batch import AttentionGroup, ProbeBatch
 from vllm_nfp.engine.dispatch import Execution
 from vllm_nfp.engine.layers import DecoderLayer
+from vllm_nfp.engine.ranks import Alone, Ranks
 from vllm_nfp.engine.runners import RunnerView
 from vllm_nfp.estimate import Module
 from vllm_nfp.timing import Clock, Mark
@@ -52,6 +56,51 @@ class StepMarks:
     start: Mark
     after_forward: Mark
     end: Mark
+
+
+class _Recorder:
+    """Turns edges into intervals: a collective inside a module splits the module's in two.
+
+    Args:
+        mark: records a mark.
+        intervals: takes what is found.
+    """
+
+    def __init__(self, mark: Callable[[], Mark], intervals: list[Interval]) -> None:
+        self._mark = mark
+        self._intervals = intervals
+        self._layer: int | None = None
+        self._open: dict[tuple[int, Module], Mark] = {}
+        self._collective: Mark | None = None
+
+    def on_layer(self, layer: int | None) -> None:
+        """A timed layer begins, or has ended."""
+        self._layer = layer
+
+    def on_module(self, layer: int, module: Module, is_start: bool) -> None:
+        """A module begins or has ended."""
+        mark = self._mark()
+        if is_start:
+            self._open[layer, module] = mark
+        else:
+            self._add(layer, module, self._open.pop((layer, module)), mark)
+
+    def on_collective(self, is_start: bool) -> None:
+        """A collective begins or has ended; those outside the timed layers are not counted."""
+        if self._layer is None:
+            return
+        mark = self._mark()
+        if is_start:
+            self._collective = mark
+            for (layer, module), begun in self._open.items():
+                self._add(layer, module, begun, mark)
+        elif self._collective is not None:
+            self._add(self._layer, Module.COMMUNICATION, self._collective, mark)
+            self._collective = None
+            self._open.update(dict.fromkeys(self._open, mark))
+
+    def _add(self, layer: int, module: Module, start: Mark, end: Mark) -> None:
+        self._intervals.append(Interval(layer, module, start, end))
 
 
 class Forward:
@@ -118,20 +167,13 @@ class Forward:
             external: the marks are recorded into a CUDA graph.
         """
         marks = ModuleMarks()
-        open_marks: dict[tuple[int, Module], Mark] = {}
-
-        def on_edge(layer: int, module: Module, is_start: bool) -> None:
-            mark = self._clock.mark(external)
-            if is_start:
-                open_marks[layer, module] = mark
-            else:
-                start = open_marks.pop((layer, module))
-                marks.intervals.append(Interval(layer, module, start, mark))
-
+        recorder = _Recorder(lambda: self._clock.mark(external), marks.intervals)
         with ExitStack() as stack:
             stack.enter_context(layer_tools.skipped(self._skipped))
             stack.enter_context(layer_tools.fused_ops(self._timed))
-            stack.enter_context(layer_tools.observed(self._timed, on_edge))
+            stack.enter_context(layer_tools.observed(self._timed, recorder.on_module))
+            stack.enter_context(layer_tools.entered(self._timed, recorder.on_layer))
+            stack.enter_context(communication.watched(recorder.on_collective))
             stack.enter_context(self.context(metadata, batch, Execution.NONE, compiled=False))
             self._call(batch.input_ids, batch.positions)
             marks.empty = (self._clock.mark(external), self._clock.mark(external))
@@ -190,12 +232,13 @@ class Graph:
         self._graph = torch.cuda.CUDAGraph()
         self._pool = pool
 
-    def capture(self, run: Callable[[], Any], stream: Any) -> Any:
+    def capture(self, run: Callable[[], Any], stream: Any, ranks: Ranks | None = None) -> Any:
         """Run once to warm up, once to capture; returns what the captured run returned."""
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             run()
             stream.synchronize()
+        with (ranks or Alone()).capturing(stream):
             # Thread-local: a capture must not trip over other threads' CUDA calls.
             self._graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:

@@ -58,11 +58,14 @@ def _install_flags() -> None:
 
 def _install_hooks() -> None:
     """Hook the worker (where one will live) and the registry behind /metrics."""
-    from vllm_nfp.engine import metrics_bridge, worker_hook
+    from vllm_nfp.engine import draft_control, draft_lengths, metrics_bridge, worker_hook
 
     config = config_from_environment()
     if config is None:
         return
+    if config.draft_control:
+        draft_control.install(PATCHES, config)
+        draft_lengths.install_sizes(PATCHES, config)
     worker_hook.install(PATCHES, config)
     metrics_bridge.install(PATCHES, config)
 

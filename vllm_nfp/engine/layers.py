@@ -176,6 +176,29 @@ def observed(
             handle.remove()
 
 
+@contextmanager
+def entered(
+    layers: Sequence[DecoderLayer], on_layer: Callable[[int | None], None]
+) -> Iterator[None]:
+    """Call ``on_layer(index)`` as each layer begins and ``on_layer(None)`` as it ends."""
+    handles: list[Any] = []
+
+    def after(_module: nn.Module, _args: Any, _output: Any) -> None:
+        on_layer(None)
+
+    def before(index: int) -> Callable[[nn.Module, Any], None]:
+        return lambda _module, _args: on_layer(index)
+
+    try:
+        for layer in layers:
+            handles.append(layer.module.register_forward_pre_hook(before(layer.index)))
+            handles.append(layer.module.register_forward_hook(after))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def _edges(
     module: nn.Module, index: int, kind: Module, on_edge: Callable[[int, Module, bool], None]
 ) -> list[Any]:

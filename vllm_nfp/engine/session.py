@@ -21,6 +21,7 @@ from vllm_nfp.engine.environment import (
     describe_model,
 )
 from vllm_nfp.engine.predictions import predict_rows
+from vllm_nfp.engine.ranks import Alone, Ranks
 from vllm_nfp.engine.runners import RunnerView, step_of, view_of
 from vllm_nfp.faults import maybe_fail
 from vllm_nfp.metrics.snapshot import LiveStep, Snapshot, State, engine_file, write_snapshot
@@ -64,6 +65,7 @@ class Session:
         self._publisher: Publisher | None = None
         self._log: Any = None
         self._environment: Environment | None = None
+        self._ranks: Ranks = Alone()
         self.on_disable: Callable[[], None] = lambda: None
         """Removes the hooks; set by whoever put them in place."""
 
@@ -89,13 +91,17 @@ class Session:
         view = view_of(runner)
         clock: Clock = CudaClock() if view.device.type == "cuda" else HostClock()
         with torch.inference_mode():
-            engine = VllmProbeEngine(view, clock, self._config)
+            engine = VllmProbeEngine(view, clock, self._config, self._ranks)
             engine.check_kv_cache_untouched()
             engine.prepare()
             self._view, self._engine = view, engine
-            prober, publisher = self._assemble(view, engine, clock)
-            maybe_fail("startup_scan")
-            self._scan(prober, publisher)
+            self._begin(view, engine, clock, begun)
+
+    def _begin(self, view: RunnerView, engine: VllmProbeEngine, clock: Clock, begun: float) -> None:
+        """Scan, and begin to publish."""
+        prober, publisher = self._assemble(view, engine, clock)
+        maybe_fail("startup_scan")
+        self._scan(prober, publisher)
         prober.outcomes["startup"] = prober.outcomes.pop("measured")
         prober.outcomes["measured"] = 0
         self._identity = replace(
@@ -158,7 +164,17 @@ class Session:
             self._record,
             None if self._config.output_dir is None else self._keep_profile,
         )
-        return Prober(engine, clock, planner, budget, publisher.put, config), publisher
+        return self._prober_of(engine, clock, planner, budget, publisher.put), publisher
+
+    def _prober_of(
+        self,
+        engine: VllmProbeEngine,
+        clock: Clock,
+        planner: Planner,
+        budget: Budget,
+        sink: Callable[[PairResult], None],
+    ) -> Prober:
+        return Prober(engine, clock, planner, budget, sink, self._config)
 
     def _cells(
         self, engine: VllmProbeEngine
@@ -183,9 +199,7 @@ class Session:
             if self._publisher.fault is not None:
                 self.disable(self._publisher.fault)
                 return
-            for request in scheduler_output.scheduled_new_reqs:
-                if request.prompt_token_ids and self._engine is not None:
-                    self._engine.bag.add(request.prompt_token_ids[:512])
+            self._take_tokens(scheduler_output)
             step = step_of(scheduler_output, self._view.decode_positions)
             if step is not None:
                 self._prober.planner.feedback = self._publisher.feedback
@@ -193,6 +207,11 @@ class Session:
                     self._prober.before_step(step)
         except Exception as error:
             self._fault("probe", error)
+
+    def _take_tokens(self, scheduler_output: Any) -> None:
+        for request in scheduler_output.scheduled_new_reqs:
+            if request.prompt_token_ids and self._engine is not None:
+                self._engine.bag.add(request.prompt_token_ids[:512])
 
     def mark(self, begin: bool) -> None:
         """Around a real step's launch."""

@@ -23,18 +23,41 @@ def refusal(vllm_config: Any) -> str | None:
     return None
 
 
+_SIZES = (
+    ("pipeline_parallel_size", "--pipeline-parallel-size", "a probe would need every stage"),
+    (
+        "data_parallel_size",
+        "--data-parallel-size",
+        "experts' ranks take their steps together, of which a probe knows nothing; "
+        "ranks of a dense model are engines of their own, and each is probed",
+    ),
+    (
+        "decode_context_parallel_size",
+        "--decode-context-parallel-size",
+        "a probe does not split its context over ranks",
+    ),
+    (
+        "prefill_context_parallel_size",
+        "--prefill-context-parallel-size",
+        "a probe does not split its context over ranks",
+    ),
+)
+"""Attribute, flag, and why a size above 1 keeps the probe off."""
+
+
 def _parallel(config: Any) -> str | None:
     parallel = config.parallel_config
-    for name, flag in (
-        ("tensor_parallel_size", "--tensor-parallel-size"),
-        ("pipeline_parallel_size", "--pipeline-parallel-size"),
-        ("data_parallel_size", "--data-parallel-size"),
-        ("decode_context_parallel_size", "--decode-context-parallel-size"),
-        ("prefill_context_parallel_size", "--prefill-context-parallel-size"),
-    ):
-        size = getattr(parallel, name, 1)
+    for name, flag, why in _SIZES:
+        size = getattr(parallel, name, 1) or 1
         if size > 1:
-            return f"{flag} {size} is not supported yet: probing needs 1"
+            return f"{flag} {size} is not supported ({why}): probing needs 1"
+    executor = getattr(parallel, "distributed_executor_backend", None)
+    if parallel.tensor_parallel_size > 1 and executor not in (None, "mp", "uni"):
+        name = executor if isinstance(executor, str) else getattr(executor, "__name__", executor)
+        return (
+            f"tensor parallelism with --distributed-executor-backend {name} is not supported: "
+            f"use mp"
+        )
     if getattr(parallel, "use_ubatching", False):
         return "dual batch overlap is not supported: serve without --enable-dbo"
     if getattr(parallel, "enable_eplb", False):

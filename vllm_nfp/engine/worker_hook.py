@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vllm_nfp.config import ProbeConfig
+from vllm_nfp.engine import draft_lengths
 from vllm_nfp.engine.patch import PatchSet
 
 
@@ -18,6 +19,8 @@ def install(patches: PatchSet, config: ProbeConfig) -> None:
 
     def init_device(original: Any) -> Any:
         def wrapped(wrapper: Any) -> Any:
+            if config.draft_control:
+                draft_lengths.install_graphs(patches, config)
             result = original(wrapper)
             _hook_worker(wrapper.worker, config)
             return result
@@ -45,9 +48,9 @@ def _attach(worker: Any, config: ProbeConfig) -> None:
     import logging
 
     try:
-        from vllm_nfp.engine.session import Session
+        from vllm_nfp.engine.rank_session import session_for
 
-        session = Session(config, worker.vllm_config)
+        session = session_for(config, worker.vllm_config)
         session.attach(worker.model_runner)
         if session.active:
             _hook_runner(worker.model_runner, session)

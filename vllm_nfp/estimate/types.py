@@ -13,6 +13,8 @@ class Module(StrEnum):
     DENSE_FFN = "dense_ffn"
     MOE_FFN = "moe_ffn"
     ATTENTION = "attention"
+    COMMUNICATION = "communication"
+    """The collectives of one layer; where there are several ranks."""
     MODEL = "model"
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from prometheus_client.core import (
     CollectorRegistry,
@@ -23,6 +24,8 @@ from vllm_nfp.draft.acceptance import Acceptance, constant
 from vllm_nfp.draft.schedule import Demand, best_length
 from vllm_nfp.draft.sources import COUNTERS, SourceError, curves_of_rows, live_acceptance
 from vllm_nfp.faults import maybe_fail
+from vllm_nfp.metrics import control
+from vllm_nfp.metrics.control import ControlSnapshot, control_families
 from vllm_nfp.metrics.snapshot import (
     FILE_PATTERN,
     Snapshot,
@@ -37,6 +40,7 @@ logger = logging.getLogger("vllm.nfp")
 
 MOST_ENGINES = 1024
 """Data-parallel engines on one machine; a folder with more files is none of ours."""
+S = TypeVar("S", Snapshot, ControlSnapshot)
 AcceptanceOf = Callable[[str], Acceptance | None]
 """The acceptance of an engine's drafts; None: not known."""
 
@@ -82,7 +86,10 @@ class NfpCollector:
         """The same, with vLLM's counters of drafts taken from these metrics."""
         try:
             maybe_fail("collect")
-            families = list(families_of(self._snapshots(), self._acceptances(others)))
+            families = [
+                *families_of(self._snapshots(), self._acceptances(others)),
+                *control_families(self._controls()),
+            ]
         except Exception as error:
             self._warn_once(f"the probe's metrics could not be collected: {error!r}")
             families = []
@@ -93,12 +100,21 @@ class NfpCollector:
         return counted_acceptance(others) if given is None else lambda _: constant(given)
 
     def _snapshots(self) -> list[Snapshot]:
+        return self._read_all(FILE_PATTERN, read_snapshot, engine_file)
+
+    def _controls(self) -> list[ControlSnapshot]:
+        return self._read_all(control.FILE_PATTERN, control.read_control, control.control_file)
+
+    def _read_all(
+        self, pattern: str, read: Callable[[Path], S], file_of: Callable[[str, str], Path]
+    ) -> list[S]:
+        """What the hand-over files of one kind hold; those that cannot be used are told once."""
         snapshots = []
-        for path in sorted(self._run_dir.glob(FILE_PATTERN))[:MOST_ENGINES]:
+        for path in sorted(self._run_dir.glob(pattern))[:MOST_ENGINES]:
             try:
-                snapshot = read_snapshot(path)
+                snapshot = read(path)
                 # Two files of one engine would give every series twice, and fail the scrape.
-                if engine_file(str(self._run_dir), snapshot.engine) != path:
+                if file_of(str(self._run_dir), snapshot.engine) != path:
                     raise SnapshotError(f"it speaks for engine {snapshot.engine}")
                 snapshots.append(snapshot)
             except (OSError, ValueError) as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -212,6 +212,19 @@ def read_snapshot(path: Path) -> Snapshot:
     return snapshot
 
 
+def check_words(where: str, words: Collection[str]) -> None:
+    """Refuse what would make strange labels, or too many kinds of them.
+
+    Raises:
+        SnapshotError: naming the label.
+    """
+    strange = sorted(word for word in words if not _WORD.fullmatch(word))
+    if strange:
+        raise SnapshotError(f"{where} holds the strange label {strange[0]!r:.80}")
+    if len(words) > MOST_WORDS:
+        raise SnapshotError(f"{where} holds more than {MOST_WORDS} kinds of labels")
+
+
 def _check_labels(where: str, snapshot: Snapshot) -> None:
     if not ENGINE_INDEX.fullmatch(snapshot.engine):
         raise SnapshotError(f"{where} has the engine index {snapshot.engine!r:.80}, no number")
@@ -223,11 +236,7 @@ def _check_labels(where: str, snapshot: Snapshot) -> None:
         *(row.module for row in snapshot.layers),
         *(row.execution for row in snapshot.curves),
     }
-    strange = sorted(word for word in words if not _WORD.fullmatch(word))
-    if strange:
-        raise SnapshotError(f"{where} holds the strange label {strange[0]!r:.80}")
-    if len(words) > MOST_WORDS:
-        raise SnapshotError(f"{where} holds more than {MOST_WORDS} kinds of labels")
+    check_words(where, words)
     for histogram in snapshot.layers:
         if len(histogram.counts) != len(histogram.bounds_seconds) + 1:
             raise SnapshotError(f"{where} holds a histogram whose bounds and counts differ")

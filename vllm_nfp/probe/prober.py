@@ -156,9 +156,11 @@ class Prober:
         return self._last_pair_seconds or RUNS_PER_PAIR * self._last_step_seconds
 
     def _launch(self, target: Target, charged: bool) -> None:
+        self._run(target, self._rng.random() < 0.5, charged)
+
+    def _run(self, target: Target, baseline_first: bool, charged: bool) -> None:
         many = Shape(target.batch_size, target.context, target.positions)
         one = Shape(target.batch_size, target.context, 1)
-        baseline_first = self._rng.random() < 0.5
         begun = time.perf_counter()
         start = self._clock.mark()
         try:

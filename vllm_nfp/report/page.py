@@ -28,12 +28,14 @@ MODULE_NAMES = {
     "attention": "Attention",
     "dense_ffn": "Dense FFN",
     "moe_ffn": "MoE FFN",
+    "communication": "Communication",
 }
 MODULE_TEXTS = {
     "model": "The decode step as the server launches it, with the LM head over all positions.",
     "attention": "The attention operator with the KV cache, without its projections; one layer.",
     "dense_ffn": "The feed-forward block of one layer.",
     "moe_ffn": "Router, experts and shared experts of one layer.",
+    "communication": "The transfers between ranks in one layer; no part of the other modules.",
 }
 
 

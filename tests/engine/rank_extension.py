@@ -1,0 +1,44 @@
+"""Added to vLLM's workers by test_ranks.py: attaches a probe session in each, over and over."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from vllm_nfp import faults
+from vllm_nfp.config import config_from_mapping
+
+
+class ProbeExtension:
+    """Methods of a worker, called on all ranks at once."""
+
+    nfp_session: Any = None
+
+    def nfp_attach(self, settings: str, fault: str) -> bool:
+        """Attach as the worker hook does; whether the rank takes part."""
+        from vllm_nfp.engine.rank_session import session_for
+        from vllm_nfp.engine.worker_hook import _hook_runner
+
+        os.environ[faults.ENV_VAR] = fault
+        worker: Any = self
+        session = session_for(config_from_mapping(json.loads(settings)), worker.vllm_config)
+        session.attach(worker.model_runner)
+        if session.active:
+            _hook_runner(worker.model_runner, session)
+        self.nfp_session = session
+        return bool(session.active)
+
+    def nfp_fault(self, fault: str) -> None:
+        """From now on the stage fails."""
+        os.environ[faults.ENV_VAR] = fault
+
+    def nfp_state(self) -> tuple[bool, bool]:
+        """Whether the rank takes part, and whether its runner is hooked."""
+        worker: Any = self
+        return self.nfp_session.active, "execute_model" in vars(worker.model_runner)
+
+    def nfp_detach(self) -> None:
+        """Take the session off, on all ranks between two steps."""
+        if self.nfp_session.active:
+            self.nfp_session.disable("the test is over", expected=True)

@@ -1,0 +1,77 @@
+"""Under the live controller a real server's draft lengths change, and its tokens do not."""
+
+from __future__ import annotations
+
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from serving import Running, server
+
+from vllm_nfp.scrape import find_samples
+
+pytestmark = pytest.mark.engine
+SPECULATION = {
+    "method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 1, "prompt_lookup_max": 2,
+}  # fmt: skip
+PROBE = {
+    "batch_sizes": [1, 4], "contexts": [64], "startup_seconds": 1, "min_samples": 3,
+    "publish_seconds": 0.5, "draft_min_gain": 0.0, "draft_trial_loss": 0.5,
+}  # fmt: skip
+STATE = "vllm_nfp_draft_control_state"
+
+
+def state(running: Running) -> str:
+    samples = find_samples(running.metrics(), (STATE,))[STATE]
+    return next(labels["state"] for labels, value in samples if value == 1.0)
+
+
+def flags(**changes: object) -> tuple[str, ...]:
+    return (
+        "--speculative-config", json.dumps(SPECULATION), "--nfp-probe", "--nfp-draft-control",
+        "--nfp-max-positions", "5", "--nfp-config", json.dumps(PROBE | changes),
+    )  # fmt: skip
+
+
+def test_lengths_change_and_tokens_do_not(dense_model: Path, tmp_path: Path) -> None:
+    with server(dense_model, tmp_path, *flags()) as running:
+        prompts = [[10 + i, 20 + i, 30 + i] * 8 for i in range(4)]
+        first = [running.complete(prompt, temperature=0, max_tokens=64) for prompt in prompts]
+        deadline = time.monotonic() + 60
+        names = ("vllm_nfp_draft_control_changes_total", "vllm_nfp_live_draft_length")
+        while True:
+            with ThreadPoolExecutor(4) as pool:
+                tokens = list(
+                    pool.map(lambda p: running.complete(p, temperature=0, max_tokens=64), prompts)
+                )
+            assert tokens == first
+            again = [running.complete(prompt, temperature=0, max_tokens=64) for prompt in prompts]
+            assert again == first
+            samples = find_samples(running.metrics(), names)
+            changes = sum(value for _, value in samples.get(names[0], ()))
+            if changes >= 6 or time.monotonic() > deadline:
+                break
+        assert changes >= 6, running.log_text()[-3000:]
+        assert 0 <= samples[names[1]][0][1] <= 4
+        time.sleep(1.5)
+        text = running.metrics()
+        assert state(running) == "deciding"
+        lengths = find_samples(text, ("vllm_nfp_draft_control_step_seconds",))
+        seen = {
+            int(labels["draft_length"])
+            for labels, _ in lengths["vllm_nfp_draft_control_step_seconds"]
+        }
+        assert {0, 4} <= seen, "no drafts and the configured length were both timed"
+        assert "vllm_nfp_draft_acceptance_ratio{" in text
+        assert "draft control is disabled" not in running.log_text()
+
+
+def test_a_fault_hands_back_to_the_configured_length(dense_model: Path, tmp_path: Path) -> None:
+    environment = {"NFP_INJECT_FAULT": "draft_control"}
+    with server(dense_model, tmp_path, *flags(), **environment) as running:
+        assert len(running.complete([10, 20, 30] * 8, temperature=0)) == 32
+        assert state(running) == "disabled"
+        assert "vllm_nfp_live_draft_length{" not in running.metrics()
+        assert "the configured draft lengths are in force" in running.log_text()

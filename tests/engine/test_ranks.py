@@ -1,0 +1,142 @@
+"""Two tensor-parallel ranks: one engine, probed by both or by none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from generate import prompts
+
+from vllm_nfp.metrics import Snapshot, State, read_snapshot
+
+pytestmark = pytest.mark.engine
+
+SETTINGS = {
+    "batch_sizes": [1, 4],
+    "contexts": [32, 128],
+    "max_positions": 4,
+    "overhead_budget": 0.5,
+    "startup_seconds": 0.3,
+    "publish_seconds": 0.1,
+    "min_samples": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def llm(moe_model: Path) -> Iterator[Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=":")
+        from vllm import LLM
+
+        yield LLM(
+            model=str(moe_model), skip_tokenizer_init=True, enforce_eager=True, dtype="float32",
+            max_model_len=512, max_num_seqs=8, tensor_parallel_size=2,
+            enable_expert_parallel=True, distributed_executor_backend="mp",
+            worker_extension_cls="rank_extension.ProbeExtension", seed=0,
+            enable_prefix_caching=False,
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def plain(llm: Any) -> list[list[int]]:
+    """What the engine generates without a probe."""
+    return generate(llm)
+
+
+@pytest.fixture
+def attach(llm: Any, tmp_path: Path) -> Iterator[Callable[..., list[bool]]]:
+    """Attach a session on both ranks; take it off in the end."""
+
+    def begin(fault: str = "", **changes: object) -> list[bool]:
+        settings = {**SETTINGS, "run_dir": str(tmp_path), **changes}
+        return llm.collective_rpc("nfp_attach", args=(json.dumps(settings), fault))
+
+    yield begin
+    llm.collective_rpc("nfp_detach")
+    assert states(llm) == [(False, False)] * 2, "a rank still probes, or is still hooked"
+
+
+def states(llm: Any) -> list[tuple[bool, bool]]:
+    return [tuple(state) for state in llm.collective_rpc("nfp_state")]
+
+
+def generate(llm: Any, tokens: int = 40) -> list[list[int]]:
+    from vllm import SamplingParams
+
+    requests = [{"prompt_token_ids": ids} for ids in prompts(8)]
+    params = SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True, detokenize=False)
+    return [list(o.outputs[0].token_ids) for o in llm.generate(requests, params, use_tqdm=False)]
+
+
+def snapshot(folder: Path) -> Snapshot:
+    return read_snapshot(folder / "engine-0.json")
+
+
+def test_both_ranks_probe_and_outputs_stay(
+    llm: Any, plain: list[list[int]], attach: Callable[..., list[bool]], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert attach(startup_seconds=20.0, output_dir=str(out)) == [True, True]
+    assert generate(llm) == plain
+    assert generate(llm) == plain
+    assert states(llm) == [(True, True)] * 2
+    llm.collective_rpc("nfp_detach")
+    found = snapshot(tmp_path)
+    assert found.probes["startup"] > 0
+    assert found.probes["measured"] > 0, "no pair ran between real steps"
+    assert {row.module for row in found.boundaries} == {
+        "attention", "moe_ffn", "communication", "model",
+    }  # fmt: skip
+    # Collectives are part of the step, and of no other module.
+    curves = {(r.module, r.batch_size, r.context, r.positions): r for r in found.curves}
+    for (module, *cell), row in curves.items():
+        if module == "model":
+            parts = sum(
+                curves[(m, *cell)].median_seconds for m in ("attention", "moe_ffn", "communication")
+            )
+            assert 3 * parts < 2.0 * row.median_seconds
+    samples = [json.loads(line) for line in (out / "samples-0.jsonl").read_text().splitlines()]
+    assert len(samples) == found.probes["startup"] + found.probes["measured"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "engine-0.json", "environment-0.json", "profile-0.json", "samples-0.jsonl",
+    ], "the second rank writes nothing"  # fmt: skip
+    assert json.loads((out / "environment-0.json").read_text())["tensor_parallel_size"] == 2
+
+
+@pytest.mark.parametrize("fault", ["attach@1", "capture@0", "startup_scan@1", "prepare@1"])
+def test_a_fault_of_one_rank_at_the_start_keeps_both_off(
+    llm: Any,
+    plain: list[list[int]],
+    attach: Callable[..., list[bool]],
+    tmp_path: Path,
+    fault: str,
+) -> None:
+    assert attach(fault) == [False, False]
+    found = snapshot(tmp_path)
+    assert found.state is State.DISABLED
+    assert "fault" in found.reason
+    assert generate(llm) == plain
+
+
+@pytest.mark.parametrize("fault", ["prepare@1", "timing@1", "plan@0", "publish@0"])
+def test_a_fault_of_one_rank_in_serving_switches_both_off(
+    llm: Any,
+    plain: list[list[int]],
+    attach: Callable[..., list[bool]],
+    tmp_path: Path,
+    fault: str,
+) -> None:
+    assert attach() == [True, True]
+    llm.collective_rpc("nfp_fault", args=(fault,))
+    assert generate(llm) == plain
+    assert generate(llm) == plain
+    assert states(llm) == [(False, False)] * 2
+    found = snapshot(tmp_path)
+    assert found.state is State.DISABLED
+    assert f"rank {fault[-1]} of 2" in found.reason

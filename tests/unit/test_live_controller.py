@@ -1,0 +1,238 @@
+"""The live controller against a simulated server whose best draft length is known."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vllm_nfp.draft import StepCurve, expected_tokens
+from vllm_nfp.draft.live import Controller, Reason, Settings, StepObservation
+from vllm_nfp.draft.live.counted import CountedAcceptance
+from vllm_nfp.draft.live.steps import MOST_CELLS, CellTimes, batch_cell, cell_of, context_cell
+
+LENGTHS = (0, 1, 2, 3, 4, 6, 8)
+StepTime = Callable[[int, int], float]
+"""Seconds of a step by batch size and draft length."""
+
+
+class Server:
+    """Steps of a batch whose draft length follows the table two steps late, as vLLM's does."""
+
+    def __init__(self, controller: Controller, step_time: StepTime, acceptance: float) -> None:
+        self.controller, self.step_time, self.acceptance = controller, step_time, acceptance
+        self.random = random.Random(1)
+        self.now = 0.0
+        self.tokens = 0.0
+        self.lengths: list[int] = []
+        self._pending: list[int] = []
+        self._table = controller.table(1024)
+
+    def run(self, batch_size: int, steps: int, context: int = 1024) -> Iterator[int]:
+        for _ in range(steps):
+            self._pending.append(self._table[batch_size])
+            if len(self._pending) < 3:
+                continue
+            yield self._step(batch_size, context, self._pending.pop(0))
+
+    def serve(self, batch_size: int, steps: int, context: int = 1024) -> list[int]:
+        return list(self.run(batch_size, steps, context))
+
+    def _step(self, batch_size: int, context: int, length: int) -> int:
+        accepted = [0] * length
+        for _ in range(batch_size):
+            for place in range(length):
+                if self.random.random() > self.acceptance:
+                    break
+                accepted[place] += 1
+        seconds = self.step_time(batch_size, length) * self.random.lognormvariate(0.0, 0.01)
+        if self.random.random() < 0.02:
+            seconds *= 3.0  # a probe, or a collection of garbage
+        self.now += seconds
+        self.tokens += batch_size + sum(accepted)
+        step = StepObservation(batch_size, context, length, seconds, tuple(accepted))
+        if self.controller.observe(step, self.now):
+            self.controller.decide(batch_size, context, self.now)
+            self._table = self.controller.table(context)
+        return length
+
+
+def staircase(batch_size: int, length: int) -> float:
+    """Free up to 64 tokens in the step, then a stair for each 64 more; drafts at 0.1 ms."""
+    tokens = batch_size * (length + 1)
+    return 5e-3 * (1.0 + 0.5 * (math.ceil(tokens / 64) - 1)) + 1e-4 * length
+
+
+def goodput(batch_size: int, length: int, acceptance: float, time: StepTime = staircase) -> float:
+    return expected_tokens(length, acceptance) / time(batch_size, length)
+
+
+def best(batch_size: int, acceptance: float, time: StepTime = staircase) -> float:
+    return max(goodput(batch_size, length, acceptance, time) for length in LENGTHS)
+
+
+def curves() -> list[StepCurve]:
+    """What the probe knows: verification alone, at three batch sizes."""
+    return [
+        StepCurve(
+            b, 1024, staircase(b, 0),
+            tuple((n, math.ceil(b * n / 64) * 0.5 + 0.5) for n in (1, 2, 3, 4, 5, 6, 8, 12)),
+        )
+        for b in (1, 8, 32)
+    ]  # fmt: skip
+
+
+def controller(static: int = 4, batch: int = 128, with_curves: bool = True) -> Controller:
+    made = Controller([0, *[static] * batch], Settings(LENGTHS))
+    if with_curves:
+        made.set_curves(curves())
+    return made
+
+
+@pytest.mark.parametrize("with_curves", [True, False])
+@pytest.mark.parametrize("acceptance", [0.3, 0.7, 0.9])
+@pytest.mark.parametrize("batch_size", [1, 6, 33, 100])
+def test_it_settles_within_two_percent_of_the_best(
+    batch_size: int, acceptance: float, with_curves: bool
+) -> None:
+    live = controller(with_curves=with_curves)
+    server = Server(live, staircase, acceptance)
+    server.serve(batch_size, 2000)
+    settled = server.serve(batch_size, 200)
+    length = max(set(settled), key=settled.count)
+    assert goodput(batch_size, length, acceptance) >= 0.98 * best(batch_size, acceptance)
+
+
+def test_a_whole_run_beats_the_static_schedule_and_no_drafts_despite_its_trials() -> None:
+    for acceptance in (0.5, 0.9):
+        for batch_size in (1, 16, 64, 128):
+            server = Server(controller(), staircase, acceptance)
+            server.serve(batch_size, 3000)
+            rate = server.tokens / server.now / batch_size
+            # 2 % of the steps take three times as long, whatever the length; a static length
+            # that is far off costs until it is found out.
+            assert rate * 1.04 >= 0.97 * best(batch_size, acceptance)
+
+
+def test_what_trials_may_lose_bounds_them() -> None:
+    def trials(trial_loss: float) -> int:
+        live = Controller([0, *[4] * 128], Settings(LENGTHS, trial_loss=trial_loss))
+        server = Server(live, staircase, 0.7)
+        for batch_size in (16, 24, 33, 48, 64, 80, 100, 128):
+            server.serve(batch_size, 400)
+        return live.trial_steps
+
+    assert 0 < trials(0.0) < 0.7 * trials(0.05)
+
+
+def test_a_neighbour_is_followed_at_once() -> None:
+    live = controller(static=0)
+    server = Server(live, staircase, 0.9)
+    server.serve(4, 600)
+    chosen = live.table(1024)[4]
+    assert chosen > 0
+    assert live.table(1024)[5] == chosen
+    assert live.table(1024)[64] == 0, "too far away: the configured length"
+    assert live.table(1 << 20)[4] == 0
+
+
+def test_a_change_of_acceptance_is_noticed_and_goes_back_to_the_schedule_first() -> None:
+    live = controller(static=2)
+    server = Server(live, staircase, 0.95)
+    server.serve(16, 1500)
+    assert live.table(1024)[16] > 2
+    server.acceptance = 0.1
+    lengths = server.serve(16, 300)
+    assert Reason.CHANGED in live.decisions
+    assert 2 in lengths
+    server.serve(16, 1500)
+    assert goodput(16, live.table(1024)[16], 0.1) >= 0.98 * best(16, 0.1)
+
+
+def test_drafts_that_lose_are_given_up_and_come_back_when_they_win() -> None:
+    def dear(batch_size: int, length: int) -> float:
+        return 5e-3 * (1.0 + 0.4 * length)
+
+    live = controller(static=4, with_curves=False)
+    server = Server(live, dear, 0.1)
+    server.serve(8, 1500)
+    assert live.table(1024)[8] == 0
+    server.acceptance = 0.95
+    server.serve(8, 40_000)  # a look every minute
+    assert live.table(1024)[8] > 0
+
+
+def test_where_nothing_can_be_timed_the_schedule_stays() -> None:
+    live = controller(static=3)
+    for i in range(2000):
+        step = StepObservation(8, 1024, 3, None, (7, 6, 5))
+        if live.observe(step, float(i)):
+            decision = live.decide(8, 1024, float(i))
+            assert decision.draft_length == 3
+            assert decision.reason is Reason.LEARNING
+    assert live.trial_steps == 0
+
+
+def test_without_drafts_in_the_schedule_a_trial_learns_of_them() -> None:
+    live = controller(static=0)
+    server = Server(live, staircase, 0.8)
+    lengths = server.serve(4, 300)
+    assert lengths[0] == 0
+    assert live.acceptance is not None
+    assert live.table(1024)[4] > 0
+
+
+def test_the_cost_of_a_draft_is_told_apart_from_its_verification() -> None:
+    live = controller()
+    Server(live, staircase, 0.8).serve(8, 3000)
+    assert live.draft_seconds[8] == pytest.approx(1e-4, abs=6e-5)
+
+
+@given(st.lists(st.floats(1.0, 1.6), min_size=8, max_size=8), st.floats(0.05, 0.95))
+@settings(max_examples=25)
+def test_any_curve_of_times_ends_no_worse_than_the_schedule(
+    steps: list[float], acceptance: float
+) -> None:
+    ratios = [math.prod(steps[:length]) for length in range(9)]
+
+    def time(batch_size: int, length: int) -> float:
+        return 4e-3 * ratios[length]
+
+    live = controller(static=3, with_curves=False)
+    server = Server(live, time, acceptance)
+    server.serve(8, 1500)
+    chosen = live.table(1024)[8]
+    assert goodput(8, chosen, acceptance, time) >= 0.96 * goodput(8, 3, acceptance, time)
+    assert chosen in LENGTHS
+
+
+def test_cells_are_bounded_and_bracket_their_values() -> None:
+    for value in range(1, 3000):
+        assert value <= batch_cell(value) <= max(8, 1.25 * value)
+        assert value <= context_cell(value) <= max(512, 2 * value)
+    times = CellTimes()
+    for batch_size in range(1, 5000):
+        times.add(cell_of(batch_size, 100 * batch_size), 1, 1.0, 0.0)
+    assert len(times.cells()) <= MOST_CELLS
+
+
+def test_acceptance_is_the_chance_given_the_drafts_before() -> None:
+    counted = CountedAcceptance(4)
+    for _ in range(10):
+        counted.add(100, (80, 40))
+    assert counted.known_places == 2
+    acceptance = counted.acceptance
+    assert acceptance is not None
+    assert acceptance.per_position == pytest.approx((0.8, 0.5))
+    assert acceptance.beyond == pytest.approx(0.5)
+    assert not counted.changed
+
+
+@pytest.mark.parametrize("lengths", [(0,), (1, 2), (0, 2, 2), (0, 3, 1)])
+def test_lengths_that_cannot_be_chosen_from_are_refused(lengths: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="must ascend from 0 on"):
+        Controller([0, 1], Settings(lengths))

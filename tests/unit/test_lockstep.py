@@ -1,0 +1,324 @@
+"""Ranks that probe in lockstep: all launch the same pairs before the same steps, or none does."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_nfp.config import ProbeConfig
+from vllm_nfp.estimate import Module
+from vllm_nfp.probe import Budget, EngineStep, Planner, Shape, Timing
+from vllm_nfp.probe.lockstep import DivergedError, Lockstep, Pair, PeerFaultError
+from vllm_nfp.probe.ranks import LeadingProber, can_launch, follow, follow_scan
+from vllm_nfp.timing import HostClock
+
+PAIR = Pair(8, 1024, 4, True)
+
+
+class Hub:
+    """Exchanges between ranks in this process; finishing one that lacks a rank's part fails."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.parts: list[list[Sequence[int]]] = [[] for _ in range(size)]
+        self.longest_wait = 0
+        self.condition = threading.Condition()
+
+    def wire(self, rank: int, patience: float = 0.0) -> HubWire:
+        return HubWire(self, rank, patience)
+
+
+@dataclass
+class HubWire:
+    hub: Hub
+    rank: int
+    patience: float
+
+    @property
+    def size(self) -> int:
+        return self.hub.size
+
+    def begin(self, values: Sequence[int]) -> int:
+        with self.hub.condition:
+            self.hub.parts[self.rank].append(tuple(values))
+            self.hub.condition.notify_all()
+            return len(self.hub.parts[self.rank]) - 1
+
+    def finish(self, handle: int) -> Sequence[int]:
+        with self.hub.condition:
+            there = self.hub.condition.wait_for(
+                lambda: all(len(parts) > handle for parts in self.hub.parts), self.patience
+            )
+            assert there, f"rank {self.rank} would wait for ever"
+            return [
+                max(column) for column in zip(*(p[handle] for p in self.hub.parts), strict=True)
+            ]
+
+
+@dataclass
+class Rank:
+    """One rank's serving loop, without vLLM."""
+
+    lockstep: Lockstep
+    wants: list[Pair] = field(default_factory=list)
+    can: Callable[[Pair], bool] = lambda pair: True
+    refused: list[Pair] = field(default_factory=list)
+    launched: list[tuple[int, Pair]] = field(default_factory=list)
+    ended: tuple[int, str] | None = None
+    steps: int = 0
+
+    def step(self, plan: int = 1) -> None:
+        if self.ended is not None:
+            return
+        self.steps += 1
+        try:
+            pair = self.lockstep.advance(
+                plan,
+                lambda: self.wants.pop(0) if self.wants else None,
+                self.can,
+                self.refused.append,
+            )
+        except (PeerFaultError, DivergedError) as error:
+            self.ended = (self.steps, str(error))
+            return
+        if pair is not None:
+            self.launched.append((self.steps, pair))
+
+
+def ranks(count: int = 2, every: int = 4, **settings: Any) -> list[Rank]:
+    hub = Hub(count)
+    return [Rank(Lockstep(hub.wire(r), steps_per_exchange=every), **settings) for r in range(count)]
+
+
+def run(team: list[Rank], steps: int) -> None:
+    for _ in range(steps):
+        for rank in team:
+            rank.step()
+
+
+def test_a_pair_is_launched_by_all_before_the_same_step() -> None:
+    team = ranks(3)
+    team[0].wants = [PAIR, Pair(1, 64, 2, False)]
+    run(team, 40)
+    # Proposed at step 4, checked at 8, committed at 12; then the next one.
+    assert team[0].launched == [(12, PAIR), (24, Pair(1, 64, 2, False))]
+    assert all(rank.launched == team[0].launched for rank in team)
+
+
+def test_only_the_leader_is_asked_for_pairs() -> None:
+    team = ranks()
+    team[1].wants = [PAIR]
+    run(team, 40)
+    assert team[0].launched == team[1].launched == []
+    assert team[1].wants == [PAIR]
+
+
+def test_a_pair_that_one_rank_cannot_launch_is_launched_by_none() -> None:
+    team = ranks()
+    team[0].wants = [PAIR, Pair(1, 64, 2, False)]
+    team[1].can = lambda pair: pair != PAIR
+    run(team, 40)
+    assert team[0].refused == [PAIR]
+    assert [pair for _, pair in team[0].launched] == [Pair(1, 64, 2, False)]
+    assert team[0].launched == team[1].launched
+
+
+@given(seed=st.integers(0, 1 << 30), faulty=st.integers(0, 2), at=st.integers(1, 60))
+def test_a_fault_ends_all_ranks_at_the_same_step(seed: int, faulty: int, at: int) -> None:
+    team = ranks(3)
+    rng = random.Random(seed)
+    team[0].wants = [Pair(1, 64, n, rng.random() < 0.5) for n in range(2, 30)]
+    for step in range(1, 90):
+        if step == at:
+            team[faulty].lockstep.fail()
+        for rank in rng.sample(team, 3):  # host threads in any order within a step
+            rank.step()
+    assert len({rank.ended for rank in team}) == 1
+    assert team[0].ended is not None
+    assert f"rank {faulty}" in team[0].ended[1]
+    assert at <= team[0].ended[0] <= at + 8
+    assert all(rank.launched == team[0].launched for rank in team)
+
+
+def test_ranks_may_be_some_steps_apart() -> None:
+    team = ranks(every=4)
+    team[0].wants = [PAIR]
+    # The leader is up to 3 steps ahead: it never waits for what the other has not put in.
+    run(team, 1)
+    for _ in range(3):
+        team[0].step()
+    for _ in range(60):
+        team[0].step()
+        team[1].step()
+    assert team[0].launched == [(12, PAIR)]
+    assert team[1].launched == [(12, PAIR)]
+
+
+def test_a_rank_that_has_missed_a_step_is_found_out() -> None:
+    team = ranks()
+    run(team, 5)
+    team[0].step()
+    team[0].step()
+    team[1].step(plan=2)  # one step instead of two
+    run(team, 12)
+    assert all(rank.ended is not None for rank in team)
+    assert all("steps" in (rank.ended or (0, ""))[1] for rank in team)
+
+
+def test_ranks_with_other_settings_are_found_out() -> None:
+    hub = Hub(2)
+    first = Lockstep(hub.wire(0, 5.0), digest=1)
+    second = Lockstep(hub.wire(1, 5.0), digest=2)
+    assert _meet(first, second) == [DivergedError, DivergedError]
+
+
+def test_ranks_at_different_questions_are_found_out() -> None:
+    hub = Hub(2)
+    one, two = (Lockstep(hub.wire(r, 5.0)) for r in range(2))
+    found = in_parallel(
+        lambda: one.agree(True, "is the graph captured"), lambda: two.agree(True, "does it fit")
+    )
+    assert found == [DivergedError, DivergedError]
+
+
+def test_an_exchange_of_unequal_number_is_found_out() -> None:
+    hub = Hub(2)
+    one, two = (Lockstep(hub.wire(r, 5.0)) for r in range(2))
+    two._number += 1
+    assert _meet(one, two) == [DivergedError, DivergedError]
+
+
+def test_a_fault_at_the_start_meets_the_question_that_the_others_ask() -> None:
+    hub = Hub(2)
+    one, two = (Lockstep(hub.wire(r, 5.0)) for r in range(2))
+    assert in_parallel(lambda: one.agree(True, "anything"), two.fail_now) == [PeerFaultError, None]
+
+
+def test_all_must_agree() -> None:
+    hub = Hub(2)
+    one, two = (Lockstep(hub.wire(r, 5.0)) for r in range(2))
+    assert in_parallel(lambda: one.agree(True), lambda: two.agree(True)) == [True, True]
+    assert in_parallel(lambda: one.agree(True), lambda: two.agree(False)) == [False, False]
+    assert in_parallel(lambda: one.decide(PAIR), lambda: two.decide(None)) == [PAIR, PAIR]
+    assert in_parallel(lambda: one.decide(None), lambda: two.decide(PAIR)) == [None, None]
+
+
+def _meet(one: Lockstep, two: Lockstep) -> list[Any]:
+    return in_parallel(lambda: one.agree(True), lambda: two.agree(True))
+
+
+def in_parallel(*calls: Callable[[], Any]) -> list[Any]:
+    """What each call returns, or the class of what it raises."""
+    results: list[Any] = [None] * len(calls)
+
+    def work(index: int) -> None:
+        try:
+            results[index] = calls[index]()
+        except Exception as error:
+            results[index] = type(error)
+
+    threads = [threading.Thread(target=work, args=(i,), daemon=True) for i in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive(), "a rank hangs"
+    return results
+
+
+class Engine:
+    """Notes what is launched; each run takes a millisecond."""
+
+    def __init__(self, refuses: Shape | None = None) -> None:
+        self.launched: list[Shape] = []
+        self.checked: list[Shape] = []
+        self.open = 0
+        self.refuses = refuses
+
+    def refusal(self, batch_size: int, context: int) -> str | None:
+        return None
+
+    def positions(self, batch_size: int, context: int) -> tuple[int, ...]:
+        return (1, 2, 4)
+
+    def can_launch(self, shape: Shape) -> bool:
+        self.checked.append(shape)
+        return shape != self.refuses
+
+    def launch(self, shape: Shape) -> Shape:
+        assert shape != self.refuses
+        self.launched.append(shape)
+        self.open += 1
+        return shape
+
+    def discard(self, ticket: Shape) -> None:
+        self.open -= 1
+
+    def poll(self, ticket: Shape) -> Timing:
+        self.open -= 1
+        return Timing(ticket, 1e-3, 1e-4, {Module.ATTENTION: 1e-4}, (), "full")
+
+
+def leading(engine: Engine, lockstep: Lockstep, found: list[Any], **settings: Any) -> LeadingProber:
+    ticks = itertools.count()
+    config = ProbeConfig(batch_sizes=(1,), contexts=(64,), overhead_budget=0.5)
+    planner = Planner({(1, 64): (2, 4)}, 2)
+    clock = HostClock(lambda: next(ticks) * 1e-3)
+    return LeadingProber(engine, clock, planner, Budget(0.5), found.append, config, lockstep)
+
+
+def test_a_scan_launches_the_same_on_all_ranks() -> None:
+    hub = Hub(2)
+    engines = [Engine(), Engine(refuses=Shape(1, 64, 4))]
+    one, two = (Lockstep(hub.wire(r, 10.0)) for r in range(2))
+    found: list[Any] = []
+    prober = leading(engines[0], one, found)
+    outcome = in_parallel(
+        lambda: prober.scan(20.0, sleep=lambda _: None), lambda: follow_scan(engines[1], two)
+    )
+    assert outcome == [None, None]
+    assert engines[0].launched == engines[1].launched
+    assert [pair.many.shape.positions for pair in found] == [2, 2]
+    assert prober.outcomes == {"measured": 2, "refused": 1}
+    assert engines[0].open == engines[1].open == 0, "a ticket was kept"
+
+
+def test_serving_launches_the_same_on_all_ranks() -> None:
+    hub = Hub(2)
+    engines = [Engine(), Engine()]
+    lockstep, other = (Lockstep(hub.wire(r), steps_per_exchange=2) for r in range(2))
+    found: list[Any] = []
+    prober = leading(engines[0], lockstep, found)
+    for _ in range(60):
+        prober.before_step(EngineStep(1, 60, 1, decode=True))
+        pair = lockstep.advance(
+            1, prober.propose, lambda p: can_launch(engines[0], p), prober.refused
+        )
+        if pair is not None:
+            prober.launch(pair)
+        prober.begin_step()
+        prober.end_step()
+        theirs = other.advance(1, lambda: None, lambda p: can_launch(engines[1], p), lambda p: None)
+        assert theirs == pair
+        if theirs is not None:
+            follow(engines[1], theirs)
+    assert engines[0].launched == engines[1].launched
+    assert len(found) >= 4
+    assert {r.many.shape.positions for r in found} == {2, 4}
+    assert prober.budget.probe_seconds > 0, "pairs between steps are charged"
+
+
+@pytest.mark.parametrize("baseline_first", [True, False])
+def test_the_leaders_coin_decides_the_order_on_all_ranks(baseline_first: bool) -> None:
+    engine = Engine()
+    follow(engine, Pair(1, 64, 4, baseline_first))
+    counts = [shape.positions for shape in engine.launched]
+    assert counts == ([1, 4] if baseline_first else [4, 1])

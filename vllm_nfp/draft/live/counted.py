@@ -1,0 +1,101 @@
+"""Acceptance as steps show it, by place in the draft, with the old slowly forgotten."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from vllm_nfp.draft.acceptance import Acceptance
+
+MEMORY_DRAFTS = 8192.0
+"""Drafts after which a count weighs 1/e."""
+RECENT_DRAFTS = 512.0
+"""The same of the counts that show whether acceptance has changed."""
+FEWEST_DRAFTS = 64.0
+"""Drafts that must have reached a place before its share counts."""
+CHANGE_SIGMAS = 5.0
+CHANGE_SHARE = 0.1
+"""A change counts if it is this many standard errors and this large a difference of shares."""
+
+
+class PlaceCounts:
+    """Drafts that reached a place in the draft and that were accepted there.
+
+    Args:
+        places: the longest draft.
+        memory_drafts: drafts after which a count weighs 1/e.
+    """
+
+    def __init__(self, places: int, memory_drafts: float) -> None:
+        self._memory = memory_drafts
+        self.reached = [0.0] * places
+        self.accepted = [0.0] * places
+
+    def add(self, batch_size: int, accepted: Sequence[int]) -> None:
+        """Take in a step of ``batch_size`` drafts of ``len(accepted)`` tokens each."""
+        if not accepted:
+            return
+        keep = math.exp(-batch_size / self._memory)
+        before = batch_size
+        for place, passed in enumerate(accepted):
+            # Places beyond this draft are not aged: nothing was learned of them.
+            self.reached[place] = self.reached[place] * keep + before
+            self.accepted[place] = self.accepted[place] * keep + passed
+            before = passed
+
+    def share(self, place: int) -> float:
+        """Chance of the draft at this place, given those before it."""
+        return self.accepted[place] / self.reached[place]
+
+
+class CountedAcceptance:
+    """What is known of acceptance now.
+
+    Args:
+        places: the longest draft.
+    """
+
+    def __init__(self, places: int) -> None:
+        self._places = places
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._long = PlaceCounts(self._places, MEMORY_DRAFTS)
+        self._recent = PlaceCounts(self._places, RECENT_DRAFTS)
+
+    def add(self, batch_size: int, accepted: Sequence[int]) -> None:
+        """Take in a step."""
+        self._long.add(batch_size, accepted)
+        self._recent.add(batch_size, accepted)
+
+    @property
+    def known_places(self) -> int:
+        """Places, from the first on, that enough drafts have reached."""
+        for place, reached in enumerate(self._long.reached):
+            if reached < FEWEST_DRAFTS:
+                return place
+        return self._places
+
+    @property
+    def acceptance(self) -> Acceptance | None:
+        """The chances by place, later ones as the last known; None before the first is known."""
+        known = self.known_places
+        if known == 0:
+            return None
+        shares = tuple(min(1.0, self._long.share(place)) for place in range(known))
+        return Acceptance(shares, shares[-1])
+
+    @property
+    def changed(self) -> bool:
+        """Whether the recent drafts fare otherwise than those before, beyond chance."""
+        for place in range(self.known_places):
+            reached = self._recent.reached[place]
+            if reached < FEWEST_DRAFTS:
+                continue
+            share, recent = self._long.share(place), self._recent.share(place)
+            pooled = 0.5 * (share + recent)
+            error = math.sqrt(max(pooled * (1.0 - pooled), 1e-3) / reached)
+            if abs(recent - share) > max(CHANGE_SIGMAS * error, CHANGE_SHARE):
+                return True
+        return False

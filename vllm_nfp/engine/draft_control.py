@@ -1,0 +1,379 @@
+"""The live controller of draft lengths in vLLM's engine core.
+
+It watches the scheduler's steps and writes ``Scheduler.dynamic_sd_lookup``, the list by batch size
+that ``schedule()`` reads for the number of drafts to propose. A length reaches the workers within
+the scheduler's output, so that all ranks follow it alike, and a draft length of 0 goes the same
+way as any other: the proposer still takes the step in, and the drafts of the step before are
+verified or dropped by vLLM itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import Counter, deque
+from dataclasses import dataclass
+from typing import Any
+
+from vllm_nfp.config import ConfigError, ProbeConfig
+from vllm_nfp.draft.live import Controller, Settings, StepObservation
+from vllm_nfp.draft.live.steps import context_cell
+from vllm_nfp.draft.sources import curves_of_rows
+from vllm_nfp.engine.draft_lengths import METHODS, candidate_lengths
+from vllm_nfp.engine.patch import PatchSet
+from vllm_nfp.faults import maybe_fail
+from vllm_nfp.metrics.control import (
+    MOST_CELLS,
+    ControlRow,
+    ControlSnapshot,
+    ControlState,
+    LengthTimeRow,
+    control_file,
+    write_control,
+)
+from vllm_nfp.metrics.snapshot import engine_file, read_snapshot
+
+logger = logging.getLogger("vllm.nfp")
+
+
+def install(patches: PatchSet, config: ProbeConfig) -> None:
+    """Give every scheduler that this process makes a controller."""
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    def init(original: Any) -> Any:
+        def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+            original(self, *args, **kwargs)
+            attach(self, config)
+
+        return wrapped
+
+    patches.wrap(Scheduler, "__init__", init)
+
+
+def attach(scheduler: Any, config: ProbeConfig) -> DraftControl | None:
+    """Put a scheduler under control; None, with the reason in log and metrics, if it cannot be."""
+    control = DraftControl(scheduler, config)
+    try:
+        maybe_fail("draft_control")
+        reason = refusal(scheduler)
+        if reason is None:
+            control.begin()
+            return control
+        control.disable(reason, expected=True)
+    except ConfigError as error:
+        control.disable(str(error), expected=True)
+    except Exception as error:
+        control.fault(error)
+    return None
+
+
+def refusal(scheduler: Any) -> str | None:
+    """Why this scheduler's draft lengths cannot be controlled; None if they can."""
+    config = scheduler.vllm_config
+    speculation = config.speculative_config
+    if speculation is None:
+        return "the server drafts nothing: add --speculative-config"
+    if not hasattr(scheduler, "dynamic_sd_lookup"):
+        return "this vLLM takes no draft lengths by batch size: upgrade it"
+    if scheduler.dynamic_sd_lookup is None:
+        return (
+            "no table of draft lengths is configured, or vLLM has dropped it (as under data "
+            "parallelism): give num_speculative_tokens_per_batch_size in --speculative-config"
+        )
+    if speculation.method not in METHODS:
+        return (
+            f"the draft method {speculation.method!r} is not known to follow a length that "
+            f"changes: known are {', '.join(METHODS)}"
+        )
+    if config.parallel_config.pipeline_parallel_size > 1:
+        return "pipeline parallelism is not supported: several steps are under way at once"
+    return None
+
+
+@dataclass(slots=True)
+class _Scheduled:
+    """A step under way."""
+
+    output: Any
+    asked: int
+    """Drafts that were asked for when the drafts of this step were made."""
+    asks: int
+    """Drafts that this step asks for, to be verified in the next."""
+
+
+class DraftControl:
+    """One scheduler's draft lengths.
+
+    Every entry point contains its own faults: a fault puts the configured table back, takes the
+    hooks out, says why, and never reaches the server.
+
+    Args:
+        scheduler: vLLM's, with its configured table in ``dynamic_sd_lookup``.
+        config: the settings.
+    """
+
+    def __init__(self, scheduler: Any, config: ProbeConfig) -> None:
+        self._scheduler = scheduler
+        self._config = config
+        self._static = getattr(scheduler, "dynamic_sd_lookup", None)
+        vllm_config = scheduler.vllm_config
+        served = vllm_config.model_config.served_model_name
+        self._identity = ControlSnapshot(
+            model_name=served[0] if isinstance(served, list) else str(served),
+            engine=str(vllm_config.parallel_config.data_parallel_index),
+            state=ControlState.LEARNING,
+        )
+        self._patches = PatchSet()
+        self._controller: Controller | None = None
+        self._reporter: _Reporter | None = None
+        self._under_way: deque[_Scheduled] = deque()
+        self._asked_before = 0
+        self._last_output: float | None = None
+        self._last_length: int | None = None
+        self._applied: tuple[int, int] | None = None
+        self._next_report = 0.0
+
+    @property
+    def controller(self) -> Controller | None:
+        """The controller; None once it is disabled."""
+        return self._controller
+
+    def begin(self) -> None:
+        """Take over.
+
+        Raises:
+            ConfigError: if draft_lengths does not fit the server.
+        """
+        assert self._static is not None, "refusal() has looked"
+        longest = int(self._scheduler.num_spec_tokens)
+        lengths = candidate_lengths(self._config, longest, self._static[1:])
+        settings = Settings(lengths, self._config.draft_min_gain, self._config.draft_trial_loss)
+        self._controller = Controller(self._static, settings)
+        self._reporter = _Reporter(self._config, self._identity.engine)
+        self._hook()
+        self._report(time.monotonic())
+        logger.info(
+            "vllm-nfp: draft lengths are chosen live from %s; the configured ones stay in force "
+            "until others are measured to be faster",
+            list(lengths),
+        )
+
+    def _hook(self) -> None:
+        def schedule(original: Any) -> Any:
+            def wrapped(*args: Any, **kwargs: Any) -> Any:
+                output = original(*args, **kwargs)
+                try:
+                    self.scheduled(output)
+                except Exception as error:
+                    self.fault(error)
+                return output
+
+            return wrapped
+
+        def update_from_output(original: Any) -> Any:
+            def wrapped(output: Any, model_output: Any, *args: Any, **kwargs: Any) -> Any:
+                try:
+                    # Before vLLM cuts the tokens at a stop.
+                    self.finished(output, model_output, time.perf_counter())
+                except Exception as error:
+                    self.fault(error)
+                return original(output, model_output, *args, **kwargs)
+
+            return wrapped
+
+        self._patches.wrap(self._scheduler, "schedule", schedule)
+        self._patches.wrap(self._scheduler, "update_from_output", update_from_output)
+
+    def scheduled(self, output: Any) -> None:
+        """A step was planned: the drafts that it verifies were asked for by the one before."""
+        if self._controller is None or not output.num_scheduled_tokens:
+            return
+        asks = int(output.num_spec_tokens_to_schedule)
+        self._under_way.append(_Scheduled(output, self._asked_before, asks))
+        self._asked_before = asks
+
+    def finished(self, output: Any, model_output: Any, now: float) -> None:
+        """A step's tokens are there."""
+        if self._controller is None or not output.num_scheduled_tokens:
+            return
+        step = self._take(output)
+        before, self._last_output = self._last_output, now
+        observed = None if step is None else observe(step, model_output, before, now)
+        if observed is not None:
+            self._last_length = observed.draft_length
+            if self._controller.observe(observed, now):
+                self._controller.decide(observed.batch_size, observed.context, now)
+            self._apply(observed.context)
+        if not self._scheduler.running:
+            self._last_output = None  # what follows is no step after a step
+        if now >= self._next_report:
+            self._report(now)
+
+    def _take(self, output: Any) -> _Scheduled | None:
+        while self._under_way:
+            step = self._under_way.popleft()
+            if step.output is output:
+                return step
+        return None
+
+    def _apply(self, context: int) -> None:
+        """Write the table where it has changed."""
+        assert self._controller is not None
+        key = (self._controller.version, context_cell(context))
+        if key != self._applied:
+            self._applied = key
+            self._scheduler.dynamic_sd_lookup = self._controller.table(context)
+
+    def _report(self, now: float) -> None:
+        self._next_report = now + self._config.publish_seconds
+        controller, reporter = self._controller, self._reporter
+        if controller is None or reporter is None:
+            return
+        if reporter.curves is not None:
+            controller.set_curves(reporter.curves)
+        reporter.put(self._snapshot(controller))
+
+    def _snapshot(self, controller: Controller) -> ControlSnapshot:
+        acceptance = controller.acceptance
+        rows = controller.rows(MOST_CELLS)
+        return ControlSnapshot(
+            model_name=self._identity.model_name,
+            engine=self._identity.engine,
+            state=ControlState.LEARNING if acceptance is None else ControlState.DECIDING,
+            live_draft_length=self._last_length,
+            lengths=controller.lengths,
+            rows=tuple(
+                ControlRow(
+                    row.batch_size,
+                    row.context,
+                    row.draft_length,
+                    row.static_length,
+                    str(row.reason),
+                    row.gain,
+                )
+                for row in rows
+            ),
+            times=tuple(
+                LengthTimeRow(row.batch_size, row.context, length, samples, median)
+                for row in rows
+                for length, samples, median in controller.times((row.batch_size, row.context))
+            ),
+            acceptance=() if acceptance is None else acceptance.per_position,
+            decisions={str(reason): count for reason, count in controller.decisions.items()},
+            draft_seconds={str(b): s for b, s in controller.draft_seconds.items()},
+            steps=controller.steps,
+            trial_steps=controller.trial_steps,
+        )
+
+    def fault(self, error: Exception) -> None:
+        """Step aside after an exception."""
+        logger.error("vllm-nfp: fault in the draft control", exc_info=error)
+        self.disable(f"fault: {error!r}")
+
+    def disable(self, reason: str, expected: bool = False) -> None:
+        """Hand back to the configured table, for good.
+
+        Args:
+            expected: the reason is a setting or feature, known at the start, and no fault.
+        """
+        log = logger.warning if expected else logger.error
+        log(
+            "vllm-nfp: the draft control is disabled: %s; the configured draft lengths are in "
+            "force",
+            reason,
+        )
+        controller, self._controller = self._controller, None
+        try:
+            if controller is not None:
+                self._scheduler.dynamic_sd_lookup = self._static
+            self._patches.restore()
+            if self._reporter is None:
+                self._reporter = _Reporter(self._config, self._identity.engine)
+            self._reporter.put(
+                ControlSnapshot(
+                    model_name=self._identity.model_name,
+                    engine=self._identity.engine,
+                    state=ControlState.DISABLED,
+                    reason=reason,
+                )
+            )
+            self._reporter.stop()
+        except Exception:
+            logger.exception("vllm-nfp: /metrics will not tell that the draft control is disabled")
+
+
+def observe(
+    step: _Scheduled, model_output: Any, before: float | None, now: float
+) -> StepObservation | None:
+    """A step as the controller takes it in; None if it is no pure decode step.
+
+    A draft that the proposer did not find counts as not accepted, so that the tokens and the time
+    of the steps in which K were asked for are what K gives.
+    """
+    output, length = step.output, step.asked
+    drafts = output.scheduled_spec_decode_tokens
+    counts = output.num_scheduled_tokens
+    sampled = model_output.sampled_token_ids
+    batch_size = len(counts)
+    drafted = sum(map(len, drafts.values())) if drafts else 0
+    if output.scheduled_new_reqs or output.total_num_scheduled_tokens != batch_size + drafted:
+        return None
+    if not sampled or len(sampled) != batch_size:
+        return None
+    tokens = Counter(map(len, sampled))
+    if tokens.get(0) or (drafts and max(map(len, drafts.values())) > length):
+        return None  # a prompt's chunk, or drafts from before the last change
+    computed = output.scheduled_cached_reqs.num_computed_tokens
+    accepted = tuple(
+        sum(count for n, count in tokens.items() if n > place) for place in range(1, length + 1)
+    )
+    # A step that makes another number of drafts than it verifies belongs to neither length.
+    timed = before is not None and step.asks == length
+    return StepObservation(
+        batch_size,
+        round(sum(computed) / max(1, len(computed))),
+        length,
+        now - before if timed and before is not None else None,
+        accepted,
+    )
+
+
+class _Reporter:
+    """Writes what is reported and reads the probe's curves, in a thread of its own."""
+
+    def __init__(self, config: ProbeConfig, engine: str) -> None:
+        self.curves: Any = None
+        """The probe's latest curves of the whole step; None before the first."""
+        self._run_dir = config.run_dir
+        self._engine = engine
+        self._queue: queue.Queue[ControlSnapshot | None] = queue.Queue()
+        self._read_at = 0.0
+        self._thread = threading.Thread(target=self._run, name="nfp-draft-control", daemon=True)
+        self._thread.start()
+
+    def put(self, snapshot: ControlSnapshot) -> None:
+        """Hand a snapshot over; returns at once."""
+        self._queue.put(snapshot)
+
+    def stop(self) -> None:
+        """End the thread once all is written."""
+        self._queue.put(None)
+
+    def _run(self) -> None:
+        while (snapshot := self._queue.get()) is not None:
+            if self._run_dir is None:
+                continue
+            try:
+                write_control(control_file(self._run_dir, self._engine), snapshot)
+                self._read_curves(self._run_dir)
+            except Exception as error:
+                logger.warning("vllm-nfp: the draft control could not report: %s", error)
+
+    def _read_curves(self, run_dir: str) -> None:
+        path = engine_file(run_dir, self._engine)
+        if not path.exists() or path.stat().st_mtime == self._read_at:
+            return
+        self._read_at = path.stat().st_mtime
+        self.curves = curves_of_rows(read_snapshot(path).curves)

@@ -1,0 +1,210 @@
+"""The probe's life in each worker of a tensor-parallel engine: together, or not at all.
+
+The first rank leads: it plans, publishes and writes, and the others launch what it launches. See
+:mod:`vllm_nfp.probe.lockstep` for how they agree.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from vllm_nfp import faults
+from vllm_nfp.config import ProbeConfig
+from vllm_nfp.engine import ranks, support
+from vllm_nfp.engine.engine import VllmProbeEngine
+from vllm_nfp.engine.runners import RunnerView, step_of
+from vllm_nfp.engine.session import Session
+from vllm_nfp.metrics.snapshot import Snapshot
+from vllm_nfp.probe import Budget, EngineStep, PairResult, Planner, Prober
+from vllm_nfp.probe.lockstep import DivergedError, Lockstep, Pair, PeerFaultError
+from vllm_nfp.probe.ranks import LeadingProber, can_launch, follow, follow_scan
+from vllm_nfp.timing import Clock
+
+logger = logging.getLogger("vllm.nfp")
+
+
+def session_for(config: ProbeConfig, vllm_config: Any) -> Session:
+    """A session that fits the engine's ranks."""
+    several = vllm_config.parallel_config.tensor_parallel_size > 1
+    return RankSession(config, vllm_config) if several else Session(config, vllm_config)
+
+
+class RankSession(Session):
+    """One tensor-parallel rank's probe.
+
+    A fault on one rank switches the probe off on all, at the same step; until then every rank
+    goes on taking part, so that none waits for another.
+
+    Args:
+        config: the probe's settings.
+        vllm_config: the engine's configuration.
+    """
+
+    def __init__(self, config: ProbeConfig, vllm_config: Any) -> None:
+        super().__init__(config, vllm_config)
+        self._lockstep: Lockstep | None = None
+        self._committed: Pair | None = None
+        self._faulty = False
+        self._leads = True
+
+    @property
+    def active(self) -> bool:
+        """Whether this rank takes part."""
+        return self._lockstep is not None
+
+    def attach(self, runner: Any) -> None:
+        """Take up the runner, on all ranks or on none."""
+        begun = time.monotonic()
+        reason = support.refusal(self._vllm_config)
+        if reason is not None:
+            self._leads = torch.distributed.get_rank() == 0
+            self.disable(reason, expected=True)
+            return
+        lockstep: Lockstep | None = None
+        try:
+            lockstep = ranks.join(self._config)
+            self._leads = lockstep.leads
+            faults.set_rank(lockstep.rank)
+            self._lockstep = lockstep
+            self._ranks = ranks.TensorRanks(lockstep)
+            self._attach(runner, begun)
+        except Exception as error:
+            self._give_up_start(lockstep, error)
+
+    def _give_up_start(self, lockstep: Lockstep | None, error: Exception) -> None:
+        if isinstance(error, (PeerFaultError, DivergedError)):
+            self.disable(str(error))
+            return
+        if lockstep is not None:
+            try:
+                lockstep.fail_now()
+            except Exception:
+                logger.exception("vllm-nfp: the other ranks could not be told of the fault")
+        self._fault("attach", error)
+
+    def _begin(self, view: RunnerView, engine: VllmProbeEngine, clock: Clock, begun: float) -> None:
+        lockstep = self._lockstep
+        assert lockstep is not None, "attach() has set it"
+        if self._leads:
+            super()._begin(view, engine, clock, begun)
+        else:
+            faults.maybe_fail("startup_scan")
+            follow_scan(engine, lockstep)
+        lockstep.agree(True, "does every rank publish or follow")
+
+    def _prober_of(
+        self,
+        engine: VllmProbeEngine,
+        clock: Clock,
+        planner: Planner,
+        budget: Budget,
+        sink: Callable[[PairResult], None],
+    ) -> Prober:
+        assert self._lockstep is not None, "attach() has set it"
+        return LeadingProber(engine, clock, planner, budget, sink, self._config, self._lockstep)
+
+    def step(self, scheduler_output: Any) -> None:
+        """Before a real step: take part in what all ranks decide; maybe run a pair."""
+        lockstep = self._lockstep
+        if lockstep is None:
+            return
+        step = self._plan(scheduler_output)
+        try:
+            with torch.inference_mode():
+                pair = lockstep.advance(
+                    _digest(scheduler_output), self._propose, self._can_launch, self._refused
+                )
+                self._committed = pair or self._committed
+                if self._committed is not None and step is not None and step.decode:
+                    pair, self._committed = self._committed, None
+                    self._launch(pair)
+        except (PeerFaultError, DivergedError) as error:
+            self.disable(str(error))
+        except Exception as error:
+            # The others cannot be told any more; they find out when this rank's part is missing.
+            self._fault("lockstep", error)
+
+    def _plan(self, scheduler_output: Any) -> EngineStep | None:
+        """The step; the leader may want a pair after it."""
+        step: EngineStep | None = None
+        try:
+            assert self._view is not None, "attach() has set it"
+            step = step_of(scheduler_output, self._view.decode_positions)
+            if self._faulty:
+                return step
+            self._take_tokens(scheduler_output)
+            if self._publisher is not None and self._prober is not None:
+                if self._publisher.fault is not None:
+                    raise RuntimeError(self._publisher.fault)
+                self._prober.planner.feedback = self._publisher.feedback
+                if step is not None:
+                    self._prober.before_step(step)
+        except Exception as error:
+            self._tell("probe", error)
+        return step
+
+    def _propose(self) -> Pair | None:
+        if self._committed is not None or not isinstance(self._prober, LeadingProber):
+            return None
+        return self._prober.propose()
+
+    def _can_launch(self, pair: Pair) -> bool:
+        try:
+            return self._engine is not None and can_launch(self._engine, pair)
+        except Exception as error:
+            self._tell("probe", error)
+            return False
+
+    def _refused(self, pair: Pair) -> None:
+        if isinstance(self._prober, LeadingProber):
+            self._prober.refused(pair)
+
+    def _launch(self, pair: Pair) -> None:
+        try:
+            assert self._engine is not None, "attach() has set it"
+            if isinstance(self._prober, LeadingProber) and not self._faulty:
+                self._prober.launch(pair)
+            else:
+                follow(self._engine, pair)
+        except Exception as error:
+            self._tell("probe", error)
+
+    def mark(self, begin: bool) -> None:
+        """Around a real step's launch; the leader's steps alone are timed."""
+        if self._prober is None or self._faulty:
+            return
+        try:
+            if begin:
+                self._prober.begin_step()
+            else:
+                self._prober.end_step()
+        except Exception as error:
+            self._tell("timing", error)
+
+    def _tell(self, stage: str, error: Exception) -> None:
+        """Have all ranks end their probes; this one takes part until they do."""
+        if not self._faulty:
+            logger.error("vllm-nfp: fault in stage %s", stage, exc_info=error)
+        self._faulty = True
+        if self._lockstep is not None:
+            self._lockstep.fail()
+
+    def _write(self, snapshot: Snapshot) -> None:
+        if self._leads:
+            super()._write(snapshot)
+
+    def disable(self, reason: str, expected: bool = False) -> None:
+        """Switch this rank's probe off; the others must be at the same point."""
+        super().disable(reason, expected)
+        self._lockstep = self._committed = None
+
+
+def _digest(scheduler_output: Any) -> int:
+    """Of what the scheduler plans, alike on all ranks."""
+    counts: dict[str, int] = scheduler_output.num_scheduled_tokens
+    return 8191 * len(counts) + sum(counts.values())

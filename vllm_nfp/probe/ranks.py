@@ -1,0 +1,126 @@
+"""The probe loop of several ranks: the leader's, which asks the others first, and theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from vllm_nfp.config import ProbeConfig
+from vllm_nfp.probe.budget import Budget
+from vllm_nfp.probe.lockstep import Lockstep, Pair
+from vllm_nfp.probe.plan import Planner, Target
+from vllm_nfp.probe.prober import Prober
+from vllm_nfp.probe.types import EngineStep, PairResult, ProbeEngine, Shape
+from vllm_nfp.timing import Clock
+
+
+class RankedEngine(ProbeEngine, Protocol):
+    """A probe engine whose shapes run on several ranks at once."""
+
+    def can_launch(self, shape: Shape) -> bool:
+        """Do all of a launch that can fail, without running anything; False if it is refused."""
+        ...
+
+    def discard(self, ticket: Any) -> None:
+        """Give a ticket up unread."""
+        ...
+
+
+def shapes_of(pair: Pair) -> tuple[Shape, Shape]:
+    """The pair's two runs in the order in which they are launched."""
+    one = Shape(pair.batch_size, pair.context, 1)
+    many = Shape(pair.batch_size, pair.context, pair.positions)
+    return (one, many) if pair.baseline_first else (many, one)
+
+
+def can_launch(engine: RankedEngine, pair: Pair) -> bool:
+    """Whether this rank can launch both runs of the pair."""
+    return all(engine.can_launch(shape) for shape in shapes_of(pair))
+
+
+def follow(engine: RankedEngine, pair: Pair) -> None:
+    """Launch a pair for the leader's sake; its times are read by nobody."""
+    for shape in shapes_of(pair):
+        engine.discard(engine.launch(shape))
+
+
+def follow_scan(engine: RankedEngine, lockstep: Lockstep) -> None:
+    """Take part in the leader's scan until it ends."""
+    while (pair := lockstep.decide(None)) is not None:
+        if lockstep.agree(can_launch(engine, pair), "can the pair run"):
+            follow(engine, pair)
+
+
+class LeadingProber(Prober):
+    """Runs pairs as a single rank's prober does, after all ranks have agreed on each.
+
+    The times are the leader's own. A step ends on all ranks with its last collective, so that
+    the others' times differ from them by less than a collective takes.
+
+    Args:
+        lockstep: this rank's part.
+    """
+
+    def __init__(
+        self,
+        engine: RankedEngine,
+        clock: Clock,
+        planner: Planner,
+        budget: Budget,
+        sink: Callable[[PairResult], None],
+        config: ProbeConfig,
+        lockstep: Lockstep,
+    ) -> None:
+        super().__init__(engine, clock, planner, budget, sink, config)
+        self._ranked = engine
+        self._lockstep = lockstep
+        self._scanning = False
+        self._wanted: Pair | None = None
+        self._asked = False
+
+    def scan(self, seconds: float, *args: Any, **kwargs: Any) -> None:
+        """Scan with all ranks, and tell them of its end."""
+        self._scanning = True
+        try:
+            super().scan(seconds, *args, **kwargs)
+        finally:
+            self._scanning = False
+        self._lockstep.decide(None)
+
+    def before_step(self, step: EngineStep) -> None:
+        """Read what is ready; may want a pair, which the ranks then agree on."""
+        if self._wanted is None and not self._asked:
+            super().before_step(step)
+            return
+        self.settle()
+        if step.decode:
+            self.last_step = step
+
+    def propose(self) -> Pair | None:
+        """The wanted pair, handed over to the ranks."""
+        pair, self._wanted = self._wanted, None
+        self._asked = pair is not None
+        return pair
+
+    def refused(self, pair: Pair) -> None:
+        """Some rank cannot launch the pair: leave its target out."""
+        self._asked = False
+        self.planner.drop(Target(pair.batch_size, pair.context, pair.positions))
+        self.outcomes["refused"] += 1
+
+    def launch(self, pair: Pair) -> None:
+        """Launch a pair that all ranks launch."""
+        self._asked = False
+        target = Target(pair.batch_size, pair.context, pair.positions)
+        self._run(target, pair.baseline_first, charged=not self._scanning)
+
+    def _launch(self, target: Target, charged: bool) -> None:
+        pair = Pair(target.batch_size, target.context, target.positions, self._rng.random() < 0.5)
+        if not self._scanning:
+            self._wanted = pair
+            return
+        self._lockstep.decide(pair)
+        if self._lockstep.agree(can_launch(self._ranked, pair), "can the pair run"):
+            self.launch(pair)
+        else:
+            self.refused(pair)
