@@ -32,6 +32,7 @@ from rich.table import Table
 from benchmarks import shapes
 from vllm_nfp.calibrate.curves import shape_of
 from vllm_nfp.calibrate.points import Curve, Kernel, KernelSamples, read_samples
+from vllm_nfp.crossing import count_free
 from vllm_nfp.principle import (
     ModelShape,
     Module,
@@ -286,10 +287,8 @@ def first_crossing(
     positions: Sequence[int], ratios: Sequence[float], epsilon: float
 ) -> tuple[int, bool]:
     """Largest N whose ratio, and that of every N before it, is at most 1 + epsilon."""
-    for index, ratio in enumerate(ratios):
-        if ratio > 1 + epsilon:
-            return positions[index - 1], False
-    return positions[-1], True
+    free = count_free(ratios, epsilon)
+    return positions[free - 1], free == len(positions)
 
 
 def summary(found: Sequence[Outcome]) -> dict[str, Any]:

@@ -55,7 +55,7 @@ from vllm_nfp.principle.gemm import Fp8GemmConstants, GemmConstants, gemm_second
 from vllm_nfp.principle.graphs import DEFAULT_CAPTURE_SIZES, padded_tokens
 from vllm_nfp.principle.predict import boundary
 from vllm_nfp.principle.step import Cost, Step
-from vllm_nfp.principle.terms import LIMITS, FloatArray, roofline, soft_maximum, sum_terms
+from vllm_nfp.principle.terms import LIMITS, FloatArray, soft_maximum, sum_terms
 
 GEMM = GemmConstants(
     bandwidth=0.86,
@@ -115,19 +115,6 @@ def with_hardware(**changes: Any) -> Target:
 
 
 # What the terms are made of
-
-
-def test_roofline_names_each_excess() -> None:
-    terms = roofline(
-        {"memory": numbers(4, 4, 4)},
-        (("compute", numbers(1, 5, 2)), ("tile", numbers(3, 6, 3)), ("wave", numbers(3, 9, 6))),
-    )
-    assert {name: list(term) for name, term in terms.items()} == {
-        "memory": [4, 4, 4],
-        "compute": [0, 1, 0],
-        "tile": [0, 1, 0],
-        "wave": [0, 3, 2],
-    }
 
 
 def test_the_soft_maximum_by_hand() -> None:

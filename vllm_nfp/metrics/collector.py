@@ -28,6 +28,9 @@ from vllm_nfp.metrics import control
 from vllm_nfp.metrics.control import ControlSnapshot, control_families
 from vllm_nfp.metrics.snapshot import (
     FILE_PATTERN,
+    BoundaryRow,
+    CurveRow,
+    PredictionRow,
     Snapshot,
     SnapshotError,
     State,
@@ -149,6 +152,10 @@ def _engine(snapshot: Snapshot) -> list[str]:
     return [label(snapshot.model_name), snapshot.engine]
 
 
+def _cell(snapshot: Snapshot, row: BoundaryRow | CurveRow | PredictionRow) -> list[str]:
+    return [*_engine(snapshot), row.module, str(row.batch_size), str(row.context)]
+
+
 def _boundaries(engines: list[Snapshot]) -> Iterator[Metric]:
     estimate = GaugeMetricFamily(
         "vllm_nfp_positions",
@@ -175,13 +182,7 @@ def _boundaries(engines: list[Snapshot]) -> Iterator[Metric]:
     )
     for snapshot in engines:
         for row in snapshot.boundaries:
-            labels = [
-                *_engine(snapshot),
-                row.module,
-                str(row.batch_size),
-                str(row.context),
-                f"{row.epsilon:g}",
-            ]
+            labels = [*_cell(snapshot, row), f"{row.epsilon:g}"]
             estimate.add_metric(labels, row.positions)
             lower.add_metric(labels, row.lower)
             upper.add_metric(labels, row.upper)
@@ -203,13 +204,7 @@ def _predictions(engines: list[Snapshot]) -> Iterator[Metric]:
     )
     for snapshot in engines:
         for row in snapshot.predictions:
-            labels = [
-                *_engine(snapshot),
-                row.module,
-                str(row.batch_size),
-                str(row.context),
-                f"{row.epsilon:g}",
-            ]
+            labels = [*_cell(snapshot, row), f"{row.epsilon:g}"]
             predicted.add_metric(labels, row.positions)
             idle.add_metric(labels, row.idle_compute_positions)
     yield from (predicted, idle)
@@ -232,13 +227,7 @@ def _curves(engines: list[Snapshot]) -> Iterator[Metric]:
     )
     for snapshot in engines:
         for row in snapshot.curves:
-            values = [
-                *_engine(snapshot),
-                row.module,
-                str(row.batch_size),
-                str(row.context),
-                str(row.positions),
-            ]
+            values = [*_cell(snapshot, row), str(row.positions)]
             latency.add_metric(values, row.median_seconds)
             samples.add_metric(values, row.samples)
             graphed.add_metric([*values, row.execution], 1)
