@@ -30,6 +30,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -387,7 +388,7 @@ def _full(
         if run.left < table_seconds + 20.0:
             run.say(f"no time is left for {plan.name}")
             continue
-        found = _guarded(run, plan.name, lambda p=plan: measure_table(run, p, table_seconds))
+        found = _guarded(run, plan.name, partial(measure_table, run, plan, table_seconds))
         if found is not None:
             snapshots[plan.name] = found
             print_side_by_side(snapshots, run.out / "side-by-side.txt")
