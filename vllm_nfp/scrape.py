@@ -84,19 +84,23 @@ def fetch(url: str, timeout_seconds: float = 10.0) -> str:
 
 
 def get(address: str, timeout_seconds: float, most_bytes: int) -> bytes:
-    """The first ``most_bytes`` of what an address answers, within a time in all.
+    """The first ``most_bytes`` of what an address answers.
+
+    Args:
+        timeout_seconds: longest wait for a part of the answer; three times that for all of it.
 
     Raises:
         OSError: whatever goes wrong, a late end included.
     """
-    deadline = time.monotonic() + timeout_seconds
+    limit = 3 * timeout_seconds
+    deadline = time.monotonic() + limit
     received = bytearray()
     try:
         with urllib.request.urlopen(address, timeout=timeout_seconds) as answer:
             while len(received) < most_bytes:
                 # The timeout holds for one packet: a server that drips would never reach it.
                 if time.monotonic() > deadline:
-                    raise TimeoutError(f"it did not end within {timeout_seconds:g} s")
+                    raise TimeoutError(f"it did not end within {limit:g} s")
                 part = answer.read1(min(1 << 16, most_bytes - len(received)))
                 if not part:
                     break

@@ -181,10 +181,10 @@ def test_the_interval_is_that_of_the_signed_rank_test(sample: list[float]) -> No
 def test_a_cell_takes_a_few_milliseconds() -> None:
     pairs = pairs_of(dict.fromkeys(range(2, 16), 1.0), samples=30, noise=0.01)
     estimate_cell(CELL, pairs)
-    begun = time.perf_counter()
+    begun = time.process_time()  # other processes take none of it
     for _ in range(10):
         estimate_cell(CELL, pairs)
-    assert (time.perf_counter() - begun) / 10 < 0.03
+    assert (time.process_time() - begun) / 10 < 0.03
 
 
 def test_the_store_keeps_the_most_recent_pairs_of_each_point() -> None:

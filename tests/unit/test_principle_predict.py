@@ -584,9 +584,9 @@ def test_a_cell_takes_less_than_a_tenth_of_a_second() -> None:
     shape = shape_from_config(DEEPSEEK_V3, tensor_parallel_size=8)
 
     def seconds() -> float:
-        start = time.perf_counter()
+        start = time.process_time()
         predict_cell(shape, H100, "model", 32, 16384, (0.1,))
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     assert min(seconds() for _ in range(5)) < 0.1
 
