@@ -248,6 +248,7 @@ def _idle_compute(predictions: Predictions, cell: CellPrediction, found: Boundar
         "of rows.",
         "attention": "It knows no query blocks, splits, waves or launches, and gives the same "
         "for every batch size and context.",
+        "communication": "It weighs arithmetic against memory, and transfers have neither.",
         "model": "It adds up the arithmetic of all matrices at full rate against one reading of "
         "weights and cache: all that is named above is missing in it.",
     }[cell.module]

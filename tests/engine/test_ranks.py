@@ -26,7 +26,7 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="module")
-def llm(moe_model: Path) -> Iterator[Any]:
+def llm(dense_model: Path) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
@@ -35,9 +35,9 @@ def llm(moe_model: Path) -> Iterator[Any]:
         from vllm import LLM
 
         yield LLM(
-            model=str(moe_model), skip_tokenizer_init=True, enforce_eager=True, dtype="float32",
+            model=str(dense_model), skip_tokenizer_init=True, enforce_eager=True, dtype="float32",
             max_model_len=512, max_num_seqs=8, tensor_parallel_size=2,
-            enable_expert_parallel=True, distributed_executor_backend="mp",
+            distributed_executor_backend="mp",
             worker_extension_cls="rank_extension.ProbeExtension", seed=0,
             enable_prefix_caching=False,
         )  # fmt: skip
@@ -91,14 +91,15 @@ def test_both_ranks_probe_and_outputs_stay(
     assert found.probes["startup"] > 0
     assert found.probes["measured"] > 0, "no pair ran between real steps"
     assert {row.module for row in found.boundaries} == {
-        "attention", "moe_ffn", "communication", "model",
+        "attention", "dense_ffn", "communication", "model",
     }  # fmt: skip
     # Collectives are part of the step, and of no other module.
     curves = {(r.module, r.batch_size, r.context, r.positions): r for r in found.curves}
     for (module, *cell), row in curves.items():
         if module == "model":
             parts = sum(
-                curves[(m, *cell)].median_seconds for m in ("attention", "moe_ffn", "communication")
+                curves[(m, *cell)].median_seconds
+                for m in ("attention", "dense_ffn", "communication")
             )
             assert 3 * parts < 2.0 * row.median_seconds
     samples = [json.loads(line) for line in (out / "samples-0.jsonl").read_text().splitlines()]
@@ -140,3 +141,4 @@ def test_a_fault_of_one_rank_in_serving_switches_both_off(
     found = snapshot(tmp_path)
     assert found.state is State.DISABLED
     assert f"rank {fault[-1]} of 2" in found.reason
+    assert ("injected" in found.reason) == (fault[-1] == "0"), "the leader knows its own fault"

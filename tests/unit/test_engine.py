@@ -21,6 +21,7 @@ from vllm_nfp.engine.batch import (
 )
 from vllm_nfp.engine.dispatch import Execution, GraphRules, Placement
 from vllm_nfp.engine.engine import VllmProbeEngine
+from vllm_nfp.engine.ranks import Alone
 from vllm_nfp.engine.runners import step_of, view_of
 from vllm_nfp.probe import Shape, ShapeRefusedError
 
@@ -86,6 +87,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> VllmProbeEngine:
     made._max_len, made._max_tokens, made._max_seqs = 512, 2048, 64
     made._device, made._on_gpu, made._prepared = CPU, True, {}
     made._captured, made.graph_bytes, made._pool = False, 0, "pool 0"
+    made._ranks, made._capture_ended = Alone(), False
     handles = iter(f"pool {i}" for i in range(1, 100))
     monkeypatch.setattr(module.torch.cuda, "graph_pool_handle", lambda: next(handles))
     return made
@@ -169,9 +171,10 @@ def test_a_probe_without_memory_is_refused_and_no_fault(
     def launch(*_: object) -> None:
         raise RuntimeError(STABLE_ABI_FAILURE)
 
-    monkeypatch.setattr(engine, "_launch", launch)
+    monkeypatch.setattr(engine, "_inputs", launch)
     with pytest.raises(ShapeRefusedError, match="new_empty"):
         engine.launch(Shape(1, 64, 2))
+    assert not engine.can_launch(Shape(1, 64, 2))
 
 
 def config(**changes: Any) -> Any:
@@ -200,7 +203,8 @@ def config(**changes: Any) -> Any:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"parallel_config__tensor_parallel_size": 2}, "--tensor-parallel-size 2"),
+        ({"parallel_config__pipeline_parallel_size": 2}, "--pipeline-parallel-size 2"),
+        ({"parallel_config__decode_context_parallel_size": 2}, "--decode-context-parallel-size 2"),
         ({"parallel_config__data_parallel_size": 4}, "--data-parallel-size 4"),
         ({"parallel_config__use_ubatching": True}, "--enable-dbo"),
         ({"parallel_config__enable_eplb": True}, "--enable-eplb"),
@@ -226,6 +230,21 @@ def test_what_a_probe_would_corrupt_is_refused_by_name(
 
 def test_a_plain_decoder_is_accepted() -> None:
     assert support.refusal(config()) is None
+
+
+@pytest.mark.parametrize(
+    ("executor", "accepted"), [("mp", True), ("uni", True), ("external_launcher", False)]
+)
+def test_tensor_parallel_ranks_are_accepted_where_one_engine_has_them(
+    executor: str, accepted: bool
+) -> None:
+    made = config(
+        parallel_config__tensor_parallel_size=2,
+        parallel_config__distributed_executor_backend=executor,
+    )
+    reason = support.refusal(made)
+    assert (reason is None) == accepted
+    assert accepted or f"--distributed-executor-backend {executor}" in str(reason)
 
 
 @pytest.mark.parametrize(

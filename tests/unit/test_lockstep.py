@@ -148,6 +148,24 @@ def test_a_fault_ends_all_ranks_at_the_same_step(seed: int, faulty: int, at: int
     assert all(rank.launched == team[0].launched for rank in team)
 
 
+def test_a_rank_whose_check_fails_still_puts_in_its_part() -> None:
+    team = ranks()
+    team[0].wants = [PAIR]
+
+    def broken(pair: Pair) -> bool:
+        raise ValueError("no such shape")
+
+    team[1].can = broken
+    run(team, 7)
+    team[0].step()
+    with pytest.raises(ValueError, match="no such shape"):
+        team[1].step()
+    run(team, 8)
+    assert [rank.ended is not None for rank in team] == [True, True]
+    assert team[0].ended == team[1].ended
+    assert team[0].launched == team[1].launched == []
+
+
 def test_ranks_may_be_some_steps_apart() -> None:
     team = ranks(every=4)
     team[0].wants = [PAIR]

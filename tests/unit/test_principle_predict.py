@@ -48,7 +48,7 @@ from vllm_nfp.principle import (
     target_of,
 )
 from vllm_nfp.principle.attention import MAX_GRAPH_TOKENS, attention_terms, fixed_seconds
-from vllm_nfp.principle.calibration import LinkConstants
+from vllm_nfp.principle.collective import LinkConstants, all_reduce_seconds
 from vllm_nfp.principle.experts import Routing, awake_experts
 from vllm_nfp.principle.ffn import KERNEL_SECONDS
 from vllm_nfp.principle.gemm import Fp8GemmConstants, GemmConstants, gemm_seconds, gemm_terms
@@ -187,12 +187,13 @@ def test_a_step_takes_longer_than_its_layers(given_cell: Any) -> None:
         "dense_ffn": shape.num_dense_layers,
         "moe_ffn": shape.num_moe_layers,
         "attention": shape.num_layers,
+        "communication": shape.num_layers,
     }
     curves = {
         module: curve(shape, module, batch_size, context, target=target, serving=serving)
         for module in modules_of(shape)
     }
-    parts = sum(count * curves[module] for module, count in layers.items() if count)
+    parts = sum(count * curves[m] for m, count in layers.items() if count and m in curves)
     assert np.all(curves["model"] > parts)
 
 
@@ -274,7 +275,8 @@ def test_parts_of_dense_and_moe_steps() -> None:
     assert list(cell(LLAMA).parts) == [*common, "dense FFN", "LM head"]
     assert list(cell(QWEN_MOE).parts) == [*common, "MoE FFN", "LM head"]
     both = shape_from_config(DEEPSEEK_V3, tensor_parallel_size=8)
-    assert list(cell(both).parts) == [*common, "dense FFN", "MoE FFN", "LM head"]
+    parts = [*common, "dense FFN", "MoE FFN", "communication", "LM head"]
+    assert list(cell(both).parts) == parts
 
 
 # Parallelism and storage
@@ -288,20 +290,46 @@ def test_tensor_parallel_ranks_halve_weights_and_talk() -> None:
         weights / 2, rel=0.01
     )
     assert "communication" not in alone.terms
-    # An all-reduce of T x 4096 16-bit elements: 2 x 1/2 of them at 0.7 of 450 GB/s.
-    assert split.terms["communication"][9] == pytest.approx(10 * 4096 * 2 / (0.7 * 450e9))
+    assert "communication" not in split.terms, "transfers are a module of their own"
+    talk = cell(halved, "communication")
+    # Two all-reduces; each of two ranks reads the other's T x 4096 16-bit elements.
+    sent = 2 * 10 * 4096 * 2 / (0.7 * 450e9)
+    assert talk.terms["communication"][9] == pytest.approx(sent)
+    assert talk.seconds[9] == pytest.approx(2 * 5e-6 + sent)
+    assert cell(halved).parts["communication"][9] == pytest.approx(32.5 * talk.seconds[9])
 
 
 def test_communication_of_a_step_by_hand() -> None:
-    # 2 all-reduces in each of 32 layers send 2 x 3/4 of 4096 elements for each token, the logits'
-    # all-gather 3/4 of 128256; 10 tokens of 2 bytes.
+    # 2 all-reduces in each of 32 layers and the embedding's; each of 4 ranks reads 4096 elements
+    # for each token from 3 others, one-shot. Of the logits' 128256 it is sent 3/4.
     split = shape_from_config(LLAMA_3_8B, tensor_parallel_size=4)
-    sent = 10 * 0.75 * 2 * (64 * 2 * 4096 + 128256)
+    sent = 10 * 2 * (65 * 3 * 4096 + 0.75 * 128256)
     near, far = (
         curve(split, target=target)[9]
-        for target in (H100, with_hardware(link_bytes_per_second=1e9))
+        for target in (H100, with_hardware(link_bytes_per_second=200e9))
     )
-    assert far - near == pytest.approx(sent / 0.7 * (1 / 1e9 - 1 / 450e9))
+    assert far - near == pytest.approx(sent / 0.7 * (1 / 200e9 - 1 / 450e9))
+
+
+def test_an_all_reduce_takes_the_way_that_vllm_takes() -> None:
+    link = LinkConstants(bandwidth=0.5, custom_bandwidth=0.25)
+    rate = 400e9
+
+    def seconds(ranks: int, size: float, rate: float = rate) -> float:
+        return float(all_reduce_seconds(link, rate, ranks, numbers(size))[0])
+
+    custom, nccl = 0.25 * rate, 0.5 * rate
+    assert seconds(1, 1e6) == 0.0
+    # Two ranks read the whole of each other at any size below 8 MiB.
+    assert seconds(2, 4e6) == pytest.approx(5e-6 + 4e6 / custom)
+    # Four: all of three others, then two rounds, then a ring.
+    assert seconds(4, 4e5) == pytest.approx(5e-6 + 3 * 4e5 / custom)
+    assert seconds(4, 6e5) == pytest.approx(7e-6 + 1.5 * 6e5 / custom)
+    assert seconds(4, 9e6) == pytest.approx(8e-6 + 1.5 * 9e6 / nccl)
+    # Eight change over earlier; three, and four on PCIe, have NCCL alone.
+    assert seconds(8, 4e5) == pytest.approx(7e-6 + 1.75 * 4e5 / custom)
+    assert seconds(3, 1e3) == pytest.approx(8e-6 + 4 / 3 * 1e3 / nccl)
+    assert seconds(4, 1e3, 32e9) == pytest.approx(8e-6 + 1.5 * 1e3 / (0.5 * 32e9))
 
 
 def test_expert_parallel_ranks_hold_fewer_experts_and_see_more_tokens() -> None:
@@ -315,7 +343,8 @@ def test_expert_parallel_ranks_hold_fewer_experts_and_see_more_tokens() -> None:
     )
     # To the experts and back: 3/4 of 32 N tokens of 2048 elements, twice.
     sent = 2 * 0.75 * 32 * 2048 * 2
-    assert found.terms["communication"][0] == pytest.approx(sent / (0.7 * 450e9))
+    talk = cell(spread, "communication", 8)
+    assert talk.terms["communication"][0] == pytest.approx(sent / (0.7 * 450e9))
 
 
 def test_int4_quarters_weights_and_fp8_halves_them() -> None:
@@ -550,7 +579,7 @@ def test_rows_cover_the_modules_that_the_model_has() -> None:
     both = shape_from_config(DEEPSEEK_V3, tensor_parallel_size=8)
     rows = predict_cells(both, H100, (1, 8), (1024, 4096), (0.05, 0.1), max_positions=8)
     keys = {(row.module, row.batch_size, row.context, row.epsilon) for row in rows}
-    assert len(rows) == len(keys) == 4 * 2 * 2 * 2
+    assert len(rows) == len(keys) == 5 * 2 * 2 * 2
     assert {row.module for row in predict_cells(LLAMA, H100, (1,), (1,), (0.1,))} == {
         "dense_ffn",
         "attention",

@@ -126,10 +126,10 @@ def _table(found: Predictions) -> Table:
 
 
 def _grouped(found: Predictions) -> dict[tuple[str, int, str], list[Row]]:
-    """Rows of all tolerances by cell; feed-forward blocks do not depend on the context."""
+    """Rows of all tolerances by cell; attention and the whole step alone depend on the context."""
     grouped: dict[tuple[str, int, str], list[Row]] = {}
     for row in found.rows:
-        of_any = row.module in ("dense_ffn", "moe_ffn")
+        of_any = row.module not in ("attention", "model")
         if not of_any or row.context == found.contexts[0]:
             context = "any" if of_any else str(row.context)
             grouped.setdefault((row.module, row.batch_size, context), []).append(row)

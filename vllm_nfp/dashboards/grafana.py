@@ -33,8 +33,8 @@ from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, GREY = "#CC79A7", "#56B4E9", "#999999"
 
-MODULES = ("attention", "dense_ffn", "moe_ffn", "model")
-MODULE_COLORS = dict(zip(MODULES, (BLUE, ORANGE, PURPLE, GREEN), strict=True))
+MODULES = ("attention", "dense_ffn", "moe_ffn", "communication", "model")
+MODULE_COLORS = dict(zip(MODULES, (BLUE, ORANGE, PURPLE, SKY, GREEN), strict=True))
 STATES = {"warming": SKY, "probing": ORANGE, "steady": GREEN, "disabled": VERMILLION}
 
 ENGINE = 'model_name="$model_name",engine=~"$engine",instance=~"$instance"'

@@ -141,6 +141,22 @@ class DraftControl:
         """The controller; None once it is disabled."""
         return self._controller
 
+    @property
+    def last_length(self) -> int | None:
+        """Draft length of the last decode step; None before the first."""
+        return self._last_length
+
+    def pause(self) -> None:
+        """Hand back to the configured table, keeping what was learned."""
+        self._patches.restore()
+        self._under_way.clear()
+        self._last_output = self._applied = None
+        self._scheduler.dynamic_sd_lookup = self._static
+
+    def resume(self) -> None:
+        """Take over again."""
+        self._hook()
+
     def begin(self) -> None:
         """Take over.
 
@@ -213,11 +229,11 @@ class DraftControl:
             self._report(now)
 
     def _take(self, output: Any) -> _Scheduled | None:
-        while self._under_way:
-            step = self._under_way.popleft()
-            if step.output is output:
-                return step
-        return None
+        if not any(step.output is output for step in self._under_way):
+            return None  # planned before the hooks were in place
+        while (step := self._under_way.popleft()).output is not output:
+            pass
+        return step
 
     def _apply(self, context: int) -> None:
         """Write the table where it has changed."""

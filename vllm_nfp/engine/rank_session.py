@@ -21,7 +21,7 @@ from vllm_nfp.engine.runners import RunnerView, step_of
 from vllm_nfp.engine.session import Session
 from vllm_nfp.metrics.snapshot import Snapshot
 from vllm_nfp.probe import Budget, EngineStep, PairResult, Planner, Prober
-from vllm_nfp.probe.lockstep import DivergedError, Lockstep, Pair, PeerFaultError
+from vllm_nfp.probe.lockstep import DivergedError, Lockstep, Pair, PeerFaultError, WireError
 from vllm_nfp.probe.ranks import LeadingProber, can_launch, follow, follow_scan
 from vllm_nfp.timing import Clock
 
@@ -49,7 +49,7 @@ class RankSession(Session):
         super().__init__(config, vllm_config)
         self._lockstep: Lockstep | None = None
         self._committed: Pair | None = None
-        self._faulty = False
+        self._own_fault: str | None = None
         self._leads = True
 
     @property
@@ -77,7 +77,7 @@ class RankSession(Session):
             self._give_up_start(lockstep, error)
 
     def _give_up_start(self, lockstep: Lockstep | None, error: Exception) -> None:
-        if isinstance(error, (PeerFaultError, DivergedError)):
+        if isinstance(error, (PeerFaultError, DivergedError, WireError)):
             self.disable(str(error))
             return
         if lockstep is not None:
@@ -116,18 +116,24 @@ class RankSession(Session):
         step = self._plan(scheduler_output)
         try:
             with torch.inference_mode():
+                begun = time.perf_counter()
                 pair = lockstep.advance(
                     _digest(scheduler_output), self._propose, self._can_launch, self._refused
                 )
+                if self._prober is not None:
+                    # It may have delayed the step by as much.
+                    self._prober.budget.spend(time.perf_counter() - begun)
                 self._committed = pair or self._committed
                 if self._committed is not None and step is not None and step.decode:
                     pair, self._committed = self._committed, None
                     self._launch(pair)
         except (PeerFaultError, DivergedError) as error:
-            self.disable(str(error))
-        except Exception as error:
-            # The others cannot be told any more; they find out when this rank's part is missing.
+            own = "" if self._own_fault is None else f" ({self._own_fault})"
+            self.disable(f"{error}{own}")
+        except WireError as error:
             self._fault("lockstep", error)
+        except Exception as error:
+            self._tell("lockstep", error)
 
     def _plan(self, scheduler_output: Any) -> EngineStep | None:
         """The step; the leader may want a pair after it."""
@@ -135,7 +141,7 @@ class RankSession(Session):
         try:
             assert self._view is not None, "attach() has set it"
             step = step_of(scheduler_output, self._view.decode_positions)
-            if self._faulty:
+            if self._own_fault is not None:
                 return step
             self._take_tokens(scheduler_output)
             if self._publisher is not None and self._prober is not None:
@@ -167,7 +173,7 @@ class RankSession(Session):
     def _launch(self, pair: Pair) -> None:
         try:
             assert self._engine is not None, "attach() has set it"
-            if isinstance(self._prober, LeadingProber) and not self._faulty:
+            if isinstance(self._prober, LeadingProber) and self._own_fault is None:
                 self._prober.launch(pair)
             else:
                 follow(self._engine, pair)
@@ -176,7 +182,7 @@ class RankSession(Session):
 
     def mark(self, begin: bool) -> None:
         """Around a real step's launch; the leader's steps alone are timed."""
-        if self._prober is None or self._faulty:
+        if self._prober is None or self._own_fault is not None:
             return
         try:
             if begin:
@@ -188,9 +194,9 @@ class RankSession(Session):
 
     def _tell(self, stage: str, error: Exception) -> None:
         """Have all ranks end their probes; this one takes part until they do."""
-        if not self._faulty:
+        if self._own_fault is None:
             logger.error("vllm-nfp: fault in stage %s", stage, exc_info=error)
-        self._faulty = True
+            self._own_fault = f"stage {stage}: {error!r}"
         if self._lockstep is not None:
             self._lockstep.fail()
 

@@ -17,14 +17,15 @@ import torch
 
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.engine.memory import is_out_of_memory
-from vllm_nfp.probe.lockstep import STEPS_PER_EXCHANGE, Lockstep
+from vllm_nfp.probe.lockstep import STEPS_PER_EXCHANGE, Lockstep, WireError
 
 EXCHANGE_LIMIT = timedelta(seconds=120)
 """A rank that is silent for this long is gone, and the server with it."""
 LARGE_BUDGET = 0.05
 """Above it more pairs are paid for than the usual exchanges would let through."""
-OFTEN = 2
-"""Steps from one exchange to the next with a large budget."""
+OFTEN, SELDOM = 2, 1024
+"""Steps from one exchange to the next with a large budget, and with none, where faults alone
+are to be told."""
 MOST_CAPTURED_COLLECTIVES = 24_000
 """vLLM's custom all-reduce has room for 65 536 in captured graphs; most are left to the server."""
 
@@ -168,7 +169,7 @@ class GlooWire:
     def begin(self, values: Sequence[int]) -> Any:
         """Put in this rank's values; waits for nothing."""
         # Steps run in inference mode, whose tensors gloo's threads may not write.
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), _wire_errors():
             numbers = torch.tensor(values, dtype=torch.int64)
             work = torch.distributed.all_reduce(
                 numbers, torch.distributed.ReduceOp.MAX, self._group, async_op=True
@@ -178,9 +179,18 @@ class GlooWire:
     def finish(self, handle: Any) -> Sequence[int]:
         """The maxima, once all ranks have put their values in."""
         work, numbers = handle
-        work.wait()
+        with _wire_errors():
+            work.wait()
         result: list[int] = numbers.tolist()
         return result
+
+
+@contextmanager
+def _wire_errors() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise WireError(f"another rank cannot be reached: {error}") from error
 
 
 def join(config: ProbeConfig) -> Lockstep:
@@ -194,9 +204,14 @@ def join(config: ProbeConfig) -> Lockstep:
             if name not in ("run_dir", "output_dir")
         }
     )
-    often = config.overhead_budget > LARGE_BUDGET
     return Lockstep(
         GlooWire(get_tp_group().ranks),
         zlib.crc32(settings.to_json().encode()),
-        OFTEN if often else STEPS_PER_EXCHANGE,
+        _steps_per_exchange(config.overhead_budget),
     )
+
+
+def _steps_per_exchange(budget: float) -> int:
+    if budget == 0.0:
+        return SELDOM
+    return OFTEN if budget > LARGE_BUDGET else STEPS_PER_EXCHANGE

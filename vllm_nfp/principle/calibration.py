@@ -11,22 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vllm_nfp.principle.attention import AttentionConstants
+from vllm_nfp.principle.collective import LinkConstants
 from vllm_nfp.principle.experts import ExpertConstants
 from vllm_nfp.principle.gemm import GemmConstants
-from vllm_nfp.principle.terms import check_bounds
-
-
-@dataclass(frozen=True, slots=True)
-class LinkConstants:
-    """Collectives between ranks; assumed, not fitted."""
-
-    bandwidth: float = 0.7
-    """Share of the link's bytes per second."""
-    collective_seconds: float = 8e-6
-    """Of one collective beside its bytes."""
-
-    def __post_init__(self) -> None:
-        check_bounds(self, {"bandwidth": (0.01, 1.0), "collective_seconds": (0.0, 1e-2)})
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from typing import Literal
 from vllm_nfp.principle.hardware import Hardware
 from vllm_nfp.principle.shape import Gemm, ModelShape
 
-Module = Literal["dense_ffn", "moe_ffn", "attention", "model"]
-MODULES: tuple[Module, ...] = ("dense_ffn", "moe_ffn", "attention", "model")
+Module = Literal["dense_ffn", "moe_ffn", "attention", "communication", "model"]
+MODULES: tuple[Module, ...] = ("dense_ffn", "moe_ffn", "attention", "communication", "model")
 
 
 class PredictionError(ValueError):
@@ -24,6 +24,7 @@ def modules_of(shape: ModelShape) -> tuple[Module, ...]:
     lacking = {
         "dense_ffn": shape.num_dense_layers == 0,
         "moe_ffn": shape.num_moe_layers == 0,
+        "communication": shape.num_ranks == 1,
     }
     return tuple(module for module in MODULES if not lacking.get(module, False))
 
@@ -36,6 +37,7 @@ def idle_compute_nfp(
     - dense_ffn, moe_ffn: N = rho s / (2 B), with s bytes per weight.
     - attention: N = rho b / (g f), with b KV bytes and f FLOPs per cached token and query head;
       rho s / (2 g) where keys and values are cached, whatever the batch and context.
+    - communication: 1, since transfers have no arithmetic that could idle.
     - model: the N at which the arithmetic time of all matrices and attention equals the time to
       read, at N=1, all weights (k experts of each layer) and the cache once. LM head included.
 
@@ -45,6 +47,8 @@ def idle_compute_nfp(
     check_cell(shape, batch_size, context, module)
     if module == "model":
         return _floor(_model_positions(shape, hardware, batch_size, context))
+    if module == "communication":
+        return 1
     if module == "attention":
         heads = shape.attention
         bytes_per_flop = heads.token_bytes / (heads.group * heads.flops_per_pair)

@@ -187,12 +187,12 @@ class ModelShape:
     @property
     def expert_parallel_size(self) -> int:
         """Ranks that share the experts out among them; 1: none does."""
-        return self._expert_ranks if self.expert_parallel else 1
+        return self.num_ranks if self.expert_parallel else 1
 
     @property
     def expert_tensor_parallel_size(self) -> int:
         """Ranks that each hold a slice of the same expert."""
-        return 1 if self.expert_parallel else self._expert_ranks
+        return 1 if self.expert_parallel else self.num_ranks
 
     @property
     def local_experts(self) -> int:
@@ -291,7 +291,8 @@ class ModelShape:
         )
 
     @property
-    def _expert_ranks(self) -> int:
+    def num_ranks(self) -> int:
+        """Tensor-parallel ranks of all data-parallel ranks."""
         return self.tensor_parallel_size * self.data_parallel_size
 
     def _bytes(self, part: float | None) -> float:

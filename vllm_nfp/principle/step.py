@@ -16,6 +16,7 @@ from vllm_nfp.principle.attention import (
     backend_by_name,
     fixed_seconds,
 )
+from vllm_nfp.principle.collective import all_reduce_seconds, transfer_seconds
 from vllm_nfp.principle.experts import (
     ROUTED_KERNELS,
     SHARED_STREAM_TOKENS,
@@ -133,6 +134,7 @@ class Step:
             "dense_ffn": self.dense_ffn,
             "moe_ffn": self.moe_ffn,
             "attention": lambda: self.attention().times(1 / self._shape.num_layers),
+            "communication": self.communication,
             "model": lambda: sum(self.parts().values(), NOTHING),
         }
         return costs[module]()
@@ -150,18 +152,19 @@ class Step:
             parts["dense FFN"] = self.dense_ffn().times(shape.num_dense_layers)
         if shape.num_moe_layers:
             parts["MoE FFN"] = self.moe_ffn().times(shape.num_moe_layers)
+        if shape.num_ranks > 1:
+            # And the embedding's, which is split over the ranks by vocabulary.
+            parts["communication"] = self.communication().times(layers) + self._all_reduce()
         parts["LM head"] = self._lm_head()
         return parts
 
     def dense_ffn(self) -> Cost:
-        """Gate-up product, activation, down product; all-reduce."""
+        """Gate-up product, activation, down product."""
         activation = activation_seconds(self._hardware, self._shape, self.tokens)
-        return (
-            self._products(self._shape.dense_ffn_gemms) + _growing(activation) + self._all_reduce()
-        )
+        return self._products(self._shape.dense_ffn_gemms) + _growing(activation)
 
     def moe_ffn(self) -> Cost:
-        """Router, routed and shared experts; all-reduce.
+        """Router, routed and shared experts.
 
         CUDA graph padding adds no expert work: vLLM 0.32 routes padded tokens to no expert.
         """
@@ -185,7 +188,7 @@ class Step:
         cost = Cost(fixed, routed) + self._products((router,), padded=False)
         if shared:
             cost += self._shared_experts(shared, hidden_behind=fixed)
-        return cost + self._all_reduce() + self._expert_transfer()
+        return cost
 
     def _expert_tiles(self, tokens: FloatArray) -> MoeConfig:
         if self._serving.expert_tiles:
@@ -228,7 +231,7 @@ class Step:
         return Cost(fixed_seconds(heads, constants), terms)
 
     def _projections(self) -> Cost:
-        return self._products(self._shape.projection_gemms) + self._all_reduce()
+        return self._products(self._shape.projection_gemms)
 
     def _elementwise(self) -> Cost:
         seconds = elementwise_seconds(self._hardware, 4 * self.tokens * self._shape.hidden_size)
@@ -239,7 +242,7 @@ class Step:
         product = self._products((self._shape.lm_head_gemm,), padded=False)
         cost = Cost(product.fixed, {"lm_head": sum_terms(product.terms)})
         cost += Cost(STEP_KERNELS * KERNEL_SECONDS, {})
-        return cost + self._collective(self._shape.vocab_size, rounds=1)
+        return cost + self._gathered_logits()
 
     def _products(self, gemms: Sequence[Gemm], padded: bool = True) -> Cost:
         """Dense products, with the cost of padding to a captured size if in the graph."""
@@ -267,19 +270,33 @@ class Step:
             dtype=np.float64,
         )
 
-    def _all_reduce(self) -> Cost:
-        return self._collective(self._shape.hidden_size, rounds=2)
+    def communication(self) -> Cost:
+        """The mean layer's: an all-reduce after attention's projection and one after the FFN.
 
-    def _collective(self, width: int, rounds: int) -> Cost:
-        """A ring over the tensor-parallel ranks.
-
-        Each rank sends (ranks - 1) / ranks of the bytes in every round; an all-reduce has two
-        rounds, an all-gather one.
+        With data-parallel ranks, also tokens to the experts and back.
         """
+        moe_share = self._shape.num_moe_layers / self._shape.num_layers
+        return self._all_reduce().times(2) + self._expert_transfer().times(moe_share)
+
+    def _all_reduce(self) -> Cost:
+        """Of the tokens' hidden states."""
         ranks = self._shape.tensor_parallel_size
         if ranks == 1:
             return NOTHING
-        return self._transfer(self.tokens * width, rounds * (ranks - 1) / ranks)
+        size = self.tokens * self._shape.hidden_size * ACTIVATION_BYTES
+        link = self._hardware.link_bytes_per_second
+
+        def seconds(of: FloatArray) -> FloatArray:
+            return all_reduce_seconds(self._calibration.link, link, ranks, of)
+
+        return _collective(seconds(size), float(seconds(np.zeros(1))[0]))
+
+    def _gathered_logits(self) -> Cost:
+        """Each rank has a part of the vocabulary."""
+        ranks = self._shape.tensor_parallel_size
+        if ranks == 1:
+            return NOTHING
+        return self._transfer(self.tokens * self._shape.vocab_size, (ranks - 1) / ranks)
 
     def _expert_transfer(self) -> Cost:
         """Tokens to the data-parallel ranks' experts and back: an all-gather and its reverse."""
@@ -291,10 +308,14 @@ class Step:
         return self._transfer(tokens * self._shape.hidden_size, share)
 
     def _transfer(self, elements: FloatArray, share: float) -> Cost:
-        link = self._calibration.link
-        rate = self._hardware.link_bytes_per_second * link.bandwidth
-        seconds = share * elements * ACTIVATION_BYTES / rate
-        return Cost(link.collective_seconds, {"communication": seconds})
+        link, sent = self._calibration.link, share * elements * ACTIVATION_BYTES
+        seconds = transfer_seconds(link, self._hardware.link_bytes_per_second, sent)
+        return _collective(seconds, link.collective_seconds)
+
+
+def _collective(seconds: FloatArray, latency: float) -> Cost:
+    """A collective that takes ``latency`` with no bytes at all."""
+    return Cost(latency, {"communication": seconds - latency})
 
 
 def _growing(seconds: FloatArray) -> Cost:

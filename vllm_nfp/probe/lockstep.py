@@ -43,8 +43,12 @@ class DivergedError(RuntimeError):
     """The ranks are not at the same step or have not seen the same ones; all ranks know."""
 
 
+class WireError(RuntimeError):
+    """An exchange has failed: a rank is gone."""
+
+
 class Wire(Protocol):
-    """Carries the exchanges."""
+    """Carries the exchanges; both methods raise WireError where they cannot."""
 
     rank: int
     size: int
@@ -153,12 +157,14 @@ class Lockstep:
         Args:
             step: digest of what the scheduler plans for it.
             propose: the pair that the leader wants next, taken; asked of the leader alone.
-            can_launch: does all of the launch that can fail; must not raise.
+            can_launch: does all of the launch that can fail.
             refused: told of a pair that some rank cannot launch.
 
         Raises:
             PeerFaultError: if a rank has a fault.
             DivergedError: if the ranks are not at the same step.
+            WireError: if the others cannot be reached; they cannot reach this rank either.
+            Exception: what an argument has raised, after this rank has put in its part.
         """
         self._steps += 1
         self._digest = (31 * self._digest + step + 1) % _DIGEST_MODULUS
@@ -166,11 +172,19 @@ class Lockstep:
             return None
         committed = self._take_outcome(refused) if self._in_flight is not None else None
         checked, self._to_check = self._to_check, None
-        possible = can_launch(checked) if checked is not None else True
-        idle = checked is None and committed is None
-        pair = propose() if self.leads and idle and not self._faulty else None
+        possible, pair, failure = True, None, None
+        try:
+            if checked is not None:
+                possible = can_launch(checked)
+            elif committed is None and self.leads and not self._faulty:
+                pair = propose()
+        except Exception as error:
+            # The others wait for this rank's part, whatever has happened here.
+            self._faulty, failure = True, error
         self._checking = checked
         self._in_flight = self._begin(refused=not possible, pair=pair)
+        if failure is not None:
+            raise failure
         return committed
 
     def _take_outcome(self, refused: Callable[[Pair], None]) -> Pair | None:

@@ -25,6 +25,7 @@ TITLES: dict[Module, str] = {
     "dense_ffn": "dense FFN, one layer",
     "moe_ffn": "MoE FFN, one layer",
     "attention": "attention, mean layer",
+    "communication": "communication, mean layer",
     "model": "whole step",
 }
 _STYLE: Any = {

@@ -1,0 +1,557 @@
+"""Claim: the chosen draft lengths are as fast as the best fixed one, at every load.
+
+    python -m benchmarks.draft_lengths --shape qwen3-8b --layers 20 --out DIR
+
+Two real vLLM engines share one GPU and are stepped in turn, never at once: one without
+speculation, one that drafts with ngram_gpu and accepts at vLLM's synthetic rates, with FULL CUDA
+graphs for every draft length. The second is held at each fixed length, at vLLM's documented table,
+at the table that ``recommend`` makes from the probe's own curves, and under the live controller,
+interleaved in random order. Rows are written as they come; ``benchmarks.draft_table`` makes tables
+of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks import environment, shapes
+
+LENGTHS = (0, 1, 2, 3, 4, 6, 8)
+LONGEST = LENGTHS[-1]
+DOCUMENTED = [[1, 64, 3], [65, 128, 1], [129, 512, 0]]
+"""The example of vLLM's page on dynamic speculative decoding."""
+LEVELS = (1, 2, 4, 8, 16, 32, 64, 128)
+PROBE = {
+    "batch_sizes": [1, 4, 8, 16, 32, 64, 128],
+    "contexts": [1280, 8960],
+    "positions": [1, 2, 3, 4, 5, 7, 9],
+    "max_positions": 9,
+    "capture_seconds": 40.0,
+    "graph_memory_mib": 2048,
+    "min_samples": 6,
+    "overhead_budget": 0.0,
+}
+"""The probe scans at the start and never again: what it costs is measured elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What an engine is started with."""
+
+    shape: str
+    layers: int
+    kv_gib: float
+    speculates: bool
+    tiny: bool
+    scan_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One measurement that an engine is asked for."""
+
+    batch_size: int
+    context: int
+    policy: str
+    """none, fixed:K, table:JSON or live."""
+    acceptance: float
+    seconds: float
+    warm_steps: int
+    fresh: bool = False
+    """Begin with a controller that has learned nothing."""
+
+
+class Engine:
+    """A vLLM engine in this process, stepped by hand."""
+
+    def __init__(self, settings: Settings, out: Path) -> None:
+        self.settings, self.out = settings, out
+        self.control: Any = None
+        self._running: dict[int, tuple[str, ...]] = {}
+        self._serial = 0
+        self._config = _probe_config(settings, out)
+        if settings.speculates:
+            self._hook()
+        self.llm = _start(settings, out)
+        self.core = self.llm.llm_engine.engine_core.engine_core
+        self.scheduler = self.core.scheduler
+        self.runner = self.core.model_executor.driver_worker.worker.model_runner
+        self.static = list(getattr(self.scheduler, "dynamic_sd_lookup", None) or ())
+        self.random = random.Random(7)
+
+    def _hook(self) -> None:
+        from vllm_nfp.engine import draft_lengths
+        from vllm_nfp.engine.patch import PatchSet
+
+        draft_lengths.install_sizes(PatchSet(), self._config)
+        draft_lengths.install_graphs(PatchSet(), self._config)
+
+    def scan(self) -> None:
+        """Let the probe measure the step's curve, and write it where the controller looks."""
+        from vllm_nfp.engine.session import Session
+
+        session = Session(self._config, self.llm.llm_engine.vllm_config)
+        session.attach(self.runner)
+        session.disable("the scan has ended", expected=True)
+
+    def measure(self, command: Command) -> dict[str, Any]:
+        """Hold the batch, set the policy, warm up, then step for a while."""
+        self._set_acceptance(command.acceptance)
+        self._hold(command.batch_size, command.context)
+        self._set_policy(command)
+        for _ in range(command.warm_steps):
+            self._step()
+        lengths: dict[int, int] = {}
+        tokens = steps = 0
+        begun = time.perf_counter()
+        while time.perf_counter() - begun < command.seconds or steps < 8:
+            made = self._step()
+            if made is None:
+                continue
+            tokens += made
+            steps += 1
+            length = self._live_length(command)
+            lengths[length] = lengths.get(length, 0) + 1
+        seconds = time.perf_counter() - begun
+        return {
+            **dataclasses.asdict(command),
+            "tokens": tokens,
+            "steps": steps,
+            "elapsed": seconds,
+            "lengths": lengths,
+        }
+
+    def ramp(self, command: Command, levels: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """The levels one after the other, with arrivals and departures in between, timed too."""
+        self._set_acceptance(command.acceptance)
+        self._hold(levels[0], command.context)
+        self._set_policy(command)
+        for place, level in enumerate(levels):
+            tokens = steps = 0
+            begun = time.perf_counter()
+            self._resize(level, command.context)
+            while time.perf_counter() - begun < command.seconds or steps < 4:
+                made = self._step()
+                if made is not None:
+                    tokens += made
+                    steps += 1
+            yield {
+                "policy": command.policy,
+                "acceptance": command.acceptance,
+                "context": command.context,
+                "place": place,
+                "level": level,
+                "tokens": tokens,
+                "steps": steps,
+                "elapsed": time.perf_counter() - begun,
+            }
+
+    def _live_length(self, command: Command) -> int:
+        if self.control is not None:
+            return int(self.control.last_length or 0)
+        kind, _, rest = command.policy.partition(":")
+        if kind == "fixed":
+            return int(rest)
+        return 0 if kind == "none" else int(self.scheduler.dynamic_sd_lookup[command.batch_size])
+
+    def _set_acceptance(self, acceptance: float) -> None:
+        sampler = getattr(self.runner, "rejection_sampler", None)
+        rates = getattr(sampler, "synthetic_conditional_rates", None)
+        if rates is not None:
+            rates.fill_(acceptance)
+
+    def _set_policy(self, command: Command) -> None:
+        kind, _, rest = command.policy.partition(":")
+        if kind == "live":
+            self._set_live(command.fresh)
+            return
+        if self.control is not None:
+            self.control.pause()
+            self.parked, self.control = self.control, None
+        if kind == "fixed":
+            self.scheduler.dynamic_sd_lookup = [int(rest)] * len(self.static)
+        elif kind == "table":
+            self.scheduler.dynamic_sd_lookup = _dense(json.loads(rest), len(self.static))
+
+    parked: Any = None
+
+    def _set_live(self, fresh: bool) -> None:
+        from vllm_nfp.engine.draft_control import DraftControl
+
+        if self.control is not None and not fresh:
+            return
+        if self.control is not None:
+            self.control.pause()
+            self.control = None
+        if self.parked is not None and not fresh:
+            self.control, self.parked = self.parked, None
+            self.control.resume()
+            return
+        self.scheduler.dynamic_sd_lookup = list(self.static)
+        self.control = DraftControl(self.scheduler, self._config)
+        self.control.begin()
+
+    def _hold(self, batch_size: int, context: int) -> None:
+        """Start anew with these sequences; their prompts come from the prefix cache."""
+        self._abort([name for names in self._running.values() for name in names])
+        self._running.clear()
+        self._resize(batch_size, context)
+
+    def _resize(self, batch_size: int, context: int) -> None:
+        names = list(self._running.get(context, ()))
+        self._abort(names[batch_size:])
+        names = names[:batch_size]
+        added = batch_size > len(names)
+        while len(names) < batch_size:
+            names.append(self._add(len(names), context))
+        self._running[context] = tuple(names)
+        while added and self._prefilling():
+            self._step()
+
+    def _add(self, place: int, context: int) -> str:
+        from vllm import SamplingParams
+
+        self._serial += 1
+        name = str(self._serial)
+        rng = random.Random(place * 100_003 + context)
+        prompt = [rng.randrange(100, 2000) for _ in range(context - 1)]
+        params = SamplingParams(max_tokens=1 << 14, temperature=0.0, ignore_eos=True)
+        self.llm.llm_engine.add_request(name, {"prompt_token_ids": prompt}, params)
+        return name
+
+    def _abort(self, names: Sequence[str]) -> None:
+        if names:
+            ids = set(names)
+            running = [r for r in self.scheduler.requests if r.split("-")[0] in ids]
+            self.core.abort_requests(running)
+            self.llm.llm_engine.output_processor.abort_requests(names, internal=False)
+
+    def _prefilling(self) -> bool:
+        return bool(self.scheduler.waiting) or any(
+            request.num_computed_tokens < request.num_prompt_tokens
+            for request in self.scheduler.running
+        )
+
+    def _step(self) -> int | None:
+        """One call of the engine's loop; the tokens of a finished step, None if none finished."""
+        outputs, executed = self.core.step_fn()
+        self.core.post_step(executed)
+        if not outputs:
+            return None
+        return sum(len(o.new_token_ids) for of in outputs.values() for o in of.outputs)
+
+
+def _dense(table: Sequence[Sequence[int]], size: int) -> list[int]:
+    from vllm.v1.spec_decode.dynamic.utils import build_dynamic_sd_schedule_lookup
+
+    found: list[int] = build_dynamic_sd_schedule_lookup(table, size - 1, LONGEST)
+    return found
+
+
+def _probe_config(settings: Settings, out: Path) -> Any:
+    from vllm_nfp.config import config_from_mapping
+
+    changes: Mapping[str, Any] = {
+        "startup_seconds": settings.scan_seconds,
+        "draft_control": True,
+        "draft_lengths": list(LENGTHS),
+        "run_dir": str(out / "run"),
+        "output_dir": str(out / "probe"),
+        "publish_seconds": 0.5,
+    }
+    (out / "run").mkdir(parents=True, exist_ok=True)
+    small = {"batch_sizes": [1, 2], "contexts": [64]} if settings.tiny else {}
+    return config_from_mapping({**PROBE, **changes, **small})
+
+
+def _start(settings: Settings, out: Path) -> Any:
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    from vllm import LLM
+
+    folder = shapes.write_model(out / "model", settings.shape, settings.layers)
+    longest = 512 if settings.tiny else 12288
+    arguments: dict[str, Any] = {
+        "kv_cache_memory_bytes": int(settings.kv_gib * (1 << 30)),
+        "max_model_len": longest,
+        "max_num_seqs": 128 if not settings.tiny else 8,
+        "max_num_batched_tokens": 8192 if not settings.tiny else 512,
+        "enable_prefix_caching": True,
+    }
+    if settings.tiny:
+        arguments["enforce_eager"] = True
+    else:
+        arguments["gpu_memory_utilization"] = 0.05
+    if settings.speculates:
+        arguments["speculative_config"] = {
+            "method": "ngram" if settings.tiny else "ngram_gpu",
+            "num_speculative_tokens": LONGEST,
+            "prompt_lookup_min": 1,
+            "prompt_lookup_max": 2,
+            "num_speculative_tokens_per_batch_size": [[1, 1, 3]],
+        }
+        if not settings.tiny:  # vLLM's CPU sampler knows no synthetic acceptance
+            arguments["speculative_config"] |= {
+                "rejection_sample_method": "synthetic",
+                "synthetic_acceptance_rates": [0.7 ** (i + 1) for i in range(LONGEST)],
+            }
+    return LLM(
+        model=str(folder),
+        load_format="dummy",
+        skip_tokenizer_init=True,
+        disable_log_stats=True,
+        seed=0,
+        **arguments,
+    )
+
+
+def work(settings: Settings, out: Path) -> None:
+    """An engine's process: a command for each line on standard input, an answer for each."""
+    engine = Engine(settings, out)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        order = json.loads(line)
+        try:
+            if order["order"] == "scan":
+                engine.scan()
+            elif order["order"] == "measure":
+                print(json.dumps(engine.measure(Command(**order["command"]))), flush=True)
+            else:
+                for row in engine.ramp(Command(**order["command"]), order["levels"]):
+                    print(json.dumps(row), flush=True)
+        except Exception as error:
+            print(json.dumps({"error": repr(error)}), flush=True)
+            raise
+        print("done", flush=True)
+
+
+class Worker:
+    """An engine's process, from outside."""
+
+    def __init__(self, settings: Settings, out: Path, environ: Mapping[str, str]) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        self.log = out / "engine.log"
+        command = [sys.executable, "-m", "benchmarks.draft_lengths", "--out", str(out)]
+        command += ["--worker", json.dumps(dataclasses.asdict(settings))]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env={
+                    **os.environ,
+                    **environ,
+                    "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+                    "VLLM_CACHE_ROOT": str(out / "cache"),
+                },
+            )
+
+    def ready(self) -> bool:
+        """Wait until it serves; false if it has ended."""
+        assert self.process.stdout is not None
+        return any(line.startswith("ready") for line in self.process.stdout)
+
+    def ask(self, order: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Have an order carried out; its rows.
+
+        Raises:
+            RuntimeError: if the engine failed.
+        """
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+        rows: list[dict[str, Any]] = []
+        for line in self.process.stdout:
+            if line.startswith("done"):
+                return rows
+            if line.startswith("{"):
+                row = json.loads(line)
+                if "error" in row:
+                    raise RuntimeError(row["error"])
+                rows.append(row)
+        raise RuntimeError(f"the engine has ended; see {self.log}")
+
+    def measure(self, command: Command) -> list[dict[str, Any]]:
+        """One measurement."""
+        return self.ask({"order": "measure", "command": dataclasses.asdict(command)})
+
+
+def recommended(out: Path, acceptance: float, largest: int) -> list[list[int]]:
+    """The table that ``recommend`` makes of the probe's curves, drafts costing nothing."""
+    from vllm_nfp.draft import constant
+    from vllm_nfp.draft.recommend import recommend
+
+    profile = out / "probe" / "profile-0.json"
+    found = recommend(profile, constant(acceptance), max_batch_size=largest, max_draft_length=8)
+    table: list[list[int]] = found.speculative_config()["num_speculative_tokens_per_batch_size"]
+    return table
+
+
+@dataclass(slots=True)
+class Run:
+    """The whole benchmark: what is measured, in what order, until when."""
+
+    plain: Worker
+    spec: Worker
+    out: Path
+    ends: float
+    tiny: bool
+    seconds: float
+
+    def warm_up(self, context: int, sizes: Sequence[int]) -> None:
+        """Compile what is compiled at first use, outside of every measurement."""
+        for batch_size in sizes:
+            for policy in ("none", *(f"fixed:{k}" for k in LENGTHS)):
+                worker = self.plain if policy == "none" else self.spec
+                worker.measure(Command(batch_size, context, policy, 0.7, 0.0, 4))
+
+    def left(self) -> float:
+        """Seconds left."""
+        return self.ends - time.monotonic()
+
+    def points(self, acceptance: float, contexts: Mapping[int, Sequence[int]], rounds: int) -> None:
+        """Every policy at every batch size and context, interleaved."""
+        rng = random.Random(3)
+        fresh = True
+        for context, sizes in contexts.items():
+            for batch_size in sizes:
+                if self.left() < 5.0:
+                    return
+                base = Command(batch_size, context, "live", acceptance, 0.0, 160, fresh)
+                self.spec.measure(base)  # the controller settles here
+                fresh = False
+                for number in range(rounds):
+                    policies = ["none", "live", *(f"fixed:{k}" for k in LENGTHS)]
+                    rng.shuffle(policies)
+                    for policy in policies:
+                        self._one(dataclasses.replace(
+                            base, policy=policy, seconds=self.seconds, warm_steps=6, fresh=False
+                        ), number)  # fmt: skip
+
+    def _one(self, command: Command, number: int) -> None:
+        worker = self.plain if command.policy == "none" else self.spec
+        for row in worker.measure(command):
+            self._write("points.jsonl", {**row, "round": number})
+
+    def ramps(self, acceptance: float, context: int, rounds: int) -> None:
+        """A load that grows from one sequence to the most and shrinks again."""
+        levels = LEVELS if not self.tiny else LEVELS[:3]
+        levels = (*levels, *reversed(levels[:-1]))
+        ours = recommended(self.spec.log.parent, acceptance, max(levels))
+        self._write("tables.jsonl", {"acceptance": acceptance, "recommended": ours})
+        policies = [
+            "none", *(f"fixed:{k}" for k in LENGTHS[1:]), f"table:{json.dumps(DOCUMENTED)}",
+            f"table:{json.dumps(ours)}", "live",
+        ]  # fmt: skip
+        rng = random.Random(5)
+        for number in range(rounds):
+            rng.shuffle(policies)
+            for policy in policies:
+                need = 1.3 * self.seconds * len(levels)
+                if self.left() < need:
+                    return
+                fresh = policy == "live" and number == 0
+                command = Command(1, context, policy, acceptance, self.seconds, 0, fresh)
+                worker = self.plain if policy == "none" else self.spec
+                order = {
+                    "order": "ramp", "command": dataclasses.asdict(command),
+                    "levels": list(levels),
+                }  # fmt: skip
+                for row in worker.ask(order):
+                    self._write("ramps.jsonl", {**row, "round": number})
+
+    def _write(self, name: str, row: Mapping[str, Any]) -> None:
+        with (self.out / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+@click.command()
+@click.option("--shape", default="qwen3-8b")
+@click.option("--layers", type=int, default=20)
+@click.option("--kv-gib", type=float, default=24.0, help="KV cache of the engine that drafts.")
+@click.option("--plain-kv-gib", type=float, default=22.0, help="KV cache of the other one.")
+@click.option("--long-batch", type=int, default=32, help="Largest batch size at context 8192.")
+@click.option("--gpu", default=None, help="CUDA_VISIBLE_DEVICES of both engines.")
+@click.option("--limit-seconds", type=float, default=540.0, help="Ends by then, start included.")
+@click.option("--seconds", type=float, default=0.2, help="Length of one measurement.")
+@click.option("--tiny", is_flag=True, help="A tiny model, to try the script without a GPU.")
+@click.option("--smoke", is_flag=True, help="A few points only.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
+@click.option("--worker", default=None, hidden=True)
+def main(
+    shape: str,
+    layers: int,
+    kv_gib: float,
+    plain_kv_gib: float,
+    long_batch: int,
+    gpu: str | None,
+    limit_seconds: float,
+    seconds: float,
+    tiny: bool,
+    smoke: bool,
+    out: Path,
+    worker: str | None,
+) -> None:
+    """Compare draft lengths; see the module's text."""
+    if worker is not None:
+        work(Settings(**json.loads(worker)), out)
+        return
+    ends = time.monotonic() + limit_seconds
+    out.mkdir(parents=True, exist_ok=True)
+    environ = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
+    plain = Worker(Settings(shape, layers, plain_kv_gib, False, tiny, 0.0), out / "plain", environ)
+    spec = Worker(
+        Settings(shape, layers, kv_gib, True, tiny, 10.0 if smoke or tiny else 25.0),
+        out / "spec",
+        environ,
+    )
+    record = environment.record()
+    begun = time.monotonic()
+    try:
+        if not (plain.ready() and spec.ready()):
+            raise SystemExit(f"an engine did not start; see {plain.log} and {spec.log}")
+        print(f"engines up after {time.monotonic() - begun:.0f} s", flush=True)
+        spec.ask({"order": "scan"})
+        run = Run(plain, spec, out, ends, tiny, seconds)
+        _carry_out(run, smoke, tiny, long_batch)
+    finally:
+        for process in (plain.process, spec.process):
+            process.kill()
+            process.wait()
+        about = {**record, "after": environment.gpu_state(), "shape": shape, "layers": layers}
+        (out / "environment.json").write_text(json.dumps(about, indent=1))
+    print(f"done with {run.left():.0f} s left", flush=True)
+
+
+def _carry_out(run: Run, smoke: bool, tiny: bool, long_batch: int) -> None:
+    if tiny:
+        run.points(0.7, {64: (1, 4)}, 1)
+        run.ramps(0.7, 64, 1)
+        return
+    if smoke:
+        run.points(0.7, {1024: (1, 32, 128)}, 1)
+        return
+    sizes = (1, 4, 8, 16, 32, 64, 128)
+    run.warm_up(1024, (1, 128))
+    contexts = {1024: sizes, 8192: tuple(b for b in sizes if b <= long_batch)}
+    run.points(0.7, contexts, 2)
+    run.ramps(0.7, 1024, 2)
+    run.points(0.9, contexts, 2)
+    run.points(0.5, contexts, 2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""Tables of what benchmarks.draft_lengths has written; needs no GPU.
+
+    python -m benchmarks.draft_table DIR [DIR ...]
+
+Two rates are told of each measurement: the tokens that came out, and the tokens that come out on
+average at the set acceptance, E(K) for each step of K drafts. Synthetic acceptance is a throw of
+dice, so that the first one scatters by several per cent where few tokens are made; the time that
+both rest on does not.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.draft_lengths import DOCUMENTED, LENGTHS
+from vllm_nfp.draft import constant, expected_tokens
+from vllm_nfp.draft.recommend import recommend
+
+Point = tuple[float, int, int]
+"""(acceptance, context, batch size)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Tokens per second of one policy at one point, the median over its rounds."""
+
+    raw: float
+    expected: float
+    spread: float
+    """Largest over smallest expected rate of the rounds."""
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines; none if there is no such file."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def expected_rate(row: Mapping[str, Any]) -> float:
+    """Tokens per second at the set acceptance, given the lengths of the row's steps."""
+    tokens = sum(
+        count * expected_tokens(int(length), row["acceptance"])
+        for length, count in row["lengths"].items()
+    )
+    return float(row["batch_size"] * tokens / row["elapsed"])
+
+
+def rates(rows: Iterable[Mapping[str, Any]]) -> dict[Point, dict[str, Rates]]:
+    """By point and policy."""
+    grouped: dict[tuple[Point, str], list[tuple[float, float]]] = defaultdict(list)
+    for row in rows:
+        point = (row["acceptance"], row["context"], row["batch_size"])
+        pair = (row["tokens"] / row["elapsed"], expected_rate(row))
+        grouped[point, row["policy"]].append(pair)
+    found: dict[Point, dict[str, Rates]] = defaultdict(dict)
+    for (point, policy), pairs in grouped.items():
+        expected = [pair[1] for pair in pairs]
+        found[point][policy] = Rates(
+            statistics.median(pair[0] for pair in pairs),
+            statistics.median(expected),
+            max(expected) / min(expected),
+        )
+    return dict(found)
+
+
+def length_in(table: Sequence[Sequence[int]], batch_size: int) -> int:
+    """The draft length of a batch size, as vLLM reads a table: gaps and the tail carry on."""
+    length = 0
+    for first, _, k in table:
+        if first <= batch_size:
+            length = k
+    return length
+
+
+def our_length(profile: Path, point: Point) -> int:
+    """What ``recommend`` chooses from the probe's curves for this context alone.
+
+    The context is filed under the next larger one that was probed.
+    """
+    acceptance, context, batch_size = point
+    found = recommend(
+        profile, constant(acceptance), max_batch_size=128, max_draft_length=LENGTHS[-1]
+    )
+    contexts = sorted({row.context for row in found.rows})
+    at = next((c for c in contexts if c >= context), contexts[-1])
+    return next(
+        row.draft_length
+        for row in found.rows
+        if row.context == at and row.batch_size_first <= batch_size <= row.batch_size_last
+    )
+
+
+def point_rows(folder: Path) -> list[dict[str, Any]]:
+    """A row for each point: the best fixed length, and every policy's rate over its rate."""
+    profile = folder / "spec" / "probe" / "profile-0.json"
+    rows = []
+    for point, by_policy in sorted(rates(read_rows(folder / "points.jsonl")).items()):
+        fixed = {k: by_policy[f"fixed:{k}"].expected for k in LENGTHS if f"fixed:{k}" in by_policy}
+        if len(fixed) < len(LENGTHS) or "live" not in by_policy or "none" not in by_policy:
+            continue
+        best = max(fixed, key=lambda k: fixed[k])
+        ours, documented = our_length(profile, point), length_in(DOCUMENTED, point[2])
+        none = by_policy["none"].expected
+        rows.append({
+            "acceptance": point[0], "context": point[1], "batch_size": point[2],
+            "best": best, "best_rate": fixed[best], "best_raw": by_policy[f"fixed:{best}"].raw,
+            "none": none / fixed[best], "zero": fixed[0] / fixed[best],
+            "documented_length": documented,
+            "documented": fixed[documented] / fixed[best],
+            "ours_length": ours, "ours": fixed[ours] / fixed[best],
+            "live": by_policy["live"].expected / fixed[best],
+            "live_raw": by_policy["live"].raw,
+            "ours_over_none": fixed[ours] / none,
+            "live_over_none": by_policy["live"].expected / none,
+            "spread": max(r.spread for r in by_policy.values()),
+            **{f"fixed_{k}": rate / fixed[best] for k, rate in fixed.items()},
+        })  # fmt: skip
+    return rows
+
+
+def ramp_rows(folder: Path) -> list[dict[str, Any]]:
+    """Tokens per second over the whole ramp, by round and policy."""
+    totals: dict[tuple[float, int, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for row in read_rows(folder / "ramps.jsonl"):
+        total = totals[row["acceptance"], row["round"], _name(row["policy"])]
+        total[0] += row["tokens"]
+        total[1] += row["elapsed"]
+    return [
+        {"acceptance": a, "round": number, "policy": policy, "rate": tokens / seconds}
+        for (a, number, policy), (tokens, seconds) in sorted(totals.items())
+    ]
+
+
+def _name(policy: str) -> str:
+    if policy.startswith("table:"):
+        return "documented" if json.loads(policy[6:]) == DOCUMENTED else "ours"
+    return policy
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How the claims fare over the points."""
+
+    def below(key: str, least: float) -> int:
+        return sum(row[key] < least for row in rows)
+
+    return {
+        "points": len(rows),
+        **{
+            f"{key}_worst": min(row[key] for row in rows)
+            for key in ("ours", "live", "documented", "ours_over_none", "live_over_none")
+        },
+        **{
+            f"{key}_median": statistics.median(row[key] for row in rows)
+            for key in ("ours", "live", "documented")
+        },
+        "ours_beyond_2_percent": below("ours", 0.98),
+        "live_beyond_2_percent": below("live", 0.98),
+        "documented_beyond_2_percent": below("documented", 0.98),
+        "ours_below_none_by_1_percent": below("ours_over_none", 0.99),
+        "live_below_none_by_1_percent": below("live_over_none", 0.99),
+    }
+
+
+def print_points(console: Console, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The table of the points."""
+    table = Table(title=title)
+    for name in ("a", "L", "B", "best K", "tok/s", "none", "K=0", "docs", "ours", "live", "spread"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(
+            f"{row['acceptance']:g}", str(row["context"]), str(row["batch_size"]),
+            str(row["best"]), f"{row['best_rate']:.0f}", f"{row['none']:.3f}",
+            f"{row['zero']:.3f}", f"{row['documented']:.3f} (K={row['documented_length']})",
+            f"{row['ours']:.3f} (K={row['ours_length']})", f"{row['live']:.3f}",
+            f"{row['spread']:.3f}",
+        )  # fmt: skip
+    console.print(table)
+
+
+@click.command()
+@click.argument("folders", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--json", "as_json", is_flag=True)
+def main(folders: tuple[Path, ...], as_json: bool) -> None:
+    """Print the tables; see the module's text."""
+    console = Console(width=160)
+    for folder in folders:
+        rows, ramps = point_rows(folder), ramp_rows(folder)
+        if as_json:
+            found = {"folder": folder.name, "points": rows, "ramps": ramps}
+            json.dump({**found, "summary": summary(rows) if rows else None}, sys.stdout)
+            continue
+        if rows:
+            print_points(console, folder.name, rows)
+            console.print(summary(rows))
+        table = Table(title=f"{folder.name}: the ramp")
+        for name in ("acceptance", "round", "policy", "tok/s"):
+            table.add_column(name, justify="right")
+        for row in ramps:
+            table.add_row(
+                f"{row['acceptance']:g}", str(row["round"]), row["policy"], f"{row['rate']:.0f}"
+            )
+        console.print(table)
+
+
+if __name__ == "__main__":
+    main()

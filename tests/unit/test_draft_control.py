@@ -1,0 +1,244 @@
+"""The engine core's side of the live controller, on a scheduler that only plans."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from vllm_nfp.config import ConfigError, ProbeConfig
+from vllm_nfp.engine.draft_control import DraftControl, attach
+from vllm_nfp.engine.draft_lengths import (
+    _shown,
+    candidate_lengths,
+    covering_table,
+    prepare_speculation,
+)
+from vllm_nfp.metrics.control import (
+    ControlSnapshot,
+    ControlState,
+    control_families,
+    control_file,
+    read_control,
+)
+
+STATIC = [0, *[3] * 8]
+
+
+class Scheduler:
+    """Plans decode steps as vLLM's asynchronous scheduler does: one step ahead."""
+
+    def __init__(self, batch_size: int = 4, **changes: Any) -> None:
+        self.dynamic_sd_lookup: list[int] | None = list(STATIC)
+        self.num_spec_tokens = 4
+        self.running = [f"r{i}" for i in range(batch_size)]
+        self.drafts = 0
+        parallel = SimpleNamespace(
+            data_parallel_index=0, pipeline_parallel_size=changes.get("pipeline", 1)
+        )
+        self.vllm_config = SimpleNamespace(
+            model_config=SimpleNamespace(served_model_name="toy"),
+            parallel_config=parallel,
+            speculative_config=SimpleNamespace(method=changes.get("method", "ngram")),
+        )
+        self.seen: list[int] = []
+
+    def schedule(self) -> SimpleNamespace:
+        count = len(self.running)
+        length, self.drafts = self.drafts, self.dynamic_sd_lookup[count]  # type: ignore[index]
+        self.seen.append(length)
+        return SimpleNamespace(
+            num_scheduled_tokens={name: 1 + length for name in self.running},
+            total_num_scheduled_tokens=count * (1 + length),
+            scheduled_spec_decode_tokens={name: [-1] * length for name in self.running if length},
+            scheduled_new_reqs=[],
+            scheduled_cached_reqs=SimpleNamespace(num_computed_tokens=[700] * count),
+            num_spec_tokens_to_schedule=self.drafts,
+        )
+
+    def update_from_output(self, output: Any, model_output: Any) -> str:
+        return "updated"
+
+
+def serve(scheduler: Scheduler, steps: int, accepted: float = 1.0) -> None:
+    """Steps of 1 ms whatever the length, with every draft accepted."""
+    output = scheduler.schedule()
+    for _ in range(steps):
+        following = scheduler.schedule()
+        length = max(map(len, output.scheduled_spec_decode_tokens.values()), default=0)
+        made = [[0] * (1 + int(accepted * length)) for _ in scheduler.running]
+        time.sleep(1e-3)
+        answer = scheduler.update_from_output(output, SimpleNamespace(sampled_token_ids=made))
+        assert answer == "updated"
+        output = following
+
+
+def reported(folder: Path, state: ControlState) -> ControlSnapshot:
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            found = read_control(control_file(str(folder), "0"))
+        except OSError:
+            found = None
+        if found is not None and found.state == state:
+            return found
+        assert time.monotonic() < deadline, found
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> ProbeConfig:
+    return ProbeConfig(draft_control=True, publish_seconds=0.1, run_dir=str(tmp_path))
+
+
+def test_free_drafts_are_all_taken(config: ProbeConfig, tmp_path: Path) -> None:
+    scheduler = Scheduler()
+    control = attach(scheduler, config)
+    assert control is not None
+    serve(scheduler, 400)
+    assert scheduler.seen[1:20] == [3] * 19
+    assert scheduler.seen[-1] == 4
+    found = reported(tmp_path, ControlState.DECIDING)
+    assert found.live_draft_length == 4
+    assert found.acceptance == pytest.approx((1.0,) * 4)
+    assert {row.draft_length for row in found.times} >= {3, 4}
+    text = {metric.name for metric in control_families([found])}
+    assert "vllm_nfp_live_draft_length" in text
+    assert "vllm_nfp_draft_control_changes" in text
+
+
+def test_a_pause_hands_back_and_what_was_learned_stays(config: ProbeConfig) -> None:
+    scheduler = Scheduler()
+    control = attach(scheduler, config)
+    assert control is not None
+    serve(scheduler, 400)
+    control.pause()
+    assert scheduler.dynamic_sd_lookup == STATIC
+    assert scheduler.schedule.__qualname__.startswith("Scheduler.")
+    control.resume()
+    serve(scheduler, 40)
+    assert scheduler.dynamic_sd_lookup[4] == 4
+
+
+def test_a_step_planned_before_the_hooks_shifts_nothing(config: ProbeConfig) -> None:
+    scheduler = Scheduler()
+    control = DraftControl(scheduler, config)
+    early = scheduler.schedule()
+    control.begin()
+    later = scheduler.schedule()
+    for output in (early, later, scheduler.schedule()):
+        made = SimpleNamespace(sampled_token_ids=[[0] * 4] * 4)
+        scheduler.update_from_output(output, made)
+    assert control.controller is not None
+    assert control.controller.steps == 1, "the second lacks the length that was asked for"
+
+
+def test_a_fault_puts_the_configured_table_back(config: ProbeConfig, tmp_path: Path) -> None:
+    scheduler = Scheduler()
+    assert attach(scheduler, config) is not None
+    serve(scheduler, 300)
+    output = scheduler.schedule()
+    output.scheduled_cached_reqs = None
+    made = [[0] * 5 for _ in scheduler.running]
+    answer = scheduler.update_from_output(output, SimpleNamespace(sampled_token_ids=made))
+    assert answer == "updated", "vLLM's own work is done all the same"
+    assert scheduler.dynamic_sd_lookup == STATIC
+    assert scheduler.schedule.__qualname__.startswith("Scheduler.")
+    found = reported(tmp_path, ControlState.DISABLED)
+    assert "NoneType" in found.reason
+    assert not any(m.samples for m in control_families([found]) if "live" in m.name)
+
+
+def test_prompts_and_foreign_drafts_are_not_taken_for_decode_steps(config: ProbeConfig) -> None:
+    scheduler = Scheduler()
+    control = DraftControl(scheduler, config)
+    control.begin()
+    for change in (
+        {"scheduled_new_reqs": ["new"]},
+        {"total_num_scheduled_tokens": 99},
+        {"scheduled_spec_decode_tokens": {"r0": [-1] * 9}, "total_num_scheduled_tokens": 13},
+    ):
+        output = scheduler.schedule()
+        vars(output).update(change)
+        made = SimpleNamespace(sampled_token_ids=[[0]] * 4)
+        scheduler.update_from_output(output, made)
+    assert control.controller is not None
+    assert control.controller.steps == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"method": "suffix"}, "'suffix'"), ({"pipeline": 2}, "pipeline parallelism")],
+)
+def test_what_cannot_be_controlled_is_named(
+    config: ProbeConfig, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    scheduler = Scheduler(**changes)
+    assert attach(scheduler, config) is None
+    assert said in reported(tmp_path, ControlState.DISABLED).reason
+    assert scheduler.dynamic_sd_lookup == STATIC
+
+
+def test_a_vllm_without_a_table_is_named(config: ProbeConfig, tmp_path: Path) -> None:
+    scheduler = Scheduler()
+    scheduler.dynamic_sd_lookup = None
+    assert attach(scheduler, config) is None
+    reason = reported(tmp_path, ControlState.DISABLED).reason
+    assert "num_speculative_tokens_per_batch_size" in reason
+
+
+def test_an_injected_fault_is_contained(
+    config: ProbeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NFP_INJECT_FAULT", "draft_control")
+    assert attach(Scheduler(), config) is None
+    assert "InjectedFault" in reported(tmp_path, ControlState.DISABLED).reason
+
+
+def test_lengths_to_choose_from() -> None:
+    assert candidate_lengths(ProbeConfig(), 5, [5, 5, 2]) == (0, 1, 2, 3, 4, 5)
+    assert candidate_lengths(ProbeConfig(draft_lengths=(0, 4)), 5, [5]) == (0, 4, 5)
+    with pytest.raises(ConfigError, match="holds 8, above num_speculative_tokens 5"):
+        candidate_lengths(ProbeConfig(draft_lengths=(0, 8)), 5, [5])
+
+
+def test_the_table_shown_to_the_graph_managers_holds_every_length() -> None:
+    speculation = SimpleNamespace(
+        num_speculative_tokens=4, num_speculative_tokens_per_batch_size=[[1, 1, 4]]
+    )
+    vllm_config = SimpleNamespace(
+        speculative_config=speculation, scheduler_config=SimpleNamespace(max_num_seqs=32)
+    )
+    with _shown(vllm_config, ProbeConfig()):
+        table = speculation.num_speculative_tokens_per_batch_size
+        assert [k for *_, k in table] == [0, 1, 2, 3, 4]
+        assert table[0] == [1, 28, 0]
+        assert table[-1] == [32, 32, 4]
+    assert speculation.num_speculative_tokens_per_batch_size == [[1, 1, 4]]
+    assert covering_table((0, 1, 2), 2) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "data_parallel", "said"),
+    [
+        (None, 1, "drafts nothing"),
+        ({"method": "ngram"}, 1, "needs num_speculative_tokens"),
+        ({"method": "medusa", "num_speculative_tokens": 3}, 1, "'medusa'"),
+        ({"method": "ngram", "num_speculative_tokens": 3}, 2, "--data-parallel-size 2"),
+    ],
+)
+def test_speculation_that_cannot_be_controlled_is_refused_at_the_command_line(
+    settings: Any, data_parallel: int, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        prepare_speculation(settings, data_parallel)
+
+
+def test_a_fixed_length_becomes_a_table_and_a_table_stays() -> None:
+    fixed = {"method": "eagle", "model": "m", "num_speculative_tokens": 3}
+    made = prepare_speculation(fixed, 1)
+    assert made == {**fixed, "num_speculative_tokens_per_batch_size": [[1, 1, 3]]}
+    assert prepare_speculation(made, 1) == made
