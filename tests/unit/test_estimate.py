@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from itertools import pairwise, product
 
@@ -184,7 +185,9 @@ def test_a_cell_takes_a_few_milliseconds() -> None:
     begun = time.process_time()  # other processes take none of it
     for _ in range(10):
         estimate_cell(CELL, pairs)
-    assert (time.process_time() - begun) / 10 < 0.03
+    # Under coverage every line costs as much again and more.
+    limit = 0.03 if sys.gettrace() is None else 0.15
+    assert (time.process_time() - begun) / 10 < limit
 
 
 def test_the_store_keeps_the_most_recent_pairs_of_each_point() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import time
 from typing import Any
 
@@ -617,7 +618,8 @@ def test_a_cell_takes_less_than_a_tenth_of_a_second() -> None:
         predict_cell(shape, H100, "model", 32, 16384, (0.1,))
         return time.process_time() - start
 
-    assert min(seconds() for _ in range(5)) < 0.1
+    # Under coverage every line costs as much again and more.
+    assert min(seconds() for _ in range(5)) < (0.1 if sys.gettrace() is None else 0.5)
 
 
 @pytest.mark.parametrize(
