@@ -33,6 +33,10 @@ LONGEST = LENGTHS[-1]
 DOCUMENTED = [[1, 64, 3], [65, 128, 1], [129, 512, 0]]
 """The example of vLLM's page on dynamic speculative decoding."""
 LEVELS = (1, 2, 4, 8, 16, 32, 64, 128)
+ACCEPTANCES = (0.5, 0.7, 0.9)
+MAIN_ACCEPTANCE = 0.7
+FIXED = tuple(f"fixed:{k}" for k in LENGTHS)
+CHECKED = "fixed:3"
 PROBE = {
     "batch_sizes": [1, 4, 8, 16, 32, 64, 128],
     "contexts": [1280, 8960],
@@ -79,6 +83,7 @@ class Engine:
     def __init__(self, settings: Settings, out: Path) -> None:
         self.settings, self.out = settings, out
         self.control: Any = None
+        self._controls: dict[float, Any] = {}
         self._running: dict[int, tuple[str, ...]] = {}
         self._serial = 0
         self._config = _probe_config(settings, out)
@@ -174,34 +179,28 @@ class Engine:
 
     def _set_policy(self, command: Command) -> None:
         kind, _, rest = command.policy.partition(":")
-        if kind == "live":
-            self._set_live(command.fresh)
-            return
         if self.control is not None:
             self.control.pause()
-            self.parked, self.control = self.control, None
-        if kind == "fixed":
+            self.control = None
+        if kind == "live":
+            self.control = self._controller(command.acceptance, command.fresh)
+        elif kind == "fixed":
             self.scheduler.dynamic_sd_lookup = [int(rest)] * len(self.static)
         elif kind == "table":
             self.scheduler.dynamic_sd_lookup = _dense(json.loads(rest), len(self.static))
 
-    parked: Any = None
-
-    def _set_live(self, fresh: bool) -> None:
+    def _controller(self, acceptance: float, fresh: bool) -> Any:
+        """One controller for each acceptance, which keeps what it has learned between its turns."""
         from vllm_nfp.engine.draft_control import DraftControl
 
-        if self.control is not None and not fresh:
-            return
-        if self.control is not None:
-            self.control.pause()
-            self.control = None
-        if self.parked is not None and not fresh:
-            self.control, self.parked = self.parked, None
-            self.control.resume()
-            return
+        control = self._controls.get(acceptance)
+        if control is not None and not fresh:
+            control.resume()
+            return control
         self.scheduler.dynamic_sd_lookup = list(self.static)
-        self.control = DraftControl(self.scheduler, self._config)
-        self.control.begin()
+        control = self._controls[acceptance] = DraftControl(self.scheduler, self._config)
+        control.begin()
+        return control
 
     def _hold(self, batch_size: int, context: int) -> None:
         """Start anew with these sequences; their prompts come from the prefix cache."""
@@ -414,7 +413,7 @@ class Run:
     def warm_up(self, context: int, sizes: Sequence[int]) -> None:
         """Compile what is compiled at first use, outside of every measurement."""
         for batch_size in sizes:
-            for policy in ("none", *(f"fixed:{k}" for k in LENGTHS)):
+            for policy in ("none", *FIXED):
                 worker = self.plain if policy == "none" else self.spec
                 worker.measure(Command(batch_size, context, policy, 0.7, 0.0, 4))
 
@@ -422,23 +421,30 @@ class Run:
         """Seconds left."""
         return self.ends - time.monotonic()
 
-    def points(self, acceptance: float, contexts: Mapping[int, Sequence[int]], rounds: int) -> None:
-        """Every policy at every batch size and context, interleaved."""
+    def points(self, contexts: Mapping[int, Sequence[int]], rounds: int) -> None:
+        """Every policy at every batch size and context, interleaved.
+
+        The time of a step of K drafts does not hang on how many are accepted. So each fixed K is
+        stepped at one acceptance, one of them at all as a check, and the live controller, one for
+        each acceptance, at its own.
+        """
         rng = random.Random(3)
-        fresh = True
         for context, sizes in contexts.items():
             for batch_size in sizes:
                 if self.left() < 5.0:
                     return
-                base = Command(batch_size, context, "live", acceptance, 0.0, 160, fresh)
-                self.spec.measure(base)  # the controller settles here
-                fresh = False
+                base = Command(batch_size, context, "live", MAIN_ACCEPTANCE, 0.0, 160)
+                for acceptance in ACCEPTANCES:  # the controllers settle
+                    self.spec.measure(dataclasses.replace(base, acceptance=acceptance))
+                cases = [(policy, MAIN_ACCEPTANCE) for policy in ("none", *FIXED)]
+                cases += [("live", acceptance) for acceptance in ACCEPTANCES]
+                cases += [(CHECKED, a) for a in ACCEPTANCES if a != MAIN_ACCEPTANCE]
                 for number in range(rounds):
-                    policies = ["none", "live", *(f"fixed:{k}" for k in LENGTHS)]
-                    rng.shuffle(policies)
-                    for policy in policies:
+                    rng.shuffle(cases)
+                    for policy, acceptance in cases:
                         self._one(dataclasses.replace(
-                            base, policy=policy, seconds=self.seconds, warm_steps=6, fresh=False
+                            base, policy=policy, acceptance=acceptance, seconds=self.seconds,
+                            warm_steps=6, fresh=False,
                         ), number)  # fmt: skip
 
     def _one(self, command: Command, number: int) -> None:
@@ -453,7 +459,7 @@ class Run:
         ours = recommended(self.spec.log.parent, acceptance, max(levels))
         self._write("tables.jsonl", {"acceptance": acceptance, "recommended": ours})
         policies = [
-            "none", *(f"fixed:{k}" for k in LENGTHS[1:]), f"table:{json.dumps(DOCUMENTED)}",
+            "none", *FIXED[1:], f"table:{json.dumps(DOCUMENTED)}",
             f"table:{json.dumps(ours)}", "live",
         ]  # fmt: skip
         rng = random.Random(5)
@@ -463,7 +469,7 @@ class Run:
                 need = 1.3 * self.seconds * len(levels)
                 if self.left() < need:
                     return
-                fresh = policy == "live" and number == 0
+                fresh = policy == "live" and number == 0  # the first round begins knowing nothing
                 command = Command(1, context, policy, acceptance, self.seconds, 0, fresh)
                 worker = self.plain if policy == "none" else self.spec
                 order = {
@@ -538,19 +544,17 @@ def main(
 
 def _carry_out(run: Run, smoke: bool, tiny: bool, long_batch: int) -> None:
     if tiny:
-        run.points(0.7, {64: (1, 4)}, 1)
-        run.ramps(0.7, 64, 1)
+        run.points({64: (1, 4)}, 1)
+        run.ramps(MAIN_ACCEPTANCE, 64, 1)
         return
     if smoke:
-        run.points(0.7, {1024: (1, 32, 128)}, 1)
+        run.points({1024: (1, 32, 128)}, 1)
         return
     sizes = (1, 4, 8, 16, 32, 64, 128)
     run.warm_up(1024, (1, 128))
-    contexts = {1024: sizes, 8192: tuple(b for b in sizes if b <= long_batch)}
-    run.points(0.7, contexts, 2)
-    run.ramps(0.7, 1024, 2)
-    run.points(0.9, contexts, 2)
-    run.points(0.5, contexts, 2)
+    run.points({1024: sizes}, 3)
+    run.ramps(MAIN_ACCEPTANCE, 1024, 2)
+    run.points({8192: tuple(b for b in sizes if b <= long_batch)}, 3)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
     python -m benchmarks.draft_table DIR [DIR ...]
 
-Two rates are told of each measurement: the tokens that came out, and the tokens that come out on
-average at the set acceptance, E(K) for each step of K drafts. Synthetic acceptance is a throw of
-dice, so that the first one scatters by several per cent where few tokens are made; the time that
-both rest on does not.
+A rate is B E(K) for each step of K drafts, over the measured time: the tokens that come out on
+average at the set acceptance. Synthetic acceptance is a throw of dice, so that the tokens that did
+come out scatter by several per cent where few are made; the time does not. That they agree over all
+steps is printed below the tables, as is whether time hangs on acceptance.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,13 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.draft_lengths import DOCUMENTED, LENGTHS
+from benchmarks.draft_lengths import (
+    ACCEPTANCES,
+    CHECKED,
+    DOCUMENTED,
+    LENGTHS,
+    MAIN_ACCEPTANCE,
+)
 from vllm_nfp.draft import constant, expected_tokens
 from vllm_nfp.draft.recommend import recommend
 
@@ -35,10 +41,9 @@ Point = tuple[float, int, int]
 class Rates:
     """Tokens per second of one policy at one point, the median over its rounds."""
 
-    raw: float
     expected: float
     spread: float
-    """Largest over smallest expected rate of the rounds."""
+    """Largest over smallest rate of the rounds."""
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -48,31 +53,54 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def expected_rate(row: Mapping[str, Any]) -> float:
-    """Tokens per second at the set acceptance, given the lengths of the row's steps."""
+def expected_rate(row: Mapping[str, Any], acceptance: float) -> float:
+    """Tokens per second at an acceptance, given the time and the lengths of the row's steps."""
     tokens = sum(
-        count * expected_tokens(int(length), row["acceptance"])
-        for length, count in row["lengths"].items()
+        count * expected_tokens(int(length), acceptance) for length, count in row["lengths"].items()
     )
     return float(row["batch_size"] * tokens / row["elapsed"])
 
 
-def rates(rows: Iterable[Mapping[str, Any]]) -> dict[Point, dict[str, Rates]]:
-    """By point and policy."""
-    grouped: dict[tuple[Point, str], list[tuple[float, float]]] = defaultdict(list)
+def rates(rows: Sequence[Mapping[str, Any]]) -> dict[Point, dict[str, Rates]]:
+    """By point and policy; a fixed length's steps count for every acceptance."""
+    grouped: dict[tuple[Point, str], list[float]] = defaultdict(list)
     for row in rows:
-        point = (row["acceptance"], row["context"], row["batch_size"])
-        pair = (row["tokens"] / row["elapsed"], expected_rate(row))
-        grouped[point, row["policy"]].append(pair)
+        live = row["policy"] == "live"
+        if not live and row["acceptance"] != MAIN_ACCEPTANCE:
+            continue
+        for acceptance in (row["acceptance"],) if live else ACCEPTANCES:
+            point = (acceptance, row["context"], row["batch_size"])
+            grouped[point, row["policy"]].append(expected_rate(row, acceptance))
     found: dict[Point, dict[str, Rates]] = defaultdict(dict)
-    for (point, policy), pairs in grouped.items():
-        expected = [pair[1] for pair in pairs]
-        found[point][policy] = Rates(
-            statistics.median(pair[0] for pair in pairs),
-            statistics.median(expected),
-            max(expected) / min(expected),
-        )
+    for (point, policy), expected in grouped.items():
+        found[point][policy] = Rates(statistics.median(expected), max(expected) / min(expected))
     return dict(found)
+
+
+def acceptance_check(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Step times of one length at other acceptances over those at the main one, by point."""
+    seconds: dict[tuple[int, int], dict[float, list[float]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
+    for row in rows:
+        if row["policy"] == CHECKED:
+            cell = seconds[row["context"], row["batch_size"]]
+            cell[row["acceptance"]].append(row["elapsed"] / row["steps"])
+    return [
+        statistics.median(times) / statistics.median(cell[MAIN_ACCEPTANCE])
+        for cell in seconds.values()
+        for acceptance, times in cell.items()
+        if acceptance != MAIN_ACCEPTANCE
+    ]
+
+
+def raw_over_expected(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Tokens that came out over those on average to be expected, over all drafting steps."""
+    drafting = [row for row in rows if row["policy"] not in ("none", "fixed:0")]
+    made = sum(row["tokens"] for row in drafting)
+    return float(
+        made / sum(expected_rate(row, row["acceptance"]) * row["elapsed"] for row in drafting)
+    )
 
 
 def length_in(table: Sequence[Sequence[int]], batch_size: int) -> int:
@@ -115,13 +143,12 @@ def point_rows(folder: Path) -> list[dict[str, Any]]:
         none = by_policy["none"].expected
         rows.append({
             "acceptance": point[0], "context": point[1], "batch_size": point[2],
-            "best": best, "best_rate": fixed[best], "best_raw": by_policy[f"fixed:{best}"].raw,
+            "best": best, "best_rate": fixed[best],
             "none": none / fixed[best], "zero": fixed[0] / fixed[best],
             "documented_length": documented,
             "documented": fixed[documented] / fixed[best],
             "ours_length": ours, "ours": fixed[ours] / fixed[best],
             "live": by_policy["live"].expected / fixed[best],
-            "live_raw": by_policy["live"].raw,
             "ours_over_none": fixed[ours] / none,
             "live_over_none": by_policy["live"].expected / none,
             "spread": max(r.spread for r in by_policy.values()),
@@ -204,6 +231,13 @@ def main(folders: tuple[Path, ...], as_json: bool) -> None:
         if rows:
             print_points(console, folder.name, rows)
             console.print(summary(rows))
+            all_rows = read_rows(folder / "points.jsonl")
+            check = acceptance_check(all_rows)
+            console.print(f"tokens over expected tokens: {raw_over_expected(all_rows):.4f}")
+            console.print(
+                f"step time at other acceptances: {min(check):.3f} to {max(check):.3f} of that at "
+                f"{MAIN_ACCEPTANCE}"
+            )
         table = Table(title=f"{folder.name}: the ramp")
         for name in ("acceptance", "round", "policy", "tok/s"):
             table.add_column(name, justify="right")
