@@ -402,7 +402,7 @@ class Worker:
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
-        rows = []
+        rows: list[dict[str, Any]] = []
         for line in self.process.stdout:
             if line.startswith("done"):
                 return rows

@@ -114,7 +114,7 @@ def stalls(rows: Sequence[Mapping[str, Any]]) -> float:
     typical = sum(
         count * row["medians"][length] for row in rows for length, count in row["lengths"].items()
     )
-    return 1.0 - typical / float(sum(row["elapsed"] for row in rows))
+    return float(1.0 - typical / sum(row["elapsed"] for row in rows))
 
 
 def length_in(table: Sequence[Sequence[int]], batch_size: int) -> int:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -203,7 +203,7 @@ def main(folder: Path, fits: bool, hardware: str | None, write: Path | None) -> 
     except ScoreError as error:
         raise click.ClickException(str(error)) from None
     constants = target.calibration.link
-    columns = {"as shipped": lambda _: constants}
+    columns: dict[str, Callable[[Server], LinkConstants]] = {"as shipped": lambda _: constants}
     if fits:
         fitted = fit(servers, target.hardware, constants)
         columns["fitted to all"] = lambda _: fitted

@@ -128,7 +128,7 @@ def _model(table: Mapping[str, Any]) -> ModelShape:
     names = {f.name for f in dataclasses.fields(ModelShape)} & set(config)
     return ModelShape(
         name=table["shape"],
-        architecture=config["architectures"][0],
+        architecture=str(next(iter(config["architectures"]))),  # type: ignore[call-overload]
         **{
             **{name: config[name] for name in names},
             "num_layers": table["layers"],

@@ -32,6 +32,7 @@ from rich.table import Table
 from benchmarks import shapes
 from vllm_nfp.calibrate.curves import shape_of
 from vllm_nfp.calibrate.points import Curve, Kernel, KernelSamples, read_samples
+from vllm_nfp.crossing import count_free
 from vllm_nfp.principle import (
     ModelShape,
     Module,
@@ -252,7 +253,7 @@ def granularity(shape: ModelShape, module: Module, batch_size: int, positions: i
         if awake_experts(np.array([float(batch_size)]), routing)[0] < ALL_AWAKE * shape.num_experts:
             return 1
         rows = default_config(tokens, shape.quantization, shape.local_experts).block_m[0]
-        each = rows * shape.num_experts / shape.experts_per_token
+        each = float(rows) * shape.num_experts / shape.experts_per_token
         return max(1, math.ceil(each / batch_size))
     return max(1, math.ceil(ROWS / batch_size))
 
@@ -286,10 +287,8 @@ def first_crossing(
     positions: Sequence[int], ratios: Sequence[float], epsilon: float
 ) -> tuple[int, bool]:
     """Largest N whose ratio, and that of every N before it, is at most 1 + epsilon."""
-    for index, ratio in enumerate(ratios):
-        if ratio > 1 + epsilon:
-            return positions[index - 1], False
-    return positions[-1], True
+    free = count_free(ratios, epsilon)
+    return positions[free - 1], free == len(positions)
 
 
 def summary(found: Sequence[Outcome]) -> dict[str, Any]:
@@ -368,10 +367,11 @@ def all_cells(results: Path, target: Target) -> list[Cell]:
         cells += whole_model_cells(
             name, config, snapshot, sizes, "set-aside", kind == "causal", target
         )
-    for name, file, group in (
+    tables: tuple[tuple[str, str, Group], ...] = (
         ("qwen3-8b", "dense-table.json", "set-aside"),
         ("qwen3-30b-a3b", "moe-table.json", "reference"),
-    ):
+    )
+    for name, file, group in tables:
         table = json.loads((results / "2026-11-24-h100" / file).read_text())
         config = {**shapes.SHAPES[name], "num_hidden_layers": table["layers"]}
         cells += whole_model_cells(
@@ -381,7 +381,7 @@ def all_cells(results: Path, target: Target) -> list[Cell]:
             DEFAULT_CAPTURE_SIZES,
             group,
             True,
-            target,  # type: ignore[arg-type]
+            target,
         )
     return cells
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.validate import Cell, first_crossing
+from vllm_nfp.principle.idle_compute import Module
 
 EPSILON = 0.1
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"
 """Of Okabe and Ito's palette, which most kinds of colour blindness can tell apart."""
 
-SHOWN: tuple[tuple[str, str, str, str, int, int], ...] = (
+SHOWN: tuple[tuple[str, str, Module, str, int, int], ...] = (
     ("kernel", "qwen3-14b", "dense_ffn", "causal", 1, 0),
     ("kernel", "qwen3-14b", "dense_ffn", "causal", 8, 0),
     ("kernel", "qwen3-14b-fp8", "dense_ffn", "causal", 1, 0),

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import math
 import os
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from vllm_nfp.typed_json import parse, read_bytes
 
 ENV_VAR = "NFP_PROBE_CONFIG"
 """Environment variable that carries the settings, as JSON, from the command line to the engine.
@@ -23,6 +25,8 @@ DEFAULT_POSITIONS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 
 """The grid of positions per sequence: dense where draft lengths lie, then about 1.5x apart."""
 
 STEP_SHARE_OF_BUDGET = 0.25
+MAX_FILE_BYTES = 1 << 20
+"""Largest file of settings."""
 MAX_POSITIONS_LIMIT = 512
 MOST_BATCH_SIZES = MOST_CONTEXTS = 16
 MOST_POSITION_COUNTS = 64
@@ -146,11 +150,18 @@ class ProbeConfig:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
 
+def _shown(value: Any) -> str:
+    """A value for a message: short, whatever it is."""
+    return f"{value!r:.80}"
+
+
 def _number(low: float, high: float, unit: str) -> Callable[[str, Any], None]:
     def check(name: str, value: Any) -> None:
         valid = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not valid or not math.isfinite(value) or not low <= value <= high:
-            raise ConfigError(f"{name} must be {unit} from {low:g} to {high:g}, not {value!r}")
+        if not valid or not low <= value <= high:  # which NaN never is
+            raise ConfigError(
+                f"{name} must be {unit} from {low:g} to {high:g}, not {_shown(value)}"
+            )
 
     return check
 
@@ -166,7 +177,7 @@ def _optional(item: Callable[[str, Any], None]) -> Callable[[str, Any], None]:
 def _integer(low: int, high: int, unit: str) -> Callable[[str, Any], None]:
     def check(name: str, value: Any) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise ConfigError(f"{name} must be {unit} from {low} to {high}, not {value!r}")
+            raise ConfigError(f"{name} must be {unit} from {low} to {high}, not {_shown(value)}")
 
     return check
 
@@ -176,7 +187,7 @@ def _ascending(
 ) -> Callable[[str, Any], None]:
     def check(name: str, value: Any) -> None:
         if not isinstance(value, tuple):
-            raise ConfigError(f"{name} must be a list, not {value!r}")
+            raise ConfigError(f"{name} must be a list, not {_shown(value)}")
         if not value and not may_be_empty:
             raise ConfigError(f"{name} must not be empty: give at least one value")
         if len(value) > most:
@@ -191,12 +202,12 @@ def _ascending(
 
 def _flag(name: str, value: Any) -> None:
     if not isinstance(value, bool):
-        raise ConfigError(f"{name} must be true or false, not {value!r}")
+        raise ConfigError(f"{name} must be true or false, not {_shown(value)}")
 
 
 def _folder(name: str, value: Any) -> None:
     if value is not None and (not isinstance(value, str) or not value or "\0" in value):
-        raise ConfigError(f"{name} must be the path of a folder, not {value!r}")
+        raise ConfigError(f"{name} must be the path of a folder, not {_shown(value)}")
 
 
 _EPSILON = _number(0.001, 10.0, "a share")
@@ -250,7 +261,8 @@ def config_from_mapping(values: Mapping[str, Any]) -> ProbeConfig:
     unknown = sorted(set(values) - set(FIELDS))
     if unknown:
         raise ConfigError(
-            f"unknown field {unknown[0]!r} in the NFP settings; allowed: {', '.join(_USER_FIELDS)}"
+            f"unknown field {_shown(unknown[0])} in the NFP settings; "
+            f"allowed: {', '.join(_USER_FIELDS)}"
         )
     plain: dict[str, Any] = {
         key: tuple(v) if isinstance(v, list) else v for key, v in values.items()
@@ -270,8 +282,8 @@ def parse_object(text: str, what: str) -> dict[str, Any]:
         ConfigError: if the text is no JSON object.
     """
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        value = parse(text)
+    except ValueError as error:
         raise ConfigError(f"{what} is not valid JSON ({error}): give an object {{...}}") from None
     if not isinstance(value, dict):
         raise ConfigError(f"{what} must be a JSON object {{...}}, not {type(value).__name__}")
@@ -287,12 +299,14 @@ def read_settings_argument(argument: str) -> dict[str, Any]:
     if not argument.startswith("@"):
         return parse_object(argument, "--nfp-config")
     path = Path(argument[1:])
+    what = f"--nfp-config file {_shown(str(path))}"
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ConfigError(f"--nfp-config file {str(path)!r} cannot be read: {reason}") from None
-    return parse_object(text, f"--nfp-config file {str(path)!r}")
+        text = read_bytes(path, MAX_FILE_BYTES).decode()
+    except (OSError, ValueError) as error:  # a null character in the path is a ValueError as well
+        reason = error.strerror if isinstance(error, OSError) else error
+        reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else reason
+        raise ConfigError(f"{what} cannot be read: {reason}") from None
+    return parse_object(text, what)
 
 
 def check_writable_folder(name: str, folder: str) -> None:
@@ -304,9 +318,8 @@ def check_writable_folder(name: str, folder: str) -> None:
     path = Path(folder)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        trial = path / f".nfp-write-test-{os.getpid()}"
-        trial.write_bytes(b"")
-        trial.unlink()
+        with tempfile.NamedTemporaryFile(dir=path, prefix=".nfp-"):
+            pass
     except OSError as error:
         raise ConfigError(
             f"{name} {folder!r} cannot be written ({error.strerror}): "

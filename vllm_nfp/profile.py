@@ -24,6 +24,7 @@ from vllm_nfp.config import (
     ProbeConfig,
 )
 from vllm_nfp.metrics.snapshot import (
+    ENGINE_INDEX,
     BoundaryRow,
     CurveRow,
     LayerTimeRow,
@@ -304,8 +305,8 @@ def profile_file(folder: Path | str, engine: str) -> Path:
     Raises:
         ValueError: for an engine index that is not a number.
     """
-    if not engine.isdigit():
-        raise ValueError(f"engine index {engine!r} is not a number")
+    if not ENGINE_INDEX.fullmatch(engine):
+        raise ValueError(f"engine index {engine!r:.80} is not a number")
     return Path(folder) / f"profile-{engine}.json"
 
 

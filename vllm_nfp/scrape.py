@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import urllib.error
+import http.client
+import re
+import time
 import urllib.request
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from vllm_nfp.text import printable
+
 MAX_BYTES = 64 << 20
+LARGEST_VALUE = 1e300
+_COUNT = re.compile("[0-9]{1,10}")
 
 Samples = Mapping[str, Sequence[tuple[Mapping[str, str], float]]]
 """Name of a metric -> its samples, as labels and value."""
@@ -66,13 +73,41 @@ def fetch(url: str, timeout_seconds: float = 10.0) -> str:
         raise ScrapeError(f"{url!r} is no URL: give one like http://localhost:8000")
     address = address if address.endswith("/metrics") else f"{address}/metrics"
     try:
-        with urllib.request.urlopen(address, timeout=timeout_seconds) as answer:
-            raw: bytes = answer.read(MAX_BYTES + 1)
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        raise ScrapeError(f"{address} cannot be read ({error}): is the server up?") from None
+        raw = get(address, timeout_seconds, MAX_BYTES + 1)
+    except OSError as error:
+        # The server may have had a say in what went wrong.
+        why = printable(f"{error}")[:200]
+        raise ScrapeError(f"{address} cannot be read ({why}): is the server up?") from None
     if len(raw) > MAX_BYTES:
         raise ScrapeError(f"{address} is larger than {MAX_BYTES} bytes: is it a vLLM server?")
     return raw.decode("utf-8", errors="replace")
+
+
+def get(address: str, timeout_seconds: float, most_bytes: int) -> bytes:
+    """The first ``most_bytes`` of what an address answers.
+
+    Args:
+        timeout_seconds: longest wait for a part of the answer; three times that for all of it.
+
+    Raises:
+        OSError: whatever goes wrong, a late end included.
+    """
+    limit = 3 * timeout_seconds
+    deadline = time.monotonic() + limit
+    received = bytearray()
+    try:
+        with urllib.request.urlopen(address, timeout=timeout_seconds) as answer:
+            while len(received) < most_bytes:
+                # The timeout holds for one packet: a server that drips would never reach it.
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"it did not end within {limit:g} s")
+                part = answer.read1(min(1 << 16, most_bytes - len(received)))
+                if not part:
+                    break
+                received += part
+    except (http.client.HTTPException, ValueError) as error:
+        raise OSError(f"{type(error).__name__}: {error}") from None
+    return bytes(received)
 
 
 def parse(text: str) -> Scrape:
@@ -109,14 +144,57 @@ def find_samples(text: str, names: Iterable[str]) -> Samples:
             for sample in family.samples:
                 if sample.name.startswith("vllm_nfp_") or sample.name in others:
                     samples.setdefault(sample.name, []).append((sample.labels, sample.value))
-    except (ValueError, IndexError, KeyError) as error:
-        raise ScrapeError(f"the metrics are not in Prometheus' text format: {error}") from None
+    except Exception as error:  # whatever the parser meets: it is written for its own output
+        raise ScrapeError(
+            f"the metrics are not in Prometheus' text format: {error!r:.200}"
+        ) from None
+    strange = [name for name, found in samples.items() if not all(map(_is_finite, found))]
+    if strange:
+        raise ScrapeError(f"the server's {strange[0]} is not a finite number")
     return samples
 
 
+def _is_finite(sample: tuple[Mapping[str, str], float]) -> bool:
+    return abs(sample[1]) < LARGEST_VALUE  # which NaN is not; an integer may be beyond all floats
+
+
 def scrape_of(samples: Samples) -> Scrape:
-    """The probe's results and states among the samples."""
-    return Scrape(_rows(samples), _statuses(samples))
+    """The probe's results and states among the samples.
+
+    Raises:
+        ScrapeError: if they are not labelled as this version of the probe labels them.
+    """
+    with refusing_strange_labels():
+        return Scrape(_rows(samples), _statuses(samples))
+
+
+@contextmanager
+def refusing_strange_labels() -> Iterator[None]:
+    """Turn what a missing label, or one that is no number, leads to into a refusal.
+
+    Raises:
+        ScrapeError: in place of a KeyError or ValueError.
+    """
+    try:
+        yield
+    except KeyError as error:
+        raise ScrapeError(
+            f"the probe's metrics lack {error.args[0]!r:.80}: is the server's vllm-nfp of "
+            f"another version?"
+        ) from None
+    except ValueError as error:
+        raise ScrapeError(f"the probe's metrics hold a strange label: {error!s:.120}") from None
+
+
+def count(text: str) -> int:
+    """A batch size, context or count of positions among the labels.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if not _COUNT.fullmatch(text):
+        raise ValueError(f"{text!r:.80} is no count")
+    return int(text)
 
 
 _LINE = ("engine", "module", "batch_size", "context", "epsilon")
@@ -134,8 +212,8 @@ def _rows(samples: Samples) -> tuple[Row, ...]:
         Row(
             engine=line[0],
             module=line[1],
-            batch_size=int(line[2]),
-            context=int(line[3]),
+            batch_size=count(line[2]),
+            context=count(line[3]),
             epsilon=float(line[4]),
             positions=int(value),
             lower=int(lower[line]),

@@ -11,6 +11,21 @@ def duration(seconds: float) -> str:
     return f"{seconds * 1e9:.3g} ns"
 
 
+MOST_SHOWN = 300
+MOST_LABEL = 4096
+"""Characters of a label; the longest path that Linux knows has as many bytes."""
+
+
+def label(text: str) -> str:
+    """Foreign text as the value of a metric's label: of bounded length, and valid Unicode.
+
+    The exposition format escapes quotes, newlines and backslashes by itself. Half a surrogate
+    pair, which a command line may hold, would fail the whole scrape.
+    """
+    return text[:MOST_LABEL].encode("utf-8", "replace").decode()
+
+
 def printable(text: str) -> str:
-    """Foreign text for a terminal: no control characters."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+    """Foreign text for a terminal: no control characters, and of bounded length."""
+    shown = text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+    return "".join(letter if letter.isprintable() else "?" for letter in shown)

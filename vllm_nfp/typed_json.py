@@ -1,16 +1,21 @@
-"""Reads JSON files into frozen dataclasses, trusting nothing in them."""
+"""Reads JSON files into frozen dataclasses, trusting nothing in them, and writes files whole."""
 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 import os
+import secrets
+import stat
+from collections import Counter
 from collections.abc import Mapping
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
 from types import UnionType
-from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, TextIO, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
@@ -22,28 +27,70 @@ class TypedJsonError(ValueError):
     """The text is not what was asked for; the message is one sentence that says where."""
 
 
-def read_object(path: Path, max_bytes: int) -> dict[str, Any]:
+def read_bytes(path: Path, max_bytes: int, follow_links: bool = True) -> bytes:
+    """What a regular file holds.
+
+    A pipe or device is refused before it is read: it may block for ever, or never end.
+
+    Args:
+        follow_links: False: the last part of the path must be no symbolic link.
+
+    Raises:
+        TypedJsonError: if the file is larger than ``max_bytes``.
+        OSError: if it cannot be read, or is no regular file.
+        ValueError: if the path holds a null character.
+    """
+    flags = os.O_RDONLY | os.O_NONBLOCK | (0 if follow_links else os.O_NOFOLLOW)
+    with open(path, "rb", opener=lambda name, _: os.open(name, flags)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        raw = file.read(max_bytes + 1)
+    if len(raw) > max_bytes:
+        raise TypedJsonError(f"{path.name} is larger than {max_bytes} bytes")
+    return raw
+
+
+def read_object(path: Path, max_bytes: int, follow_links: bool = True) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:
         TypedJsonError: if the file is too large, or holds no JSON object of finite numbers.
-        OSError: if it cannot be read.
+        OSError: if it cannot be read, or is no regular file.
+        ValueError: if the path holds a null character.
     """
-    with path.open("rb") as file:
-        raw = file.read(max_bytes + 1)
-    if len(raw) > max_bytes:
-        raise TypedJsonError(f"{path.name} is larger than {max_bytes} bytes")
+    raw = read_bytes(path, max_bytes, follow_links)
     try:
-        values = json.loads(raw, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+        values = parse(raw)
+    except ValueError as error:
         raise TypedJsonError(f"{path.name} is not valid JSON: {error}") from None
     if not isinstance(values, dict):
         raise TypedJsonError(f"{path.name} must hold a JSON object, not {type(values).__name__}")
     return values
 
 
+def parse(text: str | bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: for anything but JSON, and for what readers of JSON disagree on: NaN, Infinity,
+            and an object that holds a key twice.
+    """
+    try:
+        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_distinct)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number of JSON")
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"an object holds {twice!r:.80} twice")
+    return values
 
 
 def decode(kind: type[T], value: Any, where: str) -> T:
@@ -76,7 +123,10 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise TypedJsonError(f"{where} must be an object")
         item = get_args(kind)[1]
-        return {key: _decode(item, entry, f"{where}[{key!r}]") for key, entry in value.items()}
+        return {
+            _decode_text(key, where): _decode(item, entry, f"{where}[{key!r:.80}]")
+            for key, entry in value.items()
+        }
     if dataclasses.is_dataclass(kind):
         return _decode_dataclass(kind, value, where)
     return _decode_plain(kind, value, where)
@@ -85,10 +135,10 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
 def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise TypedJsonError(f"{where} must be an object")
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     unknown = set(value) - set(hints)
     if unknown:
-        raise TypedJsonError(f"{where} has the unknown field {sorted(unknown)[0]!r}")
+        raise TypedJsonError(f"{where} has the unknown field {sorted(unknown)[0]!r:.80}")
     values = {key: _decode(hints[key], v, f"{where}.{key}") for key, v in value.items()}
     for field in dataclasses.fields(kind):
         required = (
@@ -100,6 +150,11 @@ def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
         return kind(**values)
     except ValueError as error:
         raise TypedJsonError(f"{where}: {error}") from None
+
+
+@cache
+def _hints(kind: Any) -> Mapping[str, Any]:
+    return get_type_hints(kind)
 
 
 def _decode_plain(kind: Any, value: Any, where: str) -> Any:
@@ -115,6 +170,15 @@ def _decode_plain(kind: Any, value: Any, where: str) -> Any:
         raise TypedJsonError(f"{where} must be {kind.__name__}, not {type(value).__name__}")
     if kind is int and abs(value) > LARGEST_INTEGER:
         raise TypedJsonError(f"{where} is too large a number")
+    return _decode_text(value, where) if kind is str else value
+
+
+def _decode_text(value: str, where: str) -> str:
+    """Half a surrogate pair is valid in JSON, and nowhere that text is written to."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise TypedJsonError(f"{where} holds text that is not Unicode") from None
     return value
 
 
@@ -130,11 +194,33 @@ def _decode_float(value: Any, where: str) -> float:
     return number
 
 
+def open_to_append(path: Path) -> TextIO:
+    """A text file to be written at its end, made if it is missing; never through a link.
+
+    Raises:
+        OSError: if it cannot be written, or is a link, a pipe or a device.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    descriptor = os.open(path, flags, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return os.fdopen(descriptor, "a", encoding="utf-8")
+
+
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Replace a file whole: a reader sees the old content or the new, and never half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Replace a file whole: a reader sees the old content or the new, and never half of it.
+
+    Nothing that is there is written through: a symbolic link at ``path`` is replaced, and the
+    temporary file beside it is a new one, whatever others may have put into the folder.
+
+    Raises:
+        OSError: if it cannot be written; the old file is then as it was.
+    """
+    temporary = path.with_name(f".nfp-{secrets.token_hex(8)}.tmp")
     try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        with temporary.open("xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -10,7 +10,17 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from vllm_nfp.scrape import Row, Samples, Scrape, Status, read_samples, scrape_of
+from vllm_nfp.scrape import (
+    Row,
+    Samples,
+    Scrape,
+    Status,
+    count,
+    read_samples,
+    refusing_strange_labels,
+    scrape_of,
+)
+from vllm_nfp.text import printable
 
 _DRAFTS = "vllm:spec_decode_num_drafts_total"
 _DRAFTED = "vllm:spec_decode_num_draft_tokens_total"
@@ -105,7 +115,9 @@ def read(text: str) -> Reading:
     """
     samples = read_samples(text, (_DRAFTS, _DRAFTED, _ACCEPTED))
     scrape = scrape_of(samples)
-    return Reading(scrape, tuple(_engine(samples, status) for status in scrape.statuses))
+    with refusing_strange_labels():
+        engines = tuple(_engine(samples, status) for status in scrape.statuses)
+    return Reading(scrape, engines)
 
 
 def _engine(samples: Samples, status: Status) -> EngineReading:
@@ -133,7 +145,7 @@ def _live(samples: Samples, engine: str) -> Live | None:
     if not all(step):
         return None
     batch_size, context, positions = (int(found[0][1]) for found in step)
-    cells = [(int(of["batch_size"]), int(of["context"])) for of, _ in mine("live_cell_info")]
+    cells = [(count(of["batch_size"]), count(of["context"])) for of, _ in mine("live_cell_info")]
     free = {float(of["epsilon"]): int(value) for of, value in mine("free_tokens")}
     return Live(batch_size, context, positions, cells[0] if cells else None, free)
 
@@ -169,16 +181,16 @@ def render(
 def _heading(engine: EngineReading) -> Text:
     status = engine.status
     budget = "" if engine.overhead_budget is None else f" of {engine.overhead_budget:.2%} allowed"
-    probes = ", ".join(f"{count} {outcome}" for outcome, count in status.probes.items())
+    probes = ", ".join(f"{pairs} {outcome}" for outcome, pairs in status.probes.items())
     budgeted = engine.overhead_budget
     over = budgeted is not None and status.overhead_ratio > OVER_BUDGET * budgeted
     return Text.assemble(
-        (status.model_name, "bold"),
-        f"  engine {status.engine}  ",
-        (status.state, STATE_STYLES.get(status.state, "")),
+        (printable(status.model_name), "bold"),
+        f"  engine {printable(status.engine)}  ",
+        (printable(status.state), STATE_STYLES.get(status.state, "")),
         "  overhead ",
         (f"{status.overhead_ratio:.2%}{budget}", "yellow" if over else ""),
-        f"  pairs of probes: {probes or 'none'}",
+        f"  pairs of probes: {printable(probes) or 'none'}",
     )
 
 
@@ -230,7 +242,9 @@ def _table(engine: EngineReading, rows: list[Row], epsilon: float) -> Renderable
     cells = {(row.module, row.context, row.batch_size): row for row in mine}
     for module, context in sorted({(row.module, row.context) for row in mine}):
         shown = [cells.get((module, context, batch_size)) for batch_size in batches]
-        table.add_row(module, str(context), *(_cell(row, engine.live) for row in shown))
+        table.add_row(
+            Text(printable(module)), str(context), *(_cell(row, engine.live) for row in shown)
+        )
     notes = ["+ this or more"] if any(row.at_limit for row in mine) else []
     if engine.live is not None and engine.live.cell is not None:
         notes.append("highlighted: where traffic is")

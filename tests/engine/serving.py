@@ -16,6 +16,9 @@ from generate import prompts
 
 from vllm_nfp import demo
 
+API_KEY = "sk-nfptestsecret-on-the-command-line"
+"""Sent with every request; a server asks for it only if it was started with it."""
+
 
 @dataclass(frozen=True)
 class Running:
@@ -38,7 +41,7 @@ class Running:
         request = urllib.request.Request(
             f"{self.url}/v1/completions",
             json.dumps(body).encode(),
-            {"Content-Type": "application/json"},
+            {"Content-Type": "application/json", "Authorization": f"Bearer {API_KEY}"},
         )
         with urllib.request.urlopen(request, timeout=120) as answer:
             return json.load(answer)["choices"][0]["token_ids"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from serving import Running, server
+from serving import API_KEY, Running, server
 
 from vllm_nfp import load_profile, scrape
 
@@ -45,7 +45,7 @@ def probed(dense_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     with server(
         dense_model, folder, "--nfp-probe", "--nfp-config", PROBE, "--nfp-max-positions", "8",
         "--nfp-epsilon", "0.1,0.3", "--nfp-output-dir", str(folder / "out"),
-        "--api-server-count", "2",
+        "--api-server-count", "2", "--api-key", API_KEY, HF_TOKEN="hf_nfptestsecret",
     ) as running:  # fmt: skip
         yield running
 
@@ -97,6 +97,17 @@ def test_the_output_folder_holds_raw_samples(probed: Running) -> None:
     assert profile.model.num_layers == 3
     assert profile.boundaries
     assert profile.run.state in ("probing", "steady")
+
+
+def test_no_secret_and_no_prompt_is_kept_or_shown(probed: Running) -> None:
+    """vLLM's own lines of the log are its own."""
+    probed.concurrent()
+    texts = [path.read_text() for path in (probed.log.parent / "out").iterdir()]
+    own = [line for line in probed.log_text().splitlines() if "vllm-nfp" in line]
+    assert len(texts) >= 4 and own
+    for text in (*texts, *own, probed.metrics()):
+        assert "nfptestsecret" not in text
+        assert "token_ids" not in text
 
 
 def test_a_fault_disables_the_probe_and_the_server_answers(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from itertools import pairwise, product
 
@@ -178,72 +179,15 @@ def test_the_interval_is_that_of_the_signed_rank_test(sample: list[float]) -> No
         assert lower <= center(averages) <= upper
 
 
-def truth(ratios: np.ndarray, epsilon: float) -> int:
-    last = 1
-    for n, ratio in zip(GRID, ratios, strict=True):
-        if ratio > 1 + epsilon:
-            break
-        last = n
-    return last
-
-
-def simulate(
-    rng: np.random.Generator, ratios: np.ndarray, samples: int, noise: float
-) -> list[Pair]:
-    """Noise, 5 % outliers of up to 2x on either member, and drift that both share."""
-    pairs = []
-    for n, ratio in zip(GRID, ratios, strict=True):
-        drift = 0.01 * (1 + 0.05 * rng.random(samples))
-        times = np.exp(noise * rng.standard_normal((2, samples)))
-        times *= np.where(rng.random((2, samples)) < 0.05, 1 + rng.random((2, samples)), 1.0)
-        pairs += [
-            Pair(n, a, b) for a, b in zip(drift * ratio * times[0], drift * times[1], strict=True)
-        ]
-    return pairs
-
-
-@pytest.mark.parametrize(("samples", "floor"), [(6, 0.95), (12, 0.95), (24, 0.94)])
-@pytest.mark.parametrize("offset", [-0.02, 0.02])
-def test_the_interval_covers_a_step_at_the_line(samples: int, floor: float, offset: float) -> None:
-    """The worst case: one step within a fiftieth of a standard error of the line."""
-    rng = np.random.default_rng(samples)
-    epsilon, runs, covered, decided = 0.1, 400, 0, 0
-    for _ in range(runs):
-        noise = rng.choice((0.003, 0.01, 0.02))
-        at = rng.integers(len(GRID))
-        step = (1 + epsilon) * (1 + offset * noise * math.sqrt(2 / samples))
-        ratios = np.where(
-            np.arange(len(GRID)) < at, 1.02, step * 1.1 ** (np.arange(len(GRID)) - at)
-        )
-        estimate = estimate_cell(CELL, simulate(rng, ratios, samples, noise), (epsilon,))
-        assert estimate is not None
-        found = estimate.boundaries[0]
-        covered += found.lower <= truth(ratios, epsilon) <= found.upper
-        decided += found.lower == found.upper
-    assert covered / runs >= floor
-    if samples >= 12:
-        assert decided > 0, "an interval that is never narrow tells nothing"
-
-
-def test_the_interval_narrows_to_the_truth() -> None:
-    rng = np.random.default_rng(5)
-    exact = 0
-    for _ in range(100):
-        ratios = np.cumprod(np.where(rng.random(len(GRID)) < 0.3, 1.12, 1.0))
-        estimate = estimate_cell(CELL, simulate(rng, ratios, 24, 0.005), (0.1,))
-        assert estimate is not None
-        found = estimate.boundaries[0]
-        exact += found.lower == found.upper == truth(ratios, 0.1)
-    assert exact >= 95
-
-
 def test_a_cell_takes_a_few_milliseconds() -> None:
     pairs = pairs_of(dict.fromkeys(range(2, 16), 1.0), samples=30, noise=0.01)
     estimate_cell(CELL, pairs)
-    begun = time.perf_counter()
+    begun = time.process_time()  # other processes take none of it
     for _ in range(10):
         estimate_cell(CELL, pairs)
-    assert (time.perf_counter() - begun) / 10 < 0.03
+    # Under coverage every line costs as much again and more.
+    limit = 0.03 if sys.gettrace() is None else 0.15
+    assert (time.process_time() - begun) / 10 < limit
 
 
 def test_the_store_keeps_the_most_recent_pairs_of_each_point() -> None:
@@ -261,10 +205,34 @@ def test_the_store_keeps_the_most_recent_pairs_of_each_point() -> None:
 
 def test_a_median_has_the_interval_of_the_sign_test() -> None:
     """Six values: the whole range misses the median on one side with a chance of 1 / 64."""
-    assert median_interval(np.array([6.0, 1, 5, 2, 4, 3]), 0.025) == (3.5, 1.0, 6.0)
+    six = np.array([6.0, 1, 5, 2, 4, 3])
+    assert median_interval(six, 1 / 64) == (3.5, 1.0, 6.0)
     assert median_interval(np.arange(5.0), 0.025)[1:] == (-np.inf, np.inf)
     # scipy.stats.binom.ppf(0.025, 100, 0.5) == 40: forty values may be left out at each end.
-    assert median_interval(np.arange(100.0), 0.025)[1:] == (39.0, 60.0)
+    _, lower, upper = median_interval(np.arange(100.0), 0.025)
+    assert 39.0 < lower < 40.0
+    assert upper == 99.0 - lower
+
+
+def test_a_tail_between_two_exact_ones_lies_between_their_intervals() -> None:
+    """Hettmansperger and Sheather (1986): n = 6, tails 1 / 64 and 7 / 64, one tenth of the way."""
+    _, lower, upper = median_interval(np.arange(1.0, 7.0), 0.025)
+    way = 5 * 0.1 / (1 + 4 * 0.1)
+    assert (lower, upper) == (pytest.approx(1 + way), pytest.approx(6 - way))
+
+
+@pytest.mark.parametrize("tail", [0.0, 0.5, 1.0])
+def test_a_tail_that_can_be_no_chance_is_refused(tail: float) -> None:
+    with pytest.raises(ValueError, match="tail must lie between 0 and"):
+        median_interval(np.arange(10.0), tail)
+
+
+@pytest.mark.parametrize("samples", range(6, 41))
+def test_the_interval_of_a_median_narrows_as_the_tail_grows(samples: int) -> None:
+    values = np.sort(np.random.default_rng(samples).standard_normal(samples))
+    found = [median_interval(values, tail) for tail in (0.016, 0.02, 0.025, 0.05, 0.1, 0.2, 0.3)]
+    for (middle, low, high), (_, inner_low, inner_high) in pairwise(found):
+        assert values[0] <= low <= inner_low <= middle <= inner_high <= high <= values[-1]
 
 
 def test_the_interval_of_a_median_holds_for_skewed_times() -> None:
@@ -272,7 +240,7 @@ def test_the_interval_of_a_median_holds_for_skewed_times() -> None:
     trials = np.exp(rng.standard_normal((4000, 15)))
     found = [median_interval(trial, 0.025) for trial in trials]
     share = np.mean([lower <= 1.0 <= upper for _, lower, upper in found])
-    assert 0.95 <= share < 0.98
+    assert 0.94 <= share < 0.96
 
 
 def test_points_carry_the_interval_of_their_median_time() -> None:

@@ -17,7 +17,6 @@ from vllm_nfp.calibrate.fit_attention import (
     Boundary,
     attention_curves,
     boundary,
-    first_crossing,
     fit_attention,
     predicted_seconds,
     score,
@@ -325,13 +324,6 @@ def test_what_cannot_be_fitted_is_refused() -> None:
         AttentionCurve(LLAMA_8B, 1, 64, array(2, 3, 4), array(1, 1, 1))
     with pytest.raises(FitError, match="above 0"):
         AttentionCurve(LLAMA_8B, 1, 64, array(1, 2, 3), array(1, 0, 1))
-
-
-def test_first_crossing_stops_before_an_island() -> None:
-    n = array(1, 2, 4, 8)
-    assert first_crossing(n, array(1, 1.05, 1.3, 1.0), 0.1) == 2
-    assert first_crossing(n, array(1, 1.05, 1.1, 1.0), 0.1) == 8
-    assert first_crossing(n, array(1, 1.2, 1.0, 1.0), 0.1) == 1
 
 
 def test_score_by_hand() -> None:

@@ -292,9 +292,9 @@ def test_a_scan_is_fast(routing: Routing | None) -> None:
     terms_of(QWEN, tokens, routing)
     taken = []
     for _ in range(7):
-        start = time.perf_counter()
+        start = time.process_time()
         terms_of(QWEN, tokens, routing)
-        taken.append(time.perf_counter() - start)
+        taken.append(time.process_time() - start)
     assert min(taken) < (0.02 if routing is None else 0.06)
 
 

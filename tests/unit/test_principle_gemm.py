@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from vllm_nfp.principle import CATALOGUE, hardware_by_name
 from vllm_nfp.principle.calibration import (
     H100_CALIBRATION,
-    CalibrationError,
+    Calibration,
     LinkConstants,
-    calibration_from_mapping,
 )
 from vllm_nfp.principle.gemm import (
     Fp8GemmConstants,
@@ -27,6 +26,7 @@ from vllm_nfp.principle.gemm import (
 )
 from vllm_nfp.principle.shape import Gemm
 from vllm_nfp.principle.terms import FloatArray, sum_terms
+from vllm_nfp.typed_json import TypedJsonError, decode
 
 H100 = hardware_by_name("H100-SXM")
 CONSTANTS = GemmConstants(
@@ -165,7 +165,7 @@ def test_constants_survive_json() -> None:
     values = H100_CALIBRATION.to_mapping()
     values["gemm"]["fp8"]["tile_tokens"] = list(values["gemm"]["fp8"]["tile_tokens"])
     values["gemm"]["fp8"]["tile_slowdown"] = list(values["gemm"]["fp8"]["tile_slowdown"])
-    assert calibration_from_mapping(values) == H100_CALIBRATION
+    assert decode(Calibration, values, "calibration") == H100_CALIBRATION
 
 
 @pytest.mark.parametrize(
@@ -180,5 +180,5 @@ def test_constants_survive_json() -> None:
     ],
 )
 def test_strange_calibrations_are_refused(values: object, message: str) -> None:
-    with pytest.raises(CalibrationError, match=message):
-        calibration_from_mapping(values)
+    with pytest.raises(TypedJsonError, match=message):
+        decode(Calibration, values, "calibration")

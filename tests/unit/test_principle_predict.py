@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import time
 from typing import Any
 
@@ -55,7 +56,7 @@ from vllm_nfp.principle.gemm import Fp8GemmConstants, GemmConstants, gemm_second
 from vllm_nfp.principle.graphs import DEFAULT_CAPTURE_SIZES, padded_tokens
 from vllm_nfp.principle.predict import boundary
 from vllm_nfp.principle.step import Cost, Step
-from vllm_nfp.principle.terms import LIMITS, FloatArray, roofline, soft_maximum, sum_terms
+from vllm_nfp.principle.terms import LIMITS, FloatArray, soft_maximum, sum_terms
 
 GEMM = GemmConstants(
     bandwidth=0.86,
@@ -115,19 +116,6 @@ def with_hardware(**changes: Any) -> Target:
 
 
 # What the terms are made of
-
-
-def test_roofline_names_each_excess() -> None:
-    terms = roofline(
-        {"memory": numbers(4, 4, 4)},
-        (("compute", numbers(1, 5, 2)), ("tile", numbers(3, 6, 3)), ("wave", numbers(3, 9, 6))),
-    )
-    assert {name: list(term) for name, term in terms.items()} == {
-        "memory": [4, 4, 4],
-        "compute": [0, 1, 0],
-        "tile": [0, 1, 0],
-        "wave": [0, 3, 2],
-    }
 
 
 def test_the_soft_maximum_by_hand() -> None:
@@ -626,11 +614,12 @@ def test_a_cell_takes_less_than_a_tenth_of_a_second() -> None:
     shape = shape_from_config(DEEPSEEK_V3, tensor_parallel_size=8)
 
     def seconds() -> float:
-        start = time.perf_counter()
+        start = time.process_time()
         predict_cell(shape, H100, "model", 32, 16384, (0.1,))
-        return time.perf_counter() - start
+        return time.process_time() - start
 
-    assert min(seconds() for _ in range(5)) < 0.1
+    # Under coverage every line costs as much again and more.
+    assert min(seconds() for _ in range(5)) < (0.1 if sys.gettrace() is None else 0.5)
 
 
 @pytest.mark.parametrize(

@@ -303,7 +303,7 @@ def test_expressions_that_may_take_long_are_refused(pattern: str) -> None:
     ],
 )
 def test_hostile_lists_take_little_time(ignore: list[str]) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     with contextlib.suppress(ShapeError):
         quantized(DEEPSEEK_V3, quant_method="fp8", ignore=ignore)
-    assert time.perf_counter() - start < 8
+    assert time.process_time() - start < 8

@@ -15,6 +15,7 @@ import numpy as np
 
 from vllm_nfp.calibrate.errors import FitError, FitErrors, check_curve, fit_errors
 from vllm_nfp.calibrate.points import Kernel, KernelSamples
+from vllm_nfp.crossing import count_free
 from vllm_nfp.principle.attention import (
     ATTENTION_BACKENDS,
     H100_ATTENTION,
@@ -284,17 +285,11 @@ def boundary(
     heads = curve.heads
     idle = hardware.ridge(heads.fp8) * heads.token_bytes / (heads.group * heads.flops_per_pair)
     return Boundary(
-        measured=first_crossing(curve.positions, curve.seconds, epsilon),
-        predicted=first_crossing(curve.positions, predict(curve), epsilon),
+        measured=int(curve.positions[count_free(curve.seconds, epsilon) - 1]),
+        predicted=int(curve.positions[count_free(predict(curve), epsilon) - 1]),
         idle_compute=int(curve.positions[curve.positions <= max(1.0, idle)][-1]),
         step=granularity(heads.group),
     )
-
-
-def first_crossing(positions: FloatArray, seconds: FloatArray, epsilon: float) -> int:
-    """Largest N of ``positions`` with t(n) <= (1 + epsilon) t(1) for every one up to it."""
-    over = seconds > (1 + epsilon) * seconds[0]
-    return int(positions[-1] if not over.any() else positions[np.argmax(over) - 1])
 
 
 def score(boundaries: Sequence[Boundary]) -> Score:

@@ -16,12 +16,15 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-MAX_SAMPLE_BYTES = 256 << 20
+from vllm_nfp.typed_json import TypedJsonError, parse, read_bytes, write_whole
+
+MAX_SAMPLE_BYTES = 64 << 20
 """Most text that a file may hold, gzipped or not."""
 
 
 MAX_COUNT = 1 << 40
 """Largest count, byte counts included, that a file of samples may hold."""
+MAX_NAME = 200
 _TOO_LONG = f"more than {MAX_SAMPLE_BYTES >> 20} MiB"
 
 
@@ -121,7 +124,7 @@ def write_samples(path: Path, samples: KernelSamples) -> None:
         "environment": dict(samples.environment),
     }
     lines = [json.dumps(header), *(json.dumps(_curve_to_json(c)) for c in samples.curves)]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_whole(path, "\n".join(lines) + "\n")
 
 
 def read_samples(path: Path) -> KernelSamples:
@@ -131,15 +134,14 @@ def read_samples(path: Path) -> KernelSamples:
         SampleError: if the file cannot be read or is no such file.
     """
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_SAMPLE_BYTES + 1)
-        if len(raw) > MAX_SAMPLE_BYTES:
-            raise ValueError(_TOO_LONG)
+        raw = read_bytes(path, MAX_SAMPLE_BYTES)
         text = _unpack(raw) if path.suffix == ".gz" else raw.decode()
         return _samples_of(text.splitlines())
     except OSError as error:
         raise SampleError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
+    except TypedJsonError as error:
+        raise SampleError(str(error)) from None
+    except (ValueError, KeyError, TypeError, ArithmeticError) as error:
         raise SampleError(f"{path} holds no kernel samples ({error!r:.200})") from None
 
 
@@ -158,7 +160,7 @@ def _unpack(raw: bytes) -> str:
 
 
 def _samples_of(lines: Iterable[str]) -> KernelSamples:
-    rows: Iterator[Any] = (json.loads(line) for line in lines if line.strip())
+    rows: Iterator[Any] = (parse(line) for line in lines if line.strip())
     header = next(rows, None)
     if header is None:
         raise ValueError("empty file")
@@ -190,11 +192,11 @@ def _curve_from_json(row: Mapping[str, Any]) -> Curve:
         Kernel(row["kernel"]),
         _count(row["batch_size"]),
         _count(row["context"]),
-        bool(row["causal"]),
-        str(row["name"]),
+        _flag(row["causal"]),
+        _text(row["name"]),
     )
     positions = tuple(_count(n) for n in row["positions"])
-    seconds = tuple(tuple(float(s) for s in passes) for passes in row["seconds"])
+    seconds = tuple(tuple(map(_number, passes)) for passes in row["seconds"])
     if len(positions) != len(seconds) or not positions or not all(seconds):
         raise ValueError("positions and seconds differ in number")
     if positions[0] < 1 or any(a >= b for a, b in itertools.pairwise(positions)):
@@ -209,6 +211,24 @@ def _curve_from_json(row: Mapping[str, Any]) -> Curve:
         _count(row["outputs"]),
         _count(row["weight_bytes"]),
     )
+
+
+def _number(value: object) -> float:
+    if type(value) not in (int, float):
+        raise ValueError(f"{value!r:.80} is no number")
+    return float(value)  # type: ignore[arg-type]
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r:.80} is neither true nor false")
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or len(value) > MAX_NAME:
+        raise ValueError(f"{value!r:.80} is no name of up to {MAX_NAME} characters")
+    return value
 
 
 def _count(value: object) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -175,10 +176,15 @@ def _gpu() -> Gpu:
 
 
 def _output_path(output: Path | None, target: Target, force: bool) -> Path:
-    path = output or Path(f"{target.hardware.name.lower()}.json")
+    path = output or Path(_file_name(target.hardware.name))
     check_output(path)
     _check_free(path, force)
     return path
+
+
+def _file_name(device: str) -> str:
+    """The default name of the output: a hardware file's device may be called anything."""
+    return f"{re.sub('[^a-z0-9._+]+', '-', device.lower()).lstrip('.-') or 'device'}.json"
 
 
 def _check_free(path: Path, force: bool) -> None:

@@ -10,9 +10,11 @@ import click
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from vllm_nfp import scrape
 from vllm_nfp.cli.common import Refusal, json_option
+from vllm_nfp.text import printable
 
 
 @click.command("table")
@@ -51,10 +53,11 @@ def print_table(found: scrape.Scrape, rows: Sequence[scrape.Row]) -> None:
     console = Console()
     for status in found.statuses:
         probes = ", ".join(f"{count} {outcome}" for outcome, count in status.probes.items())
-        console.print(
+        told = (
             f"{status.model_name}, engine {status.engine}: {status.state}; "
             f"overhead {status.overhead_ratio:.2%}; pairs of probes: {probes or 'none'}"
         )
+        console.print(printable(told), markup=False)
     if not rows:
         console.print("No estimate yet: the probe works while the server decodes. Send requests.")
         return
@@ -66,11 +69,11 @@ def print_table(found: scrape.Scrape, rows: Sequence[scrape.Row]) -> None:
     for row in rows:
         more = "+" if row.at_limit else ""
         table.add_row(
-            row.module,
+            Text(printable(row.module)),
             str(row.context),
             str(row.batch_size),
             f"{row.epsilon:g}",
-            f"{row.positions}{more} [{row.lower}, {row.upper}]",
+            Text(f"{row.positions}{more} [{row.lower}, {row.upper}]"),
             "-" if row.idle_compute is None else str(row.idle_compute),
             "-" if row.predicted is None else str(row.predicted),
         )

@@ -51,8 +51,9 @@ def deep_dive() -> models.Dashboard:
 
 
 def _curves(page: dashboard.Dashboard) -> None:
-    page.with_row(dashboard.Row("t(N) at batch size $batch_size and context $context"))
-    page.with_panel(
+    g.row(
+        page,
+        "t(N) at batch size $batch_size and context $context",
         g.curves(
             Frame(
                 "Time by positions",
@@ -67,9 +68,7 @@ def _curves(page: dashboard.Dashboard) -> None:
             x="positions",
             unit="s",
             colors=g.MODULE_COLORS,
-        )
-    )
-    page.with_panel(
+        ),
         g.curves(
             Frame(
                 "Time over that of one position",
@@ -89,7 +88,7 @@ def _curves(page: dashboard.Dashboard) -> None:
             colors={**g.MODULE_COLORS, "limit": g.VERMILLION},
             dashed=("limit",),
             axis="t(N) / t(1)",
-        )
+        ),
     )
 
 
@@ -105,8 +104,9 @@ def _ratio(module: str) -> str:
 
 
 def _intervals(page: dashboard.Dashboard) -> None:
-    page.with_row(dashboard.Row("Intervals"))
-    page.with_panel(
+    g.row(
+        page,
+        "Intervals",
         g.series(
             Frame(
                 "Estimate and 95 % interval of $module",
@@ -128,9 +128,7 @@ def _intervals(page: dashboard.Dashboard) -> None:
             band=("upper", "lower"),
             steps=True,
             axis="positions",
-        )
-    )
-    page.with_panel(
+        ),
         g.listing(
             Frame(
                 "All estimates at the tolerance",
@@ -154,7 +152,7 @@ def _intervals(page: dashboard.Dashboard) -> None:
                 )
             },
             sort="batch_size",
-        )
+        ),
     )
 
 
@@ -163,14 +161,15 @@ def _by_cell(name: str) -> str:
 
 
 def _layers(page: dashboard.Dashboard) -> None:
-    page.with_row(dashboard.Row("Layers (with layer_histograms in --nfp-config)"))
     module = 'module="$module"'
     by_layer = {
         part: f"sum by (layer) (rate("
         f"{g.metric(f'vllm_nfp_layer_latency_seconds_{part}', module)}[$__rate_interval]))"
         for part in ("sum", "count")
     }
-    page.with_panel(
+    g.row(
+        page,
+        "Layers (with layer_histograms in --nfp-config)",
         g.heat(
             Frame(
                 "Mean time by layer",
@@ -183,9 +182,7 @@ def _layers(page: dashboard.Dashboard) -> None:
             Query(f"{by_layer['sum']} / ({by_layer['count']} > 0)", "{{layer}}"),
             unit="s",
             buckets=False,
-        )
-    )
-    page.with_panel(
+        ),
         g.heat(
             Frame(
                 "Distribution of layer times",
@@ -202,13 +199,14 @@ def _layers(page: dashboard.Dashboard) -> None:
             ),
             unit="s",
             buckets=True,
-        )
+        ),
     )
 
 
 def _samples(page: dashboard.Dashboard) -> None:
-    page.with_row(dashboard.Row("How it was measured"))
-    page.with_panel(
+    g.row(
+        page,
+        "How it was measured",
         g.matrix(
             Frame(
                 "How steps of $context tokens ran",
@@ -225,9 +223,7 @@ def _samples(page: dashboard.Dashboard) -> None:
             rows="batch_size",
             columns="positions",
             value="execution",
-        )
-    )
-    page.with_panel(
+        ),
         g.matrix(
             Frame(
                 "Pairs of samples behind each point of $module",
@@ -242,9 +238,7 @@ def _samples(page: dashboard.Dashboard) -> None:
             + ")",
             rows="batch_size",
             columns="positions",
-        )
-    )
-    page.with_panel(
+        ),
         g.series(
             Frame(
                 "Time spent on probes",
@@ -258,9 +252,7 @@ def _samples(page: dashboard.Dashboard) -> None:
                 "{{instance}} engine {{engine}}",
             ),
             unit="percentunit",
-        )
-    )
-    page.with_panel(
+        ),
         g.number(
             Frame(
                 "Start-up cost",
@@ -273,9 +265,7 @@ def _samples(page: dashboard.Dashboard) -> None:
             f"max({g.metric('vllm_nfp_startup_seconds')})",
             unit="s",
             decimals=1,
-        )
-    )
-    page.with_panel(
+        ),
         g.number(
             Frame(
                 "Memory of the probe's graphs",
@@ -287,5 +277,5 @@ def _samples(page: dashboard.Dashboard) -> None:
             ),
             f"max({g.metric('vllm_nfp_graph_bytes')})",
             unit="bytes",
-        )
+        ),
     )

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from vllm_nfp.typed_json import write_whole
+
 PARTS = ("grafana/*.json", "rules/*.yml", "provisioning/**/*.yml", "prometheus.yml", "compose.yaml")
 """What an operator needs, as patterns within the source folder."""
 
@@ -52,6 +54,12 @@ def export(folder: Path, force: bool = False) -> Exported:
         for pattern in PARTS
         for path in sorted(source.glob(pattern))
     }
+    outside = [name for name in contents if not _is_within(folder, folder / name)]
+    if outside:
+        raise ExportError(
+            f"{folder / outside[0]} lies outside {folder}, through a symbolic link: nothing was "
+            "written; remove the link, or give another folder"
+        )
     try:
         unchanged = {name for name, new in contents.items() if _read(folder / name) == new}
         differing = [
@@ -74,6 +82,10 @@ def export(folder: Path, force: bool = False) -> Exported:
     return Exported(folder, tuple(written), tuple(sorted(unchanged)))
 
 
+def _is_within(folder: Path, path: Path) -> bool:
+    return path.parent.resolve().is_relative_to(folder.resolve())
+
+
 def _read(path: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
 
@@ -81,9 +93,4 @@ def _read(path: Path) -> bytes | None:
 def _replace(path: Path, content: bytes) -> None:
     """Write the file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, content)

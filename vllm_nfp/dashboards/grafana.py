@@ -585,6 +585,13 @@ def page(uid: str, title: str, description: str, other: tuple[str, str]) -> dash
     )
 
 
+def row(builder: dashboard.Dashboard, title: str, *panels: Builder[models.Panel]) -> None:
+    """A titled row of panels."""
+    builder.with_row(dashboard.Row(title))
+    for panel in panels:
+        builder.with_panel(panel)
+
+
 def finished(builder: dashboard.Dashboard) -> models.Dashboard:
     """The dashboard with its panels numbered: provisioning wants fixed numbers."""
     built = builder.build()

@@ -40,8 +40,9 @@ def overview() -> models.Dashboard:
 
 
 def _now(page: dashboard.Dashboard) -> None:
-    page.with_row(dashboard.Row("Now"))
-    page.with_panel(
+    g.row(
+        page,
+        "Now",
         g.number(
             Frame(
                 "Free positions",
@@ -55,9 +56,7 @@ def _now(page: dashboard.Dashboard) -> None:
             ),
             f"min({_LIVE_MODEL})",
             steps=((None, g.VERMILLION), (2, g.ORANGE), (4, g.BLUE)),
-        )
-    )
-    page.with_panel(
+        ),
         g.number(
             Frame(
                 "Positions in use",
@@ -69,9 +68,7 @@ def _now(page: dashboard.Dashboard) -> None:
                 4,
             ),
             f"max({g.metric('vllm_nfp_live_positions')})",
-        )
-    )
-    page.with_panel(
+        ),
         g.number(
             Frame(
                 "Free tokens left",
@@ -82,9 +79,7 @@ def _now(page: dashboard.Dashboard) -> None:
                 4,
             ),
             f"sum({_FREE_TOKENS})",
-        )
-    )
-    page.with_panel(
+        ),
         g.number(
             Frame(
                 "Batch size",
@@ -94,9 +89,7 @@ def _now(page: dashboard.Dashboard) -> None:
                 4,
             ),
             f"max({g.metric('vllm_nfp_live_batch_size')})",
-        )
-    )
-    page.with_panel(
+        ),
         g.number(
             Frame(
                 "Context",
@@ -107,9 +100,7 @@ def _now(page: dashboard.Dashboard) -> None:
                 4,
             ),
             f"max({g.metric('vllm_nfp_live_context')})",
-        )
-    )
-    page.with_panel(
+        ),
         g.number(
             Frame(
                 "Probe state",
@@ -122,13 +113,14 @@ def _now(page: dashboard.Dashboard) -> None:
             ),
             g.state_code(""),
             states=True,
-        )
+        ),
     )
 
 
 def _free_width(page: dashboard.Dashboard) -> None:
-    page.with_row(dashboard.Row("Free width"))
-    page.with_panel(
+    g.row(
+        page,
+        "Free width",
         g.matrix(
             Frame(
                 "Free positions by module and batch size",
@@ -142,9 +134,7 @@ def _free_width(page: dashboard.Dashboard) -> None:
             rows="module",
             columns="batch_size",
             steps=((None, g.VERMILLION), (2, g.ORANGE), (4, g.BLUE)),
-        )
-    )
-    page.with_panel(
+        ),
         g.bars(
             Frame(
                 "Measured, predicted and idle-compute",
@@ -165,9 +155,7 @@ def _free_width(page: dashboard.Dashboard) -> None:
                 )
             },
             axis="positions",
-        )
-    )
-    page.with_panel(
+        ),
         g.series(
             Frame(
                 "Free positions where traffic is",
@@ -184,9 +172,7 @@ def _free_width(page: dashboard.Dashboard) -> None:
             steps=True,
             decimals=0,
             axis="positions",
-        )
-    )
-    page.with_panel(
+        ),
         g.series(
             Frame(
                 "Batch and width in use",
@@ -207,9 +193,7 @@ def _free_width(page: dashboard.Dashboard) -> None:
             dashed=("free positions",),
             steps=True,
             decimals=0,
-        )
-    )
-    page.with_panel(
+        ),
         g.series(
             Frame(
                 "Free width left unused",
@@ -222,7 +206,7 @@ def _free_width(page: dashboard.Dashboard) -> None:
             Query(f"{_FREE} / ({_FREE} + {_USED})", _BY_ENGINE),
             unit="percentunit",
             decimals=0,
-        )
+        ),
     )
 
 
@@ -233,8 +217,9 @@ def _by_cell(name: str) -> str:
 
 
 def _speculation(page: dashboard.Dashboard) -> None:
-    page.with_row(dashboard.Row("Speculative decoding (with --speculative-config)"))
-    page.with_panel(
+    g.row(
+        page,
+        "Speculative decoding (with --speculative-config)",
         g.series(
             Frame(
                 "Draft length: run, accepted, free",
@@ -255,9 +240,7 @@ def _speculation(page: dashboard.Dashboard) -> None:
             colors={"drafted": g.VERMILLION, "accepted": g.BLUE, "free": g.GREEN},
             dashed=("free",),
             axis="tokens per sequence and step",
-        )
-    )
-    page.with_panel(
+        ),
         g.series(
             Frame(
                 "Draft length: recommended and configured",
@@ -277,9 +260,7 @@ def _speculation(page: dashboard.Dashboard) -> None:
             colors={"recommended": g.GREEN, "configured": g.GREY, "drafted": g.VERMILLION},
             dashed=("configured",),
             axis="tokens per sequence and step",
-        )
-    )
-    page.with_panel(
+        ),
         g.series(
             Frame(
                 "Acceptance by draft position",
@@ -294,13 +275,14 @@ def _speculation(page: dashboard.Dashboard) -> None:
                 "position {{position}}",
             ),
             unit="percentunit",
-        )
+        ),
     )
 
 
 def _probe(page: dashboard.Dashboard) -> None:
-    page.with_row(dashboard.Row("Probe"))
-    page.with_panel(
+    g.row(
+        page,
+        "Probe",
         g.states(
             Frame(
                 "State",
@@ -311,9 +293,7 @@ def _probe(page: dashboard.Dashboard) -> None:
             ),
             by="instance, engine",
             legend=_BY_ENGINE,
-        )
-    )
-    page.with_panel(
+        ),
         g.series(
             Frame(
                 "Overhead and budget",
@@ -331,9 +311,7 @@ def _probe(page: dashboard.Dashboard) -> None:
             dashed=("budget",),
             unit="percentunit",
             decimals=2,
-        )
-    )
-    page.with_panel(
+        ),
         g.series(
             Frame(
                 "Probes",
@@ -344,5 +322,5 @@ def _probe(page: dashboard.Dashboard) -> None:
             Query(f"60 * {g.per_second('vllm_nfp_probes_total', 'outcome')}", "{{outcome}}"),
             colors={"measured": g.BLUE, "refused": g.VERMILLION, "startup": g.GREY},
             axis="pairs a minute",
-        )
+        ),
     )

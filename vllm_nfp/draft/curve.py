@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from vllm_nfp.crossing import count_free
+
 
 @dataclass(frozen=True, slots=True)
 class StepCurve:
@@ -74,12 +76,8 @@ class StepCurve:
 
         The largest measured N with t(n) <= (1 + epsilon) t(1) for every measured n up to it.
         """
-        free = 1
-        for positions, ratio in self.points:
-            if ratio > 1.0 + epsilon:
-                return free, False
-            free = positions
-        return free, True
+        free = count_free((ratio for _, ratio in self.points), epsilon)
+        return self.points[free - 1][0], free == len(self.points)
 
 
 def interpolated(places: Sequence[float], values: Sequence[float], place: float) -> float:

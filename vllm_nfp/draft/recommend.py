@@ -27,6 +27,7 @@ from vllm_nfp.draft.schedule import (
 from vllm_nfp.draft.sources import Source, SourceError
 from vllm_nfp.draft.speculative_config import speculative_config
 from vllm_nfp.profile import Profile, load_profile, to_dataframe
+from vllm_nfp.typed_json import parse
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 LARGEST_DRAFT_LENGTH = 512
 VERSION_LIMIT_SECONDS = 5.0
+MOST_VERSION_BYTES = 1 << 16
 
 
 StepTimes: TypeAlias = "Source | Profile | Predictions | Iterable[StepCurve] | str | Path"
@@ -168,13 +170,10 @@ def source_of(source: StepTimes) -> Source:
 
 def server_version(url: str) -> str | None:
     """vLLM's version as the server tells it; None if it does not."""
-    import json
-    import urllib.request
-
     base = url.rstrip("/").removesuffix("/metrics")
     try:
-        with urllib.request.urlopen(f"{base}/version", timeout=VERSION_LIMIT_SECONDS) as answer:
-            version = json.loads(answer.read(1 << 16))["version"]
+        answer = parse(scrape.get(f"{base}/version", VERSION_LIMIT_SECONDS, MOST_VERSION_BYTES))
+        version = answer["version"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return version[:80] if isinstance(version, str) else None

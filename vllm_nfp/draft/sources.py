@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from vllm_nfp.draft.acceptance import Acceptance, AcceptanceError, from_counters
 from vllm_nfp.draft.curve import StepCurve, curve_of_seconds
+from vllm_nfp.scrape import count
 
 if TYPE_CHECKING:
     from vllm_nfp.metrics.snapshot import CurveRow
@@ -133,8 +134,8 @@ def from_samples(samples: Samples, name: str, vllm: str | None = None) -> Source
             if labels["module"] != "model":
                 continue
             models.add(labels["model_name"])
-            cell = seconds.setdefault((int(labels["batch_size"]), int(labels["context"])), {})
-            positions = int(labels["positions"])
+            cell = seconds.setdefault((count(labels["batch_size"]), count(labels["context"])), {})
+            positions = count(labels["positions"])
             cell[positions] = max(value, cell.get(positions, 0.0))
         curves = tuple(
             curve_of_seconds(batch_size, context, by_count)
@@ -181,7 +182,7 @@ def live_acceptance(samples: Samples, engine: str | None = None) -> LiveAcceptan
     places: dict[int, float] = {}
     try:
         for labels, value in values(ACCEPTED_PER_POSITION):
-            place = int(labels["position"])
+            place = count(labels["position"])
             places[place] = places.get(place, 0.0) + value
     except (KeyError, ValueError) as error:
         raise SourceError(f"the server's counters by position cannot be read: {error}") from None

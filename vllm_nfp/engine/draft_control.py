@@ -34,6 +34,7 @@ from vllm_nfp.metrics.control import (
     write_control,
 )
 from vllm_nfp.metrics.snapshot import engine_file, read_snapshot
+from vllm_nfp.text import label
 
 logger = logging.getLogger("vllm.nfp")
 
@@ -128,7 +129,7 @@ class DraftControl:
         vllm_config = scheduler.vllm_config
         served = vllm_config.model_config.served_model_name
         self._identity = ControlSnapshot(
-            model_name=served[0] if isinstance(served, list) else str(served),
+            model_name=label(served[0] if isinstance(served, list) else str(served)),
             engine=str(vllm_config.parallel_config.data_parallel_index),
             state=ControlState.LEARNING,
         )

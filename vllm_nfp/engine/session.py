@@ -31,7 +31,9 @@ from vllm_nfp.metrics.snapshot import LiveStep, Snapshot, State, engine_file, wr
 from vllm_nfp.probe import Budget, EngineStep, PairResult, Planner, Prober
 from vllm_nfp.probe.publisher import Counters, Publisher
 from vllm_nfp.profile import Environment, profile_file, profile_of, save_profile
+from vllm_nfp.text import label
 from vllm_nfp.timing import Clock, CudaClock, HostClock, StepTimer
+from vllm_nfp.typed_json import open_to_append, write_whole
 
 logger = logging.getLogger("vllm.nfp")
 
@@ -60,7 +62,7 @@ class Session:
         self._now = now
         served = vllm_config.model_config.served_model_name
         self._identity = Snapshot(
-            model_name=served[0] if isinstance(served, list) else str(served),
+            model_name=label(served[0] if isinstance(served, list) else str(served)),
             engine=str(vllm_config.parallel_config.data_parallel_index),
             state=State.WARMING,
             overhead_budget=0.0 if config.passive else config.overhead_budget,
@@ -352,8 +354,8 @@ class Session:
         engine = self._identity.engine
         self._environment = describe_environment(self._vllm_config, attention_backends(view.runner))
         text = json.dumps(asdict(self._environment), indent=1)
-        (folder / f"environment-{engine}.json").write_text(text, encoding="utf-8")
-        self._log = (folder / f"samples-{engine}.jsonl").open("a", encoding="utf-8")
+        write_whole(folder / f"environment-{engine}.json", text)
+        self._log = open_to_append(folder / f"samples-{engine}.jsonl")
 
     def _keep_profile(self, snapshot: Snapshot) -> None:
         """Write the output folder's profile; where that fails the probe goes on without it."""

@@ -74,41 +74,54 @@ def center(averages: FloatArray) -> float:
 
 
 def median_interval(sample: FloatArray, tail: float) -> tuple[float, float, float]:
-    """The median with its exact interval from the sign test, which assumes nothing of the shape.
+    """The median with its interval from the sign test, which assumes nothing of the shape.
 
     Times of one kind of run are skewed, so that :func:`interval`, which assumes symmetry, would
     not hold for them. The r-th smallest value lies above the median with the chance that at most
-    r - 1 of the values fall below it: a binomial distribution with one half.
+    r - 1 of the values fall below it: a binomial distribution with one half. Its steps are wide:
+    of 8 values the exact intervals hold the median in 93.0 % and 99.2 %. So each end lies between
+    two of the ordered values, by Hettmansperger and Sheather, "Confidence intervals based on
+    interpolated order statistics", Statistics & Probability Letters 4 (1986), which comes within
+    a per cent of what is asked for nearly any distribution.
 
     Args:
         sample: values, in any order.
-        tail: largest chance, on each side, that the median lies outside.
+        tail: chance, on each side, that the median lies outside.
 
     Returns:
         (median, lower, upper); lower and upper infinite where the sample is too small.
+
+    Raises:
+        ValueError: for a tail that is not between 0 and 0.5.
     """
     ordered = np.sort(sample)
-    skipped = _skippable_of_median(len(ordered), tail)
+    skipped, weight = _depth_of_median(len(ordered), tail)
     if skipped < 0:
         return float(np.median(ordered)), -np.inf, np.inf
-    return (
-        float(np.median(ordered)),
-        float(ordered[skipped]),
-        float(ordered[len(ordered) - 1 - skipped]),
-    )
+    outer, inner = skipped, min(skipped + 1, (len(ordered) - 1) // 2)
+    low = (1.0 - weight) * ordered[outer] + weight * ordered[inner]
+    high = (1.0 - weight) * ordered[-1 - outer] + weight * ordered[-1 - inner]
+    return float(np.median(ordered)), float(low), float(high)
 
 
 @lru_cache(maxsize=4096)
-def _skippable_of_median(samples: int, tail: float) -> int:
-    """How many values may be left out at each end; -1 if the whole range is too narrow."""
-    total, skipped = 0.0, -1
-    for below in range(samples // 2 + 1):
-        total += math.exp(_log_choose(samples, below) - samples * math.log(2.0))
-        if total > tail:
+def _depth_of_median(samples: int, tail: float) -> tuple[int, float]:
+    """How many values are left out at each end, and the way to the next one, from 0 to 1.
+
+    The first is -1 if the whole range is too narrow.
+    """
+    if not 0.0 < tail < 0.5:
+        raise ValueError(f"tail must lie between 0 and 0.5, not {tail!r}")
+    outcomes = 2**samples
+    ways, skipped = 0, -1  # exact: floats would round a tail that is met exactly
+    while True:
+        further = ways + math.comb(samples, skipped + 1)
+        if further / outcomes > tail:
             break
-        skipped = below
-    return skipped
-
-
-def _log_choose(n: int, k: int) -> float:
-    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+        ways, skipped = further, skipped + 1
+    if skipped < 0:
+        return -1, 0.0
+    # Between the interval from the k-th value on and that from the one after it.
+    k = skipped + 1
+    share = (tail - ways / outcomes) / ((further - ways) / outcomes)
+    return skipped, (samples - k) * share / (k + (samples - 2 * k) * share)

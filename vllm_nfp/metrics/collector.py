@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 from prometheus_client.core import (
     CollectorRegistry,
@@ -27,12 +28,26 @@ from vllm_nfp.draft.sources import COUNTERS, SourceError, curves_of_rows, live_a
 from vllm_nfp.faults import maybe_fail
 from vllm_nfp.metrics import control
 from vllm_nfp.metrics.control import ControlSnapshot, control_families
-from vllm_nfp.metrics.snapshot import FILE_PATTERN, Snapshot, State, read_snapshot
+from vllm_nfp.metrics.snapshot import (
+    FILE_PATTERN,
+    BoundaryRow,
+    CurveRow,
+    PredictionRow,
+    Snapshot,
+    SnapshotError,
+    State,
+    engine_file,
+    read_snapshot,
+)
+from vllm_nfp.text import label
 
 logger = logging.getLogger("vllm.nfp")
 
 _FileState = tuple[str, int, int, int]
 """Path, time of change, size and inode: alike as long as the file is."""
+MOST_ENGINES = 1024
+"""Data-parallel engines on one machine; a folder with more files is none of ours."""
+S = TypeVar("S", Snapshot, ControlSnapshot)
 AcceptanceOf = Callable[[str], Acceptance | None]
 """The acceptance of an engine's drafts; None: not known."""
 
@@ -60,7 +75,7 @@ class NfpCollector:
         self._draft_acceptance = draft_acceptance
         self._registry = registry
         self._warned: set[str] = set()
-        self._read: dict[Path, tuple[_FileState, Snapshot]] = {}
+        self._read: dict[str, dict[Path, tuple[_FileState, Any]]] = {}
         self._families: tuple[list[_FileState], list[Metric]] = ([], [])
         # Scrapes come in threads of their own; one at a time reads and builds.
         self._lock = threading.Lock()
@@ -102,35 +117,44 @@ class NfpCollector:
         """
         with self._lock:
             snapshots = self._snapshots()
-            states = [state for state, _ in self._read.values()]
+            states = [state for state, _ in self._read[FILE_PATTERN].values()]
             if self._families[0] != states or not self._families[1]:
                 self._families = (states, list(_of_files(snapshots)))
             fixed = self._families[1]
         return [*fixed, *_ages(snapshots), *_recommended(snapshots, acceptance_of)]
 
     def _snapshots(self) -> list[Snapshot]:
-        """The engines' snapshots; a file that has not changed is not read again."""
-        found: dict[Path, tuple[_FileState, Snapshot]] = {}
-        for path in sorted(self._run_dir.glob(FILE_PATTERN)):
+        return self._read_all(FILE_PATTERN, read_snapshot, engine_file)
+
+    def _controls(self) -> list[ControlSnapshot]:
+        with self._lock:
+            return self._read_all(control.FILE_PATTERN, control.read_control, control.control_file)
+
+    def _read_all(
+        self, pattern: str, read: Callable[[Path], S], file_of: Callable[[str, str], Path]
+    ) -> list[S]:
+        """What the hand-over files of one kind hold; those that cannot be used are told once.
+
+        A file that has not changed is not read again.
+        """
+        found: dict[Path, tuple[_FileState, S]] = {}
+        known = self._read.get(pattern, {})
+        for path in sorted(self._run_dir.glob(pattern))[:MOST_ENGINES]:
             try:
                 stat = path.stat()
                 state = (str(path), stat.st_mtime_ns, stat.st_size, stat.st_ino)
-                known = self._read.get(path)
-                fresh = known is not None and known[0] == state
-                found[path] = known if fresh and known else (state, read_snapshot(path))
+                if path in known and known[path][0] == state:
+                    found[path] = known[path]
+                    continue
+                snapshot = read(path)
+                # Two files of one engine would give every series twice, and fail the scrape.
+                if file_of(str(self._run_dir), snapshot.engine) != path:
+                    raise SnapshotError(f"it speaks for engine {snapshot.engine}")
+                found[path] = (state, snapshot)
             except (OSError, ValueError) as error:
                 self._warn_once(f"the hand-over file {path.name} is ignored: {error}")
-        self._read = found
+        self._read[pattern] = found
         return [snapshot for _, snapshot in found.values()]
-
-    def _controls(self) -> list[ControlSnapshot]:
-        snapshots = []
-        for path in sorted(self._run_dir.glob(control.FILE_PATTERN)):
-            try:
-                snapshots.append(control.read_control(path))
-            except (OSError, ValueError) as error:
-                self._warn_once(f"the hand-over file {path.name} is ignored: {error}")
-        return snapshots
 
     def _warn_once(self, message: str) -> None:
         if message not in self._warned and len(self._warned) < 100:
@@ -165,7 +189,11 @@ def _of_files(engines: list[Snapshot]) -> Iterator[Metric]:
 
 
 def _engine(snapshot: Snapshot) -> list[str]:
-    return [snapshot.model_name, snapshot.engine]
+    return [label(snapshot.model_name), snapshot.engine]
+
+
+def _cell(snapshot: Snapshot, row: BoundaryRow | CurveRow | PredictionRow) -> list[str]:
+    return [*_engine(snapshot), row.module, str(row.batch_size), str(row.context)]
 
 
 def _boundaries(engines: list[Snapshot]) -> Iterator[Metric]:
@@ -194,13 +222,7 @@ def _boundaries(engines: list[Snapshot]) -> Iterator[Metric]:
     )
     for snapshot in engines:
         for row in snapshot.boundaries:
-            labels = [
-                *_engine(snapshot),
-                row.module,
-                str(row.batch_size),
-                str(row.context),
-                f"{row.epsilon:g}",
-            ]
+            labels = [*_cell(snapshot, row), f"{row.epsilon:g}"]
             estimate.add_metric(labels, row.positions)
             lower.add_metric(labels, row.lower)
             upper.add_metric(labels, row.upper)
@@ -222,13 +244,7 @@ def _predictions(engines: list[Snapshot]) -> Iterator[Metric]:
     )
     for snapshot in engines:
         for row in snapshot.predictions:
-            labels = [
-                *_engine(snapshot),
-                row.module,
-                str(row.batch_size),
-                str(row.context),
-                f"{row.epsilon:g}",
-            ]
+            labels = [*_cell(snapshot, row), f"{row.epsilon:g}"]
             predicted.add_metric(labels, row.positions)
             idle.add_metric(labels, row.idle_compute_positions)
     yield from (predicted, idle)
@@ -251,13 +267,7 @@ def _curves(engines: list[Snapshot]) -> Iterator[Metric]:
     )
     for snapshot in engines:
         for row in snapshot.curves:
-            values = [
-                *_engine(snapshot),
-                row.module,
-                str(row.batch_size),
-                str(row.context),
-                str(row.positions),
-            ]
+            values = [*_cell(snapshot, row), str(row.positions)]
             latency.add_metric(values, row.median_seconds)
             samples.add_metric(values, row.samples)
             graphed.add_metric([*values, row.execution], 1)

@@ -14,13 +14,16 @@ from pathlib import Path
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from vllm_nfp.metrics.snapshot import MAX_FILE_BYTES, SnapshotError
+from vllm_nfp.metrics.snapshot import ENGINE_INDEX, MAX_FILE_BYTES, SnapshotError, check_words
+from vllm_nfp.text import label
 from vllm_nfp.typed_json import TypedJsonError, decode, read_object, write_whole
 
 SCHEMA = 1
 FILE_PATTERN = "control-*.json"
 MOST_CELLS = 48
 """Cells that are reported, the last used ones: bounds the number of label values."""
+MOST_ROWS = MOST_CELLS * 32
+"""Largest table: each cell at each draft length."""
 MOST_PLACES = 32
 """Places in the draft whose acceptance is reported."""
 
@@ -88,9 +91,13 @@ class ControlSnapshot:
 
 
 def control_file(run_dir: str, engine: str) -> Path:
-    """The hand-over file of one engine; the name is made from digits alone."""
-    if not engine.isdigit():
-        raise SnapshotError(f"engine index {engine!r} is not a number")
+    """The hand-over file of one engine; the name is made from digits alone.
+
+    Raises:
+        SnapshotError: for an engine index that is not a number.
+    """
+    if not ENGINE_INDEX.fullmatch(engine):
+        raise SnapshotError(f"engine index {engine!r:.80} is not a number")
     return Path(run_dir) / f"control-{engine}.json"
 
 
@@ -103,16 +110,26 @@ def read_control(path: Path) -> ControlSnapshot:
     """Read a hand-over file, trusting nothing in it.
 
     Raises:
-        SnapshotError: if it is too large, no JSON, of another schema, or of other types.
-        OSError: if it cannot be read.
+        SnapshotError: if it is too large, no JSON, of another schema, of other types, or would
+            make too many or strange labels.
+        OSError: if it cannot be read, or is a link.
     """
     try:
-        values = read_object(path, MAX_FILE_BYTES)
+        values = read_object(path, MAX_FILE_BYTES, follow_links=False)
         if values.get("schema") != SCHEMA:
             raise SnapshotError(f"{path.name} is not a snapshot of schema {SCHEMA}")
-        return decode(ControlSnapshot, values, path.name)
+        snapshot = decode(ControlSnapshot, values, path.name)
     except TypedJsonError as error:
         raise SnapshotError(str(error)) from None
+    if not ENGINE_INDEX.fullmatch(snapshot.engine):
+        raise SnapshotError(f"{path.name} has the engine index {snapshot.engine!r:.80}, no number")
+    reasons = {*snapshot.decisions, *(row.reason for row in snapshot.rows)}
+    check_words(path.name, reasons)
+    if not all(ENGINE_INDEX.fullmatch(batch_size) for batch_size in snapshot.draft_seconds):
+        raise SnapshotError(f"{path.name} holds draft_seconds of what is no batch size")
+    if max(map(len, (snapshot.rows, snapshot.times, snapshot.draft_seconds))) > MOST_ROWS:
+        raise SnapshotError(f"{path.name} holds more than {MOST_ROWS} rows")
+    return snapshot
 
 
 _ENGINE = ["model_name", "engine"]
@@ -130,7 +147,7 @@ def control_families(engines: Iterable[ControlSnapshot]) -> Iterator[Metric]:
 
 
 def _labels(snapshot: ControlSnapshot) -> list[str]:
-    return [snapshot.model_name, snapshot.engine]
+    return [label(snapshot.model_name), snapshot.engine]
 
 
 def _live(snapshots: list[ControlSnapshot]) -> Iterator[Metric]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -18,6 +19,13 @@ from vllm_nfp.typed_json import TypedJsonError, decode, read_object, write_whole
 SCHEMA = 1
 MAX_FILE_BYTES = 16 << 20
 FILE_PATTERN = "engine-*.json"
+ENGINE_INDEX = re.compile("[0-9]{1,9}")
+MOST_ROWS = 1 << 16
+"""Largest table: what the largest allowed grid of cells and positions gives."""
+MOST_WORDS = 32
+"""Modules, ways of execution and outcomes, together; there are some ten."""
+_WORD = re.compile("[a-z0-9_]{1,40}")
+_TABLES = ("boundaries", "curves", "predictions", "layers", "layer_times")
 
 
 class SnapshotError(ValueError):
@@ -194,9 +202,13 @@ class Snapshot:
 
 
 def engine_file(run_dir: str, engine: str) -> Path:
-    """The hand-over file of one engine; the name is made from digits alone."""
-    if not engine.isdigit():
-        raise SnapshotError(f"engine index {engine!r} is not a number")
+    """The hand-over file of one engine; the name is made from digits alone.
+
+    Raises:
+        SnapshotError: for an engine index that is not a number.
+    """
+    if not ENGINE_INDEX.fullmatch(engine):
+        raise SnapshotError(f"engine index {engine!r:.80} is not a number")
     return Path(run_dir) / f"engine-{engine}.json"
 
 
@@ -208,14 +220,53 @@ def write_snapshot(path: Path, snapshot: Snapshot) -> None:
 def read_snapshot(path: Path) -> Snapshot:
     """Read a hand-over file, trusting nothing in it.
 
+    What it says becomes labels of metrics: their values are short words, and their number is
+    bounded.
+
     Raises:
-        SnapshotError: if it is too large, no JSON, of another schema, or of other types.
-        OSError: if it cannot be read.
+        SnapshotError: if it is too large, no JSON, of another schema, of other types, or would
+            make too many or strange labels.
+        OSError: if it cannot be read, or is a link.
     """
     try:
-        values = read_object(path, MAX_FILE_BYTES)
+        values = read_object(path, MAX_FILE_BYTES, follow_links=False)
         if values.get("schema") != SCHEMA:
             raise SnapshotError(f"{path.name} is not a snapshot of schema {SCHEMA}")
-        return decode(Snapshot, values, path.name)
+        for name in _TABLES:  # before each row is looked at
+            if isinstance(rows := values.get(name), list) and len(rows) > MOST_ROWS:
+                raise SnapshotError(f"{path.name} holds more than {MOST_ROWS} {name}")
+        snapshot = decode(Snapshot, values, path.name)
     except TypedJsonError as error:
         raise SnapshotError(str(error)) from None
+    _check_labels(path.name, snapshot)
+    return snapshot
+
+
+def check_words(where: str, words: Collection[str]) -> None:
+    """Refuse what would make strange labels, or too many kinds of them.
+
+    Raises:
+        SnapshotError: naming the label.
+    """
+    strange = sorted(word for word in words if not _WORD.fullmatch(word))
+    if strange:
+        raise SnapshotError(f"{where} holds the strange label {strange[0]!r:.80}")
+    if len(words) > MOST_WORDS:
+        raise SnapshotError(f"{where} holds more than {MOST_WORDS} kinds of labels")
+
+
+def _check_labels(where: str, snapshot: Snapshot) -> None:
+    if not ENGINE_INDEX.fullmatch(snapshot.engine):
+        raise SnapshotError(f"{where} has the engine index {snapshot.engine!r:.80}, no number")
+    words = {
+        *snapshot.probes,
+        *(row.module for row in snapshot.boundaries),
+        *(row.module for row in snapshot.curves),
+        *(row.module for row in snapshot.predictions),
+        *(row.module for row in snapshot.layers),
+        *(row.execution for row in snapshot.curves),
+    }
+    check_words(where, words)
+    for histogram in snapshot.layers:
+        if len(histogram.counts) != len(histogram.bounds_seconds) + 1:
+            raise SnapshotError(f"{where} holds a histogram whose bounds and counts differ")

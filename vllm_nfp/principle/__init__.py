@@ -4,7 +4,6 @@ from vllm_nfp.principle.attention import ATTENTION_BACKENDS
 from vllm_nfp.principle.calibration import (
     H100_CALIBRATION,
     Calibration,
-    CalibrationError,
     default_calibration,
 )
 from vllm_nfp.principle.hardware import (
@@ -48,7 +47,6 @@ __all__ = [
     "MODULES",
     "Boundary",
     "Calibration",
-    "CalibrationError",
     "CellPrediction",
     "Decoding",
     "Hardware",

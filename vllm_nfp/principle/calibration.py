@@ -14,11 +14,6 @@ from vllm_nfp.principle.attention import AttentionConstants
 from vllm_nfp.principle.collective import LinkConstants
 from vllm_nfp.principle.experts import ExpertConstants
 from vllm_nfp.principle.gemm import GemmConstants
-from vllm_nfp.typed_json import TypedJsonError, decode
-
-
-class CalibrationError(ValueError):
-    """Constants that cannot be; the message names the field and what is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +52,3 @@ CARRIED_OVER = dataclasses.replace(
 def default_calibration(hardware_name: str) -> Calibration:
     """Constants for a device of the catalogue."""
     return H100_CALIBRATION if hardware_name == "H100-SXM" else CARRIED_OVER
-
-
-def calibration_from_mapping(values: object) -> Calibration:
-    """Read :meth:`Calibration.to_mapping` back.
-
-    Raises:
-        CalibrationError: for an unknown or missing field, or a value that cannot be.
-    """
-    try:
-        return decode(Calibration, values, "calibration")
-    except TypedJsonError as error:
-        raise CalibrationError(str(error)) from None

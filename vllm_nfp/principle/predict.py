@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from vllm_nfp.crossing import count_free
 from vllm_nfp.principle.hardware_file import Target
 from vllm_nfp.principle.idle_compute import (
     Module,
@@ -197,17 +198,16 @@ def boundary(cost: Cost, epsilon: float) -> Boundary:
     if not math.isfinite(epsilon) or epsilon < 0:
         raise PredictionError(f"epsilon must be a share of 0 or more, not {epsilon!r}")
     seconds = cost.seconds()
-    over = seconds > (1 + epsilon) * seconds[0]
-    at_limit = not over.any()
-    nfp = len(seconds) if at_limit else int(np.argmax(over))
+    under = seconds <= (1 + epsilon) * seconds[0]
+    nfp = count_free(seconds.tolist(), epsilon)
     last = min(nfp, len(seconds) - 1)
     growth = {limit: float(term[last] - term[0]) for limit, term in cost.terms.items()}
     grown = max(growth, key=lambda limit: growth[limit])
     return Boundary(
         epsilon,
         nfp,
-        at_limit,
-        int(np.flatnonzero(~over)[-1]) + 1,
+        nfp == len(seconds),
+        int(np.flatnonzero(under)[-1]) + 1,
         grown if growth[grown] > 0 else "memory",
     )
 

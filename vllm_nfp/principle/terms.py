@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 import numpy as np
@@ -41,21 +41,6 @@ def check_bounds(constants: object, bounds: Mapping[str, tuple[float, float]]) -
         value = getattr(constants, name)
         if not least <= value <= most:
             raise ValueError(f"{name} must lie from {least:g} to {most:g}, not {value!r}")
-
-
-def roofline(traffic: Terms, arithmetic: Sequence[tuple[Limit, FloatArray]]) -> Terms:
-    """Split max(traffic, arithmetic...) into terms that add up to it.
-
-    Each entry of ``arithmetic`` is a fuller account of the same work than the one before, so
-    its term is what it adds above all before it.
-    """
-    terms = dict(traffic)
-    level: FloatArray = sum_terms(traffic)
-    for limit, seconds in arithmetic:
-        raised = np.maximum(level, seconds)
-        terms[limit] = raised - level
-        level = raised
-    return terms
 
 
 def soft_maximum(traffic: FloatArray, arithmetic: FloatArray, exponent: float) -> FloatArray:

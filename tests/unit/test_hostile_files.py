@@ -1,0 +1,449 @@
+"""Whatever a file holds or is, its reader says so in one sentence, soon and in bounded memory."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import gzip
+import json
+import os
+import re
+import socket
+import tracemalloc
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from conftest import DENSE
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from vllm_nfp.calibrate.points import (
+    Curve,
+    Kernel,
+    KernelSamples,
+    SampleError,
+    Series,
+    read_samples,
+    write_samples,
+)
+from vllm_nfp.cli import main
+from vllm_nfp.config import ConfigError, ProbeConfig, config_from_mapping, read_settings_argument
+from vllm_nfp.metrics.control import (
+    ControlRow,
+    ControlSnapshot,
+    ControlState,
+    LengthTimeRow,
+    read_control,
+    write_control,
+)
+from vllm_nfp.metrics.snapshot import (
+    BoundaryRow,
+    CurveRow,
+    LayerHistogram,
+    LiveStep,
+    PredictionRow,
+    Snapshot,
+    SnapshotError,
+    State,
+    read_snapshot,
+    write_snapshot,
+)
+from vllm_nfp.principle import HardwareError, target_of
+from vllm_nfp.principle.hardware_file import read_hardware_file, write_hardware_file
+from vllm_nfp.principle.model_files import load_config
+from vllm_nfp.principle.shape import ShapeError
+from vllm_nfp.profile import (
+    Device,
+    Environment,
+    ModelShape,
+    ProfileError,
+    load_profile,
+    profile_of,
+    save_profile,
+)
+from vllm_nfp.typed_json import read_bytes, write_whole
+
+SNAPSHOT = Snapshot(
+    "m",
+    "0",
+    State.STEADY,
+    probes={"measured": 3},
+    boundaries=(BoundaryRow("model", 8, 1024, 0.1, 2, 1, 2, True, 2),),
+    curves=(
+        CurveRow("model", 8, 1024, 1, 12, 0.0070, 1.0, 1.0, 1.0, "full", 0.0069, 0.0071),
+        CurveRow("model", 8, 1024, 2, 6, 0.0071, 1.01, 1.0, None, "full"),
+    ),
+    predictions=(PredictionRow("model", 8, 1024, 0.1, 3, 4, "memory"),),
+    layers=(LayerHistogram(0, "attention", (1e-5, 1e-4), (1, 2, 2), 3e-5),),
+    live=LiveStep(8, 900, 1),
+)
+CONTROL = ControlSnapshot(
+    "m",
+    "0",
+    ControlState.DECIDING,
+    rows=(ControlRow(8, 1024, 3, 2, "faster", 1.1),),
+    times=(LengthTimeRow(8, 1024, 3, 20, 0.007),),
+    acceptance=(0.8,),
+    decisions={"faster": 1},
+    draft_seconds={"8": 1e-4},
+)
+ENVIRONMENT = Environment(
+    1795530169.0, Device("cuda", "H100", "580.1", 132, 80 << 30), "0.1.0", "0.32.0", "2.13", None,
+    "3.12.3",
+)  # fmt: skip
+
+
+def _write_profile(path: Path) -> None:
+    kept = dataclasses.replace(SNAPSHOT, layers=())
+    save_profile(path, profile_of(kept, ENVIRONMENT, ModelShape("m"), ProbeConfig()))
+
+
+def _write_samples(path: Path) -> None:
+    curve = Curve(Series(Kernel.ATTENTION, 8, 1024), (1, 2, 4), ((1e-5,), (1e-5,), (2e-5,)))
+    write_samples(path, KernelSamples("m", dict(DENSE), {"device": {"name": "H100"}}, (curve,)))
+
+
+def _write_settings(path: Path) -> None:
+    path.write_text(json.dumps({"epsilons": [0.1], "batch_sizes": [1, 8], "seed": 3}))
+
+
+def _write_model(path: Path) -> None:
+    path.write_text(json.dumps(DENSE))
+
+
+def _read_settings(path: Path) -> object:
+    return config_from_mapping(read_settings_argument(f"@{path}"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """One kind of file: its name, who writes and reads it, and the only error that may come."""
+
+    name: str
+    write: Callable[[Path], None]
+    read: Callable[[Path], object]
+    error: type[Exception]
+
+
+KINDS = {
+    "profile": Kind("profile.json", _write_profile, load_profile, ProfileError),
+    "snapshot": Kind(
+        "engine-0.json", lambda p: write_snapshot(p, SNAPSHOT), read_snapshot, SnapshotError
+    ),
+    "control": Kind(
+        "control-0.json", lambda p: write_control(p, CONTROL), read_control, SnapshotError
+    ),
+    "hardware": Kind(
+        "h100.json",
+        lambda path: write_hardware_file(path, target_of("H100-SXM")),
+        read_hardware_file,
+        HardwareError,
+    ),
+    "samples": Kind("m.jsonl", _write_samples, read_samples, SampleError),
+    "settings": Kind("settings.json", _write_settings, _read_settings, ConfigError),
+    "model": Kind("config.json", _write_model, load_config, ShapeError),
+}
+each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+
+DEEP = "nested lists"
+
+
+def fresh(value: Any) -> Any:
+    """A value that no other place of the document shares."""
+    if value is not DEEP:
+        return copy.deepcopy(value)
+    nested: list[Any] = []
+    for _ in range(400):
+        nested = [nested]
+    return nested
+
+
+HOSTILE = (
+    None, True, -1, 0, 1 << 60, 10**400, 1e308, float("nan"), float("inf"), "", "x", "\0", "\ud800",
+    "\x1b[31m", "[/bold]", "a" * 100_000, [], {}, [[]], {"": {}}, ["model"], [1] * 5000, DEEP,
+)  # fmt: skip
+
+
+def read_or_refuse(kind: Kind, path: Path) -> str | None:
+    """The sentence of the refusal; None if the file is taken. Any other error fails the test."""
+    try:
+        kind.read(path)
+    except kind.error as error:
+        assert "\n" not in str(error)
+        assert len(str(error)) < 1000
+        return str(error)
+    except OSError:
+        assert kind.error is SnapshotError, "a snapshot's reader passes on what the system says"
+        return "OSError"
+    return None
+
+
+@each_kind
+def test_what_is_written_can_be_read(kind: Kind, tmp_path: Path) -> None:
+    kind.write(tmp_path / kind.name)
+    assert read_or_refuse(kind, tmp_path / kind.name) is None
+
+
+def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    found = [path]
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, entry in items:
+        inner = (*path, key)
+        found += _places(entry, inner) if isinstance(entry, (dict, list)) else [inner]
+    return found
+
+
+@each_kind
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_value_of_any_other_kind_is_taken_or_refused(
+    kind: Kind, tmp_path: Path, data: st.DataObject
+) -> None:
+    """One to three places of a good file hold something else, or lack, or have company."""
+    path = tmp_path / kind.name
+    kind.write(path)
+    lines = (
+        [json.loads(line) for line in path.read_text().splitlines()]
+        if (kind.name.endswith("jsonl"))
+        else [json.loads(path.read_text())]
+    )
+    document: Any = lines
+    places = [place for place in _places(document) if place]
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.sampled_from(places))
+        holder = document
+        with suppress(KeyError, IndexError, TypeError):  # gone by an earlier change
+            for key in place[:-1]:
+                holder = holder[key]
+        what = data.draw(st.sampled_from(("replace", "remove", "add")))
+        if what == "remove" and isinstance(holder, dict):
+            holder.pop(place[-1], None)
+        elif what == "add" and isinstance(holder, dict):
+            holder[data.draw(st.sampled_from(("", "x" * 5000, "\ud800", "\n", "__class__")))] = 1
+        elif isinstance(holder, dict) or (
+            isinstance(holder, list) and place[-1] in range(len(holder))
+        ):
+            holder[place[-1]] = fresh(data.draw(st.sampled_from(HOSTILE)))
+    path.write_text("\n".join(json.dumps(line) for line in document))
+    read_or_refuse(kind, path)
+
+
+@each_kind
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_file_cut_off_or_with_odd_bytes_is_taken_or_refused(
+    kind: Kind, tmp_path: Path, data: st.DataObject
+) -> None:
+    path = tmp_path / kind.name
+    kind.write(path)
+    content = bytearray(path.read_bytes())
+    where = data.draw(st.integers(0, len(content) - 1))
+    odd = data.draw(st.sampled_from((b"", b"\0", b"\xff\xfe", b"}", b"]", b'"', b"1" * 5000, b"[")))
+    content[where : where + data.draw(st.integers(0, 50))] = odd
+    if data.draw(st.booleans()):
+        del content[data.draw(st.integers(0, len(content))) :]
+    path.write_bytes(content)
+    read_or_refuse(kind, path)
+
+
+@each_kind
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=200))
+def test_any_bytes_are_refused(kind: Kind, tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / kind.name
+    path.write_bytes(content)
+    sentence = read_or_refuse(kind, path)
+    if kind.name not in ("settings.json", "config.json"):  # which may be an empty object
+        assert sentence is not None
+
+
+NOT_JSON = {
+    "empty": b"",
+    "deep": b"[" * 1_000_000,
+    "deep objects": b'{"a":' * 100_000,
+    "many digits": b'{"schema": ' + b"9" * 1_000_000 + b"}",
+    "twice": b'{"schema": 1, "schema": 1}',
+    "twice within": b'{"a": {"b": 1, "b": 2}}',
+    "a list": b"[]",
+    "text": b'"x"',
+    "utf-16": '{"schema": 1}'.encode("utf-16"),
+    "a null character": b'{"schema": 1}\0',
+}
+
+
+@each_kind
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("content", NOT_JSON.values(), ids=NOT_JSON)
+def test_what_is_no_such_file_is_refused(kind: Kind, tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / kind.name
+    path.write_bytes(content)
+    sentence = read_or_refuse(kind, path)
+    # A model's config.json is not ours: what other readers of it pass over is passed over.
+    assert sentence is not None or kind.error is ShapeError
+
+
+def _odd_paths(folder: Path) -> dict[str, Path]:
+    made = {
+        name: folder / name for name in ("fifo", "socket", "loop", "nowhere", "folder", "sparse")
+    }
+    os.mkfifo(made["fifo"])
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(made["socket"]))
+    made["loop"].symlink_to(made["loop"])
+    made["nowhere"].symlink_to(folder / "missing")
+    made["folder"].mkdir()
+    made["sparse"].touch()
+    os.truncate(made["sparse"], 20 << 30)
+    return {**made, "zero": Path("/dev/zero"), "missing": folder / "none", "null": Path("a\0b")}
+
+
+@each_kind
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "name",
+    ["fifo", "socket", "loop", "nowhere", "folder", "sparse", "zero", "missing", "null"],
+)
+def test_what_is_no_file_is_refused_at_once(
+    kind: Kind, name: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A pipe without a writer would be waited for, a device or sparse file read without end."""
+    path = _odd_paths(tmp_path_factory.mktemp("odd"))[name]
+    tracemalloc.start()
+    try:
+        refusal: str | None
+        try:
+            refusal = read_or_refuse(kind, path)
+        except ValueError:  # as of every other call of the system with such a path
+            assert (name, kind.error) == ("null", SnapshotError)
+            refusal = "ValueError"
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert refusal is not None or (name, kind.error) == ("folder", ShapeError)
+    assert peak < 3 * (64 << 20)
+
+
+def test_a_snapshot_is_not_read_through_a_link(tmp_path: Path) -> None:
+    write_snapshot(tmp_path / "real", SNAPSHOT)
+    (tmp_path / "engine-0.json").symlink_to(tmp_path / "real")
+    with pytest.raises(OSError, match=re.escape("Too many levels of symbolic links")):
+        read_snapshot(tmp_path / "engine-0.json")
+
+
+def test_a_compressed_file_of_samples_is_bounded(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.jsonl.gz"
+    path.write_bytes(gzip.compress(b" " * (80 << 20), 9))
+    assert path.stat().st_size < 1 << 20
+    with pytest.raises(SampleError, match="more than 64 MiB"):
+        read_samples(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"engine": "../../x"}, "has the engine index '../../x', no number"),
+        ({"engine": "²"}, "has the engine index '²', no number"),
+        ({"probes": {"a\nb": 1}}, r"holds the strange label 'a\nb'"),
+        ({"probes": {f"outcome_{i}": 1 for i in range(40)}}, "more than 32 kinds of labels"),
+        ({"curves": (dataclasses.replace(SNAPSHOT.curves[0], module='x"}'),)}, "strange label"),
+        ({"boundaries": SNAPSHOT.boundaries * 21}, "holds more than 20 boundaries"),
+        ({"layers": (LayerHistogram(0, "attention", (1.0,), (1,), 1.0),)}, "bounds and counts"),
+    ],
+)
+def test_a_snapshot_that_would_make_strange_or_many_labels_is_refused(
+    change: dict[str, Any], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vllm_nfp.metrics.snapshot.MOST_ROWS", 20)
+    path = tmp_path / "engine-0.json"
+    write_snapshot(path, dataclasses.replace(SNAPSHOT, **change))
+    with pytest.raises(SnapshotError, match=re.escape(sentence)):
+        read_snapshot(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"engine": "../0"}, "has the engine index '../0', no number"),
+        ({"decisions": {"so\nso": 1}}, r"holds the strange label 'so\nso'"),
+        ({"draft_seconds": {"8 or so": 1.0}}, "draft_seconds of what is no batch size"),
+        ({"times": CONTROL.times * 2000}, "holds more than 1536 rows"),
+    ],
+)
+def test_the_controllers_snapshot_is_checked_alike(
+    change: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "control-0.json"
+    write_control(path, dataclasses.replace(CONTROL, **change))
+    with pytest.raises(SnapshotError, match=re.escape(sentence)):
+        read_control(path)
+
+
+def test_numbers_beyond_all_floats_are_refused_like_others() -> None:
+    with pytest.raises(ConfigError, match=r"overhead_budget must be a share from 0 to 0\.5"):
+        config_from_mapping({"overhead_budget": 10**400})
+
+
+COMMANDS = {
+    "report": (["report", "{}", "-o", "{out}"], "profile"),
+    "compare": (["compare", "{}", "{}"], "profile"),
+    "recommend": (["recommend", "{}", "--acceptance", "0.8"], "profile"),
+    "predict": (["predict", "{model}", "--hardware", "{}"], "hardware"),
+    "predict MODEL": (["predict", "{}", "--hardware", "H100-SXM"], "model"),
+    "measure": (["measure", "{model}", "--nfp-config", "@{}", "-o", "{out}"], "settings"),
+    "calibrate": (["calibrate", "--from-samples", "{folder}", "-o", "{out}"], "samples"),
+}
+
+
+@pytest.mark.parametrize("content", [*NOT_JSON.values(), b"{}", b'{"\\ud800": "\\ud800"}'])
+@pytest.mark.parametrize(("arguments", "name"), COMMANDS.values(), ids=COMMANDS)
+def test_a_command_says_one_sentence_and_ends_with_code_2(
+    arguments: list[str], name: str, content: bytes, tmp_path: Path
+) -> None:
+    folder = tmp_path / "files"
+    folder.mkdir()
+    path = folder / KINDS[name].name
+    path.write_bytes(content)
+    (tmp_path / "config.json").write_text(json.dumps(DENSE))
+    # Settings of no field are good ones: the run is then refused for what the file lacks not.
+    given = {"{}": str(path), "@{}": f"@{path}", "{out}": str(tmp_path / "out"),
+             "{model}": str(tmp_path), "{folder}": str(folder)}  # fmt: skip
+    if name == "settings" and content == b"{}":
+        path.write_bytes(b'{"epsilons": []}')
+    result = CliRunner().invoke(main, [given.get(word, word) for word in arguments])
+    assert result.exit_code == 2, result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert result.stderr.splitlines()[-1] == line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_link_in_the_way_is_replaced_and_not_written_through(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / "out.json").symlink_to(victim)
+    write_whole(tmp_path / "out.json", "new")
+    assert victim.read_text() == "precious"
+    assert (tmp_path / "out.json").read_text() == "new"
+    assert not (tmp_path / "out.json").is_symlink()
+
+
+def test_the_temporary_file_is_one_that_nobody_has_put_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    monkeypatch.setattr("vllm_nfp.typed_json.secrets.token_hex", lambda _: "guessed")
+    (tmp_path / ".nfp-guessed.tmp").symlink_to(victim)
+    with pytest.raises(FileExistsError):
+        write_whole(tmp_path / "out.json", "new")
+    assert victim.read_text() == "precious"
+
+
+def test_a_name_as_long_as_the_system_allows_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / ("n" * 255)
+    write_whole(path, "x")
+    assert read_bytes(path, 10) == b"x"
