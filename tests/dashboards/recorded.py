@@ -19,9 +19,12 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 from vllm_nfp.metrics import LayerHistogram, NfpCollector, Snapshot, read_snapshot, write_snapshot
+from vllm_nfp.metrics.control import ControlSnapshot, ControlState, control_file, write_control
 from vllm_nfp.metrics.snapshot import LiveStep, engine_file
 
-RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "2026-11-24-h100"
+ALL_RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+RESULTS = ALL_RESULTS / "2026-11-24-h100"
+RANKS = ALL_RESULTS / "2026-11-24-h100x2-tensor-parallel" / "dense-tp2-table.json"
 
 
 def recorded_snapshot(kind: str, folder: Path) -> Snapshot:
@@ -29,7 +32,11 @@ def recorded_snapshot(kind: str, folder: Path) -> Snapshot:
     table = json.loads((RESULTS / f"{kind}-table.json").read_text())
     path = folder / "recorded.json"
     path.write_text(json.dumps(table["snapshot"]))
-    return dataclasses.replace(read_snapshot(path), overhead_budget=0.5)
+    snapshot = read_snapshot(path)
+    path.write_text(json.dumps(json.loads(RANKS.read_text())["snapshot"]))
+    # Of a run on two GPUs: one GPU has no collectives.
+    shared = tuple(row for row in read_snapshot(path).curves if row.module == "communication")
+    return dataclasses.replace(snapshot, overhead_budget=0.5, curves=(*snapshot.curves, *shared))
 
 
 class Recorded:
@@ -82,6 +89,15 @@ class Recorded:
                     for layer in (0, 1)
                     for module in ("attention", "dense_ffn", "moe_ffn")
                 ),
+            ),
+        )
+        write_control(
+            control_file(str(self._folder), self.snapshot.engine),
+            ControlSnapshot(
+                self.snapshot.model_name,
+                self.snapshot.engine,
+                ControlState.DECIDING,
+                live_draft_length=3,
             ),
         )
         return generate_latest(self._registry)

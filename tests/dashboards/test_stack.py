@@ -50,6 +50,8 @@ WITHOUT_DATA = {
     ("All estimates at the tolerance", "G"): "no CPU is in the hardware catalogue",
     ("Time by positions", "C"): "the model has no experts",
     ("Time over that of one position", "C"): "the model has no experts",
+    ("Time by positions", "D"): "one rank has no collectives",
+    ("Time over that of one position", "D"): "one rank has no collectives",
 }
 """Queries that rightly return nothing here; test_queries.py sees them return data."""
 
@@ -62,6 +64,7 @@ def stack(
     with (
         server(
             dense_model, folder, "--nfp-probe", "--nfp-config", PROBE, "--nfp-max-positions", "8",
+            "--nfp-draft-control",
             "--speculative-config", json.dumps(DRAFTS), "--served-model-name", "tiny-qwen3",
         ) as running,
         running_prometheus(

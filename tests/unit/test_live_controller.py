@@ -23,7 +23,14 @@ StepTime = Callable[[int, int], float]
 class Server:
     """Steps of a batch whose draft length follows the table two steps late, as vLLM's does."""
 
-    def __init__(self, controller: Controller, step_time: StepTime, acceptance: float) -> None:
+    def __init__(
+        self,
+        controller: Controller,
+        step_time: StepTime,
+        acceptance: float,
+        slow_share: float = 0.0,
+    ) -> None:
+        self.slow_share, self._slow = slow_share, 0
         self.controller, self.step_time, self.acceptance = controller, step_time, acceptance
         self.random = random.Random(1)
         self.now = 0.0
@@ -50,6 +57,11 @@ class Server:
                     break
                 accepted[place] += 1
         seconds = self.step_time(batch_size, length) * self.random.lognormvariate(0.0, 0.01)
+        if self.random.random() < self.slow_share / 40:
+            self._slow = 40  # the host is busy elsewhere for a while
+        self._slow -= 1
+        if self._slow > 0:
+            seconds *= 1.4
         if self.random.random() < 0.02:
             seconds *= 3.0  # a probe, or a collection of garbage
         self.now += seconds
@@ -116,6 +128,17 @@ def test_a_whole_run_beats_the_static_schedule_and_no_drafts_despite_its_trials(
             # 2 % of the steps take three times as long, whatever the length; a static length
             # that is far off costs until it is found out.
             assert rate * 1.04 >= 0.97 * best(batch_size, acceptance)
+
+
+@pytest.mark.parametrize("batch_size", [1, 6, 33])
+def test_a_host_that_is_slow_at_times_misleads_no_trial(batch_size: int) -> None:
+    for acceptance in (0.5, 0.9):
+        live = controller(with_curves=False)
+        server = Server(live, staircase, acceptance, slow_share=0.2)
+        server.serve(batch_size, 1500)
+        settled = server.serve(batch_size, 200)
+        length = max(set(settled), key=settled.count)
+        assert goodput(batch_size, length, acceptance) >= 0.98 * best(batch_size, acceptance)
 
 
 def test_what_trials_may_lose_bounds_them() -> None:

@@ -247,7 +247,8 @@ def _speculation(page: dashboard.Dashboard) -> None:
                 "The draft length with the most tokens per second at the batch size and context of "
                 "the last real step, from measured step times and the acceptance that this server "
                 "counts (or draft_acceptance in --nfp-config); the configured "
-                "num_speculative_tokens; and what steps drafted. Drafts themselves count as free.",
+                "num_speculative_tokens; what steps drafted; with --nfp-draft-control, what the "
+                "controller chose for the last step. Drafts themselves count as free.",
                 "Drafted above recommended: shorten num_speculative_tokens, or let vllm-nfp "
                 "recommend write a table by batch size; see docs/draft-lengths.md.",
                 8,
@@ -257,7 +258,13 @@ def _speculation(page: dashboard.Dashboard) -> None:
             Query(
                 f"{g.per_second('vllm:spec_decode_num_draft_tokens_total')} / {_DRAFTS}", "drafted"
             ),
-            colors={"recommended": g.GREEN, "configured": g.GREY, "drafted": g.VERMILLION},
+            Query(f"max({g.metric('vllm_nfp_live_draft_length')})", "controller, last step"),
+            colors={
+                "recommended": g.GREEN,
+                "configured": g.GREY,
+                "drafted": g.VERMILLION,
+                "controller, last step": g.BLUE,
+            },
             dashed=("configured",),
             axis="tokens per sequence and step",
         ),

@@ -40,10 +40,20 @@ class Calibration:
 H100_CALIBRATION = Calibration(
     source="kernels of vLLM 0.32 on an H100 SXM (2026-11-24), benchmarks/README.md",
     fitted=True,
+    # benchmarks.score_communication --fit, on two H100 joined by NVLink (2026-11-24).
+    link=LinkConstants(
+        bandwidth=0.56,
+        collective_seconds=31.4e-6,
+        custom_bandwidth=0.61,
+        custom_seconds=7.1e-6,
+        meeting_seconds=2e-6,
+        fitted=True,
+    ),
 )
-"""The defaults of all constants."""
+"""The constants of the H100, which all others are taken from until they have their own."""
 CARRIED_OVER = dataclasses.replace(
     H100_CALIBRATION,
+    link=dataclasses.replace(H100_CALIBRATION.link, fitted=False),
     source="carried over from an H100 SXM: run vllm-nfp calibrate on this device for its own",
     fitted=False,
 )

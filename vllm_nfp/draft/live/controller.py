@@ -3,9 +3,10 @@
 The goodput of K drafts at batch size B and context L is B E(K) / t(K; B, L) tokens per second
 (THEORY.md, "Draft length"). t comes from real steps, drafting and host included, and where a K has
 not been tried there, from a step that has, scaled by the probe's curve t(N) / t(1); E comes from
-what real steps accepted. A length that looks worth it is tried for a few steps before it is taken,
-and what trials may lose is bounded. Whatever is in doubt is left to the static
-schedule.
+what real steps accepted. A length that looks worth it is tried before it is taken, in turns of a
+few steps with the one in force: a host and its load slow all steps down for a while, and only
+steps side by side tell two lengths apart. What trials may lose is bounded. Whatever is in doubt is
+left to the static schedule.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import itertools
 import statistics
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from vllm_nfp.draft.acceptance import Acceptance
@@ -31,8 +32,8 @@ from vllm_nfp.draft.live.steps import (
     distance,
 )
 
-TRIAL_STEPS = 6
-"""Timed steps that a length needs before its time counts."""
+TRIAL_STEPS = 8
+"""Timed steps of a length, and of the one in force beside it, before its time counts."""
 TRIAL_PATIENCE = 4
 """A trial ends after this many times as many steps, if too few of them could be timed."""
 FIRST_CREDIT = 24.0
@@ -106,11 +107,42 @@ class _Cell:
     """State of one batch size and context."""
 
     choice: int | None = None
-    trial: int | None = None
-    trial_steps: int = 0
-    """Steps since the trial began."""
     reason: Reason = Reason.STATIC
     gain: float | None = None
+    relative: dict[int, float] = field(default_factory=dict)
+    """Time of a step by draft length, over that of the first length in force here."""
+    tried: dict[int, float] = field(default_factory=dict)
+    """When each was last compared, in seconds of the caller's clock."""
+    trial: _Trial | None = None
+
+
+@dataclass(slots=True)
+class _Trial:
+    """A length on trial, in turns with the one in force."""
+
+    length: int
+    reference: int
+    its_turn: bool = True
+    steps: int = 0
+    seconds: list[float] = field(default_factory=list)
+    reference_seconds: list[float] = field(default_factory=list)
+
+    def add(self, length: int, seconds: float) -> None:
+        """Take in a timed step."""
+        if length == self.length:
+            self.seconds.append(seconds)
+        elif length == self.reference:
+            self.reference_seconds.append(seconds)
+
+    @property
+    def complete(self) -> bool:
+        """Whether both lengths have their steps."""
+        return min(len(self.seconds), len(self.reference_seconds)) >= TRIAL_STEPS
+
+    @property
+    def ratio(self) -> float:
+        """Time of a step of the length on trial over that of the other; robust to outliers."""
+        return statistics.median(self.seconds) / statistics.median(self.reference_seconds)
 
 
 class Controller:
@@ -179,10 +211,12 @@ class Controller:
             self._counted.add(step.batch_size, step.accepted)
         if step.seconds is not None:
             self._times.add(key, step.draft_length, step.seconds, now)
-        cell = self._cell(key)
-        if cell.trial is not None:
-            cell.trial_steps += 1
-            self.trial_steps += 1
+        trial = self._cell(key).trial
+        if trial is not None:
+            trial.steps += 1
+            self.trial_steps += step.draft_length == trial.length
+            if step.seconds is not None:
+                trial.add(step.draft_length, step.seconds)
         self._since_decision += 1
         return self._since_decision >= DECIDE_EVERY
 
@@ -196,7 +230,7 @@ class Controller:
             self._forget()
             cell = self._cell(key)
             cell.reason = Reason.CHANGED
-        elif not self._trial_goes_on(key, cell):
+        elif not self._trial_goes_on(cell, now):
             self._choose(key, cell, batch_size, now)
         after = self._in_force(key, batch_size)
         if after != before:
@@ -259,8 +293,8 @@ class Controller:
     def _chosen(self, key: CellKey) -> int | None:
         """The length that the cell, or its nearest neighbour, has settled on or is trying."""
         cell = self._cells.get(key)
-        if cell is not None and cell.trial is not None:
-            return cell.trial
+        if cell is not None and cell.trial is not None and cell.trial.its_turn:
+            return cell.trial.length
         if cell is not None and cell.choice is not None:
             return cell.choice
         settled = [
@@ -290,25 +324,29 @@ class Controller:
         chosen = self._chosen(key)
         return self._static[batch_size] if chosen is None else chosen
 
-    def _trial_goes_on(self, key: CellKey, cell: _Cell) -> bool:
-        if cell.trial is None:
+    def _trial_goes_on(self, cell: _Cell, now: float) -> bool:
+        trial = cell.trial
+        if trial is None:
             return False
-        times = self._times.of(key).get(cell.trial)
-        timed = times is not None and len(times) >= TRIAL_STEPS
-        if not timed and cell.trial_steps < TRIAL_STEPS * TRIAL_PATIENCE:
+        if not trial.complete and trial.steps < 2 * TRIAL_STEPS * TRIAL_PATIENCE:
+            trial.its_turn = not trial.its_turn
+            self.version += 1
             return True
-        self._charge(key, cell, cell.trial)
+        ratio = trial.ratio if trial.complete else None
+        cell.tried[trial.length] = now
+        if ratio is not None:
+            cell.relative[trial.length] = ratio * cell.relative.setdefault(trial.reference, 1.0)
+        self._charge(trial, ratio)
         cell.trial = None
         return False
 
-    def _charge(self, key: CellKey, cell: _Cell, length: int) -> None:
+    def _charge(self, trial: _Trial, ratio: float | None) -> None:
         """Take from the credit what the trial has lost."""
-        acceptance, measured = self._counted.acceptance, self._measured(key)
-        if cell.choice is None or acceptance is None or not {length, cell.choice} <= set(measured):
-            self._credit -= cell.trial_steps * GUESSED_LOSS
-            return
-        loss = _loss(acceptance, measured[length] / measured[cell.choice], length, cell.choice)
-        self._credit -= cell.trial_steps * loss
+        acceptance = self._counted.acceptance
+        loss = GUESSED_LOSS
+        if ratio is not None and acceptance is not None:
+            loss = _loss(acceptance, ratio, trial.length, trial.reference)
+        self._credit -= max(len(trial.seconds), TRIAL_STEPS) * loss
 
     def _choose(self, key: CellKey, cell: _Cell, batch_size: int, now: float) -> None:
         current = self._in_force(key, batch_size)
@@ -317,16 +355,18 @@ class Controller:
             cell.reason, cell.gain = Reason.LEARNING, None
             # Without drafts nothing is ever learned of them.
             if current == 0 and self._credit > 0.0:
-                self._try(key, cell, self._settings.lengths[1])
+                self._try(cell, self._settings.lengths[1], current)
             return
-        measured = self._measured(key)
-        if current not in measured:
+        if len(self._times.peek(key).get(current, ())) < TRIAL_STEPS:
             if cell.choice is None:
                 inherited = self._chosen(key) is not None
                 cell.reason = Reason.NEIGHBOUR if inherited else Reason.LEARNING
             cell.gain = None
             return
-        goodput = {k: acceptance.expected_tokens(k) / t for k, t in measured.items()}
+        if current not in cell.relative:
+            # What was compared with another length says nothing of this one.
+            cell.relative, cell.tried = {current: 1.0}, {}
+        goodput = {k: acceptance.expected_tokens(k) / t for k, t in cell.relative.items()}
         allowed = [k for k in goodput if k in self._settings.lengths or k == current]
         best = max(allowed, key=lambda k: (goodput[k], -k))
         if goodput[best] < goodput[current] * (1.0 + self._settings.min_gain):
@@ -337,24 +377,20 @@ class Controller:
         cell.gain = None if static is None else goodput[best] / static
         self._maybe_try(key, cell, acceptance, goodput[best], now)
 
-    def _measured(self, key: CellKey) -> dict[int, float]:
-        return {length: median for length, _, median in self.times(key)}
-
     def _maybe_try(
         self, key: CellKey, cell: _Cell, acceptance: Acceptance, best: float, now: float
     ) -> None:
         """Begin the trial that promises most, if any does and the credit covers its loss."""
         assert cell.choice is not None, "only a settled cell tries others"
-        times = self._times.of(key)
-        measured = self._measured(key)
+        measured = cell.relative
 
         def is_fresh(length: int) -> bool:
-            return length in measured and now - times[length].last < STALE_SECONDS
+            return length in cell.tried and now - cell.tried[length] < STALE_SECONDS
 
         shortest = self._settings.lengths[1]
         if cell.choice == 0 and not is_fresh(shortest) and self._credit > 0.0:
             # Without drafts a better acceptance would never be noticed.
-            self._try(key, cell, shortest)
+            self._try(cell, shortest, cell.choice)
             return
         tokens = {k: acceptance.expected_tokens(k) for k in self._settings.lengths}
         promising: list[tuple[float, int, int]] = []
@@ -376,7 +412,7 @@ class Controller:
             if self._affords(acceptance, slower, length, cell.choice):
                 promising.append((promise, -abs(length - cell.choice), length))
         if promising:
-            self._try(key, cell, max(promising)[2])
+            self._try(cell, max(promising)[2], cell.choice)
 
     def _affords(
         self, acceptance: Acceptance, slower: float | None, length: int, choice: int
@@ -425,7 +461,7 @@ class Controller:
 
     def _learn_draft_seconds(self, key: CellKey) -> None:
         """What steps of different lengths took beyond what the curve says of verification."""
-        measured = sorted(self._measured(key).items())
+        measured = [(length, median) for length, _, median in self.times(key)]
         slopes = []
         for (short, t_short), (long, t_long) in itertools.pairwise(measured):
             one, other = self._ratio(key, short + 1), self._ratio(key, long + 1)
@@ -440,11 +476,9 @@ class Controller:
         nearest = min(self.draft_seconds, key=lambda b: distance((b, 1), (batch_size, 1)))
         return self.draft_seconds[nearest]
 
-    def _try(self, key: CellKey, cell: _Cell, length: int) -> None:
-        times = self._times.of(key).get(length)
-        if times is not None:
-            times.clear()
-        cell.trial, cell.trial_steps, cell.reason = length, 0, Reason.TRIAL
+    def _try(self, cell: _Cell, length: int, reference: int) -> None:
+        cell.trial = _Trial(length, reference)
+        cell.reason = Reason.TRIAL
 
 
 def _ranges(largest: int) -> list[tuple[int, int, int]]:

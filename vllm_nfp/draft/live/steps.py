@@ -87,10 +87,6 @@ class LengthTimes:
         self._seconds.append(seconds)
         self.last = now
 
-    def clear(self) -> None:
-        """Forget, so that what comes next is not mixed with what was."""
-        self._seconds.clear()
-
     def __len__(self) -> int:
         return len(self._seconds)
 
@@ -131,7 +127,3 @@ class CellTimes:
     def cells(self) -> list[CellKey]:
         """All cells, the most recently used last."""
         return list(self._cells)
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._cells.clear()
