@@ -69,6 +69,8 @@ class ProbeConfig:
     draft_acceptance: float | None = None
     """Chance that a draft is accepted, for vllm_nfp_recommended_draft_length; None: as the server
     itself has counted it."""
+    passive: bool = False
+    """Time real steps only; inject no probes."""
     layer_histograms: bool = False
     """Export vllm_nfp_layer_latency_seconds as well."""
     seed: int = 0
@@ -186,6 +188,7 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "max_samples": _integer(2, 10000, "a number of samples"),
     "publish_seconds": _number(0.1, 3600.0, "seconds"),
     "draft_acceptance": _optional(_number(0.0, 1.0, "a share")),
+    "passive": _flag,
     "layer_histograms": _flag,
     "seed": _integer(0, (1 << 32) - 1, "a seed"),
     "output_dir": _folder,

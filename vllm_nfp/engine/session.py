@@ -22,6 +22,7 @@ from vllm_nfp.engine.environment import (
 )
 from vllm_nfp.engine.predictions import predict_rows
 from vllm_nfp.engine.runners import RunnerView, step_of, view_of
+from vllm_nfp.engine.versions import Mode
 from vllm_nfp.faults import maybe_fail
 from vllm_nfp.metrics.snapshot import LiveStep, Snapshot, State, engine_file, write_snapshot
 from vllm_nfp.probe import Budget, EngineStep, PairResult, Planner, Prober
@@ -70,17 +71,35 @@ class Session:
         """Whether probes may run."""
         return self._prober is not None
 
+    @property
+    def attached(self) -> bool:
+        """Whether real steps are of interest: to probe between them, or to time them."""
+        return self.active or self._identity.state is State.PASSIVE
+
     def attach(self, runner: Any) -> None:
         """Take up the runner after its warm-up, before the server takes requests."""
         begun = time.monotonic()
         try:
-            reason = support.refusal(self._vllm_config)
-            if reason is not None:
-                self.disable(reason, expected=True)
-                return
-            self._attach(runner, begun)
+            decision = support.decide(self._vllm_config, self._config.passive)
+            if decision.mode is Mode.OFF:
+                self.disable(decision.reason, expected=True)
+            elif decision.mode is Mode.PASSIVE:
+                self._attach_passive(runner, decision.reason)
+            else:
+                self._attach(runner, begun)
         except Exception as error:
             self._fault("attach", error)
+
+    def _attach_passive(self, runner: Any, reason: str) -> None:
+        """Touch neither model nor KV cache; say so in the log and in the metrics."""
+        maybe_fail("attach")
+        self._config = replace(self._config, passive=True)
+        self._view = view_of(runner)
+        self._identity = replace(
+            self._identity, state=State.PASSIVE, reason=reason, runner=self._view.name
+        )
+        self._write(self._identity)
+        logger.warning("vllm-nfp: passive mode on the %s runner: %s", self._view.name, reason)
 
     def _attach(self, runner: Any, begun: float) -> None:
         maybe_fail("attach")

@@ -6,16 +6,29 @@ from collections.abc import Callable
 from typing import Any
 
 from vllm_nfp.engine import versions
+from vllm_nfp.engine.versions import Decision, Mode
+
+
+def decide(vllm_config: Any, passive: bool = False) -> Decision:
+    """What the probe does with this vLLM and this configuration.
+
+    Args:
+        passive: the settings ask for the passive mode, to which no configuration is an obstacle.
+    """
+    decision = versions.decide(versions.installed_version())
+    if decision.mode is not Mode.ACTIVE:
+        return decision
+    if passive:
+        return Decision(Mode.PASSIVE, "the setting passive is on: nothing is probed")
+    reason = refusal(vllm_config)
+    return decision if reason is None else Decision(Mode.OFF, reason)
 
 
 def refusal(vllm_config: Any) -> str | None:
-    """Why the probe must stay off with this configuration; None if it may run.
+    """Why this configuration cannot be probed; None if it can.
 
     Each reason names the feature and what to do without it.
     """
-    version = versions.refusal()
-    if version is not None:
-        return version
     for check in _CHECKS:
         reason = check(vllm_config)
         if reason is not None:
