@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
@@ -107,7 +108,9 @@ def find_samples(text: str, names: Iterable[str]) -> Samples:
     try:
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
-                if sample.name.startswith("vllm_nfp_") or sample.name in others:
+                # NaN: a series that is gone, where vLLM itself carries the metrics.
+                ours = sample.name.startswith("vllm_nfp_") and not math.isnan(sample.value)
+                if ours or sample.name in others:
                     samples.setdefault(sample.name, []).append((sample.labels, sample.value))
     except (ValueError, IndexError, KeyError) as error:
         raise ScrapeError(f"the metrics are not in Prometheus' text format: {error}") from None

@@ -63,9 +63,7 @@ def apply(patch: Path, folder: Path) -> None:
     # Outside of any repository, whose index git would look at otherwise.
     environment = {**os.environ, "GIT_CEILING_DIRECTORIES": str(folder.parent)}
     command = ["git", "apply", "--whitespace=error", str(patch)]
-    subprocess.run(
-        command, cwd=folder, env=environment, check=True, capture_output=True, text=True
-    )
+    subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True, text=True)
 
 
 def patched_tree(folder: Path) -> Path:

@@ -12,6 +12,7 @@ import torch
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.engine import engine as module
 from vllm_nfp.engine import support
+from vllm_nfp.engine.versions import Mode
 from vllm_nfp.engine.batch import (
     AttentionGroup,
     BlockReader,
@@ -229,19 +230,19 @@ def test_a_plain_decoder_is_accepted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "refused"),
-    [("0.32.0", False), ("0.33.1", False), ("0.34.0", True), ("1.0.0", True), ("dev", False)],
+    ("version", "passive"),
+    [("0.32.0", False), ("0.33.1", False), ("0.34.0", True), ("1.0.0", True), ("dev", True)],
 )
-def test_a_newer_vllm_is_refused(
-    version: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+def test_a_newer_vllm_is_only_watched(
+    version: str, passive: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vllm_nfp.engine import versions
 
     monkeypatch.setattr(versions, "installed_version", lambda: version)
-    reason = support.refusal(config())
-    assert (reason is not None) is refused
-    if reason is not None:
-        assert version in reason and "0.26 to 0.33" in reason
+    decision = support.decide(config())
+    assert decision.mode is (Mode.PASSIVE if passive else Mode.ACTIVE)
+    if passive:
+        assert version in decision.reason and "0.26 to 0.33" in decision.reason
 
 
 def test_an_old_vllm_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:

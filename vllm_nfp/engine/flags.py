@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import logging
 import os
 import shutil
 import sys
@@ -21,6 +22,8 @@ from vllm_nfp.config import (
     read_settings_argument,
 )
 from vllm_nfp.engine import versions
+
+logger = logging.getLogger("vllm.nfp")
 
 GROUP = "NFP probe"
 
@@ -137,10 +140,13 @@ def config_from_args(args: argparse.Namespace) -> ProbeConfig | None:
     return config_from_mapping(values)
 
 
-def publish_settings(config: ProbeConfig) -> ProbeConfig:
+def publish_settings(config: ProbeConfig, by_files: bool = True) -> ProbeConfig:
     """Check what only this machine can tell, make the run folder, and set the environment.
 
     Returns the settings with ``run_dir`` filled in; child processes inherit them.
+
+    Args:
+        by_files: results reach /metrics through files; without, vLLM carries them.
 
     Raises:
         ConfigError: for a folder that cannot be written or a vLLM that is too old.
@@ -148,13 +154,36 @@ def publish_settings(config: ProbeConfig) -> ProbeConfig:
     versions.require_supported()
     if config.output_dir is not None:
         check_writable_folder("--nfp-output-dir", config.output_dir)
-    run_dir = tempfile.mkdtemp(prefix="vllm-nfp-")
-    owner = os.getpid()
-    atexit.register(lambda: _remove_run_dir(run_dir, owner))
+    run_dir = _make_run_dir() if by_files else None
     values = {name: getattr(config, name) for name in ProbeConfig.__dataclass_fields__}
     ready = ProbeConfig(**{**values, "run_dir": run_dir})
     os.environ[ENV_VAR] = ready.to_json()
     return ready
+
+
+def _make_run_dir() -> str:
+    run_dir = tempfile.mkdtemp(prefix="vllm-nfp-")
+    owner = os.getpid()
+    atexit.register(lambda: _remove_run_dir(run_dir, owner))
+    return run_dir
+
+
+def _by_files(config: ProbeConfig, args: argparse.Namespace) -> bool:
+    """Whether results reach /metrics through files; the log says why, where it is a choice."""
+    from vllm_nfp.engine import extension
+
+    if not extension.present():
+        return True
+    reason = extension.why_not_values(
+        config,
+        speculative=bool(getattr(args, "speculative_config", None)),
+        log_stats=not getattr(args, "disable_log_stats", False),
+    )
+    if reason is None:
+        logger.info("vllm-nfp: vLLM's extension point carries the results to /metrics")
+    else:
+        logger.info("vllm-nfp: files carry the results to /metrics: %s", reason)
+    return reason is not None
 
 
 def _remove_run_dir(run_dir: str, owner: int) -> None:
@@ -170,7 +199,7 @@ def switch_on(args: argparse.Namespace) -> None:
     try:
         config = config_from_args(args)
         if config is not None:
-            publish_settings(config)
+            publish_settings(config, _by_files(config, args))
     except ConfigError as error:
         print(f"vllm serve: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -57,14 +57,24 @@ def _install_flags() -> None:
 
 
 def _install_hooks() -> None:
-    """Hook the worker (where one will live) and the registry behind /metrics."""
-    from vllm_nfp.engine import metrics_bridge, worker_hook
+    """Observe the worker (where one will live) and join what is behind /metrics.
+
+    Through vLLM's extension point where it has one, through hooks elsewhere.
+    """
+    from vllm_nfp.engine import extension, metrics_bridge, worker_hook
 
     config = config_from_environment()
     if config is None:
         return
-    worker_hook.install(PATCHES, config)
     metrics_bridge.install(PATCHES, config)
+    try:
+        if extension.present():
+            extension.register(config)
+        else:
+            worker_hook.install(PATCHES, config)
+    except Exception as error:
+        logger.exception("vllm-nfp: this vLLM cannot be hooked; the probe stays off")
+        metrics_bridge.report_unhooked(config, error)
 
 
 __all__ = ["PATCHES", "ProbeConfig", "install"]

@@ -65,6 +65,8 @@ class Session:
         self._environment: Environment | None = None
         self.on_disable: Callable[[], None] = lambda: None
         """Removes the hooks; set by whoever put them in place."""
+        self.on_snapshot: Callable[[Snapshot], None] = lambda _: None
+        """Given all that /metrics is to show, where no file carries it."""
 
     @property
     def active(self) -> bool:
@@ -236,6 +238,7 @@ class Session:
         )
 
     def _write(self, snapshot: Snapshot) -> None:
+        self.on_snapshot(snapshot)
         if self._config.run_dir is not None:
             write_snapshot(engine_file(self._config.run_dir, snapshot.engine), snapshot)
         if self._config.output_dir is not None:
@@ -309,6 +312,7 @@ class Session:
         except Exception:
             logger.exception("vllm-nfp: the probe could not tell /metrics that it is disabled")
         finally:
+            self._identity = replace(last, state=State.DISABLED, reason=reason)
             self._prober = self._publisher = self._engine = self._log = None
 
 

@@ -10,7 +10,6 @@ from enum import StrEnum
 from vllm_nfp.config import ConfigError
 
 
-
 class Mode(StrEnum):
     """How much the probe does in a server."""
 

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.engine.patch import PatchSet
+
+logger = logging.getLogger("vllm.nfp")
+
+
+class HookMissingError(RuntimeError):
+    """This vLLM lacks what the probe hooks; the message names it."""
 
 
 def install(patches: PatchSet, config: ProbeConfig) -> None:
@@ -24,7 +31,9 @@ def install(patches: PatchSet, config: ProbeConfig) -> None:
 
         return wrapped
 
-    patches.wrap(WorkerWrapperBase, "init_device", init_device)
+    if not patches.wrap(WorkerWrapperBase, "init_device", init_device):
+        raise HookMissingError("WorkerWrapperBase.init_device")
+    logger.info("vllm-nfp: steps are observed through hooks; this vLLM has no extension point")
 
 
 def _hook_worker(worker: Any, config: ProbeConfig) -> None:
@@ -42,17 +51,15 @@ def _hook_worker(worker: Any, config: ProbeConfig) -> None:
 
 
 def _attach(worker: Any, config: ProbeConfig) -> None:
-    import logging
-
     try:
         from vllm_nfp.engine.session import Session
 
         session = Session(config, worker.vllm_config)
         session.attach(worker.model_runner)
-        if session.active:
+        if session.attached:
             _hook_runner(worker.model_runner, session)
     except Exception:
-        logging.getLogger("vllm.nfp").exception("vllm-nfp: the probe stays off")
+        logger.exception("vllm-nfp: the probe stays off")
 
 
 def _hook_runner(runner: Any, session: Any) -> None:
@@ -81,5 +88,13 @@ def _hook_runner(runner: Any, session: Any) -> None:
         return wrapped
 
     session.on_disable = patches.restore
-    patches.wrap(runner, "execute_model", execute_model)
-    patches.wrap(runner, "sample_tokens", sample_tokens)
+    hooked = [
+        patches.wrap(runner, "execute_model", execute_model),
+        patches.wrap(runner, "sample_tokens", sample_tokens),
+    ]
+    if not all(hooked):
+        session.disable(
+            f"the model runner {type(runner).__name__} of this vLLM has no execute_model or no "
+            f"sample_tokens to observe steps by",
+            expected=True,
+        )
