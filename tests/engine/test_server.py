@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from vllm_nfp import load_profile, scrape
 
 pytestmark = pytest.mark.engine
 
+PATCHED = Path(__file__).parents[1] / "matrix" / "patched.py"
 PROBE = json.dumps(
     {
         "batch_sizes": [1, 4, 8],
@@ -110,6 +113,41 @@ def test_a_fault_disables_the_probe_and_the_server_answers(
         log = running.log_text()
     assert "fault injected at stage 'forward'" in log
     assert "the server goes on without it" in log
+
+
+def test_a_patched_vllm_is_observed_and_carries_the_metrics_itself(
+    dense_model: Path, tmp_path: Path, expected: list[list[int]]
+) -> None:
+    tree = tmp_path / "patched"
+    made = subprocess.run(
+        [sys.executable, str(PATCHED), str(tree)],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    path = os.pathsep.join(filter(None, (str(tree), os.environ.get("PYTHONPATH"))))
+    with server(
+        dense_model, tmp_path, "--nfp-probe", "--nfp-config", PROBE, "--api-server-count", "2",
+        PYTHONPATH=path,
+    ) as running:  # fmt: skip
+        outputs = running.concurrent(rounds=2)
+        time.sleep(1.0)  # for what the last steps brought
+        outputs += running.concurrent()
+        assert outputs == expected * 3
+        for _ in range(12):  # the two API servers share the port
+            text = running.metrics()
+            status = scrape.parse(text).statuses[0]
+            assert status.state in {"probing", "steady"}
+            assert status.model_name == running.model
+            assert status.probes["measured"] > 0
+            assert text.count("# TYPE vllm_nfp_state gauge") == 1
+            assert {row.module for row in scrape.parse(text).rows} == {
+                "attention", "dense_ffn", "model",
+            }  # fmt: skip
+        log = running.log_text()
+    assert "steps are observed through vLLM's extension point" in log
+    assert "vLLM's extension point carries the results to /metrics" in log
+    assert "observed through hooks" not in log
+    assert "fault" not in log
 
 
 @pytest.mark.parametrize(

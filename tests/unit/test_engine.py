@@ -12,7 +12,6 @@ import torch
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.engine import engine as module
 from vllm_nfp.engine import support
-from vllm_nfp.engine.versions import Mode
 from vllm_nfp.engine.batch import (
     AttentionGroup,
     BlockReader,
@@ -23,6 +22,7 @@ from vllm_nfp.engine.batch import (
 from vllm_nfp.engine.dispatch import Execution, GraphRules, Placement
 from vllm_nfp.engine.engine import VllmProbeEngine
 from vllm_nfp.engine.runners import step_of, view_of
+from vllm_nfp.engine.versions import Mode
 from vllm_nfp.probe import Shape, ShapeRefusedError
 
 CPU = torch.device("cpu")
