@@ -39,16 +39,19 @@ def patch_of(version: str) -> Path:
 
 
 def copy_tree(package: Path, folder: Path) -> Path:
-    """Copy the package's Python files below ``folder``; link everything else."""
+    """Copy the package's Python files below ``folder``; link everything else.
+
+    Compiled files are linked as well, and fit since the copies keep their times: Python replaces
+    the links of those that the patch makes stale.
+    """
     target = folder / package.name
-    for base, folders, files in os.walk(package):
-        folders[:] = [name for name in folders if name != "__pycache__"]
+    for base, _, files in os.walk(package):
         here = target / Path(base).relative_to(package)
         here.mkdir(parents=True, exist_ok=True)
         for name in files:
             source = Path(base, name)
             if name.endswith(".py"):
-                shutil.copy(source, here / name)
+                shutil.copy2(source, here / name)
             else:
                 (here / name).symlink_to(source)
     return target
