@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -53,16 +54,25 @@ class Observer:
     Args:
         session: the worker's probe.
         outbox: results for /metrics; None if they go through files.
+        inference_mode: torch's; the probe's tensors are made in it, and vLLM enters it only in
+            the model runner's methods, which come later.
     """
 
-    def __init__(self, session: Any, outbox: Outbox | None) -> None:
+    def __init__(
+        self,
+        session: Any,
+        outbox: Outbox | None,
+        inference_mode: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
         self._session = session
         self._outbox = outbox
+        self._inference_mode = inference_mode
 
     def before_step(self, scheduler_output: Any) -> None:
         """Maybe probe, then note the start of the real step."""
         if self._session.attached:
-            self._session.step(scheduler_output)
+            with self._inference_mode():
+                self._session.step(scheduler_output)
             self._session.mark(begin=True)
 
     def after_step(self, scheduler_output: Any) -> None:
@@ -106,6 +116,8 @@ def register(config: ProbeConfig) -> None:
 
 def observer_of(worker: Any, config: ProbeConfig) -> Observer:
     """A worker's observer, its session attached; a session that is off still reports why."""
+    import torch
+
     from vllm_nfp.engine.session import Session
 
     session = Session(config, worker.vllm_config)
@@ -114,7 +126,7 @@ def observer_of(worker: Any, config: ProbeConfig) -> Observer:
         box = outbox
         session.on_snapshot = lambda snapshot: box.put(_families(snapshot, config))
     session.attach(worker.model_runner)
-    return Observer(session, outbox)
+    return Observer(session, outbox, torch.inference_mode)
 
 
 def _families(snapshot: Snapshot, config: ProbeConfig) -> Iterator[Any]:
