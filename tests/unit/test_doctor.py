@@ -231,8 +231,10 @@ def test_the_command_prints_json_and_ends_with_0(monkeypatch: pytest.MonkeyPatch
 
 def test_the_command_ends_with_1_where_something_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_PLUGINS", "other")
+    monkeypatch.setattr(doctor, "EXTRAS", {"report": ("no_such_module",)})
     result = run(monkeypatch)
     assert result.exit_code == 1
+    assert "vllm-nfp[report]" in result.stdout, "the brackets were taken for markup"
     assert "the probe will not work" in result.stdout
     assert "add nfp to VLLM_PLUGINS" in " ".join(result.stdout.split())
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from vllm_nfp.cli.common import Refusal, json_option
 
@@ -64,9 +65,9 @@ def _print(diagnosis: object) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for finding in diagnosis.findings:
-        style = STYLES[finding.status]
         text = f"{finding.found}\n-> {finding.advice}" if finding.advice else finding.found
-        table.add_row(f"[{style}]{finding.status}[/{style}]", finding.name, text)
+        # As Text: in plain strings brackets are markup.
+        table.add_row(Text(finding.status, STYLES[finding.status]), finding.name, Text(text))
     console = Console(highlight=False)
     console.print(table)
     told = diagnosis.to_json()
