@@ -115,19 +115,38 @@ def test_a_fault_disables_the_probe_and_the_server_answers(
     assert "the server goes on without it" in log
 
 
-def test_a_patched_vllm_is_observed_and_carries_the_metrics_itself(
-    dense_model: Path, tmp_path: Path, expected: list[list[int]]
-) -> None:
-    tree = tmp_path / "patched"
+@pytest.fixture(scope="module")
+def patched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the installed vLLM with this project's patch for its release."""
+    tree = tmp_path_factory.mktemp("patched")
     made = subprocess.run(
         [sys.executable, str(PATCHED), str(tree)],
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
-    path = os.pathsep.join(filter(None, (str(tree), os.environ.get("PYTHONPATH"))))
+    return tree
+
+
+def path_with(tree: Path) -> str:
+    return os.pathsep.join(filter(None, (str(tree), os.environ.get("PYTHONPATH"))))
+
+
+def test_the_patch_passes_its_own_tests(patched: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/v1/worker"],
+        cwd=patched, env={**os.environ, "PYTHONPATH": path_with(patched)},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "6 passed" in done.stdout
+
+
+def test_a_patched_vllm_is_observed_and_carries_the_metrics_itself(
+    dense_model: Path, tmp_path: Path, expected: list[list[int]], patched: Path
+) -> None:
     with server(
         dense_model, tmp_path, "--nfp-probe", "--nfp-config", PROBE, "--api-server-count", "2",
-        PYTHONPATH=path,
+        PYTHONPATH=path_with(patched),
     ) as running:  # fmt: skip
         outputs = running.concurrent(rounds=2)
         time.sleep(1.0)  # for what the last steps brought
