@@ -96,7 +96,11 @@ class Session:
         """Touch neither model nor KV cache; say so in the log and in the metrics."""
         maybe_fail("attach")
         self._config = replace(self._config, passive=True)
-        self._view = view_of(runner)
+        try:
+            self._view = view_of(runner)
+        except TypeError as error:
+            self.disable(f"{reason}, and even that is off: {error}", expected=True)
+            return
         self._identity = replace(
             self._identity, state=State.PASSIVE, reason=reason, runner=self._view.name
         )
