@@ -122,6 +122,10 @@ def test_the_launcher_makes_a_folder_only_where_files_carry_the_results(
 class FakeSession:
     def __init__(self) -> None:
         self.calls: list[object] = []
+        self.attached = False
+
+    def attach(self, runner: object) -> None:
+        self.calls.append(runner)
         self.attached = True
 
     def step(self, scheduler_output: object) -> None:
@@ -133,7 +137,12 @@ class FakeSession:
 
 def test_the_observer_tells_the_session_until_it_is_off() -> None:
     session = FakeSession()
-    observer = extension.Observer(session, None)
+    observer = extension.Observer(session, SimpleNamespace(model_runner="runner"), None)
+    observer.before_step("a step before it is ready")
+    for _ in range(2):
+        observer.after_warm_up()
+    assert session.calls == ["runner"]
+    session.calls.clear()
     observer.before_step("step")
     observer.after_step("step")
     assert session.calls == ["step", True, False]

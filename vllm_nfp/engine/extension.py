@@ -52,7 +52,8 @@ class Observer:
     """What vLLM calls around a worker's steps: a ``StepObserver`` in all but name.
 
     Args:
-        session: the worker's probe.
+        session: the worker's probe, not attached yet.
+        worker: vLLM's.
         outbox: results for /metrics; None if they go through files.
         inference_mode: torch's; the probe's tensors are made in it, and vLLM enters it only in
             the model runner's methods, which come later.
@@ -61,12 +62,19 @@ class Observer:
     def __init__(
         self,
         session: Any,
+        worker: Any,
         outbox: Outbox | None,
         inference_mode: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self._session = session
+        self._worker = worker
         self._outbox = outbox
         self._inference_mode = inference_mode
+
+    def after_warm_up(self) -> None:
+        """Attach; a session that is off still reports why."""
+        if not self._session.attached:
+            self._session.attach(self._worker.model_runner)
 
     def before_step(self, scheduler_output: Any) -> None:
         """Maybe probe, then note the start of the real step."""
@@ -115,7 +123,7 @@ def register(config: ProbeConfig) -> None:
 
 
 def observer_of(worker: Any, config: ProbeConfig) -> Observer:
-    """A worker's observer, its session attached; a session that is off still reports why."""
+    """The observer of a worker that is about to warm up."""
     import torch
 
     from vllm_nfp.engine.session import Session
@@ -125,8 +133,7 @@ def observer_of(worker: Any, config: ProbeConfig) -> Observer:
     if outbox is not None:
         box = outbox
         session.on_snapshot = lambda snapshot: box.put(_families(snapshot, config))
-    session.attach(worker.model_runner)
-    return Observer(session, outbox, torch.inference_mode)
+    return Observer(session, worker, outbox, torch.inference_mode)
 
 
 def _families(snapshot: Snapshot, config: ProbeConfig) -> Iterator[Any]:
