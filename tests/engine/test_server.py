@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +15,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving import API_KEY, Running, server
 
 from vllm_nfp import load_profile, scrape
+from vllm_nfp.engine import versions
 
 pytestmark = pytest.mark.engine
 
+Outputs = list[list[int] | None]
+UNREPEATABLE = ("0.26.0", "0.26.0+cpu")
+PATCHED = Path(__file__).parents[1] / "matrix" / "patched.py"
 PROBE = json.dumps(
     {
         "batch_sizes": [1, 4, 8],
@@ -29,14 +35,29 @@ PROBE = json.dumps(
 
 
 @pytest.fixture(scope="module")
-def expected(dense_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[list[int]]:
-    """Outputs of a server without the probe."""
+def expected(dense_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Outputs:
+    """Outputs of a server without the probe; None for sampled ones that it does not repeat.
+
+    vLLM 0.26 on a CPU gives requests with seeds other tokens in other batches.
+    """
     with server(dense_model, tmp_path_factory.mktemp("plain")) as plain:
-        outputs = plain.concurrent()
-        assert plain.concurrent() == outputs, "the server without the probe repeats itself not"
+        outputs, again = plain.concurrent(), plain.concurrent()
         assert "vllm_nfp" not in plain.metrics()
         assert "vllm-nfp" not in plain.log_text()
-    return outputs
+    assert again[::2] == outputs[::2], "the server without the probe repeats itself not"
+    if versions.installed_version() not in UNREPEATABLE:
+        assert again == outputs, "the server without the probe repeats itself not"
+    return [one if one == two else None for one, two in zip(outputs, again, strict=True)]
+
+
+def agree(outputs: list[list[int]], expected: Outputs) -> bool:
+    """Whether outputs, of one round or more, are those that the server without the probe gave."""
+    rounds, rest = divmod(len(outputs), len(expected))
+    assert rounds and not rest
+    return all(
+        wanted is None or given == wanted
+        for given, wanted in zip(outputs, expected * rounds, strict=True)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +72,12 @@ def probed(dense_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def test_concurrent_outputs_are_those_of_a_server_without_probe(
-    expected: list[list[int]], probed: Running
+    expected: Outputs, probed: Running
 ) -> None:
     outputs = probed.concurrent(rounds=3)
-    assert outputs == expected * 3
-    assert sum(map(len, map(set, expected))) > 10 * len(expected), "the model repeats itself"
+    assert agree(outputs, expected)
+    told = [one for one in expected if one is not None]
+    assert sum(map(len, map(set, told))) > 10 * len(told), "the model repeats itself"
 
 
 def test_every_api_server_shows_the_probe_on_its_metrics(probed: Running) -> None:
@@ -111,16 +133,70 @@ def test_no_secret_and_no_prompt_is_kept_or_shown(probed: Running) -> None:
 
 
 def test_a_fault_disables_the_probe_and_the_server_answers(
-    dense_model: Path, tmp_path: Path, expected: list[list[int]]
+    dense_model: Path, tmp_path: Path, expected: Outputs
 ) -> None:
     with server(
         dense_model, tmp_path, "--nfp-probe", "--nfp-config", PROBE, NFP_INJECT_FAULT="forward"
     ) as running:
-        assert running.concurrent() == expected
+        assert agree(running.concurrent(), expected)
         assert scrape.parse(running.metrics()).statuses[0].state == "disabled"
         log = running.log_text()
     assert "fault injected at stage 'forward'" in log
     assert "the server goes on without it" in log
+
+
+@pytest.fixture(scope="module")
+def patched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the installed vLLM with this project's patch for its release."""
+    tree = tmp_path_factory.mktemp("patched")
+    made = subprocess.run(
+        [sys.executable, str(PATCHED), str(tree)],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    return tree
+
+
+def path_with(tree: Path) -> str:
+    return os.pathsep.join(filter(None, (str(tree), os.environ.get("PYTHONPATH"))))
+
+
+def test_the_patch_passes_its_own_tests(patched: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/v1/worker"],
+        cwd=patched, env={**os.environ, "PYTHONPATH": path_with(patched)},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "7 passed" in done.stdout
+
+
+def test_a_patched_vllm_is_observed_and_carries_the_metrics_itself(
+    dense_model: Path, tmp_path: Path, expected: Outputs, patched: Path
+) -> None:
+    with server(
+        dense_model, tmp_path, "--nfp-probe", "--nfp-config", PROBE, "--api-server-count", "2",
+        PYTHONPATH=path_with(patched),
+    ) as running:  # fmt: skip
+        outputs = running.concurrent(rounds=2)
+        time.sleep(1.0)  # for what the last steps brought
+        outputs += running.concurrent()
+        assert agree(outputs, expected)
+        for _ in range(12):  # the two API servers share the port
+            text = running.metrics()
+            status = scrape.parse(text).statuses[0]
+            assert status.state in {"probing", "steady"}
+            assert status.model_name == running.model
+            assert status.probes["measured"] > 0
+            assert text.count("# TYPE vllm_nfp_state gauge") == 1
+            assert {row.module for row in scrape.parse(text).rows} == {
+                "attention", "dense_ffn", "model",
+            }  # fmt: skip
+        log = running.log_text()
+    assert "steps are observed through vLLM's extension point" in log
+    assert "vLLM's extension point carries the results to /metrics" in log
+    assert "observed through hooks" not in log
+    assert "fault in stage" not in log
 
 
 @pytest.mark.parametrize(

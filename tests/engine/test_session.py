@@ -55,11 +55,12 @@ def start(worker: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
 
     sessions = []
 
-    def begin(**changes: object) -> Any:
+    def begin(runner: Any = None, **changes: object) -> Any:
+        runner = runner or worker.model_runner
         session = Session(configure(tmp_path, **changes), worker.vllm_config)
-        session.attach(worker.model_runner)
+        session.attach(runner)
         if session.active:
-            _hook_runner(worker.model_runner, session)
+            _hook_runner(runner, session)
         sessions.append(session)
         return session
 
@@ -245,6 +246,52 @@ def assert_disabled(folder: Path, stage: str, caplog: pytest.LogCaptureFixture) 
     assert "the server goes on without it" in caplog.text
 
 
+def test_an_unknown_vllm_is_watched_and_not_probed(
+    llm: Any, start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    from vllm_nfp.engine import session as module
+    from vllm_nfp.engine import versions
+
+    def injects(*_: object) -> None:
+        raise AssertionError("a probe engine was made")
+
+    expected = generate(llm)
+    monkeypatch.setattr(versions, "installed_version", lambda: "0.99.0")
+    monkeypatch.setattr(module, "VllmProbeEngine", injects)
+    with caplog.at_level(logging.WARNING, "vllm.nfp"):
+        session = start()
+    assert session.active and session._prober is None
+    assert generate(llm) == expected
+    left = snapshot(tmp_path)
+    assert left.state is State.PASSIVE
+    assert "vLLM 0.99.0 is newer than the releases" in left.reason
+    assert not left.boundaries and not left.probes.get("measured")
+    assert "passive mode on the cpu runner" in caplog.text
+
+
+def test_an_unknown_vllm_without_the_hooks_is_left_alone(
+    llm: Any, worker: Any, start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    from vllm_nfp.engine import session as module
+    from vllm_nfp.engine import versions
+    from vllm_nfp.engine.runners import V1Runner
+
+    monkeypatch.setattr(versions, "installed_version", lambda: "0.99.0")
+    bare = type("BareRunner", (), {"device": worker.model_runner.device})()
+    monkeypatch.setattr(module, "view_of", lambda _: V1Runner(bare, "cpu"))
+    from vllm_nfp.engine import runners
+
+    monkeypatch.setattr(runners, "view_of", lambda _: V1Runner(bare, "cpu"))
+    session = start(runner=bare)
+    assert not session.active
+    left = snapshot(tmp_path)
+    assert left.state is State.DISABLED
+    assert "BareRunner of this vLLM has no execute_model" in left.reason
+    assert len(generate(llm)) == 4
+
+
 def test_a_kv_cache_that_a_probe_changes_disables_it(
     llm: Any, start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -277,7 +324,7 @@ def test_passive_timing_injects_nothing_and_files_real_steps(
     session._publisher._publish()
     found = snapshot(tmp_path)
     assert found.probes == {} and found.probe_seconds == 0.0
-    assert found.state is State.STEADY
+    assert found.state is State.PASSIVE and "passive is on" in found.reason
     rows = {(row.batch_size, row.positions): row for row in found.steps}
     assert set(rows) == {(4, 1), (1, 1)}
     assert all(row.context == 256 and row.median_seconds > 0 for row in found.steps)

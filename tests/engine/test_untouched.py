@@ -17,7 +17,7 @@ PROGRAM = Path(__file__).with_name("untouched.py")
 def inspect(*argv: str) -> dict[str, object]:
     done = subprocess.run(
         [sys.executable, str(PROGRAM), *argv],
-        capture_output=True, text=True, timeout=120, check=True,
+        capture_output=True, text=True, timeout=300, check=True,
     )  # fmt: skip
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -31,15 +31,27 @@ def replaced() -> list[str]:
     return sorted(set(found))
 
 
+PARSER_MODULES = ("launchers.cli_args", "common.cli_args", "openai.cli_args")
+"""Where releases keep make_arg_parser: 0.29 and 0.32, 0.33, 0.26."""
+
+
+def parser_factory() -> Any:
+    for name in PARSER_MODULES:
+        try:
+            return importlib.import_module(f"vllm.entrypoints.{name}").make_arg_parser
+        except (ImportError, AttributeError):
+            continue
+    raise SystemExit("this vLLM's make_arg_parser is nowhere known")
+
+
 if __name__ == "__main__":
     sys.argv = ["vllm", *sys.argv[1:]]
     for name in ("entrypoints.cli.serve", "v1.metrics.prometheus", "v1.worker.worker_base"):
         importlib.import_module(f"vllm.{name}")
     from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    parser = make_arg_parser(FlexibleArgumentParser())
+    parser = parser_factory()(FlexibleArgumentParser())
     if "--config" in sys.argv:  # the flags may be in a file; these are not
         args = parser.parse_args([])
         args.model = sys.argv[2]

@@ -27,6 +27,7 @@ from vllm_nfp.engine.graph_place import CaptureWatch, GraphPlace
 from vllm_nfp.engine.memory import GpuMemory, Shelf, largest_free_block
 from vllm_nfp.engine.ranks import Alone
 from vllm_nfp.engine.runners import step_of, view_of
+from vllm_nfp.engine.versions import Mode
 from vllm_nfp.probe import Shape, ShapeRefusedError
 
 CPU = torch.device("cpu")
@@ -418,7 +419,7 @@ def config(**changes: Any) -> Any:
 def test_what_a_probe_would_corrupt_is_refused_by_name(
     changes: dict[str, Any], reason: str
 ) -> None:
-    assert support.refusal(config(**changes), passive=True) is None
+    assert support.decide(config(**changes), passive=True).mode is Mode.PASSIVE
     found = support.refusal(config(**changes))
     assert found is not None
     assert reason in found
@@ -444,19 +445,19 @@ def test_tensor_parallel_ranks_are_accepted_where_one_engine_has_them(
 
 
 @pytest.mark.parametrize(
-    ("version", "refused"),
-    [("0.32.0", False), ("0.33.1", False), ("0.34.0", True), ("1.0.0", True), ("dev", False)],
+    ("version", "passive"),
+    [("0.32.0", False), ("0.33.1", False), ("0.34.0", True), ("1.0.0", True), ("dev", True)],
 )
-def test_a_newer_vllm_is_refused(
-    version: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+def test_a_newer_vllm_is_only_watched(
+    version: str, passive: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vllm_nfp.engine import versions
 
     monkeypatch.setattr(versions, "installed_version", lambda: version)
-    reason = support.refusal(config())
-    assert (reason is not None) is refused
-    if reason is not None:
-        assert version in reason and "0.26 to 0.33" in reason
+    decision = support.decide(config())
+    assert decision.mode is (Mode.PASSIVE if passive else Mode.ACTIVE)
+    if passive:
+        assert version in decision.reason and "0.26 to 0.33" in decision.reason
 
 
 def test_an_old_vllm_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,6 +88,10 @@ keep({str(source)!r})
         ),
         ("os.abort()", "the engine did not start: it ended with code -6: see"),
         (
+            "tell(State.PASSIVE, reason='vLLM 0.99.0 is newer')",
+            "the probe is passive: vLLM 0.99.0 is newer; the engine's log",
+        ),
+        (
             "tell(State.DISABLED, reason='LoRA keeps state')",
             "the probe is disabled: LoRA keeps state; the engine's log",
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,10 @@ import torch
 
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.engine import session as module
+from vllm_nfp.engine import versions
+from vllm_nfp.engine.rank_session import session_for
 from vllm_nfp.engine.session import Session
+from vllm_nfp.metrics.snapshot import Snapshot, State, read_snapshot
 
 PIECE_SECONDS = 0.25
 """A warm-up run or a capture, on a slow host."""
@@ -95,3 +99,47 @@ def test_without_time_for_a_scan_there_is_none(monkeypatch: pytest.MonkeyPatch) 
     total, scan = attach(monkeypatch, startup_seconds=0.0)
     assert scan == 0.0
     assert total <= 2.0 + PIECE_SECONDS
+
+
+def passive_config(rank: int = 0, tensor_parallel_size: int = 1) -> SimpleNamespace:
+    return SimpleNamespace(
+        model_config=SimpleNamespace(served_model_name="m"),
+        parallel_config=SimpleNamespace(
+            data_parallel_index=0, rank=rank, tensor_parallel_size=tensor_parallel_size
+        ),
+        scheduler_config=SimpleNamespace(max_num_seqs=8, max_num_batched_tokens=64),
+    )
+
+
+def test_an_unknown_vllm_is_passive_for_good_and_told_by_the_first_rank_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    view = SimpleNamespace(device=torch.device("cpu"), name="v2", runner=object())
+    monkeypatch.setattr(module, "view_of", lambda _: view)
+    monkeypatch.setattr(versions, "installed_version", lambda: "0.99.0")
+    told: list[Snapshot] = []
+    for rank in (0, 1):
+        session = session_for(ProbeConfig(), passive_config(rank, tensor_parallel_size=2))
+        assert type(session) is Session
+        session.on_snapshot = told.append
+        session.attach(None)
+        assert session.active is (rank == 0)
+        if session.active:
+            assert session._publisher is not None
+            session._publisher._publish()
+            session.disable("the test is over", expected=True)
+    assert [found.state for found in told] == [State.PASSIVE, State.PASSIVE, State.DISABLED]
+    assert "vLLM 0.99.0 is newer" in told[1].reason
+    assert told[1].overhead_budget == 0.0
+
+
+def test_a_fault_before_the_output_folder_is_made_is_told_in_it_without_another(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "not" / "there"
+    monkeypatch.setenv("NFP_INJECT_FAULT", "attach")
+    session = Session(ProbeConfig(output_dir=str(folder)), passive_config())
+    monkeypatch.setattr(module.support, "refusal", lambda *_: None)
+    session.attach(None)
+    assert read_snapshot(folder / "engine-0.json").state is State.DISABLED
+    assert [record.exc_info is not None for record in caplog.records] == [True, False]

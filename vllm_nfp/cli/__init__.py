@@ -9,6 +9,7 @@ from vllm_nfp.cli.calibrate import calibrate_command
 from vllm_nfp.cli.compare import compare_command
 from vllm_nfp.cli.dashboards import dashboards_command
 from vllm_nfp.cli.demo import demo_command
+from vllm_nfp.cli.doctor import doctor_command
 from vllm_nfp.cli.measure import measure_command
 from vllm_nfp.cli.predict import predict_command
 from vllm_nfp.cli.prepare_cpu import prepare_cpu_command
@@ -29,6 +30,7 @@ for command in (
     compare_command,
     dashboards_command,
     demo_command,
+    doctor_command,
     measure_command,
     predict_command,
     prepare_cpu_command,

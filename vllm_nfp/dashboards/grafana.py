@@ -35,7 +35,13 @@ PURPLE, SKY, GREY = "#CC79A7", "#56B4E9", "#999999"
 
 MODULES = ("attention", "dense_ffn", "moe_ffn", "communication", "model")
 MODULE_COLORS = dict(zip(MODULES, (BLUE, ORANGE, PURPLE, SKY, GREEN), strict=True))
-STATES = {"warming": SKY, "probing": ORANGE, "steady": GREEN, "disabled": VERMILLION}
+STATES = {
+    "warming": SKY,
+    "probing": ORANGE,
+    "steady": GREEN,
+    "passive": GREY,
+    "disabled": VERMILLION,
+}
 
 ENGINE = 'model_name="$model_name",engine=~"$engine",instance=~"$instance"'
 """Selects the engines that the dashboard's variables name."""

@@ -105,7 +105,8 @@ def _now(page: dashboard.Dashboard) -> None:
             Frame(
                 "Probe state",
                 "State of the probe; of several engines the worst. warming: no estimate yet; "
-                "probing: estimates exist; steady: every point has its samples; disabled: off "
+                "probing: estimates exist; steady: every point has its samples; "
+                "passive: nothing is probed, real steps are watched; disabled: off "
                 "after a fault.",
                 "If disabled, the server's log says why; serving goes on without the probe.",
                 4,

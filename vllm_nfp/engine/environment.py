@@ -90,7 +90,8 @@ def _text_or_none(value: Any) -> str | None:
 
 def attention_backends(runner: Any) -> tuple[str, ...]:
     """The distinct names of a model runner's attention backends, in the order of its groups."""
-    names = [str(group.backend.get_name()) for groups in runner.attn_groups for group in groups]
+    groups_of_layers = getattr(runner, "attn_groups", ())
+    names = [str(group.backend.get_name()) for groups in groups_of_layers for group in groups]
     return tuple(dict.fromkeys(names))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from vllm_nfp.config import (
 from vllm_nfp.engine import versions
 from vllm_nfp.engine.draft_lengths import prepare_speculation
 from vllm_nfp.run_folder import make_run_folder
+
+logger = logging.getLogger("vllm.nfp")
 
 GROUP = "NFP probe"
 
@@ -144,10 +147,13 @@ def config_from_args(args: argparse.Namespace) -> ProbeConfig | None:
     return config_from_mapping(values)
 
 
-def publish_settings(config: ProbeConfig) -> ProbeConfig:
+def publish_settings(config: ProbeConfig, by_files: bool = True) -> ProbeConfig:
     """Check what only this machine can tell, make the run folder, and set the environment.
 
     Returns the settings with ``run_dir`` filled in; child processes inherit them.
+
+    Args:
+        by_files: results reach /metrics through files; without, vLLM carries them.
 
     Raises:
         ConfigError: for a folder that cannot be written or a vLLM that is too old.
@@ -155,11 +161,29 @@ def publish_settings(config: ProbeConfig) -> ProbeConfig:
     versions.require_supported()
     if config.output_dir is not None:
         check_writable_folder("--nfp-output-dir", config.output_dir)
-    run_dir = make_run_folder()
+    run_dir = make_run_folder() if by_files else None
     values = {name: getattr(config, name) for name in ProbeConfig.__dataclass_fields__}
     ready = ProbeConfig(**{**values, "run_dir": run_dir})
     os.environ[ENV_VAR] = ready.to_json()
     return ready
+
+
+def _by_files(config: ProbeConfig, args: argparse.Namespace) -> bool:
+    """Whether results reach /metrics through files; the log says why, where it is a choice."""
+    from vllm_nfp.engine import extension
+
+    if not extension.present():
+        return True
+    reason = extension.why_not_values(
+        config,
+        speculative=bool(getattr(args, "speculative_config", None)),
+        log_stats=not getattr(args, "disable_log_stats", False),
+    )
+    if reason is None:
+        logger.info("vllm-nfp: vLLM's extension point carries the results to /metrics")
+    else:
+        logger.info("vllm-nfp: files carry the results to /metrics: %s", reason)
+    return reason is not None
 
 
 def switch_on(args: argparse.Namespace) -> None:
@@ -174,7 +198,7 @@ def switch_on(args: argparse.Namespace) -> None:
             speculation = getattr(args, "speculative_config", None)
             parallel = getattr(args, "data_parallel_size", None) or 1
             args.speculative_config = prepare_speculation(speculation, parallel)
-        publish_settings(config)
+        publish_settings(config, _by_files(config, args))
     except ConfigError as error:
         print(f"vllm serve: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -44,11 +44,19 @@ class CaptureWatch:
         self._streams: dict[int, Any] = {}
 
     def __enter__(self) -> CaptureWatch:
+        return self.open()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def open(self) -> CaptureWatch:
+        """Begin to note."""
         if torch.cuda.is_available():
             self._patches.wrap(torch.cuda.CUDAGraph, "capture_begin", self._noting)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Note no more; what was noted stays."""
         self._patches.restore()
 
     def _noting(self, original: Any) -> Any:

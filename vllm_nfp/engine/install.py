@@ -57,8 +57,17 @@ def _install_flags() -> None:
 
 
 def _install_hooks() -> None:
-    """Hook the worker (where one will live) and the registry behind /metrics."""
-    from vllm_nfp.engine import draft_control, draft_lengths, metrics_bridge, worker_hook
+    """Observe the worker (where one will live) and join what is behind /metrics.
+
+    Through vLLM's extension point where it has one, through hooks elsewhere.
+    """
+    from vllm_nfp.engine import (
+        draft_control,
+        draft_lengths,
+        extension,
+        metrics_bridge,
+        worker_hook,
+    )
 
     config = config_from_environment()
     if config is None:
@@ -66,8 +75,17 @@ def _install_hooks() -> None:
     if config.draft_control:
         draft_control.install(PATCHES, config)
         draft_lengths.install_sizes(PATCHES, config)
-    worker_hook.install(PATCHES, config)
     metrics_bridge.install(PATCHES, config)
+    try:
+        if extension.present():
+            if config.draft_control:
+                worker_hook.install_graphs(PATCHES, config)
+            extension.register(config)
+        else:
+            worker_hook.install(PATCHES, config)
+    except Exception as error:
+        logger.exception("vllm-nfp: this vLLM cannot be hooked; the probe stays off")
+        metrics_bridge.report_unhooked(config, error)
 
 
 __all__ = ["PATCHES", "ProbeConfig", "install"]

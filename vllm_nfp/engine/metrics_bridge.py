@@ -11,8 +11,10 @@ from typing import Any
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from vllm_nfp.config import ProbeConfig
+from vllm_nfp.engine import versions
 from vllm_nfp.engine.patch import PatchSet
 from vllm_nfp.metrics.collector import NfpCollector
+from vllm_nfp.metrics.snapshot import Snapshot, State, engine_file, write_snapshot
 
 logger = logging.getLogger("vllm.nfp")
 
@@ -44,6 +46,22 @@ def install(patches: PatchSet, config: ProbeConfig) -> None:
     user = sys.modules.get(_USER)
     if user is not None:
         patches.wrap(user, _FUNCTION, with_collector)
+
+
+def report_unhooked(config: ProbeConfig, error: Exception) -> None:
+    """Let /metrics say that the probe is off in a vLLM whose workers cannot be observed.
+
+    No worker will write a hand-over file, so this process writes the first engine's.
+    """
+    if config.run_dir is None:
+        return
+    version = versions.installed_version() or "of unknown version"
+    reason = f"vLLM {version} cannot be hooked: {error}"
+    snapshot = Snapshot("", "0", State.DISABLED, reason=reason)
+    try:
+        write_snapshot(engine_file(config.run_dir, "0"), snapshot)
+    except OSError:
+        logger.exception("vllm-nfp: /metrics will not show that the probe is off")
 
 
 def _join(patches: PatchSet, registry: Any, config: ProbeConfig) -> None:

@@ -15,11 +15,12 @@ import torch
 
 from vllm_nfp import faults
 from vllm_nfp.config import ProbeConfig
-from vllm_nfp.engine import ranks, support
+from vllm_nfp.engine import ranks, support, versions
 from vllm_nfp.engine.engine import VllmProbeEngine
 from vllm_nfp.engine.graph_place import GraphPlace
 from vllm_nfp.engine.runners import RunnerView, step_of
 from vllm_nfp.engine.session import PASSIVE_IDLE_SECONDS, Session
+from vllm_nfp.engine.versions import Mode
 from vllm_nfp.metrics.snapshot import Snapshot
 from vllm_nfp.probe import Budget, EngineStep, PairResult, Planner, Prober
 from vllm_nfp.probe.lockstep import DivergedError, Lockstep, Pair, PeerFaultError, WireError
@@ -35,7 +36,8 @@ ALL_AT_THE_START = 5.0
 def session_for(config: ProbeConfig, vllm_config: Any) -> Session:
     """A session that fits the engine's ranks."""
     several = vllm_config.parallel_config.tensor_parallel_size > 1
-    together = several and not config.passive
+    version = versions.decide(versions.installed_version())
+    together = several and not config.passive and version.mode is not Mode.PASSIVE
     return RankSession(config, vllm_config) if together else Session(config, vllm_config)
 
 
@@ -65,10 +67,10 @@ class RankSession(Session):
     def attach(self, runner: Any, place: GraphPlace | None = None) -> None:
         """Take up the runner, on all ranks or on none."""
         begun = time.monotonic()
-        reason = support.refusal(self._vllm_config)
-        if reason is not None:
+        decision = support.decide(self._vllm_config)
+        if decision.mode is not Mode.ACTIVE:
             self._leads = torch.distributed.get_rank() == 0
-            self.disable(reason, expected=True)
+            self.disable(decision.reason, expected=True)
             return
         lockstep: Lockstep | None = None
         try:

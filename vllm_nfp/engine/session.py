@@ -26,8 +26,16 @@ from vllm_nfp.engine.memory import host_bytes
 from vllm_nfp.engine.predictions import predict_rows
 from vllm_nfp.engine.ranks import Alone, Ranks
 from vllm_nfp.engine.runners import RunnerView, StepLimits, limits_of, step_of, view_of
+from vllm_nfp.engine.versions import Mode
 from vllm_nfp.faults import maybe_fail, maybe_no_space
-from vllm_nfp.metrics.snapshot import LiveStep, Snapshot, State, engine_file, write_snapshot
+from vllm_nfp.metrics.snapshot import (
+    LiveStep,
+    PredictionRow,
+    Snapshot,
+    State,
+    engine_file,
+    write_snapshot,
+)
 from vllm_nfp.probe import Budget, EngineStep, PairResult, Planner, Prober
 from vllm_nfp.probe.publisher import Counters, Publisher
 from vllm_nfp.profile import Environment, profile_file, profile_of, save_profile
@@ -82,6 +90,8 @@ class Session:
         self._resident = 0
         self.on_disable: Callable[[], None] = lambda: None
         """Removes the hooks; set by whoever put them in place."""
+        self.on_snapshot: Callable[[Snapshot], None] = lambda _: None
+        """Given all that /metrics is to show, where no file carries it."""
 
     @property
     def active(self) -> bool:
@@ -96,16 +106,30 @@ class Session:
         """
         begun = self._now()
         try:
-            rank = getattr(self._vllm_config.parallel_config, "rank", 0)
-            if self._config.passive and rank > 0:
-                return  # ranks step together: the first one tells of all
-            reason = support.refusal(self._vllm_config, self._config.passive)
-            if reason is not None:
-                self.disable(reason, expected=True)
-                return
-            self._attach(runner, begun, place)
+            decision = support.decide(self._vllm_config, self._config.passive)
+            if decision.mode is Mode.OFF:
+                self.disable(decision.reason, expected=True)
+            elif decision.mode is Mode.ACTIVE or self._turn_passive(runner, decision.reason):
+                self._attach(runner, begun, place)
         except Exception as error:
             self._fault("attach", error)
+
+    def _turn_passive(self, runner: Any, reason: str) -> bool:
+        """Settle for timing real steps, and say why; False where even that is not to be done."""
+        if getattr(self._vllm_config.parallel_config, "rank", 0) > 0:
+            return False  # ranks step together: the first one tells of all
+        try:
+            view = view_of(runner)
+        except TypeError as error:
+            self.disable(f"{reason}, and even that is off: {error}", expected=True)
+            return False
+        tell = logger.info if self._config.passive else logger.warning
+        tell("vllm-nfp: passive mode on the %s runner: %s", view.name, reason)
+        self._config = replace(self._config, passive=True)
+        self._identity = replace(
+            self._identity, state=State.PASSIVE, reason=reason, overhead_budget=0.0
+        )
+        return True
 
     def _attach(self, runner: Any, begun: float, place: GraphPlace | None) -> None:
         maybe_fail("attach")
@@ -225,17 +249,23 @@ class Session:
             self._config,
             replace(self._identity, runner=view.name, skipped_cells=skipped),
             self._counters,
-            lambda: predict_rows(
-                self._vllm_config,
-                view.device,
-                attention_backends(view.runner),
-                cells,
-                self._config.epsilons,
-            ),
+            lambda: self._predict(view, cells),
             self._write,
             self._record,
             None if self._config.output_dir is None else self._keep_profile,
         )
+
+    def _predict(self, view: RunnerView, cells: list[tuple[int, int]]) -> tuple[PredictionRow, ...]:
+        backends = attention_backends(view.runner)
+        epsilons = self._config.epsilons
+        try:
+            return predict_rows(self._vllm_config, view.device, backends, cells, epsilons)
+        except Exception as error:
+            if not self._config.passive:
+                raise
+            # An unknown vLLM may keep its configuration elsewhere; timing needs none of it.
+            logger.info("vllm-nfp: no prediction: %r", error)
+            return ()
 
     def _cells(
         self, engine: VllmProbeEngine
@@ -333,12 +363,14 @@ class Session:
 
     def _write(self, snapshot: Snapshot) -> None:
         """Hand the results on; a full disk leaves the old ones, whose age /metrics tells."""
+        self.on_snapshot(snapshot)
         for folder in (self._config.run_dir, self._config.output_dir):
             if folder is None:
                 continue
             try:
                 if folder == self._config.output_dir:
                     maybe_no_space()
+                    Path(folder).mkdir(parents=True, exist_ok=True)
                 write_snapshot(engine_file(folder, snapshot.engine), snapshot)
                 self._unwritten.discard(folder)
             except OSError as error:
@@ -422,6 +454,7 @@ class Session:
         except Exception:
             logger.exception("vllm-nfp: the probe could not tell /metrics that it is disabled")
         finally:
+            self._identity = replace(last, state=State.DISABLED, reason=reason)
             self._prober = self._publisher = self._engine = self._log = self._timer = None
 
 

@@ -6,17 +6,30 @@ from collections.abc import Callable
 from typing import Any
 
 from vllm_nfp.engine import versions
+from vllm_nfp.engine.versions import Decision, Mode
 
 
-def refusal(vllm_config: Any, passive: bool = False) -> str | None:
-    """Why the probe must stay off with this configuration; None if it may run.
+def decide(vllm_config: Any, passive: bool = False) -> Decision:
+    """What the probe does with this vLLM and this configuration.
+
+    Args:
+        passive: the settings ask for the passive mode, to which no configuration is an obstacle.
+    """
+    decision = versions.decide(versions.installed_version())
+    if decision.mode is not Mode.ACTIVE:
+        return decision
+    if passive:
+        return Decision(Mode.PASSIVE, "the setting passive is on: nothing is probed")
+    reason = refusal(vllm_config)
+    return decision if reason is None else Decision(Mode.OFF, reason)
+
+
+def refusal(vllm_config: Any) -> str | None:
+    """Why this configuration cannot be probed; None if it can.
 
     Each reason names the feature and what to do without it. Timing real steps alone corrupts
-    nothing, and needs no more than a vLLM that is known.
+    nothing, and none of these stands in its way.
     """
-    version = versions.refusal()
-    if version is not None or passive:
-        return version
     for check in _CHECKS:
         reason = check(vllm_config)
         if reason is not None:

@@ -4,12 +4,74 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+from dataclasses import dataclass
+from enum import StrEnum
 
 from vllm_nfp.config import ConfigError
 
-OLDEST = (0, 26)
-NEWEST = (0, 33)
-TESTED = (0, 32)
+
+class Mode(StrEnum):
+    """How much the probe does in a server."""
+
+    ACTIVE = "active"
+    """Probes run between real steps."""
+    PASSIVE = "passive"
+    """Nothing is injected: real steps are timed where the hooks are found."""
+    OFF = "off"
+    """No hook does anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do with a release of vLLM or a configuration, and why if it is not everything."""
+
+    mode: Mode
+    reason: str = ""
+    """One sentence; empty for the active mode."""
+
+
+class Evidence(StrEnum):
+    """What is known of a release."""
+
+    CPU = "engine tests on a CPU"
+    CPU_AND_GPU = "engine tests on a CPU, measurements on a GPU"
+    SOURCE = "its sources read, nothing run"
+    BETWEEN = "lies between tested releases"
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """One minor release of vLLM as the probe knows it."""
+
+    number: tuple[int, int]
+    evidence: Evidence
+    limits: tuple[str, ...] = ()
+    """What this release cannot do, one sentence each."""
+
+
+_V2_IGNORES_SCHEDULES = (
+    "its V2 model runner does not follow draft lengths by batch size: "
+    "serve with VLLM_USE_V2_MODEL_RUNNER=0 for them"
+)
+_V2_MAY_IGNORE_SCHEDULES = (
+    "its V2 model runner is not known to follow draft lengths by batch size: "
+    "serve with VLLM_USE_V2_MODEL_RUNNER=0 for them"
+)
+
+RELEASES: tuple[Release, ...] = (
+    Release((0, 26), Evidence.CPU, (_V2_IGNORES_SCHEDULES,)),
+    Release((0, 27), Evidence.BETWEEN, (_V2_MAY_IGNORE_SCHEDULES,)),
+    Release((0, 28), Evidence.BETWEEN, (_V2_MAY_IGNORE_SCHEDULES,)),
+    Release((0, 29), Evidence.CPU, (_V2_IGNORES_SCHEDULES,)),
+    Release((0, 30), Evidence.BETWEEN, (_V2_MAY_IGNORE_SCHEDULES,)),
+    Release((0, 31), Evidence.BETWEEN, (_V2_MAY_IGNORE_SCHEDULES,)),
+    Release((0, 32), Evidence.CPU_AND_GPU),
+    Release((0, 33), Evidence.SOURCE),
+)
+"""Every release that is probed actively, oldest first."""
+
+OLDEST = RELEASES[0].number
+NEWEST = RELEASES[-1].number
 
 DRAFT_SCHEDULES = (0, 26)
 """Oldest release known to take num_speculative_tokens_per_batch_size."""
@@ -30,8 +92,10 @@ def installed_version() -> str | None:
 
 
 def parse_release(version: str) -> tuple[int, int] | None:
-    """Major and minor number; None for a text without them, such as a development build's."""
+    """Major and minor number; None for a text without them or an untagged development build."""
     match = re.match(r"(\d+)\.(\d+)", version)
+    if match and (int(match[1]), int(match[2])) < (0, 2) and "dev" in version:
+        return None  # built from a checkout without tags
     return (int(match[1]), int(match[2])) if match else None
 
 
@@ -46,25 +110,47 @@ def require_supported() -> None:
     Raises:
         ConfigError: naming the version and the range.
     """
-    version = installed_version()
-    release = parse_release(version) if version else None
-    if release is not None and release < OLDEST:
-        raise ConfigError(
-            f"vLLM {version} is too old for --nfp-probe, which knows {describe_range()}: "
-            f"upgrade vLLM or leave the flag out"
+    decision = decide(installed_version())
+    if decision.mode is Mode.OFF:
+        raise ConfigError(decision.reason)
+
+
+def known_release(version: str | None) -> Release | None:
+    """The entry of a version in the table; None if it is not there."""
+    number = parse_release(version) if version else None
+    return next((release for release in RELEASES if release.number == number), None)
+
+
+def decide(version: str | None) -> Decision:
+    """What the probe does with this version of vLLM.
+
+    Probing reaches into the model runner, so it runs on known releases alone; a newer one, or a
+    build without a release number, gets its real steps timed and nothing else.
+
+    Args:
+        version: as :func:`installed_version` gives it; None: not known.
+    """
+    number = parse_release(version) if version else None
+    if number is None:
+        return Decision(
+            Mode.PASSIVE,
+            f"vLLM {version or 'of unknown version'} is no release that this vllm-nfp knows "
+            f"({describe_range()}): real steps are timed, nothing is probed",
         )
-
-
-def refusal() -> str | None:
-    """Why the probe must stay off with this vLLM; None if it may run."""
-    version = installed_version()
-    release = parse_release(version) if version else None
-    if release is not None and release > NEWEST:
-        return (
+    if number > NEWEST:
+        return Decision(
+            Mode.PASSIVE,
             f"vLLM {version} is newer than the releases that this vllm-nfp knows "
-            f"({describe_range()}): upgrade vllm-nfp"
+            f"({describe_range()}): real steps are timed, nothing is probed; "
+            f"upgrade vllm-nfp to probe",
         )
-    return None
+    if number < OLDEST:
+        return Decision(
+            Mode.OFF,
+            f"vLLM {version} is too old for --nfp-probe, which knows {describe_range()}: "
+            f"upgrade vLLM or leave the flag out",
+        )
+    return Decision(Mode.ACTIVE)
 
 
 def draft_schedule_refusal(version: str) -> str | None:

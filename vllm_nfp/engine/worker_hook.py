@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.engine import draft_lengths
 from vllm_nfp.engine.patch import PatchSet
+
+logger = logging.getLogger("vllm.nfp")
+
+
+class HookMissingError(RuntimeError):
+    """This vLLM lacks what the probe hooks; the message names it."""
 
 
 def install(patches: PatchSet, config: ProbeConfig) -> None:
@@ -27,7 +34,27 @@ def install(patches: PatchSet, config: ProbeConfig) -> None:
 
         return wrapped
 
-    patches.wrap(WorkerWrapperBase, "init_device", init_device)
+    if not patches.wrap(WorkerWrapperBase, "init_device", init_device):
+        raise HookMissingError("WorkerWrapperBase.init_device")
+    logger.info("vllm-nfp: steps are observed through hooks; this vLLM has no extension point")
+
+
+def install_graphs(patches: PatchSet, config: ProbeConfig) -> None:
+    """Where the extension point tells of workers: only have graphs captured for all draft lengths.
+
+    A worker's graph managers are made before any observer is.
+    """
+    from vllm.v1.worker.worker_base import WorkerWrapperBase
+
+    def init_device(original: Any) -> Any:
+        def wrapped(wrapper: Any) -> Any:
+            draft_lengths.install_graphs(patches, config)
+            return original(wrapper)
+
+        return wrapped
+
+    if not patches.wrap(WorkerWrapperBase, "init_device", init_device):
+        raise HookMissingError("WorkerWrapperBase.init_device")
 
 
 def _hook_worker(worker: Any, config: ProbeConfig) -> None:
@@ -47,8 +74,6 @@ def _hook_worker(worker: Any, config: ProbeConfig) -> None:
 
 
 def _attach(worker: Any, config: ProbeConfig, place: Any) -> None:
-    import logging
-
     try:
         from vllm_nfp.engine import idle
         from vllm_nfp.engine.rank_session import session_for
@@ -59,7 +84,7 @@ def _attach(worker: Any, config: ProbeConfig, place: Any) -> None:
             _hook_runner(worker.model_runner, session)
             idle.install(session)
     except Exception:
-        logging.getLogger("vllm.nfp").exception("vllm-nfp: the probe stays off")
+        logger.exception("vllm-nfp: the probe stays off")
 
 
 def _hook_runner(runner: Any, session: Any) -> None:
@@ -88,5 +113,13 @@ def _hook_runner(runner: Any, session: Any) -> None:
         return wrapped
 
     session.on_disable = patches.restore
-    patches.wrap(runner, "execute_model", execute_model)
-    patches.wrap(runner, "sample_tokens", sample_tokens)
+    hooked = [
+        patches.wrap(runner, "execute_model", execute_model),
+        patches.wrap(runner, "sample_tokens", sample_tokens),
+    ]
+    if not all(hooked):
+        session.disable(
+            f"the model runner {type(runner).__name__} of this vLLM has no execute_model or no "
+            f"sample_tokens to observe steps by",
+            expected=True,
+        )

@@ -51,6 +51,9 @@ S = TypeVar("S", Snapshot, ControlSnapshot)
 AcceptanceOf = Callable[[str], Acceptance | None]
 """The acceptance of an engine's drafts; None: not known."""
 
+MOST_REASON_CHARACTERS = 300
+"""Length at which the reason is cut in a label; the log has all of it."""
+
 _ENGINE = ["model_name", "engine"]
 _CELL = [*_ENGINE, "module", "batch_size", "context"]
 _LINE = [*_CELL, "epsilon"]
@@ -318,8 +321,13 @@ def _probing(engines: list[Snapshot]) -> Iterator[Metric]:
     )
     state = GaugeMetricFamily(
         "vllm_nfp_state",
-        "1 for the state the probe is in: warming, probing, steady or disabled.",
+        "1 for the state the probe is in: warming, probing, steady, passive or disabled.",
         labels=[*_ENGINE, "state"],
+    )
+    why = GaugeMetricFamily(
+        "vllm_nfp_state_info",
+        "1 for the reason why the probe is passive or disabled; none while it probes.",
+        labels=[*_ENGINE, "state", "reason"],
     )
     for snapshot in engines:
         labels = _engine(snapshot)
@@ -332,7 +340,10 @@ def _probing(engines: list[Snapshot]) -> Iterator[Metric]:
         memory.add_metric(labels, snapshot.graph_bytes)
         for name in State:
             state.add_metric([*labels, str(name)], float(snapshot.state == name))
-    yield from (probes, seconds, ratio, budget, startup, memory, state)
+        if snapshot.reason:
+            reason = label(" ".join(snapshot.reason.split()))[:MOST_REASON_CHARACTERS]
+            why.add_metric([*labels, str(snapshot.state), reason], 1)
+    yield from (probes, seconds, ratio, budget, startup, memory, state, why)
 
 
 def _costs(engines: list[Snapshot]) -> Iterator[Metric]:

@@ -41,6 +41,8 @@ class State(StrEnum):
     """Estimates exist; some points still lack samples."""
     STEADY = "steady"
     """Every point that can be measured has its samples; the probe now refreshes them."""
+    PASSIVE = "passive"
+    """Nothing is probed, for the reason in :attr:`Snapshot.reason`; real steps are watched."""
     DISABLED = "disabled"
     """Off, for the reason in the log and in :attr:`Snapshot.reason`."""
 
@@ -159,7 +161,7 @@ class Snapshot:
     engine: str
     state: State
     reason: str = ""
-    """Why the probe is disabled; empty otherwise."""
+    """Why the probe is disabled or passive; empty otherwise."""
     runner: str = ""
     updated_unix_seconds: float = 0.0
     updated_monotonic_seconds: float = 0.0

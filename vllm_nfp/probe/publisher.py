@@ -339,10 +339,11 @@ class Publisher:
         counters = self._counters()
         boundaries = self._results.boundaries()
         steps = () if counters.step_times is None else step_rows(counters.step_times)
-        found = steps if self._config.passive else boundaries
         return replace(
             self.identity,
-            state=_state(bool(found), counters.missing_pairs == 0),
+            state=State.PASSIVE
+            if self._config.passive
+            else _state(bool(boundaries), counters.missing_pairs == 0),
             updated_unix_seconds=time.time(),
             updated_monotonic_seconds=time.monotonic(),
             idle_probe_seconds=counters.idle_probe_seconds,

@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from vllm_nfp import cpu_setup, doctor
+from vllm_nfp.calibrate.device import DeviceError, Gpu
+from vllm_nfp.cli import main
+from vllm_nfp.doctor import Answer, BadQuestionError, Finding, Question, Status
+from vllm_nfp.engine import extension, versions
+
+BASE = {"platform": "cuda", "triton": True, "forced_runner": None}
+OF_MODEL = {
+    **BASE,
+    "mode": "active", "reason": "", "not_looked_at": [], "use_v2": True, "v2_unsupported": [],
+    "backend": "FLASH_ATTN", "graphs": {"eager": False, "mode": "FULL", "largest": 512},
+    "speculative": None, "draft_lengths_by_batch_size": False, "data_parallel": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sound machine with a known GPU, whatever this one is."""
+    gpu = Gpu("NVIDIA H100 80GB HBM3", 70 << 30, (9, 0))
+    monkeypatch.setattr(doctor, "gpu_at_hand", lambda: gpu)
+    monkeypatch.setattr(versions, "installed_version", lambda: "0.32.0")
+    monkeypatch.setattr(cpu_setup, "is_cpu_build", lambda: False)
+    monkeypatch.setattr(extension, "present", lambda: False)
+    monkeypatch.setattr(doctor, "_version", lambda name: "2.11.0")
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: ["nfp"])
+    for name in ("VLLM_PLUGINS", "PROMETHEUS_MULTIPROC_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def diagnose(question: Question | None = None, **values: Any) -> dict[str, Finding]:
+    return {f.name: f for f in whole(question, **values).findings}
+
+
+def whole(question: Question | None = None, **values: Any) -> doctor.Diagnosis:
+    question = question or Question()
+    answer = Answer({**(BASE if question.model is None else OF_MODEL), **values})
+    return doctor.diagnose(question, lambda _: answer)
+
+
+MODEL = Question(Path("model"))
+
+
+def test_a_sound_machine_works() -> None:
+    found = whole()
+    assert found.works
+    told = found.to_json()
+    assert (told["schema"], told["works"], told["mode"]) == (1, True, "active")
+    assert {check["status"] for check in told["checks"]} <= {"ok", "warning"}
+    names = [check["name"] for check in told["checks"]]
+    assert len(names) == len(set(names))
+    assert "H100" in diagnose()["device"].found
+    assert diagnose()["predictions"].found == "hardware H100-SXM"
+
+
+def test_without_vllm_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "installed_version", lambda: None)
+    monkeypatch.setattr(doctor, "_version", lambda name: None)
+
+    def no_torch() -> None:
+        raise DeviceError("torch cannot be asked for its GPU: No module named 'torch'")
+
+    monkeypatch.setattr(doctor, "gpu_at_hand", no_torch)
+    found = doctor.diagnose(Question())
+    broken = {f.name: f for f in found.findings if f.status is Status.BROKEN}
+    assert set(broken) == {"torch", "vllm"}
+    assert "0.26 to 0.33" in broken["vllm"].advice
+    assert found.to_json()["mode"] == "off"
+
+
+@pytest.mark.parametrize(
+    ("version", "status", "mode", "works"),
+    [
+        ("0.25.0", Status.BROKEN, "off", False),
+        ("0.26.0", Status.OK, "active", True),
+        ("0.99.0", Status.WARNING, "passive", True),
+    ],
+)
+def test_the_version_decides(
+    version: str, status: Status, mode: str, works: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(versions, "installed_version", lambda: version)
+    found = whole()
+    assert {f.name: f for f in found.findings}["vllm"].status is status
+    assert found.to_json()["mode"] == mode
+    assert found.works is works
+    limits = [f for f in found.findings if f.name == "vllm limit"]
+    assert bool(limits) is (version == "0.26.0")
+
+
+def test_a_plugin_that_is_not_registered_or_excluded_is_broken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("VLLM_PLUGINS", "other, nfp")
+    assert diagnose()["plugin"].status is Status.OK
+    monkeypatch.setenv("VLLM_PLUGINS", "other")
+    assert "VLLM_PLUGINS='other'" in diagnose()["plugin"].found
+    assert not whole().works
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: [])
+    assert "no entry point" in diagnose()["plugin"].found
+
+
+@pytest.mark.parametrize(
+    ("values", "question", "told"),
+    [
+        ({}, Question(), "V2: the default"),
+        ({"triton": False, "platform": "cpu"}, Question(), "CPU, derived from V1: V2 needs Triton"),
+        ({"forced_runner": "0"}, Question(), "V1: VLLM_USE_V2_MODEL_RUNNER=0 asks for it"),
+        ({"forced_runner": "1", "triton": False}, Question(), "V2: VLLM_USE_V2"),
+        ({}, MODEL, "V2: vLLM's choice"),
+        ({"use_v2": False, "v2_unsupported": ["x", "y"]}, MODEL, "V1: V2 does not support x, y"),
+        ({"use_v2": False, "triton": False}, MODEL, "V1: V2 needs Triton"),
+    ],
+)
+def test_the_runner_and_why(values: dict[str, Any], question: Question, told: str) -> None:
+    assert diagnose(question, **values)["model runner"].found.startswith(told)
+
+
+def test_a_model_that_cannot_be_probed_is_broken_with_the_reason() -> None:
+    found = whole(MODEL, mode="off", reason="LoRA keeps state: serve without --enable-lora")
+    assert not found.works
+    finding = {f.name: f for f in found.findings}["this model"]
+    assert (finding.status, finding.advice) == (
+        Status.BROKEN, "LoRA keeps state: serve without --enable-lora",
+    )  # fmt: skip
+
+
+def test_backend_graphs_and_drafts_of_a_model() -> None:
+    found = diagnose(MODEL, not_looked_at=["--port", "8000"])
+    assert found["attention backend"].found == "FLASH_ATTN"
+    assert found["CUDA graphs"].found == "FULL, up to 512 tokens"
+    assert found["flags"].found.endswith("--port 8000")
+    unknown = diagnose(MODEL, backend=None, graphs={"eager": True, "mode": "NONE", "largest": 0})
+    assert unknown["attention backend"].status is Status.UNKNOWN
+    assert unknown["CUDA graphs"].found.startswith("none")
+    drafts = {"speculative": "ngram", "draft_lengths_by_batch_size": True}
+    name = "drafting of this server"
+    assert diagnose(MODEL, **drafts)[name].status is Status.OK
+    assert diagnose(MODEL, **drafts, data_parallel=2)[name].status is Status.WARNING
+
+
+def test_vllm_that_does_not_import_is_broken() -> None:
+    found = doctor.diagnose(Question(), lambda _: Answer({}, "operator torchvision::nms"))
+    finding = {f.name: f for f in found.findings}["vllm import"]
+    assert (finding.status, finding.found) == (Status.BROKEN, "operator torchvision::nms")
+
+
+def test_a_used_prometheus_folder_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "prometheus multiprocess"
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    assert diagnose()[name].status is Status.OK
+    (tmp_path / "gauge_1.db").touch()
+    assert diagnose()[name].status is Status.WARNING
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path / "none"))
+    assert diagnose()[name].status is Status.BROKEN
+
+
+def test_an_output_folder_that_cannot_be_written_is_broken(tmp_path: Path) -> None:
+    assert diagnose(Question(output_dir=str(tmp_path)))["output folder"].status is Status.OK
+    bad = diagnose(Question(output_dir="/proc/nfp"))["output folder"]
+    assert (bad.status, "cannot be written" in bad.found) == (Status.BROKEN, True)
+
+
+def test_a_missing_extra_is_a_warning_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "EXTRAS", {"report": ("no_such_module",)})
+    finding = diagnose()["extra report"]
+    assert finding.status is Status.WARNING
+    assert "pip install 'vllm-nfp[report]'" in finding.advice
+    assert whole().works
+
+
+def test_extras_name_what_pyproject_installs() -> None:
+    import tomllib
+
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    optional = tomllib.loads(text)["project"]["optional-dependencies"]
+    for name, modules in doctor.EXTRAS.items():
+        packages = " ".join(optional[name]).replace("-", "_")
+        assert all(module in packages for module in modules)
+
+
+def program(tmp_path: Path, text: str) -> tuple[str, str]:
+    path = tmp_path / "answer.py"
+    path.write_text(text)
+    return sys.executable, str(path)
+
+
+def test_vllm_is_asked_in_a_process_of_its_own(tmp_path: Path) -> None:
+    echo = "import sys; print('a log line'); print(sys.argv[1])"
+    answer = doctor.ask_vllm(Question(Path("m"), ("--port", "1")), program(tmp_path, echo))
+    assert answer.values == {"model": "m", "flags": ["--port", "1"]}
+
+
+def test_flags_that_vllm_refuses_are_a_bad_question(tmp_path: Path) -> None:
+    refuse = "import sys; print('vllm serve: error: no flag --x', file=sys.stderr); sys.exit(2)"
+    with pytest.raises(BadQuestionError, match=r"^no flag --x$"):
+        doctor.ask_vllm(Question(Path("m"), ("--x",)), program(tmp_path, refuse))
+
+
+def test_a_model_that_vllm_cannot_read_is_told_from_a_vllm_that_is_broken(tmp_path: Path) -> None:
+    only_model = "import sys, json; a = json.loads(sys.argv[1]); a['model'] and 1 / 0; print('{}')"
+    with pytest.raises(BadQuestionError, match="vLLM cannot serve m: ZeroDivisionError"):
+        doctor.ask_vllm(Question(Path("m")), program(tmp_path, only_model))
+    answer = doctor.ask_vllm(Question(Path("m")), program(tmp_path, "raise OSError('libcuda')"))
+    assert (answer.values, answer.error) == ({}, "OSError: libcuda")
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
+    monkeypatch.setattr(doctor, "ask_vllm", lambda question: Answer(BASE))
+    return CliRunner().invoke(main, ["doctor", *arguments])
+
+
+def test_the_command_prints_json_and_ends_with_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run(monkeypatch, "--json")
+    assert result.exit_code == 0
+    told = json.loads(result.stdout)
+    assert told["works"] is True
+    assert {"name", "status", "found", "advice"} == set(told["checks"][0])
+
+
+def test_the_command_ends_with_1_where_something_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_PLUGINS", "other")
+    monkeypatch.setattr(doctor, "EXTRAS", {"report": ("no_such_module",)})
+    result = run(monkeypatch)
+    assert result.exit_code == 1
+    assert "vllm-nfp[report]" in result.stdout, "the brackets were taken for markup"
+    assert "the probe will not work" in result.stdout
+    assert "add nfp to VLLM_PLUGINS" in " ".join(result.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--model", "/no/such"], "does not exist"),
+        (["--", "--port", "1"], "give --model"),
+    ],
+)
+def test_bad_flags_end_with_2(
+    arguments: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = run(monkeypatch, *arguments)
+    assert result.exit_code == 2
+    assert sentence in result.output
+
+
+def test_a_folder_without_a_model_ends_with_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = run(monkeypatch, "--model", str(tmp_path))
+    assert result.exit_code == 2
+    assert "holds no config.json" in result.output
+
+
+def test_the_command_imports_neither_torch_nor_vllm() -> None:
+    program = (
+        "import sys; import vllm_nfp.cli, vllm_nfp.doctor; "
+        "print([m for m in ('torch', 'vllm', 'matplotlib', 'pandas') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.strip() == "[]"

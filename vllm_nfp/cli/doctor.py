@@ -1,0 +1,79 @@
+"""``vllm-nfp doctor``: what is installed, what will work, and what will not and why."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from vllm_nfp.cli.common import Refusal, json_option
+
+STYLES = {"ok": "green", "warning": "yellow", "broken": "bold red", "unknown": "dim"}
+
+
+@click.command("doctor", context_settings={"ignore_unknown_options": True})
+@click.option(
+    "--model",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=None,
+    help="Folder of a model with a config.json: say what vLLM would do with it.",
+)
+@click.option(
+    "--output-dir",
+    default=None,
+    metavar="DIR",
+    help="Folder that --nfp-output-dir will name: see that it can be written.",
+)
+@json_option
+@click.argument("flags", nargs=-1, type=click.UNPROCESSED)
+def doctor_command(
+    model: Path | None, output_dir: str | None, as_json: bool, flags: tuple[str, ...]
+) -> None:
+    """Say what is installed, which model runner vLLM takes, what will work and what will not.
+
+    FLAGS are those of your `vllm serve` and need --model; put them after `--`.
+    Exit code 0: the probe will work. 1: something that it needs is broken. 2: bad flags.
+    """
+    from vllm_nfp import doctor
+
+    if flags and model is None:
+        raise Refusal(f"{flags[0]!r:.60} is a flag for a model: give --model FOLDER with it")
+    if model is not None and not (model / "config.json").is_file():
+        raise Refusal(f"{model} holds no config.json: give the folder of a model")
+    try:
+        diagnosis = doctor.diagnose(doctor.Question(model, flags, output_dir))
+    except doctor.BadQuestionError as error:
+        raise Refusal(str(error)) from None
+    if as_json:
+        click.echo(json.dumps(diagnosis.to_json(), indent=1))
+    else:
+        _print(diagnosis)
+    sys.exit(0 if diagnosis.works else 1)
+
+
+def _print(diagnosis: object) -> None:
+    from vllm_nfp.doctor import Diagnosis
+
+    assert isinstance(diagnosis, Diagnosis)
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for finding in diagnosis.findings:
+        text = f"{finding.found}\n-> {finding.advice}" if finding.advice else finding.found
+        # As Text: in plain strings brackets are markup.
+        table.add_row(Text(finding.status, STYLES[finding.status]), finding.name, Text(text))
+    console = Console(highlight=False)
+    console.print(table)
+    told = diagnosis.to_json()
+    verdict = {
+        "active": "the probe will work",
+        "passive": "the probe will time real steps and inject nothing",
+        "off": "the probe will not work: see what is broken",
+    }[told["mode"]]
+    console.print(f"\n{verdict}")
