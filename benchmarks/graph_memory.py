@@ -25,6 +25,7 @@ from vllm_nfp.config import ENV_VAR, config_from_mapping
 from vllm_nfp.metrics import read_snapshot
 
 LIMIT_SECONDS = 400.0
+SHARED = {"share_graph_pool": True, "graph_memory_mib": 64}
 
 
 def work(model: str, out: str, on_gpu: bool) -> None:
@@ -63,7 +64,7 @@ def start(side: str, model: Path, folder: Path, out: Path, gpu: int | None) -> A
     if gpu is not None:
         extra["CUDA_VISIBLE_DEVICES"] = str(gpu)
     if side == "on":
-        extra[ENV_VAR] = config_from_mapping({"run_dir": str(folder)}).to_json()
+        extra[ENV_VAR] = config_from_mapping({**SHARED, "run_dir": str(folder)}).to_json()
     command = [
         sys.executable,
         "-m",

@@ -67,10 +67,13 @@ class ProbeConfig:
     capture_seconds: float = 2.0
     """Longest time that the check of the KV cache, warming up and the first graphs take at the
     start; what is not done by then is done between steps, within the budget."""
-    graph_memory_mib: int = 64
+    graph_memory_mib: int = 2048
     """Most GPU memory, in MiB, that the probe may hold: its buffers, its CUDA graphs and what they
     add to the memory of vLLM's own graphs. It limits how many shapes have their graphs at a time;
     others are captured in their turn."""
+    share_graph_pool: bool = False
+    """Let the probe's CUDA graphs use the memory of vLLM's own, so that 64 MiB do. Not yet run on a
+    GPU: off until outputs have been seen to stay the same there."""
     bidirectional: bool = False
     """Let the positions of a sequence see one another, as block diffusion decodes; always so for
     models that vLLM itself decodes by diffusion."""
@@ -229,6 +232,7 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "startup_seconds": _number(0.0, 600.0, "seconds"),
     "capture_seconds": _number(0.0, 600.0, "seconds"),
     "graph_memory_mib": _integer(0, 1 << 20, "MiB"),
+    "share_graph_pool": _flag,
     "bidirectional": _flag,
     "sampled_layers": _integer(0, 4096, "a number of layers"),
     "min_samples": _integer(2, 1000, "a number of samples"),

@@ -35,9 +35,9 @@ def plain(dense_model: Path, tmp_path_factory: pytest.TempPathFactory) -> object
     return generate(dense_model, tmp_path_factory.mktemp("plain") / "plain.json", None)
 
 
-@pytest.mark.parametrize("graph_memory_mib", [64, 0])
+@pytest.mark.parametrize(("graph_memory_mib", "shared"), [(64, True), (1024, False), (0, False)])
 def test_outputs_do_not_change_in_full_graphs(
-    dense_model: Path, plain: object, tmp_path: Path, graph_memory_mib: int
+    dense_model: Path, plain: object, tmp_path: Path, graph_memory_mib: int, shared: bool
 ) -> None:
     """Without any memory for graphs of its own the probe must leave all cells out, and say so."""
     probe = {
@@ -48,6 +48,7 @@ def test_outputs_do_not_change_in_full_graphs(
         "startup_seconds": 0.5,
         "publish_seconds": 0.2,
         "graph_memory_mib": graph_memory_mib,
+        "share_graph_pool": shared,
         "run_dir": str(tmp_path),
     }
     assert generate(dense_model, tmp_path / "probed.json", probe) == plain

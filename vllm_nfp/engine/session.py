@@ -110,7 +110,7 @@ class Session:
             if decision.mode is Mode.OFF:
                 self.disable(decision.reason, expected=True)
             elif decision.mode is Mode.ACTIVE or self._turn_passive(runner, decision.reason):
-                self._attach(runner, begun, place)
+                self._attach(runner, begun, place if self._config.share_graph_pool else None)
         except Exception as error:
             self._fault("attach", error)
 
