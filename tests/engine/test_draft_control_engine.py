@@ -66,12 +66,3 @@ def test_lengths_change_and_tokens_do_not(dense_model: Path, tmp_path: Path) -> 
         assert {0, 4} <= seen, "no drafts and the configured length were both timed"
         assert "vllm_nfp_draft_acceptance_ratio{" in text
         assert "draft control is disabled" not in running.log_text()
-
-
-def test_a_fault_hands_back_to_the_configured_length(dense_model: Path, tmp_path: Path) -> None:
-    environment = {"NFP_INJECT_FAULT": "draft_control"}
-    with server(dense_model, tmp_path, *flags(), **environment) as running:
-        assert len(running.complete([10, 20, 30] * 8, temperature=0)) == 32
-        assert state(running) == "disabled"
-        assert "vllm_nfp_live_draft_length{" not in running.metrics()
-        assert "the configured draft lengths are in force" in running.log_text()
