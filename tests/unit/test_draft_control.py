@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from vllm_nfp.config import ConfigError, ProbeConfig
-from vllm_nfp.engine import draft_control
+from vllm_nfp.engine import draft_control, versions
 from vllm_nfp.engine.draft_control import DraftControl, attach
 from vllm_nfp.engine.draft_lengths import (
     _shown,
@@ -198,6 +198,16 @@ def test_what_cannot_be_controlled_is_named(
     scheduler = Scheduler(**changes)
     assert attach(scheduler, config) is None
     assert said in reported(tmp_path, ControlState.DISABLED).reason
+    assert scheduler.dynamic_sd_lookup == STATIC
+
+
+def test_an_unknown_vllm_is_left_with_its_configured_lengths(
+    config: ProbeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(versions, "installed_version", lambda: "0.99.0")
+    scheduler = Scheduler()
+    assert attach(scheduler, config) is None
+    assert "vLLM 0.99.0 is newer" in reported(tmp_path, ControlState.DISABLED).reason
     assert scheduler.dynamic_sd_lookup == STATIC
 
 

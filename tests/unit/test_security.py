@@ -178,11 +178,12 @@ def test_the_hand_over_folder_is_its_owners_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("vllm")
+    from vllm_nfp import run_folder
     from vllm_nfp.engine import flags
 
-    monkeypatch.setattr(flags.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(run_folder.tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv(ENV_VAR, "")
-    monkeypatch.setattr(flags.atexit, "register", lambda call: None)
+    monkeypatch.setattr(run_folder.atexit, "register", lambda call: None)
     before = os.umask(0)
     try:
         run_dir = flags.publish_settings(ProbeConfig(run_dir="/etc")).run_dir

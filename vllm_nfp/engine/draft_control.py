@@ -21,8 +21,10 @@ from vllm_nfp.config import ConfigError, ProbeConfig
 from vllm_nfp.draft.live import Controller, Settings, StepObservation
 from vllm_nfp.draft.live.steps import context_cell
 from vllm_nfp.draft.sources import curves_of_rows
+from vllm_nfp.engine import versions
 from vllm_nfp.engine.draft_lengths import METHODS, candidate_lengths
 from vllm_nfp.engine.patch import PatchSet
+from vllm_nfp.engine.versions import Mode
 from vllm_nfp.faults import maybe_fail
 from vllm_nfp.metrics.control import (
     MOST_CELLS,
@@ -58,7 +60,7 @@ def attach(scheduler: Any, config: ProbeConfig) -> DraftControl | None:
     control = DraftControl(scheduler, config)
     try:
         maybe_fail("draft_control")
-        reason = refusal(scheduler)
+        reason = _unknown_release() or refusal(scheduler)
         if reason is None:
             control.begin()
             return control
@@ -68,6 +70,12 @@ def attach(scheduler: Any, config: ProbeConfig) -> DraftControl | None:
     except Exception as error:
         control.fault(error)
     return None
+
+
+def _unknown_release() -> str | None:
+    release = versions.decide(versions.installed_version())
+    known = release.mode is Mode.ACTIVE
+    return None if known else f"{release.reason}; nor are draft lengths controlled there"
 
 
 def refusal(scheduler: Any) -> str | None:
