@@ -175,12 +175,15 @@ def test_a_patched_vllm_is_observed_and_carries_the_metrics_itself(
     dense_model: Path, tmp_path: Path, expected: Outputs, patched: Path
 ) -> None:
     with server(
-        dense_model, tmp_path, "--nfp-probe", "--nfp-config", PROBE, "--api-server-count", "2",
-        PYTHONPATH=path_with(patched),
+        dense_model, tmp_path, "--nfp-probe", "--nfp-config", PROBE, "--nfp-max-positions", "8",
+        "--api-server-count", "2", PYTHONPATH=path_with(patched),
     ) as running:  # fmt: skip
         outputs = running.concurrent(rounds=2)
-        time.sleep(1.0)  # for what the last steps brought
-        outputs += running.concurrent()
+        for _ in range(20):
+            time.sleep(1.0)  # for what the last steps brought
+            outputs += running.concurrent()
+            if scrape.parse(running.metrics()).statuses[0].state != "warming":
+                break
         assert agree(outputs, expected)
         for _ in range(12):  # the two API servers share the port
             text = running.metrics()
