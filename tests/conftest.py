@@ -27,6 +27,7 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    _skip_thorough(items)
     if not any(item.get_closest_marker("gpu") for item in items):
         return
     import torch
@@ -36,6 +37,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(skip)
+
+
+def _skip_thorough(items: list[pytest.Item]) -> None:
+    """Leave what starts servers for cases that other tests nearly cover to releases."""
+    if os.environ.get("NFP_THOROUGH"):
+        return
+    skip = pytest.mark.skip(reason="for releases: set NFP_THOROUGH=1")
+    for item in items:
+        if item.get_closest_marker("thorough"):
+            item.add_marker(skip)
 
 
 DENSE = {

@@ -34,7 +34,11 @@ def generate(
 
 @pytest.mark.parametrize(
     ("kind", "mode"),
-    [("dense_model", "chunked"), ("dense_model", "seeded"), ("moe_model", "seeded")],
+    [
+        ("dense_model", "chunked"),
+        pytest.param("dense_model", "seeded", marks=pytest.mark.thorough),
+        ("moe_model", "seeded"),
+    ],
 )
 def test_tokens_and_logprobs_do_not_change(
     kind: str, mode: str, request: pytest.FixtureRequest, tmp_path: Path
@@ -46,6 +50,7 @@ def test_tokens_and_logprobs_do_not_change(
         "contexts": [32, 128],
         "max_positions": 8,
         "overhead_budget": 0.5,
+        "step_share": 1.0,
         "startup_seconds": 0.5,
         "publish_seconds": 0.2,
         "run_dir": str(tmp_path),

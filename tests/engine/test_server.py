@@ -18,6 +18,7 @@ from vllm_nfp import load_profile, scrape
 from vllm_nfp.engine import versions
 
 pytestmark = pytest.mark.engine
+THOROUGH = pytest.mark.thorough
 
 Outputs = list[list[int] | None]
 UNREPEATABLE = ("0.26.0", "0.26.0+cpu")
@@ -132,6 +133,7 @@ def test_no_secret_and_no_prompt_is_kept_or_shown(probed: Running) -> None:
         assert "token_ids" not in text
 
 
+@pytest.mark.thorough
 def test_a_fault_disables_the_probe_and_the_server_answers(
     dense_model: Path, tmp_path: Path, expected: Outputs
 ) -> None:
@@ -171,6 +173,7 @@ def test_the_patch_passes_its_own_tests(patched: Path) -> None:
     assert "7 passed" in done.stdout
 
 
+@pytest.mark.thorough
 def test_a_patched_vllm_is_observed_and_carries_the_metrics_itself(
     dense_model: Path, tmp_path: Path, expected: Outputs, patched: Path
 ) -> None:
@@ -206,9 +209,15 @@ def test_a_patched_vllm_is_observed_and_carries_the_metrics_itself(
     ("flags", "sentence"),
     [
         (["--nfp-probe", "--nfp-epsilon", "much"], "'much' is not a number"),
-        (["--nfp-probe", "--nfp-overhead-budget", "2"], "from 0 to 0.5, not 2.0"),
-        (["--nfp-probe", "--nfp-config", '{"bogus": 1}'], "unknown field 'bogus'"),
-        (["--nfp-probe", "--nfp-output-dir", "/proc/nfp"], "cannot be written"),
+        pytest.param(
+            ["--nfp-probe", "--nfp-overhead-budget", "2"], "from 0 to 0.5, not 2.0", marks=THOROUGH
+        ),
+        pytest.param(
+            ["--nfp-probe", "--nfp-config", '{"bogus": 1}'], "unknown field 'bogus'", marks=THOROUGH
+        ),
+        pytest.param(
+            ["--nfp-probe", "--nfp-output-dir", "/proc/nfp"], "cannot be written", marks=THOROUGH
+        ),
         (["--nfp-max-positions", "8"], "has no effect without --nfp-probe"),
     ],
 )

@@ -218,7 +218,16 @@ def test_a_fault_at_the_start_leaves_the_engine_alone(
 
 
 @pytest.mark.parametrize(
-    "stage", ["plan", "prepare", "forward", "timing", "step_times", "estimate", "publish"]
+    "stage",
+    [
+        "plan",
+        pytest.param("prepare", marks=pytest.mark.thorough),
+        "forward",
+        pytest.param("timing", marks=pytest.mark.thorough),
+        pytest.param("step_times", marks=pytest.mark.thorough),
+        "estimate",
+        "publish",
+    ],
 )
 def test_a_fault_while_serving_disables_the_probe_alone(
     llm: Any, start: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

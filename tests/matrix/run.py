@@ -128,7 +128,7 @@ def run_tests(python: Path, tests: list[str]) -> tuple[int, dict[str, int]]:
     """pytest's exit status, and how many tests there were, failed and were skipped."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "NFP_THOROUGH": "1"}
         done = subprocess.run(
             [str(python), "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={report}", *tests],
             cwd=ROOT, env=environment, check=False, timeout=LIMIT_SECONDS,
