@@ -81,6 +81,7 @@ def short_folder() -> Iterator[Path]:
 
 @needs_prometheus
 @pytest.mark.engine
+@pytest.mark.thorough
 def test_the_demo_runs_and_leaves_nothing_behind(short_folder: Path) -> None:
     done = subprocess.run(
         [str(ROOT / "dashboards" / "demo"), "--seconds", "15", "--no-keep"],

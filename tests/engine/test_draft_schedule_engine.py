@@ -28,6 +28,7 @@ def counted(running: Running) -> tuple[float, float]:
     return samples[DRAFTED][0][1], samples[generated][0][1]
 
 
+@pytest.mark.thorough
 def test_a_server_takes_the_table_and_its_lengths_follow_the_batch(
     dense_model: Path, tmp_path: Path
 ) -> None:
