@@ -64,7 +64,7 @@ class ProbeConfig:
     """Time for a first scan before the server takes requests; 0 turns it off. Together with
     capture_seconds the most that the probe adds to the start, but for the piece that is running
     when the time is up."""
-    capture_seconds: float = 2.0
+    capture_seconds: float = 20.0
     """Longest time that the check of the KV cache, warming up and the first graphs take at the
     start; what is not done by then is done between steps, within the budget."""
     graph_memory_mib: int = 2048

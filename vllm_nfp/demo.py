@@ -79,6 +79,7 @@ def serve_command(settings: Settings, model: Path, port: int, on_gpu: bool) -> l
         "contexts": list(settings.contexts),
         # More than a server would spend: there is half a minute, and a CPU may be slow.
         "overhead_budget": 0.2,
+        "capture_seconds": 2.0,
         "startup_seconds": 15.0,
         "publish_seconds": 1.0,
     }

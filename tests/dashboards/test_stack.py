@@ -40,6 +40,7 @@ PROBE = json.dumps(
         "publish_seconds": 0.5,
         "min_samples": 4,
         "overhead_budget": 0.5,
+        "capture_seconds": 2.0,
         "layer_histograms": True,
     }
 )

@@ -50,6 +50,7 @@ def test_tokens_and_logprobs_do_not_change(
         "contexts": [32, 128],
         "max_positions": 8,
         "overhead_budget": 0.5,
+        "capture_seconds": 2.0,
         "step_share": 1.0,
         "startup_seconds": 0.5,
         "publish_seconds": 0.2,

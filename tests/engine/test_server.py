@@ -31,6 +31,7 @@ PROBE = json.dumps(
         "publish_seconds": 0.3,
         "min_samples": 2,
         "overhead_budget": 0.5,
+        "capture_seconds": 2.0,
     }
 )
 

@@ -22,6 +22,7 @@ SETTINGS = {
     "contexts": [32, 128],
     "max_positions": 8,
     "overhead_budget": 0.5,
+    "capture_seconds": 2.0,
     "startup_seconds": 0.3,
     "publish_seconds": 0.1,
     "min_samples": 2,

@@ -29,9 +29,6 @@ from vllm_nfp.timing import Clock
 
 logger = logging.getLogger("vllm.nfp")
 
-ALL_AT_THE_START = 5.0
-"""Times capture_seconds that several ranks may take, since what is not ready then is left out."""
-
 
 def session_for(config: ProbeConfig, vllm_config: Any) -> Session:
     """A session that fits the engine's ranks."""
@@ -79,7 +76,7 @@ class RankSession(Session):
             faults.set_rank(lockstep.rank)
             self._lockstep = lockstep
             self._ranks = ranks.TensorRanks(lockstep)
-            self._attach(runner, begun, place)
+            self._attach(runner, begun, place if self._config.share_graph_pool else None)
         except Exception as error:
             self._give_up_start(lockstep, error)
 
@@ -93,11 +90,6 @@ class RankSession(Session):
             except Exception:
                 logger.exception("vllm-nfp: the other ranks could not be told of the fault")
         self._fault("attach", error)
-
-    @property
-    def _preparing_seconds(self) -> float:
-        """More than for one rank, which makes most of its graphs later, between steps."""
-        return ALL_AT_THE_START * self._config.capture_seconds
 
     def _begin(self, view: RunnerView, engine: VllmProbeEngine, clock: Clock, begun: float) -> None:
         lockstep = self._lockstep
