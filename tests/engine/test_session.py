@@ -171,7 +171,13 @@ def test_a_probe_touches_nothing_of_the_runner(
             assert timing is not None and timing.step_seconds > 0
     after = runner_tensors(runner)
     assert before.keys() == after.keys()
-    assert [n for n in before if not torch.equal(before[n], after[n])] == []
+
+    def bits(tensor: Any) -> Any:
+        # vLLM leaves some buffers as it found the memory: what is no number equals nothing.
+        return tensor.contiguous().flatten().view(torch.uint8)
+
+    changed = [n for n in before if not torch.equal(bits(before[n]), bits(after[n]))]
+    assert changed == []
     assert all(torch.equal(a, b) for a, b in zip(cache, runner.kv_caches, strict=True))
     assert torch.equal(rng, torch.get_rng_state())
 
