@@ -263,7 +263,7 @@ def test_cells_are_bounded_and_bracket_their_values() -> None:
         assert value <= context_cell(value) <= max(512, 2 * value)
     times = CellTimes()
     for batch_size in range(1, 5000):
-        times.add(cell_of(batch_size, 100 * batch_size), 1, 1.0, 0.0)
+        times.add(cell_of(batch_size, 100 * batch_size), 1, 1.0)
     assert len(times.cells()) <= MOST_CELLS
 
 

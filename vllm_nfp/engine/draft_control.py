@@ -14,7 +14,7 @@ import queue
 import threading
 import time
 from collections import Counter, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vllm_nfp.config import ConfigError, ProbeConfig
@@ -24,6 +24,7 @@ from vllm_nfp.draft.sources import curves_of_rows
 from vllm_nfp.engine import versions
 from vllm_nfp.engine.draft_lengths import METHODS, candidate_lengths
 from vllm_nfp.engine.patch import PatchSet
+from vllm_nfp.engine.support import served_name
 from vllm_nfp.engine.versions import Mode
 from vllm_nfp.faults import maybe_fail
 from vllm_nfp.metrics.control import (
@@ -36,7 +37,6 @@ from vllm_nfp.metrics.control import (
     write_control,
 )
 from vllm_nfp.metrics.snapshot import engine_file, read_snapshot
-from vllm_nfp.text import label
 
 logger = logging.getLogger("vllm.nfp")
 
@@ -135,9 +135,8 @@ class DraftControl:
         self._config = config
         self._static = getattr(scheduler, "dynamic_sd_lookup", None)
         vllm_config = scheduler.vllm_config
-        served = vllm_config.model_config.served_model_name
         self._identity = ControlSnapshot(
-            model_name=label(served[0] if isinstance(served, list) else str(served)),
+            model_name=served_name(vllm_config),
             engine=str(vllm_config.parallel_config.data_parallel_index),
             state=ControlState.LEARNING,
         )
@@ -275,9 +274,8 @@ class DraftControl:
     def _snapshot(self, controller: Controller) -> ControlSnapshot:
         acceptance = controller.acceptance
         rows = controller.rows(MOST_CELLS)
-        return ControlSnapshot(
-            model_name=self._identity.model_name,
-            engine=self._identity.engine,
+        return replace(
+            self._identity,
             state=ControlState.LEARNING if acceptance is None else ControlState.DECIDING,
             live_draft_length=self._last_length,
             lengths=controller.lengths,
@@ -328,14 +326,7 @@ class DraftControl:
             self._patches.restore()
             if self._reporter is None:
                 self._reporter = _Reporter(self._config, self._identity.engine)
-            self._reporter.put(
-                ControlSnapshot(
-                    model_name=self._identity.model_name,
-                    engine=self._identity.engine,
-                    state=ControlState.DISABLED,
-                    reason=reason,
-                )
-            )
+            self._reporter.put(replace(self._identity, state=ControlState.DISABLED, reason=reason))
             self._reporter.stop()
         except Exception:
             logger.exception("vllm-nfp: /metrics will not tell that the draft control is disabled")

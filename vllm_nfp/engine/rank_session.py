@@ -76,7 +76,7 @@ class RankSession(Session):
             faults.set_rank(lockstep.rank)
             self._lockstep = lockstep
             self._ranks = ranks.TensorRanks(lockstep)
-            self._attach(runner, begun, place if self._config.share_graph_pool else None)
+            self._attach(runner, begun, place)
         except Exception as error:
             self._give_up_start(lockstep, error)
 

@@ -39,7 +39,6 @@ from vllm_nfp.metrics.snapshot import (
 from vllm_nfp.probe import Budget, EngineStep, PairResult, Planner, Prober
 from vllm_nfp.probe.publisher import Counters, Publisher
 from vllm_nfp.profile import Environment, profile_file, profile_of, save_profile
-from vllm_nfp.text import label
 from vllm_nfp.timing import Clock, CudaClock, HostClock, StepTimer
 from vllm_nfp.typed_json import open_to_append, write_whole
 
@@ -68,9 +67,8 @@ class Session:
     ) -> None:
         self._config = config
         self._now = now
-        served = vllm_config.model_config.served_model_name
         self._identity = Snapshot(
-            model_name=label(served[0] if isinstance(served, list) else str(served)),
+            model_name=support.served_name(vllm_config),
             engine=str(vllm_config.parallel_config.data_parallel_index),
             state=State.WARMING,
             overhead_budget=0.0 if config.passive else config.overhead_budget,
@@ -110,7 +108,7 @@ class Session:
             if decision.mode is Mode.OFF:
                 self.disable(decision.reason, expected=True)
             elif decision.mode is Mode.ACTIVE or self._turn_passive(runner, decision.reason):
-                self._attach(runner, begun, place if self._config.share_graph_pool else None)
+                self._attach(runner, begun, place)
         except Exception as error:
             self._fault("attach", error)
 
@@ -133,6 +131,8 @@ class Session:
 
     def _attach(self, runner: Any, begun: float, place: GraphPlace | None) -> None:
         maybe_fail("attach")
+        if not self._config.share_graph_pool:
+            place = None
         view, self._resident = view_of(runner), host_bytes()
         clock: Clock = CudaClock() if view.device.type == "cuda" else HostClock()
         self._view, self._limits = view, limits_of(self._vllm_config)
@@ -143,21 +143,16 @@ class Session:
         with torch.inference_mode():
             engine = VllmProbeEngine(view, clock, self._config, place, self._ranks)
             engine.check_kv_cache_untouched()
-            engine.prepare(lambda: self._now() >= begun + self._preparing_seconds)
+            engine.prepare(lambda: self._now() >= begun + self._config.capture_seconds)
             self._engine = engine
             self._begin(view, engine, clock, begun)
-
-    @property
-    def _preparing_seconds(self) -> float:
-        """Longest time from the beginning until the scan."""
-        return self._config.capture_seconds
 
     def _begin(self, view: RunnerView, engine: VllmProbeEngine, clock: Clock, begun: float) -> None:
         """Scan within the time that the settings allow in all, and begin to publish."""
         config = self._config
         prober, publisher = self._assemble(view, engine, clock)
         maybe_fail("startup_scan")
-        end = begun + self._preparing_seconds + config.startup_seconds
+        end = begun + config.capture_seconds + config.startup_seconds
         self._scan(prober, publisher, min(config.startup_seconds, end - self._now()))
         engine.give_back_cache()
         self._prober = prober

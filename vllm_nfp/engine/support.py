@@ -7,6 +7,7 @@ from typing import Any
 
 from vllm_nfp.engine import versions
 from vllm_nfp.engine.versions import Decision, Mode
+from vllm_nfp.text import label
 
 
 def decide(vllm_config: Any, passive: bool = False) -> Decision:
@@ -22,6 +23,12 @@ def decide(vllm_config: Any, passive: bool = False) -> Decision:
         return Decision(Mode.PASSIVE, "the setting passive is on: nothing is probed")
     reason = refusal(vllm_config)
     return decision if reason is None else Decision(Mode.OFF, reason)
+
+
+def served_name(vllm_config: Any) -> str:
+    """The model's first served name, as the value of a label."""
+    served = vllm_config.model_config.served_model_name
+    return label(served[0] if isinstance(served, list) else str(served))
 
 
 def refusal(vllm_config: Any) -> str | None:

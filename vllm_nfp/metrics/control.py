@@ -14,9 +14,15 @@ from pathlib import Path
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from vllm_nfp.metrics.snapshot import ENGINE_INDEX, MAX_FILE_BYTES, SnapshotError, check_words
+from vllm_nfp.metrics.snapshot import (
+    ENGINE_INDEX,
+    SnapshotError,
+    check_words,
+    hand_over_file,
+    read_hand_over,
+)
 from vllm_nfp.text import label
-from vllm_nfp.typed_json import TypedJsonError, decode, read_object, write_whole
+from vllm_nfp.typed_json import write_whole
 
 SCHEMA = 1
 FILE_PATTERN = "control-*.json"
@@ -91,14 +97,12 @@ class ControlSnapshot:
 
 
 def control_file(run_dir: str, engine: str) -> Path:
-    """The hand-over file of one engine; the name is made from digits alone.
+    """The hand-over file of one engine's controller.
 
     Raises:
         SnapshotError: for an engine index that is not a number.
     """
-    if not ENGINE_INDEX.fullmatch(engine):
-        raise SnapshotError(f"engine index {engine!r:.80} is not a number")
-    return Path(run_dir) / f"control-{engine}.json"
+    return hand_over_file(run_dir, "control", engine)
 
 
 def write_control(path: Path, snapshot: ControlSnapshot) -> None:
@@ -114,15 +118,7 @@ def read_control(path: Path) -> ControlSnapshot:
             make too many or strange labels.
         OSError: if it cannot be read, or is a link.
     """
-    try:
-        values = read_object(path, MAX_FILE_BYTES, follow_links=False)
-        if values.get("schema") != SCHEMA:
-            raise SnapshotError(f"{path.name} is not a snapshot of schema {SCHEMA}")
-        snapshot = decode(ControlSnapshot, values, path.name)
-    except TypedJsonError as error:
-        raise SnapshotError(str(error)) from None
-    if not ENGINE_INDEX.fullmatch(snapshot.engine):
-        raise SnapshotError(f"{path.name} has the engine index {snapshot.engine!r:.80}, no number")
+    snapshot = read_hand_over(path, ControlSnapshot, SCHEMA)
     reasons = {*snapshot.decisions, *(row.reason for row in snapshot.rows)}
     check_words(path.name, reasons)
     if not all(ENGINE_INDEX.fullmatch(batch_size) for batch_size in snapshot.draft_seconds):

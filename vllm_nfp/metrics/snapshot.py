@@ -13,8 +13,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import TypeVar
 
 from vllm_nfp.typed_json import TypedJsonError, decode, read_object, write_whole
+
+T = TypeVar("T")
 
 SCHEMA = 1
 MAX_FILE_BYTES = 16 << 20
@@ -203,15 +206,24 @@ class Snapshot:
     schema: int = SCHEMA
 
 
-def engine_file(run_dir: str, engine: str) -> Path:
-    """The hand-over file of one engine; the name is made from digits alone.
+def hand_over_file(run_dir: str, kind: str, engine: str) -> Path:
+    """A hand-over file of one engine; the name is made from the kind and digits alone.
 
     Raises:
         SnapshotError: for an engine index that is not a number.
     """
     if not ENGINE_INDEX.fullmatch(engine):
         raise SnapshotError(f"engine index {engine!r:.80} is not a number")
-    return Path(run_dir) / f"engine-{engine}.json"
+    return Path(run_dir) / f"{kind}-{engine}.json"
+
+
+def engine_file(run_dir: str, engine: str) -> Path:
+    """The hand-over file of one engine's probe.
+
+    Raises:
+        SnapshotError: for an engine index that is not a number.
+    """
+    return hand_over_file(run_dir, "engine", engine)
 
 
 def write_snapshot(path: Path, snapshot: Snapshot) -> None:
@@ -230,18 +242,36 @@ def read_snapshot(path: Path) -> Snapshot:
             make too many or strange labels.
         OSError: if it cannot be read, or is a link.
     """
-    try:
-        values = read_object(path, MAX_FILE_BYTES, follow_links=False)
-        if values.get("schema") != SCHEMA:
-            raise SnapshotError(f"{path.name} is not a snapshot of schema {SCHEMA}")
-        for name in _TABLES:  # before each row is looked at
-            if isinstance(rows := values.get(name), list) and len(rows) > MOST_ROWS:
-                raise SnapshotError(f"{path.name} holds more than {MOST_ROWS} {name}")
-        snapshot = decode(Snapshot, values, path.name)
-    except TypedJsonError as error:
-        raise SnapshotError(str(error)) from None
+    snapshot = read_hand_over(path, Snapshot, SCHEMA, _TABLES)
     _check_labels(path.name, snapshot)
     return snapshot
+
+
+def read_hand_over(path: Path, kind: type[T], schema: int, tables: Collection[str] = ()) -> T:
+    """The dataclass in a hand-over file, which must have the fields ``schema`` and ``engine``.
+
+    Args:
+        tables: fields whose rows are counted before any of them is looked at.
+
+    Raises:
+        SnapshotError: if it is too large, no JSON, of another schema, of other types, holds more
+            than MOST_ROWS rows, or an engine index that is not a number.
+        OSError: if it cannot be read, or is a link.
+    """
+    try:
+        values = read_object(path, MAX_FILE_BYTES, follow_links=False)
+        if values.get("schema") != schema:
+            raise SnapshotError(f"{path.name} is not a snapshot of schema {schema}")
+        for name in tables:
+            if isinstance(rows := values.get(name), list) and len(rows) > MOST_ROWS:
+                raise SnapshotError(f"{path.name} holds more than {MOST_ROWS} {name}")
+        found = decode(kind, values, path.name)
+    except TypedJsonError as error:
+        raise SnapshotError(str(error)) from None
+    engine = str(values["engine"])
+    if not ENGINE_INDEX.fullmatch(engine):
+        raise SnapshotError(f"{path.name} has the engine index {engine!r:.80}, no number")
+    return found
 
 
 def check_words(where: str, words: Collection[str]) -> None:
@@ -258,8 +288,6 @@ def check_words(where: str, words: Collection[str]) -> None:
 
 
 def _check_labels(where: str, snapshot: Snapshot) -> None:
-    if not ENGINE_INDEX.fullmatch(snapshot.engine):
-        raise SnapshotError(f"{where} has the engine index {snapshot.engine!r:.80}, no number")
     words = {
         *snapshot.probes,
         *(row.module for row in snapshot.boundaries),

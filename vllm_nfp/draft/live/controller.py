@@ -189,11 +189,6 @@ class Controller:
         """As counted; None: not known yet."""
         return self._counted.acceptance
 
-    @property
-    def known_places(self) -> int:
-        """Places in the draft whose acceptance was counted."""
-        return self._counted.known_places
-
     def set_curves(self, curves: Iterable[StepCurve]) -> None:
         """Take over the probe's latest curves of the whole step."""
         self._curves = tuple(curves)
@@ -210,7 +205,7 @@ class Controller:
         if step.draft_length:
             self._counted.add(step.batch_size, step.accepted)
         if step.seconds is not None:
-            self._times.add(key, step.draft_length, step.seconds, now)
+            self._times.add(key, step.draft_length, step.seconds)
         trial = self._cell(key).trial
         if trial is not None:
             trial.steps += 1

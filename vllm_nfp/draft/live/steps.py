@@ -75,17 +75,14 @@ def distance(one: CellKey, other: CellKey) -> float:
 class LengthTimes:
     """The last steps of one draft length in one cell."""
 
-    __slots__ = ("_seconds", "last")
+    __slots__ = ("_seconds",)
 
     def __init__(self) -> None:
         self._seconds: deque[float] = deque(maxlen=KEPT_STEPS)
-        self.last = 0.0
-        """When the newest was seen, in seconds of the caller's clock."""
 
-    def add(self, seconds: float, now: float) -> None:
+    def add(self, seconds: float) -> None:
         """Take in a step."""
         self._seconds.append(seconds)
-        self.last = now
 
     def __len__(self) -> int:
         return len(self._seconds)
@@ -117,12 +114,12 @@ class CellTimes:
         """The times in a cell, whose place among the recently used stays."""
         return self._cells.get(cell, {})
 
-    def add(self, cell: CellKey, draft_length: int, seconds: float, now: float) -> None:
+    def add(self, cell: CellKey, draft_length: int, seconds: float) -> None:
         """Take in a step."""
         times = self.of(cell)
         if draft_length not in times:
             times[draft_length] = LengthTimes()
-        times[draft_length].add(seconds, now)
+        times[draft_length].add(seconds)
 
     def cells(self) -> list[CellKey]:
         """All cells, the most recently used last."""
