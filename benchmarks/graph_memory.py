@@ -5,7 +5,8 @@
 Two engines, without and with the probe, each alone on a GPU where there are two, else one after the
 other: same weights, same requests. Writes graph-memory-<shape>.json: GPU memory in use and the
 reserve of PyTorch at the end of each, the probe's own account, its sentences in the log, and
-whether the tokens are the same.
+whether tokens and log-probabilities are the same while probes run, and graphs are captured, ahead
+of every few steps.
 """
 
 from __future__ import annotations
@@ -25,7 +26,17 @@ from vllm_nfp.config import ENV_VAR, config_from_mapping
 from vllm_nfp.metrics import read_snapshot
 
 LIMIT_SECONDS = 400.0
-SHARED = {"share_graph_pool": True, "graph_memory_mib": 64}
+SHARED = {
+    "share_graph_pool": True,
+    "graph_memory_mib": 64,
+    "capture_seconds": 2.0,
+    "overhead_budget": 0.5,
+    "step_share": 1.0,
+    "idle_share": 0.0,
+}
+"""Ahead of every few steps something runs in the pool: a pair, or the capture of what it needs."""
+BATCHES = (8, 1, 32, 8, 20, 3)
+"""Requests of each round; their prompts are of several lengths."""
 
 
 def work(model: str, out: str, on_gpu: bool) -> None:
@@ -40,12 +51,16 @@ def work(model: str, out: str, on_gpu: bool) -> None:
     else:
         arguments |= {"enforce_eager": True, "max_model_len": 2048, "max_num_seqs": 8}
     llm = LLM(model=model, load_format="dummy", skip_tokenizer_init=True, seed=0, **arguments)
-    requests = [{"prompt_token_ids": [100 + i, 7, 30 + i, 99] * 25} for i in range(8)]
-    params = SamplingParams(temperature=0.0, max_tokens=256, ignore_eos=True, detokenize=False)
+    params = SamplingParams(
+        temperature=0.0, max_tokens=192, ignore_eos=True, detokenize=False, logprobs=1
+    )
     tokens = []
-    for _ in range(4 if on_gpu else 1):
+    for batch_size in BATCHES if on_gpu else BATCHES[:1]:
+        requests = [
+            {"prompt_token_ids": [100 + i, 7, 30 + i, 99] * (10 + 4 * i)} for i in range(batch_size)
+        ]
         outputs = llm.generate(requests, params, use_tqdm=False)
-        tokens.append([list(one.outputs[0].token_ids) for one in outputs])
+        tokens.append([_answer(one.outputs[0]) for one in outputs])
     figures: dict[str, Any] = {"tokens": tokens}
     if on_gpu:
         torch.cuda.synchronize()
@@ -56,6 +71,14 @@ def work(model: str, out: str, on_gpu: bool) -> None:
             "allocated_mib": torch.cuda.memory_allocated() / (1 << 20),
         }
     Path(out).write_text(json.dumps(figures), encoding="utf-8")
+
+
+def _answer(output: Any) -> list[tuple[int, float]]:
+    """Token ids, each with its log-probability."""
+    return [
+        (token, entry[token].logprob)
+        for token, entry in zip(output.token_ids, output.logprobs, strict=True)
+    ]
 
 
 def start(side: str, model: Path, folder: Path, out: Path, gpu: int | None) -> Any:
