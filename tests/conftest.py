@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+from vllm_nfp import faults
 
 if TYPE_CHECKING:
     from vllm_nfp.profile import Profile
@@ -24,6 +27,17 @@ settings.load_profile("unhurried")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+
+
+@pytest.fixture
+def inject_fault(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Lets a stage of the probe fail in this process until the test ends."""
+
+    def inject(stage: str) -> None:
+        monkeypatch.setenv(faults.ENV_VAR, stage)
+        monkeypatch.setattr(faults, "_armed", True)
+
+    return inject
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,9 +10,11 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vllm_nfp.typed_json import parse, read_bytes
+
+T = TypeVar("T")
 
 ENV_VAR = "NFP_PROBE_CONFIG"
 """Environment variable that carries the settings, as JSON, from the command line to the engine.
@@ -34,6 +36,22 @@ MOST_POSITION_COUNTS = 64
 
 class ConfigError(ValueError):
     """A setting that cannot be used; the message names the value and what is allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class GraphLimits:
+    """What the probe's CUDA graphs may take."""
+
+    memory_mib: int
+    shared_pool: bool
+    """They lie in the memory pool of vLLM's own."""
+    capture_seconds: float
+    """At the start."""
+
+
+GRAPHS_ALONE = GraphLimits(64, shared_pool=True, capture_seconds=2.0)
+GRAPHS_TOGETHER = GraphLimits(2048, shared_pool=False, capture_seconds=20.0)
+"""Several ranks make all their graphs at the start, and each shape keeps its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +82,18 @@ class ProbeConfig:
     """Time for a first scan before the server takes requests; 0 turns it off. Together with
     capture_seconds the most that the probe adds to the start, but for the piece that is running
     when the time is up."""
-    capture_seconds: float = 20.0
+    capture_seconds: float | None = None
     """Longest time that the check of the KV cache, warming up and the first graphs take at the
-    start; what is not done by then is done between steps, within the budget."""
-    graph_memory_mib: int = 2048
+    start; what is not done by then is done between steps, within the budget. None: 2 s, or 20 s
+    with several ranks, which make all their graphs at the start."""
+    graph_memory_mib: int | None = None
     """Most GPU memory, in MiB, that the probe may hold: its buffers, its CUDA graphs and what they
     add to the memory of vLLM's own graphs. It limits how many shapes have their graphs at a time;
-    others are captured in their turn."""
-    share_graph_pool: bool = False
-    """Let the probe's CUDA graphs use the memory of vLLM's own, so that 64 MiB do. Not yet run on a
-    GPU: off until outputs have been seen to stay the same there."""
+    others are captured in their turn. None: 64, or 2048 with several ranks, where each shape keeps
+    its graphs."""
+    share_graph_pool: bool | None = None
+    """Let the probe's CUDA graphs use the memory of vLLM's own, so that 64 MiB do. None: yes, but
+    not with several ranks."""
     bidirectional: bool = False
     """Let the positions of a sequence see one another, as block diffusion decodes; always so for
     models that vLLM itself decodes by diffusion."""
@@ -147,6 +167,19 @@ class ProbeConfig:
         if self.step_share is not None:
             return self.step_share
         return STEP_SHARE_OF_BUDGET * self.overhead_budget
+
+    def graph_limits(self, ranks: int = 1) -> GraphLimits:
+        """What graphs may take on each of so many tensor-parallel ranks."""
+        default = GRAPHS_ALONE if ranks == 1 else GRAPHS_TOGETHER
+
+        def chosen(value: T | None, otherwise: T) -> T:
+            return otherwise if value is None else value
+
+        return GraphLimits(
+            chosen(self.graph_memory_mib, default.memory_mib),
+            chosen(self.share_graph_pool, default.shared_pool),
+            chosen(self.capture_seconds, default.capture_seconds),
+        )
 
     def to_json(self) -> str:
         """The settings as JSON that :func:`config_from_json` reads back."""
@@ -230,9 +263,9 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "step_share": _optional(_number(0.0, 1.0, "a share")),
     "idle_share": _number(0.0, 0.5, "a share"),
     "startup_seconds": _number(0.0, 600.0, "seconds"),
-    "capture_seconds": _number(0.0, 600.0, "seconds"),
-    "graph_memory_mib": _integer(0, 1 << 20, "MiB"),
-    "share_graph_pool": _flag,
+    "capture_seconds": _optional(_number(0.0, 600.0, "seconds")),
+    "graph_memory_mib": _optional(_integer(0, 1 << 20, "MiB")),
+    "share_graph_pool": _optional(_flag),
     "bidirectional": _flag,
     "sampled_layers": _integer(0, 4096, "a number of layers"),
     "min_samples": _integer(2, 1000, "a number of samples"),

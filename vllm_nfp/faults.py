@@ -2,7 +2,7 @@
 
 Set ``NFP_INJECT_FAULT`` to the name of one of :data:`STAGES`, or to one of the special faults
 below, before the server starts; without it nothing here does anything. ``STAGE@RANK`` lets a stage
-fail on one tensor-parallel rank alone.
+fail on one tensor-parallel rank alone. Who sets it later calls :func:`arm`.
 """
 
 from __future__ import annotations
@@ -39,6 +39,14 @@ class InjectedFault(RuntimeError):
 
 
 _RANK_VAR = "NFP_FAULT_RANK"
+_armed = ENV_VAR in os.environ
+"""Looked up once: this is asked several times in each step of a server."""
+
+
+def arm() -> None:
+    """Read the environment again."""
+    global _armed  # noqa: PLW0603 - it stands for the environment, which is global as well
+    _armed = ENV_VAR in os.environ
 
 
 def set_rank(rank: int) -> None:
@@ -49,24 +57,24 @@ def set_rank(rank: int) -> None:
 
 def maybe_fail(stage: str) -> None:
     """Raise :class:`InjectedFault` if the environment names this stage, on this rank."""
-    wanted = os.environ.get(ENV_VAR)
-    if wanted is None:
+    if not _armed:
         return
+    wanted = os.environ.get(ENV_VAR)
     if wanted in (stage, f"{stage}@{os.environ.get(_RANK_VAR, '0')}"):
         raise InjectedFault(f"fault injected at stage {stage!r} through {ENV_VAR}")
 
 
 def stuck() -> bool:
     """Whether marks are to be taken for never passed."""
-    return os.environ.get(ENV_VAR) == STUCK
+    return _armed and os.environ.get(ENV_VAR) == STUCK
 
 
 def maybe_no_space() -> None:
     """Fail as a write to a full disk does."""
-    if os.environ.get(ENV_VAR) == NO_SPACE:
+    if _armed and os.environ.get(ENV_VAR) == NO_SPACE:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def out_of_memory() -> bool:
     """Whether probes are to find no memory."""
-    return os.environ.get(ENV_VAR) == OUT_OF_MEMORY
+    return _armed and os.environ.get(ENV_VAR) == OUT_OF_MEMORY

@@ -32,7 +32,7 @@ from vllm_nfp.metrics.snapshot import (
     Snapshot,
     State,
 )
-from vllm_nfp.typed_json import TypedJsonError, decode, read_object, write_whole
+from vllm_nfp.typed_json import TypedJsonError, decode, encode, read_object, write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -232,7 +232,7 @@ class Profile:
 
     def to_dict(self) -> dict[str, Any]:
         """The profile as plain JSON values; :func:`profile_from_dict` reads it back."""
-        values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self), allow_nan=False))
+        values: dict[str, Any] = json.loads(encode(self))
         return values
 
     def to_dataframe(self, table: Table = "boundaries") -> pd.DataFrame:
@@ -316,7 +316,7 @@ def save_profile(path: Path | str, profile: Profile) -> None:
     Raises:
         OSError: if it cannot be written.
     """
-    write_whole(Path(path), json.dumps(profile.to_dict(), allow_nan=False))
+    write_whole(Path(path), encode(profile))
 
 
 def load_profile(path: Path | str) -> Profile:

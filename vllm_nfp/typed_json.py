@@ -17,6 +17,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, NoReturn, TextIO, TypeVar, get_args, get_origin, get_type_hints
 
+from vllm_nfp.give_way import give_way
+
 T = TypeVar("T")
 
 LARGEST_INTEGER = 1 << 53
@@ -192,6 +194,49 @@ def _decode_float(value: Any, where: str) -> float:
     if not math.isfinite(number):
         raise TypedJsonError(f"{where} must be a finite number")
     return number
+
+
+ROWS_AT_A_TIME = 24
+"""Rows of a table that are encoded in one piece: some 0.3 ms."""
+
+
+def encode(value: Any) -> str:
+    """The JSON text of a dataclass of plain values, with pauses between the rows of its tables.
+
+    Reads the fields as they are and copies nothing, unlike ``dataclasses.asdict``, which takes ten
+    times as long.
+
+    Raises:
+        ValueError: for a number that is not finite.
+        TypeError: for a value that is none of JSON's.
+    """
+    parts = (f"{json.dumps(name)}: {_encode_field(part)}" for name, part in _fields(value).items())
+    return "{" + ", ".join(parts) + "}"
+
+
+def _encode_field(value: Any) -> str:
+    if not isinstance(value, tuple) or len(value) <= ROWS_AT_A_TIME:
+        return _dumps(value)
+    pieces = []
+    for first in range(0, len(value), ROWS_AT_A_TIME):
+        pieces.append(_dumps(value[first : first + ROWS_AT_A_TIME])[1:-1])
+        give_way()
+    return "[" + ", ".join(pieces) + "]"
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, default=_fields)
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    kind: Any = type(value)
+    return {name: getattr(value, name) for name in _field_names(kind)}
+
+
+@cache
+def _field_names(kind: Any) -> tuple[str, ...]:
+    """Names of a dataclass's fields; a TypeError for any other class."""
+    return tuple(field.name for field in dataclasses.fields(kind))
 
 
 def open_to_append(path: Path) -> TextIO:

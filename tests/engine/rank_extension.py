@@ -21,6 +21,7 @@ class ProbeExtension:
         from vllm_nfp.engine.worker_hook import _hook_runner
 
         os.environ[faults.ENV_VAR] = fault
+        faults.arm()
         worker: Any = self
         session = session_for(config_from_mapping(json.loads(settings)), worker.vllm_config)
         session.attach(worker.model_runner)
@@ -32,6 +33,7 @@ class ProbeExtension:
     def nfp_fault(self, fault: str) -> None:
         """From now on the stage fails."""
         os.environ[faults.ENV_VAR] = fault
+        faults.arm()
 
     def nfp_state(self) -> tuple[bool, bool]:
         """Whether the rank takes part, and whether its runner is hooked."""

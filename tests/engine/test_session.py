@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from vllm_nfp.config import ProbeConfig, config_from_mapping
-from vllm_nfp.faults import ENV_VAR as FAULT
 from vllm_nfp.metrics import Snapshot, State, read_snapshot
 from vllm_nfp.profile import load_profile, profile_file
 
@@ -212,11 +211,11 @@ def test_the_budget_bounds_the_measured_share(llm: Any, start: Callable[..., Any
 
 @pytest.mark.parametrize("stage", ["attach", "capture", "startup_scan"])
 def test_a_fault_at_the_start_leaves_the_engine_alone(
-    llm: Any, start: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    llm: Any, start: Callable[..., Any], tmp_path: Path, inject_fault: Callable[[str], None],
     stage: str, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     expected = generate(llm)
-    monkeypatch.setenv(FAULT, stage)
+    inject_fault(stage)
     with caplog.at_level(logging.ERROR, "vllm.nfp"):
         session = start()
     assert not session.active
@@ -237,13 +236,13 @@ def test_a_fault_at_the_start_leaves_the_engine_alone(
     ],
 )
 def test_a_fault_while_serving_disables_the_probe_alone(
-    llm: Any, start: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    llm: Any, start: Callable[..., Any], tmp_path: Path, inject_fault: Callable[[str], None],
     stage: str, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     expected = generate(llm)
     session = start()
     assert session.active
-    monkeypatch.setenv(FAULT, stage)
+    inject_fault(stage)
     with caplog.at_level(logging.ERROR, "vllm.nfp"):
         for _ in range(20):
             assert generate(llm) == expected
@@ -362,14 +361,14 @@ def test_probes_and_real_steps_are_timed_apart(
 
 
 def test_a_full_disk_costs_the_output_folder_and_nothing_else(
-    llm: Any, start: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    llm: Any, start: Callable[..., Any], tmp_path: Path, inject_fault: Callable[[str], None],
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     expected = generate(llm)
     session = start(output_dir=str(tmp_path / "out"))
     session._log.close()
     session._log = open("/dev/full", "a")  # noqa: SIM115 - the session closes it
-    monkeypatch.setenv(FAULT, "no_space")
+    inject_fault("no_space")
     with caplog.at_level(logging.WARNING, "vllm.nfp"):
         for _ in range(3):
             assert generate(llm) == expected
@@ -381,7 +380,11 @@ def test_a_full_disk_costs_the_output_folder_and_nothing_else(
 
 
 def test_a_device_that_hangs_disables_the_probe(
-    llm: Any, start: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    llm: Any,
+    start: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    inject_fault: Callable[[str], None],
 ) -> None:
     from vllm_nfp.probe import prober as module
 
@@ -389,7 +392,7 @@ def test_a_device_that_hangs_disables_the_probe(
     session = start()
     generate(llm, tokens=8)
     monkeypatch.setattr(module, "LONGEST_FLIGHT_SECONDS", 0.05)
-    monkeypatch.setenv(FAULT, "stuck_event")
+    inject_fault("stuck_event")
     session._prober.budget.earn(100.0)  # steps that are never passed earn nothing
     for _ in range(20):
         assert generate(llm) == expected
@@ -400,11 +403,11 @@ def test_a_device_that_hangs_disables_the_probe(
 
 
 def test_a_probe_without_memory_is_left_out_and_serving_goes_on(
-    llm: Any, start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    llm: Any, start: Callable[..., Any], inject_fault: Callable[[str], None]
 ) -> None:
     expected = generate(llm)
     session = start()
-    monkeypatch.setenv(FAULT, "out_of_memory")
+    inject_fault("out_of_memory")
     for _ in range(3):
         assert generate(llm) == expected
     assert session.active

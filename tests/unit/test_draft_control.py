@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -220,9 +221,9 @@ def test_a_vllm_without_a_table_is_named(config: ProbeConfig, tmp_path: Path) ->
 
 
 def test_an_injected_fault_is_contained(
-    config: ProbeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: ProbeConfig, tmp_path: Path, inject_fault: Callable[[str], None]
 ) -> None:
-    monkeypatch.setenv("NFP_INJECT_FAULT", "draft_control")
+    inject_fault("draft_control")
     assert attach(Scheduler(), config) is None
     assert "InjectedFault" in reported(tmp_path, ControlState.DISABLED).reason
 

@@ -26,7 +26,7 @@ from vllm_nfp.engine.engine import VllmProbeEngine
 from vllm_nfp.engine.graph_place import CaptureWatch, GraphPlace
 from vllm_nfp.engine.memory import GpuMemory, Shelf, largest_free_block
 from vllm_nfp.engine.ranks import Alone
-from vllm_nfp.engine.runners import step_of, view_of
+from vllm_nfp.engine.runners import StepLimits, step_of, view_of
 from vllm_nfp.engine.versions import Mode
 from vllm_nfp.probe import Shape, ShapeRefusedError
 
@@ -121,6 +121,7 @@ def make_engine(
     made = VllmProbeEngine.__new__(VllmProbeEngine)
     settings: dict[str, Any] = {"batch_sizes": (1, 4), "contexts": (64,), "max_positions": 8}
     made._config = ProbeConfig(**{**settings, **changes}, graph_memory_mib=limit)
+    made._graphs = made._config.graph_limits()
     made._rules, made._widths, made._groups, made._readers = RULES, [8], (), []
     made._causal, made._capture_head, made.timed_layers = True, True, (object(),)
     made._max_len, made._max_tokens, made._max_seqs = 512, 2048, 64
@@ -469,9 +470,13 @@ def test_an_old_vllm_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
         versions.require_supported()
 
 
+LIMITS = StepLimits(sequences=256, tokens=8192)
+
+
 def scheduled(counts: dict[str, int], new: int = 0, computed: tuple[int, ...] = ()) -> Any:
     return SimpleNamespace(
         num_scheduled_tokens=counts,
+        total_num_scheduled_tokens=sum(counts.values()),
         scheduled_new_reqs=[object()] * new,
         scheduled_encoder_inputs={},
         scheduled_cached_reqs=SimpleNamespace(num_computed_tokens=list(computed)),
@@ -479,14 +484,16 @@ def scheduled(counts: dict[str, int], new: int = 0, computed: tuple[int, ...] = 
 
 
 def test_a_step_is_told_from_the_scheduler_output_alone() -> None:
-    step = step_of(scheduled({"a": 1, "b": 4}, computed=(100, 200)), decode_positions=4)
+    step = step_of(
+        scheduled({"a": 1, "b": 4}, computed=(100, 200)), decode_positions=4, limits=LIMITS
+    )
     assert step is not None
     assert (step.batch_size, step.context, step.positions, step.decode) == (2, 150, 4, True)
-    chunk = step_of(scheduled({"a": 64}, computed=(100,)), decode_positions=4)
+    chunk = step_of(scheduled({"a": 64}, computed=(100,)), decode_positions=4, limits=LIMITS)
     assert chunk is not None and not chunk.decode
-    first = step_of(scheduled({"a": 1}, new=1), decode_positions=4)
+    first = step_of(scheduled({"a": 1}, new=1), decode_positions=4, limits=LIMITS)
     assert first is not None and not first.decode
-    assert step_of(scheduled({}), decode_positions=4) is None
+    assert step_of(scheduled({}), decode_positions=4, limits=LIMITS) is None
 
 
 def test_an_unknown_runner_is_refused_by_name() -> None:

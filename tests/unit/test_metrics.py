@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,6 @@ from vllm_nfp import scrape
 from vllm_nfp.cli import main
 from vllm_nfp.draft import constant
 from vllm_nfp.estimate import Cell, Module, Pair, PairStore
-from vllm_nfp.faults import ENV_VAR
 from vllm_nfp.metrics import (
     BoundaryRow,
     CurveRow,
@@ -192,10 +192,10 @@ def test_an_engine_name_cannot_leave_the_folder() -> None:
 
 
 def test_a_fault_in_collecting_does_not_fail_the_scrape(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, inject_fault: Callable[[str], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     write_snapshot(engine_file(str(tmp_path), "0"), FULL)
-    monkeypatch.setenv(ENV_VAR, "collect")
+    inject_fault("collect")
     with caplog.at_level(logging.ERROR, "vllm.nfp"):
         assert list(NfpCollector(str(tmp_path)).collect()) == []
     assert "could not be collected" in caplog.text

@@ -65,7 +65,7 @@ def attach(
     publisher = SimpleNamespace(
         identity=module.Snapshot("m", "0", module.State.WARMING), start=lambda: None
     )
-    view = SimpleNamespace(device=torch.device("cpu"), name="v2")
+    view = SimpleNamespace(device=torch.device("cpu"), name="v2", decode_positions=1)
     monkeypatch.setattr(module, "VllmProbeEngine", Engine)
     monkeypatch.setattr(module, "view_of", lambda _: view)
     monkeypatch.setattr(module.support, "refusal", lambda *_: None)
@@ -115,7 +115,9 @@ def passive_config(rank: int = 0, tensor_parallel_size: int = 1) -> SimpleNamesp
 def test_an_unknown_vllm_is_passive_for_good_and_told_by_the_first_rank_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    view = SimpleNamespace(device=torch.device("cpu"), name="v2", runner=object())
+    view = SimpleNamespace(
+        device=torch.device("cpu"), name="v2", runner=object(), decode_positions=1
+    )
     monkeypatch.setattr(module, "view_of", lambda _: view)
     monkeypatch.setattr(versions, "installed_version", lambda: "0.99.0")
     told: list[Snapshot] = []
@@ -135,10 +137,13 @@ def test_an_unknown_vllm_is_passive_for_good_and_told_by_the_first_rank_alone(
 
 
 def test_a_fault_before_the_output_folder_is_made_is_told_in_it_without_another(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch,
+    inject_fault: Callable[[str], None],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     folder = tmp_path / "not" / "there"
-    monkeypatch.setenv("NFP_INJECT_FAULT", "attach")
+    inject_fault("attach")
     session = Session(ProbeConfig(output_dir=str(folder)), passive_config())
     monkeypatch.setattr(module.support, "refusal", lambda *_: None)
     session.attach(None)

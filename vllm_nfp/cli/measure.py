@@ -27,7 +27,7 @@ from vllm_nfp.profile import Profile, save_profile
 
 DEFAULTS = ProbeConfig()
 CAPTURE_SECONDS = 60.0
-GRAPH_MEMORY_MIB = 2048
+GRAPH_MEMORY_MIB = 4096
 _FLAGS = {
     "batch_sizes": "--batch-sizes",
     "contexts": "--contexts",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import time
@@ -9,11 +10,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
-from vllm_nfp.config import ProbeConfig
+from vllm_nfp.config import GraphLimits, ProbeConfig
 from vllm_nfp.engine.batch import (
     AttentionGroup,
     BlockReader,
@@ -52,6 +53,21 @@ HEAD_START_SECONDS = 2e-4
 LONGEST_HOLD_SECONDS = 0.01
 GPU_CYCLES_PER_SECOND = 1.8e9
 """Roughly, of the GPUs of today; only the length of a hold depends on it."""
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _in_inference_mode(method: Callable[P, R]) -> Callable[P, R]:
+    """The probe's tensors are made in it; steps without a probe do not pay for entering it."""
+
+    @functools.wraps(method)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.inference_mode():
+            return method(*args, **kwargs)
+
+    return wrapped
 
 
 class KvCacheWrittenError(RuntimeError):
@@ -101,12 +117,13 @@ class Ticket:
 
 
 class VllmProbeEngine:
-    """Runs probe shapes on a vLLM runner's model.
+    """Runs probe shapes on a vLLM runner's model, in inference mode as vLLM does.
 
     Args:
         view: the runner.
         clock: CUDA events on a GPU, the host's clock on a CPU.
         config: the probe's settings.
+        graphs: what its CUDA graphs may take.
         place: memory pool and stream of vLLM's own graphs, for the probe's to share; None: the
             probe's have a pool of their own.
         ranks: those that run each shape with this one.
@@ -121,6 +138,7 @@ class VllmProbeEngine:
         view: RunnerView,
         clock: Clock,
         config: ProbeConfig,
+        graphs: GraphLimits,
         place: GraphPlace | None = None,
         ranks: Ranks | None = None,
     ) -> None:
@@ -128,6 +146,7 @@ class VllmProbeEngine:
         self._ranks: Ranks = ranks or Alone()
         self._clock = clock
         self._config = config
+        self._graphs = graphs
         self._device = view.device
         self._on_gpu = self._device.type == "cuda"
         self.memory = GpuMemory.of(self._device)
@@ -161,7 +180,7 @@ class VllmProbeEngine:
         self._prepared: dict[ShapeKey, _Prepared] = {}
         self._tables: tuple[torch.Tensor, ...] | None = None
         self._place = place
-        self._shelf: Shelf[ShapeKey] = Shelf(config.graph_memory_mib << 20)
+        self._shelf: Shelf[ShapeKey] = Shelf(graphs.memory_mib << 20)
         self._refused: dict[ShapeKey, str] = {}
         self._most_graph_tokens: int | None = None
         """Largest graph that the memory limit allows; None until it is known."""
@@ -229,16 +248,16 @@ class VllmProbeEngine:
             return self._graph_missing(placement.padded_tokens, logits)
         if not self._ranks.alone:
             return self._logits_missing(logits)
-        if logits > self._config.graph_memory_mib << 19:
+        if logits > self._graphs.memory_mib << 19:
             # Activations are no larger than those of a prompt, but of a prompt few logits are made.
             return (
                 f"logits of {logits >> 20} MiB without a CUDA graph exceed half of {_LIMIT} "
-                f"{self._config.graph_memory_mib}"
+                f"{self._graphs.memory_mib}"
             )
         return None
 
     def _graph_missing(self, tokens: int, logits: int) -> str | None:
-        limit = self._config.graph_memory_mib
+        limit = self._graphs.memory_mib
         capacity = self._shelf.capacity
         if limit == 0 or (capacity is not None and capacity < GRAPHED_SHAPES):
             return (
@@ -265,7 +284,7 @@ class VllmProbeEngine:
         has kept memory back for that, and none of it is in use while a probe runs.
         """
         full_batch = 4 * self._logits_bytes(self._max_seqs)
-        if 2 * logits > max(full_batch, self._config.graph_memory_mib << 20):
+        if 2 * logits > max(full_batch, self._graphs.memory_mib << 20):
             return f"logits of {logits >> 20} MiB exceed those of a full batch and half of {_LIMIT}"
         return None
 
@@ -292,7 +311,7 @@ class VllmProbeEngine:
         self.give_back_cache()
         eager = [key for key in shapes if not self._prepared[key].full]
         logits = max((self._logits_bytes(b * n) for b, n in eager), default=0)
-        self._shelf.limit -= self.memory.taken + min(logits, self._config.graph_memory_mib << 19)
+        self._shelf.limit -= self.memory.taken + min(logits, self._graphs.memory_mib << 19)
         if not self._ranks.alone:
             self._capture_together(sorted(shapes, key=lambda k: (k[1], k[0])), time_is_up)
             shapes = set()
@@ -467,6 +486,7 @@ class VllmProbeEngine:
             prepared.module_graph is not None or not self.timed_layers
         )
 
+    @_in_inference_mode
     def make_ready(self, shapes: Sequence[Shape]) -> None:
         """Make one piece of what the shapes still lack; older shapes' graphs may go for it.
 
@@ -615,6 +635,7 @@ class VllmProbeEngine:
             self._place = own_place(self._device)
         return self._place
 
+    @_in_inference_mode
     def launch(self, shape: Shape) -> Ticket:
         """Enqueue the step and the modules of one shape; waits for nothing.
 
@@ -627,6 +648,7 @@ class VllmProbeEngine:
             metadata = self._inputs(shape, prepared)
             return self._launch(shape, prepared, metadata)
 
+    @_in_inference_mode
     def can_launch(self, shape: Shape) -> bool:
         """Do all of a launch that can fail, without running anything; False if it is refused.
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,8 +58,6 @@ class Observer:
         session: the worker's probe, not attached yet.
         worker: vLLM's.
         outbox: results for /metrics; None if they go through files.
-        inference_mode: torch's; the probe's tensors are made in it, and vLLM enters it only in
-            the model runner's methods, which come later.
         captures: open since before the warm-up; notes where vLLM's CUDA graphs lie.
     """
 
@@ -69,13 +66,11 @@ class Observer:
         session: Any,
         worker: Any,
         outbox: Outbox | None,
-        inference_mode: Callable[[], AbstractContextManager[Any]] = nullcontext,
         captures: Any = None,
     ) -> None:
         self._session = session
         self._worker = worker
         self._outbox = outbox
-        self._inference_mode = inference_mode
         self._captures = captures
         self._warm = False
 
@@ -95,8 +90,7 @@ class Observer:
     def before_step(self, scheduler_output: Any) -> None:
         """Maybe probe, then note the start of the real step."""
         if self._session.active:
-            with self._inference_mode():
-                self._session.step(scheduler_output)
+            self._session.step(scheduler_output)
             self._session.mark(begin=True)
 
     def after_step(self, scheduler_output: Any) -> None:
@@ -140,8 +134,6 @@ def register(config: ProbeConfig) -> None:
 
 def observer_of(worker: Any, config: ProbeConfig) -> Observer:
     """The observer of a worker that is about to warm up."""
-    import torch
-
     from vllm_nfp.engine.graph_place import CaptureWatch
     from vllm_nfp.engine.rank_session import session_for
 
@@ -150,7 +142,7 @@ def observer_of(worker: Any, config: ProbeConfig) -> Observer:
     if outbox is not None:
         box = outbox
         session.on_snapshot = lambda snapshot: box.put(_families(snapshot, config))
-    return Observer(session, worker, outbox, torch.inference_mode, CaptureWatch().open())
+    return Observer(session, worker, outbox, CaptureWatch().open())
 
 
 def _families(snapshot: Snapshot, config: ProbeConfig) -> Iterator[Any]:

@@ -50,7 +50,8 @@ class RankSession(Session):
     """
 
     def __init__(self, config: ProbeConfig, vllm_config: Any) -> None:
-        super().__init__(config, vllm_config)
+        ranks = vllm_config.parallel_config.tensor_parallel_size
+        super().__init__(config, vllm_config, ranks=ranks)
         self._lockstep: Lockstep | None = None
         self._committed: Pair | None = None
         self._own_fault: str | None = None
@@ -130,18 +131,17 @@ class RankSession(Session):
             return
         step = self._plan(scheduler_output)
         try:
-            with torch.inference_mode():
-                begun = time.perf_counter()
-                pair = lockstep.advance(
-                    _digest(scheduler_output), self._propose, self._can_launch, self._refused
-                )
-                if self._prober is not None:
-                    # It may have delayed the step by as much.
-                    self._prober.budget.spend(time.perf_counter() - begun)
-                self._committed = pair or self._committed
-                if self._committed is not None and step is not None and step.decode:
-                    pair, self._committed = self._committed, None
-                    self._launch(pair)
+            begun = time.perf_counter()
+            pair = lockstep.advance(
+                _digest(scheduler_output), self._propose, self._can_launch, self._refused
+            )
+            if self._prober is not None:
+                # It may have delayed the step by as much.
+                self._prober.budget.spend(time.perf_counter() - begun)
+            self._committed = pair or self._committed
+            if self._committed is not None and step is not None and step.decode:
+                pair, self._committed = self._committed, None
+                self._launch(pair)
         except (PeerFaultError, DivergedError) as error:
             own = "" if self._own_fault is None else f" ({self._own_fault})"
             self.disable(f"{error}{own}")
@@ -154,8 +154,8 @@ class RankSession(Session):
         """The step; the leader may want a pair after it."""
         step: EngineStep | None = None
         try:
-            assert self._view is not None, "attach() has set it"
-            step = step_of(scheduler_output, self._view.decode_positions, self._limits)
+            assert self._limits is not None, "attach() has set it"
+            step = step_of(scheduler_output, self._decode_positions, self._limits)
             if self._own_fault is not None:
                 return step
             self._take_tokens(scheduler_output)

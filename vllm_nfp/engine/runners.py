@@ -5,7 +5,7 @@ The probe shares a runner's model, KV cache and attention groups, and nothing th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -159,9 +159,7 @@ def limits_of(vllm_config: Any) -> StepLimits:
     return StepLimits(int(scheduler.max_num_seqs), int(scheduler.max_num_batched_tokens))
 
 
-def step_of(
-    scheduler_output: Any, decode_positions: int, limits: StepLimits | None = None
-) -> EngineStep | None:
+def step_of(scheduler_output: Any, decode_positions: int, limits: StepLimits) -> EngineStep | None:
     """The step as the scheduler planned it, alike on all ranks; None if it runs nothing.
 
     A worker does not see the queue of requests. What it sees of it: a step that is full of tokens
@@ -170,21 +168,23 @@ def step_of(
     counts = scheduler_output.num_scheduled_tokens
     if not counts:
         return None
-    positions = max(counts.values())
-    cached = scheduler_output.scheduled_cached_reqs
-    computed = cached.num_computed_tokens
-    decode = (
-        not scheduler_output.scheduled_new_reqs
-        and positions <= decode_positions
-        and not scheduler_output.scheduled_encoder_inputs
+    batch_size, tokens = len(counts), scheduler_output.total_num_scheduled_tokens
+    # This runs before every step: nothing is looked up that the totals tell.
+    positions = 1 if tokens == batch_size else max(counts.values())
+    computed = scheduler_output.scheduled_cached_reqs.num_computed_tokens
+    return EngineStep(
+        batch_size,
+        round(sum(computed) / len(computed)) if computed else 0,
+        positions,
+        decode=(
+            positions <= decode_positions
+            and not scheduler_output.scheduled_new_reqs
+            and not scheduler_output.scheduled_encoder_inputs
+        ),
+        fullness=batch_size / limits.sequences,
+        waiting=tokens >= limits.tokens
+        or bool(getattr(scheduler_output, "preempted_req_ids", None)),
     )
-    context = round(sum(computed) / len(computed)) if computed else 0
-    step = EngineStep(len(counts), context, positions, decode)
-    if limits is None:
-        return step
-    preempted = bool(getattr(scheduler_output, "preempted_req_ids", None))
-    full = scheduler_output.total_num_scheduled_tokens >= limits.tokens
-    return replace(step, fullness=len(counts) / limits.sequences, waiting=preempted or full)
 
 
 def graph_rules(vllm_config: Any, attn_groups: Any, device: torch.device) -> GraphRules:

@@ -40,7 +40,7 @@ from vllm_nfp.probe import Budget, EngineStep, PairResult, Planner, Prober
 from vllm_nfp.probe.publisher import Counters, Publisher
 from vllm_nfp.profile import Environment, profile_file, profile_of, save_profile
 from vllm_nfp.timing import Clock, CudaClock, HostClock, StepTimer
-from vllm_nfp.typed_json import open_to_append, write_whole
+from vllm_nfp.typed_json import encode, open_to_append, write_whole
 
 logger = logging.getLogger("vllm.nfp")
 
@@ -60,12 +60,18 @@ class Session:
         config: the probe's settings.
         vllm_config: the engine's configuration.
         now: seconds of a monotonic clock.
+        ranks: those that probe together.
     """
 
     def __init__(
-        self, config: ProbeConfig, vllm_config: Any, now: Callable[[], float] = time.monotonic
+        self,
+        config: ProbeConfig,
+        vllm_config: Any,
+        now: Callable[[], float] = time.monotonic,
+        ranks: int = 1,
     ) -> None:
         self._config = config
+        self._graphs = config.graph_limits(ranks)
         self._now = now
         self._identity = Snapshot(
             model_name=support.served_name(vllm_config),
@@ -74,7 +80,7 @@ class Session:
             overhead_budget=0.0 if config.passive else config.overhead_budget,
         )
         self._vllm_config = vllm_config
-        self._view: RunnerView | None = None
+        self._decode_positions = 1
         self._engine: VllmProbeEngine | None = None
         self._prober: Prober | None = None
         self._timer: StepTimer | None = None
@@ -131,19 +137,20 @@ class Session:
 
     def _attach(self, runner: Any, begun: float, place: GraphPlace | None) -> None:
         maybe_fail("attach")
-        if not self._config.share_graph_pool:
+        if not self._graphs.shared_pool:
             place = None
         view, self._resident = view_of(runner), host_bytes()
         clock: Clock = CudaClock() if view.device.type == "cuda" else HostClock()
-        self._view, self._limits = view, limits_of(self._vllm_config)
+        self._decode_positions = view.decode_positions
+        self._limits = limits_of(self._vllm_config)
         if self._config.passive:
             publisher = self._publisher_of(view, list(self._configured_cells()), {})
             self._publish(view, publisher, StepTimer(clock), begun)
             return
         with torch.inference_mode():
-            engine = VllmProbeEngine(view, clock, self._config, place, self._ranks)
+            engine = VllmProbeEngine(view, clock, self._config, self._graphs, place, self._ranks)
             engine.check_kv_cache_untouched()
-            engine.prepare(lambda: self._now() >= begun + self._config.capture_seconds)
+            engine.prepare(lambda: self._now() >= begun + self._graphs.capture_seconds)
             self._engine = engine
             self._begin(view, engine, clock, begun)
 
@@ -152,7 +159,7 @@ class Session:
         config = self._config
         prober, publisher = self._assemble(view, engine, clock)
         maybe_fail("startup_scan")
-        end = begun + config.capture_seconds + config.startup_seconds
+        end = begun + self._graphs.capture_seconds + config.startup_seconds
         self._scan(prober, publisher, min(config.startup_seconds, end - self._now()))
         engine.give_back_cache()
         self._prober = prober
@@ -278,19 +285,21 @@ class Session:
 
     def step(self, scheduler_output: Any) -> None:
         """Before a real step: say what it is, and maybe run a pair of probes."""
-        timer, view, publisher = self._timer, self._view, self._publisher
-        if timer is None or view is None or publisher is None:
+        timer, limits, publisher = self._timer, self._limits, self._publisher
+        if timer is None or limits is None or publisher is None:
             return
         try:
             if publisher.fault is not None:
                 self.disable(publisher.fault)
                 return
-            step = step_of(scheduler_output, view.decode_positions, self._limits)
-            if self._prober is None:
+            step = step_of(scheduler_output, self._decode_positions, limits)
+            prober = self._prober
+            if prober is None:
                 self._only_time(timer, step)
-            else:
+            elif step is not None:
                 self._take_tokens(scheduler_output)
-                self._probe(self._prober, publisher, step)
+                prober.planner.feedback = publisher.feedback
+                prober.before_step(step)
         except Exception as error:
             self._fault("probe", error)
 
@@ -300,12 +309,6 @@ class Session:
             timer.describe(step.batch_size, step.context, step.positions, step.decode)
             if step.decode:
                 self._last_step = step
-
-    def _probe(self, prober: Prober, publisher: Publisher, step: EngineStep | None) -> None:
-        if step is not None:
-            prober.planner.feedback = publisher.feedback
-            with torch.inference_mode():
-                prober.before_step(step)
 
     def _take_tokens(self, scheduler_output: Any) -> None:
         for request in scheduler_output.scheduled_new_reqs:
@@ -319,8 +322,7 @@ class Session:
             return PASSIVE_IDLE_SECONDS
         try:
             prober.planner.feedback = publisher.feedback
-            with torch.inference_mode():
-                return prober.idle()
+            return prober.idle()
         except Exception as error:
             self._fault("idle probe", error)
             return PASSIVE_IDLE_SECONDS
@@ -408,10 +410,10 @@ class Session:
             self._log.close()
             self._log = None
             return
-        line = {"unix_seconds": time.time(), **asdict(result)}
+        line = f'{{"unix_seconds": {time.time()!r}, {encode(result)[1:]}\n'
         try:
             maybe_no_space()
-            self._log.write(json.dumps(line) + "\n")
+            self._log.write(line)
             self._log.flush()
         except OSError as error:
             logger.warning("vllm-nfp: no more raw samples are written: %s", error)

@@ -27,6 +27,7 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -52,8 +53,8 @@ class _Point:
     positions: int
     samples: int
     averages: FloatArray
-    seconds: FloatArray
     log_ratio: float
+    curve_point: CurvePoint
 
     def interval(self, tail: float) -> tuple[float, float]:
         return interval(self.averages, self.samples, tail)
@@ -82,7 +83,7 @@ def estimate_cell(
     if not points:
         return None
     baselines = np.array([pair.baseline_seconds for pair in pairs])
-    curve = Curve((_first_point(baselines), *map(_curve_point, points)))
+    curve = Curve((_first_point(baselines), *(point.curve_point for point in points)))
     return CellEstimate(cell, curve, tuple(_boundary(points, epsilon) for epsilon in epsilons))
 
 
@@ -91,18 +92,17 @@ def _points(pairs: Iterable[Pair], min_samples: int) -> list[_Point]:
     for pair in pairs:
         if pair.positions > 1:
             grouped.setdefault(pair.positions, []).append(pair)
-    return [_point(n, grouped[n]) for n in sorted(grouped) if len(grouped[n]) >= min_samples]
+    return [_point(n, tuple(grouped[n])) for n in sorted(grouped) if len(grouped[n]) >= min_samples]
 
 
-def _point(positions: int, pairs: Sequence[Pair]) -> _Point:
+@lru_cache(maxsize=1024)
+def _point(positions: int, pairs: tuple[Pair, ...]) -> _Point:
+    """Kept, since a live server's new pair changes one point of its cell and no other."""
     averages = walsh_averages(np.array([pair.log_ratio for pair in pairs]))
-    return _Point(
-        positions,
-        len(pairs),
-        averages,
-        np.array([pair.seconds for pair in pairs]),
-        center(averages),
-    )
+    log_ratio = center(averages)
+    seconds = np.array([pair.seconds for pair in pairs])
+    curve_point = _curve_point(positions, averages, log_ratio, seconds)
+    return _Point(positions, len(pairs), averages, log_ratio, curve_point)
 
 
 def _first_point(baselines: FloatArray) -> CurvePoint:
@@ -119,14 +119,16 @@ def _first_point(baselines: FloatArray) -> CurvePoint:
     )
 
 
-def _curve_point(point: _Point) -> CurvePoint:
-    lower, upper = point.interval(RATIO_TAIL)
-    seconds, seconds_lower, seconds_upper = median_interval(point.seconds, RATIO_TAIL)
+def _curve_point(
+    positions: int, averages: FloatArray, log_ratio: float, times: FloatArray
+) -> CurvePoint:
+    lower, upper = interval(averages, len(times), RATIO_TAIL)
+    seconds, seconds_lower, seconds_upper = median_interval(times, RATIO_TAIL)
     return CurvePoint(
-        point.positions,
-        point.samples,
+        positions,
+        len(times),
         seconds,
-        math.exp(point.log_ratio),
+        math.exp(log_ratio),
         math.exp(lower),
         math.exp(upper),
         max(0.0, seconds_lower),

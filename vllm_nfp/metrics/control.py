@@ -6,7 +6,6 @@ Handed over like the probe's results (see snapshot.py): one file for each engine
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -22,7 +21,7 @@ from vllm_nfp.metrics.snapshot import (
     read_hand_over,
 )
 from vllm_nfp.text import label
-from vllm_nfp.typed_json import write_whole
+from vllm_nfp.typed_json import encode, write_whole
 
 SCHEMA = 1
 FILE_PATTERN = "control-*.json"
@@ -107,7 +106,7 @@ def control_file(run_dir: str, engine: str) -> Path:
 
 def write_control(path: Path, snapshot: ControlSnapshot) -> None:
     """Replace the file whole: a reader never sees half of it."""
-    write_whole(path, json.dumps(dataclasses.asdict(snapshot), allow_nan=False))
+    write_whole(path, encode(snapshot))
 
 
 def read_control(path: Path) -> ControlSnapshot:

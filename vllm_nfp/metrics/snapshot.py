@@ -7,7 +7,6 @@ JSON and not pickle: nothing that is read here can run code.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
 
-from vllm_nfp.typed_json import TypedJsonError, decode, read_object, write_whole
+from vllm_nfp.typed_json import TypedJsonError, decode, encode, read_object, write_whole
 
 T = TypeVar("T")
 
@@ -228,7 +227,7 @@ def engine_file(run_dir: str, engine: str) -> Path:
 
 def write_snapshot(path: Path, snapshot: Snapshot) -> None:
     """Replace the file whole: a reader never sees half of it."""
-    write_whole(path, json.dumps(dataclasses.asdict(snapshot), allow_nan=False))
+    write_whole(path, encode(snapshot))
 
 
 def read_snapshot(path: Path) -> Snapshot:

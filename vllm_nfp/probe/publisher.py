@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.estimate import Cell, CellEstimate, Module, Pair, PairStore, estimate_cell
 from vllm_nfp.faults import maybe_fail
+from vllm_nfp.give_way import give_way
 from vllm_nfp.metrics.snapshot import (
     BoundaryRow,
     CurveRow,
@@ -77,6 +78,8 @@ class Results:
         self._store = PairStore(config.max_samples)
         self._execution: dict[tuple[CellKey, int], str] = {}
         self._estimates: dict[Cell, CellEstimate] = {}
+        self._boundaries: dict[Cell, tuple[BoundaryRow, ...]] = {}
+        self._curves: dict[Cell, tuple[CurveRow, ...]] = {}
         self._changed: set[Cell] = set()
         self._histograms: dict[tuple[int, Module], tuple[list[int], float]] = {}
         self._layer_times: dict[tuple[Shape, int, Module], deque[float]] = {}
@@ -123,28 +126,21 @@ class Results:
             )
             if estimate is not None:
                 self._estimates[cell] = estimate
+                self._boundaries[cell] = _boundary_rows(estimate)
+                self._curves[cell] = self._curve_rows(estimate)
+            give_way()
         self._changed.clear()
 
     def boundaries(self) -> tuple[BoundaryRow, ...]:
         """One row for each module, cell and epsilon."""
-        return tuple(
-            BoundaryRow(
-                str(cell.module),
-                cell.batch_size,
-                cell.context,
-                line.epsilon,
-                line.positions,
-                line.lower,
-                line.upper,
-                line.at_limit,
-                line.largest_free,
-            )
-            for cell, estimate in sorted(self._estimates.items())
-            for line in estimate.boundaries
-        )
+        return tuple(row for cell in sorted(self._boundaries) for row in self._boundaries[cell])
 
     def curves(self) -> tuple[CurveRow, ...]:
         """One row for each module, cell and position count."""
+        return tuple(row for cell in sorted(self._curves) for row in self._curves[cell])
+
+    def _curve_rows(self, estimate: CellEstimate) -> tuple[CurveRow, ...]:
+        cell = estimate.cell
         return tuple(
             CurveRow(
                 str(cell.module),
@@ -160,7 +156,6 @@ class Results:
                 point.seconds_lower,
                 point.seconds_upper if math.isfinite(point.seconds_upper) else None,
             )
-            for cell, estimate in sorted(self._estimates.items())
             for point in estimate.curve.points
         )
 
@@ -209,6 +204,24 @@ class Results:
         # Beyond a count nothing is urgent only if every module of the cell is far over there.
         far_over = {key: max(ns) for key, ns in far.items() if len(ns) == modules[key]}
         return Feedback(frozenset(uncertain), far_over)
+
+
+def _boundary_rows(estimate: CellEstimate) -> tuple[BoundaryRow, ...]:
+    cell = estimate.cell
+    return tuple(
+        BoundaryRow(
+            str(cell.module),
+            cell.batch_size,
+            cell.context,
+            line.epsilon,
+            line.positions,
+            line.lower,
+            line.upper,
+            line.at_limit,
+            line.largest_free,
+        )
+        for line in estimate.boundaries
+    )
 
 
 def step_rows(times: StepTimes) -> tuple[StepRow, ...]:
@@ -296,6 +309,7 @@ class Publisher:
             result = self._queue.get()
             self._record(result)
             self._results.add(result)
+            give_way()
         self._results.update()
         self.feedback = self._results.feedback()
 
