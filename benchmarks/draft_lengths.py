@@ -1,13 +1,15 @@
 """Claim: the chosen draft lengths are as fast as the best fixed one, at every load.
 
-    python -m benchmarks.draft_lengths --shape qwen3-8b --layers 20 --out DIR
+    python -m benchmarks.draft_lengths --shape qwen3-8b --layers 24 --out DIR
 
 Two real vLLM engines share one GPU and are stepped in turn, never at once: one without
 speculation, one that drafts with ngram_gpu and accepts at vLLM's synthetic rates, with FULL CUDA
-graphs for every draft length. The second is held at each fixed length, at vLLM's documented table,
-at the table that ``recommend`` makes from the probe's own curves, and under the live controller,
-interleaved in random order. Rows are written as they come; ``benchmarks.draft_table`` makes tables
-of them.
+graphs for every draft length. The second goes round the fixed lengths, a few steps of each, so
+that slow spells of the host meet all of them alike; and it steps under the live controller, one
+for each acceptance. The time of a step hangs on its length, not on whose choice that was: so a
+table, and the controller, are judged by the lengths that they ran and what those took on the
+round. Over a ramp of the load each policy runs by itself. Rows are written as they come;
+``benchmarks.draft_table`` makes tables of them.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from typing import Any
 
 import click
 
-from benchmarks import environment, shapes
+from benchmarks import environment, shapes, step_cost
 from benchmarks.kernel_sweep import wait_for
 from vllm_nfp import predict
 from vllm_nfp.draft import constant
@@ -38,17 +40,26 @@ LONGEST = LENGTHS[-1]
 DOCUMENTED = [[1, 64, 3], [65, 128, 1], [129, 512, 0]]
 """The example of vLLM's page on dynamic speculative decoding."""
 LEVELS = (1, 2, 4, 8, 16, 32, 64, 128)
+LEVEL_SECONDS = 0.25
+"""Of each level of the ramp."""
 ACCEPTANCES = (0.5, 0.7, 0.9)
 MAIN_ACCEPTANCE = 0.7
 FIXED = tuple(f"fixed:{k}" for k in LENGTHS)
-CHECKED = "fixed:3"
+ROUND = "round"
+"""All fixed lengths, one after the other, again and again."""
+ROUNDS_OF_LENGTHS = 3
+STEPS_OF_ROUND, SKIPPED_OF_ROUND = 8, 3
+"""Steps of each length at a time, and how many of them are not timed: they were in flight, or
+verified the drafts of the length before."""
+SETTLING_STEPS = 300
+TINY_SETTLING_STEPS = 10
 PROBE = {
     "batch_sizes": [1, 4, 8, 16, 32, 64, 128],
     "contexts": [1280, 8960],
     "positions": [1, 2, 3, 4, 5, 7, 9],
     "max_positions": 9,
     "capture_seconds": 40.0,
-    "graph_memory_mib": 512,
+    "graph_memory_mib": 1024,
     "min_samples": 6,
     "overhead_budget": 0.0,
 }
@@ -69,12 +80,12 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One measurement that an engine is asked for."""
+    """One measurement that an engine is asked for; ``seconds`` counts rounds for ``round``."""
 
     batch_size: int
     context: int
     policy: str
-    """none, fixed:K, table:JSON or live."""
+    """none, fixed:K, round, table:JSON or live."""
     acceptance: float
     seconds: float
     warm_steps: int
@@ -107,6 +118,10 @@ class Count:
         self._last = now
         self._tokens += tokens
 
+    def skip(self) -> None:
+        """A step that does not count has ended."""
+        self._last = time.perf_counter()
+
     def row(self) -> dict[str, Any]:
         """What is written.
 
@@ -134,7 +149,11 @@ class Engine:
         self._config = _probe_config(settings, out)
         if settings.speculates:
             self._hook()
-        self.llm = _start(settings, out)
+        from vllm_nfp.engine.graph_place import CaptureWatch
+
+        with CaptureWatch() as captures:
+            self.llm = _start(settings, out)
+        self._place = captures.place
         self.core = self.llm.llm_engine.engine_core.engine_core
         self.scheduler = self.core.scheduler
         self.runner = self.core.model_executor.driver_worker.worker.model_runner
@@ -153,8 +172,15 @@ class Engine:
         from vllm_nfp.engine.session import Session
 
         session = Session(self._config, self.llm.llm_engine.vllm_config)
-        session.attach(self.runner)
+        session.attach(self.runner, self._place)
         session.disable("the scan has ended", expected=True)
+
+    def step_cost(self, seconds: float, out: Path) -> None:
+        """Measure what the probe's hooks cost a step."""
+        most = self.llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
+        context = 64 if self.settings.tiny else 1024
+        hooked = (self.llm, self.runner, self._place)
+        step_cost.measure(*hooked, self._hold, self._step, most, context, seconds, out)
 
     def measure(self, command: Command) -> dict[str, Any]:
         """Hold the batch, set the policy, warm up, then step for a while."""
@@ -164,11 +190,24 @@ class Engine:
         for _ in range(command.warm_steps):
             self._step()
         count = Count()
-        while count.elapsed < command.seconds or count.steps < 8:
+        if command.policy == ROUND:
+            self._go_round(count, round(command.seconds))
+        while command.policy != ROUND and (count.elapsed < command.seconds or count.steps < 8):
             made = self._step()
             if made is not None:
                 count.add(made, self._live_length(command))
         return {**dataclasses.asdict(command), **count.row()}
+
+    def _go_round(self, count: Count, rounds: int) -> None:
+        for _ in range(rounds):
+            for length in self.random.sample(LENGTHS, len(LENGTHS)):
+                self.scheduler.dynamic_sd_lookup = [length] * len(self.static)
+                for number in range(STEPS_OF_ROUND):
+                    made = self._step()
+                    if made is None or number < SKIPPED_OF_ROUND:
+                        count.skip()
+                    else:
+                        count.add(made, length)
 
     def ramp(self, command: Command, levels: Sequence[int]) -> Iterator[dict[str, Any]]:
         """The levels one after the other, with arrivals and departures in between, timed too."""
@@ -275,6 +314,8 @@ class Engine:
 
     def _step(self) -> int | None:
         """One call of the engine's loop; the tokens of a finished step, None if none finished."""
+        if not self.scheduler.has_unfinished_requests():
+            raise RuntimeError("all sequences have ended: they are too long for this model")
         outputs, executed = self.core.step_fn()
         self.core.post_step(executed)
         if not outputs:
@@ -310,12 +351,12 @@ def _start(settings: Settings, out: Path) -> Any:
     from vllm import LLM
 
     folder = shapes.write_model(out / "model", settings.shape, settings.layers)
-    longest = 512 if settings.tiny else 12288
+    longest = 4096 if settings.tiny else 12288
     arguments: dict[str, Any] = {
         "kv_cache_memory_bytes": int(settings.kv_gib * (1 << 30)),
         "max_model_len": longest,
         "max_num_seqs": 128 if not settings.tiny else 8,
-        "max_num_batched_tokens": 8192 if not settings.tiny else 512,
+        "max_num_batched_tokens": 8192 if not settings.tiny else 4096,
         "enable_prefix_caching": True,
     }
     if settings.tiny:
@@ -354,6 +395,8 @@ def work(settings: Settings, out: Path) -> None:
         try:
             if order["order"] == "scan":
                 engine.scan()
+            elif order["order"] == "cost":
+                engine.step_cost(order["seconds"], Path(order["out"]))
             elif order["order"] == "measure":
                 print(json.dumps(engine.measure(Command(**order["command"]))), flush=True)
             else:
@@ -466,27 +509,28 @@ class Run:
     def points(self, contexts: Mapping[int, Sequence[int]], rounds: int) -> None:
         """Every policy at every batch size and context, interleaved.
 
-        The time of a step of K drafts does not hang on how many are accepted. So each fixed K is
-        stepped at one acceptance, one of them at all as a check, and the live controller, one for
-        each acceptance, at its own.
+        The time of a step of K drafts does not hang on how many are accepted. So the round of the
+        fixed lengths is at one acceptance, and the live controllers at their own.
         """
         rng = random.Random(3)
         for context, sizes in contexts.items():
             for batch_size in sizes:
                 if self.left() < 5.0:
                     return
-                base = Command(batch_size, context, "live", MAIN_ACCEPTANCE, 0.0, 160)
+                settling = SETTLING_STEPS if batch_size <= 32 else SETTLING_STEPS // 2
+                if self.tiny:
+                    settling = TINY_SETTLING_STEPS
+                base = Command(batch_size, context, "live", MAIN_ACCEPTANCE, 0.0, settling)
                 for acceptance in ACCEPTANCES:  # the controllers settle
                     self.spec.measure(dataclasses.replace(base, acceptance=acceptance))
-                cases = [(policy, MAIN_ACCEPTANCE) for policy in ("none", *FIXED)]
+                cases = [("none", MAIN_ACCEPTANCE), (ROUND, MAIN_ACCEPTANCE)]
                 cases += [("live", acceptance) for acceptance in ACCEPTANCES]
-                cases += [(CHECKED, a) for a in ACCEPTANCES if a != MAIN_ACCEPTANCE]
                 for number in range(rounds):
                     rng.shuffle(cases)
                     for policy, acceptance in cases:
                         self._one(dataclasses.replace(
-                            base, policy=policy, acceptance=acceptance, seconds=self.seconds,
-                            warm_steps=6, fresh=False,
+                            base, policy=policy, acceptance=acceptance, warm_steps=6,
+                            seconds=ROUNDS_OF_LENGTHS if policy == ROUND else self.seconds,
                         ), number)  # fmt: skip
 
     def _one(self, command: Command, number: int) -> None:
@@ -500,19 +544,18 @@ class Run:
         levels = (*levels, *reversed(levels[:-1]))
         ours = recommended(step_times(self.spec.log.parent), acceptance, max(levels))
         self._write("tables.jsonl", {"acceptance": acceptance, "recommended": ours})
-        policies = [
-            "none", *FIXED[1:], f"table:{json.dumps(DOCUMENTED)}",
-            f"table:{json.dumps(ours)}", "live",
-        ]  # fmt: skip
+        tables = [f"table:{json.dumps(table)}" for table in (DOCUMENTED, ours)]
+        everything = ["none", *FIXED[1:], *tables, "live"]
         rng = random.Random(5)
-        for number in range(rounds):
-            rng.shuffle(policies)
+        for number in range(rounds + 1):
+            # At last the controller once more: the first time it began knowing nothing.
+            policies = rng.sample(everything, len(everything)) if number < rounds else ["live"]
             for policy in policies:
-                need = 1.3 * self.seconds * len(levels)
+                need = 1.3 * LEVEL_SECONDS * len(levels)
                 if self.left() < need:
                     return
-                fresh = policy == "live" and number == 0  # the first round begins knowing nothing
-                command = Command(1, context, policy, acceptance, self.seconds, 0, fresh)
+                fresh = policy == "live" and number == 0
+                command = Command(1, context, policy, acceptance, LEVEL_SECONDS, 0, fresh)
                 worker = self.plain if policy == "none" else self.spec
                 order = {
                     "order": "ramp", "command": dataclasses.asdict(command),
@@ -537,6 +580,9 @@ class Run:
 @click.option("--seconds", type=float, default=0.2, help="Length of one measurement.")
 @click.option("--tiny", is_flag=True, help="A tiny model, to try the script without a GPU.")
 @click.option("--wait-for", "awaited", type=click.Path(path_type=Path), default=None)
+@click.option(
+    "--cost-seconds", type=float, default=0.0, help="First measure what hooks cost, for so long."
+)
 @click.option("--smoke", is_flag=True, help="A few points only.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
 @click.option("--worker", default=None, hidden=True)
@@ -551,6 +597,7 @@ def main(
     seconds: float,
     tiny: bool,
     awaited: Path | None,
+    cost_seconds: float,
     smoke: bool,
     out: Path,
     worker: str | None,
@@ -576,6 +623,8 @@ def main(
         print(f"engines up after {time.monotonic() - begun:.0f} s", flush=True)
         if awaited is not None:
             wait_for(awaited)
+        if cost_seconds:
+            plain.ask({"order": "cost", "seconds": cost_seconds, "out": str(out)})
         spec.ask({"order": "scan"})
         run = Run(plain, spec, out, ends, tiny, seconds)
         _carry_out(run, smoke, tiny, long_batch)
@@ -596,11 +645,11 @@ def _carry_out(run: Run, smoke: bool, tiny: bool, long_batch: int) -> None:
     if smoke:
         run.points({1024: (1, 32, 128)}, 1)
         return
-    sizes = (1, 4, 8, 16, 32, 64, 128)
+    sizes = (1, 4, 16, 32, 64, 128)
     run.warm_up(1024, (1, 128))
     run.points({1024: sizes}, 2)
-    run.ramps(MAIN_ACCEPTANCE, 1024, 2)
-    run.points({8192: tuple(b for b in sizes if b <= long_batch)}, 2)
+    run.ramps(MAIN_ACCEPTANCE, 1024, 1)
+    run.points({8192: tuple(b for b in (long_batch, 1, 4, 16) if b <= long_batch)}, 2)
 
 
 if __name__ == "__main__":

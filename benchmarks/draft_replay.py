@@ -23,7 +23,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.draft_lengths import ACCEPTANCES, LENGTHS, MAIN_ACCEPTANCE
+from benchmarks.draft_lengths import ACCEPTANCES, LENGTHS, MAIN_ACCEPTANCE, ROUND
 from benchmarks.draft_table import read_rows
 from vllm_nfp.draft import expected_tokens
 from vllm_nfp.draft.live import Controller, Settings, StepObservation
@@ -57,10 +57,11 @@ def recorded(rows: Sequence[Mapping[str, Any]]) -> dict[Cell, dict[int, float]]:
     """Seconds of a step by draft length; cells that lack a length are left out."""
     found: dict[Cell, dict[int, list[float]]] = {}
     for row in rows:
-        if row["policy"].startswith("fixed:") and row["acceptance"] == MAIN_ACCEPTANCE:
+        fixed = row["policy"].partition(":")[0] in ("fixed", ROUND)
+        if fixed and row["acceptance"] == MAIN_ACCEPTANCE:
             cell = found.setdefault((row["context"], row["batch_size"]), {})
-            length = int(row["policy"][6:])
-            cell.setdefault(length, []).append(row["medians"][str(length)])
+            for length, seconds in row["medians"].items():
+                cell.setdefault(int(length), []).append(seconds)
     return {
         cell: {k: min(times) for k, times in lengths.items()}
         for cell, lengths in found.items()
