@@ -33,6 +33,7 @@ MOST_SEQUENCES = 128
 WIDEST_GRAPH = 512
 STEPS = 1500
 """Steps at each point, ten seconds or so; the last fifth of them is judged."""
+FIRST_STEPS = 400
 SLOW_STEPS, SLOW_SHARE, SLOW_FACTOR = 40, 0.2, 1.4
 NOISE = 0.02
 
@@ -51,6 +52,8 @@ class Replayed:
     """The length of most of the judged steps."""
     share: float
     """Goodput of the judged steps over that of the best length, trials included."""
+    from_the_start: float
+    """The same of the first steps at the point, in which most is tried."""
 
 
 def recorded(rows: Sequence[Mapping[str, Any]]) -> dict[Cell, dict[int, float]]:
@@ -92,7 +95,7 @@ def replay(cells: Mapping[Cell, Mapping[int, float]], acceptance: float) -> list
             if controller.observe(step, now):
                 controller.decide(batch_size, context, now)
             lengths.append(length)
-        found.append(_judge(acceptance, (context, batch_size), seconds, lengths[-STEPS // 5 :]))
+        found.append(_judge(acceptance, (context, batch_size), seconds, lengths))
     return found
 
 
@@ -112,11 +115,14 @@ def _judge(
 ) -> Replayed:
     rates = {k: expected_tokens(k, acceptance) / t for k, t in seconds.items()}
     best = max(rates, key=lambda k: rates[k])
-    tokens = sum(expected_tokens(k, acceptance) for k in lengths)
-    rate = tokens / sum(seconds[k] for k in lengths)
-    return Replayed(
-        acceptance, cell, best, Counter(lengths).most_common(1)[0][0], rate / rates[best]
-    )
+
+    def share(some: Sequence[int]) -> float:
+        tokens = sum(expected_tokens(k, acceptance) for k in some)
+        return tokens / sum(seconds[k] for k in some) / rates[best]
+
+    judged = lengths[-STEPS // 5 :]
+    most = Counter(judged).most_common(1)[0][0]
+    return Replayed(acceptance, cell, best, most, share(judged), share(lengths[:FIRST_STEPS]))
 
 
 @click.command()
@@ -128,18 +134,19 @@ def main(folders: tuple[Path, ...]) -> None:
         cells = recorded(read_rows(folder / "points.jsonl"))
         found = [one for acceptance in ACCEPTANCES for one in replay(cells, acceptance)]
         table = Table(title=folder.name)
-        for name in ("a", "L", "B", "best K", "chosen K", "share of the best"):
+        for name in ("a", "L", "B", "best K", "chosen K", "share of the best", "at first"):
             table.add_column(name, justify="right")
         for one in found:
             table.add_row(
                 f"{one.acceptance:g}", *map(str, one.cell), str(one.best), str(one.chosen),
-                f"{one.share:.3f}",
+                f"{one.share:.3f}", f"{one.from_the_start:.3f}",
             )  # fmt: skip
         console.print(table)
         shares = [one.share for one in found]
         console.print(
             f"{len(shares)} points: median {statistics.median(shares):.3f}, "
-            f"worst {min(shares):.3f}, {sum(s < 0.98 for s in shares)} below 0.98"
+            f"worst {min(shares):.3f}, {sum(s < 0.98 for s in shares)} below 0.98; over the first "
+            f"{FIRST_STEPS} steps {statistics.mean(one.from_the_start for one in found):.3f}"
         )
 
 

@@ -49,7 +49,7 @@ class GraphLimits:
     """At the start."""
 
 
-GRAPHS_ALONE = GraphLimits(64, shared_pool=True, capture_seconds=2.0)
+GRAPHS_ALONE = GraphLimits(64, shared_pool=True, capture_seconds=3.0)
 GRAPHS_TOGETHER = GraphLimits(2048, shared_pool=False, capture_seconds=20.0)
 """Several ranks make all their graphs at the start, and each shape keeps its own."""
 
@@ -84,7 +84,7 @@ class ProbeConfig:
     when the time is up."""
     capture_seconds: float | None = None
     """Longest time that the check of the KV cache, warming up and the first graphs take at the
-    start; what is not done by then is done between steps, within the budget. None: 2 s, or 20 s
+    start; what is not done by then is done between steps, within the budget. None: 3 s, or 20 s
     with several ranks, which make all their graphs at the start."""
     graph_memory_mib: int | None = None
     """Most GPU memory, in MiB, that the probe may hold: its buffers, its CUDA graphs and what they

@@ -176,6 +176,29 @@ def test_a_neighbour_is_not_followed_out_of_the_graphs() -> None:
     assert table[14] == 3
 
 
+def off_the_graphs(batch_size: int, length: int) -> float:
+    """Beyond 512 tokens no CUDA graph holds the step, and the host takes 40 ms for it."""
+    return 5e-3 if batch_size * (length + 1) <= 512 else 40e-3
+
+
+def test_a_trial_that_is_hopeless_ends_after_a_few_steps() -> None:
+    live = Controller([0, *[3] * 128], Settings(LENGTHS, widest_graph=512))
+    lengths = Server(live, off_the_graphs, 0.5).serve(128, 400)
+    tried = {k: lengths.count(k) for k in LENGTHS if k > 3 and k in lengths}
+    assert tried, "a neighbour of the graphs' edge is looked at"
+    assert max(tried.values()) <= 12
+    assert live.table(1024)[128] == 3
+
+
+def test_what_the_host_takes_without_a_graph_is_learned_once_for_all_lengths() -> None:
+    live = Controller([0, *[3] * 128], Settings(LENGTHS, trial_loss=0.1, widest_graph=512))
+    server = Server(live, off_the_graphs, 0.5)
+    server.serve(128, 400)
+    lengths = server.serve(96, 400)  # another cell
+    assert lengths.count(4) > 0, "480 tokens have a graph"
+    assert not {6, 8} & set(lengths)
+
+
 def test_a_bad_length_is_left_even_without_credit() -> None:
     def time(batch_size: int, length: int) -> float:
         return 5e-3 * (20.0 if length > 3 else 1.0)

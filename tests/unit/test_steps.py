@@ -13,7 +13,7 @@ import pytest
 from vllm_nfp.engine.idle import asking
 from vllm_nfp.probe.publisher import step_rows
 from vllm_nfp.timing import HostClock, StepTimer, StepTimes
-from vllm_nfp.timing.steps import MOST_KINDS, SAMPLES_KEPT
+from vllm_nfp.timing.steps import MOST_KINDS, SAMPLES_KEPT, TIMED_ONE_IN
 
 
 class Now:
@@ -64,12 +64,13 @@ def test_a_step_that_ran_nothing_is_begun_again() -> None:
 
 def test_a_median_follows_the_recent_steps_in_bounded_memory() -> None:
     times = StepTimes()
+    series = times.of(1, 10, 1)
+    assert series is not None
     for _ in range(1000):
-        times.add(1, 10, 1, 9.0)
+        series.add(9.0)
     for _ in range(SAMPLES_KEPT):
-        times.add(1, 10, 1, 1.0)
-    ((count, recent),) = times.recent().values()
-    assert count == 1000 + SAMPLES_KEPT
+        series.add(1.0)
+    ((_, recent),) = times.recent().values()
     assert statistics.median(recent) == 1.0
     assert len(recent) == SAMPLES_KEPT
 
@@ -78,7 +79,7 @@ def test_kinds_are_bounded_and_what_no_bucket_holds_is_left_out() -> None:
     times = StepTimes()
     for batch_size in range(1, 5000):
         for positions in range(66):
-            times.add(batch_size, 100, positions, 1.0)
+            times.of(batch_size, 100, positions)
     found = times.recent()
     assert len(found) == MOST_KINDS
     assert max(kind.batch_size for kind in found) <= 4096
@@ -105,6 +106,35 @@ def test_the_hot_path_keeps_no_new_object() -> None:
     finally:
         tracemalloc.stop()
     assert grown < 2_000
+
+
+def test_all_steps_count_and_few_of_a_known_kind_are_timed() -> None:
+    now, seen = Now(), list[float]()
+    timer = StepTimer(HostClock(now), seen.append)
+    steps = 20_000
+    for _ in range(steps):
+        run(timer, now, 0.01, 4, 100, 1, True)
+    timer.settle()
+    ((count, recent),) = timer.times.recent().values()
+    assert count == steps
+    assert recent == pytest.approx([0.01] * SAMPLES_KEPT)
+    expected = SAMPLES_KEPT + (steps - SAMPLES_KEPT) / TIMED_ONE_IN
+    assert len(seen) == pytest.approx(expected, rel=0.05)
+    # Each stands for those before it, so that the budget earns of all of them.
+    assert sum(seen) == pytest.approx(0.01 * steps, rel=0.002)
+
+
+def test_a_new_kind_is_timed_at_once_among_steps_of_a_known_one() -> None:
+    now = Now()
+    timer = StepTimer(HostClock(now))
+    for _ in range(1000):
+        run(timer, now, 0.01, 4, 100, 1, True)
+    for _ in range(5):
+        run(timer, now, 0.02, 8, 100, 1, True)
+    timer.settle()
+    rows = {row.batch_size: row for row in step_rows(timer.times)}
+    assert rows[8].samples == 5
+    assert rows[8].median_seconds == pytest.approx(0.02)
 
 
 class Session:

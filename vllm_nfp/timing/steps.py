@@ -1,4 +1,9 @@
-"""Times real decode steps with one pair of marks each, and keeps them by kind of step.
+"""Times real steps with one pair of marks each, and keeps decode steps by kind.
+
+Two marks, and reading them, take the host longer than all else that a step is asked for. So decode
+steps are all counted, and of each kind the first ones are timed; from then on one step in
+:data:`TIMED_ONE_IN`, at random, and stands for those since the last. Steps that read a prompt are
+longer and fewer, and are all timed.
 
 The hot path makes no object, takes no lock and waits for nothing: marks lie in a ring that is made
 at the start, and are read when a later step comes by.
@@ -6,6 +11,7 @@ at the start, and are read when a later step comes by.
 
 from __future__ import annotations
 
+import random
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable
@@ -27,7 +33,9 @@ MOST_POSITIONS = 64
 MOST_KINDS = 512
 """Kinds of steps kept; later ones are left out. Bounds memory and the labels of the metrics."""
 SAMPLES_KEPT = 64
-"""Most recent steps of a kind that its median is taken over."""
+"""Most recent timed steps of a kind that its median is taken over."""
+TIMED_ONE_IN = 8
+"""Of the steps of a kind that has its samples; at random, so as to meet no rhythm of a server's."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -39,24 +47,30 @@ class StepKind:
     positions: int
 
 
-class _Series:
-    """The last times of one kind."""
+class Series:
+    """Steps of one kind: how many there were, and the times of the last that were timed."""
 
-    __slots__ = ("count", "seconds")
+    __slots__ = ("count", "seconds", "timed")
 
     def __init__(self) -> None:
         self.seconds = array("d", bytes(8 * SAMPLES_KEPT))
         self.count = 0
+        self.timed = 0
+
+    def add(self, seconds: float) -> None:
+        """Keep the time of one step."""
+        self.seconds[self.timed % SAMPLES_KEPT] = seconds
+        self.timed += 1
 
 
 class StepTimes:
     """Times by kind of step, in bounded memory; one thread writes, another may read."""
 
     def __init__(self) -> None:
-        self._series: dict[int, _Series] = {}
+        self._series: dict[int, Series] = {}
 
-    def add(self, batch_size: int, context: int, positions: int, seconds: float) -> None:
-        """Keep the time of one step; steps beyond every bucket are left out."""
+    def of(self, batch_size: int, context: int, positions: int) -> Series | None:
+        """The steps of this kind; None for those beyond every bucket, which are left out."""
         b = bisect_left(BATCH_BOUNDS, batch_size)
         c = bisect_left(CONTEXT_BOUNDS, context)
         if (
@@ -64,15 +78,14 @@ class StepTimes:
             or c == len(CONTEXT_BOUNDS)
             or not 0 < positions <= MOST_POSITIONS
         ):
-            return
+            return None
         key = (b * len(CONTEXT_BOUNDS) + c) * (MOST_POSITIONS + 1) + positions
         series = self._series.get(key)
         if series is None:
             if len(self._series) >= MOST_KINDS:
-                return
-            series = self._series[key] = _Series()
-        series.seconds[series.count % SAMPLES_KEPT] = seconds
-        series.count += 1
+                return None
+            series = self._series[key] = Series()
+        return series
 
     def recent(self) -> dict[StepKind, tuple[int, list[float]]]:
         """Steps counted since the start, and the times of the most recent ones, by kind."""
@@ -80,22 +93,22 @@ class StepTimes:
         for key, series in list(self._series.items()):
             cell, positions = divmod(key, MOST_POSITIONS + 1)
             b, c = divmod(cell, len(CONTEXT_BOUNDS))
-            count = series.count
-            kept = list(series.seconds[: min(count, SAMPLES_KEPT)])
-            found[StepKind(BATCH_BOUNDS[b], CONTEXT_BOUNDS[c], positions)] = (count, kept)
+            kept = list(series.seconds[: min(series.timed, SAMPLES_KEPT)])
+            found[StepKind(BATCH_BOUNDS[b], CONTEXT_BOUNDS[c], positions)] = (series.count, kept)
         return found
 
 
 class _Slot:
     """One step between its launch and its reading."""
 
-    __slots__ = ("batch_size", "context", "end", "keep", "positions", "start")
+    __slots__ = ("end", "series", "start", "steps")
 
     def __init__(self, clock: Clock) -> None:
         self.start: Mark = clock.mark()
         self.end: Mark = clock.mark()
-        self.batch_size = self.context = self.positions = 0
-        self.keep = False
+        self.series: Series | None = None
+        self.steps = 1
+        """Steps that it stands for."""
 
 
 class StepTimer:
@@ -103,7 +116,8 @@ class StepTimer:
 
     Args:
         clock: marks the serving stream.
-        on_seconds: takes each step's time as it is read, decode step or not.
+        on_seconds: takes the time of steps as it is read, decode steps or not: that of a timed
+            step, times the steps that it stands for.
     """
 
     def __init__(self, clock: Clock, on_seconds: Callable[[float], None] = lambda _: None) -> None:
@@ -113,32 +127,51 @@ class StepTimer:
         self._first = 0
         self._pending = 0
         self._open: _Slot | None = None
-        self._next = (0, 0, 0, False)
+        self._series: Series | None = None
+        self._begun = False
+        self._untimed = 0
+        """Decode steps since the last timed one."""
+        self._gap = 0
+        """Decode steps from the last timed one to the next."""
+        self._random = random.Random(0)
         self.times = StepTimes()
         self.last_seconds = 0.0
         """The most recent step's time; 0 before the first."""
 
     def describe(self, batch_size: int, context: int, positions: int, decode: bool) -> None:
         """What the step that comes next is; only decode steps are kept by kind."""
-        self._next = (batch_size, context, positions, decode)
+        self._series = self.times.of(batch_size, context, positions) if decode else None
 
     def begin(self) -> None:
         """The step's work is enqueued from here on; one that ran nothing is begun again."""
-        if self._pending == RING_SLOTS:
-            self._open = None
+        self._begun, self._open = True, None
+        if self._pending == RING_SLOTS or not self._is_due():
             return
-        slot = self._slots[(self._first + self._pending) % RING_SLOTS]
-        self._clock.renew(slot.start)
-        slot.batch_size, slot.context, slot.positions, slot.keep = self._next
-        self._open = slot
+        self._open = self._slots[(self._first + self._pending) % RING_SLOTS]
+        self._clock.renew(self._open.start)
+
+    def _is_due(self) -> bool:
+        series = self._series
+        is_known = series is not None and series.timed >= SAMPLES_KEPT
+        return not is_known or self._untimed + 1 >= self._gap
 
     def end(self) -> None:
         """The step's work has been enqueued."""
-        if self._open is None:
+        if not self._begun:
             return
-        self._clock.renew(self._open.end)
-        self._open = None
+        self._begun = False
+        series, slot = self._series, self._open
+        if series is not None:
+            series.count += 1
+            self._untimed += 1
+        if slot is None:
+            return
+        self._clock.renew(slot.end)
+        self._open, slot.series, slot.steps = None, series, 1
         self._pending += 1
+        if series is not None:
+            slot.steps, self._untimed = self._untimed, 0
+            self._gap = self._random.randrange(1, 2 * TIMED_ONE_IN)
 
     def settle(self) -> None:
         """Read the marks that the device has passed; waits for nothing."""
@@ -150,6 +183,6 @@ class StepTimer:
             self._first = (self._first + 1) % RING_SLOTS
             self._pending -= 1
             self.last_seconds = seconds = self._clock.seconds(slot.start, slot.end)
-            self._on_seconds(seconds)
-            if slot.keep:
-                self.times.add(slot.batch_size, slot.context, slot.positions, seconds)
+            self._on_seconds(seconds * slot.steps)
+            if slot.series is not None:
+                slot.series.add(seconds)

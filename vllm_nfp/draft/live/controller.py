@@ -12,8 +12,9 @@ left to the static schedule.
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -34,6 +35,10 @@ from vllm_nfp.draft.live.steps import (
 
 TRIAL_STEPS = 8
 """Timed steps of a length, and of the one in force beside it, before its time counts."""
+HOPELESS_STEPS = 3
+"""Timed steps of each after which a trial ends if even its fastest would have to be far faster."""
+HOPELESS = 1.25
+"""How much faster: by how much its fastest step, too, misses what the length in force reaches."""
 TRIAL_PATIENCE = 4
 """A trial ends after this many times as many steps, if too few of them could be timed."""
 FIRST_CREDIT = 24.0
@@ -122,6 +127,8 @@ class _Trial:
 
     length: int
     reference: int
+    tokens: float
+    """What a step of the length makes over what one of the other makes."""
     its_turn: bool = True
     steps: int = 0
     seconds: list[float] = field(default_factory=list)
@@ -136,8 +143,14 @@ class _Trial:
 
     @property
     def complete(self) -> bool:
-        """Whether both lengths have their steps."""
-        return min(len(self.seconds), len(self.reference_seconds)) >= TRIAL_STEPS
+        """Whether both lengths have their steps, or few of them have told all."""
+        steps = min(len(self.seconds), len(self.reference_seconds))
+        return steps >= TRIAL_STEPS or (steps >= HOPELESS_STEPS and self._is_hopeless)
+
+    @property
+    def _is_hopeless(self) -> bool:
+        usual = statistics.median(self.reference_seconds)
+        return min(self.seconds) > HOPELESS * self.tokens * usual
 
     @property
     def ratio(self) -> float:
@@ -176,6 +189,8 @@ class Controller:
         self.trial_steps = 0
         self.steps = 0
         """Pure decode steps seen."""
+        self._without_graph: deque[float] = deque(maxlen=TRIAL_STEPS)
+        """Seconds of the last steps without a CUDA graph: the host's, whatever the batch."""
         self.draft_seconds: dict[int, float] = {}
         """Time of one more drafted token beside its verification, by batch size, where told."""
 
@@ -206,6 +221,8 @@ class Controller:
             self._counted.add(step.batch_size, step.accepted)
         if step.seconds is not None:
             self._times.add(key, step.draft_length, step.seconds)
+            if not self._has_graph(step.batch_size, step.draft_length):
+                self._without_graph.append(step.seconds)
         trial = self._cell(key).trial
         if trial is not None:
             trial.steps += 1
@@ -341,7 +358,8 @@ class Controller:
         loss = GUESSED_LOSS
         if ratio is not None and acceptance is not None:
             loss = _loss(acceptance, ratio, trial.length, trial.reference)
-        self._credit -= max(len(trial.seconds), TRIAL_STEPS) * loss
+        steps = len(trial.seconds)
+        self._credit -= (steps if trial.complete else max(steps, TRIAL_STEPS)) * loss
 
     def _choose(self, key: CellKey, cell: _Cell, batch_size: int, now: float) -> None:
         current = self._in_force(key, batch_size)
@@ -400,6 +418,7 @@ class Controller:
             modelled = self._modelled(key, length, cell.choice, measured[cell.choice])
             if modelled is None:
                 modelled = _on_the_line(measured, length)
+            modelled = self._host_bound(key, length, cell.choice, measured[cell.choice], modelled)
             promise = best if modelled is None else tokens[length] / modelled
             if promise < PLAUSIBLE * best:
                 continue
@@ -433,6 +452,16 @@ class Controller:
         self._learn_draft_seconds(key)
         each = self._draft_seconds_near(key[0])
         return max(seconds * other / one + (length - reference) * each, 0.1 * seconds)
+
+    def _host_bound(
+        self, key: CellKey, length: int, reference: int, seconds: float, modelled: float | None
+    ) -> float | None:
+        """No less than the host takes for a step without a CUDA graph, where that is known."""
+        known = self._times.peek(key).get(reference)
+        if self._has_graph(key[0], length) or not self._without_graph or not known:
+            return modelled
+        host = statistics.median(self._without_graph) / known.median * seconds
+        return host if modelled is None else max(modelled, host)
 
     def _ratio(self, key: CellKey, positions: int) -> float | None:
         """t(N) / t(1) at the cell, read off the straight line between measured points.
@@ -472,7 +501,11 @@ class Controller:
         return self.draft_seconds[nearest]
 
     def _try(self, cell: _Cell, length: int, reference: int) -> None:
-        cell.trial = _Trial(length, reference)
+        acceptance = self._counted.acceptance
+        tokens = math.inf  # as long as acceptance is not known, nothing is hopeless
+        if acceptance is not None:
+            tokens = acceptance.expected_tokens(length) / acceptance.expected_tokens(reference)
+        cell.trial = _Trial(length, reference, tokens)
         cell.reason = Reason.TRIAL
 
 
