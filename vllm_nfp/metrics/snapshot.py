@@ -124,7 +124,7 @@ class StepRow:
     positions: int
     """Positions per sequence that the steps ran."""
     samples: int
-    """Steps timed since the start; the median is taken over the most recent ones."""
+    """Steps since the start; the median is taken over the most recent timed ones."""
     median_seconds: float
     """From the launch of the forward pass to the end of sampling, on the device."""
 
