@@ -13,7 +13,7 @@ import pytest
 from vllm_nfp.engine.idle import asking
 from vllm_nfp.probe.publisher import step_rows
 from vllm_nfp.timing import HostClock, StepTimer, StepTimes
-from vllm_nfp.timing.steps import MOST_KINDS, SAMPLES_KEPT, TIMED_ONE_IN
+from vllm_nfp.timing.steps import MOST_KINDS, RING_SLOTS, SAMPLES_KEPT, TIMED_ONE_IN
 
 
 class Now:
@@ -122,6 +122,22 @@ def test_all_steps_count_and_few_of_a_known_kind_are_timed() -> None:
     assert len(seen) == pytest.approx(expected, rel=0.05)
     # Each stands for those before it, so that the budget earns of all of them.
     assert sum(seen) == pytest.approx(0.01 * steps, rel=0.002)
+
+
+def test_a_device_that_hangs_stops_the_count_once_the_ring_is_full(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = HostClock()
+    timer = StepTimer(clock)
+    monkeypatch.setattr(clock, "ready", lambda _: False)
+    for _ in range(10 * RING_SLOTS):
+        timer.settle()
+        timer.describe(4, 100, 1, True)
+        timer.begin()
+        timer.end()
+    ((count, recent),) = timer.times.recent().values()
+    assert count == RING_SLOTS
+    assert recent == []
 
 
 def test_a_new_kind_is_timed_at_once_among_steps_of_a_known_one() -> None:

@@ -21,7 +21,7 @@ from vllm_nfp.faults import maybe_fail
 from vllm_nfp.timing.clock import Clock, Mark
 
 RING_SLOTS = 256
-"""Steps whose end has not been read; while the ring is full no further step is timed."""
+"""Timed steps whose end has not been read; while the ring is full none is timed or counted."""
 BATCH_BOUNDS = (
     1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096,
 )  # fmt: skip
@@ -144,8 +144,8 @@ class StepTimer:
 
     def begin(self) -> None:
         """The step's work is enqueued from here on; one that ran nothing is begun again."""
-        self._begun, self._open = True, None
-        if self._pending == RING_SLOTS or not self._is_due():
+        self._begun, self._open = self._pending < RING_SLOTS, None
+        if not (self._begun and self._is_due()):
             return
         self._open = self._slots[(self._first + self._pending) % RING_SLOTS]
         self._clock.renew(self._open.start)
