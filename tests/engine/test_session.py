@@ -104,11 +104,12 @@ def test_estimates_appear_for_every_module_and_cell(
     assert {(h.layer, h.module) for h in found.layers} == {
         (layer, module) for layer in range(3) for module in ("attention", "dense_ffn")
     }
-    # The modules of all layers are part of the step: they cannot take longer than it.
-    curves = {(r.module, r.batch_size, r.context, r.positions): r for r in found.curves}
-    for (module, b, c, n), row in curves.items():
+    # The modules of all layers are part of the step: they cannot take longer than it. At one
+    # position, which every pair has run, a busy machine does not blur that.
+    ones = {(r.module, r.batch_size, r.context): r for r in found.curves if r.positions == 1}
+    for (module, b, c), row in ones.items():
         if module == "model":
-            parts = sum(curves[m, b, c, n].median_seconds for m in ("attention", "dense_ffn"))
+            parts = sum(ones[m, b, c].median_seconds for m in ("attention", "dense_ffn"))
             assert 3 * parts < 2.0 * row.median_seconds
     lines = (tmp_path / "out" / "samples-0.jsonl").read_text().splitlines()
     samples = [json.loads(line) for line in lines]
@@ -201,7 +202,7 @@ def test_a_probe_reads_distinct_blocks_and_varied_tokens(start: Callable[..., An
 
 def test_the_budget_bounds_the_measured_share(llm: Any, start: Callable[..., Any]) -> None:
     session = start(overhead_budget=0.2, startup_seconds=0.0)
-    generate(llm, tokens=200)
+    generate(llm, tokens=400)
     prober = session._prober
     assert prober.outcomes["measured"] > 3
     one_pair = prober._last_pair_seconds

@@ -65,7 +65,7 @@ def attach(
     publisher = SimpleNamespace(
         identity=module.Snapshot("m", "0", module.State.WARMING), start=lambda: None
     )
-    view = SimpleNamespace(device=torch.device("cpu"), name="v2", decode_positions=1)
+    view = SimpleNamespace(device=torch.device("cpu"), name="v2")
     monkeypatch.setattr(module, "VllmProbeEngine", Engine)
     monkeypatch.setattr(module, "view_of", lambda _: view)
     monkeypatch.setattr(module.support, "refusal", lambda *_: None)
@@ -115,9 +115,7 @@ def passive_config(rank: int = 0, tensor_parallel_size: int = 1) -> SimpleNamesp
 def test_an_unknown_vllm_is_passive_for_good_and_told_by_the_first_rank_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    view = SimpleNamespace(
-        device=torch.device("cpu"), name="v2", runner=object(), decode_positions=1
-    )
+    view = SimpleNamespace(device=torch.device("cpu"), name="v2", runner=object())
     monkeypatch.setattr(module, "view_of", lambda _: view)
     monkeypatch.setattr(versions, "installed_version", lambda: "0.99.0")
     told: list[Snapshot] = []

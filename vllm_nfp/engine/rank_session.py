@@ -154,8 +154,8 @@ class RankSession(Session):
         """The step; the leader may want a pair after it."""
         step: EngineStep | None = None
         try:
-            assert self._limits is not None, "attach() has set it"
-            step = step_of(scheduler_output, self._decode_positions, self._limits)
+            assert self._view is not None and self._limits is not None, "attach() has set them"
+            step = step_of(scheduler_output, self._view.decode_positions, self._limits)
             if self._own_fault is not None:
                 return step
             self._take_tokens(scheduler_output)

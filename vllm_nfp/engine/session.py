@@ -80,7 +80,7 @@ class Session:
             overhead_budget=0.0 if config.passive else config.overhead_budget,
         )
         self._vllm_config = vllm_config
-        self._decode_positions = 1
+        self._view: RunnerView | None = None
         self._engine: VllmProbeEngine | None = None
         self._prober: Prober | None = None
         self._timer: StepTimer | None = None
@@ -141,8 +141,7 @@ class Session:
             place = None
         view, self._resident = view_of(runner), host_bytes()
         clock: Clock = CudaClock() if view.device.type == "cuda" else HostClock()
-        self._decode_positions = view.decode_positions
-        self._limits = limits_of(self._vllm_config)
+        self._view, self._limits = view, limits_of(self._vllm_config)
         if self._config.passive:
             publisher = self._publisher_of(view, list(self._configured_cells()), {})
             self._publish(view, publisher, StepTimer(clock), begun)
@@ -285,14 +284,15 @@ class Session:
 
     def step(self, scheduler_output: Any) -> None:
         """Before a real step: say what it is, and maybe run a pair of probes."""
-        timer, limits, publisher = self._timer, self._limits, self._publisher
-        if timer is None or limits is None or publisher is None:
+        timer, view, limits = self._timer, self._view, self._limits
+        publisher = self._publisher
+        if timer is None or view is None or limits is None or publisher is None:
             return
         try:
             if publisher.fault is not None:
                 self.disable(publisher.fault)
                 return
-            step = step_of(scheduler_output, self._decode_positions, limits)
+            step = step_of(scheduler_output, view.decode_positions, limits)
             prober = self._prober
             if prober is None:
                 self._only_time(timer, step)
@@ -311,9 +311,13 @@ class Session:
                 self._last_step = step
 
     def _take_tokens(self, scheduler_output: Any) -> None:
-        for request in scheduler_output.scheduled_new_reqs:
-            if request.prompt_token_ids and self._engine is not None:
-                self._engine.bag.add(request.prompt_token_ids[:512])
+        new = scheduler_output.scheduled_new_reqs
+        if not new or self._engine is None:
+            return
+        with torch.inference_mode():  # the bag was made in it
+            for request in new:
+                if request.prompt_token_ids:
+                    self._engine.bag.add(request.prompt_token_ids[:512])
 
     def idle(self) -> float:
         """No request is there: maybe run a pair of probes; seconds until the next call."""
