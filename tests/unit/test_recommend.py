@@ -287,6 +287,23 @@ def test_other_releases_are_warned_of(
     assert versions.draft_schedule_refusal(version) is None
 
 
+def test_a_servers_controller_tells_what_a_draft_costs(served: Any) -> None:
+    told = "".join(
+        f'vllm_nfp_draft_token_seconds{{model_name="m",engine="0",batch_size="{b}"}} {seconds}\n'
+        for b, seconds in ((1, 2e-4), (8, 3e-4), (32, 0.0), (64, 9e-4))
+    )
+    served(metrics() + told)
+    values = json.loads(run(URL, "--draft-method", "eagle", "--json").stdout)
+    assert values["draft_cost"]["seconds_per_token"] == pytest.approx(3e-4)
+    assert any("each drafted token takes 0.3 ms" in text for text in values["assumptions"])
+    given = json.loads(run(URL, "--draft-method", "eagle", "--draft-cost", "0.01", "--json").stdout)
+    assert given["draft_cost"]["seconds_per_token"] == 0.01
+    look_up = json.loads(run(URL, "--json").stdout)
+    assert look_up["draft_cost"]["seconds_once"] == 0.0
+    served(metrics())
+    assert "needs the cost of a draft step" in refused(URL, "--draft-method", "eagle")
+
+
 def test_a_prediction(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(QWEN3_8B))
     done = run(

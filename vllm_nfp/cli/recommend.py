@@ -161,6 +161,8 @@ def recommend_command(
         )
         if extend_acceptance:
             accepted = accepted.extended()
+        if draft_method != "ngram" and draft_cost is None and draft_share is None and url:
+            draft_cost = sources.live_draft_seconds(_samples(url))
         result = recommend(
             found,
             accepted,
@@ -299,7 +301,8 @@ def _cost(method: str, seconds: float | None, share: float | None) -> DraftCost:
         raise Refusal(
             f"--draft-method {method} needs the cost of a draft step: give --draft-cost SECONDS, "
             f"or --draft-share as a share of the step without drafts (an EAGLE or MTP step runs "
-            f"about one of the model's layers and the LM head)"
+            f"about one of the model's layers and the LM head), or the URL of a server with "
+            f"--nfp-draft-control, which tells it once it has tried two lengths"
         )
     try:
         if method == "ngram":

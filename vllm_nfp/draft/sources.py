@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 DRAFTS = "vllm:spec_decode_num_drafts_total"
 DRAFTED = "vllm:spec_decode_num_draft_tokens_total"
 ACCEPTED_PER_POSITION = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
+DRAFT_SECONDS = "vllm_nfp_draft_token_seconds"
 COUNTERS = (DRAFTS, DRAFTED, ACCEPTED_PER_POSITION)
 """What :func:`live_acceptance` reads of vLLM's own metrics."""
 
@@ -195,6 +197,15 @@ def live_acceptance(samples: Samples, engine: str | None = None) -> LiveAcceptan
     except AcceptanceError as error:
         raise SourceError(str(error)) from None
     return LiveAcceptance(acceptance, drafts, drafted / drafts)
+
+
+def live_draft_seconds(samples: Samples) -> float | None:
+    """Time of one more drafted token, as a server's controller of draft lengths tells it.
+
+    The median over its batch sizes; None where there is no controller, or it has learned nothing.
+    """
+    found = [value for _, value in samples.get(DRAFT_SECONDS, ()) if value > 0.0]
+    return statistics.median(found) if found else None
 
 
 def differences(source: Source, samples: Samples) -> tuple[str, ...]:
