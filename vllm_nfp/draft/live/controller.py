@@ -405,6 +405,7 @@ class Controller:
             # Without drafts a better acceptance would never be noticed.
             self._try(cell, shortest, cell.choice)
             return
+        self._learn_draft_seconds(key)
         tokens = {k: acceptance.expected_tokens(k) for k in self._settings.lengths}
         promising: list[tuple[float, int, int]] = []
         for length in self._settings.lengths:
@@ -449,7 +450,6 @@ class Controller:
         one, other = self._ratio(key, reference + 1), self._ratio(key, length + 1)
         if one is None or other is None:
             return None
-        self._learn_draft_seconds(key)
         each = self._draft_seconds_near(key[0])
         return max(seconds * other / one + (length - reference) * each, 0.1 * seconds)
 
