@@ -122,8 +122,29 @@ def test_no_flag_means_no_probe() -> None:
 
 
 def test_a_flag_without_the_probe_is_refused() -> None:
+    args = parse("--nfp-probe", "--nfp-epsilon", "0.1")
+    args.nfp_probe = False
     with pytest.raises(ConfigError, match="--nfp-epsilon has no effect without --nfp-probe"):
-        flags.config_from_args(parse("--nfp-epsilon", "0.1"))
+        flags.config_from_args(args)
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["--nfp-epsilon", "0.1"], "--nfp-epsilon has no effect without --nfp-probe"),
+        (["--nfp-probe", "--nfp-output-dir", "/proc/nfp"], "'/proc/nfp' cannot be written"),
+    ],
+)
+def test_flags_that_do_not_go_together_end_the_parse(
+    argv: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = argparse.ArgumentParser()
+    command = parser.add_subparsers().add_parser("serve")  # as vLLM's command line does
+    flags.add_flags(command)
+    with pytest.raises(SystemExit) as caught:
+        parser.parse_args(["serve", *argv])
+    assert caught.value.code == 2
+    assert sentence in capsys.readouterr().err
 
 
 def test_ray_is_refused_at_the_start() -> None:

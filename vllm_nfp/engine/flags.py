@@ -120,6 +120,24 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="Choose the draft length of speculative decoding live, from measured step times and "
         "acceptance (with --speculative-config).",
     )
+    _check_after_parsing(parser)
+
+
+def _check_after_parsing(parser: argparse.ArgumentParser) -> None:
+    """Refuse flags that do not go together while nothing of the server has been started."""
+    parse = parser.parse_known_args
+
+    def parse_and_check(*args: Any, **kwargs: Any) -> Any:
+        parsed = parse(*args, **kwargs)
+        try:
+            config = config_from_args(parsed[0])
+            if config is not None and config.output_dir is not None:
+                check_writable_folder("--nfp-output-dir", config.output_dir)
+        except ConfigError as error:
+            parser.error(str(error))
+        return parsed
+
+    parser.parse_known_args = parse_and_check  # type: ignore[method-assign]
 
 
 def config_from_args(args: argparse.Namespace) -> ProbeConfig | None:
