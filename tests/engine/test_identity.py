@@ -52,7 +52,9 @@ def test_tokens_and_logprobs_do_not_change(
         "overhead_budget": 0.5,
         "capture_seconds": 2.0,
         "step_share": 1.0,
-        "startup_seconds": 0.5,
+        # Steps that are full of prompts' chunks leave little between them: there the scan at the
+        # start, which a busy machine slows down, runs before the first of them.
+        "startup_seconds": 6.0 if mode == "chunked" else 0.5,
         "publish_seconds": 0.2,
         "run_dir": str(tmp_path),
         "output_dir": str(tmp_path),
@@ -62,6 +64,5 @@ def test_tokens_and_logprobs_do_not_change(
     assert len({tuple(one["tokens"]) for one in plain}) > 10, "the model repeats itself"
     snapshot = read_snapshot(tmp_path / "engine-0.json")
     assert snapshot.state is not State.DISABLED, snapshot.reason
-    # Steps that are full of prompts' chunks leave probes little or nothing between them.
     ran = snapshot.probes["measured"] + (snapshot.probes["startup"] if mode == "chunked" else 0)
     assert ran >= 5, "too few probes ran to tell"
