@@ -192,11 +192,16 @@ class Engine:
         count = Count()
         if command.policy == ROUND:
             self._go_round(count, round(command.seconds))
-        while command.policy != ROUND and (count.elapsed < command.seconds or count.steps < 8):
+        else:
+            self._go_on(count, command, 8, command.batch_size)
+        return {**dataclasses.asdict(command), **count.row()}
+
+    def _go_on(self, count: Count, command: Command, least: int, batch_size: int) -> None:
+        """Step for the command's time, and for so many steps at least."""
+        while count.elapsed < command.seconds or count.steps < least:
             made = self._step()
             if made is not None:
-                count.add(made, self._live_length(command))
-        return {**dataclasses.asdict(command), **count.row()}
+                count.add(made, self._live_length(command, batch_size))
 
     def _go_round(self, count: Count, rounds: int) -> None:
         for _ in range(rounds):
@@ -217,10 +222,7 @@ class Engine:
         for place, level in enumerate(levels):
             self._resize(level, command.context)
             count = Count()
-            while count.elapsed < command.seconds or count.steps < 4:
-                made = self._step()
-                if made is not None:
-                    count.add(made, self._live_length(command, level))
+            self._go_on(count, command, 4, level)
             yield {
                 "policy": command.policy,
                 "acceptance": command.acceptance,
@@ -230,7 +232,7 @@ class Engine:
                 **count.row(),
             }
 
-    def _live_length(self, command: Command, batch_size: int | None = None) -> int:
+    def _live_length(self, command: Command, batch_size: int) -> int:
         if self.control is not None:
             return int(self.control.last_length or 0)
         kind, _, rest = command.policy.partition(":")
@@ -238,7 +240,7 @@ class Engine:
             return int(rest)
         if kind == "none":
             return 0
-        return int(self.scheduler.dynamic_sd_lookup[batch_size or command.batch_size])
+        return int(self.scheduler.dynamic_sd_lookup[batch_size])
 
     def _set_acceptance(self, acceptance: float) -> None:
         sampler = getattr(self.runner, "rejection_sampler", None)
