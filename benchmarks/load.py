@@ -11,11 +11,12 @@ its end all streams are closed, and vLLM aborts the requests.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -149,17 +150,17 @@ def _percentile(values: NDArray[np.float64], share: float) -> float | None:
     return float(np.percentile(values, share)) if len(values) else None
 
 
+Measured = Callable[[aiohttp.ClientSession], Awaitable[list[Window]]]
+"""What is done while the load runs; the windows to tell of."""
+
+
 def run(load: Load, warmup_seconds: float = 2.0) -> Result:
     """Send the load and measure it; the warm-up follows every sender's first token.
 
     Raises:
         LoadError: if the server refuses a request, breaks a stream, or cannot be reached.
     """
-    try:
-        return asyncio.run(_run(load, warmup_seconds))
-    except ExceptionGroup as group:
-        first = group.exceptions[0]
-        raise LoadError(f"the load failed: {type(first).__name__}: {first}") from group
+    return run_windows(load, warmup_seconds, _one_window(load.seconds), load.seconds)[0]
 
 
 def run_open(arrivals: Arrivals, warmup_seconds: float = 1.0) -> Result:
@@ -168,36 +169,68 @@ def run_open(arrivals: Arrivals, warmup_seconds: float = 1.0) -> Result:
     Raises:
         LoadError: if the server refuses a request, breaks a stream, or cannot be reached.
     """
+    seconds = arrivals.load.seconds
+    return run_windows(arrivals, warmup_seconds, _one_window(seconds), seconds)[0]
+
+
+def _one_window(seconds: float) -> Measured:
+    async def measured(_: aiohttp.ClientSession) -> list[Window]:
+        return [await watch(seconds)]
+
+    return measured
+
+
+def run_windows(
+    work: Load | Arrivals, warmup_seconds: float, measured: Measured, longest_seconds: float
+) -> list[Result]:
+    """Send a load, and measure it in several windows one after the other.
+
+    Args:
+        measured: runs after the warm-up, beside the load, and may change the server meanwhile.
+        longest_seconds: how long that takes at most; requests at a rate end then.
+
+    Raises:
+        LoadError: if the server refuses a request, breaks a stream, or cannot be reached.
+    """
     try:
-        return asyncio.run(_run_open(arrivals, warmup_seconds))
+        if isinstance(work, Arrivals):
+            return asyncio.run(_run_open(work, warmup_seconds, measured, longest_seconds))
+        return asyncio.run(_run(work, warmup_seconds, measured))
     except ExceptionGroup as group:
         first = group.exceptions[0]
         raise LoadError(f"the load failed: {type(first).__name__}: {first}") from group
 
 
-async def _run_open(arrivals: Arrivals, warmup_seconds: float) -> Result:
+async def _run_open(
+    arrivals: Arrivals, warmup_seconds: float, measured: Measured, longest_seconds: float
+) -> list[Result]:
     load = arrivals.load
     recorder = _Recorder(1)
-    moments = arrivals.moments(warmup_seconds + load.seconds)
-    timeout = aiohttp.ClientTimeout(total=None, sock_read=120)
-    async with (
-        aiohttp.ClientSession(
-            timeout=timeout,
-            connector=aiohttp.TCPConnector(limit=0),
-            read_bufsize=READ_BUFFER_BYTES,
-        ) as session,
-        asyncio.TaskGroup() as group,
-    ):
+    moments = arrivals.moments(warmup_seconds + longest_seconds)
+    async with _session() as session, asyncio.TaskGroup() as group:
         start = time.perf_counter()
         sender = group.create_task(_send_at(group, session, load, recorder, start, moments))
         await asyncio.sleep(max(0.0, start + warmup_seconds - time.perf_counter()))
-        begin, cpu = time.perf_counter(), time.process_time()
-        lag_ms = await _watch_lag(load.seconds)
-        end, cpu = time.perf_counter(), time.process_time() - cpu
+        windows = await measured(session)
         for task in (sender, *recorder.tasks):
             task.cancel()
-    window = Window(begin, end, True, cpu / (end - begin), lag_ms)
-    return measure(recorder.traces, window)
+    return [measure(recorder.traces, window) for window in windows]
+
+
+def _session() -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        timeout=aiohttp.ClientTimeout(total=None, sock_read=120),
+        connector=aiohttp.TCPConnector(limit=0),
+        read_bufsize=READ_BUFFER_BYTES,
+    )
+
+
+async def watch(seconds: float) -> Window:
+    """A window that opens now."""
+    begin, cpu = time.perf_counter(), time.process_time()
+    lag_ms = await _watch_lag(seconds)
+    end, cpu = time.perf_counter(), time.process_time() - cpu
+    return Window(begin, end, True, cpu / (end - begin), lag_ms)
 
 
 async def _send_at(
@@ -236,28 +269,22 @@ def measure(traces: list[Trace], window: Window) -> Result:
     return Result(window, tokens, merged, ended, itl_us, tuple(ttfts))
 
 
-async def _run(load: Load, warmup_seconds: float) -> Result:
+async def _run(load: Load, warmup_seconds: float, measured: Measured) -> list[Result]:
     recorder = _Recorder(load.concurrency)
-    timeout = aiohttp.ClientTimeout(total=None, sock_read=120)
-    connector = aiohttp.TCPConnector(limit=0)
-    async with (
-        aiohttp.ClientSession(
-            timeout=timeout, connector=connector, read_bufsize=READ_BUFFER_BYTES
-        ) as session,
-        asyncio.TaskGroup() as group,
-    ):
+    async with _session() as session, asyncio.TaskGroup() as group:
         senders = [
             group.create_task(_send(session, load, recorder, sender))
             for sender in range(load.concurrency)
         ]
         all_decoding = await recorder.all_started(load.first_tokens_limit_seconds)
         await asyncio.sleep(warmup_seconds)
-        begin, cpu = time.perf_counter(), time.process_time()
-        lag_ms = await _watch_lag(load.seconds)
-        end, cpu = time.perf_counter(), time.process_time() - cpu
+        windows = await measured(session)
         for sender in senders:
             sender.cancel()
-    return measure(recorder.traces, Window(begin, end, all_decoding, cpu / (end - begin), lag_ms))
+    return [
+        measure(recorder.traces, dataclasses.replace(window, all_decoding=all_decoding))
+        for window in windows
+    ]
 
 
 async def _watch_lag(seconds: float) -> tuple[float, ...]:

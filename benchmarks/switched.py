@@ -1,0 +1,347 @@
+"""Claim: the probe costs a server no inter-token latency and no throughput, at any load.
+
+    python -m benchmarks.switched --shape qwen3-8b --layers 24 --kv-gib 30 --out DIR
+    python -m benchmarks.switched --shape llama-3.1-70b --layers 4 --kv-gib 2 \\
+        --flags "--tensor-parallel-size 2 --max-model-len 8192 --max-num-seqs 128" --out DIR
+
+One server serves all variants: its hooks are put in place and taken away (:mod:`benchmarks.hooks`)
+every half second or so, in random order, while the load goes on. So what differs from server to
+server and from minute to minute cancels, which it does not between servers side by side
+(:mod:`benchmarks.overhead`, which has what this lacks: start-up, and a server without the plugin).
+
+Loads are Poisson arrivals at 10, 50 and 90 % of the rate that saturates the server without hooks,
+and as many streams as saturate it. An inter-token interval counts if it lies within one turn
+altogether. Reported are ratios over ``off`` with bootstrap 95 % intervals over rounds of turns, and
+for the saturated server tokens/s. ``--summarize`` prints what lies in ``--out``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import shlex
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import click
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import environment, load, server, shapes
+from benchmarks.hooks import EXTENSION, OFF, require_active
+from benchmarks.overhead import resident_mib
+from benchmarks.paired import Ratio, ratio_of_quantiles, ratio_of_sums
+
+VARIANTS = (OFF, "passive", "active")
+SATURATED = 1.0
+SHARES = (0.1, 0.5, 0.9, SATURATED)
+GUARD_SECONDS = 0.03
+"""After a switch: a step that was in flight when it came has left by then."""
+ROUNDS_OF_BLOCK = 5
+"""Rounds of all variants while one load goes on."""
+GIB = 1 << 30
+
+Row = dict[str, Any]
+"""One turn: share, round, variant, the load's summary, and what the hooks cost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is measured."""
+
+    shape: str
+    layers: int | None
+    kv_gib: float
+    prompt_tokens: int
+    output_tokens: int
+    saturating: int
+    """Streams that saturate the server."""
+    turn_seconds: float
+    warmup_seconds: float
+    probe: Mapping[str, object]
+    flags: tuple[str, ...]
+    limit_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One variant's part of a round."""
+
+    share: float
+    round: int
+    variant: str
+
+    @property
+    def key(self) -> str:
+        """Name of its inter-token times in the .npz."""
+        return f"{round(100 * self.share)}-{self.round}-{self.variant}"
+
+
+class Remote:
+    """The server's workers, asked over HTTP; answers are those of all ranks."""
+
+    def __init__(self, url: str) -> None:
+        self._url = f"{url}/collective_rpc"
+
+    def call(self, method: str, *arguments: str, seconds: float = 120.0) -> list[dict[str, Any]]:
+        """Ask while nothing else goes on."""
+        request = urllib.request.Request(
+            self._url,
+            json.dumps({"method": method, "args": arguments}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=seconds) as answer:
+            return _results(json.load(answer))
+
+    async def switch(self, session: aiohttp.ClientSession, variant: str) -> list[dict[str, Any]]:
+        """Switch between two steps of the load."""
+        body = {"method": "nfp_switch", "args": [variant]}
+        async with session.post(self._url, json=body) as answer:
+            answer.raise_for_status()
+            return _results(await answer.json())
+
+
+def _results(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [json.loads(result) for result in answer["results"]]
+
+
+class Output:
+    """The two files, written anew after each block."""
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / f"switched-{settings.shape}"
+        self._fixed = {"settings": dataclasses.asdict(settings), "variants": VARIANTS}
+        self._environment = environment.record()
+        self.rows: list[Row] = []
+        self.itl_us: dict[str, NDArray[np.uint32]] = {}
+        self.about: dict[str, Any] = {}
+        """Saturation, start-up and memory."""
+
+    def add(self, turn: Turn, result: load.Result, cost: Mapping[str, Any]) -> None:
+        """Keep one turn."""
+        self.itl_us[turn.key] = result.itl_us
+        self.rows.append({**dataclasses.asdict(turn), **result.summary(), **cost})
+
+    def write(self) -> None:
+        """Write all that is there."""
+        record = {
+            **self._fixed,
+            "environment": self._environment,
+            "after": environment.gpu_state(),
+            **self.about,
+            "rounds": self.rows,
+        }
+        self._path.with_suffix(".json").write_text(json.dumps(record), encoding="utf-8")
+        np.savez_compressed(self._path.with_suffix(".npz"), **self.itl_us)  # type: ignore[arg-type]
+
+
+def a_load(settings: Settings, model: str, url: str, seed: int) -> load.Load:
+    """Requests as they come."""
+    return load.Load(
+        url,
+        model,
+        shapes.vocab_size(settings.shape),
+        settings.saturating,
+        settings.prompt_tokens,
+        settings.output_tokens,
+        seconds=4.0,
+        seed=seed,
+    )
+
+
+def measure_block(
+    settings: Settings,
+    work: load.Load | load.Arrivals,
+    remote: Remote,
+    share: float,
+    first: int,
+    output: Output,
+) -> None:
+    """One load that goes on while the variants take turns."""
+    turns: list[tuple[Turn, list[dict[str, Any]]]] = []
+
+    async def take_turns(session: aiohttp.ClientSession) -> list[load.Window]:
+        windows = []
+        for turn in plan(share, first):
+            spent = await remote.switch(session, turn.variant)
+            turns.append((turn, spent))
+            await load.watch(GUARD_SECONDS)
+            windows.append(await load.watch(settings.turn_seconds))
+        turns.append((turns[-1][0], await remote.switch(session, OFF)))
+        return windows
+
+    count = ROUNDS_OF_BLOCK * len(VARIANTS)
+    longest = count * (settings.turn_seconds + GUARD_SECONDS) * 1.5
+    results = load.run_windows(work, settings.warmup_seconds, take_turns, longest)
+    for (turn, _), (_, spent), result in zip(turns, turns[1:], results, strict=False):
+        hooks = spent[0]["hooks"].get(turn.variant, (0.0, 0))
+        cost = {"hook_seconds": hooks[0], "hook_steps": hooks[1]}
+        output.add(turn, result, {**cost, "resident_mib": spent[0]["resident_mib"]})
+
+
+def plan(share: float, first: int) -> Iterator[Turn]:
+    """Each variant once in every round."""
+    rng = random.Random(first)
+    for number in range(first, first + ROUNDS_OF_BLOCK):
+        for variant in rng.sample(VARIANTS, len(VARIANTS)):
+            yield Turn(share, number, variant)
+
+
+def saturation(settings: Settings, model: str, url: str) -> dict[str, Any]:
+    """What the server gives without hooks, with as many streams as it takes."""
+    result = load.run(a_load(settings, model, url, 10_007), warmup_seconds=1.5).summary()
+    tokens = result["tokens_per_second"]
+    assert isinstance(tokens, float)
+    return {**result, "requests_per_second": tokens / settings.output_tokens}
+
+
+def measure(settings: Settings, model: str, url: str, output: Output, deadline: float) -> None:
+    """Attach, find the saturation, then blocks of all loads as long as there is time."""
+    remote = Remote(url)
+    run_dir = {name: str(Path(model).parent / name) for name in VARIANTS}
+    probe = {
+        "passive": {**settings.probe, "passive": True, "run_dir": run_dir["passive"]},
+        "active": {**settings.probe, "run_dir": run_dir["active"]},
+    }
+    answers = remote.call("nfp_attach", json.dumps(probe))
+    require_active(answers)
+    output.about["attached"] = answers
+    found = output.about["saturation"] = saturation(settings, model, url)
+    rate = found["requests_per_second"]
+    print(f"attached; saturated at {rate:.1f} requests/s", flush=True)
+    number, longest = 0, 0.0
+    while time.monotonic() + longest < deadline:
+        began = time.monotonic()
+        for share in SHARES:
+            work: load.Load | load.Arrivals = a_load(settings, model, url, number + 1)
+            if share != SATURATED:
+                work = load.Arrivals(work, rate * share)
+            measure_block(settings, work, remote, share, number, output)
+            time.sleep(0.3)  # aborted requests leave
+        number += ROUNDS_OF_BLOCK
+        output.about["account"] = remote.call("nfp_account")
+        output.write()
+        longest = max(longest, time.monotonic() - began)
+
+
+def run(settings: Settings, out: Path) -> None:
+    """Everything, server and load."""
+    began = time.monotonic()
+    output = Output(out, settings)
+    with tempfile.TemporaryDirectory(prefix="nfp-") as folder:
+        model = shapes.write_model(Path(folder) / "model", settings.shape, settings.layers)
+        for name in VARIANTS[1:]:
+            (Path(folder) / name).mkdir()
+        spec = server.Spec(
+            model,
+            out / f"switched-{settings.shape}.log",
+            server.free_ports(1)[0],
+            (*settings.flags, "--worker-extension-cls", EXTENSION),
+            extra={"VLLM_SERVER_DEV_MODE": "1", "VLLM_CACHE_ROOT": str(Path(folder) / "cache")},
+        )
+        with server.Server(spec) as one:
+            one.wait_until_healthy(settings.limit_seconds)
+            output.about["start_seconds"] = time.monotonic() - began
+            print(f"server up after {time.monotonic() - began:.0f} s", flush=True)
+            output.about["resident_mib_before"] = resident_mib(one.pid)
+            measure(settings, str(model), one.url, output, began + settings.limit_seconds)
+            output.about["resident_mib_after"] = resident_mib(one.pid)
+            output.write()
+
+
+def _figure(ratio: Ratio) -> str:
+    return f"{ratio.ratio:.4f} [{ratio.lower:.4f}, {ratio.upper:.4f}]"
+
+
+def print_summary(path: Path) -> None:
+    """Ratios over ``off`` at every load."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    with np.load(path.with_suffix(".npz")) as stored:
+        itl_us = dict(stored)
+    console = Console(width=150)
+    table = Table(title=f"{record['settings']['shape']}: over off, 95 % intervals over rounds")
+    names = ("load", "variant", "rounds", "intervals", "off p50, ms", "p50", "p99", "tokens/s")
+    for name in (*names, "hooks, us/step"):
+        table.add_column(name, justify="right")
+    for share in SHARES:
+        for variant in VARIANTS[1:]:
+            table.add_row(*cells(record["rounds"], itl_us, share, variant))
+    console.print(table)
+    for rank, account in enumerate(record.get("account", ())):
+        console.print(f"rank {rank}: resident", account["resident"]["mib"])
+        for variant, session in account["sessions"].items():
+            console.print(variant, session)
+
+
+def cells(
+    rows: Sequence[Row], itl_us: Mapping[str, NDArray[np.uint32]], share: float, variant: str
+) -> list[str]:
+    """A line of the table."""
+    turns = {(r["variant"], r["round"]): r for r in rows if r["share"] == share}
+    rounds = sorted(
+        n for v, n in turns if v == variant and all((w, n) in turns for w in (OFF, variant))
+    )
+    if not rounds:
+        return [f"{100 * share:.0f} %", variant, "0", *[""] * 6]
+    sides = [[itl_us[Turn(share, n, v).key] for n in rounds] for v in (OFF, variant)]
+    tokens = [[turns[v, n]["tokens_per_second"] for n in rounds] for v in (OFF, variant)]
+    steps = sum(turns[variant, n]["hook_steps"] for n in rounds)
+    hook_us = 1e6 * sum(turns[variant, n]["hook_seconds"] for n in rounds) / max(1, steps)
+    return [
+        f"{100 * share:.0f} %",
+        variant,
+        str(len(rounds)),
+        str(sum(map(len, sides[1]))),
+        f"{np.median(np.concatenate(sides[0])) / 1e3:.2f}",
+        _figure(ratio_of_quantiles(sides[0], sides[1], 0.5)),
+        _figure(ratio_of_quantiles(sides[0], sides[1], 0.99)),
+        _figure(ratio_of_sums(tokens[0], tokens[1])) if share == SATURATED else "",
+        f"{hook_us:.1f}",
+    ]
+
+
+@click.command()
+@click.option("--shape", type=click.Choice(sorted(shapes.SHAPES)), default="qwen3-8b")
+@click.option("--layers", type=int, default=None)
+@click.option("--kv-gib", type=float, default=20.0)
+@click.option("--prompt-tokens", type=int, default=512)
+@click.option("--output-tokens", type=int, default=128)
+@click.option("--saturating", type=int, default=128, help="Streams that saturate the server.")
+@click.option("--turn-seconds", type=float, default=0.5)
+@click.option("--warmup-seconds", type=float, default=1.0, help="Of load before each block.")
+@click.option("--probe", "probe_json", default="{}", help="Further settings of the probe, JSON.")
+@click.option(
+    "--flags",
+    default="--max-model-len 8192 --max-num-seqs 128 --gpu-memory-utilization 0.05",
+    help="Further flags of vllm serve.",
+)
+@click.option("--limit-seconds", type=float, default=400.0, help="Ends by then, start included.")
+@click.option("--summarize", is_flag=True, help="Print what lies in --out, and measure nothing.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
+def main(out: Path, summarize: bool, probe_json: str, flags: str, **values: Any) -> None:
+    """Measure the probe's cost, one server's hooks coming and going."""
+    if not summarize:
+        server.end_servers_on_sigterm()
+        kv_bytes = str(int(values["kv_gib"] * GIB))
+        settings = Settings(
+            probe=json.loads(probe_json),
+            flags=(*shlex.split(flags), "--kv-cache-memory-bytes", kv_bytes),
+            **values,
+        )
+        run(settings, out)
+    for path in sorted(out.glob("switched-*.json")):
+        print_summary(path)
+
+
+if __name__ == "__main__":
+    main()
