@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.resident import MIB, Growth, StageGrowth, kinds, resident
@@ -201,7 +201,7 @@ class SwitchedHooks:
         )
 
 
-def require_active(answers: list[Mapping[str, Any]]) -> None:
+def require_active(answers: Sequence[Mapping[str, Any]]) -> None:
     """Refuse to measure a probe that did not attach.
 
     Raises:

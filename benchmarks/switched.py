@@ -223,9 +223,8 @@ def measure(settings: Settings, model: str, url: str, output: Output, deadline: 
     while time.monotonic() + longest < deadline:
         began = time.monotonic()
         for share in SHARES:
-            work: load.Load | load.Arrivals = a_load(settings, model, url, number + 1)
-            if share != SATURATED:
-                work = load.Arrivals(work, rate * share)
+            streams = a_load(settings, model, url, number + 1)
+            work = streams if share == SATURATED else load.Arrivals(streams, rate * share)
             measure_block(settings, work, remote, share, number, output)
             time.sleep(0.3)  # aborted requests leave
         number += ROUNDS_OF_BLOCK
