@@ -11,7 +11,9 @@ steps, by ``POST /collective_rpc``.
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,6 +23,8 @@ from vllm_nfp.engine import idle
 from vllm_nfp.engine.graph_place import CaptureWatch
 
 OFF = "off"
+OPERATORS_ENV_VAR = "NFP_BENCH_OPERATORS"
+"""Set it to 1 to have growth of memory told by operator."""
 EXTENSION = "benchmarks.hooks.SwitchedHooks"
 
 
@@ -41,10 +45,8 @@ class Hooks:
 
         self._runner = runner
         self._on = False
-        self.seconds = 0.0
-        """Spent in the hooks since :meth:`take_cost`."""
-        self.steps = 0
-        """Calls of them, one for each step."""
+        self._seconds: dict[str, list[float]] = {"step": [], "begin": [], "end": []}
+        """Of each call of the hooks since :meth:`take_cost`."""
         self.session = session = session_for(config, vllm_config)
         session.attach(runner, place)
         publisher: Any = session._publisher
@@ -53,22 +55,19 @@ class Hooks:
             # Its thread goes on; what it does is left out while the hooks are off.
             publisher._publish = lambda: publish() if self._on else None
         hooks: Any = session
-        hooks.step = self._timed(session.step, counts=True)
-        hooks.mark = self._timed(session.mark, counts=False)
+        step, mark = session.step, session.mark
+        hooks.step = lambda output: self._timed("step", step, output)
+        hooks.mark = lambda begin: self._timed("begin" if begin else "end", mark, begin)
 
     @property
     def active(self) -> bool:
         """Whether the session takes part at all."""
         return self.session.active
 
-    def _timed(self, call: Callable[..., None], counts: bool) -> Callable[..., None]:
-        def timed(*args: Any, **kwargs: Any) -> None:
-            begun = time.perf_counter()
-            call(*args, **kwargs)
-            self.seconds += time.perf_counter() - begun
-            self.steps += counts
-
-        return timed
+    def _timed(self, name: str, call: Callable[[Any], None], argument: Any) -> None:
+        begun = time.perf_counter()
+        call(argument)
+        self._seconds[name].append(time.perf_counter() - begun)
 
     def switch(self, on: bool) -> None:
         """Put the hooks in place, or take them away."""
@@ -82,11 +81,15 @@ class Hooks:
         else:
             self.session.on_disable()
 
-    def take_cost(self) -> tuple[float, int]:
-        """Seconds in the hooks, and steps, since the last call."""
-        found = self.seconds, self.steps
-        self.seconds, self.steps = 0.0, 0
-        return found
+    def take_cost(self) -> dict[str, Any]:
+        """What the hooks have taken the host since the last call, a step of the engine each."""
+        calls = {name: sorted(found) for name, found in self._seconds.items() if found}
+        self._seconds = {name: [] for name in self._seconds}
+        return {
+            "seconds": sum(map(sum, calls.values())),
+            "steps": max(map(len, calls.values()), default=0),
+            "median_us": {n: round(1e6 * found[len(found) // 2], 1) for n, found in calls.items()},
+        }
 
     def account(self) -> dict[str, Any]:
         """What the probe says of its own cost; empty on a rank that does not publish."""
@@ -131,7 +134,7 @@ class _Worker:
         self.idle = _Idle()
         idle.install(self.idle)
         self.hooks: dict[str, Hooks] = {}
-        self.stages = StageGrowth()
+        self.stages = StageGrowth(operators=os.environ.get(OPERATORS_ENV_VAR) == "1")
         self.attached: dict[str, Any] = {}
         self.before = Growth({}, {})
 
@@ -167,14 +170,14 @@ class SwitchedHooks:
                 "active": _WORKER.hooks[variant].active,
                 "seconds": time.monotonic() - started,
                 **resident().since(before).summary(),
+                "after_trim_mib": _trimmed(before),
             }
         return json.dumps({"before": begun.summary(), **_WORKER.attached})
 
     def nfp_switch(self, variant: str) -> str:
         """Put one variant's hooks in place and no other's.
 
-        The answer tells what the hooks before it have cost, ``[seconds, steps]``, and how much is
-        resident by now.
+        The answer tells what the hooks before it have cost, and how much is resident by now.
         """
         costs = {}
         for name, hooks in _WORKER.hooks.items():
@@ -186,7 +189,7 @@ class SwitchedHooks:
             chosen = _WORKER.hooks[variant]
             chosen.switch(True)
             _WORKER.idle.session = chosen.session
-        spent = {name: cost for name, cost in costs.items() if cost[1]}
+        spent = {name: cost for name, cost in costs.items() if cost["steps"]}
         return json.dumps({"hooks": spent, "resident_mib": kinds().get("VmRSS", 0) / MIB})
 
     def nfp_account(self) -> str:
@@ -199,6 +202,17 @@ class SwitchedHooks:
                 "stages": _WORKER.stages.summary(),
             }
         )
+
+
+def _trimmed(before: Growth) -> dict[str, float] | None:
+    """Growth in MiB without what the C library holds free; None where it is not glibc."""
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):
+        return None
+    grown = resident().since(before).summary()["mib"]
+    assert isinstance(grown, dict)
+    return grown
 
 
 def require_active(answers: Sequence[Mapping[str, Any]]) -> None:

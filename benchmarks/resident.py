@@ -10,35 +10,52 @@ import importlib
 import re
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch.utils._python_dispatch import TorchDispatchMode
 
 _STATUS = Path("/proc/self/status")
 _SMAPS = Path("/proc/self/smaps")
 _KIND = re.compile(r"^(VmRSS|RssAnon|RssFile|RssShmem):\s+(\d+) kB", re.MULTILINE)
 _HEADER = re.compile(r"^[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ \S+ *(.*)$")
 _RSS = re.compile(r"^Rss:\s+(\d+) kB")
+_OPERATOR = "operator "
 MIB = 1024.0
 """Kilobytes in it."""
 LARGEST = 12
 """Mappings that a summary names."""
 
+_ENGINE = "vllm_nfp.engine.engine"
 STAGES = (
-    ("vllm_nfp.engine.engine", "VllmProbeEngine", "__init__"),
-    ("vllm_nfp.engine.engine", "VllmProbeEngine", "check_kv_cache_untouched"),
-    ("vllm_nfp.engine.engine", "VllmProbeEngine", "prepare"),
-    ("vllm_nfp.engine.engine", "VllmProbeEngine", "_made"),
-    ("vllm_nfp.engine.engine", "VllmProbeEngine", "_learn_sizes"),
-    ("vllm_nfp.engine.engine", "VllmProbeEngine", "_largest_live_graph"),
-    ("vllm_nfp.engine.engine", "VllmProbeEngine", "_try_large_graphs"),
-    ("vllm_nfp.engine.engine", "VllmProbeEngine", "_warm_up"),
-    ("vllm_nfp.engine.engine", "VllmProbeEngine", "_make_piece"),
-    ("vllm_nfp.engine.engine", "VllmProbeEngine", "launch"),
+    (_ENGINE, "VllmProbeEngine", "__init__"),
+    (_ENGINE, "VllmProbeEngine", "check_kv_cache_untouched"),
+    (_ENGINE, "VllmProbeEngine", "_kv_checksums"),
+    (_ENGINE, "VllmProbeEngine", "prepare"),
+    (_ENGINE, "VllmProbeEngine", "_made"),
+    (_ENGINE, "VllmProbeEngine", "_learn_sizes"),
+    (_ENGINE, "VllmProbeEngine", "_try_large_graphs"),
+    (_ENGINE, "VllmProbeEngine", "_warm_up"),
+    (_ENGINE, "VllmProbeEngine", "_make_piece"),
+    (_ENGINE, "VllmProbeEngine", "_hold_stream"),
+    (_ENGINE, "VllmProbeEngine", "give_back_cache"),
+    (_ENGINE, "VllmProbeEngine", "launch"),
+    (_ENGINE, "", "largest_free_block"),
+    ("vllm_nfp.engine.batch", "ProbeBatch", "fill"),
+    ("vllm_nfp.engine.forward", "Forward", "metadata"),
+    ("vllm_nfp.engine.forward", "Forward", "run_model"),
+    ("vllm_nfp.engine.forward", "Forward", "run_head"),
+    ("vllm_nfp.engine.forward", "Forward", "run_modules"),
+    ("vllm_nfp.engine.forward", "Graph", "capture"),
+    ("vllm_nfp.engine.forward", "Graph", "replay"),
     ("vllm_nfp.probe.prober", "Prober", "scan"),
     ("vllm_nfp.probe.publisher", "Publisher", "start"),
 )
 """Stages nest: what ``prepare`` grows by holds what its parts grow by."""
+EAGER = ("_kv_checksums", "fill", "metadata", "run_head", "run_modules")
+"""Stages whose growth is also told by operator: they run no compiled code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,15 +110,21 @@ def mappings(smaps: str) -> dict[str, int]:
 
 
 class StageGrowth:
-    """Notes by how much resident memory grows in the probe's stages, while it is entered."""
+    """Notes by how much resident memory grows in the probe's stages, while it is entered.
 
-    def __init__(self) -> None:
+    Args:
+        operators: tell of the operators of eager stages as well, which slows them down.
+    """
+
+    def __init__(self, operators: bool = False) -> None:
+        self._operators = operators
         self._found: dict[str, dict[str, int]] = {}
         self._undo: list[tuple[Any, str, Any]] = []
 
     def __enter__(self) -> StageGrowth:
         for module, owner, name in STAGES:
-            target = getattr(importlib.import_module(module), owner)
+            target: Any = importlib.import_module(module)
+            target = getattr(target, owner) if owner else target
             original = getattr(target, name)
             self._undo.append((target, name, original))
             setattr(target, name, self._noting(f"{owner}.{name}", original))
@@ -116,19 +139,42 @@ class StageGrowth:
         def noting(*args: Any, **kwargs: Any) -> Any:
             before = kinds()
             try:
-                return original(*args, **kwargs)
+                with self._by_operator(stage):
+                    return original(*args, **kwargs)
             finally:
-                grown = _less(kinds(), before)
-                total = self._found.setdefault(stage, {"calls": 0})
-                total["calls"] += 1
-                for kind, kilobytes in grown.items():
-                    total[kind] = total.get(kind, 0) + kilobytes
+                self._add(stage, before)
 
         return noting
+
+    def _by_operator(self, stage: str) -> AbstractContextManager[Any]:
+        is_eager = stage.rpartition(".")[2] in EAGER
+        return _Operators(self._add) if self._operators and is_eager else nullcontext()
+
+    def _add(self, stage: str, before: dict[str, int]) -> None:
+        total = self._found.setdefault(stage, {"calls": 0})
+        total["calls"] += 1
+        for kind, kilobytes in _less(kinds(), before).items():
+            total[kind] = total.get(kind, 0) + kilobytes
 
     def summary(self) -> dict[str, dict[str, float]]:
         """Calls, and growth in MiB, by stage."""
         return {
             stage: {k: v if k == "calls" else round(v / MIB, 1) for k, v in total.items()}
             for stage, total in self._found.items()
+            if not stage.startswith(_OPERATOR) or total["VmRSS"] > MIB / 4
         }
+
+
+class _Operators(TorchDispatchMode):  # type: ignore[misc]
+    """Notes the growth of each operator."""
+
+    def __init__(self, add: Callable[[str, dict[str, int]], None]) -> None:
+        super().__init__()
+        self._add = add
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = kinds()
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            self._add(f"{_OPERATOR}{func}", before)

@@ -70,6 +70,7 @@ class Settings:
     probe: Mapping[str, object]
     flags: tuple[str, ...]
     limit_seconds: float
+    attach_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,8 +185,8 @@ def measure_block(
     longest = count * (settings.turn_seconds + GUARD_SECONDS) * 1.5
     results = load.run_windows(work, settings.warmup_seconds, take_turns, longest)
     for (turn, _), (_, spent), result in zip(turns, turns[1:], results, strict=False):
-        hooks = spent[0]["hooks"].get(turn.variant, (0.0, 0))
-        cost = {"hook_seconds": hooks[0], "hook_steps": hooks[1]}
+        hooks = spent[0]["hooks"].get(turn.variant, {"seconds": 0.0, "steps": 0, "median_us": {}})
+        cost = {f"hook_{name}": value for name, value in hooks.items()}
         output.add(turn, result, {**cost, "resident_mib": spent[0]["resident_mib"]})
 
 
@@ -216,6 +217,10 @@ def measure(settings: Settings, model: str, url: str, output: Output, deadline: 
     answers = remote.call("nfp_attach", json.dumps(probe))
     require_active(answers)
     output.about["attached"] = answers
+    output.about["account"] = remote.call("nfp_account")
+    output.write()
+    if settings.attach_only:
+        return
     found = output.about["saturation"] = saturation(settings, model, url)
     rate = found["requests_per_second"]
     print(f"attached; saturated at {rate:.1f} requests/s", flush=True)
@@ -294,8 +299,7 @@ def cells(
         return [f"{100 * share:.0f} %", variant, "0", *[""] * 6]
     sides = [[itl_us[Turn(share, n, v).key] for n in rounds] for v in (OFF, variant)]
     tokens = [[turns[v, n]["tokens_per_second"] for n in rounds] for v in (OFF, variant)]
-    steps = sum(turns[variant, n]["hook_steps"] for n in rounds)
-    hook_us = 1e6 * sum(turns[variant, n]["hook_seconds"] for n in rounds) / max(1, steps)
+    medians = [sum(turns[variant, n]["hook_median_us"].values()) for n in rounds]
     return [
         f"{100 * share:.0f} %",
         variant,
@@ -305,7 +309,7 @@ def cells(
         _figure(ratio_of_quantiles(sides[0], sides[1], 0.5)),
         _figure(ratio_of_quantiles(sides[0], sides[1], 0.99)),
         _figure(ratio_of_sums(tokens[0], tokens[1])) if share == SATURATED else "",
-        f"{hook_us:.1f}",
+        f"{np.median(medians):.1f}",
     ]
 
 
@@ -325,6 +329,7 @@ def cells(
     help="Further flags of vllm serve.",
 )
 @click.option("--limit-seconds", type=float, default=400.0, help="Ends by then, start included.")
+@click.option("--attach-only", is_flag=True, help="Attach, tell of memory, and end.")
 @click.option("--summarize", is_flag=True, help="Print what lies in --out, and measure nothing.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
 def main(out: Path, summarize: bool, probe_json: str, flags: str, **values: Any) -> None:
