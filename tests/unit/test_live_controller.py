@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from vllm_nfp.draft import StepCurve, expected_tokens
 from vllm_nfp.draft.live import Controller, Reason, Settings, StepObservation
+from vllm_nfp.draft.live.controller import draft_token_seconds
 from vllm_nfp.draft.live.counted import CountedAcceptance
 from vllm_nfp.draft.live.steps import MOST_CELLS, CellTimes, batch_cell, cell_of, context_cell
 
@@ -260,6 +261,24 @@ def test_the_cost_of_a_draft_is_told_apart_from_its_verification() -> None:
     live = controller()
     Server(live, staircase, 0.8).serve(8, 3000)
     assert live.draft_seconds[8] == pytest.approx(1e-4, abs=6e-5)
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.1, 0.25])
+def test_a_drafted_token_costs_the_same_however_fast_verification_grows(slope: float) -> None:
+    seconds = {k: 5e-3 * (1.0 + slope * k) + 1e-3 * max(k, 1) for k in LENGTHS}
+    found = draft_token_seconds(seconds, lambda positions: 1.0 + slope * (positions - 1))
+    assert found == pytest.approx(1e-3)
+
+
+def test_the_cost_of_a_draft_is_not_told_where_it_is_not_seen() -> None:
+    def linear(positions: int) -> float:
+        return float(positions)
+
+    # From 4 to 8 drafts, verification alone takes nearly twice as long.
+    assert draft_token_seconds({4: 5e-3, 8: 9e-3}, linear) is None
+    assert draft_token_seconds({0: 1e-3, 4: 5e-3}, linear) is None
+    assert draft_token_seconds({1: 1e-3, 4: 5e-3}, lambda _: None) is None
+    assert draft_token_seconds({1: 2e-3, 4: 1e-3}, lambda _: 1.0) == 0.0
 
 
 @given(st.lists(st.floats(1.0, 1.6), min_size=8, max_size=8), st.floats(0.05, 0.95))

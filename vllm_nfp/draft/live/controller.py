@@ -15,7 +15,7 @@ import itertools
 import math
 import statistics
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -53,6 +53,8 @@ WORTH_A_LOOK = 0.95
 """A measured length is measured again, once stale, if it had this share of the best."""
 CURVE_OCTAVES = 0.6
 """The probe's curve holds up to so far outside the batch sizes that it measured."""
+TELLING = 0.5
+"""Share of its drafts that a longer draft must have beyond its verification to tell their cost."""
 STALE_SECONDS = 60.0
 """Age at which the time of a plausible length is taken anew."""
 NEIGHBOUR_OCTAVES = 1.0
@@ -485,14 +487,10 @@ class Controller:
 
     def _learn_draft_seconds(self, key: CellKey) -> None:
         """What steps of different lengths took beyond what the curve says of verification."""
-        measured = [(length, median) for length, _, median in self.times(key)]
-        slopes = []
-        for (short, t_short), (long, t_long) in itertools.pairwise(measured):
-            one, other = self._ratio(key, short + 1), self._ratio(key, long + 1)
-            if one is not None and other is not None and short > 0:
-                slopes.append((t_long - t_short * other / one) / (long - short))
-        if slopes:
-            self.draft_seconds[key[0]] = max(0.0, statistics.median(slopes))
+        measured = {length: median for length, _, median in self.times(key)}
+        found = draft_token_seconds(measured, lambda positions: self._ratio(key, positions))
+        if found is not None:
+            self.draft_seconds[key[0]] = found
 
     def _draft_seconds_near(self, batch_size: int) -> float:
         if not self.draft_seconds:
@@ -507,6 +505,32 @@ class Controller:
             tokens = acceptance.expected_tokens(length) / acceptance.expected_tokens(reference)
         cell.trial = _Trial(length, reference, tokens)
         cell.reason = Reason.TRIAL
+
+
+def draft_token_seconds(
+    seconds: Mapping[int, float], ratio: Callable[[int], float | None]
+) -> float | None:
+    """Time of one more drafted token beside its verification; None where nothing tells it.
+
+    K drafts take t(K) = v r(K + 1) + K d, with v a step without drafts, r the probe's curve and d
+    what is looked for: two lengths tell both. Pairs whose verification grows nearly as fast as the
+    number of drafts are left out, since there d is a small difference of large numbers. So is
+    K = 0, at which an EAGLE or draft model runs all the same.
+
+    Args:
+        seconds: of a step, by draft length.
+        ratio: t(N) / t(1) of verification by the number N of positions; None: not known.
+    """
+    found = []
+    for short, long in itertools.pairwise(sorted(length for length in seconds if length > 0)):
+        one, other = ratio(short + 1), ratio(long + 1)
+        if one is None or other is None:
+            continue
+        grows = other / one
+        drafts = long - short * grows
+        if drafts >= TELLING * (long - short):
+            found.append((seconds[long] - seconds[short] * grows) / drafts)
+    return max(0.0, statistics.median(found)) if found else None
 
 
 def _ranges(largest: int) -> list[tuple[int, int, int]]:
