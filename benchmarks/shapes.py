@@ -169,12 +169,94 @@ SHAPES: Mapping[str, Mapping[str, object]] = {
 """Published shapes by name; the tiny ones are for trying a script on a CPU."""
 
 
+DRAFT_HEADS = ("eagle", "eagle3")
+"""Methods whose drafts come from one layer that takes the target's hidden states in."""
+EAGLE3_VOCABULARY = 32000
+"""Tokens that published EAGLE-3 heads choose among."""
+_HEAD_FIELDS = (
+    "hidden_act",
+    "dtype",
+    "max_position_embeddings",
+    "vocab_size",
+    "bos_token_id",
+    "eos_token_id",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "rms_norm_eps",
+    "rope_theta",
+    "tie_word_embeddings",
+)
+"""What a head has in common with its target."""
+
+
 def write_model(folder: Path, name: str, layers: int | None = None) -> Path:
     """Write the config.json of a shape, with fewer layers if asked for.
 
     Raises:
         ValueError: for an unknown name, with the known ones, or fewer layers than one.
     """
+    return _write(folder, _with_layers(name, layers))
+
+
+def write_draft_head(folder: Path, name: str, method: str, layers: int | None = None) -> Path:
+    """Write the config.json of a head that drafts for a shape.
+
+    It is one Llama layer with the target's sizes, as published heads for Llama and Qwen3 are, so
+    that its KV cache is one layer more of the target's. An EAGLE head shares the target's LM head;
+    an EAGLE-3 head has a smaller one of its own and takes in the hidden states of three layers.
+
+    Args:
+        layers: of the target, if not the published number.
+
+    Raises:
+        ValueError: for a method that drafts otherwise, a target without such a layer, or one of
+            too few layers; and as :func:`write_model` does.
+    """
+    target = _with_layers(name, layers)
+    if method not in DRAFT_HEADS:
+        raise ValueError(f"draft method {method!r} has no head: known are {', '.join(DRAFT_HEADS)}")
+    if "kv_lora_rank" in target:
+        raise ValueError(f"{name} has latent attention, for which no head is known here")
+    config = {field: target[field] for field in _HEAD_FIELDS if field in target}
+    config |= {"model_type": "llama", "num_hidden_layers": 1}
+    if method == "eagle":
+        return _write(folder, {**config, "architectures": ["LlamaForCausalLM"]})
+    depth = _number(target, "num_hidden_layers")
+    if depth < 2:
+        raise ValueError("an EAGLE-3 head takes in three hidden states: give 2 layers or more")
+    return _write(folder, {
+        **config,
+        "architectures": ["LlamaForCausalLMEagle3"],
+        "draft_vocab_size": min(EAGLE3_VOCABULARY, _number(target, "vocab_size")),
+        # vLLM's own choice is not of three different ones where layers are few.
+        "eagle_aux_hidden_state_layer_ids": [depth // 4, depth // 2, depth - depth // 4],
+    })  # fmt: skip
+
+
+def layer_count(name: str) -> int:
+    """Layers of the published shape."""
+    return _number(SHAPES[name], "num_hidden_layers")
+
+
+def vocab_size(name: str) -> int:
+    """Token ids of the shape are below this."""
+    return _number(SHAPES[name], "vocab_size")
+
+
+def kv_gib(name: str, layers: int, tokens: int) -> float:
+    """KV cache of so many tokens in 16 bits, all sequences together; not for latent attention."""
+    shape = SHAPES[name]
+    heads = _number(shape, "num_attention_heads")
+    has_size = "head_dim" in shape
+    head_dim = _number(shape, "head_dim") if has_size else _number(shape, "hidden_size") // heads
+    token_bytes = 2 * 2 * _number(shape, "num_key_value_heads") * head_dim
+    return float(layers * token_bytes * tokens / (1 << 30))
+
+
+def _with_layers(name: str, layers: int | None) -> dict[str, object]:
     if name not in SHAPES:
         raise ValueError(f"unknown shape {name!r}: known are {', '.join(SHAPES)}")
     if layers is not None and layers < 1:
@@ -182,20 +264,16 @@ def write_model(folder: Path, name: str, layers: int | None = None) -> Path:
     config = dict(SHAPES[name])
     if layers is not None:
         config["num_hidden_layers"] = layers
+    return config
+
+
+def _write(folder: Path, config: Mapping[str, object]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     return folder
 
 
-def layer_count(name: str) -> int:
-    """Layers of the published shape."""
-    layers = SHAPES[name]["num_hidden_layers"]
-    assert isinstance(layers, int)
-    return layers
-
-
-def vocab_size(name: str) -> int:
-    """Token ids of the shape are below this."""
-    size = SHAPES[name]["vocab_size"]
-    assert isinstance(size, int)
-    return size
+def _number(config: Mapping[str, object], field: str) -> int:
+    value = config[field]
+    assert isinstance(value, int)
+    return value
