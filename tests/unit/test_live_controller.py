@@ -11,8 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_nfp.draft import StepCurve, expected_tokens
-from vllm_nfp.draft.live import Controller, Reason, Settings, StepObservation
-from vllm_nfp.draft.live.controller import draft_token_seconds
+from vllm_nfp.draft.live import (
+    Controller,
+    Reason,
+    Settings,
+    StepObservation,
+    draft_token_seconds,
+)
 from vllm_nfp.draft.live.counted import CountedAcceptance
 from vllm_nfp.draft.live.steps import MOST_CELLS, CellTimes, batch_cell, cell_of, context_cell
 

@@ -1,6 +1,19 @@
 """The live choice of draft lengths from steps as they are served: pure Python, no vLLM."""
 
-from vllm_nfp.draft.live.controller import Controller, Decision, Reason, Settings
+from vllm_nfp.draft.live.controller import (
+    Controller,
+    Decision,
+    Reason,
+    Settings,
+    draft_token_seconds,
+)
 from vllm_nfp.draft.live.steps import StepObservation
 
-__all__ = ["Controller", "Decision", "Reason", "Settings", "StepObservation"]
+__all__ = [
+    "Controller",
+    "Decision",
+    "Reason",
+    "Settings",
+    "StepObservation",
+    "draft_token_seconds",
+]
