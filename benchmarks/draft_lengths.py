@@ -1,15 +1,32 @@
 """Claim: the chosen draft lengths are as fast as the best fixed one, at every load.
 
     python -m benchmarks.draft_lengths --shape qwen3-8b --layers 24 --out DIR
+    python -m benchmarks.draft_lengths --method eagle3 --shape qwen3-8b --layers 24 --out DIR
 
 Two real vLLM engines share one GPU and are stepped in turn, never at once: one without
-speculation, one that drafts with ngram_gpu and accepts at vLLM's synthetic rates, with FULL CUDA
-graphs for every draft length. The second goes round the fixed lengths, a few steps of each, so
-that slow spells of the host meet all of them alike; and it steps under the live controller, one
-for each acceptance. The time of a step hangs on its length, not on whose choice that was: so a
-table, and the controller, are judged by the lengths that they ran and what those took on the
-round. Over a ramp of the load each policy runs by itself. Rows are written as they come;
-``benchmarks.draft_table`` makes tables of them.
+speculation, one that drafts and accepts at vLLM's synthetic rates, with FULL CUDA graphs for every
+draft length. ``--method`` says how it drafts: ngram_gpu looks n-grams up, at next to no cost; eagle
+and eagle3 run a head of one layer, with dummy weights, for each drafted token.
+
+The second goes round the fixed lengths, a few steps of each, so that slow spells of the host meet
+all of them alike; and it steps under the live controller, one for each acceptance. The time of a
+step hangs on its length, not on whose choice that was: so a table, and the controller, are judged
+by the lengths that they ran and what those took on the round. Over a ramp of the load each policy
+runs by itself. Rows are written as they come; ``benchmarks.draft_table`` makes tables of them.
+
+Memory, of some 70 GiB that the weights and KV caches of both engines may take on an 80 GB H100. A
+token takes 4 KiB for each layer of qwen3-8b (8 KV heads of 128, keys and values, 2 bytes) and 2 KiB
+of qwen3-30b-a3b (4 KV heads), and an EAGLE head is one layer more. With eagle3 and ``--long-batch``
+sequences of 9000 tokens, in GiB:
+
+    shape           long-batch   --layers   --kv-gib   --plain-kv-gib   weights   in all
+    qwen3-8b                64         12         29               27        14       70
+    qwen3-8b               128          6         31               27        10       68
+    qwen3-30b-a3b           64         14         17               16        35       68
+    qwen3-30b-a3b          128          9         22               20        24       66
+
+``--only-long`` leaves context 1024 and the ramp out. The fewer the layers, the more of a step is
+the LM head, and the more a drafted token costs beside it: compare nothing across these rows.
 """
 
 from __future__ import annotations
@@ -23,17 +40,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import click
 
 from benchmarks import environment, shapes, step_cost
+from benchmarks.draft_cost import METHODS, draft_cost
 from benchmarks.kernel_sweep import wait_for
 from vllm_nfp import predict
 from vllm_nfp.draft import constant
 from vllm_nfp.draft.recommend import StepTimes, recommend
+from vllm_nfp.draft.schedule import FREE, DraftCost
+from vllm_nfp.draft.speculative_config import table
 
 LENGTHS = (0, 1, 2, 3, 4, 6, 8)
 LONGEST = LENGTHS[-1]
@@ -42,6 +62,10 @@ DOCUMENTED = [[1, 64, 3], [65, 128, 1], [129, 512, 0]]
 LEVELS = (1, 2, 4, 8, 16, 32, 64, 128)
 LEVEL_SECONDS = 0.25
 """Of each level of the ramp."""
+TINY_LEVEL_SECONDS = 0.05
+LONG_CONTEXT = 8192
+LONG_TOKENS = 9000
+"""Of a sequence that began with the long context, when it is measured."""
 ACCEPTANCES = (0.5, 0.7, 0.9)
 MAIN_ACCEPTANCE = 0.7
 FIXED = tuple(f"fixed:{k}" for k in LENGTHS)
@@ -76,6 +100,7 @@ class Settings:
     speculates: bool
     tiny: bool
     scan_seconds: float
+    method: str = METHODS[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +199,14 @@ class Engine:
         session = Session(self._config, self.llm.llm_engine.vllm_config)
         session.attach(self.runner, self._place)
         session.disable("the scan has ended", expected=True)
+
+    def draft_seconds(self) -> list[dict[str, Any]]:
+        """What the controller of each acceptance has learned of a drafted token's cost."""
+        return [
+            {"acceptance": acceptance, "draft_seconds": control.controller.draft_seconds}
+            for acceptance, control in self._controls.items()
+            if control.controller is not None
+        ]
 
     def step_cost(self, seconds: float, out: Path) -> None:
         """Measure what the probe's hooks cost a step."""
@@ -366,18 +399,9 @@ def _start(settings: Settings, out: Path) -> Any:
     else:
         arguments["gpu_memory_utilization"] = 0.05
     if settings.speculates:
-        arguments["speculative_config"] = {
-            "method": "ngram" if settings.tiny else "ngram_gpu",
-            "num_speculative_tokens": LONGEST,
-            "prompt_lookup_min": 1,
-            "prompt_lookup_max": 2,
-            "num_speculative_tokens_per_batch_size": [[1, 1, 3]],
-        }
-        if not settings.tiny:  # vLLM's CPU sampler knows no synthetic acceptance
-            arguments["speculative_config"] |= {
-                "rejection_sample_method": "synthetic",
-                "synthetic_acceptance_rates": [0.7 ** (i + 1) for i in range(LONGEST)],
-            }
+        arguments["speculative_config"] = speculation(settings, out / "draft")
+        if settings.method == "eagle3":
+            _keep_own_lm_head()
     return LLM(
         model=str(folder),
         load_format="dummy",
@@ -386,6 +410,38 @@ def _start(settings: Settings, out: Path) -> Any:
         seed=0,
         **arguments,
     )
+
+
+def speculation(settings: Settings, folder: Path) -> dict[str, Any]:
+    """What vLLM is told of drafting; a head's config.json is written to the folder."""
+    config: dict[str, Any] = {
+        "method": settings.method,
+        "num_speculative_tokens": LONGEST,
+        "num_speculative_tokens_per_batch_size": [[1, 1, 3]],
+    }
+    if settings.method in shapes.DRAFT_HEADS:
+        head = shapes.write_draft_head(folder, settings.shape, settings.method, settings.layers)
+        config["model"] = str(head)
+    else:
+        config |= {"prompt_lookup_min": 1, "prompt_lookup_max": 2}
+    if not settings.tiny:  # vLLM's CPU sampler knows no synthetic acceptance
+        rates = [0.7 ** (i + 1) for i in range(LONGEST)]
+        return config | {
+            "rejection_sample_method": "synthetic",
+            "synthetic_acceptance_rates": rates,
+        }
+    return config | ({"method": "ngram"} if settings.method == "ngram_gpu" else {})
+
+
+def _keep_own_lm_head() -> None:
+    """Have an EAGLE-3 head draft with its own LM head, as one with real weights does.
+
+    vLLM tells from the names of loaded weights that there is one, and dummy weights have none: it
+    would take the target's, with nearly five times the tokens.
+    """
+    from vllm.model_executor.models.llama_eagle3 import Eagle3LlamaForCausalLM
+
+    Eagle3LlamaForCausalLM.has_own_lm_head = True
 
 
 def work(settings: Settings, out: Path) -> None:
@@ -399,6 +455,9 @@ def work(settings: Settings, out: Path) -> None:
                 engine.scan()
             elif order["order"] == "cost":
                 engine.step_cost(order["seconds"], Path(order["out"]))
+            elif order["order"] == "draft_seconds":
+                for row in engine.draft_seconds():
+                    print(json.dumps(row), flush=True)
             elif order["order"] == "measure":
                 print(json.dumps(engine.measure(Command(**order["command"]))), flush=True)
             else:
@@ -477,13 +536,19 @@ def step_times(spec: Path) -> StepTimes:
     )
 
 
-def recommended(source: StepTimes, acceptance: float, largest: int) -> list[list[int]]:
-    """The table that ``recommend`` makes of the step's curves, drafts costing nothing."""
+def recommended(
+    source: StepTimes, acceptance: float, largest: int, cost: DraftCost = FREE
+) -> list[list[int]]:
+    """The table that ``recommend`` makes of the step's curves.
+
+    Args:
+        cost: of the drafts, as :mod:`benchmarks.draft_cost` finds it: for a head the controllers'
+            measured time of a drafted token, or else that of the measured round.
+    """
     found = recommend(
-        source, constant(acceptance), max_batch_size=largest, max_draft_length=LONGEST
+        source, constant(acceptance), cost=cost, max_batch_size=largest, max_draft_length=LONGEST
     )
-    table: list[list[int]] = found.speculative_config()["num_speculative_tokens_per_batch_size"]
-    return table
+    return table(found.schedule)
 
 
 @dataclass(slots=True)
@@ -496,6 +561,10 @@ class Run:
     ends: float
     tiny: bool
     seconds: float
+    method: str = METHODS[0]
+    _told: list[dict[str, Any]] = field(default_factory=list)
+    """What the controllers have told of a drafted token's cost."""
+    _rounds: list[dict[str, Any]] = field(default_factory=list)
 
     def warm_up(self, context: int, sizes: Sequence[int]) -> None:
         """Compile what is compiled at first use, outside of every measurement."""
@@ -534,18 +603,35 @@ class Run:
                             base, policy=policy, acceptance=acceptance, warm_steps=6,
                             seconds=ROUNDS_OF_LENGTHS if policy == ROUND else self.seconds,
                         ), number)  # fmt: skip
+            self._ask_cost(context)
+
+    def _ask_cost(self, context: int) -> None:
+        """Note what the controllers have learned of drafts at this context."""
+        if self.method not in shapes.DRAFT_HEADS:
+            return
+        for row in self.spec.ask({"order": "draft_seconds"}):
+            self._told.append({**row, "context": context})
+            self._write("draft_costs.jsonl", self._told[-1])
 
     def _one(self, command: Command, number: int) -> None:
         worker = self.plain if command.policy == "none" else self.spec
         for row in worker.measure(command):
             self._write("points.jsonl", {**row, "round": number})
+            if command.policy == ROUND:
+                self._rounds.append(row)
 
     def ramps(self, acceptance: float, context: int, rounds: int) -> None:
         """A load that grows from one sequence to the most and shrinks again."""
         levels = LEVELS if not self.tiny else LEVELS[:3]
         levels = (*levels, *reversed(levels[:-1]))
-        ours = recommended(step_times(self.spec.log.parent), acceptance, max(levels))
-        self._write("tables.jsonl", {"acceptance": acceptance, "recommended": ours})
+        seconds = TINY_LEVEL_SECONDS if self.tiny else LEVEL_SECONDS
+        source = step_times(self.spec.log.parent)
+        cost = draft_cost(self.method, self._told, self._rounds, source)
+        ours = recommended(source, acceptance, max(levels), cost)
+        self._write("tables.jsonl", {
+            "acceptance": acceptance, "recommended": ours,
+            "draft_token_seconds": cost.seconds_per_token,
+        })  # fmt: skip
         tables = [f"table:{json.dumps(table)}" for table in (DOCUMENTED, ours)]
         everything = ["none", *FIXED[1:], *tables, "live"]
         rng = random.Random(5)
@@ -553,11 +639,11 @@ class Run:
             # At last the controller once more: the first time it began knowing nothing.
             policies = rng.sample(everything, len(everything)) if number < rounds else ["live"]
             for policy in policies:
-                need = 1.3 * LEVEL_SECONDS * len(levels)
+                need = 1.3 * seconds * len(levels)
                 if self.left() < need:
                     return
                 fresh = policy == "live" and number == 0
-                command = Command(1, context, policy, acceptance, LEVEL_SECONDS, 0, fresh)
+                command = Command(1, context, policy, acceptance, seconds, 0, fresh)
                 worker = self.plain if policy == "none" else self.spec
                 order = {
                     "order": "ramp", "command": dataclasses.asdict(command),
@@ -568,10 +654,11 @@ class Run:
 
     def _write(self, name: str, row: Mapping[str, Any]) -> None:
         with (self.out / name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps({"method": self.method, **row}) + "\n")
 
 
 @click.command()
+@click.option("--method", type=click.Choice(METHODS), default=METHODS[0], help="How to draft.")
 @click.option("--shape", default="qwen3-8b")
 @click.option("--layers", type=int, default=20)
 @click.option("--kv-gib", type=float, default=24.0, help="KV cache of the engine that drafts.")
@@ -586,9 +673,11 @@ class Run:
     "--cost-seconds", type=float, default=0.0, help="First measure what hooks cost, for so long."
 )
 @click.option("--smoke", is_flag=True, help="A few points only.")
+@click.option("--only-long", is_flag=True, help="Context 8192 alone, and no ramp.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
 @click.option("--worker", default=None, hidden=True)
 def main(
+    method: str,
     shape: str,
     layers: int,
     kv_gib: float,
@@ -601,6 +690,7 @@ def main(
     awaited: Path | None,
     cost_seconds: float,
     smoke: bool,
+    only_long: bool,
     out: Path,
     worker: str | None,
 ) -> None:
@@ -609,11 +699,15 @@ def main(
         work(Settings(**json.loads(worker)), out)
         return
     ends = time.monotonic() + limit_seconds
+    if not (tiny or smoke):
+        extra = method in shapes.DRAFT_HEADS
+        _check_room(shape, layers, plain_kv_gib, long_batch, "--plain-kv-gib")
+        _check_room(shape, layers + extra, kv_gib, long_batch, "--kv-gib")
     out.mkdir(parents=True, exist_ok=True)
     environ = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
     plain = Worker(Settings(shape, layers, plain_kv_gib, False, tiny, 0.0), out / "plain", environ)
     spec = Worker(
-        Settings(shape, layers, kv_gib, True, tiny, 10.0 if smoke or tiny else 25.0),
+        Settings(shape, layers, kv_gib, True, tiny, 10.0 if smoke or tiny else 25.0, method),
         out / "spec",
         environ,
     )
@@ -628,18 +722,31 @@ def main(
         if cost_seconds:
             plain.ask({"order": "cost", "seconds": cost_seconds, "out": str(out)})
         spec.ask({"order": "scan"})
-        run = Run(plain, spec, out, ends, tiny, seconds)
-        _carry_out(run, smoke, tiny, long_batch)
+        run = Run(plain, spec, out, ends, tiny, seconds, method)
+        _carry_out(run, smoke, tiny, long_batch, only_long)
     finally:
         for process in (plain.process, spec.process):
             process.kill()
             process.wait()
-        about = {**record, "after": environment.gpu_state(), "shape": shape, "layers": layers}
+        about = {
+            **record, "after": environment.gpu_state(), "shape": shape, "layers": layers,
+            "method": method,
+        }  # fmt: skip
         (out / "environment.json").write_text(json.dumps(about, indent=1))
     print(f"done with {run.left():.0f} s left", flush=True)
 
 
-def _carry_out(run: Run, smoke: bool, tiny: bool, long_batch: int) -> None:
+def _check_room(shape: str, layers: int, kv_gib: float, long_batch: int, flag: str) -> None:
+    """Refuse a cache in which long sequences would push each other out while they are timed."""
+    need = shapes.kv_gib(shape, layers, long_batch * LONG_TOKENS)
+    if kv_gib < need:
+        raise click.UsageError(
+            f"{flag} {kv_gib:g} does not hold {long_batch} sequences of {LONG_TOKENS} tokens: "
+            f"give {need:.1f} or more, fewer --layers or a smaller --long-batch"
+        )
+
+
+def _carry_out(run: Run, smoke: bool, tiny: bool, long_batch: int, only_long: bool) -> None:
     if tiny:
         run.points({64: (1, 4)}, 1)
         run.ramps(MAIN_ACCEPTANCE, 64, 1)
@@ -648,10 +755,14 @@ def _carry_out(run: Run, smoke: bool, tiny: bool, long_batch: int) -> None:
         run.points({1024: (1, 32, 128)}, 1)
         return
     sizes = (1, 4, 16, 32, 64, 128)
-    run.warm_up(1024, (1, 128))
-    run.points({1024: sizes}, 2)
-    run.ramps(MAIN_ACCEPTANCE, 1024, 1)
-    run.points({8192: tuple(b for b in (long_batch, 1, 4, 16) if b <= long_batch)}, 2)
+    if only_long:
+        run.warm_up(LONG_CONTEXT, (1, long_batch))
+    else:
+        run.warm_up(1024, (1, 128))
+        run.points({1024: sizes}, 2)
+        run.ramps(MAIN_ACCEPTANCE, 1024, 1)
+    shorter = [batch_size for batch_size in reversed(sizes) if batch_size < long_batch]
+    run.points({LONG_CONTEXT: (long_batch, *shorter)}, 2)
 
 
 if __name__ == "__main__":

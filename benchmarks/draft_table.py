@@ -28,6 +28,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.draft_cost import METHODS, draft_cost
 from benchmarks.draft_lengths import (
     ACCEPTANCES,
     DOCUMENTED,
@@ -38,6 +39,7 @@ from benchmarks.draft_lengths import (
 )
 from vllm_nfp.draft import constant, expected_tokens
 from vllm_nfp.draft.recommend import StepTimes, recommend
+from vllm_nfp.draft.schedule import FREE, DraftCost
 
 Point = tuple[float, int, int]
 """(acceptance, context, batch size)."""
@@ -145,14 +147,19 @@ def length_in(table: Sequence[Sequence[int]], batch_size: int) -> int:
     return length
 
 
-def our_length(source: StepTimes, point: Point) -> int:
+def method_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How the engine drafted; rows of earlier runs do not tell, there it was with n-grams."""
+    return str(rows[0].get("method", METHODS[0])) if rows else METHODS[0]
+
+
+def our_length(source: StepTimes, point: Point, cost: DraftCost = FREE) -> int:
     """What ``recommend`` chooses from the step's curves for this context alone.
 
     The context is filed under the next larger one that was probed.
     """
     acceptance, context, batch_size = point
     found = recommend(
-        source, constant(acceptance), max_batch_size=128, max_draft_length=LENGTHS[-1]
+        source, constant(acceptance), cost=cost, max_batch_size=128, max_draft_length=LENGTHS[-1]
     )
     contexts = sorted({row.context for row in found.rows})
     at = next((c for c in contexts if c >= context), contexts[-1])
@@ -173,6 +180,7 @@ def rate_of(fixed: Mapping[int, float], length: int, acceptance: float) -> float
 def point_rows(folder: Path) -> list[dict[str, Any]]:
     """A row for each point: the best fixed length, and every policy's rate over its rate."""
     source, rows = step_times(folder / "spec"), read_rows(folder / "points.jsonl")
+    method, cost = method_of(rows), _cost(folder, source, rows)
     times = length_seconds(rows)
     found = []
     for acceptance, (context, batch_size) in itertools.product(ACCEPTANCES, sorted(times)):
@@ -184,9 +192,10 @@ def point_rows(folder: Path) -> list[dict[str, Any]]:
         if len(fixed) < len(LENGTHS) or none is None or live is None or timed is None:
             continue
         best = max(fixed, key=lambda k: fixed[k])
-        ours, documented = our_length(source, point), length_in(DOCUMENTED, batch_size)
+        ours, documented = our_length(source, point, cost), length_in(DOCUMENTED, batch_size)
         ours_rate = rate_of(fixed, ours, acceptance)
         found.append({
+            "method": method, "draft_token_seconds": cost.seconds_per_token,
             "acceptance": acceptance, "context": context, "batch_size": batch_size,
             "best": best, "best_rate": fixed[best],
             "none": none / fixed[best], "zero": fixed[0] / fixed[best],
@@ -199,6 +208,12 @@ def point_rows(folder: Path) -> list[dict[str, Any]]:
             **{f"fixed_{k}": rate / fixed[best] for k, rate in sorted(fixed.items())},
         })  # fmt: skip
     return found
+
+
+def _cost(folder: Path, source: StepTimes, rows: Sequence[Mapping[str, Any]]) -> DraftCost:
+    """What drafts cost by all that the run has measured."""
+    rounds = [row for row in rows if row["policy"] == ROUND]
+    return draft_cost(method_of(rows), read_rows(folder / "draft_costs.jsonl"), rounds, source)
 
 
 def ramp_rows(folder: Path) -> list[dict[str, Any]]:
@@ -223,8 +238,8 @@ def ramp_rows(folder: Path) -> list[dict[str, Any]]:
         total[3] += 1
     return [
         {
-            "acceptance": a, "round": number, "policy": policy, "raw": tokens / seconds,
-            "expected": rate / levels,
+            "method": method_of(rows), "acceptance": a, "round": number, "policy": policy,
+            "raw": tokens / seconds, "expected": rate / levels,
         }
         for (a, number, policy), (tokens, seconds, rate, levels) in sorted(totals.items())
     ]  # fmt: skip
@@ -309,7 +324,8 @@ def main(folders: tuple[Path, ...], as_json: bool) -> None:
             json.dump({**found, "summary": summary(rows) if rows else None}, sys.stdout)
             continue
         if rows:
-            print_points(console, folder.name, rows)
+            method, seconds = rows[0]["method"], rows[0]["draft_token_seconds"]
+            print_points(console, f"{folder.name}: {method}, {seconds * 1e3:.3g} ms a draft", rows)
             console.print(summary(rows))
             all_rows = read_rows(folder / "points.jsonl")
             console.print(f"time beyond the medians: {stalls(all_rows):.3f}")

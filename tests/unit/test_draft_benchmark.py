@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT))
-from benchmarks import draft_lengths, draft_table
+from benchmarks import draft_lengths, draft_table, shapes
+from benchmarks.draft_cost import draft_cost
+from vllm_nfp.draft import StepCurve
+from vllm_nfp.draft.schedule import FREE, DraftCost
 
 
 class Answering:
@@ -39,6 +44,11 @@ class Answering:
         }]  # fmt: skip
 
     def ask(self, order: Mapping[str, Any]) -> list[dict[str, Any]]:
+        if order["order"] == "draft_seconds":
+            return [
+                {"acceptance": 0.5, "draft_seconds": {"1": 1e-3, "4": 0.0}},
+                {"acceptance": 0.7, "draft_seconds": {"1": 3e-3}},
+            ]
         command = order["command"]
         return [
             {"policy": command["policy"], "acceptance": command["acceptance"],
@@ -104,3 +114,149 @@ def test_a_table_carries_its_last_length_on() -> None:
     table = [[1, 4, 3], [9, 16, 1]]
     lengths = [draft_table.length_in(table, batch_size) for batch_size in (1, 6, 9, 100)]
     assert lengths == [3, 3, 1, 1]
+
+
+FLAT = [StepCurve(b, c, 5e-3, ((1, 1.0), (9, 1.1))) for b in (1, 8, 128) for c in (1280, 8960)]
+"""Verification that drafts hardly lengthen."""
+
+
+def run_of(method: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    worker: Any = Answering(folder)
+    monkeypatch.setattr(draft_lengths, "step_times", lambda *_: FLAT)
+    monkeypatch.setattr(draft_table, "step_times", lambda *_: FLAT)
+    run = draft_lengths.Run(worker, worker, folder, time.monotonic() + 100, False, 0.01, method)
+    run.points({1024: (1, 8)}, 1)
+    run.ramps(0.7, 1024, 1)
+    return folder
+
+
+def test_a_head_is_judged_by_what_the_controllers_tell_of_its_drafts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = run_of("eagle3", tmp_path, monkeypatch)
+    for name in ("points", "ramps", "tables", "draft_costs"):
+        assert {row["method"] for row in draft_table.read_rows(folder / f"{name}.jsonl")} == {
+            "eagle3"
+        }
+    row = draft_table.read_rows(folder / "tables.jsonl")[0]
+    assert row["draft_token_seconds"] == pytest.approx(2e-3)
+    assert row["recommended"] == draft_lengths.recommended(
+        FLAT, 0.7, 128, DraftCost(seconds_per_token=2e-3)
+    )
+    found = draft_table.point_rows(folder)
+    assert {row["draft_token_seconds"] for row in found} == {row["draft_token_seconds"]}
+    lengths = [row["ours_length"] for row in found if row["acceptance"] == 0.7]
+    assert max(lengths) < draft_lengths.LONGEST
+    assert {row["method"] for row in draft_table.ramp_rows(folder)} == {"eagle3"}
+
+
+def test_looking_up_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = run_of("ngram_gpu", tmp_path, monkeypatch)
+    assert not (folder / "draft_costs.jsonl").exists()
+    found = draft_table.point_rows(folder)
+    assert {row["draft_token_seconds"] for row in found} == {0.0}
+    assert min(row["ours_length"] for row in found) >= 6  # within 1 % of the longest
+    assert draft_table.method_of([{"policy": "none"}]) == "ngram_gpu", "earlier rows do not tell"
+
+
+def test_where_no_controller_tells_the_rounds_do() -> None:
+    seconds = {str(k): 5e-3 * (1 + 0.0125 * k) + 4e-4 * max(k, 1) for k in draft_lengths.LENGTHS}
+    rounds = [
+        {"context": 1024, "batch_size": b, "medians": seconds}
+        for b in (1, 8, 9)  # of the last one no curve tells
+    ]
+    found = draft_cost("eagle", [{"draft_seconds": {"1": 0.0}}], rounds, FLAT)
+    assert found.seconds_per_token == pytest.approx(4e-4)
+    assert draft_cost("ngram_gpu", [], rounds, FLAT) == FREE
+    with pytest.raises(ValueError, match="drafted by eagle3"):
+        draft_cost("eagle3", [], rounds[2:], FLAT)
+
+
+def test_drafts_that_cost_more_than_they_bring_leave_a_table_without_any() -> None:
+    found = draft_lengths.recommended(FLAT, 0.5, 128, DraftCost(seconds_per_token=1.0))
+    assert [length for *_, length in found] == [0] * len(found)
+
+
+@pytest.mark.parametrize("layers", [2, 3, 6, 36])
+def test_a_head_has_the_sizes_of_its_target(layers: int, tmp_path: Path) -> None:
+    for method, name in (("eagle", "LlamaForCausalLM"), ("eagle3", "LlamaForCausalLMEagle3")):
+        folder = shapes.write_draft_head(tmp_path / method, "qwen3-30b-a3b", method, layers)
+        config = json.loads((folder / "config.json").read_text())
+        assert config["architectures"] == [name]
+        assert config["num_hidden_layers"] == 1
+        sizes = ("hidden_size", "num_key_value_heads", "head_dim", "vocab_size")
+        assert {k: config[k] for k in sizes} == {
+            k: shapes.SHAPES["qwen3-30b-a3b"][k] for k in sizes
+        }
+    assert config["draft_vocab_size"] == 32000
+    hidden = config["eagle_aux_hidden_state_layer_ids"]
+    assert len(set(hidden)) == 3
+    assert 0 <= min(hidden) <= max(hidden) <= layers
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "layers", "reason"),
+    [
+        ("qwen3-8b", "ngram_gpu", 4, "has no head"),
+        ("qwen3-8b", "eagle3", 1, "2 layers or more"),
+        ("deepseek-v2-lite", "eagle", 4, "latent attention"),
+        ("gpt-9", "eagle", 4, "unknown shape"),
+    ],
+)
+def test_what_has_no_head_is_refused(
+    name: str, method: str, layers: int, reason: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        shapes.write_draft_head(tmp_path, name, method, layers)
+
+
+def test_vllm_is_told_how_to_draft(tmp_path: Path) -> None:
+    def told(method: str, tiny: bool) -> dict[str, Any]:
+        settings = draft_lengths.Settings("tiny", 2, 1.0, True, tiny, 1.0, method)
+        return draft_lengths.speculation(settings, tmp_path / "draft")
+
+    assert told("ngram_gpu", False)["method"] == "ngram_gpu"
+    assert told("ngram_gpu", True)["method"] == "ngram"
+    assert not (tmp_path / "draft").exists()
+    head = told("eagle3", False)
+    assert head["model"] == str(tmp_path / "draft")
+    assert (tmp_path / "draft" / "config.json").exists()
+    assert len(head["synthetic_acceptance_rates"]) == head["num_speculative_tokens"]
+    assert "prompt_lookup_max" not in head
+    assert "rejection_sample_method" not in told("eagle3", True)
+
+
+def test_the_caches_that_the_text_names_hold_the_long_sequences() -> None:
+    assert draft_lengths.__doc__ is not None
+    lines = [line.split() for line in draft_lengths.__doc__.splitlines()]
+    rows = [line for line in lines if line and line[0] in shapes.SHAPES]
+    assert len(rows) == 4
+    for shape, long_batch, layers, kv_gib, plain_kv_gib, weights, in_all in rows:
+        wanted = (shape, int(layers), float(plain_kv_gib), int(long_batch), "--plain-kv-gib")
+        draft_lengths._check_room(*wanted)
+        draft_lengths._check_room(shape, int(layers) + 1, float(kv_gib), int(long_batch), "-")
+        assert float(kv_gib) + float(plain_kv_gib) + float(weights) == float(in_all) <= 70
+    with pytest.raises(click.UsageError, match=r"--kv-gib 20 does not hold 64 .* give 26\.4"):
+        draft_lengths._check_room("qwen3-8b", 12, 20.0, 64, "--kv-gib")
+
+
+@pytest.mark.parametrize("only_long", [True, False])
+def test_long_sequences_are_measured_from_the_largest_batch_on(only_long: bool) -> None:
+    class Noting:
+        def __init__(self) -> None:
+            self.points_at: dict[int, tuple[int, ...]] = {}
+            self.ramped = False
+
+        def warm_up(self, context: int, sizes: tuple[int, ...]) -> None:
+            assert sizes == (1, 64 if only_long else 128)
+
+        def points(self, contexts: dict[int, tuple[int, ...]], rounds: int) -> None:
+            self.points_at |= contexts
+
+        def ramps(self, *_: object) -> None:
+            self.ramped = True
+
+    run: Any = Noting()
+    draft_lengths._carry_out(run, False, False, 64, only_long)
+    assert run.points_at[8192] == (64, 32, 16, 4, 1)
+    assert (1024 in run.points_at) is run.ramped is not only_long
