@@ -1,7 +1,7 @@
 """Claim: the chosen draft lengths are as fast as the best fixed one, at every load.
 
-    python -m benchmarks.draft_lengths --shape qwen3-8b --layers 24 --out DIR
-    python -m benchmarks.draft_lengths --method eagle3 --shape qwen3-8b --layers 24 --out DIR
+    python -m benchmarks.draft_lengths --shape qwen3-8b --out DIR
+    python -m benchmarks.draft_lengths --method eagle3 --shape qwen3-8b --out DIR
 
 Two real vLLM engines share one GPU and are stepped in turn, never at once: one without
 speculation, one that drafts and accepts at vLLM's synthetic rates, with FULL CUDA graphs for every
