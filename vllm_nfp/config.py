@@ -43,14 +43,16 @@ class GraphLimits:
     """What the probe's CUDA graphs may take."""
 
     memory_mib: int
+    host_mib: int | None
+    """None: any number."""
     shared_pool: bool
     """They lie in the memory pool of vLLM's own."""
     capture_seconds: float
     """At the start."""
 
 
-GRAPHS_ALONE = GraphLimits(64, shared_pool=True, capture_seconds=3.0)
-GRAPHS_TOGETHER = GraphLimits(2048, shared_pool=False, capture_seconds=20.0)
+GRAPHS_ALONE = GraphLimits(64, 64, shared_pool=True, capture_seconds=3.0)
+GRAPHS_TOGETHER = GraphLimits(2048, None, shared_pool=False, capture_seconds=20.0)
 """Several ranks make all their graphs at the start, and each shape keeps its own."""
 
 
@@ -91,6 +93,10 @@ class ProbeConfig:
     add to the memory of vLLM's own graphs. It limits how many shapes have their graphs at a time;
     others are captured in their turn. None: 64, or 2048 with several ranks, where each shape keeps
     its graphs."""
+    host_memory_mib: int | None = None
+    """Growth of the worker's resident memory, in MiB, at which another shape has its CUDA graphs
+    only in the place of an older one; two shapes have theirs at the least. None: 64, or no limit
+    with several ranks."""
     share_graph_pool: bool | None = None
     """Let the probe's CUDA graphs use the memory of vLLM's own, so that 64 MiB do. None: yes, but
     not with several ranks."""
@@ -177,6 +183,7 @@ class ProbeConfig:
 
         return GraphLimits(
             chosen(self.graph_memory_mib, default.memory_mib),
+            chosen(self.host_memory_mib, default.host_mib),
             chosen(self.share_graph_pool, default.shared_pool),
             chosen(self.capture_seconds, default.capture_seconds),
         )
@@ -265,6 +272,7 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "startup_seconds": _number(0.0, 600.0, "seconds"),
     "capture_seconds": _optional(_number(0.0, 600.0, "seconds")),
     "graph_memory_mib": _optional(_integer(0, 1 << 20, "MiB")),
+    "host_memory_mib": _optional(_integer(0, 1 << 20, "MiB")),
     "share_graph_pool": _optional(_flag),
     "bidirectional": _flag,
     "sampled_layers": _integer(0, 4096, "a number of layers"),

@@ -183,12 +183,18 @@ def test_the_plugin_wakes_only_when_wanted(
 
 def test_graphs_have_other_limits_where_several_ranks_make_theirs_at_the_start() -> None:
     alone, together = ProbeConfig().graph_limits(), ProbeConfig().graph_limits(ranks=2)
-    assert (alone.memory_mib, alone.shared_pool) == (64, True)
-    assert (together.memory_mib, together.shared_pool) == (2048, False)
+    assert (alone.memory_mib, alone.host_mib, alone.shared_pool) == (64, 64, True)
+    assert (together.memory_mib, together.host_mib, together.shared_pool) == (2048, None, False)
     assert alone.capture_seconds + ProbeConfig().startup_seconds <= 5.0
     given = config_from_mapping(
-        {"graph_memory_mib": 0, "share_graph_pool": False, "capture_seconds": 0}
+        {
+            "graph_memory_mib": 0,
+            "host_memory_mib": 9,
+            "share_graph_pool": False,
+            "capture_seconds": 0,
+        }
     )
     for ranks in (1, 8):
         limits = given.graph_limits(ranks)
         assert (limits.memory_mib, limits.shared_pool, limits.capture_seconds) == (0, False, 0.0)
+        assert limits.host_mib == 9

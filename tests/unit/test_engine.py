@@ -24,7 +24,7 @@ from vllm_nfp.engine.batch import (
 from vllm_nfp.engine.dispatch import Execution, GraphRules, Placement
 from vllm_nfp.engine.engine import VllmProbeEngine
 from vllm_nfp.engine.graph_place import CaptureWatch, GraphPlace
-from vllm_nfp.engine.memory import GpuMemory, Shelf, largest_free_block
+from vllm_nfp.engine.memory import GpuMemory, HostMemory, Shelf, largest_free_block
 from vllm_nfp.engine.ranks import Alone
 from vllm_nfp.engine.runners import StepLimits, step_of, view_of
 from vllm_nfp.engine.versions import Mode
@@ -89,6 +89,11 @@ class Device:
 
     step_mib: float = 4.0
     mib_per_token: float = 0.5
+    host_mib: float = 0.0
+    """Of the host's memory for a shape's graphs, which the C library never gives back."""
+    most_held: float = 0.0
+    held: float = 0.0
+    """Of the host's memory, by graphs that exist."""
     pool_mib: float = 0.0
     """What the pool of vLLM's graphs holds."""
     driver: float = 0.0
@@ -102,11 +107,16 @@ class Device:
     def reserved(self) -> int:
         return int(sum(self.pools.values()) * (1 << 20))
 
+    def resident(self) -> int:
+        self.most_held = max(self.most_held, self.held)
+        return int(self.most_held * (1 << 20))
+
     def free(self) -> int:
         self.others += self.noise
         return (1 << 40) - self.reserved() - int((self.driver + self.others) * (1 << 20))
 
 
+HOST_LIMIT_MIB = 64
 SHARED = GraphPlace("shared", SimpleNamespace(cuda_stream=7), shared=True)
 
 
@@ -134,6 +144,7 @@ def make_engine(
     made._view.decode_positions = 1
     device.pools["shared"] = device.pool_mib
     made.memory = GpuMemory(device.reserved, device.free)
+    made._host = HostMemory(HOST_LIMIT_MIB << 20, device.resident)
     fresh = itertools.count()
 
     def own(*_: Any) -> GraphPlace:
@@ -143,11 +154,14 @@ def make_engine(
     def graph(prepared: Any, mib: float) -> Any:
         pool = made._graph_place().pool
         device.driver += mib
+        host = device.host_mib if mib else 0.0
+        device.held += host
         grown = device.mib_per_token * prepared.batch.placement.padded_tokens
         device.pools[pool] = max(device.pools.get(pool, 0.0), grown)
 
         def reset() -> None:
             device.driver -= mib
+            device.held -= host
 
         return SimpleNamespace(reset=reset)
 
@@ -221,6 +235,30 @@ def test_every_pair_gets_its_graphs_within_the_limit(
                 assert device.driver <= 64
                 assert engine.graph_bytes <= 64 << 20
     assert len(device.captured) > len(ALL) * 2, "nothing had to make room"
+
+
+def test_at_the_hosts_limit_graphs_take_the_place_of_older_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The device would hold all 14 shapes, the host six of 10 MiB each."""
+    device = Device(step_mib=1.0, pool_mib=300.0, host_mib=10.0)
+    engine = make_engine(monkeypatch, device)
+    engine.prepare()
+    for b, n in itertools.product((1, 4), ALL[1:]):
+        ready_pair(engine, b, n)
+    assert device.resident() == 60 << 20
+    assert len(engine._shelf) == 6
+
+
+def test_a_host_that_grows_by_itself_leaves_a_pair_its_graphs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device = Device(step_mib=1.0, pool_mib=300.0, host_mib=100.0)
+    engine = make_engine(monkeypatch, device)
+    engine.prepare()
+    for b, n in itertools.product((1, 4), ALL[1:]):
+        ready_pair(engine, b, n)
+        assert len(engine._shelf) == 2
 
 
 def test_graphs_of_a_pair_that_exceed_the_limit_leave_all_shapes_out_by_name(

@@ -29,6 +29,7 @@ from vllm_nfp.engine.graph_place import GraphPlace, own_place
 from vllm_nfp.engine.layers import find_decoder_layers, sample_layers
 from vllm_nfp.engine.memory import (
     GpuMemory,
+    HostMemory,
     Shelf,
     is_out_of_memory,
     largest_free_block,
@@ -150,6 +151,7 @@ class VllmProbeEngine:
         self._device = view.device
         self._on_gpu = self._device.type == "cuda"
         self.memory = GpuMemory.of(self._device)
+        self._host = HostMemory(None if graphs.host_mib is None else graphs.host_mib << 20)
         vllm_config = view.vllm_config
         runner = view.runner
         num_blocks = runner.kv_cache_config.num_blocks
@@ -518,14 +520,21 @@ class VllmProbeEngine:
             self._warm_up(prepared)
             return
         if key not in self._shelf:
-            while (oldest := self._shelf.oldest_but(keep)) is not None:
-                self._evict(oldest)
+            self._make_room(keep)
         capture = self._capture_step if prepared.step_graph is None else self._capture_modules
-        change = self.memory.track(lambda: capture(prepared))
+        change = self._host.track(lambda: self.memory.track(lambda: capture(prepared)))
         allowed = min(self._pool_allowance, max(0, change.pool))
         self._pool_allowance -= allowed
         self._shelf.limit -= max(0, change.pool) - allowed
         self._shelf.put(key, change.driver)
+
+    def _make_room(self, keep: set[ShapeKey]) -> None:
+        """Have older shapes give up their graphs for one more; at the host's limit one for one."""
+        oldest = self._shelf.oldest_but(keep) if self._host.is_full else None
+        oldest = oldest or self._shelf.in_the_way(keep)
+        while oldest is not None:
+            self._evict(oldest)
+            oldest = self._shelf.in_the_way(keep)
 
     def _evict(self, key: ShapeKey) -> None:
         prepared = self._prepared[key]

@@ -25,6 +25,7 @@ from vllm_nfp.engine import layers as layer_tools
 from vllm_nfp.engine.batch import AttentionGroup, ProbeBatch
 from vllm_nfp.engine.dispatch import Execution
 from vllm_nfp.engine.layers import DecoderLayer
+from vllm_nfp.engine.light_ops import light_ops
 from vllm_nfp.engine.ranks import Alone, Ranks
 from vllm_nfp.engine.runners import RunnerView
 from vllm_nfp.estimate import Module
@@ -172,6 +173,7 @@ class Forward:
         with ExitStack() as stack:
             stack.enter_context(layer_tools.skipped(self._skipped))
             stack.enter_context(layer_tools.fused_ops(self._timed))
+            stack.enter_context(light_ops())
             stack.enter_context(layer_tools.observed(self._timed, recorder.on_module))
             stack.enter_context(layer_tools.entered(self._timed, recorder.on_layer))
             stack.enter_context(communication.watched(recorder.on_collective))

@@ -152,7 +152,8 @@ def _hand_on(forward: Callable[..., Any]) -> Callable[..., Any]:
         if "residual" not in signature.parameters:
             return hidden
         residual = values.get("residual")
-        return hidden, hidden if residual is None else residual
+        # A copy: a fused norm adds in place, and must not find one tensor in both places.
+        return hidden, hidden.clone() if residual is None else residual
 
     return passthrough
 

@@ -119,6 +119,37 @@ class GpuMemory:
         return max(0, self._own) + max(0, int(self._driver_total))
 
 
+class HostMemory:
+    """By how much this process has grown in RAM since the probe was attached, within a limit.
+
+    The C library keeps what graphs give back, for the next ones: giving some up makes room for as
+    many others, and the process no smaller.
+
+    Args:
+        limit: bytes; None: any number.
+        resident: bytes that lie in RAM.
+    """
+
+    def __init__(self, limit: int | None, resident: Callable[[], int] = host_bytes) -> None:
+        self._limit = limit
+        self._resident = resident
+        self._base = resident()
+        self._largest = 0
+
+    @property
+    def is_full(self) -> bool:
+        """One more piece, of the largest one's size, would exceed the limit."""
+        grown = self._resident() - self._base
+        return self._limit is not None and grown + self._largest > self._limit
+
+    def track(self, change: Callable[[], Change]) -> Change:
+        """Run something that makes graphs; what it takes here is noted."""
+        before = self._resident()
+        found = change()
+        self._largest = max(self._largest, self._resident() - before)
+        return found
+
+
 def largest_free_block(place: GraphPlace) -> int:
     """Bytes of the largest piece of the pool that a capture on its stream could use."""
     stream = int(place.stream.cuda_stream)
@@ -190,10 +221,12 @@ class Shelf(Generic[Key]):
         """A shape is used: it goes last."""
         self._held.move_to_end(key)
 
-    def oldest_but(self, keep: Collection[Key]) -> Key | None:
+    def in_the_way(self, keep: Collection[Key]) -> Key | None:
         """What makes room for one more, if that is needed; None if not, or if nothing can."""
-        if self.used + self.mean <= self.limit:
-            return None
+        return None if self.used + self.mean <= self.limit else self.oldest_but(keep)
+
+    def oldest_but(self, keep: Collection[Key]) -> Key | None:
+        """What was used longest ago, of those that need not be kept."""
         return next((key for key in self._held if key not in keep), None)
 
     def drop(self, key: Key) -> None:

@@ -1,0 +1,58 @@
+"""The timed modules' run computes what it did, with kernels that serving has loaded."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.nn import functional
+
+pytest.importorskip("vllm")
+
+from vllm import ir
+from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
+
+from vllm_nfp.engine.light_ops import NORMS, light_ops
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let it be taken for a machine with one, whose kernels are there."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in NORMS:
+        monkeypatch.setattr(getattr(ir.ops, name).impls["vllm_c"], "supported", True)
+
+
+def test_embeddings_are_rows_of_the_weight_and_use_no_embedding_kernel(
+    gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = SimpleNamespace(weight=torch.randn(50, 8).to(torch.bfloat16))
+    ids = torch.tensor([3, 49, 0, 3])
+    method = UnquantizedEmbeddingMethod()
+    expected = method.embedding(layer, ids)
+    with light_ops(), monkeypatch.context() as inside:
+        inside.setattr(functional, "embedding", lambda *_: pytest.fail("it was called"))
+        assert torch.equal(method.embedding(layer, ids), expected)
+    assert "__nfp_original__" not in vars(UnquantizedEmbeddingMethod.embedding)
+
+
+def test_norms_prefer_vllms_kernels_for_the_time_being(gpu: None) -> None:
+    before = [getattr(ir.ops, name).get_priority() for name in NORMS]
+    with light_ops():
+        for name in NORMS:
+            assert getattr(ir.ops, name).get_priority() == ["vllm_c", "native"]
+    assert [getattr(ir.ops, name).get_priority() for name in NORMS] == before
+
+
+def test_without_a_gpu_nothing_changes() -> None:
+    before = UnquantizedEmbeddingMethod.embedding
+    with light_ops():
+        assert UnquantizedEmbeddingMethod.embedding is before
+
+
+def test_what_was_changed_is_put_back_after_a_fault(gpu: None) -> None:
+    before = UnquantizedEmbeddingMethod.embedding
+    with pytest.raises(RuntimeError), light_ops():
+        raise RuntimeError
+    assert UnquantizedEmbeddingMethod.embedding is before
