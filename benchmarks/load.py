@@ -64,10 +64,18 @@ class Arrivals:
     load: Load
     """What is sent; its concurrency does not count."""
     per_second: float
+    period: float | None = None
+    """The arrivals of so many seconds come again and again, so that stretches of this length can be
+    compared without the chance in how many requests each has; None: no two are alike."""
 
     def moments(self, seconds: float) -> list[float]:
         """When requests come, in seconds from the start; alike for a like seed."""
         rng = np.random.default_rng([self.load.seed, 1])
+        if self.period is not None:
+            each = max(1, round(self.per_second * self.period))
+            first = np.sort(rng.uniform(0.0, self.period, each))
+            starts = np.arange(0.0, seconds, self.period)
+            return [float(t) for t in np.add.outer(starts, first).ravel() if t < seconds]
         count = int(2 * self.per_second * seconds) + 50
         times = np.cumsum(rng.exponential(1.0 / self.per_second, count))
         return [float(t) for t in times if t < seconds]

@@ -9,10 +9,11 @@ every half second or so, in random order, while the load goes on. So what differ
 server and from minute to minute cancels, which it does not between servers side by side
 (:mod:`benchmarks.overhead`, which has what this lacks: start-up, and a server without the plugin).
 
-Loads are Poisson arrivals at 10, 50 and 90 % of the rate that saturates the server without hooks,
-and as many streams as saturate it. An inter-token interval counts if it lies within one turn
-altogether. Reported are ratios over ``off`` with bootstrap 95 % intervals over rounds of turns, and
-for the saturated server tokens/s. ``--summarize`` prints what lies in ``--out``.
+Loads are random arrivals at 10, 50 and 90 % of the rate that saturates the server without hooks,
+the same in each turn of a block, and as many streams as saturate it. An inter-token interval counts
+if it lies within one turn altogether. Reported are ratios over ``off`` with bootstrap 95 %
+intervals over rounds of turns, and for the saturated server tokens/s. ``--summarize`` prints what
+lies in ``--out``.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from rich.table import Table
 
 from benchmarks import environment, load, server, shapes
 from benchmarks.hooks import EXTENSION, OFF, require_active
+from benchmarks.kernel_sweep import wait_for
 from benchmarks.overhead import resident_mib
 from benchmarks.paired import Ratio, ratio_of_quantiles, ratio_of_sums
 
@@ -66,10 +68,13 @@ class Settings:
     saturating: int
     """Streams that saturate the server."""
     turn_seconds: float
-    warmup_seconds: float
+    warmup_turns: int
+    variants: tuple[str, ...]
     probe: Mapping[str, object]
     flags: tuple[str, ...]
     limit_seconds: float
+    measure_seconds: float
+    awaited: Path | None = None
     attach_only: bool = False
 
 
@@ -121,7 +126,7 @@ class Output:
     def __init__(self, folder: Path, settings: Settings) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / f"switched-{settings.shape}"
-        self._fixed = {"settings": dataclasses.asdict(settings), "variants": VARIANTS}
+        self._fixed = {"settings": {**dataclasses.asdict(settings), "awaited": None}}
         self._environment = environment.record()
         self.rows: list[Row] = []
         self.itl_us: dict[str, NDArray[np.uint32]] = {}
@@ -172,29 +177,31 @@ def measure_block(
     turns: list[tuple[Turn, list[dict[str, Any]]]] = []
 
     async def take_turns(session: aiohttp.ClientSession) -> list[load.Window]:
-        windows = []
-        for turn in plan(share, first):
+        windows, ends = [], time.perf_counter()
+        for turn in plan(share, first, settings.variants):
             spent = await remote.switch(session, turn.variant)
             turns.append((turn, spent))
             await load.watch(GUARD_SECONDS)
-            windows.append(await load.watch(settings.turn_seconds))
+            # In step with the arrivals, however long the switch took.
+            ends += settings.turn_seconds
+            windows.append(await load.watch(max(GUARD_SECONDS, ends - time.perf_counter())))
         turns.append((turns[-1][0], await remote.switch(session, OFF)))
         return windows
 
-    count = ROUNDS_OF_BLOCK * len(VARIANTS)
-    longest = count * (settings.turn_seconds + GUARD_SECONDS) * 1.5
-    results = load.run_windows(work, settings.warmup_seconds, take_turns, longest)
+    longest = (ROUNDS_OF_BLOCK * len(settings.variants) + 2) * settings.turn_seconds
+    warmup = settings.warmup_turns * settings.turn_seconds
+    results = load.run_windows(work, warmup, take_turns, longest)
     for (turn, _), (_, spent), result in zip(turns, turns[1:], results, strict=False):
         hooks = spent[0]["hooks"].get(turn.variant, {"seconds": 0.0, "steps": 0, "median_us": {}})
         cost = {f"hook_{name}": value for name, value in hooks.items()}
         output.add(turn, result, {**cost, "resident_mib": spent[0]["resident_mib"]})
 
 
-def plan(share: float, first: int) -> Iterator[Turn]:
+def plan(share: float, first: int, variants: Sequence[str] = VARIANTS) -> Iterator[Turn]:
     """Each variant once in every round."""
     rng = random.Random(first)
     for number in range(first, first + ROUNDS_OF_BLOCK):
-        for variant in rng.sample(VARIANTS, len(VARIANTS)):
+        for variant in rng.sample(variants, len(variants)):
             yield Turn(share, number, variant)
 
 
@@ -211,8 +218,9 @@ def measure(settings: Settings, model: str, url: str, output: Output, deadline: 
     remote = Remote(url)
     run_dir = {name: str(Path(model).parent / name) for name in VARIANTS}
     probe = {
-        "passive": {**settings.probe, "passive": True, "run_dir": run_dir["passive"]},
-        "active": {**settings.probe, "run_dir": run_dir["active"]},
+        name: {**settings.probe, "passive": name == "passive", "run_dir": run_dir[name]}
+        for name in settings.variants
+        if name != OFF
     }
     answers = remote.call("nfp_attach", json.dumps(probe))
     require_active(answers)
@@ -221,6 +229,9 @@ def measure(settings: Settings, model: str, url: str, output: Output, deadline: 
     output.write()
     if settings.attach_only:
         return
+    if settings.awaited is not None:
+        wait_for(settings.awaited)
+    deadline = min(deadline, time.monotonic() + settings.measure_seconds)
     found = output.about["saturation"] = saturation(settings, model, url)
     rate = found["requests_per_second"]
     print(f"attached; saturated at {rate:.1f} requests/s", flush=True)
@@ -229,13 +240,17 @@ def measure(settings: Settings, model: str, url: str, output: Output, deadline: 
         began = time.monotonic()
         for share in SHARES:
             streams = a_load(settings, model, url, number + 1)
-            work = streams if share == SATURATED else load.Arrivals(streams, rate * share)
+            work = streams if share == SATURATED else _arrivals(settings, streams, rate * share)
             measure_block(settings, work, remote, share, number, output)
             time.sleep(0.3)  # aborted requests leave
         number += ROUNDS_OF_BLOCK
         output.about["account"] = remote.call("nfp_account")
         output.write()
         longest = max(longest, time.monotonic() - began)
+
+
+def _arrivals(settings: Settings, streams: load.Load, rate: float) -> load.Arrivals:
+    return load.Arrivals(streams, rate, settings.turn_seconds)
 
 
 def run(settings: Settings, out: Path) -> None:
@@ -278,7 +293,7 @@ def print_summary(path: Path) -> None:
     for name in (*names, "hooks, us/step"):
         table.add_column(name, justify="right")
     for share in SHARES:
-        for variant in VARIANTS[1:]:
+        for variant in record["settings"]["variants"][1:]:
             table.add_row(*cells(record["rounds"], itl_us, share, variant))
     console.print(table)
     for rank, account in enumerate(record.get("account", ())):
@@ -321,7 +336,12 @@ def cells(
 @click.option("--output-tokens", type=int, default=128)
 @click.option("--saturating", type=int, default=128, help="Streams that saturate the server.")
 @click.option("--turn-seconds", type=float, default=0.5)
-@click.option("--warmup-seconds", type=float, default=1.0, help="Of load before each block.")
+@click.option("--warmup-turns", type=int, default=2, help="Of load before each block.")
+@click.option("--no-passive", is_flag=True, help="Compare the active probe alone.")
+@click.option(
+    "--wait-for", "awaited", type=click.Path(path_type=Path), help="Attach, and wait for this file."
+)
+@click.option("--measure-seconds", type=float, default=240.0, help="At most, after attaching.")
 @click.option("--probe", "probe_json", default="{}", help="Further settings of the probe, JSON.")
 @click.option(
     "--flags",
@@ -332,13 +352,16 @@ def cells(
 @click.option("--attach-only", is_flag=True, help="Attach, tell of memory, and end.")
 @click.option("--summarize", is_flag=True, help="Print what lies in --out, and measure nothing.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
-def main(out: Path, summarize: bool, probe_json: str, flags: str, **values: Any) -> None:
+def main(
+    out: Path, summarize: bool, probe_json: str, flags: str, no_passive: bool, **values: Any
+) -> None:
     """Measure the probe's cost, one server's hooks coming and going."""
     if not summarize:
         server.end_servers_on_sigterm()
         kv_bytes = str(int(values["kv_gib"] * GIB))
         settings = Settings(
             probe=json.loads(probe_json),
+            variants=(OFF, "active") if no_passive else VARIANTS,
             flags=(*shlex.split(flags), "--kv-cache-memory-bytes", kv_bytes),
             **values,
         )
