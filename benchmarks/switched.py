@@ -125,7 +125,7 @@ class Output:
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / f"switched-{settings.shape}"
+        self._stem = str(folder / f"switched-{settings.shape}")
         self._fixed = {"settings": {**dataclasses.asdict(settings), "awaited": None}}
         self._environment = environment.record()
         self.rows: list[Row] = []
@@ -147,8 +147,8 @@ class Output:
             **self.about,
             "rounds": self.rows,
         }
-        self._path.with_suffix(".json").write_text(json.dumps(record), encoding="utf-8")
-        np.savez_compressed(self._path.with_suffix(".npz"), **self.itl_us)  # type: ignore[arg-type]
+        Path(f"{self._stem}.json").write_text(json.dumps(record), encoding="utf-8")
+        np.savez_compressed(f"{self._stem}.npz", **self.itl_us)  # type: ignore[arg-type]
 
 
 def a_load(settings: Settings, model: str, url: str, seed: int) -> load.Load:
@@ -285,7 +285,7 @@ def _figure(ratio: Ratio) -> str:
 def print_summary(path: Path) -> None:
     """Ratios over ``off`` at every load."""
     record = json.loads(path.read_text(encoding="utf-8"))
-    with np.load(path.with_suffix(".npz")) as stored:
+    with np.load(f"{str(path).removesuffix('.json')}.npz") as stored:
         itl_us = dict(stored)
     console = Console(width=150)
     table = Table(title=f"{record['settings']['shape']}: over off, 95 % intervals over rounds")
