@@ -28,8 +28,6 @@ TOKENS = (1, 16, 32, 64, 256)
 def _cases() -> dict[str, Callable[[], Any]]:
     import torch
 
-    from vllm_nfp.engine.light_ops import rows_of
-
     weight = torch.zeros((VOCABULARY, WIDTH), dtype=torch.bfloat16, device="cuda")
     hidden = torch.zeros((256, WIDTH), dtype=torch.bfloat16, device="cuda")
     words = torch.zeros(1 << 20, dtype=torch.int64, device="cuda")
@@ -53,7 +51,6 @@ def _cases() -> dict[str, Callable[[], Any]]:
             f"gather of {tokens}": _bound(
                 lambda i, w: w.gather(0, i[:, None].expand(-1, WIDTH)), ids, weight
             ),
-            f"rows_of {tokens}": _bound(lambda i, w: rows_of(w, i), ids, weight),
         }
     return cases
 
@@ -101,7 +98,7 @@ def main(cases: str, worker: str | None, out: Path) -> None:
 
 def _default_groups() -> list[list[str]]:
     others = ["sum of int64", "max of int64", "any", "cumsum", "dot of float32", "mean", "rsqrt"]
-    lookups = ["embedding of", "index of", "index_select of", "gather of", "rows_of"]
+    lookups = ["embedding of", "index of", "index_select of", "gather of"]
     groups = [[name] for name in (*others, "sleep", "argmax")]
     return groups + [[f"{name} {tokens}" for tokens in TOKENS] for name in lookups]
 
