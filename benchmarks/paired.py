@@ -46,10 +46,24 @@ def ratio_of_quantiles(
     baseline: Sequence[NDArray[np.uint32]], variant: Sequence[NDArray[np.uint32]], share: float
 ) -> Ratio:
     """Quantile of all rounds' intervals together, variant over baseline, rounds drawn in pairs."""
-    weights = _resampled(len(baseline))
-    return _interval(
-        _quantiles(_histograms(variant), weights, share)
-        / _quantiles(_histograms(baseline), weights, share)
+    return _interval(_quantile_draws(baseline, variant, share))
+
+
+Rounds = Sequence[NDArray[np.uint32]]
+
+
+def mean_ratio_of_quantiles(sides: Sequence[tuple[Rounds, Rounds]], share: float) -> Ratio:
+    """Geometric mean of the ratio over several loads, each (baseline, variant), drawn apart."""
+    draws = [np.log(_quantile_draws(*both, share, seed)) for seed, both in enumerate(sides)]
+    return _interval(np.exp(np.mean(draws, axis=0)))
+
+
+def _quantile_draws(
+    baseline: Rounds, variant: Rounds, share: float, seed: int = 0
+) -> NDArray[np.float64]:
+    weights = _resampled(len(baseline), seed)
+    return _quantiles(_histograms(variant), weights, share) / _quantiles(
+        _histograms(baseline), weights, share
     )
 
 

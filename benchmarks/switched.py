@@ -41,11 +41,17 @@ from benchmarks import environment, load, server, shapes
 from benchmarks.hooks import EXTENSION, OFF, require_active
 from benchmarks.kernel_sweep import wait_for
 from benchmarks.overhead import resident_mib
-from benchmarks.paired import Ratio, ratio_of_quantiles, ratio_of_sums
+from benchmarks.paired import (
+    Ratio,
+    mean_ratio_of_quantiles,
+    ratio_of_quantiles,
+    ratio_of_sums,
+)
 
 VARIANTS = (OFF, "passive", "active")
 SATURATED = 1.0
-SHARES = (0.1, 0.5, 0.9, SATURATED)
+OPEN_SHARES = (0.1, 0.5, 0.9)
+SHARES = (*OPEN_SHARES, SATURATED)
 GUARD_SECONDS = 0.03
 """After a switch: a step that was in flight when it came has left by then."""
 ROUNDS_OF_BLOCK = 5
@@ -296,6 +302,12 @@ def print_summary(path: Path) -> None:
         for variant in record["settings"]["variants"][1:]:
             table.add_row(*cells(record["rounds"], itl_us, share, variant))
     console.print(table)
+    for variant in record["settings"]["variants"][1:]:
+        sides = [_sides(record["rounds"], itl_us, share, variant) for share in OPEN_SHARES]
+        sides = [both for both in sides if both[0]]
+        for name, quantile in (("p50", 0.5), ("p99", 0.99)):
+            pooled = mean_ratio_of_quantiles(sides, quantile)
+            console.print(f"{variant}, {name}, mean over {len(sides)} loads: {_figure(pooled)}")
     for rank, account in enumerate(record.get("account", ())):
         console.print(f"rank {rank}: resident", account["resident"]["mib"])
         for variant, session in account["sessions"].items():
@@ -307,12 +319,9 @@ def cells(
 ) -> list[str]:
     """A line of the table."""
     turns = {(r["variant"], r["round"]): r for r in rows if r["share"] == share}
-    rounds = sorted(
-        n for v, n in turns if v == variant and all((w, n) in turns for w in (OFF, variant))
-    )
+    rounds, sides = _rounds(rows, share, variant), _sides(rows, itl_us, share, variant)
     if not rounds:
         return [f"{100 * share:.0f} %", variant, "0", *[""] * 6]
-    sides = [[itl_us[Turn(share, n, v).key] for n in rounds] for v in (OFF, variant)]
     tokens = [[turns[v, n]["tokens_per_second"] for n in rounds] for v in (OFF, variant)]
     medians = [sum(turns[variant, n]["hook_median_us"].values()) for n in rounds]
     return [
@@ -326,6 +335,21 @@ def cells(
         _figure(ratio_of_sums(tokens[0], tokens[1])) if share == SATURATED else "",
         f"{np.median(medians):.1f}",
     ]
+
+
+def _rounds(rows: Sequence[Row], share: float, variant: str) -> list[int]:
+    """Those in which both the variant and ``off`` had their turn."""
+    had = {(r["variant"], r["round"]) for r in rows if r["share"] == share}
+    return sorted(n for v, n in had if v == variant and (OFF, n) in had)
+
+
+def _sides(
+    rows: Sequence[Row], itl_us: Mapping[str, NDArray[np.uint32]], share: float, variant: str
+) -> tuple[list[NDArray[np.uint32]], list[NDArray[np.uint32]]]:
+    """Intervals without and with the hooks, by round."""
+    rounds = _rounds(rows, share, variant)
+    off, on = ([itl_us[Turn(share, n, v).key] for n in rounds] for v in (OFF, variant))
+    return off, on
 
 
 @click.command()

@@ -80,7 +80,8 @@ class Rank:
             return
         self.steps += 1
         try:
-            pair = self.lockstep.advance(
+            pair = advance(
+                self.lockstep,
                 plan,
                 lambda: self.wants.pop(0) if self.wants else None,
                 self.can,
@@ -91,6 +92,11 @@ class Rank:
             return
         if pair is not None:
             self.launched.append((self.steps, pair))
+
+
+def advance(lockstep: Lockstep, step: int, *given: Any) -> Pair | None:
+    """One step of a session."""
+    return lockstep.exchange(*given) if lockstep.count(step) else None
 
 
 def ranks(count: int = 2, every: int = 4, **settings: Any) -> list[Rank]:
@@ -318,14 +324,16 @@ def test_serving_launches_the_same_on_all_ranks() -> None:
     prober = leading(engines[0], lockstep, found)
     for _ in range(60):
         prober.before_step(EngineStep(1, 60, 1, decode=True))
-        pair = lockstep.advance(
-            1, prober.propose, lambda p: can_launch(engines[0], p), prober.refused
+        pair = advance(
+            lockstep, 1, prober.propose, lambda p: can_launch(engines[0], p), prober.refused
         )
         if pair is not None:
             prober.launch(pair)
         prober.begin_step()
         prober.end_step()
-        theirs = other.advance(1, lambda: None, lambda p: can_launch(engines[1], p), lambda p: None)
+        theirs = advance(
+            other, 1, lambda: None, lambda p: can_launch(engines[1], p), lambda p: None
+        )
         assert theirs == pair
         if theirs is not None:
             follow(engines[1], theirs)

@@ -32,6 +32,22 @@ from vllm_nfp.timing.steps import RING_SLOTS
 GRIDS = {(1, 64): (2, 4, 8), (4, 64): (2, 4)}
 
 
+def test_a_step_that_stands_for_others_earns_and_forgets_for_all_of_them() -> None:
+    one_by_one, at_once = Budget(0.01, 0.01), Budget(0.01, 0.01)
+    for budget, looks, stands_for in ((one_by_one, 24, 1), (at_once, 3, 8)):
+        budget.observe(0.5, reads_prompt=False, waiting=True)
+        for _ in range(looks):
+            budget.observe(0.5, reads_prompt=False, waiting=False, stands_for=stands_for)
+    assert one_by_one.steps == at_once.steps == 25
+    assert one_by_one.slack == at_once.slack == 0.0, "requests wait for 128 steps"
+    for budget, looks, stands_for in ((one_by_one, 160, 1), (at_once, 20, 8)):
+        for _ in range(looks):
+            budget.observe(0.5, reads_prompt=False, waiting=False, stands_for=stands_for)
+    assert one_by_one.slack == at_once.slack == 0.5
+    at_once.observe(0.5, reads_prompt=True, waiting=False, stands_for=64)
+    assert at_once.slack == 0.0, "all of the last 64 steps read a prompt, as far as is known"
+
+
 def test_every_point_gets_its_samples_in_turn() -> None:
     planner = Planner(GRIDS, min_samples=3)
     seen: Counter[Target] = Counter()

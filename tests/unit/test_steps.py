@@ -12,8 +12,9 @@ import pytest
 
 from vllm_nfp.engine.idle import asking
 from vllm_nfp.probe.publisher import step_rows
-from vllm_nfp.timing import HostClock, StepTimer, StepTimes
-from vllm_nfp.timing.steps import MOST_KINDS, RING_SLOTS, SAMPLES_KEPT, TIMED_ONE_IN
+from vllm_nfp.timing import HostClock, Sampler, StepTimer, StepTimes
+from vllm_nfp.timing.sampling import LOOKED_AT_FIRST, LOOKED_ONE_IN
+from vllm_nfp.timing.steps import MOST_KINDS, RING_SLOTS, SAMPLES_KEPT
 
 
 class Now:
@@ -108,20 +109,44 @@ def test_the_hot_path_keeps_no_new_object() -> None:
     assert grown < 2_000
 
 
-def test_all_steps_count_and_few_of_a_known_kind_are_timed() -> None:
+def test_all_of_the_first_steps_are_looked_at_and_few_later_ones() -> None:
+    sampler = Sampler()
+    assert all(sampler.look() for _ in range(LOOKED_AT_FIRST))
+    later = [sampler.stands_for for _ in range(80_000) if sampler.look()]
+    assert len(later) == pytest.approx(80_000 / LOOKED_ONE_IN, rel=0.05)
+    # Each stands for those before it, so that the budget earns of all of them.
+    assert 80_000 - 2 * LOOKED_ONE_IN <= sum(later) <= 80_000
+    assert len(set(later)) > LOOKED_ONE_IN, "the looks have a rhythm"
+
+
+def test_a_step_can_be_looked_at_out_of_turn() -> None:
+    sampler = Sampler(first=1)
+    sampler.look()
+    seen = [sampler.stands_for]
+    for number in range(1000):
+        if sampler.look():
+            seen.append(sampler.stands_for)
+        elif number % 3 == 0:
+            sampler.take()
+            seen.append(sampler.stands_for)
+    assert 1001 - 2 * LOOKED_ONE_IN <= sum(seen) <= 1001
+    assert max(seen) <= 3
+
+
+def test_a_generous_budget_looks_at_all_steps() -> None:
+    sampler = Sampler(one_in=1)
+    assert all(sampler.look() and sampler.stands_for == 1 for _ in range(3 * LOOKED_AT_FIRST))
+
+
+def test_a_step_counts_and_earns_for_all_that_it_stands_for() -> None:
     now, seen = Now(), list[float]()
     timer = StepTimer(HostClock(now), seen.append)
-    steps = 20_000
-    for _ in range(steps):
-        run(timer, now, 0.01, 4, 100, 1, True)
+    run(timer, now, 0.01, 4, 100, 1, True, 7)
+    run(timer, now, 0.5, 4, 100, 200, False, 3)
     timer.settle()
+    assert seen == pytest.approx([0.07, 1.5])
     ((count, recent),) = timer.times.recent().values()
-    assert count == steps
-    assert recent == pytest.approx([0.01] * SAMPLES_KEPT)
-    expected = SAMPLES_KEPT + (steps - SAMPLES_KEPT) / TIMED_ONE_IN
-    assert len(seen) == pytest.approx(expected, rel=0.05)
-    # Each stands for those before it, so that the budget earns of all of them.
-    assert sum(seen) == pytest.approx(0.01 * steps, rel=0.002)
+    assert (count, recent) == (7, pytest.approx([0.01]))
 
 
 def test_a_device_that_hangs_stops_the_count_once_the_ring_is_full(
@@ -138,19 +163,6 @@ def test_a_device_that_hangs_stops_the_count_once_the_ring_is_full(
     ((count, recent),) = timer.times.recent().values()
     assert count == RING_SLOTS
     assert recent == []
-
-
-def test_a_new_kind_is_timed_at_once_among_steps_of_a_known_one() -> None:
-    now = Now()
-    timer = StepTimer(HostClock(now))
-    for _ in range(1000):
-        run(timer, now, 0.01, 4, 100, 1, True)
-    for _ in range(5):
-        run(timer, now, 0.02, 8, 100, 1, True)
-    timer.settle()
-    rows = {row.batch_size: row for row in step_rows(timer.times)}
-    assert rows[8].samples == 5
-    assert rows[8].median_seconds == pytest.approx(0.02)
 
 
 class Session:

@@ -129,16 +129,14 @@ class RankSession(Session):
         lockstep = self._lockstep
         if lockstep is None:
             return
-        step = self._plan(scheduler_output)
+        due = lockstep.count(_digest(scheduler_output))
+        self._looking = self._prober is not None and self._looks(scheduler_output, due)
+        if not (due or self._looking) and self._committed is None:
+            return
+        step = self._plan(scheduler_output, due)
         try:
-            begun = time.perf_counter()
-            pair = lockstep.advance(
-                _digest(scheduler_output), self._propose, self._can_launch, self._refused
-            )
-            if self._prober is not None:
-                # It may have delayed the step by as much.
-                self._prober.budget.spend(time.perf_counter() - begun)
-            self._committed = pair or self._committed
+            if due:
+                self._exchange(lockstep)
             if self._committed is not None and step is not None and step.decode:
                 pair, self._committed = self._committed, None
                 self._launch(pair)
@@ -150,21 +148,34 @@ class RankSession(Session):
         except Exception as error:
             self._tell("lockstep", error)
 
-    def _plan(self, scheduler_output: Any) -> EngineStep | None:
-        """The step; the leader may want a pair after it."""
+    def _exchange(self, lockstep: Lockstep) -> None:
+        begun = time.perf_counter()
+        pair = lockstep.exchange(self._propose, self._can_launch, self._refused)
+        if self._prober is not None:
+            # It may have delayed the step by as much.
+            self._prober.budget.spend(time.perf_counter() - begun)
+        self._committed = pair or self._committed
+
+    def _plan(self, scheduler_output: Any, due: bool) -> EngineStep | None:
+        """The step; the leader may want a pair after it.
+
+        Args:
+            due: all ranks look at this step, so that all take the same tokens from it.
+        """
         step: EngineStep | None = None
         try:
             assert self._view is not None and self._limits is not None, "attach() has set them"
             step = step_of(scheduler_output, self._view.decode_positions, self._limits)
             if self._own_fault is not None:
                 return step
-            self._take_tokens(scheduler_output)
-            if self._publisher is not None and self._prober is not None:
+            if due:
+                self._take_tokens(scheduler_output)
+            if self._publisher is not None and self._prober is not None and self._looking:
                 if self._publisher.fault is not None:
                     raise RuntimeError(self._publisher.fault)
                 self._prober.planner.feedback = self._publisher.feedback
                 if step is not None:
-                    self._prober.before_step(step)
+                    self._prober.before_step(step, self._sampler.stands_for)
         except Exception as error:
             self._tell("probe", error)
         return step
@@ -197,7 +208,7 @@ class RankSession(Session):
 
     def mark(self, begin: bool) -> None:
         """Around a real step's launch; the leader's steps alone are timed."""
-        if self._prober is None or self._own_fault is not None:
+        if self._prober is None or not self._looking or self._own_fault is not None:
             return
         try:
             if begin:
@@ -227,5 +238,5 @@ class RankSession(Session):
 
 def _digest(scheduler_output: Any) -> int:
     """Of what the scheduler plans, alike on all ranks."""
-    counts: dict[str, int] = scheduler_output.num_scheduled_tokens
-    return 8191 * len(counts) + sum(counts.values())
+    tokens: int = scheduler_output.total_num_scheduled_tokens
+    return 8191 * len(scheduler_output.num_scheduled_tokens) + tokens

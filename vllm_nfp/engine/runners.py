@@ -182,8 +182,14 @@ def step_of(scheduler_output: Any, decode_positions: int, limits: StepLimits) ->
             and not scheduler_output.scheduled_encoder_inputs
         ),
         fullness=batch_size / limits.sequences,
-        waiting=tokens >= limits.tokens
-        or bool(getattr(scheduler_output, "preempted_req_ids", None)),
+        waiting=requests_wait(scheduler_output, limits),
+    )
+
+
+def requests_wait(scheduler_output: Any, limits: StepLimits) -> bool:
+    """Whether the step is full of tokens, or sequences were preempted for it."""
+    return scheduler_output.total_num_scheduled_tokens >= limits.tokens or bool(
+        getattr(scheduler_output, "preempted_req_ids", None)
     )
 
 

@@ -24,8 +24,15 @@ from vllm_nfp.engine.environment import (
 from vllm_nfp.engine.graph_place import GraphPlace
 from vllm_nfp.engine.memory import host_bytes
 from vllm_nfp.engine.predictions import predict_rows
-from vllm_nfp.engine.ranks import Alone, Ranks
-from vllm_nfp.engine.runners import RunnerView, StepLimits, limits_of, step_of, view_of
+from vllm_nfp.engine.ranks import LARGE_BUDGET, Alone, Ranks
+from vllm_nfp.engine.runners import (
+    RunnerView,
+    StepLimits,
+    limits_of,
+    requests_wait,
+    step_of,
+    view_of,
+)
 from vllm_nfp.engine.versions import Mode
 from vllm_nfp.faults import maybe_fail, maybe_no_space
 from vllm_nfp.metrics.snapshot import (
@@ -39,7 +46,7 @@ from vllm_nfp.metrics.snapshot import (
 from vllm_nfp.probe import Budget, EngineStep, PairResult, Planner, Prober
 from vllm_nfp.probe.publisher import Counters, Publisher
 from vllm_nfp.profile import Environment, profile_file, profile_of, save_profile
-from vllm_nfp.timing import Clock, CudaClock, HostClock, StepTimer
+from vllm_nfp.timing import Clock, CudaClock, HostClock, Sampler, StepTimer
 from vllm_nfp.typed_json import encode, open_to_append, write_whole
 
 logger = logging.getLogger("vllm.nfp")
@@ -85,6 +92,11 @@ class Session:
         self._prober: Prober | None = None
         self._timer: StepTimer | None = None
         self._limits: StepLimits | None = None
+        # Where much is to be measured each step may have a pair ahead of it.
+        generous = config.overhead_budget > LARGE_BUDGET and not config.passive
+        self._sampler = Sampler(one_in=1) if generous else Sampler()
+        self._looking = False
+        """The step that runs now is timed."""
         self._last_step: EngineStep | None = None
         self._unwritten: set[str] = set()
         self._publisher: Publisher | None = None
@@ -284,31 +296,57 @@ class Session:
 
     def step(self, scheduler_output: Any) -> None:
         """Before a real step: say what it is, and maybe run a pair of probes."""
-        timer, view, limits = self._timer, self._view, self._limits
-        publisher = self._publisher
-        if timer is None or view is None or limits is None or publisher is None:
+        timer, prober = self._timer, self._prober
+        if timer is None:
             return
         try:
-            if publisher.fault is not None:
-                self.disable(publisher.fault)
-                return
-            step = step_of(scheduler_output, view.decode_positions, limits)
-            prober = self._prober
-            if prober is None:
-                self._only_time(timer, step)
-            elif step is not None:
-                self._take_tokens(scheduler_output)
-                prober.planner.feedback = publisher.feedback
-                prober.before_step(step)
+            self._looking = self._looks(scheduler_output)
+            if self._looking:
+                self._look(timer, prober, scheduler_output)
+            elif prober is not None:
+                prober.serving()
         except Exception as error:
             self._fault("probe", error)
 
-    def _only_time(self, timer: StepTimer, step: EngineStep | None) -> None:
+    def _looks(self, scheduler_output: Any, due: bool = False) -> bool:
+        """Whether the step is looked at: by chance, if it is due, or since requests may wait.
+
+        This runs before every step: what most of them need comes first.
+        """
+        if not scheduler_output.num_scheduled_tokens:
+            return False
+        if self._sampler.look():
+            return True
+        limits = self._limits
+        if due or (limits is not None and requests_wait(scheduler_output, limits)):
+            self._sampler.take()
+            return True
+        return False
+
+    def _look(self, timer: StepTimer, prober: Prober | None, scheduler_output: Any) -> None:
+        view, limits, publisher = self._view, self._limits, self._publisher
+        if view is None or limits is None or publisher is None:
+            return
+        if publisher.fault is not None:
+            self.disable(publisher.fault)
+            return
+        step = step_of(scheduler_output, view.decode_positions, limits)
+        if step is None:
+            return
+        if prober is None:
+            self._only_time(timer, step)
+            return
+        self._take_tokens(scheduler_output)
+        prober.planner.feedback = publisher.feedback
+        prober.before_step(step, self._sampler.stands_for)
+
+    def _only_time(self, timer: StepTimer, step: EngineStep) -> None:
         timer.settle()
-        if step is not None:
-            timer.describe(step.batch_size, step.context, step.positions, step.decode)
-            if step.decode:
-                self._last_step = step
+        timer.describe(
+            step.batch_size, step.context, step.positions, step.decode, self._sampler.stands_for
+        )
+        if step.decode:
+            self._last_step = step
 
     def _take_tokens(self, scheduler_output: Any) -> None:
         new = scheduler_output.scheduled_new_reqs
@@ -334,7 +372,7 @@ class Session:
     def mark(self, begin: bool) -> None:
         """Around a real step's launch."""
         timer = self._timer
-        if timer is None:
+        if timer is None or not self._looking:
             return
         try:
             if begin:

@@ -43,19 +43,24 @@ class Budget:
         self.steps = 0
         self.probed_steps = 0
 
-    def observe(self, fullness: float, reads_prompt: bool, waiting: bool) -> None:
+    def observe(
+        self, fullness: float, reads_prompt: bool, waiting: bool, stands_for: int = 1
+    ) -> None:
         """What the scheduler's output tells of the load of the step that comes next.
 
         Args:
             fullness: running sequences over the most that may run.
             reads_prompt: the step reads a prompt.
             waiting: requests wait: sequences were preempted, or a limit of the step was reached.
+            stands_for: steps since the last observed one, its own among them.
         """
-        self.steps += 1
-        self._busy += ((1.0 if reads_prompt else 0.0) - self._busy) / BUSY_MEMORY_STEPS
-        self._queued = QUEUED_STEPS if waiting else max(0, self._queued - 1)
+        self.steps += stands_for
+        weight = min(1.0, stands_for / BUSY_MEMORY_STEPS)
+        self._busy += ((1.0 if reads_prompt else 0.0) - self._busy) * weight
+        self._queued = QUEUED_STEPS if waiting else max(0, self._queued - stands_for)
         self.slack = 0.0 if self._queued else max(0.0, 1.0 - fullness) * (1.0 - self._busy)
-        self._saved_steps = min(self._saved_steps + self._step_share * self.slack, 1.0)
+        earned = stands_for * self._step_share * self.slack
+        self._saved_steps = min(self._saved_steps + earned, 1.0)
 
     def earn(self, step_seconds: float) -> None:
         """A real step took this long."""

@@ -147,17 +147,25 @@ class Lockstep:
         """
         return self._meet(False, pair if self.leads else None, "which pair").pair
 
-    def advance(
+    def count(self, step: int) -> bool:
+        """Count a step; whether an exchange is due at it, on all ranks or on none.
+
+        Args:
+            step: digest of what the scheduler plans for it.
+        """
+        self._steps += 1
+        self._digest = (31 * self._digest + step + 1) % _DIGEST_MODULUS
+        return self._steps % self._every == 0
+
+    def exchange(
         self,
-        step: int,
         propose: Callable[[], Pair | None],
         can_launch: Callable[[Pair], bool],
         refused: Callable[[Pair], None],
     ) -> Pair | None:
-        """Count a step; returns a pair if all ranks are to launch it from this step on.
+        """Where one is due; returns a pair if all ranks are to launch it from this step on.
 
         Args:
-            step: digest of what the scheduler plans for it.
             propose: the pair that the leader wants next, taken; asked of the leader alone.
             can_launch: does all of the launch that can fail.
             refused: told of a pair that some rank cannot launch.
@@ -168,10 +176,6 @@ class Lockstep:
             WireError: if the others cannot be reached; they cannot reach this rank either.
             Exception: what an argument has raised, after this rank has put in its part.
         """
-        self._steps += 1
-        self._digest = (31 * self._digest + step + 1) % _DIGEST_MODULUS
-        if self._steps % self._every:
-            return None
         committed = self._take_outcome(refused) if self._in_flight is not None else None
         checked, self._to_check = self._to_check, None
         possible, pair, failure = True, None, None

@@ -93,21 +93,29 @@ class Prober:
         self.outcomes: dict[str, int] = {"measured": 0, "idle": 0, "prepared": 0, "refused": 0}
         self.last_step: EngineStep | None = None
 
-    def before_step(self, step: EngineStep) -> None:
-        """A real step is about to be launched; may launch a pair ahead of it."""
-        self._look(step)
+    def serving(self) -> None:
+        """A real step is about to be launched that is not looked at."""
+        self._idle_since = None
+
+    def before_step(self, step: EngineStep, stands_for: int = 1) -> None:
+        """A real step is about to be launched; may launch a pair ahead of it.
+
+        Args:
+            stands_for: steps since the last one that was looked at, its own among them.
+        """
+        self._look(step, stands_for)
         if not step.decode:
             return
         # Cheapest questions first: this runs before every decode step.
         if self._flight is None and self.budget.affords(self._least_cost()):
             self._advance(self.live_cell(step), "measured")
 
-    def _look(self, step: EngineStep) -> None:
+    def _look(self, step: EngineStep, stands_for: int) -> None:
         """Read what is ready, and take in what the step tells of the load."""
         self._idle_since = None
         self.settle()
-        self.timer.describe(step.batch_size, step.context, step.positions, step.decode)
-        self.budget.observe(step.fullness, not step.decode, step.waiting)
+        self.timer.describe(step.batch_size, step.context, step.positions, step.decode, stands_for)
+        self.budget.observe(step.fullness, not step.decode, step.waiting, stands_for)
         if step.decode:
             self.last_step = step
 

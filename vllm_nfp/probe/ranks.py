@@ -89,12 +89,12 @@ class LeadingProber(Prober):
             self._scanning = False
         self._lockstep.decide(None)
 
-    def before_step(self, step: EngineStep) -> None:
+    def before_step(self, step: EngineStep, stands_for: int = 1) -> None:
         """Read what is ready; may want a pair, which the ranks then agree on."""
         if self._wanted is None and not self._asked:
-            super().before_step(step)
+            super().before_step(step, stands_for)
         else:
-            self._look(step)
+            self._look(step, stands_for)
 
     def propose(self) -> Pair | None:
         """The wanted pair, handed over to the ranks."""

@@ -1,6 +1,16 @@
 """Clocks that mark moments in the serving stream and are read later, without waiting."""
 
 from vllm_nfp.timing.clock import Clock, CudaClock, HostClock, Mark
+from vllm_nfp.timing.sampling import Sampler
 from vllm_nfp.timing.steps import StepKind, StepTimer, StepTimes
 
-__all__ = ["Clock", "CudaClock", "HostClock", "Mark", "StepKind", "StepTimer", "StepTimes"]
+__all__ = [
+    "Clock",
+    "CudaClock",
+    "HostClock",
+    "Mark",
+    "Sampler",
+    "StepKind",
+    "StepTimer",
+    "StepTimes",
+]

@@ -1,9 +1,6 @@
 """Times real steps with one pair of marks each, and keeps decode steps by kind.
 
-Two marks, and reading them, take the host longer than all else that a step is asked for. So decode
-steps are all counted, and of each kind the first ones are timed; from then on one step in
-:data:`TIMED_ONE_IN`, at random, and stands for those since the last. Steps that read a prompt are
-longer and fewer, and are all timed.
+Which steps it is asked to time, and how many each stands for, is :mod:`vllm_nfp.timing.sampling`'s.
 
 The hot path makes no object, takes no lock and waits for nothing: marks lie in a ring that is made
 at the start, and are read when a later step comes by.
@@ -11,7 +8,6 @@ at the start, and are read when a later step comes by.
 
 from __future__ import annotations
 
-import random
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable
@@ -34,8 +30,6 @@ MOST_KINDS = 512
 """Kinds of steps kept; later ones are left out. Bounds memory and the labels of the metrics."""
 SAMPLES_KEPT = 64
 """Most recent timed steps of a kind that its median is taken over."""
-TIMED_ONE_IN = 8
-"""Of the steps of a kind that has its samples; at random, so as to meet no rhythm of a server's."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -128,50 +122,39 @@ class StepTimer:
         self._pending = 0
         self._open: _Slot | None = None
         self._series: Series | None = None
-        self._begun = False
-        self._untimed = 0
-        """Decode steps since the last timed one."""
-        self._gap = 0
-        """Decode steps from the last timed one to the next."""
-        self._random = random.Random(0)
+        self._stands_for = 1
         self.times = StepTimes()
         self.last_seconds = 0.0
         """The most recent step's time; 0 before the first."""
 
-    def describe(self, batch_size: int, context: int, positions: int, decode: bool) -> None:
-        """What the step that comes next is; only decode steps are kept by kind."""
+    def describe(
+        self, batch_size: int, context: int, positions: int, decode: bool, stands_for: int = 1
+    ) -> None:
+        """What the step that comes next is; only decode steps are kept by kind.
+
+        Args:
+            stands_for: steps, its own among them.
+        """
         self._series = self.times.of(batch_size, context, positions) if decode else None
+        self._stands_for = stands_for
 
     def begin(self) -> None:
         """The step's work is enqueued from here on; one that ran nothing is begun again."""
-        self._begun, self._open = self._pending < RING_SLOTS, None
-        if not (self._begun and self._is_due()):
-            return
-        self._open = self._slots[(self._first + self._pending) % RING_SLOTS]
-        self._clock.renew(self._open.start)
-
-    def _is_due(self) -> bool:
-        series = self._series
-        is_known = series is not None and series.timed >= SAMPLES_KEPT
-        return not is_known or self._untimed + 1 >= self._gap
+        self._open = None
+        if self._pending < RING_SLOTS:
+            self._open = self._slots[(self._first + self._pending) % RING_SLOTS]
+            self._clock.renew(self._open.start)
 
     def end(self) -> None:
         """The step's work has been enqueued."""
-        if not self._begun:
-            return
-        self._begun = False
-        series, slot = self._series, self._open
-        if series is not None:
-            series.count += 1
-            self._untimed += 1
+        slot, series = self._open, self._series
         if slot is None:
             return
         self._clock.renew(slot.end)
-        self._open, slot.series, slot.steps = None, series, 1
+        self._open, slot.series, slot.steps = None, series, self._stands_for
         self._pending += 1
         if series is not None:
-            slot.steps, self._untimed = self._untimed, 0
-            self._gap = self._random.randrange(1, 2 * TIMED_ONE_IN)
+            series.count += self._stands_for
 
     def settle(self) -> None:
         """Read the marks that the device has passed; waits for nothing."""

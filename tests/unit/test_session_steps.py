@@ -1,0 +1,87 @@
+"""Which steps a session looks at, and what it does with the others."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from vllm_nfp.engine.runners import StepLimits
+from vllm_nfp.engine.session import Session
+from vllm_nfp.timing import HostClock, Sampler, StepTimer
+
+
+class Prober:
+    """Notes what it is told."""
+
+    def __init__(self) -> None:
+        self.planner = SimpleNamespace(feedback=None)
+        self.looked: list[int] = []
+        self.unlooked = 0
+
+    def before_step(self, step: Any, stands_for: int) -> None:
+        self.looked.append(stands_for)
+
+    def serving(self) -> None:
+        self.unlooked += 1
+
+
+def output(sequences: int, tokens: int, preempted: tuple[str, ...] = ()) -> Any:
+    return SimpleNamespace(
+        num_scheduled_tokens={str(i): tokens // sequences for i in range(sequences)},
+        total_num_scheduled_tokens=tokens,
+        scheduled_cached_reqs=SimpleNamespace(num_computed_tokens=[7] * sequences),
+        scheduled_new_reqs=[],
+        scheduled_encoder_inputs={},
+        preempted_req_ids=preempted,
+    )
+
+
+@pytest.fixture
+def session() -> Session:
+    """One that has looked at all of its first steps, and is asked of later ones."""
+    made = Session.__new__(Session)
+    made._sampler, made._limits = Sampler(first=1), StepLimits(sequences=64, tokens=2048)
+    made._view = SimpleNamespace(decode_positions=1)  # type: ignore[assignment]
+    made._publisher = SimpleNamespace(fault=None, feedback=None)  # type: ignore[assignment]
+    made._timer, made._engine = StepTimer(HostClock()), None
+    made._prober = Prober()  # type: ignore[assignment]
+    made._looking = False
+    return made
+
+
+def test_few_steps_are_looked_at_and_timed_and_stand_for_all(session: Session) -> None:
+    prober: Any = session._prober
+    for _ in range(4000):
+        session.step(output(4, 4))
+        session.mark(begin=True)
+        session.mark(begin=False)
+    assert len(prober.looked) == pytest.approx(500, rel=0.1)
+    assert prober.unlooked == 4000 - len(prober.looked)
+    assert 4000 - 16 <= sum(prober.looked) <= 4000
+    assert session._timer is not None
+    assert session._timer._pending == min(len(prober.looked), 256), "only those are timed"
+
+
+@pytest.mark.parametrize("pressed", [output(4, 2048), output(4, 4, ("a",))])
+def test_a_sign_that_requests_wait_is_never_missed(session: Session, pressed: Any) -> None:
+    prober: Any = session._prober
+    for _ in range(200):
+        before = len(prober.looked)
+        session.step(pressed)
+        assert len(prober.looked) == before + 1
+        session.step(output(4, 4))
+
+
+def test_a_step_that_runs_nothing_is_no_step(session: Session) -> None:
+    prober: Any = session._prober
+    nothing = SimpleNamespace(num_scheduled_tokens={}, total_num_scheduled_tokens=0)
+    for _ in range(100):
+        session.step(nothing)
+        session.mark(begin=True)
+    assert prober.looked == []
+    assert session._timer is not None
+    assert session._timer._open is None

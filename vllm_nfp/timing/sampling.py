@@ -1,0 +1,50 @@
+"""Chooses the real steps that are looked at: all of the first ones, later one in eight.
+
+Looking at a step, timing it and reading the marks takes the host some 25 us, which a step that the
+GPU bounds hides and one that the host bounds does not. So each look stands for the steps since the
+last one.
+"""
+
+from __future__ import annotations
+
+import random
+
+LOOKED_AT_FIRST = 512
+"""Steps of a session that are all looked at: metrics then are there at once."""
+LOOKED_ONE_IN = 8
+"""Of later steps; at random, so as to meet no rhythm of a server's."""
+
+
+class Sampler:
+    """Decides step by step; makes no object.
+
+    Args:
+        one_in: mean number of steps that a look stands for; 1 looks at all.
+        first: so many steps are all looked at.
+    """
+
+    __slots__ = ("_first", "_gap", "_looks", "_one_in", "_random", "_since", "stands_for")
+
+    def __init__(self, one_in: int = LOOKED_ONE_IN, first: int = LOOKED_AT_FIRST) -> None:
+        self._one_in = one_in
+        self._first = first
+        self._random = random.Random(0)
+        self._gap = 1
+        self._since = 0
+        self._looks = 0
+        self.stands_for = 1
+        """Steps that the latest look stands for, its own among them."""
+
+    def look(self) -> bool:
+        """Count a step; whether it is to be looked at."""
+        self._since += 1
+        if self._since < self._gap:
+            return False
+        self.take()
+        return True
+
+    def take(self) -> None:
+        """Look at the step that was counted last, due or not."""
+        self.stands_for, self._since = self._since, 0
+        self._looks += 1
+        self._gap = self._random.randrange(1, 2 * self._one_in) if self._looks >= self._first else 1
