@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,7 @@ def test_both_ranks_probe_and_outputs_stay(
     assert generate(llm) == plain
     assert generate(llm) == plain
     assert states(llm) == [(True, True)] * 2
+    time.sleep(3 * SETTINGS["publish_seconds"])  # the last pairs are recorded
     llm.collective_rpc("nfp_detach")
     found = snapshot(tmp_path)
     assert found.probes["startup"] > 0
