@@ -192,6 +192,20 @@ def test_drafts_of_their_own_weights_cost_by_the_token(profile_path: Path) -> No
     assert each["rows"][0]["draft_ratio"] == pytest.approx(0.1 * each["rows"][0]["draft_length"])
 
 
+def test_a_head_that_loses_everywhere_is_warned_of_and_gives_no_settings(
+    profile_path: Path,
+) -> None:
+    flags = ("--acceptance", "0.1", "--draft-method", "mtp", "--draft-share", "0.5")
+    told = json.loads(run(profile_path, *flags, "--json").stdout)
+    assert told["speculative_config"] is None
+    (warning,) = told["warnings"]
+    assert "at batch sizes 1 to 32 a server that speculates can be slower" in warning
+    assert "(0.67x)" in warning or "(0.7" in warning
+    refused = run(profile_path, *flags, "--speculative-config")
+    assert refused.exit_code == 2
+    assert "drafts pay at no batch size" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [

@@ -178,7 +178,7 @@ def recommend_command(
         told += acceptance_told
         if acceptance_from is not None:
             told += sources.differences(found, _samples(acceptance_from))
-        told += _version_warnings(found)
+        told += _version_warnings(found) + _losses(result)
     except (RecommendError, SourceError, AcceptanceError, scrape.ScrapeError) as error:
         raise Refusal(str(error)) from None
     what = _Told(_assumptions(result, draft_method, draft_cost, draft_share), told)
@@ -325,6 +325,21 @@ def _version_warnings(source: Source) -> tuple[str, ...]:
     return () if told is None else (told,)
 
 
+def _losses(result: Recommendation) -> tuple[str, ...]:
+    """Where a server that speculates is slower than one that does not, whatever it drafts."""
+    rows = [row for row in result.rows if row.scheduled_gain < 1.0]
+    if not rows:
+        return ()
+    worst = min(row.scheduled_gain for row in rows)
+    first = min(row.batch_size_first for row in rows)
+    last = max(row.batch_size_last for row in rows)
+    return (
+        f"at batch sizes {first} to {last} a server that speculates can be slower than one that "
+        f"does not ({worst:.2f}x): its drafting model takes every step in, at K = 0 as well; where "
+        f"it mostly serves such batches, serve without speculation",
+    )
+
+
 def _assumptions(
     result: Recommendation, method: str, seconds: float | None, share: float | None
 ) -> tuple[str, ...]:
@@ -362,7 +377,7 @@ def _config_or_none(
     version = _vllm_version(result.source)
     if version is not None and versions.draft_schedule_refusal(version) is not None:
         return None
-    if result.schedule.longest == 0 or (method in NEEDS_MODEL and draft_model is None):
+    if not result.schedule.pays or (method in NEEDS_MODEL and draft_model is None):
         return None
     return result.speculative_config(method, draft_model)
 
@@ -417,7 +432,7 @@ def _print(console: Console, result: Recommendation, told: _Told) -> None:
         console.print(f"Assumed: {text}.", highlight=False, markup=False)
     for text in told.warnings:
         console.print(f"Warning: {text}.", style="yellow", highlight=False, markup=False)
-    if result.schedule.longest == 0:
+    if not result.schedule.pays:
         console.print("Drafts pay nowhere: serve without --speculative-config.")
 
 

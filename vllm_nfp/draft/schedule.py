@@ -1,6 +1,6 @@
 """The best draft length for each batch size and context, and one table for all contexts.
 
-K drafts run N = K + 1 positions. Over a step without drafts they win
+K drafts run N = K + 1 positions. Over a server without speculation they win
 gain(K) = E(K) t(1) / (t(K + 1) + t_draft(K)); goodput is B E(K) / (t(K + 1) + t_draft(K)) tokens
 per second (THEORY.md, "Draft length").
 """
@@ -26,7 +26,11 @@ which the curve does not hold, and differences this small are within the noise o
 
 @dataclass(frozen=True, slots=True)
 class DraftCost:
-    """Time to make the drafts of one step: t_draft(K), 0 for K = 0.
+    """Time to make the drafts of one step: t_draft(K).
+
+    Looking n-grams up is left out at K = 0. A head or draft model is not: it takes the tokens of
+    each step in, so that its KV cache is whole when drafting begins again. That pass, which makes
+    the first draft of longer ones, counts as one drafted token (vLLM 0.32, both runners).
 
     Raises:
         ValueError: for a cost below 0.
@@ -47,11 +51,9 @@ class DraftCost:
 
     def ratio(self, draft_length: int, seconds_at_one: float) -> float:
         """t_draft(K) / t(1)."""
-        if draft_length == 0:
-            return 0.0
         once = self.share_once + self.seconds_once / seconds_at_one
         each = self.share_per_token + self.seconds_per_token / seconds_at_one
-        return once + draft_length * each
+        return each if draft_length == 0 else once + draft_length * each
 
 
 FREE = DraftCost()
@@ -74,7 +76,7 @@ class Demand:
         return min(limit for limit in limits if limit is not None)
 
     def gain(self, curve: StepCurve, draft_length: int) -> float:
-        """Tokens per second over those without drafts."""
+        """Tokens per second over those of a server without speculation."""
         tokens = self.acceptance.expected_tokens(draft_length)
         drafting = self.cost.ratio(draft_length, curve.seconds_at_one)
         return tokens / (curve.ratio(draft_length + 1) + drafting)
@@ -99,9 +101,10 @@ class ScheduleRow:
     tokens_per_second: float | None
     """Goodput of the whole batch; None for batch sizes that were not measured."""
     tokens_per_second_without: float | None
-    """The same with K = 0."""
+    """The same without speculation."""
     gain: float
-    """Goodput over that with K = 0; between measured batch sizes: at least this."""
+    """Goodput over that without speculation; between measured batch sizes: at least this. Below 1
+    where a drafting model's own time loses more than any K wins."""
     free_draft_length: int | None
     """NFP - 1: drafts that stay within (1 + epsilon) of the step without; None: not known."""
     free_at_limit: bool
@@ -136,6 +139,11 @@ class Schedule:
     def longest(self) -> int:
         """Largest K in it."""
         return max(entry.draft_length for entry in self.ranges)
+
+    @property
+    def pays(self) -> bool:
+        """Whether drafts beat a server without speculation anywhere."""
+        return any(row.scheduled_draft_length and row.scheduled_gain > 1.0 for row in self.rows)
 
 
 def make_schedule(
@@ -177,7 +185,7 @@ def good_lengths(curves: Sequence[StepCurve], demand: Demand) -> frozenset[int]:
     """Every K that is good enough for all of these curves; K = 0 alone without a curve.
 
     A K's share at a curve is its gain over the best gain there. Good enough is a K whose smallest
-    share is within the slack of the largest such, and that beats K = 0 at every curve.
+    share is within the slack of the largest such, and that loses to K = 0 at no curve.
     """
     if not curves:
         return frozenset({0})
@@ -187,7 +195,7 @@ def good_lengths(curves: Sequence[StepCurve], demand: Demand) -> frozenset[int]:
     shares: dict[int, float] = {}
     for k in range(min(demand.longest(curve) for curve in curves) + 1):
         gains = [demand.gain(curve, k) for curve in curves]
-        if min(gains) >= 1.0:
+        if all(g >= demand.gain(at, 0) for g, at in zip(gains, curves, strict=True)):
             shares[k] = min(gain / top for gain, top in zip(gains, best, strict=True))
     enough = (1.0 - demand.slack) * max(shares.values())
     return frozenset(k for k, share in shares.items() if share >= enough)

@@ -24,13 +24,13 @@ def speculative_config(
     """The settings; K = 0 beyond the last batch size that the schedule holds.
 
     Raises:
-        ValueError: if every K is 0, the method is unknown, or its model is missing.
+        ValueError: if drafts pay nowhere, the method is unknown, or its model is missing.
     """
     if method not in DRAFT_METHODS:
         raise ValueError(f"draft method {method!r} is none of {', '.join(DRAFT_METHODS)}")
     if method in NEEDS_MODEL and not draft_model:
         raise ValueError(f"draft method {method} needs the folder or name of its draft model")
-    if schedule.longest == 0:
+    if not schedule.pays:
         raise ValueError(
             "drafts pay at no batch size: serve without --speculative-config, or find drafts "
             "that are accepted more often or cost less"
