@@ -29,62 +29,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import environment
+from benchmarks.hooks import Hooks
 from benchmarks.paired import ratio_of_quantiles, ratio_of_sums
 
 SHARES = (0.1, 0.5, 0.9)
 VARIANTS = ("off", "passive", "active")
 WARM_STEPS = 4
 FILE = "step-cost.jsonl"
-
-
-class Hooks:
-    """A session whose hooks, and whose publishing, can be switched on and off.
-
-    Args:
-        config: settings of the probe.
-        llm: vLLM's engine.
-        runner: its model runner.
-        place: memory pool and stream of its CUDA graphs.
-    """
-
-    def __init__(self, config: Any, llm: Any, runner: Any, place: Any) -> None:
-        from vllm_nfp.engine.session import Session
-
-        self._runner = runner
-        self._on = False
-        self.seconds = 0.0
-        """Spent in the hooks."""
-        self.session = session = Session(config, llm.llm_engine.vllm_config)
-        session.attach(runner, place)
-        if not session.active:
-            raise RuntimeError("the probe did not attach; see the log")
-        publisher: Any = session._publisher
-        publish = publisher._publish
-        # Its thread goes on; what it does is left out while the hooks are off.
-        publisher._publish = lambda: publish() if self._on else None
-        hooks: Any = session
-        hooks.step = self._timed(session.step)
-        hooks.mark = self._timed(session.mark)
-
-    def _timed(self, call: Callable[..., None]) -> Callable[..., None]:
-        def timed(*args: Any, **kwargs: Any) -> None:
-            begun = time.perf_counter()
-            call(*args, **kwargs)
-            self.seconds += time.perf_counter() - begun
-
-        return timed
-
-    def switch(self, on: bool) -> None:
-        """Put the hooks in place, or take them away."""
-        if on == self._on:
-            return
-        self._on = on
-        if on:
-            from vllm_nfp.engine.worker_hook import _hook_runner
-
-            _hook_runner(self._runner, self.session)
-        else:
-            self.session.on_disable()
 
 
 def measure(
@@ -115,7 +66,10 @@ def measure(
     hooks = {}
     for name, folder in folders.items():
         settings = {**small, "passive": name == "passive", "run_dir": str(folder)}
-        hooks[name] = Hooks(config_from_mapping(settings), llm, runner, place)
+        vllm_config = llm.llm_engine.vllm_config
+        hooks[name] = Hooks(config_from_mapping(settings), vllm_config, runner, place)
+        if not hooks[name].active:
+            raise RuntimeError("the probe did not attach; see the log")
     turn = max(0.1, seconds / 100)
     ends, rng, number = time.monotonic() + seconds, random.Random(11), 0
     with (out / FILE).open("a", encoding="utf-8") as file:
@@ -129,7 +83,7 @@ def measure(
                     file.write(json.dumps({**about, **row}) + "\n")
             file.flush()
             number += 1
-    probe = {name: _account(one) for name, one in hooks.items()}
+    probe = {name: one.account() for name, one in hooks.items()}
     record = {"environment": environment.record(), "after": environment.gpu_state()}
     (out / "step-cost.json").write_text(json.dumps({**record, "probe": probe}), encoding="utf-8")
     for one in hooks.values():
@@ -142,7 +96,7 @@ def _turn(
 ) -> dict[str, Any]:
     for one in hooks.values():
         one.switch(False)
-        one.seconds = 0.0
+        one.take_cost()
     if variant in hooks:
         hooks[variant].switch(True)
     for _ in range(WARM_STEPS):
@@ -154,23 +108,9 @@ def _turn(
             now = time.perf_counter()
             intervals.append(round((now - last) * 1e6))
             last = now
-    spent = hooks[variant].seconds if variant in hooks else 0.0
+    spent = hooks[variant].take_cost()["seconds"] if variant in hooks else 0.0
     steps = len(intervals) + WARM_STEPS
     return {"variant": variant, "step_us": intervals, "hook_us_per_step": 1e6 * spent / steps}
-
-
-def _account(hooks: Hooks) -> dict[str, Any]:
-    session: Any = hooks.session
-    snapshot = session._publisher.full_snapshot()
-    return {
-        "state": snapshot.state,
-        "probes": dict(snapshot.probes),
-        "overhead_ratio": snapshot.overhead_ratio,
-        "delayed_steps_ratio": snapshot.step_ratio,
-        "startup_seconds": snapshot.startup_seconds,
-        "gpu_bytes": snapshot.graph_bytes,
-        "host_bytes": snapshot.host_bytes,
-    }
 
 
 def print_summary(folder: Path) -> None:

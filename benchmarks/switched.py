@@ -4,7 +4,8 @@
     python -m benchmarks.switched --shape llama-3.1-70b --layers 4 --kv-gib 2 \\
         --flags "--tensor-parallel-size 2 --max-model-len 8192 --max-num-seqs 128" --out DIR
 
-One server serves all variants: its hooks are put in place and taken away (:mod:`benchmarks.hooks`)
+One server serves all variants: its hooks are put in place and taken away
+(:mod:`benchmarks.worker_extension`)
 every half second or so, in random order, while the load goes on. So what differs from server to
 server and from minute to minute cancels, which it does not between servers side by side
 (:mod:`benchmarks.overhead`, which has what this lacks: start-up, and a server without the plugin).
@@ -38,7 +39,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import environment, load, server, shapes
-from benchmarks.hooks import EXTENSION, OFF, require_active
+from benchmarks.hooks import OFF, require_active
 from benchmarks.kernel_sweep import wait_for
 from benchmarks.overhead import resident_mib
 from benchmarks.paired import (
@@ -48,6 +49,7 @@ from benchmarks.paired import (
     ratio_of_sums,
 )
 
+EXTENSION = "benchmarks.worker_extension.SwitchedHooks"
 VARIANTS = (OFF, "passive", "active")
 SATURATED = 1.0
 OPEN_SHARES = (0.1, 0.5, 0.9)
