@@ -1,0 +1,198 @@
+"""The benchmark whose hooks come and go in one server; nothing here starts one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+# The scripts are no part of the installed package.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+pytest.importorskip("aiohttp")
+
+from benchmarks import load, paired, switched
+from benchmarks.hooks import OFF, Hooks, require_active
+from benchmarks.resident import Growth, StageGrowth, mappings, resident
+
+
+def test_each_turn_of_a_block_has_the_same_arrivals() -> None:
+    base = load.Load("http://x", "m", 1000, 1, 8, 8, seconds=5.0, seed=3)
+    moments = np.array(load.Arrivals(base, 7.0, period=0.5).moments(5.0))
+    turns = [moments[(moments >= t) & (moments < t + 0.5)] - t for t in np.arange(0.0, 5.0, 0.5)]
+    assert {len(turn) for turn in turns} == {4}, "3.5 requests a turn"
+    for turn in turns:
+        assert turn == pytest.approx(turns[0])
+    assert load.Arrivals(base, 0.1, period=0.5).moments(5.0), "a load is never empty"
+
+
+def test_every_round_holds_each_variant_once_in_changing_order() -> None:
+    turns = list(switched.plan(0.5, 10))
+    rounds = [turns[i : i + 3] for i in range(0, len(turns), 3)]
+    assert [turn[0].round for turn in rounds] == list(range(10, 15))
+    assert all({t.variant for t in turn} == set(switched.VARIANTS) for turn in rounds)
+    assert len({tuple(t.variant for t in turn) for turn in rounds}) > 1
+    assert len({turn.key for turn in turns}) == len(turns)
+    assert {t.variant for t in switched.plan(0.5, 0, (OFF, "active"))} == {OFF, "active"}
+
+
+def rows_of(factor: float) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rounds in which the active probe makes intervals longer by the factor."""
+    rng = np.random.default_rng(0)
+    rows, itl_us = [], {}
+    for share in switched.SHARES:
+        for turn in switched.plan(share, 0):
+            times = rng.normal(5000, 200, 400) * (factor if turn.variant == "active" else 1.0)
+            itl_us[turn.key] = times.astype(np.uint32)
+            rows.append({
+                "share": share, "round": turn.round, "variant": turn.variant,
+                "tokens_per_second": 100.0, "hook_median_us": {"step": 3.0, "end": 1.0},
+            })  # fmt: skip
+    return rows, itl_us
+
+
+def test_a_probe_that_slows_steps_is_seen() -> None:
+    rows, itl_us = rows_of(1.1)
+    share, variant, rounds, _, p50, ratio, *_, hooks = switched.cells(rows, itl_us, 0.5, "active")
+    assert (share, variant, rounds, hooks) == ("50 %", "active", "5", "4.0")
+    assert float(p50) == pytest.approx(5.0, rel=0.02)
+    assert float(ratio.split()[0]) == pytest.approx(1.1, rel=0.01)
+    sides = [switched._sides(rows, itl_us, share, "active") for share in switched.OPEN_SHARES]
+    pooled = paired.mean_ratio_of_quantiles(sides, 0.5)
+    assert pooled.ratio == pytest.approx(1.1, rel=0.01)
+    assert pooled.lower < pooled.ratio < pooled.upper < 1.13
+    unharmed = [switched._sides(rows, itl_us, share, "passive") for share in switched.OPEN_SHARES]
+    assert paired.mean_ratio_of_quantiles(unharmed, 0.5).ratio == pytest.approx(1.0, rel=0.01)
+
+
+def test_a_variant_without_rounds_has_an_empty_line() -> None:
+    rows, itl_us = rows_of(1.0)
+    left = [row for row in rows if row["variant"] != "active"]
+    assert switched.cells(left, itl_us, 0.5, "active")[2] == "0"
+
+
+def test_a_probe_that_did_not_attach_is_not_measured() -> None:
+    require_active([{"before": {}, "active": {"active": True}}])
+    with pytest.raises(RuntimeError, match="'active' did not attach"):
+        require_active([{"before": {}, "active": {"active": False}}])
+
+
+SMAPS = """\
+7f0000000000-7f0000100000 r-xp 00000000 08:01 123                /usr/lib/libtorch_cuda.so
+Size:               1024 kB
+Rss:                 512 kB
+Pss:                 100 kB
+7f0000200000-7f0000300000 rw-p 00000000 00:00 0
+Rss:                  64 kB
+7f0000400000-7f0000500000 rw-p 00000000 00:00 0                  [heap]
+Rss:                   8 kB
+7f0000600000-7f0000700000 r--p 00100000 08:01 123                /usr/lib/libtorch_cuda.so
+Rss:                  16 kB
+"""
+
+
+def test_mappings_are_added_up_by_what_is_mapped() -> None:
+    assert mappings(SMAPS) == {"libtorch_cuda.so": 528, "": 64, "[heap]": 8}
+
+
+def test_growth_is_told_in_mib_the_largest_first() -> None:
+    before = Growth({"VmRSS": 1024}, {"a": 1024, "b": 0})
+    grown = Growth({"VmRSS": 3072}, {"a": 1024, "b": 2048}).since(before)
+    assert grown.summary() == {"mib": {"VmRSS": 2.0}, "mappings_mib": {"b": 2.0, "a": 0.0}}
+
+
+def test_this_process_is_seen_to_grow() -> None:
+    before = resident()
+    held = np.ones(16 << 20, dtype=np.uint8)
+    assert resident().since(before).kinds["VmRSS"] >= 15 * 1024
+    del held
+
+
+def test_stages_tell_what_grows_in_them_and_are_left_as_they_were(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from vllm_nfp.probe.publisher import Publisher
+
+    kept: list[Any] = []
+    monkeypatch.setattr(
+        Publisher, "start", lambda self: kept.append(np.ones(16 << 20, dtype=np.uint8))
+    )
+    original = Publisher.start
+    pytest.importorskip("vllm")
+    with (stages := StageGrowth()):
+        Publisher.start(None)  # type: ignore[arg-type]
+    assert Publisher.start is original
+    assert stages.summary()["Publisher.start"]["calls"] == 1
+    assert stages.summary()["Publisher.start"]["VmRSS"] >= 15
+
+
+class Session:
+    """A session that notes what it is asked."""
+
+    active = True
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+        self._publisher = SimpleNamespace(_publish=lambda: self.told.append("published"))
+        self.on_disable = lambda: None
+
+    def attach(self, runner: Any, place: Any) -> None:
+        self.told.append("attached")
+
+    def step(self, output: Any) -> None:
+        self.told.append(("step", output))
+
+    def mark(self, begin: bool) -> None:
+        self.told.append(("mark", begin))
+
+
+class Runner:
+    """A model runner without a model."""
+
+    def execute_model(self, output: Any) -> str:
+        return f"ran {output}"
+
+    def sample_tokens(self) -> str:
+        return "sampled"
+
+
+def test_hooks_come_and_go_and_tell_what_they_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("vllm")
+    from vllm_nfp.engine import rank_session, runners
+
+    session, runner = Session(), Runner()
+    monkeypatch.setattr(rank_session, "session_for", lambda *_: session)
+    view = SimpleNamespace(is_dummy=lambda _: False)
+    monkeypatch.setattr(runners, "view_of", lambda _: view)
+    hooks = Hooks(None, None, runner, None)
+    runner.execute_model("off")
+    session._publisher._publish()
+    assert session.told == ["attached"], "hooks are off"
+    for _ in range(2):
+        hooks.switch(True)
+        assert (runner.execute_model("on"), runner.sample_tokens()) == ("ran on", "sampled")
+        session._publisher._publish()
+        hooks.switch(False)
+    runner.execute_model("off")
+    assert session.told[1:] == 2 * [("step", "on"), ("mark", True), ("mark", False), "published"]
+    cost = hooks.take_cost()
+    assert (cost["steps"], set(cost["median_us"])) == (2, {"step", "begin", "end"})
+    assert 0.0 < cost["seconds"] < 1.0
+    assert hooks.take_cost()["steps"] == 0
+
+
+def test_the_client_watches_no_captures() -> None:
+    """The extension hooks its process as it is imported: workers alone may import it."""
+    code = "import sys, benchmarks.switched; print('benchmarks.worker_extension' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).resolve().parents[2],
+    )
+    assert done.stdout.strip() == "False"
