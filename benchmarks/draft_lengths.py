@@ -14,6 +14,9 @@ step hangs on its length, not on whose choice that was: so a table, and the cont
 by the lengths that they ran and what those took on the round. Over a ramp of the load each policy
 runs by itself. Rows are written as they come; ``benchmarks.draft_table`` makes tables of them.
 
+The models have dummy weights, and are made to talk (:mod:`benchmarks.talk`): left alone, such a
+model repeats itself, and with experts its drafts cost less than any text's would.
+
 Memory, of some 70 GiB that the weights and KV caches of both engines may take on an 80 GB H100. A
 token takes 4 KiB for each layer of qwen3-8b (8 KV heads of 128, keys and values, 2 bytes) and 2 KiB
 of qwen3-30b-a3b (4 KV heads), and an EAGLE head is one layer more. With eagle3 and ``--long-batch``
@@ -46,7 +49,7 @@ from typing import Any
 
 import click
 
-from benchmarks import environment, shapes, step_cost
+from benchmarks import environment, shapes, step_cost, talk
 from benchmarks.draft_cost import METHODS, draft_cost
 from benchmarks.kernel_sweep import wait_for
 from vllm_nfp import predict
@@ -182,6 +185,7 @@ class Engine:
         self.core = self.llm.llm_engine.engine_core.engine_core
         self.scheduler = self.core.scheduler
         self.runner = self.core.model_executor.driver_worker.worker.model_runner
+        talk.teach(self.runner.get_model())
         self.static = list(getattr(self.scheduler, "dynamic_sd_lookup", None) or ())
         self.random = random.Random(7)
 
@@ -328,8 +332,7 @@ class Engine:
 
         self._serial += 1
         name = str(self._serial)
-        rng = random.Random(place * 100_003 + context)
-        prompt = [rng.randrange(100, 2000) for _ in range(context - 1)]
+        prompt = talk.prompt(place, context - 1)
         params = SamplingParams(max_tokens=1 << 14, temperature=0.0, ignore_eos=True)
         self.llm.llm_engine.add_request(name, {"prompt_token_ids": prompt}, params)
         return name

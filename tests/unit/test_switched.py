@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import subprocess
 import sys
 from pathlib import Path
@@ -105,11 +106,18 @@ def test_growth_is_told_in_mib_the_largest_first() -> None:
     assert grown.summary() == {"mib": {"VmRSS": 2.0}, "mappings_mib": {"b": 2.0, "a": 0.0}}
 
 
+def new_pages() -> mmap.mmap:
+    """64 MiB that no allocator has held before."""
+    held = mmap.mmap(-1, 64 << 20)
+    held.write(bytes(len(held)))
+    return held
+
+
 def test_this_process_is_seen_to_grow() -> None:
     before = resident()
-    held = np.ones(16 << 20, dtype=np.uint8)
-    assert resident().since(before).kinds["VmRSS"] >= 15 * 1024
-    del held
+    held = new_pages()
+    assert resident().since(before).kinds["VmRSS"] >= 60 * 1024
+    held.close()
 
 
 def test_stages_tell_what_grows_in_them_and_are_left_as_they_were(
@@ -118,16 +126,15 @@ def test_stages_tell_what_grows_in_them_and_are_left_as_they_were(
     from vllm_nfp.probe.publisher import Publisher
 
     kept: list[Any] = []
-    monkeypatch.setattr(
-        Publisher, "start", lambda self: kept.append(np.ones(16 << 20, dtype=np.uint8))
-    )
+    monkeypatch.setattr(Publisher, "start", lambda self: kept.append(new_pages()))
     original = Publisher.start
     pytest.importorskip("vllm")
     with (stages := StageGrowth()):
         Publisher.start(None)  # type: ignore[arg-type]
     assert Publisher.start is original
     assert stages.summary()["Publisher.start"]["calls"] == 1
-    assert stages.summary()["Publisher.start"]["VmRSS"] >= 15
+    assert stages.summary()["Publisher.start"]["VmRSS"] >= 60
+    kept[0].close()
 
 
 class Session:
