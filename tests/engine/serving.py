@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
@@ -12,12 +15,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from generate import prompts
 
 from vllm_nfp import demo
 
 API_KEY = "sk-nfptestsecret-on-the-command-line"
 """Sent with every request; a server asks for it only if it was started with it."""
+
+
+def run_vllm(*arguments: str, seconds: float = 120.0) -> subprocess.CompletedProcess[str]:
+    """``vllm`` with these arguments, until it ends; where it does not, all its threads' stacks."""
+    process = subprocess.Popen(
+        [str(Path(sys.executable).with_name("vllm")), *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONFAULTHANDLER": "1"},
+    )  # fmt: skip
+    try:
+        out, err = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)
+        try:
+            out, err = process.communicate(timeout=10.0)
+        finally:
+            process.kill()
+        pytest.fail(f"it hangs:\n{out[-3000:]}\n{err[-6000:]}")
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 @dataclass(frozen=True)

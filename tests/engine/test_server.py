@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from serving import API_KEY, Running, server
+from serving import API_KEY, Running, run_vllm, server
 
 from vllm_nfp import load_profile, scrape
 from vllm_nfp.engine import versions
@@ -226,10 +226,7 @@ def test_a_patched_vllm_is_observed_and_carries_the_metrics_itself(
 def test_bad_flags_fail_at_start_with_one_sentence(
     dense_model: Path, flags: list[str], sentence: str
 ) -> None:
-    done = subprocess.run(
-        [str(Path(sys.executable).with_name("vllm")), "serve", str(dense_model), *flags],
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    done = run_vllm("serve", str(dense_model), *flags)
     assert done.returncode == 2
     last = done.stderr.strip().splitlines()[-1]
     assert sentence in last
@@ -239,10 +236,7 @@ def test_bad_flags_fail_at_start_with_one_sentence(
 
 
 def test_help_shows_the_flags_in_a_group_of_their_own(dense_model: Path) -> None:
-    done = subprocess.run(
-        [str(Path(sys.executable).with_name("vllm")), "serve", "--help=all"],
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    done = run_vllm("serve", "--help=all")
     group = done.stdout.split("NFP probe:", 1)[1]
     for flag in ("probe", "config", "epsilon", "max-positions", "overhead-budget", "output-dir"):
         assert f"--nfp-{flag}" in group
