@@ -35,15 +35,19 @@ def teach(model: Any) -> None:
     """Set the embeddings and the LM head; in place, since CUDA graphs read them where they are.
 
     Args:
-        model: a vLLM model with ``model.embed_tokens`` and ``lm_head``, whole on this rank.
+        model: a vLLM model with ``model.embed_tokens``, ``model.norm`` and ``lm_head``, whole on
+            this rank.
     """
     import torch
 
-    embedding, head = model.model.embed_tokens.weight, model.lm_head.weight
+    embedding, head = model.model.embed_tokens.weight, model.lm_head
     ids = torch.tensor(cycle(), device=embedding.device)
     rows = torch.randn((TOKENS, embedding.shape[1]), generator=torch.Generator().manual_seed(1)).to(
         embedding.device, embedding.dtype
     )
     with torch.inference_mode():
         embedding.data[ids] = rows
-        head.data[ids.roll(-1)] = rows
+        model.model.norm.weight.data.fill_(1.0)  # dummy weights of either sign hide what it gets
+        head.weight.data[ids.roll(-1)] = rows
+        if head.weight.device.type == "cpu":  # vLLM has packed it for the CPU, in a copy
+            head.quant_method.process_weights_after_loading(head)

@@ -1,0 +1,55 @@
+"""A model with dummy weights that was made to talk walks its cycle of tokens."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.engine
+ROOT = Path(__file__).resolve().parents[2]
+
+TALK = """
+import json, os, sys
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+from pathlib import Path
+from vllm import LLM, SamplingParams
+from benchmarks import shapes, talk
+
+llm = LLM(model=str(shapes.write_model(Path(sys.argv[1]), sys.argv[2])), load_format="dummy",
+          skip_tokenizer_init=True, enforce_eager=True, max_model_len=1024, max_num_seqs=4, seed=0)
+runner = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+talk.teach(runner.get_model())
+prompts = [{"prompt_token_ids": talk.prompt(place, 50)} for place in (0, 7)]
+greedy = SamplingParams(temperature=0.0, max_tokens=300, ignore_eos=True, detokenize=False)
+print("RESULT " + json.dumps([list(o.outputs[0].token_ids) for o in llm.generate(prompts, greedy)]))
+"""
+
+
+@pytest.mark.parametrize("shape", ["tiny-dense", "tiny-moe"])
+def test_greedy_tokens_walk_the_cycle(shape: str, tmp_path: Path) -> None:
+    sys.path.insert(0, str(ROOT))
+    from benchmarks import talk
+
+    done = subprocess.run(
+        [sys.executable, "-c", TALK, str(tmp_path / "model"), shape],
+        capture_output=True, text=True, timeout=300, check=False, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("RESULT "))
+    outputs = json.loads(line.removeprefix("RESULT "))
+    assert outputs == [talk.prompt(place, 350)[50:] for place in (0, 7)]
+    assert len(set(outputs[0])) == talk.TOKENS
+
+
+def test_prompts_begin_apart_and_follow_the_cycle() -> None:
+    sys.path.insert(0, str(ROOT))
+    from benchmarks import talk
+
+    prompts = [tuple(talk.prompt(place, 16)) for place in range(talk.TOKENS)]
+    assert len(set(prompts)) == talk.TOKENS
+    assert talk.prompt(3, talk.TOKENS + 1)[-1] == talk.prompt(3, 1)[0]
+    assert sorted(talk.cycle()) == list(range(talk.FIRST_ID, talk.FIRST_ID + talk.TOKENS))
