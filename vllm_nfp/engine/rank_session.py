@@ -129,12 +129,12 @@ class RankSession(Session):
         lockstep = self._lockstep
         if lockstep is None:
             return
-        due = lockstep.count(_digest(scheduler_output))
-        self._looking = self._prober is not None and self._looks(scheduler_output, due)
-        if not (due or self._looking) and self._committed is None:
-            return
-        step = self._plan(scheduler_output, due)
         try:
+            due = lockstep.count(_digest(scheduler_output))
+            self._looking = self._prober is not None and self._looks(scheduler_output, due)
+            if not (due or self._looking) and self._committed is None:
+                return
+            step = self._plan(scheduler_output, due)
             if due:
                 self._exchange(lockstep)
             if self._committed is not None and step is not None and step.decode:
