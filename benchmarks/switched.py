@@ -41,7 +41,7 @@ from rich.table import Table
 from benchmarks import environment, load, server, shapes
 from benchmarks.hooks import OFF, require_active
 from benchmarks.kernel_sweep import wait_for
-from benchmarks.overhead import resident_mib
+from benchmarks.overhead import Turn, resident_mib
 from benchmarks.paired import (
     Ratio,
     mean_ratio_of_quantiles,
@@ -84,20 +84,6 @@ class Settings:
     measure_seconds: float
     awaited: Path | None = None
     attach_only: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """One variant's part of a round."""
-
-    share: float
-    round: int
-    variant: str
-
-    @property
-    def key(self) -> str:
-        """Name of its inter-token times in the .npz."""
-        return f"{round(100 * self.share)}-{self.round}-{self.variant}"
 
 
 class Remote:
