@@ -1,7 +1,11 @@
-"""Which steps a session looks at, and what it does with the others."""
+"""Which steps a session looks at, what it does with the others, and who has the last word."""
 
 from __future__ import annotations
 
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,8 +13,10 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from vllm_nfp.config import ProbeConfig
 from vllm_nfp.engine.runners import StepLimits
-from vllm_nfp.engine.session import Session
+from vllm_nfp.engine.session import LONGEST_WRITE_SECONDS, Session
+from vllm_nfp.metrics import State, read_snapshot
 from vllm_nfp.timing import HostClock, Sampler, StepTimer
 
 
@@ -85,3 +91,52 @@ def test_a_step_that_runs_nothing_is_no_step(session: Session) -> None:
     assert prober.looked == []
     assert session._timer is not None
     assert session._timer._open is None
+
+
+def named(run_dir: Path) -> Session:
+    """A session that nothing was attached to."""
+    vllm_config = SimpleNamespace(
+        model_config=SimpleNamespace(model="m", served_model_name="m"),
+        parallel_config=SimpleNamespace(data_parallel_index=0),
+    )
+    return Session(ProbeConfig(run_dir=str(run_dir)), vllm_config)
+
+
+def test_news_of_the_end_are_not_overwritten_by_a_write_that_was_under_way(tmp_path: Path) -> None:
+    session = named(tmp_path)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(_: Any) -> None:
+        begun.set()
+        go_on.wait(5.0)
+
+    session.on_snapshot = slow
+    probing = replace(session._identity, state=State.PROBING)
+    writer = threading.Thread(target=session._write, args=(probing,))
+    writer.start()
+    assert begun.wait(5.0)
+    threading.Timer(0.2, go_on.set).start()
+    session.disable("the test is over")
+    writer.join(5.0)
+    session._write(probing)  # and not by one that begins later
+    assert read_snapshot(tmp_path / "engine-0.json").state is State.DISABLED
+
+
+def test_a_write_that_hangs_holds_nobody_up_for_long(tmp_path: Path) -> None:
+    session = named(tmp_path)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hang(_: Any) -> None:
+        begun.set()
+        go_on.wait(30.0)
+
+    session.on_snapshot = hang
+    writer = threading.Thread(target=session._write, args=(session._identity,), daemon=True)
+    writer.start()
+    assert begun.wait(5.0)
+    before = time.monotonic()
+    session.disable("the test is over")
+    assert LONGEST_WRITE_SECONDS <= time.monotonic() - before < LONGEST_WRITE_SECONDS + 2.0
+    assert not (tmp_path / "engine-0.json").exists()
+    go_on.set()
+    writer.join(5.0)

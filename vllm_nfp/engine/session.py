@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,8 @@ logger = logging.getLogger("vllm.nfp")
 
 PASSIVE_IDLE_SECONDS = 60.0
 """Time between two looks at an idle server where there is nothing to do."""
+LONGEST_WRITE_SECONDS = 1.0
+"""A write that takes longer hangs; nobody waits for it any more."""
 MOST_LOG_BYTES = 256 << 20
 """Size at which the log of raw samples ends: at the default budget, after days of full load."""
 
@@ -97,6 +100,8 @@ class Session:
         self._sampler = Sampler(one_in=1) if generous else Sampler()
         self._looking = False
         """The step that runs now is timed."""
+        self._handing_on = threading.Lock()
+        self._ended = False
         self._last_step: EngineStep | None = None
         self._unwritten: set[str] = set()
         self._publisher: Publisher | None = None
@@ -402,6 +407,24 @@ class Session:
 
     def _write(self, snapshot: Snapshot) -> None:
         """Hand the results on; a full disk leaves the old ones, whose age /metrics tells."""
+        with self._turn_of(snapshot) as granted:
+            if granted:
+                self._hand_on(snapshot)
+
+    @contextmanager
+    def _turn_of(self, snapshot: Snapshot) -> Iterator[bool]:
+        """One thread hands on at a time, and none what is older than the news of the end.
+
+        While a write hangs, the news of the end is not written either: the server goes on.
+        """
+        granted = self._handing_on.acquire(timeout=LONGEST_WRITE_SECONDS)
+        try:
+            yield granted and (snapshot.state is State.DISABLED or not self._ended)
+        finally:
+            if granted:
+                self._handing_on.release()
+
+    def _hand_on(self, snapshot: Snapshot) -> None:
         self.on_snapshot(snapshot)
         for folder in (self._config.run_dir, self._config.output_dir):
             if folder is None:
@@ -435,7 +458,9 @@ class Session:
         try:
             model = describe_model(snapshot.model_name, self._vllm_config)
             profile = profile_of(snapshot, self._environment, model, self._config)
-            save_profile(profile_file(self._config.output_dir, snapshot.engine), profile)
+            with self._turn_of(snapshot) as granted:
+                if granted:
+                    save_profile(profile_file(self._config.output_dir, snapshot.engine), profile)
         except (OSError, ValueError) as error:
             logger.warning("vllm-nfp: no profile is kept any more: %s", error)
             self._environment = None
@@ -477,6 +502,7 @@ class Session:
         log("vllm-nfp: the probe is disabled: %s; the server goes on without it", reason)
         publisher, engine = self._publisher, self._engine
         last = self._identity
+        self._ended = True
         try:
             self.on_disable()
             if publisher is not None:
