@@ -54,7 +54,7 @@ def main(model: str, out: str, mode: str) -> None:
         skip_tokenizer_init=True,
         enforce_eager=mode != "graphs",
         max_model_len=512,
-        max_num_seqs=8,
+        max_num_seqs=24,  # a full server leaves nothing for probes
         dtype="bfloat16" if mode == "graphs" else "float32",
         max_num_batched_tokens=64 if mode == "chunked" else 2048,
         enable_prefix_caching=True,

@@ -24,7 +24,7 @@ API_KEY = "sk-nfptestsecret-on-the-command-line"
 """Sent with every request; a server asks for it only if it was started with it."""
 
 
-def run_vllm(*arguments: str, seconds: float = 120.0) -> subprocess.CompletedProcess[str]:
+def run_vllm(*arguments: str, seconds: float = 300.0) -> subprocess.CompletedProcess[str]:
     """``vllm`` with these arguments, until it ends; where it does not, all its threads' stacks."""
     process = subprocess.Popen(
         [str(Path(sys.executable).with_name("vllm")), *arguments],

@@ -425,7 +425,10 @@ def test_a_step_of_the_wall_clock_changes_nothing(
     for jump in (1e7, -1e7):
         monkeypatch.setattr(time, "time", lambda jump=jump: real() + jump)
         before = session._prober.outcomes["measured"]
-        generate(llm, tokens=96)
+        for _ in range(20):  # a pair that a busy machine drew out is paid off first
+            generate(llm, tokens=96)
+            if session._prober.outcomes["measured"] > before:
+                break
         session._publisher._publish()
         assert session.active
         assert session._prober.outcomes["measured"] > before
