@@ -65,4 +65,4 @@ def test_tokens_and_logprobs_do_not_change(
     snapshot = read_snapshot(tmp_path / "engine-0.json")
     assert snapshot.state is not State.DISABLED, snapshot.reason
     ran = snapshot.probes["measured"] + (snapshot.probes["startup"] if mode == "chunked" else 0)
-    assert ran >= 20, "too few probes ran to tell"
+    assert ran >= 5, "too few probes ran to tell"
