@@ -14,8 +14,9 @@ pytest.importorskip("vllm.model_executor.layers.layernorm")  # which registers k
 from vllm import ir
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbeddingBase
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
+from vllm.platforms import current_platform
 
-from vllm_nfp.engine.layers import DecoderLayer
+from vllm_nfp.engine.layers import DecoderLayer, fused_ops
 from vllm_nfp.engine.light_ops import NORMS, light_ops
 
 
@@ -34,13 +35,17 @@ def test_embeddings_are_rows_of_the_weight_and_use_no_embedding_kernel(
     ids = torch.tensor([3, 49, 0, 3])
     method = UnquantizedEmbeddingMethod()
     expected = method.embedding(layer, ids)
-    with light_ops(()), monkeypatch.context() as inside:
+    with light_ops(), monkeypatch.context() as inside:
         inside.setattr(functional, "embedding", lambda *_: pytest.fail("it was called"))
         assert torch.equal(method.embedding(layer, ids), expected)
     assert not hasattr(UnquantizedEmbeddingMethod.embedding, "__nfp_original__")
 
 
-def test_rotary_embeddings_of_the_layers_take_vllms_kernel(gpu: None) -> None:
+def test_rotary_embeddings_of_the_layers_take_vllms_kernel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(current_platform, "is_cuda", lambda: True)
+
     class Rotary(RotaryEmbeddingBase):
         def __init__(self) -> None:
             torch.nn.Module.__init__(self)
@@ -55,7 +60,7 @@ def test_rotary_embeddings_of_the_layers_take_vllms_kernel(gpu: None) -> None:
     timed, other = Rotary(), Rotary()
     layer = DecoderLayer(0, torch.nn.Sequential(timed, timed), (), (), None)
     before = timed._forward_method
-    with light_ops([layer]):
+    with fused_ops([layer, layer]):
         assert (timed(), other()) == ("kernel", "plain")
     assert timed() == "plain"
     assert timed._forward_method == before
@@ -63,7 +68,7 @@ def test_rotary_embeddings_of_the_layers_take_vllms_kernel(gpu: None) -> None:
 
 def test_norms_prefer_vllms_kernels_for_the_time_being(gpu: None) -> None:
     before = [getattr(ir.ops, name).get_priority() for name in NORMS]
-    with light_ops(()):
+    with light_ops():
         for name in NORMS:
             assert getattr(ir.ops, name).get_priority() == ["vllm_c", "native"]
     assert [getattr(ir.ops, name).get_priority() for name in NORMS] == before
@@ -71,12 +76,12 @@ def test_norms_prefer_vllms_kernels_for_the_time_being(gpu: None) -> None:
 
 def test_without_a_gpu_nothing_changes() -> None:
     before = UnquantizedEmbeddingMethod.embedding
-    with light_ops(()):
+    with light_ops():
         assert UnquantizedEmbeddingMethod.embedding is before
 
 
 def test_what_was_changed_is_put_back_after_a_fault(gpu: None) -> None:
     before = UnquantizedEmbeddingMethod.embedding
-    with pytest.raises(RuntimeError), light_ops(()):
+    with pytest.raises(RuntimeError), light_ops():
         raise RuntimeError
     assert UnquantizedEmbeddingMethod.embedding is before

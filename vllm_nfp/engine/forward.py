@@ -173,7 +173,7 @@ class Forward:
         with ExitStack() as stack:
             stack.enter_context(layer_tools.skipped(self._skipped))
             stack.enter_context(layer_tools.fused_ops(self._timed))
-            stack.enter_context(light_ops(self._timed))
+            stack.enter_context(light_ops())
             stack.enter_context(layer_tools.observed(self._timed, recorder.on_module))
             stack.enter_context(layer_tools.entered(self._timed, recorder.on_layer))
             stack.enter_context(communication.watched(recorder.on_collective))

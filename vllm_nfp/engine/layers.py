@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -214,18 +215,21 @@ def _edges(
 
 @contextmanager
 def fused_ops(layers: Sequence[DecoderLayer]) -> Iterator[None]:
-    """Let custom ops in the timed FFNs run their fused kernel instead of plain PyTorch.
+    """Let custom ops in the timed layers run their fused kernel instead of plain PyTorch.
 
     Under torch.compile vLLM gives such an op its plain implementation, for the compiler to fuse;
-    the timed run is not compiled, and without this its activation would take several kernels.
+    the timed run is not compiled, and without this the activation of an FFN would take several
+    kernels, and a rotary embedding would load one that serving does not (see ``light_ops``).
     """
     from vllm.model_executor.custom_op import CustomOp
+    from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbeddingBase
     from vllm.platforms import current_platform
 
     changed: list[tuple[nn.Module, Any]] = []
     try:
         if current_platform.is_cuda():
-            for op in _custom_ops(layers, CustomOp):
+            rotary = _rotary_ops(layers, RotaryEmbeddingBase)
+            for op in itertools.chain(_custom_ops(layers, CustomOp), rotary):
                 changed.append((op, op._forward_method))
                 op._forward_method = op.forward_cuda
         yield
@@ -244,3 +248,9 @@ def _custom_ops(layers: Sequence[DecoderLayer], base: type[nn.Module]) -> Iterat
                 has_kernel = isinstance(op, base) and "forward_cuda" in type(op).__dict__
                 if has_kernel and getattr(op, "_forward_method", None) != op.forward_cuda:
                     yield op
+
+
+def _rotary_ops(layers: Sequence[DecoderLayer], base: type[nn.Module]) -> tuple[nn.Module, ...]:
+    """Rotary embeddings, once each: layers share them."""
+    modules = (module for layer in layers for module in layer.module.modules())
+    return tuple(dict.fromkeys(module for module in modules if isinstance(module, base)))

@@ -9,13 +9,12 @@ compiling, with its own kernels, and embeddings are indexed, as vLLM's sampler i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 
-from vllm_nfp.engine.layers import DecoderLayer
 from vllm_nfp.engine.patch import PatchSet
 
 NORMS = ("rms_norm", "fused_add_rms_norm")
@@ -23,13 +22,11 @@ VLLM_KERNELS, PLAIN = "vllm_c", "native"
 
 
 @contextmanager
-def light_ops(layers: Sequence[DecoderLayer]) -> Iterator[None]:
-    """Let embeddings, norms and rotary embeddings run small kernels, while the context lasts.
+def light_ops() -> Iterator[None]:
+    """Let embeddings and norms run small kernels, while the context lasts.
 
-    Without a GPU nothing changes.
-
-    Args:
-        layers: those that the run goes through.
+    Without a GPU nothing changes. Rotary embeddings are seen to by
+    :func:`vllm_nfp.engine.layers.fused_ops`.
     """
     patches = PatchSet()
     try:
@@ -37,7 +34,6 @@ def light_ops(layers: Sequence[DecoderLayer]) -> Iterator[None]:
             if torch.cuda.is_available():
                 _index_embeddings(patches)
                 _use_vllm_norms(stack)
-                _use_vllm_rotary(patches, layers)
             yield
     finally:
         patches.restore()
@@ -67,23 +63,3 @@ def _use_vllm_norms(stack: ExitStack) -> None:
         if operator is None or VLLM_KERNELS not in operator.supported_providers():
             continue
         stack.enter_context(operator.set_priority([VLLM_KERNELS, PLAIN]))
-
-
-def _use_vllm_rotary(patches: PatchSet, layers: Sequence[DecoderLayer]) -> None:
-    from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbeddingBase
-
-    for layer in layers:
-        for operator in layer.module.modules():
-            if isinstance(operator, RotaryEmbeddingBase):
-                patches.wrap(operator, "_forward_method", _kernel_of(operator))
-
-
-def _kernel_of(operator: Any) -> Callable[[Any], Any]:
-    def replace(_plain: Any) -> Any:
-        # A function of its own: a method cannot carry the mark of a patch.
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            return operator.forward_cuda(*args, **kwargs)
-
-        return forward
-
-    return replace
