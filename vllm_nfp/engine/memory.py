@@ -139,8 +139,9 @@ class HostMemory:
     @property
     def is_full(self) -> bool:
         """One more piece, of the largest one's size, would exceed the limit."""
-        grown = self._resident() - self._base
-        return self._limit is not None and grown + self._largest > self._limit
+        if self._limit is None:
+            return False
+        return self._resident() - self._base + self._largest > self._limit
 
     def track(self, change: Callable[[], Change]) -> Change:
         """Run something that makes graphs; what it takes here is noted."""
