@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,18 +46,14 @@ def _cases() -> dict[str, Callable[[], Any]]:
     for tokens in TOKENS:
         ids = torch.zeros(tokens, dtype=torch.int64, device="cuda")
         cases |= {
-            f"embedding of {tokens}": _bound(torch.nn.functional.embedding, ids, weight),
-            f"index of {tokens}": _bound(lambda i, w: w[i], ids, weight),
-            f"index_select of {tokens}": _bound(lambda i, w: w.index_select(0, i), ids, weight),
-            f"gather of {tokens}": _bound(
+            f"embedding of {tokens}": partial(torch.nn.functional.embedding, ids, weight),
+            f"index of {tokens}": partial(lambda i, w: w[i], ids, weight),
+            f"index_select of {tokens}": partial(lambda i, w: w.index_select(0, i), ids, weight),
+            f"gather of {tokens}": partial(
                 lambda i, w: w.gather(0, i[:, None].expand(-1, WIDTH)), ids, weight
             ),
         }
     return cases
-
-
-def _bound(call: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
-    return lambda: call(*arguments)
 
 
 def run(names: list[str]) -> list[dict[str, Any]]:

@@ -55,6 +55,7 @@ SETTLE_SECONDS = 0.2
 """Between two turns: aborted requests leave the server."""
 ENDING_SECONDS = 40.0
 """Kept back for the end: figures of memory, and servers that take their time to end."""
+SATURATION_SECONDS = 4.0
 GIB = 1 << 30
 
 Row = dict[str, Any]
@@ -62,8 +63,8 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """What is compared, and how long."""
+class Traffic:
+    """A model, and the requests that its servers get."""
 
     shape: str
     layers: int | None
@@ -72,6 +73,12 @@ class Settings:
     output_tokens: int
     saturating: int
     """Streams that saturate the server."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings(Traffic):
+    """What is compared, and how long."""
+
     shares: tuple[float, ...]
     rounds: int
     seconds: float
@@ -265,27 +272,29 @@ def _replace(path: Path, content: bytes) -> None:
     temporary.replace(path)
 
 
-def a_load(settings: Settings, model: str, url: str, seed: int) -> load.Load:
+def a_load(traffic: Traffic, model: str, url: str, seed: int, seconds: float) -> load.Load:
     """The requests of one turn; alike for all variants."""
     return load.Load(
         url,
         model,
-        shapes.vocab_size(settings.shape),
-        settings.saturating,
-        settings.prompt_tokens,
-        settings.output_tokens,
-        settings.seconds,
+        shapes.vocab_size(traffic.shape),
+        traffic.saturating,
+        traffic.prompt_tokens,
+        traffic.output_tokens,
+        seconds,
         seed=seed,
     )
 
 
-def saturation(settings: Settings, model: str, url: str) -> dict[str, Any]:
+def saturation(
+    traffic: Traffic, model: str, url: str, warmup_seconds: float = 2.0
+) -> dict[str, Any]:
     """What the plain server gives with as many streams as it takes."""
-    work = dataclasses.replace(a_load(settings, model, url, 10_007), seconds=4.0)
-    summary = load.run(work, warmup_seconds=2.0).summary()
+    work = a_load(traffic, model, url, 10_007, SATURATION_SECONDS)
+    summary = load.run(work, warmup_seconds).summary()
     tokens = summary["tokens_per_second"]
     assert isinstance(tokens, float)
-    return {**summary, "requests_per_second": tokens / settings.output_tokens}
+    return {**summary, "requests_per_second": tokens / traffic.output_tokens}
 
 
 def measure_turn(
@@ -293,7 +302,8 @@ def measure_turn(
 ) -> tuple[Row, NDArray[np.uint32]]:
     """Send one variant's load."""
     gpu, began = environment.gpu_state(), time.monotonic()
-    work = a_load(settings, model, url, turn.round * 10 + round(10 * turn.share))
+    seed = turn.round * 10 + round(10 * turn.share)
+    work = a_load(settings, model, url, seed, settings.seconds)
     arrivals = load.Arrivals(work, requests_per_second * turn.share)
     result = load.run_open(arrivals, settings.warmup_seconds)
     row = {

@@ -41,7 +41,16 @@ from rich.table import Table
 from benchmarks import environment, load, server, shapes
 from benchmarks.hooks import OFF, require_active
 from benchmarks.kernel_sweep import wait_for
-from benchmarks.overhead import Turn, resident_mib
+from benchmarks.overhead import (
+    GIB,
+    SATURATION_SECONDS,
+    Row,
+    Traffic,
+    Turn,
+    a_load,
+    resident_mib,
+    saturation,
+)
 from benchmarks.paired import (
     Ratio,
     mean_ratio_of_quantiles,
@@ -58,23 +67,12 @@ GUARD_SECONDS = 0.03
 """After a switch: a step that was in flight when it came has left by then."""
 ROUNDS_OF_BLOCK = 5
 """Rounds of all variants while one load goes on."""
-GIB = 1 << 30
-
-Row = dict[str, Any]
-"""One turn: share, round, variant, the load's summary, and what the hooks cost."""
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(Traffic):
     """What is measured."""
 
-    shape: str
-    layers: int | None
-    kv_gib: float
-    prompt_tokens: int
-    output_tokens: int
-    saturating: int
-    """Streams that saturate the server."""
     turn_seconds: float
     warmup_turns: int
     variants: tuple[str, ...]
@@ -145,20 +143,6 @@ class Output:
         np.savez_compressed(f"{self._stem}.npz", **self.itl_us)  # type: ignore[arg-type]
 
 
-def a_load(settings: Settings, model: str, url: str, seed: int) -> load.Load:
-    """Requests as they come."""
-    return load.Load(
-        url,
-        model,
-        shapes.vocab_size(settings.shape),
-        settings.saturating,
-        settings.prompt_tokens,
-        settings.output_tokens,
-        seconds=4.0,
-        seed=seed,
-    )
-
-
 def measure_block(
     settings: Settings,
     work: load.Load | load.Arrivals,
@@ -199,14 +183,6 @@ def plan(share: float, first: int, variants: Sequence[str] = VARIANTS) -> Iterat
             yield Turn(share, number, variant)
 
 
-def saturation(settings: Settings, model: str, url: str) -> dict[str, Any]:
-    """What the server gives without hooks, with as many streams as it takes."""
-    result = load.run(a_load(settings, model, url, 10_007), warmup_seconds=1.5).summary()
-    tokens = result["tokens_per_second"]
-    assert isinstance(tokens, float)
-    return {**result, "requests_per_second": tokens / settings.output_tokens}
-
-
 def measure(settings: Settings, model: str, url: str, output: Output, deadline: float) -> None:
     """Attach, find the saturation, then blocks of all loads as long as there is time."""
     remote = Remote(url)
@@ -226,25 +202,23 @@ def measure(settings: Settings, model: str, url: str, output: Output, deadline: 
     if settings.awaited is not None:
         wait_for(settings.awaited)
     deadline = min(deadline, time.monotonic() + settings.measure_seconds)
-    found = output.about["saturation"] = saturation(settings, model, url)
+    found = output.about["saturation"] = saturation(settings, model, url, warmup_seconds=1.5)
     rate = found["requests_per_second"]
     print(f"attached; saturated at {rate:.1f} requests/s", flush=True)
     number, longest = 0, 0.0
     while time.monotonic() + longest < deadline:
         began = time.monotonic()
         for share in SHARES:
-            streams = a_load(settings, model, url, number + 1)
-            work = streams if share == SATURATED else _arrivals(settings, streams, rate * share)
+            work: load.Load | load.Arrivals
+            work = streams = a_load(settings, model, url, number + 1, SATURATION_SECONDS)
+            if share != SATURATED:
+                work = load.Arrivals(streams, rate * share, settings.turn_seconds)
             measure_block(settings, work, remote, share, number, output)
             time.sleep(0.3)  # aborted requests leave
         number += ROUNDS_OF_BLOCK
         output.about["account"] = remote.call("nfp_account")
         output.write()
         longest = max(longest, time.monotonic() - began)
-
-
-def _arrivals(settings: Settings, streams: load.Load, rate: float) -> load.Arrivals:
-    return load.Arrivals(streams, rate, settings.turn_seconds)
 
 
 def run(settings: Settings, out: Path) -> None:

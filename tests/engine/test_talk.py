@@ -8,9 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT))
+from benchmarks import talk
 
 pytestmark = pytest.mark.engine
-ROOT = Path(__file__).resolve().parents[2]
 
 TALK = """
 import json, os, sys
@@ -31,9 +34,6 @@ print("RESULT " + json.dumps([list(o.outputs[0].token_ids) for o in llm.generate
 
 @pytest.mark.parametrize("shape", ["tiny-dense", "tiny-moe"])
 def test_greedy_tokens_walk_the_cycle(shape: str, tmp_path: Path) -> None:
-    sys.path.insert(0, str(ROOT))
-    from benchmarks import talk
-
     done = subprocess.run(
         [sys.executable, "-c", TALK, str(tmp_path / "model"), shape],
         capture_output=True, text=True, timeout=300, check=False, cwd=ROOT,
@@ -46,9 +46,6 @@ def test_greedy_tokens_walk_the_cycle(shape: str, tmp_path: Path) -> None:
 
 
 def test_prompts_begin_apart_and_follow_the_cycle() -> None:
-    sys.path.insert(0, str(ROOT))
-    from benchmarks import talk
-
     prompts = [tuple(talk.prompt(place, 16)) for place in range(talk.TOKENS)]
     assert len(set(prompts)) == talk.TOKENS
     assert talk.prompt(3, talk.TOKENS + 1)[-1] == talk.prompt(3, 1)[0]

@@ -16,7 +16,7 @@ pytest.importorskip("vllm")
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.engine.runners import StepLimits
 from vllm_nfp.engine.session import LONGEST_WRITE_SECONDS, Session
-from vllm_nfp.metrics import State, read_snapshot
+from vllm_nfp.metrics import Snapshot, State, read_snapshot
 from vllm_nfp.timing import HostClock, Sampler, StepTimer
 
 
@@ -102,19 +102,27 @@ def named(run_dir: Path) -> Session:
     return Session(ProbeConfig(run_dir=str(run_dir)), vllm_config)
 
 
-def test_news_of_the_end_are_not_overwritten_by_a_write_that_was_under_way(tmp_path: Path) -> None:
-    session = named(tmp_path)
+def write_under_way(
+    session: Session, snapshot: Snapshot
+) -> tuple[threading.Thread, threading.Event]:
+    """A thread in the middle of a write, and what lets it go on."""
     begun, go_on = threading.Event(), threading.Event()
 
-    def slow(_: Any) -> None:
+    def hold(_: Any) -> None:
         begun.set()
-        go_on.wait(5.0)
+        go_on.wait(30.0)
 
-    session.on_snapshot = slow
-    probing = replace(session._identity, state=State.PROBING)
-    writer = threading.Thread(target=session._write, args=(probing,))
+    session.on_snapshot = hold
+    writer = threading.Thread(target=session._write, args=(snapshot,), daemon=True)
     writer.start()
     assert begun.wait(5.0)
+    return writer, go_on
+
+
+def test_news_of_the_end_are_not_overwritten_by_a_write_that_was_under_way(tmp_path: Path) -> None:
+    session = named(tmp_path)
+    probing = replace(session._identity, state=State.PROBING)
+    writer, go_on = write_under_way(session, probing)
     threading.Timer(0.2, go_on.set).start()
     session.disable("the test is over")
     writer.join(5.0)
@@ -124,16 +132,7 @@ def test_news_of_the_end_are_not_overwritten_by_a_write_that_was_under_way(tmp_p
 
 def test_a_write_that_hangs_holds_nobody_up_for_long(tmp_path: Path) -> None:
     session = named(tmp_path)
-    begun, go_on = threading.Event(), threading.Event()
-
-    def hang(_: Any) -> None:
-        begun.set()
-        go_on.wait(30.0)
-
-    session.on_snapshot = hang
-    writer = threading.Thread(target=session._write, args=(session._identity,), daemon=True)
-    writer.start()
-    assert begun.wait(5.0)
+    writer, go_on = write_under_way(session, session._identity)
     before = time.monotonic()
     session.disable("the test is over")
     assert LONGEST_WRITE_SECONDS <= time.monotonic() - before < LONGEST_WRITE_SECONDS + 2.0
