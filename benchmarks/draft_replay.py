@@ -5,15 +5,15 @@
 Needs no GPU, and is no measurement of a server: each step lasts the recorded median of its draft
 length, with noise and slow spells, and its drafts are thrown at the set acceptance. One controller
 for each acceptance goes through the points in the order of the benchmark, beginning with what it
-knew at the last one. It tells the controller's decisions apart from the noise of the host on which
-the times were taken.
+knew at the last one; another two times over the ramp, beginning with nothing. It tells the
+controller's decisions apart from the noise of the host on which the times were taken.
 """
 
 from __future__ import annotations
 
 import random
 import statistics
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +23,18 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.draft_lengths import ACCEPTANCES, LENGTHS, MAIN_ACCEPTANCE, ROUND
-from benchmarks.draft_table import read_rows
-from vllm_nfp.draft import expected_tokens
+from benchmarks.draft_lengths import (
+    ACCEPTANCES,
+    LENGTHS,
+    LEVEL_SECONDS,
+    LEVELS,
+    MAIN_ACCEPTANCE,
+    step_times,
+)
+from benchmarks.draft_table import Cell, length_seconds, read_rows
+from vllm_nfp.draft import StepCurve, expected_tokens
 from vllm_nfp.draft.live import Controller, Settings, StepObservation
+from vllm_nfp.draft.recommend import source_of
 
 STATIC_LENGTH = 3
 MOST_SEQUENCES = 128
@@ -36,9 +44,9 @@ STEPS = 1500
 FIRST_STEPS = 400
 SLOW_STEPS, SLOW_SHARE, SLOW_FACTOR = 40, 0.2, 1.4
 NOISE = 0.02
-
-Cell = tuple[int, int]
-"""(context, batch size)."""
+LAG = 2
+"""Steps from the choice of a length to the step that verifies so many drafts."""
+RAMP_ROUNDS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,58 +64,141 @@ class Replayed:
     """The same of the first steps at the point, in which most is tried."""
 
 
+@dataclass(frozen=True, slots=True)
+class RampRound:
+    """One way up and down."""
+
+    acceptance: float
+    number: int
+    over_best_fixed: float
+    """Mean goodput of the levels over that of the best single length."""
+    over_ideal: float
+    """The same over that of each level's own best length."""
+
+
+class Server:
+    """Steps of recorded times under a controller.
+
+    Args:
+        curves: the probe's, which the controller is told.
+        acceptance: chance of each draft, given those before it.
+        seed: of noise, slow spells and acceptance.
+    """
+
+    def __init__(self, curves: Sequence[StepCurve], acceptance: float, seed: int) -> None:
+        static = [0, *[STATIC_LENGTH] * MOST_SEQUENCES]
+        self.controller = Controller(static, Settings(LENGTHS, widest_graph=WIDEST_GRAPH))
+        self.controller.set_curves(curves)
+        self._acceptance = acceptance
+        self._random = random.Random(seed)
+        self._now = 0.0
+        self._slow = 0
+        self._asked = deque([STATIC_LENGTH] * LAG)
+
+    def step(self, cell: Cell, seconds: Mapping[int, float]) -> int:
+        """One step at (context, batch size); the draft length that it ran."""
+        context, batch_size = cell
+        self._asked.append(self.controller.table(context)[batch_size])
+        length = self._asked.popleft()
+        taken = seconds[length] * self._slowness()
+        self._now += taken
+        timed = self._asked[0] == length  # as in a server: it makes as many as it verifies
+        accepted = self._accepted(batch_size, length)
+        seen = StepObservation(batch_size, context, length, taken if timed else None, accepted)
+        if self.controller.observe(seen, self._now):
+            self.controller.decide(batch_size, context, self._now)
+        return length
+
+    def idle(self, seconds: float) -> None:
+        """Time in which others are measured."""
+        self._now += seconds
+
+    def _slowness(self) -> float:
+        begins = self._random.random() < SLOW_SHARE / SLOW_STEPS
+        self._slow = SLOW_STEPS if begins else self._slow - 1
+        return self._random.lognormvariate(0.0, NOISE) * (SLOW_FACTOR if self._slow > 0 else 1.0)
+
+    def _accepted(self, batch_size: int, length: int) -> tuple[int, ...]:
+        accepted = []
+        left = batch_size
+        for _ in range(length):
+            left = sum(self._random.random() < self._acceptance for _ in range(left))
+            accepted.append(left)
+        return tuple(accepted)
+
+
 def recorded(rows: Sequence[Mapping[str, Any]]) -> dict[Cell, dict[int, float]]:
-    """Seconds of a step by draft length; cells that lack a length are left out."""
-    found: dict[Cell, dict[int, list[float]]] = {}
-    for row in rows:
-        fixed = row["policy"].partition(":")[0] in ("fixed", ROUND)
-        if fixed and row["acceptance"] == MAIN_ACCEPTANCE:
-            cell = found.setdefault((row["context"], row["batch_size"]), {})
-            for length, seconds in row["medians"].items():
-                cell.setdefault(int(length), []).append(seconds)
-    return {
-        cell: {k: min(times) for k, times in lengths.items()}
-        for cell, lengths in found.items()
-        if set(lengths) == set(LENGTHS)
-    }
+    """Seconds of a step by draft length, of cells that have them all."""
+    return {cell: times for cell, times in length_seconds(rows).items() if set(times) == {*LENGTHS}}
 
 
-def replay(cells: Mapping[Cell, Mapping[int, float]], acceptance: float) -> list[Replayed]:
+def with_no_drafts(
+    levels: Mapping[Cell, Mapping[int, float]], points: Mapping[Cell, Mapping[int, float]]
+) -> dict[Cell, dict[int, float]]:
+    """The ramp's times and those of K = 0, which ran on no ramp.
+
+    Over K = 1 it takes the share that it took at the point with the nearest batch size.
+    """
+    found = {}
+    for (context, batch_size), seconds in levels.items():
+        at = min(points, key=lambda cell: (cell[0] != context, abs(cell[1] - batch_size)))
+        found[context, batch_size] = {0: seconds[1] * points[at][0] / points[at][1], **seconds}
+    return {cell: times for cell, times in found.items() if set(times) == {*LENGTHS}}
+
+
+def replay(
+    cells: Mapping[Cell, Mapping[int, float]], curves: Sequence[StepCurve], acceptance: float
+) -> list[Replayed]:
     """Go through the points with one controller."""
-    controller = Controller(
-        [0, *[STATIC_LENGTH] * MOST_SEQUENCES], Settings(LENGTHS, widest_graph=WIDEST_GRAPH)
-    )
-    rng = random.Random(11)
-    now, found = 0.0, []
-    for (context, batch_size), seconds in cells.items():
-        lengths: list[int] = []
-        slow = 0
-        pending = [controller.table(context)[batch_size]] * 2
-        for _ in range(STEPS):
-            pending.append(controller.table(context)[batch_size])
-            length = pending.pop(0)
-            slow = SLOW_STEPS if rng.random() < SLOW_SHARE / SLOW_STEPS else slow - 1
-            taken = seconds[length] * rng.lognormvariate(0.0, NOISE)
-            taken *= SLOW_FACTOR if slow > 0 else 1.0
-            now += taken
-            accepted = _accepted(rng, batch_size, length, acceptance)
-            step = StepObservation(batch_size, context, length, taken, accepted)
-            if controller.observe(step, now):
-                controller.decide(batch_size, context, now)
-            lengths.append(length)
-        found.append(_judge(acceptance, (context, batch_size), seconds, lengths))
+    server = Server(curves, acceptance, 11)
+    found = []
+    for cell, seconds in cells.items():
+        lengths = [server.step(cell, seconds) for _ in range(STEPS)]
+        found.append(_judge(acceptance, cell, seconds, lengths))
     return found
 
 
-def _accepted(
-    rng: random.Random, batch_size: int, length: int, acceptance: float
-) -> tuple[int, ...]:
-    accepted = []
-    left = batch_size
-    for _ in range(length):
-        left = sum(rng.random() < acceptance for _ in range(left))
-        accepted.append(left)
-    return tuple(accepted)
+def replay_ramp(
+    cells: Mapping[Cell, Mapping[int, float]],
+    curves: Sequence[StepCurve],
+    acceptance: float,
+    seed: int = 11,
+) -> list[RampRound]:
+    """Go up and down the levels several times with one controller; none if a level lacks times."""
+    by_level = {batch_size: (context, seconds) for (context, batch_size), seconds in cells.items()}
+    if not set(LEVELS) <= set(by_level):
+        return []
+    levels = (*LEVELS, *reversed(LEVELS[:-1]))
+    rates = {
+        level: {
+            k: level * expected_tokens(k, acceptance) / t for k, t in by_level[level][1].items()
+        }
+        for level in LEVELS
+    }
+    fixed = max(statistics.mean(rates[level][k] for level in levels) for k in LENGTHS)
+    ideal = statistics.mean(max(rates[level].values()) for level in levels)
+    server, found = Server(curves, acceptance, seed), []
+    for number in range(RAMP_ROUNDS):
+        made = []
+        for level in levels:
+            context, seconds = by_level[level]
+            made.append(_level_rate(server, (context, level), seconds, acceptance))
+        rate = statistics.mean(made)
+        found.append(RampRound(acceptance, number, rate / fixed, rate / ideal))
+        server.idle(10 * LEVEL_SECONDS * len(levels))  # ten other policies, in the benchmark
+    return found
+
+
+def _level_rate(
+    server: Server, cell: Cell, seconds: Mapping[int, float], acceptance: float
+) -> float:
+    left, tokens, taken = LEVEL_SECONDS, 0.0, 0.0
+    while left > 0.0:
+        length = server.step(cell, seconds)
+        tokens += cell[1] * expected_tokens(length, acceptance)
+        taken += seconds[length]
+        left -= seconds[length]
+    return tokens / taken
 
 
 def _judge(
@@ -125,6 +216,25 @@ def _judge(
     return Replayed(acceptance, cell, best, most, share(judged), share(lengths[:FIRST_STEPS]))
 
 
+def print_points(console: Console, title: str, found: Sequence[Replayed]) -> None:
+    """A row for each point, and what they come to."""
+    table = Table(title=title)
+    for name in ("a", "L", "B", "best K", "chosen K", "share of the best", "at first"):
+        table.add_column(name, justify="right")
+    for one in found:
+        table.add_row(
+            f"{one.acceptance:g}", *map(str, one.cell), str(one.best), str(one.chosen),
+            f"{one.share:.3f}", f"{one.from_the_start:.3f}",
+        )  # fmt: skip
+    console.print(table)
+    shares = [one.share for one in found]
+    console.print(
+        f"{len(shares)} points: median {statistics.median(shares):.3f}, "
+        f"worst {min(shares):.3f}, {sum(s < 0.98 for s in shares)} below 0.98; over the first "
+        f"{FIRST_STEPS} steps {statistics.mean(one.from_the_start for one in found):.3f}"
+    )
+
+
 @click.command()
 @click.argument("folders", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 def main(folders: tuple[Path, ...]) -> None:
@@ -132,22 +242,15 @@ def main(folders: tuple[Path, ...]) -> None:
     console = Console(width=100)
     for folder in folders:
         cells = recorded(read_rows(folder / "points.jsonl"))
-        found = [one for acceptance in ACCEPTANCES for one in replay(cells, acceptance)]
-        table = Table(title=folder.name)
-        for name in ("a", "L", "B", "best K", "chosen K", "share of the best", "at first"):
-            table.add_column(name, justify="right")
-        for one in found:
-            table.add_row(
-                f"{one.acceptance:g}", *map(str, one.cell), str(one.best), str(one.chosen),
-                f"{one.share:.3f}", f"{one.from_the_start:.3f}",
-            )  # fmt: skip
-        console.print(table)
-        shares = [one.share for one in found]
-        console.print(
-            f"{len(shares)} points: median {statistics.median(shares):.3f}, "
-            f"worst {min(shares):.3f}, {sum(s < 0.98 for s in shares)} below 0.98; over the first "
-            f"{FIRST_STEPS} steps {statistics.mean(one.from_the_start for one in found):.3f}"
-        )
+        curves = source_of(step_times(folder / "spec")).curves
+        found = [one for a in ACCEPTANCES for one in replay(cells, curves, a)]
+        print_points(console, folder.name, found)
+        levels = with_no_drafts(length_seconds(read_rows(folder / "ramps.jsonl")), cells)
+        for one in replay_ramp(levels, curves, MAIN_ACCEPTANCE):
+            console.print(
+                f"ramp, round {one.number + 1}: {one.over_best_fixed:.3f} of the best fixed "
+                f"length, {one.over_ideal:.3f} of the best at each level"
+            )
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ from vllm_nfp.draft.live.controller import (
     Decision,
     Reason,
     Settings,
-    draft_token_seconds,
 )
+from vllm_nfp.draft.live.forecast import draft_token_seconds
 from vllm_nfp.draft.live.steps import StepObservation
 
 __all__ = [

@@ -11,17 +11,16 @@ left to the static schedule.
 
 from __future__ import annotations
 
-import itertools
 import math
-import statistics
-from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from vllm_nfp.draft.acceptance import Acceptance
-from vllm_nfp.draft.curve import StepCurve, interpolated
+from vllm_nfp.draft.curve import StepCurve
 from vllm_nfp.draft.live.counted import CountedAcceptance
+from vllm_nfp.draft.live.forecast import EVIDENCE_OCTAVES, Compared, Record, StepModel
 from vllm_nfp.draft.live.steps import (
     MOST_CELLS,
     CellKey,
@@ -32,33 +31,27 @@ from vllm_nfp.draft.live.steps import (
     context_cell,
     distance,
 )
+from vllm_nfp.draft.live.trial import CLEAR_STEPS, TRIAL_STEPS, Basis, Trial
 
-TRIAL_STEPS = 8
-"""Timed steps of a length, and of the one in force beside it, before its time counts."""
-HOPELESS_STEPS = 3
-"""Timed steps of each after which a trial ends if even its fastest would have to be far faster."""
-HOPELESS = 1.25
-"""How much faster: by how much its fastest step, too, misses what the length in force reaches."""
-TRIAL_PATIENCE = 4
-"""A trial ends after this many times as many steps, if too few of them could be timed."""
+SETTLED_STEPS = 3
+"""Timed steps of the length in force after which another may be tried."""
 FIRST_CREDIT = 24.0
 """Steps' worth of tokens that trials may lose before any step has earned it."""
 MOST_CREDIT = 48.0
+WIDE_CREDIT = 28.0
+"""Credit from which surprises are looked for: nothing else has used it for a while."""
 GUESSED_LOSS = 1.0
 """Loss of a trial step, in steps, where no curve tells it."""
-PLAUSIBLE = 0.6
-"""A length is tried if its modelled goodput is at least this share of the best known. So low
-because a batch beside the edge of a stair takes half as long again as its measured neighbour."""
 WORTH_A_LOOK = 0.95
-"""A measured length is measured again, once stale, if it had this share of the best."""
-CURVE_OCTAVES = 0.6
-"""The probe's curve holds up to so far outside the batch sizes that it measured."""
-TELLING = 0.5
-"""Share of its drafts that a longer draft must have beyond its verification to tell their cost."""
+"""A measured length is measured again, once stale, if it had this share of the best,"""
+CONTRADICTED = 1.15
+"""or if a forecast promises so many times as much as was measured: one of them is wrong."""
 STALE_SECONDS = 60.0
 """Age at which the time of a plausible length is taken anew."""
 NEIGHBOUR_OCTAVES = 1.0
 """A cell without a choice of its own follows the nearest one that is no farther than this."""
+LOOK_EVERY = 32
+"""Steps until lengths that were not worth a trial are looked at again."""
 DECIDE_EVERY = 4
 """Observed steps between two decisions."""
 
@@ -120,44 +113,20 @@ class _Cell:
     """Time of a step by draft length, over that of the first length in force here."""
     tried: dict[int, float] = field(default_factory=dict)
     """When each was last compared, in seconds of the caller's clock."""
-    trial: _Trial | None = None
+    trial: Trial | None = None
+    next_look: int = 0
+    """Step from which lengths that were not worth a trial are looked at again."""
 
 
-@dataclass(slots=True)
-class _Trial:
-    """A length on trial, in turns with the one in force."""
+@dataclass(frozen=True, slots=True)
+class _Promise:
+    """A length that may be worth a trial."""
 
+    goodput: float
     length: int
-    reference: int
-    tokens: float
-    """What a step of the length makes over what one of the other makes."""
-    its_turn: bool = True
-    steps: int = 0
-    seconds: list[float] = field(default_factory=list)
-    reference_seconds: list[float] = field(default_factory=list)
-
-    def add(self, length: int, seconds: float) -> None:
-        """Take in a timed step."""
-        if length == self.length:
-            self.seconds.append(seconds)
-        elif length == self.reference:
-            self.reference_seconds.append(seconds)
-
-    @property
-    def complete(self) -> bool:
-        """Whether both lengths have their steps, or few of them have told all."""
-        steps = min(len(self.seconds), len(self.reference_seconds))
-        return steps >= TRIAL_STEPS or (steps >= HOPELESS_STEPS and self._is_hopeless)
-
-    @property
-    def _is_hopeless(self) -> bool:
-        usual = statistics.median(self.reference_seconds)
-        return min(self.seconds) > HOPELESS * self.tokens * usual
-
-    @property
-    def ratio(self) -> float:
-        """Time of a step of the length on trial over that of the other; robust to outliers."""
-        return statistics.median(self.seconds) / statistics.median(self.reference_seconds)
+    slower: float | None
+    """Its time over that of the length in force, as forecast; None: nothing tells it."""
+    basis: Basis
 
 
 class Controller:
@@ -180,7 +149,8 @@ class Controller:
         self._times = CellTimes()
         self._counted = CountedAcceptance(max(lengths[-1], *static[1:]))
         self._cells: OrderedDict[CellKey, _Cell] = OrderedDict()
-        self._curves: tuple[StepCurve, ...] = ()
+        self._model = StepModel(lengths, settings.widest_graph)
+        self._record = Record()
         self._ranges = _ranges(len(static) - 1)
         self._credit = FIRST_CREDIT
         self._since_decision = 0
@@ -191,15 +161,16 @@ class Controller:
         self.trial_steps = 0
         self.steps = 0
         """Pure decode steps seen."""
-        self._without_graph: deque[float] = deque(maxlen=TRIAL_STEPS)
-        """Seconds of the last steps without a CUDA graph: the host's, whatever the batch."""
-        self.draft_seconds: dict[int, float] = {}
-        """Time of one more drafted token beside its verification, by batch size, where told."""
 
     @property
     def lengths(self) -> tuple[int, ...]:
         """What is chosen from."""
         return self._settings.lengths
+
+    @property
+    def draft_seconds(self) -> dict[int, float]:
+        """Time of one more drafted token beside its verification, by batch size, where told."""
+        return self._model.draft_seconds
 
     @property
     def acceptance(self) -> Acceptance | None:
@@ -208,7 +179,7 @@ class Controller:
 
     def set_curves(self, curves: Iterable[StepCurve]) -> None:
         """Take over the probe's latest curves of the whole step."""
-        self._curves = tuple(curves)
+        self._model.set_curves(curves)
 
     def observe(self, step: StepObservation, now: float) -> bool:
         """Take in a step; true if it is time to decide.
@@ -223,8 +194,7 @@ class Controller:
             self._counted.add(step.batch_size, step.accepted)
         if step.seconds is not None:
             self._times.add(key, step.draft_length, step.seconds)
-            if not self._has_graph(step.batch_size, step.draft_length):
-                self._without_graph.append(step.seconds)
+            self._model.saw(step.batch_size, step.draft_length, step.seconds)
         trial = self._cell(key).trial
         if trial is not None:
             trial.steps += 1
@@ -321,18 +291,16 @@ class Controller:
             return None
         choice = self._cells[nearest].choice
         assert choice is not None, "only settled cells are followed"
-        return choice if self._has_graph(key[0], choice) else self._longest_with_graph(key[0])
-
-    def _has_graph(self, batch_size: int, length: int) -> bool:
-        widest = self._settings.widest_graph
-        return widest is None or batch_size * (length + 1) <= widest
+        return choice if self._model.has_graph(key[0], choice) else self._longest_with_graph(key[0])
 
     def _longest_with_graph(self, batch_size: int) -> int:
         """A neighbour's length would drop the step out of CUDA graphs: the longest that does not.
 
         A longer one may still be better where steps are long; a trial may tell.
         """
-        return max(k for k in self._settings.lengths if k == 0 or self._has_graph(batch_size, k))
+        return max(
+            k for k in self._settings.lengths if k == 0 or self._model.has_graph(batch_size, k)
+        )
 
     def _in_force(self, key: CellKey, batch_size: int) -> int:
         chosen = self._chosen(key)
@@ -342,7 +310,7 @@ class Controller:
         trial = cell.trial
         if trial is None:
             return False
-        if not trial.complete and trial.steps < 2 * TRIAL_STEPS * TRIAL_PATIENCE:
+        if not trial.complete and trial.patient:
             trial.its_turn = not trial.its_turn
             self.version += 1
             return True
@@ -350,17 +318,19 @@ class Controller:
         cell.tried[trial.length] = now
         if ratio is not None:
             cell.relative[trial.length] = ratio * cell.relative.setdefault(trial.reference, 1.0)
+            if trial.forecast is not None:
+                self._record.add(trial.basis, ratio / trial.forecast)
         self._charge(trial, ratio)
         cell.trial = None
         return False
 
-    def _charge(self, trial: _Trial, ratio: float | None) -> None:
+    def _charge(self, trial: Trial, ratio: float | None) -> None:
         """Take from the credit what the trial has lost."""
         acceptance = self._counted.acceptance
         loss = GUESSED_LOSS
         if ratio is not None and acceptance is not None:
             loss = _loss(acceptance, ratio, trial.length, trial.reference)
-        steps = len(trial.seconds)
+        steps = trial.timed(trial.length)
         self._credit -= (steps if trial.complete else max(steps, TRIAL_STEPS)) * loss
 
     def _choose(self, key: CellKey, cell: _Cell, batch_size: int, now: float) -> None:
@@ -370,9 +340,9 @@ class Controller:
             cell.reason, cell.gain = Reason.LEARNING, None
             # Without drafts nothing is ever learned of them.
             if current == 0 and self._credit > 0.0:
-                self._try(cell, self._settings.lengths[1], current)
+                self._try(key, cell, self._settings.lengths[1], current)
             return
-        if len(self._times.peek(key).get(current, ())) < TRIAL_STEPS:
+        if len(self._times.peek(key).get(current, ())) < SETTLED_STEPS:
             if cell.choice is None:
                 inherited = self._chosen(key) is not None
                 cell.reason = Reason.NEIGHBOUR if inherited else Reason.LEARNING
@@ -405,31 +375,56 @@ class Controller:
         shortest = self._settings.lengths[1]
         if cell.choice == 0 and not is_fresh(shortest) and self._credit > 0.0:
             # Without drafts a better acceptance would never be noticed.
-            self._try(cell, shortest, cell.choice)
+            self._try(key, cell, shortest, cell.choice)
             return
-        self._learn_draft_seconds(key)
-        tokens = {k: acceptance.expected_tokens(k) for k in self._settings.lengths}
-        promising: list[tuple[float, int, int]] = []
-        for length in self._settings.lengths:
-            if length == cell.choice or is_fresh(length):
-                continue
-            if length in measured and tokens[length] / measured[length] < WORTH_A_LOOK * best:
-                continue
-            seconds = self._least_seconds(length, measured)
-            if seconds and tokens[length] / seconds < best * (1.0 + self._settings.min_gain):
-                continue
-            modelled = self._modelled(key, length, cell.choice, measured[cell.choice])
-            if modelled is None:
-                modelled = _on_the_line(measured, length)
-            modelled = self._host_bound(key, length, cell.choice, measured[cell.choice], modelled)
-            promise = best if modelled is None else tokens[length] / modelled
-            if promise < PLAUSIBLE * best:
-                continue
-            slower = None if modelled is None else modelled / measured[cell.choice]
-            if self._affords(acceptance, slower, length, cell.choice):
-                promising.append((promise, -abs(length - cell.choice), length))
-        if promising:
-            self._try(cell, max(promising)[2], cell.choice)
+        if self.steps < cell.next_look:
+            return
+        worth = best * (1.0 + self._settings.min_gain)
+        lengths = [
+            length
+            for length in self._settings.lengths
+            if length != cell.choice
+            and not is_fresh(length)
+            and self._most(length, acceptance, measured) >= worth
+        ]
+        found = self._promising(key, cell, acceptance, best, lengths) if lengths else None
+        if found is None:
+            cell.next_look = self.steps + LOOK_EVERY
+        else:
+            self._try(key, cell, found.length, cell.choice, found.slower, found.basis)
+
+    def _promising(
+        self,
+        key: CellKey,
+        cell: _Cell,
+        acceptance: Acceptance,
+        best: float,
+        lengths: Iterable[int],
+    ) -> _Promise | None:
+        """The length that promises most; None if none is worth a trial."""
+        here = self._compared(key, cell)
+        assert here is not None and cell.choice is not None, "it has timed steps and a choice"
+        self._model.learn_draft_seconds(here)
+        others = list(self._others(key))
+        wide = self._credit >= WIDE_CREDIT
+        found = []
+        for length in lengths:
+            forecast = self._model.forecast(here, length, cell.choice, others)
+            tokens = acceptance.expected_tokens(length)
+            goodput, slower = best, None
+            if forecast.relative is not None:
+                goodput = tokens / forecast.relative
+                slower = forecast.relative / cell.relative[cell.choice]
+            if length in cell.relative:
+                had = tokens / cell.relative[length]
+                if had < WORTH_A_LOOK * best and goodput < CONTRADICTED * had:
+                    continue
+            if goodput >= best * self._record.plausible(forecast.basis, wide) and self._affords(
+                acceptance, slower, length, cell.choice
+            ):
+                found.append(_Promise(goodput, length, slower, forecast.basis))
+        choice = cell.choice
+        return max(found, key=lambda one: (one.goodput, -abs(one.length - choice)), default=None)
 
     def _affords(
         self, acceptance: Acceptance, slower: float | None, length: int, choice: int
@@ -439,98 +434,48 @@ class Controller:
         # A gain is looked for even where the credit is used up: the length in force may be bad.
         return loss == 0.0 or self._credit >= TRIAL_STEPS * loss
 
-    def _least_seconds(self, length: int, measured: dict[int, float]) -> float | None:
-        """What a step of this length takes at least; None: nothing shorter was measured.
+    def _most(self, length: int, acceptance: Acceptance, measured: Mapping[int, float]) -> float:
+        """The goodput that a length cannot exceed.
 
-        More drafts never make a step faster. A length that would not win even at this time need
-        not be tried, whatever a model says.
+        More drafts never make a step faster. A length that would not win even at the time of the
+        shorter ones need not be tried, whatever a model says.
         """
-        return max((t for other, t in measured.items() if other <= length), default=None)
+        least = max((t for other, t in measured.items() if other <= length), default=0.0)
+        return acceptance.expected_tokens(length) / least if least else math.inf
 
-    def _modelled(self, key: CellKey, length: int, reference: int, seconds: float) -> float | None:
-        """Time of a step with ``length`` drafts, from one with ``reference`` and the curve."""
-        one, other = self._ratio(key, reference + 1), self._ratio(key, length + 1)
-        if one is None or other is None:
-            return None
-        each = self._draft_seconds_near(key[0])
-        return max(seconds * other / one + (length - reference) * each, 0.1 * seconds)
+    def _compared(self, key: CellKey, cell: _Cell) -> Compared | None:
+        """What was compared in a cell; None if nothing tells how long its steps are."""
+        for length, relative in cell.relative.items():
+            known = self._times.peek(key).get(length)
+            if known:
+                return Compared(key, cell.relative, known.median / relative)
+        return None
 
-    def _host_bound(
-        self, key: CellKey, length: int, reference: int, seconds: float, modelled: float | None
-    ) -> float | None:
-        """No less than the host takes for a step without a CUDA graph, where that is known."""
-        known = self._times.peek(key).get(reference)
-        if self._has_graph(key[0], length) or not self._without_graph or not known:
-            return modelled
-        host = statistics.median(self._without_graph) / known.median * seconds
-        return host if modelled is None else max(modelled, host)
+    def _others(self, key: CellKey) -> Iterator[Compared]:
+        """Cells nearby in which lengths were compared."""
+        for other, cell in self._cells.items():
+            if len(cell.relative) > 1 and distance(key, other) <= EVIDENCE_OCTAVES:
+                found = self._compared(other, cell)
+                if found is not None:
+                    yield found
 
-    def _ratio(self, key: CellKey, positions: int) -> float | None:
-        """t(N) / t(1) at the cell, read off the straight line between measured points.
-
-        Good enough to tell what to try; only real steps decide. None where no curve is near.
-        """
-        usable = [curve for curve in self._curves if curve.largest >= positions]
-        if not usable:
-            return None
-        contexts = {curve.context for curve in usable}
-        context = min(contexts, key=lambda c: distance((1, c), (1, key[1])))
-        at_context = sorted(
-            (curve for curve in usable if curve.context == context), key=lambda c: c.batch_size
-        )
-        sizes = [curve.batch_size for curve in at_context]
-        nearest = min(max(key[0], sizes[0]), sizes[-1])
-        if distance((nearest, 1), (key[0], 1)) > CURVE_OCTAVES:
-            return None
-        ratios = [curve.ratio_between(positions) for curve in at_context]
-        return interpolated(sizes, ratios, key[0])
-
-    def _learn_draft_seconds(self, key: CellKey) -> None:
-        """What steps of different lengths took beyond what the curve says of verification."""
-        measured = {length: median for length, _, median in self.times(key)}
-        found = draft_token_seconds(measured, lambda positions: self._ratio(key, positions))
-        if found is not None:
-            self.draft_seconds[key[0]] = found
-
-    def _draft_seconds_near(self, batch_size: int) -> float:
-        if not self.draft_seconds:
-            return 0.0
-        nearest = min(self.draft_seconds, key=lambda b: distance((b, 1), (batch_size, 1)))
-        return self.draft_seconds[nearest]
-
-    def _try(self, cell: _Cell, length: int, reference: int) -> None:
+    def _try(
+        self,
+        key: CellKey,
+        cell: _Cell,
+        length: int,
+        reference: int,
+        forecast: float | None = None,
+        basis: Basis = Basis.FAR,
+    ) -> None:
         acceptance = self._counted.acceptance
-        tokens = math.inf  # as long as acceptance is not known, nothing is hopeless
+        tokens = math.nan  # as long as acceptance is not known, nothing is clear
         if acceptance is not None:
             tokens = acceptance.expected_tokens(length) / acceptance.expected_tokens(reference)
-        cell.trial = _Trial(length, reference, tokens)
+        known = self._times.peek(key).get(reference)
+        before = () if known is None else known.last(CLEAR_STEPS)
+        cell.trial = Trial(length, reference, tokens, forecast, basis, before)
         cell.reason = Reason.TRIAL
-
-
-def draft_token_seconds(
-    seconds: Mapping[int, float], ratio: Callable[[int], float | None]
-) -> float | None:
-    """Time of one more drafted token beside its verification; None where nothing tells it.
-
-    K drafts take t(K) = v r(K + 1) + K d, with v a step without drafts, r the probe's curve and d
-    what is looked for: two lengths tell both. Pairs whose verification grows nearly as fast as the
-    number of drafts are left out, since there d is a small difference of large numbers. So is
-    K = 0, at which an EAGLE or draft model runs all the same.
-
-    Args:
-        seconds: of a step, by draft length.
-        ratio: t(N) / t(1) of verification by the number N of positions; None: not known.
-    """
-    found = []
-    for short, long in itertools.pairwise(sorted(length for length in seconds if length > 0)):
-        one, other = ratio(short + 1), ratio(long + 1)
-        if one is None or other is None:
-            continue
-        grows = other / one
-        drafts = long - short * grows
-        if drafts >= TELLING * (long - short):
-            found.append((seconds[long] - seconds[short] * grows) / drafts)
-    return max(0.0, statistics.median(found)) if found else None
 
 
 def _ranges(largest: int) -> list[tuple[int, int, int]]:
@@ -542,17 +487,6 @@ def _ranges(largest: int) -> list[tuple[int, int, int]]:
         ranges.append((cell, first, min(cell, largest)))
         first = cell + 1
     return ranges
-
-
-def _on_the_line(measured: dict[int, float], length: int) -> float | None:
-    """Time of a length from the two nearest measured ones; None with fewer, or below 0."""
-    nearest = sorted(measured, key=lambda other: (abs(other - length), other))[:2]
-    if len(nearest) < 2:
-        return None
-    one, other = nearest
-    slope = (measured[other] - measured[one]) / (other - one)
-    seconds = measured[one] + slope * (length - one)
-    return seconds if seconds > 0.0 else None
 
 
 def _loss(acceptance: Acceptance, slower: float, length: int, choice: int) -> float:

@@ -87,6 +87,10 @@ class LengthTimes:
     def __len__(self) -> int:
         return len(self._seconds)
 
+    def last(self, steps: int) -> tuple[float, ...]:
+        """Seconds of the last so many steps, or of as many as there are."""
+        return tuple(self._seconds)[-steps:]
+
     @property
     def median(self) -> float:
         """Robust to a step that a probe, a collection of garbage or a new request delayed."""

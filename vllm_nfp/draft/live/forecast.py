@@ -1,0 +1,254 @@
+"""What a step of a length that was not tried would take: what to try is read off it, no more.
+
+Three sources, the nearest one first: a cell nearby in which both lengths were compared; a length
+measured in the cell itself, and from there the probe's curve t(N) / t(1) with the time of a drafted
+token; the straight line through measured lengths.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from vllm_nfp.draft.curve import StepCurve, interpolated
+from vllm_nfp.draft.live.steps import CellKey, distance
+from vllm_nfp.draft.live.trial import Basis
+
+EVIDENCE_OCTAVES = 1.0
+"""What was compared in a cell tells of others no farther than this."""
+CURVE_OCTAVES = 0.6
+"""The probe's curve holds up to so far outside the batch sizes that it measured."""
+TELLING = 0.5
+"""Share of its drafts that a longer draft must have beyond its verification to tell their cost."""
+LEAST_SHARE = 0.1
+"""No length is expected to take less than this share of the one that it is reckoned from."""
+HOST_STEPS = 8
+PLAUSIBLE = {Basis.FAR: 0.6, Basis.BESIDE: 0.85, Basis.NEAR: 0.92}
+"""Share of the best known goodput that a length must promise to be tried, by what the promise
+rests on, as long as no trial has told how far such promises are out."""
+WIDELY_PLAUSIBLE = 0.6
+"""The same where surprises are looked for. So low because a batch beside the edge of a stair takes
+half as long again as its measured neighbour."""
+MOST_PLAUSIBLE = 0.95
+KEPT_ERRORS = 32
+TRUSTED_AFTER = 4.0
+"""Trials after which what they told of such promises counts for half."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What is known of the steps in a cell."""
+
+    key: CellKey
+    relative: Mapping[int, float]
+    """Time by draft length, in a unit of the cell's own."""
+    unit_seconds: float
+    """What that unit is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What is expected of a length before it is tried."""
+
+    relative: float | None
+    """Time of a step in the cell's unit; None: nothing tells it."""
+    basis: Basis
+
+
+class Record:
+    """How far forecasts were out, by what they rested on: how little a promise may be to count."""
+
+    def __init__(self) -> None:
+        self._errors = {basis: deque[float](maxlen=KEPT_ERRORS) for basis in Basis}
+
+    def add(self, basis: Basis, error: float) -> None:
+        """Take in a trial: its measured time over the forecast one."""
+        self._errors[basis].append(error)
+
+    def plausible(self, basis: Basis, wide: bool) -> float:
+        """Share of the best goodput that such a promise must have to be worth a trial.
+
+        If no forecast of late was too long by more than a tenth, what promises less than nine
+        tenths need not be tried.
+
+        Args:
+            wide: look for surprises, whatever earlier forecasts were worth.
+        """
+        if wide:
+            return WIDELY_PLAUSIBLE
+        first, errors = PLAUSIBLE[basis], self._errors[basis]
+        if not errors:
+            return first
+        known = min(MOST_PLAUSIBLE, *errors)
+        trust = len(errors) / (len(errors) + TRUSTED_AFTER)
+        return max(first, first + trust * (known - first))
+
+
+class StepModel:
+    """Forecasts of step times.
+
+    Args:
+        lengths: draft lengths that may be chosen, ascending.
+        widest_graph: tokens of the widest step with a CUDA graph; None: no graphs, or not known.
+    """
+
+    def __init__(self, lengths: Sequence[int], widest_graph: int | None) -> None:
+        self._lengths = tuple(lengths)
+        self._widest_graph = widest_graph
+        self._curves: tuple[StepCurve, ...] = ()
+        self._without_graph: deque[float] = deque(maxlen=HOST_STEPS)
+        """Seconds of the last steps without a CUDA graph: the host's, whatever the batch."""
+        self.draft_seconds: dict[int, float] = {}
+        """Time of one more drafted token beside its verification, by batch size, where told."""
+
+    def set_curves(self, curves: Iterable[StepCurve]) -> None:
+        """Take over the probe's latest curves of the whole step."""
+        self._curves = tuple(curves)
+
+    def has_graph(self, batch_size: int, length: int) -> bool:
+        """Whether a step with this many drafts runs in a CUDA graph."""
+        return self._widest_graph is None or batch_size * (length + 1) <= self._widest_graph
+
+    def saw(self, batch_size: int, length: int, seconds: float) -> None:
+        """Take in a timed step."""
+        if not self.has_graph(batch_size, length):
+            self._without_graph.append(seconds)
+
+    def learn_draft_seconds(self, at: Compared) -> None:
+        """Take in what was compared in a cell."""
+        seconds = {length: t * at.unit_seconds for length, t in at.relative.items()}
+        found = draft_token_seconds(seconds, lambda positions: self._ratio(at.key, positions))
+        if found is not None:
+            self.draft_seconds[at.key[0]] = found
+
+    def forecast(
+        self, here: Compared, length: int, reference: int, others: Iterable[Compared]
+    ) -> Forecast:
+        """What a step of a length would take.
+
+        Args:
+            here: the cell, whose own measurement of the length is left out.
+            reference: the length in force there.
+            others: the other cells.
+        """
+        near = self._near(here, length, reference, others)
+        if near is not None:
+            return Forecast(near * here.relative[reference], Basis.NEAR)
+        known = {k: t for k, t in here.relative.items() if k != length}
+        anchor = min(known, key=lambda other: (abs(other - length), other))
+        ratio = self._modelled(here, length, anchor)
+        relative = _on_the_line(known, length) if ratio is None else ratio * known[anchor]
+        if not self.has_graph(here.key[0], length) and self._without_graph:
+            host = statistics.median(self._without_graph) / here.unit_seconds
+            relative = host if relative is None else max(relative, host)
+        return Forecast(relative, Basis.BESIDE if self._are_beside(anchor, length) else Basis.FAR)
+
+    def _are_beside(self, one: int, other: int) -> bool:
+        places = self._lengths
+        return one in places and abs(places.index(one) - places.index(other)) == 1
+
+    def _near(
+        self, here: Compared, length: int, reference: int, others: Iterable[Compared]
+    ) -> float | None:
+        """Time of a length over that of the reference, as the nearest cell with both has it.
+
+        What the model says otherwise of the two cells is taken along.
+        """
+        graph = self.has_graph(here.key[0], length)
+        usable = [
+            other
+            for other in others
+            if other.key != here.key
+            and length in other.relative
+            and reference in other.relative
+            and self.has_graph(other.key[0], length) == graph
+        ]
+        there = min(usable, key=lambda other: distance(other.key, here.key), default=None)
+        if there is None or distance(there.key, here.key) > EVIDENCE_OCTAVES:
+            return None
+        ratio = there.relative[length] / there.relative[reference]
+        mine, its = (
+            self._modelled(here, length, reference),
+            self._modelled(there, length, reference),
+        )
+        return ratio if mine is None or its is None else ratio * mine / its
+
+    def _modelled(self, at: Compared, length: int, reference: int) -> float | None:
+        """Time of a length's step over the reference's, by curve and drafting; None: no curve."""
+        one, other = self._ratio(at.key, reference + 1), self._ratio(at.key, length + 1)
+        if one is None or other is None:
+            return None
+        each = self._draft_seconds_near(at.key[0]) / at.unit_seconds
+        whole = at.relative[reference]
+        # A drafting model runs once at K = 0 as well.
+        verifying = max(LEAST_SHARE * whole, whole - max(1, reference) * each)
+        return max(LEAST_SHARE, (verifying * other / one + max(1, length) * each) / whole)
+
+    def _ratio(self, key: CellKey, positions: int) -> float | None:
+        """t(N) / t(1) at the cell, read off the straight line between measured points.
+
+        Good enough to tell what to try; only real steps decide. None where no curve is near.
+        """
+        usable = [curve for curve in self._curves if curve.largest >= positions]
+        if not usable:
+            return None
+        contexts = {curve.context for curve in usable}
+        context = min(contexts, key=lambda c: distance((1, c), (1, key[1])))
+        at_context = sorted(
+            (curve for curve in usable if curve.context == context), key=lambda c: c.batch_size
+        )
+        sizes = [curve.batch_size for curve in at_context]
+        nearest = min(max(key[0], sizes[0]), sizes[-1])
+        if distance((nearest, 1), (key[0], 1)) > CURVE_OCTAVES:
+            return None
+        ratios = [curve.ratio_between(positions) for curve in at_context]
+        return interpolated(sizes, ratios, key[0])
+
+    def _draft_seconds_near(self, batch_size: int) -> float:
+        """As the nearest batch size has it; far from all, the least: it grows with the batch."""
+        if not self.draft_seconds:
+            return 0.0
+        nearest = min(self.draft_seconds, key=lambda b: distance((b, 1), (batch_size, 1)))
+        if distance((nearest, 1), (batch_size, 1)) <= EVIDENCE_OCTAVES:
+            return self.draft_seconds[nearest]
+        return min(self.draft_seconds.values())
+
+
+def draft_token_seconds(
+    seconds: Mapping[int, float], ratio: Callable[[int], float | None]
+) -> float | None:
+    """Time of one more drafted token beside its verification; None where nothing tells it.
+
+    K drafts take t(K) = v r(K + 1) + K d, with v a step without drafts, r the probe's curve and d
+    what is looked for: two lengths tell both. Pairs whose verification grows nearly as fast as the
+    number of drafts are left out, since there d is a small difference of large numbers. So is
+    K = 0, at which an EAGLE or draft model runs all the same.
+
+    Args:
+        seconds: of a step, by draft length.
+        ratio: t(N) / t(1) of verification by the number N of positions; None: not known.
+    """
+    found = []
+    for short, long in itertools.pairwise(sorted(length for length in seconds if length > 0)):
+        one, other = ratio(short + 1), ratio(long + 1)
+        if one is None or other is None:
+            continue
+        grows = other / one
+        drafts = long - short * grows
+        if drafts >= TELLING * (long - short):
+            found.append((seconds[long] - seconds[short] * grows) / drafts)
+    return max(0.0, statistics.median(found)) if found else None
+
+
+def _on_the_line(measured: Mapping[int, float], length: int) -> float | None:
+    """Time of a length from the two nearest measured ones; None with fewer, or below 0."""
+    nearest = sorted(measured, key=lambda other: (abs(other - length), other))[:2]
+    if len(nearest) < 2:
+        return None
+    one, other = nearest
+    slope = (measured[other] - measured[one]) / (other - one)
+    seconds = measured[one] + slope * (length - one)
+    return seconds if seconds > 0.0 else None

@@ -1,0 +1,107 @@
+"""A draft length on trial, in turns with the one in force."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+TRIAL_STEPS = 8
+"""Timed steps of a length, and of the one in force beside it, before its time counts."""
+CLEAR_STEPS = 3
+"""Timed steps of each after which a trial may end if the two are far apart."""
+CLEAR = 1.25
+"""Far apart: even the best step of the one behind would have to be faster by this factor."""
+PATIENCE = 4
+"""A trial ends after this many times as many steps, if too few of them could be timed."""
+
+
+class Basis(StrEnum):
+    """What the forecast of a length's time rests on."""
+
+    FAR = "far"
+    """The model alone."""
+    BESIDE = "beside"
+    """The next shorter or longer length, measured here, and the model for the last bit."""
+    NEAR = "near"
+    """A cell nearby that compared the two."""
+
+
+@dataclass(slots=True)
+class Trial:
+    """Steps of two lengths side by side in time.
+
+    A host and its load slow all steps down for a while. So only turns next to each other are
+    compared, and the median of these ratios is taken: where a slow spell begins or ends spoils one
+    or two of them, while it would shift the medians of all steps.
+    """
+
+    length: int
+    reference: int
+    tokens: float
+    """What a step of the length makes over what one of the other makes; NaN: not known."""
+    forecast: float | None = None
+    """Its time over the other's, as it was expected; None: nothing told it."""
+    basis: Basis = Basis.FAR
+    before: Sequence[float] = ()
+    """Seconds of the last steps of the other before this began."""
+    its_turn: bool = True
+    steps: int = 0
+    """Steps since the beginning, timed or not."""
+    _turns: list[tuple[int, list[float]]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.before:
+            self._turns.append((self.reference, list(self.before)))
+
+    def add(self, length: int, seconds: float) -> None:
+        """Take in a timed step."""
+        if length not in (self.length, self.reference):
+            return
+        if not self._turns or self._turns[-1][0] != length:
+            self._turns.append((length, []))
+        self._turns[-1][1].append(seconds)
+
+    def timed(self, length: int) -> int:
+        """Timed steps of a length since the beginning."""
+        steps = sum(len(times) for of, times in self._turns if of == length)
+        return steps - len(self.before) if length == self.reference else steps
+
+    @property
+    def complete(self) -> bool:
+        """Whether both lengths have their steps, or few of them have told all."""
+        steps = min(self.timed(self.length), self.timed(self.reference))
+        return steps >= TRIAL_STEPS or (steps >= CLEAR_STEPS and self._is_clear)
+
+    @property
+    def patient(self) -> bool:
+        """Whether more steps may be waited for."""
+        return self.steps < 2 * TRIAL_STEPS * PATIENCE
+
+    @property
+    def ratio(self) -> float:
+        """Time of a step of the length over that of the other."""
+        return statistics.median(
+            statistics.median(its) / statistics.median(others) for its, others in self._pairs()
+        )
+
+    @property
+    def _is_clear(self) -> bool:
+        """Far apart, compared with the turn before as well as with the one after."""
+        pairs = self._pairs()
+        if len(pairs) < 2:
+            return False
+        return all(
+            min(its) > CLEAR * self.tokens * statistics.median(others) for its, others in pairs
+        ) or all(
+            CLEAR * statistics.median(its) < self.tokens * min(others) for its, others in pairs
+        )
+
+    def _pairs(self) -> list[tuple[list[float], list[float]]]:
+        """Seconds of the length and of the other, in turns next to each other."""
+        return [
+            (one, other) if of == self.length else (other, one)
+            for (of, one), (_, other) in itertools.pairwise(self._turns)
+        ]
