@@ -186,6 +186,8 @@ class Engine:
         self.scheduler = self.core.scheduler
         self.runner = self.core.model_executor.driver_worker.worker.model_runner
         talk.teach(self.runner.get_model())
+        if settings.method in shapes.DRAFT_HEADS and settings.speculates:
+            talk.teach_head(drafter(self.runner).model)
         self.static = list(getattr(self.scheduler, "dynamic_sd_lookup", None) or ())
         self.random = random.Random(7)
 
@@ -403,6 +405,8 @@ def _start(settings: Settings, out: Path) -> Any:
         arguments["gpu_memory_utilization"] = 0.05
     if settings.speculates:
         arguments["speculative_config"] = speculation(settings, out / "draft")
+        if settings.method in shapes.DRAFT_HEADS:
+            talk.listen(head_class(settings.method))
         if settings.method == "eagle3":
             _keep_own_lm_head()
     return LLM(
@@ -436,15 +440,27 @@ def speculation(settings: Settings, folder: Path) -> dict[str, Any]:
     return config | ({"method": "ngram"} if settings.method == "ngram_gpu" else {})
 
 
+def head_class(method: str) -> Any:
+    """vLLM's class of the heads that are measured."""
+    from vllm.model_executor.models.llama_eagle import EagleLlamaForCausalLM
+    from vllm.model_executor.models.llama_eagle3 import Eagle3LlamaForCausalLM
+
+    return {"eagle": EagleLlamaForCausalLM, "eagle3": Eagle3LlamaForCausalLM}[method]
+
+
+def drafter(runner: Any) -> Any:
+    """What drafts in a model runner of vLLM: the V2 runner names it otherwise than V1's."""
+    found = getattr(runner, "speculator", None)
+    return runner.drafter if found is None else found
+
+
 def _keep_own_lm_head() -> None:
     """Have an EAGLE-3 head draft with its own LM head, as one with real weights does.
 
     vLLM tells from the names of loaded weights that there is one, and dummy weights have none: it
     would take the target's, with nearly five times the tokens.
     """
-    from vllm.model_executor.models.llama_eagle3 import Eagle3LlamaForCausalLM
-
-    Eagle3LlamaForCausalLM.has_own_lm_head = True
+    head_class("eagle3").has_own_lm_head = True
 
 
 def work(settings: Settings, out: Path) -> None:

@@ -3,7 +3,8 @@
 Left alone such a model repeats one token. Its drafts are then copies of that token, and wake the
 same experts again and again, where drafts of real text wake others. Here the embeddings of some
 tokens are made large and unlike, so that the residual stream is the current token's embedding, and
-the LM head answers each with its successor on one long cycle. Prompts walk the same cycle.
+the LM head answers each with its successor on one long cycle. Prompts walk the same cycle, and so
+do the drafts of an EAGLE head that :func:`listen` and :func:`teach_head` have made talk too.
 """
 
 from __future__ import annotations
@@ -40,14 +41,55 @@ def teach(model: Any) -> None:
     """
     import torch
 
-    embedding, head = model.model.embed_tokens.weight, model.lm_head
-    ids = torch.tensor(cycle(), device=embedding.device)
+    embedding = model.model.embed_tokens.weight
     rows = torch.randn((TOKENS, embedding.shape[1]), generator=torch.Generator().manual_seed(1)).to(
         embedding.device, embedding.dtype
     )
     with torch.inference_mode():
-        embedding.data[ids] = rows
+        embedding.data[torch.tensor(cycle(), device=embedding.device)] = rows
         model.model.norm.weight.data.fill_(1.0)  # dummy weights of either sign hide what it gets
-        head.weight.data[ids.roll(-1)] = rows
-        if head.weight.device.type == "cpu":  # vLLM has packed it for the CPU, in a copy
-            head.quant_method.process_weights_after_loading(head)
+    _answer(model.lm_head, rows)
+
+
+def listen(head_class: Any) -> None:
+    """Have the LM head of a class of EAGLE heads hear the token that was read last.
+
+    What dummy weights make of that token is noise. The layer runs as before, since what it makes
+    is passed on to the next draft. Before the engine starts: CUDA graphs are to hold it.
+
+    Args:
+        head_class: one of vLLM's, whose forward takes token ids, positions and hidden states, and
+            returns what its LM head gets and what its next pass gets.
+    """
+    forward = head_class.forward
+
+    def heard(
+        self: Any, input_ids: Any, positions: Any, hidden_states: Any, inputs_embeds: Any = None
+    ) -> tuple[Any, Any]:
+        _, passed_on = forward(self, input_ids, positions, hidden_states, inputs_embeds)
+        return self.model.embed_tokens(input_ids), passed_on
+
+    head_class.forward = heard
+
+
+def teach_head(head: Any) -> None:
+    """Set an EAGLE head's own LM head; where it shares the target's, that was set already.
+
+    Args:
+        head: a vLLM draft model whose class listens, and whose embeddings are the target's.
+    """
+    import torch
+
+    ids = torch.tensor(cycle(), device=head.model.embed_tokens.weight.device)
+    _answer(head.lm_head, head.model.embed_tokens.weight.data[ids])
+
+
+def _answer(lm_head: Any, rows: Any) -> None:
+    """Have each token of the cycle, whose embeddings are the rows, answered by its successor."""
+    import torch
+
+    ids = torch.tensor(cycle(), device=lm_head.weight.device)
+    with torch.inference_mode():
+        lm_head.weight.data[ids.roll(-1)] = rows
+        if lm_head.weight.device.type == "cpu":  # vLLM has packed it for the CPU, in a copy
+            lm_head.quant_method.process_weights_after_loading(lm_head)

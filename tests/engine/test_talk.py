@@ -45,6 +45,47 @@ def test_greedy_tokens_walk_the_cycle(shape: str, tmp_path: Path) -> None:
     assert len(set(outputs[0])) == talk.TOKENS
 
 
+DRAFT = """
+import json, os, sys
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+from pathlib import Path
+from vllm import LLM, SamplingParams
+from benchmarks import draft_lengths, shapes, talk
+
+method, folder = sys.argv[2], Path(sys.argv[1])
+model = shapes.write_model(folder / "model", "tiny-dense", 4)
+head = shapes.write_draft_head(folder / "head", "tiny-dense", method, 4)
+talk.listen(draft_lengths.head_class(method))
+draft_lengths.head_class(method).has_own_lm_head = method == "eagle3"
+llm = LLM(model=str(model), load_format="dummy", skip_tokenizer_init=True, enforce_eager=True,
+          max_model_len=1024, max_num_seqs=4, seed=0, disable_log_stats=False,
+          speculative_config={"method": method, "model": str(head), "num_speculative_tokens": 4})
+runner = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+talk.teach(runner.get_model())
+talk.teach_head(draft_lengths.drafter(runner).model)
+prompts = [{"prompt_token_ids": talk.prompt(place, 50)} for place in (0, 7)]
+greedy = SamplingParams(temperature=0.0, max_tokens=200, ignore_eos=True, detokenize=False)
+outputs = [list(o.outputs[0].token_ids) for o in llm.generate(prompts, greedy)]
+counts = {m.name: m.value for m in llm.get_metrics() if hasattr(m, "value")}
+print("RESULT " + json.dumps([outputs, counts["vllm:spec_decode_num_draft_tokens"],
+                              counts["vllm:spec_decode_num_accepted_tokens"]]))
+"""
+
+
+@pytest.mark.parametrize("method", ["eagle", "eagle3"])
+def test_the_drafts_of_a_head_walk_the_cycle_too(method: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", DRAFT, str(tmp_path), method],
+        capture_output=True, text=True, timeout=300, check=False, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("RESULT "))
+    outputs, drafted, accepted = json.loads(line.removeprefix("RESULT "))
+    assert outputs == [talk.prompt(place, 250)[50:] for place in (0, 7)]
+    assert drafted > 100
+    assert accepted > 0.97 * drafted, "the last drafts run over the end"
+
+
 def test_prompts_begin_apart_and_follow_the_cycle() -> None:
     prompts = [tuple(talk.prompt(place, 16)) for place in range(talk.TOKENS)]
     assert len(set(prompts)) == talk.TOKENS

@@ -284,7 +284,9 @@ class Controller:
         settled = [
             other
             for other, of in self._cells.items()
-            if of.choice is not None and 0.5 <= other[1] / key[1] <= 2.0
+            if of.choice is not None
+            and 0.5 <= other[0] / key[0] <= 2.0
+            and 0.5 <= other[1] / key[1] <= 2.0
         ]
         nearest = min(settled, key=lambda other: distance(key, other), default=None)
         if nearest is None or distance(key, nearest) > NEIGHBOUR_OCTAVES:
