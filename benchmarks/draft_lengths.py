@@ -565,7 +565,7 @@ def recommended(
             measured time of a drafted token, or else that of the measured round.
     """
     found = recommend(
-        source, constant(acceptance), cost=cost, max_batch_size=largest, max_draft_length=LONGEST
+        source, constant(acceptance), cost=cost, max_batch_size=largest, draft_lengths=LENGTHS
     )
     return table(found.schedule)
 
@@ -654,8 +654,8 @@ class Run:
         tables = [f"table:{json.dumps(table)}" for table in (DOCUMENTED, ours)]
         everything = ["none", *FIXED[1:], *tables, "live"]
         rng = random.Random(5)
-        for number in range(rounds + 1):
-            # At last the controller once more: the first time it began knowing nothing.
+        for number in range(rounds + 2):
+            # At last the controller twice more: the first time it began knowing nothing.
             policies = rng.sample(everything, len(everything)) if number < rounds else ["live"]
             for policy in policies:
                 need = 1.3 * seconds * len(levels)

@@ -159,7 +159,7 @@ def our_length(source: StepTimes, point: Point, cost: DraftCost = FREE) -> int:
     """
     acceptance, context, batch_size = point
     found = recommend(
-        source, constant(acceptance), cost=cost, max_batch_size=128, max_draft_length=LENGTHS[-1]
+        source, constant(acceptance), cost=cost, max_batch_size=128, draft_lengths=LENGTHS
     )
     contexts = sorted({row.context for row in found.rows})
     at = next((c for c in contexts if c >= context), contexts[-1])

@@ -89,6 +89,11 @@ class _Told:
 )
 @click.option("--max-batch-size", type=int, help="Last of the table [default: largest measured].")
 @click.option("--max-draft-length", type=int, help="Longest draft [default: as far as known].")
+@click.option(
+    "--draft-lengths",
+    metavar="K1,K2,...",
+    help="What to choose from, besides 0 [default: every length].",
+)
 @click.option("--epsilon", type=float, default=0.1, show_default=True, help="When drafts are free.")
 @click.option(
     "--slack",
@@ -126,6 +131,7 @@ def recommend_command(
     draft_share: float | None,
     max_batch_size: int | None,
     max_draft_length: int | None,
+    draft_lengths: str | None,
     epsilon: float,
     slack: float,
     only_config: bool,
@@ -174,11 +180,14 @@ def recommend_command(
             else parse_list(contexts, int, "--contexts"),
             epsilon=epsilon,
             slack=slack,
+            draft_lengths=None
+            if draft_lengths is None
+            else parse_list(draft_lengths, int, "--draft-lengths"),
         )
         told += acceptance_told
         if acceptance_from is not None:
             told += sources.differences(found, _samples(acceptance_from))
-        told += _version_warnings(found) + _losses(result)
+        told += _version_warnings(found) + _losses(result) + _without_graphs(result)
     except (RecommendError, SourceError, AcceptanceError, scrape.ScrapeError) as error:
         raise Refusal(str(error)) from None
     what = _Told(_assumptions(result, draft_method, draft_cost, draft_share), told)
@@ -337,6 +346,32 @@ def _losses(result: Recommendation) -> tuple[str, ...]:
         f"at batch sizes {first} to {last} a server that speculates can be slower than one that "
         f"does not ({worst:.2f}x): its drafting model takes every step in, at K = 0 as well; where "
         f"it mostly serves such batches, serve without speculation",
+    )
+
+
+def _without_graphs(result: Recommendation) -> tuple[str, ...]:
+    """That the best lengths reach the edge of the CUDA graphs of the server that was measured."""
+    best = {
+        (row.batch_size_first, row.context): row.draft_length
+        for row in result.rows
+        if row.basis == "measured"
+    }
+    edge = []
+    for curve in result.source.curves:
+        without, found = curve.without_graph_from, best.get((curve.batch_size, curve.context))
+        lengths = result.demand.lengths(curve)
+        if without is None or found is None or lengths[-1] + 1 < without:
+            continue
+        if found >= max(k for k in lengths if k + 1 < without):
+            edge.append((curve.batch_size, without - 1, curve.batch_size * (lengths[-1] + 1)))
+    if not edge:
+        return ()
+    batch_size, length, _ = min(edge)
+    return (
+        f"from B={batch_size} with K={length} on, steps ran without a CUDA graph, at the host's "
+        f"pace: longer drafts may pay there if vLLM captures graphs of up to "
+        f"{max(tokens for *_, tokens in edge)} tokens (max_cudagraph_capture_size in "
+        f"--compilation-config)",
     )
 
 

@@ -24,6 +24,8 @@ class StepCurve:
     """t(1)."""
     points: tuple[tuple[int, float], ...]
     """(N, t(N) / t(1)), ascending, beginning with N = 1."""
+    without_graph_from: int | None = None
+    """Smallest measured N that ran without a CUDA graph, where N = 1 had one; None: none did."""
 
     def __post_init__(self) -> None:
         counts = [positions for positions, _ in self.points]
@@ -118,9 +120,11 @@ def dearer(low: StepCurve, high: StepCurve) -> StepCurve:
     """
     last = min(low.largest, high.largest)
     counts = sorted({n for curve in (low, high) for n, _ in curve.points if n <= last})
+    without = [c.without_graph_from for c in (low, high) if c.without_graph_from is not None]
     return StepCurve(
         low.batch_size,
         low.context,
         min(low.seconds_at_one, high.seconds_at_one),
         tuple((n, max(low.ratio(n), high.ratio(n))) for n in counts),
+        min(without, default=None),
     )

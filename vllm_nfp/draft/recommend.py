@@ -89,6 +89,7 @@ class Recommendation:
             },
             "draft_cost": dataclasses.asdict(demand.cost),
             "max_draft_length": demand.max_draft_length,
+            "draft_lengths": None if demand.draft_lengths is None else list(demand.draft_lengths),
             "epsilon": demand.epsilon,
             "slack": demand.slack,
             "schedule": [dataclasses.asdict(entry) for entry in self.schedule.ranges],
@@ -114,6 +115,7 @@ def recommend(
     contexts: Sequence[int] = (),
     epsilon: float = 0.1,
     slack: float = DEFAULT_SLACK,
+    draft_lengths: Sequence[int] | None = None,
 ) -> Recommendation:
     """The draft lengths with the most tokens per second.
 
@@ -126,6 +128,7 @@ def recommend(
         contexts: measured contexts to choose for; default: all.
         epsilon: tolerance at which drafts count as free.
         slack: goodput, as a share, that is given up for a shorter draft.
+        draft_lengths: what is chosen from, besides 0; default: every length.
 
     Raises:
         RecommendError: for a value out of bounds, or a context that was not measured.
@@ -138,8 +141,13 @@ def recommend(
     _check("slack", slack, 0.0, 0.5)
     _check_count("max_draft_length", max_draft_length, 0, LARGEST_DRAFT_LENGTH)
     _check_count("max_batch_size", max_batch_size, 1, LARGEST_BATCH_SIZE)
+    for length in draft_lengths or ():
+        _check_count("draft_lengths", length, 0, LARGEST_DRAFT_LENGTH)
+    lengths = None if draft_lengths is None else tuple(sorted(set(draft_lengths)))
+    if lengths is not None and not any(lengths):
+        raise RecommendError("draft_lengths must hold a length above 0, as in 1, 2, 4")
     found = source_of(source)
-    demand = Demand(_acceptance_of(acceptance), cost, max_draft_length, epsilon, slack)
+    demand = Demand(_acceptance_of(acceptance), cost, max_draft_length, epsilon, slack, lengths)
     curves = _at_contexts(found, contexts)
     return Recommendation(found, demand, make_schedule(curves, demand, max_batch_size))
 

@@ -69,11 +69,26 @@ class Demand:
     """None: as far as the curve and the acceptance are known."""
     epsilon: float = 0.1
     slack: float = DEFAULT_SLACK
+    draft_lengths: tuple[int, ...] | None = None
+    """What is chosen from, ascending, besides K = 0; None: every length."""
 
     def longest(self, curve: StepCurve) -> int:
         """Largest K that may be chosen on this curve."""
+        return self.lengths(curve)[-1]
+
+    def lengths(self, curve: StepCurve) -> tuple[int, ...]:
+        """Every K that may be chosen on this curve, ascending from 0 on."""
         limits = (curve.largest - 1, self.acceptance.longest, self.max_draft_length)
-        return min(limit for limit in limits if limit is not None)
+        most = min(limit for limit in limits if limit is not None)
+        if self.draft_lengths is None:
+            return tuple(range(most + 1))
+        return (0, *(k for k in self.draft_lengths if 0 < k <= most))
+
+    def is_cap(self, draft_length: int) -> bool:
+        """Whether it was asked that no draft be longer."""
+        return draft_length == self.max_draft_length or (
+            self.draft_lengths is not None and draft_length == max((0, *self.draft_lengths))
+        )
 
     def gain(self, curve: StepCurve, draft_length: int) -> float:
         """Tokens per second over those of a server without speculation."""
@@ -189,11 +204,9 @@ def good_lengths(curves: Sequence[StepCurve], demand: Demand) -> frozenset[int]:
     """
     if not curves:
         return frozenset({0})
-    best = [
-        max(demand.gain(curve, k) for k in range(demand.longest(curve) + 1)) for curve in curves
-    ]
+    best = [max(demand.gain(curve, k) for k in demand.lengths(curve)) for curve in curves]
     shares: dict[int, float] = {}
-    for k in range(min(demand.longest(curve) for curve in curves) + 1):
+    for k in min((demand.lengths(curve) for curve in curves), key=len):
         gains = [demand.gain(curve, k) for curve in curves]
         if all(g >= demand.gain(at, 0) for g, at in zip(gains, curves, strict=True)):
             shares[k] = min(gain / top for gain, top in zip(gains, best, strict=True))
@@ -289,7 +302,7 @@ def _row(
         gain=gain,
         free_draft_length=free - 1,
         free_at_limit=free_at_limit,
-        at_limit=best == demand.longest(curve) and best != demand.max_draft_length,
+        at_limit=best == demand.longest(curve) and not demand.is_cap(best),
         scheduled_draft_length=scheduled,
         scheduled_gain=demand.gain(curve, scheduled),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from vllm_nfp.draft.acceptance import Acceptance, AcceptanceError, from_counters
@@ -28,6 +28,8 @@ COUNTERS = (DRAFTS, DRAFTED, ACCEPTED_PER_POSITION)
 SAME_STEP = 1.25
 """Two medians of one step on one device differ by less than this factor."""
 MOST_PLACES = 512
+NO_GRAPH = "none"
+"""How a step ran of which no part was in a CUDA graph."""
 
 Kind = Literal["profile", "server", "prediction"]
 
@@ -74,24 +76,45 @@ class LiveAcceptance:
 
 
 def curves_of_rows(rows: Iterable[CurveRow]) -> tuple[StepCurve, ...]:
-    """The whole step's curves among the rows of a profile or snapshot, one for each cell."""
-    cells: dict[tuple[int, int], list[CurveRow]] = {}
+    """The whole step's curves among the rows of a profile or snapshot, one for each cell.
+
+    Where a step with one position has a CUDA graph, those without take at least as long as the
+    host needs to launch them, see :func:`_host_seconds`.
+    """
+    cells: dict[tuple[int, int], dict[int, CurveRow]] = {}
     for row in rows:
         if row.module == "model":
-            cells.setdefault((row.batch_size, row.context), []).append(row)
+            cells.setdefault((row.batch_size, row.context), {})[row.positions] = row
+    measured = {cell: by_count for cell, by_count in sorted(cells.items()) if 1 in by_count}
+    without = {
+        cell: {n for n, row in by_count.items() if row.execution == NO_GRAPH}
+        for cell, by_count in measured.items()
+        if by_count[1].execution != NO_GRAPH
+    }
+    host = _host_seconds(measured[cell][n] for cell, counts in without.items() for n in counts)
     curves = []
-    for (batch_size, context), points in sorted(cells.items()):
-        by_count = {row.positions: row for row in points}
-        if 1 not in by_count:
-            continue
+    for cell, by_count in measured.items():
+        one, out = by_count[1].median_seconds, without.get(cell, set())
         # The ratios come from pairs, side by side in time; the medians do not.
-        ratios = {1: 1.0, **{n: row.ratio for n, row in by_count.items() if n != 1}}
-        curves.append(
-            StepCurve(
-                batch_size, context, by_count[1].median_seconds, tuple(sorted(ratios.items()))
-            )
-        )
+        ratios = {
+            n: max(row.ratio, host / one) if n in out else row.ratio
+            for n, row in by_count.items()
+            if n != 1
+        }
+        points = tuple(sorted({1: 1.0, **ratios}.items()))
+        curves.append(StepCurve(*cell, one, points, min(out, default=None)))
     return tuple(curves)
+
+
+def _host_seconds(rows: Iterable[CurveRow]) -> float:
+    """What the host needs to launch a step without a CUDA graph; 0 if none was measured.
+
+    It hardly depends on the batch, and no such step takes less, though the GPU's clock, on which
+    probes are timed, may see less of it where the host was ahead. So it is at most the upper end
+    of each of these steps.
+    """
+    uppers = [row.seconds_upper for row in rows if row.seconds_upper is not None]
+    return min(uppers, default=0.0)
 
 
 def from_profile(profile: Profile, name: str = "the profile") -> Source:
@@ -132,6 +155,7 @@ def from_samples(samples: Samples, name: str, vllm: str | None = None) -> Source
     seconds: dict[tuple[int, int], dict[int, float]] = {}
     models: set[str] = set()
     try:
+        without = _without_graph(samples)
         for labels, value in samples.get("vllm_nfp_module_latency_seconds", ()):
             if labels["module"] != "model":
                 continue
@@ -140,8 +164,8 @@ def from_samples(samples: Samples, name: str, vllm: str | None = None) -> Source
             positions = count(labels["positions"])
             cell[positions] = max(value, cell.get(positions, 0.0))
         curves = tuple(
-            curve_of_seconds(batch_size, context, by_count)
-            for (batch_size, context), by_count in sorted(seconds.items())
+            replace(curve_of_seconds(*cell, by_count), without_graph_from=without.get(cell))
+            for cell, by_count in sorted(seconds.items())
             if 1 in by_count
         )
     except (KeyError, ValueError) as error:
@@ -152,6 +176,21 @@ def from_samples(samples: Samples, name: str, vllm: str | None = None) -> Source
             f"vllm-nfp table shows estimates"
         )
     return Source("server", name, ", ".join(sorted(models)), curves, vllm=vllm)
+
+
+def _without_graph(samples: Samples) -> dict[tuple[int, int], int]:
+    """For each (batch size, context) whose N = 1 has a CUDA graph, the smallest N without one."""
+    ways: dict[tuple[int, int], dict[int, str]] = {}
+    for labels, _ in samples.get("vllm_nfp_execution_info", ()):
+        if labels["module"] == "model":
+            cell = ways.setdefault((count(labels["batch_size"]), count(labels["context"])), {})
+            cell[count(labels["positions"])] = labels["execution"]
+    found = {}
+    for key, way_by_count in ways.items():
+        without = [n for n, way in way_by_count.items() if way == NO_GRAPH]
+        if without and way_by_count.get(1, NO_GRAPH) != NO_GRAPH:
+            found[key] = min(without)
+    return found
 
 
 def from_predictions(found: Predictions) -> Source:
