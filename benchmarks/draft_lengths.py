@@ -214,6 +214,15 @@ class Engine:
             if control.controller is not None
         ]
 
+    def trials(self) -> list[dict[str, Any]]:
+        """The trials of the controller of each acceptance since this was asked last."""
+        found = []
+        for acceptance, control in self._controls.items():
+            results = [] if control.controller is None else control.controller.results
+            found += [{"acceptance": acceptance, **dataclasses.asdict(one)} for one in results]
+            results.clear()
+        return found
+
     def step_cost(self, seconds: float, out: Path) -> None:
         """Measure what the probe's hooks cost a step."""
         most = self.llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
@@ -477,6 +486,9 @@ def work(settings: Settings, out: Path) -> None:
             elif order["order"] == "draft_seconds":
                 for row in engine.draft_seconds():
                     print(json.dumps(row), flush=True)
+            elif order["order"] == "trials":
+                for row in engine.trials():
+                    print(json.dumps(row), flush=True)
             elif order["order"] == "measure":
                 print(json.dumps(engine.measure(Command(**order["command"]))), flush=True)
             else:
@@ -622,6 +634,8 @@ class Run:
                             base, policy=policy, acceptance=acceptance, warm_steps=6,
                             seconds=ROUNDS_OF_LENGTHS if policy == ROUND else self.seconds,
                         ), number)  # fmt: skip
+            for row in self.spec.ask({"order": "trials"}):
+                self._write("trials.jsonl", row)
             self._ask_cost(context)
 
     def _ask_cost(self, context: int) -> None:

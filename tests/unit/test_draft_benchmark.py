@@ -44,6 +44,8 @@ class Answering:
         }]  # fmt: skip
 
     def ask(self, order: Mapping[str, Any]) -> list[dict[str, Any]]:
+        if order["order"] == "trials":
+            return [{"acceptance": 0.5, "batch_size": 1, "draft_length": 2, "ratio": 1.1}]
         if order["order"] == "draft_seconds":
             return [
                 {"acceptance": 0.5, "draft_seconds": {"1": 1e-3, "4": 0.0}},

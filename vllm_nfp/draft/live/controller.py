@@ -12,7 +12,7 @@ left to the static schedule.
 from __future__ import annotations
 
 import math
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -31,7 +31,7 @@ from vllm_nfp.draft.live.steps import (
     context_cell,
     distance,
 )
-from vllm_nfp.draft.live.trial import CLEAR_STEPS, TRIAL_STEPS, Basis, Trial
+from vllm_nfp.draft.live.trial import CLEAR_STEPS, TRIAL_STEPS, Basis, Trial, TrialResult
 
 SETTLED_STEPS = 3
 """Timed steps of the length in force after which another may be tried."""
@@ -50,6 +50,7 @@ STALE_SECONDS = 60.0
 """Age at which the time of a plausible length is taken anew."""
 NEIGHBOUR_OCTAVES = 1.0
 """A cell without a choice of its own follows the nearest one that is no farther than this."""
+MOST_RESULTS = 256
 LOOK_EVERY = 32
 """Steps until lengths that were not worth a trial are looked at again."""
 DECIDE_EVERY = 4
@@ -158,6 +159,8 @@ class Controller:
         """Rises when a table made earlier no longer says what is chosen."""
         self.decisions: Counter[Reason] = Counter()
         """Changes of the length in force, by reason."""
+        self.results: deque[TrialResult] = deque(maxlen=MOST_RESULTS)
+        """Of the last trials."""
         self.trial_steps = 0
         self.steps = 0
         """Pure decode steps seen."""
@@ -214,7 +217,7 @@ class Controller:
             self._forget()
             cell = self._cell(key)
             cell.reason = Reason.CHANGED
-        elif not self._trial_goes_on(cell, now):
+        elif not self._trial_goes_on(key, cell, now):
             self._choose(key, cell, batch_size, now)
         after = self._in_force(key, batch_size)
         if after != before:
@@ -308,7 +311,7 @@ class Controller:
         chosen = self._chosen(key)
         return self._static[batch_size] if chosen is None else chosen
 
-    def _trial_goes_on(self, cell: _Cell, now: float) -> bool:
+    def _trial_goes_on(self, key: CellKey, cell: _Cell, now: float) -> bool:
         trial = cell.trial
         if trial is None:
             return False
@@ -317,6 +320,7 @@ class Controller:
             self.version += 1
             return True
         ratio = trial.ratio if trial.complete else None
+        self.results.append(trial.result(key, ratio))
         cell.tried[trial.length] = now
         if ratio is not None:
             cell.relative[trial.length] = ratio * cell.relative.setdefault(trial.reference, 1.0)

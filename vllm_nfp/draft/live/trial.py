@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,10 +11,20 @@ from enum import StrEnum
 
 TRIAL_STEPS = 8
 """Timed steps of a length, and of the one in force beside it, before its time counts."""
+MOST_TRIAL_STEPS = 64
+"""The same where steps scatter, as with few sequences and experts, which depend on the tokens."""
+CERTAIN_ENOUGH = 0.01
+"""Standard error of a ratio, as a share, that is small whatever the ratio."""
+ERRORS_APART = 3.0
+"""Standard errors between a ratio and the one at which both lengths are worth the same, from which
+a larger error does not matter."""
 CLEAR_STEPS = 3
 """Timed steps of each after which a trial may end if the two are far apart."""
 CLEAR = 1.25
 """Far apart: even the best step of the one behind would have to be faster by this factor."""
+DEVIATIONS_TO_ERROR = 1.858
+"""Standard error of a median times the root of n, over the median absolute deviation, of normal
+errors: 1.2533 x 1.4826."""
 PATIENCE = 4
 """A trial ends after this many times as many steps, if too few of them could be timed."""
 
@@ -27,6 +38,26 @@ class Basis(StrEnum):
     """The next shorter or longer length, measured here, and the model for the last bit."""
     NEAR = "near"
     """A cell nearby that compared the two."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrialResult:
+    """What a trial has told."""
+
+    batch_size: int
+    context: int
+    draft_length: int
+    reference: int
+    """The draft length in force."""
+    ratio: float | None
+    """Time of a step of the length over that of the reference; None: too few could be timed."""
+    worth: float | None
+    """The ratio at which both are worth the same; None: acceptance was not known."""
+    forecast: float | None
+    """The ratio as it was expected; None: nothing told it."""
+    basis: Basis
+    steps: int
+    """Timed steps of the length."""
 
 
 @dataclass(slots=True)
@@ -73,19 +104,47 @@ class Trial:
     def complete(self) -> bool:
         """Whether both lengths have their steps, or few of them have told all."""
         steps = min(self.timed(self.length), self.timed(self.reference))
-        return steps >= TRIAL_STEPS or (steps >= CLEAR_STEPS and self._is_clear)
+        if steps >= TRIAL_STEPS:
+            return steps >= MOST_TRIAL_STEPS or self._is_certain
+        return steps >= CLEAR_STEPS and self._is_clear
 
     @property
     def patient(self) -> bool:
         """Whether more steps may be waited for."""
-        return self.steps < 2 * TRIAL_STEPS * PATIENCE
+        timed = min(self.timed(self.length), self.timed(self.reference))
+        return self.steps < 2 * PATIENCE * max(TRIAL_STEPS, timed)
 
     @property
     def ratio(self) -> float:
         """Time of a step of the length over that of the other."""
-        return statistics.median(
-            statistics.median(its) / statistics.median(others) for its, others in self._pairs()
+        return statistics.median(self._ratios())
+
+    def result(self, cell: tuple[int, int], ratio: float | None) -> TrialResult:
+        """What it has told in a cell of this batch size and context."""
+        return TrialResult(
+            *cell,
+            self.length,
+            self.reference,
+            ratio,
+            None if math.isnan(self.tokens) else self.tokens,
+            self.forecast,
+            self.basis,
+            self.timed(self.length),
         )
+
+    @property
+    def _is_certain(self) -> bool:
+        """Whether it is told well enough which of the two is worth more."""
+        logs = [math.log(ratio) for ratio in self._ratios()]
+        middle = statistics.median(logs)
+        deviation = statistics.median(abs(one - middle) for one in logs)
+        error = DEVIATIONS_TO_ERROR * deviation / math.sqrt(len(logs))
+        if error <= CERTAIN_ENOUGH or math.isnan(self.tokens):
+            return True
+        return abs(middle - math.log(self.tokens)) >= ERRORS_APART * error
+
+    def _ratios(self) -> list[float]:
+        return [statistics.median(its) / statistics.median(of) for its, of in self._pairs()]
 
     @property
     def _is_clear(self) -> bool:

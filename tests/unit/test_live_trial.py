@@ -1,0 +1,183 @@
+"""Trials of a draft length, and forecasts of what it takes before it is tried."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from vllm_nfp.draft import StepCurve
+from vllm_nfp.draft.live.forecast import Compared, Record, StepModel
+from vllm_nfp.draft.live.trial import (
+    CLEAR_STEPS,
+    MOST_TRIAL_STEPS,
+    TRIAL_STEPS,
+    Basis,
+    Trial,
+)
+
+LENGTHS = (0, 1, 2, 3, 4, 6, 8)
+
+
+def trial(tokens: float = 1.0, before: tuple[float, ...] = (1.0, 1.0, 1.0)) -> Trial:
+    return Trial(4, 3, tokens, None, Basis.FAR, before)
+
+
+def turns(tried: Trial, *seconds: tuple[float, float], steps: int = 3) -> Trial:
+    """Turns of the length and of the one in force, each of so many steps of these times."""
+    for its, other in seconds:
+        for _ in range(steps):
+            tried.add(4, its)
+        for _ in range(steps):
+            tried.add(3, other)
+    return tried
+
+
+def test_the_ratio_is_of_turns_side_by_side() -> None:
+    # The host turns slow after the first turn of the second pair, for both alike.
+    tried = turns(trial(), (1.2, 1.0), (1.2, 1.4), (1.2 * 1.4, 1.4))
+    assert tried.ratio == pytest.approx(1.2)
+    assert tried.complete
+    assert tried.timed(4) == tried.timed(3) == 9, "the steps before do not count"
+
+
+def test_steps_of_other_lengths_are_left_out() -> None:
+    tried = trial()
+    tried.add(8, 99.0)
+    assert tried.timed(8) == 0
+    assert not tried.complete
+
+
+def test_far_apart_on_both_sides_ends_a_trial_early() -> None:
+    assert turns(trial(), (2.0, 1.0)).complete, "twice as slow"
+    assert turns(trial(tokens=2.0), (1.0, 1.0)).complete, "twice the tokens in the same time"
+    assert not turns(trial(), (1.2, 1.0)).complete
+    assert not turns(trial(), (2.0, 1.0), steps=CLEAR_STEPS - 1).complete
+
+
+def test_a_slow_spell_at_one_turn_is_not_taken_for_a_slow_length() -> None:
+    spell_ends_after_it = trial(before=(1.4, 1.4, 1.4))
+    assert not turns(spell_ends_after_it, (1.4, 1.0)).complete
+    assert not turns(trial(), (1.4, 1.4)).complete, "it began with its turn"
+
+
+def test_without_steps_from_before_nothing_is_clear_after_one_turn() -> None:
+    assert not turns(trial(before=()), (9.0, 1.0)).complete
+
+
+def test_as_long_as_acceptance_is_unknown_nothing_is_clear() -> None:
+    tried = turns(trial(tokens=math.nan), (9.0, 1.0))
+    assert not tried.complete
+    assert tried.result((1, 1024), None).worth is None
+    assert turns(tried, (9.0, 1.0), (9.0, 1.0)).complete
+
+
+def test_steps_that_scatter_are_timed_for_longer() -> None:
+    def steps(scatter: float, tokens: float) -> int:
+        rng, tried = random.Random(2), trial(tokens)
+        while not tried.complete:
+            for length, seconds in ((4, 1.1), (3, 1.0)):
+                for _ in range(3):
+                    tried.add(length, seconds * rng.lognormvariate(0.0, scatter))
+        assert tried.ratio == pytest.approx(1.1, rel=3 * scatter)
+        return tried.timed(4)
+
+    assert steps(0.001, 1.1) <= TRIAL_STEPS + 2
+    assert 2 * TRIAL_STEPS < steps(0.2, 1.1) <= MOST_TRIAL_STEPS + 2
+    assert steps(0.05, 0.9) < steps(0.2, 1.1), "the further apart, the sooner it is known"
+
+
+def test_a_trial_whose_steps_cannot_be_timed_is_given_up() -> None:
+    tried = trial()
+    while tried.patient:
+        tried.steps += 1
+    assert tried.steps == 64
+
+
+def curve(batch_size: int, slope: float, largest: int = 9) -> StepCurve:
+    counts = range(1, largest + 1)
+    return StepCurve(batch_size, 1024, 5e-3, tuple((n, 1.0 + slope * (n - 1)) for n in counts))
+
+
+def cell(batch_size: int, relative: dict[int, float], unit: float = 5e-3) -> Compared:
+    return Compared((batch_size, 1024), relative, unit)
+
+
+def test_a_forecast_rests_on_the_nearest_cell_that_compared_both() -> None:
+    model = StepModel(LENGTHS, None)
+    far, near = cell(2, {3: 1.0, 6: 9.0}), cell(8, {3: 2.0, 6: 2.6})
+    found = model.forecast(cell(6, {3: 1.0}), 6, 3, [far, near])
+    assert (found.relative, found.basis) == (pytest.approx(1.3), Basis.NEAR)
+    alone = model.forecast(cell(6, {3: 1.0}), 6, 3, [cell(64, {3: 1.0, 6: 9.0})])
+    assert (alone.relative, alone.basis) == (None, Basis.FAR)
+
+
+def test_what_the_curve_says_otherwise_of_the_two_cells_is_taken_along() -> None:
+    model = StepModel(LENGTHS, None)
+    model.set_curves([curve(8, 0.1), curve(16, 0.2)])
+    here = cell(16, {3: 1.0})
+    found = model.forecast(here, 6, 3, [cell(8, {3: 1.0, 6: 1.5})])
+    assert found.relative == pytest.approx(1.5 * (2.2 / 1.6) / (1.6 / 1.3))
+
+
+def test_a_cell_on_the_other_side_of_the_graphs_edge_tells_nothing() -> None:
+    model = StepModel(LENGTHS, 64)
+    found = model.forecast(cell(10, {3: 1.0}), 6, 3, [cell(8, {3: 1.0, 6: 1.1})])
+    assert found.basis is Basis.FAR
+
+
+def test_a_forecast_begins_at_the_closest_length_that_was_measured() -> None:
+    model = StepModel(LENGTHS, None)
+    model.set_curves([curve(8, 0.1)])
+    found = model.forecast(cell(8, {1: 0.5, 6: 3.0}), 8, 1, [])
+    assert (found.relative, found.basis) == (pytest.approx(3.0 * 1.8 / 1.6), Basis.BESIDE)
+
+
+def test_what_was_measured_of_a_length_does_not_forecast_it() -> None:
+    model = StepModel(LENGTHS, None)
+    model.set_curves([curve(8, 0.0)])
+    assert model.forecast(cell(8, {3: 1.0, 6: 7.0}), 6, 3, []).relative == pytest.approx(1.0)
+
+
+def test_drafting_is_told_from_verification_and_weighs_in_the_cells_own_unit() -> None:
+    model = StepModel(LENGTHS, None)
+    model.set_curves([curve(8, 0.0)])
+    # Verification takes 4 ms whatever the length, a draft 0.5 ms.
+    model.learn_draft_seconds(cell(8, {1: 4.5, 3: 5.5}, unit=1e-3))
+    assert model.draft_seconds == {8: pytest.approx(0.5e-3)}
+    found = model.forecast(cell(8, {3: 1.0}, unit=5.5e-3), 6, 3, [])
+    assert found.relative == pytest.approx(7.0 / 5.5)
+
+
+def test_far_from_all_batch_sizes_a_draft_takes_the_least_known() -> None:
+    model = StepModel(LENGTHS, None)
+    model.set_curves([curve(b, 0.0) for b in (1, 8, 128)])
+    for batch_size, each in ((128, 2.0), (8, 0.5)):
+        model.learn_draft_seconds(cell(batch_size, {1: 4.0 + each, 3: 4.0 + 3 * each}, 1e-3))
+    found = model.forecast(cell(1, {3: 1.0}, unit=5.5e-3), 6, 3, [])
+    assert found.relative == pytest.approx(7.0 / 5.5)
+
+
+def test_without_a_graph_a_step_takes_what_the_host_takes() -> None:
+    model = StepModel(LENGTHS, 64)
+    model.set_curves([curve(32, 0.0)])
+    here = cell(32, {1: 1.0})
+    assert model.forecast(here, 2, 1, []).relative == pytest.approx(1.0), "not known yet"
+    model.saw(16, 6, 20e-3)
+    assert model.forecast(here, 2, 1, []).relative == pytest.approx(4.0)
+    model.saw(8, 3, 99.0)  # a step with a graph tells nothing of it
+    assert model.forecast(here, 2, 1, []).relative == pytest.approx(4.0)
+
+
+def test_a_promise_counts_by_how_far_earlier_ones_were_out() -> None:
+    record = Record()
+    at_first = record.plausible(Basis.FAR, wide=False)
+    for _ in range(20):
+        record.add(Basis.FAR, 1.01)
+    trusted = record.plausible(Basis.FAR, wide=False)
+    assert at_first < 0.7 < 0.85 < trusted < 1.0
+    assert record.plausible(Basis.FAR, wide=True) == at_first, "surprises are looked for"
+    assert record.plausible(Basis.BESIDE, wide=False) < trusted, "each basis by itself"
+    record.add(Basis.FAR, 0.7)  # it took far less than forecast
+    assert record.plausible(Basis.FAR, wide=False) < 0.75
