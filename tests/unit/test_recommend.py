@@ -445,3 +445,97 @@ def test_vllm_reads_the_settings(
         config.num_speculative_tokens_per_batch_size, len(lookup), config.num_speculative_tokens
     )
     assert dense[1:] == lookup
+
+
+def without_graphs(profile: Profile, beyond: int, host_seconds: float) -> Profile:
+    """Steps of more tokens, and no others, ran without a CUDA graph."""
+    rows = tuple(
+        dataclasses.replace(row, execution="none", seconds_upper=host_seconds)
+        if row.module == "model" and row.batch_size * row.positions > beyond
+        else dataclasses.replace(row, execution="full")
+        for row in profile.curves
+    )
+    return dataclasses.replace(profile, curves=rows)
+
+
+def all_in_graphs(profile: Profile) -> Profile:
+    return without_graphs(profile, 1 << 30, 0.0)
+
+
+def test_steps_without_a_graph_take_what_the_host_needs_at_least(dense_profile: Profile) -> None:
+    wide = without_graphs(dense_profile, 128, 30e-3)
+    graphed = all_in_graphs(dense_profile)
+    before, after = (sources.from_profile(profile).curves for profile in (graphed, wide))
+    edges = {curve.batch_size: curve.without_graph_from for curve in after}
+    assert edges[1] is None
+    assert edges[32] is not None
+    assert edges[32] > 4
+    for one, other in zip(before, after, strict=True):
+        for (n, was), (_, ratio) in zip(one.points, other.points, strict=True):
+            least = 30e-3 / other.seconds_at_one if other.batch_size * n > 128 else 0.0
+            assert ratio == pytest.approx(max(was, least))
+    found = {row.batch_size_first: row for row in recommend(wide, 0.9).rows}
+    assert found[32].draft_length < 4, "the host takes ten times as long as the step"
+
+
+def test_no_more_than_the_smallest_upper_end_is_taken_for_the_hosts(dense_profile: Profile) -> None:
+    rows = list(without_graphs(dense_profile, 128, 30e-3).curves)
+    place = next(i for i, row in enumerate(rows) if row.execution == "none")
+    rows[place] = dataclasses.replace(rows[place], seconds_upper=None)  # too few samples to tell
+    place = next(i for i, row in enumerate(rows) if row.seconds_upper == 30e-3)
+    rows[place] = dataclasses.replace(rows[place], seconds_upper=1e-6)
+    assert [c.points for c in sources.curves_of_rows(rows)] == [
+        c.points for c in sources.from_profile(all_in_graphs(dense_profile)).curves
+    ]
+
+
+def test_an_engine_without_graphs_is_taken_as_it_is(dense_profile: Profile) -> None:
+    rows = [dataclasses.replace(row, execution="none") for row in dense_profile.curves]
+    curves = sources.curves_of_rows(rows)
+    assert curves == sources.from_profile(all_in_graphs(dense_profile)).curves
+    assert all(curve.without_graph_from is None for curve in curves)
+
+
+def test_the_edge_of_the_graphs_is_warned_of_where_it_bounds_the_lengths(
+    dense_profile: Profile, tmp_path: Path
+) -> None:
+    path = tmp_path / "profile.json"
+    save_profile(path, without_graphs(dense_profile, 128, 30e-3))
+    reached = run(path, "--acceptance", "0.9").output
+    assert "max_cudagraph_capture_size" in reached
+    assert "without a CUDA graph" in reached
+    far = run(path, "--acceptance", "0.9", "--max-draft-length", "2").output
+    assert "CUDA graph" not in far
+
+
+def test_a_server_tells_where_its_graphs_end(served: Any) -> None:
+    ways = "".join(
+        f'vllm_nfp_execution_info{{model_name="qwen3-8b",engine="0",module="model",'
+        f'batch_size="1",context="1024",positions="{n}",execution="{way}"}} 1\n'
+        for n, way in ((1, "full"), (2, "full"), (4, "none"), (8, "none"))
+    )
+    served(metrics() + ways)
+    (curve,) = sources.from_samples(scrape.read_samples(scrape.fetch(URL)), URL).curves
+    assert curve.without_graph_from == 4
+    assert "from B=1 with K=3 on" in run(URL, "--acceptance", "0.9").output
+    served(metrics() + ways.replace('"full"', '"none"'))
+    (curve,) = sources.from_samples(scrape.read_samples(scrape.fetch(URL)), URL).curves
+    assert curve.without_graph_from is None
+
+
+def test_lengths_are_chosen_from_the_given_ones(profile_path: Path) -> None:
+    done = run(profile_path, "--acceptance", "0.7", "--draft-lengths", "0,2,5,9", "--json")
+    found = json.loads(done.output)
+    assert found["draft_lengths"] == [0, 2, 5, 9]
+    chosen = {row["draft_length"] for row in found["rows"]}
+    assert chosen <= {0, 2, 5, 9}
+    assert len(chosen) > 1
+    assert {entry["draft_length"] for entry in found["schedule"]} <= {0, 2, 5, 9}
+    assert not any(row["at_limit"] for row in found["rows"] if row["draft_length"] == 9)
+    assert "draft_lengths must lie from 0 to 512, not 600" in refused(
+        profile_path, "--acceptance", "0.9", "--draft-lengths", "2,600"
+    )
+    assert "length above 0" in refused(profile_path, "--acceptance", "0.9", "--draft-lengths", "0")
+    assert "--draft-lengths holds 'x'" in refused(
+        profile_path, "--acceptance", "0.9", "--draft-lengths", "x"
+    )
