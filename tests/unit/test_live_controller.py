@@ -18,6 +18,7 @@ from vllm_nfp.draft.live import (
     StepObservation,
     draft_token_seconds,
 )
+from vllm_nfp.draft.live.controller import FIRST_CREDIT
 from vllm_nfp.draft.live.counted import CountedAcceptance
 from vllm_nfp.draft.live.steps import MOST_CELLS, CellTimes, batch_cell, cell_of, context_cell
 
@@ -148,14 +149,21 @@ def test_a_host_that_is_slow_at_times_misleads_no_trial(batch_size: int) -> None
 
 
 def test_what_trials_may_lose_bounds_them() -> None:
-    def trials(trial_loss: float) -> int:
+    def lost(trial_loss: float) -> float:
+        """Steps' worth of tokens."""
         live = Controller([0, *[4] * 128], Settings(LENGTHS, trial_loss=trial_loss))
         server = Server(live, staircase, 0.7)
         for batch_size in (16, 24, 33, 48, 64, 80, 100, 128):
             server.serve(batch_size, 400)
-        return live.trial_steps
+        return sum(
+            one.steps * max(0.0, one.ratio - one.worth)
+            for one in live.results
+            if one.ratio is not None and one.worth is not None
+        )
 
-    assert 0 < trials(0.0) < 0.7 * trials(0.05)
+    little, much = lost(0.0), lost(0.05)
+    assert 0.0 < little < FIRST_CREDIT + 8.0, "a trial that begins may overdraw"
+    assert little < much
 
 
 def test_a_neighbour_is_followed_at_once() -> None:

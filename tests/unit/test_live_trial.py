@@ -174,10 +174,28 @@ def test_a_promise_counts_by_how_far_earlier_ones_were_out() -> None:
     record = Record()
     at_first = record.plausible(Basis.FAR, wide=False)
     for _ in range(20):
-        record.add(Basis.FAR, 1.01)
+        record.add(Basis.FAR, 1.0, 1.01, 0.01)
     trusted = record.plausible(Basis.FAR, wide=False)
-    assert at_first < 0.7 < 0.85 < trusted < 1.0
-    assert record.plausible(Basis.FAR, wide=True) == at_first, "surprises are looked for"
-    assert record.plausible(Basis.BESIDE, wide=False) < trusted, "each basis by itself"
-    record.add(Basis.FAR, 0.7)  # it took far less than forecast
-    assert record.plausible(Basis.FAR, wide=False) < 0.75
+    assert at_first < 0.7 < 0.8 < trusted < 1.0
+    assert record.plausible(Basis.FAR, wide=True) < 0.7, "surprises are looked for"
+    assert record.plausible(Basis.BESIDE, wide=False) == Record().plausible(Basis.BESIDE, False)
+    for _ in range(10):
+        record.add(Basis.FAR, 1.0, 0.6, 0.01)  # it took far less than forecast
+    assert record.plausible(Basis.FAR, wide=False) < 0.6
+
+
+def test_what_a_trial_itself_may_be_out_is_not_blamed_on_the_forecast() -> None:
+    record = Record()
+    for sign in (1, -1) * 10:
+        record.add(Basis.NEAR, 1.0, math.exp(sign * 0.1), 0.1)
+    assert record.spread(Basis.NEAR) < Record().spread(Basis.NEAR)
+
+
+def test_measurement_and_forecast_weigh_by_how_far_each_is_out() -> None:
+    record = Record()
+    exact = record.weighed(Basis.FAR, 1.0, 1.5, 0.01)
+    vague = record.weighed(Basis.NEAR, 1.0, 1.5, 0.5)
+    assert exact == pytest.approx(1.5, rel=0.01)
+    assert vague == pytest.approx(1.0, rel=0.01)
+    equal = record.weighed(Basis.FAR, 1.0, 2.25, record.spread(Basis.FAR))
+    assert equal == pytest.approx(1.5)

@@ -323,9 +323,11 @@ class Controller:
         self.results.append(trial.result(key, ratio))
         cell.tried[trial.length] = now
         if ratio is not None:
-            cell.relative[trial.length] = ratio * cell.relative.setdefault(trial.reference, 1.0)
             if trial.forecast is not None:
-                self._record.add(trial.basis, ratio / trial.forecast)
+                told = (trial.basis, trial.forecast, ratio, trial.error)
+                ratio = self._record.weighed(*told)
+                self._record.add(*told)
+            cell.relative[trial.length] = ratio * cell.relative.setdefault(trial.reference, 1.0)
         self._charge(trial, ratio)
         cell.trial = None
         return False

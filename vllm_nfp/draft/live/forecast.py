@@ -8,6 +8,7 @@ token; the straight line through measured lengths.
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,16 +27,22 @@ TELLING = 0.5
 LEAST_SHARE = 0.1
 """No length is expected to take less than this share of the one that it is reckoned from."""
 HOST_STEPS = 8
-PLAUSIBLE = {Basis.FAR: 0.6, Basis.BESIDE: 0.85, Basis.NEAR: 0.92}
-"""Share of the best known goodput that a length must promise to be tried, by what the promise
-rests on, as long as no trial has told how far such promises are out."""
-WIDELY_PLAUSIBLE = 0.6
-"""The same where surprises are looked for. So low because a batch beside the edge of a stair takes
-half as long again as its measured neighbour."""
-MOST_PLAUSIBLE = 0.95
+SPREAD = {Basis.FAR: 0.2, Basis.BESIDE: 0.065, Basis.NEAR: 0.033}
+"""How far forecasts are out, as the standard deviation of the logarithm of a time, by what they
+rest on, as long as no trial has told."""
+SPREAD_TRIALS = 4.0
+"""Trials after which what they told counts as much as that."""
+LEAST_SPREAD = 0.01
+LEAST_ERROR = 0.015
+"""Of a trial: its turns lie side by side, and tell less than as many by themselves."""
 KEPT_ERRORS = 32
-TRUSTED_AFTER = 4.0
-"""Trials after which what they told of such promises counts for half."""
+DOUBT = 2.0
+"""A length is tried if it would be worth it after an error of so many standard deviations."""
+MOST_PLAUSIBLE = 0.95
+WIDELY_PLAUSIBLE = 0.6
+"""Share of the best known goodput that a length must promise where surprises are looked for. So
+low because a batch beside the edge of a stair takes half as long again as its measured neighbour.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,32 +66,51 @@ class Forecast:
 
 
 class Record:
-    """How far forecasts were out, by what they rested on: how little a promise may be to count."""
+    """How far forecasts of late were out, by what they rested on."""
 
     def __init__(self) -> None:
-        self._errors = {basis: deque[float](maxlen=KEPT_ERRORS) for basis in Basis}
+        self._squares = {basis: deque[float](maxlen=KEPT_ERRORS) for basis in Basis}
 
-    def add(self, basis: Basis, error: float) -> None:
-        """Take in a trial: its measured time over the forecast one."""
-        self._errors[basis].append(error)
+    def add(self, basis: Basis, forecast: float, ratio: float, error: float) -> None:
+        """Take in what a trial told of a forecast.
+
+        Args:
+            error: standard error of the logarithm of the measured ratio.
+        """
+        out = math.log(ratio / forecast)
+        self._squares[basis].append(max(0.0, out * out - error * error))
+
+    def spread(self, basis: Basis) -> float:
+        """Standard deviation of the logarithm of a time that was forecast."""
+        squares = self._squares[basis]
+        first = SPREAD_TRIALS * SPREAD[basis] ** 2
+        return max(
+            LEAST_SPREAD, math.sqrt((first + math.fsum(squares)) / (SPREAD_TRIALS + len(squares)))
+        )
 
     def plausible(self, basis: Basis, wide: bool) -> float:
         """Share of the best goodput that such a promise must have to be worth a trial.
-
-        If no forecast of late was too long by more than a tenth, what promises less than nine
-        tenths need not be tried.
 
         Args:
             wide: look for surprises, whatever earlier forecasts were worth.
         """
         if wide:
             return WIDELY_PLAUSIBLE
-        first, errors = PLAUSIBLE[basis], self._errors[basis]
-        if not errors:
-            return first
-        known = min(MOST_PLAUSIBLE, *errors)
-        trust = len(errors) / (len(errors) + TRUSTED_AFTER)
-        return max(first, first + trust * (known - first))
+        return min(MOST_PLAUSIBLE, math.exp(-DOUBT * self.spread(basis)))
+
+    def weighed(self, basis: Basis, forecast: float, ratio: float, error: float) -> float:
+        """The likeliest ratio, given its forecast and what was measured.
+
+        Both are weighed by their variances. Where steps scatter, as with few sequences and
+        experts, a forecast that has proven itself says more than some steps do.
+
+        Args:
+            error: standard error of the logarithm of the measured ratio.
+        """
+        told, expected = 1.0 / max(error, LEAST_ERROR) ** 2, 1.0 / self.spread(basis) ** 2
+        return math.exp(
+            (told * math.log(ratio) + expected * math.log(forecast)) / (told + expected)
+        )
 
 
 class StepModel:

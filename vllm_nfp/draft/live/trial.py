@@ -119,6 +119,14 @@ class Trial:
         """Time of a step of the length over that of the other."""
         return statistics.median(self._ratios())
 
+    @property
+    def error(self) -> float:
+        """Standard error of the ratio's logarithm, from how the turns scatter."""
+        logs = [math.log(ratio) for ratio in self._ratios()]
+        middle = statistics.median(logs)
+        deviation = statistics.median(abs(one - middle) for one in logs)
+        return DEVIATIONS_TO_ERROR * deviation / math.sqrt(len(logs))
+
     def result(self, cell: tuple[int, int], ratio: float | None) -> TrialResult:
         """What it has told in a cell of this batch size and context."""
         return TrialResult(
@@ -135,13 +143,10 @@ class Trial:
     @property
     def _is_certain(self) -> bool:
         """Whether it is told well enough which of the two is worth more."""
-        logs = [math.log(ratio) for ratio in self._ratios()]
-        middle = statistics.median(logs)
-        deviation = statistics.median(abs(one - middle) for one in logs)
-        error = DEVIATIONS_TO_ERROR * deviation / math.sqrt(len(logs))
+        error = self.error
         if error <= CERTAIN_ENOUGH or math.isnan(self.tokens):
             return True
-        return abs(middle - math.log(self.tokens)) >= ERRORS_APART * error
+        return abs(math.log(self.ratio / self.tokens)) >= ERRORS_APART * error
 
     def _ratios(self) -> list[float]:
         return [statistics.median(its) / statistics.median(of) for its, of in self._pairs()]
