@@ -74,10 +74,10 @@ MAIN_ACCEPTANCE = 0.7
 FIXED = tuple(f"fixed:{k}" for k in LENGTHS)
 ROUND = "round"
 """All fixed lengths, one after the other, again and again."""
-ROUNDS_OF_LENGTHS = 3
-STEPS_OF_ROUND, SKIPPED_OF_ROUND = 8, 3
-"""Steps of each length at a time, and how many of them are not timed: they were in flight, or
-verified the drafts of the length before."""
+ROUNDS_OF_LENGTHS = 2
+STEPS_OF_ROUND, SKIPPED_OF_ROUND = 16, 6
+"""Steps of each length at a time, and how many of them are not timed: they were in flight,
+verified the drafts of the length before, or were launched by a host that had run ahead."""
 SETTLING_STEPS = 300
 TINY_SETTLING_STEPS = 10
 PROBE = {

@@ -1,0 +1,52 @@
+"""The live controller on step times that were recorded on a GPU: its decisions, not their host."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT))
+from benchmarks import draft_replay, draft_table
+from benchmarks.draft_lengths import ACCEPTANCES, LENGTHS, step_times
+from vllm_nfp.draft import StepCurve
+from vllm_nfp.draft.recommend import source_of
+
+RUNS = ROOT / "benchmarks/results/2026-11-26-h100-draft-lengths"
+
+
+def read(folder: Path) -> tuple[dict[draft_table.Cell, dict[int, float]], tuple[StepCurve, ...]]:
+    cells = draft_replay.recorded(draft_table.read_rows(folder / "points.jsonl"))
+    return cells, source_of(step_times(folder / "spec")).curves
+
+
+@pytest.mark.parametrize("run", ["dense", "moe", "eagle3-dense", "eagle3-moe"])
+def test_it_settles_near_the_best_length_of_recorded_steps(run: str) -> None:
+    cells, curves = read(RUNS / run)
+    found = [one for a in ACCEPTANCES for one in draft_replay.replay(cells, curves, a)]
+    assert len(found) == 3 * len(cells) > 20
+    assert sum(one.share < 0.98 for one in found) <= 2
+    assert min(one.share for one in found) > 0.94
+    assert sum(one.from_the_start for one in found) > 0.97 * len(found)
+
+
+@pytest.mark.parametrize("run", ["dense", "moe"])
+def test_on_a_ramp_that_it_knows_it_beats_every_single_length(run: str) -> None:
+    cells, curves = read(RUNS / run)
+    rows = draft_table.read_rows(RUNS / run / "ramps.jsonl")
+    levels = draft_replay.with_no_drafts(draft_table.length_seconds(rows), cells)
+    first, *_, last = draft_replay.replay_ramp(levels, curves, 0.7)
+    assert last.over_best_fixed > 1.0
+    assert first.over_ideal > 0.9
+    assert last.over_ideal > 0.93
+
+
+def test_steps_without_drafts_are_filled_in_at_the_nearest_point() -> None:
+    times = {k: 1.0 + k for k in LENGTHS}
+    levels = {(1024, 2): {k: 10 * t for k, t in times.items() if k}}
+    points = {(1024, 1): times, (1024, 64): {**times, 0: 99.0}}
+    found = draft_replay.with_no_drafts(levels, points)
+    assert found == {(1024, 2): {k: pytest.approx(10 * t) for k, t in times.items()}}
+    assert draft_replay.replay_ramp(found, (), 0.7) == [], "levels are missing"
