@@ -36,6 +36,7 @@ LEAST_SPREAD = 0.01
 LEAST_ERROR = 0.015
 """Of a trial: its turns lie side by side, and tell less than as many by themselves."""
 KEPT_ERRORS = 32
+MOST_RATIOS = 4096
 DOUBT = 2.0
 """A length is tried if it would be worth it after an error of so many standard deviations."""
 MOST_PLAUSIBLE = 0.95
@@ -125,6 +126,7 @@ class StepModel:
         self._lengths = tuple(lengths)
         self._widest_graph = widest_graph
         self._curves: tuple[StepCurve, ...] = ()
+        self._ratios: dict[tuple[CellKey, int], float | None] = {}
         self._without_graph: deque[float] = deque(maxlen=HOST_STEPS)
         """Seconds of the last steps without a CUDA graph: the host's, whatever the batch."""
         self.draft_seconds: dict[int, float] = {}
@@ -132,7 +134,10 @@ class StepModel:
 
     def set_curves(self, curves: Iterable[StepCurve]) -> None:
         """Take over the probe's latest curves of the whole step."""
-        self._curves = tuple(curves)
+        found = tuple(curves)
+        if found != self._curves:
+            self._curves = found
+            self._ratios.clear()
 
     def has_graph(self, batch_size: int, length: int) -> bool:
         """Whether a step with this many drafts runs in a CUDA graph."""
@@ -218,6 +223,14 @@ class StepModel:
 
         Good enough to tell what to try; only real steps decide. None where no curve is near.
         """
+        at = (key, positions)
+        if at not in self._ratios:
+            if len(self._ratios) >= MOST_RATIOS:
+                self._ratios.clear()
+            self._ratios[at] = self._read_off(key, positions)
+        return self._ratios[at]
+
+    def _read_off(self, key: CellKey, positions: int) -> float | None:
         usable = [curve for curve in self._curves if curve.largest >= positions]
         if not usable:
             return None
