@@ -37,9 +37,11 @@ from benchmarks.draft_lengths import (
     ROUND,
     step_times,
 )
+from benchmarks.shapes import DRAFT_HEADS
 from vllm_nfp.draft import constant, expected_tokens
 from vllm_nfp.draft.recommend import StepTimes, recommend
 from vllm_nfp.draft.schedule import FREE, DraftCost
+from vllm_nfp.profile import load_profile
 
 Point = tuple[float, int, int]
 """(acceptance, context, batch size)."""
@@ -89,6 +91,29 @@ def spread(rows: Sequence[Mapping[str, Any]], cell: Cell) -> float:
             for length, seconds in row["medians"].items():
                 times[f"{row['policy']} {length}"].append(seconds)
     return max(max(values) / min(values) for values in times.values())
+
+
+def step_over_probe(folder: Path) -> list[float]:
+    """The engine's step over the probe's, at each point and length that has a CUDA graph.
+
+    The engine's is a whole step, from one to the next, with the host, sampling and drafts. Drafts
+    made by a head are no part of the probe's: there is nothing to compare then.
+    """
+    rows, path = read_rows(folder / "points.jsonl"), folder / "spec/probe/profile-0.json"
+    if method_of(rows) in DRAFT_HEADS or not path.exists():
+        return []
+    curves = [row for row in load_profile(path).curves if row.module == "model"]
+    found = []
+    for (context, batch_size), seconds in length_seconds(rows).items():
+        # The probe's contexts are where the benchmark's sequences get to.
+        at = min((c.context for c in curves if c.context >= context), default=None)
+        probed = {
+            row.positions - 1: row.median_seconds
+            for row in curves
+            if (row.batch_size, row.context) == (batch_size, at) and row.execution == "full"
+        }
+        found += [seconds[k] / probed[k] for k in sorted(seconds) if k in probed]
+    return found
 
 
 def rate_at(row: Mapping[str, Any], acceptance: float, seconds: Mapping[int, float]) -> float:
@@ -311,6 +336,16 @@ def print_points(console: Console, title: str, rows: Sequence[Mapping[str, Any]]
     console.print(table)
 
 
+def _print_agreement(console: Console, found: Sequence[float]) -> None:
+    if found:
+        within = {share: sum(abs(one - 1.0) <= share for one in found) for share in (0.03, 0.05)}
+        console.print(
+            f"the engine's step over the probe's, in CUDA graphs: {len(found)} points, median "
+            f"{statistics.median(found):.3f}, {min(found):.3f} to {max(found):.3f}, "
+            f"{within[0.03]} within 3 %, {within[0.05]} within 5 %"
+        )
+
+
 @click.command()
 @click.argument("folders", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--json", "as_json", is_flag=True)
@@ -330,6 +365,7 @@ def main(folders: tuple[Path, ...], as_json: bool) -> None:
             all_rows = read_rows(folder / "points.jsonl")
             console.print(f"time beyond the medians: {stalls(all_rows):.3f}")
             console.print(f"tokens over expected tokens: {raw_over_expected(all_rows):.4f}")
+            _print_agreement(console, step_over_probe(folder))
         table = Table(title=f"{folder.name}: the ramp")
         for name in ("acceptance", "round", "policy", "tok/s, expected", "as they came"):
             table.add_column(name, justify="right")

@@ -50,3 +50,11 @@ def test_steps_without_drafts_are_filled_in_at_the_nearest_point() -> None:
     found = draft_replay.with_no_drafts(levels, points)
     assert found == {(1024, 2): {k: pytest.approx(10 * t) for k, t in times.items()}}
     assert draft_replay.replay_ramp(found, (), 0.7) == [], "levels are missing"
+
+
+def test_the_probes_steps_are_the_engines() -> None:
+    for run in ("dense", "moe"):
+        found = draft_table.step_over_probe(RUNS / run)
+        assert len(found) > 50
+        assert sum(abs(one - 1.0) < 0.05 for one in found) >= len(found) - 2
+    assert draft_table.step_over_probe(RUNS / "eagle3-dense") == [], "a head's drafts are in there"
