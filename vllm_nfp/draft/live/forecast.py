@@ -1,8 +1,9 @@
-"""What a step of a length that was not tried would take: what to try is read off it, no more.
+"""What a step of a length that was not tried would take.
 
 Three sources, the nearest one first: a cell nearby in which both lengths were compared; a length
 measured in the cell itself, and from there the probe's curve t(N) / t(1) with the time of a drafted
-token; the straight line through measured lengths.
+token; the straight line through measured lengths. What to try is read off the forecast, and what a
+trial then tells is weighed against it, by how far each has been out.
 """
 
 from __future__ import annotations
@@ -201,10 +202,8 @@ class StepModel:
         if there is None or distance(there.key, here.key) > EVIDENCE_OCTAVES:
             return None
         ratio = there.relative[length] / there.relative[reference]
-        mine, its = (
-            self._modelled(here, length, reference),
-            self._modelled(there, length, reference),
-        )
+        mine = self._modelled(here, length, reference)
+        its = self._modelled(there, length, reference)
         return ratio if mine is None or its is None else ratio * mine / its
 
     def _modelled(self, at: Compared, length: int, reference: int) -> float | None:
