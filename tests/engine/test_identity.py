@@ -59,10 +59,15 @@ def test_tokens_and_logprobs_do_not_change(
         "run_dir": str(tmp_path),
         "output_dir": str(tmp_path),
     }
-    probed = generate(model, tmp_path / "probed.json", mode, probe)
-    assert probed == plain
     assert len({tuple(one["tokens"]) for one in plain}) > 10, "the model repeats itself"
-    snapshot = read_snapshot(tmp_path / "engine-0.json")
-    assert snapshot.state is not State.DISABLED, snapshot.reason
-    ran = snapshot.probes["measured"] + (snapshot.probes["startup"] if mode == "chunked" else 0)
+    ran = 0
+    for _ in range(4):  # a busy machine runs few probes at a time
+        probed = generate(model, tmp_path / "probed.json", mode, probe)
+        assert probed == plain
+        snapshot = read_snapshot(tmp_path / "engine-0.json")
+        assert snapshot.state is not State.DISABLED, snapshot.reason
+        scanned = snapshot.probes["startup"] if mode == "chunked" else 0
+        ran += snapshot.probes["measured"] + scanned
+        if ran >= 5:
+            break
     assert ran >= 5, "too few probes ran to tell"

@@ -202,8 +202,11 @@ def test_a_probe_reads_distinct_blocks_and_varied_tokens(start: Callable[..., An
 
 def test_the_budget_bounds_the_measured_share(llm: Any, start: Callable[..., Any]) -> None:
     session = start(overhead_budget=0.2, startup_seconds=0.0)
-    generate(llm, tokens=400)
     prober = session._prober
+    rounds = 0
+    while prober.outcomes["measured"] <= 3 and rounds < 8:  # a pair takes long on a busy machine
+        generate(llm, tokens=400)
+        rounds += 1
     assert prober.outcomes["measured"] > 3
     one_pair = prober._last_pair_seconds
     total = prober.budget.real_seconds + prober.budget.probe_seconds
