@@ -793,7 +793,7 @@ def _carry_out(run: Run, smoke: bool, tiny: bool, long_batch: int, only_long: bo
     else:
         run.warm_up(1024, (1, 128))
         run.points({1024: sizes}, 2)
-        run.ramps(MAIN_ACCEPTANCE, 1024, 1)
+        run.ramps(MAIN_ACCEPTANCE, 1024, 2)
     shorter = [batch_size for batch_size in reversed(sizes) if batch_size < long_batch]
     run.points({LONG_CONTEXT: (long_batch, *shorter)}, 2)
 
