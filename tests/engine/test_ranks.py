@@ -86,10 +86,13 @@ def test_both_ranks_probe_and_outputs_stay(
 ) -> None:
     out = tmp_path / "out"
     assert attach(startup_seconds=20.0, output_dir=str(out)) == [True, True]
-    assert generate(llm) == plain
-    assert generate(llm) == plain
+    for _ in range(10):  # a busy machine runs few probes at a time
+        assert generate(llm) == plain
+        assert generate(llm) == plain
+        time.sleep(3 * SETTINGS["publish_seconds"])  # the last pairs are recorded
+        if snapshot(tmp_path).probes.get("measured"):
+            break
     assert states(llm) == [(True, True)] * 2
-    time.sleep(3 * SETTINGS["publish_seconds"])  # the last pairs are recorded
     llm.collective_rpc("nfp_detach")
     found = snapshot(tmp_path)
     assert found.probes["startup"] > 0
