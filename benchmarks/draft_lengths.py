@@ -42,7 +42,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -415,9 +415,7 @@ def _start(settings: Settings, out: Path) -> Any:
     if settings.speculates:
         arguments["speculative_config"] = speculation(settings, out / "draft")
         if settings.method in shapes.DRAFT_HEADS:
-            talk.listen(head_class(settings.method))
-        if settings.method == "eagle3":
-            _keep_own_lm_head()
+            prepare_head(settings.method)
     return LLM(
         model=str(folder),
         load_format="dummy",
@@ -449,27 +447,27 @@ def speculation(settings: Settings, folder: Path) -> dict[str, Any]:
     return config | ({"method": "ngram"} if settings.method == "ngram_gpu" else {})
 
 
-def head_class(method: str) -> Any:
-    """vLLM's class of the heads that are measured."""
+def prepare_head(method: str) -> None:
+    """Before an engine starts: have its heads hear what is read, and draft as real ones do.
+
+    An EAGLE-3 head has an LM head of its own. vLLM tells from the names of loaded weights that
+    there is one, and dummy weights have none: it would take the target's, with nearly five times
+    the tokens.
+    """
     from vllm.model_executor.models.llama_eagle import EagleLlamaForCausalLM
     from vllm.model_executor.models.llama_eagle3 import Eagle3LlamaForCausalLM
 
-    return {"eagle": EagleLlamaForCausalLM, "eagle3": Eagle3LlamaForCausalLM}[method]
+    if method == "eagle3":
+        talk.listen(Eagle3LlamaForCausalLM)
+        Eagle3LlamaForCausalLM.has_own_lm_head = True
+    else:
+        talk.listen(EagleLlamaForCausalLM)
 
 
 def drafter(runner: Any) -> Any:
     """What drafts in a model runner of vLLM: the V2 runner names it otherwise than V1's."""
     found = getattr(runner, "speculator", None)
     return runner.drafter if found is None else found
-
-
-def _keep_own_lm_head() -> None:
-    """Have an EAGLE-3 head draft with its own LM head, as one with real weights does.
-
-    vLLM tells from the names of loaded weights that there is one, and dummy weights have none: it
-    would take the target's, with nearly five times the tokens.
-    """
-    head_class("eagle3").has_own_lm_head = True
 
 
 def work(settings: Settings, out: Path) -> None:
@@ -483,21 +481,25 @@ def work(settings: Settings, out: Path) -> None:
                 engine.scan()
             elif order["order"] == "cost":
                 engine.step_cost(order["seconds"], Path(order["out"]))
-            elif order["order"] == "draft_seconds":
-                for row in engine.draft_seconds():
-                    print(json.dumps(row), flush=True)
-            elif order["order"] == "trials":
-                for row in engine.trials():
-                    print(json.dumps(row), flush=True)
-            elif order["order"] == "measure":
-                print(json.dumps(engine.measure(Command(**order["command"]))), flush=True)
             else:
-                for row in engine.ramp(Command(**order["command"]), order["levels"]):
+                for row in answers(engine, order):
                     print(json.dumps(row), flush=True)
         except Exception as error:
             print(json.dumps({"error": repr(error)}), flush=True)
             raise
         print("done", flush=True)
+
+
+def answers(engine: Engine, order: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+    """The rows of an order that has some, as they come."""
+    if order["order"] == "draft_seconds":
+        return engine.draft_seconds()
+    if order["order"] == "trials":
+        return engine.trials()
+    command = Command(**order["command"])
+    if order["order"] == "measure":
+        return [engine.measure(command)]
+    return engine.ramp(command, order["levels"])
 
 
 class Worker:
@@ -553,9 +555,19 @@ class Worker:
         return self.ask({"order": "measure", "command": dataclasses.asdict(command)})
 
 
+def profile_of(spec: Path) -> Path:
+    """Where an engine's probe keeps its profile."""
+    return spec / "probe" / "profile-0.json"
+
+
+def up_and_down(levels: Sequence[int]) -> tuple[int, ...]:
+    """A ramp over the levels and back."""
+    return (*levels, *reversed(levels[:-1]))
+
+
 def step_times(spec: Path) -> StepTimes:
     """The probe's profile of an engine; where it measured nothing, what ``predict`` says."""
-    profile = spec / "probe" / "profile-0.json"
+    profile = profile_of(spec)
     if profile.exists() and json.loads(profile.read_text(encoding="utf-8"))["curves"]:
         return profile
     return predict(
@@ -655,8 +667,7 @@ class Run:
 
     def ramps(self, acceptance: float, context: int, rounds: int) -> None:
         """A load that grows from one sequence to the most and shrinks again."""
-        levels = LEVELS if not self.tiny else LEVELS[:3]
-        levels = (*levels, *reversed(levels[:-1]))
+        levels = up_and_down(LEVELS if not self.tiny else LEVELS[:3])
         seconds = TINY_LEVEL_SECONDS if self.tiny else LEVEL_SECONDS
         source = step_times(self.spec.log.parent)
         cost = draft_cost(self.method, self._told, self._rounds, source)

@@ -5,7 +5,7 @@
 Needs no GPU, and is no measurement of a server: each step lasts the recorded median of its draft
 length, with noise and slow spells, and its drafts are thrown at the set acceptance. One controller
 for each acceptance goes through the points in the order of the benchmark, beginning with what it
-knew at the last one; another two times over the ramp, beginning with nothing. It tells the
+knew at the last one; another three times over the ramp, beginning with nothing. It tells the
 controller's decisions apart from the noise of the host on which the times were taken.
 """
 
@@ -30,6 +30,7 @@ from benchmarks.draft_lengths import (
     LEVELS,
     MAIN_ACCEPTANCE,
     step_times,
+    up_and_down,
 )
 from benchmarks.draft_table import Cell, length_seconds, read_rows
 from vllm_nfp.draft import StepCurve, expected_tokens
@@ -47,6 +48,8 @@ NOISE = 0.02
 LAG = 2
 """Steps from the choice of a length to the step that verifies so many drafts."""
 RAMP_ROUNDS = 3
+SEED = 11
+"""Of noise, slow spells and acceptance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,6 @@ class Replayed:
 class RampRound:
     """One way up and down."""
 
-    acceptance: float
     number: int
     over_best_fixed: float
     """Mean goodput of the levels over that of the best single length."""
@@ -82,15 +84,14 @@ class Server:
     Args:
         curves: the probe's, which the controller is told.
         acceptance: chance of each draft, given those before it.
-        seed: of noise, slow spells and acceptance.
     """
 
-    def __init__(self, curves: Sequence[StepCurve], acceptance: float, seed: int) -> None:
+    def __init__(self, curves: Sequence[StepCurve], acceptance: float) -> None:
         static = [0, *[STATIC_LENGTH] * MOST_SEQUENCES]
         self.controller = Controller(static, Settings(LENGTHS, widest_graph=WIDEST_GRAPH))
         self.controller.set_curves(curves)
         self._acceptance = acceptance
-        self._random = random.Random(seed)
+        self._random = random.Random(SEED)
         self._now = 0.0
         self._slow = 0
         self._asked = deque([STATIC_LENGTH] * LAG)
@@ -129,7 +130,11 @@ class Server:
 
 def recorded(rows: Sequence[Mapping[str, Any]]) -> dict[Cell, dict[int, float]]:
     """Seconds of a step by draft length, of cells that have them all."""
-    return {cell: times for cell, times in length_seconds(rows).items() if set(times) == {*LENGTHS}}
+    return _whole(length_seconds(rows))
+
+
+def _whole(cells: Mapping[Cell, dict[int, float]]) -> dict[Cell, dict[int, float]]:
+    return {cell: times for cell, times in cells.items() if set(times) == {*LENGTHS}}
 
 
 def with_no_drafts(
@@ -143,14 +148,14 @@ def with_no_drafts(
     for (context, batch_size), seconds in levels.items():
         at = min(points, key=lambda cell: (cell[0] != context, abs(cell[1] - batch_size)))
         found[context, batch_size] = {0: seconds[1] * points[at][0] / points[at][1], **seconds}
-    return {cell: times for cell, times in found.items() if set(times) == {*LENGTHS}}
+    return _whole(found)
 
 
 def replay(
     cells: Mapping[Cell, Mapping[int, float]], curves: Sequence[StepCurve], acceptance: float
 ) -> list[Replayed]:
     """Go through the points with one controller."""
-    server = Server(curves, acceptance, 11)
+    server = Server(curves, acceptance)
     found = []
     for cell, seconds in cells.items():
         lengths = [server.step(cell, seconds) for _ in range(STEPS)]
@@ -159,16 +164,13 @@ def replay(
 
 
 def replay_ramp(
-    cells: Mapping[Cell, Mapping[int, float]],
-    curves: Sequence[StepCurve],
-    acceptance: float,
-    seed: int = 11,
+    cells: Mapping[Cell, Mapping[int, float]], curves: Sequence[StepCurve], acceptance: float
 ) -> list[RampRound]:
     """Go up and down the levels several times with one controller; none if a level lacks times."""
     by_level = {batch_size: (context, seconds) for (context, batch_size), seconds in cells.items()}
     if not set(LEVELS) <= set(by_level):
         return []
-    levels = (*LEVELS, *reversed(LEVELS[:-1]))
+    levels = up_and_down(LEVELS)
     rates = {
         level: {
             k: level * expected_tokens(k, acceptance) / t for k, t in by_level[level][1].items()
@@ -177,14 +179,14 @@ def replay_ramp(
     }
     fixed = max(statistics.mean(rates[level][k] for level in levels) for k in LENGTHS)
     ideal = statistics.mean(max(rates[level].values()) for level in levels)
-    server, found = Server(curves, acceptance, seed), []
+    server, found = Server(curves, acceptance), []
     for number in range(RAMP_ROUNDS):
         made = []
         for level in levels:
             context, seconds = by_level[level]
             made.append(_level_rate(server, (context, level), seconds, acceptance))
         rate = statistics.mean(made)
-        found.append(RampRound(acceptance, number, rate / fixed, rate / ideal))
+        found.append(RampRound(number, rate / fixed, rate / ideal))
         server.idle(10 * LEVEL_SECONDS * len(levels))  # ten other policies, in the benchmark
     return found
 
@@ -192,12 +194,11 @@ def replay_ramp(
 def _level_rate(
     server: Server, cell: Cell, seconds: Mapping[int, float], acceptance: float
 ) -> float:
-    left, tokens, taken = LEVEL_SECONDS, 0.0, 0.0
-    while left > 0.0:
+    tokens = taken = 0.0
+    while taken < LEVEL_SECONDS:
         length = server.step(cell, seconds)
         tokens += cell[1] * expected_tokens(length, acceptance)
         taken += seconds[length]
-        left -= seconds[length]
     return tokens / taken
 
 

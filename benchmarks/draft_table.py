@@ -20,7 +20,7 @@ import json
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from benchmarks.draft_lengths import (
     LENGTHS,
     MAIN_ACCEPTANCE,
     ROUND,
+    profile_of,
     step_times,
 )
 from benchmarks.shapes import DRAFT_HEADS
@@ -93,20 +94,28 @@ def spread(rows: Sequence[Mapping[str, Any]], cell: Cell) -> float:
     return max(max(values) / min(values) for values in times.values())
 
 
+def filed_under(context: int, probed: Iterable[int]) -> int | None:
+    """The next larger probed context, which is where sequences get to, or the largest.
+
+    None if none was probed.
+    """
+    contexts = sorted(set(probed))
+    return next((c for c in contexts if c >= context), contexts[-1] if contexts else None)
+
+
 def step_over_probe(folder: Path) -> list[float]:
     """The engine's step over the probe's, at each point and length that has a CUDA graph.
 
     The engine's is a whole step, from one to the next, with the host, sampling and drafts. Drafts
     made by a head are no part of the probe's: there is nothing to compare then.
     """
-    rows, path = read_rows(folder / "points.jsonl"), folder / "spec/probe/profile-0.json"
+    rows, path = read_rows(folder / "points.jsonl"), profile_of(folder / "spec")
     if method_of(rows) in DRAFT_HEADS or not path.exists():
         return []
     curves = [row for row in load_profile(path).curves if row.module == "model"]
     found = []
     for (context, batch_size), seconds in length_seconds(rows).items():
-        # The probe's contexts are where the benchmark's sequences get to.
-        at = min((c.context for c in curves if c.context >= context), default=None)
+        at = filed_under(context, (row.context for row in curves))
         probed = {
             row.positions - 1: row.median_seconds
             for row in curves
@@ -178,28 +187,17 @@ def method_of(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def our_length(source: StepTimes, point: Point, cost: DraftCost = FREE) -> int:
-    """What ``recommend`` chooses from the step's curves for this context alone.
-
-    The context is filed under the next larger one that was probed.
-    """
+    """What ``recommend`` chooses from the step's curves for this context alone."""
     acceptance, context, batch_size = point
     found = recommend(
         source, constant(acceptance), cost=cost, max_batch_size=128, draft_lengths=LENGTHS
     )
-    contexts = sorted({row.context for row in found.rows})
-    at = next((c for c in contexts if c >= context), contexts[-1])
+    at = filed_under(context, (row.context for row in found.rows))
     return next(
         row.draft_length
         for row in found.rows
         if row.context == at and row.batch_size_first <= batch_size <= row.batch_size_last
     )
-
-
-def rate_of(fixed: Mapping[int, float], length: int, acceptance: float) -> float:
-    """Tokens per second of a length; one that was not run takes the time of the next longer one."""
-    run = min(k for k in fixed if k >= length)
-    tokens = expected_tokens(length, acceptance) / expected_tokens(run, acceptance)
-    return fixed[run] * tokens
 
 
 def point_rows(folder: Path) -> list[dict[str, Any]]:
@@ -218,7 +216,7 @@ def point_rows(folder: Path) -> list[dict[str, Any]]:
             continue
         best = max(fixed, key=lambda k: fixed[k])
         ours, documented = our_length(source, point, cost), length_in(DOCUMENTED, batch_size)
-        ours_rate = rate_of(fixed, ours, acceptance)
+        ours_rate = fixed[ours]
         found.append({
             "method": method, "draft_token_seconds": cost.seconds_per_token,
             "acceptance": acceptance, "context": context, "batch_size": batch_size,

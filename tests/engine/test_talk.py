@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT
@@ -32,15 +33,20 @@ print("RESULT " + json.dumps([list(o.outputs[0].token_ids) for o in llm.generate
 """
 
 
-@pytest.mark.parametrize("shape", ["tiny-dense", "tiny-moe"])
-def test_greedy_tokens_walk_the_cycle(shape: str, tmp_path: Path) -> None:
+def result_of(script: str, folder: Path, argument: str) -> Any:
+    """What a script prints as its result, in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-c", TALK, str(tmp_path / "model"), shape],
+        [sys.executable, "-c", script, str(folder), argument],
         capture_output=True, text=True, timeout=300, check=False, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     (line,) = (line for line in done.stdout.splitlines() if line.startswith("RESULT "))
-    outputs = json.loads(line.removeprefix("RESULT "))
+    return json.loads(line.removeprefix("RESULT "))
+
+
+@pytest.mark.parametrize("shape", ["tiny-dense", "tiny-moe"])
+def test_greedy_tokens_walk_the_cycle(shape: str, tmp_path: Path) -> None:
+    outputs = result_of(TALK, tmp_path / "model", shape)
     assert outputs == [talk.prompt(place, 350)[50:] for place in (0, 7)]
     assert len(set(outputs[0])) == talk.TOKENS
 
@@ -55,8 +61,7 @@ from benchmarks import draft_lengths, shapes, talk
 method, folder = sys.argv[2], Path(sys.argv[1])
 model = shapes.write_model(folder / "model", "tiny-dense", 4)
 head = shapes.write_draft_head(folder / "head", "tiny-dense", method, 4)
-talk.listen(draft_lengths.head_class(method))
-draft_lengths.head_class(method).has_own_lm_head = method == "eagle3"
+draft_lengths.prepare_head(method)
 llm = LLM(model=str(model), load_format="dummy", skip_tokenizer_init=True, enforce_eager=True,
           max_model_len=1024, max_num_seqs=4, seed=0, disable_log_stats=False,
           speculative_config={"method": method, "model": str(head), "num_speculative_tokens": 4})
@@ -74,13 +79,7 @@ print("RESULT " + json.dumps([outputs, counts["vllm:spec_decode_num_draft_tokens
 
 @pytest.mark.parametrize("method", ["eagle", "eagle3"])
 def test_the_drafts_of_a_head_walk_the_cycle_too(method: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", DRAFT, str(tmp_path), method],
-        capture_output=True, text=True, timeout=300, check=False, cwd=ROOT,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    (line,) = (line for line in done.stdout.splitlines() if line.startswith("RESULT "))
-    outputs, drafted, accepted = json.loads(line.removeprefix("RESULT "))
+    outputs, drafted, accepted = result_of(DRAFT, tmp_path, method)
     assert outputs == [talk.prompt(place, 250)[50:] for place in (0, 7)]
     assert drafted > 100
     assert accepted > 0.97 * drafted, "the last drafts run over the end"

@@ -87,14 +87,13 @@ def curves_of_rows(rows: Iterable[CurveRow]) -> tuple[StepCurve, ...]:
             cells.setdefault((row.batch_size, row.context), {})[row.positions] = row
     measured = {cell: by_count for cell, by_count in sorted(cells.items()) if 1 in by_count}
     without = {
-        cell: {n for n, row in by_count.items() if row.execution == NO_GRAPH}
+        cell: _beyond_graphs({n: row.execution for n, row in by_count.items()})
         for cell, by_count in measured.items()
-        if by_count[1].execution != NO_GRAPH
     }
     host = _host_seconds(measured[cell][n] for cell, counts in without.items() for n in counts)
     curves = []
     for cell, by_count in measured.items():
-        one, out = by_count[1].median_seconds, without.get(cell, set())
+        one, out = by_count[1].median_seconds, without[cell]
         # The ratios come from pairs, side by side in time; the medians do not.
         ratios = {
             n: max(row.ratio, host / one) if n in out else row.ratio
@@ -104,6 +103,13 @@ def curves_of_rows(rows: Iterable[CurveRow]) -> tuple[StepCurve, ...]:
         points = tuple(sorted({1: 1.0, **ratios}.items()))
         curves.append(StepCurve(*cell, one, points, min(out, default=None)))
     return tuple(curves)
+
+
+def _beyond_graphs(ways: Mapping[int, str]) -> frozenset[int]:
+    """Counts of positions without a CUDA graph, where N = 1 has one; ``ways`` is how each ran."""
+    if ways.get(1, NO_GRAPH) == NO_GRAPH:
+        return frozenset()
+    return frozenset(n for n, way in ways.items() if way == NO_GRAPH)
 
 
 def _host_seconds(rows: Iterable[CurveRow]) -> float:
@@ -185,12 +191,8 @@ def _without_graph(samples: Samples) -> dict[tuple[int, int], int]:
         if labels["module"] == "model":
             cell = ways.setdefault((count(labels["batch_size"]), count(labels["context"])), {})
             cell[count(labels["positions"])] = labels["execution"]
-    found = {}
-    for key, way_by_count in ways.items():
-        without = [n for n, way in way_by_count.items() if way == NO_GRAPH]
-        if without and way_by_count.get(1, NO_GRAPH) != NO_GRAPH:
-            found[key] = min(without)
-    return found
+    beyond = {key: _beyond_graphs(by_count) for key, by_count in ways.items()}
+    return {key: min(counts) for key, counts in beyond.items() if counts}
 
 
 def from_predictions(found: Predictions) -> Source:

@@ -315,11 +315,12 @@ class Controller:
         trial = cell.trial
         if trial is None:
             return False
-        if not trial.complete and trial.patient:
+        complete = trial.complete
+        if not complete and trial.patient:
             trial.its_turn = not trial.its_turn
             self.version += 1
             return True
-        ratio = trial.ratio if trial.complete else None
+        ratio = trial.ratio if complete else None
         self.results.append(trial.result(key, ratio))
         cell.tried[trial.length] = now
         if ratio is not None:
@@ -339,7 +340,7 @@ class Controller:
         if ratio is not None and acceptance is not None:
             loss = _loss(acceptance, ratio, trial.length, trial.reference)
         steps = trial.timed(trial.length)
-        self._credit -= (steps if trial.complete else max(steps, TRIAL_STEPS)) * loss
+        self._credit -= (max(steps, TRIAL_STEPS) if ratio is None else steps) * loss
 
     def _choose(self, key: CellKey, cell: _Cell, batch_size: int, now: float) -> None:
         current = self._in_force(key, batch_size)
@@ -453,8 +454,9 @@ class Controller:
 
     def _compared(self, key: CellKey, cell: _Cell) -> Compared | None:
         """What was compared in a cell; None if nothing tells how long its steps are."""
+        times = self._times.peek(key)
         for length, relative in cell.relative.items():
-            known = self._times.peek(key).get(length)
+            known = times.get(length)
             if known:
                 return Compared(key, cell.relative, known.median / relative)
         return None
@@ -479,7 +481,7 @@ class Controller:
         acceptance = self._counted.acceptance
         tokens = math.nan  # as long as acceptance is not known, nothing is clear
         if acceptance is not None:
-            tokens = acceptance.expected_tokens(length) / acceptance.expected_tokens(reference)
+            tokens = _worth(acceptance, length, reference)
         known = self._times.peek(key).get(reference)
         before = () if known is None else known.last(CLEAR_STEPS)
         cell.trial = Trial(length, reference, tokens, forecast, basis, before)
@@ -499,5 +501,9 @@ def _ranges(largest: int) -> list[tuple[int, int, int]]:
 
 def _loss(acceptance: Acceptance, slower: float, length: int, choice: int) -> float:
     """What a step of a trial loses, in steps of the choice: its time less that of its tokens."""
-    tokens = acceptance.expected_tokens(length) / acceptance.expected_tokens(choice)
-    return max(0.0, slower - tokens)
+    return max(0.0, slower - _worth(acceptance, length, choice))
+
+
+def _worth(acceptance: Acceptance, length: int, reference: int) -> float:
+    """Tokens of a step of a length over those of another: how much longer it may take."""
+    return acceptance.expected_tokens(length) / acceptance.expected_tokens(reference)

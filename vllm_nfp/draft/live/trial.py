@@ -103,7 +103,7 @@ class Trial:
     @property
     def complete(self) -> bool:
         """Whether both lengths have their steps, or few of them have told all."""
-        steps = min(self.timed(self.length), self.timed(self.reference))
+        steps = self._timed_of_each
         if steps >= TRIAL_STEPS:
             return steps >= MOST_TRIAL_STEPS or self._is_certain
         return steps >= CLEAR_STEPS and self._is_clear
@@ -111,8 +111,11 @@ class Trial:
     @property
     def patient(self) -> bool:
         """Whether more steps may be waited for."""
-        timed = min(self.timed(self.length), self.timed(self.reference))
-        return self.steps < 2 * PATIENCE * max(TRIAL_STEPS, timed)
+        return self.steps < 2 * PATIENCE * max(TRIAL_STEPS, self._timed_of_each)
+
+    @property
+    def _timed_of_each(self) -> int:
+        return min(self.timed(self.length), self.timed(self.reference))
 
     @property
     def ratio(self) -> float:
