@@ -75,6 +75,13 @@ FIXED = tuple(f"fixed:{k}" for k in LENGTHS)
 ROUND = "round"
 """All fixed lengths, one after the other, again and again."""
 ROUNDS_OF_LENGTHS = 2
+MORE_ROUNDS = 4
+"""Measured beyond the first two where they disagree: a slow spell of the host met one of them."""
+AGREE = 0.03
+"""Median distance of a length's rounds from their median, as a share of it, that is let pass; of
+lengths with a CUDA graph, since without one every step waits for the host."""
+WIDEST_GRAPH = 512
+"""vLLM's default, in tokens, which the engines keep."""
 STEPS_OF_ROUND, SKIPPED_OF_ROUND = 16, 6
 """Steps of each length at a time, and how many of them are not timed: they were in flight,
 verified the drafts of the length before, or were launched by a host that had run ahead."""
@@ -239,7 +246,7 @@ class Engine:
             self._step()
         count = Count()
         if command.policy == ROUND:
-            self._go_round(count, round(command.seconds))
+            self._go_round(count, command)
         else:
             self._go_on(count, command, 8, command.batch_size)
         return {**dataclasses.asdict(command), **count.row()}
@@ -251,10 +258,16 @@ class Engine:
             if made is not None:
                 count.add(made, self._live_length(command, batch_size))
 
-    def _go_round(self, count: Count, rounds: int) -> None:
-        for _ in range(rounds):
+    def _go_round(self, count: Count, command: Command) -> None:
+        """Every length several times, each time from the same contexts on.
+
+        A round makes some 500 tokens for each sequence. Were they kept, a step at 128 sequences
+        would read a tenth more at its end than at its beginning.
+        """
+        for _ in range(round(command.seconds)):
             for length in self.random.sample(LENGTHS, len(LENGTHS)):
                 self.scheduler.dynamic_sd_lookup = [length] * len(self.static)
+                self._hold(command.batch_size, command.context)
                 for number in range(STEPS_OF_ROUND):
                     made = self._step()
                     if made is None or number < SKIPPED_OF_ROUND:
@@ -560,6 +573,25 @@ def profile_of(spec: Path) -> Path:
     return spec / "probe" / "profile-0.json"
 
 
+def agree(rounds: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the rounds of a point tell each length's time alike.
+
+    Of more than two, most of them: their median is what counts.
+    """
+    times: dict[int, list[float]] = {}
+    for row in rounds:
+        for length, seconds in row["medians"].items():
+            if row["batch_size"] * (int(length) + 1) <= WIDEST_GRAPH:
+                times.setdefault(int(length), []).append(seconds)
+    return all(_deviation(found) <= AGREE * statistics.median(found) for found in times.values())
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """Median distance from the median; of two values, half of what is between them."""
+    middle = statistics.median(values)
+    return statistics.median(abs(value - middle) for value in values)
+
+
 def up_and_down(levels: Sequence[int]) -> tuple[int, ...]:
     """A ramp over the levels and back."""
     return (*levels, *reversed(levels[:-1]))
@@ -629,26 +661,31 @@ class Run:
         rng = random.Random(3)
         for context, sizes in contexts.items():
             for batch_size in sizes:
-                if self.left() < 5.0:
-                    return
-                settling = SETTLING_STEPS if batch_size <= 32 else SETTLING_STEPS // 2
-                if self.tiny:
-                    settling = TINY_SETTLING_STEPS
-                base = Command(batch_size, context, "live", MAIN_ACCEPTANCE, 0.0, settling)
-                for acceptance in ACCEPTANCES:  # the controllers settle
-                    self.spec.measure(dataclasses.replace(base, acceptance=acceptance))
-                cases = [("none", MAIN_ACCEPTANCE), (ROUND, MAIN_ACCEPTANCE)]
-                cases += [("live", acceptance) for acceptance in ACCEPTANCES]
-                for number in range(rounds):
-                    rng.shuffle(cases)
-                    for policy, acceptance in cases:
-                        self._one(dataclasses.replace(
-                            base, policy=policy, acceptance=acceptance, warm_steps=6,
-                            seconds=ROUNDS_OF_LENGTHS if policy == ROUND else self.seconds,
-                        ), number)  # fmt: skip
+                if self.left() >= 5.0:
+                    self._point(batch_size, context, rounds, rng)
             for row in self.spec.ask({"order": "trials"}):
                 self._write("trials.jsonl", row)
             self._ask_cost(context)
+
+    def _point(self, batch_size: int, context: int, rounds: int, rng: random.Random) -> None:
+        settling = SETTLING_STEPS if batch_size <= 32 else SETTLING_STEPS // 2
+        if self.tiny:
+            settling = TINY_SETTLING_STEPS
+        base = Command(batch_size, context, "live", MAIN_ACCEPTANCE, 0.0, settling)
+        for acceptance in ACCEPTANCES:  # the controllers settle
+            self.spec.measure(dataclasses.replace(base, acceptance=acceptance))
+        known = [("none", MAIN_ACCEPTANCE), (ROUND, MAIN_ACCEPTANCE)]
+        everything = [*known, *(("live", acceptance) for acceptance in ACCEPTANCES)]
+        taken: list[dict[str, Any]] = []
+        for number in range(rounds + MORE_ROUNDS):
+            if number >= rounds and (agree(taken) or self.left() < 5.0):
+                return
+            cases = everything if number < rounds else known
+            for policy, acceptance in rng.sample(cases, len(cases)):
+                taken += self._one(dataclasses.replace(
+                    base, policy=policy, acceptance=acceptance, warm_steps=6,
+                    seconds=ROUNDS_OF_LENGTHS if policy == ROUND else self.seconds,
+                ), number)  # fmt: skip
 
     def _ask_cost(self, context: int) -> None:
         """Note what the controllers have learned of drafts at this context."""
@@ -658,12 +695,15 @@ class Run:
             self._told.append({**row, "context": context})
             self._write("draft_costs.jsonl", self._told[-1])
 
-    def _one(self, command: Command, number: int) -> None:
+    def _one(self, command: Command, number: int) -> list[dict[str, Any]]:
+        """Measure and write; the rows of a round of the lengths, none of another policy."""
         worker = self.plain if command.policy == "none" else self.spec
-        for row in worker.measure(command):
+        rows = worker.measure(command)
+        for row in rows:
             self._write("points.jsonl", {**row, "round": number})
-            if command.policy == ROUND:
-                self._rounds.append(row)
+        found = rows if command.policy == ROUND else []
+        self._rounds += found
+        return found
 
     def ramps(self, acceptance: float, context: int, rounds: int) -> None:
         """A load that grows from one sequence to the most and shrinks again."""
@@ -718,6 +758,7 @@ class Run:
 )
 @click.option("--smoke", is_flag=True, help="A few points only.")
 @click.option("--only-long", is_flag=True, help="Context 8192 alone, and no ramp.")
+@click.option("--only-short", is_flag=True, help="Context 1024 alone, and no ramp.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
 @click.option("--worker", default=None, hidden=True)
 def main(
@@ -735,6 +776,7 @@ def main(
     cost_seconds: float,
     smoke: bool,
     only_long: bool,
+    only_short: bool,
     out: Path,
     worker: str | None,
 ) -> None:
@@ -767,7 +809,7 @@ def main(
             plain.ask({"order": "cost", "seconds": cost_seconds, "out": str(out)})
         spec.ask({"order": "scan"})
         run = Run(plain, spec, out, ends, tiny, seconds, method)
-        _carry_out(run, smoke, tiny, long_batch, only_long)
+        _carry_out(run, smoke, tiny, long_batch, only_long, only_short)
     finally:
         for process in (plain.process, spec.process):
             process.kill()
@@ -790,7 +832,9 @@ def _check_room(shape: str, layers: int, kv_gib: float, long_batch: int, flag: s
         )
 
 
-def _carry_out(run: Run, smoke: bool, tiny: bool, long_batch: int, only_long: bool) -> None:
+def _carry_out(
+    run: Run, smoke: bool, tiny: bool, long_batch: int, only_long: bool, only_short: bool
+) -> None:
     if tiny:
         run.points({64: (1, 4)}, 1)
         run.ramps(MAIN_ACCEPTANCE, 64, 1)
@@ -804,6 +848,8 @@ def _carry_out(run: Run, smoke: bool, tiny: bool, long_batch: int, only_long: bo
     else:
         run.warm_up(1024, (1, 128))
         run.points({1024: sizes}, 2)
+        if only_short:
+            return
         run.ramps(MAIN_ACCEPTANCE, 1024, 2)
     shorter = [batch_size for batch_size in reversed(sizes) if batch_size < long_batch]
     run.points({LONG_CONTEXT: (long_batch, *shorter)}, 2)

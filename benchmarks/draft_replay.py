@@ -29,6 +29,7 @@ from benchmarks.draft_lengths import (
     LEVEL_SECONDS,
     LEVELS,
     MAIN_ACCEPTANCE,
+    WIDEST_GRAPH,
     step_times,
     up_and_down,
 )
@@ -39,7 +40,6 @@ from vllm_nfp.draft.recommend import source_of
 
 STATIC_LENGTH = 3
 MOST_SEQUENCES = 128
-WIDEST_GRAPH = 512
 STEPS = 1500
 """Steps at each point, ten seconds or so; the last fifth of them is judged."""
 FIRST_STEPS = 400

@@ -75,6 +75,44 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+class Scattering(Answering):
+    """Now and then the host slows K = 0 down, as long as its step is short."""
+
+    def __init__(self, folder: Path, slow: tuple[float, ...]) -> None:
+        super().__init__(folder)
+        self.slow = list(slow)
+
+    def measure(self, command: draft_lengths.Command) -> list[dict[str, Any]]:
+        rows = super().measure(command)
+        if command.policy == "round" and self.slow:
+            rows[0]["medians"]["0"] *= self.slow.pop(0)
+        return rows
+
+
+@pytest.mark.parametrize(
+    ("slow", "rounds"),
+    [((), 2), ((1.0, 1.05), 2), ((1.0, 1.5), 3), ((1.5, 1.0, 1.4, 1.02), 5), ((1, 3, 2) * 2, 6)],
+)
+def test_rounds_that_disagree_are_repeated(
+    tmp_path: Path, slow: tuple[float, ...], rounds: int
+) -> None:
+    worker: Any = Scattering(tmp_path, slow)
+    run = draft_lengths.Run(worker, worker, tmp_path, time.monotonic() + 100, False, 0.01)
+    run.points({1024: (1,)}, 2)
+    rows = draft_table.read_rows(tmp_path / "points.jsonl")
+    assert sum(row["policy"] == "round" for row in rows) == rounds
+    assert sum(row["policy"] == "none" for row in rows) == rounds
+    assert sum(row["policy"] == "live" for row in rows) == 2 * 3
+
+
+def test_steps_without_a_cuda_graph_may_scatter() -> None:
+    def row(seconds: float) -> dict[str, Any]:
+        return {"batch_size": 64, "medians": {"7": 1.0, "8": seconds}}
+
+    assert draft_lengths.agree([row(1.0), row(2.0)])
+    assert not draft_lengths.agree([row(1.0), {"batch_size": 64, "medians": {"7": 1.1}}])
+
+
 def test_every_policy_is_measured_at_every_point(folder: Path) -> None:
     rows = draft_table.read_rows(folder / "points.jsonl")
     assert len(rows) == 3 * 2 * (1 + 1 + 3)
@@ -261,6 +299,6 @@ def test_long_sequences_are_measured_from_the_largest_batch_on(only_long: bool) 
             self.ramped = True
 
     run: Any = Noting()
-    draft_lengths._carry_out(run, False, False, 64, only_long)
+    draft_lengths._carry_out(run, False, False, 64, only_long, False)
     assert run.points_at[8192] == (64, 32, 16, 4, 1)
     assert (1024 in run.points_at) is run.ramped is not only_long
