@@ -148,6 +148,18 @@ def test_a_host_that_is_slow_at_times_misleads_no_trial(batch_size: int) -> None
         assert goodput(batch_size, length, acceptance) >= 0.98 * best(batch_size, acceptance)
 
 
+def test_a_verdict_from_a_slow_spell_does_not_last() -> None:
+    """While the host is slow, every step takes as long as the longest: drafts look free."""
+    server = Server(controller(2), lambda batch_size, _: staircase(batch_size, LENGTHS[-1]), 0.5)
+    server.serve(32, 400)
+    misled = server.controller.table(1024)[32]
+    assert goodput(32, misled, 0.5) < 0.8 * best(32, 0.5)
+    server.step_time = staircase
+    server.serve(32, 2000)
+    length = server.controller.table(1024)[32]
+    assert goodput(32, length, 0.5) > 0.98 * best(32, 0.5)
+
+
 def test_what_trials_may_lose_bounds_them() -> None:
     def lost(trial_loss: float) -> float:
         """Steps' worth of tokens."""

@@ -51,6 +51,10 @@ STALE_SECONDS = 60.0
 NEIGHBOUR_OCTAVES = 1.0
 """A cell without a choice of its own follows the nearest one that is no farther than this."""
 MOST_RESULTS = 256
+ANEW_AFTER, ANEW_AT_MOST = 1024, 8192
+"""Steps in a cell until it is compared anew, doubled each time. A length whose trial fell into a
+slow spell of the host may look so much better, or worse, than it is that no other is worth a look:
+such a verdict is not to last."""
 LOOK_EVERY = 32
 """Steps until lengths that were not worth a trial are looked at again."""
 DECIDE_EVERY = 4
@@ -115,8 +119,15 @@ class _Cell:
     tried: dict[int, float] = field(default_factory=dict)
     """When each was last compared, in seconds of the caller's clock."""
     trial: Trial | None = None
+    steps: int = 0
+    """Since what is known here was compared anew."""
+    anew_after: int = ANEW_AFTER
     next_look: int = 0
     """Step from which lengths that were not worth a trial are looked at again."""
+
+    def begin_anew(self, length: int) -> None:
+        """Nothing is known but that this length is in force."""
+        self.relative, self.tried, self.steps = {length: 1.0}, {}, 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +209,9 @@ class Controller:
         if step.seconds is not None:
             self._times.add(key, step.draft_length, step.seconds)
             self._model.saw(step.batch_size, step.draft_length, step.seconds)
-        trial = self._cell(key).trial
+        cell = self._cell(key)
+        cell.steps += 1
+        trial = cell.trial
         if trial is not None:
             trial.steps += 1
             self.trial_steps += step.draft_length == trial.length
@@ -359,7 +372,10 @@ class Controller:
             return
         if current not in cell.relative:
             # What was compared with another length says nothing of this one.
-            cell.relative, cell.tried = {current: 1.0}, {}
+            cell.begin_anew(current)
+        elif cell.steps >= cell.anew_after:
+            cell.begin_anew(current)
+            cell.anew_after = min(ANEW_AT_MOST, 2 * cell.anew_after)
         goodput = {k: acceptance.expected_tokens(k) / t for k, t in cell.relative.items()}
         allowed = [k for k in goodput if k in self._settings.lengths or k == current]
         best = max(allowed, key=lambda k: (goodput[k], -k))

@@ -132,6 +132,8 @@ class StepModel:
         """Seconds of the last steps without a CUDA graph: the host's, whatever the batch."""
         self.draft_seconds: dict[int, float] = {}
         """Time of one more drafted token beside its verification, by batch size, where told."""
+        self._told_by: dict[int, int] = {}
+        """Pairs of lengths that this rests on."""
 
     def set_curves(self, curves: Iterable[StepCurve]) -> None:
         """Take over the probe's latest curves of the whole step."""
@@ -150,11 +152,13 @@ class StepModel:
             self._without_graph.append(seconds)
 
     def learn_draft_seconds(self, at: Compared) -> None:
-        """Take in what was compared in a cell."""
+        """Take in what was compared in a cell, unless more pairs have told before."""
         seconds = {length: t * at.unit_seconds for length, t in at.relative.items()}
-        found = draft_token_seconds(seconds, lambda positions: self._ratio(at.key, positions))
-        if found is not None:
-            self.draft_seconds[at.key[0]] = found
+        found = _by_pairs(seconds, lambda positions: self._ratio(at.key, positions))
+        batch_size = at.key[0]
+        if found and len(found) >= self._told_by.get(batch_size, 0):
+            self.draft_seconds[batch_size] = max(0.0, statistics.median(found))
+            self._told_by[batch_size] = len(found)
 
     def forecast(
         self, here: Compared, length: int, reference: int, others: Iterable[Compared]
@@ -269,6 +273,12 @@ def draft_token_seconds(
         seconds: of a step, by draft length.
         ratio: t(N) / t(1) of verification by the number N of positions; None: not known.
     """
+    found = _by_pairs(seconds, ratio)
+    return max(0.0, statistics.median(found)) if found else None
+
+
+def _by_pairs(seconds: Mapping[int, float], ratio: Callable[[int], float | None]) -> list[float]:
+    """The same by each pair of neighbouring lengths that tells it."""
     found = []
     for short, long in itertools.pairwise(sorted(length for length in seconds if length > 0)):
         one, other = ratio(short + 1), ratio(long + 1)
@@ -278,7 +288,7 @@ def draft_token_seconds(
         drafts = long - short * grows
         if drafts >= TELLING * (long - short):
             found.append((seconds[long] - seconds[short] * grows) / drafts)
-    return max(0.0, statistics.median(found)) if found else None
+    return found
 
 
 def _on_the_line(measured: Mapping[int, float], length: int) -> float | None:
