@@ -472,8 +472,8 @@ def test_steps_without_a_graph_take_what_the_host_needs_at_least(dense_profile: 
     assert edges[32] > 4
     for one, other in zip(before, after, strict=True):
         for (n, was), (_, ratio) in zip(one.points, other.points, strict=True):
-            least = 30e-3 / other.seconds_at_one if other.batch_size * n > 128 else 0.0
-            assert ratio == pytest.approx(max(was, least))
+            host = sources.STEP_OVER_LAUNCH * 30e-3 if other.batch_size * n > 128 else 0.0
+            assert ratio == pytest.approx(max(was, host / other.seconds_at_one))
     found = {row.batch_size_first: row for row in recommend(wide, 0.9).rows}
     assert found[32].draft_length < 4, "the host takes ten times as long as the step"
 

@@ -27,6 +27,10 @@ COUNTERS = (DRAFTS, DRAFTED, ACCEPTED_PER_POSITION)
 
 SAME_STEP = 1.25
 """Two medians of one step on one device differ by less than this factor."""
+STEP_OVER_LAUNCH = 1.25
+"""A whole step of the host over launching its forward, which is all that a probe sees of it:
+scheduling, sampling and drafting come on top. Where the host set the pace, on H100, the engine took
+1.2 to 1.8 times as long (benchmarks/results/2026-11-26-h100-draft-lengths)."""
 MOST_PLACES = 512
 NO_GRAPH = "none"
 """How a step ran of which no part was in a CUDA graph."""
@@ -79,7 +83,7 @@ def curves_of_rows(rows: Iterable[CurveRow]) -> tuple[StepCurve, ...]:
     """The whole step's curves among the rows of a profile or snapshot, one for each cell.
 
     Where a step with one position has a CUDA graph, those without take at least as long as the
-    host needs to launch them, see :func:`_host_seconds`.
+    host needs for them, see :func:`_host_seconds`.
     """
     cells: dict[tuple[int, int], dict[int, CurveRow]] = {}
     for row in rows:
@@ -113,14 +117,14 @@ def _beyond_graphs(ways: Mapping[int, str]) -> frozenset[int]:
 
 
 def _host_seconds(rows: Iterable[CurveRow]) -> float:
-    """What the host needs to launch a step without a CUDA graph; 0 if none was measured.
+    """What the host needs for a step without a CUDA graph; 0 if none was measured.
 
     It hardly depends on the batch, and no such step takes less, though the GPU's clock, on which
-    probes are timed, may see less of it where the host was ahead. So it is at most the upper end
-    of each of these steps.
+    probes are timed, may see less of it where the host was ahead. So launching takes at most the
+    upper end of each of these steps.
     """
     uppers = [row.seconds_upper for row in rows if row.seconds_upper is not None]
-    return min(uppers, default=0.0)
+    return STEP_OVER_LAUNCH * min(uppers, default=0.0)
 
 
 def from_profile(profile: Profile, name: str = "the profile") -> Source:
