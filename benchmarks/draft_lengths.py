@@ -87,9 +87,11 @@ STEPS_OF_ROUND, SKIPPED_OF_ROUND = 16, 6
 verified the drafts of the length before, or were launched by a host that had run ahead."""
 SETTLING_STEPS = 300
 TINY_SETTLING_STEPS = 10
+PROBED_CONTEXTS = (1072, 8240)
+"""About where the sequences of 1024 and 8192 tokens are while they are timed."""
 PROBE = {
     "batch_sizes": [1, 4, 8, 16, 32, 64, 128],
-    "contexts": [1280, 8960],
+    "contexts": list(PROBED_CONTEXTS),
     "positions": [1, 2, 3, 4, 5, 7, 9],
     "max_positions": 9,
     "capture_seconds": 40.0,
@@ -606,7 +608,7 @@ def step_times(spec: Path) -> StepTimes:
         spec / "model",
         hardware="H100-SXM",
         batch_sizes=LEVELS,
-        contexts=(1280, 8960),
+        contexts=PROBED_CONTEXTS,
         max_positions=LONGEST + 1,
     )
 

@@ -7,8 +7,9 @@ on average at the set acceptance, on a host that nothing stops. Synthetic accept
 dice, so that the tokens that did come out scatter by several per cent where few are made.
 
 The time of a length is the median of its steps on the round of all lengths, and a policy is judged
-by the lengths that it ran at these times (``live``, ``ours``, ``docs``). ``live timed`` takes the
-times of the controller's own turns instead, which a slow spell of the host may have met alone.
+by the lengths that it ran at these times (``live``, ``ours``, ``docs``); beside ``live`` stands the
+length of most of its steps, others were trials. ``live timed`` takes the times of the controller's
+own turns instead, which a slow spell of the host may have met alone.
 Below the tables: whether tokens as they came and as expected agree over all steps, and the share of
 time in which the host was stopped.
 """
@@ -19,7 +20,7 @@ import itertools
 import json
 import statistics
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from benchmarks.draft_lengths import (
     LENGTHS,
     MAIN_ACCEPTANCE,
     ROUND,
+    WIDEST_GRAPH,
     profile_of,
     step_times,
 )
@@ -44,6 +46,8 @@ from vllm_nfp.draft.recommend import StepTimes, recommend
 from vllm_nfp.draft.schedule import FREE, DraftCost
 from vllm_nfp.profile import load_profile
 
+STEADY = 1.1
+"""Spread up to which a point's rounds tell one length from another within a few per cent."""
 Point = tuple[float, int, int]
 """(acceptance, context, batch size)."""
 Cell = tuple[int, int]
@@ -85,12 +89,16 @@ def length_seconds(rows: Sequence[Mapping[str, Any]]) -> dict[Cell, dict[int, fl
 
 
 def spread(rows: Sequence[Mapping[str, Any]], cell: Cell) -> float:
-    """Largest over smallest median of a length in a cell, of all its rounds; the worst length's."""
+    """Largest over smallest median of a length in a cell, of all its rounds; the worst length's.
+
+    Of lengths with a CUDA graph, since without one every step waits for the host.
+    """
     times: dict[str, list[float]] = defaultdict(list)
     for row in rows:
         if (row["context"], row["batch_size"]) == cell and row["policy"] != "live":
             for length, seconds in row["medians"].items():
-                times[f"{row['policy']} {length}"].append(seconds)
+                if cell[1] * (int(length) + 1) <= WIDEST_GRAPH:
+                    times[f"{row['policy']} {length}"].append(seconds)
     return max(max(values) / min(values) for values in times.values())
 
 
@@ -165,11 +173,25 @@ def raw_over_expected(rows: Sequence[Mapping[str, Any]]) -> float:
 
 
 def stalls(rows: Sequence[Mapping[str, Any]]) -> float:
-    """Share of the time that is beyond the steps' medians: what stopped the host."""
+    """Share of the time that is beyond the steps' medians: what stopped the host.
+
+    Of rounds it is not known: in theirs are the steps from length to length as well.
+    """
+    told = [row for row in rows if row["policy"] != ROUND]
     typical = sum(
-        count * row["medians"][length] for row in rows for length, count in row["lengths"].items()
+        count * row["medians"][length] for row in told for length, count in row["lengths"].items()
     )
-    return float(1.0 - typical / sum(row["elapsed"] for row in rows))
+    return float(1.0 - typical / sum(row["elapsed"] for row in told))
+
+
+def live_length(rows: Sequence[Mapping[str, Any]], point: Point) -> int:
+    """The length of most steps that the live controller ran at a point."""
+    steps: Counter[int] = Counter()
+    for row in rows:
+        at = (row["acceptance"], row["context"], row["batch_size"])
+        if row["policy"] == "live" and at == point:
+            steps.update({int(length): count for length, count in row["lengths"].items()})
+    return steps.most_common(1)[0][0]
 
 
 def length_in(table: Sequence[Sequence[int]], batch_size: int) -> int:
@@ -225,6 +247,7 @@ def point_rows(folder: Path) -> list[dict[str, Any]]:
             "documented_length": documented,
             "documented": fixed[documented] / fixed[best],
             "ours_length": ours, "ours": ours_rate / fixed[best],
+            "live_length": live_length(rows, point),
             "live": live / fixed[best], "live_timed": timed / fixed[best],
             "ours_over_none": ours_rate / none, "live_over_none": live / none,
             "spread": spread(rows, (context, batch_size)),
@@ -277,11 +300,15 @@ def _name(policy: str) -> str:
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """How the claims fare over the points."""
 
-    def below(key: str, least: float) -> int:
-        return sum(row[key] < least for row in rows)
+    def below(key: str, least: float, of: Sequence[Mapping[str, Any]] = rows) -> int:
+        return sum(row[key] < least for row in of)
 
+    steady = [row for row in rows if row["spread"] <= STEADY]
     return {
         "points": len(rows),
+        "steady_points": len(steady),
+        "steady_ours_beyond_2_percent": below("ours", 0.98, steady),
+        "steady_live_beyond_2_percent": below("live", 0.98, steady),
         **{
             f"{key}_worst": min(row[key] for row in rows)
             for key in (
@@ -328,7 +355,8 @@ def print_points(console: Console, title: str, rows: Sequence[Mapping[str, Any]]
             f"{row['acceptance']:g}", str(row["context"]), str(row["batch_size"]),
             str(row["best"]), f"{row['best_rate']:.0f}", f"{row['none']:.3f}",
             f"{row['zero']:.3f}", f"{row['documented']:.3f} (K={row['documented_length']})",
-            f"{row['ours']:.3f} (K={row['ours_length']})", f"{row['live']:.3f}",
+            f"{row['ours']:.3f} (K={row['ours_length']})",
+            f"{row['live']:.3f} (K={row['live_length']})",
             f"{row['live_timed']:.3f}", f"{row['spread']:.3f}",
         )  # fmt: skip
     console.print(table)
