@@ -160,6 +160,16 @@ def test_a_verdict_from_a_slow_spell_does_not_last() -> None:
     assert goodput(32, length, 0.5) > 0.98 * best(32, 0.5)
 
 
+def test_the_gain_over_the_schedule_is_known_after_all_is_compared_anew() -> None:
+    """The configured length is far behind by then, and is not tried again."""
+    server = Server(controller(8), staircase, 0.3)
+    server.serve(32, 5000)
+    row = server.controller.rows(1)[0]
+    expected = goodput(32, row.draft_length, 0.3) / goodput(32, 8, 0.3)
+    assert expected > 2.0
+    assert row.gain == pytest.approx(expected, rel=0.05)
+
+
 def test_what_trials_may_lose_bounds_them() -> None:
     def lost(trial_loss: float) -> float:
         """Steps' worth of tokens."""

@@ -116,6 +116,8 @@ class _Cell:
     gain: float | None = None
     relative: dict[int, float] = field(default_factory=dict)
     """Time of a step by draft length, over that of the first length in force here."""
+    before: dict[int, float] = field(default_factory=dict)
+    """The same as it was known before it was compared anew; no choice rests on it."""
     tried: dict[int, float] = field(default_factory=dict)
     """When each was last compared, in seconds of the caller's clock."""
     trial: Trial | None = None
@@ -126,7 +128,10 @@ class _Cell:
     """Step from which lengths that were not worth a trial are looked at again."""
 
     def begin_anew(self, length: int) -> None:
-        """Nothing is known but that this length is in force."""
+        """Nothing counts any more but that this length is in force."""
+        known = {**self.before, **self.relative}
+        unit = known.get(length)
+        self.before = {} if unit is None else {k: t / unit for k, t in known.items()}
         self.relative, self.tried, self.steps = {length: 1.0}, {}, 0
 
 
@@ -383,8 +388,11 @@ class Controller:
             best = current
         cell.reason = Reason.KEPT if best == current else Reason.FASTER
         cell.choice = best
-        static = goodput.get(self._static[batch_size])
-        cell.gain = None if static is None else goodput[best] / static
+        static = self._static[batch_size]
+        slower = cell.relative.get(static, cell.before.get(static))
+        cell.gain = None
+        if slower is not None:
+            cell.gain = goodput[best] * slower / acceptance.expected_tokens(static)
         self._maybe_try(key, cell, acceptance, goodput[best], now)
 
     def _maybe_try(
