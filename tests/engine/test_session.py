@@ -212,6 +212,23 @@ def test_a_probe_reads_distinct_blocks_and_varied_tokens(start: Callable[..., An
     assert batch.seq_lens.tolist() == [136] * 4
 
 
+def test_a_pairs_runs_share_their_tokens(start: Callable[..., Any]) -> None:
+    import torch
+
+    from vllm_nfp.probe import Shape
+
+    session = start(overhead_budget=0.0, startup_seconds=0.0)
+    engine = session._engine
+    tokens = {}
+    with torch.inference_mode():
+        for positions, draw in ((1, 3), (8, 3), (8, 4)):
+            engine.poll(engine.launch(Shape(4, 128, positions), draw))
+            batch = engine._prepared[4, positions].batch
+            tokens[positions, draw] = batch.input_ids[: batch.tokens].tolist()
+    assert tokens[8, 3][:4] == tokens[1, 3]
+    assert tokens[8, 4] != tokens[8, 3]
+
+
 def test_the_budget_bounds_the_measured_share(llm: Any, start: Callable[..., Any]) -> None:
     session = start(overhead_budget=0.2, startup_seconds=0.0)
     prober = session._prober

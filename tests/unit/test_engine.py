@@ -65,6 +65,14 @@ def test_the_bag_gives_live_tokens_once_it_has_them() -> None:
         bag.draw(65)
 
 
+def test_draws_of_one_number_begin_alike_and_others_spread_over_the_bag() -> None:
+    bag = TokenBag(1 << 30, 64, CPU, 0)
+    assert bag.draw(32, 5)[:4].tolist() == bag.draw(4, 5).tolist()
+    begins = {int(bag.draw(1, number)) for number in range(64)}
+    assert len(begins) > 48, "hardly any place is drawn twice"
+    assert begins != {int(TokenBag(1 << 30, 64, CPU, 1).draw(1, number)) for number in range(64)}
+
+
 def test_a_batch_has_the_lengths_of_a_decode_step_and_marks_its_padding() -> None:
     placement = Placement(Execution.FULL, padded_tokens=9, padded_sequences=3)
     batch = ProbeBatch(2, 3, placement, widths=[40], device=CPU)

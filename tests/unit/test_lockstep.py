@@ -263,6 +263,7 @@ class Engine:
 
     def __init__(self, refuses: Shape | None = None) -> None:
         self.launched: list[Shape] = []
+        self.draws: list[int] = []
         self.checked: list[Shape] = []
         self.open = 0
         self.refuses = refuses
@@ -277,9 +278,10 @@ class Engine:
         self.checked.append(shape)
         return shape != self.refuses
 
-    def launch(self, shape: Shape) -> Shape:
+    def launch(self, shape: Shape, draw: int = 0) -> Shape:
         assert shape != self.refuses
         self.launched.append(shape)
+        self.draws.append(draw)
         self.open += 1
         return shape
 
@@ -310,6 +312,7 @@ def test_a_scan_launches_the_same_on_all_ranks() -> None:
     )
     assert outcome == [None, None]
     assert engines[0].launched == engines[1].launched
+    assert engines[0].draws == engines[1].draws == [0, 0, 1, 1]
     assert [pair.many.shape.positions for pair in found] == [2, 2]
     outcomes = prober.outcomes
     assert (outcomes["startup"], outcomes["refused"]) == (2, 1)
@@ -338,6 +341,8 @@ def test_serving_launches_the_same_on_all_ranks() -> None:
         if theirs is not None:
             follow(engines[1], theirs)
     assert engines[0].launched == engines[1].launched
+    assert engines[0].draws == engines[1].draws
+    assert max(engines[0].draws) >= 1
     assert len(found) >= 4
     assert {r.many.shape.positions for r in found} == {2, 4}
     assert prober.budget.probe_seconds > 0, "pairs between steps are charged"

@@ -184,6 +184,7 @@ class FakeEngine:
     clock: FakeClock
     refused: set[int] = field(default_factory=set)
     launched: list[Shape] = field(default_factory=list)
+    draws: list[int] = field(default_factory=list)
     cold: set[int] = field(default_factory=set)
     """Position counts that are not ready yet."""
     prepared: list[int] = field(default_factory=list)
@@ -203,10 +204,11 @@ class FakeEngine:
         self.prepared.append(positions)
         self.clock.now += 0.02
 
-    def launch(self, shape: Shape) -> tuple[Shape, float]:
+    def launch(self, shape: Shape, draw: int = 0) -> tuple[Shape, float]:
         if shape.positions in self.refused:
             raise ShapeRefusedError("no memory")
         self.launched.append(shape)
+        self.draws.append(draw)
         self.clock.now += 0.001 * shape.positions
         return shape, self.clock.now
 
@@ -247,6 +249,22 @@ def run_step(prober: Prober, clock: FakeClock, step: EngineStep = DECODE) -> Non
     clock.now += 0.010
     prober.end_step()
     clock.done = clock.now
+
+
+def test_the_pairs_of_each_count_run_on_the_same_tokens_one_by_one() -> None:
+    prober, clock, _results = make(share=0.1)
+    for _ in range(500):
+        run_step(prober, clock)
+    prober.settle()
+    engine = prober._engine
+    assert isinstance(engine, FakeEngine)
+    draws: dict[int, list[int]] = {}
+    runs = list(zip(engine.launched, engine.draws, strict=True))
+    for (one, draw), (other, again) in zip(runs[::2], runs[1::2], strict=True):
+        assert draw == again, "both runs of a pair have the same tokens"
+        draws.setdefault(max(one.positions, other.positions), []).append(draw)
+    assert set(draws) == {2, 4}
+    assert all(found == list(range(len(found))) for found in draws.values())
 
 
 def test_pairs_run_between_decode_steps_within_the_budget() -> None:

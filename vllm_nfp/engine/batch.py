@@ -140,6 +140,10 @@ class BlockReader:
         )
 
 
+GOLDEN_RATIO = (5**0.5 - 1) / 2
+"""Multiples of it, without their whole parts, lie evenly between 0 and 1, however many they are."""
+
+
 class TokenBag:
     """Token ids that probes run on: those of recent prompts, random ones until there are any.
 
@@ -152,14 +156,15 @@ class TokenBag:
     """
 
     def __init__(self, vocab_size: int, size: int, device: torch.device, seed: int) -> None:
-        self._rng = np.random.default_rng(seed)
-        self._vocab_size = vocab_size
+        rng = np.random.default_rng(seed)
+        self._begin = float(rng.random())
         # Twice over, so that a batch can start anywhere without wrapping.
         self._host = torch.empty(2 * size, dtype=torch.int32, pin_memory=device.type == "cuda")
         self._size = size
         self._fill = 0
         self._device_ids = torch.empty(2 * size, dtype=torch.int32, device=device)
-        self._write(0, self._rng.integers(0, vocab_size, size, dtype=np.int32))
+        self._vocab_size = vocab_size
+        self._write(0, rng.integers(0, vocab_size, size, dtype=np.int32))
         self._changed = True
 
     def _write(self, start: int, ids: np.ndarray[Any, Any]) -> None:
@@ -180,14 +185,18 @@ class TokenBag:
         self._fill = (self._fill + len(ids)) % self._size
         self._changed = self._changed or len(ids) > 0
 
-    def draw(self, count: int) -> torch.Tensor:
-        """``count`` token ids on the device, from a random place."""
+    def draw(self, count: int, number: int = 0) -> torch.Tensor:
+        """``count`` token ids on the device.
+
+        Args:
+            number: draws of the same number begin at the same place, others spread over the bag.
+        """
         if self._changed:
             self._device_ids.copy_(self._host, non_blocking=True)
             self._changed = False
         if count > self._size:
             raise CellDoesNotFitError(f"{count} tokens in a step exceed the bag of {self._size}")
-        start = int(self._rng.integers(0, self._size))
+        start = int(self._size * ((self._begin + number * GOLDEN_RATIO) % 1.0))
         return self._device_ids[start : start + count]
 
 
@@ -240,13 +249,19 @@ class ProbeBatch:
         )
 
     def fill(
-        self, context: int, readers: Sequence[BlockReader], bag: TokenBag, variant: int = 0
+        self,
+        context: int,
+        readers: Sequence[BlockReader],
+        bag: TokenBag,
+        variant: int = 0,
+        draw: int = 0,
     ) -> None:
         """Set context length, blocks and token ids; enqueued on the stream, waits for nothing.
 
         Args:
             context: tokens already in each sequence's KV cache.
             variant: which of the disjoint sets of KV blocks to read.
+            draw: number of the draw from the bag.
         """
         length = context + self.positions_per_sequence
         torch.add(self._offsets, context, out=self.positions[: self.tokens])
@@ -254,7 +269,7 @@ class ProbeBatch:
         self.seq_lens_cpu[: self.batch_size].fill_(length)
         for table, reader in zip(self.tables, readers, strict=True):
             reader.fill(table, self.batch_size, length, variant)
-        self.input_ids[: self.tokens].copy_(bag.draw(self.tokens))
+        self.input_ids[: self.tokens].copy_(bag.draw(self.tokens, draw))
 
     def attention_metadata(
         self,

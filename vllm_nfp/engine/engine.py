@@ -645,8 +645,11 @@ class VllmProbeEngine:
         return self._place
 
     @_in_inference_mode
-    def launch(self, shape: Shape) -> Ticket:
+    def launch(self, shape: Shape, draw: int = 0) -> Ticket:
         """Enqueue the step and the modules of one shape; waits for nothing.
+
+        Args:
+            draw: which tokens to run on; runs of the same number share theirs as far as they go.
 
         Raises:
             ShapeRefusedError: if memory or the KV cache does not suffice.
@@ -654,7 +657,7 @@ class VllmProbeEngine:
         with _refused_without_memory():
             maybe_out_of_memory()
             prepared = self._prepared_for(shape)
-            metadata = self._inputs(shape, prepared)
+            metadata = self._inputs(shape, prepared, draw)
             return self._launch(shape, prepared, metadata)
 
     @_in_inference_mode
@@ -708,10 +711,10 @@ class VllmProbeEngine:
             self._shelf.use(key)
         return prepared
 
-    def _inputs(self, shape: Shape, prepared: _Prepared) -> dict[str, Any]:
+    def _inputs(self, shape: Shape, prepared: _Prepared, draw: int = 0) -> dict[str, Any]:
         """Fill the batch; its attention metadata."""
         maybe_fail("prepare")
-        prepared.batch.fill(shape.context, self._readers, self.bag)
+        prepared.batch.fill(shape.context, self._readers, self.bag, draw=draw)
         metadata = self._forward.metadata(prepared.batch, shape.context, for_capture=False)
         maybe_fail("forward")
         return metadata

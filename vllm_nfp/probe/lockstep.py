@@ -32,7 +32,7 @@ from typing import Any, Protocol
 STEPS_PER_EXCHANGE = 8
 """Some 50 ms of serving: a pair within 1 % of the time comes every few hundred steps."""
 LEADER = 0
-VALUES = 10
+VALUES = 11
 """Integers of each rank's part of an exchange."""
 _DIGEST_MODULUS = (1 << 31) - 1
 
@@ -72,6 +72,8 @@ class Pair:
     context: int
     positions: int
     baseline_first: bool
+    draw: int = 0
+    """Which tokens both run on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,10 +215,10 @@ class Lockstep:
         fault = self._wire.rank + 1 if self._faulty else 0
         digest = self._digest ^ zlib.crc32(topic.encode())
         numbers = (self._number, -self._number, digest, -digest)
-        shape = (0, 0, 0, 0)
+        shape = (0, 0, 0, 0, 0)
         if pair is not None:
             first = 1 if pair.baseline_first else 0
-            shape = (pair.batch_size, pair.context, pair.positions, first)
+            shape = (pair.batch_size, pair.context, pair.positions, first, pair.draw)
         return self._wire.begin((*numbers, fault, int(refused), *shape))
 
     def _read(self, values: Sequence[int]) -> _Outcome:
@@ -227,6 +229,6 @@ class Lockstep:
             raise DivergedError(f"the ranks are at exchanges {-least_negated} to {most}")
         if digest != -digest_negated:
             raise DivergedError("the ranks have not had the same settings and steps")
-        batch_size, context, positions, first = shape
-        pair = Pair(batch_size, context, positions, bool(first)) if batch_size else None
+        batch_size, context, positions, first, draw = shape
+        pair = Pair(batch_size, context, positions, bool(first), draw) if batch_size else None
         return _Outcome(bool(refused), pair)

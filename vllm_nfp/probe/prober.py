@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -82,6 +83,7 @@ class Prober:
         self._config = config
         self._now = now
         self._rng = random.Random(config.seed)
+        self._draws: Counter[Target] = Counter()
         self._flight: _Flight | None = None
         self._pending: Target | None = None
         """The target whose shapes are being made ready."""
@@ -233,9 +235,19 @@ class Prober:
             self._fly(None, [], False, start, begun, account)
 
     def _launch(self, target: Target, account: str) -> None:
-        self._run(target, self._rng.random() < 0.5, account)
+        self._run(target, self._rng.random() < 0.5, self._next_draw(target), account)
 
-    def _run(self, target: Target, baseline_first: bool, account: str) -> None:
+    def _next_draw(self, target: Target) -> int:
+        """Which tokens the next pair of the target runs on: the same for all N, pair by pair.
+
+        With experts the time of a step hangs on its tokens: with few sequences, by several per
+        cent. Pairs of different N are alike in that, so that it does not come between their ratios.
+        """
+        draw = self._draws[target]
+        self._draws[target] += 1
+        return draw
+
+    def _run(self, target: Target, baseline_first: bool, draw: int, account: str) -> None:
         one, many = _shapes(target)
         begun, start = time.perf_counter(), self._clock.mark()
         order = (one, many) if baseline_first else (many, one)
@@ -243,7 +255,7 @@ class Prober:
         complete = False
         try:
             for shape in order:
-                tickets.append(self._engine.launch(shape))
+                tickets.append(self._engine.launch(shape, draw))
             complete = True
         finally:
             # A run whose partner was refused is read and forgotten.

@@ -35,7 +35,6 @@ def shapes_of(pair: Pair) -> tuple[Shape, Shape]:
 
 def can_launch(engine: RankedEngine, pair: Pair) -> bool:
     """Whether this rank can launch both runs of the pair."""
-    # Both are tried on every rank, so that all draw the same token ids.
     possible = [engine.can_launch(shape) for shape in shapes_of(pair)]
     return all(possible)
 
@@ -43,7 +42,7 @@ def can_launch(engine: RankedEngine, pair: Pair) -> bool:
 def follow(engine: RankedEngine, pair: Pair) -> None:
     """Launch a pair for the leader's sake; its times are read by nobody."""
     for shape in shapes_of(pair):
-        engine.discard(engine.launch(shape))
+        engine.discard(engine.launch(shape, pair.draw))
 
 
 def follow_scan(engine: RankedEngine, lockstep: Lockstep) -> None:
@@ -113,7 +112,8 @@ class LeadingProber(Prober):
         self._asked = False
         target = Target(pair.batch_size, pair.context, pair.positions)
         try:
-            self._run(target, pair.baseline_first, "startup" if self._scanning else "measured")
+            account = "startup" if self._scanning else "measured"
+            self._run(target, pair.baseline_first, pair.draw, account)
         except ShapeRefusedError:
             self.refused(pair)
 
@@ -122,7 +122,8 @@ class LeadingProber(Prober):
         return True
 
     def _launch(self, target: Target, account: str) -> None:
-        pair = Pair(target.batch_size, target.context, target.positions, self._rng.random() < 0.5)
+        first, draw = self._rng.random() < 0.5, self._next_draw(target)
+        pair = Pair(target.batch_size, target.context, target.positions, first, draw)
         if not self._scanning:
             self._wanted = pair
             return

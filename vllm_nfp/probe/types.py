@@ -99,8 +99,11 @@ class ProbeEngine(Protocol):
         """
         ...
 
-    def launch(self, shape: Shape) -> Any:
+    def launch(self, shape: Shape, draw: int = 0) -> Any:
         """Enqueue one run and return a ticket for its timing; waits for nothing.
+
+        Args:
+            draw: which tokens to run on; runs of the same number share theirs as far as they go.
 
         Raises:
             ShapeRefusedError: if the shape cannot be run.
