@@ -103,8 +103,8 @@ def test_rules_evaluate_and_record(prometheus: Prometheus) -> None:
         if "record" in rule:
             assert prometheus.now(rule["record"]), f"{rule['record']} is empty"
     # The MoE model has one free position there and runs four: not yet for ten minutes. Until its
-    # drafts have a rate, which takes two scrapes, another alert is there in its place; after a scrape
-    # that a busy machine has missed, one that names no model.
+    # drafts have a rate, which takes two scrapes, another alert is there in its place; after a
+    # scrape that a busy machine has missed, one that names no model.
     expected = [("NfpDraftLengthBeyondFree", "model-moe")]
     ends = time.monotonic() + 30
     while _alerts(prometheus) != expected and time.monotonic() < ends:
