@@ -580,12 +580,19 @@ def agree(rounds: Sequence[Mapping[str, Any]]) -> bool:
 
     Of more than two, most of them: their median is what counts.
     """
-    times: dict[int, list[float]] = {}
-    for row in rounds:
+    return all(
+        _deviation(found) <= AGREE * statistics.median(found) for found in graphed_medians(rounds)
+    )
+
+
+def graphed_medians(rows: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+    """Medians over all rows of each policy's draft lengths that have a CUDA graph."""
+    times: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
         for length, seconds in row["medians"].items():
             if row["batch_size"] * (int(length) + 1) <= WIDEST_GRAPH:
-                times.setdefault(int(length), []).append(seconds)
-    return all(_deviation(found) <= AGREE * statistics.median(found) for found in times.values())
+                times.setdefault((row["policy"], length), []).append(seconds)
+    return list(times.values())
 
 
 def _deviation(values: Sequence[float]) -> float:
@@ -786,6 +793,8 @@ def main(
     if worker is not None:
         work(Settings(**json.loads(worker)), out)
         return
+    if only_long and only_short:
+        raise click.UsageError("--only-long and --only-short leave no context: give one of them")
     ends = time.monotonic() + limit_seconds
     if not (tiny or smoke):
         extra = method in shapes.DRAFT_HEADS

@@ -36,7 +36,7 @@ from benchmarks.draft_lengths import (
     LENGTHS,
     MAIN_ACCEPTANCE,
     ROUND,
-    WIDEST_GRAPH,
+    graphed_medians,
     profile_of,
     step_times,
 )
@@ -93,13 +93,12 @@ def spread(rows: Sequence[Mapping[str, Any]], cell: Cell) -> float:
 
     Of lengths with a CUDA graph, since without one every step waits for the host.
     """
-    times: dict[str, list[float]] = defaultdict(list)
-    for row in rows:
-        if (row["context"], row["batch_size"]) == cell and row["policy"] != "live":
-            for length, seconds in row["medians"].items():
-                if cell[1] * (int(length) + 1) <= WIDEST_GRAPH:
-                    times[f"{row['policy']} {length}"].append(seconds)
-    return max(max(values) / min(values) for values in times.values())
+    here = [
+        row
+        for row in rows
+        if (row["context"], row["batch_size"]) == cell and row["policy"] != "live"
+    ]
+    return max(max(values) / min(values) for values in graphed_medians(here))
 
 
 def filed_under(context: int, probed: Iterable[int]) -> int | None:

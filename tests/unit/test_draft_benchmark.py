@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 import pytest
+from click.testing import CliRunner
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT))
@@ -106,11 +107,21 @@ def test_rounds_that_disagree_are_repeated(
 
 
 def test_steps_without_a_cuda_graph_may_scatter() -> None:
-    def row(seconds: float) -> dict[str, Any]:
-        return {"batch_size": 64, "medians": {"7": 1.0, "8": seconds}}
+    def row(medians: dict[str, float]) -> dict[str, Any]:
+        return {"policy": "round", "batch_size": 64, "medians": medians}
 
-    assert draft_lengths.agree([row(1.0), row(2.0)])
-    assert not draft_lengths.agree([row(1.0), {"batch_size": 64, "medians": {"7": 1.1}}])
+    first = row({"7": 1.0, "8": 1.0})
+    assert draft_lengths.agree([first, row({"7": 1.0, "8": 2.0})])
+    assert not draft_lengths.agree([first, row({"7": 1.1})])
+
+
+def test_contexts_that_exclude_each_other_are_refused(tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        draft_lengths.main, ["--only-long", "--only-short", "--out", str(tmp_path / "out")]
+    )
+    assert done.exit_code == 2
+    assert "--only-long and --only-short leave no context" in done.output
+    assert not (tmp_path / "out").exists()
 
 
 def test_every_policy_is_measured_at_every_point(folder: Path) -> None:

@@ -158,12 +158,12 @@ class TokenBag:
     def __init__(self, vocab_size: int, size: int, device: torch.device, seed: int) -> None:
         rng = np.random.default_rng(seed)
         self._begin = float(rng.random())
+        self._vocab_size = vocab_size
         # Twice over, so that a batch can start anywhere without wrapping.
         self._host = torch.empty(2 * size, dtype=torch.int32, pin_memory=device.type == "cuda")
         self._size = size
         self._fill = 0
         self._device_ids = torch.empty(2 * size, dtype=torch.int32, device=device)
-        self._vocab_size = vocab_size
         self._write(0, rng.integers(0, vocab_size, size, dtype=np.int32))
         self._changed = True
 

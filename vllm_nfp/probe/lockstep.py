@@ -29,6 +29,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from vllm_nfp.probe.types import Shape
+
 STEPS_PER_EXCHANGE = 8
 """Some 50 ms of serving: a pair within 1 % of the time comes every few hundred steps."""
 LEADER = 0
@@ -74,6 +76,13 @@ class Pair:
     baseline_first: bool
     draw: int = 0
     """Which tokens both run on."""
+
+    @property
+    def shapes(self) -> tuple[Shape, Shape]:
+        """The two runs in the order in which they are launched."""
+        one = Shape(self.batch_size, self.context, 1)
+        many = Shape(self.batch_size, self.context, self.positions)
+        return (one, many) if self.baseline_first else (many, one)
 
 
 @dataclass(frozen=True, slots=True)

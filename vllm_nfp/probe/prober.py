@@ -16,6 +16,7 @@ from typing import Any
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.faults import maybe_fail
 from vllm_nfp.probe.budget import Budget
+from vllm_nfp.probe.lockstep import Pair
 from vllm_nfp.probe.plan import CellKey, Planner, Target, bucket
 from vllm_nfp.probe.types import EngineStep, PairResult, ProbeEngine, Shape, ShapeRefusedError
 from vllm_nfp.timing import Clock, Mark, StepTimer
@@ -235,31 +236,31 @@ class Prober:
             self._fly(None, [], False, start, begun, account)
 
     def _launch(self, target: Target, account: str) -> None:
-        self._run(target, self._rng.random() < 0.5, self._next_draw(target), account)
+        self._run(self._next_pair(target), account)
 
-    def _next_draw(self, target: Target) -> int:
-        """Which tokens the next pair of the target runs on: the same for all N, pair by pair.
+    def _next_pair(self, target: Target) -> Pair:
+        """The next pair of the target, in random order, on the same tokens for all N, one by one.
 
         With experts the time of a step hangs on its tokens: with few sequences, by several per
         cent. Pairs of different N are alike in that, so that it does not come between their ratios.
         """
-        draw = self._draws[target]
+        first, draw = self._rng.random() < 0.5, self._draws[target]
         self._draws[target] += 1
-        return draw
+        return Pair(target.batch_size, target.context, target.positions, first, draw)
 
-    def _run(self, target: Target, baseline_first: bool, draw: int, account: str) -> None:
-        one, many = _shapes(target)
+    def _run(self, pair: Pair, account: str) -> None:
+        target = Target(pair.batch_size, pair.context, pair.positions)
         begun, start = time.perf_counter(), self._clock.mark()
-        order = (one, many) if baseline_first else (many, one)
         tickets: list[Any] = []
         complete = False
         try:
-            for shape in order:
-                tickets.append(self._engine.launch(shape, draw))
+            for shape in pair.shapes:
+                tickets.append(self._engine.launch(shape, pair.draw))
             complete = True
         finally:
             # A run whose partner was refused is read and forgotten.
-            self._fly(target if complete else None, tickets, baseline_first, start, begun, account)
+            flown = target if complete else None
+            self._fly(flown, tickets, pair.baseline_first, start, begun, account)
 
     def _fly(
         self,

@@ -26,22 +26,15 @@ class RankedEngine(ProbeEngine, Protocol):
         ...
 
 
-def shapes_of(pair: Pair) -> tuple[Shape, Shape]:
-    """The pair's two runs in the order in which they are launched."""
-    one = Shape(pair.batch_size, pair.context, 1)
-    many = Shape(pair.batch_size, pair.context, pair.positions)
-    return (one, many) if pair.baseline_first else (many, one)
-
-
 def can_launch(engine: RankedEngine, pair: Pair) -> bool:
     """Whether this rank can launch both runs of the pair."""
-    possible = [engine.can_launch(shape) for shape in shapes_of(pair)]
+    possible = [engine.can_launch(shape) for shape in pair.shapes]
     return all(possible)
 
 
 def follow(engine: RankedEngine, pair: Pair) -> None:
     """Launch a pair for the leader's sake; its times are read by nobody."""
-    for shape in shapes_of(pair):
+    for shape in pair.shapes:
         engine.discard(engine.launch(shape, pair.draw))
 
 
@@ -110,10 +103,8 @@ class LeadingProber(Prober):
     def launch(self, pair: Pair) -> None:
         """Launch a pair that all ranks launch."""
         self._asked = False
-        target = Target(pair.batch_size, pair.context, pair.positions)
         try:
-            account = "startup" if self._scanning else "measured"
-            self._run(target, pair.baseline_first, pair.draw, account)
+            self._run(pair, "startup" if self._scanning else "measured")
         except ShapeRefusedError:
             self.refused(pair)
 
@@ -122,8 +113,7 @@ class LeadingProber(Prober):
         return True
 
     def _launch(self, target: Target, account: str) -> None:
-        first, draw = self._rng.random() < 0.5, self._next_draw(target)
-        pair = Pair(target.batch_size, target.context, target.positions, first, draw)
+        pair = self._next_pair(target)
         if not self._scanning:
             self._wanted = pair
             return
