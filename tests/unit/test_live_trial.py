@@ -62,6 +62,19 @@ def test_a_slow_spell_at_one_turn_is_not_taken_for_a_slow_length() -> None:
     assert not turns(trial(), (1.4, 1.4)).complete, "it began with its turn"
 
 
+def test_one_bad_turn_of_few_leaves_a_trial_open() -> None:
+    """It is in two of three pairs, which agree on a wrong ratio."""
+    tried = trial(tokens=2.0)
+    for length, seconds, steps in ((4, 3.2, 4), (3, 2.0, TRIAL_STEPS), (4, 3.2, 4)):
+        for _ in range(steps):
+            tried.add(length, seconds)
+    assert tried.ratio == pytest.approx(1.6)
+    assert not tried.complete
+    turns(tried, (3.2, 1.0), (3.2, 1.0))
+    assert tried.complete
+    assert tried.ratio == pytest.approx(3.2)
+
+
 def test_without_steps_from_before_nothing_is_clear_after_one_turn() -> None:
     assert not turns(trial(before=()), (9.0, 1.0)).complete
 

@@ -25,6 +25,11 @@ CLEAR = 1.25
 DEVIATIONS_TO_ERROR = 1.858
 """Standard error of a median times the root of n, over the median absolute deviation, of normal
 errors: 1.2533 x 1.4826."""
+FEW_PAIRS = 6
+"""Turns next to each other below which one bad turn, which is in two of them, may shift the median
+without a trace in the median deviation: all deviations count."""
+MEDIAN_TO_MEAN = 1.2533
+"""Standard error of a median over that of a mean, of normal errors."""
 PATIENCE = 4
 """A trial ends after this many times as many steps, if too few of them could be timed."""
 
@@ -126,6 +131,8 @@ class Trial:
     def error(self) -> float:
         """Standard error of the ratio's logarithm, from how the turns scatter."""
         logs = [math.log(ratio) for ratio in self._ratios()]
+        if 1 < len(logs) < FEW_PAIRS:
+            return MEDIAN_TO_MEAN * statistics.stdev(logs) / math.sqrt(len(logs))
         middle = statistics.median(logs)
         deviation = statistics.median(abs(one - middle) for one in logs)
         return DEVIATIONS_TO_ERROR * deviation / math.sqrt(len(logs))
