@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 GPU_RESULTS = ROOT / "benchmarks" / "results" / "2026-11-24-h100"
 
-# A busy machine is no fault of an example. The same examples each time, so that a change is judged by
-# what it does; NFP_THOROUGH=1 looks for new ones.
+# A busy machine is no fault of an example. The same examples each time, so that a change is judged
+# by what it does; NFP_THOROUGH=1 looks for new ones.
 settings.register_profile(
     "unhurried", deadline=None, derandomize=not os.environ.get("NFP_THOROUGH")
 )
