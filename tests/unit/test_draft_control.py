@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ from vllm_nfp.engine.draft_lengths import (
     _shown,
     candidate_lengths,
     covering_table,
+    give_speculation,
+    given_speculation,
     prepare_speculation,
 )
 from vllm_nfp.metrics.control import (
@@ -228,6 +231,30 @@ def test_an_injected_fault_is_contained(
     assert "InjectedFault" in reported(tmp_path, ControlState.DISABLED).reason
 
 
+def test_a_vllm_with_other_settings_still_starts(
+    config: ProbeConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scheduler = Scheduler()
+    del scheduler.vllm_config.parallel_config.data_parallel_index
+    assert attach(scheduler, config) is None
+    assert "data_parallel_index" in caplog.text
+    assert scheduler.dynamic_sd_lookup == STATIC
+
+
+def test_the_method_is_told_and_makes_no_strange_label(config: ProbeConfig, tmp_path: Path) -> None:
+    def methods() -> list[str]:
+        found = read_control(tmp_path / "control-0.json")
+        samples = [s for m in control_families([found]) for s in m.samples]
+        return [s.labels["method"] for s in samples if s.name == "vllm_nfp_draft_control_info"]
+
+    assert attach(Scheduler(method="ngram_gpu"), config) is not None
+    reported(tmp_path, ControlState.LEARNING)
+    assert methods() == ["ngram_gpu"]
+    assert attach(Scheduler(method="Strange One"), config) is None
+    reported(tmp_path, ControlState.DISABLED)
+    assert methods() == []
+
+
 def test_lengths_to_choose_from() -> None:
     assert candidate_lengths(ProbeConfig(), 5, [5, 5, 2]) == (0, 1, 2, 3, 4, 5)
     assert candidate_lengths(ProbeConfig(draft_lengths=(0, 4)), 5, [5]) == (0, 4, 5)
@@ -265,6 +292,29 @@ def test_speculation_that_cannot_be_controlled_is_refused_at_the_command_line(
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         prepare_speculation(settings, data_parallel)
+
+
+def test_speculation_may_be_given_in_any_of_vllms_ways() -> None:
+    def given(**flags: Any) -> Any:
+        args = argparse.Namespace(**flags)
+        give_speculation(args, prepare_speculation(given_speculation(args), 1))
+        return args
+
+    table = {"num_speculative_tokens_per_batch_size": [[1, 1, 4]]}
+    whole = {"method": "ngram", "num_speculative_tokens": 4, **table}
+    dashed = given(speculative_config={"method": "ngram", "num-speculative-tokens": 4})
+    assert dashed.speculative_config == whole
+    short = given(speculative_config=None, spec_method="ngram", spec_tokens=4, spec_model=None)
+    assert short.speculative_config == whole
+    assert (short.spec_method, short.spec_tokens) == (None, None)
+    mixed = given(speculative_config={"num_speculative_tokens": 4}, spec_method="ngram")
+    assert mixed.speculative_config == whole
+    # vLLM refuses a setting that is named twice, and goes on doing so.
+    twice = {"method": "ngram", "num_speculative_tokens": 4}
+    left = given(speculative_config=twice, spec_tokens=5)
+    assert left.speculative_config == whole
+    assert left.spec_tokens == 5
+    assert given_speculation(argparse.Namespace(speculative_config=None)) is None
 
 
 def test_a_fixed_length_becomes_a_table_and_a_table_stays() -> None:

@@ -18,8 +18,8 @@ from vllm_nfp.draft import (
     make_schedule,
 )
 from vllm_nfp.draft.acceptance import from_counters
-from vllm_nfp.draft.curve import curve_of_seconds, dearer
-from vllm_nfp.draft.schedule import best_length, good_lengths
+from vllm_nfp.draft.curve import LARGEST_BATCH_SIZE, LARGEST_COUNT, curve_of_seconds, dearer
+from vllm_nfp.draft.schedule import LARGEST_DRAFT_LENGTH, best_length, good_lengths
 from vllm_nfp.draft.speculative_config import speculative_config, table
 
 COUNTS = (1, 2, 3, 4, 6, 8, 12)
@@ -97,7 +97,8 @@ def test_counters_of_a_server_are_read() -> None:
         (lambda: Acceptance((0.5,) * 600), "given for 600 drafts"),
         (lambda: from_rates([0.5, 0.6]), "rates rise from 0.5 to 0.6"),
         (lambda: from_rates([1.5]), "rate 1.5 is no share"),
-        (lambda: from_counters(5, [9]), "rate 1.8 is no share"),
+        (lambda: from_counters(5, [9]), "contradict each other .9 tokens accepted after 5."),
+        (lambda: from_counters(9, [5, 6]), "contradict each other .6 tokens accepted after 5."),
         (lambda: DraftCost(seconds_once=-1.0), "cost must be 0 or more, not -1"),
     ],
 )
@@ -202,6 +203,7 @@ def test_sharing_gives_up_no_more_than_the_slack(
         step = {1: 0, 8: 1, 32: 2}.get(row.batch_size_first)
         if step is not None:
             top = best.gain(steps[step], best_length(steps[step], best))
+            assert row.scheduled_gain is not None
             assert row.scheduled_gain >= (1 - slack) * top * (1 - 1e-9)
             assert row.scheduled_gain >= 1.0
 
@@ -212,7 +214,34 @@ def test_a_longer_context_may_want_longer_drafts() -> None:
     made = make_schedule([cheap, steep], Demand(constant(0.9), slack=0.0))
     assert {row.context: row.draft_length for row in made.rows} == {64: 1, 4096: 11}
     assert {row.scheduled_draft_length for row in made.rows} == {made.ranges[0].draft_length}
-    assert all(row.gain >= row.scheduled_gain >= 1.0 for row in made.rows)
+    assert all(row.gain >= (row.scheduled_gain or 0.0) >= 1.0 for row in made.rows)
+
+
+def test_a_context_where_a_batch_was_not_measured_has_no_say_in_it() -> None:
+    """Such a batch may not fit into memory there; what the table's K wins there is not known."""
+    free, costly = [1.0] * 6, [9.0] * 6
+    made = make_schedule(
+        [curve(free, 1), curve(free, 8), curve(costly, 1, 4096)],
+        Demand(constant(0.5), max_draft_length=3, slack=0.0),
+    )
+    assert [(r.batch_size_first, r.batch_size_last, r.draft_length) for r in made.ranges] == [
+        (1, 1, 0), (2, 8, 3)
+    ]  # fmt: skip
+    (eight,) = (row for row in made.rows if (row.batch_size_first, row.context) == (8, 4096))
+    assert (eight.draft_length, eight.scheduled_draft_length) == (0, 3)
+    assert (eight.basis, eight.scheduled_gain) == ("unknown", None)
+
+
+def test_no_draft_is_longer_than_any_that_is_served() -> None:
+    """However many positions a file says were measured: each length is looked at."""
+    wide = StepCurve(1, 1024, 0.01, ((1, 1.0), (LARGEST_COUNT, 1.0)))
+    lengths = Demand(constant(0.5)).lengths(wide)
+    assert (len(lengths), lengths[-1]) == (LARGEST_DRAFT_LENGTH + 1, LARGEST_DRAFT_LENGTH)
+    with pytest.raises(ValueError, match="positions a sequence, above"):
+        StepCurve(1, 1024, 0.01, ((1, 1.0), (LARGEST_COUNT + 1, 1.0)))
+    for batch_size in (0, LARGEST_BATCH_SIZE + 1):
+        with pytest.raises(ValueError, match="batch size outside 1 to"):
+            StepCurve(batch_size, 1024, 0.01, ((1, 1.0),))
 
 
 def test_ranges_cover_all_batch_sizes_and_stay_dry_where_nothing_was_measured() -> None:
@@ -320,7 +349,7 @@ def test_settings_for_vllm() -> None:
     }
     with pytest.raises(ValueError, match="needs the folder or name of its draft model"):
         speculative_config(made, "draft_model")
-    with pytest.raises(ValueError, match="'medusa' is none of ngram, eagle"):
+    with pytest.raises(ValueError, match="'medusa' is none of ngram, ngram_gpu, eagle"):
         speculative_config(made, "medusa")
     nowhere = make_schedule([curve([9.0] * 6, 1)], Demand(constant(0.1)))
     with pytest.raises(ValueError, match="drafts pay at no batch size"):

@@ -271,6 +271,36 @@ def test_a_change_of_acceptance_is_noticed_and_goes_back_to_the_schedule_first()
     assert goodput(16, server.settled(16), 0.1) >= 0.98 * best(16, 0.1)
 
 
+def test_after_a_change_of_acceptance_the_times_are_still_known() -> None:
+    live = controller(static=2, with_curves=False)
+    server = Server(live, staircase, 0.9)
+    server.serve(16, 1500)
+    before = live.trial_steps
+    for acceptance in (0.1, 0.9) * 6:
+        server.acceptance = acceptance
+        server.serve(16, 600)
+        assert goodput(16, server.settled(16), acceptance) >= 0.98 * best(16, acceptance)
+    assert live.decisions[Reason.CHANGED] >= 10
+    assert live.trial_steps - before < 2 * before, "most is known"
+
+
+def test_a_trial_ends_though_the_load_comes_back_for_a_step_at_a_time() -> None:
+    def time(batch_size: int, length: int) -> float:
+        return 5e-3 * (6.0 if length > 4 else 1.0)
+
+    live = Controller([0, *[2] * 128], Settings((0, 2, 8)))
+    server = Server(live, time, 0.9)
+    while not (live.rows(1) and live.table(1024)[7] == 8):
+        server.serve(7, 1)
+    began, lengths = live.trial_steps, []
+    for _ in range(200):
+        lengths += [*server.serve(7, 1), *server.serve(8, 1)]
+    assert lengths.count(8) < 40
+    assert live.table(1024)[7] == live.table(1024)[8] == 2
+    assert live.results
+    assert live.trial_steps > began
+
+
 def test_drafts_that_lose_are_given_up_and_come_back_when_they_win() -> None:
     def dear(batch_size: int, length: int) -> float:
         return 5e-3 * (1.0 + 0.4 * length)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
@@ -17,6 +18,7 @@ from vllm_nfp import scrape
 from vllm_nfp.cli import main
 from vllm_nfp.draft import AcceptanceError, DraftCost, sources
 from vllm_nfp.draft.recommend import RecommendError, recommend
+from vllm_nfp.draft.sources import SourceError
 from vllm_nfp.engine import versions
 from vllm_nfp.profile import Profile, save_profile
 
@@ -106,6 +108,22 @@ def test_the_numbers_of_a_recorded_run(dense_profile: Profile) -> None:
     assert rows[1].draft_length > rows[32].draft_length > 0
 
 
+def test_acceptance_may_be_any_number_or_list_of_them(dense_profile: Profile) -> None:
+    rows = recommend(dense_profile, [0.7, 0.5]).rows
+    assert recommend(dense_profile, np.array([0.7, 0.5])).rows == rows
+    same = recommend(dense_profile, float(np.float32(0.7))).rows
+    assert recommend(dense_profile, np.float32(0.7)).rows == same
+    for wrong in ("abc", ["x"], None, [], {}):
+        with pytest.raises(AcceptanceError, match="acceptance"):
+            recommend(dense_profile, wrong)  # type: ignore[arg-type]
+
+
+def test_what_holds_no_step_times_is_refused() -> None:
+    for wrong in (None, 5, [], ["x"]):
+        with pytest.raises(SourceError, match="no curve of the whole step: give a profile"):
+            recommend(wrong, 0.7)  # type: ignore[arg-type]
+
+
 def test_it_is_public_and_gives_dicts_and_frames(profile_path: Path) -> None:
     found = vllm_nfp.recommend(profile_path, [0.9, 0.8, 0.5], max_batch_size=8)
     assert found.schedule.longest == 3
@@ -130,6 +148,12 @@ def test_the_package_stays_light() -> None:
         ({"slack": 0.9}, "slack must be a share"),
         ({"max_draft_length": 1000}, "max_draft_length must lie from 0 to 512, not 1000"),
         ({"max_batch_size": 0}, "max_batch_size must lie from 1"),
+        ({"max_batch_size": "8"}, "max_batch_size must be a whole number, as in 8, not '8'"),
+        ({"max_draft_length": 2.5}, "max_draft_length must be a whole number"),
+        ({"draft_lengths": [1.5]}, "draft_lengths must be a whole number"),
+        ({"draft_lengths": [2, 300]}, "draft_lengths holds 300, which takes 301 positions, yet"),
+        ({"epsilon": "x"}, "epsilon must be a share from 0 to 10, not 'x'"),
+        ({"cost": 0.1}, "cost must be a DraftCost"),
         ({"contexts": [5]}, "context 5 is not among those"),
     ],
 )
@@ -223,8 +247,23 @@ def test_a_head_that_loses_everywhere_is_warned_of_and_gives_no_settings(
             "give --draft-cost or --draft-share, not both",
         ),
         (["--acceptance", "0.5", "--contexts", "7"], "context 7 is not among those"),
-        (["--acceptance", "0.5", "--max-batch-size", "0"], "max_batch_size must lie from 1"),
-        (["--acceptance", "0.5", "--max-draft-length", "-1"], "must lie from 0 to 512, not -1"),
+        (["--acceptance", "0.5", "--max-batch-size", "0"], "--max-batch-size must lie from 1"),
+        (
+            ["--acceptance", "0.5", "--max-draft-length", "-1"],
+            "--max-draft-length must lie from 0 to 512, not -1",
+        ),
+        (
+            ["--acceptance", "0.5", "--draft-lengths", "4,300", "--speculative-config"],
+            "--draft-lengths holds 300, which takes 301 positions",
+        ),
+        (
+            ["--acceptance-per-position", "0.5,0.4", "--draft-lengths", "4"],
+            "holds 4, yet acceptance is known of 2 drafts",
+        ),
+        (["--acceptance-per-position", ""], "give numbers as in 0.9,0.8,0.7"),
+        (["--acceptance", "0.5", "--json", "--speculative-config"], "give --json or --spec"),
+        (["--acceptance", "0.5", "--draft-model", "x"], "--draft-model goes with a --draft-method"),
+        (["--acceptance", "0.5", "--assume-dense"], "--assume-dense goes with --predicted"),
         (["--acceptance", "0.5", "--epsilon", "inf"], "epsilon must be a share"),
         (["--acceptance", "0.5", "--hardware", "H200"], "--hardware goes with --predicted"),
         (["--acceptance", "0", "--speculative-config"], "drafts pay at no batch size"),
@@ -245,12 +284,21 @@ def test_sources_that_cannot_be(tmp_path: Path) -> None:
     assert "give one source" in refused("--acceptance", "0.5")
     assert "cannot be read" in refused(tmp_path / "none.json", "--acceptance", "0.5")
     assert "cannot be read" in refused("http://127.0.0.1:1", "--acceptance", "0.5")
+    for address in ("", "localhost:8000", "ftp://server/x"):
+        assert f"{address!r} is no file and no URL" in refused(address, "--acceptance", "0.5")
     assert "needs --hardware" in refused("--predicted", tmp_path, "--acceptance", "0.5")
     predicted = ("--predicted", tmp_path, "--acceptance", "0.5", "--hardware")
     assert "has no config.json" in refused(*predicted, "H100-SXM")
     (tmp_path / "config.json").write_text(json.dumps(QWEN3_8B))
     assert "is not in the catalogue" in refused(*predicted, "H999")
     assert "batch_size" in refused(*predicted, "H100-SXM", "--batch-sizes", "0")
+    assert "--max-batch-size must lie from 1 to 65536 with --predicted, not 70000" in refused(
+        *predicted, "H100-SXM", "--max-batch-size", "70000"
+    )
+    assert "--contexts holds ''" in refused(*predicted, "H100-SXM", "--contexts", "")
+    (tmp_path / "config.json").write_text(json.dumps({**QWEN3_8B, "model_type": "unheard_of"}))
+    assert "--assume-dense" in refused(*predicted, "H100-SXM")
+    assert run(*predicted, "H100-SXM", "--assume-dense").exit_code == 0
 
 
 def test_empty_profiles_are_refused(dense_profile: Profile, tmp_path: Path) -> None:
@@ -316,6 +364,59 @@ def test_a_servers_controller_tells_what_a_draft_costs(served: Any) -> None:
     assert look_up["draft_cost"]["seconds_once"] == 0.0
     served(metrics())
     assert "needs the cost of a draft step" in refused(URL, "--draft-method", "eagle")
+    served(metrics() + told.replace("0.0002", "0.0").replace("0.0003", "0.0").replace("9", "0"))
+    assert "saw no time that a drafted token takes" in refused(URL, "--draft-method", "eagle")
+
+
+def drafting(method: str, seconds: float | None) -> str:
+    """What a server under control shows of how it drafts."""
+    of = 'model_name="qwen3-8b",engine="0"'
+    cost = "" if seconds is None else f'{sources.DRAFT_SECONDS}{{{of},batch_size="8"}} {seconds}\n'
+    return f'{sources.DRAFT_CONTROL}{{{of},method="{method}"}} 1\n{cost}'
+
+
+def test_a_servers_own_method_is_the_default(served: Any) -> None:
+    served(metrics() + drafting("eagle3", 3e-4))
+    values = json.loads(run(URL, "--draft-model", "head", "--json").stdout)
+    assert values["draft_method"] == values["speculative_config"]["method"] == "eagle3"
+    assert values["draft_cost"]["seconds_per_token"] == pytest.approx(3e-4)
+    served(metrics() + drafting("ngram_gpu", 0.0))
+    values = json.loads(run(URL, "--json").stdout)
+    assert values["speculative_config"]["method"] == "ngram_gpu"
+    assert values["warnings"] == []
+    served(metrics() + drafting("dflash", 1e-4))
+    assert "makes its drafts by 'dflash'" in refused(URL)
+
+
+def test_the_cost_of_another_method_is_not_taken(served: Any) -> None:
+    served(metrics() + drafting("ngram_gpu", 1e-3))
+    assert "needs the cost of a draft step" in refused(URL, "--draft-method", "eagle3")
+    done = run(URL, "--draft-method", "eagle3", "--draft-share", "0.1", "--json")
+    (warning,) = json.loads(done.stdout)["warnings"]
+    assert "makes its drafts by ngram_gpu, not eagle3" in warning
+    assert json.loads(run(URL, "--draft-method", "ngram", "--json").stdout)["warnings"] == []
+
+
+def test_where_the_table_rests_on_other_contexts_is_told(
+    dense_profile: Profile, tmp_path: Path
+) -> None:
+    longest = max(row.context for row in dense_profile.curves)
+    path = tmp_path / "p.json"
+    rows = [r for r in dense_profile.curves if r.context != longest or r.batch_size < 32]
+    save_profile(path, dataclasses.replace(dense_profile, curves=tuple(rows), boundaries=()))
+    done = run(path, "--acceptance", "0.7")
+    lengths = json.loads(run(path, "--acceptance", "0.7", "--json").stdout)["schedule"]
+    assert f"at context {longest} batches of 9 to 32 were not measured" in " ".join(
+        done.output.split()
+    )
+    assert f"{lengths[-1]['draft_length']}: ?" in done.output
+
+
+def test_a_narrow_terminal_cuts_no_number_off(
+    profile_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    assert "\N{HORIZONTAL ELLIPSIS}" not in run(profile_path, "--acceptance", "0.7").output
 
 
 def test_a_prediction(tmp_path: Path) -> None:
@@ -379,8 +480,12 @@ def test_of_several_engines_the_slowest_counts(served: Any) -> None:
         (metrics(curves=False), [], "has measured no step yet"),
         (metrics(rates=()), [], "counts no drafts (it has no --speculative-config)"),
         (metrics(drafts=0.0), [], "has counted no drafts yet"),
-        (metrics(rates=(0.3, 0.9)), [], "acceptance rates rise from 0.3 to 0.9"),
-        (metrics(rates=(1.3,)), [], "rate 1.3 is no share"),
+        (metrics(rates=(0.3, 0.9)), [], "contradict each other (90 tokens accepted after 30)"),
+        (metrics(rates=(1.3,)), [], "contradict each other (130 tokens accepted after 100)"),
+        (metrics().replace('batch_size="1"', 'batch_size="0"'), [], "a batch size outside 1 to"),
+        (metrics().replace('batch_size="1"', 'batch_size="9999999999"'), [], "outside 1 to"),
+        (metrics().replace('positions="8"', 'positions="9999999999"'), [], "9999999999 positions"),
+        (metrics().replace('model_name="qwen3-8b",', ""), [], "lack the label 'model_name'"),
         ('vllm_nfp_state{x="1" 1', ["--acceptance", "0.5"], "not in Prometheus' text format"),
     ],
 )
@@ -532,7 +637,7 @@ def test_lengths_are_chosen_from_the_given_ones(profile_path: Path) -> None:
     assert len(chosen) > 1
     assert {entry["draft_length"] for entry in found["schedule"]} <= {0, 2, 5, 9}
     assert not any(row["at_limit"] for row in found["rows"] if row["draft_length"] == 9)
-    assert "draft_lengths must lie from 0 to 512, not 600" in refused(
+    assert "--draft-lengths must lie from 0 to 512, not 600" in refused(
         profile_path, "--acceptance", "0.9", "--draft-lengths", "2,600"
     )
     assert "length above 0" in refused(profile_path, "--acceptance", "0.9", "--draft-lengths", "0")

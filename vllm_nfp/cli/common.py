@@ -26,8 +26,13 @@ def json_option(command: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
 
 
-def parse_list(text: str, item: Callable[[str], N], flag: str) -> tuple[N, ...]:
+def parse_list(
+    text: str, item: Callable[[str], N], flag: str, example: str = "1,8,32"
+) -> tuple[N, ...]:
     """Numbers with commas between them.
+
+    Args:
+        example: what a refusal shows.
 
     Raises:
         Refusal: naming the flag and what is no number.
@@ -39,7 +44,8 @@ def parse_list(text: str, item: Callable[[str], N], flag: str) -> tuple[N, ...]:
         except ValueError:
             kind = "whole number" if item is int else "number"
             raise Refusal(
-                f"{flag} holds {part.strip()!r:.60}, which is no {kind}: give numbers as in 1,8,32"
+                f"{flag} holds {part.strip()!r:.60}, which is no {kind}: "
+                f"give numbers as in {example}"
             ) from None
     return tuple(numbers)
 

@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from vllm_nfp import scrape
 from vllm_nfp.cli.common import Refusal, json_option, parse_list, read_profile
+from vllm_nfp.cli.recommend_table import print_lengths
 from vllm_nfp.draft import sources
 from vllm_nfp.draft.acceptance import Acceptance, AcceptanceError, constant, from_rates
 from vllm_nfp.draft.recommend import Recommendation, RecommendError, recommend, server_version
-from vllm_nfp.draft.schedule import DEFAULT_SLACK, DraftCost, ScheduleRow
+from vllm_nfp.draft.schedule import DEFAULT_SLACK, DraftCost
 from vllm_nfp.draft.sources import COUNTERS, Source, SourceError
-from vllm_nfp.draft.speculative_config import DRAFT_METHODS, NEEDS_MODEL
+from vllm_nfp.draft.speculative_config import DRAFT_METHODS, LOOK_UPS, NEEDS_MODEL
 from vllm_nfp.engine import versions
-from vllm_nfp.prediction import KV_BITS, WEIGHT_BITS
+from vllm_nfp.prediction import KV_BITS, MOST_SEQUENCES, WEIGHT_BITS
 
 PREDICTED_BATCH_SIZE = 64
 PREDICTED_POSITIONS = 64
 PREDICTED_CONTEXTS = "1024,4096,16384"
 _URLS = ("http://", "https://")
+_SETTINGS = ("max_draft_length", "max_batch_size", "draft_lengths", "epsilon", "slack")
+"""Settings whose refusals name them as Python does; here they are flags."""
+_ADDRESS = re.compile(r"[\w.+-]+:(//|\d+)")
+"""What looks like a server's address, but lacks http://."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,7 @@ class _Told:
 @click.option("--quantization", type=click.Choice(tuple(WEIGHT_BITS)), help="To predict for.")
 @click.option("--kv-cache-dtype", type=click.Choice(tuple(KV_BITS)), help="To predict for.")
 @click.option("--calibration", metavar="FILE", help="Hardware file whose constants to take.")
+@click.option("--assume-dense", is_flag=True, help="Read an unknown family like Llama's.")
 @click.option("--acceptance", type=float, help="Chance that a draft is accepted, each alike.")
 @click.option(
     "--acceptance-per-position",
@@ -73,7 +79,9 @@ class _Told:
     help="Take later drafts to be accepted like the last known one; otherwise none are drafted.",
 )
 @click.option(
-    "--draft-method", type=click.Choice(DRAFT_METHODS), default="ngram", show_default=True
+    "--draft-method",
+    type=click.Choice(DRAFT_METHODS),
+    help="How drafts are made [default: as the server of the acceptance does; ngram].",
 )
 @click.option("--draft-model", metavar="PATH", help="For --speculative-config: its weights.")
 @click.option(
@@ -120,12 +128,13 @@ def recommend_command(
     quantization: str | None,
     kv_cache_dtype: str | None,
     calibration: str | None,
+    assume_dense: bool,
     acceptance: float | None,
     acceptance_per_position: str | None,
     acceptance_rates: str | None,
     acceptance_from: str | None,
     extend_acceptance: bool,
-    draft_method: str,
+    draft_method: str | None,
     draft_model: str | None,
     draft_cost: float | None,
     draft_share: float | None,
@@ -148,55 +157,60 @@ def recommend_command(
         "quantization": quantization,
         "kv_cache_dtype": kv_cache_dtype,
         "calibration": calibration,
+        "assume_dense": assume_dense or None,
     }
-    told: tuple[str, ...] = ()
-    try:
+    if only_config and as_json:
+        raise Refusal("give --json or --speculative-config: the former holds the latter")
+    with _refusing():
         if (source is None) == (predicted is None):
             raise Refusal("give one source: a profile.json, a server's URL, or --predicted MODEL")
         if source is not None:
             _refuse_with(source, {"hardware": hardware, "batch_sizes": batch_sizes, **served})
-            found, told = _measured(source)
-        elif predicted is not None and hardware is not None:
+            found, told, counters = _measured(source)
+        else:
             longest = _Longest(max_batch_size, max_draft_length)
             found = _predicted(predicted, hardware, batch_sizes, contexts, longest, served)
-        else:
-            raise Refusal("--predicted needs --hardware NAME, as in --hardware H100-SXM")
-        url = acceptance_from or (source if found.kind == "server" else None)
+            told, counters = (), None
+        if acceptance_from is not None:
+            counters = _samples(acceptance_from)
+            told += sources.differences(found, counters)
         accepted, acceptance_told = _acceptance(
-            acceptance, acceptance_per_position, acceptance_rates, acceptance_from, url
+            acceptance, acceptance_per_position, acceptance_rates, acceptance_from, counters
         )
-        if extend_acceptance:
-            accepted = accepted.extended()
-        if draft_method != "ngram" and draft_cost is None and draft_share is None and url:
-            draft_cost = sources.live_draft_seconds(_samples(url))
+        method, method_told = _method(draft_method, counters, draft_model is not None)
+        if method not in LOOK_UPS and draft_cost is None and draft_share is None:
+            draft_cost = _live_cost(method, counters)
         result = recommend(
             found,
-            accepted,
-            cost=_cost(draft_method, draft_cost, draft_share),
+            accepted.extended() if extend_acceptance else accepted,
+            cost=_cost(method, draft_cost, draft_share),
             max_batch_size=max_batch_size,
             max_draft_length=max_draft_length,
-            contexts=()
-            if contexts is None or predicted
-            else parse_list(contexts, int, "--contexts"),
+            contexts=() if predicted else _numbers(contexts, "--contexts") or (),
             epsilon=epsilon,
             slack=slack,
-            draft_lengths=None
-            if draft_lengths is None
-            else parse_list(draft_lengths, int, "--draft-lengths"),
+            draft_lengths=_numbers(draft_lengths, "--draft-lengths"),
         )
-        told += acceptance_told
-        if acceptance_from is not None:
-            told += sources.differences(found, _samples(acceptance_from))
-        told += _version_warnings(found) + _losses(result) + _without_graphs(result)
-    except (RecommendError, SourceError, AcceptanceError, scrape.ScrapeError) as error:
-        raise Refusal(str(error)) from None
-    what = _Told(_assumptions(result, draft_method, draft_cost, draft_share), told)
+    told += acceptance_told + method_told + _version_warnings(found) + _losses(result)
+    told += _resting_elsewhere(result) + _without_graphs(result)
+    what = _Told(_assumptions(result, method, draft_cost, draft_share), told)
     if only_config:
-        _print_config(result, draft_method, draft_model, what)
+        _print_config(result, method, draft_model, what)
     elif as_json:
-        click.echo(json.dumps(_as_json(result, draft_method, draft_model, what), indent=1))
+        click.echo(json.dumps(_as_json(result, method, draft_model, what), indent=1))
     else:
-        _print(Console(), result, what)
+        print_lengths(Console(), result, what.assumptions, what.warnings)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Turn what the package cannot use into a refusal."""
+    try:
+        yield
+    except RecommendError as error:
+        raise Refusal(_with_flags(str(error))) from None
+    except (SourceError, AcceptanceError, scrape.ScrapeError) as error:
+        raise Refusal(str(error)) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,9 +239,21 @@ def _refuse_with(source: str, values: Mapping[str, object]) -> None:
             raise Refusal(f"--{flag} goes with --predicted: {source} was measured with its own")
 
 
-def _measured(source: str) -> tuple[Source, tuple[str, ...]]:
+def _with_flags(text: str) -> str:
+    for name in _SETTINGS:
+        text = text.replace(name, f"--{name.replace('_', '-')}")
+    return text
+
+
+def _measured(source: str) -> tuple[Source, tuple[str, ...], scrape.Samples | None]:
+    """Step times, what to know of them, and what the server counts, if it is one."""
     if not source.startswith(_URLS):
-        return sources.from_profile(read_profile(Path(source)), source), ()
+        if not source or (_ADDRESS.match(source) and not Path(source).exists()):
+            raise Refusal(
+                f"{source!r} is no file and no URL: give a profile.json, or a server as in "
+                f"http://localhost:8000"
+            )
+        return sources.from_profile(read_profile(Path(source)), source), (), None
     samples = _samples(source)
     if "vllm_nfp_state" not in samples:
         raise Refusal(f"{source} has no NFP probe: start the server with --nfp-probe")
@@ -237,12 +263,12 @@ def _measured(source: str) -> tuple[Source, tuple[str, ...]]:
         f"ignores draft lengths by batch size under data parallelism"
     )
     found = sources.from_samples(samples, source, server_version(source))
-    return found, (told,) if len(engines) > 1 else ()
+    return found, (told,) if len(engines) > 1 else (), samples
 
 
 def _predicted(
-    model: str,
-    hardware: str,
+    model: str | None,
+    hardware: str | None,
     batch_sizes: str | None,
     contexts: str | None,
     longest: _Longest,
@@ -251,6 +277,13 @@ def _predicted(
     from vllm_nfp.prediction import predict
     from vllm_nfp.principle import HardwareError, PredictionError, ShapeError
 
+    if model is None or hardware is None:
+        raise Refusal("--predicted needs --hardware NAME, as in --hardware H100-SXM")
+    if longest.batch_size is not None and longest.batch_size > MOST_SEQUENCES:
+        raise Refusal(
+            f"--max-batch-size must lie from 1 to {MOST_SEQUENCES} with --predicted, not "
+            f"{longest.batch_size}"
+        )
     try:
         found = predict(
             model,
@@ -258,7 +291,7 @@ def _predicted(
             longest.batch_sizes
             if batch_sizes is None
             else _ascending(batch_sizes, "--batch-sizes"),
-            _ascending(contexts or PREDICTED_CONTEXTS, "--contexts"),
+            _ascending(PREDICTED_CONTEXTS if contexts is None else contexts, "--contexts"),
             max_positions=longest.positions,
             **{name: value for name, value in served.items() if value is not None},
         )
@@ -267,12 +300,20 @@ def _predicted(
         raise Refusal(str(error)) from None
 
 
+def _numbers(text: str | None, flag: str) -> tuple[int, ...] | None:
+    return None if text is None else parse_list(text, int, flag)
+
+
 def _ascending(text: str, flag: str) -> tuple[int, ...]:
     return tuple(sorted(set(parse_list(text, int, flag))))
 
 
 def _samples(url: str) -> scrape.Samples:
-    return scrape.find_samples(scrape.fetch(url), COUNTERS)
+    text = scrape.fetch(url)
+    try:
+        return scrape.find_samples(text, COUNTERS)
+    except scrape.ScrapeError as error:
+        raise Refusal(f"{url} cannot be used: {error}") from None
 
 
 def _acceptance(
@@ -280,7 +321,7 @@ def _acceptance(
     per_position: str | None,
     rates: str | None,
     given_url: str | None,
-    url: str | None,
+    counters: scrape.Samples | None,
 ) -> tuple[Acceptance, tuple[str, ...]]:
     given = [value for value in (chance, per_position, rates, given_url) if value is not None]
     if len(given) > 1:
@@ -291,22 +332,67 @@ def _acceptance(
     if chance is not None:
         return constant(chance), ()
     if per_position is not None:
-        return Acceptance(parse_list(per_position, float, "--acceptance-per-position")), ()
+        return Acceptance(_shares(per_position, "--acceptance-per-position")), ()
     if rates is not None:
-        return from_rates(parse_list(rates, float, "--acceptance-rates")), ()
-    if url is None:
+        return from_rates(_shares(rates, "--acceptance-rates")), ()
+    if counters is None:
         raise Refusal(
             "acceptance is needed: give --acceptance 0.8, one chance for each draft with "
             "--acceptance-per-position, or a speculating server with --acceptance-from URL"
         )
-    live = sources.live_acceptance(_samples(url))
+    live = sources.live_acceptance(counters)
     return live.acceptance, () if live.caution is None else (live.caution,)
+
+
+def _shares(text: str, flag: str) -> tuple[float, ...]:
+    return parse_list(text, float, flag, example="0.9,0.8,0.7")
+
+
+def _method(
+    given: str | None, counters: scrape.Samples | None, has_model: bool
+) -> tuple[str, tuple[str, ...]]:
+    """How drafts are to be made, and what to know of it."""
+    served = None if counters is None else sources.live_draft_method(counters)
+    method = given or served or "ngram"
+    if method not in DRAFT_METHODS:
+        raise Refusal(
+            f"the server makes its drafts by {method!r:.60}, whose cost is not known here: give "
+            f"the --draft-method that comes closest, and --draft-cost"
+        )
+    if method in LOOK_UPS and has_model:
+        raise Refusal(
+            f"--draft-model goes with a --draft-method that has weights, as eagle3; {method} looks "
+            f"drafts up: leave one of the two out"
+        )
+    if served is None or _is_alike(method, served):
+        return method, ()
+    return method, (
+        f"the server makes its drafts by {served}, not {method}: what it counts, or says of their "
+        f"cost, is not of {method}",
+    )
+
+
+def _is_alike(one: str, other: str) -> bool:
+    return one == other or {one, other} <= LOOK_UPS
+
+
+def _live_cost(method: str, counters: scrape.Samples | None) -> float | None:
+    """Time of a drafted token as the server tells it; None if it tells none of this method."""
+    if counters is None or not _is_alike(method, sources.live_draft_method(counters) or method):
+        return None
+    seconds = sources.live_draft_seconds(counters)
+    if seconds == 0.0:
+        raise Refusal(
+            f"the server saw no time that a drafted token takes, which {method} cannot do without: "
+            f"give --draft-cost SECONDS, or --draft-share"
+        )
+    return seconds
 
 
 def _cost(method: str, seconds: float | None, share: float | None) -> DraftCost:
     if seconds is not None and share is not None:
         raise Refusal("give --draft-cost or --draft-share, not both")
-    if seconds is None and share is None and method != "ngram":
+    if seconds is None and share is None and method not in LOOK_UPS:
         raise Refusal(
             f"--draft-method {method} needs the cost of a draft step: give --draft-cost SECONDS, "
             f"or --draft-share as a share of the step without drafts (an EAGLE or MTP step runs "
@@ -314,7 +400,7 @@ def _cost(method: str, seconds: float | None, share: float | None) -> DraftCost:
             f"--nfp-draft-control, which tells it once it has tried two lengths"
         )
     try:
-        if method == "ngram":
+        if method in LOOK_UPS:
             return DraftCost(seconds_once=seconds or 0.0, share_once=share or 0.0)
         return DraftCost(seconds_per_token=seconds or 0.0, share_per_token=share or 0.0)
     except ValueError:
@@ -336,10 +422,12 @@ def _version_warnings(source: Source) -> tuple[str, ...]:
 
 def _losses(result: Recommendation) -> tuple[str, ...]:
     """Where a server that speculates is slower than one that does not, whatever it drafts."""
-    rows = [row for row in result.rows if row.scheduled_gain < 1.0]
+    rows = [
+        row for row in result.rows if row.scheduled_gain is not None and row.scheduled_gain < 1.0
+    ]
     if not rows:
         return ()
-    worst = min(row.scheduled_gain for row in rows)
+    worst = min(row.scheduled_gain or 0.0 for row in rows)
     first = min(row.batch_size_first for row in rows)
     last = max(row.batch_size_last for row in rows)
     return (
@@ -347,6 +435,21 @@ def _losses(result: Recommendation) -> tuple[str, ...]:
         f"does not ({worst:.2f}x): its drafting model takes every step in, at K = 0 as well; where "
         f"it mostly serves such batches, serve without speculation",
     )
+
+
+def _resting_elsewhere(result: Recommendation) -> tuple[str, ...]:
+    """Where the table drafts at a context whose batches of that size nothing is known of."""
+    rows = [row for row in result.rows if row.scheduled_gain is None]
+    told = []
+    for context in sorted({row.context for row in rows}):
+        of = [row for row in rows if row.context == context]
+        told.append(
+            f"at context {context} batches of {min(row.batch_size_first for row in of)} to "
+            f"{max(row.batch_size_last for row in of)} were not measured: the table's K there "
+            f"rests on the other contexts; if your traffic has such batches, probe them, or choose "
+            f"for this context with --contexts {context}"
+        )
+    return tuple(told)
 
 
 def _without_graphs(result: Recommendation) -> tuple[str, ...]:
@@ -393,15 +496,15 @@ def _assumptions(
     amount = f"{share or 0:.3g} of t(1)" if seconds is None else f"{seconds * 1e3:.3g} ms"
     cost = (
         f"a look-up takes {amount} a step, however long the draft"
-        if method == "ngram"
+        if method in LOOK_UPS
         else f"each drafted token takes {amount}, at every batch size"
     )
     return (
         accepted,
         f"{method}: {cost}",
         "between measured counts of positions a step costs the dearer of both neighbours, between "
-        "measured batch sizes at each count the dearer of both curves; outside the measured batch "
-        "sizes K is 0",
+        "measured batch sizes at each count the dearer of both curves; outside the batch sizes "
+        "measured at any context K is 0",
         "the sampler's time is not in the step's",
     )
 
@@ -445,78 +548,3 @@ def _as_json(
         "assumptions": list(told.assumptions),
         "warnings": list(told.warnings),
     }
-
-
-def _print(console: Console, result: Recommendation, told: _Told) -> None:
-    source = result.source
-    where = f" on {source.device}" if source.device else ""
-    how = {"profile": "measured", "server": "measured, live", "prediction": "predicted"}
-    console.print(
-        f"{source.model or source.name}{where}: {how[source.kind]} step times",
-        highlight=False,
-        markup=False,
-    )
-    entries = ", ".join(
-        f"B {_range(entry.batch_size_first, entry.batch_size_last)}: K={entry.draft_length}"
-        for entry in result.schedule.ranges
-    )
-    console.print(f"Draft lengths for all contexts: {entries}", highlight=False)
-    console.print(_table(result))
-    _print_notes(console, result.rows)
-    for text in told.assumptions:
-        console.print(f"Assumed: {text}.", highlight=False, markup=False)
-    for text in told.warnings:
-        console.print(f"Warning: {text}.", style="yellow", highlight=False, markup=False)
-    if not result.schedule.pays:
-        console.print("Drafts pay nowhere: serve without --speculative-config.")
-
-
-def _range(first: int, last: int) -> str:
-    return str(first) if first == last else f"{first}-{last}"
-
-
-def _table(result: Recommendation) -> Table:
-    table = Table(
-        title="Best draft length K by context L and batch size B", box=box.SIMPLE, padding=(0, 1)
-    )
-    for name in ("L", "B", "K", "tok/step", "tok/s", "gain", "free K", "K for all L: gain"):
-        table.add_column(name, justify="right", no_wrap=True)
-    context = None
-    for row in result.rows:
-        if context is not None and row.context != context:
-            table.add_section()
-        context = row.context
-        table.add_row(*_cells(row))
-    return table
-
-
-def _cells(row: ScheduleRow) -> Sequence[str]:
-    batch = _range(row.batch_size_first, row.batch_size_last)
-    if row.basis == "unknown":
-        return (str(row.context), batch, "0?", *("-",) * 5)
-    more = "+" if row.at_limit else ""
-    free = f"{row.free_draft_length}{'+' if row.free_at_limit else ''}"
-    between = "*" if row.basis == "between" else ""
-    return (
-        str(row.context),
-        f"{batch}{between}",
-        f"{row.draft_length}{more}",
-        f"{row.expected_tokens:.2f}",
-        "-" if row.tokens_per_second is None else f"{row.tokens_per_second:.0f}",
-        f"{row.gain:.2f}x",
-        free,
-        f"{row.scheduled_draft_length}: {row.scheduled_gain:.2f}x",
-    )
-
-
-def _print_notes(console: Console, rows: Sequence[ScheduleRow]) -> None:
-    if any(row.at_limit for row in rows):
-        console.print("K+ is the longest that could be judged: longer drafts may be better still")
-    if any(row.free_at_limit for row in rows):
-        console.print("free K+: no measured count was over the line, more may be free")
-    if any(row.basis == "between" for row in rows):
-        console.print(
-            "* between measured batch sizes: at least this gain, if the step lies between theirs"
-        )
-    if any(row.basis == "unknown" for row in rows):
-        console.print("0? was not measured: no drafts, to be safe; probe such batch_sizes")

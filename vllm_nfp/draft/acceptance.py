@@ -117,4 +117,10 @@ def from_counters(drafts: float, accepted_per_position: Sequence[float]) -> Acce
         raise AcceptanceError(
             "the server has counted no drafts yet: send it traffic, or give --acceptance"
         )
+    for before, accepted in itertools.pairwise((drafts, *accepted_per_position)):
+        if not 0.0 <= accepted <= before:
+            raise AcceptanceError(
+                f"the server's counters contradict each other ({accepted:g} tokens accepted after "
+                f"{before:g}): give --acceptance"
+            )
     return from_rates([accepted / drafts for accepted in accepted_per_position])

@@ -9,13 +9,18 @@ from dataclasses import dataclass
 
 from vllm_nfp.crossing import count_free
 
+LARGEST_BATCH_SIZE = 1 << 20
+LARGEST_COUNT = 1 << 20
+"""Of positions: beyond all that any step runs."""
+
 
 @dataclass(frozen=True, slots=True)
 class StepCurve:
     """The whole step at one batch size and context.
 
     Raises:
-        ValueError: if N = 1 is missing, counts do not ascend, or a time is not above 0.
+        ValueError: if N = 1 is missing, counts do not ascend, a time is not above 0, or the batch
+            size or a count is beyond all that a server runs.
     """
 
     batch_size: int
@@ -35,6 +40,12 @@ class StepCurve:
             raise ValueError(f"{self._name} has t(1) / t(1) = {self.points[0][1]:g}")
         if counts != sorted(set(counts)):
             raise ValueError(f"{self._name} has counts of positions that do not ascend")
+        if not 1 <= self.batch_size <= LARGEST_BATCH_SIZE:
+            raise ValueError(f"{self._name} has a batch size outside 1 to {LARGEST_BATCH_SIZE}")
+        if counts[-1] > LARGEST_COUNT:
+            raise ValueError(
+                f"{self._name} has {counts[-1]} positions a sequence, above {LARGEST_COUNT}"
+            )
         times = (self.seconds_at_one, *(ratio for _, ratio in self.points))
         if not all(math.isfinite(time) and time > 0.0 for time in times):
             raise ValueError(f"{self._name} has a time that is not above 0")

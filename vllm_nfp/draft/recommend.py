@@ -7,17 +7,18 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from vllm_nfp import scrape
 from vllm_nfp.draft import sources
 from vllm_nfp.draft.acceptance import Acceptance, AcceptanceError, constant
-from vllm_nfp.draft.curve import StepCurve
+from vllm_nfp.draft.curve import LARGEST_BATCH_SIZE, StepCurve
 from vllm_nfp.draft.schedule import (
     DEFAULT_SLACK,
     FREE,
-    LARGEST_BATCH_SIZE,
+    LARGEST_DRAFT_LENGTH,
     Demand,
     DraftCost,
     Schedule,
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from vllm_nfp.prediction import Predictions
 
 SCHEMA = 1
-LARGEST_DRAFT_LENGTH = 512
 VERSION_LIMIT_SECONDS = 5.0
 MOST_VERSION_BYTES = 1 << 16
 
@@ -131,7 +131,8 @@ def recommend(
         draft_lengths: what is chosen from, besides 0; default: every length.
 
     Raises:
-        RecommendError: for a value out of bounds, or a context that was not measured.
+        RecommendError: for a value out of bounds, or a context or draft length that was not
+            measured.
         AcceptanceError: for acceptance outside 0 to 1.
         SourceError: for a source without step times.
         ProfileError: for a file that is no profile.
@@ -141,14 +142,13 @@ def recommend(
     _check("slack", slack, 0.0, 0.5)
     _check_count("max_draft_length", max_draft_length, 0, LARGEST_DRAFT_LENGTH)
     _check_count("max_batch_size", max_batch_size, 1, LARGEST_BATCH_SIZE)
-    for length in draft_lengths or ():
-        _check_count("draft_lengths", length, 0, LARGEST_DRAFT_LENGTH)
-    lengths = None if draft_lengths is None else tuple(sorted(set(draft_lengths)))
-    if lengths is not None and not any(lengths):
-        raise RecommendError("draft_lengths must hold a length above 0, as in 1, 2, 4")
+    if not isinstance(cost, DraftCost):
+        raise RecommendError(f"cost must be a DraftCost, as in DraftCost(0.001), not {cost!r:.80}")
     found = source_of(source)
-    demand = Demand(_acceptance_of(acceptance), cost, max_draft_length, epsilon, slack, lengths)
+    accepted = _acceptance_of(acceptance)
     curves = _at_contexts(found, contexts)
+    lengths = None if draft_lengths is None else _lengths_of(draft_lengths, curves, accepted)
+    demand = Demand(accepted, cost, max_draft_length, epsilon, slack, lengths)
     return Recommendation(found, demand, make_schedule(curves, demand, max_batch_size))
 
 
@@ -168,11 +168,16 @@ def source_of(source: StepTimes) -> Source:
         )
     if isinstance(source, (str, Path)):
         return sources.from_profile(load_profile(source), os.fspath(source))
-    if not isinstance(source, Iterable):
+    from vllm_nfp.prediction import Predictions  # the predictor: most calls do without
+
+    if isinstance(source, Predictions):
         return sources.from_predictions(source)
-    curves = tuple(source)
-    if not curves:
-        raise SourceError("there is no curve of the whole step: measure one first")
+    curves = tuple(source) if isinstance(source, Iterable) else ()
+    if not curves or not all(isinstance(curve, StepCurve) for curve in curves):
+        raise SourceError(
+            f"{source!r:.80} holds no curve of the whole step: give a profile or its file, a "
+            f"server's URL, predictions, or one StepCurve or more"
+        )
     return Source("profile", "the curves", "", curves)
 
 
@@ -187,14 +192,45 @@ def server_version(url: str) -> str | None:
     return version[:80] if isinstance(version, str) else None
 
 
-def _acceptance_of(acceptance: Acceptance | float | Sequence[float]) -> Acceptance:
+def _acceptance_of(acceptance: Acceptance | float | Iterable[float]) -> Acceptance:
     if isinstance(acceptance, Acceptance):
         return acceptance
-    if isinstance(acceptance, (int, float)):
-        return constant(float(acceptance))
-    if not acceptance:
-        raise AcceptanceError("no acceptance is given: give one number or one for each draft")
-    return Acceptance(per_position=tuple(acceptance))
+    try:
+        if isinstance(acceptance, Real):
+            return constant(float(acceptance))
+        if isinstance(acceptance, str) or not isinstance(acceptance, Iterable):
+            raise TypeError
+        chances = tuple(float(chance) for chance in acceptance)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, AcceptanceError):
+            raise
+        raise AcceptanceError(
+            f"acceptance {acceptance!r:.80} is no number from 0 to 1, nor one for each draft"
+        ) from None
+    return Acceptance(per_position=chances)
+
+
+def _lengths_of(
+    lengths: Iterable[int], curves: Sequence[StepCurve], acceptance: Acceptance
+) -> tuple[int, ...]:
+    """Lengths to choose from, ascending; each can be judged at one curve at least."""
+    found = tuple(sorted(set(lengths)))
+    for length in found:
+        _check_count("draft_lengths", length, 0, LARGEST_DRAFT_LENGTH)
+    if not any(found):
+        raise RecommendError("draft_lengths must hold a length above 0, as in 1, 2, 4")
+    measured = max(curve.largest for curve in curves)
+    if found[-1] >= measured:
+        raise RecommendError(
+            f"draft_lengths holds {found[-1]}, which takes {found[-1] + 1} positions, yet step "
+            f"times are known up to {measured}: leave it out, or measure more"
+        )
+    if acceptance.longest is not None and found[-1] > acceptance.longest:
+        raise RecommendError(
+            f"draft_lengths holds {found[-1]}, yet acceptance is known of {acceptance.longest} "
+            f"drafts: leave it out, or say that later drafts fare alike (--extend-acceptance)"
+        )
+    return found
 
 
 def _at_contexts(source: Source, contexts: Sequence[int]) -> tuple[StepCurve, ...]:
@@ -209,10 +245,14 @@ def _at_contexts(source: Source, contexts: Sequence[int]) -> tuple[StepCurve, ..
 
 
 def _check(name: str, value: float, low: float, high: float) -> None:
-    if not math.isfinite(value) or not low <= value <= high:
+    if not isinstance(value, Real) or not math.isfinite(value) or not low <= value <= high:
         raise RecommendError(f"{name} must be a share from {low:g} to {high:g}, not {value!r}")
 
 
 def _check_count(name: str, value: int | None, low: int, high: int) -> None:
-    if value is not None and not low <= value <= high:
+    if value is None:
+        return
+    if not isinstance(value, Integral):
+        raise RecommendError(f"{name} must be a whole number, as in 8, not {value!r:.80}")
+    if not low <= value <= high:
         raise RecommendError(f"{name} must lie from {low} to {high}, not {value}")

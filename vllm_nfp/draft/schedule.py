@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vllm_nfp.draft.acceptance import Acceptance
-from vllm_nfp.draft.curve import StepCurve, dearer
+from vllm_nfp.draft.curve import LARGEST_BATCH_SIZE, StepCurve, dearer
 
 Basis = Literal["measured", "between", "unknown"]
 """Whether the batch sizes of a row were measured, lie between measured ones, or beyond them."""
 
-LARGEST_BATCH_SIZE = 1 << 20
+LARGEST_DRAFT_LENGTH = 512
 DEFAULT_SLACK = 0.01
 """Goodput, as a share, that is given up for a shorter draft: it costs less memory and sampling,
 which the curve does not hold, and differences this small are within the noise of most runs."""
@@ -66,7 +66,7 @@ class Demand:
     acceptance: Acceptance
     cost: DraftCost = FREE
     max_draft_length: int | None = None
-    """None: as far as the curve and the acceptance are known."""
+    """None: as far as the curve and the acceptance are known, up to LARGEST_DRAFT_LENGTH."""
     epsilon: float = 0.1
     slack: float = DEFAULT_SLACK
     draft_lengths: tuple[int, ...] | None = None
@@ -78,7 +78,12 @@ class Demand:
 
     def lengths(self, curve: StepCurve) -> tuple[int, ...]:
         """Every K that may be chosen on this curve, ascending from 0 on."""
-        limits = (curve.largest - 1, self.acceptance.longest, self.max_draft_length)
+        limits = (
+            curve.largest - 1,
+            self.acceptance.longest,
+            self.max_draft_length,
+            LARGEST_DRAFT_LENGTH,
+        )
         most = min(limit for limit in limits if limit is not None)
         if self.draft_lengths is None:
             return tuple(range(most + 1))
@@ -128,8 +133,8 @@ class ScheduleRow:
     """K is the largest that could be judged: more drafts may be better still."""
     scheduled_draft_length: int
     """K of the table for all contexts."""
-    scheduled_gain: float
-    """What that K wins here."""
+    scheduled_gain: float | None
+    """What that K wins here; None: not known, since it rests on other contexts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +163,9 @@ class Schedule:
     @property
     def pays(self) -> bool:
         """Whether drafts beat a server without speculation anywhere."""
-        return any(row.scheduled_draft_length and row.scheduled_gain > 1.0 for row in self.rows)
+        return any(
+            row.scheduled_draft_length and (row.scheduled_gain or 0.0) > 1.0 for row in self.rows
+        )
 
 
 def make_schedule(
@@ -169,7 +176,8 @@ def make_schedule(
     The table for all contexts has, for each range of batch sizes, a K whose loss against the best
     K, at the context where that loss is largest, is within the slack of the least; see
     :func:`good_lengths`. Neighbouring ranges share a K wherever one is good enough for both: each
-    distinct K has CUDA graphs of its own. Outside the measured batch sizes K is 0.
+    distinct K has CUDA graphs of its own. A context at which a range was not measured has no say in
+    it: a batch that large may not fit into memory there. What no context has measured gets K = 0.
 
     Raises:
         ValueError: without a curve, or with two for the same cell.
@@ -282,7 +290,7 @@ def _row(
     if curve is None:
         return ScheduleRow(
             context, first, last, basis, 0, 1.0, 1.0, 0.0, None, None, 1.0, None, False, False,
-            scheduled, 1.0,
+            scheduled, None if scheduled else 1.0,
         )  # fmt: skip
     best = best_length(curve, demand)
     free, free_at_limit = curve.free_positions(demand.epsilon)

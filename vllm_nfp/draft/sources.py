@@ -22,6 +22,7 @@ DRAFTS = "vllm:spec_decode_num_drafts_total"
 DRAFTED = "vllm:spec_decode_num_draft_tokens_total"
 ACCEPTED_PER_POSITION = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
 DRAFT_SECONDS = "vllm_nfp_draft_token_seconds"
+DRAFT_CONTROL = "vllm_nfp_draft_control_info"
 COUNTERS = (DRAFTS, DRAFTED, ACCEPTED_PER_POSITION)
 """What :func:`live_acceptance` reads of vLLM's own metrics."""
 
@@ -131,7 +132,8 @@ def from_profile(profile: Profile, name: str = "the profile") -> Source:
     """The step times of a profile.
 
     Raises:
-        SourceError: if it holds no measurement, or none of the whole step.
+        SourceError: if it holds no measurement, or none of the whole step, or of batches or counts
+            beyond all that a server runs.
     """
     if not profile.curves:
         reason = f" (the probe was {profile.run.state}: {profile.run.reason})"
@@ -139,7 +141,10 @@ def from_profile(profile: Profile, name: str = "the profile") -> Source:
             f"{name} is empty: its probe measured nothing"
             f"{reason if profile.run.reason else ''}; measure for longer, or under load"
         )
-    curves = curves_of_rows(profile.curves)
+    try:
+        curves = curves_of_rows(profile.curves)
+    except ValueError as error:
+        raise SourceError(f"{name} cannot be used: {error}; measure it anew") from None
     if not curves:
         modules = ", ".join(sorted({row.module for row in profile.curves}))
         raise SourceError(
@@ -178,7 +183,12 @@ def from_samples(samples: Samples, name: str, vllm: str | None = None) -> Source
             for cell, by_count in sorted(seconds.items())
             if 1 in by_count
         )
-    except (KeyError, ValueError) as error:
+    except KeyError as error:
+        raise SourceError(
+            f"the step times of {name} lack the label {error.args[0]!r:.80}: is the server's "
+            f"vllm-nfp of another version?"
+        ) from None
+    except ValueError as error:
         raise SourceError(f"the step times of {name} cannot be used: {error}") from None
     if not curves:
         raise SourceError(
@@ -247,10 +257,18 @@ def live_acceptance(samples: Samples, engine: str | None = None) -> LiveAcceptan
 def live_draft_seconds(samples: Samples) -> float | None:
     """Time of one more drafted token, as a server's controller of draft lengths tells it.
 
-    The median over its batch sizes; None where there is no controller, or it has learned nothing.
+    The median over its batch sizes; 0 where it saw no such time at any, None where there is no
+    controller, or it has learned nothing.
     """
-    found = [value for _, value in samples.get(DRAFT_SECONDS, ()) if value > 0.0]
-    return statistics.median(found) if found else None
+    told = [value for _, value in samples.get(DRAFT_SECONDS, ())]
+    found = [value for value in told if value > 0.0]
+    return statistics.median(found or told) if told else None
+
+
+def live_draft_method(samples: Samples) -> str | None:
+    """How a server with a controller of draft lengths makes its drafts; None: not told."""
+    methods = {labels.get("method", "") for labels, _ in samples.get(DRAFT_CONTROL, ())}
+    return methods.pop() if len(methods) == 1 else None
 
 
 def differences(source: Source, samples: Samples) -> tuple[str, ...]:

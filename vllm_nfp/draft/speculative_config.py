@@ -12,8 +12,10 @@ from typing import Any, Literal, get_args
 
 from vllm_nfp.draft.schedule import Schedule
 
-DraftMethod = Literal["ngram", "eagle", "eagle3", "mtp", "draft_model"]
+DraftMethod = Literal["ngram", "ngram_gpu", "eagle", "eagle3", "mtp", "draft_model"]
 DRAFT_METHODS: tuple[str, ...] = get_args(DraftMethod)
+LOOK_UPS = frozenset({"ngram", "ngram_gpu"})
+"""Methods that look drafts up in the text so far, once a step, without weights."""
 NEEDS_MODEL = frozenset({"eagle", "eagle3", "draft_model"})
 """Methods whose drafts come from weights of their own."""
 
@@ -24,12 +26,18 @@ def speculative_config(
     """The settings; K = 0 beyond the last batch size that the schedule holds.
 
     Raises:
-        ValueError: if drafts pay nowhere, the method is unknown, or its model is missing.
+        ValueError: if drafts pay nowhere, the method is unknown, or its model is missing or one too
+            many.
     """
     if method not in DRAFT_METHODS:
         raise ValueError(f"draft method {method!r} is none of {', '.join(DRAFT_METHODS)}")
     if method in NEEDS_MODEL and not draft_model:
         raise ValueError(f"draft method {method} needs the folder or name of its draft model")
+    if method in LOOK_UPS and draft_model:
+        raise ValueError(
+            f"draft method {method} has no draft model, yet {draft_model!r:.80} is given: leave "
+            f"it out, or name the method that it is for"
+        )
     if not schedule.pays:
         raise ValueError(
             "drafts pay at no batch size: serve without --speculative-config, or find drafts "

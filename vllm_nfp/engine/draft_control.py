@@ -57,7 +57,11 @@ def install(patches: PatchSet, config: ProbeConfig) -> None:
 
 def attach(scheduler: Any, config: ProbeConfig) -> DraftControl | None:
     """Put a scheduler under control; None, with the reason in log and metrics, if it cannot be."""
-    control = DraftControl(scheduler, config)
+    try:
+        control = DraftControl(scheduler, config)
+    except Exception:  # a vLLM that keeps its settings elsewhere: without them nothing is reported
+        logger.exception("vllm-nfp: the draft control is disabled: fault before it began")
+        return None
     try:
         maybe_fail("draft_control")
         reason = _unknown_release() or refusal(scheduler)
@@ -101,6 +105,12 @@ def refusal(scheduler: Any) -> str | None:
     return None
 
 
+def _known_method(speculation: Any) -> str:
+    """How drafts are made; empty where it is not known, so that it makes no strange label."""
+    method = getattr(speculation, "method", None)
+    return method if method in METHODS else ""
+
+
 def widest_graph(vllm_config: Any) -> int | None:
     """Tokens of the widest step that vLLM has captured; None if it captures none."""
     compilation = getattr(vllm_config, "compilation_config", None)
@@ -139,6 +149,7 @@ class DraftControl:
             model_name=served_name(vllm_config),
             engine=str(vllm_config.parallel_config.data_parallel_index),
             state=ControlState.LEARNING,
+            method=_known_method(vllm_config.speculative_config),
         )
         self._patches = PatchSet()
         self._controller: Controller | None = None

@@ -7,6 +7,7 @@ table that holds every such length.
 
 from __future__ import annotations
 
+import argparse
 import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,12 @@ DEFAULT_LENGTHS = (0, 1, 2, 3, 4, 6, 8, 12, 16)
 METHODS = ("ngram", "ngram_gpu", "eagle", "eagle3", "mtp", "draft_model", "dflash")
 """Draft methods whose proposers are known to follow a length that changes between steps."""
 _TABLE = "num_speculative_tokens_per_batch_size"
+_SHORT_FLAGS = {
+    "spec_method": "method",
+    "spec_model": "model",
+    "spec_tokens": "num_speculative_tokens",
+}
+"""vLLM's flags for a single setting of --speculative-config."""
 
 
 def candidate_lengths(
@@ -44,6 +51,33 @@ def candidate_lengths(
         )
     lengths = given or (k for k in DEFAULT_LENGTHS if k <= num_speculative_tokens)
     return tuple(sorted({0, *lengths, *static}))
+
+
+def given_speculation(args: argparse.Namespace) -> Any:
+    """What --speculative-config and its short flags say together, with vLLM's own spelling.
+
+    Where both name the same setting vLLM refuses; what it is given is left alone then.
+    """
+    settings = getattr(args, "speculative_config", None)
+    short = {
+        name: value
+        for dest, name in _SHORT_FLAGS.items()
+        if (value := getattr(args, dest, None)) is not None
+    }
+    if settings is not None and not isinstance(settings, Mapping):
+        return settings
+    spelt = {str(name).replace("-", "_"): value for name, value in (settings or {}).items()}
+    if set(short) & set(spelt):
+        return settings
+    return {**spelt, **short} or settings
+
+
+def give_speculation(args: argparse.Namespace, settings: Any) -> None:
+    """Put settings from :func:`given_speculation` in place of all that was given."""
+    args.speculative_config = settings
+    for dest, name in _SHORT_FLAGS.items():
+        if isinstance(settings, Mapping) and settings.get(name) == getattr(args, dest, None):
+            setattr(args, dest, None)
 
 
 def prepare_speculation(settings: Any, data_parallel_size: int) -> Any:

@@ -19,7 +19,11 @@ from vllm_nfp.config import (
     read_settings_argument,
 )
 from vllm_nfp.engine import versions
-from vllm_nfp.engine.draft_lengths import prepare_speculation
+from vllm_nfp.engine.draft_lengths import (
+    give_speculation,
+    given_speculation,
+    prepare_speculation,
+)
 from vllm_nfp.run_folder import make_run_folder
 
 logger = logging.getLogger("vllm.nfp")
@@ -194,7 +198,7 @@ def _by_files(config: ProbeConfig, args: argparse.Namespace) -> bool:
         return True
     reason = extension.why_not_values(
         config,
-        speculative=bool(getattr(args, "speculative_config", None)),
+        speculative=bool(given_speculation(args)),
         log_stats=not getattr(args, "disable_log_stats", False),
     )
     if reason is None:
@@ -213,9 +217,8 @@ def switch_on(args: argparse.Namespace) -> None:
         if config is None:
             return
         if config.draft_control:
-            speculation = getattr(args, "speculative_config", None)
             parallel = getattr(args, "data_parallel_size", None) or 1
-            args.speculative_config = prepare_speculation(speculation, parallel)
+            give_speculation(args, prepare_speculation(given_speculation(args), parallel))
         publish_settings(config, _by_files(config, args))
     except ConfigError as error:
         print(f"vllm serve: error: {error}", file=sys.stderr)

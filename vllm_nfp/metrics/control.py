@@ -77,6 +77,8 @@ class ControlSnapshot:
     state: ControlState
     reason: str = ""
     """Why it is disabled; empty otherwise."""
+    method: str = ""
+    """How drafts are made, in vLLM's word; empty: not known."""
     live_draft_length: int | None = None
     """Of the last decode step; None before the first."""
     lengths: tuple[int, ...] = ()
@@ -119,7 +121,7 @@ def read_control(path: Path) -> ControlSnapshot:
     """
     snapshot = read_hand_over(path, ControlSnapshot, SCHEMA)
     reasons = {*snapshot.decisions, *(row.reason for row in snapshot.rows)}
-    check_words(path.name, reasons)
+    check_words(path.name, {*reasons, *([snapshot.method] if snapshot.method else [])})
     if not all(ENGINE_INDEX.fullmatch(batch_size) for batch_size in snapshot.draft_seconds):
         raise SnapshotError(f"{path.name} holds draft_seconds of what is no batch size")
     if max(map(len, (snapshot.rows, snapshot.times, snapshot.draft_seconds))) > MOST_ROWS:
@@ -161,6 +163,11 @@ def _live(snapshots: list[ControlSnapshot]) -> Iterator[Metric]:
         "Chance that the draft at this place is accepted after those before it, as of late.",
         labels=[*_ENGINE, "position"],
     )
+    info = GaugeMetricFamily(
+        "vllm_nfp_draft_control_info",
+        "1 for the method by which the server under control makes its drafts.",
+        labels=[*_ENGINE, "method"],
+    )
     seconds = GaugeMetricFamily(
         "vllm_nfp_draft_token_seconds",
         "Time of one more drafted token in a step, beside that of its verification.",
@@ -172,11 +179,13 @@ def _live(snapshots: list[ControlSnapshot]) -> Iterator[Metric]:
             length.add_metric(labels, snapshot.live_draft_length)
         for name in ControlState:
             state.add_metric([*labels, str(name)], float(snapshot.state == name))
+        if snapshot.method:
+            info.add_metric([*labels, snapshot.method], 1.0)
         for place, chance in enumerate(snapshot.acceptance[:MOST_PLACES]):
             acceptance.add_metric([*labels, str(place)], chance)
         for batch_size, value in snapshot.draft_seconds.items():
             seconds.add_metric([*labels, batch_size], value)
-    yield from (length, state, acceptance, seconds)
+    yield from (length, state, info, acceptance, seconds)
 
 
 def _cells(snapshots: list[ControlSnapshot]) -> Iterator[Metric]:

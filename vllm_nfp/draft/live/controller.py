@@ -48,6 +48,9 @@ CONTRADICTED = 1.15
 """or if a forecast promises so many times as much as was measured: one of them is wrong."""
 STALE_SECONDS = 60.0
 """Age at which the time of a plausible length is taken anew."""
+BLIND_SECONDS = 5.0
+"""Without drafts nothing tells of their acceptance: age at which a trial looks for it again, with
+credit to spare; otherwise at that above."""
 NEIGHBOUR_OCTAVES = 1.0
 """A cell without a choice of its own follows the nearest one that is no farther than this."""
 MOST_RESULTS = 256
@@ -58,7 +61,8 @@ such a verdict is not to last."""
 LOOK_EVERY = 32
 """Steps until lengths that were not worth a trial are looked at again."""
 DECIDE_EVERY = 4
-"""Observed steps between two decisions."""
+"""Steps of a cell between two decisions there. Of its own steps: a load that goes back and forth
+between cells must not leave a trial in one of them to last."""
 
 
 class Reason(StrEnum):
@@ -123,6 +127,8 @@ class _Cell:
     trial: Trial | None = None
     steps: int = 0
     """Since what is known here was compared anew."""
+    undecided: int = 0
+    """Steps since the last decision."""
     anew_after: int = ANEW_AFTER
     next_look: int = 0
     """Step from which lengths that were not worth a trial are looked at again."""
@@ -170,7 +176,6 @@ class Controller:
         self._record = Record()
         self._ranges = _ranges(len(static) - 1)
         self._credit = FIRST_CREDIT
-        self._since_decision = 0
         self.version = 0
         """Rises when a table made earlier no longer says what is chosen."""
         self.decisions: Counter[Reason] = Counter()
@@ -222,18 +227,17 @@ class Controller:
             self.trial_steps += step.draft_length == trial.length
             if step.seconds is not None:
                 trial.add(step.draft_length, step.seconds)
-        self._since_decision += 1
-        return self._since_decision >= DECIDE_EVERY
+        cell.undecided += 1
+        return cell.undecided >= DECIDE_EVERY
 
     def decide(self, batch_size: int, context: int, now: float) -> Decision:
         """Choose the length of the cell that steps are in now."""
-        self._since_decision = 0
         key = cell_of(batch_size, context)
         cell = self._cell(key)
+        cell.undecided = 0
         before = self._in_force(key, batch_size)
         if self._counted.changed:
-            self._forget()
-            cell = self._cell(key)
+            self._back_to_the_schedule()
             cell.reason = Reason.CHANGED
         elif not self._trial_goes_on(key, cell, now):
             self._choose(key, cell, batch_size, now)
@@ -288,12 +292,15 @@ class Controller:
             self._cells.move_to_end(key)
         return cell
 
-    def _forget(self) -> None:
-        """Back to the configured schedule: what was learned no longer holds."""
+    def _back_to_the_schedule(self) -> None:
+        """Acceptance is not known any more, and no choice holds; how long steps take still does."""
+        for cell in self._cells.values():
+            if cell.trial is not None:
+                self._charge(cell.trial, None)
+            cell.choice = cell.gain = cell.trial = None
+            cell.reason = Reason.STATIC
         self._counted.clear()
-        self._cells.clear()
         self.version += 1
-        self._credit = max(self._credit, FIRST_CREDIT)
 
     def _chosen(self, key: CellKey) -> int | None:
         """The length that the cell, or its nearest neighbour, has settled on or is trying."""
@@ -402,11 +409,12 @@ class Controller:
         assert cell.choice is not None, "only a settled cell tries others"
         measured = cell.relative
 
-        def is_fresh(length: int) -> bool:
-            return length in cell.tried and now - cell.tried[length] < STALE_SECONDS
+        def is_fresh(length: int, seconds: float = STALE_SECONDS) -> bool:
+            return length in cell.tried and now - cell.tried[length] < seconds
 
         shortest = self._settings.lengths[1]
-        if cell.choice == 0 and not is_fresh(shortest) and self._credit > 0.0:
+        blind = BLIND_SECONDS if self._credit >= WIDE_CREDIT else STALE_SECONDS
+        if cell.choice == 0 and not is_fresh(shortest, blind) and self._credit > 0.0:
             # Without drafts a better acceptance would never be noticed.
             self._try(key, cell, shortest, cell.choice)
             return
