@@ -95,4 +95,7 @@ def _print_notes(console: Console, rows: Sequence[ScheduleRow]) -> None:
             "* between measured batch sizes: at least this gain, if the step lies between theirs"
         )
     if any(row.basis == "unknown" for row in rows):
-        console.print("0? was not measured: no drafts, to be safe; probe such batch_sizes")
+        console.print(
+            "0? was not measured: no drafts, to be safe, unless another context tells (K: ?); "
+            "probe such batch_sizes"
+        )
