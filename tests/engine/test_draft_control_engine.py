@@ -13,9 +13,8 @@ from serving import Running, server
 from vllm_nfp.scrape import find_samples
 
 pytestmark = pytest.mark.engine
-SPECULATION = {
-    "method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 1, "prompt_lookup_max": 2,
-}  # fmt: skip
+SPECULATION = {"num-speculative-tokens": 4, "prompt_lookup_min": 1, "prompt_lookup_max": 2}
+"""Spelt, and completed by a short flag, as vLLM allows it."""
 PROBE = {
     "batch_sizes": [1, 4], "contexts": [64], "startup_seconds": 1, "min_samples": 3,
     "publish_seconds": 0.5, "draft_min_gain": 0.0, "draft_trial_loss": 0.5,
@@ -30,8 +29,9 @@ def state(running: Running) -> str:
 
 def flags(**changes: object) -> tuple[str, ...]:
     return (
-        "--speculative-config", json.dumps(SPECULATION), "--nfp-probe", "--nfp-draft-control",
-        "--nfp-max-positions", "5", "--nfp-config", json.dumps(PROBE | changes),
+        "--speculative-config", json.dumps(SPECULATION), "--spec-method", "ngram",
+        "--nfp-probe", "--nfp-draft-control", "--nfp-max-positions", "5",
+        "--nfp-config", json.dumps(PROBE | changes),
     )  # fmt: skip
 
 
