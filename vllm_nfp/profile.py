@@ -48,6 +48,7 @@ CellKey = tuple[str, int, int]
 """(module, batch size, context)"""
 
 _LARGEST_COUNT = 1 << 32
+_DAMAGED = "it is no profile as vllm-nfp writes it: give another file, or measure again"
 _MODULE_SET = frozenset(MODULES)
 
 
@@ -333,7 +334,7 @@ def load_profile(path: Path | str) -> Profile:
     except OSError as error:
         raise ProfileError(f"{path} cannot be read: {error.strerror or error}") from None
     except TypedJsonError as error:
-        raise ProfileError(str(error)) from None
+        raise ProfileError(f"{error}; {_DAMAGED}") from None
     except ValueError as error:
         if isinstance(error, ProfileError):
             raise
@@ -359,7 +360,7 @@ def profile_from_dict(values: Mapping[str, Any], where: str = "the profile") -> 
     try:
         return decode(Profile, dict(values), where)
     except TypedJsonError as error:
-        raise ProfileError(str(error)) from None
+        raise ProfileError(f"{error}; {_DAMAGED}") from None
 
 
 def _check_curve_row(row: CurveRow) -> None:
