@@ -17,9 +17,9 @@ from vllm_nfp.engine.draft_control import DraftControl, attach
 from vllm_nfp.engine.draft_lengths import (
     _shown,
     candidate_lengths,
+    control_speculation,
     covering_table,
-    give_speculation,
-    given_speculation,
+    drafts,
     prepare_speculation,
 )
 from vllm_nfp.metrics.control import (
@@ -294,27 +294,43 @@ def test_speculation_that_cannot_be_controlled_is_refused_at_the_command_line(
         prepare_speculation(settings, data_parallel)
 
 
-def test_speculation_may_be_given_in_any_of_vllms_ways() -> None:
-    def given(**flags: Any) -> Any:
-        args = argparse.Namespace(**flags)
-        give_speculation(args, prepare_speculation(given_speculation(args), 1))
-        return args
+SHORT = {"spec_method": None, "spec_model": None, "spec_tokens": None}
 
-    table = {"num_speculative_tokens_per_batch_size": [[1, 1, 4]]}
-    whole = {"method": "ngram", "num_speculative_tokens": 4, **table}
-    dashed = given(speculative_config={"method": "ngram", "num-speculative-tokens": 4})
-    assert dashed.speculative_config == whole
-    short = given(speculative_config=None, spec_method="ngram", spec_tokens=4, spec_model=None)
-    assert short.speculative_config == whole
-    assert (short.spec_method, short.spec_tokens) == (None, None)
-    mixed = given(speculative_config={"num_speculative_tokens": 4}, spec_method="ngram")
-    assert mixed.speculative_config == whole
-    # vLLM refuses a setting that is named twice, and goes on doing so.
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"speculative_config": {"method": "ngram", "num-speculative-tokens": 4}},
+        {"spec_method": "ngram", "spec_tokens": 4},
+        {"speculative_config": {"num_speculative_tokens": 4}, "spec_method": "ngram"},
+        {"speculative_config": {"num-speculative-tokens": 8, "method": "ngram"}, "spec_tokens": 4},
+    ],
+)
+def test_speculation_may_be_given_in_any_of_vllms_ways(flags: dict[str, Any]) -> None:
+    args = argparse.Namespace(**{"speculative_config": None, **SHORT, **flags})
+    assert drafts(args)
+    control_speculation(args)
+    assert args.speculative_config == {
+        "method": "ngram",
+        "num_speculative_tokens": 4,
+        "num_speculative_tokens_per_batch_size": [[1, 1, 4]],
+    }
+    assert {name: getattr(args, name) for name in SHORT} == SHORT
+
+
+@pytest.mark.parametrize("short", [{"spec_tokens": 5}, {"spec_method": "ngram"}])
+def test_a_setting_that_is_named_twice_is_left_for_vllm_to_refuse(short: dict[str, Any]) -> None:
     twice = {"method": "ngram", "num_speculative_tokens": 4}
-    left = given(speculative_config=twice, spec_tokens=5)
-    assert left.speculative_config == whole
-    assert left.spec_tokens == 5
-    assert given_speculation(argparse.Namespace(speculative_config=None)) is None
+    args = argparse.Namespace(**{"speculative_config": dict(twice), **SHORT, **short})
+    control_speculation(args)
+    assert args == argparse.Namespace(**{"speculative_config": twice, **SHORT, **short})
+
+
+def test_a_server_that_drafts_nothing_is_refused() -> None:
+    args = argparse.Namespace(speculative_config=None)
+    assert not drafts(args)
+    with pytest.raises(ConfigError, match="drafts nothing: add --speculative-config"):
+        control_speculation(args)
 
 
 def test_a_fixed_length_becomes_a_table_and_a_table_stays() -> None:

@@ -347,6 +347,8 @@ def test_draft_lengths_are_those_of_the_context_nearest_to_traffic() -> None:
     assert at(None) == at(LiveStep(1, 1, 1)) == at(LiveStep(1, 2560, 1)) == {1: 7, 8: 3}
     assert at(LiveStep(1, 2561, 1)) == at(LiveStep(1, 1 << 30, 1)) == {8: 0}
     assert recommended_draft_lengths(replace(DRAFTING, curves=()), constant(0.9)) == {}
+    damaged = tuple(replace(row, batch_size=1 << 30) for row in DRAFTING.curves)
+    assert recommended_draft_lengths(replace(DRAFTING, curves=damaged), constant(0.9)) == {}
 
 
 def test_registering_reads_no_file_and_names_filter(tmp_path: Path) -> None:

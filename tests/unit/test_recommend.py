@@ -113,7 +113,10 @@ def test_acceptance_may_be_any_number_or_list_of_them(dense_profile: Profile) ->
     assert recommend(dense_profile, np.array([0.7, 0.5])).rows == rows
     same = recommend(dense_profile, float(np.float32(0.7))).rows
     assert recommend(dense_profile, np.float32(0.7)).rows == same
-    for wrong in ("abc", ["x"], None, [], {}):
+    counts = {"draft_lengths": np.array([1, 4]), "contexts": np.array([1024])}
+    found = recommend(dense_profile, 0.7, **counts, max_batch_size=np.int64(8))
+    json.dumps([found.to_dict(), found.speculative_config()])
+    for wrong in ("abc", ["x"], None, [], {}, 10**400):
         with pytest.raises(AcceptanceError, match="acceptance"):
             recommend(dense_profile, wrong)  # type: ignore[arg-type]
 
@@ -152,6 +155,10 @@ def test_the_package_stays_light() -> None:
         ({"max_draft_length": 2.5}, "max_draft_length must be a whole number"),
         ({"draft_lengths": [1.5]}, "draft_lengths must be a whole number"),
         ({"draft_lengths": [2, 300]}, "draft_lengths holds 300, which takes 301 positions, yet"),
+        ({"draft_lengths": [1, "a"]}, "draft_lengths must be a whole number, as in 8, not 'a'"),
+        ({"draft_lengths": 4}, "draft_lengths must be a list"),
+        ({"draft_lengths": [8], "max_draft_length": 4}, "holds 8, above the longest that is"),
+        ({"epsilon": 10**400}, "epsilon must be a share from 0 to 10"),
         ({"epsilon": "x"}, "epsilon must be a share from 0 to 10, not 'x'"),
         ({"cost": 0.1}, "cost must be a DraftCost"),
         ({"contexts": [5]}, "context 5 is not among those"),
@@ -262,7 +269,7 @@ def test_a_head_that_loses_everywhere_is_warned_of_and_gives_no_settings(
         ),
         (["--acceptance-per-position", ""], "give numbers as in 0.9,0.8,0.7"),
         (["--acceptance", "0.5", "--json", "--speculative-config"], "give --json or --spec"),
-        (["--acceptance", "0.5", "--draft-model", "x"], "--draft-model goes with a --draft-method"),
+        (["--acceptance", "0.5", "--draft-model", "x"], "--draft-model is given, yet ngram looks"),
         (["--acceptance", "0.5", "--assume-dense"], "--assume-dense goes with --predicted"),
         (["--acceptance", "0.5", "--epsilon", "inf"], "epsilon must be a share"),
         (["--acceptance", "0.5", "--hardware", "H200"], "--hardware goes with --predicted"),
@@ -286,6 +293,7 @@ def test_sources_that_cannot_be(tmp_path: Path) -> None:
     assert "cannot be read" in refused("http://127.0.0.1:1", "--acceptance", "0.5")
     for address in ("", "localhost:8000", "ftp://server/x"):
         assert f"{address!r} is no file and no URL" in refused(address, "--acceptance", "0.5")
+    assert "is no file and no URL" in refused(f"localhost:{'8' * 5000}", "--acceptance", "0.5")
     assert "needs --hardware" in refused("--predicted", tmp_path, "--acceptance", "0.5")
     predicted = ("--predicted", tmp_path, "--acceptance", "0.5", "--hardware")
     assert "has no config.json" in refused(*predicted, "H100-SXM")
@@ -299,6 +307,23 @@ def test_sources_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**QWEN3_8B, "model_type": "unheard_of"}))
     assert "--assume-dense" in refused(*predicted, "H100-SXM")
     assert run(*predicted, "H100-SXM", "--assume-dense").exit_code == 0
+
+
+def test_a_prediction_reaches_as_far_as_the_lengths_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(QWEN3_8B))
+    flags = ("--predicted", tmp_path, "--hardware", "H100-SXM", "--acceptance", "0.99", "--json")
+    found = json.loads(run(*flags, "--draft-lengths", "100", "--batch-sizes", "1").stdout)
+    assert found["rows"][0]["draft_length"] == 100
+    assert "--draft-lengths must lie from 0 to 512" in refused(*flags, "--draft-lengths", "9999")
+
+
+def test_a_path_that_holds_a_settings_name_is_shown_as_it_is(
+    profile_path: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "slack" / "p.json"
+    path.parent.mkdir()
+    path.write_bytes(profile_path.read_bytes())
+    assert f"of {path}: give" in refused(path, "--acceptance", "0.5", "--contexts", "7")
 
 
 def test_empty_profiles_are_refused(dense_profile: Profile, tmp_path: Path) -> None:
@@ -388,12 +413,32 @@ def test_a_servers_own_method_is_the_default(served: Any) -> None:
     assert "makes its drafts by 'dflash'" in refused(URL)
 
 
+def test_the_server_of_the_step_times_tells_how_it_drafts_if_that_of_acceptance_does_not(
+    served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served(metrics())
+    shown = {URL: metrics() + drafting("eagle3", 3e-4), "http://plain": metrics()}
+    monkeypatch.setattr(scrape, "fetch", shown.__getitem__)
+    values = json.loads(run(URL, "--acceptance-from", "http://plain", "--json").stdout)
+    assert values["draft_method"] == "eagle3"
+    assert values["draft_cost"]["seconds_per_token"] == pytest.approx(3e-4)
+
+
+def test_engines_that_draft_otherwise_tell_no_cost(served: Any) -> None:
+    two = drafting("ngram_gpu", 9e-4).replace('engine="0"', 'engine="1"')
+    served(metrics() + drafting("eagle3", 3e-4) + two)
+    assert json.loads(run(URL, "--json").stdout)["draft_method"] == "ngram"
+    assert "needs the cost of a draft step" in refused(URL, "--draft-method", "eagle3")
+
+
 def test_the_cost_of_another_method_is_not_taken(served: Any) -> None:
     served(metrics() + drafting("ngram_gpu", 1e-3))
     assert "needs the cost of a draft step" in refused(URL, "--draft-method", "eagle3")
     done = run(URL, "--draft-method", "eagle3", "--draft-share", "0.1", "--json")
     (warning,) = json.loads(done.stdout)["warnings"]
-    assert "makes its drafts by ngram_gpu, not eagle3" in warning
+    assert warning == "acceptance is that of drafts made by 'ngram_gpu', not eagle3"
+    given = run(URL, "--acceptance", "0.7", "--draft-method", "mtp", "--draft-share", "0", "--json")
+    assert json.loads(given.stdout)["warnings"] == []
     assert json.loads(run(URL, "--draft-method", "ngram", "--json").stdout)["warnings"] == []
 
 
@@ -406,9 +451,8 @@ def test_where_the_table_rests_on_other_contexts_is_told(
     save_profile(path, dataclasses.replace(dense_profile, curves=tuple(rows), boundaries=()))
     done = run(path, "--acceptance", "0.7")
     lengths = json.loads(run(path, "--acceptance", "0.7", "--json").stdout)["schedule"]
-    assert f"at context {longest} batches of 9 to 32 were not measured" in " ".join(
-        done.output.split()
-    )
+    told = f"at context {longest} batches of 9-32 were not measured"
+    assert told in " ".join(done.output.split())
     assert f"{lengths[-1]['draft_length']}: ?" in done.output
 
 
@@ -416,7 +460,8 @@ def test_a_narrow_terminal_cuts_no_number_off(
     profile_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "40")
-    assert "\N{HORIZONTAL ELLIPSIS}" not in run(profile_path, "--acceptance", "0.7").output
+    flags = ("--acceptance", "0.95", "--max-batch-size", "1048576")
+    assert "\N{HORIZONTAL ELLIPSIS}" not in run(profile_path, *flags).output
 
 
 def test_a_prediction(tmp_path: Path) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,17 @@ from rich.console import Console
 
 from vllm_nfp import scrape
 from vllm_nfp.cli.common import Refusal, json_option, parse_list, read_profile
-from vllm_nfp.cli.recommend_table import print_lengths
+from vllm_nfp.cli.recommend_table import print_lengths, size_range
 from vllm_nfp.draft import sources
 from vllm_nfp.draft.acceptance import Acceptance, AcceptanceError, constant, from_rates
 from vllm_nfp.draft.recommend import Recommendation, RecommendError, recommend, server_version
-from vllm_nfp.draft.schedule import DEFAULT_SLACK, DraftCost
-from vllm_nfp.draft.sources import COUNTERS, Source, SourceError
+from vllm_nfp.draft.schedule import (
+    DEFAULT_SLACK,
+    LARGEST_DRAFT_LENGTH,
+    DraftCost,
+    ScheduleRow,
+)
+from vllm_nfp.draft.sources import COUNTERS, LiveDrafting, Source, SourceError
 from vllm_nfp.draft.speculative_config import DRAFT_METHODS, LOOK_UPS, NEEDS_MODEL
 from vllm_nfp.engine import versions
 from vllm_nfp.prediction import KV_BITS, MOST_SEQUENCES, WEIGHT_BITS
@@ -31,6 +37,7 @@ PREDICTED_CONTEXTS = "1024,4096,16384"
 _URLS = ("http://", "https://")
 _SETTINGS = ("max_draft_length", "max_batch_size", "draft_lengths", "epsilon", "slack")
 """Settings whose refusals name them as Python does; here they are flags."""
+_UNKNOWN = LiveDrafting(frozenset(), None)
 _ADDRESS = re.compile(r"[\w.+-]+:(//|\d+)")
 """What looks like a server's address, but lacks http://."""
 
@@ -164,22 +171,30 @@ def recommend_command(
     with _refusing():
         if (source is None) == (predicted is None):
             raise Refusal("give one source: a profile.json, a server's URL, or --predicted MODEL")
+        lengths = _numbers(draft_lengths, "--draft-lengths")
+        servers: tuple[scrape.Samples, ...] = ()
         if source is not None:
             _refuse_with(source, {"hardware": hardware, "batch_sizes": batch_sizes, **served})
-            found, told, counters = _measured(source)
+            found, told, servers = _measured(source)
         else:
-            longest = _Longest(max_batch_size, max_draft_length)
+            longest = _Longest(max_batch_size, max((max_draft_length or 0, *(lengths or ()))))
             found = _predicted(predicted, hardware, batch_sizes, contexts, longest, served)
-            told, counters = (), None
+            told = ()
         if acceptance_from is not None:
-            counters = _samples(acceptance_from)
-            told += sources.differences(found, counters)
+            servers = (_samples(acceptance_from), *servers)
+            told += sources.differences(found, servers[0])
         accepted, acceptance_told = _acceptance(
-            acceptance, acceptance_per_position, acceptance_rates, acceptance_from, counters
+            acceptance,
+            acceptance_per_position,
+            acceptance_rates,
+            acceptance_from,
+            servers,
+            draft_method,
         )
-        method, method_told = _method(draft_method, counters, draft_model is not None)
+        drafting = next(filter(None, map(sources.live_drafting, servers)), _UNKNOWN)
+        method = _method(draft_method, drafting, draft_model is not None)
         if method not in LOOK_UPS and draft_cost is None and draft_share is None:
-            draft_cost = _live_cost(method, counters)
+            draft_cost = _live_cost(method, drafting)
         result = recommend(
             found,
             accepted.extended() if extend_acceptance else accepted,
@@ -189,9 +204,9 @@ def recommend_command(
             contexts=() if predicted else _numbers(contexts, "--contexts") or (),
             epsilon=epsilon,
             slack=slack,
-            draft_lengths=_numbers(draft_lengths, "--draft-lengths"),
+            draft_lengths=lengths,
         )
-    told += acceptance_told + method_told + _version_warnings(found) + _losses(result)
+    told += acceptance_told + _version_warnings(found) + _losses(result)
     told += _resting_elsewhere(result) + _without_graphs(result)
     what = _Told(_assumptions(result, method, draft_cost, draft_share), told)
     if only_config:
@@ -218,7 +233,7 @@ class _Longest:
     """How far a prediction must reach; None: as by default."""
 
     batch_size: int | None
-    draft_length: int | None
+    draft_length: int
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
@@ -228,8 +243,8 @@ class _Longest:
 
     @property
     def positions(self) -> int:
-        """Last N."""
-        return max(PREDICTED_POSITIONS, (self.draft_length or 0) + 1)
+        """Last N; a length beyond all bounds is refused later."""
+        return max(PREDICTED_POSITIONS, min(self.draft_length, LARGEST_DRAFT_LENGTH) + 1)
 
 
 def _refuse_with(source: str, values: Mapping[str, object]) -> None:
@@ -240,20 +255,20 @@ def _refuse_with(source: str, values: Mapping[str, object]) -> None:
 
 
 def _with_flags(text: str) -> str:
-    for name in _SETTINGS:
-        text = text.replace(name, f"--{name.replace('_', '-')}")
-    return text
+    """A refusal that begins with a setting's name, with that of its flag."""
+    name, _, rest = text.partition(" ")
+    return f"--{name.replace('_', '-')} {rest}" if name in _SETTINGS else text
 
 
-def _measured(source: str) -> tuple[Source, tuple[str, ...], scrape.Samples | None]:
-    """Step times, what to know of them, and what the server counts, if it is one."""
+def _measured(source: str) -> tuple[Source, tuple[str, ...], tuple[scrape.Samples, ...]]:
+    """Step times, what to know of them, and the server's metrics, if it is one."""
     if not source.startswith(_URLS):
-        if not source or (_ADDRESS.match(source) and not Path(source).exists()):
+        if not source or (_ADDRESS.match(source) and not os.path.exists(source)):
             raise Refusal(
-                f"{source!r} is no file and no URL: give a profile.json, or a server as in "
+                f"{source!r:.80} is no file and no URL: give a profile.json, or a server as in "
                 f"http://localhost:8000"
             )
-        return sources.from_profile(read_profile(Path(source)), source), (), None
+        return sources.from_profile(read_profile(Path(source)), source), (), ()
     samples = _samples(source)
     if "vllm_nfp_state" not in samples:
         raise Refusal(f"{source} has no NFP probe: start the server with --nfp-probe")
@@ -263,7 +278,7 @@ def _measured(source: str) -> tuple[Source, tuple[str, ...], scrape.Samples | No
         f"ignores draft lengths by batch size under data parallelism"
     )
     found = sources.from_samples(samples, source, server_version(source))
-    return found, (told,) if len(engines) > 1 else (), samples
+    return found, (told,) if len(engines) > 1 else (), (samples,)
 
 
 def _predicted(
@@ -279,10 +294,10 @@ def _predicted(
 
     if model is None or hardware is None:
         raise Refusal("--predicted needs --hardware NAME, as in --hardware H100-SXM")
-    if longest.batch_size is not None and longest.batch_size > MOST_SEQUENCES:
+    if batch_sizes is None and not 1 <= (longest.batch_size or 1) <= MOST_SEQUENCES:
         raise Refusal(
             f"--max-batch-size must lie from 1 to {MOST_SEQUENCES} with --predicted, not "
-            f"{longest.batch_size}"
+            f"{longest.batch_size}, unless --batch-sizes is given"
         )
     try:
         found = predict(
@@ -321,7 +336,8 @@ def _acceptance(
     per_position: str | None,
     rates: str | None,
     given_url: str | None,
-    counters: scrape.Samples | None,
+    servers: Sequence[scrape.Samples],
+    method: str | None,
 ) -> tuple[Acceptance, tuple[str, ...]]:
     given = [value for value in (chance, per_position, rates, given_url) if value is not None]
     if len(given) > 1:
@@ -335,24 +351,33 @@ def _acceptance(
         return Acceptance(_shares(per_position, "--acceptance-per-position")), ()
     if rates is not None:
         return from_rates(_shares(rates, "--acceptance-rates")), ()
-    if counters is None:
+    if not servers:
         raise Refusal(
             "acceptance is needed: give --acceptance 0.8, one chance for each draft with "
             "--acceptance-per-position, or a speculating server with --acceptance-from URL"
         )
-    live = sources.live_acceptance(counters)
-    return live.acceptance, () if live.caution is None else (live.caution,)
+    live = sources.live_acceptance(servers[0])
+    told: tuple[str, ...] = () if live.caution is None else (live.caution,)
+    drafting = sources.live_drafting(servers[0])
+    others = frozenset() if drafting is None else drafting.methods - _alike(method)
+    if method is not None and others:
+        made = ", ".join(sorted(others))
+        told += (f"acceptance is that of drafts made by {made!r:.60}, not {method}",)
+    return live.acceptance, told
 
 
 def _shares(text: str, flag: str) -> tuple[float, ...]:
     return parse_list(text, float, flag, example="0.9,0.8,0.7")
 
 
-def _method(
-    given: str | None, counters: scrape.Samples | None, has_model: bool
-) -> tuple[str, tuple[str, ...]]:
-    """How drafts are to be made, and what to know of it."""
-    served = None if counters is None else sources.live_draft_method(counters)
+def _alike(method: str | None) -> frozenset[str]:
+    """Methods whose drafts are the same."""
+    return LOOK_UPS if method in LOOK_UPS else frozenset({method or ""})
+
+
+def _method(given: str | None, drafting: LiveDrafting, has_model: bool) -> str:
+    """How drafts are to be made."""
+    served = next(iter(drafting.methods)) if len(drafting.methods) == 1 else None
     method = given or served or "ngram"
     if method not in DRAFT_METHODS:
         raise Refusal(
@@ -361,32 +386,22 @@ def _method(
         )
     if method in LOOK_UPS and has_model:
         raise Refusal(
-            f"--draft-model goes with a --draft-method that has weights, as eagle3; {method} looks "
-            f"drafts up: leave one of the two out"
+            f"--draft-model is given, yet {method} looks drafts up, without a model: give the "
+            f"--draft-method that it is for, as eagle3, or leave it out"
         )
-    if served is None or _is_alike(method, served):
-        return method, ()
-    return method, (
-        f"the server makes its drafts by {served}, not {method}: what it counts, or says of their "
-        f"cost, is not of {method}",
-    )
+    return method
 
 
-def _is_alike(one: str, other: str) -> bool:
-    return one == other or {one, other} <= LOOK_UPS
-
-
-def _live_cost(method: str, counters: scrape.Samples | None) -> float | None:
+def _live_cost(method: str, drafting: LiveDrafting) -> float | None:
     """Time of a drafted token as the server tells it; None if it tells none of this method."""
-    if counters is None or not _is_alike(method, sources.live_draft_method(counters) or method):
+    if not drafting.methods <= {method}:
         return None
-    seconds = sources.live_draft_seconds(counters)
-    if seconds == 0.0:
+    if drafting.token_seconds == 0.0:
         raise Refusal(
             f"the server saw no time that a drafted token takes, which {method} cannot do without: "
             f"give --draft-cost SECONDS, or --draft-share"
         )
-    return seconds
+    return drafting.token_seconds
 
 
 def _cost(method: str, seconds: float | None, share: float | None) -> DraftCost:
@@ -422,14 +437,13 @@ def _version_warnings(source: Source) -> tuple[str, ...]:
 
 def _losses(result: Recommendation) -> tuple[str, ...]:
     """Where a server that speculates is slower than one that does not, whatever it drafts."""
-    rows = [
-        row for row in result.rows if row.scheduled_gain is not None and row.scheduled_gain < 1.0
-    ]
-    if not rows:
+    gains = [(row.scheduled_gain, row) for row in result.rows if row.scheduled_gain is not None]
+    losing = [(gain, row) for gain, row in gains if gain < 1.0]
+    if not losing:
         return ()
-    worst = min(row.scheduled_gain or 0.0 for row in rows)
-    first = min(row.batch_size_first for row in rows)
-    last = max(row.batch_size_last for row in rows)
+    worst = min(gain for gain, _ in losing)
+    first = min(row.batch_size_first for _, row in losing)
+    last = max(row.batch_size_last for _, row in losing)
     return (
         f"at batch sizes {first} to {last} a server that speculates can be slower than one that "
         f"does not ({worst:.2f}x): its drafting model takes every step in, at K = 0 as well; where "
@@ -442,14 +456,25 @@ def _resting_elsewhere(result: Recommendation) -> tuple[str, ...]:
     rows = [row for row in result.rows if row.scheduled_gain is None]
     told = []
     for context in sorted({row.context for row in rows}):
-        of = [row for row in rows if row.context == context]
+        sizes = ", ".join(size_range(*span) for span in _spans(rows, context))
         told.append(
-            f"at context {context} batches of {min(row.batch_size_first for row in of)} to "
-            f"{max(row.batch_size_last for row in of)} were not measured: the table's K there "
-            f"rests on the other contexts; if your traffic has such batches, probe them, or choose "
-            f"for this context with --contexts {context}"
+            f"at context {context} batches of {sizes} were not measured: the table's K there rests "
+            f"on the other contexts; if your traffic has such batches, probe them, or choose for "
+            f"this context with --contexts {context}"
         )
     return tuple(told)
+
+
+def _spans(rows: Sequence[ScheduleRow], context: int) -> list[tuple[int, int]]:
+    """Batch sizes of the rows at a context, neighbours together."""
+    spans: list[tuple[int, int]] = []
+    for row in rows:
+        if row.context != context:
+            continue
+        follows = spans and row.batch_size_first == spans[-1][1] + 1
+        first = spans.pop()[0] if follows else row.batch_size_first
+        spans.append((first, row.batch_size_last))
+    return spans
 
 
 def _without_graphs(result: Recommendation) -> tuple[str, ...]:

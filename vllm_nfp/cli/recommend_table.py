@@ -11,8 +11,7 @@ from rich.table import Table
 from vllm_nfp.draft.recommend import Recommendation
 from vllm_nfp.draft.schedule import ScheduleRow
 
-LEAST_WIDTH = 80
-"""Narrower terminals break the lines: a number with its end cut off would be another number."""
+WIDEST = 1000
 
 
 def print_lengths(
@@ -22,7 +21,6 @@ def print_lengths(
     warnings: Sequence[str],
 ) -> None:
     """The table for all contexts, the best lengths at each, and what they rest on."""
-    console.width = max(console.width, LEAST_WIDTH)
     source = result.source
     where = f" on {source.device}" if source.device else ""
     how = {"profile": "measured", "server": "measured, live", "prediction": "predicted"}
@@ -32,11 +30,14 @@ def print_lengths(
         markup=False,
     )
     entries = ", ".join(
-        f"B {_range(entry.batch_size_first, entry.batch_size_last)}: K={entry.draft_length}"
+        f"B {size_range(entry.batch_size_first, entry.batch_size_last)}: K={entry.draft_length}"
         for entry in result.schedule.ranges
     )
     console.print(f"Draft lengths for all contexts: {entries}", highlight=False)
-    console.print(_table(result))
+    table = _table(result)
+    # A narrower terminal breaks the lines: a number with its end cut off would be another number.
+    console.width = max(console.width, Console(width=WIDEST).measure(table).maximum)
+    console.print(table)
     _print_notes(console, result.rows)
     for text in assumptions:
         console.print(f"Assumed: {text}.", highlight=False, markup=False)
@@ -46,7 +47,8 @@ def print_lengths(
         console.print("Drafts pay nowhere: serve without --speculative-config.")
 
 
-def _range(first: int, last: int) -> str:
+def size_range(first: int, last: int) -> str:
+    """Batch sizes as 8 or 9-31."""
     return str(first) if first == last else f"{first}-{last}"
 
 
@@ -66,7 +68,7 @@ def _table(result: Recommendation) -> Table:
 
 
 def _cells(row: ScheduleRow) -> Sequence[str]:
-    batch = _range(row.batch_size_first, row.batch_size_last)
+    batch = size_range(row.batch_size_first, row.batch_size_last)
     if row.basis == "unknown":
         elsewhere = f"{row.scheduled_draft_length}: ?" if row.scheduled_draft_length else "-"
         return (str(row.context), batch, "0?", *("-",) * 4, elsewhere)

@@ -120,7 +120,7 @@ def from_counters(drafts: float, accepted_per_position: Sequence[float]) -> Acce
     for before, accepted in itertools.pairwise((drafts, *accepted_per_position)):
         if not 0.0 <= accepted <= before:
             raise AcceptanceError(
-                f"the server's counters contradict each other ({accepted:g} tokens accepted after "
-                f"{before:g}): give --acceptance"
+                f"the server's counters contradict each other ({accepted:.0f} tokens accepted "
+                f"after {before:.0f}): give --acceptance"
             )
     return from_rates([accepted / drafts for accepted in accepted_per_position])

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -138,17 +137,20 @@ def recommend(
         ProfileError: for a file that is no profile.
         ScrapeError: for a URL that does not answer or has no probe.
     """
-    _check("epsilon", epsilon, 0.0, 10.0)
-    _check("slack", slack, 0.0, 0.5)
-    _check_count("max_draft_length", max_draft_length, 0, LARGEST_DRAFT_LENGTH)
-    _check_count("max_batch_size", max_batch_size, 1, LARGEST_BATCH_SIZE)
+    epsilon = _share("epsilon", epsilon, 10.0)
+    slack = _share("slack", slack, 0.5)
+    if max_draft_length is not None:
+        max_draft_length = _count("max_draft_length", max_draft_length, 0, LARGEST_DRAFT_LENGTH)
+    if max_batch_size is not None:
+        max_batch_size = _count("max_batch_size", max_batch_size, 1, LARGEST_BATCH_SIZE)
     if not isinstance(cost, DraftCost):
         raise RecommendError(f"cost must be a DraftCost, as in DraftCost(0.001), not {cost!r:.80}")
     found = source_of(source)
     accepted = _acceptance_of(acceptance)
     curves = _at_contexts(found, contexts)
-    lengths = None if draft_lengths is None else _lengths_of(draft_lengths, curves, accepted)
-    demand = Demand(accepted, cost, max_draft_length, epsilon, slack, lengths)
+    demand = Demand(accepted, cost, max_draft_length, epsilon, slack)
+    if draft_lengths is not None:
+        demand = replace(demand, draft_lengths=_lengths_of(draft_lengths, curves, demand))
     return Recommendation(found, demand, make_schedule(curves, demand, max_batch_size))
 
 
@@ -195,42 +197,45 @@ def server_version(url: str) -> str | None:
 def _acceptance_of(acceptance: Acceptance | float | Iterable[float]) -> Acceptance:
     if isinstance(acceptance, Acceptance):
         return acceptance
+    each = [acceptance] if isinstance(acceptance, Real) else acceptance
     try:
-        if isinstance(acceptance, Real):
-            return constant(float(acceptance))
-        if isinstance(acceptance, str) or not isinstance(acceptance, Iterable):
+        if isinstance(each, str) or not isinstance(each, Iterable):
             raise TypeError
-        chances = tuple(float(chance) for chance in acceptance)
-    except (TypeError, ValueError) as error:
-        if isinstance(error, AcceptanceError):
-            raise
+        chances = tuple(float(chance) for chance in each)
+    except (TypeError, ValueError, OverflowError):
         raise AcceptanceError(
             f"acceptance {acceptance!r:.80} is no number from 0 to 1, nor one for each draft"
         ) from None
-    return Acceptance(per_position=chances)
+    return constant(*chances) if isinstance(acceptance, Real) else Acceptance(chances)
 
 
 def _lengths_of(
-    lengths: Iterable[int], curves: Sequence[StepCurve], acceptance: Acceptance
+    lengths: Iterable[int], curves: Sequence[StepCurve], demand: Demand
 ) -> tuple[int, ...]:
     """Lengths to choose from, ascending; each can be judged at one curve at least."""
-    found = tuple(sorted(set(lengths)))
-    for length in found:
-        _check_count("draft_lengths", length, 0, LARGEST_DRAFT_LENGTH)
-    if not any(found):
+    if not isinstance(lengths, Iterable):
+        raise RecommendError(f"draft_lengths must be a list, as in [1, 2, 4], not {lengths!r:.80}")
+    each = [_count("draft_lengths", length, 0, LARGEST_DRAFT_LENGTH) for length in lengths]
+    longest = max(each, default=0)
+    if longest == 0:
         raise RecommendError("draft_lengths must hold a length above 0, as in 1, 2, 4")
     measured = max(curve.largest for curve in curves)
-    if found[-1] >= measured:
+    if longest >= measured:
         raise RecommendError(
-            f"draft_lengths holds {found[-1]}, which takes {found[-1] + 1} positions, yet step "
-            f"times are known up to {measured}: leave it out, or measure more"
+            f"draft_lengths holds {longest}, which takes {longest + 1} positions, yet step times "
+            f"are known up to {measured}: leave it out, or measure more"
         )
-    if acceptance.longest is not None and found[-1] > acceptance.longest:
+    known, most = demand.acceptance.longest, demand.max_draft_length
+    if known is not None and longest > known:
         raise RecommendError(
-            f"draft_lengths holds {found[-1]}, yet acceptance is known of {acceptance.longest} "
-            f"drafts: leave it out, or say that later drafts fare alike (--extend-acceptance)"
+            f"draft_lengths holds {longest}, yet acceptance is known of {known} drafts: leave it "
+            f"out, or say that later drafts fare alike (--extend-acceptance)"
         )
-    return found
+    if most is not None and longest > most:
+        raise RecommendError(
+            f"draft_lengths holds {longest}, above the longest that is allowed, {most}: leave it out"
+        )
+    return tuple(sorted(set(each)))
 
 
 def _at_contexts(source: Source, contexts: Sequence[int]) -> tuple[StepCurve, ...]:
@@ -241,18 +246,18 @@ def _at_contexts(source: Source, contexts: Sequence[int]) -> tuple[StepCurve, ..
                 f"context {context} is not among those of {source.name}: "
                 f"give {', '.join(map(str, measured))}"
             )
-    return tuple(c for c in source.curves if not contexts or c.context in contexts)
+    return tuple(c for c in source.curves if not len(contexts) or c.context in contexts)
 
 
-def _check(name: str, value: float, low: float, high: float) -> None:
-    if not isinstance(value, Real) or not math.isfinite(value) or not low <= value <= high:
-        raise RecommendError(f"{name} must be a share from {low:g} to {high:g}, not {value!r}")
+def _share(name: str, value: float, high: float) -> float:
+    if isinstance(value, Real) and 0.0 <= value <= high:  # which NaN is not
+        return float(value)
+    raise RecommendError(f"{name} must be a share from 0 to {high:g}, not {value!r:.80}")
 
 
-def _check_count(name: str, value: int | None, low: int, high: int) -> None:
-    if value is None:
-        return
+def _count(name: str, value: int, low: int, high: int) -> int:
     if not isinstance(value, Integral):
         raise RecommendError(f"{name} must be a whole number, as in 8, not {value!r:.80}")
     if not low <= value <= high:
-        raise RecommendError(f"{name} must lie from {low} to {high}, not {value}")
+        raise RecommendError(f"{name} must lie from {low} to {high}, not {value!s:.80}")
+    return int(value)

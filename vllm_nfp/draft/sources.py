@@ -80,6 +80,17 @@ class LiveAcceptance:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class LiveDrafting:
+    """How a server makes its drafts, as its controllers of draft lengths tell it."""
+
+    methods: frozenset[str]
+    """In vLLM's words; several where its engines differ."""
+    token_seconds: float | None
+    """Time of one more drafted token, the median over batch sizes; 0: no such time was seen at any;
+    None: nothing was learned yet."""
+
+
 def curves_of_rows(rows: Iterable[CurveRow]) -> tuple[StepCurve, ...]:
     """The whole step's curves among the rows of a profile or snapshot, one for each cell.
 
@@ -189,7 +200,9 @@ def from_samples(samples: Samples, name: str, vllm: str | None = None) -> Source
             f"vllm-nfp of another version?"
         ) from None
     except ValueError as error:
-        raise SourceError(f"the step times of {name} cannot be used: {error}") from None
+        raise SourceError(
+            f"the step times of {name} cannot be used: {error}; is it a server with this vllm-nfp?"
+        ) from None
     if not curves:
         raise SourceError(
             f"{name} has measured no step yet: send it requests and wait until "
@@ -254,21 +267,17 @@ def live_acceptance(samples: Samples, engine: str | None = None) -> LiveAcceptan
     return LiveAcceptance(acceptance, drafts, drafted / drafts)
 
 
-def live_draft_seconds(samples: Samples) -> float | None:
-    """Time of one more drafted token, as a server's controller of draft lengths tells it.
-
-    The median over its batch sizes; 0 where it saw no such time at any, None where there is no
-    controller, or it has learned nothing.
-    """
-    told = [value for _, value in samples.get(DRAFT_SECONDS, ())]
-    found = [value for value in told if value > 0.0]
-    return statistics.median(found or told) if told else None
-
-
-def live_draft_method(samples: Samples) -> str | None:
-    """How a server with a controller of draft lengths makes its drafts; None: not told."""
-    methods = {labels.get("method", "") for labels, _ in samples.get(DRAFT_CONTROL, ())}
-    return methods.pop() if len(methods) == 1 else None
+def live_drafting(samples: Samples) -> LiveDrafting | None:
+    """What the server's controllers of draft lengths tell; None where there is none."""
+    seconds = [value for _, value in samples.get(DRAFT_SECONDS, ())]
+    methods = {labels.get("method") for labels, _ in samples.get(DRAFT_CONTROL, ())}
+    if not seconds and not methods:
+        return None
+    positive = [value for value in seconds if value > 0.0]
+    return LiveDrafting(
+        frozenset(method for method in methods if method),
+        statistics.median(positive or seconds) if seconds else None,
+    )
 
 
 def differences(source: Source, samples: Samples) -> tuple[str, ...]:

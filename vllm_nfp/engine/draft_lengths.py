@@ -53,10 +53,19 @@ def candidate_lengths(
     return tuple(sorted({0, *lengths, *static}))
 
 
-def given_speculation(args: argparse.Namespace) -> Any:
-    """What --speculative-config and its short flags say together, with vLLM's own spelling.
+def drafts(args: argparse.Namespace) -> bool:
+    """Whether the command line asks for drafts."""
+    return any(getattr(args, dest, None) for dest in ("speculative_config", *_SHORT_FLAGS))
 
-    Where both name the same setting vLLM refuses; what it is given is left alone then.
+
+def control_speculation(args: argparse.Namespace) -> None:
+    """Let lengths change under --speculative-config and its short flags.
+
+    They are put together as vLLM does it. Where both name the same setting all is left as it is:
+    vLLM refuses.
+
+    Raises:
+        ConfigError: if this speculation cannot be controlled; says why and what to do.
     """
     settings = getattr(args, "speculative_config", None)
     short = {
@@ -64,20 +73,15 @@ def given_speculation(args: argparse.Namespace) -> Any:
         for dest, name in _SHORT_FLAGS.items()
         if (value := getattr(args, dest, None)) is not None
     }
-    if settings is not None and not isinstance(settings, Mapping):
-        return settings
-    spelt = {str(name).replace("-", "_"): value for name, value in (settings or {}).items()}
-    if set(short) & set(spelt):
-        return settings
-    return {**spelt, **short} or settings
-
-
-def give_speculation(args: argparse.Namespace, settings: Any) -> None:
-    """Put settings from :func:`given_speculation` in place of all that was given."""
-    args.speculative_config = settings
-    for dest, name in _SHORT_FLAGS.items():
-        if isinstance(settings, Mapping) and settings.get(name) == getattr(args, dest, None):
-            setattr(args, dest, None)
+    if isinstance(settings, Mapping) or (settings is None and short):
+        given = dict(settings or {})
+        if set(given) & set(short):
+            return
+        settings = {str(name).replace("-", "_"): v for name, v in {**given, **short}.items()}
+    parallel = getattr(args, "data_parallel_size", None) or 1
+    args.speculative_config = prepare_speculation(settings, parallel)
+    for dest in _SHORT_FLAGS:
+        setattr(args, dest, None)
 
 
 def prepare_speculation(settings: Any, data_parallel_size: int) -> Any:

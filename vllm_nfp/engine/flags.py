@@ -19,11 +19,7 @@ from vllm_nfp.config import (
     read_settings_argument,
 )
 from vllm_nfp.engine import versions
-from vllm_nfp.engine.draft_lengths import (
-    give_speculation,
-    given_speculation,
-    prepare_speculation,
-)
+from vllm_nfp.engine.draft_lengths import control_speculation, drafts
 from vllm_nfp.run_folder import make_run_folder
 
 logger = logging.getLogger("vllm.nfp")
@@ -198,7 +194,7 @@ def _by_files(config: ProbeConfig, args: argparse.Namespace) -> bool:
         return True
     reason = extension.why_not_values(
         config,
-        speculative=bool(given_speculation(args)),
+        speculative=drafts(args),
         log_stats=not getattr(args, "disable_log_stats", False),
     )
     if reason is None:
@@ -217,8 +213,7 @@ def switch_on(args: argparse.Namespace) -> None:
         if config is None:
             return
         if config.draft_control:
-            parallel = getattr(args, "data_parallel_size", None) or 1
-            give_speculation(args, prepare_speculation(given_speculation(args), parallel))
+            control_speculation(args)
         publish_settings(config, _by_files(config, args))
     except ConfigError as error:
         print(f"vllm serve: error: {error}", file=sys.stderr)

@@ -506,7 +506,10 @@ def recommended_draft_lengths(snapshot: Snapshot, acceptance: Acceptance) -> dic
     Without a live step the smallest context counts. Drafts later than those that acceptance is
     known for are taken to be accepted like the last known one.
     """
-    curves = curves_of_rows(snapshot.curves)
+    try:
+        curves = curves_of_rows(snapshot.curves)
+    except ValueError:  # of a damaged file: the other metrics, and other engines, go on
+        curves = ()
     if not curves:
         return {}
     live = 0 if snapshot.live is None else snapshot.live.context
