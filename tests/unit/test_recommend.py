@@ -157,7 +157,7 @@ def test_the_package_stays_light() -> None:
         ({"draft_lengths": [2, 300]}, "draft_lengths holds 300, which takes 301 positions, yet"),
         ({"draft_lengths": [1, "a"]}, "draft_lengths must be a whole number, as in 8, not 'a'"),
         ({"draft_lengths": 4}, "draft_lengths must be a list"),
-        ({"draft_lengths": [8], "max_draft_length": 4}, "holds 8, above the longest that is"),
+        ({"draft_lengths": [8], "max_draft_length": 4}, "holds 8, above the longest allowed, 4"),
         ({"epsilon": 10**400}, "epsilon must be a share from 0 to 10"),
         ({"epsilon": "x"}, "epsilon must be a share from 0 to 10, not 'x'"),
         ({"cost": 0.1}, "cost must be a DraftCost"),

@@ -233,7 +233,7 @@ def _lengths_of(
         )
     if most is not None and longest > most:
         raise RecommendError(
-            f"draft_lengths holds {longest}, above the longest that is allowed, {most}: leave it out"
+            f"draft_lengths holds {longest}, above the longest allowed, {most}: leave it out"
         )
     return tuple(sorted(set(each)))
 
