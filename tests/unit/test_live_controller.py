@@ -18,8 +18,8 @@ from vllm_nfp.draft.live import (
     StepObservation,
     draft_token_seconds,
 )
-from vllm_nfp.draft.live.controller import FIRST_CREDIT
 from vllm_nfp.draft.live.counted import CountedAcceptance
+from vllm_nfp.draft.live.credit import FIRST_CREDIT
 from vllm_nfp.draft.live.steps import MOST_CELLS, CellTimes, batch_cell, cell_of, context_cell
 
 LENGTHS = (0, 1, 2, 3, 4, 6, 8)
@@ -28,7 +28,10 @@ StepTime = Callable[[int, int], float]
 
 
 class Server:
-    """Steps of a batch whose draft length follows the table two steps late, as vLLM's does."""
+    """Steps of a batch whose draft length follows the table two steps late, as vLLM's does.
+
+    The table is written, and steps are timed, as :mod:`vllm_nfp.engine.draft_control` does it.
+    """
 
     def __init__(
         self,
@@ -45,6 +48,7 @@ class Server:
         self.lengths: list[int] = []
         self._pending: list[int] = []
         self._table = controller.table(1024)
+        self._applied: tuple[int, int] | None = None
 
     def run(self, batch_size: int, steps: int, context: int = 1024) -> Iterator[int]:
         for _ in range(steps):
@@ -81,10 +85,15 @@ class Server:
             seconds *= 3.0  # a probe, or a collection of garbage
         self.now += seconds
         self.tokens += batch_size + sum(accepted)
-        step = StepObservation(batch_size, context, length, seconds, tuple(accepted))
+        timed = self._pending[0] == length  # what the step asks for, to be verified by the next
+        step = StepObservation(
+            batch_size, context, length, seconds if timed else None, tuple(accepted)
+        )
         if self.controller.observe(step, self.now):
             self.controller.decide(batch_size, context, self.now)
-            self._table = self.controller.table(context)
+        key = (self.controller.version, context_cell(context))
+        if key != self._applied:
+            self._applied, self._table = key, self.controller.table(context)
         return length
 
 
@@ -251,7 +260,7 @@ def test_a_bad_length_is_left_even_without_credit() -> None:
         return 5e-3 * (20.0 if length > 3 else 1.0)
 
     live = Controller([0, *[8] * 128], Settings(LENGTHS, trial_loss=0.0))
-    live._credit = -100.0
+    live._credit.left = -100.0
     live.set_curves([StepCurve(16, 1024, 5e-3, ((1, 1.0), (4, 1.0), (5, 20.0), (12, 20.0)))])
     server = Server(live, time, 0.9)
     server.serve(16, 400)

@@ -155,7 +155,7 @@ class DraftControl:
         self._controller: Controller | None = None
         self._reporter: _Reporter | None = None
         self._under_way: deque[_Scheduled] = deque()
-        self._asked_before = 0
+        self._asked_before: int | None = None
         self._last_output: float | None = None
         self._last_length: int | None = None
         self._applied: tuple[int, int] | None = None
@@ -175,18 +175,19 @@ class DraftControl:
         """Hand back to the configured table, keeping what was learned."""
         self._patches.restore()
         self._under_way.clear()
-        self._last_output = self._applied = None
+        self._last_output = self._applied = self._asked_before = None
         self._scheduler.dynamic_sd_lookup = self._static
 
     def resume(self) -> None:
-        """Take over again."""
-        self._hook()
+        """Take over again, unless disabled."""
+        if self._controller is not None:
+            self._hook()
 
     def begin(self) -> None:
         """Take over.
 
         Raises:
-            ConfigError: if draft_lengths does not fit the server.
+            ConfigError: if draft_lengths does not fit the server, or vLLM's scheduler is another.
         """
         assert self._static is not None, "refusal() has looked"
         longest = int(self._scheduler.num_spec_tokens)
@@ -230,16 +231,19 @@ class DraftControl:
 
             return wrapped
 
-        self._patches.wrap(self._scheduler, "schedule", schedule)
-        self._patches.wrap(self._scheduler, "update_from_output", update_from_output)
+        hooks = {"schedule": schedule, "update_from_output": update_from_output}
+        for name, make in hooks.items():
+            if not self._patches.wrap(self._scheduler, name, make):
+                raise ConfigError(f"this vLLM's scheduler has no {name} to follow its steps by")
 
     def scheduled(self, output: Any) -> None:
         """A step was planned: the drafts that it verifies were asked for by the one before."""
         if self._controller is None or not output.num_scheduled_tokens:
             return
-        asks = int(output.num_spec_tokens_to_schedule)
-        self._under_way.append(_Scheduled(output, self._asked_before, asks))
+        before, asks = self._asked_before, int(output.num_spec_tokens_to_schedule)
         self._asked_before = asks
+        if before is not None:  # who planned the step before is not known otherwise
+            self._under_way.append(_Scheduled(output, before, asks))
 
     def finished(self, output: Any, model_output: Any, now: float) -> None:
         """A step's tokens are there."""
@@ -252,7 +256,11 @@ class DraftControl:
             self._last_length = observed.draft_length
             if self._controller.observe(observed, now):
                 self._controller.decide(observed.batch_size, observed.context, now)
-            self._apply(observed.context)
+            self._apply(context_cell(observed.context))
+        elif step is not None:
+            self._controller.passed(len(output.num_scheduled_tokens), step.asked)
+            if self._applied is not None:
+                self._apply(self._applied[1])
         if not self._scheduler.running:
             self._last_output = None  # what follows is no step after a step
         if now >= self._next_report:
@@ -266,9 +274,9 @@ class DraftControl:
         return step
 
     def _apply(self, context: int) -> None:
-        """Write the table where it has changed."""
+        """Write the table of a context's cell where it has changed."""
         assert self._controller is not None
-        key = (self._controller.version, context_cell(context))
+        key = (self._controller.version, context)
         if key != self._applied:
             self._applied = key
             self._scheduler.dynamic_sd_lookup = self._controller.table(context)

@@ -20,6 +20,7 @@ from enum import StrEnum
 from vllm_nfp.draft.acceptance import Acceptance
 from vllm_nfp.draft.curve import StepCurve
 from vllm_nfp.draft.live.counted import CountedAcceptance
+from vllm_nfp.draft.live.credit import Credit
 from vllm_nfp.draft.live.forecast import EVIDENCE_OCTAVES, Compared, Record, StepModel
 from vllm_nfp.draft.live.steps import (
     MOST_CELLS,
@@ -35,11 +36,6 @@ from vllm_nfp.draft.live.trial import CLEAR_STEPS, TRIAL_STEPS, Basis, Trial, Tr
 
 SETTLED_STEPS = 3
 """Timed steps of the length in force after which another may be tried."""
-FIRST_CREDIT = 24.0
-"""Steps' worth of tokens that trials may lose before any step has earned it."""
-MOST_CREDIT = 48.0
-WIDE_CREDIT = 28.0
-"""Credit from which surprises are looked for: nothing else has used it for a while."""
 GUESSED_LOSS = 1.0
 """Loss of a trial step, in steps, where no curve tells it."""
 WORTH_A_LOOK = 0.95
@@ -48,9 +44,10 @@ CONTRADICTED = 1.15
 """or if a forecast promises so many times as much as was measured: one of them is wrong."""
 STALE_SECONDS = 60.0
 """Age at which the time of a plausible length is taken anew."""
-BLIND_SECONDS = 5.0
-"""Without drafts nothing tells of their acceptance: age at which a trial looks for it again, with
-credit to spare; otherwise at that above."""
+BLIND_SECONDS, BLIND_AT_MOST, BLIND_BEYOND = 0.5, 4.0, 16.0
+"""Nothing tells of the acceptance of drafts that are longer than those in force. Seconds after
+which a trial looks for it, with credit to spare: without drafts the first, doubled up to the second
+while it does not rise; with some the third."""
 NEIGHBOUR_OCTAVES = 1.0
 """A cell without a choice of its own follows the nearest one that is no farther than this."""
 MOST_RESULTS = 256
@@ -130,6 +127,12 @@ class _Cell:
     undecided: int = 0
     """Steps since the last decision."""
     anew_after: int = ANEW_AFTER
+    settled_at: float = -math.inf
+    """When the choice was made, in seconds of the caller's clock."""
+    blind_seconds: float = BLIND_SECONDS
+    """Until drafts are looked at again where there are none."""
+    hopeful: bool = False
+    """The last look has found better acceptance, on too few drafts to count."""
     next_look: int = 0
     """Step from which lengths that were not worth a trial are looked at again."""
 
@@ -175,7 +178,8 @@ class Controller:
         self._model = StepModel(lengths, settings.widest_graph)
         self._record = Record()
         self._ranges = _ranges(len(static) - 1)
-        self._credit = FIRST_CREDIT
+        self._credit = Credit(settings.trial_loss)
+        self._on_trial: dict[CellKey, _Cell] = {}
         self.version = 0
         """Rises when a table made earlier no longer says what is chosen."""
         self.decisions: Counter[Reason] = Counter()
@@ -212,7 +216,7 @@ class Controller:
             now: seconds of a monotonic clock.
         """
         self.steps += 1
-        self._credit = min(MOST_CREDIT, self._credit + self._settings.trial_loss)
+        self._credit.earn()
         key = cell_of(step.batch_size, step.context)
         if step.draft_length:
             self._counted.add(step.batch_size, step.accepted)
@@ -221,14 +225,25 @@ class Controller:
             self._model.saw(step.batch_size, step.draft_length, step.seconds)
         cell = self._cell(key)
         cell.steps += 1
-        trial = cell.trial
-        if trial is not None:
-            trial.steps += 1
-            self.trial_steps += step.draft_length == trial.length
-            if step.seconds is not None:
-                trial.add(step.draft_length, step.seconds)
+        if cell.trial is not None:
+            self.trial_steps += step.draft_length == cell.trial.length
+            cell.trial.saw(step.draft_length, step.seconds)
         cell.undecided += 1
         return cell.undecided >= DECIDE_EVERY
+
+    def passed(self, batch_size: int, draft_length: int) -> None:
+        """Take in a step that tells nothing of its length, as one with a part of a prompt.
+
+        A trial is not to stay in force for as long as such steps follow one another.
+        """
+        at = batch_cell(batch_size)
+        for key, cell in self._on_trial.items():
+            trial = cell.trial
+            if trial is None or key[0] != at or draft_length != trial.length or not trial.its_turn:
+                continue
+            self.trial_steps += 1
+            if trial.passed(DECIDE_EVERY):
+                self.version += 1
 
     def decide(self, batch_size: int, context: int, now: float) -> Decision:
         """Choose the length of the cell that steps are in now."""
@@ -262,7 +277,7 @@ class Controller:
         """The state of the cells, the ``most`` last used ones, the latest last."""
         rows = []
         for key in list(self._cells)[-most:]:
-            cell, largest = self._cells[key], min(key[0], len(self._static) - 1)
+            cell, largest = self._cells[key], self._largest(key)
             rows.append(
                 Decision(
                     *key,
@@ -282,23 +297,28 @@ class Controller:
             if len(times) >= TRIAL_STEPS
         ]
 
+    def _largest(self, key: CellKey) -> int:
+        """The largest batch size of a cell, which stands for it."""
+        return min(key[0], len(self._static) - 1)
+
     def _cell(self, key: CellKey) -> _Cell:
         cell = self._cells.get(key)
         if cell is None:
             cell = self._cells[key] = _Cell()
             while len(self._cells) > MOST_CELLS:
-                self._cells.popitem(last=False)
+                evicted = self._cells.popitem(last=False)
+                self._end_trial(*evicted)
+                self.version += 1
         else:
             self._cells.move_to_end(key)
         return cell
 
     def _back_to_the_schedule(self) -> None:
         """Acceptance is not known any more, and no choice holds; how long steps take still does."""
-        for cell in self._cells.values():
-            if cell.trial is not None:
-                self._charge(cell.trial, None)
-            cell.choice = cell.gain = cell.trial = None
-            cell.reason = Reason.STATIC
+        for key, cell in self._cells.items():
+            self._end_trial(key, cell)
+            cell.choice = cell.gain = None
+            cell.reason, cell.hopeful = Reason.STATIC, False
         self._counted.clear()
         self.version += 1
 
@@ -316,7 +336,8 @@ class Controller:
             and 0.5 <= other[0] / key[0] <= 2.0
             and 0.5 <= other[1] / key[1] <= 2.0
         ]
-        nearest = min(settled, key=lambda other: distance(key, other), default=None)
+        # Of several as near always the same one, whichever was used last.
+        nearest = min(settled, key=lambda other: (distance(key, other), other), default=None)
         if nearest is None or distance(key, nearest) > NEIGHBOUR_OCTAVES:
             return None
         choice = self._cells[nearest].choice
@@ -348,24 +369,29 @@ class Controller:
         ratio = trial.ratio if complete else None
         self.results.append(trial.result(key, ratio))
         cell.tried[trial.length] = now
+        self._end_trial(key, cell)
         if ratio is not None:
             if trial.forecast is not None:
                 told = (trial.basis, trial.forecast, ratio, trial.error)
                 ratio = self._record.weighed(*told)
                 self._record.add(*told)
             cell.relative[trial.length] = ratio * cell.relative.setdefault(trial.reference, 1.0)
-        self._charge(trial, ratio)
-        cell.trial = None
+        if trial.length > trial.reference:
+            cell.hopeful = self._counted.is_better_beyond(trial.reference)
+            cell.blind_seconds = min(BLIND_AT_MOST, 2.0 * cell.blind_seconds)
         return False
 
-    def _charge(self, trial: Trial, ratio: float | None) -> None:
-        """Take from the credit what the trial has lost."""
-        acceptance = self._counted.acceptance
-        loss = GUESSED_LOSS
+    def _end_trial(self, key: CellKey, cell: _Cell) -> None:
+        """Settle what the trial of a cell has lost, if there is one."""
+        trial, acceptance = cell.trial, self._counted.acceptance
+        if trial is None:
+            return
+        ratio, loss = trial.hint, None
         if ratio is not None and acceptance is not None:
             loss = _loss(acceptance, ratio, trial.length, trial.reference)
-        steps = trial.timed(trial.length)
-        self._credit -= (max(steps, TRIAL_STEPS) if ratio is None else steps) * loss
+        self._credit.settle(trial, loss)
+        cell.trial = None
+        del self._on_trial[key]
 
     def _choose(self, key: CellKey, cell: _Cell, batch_size: int, now: float) -> None:
         current = self._in_force(key, batch_size)
@@ -373,7 +399,7 @@ class Controller:
         if acceptance is None:
             cell.reason, cell.gain = Reason.LEARNING, None
             # Without drafts nothing is ever learned of them.
-            if current == 0 and self._credit > 0.0:
+            if current == 0 and self._credit.left > 0.0:
                 self._try(key, cell, self._settings.lengths[1], current)
             return
         if len(self._times.peek(key).get(current, ())) < SETTLED_STEPS:
@@ -394,8 +420,12 @@ class Controller:
         if goodput[best] < goodput[current] * (1.0 + self._settings.min_gain):
             best = current
         cell.reason = Reason.KEPT if best == current else Reason.FASTER
-        cell.choice = best
-        static = self._static[batch_size]
+        if cell.choice != best:
+            # Batch sizes without a choice of their own follow this one.
+            self.version += 1
+            cell.choice, cell.settled_at = best, now
+            cell.blind_seconds = BLIND_SECONDS
+        static = self._static[self._largest(key)]
         slower = cell.relative.get(static, cell.before.get(static))
         cell.gain = None
         if slower is not None:
@@ -409,14 +439,15 @@ class Controller:
         assert cell.choice is not None, "only a settled cell tries others"
         measured = cell.relative
 
-        def is_fresh(length: int, seconds: float = STALE_SECONDS) -> bool:
-            return length in cell.tried and now - cell.tried[length] < seconds
+        def is_fresh(length: int) -> bool:
+            return length in cell.tried and now - cell.tried[length] < STALE_SECONDS
 
-        shortest = self._settings.lengths[1]
-        blind = BLIND_SECONDS if self._credit >= WIDE_CREDIT else STALE_SECONDS
-        if cell.choice == 0 and not is_fresh(shortest, blind) and self._credit > 0.0:
-            # Without drafts a better acceptance would never be noticed.
-            self._try(key, cell, shortest, cell.choice)
+        longer = next((k for k in self._settings.lengths if k > cell.choice), None)
+        if longer is not None and self._may_look(key, cell, longer, now):
+            # Otherwise a better acceptance of longer drafts would never be noticed.
+            if not cell.hopeful:
+                self._counted.look_beyond(cell.choice)
+            self._try(key, cell, longer, cell.choice)
             return
         if self.steps < cell.next_look:
             return
@@ -434,6 +465,18 @@ class Controller:
         else:
             self._try(key, cell, found.length, cell.choice, found.slower, found.basis)
 
+    def _may_look(self, key: CellKey, cell: _Cell, longer: int, now: float) -> bool:
+        """Whether to see how drafts fare that are longer than those in force."""
+        last = cell.tried.get(longer, -math.inf)
+        if cell.choice == 0:
+            spare = self._credit.is_wide or cell.hopeful
+            due = 0.0 if cell.hopeful else cell.blind_seconds if spare else STALE_SECONDS
+            return self._credit.left > 0.0 and now - last >= due
+        # What it costs is known, and what it may bring is not more than for a longer one.
+        if not self._credit.is_wide or not self._model.has_graph(key[0], longer):
+            return False
+        return cell.hopeful or now - max(last, cell.settled_at) >= BLIND_BEYOND
+
     def _promising(
         self,
         key: CellKey,
@@ -447,7 +490,7 @@ class Controller:
         assert here is not None and cell.choice is not None, "it has timed steps and a choice"
         self._model.learn_draft_seconds(here)
         others = list(self._others(key))
-        wide = self._credit >= WIDE_CREDIT
+        wide = self._credit.is_wide
         found = []
         for length in lengths:
             forecast = self._model.forecast(here, length, cell.choice, others)
@@ -472,8 +515,7 @@ class Controller:
     ) -> bool:
         """Whether the credit covers a trial whose steps take ``slower`` times as long."""
         loss = GUESSED_LOSS if slower is None else _loss(acceptance, slower, length, choice)
-        # A gain is looked for even where the credit is used up: the length in force may be bad.
-        return loss == 0.0 or self._credit >= TRIAL_STEPS * loss
+        return self._credit.covers(loss)
 
     def _most(self, length: int, acceptance: Acceptance, measured: Mapping[int, float]) -> float:
         """The goodput that a length cannot exceed.
@@ -511,13 +553,20 @@ class Controller:
         basis: Basis = Basis.FAR,
     ) -> None:
         acceptance = self._counted.acceptance
-        tokens = math.nan  # as long as acceptance is not known, nothing is clear
+        tokens, loss = math.nan, GUESSED_LOSS  # as long as acceptance is not known nothing is clear
         if acceptance is not None:
             tokens = _worth(acceptance, length, reference)
+            slower = forecast
+            if slower is None and length in cell.relative:
+                slower = cell.relative[length] / cell.relative[reference]
+            if slower is not None:
+                loss = max(0.0, slower - tokens)
         known = self._times.peek(key).get(reference)
         before = () if known is None else known.last(CLEAR_STEPS)
-        cell.trial = Trial(length, reference, tokens, forecast, basis, before)
+        cell.trial = Trial(length, reference, tokens, forecast, basis, before, loss)
         cell.reason = Reason.TRIAL
+        self._credit.begin(cell.trial)
+        self._on_trial[key] = cell
 
 
 def _ranges(largest: int) -> list[tuple[int, int, int]]:

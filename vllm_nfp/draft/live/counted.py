@@ -13,6 +13,7 @@ RECENT_DRAFTS = 512.0
 """The same of the counts that show whether acceptance has changed."""
 FEWEST_DRAFTS = 64.0
 """Drafts that must have reached a place before its share counts."""
+HINT_SIGMAS = 3.0
 CHANGE_SIGMAS = 5.0
 CHANGE_SHARE = 0.1
 """A change counts if it is this many standard errors and this large a difference of shares."""
@@ -42,6 +43,11 @@ class PlaceCounts:
             self.reached[place] = self.reached[place] * keep + before
             self.accepted[place] = self.accepted[place] * keep + passed
             before = passed
+
+    def forget(self, place: int) -> None:
+        """Forget this place and all later ones."""
+        for counts in (self.reached, self.accepted):
+            counts[place:] = [0.0] * (len(counts) - place)
 
     def share(self, place: int) -> float:
         """Chance of the draft at this place, given those before it."""
@@ -86,16 +92,34 @@ class CountedAcceptance:
         shares = tuple(min(1.0, self._long.share(place)) for place in range(known))
         return Acceptance(shares, shares[-1])
 
+    def look_beyond(self, length: int) -> None:
+        """Drafts longer than ``length`` are made again: those of long ago tell nothing of late."""
+        self._recent.forget(length)
+
+    def is_better_beyond(self, length: int) -> bool:
+        """Whether the few drafts longer than ``length`` that were made of late fared better.
+
+        A hint, on fewer drafts than :attr:`changed` goes by.
+        """
+        return any(
+            self._recent.share(place) - self._long.share(place)
+            > max(HINT_SIGMAS * self._error(place), CHANGE_SHARE)
+            for place in range(length, self.known_places)
+            if self._recent.reached[place] > 0.0
+        )
+
     @property
     def changed(self) -> bool:
         """Whether the recent drafts fare otherwise than those before, beyond chance."""
         for place in range(self.known_places):
-            reached = self._recent.reached[place]
-            if reached < FEWEST_DRAFTS:
+            if self._recent.reached[place] < FEWEST_DRAFTS:
                 continue
-            share, recent = self._long.share(place), self._recent.share(place)
-            pooled = 0.5 * (share + recent)
-            error = math.sqrt(max(pooled * (1.0 - pooled), 1e-3) / reached)
-            if abs(recent - share) > max(CHANGE_SIGMAS * error, CHANGE_SHARE):
+            difference = abs(self._recent.share(place) - self._long.share(place))
+            if difference > max(CHANGE_SIGMAS * self._error(place), CHANGE_SHARE):
                 return True
         return False
+
+    def _error(self, place: int) -> float:
+        """Standard error of the recent share at a place, as both shares have it."""
+        pooled = 0.5 * (self._long.share(place) + self._recent.share(place))
+        return math.sqrt(max(pooled * (1.0 - pooled), 1e-3) / self._recent.reached[place])

@@ -38,6 +38,8 @@ LEAST_ERROR = 0.015
 """Of a trial: its turns lie side by side, and tell less than as many by themselves."""
 KEPT_ERRORS = 32
 MOST_RATIOS = 4096
+CONTRADICTION = 3.0
+"""A forecast that is out by so many standard deviations of both counts for nothing."""
 DOUBT = 2.0
 """A length is tried if it would be worth it after an error of so many standard deviations."""
 MOST_PLAUSIBLE = 0.95
@@ -109,7 +111,10 @@ class Record:
         Args:
             error: standard error of the logarithm of the measured ratio.
         """
-        told, expected = 1.0 / max(error, LEAST_ERROR) ** 2, 1.0 / self.spread(basis) ** 2
+        error, spread = max(error, LEAST_ERROR), self.spread(basis)
+        if abs(math.log(ratio / forecast)) > CONTRADICTION * math.hypot(error, spread):
+            return ratio
+        told, expected = 1.0 / error**2, 1.0 / spread**2
         return math.exp(
             (told * math.log(ratio) + expected * math.log(forecast)) / (told + expected)
         )

@@ -31,7 +31,11 @@ without a trace in the median deviation: all deviations count."""
 MEDIAN_TO_MEAN = 1.2533
 """Standard error of a median over that of a mean, of normal errors."""
 PATIENCE = 4
-"""A trial ends after this many times as many steps, if too few of them could be timed."""
+"""A trial ends after this many times as many steps, if too few of them could be timed,"""
+MORE_PATIENCE = 4
+"""and goes on as long as so many times the timed ones would be enough,"""
+MOST_PASSED = 3 * TRIAL_STEPS
+"""but not through more steps of the length that tell nothing, which cost as much."""
 
 
 class Basis(StrEnum):
@@ -83,9 +87,16 @@ class Trial:
     basis: Basis = Basis.FAR
     before: Sequence[float] = ()
     """Seconds of the last steps of the other before this began."""
+    loss: float = 0.0
+    """What each of its steps was expected to lose, in steps of the other."""
     its_turn: bool = True
     steps: int = 0
-    """Steps since the beginning, timed or not."""
+    """Decode steps since the beginning, timed or not."""
+    ran: int = 0
+    """Steps of the length since the beginning, of any kind."""
+    _passed: int = 0
+    """Steps in a row that told nothing."""
+    _passed_in_all: int = 0
     _turns: list[tuple[int, list[float]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -99,6 +110,28 @@ class Trial:
         if not self._turns or self._turns[-1][0] != length:
             self._turns.append((length, []))
         self._turns[-1][1].append(seconds)
+
+    def saw(self, length: int, seconds: float | None) -> None:
+        """Take in a decode step; ``seconds`` is None if it could not be timed."""
+        self.steps += 1
+        self.ran += length == self.length
+        self._passed = 0
+        if seconds is not None:
+            self.add(length, seconds)
+
+    def passed(self, turn: int) -> bool:
+        """A step ran at the length that tells nothing, as one with a prompt; true if its turn ends.
+
+        Args:
+            turn: steps that a turn lasts.
+        """
+        self.ran += 1
+        self._passed += 1
+        self._passed_in_all += 1
+        if self._passed < turn:
+            return False
+        self.its_turn, self._passed = False, 0
+        return True
 
     def timed(self, length: int) -> int:
         """Timed steps of a length since the beginning."""
@@ -116,11 +149,18 @@ class Trial:
     @property
     def patient(self) -> bool:
         """Whether more steps may be waited for."""
-        return self.steps < 2 * PATIENCE * max(TRIAL_STEPS, self._timed_of_each)
+        if self._passed_in_all >= MOST_PASSED:
+            return False
+        return self.steps < 2 * PATIENCE * max(TRIAL_STEPS, MORE_PATIENCE * self._timed_of_each)
 
     @property
     def _timed_of_each(self) -> int:
         return min(self.timed(self.length), self.timed(self.reference))
+
+    @property
+    def hint(self) -> float | None:
+        """The ratio on however few steps; None: there are none."""
+        return self.ratio if self._pairs() else None
 
     @property
     def ratio(self) -> float:
