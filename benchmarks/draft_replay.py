@@ -36,6 +36,7 @@ from benchmarks.draft_lengths import (
 from benchmarks.draft_table import Cell, length_seconds, read_rows
 from vllm_nfp.draft import StepCurve, expected_tokens
 from vllm_nfp.draft.live import Controller, Settings, StepObservation
+from vllm_nfp.draft.live.steps import context_cell
 from vllm_nfp.draft.recommend import source_of
 
 STATIC_LENGTH = 3
@@ -95,11 +96,16 @@ class Server:
         self._now = 0.0
         self._slow = 0
         self._asked = deque([STATIC_LENGTH] * LAG)
+        self._applied: tuple[int, int] | None = None
+        self._table = static
 
     def step(self, cell: Cell, seconds: Mapping[int, float]) -> int:
         """One step at (context, batch size); the draft length that it ran."""
         context, batch_size = cell
-        self._asked.append(self.controller.table(context)[batch_size])
+        applied = (self.controller.version, context_cell(context))
+        if applied != self._applied:  # as a server's table is written
+            self._applied, self._table = applied, self.controller.table(context)
+        self._asked.append(self._table[batch_size])
         length = self._asked.popleft()
         taken = seconds[length] * self._slowness()
         self._now += taken

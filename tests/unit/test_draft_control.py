@@ -231,6 +231,54 @@ def test_an_injected_fault_is_contained(
     assert "InjectedFault" in reported(tmp_path, ControlState.DISABLED).reason
 
 
+def test_a_scheduler_whose_steps_cannot_be_followed_is_left_alone(
+    config: ProbeConfig, tmp_path: Path
+) -> None:
+    class Another(Scheduler):
+        update_from_output = None  # type: ignore[assignment]
+
+    scheduler = Another()
+    assert attach(scheduler, config) is None
+    assert "has no update_from_output" in reported(tmp_path, ControlState.DISABLED).reason
+    assert scheduler.schedule.__qualname__.startswith("Scheduler.")
+    assert scheduler.dynamic_sd_lookup == STATIC
+
+
+def test_after_a_pause_steps_count_once_it_is_known_what_was_asked_for(config: ProbeConfig) -> None:
+    scheduler = Scheduler()
+    control = attach(scheduler, config)
+    assert control is not None
+    assert control.controller is not None
+    serve(scheduler, 50)
+    control.pause()
+    before = control.controller.steps
+    serve(scheduler, 10)
+    assert control.controller.steps == before
+    control.resume()
+    made = SimpleNamespace(sampled_token_ids=[[0] * 4] * 4)
+    for counted in (0, 1, 2):
+        scheduler.update_from_output(scheduler.schedule(), made)
+        assert control.controller.steps == before + counted
+    control.disable("the test ends it")
+    control.resume()
+    assert scheduler.schedule.__qualname__.startswith("Scheduler.")
+
+
+def test_steps_with_a_prompt_are_told_to_the_controller(config: ProbeConfig) -> None:
+    scheduler = Scheduler()
+    control = attach(scheduler, config)
+    assert control is not None
+    assert control.controller is not None
+    told: list[tuple[int, int]] = []
+    control.controller.passed = lambda *step: told.append(step)  # type: ignore[method-assign]
+    made = SimpleNamespace(sampled_token_ids=[[0]] * 4)
+    scheduler.update_from_output(scheduler.schedule(), made)
+    output = scheduler.schedule()
+    output.scheduled_new_reqs = ["new"]
+    scheduler.update_from_output(output, made)
+    assert told == [(4, 3)]
+
+
 def test_a_vllm_with_other_settings_still_starts(
     config: ProbeConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

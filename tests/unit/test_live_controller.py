@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Callable, Iterator
@@ -19,8 +20,9 @@ from vllm_nfp.draft.live import (
     draft_token_seconds,
 )
 from vllm_nfp.draft.live.counted import CountedAcceptance
-from vllm_nfp.draft.live.credit import FIRST_CREDIT
+from vllm_nfp.draft.live.credit import FIRST_CREDIT, LATE_STEPS, Credit
 from vllm_nfp.draft.live.steps import MOST_CELLS, CellTimes, batch_cell, cell_of, context_cell
+from vllm_nfp.draft.live.trial import Trial
 
 LENGTHS = (0, 1, 2, 3, 4, 6, 8)
 StepTime = Callable[[int, int], float]
@@ -37,7 +39,7 @@ class Server:
         self,
         controller: Controller,
         step_time: StepTime,
-        acceptance: float,
+        acceptance: float | list[float],
         slow_share: float = 0.0,
     ) -> None:
         self.slow_share, self._slow = slow_share, 0
@@ -68,11 +70,14 @@ class Server:
             self.serve(batch_size, 1, context)
         raise AssertionError("trials follow one another without an end")
 
+    def _chance(self, place: int) -> float:
+        return self.acceptance if isinstance(self.acceptance, float) else self.acceptance[place]
+
     def _step(self, batch_size: int, context: int, length: int) -> int:
         accepted = [0] * length
         for _ in range(batch_size):
             for place in range(length):
-                if self.random.random() > self.acceptance:
+                if self.random.random() > self._chance(place):
                     break
                 accepted[place] += 1
         seconds = self.step_time(batch_size, length) * self.random.lognormvariate(0.0, 0.01)
@@ -203,6 +208,145 @@ def test_what_trials_may_lose_bounds_them() -> None:
     little, much = lost(0.0), lost(0.05)
     assert 0.0 < little < FIRST_CREDIT + 8.0, "a trial that begins may overdraw"
     assert little < much
+
+
+def test_trials_of_many_batch_sizes_do_not_count_on_the_same_credit() -> None:
+    def time(_: int, length: int) -> float:
+        return 5e-3 * (1.0 + 0.3 * length)
+
+    def lost(batch_size: int, length: int) -> float:
+        """In steps of the length in force, if this one is on trial."""
+        cell = live._on_trial.get(cell_of(batch_size, 1024))
+        if cell is None or cell.trial is None or length != cell.trial.length:
+            return 0.0
+        other = cell.trial.reference
+        worth = expected_tokens(length, 0.5) / expected_tokens(other, 0.5)
+        return max(0.0, time(0, length) / time(0, other) - worth)
+
+    live = Controller([0, *[1] * 256], Settings(LENGTHS, trial_loss=0.0))
+    server = Server(live, time, 0.5)
+    total = 0.0
+    for turn in range(600):
+        batch_size = (8, 16, 24, 32, 48, 64, 80, 100, 128, 160, 200, 256)[turn % 12]
+        # It moves on in the middle of each trial.
+        total += sum(lost(batch_size, length) for length in server.run(batch_size, 6))
+    assert FIRST_CREDIT / 2 < total < FIRST_CREDIT + 8.0
+
+
+def test_a_trial_sets_aside_what_it_may_lose_and_pays_what_it_ran() -> None:
+    credit = Credit(0.0)
+    trial = Trial(4, 3, 1.0, 3.0, loss=2.0)
+    credit.begin(trial)
+    assert credit.left == FIRST_CREDIT - 8 * 2.0
+    assert not credit.covers(2.0)
+    assert credit.covers(1.0)
+    assert credit.covers(0.0), "a gain is always looked for"
+    for _ in range(3):
+        trial.saw(4, None)
+    trial.its_turn = False
+    credit.settle(trial, 0.5)
+    assert credit.left == FIRST_CREDIT - 3 * 0.5
+    credit.begin(trial)
+    trial.its_turn = True
+    credit.settle(trial, None)
+    assert credit.left == FIRST_CREDIT - 3 * 0.5 - (3 + LATE_STEPS) * 2.0
+
+
+def test_a_cell_that_is_forgotten_ends_its_trial() -> None:
+    live = Controller([0, *[3] * 8], Settings(LENGTHS))
+    server = Server(live, staircase, 0.6)
+    while not live._on_trial:
+        server.serve(8, 1)
+    version = live.version
+    for batch_size, doublings in itertools.product(range(9, 5000, 7), range(10)):
+        step = StepObservation(batch_size, 512 << doublings, 0, None, ())
+        live.observe(step, server.now)
+    assert not live._on_trial
+    assert live.version > version, "those that followed it follow another"
+
+
+def test_steps_with_prompts_end_a_turn() -> None:
+    live = Controller([0, *[3] * 8], Settings(LENGTHS))
+    server = Server(live, staircase, 0.6)
+    while not (live._on_trial and live.rows(1)[0].draft_length != 3):
+        server.serve(8, 1)
+    tried, left = live.table(1024)[8], live._credit.left
+    assert tried != 3
+    for _ in range(100):
+        live.passed(8, live.table(1024)[8])
+        live.passed(2, tried)  # no trial there
+    assert live.table(1024)[8] == 3
+    server.serve(8, 1)
+    for _ in range(40):
+        server.serve(8, 4)
+        for _ in range(100):
+            live.passed(8, live.table(1024)[8])
+    assert live.results, "it gave up, or told"
+    assert live._credit.left < left + 8.0
+
+
+def test_a_choice_reaches_the_batch_sizes_that_follow_it() -> None:
+    """Even if it is what is in force there already."""
+    live = Controller([0, *[3] * 4, *[1] * 12], Settings((0, 1, 3)))
+    server = Server(live, lambda _, length: 5e-3 * (1.0 + 0.02 * length), 0.95)
+    for phase in range(6):
+        server.acceptance = 0.6 if phase % 2 else 0.95
+        server.serve(4, 400)
+        lengths = server.serve(5, 400)
+        table = live.table(1024)
+        assert lengths[-50:].count(table[5]) > 40, "what is served is what the controller says"
+    assert live.table(1024)[5] == 3
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8, 32])
+def test_better_drafts_are_noticed_soon_though_none_are_made(batch_size: int) -> None:
+    def dear(_: int, length: int) -> float:
+        return 5e-3 * (1.0 + 0.4 * length)
+
+    live = controller(static=4, with_curves=False)
+    server = Server(live, dear, 0.1)
+    server.serve(batch_size, 10_000)
+    assert server.settled(batch_size) == 0
+    server.acceptance = 0.95
+    server.serve(batch_size, 2000)
+    assert server.settled(batch_size) > 0
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_acceptance_that_rises_deeper_in_the_draft_is_noticed(batch_size: int) -> None:
+    def time(_: int, length: int) -> float:
+        return 5e-3 * (1.0 + 0.1 * length)
+
+    live = controller(with_curves=False)
+    server = Server(live, time, [0.8, *[0.05] * 7])
+    server.serve(batch_size, 10_000)
+    assert server.settled(batch_size) == 1
+    server.acceptance = [0.8, *[0.95] * 7]
+    server.serve(batch_size, 6000)
+    assert server.settled(batch_size) == 8
+
+
+def test_the_gain_is_over_the_length_that_the_row_names() -> None:
+    """Batch sizes 9 and 10 share a cell, and differ in what is configured."""
+    live = Controller([0, *[8] * 9, *[1] * 7], Settings(LENGTHS))
+    server = Server(live, staircase, 0.3)
+    server.serve(10, 600)
+    server.serve(9, 600)
+    server.settled(9)
+    row = live.rows(1)[0]
+    assert (row.batch_size, row.static_length) == (10, 1)
+    expected = goodput(10, row.draft_length, 0.3) / goodput(10, 1, 0.3)
+    assert row.gain == pytest.approx(expected, rel=0.05)
+
+
+def test_of_two_neighbours_as_near_always_the_same_is_followed() -> None:
+    """Whichever was used last: nobody would write the table anew."""
+    live = Controller([0, *[2] * 16], Settings(LENGTHS))
+    live._cell((4, 1024)).choice, live._cell((16, 1024)).choice = 1, 3
+    table = live.table(1024)
+    assert table[8] in {1, 3}
+    live._cell((4, 1024))
+    assert live.table(1024) == table
 
 
 def test_a_neighbour_is_followed_at_once() -> None:

@@ -11,6 +11,7 @@ from vllm_nfp.draft import StepCurve
 from vllm_nfp.draft.live.forecast import Compared, Record, StepModel
 from vllm_nfp.draft.live.trial import (
     CLEAR_STEPS,
+    MOST_PASSED,
     MOST_TRIAL_STEPS,
     TRIAL_STEPS,
     Basis,
@@ -108,6 +109,37 @@ def test_a_trial_whose_steps_cannot_be_timed_is_given_up() -> None:
     assert tried.steps == 64
 
 
+def test_a_trial_is_waited_for_where_one_step_in_ten_can_be_timed() -> None:
+    tried, steps = trial(), 0
+    while not tried.complete:
+        assert tried.patient
+        for length in (4, 3):
+            for _ in range(4):
+                steps += 1
+                tried.saw(length, (1.1 if length == 4 else 1.0) if steps % 9 == 0 else None)
+    assert tried.ran > 60
+    assert tried.timed(4) >= TRIAL_STEPS
+
+
+def test_a_turn_ends_after_steps_that_tell_nothing_and_a_trial_after_many() -> None:
+    tried = trial()
+    assert [tried.passed(4) for _ in range(4)] == [False, False, False, True]
+    assert not tried.its_turn
+    assert tried.ran == 4
+    tried.saw(4, None)  # a decode step: those that tell nothing are counted in a row
+    assert not any(tried.passed(4) for _ in range(3))
+    while tried.patient:
+        tried.passed(4)
+    assert tried.ran == MOST_PASSED + 1
+
+
+def test_what_a_trial_has_seen_so_far_is_a_hint() -> None:
+    assert trial().hint is None
+    tried = trial()
+    tried.saw(4, 3.0)
+    assert tried.hint == pytest.approx(3.0)
+
+
 def curve(batch_size: int, slope: float, largest: int = 9) -> StepCurve:
     counts = range(1, largest + 1)
     return StepCurve(batch_size, 1024, 5e-3, tuple((n, 1.0 + slope * (n - 1)) for n in counts))
@@ -202,6 +234,14 @@ def test_what_a_trial_itself_may_be_out_is_not_blamed_on_the_forecast() -> None:
     for sign in (1, -1) * 10:
         record.add(Basis.NEAR, 1.0, math.exp(sign * 0.1), 0.1)
     assert record.spread(Basis.NEAR) < Record().spread(Basis.NEAR)
+
+
+def test_a_forecast_that_a_clear_measurement_contradicts_counts_for_nothing() -> None:
+    record = Record()
+    for _ in range(30):
+        record.add(Basis.NEAR, 1.0, 1.0, 0.01)  # it was always right until now
+    assert record.weighed(Basis.NEAR, 1.0, 0.67, 0.01) == 0.67
+    assert record.weighed(Basis.NEAR, 1.0, 0.98, 0.01) > 0.985
 
 
 def test_measurement_and_forecast_weigh_by_how_far_each_is_out() -> None:
