@@ -467,13 +467,16 @@ class Controller:
 
     def _may_look(self, key: CellKey, cell: _Cell, longer: int, now: float) -> bool:
         """Whether to see how drafts fare that are longer than those in force."""
+        assert cell.choice is not None, "only a settled cell looks farther"
         last = cell.tried.get(longer, -math.inf)
         if cell.choice == 0:
             spare = self._credit.is_wide or cell.hopeful
             due = 0.0 if cell.hopeful else cell.blind_seconds if spare else STALE_SECONDS
             return self._credit.left > 0.0 and now - last >= due
-        # What it costs is known, and what it may bring is not more than for a longer one.
+        # The first places are watched all the time, and tell of most changes.
         if not self._credit.is_wide or not self._model.has_graph(key[0], longer):
+            return False
+        if not self._credit.covers(self._expected_loss(cell, longer, cell.choice, None)):
             return False
         return cell.hopeful or now - max(last, cell.settled_at) >= BLIND_BEYOND
 
@@ -503,19 +506,28 @@ class Controller:
                 had = tokens / cell.relative[length]
                 if had < WORTH_A_LOOK * best and goodput < CONTRADICTED * had:
                     continue
-            if goodput >= best * self._record.plausible(forecast.basis, wide) and self._affords(
-                acceptance, slower, length, cell.choice
+            promises = goodput >= best * self._record.plausible(forecast.basis, wide)
+            if promises and self._credit.covers(
+                self._expected_loss(cell, length, cell.choice, slower)
             ):
                 found.append(_Promise(goodput, length, slower, forecast.basis))
         choice = cell.choice
         return max(found, key=lambda one: (one.goodput, -abs(one.length - choice)), default=None)
 
-    def _affords(
-        self, acceptance: Acceptance, slower: float | None, length: int, choice: int
-    ) -> bool:
-        """Whether the credit covers a trial whose steps take ``slower`` times as long."""
-        loss = GUESSED_LOSS if slower is None else _loss(acceptance, slower, length, choice)
-        return self._credit.covers(loss)
+    def _expected_loss(
+        self, cell: _Cell, length: int, reference: int, slower: float | None
+    ) -> float:
+        """What a step of a trial loses, in steps of the reference.
+
+        Args:
+            slower: its time over the reference's, as forecast; None: as measured here, if it was.
+        """
+        acceptance = self._counted.acceptance
+        if slower is None and length in cell.relative and reference in cell.relative:
+            slower = cell.relative[length] / cell.relative[reference]
+        if slower is None or acceptance is None:
+            return GUESSED_LOSS
+        return _loss(acceptance, slower, length, reference)
 
     def _most(self, length: int, acceptance: Acceptance, measured: Mapping[int, float]) -> float:
         """The goodput that a length cannot exceed.
@@ -553,14 +565,10 @@ class Controller:
         basis: Basis = Basis.FAR,
     ) -> None:
         acceptance = self._counted.acceptance
-        tokens, loss = math.nan, GUESSED_LOSS  # as long as acceptance is not known nothing is clear
+        tokens = math.nan  # as long as acceptance is not known, nothing is clear
         if acceptance is not None:
             tokens = _worth(acceptance, length, reference)
-            slower = forecast
-            if slower is None and length in cell.relative:
-                slower = cell.relative[length] / cell.relative[reference]
-            if slower is not None:
-                loss = max(0.0, slower - tokens)
+        loss = self._expected_loss(cell, length, reference, forecast)
         known = self._times.peek(key).get(reference)
         before = () if known is None else known.last(CLEAR_STEPS)
         cell.trial = Trial(length, reference, tokens, forecast, basis, before, loss)
