@@ -32,7 +32,7 @@ MEDIAN_TO_MEAN = 1.2533
 """Standard error of a median over that of a mean, of normal errors."""
 PATIENCE = 4
 """A trial ends after this many times as many steps, if too few of them could be timed,"""
-MORE_PATIENCE = 4
+MORE_PATIENCE = 8
 """and goes on as long as so many times the timed ones would be enough,"""
 MOST_PASSED = 3 * TRIAL_STEPS
 """but not through more steps of the length that tell nothing, which cost as much."""
