@@ -269,14 +269,14 @@ def test_steps_with_a_prompt_are_told_to_the_controller(config: ProbeConfig) -> 
     control = attach(scheduler, config)
     assert control is not None
     assert control.controller is not None
-    told: list[tuple[int, int]] = []
+    told: list[tuple[int, int, int]] = []
     control.controller.passed = lambda *step: told.append(step)  # type: ignore[method-assign]
-    made = SimpleNamespace(sampled_token_ids=[[0]] * 4)
-    scheduler.update_from_output(scheduler.schedule(), made)
+    serve(scheduler, 4)
     output = scheduler.schedule()
     output.scheduled_new_reqs = ["new"]
+    made = SimpleNamespace(sampled_token_ids=[[0]] * 4)
     scheduler.update_from_output(output, made)
-    assert told == [(4, 3)]
+    assert told == [(4, 1024, 3)]
 
 
 def test_a_vllm_with_other_settings_still_starts(

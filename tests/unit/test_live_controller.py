@@ -20,7 +20,7 @@ from vllm_nfp.draft.live import (
     draft_token_seconds,
 )
 from vllm_nfp.draft.live.counted import CountedAcceptance
-from vllm_nfp.draft.live.credit import FIRST_CREDIT, LATE_STEPS, Credit
+from vllm_nfp.draft.live.credit import FIRST_CREDIT, LATE_STEPS, MOST_CREDIT, Credit
 from vllm_nfp.draft.live.steps import MOST_CELLS, CellTimes, batch_cell, cell_of, context_cell
 from vllm_nfp.draft.live.trial import Trial
 
@@ -134,6 +134,10 @@ def controller(static: int = 4, batch: int = 128, with_curves: bool = True) -> C
     return made
 
 
+def on_trial(live: Controller) -> bool:
+    return any(cell.trial is not None for cell in live._cells.values())
+
+
 @pytest.mark.parametrize("with_curves", [True, False])
 @pytest.mark.parametrize("acceptance", [0.3, 0.7, 0.9])
 @pytest.mark.parametrize("batch_size", [1, 6, 33, 100])
@@ -216,7 +220,7 @@ def test_trials_of_many_batch_sizes_do_not_count_on_the_same_credit() -> None:
 
     def lost(batch_size: int, length: int) -> float:
         """In steps of the length in force, if this one is on trial."""
-        cell = live._on_trial.get(cell_of(batch_size, 1024))
+        cell = live._cells.get(cell_of(batch_size, 1024))
         if cell is None or cell.trial is None or length != cell.trial.length:
             return 0.0
         other = cell.trial.reference
@@ -240,7 +244,11 @@ def test_a_trial_sets_aside_what_it_may_lose_and_pays_what_it_ran() -> None:
     assert credit.left == FIRST_CREDIT - 8 * 2.0
     assert not credit.covers(2.0)
     assert credit.covers(1.0)
-    assert credit.covers(0.0), "a gain is always looked for"
+    credit.left -= 30.0
+    assert credit.covers(0.0), "a gain is looked for in debt as well"
+    credit.left -= 30.0
+    assert not credit.covers(0.0), "within bounds"
+    credit.left += 60.0
     for _ in range(3):
         trial.saw(4, None)
     trial.its_turn = False
@@ -248,39 +256,39 @@ def test_a_trial_sets_aside_what_it_may_lose_and_pays_what_it_ran() -> None:
     assert credit.left == FIRST_CREDIT - 3 * 0.5
     credit.begin(trial)
     trial.its_turn = True
-    credit.settle(trial, None)
+    credit.settle(trial, 2.0)
     assert credit.left == FIRST_CREDIT - 3 * 0.5 - (3 + LATE_STEPS) * 2.0
 
 
 def test_a_cell_that_is_forgotten_ends_its_trial() -> None:
     live = Controller([0, *[3] * 8], Settings(LENGTHS))
     server = Server(live, staircase, 0.6)
-    while not live._on_trial:
+    while not on_trial(live):
         server.serve(8, 1)
     version = live.version
     for batch_size, doublings in itertools.product(range(9, 5000, 7), range(10)):
         step = StepObservation(batch_size, 512 << doublings, 0, None, ())
         live.observe(step, server.now)
-    assert not live._on_trial
+    assert not on_trial(live)
     assert live.version > version, "those that followed it follow another"
 
 
 def test_steps_with_prompts_end_a_turn() -> None:
     live = Controller([0, *[3] * 8], Settings(LENGTHS))
     server = Server(live, staircase, 0.6)
-    while not (live._on_trial and live.rows(1)[0].draft_length != 3):
+    while not (on_trial(live) and live.rows(1)[0].draft_length != 3):
         server.serve(8, 1)
     tried, left = live.table(1024)[8], live._credit.left
     assert tried != 3
     for _ in range(100):
-        live.passed(8, live.table(1024)[8])
-        live.passed(2, tried)  # no trial there
+        live.passed(8, 1024, live.table(1024)[8])
+        live.passed(2, 1024, tried)  # no trial there
     assert live.table(1024)[8] == 3
     server.serve(8, 1)
     for _ in range(40):
         server.serve(8, 4)
         for _ in range(100):
-            live.passed(8, live.table(1024)[8])
+            live.passed(8, 1024, live.table(1024)[8])
     assert live.results, "it gave up, or told"
     assert live._credit.left < left + 8.0
 
@@ -324,6 +332,43 @@ def test_acceptance_that_rises_deeper_in_the_draft_is_noticed(batch_size: int) -
     server.acceptance = [0.8, *[0.95] * 7]
     server.serve(batch_size, 6000)
     assert server.settled(batch_size) == 8
+
+
+def test_a_hint_is_taken_of_the_places_that_were_looked_at_alone() -> None:
+    """Another look at K = 3 would tell nothing more of places 5 to 8: looks would not end."""
+    counted = CountedAcceptance(8)
+    for _ in range(100):
+        counted.add(100, (90, 80, 40, 36, 10, 3, 1, 0))
+    counted.look_beyond(2)
+    counted.add(100, (90, 80, 41, 37, 35, 32, 30, 28))
+    assert not counted.is_better_beyond(2, 3)
+    assert counted.is_better_beyond(2, 8)
+
+
+def test_what_a_trial_without_drafts_in_force_tells_is_in_its_own_unit() -> None:
+    """A cell that followed its neighbour, and after a change of acceptance has K = 0 configured."""
+
+    def time(_: int, length: int) -> float:
+        return 5e-3 + 1e-3 * length
+
+    live = Controller([0, *[4] * 6, *[0] * 10], Settings(LENGTHS))
+    server = Server(live, time, 0.9)
+    server.serve(6, 400)
+    server.serve(8, 40)
+    live._credit.left = 2.0
+    server.acceptance = 0.25
+    server.serve(8, 200)
+    cell = live._cells[8, 1024]
+    unit = next(t / time(8, k) for k, t in cell.relative.items())
+    for length, relative in cell.relative.items():
+        assert relative == pytest.approx(unit * time(8, length), rel=0.05)
+
+
+def test_from_no_drafts_configured_acceptance_is_learned_soon_at_one_sequence() -> None:
+    live = Controller([0, *[0] * 8], Settings(LENGTHS))
+    server = Server(live, lambda _, length: 5e-3 * (1.0 + 0.05 * length), 0.8)
+    server.serve(1, 400)
+    assert live.acceptance is not None
 
 
 def test_the_gain_is_over_the_length_that_the_row_names() -> None:
@@ -404,7 +449,7 @@ def test_a_bad_length_is_left_even_without_credit() -> None:
         return 5e-3 * (20.0 if length > 3 else 1.0)
 
     live = Controller([0, *[8] * 128], Settings(LENGTHS, trial_loss=0.0))
-    live._credit.left = -100.0
+    live._credit.left = -40.0
     live.set_curves([StepCurve(16, 1024, 5e-3, ((1, 1.0), (4, 1.0), (5, 20.0), (12, 20.0)))])
     server = Server(live, time, 0.9)
     server.serve(16, 400)
@@ -527,6 +572,39 @@ def test_any_curve_of_times_ends_no_worse_than_the_schedule(
     chosen = server.settled(8)
     assert goodput(8, chosen, acceptance, time) >= 0.96 * goodput(8, 3, acceptance, time)
     assert chosen in LENGTHS
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_happens_the_table_is_written_when_it_changes(seed: int) -> None:
+    """Batches and contexts at random, prompts, steps without a time, acceptance that jumps."""
+    rng = random.Random(seed)
+    static = [0, *(rng.choice(LENGTHS) for _ in range(128))]
+    live = Controller(static, Settings(LENGTHS, widest_graph=512))
+    batch_size, context, acceptance, now = 8, 1024, 0.7, 0.0
+    written: dict[tuple[int, int], list[int]] = {}
+    for _ in range(6000):
+        if rng.random() < 0.05:
+            batch_size = rng.choice((1, 2, 8, 9, 17, 18, 33, 64, 100, 128))
+        if rng.random() < 0.02:
+            context = rng.choice((300, 1000, 2000, 3000, 8000))
+        if rng.random() < 0.001:
+            acceptance = rng.random()
+        length = live.table(context)[batch_size]
+        assert length in {*LENGTHS, *static}
+        seconds = staircase(batch_size, length) * rng.lognormvariate(0.0, 0.05)
+        now += seconds
+        if rng.random() < 0.2:
+            live.passed(batch_size, context, length)
+        else:
+            accepted = tuple(round(batch_size * acceptance ** (i + 1)) for i in range(length))
+            timed = seconds if rng.random() < 0.8 else None
+            if live.observe(StepObservation(batch_size, context, length, timed, accepted), now):
+                live.decide(batch_size, context, now)
+        at = (live.version, context_cell(context))
+        assert written.setdefault(at, live.table(context)) == live.table(context)
+    assert len(live.results) > 20
+    aside = sum(8 * cell.trial.loss for cell in live._cells.values() if cell.trial is not None)
+    assert live._credit.left + aside <= MOST_CREDIT + 1e-6
 
 
 def test_cells_are_bounded_and_bracket_their_values() -> None:

@@ -131,6 +131,8 @@ def test_a_turn_ends_after_steps_that_tell_nothing_and_a_trial_after_many() -> N
     while tried.patient:
         tried.passed(4)
     assert tried.ran == MOST_PASSED + 1
+    tried.saw(4, 1.0)
+    assert tried.patient, "it has told something"
 
 
 def test_what_a_trial_has_seen_so_far_is_a_hint() -> None:

@@ -257,10 +257,10 @@ class DraftControl:
             if self._controller.observe(observed, now):
                 self._controller.decide(observed.batch_size, observed.context, now)
             self._apply(context_cell(observed.context))
-        elif step is not None:
-            self._controller.passed(len(output.num_scheduled_tokens), step.asked)
-            if self._applied is not None:
-                self._apply(self._applied[1])
+        elif step is not None and self._applied is not None:
+            _, context = self._applied
+            self._controller.passed(len(output.num_scheduled_tokens), context, step.asked)
+            self._apply(context)
         if not self._scheduler.running:
             self._last_output = None  # what follows is no step after a step
         if now >= self._next_report:

@@ -20,7 +20,7 @@ from enum import StrEnum
 from vllm_nfp.draft.acceptance import Acceptance
 from vllm_nfp.draft.curve import StepCurve
 from vllm_nfp.draft.live.counted import CountedAcceptance
-from vllm_nfp.draft.live.credit import Credit
+from vllm_nfp.draft.live.credit import FIRST_CREDIT, Credit
 from vllm_nfp.draft.live.forecast import EVIDENCE_OCTAVES, Compared, Record, StepModel
 from vllm_nfp.draft.live.steps import (
     MOST_CELLS,
@@ -46,8 +46,8 @@ STALE_SECONDS = 60.0
 """Age at which the time of a plausible length is taken anew."""
 BLIND_SECONDS, BLIND_AT_MOST, BLIND_BEYOND = 0.5, 4.0, 16.0
 """Nothing tells of the acceptance of drafts that are longer than those in force. Seconds after
-which a trial looks for it, with credit to spare: without drafts the first, doubled up to the second
-while it does not rise; with some the third."""
+which a trial looks for it, with credit to spare: without drafts the first, doubled with each trial
+up to the second; with some the third."""
 NEIGHBOUR_OCTAVES = 1.0
 """A cell without a choice of its own follows the nearest one that is no farther than this."""
 MOST_RESULTS = 256
@@ -179,7 +179,6 @@ class Controller:
         self._record = Record()
         self._ranges = _ranges(len(static) - 1)
         self._credit = Credit(settings.trial_loss)
-        self._on_trial: dict[CellKey, _Cell] = {}
         self.version = 0
         """Rises when a table made earlier no longer says what is chosen."""
         self.decisions: Counter[Reason] = Counter()
@@ -231,19 +230,22 @@ class Controller:
         cell.undecided += 1
         return cell.undecided >= DECIDE_EVERY
 
-    def passed(self, batch_size: int, draft_length: int) -> None:
+    def passed(self, batch_size: int, context: int, draft_length: int) -> None:
         """Take in a step that tells nothing of its length, as one with a part of a prompt.
 
         A trial is not to stay in force for as long as such steps follow one another.
+
+        Args:
+            context: of the table in force.
         """
-        at = batch_cell(batch_size)
-        for key, cell in self._on_trial.items():
-            trial = cell.trial
-            if trial is None or key[0] != at or draft_length != trial.length or not trial.its_turn:
-                continue
-            self.trial_steps += 1
-            if trial.passed(DECIDE_EVERY):
-                self.version += 1
+        cell = self._cells.get(cell_of(batch_size, context))
+        trial = None if cell is None else cell.trial
+        if trial is None or draft_length != trial.length:
+            return
+        self.trial_steps += 1
+        had_its_turn = trial.its_turn
+        if trial.passed(DECIDE_EVERY) and had_its_turn:
+            self.version += 1
 
     def decide(self, batch_size: int, context: int, now: float) -> Decision:
         """Choose the length of the cell that steps are in now."""
@@ -266,8 +268,9 @@ class Controller:
         """Draft length by batch size at this context, as vLLM looks it up; index 0 is unused."""
         at = context_cell(context)
         lengths = [0]
+        settled = self._settled_near(at)
         for cell, first, last in self._ranges:
-            chosen = self._chosen((cell, at))
+            chosen = self._chosen((cell, at), settled)
             lengths.extend(
                 self._static[first : last + 1] if chosen is None else [chosen] * (last + 1 - first)
             )
@@ -306,38 +309,49 @@ class Controller:
         if cell is None:
             cell = self._cells[key] = _Cell()
             while len(self._cells) > MOST_CELLS:
-                evicted = self._cells.popitem(last=False)
-                self._end_trial(*evicted)
-                self.version += 1
+                _, evicted = self._cells.popitem(last=False)
+                if evicted.choice is not None or evicted.trial is not None:
+                    self.version += 1
+                self._end_trial(evicted)
         else:
             self._cells.move_to_end(key)
         return cell
 
     def _back_to_the_schedule(self) -> None:
         """Acceptance is not known any more, and no choice holds; how long steps take still does."""
-        for key, cell in self._cells.items():
-            self._end_trial(key, cell)
+        for cell in self._cells.values():
+            self._end_trial(cell)
             cell.choice = cell.gain = None
             cell.reason, cell.hopeful = Reason.STATIC, False
         self._counted.clear()
         self.version += 1
 
-    def _chosen(self, key: CellKey) -> int | None:
-        """The length that the cell, or its nearest neighbour, has settled on or is trying."""
+    def _settled_near(self, context: int) -> list[CellKey]:
+        """Cells with a choice whose contexts are within a factor of two."""
+        return [
+            key
+            for key, cell in self._cells.items()
+            if cell.choice is not None and 0.5 <= key[1] / context <= 2.0
+        ]
+
+    def _chosen(self, key: CellKey, settled: Sequence[CellKey] | None = None) -> int | None:
+        """The length that the cell, or its nearest neighbour, has settled on or is trying.
+
+        Args:
+            settled: what :meth:`_settled_near` says of its context, if it is known.
+        """
         cell = self._cells.get(key)
         if cell is not None and cell.trial is not None and cell.trial.its_turn:
             return cell.trial.length
         if cell is not None and cell.choice is not None:
             return cell.choice
-        settled = [
+        near = [
             other
-            for other, of in self._cells.items()
-            if of.choice is not None
-            and 0.5 <= other[0] / key[0] <= 2.0
-            and 0.5 <= other[1] / key[1] <= 2.0
+            for other in (self._settled_near(key[1]) if settled is None else settled)
+            if 0.5 <= other[0] / key[0] <= 2.0
         ]
         # Of several as near always the same one, whichever was used last.
-        nearest = min(settled, key=lambda other: (distance(key, other), other), default=None)
+        nearest = min(near, key=lambda other: (distance(key, other), other), default=None)
         if nearest is None or distance(key, nearest) > NEIGHBOUR_OCTAVES:
             return None
         choice = self._cells[nearest].choice
@@ -362,36 +376,44 @@ class Controller:
         if trial is None:
             return False
         complete = trial.complete
-        if not complete and trial.patient:
+        affordable = trial.ran * self._lost(trial) < FIRST_CREDIT
+        if not complete and trial.patient and affordable:
             trial.its_turn = not trial.its_turn
             self.version += 1
             return True
         ratio = trial.ratio if complete else None
         self.results.append(trial.result(key, ratio))
+        self._end_trial(cell)
+        if trial.reference not in cell.relative:
+            # Nothing was known of it before, or in the unit of another length.
+            cell.begin_anew(trial.reference)
         cell.tried[trial.length] = now
-        self._end_trial(key, cell)
         if ratio is not None:
             if trial.forecast is not None:
                 told = (trial.basis, trial.forecast, ratio, trial.error)
                 ratio = self._record.weighed(*told)
                 self._record.add(*told)
-            cell.relative[trial.length] = ratio * cell.relative.setdefault(trial.reference, 1.0)
+            cell.relative[trial.length] = ratio * cell.relative[trial.reference]
         if trial.length > trial.reference:
-            cell.hopeful = self._counted.is_better_beyond(trial.reference)
+            cell.hopeful = self._counted.is_better_beyond(trial.reference, trial.length)
             cell.blind_seconds = min(BLIND_AT_MOST, 2.0 * cell.blind_seconds)
         return False
 
-    def _end_trial(self, key: CellKey, cell: _Cell) -> None:
+    def _lost(self, trial: Trial) -> float:
+        """What each step of a trial has lost so far, in steps of the reference."""
+        ratio, acceptance = trial.hint, self._counted.acceptance
+        if ratio is None:
+            return trial.loss
+        if acceptance is not None:
+            return _loss(acceptance, ratio, trial.length, trial.reference)
+        # More drafts never make fewer tokens.
+        return max(0.0, ratio - 1.0) if trial.length > trial.reference else trial.loss
+
+    def _end_trial(self, cell: _Cell) -> None:
         """Settle what the trial of a cell has lost, if there is one."""
-        trial, acceptance = cell.trial, self._counted.acceptance
-        if trial is None:
-            return
-        ratio, loss = trial.hint, None
-        if ratio is not None and acceptance is not None:
-            loss = _loss(acceptance, ratio, trial.length, trial.reference)
-        self._credit.settle(trial, loss)
-        cell.trial = None
-        del self._on_trial[key]
+        if cell.trial is not None:
+            self._credit.settle(cell.trial, self._lost(cell.trial))
+            cell.trial = None
 
     def _choose(self, key: CellKey, cell: _Cell, batch_size: int, now: float) -> None:
         current = self._in_force(key, batch_size)
@@ -574,7 +596,6 @@ class Controller:
         cell.trial = Trial(length, reference, tokens, forecast, basis, before, loss)
         cell.reason = Reason.TRIAL
         self._credit.begin(cell.trial)
-        self._on_trial[key] = cell
 
 
 def _ranges(largest: int) -> list[tuple[int, int, int]]:

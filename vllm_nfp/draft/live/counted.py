@@ -96,15 +96,16 @@ class CountedAcceptance:
         """Drafts longer than ``length`` are made again: those of long ago tell nothing of late."""
         self._recent.forget(length)
 
-    def is_better_beyond(self, length: int) -> bool:
-        """Whether the few drafts longer than ``length`` that were made of late fared better.
+    def is_better_beyond(self, length: int, tried: int) -> bool:
+        """Whether drafts beyond ``length`` have fared better of late, up to the place ``tried``.
 
-        A hint, on fewer drafts than :attr:`changed` goes by.
+        A hint, on fewer drafts than :attr:`changed` goes by. Nothing more would be learned of later
+        places by trying this length once more.
         """
         return any(
             self._recent.share(place) - self._long.share(place)
             > max(HINT_SIGMAS * self._error(place), CHANGE_SHARE)
-            for place in range(length, self.known_places)
+            for place in range(length, min(tried, self.known_places))
             if self._recent.reached[place] > 0.0
         )
 

@@ -39,19 +39,16 @@ class Credit:
     def covers(self, loss: float) -> bool:
         """Whether a trial each of whose steps loses so much may begin.
 
-        A gain is looked for even where the credit is used up: the length in force may be bad.
+        A gain is looked for even where the credit is used up, within bounds: the length in force
+        may be bad.
         """
-        return loss == 0.0 or self.left >= TRIAL_STEPS * loss
+        return self.left >= TRIAL_STEPS * loss if loss else self.left > -MOST_CREDIT
 
     def begin(self, trial: Trial) -> None:
         """Set aside what a trial is expected to lose."""
         self.left -= TRIAL_STEPS * trial.loss
 
-    def settle(self, trial: Trial, loss: float | None) -> None:
-        """A trial has ended.
-
-        Args:
-            loss: what each of its steps has lost; None: it did not get to tell.
-        """
+    def settle(self, trial: Trial, loss: float) -> None:
+        """A trial has ended, each of whose steps has lost so much."""
         steps = trial.ran + (LATE_STEPS if trial.its_turn else 0)
-        self.left += TRIAL_STEPS * trial.loss - steps * (trial.loss if loss is None else loss)
+        self.left += TRIAL_STEPS * trial.loss - steps * loss

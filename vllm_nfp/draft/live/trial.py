@@ -30,12 +30,12 @@ FEW_PAIRS = 6
 without a trace in the median deviation: all deviations count."""
 MEDIAN_TO_MEAN = 1.2533
 """Standard error of a median over that of a mean, of normal errors."""
-PATIENCE = 4
-"""A trial ends after this many times as many steps, if too few of them could be timed,"""
-MORE_PATIENCE = 8
-"""and goes on as long as so many times the timed ones would be enough,"""
-MOST_PASSED = 3 * TRIAL_STEPS
-"""but not through more steps of the length that tell nothing, which cost as much."""
+PATIENCE = 64
+"""Decode steps after which a trial ends if none of either length could be timed; with some, so many
+times as many as were timed of each."""
+MOST_PASSED, PASSED_FOR_EACH = 8, 2
+"""Steps of the length that tell nothing after which it ends, and how many more for each that was
+timed: they cost as much as those."""
 
 
 class Basis(StrEnum):
@@ -149,9 +149,9 @@ class Trial:
     @property
     def patient(self) -> bool:
         """Whether more steps may be waited for."""
-        if self._passed_in_all >= MOST_PASSED:
+        if self._passed_in_all >= MOST_PASSED + PASSED_FOR_EACH * self.timed(self.length):
             return False
-        return self.steps < 2 * PATIENCE * max(TRIAL_STEPS, MORE_PATIENCE * self._timed_of_each)
+        return self.steps < PATIENCE * max(1, self._timed_of_each)
 
     @property
     def _timed_of_each(self) -> int:
