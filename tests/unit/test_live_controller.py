@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Iterator
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vllm_nfp.draft import StepCurve, expected_tokens
@@ -556,6 +556,9 @@ def test_the_cost_of_a_draft_is_not_told_where_it_is_not_seen() -> None:
     assert draft_token_seconds({1: 2e-3, 4: 1e-3}, lambda _: 1.0) == 0.0
 
 
+@example([1.0, 1.1015625, 1.21875, 1.0, 1.0, 1.0, 1.0, 1.0], 0.5)
+@example([1.25, 1.25, 1.38671875, 1.57421875, 1.0, 1.5, 1.5, 1.0], 0.95)
+@example([1.0, 1.5625, 1.2265625, 1.25, 1.0, 1.0, 1.5, 1.5], 0.890625)
 @given(st.lists(st.floats(1.0, 1.6), min_size=8, max_size=8), st.floats(0.05, 0.95))
 @settings(max_examples=25)
 def test_any_curve_of_times_ends_no_worse_than_the_schedule(

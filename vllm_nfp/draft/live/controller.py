@@ -391,7 +391,8 @@ class Controller:
         if ratio is not None:
             if trial.forecast is not None:
                 told = (trial.basis, trial.forecast, ratio, trial.error)
-                ratio = self._record.weighed(*told)
+                if not trial.is_clear:  # a few steps that leave no doubt may scatter
+                    ratio = self._record.weighed(*told)
                 self._record.add(*told)
             cell.relative[trial.length] = ratio * cell.relative[trial.reference]
         if trial.length > trial.reference:

@@ -144,7 +144,7 @@ class Trial:
         steps = self._timed_of_each
         if steps >= TRIAL_STEPS:
             return steps >= MOST_TRIAL_STEPS or self._is_certain
-        return steps >= CLEAR_STEPS and self._is_clear
+        return steps >= CLEAR_STEPS and self.is_clear
 
     @property
     def patient(self) -> bool:
@@ -202,7 +202,7 @@ class Trial:
         return [statistics.median(its) / statistics.median(of) for its, of in self._pairs()]
 
     @property
-    def _is_clear(self) -> bool:
+    def is_clear(self) -> bool:
         """Far apart, compared with the turn before as well as with the one after."""
         pairs = self._pairs()
         if len(pairs) < 2:
