@@ -359,20 +359,16 @@ def _acceptance(
     live = sources.live_acceptance(servers[0])
     told: tuple[str, ...] = () if live.caution is None else (live.caution,)
     drafting = sources.live_drafting(servers[0])
-    others = frozenset() if drafting is None else drafting.methods - _alike(method)
-    if method is not None and others:
-        made = ", ".join(sorted(others))
-        told += (f"acceptance is that of drafts made by {made!r:.60}, not {method}",)
+    if method is not None and drafting is not None:
+        others = drafting.methods - (LOOK_UPS if method in LOOK_UPS else {method})
+        if others:
+            made = ", ".join(sorted(others))
+            told += (f"acceptance is that of drafts made by {made!r:.60}, not {method}",)
     return live.acceptance, told
 
 
 def _shares(text: str, flag: str) -> tuple[float, ...]:
     return parse_list(text, float, flag, example="0.9,0.8,0.7")
-
-
-def _alike(method: str | None) -> frozenset[str]:
-    """Methods whose drafts are the same."""
-    return LOOK_UPS if method in LOOK_UPS else frozenset({method or ""})
 
 
 def _method(given: str | None, drafting: LiveDrafting, has_model: bool) -> str:
@@ -437,8 +433,11 @@ def _version_warnings(source: Source) -> tuple[str, ...]:
 
 def _losses(result: Recommendation) -> tuple[str, ...]:
     """Where a server that speculates is slower than one that does not, whatever it drafts."""
-    gains = [(row.scheduled_gain, row) for row in result.rows if row.scheduled_gain is not None]
-    losing = [(gain, row) for gain, row in gains if gain < 1.0]
+    losing = [
+        (row.scheduled_gain, row)
+        for row in result.rows
+        if row.scheduled_gain is not None and row.scheduled_gain < 1.0
+    ]
     if not losing:
         return ()
     worst = min(gain for gain, _ in losing)

@@ -120,8 +120,10 @@ def read_control(path: Path) -> ControlSnapshot:
         OSError: if it cannot be read, or is a link.
     """
     snapshot = read_hand_over(path, ControlSnapshot, SCHEMA)
-    reasons = {*snapshot.decisions, *(row.reason for row in snapshot.rows)}
-    check_words(path.name, {*reasons, *([snapshot.method] if snapshot.method else [])})
+    words = {*snapshot.decisions, *(row.reason for row in snapshot.rows)}
+    if snapshot.method:
+        words.add(snapshot.method)
+    check_words(path.name, words)
     if not all(ENGINE_INDEX.fullmatch(batch_size) for batch_size in snapshot.draft_seconds):
         raise SnapshotError(f"{path.name} holds draft_seconds of what is no batch size")
     if max(map(len, (snapshot.rows, snapshot.times, snapshot.draft_seconds))) > MOST_ROWS:

@@ -243,8 +243,7 @@ class Controller:
         if trial is None or draft_length != trial.length:
             return
         self.trial_steps += 1
-        had_its_turn = trial.its_turn
-        if trial.passed(DECIDE_EVERY) and had_its_turn:
+        if trial.passed(DECIDE_EVERY):
             self.version += 1
 
     def decide(self, batch_size: int, context: int, now: float) -> Decision:
@@ -376,8 +375,7 @@ class Controller:
         if trial is None:
             return False
         complete = trial.complete
-        affordable = trial.ran * self._lost(trial) < FIRST_CREDIT
-        if not complete and trial.patient and affordable:
+        if not complete and trial.patient and trial.ran * self._lost(trial) < FIRST_CREDIT:
             trial.its_turn = not trial.its_turn
             self.version += 1
             return True
@@ -466,7 +464,7 @@ class Controller:
             return length in cell.tried and now - cell.tried[length] < STALE_SECONDS
 
         longer = next((k for k in self._settings.lengths if k > cell.choice), None)
-        if longer is not None and self._may_look(key, cell, longer, now):
+        if longer is not None and self._may_look(key, cell, acceptance, longer, now):
             # Otherwise a better acceptance of longer drafts would never be noticed.
             if not cell.hopeful:
                 self._counted.look_beyond(cell.choice)
@@ -488,7 +486,9 @@ class Controller:
         else:
             self._try(key, cell, found.length, cell.choice, found.slower, found.basis)
 
-    def _may_look(self, key: CellKey, cell: _Cell, longer: int, now: float) -> bool:
+    def _may_look(
+        self, key: CellKey, cell: _Cell, acceptance: Acceptance, longer: int, now: float
+    ) -> bool:
         """Whether to see how drafts fare that are longer than those in force."""
         assert cell.choice is not None, "only a settled cell looks farther"
         last = cell.tried.get(longer, -math.inf)
@@ -499,7 +499,7 @@ class Controller:
         # The first places are watched all the time, and tell of most changes.
         if not self._credit.is_wide or not self._model.has_graph(key[0], longer):
             return False
-        if not self._credit.covers(self._expected_loss(cell, longer, cell.choice, None)):
+        if not self._credit.covers(_expected_loss(acceptance, cell, longer, cell.choice, None)):
             return False
         return cell.hopeful or now - max(last, cell.settled_at) >= BLIND_BEYOND
 
@@ -531,26 +531,11 @@ class Controller:
                     continue
             promises = goodput >= best * self._record.plausible(forecast.basis, wide)
             if promises and self._credit.covers(
-                self._expected_loss(cell, length, cell.choice, slower)
+                _expected_loss(acceptance, cell, length, cell.choice, slower)
             ):
                 found.append(_Promise(goodput, length, slower, forecast.basis))
         choice = cell.choice
         return max(found, key=lambda one: (one.goodput, -abs(one.length - choice)), default=None)
-
-    def _expected_loss(
-        self, cell: _Cell, length: int, reference: int, slower: float | None
-    ) -> float:
-        """What a step of a trial loses, in steps of the reference.
-
-        Args:
-            slower: its time over the reference's, as forecast; None: as measured here, if it was.
-        """
-        acceptance = self._counted.acceptance
-        if slower is None and length in cell.relative and reference in cell.relative:
-            slower = cell.relative[length] / cell.relative[reference]
-        if slower is None or acceptance is None:
-            return GUESSED_LOSS
-        return _loss(acceptance, slower, length, reference)
 
     def _most(self, length: int, acceptance: Acceptance, measured: Mapping[int, float]) -> float:
         """The goodput that a length cannot exceed.
@@ -591,7 +576,7 @@ class Controller:
         tokens = math.nan  # as long as acceptance is not known, nothing is clear
         if acceptance is not None:
             tokens = _worth(acceptance, length, reference)
-        loss = self._expected_loss(cell, length, reference, forecast)
+        loss = _expected_loss(acceptance, cell, length, reference, forecast)
         known = self._times.peek(key).get(reference)
         before = () if known is None else known.last(CLEAR_STEPS)
         cell.trial = Trial(length, reference, tokens, forecast, basis, before, loss)
@@ -608,6 +593,21 @@ def _ranges(largest: int) -> list[tuple[int, int, int]]:
         ranges.append((cell, first, min(cell, largest)))
         first = cell + 1
     return ranges
+
+
+def _expected_loss(
+    acceptance: Acceptance | None, cell: _Cell, length: int, reference: int, slower: float | None
+) -> float:
+    """What a step of a trial loses, in steps of the reference.
+
+    Args:
+        slower: its time over the reference's, as forecast; None: as measured here, if it was.
+    """
+    if slower is None and length in cell.relative and reference in cell.relative:
+        slower = cell.relative[length] / cell.relative[reference]
+    if slower is None or acceptance is None:
+        return GUESSED_LOSS
+    return _loss(acceptance, slower, length, reference)
 
 
 def _loss(acceptance: Acceptance, slower: float, length: int, choice: int) -> float:

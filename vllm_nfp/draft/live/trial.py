@@ -120,7 +120,7 @@ class Trial:
             self.add(length, seconds)
 
     def passed(self, turn: int) -> bool:
-        """A step ran at the length that tells nothing, as one with a prompt; true if its turn ends.
+        """A step of the length that tells nothing, as one with a prompt; true if it ends its turn.
 
         Args:
             turn: steps that a turn lasts.
@@ -130,8 +130,8 @@ class Trial:
         self._passed_in_all += 1
         if self._passed < turn:
             return False
-        self.its_turn, self._passed = False, 0
-        return True
+        ends, self.its_turn, self._passed = self.its_turn, False, 0
+        return ends
 
     def timed(self, length: int) -> int:
         """Timed steps of a length since the beginning."""
