@@ -25,6 +25,8 @@ from vllm_nfp.run_folder import make_run_folder
 logger = logging.getLogger("vllm.nfp")
 
 GROUP = "NFP probe"
+_PUBLISHED = "nfp_published"
+"""Attribute of parsed flags that are in effect; it travels with them to API servers."""
 
 _SINGLE_FLAGS: dict[str, str] = {
     "nfp_epsilon": "epsilons",
@@ -204,10 +206,13 @@ def _by_files(config: ProbeConfig, args: argparse.Namespace) -> bool:
     return reason is not None
 
 
+def published(args: argparse.Namespace) -> bool:
+    """Whether these flags are in effect: here, or in the process that handed them over."""
+    return bool(getattr(args, _PUBLISHED, False))
+
+
 def switch_on(args: argparse.Namespace) -> None:
     """Put the flags' settings into effect; a refusal is one sentence and exit code 2."""
-    if os.environ.get(ENV_VAR):
-        return
     try:
         config = config_from_args(args)
         if config is None:
@@ -215,6 +220,7 @@ def switch_on(args: argparse.Namespace) -> None:
         if config.draft_control:
             control_speculation(args)
         publish_settings(config, _by_files(config, args))
+        setattr(args, _PUBLISHED, True)
     except ConfigError as error:
         print(f"vllm serve: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
