@@ -181,11 +181,21 @@ def publish_settings(config: ProbeConfig, by_files: bool = True) -> ProbeConfig:
     versions.require_supported()
     if config.output_dir is not None:
         check_writable_folder("--nfp-output-dir", config.output_dir)
-    run_dir = make_run_folder() if by_files else None
+    run_dir = _run_folder() if by_files else None
     values = {name: getattr(config, name) for name in ProbeConfig.__dataclass_fields__}
     ready = ProbeConfig(**{**values, "run_dir": run_dir})
     os.environ[ENV_VAR] = ready.to_json()
     return ready
+
+
+def _run_folder() -> str:
+    try:
+        return make_run_folder()
+    except OSError as error:
+        raise ConfigError(
+            f"--nfp-probe hands its results on in a directory of its own, and none can be made "
+            f"({error.strerror or error}): set TMPDIR to a directory that this user may write"
+        ) from None
 
 
 def _by_files(config: ProbeConfig, args: argparse.Namespace) -> bool:

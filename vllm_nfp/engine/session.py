@@ -47,6 +47,7 @@ from vllm_nfp.metrics.snapshot import (
 from vllm_nfp.probe import Budget, EngineStep, PairResult, Planner, Prober
 from vllm_nfp.probe.publisher import Counters, Publisher
 from vllm_nfp.profile import Environment, profile_file, profile_of, save_profile
+from vllm_nfp.run_folder import RunFolder
 from vllm_nfp.timing import Clock, CudaClock, HostClock, Sampler, StepTimer
 from vllm_nfp.typed_json import encode, open_to_append, write_whole
 
@@ -104,8 +105,10 @@ class Session:
         self._ended = False
         self._last_step: EngineStep | None = None
         self._unwritten: set[str] = set()
+        self._run_folder = None if config.run_dir is None else RunFolder(config.run_dir)
         self._publisher: Publisher | None = None
         self._log: Any = None
+        self._log_path: Path | None = None
         self._environment: Environment | None = None
         self._ranks: Ranks = Alone()
         self._resident = 0
@@ -430,26 +433,48 @@ class Session:
             if folder is None:
                 continue
             try:
-                if folder == self._config.output_dir:
-                    maybe_no_space()
-                    Path(folder).mkdir(parents=True, exist_ok=True)
-                write_snapshot(engine_file(folder, snapshot.engine), snapshot)
-                self._unwritten.discard(folder)
+                self._write_to(folder, snapshot)
             except OSError as error:
                 if folder not in self._unwritten:
                     logger.warning("vllm-nfp: results are not written for now: %s", error)
                     self._unwritten.add(folder)
+            else:
+                if folder in self._unwritten:
+                    logger.info("vllm-nfp: results are written to %s again", folder)
+                    self._unwritten.remove(folder)
+
+    def _write_to(self, folder: str, snapshot: Snapshot) -> None:
+        path = engine_file(folder, snapshot.engine)
+        if folder != self._config.output_dir and self._run_folder is not None:
+            self._run_folder.write(path.name, encode(snapshot))
+            return
+        maybe_no_space()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_snapshot(path, snapshot)
 
     def _open_output(self, view: RunnerView) -> None:
         if self._config.output_dir is None:
             return
-        folder = Path(self._config.output_dir)
+        self._environment = describe_environment(self._vllm_config, attention_backends(view.runner))
+        self._open_log(Path(self._config.output_dir), self._environment)
+
+    def _open_log(self, folder: Path, environment: Environment | None) -> None:
+        """Open the log of raw samples, beside what they are measured on."""
         folder.mkdir(parents=True, exist_ok=True)
         engine = self._identity.engine
-        self._environment = describe_environment(self._vllm_config, attention_backends(view.runner))
-        text = json.dumps(asdict(self._environment), indent=1)
-        write_whole(folder / f"environment-{engine}.json", text)
-        self._log = open_to_append(folder / f"samples-{engine}.jsonl")
+        if environment is not None:
+            text = json.dumps(asdict(environment), indent=1)
+            write_whole(folder / f"environment-{engine}.json", text)
+        self._log_path = folder / f"samples-{engine}.jsonl"
+        self._log = open_to_append(self._log_path)
+
+    def _begin_removed_log_again(self) -> None:
+        """Where the log, or the whole output folder, was removed, samples would go nowhere."""
+        if self._log_path is None or self._log_path.exists():
+            return
+        self._log.close()
+        self._open_log(self._log_path.parent, self._environment)
+        logger.warning("vllm-nfp: %s was removed; it has been begun again", self._log_path)
 
     def _keep_profile(self, snapshot: Snapshot) -> None:
         """Write the output folder's profile; where that fails the probe goes on without it."""
@@ -460,6 +485,7 @@ class Session:
             profile = profile_of(snapshot, self._environment, model, self._config)
             with self._turn_of(snapshot) as granted:
                 if granted:
+                    Path(self._config.output_dir).mkdir(parents=True, exist_ok=True)
                     save_profile(profile_file(self._config.output_dir, snapshot.engine), profile)
         except (OSError, ValueError) as error:
             logger.warning("vllm-nfp: no profile is kept any more: %s", error)
@@ -480,6 +506,7 @@ class Session:
         line = f'{{"unix_seconds": {time.time()!r}, {encode(result)[1:]}\n'
         try:
             maybe_no_space()
+            self._begin_removed_log_again()
             self._log.write(line)
             self._log.flush()
         except OSError as error:
