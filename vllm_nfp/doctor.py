@@ -419,7 +419,11 @@ def _forced(value: str) -> str:
 def _model(values: Mapping[str, Any]) -> Iterator[Finding]:
     mode = Mode(values["mode"])
     status = {Mode.ACTIVE: Status.OK, Mode.PASSIVE: Status.WARNING, Mode.OFF: Status.BROKEN}[mode]
-    told = {Mode.ACTIVE: "can be probed", Mode.PASSIVE: "passive", Mode.OFF: "the probe stays off"}
+    told = {
+        Mode.ACTIVE: "can be probed",
+        Mode.PASSIVE: "passive: real steps are timed, nothing is probed",
+        Mode.OFF: "the probe stays off",
+    }
     yield Finding("this model", status, told[mode], values["reason"])
     backend = values["backend"]
     yield Finding(

@@ -109,6 +109,9 @@ def _install_hooks() -> None:
     config = config_from_environment()
     if config is None:
         return
+    if config.off_reason is not None:
+        metrics_bridge.install(PATCHES, config)
+        return
     if config.draft_control:
         draft_control.install(PATCHES, config)
         draft_lengths.install_sizes(PATCHES, config)

@@ -16,6 +16,7 @@ import torch
 
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.engine import support
+from vllm_nfp.engine.batch import CellDoesNotFitError
 from vllm_nfp.engine.engine import VllmProbeEngine
 from vllm_nfp.engine.environment import (
     attention_backends,
@@ -23,12 +24,14 @@ from vllm_nfp.engine.environment import (
     describe_model,
 )
 from vllm_nfp.engine.graph_place import GraphPlace
-from vllm_nfp.engine.memory import host_bytes
+from vllm_nfp.engine.layers import UnsupportedModelError
+from vllm_nfp.engine.memory import host_bytes, is_out_of_memory
 from vllm_nfp.engine.predictions import predict_rows
 from vllm_nfp.engine.ranks import LARGE_BUDGET, Alone, Ranks
 from vllm_nfp.engine.runners import (
     RunnerView,
     StepLimits,
+    UnknownRunnerError,
     limits_of,
     requests_wait,
     step_of,
@@ -59,6 +62,16 @@ LONGEST_WRITE_SECONDS = 1.0
 """A write that takes longer hangs; nobody waits for it any more."""
 MOST_LOG_BYTES = 256 << 20
 """Size at which the log of raw samples ends: at the default budget, after days of full load."""
+
+
+class NothingToProbeError(RuntimeError):
+    """No cell of the settings can be probed here; the message says why of one."""
+
+
+def cannot_probe(error: Exception) -> bool:
+    """Whether it says that this model or machine cannot be probed, which is no fault."""
+    known = (NothingToProbeError, UnsupportedModelError, CellDoesNotFitError)
+    return isinstance(error, known) or (isinstance(error, RuntimeError) and is_out_of_memory(error))
 
 
 class Session:
@@ -131,25 +144,44 @@ class Session:
         begun = self._now()
         try:
             decision = support.decide(self._vllm_config, self._config.passive)
-            if decision.mode is Mode.OFF:
-                self.disable(decision.reason, expected=True)
-            elif decision.mode is Mode.ACTIVE or self._turn_passive(runner, decision.reason):
+            if decision.mode is Mode.ACTIVE:
                 self._attach(runner, begun, place)
+            elif not support.reports(self._vllm_config.parallel_config):
+                return  # one rank of the engine tells of all
+            elif decision.mode is Mode.OFF:
+                self.disable(decision.reason, expected=True)
+            elif self._turn_passive(runner, decision.reason):
+                self._attach(runner, begun, place)
+        except UnknownRunnerError as error:
+            self.disable(str(error), expected=True)
+        except Exception as error:
+            if cannot_probe(error):
+                self._fall_back(runner, begun, str(error))
+            else:
+                self._fault("attach", error)
+
+    def _fall_back(self, runner: Any, begun: float, reason: str) -> None:
+        """This model or machine cannot be probed: give up what a probe needs, and time steps."""
+        try:
+            engine, self._engine, self._prober = self._engine, None, None
+            if engine is not None:
+                engine.close()
+            if self._turn_passive(runner, reason):
+                self._attach(runner, begun, None)
         except Exception as error:
             self._fault("attach", error)
 
     def _turn_passive(self, runner: Any, reason: str) -> bool:
-        """Settle for timing real steps, and say why; False where even that is not to be done."""
-        if getattr(self._vllm_config.parallel_config, "rank", 0) > 0:
-            return False  # ranks step together: the first one tells of all
+        """Settle for timing real steps, and say why; False where even that cannot be done."""
         try:
             view = view_of(runner)
-        except TypeError as error:
+        except UnknownRunnerError as error:
             self.disable(f"{reason}, and even that is off: {error}", expected=True)
             return False
         tell = logger.info if self._config.passive else logger.warning
         tell("vllm-nfp: passive mode on the %s runner: %s", view.name, reason)
         self._config = replace(self._config, passive=True)
+        self._sampler = Sampler()  # a pair ahead of every step is not to come
         self._identity = replace(
             self._identity, state=State.PASSIVE, reason=reason, overhead_budget=0.0
         )
@@ -242,7 +274,7 @@ class Session:
     ) -> tuple[Prober, Publisher]:
         grids, skipped = self._cells(engine)
         if not grids:
-            raise RuntimeError(f"no cell can be probed: {next(iter(skipped.values()))}")
+            raise NothingToProbeError(f"no cell can be probed: {next(iter(skipped.values()))}")
         for cell, reason in skipped.items():
             logger.info("vllm-nfp: cell %s is left out: %s", cell, reason)
         config = self._config
@@ -277,9 +309,13 @@ class Session:
         )
 
     def _predict(self, view: RunnerView, cells: list[tuple[int, int]]) -> tuple[PredictionRow, ...]:
-        backends = attention_backends(view.runner)
         epsilons = self._config.epsilons
         try:
+            unknown = support.unpredicted(self._vllm_config)
+            if unknown is not None:
+                logger.info("vllm-nfp: no prediction: the predictor knows nothing of %s", unknown)
+                return ()
+            backends = attention_backends(view.runner)
             return predict_rows(self._vllm_config, view.device, backends, cells, epsilons)
         except Exception as error:
             if not self._config.passive:
