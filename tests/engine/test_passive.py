@@ -159,3 +159,37 @@ def test_an_engine_that_decodes_nothing_is_served_and_says_so(
         (status,) = scrape.parse(running.metrics()).statuses
         assert status.state == "disabled"
         assert "'pooling' decodes nothing" in running.metrics()
+
+
+def test_draft_lengths_are_controlled_where_nothing_is_probed(
+    dense_model: Path, tmp_path: Path
+) -> None:
+    """The controller then goes by the real steps that it times itself."""
+    speculation = {
+        "method": "ngram", "num_speculative_tokens": 4,
+        "prompt_lookup_min": 1, "prompt_lookup_max": 2,
+    }  # fmt: skip
+    settings = {"publish_seconds": 0.5, "draft_min_gain": 0.0, "draft_trial_loss": 0.5}
+    drafting = ("--enable-lora", "--speculative-config", json.dumps(speculation))
+    control = ("--nfp-probe", "--nfp-draft-control", "--nfp-config", json.dumps(settings))
+    prompts = [[10 + i, 20 + i, 30 + i] * 8 for i in range(4)]
+
+    def outputs(running: Running) -> list[list[int]]:
+        return [running.complete(prompt, temperature=0, max_tokens=64) for prompt in prompts]
+
+    with server(dense_model, tmp_path, *drafting) as plain:
+        expected = outputs(plain)
+    names = ("vllm_nfp_draft_control_state", "vllm_nfp_draft_control_changes_total")
+    with server(dense_model, tmp_path, *drafting, *control) as running:
+        deadline = time.monotonic() + 120.0
+        while True:
+            assert outputs(running) == expected
+            found = scrape.find_samples(running.metrics(), names)
+            changes = sum(value for _, value in found.get(names[1], ()))
+            if changes >= 3 or time.monotonic() > deadline:
+                break
+        assert changes >= 3, running.log_text()[-3000:]
+        assert [labels["state"] for labels, on in found[names[0]] if on] == ["deciding"]
+        (status,) = scrape.parse(running.metrics()).statuses
+        assert status.state == "passive"
+        assert "draft control is disabled" not in running.log_text()
