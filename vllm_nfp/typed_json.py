@@ -274,7 +274,8 @@ def write_whole(path: Path, content: str | bytes, folder: int | None = None) -> 
     try:
         with open(temporary, "xb", opener=opener) as file:
             file.write(content.encode() if isinstance(content, str) else content)
-        os.replace(temporary, path, src_dir_fd=folder, dst_dir_fd=folder)
+        within = {} if folder is None else {"src_dir_fd": folder, "dst_dir_fd": folder}
+        os.replace(temporary, path, **within)
     finally:
         with suppress(FileNotFoundError):
             os.unlink(temporary, dir_fd=folder)
