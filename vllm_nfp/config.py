@@ -133,6 +133,8 @@ class ProbeConfig:
     """Folder for raw samples and results; None keeps nothing after the server ends."""
     run_dir: str | None = None
     """Folder through which the engine hands its results to /metrics; made by the launcher."""
+    off_reason: str | None = None
+    """Why nothing is hooked and /metrics only says so; set by the launcher."""
 
     def __post_init__(self) -> None:
         for name, check in _CHECKS.items():
@@ -253,6 +255,11 @@ def _folder(name: str, value: Any) -> None:
         raise ConfigError(f"{name} must be the path of a folder, not {_shown(value)}")
 
 
+def _text(name: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise ConfigError(f"{name} must be text, not {_shown(value)}")
+
+
 _EPSILON = _number(0.001, 10.0, "a share")
 
 _CHECKS: dict[str, Callable[[str, Any], None]] = {
@@ -291,10 +298,11 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "seed": _integer(0, (1 << 32) - 1, "a seed"),
     "output_dir": _folder,
     "run_dir": _folder,
+    "off_reason": _optional(_text),
 }
 
 FIELDS = tuple(field.name for field in dataclasses.fields(ProbeConfig))
-_USER_FIELDS = tuple(name for name in FIELDS if name != "run_dir")
+_USER_FIELDS = tuple(name for name in FIELDS if name not in ("run_dir", "off_reason"))
 
 
 def config_from_mapping(values: Mapping[str, Any]) -> ProbeConfig:

@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from vllm_nfp.plugin_list import with_plugin
+
 SMALL_MODEL = {
     "architectures": ["Qwen3ForCausalLM"],
     "model_type": "qwen3",
@@ -101,6 +103,8 @@ def running_server(
 ) -> Iterator[str]:
     """Start the server, wait until it answers, give its URL, and stop it in the end.
 
+    VLLM_PLUGINS of this environment may leave the probe out: it is added for the server.
+
     Args:
         extra: environment variables of this server alone.
 
@@ -112,6 +116,7 @@ def running_server(
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         **os.environ,
+        **with_plugin(os.environ),
         **(extra or {}),
     }
     with log_path.open("wb") as log:

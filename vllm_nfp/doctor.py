@@ -20,9 +20,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from vllm_nfp import __version__, cpu_setup
+from vllm_nfp import __version__, cpu_setup, plugin_list
 from vllm_nfp.calibrate.device import DeviceError, gpu_at_hand
-from vllm_nfp.config import ConfigError, check_writable_folder
+from vllm_nfp.config import ENV_VAR, ConfigError, check_writable_folder
 from vllm_nfp.engine import extension, versions
 from vllm_nfp.engine.versions import Mode
 from vllm_nfp.principle.hardware import match_device
@@ -33,7 +33,7 @@ EXAMINE = (sys.executable, "-m", "vllm_nfp.engine.examine")
 BAD_FLAGS = 2
 """Exit status of the examination for flags that are refused."""
 ENTRY_POINTS = "vllm.general_plugins"
-PLUGIN = "nfp"
+PLUGIN = plugin_list.NAME
 EXTRAS: Mapping[str, tuple[str, ...]] = {
     "report": ("jinja2", "markupsafe", "matplotlib"),
     "dashboards": ("grafana_foundation_sdk",),
@@ -127,7 +127,7 @@ def diagnose(question: Question, ask: Callable[[Question], Answer] | None = None
     answer = Answer({}, "") if version is None else (ask or ask_vllm)(question)
     if version is not None:
         findings.append(_import(answer))
-    findings += [_plugin(os.environ), *_device(), _runner(answer)]
+    findings += [_plugin(os.environ), *_settings(os.environ), *_device(), _runner(answer)]
     if question.model is not None and answer.values:
         findings += list(_model(answer.values))
     findings += [
@@ -206,15 +206,27 @@ def _plugin(environ: Mapping[str, str]) -> Finding:
             "install vllm-nfp with pip into vLLM's environment; a checkout on PYTHONPATH is not "
             "enough",
         )
-    allowed = environ.get("VLLM_PLUGINS")
-    if allowed is not None and PLUGIN not in [name.strip() for name in allowed.split(",")]:
+    if plugin_list.excluded(environ):
+        allowed = environ[plugin_list.ALLOWED]
         return Finding(
             "plugin",
             Status.BROKEN,
-            f"excluded by VLLM_PLUGINS={allowed!r:.80}",
-            f"add {PLUGIN} to VLLM_PLUGINS, or unset it",
+            f"excluded by {plugin_list.ALLOWED}={allowed!r:.80}: vLLM calls --nfp-probe an "
+            f"unrecognized argument",
+            f"add {PLUGIN} to {plugin_list.ALLOWED}, with commas and no spaces, or unset it",
         )
     return Finding("plugin", Status.OK, "registered")
+
+
+def _settings(environ: Mapping[str, str]) -> Iterator[Finding]:
+    if environ.get(ENV_VAR):
+        yield Finding(
+            "settings variable",
+            Status.WARNING,
+            f"{ENV_VAR} is set: a Python program that makes an engine is probed by it; vllm serve "
+            f"goes by its flags",
+            f"unset {ENV_VAR}, unless a program is to be probed",
+        )
 
 
 def _extra(name: str, modules: Sequence[str]) -> Finding:
@@ -334,6 +346,7 @@ def ask_vllm(question: Question, command: Sequence[str] = EXAMINE) -> Answer:
         "flags": list(question.flags),
     }
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    environment.pop(ENV_VAR, None)  # only vLLM is asked: nothing is to be hooked
     try:
         done = subprocess.run(
             [*command, json.dumps(asked)],
@@ -406,7 +419,11 @@ def _forced(value: str) -> str:
 def _model(values: Mapping[str, Any]) -> Iterator[Finding]:
     mode = Mode(values["mode"])
     status = {Mode.ACTIVE: Status.OK, Mode.PASSIVE: Status.WARNING, Mode.OFF: Status.BROKEN}[mode]
-    told = {Mode.ACTIVE: "can be probed", Mode.PASSIVE: "passive", Mode.OFF: "the probe stays off"}
+    told = {
+        Mode.ACTIVE: "can be probed",
+        Mode.PASSIVE: "passive: real steps are timed, nothing is probed",
+        Mode.OFF: "the probe stays off",
+    }
     yield Finding("this model", status, told[mode], values["reason"])
     backend = values["backend"]
     yield Finding(

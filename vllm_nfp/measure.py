@@ -22,6 +22,7 @@ from typing import Any
 
 from vllm_nfp.config import ENV_VAR, ProbeConfig
 from vllm_nfp.metrics.snapshot import Snapshot, SnapshotError, State, engine_file, read_snapshot
+from vllm_nfp.plugin_list import with_plugin
 from vllm_nfp.profile import Profile, ProfileError, load_profile, profile_file
 
 POLL_SECONDS = 0.2
@@ -92,6 +93,7 @@ def _start(settings: Settings, folder: str, log_path: Path) -> subprocess.Popen[
     environment = {
         "VLLM_NO_USAGE_STATS": "1",
         **os.environ,
+        **with_plugin(os.environ),
         ENV_VAR: config.to_json(),
     }
     command = [sys.executable, "-m", "vllm_nfp.engine.offline", json.dumps(values)]

@@ -16,8 +16,9 @@ from vllm_nfp.config import ENV_VAR
 def wanted(argv: Sequence[str], environ: Mapping[str, str]) -> bool:
     """Whether this process may need the probe.
 
-    True when an earlier process has switched it on (the environment carries the settings), or
-    when the command line speaks of it, asks for help, or names a file that may hold its flags.
+    True when the environment carries settings (of the process that has switched the probe on, or
+    of an earlier run, which flags then replace), and when the command line speaks of the probe,
+    asks for help, or names a file that may hold its flags.
     """
     if environ.get(ENV_VAR):
         return True

@@ -11,6 +11,7 @@ import secrets
 import stat
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
@@ -253,19 +254,28 @@ def open_to_append(path: Path) -> TextIO:
     return os.fdopen(descriptor, "a", encoding="utf-8")
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
+def write_whole(path: Path, content: str | bytes, folder: int | None = None) -> None:
     """Replace a file whole: a reader sees the old content or the new, and never half of it.
 
     Nothing that is there is written through: a symbolic link at ``path`` is replaced, and the
     temporary file beside it is a new one, whatever others may have put into the folder.
 
+    Args:
+        folder: descriptor of the folder that ``path``, a bare name, lies in.
+
     Raises:
         OSError: if it cannot be written; the old file is then as it was.
     """
     temporary = path.with_name(f".nfp-{secrets.token_hex(8)}.tmp")
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags, 0o666, dir_fd=folder)
+
     try:
-        with temporary.open("xb") as file:
+        with open(temporary, "xb", opener=opener) as file:
             file.write(content.encode() if isinstance(content, str) else content)
-        os.replace(temporary, path)
+        within = {} if folder is None else {"src_dir_fd": folder, "dst_dir_fd": folder}
+        os.replace(temporary, path, **within)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(temporary, dir_fd=folder)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
+import stat
 import sys
 import tempfile
 import time
@@ -84,7 +86,18 @@ def test_a_server_survives_its_scrapers_and_a_killed_engine_leaves_nothing(
         assert value(metrics, "vllm_nfp_age_seconds") < 60.0
         assert value(metrics, "vllm_nfp_steps_total") > 30
 
-        assert len(list(runs.glob("vllm-nfp-*"))) == 1
+        (folder,) = runs.glob("vllm-nfp-*")
+        names = {*find_samples(running.metrics(), ())}
+        shutil.rmtree(folder)
+        back_in_time = time.monotonic() + 60.0
+        while not {*find_samples(running.metrics(), ())} >= names - {"vllm_nfp_state_info"}:
+            assert value(running.metrics(), "vllm_nfp_state") == 1.0
+            assert time.monotonic() < back_in_time, "the series do not come back"
+            time.sleep(0.05)
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        assert running.complete(prompt, temperature=0) == expected
+        assert running.log_text().count("it has been made again") == 1
+
         (leader,) = processes(lambda _, command: f"--port\0{port}\0".encode() in command)
         samples = soak.soak(
             leader, running.url, 12.0, 0.6, lambda: running.complete(prompt, temperature=0)

@@ -149,6 +149,25 @@ def test_a_fault_disables_the_probe_and_the_server_answers(
     assert "the server goes on without it" in log
 
 
+def test_a_server_that_cannot_be_probed_times_its_steps_and_says_why(
+    dense_model: Path, tmp_path: Path, expected: Outputs
+) -> None:
+    """The other kinds of such servers are in test_passive.py."""
+    with server(
+        dense_model, tmp_path, "--enable-lora", "--nfp-probe", "--nfp-config", PROBE
+    ) as running:
+        assert agree(running.concurrent(rounds=2), expected)
+        time.sleep(1.0)  # for what the last steps brought
+        text = running.metrics()
+    assert scrape.parse(text).statuses[0].state == "passive"
+    samples = scrape.find_samples(text, ())
+    ((labels, _),) = samples["vllm_nfp_state_info"]
+    assert "LoRA keeps state per batch" in labels["reason"]
+    assert sum(count for _, count in samples["vllm_nfp_steps_total"]) > 40
+    assert all(seconds > 0 for _, seconds in samples["vllm_nfp_step_latency_seconds"])
+    assert "vllm_nfp_positions" not in samples
+
+
 @pytest.fixture(scope="module")
 def patched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the installed vLLM with this project's patch for its release."""

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from vllm_nfp import cpu_setup, doctor
 from vllm_nfp.calibrate.device import DeviceError, Gpu
 from vllm_nfp.cli import main
+from vllm_nfp.config import ENV_VAR
 from vllm_nfp.doctor import Answer, BadQuestionError, Finding, Question, Status
 from vllm_nfp.engine import extension, versions
 
@@ -35,7 +36,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extension, "present", lambda: False)
     monkeypatch.setattr(doctor, "_version", lambda name: "2.11.0")
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: ["nfp"])
-    for name in ("VLLM_PLUGINS", "PROMETHEUS_MULTIPROC_DIR"):
+    for name in ("VLLM_PLUGINS", "PROMETHEUS_MULTIPROC_DIR", ENV_VAR):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -102,8 +103,10 @@ def test_the_version_decides(
 def test_a_plugin_that_is_not_registered_or_excluded_is_broken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("VLLM_PLUGINS", "other, nfp")
+    monkeypatch.setenv("VLLM_PLUGINS", "other,nfp")
     assert diagnose()["plugin"].status is Status.OK
+    monkeypatch.setenv("VLLM_PLUGINS", "other, nfp")  # vLLM looks for " nfp"
+    assert "no spaces" in diagnose()["plugin"].advice
     monkeypatch.setenv("VLLM_PLUGINS", "other")
     assert "VLLM_PLUGINS='other'" in diagnose()["plugin"].found
     assert not whole().works
@@ -170,6 +173,19 @@ def test_an_output_folder_that_cannot_be_written_is_broken(tmp_path: Path) -> No
     assert diagnose(Question(output_dir=str(tmp_path)))["output folder"].status is Status.OK
     bad = diagnose(Question(output_dir="/proc/nfp"))["output folder"]
     assert (bad.status, "cannot be written" in bad.found) == (Status.BROKEN, True)
+
+
+def test_settings_that_are_left_in_the_environment_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "settings variable" not in diagnose()
+    monkeypatch.setenv(ENV_VAR, "{}")
+    finding = diagnose()["settings variable"]
+    assert finding.status is Status.WARNING
+    assert f"unset {ENV_VAR}" in finding.advice
+    assert whole().works
+    echo = f"import os; print('\"gone\"' if {ENV_VAR!r} not in os.environ else 1)"
+    assert doctor.ask_vllm(Question(), program(tmp_path, echo)).values == "gone"
 
 
 def test_a_missing_extra_is_a_warning_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

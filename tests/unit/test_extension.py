@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from vllm_nfp import scrape
@@ -65,6 +66,76 @@ def test_a_series_that_is_gone_is_handed_over_as_nan_once() -> None:
     assert taken(box) == {}
     box.put([gauge(3.0)])
     assert taken(box)["width", (("module", "model"),)] == 3.0
+
+
+def test_a_gauge_that_is_gone_before_it_was_taken_is_not_handed_over_at_all() -> None:
+    box = Outbox()
+    box.put([gauge(3.0)])
+    box.put([])
+    assert taken(box) == {}
+
+
+def test_a_gauge_that_comes_back_before_its_removal_was_taken_is_as_it_was() -> None:
+    box = Outbox()
+    box.put([gauge(3.0)])
+    box.take()
+    box.put([])
+    box.put([gauge(3.0)])
+    assert taken(box) == {}
+    box.put([])
+    box.put([gauge(4.0)])
+    assert taken(box) == {("width", (("module", "model"),)): 4.0}
+
+
+@pytest.mark.parametrize("nothing", [math.nan, math.inf, -math.inf])
+def test_a_gauge_that_is_no_number_is_gone(nothing: float) -> None:
+    box = Outbox()
+    box.put([gauge(nothing)])
+    assert taken(box) == {}
+    box.put([gauge(3.0)])
+    box.take()
+    box.put([gauge(nothing)])
+    (value,) = taken(box).values()
+    assert math.isnan(value)
+
+
+@pytest.mark.parametrize("taken_between", [True, False])
+@pytest.mark.parametrize(
+    "interlude",
+    [[], [counter(math.nan)], [counter(math.inf)], [counter(-math.inf)], [counter(0.0)]],
+    ids=["gone", "nan", "inf", "-inf", "fallen"],
+)
+def test_a_counter_that_goes_away_or_falls_stays_and_grows_rightly_when_it_is_back(
+    interlude: list[Metric], taken_between: bool
+) -> None:
+    box, shown = Outbox(), Counter("shown", "As vLLM shows it.", registry=CollectorRegistry())
+
+    def hand_over() -> None:
+        for change in box.take():
+            assert change.is_counter and change.name == "probes_total"
+            shown.inc(change.value)  # refuses what is negative
+
+    for families, value in (([counter(5.0)], 5.0), (interlude, 5.0), ([counter(7.0)], 7.0)):
+        box.put(families)
+        if taken_between:
+            hand_over()
+            assert shown._value.get() == value
+    hand_over()
+    assert shown._value.get() == 7.0
+
+
+def test_a_probe_that_fails_in_its_first_scan_leaves_its_counters_as_they_were() -> None:
+    """The news of the end are then without any of them."""
+    box = Outbox()
+    scanned = Snapshot("m", "0", State.WARMING, probes={"startup": 3}, probe_seconds=1.5)
+    for snapshot in (scanned, Snapshot("m", "0", State.DISABLED, reason="a fault")):
+        box.put(extension._families(snapshot, ProbeConfig()))
+        changes = box.take()
+        growth = {change.name: change.value for change in changes if change.is_counter}
+        assert all(0.0 <= value < math.inf for value in growth.values())
+        named = {change.name for change in changes if not change.is_counter}
+        assert not [name for name in named if name.endswith("_total")], "a counter sent as a gauge"
+    assert growth == {}
 
 
 def test_series_that_are_gone_do_not_count_in_a_scrape() -> None:

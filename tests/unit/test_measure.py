@@ -135,6 +135,15 @@ def test_a_child_is_ended_with_its_parent(
     assert time.monotonic() - begun < 30
 
 
+def test_the_child_loads_the_probe_whatever_plugins_the_caller_allows(
+    settings: measure.Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_PLUGINS", "other")
+    with pytest.raises(measure.MeasureError, match=r"without a profile|did not start"):
+        run(settings, tmp_path, monkeypatch, "import os; print(os.environ['VLLM_PLUGINS'])\n")
+    assert "other,nfp" in (tmp_path / "log").read_text()
+
+
 def test_an_engine_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     child = (
         "import time; from vllm_nfp.engine.offline import end_with_parent; "

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import shutil
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -396,6 +399,104 @@ def test_ten_thousand_scrapes_read_a_file_once_for_each_change(
     assert len(reads) == 2
     (tmp_path / "engine-0.json").unlink()
     assert sample(collector, "vllm_nfp_probe_gpu_seconds_total") is None
+
+
+STATE_METRICS = {"vllm_nfp_state", "vllm_nfp_state_info", "vllm_nfp_age_seconds"}
+
+
+def shown(collector: NfpCollector) -> dict[str, list[tuple[dict[str, str], float]]]:
+    found: dict[str, list[tuple[dict[str, str], float]]] = {}
+    for metric in collector.collect():
+        for one in metric.samples:
+            found.setdefault(one.name, []).append((one.labels, one.value))
+    return found
+
+
+def lose_folder(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def lose_file(folder: Path) -> None:
+    (folder / "engine-0.json").unlink()
+
+
+def break_file(folder: Path) -> None:
+    (folder / "engine-0.json").write_text("{")
+
+
+def link_folder(folder: Path) -> None:
+    folder.rename(folder.with_name("moved"))
+    folder.symlink_to(folder.with_name("moved"))
+
+
+@pytest.mark.parametrize(
+    ("lose", "why"),
+    [
+        (lose_folder, "the hand-over directory is gone"),
+        (lose_file, "the hand-over file is gone"),
+        (break_file, "the hand-over file cannot be used"),
+        (link_folder, "the hand-over directory is not this user's any more"),
+    ],
+)
+def test_an_engine_whose_results_are_lost_keeps_state_and_age_until_they_are_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, lose: Callable[[Path], None], why: str
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    told = replace(FULL, updated_monotonic_seconds=time.monotonic() - 30.0)
+    write_snapshot(engine_file(str(folder), "0"), told)
+    collector = NfpCollector(str(folder))
+    whole = shown(collector)
+    with caplog.at_level(logging.INFO, "vllm.nfp"):
+        lose(folder)
+        for _ in range(3):
+            left = shown(collector)
+            assert left.keys() == STATE_METRICS
+        assert [labels["state"] for labels, on in left["vllm_nfp_state"] if on] == ["steady"]
+        ((labels, _),) = left["vllm_nfp_state_info"]
+        assert labels["reason"].startswith(why)
+        assert labels["model_name"] == FULL.model_name
+        ((_, age),) = left["vllm_nfp_age_seconds"]
+        assert 30.0 <= age < 60.0
+        if folder.is_symlink():
+            folder.unlink()
+        folder.mkdir(exist_ok=True)
+        write_snapshot(engine_file(str(folder), "0"), told)
+        for _ in range(3):
+            back = shown(collector)
+    assert back.keys() == whole.keys()
+    assert "vllm_nfp_state_info" not in back
+    lines = [record.message for record in caplog.records]
+    assert len([line for line in lines if "cannot be read now" in line]) == 1
+    assert len([line for line in lines if "are there again" in line]) == 1
+
+
+def test_a_passive_engine_whose_results_are_lost_says_both_reasons(tmp_path: Path) -> None:
+    write_engine(tmp_path, state=State.PASSIVE, reason="LoRA is on")
+    collector = NfpCollector(str(tmp_path))
+    shown(collector)
+    (tmp_path / "engine-0.json").unlink()
+    ((labels, _),) = shown(collector)["vllm_nfp_state_info"]
+    assert labels["state"] == "passive"
+    assert labels["reason"] == "the hand-over file is gone; LoRA is on"
+
+
+def test_another_users_folder_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_engine(tmp_path)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    found = shown(NfpCollector(str(tmp_path)))
+    assert found.keys() == STATE_METRICS - {"vllm_nfp_age_seconds"}
+
+
+def test_before_the_first_results_the_state_is_there_with_a_reason(tmp_path: Path) -> None:
+    collector = NfpCollector(str(tmp_path))
+    found = shown(collector)
+    assert found.keys() == {"vllm_nfp_state", "vllm_nfp_state_info"}
+    assert [labels["state"] for labels, on in found["vllm_nfp_state"] if on] == ["warming"]
+    ((labels, _),) = found["vllm_nfp_state_info"]
+    assert labels["reason"] == "no engine has handed over any results yet"
+    write_engine(tmp_path)
+    assert [labels["model_name"] for labels, _ in shown(collector)["vllm_nfp_state"]] == ["m"] * 5
 
 
 def test_many_scrapes_at_a_time_get_whole_answers(tmp_path: Path) -> None:

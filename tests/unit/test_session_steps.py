@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import shutil
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,10 +18,21 @@ import pytest
 pytest.importorskip("vllm")
 
 from vllm_nfp.config import ProbeConfig
+from vllm_nfp.engine import draft_control
 from vllm_nfp.engine.runners import StepLimits
 from vllm_nfp.engine.session import LONGEST_WRITE_SECONDS, Session
 from vllm_nfp.metrics import Snapshot, State, read_snapshot
+from vllm_nfp.metrics.control import ControlSnapshot, ControlState, read_control
+from vllm_nfp.probe import PairResult, Shape
+from vllm_nfp.probe.types import Timing
+from vllm_nfp.profile import Profile
 from vllm_nfp.timing import HostClock, Sampler, StepTimer
+
+PAIR = PairResult(
+    *(Timing(Shape(1, 32, positions), 0.001, 0.0, {}, (), "none") for positions in (2, 1)),
+    baseline_first=True,
+    cost_seconds=0.002,
+)
 
 
 class Prober:
@@ -93,13 +108,13 @@ def test_a_step_that_runs_nothing_is_no_step(session: Session) -> None:
     assert session._timer._open is None
 
 
-def named(run_dir: Path) -> Session:
+def named(run_dir: Path, **settings: Any) -> Session:
     """A session that nothing was attached to."""
     vllm_config = SimpleNamespace(
         model_config=SimpleNamespace(model="m", served_model_name="m"),
         parallel_config=SimpleNamespace(data_parallel_index=0),
     )
-    return Session(ProbeConfig(run_dir=str(run_dir)), vllm_config)
+    return Session(ProbeConfig(run_dir=str(run_dir), **settings), vllm_config)
 
 
 def write_under_way(
@@ -139,3 +154,74 @@ def test_a_write_that_hangs_holds_nobody_up_for_long(tmp_path: Path) -> None:
     assert not (tmp_path / "engine-0.json").exists()
     go_on.set()
     writer.join(5.0)
+
+
+def test_results_are_back_once_their_folder_can_be_written_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    session = named(folder)
+    probing = replace(session._identity, state=State.PROBING)
+    with caplog.at_level(logging.INFO, "vllm.nfp"):
+        session._write(probing)
+        shutil.rmtree(folder)
+        for _ in range(3):
+            session._write(probing)
+        folder.mkdir()
+        for _ in range(3):
+            session._write(probing)
+    assert read_snapshot(folder / "engine-0.json").state is State.PROBING
+    lines = [record.message for record in caplog.records]
+    assert len(lines) == 2
+    assert "results are not written for now" in lines[0]
+    assert f"results are written to {folder} again" in lines[1]
+
+
+@pytest.mark.parametrize("removed", ["", "samples-0.jsonl"])
+def test_an_output_folder_that_is_removed_is_filled_again(
+    tmp_path: Path, removed: str, caplog: pytest.LogCaptureFixture, dense_profile: Profile
+) -> None:
+    folder = tmp_path / "out"
+    session = named(tmp_path, output_dir=str(folder))
+    session._environment = dense_profile.environment
+    session._open_log(folder, session._environment)
+    session._record(PAIR)
+    gone = folder / removed
+    if removed:
+        gone.unlink()
+    else:
+        shutil.rmtree(gone)
+    for _ in range(3):
+        session._record(PAIR)
+        session._hand_on(session._identity)
+    assert len((folder / "samples-0.jsonl").read_text().splitlines()) == 3
+    assert json.loads((folder / "environment-0.json").read_text())["vllm"]
+    assert read_snapshot(folder / "engine-0.json").state is State.WARMING
+    assert caplog.text.count("was removed; it has been begun again") == 1
+
+
+def test_a_control_file_comes_back_and_the_log_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    reporter = draft_control._Reporter(ProbeConfig(run_dir=str(folder)), "0")
+    snapshot = ControlSnapshot("m", "0", ControlState.LEARNING)
+    shutil.rmtree(folder)
+    for _ in range(3):
+        reporter.put(snapshot)
+    wait_for(lambda: reporter._queue.empty() and "cannot report" in caplog.text)
+    folder.mkdir()
+    reporter.put(snapshot)
+    reporter.stop()
+    reporter._thread.join(10.0)
+    assert read_control(folder / "control-0.json") == snapshot
+    assert caplog.text.count("cannot report for now") == 1
+
+
+def wait_for(reached: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10.0
+    while not reached():
+        assert time.monotonic() < end, "not reached in time"
+        time.sleep(0.01)

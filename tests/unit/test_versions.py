@@ -55,7 +55,8 @@ def test_no_configuration_stands_in_the_way_of_the_passive_mode(
         model_config=SimpleNamespace(is_hybrid=True),
     )
     monkeypatch.setattr(versions, "installed_version", lambda: "0.32.0")
-    assert support.decide(hybrid).mode is Mode.OFF
+    assert support.decide(hybrid).mode is Mode.PASSIVE
+    assert "recurrent" in support.decide(hybrid).reason
     assert support.decide(hybrid, passive=True).mode is Mode.PASSIVE
     monkeypatch.setattr(versions, "installed_version", lambda: "0.99.0")
     assert support.decide(hybrid).mode is Mode.PASSIVE

@@ -34,9 +34,10 @@ from vllm_nfp.metrics.control import (
     ControlState,
     LengthTimeRow,
     control_file,
-    write_control,
 )
 from vllm_nfp.metrics.snapshot import engine_file, read_snapshot
+from vllm_nfp.run_folder import RunFolder
+from vllm_nfp.typed_json import encode
 
 logger = logging.getLogger("vllm.nfp")
 
@@ -394,6 +395,9 @@ class _Reporter:
         self.curves: Any = None
         """The probe's latest curves of the whole step; None before the first."""
         self._run_dir = config.run_dir
+        self._folder = None if config.run_dir is None else RunFolder(config.run_dir)
+        self._told = False
+        """The log has been told that reports are not written for now."""
         self._engine = engine
         self._queue: queue.Queue[ControlSnapshot | None] = queue.Queue()
         self._read_at = 0.0
@@ -410,13 +414,17 @@ class _Reporter:
 
     def _run(self) -> None:
         while (snapshot := self._queue.get()) is not None:
-            if self._run_dir is None:
+            if self._run_dir is None or self._folder is None:
                 continue
             try:
-                write_control(control_file(self._run_dir, self._engine), snapshot)
+                path = control_file(self._run_dir, self._engine)
+                self._folder.write(path.name, encode(snapshot))
                 self._read_curves(self._run_dir)
+                self._told = False
             except Exception as error:
-                logger.warning("vllm-nfp: the draft control could not report: %s", error)
+                if not self._told:
+                    logger.warning("vllm-nfp: the draft control cannot report for now: %s", error)
+                self._told = True
 
     def _read_curves(self, run_dir: str) -> None:
         path = engine_file(run_dir, self._engine)

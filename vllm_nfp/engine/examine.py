@@ -44,6 +44,7 @@ def _of_model(model: str, flags: Sequence[str]) -> dict[str, Any]:
     from vllm_nfp.config import ConfigError
     from vllm_nfp.engine import flags as nfp
     from vllm_nfp.engine import support
+    from vllm_nfp.engine.versions import Decision, Mode
 
     parser = FlexibleArgumentParser(prog="vllm serve")
     EngineArgs.add_cli_args(parser)
@@ -57,6 +58,8 @@ def _of_model(model: str, flags: Sequence[str]) -> dict[str, Any]:
         raise SystemExit(BAD_FLAGS) from None
     config = EngineArgs.from_cli_args(args).create_engine_config()
     decision = support.decide(config, passive=bool(probe and probe.passive))
+    if probe is not None and probe.off_reason is not None:
+        decision = Decision(Mode.OFF, probe.off_reason)
     return {
         "mode": str(decision.mode),
         "reason": decision.reason,

@@ -118,18 +118,31 @@ class Observer:
 
 
 _registered = False
+_config: ProbeConfig | None = None
+"""The settings in force; None: workers that warm up get no observer."""
 
 
 def register(config: ProbeConfig) -> None:
     """Have vLLM create an observer for every worker of this process that warms up."""
-    global _registered  # noqa: PLW0603 - vLLM's own list of factories is global as well
+    global _registered, _config  # noqa: PLW0603 - vLLM's own list of factories is global as well
+    _config = config
     if _registered:
         return
     from vllm.v1.worker.step_observer import register_step_observer
 
-    register_step_observer(lambda worker: observer_of(worker, config))
+    register_step_observer(_observer_in_force)
     _registered = True
     logger.info("vllm-nfp: steps are observed through vLLM's extension point")
+
+
+def unregister() -> None:
+    """Let workers that warm up from now on be without an observer."""
+    global _config  # noqa: PLW0603 - as above
+    _config = None
+
+
+def _observer_in_force(worker: Any) -> Observer | None:
+    return None if _config is None else observer_of(worker, _config)
 
 
 def observer_of(worker: Any, config: ProbeConfig) -> Observer:

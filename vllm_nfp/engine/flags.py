@@ -21,10 +21,13 @@ from vllm_nfp.config import (
 from vllm_nfp.engine import versions
 from vllm_nfp.engine.draft_lengths import control_speculation, drafts
 from vllm_nfp.run_folder import make_run_folder
+from vllm_nfp.text import label
 
 logger = logging.getLogger("vllm.nfp")
 
 GROUP = "NFP probe"
+_PUBLISHED = "nfp_published"
+"""Attribute of parsed flags that are in effect; it travels with them to API servers."""
 
 _SINGLE_FLAGS: dict[str, str] = {
     "nfp_epsilon": "epsilons",
@@ -155,14 +158,31 @@ def config_from_args(args: argparse.Namespace) -> ProbeConfig | None:
             flag = next(iter(given), "nfp_config").replace("_", "-")
             raise ConfigError(f"--{flag} has no effect without --nfp-probe: add --nfp-probe")
         return None
-    if getattr(args, "distributed_executor_backend", None) == "ray":
-        raise ConfigError(
-            "--nfp-probe does not work with --distributed-executor-backend ray, whose workers its "
-            "settings do not reach: use mp or uni, or leave --nfp-probe out"
-        )
     values = read_settings_argument(settings) if settings is not None else {}
     values.update({_SINGLE_FLAGS[dest]: value for dest, value in given.items()})
-    return config_from_mapping(values)
+    config = config_from_mapping({**values, "off_reason": out_of_reach(args)})
+    if config.draft_control and config.off_reason is not None:
+        raise ConfigError(
+            f"--nfp-draft-control is not possible here: {config.off_reason}; leave it out"
+        )
+    return config
+
+
+_REACHED_BY_RAY = {
+    "distributed_executor_backend": "--distributed-executor-backend",
+    "data_parallel_backend": "--data-parallel-backend",
+}
+
+
+def out_of_reach(args: argparse.Namespace) -> str | None:
+    """Why this server's workers get no settings, so that the probe stays off; None if they do."""
+    for dest, flag in _REACHED_BY_RAY.items():
+        if getattr(args, dest, None) == "ray":
+            return (
+                f"{flag} ray starts workers that the probe's settings do not reach: use mp to "
+                f"be probed"
+            )
+    return None
 
 
 def publish_settings(config: ProbeConfig, by_files: bool = True) -> ProbeConfig:
@@ -179,17 +199,29 @@ def publish_settings(config: ProbeConfig, by_files: bool = True) -> ProbeConfig:
     versions.require_supported()
     if config.output_dir is not None:
         check_writable_folder("--nfp-output-dir", config.output_dir)
-    run_dir = make_run_folder() if by_files else None
+    run_dir = _run_folder() if by_files else None
     values = {name: getattr(config, name) for name in ProbeConfig.__dataclass_fields__}
     ready = ProbeConfig(**{**values, "run_dir": run_dir})
     os.environ[ENV_VAR] = ready.to_json()
     return ready
 
 
+def _run_folder() -> str:
+    try:
+        return make_run_folder()
+    except OSError as error:
+        raise ConfigError(
+            f"--nfp-probe hands its results on in a directory of its own, and none can be made "
+            f"({error.strerror or error}): set TMPDIR to a directory that this user may write"
+        ) from None
+
+
 def _by_files(config: ProbeConfig, args: argparse.Namespace) -> bool:
     """Whether results reach /metrics through files; the log says why, where it is a choice."""
     from vllm_nfp.engine import extension
 
+    if config.off_reason is not None:
+        return True
     if not extension.present():
         return True
     reason = extension.why_not_values(
@@ -204,17 +236,33 @@ def _by_files(config: ProbeConfig, args: argparse.Namespace) -> bool:
     return reason is not None
 
 
+def published(args: argparse.Namespace) -> bool:
+    """Whether these flags are in effect: here, or in the process that handed them over."""
+    return bool(getattr(args, _PUBLISHED, False))
+
+
 def switch_on(args: argparse.Namespace) -> None:
     """Put the flags' settings into effect; a refusal is one sentence and exit code 2."""
-    if os.environ.get(ENV_VAR):
-        return
     try:
         config = config_from_args(args)
         if config is None:
             return
         if config.draft_control:
             control_speculation(args)
-        publish_settings(config, _by_files(config, args))
+        ready = publish_settings(config, _by_files(config, args))
+        setattr(args, _PUBLISHED, True)
+        if ready.off_reason is not None:
+            _stay_off(ready, args, ready.off_reason)
     except ConfigError as error:
         print(f"vllm serve: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _stay_off(config: ProbeConfig, args: argparse.Namespace, reason: str) -> None:
+    """Say in the log and on /metrics why no engine of this server is probed."""
+    from vllm_nfp.engine import metrics_bridge
+
+    logger.warning("vllm-nfp: the probe stays off: %s; the server goes on without it", reason)
+    names = getattr(args, "served_model_name", None) or [args.model]
+    for engine in range(int(getattr(args, "data_parallel_size", None) or 1)):
+        metrics_bridge.report_off(config, reason, label(str(names[0])), str(engine))

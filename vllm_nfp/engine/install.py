@@ -1,9 +1,17 @@
-"""Puts the hooks in place, as late and as few as each process needs."""
+"""Puts the hooks in place, as late and as few as each process needs.
+
+A process that parses a command line is decided by its flags. Every other process (an engine, a
+worker, an API server, a Python program) is decided by the settings in its environment. The two
+meet where a shell, or the program that starts a server, carries settings of an earlier run: the
+flags then replace them.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+import sys
+from collections.abc import Callable
 from typing import Any
 
 from vllm_nfp.config import ENV_VAR, ProbeConfig, config_from_environment
@@ -13,18 +21,27 @@ from vllm_nfp.engine.patch import PatchSet
 logger = logging.getLogger("vllm.nfp")
 
 PATCHES = PatchSet()
-"""Every attribute of vLLM that this process has replaced."""
+"""Attributes of vLLM that this process has replaced to observe and control it."""
+FLAGS = PatchSet()
+"""Those that it has replaced to read its command line."""
+_PARSER = "vllm.engine.arg_utils"
 
 
 def install() -> None:
     """Install what this process needs; a fault here is logged and leaves vLLM as it was."""
+    inherited = bool(os.environ.get(ENV_VAR))
+    # Whoever parses flags has imported the parser: it is what loads plugins then.
+    if not inherited or _PARSER in sys.modules:
+        _contained(_install_flags, FLAGS)
+    if inherited:
+        _contained(_install_hooks, PATCHES)
+
+
+def _contained(put_in_place: Callable[[], None], patches: PatchSet) -> None:
     try:
-        if os.environ.get(ENV_VAR):
-            _install_hooks()
-        else:
-            _install_flags()
+        put_in_place()
     except Exception:
-        PATCHES.restore()
+        patches.restore()
         logger.exception("vllm-nfp: the hooks could not be installed; the probe stays off")
 
 
@@ -42,18 +59,38 @@ def _install_flags() -> None:
 
     def from_cli_args(original: Any) -> Any:
         def wrapped(cls: Any, args: Any) -> Any:
-            flags.switch_on(args)
-            if os.environ.get(ENV_VAR):
-                install()
-            else:
-                # Help or a file of flags was asked for, and the probe was not: leave no trace.
-                PATCHES.restore()
+            _decide_by_flags(args)
             return original.__func__(cls, args)
 
         return classmethod(wrapped)
 
-    PATCHES.wrap(EngineArgs, "add_cli_args", add_cli_args)
-    PATCHES.wrap(EngineArgs, "from_cli_args", from_cli_args)
+    FLAGS.wrap(EngineArgs, "add_cli_args", add_cli_args)
+    FLAGS.wrap(EngineArgs, "from_cli_args", from_cli_args)
+
+
+def _decide_by_flags(args: Any) -> None:
+    """Switch the probe on as the flags say, whatever settings the environment had before."""
+    if flags.published(args):
+        return
+    if os.environ.pop(ENV_VAR, None):
+        logger.warning(
+            "vllm-nfp: %s in the environment is ignored: the command line decides; unset it",
+            ENV_VAR,
+        )
+        _remove_hooks()
+    flags.switch_on(args)
+    if os.environ.get(ENV_VAR):
+        _contained(_install_hooks, PATCHES)
+    else:
+        # Help or a file of flags was asked for, and the probe was not: leave no trace.
+        FLAGS.restore()
+
+
+def _remove_hooks() -> None:
+    from vllm_nfp.engine import extension
+
+    PATCHES.restore()
+    extension.unregister()
 
 
 def _install_hooks() -> None:
@@ -72,6 +109,9 @@ def _install_hooks() -> None:
     config = config_from_environment()
     if config is None:
         return
+    if config.off_reason is not None:
+        metrics_bridge.install(PATCHES, config)
+        return
     if config.draft_control:
         draft_control.install(PATCHES, config)
         draft_lengths.install_sizes(PATCHES, config)
@@ -88,4 +128,4 @@ def _install_hooks() -> None:
         metrics_bridge.report_unhooked(config, error)
 
 
-__all__ = ["PATCHES", "ProbeConfig", "install"]
+__all__ = ["FLAGS", "PATCHES", "ProbeConfig", "install"]

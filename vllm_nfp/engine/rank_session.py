@@ -15,11 +15,11 @@ import torch
 
 from vllm_nfp import faults
 from vllm_nfp.config import ProbeConfig
-from vllm_nfp.engine import ranks, support, versions
+from vllm_nfp.engine import ranks, support
 from vllm_nfp.engine.engine import VllmProbeEngine
 from vllm_nfp.engine.graph_place import GraphPlace
-from vllm_nfp.engine.runners import RunnerView, step_of
-from vllm_nfp.engine.session import PASSIVE_IDLE_SECONDS, Session
+from vllm_nfp.engine.runners import RunnerView, UnknownRunnerError, step_of, view_of
+from vllm_nfp.engine.session import PASSIVE_IDLE_SECONDS, Session, cannot_probe
 from vllm_nfp.engine.versions import Mode
 from vllm_nfp.metrics.snapshot import Snapshot
 from vllm_nfp.probe import Budget, EngineStep, PairResult, Planner, Prober
@@ -31,10 +31,12 @@ logger = logging.getLogger("vllm.nfp")
 
 
 def session_for(config: ProbeConfig, vllm_config: Any) -> Session:
-    """A session that fits the engine's ranks."""
+    """A session that fits the engine's ranks.
+
+    All of them decide alike: whoever only times its own steps waits for no other rank.
+    """
     several = vllm_config.parallel_config.tensor_parallel_size > 1
-    version = versions.decide(versions.installed_version())
-    together = several and not config.passive and version.mode is not Mode.PASSIVE
+    together = several and support.decide(vllm_config, config.passive).mode is Mode.ACTIVE
     return RankSession(config, vllm_config) if together else Session(config, vllm_config)
 
 
@@ -59,38 +61,53 @@ class RankSession(Session):
 
     @property
     def active(self) -> bool:
-        """Whether this rank takes part."""
-        return self._lockstep is not None
+        """Whether this rank takes part, or times its steps alone."""
+        return self._lockstep is not None or super().active
 
     def attach(self, runner: Any, place: GraphPlace | None = None) -> None:
         """Take up the runner, on all ranks or on none."""
         begun = time.monotonic()
-        decision = support.decide(self._vllm_config)
-        if decision.mode is not Mode.ACTIVE:
-            self._leads = torch.distributed.get_rank() == 0
-            self.disable(decision.reason, expected=True)
-            return
         lockstep: Lockstep | None = None
         try:
+            view_of(runner)  # an unknown one is unknown on every rank, and none waits for another
             lockstep = ranks.join(self._config)
             self._leads = lockstep.leads
             faults.set_rank(lockstep.rank)
             self._lockstep = lockstep
             self._ranks = ranks.TensorRanks(lockstep)
             self._attach(runner, begun, place)
-        except Exception as error:
-            self._give_up_start(lockstep, error)
-
-    def _give_up_start(self, lockstep: Lockstep | None, error: Exception) -> None:
-        if isinstance(error, (PeerFaultError, DivergedError, WireError)):
+        except UnknownRunnerError as error:
+            self._leads = torch.distributed.get_rank() == 0
+            self.disable(str(error), expected=True)
+        except (PeerFaultError, DivergedError, WireError) as error:
             self.disable(str(error))
+        except Exception as error:
+            self._tell_others(lockstep)
+            if cannot_probe(error):
+                self._fall_back(runner, begun, str(error))
+            else:
+                self._fault("attach", error)
+
+    def _tell_others(self, lockstep: Lockstep | None) -> None:
+        """That this rank takes part no more, so that none waits for it."""
+        if lockstep is None:
             return
-        if lockstep is not None:
-            try:
-                lockstep.fail_now()
-            except Exception:
-                logger.exception("vllm-nfp: the other ranks could not be told of the fault")
-        self._fault("attach", error)
+        try:
+            lockstep.fail_now()
+        except Exception:
+            logger.exception("vllm-nfp: the other ranks could not be told of the fault")
+
+    def _fall_back(self, runner: Any, begun: float, reason: str) -> None:
+        """The leader alone goes on, with timing its own steps."""
+        self._lockstep = self._committed = None
+        self._ranks = ranks.Alone()
+        if self._leads:
+            super()._fall_back(runner, begun, reason)
+            return
+        logger.warning("vllm-nfp: this rank takes no part: %s", reason)
+        engine, self._engine, self._prober = self._engine, None, None
+        if engine is not None:
+            engine.close()
 
     def _begin(self, view: RunnerView, engine: VllmProbeEngine, clock: Clock, begun: float) -> None:
         lockstep = self._lockstep
@@ -128,6 +145,7 @@ class RankSession(Session):
         """Before a real step: take part in what all ranks decide; maybe run a pair."""
         lockstep = self._lockstep
         if lockstep is None:
+            super().step(scheduler_output)
             return
         try:
             due = lockstep.count(_digest(scheduler_output))
@@ -208,6 +226,9 @@ class RankSession(Session):
 
     def mark(self, begin: bool) -> None:
         """Around a real step's launch; the leader's steps alone are timed."""
+        if self._lockstep is None:
+            super().mark(begin)
+            return
         if self._prober is None or not self._looking or self._own_fault is not None:
             return
         try:

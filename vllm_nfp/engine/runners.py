@@ -129,18 +129,22 @@ class V2Runner:
         return bool(kwargs.get("dummy_run"))
 
 
+class UnknownRunnerError(TypeError):
+    """The model runner is none of the known ones; the message names it."""
+
+
 def view_of(runner: Any) -> RunnerView:
     """The view that fits the runner, told from its class's module.
 
     Raises:
-        TypeError: for a runner that is none of the known ones.
+        UnknownRunnerError: for a runner that is none of the known ones.
     """
     modules = {cls.__module__ for cls in type(runner).__mro__}
     if "vllm.v1.worker.gpu.model_runner" in modules:
         return V2Runner(runner)
     if "vllm.v1.worker.gpu_model_runner" in modules:
         return V1Runner(runner, "cpu" if runner.device.type == "cpu" else "v1")
-    raise TypeError(
+    raise UnknownRunnerError(
         f"model runner {type(runner).__name__} is unknown; the probe knows V1, V2 and CPU"
     )
 

@@ -16,6 +16,7 @@ import torch
 
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.engine import support
+from vllm_nfp.engine.batch import CellDoesNotFitError
 from vllm_nfp.engine.engine import VllmProbeEngine
 from vllm_nfp.engine.environment import (
     attention_backends,
@@ -23,12 +24,14 @@ from vllm_nfp.engine.environment import (
     describe_model,
 )
 from vllm_nfp.engine.graph_place import GraphPlace
-from vllm_nfp.engine.memory import host_bytes
+from vllm_nfp.engine.layers import UnsupportedModelError
+from vllm_nfp.engine.memory import host_bytes, is_out_of_memory
 from vllm_nfp.engine.predictions import predict_rows
 from vllm_nfp.engine.ranks import LARGE_BUDGET, Alone, Ranks
 from vllm_nfp.engine.runners import (
     RunnerView,
     StepLimits,
+    UnknownRunnerError,
     limits_of,
     requests_wait,
     step_of,
@@ -47,6 +50,7 @@ from vllm_nfp.metrics.snapshot import (
 from vllm_nfp.probe import Budget, EngineStep, PairResult, Planner, Prober
 from vllm_nfp.probe.publisher import Counters, Publisher
 from vllm_nfp.profile import Environment, profile_file, profile_of, save_profile
+from vllm_nfp.run_folder import RunFolder
 from vllm_nfp.timing import Clock, CudaClock, HostClock, Sampler, StepTimer
 from vllm_nfp.typed_json import encode, open_to_append, write_whole
 
@@ -58,6 +62,16 @@ LONGEST_WRITE_SECONDS = 1.0
 """A write that takes longer hangs; nobody waits for it any more."""
 MOST_LOG_BYTES = 256 << 20
 """Size at which the log of raw samples ends: at the default budget, after days of full load."""
+
+
+class NothingToProbeError(RuntimeError):
+    """No cell of the settings can be probed here; the message says why of one."""
+
+
+def cannot_probe(error: Exception) -> bool:
+    """Whether it says that this model or machine cannot be probed, which is no fault."""
+    known = (NothingToProbeError, UnsupportedModelError, CellDoesNotFitError)
+    return isinstance(error, known) or (isinstance(error, RuntimeError) and is_out_of_memory(error))
 
 
 class Session:
@@ -104,8 +118,10 @@ class Session:
         self._ended = False
         self._last_step: EngineStep | None = None
         self._unwritten: set[str] = set()
+        self._run_folder = None if config.run_dir is None else RunFolder(config.run_dir)
         self._publisher: Publisher | None = None
         self._log: Any = None
+        self._log_path: Path | None = None
         self._environment: Environment | None = None
         self._ranks: Ranks = Alone()
         self._resident = 0
@@ -128,25 +144,44 @@ class Session:
         begun = self._now()
         try:
             decision = support.decide(self._vllm_config, self._config.passive)
-            if decision.mode is Mode.OFF:
-                self.disable(decision.reason, expected=True)
-            elif decision.mode is Mode.ACTIVE or self._turn_passive(runner, decision.reason):
+            if decision.mode is Mode.ACTIVE:
                 self._attach(runner, begun, place)
+            elif not support.reports(self._vllm_config.parallel_config):
+                return  # one rank of the engine tells of all
+            elif decision.mode is Mode.OFF:
+                self.disable(decision.reason, expected=True)
+            elif self._turn_passive(runner, decision.reason):
+                self._attach(runner, begun, place)
+        except UnknownRunnerError as error:
+            self.disable(str(error), expected=True)
+        except Exception as error:
+            if cannot_probe(error):
+                self._fall_back(runner, begun, str(error))
+            else:
+                self._fault("attach", error)
+
+    def _fall_back(self, runner: Any, begun: float, reason: str) -> None:
+        """This model or machine cannot be probed: give up what a probe needs, and time steps."""
+        try:
+            engine, self._engine, self._prober = self._engine, None, None
+            if engine is not None:
+                engine.close()
+            if self._turn_passive(runner, reason):
+                self._attach(runner, begun, None)
         except Exception as error:
             self._fault("attach", error)
 
     def _turn_passive(self, runner: Any, reason: str) -> bool:
-        """Settle for timing real steps, and say why; False where even that is not to be done."""
-        if getattr(self._vllm_config.parallel_config, "rank", 0) > 0:
-            return False  # ranks step together: the first one tells of all
+        """Settle for timing real steps, and say why; False where even that cannot be done."""
         try:
             view = view_of(runner)
-        except TypeError as error:
+        except UnknownRunnerError as error:
             self.disable(f"{reason}, and even that is off: {error}", expected=True)
             return False
         tell = logger.info if self._config.passive else logger.warning
         tell("vllm-nfp: passive mode on the %s runner: %s", view.name, reason)
         self._config = replace(self._config, passive=True)
+        self._sampler = Sampler()  # a pair ahead of every step is not to come
         self._identity = replace(
             self._identity, state=State.PASSIVE, reason=reason, overhead_budget=0.0
         )
@@ -239,7 +274,7 @@ class Session:
     ) -> tuple[Prober, Publisher]:
         grids, skipped = self._cells(engine)
         if not grids:
-            raise RuntimeError(f"no cell can be probed: {next(iter(skipped.values()))}")
+            raise NothingToProbeError(f"no cell can be probed: {next(iter(skipped.values()))}")
         for cell, reason in skipped.items():
             logger.info("vllm-nfp: cell %s is left out: %s", cell, reason)
         config = self._config
@@ -274,9 +309,13 @@ class Session:
         )
 
     def _predict(self, view: RunnerView, cells: list[tuple[int, int]]) -> tuple[PredictionRow, ...]:
-        backends = attention_backends(view.runner)
         epsilons = self._config.epsilons
         try:
+            unknown = support.unpredicted(self._vllm_config)
+            if unknown is not None:
+                logger.info("vllm-nfp: no prediction: the predictor knows nothing of %s", unknown)
+                return ()
+            backends = attention_backends(view.runner)
             return predict_rows(self._vllm_config, view.device, backends, cells, epsilons)
         except Exception as error:
             if not self._config.passive:
@@ -430,26 +469,48 @@ class Session:
             if folder is None:
                 continue
             try:
-                if folder == self._config.output_dir:
-                    maybe_no_space()
-                    Path(folder).mkdir(parents=True, exist_ok=True)
-                write_snapshot(engine_file(folder, snapshot.engine), snapshot)
-                self._unwritten.discard(folder)
+                self._write_to(folder, snapshot)
             except OSError as error:
                 if folder not in self._unwritten:
                     logger.warning("vllm-nfp: results are not written for now: %s", error)
                     self._unwritten.add(folder)
+            else:
+                if folder in self._unwritten:
+                    logger.info("vllm-nfp: results are written to %s again", folder)
+                    self._unwritten.remove(folder)
+
+    def _write_to(self, folder: str, snapshot: Snapshot) -> None:
+        path = engine_file(folder, snapshot.engine)
+        if folder != self._config.output_dir and self._run_folder is not None:
+            self._run_folder.write(path.name, encode(snapshot))
+            return
+        maybe_no_space()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_snapshot(path, snapshot)
 
     def _open_output(self, view: RunnerView) -> None:
         if self._config.output_dir is None:
             return
-        folder = Path(self._config.output_dir)
+        self._environment = describe_environment(self._vllm_config, attention_backends(view.runner))
+        self._open_log(Path(self._config.output_dir), self._environment)
+
+    def _open_log(self, folder: Path, environment: Environment | None) -> None:
+        """Open the log of raw samples, beside what they are measured on."""
         folder.mkdir(parents=True, exist_ok=True)
         engine = self._identity.engine
-        self._environment = describe_environment(self._vllm_config, attention_backends(view.runner))
-        text = json.dumps(asdict(self._environment), indent=1)
-        write_whole(folder / f"environment-{engine}.json", text)
-        self._log = open_to_append(folder / f"samples-{engine}.jsonl")
+        if environment is not None:
+            text = json.dumps(asdict(environment), indent=1)
+            write_whole(folder / f"environment-{engine}.json", text)
+        self._log_path = folder / f"samples-{engine}.jsonl"
+        self._log = open_to_append(self._log_path)
+
+    def _begin_removed_log_again(self) -> None:
+        """Where the log, or the whole output folder, was removed, samples would go nowhere."""
+        if self._log_path is None or self._log_path.exists():
+            return
+        self._log.close()
+        self._open_log(self._log_path.parent, self._environment)
+        logger.warning("vllm-nfp: %s was removed; it has been begun again", self._log_path)
 
     def _keep_profile(self, snapshot: Snapshot) -> None:
         """Write the output folder's profile; where that fails the probe goes on without it."""
@@ -460,6 +521,7 @@ class Session:
             profile = profile_of(snapshot, self._environment, model, self._config)
             with self._turn_of(snapshot) as granted:
                 if granted:
+                    Path(self._config.output_dir).mkdir(parents=True, exist_ok=True)
                     save_profile(profile_file(self._config.output_dir, snapshot.engine), profile)
         except (OSError, ValueError) as error:
             logger.warning("vllm-nfp: no profile is kept any more: %s", error)
@@ -480,6 +542,7 @@ class Session:
         line = f'{{"unix_seconds": {time.time()!r}, {encode(result)[1:]}\n'
         try:
             maybe_no_space()
+            self._begin_removed_log_again()
             self._log.write(line)
             self._log.flush()
         except OSError as error:

@@ -1,4 +1,4 @@
-"""When the probe must stay off: what it would corrupt, or could not measure honestly."""
+"""What the probe does in a configuration: it probes, only times real steps, or stays off."""
 
 from __future__ import annotations
 
@@ -11,18 +11,39 @@ from vllm_nfp.text import label
 
 
 def decide(vllm_config: Any, passive: bool = False) -> Decision:
-    """What the probe does with this vLLM and this configuration.
+    """What the probe does with this vLLM and this configuration, alike on all ranks.
+
+    Where a probe would corrupt something, or could not measure honestly, real steps are timed all
+    the same: that injects nothing, touches no memory of the engine's and needs no other rank.
 
     Args:
-        passive: the settings ask for the passive mode, to which no configuration is an obstacle.
+        passive: the settings ask for the passive mode.
     """
     decision = versions.decide(versions.installed_version())
     if decision.mode is not Mode.ACTIVE:
         return decision
     if passive:
         return Decision(Mode.PASSIVE, "the setting passive is on: nothing is probed")
+    nothing = nothing_to_time(vllm_config)
+    if nothing is not None:
+        return Decision(Mode.OFF, nothing)
     reason = refusal(vllm_config)
-    return decision if reason is None else Decision(Mode.OFF, reason)
+    return decision if reason is None else Decision(Mode.PASSIVE, reason)
+
+
+def reports(parallel: Any) -> bool:
+    """Whether this rank times the steps and tells of them for its engine.
+
+    It is the one whose output the scheduler reads: the first of the last pipeline stage, where
+    tokens are sampled. Over several hosts it is the first of all, whose host serves /metrics.
+    """
+    stages = getattr(parallel, "pipeline_parallel_size", 1) or 1
+    stage = parallel.tensor_parallel_size * (
+        getattr(parallel, "prefill_context_parallel_size", 1) or 1
+    )
+    leader = (stages - 1) * stage if (getattr(parallel, "nnodes", 1) or 1) == 1 else 0
+    # Under an external launcher ranks are counted over the engines.
+    return bool((getattr(parallel, "rank", 0) or 0) % (stages * stage) == leader)
 
 
 def served_name(vllm_config: Any) -> str:
@@ -34,8 +55,8 @@ def served_name(vllm_config: Any) -> str:
 def refusal(vllm_config: Any) -> str | None:
     """Why this configuration cannot be probed; None if it can.
 
-    Each reason names the feature and what to do without it. Timing real steps alone corrupts
-    nothing, and none of these stands in its way.
+    Each reason names the feature and what to do without it. None of these stands in the way of
+    timing real steps.
     """
     for check in _CHECKS:
         reason = check(vllm_config)
@@ -69,7 +90,7 @@ _SIZES = (
 def _parallel(config: Any) -> str | None:
     parallel = config.parallel_config
     for name, flag, why in _SIZES:
-        size = getattr(parallel, name, 1) or 1
+        size = _size(config, name)
         if size > 1:
             return f"{flag} {size} is not supported ({why}): probing needs 1"
     executor = getattr(parallel, "distributed_executor_backend", None)
@@ -104,9 +125,10 @@ def _connectors(config: Any) -> str | None:
 
 
 def _inputs(config: Any) -> str | None:
+    nothing = nothing_to_time(config)
+    if nothing is not None:
+        return nothing
     model = config.model_config
-    if getattr(model, "runner_type", "generate") != "generate":
-        return f"runner type {model.runner_type!r} decodes nothing: only generation is probed"
     if getattr(model, "uses_mrope", False):
         return "models with multi-dimensional rotary positions are not supported yet"
     if getattr(model, "supports_multimodal_inputs", False) or getattr(
@@ -125,11 +147,15 @@ def _memory(config: Any) -> str | None:
     model = config.model_config
     if getattr(model, "enable_sleep_mode", False):
         return "sleep mode moves the memory that the probe's CUDA graphs address"
-    offload = getattr(config, "offload_config", None)
-    backend = getattr(offload, "offload_backend", None)
-    if getattr(getattr(offload, "uva", None), "cpu_offload_gb", 0) or backend == "prefetch":
+    if _offloads(config):
         return "weights are offloaded to the host: probes would compete for the transfers"
     return None
+
+
+def _offloads(config: Any) -> bool:
+    offload = getattr(config, "offload_config", None)
+    on_demand = getattr(getattr(offload, "uva", None), "cpu_offload_gb", 0)
+    return bool(on_demand) or getattr(offload, "offload_backend", None) == "prefetch"
 
 
 _CHECKS: tuple[Callable[[Any], str | None], ...] = (
@@ -139,3 +165,39 @@ _CHECKS: tuple[Callable[[Any], str | None], ...] = (
     _inputs,
     _memory,
 )
+
+
+def nothing_to_time(config: Any) -> str | None:
+    """Why this engine runs no decode step at all; None if it does."""
+    runner_type = getattr(config.model_config, "runner_type", "generate")
+    if runner_type != "generate":
+        return f"runner type {runner_type!r} decodes nothing: there is no step to probe or time"
+    transfer = getattr(config, "ec_transfer_config", None)
+    if transfer is not None and getattr(transfer, "ec_role", None) == "ec_producer":
+        return "an engine that only encodes (ec_producer) has no decode step to probe or time"
+    return None
+
+
+_UNPREDICTED: tuple[tuple[str, Callable[[Any], bool]], ...] = (
+    ("pipeline stages", lambda c: _size(c, "pipeline_parallel_size") > 1),
+    ("a context split over ranks", lambda c: _size(c, "decode_context_parallel_size") > 1),
+    ("a context split over ranks", lambda c: _size(c, "prefill_context_parallel_size") > 1),
+    ("dual batch overlap", lambda c: bool(getattr(c.parallel_config, "use_ubatching", False))),
+    ("balanced experts", lambda c: bool(getattr(c.parallel_config, "enable_eplb", False))),
+    ("LoRA", lambda c: getattr(c, "lora_config", None) is not None),
+    ("recurrent state or an encoder", lambda c: _state(c) is not None),
+    ("offloaded weights", _offloads),
+)
+"""What takes time in a step and is unknown to the predictor."""
+
+
+def unpredicted(config: Any) -> str | None:
+    """What of this configuration the predictor does not know; None if nothing.
+
+    A model's family is told apart elsewhere, by its ``config.json``.
+    """
+    return next((name for name, holds in _UNPREDICTED if holds(config)), None)
+
+
+def _size(config: Any, name: str) -> int:
+    return int(getattr(config.parallel_config, name, 1) or 1)

@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from vllm_nfp.config import ProbeConfig
-from vllm_nfp.engine import draft_lengths
+from vllm_nfp.engine import draft_lengths, metrics_bridge
 from vllm_nfp.engine.patch import PatchSet
 
 logger = logging.getLogger("vllm.nfp")
@@ -83,8 +83,9 @@ def _attach(worker: Any, config: ProbeConfig, place: Any) -> None:
         if session.active:
             _hook_runner(worker.model_runner, session)
             idle.install(session)
-    except Exception:
+    except Exception as error:
         logger.exception("vllm-nfp: the probe stays off")
+        metrics_bridge.report_unhooked(config, error)
 
 
 def _hook_runner(runner: Any, session: Any) -> None:

@@ -8,9 +8,12 @@ come from the settings, which bound their number.
 from __future__ import annotations
 
 import logging
+import os
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,8 +62,17 @@ _CELL = [*_ENGINE, "module", "batch_size", "context"]
 _LINE = [*_CELL, "epsilon"]
 
 
+_NOT_YET = "no engine has handed over any results yet"
+_FOLDER_GONE = "the hand-over directory is gone"
+_FOLDER_FOREIGN = "the hand-over directory is not this user's any more"
+_FILE_GONE = "the hand-over file is gone"
+_FILE_UNUSABLE = "the hand-over file cannot be used; the log says why"
+
+
 class NfpCollector:
     """Reads the engines' hand-over files at each scrape and turns them into metrics.
+
+    An engine whose file cannot be read any more keeps its last state and age, with the reason.
 
     Args:
         run_dir: the folder that the engines write to.
@@ -79,7 +91,12 @@ class NfpCollector:
         self._registry = registry
         self._warned: set[str] = set()
         self._read: dict[str, dict[Path, tuple[_FileState, Any]]] = {}
-        self._families: tuple[list[_FileState], list[Metric]] = ([], [])
+        self._families: tuple[list[_FileState], list[Snapshot], list[Metric]] = ([], [], [])
+        self._unusable: set[Path] = set()
+        self._last: dict[Path, Snapshot] = {}
+        """Of each engine that was ever read, without its results."""
+        self._lost: dict[Path, str] = {}
+        """Those of them that cannot be read now, and why."""
         # Scrapes come in threads of their own; one at a time reads and builds.
         self._lock = threading.Lock()
 
@@ -121,12 +138,56 @@ class NfpCollector:
         with self._lock:
             snapshots = self._snapshots()
             states = [state for state, _ in self._read[FILE_PATTERN].values()]
-            if self._families[0] != states or not self._families[1]:
-                self._families = (states, list(_of_files(snapshots)))
-            fixed = self._families[1]
-        return [*fixed, *_ages(snapshots), *_recommended(snapshots, acceptance_of)]
+            lost = self._lost_engines()
+            if self._families[:2] != (states, lost) or not self._families[2]:
+                self._families = (states, lost, list(_of_files(snapshots, lost)))
+            fixed = self._families[2]
+        return [*fixed, *_ages([*snapshots, *lost]), *_recommended(snapshots, acceptance_of)]
+
+    def _lost_engines(self) -> list[Snapshot]:
+        """What is left of engines that cannot be read now, with the reason; told in the log once.
+
+        While no engine was ever read, one that is warming stands for all.
+        """
+        read = {path: snapshot for path, (_, snapshot) in self._read[FILE_PATTERN].items()}
+        for path in self._lost.keys() & read.keys():
+            logger.info("vllm-nfp: the results of engine %s are there again", read[path].engine)
+        for path, snapshot in read.items():
+            self._last[path] = Snapshot(
+                snapshot.model_name,
+                snapshot.engine,
+                snapshot.state,
+                snapshot.reason,
+                updated_monotonic_seconds=snapshot.updated_monotonic_seconds,
+            )
+        trouble = self._folder_trouble()
+        lost = {
+            path: trouble or (_FILE_UNUSABLE if path in self._unusable else _FILE_GONE)
+            for path in sorted(self._last.keys() - read.keys())
+        }
+        for path in lost.keys() - self._lost.keys():
+            logger.warning(
+                "vllm-nfp: results of engine %s cannot be read now: %s",
+                self._last[path].engine,
+                lost[path],
+            )
+        self._lost = lost
+        if not self._last:
+            why = trouble or (_FILE_UNUSABLE if self._unusable else _NOT_YET)
+            return [Snapshot("", "0", State.WARMING, reason=why)]
+        return [_with_reason(self._last[path], why) for path, why in lost.items()]
+
+    def _folder_trouble(self) -> str:
+        """Why nothing in the folder is to be read; empty if it is this user's own."""
+        try:
+            found = self._run_dir.lstat()
+        except OSError:
+            return _FOLDER_GONE
+        own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+        return "" if own else _FOLDER_FOREIGN
 
     def _snapshots(self) -> list[Snapshot]:
+        self._unusable.clear()
         return self._read_all(FILE_PATTERN, read_snapshot, engine_file)
 
     def _controls(self) -> list[ControlSnapshot]:
@@ -142,10 +203,11 @@ class NfpCollector:
         """
         found: dict[Path, tuple[_FileState, S]] = {}
         known = self._read.get(pattern, {})
-        for path in sorted(self._run_dir.glob(pattern))[:MOST_ENGINES]:
+        paths = () if self._folder_trouble() else sorted(self._run_dir.glob(pattern))
+        for path in paths[:MOST_ENGINES]:
             try:
-                stat = path.stat()
-                state = (str(path), stat.st_mtime_ns, stat.st_size, stat.st_ino)
+                status = path.stat()
+                state = (str(path), status.st_mtime_ns, status.st_size, status.st_ino)
                 if path in known and known[path][0] == state:
                     found[path] = known[path]
                     continue
@@ -154,7 +216,10 @@ class NfpCollector:
                 if file_of(str(self._run_dir), snapshot.engine) != path:
                     raise SnapshotError(f"it speaks for engine {snapshot.engine}")
                 found[path] = (state, snapshot)
+            except FileNotFoundError:  # replaced or removed in this moment
+                continue
             except (OSError, ValueError) as error:
+                self._unusable.add(path)
                 self._warn_once(f"the hand-over file {path.name} is ignored: {error}")
         self._read[pattern] = found
         return [snapshot for _, snapshot in found.values()]
@@ -163,6 +228,12 @@ class NfpCollector:
         if message not in self._warned and len(self._warned) < 100:
             self._warned.add(message)
             logger.error("vllm-nfp: %s", message)
+
+
+def _with_reason(snapshot: Snapshot, reason: str) -> Snapshot:
+    """The snapshot with another reason before its own."""
+    own = f"; {snapshot.reason}" if snapshot.reason else ""
+    return replace(snapshot, reason=reason + own)
 
 
 def families_of(
@@ -179,13 +250,18 @@ def families_of(
     yield from _recommended(engines, acceptance_of)
 
 
-def _of_files(engines: list[Snapshot]) -> Iterator[Metric]:
-    """Families that the hand-over files alone decide."""
+def _of_files(engines: list[Snapshot], lost: Iterable[Snapshot] = ()) -> Iterator[Metric]:
+    """Families that the hand-over files alone decide.
+
+    Args:
+        lost: engines of which the state alone is known.
+    """
     yield from _boundaries(engines)
     yield from _predictions(engines)
     yield from _curves(engines)
     yield from _layers(engines)
     yield from _probing(engines)
+    yield from _states([*engines, *lost])
     yield from _costs(engines)
     yield from _steps(engines)
     yield from _live(engines)
@@ -319,16 +395,6 @@ def _probing(engines: list[Snapshot]) -> Iterator[Metric]:
     memory = GaugeMetricFamily(
         "vllm_nfp_graph_bytes", "GPU memory of the probe's own CUDA graphs.", labels=_ENGINE
     )
-    state = GaugeMetricFamily(
-        "vllm_nfp_state",
-        "1 for the state the probe is in: warming, probing, steady, passive or disabled.",
-        labels=[*_ENGINE, "state"],
-    )
-    why = GaugeMetricFamily(
-        "vllm_nfp_state_info",
-        "1 for the reason why the probe is passive or disabled; none while it probes.",
-        labels=[*_ENGINE, "state", "reason"],
-    )
     for snapshot in engines:
         labels = _engine(snapshot)
         for outcome, count in sorted(snapshot.probes.items()):
@@ -338,12 +404,29 @@ def _probing(engines: list[Snapshot]) -> Iterator[Metric]:
         budget.add_metric(labels, snapshot.overhead_budget)
         startup.add_metric(labels, snapshot.startup_seconds)
         memory.add_metric(labels, snapshot.graph_bytes)
+    yield from (probes, seconds, ratio, budget, startup, memory)
+
+
+def _states(engines: list[Snapshot]) -> Iterator[Metric]:
+    state = GaugeMetricFamily(
+        "vllm_nfp_state",
+        "1 for the state the probe is in: warming, probing, steady, passive or disabled.",
+        labels=[*_ENGINE, "state"],
+    )
+    why = GaugeMetricFamily(
+        "vllm_nfp_state_info",
+        "1 for the reason why the probe is passive or disabled, or why its results are missing; "
+        "none while it probes.",
+        labels=[*_ENGINE, "state", "reason"],
+    )
+    for snapshot in engines:
+        labels = _engine(snapshot)
         for name in State:
             state.add_metric([*labels, str(name)], float(snapshot.state == name))
         if snapshot.reason:
             reason = label(" ".join(snapshot.reason.split()))[:MOST_REASON_CHARACTERS]
             why.add_metric([*labels, str(snapshot.state), reason], 1)
-    yield from (probes, seconds, ratio, budget, startup, memory, state, why)
+    yield from (state, why)
 
 
 def _costs(engines: list[Snapshot]) -> Iterator[Metric]:

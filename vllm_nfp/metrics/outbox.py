@@ -2,7 +2,7 @@
 
 Where vLLM carries numbers from workers to its API servers (see patches/README.md), the engine
 hands over what has changed: a gauge's new value, NaN for one that is gone, and what a counter has
-grown by.
+grown by. A counter never gets NaN, which it would keep for ever: one that is gone stays as it is.
 """
 
 from __future__ import annotations
@@ -46,12 +46,19 @@ class Outbox:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._last: dict[_Key, float] = {}
+        self._shown: dict[_Key, float] = {}
+        """Gauges as vLLM shows them: handed over, and not gone since."""
+        self._counted: dict[_Key, float] = {}
+        """The largest value of each counter, what is pending included."""
         self._pending: dict[_Key, Change] = {}
 
     def put(self, families: Iterable[Metric]) -> None:
-        """Take up the state of all metrics; series that it lacks are gone."""
-        seen: set[_Key] = set()
+        """Take up the state of all metrics; gauges that it lacks are gone.
+
+        A counter that it lacks, that has fallen or is no finite number is left as it was. It grows
+        again once it exceeds the largest value that it has had.
+        """
+        gauges: set[_Key] = set()
         with self._lock:
             for family in families:
                 for sample in family.samples:
@@ -60,34 +67,51 @@ class Outbox:
                         for name, value in sample.labels.items()
                         if name not in ADDED_BY_VLLM
                     )
-                    key = (sample.name, labels)
-                    seen.add(key)
-                    self._change(key, float(sample.value), family)
-            for key in [key for key in self._last if key not in seen]:
-                del self._last[key]
-                old = self._pending.pop(key, None)
-                documentation = "" if old is None else old.documentation
-                self._pending[key] = Change(key[0], math.nan, False, key[1], documentation)
+                    key, value = (sample.name, labels), float(sample.value)
+                    if not math.isfinite(value):
+                        continue
+                    if family.type == "counter":
+                        self._count(key, value, family.documentation)
+                    else:
+                        gauges.add(key)
+                        self._set(key, value, family.documentation)
+            self._remove_all_but(gauges)
 
-    def _change(self, key: _Key, value: float, family: Metric) -> None:
-        is_counter = family.type == "counter"
-        before = self._last.get(key)
-        self._last[key] = value
-        if not is_counter:
-            if value != before:
-                self._pending[key] = Change(key[0], value, False, key[1], family.documentation)
+    def _set(self, key: _Key, value: float, documentation: str) -> None:
+        if self._shown.get(key) == value:
+            self._pending.pop(key, None)  # its removal, or another value, was not taken
+        else:
+            self._pending[key] = Change(key[0], value, False, key[1], documentation)
+
+    def _remove_all_but(self, gauges: set[_Key]) -> None:
+        """NaN for gauges that vLLM shows; those that it was never given are forgotten."""
+        for key, change in list(self._pending.items()):
+            if not change.is_counter and key not in gauges:
+                del self._pending[key]
+        for key in self._shown.keys() - gauges:
+            self._pending[key] = Change(key[0], math.nan, False, key[1], "")
+
+    def _count(self, key: _Key, value: float, documentation: str) -> None:
+        before = self._counted.get(key)
+        if before is not None and value <= before:
             return
-        growth = max(0.0, value - (before or 0.0))
-        if growth or before is None:
-            waiting = self._pending.get(key)
-            total = growth + (0.0 if waiting is None else waiting.value)
-            self._pending[key] = Change(key[0], total, True, key[1], family.documentation)
+        self._counted[key] = max(0.0, value)
+        waiting = self._pending.get(key)
+        total = max(0.0, value - (before or 0.0)) + (0.0 if waiting is None else waiting.value)
+        self._pending[key] = Change(key[0], total, True, key[1], documentation)
 
     def take(self) -> list[Change]:
         """What has changed since the last call; empty at once if nothing has."""
         if not self._pending:
             return []
         with self._lock:
-            changes = list(self._pending.values())
+            changes = list(self._pending.items())
             self._pending.clear()
-        return changes
+            for key, change in changes:
+                if change.is_counter:
+                    continue
+                if math.isnan(change.value):
+                    del self._shown[key]
+                else:
+                    self._shown[key] = change.value
+        return [change for _, change in changes]

@@ -1,0 +1,195 @@
+"""Servers that cannot be probed: they answer as without the flag, time their steps, and say why."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.request
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import kinds
+import pytest
+from serving import API_KEY, Running, server
+
+from vllm_nfp import scrape
+
+pytestmark = [pytest.mark.engine, pytest.mark.thorough]
+
+PROBE = '{"batch_sizes": [1, 4], "contexts": [64, 256], "publish_seconds": 0.3}'
+CONNECTOR = {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}
+TWO_PROCESSES = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+
+
+def kv_connector(folder: Path) -> list[str]:
+    storage = {"kv_connector_extra_config": {"shared_storage_path": str(folder / "kv")}}
+    return ["--kv-transfer-config", json.dumps({**CONNECTOR, **storage})]
+
+
+def image_outputs(running: Running) -> list[list[int]]:
+    """Chats with and without pictures, four at a time."""
+
+    def one(index: int) -> list[int]:
+        text = {"type": "text", "text": " ".join(f"w{(7 * index + i) % 90}" for i in range(12))}
+        pictures = [
+            {"type": "image_url", "image_url": {"url": kinds.image(20 * index + shade)}}
+            for shade in range(index % 3)
+        ]
+        body = {
+            "model": running.model, "messages": [{"role": "user", "content": [*pictures, text]}],
+            "max_tokens": 24, "temperature": 0, "ignore_eos": True, "return_token_ids": True,
+        }  # fmt: skip
+        request = urllib.request.Request(
+            f"{running.url}/v1/chat/completions",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json", "Authorization": f"Bearer {API_KEY}"},
+        )
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return json.load(answer)["choices"][0]["token_ids"]
+
+    with ThreadPoolExecutor(4) as pool:
+        return list(pool.map(one, range(12)))
+
+
+def text_outputs(running: Running) -> list[list[int]]:
+    """Greedy ones: a server whose batches differ from run to run repeats these."""
+    return running.concurrent()[::2]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A server that a probe keeps its hands off."""
+
+    reason: str
+    """Part of what /metrics says."""
+    flags: tuple[str, ...] = ()
+    model: str = "dense"
+    more_flags: Callable[[Path], list[str]] = lambda folder: []
+    environment: dict[str, str] = field(default_factory=dict)
+    outputs: Callable[[Running], list[list[int]]] = text_outputs
+
+
+KINDS = {
+    "lora": Kind("LoRA", ("--enable-lora",)),
+    "kv-connector": Kind("KV connector", more_flags=kv_connector),
+    "prompt-embeds": Kind("embeddings as input", ("--enable-prompt-embeds",)),
+    "pipeline": Kind(
+        "--pipeline-parallel-size 2", ("--pipeline-parallel-size", "2"), environment=TWO_PROCESSES
+    ),
+    "multimodal": Kind(
+        "rotary positions", ("--no-skip-tokenizer-init",), "multimodal", outputs=image_outputs
+    ),
+    "hybrid": Kind("recurrent (mamba) state", (), "hybrid"),
+    "experts-in-parallel": Kind(
+        "--data-parallel-size 2",
+        ("--data-parallel-size", "2", "--enable-expert-parallel"),
+        "moe",
+        environment=TWO_PROCESSES,
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def model_of(
+    dense_model: Path, moe_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    def find(name: str) -> Path:
+        if name in ("dense", "moe"):
+            return dense_model if name == "dense" else moe_model
+        make: Callable[[Path], Path] = getattr(kinds, name)
+        return make(tmp_path_factory.mktemp(name))
+
+    return find
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_outputs_stay_and_steps_are_timed(
+    name: str, model_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    kind = KINDS[name]
+    model = model_of(kind.model)
+    outputs: list[Any] = []
+    for number, probe in enumerate(((), ("--nfp-probe", "--nfp-config", PROBE))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        flags = (*kind.flags, *kind.more_flags(folder), *probe)
+        with server(model, folder, *flags, **kind.environment) as running:
+            outputs.append(kind.outputs(running))
+            assert kind.outputs(running) == outputs[-1], "the server repeats itself not"
+            if probe:
+                time.sleep(1.0)  # for what the last steps brought
+                check_metrics(running, kind.reason)
+    assert outputs[0] == outputs[1]
+    assert sum(map(len, map(set, outputs[0]))) > 5 * len(outputs[0]), "the model repeats itself"
+
+
+def check_metrics(running: Running, reason: str) -> None:
+    text = running.metrics()
+    statuses = scrape.parse(text).statuses
+    assert {status.state for status in statuses} == {"passive"}
+    samples = scrape.find_samples(text, ())
+    assert all(reason in labels["reason"] for labels, _ in samples["vllm_nfp_state_info"])
+    steps = samples["vllm_nfp_steps_total"]
+    assert sum(count for _, count in steps) > 40
+    assert {labels["positions"] for labels, _ in steps} == {"1"}
+    assert all(seconds > 0 for _, seconds in samples["vllm_nfp_step_latency_seconds"])
+    assert "vllm_nfp_positions" not in samples
+    assert sum(count for _, count in samples.get("vllm_nfp_probes_total", [])) == 0
+    log = running.log_text()
+    assert "vllm-nfp: passive mode on the cpu runner" in log
+    assert "fault in stage" not in log
+
+
+def test_an_engine_that_decodes_nothing_is_served_and_says_so(
+    dense_model: Path, tmp_path: Path
+) -> None:
+    flags = ("--runner", "pooling", "--nfp-probe", "--nfp-config", PROBE)
+    with server(dense_model, tmp_path, *flags) as running:
+        body = {"model": running.model, "input": [5, 6, 7]}
+        request = urllib.request.Request(
+            f"{running.url}/v1/embeddings",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            assert len(json.load(answer)["data"][0]["embedding"]) > 8
+        (status,) = scrape.parse(running.metrics()).statuses
+        assert status.state == "disabled"
+        assert "'pooling' decodes nothing" in running.metrics()
+
+
+def test_draft_lengths_are_controlled_where_nothing_is_probed(
+    dense_model: Path, tmp_path: Path
+) -> None:
+    """The controller then goes by the real steps that it times itself."""
+    speculation = {
+        "method": "ngram", "num_speculative_tokens": 4,
+        "prompt_lookup_min": 1, "prompt_lookup_max": 2,
+    }  # fmt: skip
+    settings = {"publish_seconds": 0.5, "draft_min_gain": 0.0, "draft_trial_loss": 0.5}
+    drafting = ("--enable-lora", "--speculative-config", json.dumps(speculation))
+    control = ("--nfp-probe", "--nfp-draft-control", "--nfp-config", json.dumps(settings))
+    prompts = [[10 + i, 20 + i, 30 + i] * 8 for i in range(4)]
+
+    def outputs(running: Running) -> list[list[int]]:
+        return [running.complete(prompt, temperature=0, max_tokens=64) for prompt in prompts]
+
+    with server(dense_model, tmp_path, *drafting) as plain:
+        expected = outputs(plain)
+    names = ("vllm_nfp_draft_control_state", "vllm_nfp_draft_control_changes_total")
+    with server(dense_model, tmp_path, *drafting, *control) as running:
+        deadline = time.monotonic() + 120.0
+        while True:
+            assert outputs(running) == expected
+            found = scrape.find_samples(running.metrics(), names)
+            changes = sum(value for _, value in found.get(names[1], ()))
+            if changes >= 3 or time.monotonic() > deadline:
+                break
+        assert changes >= 3, running.log_text()[-3000:]
+        assert [labels["state"] for labels, on in found[names[0]] if on] == ["deciding"]
+        (status,) = scrape.parse(running.metrics()).statuses
+        assert status.state == "passive"
+        assert "draft control is disabled" not in running.log_text()

@@ -1,0 +1,383 @@
+"""What the probe does where it cannot probe, and which rank of an engine does it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from test_engine import config as accepted
+
+pytest.importorskip("vllm")
+
+from vllm_nfp.config import ProbeConfig
+from vllm_nfp.engine import predictions, rank_session, support, versions
+from vllm_nfp.engine import session as module
+from vllm_nfp.engine.batch import CellDoesNotFitError
+from vllm_nfp.engine.engine import KvCacheWrittenError
+from vllm_nfp.engine.layers import UnsupportedModelError
+from vllm_nfp.engine.rank_session import RankSession, session_for
+from vllm_nfp.engine.runners import UnknownRunnerError
+from vllm_nfp.engine.session import NothingToProbeError, Session
+from vllm_nfp.engine.versions import Mode
+from vllm_nfp.metrics import Snapshot, State
+from vllm_nfp.probe.lockstep import PeerFaultError
+
+REFUSED: list[tuple[dict[str, Any], str, bool]] = [
+    ({"parallel_config__pipeline_parallel_size": 2}, "--pipeline-parallel-size 2", False),
+    ({"parallel_config__decode_context_parallel_size": 2}, "--decode-context-parallel", False),
+    ({"parallel_config__prefill_context_parallel_size": 2}, "--prefill-context-parallel", False),
+    ({"parallel_config__data_parallel_size": 4}, "--data-parallel-size 4", True),
+    ({"parallel_config__use_ubatching": True}, "--enable-dbo", False),
+    ({"parallel_config__enable_eplb": True}, "--enable-eplb", False),
+    ({"model_config__is_hybrid": True}, "recurrent (mamba) state", False),
+    ({"model_config__is_attention_free": True}, "recurrent (mamba) state", False),
+    ({"model_config__is_encoder_decoder": True}, "encoder-decoder", False),
+    ({"model_config__uses_mrope": True}, "rotary positions", True),
+    ({"model_config__supports_multimodal_inputs": True}, "--language-model-only", True),
+    ({"model_config__enable_prompt_embeds": True}, "embeddings as input", True),
+    ({"model_config__enable_sleep_mode": True}, "sleep mode", True),
+    ({"kv_transfer_config": object()}, "KV connector", True),
+    ({"ec_transfer_config": SimpleNamespace(ec_role="ec_consumer")}, "encoder-cache", True),
+    ({"lora_config": object()}, "--enable-lora", False),
+    ({"offload_config__offload_backend": "prefetch"}, "offloaded", False),
+    ({"offload_config__uva": SimpleNamespace(cpu_offload_gb=1)}, "offloaded", False),
+]
+"""Change to a configuration that is probed, what the reason names, and whether the predictor knows
+all that takes time in its steps."""
+
+
+@pytest.fixture(autouse=True)
+def release(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "installed_version", lambda: "0.32.0")
+
+
+@pytest.mark.parametrize(("changes", "reason", "predicted"), REFUSED)
+def test_what_cannot_be_probed_is_timed_and_says_why(
+    changes: dict[str, Any], reason: str, predicted: bool
+) -> None:
+    found = support.decide(accepted(**changes))
+    assert found.mode is Mode.PASSIVE
+    assert reason in found.reason
+    assert (support.unpredicted(accepted(**changes)) is None) is predicted
+
+
+def test_a_plain_decoder_is_probed_and_predicted() -> None:
+    assert support.decide(accepted()).mode is Mode.ACTIVE
+    assert support.unpredicted(accepted()) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"model_config__runner_type": "pooling"}, "'pooling' decodes nothing"),
+        ({"ec_transfer_config": SimpleNamespace(ec_role="ec_producer")}, "only encodes"),
+    ],
+)
+def test_an_engine_without_decode_steps_stays_off_and_says_why(
+    changes: dict[str, Any], reason: str
+) -> None:
+    found = support.decide(accepted(**changes))
+    assert found.mode is Mode.OFF
+    assert reason in found.reason
+
+
+@pytest.mark.parametrize(
+    ("tensor", "pipeline", "nodes", "reporting"),
+    [
+        (1, 1, 1, [0]),
+        (2, 1, 1, [0]),
+        (1, 2, 1, [1]),
+        (2, 2, 1, [2]),
+        (2, 3, 1, [4]),
+        (2, 2, 2, [0]),
+    ],
+)
+def test_one_rank_of_an_engine_reports_where_tokens_are_sampled(
+    tensor: int, pipeline: int, nodes: int, reporting: list[int]
+) -> None:
+    made = [
+        SimpleNamespace(
+            tensor_parallel_size=tensor, pipeline_parallel_size=pipeline,
+            prefill_context_parallel_size=1, nnodes=nodes, rank=rank,
+        )
+        for rank in range(tensor * pipeline)
+    ]  # fmt: skip
+    assert [parallel.rank for parallel in made if support.reports(parallel)] == reporting
+
+
+def test_each_engine_under_an_external_launcher_has_a_rank_that_reports() -> None:
+    ranks = [SimpleNamespace(tensor_parallel_size=2, rank=rank) for rank in range(4)]
+    assert [parallel.rank for parallel in ranks if support.reports(parallel)] == [0, 2]
+
+
+def served(rank: int = 0, tensor_parallel_size: int = 1, **changes: Any) -> Any:
+    made = accepted(parallel_config__tensor_parallel_size=tensor_parallel_size, **changes)
+    made.parallel_config.rank, made.parallel_config.data_parallel_index = rank, 0
+    made.parallel_config.distributed_executor_backend = "mp"
+    made.model_config.served_model_name = "m"
+    made.scheduler_config = SimpleNamespace(max_num_seqs=8, max_num_batched_tokens=64)
+    return made
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Snapshot]]:
+    """What sessions hand to /metrics; their runner is one of the known ones."""
+    view = SimpleNamespace(
+        device=torch.device("cpu"), name="v1", runner=object(), decode_positions=1
+    )
+    monkeypatch.setattr(module, "view_of", lambda _: view)
+    monkeypatch.setattr(rank_session, "view_of", lambda _: view)
+    snapshots: list[Snapshot] = []
+    write = Session._write
+
+    def note(session: Session, snapshot: Snapshot) -> None:
+        snapshots.append(snapshot)
+        write(session, snapshot)
+
+    monkeypatch.setattr(Session, "_write", note)
+    yield snapshots
+
+
+def output(context: int) -> Any:
+    return SimpleNamespace(
+        num_scheduled_tokens={"a": 1, "b": 1}, total_num_scheduled_tokens=2,
+        scheduled_cached_reqs=SimpleNamespace(num_computed_tokens=[context] * 2),
+        scheduled_new_reqs=[], scheduled_encoder_inputs={}, preempted_req_ids=(),
+    )  # fmt: skip
+
+
+def run_steps(session: Session, count: int = 3) -> Snapshot:
+    """Real steps, and what the session tells of them."""
+    for _ in range(count):
+        session.step(output(7))
+        session.mark(begin=True)
+        session.mark(begin=False)
+    assert session._timer is not None and session._publisher is not None
+    session._timer.settle()
+    return session._publisher.snapshot()
+
+
+@pytest.mark.parametrize("changes", [changes for changes, *_ in REFUSED])
+def test_steps_are_timed_and_nothing_of_a_probe_is_made(
+    changes: dict[str, Any], told: list[Snapshot], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(*_: object) -> None:
+        raise AssertionError("a probe engine was made")
+
+    monkeypatch.setattr(module, "VllmProbeEngine", made)
+    session = session_for(ProbeConfig(overhead_budget=0.5), served(**changes))
+    if not support.reports(session._vllm_config.parallel_config):
+        session._vllm_config.parallel_config.rank = 1
+    session.attach(object())
+    found = run_steps(session)
+    assert (found.state, found.overhead_budget) == (State.PASSIVE, 0.0)
+    assert found.reason == support.refusal(session._vllm_config)
+    assert [(row.batch_size, row.samples) for row in found.steps] == [(2, 3)]
+    assert found.probes == {}
+    assert session._engine is None and session._prober is None
+    session.disable("the test is over", expected=True)
+    assert not session.active
+
+
+def test_with_several_ranks_all_decide_alike_and_none_waits(
+    told: list[Snapshot], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def joined(*_: object) -> None:
+        raise AssertionError("a rank waits for others")
+
+    monkeypatch.setattr(rank_session.ranks, "join", joined)
+    active = []
+    for rank in range(2):
+        session = session_for(ProbeConfig(), served(rank, 2, lora_config=object()))
+        assert type(session) is Session
+        session.attach(object())
+        active.append(session.active)
+        session._timer = None
+        if session._publisher is not None:
+            session._publisher.stop()
+    assert active == [True, False]
+    assert {snapshot.state for snapshot in told} == {State.PASSIVE}
+
+
+def test_an_engine_that_stays_off_is_told_by_one_rank(told: list[Snapshot]) -> None:
+    for rank in range(2):
+        made = served(rank, 2, model_config__runner_type="pooling")
+        session_for(ProbeConfig(), made).attach(object())
+    assert [snapshot.state for snapshot in told] == [State.DISABLED]
+
+
+KNOWN = [
+    UnsupportedModelError("it has no list of decoder layers"),
+    CellDoesNotFitError("the KV cache packs layers of different page sizes together"),
+    NothingToProbeError("no cell can be probed: it leaves no room"),
+    torch.OutOfMemoryError("CUDA out of memory"),
+]
+
+
+@pytest.mark.parametrize("error", KNOWN, ids=lambda error: type(error).__name__)
+def test_what_turns_out_at_the_start_not_to_be_probeable_is_timed(
+    error: Exception, told: list[Snapshot], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_to_build(monkeypatch, error)
+    session = session_for(ProbeConfig(), served())
+    session.attach(object())
+    found = run_steps(session)
+    assert (found.state, found.reason) == (State.PASSIVE, str(error))
+    assert [row.samples for row in found.steps] == [3]
+    session.disable("the test is over", expected=True)
+
+
+@pytest.mark.parametrize(
+    "error", [KvCacheWrittenError("a probe changed the KV cache"), RuntimeError("a bug")]
+)
+def test_a_fault_at_the_start_disables_the_probe_all_the_same(
+    error: Exception, told: list[Snapshot], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_to_build(monkeypatch, error)
+    session = session_for(ProbeConfig(), served())
+    session.attach(object())
+    assert not session.active
+    assert told[-1].state is State.DISABLED
+    assert "fault in stage attach" in told[-1].reason
+
+
+def test_a_graph_that_was_made_before_is_given_up(
+    told: list[Snapshot], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[str] = []
+
+    class Engine:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def check_kv_cache_untouched(self) -> None:
+            pass
+
+        def prepare(self, time_is_up: Callable[[], bool]) -> None:
+            pass
+
+        def refusal(self, batch_size: int, context: int) -> str:
+            return "it leaves no room"
+
+        def close(self) -> None:
+            closed.append("closed")
+
+    monkeypatch.setattr(module, "VllmProbeEngine", Engine)
+    session = session_for(ProbeConfig(), served())
+    session.attach(object())
+    assert closed == ["closed"]
+    assert run_steps(session).reason == "no cell can be probed: it leaves no room"
+    session.disable("the test is over", expected=True)
+
+
+def test_a_runner_that_is_not_known_is_off_by_name_and_no_fault(
+    told: list[Snapshot], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unknown(_: object) -> None:
+        raise UnknownRunnerError("model runner MMEncoderModelRunner is unknown")
+
+    monkeypatch.setattr(module, "view_of", unknown)
+    monkeypatch.setattr(rank_session, "view_of", unknown)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    configurations = (served(), served(lora_config=object()), served(0, 2))
+    with caplog.at_level(logging.WARNING, "vllm.nfp"):
+        for vllm_config in configurations:
+            session = session_for(ProbeConfig(), vllm_config)
+            session.attach(object())
+            assert not session.active
+            assert told[-1].state is State.DISABLED
+            assert "MMEncoderModelRunner is unknown" in told[-1].reason
+    assert len(told) == len(configurations)
+    assert not any(record.exc_info for record in caplog.records)
+
+
+class Joined:
+    """The lockstep of one of two ranks; notes what it tells the other."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank, self.leads, self.told = rank, rank == 0, 0
+
+    def fail_now(self) -> None:
+        self.told += 1
+
+
+@pytest.mark.parametrize("error", KNOWN, ids=lambda error: type(error).__name__)
+def test_of_several_ranks_the_first_times_its_steps_and_none_waits(
+    error: Exception, told: list[Snapshot], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_to_build(monkeypatch, error)
+    for rank in range(2):
+        lockstep = Joined(rank)
+        monkeypatch.setattr(rank_session.ranks, "join", lambda _, one=lockstep: one)
+        session = session_for(ProbeConfig(), served(rank, 2))
+        assert isinstance(session, RankSession)
+        session.attach(object())
+        assert lockstep.told == 1, "the other rank would wait"
+        assert session.active is (rank == 0)
+        if rank == 0:
+            found = run_steps(session)
+            assert (found.state, found.reason) == (State.PASSIVE, str(error))
+            assert [row.samples for row in found.steps] == [3]
+            session.disable("the test is over", expected=True)
+    assert {snapshot.state for snapshot in told} == {State.PASSIVE, State.DISABLED}
+    assert not session.active
+
+
+def test_a_fault_of_another_rank_at_the_start_disables(
+    told: list[Snapshot], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_to_build(monkeypatch, PeerFaultError("rank 1 of 2 has a fault"))
+    lockstep = Joined(0)
+    monkeypatch.setattr(rank_session.ranks, "join", lambda _: lockstep)
+    session = session_for(ProbeConfig(), served(0, 2))
+    session.attach(object())
+    assert not session.active
+    assert lockstep.told == 0
+    assert told[-1].state is State.DISABLED
+
+
+def fail_to_build(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def build(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(module, "VllmProbeEngine", build)
+
+
+@pytest.mark.parametrize("changes", [changes for changes, _, predicted in REFUSED if not predicted])
+def test_there_is_no_prediction_of_what_the_predictor_does_not_know(
+    changes: dict[str, Any], told: list[Snapshot], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "predict_rows", lambda *_: ("a row",))
+    made = served(**changes)
+    session = Session(ProbeConfig(), made)
+    view: Any = SimpleNamespace(runner=object(), device=torch.device("cpu"))
+    assert session._predict(view, []) == ()
+    assert Session(ProbeConfig(), served())._predict(view, []) == ("a row",)
+
+
+def test_a_worker_without_a_session_says_so_on_the_metrics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm_nfp.engine import worker_hook
+    from vllm_nfp.metrics import read_snapshot
+
+    worker = SimpleNamespace(vllm_config=SimpleNamespace(), model_runner=object())
+    worker_hook._attach(worker, ProbeConfig(run_dir=str(tmp_path)), None)
+    left = read_snapshot(tmp_path / "engine-0.json")
+    assert left.state is State.DISABLED
+    assert "cannot be hooked" in left.reason
+
+
+def test_a_wrong_prediction_is_not_made_for_a_family_that_is_not_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100 80GB HBM3")
+    made = served(model_config__hf_config=SimpleNamespace(to_dict=lambda: {"model_type": "new"}))
+    made.cache_config = SimpleNamespace(cache_dtype="auto")
+    made.parallel_config.enable_expert_parallel = False
+    assert predictions.predict_rows(made, torch.device("cuda"), (), [(1, 64)], (0.1,)) == ()
