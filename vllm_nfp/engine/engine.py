@@ -15,6 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 
 from vllm_nfp.config import GraphLimits, ProbeConfig
+from vllm_nfp.engine import bindings
 from vllm_nfp.engine.batch import (
     AttentionGroup,
     BlockReader,
@@ -130,6 +131,7 @@ class VllmProbeEngine:
         ranks: those that run each shape with this one.
 
     Raises:
+        UnknownVllmError: if vLLM is unlike what is known of it.
         UnsupportedModelError: if the model's layers cannot be told apart.
         CellDoesNotFitError: if its KV cache cannot be addressed block by block.
     """
@@ -143,6 +145,7 @@ class VllmProbeEngine:
         place: GraphPlace | None = None,
         ranks: Ranks | None = None,
     ) -> None:
+        bindings.check(view.vllm_config)
         self._view = view
         self._ranks: Ranks = ranks or Alone()
         self._clock = clock
@@ -155,9 +158,7 @@ class VllmProbeEngine:
         vllm_config = view.vllm_config
         runner = view.runner
         num_blocks = runner.kv_cache_config.num_blocks
-        # vLLM releases that know no diffusion lack the property.
-        diffusion = bool(getattr(vllm_config.model_config, "is_diffusion", False))
-        self._causal = not (config.bidirectional or diffusion)
+        self._causal = not (config.bidirectional or vllm_config.model_config.is_diffusion)
         self._max_len = int(vllm_config.model_config.max_model_len)
         self._max_tokens = int(vllm_config.scheduler_config.max_num_batched_tokens)
         self._max_seqs = int(vllm_config.scheduler_config.max_num_seqs)
@@ -590,8 +591,9 @@ class VllmProbeEngine:
         prepared.batch.fill(context, self._readers, self.bag)
         # The kernels of a capture: attention splits its work otherwise there.
         metadata = self._forward.metadata(prepared.batch, context, for_capture=prepared.full)
-        hidden = self._forward.run_model(prepared.batch, metadata)
-        self._forward.run_head(prepared.batch, hidden)
+        with self._forward.in_place(prepared.batch):
+            hidden = self._forward.run_model(prepared.batch, metadata)
+            self._forward.run_head(prepared.batch, hidden)
         if self.timed_layers:
             self._discard(self._forward.run_modules(prepared.batch, metadata, external=False))
         prepared.warm = True
@@ -727,19 +729,21 @@ class VllmProbeEngine:
         return Ticket(shape, prepared, step, modules)
 
     def _run_step(self, prepared: _Prepared, metadata: dict[str, Any]) -> StepMarks:
-        start = self._clock.mark()
-        hidden = prepared.hidden
-        if prepared.step_graph is not None:
-            prepared.step_graph.replay()
-        else:
-            hidden = self._forward.run_model(prepared.batch, metadata)
-        after_forward = self._clock.mark()
-        if prepared.head_graph is not None:
-            prepared.head_graph.replay()
-        else:
-            assert hidden is not None
-            self._forward.run_head(prepared.batch, hidden)
-        return StepMarks(start, after_forward, self._clock.mark())
+        # Moving inputs is no part of the step: it lies outside the marks.
+        with self._forward.in_place(prepared.batch):
+            start = self._clock.mark()
+            hidden = prepared.hidden
+            if prepared.step_graph is not None:
+                prepared.step_graph.replay()
+            else:
+                hidden = self._forward.run_model(prepared.batch, metadata)
+            after_forward = self._clock.mark()
+            if prepared.head_graph is not None:
+                prepared.head_graph.replay()
+            else:
+                assert hidden is not None
+                self._forward.run_head(prepared.batch, hidden)
+            return StepMarks(start, after_forward, self._clock.mark())
 
     def _run_modules(self, prepared: _Prepared, metadata: dict[str, Any]) -> ModuleMarks:
         if prepared.module_graph is not None:
