@@ -15,7 +15,7 @@ import torch
 
 from vllm_nfp import faults
 from vllm_nfp.config import ProbeConfig
-from vllm_nfp.engine import ranks, support, versions
+from vllm_nfp.engine import bindings, ranks, support, versions
 from vllm_nfp.engine.engine import VllmProbeEngine
 from vllm_nfp.engine.graph_place import GraphPlace
 from vllm_nfp.engine.runners import RunnerView, step_of
@@ -34,7 +34,13 @@ def session_for(config: ProbeConfig, vllm_config: Any) -> Session:
     """A session that fits the engine's ranks."""
     several = vllm_config.parallel_config.tensor_parallel_size > 1
     version = versions.decide(versions.installed_version())
-    together = several and not config.passive and version.mode is not Mode.PASSIVE
+    together = (
+        several
+        and not config.passive
+        and version.mode is not Mode.PASSIVE
+        # Else each rank finds that out for itself, and turns passive or off.
+        and bindings.is_known(vllm_config)
+    )
     return RankSession(config, vllm_config) if together else Session(config, vllm_config)
 
 
@@ -170,6 +176,8 @@ class RankSession(Session):
                 return step
             if due:
                 self._take_tokens(scheduler_output)
+                if self._engine is not None:
+                    self._engine.check_proofs()  # a follower reads no tickets
             if self._publisher is not None and self._prober is not None and self._looking:
                 if self._publisher.fault is not None:
                     raise RuntimeError(self._publisher.fault)

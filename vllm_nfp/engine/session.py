@@ -16,6 +16,7 @@ import torch
 
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.engine import support
+from vllm_nfp.engine.bindings import UnknownVllmError
 from vllm_nfp.engine.engine import VllmProbeEngine
 from vllm_nfp.engine.environment import (
     attention_backends,
@@ -131,9 +132,17 @@ class Session:
             if decision.mode is Mode.OFF:
                 self.disable(decision.reason, expected=True)
             elif decision.mode is Mode.ACTIVE or self._turn_passive(runner, decision.reason):
-                self._attach(runner, begun, place)
+                self._attach_as_known(runner, begun, place)
         except Exception as error:
             self._fault("attach", error)
+
+    def _attach_as_known(self, runner: Any, begun: float, place: GraphPlace | None) -> None:
+        """Attach; in passive mode where this vLLM turns out to be unlike what is known of it."""
+        try:
+            self._attach(runner, begun, place)
+        except UnknownVllmError as error:
+            if self._turn_passive(runner, str(error)):
+                self._attach(runner, begun, place)
 
     def _turn_passive(self, runner: Any, reason: str) -> bool:
         """Settle for timing real steps, and say why; False where even that is not to be done."""
@@ -165,8 +174,20 @@ class Session:
             return
         with torch.inference_mode():
             engine = VllmProbeEngine(view, clock, self._config, self._graphs, place, self._ranks)
+            checking = self._now()
             engine.check_kv_cache_untouched()
-            engine.prepare(lambda: self._now() >= begun + self._graphs.capture_seconds)
+            took = self._now() - checking  # as long as the second check will
+            engine.prepare(lambda: self._now() + took >= begun + self._graphs.capture_seconds)
+            seconds = self._graphs.capture_seconds + self._config.startup_seconds
+            if self._ranks.all(2 * took <= seconds, "is there time for the proof"):
+                engine.check_kv_cache_untouched()
+            else:
+                logger.warning(
+                    "vllm-nfp: the KV cache is too large to sum it up again within capture_seconds "
+                    "+ startup_seconds (%.1f s each time): of what was captured, single runs are "
+                    "proven alone",
+                    took,
+                )
             self._engine = engine
             self._begin(view, engine, clock, begun)
 
@@ -176,7 +197,7 @@ class Session:
         prober, publisher = self._assemble(view, engine, clock)
         maybe_fail("startup_scan")
         end = begun + self._graphs.capture_seconds + config.startup_seconds
-        self._scan(prober, publisher, min(config.startup_seconds, end - self._now()))
+        self._scan(prober, publisher, max(0.0, min(config.startup_seconds, end - self._now())))
         engine.give_back_cache()
         self._prober = prober
         self._publish(view, publisher, prober.timer, begun)
