@@ -14,6 +14,7 @@ class ProbeExtension:
     """Methods of a worker, called on all ranks at once."""
 
     nfp_session: Any = None
+    nfp_unpatch: Any = staticmethod(lambda: None)
 
     def nfp_attach(self, settings: str, fault: str) -> bool:
         """Attach as the worker hook does; whether the rank takes part."""
@@ -35,6 +36,26 @@ class ProbeExtension:
         os.environ[faults.ENV_VAR] = fault
         faults.arm()
 
+    def nfp_write(self, rank: int) -> None:
+        """From now on probes of this rank change a value of the KV cache's null block."""
+        import torch
+
+        from vllm_nfp.engine.forward import Forward
+
+        worker: Any = self
+        if torch.distributed.get_rank() != rank:
+            return
+        runner, real = worker.model_runner, Forward.run_model
+
+        def run_model(forward: Any, batch: Any, metadata: Any) -> Any:
+            for cache in runner.kv_caches:
+                dim = list(cache.shape).index(runner.kv_cache_config.num_blocks)
+                cache.select(dim, 0).view(torch.int32).add_(1)
+            return real(forward, batch, metadata)
+
+        Forward.run_model = run_model  # type: ignore[method-assign]
+        self.nfp_unpatch = lambda: setattr(Forward, "run_model", real)
+
     def nfp_state(self) -> tuple[bool, bool]:
         """Whether the rank takes part, and whether its runner is hooked."""
         worker: Any = self
@@ -44,3 +65,4 @@ class ProbeExtension:
         """Take the session off, on all ranks between two steps."""
         if self.nfp_session.active:
             self.nfp_session.disable("the test is over", expected=True)
+        self.nfp_unpatch()

@@ -141,3 +141,31 @@ def test_a_fault_of_one_rank_in_serving_switches_both_off(
     assert found.state is State.DISABLED
     assert f"rank {fault[-1]} of 2" in found.reason
     assert ("injected" in found.reason) == (fault[-1] == "0"), "the leader knows its own fault"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("at_start", [True, False])
+def test_a_rank_whose_kv_cache_a_probe_changes_switches_both_off(
+    llm: Any,
+    plain: list[list[int]],
+    attach: Callable[..., list[bool]],
+    tmp_path: Path,
+    rank: int,
+    at_start: bool,
+) -> None:
+    """Each rank proves its own cache; what the others run changes nothing in theirs."""
+    if at_start:
+        llm.collective_rpc("nfp_write", args=(rank,))
+    # Without a scan most shapes run for the first time between real steps.
+    assert attach(startup_seconds=0.0) == [not at_start] * 2
+    if not at_start:
+        llm.collective_rpc("nfp_write", args=(rank,))
+    for _ in range(10):
+        assert generate(llm) == plain
+        if states(llm) == [(False, False)] * 2:
+            break
+    assert states(llm) == [(False, False)] * 2
+    found = snapshot(tmp_path)
+    assert found.state is State.DISABLED
+    assert f"rank {rank} of 2" in found.reason or rank == 0
+    assert ("changed the KV cache" in found.reason) == (rank == 0)

@@ -229,6 +229,94 @@ def test_a_pairs_runs_share_their_tokens(start: Callable[..., Any]) -> None:
     assert tokens[8, 4] != tokens[8, 3]
 
 
+def serve_in_piecewise_graphs(monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, ...]) -> None:
+    """Have the probe take this server for one with PIECEWISE graphs of these sizes."""
+    from vllm_nfp.engine import engine as module
+    from vllm_nfp.engine.dispatch import GraphRules
+
+    rules = GraphRules(False, False, True, False, sizes, 8)
+    monkeypatch.setattr(module, "graph_rules", lambda *_: rules)
+
+
+def test_in_piecewise_graphs_a_probe_runs_on_its_own_tokens_and_leaves_the_runners(
+    llm: Any, worker: Any, start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a graph reads the runner's buffers, whatever the last step left in them."""
+    import torch
+
+    from vllm_nfp.probe import Shape
+
+    serve_in_piecewise_graphs(monkeypatch, (6, 16, 40))
+    runner = worker.model_runner
+    session = start(overhead_budget=0.0, startup_seconds=0.0)
+    expected = generate(llm)
+    slots = [table.slot_mapping.gpu for table in runner.input_batch.block_table.block_tables]
+    live = [runner.input_ids.gpu, runner.positions, runner.is_padding, *slots]
+    with torch.inference_mode():
+        live[0].fill_(7)
+        live[1].fill_(3)
+        live[2].fill_(True)
+        for mapping in slots:
+            mapping.copy_(torch.arange(len(mapping)))  # as if a step had just written there
+    before = [tensor.clone() for tensor in live]
+    seen: list[list[Any]] = []
+
+    def on_call(_: Any, args: tuple[()], inputs: dict[str, Any]) -> None:
+        rows = len(inputs["input_ids"])
+        assert inputs["positions"].data_ptr() == runner.positions.data_ptr()
+        assert inputs["input_ids"].data_ptr() == runner.input_ids.gpu.data_ptr(), (
+            "a graph that was captured on the runner's buffers would not see these"
+        )
+        seen.append([tensor[:rows].tolist() for tensor in live])
+
+    engine, context, tokens = session._engine, 128, {}
+    with torch.inference_mode(), engine._view.model.register_forward_pre_hook(
+        on_call, with_kwargs=True
+    ) as hook:  # fmt: skip
+        monkeypatch.setattr(engine, "timed_layers", ())  # the step alone
+        for positions, draw in ((1, 3), (8, 3), (3, 3), (8, 4)):
+            seen.clear()
+            timing = engine.poll(engine.launch(Shape(4, context, positions), draw))
+            assert timing is not None and timing.execution == "piecewise"
+            (ids, places, padding, *written) = seen.pop()
+            assert not seen, "the step ran more than once"
+            count = 4 * positions
+            assert len(ids) == {1: 6, 3: 16, 8: 40}[positions]
+            assert ids[:count] == engine.bag.draw(count, draw).tolist()
+            assert places[:count] == [context + i for i in range(positions)] * 4
+            assert padding == [False] * count + [True] * (len(ids) - count)
+            assert all(set(mapping) == {-1} for mapping in written)
+            tokens[positions, draw] = ids[:count]
+            for tensor, old in zip(live, before, strict=True):
+                assert torch.equal(tensor, old), "the next step finds other bytes"
+    del hook
+    assert tokens[8, 3][:4] == tokens[1, 3] and tokens[8, 3][:12] == tokens[3, 3]
+    assert tokens[8, 4] != tokens[8, 3]
+    assert len(set(tokens[8, 3])) > 16, "all tokens would go to the same experts"
+    assert generate(llm) == expected
+
+
+def test_a_run_that_fails_in_a_piecewise_graph_leaves_the_runners_buffers(
+    worker: Any, start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from vllm_nfp.probe import Shape
+
+    serve_in_piecewise_graphs(monkeypatch, (40,))
+    session = start(overhead_budget=0.0, startup_seconds=0.0)
+    buffers = session._engine._view.step_buffers().tensors
+    before = [tensor.clone() for tensor in buffers]
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the model fails")
+
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="the model fails"):
+        monkeypatch.setattr(session._engine._forward, "_call", fail)
+        session._engine.launch(Shape(4, 128, 8))
+    assert all(map(torch.equal, buffers, before))
+
+
 def test_the_budget_bounds_the_measured_share(llm: Any, start: Callable[..., Any]) -> None:
     session = start(overhead_budget=0.2, startup_seconds=0.0)
     prober = session._prober
@@ -337,6 +425,32 @@ def test_an_unknown_vllm_without_the_hooks_is_left_alone(
     assert len(generate(llm)) == 4
 
 
+@pytest.mark.parametrize("required", [False, True])
+def test_metadata_that_is_not_as_known_is_named_and_the_probe_only_watches(
+    llm: Any, start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    required: bool,
+) -> None:  # fmt: skip
+    """One field renamed, or one more that has no default: nothing is left out in silence."""
+    import dataclasses
+
+    from vllm.v1.attention import backend
+
+    expected = generate(llm)
+    known = [field.name for field in dataclasses.fields(backend.CommonAttentionMetadata)]
+    rest = [(name, Any, None) for name in known if required or name != "is_prefilling"]
+    changed = dataclasses.make_dataclass(
+        "CommonAttentionMetadata", [*([("drafts", Any)] if required else []), *rest]
+    )
+    monkeypatch.setattr(backend, "CommonAttentionMetadata", changed)
+    session = start()
+    assert session.active and session._prober is None, "it probes"
+    assert generate(llm) == expected
+    left = snapshot(tmp_path)
+    assert left.state is State.PASSIVE
+    wanted = "requires drafts" if required else "has no is_prefilling"
+    assert f"CommonAttentionMetadata {wanted}" in left.reason
+
+
 def test_a_kv_cache_that_a_probe_changes_disables_it(
     llm: Any, start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -347,6 +461,177 @@ def test_a_kv_cache_that_a_probe_changes_disables_it(
     assert not session.active
     assert "changed the KV cache" in snapshot(tmp_path).reason
     assert len(generate(llm)) == 4
+
+
+class Writer:
+    """An attention backend that writes to the KV cache in some runs: a fake, around real ones.
+
+    Args:
+        when: of a run's (batch size, positions, execution, whether it is a graph's replay).
+        write: given the block that the run's first position belongs to, as 32-bit words.
+    """
+
+    def __init__(
+        self, worker: Any, monkeypatch: pytest.MonkeyPatch,
+        when: Callable[[int, int, str, bool], bool], write: Callable[[Any], None],
+    ) -> None:  # fmt: skip
+        from vllm_nfp.engine.forward import Forward
+
+        self._worker, self._when, self._write = worker, when, write
+        self.writes = 0
+        writer, real = self, Forward.run_model
+
+        def run_model(forward: Any, batch: Any, metadata: Any) -> Any:
+            writer.ran(batch, graph=False)
+            return real(forward, batch, metadata)
+
+        monkeypatch.setattr(Forward, "run_model", run_model)
+
+    def ran(self, batch: Any, graph: bool) -> None:
+        import torch
+
+        execution = str(batch.placement.execution)
+        if not self._when(batch.batch_size, batch.positions_per_sequence, execution, graph):
+            return
+        self.writes += 1
+        runner = self._worker.model_runner
+        for cache in runner.kv_caches:
+            blocks = cache.movedim(list(cache.shape).index(runner.kv_cache_config.num_blocks), 0)
+            place = int(batch.positions[0]) // runner.cache_config.block_size
+            block = blocks[int(batch.tables[0][0, place])]
+            words = block.flatten().view(torch.int32)  # a copy, unless the block lies in one piece
+            self._write(words)
+            block.copy_(words.view(block.dtype).view(block.shape))
+
+
+def swap_two(words: Any) -> None:
+    """Two values change places, which a sum over all values cannot tell."""
+    assert words[1] != words[5]
+    words[[1, 5]] = words[[5, 1]]
+
+
+def change_one(words: Any) -> None:
+    words[3] += 1
+
+
+@pytest.fixture
+def lively_cache(worker: Any) -> Iterator[None]:
+    """No two values of the KV cache are alike."""
+    import torch
+
+    old = [cache.clone() for cache in worker.model_runner.kv_caches]
+    for cache in worker.model_runner.kv_caches:
+        words = cache.untyped_storage()
+        flat = torch.empty(0, dtype=torch.int32).set_(words)
+        torch.arange(len(flat), dtype=torch.int32, out=flat)
+    yield
+    for cache, before in zip(worker.model_runner.kv_caches, old, strict=True):
+        cache.copy_(before)
+
+
+@pytest.mark.usefixtures("lively_cache")
+@pytest.mark.parametrize(
+    ("when", "write", "served"),
+    [
+        pytest.param(lambda *_: True, swap_two, False, id="two values swapped"),
+        pytest.param(lambda b, n, *_: n == 1, change_one, False, id="one position alone"),
+        pytest.param(lambda b, n, *_: (b, n) == (4, 2), change_one, True, id="one larger shape"),
+        pytest.param(lambda b, n, *_: n == 4, swap_two, True, id="a few positions, swapped"),
+    ],
+)
+def test_a_backend_that_writes_in_some_runs_alone_disables_the_probe(
+    llm: Any, worker: Any, start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, when: Any, write: Any, served: bool,
+) -> None:  # fmt: skip
+    """Whatever runs is proven: at the start, or around its first run between real steps."""
+    writer = Writer(worker, monkeypatch, when, write)
+    # Without time to warm up, runs of other shapes come while serving.
+    session = start(capture_seconds=0.0, startup_seconds=0.0) if served else start()
+    for _ in range(20):
+        if not session.active:
+            break
+        generate(llm, tokens=96)
+    assert writer.writes, "nothing was written"
+    assert not session.active, "a probe that writes to the KV cache goes on"
+    left = snapshot(tmp_path)
+    assert left.state is State.DISABLED
+    assert "changed the KV cache" in left.reason
+    assert "restart the server" in left.reason
+    count = writer.writes
+    generate(llm)
+    assert writer.writes == count, "it is disabled and still runs"
+
+
+class FakeGraph:
+    """What a CUDA graph does: runs again what was captured, on the same addresses."""
+
+    writer: Writer
+    replays = 0
+
+    def __init__(self, _: Any) -> None:
+        self._run: Callable[[], Any] = lambda: None
+
+    def capture(self, run: Callable[[], Any], *_: Any, **__: Any) -> Any:
+        self._run = run
+        return run()
+
+    def replay(self) -> None:
+        FakeGraph.replays += 1
+        run = self._run
+        cells = dict(zip(run.__code__.co_freevars, run.__closure__ or (), strict=True))
+        run()
+        if "metadata" in cells:  # the step or the modules, not the head
+            self.writer.ran(cells["batch"].cell_contents, graph=True)
+
+    def reset(self) -> None:
+        pass
+
+
+@pytest.mark.usefixtures("lively_cache")
+@pytest.mark.parametrize("smallest", [True, False], ids=["at the start", "in serving"])
+def test_a_backend_that_writes_in_captured_graphs_alone_disables_the_probe(
+    llm: Any, worker: Any, start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, smallest: bool,
+) -> None:  # fmt: skip
+    """FULL graphs, made at the start for few shapes and between real steps for the others."""
+    from types import SimpleNamespace
+
+    from vllm_nfp.engine import engine as module
+    from vllm_nfp.engine.dispatch import GraphRules
+
+    def when(batch_size: int, positions: int, execution: str, graph: bool) -> bool:
+        assert execution == "full"
+        return graph and (smallest or (batch_size, positions) == (4, 4))
+
+    sizes = tuple(sorted({b * n for b in (1, 4) for n in (1, 2, 3, 4, 5, 6, 8)}))
+    rules = GraphRules(True, False, False, True, sizes, 8)
+    monkeypatch.setattr(module, "graph_rules", lambda *_: rules)
+    monkeypatch.setattr(module, "Graph", FakeGraph)
+    monkeypatch.setattr(module, "_capturing", lambda: False)
+    place = SimpleNamespace(pool=None, stream=None, shared=False)
+    monkeypatch.setattr(module, "own_place", lambda *_: place)
+    monkeypatch.setattr(FakeGraph, "replays", 0)
+    FakeGraph.writer = writer = Writer(worker, monkeypatch, when, swap_two)
+    session = start(startup_seconds=0.5 if smallest else 0.0, capture_seconds=30.0)
+    assert session.active or smallest, "found at the start what ran in serving alone"
+    for _ in range(40):
+        if not session.active:
+            break
+        generate(llm, tokens=96)
+    assert FakeGraph.replays, "no graph ran"
+    assert writer.writes and not session.active
+    assert "changed the KV cache" in snapshot(tmp_path).reason
+
+
+def test_a_backend_that_writes_nowhere_is_proven_and_probed(
+    llm: Any, start: Callable[..., Any]
+) -> None:
+    expected = generate(llm)
+    session = start(startup_seconds=5.0)
+    assert session.active
+    engine = session._engine
+    assert len(engine._proven) > 2 and not engine._proofs
+    assert generate(llm) == expected and session.active
 
 
 def test_cells_that_do_not_fit_are_named(start: Callable[..., Any]) -> None:

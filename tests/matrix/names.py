@@ -2,16 +2,22 @@
 
     python tests/matrix/names.py FOLDER_WITH_vllm
 
-Reads files and imports nothing, so it works for releases that cannot run here. It tells renamed or
-moved names, not changed behaviour. The exit status is 1 if a name is missing.
+Reads files and imports nothing of vLLM's, so it works for releases that cannot run here. It tells
+renamed or moved names and what differs from the tables of vllm_nfp/engine, not changed behaviour.
+The exit status is 1 if a name is missing.
 """
 
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
+
+from vllm_nfp.engine import versions
+from vllm_nfp.engine.bindings import CONFIG_ATTRIBUTES, FORWARD_CONTEXT_ARGUMENTS, SCHEDULER_FIELDS
 
 ROOT = Path(__file__).resolve().parents[2]
 V1, V2 = "vllm.v1.worker.gpu_model_runner", "vllm.v1.worker.gpu.model_runner"
@@ -25,21 +31,29 @@ HOOKED = (
         V1,
         ("def execute_model", "def sample_tokens", "def get_model", "self.attn_groups",
          "self.kv_cache_config", "self.uniform_decode_query_len", "self.input_ids",
-         "self.positions"),
+         "self.positions", "self.input_batch"),
     ),
     (
         V2,
         ("def execute_model", "def sample_tokens", "def get_model", "self.attn_groups",
-         "self.kv_cache_config", "self.decode_query_len", "self.input_buffers", "dummy_run"),
+         "self.kv_cache_config", "self.decode_query_len", "self.input_buffers", "dummy_run",
+         "self.block_tables", "self.cudagraph_manager", "self.kv_caches"),
     ),
+    ("vllm.v1.worker.block_table", ("self.block_tables = ", "self.slot_mapping = ")),
+    ("vllm.v1.worker.gpu.block_table", ("self.slot_mappings = ",)),
+    ("vllm.v1.worker.gpu.input_batch", ("self.input_ids = ", "self.positions = ",
+                                        "self.is_padding = ")),
+    ("vllm.v1.worker.gpu.cudagraph_utils", ("def run_pw_graph",)),
     ("vllm.v1.core.sched.output",
      ("num_scheduled_tokens", "scheduled_new_reqs", "scheduled_cached_reqs",
-      "num_computed_tokens", "scheduled_encoder_inputs")),
+      "num_computed_tokens", *SCHEDULER_FIELDS)),
 )  # fmt: skip
 """Module -> texts that it must hold."""
 OPTIONAL = {
     ("vllm.v1.worker.step_observer", "*"),  # the extension point of patches/
     ("vllm.v1.metrics.worker_metrics", "*"),
+    # Since 0.32; before, V2 follows no table of draft lengths.
+    ("vllm.v1.worker.gpu.spec_decode.target_dependent_ar.cudagraph_utils", "*"),
 }
 
 
@@ -56,6 +70,78 @@ def file_of(tree: Path, module: str) -> Path | None:
     base = tree.joinpath(*module.split("."))
     places = (base.with_suffix(".py"), base / "__init__.py")
     return next((place for place in places if place.is_file()), None)
+
+
+CONFIG_FILES = {
+    "": "vllm.config.vllm",
+    "parallel_config": "vllm.config.parallel",
+    "model_config": "vllm.config.model",
+    "scheduler_config": "vllm.config.scheduler",
+    "compilation_config": "vllm.config.compilation",
+    "offload_config": "vllm.config.offload",
+}
+"""Part of the configuration -> module that defines it."""
+
+
+def release_of(tree: Path) -> str:
+    """The tree's version."""
+    text = (tree / "vllm" / "_version.py").read_text(encoding="utf-8")
+    found = re.search(r"^__version__ = .*?'([^']+)'", text, re.MULTILINE)
+    assert found is not None, "vllm/_version.py tells no version"
+    return found[1]
+
+
+def definition(tree: Path, module: str, name: str) -> ast.ClassDef | ast.FunctionDef:
+    path = file_of(tree, module)
+    assert path is not None, f"{module}: no such module"
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name:
+            return node
+    raise AssertionError(f"{module}: no {name}")
+
+
+def unlike(tree: Path) -> Iterator[str]:
+    """How the tree differs from what is known of its release (vllm_nfp/engine/versions.py)."""
+    with mock.patch.object(versions, "installed_version", lambda: release_of(tree)):
+        given = set(versions.metadata_fields())
+        multimodal = versions.is_since(versions.MULTIMODAL_PROPERTY)
+        marks_padding = versions.is_since(versions.V1_PADDING_MASK)
+    kind = definition(tree, "vllm.v1.attention.backend", "CommonAttentionMetadata")
+    fields = {
+        node.target.id: node.value is None
+        for node in kind.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
+    yield from (f"CommonAttentionMetadata: no {name}" for name in sorted(given - set(fields)))
+    required = {name for name, is_required in fields.items() if is_required}
+    yield from (f"CommonAttentionMetadata: requires {n}" for n in sorted(required - given))
+    has_lengths = "_seq_lens_cpu" in fields
+    if has_lengths != ("_seq_lens_cpu" in given):
+        yield f"HOST_LENGTHS is wrong: CommonAttentionMetadata has _seq_lens_cpu: {has_lengths}"
+    enter = definition(tree, "vllm.forward_context", "set_forward_context")
+    assert isinstance(enter, ast.FunctionDef)
+    arguments = [argument.arg for argument in enter.args.args]
+    without_default = arguments[: len(arguments) - len(enter.args.defaults)]
+    for name in sorted(set(FORWARD_CONTEXT_ARGUMENTS) - set(arguments)):
+        yield f"set_forward_context: no {name}"
+    for name in sorted(set(without_default) - set(FORWARD_CONTEXT_ARGUMENTS)):
+        yield f"set_forward_context: requires {name}"
+    for part, names in CONFIG_ATTRIBUTES.items():
+        text = text_of(tree, CONFIG_FILES[part])
+        yield from (f"{CONFIG_FILES[part]}: no {n}" for n in names if not defines(text, n))
+    if defines(text_of(tree, "vllm.config.model"), "supports_multimodal_inputs") != multimodal:
+        yield "MULTIMODAL_PROPERTY is wrong"
+    if ("self.is_padding = " in text_of(tree, V1)) != marks_padding:
+        yield "V1_PADDING_MASK is wrong"
+
+
+def text_of(tree: Path, module: str) -> str:
+    path = file_of(tree, module)
+    return "" if path is None else path.read_text(encoding="utf-8")
+
+
+def defines(text: str, name: str) -> bool:
+    return re.search(rf"^\s+(def {name}\b|{name}\s*[:=])", text, re.MULTILINE) is not None
 
 
 def missing(tree: Path) -> list[str]:
@@ -77,6 +163,6 @@ def missing(tree: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    lines = missing(Path(sys.argv[1]))
+    lines = [*missing(Path(sys.argv[1])), *unlike(Path(sys.argv[1]))]
     print("\n".join(lines) or "every name is there")
     sys.exit(bool(lines))

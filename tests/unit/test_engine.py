@@ -26,7 +26,7 @@ from vllm_nfp.engine.engine import VllmProbeEngine
 from vllm_nfp.engine.graph_place import CaptureWatch, GraphPlace
 from vllm_nfp.engine.memory import GpuMemory, HostMemory, Shelf, largest_free_block
 from vllm_nfp.engine.ranks import Alone
-from vllm_nfp.engine.runners import StepLimits, step_of, view_of
+from vllm_nfp.engine.runners import StepLimits, V1Runner, V2Runner, step_of, view_of
 from vllm_nfp.engine.versions import Mode
 from vllm_nfp.probe import Shape, ShapeRefusedError
 
@@ -146,6 +146,7 @@ def make_engine(
     made._device, made._on_gpu, made._prepared, made._tables = CPU, True, {}, None
     made._place, made._refused, made._shelf = place, {}, Shelf(limit << 20)
     made._started, made._ranks, made._capture_ended = False, Alone(), False
+    made._proofs, made._proven = [], set()
     made._most_graph_tokens, made._pool_block, made._pool_allowance = None, 0, 0
     model = SimpleNamespace(get_vocab_size=lambda: 1 << 16, dtype=torch.bfloat16)
     made._view = SimpleNamespace(vllm_config=SimpleNamespace(model_config=model))
@@ -545,6 +546,40 @@ def test_a_step_is_told_from_the_scheduler_output_alone() -> None:
 def test_an_unknown_runner_is_refused_by_name() -> None:
     with pytest.raises(TypeError, match="model runner int is unknown"):
         view_of(3)
+
+
+def buffer(*values: int) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(("version", "marks"), [("0.29.0", False), ("0.32.0", True)])
+def test_the_views_know_the_buffers_that_piecewise_graphs_read(
+    version: str, marks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm_nfp.engine import versions
+
+    monkeypatch.setattr(versions, "installed_version", lambda: version)
+    tables = [SimpleNamespace(slot_mapping=SimpleNamespace(gpu=buffer(i))) for i in (5, 6)]
+    calls: list[Any] = []
+    v1 = SimpleNamespace(
+        input_ids=SimpleNamespace(gpu=buffer(1)), positions=buffer(2), is_padding=buffer(3),
+        input_batch=SimpleNamespace(block_table=SimpleNamespace(block_tables=tables)),
+        model=lambda **inputs: calls.append(("v1", inputs)),
+    )  # fmt: skip
+    found = V1Runner(v1).step_buffers()
+    assert [int(tensor) for tensor in found.tensors] == [1, 2, 5, 6, *([3] if marks else [])]
+    v2 = SimpleNamespace(
+        input_buffers=SimpleNamespace(
+            input_ids=buffer(1), positions=buffer(2), is_padding=buffer(3)
+        ),
+        block_tables=SimpleNamespace(slot_mappings=torch.stack([buffer(5), buffer(6)])),
+        model="model",
+        cudagraph_manager=SimpleNamespace(run_pw_graph=lambda *given: calls.append(("v2", *given))),
+    )
+    assert [int(tensor) for tensor in V2Runner(v2).step_buffers().tensors] == [1, 2, 5, 6, 3]
+    for view in (V1Runner(v1), V2Runner(v2)):
+        view.run_piecewise({"input_ids": 4})
+    assert calls == [("v1", {"input_ids": 4}), ("v2", "model", {"input_ids": 4})]
 
 
 def test_the_driver_and_the_processor_are_read_from_the_kernel(

@@ -29,6 +29,13 @@ def test_the_installed_vllm_has_every_name_that_is_imported_or_hooked() -> None:
     assert names.missing(Path(spec.origin).parents[1]) == []
 
 
+def test_the_installed_vllm_is_as_its_release_is_known() -> None:
+    spec = importlib.util.find_spec("vllm")
+    if spec is None or spec.origin is None:
+        pytest.skip("needs vLLM")
+    assert list(names.unlike(Path(spec.origin).parents[1])) == []
+
+
 def test_a_renamed_function_and_a_moved_module_are_found(tmp_path: Path) -> None:
     file = tmp_path / "vllm" / "v1" / "metrics" / "prometheus.py"
     file.parent.mkdir(parents=True)

@@ -8,14 +8,14 @@ is written.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from vllm_nfp.engine import bindings, versions
 from vllm_nfp.engine.dispatch import Placement
 
 PAD_SLOT = -1
@@ -47,13 +47,17 @@ def own_groups(
 
     Raises:
         CellDoesNotFitError: if a group's blocks cannot be addressed one by one.
+        UnknownVllmError: if its kind, or how its builder is called, is unknown.
     """
     groups = []
     for runner_group in (group for groups_of_spec in attn_groups for group in groups_of_spec):
         live = runner_group.metadata_builders[0]
+        # Releases before 0.32 pack no layers together and lack the attribute.
         if getattr(runner_group, "kernel_block_stride", 0):
             raise CellDoesNotFitError("the KV cache packs layers of different page sizes together")
         spec = live.kv_cache_spec
+        bindings.check_kv_cache_kind(spec)
+        bindings.check_builder(live)
         names = tuple(runner_group.layer_names)
         builder = _new_builder(type(live), spec, names, vllm_config, device)
         _share_scratch(live, builder)
@@ -66,6 +70,7 @@ def _new_builder(
     kind: type, spec: Any, layer_names: Sequence[str], vllm_config: Any, device: torch.device
 ) -> Any:
     extra = {}
+    # Builders before 0.29 have no such attribute and take no width.
     if getattr(kind, "requires_block_table_width", False):
         extra["block_table_width"] = -(-vllm_config.model_config.max_model_len // spec.block_size)
     return kind(spec, list(layer_names), vllm_config, device, **extra)
@@ -278,6 +283,7 @@ class ProbeBatch:
         max_seq_len: int,
         for_capture: bool,
         padded: bool,
+        host_lengths: bool = False,
     ) -> dict[str, Any]:
         """Attention metadata for each layer, built as the runner builds it.
 
@@ -286,9 +292,27 @@ class ProbeBatch:
             max_seq_len: longest sequence; the longest possible one for a capture.
             for_capture: build what a CUDA graph may keep.
             padded: count padding as part of the batch, as FULL graphs do.
+            host_lengths: this vLLM takes :data:`versions.HOST_LENGTH_FIELDS`.
         """
         sequences = len(self.seq_lens) if padded else self.batch_size
-        common: Mapping[str, Any] = {
+        common = self._common(sequences, max_seq_len, padded)
+        if host_lengths:
+            starts, lengths = common["query_start_loc_cpu"], self.seq_lens_cpu[:sequences]
+            computed = lengths - (starts[1:] - starts[:-1])
+            common.update(zip(versions.HOST_LENGTH_FIELDS, (lengths, computed), strict=True))
+        result: dict[str, Any] = {}
+        for group, table in zip(groups, self.tables, strict=True):
+            metadata = metadata_class(**common, block_table_tensor=table[:sequences])
+            if for_capture:
+                built = group.builder.build_for_cudagraph_capture(metadata)
+            else:
+                built = group.builder.build(0, metadata)
+            result.update(dict.fromkeys(group.layer_names, built))
+        return result
+
+    def _common(self, sequences: int, max_seq_len: int, padded: bool) -> dict[str, Any]:
+        """Metadata that all groups share; with the block table, ``versions.METADATA_FIELDS``."""
+        return {
             "query_start_loc": self.query_start[: sequences + 1],
             "query_start_loc_cpu": self.query_start_cpu[: sequences + 1],
             "seq_lens": self.seq_lens[:sequences],
@@ -300,21 +324,8 @@ class ProbeBatch:
             "causal": self.causal,
             "is_prefilling": self.is_prefilling[:sequences],
             "positions": self.positions,
+            "slot_mapping": self.slots,
         }
-        known = {field.name for field in dataclasses.fields(metadata_class)}
-        result: dict[str, Any] = {}
-        for group, table in zip(groups, self.tables, strict=True):
-            metadata = metadata_class(
-                **{key: value for key, value in common.items() if key in known},
-                block_table_tensor=table[:sequences],
-                slot_mapping=self.slots,
-            )
-            if for_capture:
-                built = group.builder.build_for_cudagraph_capture(metadata)
-            else:
-                built = group.builder.build(0, metadata)
-            result.update(dict.fromkeys(group.layer_names, built))
-        return result
 
     def slot_mapping(self, groups: Sequence[AttentionGroup]) -> dict[str, torch.Tensor]:
         """Slots by layer, all padding."""

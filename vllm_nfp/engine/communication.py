@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 _GROUPS = ("get_tp_group", "get_ep_group", "get_dp_group")
-_CALLS = (
+CALLS = (
     "all_reduce",
     "all_gather",
     "all_gatherv",
@@ -23,6 +23,9 @@ _CALLS = (
     "dispatch",
     "combine",
 )
+"""Collectives of vLLM's GroupCoordinator."""
+NOT_IN_ALL = ("reduce_scatterv_into_output",)
+"""Those that not every known release has (sources of 0.26.0 to 0.33.0)."""
 
 
 @contextmanager
@@ -53,7 +56,7 @@ def watched(on_edge: Callable[[bool], None]) -> Iterator[None]:
     replaced: list[tuple[Any, str]] = []
     try:
         for group in _groups_of_several():
-            for name in _CALLS:
+            for name in CALLS:
                 call = getattr(group, name, None)
                 if call is not None and name not in vars(group):
                     setattr(group, name, watch(call))

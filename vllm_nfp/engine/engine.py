@@ -8,13 +8,14 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 
 from vllm_nfp.config import GraphLimits, ProbeConfig
+from vllm_nfp.engine import bindings
 from vllm_nfp.engine.batch import (
     AttentionGroup,
     BlockReader,
@@ -23,9 +24,11 @@ from vllm_nfp.engine.batch import (
     TokenBag,
     own_groups,
 )
+from vllm_nfp.engine.bindings import UnknownVllmError
 from vllm_nfp.engine.dispatch import Execution, Placement, place
 from vllm_nfp.engine.forward import Forward, Graph, ModuleMarks, StepMarks
 from vllm_nfp.engine.graph_place import GraphPlace, own_place
+from vllm_nfp.engine.kv_proof import KvCacheWrittenError, Proof, Prover, caches_of, checksum
 from vllm_nfp.engine.layers import find_decoder_layers, sample_layers
 from vllm_nfp.engine.memory import (
     GpuMemory,
@@ -71,10 +74,6 @@ def _in_inference_mode(method: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
-class KvCacheWrittenError(RuntimeError):
-    """A probe changed the KV cache: the attention backend ignores padding slots."""
-
-
 ShapeKey = tuple[int, int]
 """(batch size, positions); the context is no part of it, since graphs fit every context."""
 
@@ -115,6 +114,8 @@ class Ticket:
     prepared: _Prepared
     step: StepMarks
     modules: ModuleMarks
+    proof: Proof | None = None
+    """That the run kept the KV cache, where it is the first of its kind."""
 
 
 class VllmProbeEngine:
@@ -130,6 +131,7 @@ class VllmProbeEngine:
         ranks: those that run each shape with this one.
 
     Raises:
+        UnknownVllmError: if vLLM is unlike what is known of it.
         UnsupportedModelError: if the model's layers cannot be told apart.
         CellDoesNotFitError: if its KV cache cannot be addressed block by block.
     """
@@ -143,6 +145,7 @@ class VllmProbeEngine:
         place: GraphPlace | None = None,
         ranks: Ranks | None = None,
     ) -> None:
+        bindings.check(view.vllm_config)
         self._view = view
         self._ranks: Ranks = ranks or Alone()
         self._clock = clock
@@ -155,9 +158,7 @@ class VllmProbeEngine:
         vllm_config = view.vllm_config
         runner = view.runner
         num_blocks = runner.kv_cache_config.num_blocks
-        # vLLM releases that know no diffusion lack the property.
-        diffusion = bool(getattr(vllm_config.model_config, "is_diffusion", False))
-        self._causal = not (config.bidirectional or diffusion)
+        self._causal = not (config.bidirectional or vllm_config.model_config.is_diffusion)
         self._max_len = int(vllm_config.model_config.max_model_len)
         self._max_tokens = int(vllm_config.scheduler_config.max_num_batched_tokens)
         self._max_seqs = int(vllm_config.scheduler_config.max_num_seqs)
@@ -175,7 +176,14 @@ class VllmProbeEngine:
         layers = find_decoder_layers(
             view.model, compilation.static_forward_context, compilation.static_all_moe_layers
         )
-        self._kv_layers = [module for layer in layers for module in layer.attention]
+        self._contexts = compilation.static_forward_context
+        self._prover = Prover(self._contexts, self._groups, clock, self._device)
+        self._proven: set[tuple[int, int, bool]] = set()
+        """(batch size, positions, as a graph): runs of which one was, or is being, proven."""
+        self._proofs: list[Proof] = []
+        """Those under way that no ticket carries."""
+        self._whole_cache: bytes | None = None
+        """Its checksum at the start."""
         self.timed_layers = sample_layers(layers, config.sampled_layers)
         self.num_layers = len(layers)
         self._forward = Forward(view, clock, self._groups, layers, self.timed_layers)
@@ -588,12 +596,17 @@ class VllmProbeEngine:
             return
         context = min(self._config.contexts)
         prepared.batch.fill(context, self._readers, self.bag)
+        # At the start the whole cache is summed up before and after.
+        proving = self._prover.begin(prepared.batch, context) if self._started else None
         # The kernels of a capture: attention splits its work otherwise there.
         metadata = self._forward.metadata(prepared.batch, context, for_capture=prepared.full)
-        hidden = self._forward.run_model(prepared.batch, metadata)
-        self._forward.run_head(prepared.batch, hidden)
+        with self._forward.in_place(prepared.batch):
+            hidden = self._forward.run_model(prepared.batch, metadata)
+            self._forward.run_head(prepared.batch, hidden)
         if self.timed_layers:
             self._discard(self._forward.run_modules(prepared.batch, metadata, external=False))
+        if proving is not None:
+            self._proofs.append(proving.end(f"the first run of {_name_of(prepared.batch)}"))
         prepared.warm = True
 
     def _capture_step(self, prepared: _Prepared) -> None:
@@ -653,7 +666,10 @@ class VllmProbeEngine:
 
         Raises:
             ShapeRefusedError: if memory or the KV cache does not suffice.
+            KvCacheWrittenError: if an earlier run has changed the KV cache.
         """
+        if self._ranks.alone:  # others would wait for a launch that all have agreed on
+            self.check_proofs()
         with _refused_without_memory():
             maybe_out_of_memory()
             prepared = self._prepared_for(shape)
@@ -666,6 +682,7 @@ class VllmProbeEngine:
 
         Memory that the run will ask for is asked for here, and left in PyTorch's reserve.
         """
+        self.check_proofs()
         try:
             with _refused_without_memory():
                 maybe_out_of_memory()
@@ -693,12 +710,27 @@ class VllmProbeEngine:
             hidden = int(model.get_hidden_size())
             widest = int(getattr(model.hf_text_config, "intermediate_size", 0) or 4 * hidden)
             per_token += 8 * hidden + 4 * widest
-        return 2 * tokens * per_token
+        return 2 * tokens * per_token + self._prover.most_bytes
 
     def discard(self, ticket: Ticket) -> None:
         """Give a ticket up unread: its marks are recorded again before anyone reads them."""
         ticket.prepared.busy = False
         self._release(ticket)
+        if ticket.proof is not None:
+            self._proofs.append(ticket.proof)
+
+    def check_proofs(self) -> None:
+        """Judge the proofs under way that are there; waits for nothing.
+
+        Raises:
+            KvCacheWrittenError: if a run has changed the KV cache.
+        """
+        while self._proofs and self._clock.ready(self._proofs[0].mark):
+            self._judge(self._proofs.pop(0))
+
+    def _judge(self, proof: Proof) -> None:
+        self._clock.release(proof.mark)
+        proof.judge()
 
     def _prepared_for(self, shape: Shape) -> _Prepared:
         key = (shape.batch_size, shape.positions)
@@ -720,26 +752,34 @@ class VllmProbeEngine:
         return metadata
 
     def _launch(self, shape: Shape, prepared: _Prepared, metadata: dict[str, Any]) -> Ticket:
-        if self._on_gpu and torch.cuda.current_stream().query():
+        kind = (shape.batch_size, shape.positions, prepared.step_graph is not None)
+        proving = None
+        if kind not in self._proven:
+            self._proven.add(kind)
+            proving = self._prover.begin(prepared.batch, shape.context)
+        if self._on_gpu and (proving is not None or torch.cuda.current_stream().query()):
             self._hold_stream(HEAD_START_SECONDS)
         step = self._run_step(prepared, metadata)
         modules = self._run_modules(prepared, metadata)
-        return Ticket(shape, prepared, step, modules)
+        proof = None if proving is None else proving.end(f"a run of {_name_of(prepared.batch)}")
+        return Ticket(shape, prepared, step, modules, proof)
 
     def _run_step(self, prepared: _Prepared, metadata: dict[str, Any]) -> StepMarks:
-        start = self._clock.mark()
-        hidden = prepared.hidden
-        if prepared.step_graph is not None:
-            prepared.step_graph.replay()
-        else:
-            hidden = self._forward.run_model(prepared.batch, metadata)
-        after_forward = self._clock.mark()
-        if prepared.head_graph is not None:
-            prepared.head_graph.replay()
-        else:
-            assert hidden is not None
-            self._forward.run_head(prepared.batch, hidden)
-        return StepMarks(start, after_forward, self._clock.mark())
+        # Moving inputs is no part of the step: it lies outside the marks.
+        with self._forward.in_place(prepared.batch):
+            start = self._clock.mark()
+            hidden = prepared.hidden
+            if prepared.step_graph is not None:
+                prepared.step_graph.replay()
+            else:
+                hidden = self._forward.run_model(prepared.batch, metadata)
+            after_forward = self._clock.mark()
+            if prepared.head_graph is not None:
+                prepared.head_graph.replay()
+            else:
+                assert hidden is not None
+                self._forward.run_head(prepared.batch, hidden)
+            return StepMarks(start, after_forward, self._clock.mark())
 
     def _run_modules(self, prepared: _Prepared, metadata: dict[str, Any]) -> ModuleMarks:
         if prepared.module_graph is not None:
@@ -765,13 +805,22 @@ class VllmProbeEngine:
             torch.cuda._sleep(int(min(seconds, LONGEST_HOLD_SECONDS) * GPU_CYCLES_PER_SECOND))
 
     def poll(self, ticket: Ticket) -> Timing | None:
-        """The timing, once the device has passed the run's last mark."""
+        """The timing, once the device has passed the run's last mark.
+
+        Raises:
+            KvCacheWrittenError: if the run, or an earlier one, has changed the KV cache.
+        """
+        self.check_proofs()
         last = ticket.modules.empty[1] if ticket.modules.empty else ticket.step.end
         if not (self._clock.ready(ticket.step.end) and self._clock.ready(last)):
+            return None
+        if ticket.proof is not None and not self._clock.ready(ticket.proof.mark):
             return None
         timing = self._read(ticket)
         ticket.prepared.busy = False
         self._release(ticket)
+        if ticket.proof is not None:
+            self._judge(ticket.proof)
         return timing
 
     def _read(self, ticket: Ticket) -> Timing:
@@ -805,39 +854,68 @@ class VllmProbeEngine:
             self._clock.release(mark)
 
     def check_kv_cache_untouched(self) -> None:
-        """Run one probe and prove that it changed no byte of the KV cache.
+        """Prove that probes change no byte of the KV cache; before :meth:`prepare`, and after it.
+
+        The first call sums the whole cache up, and runs the smallest cell without graphs. The
+        second runs the smallest and the largest shape of each kind of execution that is ready,
+        graphs among them, and sums the whole cache up again: all runs of the start lie between.
 
         Raises:
-            KvCacheWrittenError: if it did.
+            KvCacheWrittenError: if one did.
+            ShapeRefusedError: if the smallest cell cannot be run on every rank.
         """
-        before = self._kv_checksums()
-        b = self._config.batch_sizes[0]
-        context = self._config.contexts[0]
-        counts = self.positions(b, context) if self.refusal(b, context) is None else ()
-        if not counts:
+        if self._whole_cache is None:
+            self._whole_cache = self._kv_checksums()
+            self._run_smallest_cell()
             return
-        n = counts[-1]
-        shape = Shape(b, context, n)
-        possible = self._ranks.alone or self.can_launch(shape)
-        if not self._ranks.all(possible, "can the KV cache be checked"):
-            raise ShapeRefusedError(f"{shape} cannot run on every rank")
+        with self._forward.slots_of_a_step():
+            for shape in self._ready_shapes():
+                possible = self._ranks.alone or self.can_launch(shape)
+                if self._ranks.all(possible, f"proof of {shape}"):
+                    with suppress(ShapeRefusedError):
+                        self._run_now(shape)
+        if self._kv_checksums() != self._whole_cache:
+            raise KvCacheWrittenError("a probe at the start")
+
+    def _run_smallest_cell(self) -> None:
+        b, context = self._config.batch_sizes[0], self._config.contexts[0]
+        counts = self.positions(b, context) if self.refusal(b, context) is None else ()
+        for n in dict.fromkeys((*counts[:1], *counts[-1:])):
+            shape = Shape(b, context, n)
+            possible = self._ranks.alone or self.can_launch(shape)
+            if not self._ranks.all(possible, "can the KV cache be checked"):
+                raise ShapeRefusedError(f"{shape} cannot run on every rank")
+            self._run_now(shape)
+            prepared = self._prepared[b, n]
+            prepared.warm = not prepared.full  # a capture takes other kernels
+
+    def _ready_shapes(self) -> list[Shape]:
+        """The smallest and the largest shape of each kind of execution, of those that are ready."""
+        kinds: dict[Execution, list[ShapeKey]] = defaultdict(list)
+        for key, prepared in self._prepared.items():
+            if self._complete(prepared):
+                kinds[prepared.batch.placement.execution].append(key)
+        extremes = [key for _, keys in sorted(kinds.items()) for key in (min(keys), max(keys))]
+        return [
+            Shape(b, contexts[0], n)
+            for b, n in dict.fromkeys(extremes)
+            if (contexts := [c for c in self._config.contexts if self._fits(b, c, n)])
+        ]
+
+    def _fits(self, batch_size: int, context: int, positions: int) -> bool:
+        possible = self.refusal(batch_size, context) is None
+        return possible and positions in self.positions(batch_size, context)
+
+    def _run_now(self, shape: Shape) -> None:
+        """Launch and wait; for the start only."""
         ticket = self.launch(shape)
         wait_for(lambda: self.poll(ticket))
-        prepared = self._prepared[b, n]
-        prepared.warm = not prepared.full  # a capture takes other kernels
-        if self._kv_checksums() != before:
-            raise KvCacheWrittenError(
-                "a probe changed the KV cache: this attention backend writes padding slots"
-            )
 
-    def _kv_checksums(self) -> list[int]:
-        seen: dict[int, torch.Tensor] = {}
-        for module in self._kv_layers:
-            caches = module.kv_cache
-            for cache in caches if isinstance(caches, (list, tuple)) else [caches]:
-                if isinstance(cache, torch.Tensor) and cache.numel():
-                    seen[cache.data_ptr()] = cache
-        return [_checksum(cache) for cache in seen.values()]
+    def _kv_checksums(self) -> bytes:
+        caches = list(caches_of(self._contexts, self._view.runner.kv_caches))
+        if not caches:
+            raise UnknownVllmError("the layers of this vLLM have no kv_cache to be looked at")
+        return checksum(caches)
 
     def close(self) -> None:
         """Give up graphs and buffers."""
@@ -867,11 +945,10 @@ def _refused_without_memory() -> Iterator[None]:
         raise
 
 
-def _checksum(cache: torch.Tensor) -> int:
-    """A sum over the cache's bytes, of the storage as it lies in memory; copies nothing."""
-    flat = torch.empty(0, dtype=torch.uint8, device=cache.device).set_(cache.untyped_storage())
-    whole = flat[: flat.numel() // 8 * 8].view(torch.int64)
-    return int(whole.sum().item()) ^ int(flat[len(whole) * 8 :].sum().item())
+def _name_of(batch: ProbeBatch) -> str:
+    """For messages."""
+    graph = batch.placement.execution
+    return f"B={batch.batch_size} N={batch.positions_per_sequence} (CUDA graphs: {graph})"
 
 
 def _means(times: Sequence[LayerTime]) -> dict[Module, float]:

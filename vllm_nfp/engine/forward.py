@@ -20,9 +20,10 @@ from typing import Any
 
 import torch
 
-from vllm_nfp.engine import communication
+from vllm_nfp.engine import communication, versions
 from vllm_nfp.engine import layers as layer_tools
 from vllm_nfp.engine.batch import AttentionGroup, ProbeBatch
+from vllm_nfp.engine.bindings import UnknownVllmError
 from vllm_nfp.engine.dispatch import Execution
 from vllm_nfp.engine.layers import DecoderLayer
 from vllm_nfp.engine.light_ops import light_ops
@@ -114,6 +115,9 @@ class Forward:
         groups: attention groups with builders of the probe's own.
         all_layers: the model's decoder layers.
         timed: those whose modules are timed.
+
+    Raises:
+        UnknownVllmError: if the runner keeps its buffers elsewhere.
     """
 
     def __init__(
@@ -131,6 +135,12 @@ class Forward:
         self._groups = groups
         self._timed = timed
         self._metadata_class = CommonAttentionMetadata
+        self._host_lengths = versions.HOST_LENGTH_FIELDS[0] in versions.metadata_fields()
+        try:
+            self._buffers = view.step_buffers()
+        except AttributeError as error:
+            raise UnknownVllmError(f"the {view.name} runner of this vLLM: {error}") from error
+        self._kept: list[torch.Tensor] | None = None
         self._max_model_len = view.vllm_config.model_config.max_model_len
         chosen = {layer.index for layer in timed}
         rest = [layer for layer in all_layers if layer.index not in chosen]
@@ -145,16 +155,68 @@ class Forward:
             self._max_model_len if for_capture else length,
             for_capture,
             padded=batch.placement.execution is Execution.FULL,
+            host_lengths=self._host_lengths,
         )
 
+    @contextmanager
+    def in_place(self, batch: ProbeBatch) -> Iterator[None]:
+        """Let the batch's inputs lie where its run will read them; only copies on the stream.
+
+        A PIECEWISE graph reads the runner's own buffers. They hold the batch's inputs while the
+        context lasts, and afterwards, byte by byte, what the last step left there: the next one
+        may count on that, and a padding row that it does not write is part of what it computes.
+        The slots among them are all padding meanwhile: a graph that stores keys and values itself
+        would store them where the last step did.
+        """
+        if batch.placement.execution is not Execution.PIECEWISE:
+            yield
+            return
+        rows, live = batch.placement.padded_tokens, self._buffers.tensors
+        if self._kept is None or len(self._kept[0]) < rows:
+            sizes = self._view.vllm_config.compilation_config.cudagraph_capture_sizes or ()
+            most = max(rows, *sizes)
+            self._kept = [torch.empty_like(buffer[:most]) for buffer in live]
+        own = (batch.input_ids, batch.positions, *(batch.slots for _ in self._buffers.slots))
+        _copy_rows(live, self._kept, rows)
+        try:
+            # The runner may mark no padding.
+            _copy_rows((*own, batch.is_padding)[: len(live)], live, rows)
+            yield
+        finally:
+            _copy_rows(self._kept, live, rows)
+
+    @contextmanager
+    def slots_of_a_step(self) -> Iterator[None]:
+        """Let the runner's slots name entries of the KV cache, as a step leaves them.
+
+        For the proof at the start: before the first step they are all padding, and a graph that
+        stores where they say would be seen to store nothing.
+        """
+        slots = self._buffers.slots
+        kept = [buffer.clone() for buffer in slots]
+        entries = min(group.num_blocks * group.block_tokens for group in self._groups)
+        for buffer in slots:
+            first = torch.arange(len(buffer), dtype=buffer.dtype, device=buffer.device)
+            buffer.copy_(first.remainder_(entries))
+        try:
+            yield
+        finally:
+            for buffer, before in zip(slots, kept, strict=True):
+                buffer.copy_(before)
+
     def run_model(self, batch: ProbeBatch, metadata: dict[str, Any]) -> torch.Tensor:
-        """The forward pass, as serving launches it; hidden states of all positions."""
-        if batch.placement.execution is Execution.PIECEWISE:
-            ids, positions = self._view.piecewise_inputs(batch.placement.padded_tokens)
-        else:
-            ids, positions = batch.input_ids, batch.positions
-        with self.context(metadata, batch, batch.placement.execution, compiled=True):
-            return self._call(ids, positions)
+        """The forward pass, as serving launches it; hidden states of all positions.
+
+        To be called within :meth:`in_place`.
+        """
+        execution = batch.placement.execution
+        with self.context(metadata, batch, execution, compiled=True):
+            if execution is not Execution.PIECEWISE:
+                return self._call(batch.input_ids, batch.positions)
+            rows, shared = batch.placement.padded_tokens, self._buffers
+            return self._call(
+                shared.input_ids[:rows], shared.positions[:rows], self._view.run_piecewise
+            )
 
     def run_head(self, batch: ProbeBatch, hidden: torch.Tensor) -> None:
         """The LM head over every position, as verification needs it."""
@@ -182,13 +244,19 @@ class Forward:
             marks.empty = (self._clock.mark(external), self._clock.mark(external))
         return marks
 
-    def _call(self, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        output = self._view.model(
-            input_ids=input_ids,
-            positions=positions,
-            intermediate_tensors=None,
-            inputs_embeds=None,
-        )
+    def _call(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        run: Callable[[dict[str, Any]], Any] | None = None,
+    ) -> torch.Tensor:
+        inputs = {
+            "input_ids": input_ids,
+            "positions": positions,
+            "intermediate_tensors": None,
+            "inputs_embeds": None,
+        }
+        output = self._view.model(**inputs) if run is None else run(inputs)
         hidden = output[0] if isinstance(output, tuple) else output
         assert isinstance(hidden, torch.Tensor)
         return hidden
@@ -215,13 +283,18 @@ class Forward:
             batch_descriptor=BatchDescriptor(num_tokens=tokens) if piecewise else None,
             slot_mapping=batch.slot_mapping(self._groups),
             skip_compiled=not compiled,
-            is_padding=batch.is_padding,
+            is_padding=None if self._buffers.is_padding is None else batch.is_padding,
         ):
             if not compiled:
                 # MoE layers take their names from this list in turn, which skipped layers upset;
                 # without it each layer uses its own.
                 get_forward_context().all_moe_layers = None
             yield
+
+
+def _copy_rows(sources: Sequence[torch.Tensor], targets: Sequence[torch.Tensor], rows: int) -> None:
+    for source, target in zip(sources, targets, strict=True):
+        target[:rows].copy_(source[:rows])
 
 
 class Graph:

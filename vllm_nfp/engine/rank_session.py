@@ -15,7 +15,7 @@ import torch
 
 from vllm_nfp import faults
 from vllm_nfp.config import ProbeConfig
-from vllm_nfp.engine import ranks, support
+from vllm_nfp.engine import bindings, ranks, support
 from vllm_nfp.engine.engine import VllmProbeEngine
 from vllm_nfp.engine.graph_place import GraphPlace
 from vllm_nfp.engine.runners import RunnerView, UnknownRunnerError, step_of, view_of
@@ -36,7 +36,12 @@ def session_for(config: ProbeConfig, vllm_config: Any) -> Session:
     All of them decide alike: whoever only times its own steps waits for no other rank.
     """
     several = vllm_config.parallel_config.tensor_parallel_size > 1
-    together = several and support.decide(vllm_config, config.passive).mode is Mode.ACTIVE
+    together = (
+        several
+        and support.decide(vllm_config, config.passive).mode is Mode.ACTIVE
+        # Else each rank finds that out for itself.
+        and bindings.is_known(vllm_config)
+    )
     return RankSession(config, vllm_config) if together else Session(config, vllm_config)
 
 
@@ -188,6 +193,8 @@ class RankSession(Session):
                 return step
             if due:
                 self._take_tokens(scheduler_output)
+                if self._engine is not None:
+                    self._engine.check_proofs()  # a follower reads no tickets
             if self._publisher is not None and self._prober is not None and self._looking:
                 if self._publisher.fault is not None:
                     raise RuntimeError(self._publisher.fault)

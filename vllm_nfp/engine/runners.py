@@ -1,6 +1,7 @@
 """What the probe needs to know of a model runner: one view for V1, V2 and the CPU runner.
 
-The probe shares a runner's model, KV cache and attention groups, and nothing that a step writes.
+The probe shares a runner's model, KV cache and attention groups. Of what a step writes it shares
+nothing but the buffers that PIECEWISE graphs read, which it hands back as it found them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
+from vllm_nfp.engine import versions
 from vllm_nfp.engine.dispatch import GraphRules
 from vllm_nfp.probe import EngineStep
 
@@ -47,13 +49,49 @@ class RunnerView(Protocol):
         """Positions per sequence of a decode step with all drafts."""
         ...
 
-    def piecewise_inputs(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The (token ids, positions) buffers that PIECEWISE graphs read; not to be written."""
+    def step_buffers(self) -> StepBuffers:
+        """The runner's own buffers, which its PIECEWISE graphs read.
+
+        Raises:
+            AttributeError: if the runner keeps them elsewhere.
+        """
+        ...
+
+    def run_piecewise(self, inputs: dict[str, Any]) -> Any:
+        """Call the model as a real step in a PIECEWISE graph does.
+
+        Args:
+            inputs: the model's arguments; tensors among them must be views of the step buffers.
+        """
         ...
 
     def is_dummy(self, kwargs: dict[str, Any]) -> bool:
         """Whether a call of execute_model is one of vLLM's own dummy runs."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class StepBuffers:
+    """What a PIECEWISE graph reads at the addresses that it was captured with.
+
+    vLLM copies nothing into such graphs (``compilation/cuda_graph.py``, ``CUDAGraphWrapper``), so
+    that a run in one has to find its inputs in the runner's own buffers. Each has room for the
+    tokens of the largest step.
+    """
+
+    input_ids: torch.Tensor
+    positions: torch.Tensor
+    is_padding: torch.Tensor | None
+    """Where the runner marks padding, so that experts skip it."""
+    slots: tuple[torch.Tensor, ...]
+    """KV cache slots that a step writes to, for each group of layers. Custom splitting ops, and
+    partitions by Inductor, leave the writing inside the graphs."""
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All of them, padding last."""
+        mask = () if self.is_padding is None else (self.is_padding,)
+        return (self.input_ids, self.positions, *self.slots, *mask)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +121,20 @@ class V1Runner:
         """1 + draft tokens."""
         return int(self.runner.uniform_decode_query_len)
 
-    def piecewise_inputs(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def step_buffers(self) -> StepBuffers:
         """The runner's persistent buffers."""
-        return self.runner.input_ids.gpu[:tokens], self.runner.positions[:tokens]
+        runner = self.runner
+        marks_padding = versions.is_since(versions.V1_PADDING_MASK)
+        return StepBuffers(
+            runner.input_ids.gpu,
+            runner.positions,
+            runner.is_padding if marks_padding else None,
+            tuple(t.slot_mapping.gpu for t in runner.input_batch.block_table.block_tables),
+        )
+
+    def run_piecewise(self, inputs: dict[str, Any]) -> Any:
+        """Through the runner's wrapper, which holds the graphs where nothing is compiled."""
+        return self.runner.model(**inputs)
 
     def is_dummy(self, kwargs: dict[str, Any]) -> bool:
         """V1 never runs a dummy through execute_model."""
@@ -119,10 +168,15 @@ class V2Runner:
         """New tokens of a decode step with all drafts."""
         return int(self.runner.decode_query_len)
 
-    def piecewise_inputs(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def step_buffers(self) -> StepBuffers:
         """The runner's persistent buffers."""
         buffers = self.runner.input_buffers
-        return buffers.input_ids[:tokens], buffers.positions[:tokens]
+        slots = tuple(self.runner.block_tables.slot_mappings)
+        return StepBuffers(buffers.input_ids, buffers.positions, buffers.is_padding, slots)
+
+    def run_piecewise(self, inputs: dict[str, Any]) -> Any:
+        """Through the graph manager, which holds the graphs where nothing is compiled."""
+        return self.runner.cudagraph_manager.run_pw_graph(self.runner.model, inputs)
 
     def is_dummy(self, kwargs: dict[str, Any]) -> bool:
         """V2's dummy runs, of idle data-parallel ranks and of profiling, say so."""

@@ -17,6 +17,7 @@ import torch
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.engine import support
 from vllm_nfp.engine.batch import CellDoesNotFitError
+from vllm_nfp.engine.bindings import UnknownVllmError
 from vllm_nfp.engine.engine import VllmProbeEngine
 from vllm_nfp.engine.environment import (
     attention_backends,
@@ -70,7 +71,12 @@ class NothingToProbeError(RuntimeError):
 
 def cannot_probe(error: Exception) -> bool:
     """Whether it says that this model or machine cannot be probed, which is no fault."""
-    known = (NothingToProbeError, UnsupportedModelError, CellDoesNotFitError)
+    known = (
+        NothingToProbeError,
+        UnsupportedModelError,
+        CellDoesNotFitError,
+        UnknownVllmError,
+    )
     return isinstance(error, known) or (isinstance(error, RuntimeError) and is_out_of_memory(error))
 
 
@@ -155,10 +161,10 @@ class Session:
         except UnknownRunnerError as error:
             self.disable(str(error), expected=True)
         except Exception as error:
-            if cannot_probe(error):
-                self._fall_back(runner, begun, str(error))
-            else:
+            if not cannot_probe(error):
                 self._fault("attach", error)
+            elif support.reports(self._vllm_config.parallel_config):
+                self._fall_back(runner, begun, str(error))
 
     def _fall_back(self, runner: Any, begun: float, reason: str) -> None:
         """This model or machine cannot be probed: give up what a probe needs, and time steps."""
@@ -200,8 +206,20 @@ class Session:
             return
         with torch.inference_mode():
             engine = VllmProbeEngine(view, clock, self._config, self._graphs, place, self._ranks)
+            checking = self._now()
             engine.check_kv_cache_untouched()
-            engine.prepare(lambda: self._now() >= begun + self._graphs.capture_seconds)
+            took = self._now() - checking  # as long as the second check will
+            engine.prepare(lambda: self._now() + took >= begun + self._graphs.capture_seconds)
+            seconds = self._graphs.capture_seconds + self._config.startup_seconds
+            if self._ranks.all(2 * took <= seconds, "is there time for the proof"):
+                engine.check_kv_cache_untouched()
+            else:
+                logger.warning(
+                    "vllm-nfp: the KV cache is too large to sum it up again within capture_seconds "
+                    "+ startup_seconds (%.1f s each time): of what was captured, single runs are "
+                    "proven alone",
+                    took,
+                )
             self._engine = engine
             self._begin(view, engine, clock, begun)
 
@@ -211,7 +229,7 @@ class Session:
         prober, publisher = self._assemble(view, engine, clock)
         maybe_fail("startup_scan")
         end = begun + self._graphs.capture_seconds + config.startup_seconds
-        self._scan(prober, publisher, min(config.startup_seconds, end - self._now()))
+        self._scan(prober, publisher, max(0.0, min(config.startup_seconds, end - self._now())))
         engine.give_back_cache()
         self._prober = prober
         self._publish(view, publisher, prober.timer, begun)

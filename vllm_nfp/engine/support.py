@@ -131,9 +131,7 @@ def _inputs(config: Any) -> str | None:
     model = config.model_config
     if getattr(model, "uses_mrope", False):
         return "models with multi-dimensional rotary positions are not supported yet"
-    if getattr(model, "supports_multimodal_inputs", False) or getattr(
-        model, "enable_prompt_embeds", False
-    ):
+    if _is_multimodal(model) or getattr(model, "enable_prompt_embeds", False):
         return (
             "models that take embeddings as input are not supported yet: "
             "for a multimodal model serve with --language-model-only"
@@ -141,6 +139,16 @@ def _inputs(config: Any) -> str | None:
     if getattr(config, "lora_config", None) is not None:
         return "LoRA keeps state per batch that a probe would change: serve without --enable-lora"
     return None
+
+
+def _is_multimodal(model: Any) -> bool:
+    """Whether images and the like may come, which ``--language-model-only`` rules out.
+
+    Older releases do not tell that, so that there a multimodal model is enough.
+    """
+    if versions.is_since(versions.MULTIMODAL_PROPERTY):
+        return bool(getattr(model, "supports_multimodal_inputs", False))
+    return bool(model.is_multimodal_model)
 
 
 def _memory(config: Any) -> str | None:

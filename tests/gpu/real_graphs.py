@@ -1,0 +1,222 @@
+"""Run as a program: probe a real engine with real CUDA graphs, and print what was seen, as JSON.
+
+    real_graphs.py MODEL RUN_DIR OUT.json piecewise|partition|full|writes
+
+Attaches the session itself, in this process, so that it can look at tensors before and after:
+
+- ``piecewise``: PIECEWISE graphs between attention calls, as vLLM makes them by default;
+- ``partition``: the same, partitioned by Inductor, where graphs store keys and values themselves;
+- ``full``: FULL graphs for decoding;
+- ``writes``: as ``full``, with a graph of one shape that changes a byte of the KV cache.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+SIZES = [1, 2, 4, 8, 16, 24, 32]
+WRITING_SHAPE = (4, 4)
+MODES: dict[str, dict[str, Any]] = {
+    "piecewise": {"cudagraph_mode": "PIECEWISE"},
+    "partition": {"cudagraph_mode": "PIECEWISE", "use_inductor_graph_partition": True},
+    "full": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"},
+    "writes": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"},
+}
+SETTINGS = {
+    "batch_sizes": [1, 4],
+    "contexts": [32, 128],
+    "max_positions": 8,
+    "overhead_budget": 0.5,
+    "capture_seconds": 30.0,
+    "startup_seconds": 0.5,
+    "publish_seconds": 0.2,
+    "step_share": 1.0,
+}
+
+
+def engine_of(model: str, mode: str) -> Any:
+    from vllm import LLM
+
+    return LLM(
+        model=model, skip_tokenizer_init=True, dtype="bfloat16", max_model_len=512, max_num_seqs=24,
+        compilation_config={**MODES[mode], "cudagraph_capture_sizes": SIZES}, seed=0,
+        gpu_memory_utilization=0.05, kv_cache_memory_bytes=1 << 30, enable_prefix_caching=False,
+        distributed_executor_backend="uni",
+    )  # fmt: skip
+
+
+def generate(llm: Any, tokens: int = 48) -> list[list[int]]:
+    from vllm import SamplingParams
+
+    requests = [{"prompt_token_ids": [7 + i, 30, 99, 200 + i] * 8} for i in range(4)]
+    params = SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True, detokenize=False)
+    return [list(o.outputs[0].token_ids) for o in llm.generate(requests, params, use_tqdm=False)]
+
+
+def attach(worker: Any, run_dir: str) -> Any:
+    from vllm_nfp.config import config_from_mapping
+    from vllm_nfp.engine.session import Session
+    from vllm_nfp.engine.worker_hook import _hook_runner
+
+    session = Session(config_from_mapping({**SETTINGS, "run_dir": run_dir}), worker.vllm_config)
+    session.attach(worker.model_runner)
+    if session.active:
+        _hook_runner(worker.model_runner, session)
+    return session
+
+
+def runs_of(session: Any) -> list[dict[str, Any]]:
+    """Outputs of runs on stale buffers, beside those of plain runs on the bag's ids."""
+    import torch
+
+    from vllm_nfp.engine.dispatch import Execution
+    from vllm_nfp.probe import Shape
+
+    engine = session._engine
+    forward = engine._forward
+    live = engine._view.step_buffers()
+    entries = min(g.num_blocks * g.block_tokens for g in engine._groups)
+    live.input_ids.fill_(7)
+    live.positions.fill_(3)
+    if live.is_padding is not None:
+        live.is_padding.fill_(True)
+    for slots in live.slots:  # as if the last step had stored something there
+        slots.copy_(torch.arange(len(slots), device=slots.device) % entries)
+    before = [tensor.clone() for tensor in live.tensors]
+    outputs: list[Any] = []
+    head = forward.run_head
+
+    def run_head(batch: Any, hidden: Any) -> None:
+        outputs.append(hidden[: batch.tokens].float().clone())
+        head(batch, hidden)
+
+    forward.run_head = run_head
+    result = []
+    for positions, draw in ((1, 3), (8, 3), (8, 4)):
+        shape = Shape(4, 128, positions)
+        while not engine.ready(shape):
+            engine.make_ready([shape])
+        outputs.clear()
+        ticket = engine.launch(shape, draw)
+        torch.cuda.synchronize()
+        timing = engine.poll(ticket)
+        batch = ticket.prepared.batch
+        metadata = forward.metadata(batch, 128, for_capture=False)
+        with forward.context(metadata, batch, Execution.NONE, compiled=False):
+            plain = forward._call(batch.input_ids, batch.positions)[: batch.tokens].float()
+        seen = outputs[0] if outputs else None  # in a FULL graph no Python runs
+        result.append(
+            {
+                "execution": timing.execution,
+                "alike": None if seen is None else _alike(seen, plain),
+                "ids": batch.input_ids[: batch.tokens].tolist(),
+                "bag": engine.bag.draw(batch.tokens, draw).tolist(),
+            }
+        )
+    forward.run_head = head
+    after = live.tensors
+    same = [torch.equal(a, b) for a, b in zip(before, after, strict=True)]
+    return [*result, {"buffers_kept": same}]
+
+
+def _alike(one: Any, other: Any) -> float:
+    """The median cosine between rows: rounding may send a token to another expert."""
+    import torch
+
+    return float(torch.nn.functional.cosine_similarity(one, other, dim=-1).median())
+
+
+def write_in_a_graph() -> None:
+    """Have the graph of one shape change a value of the null block whenever it is replayed."""
+    import torch
+
+    from vllm_nfp.engine.forward import Forward
+
+    real = Forward.run_model
+
+    def run_model(forward: Any, batch: Any, metadata: Any) -> Any:
+        hidden = real(forward, batch, metadata)
+        shape = (batch.batch_size, batch.positions_per_sequence)
+        if shape == WRITING_SHAPE and torch.cuda.is_current_stream_capturing():
+            runner = forward._view.runner
+            for cache in runner.kv_caches:
+                dim = list(cache.shape).index(runner.kv_cache_config.num_blocks)
+                block = cache.select(dim, 0).view(torch.int16)
+                block.add_(1)
+        return hidden
+
+    Forward.run_model = run_model  # type: ignore[method-assign]
+
+
+def milliseconds_per_gib(engine: Any) -> float:
+    """Of summing the whole KV cache up once."""
+    import torch
+
+    from vllm_nfp.engine.kv_proof import caches_of
+
+    caches = caches_of(engine._contexts, engine._view.runner.kv_caches)
+    total = sum(
+        {c.untyped_storage().data_ptr(): c.untyped_storage().nbytes() for c in caches}.values()
+    )
+    best = float("inf")
+    for _ in range(3):
+        torch.cuda.synchronize()
+        begun = time.perf_counter()
+        engine._kv_checksums()
+        best = min(best, time.perf_counter() - begun)
+    return best * 1e3 * (1 << 30) / total
+
+
+def proof_milliseconds(engine: Any) -> dict[str, float]:
+    """Of the sums around one run, before and after together: on the host, and in all."""
+    import torch
+
+    batch = engine._prepared[4, 8].batch
+    best = {"host": float("inf"), "all": float("inf")}
+    for _ in range(5):
+        torch.cuda.synchronize()
+        begun = time.perf_counter()
+        engine._prover.begin(batch, 128).end("a run")
+        best["host"] = min(best["host"], time.perf_counter() - begun)
+        torch.cuda.synchronize()
+        best["all"] = min(best["all"], time.perf_counter() - begun)
+    return {name: seconds * 1e3 for name, seconds in best.items()}
+
+
+def main(model: str, run_dir: str, out: str, mode: str) -> None:
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    import torch
+
+    llm = engine_of(model, mode)
+    worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+    expected = generate(llm)
+    if mode == "writes":
+        write_in_a_graph()
+    session = attach(worker, run_dir)
+    result: dict[str, Any] = {"active": session.active, "same": True, "measured": 0}
+    if session.active and mode != "writes":
+        with torch.inference_mode():
+            result["runs"] = runs_of(session)
+            result["ms_per_gib"] = milliseconds_per_gib(session._engine)
+            result["proof_ms"] = proof_milliseconds(session._engine)
+    for _ in range(40):
+        result["same"] = result["same"] and generate(llm) == expected
+        if not session.active:
+            break
+        result["measured"] = session._prober.outcomes["measured"]
+        if mode != "writes" and result["measured"] >= 8:
+            break
+    result["active_after"] = session.active
+    result["reason"] = session._identity.reason
+    if session.active:
+        session.disable("the test is over", expected=True)
+    Path(out).write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:5])

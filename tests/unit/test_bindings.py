@@ -1,0 +1,133 @@
+"""What the probe relies on in vLLM is looked up by name, and nothing is dropped in silence."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from vllm_nfp.engine import bindings, support, versions
+from vllm_nfp.engine.batch import AttentionGroup, BlockReader, ProbeBatch, TokenBag, own_groups
+from vllm_nfp.engine.bindings import UnknownVllmError
+from vllm_nfp.engine.dispatch import Execution, Placement
+
+CPU = torch.device("cpu")
+
+
+class Builder:
+    """Keeps what it is given; called as vLLM's builders are."""
+
+    def __init__(self, *_: Any) -> None:
+        self.kv_cache_spec = SimpleNamespace(block_size=16)
+        self.given: Any = None
+
+    def build(self, common_prefix_len: int, common_attn_metadata: Any) -> Any:
+        self.given = common_attn_metadata
+        return common_attn_metadata
+
+    def build_for_cudagraph_capture(self, common_attn_metadata: Any) -> Any:
+        return common_attn_metadata
+
+
+class OtherBuilder(Builder):
+    def build(self, common_attn_metadata: Any) -> Any:  # type: ignore[override]
+        return common_attn_metadata
+
+
+def metadata_class(*names: str) -> type:
+    return dataclasses.make_dataclass("Metadata", [(name, Any) for name in names])
+
+
+def metadata_of(kind: type, host_lengths: bool = False) -> Any:
+    batch = ProbeBatch(2, 3, Placement(Execution.FULL, 9, 3), widths=[8], device=CPU)
+    group = AttentionGroup(Builder(), ("a",), block_tokens=16, num_blocks=100)
+    batch.fill(50, [BlockReader(group, 8, CPU, 0)], TokenBag(1000, 64, CPU, 0))
+    extra = {"host_lengths": True} if host_lengths else {}
+    return batch.attention_metadata([group], kind, 53, False, padded=True, **extra)["a"]
+
+
+def test_a_metadata_field_that_vllm_lacks_is_an_error_and_not_left_out() -> None:
+    found = metadata_of(metadata_class(*versions.METADATA_FIELDS))
+    assert found.causal is True and found.num_actual_tokens == 9
+    for missing in ("is_prefilling", "seq_lens_cpu_upper_bound", "positions", "causal"):
+        rest = [name for name in versions.METADATA_FIELDS if name != missing]
+        with pytest.raises(TypeError, match=missing):
+            metadata_of(metadata_class(*rest))
+
+
+def test_older_metadata_is_given_its_lengths_on_the_host() -> None:
+    """vLLM 0.26 to 0.29 would else copy them from the GPU and wait."""
+    names = (*versions.METADATA_FIELDS, *versions.HOST_LENGTH_FIELDS)
+    found = metadata_of(metadata_class(*names), host_lengths=True)
+    assert found._seq_lens_cpu.tolist() == [53, 53, 0]
+    assert found._num_computed_tokens_cpu.tolist() == [50, 50, 0]
+
+
+@pytest.mark.parametrize(
+    ("version", "has_lengths"), [("0.26.0", True), ("0.29.0", True), ("0.30.0", False)]
+)
+def test_the_fields_follow_the_release(
+    version: str, has_lengths: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(versions, "installed_version", lambda: version)
+    assert ("_seq_lens_cpu" in versions.metadata_fields()) is has_lengths
+    assert versions.is_since((0, 31)) is False
+
+
+def test_the_installed_vllm_takes_what_a_probe_gives() -> None:
+    from vllm.forward_context import set_forward_context
+    from vllm.v1.attention.backend import CommonAttentionMetadata
+
+    fields = versions.metadata_fields()
+    assert not list(bindings.field_problems(CommonAttentionMetadata, fields))
+    arguments = bindings.FORWARD_CONTEXT_ARGUMENTS
+    assert not list(bindings.argument_problems(set_forward_context, arguments))
+
+
+def test_fields_that_vllm_lacks_or_requires_are_named() -> None:
+    kind = metadata_class(*versions.METADATA_FIELDS[1:], "drafts")
+    found = list(bindings.field_problems(kind, versions.METADATA_FIELDS))
+    assert found == ["Metadata has no query_start_loc", "Metadata requires drafts"]
+    only_read = list(bindings.field_problems(kind, ["drafts", "gone"], required=False))
+    assert only_read == ["Metadata has no gone"]
+
+
+def test_arguments_that_vllm_lacks_or_requires_are_named() -> None:
+    def set_forward_context(attn_metadata: Any, ranks: int, *, flags: int, more: int = 0) -> None:
+        pass
+
+    found = list(bindings.argument_problems(set_forward_context, ["attn_metadata", "is_padding"]))
+    assert found == [
+        "set_forward_context takes no is_padding",
+        "set_forward_context requires ranks",
+        "set_forward_context requires flags",
+    ]
+
+
+def group_of(spec_name: str, builder: Any) -> Any:
+    spec = type(spec_name, (), {"block_size": 16})()
+    builder.kv_cache_spec = spec
+    return SimpleNamespace(layer_names=["a"], kv_cache_spec=spec, metadata_builders=[builder])
+
+
+def test_an_unknown_kind_of_kv_cache_or_builder_is_named() -> None:
+    config = SimpleNamespace()
+    made = own_groups([[group_of("FullAttentionSpec", Builder())]], 100, config, CPU)
+    assert made[0].num_blocks == 100
+    with pytest.raises(UnknownVllmError, match="KV cache of kind RingSpec is unknown"):
+        own_groups([[group_of("RingSpec", Builder())]], 100, config, CPU)
+    with pytest.raises(UnknownVllmError, match=r"OtherBuilder\.build .* too many positional"):
+        own_groups([[group_of("FullAttentionSpec", OtherBuilder())]], 100, config, CPU)
+
+
+@pytest.mark.parametrize(("version", "refused"), [("0.29.0", True), ("0.31.0", False)])
+def test_a_multimodal_model_is_refused_where_vllm_has_another_name_for_it(
+    version: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(versions, "installed_version", lambda: version)
+    model = SimpleNamespace(is_multimodal_model=True, supports_multimodal_inputs=False)
+    config = SimpleNamespace(model_config=model, lora_config=None)
+    assert (support._inputs(config) is not None) is refused
