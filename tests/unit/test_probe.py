@@ -526,3 +526,14 @@ def test_a_profile_is_kept_now_and_then_and_the_metrics_each_time() -> None:
     assert len(kept) == 1
     assert [len(snapshot.layer_times) for snapshot in (written[0], kept[0])] == [0, 2]
     assert written[0].missing_pairs == 7
+
+
+def test_a_sign_that_requests_wait_outlasts_what_the_next_look_stands_for() -> None:
+    budget = Budget(0.01, 0.01)
+    budget.observe(0.0, reads_prompt=False, waiting=True)
+    # Most of these steps may have been before the sign.
+    budget.observe(0.0, reads_prompt=False, waiting=False, stands_for=15)
+    budget.observe(0.0, reads_prompt=False, waiting=False, stands_for=126)
+    assert budget.slack == 0.0, "less than 128 steps have passed"
+    budget.observe(0.0, reads_prompt=False, waiting=False, stands_for=8)
+    assert budget.slack == 1.0

@@ -55,7 +55,7 @@ def session() -> Session:
     made._publisher = SimpleNamespace(fault=None, feedback=None)  # type: ignore[assignment]
     made._timer, made._engine = StepTimer(HostClock()), None
     made._prober = Prober()  # type: ignore[assignment]
-    made._looking = False
+    made._stands_for, made._waits = 0, False
     return made
 
 
@@ -79,7 +79,10 @@ def test_a_sign_that_requests_wait_is_never_missed(session: Session, pressed: An
         before = len(prober.looked)
         session.step(pressed)
         assert len(prober.looked) == before + 1
+        assert prober.looked[-1] == 1, "it stands for the others as well"
         session.step(output(4, 4))
+    assert 400 - 14 <= sum(prober.looked) <= 400
+    assert max(prober.looked) > 1, "the others have no look of their own"
 
 
 def test_a_step_that_runs_nothing_is_no_step(session: Session) -> None:

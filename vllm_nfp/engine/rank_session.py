@@ -131,8 +131,8 @@ class RankSession(Session):
             return
         try:
             due = lockstep.count(_digest(scheduler_output))
-            self._looking = self._prober is not None and self._looks(scheduler_output, due)
-            if not (due or self._looking) and self._committed is None:
+            self._stands_for = 0 if self._prober is None else self._looks(scheduler_output)
+            if not (due or self._stands_for) and self._committed is None:
                 return
             step = self._plan(scheduler_output, due)
             if due:
@@ -160,7 +160,8 @@ class RankSession(Session):
         """The step; the leader may want a pair after it.
 
         Args:
-            due: all ranks look at this step, so that all take the same tokens from it.
+            due: all ranks take the same tokens from this step. Whether the leader times it is left
+                to chance all the same: what comes at every eighth step would follow a rhythm.
         """
         step: EngineStep | None = None
         try:
@@ -170,12 +171,12 @@ class RankSession(Session):
                 return step
             if due:
                 self._take_tokens(scheduler_output)
-            if self._publisher is not None and self._prober is not None and self._looking:
+            if self._publisher is not None and self._prober is not None and self._stands_for:
                 if self._publisher.fault is not None:
                     raise RuntimeError(self._publisher.fault)
                 self._prober.planner.feedback = self._publisher.feedback
                 if step is not None:
-                    self._prober.before_step(step, self._sampler.stands_for)
+                    self._prober.before_step(step, self._stands_for)
         except Exception as error:
             self._tell("probe", error)
         return step
@@ -208,7 +209,7 @@ class RankSession(Session):
 
     def mark(self, begin: bool) -> None:
         """Around a real step's launch; the leader's steps alone are timed."""
-        if self._prober is None or not self._looking or self._own_fault is not None:
+        if self._prober is None or not self._stands_for or self._own_fault is not None:
             return
         try:
             if begin:

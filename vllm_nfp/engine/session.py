@@ -98,8 +98,10 @@ class Session:
         # Where much is to be measured each step may have a pair ahead of it.
         generous = config.overhead_budget > LARGE_BUDGET and not config.passive
         self._sampler = Sampler(one_in=1) if generous else Sampler()
-        self._looking = False
-        """The step that runs now is timed."""
+        self._stands_for = 0
+        """Steps that the step which runs now stands for as it is timed; 0: it is not timed."""
+        self._waits = False
+        """There was a sign at the last look that requests wait."""
         self._handing_on = threading.Lock()
         self._ended = False
         self._last_step: EngineStep | None = None
@@ -305,28 +307,31 @@ class Session:
         if timer is None:
             return
         try:
-            self._looking = self._looks(scheduler_output)
-            if self._looking:
+            self._stands_for = self._looks(scheduler_output)
+            if self._stands_for:
                 self._look(timer, prober, scheduler_output)
             elif prober is not None:
                 prober.serving()
         except Exception as error:
             self._fault("probe", error)
 
-    def _looks(self, scheduler_output: Any, due: bool = False) -> bool:
-        """Whether the step is looked at: by chance, if it is due, or since requests may wait.
+    def _looks(self, scheduler_output: Any) -> int:
+        """Steps that a look at this one stands for; 0 if it is not looked at.
 
-        This runs before every step: what most of them need comes first.
+        A step in which requests may wait is always looked at. It stands for itself, and the sampler
+        does not count it: chance alone chooses among the others, so that these stand for all of
+        them. This runs before every step.
         """
         if not scheduler_output.num_scheduled_tokens:
-            return False
-        if self._sampler.look():
-            return True
+            return 0
         limits = self._limits
-        if due or (limits is not None and requests_wait(scheduler_output, limits)):
-            self._sampler.take()
-            return True
-        return False
+        if limits is not None and requests_wait(scheduler_output, limits):
+            self._waits = True
+            return 1
+        if self._sampler.look():
+            self._waits = False
+            return self._sampler.stands_for
+        return 0
 
     def _look(self, timer: StepTimer, prober: Prober | None, scheduler_output: Any) -> None:
         view, limits, publisher = self._view, self._limits, self._publisher
@@ -335,7 +340,7 @@ class Session:
         if publisher.fault is not None:
             self.disable(publisher.fault)
             return
-        step = step_of(scheduler_output, view.decode_positions, limits)
+        step = step_of(scheduler_output, view.decode_positions, limits, self._waits)
         if step is None:
             return
         if prober is None:
@@ -343,13 +348,11 @@ class Session:
             return
         self._take_tokens(scheduler_output)
         prober.planner.feedback = publisher.feedback
-        prober.before_step(step, self._sampler.stands_for)
+        prober.before_step(step, self._stands_for)
 
     def _only_time(self, timer: StepTimer, step: EngineStep) -> None:
         timer.settle()
-        timer.describe(
-            step.batch_size, step.context, step.positions, step.decode, self._sampler.stands_for
-        )
+        timer.describe(step.batch_size, step.context, step.positions, step.decode, self._stands_for)
         if step.decode:
             self._last_step = step
 
@@ -377,7 +380,7 @@ class Session:
     def mark(self, begin: bool) -> None:
         """Around a real step's launch."""
         timer = self._timer
-        if timer is None or not self._looking:
+        if timer is None or not self._stands_for:
             return
         try:
             if begin:

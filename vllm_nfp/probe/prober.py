@@ -104,7 +104,7 @@ class Prober:
         """A real step is about to be launched; may launch a pair ahead of it.
 
         Args:
-            stands_for: steps since the last one that was looked at, its own among them.
+            stands_for: steps that it stands for, its own among them.
         """
         self._look(step, stands_for)
         if not step.decode:

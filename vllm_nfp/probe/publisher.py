@@ -227,9 +227,8 @@ def _boundary_rows(estimate: CellEstimate) -> tuple[BoundaryRow, ...]:
 def step_rows(times: StepTimes) -> tuple[StepRow, ...]:
     """One row for each kind of real step seen, in order."""
     return tuple(
-        StepRow(kind.batch_size, kind.context, kind.positions, count, statistics.median(recent))
-        for kind, (count, recent) in sorted(times.recent().items())
-        if recent
+        StepRow(kind.batch_size, kind.context, kind.positions, count, median)
+        for kind, (count, median) in sorted(times.medians().items())
     )
 
 
