@@ -64,7 +64,13 @@ class RankSession(Session):
 
     def attach(self, runner: Any, place: GraphPlace | None = None) -> None:
         """Take up the runner, on all ranks or on none."""
-        begun = time.monotonic()
+        self._begun = time.monotonic()
+        try:
+            self._attach_together(runner, place, self._begun)
+        finally:
+            self._begun = None
+
+    def _attach_together(self, runner: Any, place: GraphPlace | None, begun: float) -> None:
         decision = support.decide(self._vllm_config)
         if decision.mode is not Mode.ACTIVE:
             self._leads = torch.distributed.get_rank() == 0
@@ -108,6 +114,8 @@ class RankSession(Session):
             follow_scan(engine, lockstep)
             engine.give_back_cache()
         lockstep.agree(True, "does every rank publish or follow")
+        if self._publisher is not None:
+            self._note_start(self._publisher)  # the others have been waited for
 
     def _prober_of(
         self,

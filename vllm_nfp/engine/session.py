@@ -111,6 +111,10 @@ class Session:
         self._environment: Environment | None = None
         self._ranks: Ranks = Alone()
         self._resident = 0
+        self._begun: float | None = None
+        """When attach() began; None before it and once it has ended."""
+        self.spent_seconds = 0.0
+        """Time that the start had waited for the probe before attach(), such as for its imports."""
         self.on_disable: Callable[[], None] = lambda: None
         """Removes the hooks; set by whoever put them in place."""
         self.on_snapshot: Callable[[Snapshot], None] = lambda _: None
@@ -127,7 +131,7 @@ class Session:
         Args:
             place: memory pool and stream of vLLM's own CUDA graphs, if there are any.
         """
-        begun = self._now()
+        self._begun = begun = self._now()
         try:
             decision = support.decide(self._vllm_config, self._config.passive)
             if decision.mode is Mode.OFF:
@@ -136,6 +140,8 @@ class Session:
                 self._attach(runner, begun, place)
         except Exception as error:
             self._fault("attach", error)
+        finally:
+            self._begun = None
 
     def _turn_passive(self, runner: Any, reason: str) -> bool:
         """Settle for timing real steps, and say why; False where even that is not to be done."""
@@ -163,7 +169,7 @@ class Session:
         self._view, self._limits = view, limits_of(self._vllm_config)
         if self._config.passive:
             publisher = self._publisher_of(view, list(self._configured_cells()), {})
-            self._publish(view, publisher, StepTimer(clock), begun)
+            self._publish(view, publisher, StepTimer(clock))
             return
         with torch.inference_mode():
             engine = VllmProbeEngine(view, clock, self._config, self._graphs, place, self._ranks)
@@ -181,20 +187,28 @@ class Session:
         self._scan(prober, publisher, min(config.startup_seconds, end - self._now()))
         engine.give_back_cache()
         self._prober = prober
-        self._publish(view, publisher, prober.timer, begun)
+        self._publish(view, publisher, prober.timer)
 
-    def _publish(
-        self, view: RunnerView, publisher: Publisher, timer: StepTimer, begun: float
-    ) -> None:
+    def _publish(self, view: RunnerView, publisher: Publisher, timer: StepTimer) -> None:
+        publisher.predict()
+        self._note_start(publisher)
+        self._publisher, self._timer = publisher, timer
+        publisher.start()
+        self._note_start(publisher)  # now with the time of the first write
+        self._tell_start(view)
+
+    def _note_start(self, publisher: Publisher) -> None:
+        """Tell what the start has cost until now, from the next snapshot on."""
         self._identity = replace(
             publisher.identity,
-            startup_seconds=self._now() - begun,
+            startup_seconds=self._startup_seconds(),
             host_bytes=max(0, host_bytes() - self._resident),
         )
         publisher.identity = self._identity
-        self._publisher, self._timer = publisher, timer
-        publisher.start()
-        self._tell_start(view)
+
+    def _startup_seconds(self) -> float:
+        """Time that the start has waited for the probe until now."""
+        return self.spent_seconds + (0.0 if self._begun is None else self._now() - self._begun)
 
     def _tell_start(self, view: RunnerView) -> None:
         identity, engine, prober = self._identity, self._engine, self._prober
@@ -505,6 +519,8 @@ class Session:
         log("vllm-nfp: the probe is disabled: %s; the server goes on without it", reason)
         publisher, engine = self._publisher, self._engine
         last = self._identity
+        if self._begun is not None:
+            last = replace(last, startup_seconds=self._startup_seconds())
         self._ended = True
         try:
             self.on_disable()

@@ -296,9 +296,12 @@ class Publisher:
         if self._queue.qsize() < MOST_QUEUED_PAIRS:
             self._queue.put(result)
 
+    def predict(self) -> None:
+        """Make the predictions, which takes a while; once, before start()."""
+        self._predictions = self._predict()
+
     def start(self) -> None:
         """Publish once, then go on in the background."""
-        self._predictions = self._predict()
         self._publish()
         self._thread.start()
 
