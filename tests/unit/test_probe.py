@@ -19,6 +19,7 @@ from vllm_nfp.probe import (
     PairResult,
     Planner,
     Prober,
+    RefusedForNowError,
     Shape,
     ShapeRefusedError,
     Target,
@@ -537,3 +538,123 @@ def test_a_sign_that_requests_wait_outlasts_what_the_next_look_stands_for() -> N
     assert budget.slack == 0.0, "less than 128 steps have passed"
     budget.observe(0.0, reads_prompt=False, waiting=False, stands_for=8)
     assert budget.slack == 1.0
+
+
+def test_what_a_start_makes_ready_is_not_counted_as_made_in_serving() -> None:
+    prober, clock, _ = make(share=0.5, cold={1, 2})
+
+    def device_catches_up(_seconds: float) -> None:
+        clock.done = clock.now
+
+    prober.scan(60.0, sleep=device_catches_up)
+    assert prober.outcomes["startup_prepared"] == 2
+    assert prober.outcomes["prepared"] == 0
+    engine = prober._engine
+    assert isinstance(engine, FakeEngine)
+    engine.cold.add(4)
+    for _ in range(500):
+        run_step(prober, clock)
+    assert prober.outcomes["prepared"] == 1
+    assert prober.outcomes["startup_prepared"] == 2
+
+
+def test_what_was_refused_is_not_counted_as_made_ready() -> None:
+    prober, clock, results = make(share=0.5, refused={1})
+    for _ in range(500):
+        run_step(prober, clock)
+    prober.settle()
+    assert results == []
+    assert prober.outcomes == {"measured": 0, "idle": 0, "prepared": 0, "refused": 2}
+    assert prober.budget.probe_seconds > 0.0, "one run of the pair was launched, and is charged"
+
+
+def test_a_run_that_has_been_read_is_not_read_again_while_the_other_is_awaited() -> None:
+    """Reading a run gives its marks back: read twice, two later runs would share a mark."""
+    prober, clock, results = make(share=0.5)
+    engine = prober._engine
+    assert isinstance(engine, FakeEngine)
+    poll, read, late = engine.poll, list[float](), set[float]()
+
+    def poll_late(ticket: tuple[Shape, float]) -> Timing | None:
+        """The second of a pair's runs is not there when it is asked for the first time."""
+        if len(read) % 2 and ticket[1] not in late:
+            late.add(ticket[1])
+            return None
+        read.append(ticket[1])
+        return poll(ticket)
+
+    engine.poll = poll_late  # type: ignore[method-assign]
+    for _ in range(200):
+        run_step(prober, clock)
+    prober.settle()
+    assert len(late) > 10
+    assert len(read) == len(set(read)) == 2 * len(results)
+
+
+@pytest.mark.parametrize("lacks_it_when", ["launched", "made ready"])
+def test_what_cannot_run_for_a_moment_is_tried_again_and_less_and_less_often(
+    lacks_it_when: str,
+) -> None:
+    prober, clock, results = make(share=0.5, cold={4} if lacks_it_when == "made ready" else set())
+    engine = prober._engine
+    assert isinstance(engine, FakeEngine)
+    tried: list[float] = []
+
+    def short_of_memory(_: object) -> None:
+        tried.append(clock.now)
+        raise RefusedForNowError("out of memory")
+
+    launch, make_ready = engine.launch, engine.make_ready
+
+    def try_launch(shape: Shape, draw: int = 0) -> tuple[Shape, float]:
+        if shape.positions == 4:
+            short_of_memory(shape)
+        return launch(shape, draw)
+
+    if lacks_it_when == "launched":
+        engine.launch = try_launch  # type: ignore[method-assign]
+    else:
+        engine.make_ready = short_of_memory  # type: ignore[method-assign]
+    while clock.now < 400.0:
+        run_step(prober, clock)
+    assert {r.many.shape.positions for r in results} == {2}, "the others do not go on"
+    assert prober.planner.complete
+    waits = [after - before for before, after in zip(tried, tried[1:], strict=False)]
+    assert waits == pytest.approx([10.0, 20.0, 40.0, 80.0, 160.0], abs=1.0)
+    assert prober.outcomes["refused"] == len(tried) == 6
+    engine.launch, engine.make_ready = launch, make_ready  # type: ignore[method-assign]
+    while clock.now < 700.0:
+        run_step(prober, clock)
+    assert {r.many.shape.positions for r in results} == {2, 4}, "once without memory is for ever"
+
+
+def test_a_target_that_is_put_off_keeps_its_samples() -> None:
+    planner = Planner({(1, 64): (2, 4)}, min_samples=2)
+    two, four = Target(1, 64, 2), Target(1, 64, 4)
+    planner.record(four)
+    for _ in range(2):
+        planner.put_off(four)
+        assert {planner.next() for _ in range(20)} == {two}
+    assert planner.missing_pairs == 2
+    planner.put_off(two)
+    assert planner.complete and planner.next() is None
+    for target in (four, four, two):
+        planner.take_back(target)
+    assert planner.missing_pairs == 3
+    planner.drop(four)
+    planner.take_back(four)
+    assert planner.missing_pairs == 2
+
+
+def test_what_is_missing_can_be_asked_while_targets_are_dropped() -> None:
+    """The publishing thread asks, and the serving thread drops."""
+    planner = Planner({(b, 64): (2, 4) for b in (1, 2, 4)}, min_samples=1)
+
+    class DroppedMeanwhile(dict[tuple[int, int], int]):
+        def get(self, cell: Any, default: Any = None) -> Any:
+            planner.drop(Target(4, 64, 2))
+            planner.drop(Target(4, 64, 4))
+            planner.drop(Target(*cell, 2))
+
+    planner.feedback = Feedback(far_over=DroppedMeanwhile())
+    assert planner.missing_pairs == 2
