@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -619,7 +621,7 @@ def test_what_cannot_run_for_a_moment_is_tried_again_and_less_and_less_often(
         run_step(prober, clock)
     assert {r.many.shape.positions for r in results} == {2}, "the others do not go on"
     assert prober.planner.complete
-    waits = [after - before for before, after in zip(tried, tried[1:], strict=False)]
+    waits = [after - before for before, after in itertools.pairwise(tried)]
     assert waits == pytest.approx([10.0, 20.0, 40.0, 80.0, 160.0], abs=1.0)
     assert prober.outcomes["refused"] == len(tried) == 6
     engine.launch, engine.make_ready = launch, make_ready  # type: ignore[method-assign]
@@ -658,3 +660,44 @@ def test_what_is_missing_can_be_asked_while_targets_are_dropped() -> None:
 
     planner.feedback = Feedback(far_over=DroppedMeanwhile())
     assert planner.missing_pairs == 2
+
+
+def test_who_reads_in_the_middle_of_an_update_gets_all_of_the_last_one_without_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The serving thread reads when it disables the probe, whatever the publisher is at."""
+    from vllm_nfp.metrics.snapshot import Snapshot, State
+    from vllm_nfp.probe import publisher as module
+
+    config = ProbeConfig(min_samples=2, layer_histograms=True)
+    publisher = module.Publisher(
+        config,
+        Snapshot("m", "0", State.WARMING),
+        lambda: module.Counters({}, 0.0, 0.0, None, 0),
+        tuple,
+        lambda _: None,
+        lambda _: None,
+    )
+    publisher.put(result(2, 1.0))
+    publisher.put(result(2, 2.0))
+    publisher.process()
+    before = publisher.full_snapshot()
+    assert {row.samples for row in before.curves} == {2}
+    assert before.boundaries and before.layers
+    seen: list[Snapshot] = []
+
+    def read_from_another_thread() -> None:
+        reader = threading.Thread(target=lambda: seen.append(publisher.full_snapshot()))
+        reader.start()
+        reader.join(5.0)
+        assert not reader.is_alive(), "the reader waits for the update"
+
+    monkeypatch.setattr(module, "give_way", read_from_another_thread)
+    publisher.put(result(2, 3.0))
+    publisher.process()
+    assert len(seen) == 3, "after the pair, and after each of two modules"
+    for found in seen:
+        assert (found.boundaries, found.curves) == (before.boundaries, before.curves)
+        assert found.layers == before.layers
+    after = publisher.full_snapshot()
+    assert {row.samples for row in after.curves} == {3}
