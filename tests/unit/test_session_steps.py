@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from vllm_nfp.config import ProbeConfig
+from vllm_nfp.engine import session as module
 from vllm_nfp.engine.runners import StepLimits
 from vllm_nfp.engine.session import LONGEST_WRITE_SECONDS, Session
 from vllm_nfp.metrics import Snapshot, State, read_snapshot
@@ -142,3 +143,31 @@ def test_a_write_that_hangs_holds_nobody_up_for_long(tmp_path: Path) -> None:
     assert not (tmp_path / "engine-0.json").exists()
     go_on.set()
     writer.join(5.0)
+
+
+def test_a_profile_that_could_not_be_kept_is_kept_once_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    session = named(tmp_path)
+    session._config = replace(session._config, output_dir=str(tmp_path))
+    session._environment = SimpleNamespace()  # type: ignore[assignment]
+    kept: list[str] = []
+    full = [True]
+
+    def save(path: Path, profile: str) -> None:
+        if full[0]:
+            raise OSError(28, "No space left on device")
+        kept.append(profile)
+
+    monkeypatch.setattr(module, "describe_model", lambda *_: None)
+    monkeypatch.setattr(module, "profile_of", lambda *_: "profile")
+    monkeypatch.setattr(module, "save_profile", save)
+    for _ in range(3):
+        session._keep_profile(session._identity)
+    assert caplog.text.count("No space left on device") == 1, "the log is flooded"
+    full[0] = False
+    session._keep_profile(session._identity)
+    assert kept == ["profile"]
+    full[0] = True
+    session._keep_profile(session._identity)
+    assert caplog.text.count("No space left on device") == 2

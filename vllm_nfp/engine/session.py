@@ -109,6 +109,7 @@ class Session:
         self._publisher: Publisher | None = None
         self._log: Any = None
         self._environment: Environment | None = None
+        self._profile_fails = False
         self._ranks: Ranks = Alone()
         self._resident = 0
         self._begun: float | None = None
@@ -469,7 +470,7 @@ class Session:
         self._log = open_to_append(folder / f"samples-{engine}.jsonl")
 
     def _keep_profile(self, snapshot: Snapshot) -> None:
-        """Write the output folder's profile; where that fails the probe goes on without it."""
+        """Write the output folder's profile; where that fails it is tried again the next time."""
         if self._config.output_dir is None or self._environment is None:
             return
         try:
@@ -478,9 +479,11 @@ class Session:
             with self._turn_of(snapshot) as granted:
                 if granted:
                     save_profile(profile_file(self._config.output_dir, snapshot.engine), profile)
+                    self._profile_fails = False
         except (OSError, ValueError) as error:
-            logger.warning("vllm-nfp: no profile is kept any more: %s", error)
-            self._environment = None
+            if not self._profile_fails:
+                logger.warning("vllm-nfp: the profile is not kept for now: %s", error)
+            self._profile_fails = True
 
     def _record(self, result: PairResult) -> None:
         """Append a raw pair to the output folder's log, if there is one."""
