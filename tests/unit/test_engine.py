@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +28,7 @@ from vllm_nfp.engine.memory import GpuMemory, HostMemory, Shelf, largest_free_bl
 from vllm_nfp.engine.ranks import Alone
 from vllm_nfp.engine.runners import StepLimits, V1Runner, V2Runner, step_of, view_of
 from vllm_nfp.engine.versions import Mode
-from vllm_nfp.probe import Shape, ShapeRefusedError
+from vllm_nfp.probe import RefusedForNowError, Shape, ShapeRefusedError
 
 CPU = torch.device("cpu")
 GROUP = AttentionGroup(builder=None, layer_names=("a", "b"), block_tokens=16, num_blocks=100)
@@ -408,6 +408,55 @@ def test_a_probe_without_memory_is_refused_and_no_fault(
     with pytest.raises(ShapeRefusedError, match="new_empty"):
         engine.launch(Shape(1, 64, 2))
     assert not engine.can_launch(Shape(1, 64, 2))
+
+
+@pytest.mark.parametrize(
+    ("error", "for_now"),
+    [(OUT_OF_MEMORY, True), (CellDoesNotFitError("too few blocks"), False)],
+)
+def test_memory_may_be_there_again_and_kv_blocks_never_are(
+    monkeypatch: pytest.MonkeyPatch, error: RuntimeError, for_now: bool
+) -> None:
+    engine = make_engine(monkeypatch, Device())
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(engine, "_inputs", fail)
+    with pytest.raises(ShapeRefusedError) as caught:
+        engine.launch(Shape(1, 64, 2))
+    assert isinstance(caught.value, RefusedForNowError) is for_now
+
+
+def test_what_is_still_running_is_refused_for_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine(monkeypatch, Device())
+    engine._made(1, 2).busy = True
+    with pytest.raises(RefusedForNowError, match="still running"):
+        engine.launch(Shape(1, 64, 2))
+
+
+def test_what_needs_no_graph_is_warmed_up_once_there_is_memory_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Only what is to be captured must have been warmed up at the start."""
+    device = Device(pool_mib=300.0)
+    engine = make_engine(monkeypatch, device, batch_sizes=(64,), max_positions=4, limit=256)
+    shapes = [Shape(64, 64, n) for n in (1, 4)]
+    warm_up, short = engine._warm_up, [True]
+
+    def try_warm_up(prepared: Any) -> None:
+        if short[0]:
+            raise OUT_OF_MEMORY
+        warm_up(prepared)
+
+    monkeypatch.setattr(engine, "_warm_up", try_warm_up)
+    engine._rules = replace(RULES, full_decode=False, full_mixed=False)
+    engine.prepare()
+    with pytest.raises(RefusedForNowError):
+        engine.make_ready(shapes)
+    short[0] = False
+    while not all(map(engine.ready, shapes)):
+        engine.make_ready(shapes)
 
 
 def test_logits_outside_graphs_may_take_what_a_full_batch_takes(

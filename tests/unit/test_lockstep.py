@@ -348,6 +348,38 @@ def test_serving_launches_the_same_on_all_ranks() -> None:
     assert prober.budget.probe_seconds > 0, "pairs between steps are charged"
 
 
+def test_a_pair_that_one_rank_could_not_launch_for_a_moment_is_tried_again() -> None:
+    hub = Hub(2)
+    engines = [Engine(), Engine(refuses=Shape(1, 64, 4))]
+    lockstep, other = (Lockstep(hub.wire(r), steps_per_exchange=2) for r in range(2))
+    found: list[Any] = []
+    prober = leading(engines[0], lockstep, found)
+    seconds = [0.0]
+    prober._now = lambda: seconds[0]
+    for _ in range(400):
+        seconds[0] += 0.1
+        if seconds[0] > 20.0:
+            engines[1].refuses = None
+        prober.before_step(EngineStep(1, 60, 1, decode=True))
+        pair = advance(
+            lockstep, 1, prober.propose, lambda p: can_launch(engines[0], p), prober.refused
+        )
+        if pair is not None:
+            prober.launch(pair)
+        prober.begin_step()
+        prober.end_step()
+        theirs = advance(
+            other, 1, lambda: None, lambda p: can_launch(engines[1], p), lambda p: None
+        )
+        if theirs is not None:
+            follow(engines[1], theirs)
+        if seconds[0] < 20.0:
+            assert {r.many.shape.positions for r in found} <= {2}
+    assert engines[0].launched == engines[1].launched
+    assert {r.many.shape.positions for r in found} == {2, 4}, "once refused is for ever"
+    assert prober.outcomes["refused"] == 2, "at first, and 10 s later"
+
+
 @pytest.mark.parametrize("baseline_first", [True, False])
 def test_the_leaders_coin_decides_the_order_on_all_ranks(baseline_first: bool) -> None:
     engine = Engine()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +21,7 @@ from vllm_nfp.probe import (
     PairResult,
     Planner,
     Prober,
+    RefusedForNowError,
     Shape,
     ShapeRefusedError,
     Target,
@@ -526,3 +529,175 @@ def test_a_profile_is_kept_now_and_then_and_the_metrics_each_time() -> None:
     assert len(kept) == 1
     assert [len(snapshot.layer_times) for snapshot in (written[0], kept[0])] == [0, 2]
     assert written[0].missing_pairs == 7
+
+
+def test_a_sign_that_requests_wait_outlasts_what_the_next_look_stands_for() -> None:
+    budget = Budget(0.01, 0.01)
+    budget.observe(0.0, reads_prompt=False, waiting=True)
+    # Most of these steps may have been before the sign.
+    budget.observe(0.0, reads_prompt=False, waiting=False, stands_for=15)
+    budget.observe(0.0, reads_prompt=False, waiting=False, stands_for=126)
+    assert budget.slack == 0.0, "less than 128 steps have passed"
+    budget.observe(0.0, reads_prompt=False, waiting=False, stands_for=8)
+    assert budget.slack == 1.0
+
+
+def test_what_a_start_makes_ready_is_not_counted_as_made_in_serving() -> None:
+    prober, clock, _ = make(share=0.5, cold={1, 2})
+
+    def device_catches_up(_seconds: float) -> None:
+        clock.done = clock.now
+
+    prober.scan(60.0, sleep=device_catches_up)
+    assert prober.outcomes["startup_prepared"] == 2
+    assert prober.outcomes["prepared"] == 0
+    engine = prober._engine
+    assert isinstance(engine, FakeEngine)
+    engine.cold.add(4)
+    for _ in range(500):
+        run_step(prober, clock)
+    assert prober.outcomes["prepared"] == 1
+    assert prober.outcomes["startup_prepared"] == 2
+
+
+def test_what_was_refused_is_not_counted_as_made_ready() -> None:
+    prober, clock, results = make(share=0.5, refused={1})
+    for _ in range(500):
+        run_step(prober, clock)
+    prober.settle()
+    assert results == []
+    assert prober.outcomes == {"measured": 0, "idle": 0, "prepared": 0, "refused": 2}
+    assert prober.budget.probe_seconds > 0.0, "one run of the pair was launched, and is charged"
+
+
+def test_a_run_that_has_been_read_is_not_read_again_while_the_other_is_awaited() -> None:
+    """Reading a run gives its marks back: read twice, two later runs would share a mark."""
+    prober, clock, results = make(share=0.5)
+    engine = prober._engine
+    assert isinstance(engine, FakeEngine)
+    poll, read, late = engine.poll, list[float](), set[float]()
+
+    def poll_late(ticket: tuple[Shape, float]) -> Timing | None:
+        """The second of a pair's runs is not there when it is asked for the first time."""
+        if len(read) % 2 and ticket[1] not in late:
+            late.add(ticket[1])
+            return None
+        read.append(ticket[1])
+        return poll(ticket)
+
+    engine.poll = poll_late  # type: ignore[method-assign]
+    for _ in range(200):
+        run_step(prober, clock)
+    prober.settle()
+    assert len(late) > 10
+    assert len(read) == len(set(read)) == 2 * len(results)
+
+
+@pytest.mark.parametrize("lacks_it_when", ["launched", "made ready"])
+def test_what_cannot_run_for_a_moment_is_tried_again_and_less_and_less_often(
+    lacks_it_when: str,
+) -> None:
+    prober, clock, results = make(share=0.5, cold={4} if lacks_it_when == "made ready" else set())
+    engine = prober._engine
+    assert isinstance(engine, FakeEngine)
+    tried: list[float] = []
+
+    def short_of_memory(_: object) -> None:
+        tried.append(clock.now)
+        raise RefusedForNowError("out of memory")
+
+    launch, make_ready = engine.launch, engine.make_ready
+
+    def try_launch(shape: Shape, draw: int = 0) -> tuple[Shape, float]:
+        if shape.positions == 4:
+            short_of_memory(shape)
+        return launch(shape, draw)
+
+    if lacks_it_when == "launched":
+        engine.launch = try_launch  # type: ignore[method-assign]
+    else:
+        engine.make_ready = short_of_memory  # type: ignore[method-assign]
+    while clock.now < 400.0:
+        run_step(prober, clock)
+    assert {r.many.shape.positions for r in results} == {2}, "the others do not go on"
+    assert prober.planner.complete
+    waits = [after - before for before, after in itertools.pairwise(tried)]
+    assert waits == pytest.approx([10.0, 20.0, 40.0, 80.0, 160.0], abs=1.0)
+    assert prober.outcomes["refused"] == len(tried) == 6
+    engine.launch, engine.make_ready = launch, make_ready  # type: ignore[method-assign]
+    while clock.now < 700.0:
+        run_step(prober, clock)
+    assert {r.many.shape.positions for r in results} == {2, 4}, "once without memory is for ever"
+
+
+def test_a_target_that_is_put_off_keeps_its_samples() -> None:
+    planner = Planner({(1, 64): (2, 4)}, min_samples=2)
+    two, four = Target(1, 64, 2), Target(1, 64, 4)
+    planner.record(four)
+    for _ in range(2):
+        planner.put_off(four)
+        assert {planner.next() for _ in range(20)} == {two}
+    assert planner.missing_pairs == 2
+    planner.put_off(two)
+    assert planner.complete and planner.next() is None
+    for target in (four, four, two):
+        planner.take_back(target)
+    assert planner.missing_pairs == 3
+    planner.drop(four)
+    planner.take_back(four)
+    assert planner.missing_pairs == 2
+
+
+def test_what_is_missing_can_be_asked_while_targets_are_dropped() -> None:
+    """The publishing thread asks, and the serving thread drops."""
+    planner = Planner({(b, 64): (2, 4) for b in (1, 2, 4)}, min_samples=1)
+
+    class DroppedMeanwhile(dict[tuple[int, int], int]):
+        def get(self, cell: Any, default: Any = None) -> Any:
+            planner.drop(Target(4, 64, 2))
+            planner.drop(Target(4, 64, 4))
+            planner.drop(Target(*cell, 2))
+
+    planner.feedback = Feedback(far_over=DroppedMeanwhile())
+    assert planner.missing_pairs == 2
+
+
+def test_who_reads_in_the_middle_of_an_update_gets_all_of_the_last_one_without_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The serving thread reads when it disables the probe, whatever the publisher is at."""
+    from vllm_nfp.metrics.snapshot import Snapshot, State
+    from vllm_nfp.probe import publisher as module
+
+    config = ProbeConfig(min_samples=2, layer_histograms=True)
+    publisher = module.Publisher(
+        config,
+        Snapshot("m", "0", State.WARMING),
+        lambda: module.Counters({}, 0.0, 0.0, None, 0),
+        tuple,
+        lambda _: None,
+        lambda _: None,
+    )
+    publisher.put(result(2, 1.0))
+    publisher.put(result(2, 2.0))
+    publisher.process()
+    before = publisher.full_snapshot()
+    assert {row.samples for row in before.curves} == {2}
+    assert before.boundaries and before.layers
+    seen: list[Snapshot] = []
+
+    def read_from_another_thread() -> None:
+        reader = threading.Thread(target=lambda: seen.append(publisher.full_snapshot()))
+        reader.start()
+        reader.join(5.0)
+        assert not reader.is_alive(), "the reader waits for the update"
+
+    monkeypatch.setattr(module, "give_way", read_from_another_thread)
+    publisher.put(result(2, 3.0))
+    publisher.process()
+    assert len(seen) == 3, "after the pair, and after each of two modules"
+    for found in seen:
+        assert (found.boundaries, found.curves) == (before.boundaries, before.curves)
+        assert found.layers == before.layers
+    after = publisher.full_snapshot()
+    assert {row.samples for row in after.curves} == {3}

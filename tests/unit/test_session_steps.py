@@ -19,6 +19,7 @@ pytest.importorskip("vllm")
 
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.engine import draft_control
+from vllm_nfp.engine import session as module
 from vllm_nfp.engine.runners import StepLimits
 from vllm_nfp.engine.session import LONGEST_WRITE_SECONDS, Session
 from vllm_nfp.metrics import Snapshot, State, read_snapshot
@@ -70,7 +71,7 @@ def session() -> Session:
     made._publisher = SimpleNamespace(fault=None, feedback=None)  # type: ignore[assignment]
     made._timer, made._engine = StepTimer(HostClock()), None
     made._prober = Prober()  # type: ignore[assignment]
-    made._looking = False
+    made._stands_for, made._waits = 0, False
     return made
 
 
@@ -94,7 +95,10 @@ def test_a_sign_that_requests_wait_is_never_missed(session: Session, pressed: An
         before = len(prober.looked)
         session.step(pressed)
         assert len(prober.looked) == before + 1
+        assert prober.looked[-1] == 1, "it stands for the others as well"
         session.step(output(4, 4))
+    assert 400 - 14 <= sum(prober.looked) <= 400
+    assert max(prober.looked) > 1, "the others have no look of their own"
 
 
 def test_a_step_that_runs_nothing_is_no_step(session: Session) -> None:
@@ -225,3 +229,31 @@ def wait_for(reached: Callable[[], bool]) -> None:
     while not reached():
         assert time.monotonic() < end, "not reached in time"
         time.sleep(0.01)
+
+
+def test_a_profile_that_could_not_be_kept_is_kept_once_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    session = named(tmp_path)
+    session._config = replace(session._config, output_dir=str(tmp_path))
+    session._environment = SimpleNamespace()  # type: ignore[assignment]
+    kept: list[str] = []
+    full = [True]
+
+    def save(path: Path, profile: str) -> None:
+        if full[0]:
+            raise OSError(28, "No space left on device")
+        kept.append(profile)
+
+    monkeypatch.setattr(module, "describe_model", lambda *_: None)
+    monkeypatch.setattr(module, "profile_of", lambda *_: "profile")
+    monkeypatch.setattr(module, "save_profile", save)
+    for _ in range(3):
+        session._keep_profile(session._identity)
+    assert caplog.text.count("No space left on device") == 1, "the log is flooded"
+    full[0] = False
+    session._keep_profile(session._identity)
+    assert kept == ["profile"]
+    full[0] = True
+    session._keep_profile(session._identity)
+    assert caplog.text.count("No space left on device") == 2

@@ -63,7 +63,9 @@ def attach(
                 now.seconds += PIECE_SECONDS
 
     publisher = SimpleNamespace(
-        identity=module.Snapshot("m", "0", module.State.WARMING), start=lambda: None
+        identity=module.Snapshot("m", "0", module.State.WARMING),
+        predict=lambda: None,
+        start=lambda: None,
     )
     view = SimpleNamespace(device=torch.device("cpu"), name="v2")
     monkeypatch.setattr(module, "VllmProbeEngine", Engine)
@@ -100,6 +102,57 @@ def test_without_time_for_a_scan_there_is_none(monkeypatch: pytest.MonkeyPatch) 
     total, scan = attach(monkeypatch, startup_seconds=0.0, capture_seconds=2.0)
     assert scan == 0.0
     assert total <= 2.0 + PIECE_SECONDS
+
+
+def test_what_the_start_is_told_to_have_cost_holds_all_that_it_waits_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Here the predictions take 7 s, the first write 2 s, and imports took 0.5 s."""
+    now, told = Clock(), list[Snapshot]()
+    view = SimpleNamespace(device=torch.device("cpu"), name="v2", runner=object())
+    monkeypatch.setattr(module, "view_of", lambda _: view)
+    monkeypatch.setattr(module, "attention_backends", lambda _: ())
+    resident = [100 << 20]
+    monkeypatch.setattr(module, "host_bytes", lambda: resident[0])
+
+    def predict(*_: object) -> tuple[()]:
+        now.seconds += 7.0
+        resident[0] += 3 << 20
+        return ()
+
+    def write(snapshot: Snapshot) -> None:
+        now.seconds += 2.0
+        told.append(snapshot)
+
+    monkeypatch.setattr(module, "predict_rows", predict)
+    session = Session(ProbeConfig(passive=True), passive_config(), now)
+    session.on_snapshot, session.spent_seconds = write, 0.5
+    session.attach(None)
+    assert session.active and session._publisher is not None
+    assert told[0].startup_seconds == pytest.approx(7.5)
+    assert told[0].host_bytes == 3 << 20
+    now.seconds += 100.0
+    session._publisher._publish()
+    assert told[1].startup_seconds == pytest.approx(9.5)
+    session.disable("the test is over", expected=True)
+    assert told[-1].startup_seconds == pytest.approx(9.5)
+
+
+def test_a_start_that_fails_has_cost_its_time_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, told = Clock(), list[Snapshot]()
+
+    def view_of(_: object) -> None:
+        now.seconds += 4.0
+        raise RuntimeError("the runner cannot be read")
+
+    monkeypatch.setattr(module, "view_of", view_of)
+    monkeypatch.setattr(module.support, "refusal", lambda *_: None)
+    session = Session(ProbeConfig(), passive_config(), now)
+    session.on_snapshot = told.append
+    session.attach(None)
+    (found,) = told
+    assert found.state is State.DISABLED
+    assert found.startup_seconds == pytest.approx(4.0)
 
 
 def passive_config(rank: int = 0, tensor_parallel_size: int = 1) -> SimpleNamespace:

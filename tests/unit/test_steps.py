@@ -119,18 +119,17 @@ def test_all_of_the_first_steps_are_looked_at_and_few_later_ones() -> None:
     assert len(set(later)) > LOOKED_ONE_IN, "the looks have a rhythm"
 
 
-def test_a_step_can_be_looked_at_out_of_turn() -> None:
-    sampler = Sampler(first=1)
-    sampler.look()
-    seen = [sampler.stands_for]
-    for number in range(1000):
-        if sampler.look():
-            seen.append(sampler.stands_for)
-        elif number % 3 == 0:
-            sampler.take()
-            seen.append(sampler.stands_for)
-    assert 1001 - 2 * LOOKED_ONE_IN <= sum(seen) <= 1001
-    assert max(seen) <= 3
+def test_a_median_counts_each_look_for_all_that_it_stands_for() -> None:
+    now = Now()
+    timer = StepTimer(HostClock(now))
+    # Of 32 steps of the kind, the 8 that are full of tokens take longer. All of these are seen.
+    for _ in range(8):
+        run(timer, now, 0.030, 4, 100, 1, True, 1)
+    for stands_for in (15, 1, 8):
+        run(timer, now, 0.010, 4, 100, 1, True, stands_for)
+    timer.settle()
+    (row,) = step_rows(timer.times)
+    assert (row.samples, row.median_seconds) == (32, pytest.approx(0.010))
 
 
 def test_a_generous_budget_looks_at_all_steps() -> None:

@@ -256,8 +256,8 @@ def _samples(page: dashboard.Dashboard) -> None:
         g.number(
             Frame(
                 "Start-up cost",
-                "Time that attaching the probe, its check and its first scan added to the "
-                "start (the longest of the engines).",
+                "Time that the probe added to the start: its imports, check, first scan and "
+                "predictions (the longest of the engines).",
                 "startup_seconds and capture_seconds in --nfp-config bound it.",
                 6,
                 6,

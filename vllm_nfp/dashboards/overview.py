@@ -323,12 +323,19 @@ def _probe(page: dashboard.Dashboard) -> None:
         g.series(
             Frame(
                 "Probes",
-                "Pairs of probes a minute, by outcome. refused: no KV blocks or memory was free.",
+                "Pairs of probes a minute, by outcome. prepared: warm-up runs and captures while "
+                "serving or idle. startup and startup_prepared: at the start. refused: no KV "
+                "blocks or memory was free.",
                 "Only refused ones: the KV cache is full, estimates grow old.",
                 8,
             ),
             Query(f"60 * {g.per_second('vllm_nfp_probes_total', 'outcome')}", "{{outcome}}"),
-            colors={"measured": g.BLUE, "refused": g.VERMILLION, "startup": g.GREY},
+            colors={
+                "measured": g.BLUE,
+                "refused": g.VERMILLION,
+                "startup": g.GREY,
+                "startup_prepared": g.GREY,
+            },
             axis="pairs a minute",
         ),
     )

@@ -42,7 +42,7 @@ from vllm_nfp.engine.ranks import Alone, CaptureEndedError, Ranks
 from vllm_nfp.engine.runners import RunnerView, graph_rules
 from vllm_nfp.estimate import Module
 from vllm_nfp.faults import maybe_fail
-from vllm_nfp.probe import LayerTime, Shape, ShapeRefusedError, Timing
+from vllm_nfp.probe import LayerTime, RefusedForNowError, Shape, ShapeRefusedError, Timing
 from vllm_nfp.timing import Clock
 
 logger = logging.getLogger("vllm.nfp")
@@ -394,7 +394,8 @@ class VllmProbeEngine:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            self._refused[key] = "there is no GPU memory to run it in"
+            if self._prepared[key].full:  # others may be warmed up later
+                self._refused[key] = "there was no GPU memory to run it in at the start"
 
     def _learn_sizes(self, full: list[ShapeKey], time_is_up: Callable[[], bool]) -> None:
         """Find out how many tokens a graph may have, and what the graphs of a shape take."""
@@ -501,7 +502,8 @@ class VllmProbeEngine:
         """Make one piece of what the shapes still lack; older shapes' graphs may go for it.
 
         Raises:
-            ShapeRefusedError: if memory does not suffice.
+            RefusedForNowError: if memory does not suffice at the moment.
+            ShapeRefusedError: if the limits of memory never allow it.
         """
         keys = {(shape.batch_size, shape.positions) for shape in shapes}
         for shape in shapes:
@@ -628,10 +630,9 @@ class VllmProbeEngine:
             warm_up=False,
         )
         if self._capture_head:
-            prepared.head_graph = Graph(where.pool)
-            prepared.head_graph.capture(
-                lambda: self._forward.run_head(batch, hidden), where.stream, warm_up=False
-            )
+            head = Graph(where.pool)
+            head.capture(lambda: self._forward.run_head(batch, hidden), where.stream, warm_up=False)
+            prepared.head_graph = head  # not before: a shape without memory keeps no half of it
         else:
             prepared.hidden = hidden
         prepared.step_graph = step
@@ -665,7 +666,8 @@ class VllmProbeEngine:
             draw: which tokens to run on; runs of the same number share theirs as far as they go.
 
         Raises:
-            ShapeRefusedError: if memory or the KV cache does not suffice.
+            RefusedForNowError: if memory does not suffice at the moment.
+            ShapeRefusedError: if the KV cache does not suffice.
             KvCacheWrittenError: if an earlier run has changed the KV cache.
         """
         if self._ranks.alone:  # others would wait for a launch that all have agreed on
@@ -736,7 +738,7 @@ class VllmProbeEngine:
         key = (shape.batch_size, shape.positions)
         prepared = self._made(*key)
         if prepared.busy:
-            raise ShapeRefusedError(f"{shape} is still running")
+            raise RefusedForNowError(f"{shape} is still running")
         if self._started and prepared.full and prepared.step_graph is None:
             raise ShapeRefusedError(f"{shape} has no CUDA graph")
         if key in self._shelf:
@@ -936,12 +938,18 @@ def _give_up_graphs(prepared: _Prepared) -> None:
 
 @contextmanager
 def _refused_without_memory() -> Iterator[None]:
-    """Turn a lack of GPU memory or KV blocks into a refusal of the shape."""
+    """Turn a lack of GPU memory, or of KV blocks, into a refusal of the shape.
+
+    Memory may be there again later, since others use it as well. KV blocks never are: the cache
+    keeps its size.
+    """
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, CellDoesNotFitError) or is_out_of_memory(error):
+        if isinstance(error, CellDoesNotFitError):
             raise ShapeRefusedError(str(error)) from error
+        if is_out_of_memory(error):
+            raise RefusedForNowError(str(error)) from error
         raise
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -147,10 +148,12 @@ def _observer_in_force(worker: Any) -> Observer | None:
 
 def observer_of(worker: Any, config: ProbeConfig) -> Observer:
     """The observer of a worker that is about to warm up."""
+    begun = time.monotonic()
     from vllm_nfp.engine.graph_place import CaptureWatch
     from vllm_nfp.engine.rank_session import session_for
 
     session = session_for(config, worker.vllm_config)
+    session.spent_seconds = time.monotonic() - begun
     outbox = None if config.run_dir is not None else Outbox()
     if outbox is not None:
         box = outbox

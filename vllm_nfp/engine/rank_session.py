@@ -71,7 +71,13 @@ class RankSession(Session):
 
     def attach(self, runner: Any, place: GraphPlace | None = None) -> None:
         """Take up the runner, on all ranks or on none."""
-        begun = time.monotonic()
+        self._begun = time.monotonic()
+        try:
+            self._attach_together(runner, place, self._begun)
+        finally:
+            self._begun = None
+
+    def _attach_together(self, runner: Any, place: GraphPlace | None, begun: float) -> None:
         lockstep: Lockstep | None = None
         try:
             view_of(runner)  # an unknown one is unknown on every rank, and none waits for another
@@ -130,6 +136,8 @@ class RankSession(Session):
             follow_scan(engine, lockstep)
             engine.give_back_cache()
         lockstep.agree(True, "does every rank publish or follow")
+        if self._publisher is not None:
+            self._note_start(self._publisher)  # the others have been waited for
 
     def _prober_of(
         self,
@@ -154,8 +162,8 @@ class RankSession(Session):
             return
         try:
             due = lockstep.count(_digest(scheduler_output))
-            self._looking = self._prober is not None and self._looks(scheduler_output, due)
-            if not (due or self._looking) and self._committed is None:
+            self._stands_for = 0 if self._prober is None else self._looks(scheduler_output)
+            if not (due or self._stands_for) and self._committed is None:
                 return
             step = self._plan(scheduler_output, due)
             if due:
@@ -183,7 +191,8 @@ class RankSession(Session):
         """The step; the leader may want a pair after it.
 
         Args:
-            due: all ranks look at this step, so that all take the same tokens from it.
+            due: all ranks take the same tokens from this step. Whether the leader times it is left
+                to chance all the same: what comes at every eighth step would follow a rhythm.
         """
         step: EngineStep | None = None
         try:
@@ -195,12 +204,12 @@ class RankSession(Session):
                 self._take_tokens(scheduler_output)
                 if self._engine is not None:
                     self._engine.check_proofs()  # a follower reads no tickets
-            if self._publisher is not None and self._prober is not None and self._looking:
+            if self._publisher is not None and self._prober is not None and self._stands_for:
                 if self._publisher.fault is not None:
                     raise RuntimeError(self._publisher.fault)
                 self._prober.planner.feedback = self._publisher.feedback
                 if step is not None:
-                    self._prober.before_step(step, self._sampler.stands_for)
+                    self._prober.before_step(step, self._stands_for)
         except Exception as error:
             self._tell("probe", error)
         return step
@@ -236,7 +245,7 @@ class RankSession(Session):
         if self._lockstep is None:
             super().mark(begin)
             return
-        if self._prober is None or not self._looking or self._own_fault is not None:
+        if self._prober is None or not self._stands_for or self._own_fault is not None:
             return
         try:
             if begin:

@@ -217,11 +217,16 @@ def limits_of(vllm_config: Any) -> StepLimits:
     return StepLimits(int(scheduler.max_num_seqs), int(scheduler.max_num_batched_tokens))
 
 
-def step_of(scheduler_output: Any, decode_positions: int, limits: StepLimits) -> EngineStep | None:
+def step_of(
+    scheduler_output: Any, decode_positions: int, limits: StepLimits, waiting: bool | None = None
+) -> EngineStep | None:
     """The step as the scheduler planned it, alike on all ranks; None if it runs nothing.
 
     A worker does not see the queue of requests. What it sees of it: a step that is full of tokens
     or sequences, and sequences that were preempted.
+
+    Args:
+        waiting: what :func:`requests_wait` says of it, where that is known already.
     """
     counts = scheduler_output.num_scheduled_tokens
     if not counts:
@@ -240,7 +245,7 @@ def step_of(scheduler_output: Any, decode_positions: int, limits: StepLimits) ->
             and not scheduler_output.scheduled_encoder_inputs
         ),
         fullness=batch_size / limits.sequences,
-        waiting=requests_wait(scheduler_output, limits),
+        waiting=requests_wait(scheduler_output, limits) if waiting is None else waiting,
     )
 
 

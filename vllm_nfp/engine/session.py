@@ -118,8 +118,10 @@ class Session:
         # Where much is to be measured each step may have a pair ahead of it.
         generous = config.overhead_budget > LARGE_BUDGET and not config.passive
         self._sampler = Sampler(one_in=1) if generous else Sampler()
-        self._looking = False
-        """The step that runs now is timed."""
+        self._stands_for = 0
+        """Steps that the step which runs now stands for as it is timed; 0: it is not timed."""
+        self._waits = False
+        """There was a sign at the last look that requests wait."""
         self._handing_on = threading.Lock()
         self._ended = False
         self._last_step: EngineStep | None = None
@@ -129,8 +131,13 @@ class Session:
         self._log: Any = None
         self._log_path: Path | None = None
         self._environment: Environment | None = None
+        self._profile_fails = False
         self._ranks: Ranks = Alone()
         self._resident = 0
+        self._begun: float | None = None
+        """When attach() began; None before it and once it has ended."""
+        self.spent_seconds = 0.0
+        """Time that the start had waited for the probe before attach(), such as for its imports."""
         self.on_disable: Callable[[], None] = lambda: None
         """Removes the hooks; set by whoever put them in place."""
         self.on_snapshot: Callable[[Snapshot], None] = lambda _: None
@@ -147,7 +154,7 @@ class Session:
         Args:
             place: memory pool and stream of vLLM's own CUDA graphs, if there are any.
         """
-        begun = self._now()
+        self._begun = begun = self._now()
         try:
             decision = support.decide(self._vllm_config, self._config.passive)
             if decision.mode is Mode.ACTIVE:
@@ -176,6 +183,8 @@ class Session:
                 self._attach(runner, begun, None)
         except Exception as error:
             self._fault("attach", error)
+        finally:
+            self._begun = None
 
     def _turn_passive(self, runner: Any, reason: str) -> bool:
         """Settle for timing real steps, and say why; False where even that cannot be done."""
@@ -202,7 +211,7 @@ class Session:
         self._view, self._limits = view, limits_of(self._vllm_config)
         if self._config.passive:
             publisher = self._publisher_of(view, list(self._configured_cells()), {})
-            self._publish(view, publisher, StepTimer(clock), begun)
+            self._publish(view, publisher, StepTimer(clock))
             return
         with torch.inference_mode():
             engine = VllmProbeEngine(view, clock, self._config, self._graphs, place, self._ranks)
@@ -232,20 +241,28 @@ class Session:
         self._scan(prober, publisher, max(0.0, min(config.startup_seconds, end - self._now())))
         engine.give_back_cache()
         self._prober = prober
-        self._publish(view, publisher, prober.timer, begun)
+        self._publish(view, publisher, prober.timer)
 
-    def _publish(
-        self, view: RunnerView, publisher: Publisher, timer: StepTimer, begun: float
-    ) -> None:
+    def _publish(self, view: RunnerView, publisher: Publisher, timer: StepTimer) -> None:
+        publisher.predict()
+        self._note_start(publisher)
+        self._publisher, self._timer = publisher, timer
+        publisher.start()
+        self._note_start(publisher)  # now with the time of the first write
+        self._tell_start(view)
+
+    def _note_start(self, publisher: Publisher) -> None:
+        """Tell what the start has cost until now, from the next snapshot on."""
         self._identity = replace(
             publisher.identity,
-            startup_seconds=self._now() - begun,
+            startup_seconds=self._startup_seconds(),
             host_bytes=max(0, host_bytes() - self._resident),
         )
         publisher.identity = self._identity
-        self._publisher, self._timer = publisher, timer
-        publisher.start()
-        self._tell_start(view)
+
+    def _startup_seconds(self) -> float:
+        """Time that the start has waited for the probe until now."""
+        return self.spent_seconds + (0.0 if self._begun is None else self._now() - self._begun)
 
     def _tell_start(self, view: RunnerView) -> None:
         identity, engine, prober = self._identity, self._engine, self._prober
@@ -362,28 +379,31 @@ class Session:
         if timer is None:
             return
         try:
-            self._looking = self._looks(scheduler_output)
-            if self._looking:
+            self._stands_for = self._looks(scheduler_output)
+            if self._stands_for:
                 self._look(timer, prober, scheduler_output)
             elif prober is not None:
                 prober.serving()
         except Exception as error:
             self._fault("probe", error)
 
-    def _looks(self, scheduler_output: Any, due: bool = False) -> bool:
-        """Whether the step is looked at: by chance, if it is due, or since requests may wait.
+    def _looks(self, scheduler_output: Any) -> int:
+        """Steps that a look at this one stands for; 0 if it is not looked at.
 
-        This runs before every step: what most of them need comes first.
+        A step in which requests may wait is always looked at. It stands for itself, and the sampler
+        does not count it: chance alone chooses among the others, so that these stand for all of
+        them. This runs before every step.
         """
         if not scheduler_output.num_scheduled_tokens:
-            return False
-        if self._sampler.look():
-            return True
+            return 0
         limits = self._limits
-        if due or (limits is not None and requests_wait(scheduler_output, limits)):
-            self._sampler.take()
-            return True
-        return False
+        if limits is not None and requests_wait(scheduler_output, limits):
+            self._waits = True
+            return 1
+        if self._sampler.look():
+            self._waits = False
+            return self._sampler.stands_for
+        return 0
 
     def _look(self, timer: StepTimer, prober: Prober | None, scheduler_output: Any) -> None:
         view, limits, publisher = self._view, self._limits, self._publisher
@@ -392,7 +412,7 @@ class Session:
         if publisher.fault is not None:
             self.disable(publisher.fault)
             return
-        step = step_of(scheduler_output, view.decode_positions, limits)
+        step = step_of(scheduler_output, view.decode_positions, limits, self._waits)
         if step is None:
             return
         if prober is None:
@@ -400,13 +420,11 @@ class Session:
             return
         self._take_tokens(scheduler_output)
         prober.planner.feedback = publisher.feedback
-        prober.before_step(step, self._sampler.stands_for)
+        prober.before_step(step, self._stands_for)
 
     def _only_time(self, timer: StepTimer, step: EngineStep) -> None:
         timer.settle()
-        timer.describe(
-            step.batch_size, step.context, step.positions, step.decode, self._sampler.stands_for
-        )
+        timer.describe(step.batch_size, step.context, step.positions, step.decode, self._stands_for)
         if step.decode:
             self._last_step = step
 
@@ -434,7 +452,7 @@ class Session:
     def mark(self, begin: bool) -> None:
         """Around a real step's launch."""
         timer = self._timer
-        if timer is None or not self._looking:
+        if timer is None or not self._stands_for:
             return
         try:
             if begin:
@@ -531,7 +549,7 @@ class Session:
         logger.warning("vllm-nfp: %s was removed; it has been begun again", self._log_path)
 
     def _keep_profile(self, snapshot: Snapshot) -> None:
-        """Write the output folder's profile; where that fails the probe goes on without it."""
+        """Write the output folder's profile; where that fails it is tried again the next time."""
         if self._config.output_dir is None or self._environment is None:
             return
         try:
@@ -541,9 +559,11 @@ class Session:
                 if granted:
                     Path(self._config.output_dir).mkdir(parents=True, exist_ok=True)
                     save_profile(profile_file(self._config.output_dir, snapshot.engine), profile)
+                    self._profile_fails = False
         except (OSError, ValueError) as error:
-            logger.warning("vllm-nfp: no profile is kept any more: %s", error)
-            self._environment = None
+            if not self._profile_fails:
+                logger.warning("vllm-nfp: the profile is not kept for now: %s", error)
+            self._profile_fails = True
 
     def _record(self, result: PairResult) -> None:
         """Append a raw pair to the output folder's log, if there is one."""
@@ -583,6 +603,8 @@ class Session:
         log("vllm-nfp: the probe is disabled: %s; the server goes on without it", reason)
         publisher, engine = self._publisher, self._engine
         last = self._identity
+        if self._begun is not None:
+            last = replace(last, startup_seconds=self._startup_seconds())
         self._ended = True
         try:
             self.on_disable()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
 from vllm_nfp.config import ProbeConfig
@@ -74,11 +75,13 @@ def _hook_worker(worker: Any, config: ProbeConfig) -> None:
 
 
 def _attach(worker: Any, config: ProbeConfig, place: Any) -> None:
+    begun = time.monotonic()
     try:
         from vllm_nfp.engine import idle
         from vllm_nfp.engine.rank_session import session_for
 
         session = session_for(config, worker.vllm_config)
+        session.spent_seconds = time.monotonic() - begun
         session.attach(worker.model_runner, place)
         if session.active:
             _hook_runner(worker.model_runner, session)

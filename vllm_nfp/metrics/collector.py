@@ -374,7 +374,10 @@ def _layers(engines: list[Snapshot]) -> Iterator[Metric]:
 
 def _probing(engines: list[Snapshot]) -> Iterator[Metric]:
     probes = CounterMetricFamily(
-        "vllm_nfp_probes", "Probes by outcome.", labels=[*_ENGINE, "outcome"]
+        "vllm_nfp_probes",
+        "Pairs of probes: measured between steps, idle, or startup. Warm-up runs and captures: "
+        "prepared while serving or idle, or startup_prepared. Tries that were refused.",
+        labels=[*_ENGINE, "outcome"],
     )
     seconds = CounterMetricFamily(
         "vllm_nfp_probe_gpu_seconds",
@@ -390,7 +393,9 @@ def _probing(engines: list[Snapshot]) -> Iterator[Metric]:
         labels=_ENGINE,
     )
     startup = GaugeMetricFamily(
-        "vllm_nfp_startup_seconds", "Time that the probe added to the start.", labels=_ENGINE
+        "vllm_nfp_startup_seconds",
+        "Time that the probe added to the start, imports and predictions included.",
+        labels=_ENGINE,
     )
     memory = GaugeMetricFamily(
         "vllm_nfp_graph_bytes", "GPU memory of the probe's own CUDA graphs.", labels=_ENGINE

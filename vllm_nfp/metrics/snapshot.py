@@ -170,7 +170,7 @@ class Snapshot:
     """Of the host's monotonic clock, which all its processes share: tells the age whatever the wall
     clock does; 0: not told."""
     probes: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """Number of probes by outcome."""
+    """Pairs of probes, pieces that they need, and refused tries, by outcome."""
     probe_seconds: float = 0.0
     """GPU time (host time on a CPU) that probes took while serving."""
     idle_probe_seconds: float = 0.0

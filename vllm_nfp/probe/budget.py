@@ -36,6 +36,8 @@ class Budget:
         self._expected = 0.0
         self._busy = 0.0
         self._queued = 0
+        self._just_queued = False
+        """The sign came with the last look; part of what the next one stands for came before it."""
         self.slack = 1.0
         """Part of the budget that the load leaves: 1 on a quiet server, 0 while requests wait."""
         self.real_seconds = 0.0
@@ -52,15 +54,22 @@ class Budget:
             fullness: running sequences over the most that may run.
             reads_prompt: the step reads a prompt.
             waiting: requests wait: sequences were preempted, or a limit of the step was reached.
-            stands_for: steps since the last observed one, its own among them.
+            stands_for: steps that this one stands for, its own among them.
         """
         self.steps += stands_for
         weight = min(1.0, stands_for / BUSY_MEMORY_STEPS)
         self._busy += ((1.0 if reads_prompt else 0.0) - self._busy) * weight
-        self._queued = QUEUED_STEPS if waiting else max(0, self._queued - stands_for)
+        self._forget_queue(waiting, stands_for)
         self.slack = 0.0 if self._queued else max(0.0, 1.0 - fullness) * (1.0 - self._busy)
         earned = stands_for * self._step_share * self.slack
         self._saved_steps = min(self._saved_steps + earned, 1.0)
+
+    def _forget_queue(self, waiting: bool, stands_for: int) -> None:
+        if waiting:
+            self._queued = QUEUED_STEPS
+        else:
+            self._queued = max(0, self._queued - (1 if self._just_queued else stands_for))
+        self._just_queued = waiting
 
     def earn(self, step_seconds: float) -> None:
         """A real step took this long."""

@@ -61,6 +61,7 @@ class Planner:
         self._targets: dict[CellKey, list[Target]] = {
             cell: [Target(*cell, n) for n in grid] for cell, grid in grids.items() if grid
         }
+        self._put_off: set[Target] = set()
         self._counts: dict[Target, int] = {t: 0 for ts in self._targets.values() for t in ts}
         self._last: dict[Target, int] = dict.fromkeys(self._counts, 0)
         self._turn = 0
@@ -134,18 +135,38 @@ class Planner:
             self._targets.pop(target.cell, None)
         self._counts.pop(target, None)
         self._last.pop(target, None)
+        self._put_off.discard(target)
+
+    def put_off(self, target: Target) -> None:
+        """The target cannot be run at the moment: leave it out until it is taken back."""
+        if target not in self._counts or target in self._put_off:
+            return
+        count, last = self._counts[target], self._last[target]
+        self.drop(target)
+        self._counts[target], self._last[target] = count, last
+        self._put_off.add(target)
+
+    def take_back(self, target: Target) -> None:
+        """A target that was put off may be chosen again; its samples still count."""
+        if target in self._put_off:
+            self._put_off.discard(target)
+            targets = self._targets.get(target.cell, [])
+            self._targets[target.cell] = sorted([*targets, target])
 
     @property
     def complete(self) -> bool:
-        """Every point that matters has its samples."""
+        """Every point that matters, and is not put off, has its samples."""
         return not any(self._missing(cell) for cell in self._targets)
 
     @property
     def missing_pairs(self) -> int:
-        """Pairs that the points which matter still lack."""
+        """Pairs that the points which matter, and are not put off, still lack.
+
+        Any thread may ask, while another one drops targets, puts them off or takes them back.
+        """
         return sum(
-            self._min_samples - self._counts[t]
-            for cell in self._targets
+            self._min_samples - self._counts.get(t, self._min_samples)
+            for cell in list(self._targets)
             for t in self._missing(cell)
         )
 
@@ -154,8 +175,9 @@ class Planner:
         limit = self.feedback.far_over.get(cell)
         return [
             t
-            for t in self._targets[cell]
-            if self._counts[t] < self._min_samples and (limit is None or t.positions <= limit)
+            for t in self._targets.get(cell, ())
+            if self._counts.get(t, self._min_samples) < self._min_samples
+            and (limit is None or t.positions <= limit)
         ]
 
     def _choose_cell(self, live: CellKey | None) -> CellKey:

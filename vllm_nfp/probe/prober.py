@@ -18,7 +18,15 @@ from vllm_nfp.faults import maybe_fail
 from vllm_nfp.probe.budget import Budget
 from vllm_nfp.probe.lockstep import Pair
 from vllm_nfp.probe.plan import CellKey, Planner, Target, bucket
-from vllm_nfp.probe.types import EngineStep, PairResult, ProbeEngine, Shape, ShapeRefusedError
+from vllm_nfp.probe.types import (
+    EngineStep,
+    PairResult,
+    ProbeEngine,
+    RefusedForNowError,
+    Shape,
+    ShapeRefusedError,
+    Timing,
+)
 from vllm_nfp.timing import Clock, Mark, StepTimer
 
 PROGRESS_SECONDS = 0.5
@@ -32,6 +40,9 @@ IDLE_GRACE_SECONDS = 0.05
 IDLE_POLL_SECONDS = 0.002
 IDLE_REFRESH_SECONDS = 5.0
 """Time between two idle probes once every point has its samples."""
+FIRST_WAIT_SECONDS = 10.0
+"""Time until a target is tried again that could not be run for the moment; doubled each time."""
+LONGEST_WAIT_SECONDS = 3600.0
 
 
 class DeviceStuckError(RuntimeError):
@@ -40,7 +51,7 @@ class DeviceStuckError(RuntimeError):
 
 @dataclass(slots=True)
 class _Flight:
-    """A pair on the device; without a target, a piece of what a pair needs."""
+    """A pair on the device; without a target, a piece of what a pair needs, or what was refused."""
 
     target: Target | None
     tickets: list[Any]
@@ -50,6 +61,18 @@ class _Flight:
     host_seconds: float
     account: str
     launched: float
+    refused: bool
+    """Only its cost counts."""
+    timings: list[Timing | None]
+    """Of the tickets, as far as they have been read."""
+
+
+@dataclass(slots=True)
+class _Wait:
+    """Of a target that could not be run for the moment."""
+
+    seconds: float
+    until: float
 
 
 class Prober:
@@ -88,6 +111,7 @@ class Prober:
         self._flight: _Flight | None = None
         self._pending: Target | None = None
         """The target whose shapes are being made ready."""
+        self._waits: dict[Target, _Wait] = {}
         self._last_pair_seconds = 0.0
         self._idle_since: float | None = None
         self._idle_next = 0.0
@@ -104,7 +128,7 @@ class Prober:
         """A real step is about to be launched; may launch a pair ahead of it.
 
         Args:
-            stands_for: steps since the last one that was looked at, its own among them.
+            stands_for: steps that it stands for, its own among them.
         """
         self._look(step, stands_for)
         if not step.decode:
@@ -206,6 +230,7 @@ class Prober:
     def _advance(self, live: CellKey | None, account: str) -> bool:
         """Launch the next pair, or a piece of what it lacks; False if nothing is left to probe."""
         maybe_fail("plan")
+        self._take_back()
         target = self._pending or self.planner.next(live, self._is_ready)
         if target is None:
             return False
@@ -218,22 +243,44 @@ class Prober:
                     self.planner.changed()
                 self._pending = target
                 self._prepare(target, account)
+        except RefusedForNowError:
+            self._put_off(target)
         except ShapeRefusedError:
             self._pending = None
             self.planner.drop(target)
             self.outcomes["refused"] += 1
         return True
 
+    def _put_off(self, target: Target) -> None:
+        """Leave a target out for a while: what it lacks now it may have later."""
+        self._pending = None
+        self.planner.put_off(target)
+        self.outcomes["refused"] += 1
+        before = self._waits.get(target)
+        seconds = FIRST_WAIT_SECONDS if before is None else 2.0 * before.seconds
+        seconds = min(seconds, LONGEST_WAIT_SECONDS)
+        self._waits[target] = _Wait(seconds, self._now() + seconds)
+
+    def _take_back(self) -> None:
+        if not self._waits:
+            return
+        now = self._now()
+        for target, wait in self._waits.items():
+            if now >= wait.until:
+                self.planner.take_back(target)
+
     def _is_ready(self, target: Target) -> bool:
         return all(map(self._engine.ready, _shapes(target)))
 
     def _prepare(self, target: Target, account: str) -> None:
         begun, start = time.perf_counter(), self._clock.mark()
+        made = False
         try:
             self._engine.make_ready(_shapes(target))
+            made = True
         finally:
             # A refusal has cost its time as well.
-            self._fly(None, [], False, start, begun, account)
+            self._fly(None, [], False, start, begun, account, refused=not made)
 
     def _launch(self, target: Target, account: str) -> None:
         self._run(self._next_pair(target), account)
@@ -260,7 +307,9 @@ class Prober:
         finally:
             # A run whose partner was refused is read and forgotten.
             flown = target if complete else None
-            self._fly(flown, tickets, pair.baseline_first, start, begun, account)
+            self._fly(
+                flown, tickets, pair.baseline_first, start, begun, account, refused=not complete
+            )
 
     def _fly(
         self,
@@ -270,17 +319,31 @@ class Prober:
         start: Mark,
         begun: float,
         account: str,
+        refused: bool,
     ) -> None:
         end = self._clock.mark()
         seconds = time.perf_counter() - begun
         self._flight = _Flight(
-            target, tickets, baseline_first, start, end, seconds, account, self._now()
+            target,
+            tickets,
+            baseline_first,
+            start,
+            end,
+            seconds,
+            account,
+            self._now(),
+            refused,
+            [None] * len(tickets),
         )
         if account == "measured":
             self.budget.started()
 
     def _finish(self, flight: _Flight) -> None:
-        timings = [self._engine.poll(ticket) for ticket in flight.tickets]
+        timings = flight.timings
+        for place, ticket in enumerate(flight.tickets):
+            # What has been read has given back its marks, and must not give them back again.
+            if timings[place] is None:
+                timings[place] = self._engine.poll(ticket)
         if any(timing is None for timing in timings):
             return
         self._flight = None
@@ -293,14 +356,20 @@ class Prober:
         if flight.target is not None:
             self.planner.record(flight.target)
         self._charge(flight.account, cost)
+        if flight.refused:
+            return
         if flight.target is None:
-            self.outcomes["prepared"] += 1
+            self._count("startup_prepared" if flight.account == "startup" else "prepared")
             return
         self._last_pair_seconds = cost
-        self.outcomes[flight.account] = self.outcomes.get(flight.account, 0) + 1
+        self._waits.pop(flight.target, None)
+        self._count(flight.account)
         one, many = timings if flight.baseline_first else reversed(timings)
         assert one is not None and many is not None
         self._sink(PairResult(many, one, flight.baseline_first, cost))
+
+    def _count(self, outcome: str) -> None:
+        self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
 
     def _charge(self, account: str, cost: float) -> None:
         if account == "measured":

@@ -70,8 +70,22 @@ class Counters:
     step_times: StepTimes | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What the estimates of one update say; replaced whole, never changed."""
+
+    boundaries: tuple[BoundaryRow, ...] = ()
+    curves: tuple[CurveRow, ...] = ()
+    layers: tuple[LayerHistogram, ...] = ()
+
+
 class Results:
-    """Pairs and estimates of one engine; used by one thread."""
+    """Pairs and estimates of one engine.
+
+    One thread at a time adds and updates. Any thread may read: what it gets is as of the last
+    update, and all of the same one. Only the times of layers are behind a lock, which is held for
+    as long as copying them takes.
+    """
 
     def __init__(self, config: ProbeConfig) -> None:
         self._config = config
@@ -83,6 +97,8 @@ class Results:
         self._changed: set[Cell] = set()
         self._histograms: dict[tuple[int, Module], tuple[list[int], float]] = {}
         self._layer_times: dict[tuple[Shape, int, Module], deque[float]] = {}
+        self._layer_lock = threading.Lock()
+        self._findings = Findings()
 
     def add(self, result: PairResult) -> None:
         """Take in a pair: one sample for each module, and for the whole step."""
@@ -97,7 +113,8 @@ class Results:
                 self._store.add(cell, Pair(shape.positions, seconds, baseline))
                 self._changed.add(cell)
         for timing in (result.many, result.one):
-            self._keep_layers(timing)
+            with self._layer_lock:
+                self._keep_layers(timing)
             if self._config.layer_histograms:
                 self._count_layers(timing)
 
@@ -130,14 +147,24 @@ class Results:
                 self._curves[cell] = self._curve_rows(estimate)
             give_way()
         self._changed.clear()
+        self._findings = Findings(
+            tuple(row for cell in sorted(self._boundaries) for row in self._boundaries[cell]),
+            tuple(row for cell in sorted(self._curves) for row in self._curves[cell]),
+            self._layer_histograms(),
+        )
+
+    @property
+    def findings(self) -> Findings:
+        """What the last update has found."""
+        return self._findings
 
     def boundaries(self) -> tuple[BoundaryRow, ...]:
         """One row for each module, cell and epsilon."""
-        return tuple(row for cell in sorted(self._boundaries) for row in self._boundaries[cell])
+        return self._findings.boundaries
 
     def curves(self) -> tuple[CurveRow, ...]:
         """One row for each module, cell and position count."""
-        return tuple(row for cell in sorted(self._curves) for row in self._curves[cell])
+        return self._findings.curves
 
     def _curve_rows(self, estimate: CellEstimate) -> tuple[CurveRow, ...]:
         cell = estimate.cell
@@ -161,6 +188,8 @@ class Results:
 
     def layer_times(self) -> tuple[LayerTimeRow, ...]:
         """One row for each timed layer, module, cell and position count."""
+        with self._layer_lock:
+            kept = [(key, tuple(ring)) for key, ring in self._layer_times.items()]
         return tuple(
             LayerTimeRow(
                 layer,
@@ -171,10 +200,10 @@ class Results:
                 len(ring),
                 statistics.median(ring),
             )
-            for (shape, layer, module), ring in sorted(self._layer_times.items())
+            for (shape, layer, module), ring in sorted(kept)
         )
 
-    def layers(self) -> tuple[LayerHistogram, ...]:
+    def _layer_histograms(self) -> tuple[LayerHistogram, ...]:
         """Histograms of the timed layers, cumulative; empty unless asked for."""
         return tuple(
             LayerHistogram(
@@ -227,9 +256,8 @@ def _boundary_rows(estimate: CellEstimate) -> tuple[BoundaryRow, ...]:
 def step_rows(times: StepTimes) -> tuple[StepRow, ...]:
     """One row for each kind of real step seen, in order."""
     return tuple(
-        StepRow(kind.batch_size, kind.context, kind.positions, count, statistics.median(recent))
-        for kind, (count, recent) in sorted(times.recent().items())
-        if recent
+        StepRow(kind.batch_size, kind.context, kind.positions, count, median)
+        for kind, (count, median) in sorted(times.medians().items())
     )
 
 
@@ -281,6 +309,7 @@ class Publisher:
         self._kept_state: State | None = None
         self._results = Results(config)
         self._queue: queue.SimpleQueue[PairResult] = queue.SimpleQueue()
+        self._processing = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="nfp-publisher", daemon=True)
         self._predictions: tuple[PredictionRow, ...] = ()
@@ -297,21 +326,28 @@ class Publisher:
         if self._queue.qsize() < MOST_QUEUED_PAIRS:
             self._queue.put(result)
 
+    def predict(self) -> None:
+        """Make the predictions, which takes a while; once, before start()."""
+        self._predictions = self._predict()
+
     def start(self) -> None:
         """Publish once, then go on in the background."""
-        self._predictions = self._predict()
         self._publish()
         self._thread.start()
 
     def process(self) -> None:
-        """Take in what the queue holds and estimate again."""
-        while not self._queue.empty():
-            result = self._queue.get()
-            self._record(result)
-            self._results.add(result)
-            give_way()
-        self._results.update()
-        self.feedback = self._results.feedback()
+        """Take in what the queue holds and estimate again; one thread at a time.
+
+        The serving thread calls it during the start alone, while the background thread waits.
+        """
+        with self._processing:
+            while not self._queue.empty():
+                result = self._queue.get()
+                self._record(result)
+                self._results.add(result)
+                give_way()
+            self._results.update()
+            self.feedback = self._results.feedback()
 
     def stop(self) -> None:
         """Let the thread end; does not wait for it."""
@@ -345,19 +381,19 @@ class Publisher:
         self._write(self.snapshot())
 
     def full_snapshot(self) -> Snapshot:
-        """All that is known now, the times of layers too."""
+        """All that is known now, the times of layers too; waits for no update that is under way."""
         return replace(self.snapshot(), layer_times=self._results.layer_times())
 
     def snapshot(self) -> Snapshot:
         """What is known now and fits into the metrics."""
         counters = self._counters()
-        boundaries = self._results.boundaries()
+        found = self._results.findings
         steps = () if counters.step_times is None else step_rows(counters.step_times)
         return replace(
             self.identity,
             state=State.PASSIVE
             if self._config.passive
-            else _state(bool(boundaries), counters.missing_pairs == 0),
+            else _state(bool(found.boundaries), counters.missing_pairs == 0),
             updated_unix_seconds=time.time(),
             updated_monotonic_seconds=time.monotonic(),
             idle_probe_seconds=counters.idle_probe_seconds,
@@ -368,10 +404,10 @@ class Publisher:
             probes=dict(counters.probes),
             probe_seconds=counters.probe_seconds,
             overhead_ratio=counters.overhead_ratio,
-            boundaries=boundaries,
-            curves=self._results.curves(),
+            boundaries=found.boundaries,
+            curves=found.curves,
             predictions=self._predictions,
-            layers=self._results.layers(),
+            layers=found.layers,
             missing_pairs=counters.missing_pairs,
             live=counters.live,
         )

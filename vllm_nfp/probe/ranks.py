@@ -95,10 +95,12 @@ class LeadingProber(Prober):
         return pair
 
     def refused(self, pair: Pair) -> None:
-        """Some rank cannot launch the pair: leave its target out."""
+        """Some rank cannot launch the pair: leave its target out for a while.
+
+        What can never run is no target here: the start has left it out on all ranks.
+        """
         self._asked = False
-        self.planner.drop(Target(pair.batch_size, pair.context, pair.positions))
-        self.outcomes["refused"] += 1
+        self._put_off(Target(pair.batch_size, pair.context, pair.positions))
 
     def launch(self, pair: Pair) -> None:
         """Launch a pair that all ranks launch."""

@@ -74,6 +74,10 @@ class ShapeRefusedError(RuntimeError):
     """This shape cannot be run here; the message says why, and the probe leaves it out."""
 
 
+class RefusedForNowError(ShapeRefusedError):
+    """This shape cannot be run at the moment, as while memory is short; it is tried again later."""
+
+
 class ProbeEngine(Protocol):
     """Runs probe shapes on the serving stream. One implementation wraps vLLM."""
 
@@ -95,6 +99,7 @@ class ProbeEngine(Protocol):
         Shapes that are not among these may lose their graphs for it.
 
         Raises:
+            RefusedForNowError: if they cannot be made ready at the moment.
             ShapeRefusedError: if they can never be made ready here.
         """
         ...
@@ -106,10 +111,14 @@ class ProbeEngine(Protocol):
             draw: which tokens to run on; runs of the same number share theirs as far as they go.
 
         Raises:
-            ShapeRefusedError: if the shape cannot be run.
+            RefusedForNowError: if the shape cannot be run at the moment.
+            ShapeRefusedError: if it can never be run here.
         """
         ...
 
     def poll(self, ticket: Any) -> Timing | None:
-        """The timing once the device has passed it; None before."""
+        """The timing once the device has passed it; None before.
+
+        A ticket that has given its timing has given back its marks: it must not be polled again.
+        """
         ...

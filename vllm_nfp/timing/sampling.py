@@ -3,6 +3,9 @@
 Looking at a step, timing it and reading the marks takes the host some 25 us, which a step that the
 GPU bounds hides and one that the host bounds does not. So each look stands for the steps since the
 last one.
+
+That is true on average only if chance alone chooses the steps. A step that is looked at for what it
+is, such as one that is full of tokens, stands for itself. The sampler does not count it.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ LOOKED_ONE_IN = 8
 
 
 class Sampler:
-    """Decides step by step; makes no object.
+    """Decides step by step over the steps that only chance looks at; makes no object.
 
     Args:
         one_in: mean number of steps that a look stands for; 1 looks at all.
@@ -33,18 +36,14 @@ class Sampler:
         self._since = 0
         self._looks = 0
         self.stands_for = 1
-        """Steps that the latest look stands for, its own among them."""
+        """Counted steps that the latest look stands for, its own among them."""
 
     def look(self) -> bool:
         """Count a step; whether it is to be looked at."""
         self._since += 1
         if self._since < self._gap:
             return False
-        self.take()
-        return True
-
-    def take(self) -> None:
-        """Look at the step that was counted last, due or not."""
         self.stands_for, self._since = self._since, 0
         self._looks += 1
         self._gap = self._random.randrange(1, 2 * self._one_in) if self._looks >= self._first else 1
+        return True

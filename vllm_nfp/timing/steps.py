@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vllm_nfp.faults import maybe_fail
@@ -29,7 +29,7 @@ MOST_POSITIONS = 64
 MOST_KINDS = 512
 """Kinds of steps kept; later ones are left out. Bounds memory and the labels of the metrics."""
 SAMPLES_KEPT = 64
-"""Most recent timed steps of a kind that its median is taken over."""
+"""Most recent timed steps of a kind that its median is taken over, each for all it stands for."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -44,17 +44,48 @@ class StepKind:
 class Series:
     """Steps of one kind: how many there were, and the times of the last that were timed."""
 
-    __slots__ = ("count", "seconds", "timed")
+    __slots__ = ("count", "seconds", "stand_for", "timed")
 
     def __init__(self) -> None:
         self.seconds = array("d", bytes(8 * SAMPLES_KEPT))
+        self.stand_for = array("q", bytes(8 * SAMPLES_KEPT))
+        """Steps that each of the times stands for."""
         self.count = 0
         self.timed = 0
 
-    def add(self, seconds: float) -> None:
+    def add(self, seconds: float, stands_for: int = 1) -> None:
         """Keep the time of one step."""
-        self.seconds[self.timed % SAMPLES_KEPT] = seconds
+        place = self.timed % SAMPLES_KEPT
+        self.seconds[place] = seconds
+        self.stand_for[place] = stands_for
         self.timed += 1
+
+    @property
+    def median(self) -> float:
+        """Median of the kept times, in seconds; at least one must be there."""
+        kept = min(self.timed, SAMPLES_KEPT)
+        return weighted_median(self.seconds[:kept], self.stand_for[:kept])
+
+
+def weighted_median(values: Sequence[float], weights: Sequence[int]) -> float:
+    """The median of what is left if each value is there as often as its weight says.
+
+    Args:
+        values: at least one.
+        weights: of each value, above 0.
+
+    >>> weighted_median([1.0, 9.0], [1, 1]), weighted_median([1.0, 9.0], [3, 1])
+    (5.0, 1.0)
+    """
+    ordered = sorted(zip(values, weights, strict=True))
+    passed, total = 0, sum(weights)
+    for place, (value, weight) in enumerate(ordered):
+        passed += weight
+        if 2 * passed == total:
+            return (value + ordered[place + 1][0]) / 2.0
+        if 2 * passed > total:
+            return value
+    raise ValueError("a median of nothing")
 
 
 class StepTimes:
@@ -81,15 +112,30 @@ class StepTimes:
             series = self._series[key] = Series()
         return series
 
+    def medians(self) -> dict[StepKind, tuple[int, float]]:
+        """Steps counted since the start, and the median of the recent times, in seconds, by kind.
+
+        Kinds of which no step has been read yet are left out.
+        """
+        return {
+            self._kind(key): (series.count, series.median)
+            for key, series in list(self._series.items())
+            if series.timed
+        }
+
     def recent(self) -> dict[StepKind, tuple[int, list[float]]]:
         """Steps counted since the start, and the times of the most recent ones, by kind."""
         found = {}
         for key, series in list(self._series.items()):
-            cell, positions = divmod(key, MOST_POSITIONS + 1)
-            b, c = divmod(cell, len(CONTEXT_BOUNDS))
             kept = list(series.seconds[: min(series.timed, SAMPLES_KEPT)])
-            found[StepKind(BATCH_BOUNDS[b], CONTEXT_BOUNDS[c], positions)] = (series.count, kept)
+            found[self._kind(key)] = (series.count, kept)
         return found
+
+    @staticmethod
+    def _kind(key: int) -> StepKind:
+        cell, positions = divmod(key, MOST_POSITIONS + 1)
+        b, c = divmod(cell, len(CONTEXT_BOUNDS))
+        return StepKind(BATCH_BOUNDS[b], CONTEXT_BOUNDS[c], positions)
 
 
 class _Slot:
@@ -168,4 +214,4 @@ class StepTimer:
             self.last_seconds = seconds = self._clock.seconds(slot.start, slot.end)
             self._on_seconds(seconds * slot.steps)
             if slot.series is not None:
-                slot.series.add(seconds)
+                slot.series.add(seconds, slot.steps)
