@@ -16,6 +16,7 @@ import torch
 
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.engine import support
+from vllm_nfp.engine.curve_exchange import CurveSender
 from vllm_nfp.engine.engine import VllmProbeEngine
 from vllm_nfp.engine.environment import (
     attention_backends,
@@ -263,6 +264,7 @@ class Session:
         self, view: RunnerView, cells: list[tuple[int, int]], skipped: dict[str, str]
     ) -> Publisher:
         self._open_output(view)
+        sender = CurveSender(self._config, self._identity.engine)
         return Publisher(
             self._config,
             replace(self._identity, runner=view.name, skipped_cells=skipped),
@@ -271,6 +273,7 @@ class Session:
             self._write,
             self._record,
             None if self._config.output_dir is None else self._keep_profile,
+            sender.send if self._config.draft_control else None,
         )
 
     def _predict(self, view: RunnerView, cells: list[tuple[int, int]]) -> tuple[PredictionRow, ...]:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vllm_nfp.faults import maybe_fail
+from vllm_nfp.give_way import in_pieces
 from vllm_nfp.timing.clock import Clock, Mark
 
 RING_SLOTS = 256
@@ -28,6 +29,8 @@ MOST_POSITIONS = 64
 """Steps with more positions per sequence are not kept."""
 MOST_KINDS = 512
 """Kinds of steps kept; later ones are left out. Bounds memory and the labels of the metrics."""
+KINDS_AT_A_TIME = 64
+"""Kinds whose times are copied before a pause: some 0.2 ms."""
 SAMPLES_KEPT = 64
 """Most recent timed steps of a kind that its median is taken over."""
 
@@ -84,7 +87,7 @@ class StepTimes:
     def recent(self) -> dict[StepKind, tuple[int, list[float]]]:
         """Steps counted since the start, and the times of the most recent ones, by kind."""
         found = {}
-        for key, series in list(self._series.items()):
+        for key, series in in_pieces(list(self._series.items()), KINDS_AT_A_TIME):
             cell, positions = divmod(key, MOST_POSITIONS + 1)
             b, c = divmod(cell, len(CONTEXT_BOUNDS))
             kept = list(series.seconds[: min(series.timed, SAMPLES_KEPT)])
