@@ -59,6 +59,8 @@ def apart(monkeypatch: pytest.MonkeyPatch, config: ProbeConfig) -> CurveSender:
             return send(found)
 
     monkeypatch.setattr(sender, "send", elsewhere)
+    assert not sender.send(rows(seed=3)), "where the controller is shows by the next time"
+    assert not curve_file(str(config.run_dir), "0").exists()
     return sender
 
 

@@ -50,12 +50,14 @@ class CurveSender:
         self._key = _key(config, engine)
         self._sent: CurveSet | None = None
         self._written = False
+        self._first = True
         self._warned = False
 
     def send(self, rows: Iterable[CurveRow]) -> bool:
         """Hand over the curves among these rows; False if they are to be sent once more.
 
-        A controller of this process has them at once; without one they are written.
+        A controller of this process has them at once; without one they are written, but not the
+        first time: the worker warms up, and sends, before the scheduler is made.
         """
         try:
             curves = CurveSet.of(curves_of_rows(rows))
@@ -65,7 +67,10 @@ class CurveSender:
         if curves != self._sent:
             self._sent, self._written = curves, False
             _keep(_latest, self._key, curves)
-        return self._written or self._key in _readers or self._write(curves)
+        first, self._first = self._first, False
+        if self._written or self._key in _readers:
+            return True
+        return not first and self._write(curves)
 
     def _write(self, curves: CurveSet) -> bool:
         if self._run_dir is None:
