@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from vllm_nfp.config import ProbeConfig
+from vllm_nfp.engine import session as session_module
 from vllm_nfp.engine.runners import StepLimits
 from vllm_nfp.engine.session import LONGEST_WRITE_SECONDS, Session
 from vllm_nfp.metrics import Snapshot, State, read_snapshot
@@ -139,3 +140,32 @@ def test_a_write_that_hangs_holds_nobody_up_for_long(tmp_path: Path) -> None:
     assert not (tmp_path / "engine-0.json").exists()
     go_on.set()
     writer.join(5.0)
+    assert state_within(tmp_path, 10.0) is State.DISABLED, "the end gets out all the same"
+
+
+def state_within(folder: Path, seconds: float) -> State | None:
+    """The state in the hand-over file, once there is one and nobody writes any more."""
+    deadline = time.monotonic() + seconds
+    while any(thread.name == "nfp-end" for thread in threading.enumerate()):
+        if time.monotonic() > deadline:
+            return None
+        time.sleep(0.01)
+    return read_snapshot(folder / "engine-0.json").state
+
+
+def test_the_last_write_may_hang_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, disk = named(tmp_path), threading.Event()
+    write = session_module.write_snapshot
+
+    def hang(*args: Any) -> None:
+        assert disk.wait(30.0)
+        write(*args)
+
+    monkeypatch.setattr(session_module, "write_snapshot", hang)
+    done = threading.Thread(target=session.disable, args=("the test is over",), daemon=True)
+    done.start()
+    done.join(LONGEST_WRITE_SECONDS + 5.0)
+    hangs = done.is_alive()
+    disk.set()
+    assert not hangs, "the serving thread waits for a dead disk"
+    assert state_within(tmp_path, 10.0) is State.DISABLED
