@@ -129,6 +129,8 @@ class CurveReceiver:
         except FileNotFoundError:
             return  # the probe has measured nothing yet, or is off
         except (OSError, ValueError) as error:
+            if isinstance(error, OSError):
+                self._state = None  # it may be readable the next time
             self._from_file = CurveSet.of(())
             if not self._warned:
                 self._warned = True
