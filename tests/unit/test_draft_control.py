@@ -394,7 +394,7 @@ def test_a_disk_that_hangs_neither_grows_memory_nor_keeps_the_end_back(
 
 def alive() -> int:
     gc.collect()
-    return sum(isinstance(thing, ControlSnapshot) for thing in gc.get_objects())
+    return sum(type(thing) is ControlSnapshot for thing in gc.get_objects())
 
 
 def test_the_latest_report_is_written_when_the_disk_comes_back(
@@ -482,7 +482,7 @@ def test_the_last_step_of_a_load_completes_the_report(config: ProbeConfig, tmp_p
     scheduler.running = []
     scheduler.update_from_output(output, made)
     deadline = time.monotonic() + 10
-    while read_control(control_file(str(tmp_path), "0")).steps < 79:
+    while reported(tmp_path, ControlState.DECIDING).steps < 79:
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
