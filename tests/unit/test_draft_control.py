@@ -456,9 +456,14 @@ def test_no_step_waits_for_a_whole_report(
         serve_at(scheduler, 3300, 1)
     assert sum(cells) >= 2 * 48
     assert max(cells) <= 8
-    time.sleep(0.3)
-    found = read_control(control_file(str(tmp_path), "0"))
-    assert len({(row.batch_size, row.context) for row in found.rows}) == 48
+    deadline = time.monotonic() + 10
+    while len({(r.batch_size, r.context) for r in report(tmp_path).rows}) < 48:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def report(folder: Path) -> ControlSnapshot:
+    return reported(folder, ControlState.DECIDING)
 
 
 def serve_at(scheduler: Scheduler, context: int, steps: int) -> None:
