@@ -185,6 +185,7 @@ def measure(settings: Settings, base: str, out: Path) -> None:
             side: [line for line in text.splitlines() if "vllm_nfp_probes_total{" in line]
             for side, text in metrics.items()
         },
+        "points": {side: text.count("\nvllm_nfp_samples{") for side, text in metrics.items()},
     }
     (out / FILE).write_text(json.dumps(record), encoding="utf-8")
     for side in code:
@@ -299,7 +300,7 @@ def print_summary(out: Path) -> None:
         with np.load(out / f"records-{side}.npz") as stored:
             records = stored["records"]
         gaps[side], costs[side] = gaps_of(records, turns), list(costs_of(records, turns))
-    console.print(f"base is {record['base']}, now is {record['now']}")
+    console.print(f"base is {record['base']}, now is {record['now']}; points {record['points']}")
     table = Table(title=f"gaps between steps, ms; worker {record['settings']['worker']}")
     for name in ("", "gaps", "n", "share", "median", "p90", "p99", "max"):
         table.add_column(name, justify="right")
@@ -351,7 +352,7 @@ def _numbers(_: Any, __: Any, text: str) -> tuple[int, ...]:
 @click.option("--streams", type=int, default=4)
 @click.option("--output-tokens", type=int, default=400)
 @click.option("--publish-seconds", type=float, default=0.5)
-@click.option("--startup-seconds", type=float, default=120.0, help="To fill the grid.")
+@click.option("--startup-seconds", type=float, default=300.0, help="At most, to fill the grid.")
 @click.option("--overhead-budget", type=float, default=0.01)
 @click.option("--turn-seconds", type=float, default=10.0)
 @click.option("--rounds", type=int, default=10)
