@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import gc
+import logging
+import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +15,10 @@ from typing import Any
 
 import pytest
 
+from vllm_nfp import typed_json
 from vllm_nfp.config import ConfigError, ProbeConfig
 from vllm_nfp.engine import draft_control, versions
+from vllm_nfp.engine.curve_exchange import CurveSender
 from vllm_nfp.engine.draft_control import DraftControl, attach
 from vllm_nfp.engine.draft_lengths import (
     _shown,
@@ -29,6 +35,8 @@ from vllm_nfp.metrics.control import (
     control_file,
     read_control,
 )
+from vllm_nfp.metrics.snapshot import CurveRow, Snapshot, State, write_snapshot
+from vllm_nfp.run_folder import RunFolder
 
 STATIC = [0, *[3] * 8]
 
@@ -301,6 +309,201 @@ def test_the_method_is_told_and_makes_no_strange_label(config: ProbeConfig, tmp_
     assert attach(Scheduler(method="Strange One"), config) is None
     reported(tmp_path, ControlState.DISABLED)
     assert methods() == []
+
+
+CURVE = tuple(
+    CurveRow("model", 4, 512, n, 6, 1e-3, 1.0 + (n - 1) / 8, 1.0, 2.0, "full") for n in (1, 2, 5)
+)
+
+
+def has_curves(control: DraftControl) -> bool:
+    assert control.controller is not None
+    return control.controller._model._ratio((4, 512), 2) == 1.125
+
+
+def test_the_probes_curves_arrive_without_its_snapshot_being_read(
+    config: ProbeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The snapshot is hundreds of KB: reading it holds the engine core up for 30 ms."""
+    read: list[str] = []
+    original = os.open
+
+    def record(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+        if not flags & (os.O_CREAT | os.O_DIRECTORY):
+            read.append(Path(path).name)
+        return original(path, flags, *args, **kwargs)
+
+    monkeypatch.setattr(typed_json.os, "open", record)
+    write_snapshot(tmp_path / "engine-0.json", Snapshot("m", "0", State.STEADY, curves=CURVE))
+    scheduler = Scheduler()
+    control = attach(scheduler, config)
+    assert control is not None
+    CurveSender(config, "0").send(CURVE)
+    serve(scheduler, 250)
+    assert has_curves(control)
+    reported(tmp_path, ControlState.DECIDING)
+    time.sleep(0.2)  # the thread has looked for curves by then
+    assert set(read) <= {"control-0.json", "owner.lock"}, "of which this test reads one"
+
+
+def test_curves_of_another_process_come_through_their_own_small_file(
+    config: ProbeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm_nfp.draft.curve_set import CurveSet, curve_file, write_curves
+    from vllm_nfp.draft.sources import curves_of_rows
+
+    scheduler = Scheduler()
+    control = attach(scheduler, config)
+    assert control is not None
+    write_curves(curve_file(str(tmp_path), "0"), CurveSet.of(curves_of_rows(CURVE)))
+    deadline = time.monotonic() + 10
+    while not has_curves(control) and time.monotonic() < deadline:
+        serve(scheduler, 110)  # the thread looks once for each report
+        time.sleep(0.02)
+    assert has_curves(control)
+
+
+def test_a_disk_that_hangs_neither_grows_memory_nor_keeps_the_end_back(
+    config: ProbeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, hanging = threading.Event(), threading.Event()
+    write = draft_control.hand_over
+
+    def hang(folder: RunFolder, name: str, snapshot: ControlSnapshot) -> None:
+        if snapshot.state is not ControlState.DISABLED:
+            hanging.set()
+            assert disk.wait(30)
+        write(folder, name, snapshot)
+
+    monkeypatch.setattr(draft_control, "hand_over", hang)
+    monkeypatch.setattr(draft_control, "LONGEST_WRITE_SECONDS", 0.1, raising=False)
+    before = alive()
+    scheduler = Scheduler()
+    control = attach(scheduler, config)
+    assert control is not None
+    serve(scheduler, 5000)
+    assert hanging.wait(10)
+    assert alive() - before <= 3, "its own, the one that is being written and the latest"
+    control.disable("the test ends it")
+    assert reported(tmp_path, ControlState.DISABLED).reason == "the test ends it"
+    disk.set()
+    assert control._reporter is not None
+    control._reporter._thread.join(10)
+    assert not control._reporter._thread.is_alive()
+    # What was under way has come late, and does not stand.
+    assert read_control(control_file(str(tmp_path), "0")).state is ControlState.DISABLED
+
+
+def alive() -> int:
+    gc.collect()
+    return sum(type(thing) is ControlSnapshot for thing in gc.get_objects())
+
+
+def test_the_latest_report_is_written_when_the_disk_comes_back(
+    config: ProbeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, hanging, written = threading.Event(), threading.Event(), []
+    write = draft_control.hand_over
+
+    def hang(folder: RunFolder, name: str, snapshot: ControlSnapshot) -> None:
+        hanging.set()
+        assert disk.wait(30)
+        written.append(snapshot.steps)
+        write(folder, name, snapshot)
+
+    monkeypatch.setattr(draft_control, "hand_over", hang)
+    scheduler = Scheduler()
+    assert attach(scheduler, config) is not None
+    assert hanging.wait(10)
+    serve(scheduler, 1000)
+    disk.set()
+    assert reported(tmp_path, ControlState.DECIDING).steps > 850
+    assert len(written) == 2, "the first and the last"
+
+
+def test_reports_that_cannot_be_written_are_told_once(
+    config: ProbeConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "control-0.json").mkdir()
+    scheduler = Scheduler()
+    assert attach(scheduler, config) is not None
+    for _ in range(5):
+        serve(scheduler, 110)
+        time.sleep(0.05)
+    warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 1
+    (tmp_path / "control-0.json").rmdir()
+    serve(scheduler, 110)
+    reported(tmp_path, ControlState.DECIDING)
+
+
+def test_no_step_waits_for_a_whole_report(
+    config: ProbeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = Scheduler()
+    control = attach(scheduler, config)
+    assert control is not None
+    assert control.controller is not None
+    for batch_size in range(1, 9):
+        scheduler.running = [f"r{i}" for i in range(batch_size)]
+        for context in (400, 700, 1500, 2300, 2900, 3300):
+            serve_at(scheduler, context, 30)
+    cells: list[int] = []
+    times = control.controller.times
+    monkeypatch.setattr(
+        control.controller, "times", lambda key: cells.__setitem__(-1, cells[-1] + 1) or times(key)
+    )
+    for _ in range(300):
+        cells.append(0)
+        serve_at(scheduler, 3300, 1)
+    assert sum(cells) >= 2 * 48
+    assert max(cells) <= 8
+    deadline = time.monotonic() + 10
+    while len({(r.batch_size, r.context) for r in report(tmp_path).rows}) < 48:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def report(folder: Path) -> ControlSnapshot:
+    return reported(folder, ControlState.DECIDING)
+
+
+def serve_at(scheduler: Scheduler, context: int, steps: int) -> None:
+    for _ in range(steps):
+        output = scheduler.schedule()
+        output.scheduled_cached_reqs.num_computed_tokens = [context] * len(scheduler.running)
+        length = max(map(len, output.scheduled_spec_decode_tokens.values()), default=0)
+        CLOCK.now += 1e-3
+        made = SimpleNamespace(sampled_token_ids=[[0] * (1 + length) for _ in scheduler.running])
+        scheduler.update_from_output(output, made)
+
+
+def test_the_last_step_of_a_load_completes_the_report(config: ProbeConfig, tmp_path: Path) -> None:
+    scheduler = Scheduler()
+    assert attach(scheduler, config) is not None
+    for context in (400, 700, 1500, 2300, 2900, 3300, 4100, 5200, 6300, 7400):
+        serve_at(scheduler, context, 8)
+    output = scheduler.schedule()
+    made = SimpleNamespace(sampled_token_ids=[[0] * 4] * 4)
+    CLOCK.now += 1.0
+    scheduler.running = []
+    scheduler.update_from_output(output, made)
+    deadline = time.monotonic() + 10
+    while reported(tmp_path, ControlState.DECIDING).steps < 79:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_steps_that_never_end_are_bounded(config: ProbeConfig) -> None:
+    scheduler = Scheduler()
+    control = attach(scheduler, config)
+    assert control is not None
+    for _ in range(10_000):
+        scheduler.schedule()
+    assert len(control._under_way) <= 256
+    serve(scheduler, 10)
+    assert control.controller is not None
+    assert control.controller.steps == 10
 
 
 def test_lengths_to_choose_from() -> None:

@@ -32,6 +32,8 @@ from vllm_nfp.calibrate.points import (
 )
 from vllm_nfp.cli import main
 from vllm_nfp.config import ConfigError, ProbeConfig, config_from_mapping, read_settings_argument
+from vllm_nfp.draft.curve import StepCurve
+from vllm_nfp.draft.curve_set import CurveSet, read_curves, write_curves
 from vllm_nfp.metrics.control import (
     ControlRow,
     ControlSnapshot,
@@ -107,6 +109,11 @@ def _write_samples(path: Path) -> None:
     write_samples(path, KernelSamples("m", dict(DENSE), {"device": {"name": "H100"}}, (curve,)))
 
 
+def _write_curves(path: Path) -> None:
+    curves = [StepCurve(b, 1024, 1e-3, ((1, 1.0), (2, 1.1), (4, 1.5)), 4) for b in (1, 8)]
+    write_curves(path, CurveSet.of([*curves, StepCurve(1, 4096, 2e-3, ((1, 1.0),))]))
+
+
 def _write_settings(path: Path) -> None:
     path.write_text(json.dumps({"epsilons": [0.1], "batch_sizes": [1, 8], "seed": 3}))
 
@@ -137,6 +144,7 @@ KINDS = {
     "control": Kind(
         "control-0.json", lambda p: write_control(p, CONTROL), read_control, SnapshotError
     ),
+    "curves": Kind("curves-0.jsonl", _write_curves, read_curves, SnapshotError),
     "hardware": Kind(
         "h100.json",
         lambda path: write_hardware_file(path, target_of("H100-SXM")),

@@ -19,7 +19,7 @@ pytest.importorskip("vllm")
 
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.engine import draft_control
-from vllm_nfp.engine import session as module
+from vllm_nfp.engine import session as session_module
 from vllm_nfp.engine.runners import StepLimits
 from vllm_nfp.engine.session import LONGEST_WRITE_SECONDS, Session
 from vllm_nfp.metrics import Snapshot, State, read_snapshot
@@ -158,6 +158,7 @@ def test_a_write_that_hangs_holds_nobody_up_for_long(tmp_path: Path) -> None:
     assert not (tmp_path / "engine-0.json").exists()
     go_on.set()
     writer.join(5.0)
+    assert state_within(tmp_path, 10.0) is State.DISABLED, "the end gets out all the same"
 
 
 def test_results_are_back_once_their_folder_can_be_written_again(
@@ -215,10 +216,9 @@ def test_a_control_file_comes_back_and_the_log_is_told_once(
     shutil.rmtree(folder)
     for _ in range(3):
         reporter.put(snapshot)
-    wait_for(lambda: reporter._queue.empty() and "cannot report" in caplog.text)
+        wait_for(lambda: reporter._wake.empty() and "cannot report" in caplog.text)
     folder.mkdir()
-    reporter.put(snapshot)
-    reporter.stop()
+    reporter.end(snapshot)
     reporter._thread.join(10.0)
     assert read_control(folder / "control-0.json") == snapshot
     assert caplog.text.count("cannot report for now") == 1
@@ -245,9 +245,9 @@ def test_a_profile_that_could_not_be_kept_is_kept_once_there_is_room(
             raise OSError(28, "No space left on device")
         kept.append(profile)
 
-    monkeypatch.setattr(module, "describe_model", lambda *_: None)
-    monkeypatch.setattr(module, "profile_of", lambda *_: "profile")
-    monkeypatch.setattr(module, "save_profile", save)
+    monkeypatch.setattr(session_module, "describe_model", lambda *_: None)
+    monkeypatch.setattr(session_module, "profile_of", lambda *_: "profile")
+    monkeypatch.setattr(session_module, "save_profile", save)
     for _ in range(3):
         session._keep_profile(session._identity)
     assert caplog.text.count("No space left on device") == 1, "the log is flooded"
@@ -257,3 +257,31 @@ def test_a_profile_that_could_not_be_kept_is_kept_once_there_is_room(
     full[0] = True
     session._keep_profile(session._identity)
     assert caplog.text.count("No space left on device") == 2
+
+
+def state_within(folder: Path, seconds: float) -> State | None:
+    """The state in the hand-over file, once there is one and nobody writes any more."""
+    deadline = time.monotonic() + seconds
+    while any(thread.name == "nfp-end" for thread in threading.enumerate()):
+        if time.monotonic() > deadline:
+            return None
+        time.sleep(0.01)
+    return read_snapshot(folder / "engine-0.json").state
+
+
+def test_the_last_write_may_hang_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, disk = named(tmp_path), threading.Event()
+    write = session_module.write_snapshot
+
+    def hang(*args: Any) -> None:
+        assert disk.wait(30.0)
+        write(*args)
+
+    monkeypatch.setattr(session_module, "write_snapshot", hang)
+    done = threading.Thread(target=session.disable, args=("the test is over",), daemon=True)
+    done.start()
+    done.join(LONGEST_WRITE_SECONDS + 5.0)
+    hangs = done.is_alive()
+    disk.set()
+    assert not hangs, "the serving thread waits for a dead disk"
+    assert state_within(tmp_path, 10.0) is State.DISABLED

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from vllm_nfp.draft.acceptance import Acceptance, AcceptanceError, from_counters
 from vllm_nfp.draft.curve import StepCurve, curve_of_seconds
+from vllm_nfp.give_way import in_pieces
 from vllm_nfp.scrape import count
 
 if TYPE_CHECKING:
@@ -33,6 +34,10 @@ STEP_OVER_LAUNCH = 1.25
 scheduling, sampling and drafting come on top. Where the host set the pace, on H100, the engine took
 1.2 to 1.8 times as long (benchmarks/results/2026-11-26-h100-draft-lengths)."""
 MOST_PLACES = 512
+ROWS_AT_A_TIME = 512
+"""Rows that are sorted into cells before a pause: some 0.1 ms."""
+CURVES_AT_A_TIME = 8
+"""Curves that are made before a pause: some 0.1 ms."""
 NO_GRAPH = "none"
 """How a step ran of which no part was in a CUDA graph."""
 
@@ -98,7 +103,7 @@ def curves_of_rows(rows: Iterable[CurveRow]) -> tuple[StepCurve, ...]:
     host needs for them, see :func:`_host_seconds`.
     """
     cells: dict[tuple[int, int], dict[int, CurveRow]] = {}
-    for row in rows:
+    for row in in_pieces(rows, ROWS_AT_A_TIME):
         if row.module == "model":
             cells.setdefault((row.batch_size, row.context), {})[row.positions] = row
     measured = {cell: by_count for cell, by_count in sorted(cells.items()) if 1 in by_count}
@@ -108,7 +113,7 @@ def curves_of_rows(rows: Iterable[CurveRow]) -> tuple[StepCurve, ...]:
     }
     host = _host_seconds(measured[cell][n] for cell, counts in without.items() for n in counts)
     curves = []
-    for cell, by_count in measured.items():
+    for cell, by_count in in_pieces(measured.items(), CURVES_AT_A_TIME):
         one, out = by_count[1].median_seconds, without[cell]
         # The ratios come from pairs, side by side in time; the medians do not.
         ratios = {

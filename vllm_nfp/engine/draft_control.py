@@ -14,14 +14,16 @@ import queue
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from vllm_nfp.config import ConfigError, ProbeConfig
+from vllm_nfp.draft.curve_set import CurveSet
 from vllm_nfp.draft.live import Controller, Settings, StepObservation
 from vllm_nfp.draft.live.steps import context_cell
-from vllm_nfp.draft.sources import curves_of_rows
 from vllm_nfp.engine import versions
+from vllm_nfp.engine.curve_exchange import CurveReceiver
 from vllm_nfp.engine.draft_lengths import METHODS, candidate_lengths
 from vllm_nfp.engine.patch import PatchSet
 from vllm_nfp.engine.support import served_name
@@ -35,11 +37,17 @@ from vllm_nfp.metrics.control import (
     LengthTimeRow,
     control_file,
 )
-from vllm_nfp.metrics.snapshot import engine_file, read_snapshot
 from vllm_nfp.run_folder import RunFolder
 from vllm_nfp.typed_json import encode
 
 logger = logging.getLogger("vllm.nfp")
+
+CELLS_AT_A_TIME = 8
+"""Cells that one step adds to a report: some 0.1 ms."""
+MOST_UNDER_WAY = 256
+"""Steps that are planned and not finished; vLLM has one or two. Bounds the memory."""
+LONGEST_WRITE_SECONDS = 1.0
+"""A write that takes longer hangs; the last news is then written beside it."""
 
 
 def install(patches: PatchSet, config: ProbeConfig) -> None:
@@ -155,12 +163,13 @@ class DraftControl:
         self._patches = PatchSet()
         self._controller: Controller | None = None
         self._reporter: _Reporter | None = None
-        self._under_way: deque[_Scheduled] = deque()
+        self._under_way: deque[_Scheduled] = deque(maxlen=MOST_UNDER_WAY)
         self._asked_before: int | None = None
         self._last_output: float | None = None
         self._last_length: int | None = None
         self._applied: tuple[int, int] | None = None
         self._next_report = 0.0
+        self._report_under_way: Iterator[ControlSnapshot | None] | None = None
 
     @property
     def controller(self) -> Controller | None:
@@ -264,7 +273,7 @@ class DraftControl:
             self._apply(context)
         if not self._scheduler.running:
             self._last_output = None  # what follows is no step after a step
-        if now >= self._next_report:
+        if self._report_under_way is not None or now >= self._next_report:
             self._report(now)
 
     def _take(self, output: Any) -> _Scheduled | None:
@@ -283,38 +292,62 @@ class DraftControl:
             self._scheduler.dynamic_sd_lookup = self._controller.table(context)
 
     def _report(self, now: float) -> None:
-        self._next_report = now + self._config.publish_seconds
+        """Begin a report, or add a piece to it: each step of a busy server does a little."""
         controller, reporter = self._controller, self._reporter
         if controller is None or reporter is None:
             return
-        if reporter.curves is not None:
-            controller.set_curves(reporter.curves)
-        reporter.put(self._snapshot(controller))
+        if self._report_under_way is None:
+            self._next_report = now + self._config.publish_seconds
+            if reporter.curves is not None:
+                controller.set_curves(reporter.curves)
+            self._report_under_way = self._pieces(controller)
+        for snapshot in self._report_under_way:
+            if snapshot is not None:
+                self._report_under_way = None
+                reporter.put(snapshot)
+                return
+            if self._scheduler.running:
+                return
 
-    def _snapshot(self, controller: Controller) -> ControlSnapshot:
+    def _pieces(self, controller: Controller) -> Iterator[ControlSnapshot | None]:
+        """A report, after a None for each piece of it."""
+        rows: list[ControlRow] = []
+        times: list[LengthTimeRow] = []
+        for number, key in enumerate(controller.latest_cells(MOST_CELLS), 1):
+            row = controller.row(key)
+            if row is not None:
+                rows.append(
+                    ControlRow(
+                        row.batch_size,
+                        row.context,
+                        row.draft_length,
+                        row.static_length,
+                        str(row.reason),
+                        row.gain,
+                    )
+                )
+                times += (
+                    LengthTimeRow(*key, length, samples, median)
+                    for length, samples, median in controller.times(key)
+                )
+            if number % CELLS_AT_A_TIME == 0:
+                yield None
+        yield self._snapshot(controller, tuple(rows), tuple(times))
+
+    def _snapshot(
+        self,
+        controller: Controller,
+        rows: tuple[ControlRow, ...],
+        times: tuple[LengthTimeRow, ...],
+    ) -> ControlSnapshot:
         acceptance = controller.acceptance
-        rows = controller.rows(MOST_CELLS)
         return replace(
             self._identity,
             state=ControlState.LEARNING if acceptance is None else ControlState.DECIDING,
             live_draft_length=self._last_length,
             lengths=controller.lengths,
-            rows=tuple(
-                ControlRow(
-                    row.batch_size,
-                    row.context,
-                    row.draft_length,
-                    row.static_length,
-                    str(row.reason),
-                    row.gain,
-                )
-                for row in rows
-            ),
-            times=tuple(
-                LengthTimeRow(row.batch_size, row.context, length, samples, median)
-                for row in rows
-                for length, samples, median in controller.times((row.batch_size, row.context))
-            ),
+            rows=rows,
+            times=times,
             acceptance=() if acceptance is None else acceptance.per_position,
             decisions={str(reason): count for reason, count in controller.decisions.items()},
             draft_seconds={str(b): s for b, s in controller.draft_seconds.items()},
@@ -346,8 +379,7 @@ class DraftControl:
             self._patches.restore()
             if self._reporter is None:
                 self._reporter = _Reporter(self._config, self._identity.engine)
-            self._reporter.put(replace(self._identity, state=ControlState.DISABLED, reason=reason))
-            self._reporter.stop()
+            self._reporter.end(replace(self._identity, state=ControlState.DISABLED, reason=reason))
         except Exception:
             logger.exception("vllm-nfp: /metrics will not tell that the draft control is disabled")
 
@@ -388,47 +420,80 @@ def observe(
     )
 
 
+def hand_over(folder: RunFolder, name: str, snapshot: ControlSnapshot) -> None:
+    """Replace the file whole, in a folder that is made again where it is gone.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    folder.write(name, encode(snapshot))
+
+
 class _Reporter:
-    """Writes what is reported and reads the probe's curves, in a thread of its own."""
+    """Writes what is reported and looks for the probe's curves, in a thread of its own.
+
+    Only the latest report waits to be written: while a write hangs, as on a dead disk, the ones
+    before are forgotten. The last one always gets out: the thread writes it whenever it comes back,
+    and another thread does beside it if that takes too long.
+    """
 
     def __init__(self, config: ProbeConfig, engine: str) -> None:
-        self.curves: Any = None
-        """The probe's latest curves of the whole step; None before the first."""
         self._run_dir = config.run_dir
         self._folder = None if config.run_dir is None else RunFolder(config.run_dir)
-        self._told = False
-        """The log has been told that reports are not written for now."""
         self._engine = engine
-        self._queue: queue.Queue[ControlSnapshot | None] = queue.Queue()
-        self._read_at = 0.0
-        self._thread = threading.Thread(target=self._run, name="nfp-draft-control", daemon=True)
-        self._thread.start()
+        self._receiver = CurveReceiver(config, engine)
+        self._latest: ControlSnapshot | None = None
+        self._ended = False
+        self._warned = False
+        # Holds two words at most. The serving thread takes no lock that this one may hold.
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._thread = self._start(self._run)
+
+    @property
+    def curves(self) -> CurveSet | None:
+        """The probe's latest curves of the whole step; None before the first."""
+        return self._receiver.latest
 
     def put(self, snapshot: ControlSnapshot) -> None:
-        """Hand a snapshot over; returns at once."""
-        self._queue.put(snapshot)
+        """Hand a report over, in place of one that was not written yet; returns at once."""
+        if not self._ended:
+            self._latest = snapshot
+            if self._wake.empty():
+                self._wake.put(None)
 
-    def stop(self) -> None:
-        """End the thread once all is written."""
-        self._queue.put(None)
+    def end(self, snapshot: ControlSnapshot) -> None:
+        """Hand the last report over, and end the thread once it is written; returns at once."""
+        self._latest, self._ended = snapshot, True
+        self._wake.put(None)
+        self._start(self._end_beside)
+
+    def _start(self, run: Callable[[], None]) -> threading.Thread:
+        thread = threading.Thread(target=run, name="nfp-draft-control", daemon=True)
+        thread.start()
+        return thread
 
     def _run(self) -> None:
-        while (snapshot := self._queue.get()) is not None:
-            if self._run_dir is None or self._folder is None:
-                continue
-            try:
-                path = control_file(self._run_dir, self._engine)
-                self._folder.write(path.name, encode(snapshot))
-                self._read_curves(self._run_dir)
-                self._told = False
-            except Exception as error:
-                if not self._told:
-                    logger.warning("vllm-nfp: the draft control cannot report for now: %s", error)
-                self._told = True
+        while True:
+            self._wake.get()
+            ended = self._ended  # the last report was there before
+            self._write()
+            if ended:
+                return
+            self._receiver.look()
 
-    def _read_curves(self, run_dir: str) -> None:
-        path = engine_file(run_dir, self._engine)
-        if not path.exists() or path.stat().st_mtime == self._read_at:
+    def _end_beside(self) -> None:
+        self._thread.join(LONGEST_WRITE_SECONDS)
+        if self._thread.is_alive():
+            self._write()
+
+    def _write(self) -> None:
+        snapshot, run_dir, folder = self._latest, self._run_dir, self._folder
+        if snapshot is None or run_dir is None or folder is None:
             return
-        self._read_at = path.stat().st_mtime
-        self.curves = curves_of_rows(read_snapshot(path).curves)
+        try:
+            hand_over(folder, control_file(run_dir, self._engine).name, snapshot)
+            self._warned = False
+        except Exception as error:
+            if not self._warned:
+                self._warned = True
+                logger.warning("vllm-nfp: the draft control cannot report for now: %s", error)

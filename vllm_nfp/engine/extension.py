@@ -44,7 +44,7 @@ def why_not_values(config: ProbeConfig, speculative: bool, log_stats: bool) -> s
     if not log_stats:
         return "--disable-log-stats turns off what would carry them"
     if config.draft_control:
-        return "the controller of draft lengths reads what was measured from a file"
+        return "the controller of draft lengths reports through a file"
     if config.layer_histograms:
         return "vLLM carries numbers, and layer_histograms asks for histograms"
     if speculative and config.draft_acceptance is None:

@@ -18,6 +18,7 @@ from vllm_nfp.config import ProbeConfig
 from vllm_nfp.engine import support
 from vllm_nfp.engine.batch import CellDoesNotFitError
 from vllm_nfp.engine.bindings import UnknownVllmError
+from vllm_nfp.engine.curve_exchange import CurveSender
 from vllm_nfp.engine.engine import VllmProbeEngine
 from vllm_nfp.engine.environment import (
     attention_backends,
@@ -333,6 +334,7 @@ class Session:
         self, view: RunnerView, cells: list[tuple[int, int]], skipped: dict[str, str]
     ) -> Publisher:
         self._open_output(view)
+        sender = CurveSender(self._config, self._identity.engine)
         return Publisher(
             self._config,
             replace(self._identity, runner=view.name, skipped_cells=skipped),
@@ -341,6 +343,7 @@ class Session:
             self._write,
             self._record,
             None if self._config.output_dir is None else self._keep_profile,
+            sender.send if self._config.draft_control else None,
         )
 
     def _predict(self, view: RunnerView, cells: list[tuple[int, int]]) -> tuple[PredictionRow, ...]:
@@ -490,11 +493,12 @@ class Session:
     def _turn_of(self, snapshot: Snapshot) -> Iterator[bool]:
         """One thread hands on at a time, and none what is older than the news of the end.
 
-        While a write hangs, the news of the end is not written either: the server goes on.
+        While a write hangs, the news of the end waits for it, in a thread that nobody waits for.
         """
-        granted = self._handing_on.acquire(timeout=LONGEST_WRITE_SECONDS)
+        last = snapshot.state is State.DISABLED
+        granted = self._handing_on.acquire(timeout=-1 if last else LONGEST_WRITE_SECONDS)
         try:
-            yield granted and (snapshot.state is State.DISABLED or not self._ended)
+            yield granted and (last or not self._ended)
         finally:
             if granted:
                 self._handing_on.release()
@@ -589,6 +593,20 @@ class Session:
             with suppress(OSError):  # closing writes what is left
                 log.close()
 
+    def _tell_end(self, last: Snapshot) -> None:
+        """Write the last news from another thread: the serving one waits a moment at most."""
+
+        def write() -> None:
+            try:
+                self._write(replace(last, layer_times=()))
+                self._keep_profile(last)
+            except Exception:
+                logger.exception("vllm-nfp: the probe could not tell /metrics that it is disabled")
+
+        thread = threading.Thread(target=write, name="nfp-end", daemon=True)
+        thread.start()
+        thread.join(LONGEST_WRITE_SECONDS)
+
     def _fault(self, stage: str, error: Exception) -> None:
         logger.error("vllm-nfp: fault in stage %s", stage, exc_info=error)
         self.disable(f"fault in stage {stage}: {error!r}")
@@ -612,8 +630,7 @@ class Session:
                 publisher.stop()
                 last = publisher.full_snapshot()
             last = replace(last, state=State.DISABLED, reason=reason)
-            self._write(replace(last, layer_times=()))
-            self._keep_profile(last)
+            self._tell_end(last)
             if engine is not None:
                 engine.close()
             if self._log is not None:

@@ -39,6 +39,7 @@ from vllm_nfp.estimate.location import (
     walsh_averages,
 )
 from vllm_nfp.estimate.types import Boundary, Cell, CellEstimate, Curve, CurvePoint, Pair
+from vllm_nfp.give_way import give_way
 
 RATIO_TAIL = 0.025
 """Chance of each side of a ratio's 95 % interval to miss."""
@@ -102,6 +103,7 @@ def _point(positions: int, pairs: tuple[Pair, ...]) -> _Point:
     log_ratio = center(averages)
     seconds = np.array([pair.seconds for pair in pairs])
     curve_point = _curve_point(positions, averages, log_ratio, seconds)
+    give_way()  # with many pairs a point takes most of a millisecond
     return _Point(positions, len(pairs), averages, log_ratio, curve_point)
 
 

@@ -7,6 +7,7 @@ grown by. A counter never gets NaN, which it would keep for ever: one that is go
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 from collections.abc import Iterable
@@ -14,8 +15,15 @@ from dataclasses import dataclass
 
 from prometheus_client.core import Metric
 
+from vllm_nfp.give_way import in_pieces
+
 ADDED_BY_VLLM = frozenset({"model_name", "engine"})
 """Labels that vLLM puts on by itself."""
+
+SAMPLES_AT_A_TIME = 64
+"""Samples that are compared before a pause: some 0.2 ms."""
+MOST_CHANGES = 256
+"""Changes that one step carries, some 0.5 ms of it; later steps carry the others."""
 
 _Key = tuple[str, tuple[tuple[str, str], ...]]
 
@@ -59,22 +67,23 @@ class Outbox:
         again once it exceeds the largest value that it has had.
         """
         gauges: set[_Key] = set()
-        with self._lock:
-            for family in families:
-                for sample in family.samples:
-                    labels = tuple(
-                        (name, value)
-                        for name, value in sample.labels.items()
-                        if name not in ADDED_BY_VLLM
-                    )
-                    key, value = (sample.name, labels), float(sample.value)
-                    if not math.isfinite(value):
-                        continue
+        for family in families:
+            for sample in in_pieces(family.samples, SAMPLES_AT_A_TIME):
+                labels = tuple(
+                    (name, value)
+                    for name, value in sample.labels.items()
+                    if name not in ADDED_BY_VLLM
+                )
+                key, value = (sample.name, labels), float(sample.value)
+                if not math.isfinite(value):
+                    continue
+                with self._lock:
                     if family.type == "counter":
                         self._count(key, value, family.documentation)
                     else:
                         gauges.add(key)
                         self._set(key, value, family.documentation)
+        with self._lock:
             self._remove_all_but(gauges)
 
     def _set(self, key: _Key, value: float, documentation: str) -> None:
@@ -101,12 +110,15 @@ class Outbox:
         self._pending[key] = Change(key[0], total, True, key[1], documentation)
 
     def take(self) -> list[Change]:
-        """What has changed since the last call; empty at once if nothing has."""
-        if not self._pending:
+        """What has changed since the last call, or the first part of it, for a serving thread.
+
+        Empty at once if nothing has, or while the other thread puts something in.
+        """
+        if not self._pending or not self._lock.acquire(blocking=False):
             return []
-        with self._lock:
-            changes = list(self._pending.items())
-            self._pending.clear()
+        try:
+            keys = list(itertools.islice(self._pending, MOST_CHANGES))
+            changes = [(key, self._pending.pop(key)) for key in keys]
             for key, change in changes:
                 if change.is_counter:
                     continue
@@ -114,4 +126,6 @@ class Outbox:
                     del self._shown[key]
                 else:
                     self._shown[key] = change.value
-        return [change for _, change in changes]
+            return [change for _, change in changes]
+        finally:
+            self._lock.release()

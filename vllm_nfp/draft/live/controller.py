@@ -19,6 +19,7 @@ from enum import StrEnum
 
 from vllm_nfp.draft.acceptance import Acceptance
 from vllm_nfp.draft.curve import StepCurve
+from vllm_nfp.draft.curve_set import CurveSet
 from vllm_nfp.draft.live.counted import CountedAcceptance
 from vllm_nfp.draft.live.credit import FIRST_CREDIT, Credit
 from vllm_nfp.draft.live.forecast import EVIDENCE_OCTAVES, Compared, Record, StepModel
@@ -204,8 +205,8 @@ class Controller:
         """As counted; None: not known yet."""
         return self._counted.acceptance
 
-    def set_curves(self, curves: Iterable[StepCurve]) -> None:
-        """Take over the probe's latest curves of the whole step."""
+    def set_curves(self, curves: CurveSet | Iterable[StepCurve]) -> None:
+        """Take over the probe's latest curves of the whole step; cheap for a :class:`CurveSet`."""
         self._model.set_curves(curves)
 
     def observe(self, step: StepObservation, now: float) -> bool:
@@ -277,19 +278,21 @@ class Controller:
 
     def rows(self, most: int) -> list[Decision]:
         """The state of the cells, the ``most`` last used ones, the latest last."""
-        rows = []
-        for key in list(self._cells)[-most:]:
-            cell, largest = self._cells[key], self._largest(key)
-            rows.append(
-                Decision(
-                    *key,
-                    self._in_force(key, largest),
-                    self._static[largest],
-                    cell.reason,
-                    cell.gain,
-                )
-            )
-        return rows
+        found = (self.row(key) for key in self.latest_cells(most))
+        return [row for row in found if row is not None]
+
+    def latest_cells(self, most: int) -> list[CellKey]:
+        """The ``most`` last used cells, the latest last."""
+        return list(self._cells)[-most:]
+
+    def row(self, key: CellKey) -> Decision | None:
+        """The state of a cell; None if it was forgotten."""
+        cell, largest = self._cells.get(key), self._largest(key)
+        if cell is None:
+            return None
+        return Decision(
+            *key, self._in_force(key, largest), self._static[largest], cell.reason, cell.gain
+        )
 
     def times(self, key: CellKey) -> list[tuple[int, int, float]]:
         """(draft length, steps, median seconds) of every length with enough steps in a cell."""

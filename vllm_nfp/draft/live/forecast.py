@@ -15,7 +15,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from vllm_nfp.draft.curve import StepCurve, interpolated
+from vllm_nfp.draft.curve import StepCurve
+from vllm_nfp.draft.curve_set import CurveSet, ratio_at
 from vllm_nfp.draft.live.steps import CellKey, distance
 from vllm_nfp.draft.live.trial import Basis
 
@@ -131,7 +132,7 @@ class StepModel:
     def __init__(self, lengths: Sequence[int], widest_graph: int | None) -> None:
         self._lengths = tuple(lengths)
         self._widest_graph = widest_graph
-        self._curves: tuple[StepCurve, ...] = ()
+        self._curves = CurveSet.of(())
         self._ratios: dict[tuple[CellKey, int], float | None] = {}
         self._without_graph: deque[float] = deque(maxlen=HOST_STEPS)
         """Seconds of the last steps without a CUDA graph: the host's, whatever the batch."""
@@ -140,10 +141,13 @@ class StepModel:
         self._told_by: dict[int, int] = {}
         """Pairs of lengths that this rests on."""
 
-    def set_curves(self, curves: Iterable[StepCurve]) -> None:
-        """Take over the probe's latest curves of the whole step."""
-        found = tuple(curves)
-        if found != self._curves:
+    def set_curves(self, curves: CurveSet | Iterable[StepCurve]) -> None:
+        """Take over the probe's latest curves of the whole step.
+
+        A :class:`CurveSet` is finished: it costs a look at whether it is the one that is there.
+        """
+        found = curves if isinstance(curves, CurveSet) else CurveSet.of(curves)
+        if found is not self._curves:
             self._curves = found
             self._ratios.clear()
 
@@ -239,20 +243,14 @@ class StepModel:
         return self._ratios[at]
 
     def _read_off(self, key: CellKey, positions: int) -> float | None:
-        usable = [curve for curve in self._curves if curve.largest >= positions]
+        usable = list(self._curves.reaching(positions))
         if not usable:
             return None
-        contexts = {curve.context for curve in usable}
-        context = min(contexts, key=lambda c: distance((1, c), (1, key[1])))
-        at_context = sorted(
-            (curve for curve in usable if curve.context == context), key=lambda c: c.batch_size
-        )
-        sizes = [curve.batch_size for curve in at_context]
-        nearest = min(max(key[0], sizes[0]), sizes[-1])
+        _, at_context = min(usable, key=lambda found: distance((1, found[0]), (1, key[1])))
+        nearest = min(max(key[0], at_context[0].batch_size), at_context[-1].batch_size)
         if distance((nearest, 1), (key[0], 1)) > CURVE_OCTAVES:
             return None
-        ratios = [curve.ratio_between(positions) for curve in at_context]
-        return interpolated(sizes, ratios, key[0])
+        return ratio_at(at_context, key[0], positions)
 
     def _draft_seconds_near(self, batch_size: int) -> float:
         """As the nearest batch size has it; far from all, the least: it grows with the batch."""

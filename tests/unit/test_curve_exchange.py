@@ -1,0 +1,307 @@
+"""The whole step's curves on their way from the probe's publisher to the draft controller."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vllm_nfp import typed_json
+from vllm_nfp.config import ProbeConfig
+from vllm_nfp.draft.curve import StepCurve, interpolated
+from vllm_nfp.draft.curve_set import CurveSet, curve_file, read_curves, write_curves
+from vllm_nfp.draft.live.forecast import CURVE_OCTAVES, StepModel
+from vllm_nfp.draft.live.steps import distance
+from vllm_nfp.draft.sources import curves_of_rows
+from vllm_nfp.engine import curve_exchange
+from vllm_nfp.engine.curve_exchange import CurveReceiver, CurveSender
+from vllm_nfp.metrics import CurveRow, SnapshotError
+
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+CONTEXTS = (1024, 2048, 4096, 8192)
+
+
+def rows(seed: int = 1, modules: tuple[str, ...] = ("attention", "model")) -> list[CurveRow]:
+    """Curves of 8 x 4 cells at the default grid, with every digit that a float can have."""
+    rng = random.Random(seed)
+    return [
+        CurveRow(
+            module, batch_size, context, n, 32, rng.random(), 1.0 if n == 1 else 1.0 + rng.random(),
+            0.9, 2.0, "none" if batch_size * n > 512 else "full", 1e-3, 2e-3,
+        )
+        for module in modules
+        for batch_size in BATCH_SIZES
+        for context in CONTEXTS
+        for n in ProbeConfig().grid
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> ProbeConfig:
+    return ProbeConfig(draft_control=True, run_dir=str(tmp_path))
+
+
+@pytest.fixture
+def apart(monkeypatch: pytest.MonkeyPatch, config: ProbeConfig) -> CurveSender:
+    """The sender of another process: it does not see the receivers of this one, nor they it."""
+    sender = CurveSender(config, "0")
+    send = sender.send
+
+    def elsewhere(found: list[CurveRow]) -> bool:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(curve_exchange, "_latest", {})
+            patch.setattr(curve_exchange, "_readers", {})
+            return send(found)
+
+    monkeypatch.setattr(sender, "send", elsewhere)
+    assert not sender.send(rows(seed=3)), "where the controller is shows by the next time"
+    assert not curve_file(str(config.run_dir), "0").exists()
+    return sender
+
+
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that are opened to be read from now on."""
+    names: list[str] = []
+    original = typed_json.os.open
+
+    def record(path: str, flags: int, *args: int, **kwargs: Any) -> int:
+        if not flags & os.O_CREAT:
+            names.append(Path(path).name)
+        return original(path, flags, *args, **kwargs)
+
+    monkeypatch.setattr(typed_json.os, "open", record)
+    return names
+
+
+def test_in_one_process_the_curves_arrive_without_a_file(
+    config: ProbeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receiver = CurveReceiver(config, "0")
+    assert receiver.latest is None
+    names = opened(monkeypatch)
+    assert CurveSender(config, "0").send(rows())
+    assert receiver.latest is not None
+    assert receiver.latest.curves == curves_of_rows(rows())
+    receiver.look()
+    assert not names
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_curves_from_before_the_controller_are_there_when_it_comes(config: ProbeConfig) -> None:
+    """The worker warms up, and publishes, before the scheduler is made."""
+    CurveSender(config, "0").send(rows())
+    receiver = CurveReceiver(config, "0")
+    assert receiver.latest is not None
+    assert receiver.latest.curves == curves_of_rows(rows())
+    assert CurveReceiver(config, "1").latest is None, "another engine has others"
+
+
+def test_the_same_curves_stay_the_same_object(config: ProbeConfig) -> None:
+    """So that the controller keeps what it has read off them."""
+    receiver, sender = CurveReceiver(config, "0"), CurveSender(config, "0")
+    sender.send(rows())
+    before = receiver.latest
+    sender.send(rows())
+    assert receiver.latest is before
+    sender.send(rows(seed=2))
+    assert receiver.latest is not before
+
+
+def test_between_processes_they_are_read_to_the_bit_and_once(
+    config: ProbeConfig, apart: CurveSender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receiver = CurveReceiver(config, "0")
+    receiver.look()
+    assert receiver.latest is None
+    assert apart.send(rows())
+    names = opened(monkeypatch)
+    receiver.look()
+    assert receiver.latest is not None
+    assert receiver.latest == CurveSet.of(curves_of_rows(rows()))
+    assert {curve.without_graph_from for curve in receiver.latest.curves} > {None, 5, 24}
+    for _ in range(3):
+        receiver.look()
+    assert names == ["curves-0.jsonl"], "what has not changed is not read"
+    before = (tmp_path / "curves-0.jsonl").stat().st_ino
+    apart.send(rows())
+    assert (tmp_path / "curves-0.jsonl").stat().st_ino == before, "nor is it written"
+    apart.send(rows(seed=2))
+    receiver.look()
+    assert receiver.latest.curves == curves_of_rows(rows(seed=2))
+    assert names == ["curves-0.jsonl"] * 2
+    assert os.listdir(tmp_path) == ["curves-0.jsonl"]
+
+
+def test_what_is_read_is_small(
+    config: ProbeConfig, apart: CurveSender, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """8 x 4 cells at the default grid: 1 ms of CPU, where the snapshot took 30."""
+    apart.send(rows())
+    path = curve_file(str(tmp_path), "0")
+    assert path.stat().st_size < 16_000
+    parsed: list[int] = []
+    original = json.loads
+
+    def loads(text: bytes, **options: object) -> object:
+        parsed.append(len(text))
+        return original(text, **options)
+
+    monkeypatch.setattr(typed_json.json, "loads", loads)
+    monkeypatch.setattr(typed_json, "_decode", lambda *_: pytest.fail("value by value"))
+    assert len(read_curves(path).curves) == 32
+    assert len(parsed) == 33
+    assert max(parsed) < 500
+
+
+def test_damaged_curves_give_one_warning_and_no_curves(
+    config: ProbeConfig, apart: CurveSender, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    apart.send(rows())
+    receiver, path = CurveReceiver(config, "0"), curve_file(str(tmp_path), "0")
+    receiver.look()
+    good = path.read_text()
+    for damage in (good[:2000], "{}", "", good.replace("[1,", "[-1,"), good + "\n" + "[" * 5000):
+        path.unlink()
+        path.write_text(damage)
+        receiver.look()
+        assert receiver.latest == CurveSet.of(())
+    path.unlink()
+    path.symlink_to(tmp_path / "elsewhere")
+    receiver.look()
+    assert receiver.latest == CurveSet.of(())
+    (warning,) = [r for r in caplog.records if r.levelno >= logging.WARNING]
+    assert "does without curves" in warning.message
+    path.unlink()
+    path.write_text(good)
+    receiver.look()
+    assert receiver.latest is not None
+    assert receiver.latest.curves == curves_of_rows(rows())
+
+
+def test_curves_that_cannot_be_written_are_written_later(
+    config: ProbeConfig,
+    apart: CurveSender,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(curve_exchange, "write_curves", full)
+        assert not apart.send(rows())
+        assert not apart.send(rows())
+    assert len(caplog.records) == 1
+    assert apart.send(rows())
+    receiver = CurveReceiver(config, "0")
+    receiver.look()
+    assert receiver.latest is not None
+
+
+def test_times_that_make_no_curve_are_no_fault_of_the_probe(
+    config: ProbeConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    receiver = CurveReceiver(config, "0")
+    broken = [dataclasses.replace(row, median_seconds=0.0) for row in rows()]
+    assert CurveSender(config, "0").send(broken)
+    assert receiver.latest is None
+    assert "has a time that is not above 0" in caplog.text
+
+
+def test_engines_of_one_process_are_bounded(config: ProbeConfig) -> None:
+    for engine in range(2 * curve_exchange.MOST_ENGINES):
+        CurveReceiver(config, str(engine))
+        CurveSender(config, str(engine)).send(rows(modules=("model",))[:11])
+    assert len(curve_exchange._latest) <= curve_exchange.MOST_ENGINES
+    assert len(curve_exchange._readers) <= curve_exchange.MOST_ENGINES
+
+
+def reference(curves: list[StepCurve], key: tuple[int, int], positions: int) -> float | None:
+    """What the model read off unsorted curves."""
+    usable = [curve for curve in curves if curve.largest >= positions]
+    if not usable:
+        return None
+    contexts = sorted({curve.context for curve in usable})
+    context = min(contexts, key=lambda c: distance((1, c), (1, key[1])))
+    at = sorted((c for c in usable if c.context == context), key=lambda c: c.batch_size)
+    sizes = [curve.batch_size for curve in at]
+    nearest = min(max(key[0], sizes[0]), sizes[-1])
+    if distance((nearest, 1), (key[0], 1)) > CURVE_OCTAVES:
+        return None
+    return interpolated(sizes, [curve.ratio_between(positions) for curve in at], key[0])
+
+
+def test_a_set_of_curves_is_read_off_as_the_curves_were() -> None:
+    rng = random.Random(5)
+    curves = [
+        StepCurve(b, c, 1e-3, tuple((n, 1.0 if n == 1 else 1 + rng.random()) for n in range(1, m)))
+        for b in (1, 3, 8, 40)
+        for c in (1024, 2048, 9000)
+        for m in (rng.randint(2, 12),)
+    ]
+    rng.shuffle(curves)
+    model = StepModel((0, 1, 2), None)
+    model.set_curves(CurveSet.of(curves))
+    for key in [(b, c) for b in range(1, 64) for c in (512, 1500, 2048, 4096, 20480)]:
+        for positions in range(1, 13):
+            assert model._ratio(key, positions) == reference(curves, key, positions)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("[1,1024,0.001,null,[1,2],[1.0]]", "shorter"),
+        ("[1,1024,0.001,null,[1,1],[1.0,1.0]]", "ascend"),
+        ("[1,1024,0.001,null,[2],[1.0]]", "lacks its point at N = 1"),
+        ("[true,1024,0.001,null,[1],[1.0]]", "no number above 0"),
+        ("[1,1024,1,null,[1],[1.0]]", "no number with a point"),
+        ("[1,1024,1e999,null,[1],[1.0]]", "not above 0"),
+        ("[1,1024,0.001,null]", "holds no curve"),
+        ("7", "holds no curve"),
+        (f"[1,1024,0.001,null,{list(range(1, 66))},{[1.0] * 65}]", "more than 64 counts"),
+        ("[" + "9" * 5000 + "]", "more than 4096 bytes"),
+    ],
+)
+def test_a_line_that_is_no_curve_is_refused(tmp_path: Path, line: str, said: str) -> None:
+    path = tmp_path / "curves-0.jsonl"
+    path.write_text('{"schema":1,"curves":1}\n' + line)
+    with pytest.raises(SnapshotError, match=said):
+        read_curves(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda text: text.replace('"curves":2', '"curves":3'), "as many curves"),
+        (lambda text: text.replace('"schema":1', '"schema":2'), "schema 1"),
+        (lambda text: text.replace("[8,", "[1,"), "two curves of one cell"),
+        (lambda text: text + "\n[]" * 300, "more than 256 curves"),
+        (lambda text: text + " " * (1 << 20), "larger than"),
+    ],
+)
+def test_a_file_that_is_not_ours_is_refused(tmp_path: Path, change: object, said: str) -> None:
+    path = tmp_path / "curves-0.jsonl"
+    write_curves(path, CurveSet.of([StepCurve(b, 1024, 1e-3, ((1, 1.0),)) for b in (1, 8)]))
+    path.write_text(change(path.read_text()))  # type: ignore[operator]
+    with pytest.raises(SnapshotError, match=said):
+        read_curves(path)
+
+
+def test_the_largest_grid_fits(tmp_path: Path) -> None:
+    rng = random.Random(1)
+    points = tuple((n, 1.0 if n == 1 else 1 + rng.random()) for n in range(449, 513))
+    points = ((1, 1.0), *points[1:])
+    curves = [
+        StepCurve(1000 + b, (1 << 22) - c, rng.random(), points, 512)
+        for b in range(16)
+        for c in range(16)
+    ]
+    path = tmp_path / "curves-0.jsonl"
+    write_curves(path, CurveSet.of(curves))
+    assert read_curves(path) == CurveSet.of(curves)

@@ -1,0 +1,207 @@
+"""What the background of an engine core's process does, it does in pieces that give way.
+
+The number of pauses is looked at, not the time: each piece stands for well under a millisecond on
+any machine.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from prometheus_client.core import GaugeMetricFamily
+
+from vllm_nfp import give_way as module
+from vllm_nfp.config import ProbeConfig
+from vllm_nfp.estimate import Cell, Module, Pair, estimate_cell
+from vllm_nfp.give_way import in_pieces
+from vllm_nfp.metrics import CurveRow, Snapshot, State, StepRow
+from vllm_nfp.metrics.collector import families_of
+from vllm_nfp.metrics.outbox import MOST_CHANGES, Outbox
+from vllm_nfp.probe.publisher import Counters, Publisher, Results, step_rows
+from vllm_nfp.probe.types import LayerTime, PairResult, Shape, Timing
+from vllm_nfp.timing.steps import BATCH_BOUNDS, CONTEXT_BOUNDS, StepTimes
+
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+CONTEXTS = (1024, 2048, 4096, 8192)
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], tuple[Any, int]]:
+    """Runs a function in a background thread: what it returns, and how often it paused."""
+
+    def run(work: Callable[[], Any]) -> tuple[Any, int]:
+        slept: list[float] = []
+        results: list[Any] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(module.time, "sleep", slept.append)
+            thread = threading.Thread(target=lambda: results.append(work()))
+            thread.start()
+            thread.join()
+        (result,) = results
+        return result, len(slept)
+
+    return run
+
+
+Pauses = Callable[[Callable[[], Any]], tuple[Any, int]]
+
+
+def timing(shape: Shape, layers: int) -> Timing:
+    parts = tuple(LayerTime(n, Module.ATTENTION, 1e-4) for n in reversed(range(layers)))
+    return Timing(shape, 1e-3, 1e-4, {Module.ATTENTION: 1e-4}, parts, "full")
+
+
+def pair(batch_size: int, context: int, positions: int, layers: int = 2) -> PairResult:
+    many, one = Shape(batch_size, context, positions), Shape(batch_size, context, 1)
+    return PairResult(timing(many, layers), timing(one, layers), True, 1e-3)
+
+
+def test_pieces_are_the_same_items(pauses: Pauses) -> None:
+    assert pauses(lambda: list(in_pieces(range(10), 3))) == (list(range(10)), 3)
+    assert pauses(lambda: list(in_pieces([], 3))) == ([], 0)
+
+
+def test_times_of_layers_come_in_order_and_in_pieces(pauses: Pauses) -> None:
+    results = Results(ProbeConfig())
+    cells = [(b, c) for b in BATCH_SIZES for c in CONTEXTS]
+    random.Random(1).shuffle(cells)
+    for cell in cells:
+        for positions in (8, 2, 32):
+            results.add(pair(*cell, positions, layers=20))
+    rows, paused = pauses(results.layer_times)
+    assert len(rows) == 32 * 4 * 20
+    assert paused >= len(rows) // 64
+    keys = [(r.batch_size, r.context, r.positions, r.layer, r.module) for r in rows]
+    assert keys == sorted(keys)
+
+
+def test_kinds_of_steps_come_in_order_and_in_pieces(pauses: Pauses) -> None:
+    times = StepTimes()
+    for batch_size in BATCH_BOUNDS[::-1]:
+        for context in CONTEXT_BOUNDS[:2]:
+            for positions in range(10, 0, -1):
+                series = times.of(batch_size, context, positions)
+                assert series is not None
+                series.count += 1
+                series.add(1e-3)
+    rows, paused = pauses(lambda: step_rows(times))
+    assert len(rows) == 440
+    assert paused >= 2 * (len(rows) // 64), "copying them, and taking their medians"
+    keys = [(row.batch_size, row.context, row.positions) for row in rows]
+    assert keys == sorted(keys)
+
+
+def test_each_point_of_an_estimate_is_a_piece(pauses: Pauses) -> None:
+    rng = random.Random(7)
+    pairs = [
+        Pair(n, 1e-3 * (1 + rng.random()), 1e-3) for n in (2, 3, 4, 8, 16, 32) for _ in range(32)
+    ]
+    estimate, paused = pauses(lambda: estimate_cell(Cell(Module.MODEL, 8, 1024), pairs))
+    assert estimate is not None
+    assert paused >= 6
+
+
+def snapshot(seconds: float = 1e-3) -> Snapshot:
+    curves = tuple(
+        CurveRow(m, b, c, n, 6, seconds, 1.0, 0.9, None, "full")
+        for m in ("model", "attention", "dense_ffn")
+        for b in BATCH_SIZES
+        for c in CONTEXTS
+        for n in ProbeConfig().grid
+    )
+    steps = tuple(StepRow(b, 1024, n, 5, 1e-3) for b in BATCH_SIZES for n in range(1, 17))
+    return Snapshot("m", "0", State.STEADY, curves=curves, steps=steps)
+
+
+def test_metrics_for_vllm_to_carry_are_made_in_pieces(pauses: Pauses) -> None:
+    box = Outbox()
+    _, paused = pauses(lambda: box.put(families_of([snapshot()])))
+    samples = 3 * len(snapshot().curves)
+    assert paused >= samples // 3 // 24 + samples // 64
+
+
+def test_a_step_carries_a_bounded_number_of_them_and_none_is_lost() -> None:
+    box = Outbox()
+    family = GaugeMetricFamily("free", "Free.", labels=["n"])
+    for n in range(3 * MOST_CHANGES + 5):
+        family.add_metric([str(n)], n)
+    box.put([family])
+    taken = []
+    while changes := box.take():
+        assert len(changes) <= MOST_CHANGES
+        taken += changes
+    assert [change.value for change in taken] == list(range(3 * MOST_CHANGES + 5))
+
+
+def test_a_step_does_not_wait_for_what_is_put_in() -> None:
+    box = Outbox()
+    box.put([GaugeMetricFamily("free", "Free.", value=1)])
+    with box._lock:  # as the other thread holds it for a moment
+        done: list[list[Any]] = []
+        thread = threading.Thread(target=lambda: done.append(box.take()))
+        thread.start()
+        thread.join(5)
+        assert done == [[]]
+    assert [change.value for change in box.take()] == [1]
+
+
+def test_steps_take_what_is_there_while_more_is_put_in() -> None:
+    """The whole state of a server is not put in under one lock."""
+    box = Outbox()
+    slow = threading.Event()
+
+    def families() -> Any:
+        yield GaugeMetricFamily("first", "First.", value=1)
+        assert slow.wait(10)
+        yield GaugeMetricFamily("second", "Second.", value=2)
+
+    thread = threading.Thread(target=lambda: box.put(families()))
+    thread.start()
+    deadline = time.monotonic() + 5
+    first: list[Any] = []
+    while not first and time.monotonic() < deadline:
+        taker = threading.Thread(target=lambda: first.extend(box.take()))
+        taker.start()
+        taker.join(0.2)
+    slow.set()
+    thread.join()
+    assert [change.name for change in first] == ["first"]
+    assert [change.name for change in box.take()] == ["second"]
+
+
+def publisher(write: Callable[[Snapshot], None], send: Callable[[Any], bool] | None) -> Publisher:
+    counters = Counters({}, 0.0, 0.0, None, 0)
+    return Publisher(
+        ProbeConfig(min_samples=2), Snapshot("m", "0", State.WARMING), lambda: counters,
+        lambda: (), write, lambda _: None, None, send,
+    )  # fmt: skip
+
+
+def test_curves_are_sent_when_they_have_changed_and_before_a_write_may_hang() -> None:
+    happened: list[str] = []
+    answers = [False, True, True]
+
+    def send(rows: Any) -> bool:
+        found = list(rows)
+        assert {(row.module, row.batch_size) for row in found} == {("model", 4)}
+        happened.append(f"{len(found)} curve rows")
+        return answers.pop(0)
+
+    one = publisher(lambda _: happened.append("written"), send)
+    one._publish()
+    assert happened == ["written"], "there is no curve yet"
+    for _ in range(2):
+        one.put(pair(4, 1024, 2))
+    for _ in range(3):
+        one._publish()
+    # Once more as the first was not done; then nothing has changed.
+    assert happened[1:] == ["2 curve rows", "written", "2 curve rows", "written", "written"]
+    for _ in range(2):
+        one.put(pair(4, 1024, 8))
+    one._publish()
+    assert happened[6:] == ["3 curve rows", "written"]
