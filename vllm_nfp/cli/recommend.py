@@ -373,8 +373,7 @@ def _shares(text: str, flag: str) -> tuple[float, ...]:
 
 def _method(given: str | None, drafting: LiveDrafting, has_model: bool) -> str:
     """How drafts are to be made."""
-    served = next(iter(drafting.methods)) if len(drafting.methods) == 1 else None
-    method = given or served or "ngram"
+    method = given or sources.served_method(drafting)
     if method not in DRAFT_METHODS:
         raise Refusal(
             f"the server makes its drafts by {method!r:.60}, whose cost is not known here: give "
@@ -390,14 +389,13 @@ def _method(given: str | None, drafting: LiveDrafting, has_model: bool) -> str:
 
 def _live_cost(method: str, drafting: LiveDrafting) -> float | None:
     """Time of a drafted token as the server tells it; None if it tells none of this method."""
-    if not drafting.methods <= {method}:
-        return None
-    if drafting.token_seconds == 0.0:
+    if drafting.methods <= {method} and drafting.token_seconds == 0.0:
         raise Refusal(
             f"the server saw no time that a drafted token takes, which {method} cannot do without: "
             f"give --draft-cost SECONDS, or --draft-share"
         )
-    return drafting.token_seconds
+    cost = sources.served_cost(method, drafting)
+    return None if cost is None else cost.seconds_per_token
 
 
 def _cost(method: str, seconds: float | None, share: float | None) -> DraftCost:
