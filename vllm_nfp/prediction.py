@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from vllm_nfp.principle.backends import check_backend, default_backend
 from vllm_nfp.principle.graphs import DEFAULT_CAPTURE_SIZES, padded_tokens
 from vllm_nfp.principle.hardware_file import Target, read_hardware_file, target_of
 from vllm_nfp.principle.hf_config import shape_from_config
-from vllm_nfp.principle.idle_compute import Module, PredictionError, modules_of
+from vllm_nfp.principle.idle_compute import Module, PredictionError, module_named, modules_of
 from vllm_nfp.principle.model_files import load_config
 from vllm_nfp.principle.predict import (
     DEFAULT_MAX_POSITIONS,
@@ -29,6 +30,7 @@ from vllm_nfp.principle.predict import (
 from vllm_nfp.principle.quantized_weights import quantization_of
 from vllm_nfp.principle.shape import ModelShape, shown
 from vllm_nfp.principle.step import Serving, Step
+from vllm_nfp.text import hint, same_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,6 +99,9 @@ class Predictions:
     def cell(self, module: Module, batch_size: int, context: int) -> CellPrediction:
         """The curve t(N) and its terms, of any cell.
 
+        Args:
+            module: its name; case, dashes and underscores do not matter.
+
         Raises:
             PredictionError: if the model has no such module, or for a value out of bounds.
         """
@@ -105,7 +110,7 @@ class Predictions:
         return predict_cell(
             self.shape,
             self.target,
-            module,
+            module_named(module) or module,
             batch_size,
             context,
             self.epsilons,
@@ -146,7 +151,7 @@ class Predictions:
 
 def predict(
     model: str | Path | Mapping[str, object],
-    hardware: str | Target,
+    hardware: str | os.PathLike[str] | Target,
     batch_sizes: Sequence[int] = (1, 8, 32),
     contexts: Sequence[int] = (1024, 4096),
     epsilons: Sequence[float] = (0.1,),
@@ -168,7 +173,8 @@ def predict(
 
     Args:
         model: a folder with a config.json, the file, or its parsed content.
-        hardware: a name of the catalogue, a hardware file (``*.json``), or a target.
+        hardware: a name of the catalogue, the device's name as torch and nvidia-smi print it, a
+            hardware file (``*.json``), or a target.
         batch_sizes: sequences in the step.
         contexts: tokens in the cache of each sequence before the step.
         epsilons: tolerances, as shares of t(1).
@@ -199,8 +205,8 @@ def predict(
         ("epsilons", epsilons),
     ):
         _check_list(name, values)
-    _check_choice("dtype", dtype, DTYPES)
-    _check_choice("kv_cache_dtype", kv_cache_dtype, tuple(KV_BITS))
+    _named("dtype", dtype, DTYPES)
+    kv_cache_dtype = _named("kv_cache_dtype", kv_cache_dtype, KV_BITS)
     target = _target(hardware, calibration)
     config = model if isinstance(model, Mapping) else load_config(model)
     shape = shape_from_config(
@@ -249,7 +255,7 @@ def _shown_name(name: str) -> str:
     return name if name.isprintable() and len(name) <= 200 else ""
 
 
-def _target(hardware: str | Target, calibration: str | Path | None) -> Target:
+def _target(hardware: str | os.PathLike[str] | Target, calibration: str | Path | None) -> Target:
     target = hardware if isinstance(hardware, Target) else target_of(hardware)
     if calibration is None:
         return target
@@ -267,7 +273,7 @@ def _target(hardware: str | Target, calibration: str | Path | None) -> Target:
 def _weight_bits(config: Mapping[str, object], quantization: str | None) -> float:
     if quantization is None:
         return 16
-    _check_choice("quantization", quantization, tuple(WEIGHT_BITS))
+    quantization = _named("quantization", quantization, WEIGHT_BITS)
     text = config.get("text_config")
     if quantization_of(config, text if isinstance(text, Mapping) else config) is not None:
         raise PredictionError(
@@ -314,6 +320,11 @@ def _check_epsilons(values: Sequence[float]) -> None:
             )
 
 
-def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise PredictionError(f"{name} must be one of {', '.join(allowed)}, not {value!r:.80}")
+def _named(name: str, value: str, allowed: Iterable[str]) -> str:
+    """What is meant of what is allowed, however it is spelled."""
+    names = tuple(allowed)
+    found = same_name(value, names) if isinstance(value, str) else None
+    if found is None:
+        near = hint(value, names) if isinstance(value, str) else ""
+        raise PredictionError(f"{name} must be one of {', '.join(names)}, not {value!r:.80}{near}")
+    return found

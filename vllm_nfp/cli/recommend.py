@@ -15,7 +15,7 @@ import click
 from rich.console import Console
 
 from vllm_nfp import scrape
-from vllm_nfp.cli.common import Refusal, json_option, parse_list, read_profile
+from vllm_nfp.cli.common import NameChoice, Refusal, json_option, parse_list, read_profile
 from vllm_nfp.cli.recommend_table import print_lengths, size_range
 from vllm_nfp.draft import sources
 from vllm_nfp.draft.acceptance import Acceptance, AcceptanceError, constant, from_rates
@@ -53,7 +53,7 @@ class _Told:
 @click.command("recommend")
 @click.argument("source", required=False)
 @click.option("--predicted", metavar="MODEL", help="Predict for this model's config.json instead.")
-@click.option("--hardware", metavar="NAME|FILE", help="Device to predict for.")
+@click.option("--hardware", metavar="NAME|FILE", help="Device to predict for, as in predict.")
 @click.option(
     "--batch-sizes",
     default=None,
@@ -64,8 +64,8 @@ class _Told:
 )
 @click.option("--tensor-parallel-size", "-tp", type=int, help="To predict for.")
 @click.option("--attention-backend", help="To predict for [default: vLLM's choice there].")
-@click.option("--quantization", type=click.Choice(tuple(WEIGHT_BITS)), help="To predict for.")
-@click.option("--kv-cache-dtype", type=click.Choice(tuple(KV_BITS)), help="To predict for.")
+@click.option("--quantization", type=NameChoice(tuple(WEIGHT_BITS)), help="To predict for.")
+@click.option("--kv-cache-dtype", type=NameChoice(tuple(KV_BITS)), help="To predict for.")
 @click.option("--calibration", metavar="FILE", help="Hardware file whose constants to take.")
 @click.option("--assume-dense", is_flag=True, help="Read an unknown family like Llama's.")
 @click.option("--acceptance", type=float, help="Chance that a draft is accepted, each alike.")
@@ -87,7 +87,7 @@ class _Told:
 )
 @click.option(
     "--draft-method",
-    type=click.Choice(DRAFT_METHODS),
+    type=NameChoice(DRAFT_METHODS),
     help="How drafts are made [default: as the server of the acceptance does; ngram].",
 )
 @click.option("--draft-model", metavar="PATH", help="For --speculative-config: its weights.")
