@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -25,7 +25,9 @@ from vllm_nfp.principle.predict import (
     CellPrediction,
     Row,
     predict_cell,
-    predict_cells,
+    predict_grid,
+    rows_in_order,
+    rows_of,
 )
 from vllm_nfp.principle.quantized_weights import quantization_of
 from vllm_nfp.principle.shape import ModelShape, shown
@@ -42,6 +44,10 @@ MOST_SEQUENCES = 1 << 16
 MOST_CONTEXT = 1 << 27
 MOST_EPSILON = 100.0
 MOST_CAPTURE_SIZES = 1024
+MOST_KEPT = 1 << 21
+"""Numbers of the curves that are kept for plots and explanations: some 64 MiB."""
+CellKey: TypeAlias = "tuple[Module, int, int]"
+"""(module, batch size, context)"""
 
 DTYPES = ("auto", "bfloat16", "float16")
 WEIGHT_BITS: Mapping[str, int] = {"fp8": 8, "int4": 4}
@@ -80,6 +86,10 @@ class Predictions:
     epsilons: tuple[float, ...]
     max_positions: int
     rows: tuple[Row, ...]
+    cells: Mapping[CellKey, CellPrediction] = dataclasses.field(
+        default_factory=dict, repr=False, compare=False
+    )
+    """The curves behind the rows, as far as MOST_KEPT allows; :meth:`cell` makes the others."""
 
     @property
     def hardware(self) -> str:
@@ -107,10 +117,14 @@ class Predictions:
         """
         _check_sizes("batch_sizes", (batch_size,), 1, MOST_SEQUENCES)
         _check_sizes("contexts", (context,), 0, MOST_CONTEXT)
+        module = module_named(module) or module
+        kept = self.cells.get((module, batch_size, context))
+        if kept is not None:
+            return kept
         return predict_cell(
             self.shape,
             self.target,
-            module_named(module) or module,
+            module,
             batch_size,
             context,
             self.epsilons,
@@ -224,7 +238,15 @@ def predict(
     backend = attention_backend or default_backend(shape, target.hardware)
     check_backend(backend, shape, target.hardware)
     serving = Serving(backend, _capture_sizes(capture_sizes))
-    rows = predict_cells(shape, target, batch_sizes, contexts, epsilons, serving, max_positions)
+    cells = predict_grid(shape, target, batch_sizes, contexts, epsilons, serving, max_positions)
+    kept: dict[CellKey, CellPrediction] = {}
+    rows: list[Row] = []
+    numbers = 0
+    for cell in cells:
+        rows += rows_of(cell)
+        numbers += len(cell.positions) * (1 + len(cell.terms) + len(cell.parts))
+        if numbers <= MOST_KEPT:
+            kept[cell.module, cell.batch_size, cell.context] = cell
     return Predictions(
         model=shape.name,
         shape=shape,
@@ -234,7 +256,8 @@ def predict(
         contexts=tuple(contexts),
         epsilons=tuple(epsilons),
         max_positions=max_positions,
-        rows=rows,
+        rows=rows_in_order(shape, rows),
+        cells=kept,
     )
 
 

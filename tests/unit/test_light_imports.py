@@ -90,12 +90,9 @@ def test_help_says_of_each_command_what_its_own_help_says() -> None:
         assert command.name == name
         assert " ".join((command.help or "").split("\n\n")[0].split()) == summary
         commands[name] = command
-    plain = click.Group(
-        "main", commands, help=main.help, params=main.params,
-        context_settings=main.context_settings,
-    )  # fmt: skip
+    plain = click.Group("main", commands, help=main.help, params=list(main.params))
     for width in (60, 80, 120):
-        settings = {"terminal_width": width, "info_name": "vllm-nfp"}
+        settings = {**main.context_settings, "terminal_width": width, "info_name": "vllm-nfp"}
         shown = main.get_help(click.Context(main, **settings))  # type: ignore[arg-type]
         assert shown == plain.get_help(click.Context(plain, **settings))  # type: ignore[arg-type]
     assert main.get_command(context, "no-such") is None

@@ -10,7 +10,7 @@ from typing import Any
 
 from vllm_nfp import __version__
 from vllm_nfp.crossing import usual_epsilon
-from vllm_nfp.draft import ScheduleRow
+from vllm_nfp.draft import ScheduleRow, sources
 from vllm_nfp.draft.recommend import recommend
 from vllm_nfp.draft.sources import SourceError
 from vllm_nfp.metrics.snapshot import MODULES, BoundaryRow, LayerTimeRow, PredictionRow
@@ -270,10 +270,11 @@ def _drafts(profile: Profile) -> Drafts:
     if not any(row.module == "model" for row in profile.curves):
         return Drafts((), "The profile holds no times of the whole step.")
     try:
-        found = [recommend(profile, acceptance) for acceptance in ACCEPTANCES]
+        source = sources.from_profile(profile)
+        found = [recommend(source, acceptance) for acceptance in ACCEPTANCES]
     except SourceError as error:
         return Drafts((), f"No draft lengths: {error}.")
-    measured = {curve.batch_size for curve in found[0].source.curves}
+    measured = {curve.batch_size for curve in source.curves}
     return Drafts(
         tuple(
             DraftRow(choices[0].batch_size_first, choices[0].context, choices)
