@@ -129,8 +129,10 @@ def of_cli(source: str | Path, *flags: str) -> Answer:
 
 
 def of_metric(text: str, context: int) -> Answer:
-    samples = scrape.read_samples(text).get("vllm_nfp_recommended_draft_length", ())
-    return {(int(labels["batch_size"]), context): int(value) for labels, value in samples}
+    line = r'^vllm_nfp_recommended_draft_length{batch_size="(\d+)",[^}]*} (\S+)$'
+    found = re.findall(line, text, re.MULTILINE)
+    assert len(found) == text.count("\nvllm_nfp_recommended_draft_length{")
+    return {(int(batch_size), context): int(float(value)) for batch_size, value in found}
 
 
 def of_watch(text: str, context: int) -> Answer:
@@ -213,7 +215,10 @@ def test_what_drafts_cost_on_a_server_counts_everywhere(
     assert (wanted == free) == (cost == DraftCost())
 
 
-@pytest.mark.parametrize(("method", "told"), [("eagle", {}), ("mtp", {"b8": 0.0}), ("dflash", {})])
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [("eagle", {}), ("mtp", {"b8": 0.0}), ("mtp", {"b8": -1.0}), ("dflash", {"b8": 1e-4})],
+)
 def test_drafts_of_unknown_cost_are_recommended_by_none(
     method: str,
     told: dict[str, float],

@@ -148,7 +148,8 @@ def recommend(
     found = source_of(source)
     accepted = _acceptance_of(acceptance)
     curves = _at_contexts(found, contexts)
-    demand = Demand(accepted, cost or _served_cost(found), max_draft_length, epsilon, slack)
+    paid = _served_cost(found) if cost is None else cost
+    demand = Demand(accepted, paid, max_draft_length, epsilon, slack)
     if draft_lengths is not None:
         demand = replace(demand, draft_lengths=_lengths_of(draft_lengths, curves, demand))
     return Recommendation(found, demand, make_schedule(curves, demand, max_batch_size))

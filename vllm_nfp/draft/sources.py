@@ -372,7 +372,9 @@ def served_cost(method: str, drafting: LiveDrafting | None) -> DraftCost | None:
         return FREE
     known = method in DRAFT_METHODS and drafting is not None and drafting.methods <= {method}
     seconds = drafting.token_seconds if known and drafting is not None else None
-    return DraftCost(seconds_per_token=seconds) if seconds else None
+    if seconds is None or not 0.0 < seconds < math.inf:
+        return None
+    return DraftCost(seconds_per_token=seconds)
 
 
 def differences(source: Source, samples: Samples) -> tuple[str, ...]:
