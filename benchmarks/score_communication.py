@@ -26,9 +26,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import shapes
+from vllm_nfp.cli.common import Refusal
 from vllm_nfp.principle import (
     CATALOGUE,
     Hardware,
+    HardwareError,
     ModelShape,
     Serving,
     Target,
@@ -200,6 +202,8 @@ def main(folder: Path, fits: bool, hardware: str | None, write: Path | None) -> 
     try:
         servers = read(folder)
         target = _hardware(servers, hardware)
+    except HardwareError as error:
+        raise Refusal(str(error)) from None
     except ScoreError as error:
         raise click.ClickException(str(error)) from None
     constants = target.calibration.link

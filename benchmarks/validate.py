@@ -32,8 +32,10 @@ from rich.table import Table
 from benchmarks import shapes
 from vllm_nfp.calibrate.curves import shape_of
 from vllm_nfp.calibrate.points import Curve, Kernel, KernelSamples, read_samples
+from vllm_nfp.cli.common import Refusal
 from vllm_nfp.crossing import count_free
 from vllm_nfp.principle import (
+    HardwareError,
     ModelShape,
     Module,
     Serving,
@@ -394,7 +396,11 @@ def all_cells(results: Path, target: Target) -> list[Cell]:
 @click.option("--rows", is_flag=True, help="Print every set-aside cell.")
 def main(results: Path, hardware: str, out: Path | None, plots: Path | None, rows: bool) -> None:
     """Score the predictor; see the module's text."""
-    cells = all_cells(results, target_of(hardware))
+    try:
+        target = target_of(hardware)
+    except HardwareError as error:
+        raise Refusal(str(error)) from None
+    cells = all_cells(results, target)
     found = outcomes(cells)
     console = Console(width=150)
     scores = print_summary(found, console)

@@ -17,8 +17,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from vllm_nfp.metrics.snapshot import BoundaryRow, CurveRow
-from vllm_nfp.profile import MODULES, CellKey, Profile, ProfileError, to_dataframe
+from vllm_nfp.metrics.snapshot import MODULES, BoundaryRow, CurveRow
+from vllm_nfp.profile import CellKey, Profile, ProfileError, to_dataframe
 
 if TYPE_CHECKING:
     import pandas as pd

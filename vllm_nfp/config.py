@@ -12,16 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vllm_nfp import env_var
 from vllm_nfp.typed_json import parse, read_bytes
 
 T = TypeVar("T")
 
-ENV_VAR = "NFP_PROBE_CONFIG"
-"""Environment variable that carries the settings, as JSON, from the command line to the engine.
-
-An environment variable and not vLLM's ``additional_config``: that one enters the hash of the
-compile cache, so that switching the probe on would recompile the model.
-"""
+ENV_VAR = env_var.ENV_VAR
 
 DEFAULT_POSITIONS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """The grid of positions per sequence: dense where draft lengths lie, then about 1.5x apart."""

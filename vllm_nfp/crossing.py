@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import takewhile
 
+USUAL_EPSILON = 0.1
+"""The tolerance that is shown where none is asked for."""
+
 
 def count_free(times: Iterable[float], epsilon: float) -> int:
     """How many of the first times lie within (1 + epsilon) of the first of all.
@@ -19,3 +22,12 @@ def count_free(times: Iterable[float], epsilon: float) -> int:
     values = iter(times)
     line = (1.0 + epsilon) * next(values)
     return 1 + sum(1 for _ in takewhile(lambda time: time <= line, values))
+
+
+def usual_epsilon(known: Iterable[float]) -> float:
+    """The tolerance that is shown where none is asked for: the usual one, else the one next to it.
+
+    Args:
+        known: tolerances with results; the smaller of two that are equally near is taken.
+    """
+    return min(known, key=lambda e: (abs(e - USUAL_EPSILON), e), default=USUAL_EPSILON)

@@ -85,7 +85,7 @@ def explain(predictions: Predictions, module: Module, batch_size: int, context: 
         _idle_compute(predictions, cell, found),
     )
     return Explanation(
-        module=module,
+        module=cell.module,
         batch_size=batch_size,
         context=context,
         positions=positions,

@@ -1,7 +1,8 @@
 """The ``vllm.general_plugins`` entry point: does nothing unless the probe is asked for.
 
 vLLM loads it once in every process: the command line, the API servers, the engine core and the
-workers. This module imports nothing of vLLM, so that a server without the probe is untouched.
+workers. Without the probe this module imports nothing, of vLLM or of others, so that such a server
+is untouched.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
-from vllm_nfp.config import ENV_VAR
+from vllm_nfp.env_var import ENV_VAR
 
 
 def wanted(argv: Sequence[str], environ: Mapping[str, str]) -> bool:

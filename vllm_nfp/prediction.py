@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -17,18 +18,21 @@ from vllm_nfp.principle.backends import check_backend, default_backend
 from vllm_nfp.principle.graphs import DEFAULT_CAPTURE_SIZES, padded_tokens
 from vllm_nfp.principle.hardware_file import Target, read_hardware_file, target_of
 from vllm_nfp.principle.hf_config import shape_from_config
-from vllm_nfp.principle.idle_compute import Module, PredictionError, modules_of
+from vllm_nfp.principle.idle_compute import Module, PredictionError, module_named, modules_of
 from vllm_nfp.principle.model_files import load_config
 from vllm_nfp.principle.predict import (
     DEFAULT_MAX_POSITIONS,
     CellPrediction,
     Row,
     predict_cell,
-    predict_cells,
+    predict_grid,
+    rows_in_order,
+    rows_of,
 )
 from vllm_nfp.principle.quantized_weights import quantization_of
 from vllm_nfp.principle.shape import ModelShape, shown
 from vllm_nfp.principle.step import Serving, Step
+from vllm_nfp.text import hint, same_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,6 +44,10 @@ MOST_SEQUENCES = 1 << 16
 MOST_CONTEXT = 1 << 27
 MOST_EPSILON = 100.0
 MOST_CAPTURE_SIZES = 1024
+MOST_KEPT = 1 << 21
+"""Numbers of the curves that are kept for plots and explanations: some 64 MiB."""
+CellKey: TypeAlias = "tuple[Module, int, int]"
+"""(module, batch size, context)"""
 
 DTYPES = ("auto", "bfloat16", "float16")
 WEIGHT_BITS: Mapping[str, int] = {"fp8": 8, "int4": 4}
@@ -78,6 +86,10 @@ class Predictions:
     epsilons: tuple[float, ...]
     max_positions: int
     rows: tuple[Row, ...]
+    cells: Mapping[CellKey, CellPrediction] = dataclasses.field(
+        default_factory=dict, repr=False, compare=False
+    )
+    """The curves behind the rows, as far as MOST_KEPT allows; :meth:`cell` makes the others."""
 
     @property
     def hardware(self) -> str:
@@ -97,11 +109,18 @@ class Predictions:
     def cell(self, module: Module, batch_size: int, context: int) -> CellPrediction:
         """The curve t(N) and its terms, of any cell.
 
+        Args:
+            module: its name; case, dashes and underscores do not matter.
+
         Raises:
             PredictionError: if the model has no such module, or for a value out of bounds.
         """
         _check_sizes("batch_sizes", (batch_size,), 1, MOST_SEQUENCES)
         _check_sizes("contexts", (context,), 0, MOST_CONTEXT)
+        module = module_named(module) or module
+        kept = self.cells.get((module, batch_size, context))
+        if kept is not None:
+            return kept
         return predict_cell(
             self.shape,
             self.target,
@@ -146,7 +165,7 @@ class Predictions:
 
 def predict(
     model: str | Path | Mapping[str, object],
-    hardware: str | Target,
+    hardware: str | os.PathLike[str] | Target,
     batch_sizes: Sequence[int] = (1, 8, 32),
     contexts: Sequence[int] = (1024, 4096),
     epsilons: Sequence[float] = (0.1,),
@@ -168,7 +187,8 @@ def predict(
 
     Args:
         model: a folder with a config.json, the file, or its parsed content.
-        hardware: a name of the catalogue, a hardware file (``*.json``), or a target.
+        hardware: a name of the catalogue, the device's name as torch and nvidia-smi print it, a
+            hardware file (``*.json``), or a target.
         batch_sizes: sequences in the step.
         contexts: tokens in the cache of each sequence before the step.
         epsilons: tolerances, as shares of t(1).
@@ -199,8 +219,8 @@ def predict(
         ("epsilons", epsilons),
     ):
         _check_list(name, values)
-    _check_choice("dtype", dtype, DTYPES)
-    _check_choice("kv_cache_dtype", kv_cache_dtype, tuple(KV_BITS))
+    _named("dtype", dtype, DTYPES)
+    kv_cache_dtype = _named("kv_cache_dtype", kv_cache_dtype, KV_BITS)
     target = _target(hardware, calibration)
     config = model if isinstance(model, Mapping) else load_config(model)
     shape = shape_from_config(
@@ -218,7 +238,15 @@ def predict(
     backend = attention_backend or default_backend(shape, target.hardware)
     check_backend(backend, shape, target.hardware)
     serving = Serving(backend, _capture_sizes(capture_sizes))
-    rows = predict_cells(shape, target, batch_sizes, contexts, epsilons, serving, max_positions)
+    cells = predict_grid(shape, target, batch_sizes, contexts, epsilons, serving, max_positions)
+    kept: dict[CellKey, CellPrediction] = {}
+    rows: list[Row] = []
+    numbers = 0
+    for cell in cells:
+        rows += rows_of(cell)
+        numbers += len(cell.positions) * (1 + len(cell.terms) + len(cell.parts))
+        if numbers <= MOST_KEPT:
+            kept[cell.module, cell.batch_size, cell.context] = cell
     return Predictions(
         model=shape.name,
         shape=shape,
@@ -228,7 +256,8 @@ def predict(
         contexts=tuple(contexts),
         epsilons=tuple(epsilons),
         max_positions=max_positions,
-        rows=rows,
+        rows=rows_in_order(shape, rows),
+        cells=kept,
     )
 
 
@@ -249,7 +278,7 @@ def _shown_name(name: str) -> str:
     return name if name.isprintable() and len(name) <= 200 else ""
 
 
-def _target(hardware: str | Target, calibration: str | Path | None) -> Target:
+def _target(hardware: str | os.PathLike[str] | Target, calibration: str | Path | None) -> Target:
     target = hardware if isinstance(hardware, Target) else target_of(hardware)
     if calibration is None:
         return target
@@ -267,7 +296,7 @@ def _target(hardware: str | Target, calibration: str | Path | None) -> Target:
 def _weight_bits(config: Mapping[str, object], quantization: str | None) -> float:
     if quantization is None:
         return 16
-    _check_choice("quantization", quantization, tuple(WEIGHT_BITS))
+    quantization = _named("quantization", quantization, WEIGHT_BITS)
     text = config.get("text_config")
     if quantization_of(config, text if isinstance(text, Mapping) else config) is not None:
         raise PredictionError(
@@ -314,6 +343,11 @@ def _check_epsilons(values: Sequence[float]) -> None:
             )
 
 
-def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise PredictionError(f"{name} must be one of {', '.join(allowed)}, not {value!r:.80}")
+def _named(name: str, value: str, allowed: Iterable[str]) -> str:
+    """What is meant of what is allowed, however it is spelled."""
+    names = tuple(allowed)
+    found = same_name(value, names) if isinstance(value, str) else None
+    if found is None:
+        near = hint(value, names) if isinstance(value, str) else ""
+        raise PredictionError(f"{name} must be one of {', '.join(names)}, not {value!r:.80}{near}")
+    return found

@@ -25,6 +25,7 @@ from vllm_nfp.config import (
 )
 from vllm_nfp.metrics.snapshot import (
     ENGINE_INDEX,
+    MODULES,
     BoundaryRow,
     CurveRow,
     LayerTimeRow,
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
 SCHEMA = 1
 KIND = "vllm-nfp profile"
 MAX_FILE_BYTES = 64 << 20
-MODULES = ("model", "attention", "dense_ffn", "moe_ffn", "communication")
-"""Modules in the order in which people read of them: the whole step first."""
 
 Table = Literal["boundaries", "curves", "predictions", "layer_times"]
 CellKey = tuple[str, int, int]

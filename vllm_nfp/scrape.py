@@ -11,8 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from prometheus_client.parser import text_string_to_metric_families
-
 from vllm_nfp.text import printable
 
 MAX_BYTES = 64 << 20
@@ -138,6 +136,8 @@ def find_samples(text: str, names: Iterable[str]) -> Samples:
     Raises:
         ScrapeError: if the text is no Prometheus exposition.
     """
+    from prometheus_client.parser import text_string_to_metric_families  # most imports do without
+
     others = frozenset(names)
     samples: dict[str, list[tuple[Mapping[str, str], float]]] = {}
     try:

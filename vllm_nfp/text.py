@@ -1,6 +1,9 @@
-"""Numbers as people read them."""
+"""Numbers as people read them, and names as people write them."""
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 def duration(seconds: float) -> str:
@@ -29,3 +32,35 @@ def printable(text: str) -> str:
     """Foreign text for a terminal: no control characters, and of bounded length."""
     shown = text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
     return "".join(letter if letter.isprintable() else "?" for letter in shown)
+
+
+TYPE_NAMES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16"}
+"""Other names of types; ``half`` is vLLM's and torch's own."""
+
+
+def plain(name: str) -> str:
+    """A name without what people write in several ways: case, spaces, dashes and underscores."""
+    return "".join(letter for letter in name.casefold() if letter.isalnum())
+
+
+def same_name(given: str, known: Iterable[str]) -> str | None:
+    """The known name that is meant, however it is spelled; None if it is none of them.
+
+    Types may be named as torch and people do: torch.bfloat16, bf16, half.
+    """
+    short = given.casefold().removeprefix("torch.")
+    wanted = plain(TYPE_NAMES.get(short, short))
+    return next((name for name in known if plain(name) == wanted), None) if wanted else None
+
+
+def nearest_name(given: str, known: Iterable[str]) -> str | None:
+    """The known name that is spelled most alike; None if none is."""
+    names = {plain(name): name for name in known}
+    found = difflib.get_close_matches(plain(given[:MOST_SHOWN]), names, 1)
+    return names[found[0]] if found else None
+
+
+def hint(given: str, known: Iterable[str]) -> str:
+    """The nearest known name in brackets, for a refusal; empty if none is near."""
+    name = nearest_name(given, known)
+    return "" if name is None else f" (did you mean {name}?)"

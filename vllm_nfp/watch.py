@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from vllm_nfp.crossing import usual_epsilon
+from vllm_nfp.metrics.snapshot import reading_order
 from vllm_nfp.scrape import (
     Row,
     Samples,
@@ -25,9 +27,10 @@ from vllm_nfp.text import printable
 _DRAFTS = "vllm:spec_decode_num_drafts_total"
 _DRAFTED = "vllm:spec_decode_num_draft_tokens_total"
 _ACCEPTED = "vllm:spec_decode_num_accepted_tokens_total"
-PREFERRED_EPSILON = 0.1
+_RECOMMENDED = "vllm_nfp_recommended_draft_length"
 OVER_BUDGET = 1.1
 """A share this many times the budget is marked; the alert NfpOverheadAboveBudget takes the same."""
+choose_epsilon = usual_epsilon
 STATE_STYLES = {
     "steady": "green",
     "probing": "yellow",
@@ -94,6 +97,8 @@ class EngineReading:
     """None before the first step and while the probe is disabled."""
     drafting: Drafting | None
     """None on a server without speculative decoding."""
+    recommended: Mapping[int, int] = field(default_factory=dict)
+    """vllm_nfp_recommended_draft_length by probed batch size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +144,11 @@ def _engine(samples: Samples, status: Status) -> EngineReading:
         None
         if drafts is None
         else Drafting(drafts, value(_DRAFTED) or 0.0, value(_ACCEPTED) or 0.0),
+        {
+            count(labels["batch_size"]): int(length)
+            for labels, length in samples.get(_RECOMMENDED, ())
+            if labels["engine"] == status.engine
+        },
     )
 
 
@@ -154,11 +164,6 @@ def _live(samples: Samples, engine: str) -> Live | None:
     cells = [(count(of["batch_size"]), count(of["context"])) for of, _ in mine("live_cell_info")]
     free = {float(of["epsilon"]): int(value) for of, value in mine("free_tokens")}
     return Live(batch_size, context, positions, cells[0] if cells else None, free)
-
-
-def choose_epsilon(measured: tuple[float, ...]) -> float:
-    """The tolerance shown if none is asked for: the usual one, else the one next to it."""
-    return min(measured, key=lambda e: (abs(e - PREFERRED_EPSILON), e), default=PREFERRED_EPSILON)
 
 
 def render(
@@ -177,7 +182,8 @@ def render(
         parts.append(_heading(engine))
         parts.append(_step(engine, reading, epsilon))
         if engine.drafting is not None:
-            parts.append(_drafts(engine.drafting.since(last.drafting if last else None)))
+            recent = engine.drafting.since(last.drafting if last else None)
+            parts.append(_drafts(recent, _recommended(engine)))
         parts.append(_table(engine, reading.rows(epsilon), epsilon))
     if problem:
         parts.append(Text(f"{problem} Trying again; the values above are old.", "bold red"))
@@ -225,12 +231,20 @@ def _step(engine: EngineReading, reading: Reading, epsilon: float) -> Text:
     )
 
 
-def _drafts(drafting: Drafting) -> Text:
+def _recommended(engine: EngineReading) -> str:
+    """The recommended draft length where traffic is; empty where there is none."""
+    batch_size = engine.live.cell[0] if engine.live and engine.live.cell else None
+    if batch_size is None or batch_size not in engine.recommended:
+        return ""
+    return f"; recommended at B={batch_size}: {engine.recommended[batch_size]}"
+
+
+def _drafts(drafting: Drafting, recommended: str) -> Text:
     if not drafting.drafts:
         return Text("speculation: nothing drafted yet", "dim")
     return Text(
         f"speculation: draft length {drafting.draft_length:.1f}, "
-        f"{drafting.acceptance:.0%} of drafted tokens accepted"
+        f"{drafting.acceptance:.0%} of drafted tokens accepted{recommended}"
     )
 
 
@@ -246,7 +260,8 @@ def _table(engine: EngineReading, rows: list[Row], epsilon: float) -> Renderable
     for batch_size in batches:
         table.add_column(f"B={batch_size}", justify="right", no_wrap=True)
     cells = {(row.module, row.context, row.batch_size): row for row in mine}
-    for module, context in sorted({(row.module, row.context) for row in mine}):
+    lines = {(row.module, row.context) for row in mine}
+    for module, context in sorted(lines, key=lambda line: (reading_order(line[0]), line[1])):
         shown = [cells.get((module, context, batch_size)) for batch_size in batches]
         table.add_row(
             Text(printable(module)), str(context), *(_cell(row, engine.live) for row in shown)

@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_nfp.cli import main
+from vllm_nfp.draft.recommend import recommend
+from vllm_nfp.draft.sources import SourceError
 from vllm_nfp.metrics.snapshot import BoundaryRow, CurveRow, LayerTimeRow, PredictionRow, State
 from vllm_nfp.profile import (
     Device,
@@ -156,12 +158,45 @@ def test_the_measured_numbers_are_on_the_page(page: Page, dense_profile: Profile
 
 
 def test_draft_lengths_follow_from_the_curve(dense_profile: Profile, page: Page) -> None:
-    curve = dense_profile.curves_by_cell()["model", 8, 1024]
-    gains = {
-        row.positions - 1: sum(0.7**j for j in range(row.positions)) / row.ratio for row in curve
-    }
-    best = max(gains, key=gains.__getitem__)
+    curve = {r.positions: r.ratio for r in dense_profile.curves_by_cell()["model", 8, 1024]}
+    grid = sorted(curve)
+    gains = {}
+    for positions in range(1, grid[-1] + 1):
+        # Between two measured counts the slower one is assumed.
+        low = max(n for n in grid if n <= positions)
+        high = min(n for n in grid if n >= positions)
+        tokens = sum(0.7**j for j in range(positions))
+        gains[positions - 1] = tokens / max(curve[low], curve[high])
+    best = min(k for k, gain in gains.items() if gain >= 0.99 * max(gains.values()))
     assert f"K = {best} {gains[best]:.2f}\N{MULTIPLICATION SIGN}" in page.prose()
+
+
+def test_draft_lengths_that_were_not_measured_say_so(small: Profile) -> None:
+    """Gaps in the grid are marked as ``recommend`` marks them."""
+    here = small.curves_by_cell()["model", 8, 1024]
+    cells = [(1, 1024), (32, 1024), (8, 4096)]
+    more = [replace(r, batch_size=b, context=c) for b, c in cells for r in here]
+    text = Page(render(replace(small, curves=(*small.curves, *more)))).prose()
+    assert "0?: not measured, so no drafts." in text
+    assert "32 4096 K = 0? K = 0? K = 0?" in text
+    assert "1 4096 K = 0? K = 0? K = 0?" in text
+    assert "*: this batch size" not in text
+    more += [replace(r, batch_size=b, context=4096) for b in (1, 32) for r in here]
+    between = [r for r in (*small.curves, *more) if (r.batch_size, r.context) != (8, 4096)]
+    text = Page(render(replace(small, curves=tuple(between)))).prose()
+    assert "*: this batch size was not measured at this context" in text
+    assert re.search(r"8\* 4096 K = \d+ \d\.\d\d", text)
+    assert "0?" not in text
+
+
+def test_step_times_that_recommend_refuses_are_refused_alike(small: Profile) -> None:
+    """A count that no server runs: the page is drawn, and says why it recommends nothing."""
+    curves = tuple(replace(r, positions=r.positions * (1 << 20)) for r in small.curves)
+    curves += tuple(r for r in small.curves if r.positions == 1)
+    with pytest.raises(SourceError) as refusal:
+        recommend(replace(small, curves=curves), 0.7)
+    text = Page(render(replace(small, curves=curves))).prose()
+    assert f"No draft lengths: {refusal.value}." in text
 
 
 HOSTILE = "</title><script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7*7 }}&amp;"

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from vllm_nfp.calibrate.points import Kernel, Series
+from vllm_nfp.text import hint, same_name
 
 PASSES = 5
 MAX_TOKENS = 2048
@@ -247,7 +248,11 @@ def choose(plans: Sequence[ModelPlan], labels: Collection[str]) -> tuple[ModelPl
         ValueError: for a label that no plan has.
     """
     known = [plan.label for plan in plans]
-    for label in labels:
-        if label not in known:
-            raise ValueError(f"no model {label!r} to calibrate with: choose of {', '.join(known)}")
-    return tuple(plan for plan in plans if not labels or plan.label in labels)
+    wanted = {label: same_name(label, known) for label in labels}
+    for label, found in wanted.items():
+        if found is None:
+            raise ValueError(
+                f"no model {label!r:.80} to calibrate with{hint(label, known)}: choose of "
+                f"{', '.join(known)}"
+            )
+    return tuple(plan for plan in plans if not labels or plan.label in wanted.values())

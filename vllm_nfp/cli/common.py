@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from vllm_nfp.profile import Profile, ProfileError, load_profile
+from vllm_nfp.text import hint, same_name
 
 F = TypeVar("F", bound=Callable[..., Any])
 N = TypeVar("N", int, float)
@@ -19,6 +20,19 @@ class Refusal(click.ClickException):
     """Bad input: one sentence and exit code 2."""
 
     exit_code = 2
+
+
+class NameChoice(click.Choice[str]):
+    """A choice of names in any spelling: case, dashes, underscores and short names of types."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name as it is documented."""
+        found = same_name(str(value), self.choices)
+        if found is None:
+            known = ", ".join(map(repr, self.choices))
+            near = hint(str(value), self.choices)
+            self.fail(f"{value!r:.80} is not one of {known}{near}.", param, ctx)
+        return found
 
 
 def json_option(command: F) -> F:

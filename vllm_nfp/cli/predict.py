@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import get_args
 
 import click
 
-from vllm_nfp.cli.common import Refusal, check_output, json_option, parse_list
+from vllm_nfp.cli.common import NameChoice, Refusal, check_output, json_option, parse_list
 from vllm_nfp.cli.predict_table import print_explanation, print_predictions
 from vllm_nfp.prediction import DTYPES, KV_BITS, WEIGHT_BITS, Predictions, predict
 from vllm_nfp.principle.hardware import HardwareError
-from vllm_nfp.principle.idle_compute import Module, PredictionError
+from vllm_nfp.principle.idle_compute import Module, PredictionError, module_named
 from vllm_nfp.principle.predict import DEFAULT_MAX_POSITIONS
 from vllm_nfp.principle.shape import ShapeError
 from vllm_nfp.report.page import ReportError
@@ -22,7 +21,11 @@ FIRST_CELL = "first"
 
 @click.command("predict")
 @click.argument("model")
-@click.option("--hardware", required=True, help="A device's name, or a hardware file (*.json).")
+@click.option(
+    "--hardware",
+    required=True,
+    help="A device's name, as H100-SXM or 'NVIDIA H100 80GB HBM3', or a hardware file (*.json).",
+)
 @click.option(
     "--calibration",
     type=click.Path(),
@@ -38,15 +41,15 @@ FIRST_CELL = "first"
 @click.option(
     "--attention-backend", default=None, help="vLLM's name [default: vLLM's choice there]."
 )
-@click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True)
+@click.option("--dtype", type=NameChoice(DTYPES), default="auto", show_default=True)
 @click.option(
     "--quantization",
-    type=click.Choice(tuple(WEIGHT_BITS)),
+    type=NameChoice(tuple(WEIGHT_BITS)),
     default=None,
     help="Weights, where the config.json says nothing of them.",
 )
 @click.option(
-    "--kv-cache-dtype", type=click.Choice(tuple(KV_BITS)), default="auto", show_default=True
+    "--kv-cache-dtype", type=NameChoice(tuple(KV_BITS)), default="auto", show_default=True
 )
 @click.option("--bidirectional", is_flag=True, help="The positions of a step all see each other.")
 @click.option(
@@ -177,9 +180,9 @@ def _cell(found: Predictions, text: str) -> tuple[int, int, Module | None]:
     if text == FIRST_CELL:
         return found.batch_sizes[0], found.contexts[0], None
     numbers, module = text, None
-    for name in get_args(Module):
-        if text.endswith(f",{name}"):
-            numbers, module = text.removesuffix(f",{name}"), name
+    before, comma, last = text.rpartition(",")
+    if comma and module_named(last) is not None:
+        numbers, module = before, module_named(last)
     parts = numbers.split(",")
     if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
         raise Refusal(

@@ -6,8 +6,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from vllm_nfp.metrics.snapshot import BoundaryRow
-from vllm_nfp.profile import MODULES, Profile
+from vllm_nfp.metrics.snapshot import MODULES, BoundaryRow
+from vllm_nfp.profile import Profile
 
 
 def nfp_text(row: BoundaryRow) -> str:

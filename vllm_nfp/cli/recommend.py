@@ -15,7 +15,7 @@ import click
 from rich.console import Console
 
 from vllm_nfp import scrape
-from vllm_nfp.cli.common import Refusal, json_option, parse_list, read_profile
+from vllm_nfp.cli.common import NameChoice, Refusal, json_option, parse_list, read_profile
 from vllm_nfp.cli.recommend_table import print_lengths, size_range
 from vllm_nfp.draft import sources
 from vllm_nfp.draft.acceptance import Acceptance, AcceptanceError, constant, from_rates
@@ -53,7 +53,7 @@ class _Told:
 @click.command("recommend")
 @click.argument("source", required=False)
 @click.option("--predicted", metavar="MODEL", help="Predict for this model's config.json instead.")
-@click.option("--hardware", metavar="NAME|FILE", help="Device to predict for.")
+@click.option("--hardware", metavar="NAME|FILE", help="Device to predict for, as in predict.")
 @click.option(
     "--batch-sizes",
     default=None,
@@ -64,8 +64,8 @@ class _Told:
 )
 @click.option("--tensor-parallel-size", "-tp", type=int, help="To predict for.")
 @click.option("--attention-backend", help="To predict for [default: vLLM's choice there].")
-@click.option("--quantization", type=click.Choice(tuple(WEIGHT_BITS)), help="To predict for.")
-@click.option("--kv-cache-dtype", type=click.Choice(tuple(KV_BITS)), help="To predict for.")
+@click.option("--quantization", type=NameChoice(tuple(WEIGHT_BITS)), help="To predict for.")
+@click.option("--kv-cache-dtype", type=NameChoice(tuple(KV_BITS)), help="To predict for.")
 @click.option("--calibration", metavar="FILE", help="Hardware file whose constants to take.")
 @click.option("--assume-dense", is_flag=True, help="Read an unknown family like Llama's.")
 @click.option("--acceptance", type=float, help="Chance that a draft is accepted, each alike.")
@@ -87,7 +87,7 @@ class _Told:
 )
 @click.option(
     "--draft-method",
-    type=click.Choice(DRAFT_METHODS),
+    type=NameChoice(DRAFT_METHODS),
     help="How drafts are made [default: as the server of the acceptance does; ngram].",
 )
 @click.option("--draft-model", metavar="PATH", help="For --speculative-config: its weights.")
@@ -373,8 +373,7 @@ def _shares(text: str, flag: str) -> tuple[float, ...]:
 
 def _method(given: str | None, drafting: LiveDrafting, has_model: bool) -> str:
     """How drafts are to be made."""
-    served = next(iter(drafting.methods)) if len(drafting.methods) == 1 else None
-    method = given or served or "ngram"
+    method = given or sources.served_method(drafting)
     if method not in DRAFT_METHODS:
         raise Refusal(
             f"the server makes its drafts by {method!r:.60}, whose cost is not known here: give "
@@ -390,14 +389,13 @@ def _method(given: str | None, drafting: LiveDrafting, has_model: bool) -> str:
 
 def _live_cost(method: str, drafting: LiveDrafting) -> float | None:
     """Time of a drafted token as the server tells it; None if it tells none of this method."""
-    if not drafting.methods <= {method}:
-        return None
-    if drafting.token_seconds == 0.0:
+    if drafting.methods <= {method} and drafting.token_seconds == 0.0:
         raise Refusal(
             f"the server saw no time that a drafted token takes, which {method} cannot do without: "
             f"give --draft-cost SECONDS, or --draft-share"
         )
-    return drafting.token_seconds
+    cost = sources.served_cost(method, drafting)
+    return None if cost is None else cost.seconds_per_token
 
 
 def _cost(method: str, seconds: float | None, share: float | None) -> DraftCost:

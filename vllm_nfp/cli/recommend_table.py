@@ -71,14 +71,13 @@ def _cells(row: ScheduleRow) -> Sequence[str]:
     batch = size_range(row.batch_size_first, row.batch_size_last)
     if row.basis == "unknown":
         elsewhere = f"{row.scheduled_draft_length}: ?" if row.scheduled_draft_length else "-"
-        return (str(row.context), batch, "0?", *("-",) * 4, elsewhere)
-    more = "+" if row.at_limit else ""
+        return (str(row.context), batch, row.length_text, *("-",) * 4, elsewhere)
     free = f"{row.free_draft_length}{'+' if row.free_at_limit else ''}"
     between = "*" if row.basis == "between" else ""
     return (
         str(row.context),
         f"{batch}{between}",
-        f"{row.draft_length}{more}",
+        row.length_text,
         f"{row.expected_tokens:.2f}",
         "-" if row.tokens_per_second is None else f"{row.tokens_per_second:.0f}",
         f"{row.gain:.2f}x",

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from vllm_nfp import scrape
 from vllm_nfp.cli.common import Refusal, json_option
+from vllm_nfp.metrics.snapshot import reading_order
 from vllm_nfp.text import printable
 
 
@@ -66,7 +67,7 @@ def print_table(found: scrape.Scrape, rows: Sequence[scrape.Row]) -> None:
     )
     for name in ("module", "L", "B", "epsilon", "NFP", "idle-compute", "predicted"):
         table.add_column(name, justify="left" if name == "module" else "right", no_wrap=True)
-    for row in rows:
+    for row in sorted(rows, key=_reading_order):
         more = "+" if row.at_limit else ""
         table.add_row(
             Text(printable(row.module)),
@@ -80,3 +81,8 @@ def print_table(found: scrape.Scrape, rows: Sequence[scrape.Row]) -> None:
     console.print(table)
     if any(row.at_limit for row in rows):
         console.print("+ no probed count was over the line: the boundary is here or beyond")
+
+
+def _reading_order(row: scrape.Row) -> tuple[str, tuple[int, str], int, int, float]:
+    """As the table of a profile is ordered."""
+    return row.engine, reading_order(row.module), row.context, row.batch_size, row.epsilon

@@ -152,4 +152,5 @@ def _engine_json(engine: watch.EngineReading, before: watch.EngineReading | None
             "acceptance": recent.acceptance,
             "drafts": recent.drafts,
         },
+        "recommended_draft_lengths": {str(b): k for b, k in sorted(engine.recommended.items())},
     }

@@ -249,7 +249,8 @@ def _speculation(page: dashboard.Dashboard) -> None:
                 "the last real step, from measured step times and the acceptance that this server "
                 "counts (or draft_acceptance in --nfp-config); the configured "
                 "num_speculative_tokens; what steps drafted; with --nfp-draft-control, what the "
-                "controller chose for the last step. Drafts themselves count as free.",
+                "controller chose for the last step. Drafts count as free until the controller "
+                "has learned what a drafted token takes.",
                 "Drafted above recommended: shorten num_speculative_tokens, or let vllm-nfp "
                 "recommend write a table by batch size; see docs/draft-lengths.md.",
                 8,

@@ -2,7 +2,7 @@
 
 from vllm_nfp.draft.acceptance import Acceptance, AcceptanceError, constant, from_rates
 from vllm_nfp.draft.curve import StepCurve
-from vllm_nfp.draft.length import DraftChoice, best_draft_length, expected_tokens
+from vllm_nfp.draft.length import expected_tokens
 from vllm_nfp.draft.schedule import (
     Demand,
     DraftCost,
@@ -16,13 +16,11 @@ __all__ = [
     "Acceptance",
     "AcceptanceError",
     "Demand",
-    "DraftChoice",
     "DraftCost",
     "Schedule",
     "ScheduleRange",
     "ScheduleRow",
     "StepCurve",
-    "best_draft_length",
     "constant",
     "expected_tokens",
     "from_rates",

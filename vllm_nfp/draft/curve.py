@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vllm_nfp.crossing import count_free
 
@@ -31,6 +31,9 @@ class StepCurve:
     """(N, t(N) / t(1)), ascending, beginning with N = 1."""
     without_graph_from: int | None = None
     """Smallest measured N that ran without a CUDA graph, where N = 1 had one; None: none did."""
+    boundaries: tuple[tuple[float, int, bool], ...] = field(default=(), compare=False)
+    """(epsilon, NFP, whether no measured count was over the line), as the probe or the predictor
+    reports them; others follow from ``points``."""
 
     def __post_init__(self) -> None:
         counts = [positions for positions, _ in self.points]
@@ -46,6 +49,8 @@ class StepCurve:
             raise ValueError(
                 f"{self._name} has {counts[-1]} positions a sequence, above {LARGEST_COUNT}"
             )
+        if any(not 1 <= positions <= counts[-1] for _, positions, _ in self.boundaries):
+            raise ValueError(f"{self._name} has an NFP outside its counts of positions")
         times = (self.seconds_at_one, *(ratio for _, ratio in self.points))
         if not all(math.isfinite(time) and time > 0.0 for time in times):
             raise ValueError(f"{self._name} has a time that is not above 0")
@@ -87,8 +92,12 @@ class StepCurve:
     def free_positions(self, epsilon: float) -> tuple[int, bool]:
         """NFP on the measured counts, and whether none of them was over the line.
 
-        The largest measured N with t(n) <= (1 + epsilon) t(1) for every measured n up to it.
+        The largest measured N with t(n) <= (1 + epsilon) t(1) for every measured n up to it. Where
+        NFP was reported at this epsilon, that is the answer: one question, one number.
         """
+        for reported, positions, at_limit in self.boundaries:
+            if reported == epsilon:
+                return positions, at_limit
         free = count_free((ratio for _, ratio in self.points), epsilon)
         return self.points[free - 1][0], free == len(self.points)
 
@@ -109,8 +118,17 @@ def interpolated(places: Sequence[float], values: Sequence[float], place: float)
     return values[above - 1] * (1.0 - share) + values[above] * share
 
 
-def curve_of_seconds(batch_size: int, context: int, seconds: Mapping[int, float]) -> StepCurve:
+def curve_of_seconds(
+    batch_size: int,
+    context: int,
+    seconds: Mapping[int, float],
+    ratios: Mapping[int, float] | None = None,
+) -> StepCurve:
     """The curve of times by the number of positions.
+
+    Args:
+        ratios: t(N) / t(1) from runs side by side, where they are known better than from the
+            times; None: from the times.
 
     Raises:
         ValueError: if N = 1 is missing or a time is not above 0.
@@ -118,7 +136,8 @@ def curve_of_seconds(batch_size: int, context: int, seconds: Mapping[int, float]
     one = seconds.get(1, math.nan)
     if 1 in seconds and not one > 0.0:
         raise ValueError(f"t(1) at B={batch_size} L={context} is not above 0")
-    points = tuple((positions, seconds[positions] / one) for positions in sorted(seconds))
+    known = {} if ratios is None else ratios
+    points = tuple((n, known.get(n, seconds[n] / one)) for n in sorted(seconds))
     return StepCurve(batch_size, context, one, points)
 
 

@@ -16,7 +16,6 @@ from vllm_nfp.draft.acceptance import Acceptance, AcceptanceError, constant
 from vllm_nfp.draft.curve import LARGEST_BATCH_SIZE, StepCurve
 from vllm_nfp.draft.schedule import (
     DEFAULT_SLACK,
-    FREE,
     LARGEST_DRAFT_LENGTH,
     Demand,
     DraftCost,
@@ -108,7 +107,7 @@ def recommend(
     source: StepTimes,
     acceptance: Acceptance | float | Sequence[float],
     *,
-    cost: DraftCost = FREE,
+    cost: DraftCost | None = None,
     max_batch_size: int | None = None,
     max_draft_length: int | None = None,
     contexts: Sequence[int] = (),
@@ -121,7 +120,8 @@ def recommend(
     Args:
         source: step times: a profile or its file, a server's URL, predictions, or curves.
         acceptance: of every draft alike, or of the first, second, ... given those before it.
-        cost: time to make the drafts.
+        cost: time to make the drafts; None: as a server under draft control reports it, and
+            otherwise free, as with n-gram look-up.
         max_batch_size: last batch size of the table; default: the largest measured.
         max_draft_length: longest draft; default: as far as times and acceptance are known.
         contexts: measured contexts to choose for; default: all.
@@ -130,8 +130,8 @@ def recommend(
         draft_lengths: what is chosen from, besides 0; default: every length.
 
     Raises:
-        RecommendError: for a value out of bounds, or a context or draft length that was not
-            measured.
+        RecommendError: for a value out of bounds, a context or draft length that was not
+            measured, or drafts whose cost the server does not tell.
         AcceptanceError: for acceptance outside 0 to 1.
         SourceError: for a source without step times.
         ProfileError: for a file that is no profile.
@@ -143,12 +143,13 @@ def recommend(
         max_draft_length = _count("max_draft_length", max_draft_length, 0, LARGEST_DRAFT_LENGTH)
     if max_batch_size is not None:
         max_batch_size = _count("max_batch_size", max_batch_size, 1, LARGEST_BATCH_SIZE)
-    if not isinstance(cost, DraftCost):
+    if cost is not None and not isinstance(cost, DraftCost):
         raise RecommendError(f"cost must be a DraftCost, as in DraftCost(0.001), not {cost!r:.80}")
     found = source_of(source)
     accepted = _acceptance_of(acceptance)
     curves = _at_contexts(found, contexts)
-    demand = Demand(accepted, cost, max_draft_length, epsilon, slack)
+    paid = _served_cost(found) if cost is None else cost
+    demand = Demand(accepted, paid, max_draft_length, epsilon, slack)
     if draft_lengths is not None:
         demand = replace(demand, draft_lengths=_lengths_of(draft_lengths, curves, demand))
     return Recommendation(found, demand, make_schedule(curves, demand, max_batch_size))
@@ -181,6 +182,17 @@ def source_of(source: StepTimes) -> Source:
             f"server's URL, predictions, or one StepCurve or more"
         )
     return Source("profile", "the curves", "", curves)
+
+
+def _served_cost(source: Source) -> DraftCost:
+    method = sources.served_method(source.drafting)
+    cost = sources.served_cost(method, source.drafting)
+    if cost is None:
+        raise RecommendError(
+            f"cost is needed: the server makes its drafts by {method!r:.60} and does not tell what "
+            f"a drafted token costs; give it, as in DraftCost(seconds_per_token=0.001)"
+        )
+    return cost
 
 
 def server_version(url: str) -> str | None:

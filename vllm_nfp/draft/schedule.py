@@ -136,6 +136,13 @@ class ScheduleRow:
     scheduled_gain: float | None
     """What that K wins here; None: not known, since it rests on other contexts."""
 
+    @property
+    def length_text(self) -> str:
+        """K as people read it: 7, 7+ at the limit, 0? where nothing was measured."""
+        if self.basis == "unknown":
+            return "0?"
+        return f"{self.draft_length}{'+' if self.at_limit else ''}"
+
 
 @dataclass(frozen=True, slots=True)
 class ScheduleRange:

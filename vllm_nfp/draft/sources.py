@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Literal
 
 from vllm_nfp.draft.acceptance import Acceptance, AcceptanceError, from_counters
 from vllm_nfp.draft.curve import StepCurve, curve_of_seconds
+from vllm_nfp.draft.schedule import FREE, DraftCost
+from vllm_nfp.draft.speculative_config import DRAFT_METHODS, LOOK_UPS
 from vllm_nfp.give_way import in_pieces
 from vllm_nfp.scrape import count
 
 if TYPE_CHECKING:
-    from vllm_nfp.metrics.snapshot import CurveRow
+    from vllm_nfp.metrics.snapshot import BoundaryRow, CurveRow
     from vllm_nfp.prediction import Predictions
     from vllm_nfp.profile import Profile
     from vllm_nfp.scrape import Samples
@@ -24,6 +26,7 @@ DRAFTED = "vllm:spec_decode_num_draft_tokens_total"
 ACCEPTED_PER_POSITION = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
 DRAFT_SECONDS = "vllm_nfp_draft_token_seconds"
 DRAFT_CONTROL = "vllm_nfp_draft_control_info"
+STEP_RATIO = "vllm_nfp_step_time_ratio"
 COUNTERS = (DRAFTS, DRAFTED, ACCEPTED_PER_POSITION)
 """What :func:`live_acceptance` reads of vLLM's own metrics."""
 
@@ -61,6 +64,8 @@ class Source:
     """None: not known."""
     vllm: str | None = None
     """vLLM's version; None: not known."""
+    drafting: LiveDrafting | None = None
+    """How the server makes its drafts; None: not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +101,9 @@ class LiveDrafting:
     None: nothing was learned yet."""
 
 
-def curves_of_rows(rows: Iterable[CurveRow]) -> tuple[StepCurve, ...]:
+def curves_of_rows(
+    rows: Iterable[CurveRow], boundaries: Iterable[BoundaryRow] = ()
+) -> tuple[StepCurve, ...]:
     """The whole step's curves among the rows of a profile or snapshot, one for each cell.
 
     Where a step with one position has a CUDA graph, those without take at least as long as the
@@ -112,6 +119,11 @@ def curves_of_rows(rows: Iterable[CurveRow]) -> tuple[StepCurve, ...]:
         for cell, by_count in measured.items()
     }
     host = _host_seconds(measured[cell][n] for cell, counts in without.items() for n in counts)
+    reported: dict[tuple[int, int], list[tuple[float, int, bool]]] = {}
+    for line in boundaries:
+        if line.module == "model":
+            found = reported.setdefault((line.batch_size, line.context), [])
+            found.append((line.epsilon, line.positions, line.at_limit))
     curves = []
     for cell, by_count in in_pieces(measured.items(), CURVES_AT_A_TIME):
         one, out = by_count[1].median_seconds, without[cell]
@@ -122,7 +134,8 @@ def curves_of_rows(rows: Iterable[CurveRow]) -> tuple[StepCurve, ...]:
             if n != 1
         }
         points = tuple(sorted({1: 1.0, **ratios}.items()))
-        curves.append(StepCurve(*cell, one, points, min(out, default=None)))
+        nfp = tuple(sorted(reported.get(cell, ())))
+        curves.append(StepCurve(*cell, one, points, min(out, default=None), nfp))
     return tuple(curves)
 
 
@@ -158,7 +171,7 @@ def from_profile(profile: Profile, name: str = "the profile") -> Source:
             f"{reason if profile.run.reason else ''}; measure for longer, or under load"
         )
     try:
-        curves = curves_of_rows(profile.curves)
+        curves = curves_of_rows(profile.curves, profile.boundaries)
     except ValueError as error:
         raise SourceError(f"{name} cannot be used: {error}; measure it anew") from None
     if not curves:
@@ -186,7 +199,7 @@ def from_samples(samples: Samples, name: str, vllm: str | None = None) -> Source
     seconds: dict[tuple[int, int], dict[int, float]] = {}
     models: set[str] = set()
     try:
-        without = _without_graph(samples)
+        without, ratios, nfp = _without_graph(samples), _ratios(samples), _boundaries(samples)
         for labels, value in samples.get("vllm_nfp_module_latency_seconds", ()):
             if labels["module"] != "model":
                 continue
@@ -195,7 +208,11 @@ def from_samples(samples: Samples, name: str, vllm: str | None = None) -> Source
             positions = count(labels["positions"])
             cell[positions] = max(value, cell.get(positions, 0.0))
         curves = tuple(
-            replace(curve_of_seconds(*cell, by_count), without_graph_from=without.get(cell))
+            replace(
+                curve_of_seconds(*cell, by_count, ratios.get(cell)),
+                without_graph_from=without.get(cell),
+                boundaries=nfp.get(cell, ()),
+            )
             for cell, by_count in sorted(seconds.items())
             if 1 in by_count
         )
@@ -213,7 +230,56 @@ def from_samples(samples: Samples, name: str, vllm: str | None = None) -> Source
             f"{name} has measured no step yet: send it requests and wait until "
             f"vllm-nfp table shows estimates"
         )
-    return Source("server", name, ", ".join(sorted(models)), curves, vllm=vllm)
+    return Source(
+        "server",
+        name,
+        ", ".join(sorted(models)),
+        curves,
+        vllm=vllm,
+        drafting=live_drafting(samples),
+    )
+
+
+def _ratios(samples: Samples) -> dict[tuple[int, int], dict[int, float]]:
+    """t(N) / t(1) by (batch size, context) and N, as the server's own recommendation uses it.
+
+    Empty for a server whose vllm-nfp is older than the metric.
+    """
+    found: dict[tuple[int, int], dict[int, float]] = {}
+    for labels, value in samples.get(STEP_RATIO, ()):
+        cell = found.setdefault((count(labels["batch_size"]), count(labels["context"])), {})
+        positions = count(labels["positions"])
+        if positions != 1:
+            cell[positions] = max(value, cell.get(positions, 0.0))
+    return found
+
+
+def _boundaries(
+    samples: Samples,
+) -> dict[tuple[int, int], tuple[tuple[float, int, bool], ...]]:
+    """The whole step's NFP by (batch size, context); of several engines the smallest."""
+    limits = {
+        _line(labels): bool(value)
+        for labels, value in samples.get("vllm_nfp_positions_at_limit", ())
+        if labels["module"] == "model"
+    }
+    found: dict[tuple[int, int], dict[float, tuple[int, bool]]] = {}
+    for labels, value in samples.get("vllm_nfp_positions", ()):
+        if labels["module"] == "model":
+            line = _line(labels)
+            cell = found.setdefault((line[1], line[2]), {})
+            nfp = (int(value), limits.get(line, False))
+            cell[line[3]] = min(nfp, cell.get(line[3], nfp))
+    return {
+        cell: tuple((epsilon, *nfp) for epsilon, nfp in sorted(by_epsilon.items()))
+        for cell, by_epsilon in found.items()
+    }
+
+
+def _line(labels: Mapping[str, str]) -> tuple[str, int, int, float]:
+    """Engine, batch size, context and epsilon of a boundary."""
+    cell = count(labels["batch_size"]), count(labels["context"])
+    return labels.get("engine", ""), *cell, float(labels["epsilon"])
 
 
 def _without_graph(samples: Samples) -> dict[tuple[int, int], int]:
@@ -234,7 +300,9 @@ def from_predictions(found: Predictions) -> Source:
         for batch_size in found.batch_sizes:
             cell = found.cell("model", batch_size, context)
             times = dict(zip(cell.positions, cell.seconds, strict=True))
-            curves.append(curve_of_seconds(batch_size, context, times))
+            nfp = tuple(sorted((b.epsilon, b.nfp, b.at_limit) for b in cell.boundaries))
+            curve = curve_of_seconds(batch_size, context, times)
+            curves.append(replace(curve, boundaries=nfp))
     return Source("prediction", "the prediction", found.model, tuple(curves), found.hardware)
 
 
@@ -272,10 +340,18 @@ def live_acceptance(samples: Samples, engine: str | None = None) -> LiveAcceptan
     return LiveAcceptance(acceptance, drafts, drafted / drafts)
 
 
-def live_drafting(samples: Samples) -> LiveDrafting | None:
-    """What the server's controllers of draft lengths tell; None where there is none."""
-    seconds = [value for _, value in samples.get(DRAFT_SECONDS, ())]
-    methods = {labels.get("method") for labels, _ in samples.get(DRAFT_CONTROL, ())}
+def live_drafting(samples: Samples, engine: str | None = None) -> LiveDrafting | None:
+    """What the server's controllers of draft lengths tell; None where there is none.
+
+    Of all engines unless one is named.
+    """
+
+    def values(name: str) -> list[tuple[Mapping[str, str], float]]:
+        found = samples.get(name, ())
+        return [(of, v) for of, v in found if engine is None or of.get("engine") == engine]
+
+    seconds = [value for _, value in values(DRAFT_SECONDS)]
+    methods = {labels.get("method") for labels, _ in values(DRAFT_CONTROL)}
     if not seconds and not methods:
         return None
     positive = [value for value in seconds if value > 0.0]
@@ -283,6 +359,27 @@ def live_drafting(samples: Samples) -> LiveDrafting | None:
         frozenset(method for method in methods if method),
         statistics.median(positive or seconds) if seconds else None,
     )
+
+
+def served_method(drafting: LiveDrafting | None) -> str:
+    """The method by which a server makes its drafts; ngram where it is not known, or several."""
+    methods = frozenset[str]() if drafting is None else drafting.methods
+    return next(iter(methods)) if len(methods) == 1 else "ngram"
+
+
+def served_cost(method: str, drafting: LiveDrafting | None) -> DraftCost | None:
+    """What drafts by this method cost on a server; None: the server tells no cost of this method.
+
+    This is the one rule of ``recommend`` and of vllm_nfp_recommended_draft_length: a look-up is
+    free, and a drafted token of another method costs what the controller has learned of it.
+    """
+    if method in LOOK_UPS:
+        return FREE
+    known = method in DRAFT_METHODS and drafting is not None and drafting.methods <= {method}
+    seconds = drafting.token_seconds if known and drafting is not None else None
+    if seconds is None or not 0.0 < seconds < math.inf:
+        return None
+    return DraftCost(seconds_per_token=seconds)
 
 
 def differences(source: Source, samples: Samples) -> tuple[str, ...]:

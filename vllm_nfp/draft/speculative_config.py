@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from vllm_nfp.draft.schedule import Schedule
+from vllm_nfp.text import hint, same_name
 
 DraftMethod = Literal["ngram", "ngram_gpu", "eagle", "eagle3", "mtp", "draft_model"]
 DRAFT_METHODS: tuple[str, ...] = get_args(DraftMethod)
@@ -29,8 +30,13 @@ def speculative_config(
         ValueError: if drafts pay nowhere, the method is unknown, or its model is missing or one too
             many.
     """
-    if method not in DRAFT_METHODS:
-        raise ValueError(f"draft method {method!r} is none of {', '.join(DRAFT_METHODS)}")
+    known = same_name(method, DRAFT_METHODS)
+    if known is None:
+        raise ValueError(
+            f"draft method {method!r:.80} is none of {', '.join(DRAFT_METHODS)}"
+            f"{hint(method, DRAFT_METHODS)}"
+        )
+    method = known
     if method in NEEDS_MODEL and not draft_model:
         raise ValueError(f"draft method {method} needs the folder or name of its draft model")
     if method in LOOK_UPS and draft_model:

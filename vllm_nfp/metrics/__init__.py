@@ -1,6 +1,13 @@
-"""From the worker's results to Prometheus: the hand-over file and the collector."""
+"""From the worker's results to Prometheus: the hand-over file and the collector.
 
-from vllm_nfp.metrics.collector import NfpCollector
+The collector is loaded when it is first asked for: whoever reads or writes files and profiles needs
+no prometheus_client.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from vllm_nfp.metrics.snapshot import (
     BoundaryRow,
     CurveRow,
@@ -15,6 +22,9 @@ from vllm_nfp.metrics.snapshot import (
     read_snapshot,
     write_snapshot,
 )
+
+if TYPE_CHECKING:
+    from vllm_nfp.metrics.collector import NfpCollector
 
 __all__ = [
     "BoundaryRow",
@@ -31,3 +41,11 @@ __all__ = [
     "read_snapshot",
     "write_snapshot",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "NfpCollector":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from vllm_nfp.metrics.collector import NfpCollector
+
+    return NfpCollector

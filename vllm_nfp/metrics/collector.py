@@ -12,7 +12,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,8 +26,20 @@ from prometheus_client.core import (
 )
 
 from vllm_nfp.draft.acceptance import Acceptance, constant
-from vllm_nfp.draft.schedule import Demand, best_length
-from vllm_nfp.draft.sources import COUNTERS, SourceError, curves_of_rows, live_acceptance
+from vllm_nfp.draft.curve import StepCurve
+from vllm_nfp.draft.schedule import FREE, Demand, DraftCost, best_length
+from vllm_nfp.draft.sources import (
+    COUNTERS,
+    DRAFT_CONTROL,
+    DRAFT_SECONDS,
+    STEP_RATIO,
+    SourceError,
+    curves_of_rows,
+    live_acceptance,
+    live_drafting,
+    served_cost,
+    served_method,
+)
 from vllm_nfp.faults import maybe_fail
 from vllm_nfp.give_way import in_pieces
 from vllm_nfp.metrics import control
@@ -56,6 +68,10 @@ ROWS_AT_A_TIME = 24
 S = TypeVar("S", Snapshot, ControlSnapshot)
 AcceptanceOf = Callable[[str], Acceptance | None]
 """The acceptance of an engine's drafts; None: not known."""
+_CurvesOf = Mapping[str, tuple[StepCurve, ...]]
+"""The whole step's curves by engine."""
+CostOf = Callable[[str], DraftCost | None]
+"""What an engine's drafts cost; None: not known."""
 
 MOST_REASON_CHARACTERS = 300
 """Length at which the reason is cut in a label; the log has all of it."""
@@ -94,7 +110,12 @@ class NfpCollector:
         self._registry = registry
         self._warned: set[str] = set()
         self._read: dict[str, dict[Path, tuple[_FileState, Any]]] = {}
-        self._families: tuple[list[_FileState], list[Snapshot], list[Metric]] = ([], [], [])
+        self._built: tuple[list[_FileState], list[Snapshot], list[Metric], _CurvesOf] = (
+            [],
+            [],
+            [],
+            {},
+        )
         self._unusable: set[Path] = set()
         self._last: dict[Path, Snapshot] = {}
         """Of each engine that was ever read, without its results."""
@@ -120,9 +141,10 @@ class NfpCollector:
         """The same, with vLLM's counters of drafts taken from these metrics."""
         try:
             maybe_fail("collect")
+            controls = list(control_families(self._controls()))
             families = [
-                *self._current(self._acceptances(others)),
-                *control_families(self._controls()),
+                *self._current(self._acceptances(others), told_cost(controls)),
+                *controls,
             ]
         except Exception as error:
             self._warn_once(f"the probe's metrics could not be collected: {error!r}")
@@ -133,7 +155,7 @@ class NfpCollector:
         given = self._draft_acceptance
         return counted_acceptance(others) if given is None else lambda _: constant(given)
 
-    def _current(self, acceptance_of: AcceptanceOf) -> list[Metric]:
+    def _current(self, acceptance_of: AcceptanceOf, cost_of: CostOf) -> list[Metric]:
         """All families; those that only the files decide are built once for each new file.
 
         So the cost of a scrape does not depend on how much is measured or how often one asks.
@@ -142,10 +164,13 @@ class NfpCollector:
             snapshots = self._snapshots()
             states = [state for state, _ in self._read[FILE_PATTERN].values()]
             lost = self._lost_engines()
-            if self._families[:2] != (states, lost) or not self._families[2]:
-                self._families = (states, lost, list(_of_files(snapshots, lost)))
-            fixed = self._families[2]
-        return [*fixed, *_ages([*snapshots, *lost]), *_recommended(snapshots, acceptance_of)]
+            if self._built[:2] != (states, lost) or not self._built[2]:
+                curves = _step_curves(snapshots)
+                families = list(_of_files(snapshots, curves, lost))
+                self._built = (states, lost, families, curves)
+            _, _, fixed, curves = self._built
+        lengths = _recommended(snapshots, curves, acceptance_of, cost_of)
+        return [*fixed, *_ages([*snapshots, *lost]), *lengths]
 
     def _lost_engines(self) -> list[Snapshot]:
         """What is left of engines that cannot be read now, with the reason; told in the log once.
@@ -240,20 +265,26 @@ def _with_reason(snapshot: Snapshot, reason: str) -> Snapshot:
 
 
 def families_of(
-    snapshots: Iterable[Snapshot], acceptance_of: AcceptanceOf = lambda _: None
+    snapshots: Iterable[Snapshot],
+    acceptance_of: AcceptanceOf = lambda _: None,
+    cost_of: CostOf = lambda _: FREE,
 ) -> Iterator[Metric]:
     """The metric families of DESIGN.md for the given engines.
 
     Args:
         acceptance_of: of the drafts of an engine; where it is None no length is recommended.
+        cost_of: of the drafts of an engine; where it is None no length is recommended either.
     """
     engines = list(snapshots)
-    yield from _of_files(engines)
+    curves = _step_curves(engines)
+    yield from _of_files(engines, curves)
     yield from _ages(engines)
-    yield from _recommended(engines, acceptance_of)
+    yield from _recommended(engines, curves, acceptance_of, cost_of)
 
 
-def _of_files(engines: list[Snapshot], lost: Iterable[Snapshot] = ()) -> Iterator[Metric]:
+def _of_files(
+    engines: list[Snapshot], curves: _CurvesOf, lost: Iterable[Snapshot] = ()
+) -> Iterator[Metric]:
     """Families that the hand-over files alone decide.
 
     Args:
@@ -262,6 +293,7 @@ def _of_files(engines: list[Snapshot], lost: Iterable[Snapshot] = ()) -> Iterato
     yield from _boundaries(engines)
     yield from _predictions(engines)
     yield from _curves(engines)
+    yield from _step_ratios(engines, curves)
     yield from _layers(engines)
     yield from _probing(engines)
     yield from _states([*engines, *lost])
@@ -316,7 +348,7 @@ def _boundaries(engines: list[Snapshot]) -> Iterator[Metric]:
 def _predictions(engines: list[Snapshot]) -> Iterator[Metric]:
     predicted = GaugeMetricFamily(
         "vllm_nfp_predicted_positions",
-        "NFP predicted from hardware balance and kernel granularity, uncalibrated.",
+        "NFP predicted from the device's data sheet and the kernels' granularity.",
         labels=_LINE,
     )
     idle = GaugeMetricFamily(
@@ -354,6 +386,32 @@ def _curves(engines: list[Snapshot]) -> Iterator[Metric]:
             samples.add_metric(values, row.samples)
             graphed.add_metric([*values, row.execution], 1)
     yield from (latency, samples, graphed)
+
+
+def _step_curves(engines: Iterable[Snapshot]) -> _CurvesOf:
+    """The whole step's curves; none of a damaged file: other metrics, and engines, go on."""
+    found = {}
+    for snapshot in engines:
+        try:
+            found[snapshot.engine] = curves_of_rows(snapshot.curves)
+        except ValueError:
+            found[snapshot.engine] = ()
+    return found
+
+
+def _step_ratios(engines: list[Snapshot], curves: _CurvesOf) -> Iterator[Metric]:
+    ratio = GaugeMetricFamily(
+        STEP_RATIO,
+        "Time of a probed whole step over that with one position per sequence, from pairs of runs; "
+        "at least what the host needs where a step has no CUDA graph.",
+        labels=[*_ENGINE, "batch_size", "context", "positions"],
+    )
+    for snapshot in engines:
+        for curve in curves[snapshot.engine]:
+            cell = [*_engine(snapshot), str(curve.batch_size), str(curve.context)]
+            for positions, value in curve.points:
+                ratio.add_metric([*cell, str(positions)], value)
+    yield ratio
 
 
 def _layers(engines: list[Snapshot]) -> Iterator[Metric]:
@@ -575,49 +633,75 @@ def free_tokens(snapshot: Snapshot) -> dict[float, int]:
     }
 
 
-def _recommended(engines: list[Snapshot], acceptance_of: AcceptanceOf) -> Iterator[Metric]:
+def _recommended(
+    engines: list[Snapshot], curves: _CurvesOf, acceptance_of: AcceptanceOf, cost_of: CostOf
+) -> Iterator[Metric]:
     family = GaugeMetricFamily(
         "vllm_nfp_recommended_draft_length",
-        "Draft length with the most tokens per second at the context of live traffic, drafts "
-        "themselves costing nothing.",
+        "Draft length that vllm-nfp recommend gives at the probed context nearest to live traffic.",
         labels=[*_ENGINE, "batch_size"],
     )
     for snapshot in engines:
-        acceptance = acceptance_of(snapshot.engine)
-        if acceptance is None:
+        acceptance, cost = acceptance_of(snapshot.engine), cost_of(snapshot.engine)
+        if acceptance is None or cost is None:
             continue
-        for batch_size, draft_length in recommended_draft_lengths(snapshot, acceptance).items():
+        lengths = _lengths(snapshot, curves[snapshot.engine], acceptance, cost)
+        for batch_size, draft_length in lengths.items():
             family.add_metric([*_engine(snapshot), str(batch_size)], draft_length)
     yield family
 
 
-def recommended_draft_lengths(snapshot: Snapshot, acceptance: Acceptance) -> dict[int, int]:
-    """The best draft length by measured batch size, at the context nearest to the live one.
+def recommended_draft_lengths(
+    snapshot: Snapshot, acceptance: Acceptance, cost: DraftCost = FREE
+) -> dict[int, int]:
+    """What ``recommend`` gives by measured batch size, at the context nearest to the live one.
 
-    Without a live step the smallest context counts. Drafts later than those that acceptance is
-    known for are taken to be accepted like the last known one.
+    Without a live step the smallest context counts. As there, no length exceeds the number of
+    drafts whose acceptance is known.
     """
-    try:
-        curves = curves_of_rows(snapshot.curves)
-    except ValueError:  # of a damaged file: the other metrics, and other engines, go on
-        curves = ()
+    curves = _step_curves([snapshot])[snapshot.engine]
+    return _lengths(snapshot, curves, acceptance, cost)
+
+
+def _lengths(
+    snapshot: Snapshot, curves: Sequence[StepCurve], acceptance: Acceptance, cost: DraftCost
+) -> dict[int, int]:
     if not curves:
         return {}
     live = 0 if snapshot.live is None else snapshot.live.context
     nearest = min({curve.context for curve in curves}, key=lambda c: (abs(c - live), c))
-    demand = Demand(acceptance.extended())
+    demand = Demand(acceptance, cost)
     return {
         curve.batch_size: best_length(curve, demand) for curve in curves if curve.context == nearest
     }
 
 
-def counted_acceptance(metrics: Iterable[Metric]) -> AcceptanceOf:
-    """Acceptance by engine, from vLLM's counters among the metrics."""
+def _samples_of(
+    metrics: Iterable[Metric], names: Collection[str]
+) -> dict[str, list[tuple[Mapping[str, str], float]]]:
+    """The samples with these names, as a scrape has them."""
     samples: dict[str, list[tuple[Mapping[str, str], float]]] = {}
     for metric in metrics:
         for sample in metric.samples:
-            if sample.name in COUNTERS:
+            if sample.name in names:
                 samples.setdefault(sample.name, []).append((sample.labels, sample.value))
+    return samples
+
+
+def told_cost(metrics: Iterable[Metric]) -> CostOf:
+    """Cost of drafts by engine, from the controllers' metrics; free without a controller."""
+    samples = _samples_of(metrics, (DRAFT_SECONDS, DRAFT_CONTROL))
+
+    def cost_of(engine: str) -> DraftCost | None:
+        drafting = live_drafting(samples, engine)
+        return served_cost(served_method(drafting), drafting)
+
+    return cost_of
+
+
+def counted_acceptance(metrics: Iterable[Metric]) -> AcceptanceOf:
+    """Acceptance by engine, from vLLM's counters among the metrics."""
+    samples = _samples_of(metrics, COUNTERS)
 
     def acceptance_of(engine: str) -> Acceptance | None:
         try:

@@ -26,6 +26,8 @@ MOST_ROWS = 1 << 16
 """Largest table: what the largest allowed grid of cells and positions gives."""
 MOST_WORDS = 32
 """Modules, ways of execution and outcomes, together; there are some ten."""
+MODULES = ("model", "attention", "dense_ffn", "moe_ffn", "communication")
+"""Modules in the order in which people read of them: the whole step first."""
 _WORD = re.compile("[a-z0-9_]{1,40}")
 _TABLES = ("boundaries", "curves", "predictions", "layers", "layer_times")
 
@@ -203,6 +205,11 @@ class Snapshot:
     host_bytes: int = 0
     """Growth of the worker's resident memory while the probe was attached."""
     schema: int = SCHEMA
+
+
+def reading_order(module: str) -> tuple[int, str]:
+    """Sorts modules as :data:`MODULES` lists them; unknown ones come last."""
+    return (MODULES.index(module) if module in MODULES else len(MODULES)), module
 
 
 def hand_over_file(run_dir: str, kind: str, engine: str) -> Path:

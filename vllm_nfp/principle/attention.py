@@ -27,6 +27,7 @@ from vllm_nfp.principle.hardware import Hardware
 from vllm_nfp.principle.idle_compute import PredictionError
 from vllm_nfp.principle.shape import AttentionHeads
 from vllm_nfp.principle.terms import ACTIVATION_BYTES, FloatArray, Terms, soft_maximum
+from vllm_nfp.text import hint, same_name
 
 PARTIAL_BYTES = 4
 """Splits leave their partial outputs and the sums of their weights in FP32."""
@@ -577,15 +578,20 @@ their sources or assumed, as each says, and they run with FLASH_ATTN_3's constan
 
 
 def backend_by_name(name: str, hardware: Hardware) -> AttentionBackend:
-    """A backend by vLLM's name in any case; FLASH_ATTN is version 3 on Hopper, else version 2.
+    """A backend by vLLM's name; FLASH_ATTN is version 3 on Hopper, else version 2.
+
+    Case, dashes and underscores do not matter.
 
     Raises:
         PredictionError: for an unknown name, with the known ones.
     """
-    known = name.upper()
+    names = ("FLASH_ATTN", *ATTENTION_BACKENDS)
+    known = same_name(name, names)
+    if known is None:
+        raise PredictionError(
+            f"unknown attention backend {name!r:.80}{hint(name, names)}: known are "
+            f"{', '.join(names)}"
+        )
     if known == "FLASH_ATTN":
         known = "FLASH_ATTN_3" if hardware.name.startswith(_HOPPER) else "FLASH_ATTN_2"
-    if known not in ATTENTION_BACKENDS:
-        names = ", ".join(("FLASH_ATTN", *ATTENTION_BACKENDS))
-        raise PredictionError(f"unknown attention backend {name!r}: known are {names}")
     return ATTENTION_BACKENDS[known]

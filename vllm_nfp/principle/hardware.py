@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
+
+from vllm_nfp.text import nearest_name, plain
 
 _MIB = 1 << 20
 MAX_NAME = 100
 MAX_SMS = 65536
+MAKERS = frozenset({"nvidia", "geforce", "amd", "instinct"})
+"""Words of a device's name that people leave out."""
 MOST = 1e30
 """Bound on figures: what is computed from them stays a finite number."""
 
@@ -181,16 +186,45 @@ CATALOGUE: tuple[Hardware, ...] = (
 
 
 def hardware_by_name(name: str) -> Hardware:
-    """The catalogue's entry; case, spaces and hyphens do not matter.
+    """The catalogue's entry by its name, or by the device's as torch and nvidia-smi print it.
+
+    Case, spaces, hyphens and the maker's names (NVIDIA GeForce, AMD Instinct) do not matter. As in
+    :func:`match_device` nothing else may be missing or added: it would be another device.
 
     Raises:
-        HardwareError: if the name is not in the catalogue; lists those that are.
+        HardwareError: if the name is not in the catalogue, or several devices could be meant; lists
+            those that are known.
     """
+    wanted = _without_maker(name)
     for hardware in CATALOGUE:
-        if _plain(hardware.name) == _plain(name):
+        if wanted in map(_without_maker, (hardware.name, *hardware.device_names)):
             return hardware
     known = ", ".join(hardware.name for hardware in CATALOGUE)
-    raise HardwareError(f"hardware {name!r} is not in the catalogue: use one of {known}")
+    begun = [hardware.name for hardware in CATALOGUE if _begins(hardware.name, wanted)]
+    if len(begun) > 1:
+        raise HardwareError(
+            f"hardware {name!r:.80} may be {' or '.join(begun)}: give one of these, or another of "
+            f"{known}"
+        )
+    near = f" (did you mean {begun[0]}?)" if begun else _nearest(name)
+    raise HardwareError(f"hardware {name!r:.80} is not in the catalogue{near}: use one of {known}")
+
+
+def _begins(name: str, wanted: str) -> bool:
+    """Whether it is the beginning of a device's name, as h100 is, and not a letter or two."""
+    return len(wanted) > 2 and _without_maker(name).startswith(wanted)
+
+
+def _nearest(name: str) -> str:
+    """The entry whose name, or whose device's name, is spelled most alike, as a question."""
+    homes = {_without_maker(n): h.name for h in CATALOGUE for n in (h.name, *h.device_names)}
+    wanted = _without_maker(name)
+    near = nearest_name(wanted, homes)
+    if near is None:
+        # An H100 NVL is next to the other H100s, though most of its letters are not theirs.
+        akin = [known for known in homes if len(wanted) > 3 and known.startswith(wanted[:4])]
+        near = akin[0] if akin else None
+    return "" if near is None else f" (did you mean {homes[near]}?)"
 
 
 def match_device(device_name: str) -> Hardware | None:
@@ -205,5 +239,6 @@ def match_device(device_name: str) -> Hardware | None:
     return None
 
 
-def _plain(name: str) -> str:
-    return "".join(letter for letter in name.casefold() if letter.isalnum())
+def _without_maker(name: str) -> str:
+    words = re.split(r"[\s_-]+", name.casefold())
+    return plain(" ".join(word for word in words if word not in MAKERS))

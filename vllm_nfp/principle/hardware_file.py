@@ -31,12 +31,18 @@ class Target:
     environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def target_of(name_or_file: str) -> Target:
-    """A device by its name in the catalogue, or from a hardware file (``*.json``).
+def target_of(name_or_file: str | os.PathLike[str]) -> Target:
+    """A device by name, see :func:`hardware_by_name`, or from a hardware file (``*.json``).
 
     Raises:
         HardwareError: for an unknown name, with the known ones, or a file that cannot be used.
     """
+    if isinstance(name_or_file, os.PathLike):
+        return read_hardware_file(Path(name_or_file))
+    if not isinstance(name_or_file, str):
+        raise HardwareError(
+            f"hardware {name_or_file!r:.80} is no name: give one as in 'H100-SXM', or a file"
+        )
     if name_or_file.endswith(".json") or os.sep in name_or_file:
         return read_hardware_file(Path(name_or_file))
     hardware = hardware_by_name(name_or_file)

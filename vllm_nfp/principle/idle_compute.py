@@ -10,6 +10,7 @@ from typing import Literal
 
 from vllm_nfp.principle.hardware import Hardware
 from vllm_nfp.principle.shape import Gemm, ModelShape
+from vllm_nfp.text import plain
 
 Module = Literal["dense_ffn", "moe_ffn", "attention", "communication", "model"]
 MODULES: tuple[Module, ...] = ("dense_ffn", "moe_ffn", "attention", "communication", "model")
@@ -17,6 +18,12 @@ MODULES: tuple[Module, ...] = ("dense_ffn", "moe_ffn", "attention", "communicati
 
 class PredictionError(ValueError):
     """A question that the predictor cannot answer; the message names the value."""
+
+
+def module_named(name: str) -> Module | None:
+    """The module that is meant, whatever the case, dashes and underscores; None if it is none."""
+    wanted = plain(name)
+    return next((module for module in MODULES if plain(module) == wanted), None)
 
 
 def modules_of(shape: ModelShape) -> tuple[Module, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -119,6 +119,18 @@ def predict_cell(
     """
     check_cell(shape, batch_size, context, module)
     step = Step(shape, target, serving, batch_size, context, _scan(max_positions))
+    return _cell(step, shape, target, module, batch_size, context, epsilons)
+
+
+def _cell(
+    step: Step,
+    shape: ModelShape,
+    target: Target,
+    module: Module,
+    batch_size: int,
+    context: int,
+    epsilons: Sequence[float],
+) -> CellPrediction:
     # A hardware file of strange figures may overflow: that is refused, not warned of.
     with np.errstate(all="ignore"):
         parts = step.parts() if module == "model" else {}
@@ -133,7 +145,7 @@ def predict_cell(
         module=module,
         batch_size=batch_size,
         context=context,
-        positions=tuple(range(1, max_positions + 1)),
+        positions=tuple(range(1, len(seconds) + 1)),
         seconds=tuple(seconds.tolist()),
         fixed_seconds=cost.fixed,
         terms={limit: tuple(term.tolist()) for limit, term in cost.terms.items()},
@@ -158,17 +170,39 @@ def predict_cells(
     Raises:
         PredictionError: for a value out of bounds.
     """
-    return tuple(
-        row
-        for module in modules_of(shape)
-        for batch_size in batch_sizes
-        for context in contexts
-        for row in rows_of(
-            predict_cell(
-                shape, target, module, batch_size, context, epsilons, serving, max_positions
-            )
-        )
-    )
+    cells = predict_grid(shape, target, batch_sizes, contexts, epsilons, serving, max_positions)
+    return rows_in_order(shape, (row for cell in cells for row in rows_of(cell)))
+
+
+def predict_grid(
+    shape: ModelShape,
+    target: Target,
+    batch_sizes: Sequence[int],
+    contexts: Sequence[int],
+    epsilons: Sequence[float],
+    serving: Serving = DEFAULT_SERVING,
+    max_positions: int = DEFAULT_MAX_POSITIONS,
+) -> Iterator[CellPrediction]:
+    """Every module in every cell, one after the other: all curves together may fill a memory.
+
+    The modules of a cell share what the whole step has of them.
+
+    Raises:
+        PredictionError: for a value out of bounds.
+    """
+    scan = _scan(max_positions)
+    for batch_size in batch_sizes:
+        for context in contexts:
+            step = Step(shape, target, serving, batch_size, context, scan)
+            for module in modules_of(shape):
+                check_cell(shape, batch_size, context, module)
+                yield _cell(step, shape, target, module, batch_size, context, epsilons)
+
+
+def rows_in_order(shape: ModelShape, rows: Iterable[Row]) -> tuple[Row, ...]:
+    """The rows module by module, otherwise in the order in which they come."""
+    places = {module: place for place, module in enumerate(modules_of(shape))}
+    return tuple(sorted(rows, key=lambda row: places[row.module]))
 
 
 def rows_of(cell: CellPrediction) -> tuple[Row, ...]:

@@ -113,6 +113,14 @@ class Step:
         self._backend: AttentionBackend = backend_by_name(
             serving.attention_backend, target.hardware
         )
+        self._known: dict[str, Cost] = {}
+        """Costs that a module and the whole step share: each is reckoned once."""
+        self._parts: dict[str, Cost] | None = None
+
+    def _once(self, name: str, cost: Callable[[], Cost]) -> Cost:
+        if name not in self._known:
+            self._known[name] = cost()
+        return self._known[name]
 
     @property
     def tokens(self) -> FloatArray:
@@ -141,6 +149,11 @@ class Step:
 
     def parts(self) -> dict[str, Cost]:
         """The whole step, by part."""
+        if self._parts is None:
+            self._parts = self._all_parts()
+        return dict(self._parts)
+
+    def _all_parts(self) -> dict[str, Cost]:
         shape = self._shape
         layers = shape.num_layers
         parts = {
@@ -160,6 +173,9 @@ class Step:
 
     def dense_ffn(self) -> Cost:
         """Gate-up product, activation, down product."""
+        return self._once("dense_ffn", self._dense_ffn)
+
+    def _dense_ffn(self) -> Cost:
         activation = activation_seconds(self._hardware, self._shape, self.tokens)
         return self._products(self._shape.dense_ffn_gemms) + _growing(activation)
 
@@ -168,6 +184,9 @@ class Step:
 
         CUDA graph padding adds no expert work: vLLM 0.32 routes padded tokens to no expert.
         """
+        return self._once("moe_ffn", self._moe_ffn)
+
+    def _moe_ffn(self) -> Cost:
         shape, constants = self._shape, self._calibration.experts
         tokens = self.tokens * shape.data_parallel_size
         routed = expert_terms(
@@ -204,6 +223,9 @@ class Step:
 
     def attention(self) -> Cost:
         """All layers, full and sliding; the cache holds context and positions."""
+        return self._once("attention", self._attention)
+
+    def _attention(self) -> Cost:
         cached = self._context + self._positions
         sliding = self._shape.num_sliding_layers
         cost = self._attention_layer(cached, False).times(self._shape.num_layers - sliding)
@@ -275,6 +297,9 @@ class Step:
 
         With data-parallel ranks, also tokens to the experts and back.
         """
+        return self._once("communication", self._communication)
+
+    def _communication(self) -> Cost:
         moe_share = self._shape.num_moe_layers / self._shape.num_layers
         return self._all_reduce().times(2) + self._expert_transfer().times(moe_share)
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from vllm_nfp import __version__
-from vllm_nfp.draft import DraftChoice, best_draft_length
-from vllm_nfp.metrics.snapshot import BoundaryRow, CurveRow, LayerTimeRow, PredictionRow
-from vllm_nfp.profile import MODULES, CellKey, Profile
+from vllm_nfp.crossing import usual_epsilon
+from vllm_nfp.draft import ScheduleRow, sources
+from vllm_nfp.draft.recommend import recommend
+from vllm_nfp.draft.sources import SourceError
+from vllm_nfp.metrics.snapshot import MODULES, BoundaryRow, LayerTimeRow, PredictionRow
+from vllm_nfp.profile import CellKey, Profile
 from vllm_nfp.text import duration
 from vllm_nfp.typed_json import write_whole
 
 ACCEPTANCES = (0.5, 0.7, 0.9)
 """Chances of a draft to be accepted that the table of draft lengths is made for."""
-USUAL_EPSILON = 0.1
 MOST_LAYER_CELLS = 9
 """Cells of a module whose layers are shown; the profile holds them all."""
 HOTTEST_RATIO = 2.0
@@ -98,11 +100,25 @@ class HeatMap:
 
 @dataclass(frozen=True, slots=True)
 class DraftRow:
-    """The best draft lengths of one cell, one for each acceptance."""
+    """The best draft lengths of one batch size and context, one for each acceptance."""
 
     batch_size: int
     context: int
-    choices: tuple[DraftChoice, ...]
+    choices: tuple[ScheduleRow, ...]
+    """As ``recommend`` gives them for each of :data:`ACCEPTANCES`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drafts:
+    """The table of draft lengths."""
+
+    rows: tuple[DraftRow, ...]
+    reason: str
+    """Why there is none; empty if there is one."""
+
+    def any_with(self, basis: str) -> bool:
+        """Whether a row rests on this basis, see :class:`ScheduleRow`."""
+        return any(choice.basis == basis for row in self.rows for choice in row.choices)
 
 
 def choose_epsilon(profile: Profile, epsilon: float | None) -> float:
@@ -117,7 +133,7 @@ def choose_epsilon(profile: Profile, epsilon: float | None) -> float:
             "the profile holds no boundary: its run ended before any point had enough samples"
         )
     if epsilon is None:
-        return USUAL_EPSILON if USUAL_EPSILON in known else known[0]
+        return usual_epsilon(known)
     if epsilon not in known:
         measured = ", ".join(f"{value:g}" for value in known)
         raise ReportError(f"epsilon {epsilon:g} is not in the profile; it has {measured}")
@@ -128,7 +144,7 @@ def render(profile: Profile, epsilon: float | None = None) -> str:
     """The report as the text of one HTML file.
 
     Args:
-        epsilon: tolerance to draw; None takes 0.1, or the smallest measured.
+        epsilon: tolerance to draw; None takes 0.1, or the measured one next to it.
 
     Raises:
         ReportError: if the profile has no boundary there, or a library is missing.
@@ -249,23 +265,24 @@ def _section(profile: Profile, module: str, epsilon: float) -> Section:
     return Section(module, MODULE_NAMES[module], MODULE_TEXTS[module], tuple(plots), rows)
 
 
-def _drafts(profile: Profile) -> tuple[DraftRow, ...]:
-    return tuple(
-        DraftRow(
-            batch_size,
-            context,
-            tuple(
-                best_draft_length(_ratios(curve), batch_size, context, acceptance)
-                for acceptance in ACCEPTANCES
-            ),
-        )
-        for (module, batch_size, context), curve in profile.curves_by_cell().items()
-        if module == "model"
+def _drafts(profile: Profile) -> Drafts:
+    """What ``recommend`` gives for each measured batch size at each measured context."""
+    if not any(row.module == "model" for row in profile.curves):
+        return Drafts((), "The profile holds no times of the whole step.")
+    try:
+        source = sources.from_profile(profile)
+        found = [recommend(source, acceptance) for acceptance in ACCEPTANCES]
+    except SourceError as error:
+        return Drafts((), f"No draft lengths: {error}.")
+    measured = {curve.batch_size for curve in source.curves}
+    return Drafts(
+        tuple(
+            DraftRow(choices[0].batch_size_first, choices[0].context, choices)
+            for choices in zip(*(one.rows for one in found), strict=True)
+            if choices[0].batch_size_first in measured
+        ),
+        "",
     )
-
-
-def _ratios(curve: Iterable[CurveRow]) -> dict[int, float]:
-    return {row.positions: row.ratio for row in curve}
 
 
 def _heat_maps(profile: Profile, epsilon: float) -> tuple[tuple[str, tuple[HeatMap, ...]], ...]:
