@@ -233,6 +233,7 @@ def test_bad_flags_fail_at_start_with_one_sentence(
     # Some releases put the name of the process first.
     assert re.match(r"(\(\w+ pid=\d+\) )?vllm serve: error: ", last)
     assert "Traceback" not in done.stderr
+    assert "usage:" not in done.stderr + done.stdout
 
 
 def test_help_shows_the_flags_in_a_group_of_their_own(dense_model: Path) -> None:
