@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 pytest.importorskip("aiohttp")
 
 from benchmarks import environment, load, nfp_table, overhead, paired, server, shapes, soak
+from vllm_nfp import demo
 
 
 def a_load(**changes: object) -> load.Load:
@@ -258,6 +261,22 @@ def test_callers_environment_wins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_ports_are_distinct() -> None:
     assert len(set(server.free_ports(8))) == 8
+
+
+def test_a_port_is_free_and_none_that_a_connection_may_get(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two test processes with the same seed choose others; one in use is passed over."""
+    ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    found = set()
+    for _ in range(20):
+        random.seed(7)
+        found.add(demo.free_port())
+    assert len(found) > 10
+    assert max(found) < min(ephemeral, 32768)
+    with socket.create_server(("127.0.0.1", min(found))):
+        monkeypatch.setattr(demo, "PORTS", range(min(found), min(found) + 1))
+        monkeypatch.setattr(demo, "PORTS_TRIED", 1)
+        with pytest.raises(OSError, match=r"1 ports between .* are in use"):
+            demo.free_port()
 
 
 def test_gpu_state_needs_all_its_fields() -> None:

@@ -99,7 +99,7 @@ def serve(scheduler: Scheduler, steps: int, accepted: float = 1.0) -> None:
 
 
 def reported(folder: Path, state: ControlState) -> ControlSnapshot:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while True:
         try:
             found = read_control(control_file(str(folder), "0"))

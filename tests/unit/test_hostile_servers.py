@@ -150,7 +150,7 @@ def says(content: bytes) -> Answer:
 def drips(connection: socket.socket) -> None:
     """A byte now and then, for longer than anybody should wait."""
     connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
-    for _ in range(100):
+    for _ in range(2000):
         connection.sendall(b"#")
         time.sleep(0.05)
 
@@ -177,18 +177,18 @@ ANSWERS = {
 }
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
 def test_a_server_of_any_kind_is_refused_in_time(answer: Answer) -> None:
     with serving(answer) as url:
         begun = time.monotonic()
         with pytest.raises(scrape.ScrapeError):
             scrape.parse(scrape.fetch(url, timeout_seconds=1.0))
-        assert time.monotonic() - begun < 20
+        assert time.monotonic() - begun < 60
         assert server_version(url) is None
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("answer", ["no HTTP", "a file", "other bytes"])
 @pytest.mark.parametrize(
     "command",
