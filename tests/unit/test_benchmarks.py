@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import random
 import socket
 import subprocess
@@ -336,7 +337,9 @@ def test_the_overhead_benchmark_runs_from_start_to_end(
     )
     result = json.loads((tmp_path / "overhead-tiny.json").read_text())
     assert result["complete"]
-    assert result["saturation"]["requests_per_second"] > 10
+    found = result["saturation"]
+    assert found["requests_per_second"] == pytest.approx(found["tokens_per_second"] / 8)
+    assert found["requests_per_second"] > 0
     assert len(result["rounds"]) == 2 * 3 * 3
     assert {(c["share"], c["variant"]) for c in result["summary"]} == {
         (share, variant) for share in overhead.SHARES for variant in ("passive", "active")
@@ -344,7 +347,18 @@ def test_the_overhead_benchmark_runs_from_start_to_end(
     assert {c["figure"] for c in result["summary"]} == {
         "tokens/s", "p50 inter-token", "p99 inter-token",
     }  # fmt: skip
-    assert all(0.5 < c["ratio"]["ratio"] < 2.0 for c in result["summary"] if c["share"] == 0.9)
+    for c in result["summary"]:
+        assert math.isfinite(c["ratio"]["ratio"]) and c["ratio"]["ratio"] > 0
+        if c["figure"] == "tokens/s":  # how quick this machine is does not matter
+            of, off = (
+                sum(
+                    turn["tokens_per_second"]
+                    for turn in result["rounds"]
+                    if (turn["share"], turn["variant"]) == (c["share"], variant)
+                )
+                for variant in (c["variant"], "off")
+            )
+            assert c["ratio"]["ratio"] == pytest.approx(of / off)
     for variant, figures in result["servers"].items():
         assert figures["start_seconds"] > 0
         assert figures["resident_mib"]["api"] > 10
