@@ -177,12 +177,29 @@ ANSWERS = {
 }
 
 
+REFUSALS = {
+    "nothing": r"closed connection without response|reset by peer",
+    "no HTTP": "BadStatusLine",
+    "a long header": "LineTooLong",
+    "many headers": "got more than 100 headers",
+    "a body cut off": "has no NFP probe",
+    "a file": "Redirection to url 'file:",
+    "itself": "HTTP Error 302: .* infinite loop",
+    "odd chunks": r"IncompleteRead|invalid literal",
+    "an error": "HTTP Error 500",
+    "other bytes": "bytes that are no text",
+    "drips": r"did not end within 3 s",
+    "floods": "is larger than",
+}
+"""What is said of each; a server that was not reached would be refused as well."""
+
+
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
-def test_a_server_of_any_kind_is_refused_in_time(answer: Answer) -> None:
-    with serving(answer) as url:
+@pytest.mark.parametrize("name", ANSWERS)
+def test_a_server_of_any_kind_is_refused_in_time(name: str) -> None:
+    with serving(ANSWERS[name]) as url:
         begun = time.monotonic()
-        with pytest.raises(scrape.ScrapeError):
+        with pytest.raises(scrape.ScrapeError, match=REFUSALS[name]):
             scrape.parse(scrape.fetch(url, timeout_seconds=1.0))
         assert time.monotonic() - begun < 60
         assert server_version(url) is None
