@@ -33,7 +33,7 @@ def prompts(count: int = 12) -> list[list[int]]:
 
 
 def by_transformers(model: Path, wanted: list[list[int]], tokens: int) -> list[list[int]]:
-    """What greedy decoding makes of the prompts, without vLLM and so without all that changes it."""
+    """What greedy decoding makes of the prompts, told by transformers, without vLLM."""
     import torch
     from transformers import AutoModelForCausalLM
 
