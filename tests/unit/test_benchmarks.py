@@ -331,7 +331,7 @@ def test_the_overhead_benchmark_runs_from_start_to_end(
     )
     monkeypatch.setattr(overhead, "ENDING_SECONDS", 1.0)
     arguments = ["--shape", "tiny:2:0.1", "--prompt-tokens=8", "--output-tokens=8"]
-    arguments += ["--saturating=4", "--rounds=2", "--seconds=0.6", "--warmup-seconds=0.2"]
+    arguments += ["--saturating=4", "--rounds=2", "--seconds=0.4", "--warmup-seconds=0.1"]
     overhead.main.main(
         [*arguments, "--limit-seconds=120", f"--out={tmp_path}"], standalone_mode=False
     )

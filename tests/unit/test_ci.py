@@ -53,7 +53,7 @@ def run(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     programs, temporary = tmp_path / "bin", tmp_path / "t mp"
     programs.mkdir()
     temporary.mkdir()
-    for name in ("chromium", "promtool", "ps"):
+    for name in ("apt-get", "chromium", "promtool", "ps"):
         (programs / name).write_text("#!/bin/sh\n")
         (programs / name).chmod(0o755)
 
@@ -127,11 +127,28 @@ def test_a_checkout_without_git_is_tested_as_it_lies(
     few.mkdir()
     for name in ("bash", "cat", "dirname", "find", "grep", "mkdir", "mktemp", "rm", "sed", "sort",
                  "tar"):  # fmt: skip
-        found = shutil.which(name)
-        assert found is not None
-        (few / name).symlink_to(found)
+        (few / name).symlink_to(str(shutil.which(name)))
     found = shown(run(checkout, path=str(few)))
     assert found == [*BASE, "./gone", "./kept", "./made", "as committed"]
+
+
+def test_what_the_machine_lacks_is_installed_first(
+    checkout: Path, run: Run, tmp_path: Path
+) -> None:
+    programs = tmp_path / "bin"
+    (programs / "apt-get").write_text(f'#!/bin/sh\necho "$@" >> "{tmp_path}/asked"\n')
+    run(checkout)
+    assert not (tmp_path / "asked").exists() or shutil.which("git") is None
+    (programs / "ps").unlink()
+    few = tmp_path / "few"
+    few.mkdir()
+    for name in ("bash", "cat", "dirname", "find", "grep", "mkdir", "mktemp", "rm", "sed", "sort",
+                 "tar", "sh"):  # fmt: skip
+        (few / name).symlink_to(str(shutil.which(name)))
+    shown(run(checkout, path=str(few)))
+    update, install = (tmp_path / "asked").read_text().splitlines()
+    assert update.startswith("update")
+    assert install.endswith("chromium prometheus procps git")
 
 
 def test_a_failure_of_the_tests_is_that_of_the_script(checkout: Path, run: Run) -> None:

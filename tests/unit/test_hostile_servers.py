@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import re
 import socket
 import threading
 import time
@@ -218,6 +219,7 @@ def test_a_command_says_one_sentence_and_ends_with_code_2(command: list[str], an
     assert result.exit_code == 2
     (line,) = result.stderr.splitlines()
     assert line.startswith("Error: ")
+    assert re.search(REFUSALS[answer], line)
 
 
 COMMANDS = {
