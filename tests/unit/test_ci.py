@@ -161,11 +161,12 @@ def test_a_failure_of_the_tests_is_that_of_the_script(checkout: Path, run: Run) 
 def test_what_a_shell_has_left_set_reaches_no_test() -> None:
     left = {
         "NFP_PROBE_CONFIG": "{}", "NFP_INJECT_FAULT": "attach", "VLLM_PLUGINS": "other",
-        "VLLM_API_KEY": "x", "VLLM_LOGGING_LEVEL": "ERROR", "FORCE_COLOR": "1", "COLUMNS": "40",
+        "VLLM_API_KEY": "x", "VLLM_CPU_KVCACHE_SPACE": "400", "VLLM_LOGGING_LEVEL": "ERROR", "FORCE_COLOR": "1", "COLUMNS": "40",
     }  # fmt: skip
     program = (
         "import conftest, os, sys, urllib.request; from vllm_nfp import faults; "
-        "print([n for n in sys.argv[1:] if n in os.environ], faults._armed, "
+        "print([n for n in sys.argv[1:] if n in os.environ], "
+        "os.environ['VLLM_CPU_KVCACHE_SPACE'], faults._armed, "
         "urllib.request.proxy_bypass('127.0.0.1'))"
     )
     done = subprocess.run(
@@ -173,4 +174,5 @@ def test_what_a_shell_has_left_set_reaches_no_test() -> None:
         env={**os.environ, **left, "http_proxy": "http://127.0.0.1:9", "no_proxy": ""},
         capture_output=True, text=True, timeout=300, check=True,
     )  # fmt: skip
-    assert done.stdout.strip() in ("[] False True", "[] False 1")
+    kept = "['VLLM_CPU_KVCACHE_SPACE'] 1"
+    assert done.stdout.strip() in (f"{kept} False True", f"{kept} False 1")
