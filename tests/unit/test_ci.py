@@ -161,7 +161,8 @@ def test_a_failure_of_the_tests_is_that_of_the_script(checkout: Path, run: Run) 
 def test_what_a_shell_has_left_set_reaches_no_test() -> None:
     left = {
         "NFP_PROBE_CONFIG": "{}", "NFP_INJECT_FAULT": "attach", "VLLM_PLUGINS": "other",
-        "VLLM_API_KEY": "x", "VLLM_CPU_KVCACHE_SPACE": "400", "VLLM_LOGGING_LEVEL": "ERROR", "FORCE_COLOR": "1", "COLUMNS": "40",
+        "VLLM_API_KEY": "x", "VLLM_CPU_KVCACHE_SPACE": "400",
+        "VLLM_LOGGING_LEVEL": "ERROR", "FORCE_COLOR": "1", "COLUMNS": "40",
     }  # fmt: skip
     program = (
         "import conftest, os, sys, urllib.request; from vllm_nfp import faults; "
