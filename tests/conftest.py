@@ -13,6 +13,7 @@ import pytest
 from hypothesis import settings
 
 from vllm_nfp import faults
+from vllm_nfp.config import ENV_VAR
 
 if TYPE_CHECKING:
     from vllm_nfp.profile import Profile
@@ -27,9 +28,21 @@ settings.register_profile(
 )
 settings.load_profile("unhurried")
 
+# What a shell may have left set switches the probe on, keeps it out, or breaks it, in this process
+# and in all that tests start; and a proxy for HTTP does not know the servers on this machine.
+LEFT_SET = (
+    ENV_VAR, faults.ENV_VAR, "VLLM_PLUGINS", "VLLM_API_KEY", "VLLM_PORT", "VLLM_CONFIGURE_LOGGING",
+    "VLLM_LOGGING_LEVEL", "VLLM_LOGGING_PREFIX", "VLLM_LOGGING_CONFIG_PATH", "VLLM_LOGGING_COLOR",
+    "PROMETHEUS_MULTIPROC_DIR", "COLUMNS", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE",
+)  # fmt: skip
+for name in LEFT_SET:
+    os.environ.pop(name, None)
+faults.arm()
+for name in ("no_proxy", "NO_PROXY"):
+    os.environ[name] = "127.0.0.1,localhost"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB; several engines run at a time
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ MAX_FILE_BYTES = 1 << 20
 """Largest file of settings."""
 MAX_POSITIONS_LIMIT = 512
 MOST_BATCH_SIZES = MOST_CONTEXTS = 16
+MOST_EPSILONS = 8
 MOST_POSITION_COUNTS = 64
 
 
@@ -259,7 +260,7 @@ def _text(name: str, value: Any) -> None:
 _EPSILON = _number(0.001, 10.0, "a share")
 
 _CHECKS: dict[str, Callable[[str, Any], None]] = {
-    "epsilons": _ascending(_EPSILON, most=8),
+    "epsilons": _ascending(_EPSILON, most=MOST_EPSILONS),
     "max_positions": _integer(2, MAX_POSITIONS_LIMIT, "a number of positions"),
     "positions": _ascending(
         _integer(1, MAX_POSITIONS_LIMIT, "a number of positions"),

@@ -15,7 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +43,9 @@ SMALL_MODEL = {
 """A dense decoder of about 5 million parameters."""
 
 STARTUP_LIMIT_SECONDS = 600.0
+PORTS = range(16384, 32768)
+"""Below Linux' own for outgoing connections (ip_local_port_range, by default from 32768)."""
+PORTS_TRIED = 100
 
 
 class DemoError(RuntimeError):
@@ -161,10 +164,20 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def free_port() -> int:
-    """A TCP port of this machine that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """A TCP port of this machine that nobody uses.
+
+    It is none of those that the kernel gives to connections that ask for any: one of them would
+    have it before the server listens, which takes a while.
+
+    Raises:
+        OSError: if none is free.
+    """
+    # Of no seed that others may have as well.
+    for port in random.SystemRandom().sample(PORTS, PORTS_TRIED):
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
+    raise OSError(f"{PORTS_TRIED} ports between {PORTS[0]} and {PORTS[-1]} are in use")
 
 
 class Load:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rich import box
@@ -13,9 +14,11 @@ from rich.text import Text
 from vllm_nfp.crossing import usual_epsilon
 from vllm_nfp.metrics.snapshot import reading_order
 from vllm_nfp.scrape import (
+    MOST_DRAWN_ROWS,
     Row,
     Samples,
     Scrape,
+    ScrapeError,
     Status,
     count,
     read_samples,
@@ -118,44 +121,71 @@ class Reading:
         return tuple(sorted({row.epsilon for row in self.scrape.rows}))
 
 
-def read(text: str) -> Reading:
+def read(text: str, end: float | None = None) -> Reading:
     """Read a scrape's text.
 
+    Args:
+        end: by when it has to be read, see :func:`vllm_nfp.scrape.deadline`; None: as if fetching
+            began now.
+
     Raises:
-        ScrapeError: if the text is no Prometheus exposition or has no probe in it.
+        ScrapeError: if the text is no Prometheus exposition, has no probe in it, cannot be read in
+            time, or holds more estimates than can be drawn.
     """
-    samples = read_samples(text, (_DRAFTS, _DRAFTED, _ACCEPTED))
+    samples = read_samples(text, (_DRAFTS, _DRAFTED, _ACCEPTED), end)
     scrape = scrape_of(samples)
+    most = max(Counter(row.epsilon for row in scrape.rows).values(), default=0)
+    if most > MOST_DRAWN_ROWS:
+        raise ScrapeError(
+            f"the server shows {most} estimates at one tolerance, more than a view of "
+            f"{MOST_DRAWN_ROWS} holds: take vllm-nfp table --json"
+        )
     with refusing_strange_labels():
-        engines = tuple(_engine(samples, status) for status in scrape.statuses)
+        by_engine = _by_engine(samples)
+        engines = tuple(_engine(by_engine[one.engine], one) for one in scrape.statuses)
     return Reading(scrape, engines)
+
+
+_SHOWN = (
+    _DRAFTS, _DRAFTED, _ACCEPTED, _RECOMMENDED, "vllm_nfp_overhead_budget_ratio",
+    "vllm_nfp_live_batch_size", "vllm_nfp_live_context", "vllm_nfp_live_positions",
+    "vllm_nfp_live_cell_info", "vllm_nfp_free_tokens",
+)  # fmt: skip
+"""What is shown of each engine beside its estimates and its status."""
+
+
+def _by_engine(samples: Samples) -> Mapping[str, Samples]:
+    """The samples of :data:`_SHOWN` of each engine, found in one pass however many there are."""
+    found: dict[str, dict[str, list[tuple[Mapping[str, str], float]]]] = defaultdict(dict)
+    for name in _SHOWN:
+        for labels, value in samples.get(name, ()):
+            found[labels["engine"]].setdefault(name, []).append((labels, value))
+    return found
 
 
 def _engine(samples: Samples, status: Status) -> EngineReading:
     def value(name: str) -> float | None:
-        found = [v for labels, v in samples.get(name, ()) if labels["engine"] == status.engine]
-        return found[0] if found else None
+        found = samples.get(name)
+        return found[0][1] if found else None
 
     drafts = value(_DRAFTS)
     return EngineReading(
         status,
         value("vllm_nfp_overhead_budget_ratio"),
-        _live(samples, status.engine),
+        _live(samples),
         None
         if drafts is None
         else Drafting(drafts, value(_DRAFTED) or 0.0, value(_ACCEPTED) or 0.0),
         {
             count(labels["batch_size"]): int(length)
             for labels, length in samples.get(_RECOMMENDED, ())
-            if labels["engine"] == status.engine
         },
     )
 
 
-def _live(samples: Samples, engine: str) -> Live | None:
-    def mine(name: str) -> list[tuple[Mapping[str, str], float]]:
-        found = samples.get(f"vllm_nfp_{name}", ())
-        return [(labels, value) for labels, value in found if labels["engine"] == engine]
+def _live(samples: Samples) -> Live | None:
+    def mine(name: str) -> Sequence[tuple[Mapping[str, str], float]]:
+        return samples.get(f"vllm_nfp_{name}", ())
 
     step = [mine(f"live_{name}") for name in ("batch_size", "context", "positions")]
     if not all(step):

@@ -64,6 +64,17 @@ def test_a_prometheus_that_does_not_start_is_named(tmp_path: Path) -> None:
 
 
 @needs_prometheus
+def test_rules_are_found_in_a_folder_of_any_name(tmp_path: Path) -> None:
+    """Prometheus takes their path for a pattern."""
+    folder = tmp_path / "a [v1] ? folder"
+    folder.mkdir()
+    shutil.copy(ROOT / "dashboards" / "rules" / "nfp.rules.yml", folder)
+    rules = folder / "nfp.rules.yml"
+    with prometheus.running_prometheus(folder / "run", [], rules) as running:
+        assert running.rules()
+
+
+@needs_prometheus
 def test_prometheus_ends_with_its_block(tmp_path: Path) -> None:
     with prometheus.running_prometheus(tmp_path, ["127.0.0.1:1"], None) as running:
         assert running.url.startswith("http://127.0.0.1:")

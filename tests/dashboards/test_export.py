@@ -80,7 +80,7 @@ def test_a_built_package_carries_the_files(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "setup.py", "-q", "build", "--build-base", str(tmp_path / "build"),
          "egg_info", "--egg-base", str(tmp_path)],
-        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     package = tmp_path / "build" / "lib" / "vllm_nfp" / "dashboards"
@@ -90,6 +90,6 @@ def test_a_built_package_carries_the_files(tmp_path: Path) -> None:
         [sys.executable, "-c", "from vllm_nfp.dashboards import source_folder as f; print(f())"],
         cwd=tmp_path / "build" / "lib",
         env={"PYTHONPATH": str(tmp_path / "build" / "lib"), "PATH": ""},
-        capture_output=True, text=True, timeout=60, check=True,
+        capture_output=True, text=True, timeout=300, check=True,
     )  # fmt: skip
     assert Path(found.stdout.strip()) == package / "data"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-import time
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -13,12 +14,17 @@ from recorded import Recorded, recorded_snapshot, serving
 
 from vllm_nfp.dashboards.prometheus import Prometheus, PrometheusError, running_prometheus
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
+from serving import wait_for
+
 pytestmark = pytest.mark.skipif(
     shutil.which("prometheus") is None, reason="prometheus is not installed (apt: prometheus)"
 )
 DASHBOARDS = dashboards()
 SECONDS = 8
-"""Scrapes, one a second, before the queries: enough for rates."""
+"""Scrapes, one a second, that the queries look back on: enough for rates."""
+SCRAPES = 6
+"""Of those, as many as there must have been; a busy machine misses some."""
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +40,19 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
             RULES,
         ) as running,
     ):
-        time.sleep(SECONDS)
+        wait_for(lambda: _scrapes(running) >= SCRAPES and _rates(running) == 2)
         yield running
+
+
+def _scrapes(prometheus: Prometheus) -> int:
+    """Scrapes of the servers that went well, of the one with fewer, in the time looked back on."""
+    found = prometheus.now(f"sum_over_time(up[{SECONDS}s])")
+    return min((int(series.points[-1][1]) for series in found), default=0)
+
+
+def _rates(prometheus: Prometheus) -> int:
+    """Servers whose drafts have a rate, which the rules have recorded."""
+    return len(prometheus.now("engine:vllm_spec_decode_draft_length:rate5m"))
 
 
 @pytest.mark.parametrize("name", DASHBOARDS)
@@ -99,17 +116,13 @@ def test_the_deep_dive_shows_the_curve_of_the_run(prometheus: Prometheus) -> Non
 def test_rules_evaluate_and_record(prometheus: Prometheus) -> None:
     for rule in prometheus.rules():
         assert rule["health"] == "ok", rule
-    for rule in rules():
-        if "record" in rule:
-            assert prometheus.now(rule["record"]), f"{rule['record']} is empty"
+    recorded = {rule["record"] for rule in rules() if "record" in rule}
+    wait_for(lambda: all(map(prometheus.now, recorded)), what=f"all of {recorded}")
     # The MoE model has one free position there and runs four: not yet for ten minutes. Until its
     # drafts have a rate, which takes two scrapes, another alert is there in its place; after a
     # scrape that a busy machine has missed, one that names no model.
     expected = [("NfpDraftLengthBeyondFree", "model-moe")]
-    ends = time.monotonic() + 30
-    while _alerts(prometheus) != expected and time.monotonic() < ends:
-        time.sleep(0.5)
-    assert _alerts(prometheus) == expected
+    wait_for(lambda: _alerts(prometheus) == expected)
     assert prometheus.alerts()[0]["state"] == "pending"
 
 

@@ -32,6 +32,24 @@ def prompts(count: int = 12) -> list[list[int]]:
     ]
 
 
+def by_transformers(model: Path, wanted: list[list[int]], tokens: int) -> list[list[int]]:
+    """What greedy decoding makes of the prompts, told by transformers, without vLLM."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    net = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    outputs = []
+    with torch.no_grad():
+        for prompt in wanted:
+            ids, cache, made = torch.tensor([prompt]), None, []
+            for _ in range(tokens):
+                found = net(input_ids=ids, past_key_values=cache, use_cache=True)
+                ids, cache = found.logits[:, -1:].argmax(-1), found.past_key_values
+                made.append(int(ids))
+            outputs.append(made)
+    return outputs
+
+
 GRAPHS: dict[str, Any] = {
     # FULL graphs, but nothing compiled, which would take most of the test's time.
     "compilation_config": {

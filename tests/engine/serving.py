@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +24,18 @@ from vllm_nfp import demo
 
 API_KEY = "sk-nfptestsecret-on-the-command-line"
 """Sent with every request; a server asks for it only if it was started with it."""
+
+OWN_LINE = re.compile(r"(^|[\]\s])vllm-nfp: ")
+"""How the package's lines in a log begin, after vLLM's own words. Paths may hold its name as well:
+that of a clone, or of a folder with an environment."""
+
+
+def wait_for(reached: Callable[[], bool], seconds: float = 300.0, what: str = "it") -> None:
+    """Wait until it has happened; the bound is for what never does, not for slow machines."""
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < deadline, f"{what} did not happen in {seconds:g} s"
+        time.sleep(0.2)
 
 
 def run_vllm(*arguments: str, seconds: float = 300.0) -> subprocess.CompletedProcess[str]:
@@ -51,6 +65,10 @@ class Running:
 
     def log_text(self) -> str:
         return self.log.read_text(errors="replace")
+
+    def own_lines(self) -> list[str]:
+        """What the package has logged."""
+        return [line for line in self.log_text().splitlines() if OWN_LINE.search(line)]
 
     def metrics(self) -> str:
         with urllib.request.urlopen(f"{self.url}/metrics", timeout=30) as answer:
@@ -85,8 +103,6 @@ class Running:
 
 @contextmanager
 def server(model: Path, folder: Path, *flags: str, **environment: str) -> Iterator[Running]:
-    import os
-
     port = demo.free_port()
     log = folder / f"server-{port}.log"
     command = [

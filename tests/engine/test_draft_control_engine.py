@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from serving import Running, server
+from serving import Running, server, wait_for
 
 from vllm_nfp.scrape import find_samples
 
@@ -35,34 +35,39 @@ def flags(**changes: object) -> tuple[str, ...]:
     )  # fmt: skip
 
 
+PROMPTS = [[10 + i, 20 + i, 30 + i] * 8 for i in range(4)]
+CHANGES = "vllm_nfp_draft_control_changes_total"
+LENGTH = "vllm_nfp_live_draft_length"
+STEPS = "vllm_nfp_draft_control_step_seconds"
+
+
+def greedy(running: Running) -> list[list[int]]:
+    """Outputs of the prompts, one after the other."""
+    return [running.complete(prompt, temperature=0, max_tokens=64) for prompt in PROMPTS]
+
+
+def greedy_at_once(running: Running) -> list[list[int]]:
+    with ThreadPoolExecutor(len(PROMPTS)) as pool:
+        return list(pool.map(lambda p: running.complete(p, temperature=0, max_tokens=64), PROMPTS))
+
+
 def test_lengths_change_and_tokens_do_not(dense_model: Path, tmp_path: Path) -> None:
+    with server(dense_model, tmp_path) as plain:  # without probe, control and drafts
+        expected = greedy(plain)
+    assert all(len(set(tokens)) > 10 for tokens in expected), "the model repeats itself"
     with server(dense_model, tmp_path, *flags()) as running:
-        prompts = [[10 + i, 20 + i, 30 + i] * 8 for i in range(4)]
-        first = [running.complete(prompt, temperature=0, max_tokens=64) for prompt in prompts]
-        deadline = time.monotonic() + 120
-        names = (
-            "vllm_nfp_draft_control_changes_total",
-            "vllm_nfp_live_draft_length",
-            "vllm_nfp_draft_control_step_seconds",
-        )
+        deadline = time.monotonic() + 300
         while True:
-            with ThreadPoolExecutor(4) as pool:
-                tokens = list(
-                    pool.map(lambda p: running.complete(p, temperature=0, max_tokens=64), prompts)
-                )
-            assert tokens == first
-            again = [running.complete(prompt, temperature=0, max_tokens=64) for prompt in prompts]
-            assert again == first
-            samples = find_samples(running.metrics(), names)
-            changes = sum(value for _, value in samples.get(names[0], ()))
-            seen = {int(labels["draft_length"]) for labels, _ in samples.get(names[2], ())}
+            assert greedy_at_once(running) == expected
+            assert greedy(running) == expected
+            samples = find_samples(running.metrics(), (CHANGES, LENGTH, STEPS))
+            changes = sum(value for _, value in samples.get(CHANGES, ()))
+            seen = {int(labels["draft_length"]) for labels, _ in samples.get(STEPS, ())}
             if (changes >= 6 and {0, 4} <= seen) or time.monotonic() > deadline:
                 break
         assert changes >= 6, running.log_text()[-3000:]
-        assert 0 <= samples[names[1]][0][1] <= 4
-        time.sleep(1.5)
-        text = running.metrics()
-        assert state(running) == "deciding"
         assert {0, 4} <= seen, "no drafts and the configured length were both timed"
-        assert "vllm_nfp_draft_acceptance_ratio{" in text
+        assert 0 <= samples[LENGTH][0][1] <= 4
+        wait_for(lambda: state(running) == "deciding")
+        assert "vllm_nfp_draft_acceptance_ratio{" in running.metrics()
         assert "draft control is disabled" not in running.log_text()

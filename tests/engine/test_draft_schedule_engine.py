@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from generate import by_transformers
 from serving import Running, server
 
 from vllm_nfp.cli import main
@@ -42,7 +43,9 @@ def test_a_server_takes_the_table_and_its_lengths_follow_the_batch(
     )  # fmt: skip
     with server(dense_model, tmp_path, *flags) as running:
         prompts = [[10 + i, 20 + i, 30 + i] * 8 for i in range(6)]
+        expected = by_transformers(dense_model, prompts, 96)
         alone = [running.complete(prompt, temperature=0) for prompt in prompts]
+        assert alone == [tokens[:32] for tokens in expected]
         drafted, generated = counted(running)
         assert drafted / generated > 0.1, "one sequence at a time is drafted for"
         with ThreadPoolExecutor(6) as pool:
@@ -53,7 +56,7 @@ def test_a_server_takes_the_table_and_its_lengths_follow_the_batch(
         # A sequence may be alone at the beginning and the end.
         assert (later - drafted) / (more - generated) < 0.5 * drafted / generated
         # Lengths that change between steps, 0 among them, change no token.
-        assert [tokens[:32] for tokens in together] == alone
+        assert together == expected
 
         done = CliRunner().invoke(main, ["recommend", running.url, "--json"])
         assert done.exit_code == 0, done.output

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
+import random
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 pytest.importorskip("aiohttp")
 
 from benchmarks import environment, load, nfp_table, overhead, paired, server, shapes, soak
+from vllm_nfp import demo
 
 
 def a_load(**changes: object) -> load.Load:
@@ -260,6 +264,22 @@ def test_ports_are_distinct() -> None:
     assert len(set(server.free_ports(8))) == 8
 
 
+def test_a_port_is_free_and_none_that_a_connection_may_get(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two test processes with the same seed choose others; one in use is passed over."""
+    ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    found = set()
+    for _ in range(20):
+        random.seed(7)
+        found.add(demo.free_port())
+    assert len(found) > 10
+    assert max(found) < min(ephemeral, 32768)
+    with socket.create_server(("127.0.0.1", min(found))):
+        monkeypatch.setattr(demo, "PORTS", range(min(found), min(found) + 1))
+        monkeypatch.setattr(demo, "PORTS_TRIED", 1)
+        with pytest.raises(OSError, match=r"1 ports between .* are in use"):
+            demo.free_port()
+
+
 def test_gpu_state_needs_all_its_fields() -> None:
     fields = ("name", "clocks_throttle_reasons.active")
     assert environment.parse_state("H100, 0x0\nH100, 0x1\n", fields) == {
@@ -311,13 +331,15 @@ def test_the_overhead_benchmark_runs_from_start_to_end(
     )
     monkeypatch.setattr(overhead, "ENDING_SECONDS", 1.0)
     arguments = ["--shape", "tiny:2:0.1", "--prompt-tokens=8", "--output-tokens=8"]
-    arguments += ["--saturating=4", "--rounds=2", "--seconds=0.6", "--warmup-seconds=0.2"]
+    arguments += ["--saturating=4", "--rounds=2", "--seconds=0.4", "--warmup-seconds=0.1"]
     overhead.main.main(
         [*arguments, "--limit-seconds=120", f"--out={tmp_path}"], standalone_mode=False
     )
     result = json.loads((tmp_path / "overhead-tiny.json").read_text())
     assert result["complete"]
-    assert result["saturation"]["requests_per_second"] > 10
+    found = result["saturation"]
+    assert found["requests_per_second"] == pytest.approx(found["tokens_per_second"] / 8)
+    assert found["requests_per_second"] > 0
     assert len(result["rounds"]) == 2 * 3 * 3
     assert {(c["share"], c["variant"]) for c in result["summary"]} == {
         (share, variant) for share in overhead.SHARES for variant in ("passive", "active")
@@ -325,7 +347,18 @@ def test_the_overhead_benchmark_runs_from_start_to_end(
     assert {c["figure"] for c in result["summary"]} == {
         "tokens/s", "p50 inter-token", "p99 inter-token",
     }  # fmt: skip
-    assert all(0.5 < c["ratio"]["ratio"] < 2.0 for c in result["summary"] if c["share"] == 0.9)
+    for c in result["summary"]:
+        assert math.isfinite(c["ratio"]["ratio"]) and c["ratio"]["ratio"] > 0
+        if c["figure"] == "tokens/s":  # how quick this machine is does not matter
+            of, off = (
+                sum(
+                    turn["tokens_per_second"]
+                    for turn in result["rounds"]
+                    if (turn["share"], turn["variant"]) == (c["share"], variant)
+                )
+                for variant in (c["variant"], "off")
+            )
+            assert c["ratio"]["ratio"] == pytest.approx(of / off)
     for variant, figures in result["servers"].items():
         assert figures["start_seconds"] > 0
         assert figures["resident_mib"]["api"] > 10

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -146,7 +147,9 @@ def test_flags_that_do_not_go_together_end_the_parse(
     with pytest.raises(SystemExit) as caught:
         parser.parse_args(["serve", *argv])
     assert caught.value.code == 2
-    assert sentence in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(r"\S+ serve: error: ", line)
+    assert sentence in line
 
 
 @pytest.mark.parametrize("backend", ["distributed_executor_backend", "data_parallel_backend"])
@@ -185,11 +188,37 @@ def test_under_ray_the_server_starts_and_says_why_its_probe_is_off(
         flags.config_from_args(args)
 
 
-def test_a_bad_flag_ends_the_parse_with_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("flag", "value", "sentence"),
+    [
+        ("--nfp-max-positions", "9999", "must be a number of positions from 2 to 512, not 9999"),
+        ("--nfp-max-positions", "x" * 500, f"{'x' * 500!r:.80} is not a number"),
+        ("--nfp-epsilon", "much\nmore", "'much\\nmore' is not a number"),
+        ("--nfp-overhead-budget", "2", "from 0 to 0.5, not 2.0"),
+        ("--nfp-config", '{"bogus": 1}', "unknown field 'bogus'"),
+        ("--nfp-config", "{", "is not valid JSON"),
+        ("--nfp-config", "@/no/such/file", "/no/such/file"),
+    ],
+)
+def test_a_bad_value_ends_the_parse_with_one_sentence_and_code_2(
+    flag: str, value: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as caught:
-        parse("--nfp-probe", "--nfp-max-positions", "9999")
+        parse("--nfp-probe", flag, value)
     assert caught.value.code == 2
-    assert "from 2 to 512, not 9999" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f": error: argument {flag}: " in line
+    assert sentence in line
+
+
+@pytest.mark.parametrize("argv", [["--nfp-epsilon"], ["--nfp-probe=1"], ["--other"]])
+def test_what_argparse_itself_refuses_it_tells_in_its_own_way(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(*argv)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: ")
 
 
 @pytest.mark.parametrize(

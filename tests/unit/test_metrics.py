@@ -132,30 +132,35 @@ def test_a_disabled_probe_shows_no_live_step() -> None:
     assert "vllm_nfp_positions" in disabled
 
 
+GOOD_FILE = b'{"schema": 1, "model_name": "m", "engine": "1", "state": "steady"}'
+
+
 @pytest.mark.parametrize(
-    "content",
+    ("content", "why"),
     [
-        b"",
-        b"{",
-        b"[]",
-        b'{"schema": 99}',
-        b'{"schema": 1}',
-        b'{"schema": 1, "model_name": "m", "engine": "0", "state": "napping"}',
-        b'{"schema": 1, "model_name": 5, "engine": "0", "state": "steady"}',
-        b'{"schema": 1, "model_name": "m", "engine": "0", "state": "steady", "extra": 1}',
-        b'{"schema": 1, "model_name": "m", "engine": "0", "state": "steady", "curves": 1}',
-        b'{"schema": 1, "model_name": "m", "engine": "0", "state": "steady", "curves": [{}]}',
-        b'{"schema": 1, "model_name": "m", "engine": "0", "state": "steady", "probes": []}',
-        b'{"a":' * 50_000,
-        b"\xff\xfe",
+        (b"", "is not valid JSON"),
+        (b"{", "is not valid JSON"),
+        (b"[]", "must hold a JSON object, not list"),
+        (b'{"schema": 99}', "is not a snapshot of schema 1"),
+        (b'{"schema": 1}', "lacks the field"),
+        (GOOD_FILE.replace(b"steady", b"napping"), "must be one of warming"),
+        (GOOD_FILE.replace(b'"m"', b"5"), "model_name must be str"),
+        (GOOD_FILE.replace(b"}", b', "extra": 1}'), "unknown field 'extra'"),
+        (GOOD_FILE.replace(b"}", b', "curves": 1}'), "curves must be a list"),
+        (GOOD_FILE.replace(b"}", b', "curves": [{}]}'), "lacks the field 'module'"),
+        (GOOD_FILE.replace(b"}", b', "probes": []}'), "probes must be an object"),
+        (b'{"a":' * 50_000, "is not valid JSON"),
+        (b"\xff\xfe", "is not valid JSON"),
     ],
 )
 def test_a_hostile_file_is_ignored_and_named_once(
-    content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    content: bytes, why: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = engine_file(str(tmp_path), "1")
+    path.write_bytes(GOOD_FILE)
+    assert read_snapshot(path).engine == "1", "without the fault it is read"
     path.write_bytes(content)
-    with pytest.raises(SnapshotError):
+    with pytest.raises(SnapshotError, match=why):
         read_snapshot(path)
     write_snapshot(engine_file(str(tmp_path), "0"), FULL)
     collector = NfpCollector(str(tmp_path))
@@ -183,10 +188,26 @@ def test_any_json_is_read_or_refused(value: object) -> None:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        path = engine_file(folder, "0")
-        path.write_text(json.dumps({"schema": 1, "curves": value, "model_name": value}))
-        with pytest.raises(SnapshotError):
-            read_snapshot(path)
+        path = engine_file(folder, "1")
+        for name in ("curves", "model_name", "probes", "live"):
+            path.write_text(json.dumps({**json.loads(GOOD_FILE), name: value}))
+            try:
+                found = read_snapshot(path)
+            except SnapshotError:
+                assert not fits(name, value), f"{name} may be {value!r}"
+                continue
+            assert fits(name, value), f"{name} may not be {value!r}"
+            write_snapshot(path, found)
+            assert read_snapshot(path) == found
+
+
+def fits(name: str, value: object) -> bool:
+    """Whether a field may hold such a value; none of those drawn has the fields of a row."""
+    if name == "model_name":
+        return isinstance(value, str) and value.isprintable()
+    if name == "live":
+        return value is None
+    return value == ([] if name == "curves" else {})
 
 
 def test_an_engine_name_cannot_leave_the_folder() -> None:

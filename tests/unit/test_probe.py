@@ -127,15 +127,18 @@ def test_a_live_value_is_filed_under_the_next_larger_bound(
 def test_the_share_holds_by_measurement(share: float, steps: list[tuple[float, float]]) -> None:
     """Whatever probes really cost, the share is overdrawn by one probe at most."""
     budget = Budget(share)
-    largest = 0.0
+    largest = spent = 0.0
     for step_seconds, cost in steps:
         budget.earn(step_seconds)
         if budget.affords(step_seconds):
             budget.spend(cost)
             largest = max(largest, cost)
-    total = budget.real_seconds + budget.probe_seconds
-    assert budget.probe_seconds <= share * total + largest * (1 + 1e-9)
-    assert budget.overhead_ratio == pytest.approx(budget.probe_seconds / total)
+            spent += cost
+    # By the times themselves, whatever the budget has counted.
+    total = sum(seconds for seconds, _ in steps) + spent
+    assert spent <= share * total + largest * (1 + 1e-9)
+    assert budget.overhead_ratio == pytest.approx(spent / total)
+    assert budget.real_seconds + budget.probe_seconds == pytest.approx(total)
 
 
 def test_no_budget_means_no_probe() -> None:
@@ -254,6 +257,13 @@ def run_step(prober: Prober, clock: FakeClock, step: EngineStep = DECODE) -> Non
     clock.done = clock.now
 
 
+def launched_seconds(prober: Prober) -> float:
+    """What the device really ran for probes, see :class:`FakeEngine`."""
+    engine = prober._engine
+    assert isinstance(engine, FakeEngine)
+    return sum(0.001 * shape.positions for shape in engine.launched)
+
+
 def test_the_pairs_of_each_count_run_on_the_same_tokens_one_by_one() -> None:
     prober, clock, _results = make(share=0.1)
     for _ in range(500):
@@ -276,7 +286,8 @@ def test_pairs_run_between_decode_steps_within_the_budget() -> None:
         run_step(prober, clock)
     prober.settle()
     assert len(results) > 20
-    assert prober.budget.overhead_ratio <= 0.1 + 0.01
+    assert launched_seconds(prober) <= (0.1 + 0.01) * clock.now
+    assert prober.budget.overhead_ratio == pytest.approx(launched_seconds(prober) / clock.now)
     assert all(r.one.shape.positions == 1 < r.many.shape.positions for r in results)
     assert {r.baseline_first for r in results} == {True, False}
     assert prober.outcomes["measured"] == len(results)
@@ -288,6 +299,7 @@ def test_a_prompt_is_never_delayed() -> None:
     for _ in range(200):
         run_step(prober, clock, PREFILL)
     assert results == []
+    assert launched_seconds(prober) == 0.0
 
 
 def test_nothing_is_launched_while_a_pair_is_on_the_device() -> None:
@@ -366,6 +378,7 @@ def test_requests_that_wait_leave_no_budget(load: dict[str, Any]) -> None:
     for _ in range(300):
         run_step(prober, clock, replace(DECODE, **load))
     assert results == []
+    assert launched_seconds(prober) == 0.0
 
 
 def test_the_budget_shrinks_with_the_load() -> None:
@@ -375,7 +388,7 @@ def test_the_budget_shrinks_with_the_load() -> None:
         for _ in range(3000):
             run_step(prober, clock, replace(DECODE, fullness=fullness))
         counts.append(len(results))
-        assert prober.budget.overhead_ratio <= 0.1 * (1 - fullness) + 0.002
+        assert launched_seconds(prober) <= (0.1 * (1 - fullness) + 0.002) * clock.now
     assert counts[0] > 1.8 * counts[1] > 1.8 * 3 * counts[2] > 0
 
 
@@ -418,7 +431,9 @@ def test_no_idle_probe_where_the_share_is_zero() -> None:
     prober._config = replace(prober._config, idle_share=0.0)
     for _ in range(100):
         clock.now += prober.idle()
+        clock.done = clock.now
     assert results == []
+    assert launched_seconds(prober) == 0.0
 
 
 def test_shapes_that_are_ready_are_kept_to() -> None:

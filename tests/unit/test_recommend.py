@@ -141,7 +141,7 @@ def test_the_package_stays_light() -> None:
         "import sys, vllm_nfp.draft, vllm_nfp.draft.recommend; "
         "assert not {'torch', 'vllm', 'pandas', 'matplotlib'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
 @pytest.mark.parametrize(

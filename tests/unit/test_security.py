@@ -229,6 +229,7 @@ def test_no_secret_reaches_environment_profile_or_report(
     result = CliRunner().invoke(main, ["report", str(path), "-o", str(out)])
     assert result.exit_code == 0, result.output
     compared = CliRunner().invoke(main, ["compare", str(path), str(path), "--all", "--json"])
+    assert json.loads(compared.stdout)["nfp"], "nothing was compared"
     settings_text = ProbeConfig(output_dir=str(tmp_path)).to_json()
     for written in (path.read_text(), out.read_text(), compared.output, settings_text):
         assert "nfptestsecret" not in written
@@ -275,10 +276,13 @@ for command in (["compare", "p.json", "p.json"], ["recommend", "p.json", "--acce
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 0, result.output
 assert not seen, seen
+import socket
+socket.socket().bind(("127.0.0.1", 0))
+assert seen == ["socket.bind"], "it would have been seen"
 """
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+        cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -324,9 +324,10 @@ def _ascending(text: str, flag: str) -> tuple[int, ...]:
 
 
 def _samples(url: str) -> scrape.Samples:
+    end = scrape.deadline()
     text = scrape.fetch(url)
     try:
-        return scrape.find_samples(text, COUNTERS)
+        return scrape.find_samples(text, COUNTERS, end)
     except scrape.ScrapeError as error:
         raise Refusal(f"{url} cannot be used: {error}") from None
 

@@ -24,8 +24,9 @@ from vllm_nfp.text import printable
 @json_option
 def table_command(url: str, epsilon: float | None, as_json: bool) -> None:
     """Print the NFP table of the running server at URL, e.g. http://localhost:8000."""
+    end = scrape.deadline()
     try:
-        found = scrape.parse(scrape.fetch(url))
+        found = scrape.parse(scrape.fetch(url), end)
     except scrape.ScrapeError as error:
         raise Refusal(str(error)) from None
     if epsilon is not None and all(row.epsilon != epsilon for row in found.rows) and found.rows:
@@ -34,6 +35,11 @@ def table_command(url: str, epsilon: float | None, as_json: bool) -> None:
     rows = [row for row in found.rows if epsilon is None or row.epsilon == epsilon]
     if as_json:
         click.echo(_as_json(found, rows))
+    elif len(rows) > scrape.MOST_DRAWN_ROWS:
+        raise Refusal(
+            f"{len(rows)} estimates are more than a table of {scrape.MOST_DRAWN_ROWS} rows holds: "
+            f"give one tolerance with --epsilon, or --json"
+        )
     else:
         print_table(found, rows)
 

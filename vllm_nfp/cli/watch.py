@@ -65,9 +65,10 @@ def watch_command(
 
 
 def _look(url: str, before: watch.Reading | None) -> _Refresh:
+    end = scrape.deadline(FETCH_LIMIT_SECONDS)
     try:
         text = scrape.fetch(url, FETCH_LIMIT_SECONDS)
-        return _Refresh(watch.read(text), before)
+        return _Refresh(watch.read(text, end), before)
     except scrape.ScrapeError as error:
         return _Refresh(None, before, f"{error}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -130,7 +131,7 @@ def running_prometheus(
                     "scrape_timeout": f"{scrape_seconds}s",
                     "evaluation_interval": f"{scrape_seconds}s",
                 },
-                "rule_files": [str(rules)] if rules else [],
+                "rule_files": [_as_pattern(rules)] if rules else [],
                 "scrape_configs": [
                     {"job_name": "vllm", "static_configs": [{"targets": list(targets)}]}
                 ],
@@ -154,6 +155,11 @@ def running_prometheus(
         yield Prometheus(url)
     finally:
         _stop(process)
+
+
+def _as_pattern(path: Path) -> str:
+    """A path where Prometheus takes a pattern; an asterisk it allows in no folder's name."""
+    return re.sub(r"([\\?\[\]])", r"\\\1", str(path))
 
 
 def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log_path: Path) -> None:

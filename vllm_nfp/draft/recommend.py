@@ -166,9 +166,9 @@ def source_of(source: StepTimes) -> Source:
     if isinstance(source, Profile):
         return sources.from_profile(source)
     if isinstance(source, str) and source.startswith(("http://", "https://")):
-        return sources.from_samples(
-            scrape.read_samples(scrape.fetch(source)), source, server_version(source)
-        )
+        end = scrape.deadline()
+        samples = scrape.read_samples(scrape.fetch(source), end=end)
+        return sources.from_samples(samples, source, server_version(source))
     if isinstance(source, (str, Path)):
         return sources.from_profile(load_profile(source), os.fspath(source))
     from vllm_nfp.prediction import Predictions  # the predictor: most calls do without

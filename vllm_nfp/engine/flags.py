@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from vllm_nfp.config import (
     ENV_VAR,
@@ -39,16 +39,27 @@ _SINGLE_FLAGS: dict[str, str] = {
 """Destination of a single flag -> the ProbeConfig field that it sets."""
 
 
-def _reported(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Turn a refusal into the message that argparse prints before it exits with code 2."""
+def _refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+    """End the program as argparse does, without the usage: hundreds of flags, of which none helps.
+
+    Raises:
+        SystemExit: with code 2, after one sentence on stderr.
+    """
+    parser.exit(2, f"{parser.prog}: error: {message}\n")
+
+
+def _reported(
+    parser: argparse.ArgumentParser, flag: str, parse: Callable[[str], Any]
+) -> Callable[[str], Any]:
+    """Let a value of the flag that is refused end the program with one sentence."""
 
     def parse_or_refuse(text: str) -> Any:
         try:
             return parse(text)
         except ConfigError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
+            _refuse(parser, f"argument {flag}: {error}")
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+            _refuse(parser, f"argument {flag}: {text!r:.80} is not a number")
 
     return parse_or_refuse
 
@@ -83,21 +94,21 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--nfp-probe", action="store_true", help="Turn the probe on.")
     group.add_argument(
         "--nfp-config",
-        type=_reported(_parse_settings),
+        type=_reported(parser, "--nfp-config", _parse_settings),
         default=None,
         metavar="JSON|@FILE",
         help="Any setting of the probe, as a JSON object or @file that holds one.",
     )
     group.add_argument(
         "--nfp-epsilon",
-        type=_reported(_parse_epsilons),
+        type=_reported(parser, "--nfp-epsilon", _parse_epsilons),
         default=None,
         metavar="SHARE[,SHARE...]",
         help="Tolerances at which positions count as free (default: 0.05,0.1,0.2).",
     )
     group.add_argument(
         "--nfp-max-positions",
-        type=_reported(_parse_max_positions),
+        type=_reported(parser, "--nfp-max-positions", _parse_max_positions),
         default=None,
         metavar="N",
         help=f"Largest number of positions per sequence to probe, 2 to {MAX_POSITIONS_LIMIT} "
@@ -105,7 +116,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--nfp-overhead-budget",
-        type=_reported(_parse_budget),
+        type=_reported(parser, "--nfp-overhead-budget", _parse_budget),
         default=None,
         metavar="SHARE",
         help="Largest share of GPU time that probing may take, 0 to 0.5 (default: 0.01).",
@@ -137,7 +148,7 @@ def _check_after_parsing(parser: argparse.ArgumentParser) -> None:
             if config is not None and config.output_dir is not None:
                 check_writable_folder("--nfp-output-dir", config.output_dir)
         except ConfigError as error:
-            parser.error(str(error))
+            _refuse(parser, str(error))
         return parsed
 
     parser.parse_known_args = parse_and_check  # type: ignore[method-assign]
