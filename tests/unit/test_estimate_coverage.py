@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -14,9 +16,15 @@ from benchmarks.coverage import (
     CELL,
     DISTURBANCES,
     GRID,
+    MEASURE,
+    SERVER,
     Coverage,
+    Planned,
+    as_it_runs,
     boundary_of,
     cover,
+    cover_planned,
+    crosses_a_line,
     one_sided,
     pairs_of,
 )
@@ -59,6 +67,62 @@ def test_many_pairs_hold_as_often() -> None:
     assert 0.93 <= found.ratio <= 0.98
     assert 0.92 <= found.median <= 0.98
     assert found.boundary_at_line >= 0.93
+
+
+SERVED = replace(SERVER, publishes=tuple(range(20, 401, 20)))
+"""From the start until the rings are full and a fifth of their pairs is replaced."""
+HALVES = {"filling": slice(0, 14), "full": slice(14, None)}
+"""Publishes from the scan's end on, before and after all rings are full at 320 pairs."""
+
+
+@cache
+def planned(kind: str, rule: Callable[..., object] = as_it_runs) -> list[Planned]:
+    return cover_planned(DISTURBANCES[kind], SERVED, trials=90, rule=lambda: rule)
+
+
+def mean(found: list[Planned], measure: str) -> float:
+    return float(np.mean([getattr(moment, measure) for moment in found]))
+
+
+@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_intervals_hold_with_the_planner_that_runs(kind: str, half: str) -> None:
+    """Of a server, at all publishes, for a point at a line; 82 % where that decides what is run."""
+    found = planned(kind)[HALVES[half]]
+    assert mean(found, "ratio_at_line") >= 0.92
+    assert mean(found, "boundary_at_line") >= 0.92
+    assert mean(found, "ratio") >= 0.94
+    assert mean(found, "boundary") >= 0.97
+
+
+def test_the_simulation_sees_pairs_that_follow_what_they_show() -> None:
+    """Sampling what crosses a line, and stopping where nothing does any more."""
+    found = planned("lognormal", crosses_a_line)[HALVES["full"]]
+    assert mean(found, "ratio_at_line") <= 0.88
+    assert mean(found, "boundary_at_line") <= 0.94
+
+
+def test_a_measurement_without_a_server_holds_at_every_publish() -> None:
+    found = cover_planned(DISTURBANCES["lognormal"], MEASURE, trials=60)
+    assert found[-1].pairs == 12 * len(GRID)
+    assert mean(found, "ratio_at_line") >= 0.93
+    assert mean(found, "boundary_at_line") >= 0.93
+
+
+def test_an_island_is_named_only_where_it_is_surely_one() -> None:
+    """Seven counts a hair over the line: noise takes some of them under it nearly always."""
+    ratios = np.array([1.0, 1.0, 1.05, *[1.101] * 7])
+    rng = np.random.default_rng(4)
+    named = 0
+    for _ in range(100):
+        found = estimate_cell(CELL, pairs_of(rng, ratios, 8, DISTURBANCES["lognormal"]), (0.1,))
+        assert found is not None
+        named += found.boundaries[0].largest_free > found.boundaries[0].positions
+    assert named <= 10
+    ratios = np.array([1.0, 1.0, 1.05, 1.3, 1.3, 1.3, 1.0, 1.3, 1.3, 1.3])
+    found = estimate_cell(CELL, pairs_of(rng, ratios, 32, DISTURBANCES["outliers"]), (0.1,))
+    assert found is not None
+    assert found.boundaries[0].largest_free == GRID[6]
 
 
 def test_random_staircases_mostly_have_one_answer() -> None:
