@@ -97,7 +97,7 @@ class Boundary:
     ``upper`` is censored there."""
     largest_free: int
     """Largest measured N that is surely under the line, even if a smaller one is over it, since t
-    is not monotone; ``positions`` if there is none beyond. In 95 % no N over the line is named."""
+    is not monotone; ``positions`` if there is none. In 95 % it names no other N over the line."""
 
 
 @dataclass(frozen=True, slots=True)
