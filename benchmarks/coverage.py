@@ -267,7 +267,7 @@ def as_it_runs(_: Snapshot, feedback: Feedback) -> Feedback:
 
 
 def crosses_a_line(published: Snapshot, feedback: Feedback) -> Feedback:
-    """Points whose published interval crosses a line; so it was up to version 1.0."""
+    """Points whose published interval crosses a line; so it was before."""
     return Feedback(_near(published, 1.0, 1 << 30), feedback.far_over)
 
 
@@ -512,7 +512,7 @@ ALTERNATIVES: Mapping[str, Alternative] = {
     "blocks": Alternative(Blocks),
     "blocks, 97 %": Alternative(Blocks, 0.016, 0.042),
 }
-"""The levels of the last ones were chosen with other seeds than those that score them here."""
+"""The levels and the factor were chosen with other seeds, 1 and 11, than the one that scores them."""
 
 
 def _table(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> None:
