@@ -512,7 +512,7 @@ ALTERNATIVES: Mapping[str, Alternative] = {
     "blocks": Alternative(Blocks),
     "blocks, 97 %": Alternative(Blocks, 0.016, 0.042),
 }
-"""The levels and the factor were chosen with other seeds, 1 and 11, than the one that scores them."""
+"""Levels and factor were chosen with other seeds, 1 and 11, than the one that scores them."""
 
 
 def _table(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> None:
