@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -14,9 +16,15 @@ from benchmarks.coverage import (
     CELL,
     DISTURBANCES,
     GRID,
+    MEASURE,
+    SERVER,
     Coverage,
+    Planned,
+    as_it_runs,
     boundary_of,
     cover,
+    cover_planned,
+    crosses_a_line,
     one_sided,
     pairs_of,
 )
@@ -59,6 +67,68 @@ def test_many_pairs_hold_as_often() -> None:
     assert 0.93 <= found.ratio <= 0.98
     assert 0.92 <= found.median <= 0.98
     assert found.boundary_at_line >= 0.93
+
+
+FILLING = replace(SERVER, publishes=(20, 40, *range(60, 261, 5)))
+"""While each point's pairs grow from 6 to 26, with a look at the estimates after every fifth."""
+FULL = replace(SERVER, publishes=(60, 190, 320, 400))
+
+
+@cache
+def served(rule: Callable[..., object] = as_it_runs) -> list[Planned]:
+    """What is published from 160 pairs on, where a rule that stops early has done its harm."""
+    found = cover_planned(DISTURBANCES["lognormal"], FILLING, 120, seed=1, rule=lambda: rule)
+    return [moment for moment in found if moment.pairs >= 160]
+
+
+def mean(found: list[Planned], measure: str) -> float:
+    return float(np.mean([getattr(moment, measure) for moment in found]))
+
+
+def test_intervals_hold_with_the_planner_that_runs() -> None:
+    """A server, a point at a line: what the planner samples, it samples whatever it has shown."""
+    found = served()
+    assert mean(found, "ratio_at_line") >= 0.93
+    assert mean(found, "boundary_at_line") >= 0.94
+    assert mean(found, "ratio") >= 0.94
+    assert mean(found, "boundary") >= 0.97
+
+
+def test_the_simulation_sees_pairs_that_follow_what_they_show() -> None:
+    """Sampling what crosses a line, and stopping where nothing does any more."""
+    found = served(crosses_a_line)
+    assert mean(found, "ratio_at_line") <= 0.87
+    assert mean(found, "boundary_at_line") <= 0.92
+
+
+def test_intervals_hold_while_full_rings_are_refreshed() -> None:
+    found = cover_planned(DISTURBANCES["outliers"], FULL, trials=120, seed=1)
+    assert [moment.pairs for moment in found] == [60, 190, 320, 400]
+    assert mean(found, "ratio_at_line") >= 0.93
+    assert mean(found, "boundary_at_line") >= 0.93
+
+
+def test_a_measurement_without_a_server_holds_at_every_publish() -> None:
+    found = cover_planned(DISTURBANCES["lognormal"], MEASURE, trials=60)
+    assert found[-1].pairs == 12 * len(GRID)
+    assert mean(found, "ratio_at_line") >= 0.93
+    assert mean(found, "boundary_at_line") >= 0.93
+
+
+def test_an_island_is_named_only_where_it_is_surely_one() -> None:
+    """Seven counts a hair over the line: noise takes some of them under it nearly always."""
+    ratios = np.array([1.0, 1.0, 1.05, *[1.101] * 7])
+    rng = np.random.default_rng(4)
+    named = 0
+    for _ in range(100):
+        found = estimate_cell(CELL, pairs_of(rng, ratios, 8, DISTURBANCES["lognormal"]), (0.1,))
+        assert found is not None
+        named += found.boundaries[0].largest_free > found.boundaries[0].positions
+    assert named <= 10
+    ratios = np.array([1.0, 1.0, 1.05, 1.3, 1.3, 1.3, 1.0, 1.3, 1.3, 1.3])
+    found = estimate_cell(CELL, pairs_of(rng, ratios, 32, DISTURBANCES["outliers"]), (0.1,))
+    assert found is not None
+    assert found.boundaries[0].largest_free == GRID[6]
 
 
 def test_random_staircases_mostly_have_one_answer() -> None:

@@ -522,6 +522,38 @@ def test_layer_times_are_medians_of_the_recent_runs_in_bounded_memory(
     assert found[1].median_seconds == 1.0
 
 
+def test_what_is_sampled_again_depends_on_no_time_of_the_point_itself() -> None:
+    from vllm_nfp.probe.publisher import Results
+
+    def pair(positions: int, ratio: float) -> PairResult:
+        one, many = Shape(1, 64, 1), Shape(1, 64, positions)
+        return PairResult(
+            Timing(many, 0.01 * ratio, 0.0, {}, (), "full"),
+            Timing(one, 0.01, 0.0, {}, (), "full"),
+            True,
+            0.02,
+        )
+
+    def told(ratio: float, scatter: float, samples: int) -> Feedback:
+        """What is told of N = 4, beside N = 2 with a full ring, 8 far over all lines and 16."""
+        results = Results(ProbeConfig())
+        for at in range(32):
+            results.add(pair(2, 1.1 + 0.01 * (-1) ** at))
+        for at in range(samples):
+            results.add(pair(4, ratio + scatter * (-1) ** at))
+        for _ in range(10):
+            results.add(pair(8, 3.0))
+            results.add(pair(16, 3.0))
+        results.update()
+        return results.feedback()
+
+    open_points = {Target(1, 64, 4), Target(1, 64, 8)}
+    for ratio, scatter in ((1.0, 0.001), (1.1, 0.01), (1.07, 0.001), (1.3, 0.001), (1.2, 0.3)):
+        assert told(ratio, scatter, 12) == Feedback(open_points, {(1, 64): 8})
+        # A ring that is full holds no more: further pairs only take the place of old ones.
+        assert told(ratio, scatter, 40) == Feedback({Target(1, 64, 8)}, {(1, 64): 8})
+
+
 def test_a_profile_is_kept_now_and_then_and_the_metrics_each_time() -> None:
     from vllm_nfp.metrics.snapshot import Snapshot, State
     from vllm_nfp.probe.publisher import Counters, Publisher

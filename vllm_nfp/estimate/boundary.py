@@ -144,14 +144,13 @@ def _boundary(points: Sequence[_Point], epsilon: float) -> Boundary:
     line = math.log1p(epsilon)
     estimate = _walk(points, [p.log_ratio <= line for p in points])
     lower = _walk(points, [p.interval(BOUNDARY_TAIL)[1] <= line for p in points])
-    under = [point.positions for point in points if point.log_ratio <= line]
     return Boundary(
         epsilon=epsilon,
         positions=estimate,
         lower=min(lower, estimate),
         upper=max(_upper(points, line), estimate),
-        at_limit=len(under) == len(points),
-        largest_free=max(under, default=1),
+        at_limit=all(point.log_ratio <= line for point in points),
+        largest_free=_largest_free(points, line, estimate),
     )
 
 
@@ -169,6 +168,24 @@ def _upper(points: Sequence[_Point], line: float) -> int:
             for point, is_near in zip(open_points, near, strict=True)
         ],
     )
+
+
+def _largest_free(points: Sequence[_Point], line: float, boundary: int) -> int:
+    """Largest N that is surely under the line, the boundary if none is beyond it.
+
+    The largest of many noisy points under the line is mostly one that only noise took there. So
+    each point beyond the boundary is tested, at a level divided by the number of those near the
+    line: in 95 % no N is named that is over it.
+    """
+    beyond = [point for point in points if point.positions > boundary]
+    near = [_is_near(point, line) for point in beyond]
+    tail = BOUNDARY_TAIL / max(1, sum(near))
+    free = [
+        point.positions
+        for point, is_near in zip(beyond, near, strict=True)
+        if (point.interval(tail)[1] if is_near else point.log_ratio) <= line
+    ]
+    return max(free, default=boundary)
 
 
 def _is_near(point: _Point, line: float) -> bool:

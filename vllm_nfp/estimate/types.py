@@ -96,7 +96,8 @@ class Boundary:
     """No measured N is over the line: the boundary is at the largest measured N or beyond, and
     ``upper`` is censored there."""
     largest_free: int
-    """Largest measured N under the line, even if a smaller one is over it: t is not monotone."""
+    """Largest measured N that is surely under the line, even if a smaller one is over it, since t
+    is not monotone; ``positions`` if there is none. In 95 % it names no other N over the line."""
 
 
 @dataclass(frozen=True, slots=True)

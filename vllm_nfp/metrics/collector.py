@@ -331,7 +331,7 @@ def _boundaries(engines: list[Snapshot]) -> Iterator[Metric]:
     )
     largest = GaugeMetricFamily(
         "vllm_nfp_positions_largest_free",
-        "Largest probed count under the line, even if a smaller one is over it.",
+        "Largest probed count surely under the line, even if a smaller one is over it.",
         labels=_LINE,
     )
     for snapshot in engines:

@@ -65,7 +65,7 @@ class BoundaryRow:
     at_limit: bool
     """No probed position count is over the line: the boundary is here or beyond."""
     largest_free: int
-    """Largest position count anywhere under the line; the curve is not monotone."""
+    """Largest position count surely under the line, even if a smaller one is over it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,11 @@
 """Which shape to probe next.
 
 Each cell (batch size, context) is scanned over its grid of positions until every point has its
-samples; then points whose interval crosses a line are sampled again, and old ones refreshed. The
-cell that live traffic is in comes first half of the time.
+samples. Then points that can keep more pairs are sampled again, and old ones refreshed. The cell
+that live traffic is in comes first half of the time.
+
+How many pairs a point gets depends on no time that was measured at this point. Otherwise its
+intervals would miss more often than they say: see docs/estimation.md.
 """
 
 from __future__ import annotations
@@ -41,7 +44,7 @@ class Feedback:
     """What the estimates so far mean for the plan."""
 
     uncertain: frozenset[Target] = frozenset()
-    """Points whose interval crosses a line."""
+    """Points whose interval further pairs would narrow: fewer are kept than can be."""
     far_over: Mapping[CellKey, int] = field(default_factory=dict)
     """Smallest position count that is far over every line; beyond it nothing is urgent."""
 

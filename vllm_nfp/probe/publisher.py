@@ -247,8 +247,13 @@ class Results:
         )
 
     def feedback(self) -> Feedback:
-        """Which points to sample again, and beyond which count nothing is urgent."""
-        uncertain: set[Target] = set()
+        """Which points to sample again, and beyond which count nothing is urgent.
+
+        All points up to that count get as many pairs as are kept, wherever they lie. A point's
+        number of pairs must not depend on its own times: were it sampled while its interval
+        crosses a line, and no longer when it does not, then the wrong intervals would stay.
+        """
+        points: dict[CellKey, dict[int, int]] = defaultdict(dict)
         far: dict[CellKey, list[int]] = defaultdict(list)
         limit = 1.0 + FAR_OVER * max(self._config.epsilons)
         modules: dict[CellKey, int] = defaultdict(int)
@@ -258,14 +263,15 @@ class Results:
             beyond = [p.positions for p in estimate.curve.points if p.ratio_lower > limit]
             if beyond:
                 far[key].append(min(beyond))
-            uncertain |= {
-                Target(*key, point.positions)
-                for point in estimate.curve.points
-                for epsilon in self._config.epsilons
-                if point.ratio_lower <= 1.0 + epsilon < point.ratio_upper
-            }
+            points[key] |= {p.positions: p.samples for p in estimate.curve.points[1:]}
         # Beyond a count nothing is urgent only if every module of the cell is far over there.
         far_over = {key: max(ns) for key, ns in far.items() if len(ns) == modules[key]}
+        uncertain = {
+            Target(*key, positions)
+            for key, samples in points.items()
+            for positions, pairs in samples.items()
+            if pairs < self._config.max_samples and positions <= far_over.get(key, positions)
+        }
         return Feedback(frozenset(uncertain), far_over)
 
 
