@@ -1,4 +1,4 @@
-"""The draft length that gives the most tokens per second (THEORY.md, "Draft length").
+"""The draft length that gives the most tokens per second (docs/theory.md, "Draft length").
 
 Verification of K drafts runs N = K + 1 positions. With a chance a that a draft is accepted after
 the ones before it, a step gives E(K) = 1 + a + ... + a^K tokens, and B sequences give

@@ -168,7 +168,7 @@ class NfpCollector:
 def families_of(
     snapshots: Iterable[Snapshot], acceptance_of: AcceptanceOf = lambda _: None
 ) -> Iterator[Metric]:
-    """The metric families of DESIGN.md for the given engines.
+    """The metric families for the given engines.
 
     Args:
         acceptance_of: of the drafts of an engine; where it is None no length is recommended.
