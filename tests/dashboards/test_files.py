@@ -16,7 +16,8 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from panels import dashboards, metrics_in, panels, rules, variables
 from recorded import Recorded, recorded_snapshot
 
-from vllm_nfp.dashboards import build, source_folder
+from dashboards.builder import __main__ as build
+from vllm_nfp.dashboards import source_folder
 
 ROOT = Path(__file__).parents[2]
 DASHBOARDS = dashboards()
@@ -46,7 +47,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
 
 def test_the_dashboards_are_those_that_the_code_generates() -> None:
     committed = {p.name: p.read_text() for p in (source_folder() / "grafana").iterdir()}
-    assert committed == build.texts(), "run python -m vllm_nfp.dashboards.build"
+    assert committed == build.texts(), "run python -m dashboards.builder"
 
 
 @pytest.mark.parametrize("name", DASHBOARDS)

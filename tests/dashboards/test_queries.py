@@ -11,7 +11,7 @@ import pytest
 from panels import RULES, Answered, ask, choose, dashboards, rules
 from recorded import Recorded, recorded_snapshot, serving
 
-from vllm_nfp.dashboards.prometheus import Prometheus, PrometheusError, running_prometheus
+from dashboards.local_stack.prometheus import Prometheus, PrometheusError, running_prometheus
 
 pytestmark = pytest.mark.skipif(
     shutil.which("prometheus") is None, reason="prometheus is not installed (apt: prometheus)"

@@ -18,16 +18,16 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from vllm_nfp import demo
-from vllm_nfp.cli.common import Refusal
-from vllm_nfp.cli.prepare_cpu import repair_cpu
-from vllm_nfp.dashboards.export import ExportError, source_folder
-from vllm_nfp.dashboards.prometheus import (
+from dashboards.local_stack.prometheus import (
     Prometheus,
     PrometheusError,
     program_path,
     running_prometheus,
 )
+from vllm_nfp import demo
+from vllm_nfp.cli.common import Refusal
+from vllm_nfp.cli.prepare_cpu import repair_cpu
+from vllm_nfp.dashboards.export import ExportError, source_folder
 
 DRAFTS = {
     "method": "ngram",

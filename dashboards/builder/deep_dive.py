@@ -5,8 +5,8 @@ from __future__ import annotations
 from grafana_foundation_sdk.builders import dashboard
 from grafana_foundation_sdk.models import dashboard as models
 
-from vllm_nfp.dashboards import grafana as g
-from vllm_nfp.dashboards.grafana import Frame, Query
+from dashboards.builder import grafana as g
+from dashboards.builder.grafana import Frame, Query
 
 UID = "nfp-deep-dive"
 TITLE = "NFP deep dive"

@@ -1,4 +1,4 @@
-"""Writes the dashboards' JSON: ``python -m vllm_nfp.dashboards.build [FOLDER]``."""
+"""Writes the dashboards' JSON: ``python -m dashboards.builder [FOLDER]``."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
-from vllm_nfp.dashboards.deep_dive import UID as DEEP_DIVE
-from vllm_nfp.dashboards.deep_dive import deep_dive
+from dashboards.builder.deep_dive import UID as DEEP_DIVE
+from dashboards.builder.deep_dive import deep_dive
+from dashboards.builder.overview import UID as OVERVIEW
+from dashboards.builder.overview import overview
 from vllm_nfp.dashboards.export import source_folder
-from vllm_nfp.dashboards.overview import UID as OVERVIEW
-from vllm_nfp.dashboards.overview import overview
 
 
 def texts() -> dict[str, str]:
