@@ -21,7 +21,14 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parents[1]
 NAV = {
     "Use": ["draft-lengths.md", "predict.md", "report.md", "watch.md", "calibrate.md", "doctor.md"],
-    "Operate": ["dashboards/*", "runbook.md", "parallel.md", "versions.md"],
+    "Operate": [
+        "metrics.md",
+        "settings.md",
+        "dashboards/*",
+        "runbook.md",
+        "parallel.md",
+        "versions.md",
+    ],
     "Trust": [
         "theory.md",
         "estimation.md",
