@@ -36,6 +36,8 @@ _FIELDS = (
 )
 _REASONS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")
 """Why clocks are held down, a bit mask: the name since driver 535, and the one before it."""
+COMMIT_VARIABLE = "NFP_BENCH_COMMIT"
+"""Names the commit on a host that has the files but no git: a hash, with ``-dirty`` if changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,8 @@ class Environment:
 
     date: str
     command: tuple[str, ...]
+    commit: str | None
+    """Of the checkout, with ``-dirty`` if tracked files differ; None where nobody knows it."""
     gpu: dict[str, str] | None
     vllm: str | None
     vllm_nfp: str
@@ -93,6 +97,7 @@ def record() -> dict[str, Any]:
             date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             # Names alone: where the checkout and its results lie is nobody else's concern.
             command=("python", *(_without_folder(argument) for argument in sys.argv)),
+            commit=commit(),
             gpu=gpu_state(),
             vllm=versions.installed_version(),
             vllm_nfp=__version__,
@@ -102,6 +107,27 @@ def record() -> dict[str, Any]:
             machine=platform.machine(),
         )
     )
+
+
+def commit() -> str | None:
+    """The checkout's commit from git, else what :data:`COMMIT_VARIABLE` says; None without both."""
+    root = Path(__file__).resolve().parents[1]
+    head = _git(root, "rev-parse", "HEAD")
+    if head is None:
+        return os.environ.get(COMMIT_VARIABLE) or None
+    changed = _git(root, "status", "--porcelain", "--untracked-files=no")
+    return head if changed == "" else f"{head}-dirty"
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments],
+            capture_output=True, text=True, timeout=30, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
 
 
 def _without_folder(argument: str) -> str:

@@ -20,7 +20,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 import numpy as np
@@ -30,10 +30,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import shapes
+from benchmarks.validation_cells import Cell, Group, first_crossing
+from benchmarks.validation_plots import draw
 from vllm_nfp.calibrate.curves import shape_of
 from vllm_nfp.calibrate.points import Curve, Kernel, KernelSamples, read_samples
 from vllm_nfp.cli.common import Refusal
-from vllm_nfp.crossing import count_free
 from vllm_nfp.principle import (
     HardwareError,
     ModelShape,
@@ -54,32 +55,7 @@ ROWS = 64
 ALL_AWAKE = 0.95
 """Share of the experts from which on blocks, not waking experts, limit."""
 UNPADDED = Serving(capture_sizes=())
-Group = Literal["reference", "set-aside"]
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One module of one model in one cell: measured and predicted curves on the same grid."""
-
-    group: Group
-    source: str
-    """kernel or whole model."""
-    model: str
-    module: Module
-    decoding: str
-    """causal or block."""
-    batch_size: int
-    context: int
-    positions: tuple[int, ...]
-    measured_ratio: tuple[float, ...]
-    predicted_ratio: tuple[float, ...]
-    measured_seconds: float
-    predicted_seconds: float
-    """Both at N = 1."""
-    idle_compute_nfp: int
-    step_at: Mapping[int, int]
-    """Measured NFP -> positions in a granularity step there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,14 +261,6 @@ def _outcome(cell: Cell, epsilon: float) -> Outcome:
     )
 
 
-def first_crossing(
-    positions: Sequence[int], ratios: Sequence[float], epsilon: float
-) -> tuple[int, bool]:
-    """Largest N whose ratio, and that of every N before it, is at most 1 + epsilon."""
-    free = count_free(ratios, epsilon)
-    return positions[free - 1], free == len(positions)
-
-
 def summary(found: Sequence[Outcome]) -> dict[str, Any]:
     """Scores over some outcomes."""
     over = [o.idle_compute / o.measured for o in found if not o.at_limit]
@@ -412,8 +380,6 @@ def main(results: Path, hardware: str, out: Path | None, plots: Path | None, row
         kept = {"scores": scores, "outcomes": [asdict(o) for o in found]}
         (out / "validation.json").write_text(json.dumps(kept, indent=1))
     if plots is not None:
-        from benchmarks.validation_plots import draw
-
         draw(cells, plots)
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.validate import Cell, first_crossing
-from vllm_nfp.principle.idle_compute import Module
+from benchmarks.validation_cells import Cell, first_crossing
+from vllm_nfp.principle.modules import Module
 
 EPSILON = 0.1
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"

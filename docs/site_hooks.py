@@ -21,8 +21,22 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parents[1]
 NAV = {
     "Use": ["draft-lengths.md", "predict.md", "report.md", "watch.md", "calibrate.md", "doctor.md"],
-    "Operate": ["dashboards/*", "runbook.md", "parallel.md", "versions.md"],
-    "Trust": ["estimation.md", "validation.md", "overhead.md", "faults.md", "security.md"],
+    "Operate": [
+        "metrics.md",
+        "settings.md",
+        "dashboards/*",
+        "runbook.md",
+        "parallel.md",
+        "versions.md",
+    ],
+    "Trust": [
+        "theory.md",
+        "estimation.md",
+        "validation.md",
+        "overhead.md",
+        "faults.md",
+        "security.md",
+    ],
     "Develop": ["CONTRIBUTING.md", "CHANGELOG.md"],
 }
 """Pages by section, those that are there; any other page comes last."""

@@ -13,13 +13,18 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from vllm_nfp.principle.attention import AttentionBackend, backend_by_name
-from vllm_nfp.principle.backends import check_backend, default_backend
+from vllm_nfp.principle.attention import (
+    AttentionBackend,
+    backend_by_name,
+    check_backend,
+    default_backend,
+)
+from vllm_nfp.principle.errors import PredictionError
 from vllm_nfp.principle.graphs import DEFAULT_CAPTURE_SIZES, padded_tokens
 from vllm_nfp.principle.hardware_file import Target, read_hardware_file, target_of
 from vllm_nfp.principle.hf_config import shape_from_config
-from vllm_nfp.principle.idle_compute import Module, PredictionError, module_named, modules_of
 from vllm_nfp.principle.model_files import load_config
+from vllm_nfp.principle.modules import Module, module_named, modules_of
 from vllm_nfp.principle.predict import (
     DEFAULT_MAX_POSITIONS,
     CellPrediction,

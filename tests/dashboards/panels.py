@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
+from dashboards.local_stack.prometheus import Prometheus, Series
 from vllm_nfp.dashboards import source_folder
-from vllm_nfp.dashboards.prometheus import Prometheus, Series
 
 RULES = source_folder() / "rules" / "nfp.rules.yml"
 _METRIC = re.compile(r"\b(?:vllm_nfp_\w+|vllm:\w+|process_start_time_seconds|up)\b")

@@ -25,7 +25,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from panels import Answered
 from PIL import Image
 
-from vllm_nfp.dashboards.prometheus import Series
+from dashboards.local_stack.prometheus import Series
 
 mpl.use("svg")
 mpl.rcParams.update(

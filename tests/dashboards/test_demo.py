@@ -15,9 +15,9 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from dashboards.local_stack import __main__ as stack
+from dashboards.local_stack import prometheus
 from vllm_nfp import demo
-from vllm_nfp.dashboards import demo as stack
-from vllm_nfp.dashboards import prometheus
 
 ROOT = Path(__file__).parents[2]
 needs_prometheus = pytest.mark.skipif(

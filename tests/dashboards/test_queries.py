@@ -12,7 +12,7 @@ import pytest
 from panels import RULES, Answered, ask, choose, dashboards, rules
 from recorded import Recorded, recorded_snapshot, serving
 
-from vllm_nfp.dashboards.prometheus import Prometheus, PrometheusError, running_prometheus
+from dashboards.local_stack.prometheus import Prometheus, PrometheusError, running_prometheus
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 from serving import wait_for

@@ -16,10 +16,10 @@ import pytest
 from click.testing import CliRunner
 from panels import RULES, ask, choose, dashboards, metrics_in, panels, rules
 
+from dashboards.local_stack.__main__ import DRAFTS
+from dashboards.local_stack.prometheus import Prometheus, running_prometheus
 from vllm_nfp import demo
 from vllm_nfp.cli import main
-from vllm_nfp.dashboards.demo import DRAFTS
-from vllm_nfp.dashboards.prometheus import Prometheus, running_prometheus
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 from serving import Running, server, wait_for

@@ -39,7 +39,7 @@ from vllm_nfp.principle import (
     target_of,
     write_hardware_file,
 )
-from vllm_nfp.principle.backends import default_backend
+from vllm_nfp.principle.attention import default_backend
 from vllm_nfp.report import prediction_plot
 from vllm_nfp.report.page import ReportError
 

@@ -1,4 +1,4 @@
-"""Tokens of a step with drafts (THEORY.md, "Draft length").
+"""Tokens of a step with drafts (docs/theory.md, "Draft length").
 
 With a chance a that a draft is accepted after the ones before it, a step of K drafts gives
 E(K) = 1 + a + ... + a^K tokens. Which K is best is chosen in :mod:`vllm_nfp.draft.schedule` alone.

@@ -2,7 +2,7 @@
 
 K drafts run N = K + 1 positions. Over a server without speculation they win
 gain(K) = E(K) t(1) / (t(K + 1) + t_draft(K)); goodput is B E(K) / (t(K + 1) + t_draft(K)) tokens
-per second (THEORY.md, "Draft length").
+per second (docs/theory.md, "Draft length").
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """From pairs of samples to NFP with its interval.
 
-NFP(epsilon) is the largest N such that t(n) <= (1 + epsilon) t(1) for every n <= N (THEORY.md,
+NFP(epsilon) is the largest N such that t(n) <= (1 + epsilon) t(1) for every n <= N (docs/theory.md,
 "Terms"). The walk up the measured grid ends at the first n that is over the line:
 
 - the estimate ends before the first n whose estimated ratio is over;

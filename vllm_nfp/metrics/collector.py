@@ -269,7 +269,7 @@ def families_of(
     acceptance_of: AcceptanceOf = lambda _: None,
     cost_of: CostOf = lambda _: FREE,
 ) -> Iterator[Metric]:
-    """The metric families of DESIGN.md for the given engines.
+    """The metric families for the given engines.
 
     Args:
         acceptance_of: of the drafts of an engine; where it is None no length is recommended.

@@ -6,6 +6,7 @@ from vllm_nfp.principle.calibration import (
     Calibration,
     default_calibration,
 )
+from vllm_nfp.principle.errors import PredictionError
 from vllm_nfp.principle.hardware import (
     CATALOGUE,
     Hardware,
@@ -20,14 +21,9 @@ from vllm_nfp.principle.hardware_file import (
     write_hardware_file,
 )
 from vllm_nfp.principle.hf_config import shape_from_config
-from vllm_nfp.principle.idle_compute import (
-    MODULES,
-    Module,
-    PredictionError,
-    idle_compute_nfp,
-    modules_of,
-)
+from vllm_nfp.principle.idle_compute import idle_compute_nfp
 from vllm_nfp.principle.model_files import load_config
+from vllm_nfp.principle.modules import MODULES, Module, modules_of
 from vllm_nfp.principle.predict import (
     Boundary,
     CellPrediction,

@@ -219,7 +219,7 @@ def tuned_config(tokens: FloatArray, table: Mapping[int, Mapping[str, int]]) -> 
 
 
 def awake_experts(tokens: FloatArray, routing: Routing) -> FloatArray:
-    """Distinct experts of the rank that a step touches, U(T) in THEORY.md."""
+    """Distinct experts of the rank that a step touches, U(T) in docs/theory.md."""
     chances, counts = routing.chances()
     asleep = (1.0 - chances[:, None]) ** tokens[None, :]
     awake: FloatArray = counts @ (1.0 - asleep)

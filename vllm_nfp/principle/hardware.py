@@ -67,7 +67,7 @@ class Hardware:
         return self.fp8_flops if fp8 and self.fp8_flops is not None else self.bf16_flops
 
     def ridge(self, fp8: bool) -> float:
-        """FLOPs per byte at which arithmetic takes as long as memory, rho in THEORY.md."""
+        """FLOPs per byte at which arithmetic takes as long as memory, rho in docs/theory.md."""
         return self.peak_flops(fp8) / self.memory_bytes_per_second
 
 

@@ -1,4 +1,4 @@
-"""The idle-compute baseline of THEORY.md: positions are free while arithmetic hides behind memory.
+"""The idle-compute rule (docs/theory.md): positions are free while arithmetic hides behind memory.
 
 It uses data-sheet peaks, no tile, no wave and no launch, and for experts it forgets that more
 tokens wake more of them. The predictor is there to be compared with it.
@@ -6,34 +6,9 @@ tokens wake more of them. The predictor is there to be compared with it.
 
 from __future__ import annotations
 
-from typing import Literal
-
 from vllm_nfp.principle.hardware import Hardware
+from vllm_nfp.principle.modules import Module, check_cell
 from vllm_nfp.principle.shape import Gemm, ModelShape
-from vllm_nfp.text import plain
-
-Module = Literal["dense_ffn", "moe_ffn", "attention", "communication", "model"]
-MODULES: tuple[Module, ...] = ("dense_ffn", "moe_ffn", "attention", "communication", "model")
-
-
-class PredictionError(ValueError):
-    """A question that the predictor cannot answer; the message names the value."""
-
-
-def module_named(name: str) -> Module | None:
-    """The module that is meant, whatever the case, dashes and underscores; None if it is none."""
-    wanted = plain(name)
-    return next((module for module in MODULES if plain(module) == wanted), None)
-
-
-def modules_of(shape: ModelShape) -> tuple[Module, ...]:
-    """The modules that the model has, in the order of :data:`MODULES`."""
-    lacking = {
-        "dense_ffn": shape.num_dense_layers == 0,
-        "moe_ffn": shape.num_moe_layers == 0,
-        "communication": shape.num_ranks == 1,
-    }
-    return tuple(module for module in MODULES if not lacking.get(module, False))
 
 
 def idle_compute_nfp(
@@ -62,22 +37,6 @@ def idle_compute_nfp(
         return _floor(hardware.ridge(heads.fp8) * bytes_per_flop)
     gemm = (shape.dense_ffn_gemms if module == "dense_ffn" else shape.expert_gemms)[0]
     return _floor(hardware.ridge(gemm.fp8) * gemm.weight_bytes / (2 * batch_size))
-
-
-def check_cell(shape: ModelShape, batch_size: int, context: int, module: str) -> None:
-    """Refuse a cell that no step can have.
-
-    Raises:
-        PredictionError: naming the value.
-    """
-    if module not in modules_of(shape):
-        raise PredictionError(
-            f"{shape.name} has no module {module!r}: use one of {', '.join(modules_of(shape))}"
-        )
-    if batch_size < 1:
-        raise PredictionError(f"batch_size must be 1 or more, not {batch_size}")
-    if context < 0:
-        raise PredictionError(f"context must be 0 or more tokens, not {context}")
 
 
 def _model_positions(shape: ModelShape, hardware: Hardware, batch_size: int, context: int) -> float:

@@ -9,14 +9,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from vllm_nfp.crossing import count_free
+from vllm_nfp.principle.errors import PredictionError
 from vllm_nfp.principle.hardware_file import Target
-from vllm_nfp.principle.idle_compute import (
-    Module,
-    PredictionError,
-    check_cell,
-    idle_compute_nfp,
-    modules_of,
-)
+from vllm_nfp.principle.idle_compute import idle_compute_nfp
+from vllm_nfp.principle.modules import Module, check_cell, modules_of
 from vllm_nfp.principle.shape import ModelShape
 from vllm_nfp.principle.step import Cost, Serving, Step
 from vllm_nfp.principle.terms import FloatArray, Limit

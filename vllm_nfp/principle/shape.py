@@ -94,7 +94,7 @@ class AttentionHeads:
 
     kv_heads: int
     group: int
-    """Query heads per KV head, g in THEORY.md."""
+    """Query heads per KV head, g in docs/theory.md."""
     score_dim: int
     value_dim: int
     token_bytes: float

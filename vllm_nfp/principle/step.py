@@ -30,7 +30,7 @@ from vllm_nfp.principle.ffn import KERNEL_SECONDS, activation_seconds, elementwi
 from vllm_nfp.principle.gemm import gemm_fixed_seconds, gemm_terms
 from vllm_nfp.principle.graphs import DEFAULT_CAPTURE_SIZES, padded_tokens
 from vllm_nfp.principle.hardware_file import Target
-from vllm_nfp.principle.idle_compute import Module
+from vllm_nfp.principle.modules import Module
 from vllm_nfp.principle.shape import Gemm, ModelShape
 from vllm_nfp.principle.terms import ACTIVATION_BYTES, FloatArray, Terms, add_terms, sum_terms
 

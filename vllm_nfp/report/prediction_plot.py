@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_nfp.prediction import Predictions
-from vllm_nfp.principle.idle_compute import Module
+from vllm_nfp.principle.modules import Module
 from vllm_nfp.principle.predict import CellPrediction
 from vllm_nfp.report.page import ReportError
 from vllm_nfp.text import printable

@@ -1,12 +1,12 @@
 """Chooses the draft length of each batch size and context while the server serves.
 
 The goodput of K drafts at batch size B and context L is B E(K) / t(K; B, L) tokens per second
-(THEORY.md, "Draft length"). t comes from real steps, drafting and host included, and where a K has
-not been tried, from a forecast (:mod:`vllm_nfp.draft.live.forecast`); E comes from what real steps
-accepted. A length that looks worth it is tried before it is taken, in turns of a few steps with the
-one in force: a host and its load slow all steps down for a while, and only steps side by side tell
-two lengths apart. What trials may lose is bounded. Whatever is in doubt is left to the static
-schedule.
+(docs/theory.md, "Draft length"). t comes from real steps, drafting and host included, and where a K
+has not been tried, from a forecast (:mod:`vllm_nfp.draft.live.forecast`); E comes from what real
+steps accepted. A length that looks worth it is tried before it is taken, in turns of a few steps
+with the one in force: a host and its load slow all steps down for a while, and only steps side by
+side tell two lengths apart. What trials may lose is bounded. Whatever is in doubt is left to the
+static schedule.
 """
 
 from __future__ import annotations

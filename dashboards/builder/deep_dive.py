@@ -1,0 +1,281 @@
+"""The dashboard "NFP deep dive": curves, intervals, layers and how the steps ran."""
+
+from __future__ import annotations
+
+from grafana_foundation_sdk.builders import dashboard
+from grafana_foundation_sdk.models import dashboard as models
+
+from dashboards.builder import grafana as g
+from dashboards.builder.grafana import Frame, Query
+
+UID = "nfp-deep-dive"
+TITLE = "NFP deep dive"
+
+_SHAPE = ('batch_size="$batch_size"', 'context="$context"')
+_TOLERANCE = 'epsilon="$epsilon"'
+_POINT = (*_SHAPE, 'module="$module"', _TOLERANCE)
+
+
+def deep_dive() -> models.Dashboard:
+    """The dashboard, ready to be written as JSON."""
+    page = g.page(
+        UID,
+        TITLE,
+        "Why a boundary lies where it does: time by positions, intervals, layers, and how the "
+        "steps were launched.",
+        other=("NFP overview", "nfp-overview"),
+    )
+    page.with_variable(
+        g.variable(
+            "batch_size",
+            "Batch size",
+            "Sequences in a probed batch; a live one is filed under the next larger.",
+            'label_values(vllm_nfp_positions{model_name="$model_name"}, batch_size)',
+            numeric=True,
+        )
+    )
+    page.with_variable(
+        g.variable(
+            "module",
+            "Module",
+            "Part of the model, or model for the whole step.",
+            'label_values(vllm_nfp_positions{model_name="$model_name"}, module)',
+            first="model",
+        )
+    )
+    _curves(page)
+    _intervals(page)
+    _layers(page)
+    _samples(page)
+    return g.finished(page)
+
+
+def _curves(page: dashboard.Dashboard) -> None:
+    g.row(
+        page,
+        "t(N) at batch size $batch_size and context $context",
+        g.curves(
+            Frame(
+                "Time by positions",
+                "Median time of each module (mean of its timed layers; the whole step for model) "
+                "at N positions per sequence.",
+                "Look for stairs: a step up at N means that N - 1 positions cost as much as the "
+                "start of the stair. Draft lengths that end just before one are the cheap ones.",
+                12,
+                10,
+            ),
+            {module: _time(module) for module in g.MODULES},
+            x="positions",
+            unit="s",
+            colors=g.MODULE_COLORS,
+        ),
+        g.curves(
+            Frame(
+                "Time over that of one position",
+                "The same curves, each divided by its time at one position. A module's NFP is "
+                "the last N before its curve rises above the dashed line, 1 + tolerance. The "
+                "boundary itself is estimated from pairs of samples and may differ by a point.",
+                "The module whose curve crosses first limits the step.",
+                12,
+                10,
+            ),
+            {
+                **{module: _ratio(module) for module in g.MODULES},
+                "limit": f"0 * {_time('model')} + 1 + $epsilon",
+            },
+            x="positions",
+            unit="none",
+            colors={**g.MODULE_COLORS, "limit": g.VERMILLION},
+            dashed=("limit",),
+            axis="t(N) / t(1)",
+        ),
+    )
+
+
+def _time(module: str, *more: str) -> str:
+    selected = g.metric("vllm_nfp_module_latency_seconds", *_SHAPE, f'module="{module}"', *more)
+    return f"max by (positions) ({selected})"
+
+
+def _ratio(module: str) -> str:
+    selected = (*_SHAPE, f'module="{module}"', 'positions="1"')
+    one = g.metric("vllm_nfp_module_latency_seconds", *selected)
+    return f"{_time(module)} / on () group_left () max({one})"
+
+
+def _intervals(page: dashboard.Dashboard) -> None:
+    g.row(
+        page,
+        "Intervals",
+        g.series(
+            Frame(
+                "Estimate and 95 % interval of $module",
+                "NFP of the chosen module, batch size and context over time, with its interval "
+                "(of several servers the widest).",
+                "A wide band needs more samples: wait, send traffic, or raise "
+                "--nfp-overhead-budget. A band that moves as a whole is a real change.",
+                10,
+            ),
+            *(
+                Query(f"{fold}({g.metric(name, *_POINT)})", legend)
+                for name, fold, legend in (
+                    ("vllm_nfp_positions_upper", "max", "upper"),
+                    ("vllm_nfp_positions_lower", "min", "lower"),
+                    ("vllm_nfp_positions", "avg", "estimate"),
+                )
+            ),
+            colors={"upper": g.SKY, "estimate": g.BLUE, "lower": g.SKY},
+            band=("upper", "lower"),
+            steps=True,
+            axis="positions",
+        ),
+        g.listing(
+            Frame(
+                "All estimates at the tolerance",
+                "Every module, batch size and context: lower end, estimate, upper end; 1 under "
+                "'at limit' if no probed count was over the line, so that NFP is this or more; "
+                "the largest count under the line even beyond one that is over it.",
+                "At the limit: raise --nfp-max-positions to see the boundary. An island "
+                "(largest free above NFP) is a count worth running, say 8 where 6 is not free.",
+                14,
+            ),
+            {
+                name: _by_cell(metric)
+                for name, metric in (
+                    ("lower", "vllm_nfp_positions_lower"),
+                    ("NFP", "vllm_nfp_positions"),
+                    ("upper", "vllm_nfp_positions_upper"),
+                    ("at limit", "vllm_nfp_positions_at_limit"),
+                    ("largest free", "vllm_nfp_positions_largest_free"),
+                    ("predicted", "vllm_nfp_predicted_positions"),
+                    ("idle-compute", "vllm_nfp_idle_compute_positions"),
+                )
+            },
+            sort="batch_size",
+        ),
+    )
+
+
+def _by_cell(name: str) -> str:
+    return f"min by (module, batch_size, context) ({g.metric(name, _TOLERANCE)})"
+
+
+def _layers(page: dashboard.Dashboard) -> None:
+    module = 'module="$module"'
+    by_layer = {
+        part: f"sum by (layer) (rate("
+        f"{g.metric(f'vllm_nfp_layer_latency_seconds_{part}', module)}[$__rate_interval]))"
+        for part in ("sum", "count")
+    }
+    g.row(
+        page,
+        "Layers (with layer_histograms in --nfp-config)",
+        g.heat(
+            Frame(
+                "Mean time by layer",
+                "One row for each timed layer, brighter is slower; the mean over all probes of "
+                "the interval, whatever their shape. Choose a module other than model.",
+                "Rows should look alike. A layer that stands out runs another kernel (a sliding "
+                "window, a dense layer in an MoE model) or another number type.",
+                12,
+            ),
+            Query(f"{by_layer['sum']} / ({by_layer['count']} > 0)", "{{layer}}"),
+            unit="s",
+            buckets=False,
+        ),
+        g.heat(
+            Frame(
+                "Distribution of layer times",
+                "How many timed layers of the chosen module fell into each bucket of time.",
+                "Two bands are two shapes or two kernels; a long tail above one band is "
+                "disturbance from other work on the GPU.",
+                12,
+            ),
+            Query(
+                "sum by (le) (increase("
+                f"{g.metric('vllm_nfp_layer_latency_seconds_bucket', module)}[$__rate_interval]))",
+                "{{le}}",
+                as_heatmap=True,
+            ),
+            unit="s",
+            buckets=True,
+        ),
+    )
+
+
+def _samples(page: dashboard.Dashboard) -> None:
+    g.row(
+        page,
+        "How it was measured",
+        g.matrix(
+            Frame(
+                "How steps of $context tokens ran",
+                "Launched as a full or piecewise CUDA graph, or with none (eager), by batch size "
+                "and positions.",
+                "A change along a row is a cliff: extend the captured sizes of vLLM "
+                "(cudagraph_capture_sizes) if draft lengths beyond it pay.",
+                12,
+                6,
+            ),
+            "max by (batch_size, positions, execution) ("
+            + g.metric("vllm_nfp_execution_info", 'context="$context"', 'module="model"')
+            + ")",
+            rows="batch_size",
+            columns="positions",
+            value="execution",
+        ),
+        g.matrix(
+            Frame(
+                "Pairs of samples behind each point of $module",
+                "Pairs (N and 1 position side by side) kept, by batch size and positions, at the "
+                "chosen context; the fewest of the selected servers.",
+                "Few pairs, wide intervals: see the overview for the probe's pace and budget.",
+                12,
+                6,
+            ),
+            "min by (batch_size, positions) ("
+            + g.metric("vllm_nfp_samples", 'context="$context"', 'module="$module"')
+            + ")",
+            rows="batch_size",
+            columns="positions",
+        ),
+        g.series(
+            Frame(
+                "Time spent on probes",
+                "Seconds of GPU time (host time on a CPU) that probes take of each second.",
+                "Its average stays within the budget; peaks are single large shapes.",
+                12,
+                6,
+            ),
+            Query(
+                g.per_second("vllm_nfp_probe_gpu_seconds_total", "instance, engine"),
+                "{{instance}} engine {{engine}}",
+            ),
+            unit="percentunit",
+        ),
+        g.number(
+            Frame(
+                "Start-up cost",
+                "Time that the probe added to the start: its imports, check, first scan and "
+                "predictions (the longest of the engines).",
+                "startup_seconds and capture_seconds in --nfp-config bound it.",
+                6,
+                6,
+            ),
+            f"max({g.metric('vllm_nfp_startup_seconds')})",
+            unit="s",
+            decimals=1,
+        ),
+        g.number(
+            Frame(
+                "Memory of the probe's graphs",
+                "GPU memory that the probe's own CUDA graphs take (the largest of the engines); "
+                "0 where there are none.",
+                "graph_memory_mib in --nfp-config bounds it.",
+                6,
+                6,
+            ),
+            f"max({g.metric('vllm_nfp_graph_bytes')})",
+            unit="bytes",
+        ),
+    )

@@ -1,0 +1,1 @@
+"""A server with the probe and a Prometheus that scrapes it, on this machine alone."""

@@ -1,0 +1,143 @@
+"""The local stack without containers: server with the probe, Prometheus with the rules, load.
+
+Everything listens on 127.0.0.1 alone and ends with the script. Grafana is not part of it: the
+script prints where Prometheus shows the same queries, and how to load the dashboards into a
+Grafana that you have.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import tempfile
+import threading
+import urllib.parse
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from dashboards.local_stack.prometheus import (
+    Prometheus,
+    PrometheusError,
+    program_path,
+    running_prometheus,
+)
+from vllm_nfp import demo
+from vllm_nfp.cli.common import Refusal
+from vllm_nfp.cli.prepare_cpu import repair_cpu
+from vllm_nfp.dashboards.export import ExportError, source_folder
+
+DRAFTS = {
+    "method": "ngram",
+    "num_speculative_tokens": 3,
+    "prompt_lookup_max": 4,
+    "prompt_lookup_min": 1,
+}
+NAME = "nfp-demo"
+LOOK_AT = {
+    "free positions": 'vllm_nfp_positions{epsilon="0.1"}',
+    "time by positions": 'vllm_nfp_module_latency_seconds{module="model"}',
+    "free where traffic is": "engine:vllm_nfp_live_free_positions:max",
+    "draft length": "engine:vllm_spec_decode_draft_length:rate5m",
+    "overhead": "vllm_nfp_overhead_ratio",
+}
+
+
+def server_command(settings: demo.Settings, model: Path, port: int) -> list[str]:
+    """The server, with drafts and layer histograms, so that every panel has data."""
+    command = demo.serve_command(settings, model, port, on_gpu=demo.has_gpu())
+    place = command.index("--nfp-config") + 1
+    # A short demonstration wants many probes; a server that earns money does not.
+    probe = {"overhead_budget": 0.4, "startup_seconds": 10.0, "layer_histograms": True}
+    command[place] = json.dumps({**json.loads(command[place]), **probe})
+    more = ["--served-model-name", NAME, "--speculative-config", json.dumps(DRAFTS)]
+    return [*command, *more]
+
+
+@click.command()
+@click.option(
+    "--seconds",
+    type=click.FloatRange(10, 3600),
+    default=60.0,
+    show_default=True,
+    help="How long to send requests.",
+)
+@click.option(
+    "--keep/--no-keep",
+    default=None,
+    help="Stay up after the load until Ctrl-C [default: if started from a terminal].",
+)
+def main(seconds: float, keep: bool | None) -> None:
+    """Run a server with the probe and a Prometheus that scrapes it, on this machine alone."""
+    console = Console()
+    # Whoever ends the script ends what it has started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with tempfile.TemporaryDirectory(prefix="vllm-nfp-stack-") as name:
+        settings = demo.Settings(Path(name), seconds)
+        try:
+            program_path()  # before the server, which takes a minute
+            repair_cpu(console)
+            _run(console, settings, console.is_terminal if keep is None else keep)
+        except (demo.DemoError, PrometheusError, ExportError, RuntimeError, OSError) as error:
+            raise Refusal(str(error)) from None
+        except KeyboardInterrupt:
+            console.print("stopped")
+
+
+def _run(console: Console, settings: demo.Settings, keep: bool) -> None:
+    model = demo.make_model(settings.folder / "model")
+    port = demo.free_port()
+    command = server_command(settings, model, port)
+    rules = source_folder() / "rules" / "nfp.rules.yml"
+    console.print("starting the server, which takes a minute on a CPU")
+    with (
+        demo.running_server(command, settings.folder / "server.log", port) as url,
+        running_prometheus(
+            settings.folder / "prometheus", [f"127.0.0.1:{port}"], rules, scrape_seconds=2
+        ) as prometheus,
+    ):
+        _print_where(console, url, prometheus)
+        console.print(f"sending requests for {settings.seconds:g} s")
+        load = demo.load_of(settings, url, NAME)
+        load.run(settings.seconds)
+        if load.errors:
+            raise demo.DemoError(f"the server failed: {load.errors[0]}")
+        _print_found(console, prometheus, load.answered)
+        if keep:
+            console.print("Ctrl-C ends server and Prometheus")
+            threading.Event().wait()
+
+
+def _print_where(console: Console, url: str, prometheus: Prometheus) -> None:
+    console.print(f"server:      {url}/metrics", highlight=False, soft_wrap=True)
+    console.print(f"Prometheus:  {prometheus.url}/alerts and", highlight=False, soft_wrap=True)
+    for what, expr in LOOK_AT.items():
+        query = urllib.parse.urlencode({"g0.expr": expr, "g0.tab": 0, "g0.range_input": "5m"})
+        console.print(f"  {what}: {prometheus.url}/graph?{query}", highlight=False, soft_wrap=True)
+    console.print(
+        f"Grafana:     add {prometheus.url} as a Prometheus data source and import "
+        f"{source_folder() / 'grafana'}/*.json",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _print_found(console: Console, prometheus: Prometheus, answered: int) -> None:
+    table = Table("query", "series", "latest", title=f"After {answered} answers, in Prometheus")
+    for expr in LOOK_AT.values():
+        found = prometheus.now(expr)
+        table.add_row(expr, str(len(found)), f"{found[0].points[-1][1]:.4g}" if found else "-")
+    console.print(table)
+    rules = prometheus.rules()
+    bad = [rule["name"] for rule in rules if rule["health"] == "err"]
+    console.print(f"{len(rules)} rules evaluated, {len(bad)} with errors")
+    for alert in prometheus.alerts():
+        console.print(f"alert {alert['labels']['alertname']} is {alert['state']}")
+    if bad:
+        raise demo.DemoError(f"rules with errors: {', '.join(bad)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Writes the reference pages that repeat what the code says: ``python docs/reference.py``.
+
+``metrics.md`` comes from the metric families themselves, ``settings.md`` from ``ProbeConfig``. A
+test compares the committed pages with these functions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from prometheus_client.core import Metric
+
+from vllm_nfp.config import ProbeConfig
+from vllm_nfp.metrics.collector import families_of
+from vllm_nfp.metrics.control import ControlSnapshot, ControlState, control_families
+from vllm_nfp.metrics.snapshot import LayerHistogram, Snapshot, State
+
+FOLDER = Path(__file__).resolve().parent
+_METRICS_HEAD = """# Metrics
+
+Every metric that `vllm serve --nfp-probe` adds to the server's own `/metrics`. This page is made
+from the code by `python docs/reference.py`.
+
+`model_name` and `engine` are vLLM's labels. `batch_size` and `context` are upper bounds of buckets:
+sequences and tokens. `module` is `model` (the whole step), `attention`, `dense_ffn`, `moe_ffn` or
+`communication`. `epsilon` is the tolerance, and `positions` counts positions per sequence.
+"""
+_SETTINGS_HEAD = """# Settings
+
+Every setting of the probe. `--nfp-config` takes them as JSON, or as `@FILE`; the frequent ones have
+flags of their own ([README](../README.md)). This page is made from `ProbeConfig` by
+`python docs/reference.py`.
+
+| setting | default | meaning |
+| --- | --- | --- |
+"""
+_INTERNAL = frozenset({"run_dir"})
+"""Set by the launcher."""
+
+
+def metrics_page() -> str:
+    """docs/metrics.md."""
+    probe = Snapshot("", "0", State.STEADY, layers=(LayerHistogram(0, "attention", (), (0,), 0.0),))
+    control = ControlSnapshot("", "0", ControlState.LEARNING)
+    sections = {
+        "The probe": families_of([probe]),
+        "Live draft control": control_families([control]),
+    }
+    heads = {"Live draft control": "\nWith `--nfp-draft-control` alone.\n"}
+    parts = [_METRICS_HEAD]
+    for title, families in sections.items():
+        parts.append(f"\n## {title}\n{heads.get(title, '')}\n")
+        parts.append("| metric | type | labels | meaning |\n| --- | --- | --- | --- |\n")
+        parts += [f"{row}\n" for row in _rows(families)]
+    return "".join(parts)
+
+
+def _rows(families: Iterator[Metric]) -> Iterator[str]:
+    for family in families:
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        names = [n for n in family._labelnames if n not in ("model_name", "engine")]
+        labels = ", ".join(f"`{n}`" for n in names) or "-"
+        yield f"| `{name}` | {family.type} | {labels} | {family.documentation} |"
+
+
+def settings_page() -> str:
+    """docs/settings.md."""
+    meanings = _field_docs(ProbeConfig)
+    rows = [
+        f"| `{field.name}` | {_shown(field.default)} | {meanings[field.name]} |\n"
+        for field in dataclasses.fields(ProbeConfig)
+        if field.name not in _INTERNAL
+    ]
+    return _SETTINGS_HEAD + "".join(rows)
+
+
+def _field_docs(cls: type) -> dict[str, str]:
+    """The string below each field."""
+    pattern = r'^    (\w+): [^\n]+\n    """(.*?)"""'
+    found = re.findall(pattern, inspect.getsource(cls), re.DOTALL | re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in found}
+
+
+def _shown(default: object) -> str:
+    return "-" if default is None else f"`{json.dumps(default)}`"
+
+
+PAGES = {"metrics.md": metrics_page, "settings.md": settings_page}
+
+
+if __name__ == "__main__":
+    for name, page in PAGES.items():
+        (FOLDER / name).write_text(page(), encoding="utf-8")

@@ -1,0 +1,45 @@
+"""The reference pages say what the code says."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from vllm_nfp.config import ProbeConfig
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+@pytest.fixture(scope="module")
+def reference() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("reference", DOCS / "reference.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["metrics.md", "settings.md"])
+def test_the_committed_page_is_what_the_code_says(reference: ModuleType, name: str) -> None:
+    assert (DOCS / name).read_text() == reference.PAGES[name](), "run python docs/reference.py"
+
+
+def test_every_metric_in_the_code_has_a_row() -> None:
+    """Names are looked up in the sources, so that a family which the page leaves out is found."""
+    sources = (DOCS.parent / "vllm_nfp" / "metrics").glob("*.py")
+    named = {n for path in sources for n in re.findall(r'"(vllm_nfp_\w+)"', path.read_text())}
+    rows = re.findall(r"^\| `(\w+)`", (DOCS / "metrics.md").read_text(), re.MULTILINE)
+    assert len(named) > 30
+    assert {row.removesuffix("_total") for row in rows} == named
+
+
+def test_every_setting_has_a_meaning() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| .+ \| (.+) \|$", (DOCS / "settings.md").read_text(), re.M)
+    names = {field.name for field in dataclasses.fields(ProbeConfig)} - {"run_dir"}
+    assert {name for name, _ in rows} == names
+    assert all(meaning.endswith(".") for _, meaning in rows)
