@@ -273,7 +273,7 @@ class Prober:
         return all(map(self._engine.ready, _shapes(target)))
 
     def _prepare(self, target: Target, account: str) -> None:
-        begun, start = time.perf_counter(), self._clock.mark()
+        begun, start = self._now(), self._clock.mark()
         made = False
         try:
             self._engine.make_ready(_shapes(target))
@@ -297,7 +297,7 @@ class Prober:
 
     def _run(self, pair: Pair, account: str) -> None:
         target = Target(pair.batch_size, pair.context, pair.positions)
-        begun, start = time.perf_counter(), self._clock.mark()
+        begun, start = self._now(), self._clock.mark()
         tickets: list[Any] = []
         complete = False
         try:
@@ -322,7 +322,7 @@ class Prober:
         refused: bool,
     ) -> None:
         end = self._clock.mark()
-        seconds = time.perf_counter() - begun
+        seconds = self._now() - begun
         self._flight = _Flight(
             target,
             tickets,
