@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from pathlib import Path
 from typing import Any
 
-WORDS = 96
-"""Words of the tokenizers here, beside the special ones."""
-SPECIAL = ("<pad>", "<eos>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+WORDS = 509
+"""Words of the tokenizer here, beside the special ones."""
+SPECIAL = ("<pad>", "<eos>", "<image>")
 CHAT_TEMPLATE = (
-    "{% for message in messages %}{% if message.content is string %}{{ message.content }}"
-    "{% else %}{% for part in message.content %}{% if part.type == 'text' %}{{ part.text }}"
-    "{% else %}<|vision_start|><|image_pad|><|vision_end|>{% endif %} {% endfor %}{% endif %}"
-    "{% endfor %}"
+    "{% for message in messages %}{% for part in message.content %}"
+    "{% if part.type == 'text' %}{{ part.text }}{% else %}<image> {% endif %}"
+    "{% endfor %}{% endfor %}"
 )
 TEXT = {
     "hidden_size": 64,
@@ -51,66 +49,55 @@ def write(folder: Path, config: Any) -> Path:
 
 
 def multimodal(folder: Path) -> Path:
-    """Reads images, and has rotary positions of several dimensions."""
-    from transformers import Qwen2VLConfig
+    """LLaVA: a small Llama that reads pictures of 16 tokens. Its processor needs no torchvision."""
+    from transformers import (
+        CLIPImageProcessor,
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaProcessor,
+    )
 
-    tokenizer = write_tokenizer(folder)
-    ids = {word: tokenizer.convert_tokens_to_ids(word) for word in SPECIAL}
-    config = Qwen2VLConfig(
-        text_config={
-            **TEXT,
-            "rope_parameters": {
-                "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3],
-            },
-        },
-        vision_config={
-            "depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 4, "mlp_ratio": 2,
-            "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2, "in_channels": 3,
-        },
-        image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
-        dtype="float32",
+    tokenizer = make_tokenizer()
+    vision = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+        image_size=56, patch_size=14, projection_dim=32,
     )  # fmt: skip
-    (folder / "preprocessor_config.json").write_text(
-        json.dumps(
-            {
-                "image_processor_type": "Qwen2VLImageProcessor",
-                "processor_class": "Qwen2VLProcessor",
-                "patch_size": 4, "merge_size": 2, "temporal_patch_size": 2,
-                "min_pixels": 256, "max_pixels": 4096,
-                "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
-            }
-        )
+    config = LlavaConfig(
+        vision_config=vision, text_config=LlamaConfig(**TEXT), image_seq_length=16,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        vision_feature_select_strategy="default", vision_feature_layer=-2, dtype="float32",
     )  # fmt: skip
+    size = {"size": {"shortest_edge": 56}, "crop_size": {"height": 56, "width": 56}}
+    LlavaProcessor(
+        image_processor=CLIPImageProcessor(**size), tokenizer=tokenizer, patch_size=14,
+        vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+    ).save_pretrained(folder)  # fmt: skip
     return write(folder, config)
 
 
-def write_tokenizer(folder: Path) -> Any:
+def make_tokenizer() -> Any:
     """One that splits at spaces and knows the words w0, w1 and so on."""
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import Qwen2TokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     words = {word: index for index, word in enumerate(SPECIAL)}
     words |= {f"w{index}": len(SPECIAL) + index for index in range(WORDS)}
     raw = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = Qwen2TokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=raw, unk_token="<pad>", pad_token="<pad>", eos_token="<eos>",
-        additional_special_tokens=list(SPECIAL[2:]),
+        additional_special_tokens=["<image>"],
     )  # fmt: skip
-    tokenizer.chat_template = CHAT_TEMPLATE
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(folder)
-    return tokenizer
 
 
 def image(shade: int) -> str:
     """A small picture as the address that vLLM's chat takes."""
     from PIL import Image
 
-    picture = Image.new("RGB", (32, 24), (shade, 255 - shade, shade // 2))
+    picture = Image.new("RGB", (64, 56), (shade, 255 - shade, shade // 2))
     data = io.BytesIO()
     picture.save(data, "PNG")
     return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"

@@ -80,7 +80,7 @@ KINDS = {
         "--pipeline-parallel-size 2", ("--pipeline-parallel-size", "2"), environment=TWO_PROCESSES
     ),
     "multimodal": Kind(
-        "rotary positions", ("--no-skip-tokenizer-init",), "multimodal", outputs=image_outputs
+        "embeddings as input", ("--no-skip-tokenizer-init",), "multimodal", outputs=image_outputs
     ),
     "hybrid": Kind("recurrent (mamba) state", (), "hybrid"),
     "experts-in-parallel": Kind(
