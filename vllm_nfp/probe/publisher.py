@@ -14,7 +14,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 
@@ -146,21 +146,17 @@ class Results:
 
     def boundaries(self) -> tuple[BoundaryRow, ...]:
         """One row for each module, cell and epsilon."""
-        return tuple(row for cell in self._in_pieces() for row in self._boundaries[cell])
+        return tuple(row for cell in _in_pieces(self._boundaries) for row in self._boundaries[cell])
 
     def curves(self) -> tuple[CurveRow, ...]:
         """One row for each module, cell and position count."""
-        return tuple(row for cell in self._in_pieces() for row in self._curves[cell])
+        return tuple(row for cell in _in_pieces(self._curves) for row in self._curves[cell])
 
     def model_curves(self) -> Iterator[CurveRow]:
         """The rows of the whole step alone."""
-        for cell in self._in_pieces():
+        for cell in _in_pieces(self._curves):
             if cell.module is Module.MODEL:
                 yield from self._curves[cell]
-
-    def _in_pieces(self) -> Iterator[Cell]:
-        """The cells with estimates, in order, with pauses in between."""
-        return in_pieces(sorted(self._estimates, key=_in_order), ROWS_AT_A_TIME)
 
     def _curve_rows(self, estimate: CellEstimate) -> tuple[CurveRow, ...]:
         cell = estimate.cell
@@ -236,6 +232,11 @@ class Results:
         # Beyond a count nothing is urgent only if every module of the cell is far over there.
         far_over = {key: max(ns) for key, ns in far.items() if len(ns) == modules[key]}
         return Feedback(frozenset(uncertain), far_over)
+
+
+def _in_pieces(cells: Iterable[Cell]) -> Iterator[Cell]:
+    """The cells in order, with pauses in between."""
+    return in_pieces(sorted(cells, key=_in_order), ROWS_AT_A_TIME)
 
 
 def _boundary_rows(estimate: CellEstimate) -> tuple[BoundaryRow, ...]:
