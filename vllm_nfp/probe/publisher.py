@@ -14,7 +14,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 
@@ -161,8 +161,8 @@ class Results:
             give_way()
         self._changed.clear()
         self._findings = Findings(
-            tuple(row for cell in self._in_pieces() for row in self._boundaries[cell]),
-            tuple(row for cell in self._in_pieces() for row in self._curves[cell]),
+            tuple(row for cell in _in_pieces(self._boundaries) for row in self._boundaries[cell]),
+            tuple(row for cell in _in_pieces(self._curves) for row in self._curves[cell]),
             self._layer_histograms(),
         )
 
@@ -181,13 +181,9 @@ class Results:
 
     def model_curves(self) -> Iterator[CurveRow]:
         """The rows of the whole step alone; for the thread that updates."""
-        for cell in self._in_pieces():
+        for cell in _in_pieces(self._curves):
             if cell.module is Module.MODEL:
                 yield from self._curves[cell]
-
-    def _in_pieces(self) -> Iterator[Cell]:
-        """The cells with estimates, in order, with pauses in between."""
-        return in_pieces(sorted(self._estimates, key=_in_order), ROWS_AT_A_TIME)
 
     def _curve_rows(self, estimate: CellEstimate) -> tuple[CurveRow, ...]:
         cell = estimate.cell
@@ -273,6 +269,11 @@ class Results:
             if pairs < self._config.max_samples and positions <= far_over.get(key, positions)
         }
         return Feedback(frozenset(uncertain), far_over)
+
+
+def _in_pieces(cells: Iterable[Cell]) -> Iterator[Cell]:
+    """The cells in order, with pauses in between."""
+    return in_pieces(sorted(cells, key=_in_order), ROWS_AT_A_TIME)
 
 
 def _boundary_rows(estimate: CellEstimate) -> tuple[BoundaryRow, ...]:
