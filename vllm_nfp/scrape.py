@@ -6,7 +6,6 @@ import http.client
 import math
 import re
 import time
-import urllib.request
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from prometheus_client.parser import text_string_to_metric_families
 
 from vllm_nfp.text import printable
+from vllm_nfp.web import UrlError, metrics_address, open_url
 
 MAX_BYTES = 64 << 20
 LARGEST_VALUE = 1e300
@@ -69,10 +69,10 @@ def fetch(url: str, timeout_seconds: float = 10.0) -> str:
     Raises:
         ScrapeError: if the server does not answer.
     """
-    address = url.rstrip("/")
-    if not address.startswith(("http://", "https://")):
-        raise ScrapeError(f"{url!r} is no URL: give one like http://localhost:8000")
-    address = address if address.endswith("/metrics") else f"{address}/metrics"
+    try:
+        address = metrics_address(url)
+    except UrlError as error:
+        raise ScrapeError(str(error)) from None
     try:
         raw = get(address, timeout_seconds, MAX_BYTES + 1)
     except OSError as error:
@@ -97,7 +97,7 @@ def get(address: str, timeout_seconds: float, most_bytes: int) -> bytes:
     deadline = time.monotonic() + limit
     received = bytearray()
     try:
-        with urllib.request.urlopen(address, timeout=timeout_seconds) as answer:
+        with open_url(address, timeout_seconds, deadline) as answer:
             while len(received) < most_bytes:
                 # The timeout holds for one packet: a server that drips would never reach it.
                 if time.monotonic() > deadline:

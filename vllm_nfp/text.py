@@ -25,7 +25,7 @@ def label(text: str) -> str:
     return text[:MOST_LABEL].encode("utf-8", "replace").decode()
 
 
-def printable(text: str) -> str:
-    """Foreign text for a terminal: no control characters, and of bounded length."""
-    shown = text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+def printable(text: str, most: int = MOST_SHOWN) -> str:
+    """Foreign text for a terminal: no control characters, and at most so many characters."""
+    shown = text if len(text) <= most else f"{text[:most]}..."
     return "".join(letter if letter.isprintable() else "?" for letter in shown)

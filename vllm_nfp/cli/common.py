@@ -10,15 +10,27 @@ from typing import Any, TypeVar
 import click
 
 from vllm_nfp.profile import Profile, ProfileError, load_profile
+from vllm_nfp.text import printable
+from vllm_nfp.web import hide_password
+
+MOST_REFUSAL = 2000
+"""Characters of a refusal: the longest sentence of ours, with the names that it quotes."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 N = TypeVar("N", int, float)
 
 
 class Refusal(click.ClickException):
-    """Bad input: one sentence and exit code 2."""
+    """Bad input: one sentence and exit code 2.
+
+    The sentence may quote paths, URLs and names that steer a terminal, or hold a password: neither
+    reaches the screen.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(hide_password(printable(" ".join(message.split()), MOST_REFUSAL)))
 
 
 def json_option(command: F) -> F:

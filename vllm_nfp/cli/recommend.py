@@ -262,7 +262,7 @@ def _with_flags(text: str) -> str:
 
 def _measured(source: str) -> tuple[Source, tuple[str, ...], tuple[scrape.Samples, ...]]:
     """Step times, what to know of them, and the server's metrics, if it is one."""
-    if not source.startswith(_URLS):
+    if not source.lower().startswith(_URLS):
         if not source or (_ADDRESS.match(source) and not os.path.exists(source)):
             raise Refusal(
                 f"{source!r:.80} is no file and no URL: give a profile.json, or a server as in "

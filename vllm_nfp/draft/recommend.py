@@ -164,7 +164,7 @@ def source_of(source: StepTimes) -> Source:
         return source
     if isinstance(source, Profile):
         return sources.from_profile(source)
-    if isinstance(source, str) and source.startswith(("http://", "https://")):
+    if isinstance(source, str) and source.lower().startswith(("http://", "https://")):
         return sources.from_samples(
             scrape.read_samples(scrape.fetch(source)), source, server_version(source)
         )
