@@ -447,3 +447,182 @@ def test_a_name_as_long_as_the_system_allows_can_be_written(tmp_path: Path) -> N
     path = tmp_path / ("n" * 255)
     write_whole(path, "x")
     assert read_bytes(path, 10) == b"x"
+
+
+# Where results are written
+
+
+OUTPUTS = {
+    "report": ["report", "{profile}", "-o", "{out}"],
+    "plot": ["predict", "{model}", "--hardware", "H100-SXM", "--plot", "{out}"],
+    "calibrate": ["calibrate", "--from-samples", "{samples}", "--hardware", "H100-SXM", "--force",
+                  "-o", "{out}"],
+    "measure": ["measure", "{model}", "-o", "{out}"],
+}  # fmt: skip
+OCCUPIED = {
+    "fifo": "it is no regular file",
+    "socket": "it is no regular file",
+    "device": "it is no regular file",
+    "link to a fifo": "it is no regular file",
+    "link to a folder": "is a directory",
+    "folder": "is a directory",
+    "a name too long": "File name too long",
+    "beside nothing": "does not exist",
+    "under a file": "does not exist",
+    "no name": "names no file",
+}
+
+
+def occupied(folder: Path, name: str, ending: str) -> Path:
+    """A path where no result may be put; what is there must stay."""
+    path = folder / f"out{ending}"
+    if name == "fifo":
+        os.mkfifo(path)
+    elif name == "socket":
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+    elif name == "device":  # not the device itself: root could really replace it
+        path.symlink_to("/dev/null")
+    elif name == "link to a fifo":
+        os.mkfifo(folder / "pipe")
+        path.symlink_to(folder / "pipe")
+    elif name == "link to a folder":
+        path.symlink_to(folder)
+    elif name == "folder":
+        path.mkdir()
+    elif name == "a name too long":
+        return folder / ("n" * 300 + ending)
+    elif name == "beside nothing":
+        return folder / "none" / path.name
+    elif name == "under a file":
+        return folder / "config.json" / path.name
+    else:
+        return Path()
+    return path
+
+
+def given_words(folder: Path, words: list[str], out: Path | str) -> list[str]:
+    (folder / "config.json").write_text(json.dumps(DENSE))
+    _write_profile(folder / "profile.json")
+    (folder / "samples").mkdir()
+    _write_samples(folder / "samples" / "m.jsonl")
+    places = {"profile": folder / "profile.json", "model": folder, "samples": folder / "samples"}
+    return [word.format(**places, out=out) for word in words]
+
+
+@pytest.mark.parametrize("name", OCCUPIED)
+@pytest.mark.parametrize("words", OUTPUTS.values(), ids=OUTPUTS)
+def test_a_result_replaces_nothing_but_a_file(
+    words: list[str], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vllm_nfp.cli.measure._run", lambda *_, **__: pytest.fail("it measured"))
+    (tmp_path / "config.json").write_text("")
+    out = occupied(tmp_path, name, ".svg" if words[0] == "predict" else ".x")
+    before = os.path.lexists(out) and os.lstat(out)
+    command = given_words(tmp_path, words, "" if name == "no name" else out)
+    if words[0] == "predict" and name == "no name":
+        command[-1] = "x/.."  # a plot's ending is looked at first
+        (tmp_path / "x").mkdir()
+        monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 2, result.output
+    assert OCCUPIED[name] in result.stderr or "is a directory" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("Error: ")
+    assert (os.path.lexists(out) and os.lstat(out)) == before or name == "no name"
+    assert not list(tmp_path.glob("**/.nfp-*"))
+
+
+@pytest.mark.parametrize("name", ["fifo", "socket", "device", "link to a fifo"])
+def test_no_file_takes_the_place_of_a_pipe_or_a_device(name: str, tmp_path: Path) -> None:
+    """As root it would be replaced for the whole machine."""
+    out = occupied(tmp_path, name, "")
+    before = os.lstat(out)
+    with pytest.raises(OSError, match="it is no regular file"):
+        write_whole(out, "x")
+    assert os.lstat(out) == before
+    assert {entry.name for entry in tmp_path.iterdir()} <= {"out", "pipe"}
+
+
+@pytest.mark.parametrize("way", ["itself", "a link to it", "it through a link", "a hard link"])
+def test_a_report_does_not_replace_its_profile(way: str, tmp_path: Path) -> None:
+    profile = tmp_path / "profile.json"
+    _write_profile(profile)
+    content = profile.read_bytes()
+    out = tmp_path / "out"
+    if way == "itself":
+        out = tmp_path / "." / "profile.json"
+    elif way == "a link to it":
+        out.symlink_to(profile)
+    elif way == "it through a link":
+        (tmp_path / "folder").symlink_to(tmp_path)
+        out = tmp_path / "folder" / "profile.json"
+    else:
+        out.hardlink_to(profile)
+    result = CliRunner().invoke(main, ["report", str(profile), "-o", str(out)])
+    assert result.exit_code == 2
+    assert result.stderr == f"Error: {out} is the input, which is kept: give another path\n"
+    assert profile.read_bytes() == out.read_bytes() == content
+
+
+def test_measuring_does_not_replace_the_models_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vllm_nfp.cli.measure._run", lambda *_, **__: pytest.fail("it measured"))
+    words = given_words(tmp_path, OUTPUTS["measure"], tmp_path / "config.json")
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 2
+    assert "is the input, which is kept" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["measure", "calibrate"])
+def test_what_took_long_to_find_is_kept_where_its_folder_is_gone(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, temporary = tmp_path / "out", tmp_path / "tmp"
+    folder.mkdir()
+    temporary.mkdir()
+    words = given_words(tmp_path, OUTPUTS[command], folder / "result.json")
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    profile = load_profile(tmp_path / "profile.json")
+
+    def work(*_: object, **__: object) -> object:
+        folder.rmdir()
+        return profile
+
+    from vllm_nfp.cli import calibrate as command_module
+
+    fit = command_module._fit
+    monkeypatch.setattr("vllm_nfp.cli.measure._run", work)
+    monkeypatch.setattr(command_module, "_fit", lambda *args: (work(), fit(*args))[1])
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 2
+    (kept,) = temporary.glob("*/result.json")
+    assert f"cannot be written: No such file or directory; the result is kept in {kept}" in (
+        result.stderr
+    )
+    assert load_profile(kept) == profile if command == "measure" else read_hardware_file(kept)
+
+
+def test_a_folder_of_work_that_was_removed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write_profile(tmp_path / "profile.json")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here").rmdir()
+    result = CliRunner().invoke(main, ["report", str(tmp_path / "profile.json")])
+    assert result.exit_code == 2, result.output
+    assert "report.html cannot be written (No such file or directory)" in result.stderr
+
+
+def test_a_large_file_in_the_way_of_a_dashboard_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "prometheus.yml").touch()
+    os.truncate(tmp_path / "prometheus.yml", 20 << 30)
+    tracemalloc.start()
+    try:
+        result = CliRunner().invoke(main, ["dashboards", "export", str(tmp_path)])
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
+    assert result.exit_code == 2
+    assert "is there and differs" in result.stderr

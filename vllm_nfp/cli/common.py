@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from tempfile import NamedTemporaryFile, mkdtemp
 from typing import Any, TypeVar
 
 import click
 
 from vllm_nfp.profile import Profile, ProfileError, load_profile
 from vllm_nfp.text import printable
+from vllm_nfp.typed_json import check_replaceable
 from vllm_nfp.web import hide_password
 
 MOST_REFUSAL = 2000
 """Characters of a refusal: the longest sentence of ours, with the names that it quotes."""
+LEAST_ROOM = 1 << 16
+"""Bytes that a folder must take before the work begins; a profile has some hundred thousand."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 N = TypeVar("N", int, float)
@@ -62,17 +67,63 @@ def parse_list(
     return tuple(numbers)
 
 
-def check_output(path: Path) -> None:
+def check_output(path: Path, *inputs: Path) -> None:
     """Prove before the work that a file can be put there.
+
+    Args:
+        inputs: files that the work reads, which must not be replaced by what comes of it.
+
+    Raises:
+        Refusal: if its folder is missing or cannot be written, something else than a file is there,
+            or it is one of the inputs.
+    """
+    check_parent(path)
+    try:
+        check_replaceable(path)
+    except OSError as error:
+        raise Refusal(f"{path} cannot be written: {error.strerror}: give another path") from None
+    for given in inputs:
+        with suppress(OSError, ValueError):  # one that cannot be read is refused by its reader
+            if path.samefile(given):
+                raise Refusal(f"{path} is the input, which is kept: give another path")
+
+
+def check_parent(path: Path) -> None:
+    """Prove that something can be put beside it.
 
     Raises:
         Refusal: if its folder is missing or cannot be written.
     """
-    folder = path.absolute().parent
-    if not folder.is_dir():
+    folder = path.parent  # as it is: a folder of work that was removed has no absolute path
+    if not os.path.isdir(folder):  # unlike Path.is_dir() it takes any path
         raise Refusal(f"the folder of {path} does not exist: make it, or give another path")
-    if not os.access(folder, os.W_OK):
-        raise Refusal(f"the folder of {path} cannot be written: give another path")
+    try:
+        # Access bits say nothing to root, and nothing of /proc or a full disk.
+        with NamedTemporaryFile(dir=folder, prefix=".nfp-") as file:
+            file.write(bytes(LEAST_ROOM))
+            file.flush()
+    except OSError as error:
+        raise Refusal(
+            f"the folder of {path} cannot be written ({error.strerror}): give another path"
+        ) from None
+
+
+def write_or_keep(path: Path, write: Callable[[Path], None]) -> None:
+    """Write what took long to find; where that fails now, leave it in the temporary folder.
+
+    Raises:
+        Refusal: if it is not at ``path`` in the end, saying where it is.
+    """
+    try:
+        write(path)
+    except OSError as error:
+        problem = f"{path} cannot be written: {error.strerror}"
+        try:
+            kept = Path(mkdtemp(prefix="vllm-nfp-kept-")) / path.name
+            write(kept)
+        except OSError:
+            raise Refusal(f"{problem}; no temporary folder takes the result either") from None
+        raise Refusal(f"{problem}; the result is kept in {kept}") from None
 
 
 def read_profile(path: Path) -> Profile:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def doctor_command(
 
     if flags and model is None:
         raise Refusal(f"{flags[0]!r:.60} is a flag for a model: give --model FOLDER with it")
-    if model is not None and not (model / "config.json").is_file():
+    if model is not None and not os.path.isfile(model / "config.json"):
         raise Refusal(f"{model} holds no config.json: give the folder of a model")
     try:
         diagnosis = doctor.diagnose(doctor.Question(model, flags, output_dir))
