@@ -138,7 +138,7 @@ def diagnose(question: Question, ask: Callable[[Question], Answer] | None = None
     ]
     if question.output_dir is not None:
         findings.append(_folder("output folder", question.output_dir))
-    findings.append(_folder("temporary folder", tempfile.gettempdir()))
+    findings.append(_temporary_folder())
     mode = Mode(answer.values.get("mode", versions.decide(version).mode))
     return Diagnosis(tuple(findings), mode)
 
@@ -310,6 +310,15 @@ def _folder(name: str, folder: str) -> Finding:
     except ConfigError as error:
         return Finding(name, Status.BROKEN, str(error))
     return Finding(name, Status.OK, f"{folder} can be written")
+
+
+def _temporary_folder() -> Finding:
+    name = "temporary folder"
+    try:
+        folder = tempfile.gettempdir()
+    except OSError as error:
+        return Finding(name, Status.BROKEN, str(error), "set TMPDIR to a folder that has room")
+    return _folder(name, folder)
 
 
 # What vLLM tells

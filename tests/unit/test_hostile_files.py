@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import errno
 import gzip
 import json
 import os
 import re
 import socket
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,6 +24,7 @@ from conftest import DENSE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from vllm_nfp import doctor
 from vllm_nfp.calibrate.points import (
     Curve,
     Kernel,
@@ -626,3 +630,59 @@ def test_a_large_file_in_the_way_of_a_dashboard_is_not_read(tmp_path: Path) -> N
         tracemalloc.stop()
     assert result.exit_code == 2
     assert "is there and differs" in result.stderr
+
+
+# Standard output, and the temporary folder
+
+
+def run_cli(words: list[str], **changes: Any) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **changes.pop("env", {})}
+    return subprocess.run(
+        [sys.executable, "-m", "vllm_nfp.cli", *words], stdin=subprocess.DEVNULL, check=False,
+        stderr=subprocess.PIPE, text=True, timeout=60, env=environment, **changes,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("words", [["--version"], ["predict", "{model}", "--hardware", "H100-SXM"]])
+def test_output_that_cannot_be_written_is_one_sentence(words: list[str], tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = run_cli(given_words(tmp_path, words, ""), stdout=full)
+    assert done.stderr == "Error: the output cannot be written: No space left on device\n"
+    assert done.returncode == 2
+
+
+def test_a_terminal_without_greek_letters_shows_the_rest(tmp_path: Path) -> None:
+    words = ["predict", "{model}", "--hardware", "H100-SXM", "--explain"]
+    done = run_cli(given_words(tmp_path, words, ""), stdout=subprocess.PIPE,
+                   env={"PYTHONIOENCODING": "ascii"})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert " ?s " in done.stdout, "microseconds"
+
+
+@pytest.mark.parametrize("words", [OUTPUTS["measure"], ["demo"], ["calibrate", "--trial"]])
+def test_no_temporary_folder_is_one_sentence(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> str:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/x")
+
+    monkeypatch.setattr("vllm_nfp.cli.common.mkdtemp", full)
+    result = CliRunner().invoke(main, given_words(tmp_path, words, tmp_path / "out"))
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "Error: no temporary folder can be written (No space left on device): set TMPDIR to a "
+        "folder that has room\n"
+    )
+
+
+def test_the_doctor_finds_that_there_is_no_temporary_folder(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr("vllm_nfp.doctor.tempfile.gettempdir", none)
+    finding = doctor._temporary_folder()
+    assert finding.status is doctor.Status.BROKEN
+    assert "No usable temporary directory" in finding.found
+    assert "TMPDIR" in finding.advice

@@ -6,6 +6,7 @@ import click
 
 from vllm_nfp import __version__
 from vllm_nfp.cli.calibrate import calibrate_command
+from vllm_nfp.cli.common import Commands
 from vllm_nfp.cli.compare import compare_command
 from vllm_nfp.cli.dashboards import dashboards_command
 from vllm_nfp.cli.demo import demo_command
@@ -19,7 +20,7 @@ from vllm_nfp.cli.table import table_command
 from vllm_nfp.cli.watch import watch_command
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def main() -> None:
     """How many positions per sequence does a vLLM server decode for free?"""

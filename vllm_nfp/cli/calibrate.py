@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,14 @@ from vllm_nfp.calibrate.memory import group, needed_bytes
 from vllm_nfp.calibrate.plans import REFERENCE, TRIAL, ModelPlan, choose
 from vllm_nfp.calibrate.points import KernelSamples, SampleError, read_samples
 from vllm_nfp.calibrate.run import Failure, Outcome, Progress, run_plans
-from vllm_nfp.cli.common import Refusal, check_output, check_parent, json_option, write_or_keep
+from vllm_nfp.cli.common import (
+    Refusal,
+    check_output,
+    check_parent,
+    json_option,
+    temporary_folder,
+    write_or_keep,
+)
 from vllm_nfp.principle.calibration import Calibration, default_calibration
 from vllm_nfp.principle.hardware import HardwareError, match_device
 from vllm_nfp.principle.hardware_file import Target, target_of, write_hardware_file
@@ -233,7 +239,7 @@ def _measure(
     groups, notes = _grouped(plans, gpu, target)
     if keep is not None:
         _check_keep(keep, force)
-    folder = keep or Path(tempfile.mkdtemp(prefix="vllm-nfp-calibrate-"))
+    folder = keep or temporary_folder("vllm-nfp-calibrate-")
     failures: tuple[Failure, ...] = ()
     try:
         outcome = _run(groups, folder, console)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import sys
 from collections.abc import Callable
 from contextlib import suppress
+from io import TextIOWrapper
 from pathlib import Path
 from tempfile import NamedTemporaryFile, mkdtemp
 from typing import Any, TypeVar
@@ -21,6 +24,8 @@ MOST_REFUSAL = 2000
 LEAST_ROOM = 1 << 16
 """Bytes that a folder must take before the work begins; a profile has some hundred thousand."""
 
+_UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
 F = TypeVar("F", bound=Callable[..., Any])
 N = TypeVar("N", int, float)
 
@@ -36,6 +41,35 @@ class Refusal(click.ClickException):
 
     def __init__(self, message: str) -> None:
         super().__init__(hide_password(printable(" ".join(message.split()), MOST_REFUSAL)))
+
+
+class Commands(click.Group):
+    """A group of commands that says in a sentence when its own output cannot be written.
+
+    A terminal that lacks a letter shows ``?`` in its place.
+    """
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a command; see :meth:`click.Group.main`."""
+        if isinstance(sys.stdout, TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as error:
+            # Errors of files have their names; a broken pipe is click's.
+            if error.filename is not None or error.errno not in _UNWRITTEN:
+                raise
+            click.echo(f"Error: the output cannot be written: {error.strerror}", err=True)
+            _give_up_output()
+            sys.exit(Refusal.exit_code)
+
+
+def _give_up_output() -> None:
+    """Let the rest of the output go nowhere, so that the end of Python does not try again."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def json_option(command: F) -> F:
@@ -105,6 +139,21 @@ def check_parent(path: Path) -> None:
     except OSError as error:
         raise Refusal(
             f"the folder of {path} cannot be written ({error.strerror}): give another path"
+        ) from None
+
+
+def temporary_folder(prefix: str) -> Path:
+    """A new folder in the temporary one.
+
+    Raises:
+        Refusal: if there is no temporary folder that can be written.
+    """
+    try:
+        return Path(mkdtemp(prefix=prefix))
+    except OSError as error:
+        raise Refusal(
+            f"no temporary folder can be written ({error.strerror}): "
+            f"set TMPDIR to a folder that has room"
         ) from None
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from vllm_nfp import measure
-from vllm_nfp.cli.common import Refusal, check_output, json_option, parse_list, write_or_keep
+from vllm_nfp.cli.common import (
+    Refusal,
+    check_output,
+    json_option,
+    parse_list,
+    temporary_folder,
+    write_or_keep,
+)
 from vllm_nfp.cli.profile_table import print_profile
 from vllm_nfp.config import (
     ConfigError,
@@ -152,7 +158,7 @@ def _engine_args(text: str) -> dict[str, Any]:
 
 
 def _run(settings: measure.Settings, quiet: bool) -> Profile:
-    folder = Path(tempfile.mkdtemp(prefix="vllm-nfp-log-"))  # left behind where the log is named
+    folder = temporary_folder("vllm-nfp-log-")  # left behind where the log is named
     console = Console(stderr=True, quiet=quiet)
     columns = (
         TextColumn("{task.description}"),
