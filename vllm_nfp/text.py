@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 def duration(seconds: float) -> str:
     """A time with three digits and the unit that suits it."""
@@ -29,3 +31,15 @@ def printable(text: str, most: int = MOST_SHOWN) -> str:
     """Foreign text for a terminal: no control characters, and at most so many characters."""
     shown = text if len(text) <= most else f"{text[:most]}..."
     return "".join(letter if letter.isprintable() else "?" for letter in shown)
+
+
+_NOT_PLAIN = re.compile(
+    r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""Control characters but for the newline, those that turn the direction of text or end a line, and
+halves of surrogate pairs."""
+
+
+def plain(text: str) -> str:
+    """Foreign text of any length, with ``?`` in place of what steers a terminal or a page."""
+    return _NOT_PLAIN.sub("?", text)

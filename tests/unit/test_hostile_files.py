@@ -64,6 +64,7 @@ from vllm_nfp.profile import (
     Device,
     Environment,
     ModelShape,
+    Profile,
     ProfileError,
     load_profile,
     profile_of,
@@ -686,3 +687,95 @@ def test_the_doctor_finds_that_there_is_no_temporary_folder(
     assert finding.status is doctor.Status.BROKEN
     assert "No usable temporary directory" in finding.found
     assert "TMPDIR" in finding.advice
+
+
+# What others wrote, shown
+
+
+NAMES = {
+    "escapes": "\x1b[2J\x1b]0;title\x07",
+    "another direction": "\u202egnp.exe\u2066",
+    "lines": "a\r\nb\x85c\u2028d",
+    "markup of the terminal": "[/bold][link=http://evil]x[/link]",
+    "markup of a page": "</title></style><script>alert(1)</script>\"'><img src=x onerror=alert(1)>",
+    "template": "{{ 7 * 7 }}{% raw %}",
+    "long": "a" * 5000,
+    "nothing": "",
+}
+STEERING = "\x1b\x07\r\x85\u2028\u202e\u2066"
+
+
+def named(value: Any, name: str) -> Any:
+    """The same with each text replaced that says nothing to a reader of the file."""
+    if isinstance(value, dict):
+        kept = ("kind", "module", "state", "type")
+        return {k: v if k in kept else named(v, name) for k, v in value.items()}
+    if isinstance(value, list):
+        return [named(entry, name) for entry in value]
+    return name if isinstance(value, str) else value
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+def test_names_in_a_profile_cannot_steer_a_terminal_or_a_page(
+    name: str, tmp_path: Path, dense_profile: Profile
+) -> None:
+    values = named(dense_profile.to_dict(), name)
+    values["run"] |= {"skipped_cells": {name: name}, "state": "disabled", "probes": {name: 1}}
+    path, page = tmp_path / "p.json", tmp_path / "p.html"
+    path.write_text(json.dumps(values))
+    save_profile(tmp_path / "q.json", dense_profile)
+    for words in (
+        ["compare", str(path), str(tmp_path / "q.json")],
+        ["recommend", str(path), "--acceptance", "0.8"],
+        ["report", str(path), "-o", str(page)],
+    ):
+        result = CliRunner().invoke(main, words)
+        assert result.exit_code == 0, result.output
+        assert not set(STEERING) & set(result.output), words
+    text = page.read_text()
+    assert not set(STEERING) & set(text)
+    assert "<script" not in text and "<img" not in text
+    if "{{" in name:
+        assert "{{ 7 * 7 }}" in text
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+def test_names_in_a_hardware_file_cannot_steer_a_terminal(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "h.json"
+    write_hardware_file(path, target_of("H100-SXM"))
+    values = json.loads(path.read_text())
+    values["hardware"]["name"] = values["calibration"]["source"] = name
+    path.write_text(json.dumps(values))
+    for words in (
+        ["predict", "{model}", "--hardware", str(path)],
+        ["predict", "{model}", "--hardware", str(path), "--explain"],
+        ["calibrate", "--from-samples", "{samples}", "--hardware", str(path), "-o", "{out}"],
+    ):
+        folder = tmp_path / f"{len(words)}"
+        folder.mkdir()
+        result = CliRunner().invoke(main, given_words(folder, words, folder / "out.json"))
+        assert result.exit_code in (0, 2), result.output
+        assert not set(STEERING) & set(result.output), words
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("environment", "cudagraph_capture_sizes", list(range(1, 100_000))),
+        ("environment", "attention_backends", ["x"] * 100_000),
+        ("run", "skipped_cells", {f"B={i}": "x" for i in range(100_000)}),
+        ("run", "probes", {f"x{i}": i for i in range(100_000)}),
+        ("probe", "batch_sizes", list(range(1, 100_000))),
+        ("probe", "epsilons", [i * 1e-6 for i in range(1, 100_000)]),
+    ],
+)
+def test_a_list_that_would_fill_a_page_is_refused(
+    section: str, field: str, value: object, tmp_path: Path
+) -> None:
+    path = tmp_path / "p.json"
+    _write_profile(path)
+    values = json.loads(path.read_text())
+    values[section][field] = value
+    path.write_text(json.dumps(values))
+    with pytest.raises(ProfileError, match=f"{field} holds more than 4096 entries"):
+        load_profile(path)

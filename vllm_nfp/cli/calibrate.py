@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
@@ -33,6 +32,7 @@ from vllm_nfp.cli.common import (
     temporary_folder,
     write_or_keep,
 )
+from vllm_nfp.cli.terminal import Console
 from vllm_nfp.principle.calibration import Calibration, default_calibration
 from vllm_nfp.principle.hardware import HardwareError, match_device
 from vllm_nfp.principle.hardware_file import Target, target_of, write_hardware_file

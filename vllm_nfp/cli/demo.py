@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from vllm_nfp import demo, scrape
 from vllm_nfp.cli.common import Refusal, temporary_folder
 from vllm_nfp.cli.prepare_cpu import repair_cpu
 from vllm_nfp.cli.table import print_table
+from vllm_nfp.cli.terminal import Console
 
 MOST_ROUNDS = 6
 """Rounds of requests on a machine that is slow to give an estimate."""

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from vllm_nfp.cli.common import Refusal, json_option
+from vllm_nfp.cli.terminal import Console
 
 STYLES = {"ok": "green", "warning": "yellow", "broken": "bold red", "unknown": "dim"}
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from vllm_nfp import measure
@@ -23,6 +22,7 @@ from vllm_nfp.cli.common import (
     write_or_keep,
 )
 from vllm_nfp.cli.profile_table import print_profile
+from vllm_nfp.cli.terminal import Console
 from vllm_nfp.config import (
     ConfigError,
     ProbeConfig,

@@ -15,12 +15,12 @@ import urllib.parse
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from vllm_nfp import demo
 from vllm_nfp.cli.common import Refusal
 from vllm_nfp.cli.prepare_cpu import repair_cpu
+from vllm_nfp.cli.terminal import Console
 from vllm_nfp.dashboards.export import ExportError, source_folder
 from vllm_nfp.dashboards.prometheus import (
     Prometheus,

@@ -12,7 +12,7 @@ from vllm_nfp import __version__
 from vllm_nfp.draft import DraftChoice, best_draft_length
 from vllm_nfp.metrics.snapshot import BoundaryRow, CurveRow, LayerTimeRow, PredictionRow
 from vllm_nfp.profile import MODULES, CellKey, Profile
-from vllm_nfp.text import duration
+from vllm_nfp.text import duration, plain
 from vllm_nfp.typed_json import write_whole
 
 ACCEPTANCES = (0.5, 0.7, 0.9)
@@ -179,9 +179,16 @@ def _template() -> Any:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_plain,
     )
     environment.filters["duration"] = duration
     return environment.get_template("report.html.j2")
+
+
+def _plain(value: object) -> object:
+    """A value for the page; escaping alone lets control characters through."""
+    # Markup is our own; what others wrote into a profile is text.
+    return plain(value) if type(value) is str else value
 
 
 def _boundaries(profile: Profile, epsilon: float) -> dict[CellKey, BoundaryRow]:
