@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
 from tempfile import NamedTemporaryFile, mkdtemp
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 
@@ -46,7 +47,8 @@ class Refusal(click.ClickException):
 class Commands(click.Group):
     """A group of commands that says in a sentence when its own output cannot be written.
 
-    A terminal that lacks a letter shows ``?`` in its place.
+    A terminal that lacks a letter shows ``?`` in its place. SIGTERM and SIGHUP (a terminal that is
+    closed) end a command as Ctrl-C does: what it has started ends with it.
     """
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
@@ -54,7 +56,8 @@ class Commands(click.Group):
         if isinstance(sys.stdout, TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")
         try:
-            return super().main(*args, **kwargs)
+            with _orderly_end():
+                return super().main(*args, **kwargs)
         except OSError as error:
             # Errors of files have their names; a broken pipe is click's.
             if error.filename is not None or error.errno not in _UNWRITTEN:
@@ -62,6 +65,28 @@ class Commands(click.Group):
             click.echo(f"Error: the output cannot be written: {error.strerror}", err=True)
             _give_up_output()
             sys.exit(Refusal.exit_code)
+
+
+@contextmanager
+def _orderly_end() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the command through its own cleaning up."""
+    changed = []
+    with suppress(ValueError):  # not the main thread: signals are its owner's
+        for sign in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(sign) is signal.SIG_DFL:  # nohup ignores SIGHUP
+                signal.signal(sign, _end_orderly)
+                changed.append(sign)
+    try:
+        yield
+    finally:
+        for sign in changed:
+            signal.signal(sign, signal.SIG_DFL)
+
+
+def _end_orderly(sign: int, _: object) -> NoReturn:
+    # A second one must not cut short what the first lets run.
+    signal.signal(sign, signal.SIG_IGN)
+    raise SystemExit(128 + sign)
 
 
 def _give_up_output() -> None:
