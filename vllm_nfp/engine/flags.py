@@ -179,7 +179,13 @@ def publish_settings(config: ProbeConfig, by_files: bool = True) -> ProbeConfig:
     versions.require_supported()
     if config.output_dir is not None:
         check_writable_folder("--nfp-output-dir", config.output_dir)
-    run_dir = make_run_folder() if by_files else None
+    try:
+        run_dir = make_run_folder() if by_files else None
+    except OSError as error:
+        raise ConfigError(
+            f"no temporary folder can be written ({error.strerror}): set TMPDIR to a folder that "
+            f"has room"
+        ) from None
     values = {name: getattr(config, name) for name in ProbeConfig.__dataclass_fields__}
     ready = ProbeConfig(**{**values, "run_dir": run_dir})
     os.environ[ENV_VAR] = ready.to_json()
@@ -215,6 +221,11 @@ def switch_on(args: argparse.Namespace) -> None:
         if config.draft_control:
             control_speculation(args)
         publish_settings(config, _by_files(config, args))
+        if getattr(args, "headless", False) and config.output_dir is None:
+            logger.warning(
+                "vllm-nfp: --headless serves no /metrics, and those of the head show its own "
+                "engines alone: add --nfp-output-dir to keep what is measured here"
+            )
     except ConfigError as error:
         print(f"vllm serve: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
