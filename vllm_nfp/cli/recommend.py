@@ -22,6 +22,7 @@ from vllm_nfp.draft.acceptance import Acceptance, AcceptanceError, constant, fro
 from vllm_nfp.draft.recommend import Recommendation, RecommendError, recommend, server_version
 from vllm_nfp.draft.schedule import (
     DEFAULT_SLACK,
+    LARGEST_DRAFT_COST,
     LARGEST_DRAFT_LENGTH,
     DraftCost,
     ScheduleRow,
@@ -416,7 +417,8 @@ def _cost(method: str, seconds: float | None, share: float | None) -> DraftCost:
         return DraftCost(seconds_per_token=seconds or 0.0, share_per_token=share or 0.0)
     except ValueError:
         flag, value = ("--draft-share", share) if seconds is None else ("--draft-cost", seconds)
-        raise Refusal(f"{flag} must be 0 or more, not {value:g}") from None
+        most = f"at most {LARGEST_DRAFT_COST:g}" if (value or 0) > 0 else "0 or more"
+        raise Refusal(f"{flag} must be {most}, not {value:g}") from None
 
 
 def _vllm_version(source: Source) -> str | None:
