@@ -354,7 +354,7 @@ def ask_vllm(question: Question, command: Sequence[str] = EXAMINE) -> Answer:
         )
     except subprocess.TimeoutExpired:
         return Answer({}, f"vLLM did not answer within {LIMIT_SECONDS:g} s")
-    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    last = _last_words(done.stderr)
     if done.returncode == BAD_FLAGS:
         raise BadQuestionError(last.removeprefix("vllm serve: error: "))
     if done.returncode:
@@ -368,6 +368,13 @@ def ask_vllm(question: Question, command: Sequence[str] = EXAMINE) -> Answer:
         return Answer(json.loads(done.stdout.strip().splitlines()[-1]))
     except (ValueError, LookupError):
         return Answer({}, f"vLLM gave no answer that can be read: {done.stdout[-200:]!r}")
+
+
+def _last_words(text: str) -> str:
+    """The line of an error that says most: the last one, but for pydantic's link to its pages."""
+    lines = [line.strip() for line in text.splitlines()]
+    told = [line for line in lines if line and not line.startswith("For further information visit")]
+    return told[-1] if told else "no message"
 
 
 def _import(answer: Answer) -> Finding:
