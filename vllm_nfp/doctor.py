@@ -138,7 +138,7 @@ def diagnose(question: Question, ask: Callable[[Question], Answer] | None = None
     ]
     if question.output_dir is not None:
         findings.append(_folder("output folder", question.output_dir))
-    findings.append(_folder("temporary folder", tempfile.gettempdir()))
+    findings.append(_temporary_folder())
     mode = Mode(answer.values.get("mode", versions.decide(version).mode))
     return Diagnosis(tuple(findings), mode)
 
@@ -324,6 +324,15 @@ def _folder(name: str, folder: str) -> Finding:
     return Finding(name, Status.OK, f"{folder} can be written")
 
 
+def _temporary_folder() -> Finding:
+    name = "temporary folder"
+    try:
+        folder = tempfile.gettempdir()
+    except OSError as error:
+        return Finding(name, Status.BROKEN, str(error), "set TMPDIR to a folder that has room")
+    return _folder(name, folder)
+
+
 # What vLLM tells
 
 
@@ -358,7 +367,7 @@ def ask_vllm(question: Question, command: Sequence[str] = EXAMINE) -> Answer:
         )
     except subprocess.TimeoutExpired:
         return Answer({}, f"vLLM did not answer within {LIMIT_SECONDS:g} s")
-    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    last = _last_words(done.stderr)
     if done.returncode == BAD_FLAGS:
         raise BadQuestionError(last.removeprefix("vllm serve: error: "))
     if done.returncode:
@@ -372,6 +381,13 @@ def ask_vllm(question: Question, command: Sequence[str] = EXAMINE) -> Answer:
         return Answer(json.loads(done.stdout.strip().splitlines()[-1]))
     except (ValueError, LookupError):
         return Answer({}, f"vLLM gave no answer that can be read: {done.stdout[-200:]!r}")
+
+
+def _last_words(text: str) -> str:
+    """The line of an error that says most: the last one, but for pydantic's link to its pages."""
+    lines = [line.strip() for line in text.splitlines()]
+    told = [line for line in lines if line and not line.startswith("For further information visit")]
+    return told[-1] if told else "no message"
 
 
 def _import(answer: Answer) -> Finding:

@@ -46,6 +46,9 @@ Table = Literal["boundaries", "curves", "predictions", "layer_times"]
 CellKey = tuple[str, int, int]
 """(module, batch size, context)"""
 
+MOST_ENTRIES = 4096
+"""Longest list beside the tables: a page or a terminal shows it whole. vLLM captures some hundred
+CUDA graphs, and a probe has at most 256 cells."""
 _LARGEST_COUNT = 1 << 32
 _DAMAGED = "it is no profile as vllm-nfp writes it: give another file, or measure again"
 _MODULE_SET = frozenset(MODULES)
@@ -98,6 +101,7 @@ class Environment:
         # Later than year 9999 no calendar has a date for it.
         if not 0.0 <= self.date_unix_seconds < 2.5e11:
             raise ValueError(f"date_unix_seconds {self.date_unix_seconds:g} is no date")
+        _check_lengths(self, "attention_backends", "cudagraph_capture_sizes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +150,7 @@ class ProbeSettings:
             values: Sequence[float] = getattr(self, name)
             if not values or any(a >= b for a, b in itertools.pairwise(values)) or values[0] <= 0:
                 raise ValueError(f"{name} must be ascending and above 0")
+        _check_lengths(self, "epsilons", "batch_sizes", "contexts", "positions")
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +174,9 @@ class Run:
     graph_bytes: int = 0
     skipped_cells: Mapping[str, str] = field(default_factory=dict)
     """Cells that could not be probed, as "B=32 L=16384", and why."""
+
+    def __post_init__(self) -> None:
+        _check_lengths(self, "probes", "skipped_cells")
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,6 +368,12 @@ def profile_from_dict(values: Mapping[str, Any], where: str = "the profile") -> 
         return decode(Profile, dict(values), where)
     except TypedJsonError as error:
         raise ProfileError(f"{error}; {_DAMAGED}") from None
+
+
+def _check_lengths(values: object, *names: str) -> None:
+    for name in names:
+        if len(getattr(values, name)) > MOST_ENTRIES:
+            raise ValueError(f"{name} holds more than {MOST_ENTRIES} entries")
 
 
 def _check_curve_row(row: CurveRow) -> None:

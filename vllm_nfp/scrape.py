@@ -6,7 +6,6 @@ import http.client
 import math
 import re
 import time
-import urllib.request
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from io import StringIO
 
 from vllm_nfp.config import MOST_BATCH_SIZES, MOST_CONTEXTS, MOST_EPSILONS, MOST_POSITION_COUNTS
 from vllm_nfp.text import printable
+from vllm_nfp.web import UrlError, metrics_address, open_url
 
 TIMEOUT_SECONDS = 10.0
 """Longest wait for a part of an answer."""
@@ -94,10 +94,10 @@ def fetch(url: str, timeout_seconds: float = TIMEOUT_SECONDS) -> str:
     Raises:
         ScrapeError: if the server does not answer, or with nothing that can be read.
     """
-    address = url.rstrip("/")
-    if not address.startswith(("http://", "https://")):
-        raise ScrapeError(f"{url!r} is no URL: give one like http://localhost:8000")
-    address = address if address.endswith("/metrics") else f"{address}/metrics"
+    try:
+        address = metrics_address(url)
+    except UrlError as error:
+        raise ScrapeError(str(error)) from None
     try:
         raw = get(address, timeout_seconds, MAX_BYTES + 1)
     except _UnpackError as error:
@@ -124,7 +124,7 @@ def get(address: str, timeout_seconds: float, most_bytes: int) -> bytes:
     end = deadline(timeout_seconds)
     received = bytearray()
     try:
-        with urllib.request.urlopen(address, timeout=timeout_seconds) as answer:
+        with open_url(address, timeout_seconds, end) as answer:
             encoding = answer.headers.get("Content-Encoding", "")
             while len(received) < most_bytes:
                 # The timeout holds for one packet: a server that drips would never reach it.

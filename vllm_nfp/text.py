@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -28,9 +29,9 @@ def label(text: str) -> str:
     return text[:MOST_LABEL].encode("utf-8", "replace").decode()
 
 
-def printable(text: str) -> str:
-    """Foreign text for a terminal: no control characters, and of bounded length."""
-    shown = text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+def printable(text: str, most: int = MOST_SHOWN) -> str:
+    """Foreign text for a terminal: no control characters, and at most so many characters."""
+    shown = text if len(text) <= most else f"{text[:most]}..."
     return "".join(letter if letter.isprintable() else "?" for letter in shown)
 
 
@@ -64,3 +65,15 @@ def hint(given: str, known: Iterable[str]) -> str:
     """The nearest known name in brackets, for a refusal; empty if none is near."""
     name = nearest_name(given, known)
     return "" if name is None else f" (did you mean {name}?)"
+
+
+_NOT_PLAIN = re.compile(
+    r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""Control characters but for the newline, those that turn the direction of text or end a line, and
+halves of surrogate pairs."""
+
+
+def harmless(text: str) -> str:
+    """Foreign text of any length, with ``?`` in place of what steers a terminal or a page."""
+    return _NOT_PLAIN.sub("?", text)

@@ -254,11 +254,36 @@ def open_to_append(path: Path) -> TextIO:
     return os.fdopen(descriptor, "a", encoding="utf-8")
 
 
+def check_replaceable(path: Path, folder: int | None = None) -> None:
+    """Prove that nothing but a regular file, or a link to none or one, would be replaced.
+
+    Args:
+        folder: descriptor of the folder that ``path``, a bare name, lies in.
+
+    Raises:
+        OSError: if there is something else, or the path is none of a file.
+    """
+    if not path.name:
+        raise OSError(errno.EINVAL, "it names no file", str(path))
+    try:
+        mode = os.stat(path, dir_fd=folder).st_mode
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP):  # nothing there, or behind a link
+            raise
+        return
+    except ValueError:
+        raise OSError(errno.EINVAL, "its name holds a null character", str(path)) from None
+    if not stat.S_ISREG(mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+        raise OSError(errno.EINVAL, f"it is {what}", str(path))
+
+
 def write_whole(path: Path, content: str | bytes, folder: int | None = None) -> None:
     """Replace a file whole: a reader sees the old content or the new, and never half of it.
 
     Nothing that is there is written through: a symbolic link at ``path`` is replaced, and the
-    temporary file beside it is a new one, whatever others may have put into the folder.
+    temporary file beside it is a new one, whatever others may have put into the folder. A pipe, a
+    device or a socket stays: root could replace ``/dev/null`` for the whole machine.
 
     Args:
         folder: descriptor of the folder that ``path``, a bare name, lies in.
@@ -266,6 +291,7 @@ def write_whole(path: Path, content: str | bytes, folder: int | None = None) -> 
     Raises:
         OSError: if it cannot be written; the old file is then as it was.
     """
+    check_replaceable(path, folder)
     temporary = path.with_name(f".nfp-{secrets.token_hex(8)}.tmp")
 
     def opener(name: str, flags: int) -> int:

@@ -15,7 +15,6 @@ import urllib.parse
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from dashboards.local_stack.prometheus import (
@@ -27,6 +26,7 @@ from dashboards.local_stack.prometheus import (
 from vllm_nfp import demo
 from vllm_nfp.cli.common import Refusal
 from vllm_nfp.cli.prepare_cpu import repair_cpu
+from vllm_nfp.cli.terminal import Console
 from vllm_nfp.dashboards.export import ExportError, source_folder
 
 DRAFTS = {

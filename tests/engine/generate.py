@@ -1,6 +1,6 @@
 """Run as a program: generate with a real vLLM engine and print what came out, as JSON.
 
-    generate.py MODEL OUT.json chunked|seeded|graphs
+    generate.py MODEL OUT.json chunked|seeded|graphs|narrow
 
 The probe is on if the environment carries its settings. Requests share prefixes, are longer than
 a step's token limit, and are all there before the first step (the engine runs in this process: in
@@ -10,6 +10,7 @@ same batches each time and every difference is the probe's.
 Two modes, since vLLM 0.32 on a CPU fails on its own when a request with a seed meets a prompt that
 is read in chunks ("CPU Generator does not use offset"): "chunked" samples from the engine's one
 generator, which a probe that drew from it would shift; "seeded" gives requests their own seeds.
+"narrow" is the latter in bfloat16 with a KV cache of 8 bits, whose bytes hold more in each.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ def by_transformers(model: Path, wanted: list[list[int]], tokens: int) -> list[l
     return outputs
 
 
+SEEDED = ("seeded", "narrow")
 GRAPHS: dict[str, Any] = {
     # FULL graphs, but nothing compiled, which would take most of the test's time.
     "compilation_config": {
@@ -73,7 +75,8 @@ def main(model: str, out: str, mode: str) -> None:
         enforce_eager=mode != "graphs",
         max_model_len=512,
         max_num_seqs=24,  # a full server leaves nothing for probes
-        dtype="bfloat16" if mode == "graphs" else "float32",
+        dtype="bfloat16" if mode in ("graphs", "narrow") else "float32",
+        kv_cache_dtype="fp8" if mode == "narrow" else "auto",
         max_num_batched_tokens=64 if mode == "chunked" else 2048,
         enable_prefix_caching=True,
         enable_chunked_prefill=True,
@@ -86,7 +89,7 @@ def main(model: str, out: str, mode: str) -> None:
         SamplingParams(temperature=0.0, **common)
         if i % 2 == 0
         else SamplingParams(
-            temperature=0.9, top_p=0.9, seed=100 + i if mode == "seeded" else None, **common
+            temperature=0.9, top_p=0.9, seed=100 + i if mode in SEEDED else None, **common
         )
         for i in range(len(requests))
     ]

@@ -38,6 +38,8 @@ def generate(
         ("dense_model", "chunked"),
         pytest.param("dense_model", "seeded", marks=pytest.mark.thorough),
         ("moe_model", "seeded"),
+        ("sliding_model", "narrow"),
+        pytest.param("latent_model", "seeded", marks=pytest.mark.thorough),
     ],
 )
 def test_tokens_and_logprobs_do_not_change(

@@ -232,6 +232,20 @@ def test_a_model_that_vllm_cannot_read_is_told_from_a_vllm_that_is_broken(tmp_pa
     assert (answer.values, answer.error) == ({}, "OSError: libcuda")
 
 
+def test_what_vllm_cannot_serve_is_told_in_its_words_and_not_by_a_link(tmp_path: Path) -> None:
+    """Pydantic, which checks vLLM's configuration, ends each error with a link to its own pages."""
+    refuse = """
+import sys, json, pydantic
+class ModelConfig(pydantic.BaseModel):
+    layers: int
+if json.loads(sys.argv[1])["model"]:
+    ModelConfig(layers="no number")
+print("{}")
+"""
+    with pytest.raises(BadQuestionError, match="vLLM cannot serve m: Input should be a valid int"):
+        doctor.ask_vllm(Question(Path("m")), program(tmp_path, refuse))
+
+
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
     monkeypatch.setattr(doctor, "ask_vllm", lambda question: Answer(BASE))
     return CliRunner().invoke(main, ["doctor", *arguments])

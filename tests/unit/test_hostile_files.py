@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import errno
 import gzip
 import json
 import os
 import re
 import socket
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,6 +24,7 @@ from conftest import DENSE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from vllm_nfp import doctor
 from vllm_nfp.calibrate.points import (
     Curve,
     Kernel,
@@ -62,6 +66,7 @@ from vllm_nfp.profile import (
     Device,
     Environment,
     ModelShape,
+    Profile,
     ProfileError,
     load_profile,
     profile_of,
@@ -460,3 +465,330 @@ def test_a_name_as_long_as_the_system_allows_can_be_written(tmp_path: Path) -> N
     path = tmp_path / ("n" * 255)
     write_whole(path, "x")
     assert read_bytes(path, 10) == b"x"
+
+
+# Where results are written
+
+
+OUTPUTS = {
+    "report": ["report", "{profile}", "-o", "{out}"],
+    "plot": ["predict", "{model}", "--hardware", "H100-SXM", "--plot", "{out}"],
+    "calibrate": ["calibrate", "--from-samples", "{samples}", "--hardware", "H100-SXM", "--force",
+                  "-o", "{out}"],
+    "measure": ["measure", "{model}", "-o", "{out}"],
+}  # fmt: skip
+OCCUPIED = {
+    "fifo": "it is no regular file",
+    "socket": "it is no regular file",
+    "device": "it is no regular file",
+    "link to a fifo": "it is no regular file",
+    "link to a folder": "is a directory",
+    "folder": "is a directory",
+    "a name too long": "File name too long",
+    "beside nothing": "does not exist",
+    "under a file": "does not exist",
+    "no name": "names no file",
+}
+
+
+def occupied(folder: Path, name: str, ending: str) -> Path:
+    """A path where no result may be put; what is there must stay."""
+    path = folder / f"out{ending}"
+    if name == "fifo":
+        os.mkfifo(path)
+    elif name == "socket":
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+    elif name == "device":  # not the device itself: root could really replace it
+        path.symlink_to("/dev/null")
+    elif name == "link to a fifo":
+        os.mkfifo(folder / "pipe")
+        path.symlink_to(folder / "pipe")
+    elif name == "link to a folder":
+        path.symlink_to(folder)
+    elif name == "folder":
+        path.mkdir()
+    elif name == "a name too long":
+        return folder / ("n" * 300 + ending)
+    elif name == "beside nothing":
+        return folder / "none" / path.name
+    elif name == "under a file":
+        return folder / "config.json" / path.name
+    else:
+        return Path()
+    return path
+
+
+def given_words(folder: Path, words: list[str], out: Path | str) -> list[str]:
+    (folder / "config.json").write_text(json.dumps(DENSE))
+    _write_profile(folder / "profile.json")
+    (folder / "samples").mkdir()
+    _write_samples(folder / "samples" / "m.jsonl")
+    places = {"profile": folder / "profile.json", "model": folder, "samples": folder / "samples"}
+    return [word.format(**places, out=out) for word in words]
+
+
+@pytest.mark.parametrize("name", OCCUPIED)
+@pytest.mark.parametrize("words", OUTPUTS.values(), ids=OUTPUTS)
+def test_a_result_replaces_nothing_but_a_file(
+    words: list[str], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vllm_nfp.cli.measure._run", lambda *_, **__: pytest.fail("it measured"))
+    (tmp_path / "config.json").write_text("")
+    out = occupied(tmp_path, name, ".svg" if words[0] == "predict" else ".x")
+    before = os.path.lexists(out) and os.lstat(out)
+    command = given_words(tmp_path, words, "" if name == "no name" else out)
+    if words[0] == "predict" and name == "no name":
+        command[-1] = "x/.."  # a plot's ending is looked at first
+        (tmp_path / "x").mkdir()
+        monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 2, result.output
+    assert OCCUPIED[name] in result.stderr or "is a directory" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("Error: ")
+    assert (os.path.lexists(out) and os.lstat(out)) == before or name == "no name"
+    assert not list(tmp_path.glob("**/.nfp-*"))
+
+
+@pytest.mark.parametrize("name", ["fifo", "socket", "device", "link to a fifo"])
+def test_no_file_takes_the_place_of_a_pipe_or_a_device(name: str, tmp_path: Path) -> None:
+    """As root it would be replaced for the whole machine."""
+    out = occupied(tmp_path, name, "")
+    before = os.lstat(out)
+    with pytest.raises(OSError, match="it is no regular file"):
+        write_whole(out, "x")
+    assert os.lstat(out) == before
+    assert {entry.name for entry in tmp_path.iterdir()} <= {"out", "pipe"}
+
+
+@pytest.mark.parametrize("way", ["itself", "a link to it", "it through a link", "a hard link"])
+def test_a_report_does_not_replace_its_profile(way: str, tmp_path: Path) -> None:
+    profile = tmp_path / "profile.json"
+    _write_profile(profile)
+    content = profile.read_bytes()
+    out = tmp_path / "out"
+    if way == "itself":
+        out = tmp_path / "." / "profile.json"
+    elif way == "a link to it":
+        out.symlink_to(profile)
+    elif way == "it through a link":
+        (tmp_path / "folder").symlink_to(tmp_path)
+        out = tmp_path / "folder" / "profile.json"
+    else:
+        out.hardlink_to(profile)
+    result = CliRunner().invoke(main, ["report", str(profile), "-o", str(out)])
+    assert result.exit_code == 2
+    assert result.stderr == f"Error: {out} is the input, which is kept: give another path\n"
+    assert profile.read_bytes() == out.read_bytes() == content
+
+
+def test_measuring_does_not_replace_the_models_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vllm_nfp.cli.measure._run", lambda *_, **__: pytest.fail("it measured"))
+    words = given_words(tmp_path, OUTPUTS["measure"], tmp_path / "config.json")
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 2
+    assert "is the input, which is kept" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["measure", "calibrate"])
+def test_what_took_long_to_find_is_kept_where_its_folder_is_gone(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, temporary = tmp_path / "out", tmp_path / "tmp"
+    folder.mkdir()
+    temporary.mkdir()
+    words = given_words(tmp_path, OUTPUTS[command], folder / "result.json")
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    profile = load_profile(tmp_path / "profile.json")
+
+    def work(*_: object, **__: object) -> object:
+        folder.rmdir()
+        return profile
+
+    from vllm_nfp.cli import calibrate as command_module
+
+    fit = command_module._fit
+    monkeypatch.setattr("vllm_nfp.cli.measure._run", work)
+    monkeypatch.setattr(command_module, "_fit", lambda *args: (work(), fit(*args))[1])
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 2
+    (kept,) = temporary.glob("*/result.json")
+    assert f"cannot be written: No such file or directory; the result is kept in {kept}" in (
+        result.stderr
+    )
+    assert load_profile(kept) == profile if command == "measure" else read_hardware_file(kept)
+
+
+def test_a_folder_of_work_that_was_removed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write_profile(tmp_path / "profile.json")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here").rmdir()
+    result = CliRunner().invoke(main, ["report", str(tmp_path / "profile.json")])
+    assert result.exit_code == 2, result.output
+    assert "report.html cannot be written (No such file or directory)" in result.stderr
+
+
+def test_a_large_file_in_the_way_of_a_dashboard_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "prometheus.yml").touch()
+    os.truncate(tmp_path / "prometheus.yml", 20 << 30)
+    tracemalloc.start()
+    try:
+        result = CliRunner().invoke(main, ["dashboards", "export", str(tmp_path)])
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
+    assert result.exit_code == 2
+    assert "is there and differs" in result.stderr
+
+
+# Standard output, and the temporary folder
+
+
+def run_cli(words: list[str], **changes: Any) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **changes.pop("env", {})}
+    return subprocess.run(
+        [sys.executable, "-m", "vllm_nfp.cli", *words], stdin=subprocess.DEVNULL, check=False,
+        stderr=subprocess.PIPE, text=True, timeout=60, env=environment, **changes,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("words", [["--version"], ["predict", "{model}", "--hardware", "H100-SXM"]])
+def test_output_that_cannot_be_written_is_one_sentence(words: list[str], tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = run_cli(given_words(tmp_path, words, ""), stdout=full)
+    assert done.stderr == "Error: the output cannot be written: No space left on device\n"
+    assert done.returncode == 2
+
+
+def test_a_terminal_without_greek_letters_shows_the_rest(tmp_path: Path) -> None:
+    words = ["predict", "{model}", "--hardware", "H100-SXM", "--explain"]
+    done = run_cli(given_words(tmp_path, words, ""), stdout=subprocess.PIPE,
+                   env={"PYTHONIOENCODING": "ascii"})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert " ?s " in done.stdout, "microseconds"
+
+
+@pytest.mark.parametrize("words", [OUTPUTS["measure"], ["demo"], ["calibrate", "--trial"]])
+def test_no_temporary_folder_is_one_sentence(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> str:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/x")
+
+    monkeypatch.setattr("vllm_nfp.cli.common.mkdtemp", full)
+    result = CliRunner().invoke(main, given_words(tmp_path, words, tmp_path / "out"))
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "Error: no temporary folder can be written (No space left on device): set TMPDIR to a "
+        "folder that has room\n"
+    )
+
+
+def test_the_doctor_finds_that_there_is_no_temporary_folder(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr("vllm_nfp.doctor.tempfile.gettempdir", none)
+    finding = doctor._temporary_folder()
+    assert finding.status is doctor.Status.BROKEN
+    assert "No usable temporary directory" in finding.found
+    assert "TMPDIR" in finding.advice
+
+
+# What others wrote, shown
+
+
+NAMES = {
+    "escapes": "\x1b[2J\x1b]0;title\x07",
+    "another direction": "\u202egnp.exe\u2066",
+    "lines": "a\r\nb\x85c\u2028d",
+    "markup of the terminal": "[/bold][link=http://evil]x[/link]",
+    "markup of a page": "</title></style><script>alert(1)</script>\"'><img src=x onerror=alert(1)>",
+    "template": "{{ 7 * 7 }}{% raw %}",
+    "long": "a" * 5000,
+    "nothing": "",
+}
+STEERING = "\x1b\x07\r\x85\u2028\u202e\u2066"
+
+
+def named(value: Any, name: str) -> Any:
+    """The same with each text replaced that says nothing to a reader of the file."""
+    if isinstance(value, dict):
+        kept = ("kind", "module", "state", "type")
+        return {k: v if k in kept else named(v, name) for k, v in value.items()}
+    if isinstance(value, list):
+        return [named(entry, name) for entry in value]
+    return name if isinstance(value, str) else value
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+def test_names_in_a_profile_cannot_steer_a_terminal_or_a_page(
+    name: str, tmp_path: Path, dense_profile: Profile
+) -> None:
+    values = named(dense_profile.to_dict(), name)
+    values["run"] |= {"skipped_cells": {name: name}, "state": "disabled", "probes": {name: 1}}
+    path, page = tmp_path / "p.json", tmp_path / "p.html"
+    path.write_text(json.dumps(values))
+    save_profile(tmp_path / "q.json", dense_profile)
+    for words in (
+        ["compare", str(path), str(tmp_path / "q.json")],
+        ["recommend", str(path), "--acceptance", "0.8"],
+        ["report", str(path), "-o", str(page)],
+    ):
+        result = CliRunner().invoke(main, words)
+        assert result.exit_code == 0, result.output
+        assert not set(STEERING) & set(result.output), words
+    text = page.read_text()
+    assert not set(STEERING) & set(text)
+    assert "<script" not in text and "<img" not in text
+    if "{{" in name:
+        assert "{{ 7 * 7 }}" in text
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+def test_names_in_a_hardware_file_cannot_steer_a_terminal(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "h.json"
+    write_hardware_file(path, target_of("H100-SXM"))
+    values = json.loads(path.read_text())
+    values["hardware"]["name"] = values["calibration"]["source"] = name
+    path.write_text(json.dumps(values))
+    for words in (
+        ["predict", "{model}", "--hardware", str(path)],
+        ["predict", "{model}", "--hardware", str(path), "--explain"],
+        ["calibrate", "--from-samples", "{samples}", "--hardware", str(path), "-o", "{out}"],
+    ):
+        folder = tmp_path / f"{len(words)}"
+        folder.mkdir()
+        result = CliRunner().invoke(main, given_words(folder, words, folder / "out.json"))
+        assert result.exit_code in (0, 2), result.output
+        assert not set(STEERING) & set(result.output), words
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("environment", "cudagraph_capture_sizes", list(range(1, 100_000))),
+        ("environment", "attention_backends", ["x"] * 100_000),
+        ("run", "skipped_cells", {f"B={i}": "x" for i in range(100_000)}),
+        ("run", "probes", {f"x{i}": i for i in range(100_000)}),
+        ("probe", "batch_sizes", list(range(1, 100_000))),
+        ("probe", "epsilons", [i * 1e-6 for i in range(1, 100_000)]),
+    ],
+)
+def test_a_list_that_would_fill_a_page_is_refused(
+    section: str, field: str, value: object, tmp_path: Path
+) -> None:
+    path = tmp_path / "p.json"
+    _write_profile(path)
+    values = json.loads(path.read_text())
+    values[section][field] = value
+    path.write_text(json.dumps(values))
+    with pytest.raises(ProfileError, match=f"{field} holds more than 4096 entries"):
+        load_profile(path)

@@ -12,9 +12,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import StringIO
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from conftest import DENSE
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
@@ -26,6 +28,7 @@ from vllm_nfp.cli import main
 from vllm_nfp.draft.recommend import server_version
 from vllm_nfp.draft.sources import COUNTERS, SourceError, from_samples, live_acceptance
 from vllm_nfp.metrics.collector import families_of
+from vllm_nfp.web import UrlError, metrics_address
 
 
 def exposition(*snapshots: object) -> str:
@@ -64,6 +67,16 @@ def read_everything(text: str) -> None:
         from_samples(samples, "the server")
     with suppress(SourceError):
         live_acceptance(samples)
+
+
+SECRET_URLS = [
+    "http://user:hunter2@127.0.0.1:1",
+    "http://user:a/hunter2@127.0.0.1:1",
+    "http://user:a@hunter2@127.0.0.1:1",
+    "https://:hunter2@127.0.0.1:1/metrics",
+    "user:hunter2@127.0.0.1:1",
+    "ftp://user:hunter2@127.0.0.1:1",
+]
 
 
 def test_a_good_scrape_is_read() -> None:
@@ -410,6 +423,126 @@ def test_unpacking_ends_with_the_time_for_the_answer(monkeypatch: pytest.MonkeyP
     """Members that hold nothing grow no output that a bound could stop."""
     with pytest.raises(OSError, match="took too long"):
         scrape._unpacked(gzip.compress(b"") * 1000, "", 1 << 20, time.monotonic() - 1.0)
+
+
+def without_end(head: bytes, again: bytes, pause: float = 0.05) -> Answer:
+    """The same bytes again and again, until the client has gone or should have."""
+
+    def answer(connection: socket.socket) -> None:
+        connection.sendall(head)
+        end = time.monotonic() + 15
+        while time.monotonic() < end:
+            connection.sendall(again)
+            time.sleep(pause)
+
+    return answer
+
+
+def redirects_late(connection: socket.socket) -> None:
+    time.sleep(0.25)
+    place = b"/metrics?%d" % time.monotonic_ns()
+    connection.sendall(
+        b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: " + place + b"\r\n\r\n"
+    )
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+ENDLESS = {
+    "status": without_end(b"HTTP/1.1 200 O", b"K"),
+    "header": without_end(b"HTTP/1.1 200 OK\r\nX: ", b"x"),
+    "headers": without_end(b"HTTP/1.1 200 OK\r\n", b"X: x\r\n", 0.2),
+    "interim answers": without_end(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 100, 0.0),
+    "body": without_end(b"HTTP/1.1 200 OK\r\n\r\n", b"#"),
+    "chunks": without_end(CHUNKED, b"1\r\n#\r\n"),
+    "size of a chunk": without_end(CHUNKED + b"1;", b"x"),
+    "trailers": without_end(CHUNKED + b"0\r\n", b"X: x\r\n"),
+    "many trailers": without_end(CHUNKED + b"0\r\n", b"X: x\r\n" * 1000, 0.0),
+    "error's headers": without_end(b"HTTP/1.1 500 Oops\r\nX: ", b"x"),
+    "redirections": redirects_late,
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("answer", ENDLESS.values(), ids=ENDLESS)
+def test_no_part_of_an_answer_is_read_without_end(answer: Answer) -> None:
+    """Each packet comes before the socket's own timeout, which then begins anew."""
+    with serving(answer) as url:
+        begun = time.monotonic()
+        with pytest.raises(scrape.ScrapeError, match=r"did not end within 1\.2 s|timed out"):
+            scrape.fetch(url, timeout_seconds=0.4)
+        assert 0.8 < time.monotonic() - begun < 5
+
+
+ADDRESSES = {
+    "http://h": "http://h/metrics",
+    "HTTP://h:1/": "http://h:1/metrics",
+    "https://[::1]:8000/metrics/": "https://[::1]:8000/metrics",
+    "http://h/behind/a/proxy": "http://h/behind/a/proxy/metrics",
+}
+
+
+@pytest.mark.parametrize(("url", "address"), ADDRESSES.items())
+def test_the_address_of_the_metrics_is_made_from_that_of_the_server(url: str, address: str) -> None:
+    assert metrics_address(url) == address
+
+
+NO_ADDRESSES = [
+    "", "h:8000", "ftp://h", "file:///etc/passwd", "http://", "http:///metrics", "http://:8000",
+    "http://[::1", "http://h:x", "http://h:99999", "http://h:-1", "http://h:0",
+    " http://h", "http://h\r\nX: y", "http://h/\x1b[31m", "http://h/a b", "http://h?token=hunter2", "http://h/metrics#hunter2",
+    "http://" + "h" * 100_000 + ":x",
+    *SECRET_URLS,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("url", NO_ADDRESSES, ids=lambda url: f"{url[:40]!r}")
+def test_what_is_no_address_is_refused_before_anything_is_sent(url: str) -> None:
+    with pytest.raises(UrlError) as refusal:
+        metrics_address(url)
+    sentence = str(refusal.value)
+    assert "hunter2" not in sentence
+    assert sentence.isprintable() and len(sentence) < 600
+    assert "leave it out" in sentence or "give one like http://localhost:8000" in sentence
+
+
+@pytest.mark.parametrize("url", SECRET_URLS)
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["table", "{}"],
+        ["watch", "{}", "--once"],
+        ["recommend", "{}", "--acceptance", "0.8"],
+        ["recommend", "{}", "--acceptance", "0.8", "--batch-sizes", "1"],
+        ["recommend", "--predicted", "{m}", "--hardware", "H100-SXM", "--acceptance-from", "{}"],
+        ["report", "{}"],
+        ["compare", "{}", "{}"],
+        ["predict", "{}", "--hardware", "H100-SXM"],
+        ["predict", "{m}", "--hardware", "{}"],
+        ["calibrate", "--from-samples", "{}"],
+    ],
+    ids=" ".join,
+)
+def test_no_password_in_a_url_is_shown(command: list[str], url: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(DENSE))
+    words = [word.format(url, m=tmp_path) for word in command]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 2
+    assert "hunter2" not in result.output
+    assert result.stderr.splitlines()[-1].startswith("Error: ")
+
+
+def test_no_server_leads_to_another_kind_of_server() -> None:
+    """An FTP server would be asked, at whatever address the first one likes."""
+    with socket.create_server(("127.0.0.1", 0)) as ftp:
+        ftp.settimeout(0.5)
+        place = b"ftp://127.0.0.1:%d/metrics" % ftp.getsockname()[1]
+        with (
+            serving(says(b"HTTP/1.1 302 Found\r\nLocation: " + place + b"\r\n\r\n")) as url,
+            pytest.raises(scrape.ScrapeError, match="a redirection to 'ftp://"),
+        ):
+            scrape.fetch(url, timeout_seconds=1.0)
+        with pytest.raises(TimeoutError):
+            ftp.accept()
 
 
 def test_the_file_that_a_server_redirects_to_is_not_read() -> None:

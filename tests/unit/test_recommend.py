@@ -249,6 +249,8 @@ def test_a_head_that_loses_everywhere_is_warned_of_and_gives_no_settings(
         (["--acceptance", "0.5", "--acceptance-rates", "0.5"], "give one of --acceptance"),
         (["--acceptance", "0.5", "--draft-method", "mtp"], "needs the cost of a draft step"),
         (["--acceptance", "0.5", "--draft-cost", "-1"], "--draft-cost must be 0 or more, not -1"),
+        (["--acceptance", "0.5", "--draft-cost", "1e308"], "--draft-cost must be at most 1e+06"),
+        (["--acceptance", "0.5", "--draft-share", "1e308"], "--draft-share must be at most 1e+06"),
         (
             ["--acceptance", "0.5", "--draft-cost", "1", "--draft-share", "1"],
             "give --draft-cost or --draft-share, not both",

@@ -5,16 +5,15 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import os
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
@@ -25,7 +24,15 @@ from vllm_nfp.calibrate.memory import group, needed_bytes
 from vllm_nfp.calibrate.plans import REFERENCE, TRIAL, ModelPlan, choose
 from vllm_nfp.calibrate.points import KernelSamples, SampleError, read_samples
 from vllm_nfp.calibrate.run import Failure, Outcome, Progress, run_plans
-from vllm_nfp.cli.common import Refusal, check_output, json_option
+from vllm_nfp.cli.common import (
+    Refusal,
+    check_output,
+    check_parent,
+    json_option,
+    temporary_folder,
+    write_or_keep,
+)
+from vllm_nfp.cli.terminal import Console
 from vllm_nfp.principle.calibration import Calibration, default_calibration
 from vllm_nfp.principle.hardware import HardwareError, match_device
 from vllm_nfp.principle.hardware_file import Target, target_of, write_hardware_file
@@ -188,7 +195,7 @@ def _file_name(device: str) -> str:
 
 
 def _check_free(path: Path, force: bool) -> None:
-    if path.exists() and not force:
+    if os.path.lexists(path) and not force:
         raise Refusal(f"{path} exists: give another file with -o, or --force to replace it")
 
 
@@ -200,7 +207,7 @@ def _sample_files(folder: Path) -> list[Path]:
 
 
 def _read_folder(folder: Path) -> tuple[KernelSamples, ...]:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise Refusal(f"--from-samples: there is no folder {folder}")
     files = _sample_files(folder)
     if not files:
@@ -232,7 +239,7 @@ def _measure(
     groups, notes = _grouped(plans, gpu, target)
     if keep is not None:
         _check_keep(keep, force)
-    folder = keep or Path(tempfile.mkdtemp(prefix="vllm-nfp-calibrate-"))
+    folder = keep or temporary_folder("vllm-nfp-calibrate-")
     failures: tuple[Failure, ...] = ()
     try:
         outcome = _run(groups, folder, console)
@@ -247,8 +254,8 @@ def _measure(
 
 
 def _check_keep(keep: Path, force: bool) -> None:
-    check_output(keep)
-    if keep.exists() and _sample_files(keep) and not force:
+    check_parent(keep)
+    if os.path.isdir(keep) and _sample_files(keep) and not force:
         raise Refusal(f"--samples {keep} holds samples: give another folder, or --force")
 
 
@@ -328,10 +335,7 @@ def _marked(result: FitResult) -> FitResult:
 
 def _write(path: Path, result: FitResult, force: bool) -> None:
     _check_free(path, force)
-    try:
-        write_hardware_file(path, result.target)
-    except OSError as error:
-        raise Refusal(f"{path} cannot be written: {error.strerror}") from None
+    write_or_keep(path, lambda place: write_hardware_file(place, result.target))
 
 
 def _constants(calibration: Calibration, part: str) -> Mapping[str, object]:

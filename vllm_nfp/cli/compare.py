@@ -8,10 +8,10 @@ from pathlib import Path
 
 import click
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from vllm_nfp.cli.common import Refusal, json_option, read_profile
+from vllm_nfp.cli.terminal import Console
 from vllm_nfp.compare import (
     CHANCE_SHARE,
     CompareError,

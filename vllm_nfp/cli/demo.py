@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from vllm_nfp import demo, scrape
-from vllm_nfp.cli.common import Refusal
+from vllm_nfp.cli.common import Refusal, temporary_folder
 from vllm_nfp.cli.prepare_cpu import repair_cpu
 from vllm_nfp.cli.table import print_table
+from vllm_nfp.cli.terminal import Console
 
 MOST_ROUNDS = 6
 """Rounds of requests on a machine that is slow to give an estimate."""
@@ -34,7 +33,7 @@ MOST_ROUNDS = 6
 def demo_command(seconds: float, folder: Path | None) -> None:
     """Serve a small model with the probe, send requests, print what its /metrics say."""
     console = Console()
-    folder = folder or Path(tempfile.mkdtemp(prefix="vllm-nfp-demo-"))
+    folder = folder or temporary_folder("vllm-nfp-demo-")
     try:
         repair_cpu(console)
         _run_demo(console, demo.Settings(folder, seconds))

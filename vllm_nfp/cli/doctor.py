@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from vllm_nfp.cli.common import Refusal, json_option
+from vllm_nfp.cli.terminal import Console
 
 STYLES = {"ok": "green", "warning": "yellow", "broken": "bold red", "unknown": "dim"}
 
@@ -43,7 +44,7 @@ def doctor_command(
 
     if flags and model is None:
         raise Refusal(f"{flags[0]!r:.60} is a flag for a model: give --model FOLDER with it")
-    if model is not None and not (model / "config.json").is_file():
+    if model is not None and not os.path.isfile(model / "config.json"):
         raise Refusal(f"{model} holds no config.json: give the folder of a model")
     try:
         diagnosis = doctor.diagnose(doctor.Question(model, flags, output_dir))

@@ -8,8 +8,10 @@ from typing import Any
 
 import click
 
+from vllm_nfp.cli.common import Commands
 
-class LazyGroup(click.Group):
+
+class LazyGroup(Commands):
     """Commands by name, each ``NAME_command`` in the module ``vllm_nfp.cli.NAME``.
 
     ``--help`` and each command load what they need and no library of another command's.

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from vllm_nfp import measure
-from vllm_nfp.cli.common import Refusal, check_output, json_option, parse_list
+from vllm_nfp.cli.common import (
+    Refusal,
+    check_output,
+    json_option,
+    parse_list,
+    temporary_folder,
+    write_or_keep,
+)
 from vllm_nfp.cli.profile_table import print_profile
+from vllm_nfp.cli.terminal import Console
 from vllm_nfp.config import (
     ConfigError,
     ProbeConfig,
@@ -110,8 +117,8 @@ def measure_command(
         "startup_seconds": seconds,
         **({} if layers is None else {"sampled_layers": layers}),
     }
-    check_output(output)
-    if _looks_like_path(model) and not Path(model).exists():
+    check_output(output, Path(model, "config.json"))
+    if _looks_like_path(model) and not os.path.exists(model):
         raise Refusal(f"there is no model folder {model}: give one that exists, or a model's name")
     try:
         probe = config_from_mapping({**_further(nfp_config, values), **values})
@@ -119,10 +126,7 @@ def measure_command(
         profile = _run(settings, quiet=as_json)
     except (ConfigError, measure.MeasureError) as error:
         raise Refusal(str(error)) from None
-    try:
-        save_profile(output, profile)
-    except OSError as error:
-        raise Refusal(f"{output} cannot be written: {error.strerror}") from None
+    write_or_keep(output, lambda path: save_profile(path, profile))
     if as_json:
         click.echo(json.dumps(profile.to_dict()))
         return
@@ -154,7 +158,7 @@ def _engine_args(text: str) -> dict[str, Any]:
 
 
 def _run(settings: measure.Settings, quiet: bool) -> Profile:
-    folder = Path(tempfile.mkdtemp(prefix="vllm-nfp-log-"))  # left behind where the log is named
+    folder = temporary_folder("vllm-nfp-log-")  # left behind where the log is named
     console = Console(stderr=True, quiet=quiet)
     columns = (
         TextColumn("{task.description}"),

@@ -111,7 +111,7 @@ def predict_command(
         raise Refusal("--explain is for people and has no JSON: give it or --json, not both")
     try:
         if plot is not None:
-            _check_plot(plot)
+            _check_plot(plot, model, hardware)
         found = predict(
             model,
             hardware,
@@ -151,10 +151,10 @@ def _capture_sizes(text: str | None) -> tuple[int, ...] | None:
     return () if text == "none" else parse_list(text, int, "--cudagraph-capture-sizes")
 
 
-def _check_plot(path: Path) -> None:
+def _check_plot(path: Path, *inputs: str) -> None:
     from vllm_nfp.report.prediction_plot import check_plot
 
-    check_output(path)
+    check_output(path, *map(Path, inputs))
     check_plot(path)
 
 

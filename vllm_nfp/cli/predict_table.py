@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from vllm_nfp.cli.terminal import Console
 from vllm_nfp.explain import NEGLIGIBLE, UNPREDICTED, Explanation, Line
 from vllm_nfp.prediction import Predictions
 from vllm_nfp.principle.predict import Row

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import click
-from rich.console import Console
 
 from vllm_nfp import cpu_setup
 from vllm_nfp.cli.common import Refusal
+from vllm_nfp.cli.terminal import Console
 
 
 @click.command("prepare-cpu")

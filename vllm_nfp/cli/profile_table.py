@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
+from vllm_nfp.cli.terminal import Console
 from vllm_nfp.metrics.snapshot import MODULES, BoundaryRow
 from vllm_nfp.profile import Profile
 

@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
 from vllm_nfp import scrape
 from vllm_nfp.cli.common import NameChoice, Refusal, json_option, parse_list, read_profile
 from vllm_nfp.cli.recommend_table import print_lengths, size_range
+from vllm_nfp.cli.terminal import Console
 from vllm_nfp.draft import sources
 from vllm_nfp.draft.acceptance import Acceptance, AcceptanceError, constant, from_rates
 from vllm_nfp.draft.recommend import Recommendation, RecommendError, recommend, server_version
 from vllm_nfp.draft.schedule import (
     DEFAULT_SLACK,
+    LARGEST_DRAFT_COST,
     LARGEST_DRAFT_LENGTH,
     DraftCost,
     ScheduleRow,
@@ -262,7 +263,7 @@ def _with_flags(text: str) -> str:
 
 def _measured(source: str) -> tuple[Source, tuple[str, ...], tuple[scrape.Samples, ...]]:
     """Step times, what to know of them, and the server's metrics, if it is one."""
-    if not source.startswith(_URLS):
+    if not source.lower().startswith(_URLS):
         if not source or (_ADDRESS.match(source) and not os.path.exists(source)):
             raise Refusal(
                 f"{source!r:.80} is no file and no URL: give a profile.json, or a server as in "
@@ -415,7 +416,8 @@ def _cost(method: str, seconds: float | None, share: float | None) -> DraftCost:
         return DraftCost(seconds_per_token=seconds or 0.0, share_per_token=share or 0.0)
     except ValueError:
         flag, value = ("--draft-share", share) if seconds is None else ("--draft-cost", seconds)
-        raise Refusal(f"{flag} must be 0 or more, not {value:g}") from None
+        most = f"at most {LARGEST_DRAFT_COST:g}" if (value or 0) > 0 else "0 or more"
+        raise Refusal(f"{flag} must be {most}, not {value:g}") from None
 
 
 def _vllm_version(source: Source) -> str | None:

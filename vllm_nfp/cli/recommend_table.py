@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
+from vllm_nfp.cli.terminal import Console
 from vllm_nfp.draft.recommend import Recommendation
 from vllm_nfp.draft.schedule import ScheduleRow
 

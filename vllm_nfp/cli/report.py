@@ -25,7 +25,7 @@ def report_command(profile: Path, output: Path, epsilon: float | None, as_json: 
     """Draw PROFILE: one HTML file that needs no network and no script."""
     from vllm_nfp import report
 
-    check_output(output)
+    check_output(output, profile)
     try:
         report.write_report(output, read_profile(profile), epsilon)
     except report.ReportError as error:

@@ -11,11 +11,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import click
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.live import Live
 
 from vllm_nfp import scrape, watch
 from vllm_nfp.cli.common import Refusal, json_option
+from vllm_nfp.cli.terminal import Console
 
 FETCH_LIMIT_SECONDS = 5.0
 

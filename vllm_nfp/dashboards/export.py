@@ -61,7 +61,7 @@ def export(folder: Path, force: bool = False) -> Exported:
             "written; remove the link, or give another folder"
         )
     try:
-        unchanged = {name for name, new in contents.items() if _read(folder / name) == new}
+        unchanged = {name for name, new in contents.items() if _holds(folder / name, new)}
         differing = [
             name for name in contents if name not in unchanged and os.path.lexists(folder / name)
         ]
@@ -86,8 +86,8 @@ def _is_within(folder: Path, path: Path) -> bool:
     return path.parent.resolve().is_relative_to(folder.resolve())
 
 
-def _read(path: Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None
+def _holds(path: Path, content: bytes) -> bool:
+    return path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
 
 
 def _replace(path: Path, content: bytes) -> None:

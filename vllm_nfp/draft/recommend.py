@@ -165,7 +165,7 @@ def source_of(source: StepTimes) -> Source:
         return source
     if isinstance(source, Profile):
         return sources.from_profile(source)
-    if isinstance(source, str) and source.startswith(("http://", "https://")):
+    if isinstance(source, str) and source.lower().startswith(("http://", "https://")):
         end = scrape.deadline()
         samples = scrape.read_samples(scrape.fetch(source), end=end)
         return sources.from_samples(samples, source, server_version(source))

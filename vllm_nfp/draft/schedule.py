@@ -19,6 +19,8 @@ Basis = Literal["measured", "between", "unknown"]
 """Whether the batch sizes of a row were measured, lie between measured ones, or beyond them."""
 
 LARGEST_DRAFT_LENGTH = 512
+LARGEST_DRAFT_COST = 1e6
+"""Seconds, or steps without drafts: far beyond any drafter, and sums of such costs stay finite."""
 DEFAULT_SLACK = 0.01
 """Goodput, as a share, that is given up for a shorter draft: it costs less memory and sampling,
 which the curve does not hold, and differences this small are within the noise of most runs."""
@@ -33,7 +35,7 @@ class DraftCost:
     the first draft of longer ones, counts as one drafted token (vLLM 0.32, both runners).
 
     Raises:
-        ValueError: for a cost below 0.
+        ValueError: for a cost below 0 or above :data:`LARGEST_DRAFT_COST`.
     """
 
     seconds_once: float = 0.0
@@ -48,6 +50,10 @@ class DraftCost:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0.0):
                 raise ValueError(f"a draft's cost must be 0 or more, not {value:g} ({name})")
+            if value > LARGEST_DRAFT_COST:
+                raise ValueError(
+                    f"a draft's cost must be at most {LARGEST_DRAFT_COST:g}, not {value:g} ({name})"
+                )
 
     def ratio(self, draft_length: int, seconds_at_one: float) -> float:
         """t_draft(K) / t(1)."""

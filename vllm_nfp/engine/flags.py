@@ -222,8 +222,9 @@ def _run_folder() -> str:
         return make_run_folder()
     except OSError as error:
         raise ConfigError(
-            f"--nfp-probe hands its results on in a directory of its own, and none can be made "
-            f"({error.strerror or error}): set TMPDIR to a directory that this user may write"
+            f"--nfp-probe needs a temporary directory, and none can be written "
+            f"({error.strerror or error}): set TMPDIR to a directory with room that this user may "
+            f"write"
         ) from None
 
 
@@ -264,6 +265,11 @@ def switch_on(args: argparse.Namespace) -> None:
         setattr(args, _PUBLISHED, True)
         if ready.off_reason is not None:
             _stay_off(ready, args, ready.off_reason)
+        elif getattr(args, "headless", False) and config.output_dir is None:
+            logger.warning(
+                "vllm-nfp: --headless serves no /metrics, and those of the head show its own "
+                "engines alone: add --nfp-output-dir to keep what is measured here"
+            )
     except ConfigError as error:
         print(f"vllm serve: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -15,7 +15,7 @@ from vllm_nfp.draft.recommend import recommend
 from vllm_nfp.draft.sources import SourceError
 from vllm_nfp.metrics.snapshot import MODULES, BoundaryRow, LayerTimeRow, PredictionRow
 from vllm_nfp.profile import CellKey, Profile
-from vllm_nfp.text import duration
+from vllm_nfp.text import duration, harmless
 from vllm_nfp.typed_json import write_whole
 
 ACCEPTANCES = (0.5, 0.7, 0.9)
@@ -195,9 +195,16 @@ def _template() -> Any:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_plain,
     )
     environment.filters["duration"] = duration
     return environment.get_template("report.html.j2")
+
+
+def _plain(value: object) -> object:
+    """A value for the page; escaping alone lets control characters through."""
+    # Markup is our own; what others wrote into a profile is text.
+    return harmless(value) if type(value) is str else value
 
 
 def _boundaries(profile: Profile, epsilon: float) -> dict[CellKey, BoundaryRow]:

@@ -1,0 +1,57 @@
+"""What the flags of ``vllm serve`` lead to on a machine that is not as they want it."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from vllm_nfp.config import ENV_VAR
+
+pytest.importorskip("vllm")
+
+from vllm_nfp.engine import flags
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(ENV_VAR, "")
+    monkeypatch.setattr("vllm_nfp.run_folder.tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("vllm_nfp.run_folder.atexit.register", lambda call: None)
+
+
+def test_no_temporary_folder_ends_the_start_with_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No traceback, whatever vLLM would say."""
+
+    def full(*_: object, **__: object) -> str:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("vllm_nfp.run_folder.tempfile.mkdtemp", full)
+    with pytest.raises(SystemExit) as end:
+        flags.switch_on(argparse.Namespace(nfp_probe=True))
+    assert end.value.code == 2
+    assert capsys.readouterr().err == (
+        "vllm serve: error: --nfp-probe needs a temporary directory, and none can be written (No "
+        "space left on device): set TMPDIR to a directory with room that this user may write\n"
+    )
+    assert not os.environ.get(ENV_VAR)
+
+
+@pytest.mark.parametrize(
+    ("headless", "kept", "told"),
+    [(True, False, True), (True, True, False), (False, False, False)],
+)
+def test_a_headless_process_says_that_nobody_sees_its_results(
+    headless: bool, kept: bool, told: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = str(tmp_path / "out") if kept else None
+    with caplog.at_level(logging.WARNING, "vllm.nfp"):
+        flags.switch_on(argparse.Namespace(nfp_probe=True, headless=headless, nfp_output_dir=out))
+    assert os.environ[ENV_VAR], "the probe is off"
+    assert ("add --nfp-output-dir" in caplog.text) is told

@@ -1,0 +1,25 @@
+"""The console of the commands: foreign text that it shows cannot steer the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import rich.console
+from rich.console import ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+from vllm_nfp.text import harmless
+
+
+class Console(rich.console.Console):
+    """Shows ``?`` in place of control characters, which names in files and servers may hold.
+
+    Rich passes an escape character on. Its own control codes are no text and stay.
+    """
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """The segments of what is to be shown; see :meth:`rich.console.Console.render`."""
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else harmless(text), style, control)
