@@ -100,7 +100,11 @@ class _Received(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int | None:
         self._connection.settimeout(self._patience.left())
-        count: int | None = self._file.readinto(buffer)
+        try:
+            count: int | None = self._file.readinto(buffer)
+        except TimeoutError:
+            self._patience.left()  # which of the two limits it was
+            raise
         return count
 
     def close(self) -> None:
