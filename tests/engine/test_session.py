@@ -485,6 +485,15 @@ def test_a_kv_cache_that_a_probe_changes_disables_it(
     assert generate(llm) == expected
 
 
+FEW_SHAPES = {"batch_sizes": [1, 4], "contexts": [32], "max_positions": 4}
+
+
+def spend_at_once(session: Any) -> None:
+    """Let pairs run without waiting until steps have paid for them."""
+    if session.active:
+        session._prober.budget.earn(100.0)
+
+
 class Writer:
     """An attention backend that writes to the KV cache in some runs: a fake, around real ones.
 
@@ -526,10 +535,10 @@ class Writer:
             block.copy_(words.view(block.dtype).view(block.shape))
 
 
-def swap_two(words: Any) -> None:
-    """Two values change places, which a sum over all values cannot tell."""
-    assert words[1] != words[5]
-    words[[1, 5]] = words[[5, 1]]
+def exchange(words: Any) -> None:
+    """Three values change places, in turn, which a sum over all values cannot tell."""
+    assert words[1] != words[5] != words[9]
+    words[[1, 5, 9]] = words[[5, 9, 1]]
 
 
 def change_one(words: Any) -> None:
@@ -555,10 +564,10 @@ def lively_cache(worker: Any) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("when", "write", "served"),
     [
-        pytest.param(lambda *_: True, swap_two, False, id="two values swapped"),
+        pytest.param(lambda *_: True, exchange, False, id="values exchanged"),
         pytest.param(lambda b, n, *_: n == 1, change_one, False, id="one position alone"),
         pytest.param(lambda b, n, *_: (b, n) == (4, 2), change_one, True, id="one larger shape"),
-        pytest.param(lambda b, n, *_: n == 4, swap_two, True, id="a few positions, swapped"),
+        pytest.param(lambda b, n, *_: n == 4, exchange, True, id="a few positions, exchanged"),
     ],
 )
 def test_a_backend_that_writes_in_some_runs_alone_disables_the_probe(
@@ -568,11 +577,13 @@ def test_a_backend_that_writes_in_some_runs_alone_disables_the_probe(
     """Whatever runs is proven: at the start, or around its first run between real steps."""
     writer = Writer(worker, monkeypatch, when, write)
     # Without time to warm up, runs of other shapes come while serving.
-    session = start(capture_seconds=0.0, startup_seconds=0.0) if served else start()
+    seconds = {"capture_seconds": 0.0, "startup_seconds": 0.0} if served else {}
+    session = start(**seconds, **FEW_SHAPES)
     for _ in range(20):
         if not session.active:
             break
-        generate(llm, tokens=96)
+        spend_at_once(session)
+        generate(llm)
     assert writer.writes, "nothing was written"
     assert not session.active, "a probe that writes to the KV cache goes on"
     left = snapshot(tmp_path)
@@ -633,13 +644,15 @@ def test_a_backend_that_writes_in_captured_graphs_alone_disables_the_probe(
     place = SimpleNamespace(pool=None, stream=None, shared=False)
     monkeypatch.setattr(module, "own_place", lambda *_: place)
     monkeypatch.setattr(FakeGraph, "replays", 0)
-    FakeGraph.writer = writer = Writer(worker, monkeypatch, when, swap_two)
-    session = start(startup_seconds=0.5 if smallest else 0.0, capture_seconds=30.0)
+    FakeGraph.writer = writer = Writer(worker, monkeypatch, when, exchange)
+    seconds = 0.5 if smallest else 0.0
+    session = start(startup_seconds=seconds, capture_seconds=30.0, **FEW_SHAPES)
     assert session.active or smallest, "found at the start what ran in serving alone"
     for _ in range(40):
         if not session.active:
             break
-        generate(llm, tokens=96)
+        spend_at_once(session)
+        generate(llm)
     assert FakeGraph.replays, "no graph ran"
     assert writer.writes and not session.active
     assert "changed the KV cache" in snapshot(tmp_path).reason

@@ -174,7 +174,7 @@ class Forward:
         rows, live = batch.placement.padded_tokens, self._buffers.tensors
         if self._kept is None or len(self._kept[0]) < rows:
             sizes = self._view.vllm_config.compilation_config.cudagraph_capture_sizes or ()
-            most = max(rows, *sizes)
+            most = max((rows, *sizes))
             self._kept = [torch.empty_like(buffer[:most]) for buffer in live]
         own = (batch.input_ids, batch.positions, *(batch.slots for _ in self._buffers.slots))
         _copy_rows(live, self._kept, rows)
