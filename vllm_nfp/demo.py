@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_nfp.plugin_list import with_plugin
+from vllm_nfp.typed_json import TypedJsonError, check_replaceable, read_bytes, write_whole
 
 SMALL_MODEL = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -66,10 +67,24 @@ class Settings:
 
 
 def make_model(folder: Path) -> Path:
-    """Write the small model's config.json; weights are made up by vLLM's dummy loader."""
+    """Write the small model's config.json; weights are made up by vLLM's dummy loader.
+
+    Raises:
+        DemoError: if the folder holds another model's.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(SMALL_MODEL, indent=1), encoding="utf-8")
+    path, text = folder / "config.json", json.dumps(SMALL_MODEL, indent=1)
+    if os.path.lexists(path) and not _holds(path, text):
+        raise DemoError(f"{path} is there and is another model's: give another --folder")
+    write_whole(path, text)
     return folder
+
+
+def _holds(path: Path, text: str) -> bool:
+    try:
+        return read_bytes(path, len(text)) == text.encode()
+    except TypedJsonError:  # it is longer
+        return False
 
 
 def serve_command(settings: Settings, model: Path, port: int, on_gpu: bool) -> list[str]:
@@ -122,7 +137,9 @@ def running_server(
         **with_plugin(os.environ),
         **(extra or {}),
     }
-    with log_path.open("wb") as log:
+    check_replaceable(log_path)
+    log_path.unlink(missing_ok=True)
+    with log_path.open("xb") as log:
         process = subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )

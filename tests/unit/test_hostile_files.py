@@ -24,7 +24,7 @@ from conftest import DENSE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vllm_nfp import doctor
+from vllm_nfp import demo, doctor
 from vllm_nfp.calibrate.points import (
     Curve,
     Kernel,
@@ -792,3 +792,45 @@ def test_a_list_that_would_fill_a_page_is_refused(
     path.write_text(json.dumps(values))
     with pytest.raises(ProfileError, match=f"{field} holds more than 4096 entries"):
         load_profile(path)
+
+
+@pytest.mark.parametrize("what", ["another model", "a longer file", "a folder", "a fifo"])
+def test_the_demo_leaves_the_models_of_others_alone(what: str, tmp_path: Path) -> None:
+    path = tmp_path / "model" / "config.json"
+    path.parent.mkdir()
+    if what == "a folder":
+        path.mkdir()
+    elif what == "a fifo":
+        os.mkfifo(path)
+    else:
+        path.write_text("{}" if what == "another model" else "{}" * 1000)
+    before = os.lstat(path)
+    result = CliRunner().invoke(main, ["demo", "--folder", str(tmp_path)])
+    assert result.exit_code == 2, result.output
+    assert str(path) in result.stderr
+    assert os.lstat(path) == before
+
+
+def test_the_demo_takes_its_own_folder_again(tmp_path: Path) -> None:
+    for _ in range(2):
+        assert (demo.make_model(tmp_path / "model") / "config.json").is_file()
+
+
+def test_a_log_is_not_written_through_a_link_and_into_no_pipe(tmp_path: Path) -> None:
+    victim, log = tmp_path / "victim", tmp_path / "server.log"
+    victim.write_text("precious")
+    log.symlink_to(victim)
+    command = [sys.executable, "-c", "print('last words')"]
+    with (
+        pytest.raises(demo.DemoError, match="last words"),
+        demo.running_server(command, log, demo.free_port()),
+    ):
+        pass
+    assert victim.read_text() == "precious"
+    log.unlink()
+    os.mkfifo(log)
+    with (
+        pytest.raises(OSError, match="it is no regular file"),
+        demo.running_server(command, log, demo.free_port()),
+    ):
+        pass
