@@ -37,7 +37,8 @@ _FIELDS = (
 _REASONS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")
 """Why clocks are held down, a bit mask: the name since driver 535, and the one before it."""
 COMMIT_VARIABLE = "NFP_BENCH_COMMIT"
-"""Names the commit on a host that has the files but no git: a hash, with ``-dirty`` if changed."""
+"""Names the commit on a host that has the files but not their history: a hash, with ``-dirty`` if
+tracked files differ from it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +111,14 @@ def record() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The checkout's commit from git, else what :data:`COMMIT_VARIABLE` says; None without both."""
+    """What :data:`COMMIT_VARIABLE` says, else the checkout's commit from git; None without both."""
+    told = os.environ.get(COMMIT_VARIABLE)
+    if told:
+        return told
     root = Path(__file__).resolve().parents[1]
     head = _git(root, "rev-parse", "HEAD")
     if head is None:
-        return os.environ.get(COMMIT_VARIABLE) or None
+        return None
     changed = _git(root, "status", "--porcelain", "--untracked-files=no")
     return head if changed == "" else f"{head}-dirty"
 

@@ -2,11 +2,12 @@
 
     python -m benchmarks.graph_memory --shape qwen3-8b --layers 36 --out DIR
 
-Two engines, without and with the probe, each alone on a GPU where there are two, else one after the
-other: same weights, same requests. Writes graph-memory-<shape>.json: GPU memory in use and the
-reserve of PyTorch at the end of each, the probe's own account, its sentences in the log, and
-whether tokens and log-probabilities are the same while probes run, and graphs are captured, ahead
-of every few steps.
+Three engines: without the probe, once more without it, and with it. All have the same weights, the
+same requests and the same compiled code: the first fills the compile cache, and the other two then
+run side by side where there are two GPUs. Writes graph-memory-<shape>.json: GPU memory in use and
+the reserve of PyTorch at the end of each, the probe's own account, its sentences in the log,
+whether vLLM repeats itself without the probe, and whether tokens and log-probabilities are the same
+while probes run, and graphs are captured, ahead of every few steps.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ SHARED = {
 """Ahead of every few steps something runs in the pool: a pair, or the capture of what it needs."""
 BATCHES = (8, 1, 32, 8, 20, 3)
 """Requests of each round; their prompts are of several lengths."""
+SIDES = ("off", "again", "on")
 
 
 def work(model: str, out: str, on_gpu: bool) -> None:
@@ -81,9 +83,19 @@ def _answer(output: Any) -> list[tuple[int, float]]:
     ]
 
 
+def first_difference(one: Any, other: Any) -> list[int] | None:
+    """(round, request, place) of the first token or log-probability that differs; None if none."""
+    for number, (requests, others) in enumerate(zip(one, other, strict=True)):
+        for place, (answer, another) in enumerate(zip(requests, others, strict=True)):
+            for step, (entry, its) in enumerate(zip(answer, another, strict=True)):
+                if entry != its:
+                    return [number, place, step]
+    return None
+
+
 def start(side: str, model: Path, folder: Path, out: Path, gpu: int | None) -> Any:
     """The engine of one side as a process of its own."""
-    extra = {"VLLM_CACHE_ROOT": str(folder / f"cache-{side}")}
+    extra = {"VLLM_CACHE_ROOT": str(folder / "cache")}
     if gpu is not None:
         extra["CUDA_VISIBLE_DEVICES"] = str(gpu)
     if side == "on":
@@ -122,9 +134,9 @@ def main(shape: str, layers: int | None, worker: tuple[str, str] | None, out: Pa
         folder = Path(name)
         model = shapes.write_model(folder / shape, shape, layers)
         running = []
-        for index, side in enumerate(("off", "on")):
+        for index, side in enumerate(SIDES):
             running.append(start(side, model, folder, out, index % gpus if gpus else None))
-            if gpus < 2:
+            if index == 0 or gpus < 2:
                 running[-1].wait(LIMIT_SECONDS)
         codes = [process.wait(LIMIT_SECONDS) for process in running]
         log = (out / "graph-memory-on.log").read_text(errors="replace")
@@ -145,9 +157,16 @@ def main(shape: str, layers: int | None, worker: tuple[str, str] | None, out: Pa
                 "points": len(found.curves), "steps": len(found.steps),
             }  # fmt: skip
         if not any(codes):
-            sides = {side: json.loads((folder / side).read_text()) for side in ("off", "on")}
-            tokens = [figures.pop("tokens") for figures in sides.values()]
-            result |= {"sides": sides, "same_tokens": tokens[0] == tokens[1]}
+            sides = {side: json.loads((folder / side).read_text()) for side in SIDES}
+            tokens = {side: figures.pop("tokens") for side, figures in sides.items()}
+            result |= {
+                "sides": sides,
+                "repeats_itself": tokens["again"] == tokens["off"],
+                "same_tokens": tokens["on"] == tokens["off"],
+                "first_difference": {
+                    side: first_difference(tokens["off"], tokens[side]) for side in SIDES[1:]
+                },
+            }
     (out / f"graph-memory-{shape}.json").write_text(json.dumps(result), encoding="utf-8")
     print(json.dumps({key: v for key, v in result.items() if key != "environment"}, indent=1))
 

@@ -36,6 +36,9 @@ SETTINGS = {
     "startup_seconds": 0.5,
     "publish_seconds": 0.2,
     "step_share": 1.0,
+    # No pool of vLLM's is handed to the probe here: a pool of its own takes more.
+    "share_graph_pool": False,
+    "graph_memory_mib": 1024,
 }
 
 

@@ -47,6 +47,7 @@ def test_outputs_do_not_change_in_full_graphs(
         "contexts": [32, 128],
         "max_positions": 8,
         "overhead_budget": 0.5,
+        "step_share": 1.0,
         "startup_seconds": 0.5,
         "publish_seconds": 0.2,
         "graph_memory_mib": graph_memory_mib,

@@ -414,14 +414,15 @@ def test_a_look_at_this_process_sees_its_files_and_threads() -> None:
 
 def test_the_record_names_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     """A record without it is no evidence; a host without git is told it."""
+    monkeypatch.delenv(environment.COMMIT_VARIABLE, raising=False)
     answers = {"rev-parse": "0a1b2c", "status": ""}
     monkeypatch.setattr(environment, "_git", lambda _, verb, *__: answers[verb])
     assert environment.commit() == "0a1b2c"
     answers["status"] = " M vllm_nfp/config.py"
     assert environment.commit() == "0a1b2c-dirty"
     assert environment.record()["commit"] == "0a1b2c-dirty"
-    monkeypatch.setattr(environment, "_git", lambda *_: None)
     monkeypatch.setenv(environment.COMMIT_VARIABLE, "3d4e5f")
-    assert environment.commit() == "3d4e5f"
+    assert environment.commit() == "3d4e5f", "a copy's own git knows nothing of what was copied"
     monkeypatch.delenv(environment.COMMIT_VARIABLE)
+    monkeypatch.setattr(environment, "_git", lambda *_: None)
     assert environment.commit() is None
