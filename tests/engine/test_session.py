@@ -342,9 +342,9 @@ def test_the_budget_bounds_the_measured_share(
     one_pair = prober._last_pair_seconds
     budget = prober.budget
     assert budget.probe_seconds <= 0.2 * (budget.real_seconds + budget.probe_seconds) + 3 * one_pair
-    # By a clock of ours: what the budget has counted is what there was.
-    assert budget.real_seconds + budget.probe_seconds <= 1.01 * total
-    assert sum(runs) <= 1.01 * budget.probe_seconds + 2 * max(runs)
+    # By a clock of ours. One step in eight stands for the others, so that a stall counts for more.
+    assert budget.real_seconds + budget.probe_seconds <= 1.25 * total
+    assert sum(runs) <= 1.25 * budget.probe_seconds + 2 * max(runs)
     assert sum(runs) <= 0.2 * total + 6 * max(runs)
 
 
