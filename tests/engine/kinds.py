@@ -11,10 +11,11 @@ WORDS = 509
 """Words of the tokenizer here, beside the special ones."""
 SPECIAL = ("<pad>", "<eos>", "<image>")
 CHAT_TEMPLATE = (
-    "{% for message in messages %}{% for part in message.content %}"
-    "{% if part.type == 'text' %}{{ part.text }}{% else %}<image> {% endif %}"
-    "{% endfor %}{% endfor %}"
+    "{% for message in messages %}{% if message.content is string %}{{ message.content }}"
+    "{% else %}{% for part in message.content %}{% if part.type == 'text' %}{{ part.text }} "
+    "{% endif %}{% endfor %}{% endif %}{% endfor %}"
 )
+"""vLLM itself puts the pictures before the text."""
 TEXT = {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -49,32 +50,39 @@ def write(folder: Path, config: Any) -> Path:
 
 
 def multimodal(folder: Path) -> Path:
-    """LLaVA: a small Llama that reads pictures of 16 tokens. Its processor needs no torchvision."""
+    """BLIP-2: a small OPT that reads pictures of 8 tokens. It needs no torchvision."""
     from transformers import (
-        CLIPImageProcessor,
-        CLIPVisionConfig,
-        LlamaConfig,
-        LlavaConfig,
-        LlavaProcessor,
+        Blip2Config,
+        Blip2Processor,
+        Blip2QFormerConfig,
+        Blip2VisionConfig,
+        BlipImageProcessor,
+        OPTConfig,
     )
 
     tokenizer = make_tokenizer()
-    vision = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
-        image_size=56, patch_size=14, projection_dim=32,
-    )  # fmt: skip
-    config = LlavaConfig(
-        vision_config=vision, text_config=LlamaConfig(**TEXT), image_seq_length=16,
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = Blip2Config(
+        vision_config=Blip2VisionConfig(
+            **sizes, intermediate_size=64, image_size=56, patch_size=14
+        ),
+        qformer_config=Blip2QFormerConfig(
+            **sizes, intermediate_size=64, encoder_hidden_size=32, vocab_size=8
+        ),
+        text_config=OPTConfig(
+            hidden_size=64, word_embed_proj_dim=64, ffn_dim=128, num_hidden_layers=2,
+            num_attention_heads=4, vocab_size=512, max_position_embeddings=1024,
+            bos_token_id=0, eos_token_id=1, pad_token_id=0,
+        ),
+        num_query_tokens=8, dtype="float32",
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        vision_feature_select_strategy="default", vision_feature_layer=-2, dtype="float32",
     )  # fmt: skip
-    size = {"size": {"shortest_edge": 56}, "crop_size": {"height": 56, "width": 56}}
-    LlavaProcessor(
-        image_processor=CLIPImageProcessor(**size), tokenizer=tokenizer, patch_size=14,
-        vision_feature_select_strategy="default", num_additional_image_tokens=1,
-        chat_template=CHAT_TEMPLATE,
+    Blip2Processor(
+        image_processor=BlipImageProcessor(size={"height": 56, "width": 56}),
+        tokenizer=tokenizer, num_query_tokens=8,
     ).save_pretrained(folder)  # fmt: skip
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     return write(folder, config)
 
 
