@@ -179,7 +179,7 @@ def measure(settings: Settings, base: str, out: Path) -> None:
         "settings": dataclasses.asdict(settings),
         "environment": environment.record(),
         "base": base,
-        "now": _commit(),
+        "now": environment.commit(),
         "turns": [dataclasses.asdict(turn) for turn in turns],
         "metrics": {
             side: [line for line in text.splitlines() if "vllm_nfp_probes_total{" in line]
@@ -201,14 +201,6 @@ def _turn(settings: Settings, side: str, model: str, url: str, number: int) -> T
     window = load.run(work, GUARD_SECONDS).window
     time.sleep(GUARD_SECONDS)  # aborted requests leave
     return Turn(side, window.begin, window.end)
-
-
-def _commit() -> str:
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-        cwd=ROOT, check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    return done.stdout.strip()
 
 
 def _pack(out: Path, side: str) -> None:
