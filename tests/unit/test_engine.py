@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -355,7 +354,7 @@ def test_running_out_of_memory_leaves_shapes_out(
     engine = make_engine(monkeypatch, Device(pool_mib=300.0, error=error))
     monkeypatch.setattr(engine, "_learn_sizes", lambda *_: None)
     engine.prepare()
-    with pytest.raises(ShapeRefusedError, match=re.escape(str(error).splitlines()[0][:20])):
+    with pytest.raises(ShapeRefusedError, match="no GPU memory to run it in"):
         engine.make_ready([Shape(1, 64, 1), Shape(1, 64, 2)])
 
 
