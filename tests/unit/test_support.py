@@ -311,6 +311,7 @@ def test_of_several_ranks_the_first_times_its_steps_and_none_waits(
     error: Exception, told: list[Snapshot], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fail_to_build(monkeypatch, error)
+    monkeypatch.setattr(rank_session.bindings, "is_known", lambda _: True)
     for rank in range(2):
         lockstep = Joined(rank)
         monkeypatch.setattr(rank_session.ranks, "join", lambda _, one=lockstep: one)
@@ -332,6 +333,7 @@ def test_a_fault_of_another_rank_at_the_start_disables(
     told: list[Snapshot], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fail_to_build(monkeypatch, PeerFaultError("rank 1 of 2 has a fault"))
+    monkeypatch.setattr(rank_session.bindings, "is_known", lambda _: True)
     lockstep = Joined(0)
     monkeypatch.setattr(rank_session.ranks, "join", lambda _: lockstep)
     session = session_for(ProbeConfig(), served(0, 2))
