@@ -45,6 +45,14 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB; several engines run at a time
 
 
+@pytest.fixture(autouse=True, scope="module")
+def fresh_environment_of_vllm() -> None:
+    """An engine in this process makes vLLM remember the environment as it was then."""
+    forget = getattr(sys.modules.get("vllm.envs"), "disable_envs_cache", None)
+    if forget is not None:
+        forget()
+
+
 @pytest.fixture
 def inject_fault(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Lets a stage of the probe fail in this process until the test ends."""

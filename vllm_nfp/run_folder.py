@@ -24,6 +24,8 @@ logger = logging.getLogger("vllm.nfp")
 
 PREFIX = "vllm-nfp-"
 LOCK = "owner.lock"
+REMOVALS = 3
+"""Tries to remove a folder: a writer may put a file into it meanwhile."""
 
 _held: list[int] = []
 """Descriptors of the locks of this process, open until it ends."""
@@ -168,5 +170,11 @@ def remove_abandoned(parent: Path) -> None:
 
 def _remove(folder: str, owner: int) -> None:
     """Remove the folder, but only in the process that made it, not in its forks."""
-    if os.getpid() == owner:
+    if os.getpid() != owner:
+        return
+    # A writer that outlives this process must not take it for alive, and make the folder again.
+    _let_go()
+    for _ in range(REMOVALS):
         shutil.rmtree(folder, ignore_errors=True)
+        if not os.path.lexists(folder):
+            return

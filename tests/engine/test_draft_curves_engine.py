@@ -51,7 +51,7 @@ found = [repr(curve) for curve in getattr(found, "curves", found)]
 snapshot = read_snapshot(Path(folder, "engine-0.json"))
 written = [repr(curve) for curve in curves_of_rows(snapshot.curves)]
 print("RESULT " + json.dumps({"found": found, "written": written, "opened": sorted(set(opened)),
-                              "files": sorted(os.listdir(folder))}))
+                              "files": sorted(n for n in os.listdir(folder) if n[0] != ".")}))
 """
 
 
@@ -59,7 +59,7 @@ def result_of(model: Path, folder: Path, backend: str, ranks: int) -> dict[str, 
     settings = json.dumps({**SETTINGS, "run_dir": str(folder)})
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(model), str(folder), backend, str(ranks)],
-        capture_output=True, text=True, timeout=400, check=False,
+        capture_output=True, text=True, timeout=800, check=False,
         env={
             **os.environ, "NFP_PROBE_CONFIG": settings, "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1",

@@ -55,7 +55,7 @@ def test_what_it_started_ends_with_it(
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *(word.format(tmp_path) for word in words)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL,
-        env={**os.environ, "TMPDIR": str(tmp_path / "tmp")},
+        env={**os.environ, "TMPDIR": str(tmp_path / "tmp")}, preexec_fn=heed_hangups,
     )  # fmt: skip
     assert process.stdout is not None
     child = next(int(line) for line in process.stdout if line.strip().isdecimal())
@@ -63,7 +63,7 @@ def test_what_it_started_ends_with_it(
         assert is_running(child)
         time.sleep(0.3)  # it is in its wait
         process.send_signal(sign)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=120)
         assert not is_running(child)
     finally:
         if is_running(child):
@@ -75,6 +75,11 @@ def test_what_it_started_ends_with_it(
     assert not (tmp_path / "p.json").exists()
 
 
+def heed_hangups() -> None:
+    """Whoever runs the tests may have been started by nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def test_a_command_in_another_thread_leaves_signals_alone() -> None:
     program = """
 import signal, threading
@@ -84,7 +89,7 @@ thread = threading.Thread(target=CliRunner().invoke, args=(main, ["--version"]))
 thread.start(); thread.join()
 assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 """
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=240)
 
 
 def test_what_nohup_ignores_stays_ignored() -> None:
@@ -96,4 +101,4 @@ from vllm_nfp.cli import main
 CliRunner().invoke(main, ["--version"])
 assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 """
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=240)
