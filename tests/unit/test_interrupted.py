@@ -55,7 +55,8 @@ def test_what_it_started_ends_with_it(
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *(word.format(tmp_path) for word in words)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL,
-        env={**os.environ, "TMPDIR": str(tmp_path / "tmp")}, preexec_fn=heed_hangups,
+        env={**os.environ, "TMPDIR": str(tmp_path / "tmp")},
+        preexec_fn=heed_hangups,  # noqa: PLW1509 - no thread of this process runs then
     )  # fmt: skip
     assert process.stdout is not None
     child = next(int(line) for line in process.stdout if line.strip().isdecimal())
