@@ -70,7 +70,7 @@ def multimodal(folder: Path) -> Path:
             **sizes, intermediate_size=64, encoder_hidden_size=32, vocab_size=8
         ),
         text_config=OPTConfig(
-            hidden_size=64, word_embed_proj_dim=64, ffn_dim=128, num_hidden_layers=2,
+            hidden_size=128, word_embed_proj_dim=128, ffn_dim=256, num_hidden_layers=2,
             num_attention_heads=4, vocab_size=512, max_position_embeddings=1024,
             bos_token_id=0, eos_token_id=1, pad_token_id=0,
         ),
@@ -119,7 +119,7 @@ def hybrid(folder: Path) -> Path:
         **{
             **TEXT, "num_hidden_layers": 4, "head_dim": 32,
             "linear_num_key_heads": 2, "linear_num_value_heads": 4,
-            "linear_key_head_dim": 32, "linear_value_head_dim": 32,
+            "linear_key_head_dim": 128, "linear_value_head_dim": 128,
             "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64,
             "shared_expert_intermediate_size": 64,
         }

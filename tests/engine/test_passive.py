@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 import urllib.request
 from collections.abc import Callable
@@ -72,13 +73,12 @@ class Kind:
     outputs: Callable[[Running], list[list[int]]] = text_outputs
 
 
+# Pipeline stages are not among them: vLLM 0.32 on a CPU has no buffers for what one hands to the
+# next with --enforce-eager, and ends at the first request, with or without the probe.
 KINDS = {
     "lora": Kind("LoRA", ("--enable-lora",)),
     "kv-connector": Kind("KV connector", more_flags=kv_connector),
     "prompt-embeds": Kind("embeddings as input", ("--enable-prompt-embeds",)),
-    "pipeline": Kind(
-        "--pipeline-parallel-size 2", ("--pipeline-parallel-size", "2"), environment=TWO_PROCESSES
-    ),
     "multimodal": Kind(
         "embeddings as input", ("--no-skip-tokenizer-init",), "multimodal", outputs=image_outputs
     ),
@@ -146,10 +146,12 @@ def check_metrics(running: Running, reason: str) -> None:
 def test_an_engine_that_decodes_nothing_is_served_and_says_so(
     dense_model: Path, tmp_path: Path
 ) -> None:
-    plain = ("--runner", "pooling", "--convert", "embed")
-    with server(dense_model, tmp_path, *plain):
-        pass  # this vLLM serves it
-    with server(dense_model, tmp_path, *plain, "--nfp-probe", "--nfp-config", PROBE) as running:
+    model = tmp_path / "model"
+    shutil.copytree(dense_model, model)
+    kinds.make_tokenizer().save_pretrained(model)
+    plain = ("--runner", "pooling", "--convert", "embed", "--no-skip-tokenizer-init")
+
+    def embed(running: Running) -> list[float]:
         body = {"model": running.model, "input": [5, 6, 7]}
         request = urllib.request.Request(
             f"{running.url}/v1/embeddings",
@@ -157,10 +159,16 @@ def test_an_engine_that_decodes_nothing_is_served_and_says_so(
             {"Content-Type": "application/json"},
         )
         with urllib.request.urlopen(request, timeout=120) as answer:
-            assert len(json.load(answer)["data"][0]["embedding"]) > 8
+            found: list[float] = json.load(answer)["data"][0]["embedding"]
+            return found
+
+    with server(model, tmp_path, *plain) as running:
+        expected = embed(running)
+    with server(model, tmp_path, *plain, "--nfp-probe", "--nfp-config", PROBE) as running:
+        assert embed(running) == expected
         (status,) = scrape.parse(running.metrics()).statuses
         assert status.state == "disabled"
-        assert "'pooling' decodes nothing" in running.metrics()
+        assert "decodes nothing" in running.metrics()
 
 
 def test_draft_lengths_are_controlled_where_nothing_is_probed(
