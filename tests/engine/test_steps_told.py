@@ -21,7 +21,8 @@ from vllm_nfp.metrics.collector import families_of
 from vllm_nfp.timing import HostClock, Sampler
 from vllm_nfp.timing.sampling import LOOKED_ONE_IN
 
-pytestmark = pytest.mark.engine
+# Minutes long; tests/unit/test_step_truth.py checks the same by simulation each time.
+pytestmark = [pytest.mark.engine, pytest.mark.thorough]
 
 MOST_TOKENS = 256
 """--max-num-batched-tokens: a prompt of 300 tokens takes a full step, and one for the rest."""
