@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import shutil
 import threading
 import time
@@ -210,6 +212,32 @@ def test_an_output_folder_that_is_removed_is_filled_again(
     assert json.loads((folder / "environment-0.json").read_text())["vllm"]
     assert read_snapshot(folder / "engine-0.json").state is State.WARMING
     assert caplog.text.count("was removed; it has been begun again") == 1
+
+
+def test_a_disk_that_is_full_at_the_start_costs_the_raw_samples_alone(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    dense_profile: Profile,
+) -> None:
+    """A folder that is proved to be writable may still have no room for a line."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    session = named(tmp_path, output_dir=str(tmp_path / "out"))
+    monkeypatch.setattr(
+        session_module, "describe_environment", lambda *_: dense_profile.environment
+    )
+    monkeypatch.setattr(session_module, "attention_backends", lambda _: ())
+    with monkeypatch.context() as patched:
+        patched.setattr(session_module, "write_whole", full)
+        session._open_output(SimpleNamespace(runner=None))  # type: ignore[arg-type]
+    session._record(PAIR)
+    session._hand_on(session._identity)
+    assert caplog.text.count("no raw samples are written: [Errno 28]") == 1
+    assert not (tmp_path / "out" / "samples-0.jsonl").exists()
+    assert read_snapshot(tmp_path / "out" / "engine-0.json").state is State.WARMING
 
 
 def test_a_control_file_comes_back_and_the_log_is_told_once(

@@ -532,7 +532,10 @@ class Session:
         if self._config.output_dir is None:
             return
         self._environment = describe_environment(self._vllm_config, attention_backends(view.runner))
-        self._open_log(Path(self._config.output_dir), self._environment)
+        try:
+            self._open_log(Path(self._config.output_dir), self._environment)
+        except OSError as error:  # the disk is full, say: results and /metrics do without it
+            logger.warning("vllm-nfp: no raw samples are written: %s", error)
 
     def _open_log(self, folder: Path, environment: Environment | None) -> None:
         """Open the log of raw samples, beside what they are measured on."""
