@@ -129,6 +129,7 @@ def test_what_the_start_is_told_to_have_cost_holds_all_that_it_waits_for(
     session.on_snapshot, session.spent_seconds = write, 0.5
     session.attach(None)
     assert session.active and session._publisher is not None
+    assert session._begun is None, "what comes now is no part of the start"
     assert told[0].startup_seconds == pytest.approx(7.5)
     assert told[0].host_bytes == 3 << 20
     now.seconds += 100.0

@@ -173,6 +173,8 @@ class Session:
                 self._fault("attach", error)
             elif support.reports(self._vllm_config.parallel_config):
                 self._fall_back(runner, begun, str(error))
+        finally:
+            self._begun = None
 
     def _fall_back(self, runner: Any, begun: float, reason: str) -> None:
         """This model or machine cannot be probed: give up what a probe needs, and time steps."""
@@ -184,8 +186,6 @@ class Session:
                 self._attach(runner, begun, None)
         except Exception as error:
             self._fault("attach", error)
-        finally:
-            self._begun = None
 
     def _turn_passive(self, runner: Any, reason: str) -> bool:
         """Settle for timing real steps, and say why; False where even that cannot be done."""
