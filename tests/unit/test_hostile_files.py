@@ -519,6 +519,14 @@ def occupied(folder: Path, name: str, ending: str) -> Path:
     return path
 
 
+def what_lies_at(path: Path) -> tuple[int, ...] | None:
+    """Which file it is and when it was written; not when it was read, which looking changes."""
+    if not os.path.lexists(path):
+        return None
+    found = os.lstat(path)
+    return (found.st_mode, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
 def given_words(folder: Path, words: list[str], out: Path | str) -> list[str]:
     (folder / "config.json").write_text(json.dumps(DENSE))
     _write_profile(folder / "profile.json")
@@ -536,7 +544,7 @@ def test_a_result_replaces_nothing_but_a_file(
     monkeypatch.setattr("vllm_nfp.cli.measure._run", lambda *_, **__: pytest.fail("it measured"))
     (tmp_path / "config.json").write_text("")
     out = occupied(tmp_path, name, ".svg" if words[0] == "predict" else ".x")
-    before = os.path.lexists(out) and os.lstat(out)
+    before = what_lies_at(out)
     command = given_words(tmp_path, words, "" if name == "no name" else out)
     if words[0] == "predict" and name == "no name":
         command[-1] = "x/.."  # a plot's ending is looked at first
@@ -546,7 +554,7 @@ def test_a_result_replaces_nothing_but_a_file(
     assert result.exit_code == 2, result.output
     assert OCCUPIED[name] in result.stderr or "is a directory" in result.stderr
     assert result.stderr.splitlines()[-1].startswith("Error: ")
-    assert (os.path.lexists(out) and os.lstat(out)) == before or name == "no name"
+    assert what_lies_at(out) == before or name == "no name"
     assert not list(tmp_path.glob("**/.nfp-*"))
 
 
@@ -554,10 +562,10 @@ def test_a_result_replaces_nothing_but_a_file(
 def test_no_file_takes_the_place_of_a_pipe_or_a_device(name: str, tmp_path: Path) -> None:
     """As root it would be replaced for the whole machine."""
     out = occupied(tmp_path, name, "")
-    before = os.lstat(out)
+    before = what_lies_at(out)
     with pytest.raises(OSError, match="it is no regular file"):
         write_whole(out, "x")
-    assert os.lstat(out) == before
+    assert what_lies_at(out) == before
     assert {entry.name for entry in tmp_path.iterdir()} <= {"out", "pipe"}
 
 
@@ -804,11 +812,11 @@ def test_the_demo_leaves_the_models_of_others_alone(what: str, tmp_path: Path) -
         os.mkfifo(path)
     else:
         path.write_text("{}" if what == "another model" else "{}" * 1000)
-    before = os.lstat(path)
+    before = what_lies_at(path)
     result = CliRunner().invoke(main, ["demo", "--folder", str(tmp_path)])
     assert result.exit_code == 2, result.output
     assert str(path) in result.stderr
-    assert os.lstat(path) == before
+    assert what_lies_at(path) == before
 
 
 def test_the_demo_takes_its_own_folder_again(tmp_path: Path) -> None:
