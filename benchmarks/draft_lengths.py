@@ -186,7 +186,7 @@ class Engine:
         self._config = _probe_config(settings, out)
         if settings.speculates:
             self._hook()
-        from vllm_nfp.engine.graph_place import CaptureWatch
+        from vllm_nfp.adapter.graph_place import CaptureWatch
 
         with CaptureWatch() as captures:
             self.llm = _start(settings, out)
@@ -201,15 +201,15 @@ class Engine:
         self.random = random.Random(7)
 
     def _hook(self) -> None:
-        from vllm_nfp.engine import draft_lengths
-        from vllm_nfp.engine.patch import PatchSet
+        from vllm_nfp.adapter import draft_lengths
+        from vllm_nfp.adapter.patch import PatchSet
 
         draft_lengths.install_sizes(PatchSet(), self._config)
         draft_lengths.install_graphs(PatchSet(), self._config)
 
     def scan(self) -> None:
         """Let the probe measure the step's curve, and write it where the controller looks."""
-        from vllm_nfp.engine.session import Session
+        from vllm_nfp.session.session import Session
 
         session = Session(self._config, self.llm.llm_engine.vllm_config)
         session.attach(self.runner, self._place)
@@ -325,7 +325,7 @@ class Engine:
 
     def _controller(self, acceptance: float, fresh: bool) -> Any:
         """One controller for each acceptance, which keeps what it has learned between its turns."""
-        from vllm_nfp.engine.draft_control import DraftControl
+        from vllm_nfp.adapter.draft_control import DraftControl
 
         control = self._controls.get(acceptance)
         if control is not None and not fresh:

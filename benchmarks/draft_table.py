@@ -44,7 +44,7 @@ from benchmarks.shapes import DRAFT_HEADS
 from vllm_nfp.draft import constant, expected_tokens
 from vllm_nfp.draft.recommend import StepTimes, recommend
 from vllm_nfp.draft.schedule import FREE, DraftCost
-from vllm_nfp.profile import load_profile
+from vllm_nfp.results.profile import load_profile
 
 STEADY = 1.1
 """Spread up to which a point's rounds tell one length from another within a few per cent."""

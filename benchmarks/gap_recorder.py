@@ -147,8 +147,9 @@ def register() -> None:
     if not os.environ.get(FOLDER_ENV_VAR):
         return
     from vllm_nfp import give_way
-    from vllm_nfp.engine import draft_control
-    from vllm_nfp.probe import prober, publisher
+    from vllm_nfp.adapter import draft_control
+    from vllm_nfp.schedule import prober
+    from vllm_nfp.session import publisher
 
     control, worker = draft_control.DraftControl, publisher.Publisher
     if hasattr(control, "recorded"):

@@ -24,7 +24,7 @@ import click
 
 from benchmarks import environment, server, shapes
 from vllm_nfp.config import ENV_VAR, config_from_mapping
-from vllm_nfp.metrics import read_snapshot
+from vllm_nfp.results.snapshot import read_snapshot
 
 LIMIT_SECONDS = 400.0
 SHARED = {

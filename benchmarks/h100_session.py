@@ -29,7 +29,7 @@ import click
 from benchmarks import environment, load, nfp_table, overhead, server, shapes
 from benchmarks.packing import pack
 from benchmarks.paired import ratio_of_sums
-from vllm_nfp import scrape
+from vllm_nfp.results import scrape
 
 SIDES = ("off", "on")
 

@@ -27,7 +27,7 @@ class Hooks:
     """
 
     def __init__(self, config: Any, vllm_config: Any, runner: Any, place: Any) -> None:
-        from vllm_nfp.engine.rank_session import session_for
+        from vllm_nfp.session.rank_session import session_for
 
         self._runner = runner
         self._on = False
@@ -61,7 +61,7 @@ class Hooks:
             return
         self._on = on
         if on:
-            from vllm_nfp.engine.worker_hook import _hook_runner
+            from vllm_nfp.adapter.worker_hook import _hook_runner
 
             _hook_runner(self._runner, self.session)
         else:

@@ -29,7 +29,7 @@ from rich.table import Table
 
 from benchmarks import environment, load, server, shapes
 from benchmarks.packing import pack
-from vllm_nfp import scrape
+from vllm_nfp.results import scrape
 
 OUTPUT_TOKENS = 64
 PROMPT_SHARE = 0.9

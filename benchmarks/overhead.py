@@ -41,7 +41,7 @@ from rich.table import Table
 
 from benchmarks import environment, load, server, shapes
 from benchmarks.paired import Ratio, ratio_of_quantiles, ratio_of_sums
-from vllm_nfp import scrape
+from vllm_nfp.results import scrape
 
 VARIANTS: Mapping[str, Mapping[str, object] | None] = {
     "off": None,

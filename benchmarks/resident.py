@@ -28,7 +28,7 @@ MIB = 1024.0
 LARGEST = 12
 """Mappings that a summary names."""
 
-_ENGINE = "vllm_nfp.engine.engine"
+_ENGINE = "vllm_nfp.probe.engine"
 STAGES = (
     (_ENGINE, "VllmProbeEngine", "__init__"),
     (_ENGINE, "VllmProbeEngine", "check_kv_cache_untouched"),
@@ -43,15 +43,15 @@ STAGES = (
     (_ENGINE, "VllmProbeEngine", "give_back_cache"),
     (_ENGINE, "VllmProbeEngine", "launch"),
     (_ENGINE, "", "largest_free_block"),
-    ("vllm_nfp.engine.batch", "ProbeBatch", "fill"),
-    ("vllm_nfp.engine.forward", "Forward", "metadata"),
-    ("vllm_nfp.engine.forward", "Forward", "run_model"),
-    ("vllm_nfp.engine.forward", "Forward", "run_head"),
-    ("vllm_nfp.engine.forward", "Forward", "run_modules"),
-    ("vllm_nfp.engine.forward", "Graph", "capture"),
-    ("vllm_nfp.engine.forward", "Graph", "replay"),
-    ("vllm_nfp.probe.prober", "Prober", "scan"),
-    ("vllm_nfp.probe.publisher", "Publisher", "start"),
+    ("vllm_nfp.probe.batch", "ProbeBatch", "fill"),
+    ("vllm_nfp.probe.forward", "Forward", "metadata"),
+    ("vllm_nfp.probe.forward", "Forward", "run_model"),
+    ("vllm_nfp.probe.forward", "Forward", "run_head"),
+    ("vllm_nfp.probe.forward", "Forward", "run_modules"),
+    ("vllm_nfp.probe.forward", "Graph", "capture"),
+    ("vllm_nfp.probe.forward", "Graph", "replay"),
+    ("vllm_nfp.schedule.prober", "Prober", "scan"),
+    ("vllm_nfp.session.publisher", "Publisher", "start"),
 )
 """Stages nest: what ``prepare`` grows by holds what its parts grow by."""
 EAGER = ("_kv_checksums", "fill", "metadata", "run_head", "run_modules")

@@ -24,7 +24,7 @@ from pathlib import Path
 import click
 
 from benchmarks import environment, load, overhead, server, shapes
-from vllm_nfp import scrape
+from vllm_nfp.results import scrape
 
 MOST_GROWTH = {"resident_mib": 48.0, "files": 8.0, "threads": 4.0}
 """Between the first and the last quarter, over all processes of the server."""

@@ -42,7 +42,7 @@ from rich.table import Table
 
 from benchmarks import environment, h100_session, load, nfp_table, overhead, server, shapes
 from benchmarks.packing import pack
-from vllm_nfp import scrape
+from vllm_nfp.results import scrape
 
 HOST_ENVIRONMENT = {
     "NCCL_NVLS_ENABLE": "0",

@@ -20,8 +20,6 @@ import click
 
 from benchmarks import shapes
 from vllm_nfp.config import config_from_mapping
-from vllm_nfp.estimate import Module
-from vllm_nfp.metrics.snapshot import PredictionRow, Snapshot, State
 from vllm_nfp.principle import (
     Target,
     default_calibration,
@@ -29,10 +27,18 @@ from vllm_nfp.principle import (
     predict_cells,
     shape_from_config,
 )
-from vllm_nfp.probe import LayerTime, PairResult, Shape, Timing
-from vllm_nfp.probe.publisher import Results
-from vllm_nfp.profile import Device, Environment, ModelShape, Profile, profile_of, save_profile
+from vllm_nfp.results.profile import (
+    Device,
+    Environment,
+    ModelShape,
+    Profile,
+    profile_of,
+    save_profile,
+)
+from vllm_nfp.results.snapshot import PredictionRow, Snapshot, State
+from vllm_nfp.session.publisher import Results
 from vllm_nfp.typed_json import decode
+from vllm_nfp.types import LayerTime, Module, PairResult, Shape, Timing
 
 
 def build(folder: Path, name: str, part: slice = slice(None)) -> Profile:

@@ -59,7 +59,7 @@ def work(model: Model, out: Path, seconds: float, trial: bool) -> None:
     """Start one engine, wait for a line on standard input, scan, write."""
     import torch
 
-    from vllm_nfp.engine.in_process import engine_in_process
+    from vllm_nfp.adapter.in_process import engine_in_process
 
     folder = shapes.write_model(out / f"{model.shape}-model", model.shape, model.layers)
     arguments: dict[str, Any] = {
@@ -87,7 +87,7 @@ def work(model: Model, out: Path, seconds: float, trial: bool) -> None:
 def scan(view: Any, settings: dict[str, Any], folder: Path) -> None:
     """Attach the probe, let it scan, and take it off again."""
     from vllm_nfp.config import config_from_mapping
-    from vllm_nfp.engine.session import Session
+    from vllm_nfp.session.session import Session
 
     session = Session(
         config_from_mapping({**settings, "output_dir": str(folder)}), view.vllm_config

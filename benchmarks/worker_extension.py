@@ -15,8 +15,8 @@ from typing import Any
 
 from benchmarks.hooks import OFF, Hooks
 from benchmarks.resident import MIB, Growth, StageGrowth, kinds, resident
-from vllm_nfp.engine import idle
-from vllm_nfp.engine.graph_place import CaptureWatch
+from vllm_nfp.adapter import idle
+from vllm_nfp.adapter.graph_place import CaptureWatch
 
 OPERATORS_ENV_VAR = "NFP_BENCH_OPERATORS"
 """Set it to 1 to have growth of memory told by operator."""

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vllm_nfp.draft.recommend import recommend
     from vllm_nfp.prediction import predict
-    from vllm_nfp.profile import load_profile
+    from vllm_nfp.results.profile import load_profile
 
 __version__ = "0.1.0"
 
 __all__ = ["__version__", "load_profile", "predict", "recommend"]
 
 _HOMES = {
-    "load_profile": "vllm_nfp.profile",
+    "load_profile": "vllm_nfp.results.profile",
     "predict": "vllm_nfp.prediction",
     "recommend": "vllm_nfp.draft.recommend",
 }

@@ -21,15 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from vllm_nfp import __version__, cpu_setup, plugin_list
+from vllm_nfp.adapter import extension, versions
+from vllm_nfp.adapter.versions import Mode
 from vllm_nfp.calibrate.device import DeviceError, gpu_at_hand
 from vllm_nfp.config import ENV_VAR, ConfigError, check_writable_folder
-from vllm_nfp.engine import extension, versions
-from vllm_nfp.engine.versions import Mode
 from vllm_nfp.principle.hardware import match_device
 
 LIMIT_SECONDS = 300.0
 """Importing vLLM from a cold disk takes long."""
-EXAMINE = (sys.executable, "-m", "vllm_nfp.engine.examine")
+EXAMINE = (sys.executable, "-m", "vllm_nfp.adapter.examine")
 BAD_FLAGS = 2
 """Exit status of the examination for flags that are refused."""
 ENTRY_POINTS = "vllm.general_plugins"

@@ -2,7 +2,7 @@
 
 The engine runs in a child process: its log goes to a file, its death is one sentence here, and
 whatever it allocates is gone when it ends. This module knows nothing of vLLM but how to start
-:mod:`vllm_nfp.engine.offline`.
+:mod:`vllm_nfp.adapter.offline`.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from pathlib import Path
 from typing import Any
 
 from vllm_nfp.config import ENV_VAR, ProbeConfig
-from vllm_nfp.metrics.snapshot import Snapshot, SnapshotError, State, engine_file, read_snapshot
 from vllm_nfp.plugin_list import with_plugin
-from vllm_nfp.profile import Profile, ProfileError, load_profile, profile_file
+from vllm_nfp.results.profile import Profile, ProfileError, load_profile, profile_file
+from vllm_nfp.results.snapshot import Snapshot, SnapshotError, State, engine_file, read_snapshot
 
 POLL_SECONDS = 0.2
 START_LIMIT_SECONDS = 1800.0
 """Longest start of an engine, its scan apart: large models take minutes to load."""
 _ENGINE = "0"
 _FAILURE = "vllm-nfp-failure: "
-"""What the child's message begins with; as in vllm_nfp.engine.offline, which needs vLLM."""
+"""What the child's message begins with; as in vllm_nfp.adapter.offline, which needs vLLM."""
 
 
 class MeasureError(RuntimeError):
@@ -96,7 +96,7 @@ def _start(settings: Settings, folder: str, log_path: Path) -> subprocess.Popen[
         **with_plugin(os.environ),
         ENV_VAR: config.to_json(),
     }
-    command = [sys.executable, "-m", "vllm_nfp.engine.offline", json.dumps(values)]
+    command = [sys.executable, "-m", "vllm_nfp.adapter.offline", json.dumps(values)]
     with log_path.open("wb") as log:
         return subprocess.Popen(
             command,

@@ -30,6 +30,6 @@ def register() -> None:
     """Called by vLLM; installs the flags and, once the probe is on, its hooks."""
     if not wanted(sys.argv, os.environ):
         return
-    from vllm_nfp.engine.install import install
+    from vllm_nfp.adapter.install import install
 
     install()

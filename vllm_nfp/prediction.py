@@ -163,7 +163,7 @@ class Predictions:
         Raises:
             ProfileError: if pandas is not installed.
         """
-        from vllm_nfp.profile import to_dataframe
+        from vllm_nfp.results.profile import to_dataframe
 
         return to_dataframe(self.rows, Row)
 

@@ -18,8 +18,8 @@ class ProbeExtension:
 
     def nfp_attach(self, settings: str, fault: str) -> bool:
         """Attach as the worker hook does; whether the rank takes part."""
-        from vllm_nfp.engine.rank_session import session_for
-        from vllm_nfp.engine.worker_hook import _hook_runner
+        from vllm_nfp.adapter.worker_hook import _hook_runner
+        from vllm_nfp.session.rank_session import session_for
 
         os.environ[faults.ENV_VAR] = fault
         faults.arm()
@@ -40,7 +40,7 @@ class ProbeExtension:
         """From now on probes of this rank change a value of the KV cache's null block."""
         import torch
 
-        from vllm_nfp.engine.forward import Forward
+        from vllm_nfp.probe.forward import Forward
 
         worker: Any = self
         if torch.distributed.get_rank() != rank:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from generate import prompts
 
-from vllm_nfp.metrics import Snapshot, State, read_snapshot
+from vllm_nfp.results.snapshot import Snapshot, State, read_snapshot
 
 pytestmark = pytest.mark.engine
 

@@ -17,8 +17,9 @@ from generate import prompts
 from prometheus_client.parser import text_string_to_metric_families
 from serving import API_KEY, Running, run_vllm, server, wait_for
 
-from vllm_nfp import load_profile, scrape
-from vllm_nfp.engine import versions
+from vllm_nfp import load_profile
+from vllm_nfp.adapter import versions
+from vllm_nfp.results import scrape
 
 pytestmark = pytest.mark.engine
 THOROUGH = pytest.mark.thorough

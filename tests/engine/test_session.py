@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from vllm_nfp.config import ProbeConfig, config_from_mapping
-from vllm_nfp.metrics import Snapshot, State, read_snapshot
-from vllm_nfp.profile import load_profile, profile_file
+from vllm_nfp.results.profile import load_profile, profile_file
+from vllm_nfp.results.snapshot import Snapshot, State, read_snapshot
 
 pytestmark = pytest.mark.engine
 
@@ -51,8 +51,8 @@ def worker(llm: Any) -> Any:
 @pytest.fixture
 def start(worker: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Attach a session with hooks, as the worker hook does; detach it in the end."""
-    from vllm_nfp.engine.session import Session
-    from vllm_nfp.engine.worker_hook import _hook_runner
+    from vllm_nfp.adapter.worker_hook import _hook_runner
+    from vllm_nfp.session.session import Session
 
     sessions = []
 
@@ -149,7 +149,7 @@ def test_estimates_appear_for_every_module_and_cell(
 def test_the_log_of_raw_samples_is_bounded(
     llm: Any, start: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vllm_nfp.engine import session as module
+    from vllm_nfp.session import session as module
 
     monkeypatch.setattr(module, "MOST_LOG_BYTES", 5_000)
     session = start(startup_seconds=5.0, output_dir=str(tmp_path / "out"))
@@ -177,7 +177,7 @@ def test_a_probe_touches_nothing_of_the_runner(
 ) -> None:
     import torch
 
-    from vllm_nfp.probe import Shape
+    from vllm_nfp.types import Shape
 
     session = start(overhead_budget=0.0, startup_seconds=0.0)
     generate(llm)  # leaves keys and values in the cache, and lengths in the buffers
@@ -224,7 +224,7 @@ def test_a_probe_reads_distinct_blocks_and_varied_tokens(start: Callable[..., An
 def test_a_pairs_runs_share_their_tokens(start: Callable[..., Any]) -> None:
     import torch
 
-    from vllm_nfp.probe import Shape
+    from vllm_nfp.types import Shape
 
     session = start(overhead_budget=0.0, startup_seconds=0.0)
     engine = session._engine
@@ -240,8 +240,8 @@ def test_a_pairs_runs_share_their_tokens(start: Callable[..., Any]) -> None:
 
 def serve_in_piecewise_graphs(monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, ...]) -> None:
     """Have the probe take this server for one with PIECEWISE graphs of these sizes."""
-    from vllm_nfp.engine import engine as module
-    from vllm_nfp.engine.dispatch import GraphRules
+    from vllm_nfp.adapter.dispatch import GraphRules
+    from vllm_nfp.schedule import engine as module
 
     rules = GraphRules(False, False, True, False, sizes, 8)
     monkeypatch.setattr(module, "graph_rules", lambda *_: rules)
@@ -253,7 +253,7 @@ def test_in_piecewise_graphs_a_probe_runs_on_its_own_tokens_and_leaves_the_runne
     """Such a graph reads the runner's buffers, whatever the last step left in them."""
     import torch
 
-    from vllm_nfp.probe import Shape
+    from vllm_nfp.types import Shape
 
     serve_in_piecewise_graphs(monkeypatch, (6, 16, 40))
     runner = worker.model_runner
@@ -310,7 +310,7 @@ def test_a_run_that_fails_in_a_piecewise_graph_leaves_the_runners_buffers(
 ) -> None:
     import torch
 
-    from vllm_nfp.probe import Shape
+    from vllm_nfp.types import Shape
 
     serve_in_piecewise_graphs(monkeypatch, (40,))
     session = start(overhead_budget=0.0, startup_seconds=0.0)
@@ -412,8 +412,8 @@ def test_an_unknown_vllm_is_watched_and_not_probed(
     llm: Any, start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    from vllm_nfp.engine import session as module
-    from vllm_nfp.engine import versions
+    from vllm_nfp.adapter import versions
+    from vllm_nfp.session import session as module
 
     def injects(*_: object) -> None:
         raise AssertionError("a probe engine was made")
@@ -436,14 +436,14 @@ def test_an_unknown_vllm_without_the_hooks_is_left_alone(
     llm: Any, worker: Any, start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:  # fmt: skip
-    from vllm_nfp.engine import session as module
-    from vllm_nfp.engine import versions
-    from vllm_nfp.engine.runners import V1Runner
+    from vllm_nfp.adapter import versions
+    from vllm_nfp.adapter.runners import V1Runner
+    from vllm_nfp.session import session as module
 
     monkeypatch.setattr(versions, "installed_version", lambda: "0.99.0")
     bare = type("BareRunner", (), {"device": worker.model_runner.device})()
     monkeypatch.setattr(module, "view_of", lambda _: V1Runner(bare, "cpu"))
-    from vllm_nfp.engine import runners
+    from vllm_nfp.adapter import runners
 
     monkeypatch.setattr(runners, "view_of", lambda _: V1Runner(bare, "cpu"))
     session = start(runner=bare)
@@ -483,7 +483,7 @@ def test_metadata_that_is_not_as_known_is_named_and_the_probe_only_watches(
 def test_a_kv_cache_that_a_probe_changes_disables_it(
     llm: Any, start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from vllm_nfp.engine import batch
+    from vllm_nfp.schedule import batch
 
     expected = generate(llm)
     monkeypatch.setattr(batch, "PAD_SLOT", 40)  # a slot of a real block
@@ -514,7 +514,7 @@ class Writer:
         self, worker: Any, monkeypatch: pytest.MonkeyPatch,
         when: Callable[[int, int, str, bool], bool], write: Callable[[Any], None],
     ) -> None:  # fmt: skip
-        from vllm_nfp.engine.forward import Forward
+        from vllm_nfp.probe.forward import Forward
 
         self._worker, self._when, self._write = worker, when, write
         self.writes = 0
@@ -637,8 +637,8 @@ def test_a_backend_that_writes_in_captured_graphs_alone_disables_the_probe(
     """FULL graphs, made at the start for few shapes and between real steps for the others."""
     from types import SimpleNamespace
 
-    from vllm_nfp.engine import engine as module
-    from vllm_nfp.engine.dispatch import GraphRules
+    from vllm_nfp.adapter.dispatch import GraphRules
+    from vllm_nfp.schedule import engine as module
 
     def when(batch_size: int, positions: int, execution: str, graph: bool) -> bool:
         assert execution == "full"
@@ -751,7 +751,7 @@ def test_a_device_that_hangs_disables_the_probe(
     monkeypatch: pytest.MonkeyPatch,
     inject_fault: Callable[[str], None],
 ) -> None:
-    from vllm_nfp.probe import prober as module
+    from vllm_nfp.schedule import prober as module
 
     expected = generate(llm)
     session = start()

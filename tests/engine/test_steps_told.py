@@ -126,8 +126,8 @@ def bound(values: Sequence[float]) -> float:
 
 
 def test_steps_and_overhead_are_told_as_they_are(llm: Any, tmp_path: Path) -> None:
-    from vllm_nfp.engine.session import Session
-    from vllm_nfp.engine.worker_hook import _hook_runner
+    from vllm_nfp.adapter.worker_hook import _hook_runner
+    from vllm_nfp.session.session import Session
 
     worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
     truth = Truth()

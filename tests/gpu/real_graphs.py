@@ -62,9 +62,9 @@ def generate(llm: Any, tokens: int = 48) -> list[list[int]]:
 
 
 def attach(worker: Any, run_dir: str) -> Any:
+    from vllm_nfp.adapter.worker_hook import _hook_runner
     from vllm_nfp.config import config_from_mapping
-    from vllm_nfp.engine.session import Session
-    from vllm_nfp.engine.worker_hook import _hook_runner
+    from vllm_nfp.session.session import Session
 
     session = Session(config_from_mapping({**SETTINGS, "run_dir": run_dir}), worker.vllm_config)
     session.attach(worker.model_runner)
@@ -77,8 +77,8 @@ def runs_of(session: Any) -> list[dict[str, Any]]:
     """Outputs of runs on stale buffers, beside those of plain runs on the bag's ids."""
     import torch
 
-    from vllm_nfp.engine.dispatch import Execution
-    from vllm_nfp.probe import Shape
+    from vllm_nfp.adapter.dispatch import Execution
+    from vllm_nfp.types import Shape
 
     engine = session._engine
     forward = engine._forward
@@ -138,7 +138,7 @@ def write_in_a_graph() -> None:
     """Have the graph of one shape change a value of the null block whenever it is replayed."""
     import torch
 
-    from vllm_nfp.engine.forward import Forward
+    from vllm_nfp.probe.forward import Forward
 
     real = Forward.run_model
 
@@ -160,7 +160,7 @@ def milliseconds_per_gib(engine: Any) -> float:
     """Of summing the whole KV cache up once."""
     import torch
 
-    from vllm_nfp.engine.kv_proof import caches_of
+    from vllm_nfp.probe.kv_proof import caches_of
 
     caches = caches_of(engine._contexts, engine._view.runner.kv_caches)
     total = sum(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from vllm_nfp.config import ENV_VAR, config_from_mapping
-from vllm_nfp.metrics import State, read_snapshot
+from vllm_nfp.results.snapshot import State, read_snapshot
 
 pytestmark = pytest.mark.gpu
 

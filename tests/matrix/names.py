@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
-from vllm_nfp.engine import versions
-from vllm_nfp.engine.bindings import CONFIG_ATTRIBUTES, FORWARD_CONTEXT_ARGUMENTS, SCHEDULER_FIELDS
+from vllm_nfp.adapter import versions
+from vllm_nfp.adapter.bindings import CONFIG_ATTRIBUTES, FORWARD_CONTEXT_ARGUMENTS, SCHEDULER_FIELDS
 
 ROOT = Path(__file__).resolve().parents[2]
 V1, V2 = "vllm.v1.worker.gpu_model_runner", "vllm.v1.worker.gpu.model_runner"
@@ -101,7 +101,7 @@ def definition(tree: Path, module: str, name: str) -> ast.ClassDef | ast.Functio
 
 
 def unlike(tree: Path) -> Iterator[str]:
-    """How the tree differs from what is known of its release (vllm_nfp/engine/versions.py)."""
+    """How the tree differs from what is known of its release (vllm_nfp/adapter/versions.py)."""
     with mock.patch.object(versions, "installed_version", lambda: release_of(tree)):
         given = set(versions.metadata_fields())
         multimodal = versions.is_since(versions.MULTIMODAL_PROPERTY)

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from vllm_nfp.engine import bindings, support, versions
-from vllm_nfp.engine.batch import AttentionGroup, BlockReader, ProbeBatch, TokenBag, own_groups
-from vllm_nfp.engine.bindings import UnknownVllmError
-from vllm_nfp.engine.dispatch import Execution, Placement
+from vllm_nfp.adapter import bindings, support, versions
+from vllm_nfp.adapter.bindings import UnknownVllmError
+from vllm_nfp.adapter.dispatch import Execution, Placement
+from vllm_nfp.probe.batch import AttentionGroup, BlockReader, ProbeBatch, TokenBag, own_groups
 
 CPU = torch.device("cpu")
 

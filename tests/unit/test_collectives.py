@@ -11,13 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from vllm_nfp.engine import communication, ranks
-from vllm_nfp.engine.engine import Ticket, VllmProbeEngine
-from vllm_nfp.engine.forward import Interval, ModuleMarks, StepMarks, _Recorder
-from vllm_nfp.estimate import Module
-from vllm_nfp.probe import Shape
-from vllm_nfp.probe.lockstep import PeerFaultError
+from vllm_nfp.adapter import communication, ranks
+from vllm_nfp.probe.engine import Ticket, VllmProbeEngine
+from vllm_nfp.probe.forward import Interval, ModuleMarks, StepMarks, _Recorder
+from vllm_nfp.schedule.lockstep import PeerFaultError
 from vllm_nfp.timing import Mark
+from vllm_nfp.types import Module, Shape
 
 
 class Ticks:

@@ -12,9 +12,9 @@ from click.testing import CliRunner
 from conftest import GPU_RESULTS, ROOT
 
 from vllm_nfp.cli import main
-from vllm_nfp.compare import CHANCE_SHARE, CompareError, compare
-from vllm_nfp.metrics.snapshot import BoundaryRow
-from vllm_nfp.profile import Profile, save_profile
+from vllm_nfp.results.compare import CHANCE_SHARE, CompareError, compare
+from vllm_nfp.results.profile import Profile, save_profile
+from vllm_nfp.results.snapshot import BoundaryRow
 
 
 def only(profile: Profile, module: str, batch_size: int, context: int) -> Profile:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vllm_nfp import plugin, run_folder
+from vllm_nfp import plugin
+from vllm_nfp.adapter import flags, install, metrics_bridge, worker_hook
 from vllm_nfp.config import (
     ENV_VAR,
     ConfigError,
@@ -18,8 +19,8 @@ from vllm_nfp.config import (
     config_from_mapping,
     read_settings_argument,
 )
-from vllm_nfp.engine import flags, install, metrics_bridge, worker_hook
-from vllm_nfp.metrics import NfpCollector
+from vllm_nfp.metrics.collector import NfpCollector
+from vllm_nfp.results import run_folder
 
 
 def test_settings_survive_json() -> None:

@@ -14,14 +14,14 @@ import pytest
 
 from vllm_nfp import typed_json
 from vllm_nfp.config import ProbeConfig
+from vllm_nfp.draft import curve_exchange
 from vllm_nfp.draft.curve import StepCurve, interpolated
+from vllm_nfp.draft.curve_exchange import CurveReceiver, CurveSender
 from vllm_nfp.draft.curve_set import CurveSet, curve_file, read_curves, write_curves
 from vllm_nfp.draft.live.forecast import CURVE_OCTAVES, StepModel
 from vllm_nfp.draft.live.steps import distance
 from vllm_nfp.draft.sources import curves_of_rows
-from vllm_nfp.engine import curve_exchange
-from vllm_nfp.engine.curve_exchange import CurveReceiver, CurveSender
-from vllm_nfp.metrics import CurveRow, SnapshotError
+from vllm_nfp.results.snapshot import CurveRow, SnapshotError
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 CONTEXTS = (1024, 2048, 4096, 8192)

@@ -16,11 +16,9 @@ from typing import Any
 import pytest
 
 from vllm_nfp import typed_json
-from vllm_nfp.config import ConfigError, ProbeConfig
-from vllm_nfp.engine import draft_control, versions
-from vllm_nfp.engine.curve_exchange import CurveSender
-from vllm_nfp.engine.draft_control import DraftControl, attach
-from vllm_nfp.engine.draft_lengths import (
+from vllm_nfp.adapter import draft_control, versions
+from vllm_nfp.adapter.draft_control import DraftControl, attach
+from vllm_nfp.adapter.draft_lengths import (
     _shown,
     candidate_lengths,
     control_speculation,
@@ -28,15 +26,17 @@ from vllm_nfp.engine.draft_lengths import (
     drafts,
     prepare_speculation,
 )
-from vllm_nfp.metrics.control import (
+from vllm_nfp.config import ConfigError, ProbeConfig
+from vllm_nfp.draft.curve_exchange import CurveSender
+from vllm_nfp.results.control import (
     ControlSnapshot,
     ControlState,
     control_families,
     control_file,
     read_control,
 )
-from vllm_nfp.metrics.snapshot import CurveRow, Snapshot, State, write_snapshot
-from vllm_nfp.run_folder import RunFolder
+from vllm_nfp.results.run_folder import RunFolder
+from vllm_nfp.results.snapshot import CurveRow, Snapshot, State, write_snapshot
 
 STATIC = [0, *[3] * 8]
 

@@ -13,7 +13,7 @@ import pytest
 
 from vllm_nfp import give_way as module
 from vllm_nfp.give_way import PAUSE_SECONDS, give_way
-from vllm_nfp.metrics import CurveRow, Snapshot, State, read_snapshot, write_snapshot
+from vllm_nfp.results.snapshot import CurveRow, Snapshot, State, read_snapshot, write_snapshot
 from vllm_nfp.typed_json import ROWS_AT_A_TIME, encode
 
 

@@ -11,24 +11,24 @@ from typing import Any
 import pytest
 import torch
 
+from vllm_nfp.adapter import support
+from vllm_nfp.adapter.dispatch import Execution, GraphRules, Placement
+from vllm_nfp.adapter.graph_place import CaptureWatch, GraphPlace
+from vllm_nfp.adapter.ranks import Alone
+from vllm_nfp.adapter.runners import StepLimits, V1Runner, V2Runner, step_of, view_of
+from vllm_nfp.adapter.versions import Mode
 from vllm_nfp.config import ProbeConfig
-from vllm_nfp.engine import engine as module
-from vllm_nfp.engine import support
-from vllm_nfp.engine.batch import (
+from vllm_nfp.probe.batch import (
     AttentionGroup,
     BlockReader,
     CellDoesNotFitError,
     ProbeBatch,
     TokenBag,
 )
-from vllm_nfp.engine.dispatch import Execution, GraphRules, Placement
-from vllm_nfp.engine.engine import VllmProbeEngine
-from vllm_nfp.engine.graph_place import CaptureWatch, GraphPlace
-from vllm_nfp.engine.memory import GpuMemory, HostMemory, Shelf, largest_free_block
-from vllm_nfp.engine.ranks import Alone
-from vllm_nfp.engine.runners import StepLimits, V1Runner, V2Runner, step_of, view_of
-from vllm_nfp.engine.versions import Mode
-from vllm_nfp.probe import RefusedForNowError, Shape, ShapeRefusedError
+from vllm_nfp.probe.engine import VllmProbeEngine
+from vllm_nfp.probe.memory import GpuMemory, HostMemory, Shelf, largest_free_block
+from vllm_nfp.schedule import engine as module
+from vllm_nfp.types import RefusedForNowError, Shape, ShapeRefusedError
 
 CPU = torch.device("cpu")
 GROUP = AttentionGroup(builder=None, layer_names=("a", "b"), block_tokens=16, num_blocks=100)
@@ -548,7 +548,7 @@ def test_tensor_parallel_ranks_are_accepted_where_one_engine_has_them(
 def test_a_newer_vllm_is_only_watched(
     version: str, passive: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vllm_nfp.engine import versions
+    from vllm_nfp.adapter import versions
 
     monkeypatch.setattr(versions, "installed_version", lambda: version)
     decision = support.decide(config())
@@ -558,8 +558,8 @@ def test_a_newer_vllm_is_only_watched(
 
 
 def test_an_old_vllm_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm_nfp.adapter import versions
     from vllm_nfp.config import ConfigError
-    from vllm_nfp.engine import versions
 
     monkeypatch.setattr(versions, "installed_version", lambda: "0.25.1")
     with pytest.raises(ConfigError, match=r"vLLM 0\.25\.1 is too old .* 0\.26 to 0\.33"):
@@ -605,7 +605,7 @@ def buffer(*values: int) -> torch.Tensor:
 def test_the_views_know_the_buffers_that_piecewise_graphs_read(
     version: str, marks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vllm_nfp.engine import versions
+    from vllm_nfp.adapter import versions
 
     monkeypatch.setattr(versions, "installed_version", lambda: version)
     tables = [SimpleNamespace(slot_mapping=SimpleNamespace(gpu=buffer(i))) for i in (5, 6)]
@@ -634,7 +634,7 @@ def test_the_views_know_the_buffers_that_piecewise_graphs_read(
 def test_the_driver_and_the_processor_are_read_from_the_kernel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vllm_nfp.engine import environment
+    from vllm_nfp.adapter import environment
 
     file = tmp_path / "version"
     file.write_text(
@@ -652,7 +652,7 @@ def test_the_driver_and_the_processor_are_read_from_the_kernel(
 
 
 def test_the_model_is_told_by_whichever_names_its_configuration_has() -> None:
-    from vllm_nfp.engine.environment import describe_model
+    from vllm_nfp.adapter.environment import describe_model
 
     text = SimpleNamespace(n_layer=12, n_embd=768, n_head=12, vocab_size=True, num_local_experts=8)
     model = SimpleNamespace(

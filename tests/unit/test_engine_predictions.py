@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from vllm_nfp.engine import predictions
+from vllm_nfp.adapter import predictions
 from vllm_nfp.principle import ShapeError
 
 QWEN3 = {

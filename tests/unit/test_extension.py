@@ -13,11 +13,11 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from vllm_nfp import scrape
+from vllm_nfp.adapter import extension, flags, install, metrics_bridge, worker_hook
 from vllm_nfp.config import ENV_VAR, ProbeConfig
-from vllm_nfp.engine import extension, flags, install, metrics_bridge, worker_hook
-from vllm_nfp.metrics import Snapshot, State, read_snapshot
 from vllm_nfp.metrics.outbox import Outbox
+from vllm_nfp.results import scrape
+from vllm_nfp.results.snapshot import Snapshot, State, read_snapshot
 
 
 def gauge(value: float, module: str = "model") -> Metric:
@@ -264,7 +264,7 @@ def test_a_runner_without_the_methods_disables_the_session() -> None:
     reasons: list[str] = []
     session: Any = SimpleNamespace(disable=lambda reason, expected: reasons.append(reason))
     with pytest.MonkeyPatch.context() as patch:
-        from vllm_nfp.engine import runners
+        from vllm_nfp.adapter import runners
 
         patch.setattr(runners, "view_of", runners.V1Runner)
         runner = Runner()

@@ -14,14 +14,14 @@ from vllm_nfp.config import ENV_VAR
 
 pytest.importorskip("vllm")
 
-from vllm_nfp.engine import flags
+from vllm_nfp.adapter import flags
 
 
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(ENV_VAR, "")
-    monkeypatch.setattr("vllm_nfp.run_folder.tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("vllm_nfp.run_folder.atexit.register", lambda call: None)
+    monkeypatch.setattr("vllm_nfp.results.run_folder.tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("vllm_nfp.results.run_folder.atexit.register", lambda call: None)
 
 
 def test_no_temporary_folder_ends_the_start_with_a_sentence(
@@ -32,7 +32,7 @@ def test_no_temporary_folder_ends_the_start_with_a_sentence(
     def full(*_: object, **__: object) -> str:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("vllm_nfp.run_folder.tempfile.mkdtemp", full)
+    monkeypatch.setattr("vllm_nfp.results.run_folder.tempfile.mkdtemp", full)
     with pytest.raises(SystemExit) as end:
         flags.switch_on(argparse.Namespace(nfp_probe=True))
     assert end.value.code == 2

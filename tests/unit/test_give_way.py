@@ -17,14 +17,14 @@ from prometheus_client.core import GaugeMetricFamily
 
 from vllm_nfp import give_way as module
 from vllm_nfp.config import ProbeConfig
-from vllm_nfp.estimate import Cell, Module, Pair, estimate_cell
+from vllm_nfp.estimate import Cell, Pair, estimate_cell
 from vllm_nfp.give_way import in_pieces
-from vllm_nfp.metrics import CurveRow, Snapshot, State, StepRow
 from vllm_nfp.metrics.collector import families_of
 from vllm_nfp.metrics.outbox import MOST_CHANGES, Outbox
-from vllm_nfp.probe.publisher import Counters, Publisher, Results, step_rows
-from vllm_nfp.probe.types import LayerTime, PairResult, Shape, Timing
+from vllm_nfp.results.snapshot import CurveRow, Snapshot, State, StepRow
+from vllm_nfp.session.publisher import Counters, Publisher, Results, step_rows
 from vllm_nfp.timing.steps import BATCH_BOUNDS, CONTEXT_BOUNDS, StepTimes
+from vllm_nfp.types import LayerTime, Module, PairResult, Shape, Timing
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 CONTEXTS = (1024, 2048, 4096, 8192)

@@ -38,7 +38,11 @@ from vllm_nfp.cli import main
 from vllm_nfp.config import ConfigError, ProbeConfig, config_from_mapping, read_settings_argument
 from vllm_nfp.draft.curve import StepCurve
 from vllm_nfp.draft.curve_set import CurveSet, read_curves, write_curves
-from vllm_nfp.metrics.control import (
+from vllm_nfp.principle import HardwareError, target_of
+from vllm_nfp.principle.hardware_file import read_hardware_file, write_hardware_file
+from vllm_nfp.principle.model_files import load_config
+from vllm_nfp.principle.shape import ShapeError
+from vllm_nfp.results.control import (
     ControlRow,
     ControlSnapshot,
     ControlState,
@@ -46,7 +50,17 @@ from vllm_nfp.metrics.control import (
     read_control,
     write_control,
 )
-from vllm_nfp.metrics.snapshot import (
+from vllm_nfp.results.profile import (
+    Device,
+    Environment,
+    ModelShape,
+    Profile,
+    ProfileError,
+    load_profile,
+    profile_of,
+    save_profile,
+)
+from vllm_nfp.results.snapshot import (
     BoundaryRow,
     CurveRow,
     LayerHistogram,
@@ -57,20 +71,6 @@ from vllm_nfp.metrics.snapshot import (
     State,
     read_snapshot,
     write_snapshot,
-)
-from vllm_nfp.principle import HardwareError, target_of
-from vllm_nfp.principle.hardware_file import read_hardware_file, write_hardware_file
-from vllm_nfp.principle.model_files import load_config
-from vllm_nfp.principle.shape import ShapeError
-from vllm_nfp.profile import (
-    Device,
-    Environment,
-    ModelShape,
-    Profile,
-    ProfileError,
-    load_profile,
-    profile_of,
-    save_profile,
 )
 from vllm_nfp.typed_json import read_bytes, write_whole
 
@@ -375,7 +375,7 @@ def test_a_compressed_file_of_samples_is_bounded(tmp_path: Path) -> None:
 def test_a_snapshot_that_would_make_strange_or_many_labels_is_refused(
     change: dict[str, Any], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vllm_nfp.metrics.snapshot.MOST_ROWS", 20)
+    monkeypatch.setattr("vllm_nfp.results.snapshot.MOST_ROWS", 20)
     path = tmp_path / "engine-0.json"
     write_snapshot(path, dataclasses.replace(SNAPSHOT, **change))
     with pytest.raises(SnapshotError, match=re.escape(sentence)):

@@ -17,9 +17,9 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from vllm_nfp import run_folder
+from vllm_nfp.adapter import extension, flags, install, metrics_bridge, worker_hook
 from vllm_nfp.config import ENV_VAR, ProbeConfig
-from vllm_nfp.engine import extension, flags, install, metrics_bridge, worker_hook
+from vllm_nfp.results import run_folder
 
 STALE = ProbeConfig(seed=11, run_dir="/no/such/folder").to_json()
 

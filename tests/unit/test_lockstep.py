@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_nfp.config import ProbeConfig
-from vllm_nfp.estimate import Module
-from vllm_nfp.probe import Budget, EngineStep, Planner, Shape, Timing
-from vllm_nfp.probe.lockstep import DivergedError, Lockstep, Pair, PeerFaultError
-from vllm_nfp.probe.ranks import LeadingProber, can_launch, follow, follow_scan
+from vllm_nfp.schedule import Budget, Planner
+from vllm_nfp.schedule.lockstep import DivergedError, Lockstep, Pair, PeerFaultError
+from vllm_nfp.schedule.ranks import LeadingProber, can_launch, follow, follow_scan
 from vllm_nfp.timing import HostClock
+from vllm_nfp.types import EngineStep, Module, Shape, Timing
 
 PAIR = Pair(8, 1024, 4, True)
 

@@ -11,10 +11,10 @@ import pytest
 from click.testing import CliRunner
 
 from vllm_nfp import measure
+from vllm_nfp.adapter import offline
 from vllm_nfp.cli import main
 from vllm_nfp.config import ProbeConfig
-from vllm_nfp.engine import offline
-from vllm_nfp.profile import Profile
+from vllm_nfp.results.profile import Profile
 
 WRITES = """
 import dataclasses, os, sys, time
@@ -43,7 +43,7 @@ def run(
     start = measure.subprocess.Popen
 
     def popen(command: list[str], **options: object) -> object:
-        assert command[:3] == [sys.executable, "-m", "vllm_nfp.engine.offline"]
+        assert command[:3] == [sys.executable, "-m", "vllm_nfp.adapter.offline"]
         return start([sys.executable, str(script), command[3]], **options)
 
     monkeypatch.setattr(measure.subprocess, "Popen", popen)
@@ -62,7 +62,7 @@ def test_the_child_gets_its_arguments_and_leaves_a_profile(
     monkeypatch: pytest.MonkeyPatch,
     dense_profile: Profile,
 ) -> None:
-    from vllm_nfp.profile import save_profile
+    from vllm_nfp.results.profile import save_profile
 
     source = tmp_path / "made.json"
     save_profile(source, dense_profile)
@@ -152,7 +152,7 @@ def test_the_child_loads_the_probe_whatever_plugins_the_caller_allows(
 
 def test_an_engine_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     child = (
-        "import time; from vllm_nfp.engine.offline import end_with_parent; "
+        "import time; from vllm_nfp.adapter.offline import end_with_parent; "
         "end_with_parent(); print('ready', flush=True); time.sleep(600)"
     )
     parent = (

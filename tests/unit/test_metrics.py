@@ -18,31 +18,33 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 
-from vllm_nfp import scrape
 from vllm_nfp.cli import main
 from vllm_nfp.draft import constant
-from vllm_nfp.estimate import Cell, Module, Pair, PairStore
-from vllm_nfp.metrics import (
-    BoundaryRow,
-    CurveRow,
-    LayerHistogram,
-    LiveStep,
-    NfpCollector,
-    PredictionRow,
-    Snapshot,
-    SnapshotError,
-    State,
-    StepRow,
-    read_snapshot,
-    write_snapshot,
-)
+from vllm_nfp.estimate import Cell, Pair, PairStore
 from vllm_nfp.metrics.collector import (
+    NfpCollector,
     families_of,
     free_tokens,
     live_cell,
     recommended_draft_lengths,
 )
-from vllm_nfp.metrics.snapshot import MAX_FILE_BYTES, engine_file
+from vllm_nfp.results import scrape
+from vllm_nfp.results.snapshot import (
+    MAX_FILE_BYTES,
+    BoundaryRow,
+    CurveRow,
+    LayerHistogram,
+    LiveStep,
+    PredictionRow,
+    Snapshot,
+    SnapshotError,
+    State,
+    StepRow,
+    engine_file,
+    read_snapshot,
+    write_snapshot,
+)
+from vllm_nfp.types import Module
 
 FULL = Snapshot(
     model_name='a "model"\n',

@@ -17,15 +17,16 @@ import pytest
 from click.testing import CliRunner
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 
-from vllm_nfp import predict, recommend, scrape, watch
+from vllm_nfp import predict, recommend, watch
 from vllm_nfp.cli import main
 from vllm_nfp.draft import DraftCost, sources
 from vllm_nfp.draft.recommend import RecommendError
-from vllm_nfp.metrics import NfpCollector, write_snapshot
-from vllm_nfp.metrics.control import ControlSnapshot, ControlState, control_file, write_control
-from vllm_nfp.metrics.snapshot import LiveStep, Snapshot, State, engine_file
-from vllm_nfp.profile import Profile, save_profile
+from vllm_nfp.metrics.collector import NfpCollector
 from vllm_nfp.report import page, render
+from vllm_nfp.results import scrape
+from vllm_nfp.results.control import ControlSnapshot, ControlState, control_file, write_control
+from vllm_nfp.results.profile import Profile, save_profile
+from vllm_nfp.results.snapshot import LiveStep, Snapshot, State, engine_file, write_snapshot
 
 ACCEPTANCES = (0.3, 0.5, 0.7, 0.8, 0.9, 0.97)
 LISTS = ((0.9, 0.8, 0.7), (0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9), (0.6,))

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from vllm_nfp.engine.patch import PatchSet
+from vllm_nfp.adapter.patch import PatchSet
 
 
 class Toy:

@@ -12,25 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_nfp.config import ProbeConfig
-from vllm_nfp.estimate import Module
-from vllm_nfp.probe import (
-    Budget,
+from vllm_nfp.schedule import Budget, Feedback, Planner, Prober, Target
+from vllm_nfp.schedule.plan import bucket
+from vllm_nfp.schedule.prober import DeviceStuckError
+from vllm_nfp.timing import Mark
+from vllm_nfp.timing.steps import RING_SLOTS
+from vllm_nfp.types import (
     EngineStep,
-    Feedback,
     LayerTime,
+    Module,
     PairResult,
-    Planner,
-    Prober,
     RefusedForNowError,
     Shape,
     ShapeRefusedError,
-    Target,
     Timing,
 )
-from vllm_nfp.probe.plan import bucket
-from vllm_nfp.probe.prober import DeviceStuckError
-from vllm_nfp.timing import Mark
-from vllm_nfp.timing.steps import RING_SLOTS
 
 GRIDS = {(1, 64): (2, 4, 8), (4, 64): (2, 4)}
 
@@ -476,7 +472,7 @@ def test_the_first_scan_ends_when_every_point_has_its_samples() -> None:
 
 
 def test_a_scan_tells_its_progress_and_takes_the_feedback(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vllm_nfp.probe import prober as module
+    from vllm_nfp.schedule import prober as module
 
     monkeypatch.setattr(module, "PROGRESS_SECONDS", 0.0)
     prober, clock, results = make()
@@ -508,7 +504,7 @@ def result(positions: int, seconds: float) -> PairResult:
 def test_layer_times_are_medians_of_the_recent_runs_in_bounded_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from vllm_nfp.probe import publisher as module
+    from vllm_nfp.session import publisher as module
 
     monkeypatch.setattr(module, "MOST_LAYER_ROWS", 2)
     results = module.Results(ProbeConfig())
@@ -523,7 +519,7 @@ def test_layer_times_are_medians_of_the_recent_runs_in_bounded_memory(
 
 
 def test_what_is_sampled_again_depends_on_no_time_of_the_point_itself() -> None:
-    from vllm_nfp.probe.publisher import Results
+    from vllm_nfp.session.publisher import Results
 
     def pair(positions: int, ratio: float) -> PairResult:
         one, many = Shape(1, 64, 1), Shape(1, 64, positions)
@@ -555,8 +551,8 @@ def test_what_is_sampled_again_depends_on_no_time_of_the_point_itself() -> None:
 
 
 def test_a_profile_is_kept_now_and_then_and_the_metrics_each_time() -> None:
-    from vllm_nfp.metrics.snapshot import Snapshot, State
-    from vllm_nfp.probe.publisher import Counters, Publisher
+    from vllm_nfp.results.snapshot import Snapshot, State
+    from vllm_nfp.session.publisher import Counters, Publisher
 
     written: list[Snapshot] = []
     kept: list[Snapshot] = []
@@ -713,8 +709,8 @@ def test_who_reads_in_the_middle_of_an_update_gets_all_of_the_last_one_without_w
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The serving thread reads when it disables the probe, whatever the publisher is at."""
-    from vllm_nfp.metrics.snapshot import Snapshot, State
-    from vllm_nfp.probe import publisher as module
+    from vllm_nfp.results.snapshot import Snapshot, State
+    from vllm_nfp.session import publisher as module
 
     config = ProbeConfig(min_samples=2, layer_histograms=True)
     publisher = module.Publisher(

@@ -14,13 +14,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 import vllm_nfp
-from vllm_nfp import scrape
+from vllm_nfp.adapter import versions
 from vllm_nfp.cli import main
 from vllm_nfp.draft import AcceptanceError, DraftCost, sources
 from vllm_nfp.draft.recommend import RecommendError, recommend
 from vllm_nfp.draft.sources import SourceError
-from vllm_nfp.engine import versions
-from vllm_nfp.profile import Profile, save_profile
+from vllm_nfp.results import scrape
+from vllm_nfp.results.profile import Profile, save_profile
 
 URL = "http://localhost:1"
 QWEN3_8B = {

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from vllm_nfp.cli import main
 from vllm_nfp.draft.recommend import recommend
 from vllm_nfp.draft.sources import SourceError
-from vllm_nfp.metrics.snapshot import BoundaryRow, CurveRow, LayerTimeRow, PredictionRow, State
-from vllm_nfp.profile import (
+from vllm_nfp.report import ReportError, render, write_report
+from vllm_nfp.results.profile import (
     Device,
     Environment,
     ModelShape,
@@ -26,7 +26,7 @@ from vllm_nfp.profile import (
     Run,
     save_profile,
 )
-from vllm_nfp.report import ReportError, render, write_report
+from vllm_nfp.results.snapshot import BoundaryRow, CurveRow, LayerTimeRow, PredictionRow, State
 
 MADE = Profile(
     Environment(0.0, Device("cpu", "x", None, None, None), "", "", "", None, ""),

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from vllm_nfp import run_folder
-from vllm_nfp.run_folder import RunFolder, remove_abandoned
+from vllm_nfp.results import run_folder
+from vllm_nfp.results.run_folder import RunFolder, remove_abandoned
 
 LAUNCHER = """
 import sys, time
@@ -185,8 +185,8 @@ def test_without_a_place_for_the_folder_the_start_ends_with_a_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("vllm")
+    from vllm_nfp.adapter import flags
     from vllm_nfp.config import ConfigError, ProbeConfig
-    from vllm_nfp.engine import flags
 
     def full(**_: object) -> str:
         raise OSError(28, "No space left on device")

@@ -25,10 +25,10 @@ from vllm_nfp.cli import main
 from vllm_nfp.config import ENV_VAR, ConfigError, ProbeConfig, check_writable_folder
 from vllm_nfp.dashboards import ExportError, export
 from vllm_nfp.metrics.collector import NfpCollector, families_of
-from vllm_nfp.metrics.snapshot import Snapshot, SnapshotError, engine_file, write_snapshot
 from vllm_nfp.principle import target_of
 from vllm_nfp.principle.hardware_file import write_hardware_file
-from vllm_nfp.profile import ModelShape, profile_file, profile_of, save_profile
+from vllm_nfp.results.profile import ModelShape, profile_file, profile_of, save_profile
+from vllm_nfp.results.snapshot import Snapshot, SnapshotError, engine_file, write_snapshot
 from vllm_nfp.typed_json import open_to_append
 
 SECRETS = {
@@ -178,8 +178,8 @@ def test_the_hand_over_folder_is_its_owners_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("vllm")
-    from vllm_nfp import run_folder
-    from vllm_nfp.engine import flags
+    from vllm_nfp.adapter import flags
+    from vllm_nfp.results import run_folder
 
     monkeypatch.setattr(run_folder.tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv(ENV_VAR, "")
@@ -201,7 +201,7 @@ def test_no_secret_reaches_environment_profile_or_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("torch")
-    from vllm_nfp.engine.environment import describe_environment, describe_model
+    from vllm_nfp.adapter.environment import describe_environment, describe_model
 
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from vllm_nfp.adapter import versions
 from vllm_nfp.config import ProbeConfig
-from vllm_nfp.engine import session as module
-from vllm_nfp.engine import versions
-from vllm_nfp.engine.rank_session import session_for
-from vllm_nfp.engine.session import Session
-from vllm_nfp.metrics.snapshot import Snapshot, State, read_snapshot
+from vllm_nfp.results.snapshot import Snapshot, State, read_snapshot
+from vllm_nfp.session import session as module
+from vllm_nfp.session.rank_session import session_for
+from vllm_nfp.session.session import Session
 
 PIECE_SECONDS = 0.25
 """A warm-up run or a capture, on a slow host."""

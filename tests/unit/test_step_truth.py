@@ -19,12 +19,12 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from vllm_nfp.adapter.runners import StepLimits
 from vllm_nfp.config import ProbeConfig
-from vllm_nfp.engine.rank_session import RankSession
-from vllm_nfp.engine.runners import StepLimits
-from vllm_nfp.engine.session import Session
-from vllm_nfp.probe import Budget, Planner, Prober
-from vllm_nfp.probe.lockstep import STEPS_PER_EXCHANGE
+from vllm_nfp.schedule import Budget, Planner, Prober
+from vllm_nfp.schedule.lockstep import STEPS_PER_EXCHANGE
+from vllm_nfp.session.rank_session import RankSession
+from vllm_nfp.session.session import Session
 from vllm_nfp.timing import HostClock, Sampler
 from vllm_nfp.timing.sampling import LOOKED_ONE_IN
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from vllm_nfp.engine.idle import asking
-from vllm_nfp.probe.publisher import step_rows
+from vllm_nfp.adapter.idle import asking
+from vllm_nfp.session.publisher import step_rows
 from vllm_nfp.timing import HostClock, Sampler, StepTimer, StepTimes
 from vllm_nfp.timing.sampling import LOOKED_AT_FIRST, LOOKED_ONE_IN
 from vllm_nfp.timing.steps import MOST_KINDS, RING_SLOTS, SAMPLES_KEPT

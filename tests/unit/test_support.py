@@ -14,18 +14,19 @@ from test_engine import config as accepted
 
 pytest.importorskip("vllm")
 
+from vllm_nfp.adapter import predictions, support, versions
+from vllm_nfp.adapter.layers import UnsupportedModelError
+from vllm_nfp.adapter.runners import UnknownRunnerError
+from vllm_nfp.adapter.versions import Mode
 from vllm_nfp.config import ProbeConfig
-from vllm_nfp.engine import predictions, rank_session, support, versions
-from vllm_nfp.engine import session as module
-from vllm_nfp.engine.batch import CellDoesNotFitError
-from vllm_nfp.engine.engine import KvCacheWrittenError
-from vllm_nfp.engine.layers import UnsupportedModelError
-from vllm_nfp.engine.rank_session import RankSession, session_for
-from vllm_nfp.engine.runners import UnknownRunnerError
-from vllm_nfp.engine.session import NothingToProbeError, Session
-from vllm_nfp.engine.versions import Mode
-from vllm_nfp.metrics import Snapshot, State
-from vllm_nfp.probe.lockstep import PeerFaultError
+from vllm_nfp.probe.batch import CellDoesNotFitError
+from vllm_nfp.probe.engine import KvCacheWrittenError
+from vllm_nfp.results.snapshot import Snapshot, State
+from vllm_nfp.schedule.lockstep import PeerFaultError
+from vllm_nfp.session import rank_session
+from vllm_nfp.session import session as module
+from vllm_nfp.session.rank_session import RankSession, session_for
+from vllm_nfp.session.session import NothingToProbeError, Session
 
 REFUSED: list[tuple[dict[str, Any], str, bool]] = [
     ({"parallel_config__pipeline_parallel_size": 2}, "--pipeline-parallel-size 2", False),
@@ -365,8 +366,8 @@ def test_there_is_no_prediction_of_what_the_predictor_does_not_know(
 def test_a_worker_without_a_session_says_so_on_the_metrics(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vllm_nfp.engine import worker_hook
-    from vllm_nfp.metrics import read_snapshot
+    from vllm_nfp.adapter import worker_hook
+    from vllm_nfp.results.snapshot import read_snapshot
 
     worker = SimpleNamespace(vllm_config=SimpleNamespace(), model_runner=object())
     worker_hook._attach(worker, ProbeConfig(run_dir=str(tmp_path)), None)

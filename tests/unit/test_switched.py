@@ -123,7 +123,7 @@ def test_this_process_is_seen_to_grow() -> None:
 def test_stages_tell_what_grows_in_them_and_are_left_as_they_were(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from vllm_nfp.probe.publisher import Publisher
+    from vllm_nfp.session.publisher import Publisher
 
     kept: list[Any] = []
     monkeypatch.setattr(Publisher, "start", lambda self: kept.append(new_pages()))
@@ -169,7 +169,8 @@ class Runner:
 
 def test_hooks_come_and_go_and_tell_what_they_took(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("vllm")
-    from vllm_nfp.engine import rank_session, runners
+    from vllm_nfp.adapter import runners
+    from vllm_nfp.session import rank_session
 
     session, runner = Session(), Runner()
     monkeypatch.setattr(rank_session, "session_for", lambda *_: session)

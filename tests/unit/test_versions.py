@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from vllm_nfp import cpu_setup
-from vllm_nfp.engine import support, versions
-from vllm_nfp.engine.versions import Mode
+from vllm_nfp.adapter import support, versions
+from vllm_nfp.adapter.versions import Mode
 
 
 @pytest.mark.parametrize(

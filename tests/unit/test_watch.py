@@ -15,8 +15,7 @@ from rich.console import Console
 from vllm_nfp import watch
 from vllm_nfp.cli import main
 from vllm_nfp.cli import watch as command
-from vllm_nfp.metrics import State
-from vllm_nfp.metrics.snapshot import BoundaryRow, LiveStep
+from vllm_nfp.results.snapshot import BoundaryRow, LiveStep, State
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "dashboards"))
 from recorded import Recorded, recorded_snapshot, serving

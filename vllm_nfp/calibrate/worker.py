@@ -33,7 +33,7 @@ EXPERT_WARM_UP = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 128, 256, 512, 1024)
 
 def main() -> None:
     """Run the plan that the command line names."""
-    from vllm_nfp.engine.offline import end_with_parent
+    from vllm_nfp.adapter.offline import end_with_parent
 
     end_with_parent()
     plan_file, out = map(Path, sys.argv[1:3])
@@ -44,9 +44,9 @@ def work(plan: ModelPlan, out: Path) -> None:
     """Start, wait for the word, time, write."""
     import torch
 
-    from vllm_nfp.engine.bench import ModuleBench
-    from vllm_nfp.engine.environment import attention_backends, describe_environment
-    from vllm_nfp.engine.in_process import engine_in_process, module_engine_arguments
+    from vllm_nfp.adapter.environment import attention_backends, describe_environment
+    from vllm_nfp.adapter.in_process import engine_in_process, module_engine_arguments
+    from vllm_nfp.calibrate.bench import ModuleBench
     from vllm_nfp.timing import CudaClock, HostClock
 
     on_gpu = torch.cuda.is_available()

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from vllm_nfp.cli.common import Refusal, json_option, read_profile
 from vllm_nfp.cli.terminal import Console
-from vllm_nfp.compare import (
+from vllm_nfp.results.compare import (
     CHANCE_SHARE,
     CompareError,
     Comparison,

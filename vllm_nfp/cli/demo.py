@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
-from vllm_nfp import demo, scrape
+from vllm_nfp import demo
 from vllm_nfp.cli.common import Refusal, temporary_folder
 from vllm_nfp.cli.prepare_cpu import repair_cpu
 from vllm_nfp.cli.table import print_table
 from vllm_nfp.cli.terminal import Console
+from vllm_nfp.results import scrape
 
 MOST_ROUNDS = 6
 """Rounds of requests on a machine that is slow to give an estimate."""

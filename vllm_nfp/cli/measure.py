@@ -30,7 +30,7 @@ from vllm_nfp.config import (
     parse_object,
     read_settings_argument,
 )
-from vllm_nfp.profile import Profile, save_profile
+from vllm_nfp.results.profile import Profile, save_profile
 
 DEFAULTS = ProbeConfig()
 CAPTURE_SECONDS = 60.0

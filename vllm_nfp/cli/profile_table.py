@@ -6,8 +6,8 @@ from rich import box
 from rich.table import Table
 
 from vllm_nfp.cli.terminal import Console
-from vllm_nfp.metrics.snapshot import MODULES, BoundaryRow
-from vllm_nfp.profile import Profile
+from vllm_nfp.results.profile import Profile
+from vllm_nfp.results.snapshot import MODULES, BoundaryRow
 
 
 def nfp_text(row: BoundaryRow) -> str:

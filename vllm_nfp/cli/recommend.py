@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from vllm_nfp import scrape
+from vllm_nfp.adapter import versions
 from vllm_nfp.cli.common import NameChoice, Refusal, json_option, parse_list, read_profile
 from vllm_nfp.cli.recommend_table import print_lengths, size_range
 from vllm_nfp.cli.terminal import Console
@@ -29,8 +29,8 @@ from vllm_nfp.draft.schedule import (
 )
 from vllm_nfp.draft.sources import COUNTERS, LiveDrafting, Source, SourceError
 from vllm_nfp.draft.speculative_config import DRAFT_METHODS, LOOK_UPS, NEEDS_MODEL
-from vllm_nfp.engine import versions
 from vllm_nfp.prediction import KV_BITS, MOST_SEQUENCES, WEIGHT_BITS
+from vllm_nfp.results import scrape
 
 PREDICTED_BATCH_SIZE = 64
 PREDICTED_POSITIONS = 64

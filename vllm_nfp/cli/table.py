@@ -11,10 +11,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from vllm_nfp import scrape
 from vllm_nfp.cli.common import Refusal, json_option
 from vllm_nfp.cli.terminal import Console
-from vllm_nfp.metrics.snapshot import reading_order
+from vllm_nfp.results import scrape
+from vllm_nfp.results.snapshot import reading_order
 from vllm_nfp.text import printable
 
 

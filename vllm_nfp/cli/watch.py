@@ -14,9 +14,10 @@ import click
 from rich.console import RenderableType
 from rich.live import Live
 
-from vllm_nfp import scrape, watch
+from vllm_nfp import watch
 from vllm_nfp.cli.common import Refusal, json_option
 from vllm_nfp.cli.terminal import Console
+from vllm_nfp.results import scrape
 
 FETCH_LIMIT_SECONDS = 5.0
 

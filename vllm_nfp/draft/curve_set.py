@@ -17,7 +17,7 @@ from typing import Any
 from vllm_nfp.config import MOST_BATCH_SIZES, MOST_CONTEXTS, MOST_POSITION_COUNTS
 from vllm_nfp.draft.curve import StepCurve, interpolated
 from vllm_nfp.give_way import in_pieces
-from vllm_nfp.metrics.snapshot import SnapshotError, hand_over_file
+from vllm_nfp.results.snapshot import SnapshotError, hand_over_file
 from vllm_nfp.typed_json import TypedJsonError, parse, read_bytes, write_whole
 
 SCHEMA = 1

@@ -10,7 +10,6 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from vllm_nfp import scrape
 from vllm_nfp.draft import sources
 from vllm_nfp.draft.acceptance import Acceptance, AcceptanceError, constant
 from vllm_nfp.draft.curve import LARGEST_BATCH_SIZE, StepCurve
@@ -25,7 +24,8 @@ from vllm_nfp.draft.schedule import (
 )
 from vllm_nfp.draft.sources import Source, SourceError
 from vllm_nfp.draft.speculative_config import speculative_config
-from vllm_nfp.profile import Profile, load_profile, to_dataframe
+from vllm_nfp.results import scrape
+from vllm_nfp.results.profile import Profile, load_profile, to_dataframe
 from vllm_nfp.typed_json import parse
 
 if TYPE_CHECKING:

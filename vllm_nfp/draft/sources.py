@@ -13,13 +13,13 @@ from vllm_nfp.draft.curve import StepCurve, curve_of_seconds
 from vllm_nfp.draft.schedule import FREE, DraftCost
 from vllm_nfp.draft.speculative_config import DRAFT_METHODS, LOOK_UPS
 from vllm_nfp.give_way import in_pieces
-from vllm_nfp.scrape import count
+from vllm_nfp.results.scrape import count
 
 if TYPE_CHECKING:
-    from vllm_nfp.metrics.snapshot import BoundaryRow, CurveRow
     from vllm_nfp.prediction import Predictions
-    from vllm_nfp.profile import Profile
-    from vllm_nfp.scrape import Samples
+    from vllm_nfp.results.profile import Profile
+    from vllm_nfp.results.scrape import Samples
+    from vllm_nfp.results.snapshot import BoundaryRow, CurveRow
 
 DRAFTS = "vllm:spec_decode_num_drafts_total"
 DRAFTED = "vllm:spec_decode_num_draft_tokens_total"

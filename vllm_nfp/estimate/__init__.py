@@ -2,15 +2,7 @@
 
 from vllm_nfp.estimate.boundary import estimate_cell
 from vllm_nfp.estimate.store import PairStore
-from vllm_nfp.estimate.types import (
-    Boundary,
-    Cell,
-    CellEstimate,
-    Curve,
-    CurvePoint,
-    Module,
-    Pair,
-)
+from vllm_nfp.estimate.types import Boundary, Cell, CellEstimate, Curve, CurvePoint, Pair
 
 __all__ = [
     "Boundary",
@@ -18,7 +10,6 @@ __all__ = [
     "CellEstimate",
     "Curve",
     "CurvePoint",
-    "Module",
     "Pair",
     "PairStore",
     "estimate_cell",

@@ -4,18 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from enum import StrEnum
 
-
-class Module(StrEnum):
-    """What is timed; the values are the ``module`` label of the metrics."""
-
-    DENSE_FFN = "dense_ffn"
-    MOE_FFN = "moe_ffn"
-    ATTENTION = "attention"
-    COMMUNICATION = "communication"
-    """The collectives of one layer; where there are several ranks."""
-    MODEL = "model"
+from vllm_nfp.types import Module
 
 
 @dataclass(frozen=True, slots=True, order=True)

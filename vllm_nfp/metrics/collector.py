@@ -42,9 +42,9 @@ from vllm_nfp.draft.sources import (
 )
 from vllm_nfp.faults import maybe_fail
 from vllm_nfp.give_way import in_pieces
-from vllm_nfp.metrics import control
-from vllm_nfp.metrics.control import ControlSnapshot, control_families
-from vllm_nfp.metrics.snapshot import (
+from vllm_nfp.results import control
+from vllm_nfp.results.control import ControlSnapshot, control_families
+from vllm_nfp.results.snapshot import (
     FILE_PATTERN,
     BoundaryRow,
     CurveRow,

@@ -16,7 +16,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from vllm_nfp.metrics.snapshot import BoundaryRow, CurveRow, PredictionRow
+from vllm_nfp.results.snapshot import BoundaryRow, CurveRow, PredictionRow
 
 SERIES = 6
 """Distinct colours of lines; more lines repeat them with another dash."""

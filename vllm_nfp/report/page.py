@@ -13,8 +13,8 @@ from vllm_nfp.crossing import usual_epsilon
 from vllm_nfp.draft import ScheduleRow, sources
 from vllm_nfp.draft.recommend import recommend
 from vllm_nfp.draft.sources import SourceError
-from vllm_nfp.metrics.snapshot import MODULES, BoundaryRow, LayerTimeRow, PredictionRow
-from vllm_nfp.profile import CellKey, Profile
+from vllm_nfp.results.profile import CellKey, Profile
+from vllm_nfp.results.snapshot import MODULES, BoundaryRow, LayerTimeRow, PredictionRow
 from vllm_nfp.text import duration, harmless
 from vllm_nfp.typed_json import write_whole
 

@@ -1,0 +1,453 @@
+"""A profile: all that one engine's probe found out, and on what, in one JSON file.
+
+``vllm-nfp measure`` writes one, and so does a live server with ``--nfp-output-dir``
+(``profile-<engine>.json``). ``vllm-nfp report`` and ``vllm-nfp compare`` read them, and so does
+:func:`load_profile`. Field by field the file is the :class:`Profile` below; docs/report.md says
+it in words. A change that older readers cannot take raises :data:`SCHEMA`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from vllm_nfp.config import (
+    MOST_BATCH_SIZES,
+    MOST_CONTEXTS,
+    MOST_POSITION_COUNTS,
+    ProbeConfig,
+)
+from vllm_nfp.results.snapshot import (
+    ENGINE_INDEX,
+    MODULES,
+    BoundaryRow,
+    CurveRow,
+    LayerTimeRow,
+    PredictionRow,
+    Snapshot,
+    State,
+)
+from vllm_nfp.typed_json import TypedJsonError, decode, encode, read_object, write_whole
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA = 1
+KIND = "vllm-nfp profile"
+MAX_FILE_BYTES = 64 << 20
+
+Table = Literal["boundaries", "curves", "predictions", "layer_times"]
+CellKey = tuple[str, int, int]
+"""(module, batch size, context)"""
+
+MOST_ENTRIES = 4096
+"""Longest list beside the tables: a page or a terminal shows it whole. vLLM captures some hundred
+CUDA graphs, and a probe has at most 256 cells."""
+_LARGEST_COUNT = 1 << 32
+_DAMAGED = "it is no profile as vllm-nfp writes it: give another file, or measure again"
+_MODULE_SET = frozenset(MODULES)
+
+
+class ProfileError(ValueError):
+    """A profile that cannot be used; the message is one sentence that names file and field."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What ran the steps."""
+
+    type: str
+    """cuda or cpu."""
+    name: str
+    driver: str | None
+    """Version of the GPU's driver; None where it is not known."""
+    multiprocessors: int | None
+    memory_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """Versions and settings that shape a step."""
+
+    date_unix_seconds: float
+    device: Device
+    vllm_nfp: str
+    vllm: str
+    torch: str
+    cuda: str | None
+    """Version of CUDA that torch was built for; None on a CPU."""
+    python: str
+    dtype: str = ""
+    quantization: str | None = None
+    kv_cache_dtype: str = ""
+    attention_backends: tuple[str, ...] = ()
+    tensor_parallel_size: int = 1
+    enforce_eager: bool = False
+    max_model_len: int = 0
+    max_num_seqs: int = 0
+    max_num_batched_tokens: int = 0
+    cudagraph_mode: str = ""
+    cudagraph_capture_sizes: tuple[int, ...] = ()
+    num_kv_blocks: int = 0
+    block_size: int = 0
+
+    def __post_init__(self) -> None:
+        # Later than year 9999 no calendar has a date for it.
+        if not 0.0 <= self.date_unix_seconds < 2.5e11:
+            raise ValueError(f"date_unix_seconds {self.date_unix_seconds:g} is no date")
+        _check_lengths(self, "attention_backends", "cudagraph_capture_sizes")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """The model's numbers that set its cost; None where it has none."""
+
+    name: str
+    architecture: str = ""
+    num_layers: int | None = None
+    hidden_size: int | None = None
+    intermediate_size: int | None = None
+    num_attention_heads: int | None = None
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    vocab_size: int | None = None
+    num_experts: int | None = None
+    experts_per_token: int | None = None
+    moe_intermediate_size: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeSettings:
+    """The probe's settings that a result depends on; see ProbeConfig for each."""
+
+    epsilons: tuple[float, ...]
+    batch_sizes: tuple[int, ...]
+    contexts: tuple[int, ...]
+    positions: tuple[int, ...]
+    """The grid, beginning with 1."""
+    min_samples: int
+    wanted_samples: int
+    max_samples: int
+    sampled_layers: int
+    startup_seconds: float
+    overhead_budget: float
+    seed: int
+
+    @classmethod
+    def of(cls, config: ProbeConfig) -> ProbeSettings:
+        """The part of the configuration that belongs in a profile: no folders."""
+        values = {f.name: getattr(config, f.name) for f in dataclasses.fields(cls) if f.init}
+        return cls(**{**values, "positions": config.grid})
+
+    def __post_init__(self) -> None:
+        for name in ("epsilons", "batch_sizes", "contexts", "positions"):
+            values: Sequence[float] = getattr(self, name)
+            if not values or any(a >= b for a, b in itertools.pairwise(values)) or values[0] <= 0:
+                raise ValueError(f"{name} must be ascending and above 0")
+        _check_lengths(self, "epsilons", "batch_sizes", "contexts", "positions")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """How the probe fared."""
+
+    engine: str
+    """Index of the data-parallel engine."""
+    runner: str
+    """Kind of vLLM's model runner."""
+    state: State
+    reason: str = ""
+    """Why the probe is disabled; empty otherwise."""
+    probes: Mapping[str, int] = field(default_factory=dict)
+    """Pairs by outcome."""
+    missing_pairs: int = 0
+    """Pairs that points which matter still lacked."""
+    probe_seconds: float = 0.0
+    overhead_ratio: float = 0.0
+    startup_seconds: float = 0.0
+    graph_bytes: int = 0
+    skipped_cells: Mapping[str, str] = field(default_factory=dict)
+    """Cells that could not be probed, as "B=32 L=16384", and why."""
+
+    def __post_init__(self) -> None:
+        _check_lengths(self, "probes", "skipped_cells")
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """One engine's results and what they were measured on.
+
+    Raises:
+        ValueError: for rows that contradict each other or cannot be.
+    """
+
+    environment: Environment
+    model: ModelShape
+    probe: ProbeSettings
+    run: Run
+    curves: tuple[CurveRow, ...] = ()
+    """t(N) of each module in each cell (batch size, context), ascending in N from 1."""
+    boundaries: tuple[BoundaryRow, ...] = ()
+    """NFP with its interval, of each module, cell and epsilon."""
+    predictions: tuple[PredictionRow, ...] = ()
+    """What the model without measurement and the idle-compute rule say."""
+    layer_times: tuple[LayerTimeRow, ...] = ()
+    """Time of each timed layer's modules."""
+    kind: str = KIND
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        for row in self.curves:
+            _check_curve_row(row)
+        for line in self.boundaries:
+            _check_boundary(line)
+        for prediction in self.predictions:
+            _check_prediction(prediction)
+        for layer in self.layer_times:
+            _check_layer_time(layer)
+        for name in ("curves", "boundaries", "predictions", "layer_times"):
+            _check_distinct(name, getattr(self, name))
+        _check_grid(self.curves)
+        for key, points in self.curves_by_cell().items():
+            if points[0].positions != 1:
+                raise ValueError(f"the curve of {_describe(key)} lacks its point at N = 1")
+
+    @property
+    def cells(self) -> tuple[CellKey, ...]:
+        """(module, batch size, context) of each curve, the whole step first."""
+        return tuple(self.curves_by_cell())
+
+    @property
+    def epsilons(self) -> tuple[float, ...]:
+        """Tolerances that boundaries are given for, ascending."""
+        return tuple(sorted({row.epsilon for row in self.boundaries}))
+
+    def curves_by_cell(self) -> dict[CellKey, tuple[CurveRow, ...]]:
+        """The curve of each cell, ascending in positions; cells in reading order."""
+        grouped: dict[CellKey, list[CurveRow]] = {}
+        for row in self.curves:
+            grouped.setdefault((row.module, row.batch_size, row.context), []).append(row)
+        return {
+            key: tuple(sorted(grouped[key], key=lambda row: row.positions))
+            for key in sorted(grouped, key=_reading_order)
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """The profile as plain JSON values; :func:`profile_from_dict` reads it back."""
+        values: dict[str, Any] = json.loads(encode(self))
+        return values
+
+    def to_dataframe(self, table: Table = "boundaries") -> pd.DataFrame:
+        """One of the profile's tables as a pandas DataFrame, a column for each field.
+
+        Raises:
+            ProfileError: if pandas is not installed, or there is no such table.
+        """
+        if table not in ("boundaries", "curves", "predictions", "layer_times"):
+            raise ProfileError(
+                f"a profile has no table {table!r}: "
+                f"take boundaries, curves, predictions or layer_times"
+            )
+        kinds = {
+            "boundaries": BoundaryRow,
+            "curves": CurveRow,
+            "predictions": PredictionRow,
+            "layer_times": LayerTimeRow,
+        }
+        return to_dataframe(getattr(self, table), kinds[table])
+
+
+def to_dataframe(rows: Iterable[Any], kind: Any) -> pd.DataFrame:
+    """Rows of one dataclass as a DataFrame.
+
+    Raises:
+        ProfileError: if pandas is not installed.
+    """
+    try:
+        import pandas
+    except ImportError:
+        raise ProfileError(
+            "to_dataframe() needs pandas, which is not installed: pip install pandas"
+        ) from None
+    names = [field.name for field in dataclasses.fields(kind)]
+    return pandas.DataFrame([dataclasses.asdict(row) for row in rows], columns=names)
+
+
+def profile_of(
+    snapshot: Snapshot, environment: Environment, model: ModelShape, config: ProbeConfig
+) -> Profile:
+    """The profile of what a probe has found so far."""
+    return Profile(
+        environment=environment,
+        model=model,
+        probe=ProbeSettings.of(config),
+        run=Run(
+            engine=snapshot.engine,
+            runner=snapshot.runner,
+            state=snapshot.state,
+            reason=snapshot.reason,
+            probes=dict(snapshot.probes),
+            missing_pairs=snapshot.missing_pairs,
+            probe_seconds=snapshot.probe_seconds,
+            overhead_ratio=snapshot.overhead_ratio,
+            startup_seconds=snapshot.startup_seconds,
+            graph_bytes=snapshot.graph_bytes,
+            skipped_cells=dict(snapshot.skipped_cells),
+        ),
+        curves=snapshot.curves,
+        boundaries=snapshot.boundaries,
+        predictions=snapshot.predictions,
+        layer_times=snapshot.layer_times,
+    )
+
+
+def profile_file(folder: Path | str, engine: str) -> Path:
+    """Where a live server leaves the profile of one engine.
+
+    Raises:
+        ValueError: for an engine index that is not a number.
+    """
+    if not ENGINE_INDEX.fullmatch(engine):
+        raise ValueError(f"engine index {engine!r:.80} is not a number")
+    return Path(folder) / f"profile-{engine}.json"
+
+
+def save_profile(path: Path | str, profile: Profile) -> None:
+    """Write a profile; an older file is replaced whole or left as it was.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    write_whole(Path(path), encode(profile))
+
+
+def load_profile(path: Path | str) -> Profile:
+    """Read a profile, trusting nothing in it.
+
+    Raises:
+        ProfileError: if the file cannot be read or is no profile of this schema.
+    """
+    path = Path(path)
+    try:
+        if path.exists() and not path.is_file():
+            raise ProfileError(f"{path} is not a file: give a profile.json")
+        return profile_from_dict(read_object(path, MAX_FILE_BYTES), path.name)
+    except OSError as error:
+        raise ProfileError(f"{path} cannot be read: {error.strerror or error}") from None
+    except TypedJsonError as error:
+        raise ProfileError(f"{error}; {_DAMAGED}") from None
+    except ValueError as error:
+        if isinstance(error, ProfileError):
+            raise
+        raise ProfileError(f"{str(path)!r} is no path of a file: {error}") from None
+
+
+def profile_from_dict(values: Mapping[str, Any], where: str = "the profile") -> Profile:
+    """Build a profile from parsed JSON.
+
+    Raises:
+        ProfileError: if it is no profile of this schema; the message names the field.
+    """
+    if values.get("kind") != KIND:
+        raise ProfileError(
+            f"{where} is not a profile: make one with vllm-nfp measure, or take "
+            f"profile-0.json from a server's --nfp-output-dir"
+        )
+    if values.get("schema") != SCHEMA:
+        raise ProfileError(
+            f"{where} has schema {values.get('schema')!r:.20}, this vllm-nfp reads {SCHEMA}: "
+            f"read it with the vllm-nfp that wrote it, or measure again"
+        )
+    try:
+        return decode(Profile, dict(values), where)
+    except TypedJsonError as error:
+        raise ProfileError(f"{error}; {_DAMAGED}") from None
+
+
+def _check_lengths(values: object, *names: str) -> None:
+    for name in names:
+        if len(getattr(values, name)) > MOST_ENTRIES:
+            raise ValueError(f"{name} holds more than {MOST_ENTRIES} entries")
+
+
+def _check_curve_row(row: CurveRow) -> None:
+    _check_cell("curves", row)
+    _check_counts("curves", row.samples)
+    if not (row.median_seconds > 0.0 and row.ratio > 0.0):
+        raise ValueError("curves holds a time that is not above 0")
+    if not 0.0 <= row.ratio_lower <= row.ratio <= _above(row.ratio_upper):
+        raise ValueError("curves holds a ratio outside its interval")
+    if not 0.0 <= row.seconds_lower <= row.median_seconds <= _above(row.seconds_upper):
+        raise ValueError("curves holds a time outside its interval")
+
+
+def _check_boundary(row: BoundaryRow) -> None:
+    _check_cell("boundaries", row)
+    _check_counts("boundaries", row.largest_free - 1)
+    if not row.epsilon > 0.0:
+        raise ValueError("boundaries holds an epsilon that is not above 0")
+    if not 1 <= row.lower <= row.positions <= row.upper <= _LARGEST_COUNT:
+        raise ValueError("boundaries holds an NFP outside its interval")
+
+
+def _check_prediction(row: PredictionRow) -> None:
+    _check_cell("predictions", row)
+    _check_counts("predictions", row.idle_compute_positions)
+    if not row.epsilon > 0.0:
+        raise ValueError("predictions holds an epsilon that is not above 0")
+
+
+def _check_layer_time(row: LayerTimeRow) -> None:
+    _check_cell("layer_times", row)
+    _check_counts("layer_times", row.layer, row.samples)
+    if not row.median_seconds > 0.0:
+        raise ValueError("layer_times holds a time that is not above 0")
+
+
+def _check_cell(table: str, row: CurveRow | BoundaryRow | PredictionRow | LayerTimeRow) -> None:
+    if row.module not in _MODULE_SET:
+        raise ValueError(f"{table} holds the unknown module {row.module!r:.80}")
+    _check_counts(table, row.batch_size - 1, row.context - 1, row.positions - 1)
+
+
+def _check_counts(table: str, *counts: int) -> None:
+    if not all(0 <= count < _LARGEST_COUNT for count in counts):
+        raise ValueError(f"{table} holds a count out of range")
+
+
+def _above(upper: float | None) -> float:
+    return math.inf if upper is None else upper
+
+
+def _check_grid(rows: Sequence[CurveRow]) -> None:
+    """No more cells than a probe may have, so that reading and drawing a file stays quick."""
+    for name, most in (
+        ("batch_size", MOST_BATCH_SIZES),
+        ("context", MOST_CONTEXTS),
+        ("positions", MOST_POSITION_COUNTS),
+    ):
+        if len({getattr(row, name) for row in rows}) > most:
+            raise ValueError(f"curves holds more than {most} values of {name}")
+
+
+def _check_distinct(table: str, rows: Sequence[Any]) -> None:
+    names = ("layer", "module", "batch_size", "context")
+    # In boundaries and predictions the positions are the answer, not part of the question.
+    last = "epsilon" if table in ("boundaries", "predictions") else "positions"
+    keys = {tuple(getattr(row, n, None) for n in (*names, last)) for row in rows}
+    if len(keys) != len(rows):
+        raise ValueError(f"{table} holds two rows for the same point")
+
+
+def _describe(key: CellKey) -> str:
+    return f"{key[0]} at B={key[1]} L={key[2]}"
+
+
+def _reading_order(key: CellKey) -> tuple[int, int, int]:
+    return MODULES.index(key[0]), key[2], key[1]

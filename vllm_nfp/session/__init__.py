@@ -1,0 +1,1 @@
+"""The probe in one worker: start, serve, publish, and on any fault step aside."""

@@ -1,0 +1,87 @@
+"""The vocabulary: what passes from the hooks to the report. Knows no vLLM and no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Module(StrEnum):
+    """What is timed; the values are the ``module`` label of the metrics."""
+
+    DENSE_FFN = "dense_ffn"
+    MOE_FFN = "moe_ffn"
+    ATTENTION = "attention"
+    COMMUNICATION = "communication"
+    """The collectives of one layer; where there are several ranks."""
+    MODEL = "model"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Shape:
+    """A decode step: ``batch_size`` sequences, each ``positions`` new after ``context`` tokens."""
+
+    batch_size: int
+    context: int
+    positions: int
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTime:
+    """Time of one module of one decoder layer."""
+
+    layer: int
+    module: Module
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """One run of one shape."""
+
+    shape: Shape
+    step_seconds: float
+    """The whole step: forward pass and LM head over all positions."""
+    lm_head_seconds: float
+    modules: Mapping[Module, float]
+    """Mean over the timed layers, for each module that the model has."""
+    layers: tuple[LayerTime, ...]
+    execution: str
+    """full, piecewise or none: how the step ran."""
+
+
+@dataclass(frozen=True, slots=True)
+class PairResult:
+    """A run at N positions and one at 1, side by side in random order."""
+
+    many: Timing
+    one: Timing
+    baseline_first: bool
+    cost_seconds: float
+    """All that the pair took from the device, or from the host if that was more."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStep:
+    """A real step, as every rank sees it in the scheduler's output."""
+
+    batch_size: int
+    context: int
+    """Mean tokens in the KV cache of a sequence."""
+    positions: int
+    """Largest number of positions of a sequence."""
+    decode: bool
+    """No prompt is being read: probing delays no first token."""
+    fullness: float = 0.0
+    """Running sequences over the most that may run at a time."""
+    waiting: bool = False
+    """A sign that requests wait: sequences were preempted, or a limit of the step was reached."""
+
+
+class ShapeRefusedError(RuntimeError):
+    """This shape cannot be run here; the message says why, and the probe leaves it out."""
+
+
+class RefusedForNowError(ShapeRefusedError):
+    """This shape cannot be run at the moment, as while memory is short; it is tried again later."""
