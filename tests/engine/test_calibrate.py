@@ -22,8 +22,8 @@ import torch
 
 from vllm_nfp.calibrate.plans import TRIAL, series_of
 from vllm_nfp.calibrate.points import Kernel
-from vllm_nfp.engine.bench import ModuleBench
-from vllm_nfp.engine.in_process import engine_in_process, module_engine_arguments
+from vllm_nfp.calibrate.bench import ModuleBench
+from vllm_nfp.adapter.in_process import engine_in_process, module_engine_arguments
 from vllm_nfp.timing import HostClock
 
 folder = Path(sys.argv[1])

@@ -241,7 +241,7 @@ def test_a_pairs_runs_share_their_tokens(start: Callable[..., Any]) -> None:
 def serve_in_piecewise_graphs(monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, ...]) -> None:
     """Have the probe take this server for one with PIECEWISE graphs of these sizes."""
     from vllm_nfp.adapter.dispatch import GraphRules
-    from vllm_nfp.schedule import engine as module
+    from vllm_nfp.probe import engine as module
 
     rules = GraphRules(False, False, True, False, sizes, 8)
     monkeypatch.setattr(module, "graph_rules", lambda *_: rules)
@@ -483,7 +483,7 @@ def test_metadata_that_is_not_as_known_is_named_and_the_probe_only_watches(
 def test_a_kv_cache_that_a_probe_changes_disables_it(
     llm: Any, start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from vllm_nfp.schedule import batch
+    from vllm_nfp.probe import batch
 
     expected = generate(llm)
     monkeypatch.setattr(batch, "PAD_SLOT", 40)  # a slot of a real block
@@ -638,7 +638,7 @@ def test_a_backend_that_writes_in_captured_graphs_alone_disables_the_probe(
     from types import SimpleNamespace
 
     from vllm_nfp.adapter.dispatch import GraphRules
-    from vllm_nfp.schedule import engine as module
+    from vllm_nfp.probe import engine as module
 
     def when(batch_size: int, positions: int, execution: str, graph: bool) -> bool:
         assert execution == "full"

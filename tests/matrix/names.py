@@ -3,7 +3,7 @@
     python tests/matrix/names.py FOLDER_WITH_vllm
 
 Reads files and imports nothing of vLLM's, so it works for releases that cannot run here. It tells
-renamed or moved names and what differs from the tables of vllm_nfp/engine, not changed behaviour.
+renamed or moved names and what differs from the tables of vllm_nfp/adapter, not changed behaviour.
 The exit status is 1 if a name is missing.
 """
 

@@ -18,6 +18,7 @@ from vllm_nfp.adapter.ranks import Alone
 from vllm_nfp.adapter.runners import StepLimits, V1Runner, V2Runner, step_of, view_of
 from vllm_nfp.adapter.versions import Mode
 from vllm_nfp.config import ProbeConfig
+from vllm_nfp.probe import engine as module
 from vllm_nfp.probe.batch import (
     AttentionGroup,
     BlockReader,
@@ -27,7 +28,6 @@ from vllm_nfp.probe.batch import (
 )
 from vllm_nfp.probe.engine import VllmProbeEngine
 from vllm_nfp.probe.memory import GpuMemory, HostMemory, Shelf, largest_free_block
-from vllm_nfp.schedule import engine as module
 from vllm_nfp.types import RefusedForNowError, Shape, ShapeRefusedError
 
 CPU = torch.device("cpu")

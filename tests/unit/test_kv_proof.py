@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from vllm_nfp.adapter.dispatch import Execution, Placement
+from vllm_nfp.probe import kv_proof
 from vllm_nfp.probe.batch import AttentionGroup, BlockReader, ProbeBatch, TokenBag
 from vllm_nfp.probe.kv_proof import KvCacheWrittenError, Prover, caches_of, checksum
-from vllm_nfp.schedule import kv_proof
 from vllm_nfp.timing import HostClock
 
 CPU = torch.device("cpu")

@@ -51,7 +51,7 @@ def heavy(modules: Sequence[str]) -> set[str]:
         ("import vllm_nfp.report", set()),
         ("import vllm_nfp.config", set()),
         ("import vllm_nfp.measure", set()),
-        ("from vllm_nfp.metrics import NfpCollector", {"prometheus_client"}),
+        ("from vllm_nfp.metrics.collector import NfpCollector", {"prometheus_client"}),
     ],
 )
 def test_an_import_loads_what_it_needs(code: str, needed: set[str]) -> None:

@@ -19,7 +19,7 @@ from vllm_nfp.results.profile import Profile
 WRITES = """
 import dataclasses, os, sys, time
 from vllm_nfp.config import config_from_environment
-from vllm_nfp.metrics.snapshot import Snapshot, State, engine_file, write_snapshot
+from vllm_nfp.results.snapshot import Snapshot, State, engine_file, write_snapshot
 config = config_from_environment()
 def tell(state, **values):
     write_snapshot(engine_file(config.run_dir, "0"), Snapshot("m", "0", state, **values))

@@ -19,7 +19,7 @@ from vllm_nfp.results.run_folder import RunFolder, remove_abandoned
 
 LAUNCHER = """
 import sys, time
-from vllm_nfp.run_folder import make_run_folder
+from vllm_nfp.results.run_folder import make_run_folder
 print(make_run_folder(), flush=True)
 if sys.argv[1] == "wait":
     time.sleep(600)
@@ -145,7 +145,7 @@ def test_a_fork_does_not_keep_the_folder_of_a_launcher_that_is_gone(tmp_path: Pa
     """As an engine's process that outlives its API server by a moment."""
     program = """
 import os, sys, time
-from vllm_nfp.run_folder import RunFolder, make_run_folder
+from vllm_nfp.results.run_folder import RunFolder, make_run_folder
 folder = make_run_folder()
 writer = RunFolder(folder)
 if os.fork():

@@ -264,7 +264,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 import vllm_nfp.plugin
 from vllm_nfp.cli import main
 from vllm_nfp.metrics.collector import NfpCollector
-from vllm_nfp.metrics.snapshot import Snapshot, State, engine_file, write_snapshot
+from vllm_nfp.results.snapshot import Snapshot, State, engine_file, write_snapshot
 folder = sys.argv[1]
 vllm_nfp.plugin.register()
 write_snapshot(engine_file(folder, "0"), Snapshot("m", "0", State.WARMING))
