@@ -33,12 +33,12 @@ from rich.console import Console
 from rich.table import Table
 
 from vllm_nfp.config import ProbeConfig
-from vllm_nfp.estimate import Cell, Pair, boundary, estimate_cell
-from vllm_nfp.results.snapshot import Snapshot, State
+from vllm_nfp.estimate import boundary, estimate_cell
+from vllm_nfp.files import write_whole
+from vllm_nfp.results.snapshot import Snapshot
 from vllm_nfp.schedule import Feedback, Planner, Target
 from vllm_nfp.session.publisher import Counters, Publisher
-from vllm_nfp.typed_json import write_whole
-from vllm_nfp.types import Module, PairResult, Shape, Timing
+from vllm_nfp.types import Cell, Module, Pair, PairResult, Shape, State, Timing
 
 Floats = NDArray[np.float64]
 GRID = (2, 3, 4, 5, 6, 8, 12, 16, 24, 32)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vllm_nfp.crossing import count_free
-from vllm_nfp.principle import Module
+from vllm_nfp.types import Module
 
 Group = Literal["reference", "set-aside"]
 

@@ -18,7 +18,8 @@ from prometheus_client.core import Metric
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.metrics.collector import families_of
 from vllm_nfp.results.control import ControlSnapshot, ControlState, control_families
-from vllm_nfp.results.snapshot import LayerHistogram, Snapshot, State
+from vllm_nfp.results.snapshot import Snapshot
+from vllm_nfp.types import LayerHistogram, State
 
 FOLDER = Path(__file__).resolve().parent
 _METRICS_HEAD = """# Metrics

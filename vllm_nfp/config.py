@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vllm_nfp import env_var
-from vllm_nfp.typed_json import parse, read_bytes
+from vllm_nfp.files import read_bytes
+from vllm_nfp.strict_json import parse
 
 T = TypeVar("T")
 

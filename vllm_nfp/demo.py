@@ -19,8 +19,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from vllm_nfp.files import FileError, check_replaceable, read_bytes, write_whole
 from vllm_nfp.plugin_list import with_plugin
-from vllm_nfp.typed_json import TypedJsonError, check_replaceable, read_bytes, write_whole
 
 SMALL_MODEL = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -83,7 +83,7 @@ def make_model(folder: Path) -> Path:
 def _holds(path: Path, text: str) -> bool:
     try:
         return read_bytes(path, len(text)) == text.encode()
-    except TypedJsonError:  # it is longer
+    except FileError:  # it is longer
         return False
 
 

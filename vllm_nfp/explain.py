@@ -11,10 +11,10 @@ from vllm_nfp.prediction import Predictions
 from vllm_nfp.principle.attention import AttentionStep
 from vllm_nfp.principle.experts import Routing, awake_experts
 from vllm_nfp.principle.graphs import padded_tokens
-from vllm_nfp.principle.modules import Module
 from vllm_nfp.principle.predict import Boundary, CellPrediction
 from vllm_nfp.principle.terms import Limit
 from vllm_nfp.text import duration
+from vllm_nfp.types import Module
 
 MEANINGS: Mapping[Limit, str] = {
     "memory": "bytes read and written",

@@ -23,7 +23,8 @@ from typing import Any
 from vllm_nfp.config import ENV_VAR, ProbeConfig
 from vllm_nfp.plugin_list import with_plugin
 from vllm_nfp.results.profile import Profile, ProfileError, load_profile, profile_file
-from vllm_nfp.results.snapshot import Snapshot, SnapshotError, State, engine_file, read_snapshot
+from vllm_nfp.results.snapshot import Snapshot, SnapshotError, engine_file, read_snapshot
+from vllm_nfp.types import State
 
 POLL_SECONDS = 0.2
 START_LIMIT_SECONDS = 1800.0

@@ -24,7 +24,7 @@ from vllm_nfp.principle.graphs import DEFAULT_CAPTURE_SIZES, padded_tokens
 from vllm_nfp.principle.hardware_file import Target, read_hardware_file, target_of
 from vllm_nfp.principle.hf_config import shape_from_config
 from vllm_nfp.principle.model_files import load_config
-from vllm_nfp.principle.modules import Module, module_named, modules_of
+from vllm_nfp.principle.modules import module_named, modules_of
 from vllm_nfp.principle.predict import (
     DEFAULT_MAX_POSITIONS,
     CellPrediction,
@@ -38,6 +38,7 @@ from vllm_nfp.principle.quantized_weights import quantization_of
 from vllm_nfp.principle.shape import ModelShape, shown
 from vllm_nfp.principle.step import Serving, Step
 from vllm_nfp.text import hint, same_name
+from vllm_nfp.types import Module
 
 if TYPE_CHECKING:
     import pandas as pd

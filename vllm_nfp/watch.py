@@ -24,8 +24,8 @@ from vllm_nfp.results.scrape import (
     refusing_strange_labels,
     scrape_of,
 )
-from vllm_nfp.results.snapshot import reading_order
 from vllm_nfp.text import printable
+from vllm_nfp.types import reading_order
 
 _DRAFTS = "vllm:spec_decode_num_drafts_total"
 _DRAFTED = "vllm:spec_decode_num_draft_tokens_total"

@@ -13,7 +13,8 @@ import pytest
 
 from vllm_nfp.config import ProbeConfig, config_from_mapping
 from vllm_nfp.results.profile import load_profile, profile_file
-from vllm_nfp.results.snapshot import Snapshot, State, read_snapshot
+from vllm_nfp.results.snapshot import Snapshot, read_snapshot
+from vllm_nfp.types import State
 
 pytestmark = pytest.mark.engine
 

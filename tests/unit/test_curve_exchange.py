@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from vllm_nfp import typed_json
+from vllm_nfp import files, strict_json
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.draft import curve_exchange
 from vllm_nfp.draft.curve import StepCurve, interpolated
@@ -21,17 +21,18 @@ from vllm_nfp.draft.curve_set import CurveSet, curve_file, read_curves, write_cu
 from vllm_nfp.draft.live.forecast import CURVE_OCTAVES, StepModel
 from vllm_nfp.draft.live.steps import distance
 from vllm_nfp.draft.sources import curves_of_rows
-from vllm_nfp.results.snapshot import CurveRow, SnapshotError
+from vllm_nfp.results.snapshot import SnapshotError
+from vllm_nfp.types import CurvePoint
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 CONTEXTS = (1024, 2048, 4096, 8192)
 
 
-def rows(seed: int = 1, modules: tuple[str, ...] = ("attention", "model")) -> list[CurveRow]:
+def rows(seed: int = 1, modules: tuple[str, ...] = ("attention", "model")) -> list[CurvePoint]:
     """Curves of 8 x 4 cells at the default grid, with every digit that a float can have."""
     rng = random.Random(seed)
     return [
-        CurveRow(
+        CurvePoint(
             module, batch_size, context, n, 32, rng.random(), 1.0 if n == 1 else 1.0 + rng.random(),
             0.9, 2.0, "none" if batch_size * n > 512 else "full", 1e-3, 2e-3,
         )
@@ -53,7 +54,7 @@ def apart(monkeypatch: pytest.MonkeyPatch, config: ProbeConfig) -> CurveSender:
     sender = CurveSender(config, "0")
     send = sender.send
 
-    def elsewhere(found: list[CurveRow]) -> bool:
+    def elsewhere(found: list[CurvePoint]) -> bool:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(curve_exchange, "_latest", {})
             patch.setattr(curve_exchange, "_readers", {})
@@ -68,14 +69,14 @@ def apart(monkeypatch: pytest.MonkeyPatch, config: ProbeConfig) -> CurveSender:
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that are opened to be read from now on."""
     names: list[str] = []
-    original = typed_json.os.open
+    original = files.os.open
 
     def record(path: str, flags: int, *args: int, **kwargs: Any) -> int:
         if not flags & os.O_CREAT:
             names.append(Path(path).name)
         return original(path, flags, *args, **kwargs)
 
-    monkeypatch.setattr(typed_json.os, "open", record)
+    monkeypatch.setattr(files.os, "open", record)
     return names
 
 
@@ -152,8 +153,8 @@ def test_what_is_read_is_small(
         parsed.append(len(text))
         return original(text, **options)
 
-    monkeypatch.setattr(typed_json.json, "loads", loads)
-    monkeypatch.setattr(typed_json, "_decode", lambda *_: pytest.fail("value by value"))
+    monkeypatch.setattr(strict_json.json, "loads", loads)
+    monkeypatch.setattr(strict_json, "_decode", lambda *_: pytest.fail("value by value"))
     assert len(read_curves(path).curves) == 32
     assert len(parsed) == 33
     assert max(parsed) < 500

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from vllm_nfp import typed_json
+from vllm_nfp import files
 from vllm_nfp.adapter import draft_control, versions
 from vllm_nfp.adapter.draft_control import DraftControl, attach
 from vllm_nfp.adapter.draft_lengths import (
@@ -36,7 +36,8 @@ from vllm_nfp.results.control import (
     read_control,
 )
 from vllm_nfp.results.run_folder import RunFolder
-from vllm_nfp.results.snapshot import CurveRow, Snapshot, State, write_snapshot
+from vllm_nfp.results.snapshot import Snapshot, write_snapshot
+from vllm_nfp.types import CurvePoint, State
 
 STATIC = [0, *[3] * 8]
 
@@ -315,7 +316,7 @@ def test_the_method_is_told_and_makes_no_strange_label(config: ProbeConfig, tmp_
 
 
 CURVE = tuple(
-    CurveRow("model", 4, 512, n, 6, 1e-3, 1.0 + (n - 1) / 8, 1.0, 2.0, "full") for n in (1, 2, 5)
+    CurvePoint("model", 4, 512, n, 6, 1e-3, 1.0 + (n - 1) / 8, 1.0, 2.0, "full") for n in (1, 2, 5)
 )
 
 
@@ -336,7 +337,7 @@ def test_the_probes_curves_arrive_without_its_snapshot_being_read(
             read.append(Path(path).name)
         return original(path, flags, *args, **kwargs)
 
-    monkeypatch.setattr(typed_json.os, "open", record)
+    monkeypatch.setattr(files.os, "open", record)
     write_snapshot(tmp_path / "engine-0.json", Snapshot("m", "0", State.STEADY, curves=CURVE))
     scheduler = Scheduler()
     control = attach(scheduler, config)

@@ -17,7 +17,8 @@ from vllm_nfp.adapter import extension, flags, install, metrics_bridge, worker_h
 from vllm_nfp.config import ENV_VAR, ProbeConfig
 from vllm_nfp.metrics.outbox import Outbox
 from vllm_nfp.results import scrape
-from vllm_nfp.results.snapshot import Snapshot, State, read_snapshot
+from vllm_nfp.results.snapshot import Snapshot, read_snapshot
+from vllm_nfp.types import State
 
 
 def gauge(value: float, module: str = "model") -> Metric:

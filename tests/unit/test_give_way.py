@@ -17,14 +17,25 @@ from prometheus_client.core import GaugeMetricFamily
 
 from vllm_nfp import give_way as module
 from vllm_nfp.config import ProbeConfig
-from vllm_nfp.estimate import Cell, Pair, estimate_cell
+from vllm_nfp.estimate import estimate_cell
 from vllm_nfp.give_way import in_pieces
 from vllm_nfp.metrics.collector import families_of
 from vllm_nfp.metrics.outbox import MOST_CHANGES, Outbox
-from vllm_nfp.results.snapshot import CurveRow, Snapshot, State, StepRow
+from vllm_nfp.results.snapshot import Snapshot
 from vllm_nfp.session.publisher import Counters, Publisher, Results, step_rows
 from vllm_nfp.timing.steps import BATCH_BOUNDS, CONTEXT_BOUNDS, StepTimes
-from vllm_nfp.types import LayerTime, Module, PairResult, Shape, Timing
+from vllm_nfp.types import (
+    Cell,
+    CurvePoint,
+    LayerTime,
+    Module,
+    Pair,
+    PairResult,
+    Shape,
+    State,
+    StepLatency,
+    Timing,
+)
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 CONTEXTS = (1024, 2048, 4096, 8192)
@@ -108,13 +119,13 @@ def test_each_point_of_an_estimate_is_a_piece(pauses: Pauses) -> None:
 
 def snapshot(seconds: float = 1e-3) -> Snapshot:
     curves = tuple(
-        CurveRow(m, b, c, n, 6, seconds, 1.0, 0.9, None, "full")
+        CurvePoint(m, b, c, n, 6, seconds, 1.0, 0.9, None, "full")
         for m in ("model", "attention", "dense_ffn")
         for b in BATCH_SIZES
         for c in CONTEXTS
         for n in ProbeConfig().grid
     )
-    steps = tuple(StepRow(b, 1024, n, 5, 1e-3) for b in BATCH_SIZES for n in range(1, 17))
+    steps = tuple(StepLatency(b, 1024, n, 5, 1e-3) for b in BATCH_SIZES for n in range(1, 17))
     return Snapshot("m", "0", State.STEADY, curves=curves, steps=steps)
 
 

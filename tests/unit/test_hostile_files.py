@@ -38,53 +38,44 @@ from vllm_nfp.cli import main
 from vllm_nfp.config import ConfigError, ProbeConfig, config_from_mapping, read_settings_argument
 from vllm_nfp.draft.curve import StepCurve
 from vllm_nfp.draft.curve_set import CurveSet, read_curves, write_curves
+from vllm_nfp.files import read_bytes, write_whole
 from vllm_nfp.principle import HardwareError, target_of
 from vllm_nfp.principle.hardware_file import read_hardware_file, write_hardware_file
 from vllm_nfp.principle.model_files import load_config
 from vllm_nfp.principle.shape import ShapeError
 from vllm_nfp.results.control import (
-    ControlRow,
     ControlSnapshot,
     ControlState,
-    LengthTimeRow,
+    DraftChoice,
+    DraftStepLatency,
     read_control,
     write_control,
 )
-from vllm_nfp.results.profile import (
+from vllm_nfp.results.profile import Profile, ProfileError, load_profile, profile_of, save_profile
+from vllm_nfp.results.snapshot import Snapshot, SnapshotError, read_snapshot, write_snapshot
+from vllm_nfp.types import (
+    Boundary,
+    CurvePoint,
     Device,
     Environment,
-    ModelShape,
-    Profile,
-    ProfileError,
-    load_profile,
-    profile_of,
-    save_profile,
-)
-from vllm_nfp.results.snapshot import (
-    BoundaryRow,
-    CurveRow,
     LayerHistogram,
     LiveStep,
-    PredictionRow,
-    Snapshot,
-    SnapshotError,
+    ModelDescription,
+    Prediction,
     State,
-    read_snapshot,
-    write_snapshot,
 )
-from vllm_nfp.typed_json import read_bytes, write_whole
 
 SNAPSHOT = Snapshot(
     "m",
     "0",
     State.STEADY,
     probes={"measured": 3},
-    boundaries=(BoundaryRow("model", 8, 1024, 0.1, 2, 1, 2, True, 2),),
+    boundaries=(Boundary("model", 8, 1024, 0.1, 2, 1, 2, True, 2),),
     curves=(
-        CurveRow("model", 8, 1024, 1, 12, 0.0070, 1.0, 1.0, 1.0, "full", 0.0069, 0.0071),
-        CurveRow("model", 8, 1024, 2, 6, 0.0071, 1.01, 1.0, None, "full"),
+        CurvePoint("model", 8, 1024, 1, 12, 0.0070, 1.0, 1.0, 1.0, "full", 0.0069, 0.0071),
+        CurvePoint("model", 8, 1024, 2, 6, 0.0071, 1.01, 1.0, None, "full"),
     ),
-    predictions=(PredictionRow("model", 8, 1024, 0.1, 3, 4, "memory"),),
+    predictions=(Prediction("model", 8, 1024, 0.1, 3, 4, "memory"),),
     layers=(LayerHistogram(0, "attention", (1e-5, 1e-4), (1, 2, 2), 3e-5),),
     live=LiveStep(8, 900, 1),
 )
@@ -92,8 +83,8 @@ CONTROL = ControlSnapshot(
     "m",
     "0",
     ControlState.DECIDING,
-    rows=(ControlRow(8, 1024, 3, 2, "faster", 1.1),),
-    times=(LengthTimeRow(8, 1024, 3, 20, 0.007),),
+    rows=(DraftChoice(8, 1024, 3, 2, "faster", 1.1),),
+    times=(DraftStepLatency(8, 1024, 3, 20, 0.007),),
     acceptance=(0.8,),
     decisions={"faster": 1},
     draft_seconds={"8": 1e-4},
@@ -106,7 +97,7 @@ ENVIRONMENT = Environment(
 
 def _write_profile(path: Path) -> None:
     kept = dataclasses.replace(SNAPSHOT, layers=())
-    save_profile(path, profile_of(kept, ENVIRONMENT, ModelShape("m"), ProbeConfig()))
+    save_profile(path, profile_of(kept, ENVIRONMENT, ModelDescription("m"), ProbeConfig()))
 
 
 def _write_samples(path: Path) -> None:
@@ -367,7 +358,7 @@ def test_a_compressed_file_of_samples_is_bounded(tmp_path: Path) -> None:
         ({"engine": "²"}, "has the engine index '²', no number"),
         ({"probes": {"a\nb": 1}}, r"holds the strange label 'a\nb'"),
         ({"probes": {f"outcome_{i}": 1 for i in range(40)}}, "more than 32 kinds of labels"),
-        ({"curves": (dataclasses.replace(SNAPSHOT.curves[0], module='x"}'),)}, "strange label"),
+        ({"curves": (dataclasses.replace(SNAPSHOT.curves[0], module='x"}'),)}, "curves[0].module"),
         ({"boundaries": SNAPSHOT.boundaries * 21}, "holds more than 20 boundaries"),
         ({"layers": (LayerHistogram(0, "attention", (1.0,), (1,), 1.0),)}, "bounds and counts"),
     ],
@@ -454,7 +445,7 @@ def test_the_temporary_file_is_one_that_nobody_has_put_there(
 ) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious")
-    monkeypatch.setattr("vllm_nfp.typed_json.secrets.token_hex", lambda _: "guessed")
+    monkeypatch.setattr("vllm_nfp.files.secrets.token_hex", lambda _: "guessed")
     (tmp_path / ".nfp-guessed.tmp").symlink_to(victim)
     with pytest.raises(FileExistsError):
         write_whole(tmp_path / "out.json", "new")

@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry, Counter, generate_latest
 
 from vllm_nfp.cli import main
 from vllm_nfp.draft import constant
-from vllm_nfp.estimate import Cell, Pair, PairStore
+from vllm_nfp.estimate import PairStore
 from vllm_nfp.metrics.collector import (
     NfpCollector,
     families_of,
@@ -31,20 +31,24 @@ from vllm_nfp.metrics.collector import (
 from vllm_nfp.results import scrape
 from vllm_nfp.results.snapshot import (
     MAX_FILE_BYTES,
-    BoundaryRow,
-    CurveRow,
-    LayerHistogram,
-    LiveStep,
-    PredictionRow,
     Snapshot,
     SnapshotError,
-    State,
-    StepRow,
     engine_file,
     read_snapshot,
     write_snapshot,
 )
-from vllm_nfp.types import Module
+from vllm_nfp.types import (
+    Boundary,
+    Cell,
+    CurvePoint,
+    LayerHistogram,
+    LiveStep,
+    Module,
+    Pair,
+    Prediction,
+    State,
+    StepLatency,
+)
 
 FULL = Snapshot(
     model_name='a "model"\n',
@@ -55,11 +59,11 @@ FULL = Snapshot(
     overhead_ratio=0.009,
     overhead_budget=0.01,
     boundaries=(
-        BoundaryRow("model", 8, 1024, 0.1, 4, 3, 5, False, 12),
-        BoundaryRow("attention", 8, 1024, 0.1, 16, 16, 16, True, 16),
+        Boundary("model", 8, 1024, 0.1, 4, 3, 5, False, 12),
+        Boundary("attention", 8, 1024, 0.1, 16, 16, 16, True, 16),
     ),
-    curves=(CurveRow("model", 8, 1024, 4, 12, 0.0071, 1.06, 1.05, None, "full"),),
-    predictions=(PredictionRow("model", 8, 1024, 0.1, 6, 38, "tile"),),
+    curves=(CurvePoint("model", 8, 1024, 4, 12, 0.0071, 1.06, 1.05, None, "full"),),
+    predictions=(Prediction("model", 8, 1024, 0.1, 6, 38, "tile"),),
     layers=(LayerHistogram(3, "attention", (0.001, 0.01), (1, 4, 5), 0.02),),
     live=LiveStep(batch_size=6, context=900, positions=1),
 )
@@ -115,7 +119,7 @@ def test_free_tokens_need_a_cell_that_holds_the_live_step() -> None:
 
 
 def test_the_live_step_is_filed_under_the_smallest_cell_that_holds_it() -> None:
-    larger = BoundaryRow("model", 32, 4096, 0.1, 2, 2, 2, False, 2)
+    larger = Boundary("model", 32, 4096, 0.1, 2, 2, 2, False, 2)
     both = replace(FULL, boundaries=(larger, *FULL.boundaries))
     assert live_cell(both) == (8, 1024)
     assert live_cell(replace(both, live=LiveStep(9, 900, 1))) == (32, 4096)
@@ -287,10 +291,10 @@ def test_a_url_that_does_not_answer_is_refused_with_code_2(url: str) -> None:
     assert "Traceback" not in result.output
 
 
-def model_curve(batch_size: int, context: int, *ratios: float) -> tuple[CurveRow, ...]:
+def model_curve(batch_size: int, context: int, *ratios: float) -> tuple[CurvePoint, ...]:
     counts = (1, 2, 4, 8)
     return tuple(
-        CurveRow("model", batch_size, context, n, 9, 0.01 * ratio, ratio, ratio, None, "full")
+        CurvePoint("model", batch_size, context, n, 9, 0.01 * ratio, ratio, ratio, None, "full")
         for n, ratio in zip(counts, (1.0, *ratios), strict=True)
     )
 
@@ -552,7 +556,7 @@ def test_an_engine_that_is_gone_is_told_by_its_age(
 
 
 def test_real_steps_and_memory_are_told(tmp_path: Path) -> None:
-    rows = (StepRow(8, 1024, 2, 70, 0.007),)
+    rows = (StepLatency(8, 1024, 2, 70, 0.007),)
     write_engine(tmp_path, steps=rows, graph_bytes=5, host_bytes=6, budget_slack=0.5)
     text = generate_text(NfpCollector(str(tmp_path)))
     cell = 'batch_size="8",context="1024",engine="0",model_name="m",positions="2"'

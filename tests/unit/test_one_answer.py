@@ -26,7 +26,8 @@ from vllm_nfp.report import page, render
 from vllm_nfp.results import scrape
 from vllm_nfp.results.control import ControlSnapshot, ControlState, control_file, write_control
 from vllm_nfp.results.profile import Profile, save_profile
-from vllm_nfp.results.snapshot import LiveStep, Snapshot, State, engine_file, write_snapshot
+from vllm_nfp.results.snapshot import Snapshot, engine_file, write_snapshot
+from vllm_nfp.types import LiveStep, State
 
 ACCEPTANCES = (0.3, 0.5, 0.7, 0.8, 0.9, 0.97)
 LISTS = ((0.9, 0.8, 0.7), (0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9), (0.6,))

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vllm_nfp.files import FileError
 from vllm_nfp.principle import CATALOGUE, hardware_by_name
 from vllm_nfp.principle.calibration import (
     H100_CALIBRATION,
@@ -26,7 +27,7 @@ from vllm_nfp.principle.gemm import (
 )
 from vllm_nfp.principle.shape import Gemm
 from vllm_nfp.principle.terms import FloatArray, sum_terms
-from vllm_nfp.typed_json import TypedJsonError, decode
+from vllm_nfp.strict_json import decode
 
 H100 = hardware_by_name("H100-SXM")
 CONSTANTS = GemmConstants(
@@ -180,5 +181,5 @@ def test_constants_survive_json() -> None:
     ],
 )
 def test_strange_calibrations_are_refused(values: object, message: str) -> None:
-    with pytest.raises(TypedJsonError, match=message):
+    with pytest.raises(FileError, match=message):
         decode(Calibration, values, "calibration")

@@ -551,8 +551,9 @@ def test_what_is_sampled_again_depends_on_no_time_of_the_point_itself() -> None:
 
 
 def test_a_profile_is_kept_now_and_then_and_the_metrics_each_time() -> None:
-    from vllm_nfp.results.snapshot import Snapshot, State
+    from vllm_nfp.results.snapshot import Snapshot
     from vllm_nfp.session.publisher import Counters, Publisher
+    from vllm_nfp.types import State
 
     written: list[Snapshot] = []
     kept: list[Snapshot] = []
@@ -709,8 +710,9 @@ def test_who_reads_in_the_middle_of_an_update_gets_all_of_the_last_one_without_w
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The serving thread reads when it disables the probe, whatever the publisher is at."""
-    from vllm_nfp.results.snapshot import Snapshot, State
+    from vllm_nfp.results.snapshot import Snapshot
     from vllm_nfp.session import publisher as module
+    from vllm_nfp.types import State
 
     config = ProbeConfig(min_samples=2, layer_histograms=True)
     publisher = module.Publisher(

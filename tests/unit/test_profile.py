@@ -18,9 +18,6 @@ import vllm_nfp
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.results.profile import (
     MAX_FILE_BYTES,
-    Device,
-    Environment,
-    ModelShape,
     Profile,
     ProfileError,
     load_profile,
@@ -29,7 +26,16 @@ from vllm_nfp.results.profile import (
     profile_of,
     save_profile,
 )
-from vllm_nfp.results.snapshot import BoundaryRow, CurveRow, LayerTimeRow, Snapshot, State
+from vllm_nfp.results.snapshot import Snapshot
+from vllm_nfp.types import (
+    Boundary,
+    CurvePoint,
+    Device,
+    Environment,
+    LayerLatency,
+    ModelDescription,
+    State,
+)
 
 ENVIRONMENT = Environment(
     1795530169.0, Device("cuda", "H100", "580.1", 132, 80 << 30), "0.1.0", "0.32.0", "2.13", "13.0",
@@ -41,13 +47,13 @@ SNAPSHOT = Snapshot(
     state=State.STEADY,
     probes={"startup": 3},
     curves=(
-        CurveRow("model", 8, 1024, 1, 12, 0.0070, 1.0, 1.0, 1.0, "full", 0.0069, 0.0071),
-        CurveRow("model", 8, 1024, 2, 6, 0.0071, 1.01, 1.0, None, "full"),
+        CurvePoint("model", 8, 1024, 1, 12, 0.0070, 1.0, 1.0, 1.0, "full", 0.0069, 0.0071),
+        CurvePoint("model", 8, 1024, 2, 6, 0.0071, 1.01, 1.0, None, "full"),
     ),
-    boundaries=(BoundaryRow("model", 8, 1024, 0.1, 2, 1, 2, True, 2),),
-    layer_times=(LayerTimeRow(0, "attention", 8, 1024, 1, 5, 1e-5),),
+    boundaries=(Boundary("model", 8, 1024, 0.1, 2, 1, 2, True, 2),),
+    layer_times=(LayerLatency(0, "attention", 8, 1024, 1, 5, 1e-5),),
 )
-SMALL = profile_of(SNAPSHOT, ENVIRONMENT, ModelShape("m", num_layers=3), ProbeConfig())
+SMALL = profile_of(SNAPSHOT, ENVIRONMENT, ModelDescription("m", num_layers=3), ProbeConfig())
 
 
 def test_a_profile_survives_its_file(tmp_path: Path, dense_profile: Profile) -> None:
@@ -188,7 +194,7 @@ def test_wrong_fields_are_named(tmp_path: Path, change: dict[str, Any], part: st
         ("curves", "median_seconds", 1e999, "not a number of JSON"),
         ("curves", "ratio", 5.0, "outside its interval"),
         ("curves", "positions", 2, "two rows for the same point"),
-        ("curves", "module", "<script>", "unknown module '<script>'"),
+        ("curves", "module", "<script>", "module must be one of model, "),
         ("curves", "batch_size", 0, "out of range"),
         ("curves", "context", 1 << 40, "out of range"),
         ("curves", "context", 1 << 60, "too large"),

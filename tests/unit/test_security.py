@@ -24,12 +24,13 @@ from test_hostile_files import ENVIRONMENT, SNAPSHOT
 from vllm_nfp.cli import main
 from vllm_nfp.config import ENV_VAR, ConfigError, ProbeConfig, check_writable_folder
 from vllm_nfp.dashboards import ExportError, export
+from vllm_nfp.files import open_to_append
 from vllm_nfp.metrics.collector import NfpCollector, families_of
 from vllm_nfp.principle import target_of
 from vllm_nfp.principle.hardware_file import write_hardware_file
-from vllm_nfp.results.profile import ModelShape, profile_file, profile_of, save_profile
+from vllm_nfp.results.profile import profile_file, profile_of, save_profile
 from vllm_nfp.results.snapshot import Snapshot, SnapshotError, engine_file, write_snapshot
-from vllm_nfp.typed_json import open_to_append
+from vllm_nfp.types import ModelDescription
 
 SECRETS = {
     "HF_TOKEN": "hf_nfptestsecret0001",
@@ -238,7 +239,7 @@ def test_no_secret_reaches_environment_profile_or_report(
 
 def test_a_profile_names_no_folder_of_the_machine(tmp_path: Path) -> None:
     config = ProbeConfig(output_dir=str(tmp_path), run_dir="/run/nfp")
-    profile = profile_of(SNAPSHOT, ENVIRONMENT, ModelShape("m"), config)
+    profile = profile_of(SNAPSHOT, ENVIRONMENT, ModelDescription("m"), config)
     assert str(tmp_path) not in json.dumps(profile.to_dict())
     assert "/run/nfp" not in json.dumps(profile.to_dict())
 
@@ -251,7 +252,7 @@ def test_no_socket_is_bound_and_nothing_is_run(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(DENSE))
     write_hardware_file(tmp_path / "h.json", target_of("H100-SXM"))
     save_profile(
-        tmp_path / "p.json", profile_of(SNAPSHOT, ENVIRONMENT, ModelShape("m"), ProbeConfig())
+        tmp_path / "p.json", profile_of(SNAPSHOT, ENVIRONMENT, ModelDescription("m"), ProbeConfig())
     )
     program = """
 import sys

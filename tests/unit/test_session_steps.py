@@ -24,11 +24,11 @@ from vllm_nfp.adapter.runners import StepLimits
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.results.control import ControlSnapshot, ControlState, read_control
 from vllm_nfp.results.profile import Profile
-from vllm_nfp.results.snapshot import Snapshot, State, read_snapshot
+from vllm_nfp.results.snapshot import Snapshot, read_snapshot
 from vllm_nfp.session import session as session_module
 from vllm_nfp.session.session import LONGEST_WRITE_SECONDS, Session
 from vllm_nfp.timing import HostClock, Sampler, StepTimer
-from vllm_nfp.types import PairResult, Shape, Timing
+from vllm_nfp.types import PairResult, Shape, State, Timing
 
 PAIR = PairResult(
     *(Timing(Shape(1, 32, positions), 0.001, 0.0, {}, (), "none") for positions in (2, 1)),

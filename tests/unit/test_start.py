@@ -12,10 +12,11 @@ import torch
 
 from vllm_nfp.adapter import versions
 from vllm_nfp.config import ProbeConfig
-from vllm_nfp.results.snapshot import Snapshot, State, read_snapshot
+from vllm_nfp.results.snapshot import Snapshot, read_snapshot
 from vllm_nfp.session import session as module
 from vllm_nfp.session.rank_session import session_for
 from vllm_nfp.session.session import Session
+from vllm_nfp.types import State
 
 PIECE_SECONDS = 0.25
 """A warm-up run or a capture, on a slow host."""

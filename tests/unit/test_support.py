@@ -21,12 +21,13 @@ from vllm_nfp.adapter.versions import Mode
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.probe.batch import CellDoesNotFitError
 from vllm_nfp.probe.engine import KvCacheWrittenError
-from vllm_nfp.results.snapshot import Snapshot, State
+from vllm_nfp.results.snapshot import Snapshot
 from vllm_nfp.schedule.lockstep import PeerFaultError
 from vllm_nfp.session import rank_session
 from vllm_nfp.session import session as module
 from vllm_nfp.session.rank_session import RankSession, session_for
 from vllm_nfp.session.session import NothingToProbeError, Session
+from vllm_nfp.types import State
 
 REFUSED: list[tuple[dict[str, Any], str, bool]] = [
     ({"parallel_config__pipeline_parallel_size": 2}, "--pipeline-parallel-size 2", False),

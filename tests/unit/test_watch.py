@@ -15,7 +15,7 @@ from rich.console import Console
 from vllm_nfp import watch
 from vllm_nfp.cli import main
 from vllm_nfp.cli import watch as command
-from vllm_nfp.results.snapshot import BoundaryRow, LiveStep, State
+from vllm_nfp.types import Boundary, LiveStep, State
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "dashboards"))
 from recorded import Recorded, recorded_snapshot, serving
@@ -203,7 +203,7 @@ def test_two_engines_are_shown_apart(recorded: Recorded) -> None:
 
     from vllm_nfp.metrics.collector import families_of
 
-    row = BoundaryRow("model", 8, 4096, 0.1, 3, 2, 3, False, 3)
+    row = Boundary("model", 8, 4096, 0.1, 3, 2, 3, False, 3)
     second = dataclasses.replace(
         recorded.snapshot, engine="1", boundaries=(row,), live=LiveStep(2, 2, 5)
     )

@@ -31,14 +31,14 @@ from vllm_nfp.draft.live.steps import context_cell
 from vllm_nfp.faults import maybe_fail
 from vllm_nfp.results.control import (
     MOST_CELLS,
-    ControlRow,
     ControlSnapshot,
     ControlState,
-    LengthTimeRow,
+    DraftChoice,
+    DraftStepLatency,
     control_file,
 )
 from vllm_nfp.results.run_folder import RunFolder
-from vllm_nfp.typed_json import encode
+from vllm_nfp.strict_json import encode
 
 logger = logging.getLogger("vllm.nfp")
 
@@ -311,13 +311,13 @@ class DraftControl:
 
     def _pieces(self, controller: Controller) -> Iterator[ControlSnapshot | None]:
         """A report, after a None for each piece of it."""
-        rows: list[ControlRow] = []
-        times: list[LengthTimeRow] = []
+        rows: list[DraftChoice] = []
+        times: list[DraftStepLatency] = []
         for number, key in enumerate(controller.latest_cells(MOST_CELLS), 1):
             row = controller.row(key)
             if row is not None:
                 rows.append(
-                    ControlRow(
+                    DraftChoice(
                         row.batch_size,
                         row.context,
                         row.draft_length,
@@ -327,7 +327,7 @@ class DraftControl:
                     )
                 )
                 times += (
-                    LengthTimeRow(*key, length, samples, median)
+                    DraftStepLatency(*key, length, samples, median)
                     for length, samples, median in controller.times(key)
                 )
             if number % CELLS_AT_A_TIME == 0:
@@ -337,8 +337,8 @@ class DraftControl:
     def _snapshot(
         self,
         controller: Controller,
-        rows: tuple[ControlRow, ...],
-        times: tuple[LengthTimeRow, ...],
+        rows: tuple[DraftChoice, ...],
+        times: tuple[DraftStepLatency, ...],
     ) -> ControlSnapshot:
         acceptance = controller.acceptance
         return replace(

@@ -13,7 +13,7 @@ import torch
 
 from vllm_nfp import __version__
 from vllm_nfp.adapter import versions
-from vllm_nfp.results.profile import Device, Environment, ModelShape
+from vllm_nfp.types import Device, Environment, ModelDescription
 
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 _CPU_FILE = Path("/proc/cpuinfo")
@@ -95,7 +95,7 @@ def attention_backends(runner: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def describe_model(name: str, vllm_config: Any) -> ModelShape:
+def describe_model(name: str, vllm_config: Any) -> ModelDescription:
     """The numbers of the served model that set its cost; None for those that it lacks.
 
     Args:
@@ -106,7 +106,7 @@ def describe_model(name: str, vllm_config: Any) -> ModelShape:
     values: Mapping[str, int | None] = {
         field: _first_number(config, names) for field, names in _NAMES.items()
     }
-    return ModelShape(name=name, architecture=str(architectures[0]), **values)
+    return ModelDescription(name=name, architecture=str(architectures[0]), **values)
 
 
 _NAMES: Mapping[str, tuple[str, ...]] = {
@@ -121,7 +121,7 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "experts_per_token": ("num_experts_per_tok", "moe_topk", "moe_k"),
     "moe_intermediate_size": ("moe_intermediate_size",),
 }
-"""Field of ModelShape -> the names that model configurations give it."""
+"""Field of ModelDescription -> the names that model configurations give it."""
 
 
 def _first_number(config: Any, names: tuple[str, ...]) -> int | None:

@@ -14,7 +14,8 @@ from vllm_nfp.adapter import versions
 from vllm_nfp.adapter.patch import PatchSet
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.metrics.collector import NfpCollector
-from vllm_nfp.results.snapshot import Snapshot, State, engine_file, write_snapshot
+from vllm_nfp.results.snapshot import Snapshot, engine_file, write_snapshot
+from vllm_nfp.types import State
 
 logger = logging.getLogger("vllm.nfp")
 

@@ -18,7 +18,7 @@ from vllm_nfp.principle import (
     predict_cells,
     shape_from_config,
 )
-from vllm_nfp.results.snapshot import PredictionRow
+from vllm_nfp.types import Prediction
 
 logger = logging.getLogger("vllm.nfp")
 
@@ -29,7 +29,7 @@ def predict_rows(
     backends: Sequence[str],
     cells: Sequence[tuple[int, int]],
     epsilons: Sequence[float],
-) -> tuple[PredictionRow, ...]:
+) -> tuple[Prediction, ...]:
     """Predictions for the cells; none, with the reason in the log, where there is no ground.
 
     A missing prediction is no fault: measurement goes on without it.
@@ -59,8 +59,8 @@ def predict_rows(
         logger.info("vllm-nfp: no prediction: %s", error)
         return ()
     return tuple(
-        PredictionRow(
-            str(row.module),
+        Prediction(
+            row.module,
             row.batch_size,
             row.context,
             row.epsilon,

@@ -16,7 +16,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from vllm_nfp.typed_json import TypedJsonError, parse, read_bytes, write_whole
+from vllm_nfp.files import FileError, read_bytes, write_whole
+from vllm_nfp.strict_json import parse
 
 MAX_SAMPLE_BYTES = 64 << 20
 """Most text that a file may hold, gzipped or not."""
@@ -139,7 +140,7 @@ def read_samples(path: Path) -> KernelSamples:
         return _samples_of(text.splitlines())
     except OSError as error:
         raise SampleError(f"{path} cannot be read: {error.strerror}") from None
-    except TypedJsonError as error:
+    except FileError as error:
         raise SampleError(str(error)) from None
     except (ValueError, KeyError, TypeError, ArithmeticError) as error:
         raise SampleError(f"{path} holds no kernel samples ({error!r:.200})") from None

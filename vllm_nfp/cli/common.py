@@ -15,9 +15,9 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
+from vllm_nfp.files import check_replaceable
 from vllm_nfp.results.profile import Profile, ProfileError, load_profile
 from vllm_nfp.text import hint, printable, same_name
-from vllm_nfp.typed_json import check_replaceable
 from vllm_nfp.web import hide_password
 
 MOST_REFUSAL = 2000

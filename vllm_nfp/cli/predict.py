@@ -12,10 +12,11 @@ from vllm_nfp.cli.predict_table import print_explanation, print_predictions
 from vllm_nfp.prediction import DTYPES, KV_BITS, WEIGHT_BITS, Predictions, predict
 from vllm_nfp.principle.errors import PredictionError
 from vllm_nfp.principle.hardware import HardwareError
-from vllm_nfp.principle.modules import Module, module_named
+from vllm_nfp.principle.modules import module_named
 from vllm_nfp.principle.predict import DEFAULT_MAX_POSITIONS
 from vllm_nfp.principle.shape import ShapeError
 from vllm_nfp.report.page import ReportError
+from vllm_nfp.types import Module
 
 FIRST_CELL = "first"
 

@@ -7,10 +7,10 @@ from rich.table import Table
 
 from vllm_nfp.cli.terminal import Console
 from vllm_nfp.results.profile import Profile
-from vllm_nfp.results.snapshot import MODULES, BoundaryRow
+from vllm_nfp.types import Boundary, reading_order
 
 
-def nfp_text(row: BoundaryRow) -> str:
+def nfp_text(row: Boundary) -> str:
     """NFP with its interval; "+" if no probed count was over the line."""
     return f"{row.positions}{'+' if row.at_limit else ''} [{row.lower}, {row.upper}]"
 
@@ -48,7 +48,7 @@ def _table(profile: Profile) -> Table:
     found = {(r.module, r.batch_size, r.context, r.epsilon): r for r in profile.boundaries}
     cells = {(r.module, r.batch_size, r.context) for r in profile.boundaries}
     for module, batch_size, context in sorted(
-        cells, key=lambda cell: (MODULES.index(cell[0]), cell[2], cell[1])
+        cells, key=lambda cell: (reading_order(cell[0]), cell[2], cell[1])
     ):
         rows = [found.get((module, batch_size, context, e)) for e in profile.epsilons]
         texts = ("-" if row is None else nfp_text(row) for row in rows)

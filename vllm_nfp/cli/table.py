@@ -14,8 +14,8 @@ from rich.text import Text
 from vllm_nfp.cli.common import Refusal, json_option
 from vllm_nfp.cli.terminal import Console
 from vllm_nfp.results import scrape
-from vllm_nfp.results.snapshot import reading_order
 from vllm_nfp.text import printable
+from vllm_nfp.types import reading_order
 
 
 @click.command("table")

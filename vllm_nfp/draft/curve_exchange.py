@@ -15,7 +15,7 @@ from typing import TypeVar
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.draft.curve_set import CurveSet, curve_file, read_curves, write_curves
 from vllm_nfp.draft.sources import curves_of_rows
-from vllm_nfp.results.snapshot import CurveRow
+from vllm_nfp.types import CurvePoint
 
 logger = logging.getLogger("vllm.nfp")
 
@@ -53,7 +53,7 @@ class CurveSender:
         self._first = True
         self._warned = False
 
-    def send(self, rows: Iterable[CurveRow]) -> bool:
+    def send(self, rows: Iterable[CurvePoint]) -> bool:
         """Hand over the curves among these rows; False if they are to be sent once more.
 
         A controller of this process has them at once; without one they are written, but not the

@@ -16,9 +16,10 @@ from typing import Any
 
 from vllm_nfp.config import MOST_BATCH_SIZES, MOST_CONTEXTS, MOST_POSITION_COUNTS
 from vllm_nfp.draft.curve import StepCurve, interpolated
+from vllm_nfp.files import FileError, read_bytes, write_whole
 from vllm_nfp.give_way import in_pieces
 from vllm_nfp.results.snapshot import SnapshotError, hand_over_file
-from vllm_nfp.typed_json import TypedJsonError, parse, read_bytes, write_whole
+from vllm_nfp.strict_json import parse
 
 SCHEMA = 1
 MAX_FILE_BYTES = 1 << 20
@@ -105,7 +106,7 @@ def read_curves(path: Path) -> CurveSet:
     """
     try:
         head, *lines = read_bytes(path, MAX_FILE_BYTES, follow_links=False).split(b"\n")
-    except TypedJsonError as error:
+    except FileError as error:
         raise SnapshotError(str(error)) from None
     about = _parse(head, path.name)
     if not isinstance(about, dict) or about.get("schema") != SCHEMA:

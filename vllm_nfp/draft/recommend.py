@@ -26,7 +26,7 @@ from vllm_nfp.draft.sources import Source, SourceError
 from vllm_nfp.draft.speculative_config import speculative_config
 from vllm_nfp.results import scrape
 from vllm_nfp.results.profile import Profile, load_profile, to_dataframe
-from vllm_nfp.typed_json import parse
+from vllm_nfp.strict_json import parse
 
 if TYPE_CHECKING:
     import pandas as pd

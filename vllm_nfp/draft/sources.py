@@ -14,12 +14,13 @@ from vllm_nfp.draft.schedule import FREE, DraftCost
 from vllm_nfp.draft.speculative_config import DRAFT_METHODS, LOOK_UPS
 from vllm_nfp.give_way import in_pieces
 from vllm_nfp.results.scrape import count
+from vllm_nfp.types import Module
 
 if TYPE_CHECKING:
     from vllm_nfp.prediction import Predictions
     from vllm_nfp.results.profile import Profile
     from vllm_nfp.results.scrape import Samples
-    from vllm_nfp.results.snapshot import BoundaryRow, CurveRow
+    from vllm_nfp.types import Boundary, CurvePoint
 
 DRAFTS = "vllm:spec_decode_num_drafts_total"
 DRAFTED = "vllm:spec_decode_num_draft_tokens_total"
@@ -102,14 +103,14 @@ class LiveDrafting:
 
 
 def curves_of_rows(
-    rows: Iterable[CurveRow], boundaries: Iterable[BoundaryRow] = ()
+    rows: Iterable[CurvePoint], boundaries: Iterable[Boundary] = ()
 ) -> tuple[StepCurve, ...]:
     """The whole step's curves among the rows of a profile or snapshot, one for each cell.
 
     Where a step with one position has a CUDA graph, those without take at least as long as the
     host needs for them, see :func:`_host_seconds`.
     """
-    cells: dict[tuple[int, int], dict[int, CurveRow]] = {}
+    cells: dict[tuple[int, int], dict[int, CurvePoint]] = {}
     for row in in_pieces(rows, ROWS_AT_A_TIME):
         if row.module == "model":
             cells.setdefault((row.batch_size, row.context), {})[row.positions] = row
@@ -146,7 +147,7 @@ def _beyond_graphs(ways: Mapping[int, str]) -> frozenset[int]:
     return frozenset(n for n, way in ways.items() if way == NO_GRAPH)
 
 
-def _host_seconds(rows: Iterable[CurveRow]) -> float:
+def _host_seconds(rows: Iterable[CurvePoint]) -> float:
     """What the host needs for a step without a CUDA graph; 0 if none was measured.
 
     It hardly depends on the batch, and no such step takes less, though the GPU's clock, on which
@@ -298,7 +299,7 @@ def from_predictions(found: Predictions) -> Source:
     curves = []
     for context in found.contexts:
         for batch_size in found.batch_sizes:
-            cell = found.cell("model", batch_size, context)
+            cell = found.cell(Module.MODEL, batch_size, context)
             times = dict(zip(cell.positions, cell.seconds, strict=True))
             nfp = tuple(sorted((b.epsilon, b.nfp, b.at_limit) for b in cell.boundaries))
             curve = curve_of_seconds(batch_size, context, times)

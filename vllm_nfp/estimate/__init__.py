@@ -2,15 +2,13 @@
 
 from vllm_nfp.estimate.boundary import estimate_cell
 from vllm_nfp.estimate.store import PairStore
-from vllm_nfp.estimate.types import Boundary, Cell, CellEstimate, Curve, CurvePoint, Pair
+from vllm_nfp.estimate.types import Boundary, CellEstimate, Curve, CurvePoint
 
 __all__ = [
     "Boundary",
-    "Cell",
     "CellEstimate",
     "Curve",
     "CurvePoint",
-    "Pair",
     "PairStore",
     "estimate_cell",
 ]

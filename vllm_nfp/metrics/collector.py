@@ -46,16 +46,13 @@ from vllm_nfp.results import control
 from vllm_nfp.results.control import ControlSnapshot, control_families
 from vllm_nfp.results.snapshot import (
     FILE_PATTERN,
-    BoundaryRow,
-    CurveRow,
-    PredictionRow,
     Snapshot,
     SnapshotError,
-    State,
     engine_file,
     read_snapshot,
 )
 from vllm_nfp.text import label
+from vllm_nfp.types import Boundary, CurvePoint, Prediction, State
 
 logger = logging.getLogger("vllm.nfp")
 
@@ -306,7 +303,7 @@ def _engine(snapshot: Snapshot) -> list[str]:
     return [label(snapshot.model_name), snapshot.engine]
 
 
-def _cell(snapshot: Snapshot, row: BoundaryRow | CurveRow | PredictionRow) -> list[str]:
+def _cell(snapshot: Snapshot, row: Boundary | CurvePoint | Prediction) -> list[str]:
     return [*_engine(snapshot), row.module, str(row.batch_size), str(row.context)]
 
 

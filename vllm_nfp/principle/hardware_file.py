@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vllm_nfp.files import FileError, write_whole
 from vllm_nfp.principle.calibration import Calibration, default_calibration
 from vllm_nfp.principle.hardware import Hardware, HardwareError, hardware_by_name
-from vllm_nfp.typed_json import TypedJsonError, decode, read_object, write_whole
+from vllm_nfp.strict_json import decode, read_object
 
 SCHEMA = 1
 MAX_BYTES = 1 << 20
@@ -58,7 +59,7 @@ def read_hardware_file(path: Path) -> Target:
     try:
         values = read_object(path, MAX_BYTES)
         if values.get("schema") != SCHEMA:
-            raise TypedJsonError(f"schema is {values.get('schema')!r:.80} where {SCHEMA} is known")
+            raise FileError(f"schema is {values.get('schema')!r:.80} where {SCHEMA} is known")
         hardware = decode(Hardware, values.get("hardware"), "hardware")
         calibration = decode(Calibration, values.get("calibration"), "calibration")
     except OSError as error:
@@ -66,7 +67,7 @@ def read_hardware_file(path: Path) -> Target:
             f"hardware file {path} cannot be read ({error.strerror}): give a file that "
             f"vllm-nfp calibrate wrote, or a name"
         ) from None
-    except ValueError as error:  # TypedJsonError, or a path with a null character
+    except ValueError as error:  # FileError, or a path with a null character
         raise HardwareError(
             f"hardware file {path} cannot be used ({error}): write it with vllm-nfp calibrate"
         ) from None

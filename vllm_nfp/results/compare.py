@@ -17,8 +17,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from vllm_nfp.results.profile import CellKey, Profile, ProfileError, to_dataframe
-from vllm_nfp.results.snapshot import MODULES, BoundaryRow, CurveRow
+from vllm_nfp.results.profile import Profile, ProfileError, to_dataframe
+from vllm_nfp.types import Boundary, Cell, CurvePoint, Module
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -138,11 +138,11 @@ def compare(before: Profile, after: Profile) -> Comparison:
     )
 
 
-def _range(cells: Iterable[CellKey]) -> str:
+def _range(cells: Iterable[Cell]) -> str:
     cells = list(cells)
     if not cells:
         return "none"
-    modules = [module for module in MODULES if any(cell[0] == module for cell in cells)]
+    modules = [module for module in Module if any(cell[0] == module for cell in cells)]
     batch_sizes = sorted({cell[1] for cell in cells})
     contexts = sorted({cell[2] for cell in cells})
     return (
@@ -151,7 +151,7 @@ def _range(cells: Iterable[CellKey]) -> str:
     )
 
 
-def _name(cell: CellKey) -> str:
+def _name(cell: Cell) -> str:
     return f"{cell[0]} B={cell[1]} L={cell[2]}"
 
 
@@ -182,7 +182,7 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def _nfp(before: Profile, after: Profile, common: Iterable[CellKey]) -> Iterable[NfpChange]:
+def _nfp(before: Profile, after: Profile, common: Iterable[Cell]) -> Iterable[NfpChange]:
     old, new = _boundaries(before), _boundaries(after)
     old_curves, new_curves = before.curves_by_cell(), after.curves_by_cell()
     for cell in common:
@@ -203,22 +203,20 @@ def _nfp(before: Profile, after: Profile, common: Iterable[CellKey]) -> Iterable
                 )
 
 
-def _boundaries(profile: Profile) -> Mapping[tuple[CellKey, float], BoundaryRow]:
-    return {
-        ((row.module, row.batch_size, row.context), row.epsilon): row for row in profile.boundaries
-    }
+def _boundaries(profile: Profile) -> Mapping[tuple[Cell, float], Boundary]:
+    return {(row.cell, row.epsilon): row for row in profile.boundaries}
 
 
-def _grid(curve: Iterable[CurveRow]) -> tuple[int, ...]:
+def _grid(curve: Iterable[CurvePoint]) -> tuple[int, ...]:
     return tuple(row.positions for row in curve)
 
 
-def _upper(row: BoundaryRow, grid: tuple[int, ...]) -> int | None:
+def _upper(row: Boundary, grid: tuple[int, ...]) -> int | None:
     """The interval's upper end; None if it is the largest probed count, where it is censored."""
     return None if row.upper >= grid[-1] else row.upper
 
 
-def _reach(row: BoundaryRow, grid: tuple[int, ...]) -> tuple[float, float]:
+def _reach(row: Boundary, grid: tuple[int, ...]) -> tuple[float, float]:
     """Where the boundary may lie among all counts, not only those that were probed.
 
     A boundary at a probed count lies anywhere from it to just before the next probed one.
@@ -232,9 +230,9 @@ def _apart(a: tuple[float, float], b: tuple[float, float]) -> bool:
 
 
 def _times(
-    old: Mapping[CellKey, tuple[CurveRow, ...]],
-    new: Mapping[CellKey, tuple[CurveRow, ...]],
-    common: Iterable[CellKey],
+    old: Mapping[Cell, tuple[CurvePoint, ...]],
+    new: Mapping[Cell, tuple[CurvePoint, ...]],
+    common: Iterable[Cell],
 ) -> Iterable[TimeChange]:
     for cell in common:
         later = {row.positions: row for row in new[cell]}
@@ -251,7 +249,7 @@ def _times(
                 )
 
 
-def _times_apart(a: CurveRow, b: CurveRow) -> bool | None:
+def _times_apart(a: CurvePoint, b: CurvePoint) -> bool | None:
     if a.seconds_upper is None or b.seconds_upper is None:
         return None
     return _apart((a.seconds_lower, a.seconds_upper), (b.seconds_lower, b.seconds_upper))

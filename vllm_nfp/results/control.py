@@ -13,6 +13,7 @@ from pathlib import Path
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from vllm_nfp.files import write_whole
 from vllm_nfp.results.snapshot import (
     ENGINE_INDEX,
     SnapshotError,
@@ -20,8 +21,8 @@ from vllm_nfp.results.snapshot import (
     hand_over_file,
     read_hand_over,
 )
+from vllm_nfp.strict_json import encode
 from vllm_nfp.text import label
-from vllm_nfp.typed_json import encode, write_whole
 
 SCHEMA = 1
 FILE_PATTERN = "control-*.json"
@@ -45,7 +46,7 @@ class ControlState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class ControlRow:
+class DraftChoice:
     """The draft length of one batch size and context."""
 
     batch_size: int
@@ -58,7 +59,7 @@ class ControlRow:
 
 
 @dataclass(frozen=True, slots=True)
-class LengthTimeRow:
+class DraftStepLatency:
     """Time of real decode steps at one draft length, drafting and host included."""
 
     batch_size: int
@@ -83,8 +84,8 @@ class ControlSnapshot:
     """Of the last decode step; None before the first."""
     lengths: tuple[int, ...] = ()
     """What is chosen from."""
-    rows: tuple[ControlRow, ...] = ()
-    times: tuple[LengthTimeRow, ...] = ()
+    rows: tuple[DraftChoice, ...] = ()
+    times: tuple[DraftStepLatency, ...] = ()
     acceptance: tuple[float, ...] = ()
     """Chance of each place in the draft, given those before it."""
     decisions: Mapping[str, int] = dataclasses.field(default_factory=dict)

@@ -23,17 +23,22 @@ from vllm_nfp.config import (
     MOST_POSITION_COUNTS,
     ProbeConfig,
 )
-from vllm_nfp.results.snapshot import (
-    ENGINE_INDEX,
-    MODULES,
-    BoundaryRow,
-    CurveRow,
-    LayerTimeRow,
-    PredictionRow,
-    Snapshot,
+from vllm_nfp.files import FileError, write_whole
+from vllm_nfp.results.snapshot import ENGINE_INDEX, Snapshot
+from vllm_nfp.strict_json import decode, encode, read_object
+from vllm_nfp.types import (
+    Boundary,
+    Cell,
+    CurvePoint,
+    Environment,
+    LayerLatency,
+    ModelDescription,
+    Module,
+    Prediction,
     State,
+    reading_order,
 )
-from vllm_nfp.typed_json import TypedJsonError, decode, encode, read_object, write_whole
+from vllm_nfp.types.setup import MOST_ENTRIES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,83 +48,14 @@ KIND = "vllm-nfp profile"
 MAX_FILE_BYTES = 64 << 20
 
 Table = Literal["boundaries", "curves", "predictions", "layer_times"]
-CellKey = tuple[str, int, int]
-"""(module, batch size, context)"""
 
-MOST_ENTRIES = 4096
-"""Longest list beside the tables: a page or a terminal shows it whole. vLLM captures some hundred
-CUDA graphs, and a probe has at most 256 cells."""
 _LARGEST_COUNT = 1 << 32
 _DAMAGED = "it is no profile as vllm-nfp writes it: give another file, or measure again"
-_MODULE_SET = frozenset(MODULES)
+_MODULE_SET = frozenset(Module)
 
 
 class ProfileError(ValueError):
     """A profile that cannot be used; the message is one sentence that names file and field."""
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """What ran the steps."""
-
-    type: str
-    """cuda or cpu."""
-    name: str
-    driver: str | None
-    """Version of the GPU's driver; None where it is not known."""
-    multiprocessors: int | None
-    memory_bytes: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Environment:
-    """Versions and settings that shape a step."""
-
-    date_unix_seconds: float
-    device: Device
-    vllm_nfp: str
-    vllm: str
-    torch: str
-    cuda: str | None
-    """Version of CUDA that torch was built for; None on a CPU."""
-    python: str
-    dtype: str = ""
-    quantization: str | None = None
-    kv_cache_dtype: str = ""
-    attention_backends: tuple[str, ...] = ()
-    tensor_parallel_size: int = 1
-    enforce_eager: bool = False
-    max_model_len: int = 0
-    max_num_seqs: int = 0
-    max_num_batched_tokens: int = 0
-    cudagraph_mode: str = ""
-    cudagraph_capture_sizes: tuple[int, ...] = ()
-    num_kv_blocks: int = 0
-    block_size: int = 0
-
-    def __post_init__(self) -> None:
-        # Later than year 9999 no calendar has a date for it.
-        if not 0.0 <= self.date_unix_seconds < 2.5e11:
-            raise ValueError(f"date_unix_seconds {self.date_unix_seconds:g} is no date")
-        _check_lengths(self, "attention_backends", "cudagraph_capture_sizes")
-
-
-@dataclass(frozen=True, slots=True)
-class ModelShape:
-    """The model's numbers that set its cost; None where it has none."""
-
-    name: str
-    architecture: str = ""
-    num_layers: int | None = None
-    hidden_size: int | None = None
-    intermediate_size: int | None = None
-    num_attention_heads: int | None = None
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
-    vocab_size: int | None = None
-    num_experts: int | None = None
-    experts_per_token: int | None = None
-    moe_intermediate_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,16 +124,16 @@ class Profile:
     """
 
     environment: Environment
-    model: ModelShape
+    model: ModelDescription
     probe: ProbeSettings
     run: Run
-    curves: tuple[CurveRow, ...] = ()
+    curves: tuple[CurvePoint, ...] = ()
     """t(N) of each module in each cell (batch size, context), ascending in N from 1."""
-    boundaries: tuple[BoundaryRow, ...] = ()
+    boundaries: tuple[Boundary, ...] = ()
     """NFP with its interval, of each module, cell and epsilon."""
-    predictions: tuple[PredictionRow, ...] = ()
+    predictions: tuple[Prediction, ...] = ()
     """What the model without measurement and the idle-compute rule say."""
-    layer_times: tuple[LayerTimeRow, ...] = ()
+    layer_times: tuple[LayerLatency, ...] = ()
     """Time of each timed layer's modules."""
     kind: str = KIND
     schema: int = SCHEMA
@@ -219,7 +155,7 @@ class Profile:
                 raise ValueError(f"the curve of {_describe(key)} lacks its point at N = 1")
 
     @property
-    def cells(self) -> tuple[CellKey, ...]:
+    def cells(self) -> tuple[Cell, ...]:
         """(module, batch size, context) of each curve, the whole step first."""
         return tuple(self.curves_by_cell())
 
@@ -228,11 +164,11 @@ class Profile:
         """Tolerances that boundaries are given for, ascending."""
         return tuple(sorted({row.epsilon for row in self.boundaries}))
 
-    def curves_by_cell(self) -> dict[CellKey, tuple[CurveRow, ...]]:
+    def curves_by_cell(self) -> dict[Cell, tuple[CurvePoint, ...]]:
         """The curve of each cell, ascending in positions; cells in reading order."""
-        grouped: dict[CellKey, list[CurveRow]] = {}
+        grouped: dict[Cell, list[CurvePoint]] = {}
         for row in self.curves:
-            grouped.setdefault((row.module, row.batch_size, row.context), []).append(row)
+            grouped.setdefault(row.cell, []).append(row)
         return {
             key: tuple(sorted(grouped[key], key=lambda row: row.positions))
             for key in sorted(grouped, key=_reading_order)
@@ -255,10 +191,10 @@ class Profile:
                 f"take boundaries, curves, predictions or layer_times"
             )
         kinds = {
-            "boundaries": BoundaryRow,
-            "curves": CurveRow,
-            "predictions": PredictionRow,
-            "layer_times": LayerTimeRow,
+            "boundaries": Boundary,
+            "curves": CurvePoint,
+            "predictions": Prediction,
+            "layer_times": LayerLatency,
         }
         return to_dataframe(getattr(self, table), kinds[table])
 
@@ -280,7 +216,7 @@ def to_dataframe(rows: Iterable[Any], kind: Any) -> pd.DataFrame:
 
 
 def profile_of(
-    snapshot: Snapshot, environment: Environment, model: ModelShape, config: ProbeConfig
+    snapshot: Snapshot, environment: Environment, model: ModelDescription, config: ProbeConfig
 ) -> Profile:
     """The profile of what a probe has found so far."""
     return Profile(
@@ -340,7 +276,7 @@ def load_profile(path: Path | str) -> Profile:
         return profile_from_dict(read_object(path, MAX_FILE_BYTES), path.name)
     except OSError as error:
         raise ProfileError(f"{path} cannot be read: {error.strerror or error}") from None
-    except TypedJsonError as error:
+    except FileError as error:
         raise ProfileError(f"{error}; {_DAMAGED}") from None
     except ValueError as error:
         if isinstance(error, ProfileError):
@@ -366,7 +302,7 @@ def profile_from_dict(values: Mapping[str, Any], where: str = "the profile") -> 
         )
     try:
         return decode(Profile, dict(values), where)
-    except TypedJsonError as error:
+    except FileError as error:
         raise ProfileError(f"{error}; {_DAMAGED}") from None
 
 
@@ -376,7 +312,7 @@ def _check_lengths(values: object, *names: str) -> None:
             raise ValueError(f"{name} holds more than {MOST_ENTRIES} entries")
 
 
-def _check_curve_row(row: CurveRow) -> None:
+def _check_curve_row(row: CurvePoint) -> None:
     _check_cell("curves", row)
     _check_counts("curves", row.samples)
     if not (row.median_seconds > 0.0 and row.ratio > 0.0):
@@ -387,7 +323,7 @@ def _check_curve_row(row: CurveRow) -> None:
         raise ValueError("curves holds a time outside its interval")
 
 
-def _check_boundary(row: BoundaryRow) -> None:
+def _check_boundary(row: Boundary) -> None:
     _check_cell("boundaries", row)
     _check_counts("boundaries", row.largest_free - 1)
     if not row.epsilon > 0.0:
@@ -396,21 +332,21 @@ def _check_boundary(row: BoundaryRow) -> None:
         raise ValueError("boundaries holds an NFP outside its interval")
 
 
-def _check_prediction(row: PredictionRow) -> None:
+def _check_prediction(row: Prediction) -> None:
     _check_cell("predictions", row)
     _check_counts("predictions", row.idle_compute_positions)
     if not row.epsilon > 0.0:
         raise ValueError("predictions holds an epsilon that is not above 0")
 
 
-def _check_layer_time(row: LayerTimeRow) -> None:
+def _check_layer_time(row: LayerLatency) -> None:
     _check_cell("layer_times", row)
     _check_counts("layer_times", row.layer, row.samples)
     if not row.median_seconds > 0.0:
         raise ValueError("layer_times holds a time that is not above 0")
 
 
-def _check_cell(table: str, row: CurveRow | BoundaryRow | PredictionRow | LayerTimeRow) -> None:
+def _check_cell(table: str, row: CurvePoint | Boundary | Prediction | LayerLatency) -> None:
     if row.module not in _MODULE_SET:
         raise ValueError(f"{table} holds the unknown module {row.module!r:.80}")
     _check_counts(table, row.batch_size - 1, row.context - 1, row.positions - 1)
@@ -425,7 +361,7 @@ def _above(upper: float | None) -> float:
     return math.inf if upper is None else upper
 
 
-def _check_grid(rows: Sequence[CurveRow]) -> None:
+def _check_grid(rows: Sequence[CurvePoint]) -> None:
     """No more cells than a probe may have, so that reading and drawing a file stays quick."""
     for name, most in (
         ("batch_size", MOST_BATCH_SIZES),
@@ -445,9 +381,9 @@ def _check_distinct(table: str, rows: Sequence[Any]) -> None:
         raise ValueError(f"{table} holds two rows for the same point")
 
 
-def _describe(key: CellKey) -> str:
+def _describe(key: Cell) -> str:
     return f"{key[0]} at B={key[1]} L={key[2]}"
 
 
-def _reading_order(key: CellKey) -> tuple[int, int, int]:
-    return MODULES.index(key[0]), key[2], key[1]
+def _reading_order(cell: Cell) -> tuple[tuple[int, str], int, int]:
+    return reading_order(cell.module), cell.context, cell.batch_size

@@ -18,7 +18,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from vllm_nfp.typed_json import write_whole
+from vllm_nfp.files import write_whole
 
 logger = logging.getLogger("vllm.nfp")
 

@@ -10,11 +10,21 @@ import dataclasses
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
 
-from vllm_nfp.typed_json import TypedJsonError, decode, encode, read_object, write_whole
+from vllm_nfp.files import FileError, write_whole
+from vllm_nfp.strict_json import decode, encode, read_object
+from vllm_nfp.types import (
+    Boundary,
+    CurvePoint,
+    LayerHistogram,
+    LayerLatency,
+    LiveStep,
+    Prediction,
+    State,
+    StepLatency,
+)
 
 T = TypeVar("T")
 
@@ -26,135 +36,12 @@ MOST_ROWS = 1 << 16
 """Largest table: what the largest allowed grid of cells and positions gives."""
 MOST_WORDS = 32
 """Modules, ways of execution and outcomes, together; there are some ten."""
-MODULES = ("model", "attention", "dense_ffn", "moe_ffn", "communication")
-"""Modules in the order in which people read of them: the whole step first."""
 _WORD = re.compile("[a-z0-9_]{1,40}")
 _TABLES = ("boundaries", "curves", "predictions", "layers", "layer_times")
 
 
 class SnapshotError(ValueError):
     """A hand-over file that cannot be used; the message says why."""
-
-
-class State(StrEnum):
-    """What the probe is doing."""
-
-    WARMING = "warming"
-    """No estimate yet."""
-    PROBING = "probing"
-    """Estimates exist; some points still lack samples."""
-    STEADY = "steady"
-    """Every point that can be measured has its samples; the probe now refreshes them."""
-    PASSIVE = "passive"
-    """Nothing is probed, for the reason in :attr:`Snapshot.reason`; real steps are watched."""
-    DISABLED = "disabled"
-    """Off, for the reason in the log and in :attr:`Snapshot.reason`."""
-
-
-@dataclass(frozen=True, slots=True)
-class BoundaryRow:
-    """NFP of one module in one cell at one epsilon, on the grid of probed positions."""
-
-    module: str
-    batch_size: int
-    context: int
-    epsilon: float
-    positions: int
-    lower: int
-    upper: int
-    at_limit: bool
-    """No probed position count is over the line: the boundary is here or beyond."""
-    largest_free: int
-    """Largest position count surely under the line, even if a smaller one is over it."""
-
-
-@dataclass(frozen=True, slots=True)
-class CurveRow:
-    """Time of one module at one number of positions per sequence."""
-
-    module: str
-    batch_size: int
-    context: int
-    positions: int
-    samples: int
-    median_seconds: float
-    ratio: float
-    """Time over that of one position, from pairs."""
-    ratio_lower: float
-    ratio_upper: float | None
-    """None while the samples are too few for an upper end."""
-    execution: str
-    """How the step ran: full (CUDA graph), piecewise, or none (no graph)."""
-    seconds_lower: float = 0.0
-    """Lower end of the 95 % interval of the median; 0 while the samples are too few."""
-    seconds_upper: float | None = None
-    """Upper end; None while the samples are too few."""
-
-
-@dataclass(frozen=True, slots=True)
-class PredictionRow:
-    """What the model without measurement says for one module in one cell."""
-
-    module: str
-    batch_size: int
-    context: int
-    epsilon: float
-    positions: int
-    idle_compute_positions: int
-    limited_by: str
-
-
-@dataclass(frozen=True, slots=True)
-class LiveStep:
-    """The last real decode step, and what is free beside it."""
-
-    batch_size: int
-    context: int
-    """Mean number of tokens in the KV cache of a sequence."""
-    positions: int
-    """Positions per sequence that the step ran."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepRow:
-    """Time of real decode steps of one kind, without any probe in them."""
-
-    batch_size: int
-    """Upper bound of the bucket of sequences in the step."""
-    context: int
-    """Upper bound of the bucket of mean context lengths, in tokens."""
-    positions: int
-    """Positions per sequence that the steps ran."""
-    samples: int
-    """Steps since the start; the median is taken over the most recent timed ones."""
-    median_seconds: float
-    """From the launch of the forward pass to the end of sampling, on the device."""
-
-
-@dataclass(frozen=True, slots=True)
-class LayerHistogram:
-    """Cumulative counts of one layer's module times, as Prometheus wants them."""
-
-    layer: int
-    module: str
-    bounds_seconds: tuple[float, ...]
-    counts: tuple[int, ...]
-    """Counts at or below each bound; one more entry than bounds, for the rest."""
-    sum_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class LayerTimeRow:
-    """Time of one module of one decoder layer at one number of positions per sequence."""
-
-    layer: int
-    module: str
-    batch_size: int
-    context: int
-    positions: int
-    samples: int
-    """Most recent runs that the median is taken over."""
-    median_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,11 +69,11 @@ class Snapshot:
     overhead_ratio: float = 0.0
     overhead_budget: float = 0.0
     """Largest share of serving time that probes may take, as configured."""
-    boundaries: tuple[BoundaryRow, ...] = ()
-    curves: tuple[CurveRow, ...] = ()
-    predictions: tuple[PredictionRow, ...] = ()
+    boundaries: tuple[Boundary, ...] = ()
+    curves: tuple[CurvePoint, ...] = ()
+    predictions: tuple[Prediction, ...] = ()
     layers: tuple[LayerHistogram, ...] = ()
-    layer_times: tuple[LayerTimeRow, ...] = ()
+    layer_times: tuple[LayerLatency, ...] = ()
     """For profiles alone; empty in the file that /metrics reads."""
     step_ratio: float = 0.0
     """Share of real steps that a probe has delayed."""
@@ -195,7 +82,7 @@ class Snapshot:
     missing_pairs: int = 0
     """Pairs that points which matter still lack."""
     live: LiveStep | None = None
-    steps: tuple[StepRow, ...] = ()
+    steps: tuple[StepLatency, ...] = ()
     """Real steps, timed passively."""
     skipped_cells: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Cells that cannot be probed here, as "B=32 L=16384", and why."""
@@ -205,11 +92,6 @@ class Snapshot:
     host_bytes: int = 0
     """Growth of the worker's resident memory while the probe was attached."""
     schema: int = SCHEMA
-
-
-def reading_order(module: str) -> tuple[int, str]:
-    """Sorts modules as :data:`MODULES` lists them; unknown ones come last."""
-    return (MODULES.index(module) if module in MODULES else len(MODULES)), module
 
 
 def hand_over_file(run_dir: str, kind: str, engine: str) -> Path:
@@ -272,7 +154,7 @@ def read_hand_over(path: Path, kind: type[T], schema: int, tables: Collection[st
             if isinstance(rows := values.get(name), list) and len(rows) > MOST_ROWS:
                 raise SnapshotError(f"{path.name} holds more than {MOST_ROWS} {name}")
         found = decode(kind, values, path.name)
-    except TypedJsonError as error:
+    except FileError as error:
         raise SnapshotError(str(error)) from None
     engine = str(values["engine"])
     if not ENGINE_INDEX.fullmatch(engine):

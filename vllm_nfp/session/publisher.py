@@ -19,23 +19,28 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 
 from vllm_nfp.config import ProbeConfig
-from vllm_nfp.estimate import Cell, CellEstimate, Pair, PairStore, estimate_cell
+from vllm_nfp.estimate import CellEstimate, PairStore, estimate_cell
 from vllm_nfp.faults import maybe_fail
 from vllm_nfp.give_way import give_way, in_pieces
-from vllm_nfp.results.snapshot import (
-    BoundaryRow,
-    CurveRow,
-    LayerHistogram,
-    LayerTimeRow,
-    LiveStep,
-    PredictionRow,
-    Snapshot,
-    State,
-    StepRow,
-)
+from vllm_nfp.results.snapshot import Snapshot
 from vllm_nfp.schedule.plan import CellKey, Feedback, Target
 from vllm_nfp.timing import StepTimes
-from vllm_nfp.types import Module, PairResult, Shape, Timing
+from vllm_nfp.types import (
+    Boundary,
+    Cell,
+    CurvePoint,
+    LayerHistogram,
+    LayerLatency,
+    LiveStep,
+    Module,
+    Pair,
+    PairResult,
+    Prediction,
+    Shape,
+    State,
+    StepLatency,
+    Timing,
+)
 
 logger = logging.getLogger("vllm.nfp")
 
@@ -84,8 +89,8 @@ class Counters:
 class Findings:
     """What the estimates of one update say; replaced whole, never changed."""
 
-    boundaries: tuple[BoundaryRow, ...] = ()
-    curves: tuple[CurveRow, ...] = ()
+    boundaries: tuple[Boundary, ...] = ()
+    curves: tuple[CurvePoint, ...] = ()
     layers: tuple[LayerHistogram, ...] = ()
 
 
@@ -102,8 +107,8 @@ class Results:
         self._store = PairStore(config.max_samples)
         self._execution: dict[tuple[CellKey, int], str] = {}
         self._estimates: dict[Cell, CellEstimate] = {}
-        self._boundaries: dict[Cell, tuple[BoundaryRow, ...]] = {}
-        self._curves: dict[Cell, tuple[CurveRow, ...]] = {}
+        self._boundaries: dict[Cell, tuple[Boundary, ...]] = {}
+        self._curves: dict[Cell, tuple[CurvePoint, ...]] = {}
         self._changed: set[Cell] = set()
         self._histograms: dict[tuple[int, Module], tuple[list[int], float]] = {}
         self._layer_times: dict[_LayerKey, deque[float]] = {}
@@ -171,25 +176,25 @@ class Results:
         """What the last update has found."""
         return self._findings
 
-    def boundaries(self) -> tuple[BoundaryRow, ...]:
+    def boundaries(self) -> tuple[Boundary, ...]:
         """One row for each module, cell and epsilon."""
         return self._findings.boundaries
 
-    def curves(self) -> tuple[CurveRow, ...]:
+    def curves(self) -> tuple[CurvePoint, ...]:
         """One row for each module, cell and position count."""
         return self._findings.curves
 
-    def model_curves(self) -> Iterator[CurveRow]:
+    def model_curves(self) -> Iterator[CurvePoint]:
         """The rows of the whole step alone; for the thread that updates."""
         for cell in _in_pieces(self._curves):
             if cell.module is Module.MODEL:
                 yield from self._curves[cell]
 
-    def _curve_rows(self, estimate: CellEstimate) -> tuple[CurveRow, ...]:
+    def _curve_rows(self, estimate: CellEstimate) -> tuple[CurvePoint, ...]:
         cell = estimate.cell
         return tuple(
-            CurveRow(
-                str(cell.module),
+            CurvePoint(
+                cell.module,
                 cell.batch_size,
                 cell.context,
                 point.positions,
@@ -205,12 +210,12 @@ class Results:
             for point in estimate.curve.points
         )
 
-    def layer_times(self) -> tuple[LayerTimeRow, ...]:
+    def layer_times(self) -> tuple[LayerLatency, ...]:
         """One row for each timed layer, module, cell and position count."""
         return tuple(
-            LayerTimeRow(
+            LayerLatency(
                 layer,
-                str(module),
+                module,
                 shape.batch_size,
                 shape.context,
                 shape.positions,
@@ -236,9 +241,7 @@ class Results:
     def _layer_histograms(self) -> tuple[LayerHistogram, ...]:
         """Histograms of the timed layers, cumulative; empty unless asked for."""
         return tuple(
-            LayerHistogram(
-                layer, str(module), LAYER_BOUNDS_SECONDS, tuple(_cumulative(counts)), total
-            )
+            LayerHistogram(layer, module, LAYER_BOUNDS_SECONDS, tuple(_cumulative(counts)), total)
             for (layer, module), (counts, total) in sorted(self._histograms.items())
         )
 
@@ -276,11 +279,11 @@ def _in_pieces(cells: Iterable[Cell]) -> Iterator[Cell]:
     return in_pieces(sorted(cells, key=_in_order), ROWS_AT_A_TIME)
 
 
-def _boundary_rows(estimate: CellEstimate) -> tuple[BoundaryRow, ...]:
+def _boundary_rows(estimate: CellEstimate) -> tuple[Boundary, ...]:
     cell = estimate.cell
     return tuple(
-        BoundaryRow(
-            str(cell.module),
+        Boundary(
+            cell.module,
             cell.batch_size,
             cell.context,
             line.epsilon,
@@ -294,10 +297,10 @@ def _boundary_rows(estimate: CellEstimate) -> tuple[BoundaryRow, ...]:
     )
 
 
-def step_rows(times: StepTimes) -> tuple[StepRow, ...]:
+def step_rows(times: StepTimes) -> tuple[StepLatency, ...]:
     """One row for each kind of real step seen, in order."""
     return tuple(
-        StepRow(kind.batch_size, kind.context, kind.positions, count, median)
+        StepLatency(kind.batch_size, kind.context, kind.positions, count, median)
         for kind, (count, median) in in_pieces(
             sorted(times.medians().items(), key=lambda item: _kind_in_order(item[0])),
             ROWS_AT_A_TIME,
@@ -338,11 +341,11 @@ class Publisher:
         config: ProbeConfig,
         identity: Snapshot,
         counters: Callable[[], Counters],
-        predict: Callable[[], tuple[PredictionRow, ...]],
+        predict: Callable[[], tuple[Prediction, ...]],
         write: Callable[[Snapshot], None],
         record: Callable[[PairResult], None],
         keep: Callable[[Snapshot], None] | None = None,
-        send_curves: Callable[[Iterator[CurveRow]], bool] | None = None,
+        send_curves: Callable[[Iterator[CurvePoint]], bool] | None = None,
     ) -> None:
         self._config = config
         self.identity = identity
@@ -361,7 +364,7 @@ class Publisher:
         self._processing = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="nfp-publisher", daemon=True)
-        self._predictions: tuple[PredictionRow, ...] = ()
+        self._predictions: tuple[Prediction, ...] = ()
         self.feedback = Feedback()
         """Replaced whole; the serving side may read it at any time."""
         self.fault: str | None = None

@@ -34,24 +34,18 @@ from vllm_nfp.adapter.versions import Mode
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.draft.curve_exchange import CurveSender
 from vllm_nfp.faults import maybe_fail, maybe_no_space
+from vllm_nfp.files import open_to_append, write_whole
 from vllm_nfp.probe.batch import CellDoesNotFitError
 from vllm_nfp.probe.engine import VllmProbeEngine
 from vllm_nfp.probe.memory import host_bytes, is_out_of_memory
-from vllm_nfp.results.profile import Environment, profile_file, profile_of, save_profile
+from vllm_nfp.results.profile import profile_file, profile_of, save_profile
 from vllm_nfp.results.run_folder import RunFolder
-from vllm_nfp.results.snapshot import (
-    LiveStep,
-    PredictionRow,
-    Snapshot,
-    State,
-    engine_file,
-    write_snapshot,
-)
+from vllm_nfp.results.snapshot import Snapshot, engine_file, write_snapshot
 from vllm_nfp.schedule import Budget, Planner, Prober
 from vllm_nfp.session.publisher import Counters, Publisher
+from vllm_nfp.strict_json import encode
 from vllm_nfp.timing import Clock, CudaClock, HostClock, Sampler, StepTimer
-from vllm_nfp.typed_json import encode, open_to_append, write_whole
-from vllm_nfp.types import EngineStep, PairResult
+from vllm_nfp.types import EngineStep, Environment, LiveStep, PairResult, Prediction, State
 
 logger = logging.getLogger("vllm.nfp")
 
@@ -343,7 +337,7 @@ class Session:
             sender.send if self._config.draft_control else None,
         )
 
-    def _predict(self, view: RunnerView, cells: list[tuple[int, int]]) -> tuple[PredictionRow, ...]:
+    def _predict(self, view: RunnerView, cells: list[tuple[int, int]]) -> tuple[Prediction, ...]:
         epsilons = self._config.epsilons
         try:
             unknown = support.unpredicted(self._vllm_config)

@@ -1,30 +1,11 @@
-"""The vocabulary: what passes from the hooks to the report. Knows no vLLM and no torch."""
+"""What the engine ran: real steps, and the runs of a probe with their times."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 
-
-class Module(StrEnum):
-    """What is timed; the values are the ``module`` label of the metrics."""
-
-    DENSE_FFN = "dense_ffn"
-    MOE_FFN = "moe_ffn"
-    ATTENTION = "attention"
-    COMMUNICATION = "communication"
-    """The collectives of one layer; where there are several ranks."""
-    MODEL = "model"
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Shape:
-    """A decode step: ``batch_size`` sequences, each ``positions`` new after ``context`` tokens."""
-
-    batch_size: int
-    context: int
-    positions: int
+from vllm_nfp.types.shapes import Module, Shape
 
 
 @dataclass(frozen=True, slots=True)
