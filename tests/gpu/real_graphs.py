@@ -160,7 +160,7 @@ def milliseconds_per_gib(engine: Any) -> float:
     """Of summing the whole KV cache up once."""
     import torch
 
-    from vllm_nfp.probe.kv_proof import caches_of
+    from vllm_nfp.probe.kv_sums import caches_of
 
     caches = caches_of(engine._contexts, engine._view.runner.kv_caches)
     total = sum(

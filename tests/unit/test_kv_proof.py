@@ -6,13 +6,15 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from vllm_nfp.adapter.dispatch import Execution, Placement
 from vllm_nfp.probe import kv_proof
 from vllm_nfp.probe.batch import AttentionGroup, BlockReader, ProbeBatch, TokenBag
-from vllm_nfp.probe.kv_proof import KvCacheWrittenError, Prover, caches_of, checksum
+from vllm_nfp.probe.kv_proof import KvCacheWrittenError, Prover
+from vllm_nfp.probe.kv_sums import caches_of, checksum, spans_of, whole_blocks
 from vllm_nfp.timing import HostClock
 
 CPU = torch.device("cpu")
@@ -184,3 +186,33 @@ def test_a_large_batch_is_looked_at_evenly() -> None:
     tails = set(batch.tables[0][:, 3:5].flatten().tolist())
     assert set(blocks[16:].tolist()) <= tails
     assert int(blocks[-1]) in set(batch.tables[0][-8:, 3:5].flatten().tolist())
+
+
+@pytest.mark.parametrize(
+    ("cached", "pieces"),
+    [
+        (cache(), 2),  # keys and values apart
+        (cache(torch.uint8, (BLOCKS, 2, BLOCK_TOKENS, 72)), 1),
+        (cache(torch.bfloat16, (BLOCKS, 2, 4, BLOCK_TOKENS, 8)).transpose(2, 3), 1),
+        (cache(torch.bfloat16, (2, 4, BLOCKS, BLOCK_TOKENS, 8)), 8),  # and each head's
+        (cache(torch.uint8, (BLOCKS, 1, BLOCK_TOKENS, 80))[..., :73], BLOCK_TOKENS),  # padded
+    ],
+)
+def test_the_addresses_of_a_block_are_those_of_all_its_bytes(
+    cached: torch.Tensor, pieces: int
+) -> None:
+    first = cached.movedim(list(cached.shape).index(BLOCKS), 0).view(
+        {1: torch.uint8, 2: torch.int16}[cached.element_size()]
+    )
+    parts = list(whole_blocks(first))
+    assert len(parts) == pieces
+    numbers = np.array([0, 5, BLOCKS - 1], dtype=np.int32)
+    start, size = cached.untyped_storage().data_ptr(), cached.untyped_storage().nbytes()
+    touched = np.zeros(size, dtype=np.int64)
+    for part in parts:
+        for address, count in spans_of(part, numbers):
+            touched[address - start : address - start + count] += 1
+    flat = torch.zeros(size, dtype=torch.uint8)
+    beside = flat.view(first.dtype).as_strided(first.shape, first.stride())
+    beside[numbers] = -1 if first.dtype is torch.int16 else 255
+    assert touched.tolist() == (flat.numpy() == 255).astype(np.int64).tolist()

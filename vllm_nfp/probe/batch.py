@@ -100,7 +100,8 @@ class BlockReader:
         self._device = device
         # Block 0 is vLLM's null block, which no sequence owns.
         order = np.random.default_rng(seed).permutation(np.arange(1, group.num_blocks))
-        self._order = torch.from_numpy(order.astype(np.int32)).to(device)
+        self._order = order.astype(np.int32)
+        self._on_device = torch.from_numpy(self._order).to(device)
 
     def blocks_needed(self, batch_size: int, tokens: int) -> int:
         """Distinct blocks that ``batch_size`` sequences of ``tokens`` tokens read."""
@@ -109,6 +110,14 @@ class BlockReader:
     def variants(self, batch_size: int, tokens: int) -> int:
         """Tables for this shape that share no block with one another."""
         return len(self._order) // self.blocks_needed(batch_size, tokens)
+
+    def blocks(self, batch_size: int, tokens: int, variant: int = 0) -> np.ndarray[Any, Any]:
+        """Numbers of the blocks that each sequence reads, int32 [batch_size, blocks], on the host.
+
+        Raises:
+            CellDoesNotFitError: if the pool has too few blocks.
+        """
+        return self._order[self._place(batch_size, tokens, variant)].reshape(batch_size, -1)
 
     def table(self, batch_size: int, tokens: int, variant: int = 0) -> torch.Tensor:
         """Block table of shape [batch_size, width], int32, each block used once.
@@ -131,6 +140,13 @@ class BlockReader:
         Raises:
             CellDoesNotFitError: if the pool has too few blocks.
         """
+        place = self._place(batch_size, tokens, variant)
+        blocks = self._on_device[place].view(batch_size, -1)
+        table.zero_()
+        table[:batch_size, : blocks.shape[1]].copy_(blocks)
+
+    def _place(self, batch_size: int, tokens: int, variant: int) -> slice:
+        """Where in the order the blocks of a shape are."""
         needed = self.blocks_needed(batch_size, tokens)
         first = variant * needed
         if first + needed > len(self._order):
@@ -138,11 +154,7 @@ class BlockReader:
                 f"{batch_size} sequences of {tokens} tokens need {first + needed} distinct KV "
                 f"blocks, the cache has {len(self._order)}"
             )
-        columns = needed // batch_size
-        table.zero_()
-        table[:batch_size, :columns].copy_(
-            self._order[first : first + needed].view(batch_size, columns)
-        )
+        return slice(first, first + needed)
 
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2
@@ -252,6 +264,8 @@ class ProbeBatch:
             else tables[index][:sequences]
             for index, width in enumerate(widths)
         )
+        self.blocks: tuple[np.ndarray[Any, Any], ...] = ()
+        """Numbers of the KV blocks that it is filled with, int32 [batch_size, blocks] by group."""
 
     def fill(
         self,
@@ -274,6 +288,7 @@ class ProbeBatch:
         self.seq_lens_cpu[: self.batch_size].fill_(length)
         for table, reader in zip(self.tables, readers, strict=True):
             reader.fill(table, self.batch_size, length, variant)
+        self.blocks = tuple(r.blocks(self.batch_size, length, variant) for r in readers)
         self.input_ids[: self.tokens].copy_(bag.draw(self.tokens, draw))
 
     def attention_metadata(

@@ -32,7 +32,8 @@ from vllm_nfp.probe.batch import (
     own_groups,
 )
 from vllm_nfp.probe.forward import Forward, Graph, ModuleMarks, StepMarks
-from vllm_nfp.probe.kv_proof import KvCacheWrittenError, Proof, Prover, caches_of, checksum
+from vllm_nfp.probe.kv_proof import KvCacheWrittenError, Proof, Prover
+from vllm_nfp.probe.kv_sums import caches_of, checksum
 from vllm_nfp.probe.memory import (
     GpuMemory,
     HostMemory,
@@ -711,7 +712,7 @@ class VllmProbeEngine:
             hidden = int(model.get_hidden_size())
             widest = int(getattr(model.hf_text_config, "intermediate_size", 0) or 4 * hidden)
             per_token += 8 * hidden + 4 * widest
-        return 2 * tokens * per_token + self._prover.most_bytes
+        return 2 * tokens * per_token
 
     def discard(self, ticket: Ticket) -> None:
         """Give a ticket up unread: its marks are recorded again before anyone reads them."""

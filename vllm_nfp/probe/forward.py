@@ -196,8 +196,8 @@ class Forward:
         kept = [buffer.clone() for buffer in slots]
         entries = min(group.num_blocks * group.block_tokens for group in self._groups)
         for buffer in slots:
-            first = torch.arange(len(buffer), dtype=buffer.dtype, device=buffer.device)
-            buffer.copy_(first.remainder_(entries))
+            # Made on the host, since on a GPU `remainder` would load a kernel for this alone.
+            buffer.copy_(torch.arange(len(buffer), dtype=buffer.dtype).remainder_(entries))
         try:
             yield
         finally:
