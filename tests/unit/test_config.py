@@ -36,9 +36,9 @@ def test_settings_survive_json() -> None:
         ({"bogus": 1}, "unknown field 'bogus' in the NFP settings; allowed: epsilons,"),
         ({"epsilons": []}, "epsilons must not be empty"),
         ({"epsilons": [0.2, 0.1]}, "must be ascending without repeats"),
-        ({"epsilons": [float("nan")]}, "must be a share from 0.001 to 10, not nan"),
+        ({"epsilons": [float("nan")]}, "must be a fraction from 0.001 to 10, not nan"),
         ({"epsilons": 0.1}, "epsilons must be a list, not 0.1"),
-        ({"draft_acceptance": 1.5}, "draft_acceptance must be a share from 0 to 1, not 1.5"),
+        ({"draft_acceptance": 1.5}, "draft_acceptance must be a fraction from 0 to 1, not 1.5"),
         ({"max_positions": 1}, "from 2 to 512, not 1"),
         ({"max_positions": True}, "from 2 to 512, not True"),
         ({"max_positions": 8.0}, "not 8.0"),
@@ -50,7 +50,7 @@ def test_settings_survive_json() -> None:
         ({"overhead_budget": "0.1"}, "not '0.1'"),
         ({"min_samples": 40}, "max_samples 32 is below min_samples 40"),
         ({"layer_histograms": 1}, "must be true or false"),
-        ({"output_dir": ""}, "must be the path of a folder"),
+        ({"output_dir": ""}, "must be a directory path"),
     ],
 )
 def test_a_bad_value_is_named_with_what_is_allowed(

@@ -392,7 +392,7 @@ def test_the_controllers_snapshot_is_checked_alike(
 
 
 def test_numbers_beyond_all_floats_are_refused_like_others() -> None:
-    with pytest.raises(ConfigError, match=r"overhead_budget must be a share from 0 to 0\.5"):
+    with pytest.raises(ConfigError, match=r"overhead_budget must be a fraction from 0 to 0\.5"):
         config_from_mapping({"overhead_budget": 10**400})
 
 

@@ -190,7 +190,7 @@ def test_the_failure_mark_is_the_same_on_both_sides() -> None:
         (["m", "--batch-sizes", "1,x"], "--batch-sizes holds 'x', which is no whole number"),
         (["m", "--batch-sizes", "8,1"], "batch_sizes must be ascending"),
         (["m", "--contexts", "1.5"], "--contexts holds '1.5', which is no whole number"),
-        (["m", "--epsilon", "0,1"], "each value of epsilons must be a share from 0.001 to 10"),
+        (["m", "--epsilon", "0,1"], "each value of epsilons must be a fraction from 0.001 to 10"),
         (["m", "--max-positions", "1"], "max_positions must be a number of positions from 2"),
         (["m", "--samples", "1"], "must be a number of samples from 2"),
         (["m", "--seconds", "9999"], "startup_seconds must be seconds from 0 to 600"),

@@ -91,7 +91,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_the_numbers_of_a_recorded_run(dense_profile: Profile) -> None:
-    """Qwen3-8B's shape on an H100; README.md tables its NFP."""
+    """Qwen3-8B's shape on an H100; docs/measured.md tables its NFP."""
     found = recommend(dense_profile, 0.7, contexts=[1024])
     rows = {row.batch_size_first: row for row in found.rows if row.basis == "measured"}
     assert [rows[b].free_draft_length for b in (1, 8, 32)] == [63, 15, 5]

@@ -48,7 +48,7 @@ def test_one_look_shows_nfp_batch_drafts_overhead_and_state(url: str) -> None:
     assert "model-dense  engine 0  steady" in done.output
     assert "overhead 46.33% of 50.00% allowed" in done.output
     assert "1892 measured" in done.output
-    # Filed under B=8, L=4096: 16 free positions, as README.md tables them.
+    # Filed under B=8, L=4096: 16 free positions, as docs/measured.md tables them.
     assert (
         "last step: batch 6, context 4000, 4 positions per sequence of 16 free; 72 tokens free"
         in done.output

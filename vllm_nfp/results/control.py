@@ -93,7 +93,7 @@ class ControlSnapshot:
     draft_seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Time of one more drafted token beside its verification, by batch size."""
     steps: int = 0
-    """Decode steps that the controller has seen."""
+    """Decode steps seen by draft control."""
     trial_steps: int = 0
     schema: int = SCHEMA
 
@@ -153,27 +153,27 @@ def _labels(snapshot: ControlSnapshot) -> list[str]:
 def _live(snapshots: list[ControlSnapshot]) -> Iterator[Metric]:
     length = GaugeMetricFamily(
         "vllm_nfp_live_draft_length",
-        "Draft length of the last decode step under the live controller.",
+        "Draft length of the last decode step under draft control.",
         labels=_ENGINE,
     )
     state = GaugeMetricFamily(
         "vllm_nfp_draft_control_state",
-        "1 for the state the controller is in: learning, deciding or disabled.",
+        "1 for the state of draft control: learning, deciding or disabled.",
         labels=[*_ENGINE, "state"],
     )
     acceptance = GaugeMetricFamily(
         "vllm_nfp_draft_acceptance_ratio",
-        "Chance that the draft at this place is accepted after those before it, as of late.",
+        "Recent acceptance at this draft position, given that those before were accepted.",
         labels=[*_ENGINE, "position"],
     )
     info = GaugeMetricFamily(
         "vllm_nfp_draft_control_info",
-        "1 for the method by which the server under control makes its drafts.",
+        "1 for the draft method of the server under draft control.",
         labels=[*_ENGINE, "method"],
     )
     seconds = GaugeMetricFamily(
         "vllm_nfp_draft_token_seconds",
-        "Time of one more drafted token in a step, beside that of its verification.",
+        "Time of one more drafted token in a step, without its verification.",
         labels=[*_ENGINE, "batch_size"],
     )
     for snapshot in snapshots:
@@ -194,7 +194,7 @@ def _live(snapshots: list[ControlSnapshot]) -> Iterator[Metric]:
 def _cells(snapshots: list[ControlSnapshot]) -> Iterator[Metric]:
     chosen = GaugeMetricFamily(
         "vllm_nfp_draft_control_length",
-        "Draft length in force by batch size and context, and why.",
+        "Draft length in force by batch size and context, with the reason.",
         labels=[*_CELL, "reason"],
     )
     gain = GaugeMetricFamily(
@@ -204,7 +204,7 @@ def _cells(snapshots: list[ControlSnapshot]) -> Iterator[Metric]:
     )
     step = GaugeMetricFamily(
         "vllm_nfp_draft_control_step_seconds",
-        "Median time of a real decode step at this draft length, drafting and host included.",
+        "Median time of a real decode step at this draft length, with drafting and host.",
         labels=[*_CELL, "draft_length"],
     )
     for snapshot in snapshots:
@@ -227,11 +227,11 @@ def _counters(snapshots: list[ControlSnapshot]) -> Iterator[Metric]:
         labels=[*_ENGINE, "reason"],
     )
     steps = CounterMetricFamily(
-        "vllm_nfp_draft_control_steps", "Decode steps that the controller has seen.", labels=_ENGINE
+        "vllm_nfp_draft_control_steps", "Decode steps seen by draft control.", labels=_ENGINE
     )
     trials = CounterMetricFamily(
         "vllm_nfp_draft_control_trial_steps",
-        "Decode steps with a length on trial.",
+        "Decode steps that ran a draft length on trial.",
         labels=_ENGINE,
     )
     for snapshot in snapshots:

@@ -68,7 +68,7 @@ class Snapshot:
     """Time that the probe added to the start."""
     overhead_ratio: float = 0.0
     overhead_budget: float = 0.0
-    """Largest share of serving time that probes may take, as configured."""
+    """Maximum fraction of serving time for probes, as configured."""
     boundaries: tuple[Boundary, ...] = ()
     curves: tuple[CurvePoint, ...] = ()
     predictions: tuple[Prediction, ...] = ()
