@@ -45,6 +45,8 @@ from rich.table import Table
 
 from benchmarks import environment, load, server, shapes
 from benchmarks.gap_recorder import FOLDER_ENV_VAR, MOST_RECORDS, RECORD, What
+from vllm_nfp.start.ports import free_port
+from vllm_nfp.start.server import START_SECONDS
 
 ROOT = Path(__file__).resolve().parents[1]
 SPECULATION = {
@@ -135,7 +137,7 @@ def spec_of(settings: Settings, model: Path, side: str, code: Path, out: Path) -
     return server.Spec(
         model,
         out / f"server-{side}.log",
-        server.free_ports(1)[0],
+        free_port(),
         (
             "--speculative-config", json.dumps(SPECULATION), "--nfp-draft-control",
             "--max-num-seqs", str(max(settings.streams, *settings.batch_sizes)),
@@ -162,18 +164,18 @@ def measure(settings: Settings, base: str, out: Path) -> None:
         servers = {}
         for side, path in code.items():
             spec = spec_of(settings, model, side, path, out)
-            one = servers[side] = stack.enter_context(server.Server(spec))
-            one.wait_until_healthy(server.START_LIMIT_SECONDS + settings.startup_seconds)
+            one = servers[side] = stack.enter_context(spec.start())
+            one.wait_until_healthy(START_SECONDS + settings.startup_seconds)
             print(f"{side}: up", flush=True)
-            one.pause()
+            one.child.pause()
         turns = []
         for number in range(settings.rounds):
             for side in ("base", "now") if number % 2 else ("now", "base"):
-                servers[side].resume()
+                servers[side].child.resume()
                 turns.append(_turn(settings, side, str(model), servers[side].url, number))
-                servers[side].pause()
+                servers[side].child.pause()
         for one in servers.values():
-            one.resume()
+            one.child.resume()
         metrics = {side: one.metrics() for side, one in servers.items()}
     record = {
         "settings": dataclasses.asdict(settings),

@@ -39,17 +39,16 @@ import json
 import os
 import random
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import click
 
-from benchmarks import environment, shapes, step_cost, talk
+from benchmarks import environment, shapes, talk
 from benchmarks.draft_cost import METHODS, draft_cost
 from benchmarks.kernel_sweep import wait_for
 from vllm_nfp import predict
@@ -57,6 +56,8 @@ from vllm_nfp.draft import constant
 from vllm_nfp.draft.recommend import StepTimes, recommend
 from vllm_nfp.draft.schedule import FREE, DraftCost
 from vllm_nfp.draft.speculative_config import table
+from vllm_nfp.start.engine import DUMMY_WEIGHTS, start_engine, worker_of
+from vllm_nfp.start.process import Child
 
 LENGTHS = (0, 1, 2, 3, 4, 6, 8)
 LONGEST = LENGTHS[-1]
@@ -193,7 +194,7 @@ class Engine:
         self._place = captures.place
         self.core = self.llm.llm_engine.engine_core.engine_core
         self.scheduler = self.core.scheduler
-        self.runner = self.core.model_executor.driver_worker.worker.model_runner
+        self.runner = worker_of(self.llm).model_runner
         talk.teach(self.runner.get_model())
         if settings.method in shapes.DRAFT_HEADS and settings.speculates:
             talk.teach_head(drafter(self.runner).model)
@@ -231,13 +232,6 @@ class Engine:
             found += [{"acceptance": acceptance, **dataclasses.asdict(one)} for one in results]
             results.clear()
         return found
-
-    def step_cost(self, seconds: float, out: Path) -> None:
-        """Measure what the probe's hooks cost a step."""
-        most = self.llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
-        context = 64 if self.settings.tiny else 1024
-        hooked = (self.llm, self.runner, self._place)
-        step_cost.measure(*hooked, self._hold, self._step, most, context, seconds, out)
 
     def measure(self, command: Command) -> dict[str, Any]:
         """Hold the batch, set the policy, warm up, then step for a while."""
@@ -411,9 +405,6 @@ def _probe_config(settings: Settings, out: Path) -> Any:
 
 
 def _start(settings: Settings, out: Path) -> Any:
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    from vllm import LLM
-
     folder = shapes.write_model(out / "model", settings.shape, settings.layers)
     longest = 4096 if settings.tiny else 12288
     arguments: dict[str, Any] = {
@@ -431,14 +422,7 @@ def _start(settings: Settings, out: Path) -> Any:
         arguments["speculative_config"] = speculation(settings, out / "draft")
         if settings.method in shapes.DRAFT_HEADS:
             prepare_head(settings.method)
-    return LLM(
-        model=str(folder),
-        load_format="dummy",
-        skip_tokenizer_init=True,
-        disable_log_stats=True,
-        seed=0,
-        **arguments,
-    )
+    return start_engine(folder, {**DUMMY_WEIGHTS, "seed": 0, **arguments})
 
 
 def speculation(settings: Settings, folder: Path) -> dict[str, Any]:
@@ -494,8 +478,6 @@ def work(settings: Settings, out: Path) -> None:
         try:
             if order["order"] == "scan":
                 engine.scan()
-            elif order["order"] == "cost":
-                engine.step_cost(order["seconds"], Path(order["out"]))
             else:
                 for row in answers(engine, order):
                     print(json.dumps(row), flush=True)
@@ -518,32 +500,30 @@ def answers(engine: Engine, order: Mapping[str, Any]) -> Iterable[dict[str, Any]
 
 
 class Worker:
-    """An engine's process, from outside."""
+    """An engine's process, from outside; use it in a ``with`` statement, which ends it."""
 
     def __init__(self, settings: Settings, out: Path, environ: Mapping[str, str]) -> None:
         out.mkdir(parents=True, exist_ok=True)
         self.log = out / "engine.log"
         command = [sys.executable, "-m", "benchmarks.draft_lengths", "--out", str(out)]
         command += ["--worker", json.dumps(dataclasses.asdict(settings))]
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env={
-                    **os.environ,
-                    **environ,
-                    "VLLM_LOGGING_STREAM": "ext://sys.stderr",
-                    "VLLM_CACHE_ROOT": str(out / "cache"),
-                },
-            )
+        environment = {
+            **os.environ,
+            **environ,
+            "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+            "VLLM_CACHE_ROOT": str(out / "cache"),
+        }
+        self._child = Child(command, self.log, environment, talks=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._child.kill()
 
     def ready(self) -> bool:
         """Wait until it serves; false if it has ended."""
-        assert self.process.stdout is not None
-        return any(line.startswith("ready") for line in self.process.stdout)
+        return self._child.wait_for("ready") is not None
 
     def ask(self, order: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Have an order carried out; its rows.
@@ -551,19 +531,18 @@ class Worker:
         Raises:
             RuntimeError: if the engine failed.
         """
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(json.dumps(order) + "\n")
-        self.process.stdin.flush()
         rows: list[dict[str, Any]] = []
-        for line in self.process.stdout:
-            if line.startswith("done"):
-                return rows
+
+        def take(line: str) -> None:
             if line.startswith("{"):
-                row = json.loads(line)
-                if "error" in row:
-                    raise RuntimeError(row["error"])
-                rows.append(row)
-        raise RuntimeError(f"the engine has ended; see {self.log}")
+                rows.append(json.loads(line))
+
+        self._child.say(json.dumps(order))
+        done = self._child.wait_for("done", take)
+        failures = [row["error"] for row in rows if "error" in row]
+        if failures or done is None:
+            raise RuntimeError(failures[0] if failures else f"the engine ended; see {self.log}")
+        return rows
 
     def measure(self, command: Command) -> list[dict[str, Any]]:
         """One measurement."""
@@ -762,9 +741,6 @@ class Run:
 @click.option("--seconds", type=float, default=0.2, help="Length of one measurement.")
 @click.option("--tiny", is_flag=True, help="A tiny model, to try the script without a GPU.")
 @click.option("--wait-for", "awaited", type=click.Path(path_type=Path), default=None)
-@click.option(
-    "--cost-seconds", type=float, default=0.0, help="First measure what hooks cost, for so long."
-)
 @click.option("--smoke", is_flag=True, help="A few points only.")
 @click.option("--only-long", is_flag=True, help="Context 8192 alone, and no ramp.")
 @click.option("--only-short", is_flag=True, help="Context 1024 alone, and no ramp.")
@@ -782,7 +758,6 @@ def main(
     seconds: float,
     tiny: bool,
     awaited: Path | None,
-    cost_seconds: float,
     smoke: bool,
     only_long: bool,
     only_short: bool,
@@ -802,35 +777,31 @@ def main(
         _check_room(shape, layers + extra, kv_gib, long_batch, "--kv-gib")
     out.mkdir(parents=True, exist_ok=True)
     environ = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
-    plain = Worker(Settings(shape, layers, plain_kv_gib, False, tiny, 0.0), out / "plain", environ)
-    spec = Worker(
-        Settings(shape, layers, kv_gib, True, tiny, 10.0 if smoke or tiny else 25.0, method),
-        out / "spec",
-        environ,
-    )
     record = environment.record()
+    scan_seconds = 10.0 if smoke or tiny else 25.0
+    plain_settings = Settings(shape, layers, plain_kv_gib, False, tiny, 0.0)
+    spec_settings = Settings(shape, layers, kv_gib, True, tiny, scan_seconds, method)
     begun = time.monotonic()
     try:
-        if not (plain.ready() and spec.ready()):
-            raise SystemExit(f"an engine did not start; see {plain.log} and {spec.log}")
-        print(f"engines up after {time.monotonic() - begun:.0f} s", flush=True)
-        if awaited is not None:
-            wait_for(awaited)
-        if cost_seconds:
-            plain.ask({"order": "cost", "seconds": cost_seconds, "out": str(out)})
-        spec.ask({"order": "scan"})
-        run = Run(plain, spec, out, ends, tiny, seconds, method)
-        _carry_out(run, smoke, tiny, long_batch, only_long, only_short)
+        with (
+            Worker(plain_settings, out / "plain", environ) as plain,
+            Worker(spec_settings, out / "spec", environ) as spec,
+        ):
+            if not (plain.ready() and spec.ready()):
+                raise SystemExit(f"an engine did not start; see {plain.log} and {spec.log}")
+            print(f"engines up after {time.monotonic() - begun:.0f} s", flush=True)
+            if awaited is not None:
+                wait_for(awaited)
+            spec.ask({"order": "scan"})
+            run = Run(plain, spec, out, ends, tiny, seconds, method)
+            _carry_out(run, smoke, tiny, long_batch, only_long, only_short)
     finally:
-        for process in (plain.process, spec.process):
-            process.kill()
-            process.wait()
         about = {
             **record, "after": environment.gpu_state(), "shape": shape, "layers": layers,
             "method": method,
         }  # fmt: skip
         (out / "environment.json").write_text(json.dumps(about, indent=1))
-    print(f"done with {run.left():.0f} s left", flush=True)
+    print(f"done with {ends - time.monotonic():.0f} s left", flush=True)
 
 
 def _check_room(shape: str, layers: int, kv_gib: float, long_batch: int, flag: str) -> None:

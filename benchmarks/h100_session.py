@@ -14,7 +14,6 @@ Each part is written as soon as it is there.
 from __future__ import annotations
 
 import json
-import random
 import shutil
 import tempfile
 import time
@@ -26,12 +25,10 @@ from typing import Any
 
 import click
 
-from benchmarks import environment, load, nfp_table, overhead, server, shapes
+from benchmarks import environment, load, server, shapes, tabulate
 from benchmarks.packing import pack
-from benchmarks.paired import ratio_of_sums
-from vllm_nfp import scrape
-
-SIDES = ("off", "on")
+from vllm_nfp.start.ports import free_ports
+from vllm_nfp.start.process import ProcessError
 
 
 @dataclass(frozen=True)
@@ -88,9 +85,9 @@ def _start(
     stack: ExitStack, servers: tuple[Plan, ...], work: Path, out: Path, trial: bool
 ) -> dict[str, str]:
     """All servers at once; each with compile caches of its own. Those that fail are named."""
-    ports = server.free_ports(len(servers))
+    ports = free_ports(len(servers))
     started = {
-        plan.name: stack.enter_context(server.Server(_spec(plan, work, port, trial)))
+        plan.name: stack.enter_context(_spec(plan, work, port, trial).start())
         for plan, port in zip(servers, ports, strict=True)
     }
     urls = {}
@@ -98,9 +95,9 @@ def _start(
         try:
             one.wait_until_healthy()
             urls[name] = one.url
-        except server.ServerError as error:
+        except ProcessError as error:
             print(f"{name}: {error}", flush=True)
-            shutil.copy(one.spec.log, out / f"{name}-server.log")
+            shutil.copy(one.child.log, out / f"{name}-server.log")
     return urls
 
 
@@ -148,7 +145,6 @@ def _table(
             warmup_seconds=1.0,
         )
     time.sleep(2.5)  # the last pairs are published
-    found = scrape.parse(scrape.fetch(url))
     folder = work / f"probe-{plan.name}"
     snapshot = json.loads((folder / "engine-0.json").read_text())
     result = {
@@ -161,77 +157,7 @@ def _table(
     }
     (out / f"{plan.name}-table.json").write_text(json.dumps(result))
     pack(folder / "samples-0.jsonl", out / f"{plan.name}-pairs.jsonl.gz")
-    nfp_table.print_tables(found)
-
-
-def overhead_rounds(
-    plan: Plan,
-    urls: Mapping[str, str],
-    work: Path,
-    out: Path,
-    levels: tuple[int, ...],
-    rounds: int,
-    seconds: float,
-    until: float,
-    started: Mapping[str, Any],
-    trial: bool,
-) -> None:
-    """Compare the servers "off" and "on" under load, in rounds of random order, and write it."""
-    if not trial:  # the trial's cells do not fit its KV cache
-        overhead.require_probe(urls["on"])
-    rng = random.Random(0)
-    rows: list[dict[str, Any]] = []
-    prompt_tokens = 50 if trial else 900
-    for index in range(rounds):
-        for level in levels:
-            if time.monotonic() > until:
-                break
-            for side in rng.sample(SIDES, 2):
-                work_load = load.Load(
-                    urls[side],
-                    str(work / f"model-{side}"),
-                    shapes.vocab_size(plan.shape),
-                    level,
-                    prompt_tokens,
-                    400,
-                    seconds,
-                    seed=index,
-                )
-                rows.append(
-                    {
-                        "level": level,
-                        "round": index,
-                        "side": side,
-                        **load.run(work_load, warmup_seconds=1.5).summary(),
-                        "probe": overhead.probe_state(urls["on"]),
-                    }
-                )
-        result = {
-            "shape": plan.shape,
-            "layers": plan.layers,
-            "environment": started,
-            "after": environment.gpu_state(),
-            "probe": "defaults",
-            "rounds": rows,
-        }
-        (out / "overhead.json").write_text(json.dumps(result))
-    print_rounds(rows)
-
-
-def print_rounds(rows: list[dict[str, Any]]) -> None:
-    """Print the ratios on/off of each level, and the probe's own account."""
-    for level in sorted({row["level"] for row in rows}):
-        for figure in ("tokens_per_second", "itl_p50_ms", "itl_p99_ms"):
-            values = {
-                (row["round"], row["side"]): row[figure]
-                for row in rows
-                if row["level"] == level and row[figure] is not None
-            }
-            rounds = [r for r, side in values if side == "off" and (r, "on") in values]
-            if rounds:
-                ratio = ratio_of_sums(*([values[r, side] for r in rounds] for side in SIDES))
-                print(f"{level} {figure}: {ratio.ratio:.4f} [{ratio.lower:.4f}, {ratio.upper:.4f}]")
-    print(rows[-1]["probe"])
+    tabulate.print_model(out, plan.name)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,9 @@ from rich.table import Table
 from benchmarks import environment, load, server, shapes
 from benchmarks.paired import Ratio, ratio_of_quantiles, ratio_of_sums
 from vllm_nfp import scrape
+from vllm_nfp.start.ports import free_ports
+from vllm_nfp.start.process import STOP_SECONDS, ProcessError
+from vllm_nfp.start.server import Server
 
 VARIANTS: Mapping[str, Mapping[str, object] | None] = {
     "off": None,
@@ -189,10 +192,10 @@ def require_probe(url: str) -> None:
     """Refuse to measure a probe that has disabled itself: all would be plain servers.
 
     Raises:
-        ServerError: if the server's probe is off.
+        ProcessError: if the server's probe is off.
     """
     if "disabled" in probe_state(url)["states"]:
-        raise server.ServerError(f"the probe of {url} is disabled: its log says why")
+        raise ProcessError(f"the probe of {url} is disabled: its log says why")
 
 
 def probe_state(url: str) -> dict[str, Any]:
@@ -321,7 +324,7 @@ def measure_turn(
 def measure(
     settings: Settings,
     model: str,
-    servers: Mapping[str, server.Server],
+    servers: Mapping[str, Server],
     output: Output,
     deadline: float,
 ) -> None:
@@ -330,7 +333,7 @@ def measure(
         if variant == "active":
             require_probe(one.url)
     for one in servers.values():
-        one.pause()
+        one.child.pause()
     with _awake(servers[BASELINE]) as one:
         output.saturation = saturation(settings, model, one.url)
     rate = output.saturation["requests_per_second"]
@@ -350,21 +353,21 @@ def measure(
             output.write(complete=False)
         longest = max(longest, time.monotonic() - began)
     for one in servers.values():
-        one.resume()
+        one.child.resume()
 
 
 @contextlib.contextmanager
-def _awake(one: server.Server) -> Iterator[server.Server]:
-    one.resume()
+def _awake(one: Server) -> Iterator[Server]:
+    one.child.resume()
     try:
         yield one
     finally:
-        one.pause()
+        one.child.pause()
 
 
 def specs(settings: Settings, model: Path, out: Path) -> dict[str, server.Spec]:
     """The servers, alike but for the probe."""
-    ports = server.free_ports(len(VARIANTS))
+    ports = free_ports(len(VARIANTS))
     return {
         variant: server.Spec(
             model,
@@ -379,11 +382,11 @@ def specs(settings: Settings, model: Path, out: Path) -> dict[str, server.Spec]:
     }
 
 
-def wait_for_all(servers: Mapping[str, server.Server], deadline: float) -> dict[str, float]:
+def wait_for_all(servers: Mapping[str, Server], deadline: float) -> dict[str, float]:
     """Seconds that each server took to answer.
 
     Raises:
-        ServerError: if one ends, or does not answer in time.
+        ProcessError: if one ends, or does not answer in time.
     """
     began, seconds = time.monotonic(), dict[str, float]()
     while len(seconds) < len(servers):
@@ -392,7 +395,7 @@ def wait_for_all(servers: Mapping[str, server.Server], deadline: float) -> dict[
                 seconds[variant] = time.monotonic() - began
         if time.monotonic() > deadline:
             missing = sorted(set(servers) - set(seconds))
-            raise server.ServerError(f"servers {missing} did not answer in time")
+            raise ProcessError(f"servers {missing} did not answer in time")
         time.sleep(0.1)
     return seconds
 
@@ -416,16 +419,16 @@ def gpu_used_mib() -> float | None:
     return None if state is None else float(state["memory.used"].split()[0])
 
 
-def end_one_by_one(servers: Mapping[str, server.Server], output: Output) -> None:
+def end_one_by_one(servers: Mapping[str, Server], output: Output) -> None:
     """Stop the servers, and note the memory that each of them frees."""
     for variant, one in servers.items():
         figures = output.servers[variant]
-        figures["resident_mib"] = resident_mib(one.pid)
+        figures["resident_mib"] = resident_mib(one.child.pid)
         if variant != BASELINE:
             figures["probe"] = probe_state(one.url)
     for variant, one in servers.items():
         before = gpu_used_mib()
-        one.__exit__(None, None, None)
+        one.child.stop()
         after = gpu_used_mib()
         if before is not None and after is not None:
             output.servers[variant]["gpu_mib"] = before - after
@@ -439,7 +442,7 @@ def run_shape(settings: Settings, out: Path, began: float) -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nfp-")))
         model = shapes.write_model(folder / settings.shape, settings.shape, settings.layers)
         servers = {
-            variant: stack.enter_context(server.Server(spec))
+            variant: stack.enter_context(spec.start())
             for variant, spec in specs(settings, model, out).items()
         }
         for variant, seconds in wait_for_all(servers, deadline).items():
@@ -531,7 +534,7 @@ def side_by_side(texts: Sequence[str], arguments: Sequence[str], limit_seconds: 
             child.terminate()
         for child in children:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(2 * server.STOP_LIMIT_SECONDS)
+                child.wait(2 * STOP_SECONDS)
 
 
 @click.command()

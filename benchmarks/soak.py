@@ -25,6 +25,7 @@ import click
 
 from benchmarks import environment, load, overhead, server, shapes
 from vllm_nfp import scrape
+from vllm_nfp.start.ports import free_port
 
 MOST_GROWTH = {"resident_mib": 48.0, "files": 8.0, "threads": 4.0}
 """Between the first and the last quarter, over all processes of the server."""
@@ -123,11 +124,10 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="nfp-") as folder:
         model = shapes.write_model(Path(folder) / shape, shape, layers)
-        (port,) = server.free_ports(1)
         spec = server.Spec(
-            model, out / "soak.log", port, tuple(flags.split()), json.loads(probe_json)
+            model, out / "soak.log", free_port(), tuple(flags.split()), json.loads(probe_json)
         )
-        with server.running([spec], together=False) as (one,):
+        with server.running_together([spec]) as (one,):
             work = load.Load(
                 one.url, str(model), shapes.vocab_size(shape), 1, 64, 64, max(1.0, 0.6 * every)
             )
@@ -137,7 +137,7 @@ def main(
                 request = dataclasses.replace(work, seed=next(numbers))
                 load.run_open(load.Arrivals(request, requests_per_second), 0.0)
 
-            samples = soak(one.pid, one.url, seconds, every, send)
+            samples = soak(one.child.pid, one.url, seconds, every, send)
             overhead.require_probe(one.url)
             state = overhead.probe_state(one.url)
     problems = grown(samples)

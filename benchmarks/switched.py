@@ -57,6 +57,7 @@ from benchmarks.paired import (
     ratio_of_quantiles,
     ratio_of_sums,
 )
+from vllm_nfp.start.ports import free_port
 
 EXTENSION = "benchmarks.worker_extension.SwitchedHooks"
 VARIANTS = (OFF, "passive", "active")
@@ -232,17 +233,17 @@ def run(settings: Settings, out: Path) -> None:
         spec = server.Spec(
             model,
             out / f"switched-{settings.shape}.log",
-            server.free_ports(1)[0],
+            free_port(),
             (*settings.flags, "--worker-extension-cls", EXTENSION),
             extra={"VLLM_SERVER_DEV_MODE": "1", "VLLM_CACHE_ROOT": str(Path(folder) / "cache")},
         )
-        with server.Server(spec) as one:
+        with spec.start() as one:
             one.wait_until_healthy(settings.limit_seconds)
             output.about["start_seconds"] = time.monotonic() - began
             print(f"server up after {time.monotonic() - began:.0f} s", flush=True)
-            output.about["resident_mib_before"] = resident_mib(one.pid)
+            output.about["resident_mib_before"] = resident_mib(one.child.pid)
             measure(settings, str(model), one.url, output, began + settings.limit_seconds)
-            output.about["resident_mib_after"] = resident_mib(one.pid)
+            output.about["resident_mib_after"] = resident_mib(one.child.pid)
             output.write()
 
 

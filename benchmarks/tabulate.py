@@ -21,12 +21,17 @@ import click
 def main(folder: Path, epsilon: float) -> None:
     """Print Markdown tables for each model in FOLDER."""
     for name in ("dense", "moe"):
-        table = json.loads((folder / f"{name}-table.json").read_text())
-        with gzip.open(folder / f"{name}-pairs.jsonl.gz", "rt") as lines:
-            pairs = [json.loads(line) for line in lines]
-        click.echo(f"\n### {table['shape']}, {table['layers']} layers, epsilon {epsilon:g}\n")
-        _print_nfp(table["snapshot"], epsilon)
-        _print_agreement(pairs, table["layers"])
+        print_model(folder, name, epsilon)
+
+
+def print_model(folder: Path, name: str, epsilon: float = 0.1) -> None:
+    """Print the Markdown table of one model of h100_session's results."""
+    table = json.loads((folder / f"{name}-table.json").read_text())
+    with gzip.open(folder / f"{name}-pairs.jsonl.gz", "rt") as lines:
+        pairs = [json.loads(line) for line in lines]
+    click.echo(f"\n### {table['shape']}, {table['layers']} layers, epsilon {epsilon:g}\n")
+    _print_nfp(table["snapshot"], epsilon)
+    _print_agreement(pairs, table["layers"])
 
 
 def _print_nfp(snapshot: dict[str, Any], epsilon: float) -> None:

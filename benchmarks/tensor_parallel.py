@@ -10,7 +10,8 @@ layers of a Llama-70B shape, eight of a Qwen3-30B-A3B one; then one at a time is
    NFP and time of every module, side by side; every pair is kept.
 2. ``off`` against ``dense-tp2``: the same greedy prompts, one after the other, without the probe
    and with one that takes up to half of the time; token ids and log-probabilities must be equal.
-3. ``off``, ``on``: tokens/s and inter-token latency without the probe and with it at its defaults.
+
+What the probe costs there is measured by :mod:`benchmarks.switched`.
 
 ``--smoke`` starts one small model with and without the probe on two GPUs, and says what went wrong
 if anything did. Every part is written as soon as it is there.
@@ -28,7 +29,6 @@ import sys
 import tempfile
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -40,9 +40,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import environment, h100_session, load, nfp_table, overhead, server, shapes
+from benchmarks import environment, load, overhead, server, shapes
 from benchmarks.packing import pack
-from vllm_nfp import scrape
+from vllm_nfp.start.ports import free_ports
+from vllm_nfp.start.process import ProcessError
+from vllm_nfp.start.requests import complete
 
 HOST_ENVIRONMENT = {
     "NCCL_NVLS_ENABLE": "0",
@@ -107,7 +109,6 @@ def plans(trial: bool) -> tuple[Plan, ...]:
         Plan("moe-tp2", *moe, 1.2, 2, TABLE),
         Plan("moe-ep2", *moe, 1.2, 2, TABLE, expert_parallel=True),
         Plan("off", *dense, 1.2, 2, None),
-        Plan("on", *dense, 1.2, 2, {"contexts": [1024, 4096]}),
     )
 
 
@@ -151,11 +152,11 @@ class Run:
 
     def start(self, stack: ExitStack, wanted: tuple[Plan, ...]) -> None:
         """Start all at once; those that fail are named, and their logs kept."""
-        ports = server.free_ports(len(wanted))
+        ports = free_ports(len(wanted))
         self.environment = {**environment.record(), "topology": _topology()}
         self.write("environment", self.environment)
         started = [
-            (plan, stack.enter_context(server.Server(self._spec(plan, port))))
+            (plan, stack.enter_context(self._spec(plan, port).start()))
             for plan, port in zip(wanted, ports, strict=True)
         ]
         limit = self.left if self.trial else START_LIMIT_SECONDS
@@ -165,9 +166,9 @@ class Run:
                 one.wait_until_healthy(max(1.0, until - time.monotonic()))
                 self.urls[plan.name] = one.url
                 self.say(f"{plan.name} is up")
-            except server.ServerError as error:
+            except ProcessError as error:
                 self.say(f"{plan.name} FAILED: {error}")
-                one.__exit__(None, None, None)  # its GPU memory is for the others
+                one.child.stop()  # its GPU memory is for the others
             self.keep_log(plan.name)
 
     def _spec(self, plan: Plan, port: int) -> server.Spec:
@@ -298,23 +299,14 @@ def _answer(run: Run, name: str, prompt: list[int]) -> dict[str, Any]:
     }  # fmt: skip
     as_ids = {"logprobs": 1, "return_tokens_as_token_ids": True}
     try:
-        choice = _complete(run.urls[name], {**body, **as_ids})
+        choice = complete(run.urls[name], {**body, **as_ids})["choices"][0]
     except urllib.error.HTTPError as error:
         run.say(f"{name} gives no log-probabilities: {error.read()[:300]!r}")
-        choice = _complete(run.urls[name], body)
+        choice = complete(run.urls[name], body)["choices"][0]
     return {
         "tokens": choice["token_ids"],
         "logprobs": (choice["logprobs"] or {}).get("token_logprobs"),
     }
-
-
-def _complete(url: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    request = urllib.request.Request(
-        f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        choice: dict[str, Any] = json.load(answer)["choices"][0]
-    return choice
 
 
 def print_side_by_side(snapshots: Mapping[str, Mapping[str, Any]], out: Path | None = None) -> None:
@@ -358,16 +350,12 @@ def _cells(snapshot: Mapping[str, Any]) -> dict[tuple[str, int, int], str]:
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
 @click.option("--smoke", is_flag=True, help="One small model; about two minutes.")
 @click.option("--table-seconds", type=float, default=27.0, help="Load on each table's server.")
-@click.option("--rounds", type=int, default=4)
-@click.option("--round-seconds", type=float, default=3.5)
 @click.option("--limit-seconds", type=float, default=540.0, help="Of everything.")
 @click.option("--trial", is_flag=True, help="Tiny models, to try the script without a GPU.")
 def main(
     out: Path,
     smoke: bool,
     table_seconds: float,
-    rounds: int,
-    round_seconds: float,
     limit_seconds: float,
     trial: bool,
 ) -> None:
@@ -379,7 +367,7 @@ def main(
         run = Run(out, Path(work), limit_seconds, trial)
         if smoke:
             sys.exit(_smoke(run, stack))
-        _full(run, stack, table_seconds, rounds, round_seconds)
+        _full(run, stack, table_seconds)
 
 
 def _guarded(run: Run, name: str, part: Callable[[], Any]) -> Any:
@@ -391,17 +379,15 @@ def _guarded(run: Run, name: str, part: Callable[[], Any]) -> Any:
         return None
 
 
-def _full(
-    run: Run, stack: ExitStack, table_seconds: float, rounds: int, round_seconds: float
-) -> None:
+def _full(run: Run, stack: ExitStack, table_seconds: float) -> None:
     wanted = plans(run.trial)
     run.start(stack, wanted)
     by_name = {plan.name: plan for plan in wanted}
     snapshots: dict[str, Mapping[str, Any]] = {}
     for plan in wanted:
-        if plan.probe is None or plan.name == "on" or plan.name not in run.urls:
+        if plan.probe is None or plan.name not in run.urls:
             continue
-        # What the outputs and a first round of the overhead take is kept back.
+        # The outputs need the rest.
         seconds = min(table_seconds, run.left - 80.0)
         if seconds < 10.0:
             run.say(f"no time is left for {plan.name}")
@@ -413,26 +399,9 @@ def _full(
     if {"off", "dense-tp2"} <= set(run.urls) and run.left > 30.0:
         plan = by_name["dense-tp2"]
         _guarded(run, "outputs", lambda: compare_outputs(run, "off", "dense-tp2", plan))
-    if {"off", "on"} <= set(run.urls) and run.left > 40.0:
-        _guarded(run, "overhead", lambda: _overhead(run, by_name["off"], rounds, round_seconds))
     for name in run.urls:
         run.keep_log(name)
     run.say("done")
-
-
-def _overhead(run: Run, plan: Plan, rounds: int, seconds: float) -> None:
-    h100_session.overhead_rounds(
-        h100_session.Plan("off", plan.shape, plan.layers, plan.kv_gib, None),
-        run.urls,
-        run.work,
-        run.out,
-        (1, 8, 32),
-        rounds,
-        seconds,
-        time.monotonic() + run.left - 15.0,
-        run.environment,
-        run.trial,
-    )
 
 
 def _smoke(run: Run, stack: ExitStack) -> int:
@@ -447,7 +416,6 @@ def _smoke(run: Run, stack: ExitStack) -> int:
         else:
             failures += _doubts(snapshot)
             print_side_by_side({"smoke": snapshot})
-            nfp_table.print_tables(scrape.parse(scrape.fetch(run.urls[probed.name])))
         if plain.name in run.urls:
             same = _guarded(
                 run, "outputs", lambda: compare_outputs(run, plain.name, probed.name, probed)

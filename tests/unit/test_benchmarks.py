@@ -19,8 +19,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 pytest.importorskip("aiohttp")
 
-from benchmarks import environment, load, nfp_table, overhead, paired, server, shapes, soak
-from vllm_nfp import demo
+from benchmarks import environment, load, overhead, paired, server, shapes, soak
+from vllm_nfp.start import ports
+from vllm_nfp.start.process import ProcessError, vllm_environment
 
 
 def a_load(**changes: object) -> load.Load:
@@ -254,14 +255,14 @@ def test_command_has_the_probe_only_if_settings_are_given(tmp_path: Path) -> Non
 
 def test_callers_environment_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    found = server.server_environment({"VLLM_CACHE_ROOT": "/c"})
+    found = vllm_environment({"VLLM_CACHE_ROOT": "/c"})
     assert found["HF_HUB_OFFLINE"] == "0"
     assert found["VLLM_CACHE_ROOT"] == "/c"
     assert found["VLLM_NO_USAGE_STATS"] == "1"
 
 
 def test_ports_are_distinct() -> None:
-    assert len(set(server.free_ports(8))) == 8
+    assert len(set(ports.free_ports(8))) == 8
 
 
 def test_a_port_is_free_and_none_that_a_connection_may_get(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,14 +271,14 @@ def test_a_port_is_free_and_none_that_a_connection_may_get(monkeypatch: pytest.M
     found = set()
     for _ in range(20):
         random.seed(7)
-        found.add(demo.free_port())
+        found.add(ports.free_port())
     assert len(found) > 10
     assert max(found) < min(ephemeral, 32768)
     with socket.create_server(("127.0.0.1", min(found))):
-        monkeypatch.setattr(demo, "PORTS", range(min(found), min(found) + 1))
-        monkeypatch.setattr(demo, "PORTS_TRIED", 1)
+        monkeypatch.setattr(ports, "PORTS", range(min(found), min(found) + 1))
+        monkeypatch.setattr(ports, "PORTS_TRIED", 1)
         with pytest.raises(OSError, match=r"1 ports between .* are in use"):
-            demo.free_port()
+            ports.free_port()
 
 
 def test_gpu_state_needs_all_its_fields() -> None:
@@ -290,24 +291,6 @@ def test_gpu_state_needs_all_its_fields() -> None:
     assert environment.parse_state("H100\n", fields) is None
 
 
-@pytest.mark.parametrize("context", [64, 256, 1024, 16384])
-def test_requests_stay_in_their_cell(context: int) -> None:
-    length = nfp_table.prompt_tokens(context)
-    assert length >= load.MIN_PROMPT_TOKENS
-    assert length + nfp_table.OUTPUT_TOKENS <= max(context, nfp_table.OUTPUT_TOKENS + 2)
-
-
-def test_probe_output_is_copied_and_pairs_are_packed(tmp_path: Path) -> None:
-    source = tmp_path / "probe"
-    source.mkdir()
-    (source / "engine-0.json").write_text("{}")
-    (source / "samples-0.jsonl").write_text("{}\n")
-    nfp_table.save_probe_output(source, tmp_path / "kept")
-    names = sorted(path.name for path in (tmp_path / "kept").iterdir())
-    assert names == ["engine-0.json", "samples-0.jsonl.gz"]
-    nfp_table.save_probe_output(tmp_path / "missing", tmp_path / "none")
-
-
 def test_overhead_is_not_measured_of_a_disabled_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     def text(state: str) -> str:
         return f'vllm_nfp_state{{model_name="m",engine="0",state="{state}"}} 1.0\n'
@@ -315,7 +298,7 @@ def test_overhead_is_not_measured_of_a_disabled_probe(monkeypatch: pytest.Monkey
     monkeypatch.setattr(overhead.scrape, "fetch", lambda _url: text("steady"))
     overhead.require_probe("http://x")
     monkeypatch.setattr(overhead.scrape, "fetch", lambda _url: text("disabled"))
-    with pytest.raises(server.ServerError, match="the probe of http://x is disabled"):
+    with pytest.raises(ProcessError, match="the probe of http://x is disabled"):
         overhead.require_probe("http://x")
 
 

@@ -72,6 +72,9 @@ from vllm_nfp.profile import (
     profile_of,
     save_profile,
 )
+from vllm_nfp.start.ports import free_port
+from vllm_nfp.start.process import ProcessError
+from vllm_nfp.start.server import running_server
 from vllm_nfp.typed_json import read_bytes, write_whole
 
 SNAPSHOT = Snapshot(
@@ -830,8 +833,8 @@ def test_a_log_is_not_written_through_a_link_and_into_no_pipe(tmp_path: Path) ->
     log.symlink_to(victim)
     command = [sys.executable, "-c", "print('last words')"]
     with (
-        pytest.raises(demo.DemoError, match="last words"),
-        demo.running_server(command, log, demo.free_port()),
+        pytest.raises(ProcessError, match="last words"),
+        running_server(command, log, free_port()),
     ):
         pass
     assert victim.read_text() == "precious"
@@ -839,6 +842,6 @@ def test_a_log_is_not_written_through_a_link_and_into_no_pipe(tmp_path: Path) ->
     os.mkfifo(log)
     with (
         pytest.raises(OSError, match="it is no regular file"),
-        demo.running_server(command, log, demo.free_port()),
+        running_server(command, log, free_port()),
     ):
         pass

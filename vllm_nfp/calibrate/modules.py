@@ -21,7 +21,7 @@ from vllm_nfp.calibrate.sweep import Call, PointRefusedError
 from vllm_nfp.engine.batch import BlockReader, CellDoesNotFitError, ProbeBatch, TokenBag, own_groups
 from vllm_nfp.engine.dispatch import Execution, Placement
 from vllm_nfp.engine.forward import Forward, Graph
-from vllm_nfp.engine.layers import DecoderLayer, find_decoder_layers
+from vllm_nfp.engine.layers import DecoderLayer, find_decoder_layers, linear_layers
 from vllm_nfp.engine.memory import is_out_of_memory
 from vllm_nfp.engine.runners import RunnerView
 from vllm_nfp.estimate import Module
@@ -92,7 +92,7 @@ class ModuleBench:
 
     def linear_names(self) -> tuple[str, ...]:
         """Names, within a layer, of the linear layers that all layers have."""
-        each = [set(_linears(layer)) for layer in self._layers]
+        each = [set(linear_layers(layer)) for layer in self._layers]
         return tuple(sorted(set.intersection(*each)))
 
     def has(self, kernel: Kernel) -> bool:
@@ -109,7 +109,7 @@ class ModuleBench:
             weight = self._view.model.lm_head.weight
             return int(weight.shape[1]), int(weight.shape[0]), _bytes_of(self._view.model.lm_head)
         if series.kernel is Kernel.LINEAR:
-            linear = _linears(self._layers[0])[series.name]
+            linear = linear_layers(self._layers[0])[series.name]
             return int(linear.input_size), int(linear.output_size), _bytes_of(linear)
         return 0, 0, sum(map(_bytes_of, self._with_ffn(series.kernel)[0].ffn))
 
@@ -173,7 +173,7 @@ class ModuleBench:
     def _copies(self, name: str) -> list[Any]:
         """The layers' linear layer of this name, and copies until L2 cannot hold them all."""
         if self._copied[0] != name:
-            linears = [_linears(layer)[name] for layer in self._layers]
+            linears = [linear_layers(layer)[name] for layer in self._layers]
             wanted = min(MAX_CALLS, -(-DISTINCT_BYTES // max(1, _bytes_of(linears[0]))))
             extra = [_with_own_weights(linears[0]) for _ in range(wanted - len(linears))]
             self._copied = (name, linears + extra)
@@ -269,16 +269,6 @@ class ModuleBench:
     def _with_ffn(self, kernel: Kernel) -> list[DecoderLayer]:
         kind = Module(kernel.value)
         return [layer for layer in self._layers if layer.ffn_kind is kind]
-
-
-def _linears(layer: DecoderLayer) -> dict[str, Any]:
-    from vllm.model_executor.layers.linear import LinearBase
-
-    return {
-        name: module
-        for name, module in layer.module.named_modules()
-        if isinstance(module, LinearBase) and hasattr(module, "weight")
-    }
 
 
 def _bind(modules: Sequence[nn.Module], hidden: torch.Tensor) -> Run:
