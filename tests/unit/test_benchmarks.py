@@ -19,9 +19,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 pytest.importorskip("aiohttp")
 
-from benchmarks import environment, load, overhead, paired, server, shapes, soak
+from benchmarks import environment, load, overhead, paired, server, shapes, soak, user_traffic
 from vllm_nfp.start import ports
 from vllm_nfp.start.process import ProcessError, vllm_environment
+from vllm_nfp.start.server import running_server
 
 
 def a_load(**changes: object) -> load.Load:
@@ -350,6 +351,29 @@ def test_the_overhead_benchmark_runs_from_start_to_end(
     with np.load(tmp_path / "overhead-tiny.npz") as kept:
         assert len(kept.files) == len(result["rounds"])
     assert "p99 inter-token" in capsys.readouterr().out
+
+
+def test_user_traffic_reports_each_phase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a server that only streams: what the probe reports at the end of each phase."""
+    monkeypatch.setattr(user_traffic, "PUBLISH_SECONDS", 0.0)
+    assert [(p.streams, p.prompt_tokens, p.seconds) for p in user_traffic.PHASES] == [
+        (1, 800, 25.0), (8, 3500, 45.0), (32, 900, 45.0),
+    ]  # fmt: skip
+    fake = Path(__file__).with_name("fake_server.py")
+    port = ports.free_port()
+    command = [sys.executable, str(fake), str(port), "True"]
+    out = tmp_path / "traffic.json"
+    with running_server(command, tmp_path / "log", port) as target:
+        user_traffic.main.main(
+            [f"{target.url}/", "--scale=0.02", f"--out={out}"], standalone_mode=False
+        )
+    found = json.loads(out.read_text())
+    assert found["model"] == "tiny"
+    assert [phase["streams"] for phase in found["phases"]] == [1, 8, 32]
+    for phase in found["phases"]:
+        assert phase["pairs"] == 42
+        assert phase["client"]["tokens_per_second"] > 0
+        assert {"name": "vllm_nfp_startup_seconds", "labels": {}, "value": 1.5} in phase["samples"]
 
 
 def test_a_soak_tells_what_grows_and_leaves_the_settling_out() -> None:

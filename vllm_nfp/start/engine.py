@@ -64,7 +64,8 @@ def runner_without_probe(model: Path, arguments: Mapping[str, Any]) -> Iterator[
     before = {name: os.environ.get(name) for name in WITHOUT_PROBE}
     os.environ.update(WITHOUT_PROBE)
     try:
-        yield worker_of(start_engine(model, {**DUMMY_WEIGHTS, **arguments})).model_runner
+        llm = start_engine(model, {**DUMMY_WEIGHTS, **arguments})  # it ends when nothing holds it
+        yield worker_of(llm).model_runner
     finally:
         for name, value in before.items():
             if value is None:
