@@ -54,13 +54,13 @@ def test_greedy_tokens_walk_the_cycle(shape: str, tmp_path: Path) -> None:
 DRAFT = """
 import json, sys
 from pathlib import Path
-from benchmarks import draft_lengths, shapes, talk
+from benchmarks import draft_models, shapes, talk
 from vllm_nfp.start.engine import start_engine, worker_of
 
 method, folder = sys.argv[2], Path(sys.argv[1])
 model = shapes.write_model(folder / "model", "tiny-dense", 4)
 head = shapes.write_draft_head(folder / "head", "tiny-dense", method, 4)
-draft_lengths.prepare_head(method)
+draft_models.prepare_head(method)
 llm = start_engine(model, dict(
     load_format="dummy", enforce_eager=True, max_model_len=1024, max_num_seqs=4, seed=0,
     disable_log_stats=False,
@@ -68,7 +68,7 @@ llm = start_engine(model, dict(
 from vllm import SamplingParams
 runner = worker_of(llm).model_runner
 talk.teach(runner.get_model())
-talk.teach_head(draft_lengths.drafter(runner).model)
+talk.teach_head(draft_models.drafter(runner).model)
 prompts = [{"prompt_token_ids": talk.prompt(place, 50)} for place in (0, 7)]
 greedy = SamplingParams(temperature=0.0, max_tokens=200, ignore_eos=True, detokenize=False)
 outputs = [list(o.outputs[0].token_ids) for o in llm.generate(prompts, greedy)]
