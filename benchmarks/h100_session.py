@@ -27,6 +27,7 @@ import click
 
 from benchmarks import environment, load, server, shapes, tabulate
 from benchmarks.packing import pack
+from benchmarks.traffic import Load
 from vllm_nfp.start.ports import free_ports
 from vllm_nfp.start.process import ProcessError
 
@@ -132,7 +133,7 @@ def _table(
     phases = ((1, 50), (2, 50)) if trial else ((8, 950), (32, 950), (1, 3900))
     for concurrency, prompt_tokens in phases:
         load.run(
-            load.Load(
+            Load(
                 url,
                 model,
                 shapes.vocab_size(plan.shape),

@@ -23,7 +23,9 @@ from pathlib import Path
 
 import click
 
-from benchmarks import environment, load, overhead, server, shapes
+from benchmarks import environment, load, server, shapes
+from benchmarks.probe_account import probe_state, require_probe
+from benchmarks.traffic import Arrivals, Load
 from vllm_nfp import scrape
 from vllm_nfp.start.ports import free_port
 
@@ -128,18 +130,18 @@ def main(
             model, out / "soak.log", free_port(), tuple(flags.split()), json.loads(probe_json)
         )
         with server.running_together([spec]) as (one,):
-            work = load.Load(
+            work = Load(
                 one.url, str(model), shapes.vocab_size(shape), 1, 64, 64, max(1.0, 0.6 * every)
             )
             numbers = iter(range(1 << 30))
 
             def send() -> None:
                 request = dataclasses.replace(work, seed=next(numbers))
-                load.run_open(load.Arrivals(request, requests_per_second), 0.0)
+                load.run_open(Arrivals(request, requests_per_second), 0.0)
 
             samples = soak(one.child.pid, one.url, seconds, every, send)
-            overhead.require_probe(one.url)
-            state = overhead.probe_state(one.url)
+            require_probe(one.url)
+            state = probe_state(one.url)
     problems = grown(samples)
     result = {
         "schema": 1,

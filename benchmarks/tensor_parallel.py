@@ -40,8 +40,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import environment, load, overhead, server, shapes
+from benchmarks import environment, load, server, shapes
 from benchmarks.packing import pack
+from benchmarks.probe_account import probe_state
+from benchmarks.traffic import Load
 from vllm_nfp.start.ports import free_ports
 from vllm_nfp.start.process import ProcessError
 from vllm_nfp.start.requests import complete
@@ -226,7 +228,7 @@ def measure_table(run: Run, plan: Plan, seconds: float) -> dict[str, Any]:
     phases = ((1, 50), (2, 50)) if run.trial else ((8, 900), (32, 900), (1, 900))
     for concurrency, prompt_tokens in phases:
         load.run(
-            load.Load(
+            Load(
                 run.urls[plan.name],
                 str(run.work / f"model-{plan.name}"),
                 shapes.vocab_size(plan.shape),
@@ -270,10 +272,10 @@ def compare_outputs(run: Run, plain: str, probed: str, plan: Plan) -> dict[str, 
     vocabulary = shapes.vocab_size(plan.shape)
     tokens = 40 if run.trial else PROMPT_TOKENS
     prompts = [rng.integers(2, vocabulary, tokens).tolist() for _ in range(PROMPTS)]
-    before = overhead.probe_state(run.urls[probed])["probes_total"]
+    before = probe_state(run.urls[probed])["probes_total"]
     answers = {name: [_answer(run, name, p) for p in prompts] for name in (plain, probed)}
     time.sleep(2.0)
-    after = overhead.probe_state(run.urls[probed])["probes_total"]
+    after = probe_state(run.urls[probed])["probes_total"]
     pairs = sum(after.values()) - sum(before.values())
     result = {
         "prompts": PROMPTS,

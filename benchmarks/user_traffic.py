@@ -26,6 +26,7 @@ import click
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks import environment, load
+from benchmarks.traffic import Load
 from vllm_nfp import scrape
 from vllm_nfp.typed_json import write_whole
 
@@ -50,7 +51,7 @@ PHASES = (Phase(1, 800, 25.0), Phase(8, 3500, 45.0), Phase(32, 900, 45.0))
 
 def run_phase(url: str, model: str, vocab_size: int, phase: Phase, seed: int) -> dict[str, Any]:
     """Send one phase's traffic; what the client saw and what the server then reports."""
-    traffic = load.Load(
+    traffic = Load(
         url,
         model,
         vocab_size,

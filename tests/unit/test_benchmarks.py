@@ -19,13 +19,26 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 pytest.importorskip("aiohttp")
 
-from benchmarks import environment, load, overhead, paired, server, shapes, soak, user_traffic
+from benchmarks import (
+    environment,
+    load,
+    load_result,
+    overhead,
+    overhead_summary,
+    paired,
+    probe_account,
+    server,
+    shapes,
+    soak,
+    traffic,
+    user_traffic,
+)
 from vllm_nfp.start import ports
 from vllm_nfp.start.process import ProcessError, vllm_environment
 from vllm_nfp.start.server import running_server
 
 
-def a_load(**changes: object) -> load.Load:
+def a_load(**changes: object) -> traffic.Load:
     values = {
         "url": "http://x",
         "model": "m",
@@ -35,13 +48,13 @@ def a_load(**changes: object) -> load.Load:
         "output_tokens": 8,
         "seconds": 1.0,
     }
-    return load.Load(**{**values, **changes})
+    return traffic.Load(**{**values, **changes})
 
 
 def bodies(sender: int, count: int, **changes: object) -> list[dict]:
     return [
         json.loads(body)
-        for body in itertools.islice(load.request_bodies(a_load(**changes), sender), count)
+        for body in itertools.islice(traffic.request_bodies(a_load(**changes), sender), count)
     ]
 
 
@@ -55,7 +68,7 @@ def turns(variant: str, times_us: list[list[int]], tokens: list[float]) -> tuple
         {"share": 0.5, "round": r, "variant": variant, "tokens_per_second": count}
         for r, count in enumerate(tokens)
     ]
-    keys = [overhead.Turn(0.5, r, variant).key for r in range(len(tokens))]
+    keys = [overhead_summary.Turn(0.5, r, variant).key for r in range(len(tokens))]
     arrays = [np.array(us, dtype=np.uint32) for us in times_us]
     return rows, dict(zip(keys, arrays, strict=True))
 
@@ -125,9 +138,9 @@ def test_events_that_cannot_be_counted_are_errors(fields: dict) -> None:
 
 
 def test_only_what_lies_in_the_window_counts() -> None:
-    early = load.Trace(0.0, [0.5, 1.5, 1.75], [1, 1, 2], ended=1.8)
-    cut = load.Trace(1.25, [1.5, 2.5], [1, 1])
-    result = load.measure([early, cut], load.Window(1.0, 2.0))
+    early = load_result.Trace(0.0, [0.5, 1.5, 1.75], [1, 1, 2], ended=1.8)
+    cut = load_result.Trace(1.25, [1.5, 2.5], [1, 1])
+    result = load_result.measure([early, cut], load_result.Window(1.0, 2.0))
     assert (result.tokens, result.merged_events, result.requests_ended) == (4, 1, 1)
     assert result.itl_us.tolist() == [250_000]
     assert result.ttft_seconds == (0.25,)
@@ -135,7 +148,7 @@ def test_only_what_lies_in_the_window_counts() -> None:
 
 
 def test_empty_window_has_no_percentiles() -> None:
-    summary = load.measure([load.Trace(0.0)], load.Window(1.0, 2.0)).summary()
+    summary = load_result.measure([load_result.Trace(0.0)], load_result.Window(1.0, 2.0)).summary()
     assert summary["tokens"] == 0
     assert summary["itl_p99_ms"] is None
     assert summary["ttft_p50_ms"] is None
@@ -145,9 +158,11 @@ def test_empty_window_has_no_percentiles() -> None:
 def test_plan_holds_each_variant_once_per_group_and_mixes_their_order() -> None:
     groups = list(overhead.plan((0.1, 0.9), rounds=20))
     assert len(groups) == 40
-    assert all({turn.variant for turn in group} == set(overhead.VARIANTS) for group in groups)
+    assert all(
+        {turn.variant for turn in group} == set(overhead_summary.VARIANTS) for group in groups
+    )
     assert all(len({(turn.share, turn.round) for turn in group}) == 1 for group in groups)
-    assert {group[0].variant for group in groups} == set(overhead.VARIANTS)
+    assert {group[0].variant for group in groups} == set(overhead_summary.VARIANTS)
     assert [group[0].share for group in groups[:4]] == [0.1, 0.9, 0.1, 0.9]
 
 
@@ -181,7 +196,7 @@ def test_quantiles_are_those_of_all_rounds_together() -> None:
 def test_only_rounds_with_a_baseline_are_compared() -> None:
     rows, times = turns("off", [[100, 200]] * 2, [10.0, 10.0])
     more, other = turns("active", [[100, 200]] * 3, [9.0, 9.0, 1.0])
-    found = {c.figure: c for c in overhead.compare(rows + more, times | other)}
+    found = {c.figure: c for c in overhead_summary.compare(rows + more, times | other)}
     assert found["tokens/s"].ratio.ratio == pytest.approx(0.9)
     assert {c.rounds for c in found.values()} == {2}
     assert {c.variant for c in found.values()} == {"active"}
@@ -189,13 +204,13 @@ def test_only_rounds_with_a_baseline_are_compared() -> None:
 
 
 def test_arrivals_come_at_their_rate_and_alike_for_all() -> None:
-    arrivals = load.Arrivals(a_load(seed=3), per_second=50.0)
+    arrivals = traffic.Arrivals(a_load(seed=3), per_second=50.0)
     moments = arrivals.moments(100.0)
     assert moments == arrivals.moments(100.0)
     assert len(moments) == pytest.approx(5000, rel=0.05)
     assert np.std(np.diff(moments)) == pytest.approx(0.02, rel=0.1), "no Poisson process"
     assert moments[-1] < 100.0
-    assert moments != load.Arrivals(a_load(seed=4), per_second=50.0).moments(100.0)
+    assert moments != traffic.Arrivals(a_load(seed=4), per_second=50.0).moments(100.0)
 
 
 @pytest.mark.parametrize("text", ["qwen3-8b", "qwen3-8b:4", "qwen3-8b:x:1", "gpt-9:1:1"])
@@ -212,7 +227,7 @@ def test_resident_memory_is_told_by_process() -> None:
     try:
         assert child.stdout is not None
         child.stdout.readline()
-        found = overhead.resident_mib(child.pid)
+        found = probe_account.resident_mib(child.pid)
     finally:
         child.kill()
         child.wait()
@@ -223,7 +238,7 @@ def test_resident_memory_is_told_by_process() -> None:
 @pytest.mark.parametrize(("lag", "interval", "late"), [(0.5, 7, False), (400, 0.01, True)])
 def test_a_late_client_is_noticed(lag: float, interval: float, late: bool) -> None:
     turn = {"itl_p50_ms": interval, "client_lag_p99_ms": lag}
-    assert overhead.client_was_late(turn) is late
+    assert overhead_summary.client_was_late(turn) is late
 
 
 def test_probe_counters_are_read_and_may_be_missing() -> None:
@@ -236,7 +251,7 @@ def test_probe_counters_are_read_and_may_be_missing() -> None:
         'vllm_nfp_state{state="probing"} 1\n'
         'vllm_nfp_state{state="steady"} 0\n'
     )
-    counters = overhead.probe_counters(text)
+    counters = probe_account.probe_counters(text)
     assert counters.overhead_ratio == 0.008
     assert counters.gpu_seconds_total is None
     assert counters.probes_total == {"measured": 4.0}
@@ -296,11 +311,11 @@ def test_overhead_is_not_measured_of_a_disabled_probe(monkeypatch: pytest.Monkey
     def text(state: str) -> str:
         return f'vllm_nfp_state{{model_name="m",engine="0",state="{state}"}} 1.0\n'
 
-    monkeypatch.setattr(overhead.scrape, "fetch", lambda _url: text("steady"))
-    overhead.require_probe("http://x")
-    monkeypatch.setattr(overhead.scrape, "fetch", lambda _url: text("disabled"))
+    monkeypatch.setattr(probe_account.scrape, "fetch", lambda _url: text("steady"))
+    probe_account.require_probe("http://x")
+    monkeypatch.setattr(probe_account.scrape, "fetch", lambda _url: text("disabled"))
     with pytest.raises(ProcessError, match="the probe of http://x is disabled"):
-        overhead.require_probe("http://x")
+        probe_account.require_probe("http://x")
 
 
 def test_the_overhead_benchmark_runs_from_start_to_end(
