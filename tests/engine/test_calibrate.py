@@ -20,7 +20,8 @@ from pathlib import Path
 
 import torch
 
-from vllm_nfp.calibrate.plans import TRIAL, series_of
+from vllm_nfp.calibrate.plans import series_of
+from vllm_nfp.calibrate.reference_models import TRIAL
 from vllm_nfp.calibrate.points import Kernel
 from vllm_nfp.calibrate.modules import ModuleBench
 from vllm_nfp.calibrate.worker import engine_arguments

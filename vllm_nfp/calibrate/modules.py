@@ -8,7 +8,6 @@ through the cache between two attention calls.
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from torch import nn
 
 from vllm_nfp.calibrate.points import Kernel, Series
 from vllm_nfp.calibrate.sweep import Call, PointRefusedError
+from vllm_nfp.calibrate.weights import bytes_of, with_own_weights
 from vllm_nfp.engine.batch import BlockReader, CellDoesNotFitError, ProbeBatch, TokenBag, own_groups
 from vllm_nfp.engine.dispatch import Execution, Placement
 from vllm_nfp.engine.forward import Forward, Graph
@@ -36,7 +36,6 @@ TARGET_SECONDS = 4e-4
 """Length of one measurement that suffices, where the calls are long."""
 FASTEST_BYTES_PER_SECOND = 8e12
 """No GPU reads faster; only the number of calls in a measurement depends on it."""
-
 Run = Callable[[], Any]
 
 
@@ -107,11 +106,11 @@ class ModuleBench:
             return 0, 0, 0
         if series.kernel is Kernel.LM_HEAD:
             weight = self._view.model.lm_head.weight
-            return int(weight.shape[1]), int(weight.shape[0]), _bytes_of(self._view.model.lm_head)
+            return int(weight.shape[1]), int(weight.shape[0]), bytes_of(self._view.model.lm_head)
         if series.kernel is Kernel.LINEAR:
             linear = linear_layers(self._layers[0])[series.name]
-            return int(linear.input_size), int(linear.output_size), _bytes_of(linear)
-        return 0, 0, sum(map(_bytes_of, self._with_ffn(series.kernel)[0].ffn))
+            return int(linear.input_size), int(linear.output_size), bytes_of(linear)
+        return 0, 0, sum(map(bytes_of, self._with_ffn(series.kernel)[0].ffn))
 
     def ready(self, series: Series, positions: int) -> Call:
         """A measurement at N positions, warmed up.
@@ -174,8 +173,8 @@ class ModuleBench:
         """The layers' linear layer of this name, and copies until L2 cannot hold them all."""
         if self._copied[0] != name:
             linears = [linear_layers(layer)[name] for layer in self._layers]
-            wanted = min(MAX_CALLS, -(-DISTINCT_BYTES // max(1, _bytes_of(linears[0]))))
-            extra = [_with_own_weights(linears[0]) for _ in range(wanted - len(linears))]
+            wanted = min(MAX_CALLS, -(-DISTINCT_BYTES // max(1, bytes_of(linears[0]))))
+            extra = [with_own_weights(linears[0]) for _ in range(wanted - len(linears))]
             self._copied = (name, linears + extra)
         return self._copied[1]
 
@@ -277,36 +276,6 @@ def _bind(modules: Sequence[nn.Module], hidden: torch.Tensor) -> Run:
 
 def _bind_arguments(module: nn.Module, args: Any, kwargs: Any) -> Run:
     return lambda: module(*args, **kwargs)
-
-
-def _with_own_weights(linear: Any) -> Any:
-    """The same layer on a copy of its weights; vLLM's parameter classes refuse a deep copy."""
-    twin = copy.copy(linear)
-    twin._parameters = {
-        name: None if p is None else nn.Parameter(p.detach().clone(), requires_grad=False)
-        for name, p in linear._parameters.items()
-    }
-    return twin
-
-
-def _bytes_of(module: nn.Module) -> int:
-    """Bytes of a module's weights, those included that vLLM has packed for a CPU and forgotten."""
-    held = sum(p.numel() * p.element_size() for p in module.parameters())
-    return int(held) + sum(map(_packed_bytes, module.modules()))
-
-
-def _packed_bytes(module: nn.Module) -> int:
-    weight = getattr(module, "weight", None)
-    inputs, outputs = _size(module, "input"), _size(module, "output")
-    if not isinstance(weight, torch.Tensor) or weight.numel():
-        return 0
-    return inputs * outputs * int(weight.element_size())
-
-
-def _size(module: nn.Module, side: str) -> int:
-    """Inputs or outputs of a linear layer on this rank; 0 for other modules."""
-    whole = getattr(module, f"{side}_size", 0)
-    return int(getattr(module, f"{side}_size_per_partition", whole) or 0)
 
 
 def _page_bytes(group: Any) -> int:
