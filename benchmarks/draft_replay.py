@@ -23,7 +23,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.draft_lengths import (
+from benchmarks.draft_plan import (
     ACCEPTANCES,
     LENGTHS,
     LEVEL_SECONDS,
@@ -33,7 +33,7 @@ from benchmarks.draft_lengths import (
     step_times,
     up_and_down,
 )
-from benchmarks.draft_table import Cell, length_seconds, read_rows
+from benchmarks.draft_rates import Cell, length_seconds, read_rows
 from vllm_nfp.draft import StepCurve, expected_tokens
 from vllm_nfp.draft.live import Controller, Settings, StepObservation
 from vllm_nfp.draft.live.steps import context_cell

@@ -13,18 +13,19 @@ while probes run, and graphs are captured, ahead of every few steps.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import click
 
-from benchmarks import environment, server, shapes
+from benchmarks import environment, shapes
+from vllm_nfp.adapter.engines import DUMMY_WEIGHTS, start_engine
 from vllm_nfp.config import ENV_VAR, config_from_mapping
 from vllm_nfp.results.snapshot import read_snapshot
+from vllm_nfp.start.process import Child, vllm_environment
 
 LIMIT_SECONDS = 400.0
 SHARED = {
@@ -43,16 +44,16 @@ SIDES = ("off", "again", "on")
 
 def work(model: str, out: str, on_gpu: bool) -> None:
     """One engine: generate, look at the memory, write."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     import torch
-    from vllm import LLM, SamplingParams
 
     arguments: dict[str, Any] = {"max_model_len": 20480, "max_num_seqs": 512}
     if on_gpu:
         arguments |= {"gpu_memory_utilization": 0.05, "kv_cache_memory_bytes": 8 << 30}
     else:
         arguments |= {"enforce_eager": True, "max_model_len": 2048, "max_num_seqs": 8}
-    llm = LLM(model=model, load_format="dummy", skip_tokenizer_init=True, seed=0, **arguments)
+    llm = start_engine(model, {**DUMMY_WEIGHTS, "seed": 0, **arguments})
+    from vllm import SamplingParams
+
     params = SamplingParams(
         temperature=0.0, max_tokens=192, ignore_eos=True, detokenize=False, logprobs=1
     )
@@ -93,7 +94,7 @@ def first_difference(one: Any, other: Any) -> list[int] | None:
     return None
 
 
-def start(side: str, model: Path, folder: Path, out: Path, gpu: int | None) -> Any:
+def start(side: str, model: Path, folder: Path, out: Path, gpu: int | None) -> Child:
     """The engine of one side as a process of its own."""
     extra = {"VLLM_CACHE_ROOT": str(folder / "cache")}
     if gpu is not None:
@@ -108,10 +109,7 @@ def start(side: str, model: Path, folder: Path, out: Path, gpu: int | None) -> A
         str(model),
         str(folder / side),
     ]
-    with (out / f"graph-memory-{side}.log").open("wb") as log:
-        return subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env=server.server_environment(extra)
-        )
+    return Child(command, out / f"graph-memory-{side}.log", vllm_environment(extra))
 
 
 @click.command()
@@ -130,12 +128,13 @@ def main(shape: str, layers: int | None, worker: tuple[str, str] | None, out: Pa
     if out is None:
         raise click.UsageError("give --out DIR")
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="nfp-") as name:
+    with tempfile.TemporaryDirectory(prefix="nfp-") as name, ExitStack() as stack:
         folder = Path(name)
         model = shapes.write_model(folder / shape, shape, layers)
         running = []
         for index, side in enumerate(SIDES):
-            running.append(start(side, model, folder, out, index % gpus if gpus else None))
+            gpu = index % gpus if gpus else None
+            running.append(stack.enter_context(start(side, model, folder, out, gpu)))
             if index == 0 or gpus < 2:
                 running[-1].wait(LIMIT_SECONDS)
         codes = [process.wait(LIMIT_SECONDS) for process in running]

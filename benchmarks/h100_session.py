@@ -13,50 +13,22 @@ Each part is written as soon as it is there.
 
 from __future__ import annotations
 
-import json
-import random
-import shutil
 import tempfile
-import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 
-from benchmarks import environment, load, nfp_table, overhead, server, shapes
-from benchmarks.packing import pack
-from benchmarks.paired import ratio_of_sums
-from vllm_nfp.results import scrape
+from benchmarks import server, tabulate
+from benchmarks.table_servers import Plan, Session
 
-SIDES = ("off", "on")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One server."""
-
-    name: str
-    shape: str
-    layers: int
-    kv_gib: float
-    probe: Mapping[str, object] | None
-
-
-def plans(scale: float, table: Mapping[str, object]) -> tuple[Plan, ...]:
-    """The servers; ``scale`` shrinks their KV caches for a trial on a small machine."""
-    base = {"startup_seconds": 0.0, "capture_seconds": 60.0, "graph_memory_mib": 4096}
-    base |= {"step_share": 1.0}
-    dense, moe = ("qwen3-8b", "qwen3-30b-a3b") if scale == 1.0 else ("tiny", "tiny")
-    return (
-        Plan("dense", dense, 8, 16.4 * scale, {**base, **table}),
-        Plan("moe", moe, 8, 8.3 * scale, {**base, **table}),
-    )
-
-
-TABLE = {
+LIMIT_SECONDS = 540.0
+TABLE: Mapping[str, object] = {
+    "startup_seconds": 0.0,
+    "capture_seconds": 60.0,
+    "graph_memory_mib": 4096,
+    "step_share": 1.0,
     "batch_sizes": [1, 8, 32],
     "contexts": [1024, 4096, 16384],
     "max_positions": 64,
@@ -64,174 +36,41 @@ TABLE = {
     "min_samples": 8,
 }
 TRIAL_TABLE = {**TABLE, "batch_sizes": [1, 4], "contexts": [64, 256], "max_positions": 8}
+FLAGS = ("--gpu-memory-utilization", "0.05", "--max-model-len", "20480")
+TRIAL_FLAGS = ("--enforce-eager", "--max-model-len", "1024")
+PHASES = ((8, 950), (32, 950), (1, 3900))
+"""(streams, prompt tokens)."""
+TRIAL_PHASES = ((1, 50), (2, 50))
+
+
+def plans(trial: bool) -> tuple[Plan, ...]:
+    """The servers; tiny ones to try the script without a GPU."""
+    if trial:
+        return tuple(
+            Plan(name, "tiny", 8, 0.1, TRIAL_TABLE, flags=TRIAL_FLAGS) for name in ("dense", "moe")
+        )
+    return (
+        Plan("dense", "qwen3-8b", 8, 16.4, TABLE, flags=FLAGS),
+        Plan("moe", "qwen3-30b-a3b", 8, 8.3, TABLE, flags=FLAGS),
+    )
 
 
 @click.command()
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
-@click.option("--table-seconds", type=float, default=60.0, help="Load on each table's server.")
+@click.option("--table-seconds", type=float, default=60.0, help="Load on each server.")
 @click.option("--trial", is_flag=True, help="Tiny models, to try the script without a GPU.")
 def main(out: Path, table_seconds: float, trial: bool) -> None:
-    """Run everything; see the module's text."""
-    begun = time.monotonic()
+    """Measure the NFP tables of two models; see the module's text."""
+    server.end_servers_on_sigterm()
     out.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix="nfp-session-"))
-    servers = plans(0.01 if trial else 1.0, TRIAL_TABLE if trial else TABLE)
-    with ExitStack() as stack:
-        urls = _start(stack, servers, work, out, trial)
-        started = environment.record()
-        print(f"{len(urls)} servers up after {time.monotonic() - begun:.0f} s", flush=True)
-        for plan in (p for p in servers if p.name in urls):
-            _table(plan, urls[plan.name], work, out, table_seconds, trial, started)
-
-
-def _start(
-    stack: ExitStack, servers: tuple[Plan, ...], work: Path, out: Path, trial: bool
-) -> dict[str, str]:
-    """All servers at once; each with compile caches of its own. Those that fail are named."""
-    ports = server.free_ports(len(servers))
-    started = {
-        plan.name: stack.enter_context(server.Server(_spec(plan, work, port, trial)))
-        for plan, port in zip(servers, ports, strict=True)
-    }
-    urls = {}
-    for name, one in started.items():
-        try:
-            one.wait_until_healthy()
-            urls[name] = one.url
-        except server.ServerError as error:
-            print(f"{name}: {error}", flush=True)
-            shutil.copy(one.spec.log, out / f"{name}-server.log")
-    return urls
-
-
-def _spec(plan: Plan, work: Path, port: int, trial: bool) -> server.Spec:
-    flags = ["--kv-cache-memory-bytes", str(int(plan.kv_gib * (1 << 30)))]
-    flags += ["--max-num-seqs", "256", "--max-num-batched-tokens", "2048"]
-    if trial:
-        flags += ["--enforce-eager", "--max-model-len", "1024"]
-    else:
-        flags += ["--gpu-memory-utilization", "0.05", "--max-model-len", "20480"]
-    return server.Spec(
-        model=shapes.write_model(work / f"model-{plan.name}", plan.shape, plan.layers),
-        log=work / f"{plan.name}.log",
-        port=port,
-        flags=tuple(flags),
-        probe=plan.probe,
-        output_dir=work / f"probe-{plan.name}" if plan.probe else None,
-        extra={"VLLM_CACHE_ROOT": str(work / f"cache-{plan.name}")},
-    )
-
-
-def _table(
-    plan: Plan,
-    url: str,
-    work: Path,
-    out: Path,
-    seconds: float,
-    trial: bool,
-    started: Mapping[str, Any],
-) -> None:
-    model = str(work / f"model-{plan.name}")
-    phases = ((1, 50), (2, 50)) if trial else ((8, 950), (32, 950), (1, 3900))
-    for concurrency, prompt_tokens in phases:
-        load.run(
-            load.Load(
-                url,
-                model,
-                shapes.vocab_size(plan.shape),
-                concurrency,
-                prompt_tokens,
-                400,
-                seconds / len(phases) - 1.0,
-                seed=concurrency,
-            ),
-            warmup_seconds=1.0,
-        )
-    time.sleep(2.5)  # the last pairs are published
-    found = scrape.parse(scrape.fetch(url))
-    folder = work / f"probe-{plan.name}"
-    snapshot = json.loads((folder / "engine-0.json").read_text())
-    result = {
-        "shape": plan.shape,
-        "layers": plan.layers,
-        "environment": started,
-        "after": environment.gpu_state(),
-        "probe": plan.probe,
-        "snapshot": snapshot,
-    }
-    (out / f"{plan.name}-table.json").write_text(json.dumps(result))
-    pack(folder / "samples-0.jsonl", out / f"{plan.name}-pairs.jsonl.gz")
-    nfp_table.print_tables(found)
-
-
-def overhead_rounds(
-    plan: Plan,
-    urls: Mapping[str, str],
-    work: Path,
-    out: Path,
-    levels: tuple[int, ...],
-    rounds: int,
-    seconds: float,
-    until: float,
-    started: Mapping[str, Any],
-    trial: bool,
-) -> None:
-    """Compare the servers "off" and "on" under load, in rounds of random order, and write it."""
-    if not trial:  # the trial's cells do not fit its KV cache
-        overhead.require_probe(urls["on"])
-    rng = random.Random(0)
-    rows: list[dict[str, Any]] = []
-    prompt_tokens = 50 if trial else 900
-    for index in range(rounds):
-        for level in levels:
-            if time.monotonic() > until:
-                break
-            for side in rng.sample(SIDES, 2):
-                work_load = load.Load(
-                    urls[side],
-                    str(work / f"model-{side}"),
-                    shapes.vocab_size(plan.shape),
-                    level,
-                    prompt_tokens,
-                    400,
-                    seconds,
-                    seed=index,
-                )
-                rows.append(
-                    {
-                        "level": level,
-                        "round": index,
-                        "side": side,
-                        **load.run(work_load, warmup_seconds=1.5).summary(),
-                        "probe": overhead.probe_state(urls["on"]),
-                    }
-                )
-        result = {
-            "shape": plan.shape,
-            "layers": plan.layers,
-            "environment": started,
-            "after": environment.gpu_state(),
-            "probe": "defaults",
-            "rounds": rows,
-        }
-        (out / "overhead.json").write_text(json.dumps(result))
-    print_rounds(rows)
-
-
-def print_rounds(rows: list[dict[str, Any]]) -> None:
-    """Print the ratios on/off of each level, and the probe's own account."""
-    for level in sorted({row["level"] for row in rows}):
-        for figure in ("tokens_per_second", "itl_p50_ms", "itl_p99_ms"):
-            values = {
-                (row["round"], row["side"]): row[figure]
-                for row in rows
-                if row["level"] == level and row[figure] is not None
-            }
-            rounds = [r for r, side in values if side == "off" and (r, "on") in values]
-            if rounds:
-                ratio = ratio_of_sums(*([values[r, side] for r in rounds] for side in SIDES))
-                print(f"{level} {figure}: {ratio.ratio:.4f} [{ratio.lower:.4f}, {ratio.upper:.4f}]")
-    print(rows[-1]["probe"])
+    with tempfile.TemporaryDirectory(prefix="nfp-session-") as work, ExitStack() as stack:
+        session = Session(out, Path(work), LIMIT_SECONDS)
+        wanted = plans(trial)
+        session.start(stack, wanted)
+        for plan in wanted:
+            if plan.name in session.urls:
+                session.measure(plan, TRIAL_PHASES if trial else PHASES, table_seconds)
+                tabulate.print_model(out, plan.name)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,9 @@ import click
 
 from benchmarks import environment, shapes
 from benchmarks.packing import pack
-from vllm_nfp.calibrate.plans import REFERENCE, TRIAL, ModelPlan, choose
+from vllm_nfp.calibrate.plans import ModelPlan
 from vllm_nfp.calibrate.points import Kernel
+from vllm_nfp.calibrate.reference_models import REFERENCE, TRIAL, choose
 from vllm_nfp.calibrate.run import run_plans
 
 FP8 = {"quantization": "fp8", "kv_cache_dtype": "fp8"}

@@ -12,150 +12,23 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import itertools
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
 
 import aiohttp
-import numpy as np
-from numpy.typing import NDArray
+
+from benchmarks.load_result import Result, Trace, Window, measure
+from benchmarks.traffic import Arrivals, Load, request_bodies
 
 _COMPLETION_TOKENS = re.compile(rb'"completion_tokens": ?(\d+)')
 READ_BUFFER_BYTES = 1 << 20
-MIN_PROMPT_TOKENS = 2
 LAG_STEP_SECONDS = 0.005
 
 
 class LoadError(RuntimeError):
     """The load could not be sent as asked, so that its figures would mean nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """What is sent, and for how long."""
-
-    url: str
-    model: str
-    vocab_size: int
-    concurrency: int
-    prompt_tokens: int
-    output_tokens: int
-    """Tokens of a request; the first request of each sender is shorter, at random."""
-    seconds: float
-    """Length of the measured window."""
-    first_tokens_limit_seconds: float = 60.0
-    """Longest wait until all senders have had a token; then the window opens regardless."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.concurrency < 1 or self.output_tokens < 1 or self.seconds <= 0:
-            raise ValueError("concurrency, output_tokens and seconds must be positive")
-        if self.prompt_tokens < MIN_PROMPT_TOKENS or self.vocab_size < 3:
-            raise ValueError(f"a prompt needs {MIN_PROMPT_TOKENS} tokens, a vocabulary 3")
-
-
-@dataclass(frozen=True, slots=True)
-class Arrivals:
-    """An open loop: requests come by a Poisson process, however long the earlier ones take."""
-
-    load: Load
-    """What is sent; its concurrency does not count."""
-    per_second: float
-    period: float | None = None
-    """The arrivals of so many seconds come again and again, so that stretches of this length can be
-    compared without the chance in how many requests each has; None: no two are alike."""
-
-    def moments(self, seconds: float) -> list[float]:
-        """When requests come, in seconds from the start; alike for a like seed."""
-        rng = np.random.default_rng([self.load.seed, 1])
-        if self.period is not None:
-            each = max(1, round(self.per_second * self.period))
-            first = np.sort(rng.uniform(0.0, self.period, each))
-            starts = np.arange(0.0, seconds, self.period)
-            return [float(t) for t in np.add.outer(starts, first).ravel() if t < seconds]
-        count = int(2 * self.per_second * seconds) + 50
-        times = np.cumsum(rng.exponential(1.0 / self.per_second, count))
-        return [float(t) for t in times if t < seconds]
-
-
-@dataclass(slots=True)
-class Trace:
-    """One request, as the client saw it; times from time.perf_counter()."""
-
-    sent: float
-    arrivals: list[float] = field(default_factory=list)
-    """Of each event that brought tokens."""
-    counts: list[int] = field(default_factory=list)
-    """Tokens in each of those events."""
-    ended: float | None = None
-    """When the last event came; None if the request was cut off at the end of the window."""
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """The measured time."""
-
-    begin: float
-    end: float
-    all_decoding: bool = True
-    """Whether every sender had a token before it opened."""
-    client_cpu_share: float = 0.0
-    """CPU time of this client over the window's length: near 1, the client is the limit."""
-
-    client_lag_ms: tuple[float, ...] = ()
-    """How late this client's event loop woke, sampled every few milliseconds: intervals shorter
-    than this, or as long, tell of the client and not of the server."""
-
-    def holds(self, moment: float) -> bool:
-        """Whether the moment lies in the window."""
-        return self.begin <= moment <= self.end
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What arrived within the measured window."""
-
-    window: Window
-    tokens: int
-    merged_events: int
-    """Events with more than one token; their interval counts once."""
-    requests_ended: int
-    itl_us: NDArray[np.uint32]
-    """Microseconds between two successive events of one request, both inside the window."""
-    ttft_seconds: tuple[float, ...]
-    """Time to the first token, of requests sent inside the window."""
-
-    def summary(self) -> dict[str, float | int | bool | None]:
-        """Rates and percentiles; times in milliseconds, None where nothing was seen."""
-        seconds = self.window.end - self.window.begin
-        itl_ms = self.itl_us / 1e3
-        ttft_ms = np.array(self.ttft_seconds) * 1e3
-        return {
-            "seconds": seconds,
-            "tokens": self.tokens,
-            "tokens_per_second": self.tokens / seconds,
-            "requests_ended": self.requests_ended,
-            "intervals": len(self.itl_us),
-            "merged_events": self.merged_events,
-            "itl_mean_ms": float(itl_ms.mean()) if len(itl_ms) else None,
-            "itl_p50_ms": _percentile(itl_ms, 50),
-            "itl_p90_ms": _percentile(itl_ms, 90),
-            "itl_p99_ms": _percentile(itl_ms, 99),
-            "itl_p999_ms": _percentile(itl_ms, 99.9),
-            "ttft_count": len(self.ttft_seconds),
-            "ttft_p50_ms": _percentile(ttft_ms, 50),
-            "all_decoding": self.window.all_decoding,
-            "client_cpu_share": self.window.client_cpu_share,
-            "client_lag_p99_ms": _percentile(np.array(self.window.client_lag_ms), 99),
-            "client_lag_max_ms": max(self.window.client_lag_ms, default=None),
-        }
-
-
-def _percentile(values: NDArray[np.float64], share: float) -> float | None:
-    return float(np.percentile(values, share)) if len(values) else None
 
 
 Measured = Callable[[aiohttp.ClientSession], Awaitable[list[Window]]]
@@ -258,25 +131,6 @@ async def _send_at(
         task.add_done_callback(recorder.tasks.discard)
 
 
-def measure(traces: list[Trace], window: Window) -> Result:
-    """What the traces hold inside the window."""
-    tokens, merged, ended = 0, 0, 0
-    gaps: list[float] = []
-    ttfts: list[float] = []
-    for trace in traces:
-        inside = [window.holds(moment) for moment in trace.arrivals]
-        counts = [count for count, kept in zip(trace.counts, inside, strict=True) if kept]
-        tokens += sum(counts)
-        merged += sum(count > 1 for count in counts)
-        ended += trace.ended is not None and window.holds(trace.ended)
-        moments = itertools.compress(trace.arrivals, inside)
-        gaps += [later - earlier for earlier, later in itertools.pairwise(moments)]
-        if trace.arrivals and window.holds(trace.sent):
-            ttfts.append(trace.arrivals[0] - trace.sent)
-    itl_us = np.rint(np.array(gaps, dtype=np.float64) * 1e6).astype(np.uint32)
-    return Result(window, tokens, merged, ended, itl_us, tuple(ttfts))
-
-
 async def _run(load: Load, warmup_seconds: float, measured: Measured) -> list[Result]:
     recorder = _Recorder(load.concurrency)
     async with _session() as session, asyncio.TaskGroup() as group:
@@ -331,34 +185,6 @@ class _Recorder:
         except TimeoutError:
             return False
         return True
-
-
-def request_bodies(load: Load, sender: int) -> Iterator[bytes]:
-    """Bodies of a sender's successive requests, without end.
-
-    Two ids at the head are unlike in all requests of a sender, so that no prompt is in the prefix
-    cache. The rest is encoded once: encoding 16k ids for each request would hold up the event loop
-    for longer than a decode step takes.
-    """
-    rng = np.random.default_rng([load.seed, sender])
-    ids = load.vocab_size - 2
-    tail = "".join(f",{i}" for i in 2 + rng.integers(ids, size=load.prompt_tokens - 2))
-    start = int(rng.integers(ids * ids))
-    # Senders must not all ask for a prefill in the same step: the first request is cut short.
-    max_tokens = int(rng.integers(1, load.output_tokens + 1))
-    for number in itertools.count(start):
-        second, first = divmod(number % (ids * ids), ids)
-        parameters = {
-            "model": load.model,
-            "max_tokens": max_tokens,
-            "temperature": 0,
-            "ignore_eos": True,
-            "stream": True,
-            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
-        }
-        prompt = f"[{2 + first},{2 + second}{tail}]"
-        yield f'{{"prompt":{prompt},{json.dumps(parameters)[1:]}'.encode()
-        max_tokens = load.output_tokens
 
 
 async def _send(

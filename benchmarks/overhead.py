@@ -36,43 +36,21 @@ from typing import Any
 import click
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks import environment, load, server, shapes
-from benchmarks.paired import Ratio, ratio_of_quantiles, ratio_of_sums
-from vllm_nfp.results import scrape
+from benchmarks.overhead_summary import BASELINE, VARIANTS, Row, Turn, compare, print_result
+from benchmarks.probe_account import probe_state, require_probe, resident_mib
+from benchmarks.saturation import GIB, Traffic, a_load, saturation
+from benchmarks.traffic import Arrivals
+from vllm_nfp.start.ports import free_ports
+from vllm_nfp.start.process import STOP_SECONDS, ProcessError
+from vllm_nfp.start.server import Server
 
-VARIANTS: Mapping[str, Mapping[str, object] | None] = {
-    "off": None,
-    "passive": {"passive": True},
-    "active": {},
-}
-"""Settings of the probe by variant; the first one is the baseline."""
-BASELINE = "off"
 SHARES = (0.1, 0.5, 0.9)
 SETTLE_SECONDS = 0.2
 """Between two turns: aborted requests leave the server."""
 ENDING_SECONDS = 40.0
 """Kept back for the end: figures of memory, and servers that take their time to end."""
-SATURATION_SECONDS = 4.0
-GIB = 1 << 30
-
-Row = dict[str, Any]
-"""One turn, JSON-serializable: share, round, variant, and the load's summary."""
-
-
-@dataclass(frozen=True, slots=True)
-class Traffic:
-    """A model, and the requests that its servers get."""
-
-    shape: str
-    layers: int | None
-    kv_gib: float
-    prompt_tokens: int
-    output_tokens: int
-    saturating: int
-    """Streams that saturate the server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,44 +72,6 @@ class Settings(Traffic):
         return f"overhead-{self.shape}"
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """One variant's part of a round at one load."""
-
-    share: float
-    round: int
-    variant: str
-
-    @property
-    def key(self) -> str:
-        """Name of its inter-token times in the .npz."""
-        return f"{round(100 * self.share)}-round{self.round}-{self.variant}"
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """One figure of one variant at one load."""
-
-    share: float
-    variant: str
-    figure: str
-    rounds: int
-    ratio: Ratio
-
-
-@dataclass(frozen=True, slots=True)
-class ProbeCounters:
-    """What the probe says of its own cost; it publishes every two seconds or so."""
-
-    overhead_ratio: float | None
-    gpu_seconds_total: float | None
-    probes_total: Mapping[str, float]
-    states: tuple[str, ...]
-    delayed_steps_ratio: float | None = None
-    startup_seconds: float | None = None
-    memory_bytes: Mapping[str, float] = dataclasses.field(default_factory=dict)
-
-
 def plan(shares: Sequence[float], rounds: int, seed: int = 0) -> Iterator[list[Turn]]:
     """Groups of turns, each variant once; loads go round and round, so that an early end costs all
     of them alike."""
@@ -139,87 +79,6 @@ def plan(shares: Sequence[float], rounds: int, seed: int = 0) -> Iterator[list[T
     for index in range(rounds):
         for share in shares:
             yield [Turn(share, index, v) for v in rng.sample(list(VARIANTS), len(VARIANTS))]
-
-
-def compare(rows: Sequence[Row], itl_us: Mapping[str, NDArray[np.uint32]]) -> list[Comparison]:
-    """Every variant against the baseline at every load, over the rounds that both have."""
-    turns = {(row["share"], row["variant"], row["round"]): row for row in rows}
-    found = []
-    for share in sorted({row["share"] for row in rows}):
-        for variant in VARIANTS:
-            rounds = sorted(
-                r
-                for s, v, r in turns
-                if (s, v) == (share, variant) and (share, BASELINE, r) in turns
-            )
-            if variant != BASELINE and rounds:
-                found += _compare(turns, itl_us, share, variant, rounds)
-    return found
-
-
-def _compare(
-    turns: Mapping[tuple[float, str, int], Row],
-    itl_us: Mapping[str, NDArray[np.uint32]],
-    share: float,
-    variant: str,
-    rounds: list[int],
-) -> list[Comparison]:
-    sides = (BASELINE, variant)
-    tokens = [[float(turns[share, v, r]["tokens_per_second"]) for r in rounds] for v in sides]
-    times = [[itl_us[Turn(share, r, v).key] for r in rounds] for v in sides]
-    if min(sum(side) for side in tokens) <= 0 or min(sum(map(len, side)) for side in times) == 0:
-        return []
-    return [
-        Comparison(share, variant, figure, len(rounds), ratio)
-        for figure, ratio in (
-            ("tokens/s", ratio_of_sums(tokens[0], tokens[1])),
-            ("p50 inter-token", ratio_of_quantiles(times[0], times[1], 0.5)),
-            ("p99 inter-token", ratio_of_quantiles(times[0], times[1], 0.99)),
-        )
-    ]
-
-
-def client_was_late(row: Row) -> bool:
-    """Whether this client, not the server, may have shaped the turn's intervals."""
-    lag, interval = row["client_lag_p99_ms"], row["itl_p50_ms"]
-    return lag is None or interval is None or lag > interval / 2
-
-
-def require_probe(url: str) -> None:
-    """Refuse to measure a probe that has disabled itself: all would be plain servers.
-
-    Raises:
-        ServerError: if the server's probe is off.
-    """
-    if "disabled" in probe_state(url)["states"]:
-        raise server.ServerError(f"the probe of {url} is disabled: its log says why")
-
-
-def probe_state(url: str) -> dict[str, Any]:
-    """The probe's own account, from a server's /metrics."""
-    return dataclasses.asdict(probe_counters(scrape.fetch(url)))
-
-
-def probe_counters(metrics: str) -> ProbeCounters:
-    """The probe's own account, from a scrape's text; fields are None or empty where it is off."""
-
-    def one(name: str) -> float | None:
-        found = server.samples(metrics, name)
-        return found[0][1] if found else None
-
-    def by(name: str, label: str) -> dict[str, float]:
-        return {labels[label]: value for labels, value in server.samples(metrics, name)}
-
-    states = by("vllm_nfp_state", "state")
-    return ProbeCounters(
-        overhead_ratio=one("vllm_nfp_overhead_ratio"),
-        gpu_seconds_total=one("vllm_nfp_probe_gpu_seconds_total"),
-        probes_total=by("vllm_nfp_probes_total", "outcome"),
-        states=tuple(state for state, value in states.items() if value == 1.0),
-        delayed_steps_ratio=one("vllm_nfp_delayed_steps_ratio"),
-        startup_seconds=one("vllm_nfp_startup_seconds"),
-        memory_bytes=by("vllm_nfp_memory_bytes", "kind"),
-    )
 
 
 class Output:
@@ -272,31 +131,6 @@ def _replace(path: Path, content: bytes) -> None:
     temporary.replace(path)
 
 
-def a_load(traffic: Traffic, model: str, url: str, seed: int, seconds: float) -> load.Load:
-    """The requests of one turn; alike for all variants."""
-    return load.Load(
-        url,
-        model,
-        shapes.vocab_size(traffic.shape),
-        traffic.saturating,
-        traffic.prompt_tokens,
-        traffic.output_tokens,
-        seconds,
-        seed=seed,
-    )
-
-
-def saturation(
-    traffic: Traffic, model: str, url: str, warmup_seconds: float = 2.0
-) -> dict[str, Any]:
-    """What the plain server gives with as many streams as it takes."""
-    work = a_load(traffic, model, url, 10_007, SATURATION_SECONDS)
-    summary = load.run(work, warmup_seconds).summary()
-    tokens = summary["tokens_per_second"]
-    assert isinstance(tokens, float)
-    return {**summary, "requests_per_second": tokens / traffic.output_tokens}
-
-
 def measure_turn(
     settings: Settings, model: str, url: str, turn: Turn, requests_per_second: float
 ) -> tuple[Row, NDArray[np.uint32]]:
@@ -304,7 +138,7 @@ def measure_turn(
     gpu, began = environment.gpu_state(), time.monotonic()
     seed = turn.round * 10 + round(10 * turn.share)
     work = a_load(settings, model, url, seed, settings.seconds)
-    arrivals = load.Arrivals(work, requests_per_second * turn.share)
+    arrivals = Arrivals(work, requests_per_second * turn.share)
     result = load.run_open(arrivals, settings.warmup_seconds)
     row = {
         **dataclasses.asdict(turn),
@@ -321,7 +155,7 @@ def measure_turn(
 def measure(
     settings: Settings,
     model: str,
-    servers: Mapping[str, server.Server],
+    servers: Mapping[str, Server],
     output: Output,
     deadline: float,
 ) -> None:
@@ -330,7 +164,7 @@ def measure(
         if variant == "active":
             require_probe(one.url)
     for one in servers.values():
-        one.pause()
+        one.child.pause()
     with _awake(servers[BASELINE]) as one:
         output.saturation = saturation(settings, model, one.url)
     rate = output.saturation["requests_per_second"]
@@ -350,21 +184,21 @@ def measure(
             output.write(complete=False)
         longest = max(longest, time.monotonic() - began)
     for one in servers.values():
-        one.resume()
+        one.child.resume()
 
 
 @contextlib.contextmanager
-def _awake(one: server.Server) -> Iterator[server.Server]:
-    one.resume()
+def _awake(one: Server) -> Iterator[Server]:
+    one.child.resume()
     try:
         yield one
     finally:
-        one.pause()
+        one.child.pause()
 
 
 def specs(settings: Settings, model: Path, out: Path) -> dict[str, server.Spec]:
     """The servers, alike but for the probe."""
-    ports = server.free_ports(len(VARIANTS))
+    ports = free_ports(len(VARIANTS))
     return {
         variant: server.Spec(
             model,
@@ -379,11 +213,11 @@ def specs(settings: Settings, model: Path, out: Path) -> dict[str, server.Spec]:
     }
 
 
-def wait_for_all(servers: Mapping[str, server.Server], deadline: float) -> dict[str, float]:
+def wait_for_all(servers: Mapping[str, Server], deadline: float) -> dict[str, float]:
     """Seconds that each server took to answer.
 
     Raises:
-        ServerError: if one ends, or does not answer in time.
+        ProcessError: if one ends, or does not answer in time.
     """
     began, seconds = time.monotonic(), dict[str, float]()
     while len(seconds) < len(servers):
@@ -392,22 +226,9 @@ def wait_for_all(servers: Mapping[str, server.Server], deadline: float) -> dict[
                 seconds[variant] = time.monotonic() - began
         if time.monotonic() > deadline:
             missing = sorted(set(servers) - set(seconds))
-            raise server.ServerError(f"servers {missing} did not answer in time")
+            raise ProcessError(f"servers {missing} did not answer in time")
         time.sleep(0.1)
     return seconds
-
-
-def resident_mib(leader: int) -> dict[str, float]:
-    """Resident memory in MiB of the API server (the leader) and of all others of its group."""
-    found = {"api": 0.0, "engine": 0.0}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            group = int((folder / "stat").read_text().rpartition(")")[2].split()[2])
-            pages = int((folder / "statm").read_text().split()[1])
-            if group == leader:
-                part = "api" if int(folder.name) == leader else "engine"
-                found[part] += pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
-    return found
 
 
 def gpu_used_mib() -> float | None:
@@ -416,16 +237,16 @@ def gpu_used_mib() -> float | None:
     return None if state is None else float(state["memory.used"].split()[0])
 
 
-def end_one_by_one(servers: Mapping[str, server.Server], output: Output) -> None:
+def end_one_by_one(servers: Mapping[str, Server], output: Output) -> None:
     """Stop the servers, and note the memory that each of them frees."""
     for variant, one in servers.items():
         figures = output.servers[variant]
-        figures["resident_mib"] = resident_mib(one.pid)
+        figures["resident_mib"] = resident_mib(one.child.pid)
         if variant != BASELINE:
             figures["probe"] = probe_state(one.url)
     for variant, one in servers.items():
         before = gpu_used_mib()
-        one.__exit__(None, None, None)
+        one.child.stop()
         after = gpu_used_mib()
         if before is not None and after is not None:
             output.servers[variant]["gpu_mib"] = before - after
@@ -439,7 +260,7 @@ def run_shape(settings: Settings, out: Path, began: float) -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nfp-")))
         model = shapes.write_model(folder / settings.shape, settings.shape, settings.layers)
         servers = {
-            variant: stack.enter_context(server.Server(spec))
+            variant: stack.enter_context(spec.start())
             for variant, spec in specs(settings, model, out).items()
         }
         for variant, seconds in wait_for_all(servers, deadline).items():
@@ -451,31 +272,6 @@ def run_shape(settings: Settings, out: Path, began: float) -> None:
         finally:
             output.write(complete=True)
     print_result(out / f"{settings.name}.json")
-
-
-def print_result(path: Path) -> None:
-    """Print one shape's comparisons and figures."""
-    result = json.loads(path.read_text(encoding="utf-8"))
-    console = Console(width=120)
-    console.print(f"{result['shape']}, {result['layers']} layers; over off, 95 % intervals")
-    table = Table()
-    for name in ("load", "variant", "figure", "rounds", "ratio"):
-        table.add_column(name)
-    for line in result["summary"]:
-        ratio = line["ratio"]
-        table.add_row(
-            f"{100 * line['share']:.0f} %",
-            line["variant"],
-            line["figure"],
-            str(line["rounds"]),
-            f"{ratio['ratio']:.4f} [{ratio['lower']:.4f}, {ratio['upper']:.4f}]",
-        )
-    console.print(table)
-    for variant, figures in result["servers"].items():
-        console.print(variant, figures)
-    late = sum(client_was_late(row) for row in result["rounds"])
-    if late:
-        console.print(f"WARNING: client late in {late} of {len(result['rounds'])} turns")
 
 
 @dataclass(frozen=True, slots=True)
@@ -531,7 +327,7 @@ def side_by_side(texts: Sequence[str], arguments: Sequence[str], limit_seconds: 
             child.terminate()
         for child in children:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(2 * server.STOP_LIMIT_SECONDS)
+                child.wait(2 * STOP_SECONDS)
 
 
 @click.command()

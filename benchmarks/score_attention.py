@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import statistics
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -24,21 +26,88 @@ from rich.table import Table
 from vllm_nfp.calibrate.fit_attention import (
     TOLERANCES,
     AttentionCurve,
-    Boundary,
-    Score,
     attention_curves,
-    boundary,
     fit_attention,
     predicted_seconds,
-    score,
 )
 from vllm_nfp.calibrate.points import KernelSamples, read_samples
+from vllm_nfp.crossing import count_free
 from vllm_nfp.principle import ShapeError, hardware_by_name
-from vllm_nfp.principle.attention import H100_ATTENTION, AttentionConstants
+from vllm_nfp.principle.attention import H100_ATTENTION, AttentionConstants, granularity
+from vllm_nfp.principle.hardware import Hardware
 from vllm_nfp.principle.shape import AttentionHeads
+from vllm_nfp.principle.terms import FloatArray
 
 H100 = hardware_by_name("H100-SXM")
 Curves = Mapping[str, tuple[AttentionCurve, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Boundary:
+    """Measured and predicted NFP of one cell, each clipped to the measured points.
+
+    Attributes:
+        measured, predicted, idle_compute: largest N under the line by each.
+        step: positions of one granularity step.
+    """
+
+    measured: int
+    predicted: int
+    idle_compute: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How well predictions meet measured boundaries, and the idle-compute rule in the same cells.
+
+    Shares and errors are dimensionless; errors are |predicted - measured| / measured.
+    """
+
+    cells: int
+    within_step: float
+    median_error: float
+    idle_within_step: float
+    idle_median_error: float
+
+
+def boundary(
+    curve: AttentionCurve,
+    hardware: Hardware,
+    epsilon: float,
+    predict: Callable[[AttentionCurve], FloatArray],
+) -> Boundary:
+    """The boundaries of one cell; the idle-compute rule gives N = rho b / (g f)."""
+    heads = curve.heads
+    idle = hardware.ridge(heads.fp8) * heads.token_bytes / (heads.group * heads.flops_per_pair)
+    return Boundary(
+        measured=int(curve.positions[count_free(curve.seconds, epsilon) - 1]),
+        predicted=int(curve.positions[count_free(predict(curve), epsilon) - 1]),
+        idle_compute=int(curve.positions[curve.positions <= max(1.0, idle)][-1]),
+        step=granularity(heads.group),
+    )
+
+
+def score(boundaries: Sequence[Boundary]) -> Score:
+    """Score cells of one tolerance or several.
+
+    Raises:
+        ValueError: without cells.
+    """
+    if not boundaries:
+        raise ValueError("there are no cells to score")
+
+    def within(values: Iterable[int]) -> float:
+        pairs = zip(boundaries, values, strict=True)
+        return statistics.fmean(abs(value - b.measured) <= b.step for b, value in pairs)
+
+    def error(values: Iterable[int]) -> float:
+        pairs = zip(boundaries, values, strict=True)
+        return statistics.median(abs(value - b.measured) / b.measured for b, value in pairs)
+
+    predicted = [b.predicted for b in boundaries]
+    idle = [b.idle_compute for b in boundaries]
+    return Score(len(boundaries), within(predicted), error(predicted), within(idle), error(idle))
 
 
 def read_folder(folder: Path) -> Curves:

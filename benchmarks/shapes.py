@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from vllm_nfp.calibrate.plans import LLAMA_FIELDS, size_fields
+from vllm_nfp.calibrate.reference_models import LLAMA_FIELDS, size_fields
 
 _QWEN3: Mapping[str, object] = {
     "rms_norm_eps": 1e-6,

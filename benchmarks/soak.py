@@ -23,8 +23,11 @@ from pathlib import Path
 
 import click
 
-from benchmarks import environment, load, overhead, server, shapes
+from benchmarks import environment, load, server, shapes
+from benchmarks.probe_account import probe_state, require_probe
+from benchmarks.traffic import Arrivals, Load
 from vllm_nfp.results import scrape
+from vllm_nfp.start.ports import free_port
 
 MOST_GROWTH = {"resident_mib": 48.0, "files": 8.0, "threads": 4.0}
 """Between the first and the last quarter, over all processes of the server."""
@@ -123,23 +126,22 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="nfp-") as folder:
         model = shapes.write_model(Path(folder) / shape, shape, layers)
-        (port,) = server.free_ports(1)
         spec = server.Spec(
-            model, out / "soak.log", port, tuple(flags.split()), json.loads(probe_json)
+            model, out / "soak.log", free_port(), tuple(flags.split()), json.loads(probe_json)
         )
-        with server.running([spec], together=False) as (one,):
-            work = load.Load(
+        with server.running_together([spec]) as (one,):
+            work = Load(
                 one.url, str(model), shapes.vocab_size(shape), 1, 64, 64, max(1.0, 0.6 * every)
             )
             numbers = iter(range(1 << 30))
 
             def send() -> None:
                 request = dataclasses.replace(work, seed=next(numbers))
-                load.run_open(load.Arrivals(request, requests_per_second), 0.0)
+                load.run_open(Arrivals(request, requests_per_second), 0.0)
 
-            samples = soak(one.pid, one.url, seconds, every, send)
-            overhead.require_probe(one.url)
-            state = overhead.probe_state(one.url)
+            samples = soak(one.child.pid, one.url, seconds, every, send)
+            require_probe(one.url)
+            state = probe_state(one.url)
     problems = grown(samples)
     result = {
         "schema": 1,

@@ -35,34 +35,20 @@ import aiohttp
 import click
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks import environment, load, server, shapes
 from benchmarks.hooks import OFF, require_active
 from benchmarks.kernel_sweep import wait_for
-from benchmarks.overhead import (
-    GIB,
-    SATURATION_SECONDS,
-    Row,
-    Traffic,
-    Turn,
-    a_load,
-    resident_mib,
-    saturation,
-)
-from benchmarks.paired import (
-    Ratio,
-    mean_ratio_of_quantiles,
-    ratio_of_quantiles,
-    ratio_of_sums,
-)
+from benchmarks.load_result import Result, Window
+from benchmarks.overhead_summary import Row, Turn
+from benchmarks.probe_account import resident_mib
+from benchmarks.saturation import GIB, SATURATION_SECONDS, Traffic, a_load, saturation
+from benchmarks.switched_summary import SATURATED, SHARES, print_summary
+from benchmarks.traffic import Arrivals, Load
+from vllm_nfp.start.ports import free_port
 
 EXTENSION = "benchmarks.worker_extension.SwitchedHooks"
 VARIANTS = (OFF, "passive", "active")
-SATURATED = 1.0
-OPEN_SHARES = (0.1, 0.5, 0.9)
-SHARES = (*OPEN_SHARES, SATURATED)
 GUARD_SECONDS = 0.03
 """After a switch: a step that was in flight when it came has left by then."""
 ROUNDS_OF_BLOCK = 5
@@ -125,7 +111,7 @@ class Output:
         self.about: dict[str, Any] = {}
         """Saturation, start-up and memory."""
 
-    def add(self, turn: Turn, result: load.Result, cost: Mapping[str, Any]) -> None:
+    def add(self, turn: Turn, result: Result, cost: Mapping[str, Any]) -> None:
         """Keep one turn."""
         self.itl_us[turn.key] = result.itl_us
         self.rows.append({**dataclasses.asdict(turn), **result.summary(), **cost})
@@ -145,7 +131,7 @@ class Output:
 
 def measure_block(
     settings: Settings,
-    work: load.Load | load.Arrivals,
+    work: Load | Arrivals,
     remote: Remote,
     share: float,
     first: int,
@@ -154,7 +140,7 @@ def measure_block(
     """One load that goes on while the variants take turns."""
     turns: list[tuple[Turn, list[dict[str, Any]]]] = []
 
-    async def take_turns(session: aiohttp.ClientSession) -> list[load.Window]:
+    async def take_turns(session: aiohttp.ClientSession) -> list[Window]:
         windows, ends = [], time.perf_counter()
         for turn in plan(share, first, settings.variants):
             spent = await remote.switch(session, turn.variant)
@@ -209,10 +195,10 @@ def measure(settings: Settings, model: str, url: str, output: Output, deadline: 
     while time.monotonic() + longest < deadline:
         began = time.monotonic()
         for share in SHARES:
-            work: load.Load | load.Arrivals
+            work: Load | Arrivals
             work = streams = a_load(settings, model, url, number + 1, SATURATION_SECONDS)
             if share != SATURATED:
-                work = load.Arrivals(streams, rate * share, settings.turn_seconds)
+                work = Arrivals(streams, rate * share, settings.turn_seconds)
             measure_block(settings, work, remote, share, number, output)
             time.sleep(0.3)  # aborted requests leave
         number += ROUNDS_OF_BLOCK
@@ -232,86 +218,18 @@ def run(settings: Settings, out: Path) -> None:
         spec = server.Spec(
             model,
             out / f"switched-{settings.shape}.log",
-            server.free_ports(1)[0],
+            free_port(),
             (*settings.flags, "--worker-extension-cls", EXTENSION),
             extra={"VLLM_SERVER_DEV_MODE": "1", "VLLM_CACHE_ROOT": str(Path(folder) / "cache")},
         )
-        with server.Server(spec) as one:
+        with spec.start() as one:
             one.wait_until_healthy(settings.limit_seconds)
             output.about["start_seconds"] = time.monotonic() - began
             print(f"server up after {time.monotonic() - began:.0f} s", flush=True)
-            output.about["resident_mib_before"] = resident_mib(one.pid)
+            output.about["resident_mib_before"] = resident_mib(one.child.pid)
             measure(settings, str(model), one.url, output, began + settings.limit_seconds)
-            output.about["resident_mib_after"] = resident_mib(one.pid)
+            output.about["resident_mib_after"] = resident_mib(one.child.pid)
             output.write()
-
-
-def _figure(ratio: Ratio) -> str:
-    return f"{ratio.ratio:.4f} [{ratio.lower:.4f}, {ratio.upper:.4f}]"
-
-
-def print_summary(path: Path) -> None:
-    """Ratios over ``off`` at every load."""
-    record = json.loads(path.read_text(encoding="utf-8"))
-    with np.load(f"{str(path).removesuffix('.json')}.npz") as stored:
-        itl_us = dict(stored)
-    console = Console(width=150)
-    table = Table(title=f"{record['settings']['shape']}: over off, 95 % intervals over rounds")
-    names = ("load", "variant", "rounds", "intervals", "off p50, ms", "p50", "p99", "tokens/s")
-    for name in (*names, "hooks, us/step"):
-        table.add_column(name, justify="right")
-    for share in SHARES:
-        for variant in record["settings"]["variants"][1:]:
-            table.add_row(*cells(record["rounds"], itl_us, share, variant))
-    console.print(table)
-    for variant in record["settings"]["variants"][1:]:
-        sides = [_sides(record["rounds"], itl_us, share, variant) for share in OPEN_SHARES]
-        sides = [both for both in sides if both[0]]
-        for name, quantile in (("p50", 0.5), ("p99", 0.99)):
-            pooled = mean_ratio_of_quantiles(sides, quantile)
-            console.print(f"{variant}, {name}, mean over {len(sides)} loads: {_figure(pooled)}")
-    for rank, account in enumerate(record.get("account", ())):
-        console.print(f"rank {rank}: resident", account["resident"]["mib"])
-        for variant, session in account["sessions"].items():
-            console.print(variant, session)
-
-
-def cells(
-    rows: Sequence[Row], itl_us: Mapping[str, NDArray[np.uint32]], share: float, variant: str
-) -> list[str]:
-    """A line of the table."""
-    turns = {(r["variant"], r["round"]): r for r in rows if r["share"] == share}
-    rounds, sides = _rounds(rows, share, variant), _sides(rows, itl_us, share, variant)
-    if not rounds:
-        return [f"{100 * share:.0f} %", variant, "0", *[""] * 6]
-    tokens = [[turns[v, n]["tokens_per_second"] for n in rounds] for v in (OFF, variant)]
-    medians = [sum(turns[variant, n]["hook_median_us"].values()) for n in rounds]
-    return [
-        f"{100 * share:.0f} %",
-        variant,
-        str(len(rounds)),
-        str(sum(map(len, sides[1]))),
-        f"{np.median(np.concatenate(sides[0])) / 1e3:.2f}",
-        _figure(ratio_of_quantiles(sides[0], sides[1], 0.5)),
-        _figure(ratio_of_quantiles(sides[0], sides[1], 0.99)),
-        _figure(ratio_of_sums(tokens[0], tokens[1])) if share == SATURATED else "",
-        f"{np.median(medians):.1f}",
-    ]
-
-
-def _rounds(rows: Sequence[Row], share: float, variant: str) -> list[int]:
-    """Those in which both the variant and ``off`` had their turn."""
-    had = {(r["variant"], r["round"]) for r in rows if r["share"] == share}
-    return sorted(n for v, n in had if v == variant and (OFF, n) in had)
-
-
-def _sides(
-    rows: Sequence[Row], itl_us: Mapping[str, NDArray[np.uint32]], share: float, variant: str
-) -> tuple[list[NDArray[np.uint32]], list[NDArray[np.uint32]]]:
-    """Intervals without and with the hooks, by round."""
-    rounds = _rounds(rows, share, variant)
-    off, on = ([itl_us[Turn(share, n, v).key] for n in rounds] for v in (OFF, variant))
-    return off, on
 
 
 @click.command()

@@ -21,12 +21,17 @@ import click
 def main(folder: Path, epsilon: float) -> None:
     """Print Markdown tables for each model in FOLDER."""
     for name in ("dense", "moe"):
-        table = json.loads((folder / f"{name}-table.json").read_text())
-        with gzip.open(folder / f"{name}-pairs.jsonl.gz", "rt") as lines:
-            pairs = [json.loads(line) for line in lines]
-        click.echo(f"\n### {table['shape']}, {table['layers']} layers, epsilon {epsilon:g}\n")
-        _print_nfp(table["snapshot"], epsilon)
-        _print_agreement(pairs, table["layers"])
+        print_model(folder, name, epsilon)
+
+
+def print_model(folder: Path, name: str, epsilon: float = 0.1) -> None:
+    """Print the Markdown table of one model of h100_session's results."""
+    table = json.loads((folder / f"{name}-table.json").read_text())
+    with gzip.open(folder / f"{name}-pairs.jsonl.gz", "rt") as lines:
+        pairs = [json.loads(line) for line in lines]
+    click.echo(f"\n### {table['shape']}, {table['layers']} layers, epsilon {epsilon:g}\n")
+    _print_nfp(table["snapshot"], epsilon)
+    _print_agreement(pairs, table["layers"])
 
 
 def _print_nfp(snapshot: dict[str, Any], epsilon: float) -> None:
@@ -42,12 +47,12 @@ def _print_nfp(snapshot: dict[str, Any], epsilon: float) -> None:
         key = (row["module"], row["batch_size"], row["context"])
         interval = "" if row["lower"] == row["upper"] else f" [{row['lower']}, {row['upper']}]"
         more = "+" if row["at_limit"] else ""
-        cells[key[0], key[1]][key[2]] = f"{row['positions']}{more}{interval} ({idle[key]})"
+        cells[key[0], key[1]][key[2]] = f"{row['positions']}{more}{interval} ({idle.get(key, '-')})"
     contexts = sorted({context for row in cells.values() for context in row})
     click.echo("| module | B | " + " | ".join(f"L = {c}" for c in contexts) + " |")
     click.echo("| --- | --- |" + " --- |" * len(contexts))
     for (module, batch_size), row in sorted(cells.items()):
-        values = " | ".join(row[c] for c in contexts)
+        values = " | ".join(row.get(c, "-") for c in contexts)
         click.echo(f"| {module} | {batch_size} | {values} |")
 
 
@@ -62,6 +67,9 @@ def _print_agreement(pairs: list[dict[str, Any]], layers: int) -> None:
         spreads[tuple(many["shape"].values())].append(many["step_seconds"] / one["step_seconds"])
         parts = layers * sum(many["modules"].values()) + many["lm_head_seconds"]
         shares.append(parts / many["step_seconds"])
+    if not shares:
+        click.echo(f"\n{len(pairs)} pairs, none in a FULL graph")
+        return
     spread = median(pstdev(values) for values in spreads.values() if len(values) > 5)
     click.echo(
         f"\n{len(pairs)} pairs; step ratio t(N)/t(1) in FULL graphs: median standard deviation "

@@ -1,7 +1,6 @@
-"""Claim: the probe works on two GPUs, and tells what tensor and expert parallelism change.
+"""Claim: the probe works on two GPUs, and measures what tensor and expert parallelism change.
 
     python -m benchmarks.tensor_parallel --out DIR
-    python -m benchmarks.tensor_parallel --smoke --out DIR
 
 On a machine with two GPUs. All servers start side by side, with KV caches of fixed size and four
 layers of a Llama-70B shape, eight of a Qwen3-30B-A3B one; then one at a time is under load.
@@ -10,28 +9,21 @@ layers of a Llama-70B shape, eight of a Qwen3-30B-A3B one; then one at a time is
    NFP and time of every module, side by side; every pair is kept.
 2. ``off`` against ``dense-tp2``: the same greedy prompts, one after the other, without the probe
    and with one that takes up to half of the time; token ids and log-probabilities must be equal.
-3. ``off``, ``on``: tokens/s and inter-token latency without the probe and with it at its defaults.
 
-``--smoke`` starts one small model with and without the probe on two GPUs, and says what went wrong
-if anything did. Every part is written as soon as it is there.
+What the probe costs there is measured by :mod:`benchmarks.switched`. Every part is written as soon
+as it is there.
 """
 
 from __future__ import annotations
 
-import functools
-import json
 import os
 import re
-import shutil
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.error
-import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +32,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import environment, h100_session, load, nfp_table, overhead, server, shapes
-from benchmarks.packing import pack
-from vllm_nfp.results import scrape
+from benchmarks import server, shapes
+from benchmarks.probe_account import probe_state
+from benchmarks.table_servers import PUBLISH_SECONDS, Plan, Session
+from vllm_nfp.start.requests import complete
 
 HOST_ENVIRONMENT = {
     "NCCL_NVLS_ENABLE": "0",
@@ -50,29 +43,10 @@ HOST_ENVIRONMENT = {
     "NVSHMEM_DISABLE_NVLS": "1",
 }
 """NVLink multicast stays off, as on hosts that give it to nobody."""
-START_LIMIT_SECONDS = 300.0
 PROMPTS = 6
 PROMPT_TOKENS = 200
 ANSWER_TOKENS = 128
 EPSILON = 0.1
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One server."""
-
-    name: str
-    shape: str
-    layers: int
-    kv_gib: float
-    """Of each rank."""
-    tensor_parallel: int
-    probe: Mapping[str, object] | None
-    gpu: int | None = None
-    """The GPU of a server that has one."""
-    expert_parallel: bool = False
-
-
 TABLE: dict[str, object] = {
     "startup_seconds": 0.0,
     "capture_seconds": 60.0,
@@ -86,128 +60,46 @@ TABLE: dict[str, object] = {
     "min_samples": 6,
     "publish_seconds": 1.0,
 }
-SMOKE_TABLE = {**TABLE, "startup_seconds": 4.0, "capture_seconds": 20.0, "max_positions": 16}
-SMOKE_TABLE |= {"batch_sizes": [1, 8], "contexts": [512], "positions": [1, 2, 4, 8, 16]}
-TRIAL_TABLE = {**SMOKE_TABLE, "contexts": [64], "max_positions": 4, "positions": [1, 2, 4]}
+TRIAL_TABLE = {
+    **TABLE,
+    "startup_seconds": 4.0,
+    "capture_seconds": 20.0,
+    "batch_sizes": [1, 8],
+    "contexts": [64],
+    "positions": [1, 2, 4],
+    "max_positions": 4,
+}
+FLAGS = ("--gpu-memory-utilization", "0.05", "--max-model-len", "8192")
+TRIAL_FLAGS = (
+    "--enforce-eager", "--max-model-len", "1024", "--distributed-executor-backend", "mp",
+)  # fmt: skip
+TRIAL_ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+PHASES = ((8, 900), (32, 900), (1, 900))
+"""(streams, prompt tokens)."""
+TRIAL_PHASES = ((1, 50), (2, 50))
 
 
 def plans(trial: bool) -> tuple[Plan, ...]:
-    """The servers of a full run; tiny ones to try the script without a GPU."""
+    """The servers; tiny ones to try the script without a GPU."""
     if trial:
+        where: dict[str, Any] = {
+            "flags": TRIAL_FLAGS, "environment": {**HOST_ENVIRONMENT, **TRIAL_ENVIRONMENT},
+        }  # fmt: skip
         return (
-            Plan("dense-tp1", "tiny", 2, 0.05, 1, TRIAL_TABLE, gpu=0),
-            Plan("dense-tp2", "tiny", 2, 0.05, 2, TRIAL_TABLE),
-            Plan("off", "tiny", 2, 0.05, 2, None),
+            Plan("dense-tp1", "tiny", 2, 0.05, TRIAL_TABLE, **where),
+            Plan("dense-tp2", "tiny", 2, 0.05, TRIAL_TABLE, 2, **where),
+            Plan("off", "tiny", 2, 0.05, None, 2, **where),
         )
     dense, moe = ("llama-3.1-70b", 4), ("qwen3-30b-a3b", 8)
+    where = {"flags": FLAGS, "environment": HOST_ENVIRONMENT}
     return (
-        Plan("dense-tp1", *dense, 2.3, 1, TABLE, gpu=0),
-        Plan("moe-tp1", *moe, 2.3, 1, TABLE, gpu=1),
-        Plan("dense-tp2", *dense, 1.2, 2, TABLE),
-        Plan("moe-tp2", *moe, 1.2, 2, TABLE),
-        Plan("moe-ep2", *moe, 1.2, 2, TABLE, expert_parallel=True),
-        Plan("off", *dense, 1.2, 2, None),
-        Plan("on", *dense, 1.2, 2, {"contexts": [1024, 4096]}),
+        Plan("dense-tp1", *dense, 2.3, TABLE, gpu=0, **where),
+        Plan("moe-tp1", *moe, 2.3, TABLE, gpu=1, **where),
+        Plan("dense-tp2", *dense, 1.2, TABLE, 2, **where),
+        Plan("moe-tp2", *moe, 1.2, TABLE, 2, **where),
+        Plan("moe-ep2", *moe, 1.2, TABLE, 2, True, **where),
+        Plan("off", *dense, 1.2, None, 2, **where),
     )
-
-
-def smoke_plans(trial: bool) -> tuple[Plan, ...]:
-    """A small model with the probe and without."""
-    shape, layers, kv = ("tiny", 2, 0.05) if trial else ("qwen3-1.7b", 6, 1.0)
-    table = TRIAL_TABLE if trial else SMOKE_TABLE
-    return (
-        Plan("smoke-tp2", shape, layers, kv, 2, table),
-        Plan("off", shape, layers, kv, 2, None),
-    )
-
-
-class Run:
-    """Servers that are up, and where their results go.
-
-    Args:
-        out: folder for results.
-        work: folder for models, logs and caches.
-        limit_seconds: of everything.
-        trial: without GPUs.
-    """
-
-    def __init__(self, out: Path, work: Path, limit_seconds: float, trial: bool) -> None:
-        self.out = out
-        self.work = work
-        self.trial = trial
-        self._begun = time.monotonic()
-        self._limit = limit_seconds
-        self.urls: dict[str, str] = {}
-        self.environment: dict[str, Any] = {}
-
-    @property
-    def left(self) -> float:
-        """Seconds until the end."""
-        return self._begun + self._limit - time.monotonic()
-
-    def say(self, text: str) -> None:
-        """Print with the time since the start."""
-        print(f"[{time.monotonic() - self._begun:5.0f} s] {text}", flush=True)
-
-    def start(self, stack: ExitStack, wanted: tuple[Plan, ...]) -> None:
-        """Start all at once; those that fail are named, and their logs kept."""
-        ports = server.free_ports(len(wanted))
-        self.environment = {**environment.record(), "topology": _topology()}
-        self.write("environment", self.environment)
-        started = [
-            (plan, stack.enter_context(server.Server(self._spec(plan, port))))
-            for plan, port in zip(wanted, ports, strict=True)
-        ]
-        limit = self.left if self.trial else START_LIMIT_SECONDS
-        until = time.monotonic() + min(limit, self.left - 60.0)
-        for plan, one in started:
-            try:
-                one.wait_until_healthy(max(1.0, until - time.monotonic()))
-                self.urls[plan.name] = one.url
-                self.say(f"{plan.name} is up")
-            except server.ServerError as error:
-                self.say(f"{plan.name} FAILED: {error}")
-                one.__exit__(None, None, None)  # its GPU memory is for the others
-            self.keep_log(plan.name)
-
-    def _spec(self, plan: Plan, port: int) -> server.Spec:
-        flags = [
-            "--kv-cache-memory-bytes", str(int(plan.kv_gib * (1 << 30))),
-            "--tensor-parallel-size", str(plan.tensor_parallel),
-            "--max-num-seqs", "256", "--max-num-batched-tokens", "2048",
-        ]  # fmt: skip
-        flags += ["--enable-expert-parallel"] if plan.expert_parallel else []
-        extra = {**HOST_ENVIRONMENT, "VLLM_CACHE_ROOT": str(self.work / f"cache-{plan.name}")}
-        if self.trial:
-            flags += ["--enforce-eager", "--max-model-len", "1024"]
-            flags += ["--distributed-executor-backend", "mp"]
-            extra |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
-        else:
-            flags += ["--gpu-memory-utilization", "0.05", "--max-model-len", "8192"]
-            if plan.gpu is not None:
-                extra["CUDA_VISIBLE_DEVICES"] = _visible(plan.gpu)
-        return server.Spec(
-            model=shapes.write_model(self.work / f"model-{plan.name}", plan.shape, plan.layers),
-            log=self.work / f"{plan.name}.log",
-            port=port,
-            flags=tuple(flags),
-            probe=plan.probe,
-            output_dir=self.work / f"probe-{plan.name}" if plan.probe else None,
-            extra=extra,
-        )
-
-    def write(self, name: str, result: object) -> None:
-        """Keep a result."""
-        (self.out / f"{name}.json").write_text(json.dumps(result))
-
-    def keep_log(self, name: str) -> None:
-        """Keep what a server has logged so far."""
-        shutil.copy(self.work / f"{name}.log", self.out / f"{name}-server.log")
-
-
-def _visible(gpu: int) -> str:
-    """The GPU's name for CUDA, among those that this process may use."""
-    return os.environ.get("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7").split(",")[gpu]
 
 
 def _topology() -> str | None:
@@ -220,107 +112,54 @@ def _topology() -> str | None:
     return re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
 
 
-def measure_table(run: Run, plan: Plan, seconds: float) -> dict[str, Any]:
-    """Put load on a server with the probe; its snapshot, which is written with all pairs."""
-    phases = ((1, 50), (2, 50)) if run.trial else ((8, 900), (32, 900), (1, 900))
-    for concurrency, prompt_tokens in phases:
-        load.run(
-            load.Load(
-                run.urls[plan.name],
-                str(run.work / f"model-{plan.name}"),
-                shapes.vocab_size(plan.shape),
-                concurrency,
-                prompt_tokens,
-                400,
-                max(1.0, seconds / len(phases) - 1.0),
-                seed=concurrency,
-            ),
-            warmup_seconds=1.0,
-        )
-    time.sleep(2.0)  # the last pairs are published
-    folder = run.work / f"probe-{plan.name}"
-    snapshot: dict[str, Any] = json.loads((folder / "engine-0.json").read_text())
-    run.write(
-        f"{plan.name}-table",
-        {
-            "shape": plan.shape,
-            "layers": plan.layers,
-            "tensor_parallel": plan.tensor_parallel,
-            "expert_parallel": plan.expert_parallel,
-            "environment": run.environment,
-            "after": environment.gpu_state(),
-            "probe": plan.probe,
-            "snapshot": snapshot,
-        },
-    )
-    if (folder / "samples-0.jsonl").exists():
-        pack(folder / "samples-0.jsonl", run.out / f"{plan.name}-pairs.jsonl.gz")
-    for extra in ("environment-0.json", "profile-0.json"):
-        if (folder / extra).exists():
-            shutil.copy(folder / extra, run.out / f"{plan.name}-{extra}")
-    run.keep_log(plan.name)
-    run.say(f"{plan.name}: {snapshot['state']} {snapshot['reason']} {snapshot['probes']}")
-    return snapshot
-
-
-def compare_outputs(run: Run, plain: str, probed: str, plan: Plan) -> dict[str, Any]:
-    """The same greedy prompts to both servers, one at a time."""
+def compare_outputs(session: Session, plain: Plan, probed: Plan, prompt_tokens: int) -> None:
+    """Send the same greedy prompts to both servers, one at a time; write what they answered."""
     rng = np.random.default_rng(0)
-    vocabulary = shapes.vocab_size(plan.shape)
-    tokens = 40 if run.trial else PROMPT_TOKENS
-    prompts = [rng.integers(2, vocabulary, tokens).tolist() for _ in range(PROMPTS)]
-    before = overhead.probe_state(run.urls[probed])["probes_total"]
-    answers = {name: [_answer(run, name, p) for p in prompts] for name in (plain, probed)}
-    time.sleep(2.0)
-    after = overhead.probe_state(run.urls[probed])["probes_total"]
-    pairs = sum(after.values()) - sum(before.values())
+    vocabulary = shapes.vocab_size(plain.shape)
+    prompts = [rng.integers(2, vocabulary, prompt_tokens).tolist() for _ in range(PROMPTS)]
+    url = session.urls[probed.name]
+    before = probe_state(url)["probes_total"]
+    ours, theirs = ([_answer(session, plan, p) for p in prompts] for plan in (probed, plain))
+    time.sleep(PUBLISH_SECONDS)
+    after = probe_state(url)["probes_total"]
     result = {
         "prompts": PROMPTS,
         "tokens": ANSWER_TOKENS,
-        "pairs_meanwhile": pairs,
+        "pairs_meanwhile": sum(after.values()) - sum(before.values()),
         "token_ids_equal": all(
-            a["tokens"] == b["tokens"] for a, b in zip(answers[plain], answers[probed], strict=True)
+            a["tokens"] == b["tokens"] for a, b in zip(theirs, ours, strict=True)
         ),
-        "logprobs_equal": answers[plain] == answers[probed],
-        "logprobs_compared": answers[plain][0]["logprobs"] is not None,
-        "distinct_tokens": len({t for a in answers[plain] for t in a["tokens"]}),
+        "logprobs_equal": theirs == ours,
+        "logprobs_compared": theirs[0]["logprobs"] is not None,
+        "distinct_tokens": len({token for answer in theirs for token in answer["tokens"]}),
     }
-    run.write("outputs", {**result, "answers": answers, "environment": run.environment})
-    run.say(f"outputs of {plain} and {probed}: {result}")
-    return result
+    answers = {plain.name: theirs, probed.name: ours}
+    session.write("outputs", {**result, "answers": answers, "environment": session.environment})
+    session.say(f"outputs of {plain.name} and {probed.name}: {result}")
 
 
-def _answer(run: Run, name: str, prompt: list[int]) -> dict[str, Any]:
+def _answer(session: Session, plan: Plan, prompt: list[int]) -> dict[str, Any]:
     """Token ids and, from a server that gives them without a tokenizer, log-probabilities."""
     body: dict[str, Any] = {
-        "model": str(run.work / f"model-{name}"), "prompt": prompt, "max_tokens": ANSWER_TOKENS,
+        "model": str(session.model(plan)), "prompt": prompt, "max_tokens": ANSWER_TOKENS,
         "temperature": 0, "ignore_eos": True, "return_token_ids": True,
     }  # fmt: skip
     as_ids = {"logprobs": 1, "return_tokens_as_token_ids": True}
     try:
-        choice = _complete(run.urls[name], {**body, **as_ids})
+        choice = complete(session.urls[plan.name], {**body, **as_ids})["choices"][0]
     except urllib.error.HTTPError as error:
-        run.say(f"{name} gives no log-probabilities: {error.read()[:300]!r}")
-        choice = _complete(run.urls[name], body)
+        session.say(f"{plan.name} gives no log-probabilities: {error.read()[:300]!r}")
+        choice = complete(session.urls[plan.name], body)["choices"][0]
     return {
         "tokens": choice["token_ids"],
         "logprobs": (choice["logprobs"] or {}).get("token_logprobs"),
     }
 
 
-def _complete(url: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    request = urllib.request.Request(
-        f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        choice: dict[str, Any] = json.load(answer)["choices"][0]
-    return choice
-
-
 def print_side_by_side(snapshots: Mapping[str, Mapping[str, Any]], out: Path | None = None) -> None:
     """Each module's NFP and time at one position, one column for each server."""
     console = Console(width=170, record=out is not None)
-    for title, names in (("dense", "dense"), ("MoE", "moe"), ("smoke", "smoke")):
+    for title, names in (("dense", "dense"), ("MoE", "moe")):
         chosen = {name: s for name, s in snapshots.items() if name.startswith(names)}
         if not chosen:
             continue
@@ -356,139 +195,30 @@ def _cells(snapshot: Mapping[str, Any]) -> dict[tuple[str, int, int], str]:
 
 @click.command()
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
-@click.option("--smoke", is_flag=True, help="One small model; about two minutes.")
 @click.option("--table-seconds", type=float, default=27.0, help="Load on each table's server.")
-@click.option("--rounds", type=int, default=4)
-@click.option("--round-seconds", type=float, default=3.5)
 @click.option("--limit-seconds", type=float, default=540.0, help="Of everything.")
 @click.option("--trial", is_flag=True, help="Tiny models, to try the script without a GPU.")
-def main(
-    out: Path,
-    smoke: bool,
-    table_seconds: float,
-    rounds: int,
-    round_seconds: float,
-    limit_seconds: float,
-    trial: bool,
-) -> None:
-    """Run everything; see the module's text."""
+def main(out: Path, table_seconds: float, limit_seconds: float, trial: bool) -> None:
+    """Measure on two GPUs; see the module's text."""
     os.environ.update(HOST_ENVIRONMENT)
     server.end_servers_on_sigterm()
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="nfp-tp-") as work, ExitStack() as stack:
-        run = Run(out, Path(work), limit_seconds, trial)
-        if smoke:
-            sys.exit(_smoke(run, stack))
-        _full(run, stack, table_seconds, rounds, round_seconds)
-
-
-def _guarded(run: Run, name: str, part: Callable[[], Any]) -> Any:
-    """A part's result; None, with the reason, if it fails: the others go on."""
-    try:
-        return part()
-    except Exception as error:
-        run.say(f"{name} FAILED: {error!r}")
-        return None
-
-
-def _full(
-    run: Run, stack: ExitStack, table_seconds: float, rounds: int, round_seconds: float
-) -> None:
-    wanted = plans(run.trial)
-    run.start(stack, wanted)
-    by_name = {plan.name: plan for plan in wanted}
-    snapshots: dict[str, Mapping[str, Any]] = {}
-    for plan in wanted:
-        if plan.probe is None or plan.name == "on" or plan.name not in run.urls:
-            continue
-        # What the outputs and a first round of the overhead take is kept back.
-        seconds = min(table_seconds, run.left - 80.0)
-        if seconds < 10.0:
-            run.say(f"no time is left for {plan.name}")
-            continue
-        found = _guarded(run, plan.name, functools.partial(measure_table, run, plan, seconds))
-        if found is not None:
-            snapshots[plan.name] = found
-            print_side_by_side(snapshots, run.out / "side-by-side.txt")
-    if {"off", "dense-tp2"} <= set(run.urls) and run.left > 30.0:
-        plan = by_name["dense-tp2"]
-        _guarded(run, "outputs", lambda: compare_outputs(run, "off", "dense-tp2", plan))
-    if {"off", "on"} <= set(run.urls) and run.left > 40.0:
-        _guarded(run, "overhead", lambda: _overhead(run, by_name["off"], rounds, round_seconds))
-    for name in run.urls:
-        run.keep_log(name)
-    run.say("done")
-
-
-def _overhead(run: Run, plan: Plan, rounds: int, seconds: float) -> None:
-    h100_session.overhead_rounds(
-        h100_session.Plan("off", plan.shape, plan.layers, plan.kv_gib, None),
-        run.urls,
-        run.work,
-        run.out,
-        (1, 8, 32),
-        rounds,
-        seconds,
-        time.monotonic() + run.left - 15.0,
-        run.environment,
-        run.trial,
-    )
-
-
-def _smoke(run: Run, stack: ExitStack) -> int:
-    """Whether two ranks probe at all; the exit code."""
-    probed, plain = smoke_plans(run.trial)
-    run.start(stack, (probed, plain))
-    failures = []
-    if probed.name in run.urls:
-        snapshot = _guarded(run, "load", lambda: measure_table(run, probed, 15.0))
-        if snapshot is None:
-            failures.append("the load on the probed server failed")
-        else:
-            failures += _doubts(snapshot)
-            print_side_by_side({"smoke": snapshot})
-            nfp_table.print_tables(scrape.parse(scrape.fetch(run.urls[probed.name])))
-        if plain.name in run.urls:
-            same = _guarded(
-                run, "outputs", lambda: compare_outputs(run, plain.name, probed.name, probed)
-            )
-            if not (same and same["logprobs_equal"]):
-                failures.append("outputs differ, or could not be compared")
-    else:
-        failures.append("the server with the probe did not start")
-    for plan in (probed, plain):
-        run.keep_log(plan.name)
-    _print_log(run.out / f"{probed.name}-server.log")
-    for failure in failures:
-        run.say(f"FAILED: {failure}")
-    run.say("smoke: " + ("failed" if failures else "all is well"))
-    return 1 if failures else 0
-
-
-def _doubts(snapshot: Mapping[str, Any]) -> list[str]:
-    """What is wrong with a probe's snapshot."""
-    doubts = []
-    if snapshot["state"] == "disabled":
-        doubts.append(f"the probe is disabled: {snapshot['reason']}")
-    modules = {row["module"] for row in snapshot["boundaries"]}
-    lacking = {"model", "attention", "dense_ffn", "communication"} - modules
-    if lacking:
-        doubts.append(f"no estimate of {', '.join(sorted(lacking))}")
-    if not snapshot["probes"].get("measured"):
-        doubts.append("no pair was measured between real steps")
-    if not snapshot["probes"].get("startup"):
-        doubts.append("no pair was measured at the start")
-    return doubts
-
-
-def _print_log(log: Path) -> None:
-    """Lines of a server's log that tell of the probe, of collectives, or of errors."""
-    telling = re.compile(
-        r"nfp|all.?reduce|custom.?ar|NCCL|Error|error|Traceback|p2p|Capturing|raise |File ", re.I
-    )
-    lines = [x for x in log.read_text(errors="replace").splitlines() if telling.search(x)]
-    shown = lines if len(lines) <= 160 else [*lines[:60], "...", *lines[-100:]]
-    print("\n".join(line[:400] for line in shown), flush=True)
+        session = Session(out, Path(work), limit_seconds)
+        wanted = {plan.name: plan for plan in plans(trial)}
+        session.start(stack, tuple(wanted.values()))
+        session.environment["topology"] = _topology()
+        snapshots: dict[str, Mapping[str, Any]] = {}
+        for name, plan in wanted.items():
+            seconds = min(table_seconds, session.left - 40.0)  # the outputs need the rest
+            if plan.probe is None or name not in session.urls or seconds < 10.0:
+                session.say(f"no table of {name}")
+                continue
+            snapshots[name] = session.measure(plan, TRIAL_PHASES if trial else PHASES, seconds)
+            print_side_by_side(snapshots, out / "side-by-side.txt")
+        if {"off", "dense-tp2"} <= set(session.urls):
+            tokens = 40 if trial else PROMPT_TOKENS
+            compare_outputs(session, wanted["off"], wanted["dense-tp2"], tokens)
 
 
 if __name__ == "__main__":

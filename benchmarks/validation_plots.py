@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.validation_cells import Cell, first_crossing
+from benchmarks.validation_cells import Cell
+from benchmarks.validation_outcomes import first_crossing
 from vllm_nfp.types import Module
 
 EPSILON = 0.1

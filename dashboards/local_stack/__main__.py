@@ -15,6 +15,7 @@ import urllib.parse
 from pathlib import Path
 
 import click
+from rich.console import Console
 from rich.table import Table
 
 from dashboards.local_stack.prometheus import (
@@ -23,11 +24,10 @@ from dashboards.local_stack.prometheus import (
     program_path,
     running_prometheus,
 )
-from vllm_nfp import demo
-from vllm_nfp.cli.common import Refusal
-from vllm_nfp.cli.prepare_cpu import repair_cpu
-from vllm_nfp.cli.terminal import Console
+from vllm_nfp import cpu_setup, demo
 from vllm_nfp.dashboards.export import ExportError, source_folder
+from vllm_nfp.start.ports import free_port
+from vllm_nfp.start.server import running_server
 
 DRAFTS = {
     "method": "ngram",
@@ -45,9 +45,15 @@ LOOK_AT = {
 }
 
 
+class Refusal(click.ClickException):
+    """The stack cannot run: one sentence and exit code 2."""
+
+    exit_code = 2
+
+
 def server_command(settings: demo.Settings, model: Path, port: int) -> list[str]:
     """The server, with drafts and layer histograms, so that every panel has data."""
-    command = demo.serve_command(settings, model, port, on_gpu=demo.has_gpu())
+    command = demo.server_command(settings, model, port, on_gpu=demo.has_gpu())
     place = command.index("--nfp-config") + 1
     # A short demonstration wants many probes; a server that earns money does not.
     probe = {"overhead_budget": 0.4, "startup_seconds": 10.0, "layer_histograms": True}
@@ -78,29 +84,30 @@ def main(seconds: float, keep: bool | None) -> None:
         settings = demo.Settings(Path(name), seconds)
         try:
             program_path()  # before the server, which takes a minute
-            repair_cpu(console)
+            if cpu_setup.needs_repair():
+                console.print(cpu_setup.repair())
             _run(console, settings, console.is_terminal if keep is None else keep)
         except (demo.DemoError, PrometheusError, ExportError, RuntimeError, OSError) as error:
-            raise Refusal(str(error)) from None
+            raise Refusal(" ".join(str(error).split())) from None
         except KeyboardInterrupt:
             console.print("stopped")
 
 
 def _run(console: Console, settings: demo.Settings, keep: bool) -> None:
     model = demo.make_model(settings.folder / "model")
-    port = demo.free_port()
+    port = free_port()
     command = server_command(settings, model, port)
     rules = source_folder() / "rules" / "nfp.rules.yml"
     console.print("starting the server, which takes a minute on a CPU")
     with (
-        demo.running_server(command, settings.folder / "server.log", port) as url,
+        running_server(command, settings.folder / "server.log", port) as server,
         running_prometheus(
             settings.folder / "prometheus", [f"127.0.0.1:{port}"], rules, scrape_seconds=2
         ) as prometheus,
     ):
-        _print_where(console, url, prometheus)
+        _print_where(console, server.url, prometheus)
         console.print(f"sending requests for {settings.seconds:g} s")
-        load = demo.load_of(settings, url, NAME)
+        load = demo.load_of(settings, server.url, NAME)
         load.run(settings.seconds)
         if load.errors:
             raise demo.DemoError(f"the server failed: {load.errors[0]}")

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_nfp.demo import free_port
+from vllm_nfp.start.ports import free_port
+from vllm_nfp.start.process import Child
 
 STARTUP_LIMIT_SECONDS = 60.0
 
 
 class PrometheusError(RuntimeError):
-    """Prometheus could not be started, or refused a query; the message says why."""
+    """Prometheus is not installed, or refused a query; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +114,8 @@ def running_prometheus(
         scrape_seconds: between two scrapes, and two evaluations of the rules.
 
     Raises:
-        PrometheusError: if it is not installed or does not start.
+        PrometheusError: if it is not installed.
+        ProcessError: if it does not start.
     """
     program = program_path()
     folder.mkdir(parents=True, exist_ok=True)
@@ -145,44 +143,18 @@ def running_prometheus(
         program, f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}",
         f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn",
     ]  # fmt: skip
-    with log_path.open("wb") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    try:
-        url = f"http://127.0.0.1:{port}"
-        _wait_until_ready(url, process, log_path)
+    url = f"http://127.0.0.1:{port}"
+    with Child(command, log_path, name="Prometheus") as child:
+        child.wait_until(lambda: _is_ready(url), STARTUP_LIMIT_SECONDS, poll_seconds=0.1)
         yield Prometheus(url)
-    finally:
-        _stop(process)
+
+
+def _is_ready(url: str) -> bool:
+    with suppress(urllib.error.URLError, OSError), urllib.request.urlopen(f"{url}/-/ready"):
+        return True
+    return False
 
 
 def _as_pattern(path: Path) -> str:
     """A path where Prometheus takes a pattern; an asterisk it allows in no folder's name."""
     return re.sub(r"([\\?\[\]])", r"\\\1", str(path))
-
-
-def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log_path: Path) -> None:
-    deadline = time.monotonic() + STARTUP_LIMIT_SECONDS
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            tail = log_path.read_text(errors="replace").splitlines()[-1:]
-            raise PrometheusError(f"Prometheus ended with code {process.returncode}: {tail}")
-        try:
-            with urllib.request.urlopen(f"{url}/-/ready", timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
-    raise PrometheusError(f"Prometheus was not ready in {STARTUP_LIMIT_SECONDS:g} s: {log_path}")
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    for sign in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, sign)
-            process.wait(timeout=20)
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue
-        return

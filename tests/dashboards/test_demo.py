@@ -18,6 +18,8 @@ from click.testing import CliRunner
 from dashboards.local_stack import __main__ as stack
 from dashboards.local_stack import prometheus
 from vllm_nfp import demo
+from vllm_nfp.start import server
+from vllm_nfp.start.process import ProcessError
 
 ROOT = Path(__file__).parents[2]
 needs_prometheus = pytest.mark.skipif(
@@ -28,7 +30,7 @@ needs_prometheus = pytest.mark.skipif(
 def test_the_server_drafts_and_keeps_layer_histograms(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo.shutil, "which", lambda *_, **__: "/bin/vllm")
+    monkeypatch.setattr(server.shutil, "which", lambda *_, **__: "/bin/vllm")
     command = stack.server_command(demo.Settings(tmp_path, 1), tmp_path / "model", 8000)
     probe = json.loads(command[command.index("--nfp-config") + 1])
     assert probe["layer_histograms"] is True
@@ -57,7 +59,7 @@ def test_a_prometheus_that_does_not_start_is_named(tmp_path: Path) -> None:
     rules = tmp_path / "bad.rules.yml"
     rules.write_text("groups: nonsense")
     with (
-        pytest.raises(prometheus.PrometheusError, match="Prometheus ended with code"),
+        pytest.raises(ProcessError, match="Prometheus ended with code"),
         prometheus.running_prometheus(tmp_path / "run", [], rules),
     ):
         pass

@@ -18,8 +18,8 @@ from panels import RULES, ask, choose, dashboards, metrics_in, panels, rules
 
 from dashboards.local_stack.__main__ import DRAFTS
 from dashboards.local_stack.prometheus import Prometheus, running_prometheus
-from vllm_nfp import demo
 from vllm_nfp.cli import main
+from vllm_nfp.start.requests import Load
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 from serving import Running, server, wait_for
@@ -73,14 +73,14 @@ def stack(
             folder / "prometheus", [urlsplit(running.url).netloc], RULES, scrape_seconds=2
         ) as prometheus,
     ):  # fmt: skip
-        yield Running(running.url, "tiny-qwen3", running.log), prometheus
+        yield Running(running.server, "tiny-qwen3"), prometheus
 
 
 @pytest.fixture(scope="module")
 def under_load(stack: tuple[Running, Prometheus]) -> Iterator[tuple[Running, Prometheus]]:
     """The stack after some load, which goes on until the module's tests end."""
     running, prometheus = stack
-    load = demo.Load(running.url, running.model, senders=4, prompt_tokens=40, vocab_size=512)
+    load = Load(running.url, running.model, senders=4, prompt_tokens=40, vocab_size=512)
     sender = threading.Thread(target=load.run, args=(600.0,))
     sender.start()
     try:

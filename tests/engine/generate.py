@@ -16,7 +16,6 @@ generator, which a probe that drew from it would shift; "seeded" gives requests 
 from __future__ import annotations
 
 import json
-import os
 import random
 import sys
 from pathlib import Path
@@ -66,23 +65,23 @@ GRAPHS: dict[str, Any] = {
 
 
 def main(model: str, out: str, mode: str) -> None:
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    from vllm import LLM, SamplingParams
+    from vllm_nfp.adapter.engines import start_engine
 
-    llm = LLM(
-        model=model,
-        skip_tokenizer_init=True,
-        enforce_eager=mode != "graphs",
-        max_model_len=512,
-        max_num_seqs=24,  # a full server leaves nothing for probes
-        dtype="bfloat16" if mode in ("graphs", "narrow") else "float32",
-        kv_cache_dtype="fp8" if mode == "narrow" else "auto",
-        max_num_batched_tokens=64 if mode == "chunked" else 2048,
-        enable_prefix_caching=True,
-        enable_chunked_prefill=True,
-        seed=0,
+    arguments = {
+        "enforce_eager": mode != "graphs",
+        "max_model_len": 512,
+        "max_num_seqs": 24,  # a full server leaves nothing for probes
+        "dtype": "bfloat16" if mode in ("graphs", "narrow") else "float32",
+        "kv_cache_dtype": "fp8" if mode == "narrow" else "auto",
+        "max_num_batched_tokens": 64 if mode == "chunked" else 2048,
+        "enable_prefix_caching": True,
+        "enable_chunked_prefill": True,
+        "seed": 0,
         **(GRAPHS if mode == "graphs" else {}),
-    )
+    }
+    llm = start_engine(model, arguments)
+    from vllm import SamplingParams
+
     requests = [{"prompt_token_ids": ids} for ids in prompts()]
     common = {"max_tokens": 40, "ignore_eos": True, "detokenize": False, "logprobs": 1}
     params = [

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
 import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,7 +17,9 @@ from typing import Any
 import pytest
 from generate import prompts
 
-from vllm_nfp import demo
+from vllm_nfp.start.ports import free_port
+from vllm_nfp.start.requests import complete
+from vllm_nfp.start.server import Server, running_server, serve_command, vllm_program
 
 API_KEY = "sk-nfptestsecret-on-the-command-line"
 """Sent with every request; a server asks for it only if it was started with it."""
@@ -41,7 +40,7 @@ def wait_for(reached: Callable[[], bool], seconds: float = 300.0, what: str = "i
 def run_vllm(*arguments: str, seconds: float = 300.0) -> subprocess.CompletedProcess[str]:
     """``vllm`` with these arguments, until it ends; where it does not, all its threads' stacks."""
     process = subprocess.Popen(
-        [str(Path(sys.executable).with_name("vllm")), *arguments],
+        [vllm_program(), *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONFAULTHANDLER": "1"},
     )  # fmt: skip
@@ -59,9 +58,16 @@ def run_vllm(*arguments: str, seconds: float = 300.0) -> subprocess.CompletedPro
 
 @dataclass(frozen=True)
 class Running:
-    url: str
+    server: Server
     model: str
-    log: Path
+
+    @property
+    def url(self) -> str:
+        return self.server.url
+
+    @property
+    def log(self) -> Path:
+        return self.server.child.log
 
     def log_text(self) -> str:
         return self.log.read_text(errors="replace")
@@ -71,21 +77,15 @@ class Running:
         return [line for line in self.log_text().splitlines() if OWN_LINE.search(line)]
 
     def metrics(self) -> str:
-        with urllib.request.urlopen(f"{self.url}/metrics", timeout=30) as answer:
-            return answer.read().decode()
+        return self.server.metrics()
 
     def complete(self, prompt: list[int], **params: Any) -> list[int]:
         body = {
             "model": self.model, "prompt": prompt, "max_tokens": 32, "ignore_eos": True,
             "return_token_ids": True, **params,
         }  # fmt: skip
-        request = urllib.request.Request(
-            f"{self.url}/v1/completions",
-            json.dumps(body).encode(),
-            {"Content-Type": "application/json", "Authorization": f"Bearer {API_KEY}"},
-        )
-        with urllib.request.urlopen(request, timeout=120) as answer:
-            return json.load(answer)["choices"][0]["token_ids"]
+        answer = complete(self.url, body, {"Authorization": f"Bearer {API_KEY}"})
+        return answer["choices"][0]["token_ids"]
 
     def concurrent(self, rounds: int = 1) -> list[list[int]]:
         """Greedy requests, and sampled ones with seeds, six at a time."""
@@ -103,19 +103,10 @@ class Running:
 
 @contextmanager
 def server(model: Path, folder: Path, *flags: str, **environment: str) -> Iterator[Running]:
-    port = demo.free_port()
-    log = folder / f"server-{port}.log"
-    command = [
-        str(Path(sys.executable).with_name("vllm")), "serve", str(model),
-        "--skip-tokenizer-init", "--enforce-eager", "--dtype", "float32",
-        "--max-model-len", "512", "--max-num-seqs", "8",
-        "--host", "127.0.0.1", "--port", str(port), *flags,
-    ]  # fmt: skip
-    saved = {key: os.environ.get(key) for key in environment}
-    os.environ.update(environment)
-    try:
-        with demo.running_server(command, log, port) as url:
-            yield Running(url, str(model), log)
-    finally:
-        for key, value in saved.items():
-            os.environ.pop(key) if value is None else os.environ.update({key: value})
+    port = free_port()
+    command = serve_command(
+        model, port, "--enforce-eager", "--dtype", "float32",
+        "--max-model-len", "512", "--max-num-seqs", "8", *flags,
+    )  # fmt: skip
+    with running_server(command, folder / f"server-{port}.log", port, environment) as started:
+        yield Running(started, str(model))

@@ -20,18 +20,23 @@ from pathlib import Path
 
 import torch
 
-from vllm_nfp.calibrate.plans import TRIAL, series_of
+from vllm_nfp.calibrate.plans import series_of
+from vllm_nfp.calibrate.reference_models import TRIAL
 from vllm_nfp.calibrate.points import Kernel
-from vllm_nfp.calibrate.bench import ModuleBench
-from vllm_nfp.adapter.in_process import engine_in_process, module_engine_arguments
+from vllm_nfp.calibrate.modules import ModuleBench
+from vllm_nfp.calibrate.worker import engine_arguments
+from vllm_nfp.adapter.runners import view_of
+from vllm_nfp.adapter.engines import runner_without_probe
 from vllm_nfp.timing import HostClock
 
 folder = Path(sys.argv[1])
 plan = TRIAL[1] if sys.argv[2] == "moe" else TRIAL[0]
 (folder / "config.json").write_text(json.dumps(dict(plan.config)))
-arguments = module_engine_arguments(
-    max_model_len=2048, max_num_seqs=16, max_tokens=2048, kv_cache_bytes=64 << 20, on_gpu=False)
-with engine_in_process(folder, arguments) as view, torch.inference_mode():
+with (
+    runner_without_probe(folder, engine_arguments(plan, on_gpu=False)) as runner,
+    torch.inference_mode(),
+):
+    view = view_of(runner)
     for cache in view.runner.kv_caches:
         cache.copy_(torch.rand(cache.shape, generator=torch.Generator().manual_seed(0)))
     before = [cache.clone() for cache in view.runner.kv_caches]

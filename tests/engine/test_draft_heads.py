@@ -9,7 +9,8 @@ import pytest
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT))
-from benchmarks import draft_lengths, shapes
+from benchmarks import draft_models, shapes
+from benchmarks.draft_plan import Settings
 
 pytestmark = pytest.mark.engine
 
@@ -22,13 +23,13 @@ def test_vllm_accepts_a_head(method: str, architecture: str, tmp_path: Path) -> 
     from vllm.engine.arg_utils import EngineArgs
     from vllm.model_executor.models.llama_eagle3 import Eagle3LlamaForCausalLM
 
-    settings = draft_lengths.Settings("qwen3-8b", 6, 1.0, True, False, 1.0, method)
+    settings = Settings("qwen3-8b", 6, 1.0, True, False, 1.0, method)
     config = EngineArgs(
         model=str(shapes.write_model(tmp_path / "model", settings.shape, settings.layers)),
         load_format="dummy",
         skip_tokenizer_init=True,
         max_model_len=4096,
-        speculative_config=draft_lengths.speculation(settings, tmp_path / "draft"),
+        speculative_config=draft_models.speculation(settings, tmp_path / "draft"),
     ).create_engine_config()
     speculation = config.speculative_config
     head = speculation.draft_model_config

@@ -17,15 +17,15 @@ from benchmarks import talk
 pytestmark = pytest.mark.engine
 
 TALK = """
-import json, os, sys
-os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+import json, sys
 from pathlib import Path
-from vllm import LLM, SamplingParams
 from benchmarks import shapes, talk
+from vllm_nfp.adapter.engines import start_engine, worker_of
 
-llm = LLM(model=str(shapes.write_model(Path(sys.argv[1]), sys.argv[2])), load_format="dummy",
-          skip_tokenizer_init=True, enforce_eager=True, max_model_len=1024, max_num_seqs=4, seed=0)
-runner = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+llm = start_engine(shapes.write_model(Path(sys.argv[1]), sys.argv[2]), dict(
+    load_format="dummy", enforce_eager=True, max_model_len=1024, max_num_seqs=4, seed=0))
+from vllm import SamplingParams
+runner = worker_of(llm).model_runner
 talk.teach(runner.get_model())
 prompts = [{"prompt_token_ids": talk.prompt(place, 50)} for place in (0, 7)]
 greedy = SamplingParams(temperature=0.0, max_tokens=300, ignore_eos=True, detokenize=False)
@@ -52,22 +52,23 @@ def test_greedy_tokens_walk_the_cycle(shape: str, tmp_path: Path) -> None:
 
 
 DRAFT = """
-import json, os, sys
-os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+import json, sys
 from pathlib import Path
-from vllm import LLM, SamplingParams
-from benchmarks import draft_lengths, shapes, talk
+from benchmarks import draft_models, shapes, talk
+from vllm_nfp.adapter.engines import start_engine, worker_of
 
 method, folder = sys.argv[2], Path(sys.argv[1])
 model = shapes.write_model(folder / "model", "tiny-dense", 4)
 head = shapes.write_draft_head(folder / "head", "tiny-dense", method, 4)
-draft_lengths.prepare_head(method)
-llm = LLM(model=str(model), load_format="dummy", skip_tokenizer_init=True, enforce_eager=True,
-          max_model_len=1024, max_num_seqs=4, seed=0, disable_log_stats=False,
-          speculative_config={"method": method, "model": str(head), "num_speculative_tokens": 4})
-runner = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+draft_models.prepare_head(method)
+llm = start_engine(model, dict(
+    load_format="dummy", enforce_eager=True, max_model_len=1024, max_num_seqs=4, seed=0,
+    disable_log_stats=False,
+    speculative_config={"method": method, "model": str(head), "num_speculative_tokens": 4}))
+from vllm import SamplingParams
+runner = worker_of(llm).model_runner
 talk.teach(runner.get_model())
-talk.teach_head(draft_lengths.drafter(runner).model)
+talk.teach_head(draft_models.drafter(runner).model)
 prompts = [{"prompt_token_ids": talk.prompt(place, 50)} for place in (0, 7)]
 greedy = SamplingParams(temperature=0.0, max_tokens=200, ignore_eos=True, detokenize=False)
 outputs = [list(o.outputs[0].token_ids) for o in llm.generate(prompts, greedy)]

@@ -17,6 +17,10 @@ vllm_nfp_state{state="steady"} 1
 vllm_nfp_startup_seconds 1.5
 # TYPE vllm_nfp_memory_bytes gauge
 vllm_nfp_memory_bytes{kind="gpu"} 1048576
+# TYPE vllm_nfp_probes counter
+vllm_nfp_probes_total{outcome="startup"} 40
+vllm_nfp_probes_total{outcome="prepared"} 3
+vllm_nfp_probes_total{outcome="measured"} 2
 """
 
 
@@ -36,6 +40,10 @@ async def tell(_: web.Request) -> web.Response:
     return web.Response(text=METRICS if sys.argv[2] == "True" else "")
 
 
+async def models(_: web.Request) -> web.Response:
+    return web.json_response({"data": [{"id": "tiny"}]})
+
+
 async def healthy(_: web.Request) -> web.Response:
     return web.Response()
 
@@ -45,4 +53,5 @@ if __name__ == "__main__":
     app.router.add_post("/v1/completions", complete)
     app.router.add_get("/metrics", tell)
     app.router.add_get("/health", healthy)
+    app.router.add_get("/v1/models", models)
     web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]), print=None)

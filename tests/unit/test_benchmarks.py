@@ -19,11 +19,26 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 pytest.importorskip("aiohttp")
 
-from benchmarks import environment, load, nfp_table, overhead, paired, server, shapes, soak
-from vllm_nfp import demo
+from benchmarks import (
+    environment,
+    load,
+    load_result,
+    overhead,
+    overhead_summary,
+    paired,
+    probe_account,
+    server,
+    shapes,
+    soak,
+    traffic,
+    user_traffic,
+)
+from vllm_nfp.start import ports
+from vllm_nfp.start.process import ProcessError, vllm_environment
+from vllm_nfp.start.server import running_server
 
 
-def a_load(**changes: object) -> load.Load:
+def a_load(**changes: object) -> traffic.Load:
     values = {
         "url": "http://x",
         "model": "m",
@@ -33,13 +48,13 @@ def a_load(**changes: object) -> load.Load:
         "output_tokens": 8,
         "seconds": 1.0,
     }
-    return load.Load(**{**values, **changes})
+    return traffic.Load(**{**values, **changes})
 
 
 def bodies(sender: int, count: int, **changes: object) -> list[dict]:
     return [
         json.loads(body)
-        for body in itertools.islice(load.request_bodies(a_load(**changes), sender), count)
+        for body in itertools.islice(traffic.request_bodies(a_load(**changes), sender), count)
     ]
 
 
@@ -53,7 +68,7 @@ def turns(variant: str, times_us: list[list[int]], tokens: list[float]) -> tuple
         {"share": 0.5, "round": r, "variant": variant, "tokens_per_second": count}
         for r, count in enumerate(tokens)
     ]
-    keys = [overhead.Turn(0.5, r, variant).key for r in range(len(tokens))]
+    keys = [overhead_summary.Turn(0.5, r, variant).key for r in range(len(tokens))]
     arrays = [np.array(us, dtype=np.uint32) for us in times_us]
     return rows, dict(zip(keys, arrays, strict=True))
 
@@ -123,9 +138,9 @@ def test_events_that_cannot_be_counted_are_errors(fields: dict) -> None:
 
 
 def test_only_what_lies_in_the_window_counts() -> None:
-    early = load.Trace(0.0, [0.5, 1.5, 1.75], [1, 1, 2], ended=1.8)
-    cut = load.Trace(1.25, [1.5, 2.5], [1, 1])
-    result = load.measure([early, cut], load.Window(1.0, 2.0))
+    early = load_result.Trace(0.0, [0.5, 1.5, 1.75], [1, 1, 2], ended=1.8)
+    cut = load_result.Trace(1.25, [1.5, 2.5], [1, 1])
+    result = load_result.measure([early, cut], load_result.Window(1.0, 2.0))
     assert (result.tokens, result.merged_events, result.requests_ended) == (4, 1, 1)
     assert result.itl_us.tolist() == [250_000]
     assert result.ttft_seconds == (0.25,)
@@ -133,7 +148,7 @@ def test_only_what_lies_in_the_window_counts() -> None:
 
 
 def test_empty_window_has_no_percentiles() -> None:
-    summary = load.measure([load.Trace(0.0)], load.Window(1.0, 2.0)).summary()
+    summary = load_result.measure([load_result.Trace(0.0)], load_result.Window(1.0, 2.0)).summary()
     assert summary["tokens"] == 0
     assert summary["itl_p99_ms"] is None
     assert summary["ttft_p50_ms"] is None
@@ -143,9 +158,11 @@ def test_empty_window_has_no_percentiles() -> None:
 def test_plan_holds_each_variant_once_per_group_and_mixes_their_order() -> None:
     groups = list(overhead.plan((0.1, 0.9), rounds=20))
     assert len(groups) == 40
-    assert all({turn.variant for turn in group} == set(overhead.VARIANTS) for group in groups)
+    assert all(
+        {turn.variant for turn in group} == set(overhead_summary.VARIANTS) for group in groups
+    )
     assert all(len({(turn.share, turn.round) for turn in group}) == 1 for group in groups)
-    assert {group[0].variant for group in groups} == set(overhead.VARIANTS)
+    assert {group[0].variant for group in groups} == set(overhead_summary.VARIANTS)
     assert [group[0].share for group in groups[:4]] == [0.1, 0.9, 0.1, 0.9]
 
 
@@ -179,7 +196,7 @@ def test_quantiles_are_those_of_all_rounds_together() -> None:
 def test_only_rounds_with_a_baseline_are_compared() -> None:
     rows, times = turns("off", [[100, 200]] * 2, [10.0, 10.0])
     more, other = turns("active", [[100, 200]] * 3, [9.0, 9.0, 1.0])
-    found = {c.figure: c for c in overhead.compare(rows + more, times | other)}
+    found = {c.figure: c for c in overhead_summary.compare(rows + more, times | other)}
     assert found["tokens/s"].ratio.ratio == pytest.approx(0.9)
     assert {c.rounds for c in found.values()} == {2}
     assert {c.variant for c in found.values()} == {"active"}
@@ -187,13 +204,13 @@ def test_only_rounds_with_a_baseline_are_compared() -> None:
 
 
 def test_arrivals_come_at_their_rate_and_alike_for_all() -> None:
-    arrivals = load.Arrivals(a_load(seed=3), per_second=50.0)
+    arrivals = traffic.Arrivals(a_load(seed=3), per_second=50.0)
     moments = arrivals.moments(100.0)
     assert moments == arrivals.moments(100.0)
     assert len(moments) == pytest.approx(5000, rel=0.05)
     assert np.std(np.diff(moments)) == pytest.approx(0.02, rel=0.1), "no Poisson process"
     assert moments[-1] < 100.0
-    assert moments != load.Arrivals(a_load(seed=4), per_second=50.0).moments(100.0)
+    assert moments != traffic.Arrivals(a_load(seed=4), per_second=50.0).moments(100.0)
 
 
 @pytest.mark.parametrize("text", ["qwen3-8b", "qwen3-8b:4", "qwen3-8b:x:1", "gpt-9:1:1"])
@@ -210,7 +227,7 @@ def test_resident_memory_is_told_by_process() -> None:
     try:
         assert child.stdout is not None
         child.stdout.readline()
-        found = overhead.resident_mib(child.pid)
+        found = probe_account.resident_mib(child.pid)
     finally:
         child.kill()
         child.wait()
@@ -221,7 +238,7 @@ def test_resident_memory_is_told_by_process() -> None:
 @pytest.mark.parametrize(("lag", "interval", "late"), [(0.5, 7, False), (400, 0.01, True)])
 def test_a_late_client_is_noticed(lag: float, interval: float, late: bool) -> None:
     turn = {"itl_p50_ms": interval, "client_lag_p99_ms": lag}
-    assert overhead.client_was_late(turn) is late
+    assert overhead_summary.client_was_late(turn) is late
 
 
 def test_probe_counters_are_read_and_may_be_missing() -> None:
@@ -234,7 +251,7 @@ def test_probe_counters_are_read_and_may_be_missing() -> None:
         'vllm_nfp_state{state="probing"} 1\n'
         'vllm_nfp_state{state="steady"} 0\n'
     )
-    counters = overhead.probe_counters(text)
+    counters = probe_account.probe_counters(text)
     assert counters.overhead_ratio == 0.008
     assert counters.gpu_seconds_total is None
     assert counters.probes_total == {"measured": 4.0}
@@ -254,14 +271,14 @@ def test_command_has_the_probe_only_if_settings_are_given(tmp_path: Path) -> Non
 
 def test_callers_environment_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    found = server.server_environment({"VLLM_CACHE_ROOT": "/c"})
+    found = vllm_environment({"VLLM_CACHE_ROOT": "/c"})
     assert found["HF_HUB_OFFLINE"] == "0"
     assert found["VLLM_CACHE_ROOT"] == "/c"
     assert found["VLLM_NO_USAGE_STATS"] == "1"
 
 
 def test_ports_are_distinct() -> None:
-    assert len(set(server.free_ports(8))) == 8
+    assert len(set(ports.free_ports(8))) == 8
 
 
 def test_a_port_is_free_and_none_that_a_connection_may_get(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,14 +287,14 @@ def test_a_port_is_free_and_none_that_a_connection_may_get(monkeypatch: pytest.M
     found = set()
     for _ in range(20):
         random.seed(7)
-        found.add(demo.free_port())
+        found.add(ports.free_port())
     assert len(found) > 10
     assert max(found) < min(ephemeral, 32768)
     with socket.create_server(("127.0.0.1", min(found))):
-        monkeypatch.setattr(demo, "PORTS", range(min(found), min(found) + 1))
-        monkeypatch.setattr(demo, "PORTS_TRIED", 1)
+        monkeypatch.setattr(ports, "PORTS", range(min(found), min(found) + 1))
+        monkeypatch.setattr(ports, "PORTS_TRIED", 1)
         with pytest.raises(OSError, match=r"1 ports between .* are in use"):
-            demo.free_port()
+            ports.free_port()
 
 
 def test_gpu_state_needs_all_its_fields() -> None:
@@ -290,33 +307,15 @@ def test_gpu_state_needs_all_its_fields() -> None:
     assert environment.parse_state("H100\n", fields) is None
 
 
-@pytest.mark.parametrize("context", [64, 256, 1024, 16384])
-def test_requests_stay_in_their_cell(context: int) -> None:
-    length = nfp_table.prompt_tokens(context)
-    assert length >= load.MIN_PROMPT_TOKENS
-    assert length + nfp_table.OUTPUT_TOKENS <= max(context, nfp_table.OUTPUT_TOKENS + 2)
-
-
-def test_probe_output_is_copied_and_pairs_are_packed(tmp_path: Path) -> None:
-    source = tmp_path / "probe"
-    source.mkdir()
-    (source / "engine-0.json").write_text("{}")
-    (source / "samples-0.jsonl").write_text("{}\n")
-    nfp_table.save_probe_output(source, tmp_path / "kept")
-    names = sorted(path.name for path in (tmp_path / "kept").iterdir())
-    assert names == ["engine-0.json", "samples-0.jsonl.gz"]
-    nfp_table.save_probe_output(tmp_path / "missing", tmp_path / "none")
-
-
 def test_overhead_is_not_measured_of_a_disabled_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     def text(state: str) -> str:
         return f'vllm_nfp_state{{model_name="m",engine="0",state="{state}"}} 1.0\n'
 
-    monkeypatch.setattr(overhead.scrape, "fetch", lambda _url: text("steady"))
-    overhead.require_probe("http://x")
-    monkeypatch.setattr(overhead.scrape, "fetch", lambda _url: text("disabled"))
-    with pytest.raises(server.ServerError, match="the probe of http://x is disabled"):
-        overhead.require_probe("http://x")
+    monkeypatch.setattr(probe_account.scrape, "fetch", lambda _url: text("steady"))
+    probe_account.require_probe("http://x")
+    monkeypatch.setattr(probe_account.scrape, "fetch", lambda _url: text("disabled"))
+    with pytest.raises(ProcessError, match="the probe of http://x is disabled"):
+        probe_account.require_probe("http://x")
 
 
 def test_the_overhead_benchmark_runs_from_start_to_end(
@@ -367,6 +366,29 @@ def test_the_overhead_benchmark_runs_from_start_to_end(
     with np.load(tmp_path / "overhead-tiny.npz") as kept:
         assert len(kept.files) == len(result["rounds"])
     assert "p99 inter-token" in capsys.readouterr().out
+
+
+def test_user_traffic_reports_each_phase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a server that only streams: what the probe reports at the end of each phase."""
+    monkeypatch.setattr(user_traffic, "PUBLISH_SECONDS", 0.0)
+    assert [(p.streams, p.prompt_tokens, p.seconds) for p in user_traffic.PHASES] == [
+        (1, 800, 25.0), (8, 3500, 45.0), (32, 900, 45.0),
+    ]  # fmt: skip
+    fake = Path(__file__).with_name("fake_server.py")
+    port = ports.free_port()
+    command = [sys.executable, str(fake), str(port), "True"]
+    out = tmp_path / "traffic.json"
+    with running_server(command, tmp_path / "log", port) as target:
+        user_traffic.main.main(
+            [f"{target.url}/", "--scale=0.02", f"--out={out}"], standalone_mode=False
+        )
+    found = json.loads(out.read_text())
+    assert found["model"] == "tiny"
+    assert [phase["streams"] for phase in found["phases"]] == [1, 8, 32]
+    for phase in found["phases"]:
+        assert phase["pairs"] == 42
+        assert phase["client"]["tokens_per_second"] > 0
+        assert {"name": "vllm_nfp_startup_seconds", "labels": {}, "value": 1.5} in phase["samples"]
 
 
 def test_a_soak_tells_what_grows_and_leaves_the_settling_out() -> None:

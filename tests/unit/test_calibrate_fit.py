@@ -16,8 +16,9 @@ from vllm_nfp.calibrate.errors import FitError, fit_errors
 from vllm_nfp.calibrate.fit import FitResult, PartFit, fit
 from vllm_nfp.calibrate.fit_attention import attention_curves, predicted_seconds
 from vllm_nfp.calibrate.fit_gemm import GemmCurve, fit_fp8_gemm, fit_gemm, product_seconds
-from vllm_nfp.calibrate.plans import REFERENCE, TOKENS
+from vllm_nfp.calibrate.plans import TOKENS
 from vllm_nfp.calibrate.points import Curve, Kernel, KernelSamples, Series, read_samples
+from vllm_nfp.calibrate.reference_models import REFERENCE
 from vllm_nfp.principle.calibration import H100_CALIBRATION
 from vllm_nfp.principle.gemm import Fp8GemmConstants, GemmConstants
 from vllm_nfp.principle.hardware import hardware_by_name

@@ -14,15 +14,13 @@ from vllm_nfp.calibrate.memory import BESIDE_BYTES, SHARE_OF_FREE, group, needed
 from vllm_nfp.calibrate.plans import (
     BLOCK_CELLS,
     CELLS,
-    REFERENCE,
     TOKENS,
-    TRIAL,
     ModelPlan,
     attention_positions,
-    choose,
     series_of,
 )
 from vllm_nfp.calibrate.points import Kernel, Series
+from vllm_nfp.calibrate.reference_models import REFERENCE, TRIAL, choose
 from vllm_nfp.calibrate.run import Outcome, Progress, Stage, run_plans
 from vllm_nfp.calibrate.sweep import PointRefusedError, time_series
 

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT))
-from benchmarks import draft_lengths, draft_table, shapes
+from benchmarks import draft_lengths, draft_models, draft_plan, draft_rates, draft_run, shapes
 from benchmarks.draft_cost import draft_cost
 from vllm_nfp.draft import StepCurve
 from vllm_nfp.draft.schedule import FREE, DraftCost
@@ -30,9 +30,9 @@ class Answering:
     def seconds(self, length: int) -> float:
         return 5e-3 + 1e-3 * length
 
-    def measure(self, command: draft_lengths.Command) -> list[dict[str, Any]]:
+    def measure(self, command: draft_plan.Command) -> list[dict[str, Any]]:
         kind, _, rest = command.policy.partition(":")
-        choices = {"none": (0,), "live": (2,), "round": draft_lengths.LENGTHS}
+        choices = {"none": (0,), "live": (2,), "round": draft_plan.LENGTHS}
         lengths = choices[kind] if kind != "fixed" else (int(rest),)
         # A slow spell meets the controller's own turns.
         seconds = {str(k): self.seconds(k) * (1.2 if kind == "live" else 1.0) for k in lengths}
@@ -65,11 +65,11 @@ class Answering:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     worker: Any = Answering(tmp_path)
-    monkeypatch.setattr(draft_lengths, "step_times", lambda *_: None)
-    monkeypatch.setattr(draft_lengths, "recommended", lambda *_: [[1, 128, 4]])
-    monkeypatch.setattr(draft_table, "our_length", lambda *_: 3)
-    monkeypatch.setattr(draft_table, "step_times", lambda *_: None)
-    run = draft_lengths.Run(worker, worker, tmp_path, time.monotonic() + 100, False, 0.01)
+    monkeypatch.setattr(draft_run, "step_times", lambda *_: None)
+    monkeypatch.setattr(draft_run, "recommended", lambda *_: [[1, 128, 4]])
+    monkeypatch.setattr(draft_rates, "our_length", lambda *_: 3)
+    monkeypatch.setattr(draft_rates, "step_times", lambda *_: None)
+    run = draft_run.Run(worker, worker, tmp_path, time.monotonic() + 100, False, 0.01)
     run.warm_up(1024, (1,))
     run.points({1024: (1, 8), 8192: (4,)}, 2)
     run.ramps(0.7, 1024, 2)
@@ -83,7 +83,7 @@ class Scattering(Answering):
         super().__init__(folder)
         self.slow = list(slow)
 
-    def measure(self, command: draft_lengths.Command) -> list[dict[str, Any]]:
+    def measure(self, command: draft_plan.Command) -> list[dict[str, Any]]:
         rows = super().measure(command)
         if command.policy == "round" and self.slow:
             rows[0]["medians"]["0"] *= self.slow.pop(0)
@@ -98,9 +98,9 @@ def test_rounds_that_disagree_are_repeated(
     tmp_path: Path, slow: tuple[float, ...], rounds: int
 ) -> None:
     worker: Any = Scattering(tmp_path, slow)
-    run = draft_lengths.Run(worker, worker, tmp_path, time.monotonic() + 100, False, 0.01)
+    run = draft_run.Run(worker, worker, tmp_path, time.monotonic() + 100, False, 0.01)
     run.points({1024: (1,)}, 2)
-    rows = draft_table.read_rows(tmp_path / "points.jsonl")
+    rows = draft_rates.read_rows(tmp_path / "points.jsonl")
     assert sum(row["policy"] == "round" for row in rows) == rounds
     assert sum(row["policy"] == "none" for row in rows) == rounds
     assert sum(row["policy"] == "live" for row in rows) == 2 * 3
@@ -111,8 +111,8 @@ def test_steps_without_a_cuda_graph_may_scatter() -> None:
         return {"policy": "round", "batch_size": 64, "medians": medians}
 
     first = row({"7": 1.0, "8": 1.0})
-    assert draft_lengths.agree([first, row({"7": 1.0, "8": 2.0})])
-    assert not draft_lengths.agree([first, row({"7": 1.1})])
+    assert draft_plan.agree([first, row({"7": 1.0, "8": 2.0})])
+    assert not draft_plan.agree([first, row({"7": 1.1})])
 
 
 def test_contexts_that_exclude_each_other_are_refused(tmp_path: Path) -> None:
@@ -125,9 +125,9 @@ def test_contexts_that_exclude_each_other_are_refused(tmp_path: Path) -> None:
 
 
 def test_every_policy_is_measured_at_every_point(folder: Path) -> None:
-    rows = draft_table.read_rows(folder / "points.jsonl")
+    rows = draft_rates.read_rows(folder / "points.jsonl")
     assert len(rows) == 3 * 2 * (1 + 1 + 3)
-    table = draft_table.point_rows(folder)
+    table = draft_rates.point_rows(folder)
     assert {(row["acceptance"], row["batch_size"]) for row in table} == {
         (a, b) for a in (0.5, 0.7, 0.9) for b in (1, 4, 8)
     }
@@ -137,14 +137,14 @@ def test_every_policy_is_measured_at_every_point(folder: Path) -> None:
     assert row["best_rate"] == pytest.approx(8 * (1 - 0.9**7) / 0.1 / 11e-3)
     assert row["live"] == pytest.approx((2.71 / 7) / ((1 - 0.9**7) / 0.1 / 11))
     assert row["live_timed"] == pytest.approx(row["live"] / 1.2)
-    found = draft_table.summary(table)
+    found = draft_rates.summary(table)
     assert found["points"] == 9
     assert found["live_beyond_2_percent"] > 0
     assert found["live_below_none_by_1_percent"] == 0
 
 
 def test_the_ramp_is_summed_by_policy_and_round(folder: Path) -> None:
-    rows = draft_table.ramp_rows(folder)
+    rows = draft_rates.ramp_rows(folder)
     assert {row["policy"] for row in rows} >= {"none", "documented", "ours", "live", "fixed:8"}
     assert all(row["raw"] == pytest.approx(382 / 15) for row in rows)
     assert all(row["expected"] == pytest.approx(382 / 15 / 0.25) for row in rows)
@@ -157,13 +157,13 @@ def test_rows_of_earlier_runs_tell_of_one_length_each(tmp_path: Path) -> None:
          "medians": {str(k): seconds}}
         for k, seconds in ((0, 1.0), (0, 3.0), (0, 1.5), (3, 2.0))
     ]  # fmt: skip
-    assert draft_table.length_seconds(rows) == {(1024, 4): {0: 1.5, 3: 2.0}}
-    assert draft_table.spread(rows, (1024, 4)) == 3.0
+    assert draft_rates.length_seconds(rows) == {(1024, 4): {0: 1.5, 3: 2.0}}
+    assert draft_rates.spread(rows, (1024, 4)) == 3.0
 
 
 def test_a_table_carries_its_last_length_on() -> None:
     table = [[1, 4, 3], [9, 16, 1]]
-    lengths = [draft_table.length_in(table, batch_size) for batch_size in (1, 6, 9, 100)]
+    lengths = [draft_rates.length_in(table, batch_size) for batch_size in (1, 6, 9, 100)]
     assert lengths == [3, 3, 1, 1]
 
 
@@ -173,9 +173,9 @@ FLAT = [StepCurve(b, c, 5e-3, ((1, 1.0), (9, 1.1))) for b in (1, 8, 128) for c i
 
 def run_of(method: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     worker: Any = Answering(folder)
-    monkeypatch.setattr(draft_lengths, "step_times", lambda *_: FLAT)
-    monkeypatch.setattr(draft_table, "step_times", lambda *_: FLAT)
-    run = draft_lengths.Run(worker, worker, folder, time.monotonic() + 100, False, 0.01, method)
+    monkeypatch.setattr(draft_run, "step_times", lambda *_: FLAT)
+    monkeypatch.setattr(draft_rates, "step_times", lambda *_: FLAT)
+    run = draft_run.Run(worker, worker, folder, time.monotonic() + 100, False, 0.01, method)
     run.points({1024: (1, 8)}, 1)
     run.ramps(0.7, 1024, 1)
     return folder
@@ -186,32 +186,32 @@ def test_a_head_is_judged_by_what_the_controllers_tell_of_its_drafts(
 ) -> None:
     folder = run_of("eagle3", tmp_path, monkeypatch)
     for name in ("points", "ramps", "tables", "draft_costs"):
-        assert {row["method"] for row in draft_table.read_rows(folder / f"{name}.jsonl")} == {
+        assert {row["method"] for row in draft_rates.read_rows(folder / f"{name}.jsonl")} == {
             "eagle3"
         }
-    row = draft_table.read_rows(folder / "tables.jsonl")[0]
+    row = draft_rates.read_rows(folder / "tables.jsonl")[0]
     assert row["draft_token_seconds"] == pytest.approx(2e-3)
-    assert row["recommended"] == draft_lengths.recommended(
+    assert row["recommended"] == draft_plan.recommended(
         FLAT, 0.7, 128, DraftCost(seconds_per_token=2e-3)
     )
-    found = draft_table.point_rows(folder)
+    found = draft_rates.point_rows(folder)
     assert {row["draft_token_seconds"] for row in found} == {row["draft_token_seconds"]}
     lengths = [row["ours_length"] for row in found if row["acceptance"] == 0.7]
-    assert max(lengths) < draft_lengths.LONGEST
-    assert {row["method"] for row in draft_table.ramp_rows(folder)} == {"eagle3"}
+    assert max(lengths) < draft_plan.LONGEST
+    assert {row["method"] for row in draft_rates.ramp_rows(folder)} == {"eagle3"}
 
 
 def test_looking_up_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = run_of("ngram_gpu", tmp_path, monkeypatch)
     assert not (folder / "draft_costs.jsonl").exists()
-    found = draft_table.point_rows(folder)
+    found = draft_rates.point_rows(folder)
     assert {row["draft_token_seconds"] for row in found} == {0.0}
     assert min(row["ours_length"] for row in found) >= 6  # within 1 % of the longest
-    assert draft_table.method_of([{"policy": "none"}]) == "ngram_gpu", "earlier rows do not tell"
+    assert draft_rates.method_of([{"policy": "none"}]) == "ngram_gpu", "earlier rows do not tell"
 
 
 def test_where_no_controller_tells_the_rounds_do() -> None:
-    seconds = {str(k): 5e-3 * (1 + 0.0125 * k) + 4e-4 * max(k, 1) for k in draft_lengths.LENGTHS}
+    seconds = {str(k): 5e-3 * (1 + 0.0125 * k) + 4e-4 * max(k, 1) for k in draft_plan.LENGTHS}
     rounds = [
         {"context": 1024, "batch_size": b, "medians": seconds}
         for b in (1, 8, 9)  # of the last one no curve tells
@@ -224,9 +224,9 @@ def test_where_no_controller_tells_the_rounds_do() -> None:
 
 
 def test_a_head_that_costs_much_drafts_one_token_with_the_pass_that_it_makes_anyway() -> None:
-    found = draft_lengths.recommended(FLAT, 0.5, 128, DraftCost(seconds_per_token=1.0))
+    found = draft_plan.recommended(FLAT, 0.5, 128, DraftCost(seconds_per_token=1.0))
     assert {length for *_, length in found} == {0, 1}
-    looked_up = draft_lengths.recommended(FLAT, 0.5, 128, DraftCost(seconds_once=1.0))
+    looked_up = draft_plan.recommended(FLAT, 0.5, 128, DraftCost(seconds_once=1.0))
     assert {length for *_, length in looked_up} == {0}
 
 
@@ -265,8 +265,8 @@ def test_what_has_no_head_is_refused(
 
 def test_vllm_is_told_how_to_draft(tmp_path: Path) -> None:
     def told(method: str, tiny: bool) -> dict[str, Any]:
-        settings = draft_lengths.Settings("tiny", 2, 1.0, True, tiny, 1.0, method)
-        return draft_lengths.speculation(settings, tmp_path / "draft")
+        settings = draft_plan.Settings("tiny", 2, 1.0, True, tiny, 1.0, method)
+        return draft_models.speculation(settings, tmp_path / "draft")
 
     assert told("ngram_gpu", False)["method"] == "ngram_gpu"
     assert told("ngram_gpu", True)["method"] == "ngram"

@@ -12,19 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.coverage import (
+from benchmarks.coverage import MEASURE, SERVER, Planned, as_it_runs, cover_planned
+from benchmarks.coverage_fixed import Coverage, cover
+from benchmarks.coverage_rules import crosses_a_line
+from benchmarks.simulated_pairs import (
     CELL,
     DISTURBANCES,
     GRID,
-    MEASURE,
-    SERVER,
-    Coverage,
-    Planned,
-    as_it_runs,
     boundary_of,
-    cover,
-    cover_planned,
-    crosses_a_line,
     one_sided,
     pairs_of,
 )

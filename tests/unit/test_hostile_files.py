@@ -53,6 +53,9 @@ from vllm_nfp.results.control import (
 )
 from vllm_nfp.results.profile import Profile, ProfileError, load_profile, profile_of, save_profile
 from vllm_nfp.results.snapshot import Snapshot, SnapshotError, read_snapshot, write_snapshot
+from vllm_nfp.start.ports import free_port
+from vllm_nfp.start.process import ProcessError
+from vllm_nfp.start.server import running_server
 from vllm_nfp.types import (
     Boundary,
     CurvePoint,
@@ -821,8 +824,8 @@ def test_a_log_is_not_written_through_a_link_and_into_no_pipe(tmp_path: Path) ->
     log.symlink_to(victim)
     command = [sys.executable, "-c", "print('last words')"]
     with (
-        pytest.raises(demo.DemoError, match="last words"),
-        demo.running_server(command, log, demo.free_port()),
+        pytest.raises(ProcessError, match="last words"),
+        running_server(command, log, free_port()),
     ):
         pass
     assert victim.read_text() == "precious"
@@ -830,6 +833,6 @@ def test_a_log_is_not_written_through_a_link_and_into_no_pipe(tmp_path: Path) ->
     os.mkfifo(log)
     with (
         pytest.raises(OSError, match="it is no regular file"),
-        demo.running_server(command, log, demo.free_port()),
+        running_server(command, log, free_port()),
     ):
         pass

@@ -13,27 +13,19 @@ import pytest
 
 PROGRAM = """
 import subprocess, sys
-from vllm_nfp import demo, measure
+from vllm_nfp import demo
 from vllm_nfp.cli import main
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(100)"]
 
-def start(settings, folder, log_path):
-    child = subprocess.Popen(SLEEP, start_new_session=True)
-    print(child.pid, flush=True)
-    return child
-
 class Popen(subprocess.Popen):
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, command, **options):
+        super().__init__(SLEEP, **options)
         print(self.pid, flush=True)
 
-if sys.argv[1] == "demo":
-    demo.serve_command = lambda *args, **kwargs: SLEEP
-    demo.has_gpu = lambda: False
-    demo.subprocess.Popen = Popen
-else:
-    measure._start = start
+demo.server_command = lambda *args, **kwargs: SLEEP
+demo.has_gpu = lambda: False
+subprocess.Popen = Popen
 main(sys.argv[1:])
 """
 COMMANDS = {"demo": ["demo", "--folder", "{}"], "measure": ["measure", "m", "-o", "{}/p.json"]}

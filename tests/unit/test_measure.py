@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import subprocess
 import sys
 import time
@@ -11,7 +13,6 @@ import pytest
 from click.testing import CliRunner
 
 from vllm_nfp import measure
-from vllm_nfp.adapter import offline
 from vllm_nfp.cli import main
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.results.profile import Profile
@@ -35,32 +36,28 @@ def settings() -> measure.Settings:
 
 
 def run(
-    settings: measure.Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+    settings: measure.Settings, tmp_path: Path, code: str
 ) -> tuple[Profile, list[measure.Progress]]:
     """Measure with a child that runs this code in the engine's place."""
     script = tmp_path / "child.py"
     script.write_text(WRITES + code)
-    start = measure.subprocess.Popen
-
-    def popen(command: list[str], **options: object) -> object:
-        assert command[:3] == [sys.executable, "-m", "vllm_nfp.adapter.offline"]
-        return start([sys.executable, str(script), command[3]], **options)
-
-    monkeypatch.setattr(measure.subprocess, "Popen", popen)
     told: list[measure.Progress] = []
 
     def tell(progress: measure.Progress) -> None:
         told.append(progress)
         (tmp_path / f"told-{progress.pairs_done}").touch()
 
-    return measure.measure(settings, tmp_path / "log", tell), told
+    command = (sys.executable, str(script))
+    return measure.measure(settings, tmp_path / "log", tell, command), told
+
+
+def test_the_child_is_the_program_that_starts_an_engine() -> None:
+    assert (sys.executable, "-m", "vllm_nfp.adapter.engines") == measure.ENGINE
+    assert importlib.util.find_spec("vllm_nfp.adapter.engines") is not None
 
 
 def test_the_child_gets_its_arguments_and_leaves_a_profile(
-    settings: measure.Settings,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    dense_profile: Profile,
+    settings: measure.Settings, tmp_path: Path, dense_profile: Profile
 ) -> None:
     from vllm_nfp.results.profile import save_profile
 
@@ -69,7 +66,6 @@ def test_the_child_gets_its_arguments_and_leaves_a_profile(
     found, told = run(
         settings,
         tmp_path,
-        monkeypatch,
         f"""
 assert sys.argv[1] == '{{"max_model_len": 64, "model": "a-model"}}', sys.argv
 assert config.startup_seconds == 5.0 and config.run_dir == config.output_dir
@@ -105,39 +101,28 @@ keep({str(source)!r})
     ],
 )
 def test_what_goes_wrong_is_one_sentence(
-    settings: measure.Settings,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    code: str,
-    part: str,
+    settings: measure.Settings, tmp_path: Path, code: str, part: str
 ) -> None:
     with pytest.raises(measure.MeasureError) as caught:
-        run(settings, tmp_path, monkeypatch, code)
+        run(settings, tmp_path, code)
     assert part in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_child_is_ended_with_its_parent(
-    settings: measure.Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_child_is_ended_with_its_parent(settings: measure.Settings, tmp_path: Path) -> None:
     def interrupt(progress: measure.Progress) -> None:
         if progress.started:
             raise KeyboardInterrupt
 
     script = tmp_path / "child.py"
-    script.write_text(WRITES + "tell(State.WARMING)\ntime.sleep(600)\n")
-    start = measure.subprocess.Popen
-    children = []
-
-    def popen(command: list[str], **options: object) -> object:
-        children.append(start([sys.executable, str(script)], **options))
-        return children[0]
-
-    monkeypatch.setattr(measure.subprocess, "Popen", popen)
+    script.write_text(
+        WRITES + "print(os.getpid(), flush=True)\ntell(State.WARMING)\ntime.sleep(600)\n"
+    )
     begun = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        measure.measure(settings, tmp_path / "log", interrupt)
-    assert children[0].poll() is not None
+        measure.measure(settings, tmp_path / "log", interrupt, (sys.executable, str(script)))
+    with pytest.raises(ProcessLookupError):  # it was reaped
+        os.kill(int((tmp_path / "log").read_text()), 0)
     assert time.monotonic() - begun < 300
 
 
@@ -146,13 +131,13 @@ def test_the_child_loads_the_probe_whatever_plugins_the_caller_allows(
 ) -> None:
     monkeypatch.setenv("VLLM_PLUGINS", "other")
     with pytest.raises(measure.MeasureError, match=r"without a profile|did not start"):
-        run(settings, tmp_path, monkeypatch, "import os; print(os.environ['VLLM_PLUGINS'])\n")
+        run(settings, tmp_path, "import os; print(os.environ['VLLM_PLUGINS'])\n")
     assert "other,nfp" in (tmp_path / "log").read_text()
 
 
 def test_an_engine_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     child = (
-        "import time; from vllm_nfp.adapter.offline import end_with_parent; "
+        "import time; from vllm_nfp.start.process import end_with_parent; "
         "end_with_parent(); print('ready', flush=True); time.sleep(600)"
     )
     parent = (
@@ -179,8 +164,13 @@ def running(pid: int) -> bool:
         return False
 
 
-def test_the_failure_mark_is_the_same_on_both_sides() -> None:
-    assert measure._FAILURE == offline.FAILURE
+def test_an_engine_that_fails_says_why_in_one_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "vllm_nfp.adapter.engines", "no JSON"],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("vllm-nfp-failure: Expecting value")
 
 
 @pytest.mark.parametrize(

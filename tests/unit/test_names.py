@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from vllm_nfp.calibrate.plans import REFERENCE, choose
+from vllm_nfp.calibrate.reference_models import REFERENCE, choose
 from vllm_nfp.cli import main
 from vllm_nfp.draft import Demand, StepCurve, constant, make_schedule
 from vllm_nfp.draft.speculative_config import speculative_config

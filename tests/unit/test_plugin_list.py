@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from vllm_nfp import demo
 from vllm_nfp.plugin_list import excluded, with_plugin
+from vllm_nfp.start.ports import free_port
+from vllm_nfp.start.process import ProcessError
+from vllm_nfp.start.server import running_server
 
 
 @pytest.mark.parametrize(
@@ -42,8 +44,8 @@ def test_the_demonstrations_server_loads_the_probe_whatever_plugins_are_allowed(
     monkeypatch.setenv("VLLM_PLUGINS", "other")
     told = [sys.executable, "-c", "import os; print(os.environ['VLLM_PLUGINS'])"]
     with (
-        pytest.raises(demo.DemoError, match="ended with code 0"),
-        demo.running_server(told, tmp_path / "log", demo.free_port()),
+        pytest.raises(ProcessError, match="ended with code 0"),
+        running_server(told, tmp_path / "log", free_port()),
     ):
         pass
     assert (tmp_path / "log").read_text().strip() == "other,nfp"

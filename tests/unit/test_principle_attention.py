@@ -11,15 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.score_attention import Boundary, boundary, score
 from vllm_nfp.calibrate.errors import FitError
 from vllm_nfp.calibrate.fit_attention import (
     AttentionCurve,
-    Boundary,
     attention_curves,
-    boundary,
     fit_attention,
     predicted_seconds,
-    score,
 )
 from vllm_nfp.calibrate.points import KernelSamples, read_samples
 from vllm_nfp.principle import Hardware, PredictionError, hardware_by_name

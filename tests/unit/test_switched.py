@@ -16,19 +16,19 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 pytest.importorskip("aiohttp")
 
-from benchmarks import load, paired, switched
+from benchmarks import paired, switched, switched_summary, traffic
 from benchmarks.hooks import OFF, Hooks, require_active
 from benchmarks.resident import Growth, StageGrowth, mappings, resident
 
 
 def test_each_turn_of_a_block_has_the_same_arrivals() -> None:
-    base = load.Load("http://x", "m", 1000, 1, 8, 8, seconds=5.0, seed=3)
-    moments = np.array(load.Arrivals(base, 7.0, period=0.5).moments(5.0))
+    base = traffic.Load("http://x", "m", 1000, 1, 8, 8, seconds=5.0, seed=3)
+    moments = np.array(traffic.Arrivals(base, 7.0, period=0.5).moments(5.0))
     turns = [moments[(moments >= t) & (moments < t + 0.5)] - t for t in np.arange(0.0, 5.0, 0.5)]
     assert {len(turn) for turn in turns} == {4}, "3.5 requests a turn"
     for turn in turns:
         assert turn == pytest.approx(turns[0])
-    assert load.Arrivals(base, 0.1, period=0.5).moments(5.0), "a load is never empty"
+    assert traffic.Arrivals(base, 0.1, period=0.5).moments(5.0), "a load is never empty"
 
 
 def test_every_round_holds_each_variant_once_in_changing_order() -> None:
@@ -45,7 +45,7 @@ def rows_of(factor: float) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rounds in which the active probe makes intervals longer by the factor."""
     rng = np.random.default_rng(0)
     rows, itl_us = [], {}
-    for share in switched.SHARES:
+    for share in switched_summary.SHARES:
         for turn in switched.plan(share, 0):
             times = rng.normal(5000, 200, 400) * (factor if turn.variant == "active" else 1.0)
             itl_us[turn.key] = times.astype(np.uint32)
@@ -58,22 +58,30 @@ def rows_of(factor: float) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 def test_a_probe_that_slows_steps_is_seen() -> None:
     rows, itl_us = rows_of(1.1)
-    share, variant, rounds, _, p50, ratio, *_, hooks = switched.cells(rows, itl_us, 0.5, "active")
+    share, variant, rounds, _, p50, ratio, *_, hooks = switched_summary.cells(
+        rows, itl_us, 0.5, "active"
+    )
     assert (share, variant, rounds, hooks) == ("50 %", "active", "5", "4.0")
     assert float(p50) == pytest.approx(5.0, rel=0.02)
     assert float(ratio.split()[0]) == pytest.approx(1.1, rel=0.01)
-    sides = [switched._sides(rows, itl_us, share, "active") for share in switched.OPEN_SHARES]
+    sides = [
+        switched_summary._sides(rows, itl_us, share, "active")
+        for share in switched_summary.OPEN_SHARES
+    ]
     pooled = paired.mean_ratio_of_quantiles(sides, 0.5)
     assert pooled.ratio == pytest.approx(1.1, rel=0.01)
     assert pooled.lower < pooled.ratio < pooled.upper < 1.13
-    unharmed = [switched._sides(rows, itl_us, share, "passive") for share in switched.OPEN_SHARES]
+    unharmed = [
+        switched_summary._sides(rows, itl_us, share, "passive")
+        for share in switched_summary.OPEN_SHARES
+    ]
     assert paired.mean_ratio_of_quantiles(unharmed, 0.5).ratio == pytest.approx(1.0, rel=0.01)
 
 
 def test_a_variant_without_rounds_has_an_empty_line() -> None:
     rows, itl_us = rows_of(1.0)
     left = [row for row in rows if row["variant"] != "active"]
-    assert switched.cells(left, itl_us, 0.5, "active")[2] == "0"
+    assert switched_summary.cells(left, itl_us, 0.5, "active")[2] == "0"
 
 
 def test_a_probe_that_did_not_attach_is_not_measured() -> None:

@@ -254,3 +254,14 @@ def _rotary_ops(layers: Sequence[DecoderLayer], base: type[nn.Module]) -> tuple[
     """Rotary embeddings, once each: layers share them."""
     modules = (module for layer in layers for module in layer.module.modules())
     return tuple(dict.fromkeys(module for module in modules if isinstance(module, base)))
+
+
+def linear_layers(layer: DecoderLayer) -> dict[str, Any]:
+    """A layer's linear layers by their names within it."""
+    from vllm.model_executor.layers.linear import LinearBase
+
+    return {
+        name: module
+        for name, module in layer.module.named_modules()
+        if isinstance(module, LinearBase) and hasattr(module, "weight")
+    }

@@ -9,8 +9,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from vllm_nfp.calibrate import fit_attention as attention_fit
 from vllm_nfp.calibrate import fit_gemm as gemm_fit
@@ -20,6 +19,7 @@ from vllm_nfp.calibrate.fit_attention import attention_curves, attention_errors,
 from vllm_nfp.calibrate.fit_experts import expert_errors, fit_experts
 from vllm_nfp.calibrate.fit_gemm import fit_fp8_gemm, fit_gemm, gemm_errors
 from vllm_nfp.calibrate.points import KernelSamples
+from vllm_nfp.calibrate.provenance import MOST_TEXT, date_of, device_of, environment_of, first_text
 from vllm_nfp.principle import experts as expert_model
 from vllm_nfp.principle.calibration import Calibration
 from vllm_nfp.principle.hardware_file import Target
@@ -27,8 +27,6 @@ from vllm_nfp.principle.shape import ShapeError
 
 WORST_LOG_ERROR = math.log(2)
 """Constants whose times are off by more than a factor of 2 (root mean square) are refused."""
-_ENVIRONMENT = ("vllm_nfp", "vllm", "torch", "cuda", "python")
-_MOST_TEXT = 80
 _SHARES = ("bandwidth", "flops")
 """Of the data sheet. A fit that ends at the end of a share's range was not met by any share."""
 _RANGES: Mapping[str, Mapping[str, tuple[float, float]]] = {
@@ -36,7 +34,6 @@ _RANGES: Mapping[str, Mapping[str, tuple[float, float]]] = {
     "attention": attention_fit.FIT_BOUNDS,
     "experts": expert_model.BOUNDS,
 }
-
 Constants = TypeVar("Constants")
 CurveT = TypeVar("CurveT")
 
@@ -137,21 +134,8 @@ def fit(all_samples: Sequence[KernelSamples], target: Target) -> FitResult:
         experts=experts,
         link=start.link,
     )
-    environment = _environment(all_samples, device)
+    environment = environment_of(all_samples, device)
     return FitResult(Target(hardware, calibration, environment), parts)
-
-
-def device_of(all_samples: Sequence[KernelSamples]) -> str:
-    """Name of the device that the samples were taken on; empty if none was recorded.
-
-    Raises:
-        FitError: if there are several.
-    """
-    names = sorted({samples.device_name for samples in all_samples})
-    if len(names) > 1:
-        shown = ", ".join(repr(name[:_MOST_TEXT]) for name in names[:4])
-        raise FitError(f"the samples come from several devices ({shown}): fit those of one alone")
-    return names[0] if names else ""
 
 
 def _fit_part(
@@ -214,7 +198,7 @@ def _collect(
         try:
             found += make(one)
         except (FitError, ShapeError) as error:
-            refused.append(f"{one.model[:_MOST_TEXT]}: {error}")
+            refused.append(f"{one.model[:MOST_TEXT]}: {error}")
     if not refused:
         return found, []
     return found, [f"{len(refused)} curves left out; the first: {refused[0]}"]
@@ -227,36 +211,10 @@ def _single_curves(all_samples: Sequence[KernelSamples]) -> Iterator[KernelSampl
 
 
 def _source(all_samples: Sequence[KernelSamples], device: str, parts: Sequence[PartFit]) -> str:
-    vllm = _first_text(all_samples, "vllm") or "unknown"
+    vllm = first_text(all_samples, "vllm") or "unknown"
     curves = sum(part.curves for part in parts if part.fitted)
-    text = f"{curves} curves on {device[:_MOST_TEXT] or 'an unnamed device'}, vLLM {vllm}"
-    date = _date(all_samples)
+    text = f"{curves} curves on {device[:MOST_TEXT] or 'an unnamed device'}, vLLM {vllm}"
+    date = date_of(all_samples)
     text += f", {date}" if date else ""
     kept = [part.part for part in parts if not part.fitted]
     return f"{text}; not fitted: {', '.join(kept)}" if kept else text
-
-
-def _environment(all_samples: Sequence[KernelSamples], device: str) -> Mapping[str, Any]:
-    texts = {name: _first_text(all_samples, name) for name in _ENVIRONMENT}
-    return {
-        "device": device[:_MOST_TEXT],
-        **{name: text for name, text in texts.items() if text},
-        "date": _date(all_samples),
-        "curves": {one.model[:_MOST_TEXT]: len(one.curves) for one in all_samples[:64]},
-    }
-
-
-def _first_text(all_samples: Sequence[KernelSamples], name: str) -> str:
-    """A field of the first samples' environment, if it is text; samples may come from anywhere."""
-    value = all_samples[0].environment.get(name) if all_samples else None
-    return value[:_MOST_TEXT] if isinstance(value, str) else ""
-
-
-def _date(all_samples: Sequence[KernelSamples]) -> str:
-    value = all_samples[0].environment.get("date_unix_seconds") if all_samples else None
-    if not isinstance(value, (int, float)):
-        return ""
-    try:
-        return datetime.fromtimestamp(value, UTC).date().isoformat()
-    except (OverflowError, ValueError, OSError):
-        return ""

@@ -1,4 +1,4 @@
-"""Fit the constants of :mod:`vllm_nfp.principle.attention` to kernel timings, and score them.
+"""Fit the constants of :mod:`vllm_nfp.principle.attention` to kernel timings.
 
 Only the fit itself needs scipy, the extra ``calibrate``.
 """
@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from vllm_nfp.calibrate.errors import FitError, FitErrors, check_curve, fit_errors
 from vllm_nfp.calibrate.points import Kernel, KernelSamples
-from vllm_nfp.crossing import count_free
 from vllm_nfp.principle.attention import (
     ATTENTION_BACKENDS,
     H100_ATTENTION,
@@ -23,7 +21,6 @@ from vllm_nfp.principle.attention import (
     AttentionConstants,
     attention_terms,
     fixed_seconds,
-    granularity,
 )
 from vllm_nfp.principle.hardware import Hardware
 from vllm_nfp.principle.hf_config import shape_from_config
@@ -32,7 +29,6 @@ from vllm_nfp.principle.terms import FloatArray, sum_terms
 
 TOLERANCES = (0.1, 0.2)
 """Epsilons that decide which errors weigh most, and at which fits are scored."""
-
 FIT_BOUNDS = {
     "bandwidth": (0.3, 1.0),
     "flops": (0.1, 1.0),
@@ -244,71 +240,3 @@ def _log_errors(
     """Errors of log t(N) and of log t(N) / t(1), predicted over measured."""
     level = np.log(predicted_seconds(curve, hardware, constants) / curve.seconds)
     return level, level - level[0]
-
-
-@dataclass(frozen=True, slots=True)
-class Boundary:
-    """Measured and predicted NFP of one cell, each clipped to the measured points.
-
-    Attributes:
-        measured, predicted, idle_compute: largest N under the line by each.
-        step: positions of one granularity step.
-    """
-
-    measured: int
-    predicted: int
-    idle_compute: int
-    step: int
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """How well predictions meet measured boundaries, and the idle-compute rule in the same cells.
-
-    Shares and errors are dimensionless; errors are |predicted - measured| / measured.
-    """
-
-    cells: int
-    within_step: float
-    median_error: float
-    idle_within_step: float
-    idle_median_error: float
-
-
-def boundary(
-    curve: AttentionCurve,
-    hardware: Hardware,
-    epsilon: float,
-    predict: Callable[[AttentionCurve], FloatArray],
-) -> Boundary:
-    """The boundaries of one cell; the idle-compute rule gives N = rho b / (g f)."""
-    heads = curve.heads
-    idle = hardware.ridge(heads.fp8) * heads.token_bytes / (heads.group * heads.flops_per_pair)
-    return Boundary(
-        measured=int(curve.positions[count_free(curve.seconds, epsilon) - 1]),
-        predicted=int(curve.positions[count_free(predict(curve), epsilon) - 1]),
-        idle_compute=int(curve.positions[curve.positions <= max(1.0, idle)][-1]),
-        step=granularity(heads.group),
-    )
-
-
-def score(boundaries: Sequence[Boundary]) -> Score:
-    """Score cells of one tolerance or several.
-
-    Raises:
-        ValueError: without cells.
-    """
-    if not boundaries:
-        raise ValueError("there are no cells to score")
-
-    def within(values: Iterable[int]) -> float:
-        pairs = zip(boundaries, values, strict=True)
-        return statistics.fmean(abs(value - b.measured) <= b.step for b, value in pairs)
-
-    def error(values: Iterable[int]) -> float:
-        pairs = zip(boundaries, values, strict=True)
-        return statistics.median(abs(value - b.measured) / b.measured for b, value in pairs)
-
-    predicted = [b.predicted for b in boundaries]
-    idle = [b.idle_compute for b in boundaries]
-    return Score(len(boundaries), within(predicted), error(predicted), within(idle), error(idle))

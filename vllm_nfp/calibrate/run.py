@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-import signal
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from vllm_nfp.calibrate.plans import ModelPlan
 from vllm_nfp.calibrate.points import KernelSamples, SampleError, read_samples
+from vllm_nfp.start.process import Child
 
 Report = Callable[[str], None]
 WORKER = (sys.executable, "-m", "vllm_nfp.calibrate.worker")
@@ -106,24 +104,17 @@ class _Worker:
         self._plan_file = folder / f"{plan.label}.plan.json"
         self._plan_file.write_text(plan.to_json(), encoding="utf-8")
         self._complete = False
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [*command, str(self._plan_file), str(self.out)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                # A kernel that prints odd bytes must not end the calibration.
-                errors="replace",
-                # Standard output is for the words that this process waits for.
-                env={**os.environ, "VLLM_LOGGING_STREAM": "ext://sys.stderr"},
-                # Ctrl-C reaches this process alone, which then ends the group.
-                start_new_session=True,
-            )
+        self._child = Child(
+            [*command, str(self._plan_file), str(self.out)],
+            self._log,
+            # Standard output is for the words that this process waits for.
+            {**os.environ, "VLLM_LOGGING_STREAM": "ext://sys.stderr"},
+            talks=True,
+        )
 
     def start(self, on_progress: Callable[[Progress], None]) -> bool:
         """Wait until its engine is up; False if it ends before."""
-        up = self._wait_for("ready") is not None
+        up = self._child.wait_for("ready") is not None
         on_progress(Progress(self.plan.label, Stage.READY if up else Stage.FAILED))
         return up
 
@@ -136,13 +127,8 @@ class _Worker:
             if match := re.fullmatch(r"series (\d{1,9}) of (\d{1,9})", line):
                 on_progress(Progress(label, Stage.MEASURING, int(match[1]), int(match[2])))
 
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write("go\n")
-            self._process.stdin.flush()
-            said = self._wait_for("done", follow)
-        except BrokenPipeError:
-            said = None
+        self._child.say("go")
+        said = self._child.wait_for("done", follow)
         self._complete = said is not None
         on_progress(Progress(label, Stage.DONE if said else Stage.FAILED))
         self.end()
@@ -168,25 +154,7 @@ class _Worker:
 
     def end(self) -> None:
         """Stop the process and what it has started; the log of a complete run is not kept."""
-        if self._process.returncode is None:  # not reaped: its id is still its own
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                with suppress(BrokenPipeError):
-                    stream.close()
+        self._child.kill()
         self._plan_file.unlink(missing_ok=True)
         if self._complete:
             self._log.unlink(missing_ok=True)
-
-    def _wait_for(
-        self, word: str, on_line: Callable[[str], None] = lambda line: None
-    ) -> str | None:
-        """The line that begins with the word; None if the process ends before."""
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith(word):
-                return line.strip()
-            on_line(line.strip())
-        return None

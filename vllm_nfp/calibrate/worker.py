@@ -26,15 +26,15 @@ from vllm_nfp.calibrate.plans import (
 )
 from vllm_nfp.calibrate.points import Curve, Kernel, KernelSamples, Series, write_samples
 from vllm_nfp.calibrate.sweep import Bench, PointRefusedError, time_series
+from vllm_nfp.start.process import end_with_parent
 
 EXPERT_WARM_UP = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 128, 256, 512, 1024)
 """Tokens at which the expert kernel may take another configuration, which it compiles."""
+SMALL_KV_CACHE_BYTES = 64 << 20
 
 
 def main() -> None:
     """Run the plan that the command line names."""
-    from vllm_nfp.adapter.offline import end_with_parent
-
     end_with_parent()
     plan_file, out = map(Path, sys.argv[1:3])
     work(ModelPlan.from_json(plan_file.read_text(encoding="utf-8")), out)
@@ -44,16 +44,18 @@ def work(plan: ModelPlan, out: Path) -> None:
     """Start, wait for the word, time, write."""
     import torch
 
+    from vllm_nfp.adapter.engines import runner_without_probe
     from vllm_nfp.adapter.environment import attention_backends, describe_environment
-    from vllm_nfp.adapter.in_process import engine_in_process, module_engine_arguments
-    from vllm_nfp.calibrate.bench import ModuleBench
+    from vllm_nfp.adapter.runners import view_of
+    from vllm_nfp.calibrate.modules import ModuleBench
     from vllm_nfp.timing import CudaClock, HostClock
 
     on_gpu = torch.cuda.is_available()
     with tempfile.TemporaryDirectory(prefix="nfp-calibrate-") as folder:
         (Path(folder) / "config.json").write_text(json.dumps(dict(plan.config)), encoding="utf-8")
-        arguments = {**_engine_arguments(plan, on_gpu, module_engine_arguments), **plan.arguments}
-        with engine_in_process(Path(folder), arguments) as view, torch.inference_mode():
+        arguments = {**engine_arguments(plan, on_gpu), **plan.arguments}
+        with runner_without_probe(Path(folder), arguments) as runner, torch.inference_mode():
+            view = view_of(runner)
             bench = ModuleBench(view, CudaClock() if on_gpu else HostClock())
             if on_gpu and Kernel.MOE_FFN in plan.kernels and bench.has(Kernel.MOE_FFN):
                 _warm_up_experts(bench)
@@ -69,17 +71,30 @@ def work(plan: ModelPlan, out: Path) -> None:
             print(f"done {len(curves)} curves", flush=True)
 
 
-def _engine_arguments(plan: ModelPlan, on_gpu: bool, make: Any) -> dict[str, Any]:
-    if plan.small:
-        sizes = {"max_model_len": 2048, "max_num_seqs": 16, "kv_cache_bytes": 64 << 20}
-    else:
-        sizes = {
-            "max_model_len": MAX_MODEL_LEN,
-            "max_num_seqs": MAX_SEQS,
-            "kv_cache_bytes": plan.kv_cache_bytes,
-        }
-    arguments: dict[str, Any] = make(max_tokens=MAX_TOKENS, on_gpu=on_gpu, **sizes)
-    return arguments
+def engine_arguments(plan: ModelPlan, on_gpu: bool) -> dict[str, Any]:
+    """Arguments of ``vllm.LLM`` for an engine whose modules are timed one by one.
+
+    Nothing is compiled, which saves a minute. Two graphs are captured: with FULL graphs configured,
+    attention splits its work as it does in the graphs of a server.
+    """
+    arguments: dict[str, Any] = {
+        "max_model_len": 2048 if plan.small else MAX_MODEL_LEN,
+        "max_num_seqs": 16 if plan.small else MAX_SEQS,
+        "max_num_batched_tokens": MAX_TOKENS,
+        "kv_cache_memory_bytes": SMALL_KV_CACHE_BYTES if plan.small else plan.kv_cache_bytes,
+        "enable_prefix_caching": False,
+    }
+    if not on_gpu:
+        return {**arguments, "enforce_eager": True}
+    return {
+        **arguments,
+        "gpu_memory_utilization": 0.05,
+        "compilation_config": {
+            "mode": 0,
+            "cudagraph_mode": "FULL_DECODE_ONLY",
+            "cudagraph_capture_sizes": [1, 512],
+        },
+    }
 
 
 def _warm_up_experts(bench: Bench) -> None:

@@ -21,8 +21,9 @@ from rich.table import Table
 from vllm_nfp.calibrate.device import DeviceError, Gpu, gpu_at_hand
 from vllm_nfp.calibrate.errors import FitError
 from vllm_nfp.calibrate.memory import group, needed_bytes
-from vllm_nfp.calibrate.plans import REFERENCE, TRIAL, ModelPlan, choose
+from vllm_nfp.calibrate.plans import ModelPlan
 from vllm_nfp.calibrate.points import KernelSamples, SampleError, read_samples
+from vllm_nfp.calibrate.reference_models import REFERENCE, TRIAL, choose
 from vllm_nfp.calibrate.run import Failure, Outcome, Progress, run_plans
 from vllm_nfp.cli.common import (
     Refusal,
@@ -219,7 +220,7 @@ def _read_folder(folder: Path) -> tuple[KernelSamples, ...]:
 
 
 def _device_of(samples: Sequence[KernelSamples]) -> str:
-    from vllm_nfp.calibrate.fit import device_of
+    from vllm_nfp.calibrate.provenance import device_of
 
     try:
         return device_of(samples)

