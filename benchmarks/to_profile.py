@@ -30,7 +30,7 @@ from vllm_nfp.principle import (
 from vllm_nfp.results.profile import Profile, profile_of, save_profile
 from vllm_nfp.results.snapshot import Snapshot
 from vllm_nfp.session.publisher import Results
-from vllm_nfp.strict_json import decode
+from vllm_nfp.strict_json import parse_object
 from vllm_nfp.types import (
     Device,
     Environment,
@@ -60,7 +60,9 @@ def build(folder: Path, name: str, part: slice = slice(None)) -> Profile:
     for pair in pairs[part]:
         results.add(pair)
     results.update()
-    stored = decode(Snapshot, {**table["snapshot"], "state": str(State.STEADY)}, name)
+    stored = parse_object(json.dumps({**table["snapshot"], "state": State.STEADY}), name).decode(
+        Snapshot
+    )
     snapshot = dataclasses.replace(
         stored,
         model_name=table["shape"],

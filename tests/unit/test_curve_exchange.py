@@ -8,13 +8,14 @@ import logging
 import os
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from vllm_nfp import files, strict_json
 from vllm_nfp.config import ProbeConfig
-from vllm_nfp.draft import curve_exchange
+from vllm_nfp.draft import curve_exchange, curve_set
 from vllm_nfp.draft.curve import StepCurve, interpolated
 from vllm_nfp.draft.curve_exchange import CurveReceiver, CurveSender
 from vllm_nfp.draft.curve_set import CurveSet, curve_file, read_curves, write_curves
@@ -147,14 +148,18 @@ def test_what_is_read_is_small(
     path = curve_file(str(tmp_path), "0")
     assert path.stat().st_size < 16_000
     parsed: list[int] = []
-    original = json.loads
+    loads, decoder = json.loads, curve_set._LINE
 
-    def loads(text: bytes, **options: object) -> object:
+    def parse(text: bytes, **options: object) -> object:
         parsed.append(len(text))
-        return original(text, **options)
+        return loads(text, **options)
 
-    monkeypatch.setattr(strict_json.json, "loads", loads)
-    monkeypatch.setattr(strict_json, "_decode", lambda *_: pytest.fail("value by value"))
+    def decode(line: bytes) -> object:
+        parsed.append(len(line))
+        return decoder.decode(line)
+
+    monkeypatch.setattr(strict_json.json, "loads", parse)
+    monkeypatch.setattr(curve_set, "_LINE", SimpleNamespace(decode=decode))
     assert len(read_curves(path).curves) == 32
     assert len(parsed) == 33
     assert max(parsed) < 500
@@ -260,12 +265,12 @@ def test_a_set_of_curves_is_read_off_as_the_curves_were() -> None:
         ("[1,1024,0.001,null,[1,2],[1.0]]", "shorter"),
         ("[1,1024,0.001,null,[1,1],[1.0,1.0]]", "ascend"),
         ("[1,1024,0.001,null,[2],[1.0]]", "lacks its point at N = 1"),
-        ("[true,1024,0.001,null,[1],[1.0]]", "no number above 0"),
-        ("[1,1024,1,null,[1],[1.0]]", "no number with a point"),
-        ("[1,1024,1e999,null,[1],[1.0]]", "not above 0"),
+        ("[true,1024,0.001,null,[1],[1.0]]", "Expected `int`, got `bool`"),
+        ("[1,1024,true,null,[1],[1.0]]", "Expected `float`, got `bool`"),
+        ("[1,1024,1e999,null,[1],[1.0]]", "out of range"),
         ("[1,1024,0.001,null]", "holds no curve"),
         ("7", "holds no curve"),
-        (f"[1,1024,0.001,null,{list(range(1, 66))},{[1.0] * 65}]", "more than 64 counts"),
+        (f"[1,1024,0.001,null,{list(range(1, 66))},{[1.0] * 65}]", "length <= 64"),
         ("[" + "9" * 5000 + "]", "more than 4096 bytes"),
     ],
 )

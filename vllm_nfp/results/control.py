@@ -10,7 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
 
+from msgspec import Meta
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from vllm_nfp.files import write_whole
@@ -30,6 +32,7 @@ MOST_CELLS = 48
 """Cells that are reported, the last used ones: bounds the number of label values."""
 MOST_ROWS = MOST_CELLS * 32
 """Largest table: each cell at each draft length."""
+_TABLE = Meta(max_length=MOST_ROWS)
 MOST_PLACES = 32
 """Places in the draft whose acceptance is reported."""
 
@@ -84,13 +87,13 @@ class ControlSnapshot:
     """Of the last decode step; None before the first."""
     lengths: tuple[int, ...] = ()
     """What is chosen from."""
-    rows: tuple[DraftChoice, ...] = ()
-    times: tuple[DraftStepLatency, ...] = ()
+    rows: Annotated[tuple[DraftChoice, ...], _TABLE] = ()
+    times: Annotated[tuple[DraftStepLatency, ...], _TABLE] = ()
     acceptance: tuple[float, ...] = ()
     """Chance of each place in the draft, given those before it."""
     decisions: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """Changes of the length in force, by reason."""
-    draft_seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    draft_seconds: Annotated[Mapping[str, float], _TABLE] = dataclasses.field(default_factory=dict)
     """Time of one more drafted token beside its verification, by batch size."""
     steps: int = 0
     """Decode steps seen by draft control."""
@@ -127,8 +130,6 @@ def read_control(path: Path) -> ControlSnapshot:
     check_words(path.name, words)
     if not all(ENGINE_INDEX.fullmatch(batch_size) for batch_size in snapshot.draft_seconds):
         raise SnapshotError(f"{path.name} holds draft_seconds of what is no batch size")
-    if max(map(len, (snapshot.rows, snapshot.times, snapshot.draft_seconds))) > MOST_ROWS:
-        raise SnapshotError(f"{path.name} holds more than {MOST_ROWS} rows")
     return snapshot
 
 

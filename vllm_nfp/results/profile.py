@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
 
 from vllm_nfp.config import (
     MOST_BATCH_SIZES,
@@ -25,7 +26,7 @@ from vllm_nfp.config import (
 )
 from vllm_nfp.files import FileError, write_whole
 from vllm_nfp.results.snapshot import ENGINE_INDEX, Snapshot
-from vllm_nfp.strict_json import decode, encode, read_object
+from vllm_nfp.strict_json import JsonObject, encode, read_object
 from vllm_nfp.types import (
     Boundary,
     Cell,
@@ -33,12 +34,11 @@ from vllm_nfp.types import (
     Environment,
     LayerLatency,
     ModelDescription,
-    Module,
     Prediction,
     State,
     reading_order,
 )
-from vllm_nfp.types.setup import MOST_ENTRIES
+from vllm_nfp.types.setup import SHOWN_WHOLE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,9 +49,7 @@ MAX_FILE_BYTES = 64 << 20
 
 Table = Literal["boundaries", "curves", "predictions", "layer_times"]
 
-_LARGEST_COUNT = 1 << 32
 _DAMAGED = "it is no profile as vllm-nfp writes it: give another file, or measure again"
-_MODULE_SET = frozenset(Module)
 
 
 class ProfileError(ValueError):
@@ -62,10 +60,10 @@ class ProfileError(ValueError):
 class ProbeSettings:
     """The probe's settings that a result depends on; see ProbeConfig for each."""
 
-    epsilons: tuple[float, ...]
-    batch_sizes: tuple[int, ...]
-    contexts: tuple[int, ...]
-    positions: tuple[int, ...]
+    epsilons: Annotated[tuple[float, ...], SHOWN_WHOLE]
+    batch_sizes: Annotated[tuple[int, ...], SHOWN_WHOLE]
+    contexts: Annotated[tuple[int, ...], SHOWN_WHOLE]
+    positions: Annotated[tuple[int, ...], SHOWN_WHOLE]
     """The grid, beginning with 1."""
     min_samples: int
     wanted_samples: int
@@ -86,7 +84,6 @@ class ProbeSettings:
             values: Sequence[float] = getattr(self, name)
             if not values or any(a >= b for a, b in itertools.pairwise(values)) or values[0] <= 0:
                 raise ValueError(f"{name} must be ascending and above 0")
-        _check_lengths(self, "epsilons", "batch_sizes", "contexts", "positions")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +97,7 @@ class Run:
     state: State
     reason: str = ""
     """Why the probe is disabled; empty otherwise."""
-    probes: Mapping[str, int] = field(default_factory=dict)
+    probes: Annotated[Mapping[str, int], SHOWN_WHOLE] = field(default_factory=dict)
     """Pairs by outcome."""
     missing_pairs: int = 0
     """Pairs that points which matter still lacked."""
@@ -108,11 +105,8 @@ class Run:
     overhead_ratio: float = 0.0
     startup_seconds: float = 0.0
     graph_bytes: int = 0
-    skipped_cells: Mapping[str, str] = field(default_factory=dict)
+    skipped_cells: Annotated[Mapping[str, str], SHOWN_WHOLE] = field(default_factory=dict)
     """Cells that could not be probed, as "B=32 L=16384", and why."""
-
-    def __post_init__(self) -> None:
-        _check_lengths(self, "probes", "skipped_cells")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,20 +133,21 @@ class Profile:
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
-        for row in self.curves:
-            _check_curve_row(row)
+        for point in self.curves:
+            _check_point(point)
         for line in self.boundaries:
             _check_boundary(line)
-        for prediction in self.predictions:
-            _check_prediction(prediction)
-        for layer in self.layer_times:
-            _check_layer_time(layer)
-        for name in ("curves", "boundaries", "predictions", "layer_times"):
-            _check_distinct(name, getattr(self, name))
+        _check_distinct("curves", [(row.cell, row.positions) for row in self.curves])
+        # In boundaries and predictions the positions are the answer, not part of the question.
+        _check_distinct("boundaries", [(row.cell, row.epsilon) for row in self.boundaries])
+        _check_distinct("predictions", [(row.cell, row.epsilon) for row in self.predictions])
+        _check_distinct(
+            "layer_times", [(row.layer, row.cell, row.positions) for row in self.layer_times]
+        )
         _check_grid(self.curves)
-        for key, points in self.curves_by_cell().items():
+        for cell, points in self.curves_by_cell().items():
             if points[0].positions != 1:
-                raise ValueError(f"the curve of {_describe(key)} lacks its point at N = 1")
+                raise ValueError(f"the curve of {_describe(cell)} lacks its point at N = 1")
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -175,8 +170,8 @@ class Profile:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """The profile as plain JSON values; :func:`profile_from_dict` reads it back."""
-        values: dict[str, Any] = json.loads(encode(self))
+        """The profile as plain JSON values."""
+        values: dict[str, Any] = msgspec.to_builtins(self)
         return values
 
     def to_dataframe(self, table: Table = "boundaries") -> pd.DataFrame:
@@ -185,17 +180,17 @@ class Profile:
         Raises:
             ProfileError: if pandas is not installed, or there is no such table.
         """
-        if table not in ("boundaries", "curves", "predictions", "layer_times"):
-            raise ProfileError(
-                f"a profile has no table {table!r}: "
-                f"take boundaries, curves, predictions or layer_times"
-            )
         kinds = {
             "boundaries": Boundary,
             "curves": CurvePoint,
             "predictions": Prediction,
             "layer_times": LayerLatency,
         }
+        if table not in kinds:
+            raise ProfileError(
+                f"a profile has no table {table!r}: "
+                f"take boundaries, curves, predictions or layer_times"
+            )
         return to_dataframe(getattr(self, table), kinds[table])
 
 
@@ -212,7 +207,7 @@ def to_dataframe(rows: Iterable[Any], kind: Any) -> pd.DataFrame:
             "to_dataframe() needs pandas, which is not installed: pip install pandas"
         ) from None
     names = [field.name for field in dataclasses.fields(kind)]
-    return pandas.DataFrame([dataclasses.asdict(row) for row in rows], columns=names)
+    return pandas.DataFrame(msgspec.to_builtins(list(rows)), columns=names)
 
 
 def profile_of(
@@ -267,117 +262,68 @@ def load_profile(path: Path | str) -> Profile:
     """Read a profile, trusting nothing in it.
 
     Raises:
-        ProfileError: if the file cannot be read or is no profile of this schema.
+        ProfileError: if the file cannot be read or is no profile of this schema; the message names
+            the field.
     """
     path = Path(path)
     try:
         if path.exists() and not path.is_file():
             raise ProfileError(f"{path} is not a file: give a profile.json")
-        return profile_from_dict(read_object(path, MAX_FILE_BYTES), path.name)
+        found = read_object(path, MAX_FILE_BYTES)
+        _check_kind(found)
+        return found.decode(Profile)
     except OSError as error:
         raise ProfileError(f"{path} cannot be read: {error.strerror or error}") from None
     except FileError as error:
         raise ProfileError(f"{error}; {_DAMAGED}") from None
+    except ProfileError:
+        raise
     except ValueError as error:
-        if isinstance(error, ProfileError):
-            raise
         raise ProfileError(f"{str(path)!r} is no path of a file: {error}") from None
 
 
-def profile_from_dict(values: Mapping[str, Any], where: str = "the profile") -> Profile:
-    """Build a profile from parsed JSON.
-
-    Raises:
-        ProfileError: if it is no profile of this schema; the message names the field.
-    """
-    if values.get("kind") != KIND:
+def _check_kind(found: JsonObject) -> None:
+    if found.values.get("kind") != KIND:
         raise ProfileError(
-            f"{where} is not a profile: make one with vllm-nfp measure, or take "
+            f"{found.where} is not a profile: make one with vllm-nfp measure, or take "
             f"profile-0.json from a server's --nfp-output-dir"
         )
-    if values.get("schema") != SCHEMA:
+    if found.values.get("schema") != SCHEMA:
         raise ProfileError(
-            f"{where} has schema {values.get('schema')!r:.20}, this vllm-nfp reads {SCHEMA}: "
-            f"read it with the vllm-nfp that wrote it, or measure again"
+            f"{found.where} has schema {found.values.get('schema')!r:.20}, this vllm-nfp reads "
+            f"{SCHEMA}: read it with the vllm-nfp that wrote it, or measure again"
         )
-    try:
-        return decode(Profile, dict(values), where)
-    except FileError as error:
-        raise ProfileError(f"{error}; {_DAMAGED}") from None
 
 
-def _check_lengths(values: object, *names: str) -> None:
-    for name in names:
-        if len(getattr(values, name)) > MOST_ENTRIES:
-            raise ValueError(f"{name} holds more than {MOST_ENTRIES} entries")
-
-
-def _check_curve_row(row: CurvePoint) -> None:
-    _check_cell("curves", row)
-    _check_counts("curves", row.samples)
-    if not (row.median_seconds > 0.0 and row.ratio > 0.0):
-        raise ValueError("curves holds a time that is not above 0")
-    if not 0.0 <= row.ratio_lower <= row.ratio <= _above(row.ratio_upper):
+def _check_point(point: CurvePoint) -> None:
+    if not point.ratio_lower <= point.ratio <= _above(point.ratio_upper):
         raise ValueError("curves holds a ratio outside its interval")
-    if not 0.0 <= row.seconds_lower <= row.median_seconds <= _above(row.seconds_upper):
+    if not point.seconds_lower <= point.median_seconds <= _above(point.seconds_upper):
         raise ValueError("curves holds a time outside its interval")
-
-
-def _check_boundary(row: Boundary) -> None:
-    _check_cell("boundaries", row)
-    _check_counts("boundaries", row.largest_free - 1)
-    if not row.epsilon > 0.0:
-        raise ValueError("boundaries holds an epsilon that is not above 0")
-    if not 1 <= row.lower <= row.positions <= row.upper <= _LARGEST_COUNT:
-        raise ValueError("boundaries holds an NFP outside its interval")
-
-
-def _check_prediction(row: Prediction) -> None:
-    _check_cell("predictions", row)
-    _check_counts("predictions", row.idle_compute_positions)
-    if not row.epsilon > 0.0:
-        raise ValueError("predictions holds an epsilon that is not above 0")
-
-
-def _check_layer_time(row: LayerLatency) -> None:
-    _check_cell("layer_times", row)
-    _check_counts("layer_times", row.layer, row.samples)
-    if not row.median_seconds > 0.0:
-        raise ValueError("layer_times holds a time that is not above 0")
-
-
-def _check_cell(table: str, row: CurvePoint | Boundary | Prediction | LayerLatency) -> None:
-    if row.module not in _MODULE_SET:
-        raise ValueError(f"{table} holds the unknown module {row.module!r:.80}")
-    _check_counts(table, row.batch_size - 1, row.context - 1, row.positions - 1)
-
-
-def _check_counts(table: str, *counts: int) -> None:
-    if not all(0 <= count < _LARGEST_COUNT for count in counts):
-        raise ValueError(f"{table} holds a count out of range")
 
 
 def _above(upper: float | None) -> float:
     return math.inf if upper is None else upper
 
 
-def _check_grid(rows: Sequence[CurvePoint]) -> None:
+def _check_boundary(line: Boundary) -> None:
+    if not line.lower <= line.positions <= line.upper:
+        raise ValueError("boundaries holds an NFP outside its interval")
+
+
+def _check_grid(points: Sequence[CurvePoint]) -> None:
     """No more cells than a probe may have, so that reading and drawing a file stays quick."""
     for name, most in (
         ("batch_size", MOST_BATCH_SIZES),
         ("context", MOST_CONTEXTS),
         ("positions", MOST_POSITION_COUNTS),
     ):
-        if len({getattr(row, name) for row in rows}) > most:
+        if len({getattr(point, name) for point in points}) > most:
             raise ValueError(f"curves holds more than {most} values of {name}")
 
 
-def _check_distinct(table: str, rows: Sequence[Any]) -> None:
-    names = ("layer", "module", "batch_size", "context")
-    # In boundaries and predictions the positions are the answer, not part of the question.
-    last = "epsilon" if table in ("boundaries", "predictions") else "positions"
-    keys = {tuple(getattr(row, n, None) for n in (*names, last)) for row in rows}
-    if len(keys) != len(rows):
+def _check_distinct(table: str, keys: Sequence[Hashable]) -> None:
+    if len(set(keys)) != len(keys):
         raise ValueError(f"{table} holds two rows for the same point")
 
 

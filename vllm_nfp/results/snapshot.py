@@ -11,10 +11,12 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, Protocol, TypeVar
+
+import msgspec
 
 from vllm_nfp.files import FileError, write_whole
-from vllm_nfp.strict_json import decode, encode, read_object
+from vllm_nfp.strict_json import encode, read_object
 from vllm_nfp.types import (
     Boundary,
     CurvePoint,
@@ -26,8 +28,6 @@ from vllm_nfp.types import (
     StepLatency,
 )
 
-T = TypeVar("T")
-
 SCHEMA = 1
 MAX_FILE_BYTES = 16 << 20
 FILE_PATTERN = "engine-*.json"
@@ -35,9 +35,21 @@ ENGINE_INDEX = re.compile("[0-9]{1,9}")
 MOST_ROWS = 1 << 16
 """Largest table: what the largest allowed grid of cells and positions gives."""
 MOST_WORDS = 32
-"""Modules, ways of execution and outcomes, together; there are some ten."""
+"""Ways of execution and outcomes, together; there are some ten."""
 _WORD = re.compile("[a-z0-9_]{1,40}")
-_TABLES = ("boundaries", "curves", "predictions", "layers", "layer_times")
+_TABLE = msgspec.Meta(max_length=MOST_ROWS)
+
+
+class OfEngine(Protocol):
+    """What one engine hands over."""
+
+    @property
+    def engine(self) -> str:
+        """Index of the data-parallel engine."""
+        ...
+
+
+T = TypeVar("T", bound=OfEngine)
 
 
 class SnapshotError(ValueError):
@@ -69,11 +81,11 @@ class Snapshot:
     overhead_ratio: float = 0.0
     overhead_budget: float = 0.0
     """Maximum fraction of serving time for probes, as configured."""
-    boundaries: tuple[Boundary, ...] = ()
-    curves: tuple[CurvePoint, ...] = ()
-    predictions: tuple[Prediction, ...] = ()
-    layers: tuple[LayerHistogram, ...] = ()
-    layer_times: tuple[LayerLatency, ...] = ()
+    boundaries: Annotated[tuple[Boundary, ...], _TABLE] = ()
+    curves: Annotated[tuple[CurvePoint, ...], _TABLE] = ()
+    predictions: Annotated[tuple[Prediction, ...], _TABLE] = ()
+    layers: Annotated[tuple[LayerHistogram, ...], _TABLE] = ()
+    layer_times: Annotated[tuple[LayerLatency, ...], _TABLE] = ()
     """For profiles alone; empty in the file that /metrics reads."""
     step_ratio: float = 0.0
     """Share of real steps that a probe has delayed."""
@@ -82,7 +94,7 @@ class Snapshot:
     missing_pairs: int = 0
     """Pairs that points which matter still lack."""
     live: LiveStep | None = None
-    steps: tuple[StepLatency, ...] = ()
+    steps: Annotated[tuple[StepLatency, ...], _TABLE] = ()
     """Real steps, timed passively."""
     skipped_cells: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Cells that cannot be probed here, as "B=32 L=16384", and why."""
@@ -130,36 +142,32 @@ def read_snapshot(path: Path) -> Snapshot:
             make too many or strange labels.
         OSError: if it cannot be read, or is a link.
     """
-    snapshot = read_hand_over(path, Snapshot, SCHEMA, _TABLES)
-    _check_labels(path.name, snapshot)
+    snapshot = read_hand_over(path, Snapshot, SCHEMA)
+    check_words(path.name, {*snapshot.probes, *(point.execution for point in snapshot.curves)})
+    for histogram in snapshot.layers:
+        if len(histogram.counts) != len(histogram.bounds_seconds) + 1:
+            raise SnapshotError(f"{path.name} holds a histogram whose bounds and counts differ")
     return snapshot
 
 
-def read_hand_over(path: Path, kind: type[T], schema: int, tables: Collection[str] = ()) -> T:
+def read_hand_over(path: Path, kind: type[T], schema: int) -> T:
     """The dataclass in a hand-over file, which must have the fields ``schema`` and ``engine``.
 
-    Args:
-        tables: fields whose rows are counted before any of them is looked at.
-
     Raises:
-        SnapshotError: if it is too large, no JSON, of another schema, of other types, holds more
-            than MOST_ROWS rows, or an engine index that is not a number.
+        SnapshotError: if it is too large, no JSON, of another schema, of other types, or holds an
+            engine index that is not a number.
         OSError: if it cannot be read, or is a link.
     """
     try:
-        values = read_object(path, MAX_FILE_BYTES, follow_links=False)
-        if values.get("schema") != schema:
+        found = read_object(path, MAX_FILE_BYTES, follow_links=False)
+        if found.values.get("schema") != schema:
             raise SnapshotError(f"{path.name} is not a snapshot of schema {schema}")
-        for name in tables:
-            if isinstance(rows := values.get(name), list) and len(rows) > MOST_ROWS:
-                raise SnapshotError(f"{path.name} holds more than {MOST_ROWS} {name}")
-        found = decode(kind, values, path.name)
+        decoded = found.decode(kind)
     except FileError as error:
         raise SnapshotError(str(error)) from None
-    engine = str(values["engine"])
-    if not ENGINE_INDEX.fullmatch(engine):
-        raise SnapshotError(f"{path.name} has the engine index {engine!r:.80}, no number")
-    return found
+    if not ENGINE_INDEX.fullmatch(decoded.engine):
+        raise SnapshotError(f"{path.name} has the engine index {decoded.engine!r:.80}, no number")
+    return decoded
 
 
 def check_words(where: str, words: Collection[str]) -> None:
@@ -173,18 +181,3 @@ def check_words(where: str, words: Collection[str]) -> None:
         raise SnapshotError(f"{where} holds the strange label {strange[0]!r:.80}")
     if len(words) > MOST_WORDS:
         raise SnapshotError(f"{where} holds more than {MOST_WORDS} kinds of labels")
-
-
-def _check_labels(where: str, snapshot: Snapshot) -> None:
-    words = {
-        *snapshot.probes,
-        *(row.module for row in snapshot.boundaries),
-        *(row.module for row in snapshot.curves),
-        *(row.module for row in snapshot.predictions),
-        *(row.module for row in snapshot.layers),
-        *(row.execution for row in snapshot.curves),
-    }
-    check_words(where, words)
-    for histogram in snapshot.layers:
-        if len(histogram.counts) != len(histogram.bounds_seconds) + 1:
-            raise SnapshotError(f"{where} holds a histogram whose bounds and counts differ")

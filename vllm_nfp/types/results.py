@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
-from vllm_nfp.types.shapes import Cell, Module
+from vllm_nfp.types.shapes import Above0, Cell, Count, Module, Size
 
 
 class State(StrEnum):
@@ -58,13 +58,13 @@ class CurvePoint:
     """One point of t(N): the time of one module at one number of positions per sequence."""
 
     module: Module
-    batch_size: int
-    context: int
-    positions: int
-    samples: int
+    batch_size: Size
+    context: Size
+    positions: Size
+    samples: Count
     """Pairs behind it; those of all other points for N = 1."""
-    median_seconds: float
-    ratio: float
+    median_seconds: Above0
+    ratio: Above0
     """Time over that of one position, from pairs."""
     ratio_lower: float
     """Lower end of the 95 % interval of the ratio; 0 while the samples are too few."""
@@ -88,18 +88,18 @@ class Boundary:
     """NFP of one module in one cell at one epsilon, on the grid of probed positions."""
 
     module: Module
-    batch_size: int
-    context: int
-    epsilon: float
-    positions: int
+    batch_size: Size
+    context: Size
+    epsilon: Above0
+    positions: Size
     """Largest probed N for which it and all smaller probed n are within 1 + epsilon."""
-    lower: int
-    upper: int
+    lower: Size
+    upper: Size
     """95 % interval; lower <= positions <= upper."""
     at_limit: bool
     """No probed N is over the line: the boundary is at the largest probed N or beyond, and
     ``upper`` is censored there."""
-    largest_free: int
+    largest_free: Size
     """Largest probed N that is surely under the line, even if a smaller one is over it, since t
     is not monotone; ``positions`` if there is none. In 95 % it names no other N over the line."""
 
@@ -114,11 +114,11 @@ class Prediction:
     """What the model without measurement says for one module in one cell."""
 
     module: Module
-    batch_size: int
-    context: int
-    epsilon: float
-    positions: int
-    idle_compute_positions: int
+    batch_size: Size
+    context: Size
+    epsilon: Above0
+    positions: Size
+    idle_compute_positions: Count
     limited_by: str
 
     @property
@@ -158,14 +158,14 @@ class StepLatency:
 class LayerLatency:
     """Time of one module of one decoder layer at one number of positions per sequence."""
 
-    layer: int
+    layer: Count
     module: Module
-    batch_size: int
-    context: int
-    positions: int
-    samples: int
+    batch_size: Size
+    context: Size
+    positions: Size
+    samples: Count
     """Most recent runs that the median is taken over."""
-    median_seconds: float
+    median_seconds: Above0
 
     @property
     def cell(self) -> Cell:

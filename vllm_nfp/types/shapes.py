@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Annotated, NamedTuple, TypeAlias
+
+from msgspec import Meta
+
+Size: TypeAlias = Annotated[int, Meta(ge=1, lt=1 << 32)]
+"""A batch size, a context or a number of positions; the bounds hold for what is read."""
+Count: TypeAlias = Annotated[int, Meta(ge=0, lt=1 << 32)]
+Above0: TypeAlias = Annotated[float, Meta(gt=0)]
 
 
 class Module(StrEnum):
