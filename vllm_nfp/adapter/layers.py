@@ -94,6 +94,17 @@ def _ffn_of(
     return ffn, Module.MOE_FFN if is_moe else Module.DENSE_FFN
 
 
+def linear_layers(layer: DecoderLayer) -> dict[str, Any]:
+    """The layer's linear layers by their names within it."""
+    from vllm.model_executor.layers.linear import LinearBase
+
+    return {
+        name: module
+        for name, module in layer.module.named_modules()
+        if isinstance(module, LinearBase) and hasattr(module, "weight")
+    }
+
+
 def sample_layers(layers: Sequence[DecoderLayer], per_kind: int) -> tuple[DecoderLayer, ...]:
     """Layers to time: the first, the last, and evenly between, for each kind of layer.
 
