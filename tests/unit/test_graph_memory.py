@@ -19,9 +19,9 @@ from vllm_nfp.probe.availability import Availability
 from vllm_nfp.probe.batch import BatchBuilder
 from vllm_nfp.probe.cuda_graph import GraphPool
 from vllm_nfp.probe.device_memory import DeviceMemory, largest_free_block
-from vllm_nfp.probe.graph_cache import GraphCache
+from vllm_nfp.probe.graph_cache import GraphCache, GraphRoom
 from vllm_nfp.probe.graph_sizes import GraphSizes, largest_live_graph
-from vllm_nfp.probe.limits import GraphRoom, ShapeLimits
+from vllm_nfp.probe.limits import ShapeLimits
 from vllm_nfp.probe.memory import GpuMemory, HostMemory
 from vllm_nfp.probe.prepare import Preparer
 from vllm_nfp.probe.shapes import PreparedShape, ShapeKey, ShapeTable, key_of

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from vllm_nfp.adapter import bindings, versions
+
+if TYPE_CHECKING:
+    import torch
 
 
 class CellDoesNotFitError(RuntimeError):

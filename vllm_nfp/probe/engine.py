@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
-from typing import ParamSpec, TypeVar
 
 import torch
 
@@ -37,23 +35,12 @@ from vllm_nfp.types import Shape, Timing
 TOKENS_KEPT = 1 << 15
 """Token ids kept for probes."""
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def _in_inference_mode(method: Callable[P, R]) -> Callable[P, R]:
-    """The probe's tensors are made in it; steps without a probe do not pay for entering it."""
-
-    @functools.wraps(method)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        with torch.inference_mode():
-            return method(*args, **kwargs)
-
-    return wrapped
-
 
 class ProbeEngine:
-    """Runs probe shapes on a vLLM runner's model, in inference mode as vLLM does.
+    """Runs probe shapes on a vLLM runner's model.
+
+    The start runs in inference mode, as vLLM does. Later calls enter it themselves, so that steps
+    without a probe do not pay for it.
 
     Args:
         view: the runner.
@@ -88,7 +75,7 @@ class ProbeEngine:
         server = limits.server
         kept = max(TOKENS_KEPT, server.max_step_tokens)
         self.tokens = TokenPool(server.vocabulary, kept, view.device, config.seed)
-        """Takes the ids of live prompts in."""
+        """What probes run on; the session adds the ids of live prompts."""
         self._runtime = runtime_of(view, clock, config, limits, self.tokens, self._ranks)
         timed = bool(self._runtime.forward.timed)
         shapes = self._shapes = ShapeTable(self._runtime.batches.build, times_modules=timed)
@@ -168,20 +155,20 @@ class ProbeEngine:
         """Whether a launch would find all that it needs."""
         return self._shapes.is_complete(key_of(shape))
 
-    @_in_inference_mode
     def make_ready(self, shapes: Sequence[Shape]) -> None:
         """Make one piece of what the shapes still lack; see :meth:`Preparer.make_ready`."""
-        self._preparer.make_ready(shapes)
+        with torch.inference_mode():
+            self._preparer.make_ready(shapes)
 
-    @_in_inference_mode
     def launch(self, shape: Shape, draw: int = 0) -> Ticket:
         """Enqueue the step and the modules of one shape; see :meth:`Launcher.launch`."""
-        return self._launcher.launch(shape, draw)
+        with torch.inference_mode():
+            return self._launcher.launch(shape, draw)
 
-    @_in_inference_mode
     def can_launch(self, shape: Shape) -> bool:
         """Do all of a launch that can fail; see :meth:`Launcher.can_launch`."""
-        return self._launcher.can_launch(shape)
+        with torch.inference_mode():
+            return self._launcher.can_launch(shape)
 
     def poll(self, ticket: Ticket) -> Timing | None:
         """The timing, once the device has passed the run; see :meth:`Launcher.poll`."""

@@ -4,10 +4,10 @@ The whole step takes the path that serving takes: the compiled model, in a CUDA 
 serving would use one, then the LM head over all positions. It carries no marks inside.
 
 The modules are timed in a second run, of the uncompiled model, in which only the sampled layers
-work and the others hand their input on: that run is short, and its marks cost the step nothing.
-On a GPU it is a CUDA graph of its own with the marks as external events inside. Collectives
-between ranks get marks as well: their time is the module ``communication`` of their layer, and is
-left out of the module that they happen in.
+work and the others return their input. That run is short, and its marks cost the step nothing.
+On a GPU it is a CUDA graph of its own, with the marks as external events inside. Collectives
+between ranks get marks as well. Their time is that of the module ``communication`` of their layer,
+and does not count for the module that calls them.
 """
 
 from __future__ import annotations
@@ -85,13 +85,13 @@ class Forward:
 
     @contextmanager
     def in_place(self, batch: ProbeBatch) -> Iterator[None]:
-        """Let the batch's inputs lie where its run will read them; only copies on the stream.
+        """Put the batch's inputs where its run will read them; only copies on the stream.
 
         A PIECEWISE graph reads the runner's own buffers. They hold the batch's inputs while the
-        context lasts, and afterwards, byte by byte, what the last step left there: the next one
-        may count on that, and a padding row that it does not write is part of what it computes.
-        The slots among them are all padding meanwhile: a graph that stores keys and values itself
-        would store them where the last step did.
+        context lasts, and afterwards, byte by byte, what the last step left there: the next step
+        may rely on that, since padding rows that it does not write are part of what it computes.
+        Meanwhile all slots among them are padding: a graph that stores keys and values itself would
+        otherwise store them where the last step did.
         """
         if batch.placement.execution is not Execution.PIECEWISE:
             yield
@@ -112,10 +112,10 @@ class Forward:
 
     @contextmanager
     def slots_of_a_step(self) -> Iterator[None]:
-        """Let the runner's slots name entries of the KV cache, as a step leaves them.
+        """Have the runner's slots name entries of the KV cache, as a step leaves them.
 
-        For the proof at the start: before the first step they are all padding, and a graph that
-        stores where they say would be seen to store nothing.
+        For the proof at the start. Before the first step they are all padding, so that a graph
+        which stores where they say would store nothing.
         """
         slots = self._buffers.slots
         kept = [buffer.clone() for buffer in slots]

@@ -7,12 +7,26 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from vllm_nfp.probe.limits import GraphRoom
 from vllm_nfp.probe.memory import GpuMemory, HostMemory
 
 Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True, slots=True)
+class GraphRoom:
+    """What is known of the memory that CUDA graphs take."""
+
+    shape_bytes: float = 0.0
+    """Of the graphs of one shape; 0 before the first."""
+    capacity: int | None = None
+    """Shapes whose graphs fit the limit; None before the first has been measured."""
+    largest_tokens: int | None = None
+    """Of the largest graph that the limit allows; None until it is known."""
+    pool_bytes: int = 0
+    """Of the largest piece of the graphs' memory pool that a graph could use."""
 
 
 class GraphCache(Generic[Key]):

@@ -9,24 +9,11 @@ from dataclasses import dataclass
 from vllm_nfp.adapter.attention_groups import AttentionGroup
 from vllm_nfp.adapter.dispatch import Execution, GraphRules, place
 from vllm_nfp.adapter.server_limits import ServerLimits
+from vllm_nfp.probe.graph_cache import GraphRoom
 
 GRAPHED_SHAPES = 2
 """Shapes that must have their graphs at the same time: those of a pair."""
 _LIMIT = "graph_memory_mib"
-
-
-@dataclass(frozen=True, slots=True)
-class GraphRoom:
-    """What is known of the memory that CUDA graphs take."""
-
-    shape_bytes: float = 0.0
-    """Of the graphs of one shape; 0 before the first."""
-    capacity: int | None = None
-    """Shapes whose graphs fit the limit; None before the first has been measured."""
-    largest_tokens: int | None = None
-    """Of the largest graph that the limit allows; None until it is known."""
-    pool_bytes: int = 0
-    """Of the largest piece of the graphs' memory pool that a graph could use."""
 
 
 @dataclass(frozen=True, slots=True)

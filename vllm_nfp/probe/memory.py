@@ -1,4 +1,4 @@
-"""The probe's share of GPU and host memory: what it is, and how it is kept within its limit."""
+"""What the probe takes of GPU and host memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOST_DRIVER_BYTES = 128 << 20
 
 
 def host_bytes() -> int:
-    """Memory of this process that lies in RAM; 0 where the kernel does not tell."""
+    """Resident memory of this process; 0 where the kernel does not say."""
     try:
         pages = int(_STATM.read_text(encoding="ascii").split()[1])
     except (OSError, ValueError, IndexError):
@@ -33,11 +33,11 @@ class Change:
 
 
 class GpuMemory:
-    """What this process has taken from the GPU, told apart from what others take.
+    """What this process has taken from the GPU, without what other processes take.
 
     PyTorch knows its own reserve exactly. What the driver takes for a graph shows only in the
-    device's free memory, in which other processes appear as well: a change that cannot be one
-    graph's is put down to them, and the mean of the others stands in for it.
+    device's free memory, which other processes change as well. A change that is too large for one
+    graph is put down to them, and the mean of the other graphs is counted instead.
 
     Args:
         reserved: bytes that PyTorch holds for this process.
@@ -82,10 +82,10 @@ class GpuMemory:
 
 
 class HostMemory:
-    """By how much this process has grown in RAM since the probe was attached, within a limit.
+    """By how much this process's resident memory has grown since the probe was attached.
 
-    The C library keeps what graphs give back, for the next ones: giving some up makes room for as
-    many others, and the process no smaller.
+    The C library keeps what graphs give back, for the next ones. Giving up graphs makes room for as
+    many others, and does not make the process smaller.
 
     Args:
         limit: bytes; None: any number.
@@ -106,7 +106,7 @@ class HostMemory:
         return self._resident() - self._base + self._largest > self._limit
 
     def track(self, change: Callable[[], Change]) -> Change:
-        """Run something that makes graphs; what it takes here is noted."""
+        """Run something that makes graphs, and keep the largest growth."""
         before = self._resident()
         found = change()
         self._largest = max(self._largest, self._resident() - before)

@@ -17,8 +17,8 @@ GOLDEN_RATIO = (5**0.5 - 1) / 2
 class TokenPool:
     """Token ids that probes run on: those of recent prompts, random ones until there are any.
 
-    Identical ids would send all tokens to the same experts; the ids of live prompts route as the
-    server's own traffic does. They never leave the worker.
+    Identical ids would send all tokens to the same experts. The ids of live prompts are routed as
+    the server's own traffic is. They never leave the worker.
 
     Args:
         vocab_size: ids are below this.
@@ -44,7 +44,7 @@ class TokenPool:
         self._host[start + self._size : end + self._size] = values
 
     def add(self, token_ids: Sequence[int]) -> None:
-        """Take in (part of) a live prompt; ids out of range are left out."""
+        """Add (part of) a live prompt; ids out of range are left out."""
         ids = np.asarray(token_ids[: self._size], dtype=np.int64)
         ids = ids[(ids >= 0) & (ids < self._vocab_size)].astype(np.int32)
         first = ids[: self._size - self._fill]
