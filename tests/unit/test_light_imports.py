@@ -52,7 +52,7 @@ def heavy(modules: Sequence[str]) -> set[str]:
         ("import vllm_nfp.config", set()),
         ("import vllm_nfp.measure", set()),
         ("import vllm_nfp.probe.graph_cache", set()),
-        ("import vllm_nfp.probe.limits", set()),
+        ("import vllm_nfp.probe.limits", {"numpy"}),
         ("from vllm_nfp.metrics.collector import NfpCollector", {"prometheus_client"}),
     ],
 )
