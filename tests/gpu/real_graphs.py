@@ -74,7 +74,7 @@ def attach(worker: Any, run_dir: str) -> Any:
 
 
 def runs_of(session: Any) -> list[dict[str, Any]]:
-    """Outputs of runs on stale buffers, beside those of plain runs on the bag's ids."""
+    """Outputs of runs on stale buffers, beside those of plain runs on the ids of the token pool."""
     import torch
 
     from vllm_nfp.adapter.dispatch import Execution
@@ -118,7 +118,7 @@ def runs_of(session: Any) -> list[dict[str, Any]]:
                 "execution": timing.execution,
                 "alike": None if seen is None else _alike(seen, plain),
                 "ids": batch.input_ids[: batch.tokens].tolist(),
-                "bag": engine.tokens.draw(batch.tokens, draw).tolist(),
+                "drawn": engine.tokens.draw(batch.tokens, draw).tolist(),
             }
         )
     forward.run_head = head

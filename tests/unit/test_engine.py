@@ -1,4 +1,4 @@
-"""What the adapter tells of a server: what is refused, a step, a runner's view, its machine."""
+"""Which servers are refused, and what is read from steps, runners and the machine."""
 
 from __future__ import annotations
 

@@ -433,7 +433,7 @@ class Session:
         new = scheduler_output.scheduled_new_reqs
         if not new or self._engine is None:
             return
-        with torch.inference_mode():  # the bag was made in it
+        with torch.inference_mode():  # the token pool was made in it
             for request in new:
                 if request.prompt_token_ids:
                     self._engine.tokens.add(request.prompt_token_ids[:512])
