@@ -209,10 +209,11 @@ def test_a_probe_reads_distinct_blocks_and_varied_tokens(start: Callable[..., An
 
     session = start(overhead_budget=0.0, startup_seconds=0.0)
     engine = session._engine
-    batch = engine._make(4, 8).batch
+    batches, (group, *_) = engine._runtime.batches, engine._availability.limits.groups
+    batch = batches.build(4, 8)
     with torch.inference_mode():
-        batch.fill(128, engine._readers, engine.bag)
-    per_sequence = -(-(128 + 8) // engine._groups[0].block_tokens)
+        batches.fill(batch, 128)
+    per_sequence = -(-(128 + 8) // group.block_tokens)
     used = batch.tables[0][:4, :per_sequence].flatten().tolist()
     assert len(set(used)) == len(used)
     assert 0 not in used, "block 0 is vLLM's null block"
@@ -233,7 +234,7 @@ def test_a_pairs_runs_share_their_tokens(start: Callable[..., Any]) -> None:
     with torch.inference_mode():
         for positions, draw in ((1, 3), (8, 3), (8, 4)):
             engine.poll(engine.launch(Shape(4, 128, positions), draw))
-            batch = engine._prepared[4, positions].batch
+            batch = engine._shapes[4, positions].batch
             tokens[positions, draw] = batch.input_ids[: batch.tokens].tolist()
     assert tokens[8, 3][:4] == tokens[1, 3]
     assert tokens[8, 4] != tokens[8, 3]
@@ -280,10 +281,10 @@ def test_in_piecewise_graphs_a_probe_runs_on_its_own_tokens_and_leaves_the_runne
         seen.append([tensor[:rows].tolist() for tensor in live])
 
     engine, context, tokens = session._engine, 128, {}
-    with torch.inference_mode(), engine._view.model.register_forward_pre_hook(
+    with torch.inference_mode(), runner.get_model().register_forward_pre_hook(
         on_call, with_kwargs=True
     ) as hook:  # fmt: skip
-        monkeypatch.setattr(engine, "timed_layers", ())  # the step alone
+        monkeypatch.setattr(engine._runtime.forward, "timed", ())  # the step alone
         for positions, draw in ((1, 3), (8, 3), (3, 3), (8, 4)):
             seen.clear()
             timing = engine.poll(engine.launch(Shape(4, context, positions), draw))
@@ -292,7 +293,7 @@ def test_in_piecewise_graphs_a_probe_runs_on_its_own_tokens_and_leaves_the_runne
             assert not seen, "the step ran more than once"
             count = 4 * positions
             assert len(ids) == {1: 6, 3: 16, 8: 40}[positions]
-            assert ids[:count] == engine.bag.draw(count, draw).tolist()
+            assert ids[:count] == engine.tokens.draw(count, draw).tolist()
             assert places[:count] == [context + i for i in range(positions)] * 4
             assert padding == [False] * count + [True] * (len(ids) - count)
             assert all(set(mapping) == {-1} for mapping in written)
@@ -311,18 +312,19 @@ def test_a_run_that_fails_in_a_piecewise_graph_leaves_the_runners_buffers(
 ) -> None:
     import torch
 
+    from vllm_nfp.adapter.runners import view_of
     from vllm_nfp.types import Shape
 
     serve_in_piecewise_graphs(monkeypatch, (40,))
     session = start(overhead_budget=0.0, startup_seconds=0.0)
-    buffers = session._engine._view.step_buffers().tensors
+    buffers = view_of(worker.model_runner).step_buffers().tensors
     before = [tensor.clone() for tensor in buffers]
 
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("the model fails")
 
     with torch.inference_mode(), pytest.raises(RuntimeError, match="the model fails"):
-        monkeypatch.setattr(session._engine._forward, "_call", fail)
+        monkeypatch.setattr(session._engine._runtime.forward, "_call", fail)
         session._engine.launch(Shape(4, 128, 8))
     assert all(map(torch.equal, buffers, before))
 
@@ -421,7 +423,7 @@ def test_an_unknown_vllm_is_watched_and_not_probed(
 
     expected = generate(llm)
     monkeypatch.setattr(versions, "installed_version", lambda: "0.99.0")
-    monkeypatch.setattr(module, "VllmProbeEngine", injects)
+    monkeypatch.setattr(module, "ProbeEngine", injects)
     with caplog.at_level(logging.WARNING, "vllm.nfp"):
         session = start()
     assert session.active and session._prober is None
@@ -639,6 +641,7 @@ def test_a_backend_that_writes_in_captured_graphs_alone_disables_the_probe(
     from types import SimpleNamespace
 
     from vllm_nfp.adapter.dispatch import GraphRules
+    from vllm_nfp.probe import capture, device_memory
     from vllm_nfp.probe import engine as module
 
     def when(batch_size: int, positions: int, execution: str, graph: bool) -> bool:
@@ -648,10 +651,10 @@ def test_a_backend_that_writes_in_captured_graphs_alone_disables_the_probe(
     sizes = tuple(sorted({b * n for b in (1, 4) for n in (1, 2, 3, 4, 5, 6, 8)}))
     rules = GraphRules(True, False, False, True, sizes, 8)
     monkeypatch.setattr(module, "graph_rules", lambda *_: rules)
-    monkeypatch.setattr(module, "Graph", FakeGraph)
-    monkeypatch.setattr(module, "_capturing", lambda: False)
+    monkeypatch.setattr(capture, "Graph", FakeGraph)
+    monkeypatch.setattr(capture, "_capturing", lambda: False)
     place = SimpleNamespace(pool=None, stream=None, shared=False)
-    monkeypatch.setattr(module, "own_place", lambda *_: place)
+    monkeypatch.setattr(device_memory, "own_place", lambda *_: place)
     monkeypatch.setattr(FakeGraph, "replays", 0)
     FakeGraph.writer = writer = Writer(worker, monkeypatch, when, exchange)
     seconds = 0.5 if smallest else 0.0
@@ -673,9 +676,9 @@ def test_a_backend_that_writes_nowhere_is_proven_and_probed(
     expected = generate(llm)
     session = start(startup_seconds=5.0)
     assert session.active
-    engine = session._engine
-    generate_until(llm, lambda: len(engine._proven) > 2 and not engine._proofs)
-    assert len(engine._proven) > 2 and not engine._proofs
+    prover = session._engine._runtime.prover
+    generate_until(llm, lambda: len(prover._proven) > 2 and not prover._under_way)
+    assert len(prover._proven) > 2 and not prover._under_way
     assert generate(llm) == expected and session.active
 
 

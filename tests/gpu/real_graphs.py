@@ -74,16 +74,16 @@ def attach(worker: Any, run_dir: str) -> Any:
 
 
 def runs_of(session: Any) -> list[dict[str, Any]]:
-    """Outputs of runs on stale buffers, beside those of plain runs on the bag's ids."""
+    """Outputs of runs on stale buffers, beside those of plain runs on the ids of the token pool."""
     import torch
 
     from vllm_nfp.adapter.dispatch import Execution
     from vllm_nfp.types import Shape
 
     engine = session._engine
-    forward = engine._forward
-    live = engine._view.step_buffers()
-    entries = min(g.num_blocks * g.block_tokens for g in engine._groups)
+    forward = engine._runtime.forward
+    live = session._view.step_buffers()
+    entries = min(g.num_blocks * g.block_tokens for g in engine._availability.limits.groups)
     live.input_ids.fill_(7)
     live.positions.fill_(3)
     if live.is_padding is not None:
@@ -118,7 +118,7 @@ def runs_of(session: Any) -> list[dict[str, Any]]:
                 "execution": timing.execution,
                 "alike": None if seen is None else _alike(seen, plain),
                 "ids": batch.input_ids[: batch.tokens].tolist(),
-                "bag": engine.bag.draw(batch.tokens, draw).tolist(),
+                "drawn": engine.tokens.draw(batch.tokens, draw).tolist(),
             }
         )
     forward.run_head = head
@@ -160,9 +160,7 @@ def milliseconds_per_gib(engine: Any) -> float:
     """Of summing the whole KV cache up once."""
     import torch
 
-    from vllm_nfp.probe.kv_sums import caches_of
-
-    caches = caches_of(engine._contexts, engine._view.runner.kv_caches)
+    caches = engine._kv_check._caches()
     total = sum(
         {c.untyped_storage().data_ptr(): c.untyped_storage().nbytes() for c in caches}.values()
     )
@@ -170,7 +168,7 @@ def milliseconds_per_gib(engine: Any) -> float:
     for _ in range(3):
         torch.cuda.synchronize()
         begun = time.perf_counter()
-        engine._kv_checksums()
+        engine._kv_check.checksum()
         best = min(best, time.perf_counter() - begun)
     return best * 1e3 * (1 << 30) / total
 
@@ -179,12 +177,12 @@ def proof_milliseconds(engine: Any) -> dict[str, float]:
     """Of the sums around one run, before and after together: on the host, and in all."""
     import torch
 
-    batch = engine._prepared[4, 8].batch
+    batch = engine._shapes[4, 8].batch
     best = {"host": float("inf"), "all": float("inf")}
     for _ in range(5):
         torch.cuda.synchronize()
         begun = time.perf_counter()
-        engine._prover.begin(batch, 128).end("a run")
+        engine._runtime.prover.begin(batch, 128).end("a run")
         best["host"] = min(best["host"], time.perf_counter() - begun)
         torch.cuda.synchronize()
         best["all"] = min(best["all"], time.perf_counter() - begun)

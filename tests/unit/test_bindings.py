@@ -10,15 +10,20 @@ import pytest
 import torch
 
 from vllm_nfp.adapter import bindings, support, versions
+from vllm_nfp.adapter.attention_groups import AttentionGroup, CellDoesNotFitError, own_groups
 from vllm_nfp.adapter.bindings import UnknownVllmError
 from vllm_nfp.adapter.dispatch import Execution, Placement
-from vllm_nfp.probe.batch import AttentionGroup, BlockReader, ProbeBatch, TokenBag, own_groups
+from vllm_nfp.probe.batch import ProbeBatch
+from vllm_nfp.probe.kv_blocks import BlockReader
+from vllm_nfp.probe.token_pool import TokenPool
 
 CPU = torch.device("cpu")
 
 
 class Builder:
     """Keeps what it is given; called as vLLM's builders are."""
+
+    requires_block_table_width = False
 
     def __init__(self, *_: Any) -> None:
         self.kv_cache_spec = SimpleNamespace(block_size=16)
@@ -44,7 +49,7 @@ def metadata_class(*names: str) -> type:
 def metadata_of(kind: type, host_lengths: bool = False) -> Any:
     batch = ProbeBatch(2, 3, Placement(Execution.FULL, 9, 3), widths=[8], device=CPU)
     group = AttentionGroup(Builder(), ("a",), block_tokens=16, num_blocks=100)
-    batch.fill(50, [BlockReader(group, 8, CPU, 0)], TokenBag(1000, 64, CPU, 0))
+    batch.fill(50, [BlockReader(group, CPU, 0)], TokenPool(1000, 64, CPU, 0))
     extra = {"host_lengths": True} if host_lengths else {}
     return batch.attention_metadata([group], kind, 53, False, padded=True, **extra)["a"]
 
@@ -110,7 +115,9 @@ def test_arguments_that_vllm_lacks_or_requires_are_named() -> None:
 def group_of(spec_name: str, builder: Any) -> Any:
     spec = type(spec_name, (), {"block_size": 16})()
     builder.kv_cache_spec = spec
-    return SimpleNamespace(layer_names=["a"], kv_cache_spec=spec, metadata_builders=[builder])
+    return SimpleNamespace(
+        layer_names=["a"], kv_cache_spec=spec, metadata_builders=[builder], kernel_block_stride=0
+    )
 
 
 def test_an_unknown_kind_of_kv_cache_or_builder_is_named() -> None:
@@ -121,6 +128,54 @@ def test_an_unknown_kind_of_kv_cache_or_builder_is_named() -> None:
         own_groups([[group_of("RingSpec", Builder())]], 100, config, CPU)
     with pytest.raises(UnknownVllmError, match=r"OtherBuilder\.build .* too many positional"):
         own_groups([[group_of("FullAttentionSpec", OtherBuilder())]], 100, config, CPU)
+
+
+def test_layers_that_share_blocks_are_refused_where_vllm_packs_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    group = group_of("FullAttentionSpec", Builder())
+    group.kernel_block_stride = 2
+    with pytest.raises(CellDoesNotFitError, match="packs layers of different page sizes"):
+        own_groups([[group]], 100, SimpleNamespace(), CPU)
+    monkeypatch.setattr(versions, "installed_version", lambda: "0.28.0")
+    del group.kernel_block_stride
+    monkeypatch.delattr(Builder, "requires_block_table_width")
+    assert own_groups([[group]], 100, SimpleNamespace(), CPU)[0].num_blocks == 100
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_builders_share_one_scratch_buffer_where_they_have_one(shared: bool) -> None:
+    class Scratch(Builder):
+        taken: Any = None
+
+        def _get_workspace_buffer(self) -> str:
+            return "scratch of the live one"
+
+        def set_workspace_buffer(self, buffer: Any) -> None:
+            self.taken = buffer
+
+    live = Scratch() if shared else Builder()
+    made = own_groups([[group_of("FullAttentionSpec", live)]], 100, SimpleNamespace(), CPU)
+    assert made[0].builder is not live
+    assert getattr(made[0].builder, "taken", None) == (
+        "scratch of the live one" if shared else None
+    )
+
+
+@pytest.mark.parametrize(("width", "given"), [(True, 7), (False, None)])
+def test_builders_that_ask_for_the_width_of_the_block_table_get_it(
+    width: bool, given: int | None
+) -> None:
+    class Wide(Builder):
+        requires_block_table_width = width
+
+        def __init__(self, *_: Any, block_table_width: int | None = None) -> None:
+            super().__init__()
+            self.width = block_table_width
+
+    config = SimpleNamespace(model_config=SimpleNamespace(max_model_len=100))
+    made = own_groups([[group_of("FullAttentionSpec", Wide())]], 100, config, CPU)
+    assert made[0].builder.width == given
 
 
 @pytest.mark.parametrize(("version", "refused"), [("0.29.0", True), ("0.31.0", False)])

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from vllm_nfp.adapter.attention_groups import AttentionGroup
 from vllm_nfp.adapter.dispatch import Execution, Placement
 from vllm_nfp.probe import kv_proof
-from vllm_nfp.probe.batch import AttentionGroup, BlockReader, ProbeBatch, TokenBag
+from vllm_nfp.probe.batch import ProbeBatch
+from vllm_nfp.probe.kv_blocks import BlockReader
 from vllm_nfp.probe.kv_proof import KvCacheWrittenError, Prover
 from vllm_nfp.probe.kv_sums import caches_of, checksum, spans_of, whole_blocks
+from vllm_nfp.probe.token_pool import TokenPool
 from vllm_nfp.timing import HostClock
 
 CPU = torch.device("cpu")
@@ -114,7 +117,7 @@ def prover_of(
         zip(names, (SimpleNamespace(kv_cache=tensor) for tensor in tensors), strict=True)
     )
     batch = ProbeBatch(4, 8, Placement(Execution.FULL, 40, 5), widths=[20], device=CPU)
-    batch.fill(100, [BlockReader(group, 20, CPU, 0)], TokenBag(1000, 64, CPU, 0))
+    batch.fill(100, [BlockReader(group, CPU, 0)], TokenPool(1000, 64, CPU, 0))
     return Prover(contexts, [group], HostClock(), CPU), group, batch
 
 
@@ -179,7 +182,7 @@ def test_a_large_batch_is_looked_at_evenly() -> None:
     tensor = cache(torch.uint8, (2000, BLOCK_TOKENS, 8))
     group = AttentionGroup(None, ("a",), BLOCK_TOKENS, 2000)
     batch = ProbeBatch(256, 8, Placement(Execution.NONE, 2048, 256), widths=[7], device=CPU)
-    batch.fill(60, [BlockReader(group, 7, CPU, 0)], TokenBag(1000, 4096, CPU, 0))
+    batch.fill(60, [BlockReader(group, CPU, 0)], TokenPool(1000, 4096, CPU, 0))
     prover = Prover({"a": SimpleNamespace(kv_cache=tensor)}, [group], HostClock(), CPU)
     ((_, blocks),) = prover._looked_at(batch, 60)
     assert len(blocks) == 16 + kv_proof.MOST_TAILS

@@ -51,6 +51,8 @@ def heavy(modules: Sequence[str]) -> set[str]:
         ("import vllm_nfp.report", set()),
         ("import vllm_nfp.config", set()),
         ("import vllm_nfp.measure", set()),
+        ("import vllm_nfp.probe.graph_cache", set()),
+        ("import vllm_nfp.probe.limits", {"numpy"}),
         ("from vllm_nfp.metrics.collector import NfpCollector", {"prometheus_client"}),
     ],
 )

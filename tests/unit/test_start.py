@@ -38,7 +38,7 @@ def attach(
     now, given = Clock(), [0.0]
 
     class Engine:
-        graph_bytes, timed_layers, num_layers, shares_graph_memory = 0, (), 1, False
+        graph_bytes, timed_layers, num_layers, shares_graph_memory = 0, 0, 1, False
 
         def __init__(self, *_: object) -> None:
             pass
@@ -69,7 +69,7 @@ def attach(
         start=lambda: None,
     )
     view = SimpleNamespace(device=torch.device("cpu"), name="v2")
-    monkeypatch.setattr(module, "VllmProbeEngine", Engine)
+    monkeypatch.setattr(module, "ProbeEngine", Engine)
     monkeypatch.setattr(module, "view_of", lambda _: view)
     monkeypatch.setattr(module.support, "refusal", lambda *_: None)
     monkeypatch.setattr(Session, "_assemble", lambda *_: (Prober(), publisher))

@@ -15,12 +15,12 @@ from test_engine import config as accepted
 pytest.importorskip("vllm")
 
 from vllm_nfp.adapter import predictions, support, versions
+from vllm_nfp.adapter.attention_groups import CellDoesNotFitError
 from vllm_nfp.adapter.layers import UnsupportedModelError
 from vllm_nfp.adapter.runners import UnknownRunnerError
 from vllm_nfp.adapter.versions import Mode
 from vllm_nfp.config import ProbeConfig
-from vllm_nfp.probe.batch import CellDoesNotFitError
-from vllm_nfp.probe.engine import KvCacheWrittenError
+from vllm_nfp.probe.kv_proof import KvCacheWrittenError
 from vllm_nfp.results.snapshot import Snapshot
 from vllm_nfp.schedule.lockstep import PeerFaultError
 from vllm_nfp.session import rank_session
@@ -171,7 +171,7 @@ def test_steps_are_timed_and_nothing_of_a_probe_is_made(
     def made(*_: object) -> None:
         raise AssertionError("a probe engine was made")
 
-    monkeypatch.setattr(module, "VllmProbeEngine", made)
+    monkeypatch.setattr(module, "ProbeEngine", made)
     session = session_for(ProbeConfig(overhead_budget=0.5), served(**changes))
     if not support.reports(session._vllm_config.parallel_config):
         session._vllm_config.parallel_config.rank = 1
@@ -269,7 +269,7 @@ def test_a_graph_that_was_made_before_is_given_up(
         def close(self) -> None:
             closed.append("closed")
 
-    monkeypatch.setattr(module, "VllmProbeEngine", Engine)
+    monkeypatch.setattr(module, "ProbeEngine", Engine)
     session = session_for(ProbeConfig(), served())
     session.attach(object())
     assert closed == ["closed"]
@@ -349,7 +349,7 @@ def fail_to_build(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def build(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(module, "VllmProbeEngine", build)
+    monkeypatch.setattr(module, "ProbeEngine", build)
 
 
 @pytest.mark.parametrize("changes", [changes for changes, _, predicted in REFUSED if not predicted])

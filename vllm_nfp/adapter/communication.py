@@ -32,7 +32,7 @@ NOT_IN_ALL = ("reduce_scatterv_into_output",)
 def watched(on_edge: Callable[[bool], None]) -> Iterator[None]:
     """Call ``on_edge(is_start)`` around each collective while the context lasts.
 
-    One that is made of others counts once.
+    A collective that calls others counts once.
     """
     depth = 0
 
@@ -57,9 +57,9 @@ def watched(on_edge: Callable[[bool], None]) -> Iterator[None]:
     try:
         for group in _groups_of_several():
             for name in CALLS:
-                call = getattr(group, name, None)
-                if call is not None and name not in vars(group):
-                    setattr(group, name, watch(call))
+                # bindings.check() has looked up all that every release has.
+                if hasattr(group, name) and name not in vars(group):
+                    setattr(group, name, watch(getattr(group, name)))
                     replaced.append((group, name))
         yield
     finally:
@@ -74,8 +74,8 @@ def _groups_of_several() -> list[Any]:
     for name in _GROUPS:
         try:
             group = getattr(parallel_state, name)()
-        except (AssertionError, AttributeError):
-            continue  # not made for this model, or unknown to this vLLM
+        except AssertionError:
+            continue  # not made for this model
         if group is not None and group.world_size > 1 and group not in groups:
             groups.append(group)
     return groups

@@ -54,8 +54,8 @@ class Placement:
 def place(rules: GraphRules, batch_size: int, positions: int) -> Placement:
     """Where a step of ``batch_size`` sequences x ``positions`` positions would run.
 
-    A step that fits no FULL graph falls to PIECEWISE, then to no graph; that cliff is a boundary
-    as real as a kernel's.
+    A step that fits no FULL graph runs in a PIECEWISE one, or else in none. That slows it down, so
+    that the end of the graphs is a boundary like that of a kernel.
     """
     tokens = batch_size * positions
     if rules.full_decode and (positions == 1 or rules.multi_position):

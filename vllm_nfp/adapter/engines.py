@@ -2,8 +2,8 @@
 
 As a program, ``python -m vllm_nfp.adapter.engines ENGINE_ARGS`` starts an engine for the first scan
 of its probe alone. :mod:`vllm_nfp.measure` runs it, with the probe's settings in the environment.
-The results are in the settings' output directory when it ends. If the engine does not start, a line of
-standard error begins with :data:`vllm_nfp.start.process.FAILURE`.
+The results are in the settings' output directory when it ends. If the engine does not start, a line
+of standard error begins with :data:`vllm_nfp.start.process.FAILURE`.
 """
 
 from __future__ import annotations

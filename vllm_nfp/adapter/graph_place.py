@@ -1,10 +1,10 @@
 """Where the probe's CUDA graphs take their memory: beside vLLM's own graphs.
 
-vLLM captures all its graphs into one memory pool, so that what a graph uses while it runs is used
-by the next one as well. The probe's graphs join that pool. They then add no activations of their
-own as long as they are no larger than vLLM's largest. That needs the stream that vLLM captured on,
-since PyTorch's allocator reuses memory within one stream only; :class:`CaptureWatch` notes both
-while vLLM warms up.
+vLLM captures all its graphs into one memory pool, so that graphs share the memory of their
+activations. The probe's graphs join that pool. They add no activations of their own as long as they
+are no larger than vLLM's largest graph. PyTorch's allocator reuses memory within one stream only,
+so the probe also needs the stream that vLLM captured on. :class:`CaptureWatch` records both while
+vLLM warms up.
 
 It is safe because a probe runs after everything of one step has been enqueued and before anything
 of the next, on the same stream. Whatever a graph of vLLM leaves in the pool (hidden states, those
@@ -36,7 +36,7 @@ class GraphPlace:
 
 
 class CaptureWatch:
-    """Notes into which pool, and on which stream, graphs are captured while it is open."""
+    """Records into which pool, and on which stream, graphs are captured while it is open."""
 
     def __init__(self) -> None:
         self._patches = PatchSet()
@@ -50,16 +50,16 @@ class CaptureWatch:
         self.close()
 
     def open(self) -> CaptureWatch:
-        """Begin to note."""
+        """Begin to record."""
         if torch.cuda.is_available():
-            self._patches.wrap(torch.cuda.CUDAGraph, "capture_begin", self._noting)
+            self._patches.wrap(torch.cuda.CUDAGraph, "capture_begin", self._recording)
         return self
 
     def close(self) -> None:
-        """Note no more; what was noted stays."""
+        """Stop recording; what was recorded stays."""
         self._patches.restore()
 
-    def _noting(self, original: Any) -> Any:
+    def _recording(self, original: Any) -> Any:
         def capture_begin(graph: Any, pool: Any = None, *args: Any, **kwargs: Any) -> Any:
             self.note(pool, torch.cuda.current_stream())
             return original(graph, pool, *args, **kwargs)

@@ -15,7 +15,7 @@ from vllm_nfp.types import Module
 
 
 class UnsupportedModelError(RuntimeError):
-    """The model's layers cannot be told apart; the message says what was looked for."""
+    """No decoder layers were found in the model; the message says what was looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +94,17 @@ def _ffn_of(
     return ffn, Module.MOE_FFN if is_moe else Module.DENSE_FFN
 
 
+def linear_layers(layer: DecoderLayer) -> dict[str, Any]:
+    """The layer's linear layers by their names within it."""
+    from vllm.model_executor.layers.linear import LinearBase
+
+    return {
+        name: module
+        for name, module in layer.module.named_modules()
+        if isinstance(module, LinearBase) and hasattr(module, "weight")
+    }
+
+
 def sample_layers(layers: Sequence[DecoderLayer], per_kind: int) -> tuple[DecoderLayer, ...]:
     """Layers to time: the first, the last, and evenly between, for each kind of layer.
 
@@ -111,6 +122,7 @@ def sample_layers(layers: Sequence[DecoderLayer], per_kind: int) -> tuple[Decode
 
 
 def _kind(layer: DecoderLayer) -> tuple[Any, ...]:
+    # The cache of a sparse attention's indexer has no window, nor has MLA before 0.29.
     windows = tuple(str(getattr(m, "sliding_window", None)) for m in layer.attention)
     return (layer.ffn_kind, windows)
 
@@ -125,17 +137,17 @@ def _spread(group: Sequence[DecoderLayer], count: int) -> list[DecoderLayer]:
 
 
 def can_skip(layer: DecoderLayer) -> bool:
-    """Whether the layer's inputs can be handed on in place of its outputs."""
+    """Whether the layer's inputs can stand in for its outputs."""
     return "hidden_states" in inspect.signature(layer.module.forward).parameters
 
 
 @contextmanager
 def skipped(layers: Sequence[DecoderLayer]) -> Iterator[None]:
-    """Let the layers hand their inputs on while the context lasts."""
+    """Have the layers return their inputs while the context lasts."""
     done: list[nn.Module] = []
     try:
         for layer in layers:
-            layer.module.__dict__["forward"] = _hand_on(layer.module.forward)
+            layer.module.__dict__["forward"] = _identity(layer.module.forward)
             done.append(layer.module)
         yield
     finally:
@@ -143,7 +155,7 @@ def skipped(layers: Sequence[DecoderLayer]) -> Iterator[None]:
             module.__dict__.pop("forward", None)
 
 
-def _hand_on(forward: Callable[..., Any]) -> Callable[..., Any]:
+def _identity(forward: Callable[..., Any]) -> Callable[..., Any]:
     """A layer that changes nothing: returns (hidden_states, residual), or hidden_states alone."""
     signature = inspect.signature(forward)
 
@@ -215,10 +227,10 @@ def _edges(
 
 @contextmanager
 def fused_ops(layers: Sequence[DecoderLayer]) -> Iterator[None]:
-    """Let custom ops in the timed layers run their fused kernel instead of plain PyTorch.
+    """Have custom ops in the timed layers run their fused kernels instead of plain PyTorch.
 
-    Under torch.compile vLLM gives such an op its plain implementation, for the compiler to fuse;
-    the timed run is not compiled, and without this the activation of an FFN would take several
+    Under torch.compile vLLM gives such an op its plain implementation, for the compiler to fuse.
+    The timed run is not compiled: without this, the activation of an FFN would take several
     kernels, and a rotary embedding would load one that serving does not (see ``light_ops``).
     """
     from vllm.model_executor.custom_op import CustomOp
@@ -246,7 +258,7 @@ def _custom_ops(layers: Sequence[DecoderLayer], base: type[nn.Module]) -> Iterat
         for child in layer.ffn:
             for op in child.modules():
                 has_kernel = isinstance(op, base) and "forward_cuda" in type(op).__dict__
-                if has_kernel and getattr(op, "_forward_method", None) != op.forward_cuda:
+                if has_kernel and op._forward_method != op.forward_cuda:
                     yield op
 
 
@@ -254,14 +266,3 @@ def _rotary_ops(layers: Sequence[DecoderLayer], base: type[nn.Module]) -> tuple[
     """Rotary embeddings, once each: layers share them."""
     modules = (module for layer in layers for module in layer.module.modules())
     return tuple(dict.fromkeys(module for module in modules if isinstance(module, base)))
-
-
-def linear_layers(layer: DecoderLayer) -> dict[str, Any]:
-    """A layer's linear layers by their names within it."""
-    from vllm.model_executor.layers.linear import LinearBase
-
-    return {
-        name: module
-        for name, module in layer.module.named_modules()
-        if isinstance(module, LinearBase) and hasattr(module, "weight")
-    }

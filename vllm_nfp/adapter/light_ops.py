@@ -1,10 +1,11 @@
 """Keeps the uncompiled run of the timed modules from loading kernels that serving never loads.
 
 A CUDA kernel is loaded with the whole module that it was compiled in, which stays in the host's
-memory: on an H100 with torch 2.11 that of ``index_select``, which looks embeddings and rotary
-angles up, is 65 MiB, those of a plain RMS norm 37 MiB (``python -m benchmarks.operator_memory``).
-All of these stand outside every timed module. Here they run as they do where vLLM serves without
-compiling, with its own kernels, and embeddings are indexed, as vLLM's sampler indexes anyway.
+memory (``python -m benchmarks.operator_memory``). On an H100 with torch 2.11 the module of
+``index_select``, which looks up embeddings and rotary angles, takes 65 MiB. Those of a plain RMS
+norm take 37 MiB. None of these operators is part of a timed module. Here they run vLLM's own
+kernels, as they do where vLLM serves without compiling. Embeddings are looked up by indexing, which
+vLLM's sampler does anyway.
 """
 
 from __future__ import annotations
@@ -18,15 +19,16 @@ import torch
 from vllm_nfp.adapter.patch import PatchSet
 
 NORMS = ("rms_norm", "fused_add_rms_norm")
+"""Operators of ``vllm.ir``, which every known release has (sources of 0.26.0, 0.29.0, 0.32.0)."""
 VLLM_KERNELS, PLAIN = "vllm_c", "native"
 
 
 @contextmanager
 def light_ops() -> Iterator[None]:
-    """Let embeddings and norms run small kernels, while the context lasts.
+    """Have embeddings and norms run small kernels while the context lasts.
 
-    Without a GPU nothing changes. Rotary embeddings are seen to by
-    :func:`vllm_nfp.adapter.layers.fused_ops`.
+    Without a GPU nothing changes. :func:`vllm_nfp.adapter.layers.fused_ops` does the same for
+    rotary embeddings.
     """
     patches = PatchSet()
     try:
@@ -53,13 +55,10 @@ def _index_embeddings(patches: PatchSet) -> None:
 
 
 def _use_vllm_norms(stack: ExitStack) -> None:
-    """Prefer vLLM's kernels for norms; releases without operators of several kinds have no need."""
-    try:
-        from vllm import ir
-    except ImportError:
-        return
+    """Prefer vLLM's own kernels for norms, where it was built with them."""
+    from vllm import ir
+
     for name in NORMS:
-        operator = getattr(ir.ops, name, None)
-        if operator is None or VLLM_KERNELS not in operator.supported_providers():
-            continue
-        stack.enter_context(operator.set_priority([VLLM_KERNELS, PLAIN]))
+        operator = getattr(ir.ops, name)
+        if VLLM_KERNELS in operator.supported_providers():
+            stack.enter_context(operator.set_priority([VLLM_KERNELS, PLAIN]))

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 
 import torch
 
+from vllm_nfp.adapter.out_of_memory import is_out_of_memory
 from vllm_nfp.config import ProbeConfig
-from vllm_nfp.probe.memory import is_out_of_memory
 from vllm_nfp.schedule.lockstep import STEPS_PER_EXCHANGE, Lockstep, WireError
 from vllm_nfp.schedule.mailbox import faster
 

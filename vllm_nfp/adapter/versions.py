@@ -92,6 +92,13 @@ MULTIMODAL_PROPERTY = (0, 31)
 ``is_multimodal_model`` is what there is. Read in the sources of 0.26.0 to 0.33.0,
 ``config/model.py``."""
 
+PACKED_KV_LAYERS = (0, 32)
+"""Oldest release whose KV cache may pack layers of different page sizes together
+(``kernel_block_stride`` in ``v1/worker/utils.py``)."""
+BLOCK_TABLE_WIDTH = (0, 29)
+"""Oldest release whose attention metadata builders say whether they are given the width of the
+block table (``requires_block_table_width`` in ``v1/attention/backend.py``)."""
+
 METADATA_FIELDS = (
     "query_start_loc",
     "query_start_loc_cpu",

@@ -8,213 +8,20 @@ is written.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from vllm_nfp.adapter import bindings, versions
-from vllm_nfp.adapter.dispatch import Placement
+from vllm_nfp.adapter import versions
+from vllm_nfp.adapter.attention_groups import AttentionGroup
+from vllm_nfp.adapter.dispatch import GraphRules, Placement, place
+from vllm_nfp.probe.kv_blocks import BlockReader
+from vllm_nfp.probe.token_pool import TokenPool
 
 PAD_SLOT = -1
 """vLLM's slot for tokens whose keys and values are not stored."""
-
-
-class CellDoesNotFitError(RuntimeError):
-    """The KV cache has too few blocks for the cell, or the model too short a context."""
-
-
-@dataclass(frozen=True, slots=True)
-class AttentionGroup:
-    """Layers that share attention metadata, with a builder of the probe's own."""
-
-    builder: Any
-    layer_names: tuple[str, ...]
-    block_tokens: int
-    """Tokens in a block as the kernels see it."""
-    num_blocks: int
-    """Blocks in the pool as the kernels see it."""
-
-
-def own_groups(
-    attn_groups: Sequence[Sequence[Any]], num_blocks: int, vllm_config: Any, device: torch.device
-) -> tuple[AttentionGroup, ...]:
-    """Groups like the runner's, with metadata builders made anew.
-
-    The runner's builders keep buffers that captured graphs read; the probe must not share them.
-
-    Raises:
-        CellDoesNotFitError: if a group's blocks cannot be addressed one by one.
-        UnknownVllmError: if its kind, or how its builder is called, is unknown.
-    """
-    groups = []
-    for runner_group in (group for groups_of_spec in attn_groups for group in groups_of_spec):
-        live = runner_group.metadata_builders[0]
-        # Releases before 0.32 pack no layers together and lack the attribute.
-        if getattr(runner_group, "kernel_block_stride", 0):
-            raise CellDoesNotFitError("the KV cache packs layers of different page sizes together")
-        spec = live.kv_cache_spec
-        bindings.check_kv_cache_kind(spec)
-        bindings.check_builder(live)
-        names = tuple(runner_group.layer_names)
-        builder = _new_builder(type(live), spec, names, vllm_config, device)
-        _share_scratch(live, builder)
-        per_block = runner_group.kv_cache_spec.block_size // spec.block_size
-        groups.append(AttentionGroup(builder, names, spec.block_size, num_blocks * per_block))
-    return tuple(groups)
-
-
-def _new_builder(
-    kind: type, spec: Any, layer_names: Sequence[str], vllm_config: Any, device: torch.device
-) -> Any:
-    extra = {}
-    # Builders before 0.29 have no such attribute and take no width.
-    if getattr(kind, "requires_block_table_width", False):
-        extra["block_table_width"] = -(-vllm_config.model_config.max_model_len // spec.block_size)
-    return kind(spec, list(layer_names), vllm_config, device, **extra)
-
-
-def _share_scratch(live: Any, builder: Any) -> None:
-    """Let both use one scratch buffer, as vLLM lets its own builders: it is hundreds of MiB."""
-    scratch = getattr(live, "_get_workspace_buffer", None)
-    take = getattr(builder, "set_workspace_buffer", None)
-    if scratch is not None and take is not None:
-        take(scratch())
-
-
-class BlockReader:
-    """Chooses which KV blocks each sequence of a probe reads.
-
-    Args:
-        group: the layers' group.
-        width: block-table columns, as many as the longest allowed context needs.
-        seed: of the permutation that scatters the blocks, as a server that has run for a while
-            has scattered them.
-    """
-
-    def __init__(self, group: AttentionGroup, width: int, device: torch.device, seed: int) -> None:
-        self._group = group
-        self._width = width
-        self._device = device
-        # Block 0 is vLLM's null block, which no sequence owns.
-        order = np.random.default_rng(seed).permutation(np.arange(1, group.num_blocks))
-        self._order = order.astype(np.int32)
-        self._on_device = torch.from_numpy(self._order).to(device)
-
-    def blocks_needed(self, batch_size: int, tokens: int) -> int:
-        """Distinct blocks that ``batch_size`` sequences of ``tokens`` tokens read."""
-        return batch_size * -(-tokens // self._group.block_tokens)
-
-    def variants(self, batch_size: int, tokens: int) -> int:
-        """Tables for this shape that share no block with one another."""
-        return len(self._order) // self.blocks_needed(batch_size, tokens)
-
-    def blocks(self, batch_size: int, tokens: int, variant: int = 0) -> np.ndarray[Any, Any]:
-        """Numbers of the blocks that each sequence reads, int32 [batch_size, blocks], on the host.
-
-        Raises:
-            CellDoesNotFitError: if the pool has too few blocks.
-        """
-        return self._order[self._place(batch_size, tokens, variant)].reshape(batch_size, -1)
-
-    def table(self, batch_size: int, tokens: int, variant: int = 0) -> torch.Tensor:
-        """Block table of shape [batch_size, width], int32, each block used once.
-
-        Args:
-            variant: tables of different variants share no block.
-
-        Raises:
-            CellDoesNotFitError: if the pool has too few blocks.
-        """
-        table = torch.zeros((batch_size, self._width), dtype=torch.int32, device=self._device)
-        self.fill(table, batch_size, tokens, variant)
-        return table
-
-    def fill(self, table: torch.Tensor, batch_size: int, tokens: int, variant: int = 0) -> None:
-        """Write the block table into the first rows of ``table``, zeros into all the rest.
-
-        Enqueued on the stream; makes no tensor, so that no number of shapes takes more memory.
-
-        Raises:
-            CellDoesNotFitError: if the pool has too few blocks.
-        """
-        place = self._place(batch_size, tokens, variant)
-        blocks = self._on_device[place].view(batch_size, -1)
-        table.zero_()
-        table[:batch_size, : blocks.shape[1]].copy_(blocks)
-
-    def _place(self, batch_size: int, tokens: int, variant: int) -> slice:
-        """Where in the order the blocks of a shape are."""
-        needed = self.blocks_needed(batch_size, tokens)
-        first = variant * needed
-        if first + needed > len(self._order):
-            raise CellDoesNotFitError(
-                f"{batch_size} sequences of {tokens} tokens need {first + needed} distinct KV "
-                f"blocks, the cache has {len(self._order)}"
-            )
-        return slice(first, first + needed)
-
-
-GOLDEN_RATIO = (5**0.5 - 1) / 2
-"""Multiples of it, without their whole parts, lie evenly between 0 and 1, however many they are."""
-
-
-class TokenBag:
-    """Token ids that probes run on: those of recent prompts, random ones until there are any.
-
-    Identical ids would send all tokens to the same experts; the ids of live prompts route as the
-    server's own traffic does. They never leave the worker.
-
-    Args:
-        vocab_size: ids are below this.
-        size: ids kept.
-    """
-
-    def __init__(self, vocab_size: int, size: int, device: torch.device, seed: int) -> None:
-        rng = np.random.default_rng(seed)
-        self._begin = float(rng.random())
-        self._vocab_size = vocab_size
-        # Twice over, so that a batch can start anywhere without wrapping.
-        self._host = torch.empty(2 * size, dtype=torch.int32, pin_memory=device.type == "cuda")
-        self._size = size
-        self._fill = 0
-        self._device_ids = torch.empty(2 * size, dtype=torch.int32, device=device)
-        self._write(0, rng.integers(0, vocab_size, size, dtype=np.int32))
-        self._changed = True
-
-    def _write(self, start: int, ids: np.ndarray[Any, Any]) -> None:
-        values = torch.from_numpy(ids)
-        end = start + len(ids)
-        self._host[start:end] = values
-        self._host[start + self._size : end + self._size] = values
-
-    def add(self, token_ids: Sequence[int]) -> None:
-        """Take in (part of) a live prompt; ids out of range are left out."""
-        ids = np.asarray(token_ids[: self._size], dtype=np.int64)
-        ids = ids[(ids >= 0) & (ids < self._vocab_size)].astype(np.int32)
-        first = ids[: self._size - self._fill]
-        self._write(self._fill, first)
-        rest = ids[len(first) :]
-        if len(rest):
-            self._write(0, rest)
-        self._fill = (self._fill + len(ids)) % self._size
-        self._changed = self._changed or len(ids) > 0
-
-    def draw(self, count: int, number: int = 0) -> torch.Tensor:
-        """``count`` token ids on the device.
-
-        Args:
-            number: draws of the same number begin at the same place, others spread over the bag.
-        """
-        if self._changed:
-            self._device_ids.copy_(self._host, non_blocking=True)
-            self._changed = False
-        if count > self._size:
-            raise CellDoesNotFitError(f"{count} tokens in a step exceed the bag of {self._size}")
-        start = int(self._size * ((self._begin + number * GOLDEN_RATIO) % 1.0))
-        return self._device_ids[start : start + count]
 
 
 class ProbeBatch:
@@ -271,7 +78,7 @@ class ProbeBatch:
         self,
         context: int,
         readers: Sequence[BlockReader],
-        bag: TokenBag,
+        tokens: TokenPool,
         variant: int = 0,
         draw: int = 0,
     ) -> None:
@@ -280,7 +87,7 @@ class ProbeBatch:
         Args:
             context: tokens already in each sequence's KV cache.
             variant: which of the disjoint sets of KV blocks to read.
-            draw: number of the draw from the bag.
+            draw: number of the draw from the token pool.
         """
         length = context + self.positions_per_sequence
         torch.add(self._offsets, context, out=self.positions[: self.tokens])
@@ -289,7 +96,7 @@ class ProbeBatch:
         for table, reader in zip(self.tables, readers, strict=True):
             reader.fill(table, self.batch_size, length, variant)
         self.blocks = tuple(r.blocks(self.batch_size, length, variant) for r in readers)
-        self.input_ids[: self.tokens].copy_(bag.draw(self.tokens, draw))
+        self.input_ids[: self.tokens].copy_(tokens.draw(self.tokens, draw))
 
     def attention_metadata(
         self,
@@ -345,3 +152,80 @@ class ProbeBatch:
     def slot_mapping(self, groups: Sequence[AttentionGroup]) -> dict[str, torch.Tensor]:
         """Slots by layer, all padding."""
         return {name: self.slots for group in groups for name in group.layer_names}
+
+
+class BatchBuilder:
+    """Builds the batch of each shape, and fills it before a run.
+
+    Args:
+        rules: how the server would launch a step.
+        readers: choose the KV blocks of each group.
+        widths: block-table columns of each group, as many as the longest allowed context needs.
+        tokens: what the batches run on.
+        most_sequences: of the largest batch, with padding.
+    """
+
+    def __init__(
+        self,
+        rules: GraphRules,
+        readers: Sequence[BlockReader],
+        widths: Sequence[int],
+        tokens: TokenPool,
+        device: torch.device,
+        causal: bool,
+        most_sequences: int,
+    ) -> None:
+        self._rules = rules
+        self._readers = readers
+        self._widths = widths
+        self._tokens = tokens
+        self._device = device
+        self._causal = causal
+        self._most_sequences = most_sequences
+        self._tables: tuple[torch.Tensor, ...] | None = None
+
+    def build(self, batch_size: int, positions: int) -> ProbeBatch:
+        """The batch of a shape, placed and padded as serving would."""
+        placement = place(self._rules, batch_size, positions)
+        return ProbeBatch(
+            batch_size,
+            positions,
+            placement,
+            self._widths,
+            self._device,
+            self._causal,
+            self._shared_tables(placement.padded_sequences),
+        )
+
+    def _shared_tables(self, sequences: int) -> tuple[torch.Tensor, ...]:
+        """Block tables for all shapes: no two run at the same time.
+
+        Graphs hold their address, so that they are made once, for the largest batch.
+        """
+        if self._tables is None:
+            rows = max(sequences, self._most_sequences)
+            self._tables = tuple(
+                torch.zeros((rows, width), dtype=torch.int32, device=self._device)
+                for width in self._widths
+            )
+        return self._tables
+
+    def fill(self, batch: ProbeBatch, context: int, draw: int = 0) -> None:
+        """Give a batch its context length, KV blocks and token ids; see :meth:`ProbeBatch.fill`.
+
+        Raises:
+            CellDoesNotFitError: if the KV cache has too few blocks.
+        """
+        batch.fill(context, self._readers, self._tokens, draw=draw)
+
+    def close(self) -> None:
+        """Give up the buffers that batches share."""
+        self._readers, self._tables = (), None
+
+
+def most_sequences(rules: GraphRules, batch_sizes: Iterable[int], grid: Iterable[int]) -> int:
+    """Sequences of the largest batch of these shapes, with padding; 0 if there are none."""
+    counts = list(grid)
+    return max(
+        (place(rules, b, n).padded_sequences for b in batch_sizes for n in counts), default=0
+    )

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from vllm_nfp.probe.batch import AttentionGroup, ProbeBatch
+from vllm_nfp.adapter.attention_groups import AttentionGroup
+from vllm_nfp.probe.batch import ProbeBatch
 from vllm_nfp.probe.kv_sums import SomeBlocks, block_sums, integers, tensors_in
 from vllm_nfp.timing import Clock, Mark
 
@@ -82,6 +83,10 @@ class Prover:
         self._clock = clock
         self._device = device
         self._turn = 0
+        self._proven: set[tuple[int, int, bool]] = set()
+        """(batch size, positions, as a graph): runs of which one was, or is being, proven."""
+        self._under_way: list[Proof] = []
+        """Proofs that no ticket carries."""
         self._groups = groups
         self._caches = [
             [cache for name in group.layer_names for cache in _addressed(contexts[name], group)]
@@ -106,6 +111,40 @@ class Prover:
         proving = Proving(self._clock, self._device, list(self._looked_at(batch, context)))
         self._turn += 1
         return proving
+
+    def begin_if_first(self, batch: ProbeBatch, context: int, as_graph: bool) -> Proving | None:
+        """Enqueue the sums before a run if it is the first of its kind; None if it is not.
+
+        Args:
+            as_graph: the run is the replay of a CUDA graph.
+        """
+        kind = (batch.batch_size, batch.positions_per_sequence, as_graph)
+        if kind in self._proven:
+            return None
+        self._proven.add(kind)
+        return self.begin(batch, context)
+
+    def watch(self, proof: Proof) -> None:
+        """Judge a proof at a later :meth:`check`, once its sums are there."""
+        self._under_way.append(proof)
+
+    def check(self) -> None:
+        """Judge the watched proofs whose sums are there; waits for nothing.
+
+        Raises:
+            KvCacheWrittenError: if a run has changed the KV cache.
+        """
+        while self._under_way and self._clock.ready(self._under_way[0].mark):
+            self.judge(self._under_way.pop(0))
+
+    def judge(self, proof: Proof) -> None:
+        """Compare the sums of a proof whose mark is passed.
+
+        Raises:
+            KvCacheWrittenError: if the run has changed the KV cache.
+        """
+        self._clock.release(proof.mark)
+        proof.judge()
 
     def _looked_at(self, batch: ProbeBatch, context: int) -> Iterator[SomeBlocks]:
         each = zip(self._groups, self._caches, self._always, batch.blocks, strict=True)

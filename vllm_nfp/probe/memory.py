@@ -1,46 +1,20 @@
-"""The probe's share of GPU and host memory: what it is, and how it is kept within its limit."""
+"""What the probe takes of GPU and host memory."""
 
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
 
-import torch
-
-from vllm_nfp.adapter.graph_place import GraphPlace
-from vllm_nfp.faults import out_of_memory
-
-_STABLE_ABI_ALLOCATIONS = ("aten::new_empty", "aten::empty")
 _STATM = Path("/proc/self/statm")
 
 MOST_DRIVER_BYTES = 128 << 20
 """More than the driver ever takes for the graphs of one shape: then another process took memory."""
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an allocation on the GPU failed.
-
-    Kernels behind torch's stable ABI, FlashAttention 3 among them, report it as a plain
-    RuntimeError that names the allocating call (seen with vLLM 0.32 on an H100).
-    """
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    text = str(error)
-    return "API call failed" in text and any(name in text for name in _STABLE_ABI_ALLOCATIONS)
-
-
-def maybe_out_of_memory() -> None:
-    """Fail as an allocation does, where a test asks for it."""
-    if out_of_memory():
-        raise torch.OutOfMemoryError("fault injected: CUDA out of memory")
-
-
 def host_bytes() -> int:
-    """Memory of this process that lies in RAM; 0 where the kernel does not tell."""
+    """Resident memory of this process; 0 where the kernel does not say."""
     try:
         pages = int(_STATM.read_text(encoding="ascii").split()[1])
     except (OSError, ValueError, IndexError):
@@ -59,11 +33,11 @@ class Change:
 
 
 class GpuMemory:
-    """What this process has taken from the GPU, told apart from what others take.
+    """What this process has taken from the GPU, without what other processes take.
 
     PyTorch knows its own reserve exactly. What the driver takes for a graph shows only in the
-    device's free memory, in which other processes appear as well: a change that cannot be one
-    graph's is put down to them, and the mean of the others stands in for it.
+    device's free memory, which other processes change as well. A change that is too large for one
+    graph is put down to them, and the mean of the other graphs is counted instead.
 
     Args:
         reserved: bytes that PyTorch holds for this process.
@@ -77,18 +51,6 @@ class GpuMemory:
         self._own = 0
         self._driver: list[int] = []
         self._driver_total = 0.0
-
-    @classmethod
-    def of(cls, device: torch.device) -> GpuMemory:
-        """That of a CUDA device, from now on; of another one nothing is ever taken."""
-        if device.type != "cuda":
-            return cls(lambda: 0, lambda: 0)
-        # Else memory that PyTorch gives back later would hide what the probe takes.
-        torch.cuda.empty_cache()
-        return cls(
-            lambda: torch.cuda.memory_reserved(device),
-            lambda: int(torch.cuda.mem_get_info(device)[0]),
-        )
 
     def track(self, change: Callable[[], None], expected: float | None = None) -> Change:
         """Run something that makes or gives up graphs; bytes by which it changed what is held.
@@ -120,10 +82,10 @@ class GpuMemory:
 
 
 class HostMemory:
-    """By how much this process has grown in RAM since the probe was attached, within a limit.
+    """By how much this process's resident memory has grown since the probe was attached.
 
-    The C library keeps what graphs give back, for the next ones: giving some up makes room for as
-    many others, and the process no smaller.
+    The C library keeps what graphs give back, for the next ones. Giving up graphs makes room for as
+    many others, and does not make the process smaller.
 
     Args:
         limit: bytes; None: any number.
@@ -144,94 +106,8 @@ class HostMemory:
         return self._resident() - self._base + self._largest > self._limit
 
     def track(self, change: Callable[[], Change]) -> Change:
-        """Run something that makes graphs; what it takes here is noted."""
+        """Run something that makes graphs, and keep the largest growth."""
         before = self._resident()
         found = change()
         self._largest = max(self._largest, self._resident() - before)
         return found
-
-
-def largest_free_block(place: GraphPlace) -> int:
-    """Bytes of the largest piece of the pool that a capture on its stream could use."""
-    stream = int(place.stream.cuda_stream)
-    return max(
-        (
-            int(block["size"])
-            for segment in torch.cuda.memory_snapshot()
-            if tuple(segment.get("segment_pool_id", ())) == tuple(place.pool)
-            and segment["stream"] == stream
-            for block in segment["blocks"]
-            if block["state"] == "inactive"
-        ),
-        default=0,
-    )
-
-
-Key = TypeVar("Key", bound=Hashable)
-
-
-class Shelf(Generic[Key]):
-    """Which shapes have their graphs now, within a limit of bytes; the oldest make room.
-
-    The driver takes memory in larger pieces than a graph needs and reuses what it got back, so that
-    single measurements mislead: once something had to make room, each shape counts as the mean
-    of all until then.
-
-    Args:
-        limit: bytes for all of them.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self._held: OrderedDict[Key, None] = OrderedDict()
-        self._bytes = 0
-        self._count = 0
-        self._mean: float | None = None
-
-    def __contains__(self, key: Key) -> bool:
-        return key in self._held
-
-    def __len__(self) -> int:
-        return len(self._held)
-
-    @property
-    def mean(self) -> float:
-        """Bytes of one shape; 0 before the first."""
-        if self._mean is not None:
-            return self._mean
-        return self._bytes / self._count if self._count else 0.0
-
-    @property
-    def used(self) -> float:
-        """Bytes of all that is held."""
-        return float(self._bytes) if self._mean is None else self._mean * len(self._held)
-
-    @property
-    def capacity(self) -> int | None:
-        """Shapes that the limit holds; None before the first has been measured."""
-        return int(self.limit // self.mean) if self.mean > 0.0 else None
-
-    def put(self, key: Key, nbytes: int) -> None:
-        """A shape has got its graphs, or more of them."""
-        if self._mean is None:
-            self._bytes += max(0, nbytes)
-            self._count += key not in self._held
-        self._held[key] = None
-
-    def use(self, key: Key) -> None:
-        """A shape is used: it goes last."""
-        self._held.move_to_end(key)
-
-    def in_the_way(self, keep: Collection[Key]) -> Key | None:
-        """What makes room for one more, if that is needed; None if not, or if nothing can."""
-        return None if self.used + self.mean <= self.limit else self.oldest_but(keep)
-
-    def oldest_but(self, keep: Collection[Key]) -> Key | None:
-        """What was used longest ago, of those that need not be kept."""
-        return next((key for key in self._held if key not in keep), None)
-
-    def drop(self, key: Key) -> None:
-        """A shape has given up its graphs."""
-        if self._mean is None:
-            self._mean = self.mean
-        del self._held[key]

@@ -19,7 +19,7 @@ from vllm_nfp.adapter.graph_place import GraphPlace
 from vllm_nfp.adapter.runners import RunnerView, UnknownRunnerError, step_of, view_of
 from vllm_nfp.adapter.versions import Mode
 from vllm_nfp.config import ProbeConfig
-from vllm_nfp.probe.engine import VllmProbeEngine
+from vllm_nfp.probe.engine import ProbeEngine
 from vllm_nfp.results.snapshot import Snapshot
 from vllm_nfp.schedule import Budget, Planner, Prober
 from vllm_nfp.schedule.lockstep import DivergedError, Lockstep, Pair, PeerFaultError, WireError
@@ -121,7 +121,7 @@ class RankSession(Session):
         if engine is not None:
             engine.close()
 
-    def _begin(self, view: RunnerView, engine: VllmProbeEngine, clock: Clock, begun: float) -> None:
+    def _begin(self, view: RunnerView, engine: ProbeEngine, clock: Clock, begun: float) -> None:
         lockstep = self._lockstep
         assert lockstep is not None, "attach() has set it"
         if self._leads:
@@ -142,7 +142,7 @@ class RankSession(Session):
 
     def _prober_of(
         self,
-        engine: VllmProbeEngine,
+        engine: ProbeEngine,
         clock: Clock,
         planner: Planner,
         budget: Budget,

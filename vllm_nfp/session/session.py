@@ -15,10 +15,12 @@ from typing import Any
 import torch
 
 from vllm_nfp.adapter import support
+from vllm_nfp.adapter.attention_groups import CellDoesNotFitError
 from vllm_nfp.adapter.bindings import UnknownVllmError
 from vllm_nfp.adapter.environment import attention_backends, describe_environment, describe_model
 from vllm_nfp.adapter.graph_place import GraphPlace
 from vllm_nfp.adapter.layers import UnsupportedModelError
+from vllm_nfp.adapter.out_of_memory import is_out_of_memory
 from vllm_nfp.adapter.predictions import predict_rows
 from vllm_nfp.adapter.ranks import LARGE_BUDGET, Alone, Ranks
 from vllm_nfp.adapter.runners import (
@@ -35,9 +37,8 @@ from vllm_nfp.config import ProbeConfig
 from vllm_nfp.draft.curve_exchange import CurveSender
 from vllm_nfp.faults import maybe_fail, maybe_no_space
 from vllm_nfp.files import open_to_append, write_whole
-from vllm_nfp.probe.batch import CellDoesNotFitError
-from vllm_nfp.probe.engine import VllmProbeEngine
-from vllm_nfp.probe.memory import host_bytes, is_out_of_memory
+from vllm_nfp.probe.engine import ProbeEngine
+from vllm_nfp.probe.memory import host_bytes
 from vllm_nfp.results.profile import profile_file, profile_of, save_profile
 from vllm_nfp.results.run_folder import RunFolder
 from vllm_nfp.results.snapshot import Snapshot, engine_file, write_snapshot
@@ -103,7 +104,7 @@ class Session:
         )
         self._vllm_config = vllm_config
         self._view: RunnerView | None = None
-        self._engine: VllmProbeEngine | None = None
+        self._engine: ProbeEngine | None = None
         self._prober: Prober | None = None
         self._timer: StepTimer | None = None
         self._limits: StepLimits | None = None
@@ -206,7 +207,7 @@ class Session:
             self._publish(view, publisher, StepTimer(clock))
             return
         with torch.inference_mode():
-            engine = VllmProbeEngine(view, clock, self._config, self._graphs, place, self._ranks)
+            engine = ProbeEngine(view, clock, self._config, self._graphs, place, self._ranks)
             checking = self._now()
             engine.check_kv_cache_untouched()
             took = self._now() - checking  # as long as the second check will
@@ -224,7 +225,7 @@ class Session:
             self._engine = engine
             self._begin(view, engine, clock, begun)
 
-    def _begin(self, view: RunnerView, engine: VllmProbeEngine, clock: Clock, begun: float) -> None:
+    def _begin(self, view: RunnerView, engine: ProbeEngine, clock: Clock, begun: float) -> None:
         """Scan within the time that the settings allow in all, and begin to publish."""
         config = self._config
         prober, publisher = self._assemble(view, engine, clock)
@@ -273,7 +274,7 @@ class Session:
             self._config.overhead_budget,
             self._config.delayed_steps,
             len(prober.planner.cells),
-            len(engine.timed_layers),
+            engine.timed_layers,
             engine.num_layers,
             identity.startup_seconds,
             engine.graph_bytes / (1 << 20),
@@ -297,7 +298,7 @@ class Session:
             self._prober = None
 
     def _assemble(
-        self, view: RunnerView, engine: VllmProbeEngine, clock: Clock
+        self, view: RunnerView, engine: ProbeEngine, clock: Clock
     ) -> tuple[Prober, Publisher]:
         grids, skipped = self._cells(engine)
         if not grids:
@@ -313,7 +314,7 @@ class Session:
 
     def _prober_of(
         self,
-        engine: VllmProbeEngine,
+        engine: ProbeEngine,
         clock: Clock,
         planner: Planner,
         budget: Budget,
@@ -354,7 +355,7 @@ class Session:
             return ()
 
     def _cells(
-        self, engine: VllmProbeEngine
+        self, engine: ProbeEngine
     ) -> tuple[dict[tuple[int, int], tuple[int, ...]], dict[str, str]]:
         grids: dict[tuple[int, int], tuple[int, ...]] = {}
         skipped: dict[str, str] = {}
@@ -426,10 +427,10 @@ class Session:
         new = scheduler_output.scheduled_new_reqs
         if not new or self._engine is None:
             return
-        with torch.inference_mode():  # the bag was made in it
+        with torch.inference_mode():  # the token pool was made in it
             for request in new:
                 if request.prompt_token_ids:
-                    self._engine.bag.add(request.prompt_token_ids[:512])
+                    self._engine.tokens.add(request.prompt_token_ids[:512])
 
     def idle(self) -> float:
         """No request is there: maybe run a pair of probes; seconds until the next call."""
