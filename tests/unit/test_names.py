@@ -13,8 +13,6 @@ from vllm_nfp.calibrate.plans import REFERENCE, choose
 from vllm_nfp.cli import main
 from vllm_nfp.draft import Demand, StepCurve, constant, make_schedule
 from vllm_nfp.draft.speculative_config import speculative_config
-from vllm_nfp.explain import explain
-from vllm_nfp.prediction import predict
 from vllm_nfp.principle import (
     CATALOGUE,
     HardwareError,
@@ -23,7 +21,9 @@ from vllm_nfp.principle import (
     hardware_by_name,
     match_device,
 )
+from vllm_nfp.principle.explain import explain
 from vllm_nfp.principle.hardware_file import Target, target_of, write_hardware_file
+from vllm_nfp.principle.prediction import predict
 
 SMALL = {
     "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 1024,

@@ -9,11 +9,12 @@ import click
 
 from vllm_nfp.cli.common import NameChoice, Refusal, check_output, json_option, parse_list
 from vllm_nfp.cli.predict_table import print_explanation, print_predictions
-from vllm_nfp.prediction import DTYPES, KV_BITS, WEIGHT_BITS, Predictions, predict
+from vllm_nfp.principle.arguments import DTYPES, KV_BITS, WEIGHT_BITS
 from vllm_nfp.principle.errors import PredictionError
 from vllm_nfp.principle.hardware import HardwareError
 from vllm_nfp.principle.modules import Module, module_named
 from vllm_nfp.principle.predict import DEFAULT_MAX_POSITIONS
+from vllm_nfp.principle.prediction import Predictions, predict
 from vllm_nfp.principle.shape import ShapeError
 from vllm_nfp.report.page import ReportError
 
@@ -168,7 +169,7 @@ def _write_plot(path: Path, found: Predictions) -> None:
 
 
 def _explain(found: Predictions, text: str) -> None:
-    from vllm_nfp.explain import explain
+    from vllm_nfp.principle.explain import explain
 
     batch_size, context, module = _cell(found, text)
     modules = found.modules if module is None else (module,)

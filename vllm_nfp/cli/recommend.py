@@ -30,7 +30,7 @@ from vllm_nfp.draft.schedule import (
 from vllm_nfp.draft.sources import COUNTERS, LiveDrafting, Source, SourceError
 from vllm_nfp.draft.speculative_config import DRAFT_METHODS, LOOK_UPS, NEEDS_MODEL
 from vllm_nfp.engine import versions
-from vllm_nfp.prediction import KV_BITS, MOST_SEQUENCES, WEIGHT_BITS
+from vllm_nfp.principle.arguments import KV_BITS, MOST_SEQUENCES, WEIGHT_BITS
 
 PREDICTED_BATCH_SIZE = 64
 PREDICTED_POSITIONS = 64
@@ -290,8 +290,8 @@ def _predicted(
     longest: _Longest,
     served: Mapping[str, Any],
 ) -> Source:
-    from vllm_nfp.prediction import predict
     from vllm_nfp.principle import HardwareError, PredictionError, ShapeError
+    from vllm_nfp.principle.prediction import predict
 
     if model is None or hardware is None:
         raise Refusal("--predicted needs --hardware NAME, as in --hardware H100-SXM")

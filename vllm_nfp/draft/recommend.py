@@ -31,7 +31,7 @@ from vllm_nfp.typed_json import parse
 if TYPE_CHECKING:
     import pandas as pd
 
-    from vllm_nfp.prediction import Predictions
+    from vllm_nfp.principle.prediction import Predictions
 
 SCHEMA = 1
 VERSION_LIMIT_SECONDS = 5.0
@@ -171,7 +171,7 @@ def source_of(source: StepTimes) -> Source:
         return sources.from_samples(samples, source, server_version(source))
     if isinstance(source, (str, Path)):
         return sources.from_profile(load_profile(source), os.fspath(source))
-    from vllm_nfp.prediction import Predictions  # the predictor: most calls do without
+    from vllm_nfp.principle.prediction import Predictions  # the predictor: most calls do without
 
     if isinstance(source, Predictions):
         return sources.from_predictions(source)

@@ -17,7 +17,7 @@ from vllm_nfp.scrape import count
 
 if TYPE_CHECKING:
     from vllm_nfp.metrics.snapshot import BoundaryRow, CurveRow
-    from vllm_nfp.prediction import Predictions
+    from vllm_nfp.principle.prediction import Predictions
     from vllm_nfp.profile import Profile
     from vllm_nfp.scrape import Samples
 

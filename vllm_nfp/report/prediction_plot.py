@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_nfp.prediction import Predictions
 from vllm_nfp.principle.modules import Module
 from vllm_nfp.principle.predict import CellPrediction
+from vllm_nfp.principle.prediction import Predictions
 from vllm_nfp.report.page import ReportError
 from vllm_nfp.text import printable
 from vllm_nfp.typed_json import write_whole
