@@ -14,12 +14,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 import vllm_nfp
-from vllm_nfp import scrape
+from vllm_nfp import releases, scrape
 from vllm_nfp.cli import main
 from vllm_nfp.draft import AcceptanceError, DraftCost, sources
 from vllm_nfp.draft.recommend import RecommendError, recommend
 from vllm_nfp.draft.sources import SourceError
-from vllm_nfp.engine import versions
 from vllm_nfp.profile import Profile, save_profile
 
 URL = "http://localhost:1"
@@ -348,7 +347,7 @@ def _of_vllm(profile: Profile, version: str, path: Path) -> Path:
 def test_a_vllm_without_draft_lengths_by_batch_size(dense_profile: Profile, tmp_path: Path) -> None:
     path = _of_vllm(dense_profile, "0.19.1", tmp_path / "old.json")
     text = refused(path, "--acceptance", "0.5", "--speculative-config")
-    assert "vLLM 0.19.1 is not known to take draft lengths by batch size" in text
+    assert "vLLM 0.19.1 is not known to support draft lengths by batch size" in text
     assert "upgrade vLLM, or serve one num_speculative_tokens" in text
     values = json.loads(run(path, "--acceptance", "0.5", "--json").stdout)
     assert values["speculative_config"] is None
@@ -362,7 +361,7 @@ def test_a_vllm_without_draft_lengths_by_batch_size(dense_profile: Profile, tmp_
         ("0.33.1", None),
         ("0.26.0", "VLLM_USE_V2_MODEL_RUNNER=0"),
         ("0.40.0", "is newer than the releases known here (0.26 to 0.33)"),
-        ("dev", "is no known release"),
+        ("dev", "is not a known release"),
     ],
 )
 def test_other_releases_are_warned_of(
@@ -373,7 +372,7 @@ def test_other_releases_are_warned_of(
     assert done.exit_code == 0
     assert json.loads(done.stdout)["num_speculative_tokens"] > 0
     assert done.stderr == "" if told is None else told in done.stderr
-    assert versions.draft_schedule_refusal(version) is None
+    assert releases.draft_schedule_refusal(version) is None
 
 
 def test_a_servers_controller_tells_what_a_draft_costs(served: Any) -> None:

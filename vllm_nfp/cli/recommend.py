@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from vllm_nfp import scrape
+from vllm_nfp import releases, scrape
 from vllm_nfp.cli.common import NameChoice, Refusal, json_option, parse_list, read_profile
 from vllm_nfp.cli.recommend_table import print_lengths, size_range
 from vllm_nfp.cli.terminal import Console
@@ -29,7 +29,7 @@ from vllm_nfp.draft.schedule import (
 )
 from vllm_nfp.draft.sources import COUNTERS, LiveDrafting, Source, SourceError
 from vllm_nfp.draft.speculative_config import DRAFT_METHODS, LOOK_UPS, NEEDS_MODEL
-from vllm_nfp.engine import versions
+from vllm_nfp.engine.versions import installed_version
 from vllm_nfp.principle.arguments import KV_BITS, MOST_SEQUENCES, WEIGHT_BITS
 
 PREDICTED_BATCH_SIZE = 64
@@ -421,14 +421,14 @@ def _cost(method: str, seconds: float | None, share: float | None) -> DraftCost:
 
 
 def _vllm_version(source: Source) -> str | None:
-    return source.vllm or versions.installed_version()
+    return source.vllm or installed_version()
 
 
 def _version_warnings(source: Source) -> tuple[str, ...]:
     version = _vllm_version(source)
     if version is None:
         return ()
-    told = versions.draft_schedule_refusal(version) or versions.draft_schedule_warning(version)
+    told = releases.draft_schedule_refusal(version) or versions.draft_schedule_warning(version)
     return () if told is None else (told,)
 
 
@@ -538,7 +538,7 @@ def _config_or_none(
     result: Recommendation, method: str, draft_model: str | None
 ) -> dict[str, Any] | None:
     version = _vllm_version(result.source)
-    if version is not None and versions.draft_schedule_refusal(version) is not None:
+    if version is not None and releases.draft_schedule_refusal(version) is not None:
         return None
     if not result.schedule.pays or (method in NEEDS_MODEL and draft_model is None):
         return None
@@ -549,7 +549,7 @@ def _print_config(
     result: Recommendation, method: str, draft_model: str | None, told: _Told
 ) -> None:
     version = _vllm_version(result.source)
-    refusal = None if version is None else versions.draft_schedule_refusal(version)
+    refusal = None if version is None else releases.draft_schedule_refusal(version)
     if refusal is not None:
         raise Refusal(refusal)
     if method in NEEDS_MODEL and draft_model is None:
