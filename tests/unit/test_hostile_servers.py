@@ -25,8 +25,9 @@ from test_hostile_files import SNAPSHOT
 
 from vllm_nfp import scrape, watch
 from vllm_nfp.cli import main
-from vllm_nfp.draft.recommend import server_version
-from vllm_nfp.draft.sources import COUNTERS, SourceError, from_samples, live_acceptance
+from vllm_nfp.draft.server import from_samples, server_version
+from vllm_nfp.draft.server_drafts import COUNTERS, live_acceptance
+from vllm_nfp.draft.sources import SourceError
 from vllm_nfp.metrics.collector import families_of
 from vllm_nfp.web import UrlError, metrics_address
 
