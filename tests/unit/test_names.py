@@ -183,7 +183,7 @@ def test_modules_to_explain(model: Path) -> None:
         assert run(*flags, spelled).stdout == wanted
     found = predict(SMALL, "H100-SXM")
     assert explain(found, "dense-ffn", 8, 1024) == explain(found, "dense_ffn", 8, 1024)  # type: ignore[arg-type]
-    assert "names no cell" in run(*flags, "8,1024,dense").stderr
+    assert "--explain must be B,L" in run(*flags, "8,1024,dense").stderr
 
 
 def test_draft_methods(model: Path) -> None:

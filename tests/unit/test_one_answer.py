@@ -229,7 +229,7 @@ def test_drafts_of_unknown_cost_are_recommended_by_none(
     text = server(1024, 0.8)
     assert of_metric(text, 1024) == of_watch(text, 1024) == {}
     at_url(text)
-    with pytest.raises(RecommendError, match="draft_(cost|method) is needed"):
+    with pytest.raises(RecommendError, match=r"draft_(cost|method) is needed"):
         recommend(URL, 0.8)
     assert CliRunner().invoke(main, ["recommend", URL, "--acceptance", "0.8"]).exit_code == 2
     given = DraftCost(seconds_per_token=1e-4)

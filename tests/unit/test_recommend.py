@@ -242,7 +242,10 @@ def test_a_head_that_loses_everywhere_is_warned_of_and_gives_no_settings(
         ([], "--acceptance is needed: give a probability such as 0.8"),
         (["--acceptance", "1.2"], "--acceptance must be between 0 and 1, got 1.2"),
         (["--acceptance", "nan"], "--acceptance must be between 0 and 1, got nan"),
-        (["--acceptance-per-position", "0.9,2"], "--acceptance-per-position must be between 0 and 1, got 2"),
+        (
+            ["--acceptance-per-position", "0.9,2"],
+            "--acceptance-per-position must be between 0 and 1, got 2",
+        ),
         (["--acceptance-per-position", "0.9,x"], "holds 'x', which is no number"),
         (["--acceptance-rates", "0.5,0.6"], "--acceptance-rates rise from 0.5 to 0.6"),
         (["--acceptance", "0.5", "--acceptance-rates", "0.5"], "give one of --acceptance"),
@@ -294,7 +297,9 @@ def test_sources_that_cannot_be(tmp_path: Path) -> None:
     assert "cannot be read" in refused("http://127.0.0.1:1", "--acceptance", "0.5")
     for address in ("", "localhost:8000", "ftp://server/x"):
         assert f"{address!r} is neither a file nor a URL" in refused(address, "--acceptance", "0.5")
-    assert "is neither a file nor a URL" in refused(f"localhost:{'8' * 5000}", "--acceptance", "0.5")
+    assert "is neither a file nor a URL" in refused(
+        f"localhost:{'8' * 5000}", "--acceptance", "0.5"
+    )
     assert "needs --hardware" in refused("--predicted", tmp_path, "--acceptance", "0.5")
     predicted = ("--predicted", tmp_path, "--acceptance", "0.5", "--hardware")
     assert "has no config.json" in refused(*predicted, "H100-SXM")

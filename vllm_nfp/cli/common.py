@@ -14,6 +14,7 @@ from tempfile import NamedTemporaryFile, mkdtemp
 from typing import Any, NoReturn, TypeVar
 
 import click
+from click.exceptions import NoArgsIsHelpError
 
 from vllm_nfp.profile import Profile, ProfileError, load_profile
 from vllm_nfp.text import hint, printable, same_name
@@ -45,11 +46,22 @@ class Refusal(click.ClickException):
 
 
 class Commands(click.Group):
-    """A group of commands that says in a sentence when its own output cannot be written.
+    """A group of commands whose errors are one sentence each.
 
-    A terminal that lacks a letter shows ``?`` in its place. SIGTERM and SIGHUP (a terminal that is
-    closed) end a command as Ctrl-C does: what it has started ends with it.
+    These are wrong options, and output that cannot be written. A terminal that lacks a letter shows
+    ``?`` in its place. SIGTERM and SIGHUP (a closed terminal) end a command as Ctrl-C does: what it
+    has started ends with it.
     """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the options before the command; see :meth:`click.Group.parse_args`."""
+        with _one_sentence():
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Read a command's options and run it; see :meth:`click.Group.invoke`."""
+        with _one_sentence():
+            return super().invoke(ctx)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run a command; see :meth:`click.Group.main`."""
@@ -65,6 +77,19 @@ class Commands(click.Group):
             click.echo(f"Error: the output cannot be written: {error.strerror}", err=True)
             _give_up_output()
             sys.exit(Refusal.exit_code)
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """Turn click's own errors of usage, four lines each, into a sentence that names the help."""
+    try:
+        yield
+    except NoArgsIsHelpError:
+        raise  # it shows the help
+    except click.UsageError as error:
+        text = error.format_message().rstrip(".")
+        path = "" if error.ctx is None else f" (see {error.ctx.command_path} --help)"
+        raise Refusal(f"{text}{path}.") from None
 
 
 @contextmanager
