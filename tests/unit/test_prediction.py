@@ -372,7 +372,7 @@ def test_graphs_end_at_the_first_step_that_fits_none() -> None:
         ((), "Missing option '--hardware'"),
         (("--hardware", "V100"), "hardware 'V100' is not in the catalogue: use one of A100"),
         (("--hardware", "none.json"), "hardware file none.json cannot be read"),
-        (("--hardware", "L4", "--batch-sizes", ""), "--batch-sizes holds '', which is no whole"),
+        (("--hardware", "L4", "--batch-sizes", ""), "--batch-sizes holds '', which is not a whole"),
         (("--hardware", "L4", "--batch-sizes", "1,x"), "--batch-sizes holds 'x', which is no whol"),
         (("--hardware", "L4", "--batch-sizes", "9" * 5000), "--batch-sizes holds '9999"),
         (("--hardware", "L4", "--contexts", "1,1"), "contexts holds 1 twice"),
@@ -386,7 +386,10 @@ def test_graphs_end_at_the_first_step_that_fits_none() -> None:
         (("--hardware", "L4", "--explain", "1,8,moe_ffn"), "has no module 'moe_ffn': use one of"),
         (("--hardware", "L4", "--explain", "--json"), "--explain prints text only"),
         (("--hardware", "L4", "--plot", "x.pdf"), "--plot x.pdf has no known ending"),
-        (("--hardware", "L4", "--plot", "none/x.png"), "the folder of none/x.png does not exist"),
+        (
+            ("--hardware", "L4", "--plot", "none/x.png"),
+            "the directory of none/x.png does not exist",
+        ),
     ],
 )
 def test_refusals_are_one_sentence(model: Path, args: tuple[str, ...], message: str) -> None:

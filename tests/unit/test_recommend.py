@@ -246,7 +246,7 @@ def test_a_head_that_loses_everywhere_is_warned_of_and_gives_no_settings(
             ["--acceptance-per-position", "0.9,2"],
             "--acceptance-per-position must be between 0 and 1, got 2",
         ),
-        (["--acceptance-per-position", "0.9,x"], "holds 'x', which is no number"),
+        (["--acceptance-per-position", "0.9,x"], "holds 'x', which is not a number"),
         (["--acceptance-rates", "0.5,0.6"], "--acceptance-rates rise from 0.5 to 0.6"),
         (["--acceptance", "0.5", "--acceptance-rates", "0.5"], "give one of --acceptance"),
         (["--acceptance", "0.5", "--draft-method", "mtp"], "--draft-cost is needed for mtp"),

@@ -3,46 +3,42 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from vllm_nfp.cli.common import NameChoice, Refusal, json_option, parse_list, read_profile
+from vllm_nfp.cli.common import NameChoice, Refusal, json_option, parse_list
 from vllm_nfp.cli.options import (
     EPSILON_HELP,
     HARDWARE_HELP,
     acceptance_options,
     flag,
-    given_flag,
     numbers,
     prediction_options,
+)
+from vllm_nfp.cli.recommend_source import (
+    PREDICTED_BATCH_SIZE,
+    PREDICTED_CONTEXTS,
+    check_measured,
+    measured_times,
+    predicted_times,
 )
 from vllm_nfp.cli.recommend_table import print_lengths
 from vllm_nfp.cli.terminal import Console
 from vllm_nfp.draft.acceptance import Acceptance, AcceptanceError, constant, from_rates
-from vllm_nfp.draft.demand import DEFAULT_SLACK, LARGEST_DRAFT_LENGTH
+from vllm_nfp.draft.demand import DEFAULT_SLACK
 from vllm_nfp.draft.drafting import DRAFT_METHODS, NEEDS_MODEL
-from vllm_nfp.draft.inputs import is_url
 from vllm_nfp.draft.recommend import RecommendError, recommend
 from vllm_nfp.draft.recommendation import Recommendation
-from vllm_nfp.draft.sources import SourceError, from_profile
-from vllm_nfp.principle.arguments import MOST_SEQUENCES
+from vllm_nfp.draft.sources import SourceError
 from vllm_nfp.scrape import ScrapeError
 
 if TYPE_CHECKING:
     from vllm_nfp.draft.inputs import StepTimes
-    from vllm_nfp.principle.prediction import Predictions
 
-PREDICTED_BATCH_SIZE = 64
-PREDICTED_POSITIONS = 64
-PREDICTED_CONTEXTS = "1024,4096,16384"
-_ADDRESS = re.compile(r"[\w.+-]+:(//|\d+)")
-"""Text that looks like a server's address, but lacks http://."""
 _SETTINGS = (
     "acceptance", "draft_cost", "draft_lengths", "draft_method", "draft_model",
     "draft_share", "epsilon", "max_batch_size", "max_draft_length", "slack",
@@ -152,11 +148,11 @@ def recommend_command(
     with _refusing():
         times: StepTimes
         if source is not None:
-            _check_measured(source, served)
-            times = _measured(source)
+            check_measured(source, served)
+            times = measured_times(source)
             settings["contexts"] = numbers(contexts, "--contexts") or ()
         else:
-            times = _predicted(predicted, hardware, batch_sizes, contexts, served, settings)
+            times = predicted_times(predicted, hardware, batch_sizes, contexts, served, settings)
         found = recommend(times, **_acceptance(acceptance), **settings, vllm=_installed_vllm())
     if only_config:
         _print_config(found)
@@ -181,71 +177,6 @@ def _with_flag(text: str) -> str:
     """An error that begins with the name of a setting, with that of its flag."""
     name, _, rest = text.partition(" ")
     return f"{flag(name)} {rest}" if name in _SETTINGS else text
-
-
-def _check_measured(source: str, served: Mapping[str, Any]) -> None:
-    """Refuse options of a prediction beside measured step times, and what is no source."""
-    given = given_flag(("hardware", "batch_sizes", *served))
-    if given is not None:
-        raise Refusal(f"{given} needs --predicted: the step times of {source} were measured")
-    looks_like_server = _ADDRESS.match(source) and not os.path.exists(source)
-    if not is_url(source) and (not source or looks_like_server):
-        raise Refusal(
-            f"{source!r:.80} is neither a file nor a URL: give a profile.json, or a server such as "
-            f"http://localhost:8000"
-        )
-
-
-def _measured(source: str) -> StepTimes:
-    return source if is_url(source) else from_profile(read_profile(Path(source)), source)
-
-
-def _predicted(
-    model: str | None,
-    hardware: str | None,
-    batch_sizes: str | None,
-    contexts: str | None,
-    served: Mapping[str, Any],
-    settings: Mapping[str, Any],
-) -> Predictions:
-    """Predicted step times, as far as the table and its longest draft need them."""
-    from vllm_nfp.principle import HardwareError, PredictionError, ShapeError
-    from vllm_nfp.principle.prediction import predict
-
-    if model is None or hardware is None:
-        raise Refusal("--predicted needs --hardware NAME, for example --hardware H100-SXM")
-    longest = max((settings["max_draft_length"] or 0, *(settings["draft_lengths"] or ())))
-    # A length beyond all bounds is refused later, by its own name.
-    positions = max(PREDICTED_POSITIONS, min(longest, LARGEST_DRAFT_LENGTH) + 1)
-    try:
-        return predict(
-            model,
-            hardware,
-            _powers_of_two(settings["max_batch_size"])
-            if batch_sizes is None
-            else _ascending(batch_sizes, "--batch-sizes"),
-            _ascending(PREDICTED_CONTEXTS if contexts is None else contexts, "--contexts"),
-            max_positions=positions,
-            **served,
-        )
-    except (HardwareError, PredictionError, ShapeError) as error:
-        raise Refusal(str(error)) from None
-
-
-def _powers_of_two(last: int | None) -> tuple[int, ...]:
-    """1, 2, 4, ... and the last batch size of the table."""
-    last = PREDICTED_BATCH_SIZE if last is None else last
-    if last > MOST_SEQUENCES:
-        raise Refusal(
-            f"--max-batch-size must be between 1 and {MOST_SEQUENCES} with --predicted, not "
-            f"{last}, unless --batch-sizes is given"
-        )
-    last = max(1, last)  # one below 1 is refused later
-    return tuple(sorted({2**i for i in range(last.bit_length())} | {last}))
-
-
-def _ascending(text: str, name: str) -> tuple[int, ...]:
-    return tuple(sorted(set(parse_list(text, int, name))))
 
 
 def _acceptance(options: Mapping[str, Any]) -> dict[str, Any]:
