@@ -347,7 +347,7 @@ def test_as_many_values_as_settings_allow_are_shown() -> None:
 
 def test_more_estimates_than_can_be_drawn_are_refused_and_told_as_json() -> None:
     body = estimates(module=17, batch_size=16, context=16, epsilon=1).encode()
-    assert "4352 estimates are more than a table of 4096 rows" in refused("table", replies(body))
+    assert "4352 estimates do not fit a table of 4096 rows" in refused("table", replies(body))
     assert "4352 estimates at one tolerance" in refused("watch", replies(body))
     with serving(replies(body)) as url:
         result = CliRunner().invoke(main, ["table", url, "--json"])

@@ -186,7 +186,7 @@ def test_the_failure_mark_is_the_same_on_both_sides() -> None:
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["./nowhere"], "there is no model folder ./nowhere: give one that exists"),
+        (["./nowhere"], "there is no model directory ./nowhere: give one that exists"),
         (["m", "--batch-sizes", "1,x"], "--batch-sizes holds 'x', which is not a whole number"),
         (["m", "--batch-sizes", "8,1"], "batch_sizes must be ascending"),
         (["m", "--contexts", "1.5"], "--contexts holds '1.5', which is not a whole number"),

@@ -1,4 +1,4 @@
-"""Prints predictions for people."""
+"""Prints predictions."""
 
 from __future__ import annotations
 
@@ -145,11 +145,11 @@ def _grouped(found: Predictions) -> dict[tuple[str, int, str], list[Row]]:
 
 def _over_predicts(rows: Sequence[Row]) -> str:
     """How far the idle-compute rule over-predicts; "<" where NFP may be larger."""
-    told = [
+    shown = [
         f"{'<' if row.at_limit else ''}{_factor(row.idle_compute_nfp / row.nfp)}"
         for row in (rows[0], rows[-1])
     ]
-    return "-".join(dict.fromkeys(told))
+    return "-".join(dict.fromkeys(shown))
 
 
 def _factor(ratio: float) -> str:
