@@ -23,8 +23,9 @@ from benchmarks.draft_plan import (
 )
 from benchmarks.shapes import DRAFT_HEADS
 from vllm_nfp.draft import constant, expected_tokens
-from vllm_nfp.draft.recommend import StepTimes, recommend
-from vllm_nfp.draft.schedule import FREE, DraftCost
+from vllm_nfp.draft.demand import FREE, DraftCost
+from vllm_nfp.draft.inputs import StepTimes
+from vllm_nfp.draft.recommend import recommend
 from vllm_nfp.results.profile import load_profile
 
 STEADY = 1.1

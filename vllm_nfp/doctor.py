@@ -20,7 +20,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from vllm_nfp import __version__, cpu_setup, plugin_list
+from vllm_nfp import __version__, cpu_setup, plugin_list, releases
 from vllm_nfp.adapter import extension, versions
 from vllm_nfp.adapter.versions import Mode
 from vllm_nfp.calibrate.device import DeviceError, gpu_at_hand
@@ -166,12 +166,12 @@ def _vllm(version: str | None) -> Iterator[Finding]:
             "vllm",
             Status.BROKEN,
             "not installed",
-            f"install vLLM {versions.describe_range()}; on a machine without a GPU "
+            f"install vLLM {releases.describe_range()}; on a machine without a GPU "
             f"pip install 'vllm-nfp[cpu]'",
         )
         return
     decision = versions.decide(version)
-    release = versions.known_release(version)
+    release = releases.known_release(version)
     if decision.mode is Mode.OFF:
         yield Finding("vllm", Status.BROKEN, version, decision.reason)
     elif release is None:
@@ -501,8 +501,8 @@ def _draft_lengths(version: str | None) -> Iterator[Finding]:
     if version is None:
         return
     name = "draft lengths by batch size"
-    refusal = versions.draft_schedule_refusal(version)
-    told = refusal or versions.draft_schedule_warning(version)
+    refusal = releases.draft_schedule_refusal(version)
+    told = refusal or releases.draft_schedule_warning(version)
     if told is None:
         yield Finding(name, Status.OK, "supported by this vLLM")
     else:

@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import draft_lengths, draft_models, draft_plan, draft_rates, draft_run, shapes
 from benchmarks.draft_cost import draft_cost
 from vllm_nfp.draft import StepCurve
-from vllm_nfp.draft.schedule import FREE, DraftCost
+from vllm_nfp.draft.demand import FREE, DraftCost
 
 
 class Answering:

@@ -582,7 +582,7 @@ def test_a_report_does_not_replace_its_profile(way: str, tmp_path: Path) -> None
         out.hardlink_to(profile)
     result = CliRunner().invoke(main, ["report", str(profile), "-o", str(out)])
     assert result.exit_code == 2
-    assert result.stderr == f"Error: {out} is the input, which is kept: give another path\n"
+    assert result.stderr == f"Error: {out} is the input and is not overwritten: give another path\n"
     assert profile.read_bytes() == out.read_bytes() == content
 
 
@@ -688,8 +688,8 @@ def test_no_temporary_folder_is_one_sentence(
     result = CliRunner().invoke(main, given_words(tmp_path, words, tmp_path / "out"))
     assert result.exit_code == 2
     assert result.stderr == (
-        "Error: no temporary folder can be written (No space left on device): set TMPDIR to a "
-        "folder that has room\n"
+        "Error: no temporary directory can be written (No space left on device): set TMPDIR to a "
+        "directory with free space\n"
     )
 
 

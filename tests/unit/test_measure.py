@@ -176,10 +176,10 @@ def test_an_engine_that_fails_says_why_in_one_line() -> None:
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["./nowhere"], "there is no model folder ./nowhere: give one that exists"),
-        (["m", "--batch-sizes", "1,x"], "--batch-sizes holds 'x', which is no whole number"),
+        (["./nowhere"], "there is no model directory ./nowhere: give one that exists"),
+        (["m", "--batch-sizes", "1,x"], "--batch-sizes holds 'x', which is not a whole number"),
         (["m", "--batch-sizes", "8,1"], "batch_sizes must be ascending"),
-        (["m", "--contexts", "1.5"], "--contexts holds '1.5', which is no whole number"),
+        (["m", "--contexts", "1.5"], "--contexts holds '1.5', which is not a whole number"),
         (["m", "--epsilon", "0,1"], "each value of epsilons must be a fraction from 0.001 to 10"),
         (["m", "--max-positions", "1"], "max_positions must be a number of positions from 2"),
         (["m", "--samples", "1"], "must be a number of samples from 2"),
@@ -189,7 +189,7 @@ def test_an_engine_that_fails_says_why_in_one_line() -> None:
         (["m", "--nfp-config", '{"contexts": [1]}'], "hold 'contexts' here: give it as --contexts"),
         (["m", "--nfp-config", '{"run_dir": "/"}'], "must not hold 'run_dir' here: leave it out"),
         (["m", "--nfp-config", '{"bogus": 1}'], "unknown field 'bogus'"),
-        (["m", "-o", "no/such/folder.json"], "the folder of no/such/folder.json does not exist"),
+        (["m", "-o", "no/such/folder.json"], "the directory of no/such/folder.json does not exist"),
     ],
 )
 def test_bad_arguments_are_refused_before_an_engine_starts(

@@ -280,7 +280,7 @@ def test_an_epsilon_that_is_not_measured_is_refused(
 ) -> None:
     code, output = table(monkeypatch, text, "--epsilon", "0.3")
     assert code == 2
-    assert "epsilon 0.3 is not measured by this server; it has 0.1" in output
+    assert "--epsilon 0.3 is not measured by this server: give one of 0.1" in output
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "http://127.0.0.1:1"])

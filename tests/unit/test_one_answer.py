@@ -106,8 +106,7 @@ def server(tmp_path: Path, profile: Profile) -> Server:
 def at_url(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     def show(text: str) -> None:
         monkeypatch.setattr(scrape, "fetch", lambda *_: text)
-        for module in ("vllm_nfp.draft.recommend", "vllm_nfp.cli.recommend"):
-            monkeypatch.setattr(f"{module}.server_version", lambda _url: "0.32.0")
+        monkeypatch.setattr("vllm_nfp.draft.server.server_version", lambda _url: "0.32.0")
 
     return show
 
@@ -232,7 +231,7 @@ def test_drafts_of_unknown_cost_are_recommended_by_none(
     text = server(1024, 0.8)
     assert of_metric(text, 1024) == of_watch(text, 1024) == {}
     at_url(text)
-    with pytest.raises(RecommendError, match="cost is needed: the server makes its drafts by"):
+    with pytest.raises(RecommendError, match=r"draft_(cost|method) is needed"):
         recommend(URL, 0.8)
     assert CliRunner().invoke(main, ["recommend", URL, "--acceptance", "0.8"]).exit_code == 2
     given = DraftCost(seconds_per_token=1e-4)

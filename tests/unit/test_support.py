@@ -384,4 +384,6 @@ def test_a_wrong_prediction_is_not_made_for_a_family_that_is_not_known(
     made = served(model_config__hf_config=SimpleNamespace(to_dict=lambda: {"model_type": "new"}))
     made.cache_config = SimpleNamespace(cache_dtype="auto")
     made.parallel_config.enable_expert_parallel = False
+    made.model_config.quantization = None
+    made.compilation_config = SimpleNamespace(cudagraph_mode="FULL", cudagraph_capture_sizes=[1])
     assert predictions.predict_rows(made, torch.device("cuda"), (), [(1, 64)], (0.1,)) == ()

@@ -65,7 +65,7 @@ def test_another_epsilon_can_be_shown_and_an_unmeasured_one_is_refused(url: str)
     assert "within 0.2" in done.output
     done = invoke(url, "--once", "--epsilon", "0.3")
     assert done.exit_code == 2
-    assert "epsilon 0.3 is not measured by this server; it has 0.05, 0.1, 0.2" in done.stderr
+    assert "--epsilon 0.3 is not measured by this server: give one of 0.05, 0.1, 0.2" in done.stderr
 
 
 def end_after_two_pauses(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,13 @@
-"""Which vLLM releases the probe knows, and what it does with others."""
+"""How far the probe goes in the installed vLLM, and facts of its releases that hooks need."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import re
 from dataclasses import dataclass
 from enum import StrEnum
 
 from vllm_nfp.config import ConfigError
+from vllm_nfp.releases import NEWEST, OLDEST, describe_range, parse_release
 
 
 class Mode(StrEnum):
@@ -29,54 +29,6 @@ class Decision:
     reason: str = ""
     """One sentence; empty for the active mode."""
 
-
-class Evidence(StrEnum):
-    """What is known of a release."""
-
-    CPU = "engine tests on a CPU"
-    CPU_AND_GPU = "engine tests on a CPU, measurements on a GPU"
-    SOURCE = "its sources read, nothing run"
-    BETWEEN = "lies between tested releases"
-
-
-@dataclass(frozen=True, slots=True)
-class Release:
-    """One minor release of vLLM as the probe knows it."""
-
-    number: tuple[int, int]
-    evidence: Evidence
-    limits: tuple[str, ...] = ()
-    """What this release cannot do, one sentence each."""
-
-
-_V2_IGNORES_SCHEDULES = (
-    "its V2 model runner does not follow draft lengths by batch size: "
-    "serve with VLLM_USE_V2_MODEL_RUNNER=0 for them"
-)
-_V2_MAY_IGNORE_SCHEDULES = (
-    "its V2 model runner is not known to follow draft lengths by batch size: "
-    "serve with VLLM_USE_V2_MODEL_RUNNER=0 for them"
-)
-
-RELEASES: tuple[Release, ...] = (
-    Release((0, 26), Evidence.CPU, (_V2_IGNORES_SCHEDULES,)),
-    Release((0, 27), Evidence.BETWEEN, (_V2_MAY_IGNORE_SCHEDULES,)),
-    Release((0, 28), Evidence.BETWEEN, (_V2_MAY_IGNORE_SCHEDULES,)),
-    Release((0, 29), Evidence.CPU, (_V2_IGNORES_SCHEDULES,)),
-    Release((0, 30), Evidence.BETWEEN, (_V2_MAY_IGNORE_SCHEDULES,)),
-    Release((0, 31), Evidence.BETWEEN, (_V2_MAY_IGNORE_SCHEDULES,)),
-    Release((0, 32), Evidence.CPU_AND_GPU),
-    Release((0, 33), Evidence.SOURCE),
-)
-"""Every release that is probed actively, oldest first."""
-
-OLDEST = RELEASES[0].number
-NEWEST = RELEASES[-1].number
-
-DRAFT_SCHEDULES = (0, 26)
-"""Oldest release known to take num_speculative_tokens_per_batch_size."""
-DRAFT_SCHEDULES_V2 = (0, 32)
-"""Oldest release known to follow that table in the V2 model runner; before, only V1 does."""
 
 HOST_LENGTHS = (0, 29)
 """Newest release whose attention metadata copies lengths from the GPU, and waits for them, unless
@@ -144,14 +96,6 @@ def installed_version() -> str | None:
     return None
 
 
-def parse_release(version: str) -> tuple[int, int] | None:
-    """Major and minor number; None for a text without them or an untagged development build."""
-    match = re.match(r"(\d+)\.(\d+)", version)
-    if match and (int(match[1]), int(match[2])) < (0, 2) and "dev" in version:
-        return None  # built from a checkout without tags
-    return (int(match[1]), int(match[2])) if match else None
-
-
 def is_since(first: tuple[int, int]) -> bool:
     """Whether the installed vLLM is this release or a later one; a build without a number is."""
     installed = installed_version()
@@ -165,11 +109,6 @@ def metadata_fields() -> tuple[str, ...]:
     return METADATA_FIELDS if newer else (*METADATA_FIELDS, *HOST_LENGTH_FIELDS)
 
 
-def describe_range() -> str:
-    """The releases that the probe knows, for messages."""
-    return f"{OLDEST[0]}.{OLDEST[1]} to {NEWEST[0]}.{NEWEST[1]}"
-
-
 def require_supported() -> None:
     """Refuse a vLLM that is too old to be hooked.
 
@@ -179,12 +118,6 @@ def require_supported() -> None:
     decision = decide(installed_version())
     if decision.mode is Mode.OFF:
         raise ConfigError(decision.reason)
-
-
-def known_release(version: str | None) -> Release | None:
-    """The entry of a version in the table; None if it is not there."""
-    number = parse_release(version) if version else None
-    return next((release for release in RELEASES if release.number == number), None)
 
 
 def decide(version: str | None) -> Decision:
@@ -217,35 +150,3 @@ def decide(version: str | None) -> Decision:
             f"upgrade vLLM or leave the flag out",
         )
     return Decision(Mode.ACTIVE)
-
-
-def draft_schedule_refusal(version: str) -> str | None:
-    """Why this vLLM takes no draft lengths by batch size; None if it does."""
-    release = parse_release(version)
-    if release is None or release >= DRAFT_SCHEDULES:
-        return None
-    oldest = ".".join(map(str, DRAFT_SCHEDULES))
-    return (
-        f"vLLM {version} is not known to take draft lengths by batch size "
-        f"(num_speculative_tokens_per_batch_size), which {oldest} does: upgrade vLLM, or serve one "
-        f"num_speculative_tokens from the table"
-    )
-
-
-def draft_schedule_warning(version: str) -> str | None:
-    """What to mind about draft lengths by batch size in this vLLM; None if nothing is known."""
-    release = parse_release(version)
-    if release is None:
-        return f"vLLM {version} is no known release: try whether it takes the table"
-    if release > NEWEST:
-        return (
-            f"vLLM {version} is newer than the releases known here ({describe_range()}): "
-            f"try whether it takes the table"
-        )
-    if DRAFT_SCHEDULES <= release < DRAFT_SCHEDULES_V2:
-        return (
-            f"in vLLM {version} the V2 model runner is not known to follow the table: "
-            f"serve with VLLM_USE_V2_MODEL_RUNNER=0, or upgrade to "
-            f"{'.'.join(map(str, DRAFT_SCHEDULES_V2))}"
-        )
-    return None

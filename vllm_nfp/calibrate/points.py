@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import statistics
 import zlib
 from collections.abc import Iterable, Mapping
@@ -151,6 +152,25 @@ def read_samples(path: Path) -> KernelSamples:
         return _samples_of(text.splitlines())
     except ValueError as error:
         raise SampleError(f"{path} holds no kernel samples ({error!s:.300})") from None
+
+
+def sample_files(directory: Path) -> list[Path]:
+    """The files of samples in a directory, by name."""
+    return sorted(path for end in ("jsonl", "jsonl.gz") for path in directory.glob(f"*.{end}"))
+
+
+def read_directory(directory: Path) -> tuple[KernelSamples, ...]:
+    """The samples of every file in a directory.
+
+    Raises:
+        SampleError: if there is no such directory, it holds no samples, or a file cannot be read.
+    """
+    if not os.path.isdir(directory):
+        raise SampleError(f"there is no directory {directory}")
+    files = sample_files(directory)
+    if not files:
+        raise SampleError(f"{directory} holds no .jsonl or .jsonl.gz file")
+    return tuple(map(read_samples, files))
 
 
 def _unpack(raw: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Prints a profile's boundaries for people."""
+"""Prints the NFP table of a profile."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from vllm_nfp.types import Boundary, reading_order
 
 
 def nfp_text(row: Boundary) -> str:
-    """NFP with its interval; "+" if no probed count was over the line."""
+    """NFP with its interval; "+" if the largest N measured is still free."""
     return f"{row.positions}{'+' if row.at_limit else ''} [{row.lower}, {row.upper}]"
 
 
 def print_profile(profile: Profile) -> None:
-    """Print what was measured on what, and the NFP table."""
+    """Print the model, the device and the NFP table."""
     console = Console()
     environment = profile.environment
     console.print(
@@ -29,13 +29,13 @@ def print_profile(profile: Profile) -> None:
         console.print(f"{cell} was left out: {reason}", highlight=False, markup=False)
     if profile.run.missing_pairs:
         console.print(
-            f"the time was over before every point had its samples: "
+            f"time ran out before every point had its samples: "
             f"{profile.run.missing_pairs} pairs are missing",
             highlight=False,
         )
     console.print(_table(profile))
     if any(row.at_limit for row in profile.boundaries):
-        console.print("+ no probed count was over the line: the boundary is here or beyond")
+        console.print("+ = still free at the largest N measured")
 
 
 def _table(profile: Profile) -> Table:

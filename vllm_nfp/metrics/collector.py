@@ -27,19 +27,17 @@ from prometheus_client.core import (
 
 from vllm_nfp.draft.acceptance import Acceptance, constant
 from vllm_nfp.draft.curve import StepCurve
-from vllm_nfp.draft.schedule import FREE, Demand, DraftCost, best_length
-from vllm_nfp.draft.sources import (
+from vllm_nfp.draft.demand import FREE, Demand, DraftCost
+from vllm_nfp.draft.schedule import best_length
+from vllm_nfp.draft.server import STEP_RATIO
+from vllm_nfp.draft.server_drafts import (
     COUNTERS,
     DRAFT_CONTROL,
     DRAFT_SECONDS,
-    STEP_RATIO,
-    SourceError,
-    curves_of_rows,
     live_acceptance,
     live_drafting,
-    served_cost,
-    served_method,
 )
+from vllm_nfp.draft.sources import SourceError, curves_of_rows
 from vllm_nfp.faults import maybe_fail
 from vllm_nfp.give_way import in_pieces
 from vllm_nfp.results import control
@@ -687,7 +685,7 @@ def told_cost(metrics: Iterable[Metric]) -> CostOf:
 
     def cost_of(engine: str) -> DraftCost | None:
         drafting = live_drafting(samples, engine)
-        return served_cost(served_method(drafting), drafting)
+        return drafting.cost(drafting.method)
 
     return cost_of
 

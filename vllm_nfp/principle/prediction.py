@@ -1,29 +1,36 @@
-"""``predict``: near-free parallelism of a model on a device, from config.json and data sheet."""
+"""``predict``: free positions of a model on a device, from its config.json and a data sheet."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from vllm_nfp.principle.arguments import (
+    DTYPES,
+    KV_BITS,
+    captured,
+    check_batch_sizes,
+    check_contexts,
+    check_grid,
+    named,
+    weight_bits,
+)
 from vllm_nfp.principle.attention import (
     AttentionBackend,
     backend_by_name,
     check_backend,
     default_backend,
 )
-from vllm_nfp.principle.errors import PredictionError
-from vllm_nfp.principle.graphs import DEFAULT_CAPTURE_SIZES, padded_tokens
+from vllm_nfp.principle.graphs import padded_tokens
 from vllm_nfp.principle.hardware_file import Target, read_hardware_file, target_of
 from vllm_nfp.principle.hf_config import shape_from_config
-from vllm_nfp.principle.model_files import load_config
+from vllm_nfp.principle.model_files import load_config, model_name
 from vllm_nfp.principle.modules import module_named, modules_of
 from vllm_nfp.principle.predict import (
     DEFAULT_MAX_POSITIONS,
@@ -34,52 +41,31 @@ from vllm_nfp.principle.predict import (
     rows_in_order,
     rows_of,
 )
-from vllm_nfp.principle.quantized_weights import quantization_of
-from vllm_nfp.principle.shape import ModelShape, shown
+from vllm_nfp.principle.shape import ModelShape
 from vllm_nfp.principle.step import Serving, Step
-from vllm_nfp.text import hint, same_name
 from vllm_nfp.types import Module
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA = 1
-MOST_VALUES = 64
-"""Values in a list of batch sizes, contexts or tolerances."""
-MOST_SEQUENCES = 1 << 16
-MOST_CONTEXT = 1 << 27
-MOST_EPSILON = 100.0
-MOST_CAPTURE_SIZES = 1024
 MOST_KEPT = 1 << 21
 """Numbers of the curves that are kept for plots and explanations: some 64 MiB."""
 CellKey: TypeAlias = "tuple[Module, int, int]"
 """(module, batch size, context)"""
 
-DTYPES = ("auto", "bfloat16", "float16")
-WEIGHT_BITS: Mapping[str, int] = {"fp8": 8, "int4": 4}
-"""Bits per weight of ``quantization``; 4 bits multiply in 16 (GPTQ, AWQ)."""
-KV_BITS: Mapping[str, float | None] = {
-    "auto": None,
-    "bfloat16": 16,
-    "float16": 16,
-    "fp8": 8,
-    "fp8_e4m3": 8,
-    "fp8_e5m2": 8,
-}
-"""Bits per cached element by vLLM's name of the cache's type; None: as the checkpoint says."""
-
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """Predicted boundaries of one model on one device, and what they were predicted with.
+    """Predicted NFP of one model on one device, and the assumptions behind it.
 
     Attributes:
         model: the model's name.
-        shape: its sizes, as one rank holds them.
+        shape: its sizes on one rank.
         target: the device of each rank and the constants of its kernels.
         serving: how the server runs its steps.
-        batch_sizes, contexts, epsilons: what was asked for, in that order.
-        max_positions: last N that was looked at.
+        batch_sizes, contexts, epsilons: as given.
+        max_positions: largest N evaluated.
         rows: a row for each module, batch size, context and tolerance.
     """
 
@@ -95,7 +81,7 @@ class Predictions:
     cells: Mapping[CellKey, CellPrediction] = dataclasses.field(
         default_factory=dict, repr=False, compare=False
     )
-    """The curves behind the rows, as far as MOST_KEPT allows; :meth:`cell` makes the others."""
+    """Curves of the rows, up to MOST_KEPT numbers; :meth:`cell` computes the others."""
 
     @property
     def hardware(self) -> str:
@@ -121,8 +107,8 @@ class Predictions:
         Raises:
             PredictionError: if the model has no such module, or for a value out of bounds.
         """
-        _check_sizes("batch_sizes", (batch_size,), 1, MOST_SEQUENCES)
-        _check_sizes("contexts", (context,), 0, MOST_CONTEXT)
+        check_batch_sizes((batch_size,))
+        check_contexts((context,))
         module = module_named(module) or module
         kept = self.cells.get((module, batch_size, context))
         if kept is not None:
@@ -144,7 +130,7 @@ class Predictions:
         return Step(self.shape, self.target, self.serving, batch_size, context, counts)
 
     def in_graphs(self, batch_size: int) -> int:
-        """Largest N up to which every step fits a CUDA graph; 0 if not even N = 1 does."""
+        """Largest N up to which every step fits a CUDA graph; 0 if N = 1 fits none."""
         sizes = self.serving.capture_sizes
         counts = range(1, self.max_positions + 1)
         return next((n - 1 for n in counts if not padded_tokens(sizes, batch_size, n)), counts[-1])
@@ -192,46 +178,38 @@ def predict(
     """Predict how many positions per sequence a server decodes for free. Needs no GPU.
 
     Args:
-        model: a folder with a config.json, the file, or its parsed content.
+        model: a directory with a config.json, the file, or its parsed content.
         hardware: a name of the catalogue, the device's name as torch and nvidia-smi print it, a
             hardware file (``*.json``), or a target.
         batch_sizes: sequences in the step.
         contexts: tokens in the cache of each sequence before the step.
-        epsilons: tolerances, as shares of t(1).
-        calibration: a hardware file whose constants are taken instead of those of ``hardware``.
+        epsilons: tolerances: extra step time that counts as free, as fractions of t(1).
+        calibration: a hardware file whose constants replace those of ``hardware``.
         tensor_parallel_size: as vLLM's flag.
         data_parallel_size: as vLLM's flag.
         expert_parallel: as vLLM's ``--enable-expert-parallel``.
-        attention_backend: vLLM's name; None: what vLLM takes on the device.
+        attention_backend: vLLM's name; None: vLLM's default on the device.
         dtype: of activations: auto, bfloat16 or float16, which take the same time.
-        quantization: fp8 or int4 for the weights of a config.json that says nothing of it.
+        quantization: fp8 or int4 weights, for a config.json without a quantization_config.
         kv_cache_dtype: as vLLM's flag: auto, bfloat16, float16, fp8, fp8_e4m3, fp8_e5m2.
         bidirectional: the positions of a step all see each other, as in diffusion models.
         capture_sizes: token counts of the CUDA graphs; None: vLLM's default; empty: no graphs.
-        max_positions: last N that is looked at.
-        assume_dense: read a config.json of an unknown family like Llama's.
+        max_positions: largest N to evaluate.
+        assume_dense: treat an unknown model_type as a dense Llama-style model.
 
     Raises:
-        ShapeError: for a config.json that gives no shape, or sizes that cannot be.
+        ShapeError: for a config.json without a known shape, or with sizes that do not fit together.
         HardwareError: for unknown hardware, or a hardware file that cannot be used.
-        PredictionError: for another argument that is refused.
+        PredictionError: for any other argument out of bounds.
     """
-    _check_sizes("batch_sizes", batch_sizes, 1, MOST_SEQUENCES)
-    _check_sizes("contexts", contexts, 0, MOST_CONTEXT)
-    _check_epsilons(epsilons)
-    for name, values in (
-        ("batch_sizes", batch_sizes),
-        ("contexts", contexts),
-        ("epsilons", epsilons),
-    ):
-        _check_list(name, values)
-    _named("dtype", dtype, DTYPES)
-    kv_cache_dtype = _named("kv_cache_dtype", kv_cache_dtype, KV_BITS)
+    check_grid(batch_sizes, contexts, epsilons)
+    named("dtype", dtype, DTYPES)
+    kv_cache_dtype = named("kv_cache_dtype", kv_cache_dtype, KV_BITS)
     target = _target(hardware, calibration)
     config = model if isinstance(model, Mapping) else load_config(model)
     shape = shape_from_config(
         config,
-        weight_bits=_weight_bits(config, quantization),
+        weight_bits=weight_bits(config, quantization),
         kv_bits=KV_BITS[kv_cache_dtype],
         tensor_parallel_size=tensor_parallel_size,
         data_parallel_size=data_parallel_size,
@@ -243,7 +221,7 @@ def predict(
         shape = dataclasses.replace(shape, decoding="bidirectional_block")
     backend = attention_backend or default_backend(shape, target.hardware)
     check_backend(backend, shape, target.hardware)
-    serving = Serving(backend, _capture_sizes(capture_sizes))
+    serving = Serving(backend, captured(capture_sizes))
     cells = predict_grid(shape, target, batch_sizes, contexts, epsilons, serving, max_positions)
     kept: dict[CellKey, CellPrediction] = {}
     rows: list[Row] = []
@@ -267,23 +245,6 @@ def predict(
     )
 
 
-def model_name(path: Path) -> str:
-    """The name of a model's folder; that of the repository for a folder of Hugging Face's cache."""
-    folder = path.resolve()
-    if folder.is_file():
-        if folder.name != "config.json":
-            return _shown_name(folder.stem)
-        folder = folder.parent
-    if folder.parent.name == "snapshots" and folder.parts[-3].startswith("models--"):
-        return _shown_name(folder.parts[-3].removeprefix("models--").replace("--", "/"))
-    return _shown_name(folder.name)
-
-
-def _shown_name(name: str) -> str:
-    """A name fit for tables; empty, so that the config's own is taken, if it is not."""
-    return name if name.isprintable() and len(name) <= 200 else ""
-
-
 def _target(hardware: str | os.PathLike[str] | Target, calibration: str | Path | None) -> Target:
     target = hardware if isinstance(hardware, Target) else target_of(hardware)
     if calibration is None:
@@ -297,63 +258,3 @@ def _target(hardware: str | os.PathLike[str] | Target, calibration: str | Path |
             source=f"carried over from {given.hardware.name}: {constants.source}",
         )
     return Target(target.hardware, constants, given.environment)
-
-
-def _weight_bits(config: Mapping[str, object], quantization: str | None) -> float:
-    if quantization is None:
-        return 16
-    quantization = _named("quantization", quantization, WEIGHT_BITS)
-    text = config.get("text_config")
-    if quantization_of(config, text if isinstance(text, Mapping) else config) is not None:
-        raise PredictionError(
-            f"quantization {quantization!r} is given, but the config.json says itself how weights "
-            f"are stored (quantization_config): leave it out"
-        )
-    return WEIGHT_BITS[quantization]
-
-
-def _capture_sizes(given: Sequence[int] | None) -> tuple[int, ...]:
-    if given is None:
-        return DEFAULT_CAPTURE_SIZES
-    if not given:
-        return ()
-    _check_sizes("capture_sizes", given, 1, MOST_SEQUENCES)
-    _check_list("capture_sizes", given, MOST_CAPTURE_SIZES)
-    return tuple(sorted(given))
-
-
-def _check_list(name: str, values: Sequence[float], most: int = MOST_VALUES) -> None:
-    if not values:
-        raise PredictionError(f"{name} is empty: give one value or more")
-    if len(values) > most:
-        raise PredictionError(f"{name} holds {len(values)} values: give at most {most}")
-    for low, high in itertools.pairwise(sorted(values)):
-        if low == high:
-            raise PredictionError(f"{name} holds {low:g} twice: give each value once")
-
-
-def _check_sizes(name: str, values: Sequence[int], least: int, most: int) -> None:
-    for value in values:
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if not whole or not least <= value <= most:
-            raise PredictionError(
-                f"{name} must hold whole numbers from {least} to {most}, not {shown(value)}"
-            )
-
-
-def _check_epsilons(values: Sequence[float]) -> None:
-    for value in values:
-        if not math.isfinite(value) or not 0 <= value <= MOST_EPSILON:
-            raise PredictionError(
-                f"epsilon must be a share from 0 to {MOST_EPSILON:g}, as in 0.1, not {value!r}"
-            )
-
-
-def _named(name: str, value: str, allowed: Iterable[str]) -> str:
-    """What is meant of what is allowed, however it is spelled."""
-    names = tuple(allowed)
-    found = same_name(value, names) if isinstance(value, str) else None
-    if found is None:
-        near = hint(value, names) if isinstance(value, str) else ""
-        raise PredictionError(f"{name} must be one of {', '.join(names)}, not {value!r:.80}{near}")
-    return found

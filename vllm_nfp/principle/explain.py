@@ -1,4 +1,4 @@
-"""A predicted cell in words and numbers: what its time is made of, and what ends its slack."""
+"""A predicted cell in words and numbers: what its time consists of, and what limits its NFP."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vllm_nfp.prediction import Predictions
 from vllm_nfp.principle.attention import AttentionStep
 from vllm_nfp.principle.experts import Routing, awake_experts
 from vllm_nfp.principle.graphs import padded_tokens
 from vllm_nfp.principle.predict import Boundary, CellPrediction
+from vllm_nfp.principle.prediction import Predictions
 from vllm_nfp.principle.terms import Limit
 from vllm_nfp.text import duration
 from vllm_nfp.types import Module
 
 MEANINGS: Mapping[Limit, str] = {
     "memory": "bytes read and written",
-    "tile": "work of tiles that are not full, and the choice among them",
-    "wave": "SMs that idle in a part-filled wave",
-    "experts": "weights of the experts that tokens wake",
+    "tile": "work of partly filled tiles, and the library's choice of tiles",
+    "wave": "idle SMs in a partly filled wave",
+    "experts": "weights of the active experts",
     "query_block": "query rows padded to whole blocks",
     "graph_padding": "tokens padded to the next captured CUDA graph",
-    "compute": "arithmetic that no memory time hides",
+    "compute": "arithmetic that memory traffic does not hide",
     "lm_head": "logits of every position",
     "communication": "transfers between ranks",
 }
-UNPREDICTED = "a cliff that is not predicted"
+UNPREDICTED = "the host's launch time is not predicted"
 NEGLIGIBLE = 1e-4
-"""Terms below this share of the time at every shown N get no line."""
+"""Terms below this fraction of the time at every shown N get no line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +46,9 @@ class Explanation:
     """One module in one cell.
 
     Attributes:
-        positions: N = 1, NFP, and the first N over the line; fewer if they coincide.
-        terms: seconds by limit, which add up to ``total``.
-        parts: the same by part of the step; for the whole step alone.
+        positions: N = 1, NFP, and the first N above the tolerance; fewer if they coincide.
+        terms: seconds by limit; they add up to ``total``.
+        parts: the same by part of the step; empty for a module.
         sentences: what the numbers mean.
     """
 
@@ -115,39 +115,41 @@ def _first(cell: CellPrediction, found: Boundary) -> str:
     one = cell.seconds[0]
     text = (
         f"One position per sequence takes {duration(one)}"
-        f"{'' if cell.module == 'model' else ' in a layer'}, of which "
-        f"{duration(cell.fixed_seconds)} stay the same at any N."
+        f"{'' if cell.module == 'model' else ' in a layer'}, "
+        f"{duration(cell.fixed_seconds)} of it fixed."
     )
     if found.at_limit:
         return (
-            f"{text} No N up to {found.nfp}, the last one looked at, is over the line of "
+            f"{text} No N up to {found.nfp}, the largest evaluated, exceeds the tolerance of "
             f"{found.epsilon:.3g}: NFP is {found.nfp} or more."
         )
     over = cell.seconds[found.nfp] / one - 1
     text += (
-        f" N = {found.nfp + 1}, the first over the line of {found.epsilon:.3g}, takes "
-        f"{over:.2%} more: NFP is {found.nfp}."
+        f" N = {found.nfp + 1} is the first above the tolerance of {found.epsilon:.3g}: it takes "
+        f"{over:.2%} longer, so NFP is {found.nfp}."
     )
     if found.largest_free > found.nfp:
-        text += f" The curve is not monotone: N = {found.largest_free} is under the line again."
+        text += (
+            f" The curve is not monotone: N = {found.largest_free} is within the tolerance again."
+        )
     return text
 
 
 def _growth(cell: CellPrediction, found: Boundary, last: int) -> str:
     if last == 1:
-        return "Only one N was looked at, so that nothing grew."
+        return "Only N = 1 was evaluated, so nothing grew."
     grown = cell.terms.get(found.limited_by, (0.0,) * last)
     rise, whole = grown[last - 1] - grown[0], cell.seconds[last - 1] - cell.seconds[0]
     return (
         f"Up to N = {last} the term {found.limited_by} ({MEANINGS[found.limited_by]}) grew most: "
-        f"by {duration(rise)}, while the whole grew by {duration(whole)}."
+        f"by {duration(rise)} of {duration(whole)} in total."
     )
 
 
 def _granularity(
     predictions: Predictions, cell: CellPrediction, positions: Sequence[int]
 ) -> list[str]:
-    """What the counts are rounded up to, as far as it concerns the module."""
+    """The blocks, experts and CUDA graphs that the module's tokens are rounded up to."""
     sentences = []
     if cell.module in ("attention", "model"):
         sentences.append(_query_blocks(predictions, cell, positions))
@@ -208,15 +210,15 @@ def _experts(predictions: Predictions, cell: CellPrediction, positions: Sequence
     awake = awake_experts(tokens, routing)
     told = [f"{u:.3g} at N = {n}" for n, u in zip(positions, awake, strict=True)]
     return (
-        f"Of a layer's {shape.local_experts} experts on a rank, tokens wake on average "
-        f"{', '.join(told)}; each is read once, if routing is uniform."
+        f"Of a layer's {shape.local_experts} experts on a rank, on average {', '.join(told)} are "
+        f"active; each is read once. Routing is assumed to be uniform."
     )
 
 
 def _graphs(predictions: Predictions, cell: CellPrediction, positions: Sequence[int]) -> str:
     sizes = predictions.serving.capture_sizes
     if not sizes:
-        return "No CUDA graphs, no padding; the host's launches are not counted."
+        return f"Without CUDA graphs nothing is padded, and {UNPREDICTED}."
     told = []
     outside = ""
     for n in positions:
@@ -228,7 +230,7 @@ def _graphs(predictions: Predictions, cell: CellPrediction, positions: Sequence[
             else f"{_count(tokens, 'token')} at N = {n} in a graph of {padded}"
         )
         if padded is None:
-            outside = f" Out of graphs the host launches each kernel: {UNPREDICTED}."
+            outside = f" Outside graphs the host launches each kernel: {UNPREDICTED}."
     return f"CUDA graphs: {', '.join(told)}.{outside}"
 
 
@@ -242,17 +244,17 @@ def _idle_compute(predictions: Predictions, cell: CellPrediction, found: Boundar
         verdict = f"{idle / found.nfp:.3g} times the predicted {found.nfp}"
     fp8 = predictions.shape.attention.fp8 if cell.module == "attention" else predictions.shape.fp8
     why = {
-        "dense_ffn": "It weighs arithmetic against one reading of the weights, at full rate: no "
-        "activations, no tiles or waves, no padding, no launches.",
-        "moe_ffn": "It forgets that more tokens wake more experts, and has no padding to blocks "
+        "dense_ffn": "It compares arithmetic at full rate with one read of the weights, and "
+        "ignores activations, tiles, waves, padding and launches.",
+        "moe_ffn": "It ignores that more tokens activate more experts, and the padding to blocks "
         "of rows.",
-        "attention": "It knows no query blocks, splits, waves or launches, and gives the same "
+        "attention": "It ignores query blocks, splits, waves and launches, and gives the same N "
         "for every batch size and context.",
-        "communication": "It weighs arithmetic against memory, and transfers have neither.",
-        "model": "It adds up the arithmetic of all matrices at full rate against one reading of "
-        "weights and cache: all that is named above is missing in it.",
+        "communication": "It compares arithmetic with memory traffic, and transfers are neither.",
+        "model": "It compares the arithmetic of all matrices at full rate with one read of "
+        "weights and cache, and ignores all of the above.",
     }[cell.module]
     return (
-        f"Idle-compute would say {idle} ({verdict}), from the data sheet's "
+        f"The idle-compute rule gives {idle} ({verdict}), from the data sheet's "
         f"{hardware.ridge(fp8):.0f} FLOP per byte of {hardware.name}. {why}"
     )
