@@ -14,6 +14,7 @@ import torch
 from vllm_nfp.adapter import communication, ranks
 from vllm_nfp.probe.engine import Ticket, VllmProbeEngine
 from vllm_nfp.probe.forward import Interval, ModuleMarks, StepMarks, _Recorder
+from vllm_nfp.probe.memory import is_out_of_memory
 from vllm_nfp.schedule.lockstep import PeerFaultError
 from vllm_nfp.timing import Mark
 from vllm_nfp.types import Module, Shape
@@ -169,7 +170,7 @@ def custom(state: Any, monkeypatch: pytest.MonkeyPatch) -> Custom:
 
 
 def capture(talk: Talk, error: Exception | None = None) -> None:
-    with ranks.TensorRanks(talk).capturing(None):  # type: ignore[arg-type]
+    with ranks.TensorRanks(talk.agree, is_out_of_memory).capturing(None):
         if error is not None:
             raise error
 
@@ -212,7 +213,7 @@ def test_captured_collectives_leave_room_for_the_servers_own(
     custom: Custom, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ranks, "MOST_CAPTURED_COLLECTIVES", 250)
-    team = ranks.TensorRanks(Talk())  # type: ignore[arg-type]
+    team = ranks.TensorRanks(Talk().agree, is_out_of_memory)
     for _ in range(2):
         with team.capturing(None):
             pass

@@ -8,6 +8,8 @@ sequence, by however long it takes; as long as far fewer than 1 % of the steps a
 
 from __future__ import annotations
 
+LARGE_BUDGET = 0.05
+"""A share of the time above which each step may have a pair ahead of it."""
 MOST_SAVED_PROBES = 2.0
 """Allowance that may pile up, in probes: a quiet hour must not end in a burst of them."""
 BUSY_MEMORY_STEPS = 64

@@ -25,10 +25,12 @@ are told apart by the maximum of the value and of its negative, and end their pr
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from vllm_nfp.schedule.pair import Pair
 from vllm_nfp.types import Shape
 
 STEPS_PER_EXCHANGE = 8
@@ -51,8 +53,19 @@ class WireError(RuntimeError):
     """An exchange has failed: a rank is gone."""
 
 
+@contextmanager
+def wire_errors() -> Iterator[None]:
+    """Name what a wire raises."""
+    try:
+        yield
+    except WireError:
+        raise
+    except RuntimeError as error:
+        raise WireError(f"another rank cannot be reached: {error}") from error
+
+
 class Wire(Protocol):
-    """Carries the exchanges; both methods raise WireError where they cannot."""
+    """Carries the exchanges; both methods raise RuntimeError if they cannot."""
 
     rank: int
     size: int
@@ -64,25 +77,6 @@ class Wire(Protocol):
     def finish(self, handle: Any) -> Sequence[int]:
         """The maximum over all ranks of each value, once all have put theirs in."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """A pair of runs as all ranks launch it."""
-
-    batch_size: int
-    context: int
-    positions: int
-    baseline_first: bool
-    draw: int = 0
-    """Which tokens both run on."""
-
-    @property
-    def shapes(self) -> tuple[Shape, Shape]:
-        """The two runs in the order in which they are launched."""
-        one = Shape(self.batch_size, self.context, 1)
-        many = Shape(self.batch_size, self.context, self.positions)
-        return (one, many) if self.baseline_first else (many, one)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +129,7 @@ class Lockstep:
         For the start, where each exchange is waited for.
         """
         self._faulty = True
-        self._wire.finish(self._begin(refused=False, pair=None))
+        self._finish(self._begin(refused=False, pair=None))
 
     def agree(self, possible: bool, topic: str = "") -> bool:
         """Whether all ranks can; each calls this at the same point of its start.
@@ -206,7 +200,7 @@ class Lockstep:
 
     def _take_outcome(self, refused: Callable[[Pair], None]) -> Pair | None:
         handle, self._in_flight = self._in_flight, None
-        outcome = self._read(self._wire.finish(handle))
+        outcome = self._read(self._finish(handle))
         checked, self._checking = self._checking, None
         self._to_check = outcome.pair
         if checked is None:
@@ -217,7 +211,7 @@ class Lockstep:
         return checked
 
     def _meet(self, refused: bool, pair: Pair | None, topic: str) -> _Outcome:
-        return self._read(self._wire.finish(self._begin(refused, pair, topic)))
+        return self._read(self._finish(self._begin(refused, pair, topic)))
 
     def _begin(self, refused: bool, pair: Pair | None, topic: str = "") -> Any:
         self._number += 1
@@ -227,8 +221,14 @@ class Lockstep:
         shape = (0, 0, 0, 0, 0)
         if pair is not None:
             first = 1 if pair.baseline_first else 0
-            shape = (pair.batch_size, pair.context, pair.positions, first, pair.draw)
-        return self._wire.begin((*numbers, fault, int(refused), *shape))
+            target = pair.target
+            shape = (target.batch_size, target.context, target.positions, first, pair.draw)
+        with wire_errors():
+            return self._wire.begin((*numbers, fault, int(refused), *shape))
+
+    def _finish(self, handle: Any) -> Sequence[int]:
+        with wire_errors():
+            return self._wire.finish(handle)
 
     def _read(self, values: Sequence[int]) -> _Outcome:
         most, least_negated, digest, digest_negated, fault, refused, *shape = values
@@ -239,5 +239,5 @@ class Lockstep:
         if digest != -digest_negated:
             raise DivergedError("the ranks have not had the same settings and steps")
         batch_size, context, positions, first, draw = shape
-        pair = Pair(batch_size, context, positions, bool(first), draw) if batch_size else None
-        return _Outcome(bool(refused), pair)
+        target = Shape(batch_size, context, positions)
+        return _Outcome(bool(refused), Pair(target, bool(first), draw) if batch_size else None)
