@@ -35,8 +35,11 @@ from rich.table import Table
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.estimate import Cell, Pair, boundary, estimate_cell
 from vllm_nfp.results.snapshot import Snapshot, State
-from vllm_nfp.schedule import Feedback, Planner, Target
-from vllm_nfp.session.publisher import Counters, Publisher
+from vllm_nfp.schedule import Feedback, Planner
+from vllm_nfp.schedule.counters import Counters
+from vllm_nfp.session.output import Output
+from vllm_nfp.session.publisher import Publisher
+from vllm_nfp.timing import StepTimes
 from vllm_nfp.typed_json import write_whole
 from vllm_nfp.types import Module, PairResult, Shape, Timing
 
@@ -285,7 +288,7 @@ class Blocks:
     """Near: an interval so many times as wide holds a line."""
 
     def __init__(self) -> None:
-        self._goals: dict[Target, int] = {}
+        self._goals: dict[Shape, int] = {}
 
     def __call__(self, published: Snapshot, feedback: Feedback) -> Feedback:
         """The points whose block is not whole."""
@@ -298,15 +301,15 @@ class Blocks:
         return Feedback(frozenset(lacking), feedback.far_over)
 
 
-def _samples(published: Snapshot) -> dict[Target, int]:
+def _samples(published: Snapshot) -> dict[Shape, int]:
     return {
-        Target(row.batch_size, row.context, row.positions): row.samples
+        Shape(row.batch_size, row.context, row.positions): row.samples
         for row in published.curves
         if row.positions > 1
     }
 
 
-def _near(published: Snapshot, reach: float, most: int) -> frozenset[Target]:
+def _near(published: Snapshot, reach: float, most: int) -> frozenset[Shape]:
     lines = [math.log1p(epsilon) for epsilon in SERVER.config.epsilons]
     found = set()
     for row in published.curves:
@@ -315,7 +318,7 @@ def _near(published: Snapshot, reach: float, most: int) -> frozenset[Target]:
         wider = (high - low) * (reach - 1.0) / 2.0 if reach > 1.0 else 0.0
         crosses = any(low - wider <= line < high + wider for line in lines)
         if row.positions > 1 and row.samples < most and crosses:
-            found.add(Target(row.batch_size, row.context, row.positions))
+            found.add(Shape(row.batch_size, row.context, row.positions))
     return frozenset(found)
 
 
@@ -330,14 +333,9 @@ def published(
     config, key = course.config, (CELL.batch_size, CELL.context)
     wanted = max(config.min_samples, config.wanted_samples)
     planner = Planner({key: GRID}, wanted, int(rng.integers(1 << 31)))
-    publisher = Publisher(
-        config,
-        Snapshot("simulated", "0", State.WARMING),
-        lambda: Counters({}, 0.0, 0.0, None, planner.missing_pairs),
-        tuple,
-        lambda _: None,
-        lambda _: None,
-    )
+    identity = Snapshot("simulated", "0", State.WARMING)
+    publisher = Publisher(config, identity, StepTimes(), Output(config))
+    feedback = publisher.feedback
     times = disturb(rng, course.publishes[-1])
     many = (0.01 * times.drift * times.many).tolist()
     one = (0.01 * times.drift * times.one).tolist()
@@ -345,7 +343,7 @@ def published(
     done = 0
     for moment in course.publishes:
         for at in range(done, moment):
-            target = planner.next(key)
+            target = planner.next(key, feedback=feedback)
             assert target is not None
             planner.record(target)
             n = target.positions
@@ -354,8 +352,9 @@ def published(
             )
         done = moment
         publisher.process()
+        publisher.count(Counters(missing_pairs=planner.missing_pairs(feedback)))
         snapshot = publisher.snapshot()
-        planner.feedback = rule(snapshot, publisher.feedback)
+        feedback = rule(snapshot, publisher.feedback)
         yield done, snapshot
 
 

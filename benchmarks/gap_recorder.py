@@ -149,7 +149,7 @@ def register() -> None:
     from vllm_nfp import give_way
     from vllm_nfp.adapter import draft_control
     from vllm_nfp.schedule import prober
-    from vllm_nfp.session import publisher
+    from vllm_nfp.session import output, publisher
 
     control, worker = draft_control.DraftControl, publisher.Publisher
     if hasattr(control, "recorded"):
@@ -157,7 +157,7 @@ def register() -> None:
     control.recorded = True  # type: ignore[attr-defined]
     shim: Any = SimpleNamespace(sleep=_sleep)
     vars(give_way)["time"] = shim
-    for name in ("_run", "_prepare"):
+    for name in ("_launch", "_prepare"):
         _record(prober.Prober, name, What.PROBE)
     for name, what in (
         ("_publish", What.PUBLISH),
@@ -166,7 +166,7 @@ def register() -> None:
         ("_send_changed_curves", What.CURVES),
     ):
         _record(worker, name, what)
-    _record_writes(worker)
+    _record(output.Output, "write", What.HAND_ON)
     _record(control, "_report", What.REPORT)
     _record(control, "finished", What.FOLLOW)
     _record(draft_control, "write_control", What.WRITE_CONTROL)
@@ -181,13 +181,3 @@ def register() -> None:
         return found
 
     draft_control.attach = attach_and_follow
-
-
-def _record_writes(worker: Any) -> None:
-    begin = worker.__init__
-
-    def init(self: Any, *args: Any, **kwargs: Any) -> None:
-        begin(self, *args, **kwargs)
-        self._write = _recorded(What.HAND_ON, self._write)
-
-    worker.__init__ = init
