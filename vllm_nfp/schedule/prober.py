@@ -6,9 +6,7 @@ What they lack is made piece by piece. Each piece takes the place of a pair and 
 
 from __future__ import annotations
 
-import random
 import time
-from collections import Counter
 from collections.abc import Callable
 
 from vllm_nfp.config import ProbeConfig
@@ -18,7 +16,7 @@ from vllm_nfp.schedule.consent import Consent
 from vllm_nfp.schedule.counters import Counters
 from vllm_nfp.schedule.flights import Account, Flights, Landed
 from vllm_nfp.schedule.idle import IDLE_POLL_SECONDS, IDLE_REFRESH_SECONDS, IdleTime
-from vllm_nfp.schedule.pair import Pair, both
+from vllm_nfp.schedule.pair import Draws, Pair, both
 from vllm_nfp.schedule.plan import NOTHING_KNOWN, CellKey, Feedback, Planner, live_cell
 from vllm_nfp.schedule.waits import Waits
 from vllm_nfp.timing import StepTimer
@@ -63,8 +61,7 @@ class Prober:
         self._sink = sink
         self._config = config
         self._now = now
-        self._rng = random.Random(config.seed)
-        self._draws: Counter[Shape] = Counter()
+        self._draws = Draws(config.seed)
         self._pending: Shape | None = None
         """The target whose shapes are being made ready."""
         self._waits = Waits()
@@ -146,7 +143,7 @@ class Prober:
         try:
             if self._is_ready(chosen):
                 self._pending = None
-                pair = self._next_pair(chosen)
+                pair = self._draws.pair(chosen)
                 if self._consent.given(pair, account):
                     self._launch(pair, account)
             else:
@@ -203,16 +200,6 @@ class Prober:
     def _is_ready(self, target: Shape) -> bool:
         # With several ranks all graphs are made at the start: between steps no rank makes any.
         return not self._consent.alone or all(map(self._flights.ready, both(target)))
-
-    def _next_pair(self, target: Shape) -> Pair:
-        """The next pair of the target, in random order, on the same tokens for all N, one by one.
-
-        With experts the time of a step depends on its tokens: with few sequences, by several per
-        cent. Pairs of different N run on the same tokens, so that their ratios can be compared.
-        """
-        first, draw = self._rng.random() < 0.5, self._draws[target]
-        self._draws[target] += 1
-        return Pair(target, first, draw)
 
     def _launch(self, pair: Pair, account: Account) -> None:
         try:

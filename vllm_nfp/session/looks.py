@@ -22,6 +22,8 @@ class Looks:
         self._sampler = sampler
         self._limits = limits
         self._view = view
+        self._waits = False
+        """There was a sign at the last look that requests wait."""
         self.stands_for = 0
         """Steps that the latest one stands for, its own among them; 0 if it is not looked at."""
 
@@ -35,7 +37,8 @@ class Looks:
         self.stands_for = 0
         if not scheduler_output.num_scheduled_tokens:
             return 0
-        if requests_wait(scheduler_output, self._limits):
+        self._waits = requests_wait(scheduler_output, self._limits)
+        if self._waits:
             self.stands_for = 1
         elif self._sampler.look():
             self.stands_for = self._sampler.stands_for
@@ -43,4 +46,5 @@ class Looks:
 
     def step(self, scheduler_output: Any) -> EngineStep | None:
         """The step as the scheduler planned it; None if it runs nothing."""
-        return step_of(scheduler_output, self._view.decode_positions, self._limits)
+        waits = self._waits if self.stands_for else None
+        return step_of(scheduler_output, self._view.decode_positions, self._limits, waits)
