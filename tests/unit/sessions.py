@@ -48,21 +48,24 @@ def serving(
     watcher: Any,
     tokens: int,
     agreement: Agreement | None = None,
-    config: ProbeConfig | None = None,
+    show: Callable[[Snapshot], None] = lambda _: None,
+    engine: Any = None,
 ) -> Session:
     """A session that serves, and has looked at all of its first steps.
 
     Args:
-        watcher: a prober, or what passive mode has in its place.
+        watcher: a prober, or what passive mode has in its place; None on a rank that follows.
         tokens: the most that a step may hold.
     """
-    worker = Worker(config or ProbeConfig(), vllm_config(), StartCost(time.monotonic()))
-    output = Output(worker.config)
+    worker = Worker(ProbeConfig(), vllm_config(), StartCost(time.monotonic()))
+    output = Output(worker.config, show)
     view: Any = SimpleNamespace(decode_positions=1)
     looks = Looks(Sampler(first=1), StepLimits(sequences=64, tokens=tokens), view)
-    publisher = Publisher(worker.config, worker.identity, watcher.timer.times, output)
-    lead = Lead(watcher, publisher)
-    started = Started(agreement or Alone(), looks, None, lead)
+    lead = None
+    if watcher is not None:
+        times = watcher.timer.times
+        lead = Lead(watcher, Publisher(worker.config, worker.identity, times, output))
+    started = Started(agreement or Alone(), looks, engine, lead)
     session = Session(worker, output, lambda *_: started)
     session.after_warm_up(None)
     return session
