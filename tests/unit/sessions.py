@@ -31,6 +31,23 @@ def vllm_config(rank: int = 0, tensor_parallel_size: int = 1) -> SimpleNamespace
     )
 
 
+class Shown(Output):
+    """Shows each snapshot that it hands over.
+
+    Args:
+        config: names the folders.
+        shown: takes the snapshots.
+    """
+
+    def __init__(self, config: ProbeConfig, shown: Callable[[Snapshot], None]) -> None:
+        super().__init__(config)
+        self._shown = shown
+
+    def _hand_over(self, snapshot: Snapshot) -> None:
+        self._shown(snapshot)
+        super()._hand_over(snapshot)
+
+
 def session_of(
     config: ProbeConfig | None = None,
     engine: Any = None,
@@ -41,7 +58,7 @@ def session_of(
     """A session that has not started."""
     config = config or ProbeConfig()
     cost = StartCost(now() if begun is None else begun, now)
-    return Session(Worker(config, engine or vllm_config(), cost), Output(config, show))
+    return Session(Worker(config, engine or vllm_config(), cost), Shown(config, show))
 
 
 def serving(
@@ -58,7 +75,7 @@ def serving(
         tokens: the most that a step may hold.
     """
     worker = Worker(ProbeConfig(), vllm_config(), StartCost(time.monotonic()))
-    output = Output(worker.config, show)
+    output = Shown(worker.config, show)
     view: Any = SimpleNamespace(decode_positions=1)
     looks = Looks(Sampler(first=1), StepLimits(sequences=64, tokens=tokens), view)
     lead = None

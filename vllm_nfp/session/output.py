@@ -96,9 +96,7 @@ class Output:
             return
         with self._turn_of(snapshot) as granted:
             if granted:
-                self._show(snapshot)
-                for folder in filter(None, (self._run_dir, self._output_dir)):
-                    self._try_to_write(folder, snapshot)
+                self._hand_over(snapshot)
 
     def keep(self, snapshot: Snapshot) -> None:
         """Write the profile; if that fails it is tried again the next time.
@@ -157,6 +155,11 @@ class Output:
         finally:
             if granted:
                 self._writing.release()
+
+    def _hand_over(self, snapshot: Snapshot) -> None:
+        self._show(snapshot)
+        for folder in filter(None, (self._run_dir, self._output_dir)):
+            self._try_to_write(folder, snapshot)
 
     def _try_to_write(self, folder: str, snapshot: Snapshot) -> None:
         try:
