@@ -1,25 +1,25 @@
-"""Several ranks that run the same probes before the same steps, or none.
+"""Exchanges between ranks, so that all run the same probes before the same steps, or none does.
 
-With tensor parallelism a step's kernels wait for one another across ranks: a probe that one rank
-launches and another does not leaves the server waiting for ever. So no rank decides alone. One,
-the leader, plans as a single rank would, from its own clock and budget; what it wants becomes an
-action of all ranks through exchanges.
+With tensor parallelism a step's kernels wait for one another across ranks. If one rank launched a
+probe and another did not, the server would hang. So no rank decides alone. One, the leader, plans
+as a single rank would, from its own clock and budget. Its pairs become actions of all ranks through
+exchanges.
 
 An exchange is an element-wise maximum over all ranks of a few integers. Every rank gets the same
-numbers out, so whatever follows from them alone is the same everywhere. In serving there is one at
-every :data:`STEPS_PER_EXCHANGE`-th step, counted alike since all ranks are given the same steps.
-It is begun at one such step and its outcome used at the next, so that it has a few steps' time and
-nobody waits for it; a rank's host thread is never that far behind, since the steps themselves
-need all ranks. A pair takes three of them:
+numbers, and decides by these alone. In serving there is an exchange at every
+:data:`STEPS_PER_EXCHANGE`-th step. All ranks are given the same steps, so that they count alike.
+An exchange begins at one such step, and its outcome is used at the next. So it has a few steps'
+time, and nobody waits for it: a rank's host thread is never that far behind, since the steps
+themselves need all ranks. A pair takes three of them:
 
 1. *proposed*: the leader's exchange carries the pair;
 2. *checked*: each rank has done all of the launch that can fail, and says whether it could;
 3. *committed*: all could. Every rank launches it before the first decode step from here on.
 
-A rank that has a fault goes on taking part until the others know, and launches what is committed
-even then. Its next exchange carries the fault, and all ranks end their probes at the same step.
-Each exchange also carries its number and a digest of the steps so far; ranks that disagree on them
-are told apart by the maximum of the value and of its negative, and end their probes as well.
+A rank that has a fault takes part until the others know, and launches what is committed. Its next
+exchange carries the fault, and all ranks end their probes at the same step. Each exchange also
+carries its number and a digest of the steps so far, as a value and its negative. If the maxima of
+the two differ, the ranks disagree, and end their probes as well.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from vllm_nfp.schedule.pair import Pair
 from vllm_nfp.types import Shape
 
 STEPS_PER_EXCHANGE = 8
-"""Some 50 ms of serving: a pair within 1 % of the time comes every few hundred steps."""
+"""Some 50 ms of serving. At 1 % of the time a pair comes every few hundred steps."""
 LEADER = 0
 VALUES = 11
 """Integers of each rank's part of an exchange."""
@@ -42,7 +42,7 @@ _DIGEST_MODULUS = (1 << 31) - 1
 
 
 class PeerFaultError(RuntimeError):
-    """Another rank has a fault (or this one has told all of its own); all ranks know."""
+    """A rank has a fault, and all ranks know."""
 
 
 class DivergedError(RuntimeError):
