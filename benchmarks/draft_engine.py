@@ -117,10 +117,11 @@ class Engine:
 
     def scan(self) -> None:
         """Let the probe measure the step's curve, and write it where the controller looks."""
-        from vllm_nfp.session.session import Session
+        from vllm_nfp.session import open_session
 
-        session = Session(self._config, self.llm.llm_engine.vllm_config)
-        session.attach(self.runner, self._place)
+        engine = self.llm.llm_engine.vllm_config
+        session = open_session(self._config, engine, time.monotonic())
+        session.after_warm_up(self.runner, self._place)
         session.disable("the scan has ended", expected=True)
 
     def draft_seconds(self) -> list[dict[str, Any]]:

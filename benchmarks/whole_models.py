@@ -89,12 +89,11 @@ def work(model: Model, out: Path, seconds: float, trial: bool) -> None:
 def scan(view: Any, settings: dict[str, Any], folder: Path) -> None:
     """Attach the probe, let it scan, and take it off again."""
     from vllm_nfp.config import config_from_mapping
-    from vllm_nfp.session.session import Session
+    from vllm_nfp.session import open_session
 
-    session = Session(
-        config_from_mapping({**settings, "output_dir": str(folder)}), view.vllm_config
-    )
-    session.attach(view.runner)
+    config = config_from_mapping({**settings, "output_dir": str(folder)})
+    session = open_session(config, view.vllm_config, time.monotonic())
+    session.after_warm_up(view.runner)
     session.disable("the scan has ended", expected=True)
 
 

@@ -18,16 +18,12 @@ class ProbeExtension:
 
     def nfp_attach(self, settings: str, fault: str) -> bool:
         """Attach as the worker hook does; whether the rank takes part."""
-        from vllm_nfp.adapter.worker_hook import _hook_runner
-        from vllm_nfp.session.rank_session import session_for
+        from parts import attach
 
         os.environ[faults.ENV_VAR] = fault
         faults.arm()
         worker: Any = self
-        session = session_for(config_from_mapping(json.loads(settings)), worker.vllm_config)
-        session.attach(worker.model_runner)
-        if session.active:
-            _hook_runner(worker.model_runner, session)
+        session = attach(config_from_mapping(json.loads(settings)), worker)
         self.nfp_session = session
         return bool(session.active)
 

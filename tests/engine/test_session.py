@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from parts import attach, engine_of, only_times, prober_of, publisher_of
 
 from vllm_nfp.config import ProbeConfig, config_from_mapping
 from vllm_nfp.results.profile import load_profile, profile_file
@@ -52,17 +53,10 @@ def worker(llm: Any) -> Any:
 @pytest.fixture
 def start(worker: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Attach a session with hooks, as the worker hook does; detach it in the end."""
-    from vllm_nfp.adapter.worker_hook import _hook_runner
-    from vllm_nfp.session.session import Session
-
     sessions = []
 
     def begin(runner: Any = None, **changes: object) -> Any:
-        runner = runner or worker.model_runner
-        session = Session(configure(tmp_path, **changes), worker.vllm_config)
-        session.attach(runner)
-        if session.active:
-            _hook_runner(runner, session)
+        session = attach(configure(tmp_path, **changes), worker, runner)
         sessions.append(session)
         return session
 
@@ -109,13 +103,13 @@ def test_estimates_appear_for_every_module_and_cell(
 
     def all_known() -> bool:
         """A busy machine measures some cells between steps alone."""
-        session._publisher.process()
-        rows = session._publisher.snapshot().boundaries
+        publisher_of(session).process()
+        rows = publisher_of(session).snapshot().boundaries
         known = {(row.batch_size, row.context) for row in rows}
-        return known == every and session._prober.outcomes["measured"] > 0
+        return known == every and prober_of(session).outcomes["measured"] > 0
 
     generate_until(llm, all_known, tokens=96)
-    found = session._publisher.snapshot()
+    found = publisher_of(session).snapshot()
     assert {row.module for row in found.boundaries} == {"attention", "dense_ffn", "model"}
     cells = {(row.batch_size, row.context) for row in found.boundaries}
     assert cells == every
@@ -150,12 +144,12 @@ def test_estimates_appear_for_every_module_and_cell(
 def test_the_log_of_raw_samples_is_bounded(
     llm: Any, start: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vllm_nfp.session import session as module
+    from vllm_nfp.session import sample_log as module
 
     monkeypatch.setattr(module, "MOST_LOG_BYTES", 5_000)
     session = start(startup_seconds=5.0, output_dir=str(tmp_path / "out"))
     generate(llm)
-    session._publisher.process()
+    publisher_of(session).process()
     assert session.active
     assert 5_000 < (tmp_path / "out" / "samples-0.jsonl").stat().st_size < 15_000
 
@@ -182,7 +176,7 @@ def test_a_probe_touches_nothing_of_the_runner(
 
     session = start(overhead_budget=0.0, startup_seconds=0.0)
     generate(llm)  # leaves keys and values in the cache, and lengths in the buffers
-    engine, runner = session._engine, worker.model_runner
+    engine, runner = engine_of(session), worker.model_runner
     before = {name: t.clone() for name, t in runner_tensors(runner).items()}
     cache = [t.clone() for t in runner.kv_caches]
     assert any(t.abs().sum() > 0 for t in cache), "the cache holds nothing that could change"
@@ -208,7 +202,7 @@ def test_a_probe_reads_distinct_blocks_and_varied_tokens(start: Callable[..., An
     import torch
 
     session = start(overhead_budget=0.0, startup_seconds=0.0)
-    engine = session._engine
+    engine = engine_of(session)
     batches, (group, *_) = engine._runtime.batches, engine._availability.limits.groups
     batch = batches.build(4, 8)
     with torch.inference_mode():
@@ -229,7 +223,7 @@ def test_a_pairs_runs_share_their_tokens(start: Callable[..., Any]) -> None:
     from vllm_nfp.types import Shape
 
     session = start(overhead_budget=0.0, startup_seconds=0.0)
-    engine = session._engine
+    engine = engine_of(session)
     tokens = {}
     with torch.inference_mode():
         for positions, draw in ((1, 3), (8, 3), (8, 4)):
@@ -280,7 +274,7 @@ def test_in_piecewise_graphs_a_probe_runs_on_its_own_tokens_and_leaves_the_runne
         )
         seen.append([tensor[:rows].tolist() for tensor in live])
 
-    engine, context, tokens = session._engine, 128, {}
+    engine, context, tokens = engine_of(session), 128, {}
     with torch.inference_mode(), runner.get_model().register_forward_pre_hook(
         on_call, with_kwargs=True
     ) as hook:  # fmt: skip
@@ -324,8 +318,8 @@ def test_a_run_that_fails_in_a_piecewise_graph_leaves_the_runners_buffers(
         raise RuntimeError("the model fails")
 
     with torch.inference_mode(), pytest.raises(RuntimeError, match="the model fails"):
-        monkeypatch.setattr(session._engine._runtime.forward, "_call", fail)
-        session._engine.launch(Shape(4, 128, 8))
+        monkeypatch.setattr(engine_of(session)._runtime.forward, "_call", fail)
+        engine_of(session).launch(Shape(4, 128, 8))
     assert all(map(torch.equal, buffers, before))
 
 
@@ -333,7 +327,7 @@ def test_the_budget_bounds_the_measured_share(
     llm: Any, start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = start(overhead_budget=0.2, startup_seconds=0.0)
-    prober, engine = session._prober, session._engine
+    prober, engine = prober_of(session), engine_of(session)
     runs: list[float] = []
     launch = engine.launch
 
@@ -416,7 +410,7 @@ def test_an_unknown_vllm_is_watched_and_not_probed(
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     from vllm_nfp.adapter import versions
-    from vllm_nfp.session import session as module
+    from vllm_nfp.session import start_probing as module
 
     def injects(*_: object) -> None:
         raise AssertionError("a probe engine was made")
@@ -426,7 +420,7 @@ def test_an_unknown_vllm_is_watched_and_not_probed(
     monkeypatch.setattr(module, "ProbeEngine", injects)
     with caplog.at_level(logging.WARNING, "vllm.nfp"):
         session = start()
-    assert session.active and session._prober is None
+    assert only_times(session)
     assert generate(llm) == expected
     left = snapshot(tmp_path)
     assert left.state is State.PASSIVE
@@ -441,7 +435,7 @@ def test_an_unknown_vllm_without_the_hooks_is_left_alone(
 ) -> None:  # fmt: skip
     from vllm_nfp.adapter import versions
     from vllm_nfp.adapter.runners import V1Runner
-    from vllm_nfp.session import session as module
+    from vllm_nfp.session import start as module
 
     monkeypatch.setattr(versions, "installed_version", lambda: "0.99.0")
     bare = type("BareRunner", (), {"device": worker.model_runner.device})()
@@ -475,7 +469,7 @@ def test_metadata_that_is_not_as_known_is_named_and_the_probe_only_watches(
     )
     monkeypatch.setattr(backend, "CommonAttentionMetadata", changed)
     session = start()
-    assert session.active and session._prober is None, "it probes"
+    assert only_times(session), "it probes"
     assert generate(llm) == expected
     left = snapshot(tmp_path)
     assert left.state is State.PASSIVE
@@ -502,7 +496,7 @@ FEW_SHAPES = {"batch_sizes": [1, 4], "contexts": [32], "max_positions": 4}
 def spend_at_once(session: Any) -> None:
     """Let pairs run without waiting until steps have paid for them."""
     if session.active:
-        session._prober.budget.earn(100.0)
+        prober_of(session).budget.earn(100.0)
 
 
 class Writer:
@@ -676,7 +670,7 @@ def test_a_backend_that_writes_nowhere_is_proven_and_probed(
     expected = generate(llm)
     session = start(startup_seconds=5.0)
     assert session.active
-    prover = session._engine._runtime.prover
+    prover = engine_of(session)._runtime.prover
     generate_until(llm, lambda: len(prover._proven) > 2 and not prover._under_way)
     assert len(prover._proven) > 2 and not prover._under_way
     assert generate(llm) == expected and session.active
@@ -684,10 +678,10 @@ def test_a_backend_that_writes_nowhere_is_proven_and_probed(
 
 def test_cells_that_do_not_fit_are_named(start: Callable[..., Any]) -> None:
     session = start(batch_sizes=[1, 64], contexts=[32, 4096], startup_seconds=0.0)
-    skipped = session._publisher.identity.skipped_cells
+    skipped = publisher_of(session).snapshot().skipped_cells
     assert "exceeds --max-num-seqs 8" in skipped["B=64 L=32"]
     assert "leaves no room" in skipped["B=1 L=4096"]
-    assert session._prober.planner.cells == ((1, 32),)
+    assert prober_of(session).planner.cells == ((1, 32),)
 
 
 def test_passive_timing_injects_nothing_and_files_real_steps(
@@ -695,11 +689,11 @@ def test_passive_timing_injects_nothing_and_files_real_steps(
 ) -> None:
     expected = generate(llm)
     session = start(passive=True)
-    assert session.active
-    assert session._engine is None and session._prober is None
+    assert only_times(session)
+    assert engine_of(session) is None
     assert generate(llm) == expected
     generate(llm, count=1)
-    session._publisher._publish()
+    publisher_of(session)._publish()
     found = snapshot(tmp_path)
     assert found.probes == {} and found.probe_seconds == 0.0
     assert found.state is State.PASSIVE and "passive is on" in found.reason
@@ -714,8 +708,8 @@ def test_probes_and_real_steps_are_timed_apart(
     llm: Any, start: Callable[..., Any], tmp_path: Path
 ) -> None:
     session = start()
-    generate_until(llm, lambda: session._prober.outcomes["measured"] > 0, tokens=96)
-    session._publisher._publish()
+    generate_until(llm, lambda: prober_of(session).outcomes["measured"] > 0, tokens=96)
+    publisher_of(session)._publish()
     found = snapshot(tmp_path)
     assert found.probes["measured"] > 0
     assert sum(row.samples for row in found.steps) > 90
@@ -729,21 +723,22 @@ def test_a_full_disk_costs_the_output_folder_and_nothing_else(
 ) -> None:  # fmt: skip
     expected = generate(llm)
     session = start(output_dir=str(tmp_path / "out"))
-    session._log.close()
-    session._log = open("/dev/full", "a")  # noqa: SIM115 - the session closes it
+    log = session._output._log
+    log._file.close()
+    log._file = open("/dev/full", "a")  # noqa: SIM115 - the session closes it
     inject_fault("no_space")
     with caplog.at_level(logging.WARNING, "vllm.nfp"):
         for _ in range(20):
             assert generate(llm) == expected
-            session._publisher._publish()
+            publisher_of(session)._publish()
             # One line for the log, which is written once a pair has run, one for the snapshot.
-            if session._log is None and caplog.text.count("No space left on device") == 2:
+            if log._file is None and caplog.text.count("No space left on device") == 2:
                 break
         for _ in range(3):
             assert generate(llm) == expected
-            session._publisher._publish()
+            publisher_of(session)._publish()
     assert session.active, "a full disk disables the probe"
-    assert session._log is None
+    assert log._file is None
     assert caplog.text.count("No space left on device") == 2, "the log is flooded"
     assert snapshot(tmp_path).probes["measured"] > 0, "/metrics is not served any more"
 
@@ -755,14 +750,14 @@ def test_a_device_that_hangs_disables_the_probe(
     monkeypatch: pytest.MonkeyPatch,
     inject_fault: Callable[[str], None],
 ) -> None:
-    from vllm_nfp.schedule import prober as module
+    from vllm_nfp.schedule import flights as module
 
     expected = generate(llm)
     session = start()
     generate(llm, tokens=8)
     monkeypatch.setattr(module, "LONGEST_FLIGHT_SECONDS", 0.05)
     inject_fault("stuck_event")
-    session._prober.budget.earn(100.0)  # steps that are never passed earn nothing
+    prober_of(session).budget.earn(100.0)  # steps that are never passed earn nothing
     for _ in range(20):
         assert generate(llm) == expected
         if not session.active:
@@ -777,10 +772,10 @@ def test_a_probe_without_memory_is_left_out_and_serving_goes_on(
     expected = generate(llm)
     session = start()
     inject_fault("out_of_memory")
-    outputs = generate_until(llm, lambda: session._prober.outcomes["refused"] > 0)
+    outputs = generate_until(llm, lambda: prober_of(session).outcomes["refused"] > 0)
     assert all(output == expected for output in outputs)
     assert session.active
-    assert session._prober.outcomes["refused"] > 0
+    assert prober_of(session).outcomes["refused"] > 0
 
 
 def test_a_step_of_the_wall_clock_changes_nothing(
@@ -792,12 +787,12 @@ def test_a_step_of_the_wall_clock_changes_nothing(
     real = time.time
     for jump in (1e7, -1e7):
         monkeypatch.setattr(time, "time", lambda jump=jump: real() + jump)
-        before = session._prober.outcomes["measured"]
+        before = prober_of(session).outcomes["measured"]
         # A pair that a busy machine drew out is paid off first.
-        generate_until(llm, lambda: session._prober.outcomes["measured"] > before, tokens=96)  # noqa: B023
-        session._publisher._publish()
+        generate_until(llm, lambda: prober_of(session).outcomes["measured"] > before, tokens=96)  # noqa: B023
+        publisher_of(session)._publish()
         assert session.active
-        assert session._prober.outcomes["measured"] > before
+        assert prober_of(session).outcomes["measured"] > before
         found = snapshot(tmp_path)
         assert abs(found.updated_unix_seconds - real() - jump) < 60
         assert abs(time.monotonic() - found.updated_monotonic_seconds) < 60

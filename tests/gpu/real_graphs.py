@@ -62,14 +62,16 @@ def generate(llm: Any, tokens: int = 48) -> list[list[int]]:
 
 
 def attach(worker: Any, run_dir: str) -> Any:
+    from vllm_nfp.adapter.patch import PatchSet
     from vllm_nfp.adapter.worker_hook import _hook_runner
     from vllm_nfp.config import config_from_mapping
-    from vllm_nfp.session.session import Session
+    from vllm_nfp.session import open_session
 
-    session = Session(config_from_mapping({**SETTINGS, "run_dir": run_dir}), worker.vllm_config)
-    session.attach(worker.model_runner)
+    config = config_from_mapping({**SETTINGS, "run_dir": run_dir})
+    session, patches = open_session(config, worker.vllm_config, time.monotonic()), PatchSet()
+    session.after_warm_up(worker.model_runner, None, patches.restore)
     if session.active:
-        _hook_runner(worker.model_runner, session)
+        _hook_runner(worker.model_runner, session, patches)
     return session
 
 
@@ -80,9 +82,9 @@ def runs_of(session: Any) -> list[dict[str, Any]]:
     from vllm_nfp.adapter.dispatch import Execution
     from vllm_nfp.types import Shape
 
-    engine = session._engine
+    engine = session._started.engine
     forward = engine._runtime.forward
-    live = session._view.step_buffers()
+    live = session._started.view.step_buffers()
     entries = min(g.num_blocks * g.block_tokens for g in engine._availability.limits.groups)
     live.input_ids.fill_(7)
     live.positions.fill_(3)
@@ -203,17 +205,20 @@ def main(model: str, run_dir: str, out: str, mode: str) -> None:
     if session.active and mode != "writes":
         with torch.inference_mode():
             result["runs"] = runs_of(session)
-            result["ms_per_gib"] = milliseconds_per_gib(session._engine)
-            result["proof_ms"] = proof_milliseconds(session._engine)
+            engine = session._started.engine
+            result["ms_per_gib"] = milliseconds_per_gib(engine)
+            result["proof_ms"] = proof_milliseconds(engine)
     for _ in range(40):
         result["same"] = result["same"] and generate(llm) == expected
         if not session.active:
             break
-        result["measured"] = session._prober.outcomes["measured"]
+        result["measured"] = session._started.lead.watcher.outcomes["measured"]
         if mode != "writes" and result["measured"] >= 8:
             break
     result["active_after"] = session.active
-    result["reason"] = session._identity.reason
+    from vllm_nfp.results.snapshot import read_snapshot
+
+    result["reason"] = read_snapshot(Path(run_dir) / "engine-0.json").reason
     if session.active:
         session.disable("the test is over", expected=True)
     Path(out).write_text(json.dumps(result))

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from vllm_nfp.adapter import extension, flags, install, metrics_bridge, worker_hook
+from vllm_nfp.adapter.patch import PatchSet
 from vllm_nfp.config import ENV_VAR, ProbeConfig
 from vllm_nfp.metrics.outbox import Outbox
 from vllm_nfp.results import scrape
@@ -196,15 +197,15 @@ class FakeSession:
         self.calls: list[object] = []
         self.active = False
 
-    def attach(self, runner: object, place: object) -> None:
+    def after_warm_up(self, runner: object, place: object, unhook: object) -> None:
         self.calls += [runner, place]
         self.active = True
 
-    def step(self, scheduler_output: object) -> None:
+    def before_step(self, scheduler_output: object) -> None:
         self.calls.append(scheduler_output)
 
-    def mark(self, begin: bool) -> None:
-        self.calls.append(begin)
+    def after_step(self) -> None:
+        self.calls.append("after")
 
 
 def test_the_observer_tells_the_session_until_it_is_off() -> None:
@@ -219,11 +220,11 @@ def test_the_observer_tells_the_session_until_it_is_off() -> None:
     session.calls.clear()
     observer.before_step("step")
     observer.after_step("step")
-    assert session.calls == ["step", True, False]
+    assert session.calls == ["step", "after"]
     session.active = False
     observer.before_step("step")
     observer.after_step("step")
-    assert len(session.calls) == 3
+    assert len(session.calls) == 2
     assert observer.take_metrics() is None
 
 
@@ -263,13 +264,19 @@ def test_a_runner_without_the_methods_disables_the_session() -> None:
         device = SimpleNamespace(type="cpu")
 
     reasons: list[str] = []
-    session: Any = SimpleNamespace(disable=lambda reason, expected: reasons.append(reason))
+    patches = PatchSet()
+
+    def disable(reason: str, expected: bool) -> None:
+        patches.restore()
+        reasons.append(reason)
+
+    session: Any = SimpleNamespace(disable=disable)
     with pytest.MonkeyPatch.context() as patch:
         from vllm_nfp.adapter import runners
 
         patch.setattr(runners, "view_of", runners.V1Runner)
         runner = Runner()
-        worker_hook._hook_runner(runner, session)
+        worker_hook._hook_runner(runner, session, patches)
     assert len(reasons) == 1
     assert "Runner of this vLLM has no execute_model" in reasons[0]
     assert vars(runner) == {}, "a hook is left on it"

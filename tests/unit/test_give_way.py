@@ -10,6 +10,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from vllm_nfp.give_way import in_pieces
 from vllm_nfp.metrics.collector import families_of
 from vllm_nfp.metrics.outbox import MOST_CHANGES, Outbox
 from vllm_nfp.results.snapshot import Snapshot
-from vllm_nfp.session.publisher import Counters, Publisher, Results, step_rows
+from vllm_nfp.session.publisher import Publisher, Results, step_rows
 from vllm_nfp.timing.steps import BATCH_BOUNDS, CONTEXT_BOUNDS, StepTimes
 from vllm_nfp.types import (
     Cell,
@@ -185,12 +186,16 @@ def test_steps_take_what_is_there_while_more_is_put_in() -> None:
     assert [change.name for change in box.take()] == ["second"]
 
 
-def publisher(write: Callable[[Snapshot], None], send: Callable[[Any], bool] | None) -> Publisher:
-    counters = Counters({}, 0.0, 0.0, None, 0)
-    return Publisher(
-        ProbeConfig(min_samples=2), Snapshot("m", "0", State.WARMING), lambda: counters,
-        lambda: (), write, lambda _: None, None, send,
-    )  # fmt: skip
+class Writer:
+    """Says when a snapshot is written."""
+
+    keeps = False
+
+    def __init__(self, write: Callable[[Snapshot], None]) -> None:
+        self.write = write
+
+    def record(self, result: PairResult) -> None:
+        pass
 
 
 def test_curves_are_sent_when_they_have_changed_and_before_a_write_may_hang() -> None:
@@ -203,7 +208,10 @@ def test_curves_are_sent_when_they_have_changed_and_before_a_write_may_hang() ->
         happened.append(f"{len(found)} curve rows")
         return answers.pop(0)
 
-    one = publisher(lambda _: happened.append("written"), send)
+    output: Any = Writer(lambda _: happened.append("written"))
+    sender: Any = SimpleNamespace(send=send)
+    identity = Snapshot("m", "0", State.WARMING)
+    one = Publisher(ProbeConfig(min_samples=2), identity, StepTimes(), output, sender)
     one._publish()
     assert happened == ["written"], "there is no curve yet"
     for _ in range(2):

@@ -84,20 +84,19 @@ class Observer:
         if self._captures is not None:
             self._captures.close()
             place = self._captures.place
-        self._session.attach(self._worker.model_runner, place)
+        self._session.after_warm_up(self._worker.model_runner, place, lambda: None)
         if self._session.active:
             idle.install(self._session)
 
     def before_step(self, scheduler_output: Any) -> None:
         """Maybe probe, then note the start of the real step."""
         if self._session.active:
-            self._session.step(scheduler_output)
-            self._session.mark(begin=True)
+            self._session.before_step(scheduler_output)
 
     def after_step(self, scheduler_output: Any) -> None:
         """Note that the real step has been launched."""
         if self._session.active:
-            self._session.mark(begin=False)
+            self._session.after_step()
 
     def take_metrics(self) -> list[Any] | None:
         """Changes since the last call, as vLLM's ``WorkerMetric``."""
@@ -150,14 +149,15 @@ def observer_of(worker: Any, config: ProbeConfig) -> Observer:
     """The observer of a worker that is about to warm up."""
     begun = time.monotonic()
     from vllm_nfp.adapter.graph_place import CaptureWatch
-    from vllm_nfp.session.rank_session import session_for
+    from vllm_nfp.session import open_session
 
-    session = session_for(config, worker.vllm_config)
-    session.spent_seconds = time.monotonic() - begun
     outbox = None if config.run_dir is not None else Outbox()
-    if outbox is not None:
-        box = outbox
-        session.on_snapshot = lambda snapshot: box.put(_families(snapshot, config))
+
+    def show(snapshot: Snapshot) -> None:
+        if outbox is not None:
+            outbox.put(_families(snapshot, config))
+
+    session = open_session(config, worker.vllm_config, begun, show)
     return Observer(session, worker, outbox, CaptureWatch().open())
 
 

@@ -1,15 +1,12 @@
-"""What a probe needs of the other tensor-parallel ranks: their consent, and graphs that fit theirs.
+"""vLLM's tensor-parallel group: the capture of graphs on all its ranks, and a wire between them.
 
-Exchanges run through memory that the ranks of a host share (:mod:`vllm_nfp.schedule.mailbox`). The
-first few, and all of them where ranks are on several hosts, run over a process group of the probe's
-own, on the hosts' network (gloo) and in threads of its own: vLLM's groups stay in the order in
-which vLLM uses them, and a GPU that is busy delays nothing.
+The wire is a process group of the probe's own, on the hosts' network (gloo) and in threads of its
+own. vLLM's groups stay in the order in which vLLM uses them, and a busy GPU delays nothing.
 """
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Protocol
@@ -17,17 +14,9 @@ from typing import Any, Protocol
 import torch
 
 from vllm_nfp.adapter.out_of_memory import is_out_of_memory
-from vllm_nfp.config import ProbeConfig
-from vllm_nfp.schedule.lockstep import STEPS_PER_EXCHANGE, Lockstep, WireError
-from vllm_nfp.schedule.mailbox import faster
 
 EXCHANGE_LIMIT = timedelta(seconds=120)
 """A rank that is silent for this long is gone, and the server with it."""
-LARGE_BUDGET = 0.05
-"""Above it more pairs are paid for than the usual exchanges would let through."""
-OFTEN, SELDOM = 2, 1024
-"""Steps from one exchange to the next with a large budget, and with none, where faults alone
-are to be told."""
 MOST_CAPTURED_COLLECTIVES = 24_000
 """vLLM's custom all-reduce has room for 65 536 in captured graphs; most are left to the server."""
 
@@ -66,36 +55,34 @@ class Alone:
 
 
 class TensorRanks:
-    """The tensor-parallel ranks of one engine."""
+    """The tensor-parallel ranks of one engine.
+
+    Args:
+        agree: whether all ranks can do what is asked; see :meth:`Ranks.all`. Raises where another
+            rank has a fault, or asks something else.
+    """
 
     alone = False
 
-    def __init__(self, lockstep: Lockstep) -> None:
-        self._lockstep = lockstep
+    def __init__(self, agree: Callable[[bool, str], bool]) -> None:
+        self._agree = agree
         self._captured = 0
 
     def all(self, possible: bool, topic: str) -> bool:
-        """Whether all ranks can.
-
-        Raises:
-            PeerFaultError: if one has a fault.
-            DivergedError: if another asks something else.
-        """
-        return self._lockstep.agree(possible, topic)
+        """Whether all ranks can."""
+        return self._agree(possible, topic)
 
     @contextmanager
     def capturing(self, stream: Any) -> Iterator[None]:
         """vLLM's own capture context, with its end agreed on.
 
         At its end the custom all-reduce tells the other ranks the addresses that the graph reads,
-        which must be equally many on all. So the ranks first agree that each has captured; where
-        one has not, none tells any.
+        which must be equally many on all. So the ranks first agree that each has captured. If one
+        has not, none tells any.
 
         Raises:
-            torch.OutOfMemoryError: on all ranks, if one has run out of memory or of room for the
+            CaptureEndedError: on all ranks, if one has run out of memory or of room for the
                 addresses; no graph can be captured from then on.
-            PeerFaultError: if another rank has failed.
-            DivergedError: if another rank is elsewhere.
         """
         from vllm.distributed.parallel_state import GraphCaptureContext, get_tp_group
 
@@ -120,11 +107,12 @@ class TensorRanks:
                 custom.disabled = False
 
     def _agree_on_capture(self, failure: Exception | None, custom: Any) -> None:
-        if failure is not None and not _out_of_memory(failure):
+        out_of_memory = isinstance(failure, RuntimeError) and is_out_of_memory(failure)
+        if failure is not None and not out_of_memory:
             raise failure
         added = 0 if custom is None or failure else _captured_collectives(custom)
         fits = failure is None and self._captured + added <= MOST_CAPTURED_COLLECTIVES
-        if not self._lockstep.agree(fits, "is the graph captured"):
+        if not self._agree(fits, "is the graph captured"):
             # The addresses of this capture stay behind in the custom all-reduce, so that no
             # later one may be told to the others.
             raise CaptureEndedError("a rank has no room for another CUDA graph") from failure
@@ -133,10 +121,6 @@ class TensorRanks:
 
 class CaptureEndedError(torch.OutOfMemoryError):  # type: ignore[misc]
     """A rank had no room for a graph; no further one may be captured."""
-
-
-def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, RuntimeError) and is_out_of_memory(error)
 
 
 def _captured_collectives(custom: Any) -> int:
@@ -149,6 +133,8 @@ def _captured_collectives(custom: Any) -> int:
 
 class GlooWire:
     """Exchanges over a process group of the probe's own; made on all ranks at the same point.
+
+    Its methods raise RuntimeError if another rank cannot be reached.
 
     Args:
         ranks: global ranks of the group's members.
@@ -171,7 +157,7 @@ class GlooWire:
     def begin(self, values: Sequence[int]) -> Any:
         """Put in this rank's values; waits for nothing."""
         # Steps run in inference mode, whose tensors gloo's threads may not write.
-        with torch.inference_mode(False), _wire_errors():
+        with torch.inference_mode(False):
             numbers = torch.tensor(values, dtype=torch.int64)
             work = torch.distributed.all_reduce(
                 numbers, torch.distributed.ReduceOp.MAX, self._group, async_op=True
@@ -181,39 +167,13 @@ class GlooWire:
     def finish(self, handle: Any) -> Sequence[int]:
         """The maxima, once all ranks have put their values in."""
         work, numbers = handle
-        with _wire_errors():
-            work.wait()
+        work.wait()
         result: list[int] = numbers.tolist()
         return result
 
 
-@contextmanager
-def _wire_errors() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        raise WireError(f"another rank cannot be reached: {error}") from error
-
-
-def join(config: ProbeConfig) -> Lockstep:
-    """This rank's part among the tensor-parallel ranks; each calls this at the same point."""
+def tensor_wire() -> GlooWire:
+    """A wire to the other tensor-parallel ranks; each calls this at the same point."""
     from vllm.distributed.parallel_state import get_tp_group
 
-    settings = ProbeConfig(
-        **{
-            name: getattr(config, name)
-            for name in ProbeConfig.__dataclass_fields__
-            if name not in ("run_dir", "output_dir")
-        }
-    )
-    return Lockstep(
-        faster(GlooWire(get_tp_group().ranks)),
-        zlib.crc32(settings.to_json().encode()),
-        _steps_per_exchange(config.overhead_budget),
-    )
-
-
-def _steps_per_exchange(budget: float) -> int:
-    if budget == 0.0:
-        return SELDOM
-    return OFTEN if budget > LARGE_BUDGET else STEPS_PER_EXCHANGE
+    return GlooWire(get_tp_group().ranks)

@@ -78,32 +78,29 @@ def _attach(worker: Any, config: ProbeConfig, place: Any) -> None:
     begun = time.monotonic()
     try:
         from vllm_nfp.adapter import idle
-        from vllm_nfp.session.rank_session import session_for
+        from vllm_nfp.session import open_session
 
-        session = session_for(config, worker.vllm_config)
-        session.spent_seconds = time.monotonic() - begun
-        session.attach(worker.model_runner, place)
+        session, patches = open_session(config, worker.vllm_config, begun), PatchSet()
+        session.after_warm_up(worker.model_runner, place, patches.restore)
         if session.active:
-            _hook_runner(worker.model_runner, session)
+            _hook_runner(worker.model_runner, session, patches)
             idle.install(session)
     except Exception as error:
         logger.exception("vllm-nfp: the probe stays off")
         metrics_bridge.report_unhooked(config, error)
 
 
-def _hook_runner(runner: Any, session: Any) -> None:
+def _hook_runner(runner: Any, session: Any, patches: PatchSet) -> None:
     """Tell the session of each real step; its faults stay inside it."""
     from vllm_nfp.adapter.runners import view_of
 
-    patches = PatchSet()
     is_dummy = view_of(runner).is_dummy
 
     def execute_model(original: Any) -> Any:
         def wrapped(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
             if is_dummy(kwargs):
                 return original(scheduler_output, *args, **kwargs)
-            session.step(scheduler_output)
-            session.mark(begin=True)
+            session.before_step(scheduler_output)
             return original(scheduler_output, *args, **kwargs)
 
         return wrapped
@@ -111,12 +108,11 @@ def _hook_runner(runner: Any, session: Any) -> None:
     def sample_tokens(original: Any) -> Any:
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             result = original(*args, **kwargs)
-            session.mark(begin=False)
+            session.after_step()
             return result
 
         return wrapped
 
-    session.on_disable = patches.restore
     hooked = [
         patches.wrap(runner, "execute_model", execute_model),
         patches.wrap(runner, "sample_tokens", sample_tokens),

@@ -1,31 +1,32 @@
-"""The overhead budget: probing may take a share of the time, and of the steps, that are real.
+"""The overhead budget: probing may take a fraction of the time, and delay a fraction of the steps.
 
-Two bounds hold at once. The share of time bounds what throughput may lose. The share of steps
-bounds who notices: a pair delays one step, and so one inter-token interval of each running
-sequence, by however long it takes; as long as far fewer than 1 % of the steps are delayed, the
-99th percentile of the intervals stays where it was.
+Two bounds hold at once. The fraction of time bounds the loss of throughput. The fraction of steps
+bounds the delays that users see: a pair delays one step, and so one inter-token interval of each
+running sequence. If far fewer than 1 % of the steps are delayed, the 99th percentile of the
+intervals does not change.
 """
 
 from __future__ import annotations
 
+LARGE_BUDGET = 0.05
+"""A share of the time above which each step may have a pair ahead of it."""
 MOST_SAVED_PROBES = 2.0
-"""Allowance that may pile up, in probes: a quiet hour must not end in a burst of them."""
+"""Largest allowance that is saved, in probes: a quiet hour must not end in a burst of them."""
 BUSY_MEMORY_STEPS = 64
-"""Steps over which the share of steps that read prompts is averaged."""
+"""Steps over which the fraction of steps that read prompts is averaged."""
 QUEUED_STEPS = 128
 """Steps without allowance after a sign that requests wait."""
 
 
 class Budget:
-    """Earns a share of each real step's time and spends it on probes.
+    """Earns a fraction of each real step's time and spends it on probes.
 
-    A probe starts when its expected cost has been earned and enough steps have gone by without
-    one. If it costs more, the debt is worked off before the next one, so that the share holds by
-    measurement and not by schedule.
+    A probe starts when its expected cost has been earned and enough steps have passed since the
+    last one. If it costs more than expected, the debt is paid off before the next one.
 
     Args:
         share: largest probe time / (real + probe) time.
-        step_share: largest share of steps that a probe delays; 1 does not bound it.
+        step_share: largest fraction of steps that a probe delays; 1 does not bound it.
     """
 
     def __init__(self, share: float, step_share: float = 1.0) -> None:
@@ -37,9 +38,9 @@ class Budget:
         self._busy = 0.0
         self._queued = 0
         self._just_queued = False
-        """The sign came with the last look; part of what the next one stands for came before it."""
+        """The last look saw it; some of the steps that the next look stands for came before it."""
         self.slack = 1.0
-        """Part of the budget that the load leaves: 1 on a quiet server, 0 while requests wait."""
+        """Fraction of the budget that the load leaves: 1 on a quiet server, 0 if requests wait."""
         self.real_seconds = 0.0
         self.probe_seconds = 0.0
         self.steps = 0
@@ -48,7 +49,7 @@ class Budget:
     def observe(
         self, fullness: float, reads_prompt: bool, waiting: bool, stands_for: int = 1
     ) -> None:
-        """What the scheduler's output tells of the load of the step that comes next.
+        """Take in the load of the next step, as the scheduler planned it.
 
         Args:
             fullness: running sequences over the most that may run.
@@ -98,7 +99,7 @@ class Budget:
 
     @property
     def step_ratio(self) -> float:
-        """Share of the steps so far that a probe has delayed."""
+        """Fraction of the steps so far that a probe has delayed."""
         return self.probed_steps / self.steps if self.steps else 0.0
 
     @property
@@ -108,6 +109,6 @@ class Budget:
 
     @property
     def overhead_ratio(self) -> float:
-        """Share of all device time that probes took so far."""
+        """Fraction of all device time that probes took so far."""
         total = self.real_seconds + self.probe_seconds
         return self.probe_seconds / total if total else 0.0

@@ -1,38 +1,40 @@
-"""Several ranks that run the same probes before the same steps, or none.
+"""Exchanges between ranks, so that all run the same probes before the same steps, or none does.
 
-With tensor parallelism a step's kernels wait for one another across ranks: a probe that one rank
-launches and another does not leaves the server waiting for ever. So no rank decides alone. One,
-the leader, plans as a single rank would, from its own clock and budget; what it wants becomes an
-action of all ranks through exchanges.
+With tensor parallelism a step's kernels wait for one another across ranks. If one rank launched a
+probe and another did not, the server would hang. So no rank decides alone. One, the leader, plans
+as a single rank would, from its own clock and budget. Its pairs become actions of all ranks through
+exchanges.
 
 An exchange is an element-wise maximum over all ranks of a few integers. Every rank gets the same
-numbers out, so whatever follows from them alone is the same everywhere. In serving there is one at
-every :data:`STEPS_PER_EXCHANGE`-th step, counted alike since all ranks are given the same steps.
-It is begun at one such step and its outcome used at the next, so that it has a few steps' time and
-nobody waits for it; a rank's host thread is never that far behind, since the steps themselves
-need all ranks. A pair takes three of them:
+numbers, and decides by these alone. In serving there is an exchange at every
+:data:`STEPS_PER_EXCHANGE`-th step. All ranks are given the same steps, so that they count alike.
+An exchange begins at one such step, and its outcome is used at the next. So it has a few steps'
+time, and nobody waits for it: a rank's host thread is never that far behind, since the steps
+themselves need all ranks. A pair takes three of them:
 
 1. *proposed*: the leader's exchange carries the pair;
 2. *checked*: each rank has done all of the launch that can fail, and says whether it could;
 3. *committed*: all could. Every rank launches it before the first decode step from here on.
 
-A rank that has a fault goes on taking part until the others know, and launches what is committed
-even then. Its next exchange carries the fault, and all ranks end their probes at the same step.
-Each exchange also carries its number and a digest of the steps so far; ranks that disagree on them
-are told apart by the maximum of the value and of its negative, and end their probes as well.
+A rank that has a fault takes part until the others know, and launches what is committed. Its next
+exchange carries the fault, and all ranks end their probes at the same step. Each exchange also
+carries its number and a digest of the steps so far, as a value and its negative. If the maxima of
+the two differ, the ranks disagree, and end their probes as well.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from vllm_nfp.schedule.pair import Pair
 from vllm_nfp.types import Shape
 
 STEPS_PER_EXCHANGE = 8
-"""Some 50 ms of serving: a pair within 1 % of the time comes every few hundred steps."""
+"""Some 50 ms of serving. At 1 % of the time a pair comes every few hundred steps."""
 LEADER = 0
 VALUES = 11
 """Integers of each rank's part of an exchange."""
@@ -40,7 +42,7 @@ _DIGEST_MODULUS = (1 << 31) - 1
 
 
 class PeerFaultError(RuntimeError):
-    """Another rank has a fault (or this one has told all of its own); all ranks know."""
+    """A rank has a fault, and all ranks know."""
 
 
 class DivergedError(RuntimeError):
@@ -51,8 +53,19 @@ class WireError(RuntimeError):
     """An exchange has failed: a rank is gone."""
 
 
+@contextmanager
+def wire_errors() -> Iterator[None]:
+    """Name what a wire raises."""
+    try:
+        yield
+    except WireError:
+        raise
+    except RuntimeError as error:
+        raise WireError(f"another rank cannot be reached: {error}") from error
+
+
 class Wire(Protocol):
-    """Carries the exchanges; both methods raise WireError where they cannot."""
+    """Carries the exchanges; both methods raise RuntimeError if they cannot."""
 
     rank: int
     size: int
@@ -64,25 +77,6 @@ class Wire(Protocol):
     def finish(self, handle: Any) -> Sequence[int]:
         """The maximum over all ranks of each value, once all have put theirs in."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """A pair of runs as all ranks launch it."""
-
-    batch_size: int
-    context: int
-    positions: int
-    baseline_first: bool
-    draw: int = 0
-    """Which tokens both run on."""
-
-    @property
-    def shapes(self) -> tuple[Shape, Shape]:
-        """The two runs in the order in which they are launched."""
-        one = Shape(self.batch_size, self.context, 1)
-        many = Shape(self.batch_size, self.context, self.positions)
-        return (one, many) if self.baseline_first else (many, one)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +129,7 @@ class Lockstep:
         For the start, where each exchange is waited for.
         """
         self._faulty = True
-        self._wire.finish(self._begin(refused=False, pair=None))
+        self._finish(self._begin(refused=False, pair=None))
 
     def agree(self, possible: bool, topic: str = "") -> bool:
         """Whether all ranks can; each calls this at the same point of its start.
@@ -206,7 +200,7 @@ class Lockstep:
 
     def _take_outcome(self, refused: Callable[[Pair], None]) -> Pair | None:
         handle, self._in_flight = self._in_flight, None
-        outcome = self._read(self._wire.finish(handle))
+        outcome = self._read(self._finish(handle))
         checked, self._checking = self._checking, None
         self._to_check = outcome.pair
         if checked is None:
@@ -217,7 +211,7 @@ class Lockstep:
         return checked
 
     def _meet(self, refused: bool, pair: Pair | None, topic: str) -> _Outcome:
-        return self._read(self._wire.finish(self._begin(refused, pair, topic)))
+        return self._read(self._finish(self._begin(refused, pair, topic)))
 
     def _begin(self, refused: bool, pair: Pair | None, topic: str = "") -> Any:
         self._number += 1
@@ -227,8 +221,14 @@ class Lockstep:
         shape = (0, 0, 0, 0, 0)
         if pair is not None:
             first = 1 if pair.baseline_first else 0
-            shape = (pair.batch_size, pair.context, pair.positions, first, pair.draw)
-        return self._wire.begin((*numbers, fault, int(refused), *shape))
+            target = pair.target
+            shape = (target.batch_size, target.context, target.positions, first, pair.draw)
+        with wire_errors():
+            return self._wire.begin((*numbers, fault, int(refused), *shape))
+
+    def _finish(self, handle: Any) -> Sequence[int]:
+        with wire_errors():
+            return self._wire.finish(handle)
 
     def _read(self, values: Sequence[int]) -> _Outcome:
         most, least_negated, digest, digest_negated, fault, refused, *shape = values
@@ -239,5 +239,5 @@ class Lockstep:
         if digest != -digest_negated:
             raise DivergedError("the ranks have not had the same settings and steps")
         batch_size, context, positions, first, draw = shape
-        pair = Pair(batch_size, context, positions, bool(first), draw) if batch_size else None
-        return _Outcome(bool(refused), pair)
+        target = Shape(batch_size, context, positions)
+        return _Outcome(bool(refused), Pair(target, bool(first), draw) if batch_size else None)

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from vllm_nfp.schedule.lockstep import VALUES, Wire, WireError
+from vllm_nfp.schedule.lockstep import VALUES, Wire, WireError, wire_errors
 
 SLOTS = 4
 """Exchanges that a rank's part is kept for. A rank that begins one has finished the one before, so
@@ -97,7 +97,7 @@ def faster(wire: Wire) -> Wire:
     The memory has a name only until all ranks have opened it.
     """
     token = secrets.randbits(_TOKEN_BITS) if wire.rank == 0 else 0
-    token, *_ = wire.finish(wire.begin([token] + [0] * (VALUES - 1)))
+    token = _most(wire, token)
     folder = _SHARED_FOLDER if _SHARED_FOLDER.is_dir() else Path(tempfile.gettempdir())
     path = folder / f"vllm-nfp-{token:016x}"
     memory = None
@@ -133,5 +133,11 @@ def _open(path: Path, size: int, flags: int) -> mmap.mmap | None:
 
 
 def _all(wire: Wire, done: bool) -> bool:
-    failed, *_ = wire.finish(wire.begin([int(not done)] + [0] * (VALUES - 1)))
-    return not failed
+    return not _most(wire, int(not done))
+
+
+def _most(wire: Wire, value: int) -> int:
+    """The largest of all ranks' values; each asks at the same point of its start."""
+    with wire_errors():
+        most, *_ = wire.finish(wire.begin([value] + [0] * (VALUES - 1)))
+    return most

@@ -1,86 +1,40 @@
-"""The loop between real steps: read what is ready, keep the budget, launch the next pair.
+"""Chooses the next pair and launches it, within the budget or the share of idle time.
 
 A pair needs shapes that are ready: warmed up and, on a GPU that serves with FULL graphs, captured.
-What they lack is made piece by piece, each piece in the place of a pair and charged like one.
+What they lack is made piece by piece. Each piece takes the place of a pair and is charged like one.
 """
 
 from __future__ import annotations
 
-import random
 import time
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.faults import maybe_fail
 from vllm_nfp.schedule.budget import Budget
-from vllm_nfp.schedule.lockstep import Pair
-from vllm_nfp.schedule.plan import CellKey, Planner, Target, bucket
-from vllm_nfp.schedule.types import ProbeEngine
-from vllm_nfp.timing import Clock, Mark, StepTimer
-from vllm_nfp.types import (
-    EngineStep,
-    PairResult,
-    RefusedForNowError,
-    Shape,
-    ShapeRefusedError,
-    Timing,
-)
+from vllm_nfp.schedule.consent import Consent
+from vllm_nfp.schedule.counters import Counters
+from vllm_nfp.schedule.flights import Account, Flights, Landed
+from vllm_nfp.schedule.idle import IDLE_POLL_SECONDS, IDLE_REFRESH_SECONDS, IdleTime
+from vllm_nfp.schedule.pair import Draws, Pair, both
+from vllm_nfp.schedule.plan import NOTHING_KNOWN, CellKey, Feedback, Planner, live_cell
+from vllm_nfp.schedule.waits import Waits
+from vllm_nfp.timing import StepTimer
+from vllm_nfp.types import EngineStep, PairResult, RefusedForNowError, Shape, ShapeRefusedError
 
-PROGRESS_SECONDS = 0.5
-"""Time between two reports of a scan's progress."""
 RUNS_PER_PAIR = 4.0
 """First guess of a pair's cost, in real steps, until one has been measured."""
-LONGEST_FLIGHT_SECONDS = 60.0
-"""A pair that has not passed the device by then never will."""
-IDLE_GRACE_SECONDS = 0.05
-"""Time without a request before the first probe of an idle spell."""
-IDLE_POLL_SECONDS = 0.002
-IDLE_REFRESH_SECONDS = 5.0
-"""Time between two idle probes once every point has its samples."""
-FIRST_WAIT_SECONDS = 10.0
-"""Time until a target is tried again that could not be run for the moment; doubled each time."""
-LONGEST_WAIT_SECONDS = 3600.0
-
-
-class DeviceStuckError(RuntimeError):
-    """A probe's marks are never passed: the device, or what it waits for, hangs."""
-
-
-@dataclass(slots=True)
-class _Flight:
-    """A pair on the device; without a target, a piece of what a pair needs, or what was refused."""
-
-    target: Target | None
-    tickets: list[Any]
-    baseline_first: bool
-    start: Mark
-    end: Mark
-    host_seconds: float
-    account: str
-    launched: float
-    refused: bool
-    """Only its cost counts."""
-    timings: list[Timing | None]
-    """Of the tickets, as far as they have been read."""
-
-
-@dataclass(slots=True)
-class _Wait:
-    """Of a target that could not be run for the moment."""
-
-    seconds: float
-    until: float
 
 
 class Prober:
-    """Runs pairs of probes between real steps, within the budget.
+    """Runs pairs of probes between real steps, and while no request is there.
+
+    ``feedback`` is what the latest estimates mean for the plan.
 
     Args:
-        engine: runs shapes.
-        clock: marks the serving stream.
+        flights: launches pairs.
+        consent: says whether a chosen pair is launched now.
+        timer: times real steps; must earn for the budget.
         planner: says what to run.
         budget: says when.
         sink: takes each finished pair.
@@ -90,301 +44,203 @@ class Prober:
 
     def __init__(
         self,
-        engine: ProbeEngine,
-        clock: Clock,
+        flights: Flights,
+        consent: Consent,
+        timer: StepTimer,
         planner: Planner,
         budget: Budget,
         sink: Callable[[PairResult], None],
         config: ProbeConfig,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._engine = engine
-        self._clock = clock
+        self._flights = flights
+        self._consent = consent
+        self.timer = timer
         self.planner = planner
         self.budget = budget
-        self.timer = StepTimer(clock, budget.earn)
         self._sink = sink
         self._config = config
         self._now = now
-        self._rng = random.Random(config.seed)
-        self._draws: Counter[Target] = Counter()
-        self._flight: _Flight | None = None
-        self._pending: Target | None = None
+        self._draws = Draws(config.seed)
+        self._pending: Shape | None = None
         """The target whose shapes are being made ready."""
-        self._waits: dict[Target, _Wait] = {}
+        self._waits = Waits()
+        self._idle = IdleTime(config.idle_share)
         self._last_pair_seconds = 0.0
-        self._idle_since: float | None = None
-        self._idle_next = 0.0
-        self.idle_seconds = 0.0
-        """Time that probes took while no request was there."""
         self.outcomes: dict[str, int] = {"measured": 0, "idle": 0, "prepared": 0, "refused": 0}
-        self.last_step: EngineStep | None = None
+        self._last_step: EngineStep | None = None
+        self._live: CellKey | None = None
+        """The cell of the last step."""
 
     def serving(self) -> None:
-        """A real step is about to be launched that is not looked at."""
-        self._idle_since = None
+        """A real step that is not looked at is about to be launched."""
+        self._idle.interrupt()
 
-    def before_step(self, step: EngineStep, stands_for: int = 1) -> None:
+    def before_step(
+        self, step: EngineStep, stands_for: int = 1, feedback: Feedback = NOTHING_KNOWN
+    ) -> None:
         """A real step is about to be launched; may launch a pair ahead of it.
 
         Args:
             stands_for: steps that it stands for, its own among them.
         """
-        self._look(step, stands_for)
-        if not step.decode:
-            return
-        # Cheapest questions first: this runs before every decode step.
-        if self._flight is None and self.budget.affords(self._least_cost()):
-            self._advance(self.live_cell(step), "measured")
-
-    def _look(self, step: EngineStep, stands_for: int) -> None:
-        """Read what is ready, and take in what the step tells of the load."""
-        self._idle_since = None
-        self.settle()
+        self._idle.interrupt()
+        self.settle(feedback)
         self.timer.describe(step.batch_size, step.context, step.positions, step.decode, stands_for)
         self.budget.observe(step.fullness, not step.decode, step.waiting, stands_for)
-        if step.decode:
-            self.last_step = step
+        if not step.decode:
+            return
+        self._last_step = step
+        self._live = live_cell(step, self._config.batch_sizes, self._config.contexts)
+        # Cheapest questions first: this runs before every step that is looked at.
+        if self._flights.busy or self._consent.pending:
+            return
+        if self.budget.affords(self._least_cost()):
+            self.advance(Account.MEASURED, feedback)
 
-    def begin_step(self) -> None:
-        """The real step's work is enqueued from here on."""
-        self.timer.begin()
-
-    def end_step(self) -> None:
-        """The real step's work has been enqueued."""
-        self.timer.end()
-
-    def settle(self) -> None:
+    def settle(self, feedback: Feedback = NOTHING_KNOWN) -> None:
         """Read whatever the device has passed; waits for nothing.
 
         Raises:
             DeviceStuckError: if a pair has been on the device for longer than any can be.
         """
         self.timer.settle()
-        flight = self._flight
-        if flight is None:
-            return
-        if self._clock.ready(flight.end):
-            self._finish(flight)
-        if self._flight is flight and self._now() > flight.launched + LONGEST_FLIGHT_SECONDS:
-            raise DeviceStuckError(
-                f"a probe has not finished within {LONGEST_FLIGHT_SECONDS:g} s: the device hangs"
-            )
+        landed = self._flights.landed()
+        if landed is not None:
+            self._take(landed, feedback)
 
-    def idle(self) -> float:
+    def idle(self, feedback: Feedback = NOTHING_KNOWN) -> float:
         """No request is there: run what the idle share allows; returns seconds until the next call.
 
         The caller returns to serving as soon as a request comes, whatever is on the device: that
         request then waits for the rest of one pair at most.
         """
         now = self._now()
-        if self._idle_since is None:
-            self._idle_since = now
-            self._idle_next = max(self._idle_next, now + IDLE_GRACE_SECONDS)
-        self.settle()
-        if self._flight is not None:
+        self.settle(feedback)
+        seconds = self._idle.wait(now)
+        if self._flights.busy:
             return IDLE_POLL_SECONDS
-        if now < self._idle_next:
-            return self._idle_next - now
-        if self._config.idle_share <= 0.0 or self.budget.off:
+        if seconds:
+            return seconds
+        if self.budget.off:
             return IDLE_REFRESH_SECONDS
-        self._advance(self.live_cell(self.last_step), "idle")
-        return IDLE_POLL_SECONDS if self._flight is not None else IDLE_REFRESH_SECONDS
+        self.advance(Account.IDLE, feedback)
+        return IDLE_POLL_SECONDS if self._flights.busy else IDLE_REFRESH_SECONDS
 
-    def scan(
-        self,
-        seconds: float,
-        on_progress: Callable[[], None] = lambda: None,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        """Run pairs back to back for this long, or until every point has its samples.
+    @property
+    def busy(self) -> bool:
+        """Whether a launch is on the device."""
+        return self._flights.busy
 
-        For the start, while no request waits. Not charged to the budget.
+    def advance(self, account: Account, feedback: Feedback = NOTHING_KNOWN) -> bool:
+        """Launch the next pair, or a piece of what it lacks; False if nothing is left to probe."""
+        maybe_fail("plan")
+        for target in self._waits.over(self._now()):
+            self.planner.take_back(target)
+        chosen = self._pending or self.planner.next(self._live, self._is_ready, feedback)
+        if chosen is None:
+            return False
+        try:
+            if self._is_ready(chosen):
+                self._pending = None
+                pair = self._draws.pair(chosen)
+                if self._consent.given(pair, account):
+                    self._launch(pair, account)
+            else:
+                self._prepare(chosen, account)
+        except ShapeRefusedError as error:
+            # With several ranks the start leaves out what can never run: this is for the moment.
+            if isinstance(error, RefusedForNowError) or not self._consent.alone:
+                self.put_off(chosen)
+            else:
+                self._drop(chosen)
+        return True
+
+    def launch_agreed(self, pair: Pair) -> None:
+        """Launch a proposed pair between real steps; all other ranks launch it as well."""
+        try:
+            self._launch(pair, Account.MEASURED)
+        except ShapeRefusedError:
+            self.put_off(pair.target)
+
+    def put_off(self, target: Shape) -> None:
+        """Leave a target out for a while: what it lacks now it may have later."""
+        self._pending = None
+        self.planner.put_off(target)
+        self.outcomes["refused"] += 1
+        self._waits.begin(target, self._now())
+
+    def _drop(self, target: Shape) -> None:
+        self._pending = None
+        self.planner.drop(target)
+        self.outcomes["refused"] += 1
+
+    def counters(self, graph_bytes: int = 0, feedback: Feedback = NOTHING_KNOWN) -> Counters:
+        """What has been counted so far.
 
         Args:
-            on_progress: called every :data:`PROGRESS_SECONDS`; may set the planner's feedback.
+            graph_bytes: GPU memory that the probe takes.
         """
-        begun = told = self._now()
-        while self._now() < begun + seconds and not self.planner.complete:
-            if not self._advance(None, "startup"):
-                return
-            while self._flight is not None:
-                self.settle()
-                sleep(0.0002)
-            if self._now() >= told + PROGRESS_SECONDS:
-                on_progress()
-                told = self._now()
-
-    def live_cell(self, step: EngineStep | None) -> CellKey | None:
-        """The cell that a real step belongs to; None if it is larger than all of ours."""
-        if step is None:
-            return None
-        batch_size = bucket(step.batch_size, self._config.batch_sizes)
-        context = bucket(step.context, self._config.contexts)
-        return None if batch_size is None or context is None else (batch_size, context)
+        return Counters(
+            probes=dict(self.outcomes),
+            probe_seconds=self.budget.probe_seconds,
+            overhead_ratio=self.budget.overhead_ratio,
+            last_step=self._last_step,
+            missing_pairs=self.planner.missing_pairs(feedback),
+            idle_probe_seconds=self._idle.probe_seconds,
+            step_ratio=self.budget.step_ratio,
+            budget_slack=self.budget.slack,
+            graph_bytes=graph_bytes,
+        )
 
     def _least_cost(self) -> float:
         """Expected cost of the next pair: that of the last one, or a guess from the real steps."""
         return self._last_pair_seconds or RUNS_PER_PAIR * self.timer.last_seconds
 
-    def _advance(self, live: CellKey | None, account: str) -> bool:
-        """Launch the next pair, or a piece of what it lacks; False if nothing is left to probe."""
-        maybe_fail("plan")
-        self._take_back()
-        target = self._pending or self.planner.next(live, self._is_ready)
-        if target is None:
-            return False
+    def _is_ready(self, target: Shape) -> bool:
+        # With several ranks all graphs are made at the start: between steps no rank makes any.
+        return not self._consent.alone or all(map(self._flights.ready, both(target)))
+
+    def _launch(self, pair: Pair, account: Account) -> None:
         try:
-            if self._is_ready(target):
-                self._pending = None
-                self._launch(target, account)
-            else:
-                if self._pending is None:
-                    self.planner.changed()
-                self._pending = target
-                self._prepare(target, account)
-        except RefusedForNowError:
-            self._put_off(target)
-        except ShapeRefusedError:
-            self._pending = None
-            self.planner.drop(target)
-            self.outcomes["refused"] += 1
-        return True
-
-    def _put_off(self, target: Target) -> None:
-        """Leave a target out for a while: what it lacks now it may have later."""
-        self._pending = None
-        self.planner.put_off(target)
-        self.outcomes["refused"] += 1
-        before = self._waits.get(target)
-        seconds = FIRST_WAIT_SECONDS if before is None else 2.0 * before.seconds
-        seconds = min(seconds, LONGEST_WAIT_SECONDS)
-        self._waits[target] = _Wait(seconds, self._now() + seconds)
-
-    def _take_back(self) -> None:
-        if not self._waits:
-            return
-        now = self._now()
-        for target, wait in self._waits.items():
-            if now >= wait.until:
-                self.planner.take_back(target)
-
-    def _is_ready(self, target: Target) -> bool:
-        return all(map(self._engine.ready, _shapes(target)))
-
-    def _prepare(self, target: Target, account: str) -> None:
-        begun, start = self._now(), self._clock.mark()
-        made = False
-        try:
-            self._engine.make_ready(_shapes(target))
-            made = True
+            self._flights.launch(pair, account)
         finally:
-            # A refusal has cost its time as well.
-            self._fly(None, [], False, start, begun, account, refused=not made)
+            self._started(account)
 
-    def _launch(self, target: Target, account: str) -> None:
-        self._run(self._next_pair(target), account)
-
-    def _next_pair(self, target: Target) -> Pair:
-        """The next pair of the target, in random order, on the same tokens for all N, one by one.
-
-        With experts the time of a step hangs on its tokens: with few sequences, by several per
-        cent. Pairs of different N are alike in that, so that it does not come between their ratios.
-        """
-        first, draw = self._rng.random() < 0.5, self._draws[target]
-        self._draws[target] += 1
-        return Pair(target.batch_size, target.context, target.positions, first, draw)
-
-    def _run(self, pair: Pair, account: str) -> None:
-        target = Target(pair.batch_size, pair.context, pair.positions)
-        begun, start = self._now(), self._clock.mark()
-        tickets: list[Any] = []
-        complete = False
+    def _prepare(self, target: Shape, account: Account) -> None:
+        if self._pending is None:
+            self.planner.changed()
+        self._pending = target
         try:
-            for shape in pair.shapes:
-                tickets.append(self._engine.launch(shape, pair.draw))
-            complete = True
+            self._flights.make_ready(both(target), account)
         finally:
-            # A run whose partner was refused is read and forgotten.
-            flown = target if complete else None
-            self._fly(
-                flown, tickets, pair.baseline_first, start, begun, account, refused=not complete
-            )
+            self._started(account)
 
-    def _fly(
-        self,
-        target: Target | None,
-        tickets: list[Any],
-        baseline_first: bool,
-        start: Mark,
-        begun: float,
-        account: str,
-        refused: bool,
-    ) -> None:
-        end = self._clock.mark()
-        seconds = self._now() - begun
-        self._flight = _Flight(
-            target,
-            tickets,
-            baseline_first,
-            start,
-            end,
-            seconds,
-            account,
-            self._now(),
-            refused,
-            [None] * len(tickets),
-        )
-        if account == "measured":
+    def _started(self, account: Account) -> None:
+        if account is Account.MEASURED:
             self.budget.started()
 
-    def _finish(self, flight: _Flight) -> None:
-        timings = flight.timings
-        for place, ticket in enumerate(flight.tickets):
-            # What has been read has given back its marks, and must not give them back again.
-            if timings[place] is None:
-                timings[place] = self._engine.poll(ticket)
-        if any(timing is None for timing in timings):
+    def _take(self, landed: Landed, feedback: Feedback) -> None:
+        if landed.pair is not None:
+            self.planner.record(landed.pair.target)
+        self._charge(landed, feedback)
+        if landed.refused:
             return
-        self._flight = None
-        device_seconds = self._clock.seconds(flight.start, flight.end)
-        self._clock.release(flight.start)
-        self._clock.release(flight.end)
-        # A pair delays the next step by its time on the device or, where launching takes longer
-        # than running, by its time on the host.
-        cost = max(device_seconds, flight.host_seconds)
-        if flight.target is not None:
-            self.planner.record(flight.target)
-        self._charge(flight.account, cost)
-        if flight.refused:
+        if landed.pair is None or landed.result is None:
+            at_start = landed.account is Account.STARTUP
+            self._count("startup_prepared" if at_start else "prepared")
             return
-        if flight.target is None:
-            self._count("startup_prepared" if flight.account == "startup" else "prepared")
-            return
-        self._last_pair_seconds = cost
-        self._waits.pop(flight.target, None)
-        self._count(flight.account)
-        one, many = timings if flight.baseline_first else reversed(timings)
-        assert one is not None and many is not None
-        self._sink(PairResult(many, one, flight.baseline_first, cost))
+        self._last_pair_seconds = landed.cost_seconds
+        self._waits.end(landed.pair.target)
+        self._count(landed.account)
+        self._sink(landed.result)
 
     def _count(self, outcome: str) -> None:
         self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
 
-    def _charge(self, account: str, cost: float) -> None:
-        if account == "measured":
-            self.budget.spend(cost)
-        elif account == "idle":
-            self.idle_seconds += cost
-            pause = cost * (1.0 / self._config.idle_share - 1.0)
-            if self.planner.complete:
-                pause = max(pause, IDLE_REFRESH_SECONDS)
-            self._idle_next = self._now() + pause
-
-
-def _shapes(target: Target) -> tuple[Shape, Shape]:
-    """The baseline and the shape itself."""
-    return (
-        Shape(target.batch_size, target.context, 1),
-        Shape(target.batch_size, target.context, target.positions),
-    )
+    def _charge(self, landed: Landed, feedback: Feedback) -> None:
+        if landed.account is Account.MEASURED:
+            self.budget.spend(landed.cost_seconds)
+        elif landed.account is Account.IDLE:
+            complete = self.planner.complete(feedback)
+            self._idle.spend(landed.cost_seconds, self._now(), complete)

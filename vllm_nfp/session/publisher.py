@@ -1,7 +1,7 @@
-"""The background side: keeps the pairs, estimates the boundaries, hands the results on.
+"""The background side: keeps the pairs, estimates the boundaries, and publishes the results.
 
-It runs in a thread of its own, touches neither the device nor vLLM, and learns of new pairs
-through a queue. A fault here is remembered and read by the serving side, which then stops.
+It runs in a thread of its own, and touches neither the device nor vLLM. It is given new pairs
+through a queue, and counters in a slot. The serving side reads its feedback, or its fault.
 """
 
 from __future__ import annotations
@@ -14,28 +14,31 @@ import threading
 import time
 from bisect import bisect_left
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 
 from vllm_nfp.config import ProbeConfig
+from vllm_nfp.draft.curve_exchange import CurveSender
 from vllm_nfp.estimate import CellEstimate, PairStore, estimate_cell
 from vllm_nfp.faults import maybe_fail
 from vllm_nfp.give_way import give_way, in_pieces
 from vllm_nfp.results.snapshot import Snapshot
-from vllm_nfp.schedule.plan import CellKey, Feedback, Target
+from vllm_nfp.schedule.counters import Counters
+from vllm_nfp.schedule.plan import CellKey, Feedback
+from vllm_nfp.session.output import Output
 from vllm_nfp.timing import StepTimes
 from vllm_nfp.types import (
     Boundary,
     Cell,
     CurvePoint,
+    EngineStep,
     LayerHistogram,
     LayerLatency,
     LiveStep,
     Module,
     Pair,
     PairResult,
-    Prediction,
     Shape,
     State,
     StepLatency,
@@ -54,7 +57,7 @@ MOST_LAYER_ROWS = 8_000
 MOST_QUEUED_PAIRS = 1_000
 """Pairs that wait for the thread: bounds the memory."""
 KEEP_SECONDS = 15.0
-"""Time between two writings of a profile while the state stays."""
+"""Time between two profiles while the state stays."""
 ROWS_AT_A_TIME = 64
 """Medians, or cells, that are worked through before a pause: some 0.2 ms."""
 FAR_OVER = 3.0
@@ -66,23 +69,6 @@ _in_order = attrgetter("module", "batch_size", "context")
 """Sorts cells as they sort themselves, in a fifth of the time."""
 _kind_in_order = attrgetter("batch_size", "context", "positions")
 """The same of kinds of steps."""
-
-
-@dataclass(frozen=True, slots=True)
-class Counters:
-    """What the serving side counts, copied for publishing."""
-
-    probes: Mapping[str, int]
-    probe_seconds: float
-    overhead_ratio: float
-    live: LiveStep | None
-    missing_pairs: int
-    """Pairs that points which matter still lack."""
-    idle_probe_seconds: float = 0.0
-    step_ratio: float = 0.0
-    budget_slack: float = 1.0
-    graph_bytes: int = 0
-    step_times: StepTimes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +252,7 @@ class Results:
         # Beyond a count nothing is urgent only if every module of the cell is far over there.
         far_over = {key: max(ns) for key, ns in far.items() if len(ns) == modules[key]}
         uncertain = {
-            Target(*key, positions)
+            Shape(*key, positions)
             for key, samples in points.items()
             for positions, pairs in samples.items()
             if pairs < self._config.max_samples and positions <= far_over.get(key, positions)
@@ -325,81 +311,90 @@ class Publisher:
 
     Args:
         config: the probe's settings.
-        identity: the snapshot's fixed part: names, start-up time, skipped cells.
-        counters: reads the serving side's counters.
-        predict: makes the predictions, once.
-        write: puts a snapshot where /metrics finds it.
-        record: keeps a raw pair (an output folder's log); may do nothing.
-        keep: puts a snapshot with the times of layers where it outlasts the server (a profile);
-            called less often than ``write``, and None where nobody wants it.
-        send_curves: takes the rows of the whole step's curves whenever they have changed, and says
-            whether it is done with them; None where nobody wants them.
+        identity: the fixed part of each snapshot, as far as it is known.
+        times: of real steps; written by the serving thread.
+        output: where results go.
+        sender: takes the curves whenever they have changed; None if nobody wants them.
     """
 
     def __init__(
         self,
         config: ProbeConfig,
         identity: Snapshot,
-        counters: Callable[[], Counters],
-        predict: Callable[[], tuple[Prediction, ...]],
-        write: Callable[[Snapshot], None],
-        record: Callable[[PairResult], None],
-        keep: Callable[[Snapshot], None] | None = None,
-        send_curves: Callable[[Iterator[CurvePoint]], bool] | None = None,
+        times: StepTimes,
+        output: Output,
+        sender: CurveSender | None = None,
     ) -> None:
         self._config = config
-        self.identity = identity
-        """The fixed part of each snapshot; may be completed before start()."""
-        self._counters = counters
-        self._predict = predict
-        self._write = write
-        self._record = record
-        self._keep = keep
-        self._send_curves = send_curves
+        self._identity = identity
+        self._times = times
+        self._output = output
+        self._sender = sender
         self._sent_version = 0
         self._kept_at = -math.inf
         self._kept_state: State | None = None
         self._results = Results(config)
         self._queue: queue.SimpleQueue[PairResult] = queue.SimpleQueue()
+        self._counters = Counters()
         self._processing = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="nfp-publisher", daemon=True)
-        self._predictions: tuple[Prediction, ...] = ()
-        self.feedback = Feedback()
-        """Replaced whole; the serving side may read it at any time."""
-        self.fault: str | None = None
+        self._feedback = Feedback()
+        self._fault: str | None = None
+
+    @property
+    def feedback(self) -> Feedback:
+        """What the latest estimates mean for the plan; any thread may read it at any time."""
+        return self._feedback
+
+    @property
+    def fault(self) -> str | None:
         """Why this thread has given up; the serving side then disables the probe."""
+        return self._fault
 
     def put(self, result: PairResult) -> None:
-        """Hand a pair over; called by the serving side, never blocks.
+        """Hand over a pair; called by the serving side, never blocks.
 
-        While this thread hangs, as in a write to a dead disk, further pairs are forgotten.
+        While this thread hangs, as in a write to a dead disk, further pairs are dropped.
         """
         if self._queue.qsize() < MOST_QUEUED_PAIRS:
             self._queue.put(result)
 
-    def predict(self) -> None:
-        """Make the predictions, which takes a while; once, before start()."""
-        self._predictions = self._predict()
+    def count(self, counters: Counters) -> None:
+        """Hand over the latest counters; called by the serving side, never blocks."""
+        self._counters = counters
 
-    def start(self) -> None:
-        """Publish once, then go on in the background."""
+    def publish(self, identity: Snapshot) -> None:
+        """Publish once, from the thread that starts the probe.
+
+        Args:
+            identity: the fixed part of each snapshot.
+        """
+        self._identity = identity
         self._publish()
+
+    def start(self, identity: Snapshot) -> None:
+        """Go on in the background.
+
+        Args:
+            identity: the fixed part of each snapshot.
+        """
+        self._identity = identity
         self._thread.start()
 
     def process(self) -> None:
         """Take in what the queue holds and estimate again; one thread at a time.
 
-        The serving thread calls it during the start alone, while the background thread waits.
+        The serving thread calls it during the start alone, before the background thread begins.
         """
         with self._processing:
             while not self._queue.empty():
                 result = self._queue.get()
-                self._record(result)
+                self._output.record(result)
                 self._results.add(result)
                 give_way()
             self._results.update()
-            self.feedback = self._results.feedback()
+            self._feedback = self._results.feedback()
 
     def stop(self) -> None:
         """Let the thread end; does not wait for it."""
@@ -410,35 +405,35 @@ class Publisher:
             while not self._stop.wait(self._config.publish_seconds):
                 self._publish()
         except Exception as error:
-            self.fault = f"publishing failed: {error!r}"
+            self._fault = f"publishing failed: {error!r}"
 
     def _publish(self) -> None:
         self.process()
         maybe_fail("publish")
         self._send_changed_curves()  # first: a write may hang
         snapshot = self.snapshot()
-        self._write(snapshot)
+        self._output.write(snapshot)
         self._keep_sometimes(snapshot)
 
     def _send_changed_curves(self) -> None:
         version = self._results.model_version
-        if self._send_curves is None or version == self._sent_version:
+        if self._sender is None or version == self._sent_version:
             return
-        if self._send_curves(self._results.model_curves()):
+        if self._sender.send(self._results.model_curves()):
             self._sent_version = version
 
     def _keep_sometimes(self, snapshot: Snapshot) -> None:
-        """Keep what there is when the state changes, and now and then."""
+        """Write a profile when the state changes, and now and then."""
         now = time.monotonic()
         due = snapshot.state is not self._kept_state or now >= self._kept_at + KEEP_SECONDS
-        if self._keep is not None and due:
-            self._keep(replace(snapshot, layer_times=self._results.layer_times()))
+        if self._output.keeps and due:
+            self._output.keep(replace(snapshot, layer_times=self._results.layer_times()))
             self._kept_at, self._kept_state = now, snapshot.state
 
     def report_progress(self) -> None:
         """Estimate and publish in the middle of a scan, from the thread that scans."""
         self.process()
-        self._write(self.snapshot())
+        self._output.write(self.snapshot())
 
     def full_snapshot(self) -> Snapshot:
         """All that is known now, the times of layers too; waits for no update that is under way."""
@@ -446,31 +441,32 @@ class Publisher:
 
     def snapshot(self) -> Snapshot:
         """What is known now and fits into the metrics."""
-        counters = self._counters()
+        counters = self._counters
         found = self._results.findings
-        steps = () if counters.step_times is None else step_rows(counters.step_times)
+        probed = _state(bool(found.boundaries), counters.missing_pairs == 0)
         return replace(
-            self.identity,
-            state=State.PASSIVE
-            if self._config.passive
-            else _state(bool(found.boundaries), counters.missing_pairs == 0),
+            self._identity,
+            state=State.PASSIVE if self._config.passive else probed,
             updated_unix_seconds=time.time(),
             updated_monotonic_seconds=time.monotonic(),
             idle_probe_seconds=counters.idle_probe_seconds,
             step_ratio=counters.step_ratio,
             budget_slack=counters.budget_slack,
             graph_bytes=counters.graph_bytes,
-            steps=steps,
+            steps=step_rows(self._times),
             probes=dict(counters.probes),
             probe_seconds=counters.probe_seconds,
             overhead_ratio=counters.overhead_ratio,
             boundaries=found.boundaries,
             curves=found.curves,
-            predictions=self._predictions,
             layers=found.layers,
             missing_pairs=counters.missing_pairs,
-            live=counters.live,
+            live=_live(counters.last_step),
         )
+
+
+def _live(step: EngineStep | None) -> LiveStep | None:
+    return None if step is None else LiveStep(step.batch_size, step.context, step.positions)
 
 
 def _state(has_estimates: bool, complete: bool) -> State:

@@ -117,14 +117,6 @@ class StepTimes:
             if series.timed
         }
 
-    def recent(self) -> dict[Shape, tuple[int, list[float]]]:
-        """Steps counted since the start, and the times of the most recent ones, by kind."""
-        found = {}
-        for key, series in in_pieces(list(self._series.items()), KINDS_AT_A_TIME):
-            kept = list(series.seconds[: min(series.timed, SAMPLES_KEPT)])
-            found[self._kind(key)] = (series.count, kept)
-        return found
-
     @staticmethod
     def _kind(key: int) -> Shape:
         cell, positions = divmod(key, MOST_POSITIONS + 1)

@@ -1,4 +1,4 @@
-"""What the schedule asks of whatever runs probe shapes."""
+"""What runs probe shapes, as the schedule sees it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from vllm_nfp.types import Shape, Timing
 
 
-class ProbeEngine(Protocol):
+class ShapeRunner(Protocol):
     """Runs probe shapes on the serving stream. One implementation wraps vLLM."""
 
     def refusal(self, batch_size: int, context: int) -> str | None:
@@ -44,6 +44,14 @@ class ProbeEngine(Protocol):
             RefusedForNowError: if the shape cannot be run at the moment.
             ShapeRefusedError: if it can never be run here.
         """
+        ...
+
+    def can_launch(self, shape: Shape) -> bool:
+        """Do all of a launch that can fail, without running anything; False if it is refused."""
+        ...
+
+    def discard(self, ticket: Any) -> None:
+        """Give up a ticket unread."""
         ...
 
     def poll(self, ticket: Any) -> Timing | None:
