@@ -148,6 +148,8 @@ def register() -> None:
         return
     from vllm_nfp import give_way
     from vllm_nfp.adapter import draft_control
+    from vllm_nfp.draft.curve_exchange import CurveReceiver
+    from vllm_nfp.draft.live import reporter
     from vllm_nfp.schedule import prober
     from vllm_nfp.session import publisher
 
@@ -169,18 +171,16 @@ def register() -> None:
     _record_writes(worker)
     _record(control, "_report", What.REPORT)
     _record(control, "finished", What.FOLLOW)
-    _record(draft_control, "write_control", What.WRITE_CONTROL)
-    _record(draft_control._Reporter, "_read_curves", What.READ)
-    if hasattr(draft_control, "CurveReceiver"):
-        _record(draft_control.CurveReceiver, "look", What.READ)
+    _record(reporter, "hand_over", What.WRITE_CONTROL)
+    _record(CurveReceiver, "look", What.READ)
     attach: Any = draft_control.attach
 
-    def attach_and_follow(scheduler: Any, config: Any) -> Any:
-        found = attach(scheduler, config)
+    def attach_and_follow(scheduler: Any, *args: Any) -> Any:
+        found = attach(scheduler, *args)
         _follow_steps(scheduler)
         return found
 
-    draft_control.attach = attach_and_follow
+    vars(draft_control)["attach"] = attach_and_follow
 
 
 def _record_writes(worker: Any) -> None:

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from vllm_nfp.plugin import SessionObserver
+
 OFF = "off"
 
 
@@ -27,13 +29,16 @@ class Hooks:
     """
 
     def __init__(self, config: Any, vllm_config: Any, runner: Any, place: Any) -> None:
+        from vllm_nfp.adapter.patch import PatchSet
         from vllm_nfp.session.rank_session import session_for
 
         self._runner = runner
+        self._patches = PatchSet()
         self._on = False
         self._seconds: dict[str, list[float]] = {"step": [], "begin": [], "end": []}
         """Of each call of the hooks since :meth:`take_cost`."""
         self.session = session = session_for(config, vllm_config)
+        session.on_disable = self._patches.restore
         session.attach(runner, place)
         publisher: Any = session._publisher
         if publisher is not None:
@@ -61,11 +66,11 @@ class Hooks:
             return
         self._on = on
         if on:
-            from vllm_nfp.adapter.worker_hook import _hook_runner
+            from vllm_nfp.adapter.hooks import hook_runner
 
-            _hook_runner(self._runner, self.session)
+            hook_runner(self._patches, self._runner, SessionObserver(self.session))
         else:
-            self.session.on_disable()
+            self._patches.restore()
 
     def take_cost(self) -> dict[str, Any]:
         """What the hooks have taken the host since the last call, a step of the engine each."""

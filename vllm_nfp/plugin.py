@@ -9,9 +9,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from vllm_nfp.env_var import ENV_VAR
+
+if TYPE_CHECKING:
+    from vllm_nfp.adapter.observer import StepObserver
+    from vllm_nfp.config import ProbeConfig
 
 
 def wanted(argv: Sequence[str], environ: Mapping[str, str]) -> bool:
@@ -32,4 +38,44 @@ def register() -> None:
         return
     from vllm_nfp.adapter.install import install
 
-    install()
+    install(open_observer)
+
+
+def open_observer(config: ProbeConfig, vllm_config: Any) -> StepObserver:
+    """What observes a worker's steps; imported where a worker lives, and there alone."""
+    begun = time.monotonic()
+    from vllm_nfp.session.rank_session import session_for
+
+    session = session_for(config, vllm_config)
+    session.spent_seconds = time.monotonic() - begun
+    return SessionObserver(session)
+
+
+class SessionObserver:
+    """A session as an observer of steps."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    @property
+    def active(self) -> bool:
+        """Whether steps are timed or probed."""
+        return bool(self._session.active)
+
+    def after_warm_up(self, runner: Any, place: Any, unhook: Callable[[], None]) -> None:
+        """Attach the session."""
+        self._session.on_disable = unhook
+        self._session.attach(runner, place)
+
+    def before_step(self, scheduler_output: Any) -> None:
+        """Maybe probe, then note the start of the real step."""
+        self._session.step(scheduler_output)
+        self._session.mark(begin=True)
+
+    def after_step(self) -> None:
+        """Note that the real step has been launched."""
+        self._session.mark(begin=False)
+
+    def idle(self) -> float:
+        """Maybe probe; returns the seconds until the next call."""
+        return float(self._session.idle())

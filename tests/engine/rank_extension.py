@@ -18,7 +18,9 @@ class ProbeExtension:
 
     def nfp_attach(self, settings: str, fault: str) -> bool:
         """Attach as the worker hook does; whether the rank takes part."""
-        from vllm_nfp.adapter.worker_hook import _hook_runner
+        from vllm_nfp.adapter.hooks import hook_runner
+        from vllm_nfp.adapter.patch import PatchSet
+        from vllm_nfp.plugin import SessionObserver
         from vllm_nfp.session.rank_session import session_for
 
         os.environ[faults.ENV_VAR] = fault
@@ -27,7 +29,9 @@ class ProbeExtension:
         session = session_for(config_from_mapping(json.loads(settings)), worker.vllm_config)
         session.attach(worker.model_runner)
         if session.active:
-            _hook_runner(worker.model_runner, session)
+            patches = PatchSet()
+            session.on_disable = patches.restore
+            hook_runner(patches, worker.model_runner, SessionObserver(session))
         self.nfp_session = session
         return bool(session.active)
 

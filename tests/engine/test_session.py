@@ -51,7 +51,9 @@ def worker(llm: Any) -> Any:
 @pytest.fixture
 def start(worker: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Attach a session with hooks, as the worker hook does; detach it in the end."""
-    from vllm_nfp.adapter.worker_hook import _hook_runner
+    from vllm_nfp.adapter.hooks import hook_runner
+    from vllm_nfp.adapter.patch import PatchSet
+    from vllm_nfp.plugin import SessionObserver
     from vllm_nfp.session.session import Session
 
     sessions = []
@@ -61,7 +63,9 @@ def start(worker: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
         session = Session(configure(tmp_path, **changes), worker.vllm_config)
         session.attach(runner)
         if session.active:
-            _hook_runner(runner, session)
+            patches = PatchSet()
+            session.on_disable = patches.restore
+            hook_runner(patches, runner, SessionObserver(session))
         sessions.append(session)
         return session
 

@@ -126,7 +126,9 @@ def bound(values: Sequence[float]) -> float:
 
 
 def test_steps_and_overhead_are_told_as_they_are(llm: Any, tmp_path: Path) -> None:
-    from vllm_nfp.adapter.worker_hook import _hook_runner
+    from vllm_nfp.adapter.hooks import hook_runner
+    from vllm_nfp.adapter.patch import PatchSet
+    from vllm_nfp.plugin import SessionObserver
     from vllm_nfp.session.session import Session
 
     worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
@@ -148,7 +150,9 @@ def test_steps_and_overhead_are_told_as_they_are(llm: Any, tmp_path: Path) -> No
     session._sampler = Sampler(first=1)
     assert session._timer is not None
     session._timer._clock = HostClock(lambda: truth.now)
-    _hook_runner(worker.model_runner, session)
+    patches = PatchSet()
+    session.on_disable = patches.restore
+    hook_runner(patches, worker.model_runner, SessionObserver(session))
     for _ in range(20):  # a full step leaves no allowance for probes
         serve(llm, truth, 300, prompts=0.0)
         if session._prober is not None and session._prober.outcomes["measured"]:

@@ -62,14 +62,18 @@ def generate(llm: Any, tokens: int = 48) -> list[list[int]]:
 
 
 def attach(worker: Any, run_dir: str) -> Any:
-    from vllm_nfp.adapter.worker_hook import _hook_runner
+    from vllm_nfp.adapter.hooks import hook_runner
+    from vllm_nfp.adapter.patch import PatchSet
     from vllm_nfp.config import config_from_mapping
+    from vllm_nfp.plugin import SessionObserver
     from vllm_nfp.session.session import Session
 
     session = Session(config_from_mapping({**SETTINGS, "run_dir": run_dir}), worker.vllm_config)
     session.attach(worker.model_runner)
     if session.active:
-        _hook_runner(worker.model_runner, session)
+        patches = PatchSet()
+        session.on_disable = patches.restore
+        hook_runner(patches, worker.model_runner, SessionObserver(session))
     return session
 
 

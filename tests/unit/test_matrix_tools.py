@@ -42,9 +42,12 @@ def test_a_renamed_function_and_a_moved_module_are_found(tmp_path: Path) -> None
     file = tmp_path / "vllm" / "v1" / "metrics" / "prometheus.py"
     file.parent.mkdir(parents=True)
     file.write_text("def get_registry(): ...\n")
+    (tmp_path / "vllm" / "_version.py").write_text("__version__ = version = '0.33.0'\n")
     lines = names.missing(tmp_path)
-    assert "vllm.v1.metrics.prometheus: no 'def get_prometheus_registry'" in lines
+    hooked = "vllm.v1.metrics.prometheus:get_prometheus_registry"
+    assert f"{hooked}: missing, needed for results on /metrics" in lines
     assert any(line.startswith("vllm.engine.arg_utils: no such module") for line in lines)
+    assert "vllm.v1.engine.core: no 'self.input_queue = '" in lines
 
 
 def added(patch: Path) -> list[str]:

@@ -178,7 +178,7 @@ def test_the_hand_over_folder_is_its_owners_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("vllm")
-    from vllm_nfp.adapter import flags
+    from vllm_nfp.adapter import switch_on
     from vllm_nfp.results import run_folder
 
     monkeypatch.setattr(run_folder.tempfile, "tempdir", str(tmp_path))
@@ -186,7 +186,7 @@ def test_the_hand_over_folder_is_its_owners_alone(
     monkeypatch.setattr(run_folder.atexit, "register", lambda call: None)
     before = os.umask(0)
     try:
-        run_dir = flags.publish_settings(ProbeConfig(run_dir="/etc")).run_dir
+        run_dir = switch_on.publish_settings(ProbeConfig(run_dir="/etc")).run_dir
     finally:
         os.umask(before)
     assert run_dir is not None and Path(run_dir).parent == tmp_path, "a given run_dir is not taken"

@@ -366,11 +366,14 @@ def test_there_is_no_prediction_of_what_the_predictor_does_not_know(
 def test_a_worker_without_a_session_says_so_on_the_metrics(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vllm_nfp.adapter import worker_hook
+    from vllm_nfp.adapter import observer
+    from vllm_nfp.adapter.patch import PatchSet
+    from vllm_nfp.plugin import open_observer
     from vllm_nfp.results.snapshot import read_snapshot
 
     worker = SimpleNamespace(vllm_config=SimpleNamespace(), model_runner=object())
-    worker_hook._attach(worker, ProbeConfig(run_dir=str(tmp_path)), None)
+    config = ProbeConfig(run_dir=str(tmp_path))
+    assert observer.start(worker, config, open_observer, None, PatchSet()) is None
     left = read_snapshot(tmp_path / "engine-0.json")
     assert left.state is State.DISABLED
     assert "cannot be hooked" in left.reason

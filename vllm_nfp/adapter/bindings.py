@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-from vllm_nfp.adapter import communication, versions
+from vllm_nfp.adapter import targets, versions
 
 FORWARD_CONTEXT_ARGUMENTS = (
     "attn_metadata",
@@ -123,11 +123,11 @@ def _problems(vllm_config: Any) -> Iterator[str]:
     yield from field_problems(ForwardContext, ("all_moe_layers",), required=False)
     yield from field_problems(SchedulerOutput, SCHEDULER_FIELDS, required=False)
     yield from argument_problems(set_forward_context, FORWARD_CONTEXT_ARGUMENTS)
-    collectives = [name for name in communication.CALLS if name not in communication.NOT_IN_ALL]
+    release = versions.installed_release()
     yield from (
-        f"GroupCoordinator has no {name}"
-        for name in collectives
-        if not hasattr(GroupCoordinator, name)
+        f"GroupCoordinator has no {target.attribute}"
+        for target in targets.COLLECTIVES
+        if target.is_in(release) and target.attribute not in dir(GroupCoordinator)
     )
 
 

@@ -43,12 +43,13 @@ def _of_model(model: str, flags: Sequence[str]) -> dict[str, Any]:
 
     from vllm_nfp.adapter import flags as nfp
     from vllm_nfp.adapter import support
+    from vllm_nfp.adapter.patch import PatchSet
     from vllm_nfp.adapter.versions import Decision, Mode
     from vllm_nfp.config import ConfigError
 
     parser = FlexibleArgumentParser(prog="vllm serve")
     EngineArgs.add_cli_args(parser)
-    nfp.add_flags(parser)
+    nfp.add_flags(parser, PatchSet())
     args, not_looked_at = parser.parse_known_args(["--model", model, *flags])
     args.nfp_probe = True
     try:
