@@ -120,11 +120,11 @@ def test_the_extension_point_tells_the_observer_until_it_is_off() -> None:
         driven.after_warm_up()
     assert observer.told == ["warm"]
     driven.before_step("step")
-    driven.after_step("step")
+    driven.after_step()
     assert observer.told == ["warm", "step", "launched"]
     observer.active = False
     driven.before_step("step")
-    driven.after_step("step")
+    driven.after_step()
     assert len(observer.told) == 3
 
 

@@ -83,7 +83,7 @@ class WorkerObserver:
         if self._observer is not None and self._observer.active:
             self._observer.before_step(scheduler_output)
 
-    def after_step(self, scheduler_output: Any) -> None:
+    def after_step(self) -> None:
         """The step has been launched."""
         if self._observer is not None and self._observer.active:
             self._observer.after_step()
