@@ -68,6 +68,7 @@ CONFIG_FILES = {
     "": "vllm.config.vllm",
     "parallel_config": "vllm.config.parallel",
     "model_config": "vllm.config.model",
+    "cache_config": "vllm.config.cache",
     "scheduler_config": "vllm.config.scheduler",
     "compilation_config": "vllm.config.compilation",
     "offload_config": "vllm.config.offload",

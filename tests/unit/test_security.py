@@ -214,7 +214,7 @@ def test_no_secret_reaches_environment_profile_or_report(
             hf_token=secret, hf_text_config=text,
             hf_config=SimpleNamespace(architectures=["Qwen3ForCausalLM"], token=secret),
         ),
-        compilation_config=SimpleNamespace(cudagraph_mode="NONE", cudagraph_capture_sizes=None),
+        compilation_config=SimpleNamespace(cudagraph_mode=None, cudagraph_capture_sizes=None),
         scheduler_config=SimpleNamespace(max_num_seqs=8, max_num_batched_tokens=512),
         cache_config=SimpleNamespace(cache_dtype="auto", num_gpu_blocks=9, block_size=16),
         parallel_config=SimpleNamespace(tensor_parallel_size=1),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_engine import config as accepted
 
 from vllm_nfp.adapter import versions
 from vllm_nfp.config import ProbeConfig
@@ -73,9 +74,10 @@ def attach(
     monkeypatch.setattr(module.support, "refusal", lambda *_: None)
     monkeypatch.setattr(Session, "_assemble", lambda *_: (Prober(), publisher))
     config = SimpleNamespace(
-        model_config=SimpleNamespace(served_model_name="m"),
+        model_config=SimpleNamespace(served_model_name="m", runner_type="generate"),
         parallel_config=SimpleNamespace(data_parallel_index=0),
         scheduler_config=SimpleNamespace(max_num_seqs=8, max_num_batched_tokens=64),
+        ec_transfer_config=None,
     )
     session = Session(ProbeConfig(**settings), config, now)
     session.attach(None)
@@ -157,13 +159,14 @@ def test_a_start_that_fails_has_cost_its_time_as_well(monkeypatch: pytest.Monkey
 
 
 def passive_config(rank: int = 0, tensor_parallel_size: int = 1) -> SimpleNamespace:
-    return SimpleNamespace(
-        model_config=SimpleNamespace(served_model_name="m"),
-        parallel_config=SimpleNamespace(
-            data_parallel_index=0, rank=rank, tensor_parallel_size=tensor_parallel_size
-        ),
-        scheduler_config=SimpleNamespace(max_num_seqs=8, max_num_batched_tokens=64),
+    made: SimpleNamespace = accepted(
+        parallel_config__rank=rank,
+        parallel_config__tensor_parallel_size=tensor_parallel_size,
+        parallel_config__data_parallel_index=0,
+        model_config__served_model_name="m",
     )
+    made.scheduler_config = SimpleNamespace(max_num_seqs=8, max_num_batched_tokens=64)
+    return made
 
 
 def test_an_unknown_vllm_is_passive_for_good_and_told_by_the_first_rank_alone(

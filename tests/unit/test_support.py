@@ -112,7 +112,13 @@ def test_one_rank_of_an_engine_reports_where_tokens_are_sampled(
 
 
 def test_each_engine_under_an_external_launcher_has_a_rank_that_reports() -> None:
-    ranks = [SimpleNamespace(tensor_parallel_size=2, rank=rank) for rank in range(4)]
+    ranks = [
+        SimpleNamespace(
+            tensor_parallel_size=2, pipeline_parallel_size=1, prefill_context_parallel_size=1,
+            nnodes=1, rank=rank,
+        )
+        for rank in range(4)
+    ]  # fmt: skip
     assert [parallel.rank for parallel in ranks if support.reports(parallel)] == [0, 2]
 
 
@@ -129,7 +135,10 @@ def served(rank: int = 0, tensor_parallel_size: int = 1, **changes: Any) -> Any:
 def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Snapshot]]:
     """What sessions hand to /metrics; their runner is one of the known ones."""
     view = SimpleNamespace(
-        device=torch.device("cpu"), name="v1", runner=object(), decode_positions=1
+        device=torch.device("cpu"),
+        name="v1",
+        runner=SimpleNamespace(attn_groups=[]),
+        decode_positions=1,
     )
     monkeypatch.setattr(module, "view_of", lambda _: view)
     monkeypatch.setattr(rank_session, "view_of", lambda _: view)
@@ -358,7 +367,8 @@ def test_there_is_no_prediction_of_what_the_predictor_does_not_know(
     monkeypatch.setattr(module, "predict_rows", lambda *_: ("a row",))
     made = served(**changes)
     session = Session(ProbeConfig(), made)
-    view: Any = SimpleNamespace(runner=object(), device=torch.device("cpu"))
+    runner = SimpleNamespace(attn_groups=[])
+    view: Any = SimpleNamespace(runner=runner, device=torch.device("cpu"))
     assert session._predict(view, []) == ()
     assert Session(ProbeConfig(), served())._predict(view, []) == ("a row",)
 
@@ -385,5 +395,6 @@ def test_a_wrong_prediction_is_not_made_for_a_family_that_is_not_known(
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100 80GB HBM3")
     made = served(model_config__hf_config=SimpleNamespace(to_dict=lambda: {"model_type": "new"}))
     made.cache_config = SimpleNamespace(cache_dtype="auto")
+    made.model_config.quantization = None
     made.parallel_config.enable_expert_parallel = False
     assert predictions.predict_rows(made, torch.device("cuda"), (), [(1, 64)], (0.1,)) == ()

@@ -82,7 +82,7 @@ def shape_of_server(vllm_config: Any) -> ModelShape:
     eight_bit_cache = str(vllm_config.cache_config.cache_dtype).startswith("fp8")
     return shape_from_config(
         model.hf_config.to_dict(),
-        weight_bits=8 if getattr(model, "quantization", None) == "fp8" else 16,
+        weight_bits=8 if model.quantization == "fp8" else 16,
         kv_bits=8 if eight_bit_cache else None,
         tensor_parallel_size=parallel.tensor_parallel_size,
         data_parallel_size=parallel.data_parallel_size,

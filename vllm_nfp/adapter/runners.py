@@ -267,7 +267,7 @@ def step_of(
 def requests_wait(scheduler_output: Any, limits: StepLimits) -> bool:
     """Whether the step is full of tokens, or sequences were preempted for it."""
     return scheduler_output.total_num_scheduled_tokens >= limits.tokens or bool(
-        getattr(scheduler_output, "preempted_req_ids", None)
+        scheduler_output.preempted_req_ids
     )
 
 
