@@ -228,13 +228,15 @@ class Engine:
     def _controller(self, acceptance: float, fresh: bool) -> Any:
         """One controller for each acceptance, which keeps what it has learned between its turns."""
         from vllm_nfp.adapter.draft_control import DraftControl
+        from vllm_nfp.adapter.patch import PatchSet
 
         control = self._controls.get(acceptance)
         if control is not None and not fresh:
             control.resume()
             return control
         self.scheduler.dynamic_sd_lookup = list(self.static)
-        control = self._controls[acceptance] = DraftControl(self.scheduler, self._config)
+        control = DraftControl(self.scheduler, self._config, PatchSet())
+        self._controls[acceptance] = control
         control.begin()
         return control
 

@@ -69,9 +69,9 @@ class Hooks:
             return
         self._on = on
         if on:
-            from vllm_nfp.adapter.worker_hook import _hook_runner
+            from vllm_nfp.adapter.hooks import hook_runner
 
-            _hook_runner(self._runner, self.session, self._patches)
+            hook_runner(self._patches, self._runner, self.session)
         else:
             self._patches.restore()
 

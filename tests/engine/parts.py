@@ -10,8 +10,8 @@ from vllm_nfp.config import ProbeConfig
 
 def attach(config: ProbeConfig, worker: Any, runner: Any = None) -> Any:
     """A session on a worker's runner, hooked if it is active."""
+    from vllm_nfp.adapter.hooks import hook_runner
     from vllm_nfp.adapter.patch import PatchSet
-    from vllm_nfp.adapter.worker_hook import _hook_runner
     from vllm_nfp.session import open_session
 
     runner = runner or worker.model_runner
@@ -19,7 +19,7 @@ def attach(config: ProbeConfig, worker: Any, runner: Any = None) -> Any:
     session = open_session(config, worker.vllm_config, time.monotonic())
     session.after_warm_up(runner, None, patches.restore)
     if session.active:
-        _hook_runner(runner, session, patches)
+        hook_runner(patches, runner, session)
     return session
 
 

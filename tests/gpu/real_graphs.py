@@ -62,8 +62,8 @@ def generate(llm: Any, tokens: int = 48) -> list[list[int]]:
 
 
 def attach(worker: Any, run_dir: str) -> Any:
+    from vllm_nfp.adapter.hooks import hook_runner
     from vllm_nfp.adapter.patch import PatchSet
-    from vllm_nfp.adapter.worker_hook import _hook_runner
     from vllm_nfp.config import config_from_mapping
     from vllm_nfp.session import open_session
 
@@ -71,7 +71,7 @@ def attach(worker: Any, run_dir: str) -> Any:
     session, patches = open_session(config, worker.vllm_config, time.monotonic()), PatchSet()
     session.after_warm_up(worker.model_runner, None, patches.restore)
     if session.active:
-        _hook_runner(worker.model_runner, session, patches)
+        hook_runner(patches, worker.model_runner, session)
     return session
 
 

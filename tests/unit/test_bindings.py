@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from test_engine import config as accepted
 
 from vllm_nfp.adapter import bindings, support, versions
 from vllm_nfp.adapter.attention_groups import AttentionGroup, CellDoesNotFitError, own_groups
 from vllm_nfp.adapter.bindings import UnknownVllmError
 from vllm_nfp.adapter.dispatch import Execution, Placement
+from vllm_nfp.adapter.versions import Mode
 from vllm_nfp.probe.batch import ProbeBatch
 from vllm_nfp.probe.kv_blocks import BlockReader
 from vllm_nfp.probe.token_pool import TokenPool
@@ -183,6 +185,15 @@ def test_a_multimodal_model_is_refused_where_vllm_has_another_name_for_it(
     version: str, refused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(versions, "installed_version", lambda: version)
-    model = SimpleNamespace(is_multimodal_model=True, supports_multimodal_inputs=False)
-    config = SimpleNamespace(model_config=model, lora_config=None)
+    config = accepted(
+        model_config__is_multimodal_model=True, model_config__supports_multimodal_inputs=False
+    )
     assert (support._inputs(config) is not None) is refused
+
+
+def test_a_setting_that_vllm_does_not_have_keeps_the_probe_passive() -> None:
+    config = accepted()
+    del config.model_config.uses_mrope
+    found = support.decide(config)
+    assert found.mode is Mode.PASSIVE
+    assert "is not as this vllm-nfp knows it" in found.reason and "uses_mrope" in found.reason

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from vllm_nfp import plugin
-from vllm_nfp.adapter import flags, install, metrics_bridge, worker_hook
+from vllm_nfp.adapter import flags, hooks, install, metrics_bridge, switch_on
+from vllm_nfp.adapter.patch import PatchSet
 from vllm_nfp.config import (
     ENV_VAR,
     ConfigError,
@@ -106,8 +107,8 @@ def test_an_unwritable_folder_is_refused(tmp_path: Path) -> None:
 
 def parse(*argv: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    flags.add_flags(parser)
-    flags.add_flags(parser)  # twice is once
+    flags.add_flags(parser, PatchSet())
+    flags.add_flags(parser, PatchSet())  # twice is once
     return parser.parse_args(argv)
 
 
@@ -144,7 +145,7 @@ def test_flags_that_do_not_go_together_end_the_parse(
 ) -> None:
     parser = argparse.ArgumentParser()
     command = parser.add_subparsers().add_parser("serve")  # as vLLM's command line does
-    flags.add_flags(command)
+    flags.add_flags(command, PatchSet())
     with pytest.raises(SystemExit) as caught:
         parser.parse_args(["serve", *argv])
     assert caught.value.code == 2
@@ -169,14 +170,14 @@ def test_under_ray_the_server_starts_and_says_why_its_probe_is_off(
     setattr(args, backend, "ray")
     flag = f"--{backend.replace('_', '-')} ray"
     with caplog.at_level(logging.WARNING, "vllm.nfp"):
-        flags.switch_on(args)
+        switch_on.switch_on(args)
     assert f"the probe stays off: {flag}" in caplog.text
     settings = config_from_environment()
     assert settings is not None and settings.run_dir is not None
     hooked: list[object] = []
-    monkeypatch.setattr(worker_hook, "install", lambda *_: hooked.append("a worker"))
+    monkeypatch.setattr(hooks, "install", lambda *_: hooked.append("a worker"))
     monkeypatch.setattr(metrics_bridge, "install", lambda *_: hooked.append("/metrics"))
-    install._install_hooks()
+    install._install_hooks(lambda *_: pytest.fail("a session was opened"))
     assert hooked == ["/metrics"]
     told = [s for f in NfpCollector(settings.run_dir).collect() for s in f.samples]
     on = [s.labels for s in told if s.name == "vllm_nfp_state" and s.value]

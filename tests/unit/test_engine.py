@@ -19,7 +19,7 @@ def config(**changes: Any) -> Any:
     parallel = SimpleNamespace(
         tensor_parallel_size=1, pipeline_parallel_size=1, data_parallel_size=1,
         decode_context_parallel_size=1, prefill_context_parallel_size=1,
-        use_ubatching=False, enable_eplb=False,
+        use_ubatching=False, enable_eplb=False, nnodes=1, rank=0,
     )  # fmt: skip
     model = SimpleNamespace(
         is_hybrid=False, is_attention_free=False, is_encoder_decoder=False,
@@ -119,6 +119,7 @@ def scheduled(counts: dict[str, int], new: int = 0, computed: tuple[int, ...] = 
         total_num_scheduled_tokens=sum(counts.values()),
         scheduled_new_reqs=[object()] * new,
         scheduled_encoder_inputs={},
+        preempted_req_ids=None,
         scheduled_cached_reqs=SimpleNamespace(num_computed_tokens=list(computed)),
     )
 

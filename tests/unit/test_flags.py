@@ -14,7 +14,7 @@ from vllm_nfp.config import ENV_VAR
 
 pytest.importorskip("vllm")
 
-from vllm_nfp.adapter import flags
+from vllm_nfp.adapter import switch_on
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def test_no_temporary_folder_ends_the_start_with_a_sentence(
 
     monkeypatch.setattr("vllm_nfp.results.run_folder.tempfile.mkdtemp", full)
     with pytest.raises(SystemExit) as end:
-        flags.switch_on(argparse.Namespace(nfp_probe=True))
+        switch_on.switch_on(argparse.Namespace(nfp_probe=True))
     assert end.value.code == 2
     assert capsys.readouterr().err == (
         "vllm serve: error: --nfp-probe needs a temporary directory, and none can be written (No "
@@ -52,6 +52,8 @@ def test_a_headless_process_says_that_nobody_sees_its_results(
 ) -> None:
     out = str(tmp_path / "out") if kept else None
     with caplog.at_level(logging.WARNING, "vllm.nfp"):
-        flags.switch_on(argparse.Namespace(nfp_probe=True, headless=headless, nfp_output_dir=out))
+        switch_on.switch_on(
+            argparse.Namespace(nfp_probe=True, headless=headless, nfp_output_dir=out)
+        )
     assert os.environ[ENV_VAR], "the probe is off"
     assert ("add --nfp-output-dir" in caplog.text) is told

@@ -185,7 +185,7 @@ def test_without_a_place_for_the_folder_the_start_ends_with_a_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("vllm")
-    from vllm_nfp.adapter import flags
+    from vllm_nfp.adapter import switch_on
     from vllm_nfp.config import ConfigError, ProbeConfig
 
     def full(**_: object) -> str:
@@ -193,4 +193,4 @@ def test_without_a_place_for_the_folder_the_start_ends_with_a_sentence(
 
     monkeypatch.setattr(run_folder.tempfile, "mkdtemp", full)
     with pytest.raises(ConfigError, match=r"No space left on device\): set TMPDIR"):
-        flags.publish_settings(ProbeConfig())
+        switch_on.publish_settings(ProbeConfig())

@@ -179,7 +179,7 @@ def test_the_hand_over_folder_is_its_owners_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("vllm")
-    from vllm_nfp.adapter import flags
+    from vllm_nfp.adapter import switch_on
     from vllm_nfp.results import run_folder
 
     monkeypatch.setattr(run_folder.tempfile, "tempdir", str(tmp_path))
@@ -187,7 +187,7 @@ def test_the_hand_over_folder_is_its_owners_alone(
     monkeypatch.setattr(run_folder.atexit, "register", lambda call: None)
     before = os.umask(0)
     try:
-        run_dir = flags.publish_settings(ProbeConfig(run_dir="/etc")).run_dir
+        run_dir = switch_on.publish_settings(ProbeConfig(run_dir="/etc")).run_dir
     finally:
         os.umask(before)
     assert run_dir is not None and Path(run_dir).parent == tmp_path, "a given run_dir is not taken"
@@ -215,7 +215,7 @@ def test_no_secret_reaches_environment_profile_or_report(
             hf_token=secret, hf_text_config=text,
             hf_config=SimpleNamespace(architectures=["Qwen3ForCausalLM"], token=secret),
         ),
-        compilation_config=SimpleNamespace(cudagraph_mode="NONE", cudagraph_capture_sizes=None),
+        compilation_config=SimpleNamespace(cudagraph_mode=None, cudagraph_capture_sizes=None),
         scheduler_config=SimpleNamespace(max_num_seqs=8, max_num_batched_tokens=512),
         cache_config=SimpleNamespace(cache_dtype="auto", num_gpu_blocks=9, block_size=16),
         parallel_config=SimpleNamespace(tensor_parallel_size=1),

@@ -21,8 +21,8 @@ pytest.importorskip("vllm")
 
 from sessions import serving, session_of
 
-from vllm_nfp.adapter import draft_control
 from vllm_nfp.config import ProbeConfig
+from vllm_nfp.draft.live.reporter import Reporter
 from vllm_nfp.results.control import ControlSnapshot, ControlState, read_control
 from vllm_nfp.results.profile import Profile
 from vllm_nfp.results.snapshot import Snapshot, read_snapshot
@@ -247,7 +247,7 @@ def test_a_control_file_comes_back_and_the_log_is_told_once(
 ) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
-    reporter = draft_control._Reporter(ProbeConfig(run_dir=str(folder)), "0")
+    reporter = Reporter(ProbeConfig(run_dir=str(folder)), "0")
     snapshot = ControlSnapshot("m", "0", ControlState.LEARNING)
     shutil.rmtree(folder)
     for _ in range(3):

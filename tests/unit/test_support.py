@@ -120,7 +120,13 @@ def test_one_rank_of_an_engine_reports_where_tokens_are_sampled(
 
 
 def test_each_engine_under_an_external_launcher_has_a_rank_that_reports() -> None:
-    ranks = [SimpleNamespace(tensor_parallel_size=2, rank=rank) for rank in range(4)]
+    ranks = [
+        SimpleNamespace(
+            tensor_parallel_size=2, pipeline_parallel_size=1, prefill_context_parallel_size=1,
+            nnodes=1, rank=rank,
+        )
+        for rank in range(4)
+    ]  # fmt: skip
     assert [parallel.rank for parallel in ranks if support.reports(parallel)] == [0, 2]
 
 
@@ -137,7 +143,10 @@ def served(rank: int = 0, tensor_parallel_size: int = 1, **changes: Any) -> Any:
 def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Snapshot]]:
     """What sessions hand to /metrics; their runner is one of the known ones."""
     view = SimpleNamespace(
-        device=torch.device("cpu"), name="v1", runner=object(), decode_positions=1
+        device=torch.device("cpu"),
+        name="v1",
+        runner=SimpleNamespace(attn_groups=[]),
+        decode_positions=1,
     )
     monkeypatch.setattr(module, "view_of", lambda _: view)
     snapshots: list[Snapshot] = []
@@ -384,11 +393,14 @@ def test_there_is_no_prediction_of_what_the_predictor_does_not_know(
 def test_a_worker_without_a_session_says_so_on_the_metrics(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vllm_nfp.adapter import worker_hook
+    from vllm_nfp.adapter import observer
+    from vllm_nfp.adapter.patch import PatchSet
+    from vllm_nfp.plugin import open_observer
     from vllm_nfp.results.snapshot import read_snapshot
 
     worker = SimpleNamespace(vllm_config=SimpleNamespace(), model_runner=object())
-    worker_hook._attach(worker, ProbeConfig(run_dir=str(tmp_path)), None)
+    config = ProbeConfig(run_dir=str(tmp_path))
+    assert observer.start(worker, config, open_observer, None, PatchSet()) is None
     left = read_snapshot(tmp_path / "engine-0.json")
     assert left.state is State.DISABLED
     assert "cannot be hooked" in left.reason
@@ -400,6 +412,7 @@ def test_a_wrong_prediction_is_not_made_for_a_family_that_is_not_known(
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100 80GB HBM3")
     made = served(model_config__hf_config=SimpleNamespace(to_dict=lambda: {"model_type": "new"}))
     made.cache_config = SimpleNamespace(cache_dtype="auto")
+    made.model_config.quantization = None
     made.parallel_config.enable_expert_parallel = False
     made.model_config.quantization = None
     made.compilation_config = SimpleNamespace(cudagraph_mode="FULL", cudagraph_capture_sizes=[1])

@@ -177,12 +177,17 @@ class Runner:
 
 def test_hooks_come_and_go_and_tell_what_they_took(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("vllm")
-    from vllm_nfp.adapter import runners
+    from vllm_nfp.adapter import hooks as runner_hooks
+    from vllm_nfp.adapter import targets
 
     session, runner = Session(), Runner()
     monkeypatch.setattr("vllm_nfp.session.open_session", lambda *_: session)
-    view = SimpleNamespace(is_dummy=lambda _: False)
-    monkeypatch.setattr(runners, "view_of", lambda _: view)
+    view = SimpleNamespace(
+        is_dummy=lambda _: False,
+        begins_step=targets.V1_EXECUTE_MODEL,
+        ends_step=targets.V1_SAMPLE_TOKENS,
+    )
+    monkeypatch.setattr(runner_hooks, "view_of", lambda _: view)
     hooks = Hooks(None, None, runner, None)
     runner.execute_model("off")
     session.publisher._publish()

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from test_engine import config as accepted
 
 from vllm_nfp import cpu_setup, releases
 from vllm_nfp.adapter import support, versions
@@ -50,10 +51,7 @@ def test_releases_that_ignore_draft_schedules_say_so_in_both_places() -> None:
 def test_no_configuration_stands_in_the_way_of_the_passive_mode(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    hybrid = SimpleNamespace(
-        parallel_config=SimpleNamespace(tensor_parallel_size=1),
-        model_config=SimpleNamespace(is_hybrid=True),
-    )
+    hybrid = accepted(model_config__is_hybrid=True)
     monkeypatch.setattr(versions, "installed_version", lambda: "0.32.0")
     assert support.decide(hybrid).mode is Mode.PASSIVE
     assert "recurrent" in support.decide(hybrid).reason

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-from vllm_nfp.adapter import communication, versions
+from vllm_nfp.adapter import targets, versions
 
 FORWARD_CONTEXT_ARGUMENTS = (
     "attn_metadata",
@@ -51,9 +51,13 @@ CONFIG_ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "data_parallel_size",
         "decode_context_parallel_size",
         "prefill_context_parallel_size",
+        "data_parallel_index",
         "distributed_executor_backend",
         "use_ubatching",
         "enable_eplb",
+        "enable_expert_parallel",
+        "nnodes",
+        "rank",
     ),
     "model_config": (
         "is_hybrid",
@@ -65,9 +69,14 @@ CONFIG_ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "enable_prompt_embeds",
         "enable_sleep_mode",
         "max_model_len",
+        "hf_config",
         "hf_text_config",
+        "served_model_name",
         "dtype",
+        "quantization",
+        "enforce_eager",
     ),
+    "cache_config": ("cache_dtype", "num_gpu_blocks", "block_size"),
     "scheduler_config": ("max_num_seqs", "max_num_batched_tokens"),
     "compilation_config": (
         "static_forward_context",
@@ -93,10 +102,12 @@ def check(vllm_config: Any) -> None:
     """
     problems = _all_problems(vllm_config)
     if problems:
-        raise UnknownVllmError(
-            f"this vLLM ({versions.installed_version()}) is not as this vllm-nfp knows it: "
-            f"{'; '.join(problems)}"
-        )
+        raise UnknownVllmError(unlike_known("; ".join(problems)))
+
+
+def unlike_known(what: str) -> str:
+    """The reason for passive mode in a vLLM that differs from what is known of its release."""
+    return f"this vLLM ({versions.installed_version()}) is not as this vllm-nfp knows it: {what}"
 
 
 def is_known(vllm_config: Any) -> bool:
@@ -123,11 +134,11 @@ def _problems(vllm_config: Any) -> Iterator[str]:
     yield from field_problems(ForwardContext, ("all_moe_layers",), required=False)
     yield from field_problems(SchedulerOutput, SCHEDULER_FIELDS, required=False)
     yield from argument_problems(set_forward_context, FORWARD_CONTEXT_ARGUMENTS)
-    collectives = [name for name in communication.CALLS if name not in communication.NOT_IN_ALL]
+    release = versions.installed_release()
     yield from (
-        f"GroupCoordinator has no {name}"
-        for name in collectives
-        if not hasattr(GroupCoordinator, name)
+        f"GroupCoordinator has no {target.attribute}"
+        for target in targets.COLLECTIVES
+        if target.is_in(release) and target.attribute not in dir(GroupCoordinator)
     )
 
 

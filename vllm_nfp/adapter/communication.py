@@ -11,21 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from vllm_nfp.adapter import targets
+from vllm_nfp.adapter.patch import PatchSet
+
 _GROUPS = ("get_tp_group", "get_ep_group", "get_dp_group")
-CALLS = (
-    "all_reduce",
-    "all_gather",
-    "all_gatherv",
-    "reduce_scatter",
-    "reduce_scatterv",
-    "reduce_scatterv_into_output",
-    "gather",
-    "dispatch",
-    "combine",
-)
-"""Collectives of vLLM's GroupCoordinator."""
-NOT_IN_ALL = ("reduce_scatterv_into_output",)
-"""Those that not every known release has (sources of 0.26.0 to 0.33.0)."""
 
 
 @contextmanager
@@ -53,18 +42,14 @@ def watched(on_edge: Callable[[bool], None]) -> Iterator[None]:
 
         return watched_call
 
-    replaced: list[tuple[Any, str]] = []
+    patches = PatchSet()
     try:
         for group in _groups_of_several():
-            for name in CALLS:
-                # bindings.check() has looked up all that every release has.
-                if hasattr(group, name) and name not in vars(group):
-                    setattr(group, name, watch(getattr(group, name)))
-                    replaced.append((group, name))
+            for target in targets.COLLECTIVES:
+                patches.wrap(target, watch, on=group)
         yield
     finally:
-        for group, name in replaced:
-            delattr(group, name)
+        patches.restore()
 
 
 def _groups_of_several() -> list[Any]:

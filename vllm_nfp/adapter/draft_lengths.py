@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from vllm_nfp.adapter import targets
 from vllm_nfp.adapter.patch import PatchSet
 from vllm_nfp.config import ConfigError, ProbeConfig
 
@@ -53,11 +54,6 @@ def candidate_lengths(
     return tuple(sorted({0, *lengths, *static}))
 
 
-def drafts(args: argparse.Namespace) -> bool:
-    """Whether the command line asks for drafts."""
-    return any(getattr(args, dest, None) for dest in ("speculative_config", *_SHORT_FLAGS))
-
-
 def control_speculation(args: argparse.Namespace) -> None:
     """Let lengths change under --speculative-config and its short flags.
 
@@ -67,18 +63,17 @@ def control_speculation(args: argparse.Namespace) -> None:
     Raises:
         ConfigError: if this speculation cannot be controlled; says why and what to do.
     """
-    settings = getattr(args, "speculative_config", None)
+    flags = vars(args)
+    settings = flags.get("speculative_config")
     short = {
-        name: value
-        for dest, name in _SHORT_FLAGS.items()
-        if (value := getattr(args, dest, None)) is not None
+        name: value for dest, name in _SHORT_FLAGS.items() if (value := flags.get(dest)) is not None
     }
     if isinstance(settings, Mapping) or (settings is None and short):
         given = dict(settings or {})
         if set(given) & set(short):
             return
         settings = {str(name).replace("-", "_"): v for name, v in {**given, **short}.items()}
-    parallel = getattr(args, "data_parallel_size", None) or 1
+    parallel = flags.get("data_parallel_size") or 1
     args.speculative_config = prepare_speculation(settings, parallel)
     for dest in _SHORT_FLAGS:
         setattr(args, dest, None)
@@ -136,35 +131,44 @@ def covering_table(lengths: Sequence[int], max_num_seqs: int) -> list[list[int]]
 @contextmanager
 def _shown(vllm_config: Any, config: ProbeConfig) -> Iterator[None]:
     """While it lasts, the configuration's table holds every length that may be chosen."""
+    table = _covering(vllm_config, config)
+    if table is None:
+        yield
+        return
     speculation = vllm_config.speculative_config
-    table = None if speculation is None else getattr(speculation, _TABLE, None)
-    if not table:
-        yield
-        return
-    longest = speculation.num_speculative_tokens
+    configured = speculation.num_speculative_tokens_per_batch_size
+    speculation.num_speculative_tokens_per_batch_size = table
     try:
-        lengths = candidate_lengths(config, longest, [k for *_, k in table])
-    except ConfigError:  # told when the controller is attached
         yield
-        return
-    covering = covering_table(lengths, vllm_config.scheduler_config.max_num_seqs)
+    finally:
+        speculation.num_speculative_tokens_per_batch_size = configured
+
+
+def _covering(vllm_config: Any, config: ProbeConfig) -> list[list[int]] | None:
+    """A table that holds every length that may be chosen; None if the configured one has to do."""
+    try:
+        speculation = vllm_config.speculative_config
+        table = None if speculation is None else speculation.num_speculative_tokens_per_batch_size
+        if not table:
+            return None
+        longest = speculation.num_speculative_tokens
+        lengths = candidate_lengths(config, longest, [k for *_, k in table])
+        covering = covering_table(lengths, vllm_config.scheduler_config.max_num_seqs)
+    except ConfigError:  # logged when the controller is attached
+        return None
+    except AttributeError as error:
+        logger.warning("vllm-nfp: no CUDA graphs for other draft lengths in this vLLM: %s", error)
+        return None
     if covering is None:
         logger.warning(
             "vllm-nfp: max_num_seqs is below the number of draft lengths to choose from; those "
             "outside the configured table have no CUDA graphs"
         )
-        yield
-        return
-    setattr(speculation, _TABLE, covering)
-    try:
-        yield
-    finally:
-        setattr(speculation, _TABLE, table)
+    return covering
 
 
 def install_sizes(patches: PatchSet, config: ProbeConfig) -> None:
     """Let vLLM count every length in when it lists the batch widths to capture."""
-    from vllm.config import VllmConfig
 
     def sizes(original: Any) -> Any:
         @functools.wraps(original)
@@ -174,19 +178,11 @@ def install_sizes(patches: PatchSet, config: ProbeConfig) -> None:
 
         return wrapped
 
-    patches.wrap(VllmConfig, "_set_cudagraph_sizes", sizes)
+    patches.wrap(targets.SET_CUDAGRAPH_SIZES, sizes)
 
 
 def install_graphs(patches: PatchSet, config: ProbeConfig) -> None:
     """Let the V2 runner's graph managers capture every length; V1 has no FULL graphs for tables."""
-    try:
-        from vllm.v1.worker.gpu.cudagraph_utils import CudaGraphManager
-        from vllm.v1.worker.gpu.spec_decode.target_dependent_ar.cudagraph_utils import (
-            SpeculatorCudaGraphManager,
-        )
-    except ImportError as error:
-        logger.info("vllm-nfp: no V2 graph managers to hook: %s", error)
-        return
 
     def with_lengths(original: Any) -> Any:
         @functools.wraps(original)
@@ -196,5 +192,5 @@ def install_graphs(patches: PatchSet, config: ProbeConfig) -> None:
 
         return wrapped
 
-    patches.wrap(CudaGraphManager, "_init_candidates", with_lengths)
-    patches.wrap(SpeculatorCudaGraphManager, "capture", with_lengths)
+    patches.wrap(targets.INIT_CANDIDATES, with_lengths)
+    patches.wrap(targets.SPECULATOR_CAPTURE, with_lengths)

@@ -34,11 +34,11 @@ def describe_environment(vllm_config: Any, attention_backends: tuple[str, ...] =
         cuda=torch.version.cuda,
         python=platform.python_version(),
         dtype=str(model.dtype).removeprefix("torch."),
-        quantization=_text_or_none(getattr(model, "quantization", None)),
-        kv_cache_dtype=str(getattr(cache, "cache_dtype", "auto")),
+        quantization=_text_or_none(model.quantization),
+        kv_cache_dtype=str(cache.cache_dtype),
         attention_backends=attention_backends,
         tensor_parallel_size=int(vllm_config.parallel_config.tensor_parallel_size),
-        enforce_eager=bool(getattr(model, "enforce_eager", False)),
+        enforce_eager=bool(model.enforce_eager),
         max_model_len=int(model.max_model_len),
         max_num_seqs=int(scheduler.max_num_seqs),
         max_num_batched_tokens=int(scheduler.max_num_batched_tokens),
@@ -81,7 +81,7 @@ def _search(path: Path, pattern: str) -> str | None:
 
 
 def _mode_name(mode: Any) -> str:
-    return str(getattr(mode, "name", mode))
+    return str(None if mode is None else mode.name)
 
 
 def _text_or_none(value: Any) -> str | None:
@@ -90,8 +90,7 @@ def _text_or_none(value: Any) -> str | None:
 
 def attention_backends(runner: Any) -> tuple[str, ...]:
     """The distinct names of a model runner's attention backends, in the order of its groups."""
-    groups_of_layers = getattr(runner, "attn_groups", ())
-    names = [str(group.backend.get_name()) for groups in groups_of_layers for group in groups]
+    names = [str(group.backend.get_name()) for groups in runner.attn_groups for group in groups]
     return tuple(dict.fromkeys(names))
 
 

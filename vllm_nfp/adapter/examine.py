@@ -43,12 +43,13 @@ def _of_model(model: str, flags: Sequence[str]) -> dict[str, Any]:
 
     from vllm_nfp.adapter import flags as nfp
     from vllm_nfp.adapter import support
+    from vllm_nfp.adapter.patch import PatchSet
     from vllm_nfp.adapter.versions import Decision, Mode
     from vllm_nfp.config import ConfigError
 
     parser = FlexibleArgumentParser(prog="vllm serve")
     EngineArgs.add_cli_args(parser)
-    nfp.add_flags(parser)
+    nfp.add_flags(parser, PatchSet())
     args, not_looked_at = parser.parse_known_args(["--model", model, *flags])
     args.nfp_probe = True
     try:
@@ -64,20 +65,18 @@ def _of_model(model: str, flags: Sequence[str]) -> dict[str, Any]:
         "mode": str(decision.mode),
         "reason": decision.reason,
         "not_looked_at": not_looked_at,
-        "use_v2": bool(getattr(config, "use_v2_model_runner", False)),
+        "use_v2": bool(config.use_v2_model_runner),
         "v2_unsupported": _unsupported_by_v2(config),
         "backend": _attention_backend(config),
         "graphs": _graphs(config),
-        "speculative": getattr(config.speculative_config, "method", None),
-        "draft_lengths_by_batch_size": _has_draft_schedule(config),
+        **_drafting(config.speculative_config),
         "data_parallel": int(config.parallel_config.data_parallel_size),
     }
 
 
 def _unsupported_by_v2(config: Any) -> list[str]:
-    ask = getattr(config, "_get_v2_model_runner_unsupported_features", None)
     try:
-        return [] if ask is None else list(map(str, ask()))
+        return list(map(str, config._get_v2_model_runner_unsupported_features()))
     except Exception:
         return []
 
@@ -94,7 +93,7 @@ def _attention_backend(config: Any) -> str | None:
                 model.get_head_size(),
                 model.dtype,
                 config.cache_config.cache_dtype,
-                use_mla=bool(getattr(model, "use_mla", False)),
+                use_mla=bool(model.use_mla),
                 num_heads=model.get_num_attention_heads(config.parallel_config),
             )
         return str(backend.get_name())
@@ -104,18 +103,22 @@ def _attention_backend(config: Any) -> str | None:
 
 def _graphs(config: Any) -> dict[str, Any]:
     compilation = config.compilation_config
-    mode = getattr(compilation.cudagraph_mode, "name", None)
+    mode = compilation.cudagraph_mode
     sizes = list(compilation.cudagraph_capture_sizes or ())
     return {
-        "eager": bool(getattr(config.model_config, "enforce_eager", False)),
-        "mode": mode,
+        "eager": bool(config.model_config.enforce_eager),
+        "mode": None if mode is None else mode.name,
         "largest": max(sizes, default=0),
     }
 
 
-def _has_draft_schedule(config: Any) -> bool:
-    speculative = config.speculative_config
-    return bool(getattr(speculative, "num_speculative_tokens_per_batch_size", None))
+def _drafting(speculation: Any) -> dict[str, Any]:
+    if speculation is None:
+        return {"speculative": None, "draft_lengths_by_batch_size": False}
+    return {
+        "speculative": speculation.method,
+        "draft_lengths_by_batch_size": bool(speculation.num_speculative_tokens_per_batch_size),
+    }
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from vllm_nfp.adapter import targets
 from vllm_nfp.adapter.patch import PatchSet
 
 
@@ -52,7 +53,7 @@ class CaptureWatch:
     def open(self) -> CaptureWatch:
         """Begin to record."""
         if torch.cuda.is_available():
-            self._patches.wrap(torch.cuda.CUDAGraph, "capture_begin", self._recording)
+            self._patches.wrap(targets.CAPTURE_BEGIN, self._recording)
         return self
 
     def close(self) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from vllm_nfp.adapter import targets
 from vllm_nfp.adapter.patch import PatchSet
 
 NORMS = ("rms_norm", "fused_add_rms_norm")
@@ -42,8 +43,6 @@ def light_ops() -> Iterator[None]:
 
 
 def _index_embeddings(patches: PatchSet) -> None:
-    from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
-
     def embedding(_original: Any) -> Any:
         def indexed(_method: Any, layer: Any, token_ids: torch.Tensor) -> torch.Tensor:
             rows: torch.Tensor = layer.weight[token_ids]
@@ -51,7 +50,7 @@ def _index_embeddings(patches: PatchSet) -> None:
 
         return indexed
 
-    patches.wrap(UnquantizedEmbeddingMethod, "embedding", embedding)
+    patches.wrap(targets.EMBEDDING, embedding)
 
 
 def _use_vllm_norms(stack: ExitStack) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-import sys
+from contextlib import suppress
 from typing import Any
 
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client import CollectorRegistry
 
-from vllm_nfp.adapter import versions
+from vllm_nfp.adapter import targets, versions
 from vllm_nfp.adapter.patch import PatchSet
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.metrics.collector import NfpCollector
@@ -18,9 +18,6 @@ from vllm_nfp.results.snapshot import Snapshot, engine_file, write_snapshot
 from vllm_nfp.types import State
 
 logger = logging.getLogger("vllm.nfp")
-
-_USER = "vllm.entrypoints.serve.instrumentator.metrics"
-_FUNCTION = "get_prometheus_registry"
 
 
 def install(patches: PatchSet, config: ProbeConfig) -> None:
@@ -33,26 +30,25 @@ def install(patches: PatchSet, config: ProbeConfig) -> None:
     """
     if config.run_dir is None:
         return
-    import vllm.v1.metrics.prometheus
+    joined: set[CollectorRegistry] = set()
 
     def with_collector(original: Any) -> Any:
         def wrapped() -> Any:
             registry = original()
-            _join(patches, registry, config)
+            _join(patches, registry, joined, config)
             return registry
 
         return wrapped
 
-    patches.wrap(vllm.v1.metrics.prometheus, _FUNCTION, with_collector)
-    user = sys.modules.get(_USER)
-    if user is not None:
-        patches.wrap(user, _FUNCTION, with_collector)
+    patches.wrap(targets.GET_REGISTRY, with_collector)
+    if targets.GET_REGISTRY_BY_NAME.is_imported:
+        patches.wrap(targets.GET_REGISTRY_BY_NAME, with_collector)
 
 
 def report_unhooked(config: ProbeConfig, error: Exception) -> None:
     """Let /metrics say that the probe is off in a vLLM whose workers cannot be observed.
 
-    No worker will write a hand-over file, so this process writes the first engine's.
+    No worker will write a results file, so this process writes the first engine's.
     """
     version = versions.installed_version() or "of unknown version"
     report_off(config, f"vLLM {version} cannot be hooked: {error}")
@@ -69,18 +65,29 @@ def report_off(config: ProbeConfig, reason: str, model_name: str = "", engine: s
         logger.exception("vllm-nfp: /metrics will not show that the probe is off")
 
 
-def _join(patches: PatchSet, registry: Any, config: ProbeConfig) -> None:
+def _join(
+    patches: PatchSet,
+    registry: CollectorRegistry,
+    joined: set[CollectorRegistry],
+    config: ProbeConfig,
+) -> None:
     """Add the collector once; where that fails vLLM's own metrics are served all the same."""
     assert config.run_dir is not None, "install() returned without it"
     try:
         if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
             _join_multiprocess(patches, NfpCollector(config.run_dir, config.draft_acceptance))
-        elif getattr(registry, "_nfp_collector", None) is None:
+        elif registry not in joined:
             collector = NfpCollector(config.run_dir, config.draft_acceptance, registry)
             registry.register(collector)
-            registry._nfp_collector = collector
+            joined.add(registry)
+            patches.on_restore(lambda: _leave(registry, collector))
     except Exception:
         logger.exception("vllm-nfp: /metrics will not show the probe's results")
+
+
+def _leave(registry: CollectorRegistry, collector: NfpCollector) -> None:
+    with suppress(KeyError):  # somebody else has taken it out
+        registry.unregister(collector)
 
 
 def _join_multiprocess(patches: PatchSet, collector: NfpCollector) -> None:
@@ -91,4 +98,4 @@ def _join_multiprocess(patches: PatchSet, collector: NfpCollector) -> None:
 
         return collect
 
-    patches.wrap(MultiProcessCollector, "collect", with_ours)
+    patches.wrap(targets.COLLECT, with_ours)

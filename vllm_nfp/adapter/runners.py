@@ -11,8 +11,9 @@ from typing import Any, Protocol
 
 import torch
 
-from vllm_nfp.adapter import versions
+from vllm_nfp.adapter import targets, versions
 from vllm_nfp.adapter.dispatch import GraphRules
+from vllm_nfp.adapter.targets import Target
 from vllm_nfp.types import EngineStep
 
 
@@ -65,8 +66,18 @@ class RunnerView(Protocol):
         """
         ...
 
+    @property
+    def begins_step(self) -> Target:
+        """The method that a real step begins with."""
+        ...
+
+    @property
+    def ends_step(self) -> Target:
+        """The method after which a real step has been launched."""
+        ...
+
     def is_dummy(self, kwargs: dict[str, Any]) -> bool:
-        """Whether a call of execute_model is one of vLLM's own dummy runs."""
+        """Whether such a call is one of vLLM's own dummy runs."""
         ...
 
 
@@ -100,6 +111,8 @@ class V1Runner:
 
     runner: Any
     name: str = "v1"
+    begins_step: Target = targets.V1_EXECUTE_MODEL
+    ends_step: Target = targets.V1_SAMPLE_TOKENS
 
     @property
     def vllm_config(self) -> Any:
@@ -147,6 +160,8 @@ class V2Runner:
 
     runner: Any
     name: str = "v2"
+    begins_step: Target = targets.V2_EXECUTE_MODEL
+    ends_step: Target = targets.V2_SAMPLE_TOKENS
 
     @property
     def vllm_config(self) -> Any:
@@ -252,7 +267,7 @@ def step_of(
 def requests_wait(scheduler_output: Any, limits: StepLimits) -> bool:
     """Whether the step is full of tokens, or sequences were preempted for it."""
     return scheduler_output.total_num_scheduled_tokens >= limits.tokens or bool(
-        getattr(scheduler_output, "preempted_req_ids", None)
+        scheduler_output.preempted_req_ids
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from vllm_nfp.adapter import versions
+from vllm_nfp.adapter import bindings, versions
 from vllm_nfp.adapter.versions import Decision, Mode
 from vllm_nfp.text import label
 
@@ -24,26 +24,31 @@ def decide(vllm_config: Any, passive: bool = False) -> Decision:
         return decision
     if passive:
         return Decision(Mode.PASSIVE, "the setting passive is on: nothing is probed")
+    try:
+        return _decide_by_configuration(vllm_config)
+    except AttributeError as error:  # an unknown setting may be a reason not to probe
+        return Decision(Mode.PASSIVE, bindings.unlike_known(str(error)))
+
+
+def _decide_by_configuration(vllm_config: Any) -> Decision:
     nothing = nothing_to_time(vllm_config)
     if nothing is not None:
         return Decision(Mode.OFF, nothing)
     reason = refusal(vllm_config)
-    return decision if reason is None else Decision(Mode.PASSIVE, reason)
+    return Decision(Mode.ACTIVE) if reason is None else Decision(Mode.PASSIVE, reason)
 
 
 def reports(parallel: Any) -> bool:
-    """Whether this rank times the steps and tells of them for its engine.
+    """Whether this rank times the steps and reports them for its engine.
 
     It is the one whose output the scheduler reads: the first of the last pipeline stage, where
     tokens are sampled. Over several hosts it is the first of all, whose host serves /metrics.
     """
-    stages = getattr(parallel, "pipeline_parallel_size", 1) or 1
-    stage = parallel.tensor_parallel_size * (
-        getattr(parallel, "prefill_context_parallel_size", 1) or 1
-    )
-    leader = (stages - 1) * stage if (getattr(parallel, "nnodes", 1) or 1) == 1 else 0
+    stages = parallel.pipeline_parallel_size
+    stage = parallel.tensor_parallel_size * parallel.prefill_context_parallel_size
+    leader = (stages - 1) * stage if parallel.nnodes == 1 else 0
     # Under an external launcher ranks are counted over the engines.
-    return bool((getattr(parallel, "rank", 0) or 0) % (stages * stage) == leader)
+    return bool(parallel.rank % (stages * stage) == leader)
 
 
 def served_name(vllm_config: Any) -> str:
@@ -93,33 +98,34 @@ def _parallel(config: Any) -> str | None:
         size = _size(config, name)
         if size > 1:
             return f"{flag} {size} is not supported ({why}): probing needs 1"
-    executor = getattr(parallel, "distributed_executor_backend", None)
-    if parallel.tensor_parallel_size > 1 and executor not in (None, "mp", "uni"):
-        name = executor if isinstance(executor, str) else getattr(executor, "__name__", executor)
-        return (
-            f"tensor parallelism with --distributed-executor-backend {name} is not supported: "
-            f"use mp"
-        )
-    if getattr(parallel, "use_ubatching", False):
+    if parallel.tensor_parallel_size > 1:
+        executor = parallel.distributed_executor_backend
+        if executor not in (None, "mp", "uni"):
+            name = executor.__name__ if isinstance(executor, type) else executor
+            return (
+                f"tensor parallelism with --distributed-executor-backend {name} is not supported: "
+                f"use mp"
+            )
+    if parallel.use_ubatching:
         return "dual batch overlap is not supported: serve without --enable-dbo"
-    if getattr(parallel, "enable_eplb", False):
+    if parallel.enable_eplb:
         return "probes would distort the expert load statistics: serve without --enable-eplb"
     return None
 
 
 def _state(config: Any) -> str | None:
     model = config.model_config
-    if getattr(model, "is_hybrid", False) or getattr(model, "is_attention_free", False):
+    if model.is_hybrid or model.is_attention_free:
         return "the model keeps recurrent (mamba) state, which a probe would overwrite"
-    if getattr(model, "is_encoder_decoder", False):
+    if model.is_encoder_decoder:
         return "encoder-decoder models are not supported: only decoder-only models are"
     return None
 
 
 def _connectors(config: Any) -> str | None:
-    if getattr(config, "kv_transfer_config", None) is not None:
+    if config.kv_transfer_config is not None:
         return "a KV connector would store or send what a probe runs: serve without one"
-    if getattr(config, "ec_transfer_config", None) is not None:
+    if config.ec_transfer_config is not None:
         return "an encoder-cache connector is not supported: serve without one"
     return None
 
@@ -129,14 +135,14 @@ def _inputs(config: Any) -> str | None:
     if nothing is not None:
         return nothing
     model = config.model_config
-    if getattr(model, "uses_mrope", False):
+    if model.uses_mrope:
         return "models with multi-dimensional rotary positions are not supported yet"
-    if _is_multimodal(model) or getattr(model, "enable_prompt_embeds", False):
+    if _is_multimodal(model) or model.enable_prompt_embeds:
         return (
             "models that take embeddings as input are not supported yet: "
             "for a multimodal model serve with --language-model-only"
         )
-    if getattr(config, "lora_config", None) is not None:
+    if config.lora_config is not None:
         return "LoRA keeps state per batch that a probe would change: serve without --enable-lora"
     return None
 
@@ -144,16 +150,16 @@ def _inputs(config: Any) -> str | None:
 def _is_multimodal(model: Any) -> bool:
     """Whether images and the like may come, which ``--language-model-only`` rules out.
 
-    Older releases do not tell that, so that there a multimodal model is enough.
+    Older releases do not say so, and there a multimodal model is enough.
     """
     if versions.is_since(versions.MULTIMODAL_PROPERTY):
-        return bool(getattr(model, "supports_multimodal_inputs", False))
+        return bool(model.supports_multimodal_inputs)
     return bool(model.is_multimodal_model)
 
 
 def _memory(config: Any) -> str | None:
     model = config.model_config
-    if getattr(model, "enable_sleep_mode", False):
+    if model.enable_sleep_mode:
         return "sleep mode moves the memory that the probe's CUDA graphs address"
     if _offloads(config):
         return "weights are offloaded to the host: probes would compete for the transfers"
@@ -161,9 +167,8 @@ def _memory(config: Any) -> str | None:
 
 
 def _offloads(config: Any) -> bool:
-    offload = getattr(config, "offload_config", None)
-    on_demand = getattr(getattr(offload, "uva", None), "cpu_offload_gb", 0)
-    return bool(on_demand) or getattr(offload, "offload_backend", None) == "prefetch"
+    offload = config.offload_config
+    return bool(offload.uva.cpu_offload_gb) or offload.offload_backend == "prefetch"
 
 
 _CHECKS: tuple[Callable[[Any], str | None], ...] = (
@@ -177,11 +182,11 @@ _CHECKS: tuple[Callable[[Any], str | None], ...] = (
 
 def nothing_to_time(config: Any) -> str | None:
     """Why this engine runs no decode step at all; None if it does."""
-    runner_type = getattr(config.model_config, "runner_type", "generate")
+    runner_type = config.model_config.runner_type
     if runner_type != "generate":
         return f"runner type {runner_type!r} decodes nothing: there is no step to probe or time"
-    transfer = getattr(config, "ec_transfer_config", None)
-    if transfer is not None and getattr(transfer, "ec_role", None) == "ec_producer":
+    transfer = config.ec_transfer_config
+    if transfer is not None and transfer.ec_role == "ec_producer":
         return "an engine that only encodes (ec_producer) has no decode step to probe or time"
     return None
 
@@ -190,9 +195,9 @@ _UNPREDICTED: tuple[tuple[str, Callable[[Any], bool]], ...] = (
     ("pipeline stages", lambda c: _size(c, "pipeline_parallel_size") > 1),
     ("a context split over ranks", lambda c: _size(c, "decode_context_parallel_size") > 1),
     ("a context split over ranks", lambda c: _size(c, "prefill_context_parallel_size") > 1),
-    ("dual batch overlap", lambda c: bool(getattr(c.parallel_config, "use_ubatching", False))),
-    ("balanced experts", lambda c: bool(getattr(c.parallel_config, "enable_eplb", False))),
-    ("LoRA", lambda c: getattr(c, "lora_config", None) is not None),
+    ("dual batch overlap", lambda c: bool(c.parallel_config.use_ubatching)),
+    ("balanced experts", lambda c: bool(c.parallel_config.enable_eplb)),
+    ("LoRA", lambda c: c.lora_config is not None),
     ("recurrent state or an encoder", lambda c: _state(c) is not None),
     ("offloaded weights", _offloads),
 )
@@ -208,4 +213,4 @@ def unpredicted(config: Any) -> str | None:
 
 
 def _size(config: Any, name: str) -> int:
-    return int(getattr(config.parallel_config, name, 1) or 1)
+    return int(getattr(config.parallel_config, name))

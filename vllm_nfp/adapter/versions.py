@@ -96,10 +96,15 @@ def installed_version() -> str | None:
     return None
 
 
+def installed_release() -> tuple[int, int] | None:
+    """Major and minor number of the installed vLLM; None if it has none."""
+    installed = installed_version()
+    return parse_release(installed) if installed else None
+
+
 def is_since(first: tuple[int, int]) -> bool:
     """Whether the installed vLLM is this release or a later one; a build without a number is."""
-    installed = installed_version()
-    number = parse_release(installed) if installed else None
+    number = installed_release()
     return number is None or number >= first
 
 

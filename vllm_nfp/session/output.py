@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,15 +40,11 @@ class Output:
 
     Args:
         config: names the folders.
-        show: takes each snapshot if no file carries it to /metrics.
     """
 
-    def __init__(
-        self, config: ProbeConfig, show: Callable[[Snapshot], None] = lambda _: None
-    ) -> None:
+    def __init__(self, config: ProbeConfig) -> None:
         self._run_dir, self._output_dir = config.run_dir, config.output_dir
         self._run_folder = None if config.run_dir is None else RunFolder(config.run_dir)
-        self._show = show
         self._measured: Measured | None = None
         self._log: SampleLog | None = None
         self._silent = False
@@ -151,7 +147,6 @@ class Output:
                 self._writing.release()
 
     def _hand_over(self, snapshot: Snapshot) -> None:
-        self._show(snapshot)
         for folder in filter(None, (self._run_dir, self._output_dir)):
             self._try_to_write(folder, snapshot)
 
