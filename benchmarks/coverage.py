@@ -204,9 +204,11 @@ def cover(disturb: Disturbance, samples: int, trials: int, seed: int = 0) -> Cov
         truth = random_staircase(rng)
         found = estimate_cell(CELL, pairs_of(rng, truth, samples, disturb), (EPSILON,))
         assert found is not None
-        for ratio, point in zip(truth, found.curve.points[1:], strict=True):
-            ratios_held += point.ratio_lower <= ratio <= point.ratio_upper
-            medians_held += point.seconds_lower <= 0.01 * ratio * middle <= point.seconds_upper
+        for ratio, point in zip(truth, found.curve[1:], strict=True):
+            ratios_held += point.ratio_lower <= ratio <= (point.ratio_upper or np.inf)
+            medians_held += (
+                point.seconds_lower <= 0.01 * ratio * middle <= (point.seconds_upper or np.inf)
+            )
         line, nfp = found.boundaries[0], boundary_of(truth, EPSILON)
         held += line.lower <= nfp <= line.upper
         exact += line.positions == nfp
