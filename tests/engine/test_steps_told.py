@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from vllm_nfp.config import config_from_mapping
-from vllm_nfp.metrics.collector import families_of
+from vllm_nfp.metrics.families import families_of
 from vllm_nfp.timing import HostClock, Sampler
 from vllm_nfp.timing.sampling import LOOKED_ONE_IN
 

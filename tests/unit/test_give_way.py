@@ -19,7 +19,7 @@ from vllm_nfp import give_way as module
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.estimate import estimate_cell
 from vllm_nfp.give_way import in_pieces
-from vllm_nfp.metrics.collector import families_of
+from vllm_nfp.metrics.families import families_of
 from vllm_nfp.metrics.outbox import MOST_CHANGES, Outbox
 from vllm_nfp.results.gather import Results
 from vllm_nfp.results.snapshot import Snapshot

@@ -27,7 +27,7 @@ from vllm_nfp import watch
 from vllm_nfp.cli import main
 from vllm_nfp.draft.recommend import server_version
 from vllm_nfp.draft.sources import COUNTERS, SourceError, from_samples, live_acceptance
-from vllm_nfp.metrics.collector import families_of
+from vllm_nfp.metrics.families import families_of
 from vllm_nfp.results import scrape
 from vllm_nfp.web import UrlError, metrics_address
 

@@ -18,7 +18,7 @@ from typing import Any
 from vllm_nfp.adapter import idle
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.draft.acceptance import constant
-from vllm_nfp.metrics.collector import families_of
+from vllm_nfp.metrics.families import families_of
 from vllm_nfp.metrics.outbox import Outbox
 from vllm_nfp.results.snapshot import Snapshot
 
