@@ -9,6 +9,7 @@ it in words. A change that older readers cannot take raises :data:`SCHEMA`.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -117,7 +118,7 @@ class Profile:
 
     def to_dict(self) -> dict[str, Any]:
         """The profile as plain JSON values."""
-        values: dict[str, Any] = msgspec.to_builtins(self)
+        values: dict[str, Any] = json.loads(encode(self))
         return values
 
     def to_dataframe(self, table: Table = "boundaries") -> pd.DataFrame:

@@ -87,7 +87,7 @@ def layers(engines: list[Snapshot]) -> Iterator[Metric]:
         for histogram in snapshot.layers:
             bounds = [*(f"{bound:g}" for bound in histogram.bounds_seconds), "+Inf"]
             family.add_metric(
-                [*engine_labels(snapshot), str(histogram.layer), histogram.module],
+                [*engine_labels(snapshot), str(histogram.layer), str(histogram.module)],
                 buckets=list(zip(bounds, map(float, histogram.counts), strict=True)),
                 sum_value=histogram.sum_seconds,
             )

@@ -22,4 +22,4 @@ def engine_labels(snapshot: Snapshot | ControlSnapshot) -> list[str]:
 
 def cell_labels(snapshot: Snapshot, row: Boundary | CurvePoint | Prediction) -> list[str]:
     """Values of :data:`CELL`."""
-    return [*engine_labels(snapshot), row.module, str(row.batch_size), str(row.context)]
+    return [*engine_labels(snapshot), str(row.module), str(row.batch_size), str(row.context)]
