@@ -52,7 +52,7 @@ def cover(disturb: Disturbance, samples: int, trials: int, seed: int = 0) -> Cov
         truth = random_staircase(rng)
         found = estimate_cell(CELL, pairs_of(rng, truth, samples, disturb), (EPSILON,))
         assert found is not None
-        for ratio, point in zip(truth, found.curve.points[1:], strict=True):
+        for ratio, point in zip(truth, found.curve[1:], strict=True):
             ratios_held += point.ratio_lower <= ratio <= point.ratio_upper
             medians_held += point.seconds_lower <= 0.01 * ratio * middle <= point.seconds_upper
         line, nfp = found.boundaries[0], boundary_of(truth, EPSILON)

@@ -27,9 +27,9 @@ from vllm_nfp.principle import (
     predict_cells,
     shape_from_config,
 )
+from vllm_nfp.results.gather import Results
 from vllm_nfp.results.profile import Profile, profile_of, save_profile
 from vllm_nfp.results.snapshot import Snapshot
-from vllm_nfp.session.publisher import Results
 from vllm_nfp.strict_json import parse_object
 from vllm_nfp.types import (
     Device,
@@ -66,8 +66,8 @@ def build(folder: Path, name: str, part: slice = slice(None)) -> Profile:
     snapshot = dataclasses.replace(
         stored,
         model_name=table["shape"],
-        curves=results.curves(),
-        boundaries=results.boundaries(),
+        curves=results.findings.curves,
+        boundaries=results.findings.boundaries,
         layer_times=results.layer_times(),
         predictions=tuple(_predictions(table, stored)),
     )

@@ -16,8 +16,9 @@ from pathlib import Path
 from prometheus_client.core import Metric
 
 from vllm_nfp.config import ProbeConfig
-from vllm_nfp.metrics.collector import families_of
-from vllm_nfp.results.control import ControlSnapshot, ControlState, control_families
+from vllm_nfp.metrics.families import families_of
+from vllm_nfp.metrics.families.control import control_families
+from vllm_nfp.results.control import ControlSnapshot, ControlState
 from vllm_nfp.results.snapshot import Snapshot
 from vllm_nfp.types import LayerHistogram, State
 

@@ -18,9 +18,11 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
+from vllm_nfp.files import write_whole
 from vllm_nfp.metrics.collector import NfpCollector
-from vllm_nfp.results.control import ControlSnapshot, ControlState, control_file, write_control
+from vllm_nfp.results.control import ControlSnapshot, ControlState, control_file
 from vllm_nfp.results.snapshot import Snapshot, engine_file, read_snapshot, write_snapshot
+from vllm_nfp.strict_json import encode
 from vllm_nfp.types import LayerHistogram, LiveStep
 
 ALL_RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -92,15 +94,13 @@ class Recorded:
                 ),
             ),
         )
-        write_control(
-            control_file(str(self._folder), self.snapshot.engine),
-            ControlSnapshot(
-                self.snapshot.model_name,
-                self.snapshot.engine,
-                ControlState.DECIDING,
-                live_draft_length=3,
-            ),
+        controlled = ControlSnapshot(
+            self.snapshot.model_name,
+            self.snapshot.engine,
+            ControlState.DECIDING,
+            live_draft_length=3,
         )
+        write_whole(control_file(str(self._folder), self.snapshot.engine), encode(controlled))
         return generate_latest(self._registry)
 
 

@@ -18,7 +18,7 @@ import pytest
 from parts import attach, prober_of, publisher_of
 
 from vllm_nfp.config import config_from_mapping
-from vllm_nfp.metrics.collector import families_of
+from vllm_nfp.metrics.families import families_of
 from vllm_nfp.timing import HostClock, Sampler
 from vllm_nfp.timing.sampling import LOOKED_ONE_IN
 

@@ -29,10 +29,10 @@ from vllm_nfp.adapter.patch import PatchSet
 from vllm_nfp.config import ConfigError, ProbeConfig
 from vllm_nfp.draft.curve_exchange import CurveSender
 from vllm_nfp.draft.live import reporter
+from vllm_nfp.metrics.families.control import control_families
 from vllm_nfp.results.control import (
     ControlSnapshot,
     ControlState,
-    control_families,
     control_file,
     read_control,
 )

@@ -64,7 +64,7 @@ def test_points_with_too_few_pairs_are_not_on_the_grid() -> None:
     pairs = pairs_of({2: 1.0, 4: 1.0}) + pairs_of({8: 1.0}, samples=3)
     estimate = estimate_cell(CELL, pairs)
     assert estimate is not None
-    assert [p.positions for p in estimate.curve.points] == [1, 2, 4]
+    assert [p.positions for p in estimate.curve] == [1, 2, 4]
     assert estimate_cell(CELL, pairs_of({2: 1.0}, samples=3)) is None
     assert estimate_cell(CELL, []) is None
 
@@ -72,7 +72,7 @@ def test_points_with_too_few_pairs_are_not_on_the_grid() -> None:
 def test_the_curve_holds_ratio_time_and_interval() -> None:
     estimate = estimate_cell(CELL, pairs_of({2: 1.25}, samples=20, noise=0.02))
     assert estimate is not None
-    first, second = estimate.curve.points
+    first, second = estimate.curve
     assert (first.positions, first.ratio, first.ratio_lower, first.ratio_upper) == (1, 1, 1, 1)
     assert first.median_seconds == pytest.approx(0.01)
     assert second.ratio == pytest.approx(1.25, rel=0.01)
@@ -247,9 +247,9 @@ def test_the_interval_of_a_median_holds_for_skewed_times() -> None:
 def test_points_carry_the_interval_of_their_median_time() -> None:
     estimate = estimate_cell(CELL, pairs_of({2: 1.0}, samples=12, noise=0.01))
     assert estimate is not None
-    first, second = estimate.curve.points
+    first, second = estimate.curve
     assert first.seconds_lower == first.median_seconds == first.seconds_upper == 0.01
     assert 0 < second.seconds_lower < second.median_seconds < second.seconds_upper
     few = estimate_cell(CELL, pairs_of({2: 1.0}, samples=3), min_samples=2)
     assert few is not None
-    assert (few.curve.points[1].seconds_lower, few.curve.points[1].seconds_upper) == (0.0, math.inf)
+    assert (few.curve[1].seconds_lower, few.curve[1].seconds_upper) == (0.0, None)

@@ -205,8 +205,6 @@ def test_drift_leaves_the_ratio_and_moves_the_median() -> None:
         pairs = pairs_of(rng, ratios, 32, DISTURBANCES[kind])
         found = estimate_cell(CELL, pairs, (0.1,))
         assert found is not None
-        return float(
-            np.mean([math.log(p.ratio_upper / p.ratio_lower) for p in found.curve.points[1:]])
-        )
+        return float(np.mean([math.log(p.ratio_upper / p.ratio_lower) for p in found.curve[1:]]))
 
     assert width("drift") == pytest.approx(width("lognormal"), rel=0.2)

@@ -49,13 +49,13 @@ from vllm_nfp.results.control import (
     DraftChoice,
     DraftStepLatency,
     read_control,
-    write_control,
 )
 from vllm_nfp.results.profile import Profile, ProfileError, load_profile, profile_of, save_profile
 from vllm_nfp.results.snapshot import Snapshot, SnapshotError, read_snapshot, write_snapshot
 from vllm_nfp.start.ports import free_port
 from vllm_nfp.start.process import ProcessError
 from vllm_nfp.start.server import running_server
+from vllm_nfp.strict_json import encode
 from vllm_nfp.types import (
     Boundary,
     CurvePoint,
@@ -141,7 +141,7 @@ KINDS = {
         "engine-0.json", lambda p: write_snapshot(p, SNAPSHOT), read_snapshot, SnapshotError
     ),
     "control": Kind(
-        "control-0.json", lambda p: write_control(p, CONTROL), read_control, SnapshotError
+        "control-0.json", lambda p: write_whole(p, encode(CONTROL)), read_control, SnapshotError
     ),
     "curves": Kind("curves-0.jsonl", _write_curves, read_curves, SnapshotError),
     "hardware": Kind(
@@ -391,7 +391,7 @@ def test_the_controllers_snapshot_is_checked_alike(
     change: dict[str, Any], sentence: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "control-0.json"
-    write_control(path, dataclasses.replace(CONTROL, **change))
+    write_whole(path, encode(dataclasses.replace(CONTROL, **change)))
     with pytest.raises(SnapshotError, match=re.escape(sentence)):
         read_control(path)
 

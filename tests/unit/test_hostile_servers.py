@@ -28,7 +28,7 @@ from vllm_nfp.cli import main
 from vllm_nfp.draft.server import from_samples, server_version
 from vllm_nfp.draft.server_drafts import COUNTERS, live_acceptance
 from vllm_nfp.draft.sources import SourceError
-from vllm_nfp.metrics.collector import families_of
+from vllm_nfp.metrics.families import families_of
 from vllm_nfp.results import scrape
 from vllm_nfp.web import UrlError, metrics_address
 

@@ -21,13 +21,11 @@ from prometheus_client import CollectorRegistry, Counter, generate_latest
 from vllm_nfp.cli import main
 from vllm_nfp.draft import constant
 from vllm_nfp.estimate import PairStore
-from vllm_nfp.metrics.collector import (
-    NfpCollector,
-    families_of,
-    free_tokens,
-    live_cell,
-    recommended_draft_lengths,
-)
+from vllm_nfp.metrics import hand_over
+from vllm_nfp.metrics.collector import NfpCollector
+from vllm_nfp.metrics.families import families_of
+from vllm_nfp.metrics.families.recommendation import recommended_draft_lengths
+from vllm_nfp.metrics.families.steps import free_tokens, live_cell
 from vllm_nfp.results import scrape
 from vllm_nfp.results.snapshot import (
     MAX_FILE_BYTES,
@@ -407,15 +405,13 @@ def sample(collector: NfpCollector, name: str) -> float | None:
 def test_ten_thousand_scrapes_read_a_file_once_for_each_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vllm_nfp.metrics import collector as module
-
     reads: list[Path] = []
 
     def reading(path: Path) -> Snapshot:
         reads.append(path)
         return read_snapshot(path)
 
-    monkeypatch.setattr(module, "read_snapshot", reading)
+    monkeypatch.setattr(hand_over, "read_snapshot", reading)
     write_engine(tmp_path, probe_seconds=1.0)
     collector = NfpCollector(str(tmp_path))
     for _ in range(10_000):
@@ -546,12 +542,10 @@ def test_many_scrapes_at_a_time_get_whole_answers(tmp_path: Path) -> None:
 def test_an_engine_that_is_gone_is_told_by_its_age(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vllm_nfp.metrics import collector as module
-
     write_engine(tmp_path, updated_monotonic_seconds=1000.0)
     collector = NfpCollector(str(tmp_path))
     for now in (1003.0, 1500.0):
-        monkeypatch.setattr(module.time, "monotonic", lambda now=now: now)
+        monkeypatch.setattr(time, "monotonic", lambda now=now: now)
         assert sample(collector, "vllm_nfp_age_seconds") == now - 1000.0
 
 

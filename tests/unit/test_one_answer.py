@@ -21,12 +21,14 @@ from vllm_nfp import predict, recommend, watch
 from vllm_nfp.cli import main
 from vllm_nfp.draft import DraftCost, sources
 from vllm_nfp.draft.recommend import RecommendError
+from vllm_nfp.files import write_whole
 from vllm_nfp.metrics.collector import NfpCollector
 from vllm_nfp.report import page, render
 from vllm_nfp.results import scrape
-from vllm_nfp.results.control import ControlSnapshot, ControlState, control_file, write_control
+from vllm_nfp.results.control import ControlSnapshot, ControlState, control_file
 from vllm_nfp.results.profile import Profile, save_profile
 from vllm_nfp.results.snapshot import Snapshot, engine_file, write_snapshot
+from vllm_nfp.strict_json import encode
 from vllm_nfp.types import LiveStep, State
 
 ACCEPTANCES = (0.3, 0.5, 0.7, 0.8, 0.9, 0.97)
@@ -93,7 +95,7 @@ class Server:
         told = ControlSnapshot(
             self.profile.model.name, "0", ControlState.DECIDING, "", method, draft_seconds=seconds
         )
-        write_control(control_file(str(self.folder), "0"), told)
+        write_whole(control_file(str(self.folder), "0"), encode(told))
 
 
 @pytest.fixture

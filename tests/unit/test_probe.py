@@ -12,10 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_nfp.config import ProbeConfig
+from vllm_nfp.results import layer_times
+from vllm_nfp.results.gather import Results
 from vllm_nfp.results.snapshot import Snapshot
 from vllm_nfp.schedule import Budget, Feedback, Planner, Prober
 from vllm_nfp.schedule.consent import OwnConsent
 from vllm_nfp.schedule.counters import Counters
+from vllm_nfp.schedule.feedback import feedback_of
 from vllm_nfp.schedule.flights import DeviceStuckError, Flights
 from vllm_nfp.schedule.plan import NOTHING_KNOWN, bucket, cell_of
 from vllm_nfp.schedule.scan import scan
@@ -523,10 +526,8 @@ def result(positions: int, seconds: float) -> PairResult:
 def test_layer_times_are_medians_of_the_recent_runs_in_bounded_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from vllm_nfp.session import publisher as module
-
-    monkeypatch.setattr(module, "MOST_LAYER_ROWS", 2)
-    results = module.Results(ProbeConfig())
+    monkeypatch.setattr(layer_times, "MOST_ROWS", 2)
+    results = Results(ProbeConfig())
     for seconds in (9.0, *[1.0] * 8, *[3.0] * 7):
         results.add(result(2, seconds))
     results.add(result(4, 1.0))
@@ -538,8 +539,6 @@ def test_layer_times_are_medians_of_the_recent_runs_in_bounded_memory(
 
 
 def test_what_is_sampled_again_depends_on_no_time_of_the_point_itself() -> None:
-    from vllm_nfp.session.publisher import Results
-
     def pair(positions: int, ratio: float) -> PairResult:
         one, many = Shape(1, 64, 1), Shape(1, 64, positions)
         return PairResult(
@@ -560,7 +559,7 @@ def test_what_is_sampled_again_depends_on_no_time_of_the_point_itself() -> None:
             results.add(pair(8, 3.0))
             results.add(pair(16, 3.0))
         results.update()
-        return results.feedback()
+        return feedback_of(results.estimates.values(), ProbeConfig())
 
     open_points = {Shape(1, 64, 4), Shape(1, 64, 8)}
     for ratio, scatter in ((1.0, 0.001), (1.1, 0.01), (1.07, 0.001), (1.3, 0.001), (1.2, 0.3)):
@@ -758,6 +757,7 @@ def test_who_reads_in_the_middle_of_an_update_gets_all_of_the_last_one_without_w
         assert not reader.is_alive(), "the reader waits for the update"
 
     monkeypatch.setattr(module, "give_way", read_from_another_thread)
+    monkeypatch.setattr("vllm_nfp.results.gather.give_way", read_from_another_thread)
     publisher.put(result(2, 3.0))
     publisher.process()
     assert len(seen) == 3, "after the pair, and after each of two modules"

@@ -31,7 +31,7 @@ def test_the_committed_page_is_what_the_code_says(reference: ModuleType, name: s
 
 def test_every_metric_in_the_code_has_a_row() -> None:
     """Names are looked up in the sources, so that a family which the page leaves out is found."""
-    sources = (DOCS.parent / "vllm_nfp" / "metrics").glob("*.py")
+    sources = (DOCS.parent / "vllm_nfp" / "metrics").rglob("*.py")
     named = {n for path in sources for n in re.findall(r'"(vllm_nfp_\w+)"', path.read_text())}
     table = re.findall(r"^\| `(\w+)`", (DOCS / "metrics.md").read_text(), re.MULTILINE)
     rows = {row.removesuffix("_total") for row in table}

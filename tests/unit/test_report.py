@@ -17,7 +17,7 @@ from vllm_nfp.cli import main
 from vllm_nfp.draft.recommend import recommend
 from vllm_nfp.draft.sources import SourceError
 from vllm_nfp.report import ReportError, render, write_report
-from vllm_nfp.results.profile import ProbeSettings, Profile, Run, save_profile
+from vllm_nfp.results.profile import Profile, save_profile
 from vllm_nfp.types import (
     Boundary,
     CurvePoint,
@@ -26,6 +26,8 @@ from vllm_nfp.types import (
     LayerLatency,
     ModelDescription,
     Prediction,
+    ProbeRun,
+    ProbeSettings,
     State,
 )
 
@@ -33,7 +35,7 @@ MADE = Profile(
     Environment(0.0, Device("cpu", "x", None, None, None), "", "", "", None, ""),
     ModelDescription("m"),
     ProbeSettings((0.1,), (8,), (64,), (1, 2), 2, 2, 2, 0, 0.0, 0.0, 0),
-    Run("0", "cpu", State.STEADY),
+    ProbeRun("0", "cpu", State.STEADY),
 )
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 

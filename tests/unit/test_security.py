@@ -25,7 +25,8 @@ from vllm_nfp.cli import main
 from vllm_nfp.config import ENV_VAR, ConfigError, ProbeConfig, check_writable_folder
 from vllm_nfp.dashboards import ExportError, export
 from vllm_nfp.files import open_to_append
-from vllm_nfp.metrics.collector import NfpCollector, families_of
+from vllm_nfp.metrics.collector import NfpCollector
+from vllm_nfp.metrics.families import families_of
 from vllm_nfp.principle import target_of
 from vllm_nfp.principle.hardware_file import write_hardware_file
 from vllm_nfp.results.profile import profile_file, profile_of, save_profile

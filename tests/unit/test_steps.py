@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from vllm_nfp.adapter.idle import asking
-from vllm_nfp.session.publisher import step_rows
 from vllm_nfp.timing import HostClock, Sampler, StepTimer, StepTimes
 from vllm_nfp.timing.sampling import LOOKED_AT_FIRST, LOOKED_ONE_IN
 from vllm_nfp.timing.steps import MOST_KINDS, RING_SLOTS, SAMPLES_KEPT
@@ -42,7 +41,7 @@ def test_decode_steps_are_filed_by_kind_and_prompts_only_counted() -> None:
     run(timer, now, 0.02, 5, 900, 4, True)
     timer.settle()
     assert seen == pytest.approx([0.010, 0.012, 0.011, 0.5, 0.02])
-    rows = step_rows(timer.times)
+    rows = timer.times.latencies()
     assert [(r.batch_size, r.context, r.positions, r.samples) for r in rows] == [
         (6, 1024, 1, 3),
         (6, 1024, 4, 1),
@@ -129,7 +128,7 @@ def test_a_median_counts_each_look_for_all_that_it_stands_for() -> None:
     for stands_for in (15, 1, 8):
         run(timer, now, 0.010, 4, 100, 1, True, stands_for)
     timer.settle()
-    (row,) = step_rows(timer.times)
+    (row,) = timer.times.latencies()
     assert (row.samples, row.median_seconds) == (32, pytest.approx(0.010))
 
 

@@ -187,7 +187,7 @@ def test_what_is_missing_is_said(recorded: Recorded, tmp_path: Path) -> None:
 def _reading(snapshot: Any) -> watch.Reading:
     from prometheus_client import CollectorRegistry, generate_latest
 
-    from vllm_nfp.metrics.collector import families_of
+    from vllm_nfp.metrics.families import families_of
 
     class Fixed:
         def collect(self) -> Any:
@@ -201,7 +201,7 @@ def _reading(snapshot: Any) -> watch.Reading:
 def test_two_engines_are_shown_apart(recorded: Recorded) -> None:
     from prometheus_client import CollectorRegistry, generate_latest
 
-    from vllm_nfp.metrics.collector import families_of
+    from vllm_nfp.metrics.families import families_of
 
     row = Boundary("model", 8, 4096, 0.1, 3, 2, 3, False, 3)
     second = dataclasses.replace(

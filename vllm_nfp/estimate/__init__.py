@@ -2,13 +2,6 @@
 
 from vllm_nfp.estimate.boundary import estimate_cell
 from vllm_nfp.estimate.store import PairStore
-from vllm_nfp.estimate.types import Boundary, CellEstimate, Curve, CurvePoint
+from vllm_nfp.estimate.types import CellEstimate
 
-__all__ = [
-    "Boundary",
-    "CellEstimate",
-    "Curve",
-    "CurvePoint",
-    "PairStore",
-    "estimate_cell",
-]
+__all__ = ["CellEstimate", "PairStore", "estimate_cell"]

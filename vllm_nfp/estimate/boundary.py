@@ -25,9 +25,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 
 import numpy as np
 
@@ -38,9 +39,9 @@ from vllm_nfp.estimate.location import (
     median_interval,
     walsh_averages,
 )
-from vllm_nfp.estimate.types import Boundary, CellEstimate, Curve, CurvePoint
+from vllm_nfp.estimate.types import CellEstimate
 from vllm_nfp.give_way import give_way
-from vllm_nfp.types import Cell, Pair
+from vllm_nfp.types import Boundary, Cell, CurvePoint, Pair
 
 RATIO_TAIL = 0.025
 """Chance of each side of a ratio's 95 % interval to miss."""
@@ -56,10 +57,28 @@ class _Point:
     samples: int
     averages: FloatArray
     log_ratio: float
-    curve_point: CurvePoint
+    median_seconds: tuple[float, float, float]
+    """With the ends of its interval."""
 
     def interval(self, tail: float) -> tuple[float, float]:
         return interval(self.averages, self.samples, tail)
+
+    def on_curve(self, cell: Cell, execution: str) -> CurvePoint:
+        """The point as it is published."""
+        lower, upper = self.interval(RATIO_TAIL)
+        median, seconds_lower, seconds_upper = self.median_seconds
+        return CurvePoint(
+            *cell,
+            self.positions,
+            self.samples,
+            median,
+            math.exp(self.log_ratio),
+            math.exp(lower),
+            _finite(math.exp(upper)),
+            execution,
+            max(0.0, seconds_lower),
+            _finite(seconds_upper),
+        )
 
 
 def estimate_cell(
@@ -67,6 +86,7 @@ def estimate_cell(
     pairs: Sequence[Pair],
     epsilons: Sequence[float] = (0.05, 0.1, 0.2),
     min_samples: int = 6,
+    execution: Mapping[int, str] = MappingProxyType({}),
 ) -> CellEstimate | None:
     """Curve and boundaries of one cell.
 
@@ -74,6 +94,7 @@ def estimate_cell(
         pairs: in any order.
         epsilons: tolerances, each above 0.
         min_samples: pairs that a position count needs to be on the grid.
+        execution: how steps ran, by number of positions.
 
     Returns:
         None if no count beyond 1 has enough pairs.
@@ -85,8 +106,12 @@ def estimate_cell(
     if not points:
         return None
     baselines = np.array([pair.baseline_seconds for pair in pairs])
-    curve = Curve((_first_point(baselines), *(point.curve_point for point in points)))
-    return CellEstimate(cell, curve, tuple(_boundary(points, epsilon) for epsilon in epsilons))
+    curve = (
+        _first_point(cell, baselines, execution.get(1, "")),
+        *(point.on_curve(cell, execution.get(point.positions, "")) for point in points),
+    )
+    lines = tuple(_boundary(cell, points, epsilon) for epsilon in epsilons)
+    return CellEstimate(cell, curve, lines)
 
 
 def _points(pairs: Iterable[Pair], min_samples: int) -> list[_Point]:
@@ -103,49 +128,30 @@ def _point(positions: int, pairs: tuple[Pair, ...]) -> _Point:
     averages = walsh_averages(np.array([pair.log_ratio for pair in pairs]))
     log_ratio = center(averages)
     seconds = np.array([pair.seconds for pair in pairs])
-    curve_point = _curve_point(positions, averages, log_ratio, seconds)
+    median = median_interval(seconds, RATIO_TAIL)
     give_way()  # with many pairs a point takes most of a millisecond
-    return _Point(positions, len(pairs), averages, log_ratio, curve_point)
+    return _Point(positions, len(pairs), averages, log_ratio, median)
 
 
-def _first_point(baselines: FloatArray) -> CurvePoint:
-    seconds, *seconds_interval = median_interval(baselines, RATIO_TAIL)
+def _first_point(cell: Cell, baselines: FloatArray, execution: str) -> CurvePoint:
+    median, lower, upper = median_interval(baselines, RATIO_TAIL)
     return CurvePoint(
-        1,
-        len(baselines),
-        seconds,
-        1.0,
-        1.0,
-        1.0,
-        max(0.0, seconds_interval[0]),
-        seconds_interval[1],
+        *cell, 1, len(baselines), median, 1.0, 1.0, 1.0, execution, max(0.0, lower), _finite(upper)
     )
 
 
-def _curve_point(
-    positions: int, averages: FloatArray, log_ratio: float, times: FloatArray
-) -> CurvePoint:
-    lower, upper = interval(averages, len(times), RATIO_TAIL)
-    seconds, seconds_lower, seconds_upper = median_interval(times, RATIO_TAIL)
-    return CurvePoint(
-        positions,
-        len(times),
-        seconds,
-        math.exp(log_ratio),
-        math.exp(lower),
-        math.exp(upper),
-        max(0.0, seconds_lower),
-        seconds_upper,
-    )
+def _finite(upper: float) -> float | None:
+    return upper if math.isfinite(upper) else None
 
 
-def _boundary(points: Sequence[_Point], epsilon: float) -> Boundary:
+def _boundary(cell: Cell, points: Sequence[_Point], epsilon: float) -> Boundary:
     if not epsilon > 0.0:
         raise ValueError(f"epsilon must be above 0, not {epsilon!r}")
     line = math.log1p(epsilon)
     estimate = _walk(points, [p.log_ratio <= line for p in points])
     lower = _walk(points, [p.interval(BOUNDARY_TAIL)[1] <= line for p in points])
     return Boundary(
+        *cell,
         epsilon=epsilon,
         positions=estimate,
         lower=min(lower, estimate),

@@ -1,4 +1,4 @@
-"""What the live controller of draft lengths reports, and the metrics that it becomes.
+"""What the live controller of draft lengths reports.
 
 Handed over like the probe's results (see snapshot.py): one file for each engine, replaced whole.
 """
@@ -6,16 +6,14 @@ Handed over like the probe's results (see snapshot.py): one file for each engine
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 from msgspec import Meta
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from vllm_nfp.files import write_whole
 from vllm_nfp.results.snapshot import (
     ENGINE_INDEX,
     SnapshotError,
@@ -23,8 +21,6 @@ from vllm_nfp.results.snapshot import (
     hand_over_file,
     read_hand_over,
 )
-from vllm_nfp.strict_json import encode
-from vllm_nfp.text import label
 
 SCHEMA = 1
 FILE_PATTERN = "control-*.json"
@@ -110,11 +106,6 @@ def control_file(run_dir: str, engine: str) -> Path:
     return hand_over_file(run_dir, "control", engine)
 
 
-def write_control(path: Path, snapshot: ControlSnapshot) -> None:
-    """Replace the file whole: a reader never sees half of it."""
-    write_whole(path, encode(snapshot))
-
-
 def read_control(path: Path) -> ControlSnapshot:
     """Read a hand-over file, trusting nothing in it.
 
@@ -131,114 +122,3 @@ def read_control(path: Path) -> ControlSnapshot:
     if not all(ENGINE_INDEX.fullmatch(batch_size) for batch_size in snapshot.draft_seconds):
         raise SnapshotError(f"{path.name} holds draft_seconds of what is no batch size")
     return snapshot
-
-
-_ENGINE = ["model_name", "engine"]
-_CELL = [*_ENGINE, "batch_size", "context"]
-
-
-def control_families(engines: Iterable[ControlSnapshot]) -> Iterator[Metric]:
-    """The metrics of the engines' controllers; none where no controller runs."""
-    snapshots = list(engines)
-    if not snapshots:
-        return
-    yield from _live(snapshots)
-    yield from _cells(snapshots)
-    yield from _counters(snapshots)
-
-
-def _labels(snapshot: ControlSnapshot) -> list[str]:
-    return [label(snapshot.model_name), snapshot.engine]
-
-
-def _live(snapshots: list[ControlSnapshot]) -> Iterator[Metric]:
-    length = GaugeMetricFamily(
-        "vllm_nfp_live_draft_length",
-        "Draft length of the last decode step under draft control.",
-        labels=_ENGINE,
-    )
-    state = GaugeMetricFamily(
-        "vllm_nfp_draft_control_state",
-        "1 for the state of draft control: learning, deciding or disabled.",
-        labels=[*_ENGINE, "state"],
-    )
-    acceptance = GaugeMetricFamily(
-        "vllm_nfp_draft_acceptance_ratio",
-        "Recent acceptance at this draft position, given that those before were accepted.",
-        labels=[*_ENGINE, "position"],
-    )
-    info = GaugeMetricFamily(
-        "vllm_nfp_draft_control_info",
-        "1 for the draft method of the server under draft control.",
-        labels=[*_ENGINE, "method"],
-    )
-    seconds = GaugeMetricFamily(
-        "vllm_nfp_draft_token_seconds",
-        "Time of one more drafted token in a step, without its verification.",
-        labels=[*_ENGINE, "batch_size"],
-    )
-    for snapshot in snapshots:
-        labels = _labels(snapshot)
-        if snapshot.live_draft_length is not None and snapshot.state != ControlState.DISABLED:
-            length.add_metric(labels, snapshot.live_draft_length)
-        for name in ControlState:
-            state.add_metric([*labels, str(name)], float(snapshot.state == name))
-        if snapshot.method:
-            info.add_metric([*labels, snapshot.method], 1.0)
-        for place, chance in enumerate(snapshot.acceptance[:MOST_PLACES]):
-            acceptance.add_metric([*labels, str(place)], chance)
-        for batch_size, value in snapshot.draft_seconds.items():
-            seconds.add_metric([*labels, batch_size], value)
-    yield from (length, state, info, acceptance, seconds)
-
-
-def _cells(snapshots: list[ControlSnapshot]) -> Iterator[Metric]:
-    chosen = GaugeMetricFamily(
-        "vllm_nfp_draft_control_length",
-        "Draft length in force by batch size and context, with the reason.",
-        labels=[*_CELL, "reason"],
-    )
-    gain = GaugeMetricFamily(
-        "vllm_nfp_draft_control_gain_ratio",
-        "Measured goodput over that of the configured draft length.",
-        labels=_CELL,
-    )
-    step = GaugeMetricFamily(
-        "vllm_nfp_draft_control_step_seconds",
-        "Median time of a real decode step at this draft length, with drafting and host.",
-        labels=[*_CELL, "draft_length"],
-    )
-    for snapshot in snapshots:
-        labels = _labels(snapshot)
-        for row in snapshot.rows:
-            cell = [*labels, str(row.batch_size), str(row.context)]
-            chosen.add_metric([*cell, row.reason], row.draft_length)
-            if row.gain is not None:
-                gain.add_metric(cell, row.gain)
-        for time in snapshot.times:
-            cell = [*labels, str(time.batch_size), str(time.context)]
-            step.add_metric([*cell, str(time.draft_length)], time.median_seconds)
-    yield from (chosen, gain, step)
-
-
-def _counters(snapshots: list[ControlSnapshot]) -> Iterator[Metric]:
-    changes = CounterMetricFamily(
-        "vllm_nfp_draft_control_changes",
-        "Changes of the draft length in force, by reason.",
-        labels=[*_ENGINE, "reason"],
-    )
-    steps = CounterMetricFamily(
-        "vllm_nfp_draft_control_steps", "Decode steps seen by draft control.", labels=_ENGINE
-    )
-    trials = CounterMetricFamily(
-        "vllm_nfp_draft_control_trial_steps",
-        "Decode steps that ran a draft length on trial.",
-        labels=_ENGINE,
-    )
-    for snapshot in snapshots:
-        labels = _labels(snapshot)
-        for reason, count in sorted(snapshot.decisions.items()):
-            changes.add_metric([*labels, reason], count)
-        steps.add_metric(labels, snapshot.steps)
-        trials.add_metric(labels, snapshot.trial_steps)
-    yield from (changes, steps, trials)

@@ -9,12 +9,12 @@ it in words. A change that older readers cannot take raises :data:`SCHEMA`.
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import json
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -35,10 +35,10 @@ from vllm_nfp.types import (
     LayerLatency,
     ModelDescription,
     Prediction,
-    State,
+    ProbeRun,
+    ProbeSettings,
     reading_order,
 )
-from vllm_nfp.types.setup import SHOWN_WHOLE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,59 +57,6 @@ class ProfileError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class ProbeSettings:
-    """The probe's settings that a result depends on; see ProbeConfig for each."""
-
-    epsilons: Annotated[tuple[float, ...], SHOWN_WHOLE]
-    batch_sizes: Annotated[tuple[int, ...], SHOWN_WHOLE]
-    contexts: Annotated[tuple[int, ...], SHOWN_WHOLE]
-    positions: Annotated[tuple[int, ...], SHOWN_WHOLE]
-    """The grid, beginning with 1."""
-    min_samples: int
-    wanted_samples: int
-    max_samples: int
-    sampled_layers: int
-    startup_seconds: float
-    overhead_budget: float
-    seed: int
-
-    @classmethod
-    def of(cls, config: ProbeConfig) -> ProbeSettings:
-        """The part of the configuration that belongs in a profile: no folders."""
-        values = {f.name: getattr(config, f.name) for f in dataclasses.fields(cls) if f.init}
-        return cls(**{**values, "positions": config.grid})
-
-    def __post_init__(self) -> None:
-        for name in ("epsilons", "batch_sizes", "contexts", "positions"):
-            values: Sequence[float] = getattr(self, name)
-            if not values or any(a >= b for a, b in itertools.pairwise(values)) or values[0] <= 0:
-                raise ValueError(f"{name} must be ascending and above 0")
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """How the probe fared."""
-
-    engine: str
-    """Index of the data-parallel engine."""
-    runner: str
-    """Kind of vLLM's model runner."""
-    state: State
-    reason: str = ""
-    """Why the probe is disabled; empty otherwise."""
-    probes: Annotated[Mapping[str, int], SHOWN_WHOLE] = field(default_factory=dict)
-    """Pairs by outcome."""
-    missing_pairs: int = 0
-    """Pairs that points which matter still lacked."""
-    probe_seconds: float = 0.0
-    overhead_ratio: float = 0.0
-    startup_seconds: float = 0.0
-    graph_bytes: int = 0
-    skipped_cells: Annotated[Mapping[str, str], SHOWN_WHOLE] = field(default_factory=dict)
-    """Cells that could not be probed, as "B=32 L=16384", and why."""
-
-
-@dataclass(frozen=True, slots=True)
 class Profile:
     """One engine's results and what they were measured on.
 
@@ -120,7 +67,7 @@ class Profile:
     environment: Environment
     model: ModelDescription
     probe: ProbeSettings
-    run: Run
+    run: ProbeRun
     curves: tuple[CurvePoint, ...] = ()
     """t(N) of each module in each cell (batch size, context), ascending in N from 1."""
     boundaries: tuple[Boundary, ...] = ()
@@ -171,7 +118,7 @@ class Profile:
 
     def to_dict(self) -> dict[str, Any]:
         """The profile as plain JSON values."""
-        values: dict[str, Any] = msgspec.to_builtins(self)
+        values: dict[str, Any] = json.loads(encode(self))
         return values
 
     def to_dataframe(self, table: Table = "boundaries") -> pd.DataFrame:
@@ -217,8 +164,8 @@ def profile_of(
     return Profile(
         environment=environment,
         model=model,
-        probe=ProbeSettings.of(config),
-        run=Run(
+        probe=_settings_of(config),
+        run=ProbeRun(
             engine=snapshot.engine,
             runner=snapshot.runner,
             state=snapshot.state,
@@ -236,6 +183,12 @@ def profile_of(
         predictions=snapshot.predictions,
         layer_times=snapshot.layer_times,
     )
+
+
+def _settings_of(config: ProbeConfig) -> ProbeSettings:
+    """The part of the settings that belongs in a profile: no folders."""
+    names = {field.name for field in dataclasses.fields(ProbeSettings)} - {"positions"}
+    return ProbeSettings(**{name: getattr(config, name) for name in names}, positions=config.grid)
 
 
 def profile_file(folder: Path | str, engine: str) -> Path:

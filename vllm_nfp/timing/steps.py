@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from vllm_nfp.faults import maybe_fail
 from vllm_nfp.give_way import in_pieces
 from vllm_nfp.timing.clock import Clock, Mark
-from vllm_nfp.types import Shape
+from vllm_nfp.types import Shape, StepLatency
 
 RING_SLOTS = 256
 """Timed steps whose end has not been read; while the ring is full none is timed or counted."""
@@ -106,16 +106,19 @@ class StepTimes:
             series = self._series[key] = Series()
         return series
 
-    def medians(self) -> dict[Shape, tuple[int, float]]:
-        """Steps counted since the start, and the median of the recent times, in seconds, by kind.
+    def latencies(self) -> tuple[StepLatency, ...]:
+        """Steps counted since the start and the median of the recent times, in order of kinds.
 
         Kinds of which no step has been read yet are left out.
         """
-        return {
-            self._kind(key): (series.count, series.median)
-            for key, series in in_pieces(list(self._series.items()), KINDS_AT_A_TIME)
+        return tuple(
+            StepLatency(
+                shape.batch_size, shape.context, shape.positions, series.count, series.median
+            )
+            for key, series in in_pieces(sorted(self._series.items()), KINDS_AT_A_TIME)
+            for shape in (self._kind(key),)
             if series.timed
-        }
+        )
 
     @staticmethod
     def _kind(key: int) -> Shape:

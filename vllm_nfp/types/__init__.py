@@ -15,7 +15,7 @@ from vllm_nfp.types.results import (
     State,
     StepLatency,
 )
-from vllm_nfp.types.setup import Device, Environment, ModelDescription
+from vllm_nfp.types.setup import Device, Environment, ModelDescription, ProbeRun, ProbeSettings
 from vllm_nfp.types.shapes import Cell, Module, Shape, reading_order
 from vllm_nfp.types.steps import (
     EngineStep,
@@ -42,6 +42,8 @@ __all__ = [
     "Pair",
     "PairResult",
     "Prediction",
+    "ProbeRun",
+    "ProbeSettings",
     "RefusedForNowError",
     "Shape",
     "ShapeRefusedError",

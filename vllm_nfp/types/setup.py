@@ -1,11 +1,15 @@
-"""What results were measured on: the device, versions, vLLM's settings, and the model."""
+"""What results were measured on and how: device, versions, settings, model, and the probe's run."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from msgspec import Meta
+
+from vllm_nfp.types.results import State
 
 SHOWN_WHOLE = Meta(max_length=4096)
 """Longest list beside the tables: a page or a terminal shows it whole. vLLM captures some hundred
@@ -73,3 +77,50 @@ class ModelDescription:
     num_experts: int | None = None
     experts_per_token: int | None = None
     moe_intermediate_size: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeSettings:
+    """The probe's settings that a result depends on; see ProbeConfig for each."""
+
+    epsilons: Annotated[tuple[float, ...], SHOWN_WHOLE]
+    batch_sizes: Annotated[tuple[int, ...], SHOWN_WHOLE]
+    contexts: Annotated[tuple[int, ...], SHOWN_WHOLE]
+    positions: Annotated[tuple[int, ...], SHOWN_WHOLE]
+    """The grid, beginning with 1."""
+    min_samples: int
+    wanted_samples: int
+    max_samples: int
+    sampled_layers: int
+    startup_seconds: float
+    overhead_budget: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name in ("epsilons", "batch_sizes", "contexts", "positions"):
+            values: Sequence[float] = getattr(self, name)
+            if not values or any(a >= b for a, b in itertools.pairwise(values)) or values[0] <= 0:
+                raise ValueError(f"{name} must be ascending and above 0")
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeRun:
+    """How the probe fared."""
+
+    engine: str
+    """Index of the data-parallel engine."""
+    runner: str
+    """Kind of vLLM's model runner."""
+    state: State
+    reason: str = ""
+    """Why the probe is disabled; empty otherwise."""
+    probes: Annotated[Mapping[str, int], SHOWN_WHOLE] = field(default_factory=dict)
+    """Pairs by outcome."""
+    missing_pairs: int = 0
+    """Pairs that points which matter still lacked."""
+    probe_seconds: float = 0.0
+    overhead_ratio: float = 0.0
+    startup_seconds: float = 0.0
+    graph_bytes: int = 0
+    skipped_cells: Annotated[Mapping[str, str], SHOWN_WHOLE] = field(default_factory=dict)
+    """Cells that could not be probed, as "B=32 L=16384", and why."""

@@ -1,0 +1,61 @@
+"""Prometheus' metric families, made of results; each file has one group of them.
+
+Metric names and labels are a contract with users' dashboards (see README.md). Labels have bounded
+values: modules, states and outcomes are fixed sets; batch sizes, contexts, epsilons and positions
+come from the settings, which bound their number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from prometheus_client.core import Metric
+
+from vllm_nfp.draft.demand import FREE
+from vllm_nfp.metrics.families.boundaries import boundaries
+from vllm_nfp.metrics.families.curves import CurvesOf, curves, layers, step_curves, step_ratios
+from vllm_nfp.metrics.families.overhead import costs, probing
+from vllm_nfp.metrics.families.predictions import predictions
+from vllm_nfp.metrics.families.recommendation import AcceptanceOf, CostOf, recommended
+from vllm_nfp.metrics.families.state import ages, states
+from vllm_nfp.metrics.families.steps import live, steps
+from vllm_nfp.results.snapshot import Snapshot
+
+
+def families_of(
+    snapshots: Iterable[Snapshot],
+    acceptance_of: AcceptanceOf = lambda _: None,
+    cost_of: CostOf = lambda _: FREE,
+) -> Iterator[Metric]:
+    """The metric families for the given engines.
+
+    Args:
+        acceptance_of: of the drafts of an engine; where it is None no length is recommended.
+        cost_of: of the drafts of an engine; where it is None no length is recommended either.
+    """
+    engines = list(snapshots)
+    measured = step_curves(engines)
+    yield from of_files(engines, measured)
+    yield from ages(engines)
+    yield from recommended(engines, measured, acceptance_of, cost_of)
+
+
+def of_files(
+    engines: list[Snapshot], measured: CurvesOf, lost: Iterable[Snapshot] = ()
+) -> Iterator[Metric]:
+    """Families that the hand-over files alone decide.
+
+    Args:
+        measured: the whole step's curves of the engines.
+        lost: engines of which the state alone is known.
+    """
+    yield from boundaries(engines)
+    yield from predictions(engines)
+    yield from curves(engines)
+    yield from step_ratios(engines, measured)
+    yield from layers(engines)
+    yield from probing(engines)
+    yield from states([*engines, *lost])
+    yield from costs(engines)
+    yield from steps(engines)
+    yield from live(engines)

@@ -1,0 +1,93 @@
+"""Times of modules by number of positions, and how the steps ran."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
+
+from vllm_nfp.draft.curve import StepCurve
+from vllm_nfp.draft.server import STEP_RATIO
+from vllm_nfp.draft.sources import curves_of_rows
+from vllm_nfp.give_way import in_pieces
+from vllm_nfp.metrics.families.labels import (
+    CELL,
+    ENGINE,
+    SAMPLES_AT_A_TIME,
+    cell_labels,
+    engine_labels,
+)
+from vllm_nfp.results.snapshot import Snapshot
+
+CurvesOf = Mapping[str, tuple[StepCurve, ...]]
+"""The whole step's curves by engine."""
+
+
+def curves(engines: list[Snapshot]) -> Iterator[Metric]:
+    """Times and samples of each point."""
+    labels = [*CELL, "positions"]
+    latency = GaugeMetricFamily(
+        "vllm_nfp_module_latency_seconds",
+        "Median time of the module: mean of its timed layers; for model, the whole step.",
+        labels=labels,
+    )
+    samples = GaugeMetricFamily("vllm_nfp_samples", "Pairs of probes at this point.", labels=labels)
+    graphed = GaugeMetricFamily(
+        "vllm_nfp_execution_info",
+        "1 for the way a step of this shape ran: full or piecewise CUDA graph, or none.",
+        labels=[*labels, "execution"],
+    )
+    for snapshot in engines:
+        for row in in_pieces(snapshot.curves, SAMPLES_AT_A_TIME):
+            values = [*cell_labels(snapshot, row), str(row.positions)]
+            latency.add_metric(values, row.median_seconds)
+            samples.add_metric(values, row.samples)
+            graphed.add_metric([*values, row.execution], 1)
+    yield from (latency, samples, graphed)
+
+
+def step_curves(engines: Iterable[Snapshot]) -> CurvesOf:
+    """The whole step's curves; none of a damaged file: other metrics, and engines, go on."""
+    found = {}
+    for snapshot in engines:
+        try:
+            found[snapshot.engine] = curves_of_rows(snapshot.curves)
+        except ValueError:
+            found[snapshot.engine] = ()
+    return found
+
+
+def step_ratios(engines: list[Snapshot], curves_of: CurvesOf) -> Iterator[Metric]:
+    """The whole step's ratios, as draft lengths are chosen by them."""
+    ratio = GaugeMetricFamily(
+        STEP_RATIO,
+        "t(N) / t(1) of the probed whole step, from pairs. Without a CUDA graph, at least the time "
+        "that the host needs.",
+        labels=[*ENGINE, "batch_size", "context", "positions"],
+    )
+    for snapshot in engines:
+        for curve in curves_of[snapshot.engine]:
+            cell = [*engine_labels(snapshot), str(curve.batch_size), str(curve.context)]
+            for positions, value in curve.points:
+                ratio.add_metric([*cell, str(positions)], value)
+    yield ratio
+
+
+def layers(engines: list[Snapshot]) -> Iterator[Metric]:
+    """Times of single layers; nothing unless the engines count them."""
+    if not any(snapshot.layers for snapshot in engines):
+        return
+    family = HistogramMetricFamily(
+        "vllm_nfp_layer_latency_seconds",
+        "Time of one layer's module in probes; only with layer_histograms.",
+        labels=[*ENGINE, "layer", "module"],
+    )
+    for snapshot in engines:
+        for histogram in snapshot.layers:
+            bounds = [*(f"{bound:g}" for bound in histogram.bounds_seconds), "+Inf"]
+            family.add_metric(
+                [*engine_labels(snapshot), str(histogram.layer), str(histogram.module)],
+                buckets=list(zip(bounds, map(float, histogram.counts), strict=True)),
+                sum_value=histogram.sum_seconds,
+            )
+    yield family

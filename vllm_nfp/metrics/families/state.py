@@ -1,0 +1,56 @@
+"""What the probe of each engine is doing, and how old its results are."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from prometheus_client.core import GaugeMetricFamily, Metric
+
+from vllm_nfp.metrics.families.labels import (
+    ENGINE,
+    engine_labels,
+)
+from vllm_nfp.results.snapshot import Snapshot
+from vllm_nfp.text import label
+from vllm_nfp.types import State
+
+MOST_REASON_CHARACTERS = 300
+"""Length at which the reason is cut in a label; the log has all of it."""
+
+
+def states(engines: list[Snapshot]) -> Iterator[Metric]:
+    """The state of each engine, and the reason for it."""
+    state = GaugeMetricFamily(
+        "vllm_nfp_state",
+        "1 for the probe's state: warming, probing, steady, passive or disabled.",
+        labels=[*ENGINE, "state"],
+    )
+    why = GaugeMetricFamily(
+        "vllm_nfp_state_info",
+        "1 for the reason why the probe is passive or disabled, or its results are missing; "
+        "absent while it probes.",
+        labels=[*ENGINE, "state", "reason"],
+    )
+    for snapshot in engines:
+        labels = engine_labels(snapshot)
+        for name in State:
+            state.add_metric([*labels, str(name)], float(snapshot.state == name))
+        if snapshot.reason:
+            reason = label(" ".join(snapshot.reason.split()))[:MOST_REASON_CHARACTERS]
+            why.add_metric([*labels, str(snapshot.state), reason], 1)
+    yield from (state, why)
+
+
+def ages(engines: list[Snapshot]) -> Iterator[Metric]:
+    """Time since each engine wrote its results."""
+    age = GaugeMetricFamily(
+        "vllm_nfp_age_seconds",
+        "Seconds since the engine last updated its probe metrics; grows if it hangs or exits.",
+        labels=ENGINE,
+    )
+    for snapshot in engines:
+        if snapshot.updated_monotonic_seconds > 0.0:
+            seconds = time.monotonic() - snapshot.updated_monotonic_seconds
+            age.add_metric(engine_labels(snapshot), max(0.0, seconds))
+    yield age
