@@ -1,4 +1,4 @@
-"""The live choice of draft lengths from steps as they are served: pure Python, no vLLM."""
+"""Chooses draft lengths live, from steps as they are served: pure Python, no vLLM."""
 
 from vllm_nfp.draft.live.controller import Controller
 from vllm_nfp.draft.live.decision import Decision, Reason, Settings

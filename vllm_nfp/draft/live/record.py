@@ -8,33 +8,32 @@ from collections import deque
 from vllm_nfp.draft.live.trial import Basis
 
 SPREAD = {Basis.FAR: 0.2, Basis.BESIDE: 0.065, Basis.NEAR: 0.033}
-"""How far forecasts are out, as the standard deviation of the logarithm of a time, by what they
-rest on, as long as no trial has told."""
+"""Standard deviation of the logarithm of a forecast time, by what it rests on, before any trial."""
 SPREAD_TRIALS = 4.0
-"""Trials after which what they told counts as much as that."""
+"""Trials after which their errors count as much as that."""
 LEAST_SPREAD = 0.01
 LEAST_ERROR = 0.015
-"""Of a trial: its turns lie side by side, and tell less than as many by themselves."""
+"""Of a trial: its turns are neighbours in time, and so less independent than they look."""
 KEPT_ERRORS = 32
 CONTRADICTION = 3.0
-"""A forecast that is out by so many standard deviations of both counts for nothing."""
+"""A forecast that is off by so many standard deviations of both is ignored."""
 DOUBT = 2.0
-"""A length is tried if it would be worth it after an error of so many standard deviations."""
+"""A length is tried if it would win even after an error of so many standard deviations."""
 MOST_PLAUSIBLE = 0.95
 WIDELY_PLAUSIBLE = 0.6
-"""Share of the best known goodput that a length must promise where surprises are looked for. So
-low because a batch beside the edge of a stair takes half as long again as its measured neighbour.
-"""
+"""Fraction of the best known goodput that a length must promise when there is credit to spare. It
+is this low because a batch just beyond the edge of a stair takes 1.5 times as long as its measured
+neighbour."""
 
 
 class Record:
-    """How far forecasts of late were out, by what they rested on."""
+    """Errors of the last forecasts, by what they rested on."""
 
     def __init__(self) -> None:
         self._squares = {basis: deque[float](maxlen=KEPT_ERRORS) for basis in Basis}
 
     def add(self, basis: Basis, forecast: float, ratio: float, error: float) -> None:
-        """Take in what a trial told of a forecast.
+        """Take in the error of a forecast that a trial has shown.
 
         Args:
             error: standard error of the logarithm of the measured ratio.
@@ -43,7 +42,7 @@ class Record:
         self._squares[basis].append(max(0.0, out * out - error * error))
 
     def spread(self, basis: Basis) -> float:
-        """Standard deviation of the logarithm of a time that was forecast."""
+        """Standard deviation of the logarithm of a forecast time."""
         squares = self._squares[basis]
         first = SPREAD_TRIALS * SPREAD[basis] ** 2
         return max(
@@ -51,20 +50,20 @@ class Record:
         )
 
     def plausible(self, basis: Basis, wide: bool) -> float:
-        """Share of the best goodput that such a promise must have to be worth a trial.
+        """Fraction of the best goodput that such a forecast must promise to be worth a trial.
 
         Args:
-            wide: look for surprises, whatever earlier forecasts were worth.
+            wide: there is credit to spare, also for unlikely lengths.
         """
         if wide:
             return WIDELY_PLAUSIBLE
         return min(MOST_PLAUSIBLE, math.exp(-DOUBT * self.spread(basis)))
 
     def weighed(self, basis: Basis, forecast: float, ratio: float, error: float) -> float:
-        """The likeliest ratio, given its forecast and what was measured.
+        """The likeliest ratio, given its forecast and its measurement.
 
         Both are weighed by their variances. Where steps scatter, as with few sequences and
-        experts, a forecast that has proven itself says more than some steps do.
+        experts, a proven forecast is more accurate than a few steps.
 
         Args:
             error: standard error of the logarithm of the measured ratio.
@@ -72,7 +71,7 @@ class Record:
         error, spread = max(error, LEAST_ERROR), self.spread(basis)
         if abs(math.log(ratio / forecast)) > CONTRADICTION * math.hypot(error, spread):
             return ratio
-        told, expected = 1.0 / error**2, 1.0 / spread**2
+        measured, expected = 1.0 / error**2, 1.0 / spread**2
         return math.exp(
-            (told * math.log(ratio) + expected * math.log(forecast)) / (told + expected)
+            (measured * math.log(ratio) + expected * math.log(forecast)) / (measured + expected)
         )
