@@ -43,10 +43,10 @@ prompts = [{"prompt_token_ids": [7 + i, 30, 99, 200 + i] * 8} for i in range(2)]
 deadline = time.monotonic() + 120
 while time.monotonic() < deadline:
     llm.generate(prompts, params, use_tqdm=False)
-    if getattr(control.controller._model._curves, "curves", None):
+    if getattr(control.controller._known.model._curves, "curves", None):
         break
 opened = [Path(name).name for name in opened if name.startswith(folder)]
-found = control.controller._model._curves
+found = control.controller._known.model._curves
 found = [repr(curve) for curve in getattr(found, "curves", found)]
 snapshot = read_snapshot(Path(folder, "engine-0.json"))
 written = [repr(curve) for curve in curves_of_rows(snapshot.curves)]

@@ -324,7 +324,7 @@ CURVE = tuple(
 
 def has_curves(control: DraftControl) -> bool:
     assert control.controller is not None
-    return control.controller._model._ratio((4, 512), 2) == 1.125
+    return control.controller._known.model._ratio((4, 512), 2) == 1.125
 
 
 def test_the_probes_curves_arrive_without_its_snapshot_being_read(

@@ -18,7 +18,7 @@ def test_a_draft_length_of_any_size_takes_no_time() -> None:
 
 
 def test_arguments_out_of_range_are_refused() -> None:
-    with pytest.raises(ValueError, match="acceptance must be a share"):
+    with pytest.raises(ValueError, match="acceptance must be between 0 and 1"):
         expected_tokens(1, 1.5)
     with pytest.raises(ValueError, match="draft_length must be 0 or more"):
         expected_tokens(-1, 0.5)

@@ -593,7 +593,7 @@ def test_measuring_does_not_replace_the_models_config(
     words = given_words(tmp_path, OUTPUTS["measure"], tmp_path / "config.json")
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 2
-    assert "is the input, which is kept" in result.stderr
+    assert "is the input and is not overwritten" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["measure", "calibrate"])

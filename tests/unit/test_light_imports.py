@@ -81,6 +81,12 @@ def test_a_command_loads_no_library_of_another() -> None:
     assert heavy(loaded(run("compare", "--help"))) == {"click", "rich"}
 
 
+def test_commands_load_nothing_that_touches_vllm_before_they_run() -> None:
+    names = [name.replace("-", "_") for name in SUMMARIES]
+    modules = loaded("\n".join(f"import vllm_nfp.cli.{name}" for name in names))
+    assert not [name for name in modules if name.startswith(("vllm_nfp.engine", "vllm.", "torch"))]
+
+
 def test_help_says_of_each_command_what_its_own_help_says() -> None:
     context = click.Context(main)
     assert isinstance(main, click.Group)

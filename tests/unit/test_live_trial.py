@@ -8,7 +8,8 @@ import random
 import pytest
 
 from vllm_nfp.draft import StepCurve
-from vllm_nfp.draft.live.forecast import Compared, Record, StepModel
+from vllm_nfp.draft.live.forecast import Compared, StepModel
+from vllm_nfp.draft.live.record import Record
 from vllm_nfp.draft.live.trial import (
     CLEAR_STEPS,
     MOST_PASSED,

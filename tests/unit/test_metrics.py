@@ -262,7 +262,7 @@ def test_the_table_is_printed(text: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert code == 0
     assert "4 [3, 5]" in output
     assert "16+ [16, 16]" in output
-    assert "the boundary is here or beyond" in output
+    assert "still free at the largest N measured" in output
 
 
 def test_the_table_as_json(text: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -375,7 +375,7 @@ def test_graphs_end_at_the_first_step_that_fits_none() -> None:
         (("--hardware", "V100"), "hardware 'V100' is not in the catalogue: use one of A100"),
         (("--hardware", "none.json"), "hardware file none.json cannot be read"),
         (("--hardware", "L4", "--batch-sizes", ""), "--batch-sizes holds '', which is not a whole"),
-        (("--hardware", "L4", "--batch-sizes", "1,x"), "--batch-sizes holds 'x', which is no whol"),
+        (("--hardware", "L4", "--batch-sizes", "1,x"), "--batch-sizes holds 'x', which is not a w"),
         (("--hardware", "L4", "--batch-sizes", "9" * 5000), "--batch-sizes holds '9999"),
         (("--hardware", "L4", "--contexts", "1,1"), "contexts holds 1 twice"),
         (("--hardware", "L4", "--epsilon", "-0.1"), "epsilon must be between 0 and 100"),

@@ -368,7 +368,7 @@ def test_the_command(tmp_path: Path, small: Profile) -> None:
     assert f'"bytes": {out.stat().st_size}' in done.output
     for arguments, part in (
         ([str(tmp_path / "no.json"), "-o", str(out)], "cannot be read: No such file"),
-        ([str(profile), "-o", str(tmp_path / "no" / "out.html")], "does not exist: make it"),
+        ([str(profile), "-o", str(tmp_path / "no" / "out.html")], "does not exist: create it"),
         ([str(profile), "-o", str(out), "--epsilon", "0.7"], "epsilon 0.7 is not in the profile"),
     ):
         done = CliRunner().invoke(main, ["report", *arguments])

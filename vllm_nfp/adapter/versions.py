@@ -66,8 +66,9 @@ METADATA_FIELDS = (
     "block_table_tensor",
     "slot_mapping",
 )
-"""Fields of vLLM's CommonAttentionMetadata that a probe sets. Every release in :data:`RELEASES` has
-them and requires no others (sources of 0.26.0 to 0.33.0, ``v1/attention/backend.py``)."""
+"""Fields of vLLM's CommonAttentionMetadata that a probe sets. Every release in
+:data:`vllm_nfp.releases.RELEASES` has them and requires no others (sources of 0.26.0 to 0.33.0,
+``v1/attention/backend.py``)."""
 
 KV_CACHE_KINDS = (
     "FullAttentionSpec",

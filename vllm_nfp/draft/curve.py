@@ -1,4 +1,4 @@
-"""What a step with N positions costs, between and beyond the counts that were measured."""
+"""What a step with N positions costs, also between measured counts of positions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vllm_nfp.crossing import count_free
 
 LARGEST_BATCH_SIZE = 1 << 20
 LARGEST_COUNT = 1 << 20
-"""Of positions: beyond all that any step runs."""
+"""Of positions: more than any step runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class StepCurve:
 
     Raises:
         ValueError: if N = 1 is missing, counts do not ascend, a time is not above 0, or the batch
-            size or a count is beyond all that a server runs.
+            size or a count is larger than any that a server runs.
     """
 
     batch_size: int
@@ -32,8 +32,8 @@ class StepCurve:
     without_graph_from: int | None = None
     """Smallest measured N that ran without a CUDA graph, where N = 1 had one; None: none did."""
     boundaries: tuple[tuple[float, int, bool], ...] = field(default=(), compare=False)
-    """(epsilon, NFP, whether no measured count was over the line), as the probe or the predictor
-    reports them; others follow from ``points``."""
+    """(epsilon, NFP, whether the largest N is still free), as the probe or the predictor reports
+    them; those at other epsilons follow from ``points``."""
 
     def __post_init__(self) -> None:
         counts = [positions for positions, _ in self.points]
@@ -67,8 +67,8 @@ class StepCurve:
     def ratio(self, positions: int) -> float:
         """t(N) / t(1), never below the measured staircase.
 
-        Between two measured counts the step may lie anywhere, so the whole interval costs the
-        dearer of the two. A count that was not measured thus never beats the next measured one.
+        Between two measured counts the time may be anywhere between theirs, so the slower of the
+        two is assumed. A count that was not measured never beats the next measured one.
 
         Raises:
             ValueError: for a count below 1 or above the largest measured one.
@@ -82,18 +82,18 @@ class StepCurve:
         return ratio if count == positions else max(ratio, self.points[above - 1][1])
 
     def ratio_between(self, positions: float) -> float:
-        """t(N) / t(1) on the straight line between measured counts: a guess, not a bound.
+        """t(N) / t(1) on the straight line between measured counts: an estimate, not a bound.
 
-        Beyond the measured counts the nearest one counts.
+        Outside the measured counts that of the nearest one.
         """
         counts = [count for count, _ in self.points]
         return interpolated(counts, [ratio for _, ratio in self.points], positions)
 
     def free_positions(self, epsilon: float) -> tuple[int, bool]:
-        """NFP on the measured counts, and whether none of them was over the line.
+        """NFP on the measured counts, and whether the largest of them is still free.
 
         The largest measured N with t(n) <= (1 + epsilon) t(1) for every measured n up to it. Where
-        NFP was reported at this epsilon, that is the answer: one question, one number.
+        NFP was reported at this epsilon, that is returned, so that all reports agree.
         """
         for reported, positions, at_limit in self.boundaries:
             if reported == epsilon:
@@ -103,7 +103,7 @@ class StepCurve:
 
 
 def interpolated(places: Sequence[float], values: Sequence[float], place: float) -> float:
-    """The value on the straight line between the two nearest places; the end ones' beyond them.
+    """The value on the straight line between the two nearest places; outside, that at the end.
 
     Args:
         places: ascending, one at least.
@@ -127,8 +127,7 @@ def curve_of_seconds(
     """The curve of times by the number of positions.
 
     Args:
-        ratios: t(N) / t(1) from runs side by side, where they are known better than from the
-            times; None: from the times.
+        ratios: t(N) / t(1) from paired runs, which are more accurate; None: from the times.
 
     Raises:
         ValueError: if N = 1 is missing or a time is not above 0.
@@ -142,11 +141,11 @@ def curve_of_seconds(
 
 
 def slower(low: StepCurve, high: StepCurve) -> StepCurve:
-    """A curve for batch sizes strictly between two: at each N the dearer of theirs.
+    """A curve for batch sizes strictly between two: at each N the slower of theirs.
 
-    Under experts a larger batch makes a position cheaper, in a dense model dearer; either way the
-    gain of drafting in between is no less than this curve says, as long as it lies between its
-    neighbours. t(1) is the shorter one, which weighs a draft's seconds most.
+    With experts a larger batch makes a position cheaper, in a dense model more expensive. Either
+    way the gain of drafting is at least that of this curve, as long as the time in between lies
+    between its neighbours. t(1) is the shorter one, at which a draft's seconds count most.
     """
     last = min(low.largest, high.largest)
     counts = sorted({n for curve in (low, high) for n, _ in curve.points if n <= last})

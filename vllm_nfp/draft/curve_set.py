@@ -1,8 +1,8 @@
-"""The curves of all cells, ready to be looked up, and the small file that carries them.
+"""The curves of all cells, sorted for lookup, and the small file that carries them.
 
-Where the worker and the scheduler are in one process, a :class:`CurveSet` goes from one to the
-other as it is. Elsewhere it goes through a file of its own: the hand-over file of ``/metrics`` is
-thirty times as large, and takes the engine core tens of milliseconds to read.
+If the worker and the scheduler are in one process, a :class:`CurveSet` is passed as it is.
+Otherwise it goes through a file of its own: the file for ``/metrics`` is thirty times as large, and
+the engine core needs tens of milliseconds to read it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MOST_CURVES = MOST_BATCH_SIZES * MOST_CONTEXTS
 MOST_LINE_BYTES = 1 << 12
 """Twice a curve with the most positions allowed: bounds what is parsed without a pause."""
 CURVES_AT_A_TIME = 8
-"""Curves that are read or written before a pause: some 0.1 ms."""
+"""Curves that are read or written between two pauses: about 0.1 ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class CurveSet:
 
     @classmethod
     def of(cls, curves: Iterable[StepCurve]) -> CurveSet:
-        """Sort the curves for look-ups. This is the costly part: do it in the background."""
+        """Sort the curves for lookup. This is the expensive part: do it in the background."""
         contexts: dict[int, list[StepCurve]] = {}
         ordered = sorted(curves, key=lambda curve: (curve.batch_size, curve.context))
         for curve in ordered:
@@ -68,7 +68,7 @@ def ratio_at(curves: list[StepCurve], batch_size: int, positions: int) -> float:
         curves: of one context, by batch size, one at least.
     """
     above = bisect_left(curves, batch_size, key=lambda curve: curve.batch_size)
-    # The end ones' ratio holds beyond them.
+    # Outside the curves the ratio of the last one holds.
     near = curves[max(0, above - 1) : above + 1]
     return interpolated(
         [curve.batch_size for curve in near],
@@ -87,7 +87,7 @@ def curve_file(run_dir: str, engine: str) -> Path:
 
 
 def write_curves(path: Path, curves: CurveSet) -> None:
-    """Replace the file whole: a reader never sees half of it.
+    """Replace the file in one step: a reader never sees half of it.
 
     Raises:
         OSError: if it cannot be written.
@@ -100,9 +100,9 @@ def write_curves(path: Path, curves: CurveSet) -> None:
 
 
 def read_curves(path: Path) -> CurveSet:
-    """Read a file of curves, trusting nothing in it.
+    """Read a file of curves and check everything in it.
 
-    Each line is bounded and parsed by itself, so that no damaged file holds the interpreter up.
+    Each line is bounded and parsed by itself, so that a damaged file cannot block the interpreter.
 
     Raises:
         SnapshotError: if it is too large, no JSON, of another schema, or no file of curves.

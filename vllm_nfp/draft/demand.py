@@ -10,19 +10,18 @@ from vllm_nfp.draft.curve import StepCurve
 
 LARGEST_DRAFT_LENGTH = 512
 LARGEST_DRAFT_COST = 1e6
-"""Seconds, or steps without drafts: far beyond any drafter, and sums of such costs stay finite."""
+"""Seconds, or steps without drafts: far above any draft model, and sums of it stay finite."""
 DEFAULT_SLACK = 0.01
-"""Goodput, as a share, that is given up for a shorter draft: it costs less memory and sampling,
-which the curve does not hold, and differences this small are within the noise of most runs."""
+"""Fraction of the goodput that is given up for a shorter draft. That costs less memory and sampling
+time, which the curve does not include, and most runs cannot resolve smaller differences."""
 
 
 @dataclass(frozen=True, slots=True)
 class DraftCost:
     """Time to make the drafts of one step: t_draft(K).
 
-    Looking n-grams up is left out at K = 0. A head or draft model is not: it takes the tokens of
-    each step in, so that its KV cache is whole when drafting begins again. That pass, which makes
-    the first draft of longer ones, counts as one drafted token (vLLM 0.32, both runners).
+    No n-grams are looked up at K = 0. A head or draft model runs on every step, even at K = 0, to
+    keep its KV cache in sync; that pass costs one drafted token (vLLM 0.32, both runners).
 
     Raises:
         ValueError: for a cost below 0 or above :data:`LARGEST_DRAFT_COST`.
@@ -30,10 +29,10 @@ class DraftCost:
 
     seconds_once: float = 0.0
     share_once: float = 0.0
-    """As a share of t(1)."""
+    """As a fraction of t(1)."""
     seconds_per_token: float = 0.0
     share_per_token: float = 0.0
-    """As a share of t(1), for each drafted token."""
+    """As a fraction of t(1), for each drafted token."""
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
@@ -57,7 +56,7 @@ FREE = DraftCost()
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What the choice is made for."""
+    """What a draft length is chosen for."""
 
     acceptance: Acceptance
     cost: DraftCost = FREE
@@ -66,7 +65,7 @@ class Demand:
     epsilon: float = 0.1
     slack: float = DEFAULT_SLACK
     draft_lengths: tuple[int, ...] | None = None
-    """What is chosen from, ascending, besides K = 0; None: every length."""
+    """Lengths to choose from, ascending, besides K = 0; None: every length."""
 
     def longest(self, curve: StepCurve) -> int:
         """Largest K that may be chosen on this curve."""
@@ -86,7 +85,7 @@ class Demand:
         return (0, *(k for k in self.draft_lengths if 0 < k <= most))
 
     def is_cap(self, draft_length: int) -> bool:
-        """Whether it was asked that no draft be longer."""
+        """Whether this is the longest draft that was allowed."""
         return draft_length == self.max_draft_length or (
             self.draft_lengths is not None and draft_length == max((0, *self.draft_lengths))
         )

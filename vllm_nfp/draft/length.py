@@ -1,6 +1,6 @@
 """Tokens of a step with drafts (docs/theory.md, "Draft length").
 
-With a chance a that a draft is accepted after the ones before it, a step of K drafts gives
+If a drafted token is accepted with probability a given those before it, a step of K drafts makes
 E(K) = 1 + a + ... + a^K tokens. Which K is best is chosen in :mod:`vllm_nfp.draft.schedule` alone.
 """
 
@@ -10,11 +10,11 @@ import math
 
 
 def expected_tokens(draft_length: int, acceptance: float) -> float:
-    """E(K): tokens that a step gives a sequence, its drafts' acceptance being constant.
+    """E(K): expected tokens per sequence and step, at constant acceptance.
 
     Args:
         draft_length: K, 0 or more.
-        acceptance: chance that a draft is accepted after the ones before it, 0 to 1.
+        acceptance: probability that a drafted token is accepted given those before it, 0 to 1.
 
     Raises:
         ValueError: for an argument out of range.
@@ -22,7 +22,7 @@ def expected_tokens(draft_length: int, acceptance: float) -> float:
     if draft_length < 0:
         raise ValueError(f"draft_length must be 0 or more, not {draft_length}")
     if not 0.0 <= acceptance <= 1.0:
-        raise ValueError(f"acceptance must be a share from 0 to 1, not {acceptance!r}")
+        raise ValueError(f"acceptance must be between 0 and 1, not {acceptance!r}")
     if acceptance in (0.0, 1.0):
         return 1.0 + draft_length * acceptance
     # (1 - a^(K+1)) / (1 - a), without loss of digits where a is close to 1.

@@ -1,6 +1,6 @@
 """The best draft length for each batch size and context, and one table for all contexts.
 
-K drafts run N = K + 1 positions. Over a server without speculation they win
+K drafted tokens run N = K + 1 positions. Compared with a server without speculation they gain
 gain(K) = E(K) t(1) / (t(K + 1) + t_draft(K)); goodput is B E(K) / (t(K + 1) + t_draft(K)) tokens
 per second (docs/theory.md, "Draft length").
 """
@@ -15,7 +15,7 @@ from vllm_nfp.draft.curve import LARGEST_BATCH_SIZE, StepCurve, slower
 from vllm_nfp.draft.demand import Demand
 
 Basis = Literal["measured", "between", "unknown"]
-"""Whether the batch sizes of a row were measured, lie between measured ones, or beyond them."""
+"""Whether the batch sizes of a row were measured, lie between measured ones, or outside them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class ScheduleRow:
     expected_tokens: float
     """E(K), a sequence's tokens per step."""
     step_ratio: float
-    """t(K + 1) / t(1), the drafts' own time left out."""
+    """t(K + 1) / t(1), without the time of drafting."""
     draft_ratio: float
     """t_draft(K) / t(1)."""
     tokens_per_second: float | None
@@ -39,22 +39,22 @@ class ScheduleRow:
     tokens_per_second_without: float | None
     """The same without speculation."""
     gain: float
-    """Goodput over that without speculation; between measured batch sizes: at least this. Below 1
-    where a drafting model's own time loses more than any K wins."""
+    """Goodput over that without speculation; between measured batch sizes a lower bound. Below 1
+    where the draft model costs more time than any K saves."""
     free_draft_length: int | None
-    """NFP - 1: drafts that stay within (1 + epsilon) of the step without; None: not known."""
+    """NFP - 1: drafted tokens that keep the step within (1 + epsilon) t(1); None: not known."""
     free_at_limit: bool
-    """No measured count was over the line: more may be free."""
+    """Still free at the largest N measured: more may be free."""
     at_limit: bool
-    """K is the largest that could be judged: more drafts may be better still."""
+    """K is the longest that is known: a longer draft may be better."""
     scheduled_draft_length: int
     """K of the table for all contexts."""
     scheduled_gain: float | None
-    """What that K wins here; None: not known, since it rests on other contexts."""
+    """Gain of that K here; None: not known, since it comes from other contexts."""
 
     @property
     def length_text(self) -> str:
-        """K as people read it: 7, 7+ at the limit, 0? where nothing was measured."""
+        """K as text: 7, 7+ at the limit, 0? where nothing was measured."""
         if self.basis == "unknown":
             return "0?"
         return f"{self.draft_length}{'+' if self.at_limit else ''}"
@@ -96,11 +96,11 @@ def make_schedule(
 ) -> Schedule:
     """Best draft lengths for batch sizes 1 to ``max_batch_size`` (default: the largest measured).
 
-    The table for all contexts has, for each range of batch sizes, a K whose loss against the best
-    K, at the context where that loss is largest, is within the slack of the least; see
-    :func:`good_lengths`. Neighbouring ranges share a K wherever one is good enough for both: each
-    distinct K has CUDA graphs of its own. A context at which a range was not measured has no say in
-    it: a batch that large may not fit into memory there. What no context has measured gets K = 0.
+    The table for all contexts has a K for each range of batch sizes. At the context where it loses
+    most against the best K, its loss is within the slack of the least possible; see
+    :func:`good_lengths`. Neighbouring ranges share a K that is good enough for both, since each
+    distinct K has CUDA graphs of its own. A context at which a range was not measured is ignored
+    there: such a batch may not fit into memory. A range that no context has measured gets K = 0.
 
     Raises:
         ValueError: without a curve, or with two for the same cell.
@@ -130,23 +130,23 @@ def best_length(curve: StepCurve, demand: Demand) -> int:
 def good_lengths(curves: Sequence[StepCurve], demand: Demand) -> frozenset[int]:
     """Every K that is good enough for all of these curves; K = 0 alone without a curve.
 
-    A K's share at a curve is its gain over the best gain there. Good enough is a K whose smallest
-    share is within the slack of the largest such, and that loses to K = 0 at no curve.
+    The score of a K is its gain over the best gain, at the curve where that is smallest. A K is
+    good enough if its score is within the slack of the best score, and it loses to K = 0 nowhere.
     """
     if not curves:
         return frozenset({0})
     best = [max(demand.gain(curve, k) for k in demand.lengths(curve)) for curve in curves]
-    shares: dict[int, float] = {}
+    scores: dict[int, float] = {}
     for k in min((demand.lengths(curve) for curve in curves), key=len):
         gains = [demand.gain(curve, k) for curve in curves]
         if all(g >= demand.gain(at, 0) for g, at in zip(gains, curves, strict=True)):
-            shares[k] = min(gain / top for gain, top in zip(gains, best, strict=True))
-    enough = (1.0 - demand.slack) * max(shares.values())
-    return frozenset(k for k, share in shares.items() if share >= enough)
+            scores[k] = min(gain / top for gain, top in zip(gains, best, strict=True))
+    enough = (1.0 - demand.slack) * max(scores.values())
+    return frozenset(k for k, score in scores.items() if score >= enough)
 
 
 def _shared(good: Sequence[frozenset[int]]) -> tuple[int, ...]:
-    """A length for each set, the same for as many neighbours as have one in common."""
+    """A length for each set, the same for neighbours that have one in common."""
     lengths: list[int] = []
     common: frozenset[int] = frozenset()
     members = 0
@@ -172,7 +172,7 @@ def _grid(curves: Iterable[StepCurve]) -> dict[tuple[int, int], StepCurve]:
 
 
 def _ranges(batch_sizes: Sequence[int], max_batch_size: int | None) -> list[tuple[int, int]]:
-    """Measured batch sizes one by one, and the gaps between, before and behind them."""
+    """Measured batch sizes one by one, and the gaps before, between and after them."""
     last = batch_sizes[-1] if max_batch_size is None else max_batch_size
     if not 1 <= last <= LARGEST_BATCH_SIZE:
         raise ValueError(f"max_batch_size must lie from 1 to {LARGEST_BATCH_SIZE}, not {last}")
@@ -190,7 +190,7 @@ def _ranges(batch_sizes: Sequence[int], max_batch_size: int | None) -> list[tupl
 def _curve_for(
     grid: Mapping[tuple[int, int], StepCurve], context: int, first: int, last: int
 ) -> tuple[StepCurve | None, Basis]:
-    """The curve that batch sizes first to last go by at this context."""
+    """The curve for batch sizes first to last at this context."""
     batch_sizes = [batch for batch, at in grid if at == context]
     if first == last and first in batch_sizes:
         return grid[first, context], "measured"

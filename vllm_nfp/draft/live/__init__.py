@@ -1,11 +1,7 @@
-"""The live choice of draft lengths from steps as they are served: pure Python, no vLLM."""
+"""Chooses draft lengths live, from steps as they are served: pure Python, no vLLM."""
 
-from vllm_nfp.draft.live.controller import (
-    Controller,
-    Decision,
-    Reason,
-    Settings,
-)
+from vllm_nfp.draft.live.controller import Controller
+from vllm_nfp.draft.live.decision import Decision, Reason, Settings
 from vllm_nfp.draft.live.forecast import draft_token_seconds
 from vllm_nfp.draft.live.steps import StepObservation
 

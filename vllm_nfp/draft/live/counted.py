@@ -1,4 +1,4 @@
-"""Acceptance as steps show it, by place in the draft, with the old slowly forgotten."""
+"""Acceptance counted from steps, by position in the draft; old counts decay."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from vllm_nfp.draft.acceptance import Acceptance
 MEMORY_DRAFTS = 8192.0
 """Drafts after which a count weighs 1/e."""
 RECENT_DRAFTS = 512.0
-"""The same of the counts that show whether acceptance has changed."""
+"""The same for the counts that show whether acceptance has changed."""
 FEWEST_DRAFTS = 64.0
-"""Drafts that must have reached a place before its share counts."""
+"""Drafts that must have reached a position before its acceptance counts."""
 HINT_SIGMAS = 3.0
 CHANGE_SIGMAS = 5.0
 CHANGE_SHARE = 0.1
-"""A change counts if it is this many standard errors and this large a difference of shares."""
+"""A change counts if it is this many standard errors, and this large a difference."""
 
 
 class PlaceCounts:
-    """Drafts that reached a place in the draft and that were accepted there.
+    """Drafts that reached a position in the draft, and those that were accepted there.
 
     Args:
         places: the longest draft.
@@ -39,18 +39,18 @@ class PlaceCounts:
         keep = math.exp(-batch_size / self._memory)
         before = batch_size
         for place, passed in enumerate(accepted):
-            # Places beyond this draft are not aged: nothing was learned of them.
+            # Positions beyond this draft do not decay: nothing was measured there.
             self.reached[place] = self.reached[place] * keep + before
             self.accepted[place] = self.accepted[place] * keep + passed
             before = passed
 
     def forget(self, place: int) -> None:
-        """Forget this place and all later ones."""
+        """Forget this position and all later ones."""
         for counts in (self.reached, self.accepted):
             counts[place:] = [0.0] * (len(counts) - place)
 
     def share(self, place: int) -> float:
-        """Chance of the draft at this place, given those before it."""
+        """Probability of acceptance at this position, given those before it."""
         return self.accepted[place] / self.reached[place]
 
 
@@ -77,7 +77,7 @@ class CountedAcceptance:
 
     @property
     def known_places(self) -> int:
-        """Places, from the first on, that enough drafts have reached."""
+        """Positions, from the first on, that enough drafts have reached."""
         for place, reached in enumerate(self._long.reached):
             if reached < FEWEST_DRAFTS:
                 return place
@@ -85,7 +85,7 @@ class CountedAcceptance:
 
     @property
     def acceptance(self) -> Acceptance | None:
-        """The chances by place, later ones as the last known; None before the first is known."""
+        """Probabilities by position, the last one for later ones; None: not known yet."""
         known = self.known_places
         if known == 0:
             return None
@@ -93,14 +93,14 @@ class CountedAcceptance:
         return Acceptance(shares, shares[-1])
 
     def look_beyond(self, length: int) -> None:
-        """Drafts longer than ``length`` are made again: those of long ago tell nothing of late."""
+        """Drafts longer than ``length`` are made again: forget the recent counts beyond it."""
         self._recent.forget(length)
 
     def is_better_beyond(self, length: int, tried: int) -> bool:
-        """Whether drafts beyond ``length`` have fared better of late, up to the place ``tried``.
+        """Whether acceptance beyond ``length``, up to ``tried``, has been better recently.
 
-        A hint, on fewer drafts than :attr:`changed` goes by. Nothing more would be learned of later
-        places by trying this length once more.
+        A hint, on fewer drafts than :attr:`changed` requires. Positions beyond ``tried`` would not
+        be measured by trying this length once more.
         """
         return any(
             self._recent.share(place) - self._long.share(place)
@@ -111,7 +111,7 @@ class CountedAcceptance:
 
     @property
     def changed(self) -> bool:
-        """Whether the recent drafts fare otherwise than those before, beyond chance."""
+        """Whether recent acceptance differs significantly from that before."""
         for place in range(self.known_places):
             if self._recent.reached[place] < FEWEST_DRAFTS:
                 continue
@@ -121,6 +121,6 @@ class CountedAcceptance:
         return False
 
     def _error(self, place: int) -> float:
-        """Standard error of the recent share at a place, as both shares have it."""
+        """Standard error of the recent acceptance at a position, from both counts together."""
         pooled = 0.5 * (self._long.share(place) + self._recent.share(place))
         return math.sqrt(max(pooled * (1.0 - pooled), 1e-3) / self._recent.reached[place])

@@ -1,15 +1,14 @@
-"""What a step of a length that was not tried would take.
+"""Forecasts how long a step of a draft length takes that was not tried.
 
-Three sources, the nearest one first: a cell nearby in which both lengths were compared; a length
-measured in the cell itself, and from there the probe's curve t(N) / t(1) with the time of a drafted
-token; the straight line through measured lengths. What to try is read off the forecast, and what a
-trial then tells is weighed against it, by how far each has been out.
+Three sources, in this order: a nearby cell in which both lengths were compared; a length measured
+in the cell itself, extended by the probe's curve t(N) / t(1) and the time of a drafted token; the
+straight line through measured lengths. Trials are proposed from the forecast, and the result of a
+trial is weighed against it (:mod:`vllm_nfp.draft.live.record`).
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 import statistics
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,104 +20,37 @@ from vllm_nfp.draft.live.steps import CellKey, distance
 from vllm_nfp.draft.live.trial import Basis
 
 EVIDENCE_OCTAVES = 1.0
-"""What was compared in a cell tells of others no farther than this."""
+"""Comparisons in a cell count for others within this distance."""
 CURVE_OCTAVES = 0.6
-"""The probe's curve holds up to so far outside the batch sizes that it measured."""
-TELLING = 0.5
-"""Share of its drafts that a longer draft must have beyond its verification to tell their cost."""
+"""The probe's curve is used up to this far outside the batch sizes that it measured."""
+LEAST_DRAFTS = 0.5
+"""Fraction of the extra tokens of a longer draft that must remain once the growth of verification
+is taken off, so that their cost can be computed."""
 LEAST_SHARE = 0.1
-"""No length is expected to take less than this share of the one that it is reckoned from."""
+"""No length is forecast to take less than this fraction of the one it is computed from."""
 HOST_STEPS = 8
-SPREAD = {Basis.FAR: 0.2, Basis.BESIDE: 0.065, Basis.NEAR: 0.033}
-"""How far forecasts are out, as the standard deviation of the logarithm of a time, by what they
-rest on, as long as no trial has told."""
-SPREAD_TRIALS = 4.0
-"""Trials after which what they told counts as much as that."""
-LEAST_SPREAD = 0.01
-LEAST_ERROR = 0.015
-"""Of a trial: its turns lie side by side, and tell less than as many by themselves."""
-KEPT_ERRORS = 32
+"""Steps without a CUDA graph whose median is the host's time."""
 MOST_RATIOS = 4096
-CONTRADICTION = 3.0
-"""A forecast that is out by so many standard deviations of both counts for nothing."""
-DOUBT = 2.0
-"""A length is tried if it would be worth it after an error of so many standard deviations."""
-MOST_PLAUSIBLE = 0.95
-WIDELY_PLAUSIBLE = 0.6
-"""Share of the best known goodput that a length must promise where surprises are looked for. So
-low because a batch beside the edge of a stair takes half as long again as its measured neighbour.
-"""
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """What is known of the steps in a cell."""
+    """Draft lengths that were compared in a cell."""
 
     key: CellKey
     relative: Mapping[int, float]
     """Time by draft length, in a unit of the cell's own."""
     unit_seconds: float
-    """What that unit is."""
+    """That unit, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What is expected of a length before it is tried."""
+    """The expected duration of a step of a length that was not tried."""
 
     relative: float | None
-    """Time of a step in the cell's unit; None: nothing tells it."""
+    """Time of a step in the cell's unit; None: not known."""
     basis: Basis
-
-
-class Record:
-    """How far forecasts of late were out, by what they rested on."""
-
-    def __init__(self) -> None:
-        self._squares = {basis: deque[float](maxlen=KEPT_ERRORS) for basis in Basis}
-
-    def add(self, basis: Basis, forecast: float, ratio: float, error: float) -> None:
-        """Take in what a trial told of a forecast.
-
-        Args:
-            error: standard error of the logarithm of the measured ratio.
-        """
-        out = math.log(ratio / forecast)
-        self._squares[basis].append(max(0.0, out * out - error * error))
-
-    def spread(self, basis: Basis) -> float:
-        """Standard deviation of the logarithm of a time that was forecast."""
-        squares = self._squares[basis]
-        first = SPREAD_TRIALS * SPREAD[basis] ** 2
-        return max(
-            LEAST_SPREAD, math.sqrt((first + math.fsum(squares)) / (SPREAD_TRIALS + len(squares)))
-        )
-
-    def plausible(self, basis: Basis, wide: bool) -> float:
-        """Share of the best goodput that such a promise must have to be worth a trial.
-
-        Args:
-            wide: look for surprises, whatever earlier forecasts were worth.
-        """
-        if wide:
-            return WIDELY_PLAUSIBLE
-        return min(MOST_PLAUSIBLE, math.exp(-DOUBT * self.spread(basis)))
-
-    def weighed(self, basis: Basis, forecast: float, ratio: float, error: float) -> float:
-        """The likeliest ratio, given its forecast and what was measured.
-
-        Both are weighed by their variances. Where steps scatter, as with few sequences and
-        experts, a forecast that has proven itself says more than some steps do.
-
-        Args:
-            error: standard error of the logarithm of the measured ratio.
-        """
-        error, spread = max(error, LEAST_ERROR), self.spread(basis)
-        if abs(math.log(ratio / forecast)) > CONTRADICTION * math.hypot(error, spread):
-            return ratio
-        told, expected = 1.0 / error**2, 1.0 / spread**2
-        return math.exp(
-            (told * math.log(ratio) + expected * math.log(forecast)) / (told + expected)
-        )
 
 
 class StepModel:
@@ -135,16 +67,16 @@ class StepModel:
         self._curves = CurveSet.of(())
         self._ratios: dict[tuple[CellKey, int], float | None] = {}
         self._without_graph: deque[float] = deque(maxlen=HOST_STEPS)
-        """Seconds of the last steps without a CUDA graph: the host's, whatever the batch."""
+        """Seconds of the last steps without a CUDA graph: the host's time, at any batch size."""
         self.draft_seconds: dict[int, float] = {}
-        """Time of one more drafted token beside its verification, by batch size, where told."""
-        self._told_by: dict[int, int] = {}
+        """Time of one more drafted token beside its verification, by batch size, where known."""
+        self._pairs_used: dict[int, int] = {}
         """Pairs of lengths that this rests on."""
 
     def set_curves(self, curves: CurveSet | Iterable[StepCurve]) -> None:
-        """Take over the probe's latest curves of the whole step.
+        """Use the probe's latest curves of the whole step.
 
-        A :class:`CurveSet` is finished: it costs a look at whether it is the one that is there.
+        For a :class:`CurveSet` this costs one comparison if it is the one in use.
         """
         found = curves if isinstance(curves, CurveSet) else CurveSet.of(curves)
         if found is not self._curves:
@@ -161,21 +93,21 @@ class StepModel:
             self._without_graph.append(seconds)
 
     def learn_draft_seconds(self, at: Compared) -> None:
-        """Take in what was compared in a cell, unless more pairs have told before."""
+        """Update the cost of a drafted token, unless it rests on more pairs of lengths already."""
         seconds = {length: t * at.unit_seconds for length, t in at.relative.items()}
         found = _by_pairs(seconds, lambda positions: self._ratio(at.key, positions))
         batch_size = at.key[0]
-        if found and len(found) >= self._told_by.get(batch_size, 0):
+        if found and len(found) >= self._pairs_used.get(batch_size, 0):
             self.draft_seconds[batch_size] = max(0.0, statistics.median(found))
-            self._told_by[batch_size] = len(found)
+            self._pairs_used[batch_size] = len(found)
 
     def forecast(
         self, here: Compared, length: int, reference: int, others: Iterable[Compared]
     ) -> Forecast:
-        """What a step of a length would take.
+        """How long a step of a length takes, without the cell's own measurement of it.
 
         Args:
-            here: the cell, whose own measurement of the length is left out.
+            here: the cell.
             reference: the length in force there.
             others: the other cells.
         """
@@ -198,9 +130,9 @@ class StepModel:
     def _near(
         self, here: Compared, length: int, reference: int, others: Iterable[Compared]
     ) -> float | None:
-        """Time of a length over that of the reference, as the nearest cell with both has it.
+        """Time of a length over that of the reference, from the nearest cell that compared both.
 
-        What the model says otherwise of the two cells is taken along.
+        It is corrected by the ratio of the model's answers for the two cells.
         """
         graph = self.has_graph(here.key[0], length)
         usable = [
@@ -220,7 +152,7 @@ class StepModel:
         return ratio if mine is None or its is None else ratio * mine / its
 
     def _modelled(self, at: Compared, length: int, reference: int) -> float | None:
-        """Time of a length's step over the reference's, by curve and drafting; None: no curve."""
+        """Time of a length's step over the reference's, from curve and drafting; None: no curve."""
         one, other = self._ratio(at.key, reference + 1), self._ratio(at.key, length + 1)
         if one is None or other is None:
             return None
@@ -231,9 +163,9 @@ class StepModel:
         return max(LEAST_SHARE, (verifying * other / one + max(1, length) * each) / whole)
 
     def _ratio(self, key: CellKey, positions: int) -> float | None:
-        """t(N) / t(1) at the cell, read off the straight line between measured points.
+        """t(N) / t(1) at the cell, on the straight line between measured points.
 
-        Good enough to tell what to try; only real steps decide. None where no curve is near.
+        Good enough to propose trials; only real steps decide. None where no curve is near.
         """
         at = (key, positions)
         if at not in self._ratios:
@@ -253,7 +185,7 @@ class StepModel:
         return ratio_at(at_context, key[0], positions)
 
     def _draft_seconds_near(self, batch_size: int) -> float:
-        """As the nearest batch size has it; far from all, the least: it grows with the batch."""
+        """That of the nearest batch size; far from all, the smallest: it grows with the batch."""
         if not self.draft_seconds:
             return 0.0
         nearest = min(self.draft_seconds, key=lambda b: distance((b, 1), (batch_size, 1)))
@@ -265,12 +197,12 @@ class StepModel:
 def draft_token_seconds(
     seconds: Mapping[int, float], ratio: Callable[[int], float | None]
 ) -> float | None:
-    """Time of one more drafted token beside its verification; None where nothing tells it.
+    """Time of one more drafted token beside its verification; None if it cannot be computed.
 
-    K drafts take t(K) = v r(K + 1) + K d, with v a step without drafts, r the probe's curve and d
-    what is looked for: two lengths tell both. Pairs whose verification grows nearly as fast as the
-    number of drafts are left out, since there d is a small difference of large numbers. So is
-    K = 0, at which an EAGLE or draft model runs all the same.
+    K drafted tokens take t(K) = v r(K + 1) + K d, where v is a step without drafts, r the probe's
+    curve and d the unknown: two lengths give both. Pairs whose verification grows nearly as fast as
+    the number of tokens are left out, since d is a small difference of large numbers there. So is
+    K = 0, at which an EAGLE or draft model runs too.
 
     Args:
         seconds: of a step, by draft length.
@@ -281,7 +213,7 @@ def draft_token_seconds(
 
 
 def _by_pairs(seconds: Mapping[int, float], ratio: Callable[[int], float | None]) -> list[float]:
-    """The same by each pair of neighbouring lengths that tells it."""
+    """The same from each pair of neighbouring lengths that gives it."""
     found = []
     for short, long in itertools.pairwise(sorted(length for length in seconds if length > 0)):
         one, other = ratio(short + 1), ratio(long + 1)
@@ -289,7 +221,7 @@ def _by_pairs(seconds: Mapping[int, float], ratio: Callable[[int], float | None]
             continue
         grows = other / one
         drafts = long - short * grows
-        if drafts >= TELLING * (long - short):
+        if drafts >= LEAST_DRAFTS * (long - short):
             found.append((seconds[long] - seconds[short] * grows) / drafts)
     return found
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 SMALLEST_CONTEXT_CELL = 512
 FINE_CONTEXTS_FROM = 2048
-"""Contexts are told apart by octaves below, by quarter octaves above, where attention weighs."""
+"""Contexts are grouped by octaves below, by quarter octaves above, where attention matters."""
 KEPT_STEPS = 16
 """Steps whose median is the time of a draft length."""
 MOST_CELLS = 256
-"""Cells that are kept; the one unused for longest is forgotten first."""
+"""Cells that are kept; the least recently used one is forgotten first."""
 
 CellKey = tuple[int, int]
 """(batch size, context): the upper ends of the cell."""
@@ -29,10 +29,10 @@ class StepObservation:
     """Mean number of tokens in the KV cache of a sequence."""
     draft_length: int
     seconds: float | None
-    """From the step before to this one, drafting and host included; None: it was not back to
-    back, so that the time says nothing."""
+    """From the step before to this one, drafting and host included; None: the two were not back to
+    back."""
     accepted: tuple[int, ...]
-    """For each place in the draft, the sequences whose drafts were accepted up to it."""
+    """For each position in the draft, the sequences whose drafts were accepted up to it."""
 
 
 def batch_cell(batch_size: int) -> int:
@@ -63,7 +63,7 @@ def context_cell(context: int) -> int:
 
 
 def cell_of(batch_size: int, context: int) -> CellKey:
-    """The cell that a step is filed under."""
+    """The cell that a step belongs to."""
     return batch_cell(batch_size), context_cell(context)
 
 
@@ -88,17 +88,17 @@ class LengthTimes:
         return len(self._seconds)
 
     def last(self, steps: int) -> tuple[float, ...]:
-        """Seconds of the last so many steps, or of as many as there are."""
+        """Seconds of the last ``steps`` steps, or of as many as there are."""
         return tuple(self._seconds)[-steps:]
 
     @property
     def median(self) -> float:
-        """Robust to a step that a probe, a collection of garbage or a new request delayed."""
+        """Robust to a step that a probe, garbage collection or a new request delayed."""
         return statistics.median(self._seconds)
 
 
 class CellTimes:
-    """Times by draft length in the cells of late, the most recently used last."""
+    """Times by draft length in the last used cells, the most recently used last."""
 
     def __init__(self) -> None:
         self._cells: OrderedDict[CellKey, dict[int, LengthTimes]] = OrderedDict()
@@ -115,7 +115,7 @@ class CellTimes:
         return times
 
     def peek(self, cell: CellKey) -> Mapping[int, LengthTimes]:
-        """The times in a cell, whose place among the recently used stays."""
+        """The times in a cell, which does not count as a use of it."""
         return self._cells.get(cell, {})
 
     def add(self, cell: CellKey, draft_length: int, seconds: float) -> None:

@@ -14,28 +14,28 @@ TRIAL_STEPS = 8
 MOST_TRIAL_STEPS = 64
 """The same where steps scatter, as with few sequences and experts, which depend on the tokens."""
 CERTAIN_ENOUGH = 0.01
-"""Standard error of a ratio, as a share, that is small whatever the ratio."""
+"""Standard error of a ratio, as a fraction, that is small enough for any ratio."""
 ERRORS_APART = 3.0
-"""Standard errors between a ratio and the one at which both lengths are worth the same, from which
-a larger error does not matter."""
+"""Standard errors between a ratio and the break-even ratio from which a larger error does not
+matter."""
 CLEAR_STEPS = 3
 """Timed steps of each after which a trial may end if the two are far apart."""
 CLEAR = 1.25
-"""Far apart: even the best step of the one behind would have to be faster by this factor."""
+"""Far apart: even the best step of the slower one would have to be faster by this factor."""
 DEVIATIONS_TO_ERROR = 1.858
 """Standard error of a median times the root of n, over the median absolute deviation, of normal
 errors: 1.2533 x 1.4826."""
 FEW_PAIRS = 6
-"""Turns next to each other below which one bad turn, which is in two of them, may shift the median
-without a trace in the median deviation: all deviations count."""
+"""Pairs of turns below which the standard deviation is used: one bad turn, which is in two pairs,
+may shift the median without a trace in the median deviation."""
 MEDIAN_TO_MEAN = 1.2533
 """Standard error of a median over that of a mean, of normal errors."""
 PATIENCE = 64
-"""Decode steps after which a trial ends if none of either length could be timed; with some, so many
-times as many as were timed of each."""
+"""Decode steps after which a trial ends if one of the lengths could not be timed; otherwise so many
+times the steps that were timed of each."""
 MOST_PASSED, PASSED_FOR_EACH = 8, 2
-"""Steps of the length that tell nothing after which it ends, and how many more for each that was
-timed: they cost as much as those."""
+"""Steps with prompt tokens after which a trial ends, and how many more for each timed step: they
+cost as much as timed ones."""
 
 
 class Basis(StrEnum):
@@ -44,14 +44,14 @@ class Basis(StrEnum):
     FAR = "far"
     """The model alone."""
     BESIDE = "beside"
-    """The next shorter or longer length, measured here, and the model for the last bit."""
+    """The next shorter or longer length, measured here, and the model for the difference."""
     NEAR = "near"
-    """A cell nearby that compared the two."""
+    """A nearby cell that compared the two."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrialResult:
-    """What a trial has told."""
+    """The result of a trial."""
 
     batch_size: int
     context: int
@@ -61,9 +61,9 @@ class TrialResult:
     ratio: float | None
     """Time of a step of the length over that of the reference; None: too few could be timed."""
     worth: float | None
-    """The ratio at which both are worth the same; None: acceptance was not known."""
+    """The break-even ratio; None: acceptance was not known."""
     forecast: float | None
-    """The ratio as it was expected; None: nothing told it."""
+    """The expected ratio; None: not known."""
     basis: Basis
     steps: int
     """Timed steps of the length."""
@@ -73,29 +73,29 @@ class TrialResult:
 class Trial:
     """Steps of two lengths side by side in time.
 
-    A host and its load slow all steps down for a while. So only turns next to each other are
-    compared, and the median of these ratios is taken: where a slow spell begins or ends spoils one
-    or two of them, while it would shift the medians of all steps.
+    A host and its load slow all steps down for a while. So only neighbouring turns are compared,
+    and the median of these ratios is used: the start or end of a slow spell spoils one or two of
+    them, but would shift the medians of all steps.
     """
 
     length: int
     reference: int
     tokens: float
-    """What a step of the length makes over what one of the other makes; NaN: not known."""
+    """Tokens of a step of the length over those of the other; NaN: not known."""
     forecast: float | None = None
-    """Its time over the other's, as it was expected; None: nothing told it."""
+    """Its time over the other's, as expected; None: not known."""
     basis: Basis = Basis.FAR
     before: Sequence[float] = ()
     """Seconds of the last steps of the other before this began."""
     loss: float = 0.0
-    """What each of its steps was expected to lose, in steps of the other."""
+    """Expected loss of each of its steps, in steps of the other."""
     its_turn: bool = True
     steps: int = 0
     """Decode steps since the beginning, timed or not."""
     ran: int = 0
     """Steps of the length since the beginning, of any kind."""
     _passed: int = 0
-    """Steps in a row that told nothing."""
+    """Steps in a row with prompt tokens."""
     _passed_in_all: int = 0
     _turns: list[tuple[int, list[float]]] = field(default_factory=list)
 
@@ -120,10 +120,10 @@ class Trial:
             self.add(length, seconds)
 
     def passed(self, turn: int) -> bool:
-        """A step of the length that tells nothing, as one with a prompt; true if it ends its turn.
+        """Take in a step of the length with prompt tokens; true if it ends the turn.
 
         Args:
-            turn: steps that a turn lasts.
+            turn: steps in a turn.
         """
         self.ran += 1
         self._passed += 1
@@ -140,7 +140,7 @@ class Trial:
 
     @property
     def complete(self) -> bool:
-        """Whether both lengths have their steps, or few of them have told all."""
+        """Whether both lengths have enough steps, or the few leave no doubt."""
         steps = self._timed_of_each
         if steps >= TRIAL_STEPS:
             return steps >= MOST_TRIAL_STEPS or self._is_certain
@@ -148,7 +148,7 @@ class Trial:
 
     @property
     def patient(self) -> bool:
-        """Whether more steps may be waited for."""
+        """Whether the trial may go on."""
         if self._passed_in_all >= MOST_PASSED + PASSED_FOR_EACH * self.timed(self.length):
             return False
         return self.steps < PATIENCE * max(1, self._timed_of_each)
@@ -159,7 +159,7 @@ class Trial:
 
     @property
     def hint(self) -> float | None:
-        """The ratio on however few steps; None: there are none."""
+        """The ratio so far, on any number of steps; None: there are none."""
         return self.ratio if self._pairs() else None
 
     @property
@@ -178,7 +178,7 @@ class Trial:
         return DEVIATIONS_TO_ERROR * deviation / math.sqrt(len(logs))
 
     def result(self, cell: tuple[int, int], ratio: float | None) -> TrialResult:
-        """What it has told in a cell of this batch size and context."""
+        """The result, for a cell of this batch size and context."""
         return TrialResult(
             *cell,
             self.length,
@@ -192,7 +192,7 @@ class Trial:
 
     @property
     def _is_certain(self) -> bool:
-        """Whether it is told well enough which of the two is worth more."""
+        """Whether it is certain enough which of the two is worth more."""
         error = self.error
         if error <= CERTAIN_ENOUGH or math.isnan(self.tokens):
             return True
@@ -214,7 +214,7 @@ class Trial:
         )
 
     def _pairs(self) -> list[tuple[list[float], list[float]]]:
-        """Seconds of the length and of the other, in turns next to each other."""
+        """Seconds of the length and of the other, in neighbouring turns."""
         return [
             (one, other) if of == self.length else (other, one)
             for (of, one), (_, other) in itertools.pairwise(self._turns)
