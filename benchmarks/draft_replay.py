@@ -33,7 +33,7 @@ from benchmarks.draft_plan import (
     step_times,
     up_and_down,
 )
-from benchmarks.draft_rates import Cell, length_seconds, read_rows
+from benchmarks.draft_times import Cell, length_seconds, read_rows
 from vllm_nfp.draft import StepCurve, expected_tokens
 from vllm_nfp.draft.live import Controller, Settings, StepObservation
 from vllm_nfp.draft.live.steps import context_cell

@@ -31,11 +31,9 @@ from benchmarks.draft_rates import (
     point_rows,
     ramp_rows,
     raw_over_expected,
-    read_rows,
-    stalls,
-    step_over_probe,
     summary,
 )
+from benchmarks.draft_times import read_rows, stalls, step_over_probe
 
 
 def print_points(console: Console, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
