@@ -24,7 +24,7 @@ from vllm_nfp.draft.recommend import StepTimes, recommend
 from vllm_nfp.draft.schedule import FREE, DraftCost
 
 STEADY = 1.1
-"""Spread up to which a point's rounds tell one length from another within a few per cent."""
+"""Spread up to which a point's rounds resolve differences of a few per cent."""
 Point = tuple[float, int, int]
 """(acceptance, context, batch size)."""
 

@@ -31,7 +31,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def method_of(rows: Sequence[Mapping[str, Any]]) -> str:
-    """How the engine drafted; rows of earlier runs do not tell, there it was with n-grams."""
+    """How the engine drafted; rows without a method are of earlier runs, which used n-grams."""
     return str(rows[0].get("method", METHODS[0])) if rows else METHODS[0]
 
 
@@ -98,12 +98,12 @@ def step_over_probe(folder: Path) -> list[float]:
 
 
 def stalls(rows: Sequence[Mapping[str, Any]]) -> float:
-    """Share of the time that is beyond the steps' medians: what stopped the host.
+    """Fraction of the time beyond the steps' medians, in which the host was stopped.
 
     Of rounds it is not known: in theirs are the steps from length to length as well.
     """
-    told = [row for row in rows if row["policy"] != ROUND]
+    timed = [row for row in rows if row["policy"] != ROUND]
     typical = sum(
-        count * row["medians"][length] for row in told for length, count in row["lengths"].items()
+        count * row["medians"][length] for row in timed for length, count in row["lengths"].items()
     )
-    return float(1.0 - typical / sum(row["elapsed"] for row in told))
+    return float(1.0 - typical / sum(row["elapsed"] for row in timed))

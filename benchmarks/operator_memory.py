@@ -2,9 +2,9 @@
 
     python -m benchmarks.operator_memory --out FILE.jsonl
 
-Each case runs in a process of its own that has run some other kernel before, and tells by how much
-its resident memory grows. What the probe may run ahead of a server's steps follows from it: see
-:mod:`vllm_nfp.engine.light_ops`.
+Each case runs in a process of its own that has run some other kernel before, and reports by how
+much its resident memory grows. What the probe may run ahead of a server's steps follows from it:
+see :mod:`vllm_nfp.engine.light_ops`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python -m benchmarks.overhead --shape qwen3-8b:24:6 --shape qwen3-30b-a3b:12:4 --out DIR
 
-Each shape has a GPU of its own, a half of the CPU cores, and three servers that are alike but for
+Each shape has a GPU of its own, a half of the CPU cores, and three servers that differ only in
 the probe: ``off`` (no flag), ``passive`` (real steps are timed, nothing is injected) and ``active``
 (the probe as ``--nfp-probe`` alone sets it up). They take turns, in random order, with the same
 requests at the same moments; while one has its turn the others' processes are stopped, so that
@@ -283,7 +283,7 @@ def side_by_side(texts: Sequence[str], arguments: Sequence[str], limit_seconds: 
 @click.option(
     "--limit-seconds", type=float, default=515.0, help="Ends the run, start and end included."
 )
-@click.option("--summarize", is_flag=True, help="Print what lies in --out, and measure nothing.")
+@click.option("--summarize", is_flag=True, help="Print the results in --out; measure nothing.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
 def main(shape_texts: tuple[str, ...], out: Path, summarize: bool, **values: Any) -> None:
     """Measure the probe's cost, servers with and without it taking turns."""

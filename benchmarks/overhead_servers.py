@@ -1,4 +1,4 @@
-"""The servers of benchmarks.overhead: alike but for the probe, awake one at a time."""
+"""The servers of benchmarks.overhead: they differ only in the probe, and run one at a time."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def awake(one: Server) -> Iterator[Server]:
 
 
 def specs(settings: Settings, model: Path, out: Path) -> dict[str, server.Spec]:
-    """The servers, alike but for the probe."""
+    """The servers, which differ only in the probe."""
     ports = free_ports(len(VARIANTS))
     return {
         variant: server.Spec(

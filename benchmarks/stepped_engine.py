@@ -71,7 +71,7 @@ class SteppedEngine:
         self._serial = 0
 
     def hold(self, batch_size: int, context: int) -> None:
-        """Start anew with these sequences; their prompts come from the prefix cache."""
+        """End all sequences and start these; their prompts come from the prefix cache."""
         self._abort([name for names in self._running.values() for name in names])
         self._running.clear()
         self.resize(batch_size, context)
