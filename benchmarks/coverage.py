@@ -44,10 +44,14 @@ from benchmarks.simulated_pairs import (
     staircase_at_the_line,
 )
 from vllm_nfp.config import ProbeConfig
-from vllm_nfp.metrics.snapshot import Snapshot, State
-from vllm_nfp.probe import Feedback, PairResult, Planner, Shape, Timing
-from vllm_nfp.probe.publisher import Counters, Publisher
-from vllm_nfp.typed_json import write_whole
+from vllm_nfp.files import write_whole
+from vllm_nfp.results.snapshot import Snapshot
+from vllm_nfp.schedule import Feedback, Planner
+from vllm_nfp.schedule.counters import Counters
+from vllm_nfp.session.output import Output
+from vllm_nfp.session.publisher import Publisher
+from vllm_nfp.timing import StepTimes
+from vllm_nfp.types import PairResult, Shape, State, Timing
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +96,9 @@ def published(
     config, key = course.config, (CELL.batch_size, CELL.context)
     wanted = max(config.min_samples, config.wanted_samples)
     planner = Planner({key: GRID}, wanted, int(rng.integers(1 << 31)))
-    publisher = Publisher(
-        config,
-        Snapshot("simulated", "0", State.WARMING),
-        lambda: Counters({}, 0.0, 0.0, None, planner.missing_pairs),
-        tuple,
-        lambda _: None,
-        lambda _: None,
-    )
+    identity = Snapshot("simulated", "0", State.WARMING)
+    publisher = Publisher(config, identity, StepTimes(), Output(config))
+    feedback = publisher.feedback
     times = disturb(rng, course.publishes[-1])
     many = (0.01 * times.drift * times.many).tolist()
     one = (0.01 * times.drift * times.one).tolist()
@@ -107,7 +106,7 @@ def published(
     done = 0
     for moment in course.publishes:
         for at in range(done, moment):
-            target = planner.next(key)
+            target = planner.next(key, feedback=feedback)
             assert target is not None
             planner.record(target)
             n = target.positions
@@ -116,8 +115,9 @@ def published(
             )
         done = moment
         publisher.process()
+        publisher.count(Counters(missing_pairs=planner.missing_pairs(feedback)))
         snapshot = publisher.snapshot()
-        planner.feedback = rule(snapshot, publisher.feedback)
+        feedback = rule(snapshot, publisher.feedback)
         yield done, snapshot
 
 

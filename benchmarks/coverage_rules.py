@@ -22,8 +22,9 @@ import numpy as np
 from benchmarks.coverage import SERVER, Rule, as_it_runs, cover_planned, print_table, write_found
 from benchmarks.simulated_pairs import lognormal
 from vllm_nfp.estimate import boundary
-from vllm_nfp.metrics.snapshot import Snapshot
-from vllm_nfp.probe import Feedback, Target
+from vllm_nfp.results.snapshot import Snapshot
+from vllm_nfp.schedule import Feedback
+from vllm_nfp.types import Shape
 
 
 def crosses_a_line(published: Snapshot, feedback: Feedback) -> Feedback:
@@ -44,7 +45,7 @@ class Blocks:
     """Near: an interval so many times as wide holds a line."""
 
     def __init__(self) -> None:
-        self._goals: dict[Target, int] = {}
+        self._goals: dict[Shape, int] = {}
 
     def __call__(self, published: Snapshot, feedback: Feedback) -> Feedback:
         """The points whose block is not whole."""
@@ -57,15 +58,15 @@ class Blocks:
         return Feedback(frozenset(lacking), feedback.far_over)
 
 
-def _samples(published: Snapshot) -> dict[Target, int]:
+def _samples(published: Snapshot) -> dict[Shape, int]:
     return {
-        Target(row.batch_size, row.context, row.positions): row.samples
+        Shape(row.batch_size, row.context, row.positions): row.samples
         for row in published.curves
         if row.positions > 1
     }
 
 
-def _near(published: Snapshot, reach: float, most: int) -> frozenset[Target]:
+def _near(published: Snapshot, reach: float, most: int) -> frozenset[Shape]:
     lines = [math.log1p(epsilon) for epsilon in SERVER.config.epsilons]
     found = set()
     for row in published.curves:
@@ -74,7 +75,7 @@ def _near(published: Snapshot, reach: float, most: int) -> frozenset[Target]:
         wider = (high - low) * (reach - 1.0) / 2.0 if reach > 1.0 else 0.0
         crosses = any(low - wider <= line < high + wider for line in lines)
         if row.positions > 1 and row.samples < most and crosses:
-            found.add(Target(row.batch_size, row.context, row.positions))
+            found.add(Shape(row.batch_size, row.context, row.positions))
     return frozenset(found)
 
 

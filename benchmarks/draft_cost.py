@@ -16,9 +16,9 @@ from typing import Any
 
 from benchmarks.shapes import DRAFT_HEADS
 from vllm_nfp.draft import StepCurve
+from vllm_nfp.draft.demand import FREE, DraftCost
+from vllm_nfp.draft.inputs import StepTimes, source_of
 from vllm_nfp.draft.live import draft_token_seconds
-from vllm_nfp.draft.recommend import StepTimes, source_of
-from vllm_nfp.draft.schedule import FREE, DraftCost
 
 METHODS = ("ngram_gpu", *DRAFT_HEADS)
 

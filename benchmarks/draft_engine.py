@@ -11,6 +11,7 @@ import dataclasses
 import json
 import random
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ class Engine:
         self._config = _probe_config(settings, out)
         if settings.speculates:
             self._hook()
-        from vllm_nfp.engine.graph_place import CaptureWatch
+        from vllm_nfp.adapter.graph_place import CaptureWatch
 
         with CaptureWatch() as captures:
             self.engine = SteppedEngine(start(settings, out))
@@ -60,18 +61,19 @@ class Engine:
         self.random = random.Random(7)
 
     def _hook(self) -> None:
-        from vllm_nfp.engine import draft_lengths
-        from vllm_nfp.engine.patch import PatchSet
+        from vllm_nfp.adapter import draft_lengths
+        from vllm_nfp.adapter.patch import PatchSet
 
         draft_lengths.install_sizes(PatchSet(), self._config)
         draft_lengths.install_graphs(PatchSet(), self._config)
 
     def scan(self) -> None:
         """Let the probe measure the step's curve, and write it where the controller looks."""
-        from vllm_nfp.engine.session import Session
+        from vllm_nfp.session import open_session
 
-        session = Session(self._config, self.engine.llm.llm_engine.vllm_config)
-        session.attach(self.runner, self._place)
+        engine = self.engine.llm.llm_engine.vllm_config
+        session = open_session(self._config, engine, time.monotonic())
+        session.after_warm_up(self.runner, self._place)
         session.disable("the scan has ended", expected=True)
 
     def draft_seconds(self) -> list[dict[str, Any]]:
@@ -177,14 +179,16 @@ class Engine:
 
     def _controller(self, acceptance: float, fresh: bool) -> Any:
         """One controller for each acceptance, which keeps what it has learned between its turns."""
-        from vllm_nfp.engine.draft_control import DraftControl
+        from vllm_nfp.adapter.draft_control import DraftControl
+        from vllm_nfp.adapter.patch import PatchSet
 
         control = self._controls.get(acceptance)
         if control is not None and not fresh:
             control.resume()
             return control
         self.scheduler.dynamic_sd_lookup = list(self.static)
-        control = self._controls[acceptance] = DraftControl(self.scheduler, self._config)
+        control = DraftControl(self.scheduler, self._config, PatchSet())
+        self._controls[acceptance] = control
         control.begin()
         return control
 

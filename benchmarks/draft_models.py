@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks import shapes, talk
 from benchmarks.draft_plan import LONGEST, Settings
-from vllm_nfp.start.engine import DUMMY_WEIGHTS, start_engine
+from vllm_nfp.adapter.engines import DUMMY_WEIGHTS, start_engine
 
 
 def start(settings: Settings, out: Path) -> Any:

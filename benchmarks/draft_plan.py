@@ -12,8 +12,9 @@ from typing import Any
 from benchmarks.draft_cost import METHODS
 from vllm_nfp import predict
 from vllm_nfp.draft import constant
-from vllm_nfp.draft.recommend import StepTimes, recommend
-from vllm_nfp.draft.schedule import FREE, DraftCost
+from vllm_nfp.draft.demand import FREE, DraftCost
+from vllm_nfp.draft.inputs import StepTimes
+from vllm_nfp.draft.recommend import recommend
 from vllm_nfp.draft.speculative_config import table
 
 LENGTHS = (0, 1, 2, 3, 4, 6, 8)

@@ -20,8 +20,9 @@ from benchmarks.draft_plan import (
 )
 from benchmarks.draft_times import filed_under, length_seconds, method_of, read_rows, spread
 from vllm_nfp.draft import constant, expected_tokens
-from vllm_nfp.draft.recommend import StepTimes, recommend
-from vllm_nfp.draft.schedule import FREE, DraftCost
+from vllm_nfp.draft.demand import FREE, DraftCost
+from vllm_nfp.draft.inputs import StepTimes
+from vllm_nfp.draft.recommend import recommend
 
 STEADY = 1.1
 """Spread up to which a point's rounds resolve differences of a few per cent."""

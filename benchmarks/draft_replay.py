@@ -35,9 +35,9 @@ from benchmarks.draft_plan import (
 )
 from benchmarks.draft_times import Cell, length_seconds, read_rows
 from vllm_nfp.draft import StepCurve, expected_tokens
+from vllm_nfp.draft.inputs import source_of
 from vllm_nfp.draft.live import Controller, Settings, StepObservation
 from vllm_nfp.draft.live.steps import context_cell
-from vllm_nfp.draft.recommend import source_of
 
 STATIC_LENGTH = 3
 MOST_SEQUENCES = 128

@@ -17,7 +17,7 @@ from benchmarks.draft_plan import (
     profile_of,
 )
 from benchmarks.shapes import DRAFT_HEADS
-from vllm_nfp.profile import load_profile
+from vllm_nfp.results.profile import load_profile
 
 Cell = tuple[int, int]
 """(context, batch size)."""

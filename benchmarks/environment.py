@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_nfp import __version__
-from vllm_nfp.engine import versions
+from vllm_nfp.adapter import versions
 
 _FIELDS = (
     "name",

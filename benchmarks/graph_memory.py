@@ -22,9 +22,9 @@ from typing import Any
 import click
 
 from benchmarks import environment, shapes
+from vllm_nfp.adapter.engines import DUMMY_WEIGHTS, start_engine
 from vllm_nfp.config import ENV_VAR, config_from_mapping
-from vllm_nfp.metrics import read_snapshot
-from vllm_nfp.start.engine import DUMMY_WEIGHTS, start_engine
+from vllm_nfp.results.snapshot import read_snapshot
 from vllm_nfp.start.process import Child, vllm_environment
 
 LIMIT_SECONDS = 400.0

@@ -27,32 +27,40 @@ class Hooks:
     """
 
     def __init__(self, config: Any, vllm_config: Any, runner: Any, place: Any) -> None:
-        from vllm_nfp.engine.rank_session import session_for
+        from vllm_nfp.adapter.patch import PatchSet
+        from vllm_nfp.session import open_session
 
         self._runner = runner
+        self._patches = PatchSet()
         self._on = False
-        self._seconds: dict[str, list[float]] = {"step": [], "begin": [], "end": []}
+        self._seconds: dict[str, list[float]] = {"before_step": [], "after_step": []}
         """Of each call of the hooks since :meth:`take_cost`."""
-        self.session = session = session_for(config, vllm_config)
-        session.attach(runner, place)
-        publisher: Any = session._publisher
+        self.session = session = open_session(config, vllm_config, time.monotonic())
+        session.after_warm_up(runner, place, self._patches.restore)
+        publisher: Any = self._publisher
         if publisher is not None:
             publish = publisher._publish
             # Its thread goes on; what it does is left out while the hooks are off.
             publisher._publish = lambda: publish() if self._on else None
         hooks: Any = session
-        step, mark = session.step, session.mark
-        hooks.step = lambda output: self._timed("step", step, output)
-        hooks.mark = lambda begin: self._timed("begin" if begin else "end", mark, begin)
+        before, after = session.before_step, session.after_step
+        hooks.before_step = lambda output: self._timed("before_step", before, output)
+        hooks.after_step = lambda: self._timed("after_step", after)
+
+    @property
+    def _publisher(self) -> Any:
+        """None on a rank that does not publish."""
+        started = self.session._started
+        return None if started is None or started.lead is None else started.lead.publisher
 
     @property
     def active(self) -> bool:
         """Whether the session takes part at all."""
         return self.session.active
 
-    def _timed(self, name: str, call: Callable[[Any], None], argument: Any) -> None:
+    def _timed(self, name: str, call: Callable[..., None], *arguments: Any) -> None:
         begun = time.perf_counter()
-        call(argument)
+        call(*arguments)
         self._seconds[name].append(time.perf_counter() - begun)
 
     def switch(self, on: bool) -> None:
@@ -61,11 +69,11 @@ class Hooks:
             return
         self._on = on
         if on:
-            from vllm_nfp.engine.worker_hook import _hook_runner
+            from vllm_nfp.adapter.hooks import hook_runner
 
-            _hook_runner(self._runner, self.session)
+            hook_runner(self._patches, self._runner, self.session)
         else:
-            self.session.on_disable()
+            self._patches.restore()
 
     def take_cost(self) -> dict[str, Any]:
         """What the hooks have taken the host since the last call, a step of the engine each."""
@@ -79,7 +87,7 @@ class Hooks:
 
     def account(self) -> dict[str, Any]:
         """What the probe says of its own cost; empty on a rank that does not publish."""
-        publisher: Any = self.session._publisher
+        publisher = self._publisher
         if publisher is None:
             return {}
         snapshot = publisher.full_snapshot()

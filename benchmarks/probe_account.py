@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import server
-from vllm_nfp import scrape
+from vllm_nfp.results import scrape
 from vllm_nfp.start.process import ProcessError
 
 

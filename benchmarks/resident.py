@@ -28,33 +28,34 @@ MIB = 1024.0
 LARGEST = 12
 """Mappings that a summary names."""
 
-_ENGINE = "vllm_nfp.engine.engine"
+_ENGINE = "vllm_nfp.probe.engine"
 STAGES = (
-    (_ENGINE, "VllmProbeEngine", "__init__"),
-    (_ENGINE, "VllmProbeEngine", "check_kv_cache_untouched"),
-    (_ENGINE, "VllmProbeEngine", "_kv_checksums"),
-    (_ENGINE, "VllmProbeEngine", "prepare"),
-    (_ENGINE, "VllmProbeEngine", "_made"),
-    (_ENGINE, "VllmProbeEngine", "_learn_sizes"),
-    (_ENGINE, "VllmProbeEngine", "_try_large_graphs"),
-    (_ENGINE, "VllmProbeEngine", "_warm_up"),
-    (_ENGINE, "VllmProbeEngine", "_make_piece"),
-    (_ENGINE, "VllmProbeEngine", "_hold_stream"),
-    (_ENGINE, "VllmProbeEngine", "give_back_cache"),
-    (_ENGINE, "VllmProbeEngine", "launch"),
-    (_ENGINE, "", "largest_free_block"),
-    ("vllm_nfp.engine.batch", "ProbeBatch", "fill"),
-    ("vllm_nfp.engine.forward", "Forward", "metadata"),
-    ("vllm_nfp.engine.forward", "Forward", "run_model"),
-    ("vllm_nfp.engine.forward", "Forward", "run_head"),
-    ("vllm_nfp.engine.forward", "Forward", "run_modules"),
-    ("vllm_nfp.engine.forward", "Graph", "capture"),
-    ("vllm_nfp.engine.forward", "Graph", "replay"),
-    ("vllm_nfp.probe.prober", "Prober", "scan"),
-    ("vllm_nfp.probe.publisher", "Publisher", "start"),
+    (_ENGINE, "ProbeEngine", "__init__"),
+    (_ENGINE, "ProbeEngine", "check_kv_cache_untouched"),
+    (_ENGINE, "ProbeEngine", "prepare"),
+    (_ENGINE, "ProbeEngine", "give_back_cache"),
+    (_ENGINE, "ProbeEngine", "launch"),
+    ("vllm_nfp.probe.kv_check", "KvCacheCheck", "checksum"),
+    ("vllm_nfp.probe.kv_proof", "Prover", "begin"),
+    ("vllm_nfp.probe.graph_sizes", "GraphSizes", "learn"),
+    ("vllm_nfp.probe.graph_sizes", "GraphSizes", "_try_large_graphs"),
+    ("vllm_nfp.probe.capture", "Capturer", "warm_up"),
+    ("vllm_nfp.probe.prepare", "Preparer", "make_piece"),
+    ("vllm_nfp.probe.launcher", "Launcher", "_hold_stream"),
+    ("vllm_nfp.probe.device_memory", "", "largest_free_block"),
+    ("vllm_nfp.probe.batch", "BatchBuilder", "build"),
+    ("vllm_nfp.probe.batch", "ProbeBatch", "fill"),
+    ("vllm_nfp.probe.forward", "Forward", "metadata"),
+    ("vllm_nfp.probe.forward", "Forward", "run_model"),
+    ("vllm_nfp.probe.forward", "Forward", "run_head"),
+    ("vllm_nfp.probe.forward", "Forward", "run_modules"),
+    ("vllm_nfp.probe.cuda_graph", "Graph", "capture"),
+    ("vllm_nfp.probe.cuda_graph", "Graph", "replay"),
+    ("vllm_nfp.session.start_probing", "", "scan"),
+    ("vllm_nfp.session.publisher", "Publisher", "publish"),
 )
 """Stages nest: what ``prepare`` grows by holds what its parts grow by."""
-EAGER = ("_kv_checksums", "fill", "metadata", "run_head", "run_modules")
+EAGER = ("checksum", "begin", "fill", "metadata", "run_head", "run_modules")
 """Stages whose growth is also recorded by operator: they run no compiled code."""
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vllm_nfp.estimate import Cell, Module, Pair
+from vllm_nfp.types import Cell, Module, Pair
 
 Floats = NDArray[np.float64]
 GRID = (2, 3, 4, 5, 6, 8, 12, 16, 24, 32)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks import talk
-from vllm_nfp.start.engine import worker_of
+from vllm_nfp.adapter.engines import worker_of
 
 
 class Count:
@@ -59,7 +59,7 @@ class SteppedEngine:
     """Steps an engine's loop and keeps a number of sequences of one context running.
 
     Args:
-        llm: of :func:`vllm_nfp.start.engine.start_engine`.
+        llm: of :func:`vllm_nfp.adapter.engines.start_engine`.
     """
 
     def __init__(self, llm: Any) -> None:

@@ -1,4 +1,4 @@
-"""Prints the README's tables from the raw results.
+"""Prints the tables of docs/measured.md from the raw results.
 
 python -m benchmarks.tabulate benchmarks/results/2026-11-24-h100
 """

@@ -20,8 +20,6 @@ import click
 
 from benchmarks import shapes
 from vllm_nfp.config import config_from_mapping
-from vllm_nfp.estimate import Module
-from vllm_nfp.metrics.snapshot import PredictionRow, Snapshot, State
 from vllm_nfp.principle import (
     Target,
     default_calibration,
@@ -29,10 +27,22 @@ from vllm_nfp.principle import (
     predict_cells,
     shape_from_config,
 )
-from vllm_nfp.probe import LayerTime, PairResult, Shape, Timing
-from vllm_nfp.probe.publisher import Results
-from vllm_nfp.profile import Device, Environment, ModelShape, Profile, profile_of, save_profile
-from vllm_nfp.typed_json import decode
+from vllm_nfp.results.profile import Profile, profile_of, save_profile
+from vllm_nfp.results.snapshot import Snapshot
+from vllm_nfp.session.publisher import Results
+from vllm_nfp.strict_json import parse_object
+from vllm_nfp.types import (
+    Device,
+    Environment,
+    LayerTime,
+    ModelDescription,
+    Module,
+    PairResult,
+    Prediction,
+    Shape,
+    State,
+    Timing,
+)
 
 
 def build(folder: Path, name: str, part: slice = slice(None)) -> Profile:
@@ -50,7 +60,9 @@ def build(folder: Path, name: str, part: slice = slice(None)) -> Profile:
     for pair in pairs[part]:
         results.add(pair)
     results.update()
-    stored = decode(Snapshot, {**table["snapshot"], "state": str(State.STEADY)}, name)
+    stored = parse_object(json.dumps({**table["snapshot"], "state": State.STEADY}), name).decode(
+        Snapshot
+    )
     snapshot = dataclasses.replace(
         stored,
         model_name=table["shape"],
@@ -62,7 +74,7 @@ def build(folder: Path, name: str, part: slice = slice(None)) -> Profile:
     return profile_of(snapshot, _environment(table["environment"]), _model(table), config)
 
 
-def _predictions(table: Mapping[str, Any], stored: Snapshot) -> Iterator[PredictionRow]:
+def _predictions(table: Mapping[str, Any], stored: Snapshot) -> Iterator[Prediction]:
     config = {**shapes.SHAPES[table["shape"]], "num_hidden_layers": table["layers"]}
     hardware = match_device(table["environment"]["gpu"]["name"])
     assert hardware is not None
@@ -74,7 +86,7 @@ def _predictions(table: Mapping[str, Any], stored: Snapshot) -> Iterator[Predict
         sorted({row.epsilon for row in stored.boundaries}),
     )
     for row in rows:
-        yield PredictionRow(
+        yield Prediction(
             row.module,
             row.batch_size,
             row.context,
@@ -123,10 +135,10 @@ def _environment(values: Mapping[str, Any]) -> Environment:
     )
 
 
-def _model(table: Mapping[str, Any]) -> ModelShape:
+def _model(table: Mapping[str, Any]) -> ModelDescription:
     config = shapes.SHAPES[table["shape"]]
-    names = {f.name for f in dataclasses.fields(ModelShape)} & set(config)
-    return ModelShape(
+    names = {f.name for f in dataclasses.fields(ModelDescription)} & set(config)
+    return ModelDescription(
         name=table["shape"],
         architecture=str(next(iter(config["architectures"]))),  # type: ignore[call-overload]
         **{

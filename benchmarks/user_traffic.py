@@ -27,8 +27,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks import environment, load
 from benchmarks.traffic import Load
-from vllm_nfp import scrape
-from vllm_nfp.typed_json import write_whole
+from vllm_nfp.files import write_whole
+from vllm_nfp.results import scrape
 
 OUTPUT_TOKENS = 128
 PUBLISH_SECONDS = 2.5

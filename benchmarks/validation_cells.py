@@ -16,17 +16,11 @@ from numpy.typing import NDArray
 from benchmarks import shapes
 from vllm_nfp.calibrate.curves import shape_of
 from vllm_nfp.calibrate.points import Curve, Kernel, KernelSamples, read_samples
-from vllm_nfp.principle import (
-    ModelShape,
-    Module,
-    Serving,
-    Target,
-    idle_compute_nfp,
-    shape_from_config,
-)
+from vllm_nfp.principle import ModelShape, Serving, Target, idle_compute_nfp, shape_from_config
 from vllm_nfp.principle.experts import Routing, awake_experts, default_config
 from vllm_nfp.principle.graphs import DEFAULT_CAPTURE_SIZES
 from vllm_nfp.principle.step import Step
+from vllm_nfp.types import Module
 
 Floats = NDArray[np.float64]
 Group = Literal["reference", "set-aside"]
@@ -77,7 +71,7 @@ def _cells_of(
     if kernel is Kernel.ATTENTION:
         yield _attention_cell(samples, shape, curve, group, target)
     elif kernel in (Kernel.DENSE_FFN, Kernel.MOE_FFN):
-        module: Module = "dense_ffn" if kernel is Kernel.DENSE_FFN else "moe_ffn"
+        module = Module.DENSE_FFN if kernel is Kernel.DENSE_FFN else Module.MOE_FFN
         for batch_size in BATCH_SIZES:
             yield _ffn_cell(samples, shape, curve, group, target, module, batch_size)
 
@@ -91,9 +85,9 @@ def _attention_cell(
     positions = np.array(curve.positions, dtype=np.float64)
     step = Step(shape, target, Serving(), series.batch_size, series.context, positions)
     return _cell(
-        group, "kernel", samples.model, "attention", series.causal, shape, target,
+        group, "kernel", samples.model, Module.ATTENTION, series.causal, shape, target,
         series.batch_size, series.context, positions, np.array(curve.medians),
-        step.module("attention").seconds(),
+        step.module(Module.ATTENTION).seconds(),
     )  # fmt: skip
 
 

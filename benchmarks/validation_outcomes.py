@@ -13,9 +13,7 @@ from rich.table import Table
 
 from benchmarks.validation_cells import Cell, Group
 from vllm_nfp.crossing import count_free
-from vllm_nfp.principle import (
-    Module,
-)
+from vllm_nfp.types import Module
 
 EPSILONS = (0.1, 0.2)
 

@@ -8,25 +8,25 @@ from typing import Any
 
 from benchmarks.validation_cells import Cell
 from benchmarks.validation_outcomes import first_crossing
-from vllm_nfp.principle.modules import Module
+from vllm_nfp.types import Module
 
 EPSILON = 0.1
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"
 """Of Okabe and Ito's palette, which is readable with most kinds of colour blindness."""
 
 SHOWN: tuple[tuple[str, str, Module, str, int, int], ...] = (
-    ("kernel", "qwen3-14b", "dense_ffn", "causal", 1, 0),
-    ("kernel", "qwen3-14b", "dense_ffn", "causal", 8, 0),
-    ("kernel", "qwen3-14b-fp8", "dense_ffn", "causal", 1, 0),
-    ("kernel", "qwen3-14b", "attention", "causal", 1, 4096),
-    ("kernel", "qwen2.5-7b", "attention", "causal", 8, 4096),
-    ("kernel", "qwen3-235b-a22b", "attention", "block", 8, 4096),
-    ("kernel", "olmoe-1b-7b", "moe_ffn", "causal", 1, 0),
-    ("kernel", "olmoe-1b-7b", "moe_ffn", "causal", 64, 0),
-    ("kernel", "qwen3-235b-a22b", "moe_ffn", "causal", 64, 0),
-    ("whole model", "qwen3-14b", "model", "causal", 8, 4096),
-    ("whole model", "qwen3-14b", "model", "block", 8, 4096),
-    ("whole model", "olmoe-1b-7b", "model", "causal", 8, 1024),
+    ("kernel", "qwen3-14b", Module.DENSE_FFN, "causal", 1, 0),
+    ("kernel", "qwen3-14b", Module.DENSE_FFN, "causal", 8, 0),
+    ("kernel", "qwen3-14b-fp8", Module.DENSE_FFN, "causal", 1, 0),
+    ("kernel", "qwen3-14b", Module.ATTENTION, "causal", 1, 4096),
+    ("kernel", "qwen2.5-7b", Module.ATTENTION, "causal", 8, 4096),
+    ("kernel", "qwen3-235b-a22b", Module.ATTENTION, "block", 8, 4096),
+    ("kernel", "olmoe-1b-7b", Module.MOE_FFN, "causal", 1, 0),
+    ("kernel", "olmoe-1b-7b", Module.MOE_FFN, "causal", 64, 0),
+    ("kernel", "qwen3-235b-a22b", Module.MOE_FFN, "causal", 64, 0),
+    ("whole model", "qwen3-14b", Module.MODEL, "causal", 8, 4096),
+    ("whole model", "qwen3-14b", Module.MODEL, "block", 8, 4096),
+    ("whole model", "olmoe-1b-7b", Module.MODEL, "causal", 8, 1024),
 )
 """Set-aside cells that are drawn: source, model, module, decoding, B, L."""
 

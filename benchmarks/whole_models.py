@@ -59,8 +59,8 @@ def work(model: Model, out: Path, seconds: float, trial: bool) -> None:
     """Start one engine, wait for a line on standard input, scan, write."""
     import torch
 
-    from vllm_nfp.engine.runners import view_of
-    from vllm_nfp.start.engine import runner_without_probe
+    from vllm_nfp.adapter.engines import runner_without_probe
+    from vllm_nfp.adapter.runners import view_of
 
     folder = shapes.write_model(out / f"{model.shape}-model", model.shape, model.layers)
     arguments: dict[str, Any] = {
@@ -89,12 +89,11 @@ def work(model: Model, out: Path, seconds: float, trial: bool) -> None:
 def scan(view: Any, settings: dict[str, Any], folder: Path) -> None:
     """Attach the probe, let it scan, and take it off again."""
     from vllm_nfp.config import config_from_mapping
-    from vllm_nfp.engine.session import Session
+    from vllm_nfp.session import open_session
 
-    session = Session(
-        config_from_mapping({**settings, "output_dir": str(folder)}), view.vllm_config
-    )
-    session.attach(view.runner)
+    config = config_from_mapping({**settings, "output_dir": str(folder)})
+    session = open_session(config, view.vllm_config, time.monotonic())
+    session.after_warm_up(view.runner)
     session.disable("the scan has ended", expected=True)
 
 

@@ -15,8 +15,9 @@ from typing import Any
 
 from benchmarks.hooks import OFF, Hooks
 from benchmarks.resident import MIB, Growth, StageGrowth, kinds, resident
-from vllm_nfp.engine import idle
-from vllm_nfp.engine.graph_place import CaptureWatch
+from vllm_nfp.adapter import idle
+from vllm_nfp.adapter.graph_place import CaptureWatch
+from vllm_nfp.adapter.patch import PatchSet
 
 OPERATORS_ENV_VAR = "NFP_BENCH_OPERATORS"
 """Set it to 1 to record growth of memory by operator."""
@@ -45,7 +46,7 @@ class _Worker:
         # Imported when the worker's class is made: before the warm-up, and before the loop begins.
         self.captures = CaptureWatch().open()
         self.idle = _Idle()
-        idle.install(self.idle)
+        idle.install(PatchSet(), self.idle)
         self.hooks: dict[str, Hooks] = {}
         self.stages = StageGrowth(operators=os.environ.get(OPERATORS_ENV_VAR) == "1")
         self.attached: dict[str, Any] = {}

@@ -1,7 +1,7 @@
-"""Writes the reference pages that repeat what the code says: ``python docs/reference.py``.
+"""Generates the reference pages from the code: ``python docs/reference.py``.
 
-``metrics.md`` comes from the metric families themselves, ``settings.md`` from ``ProbeConfig``. A
-test compares the committed pages with these functions.
+``metrics.md`` comes from the metric families, ``settings.md`` from ``ProbeConfig``. A test compares
+the committed pages with these functions.
 """
 
 from __future__ import annotations
@@ -17,29 +17,35 @@ from prometheus_client.core import Metric
 
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.metrics.collector import families_of
-from vllm_nfp.metrics.control import ControlSnapshot, ControlState, control_families
-from vllm_nfp.metrics.snapshot import LayerHistogram, Snapshot, State
+from vllm_nfp.results.control import ControlSnapshot, ControlState, control_families
+from vllm_nfp.results.snapshot import Snapshot
+from vllm_nfp.types import LayerHistogram, State
 
 FOLDER = Path(__file__).resolve().parent
 _METRICS_HEAD = """# Metrics
 
-Every metric that `vllm serve --nfp-probe` adds to the server's own `/metrics`. This page is made
-from the code by `python docs/reference.py`.
+Every metric that `vllm serve --nfp-probe` adds to the server's own `/metrics`. `python
+docs/reference.py` generates this page from the code.
 
-`model_name` and `engine` are vLLM's labels. `batch_size` and `context` are upper bounds of buckets:
-sequences and tokens. `module` is `model` (the whole step), `attention`, `dense_ffn`, `moe_ffn` or
-`communication`. `epsilon` is the tolerance, and `positions` counts positions per sequence.
+| label | meaning |
+| --- | --- |
+| `model_name`, `engine` | vLLM's labels, on every metric |
+| `batch_size`, `context` | upper bounds of buckets, in sequences and tokens |
+| `module` | `model` (the whole step), `attention`, `dense_ffn`, `moe_ffn` or `communication` |
+| `epsilon` | tolerance: extra step time that counts as free, as a fraction |
+| `positions` | N, positions per sequence |
+
+The [glossary](glossary.md) defines all terms.
 """
 _SETTINGS_HEAD = """# Settings
 
-Every setting of the probe. `--nfp-config` takes them as JSON, or as `@FILE`; the frequent ones have
-flags of their own ([README](../README.md)). This page is made from `ProbeConfig` by
-`python docs/reference.py`.
+Every setting of the probe. Pass them to `--nfp-config` as JSON or as `@FILE`. Frequent ones have
+[flags](quick-start.md#flags). `python docs/reference.py` generates this page from `ProbeConfig`.
 
 | setting | default | meaning |
 | --- | --- | --- |
 """
-_INTERNAL = frozenset({"run_dir"})
+_INTERNAL = frozenset({"run_dir", "off_reason"})
 """Set by the launcher."""
 
 
@@ -51,7 +57,7 @@ def metrics_page() -> str:
         "The probe": families_of([probe]),
         "Live draft control": control_families([control]),
     }
-    heads = {"Live draft control": "\nWith `--nfp-draft-control` alone.\n"}
+    heads = {"Live draft control": "\nOnly with `--nfp-draft-control`.\n"}
     parts = [_METRICS_HEAD]
     for title, families in sections.items():
         parts.append(f"\n## {title}\n{heads.get(title, '')}\n")

@@ -20,7 +20,18 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 NAV = {
-    "Use": ["draft-lengths.md", "predict.md", "report.md", "watch.md", "calibrate.md", "doctor.md"],
+    "Use": [
+        "quick-start.md",
+        "supported.md",
+        "glossary.md",
+        "draft-lengths.md",
+        "draft-control.md",
+        "predict.md",
+        "report.md",
+        "watch.md",
+        "calibrate.md",
+        "doctor.md",
+    ],
     "Operate": [
         "metrics.md",
         "settings.md",
@@ -30,9 +41,11 @@ NAV = {
         "versions.md",
     ],
     "Trust": [
+        "measured.md",
         "theory.md",
         "estimation.md",
         "validation.md",
+        "draft-results.md",
         "overhead.md",
         "faults.md",
         "security.md",

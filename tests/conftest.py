@@ -16,7 +16,7 @@ from vllm_nfp import faults
 from vllm_nfp.config import ENV_VAR
 
 if TYPE_CHECKING:
-    from vllm_nfp.profile import Profile
+    from vllm_nfp.results.profile import Profile
 
 ROOT = Path(__file__).resolve().parents[1]
 GPU_RESULTS = ROOT / "benchmarks" / "results" / "2026-11-24-h100"

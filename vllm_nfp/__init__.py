@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vllm_nfp.draft.recommend import recommend
-    from vllm_nfp.prediction import predict
-    from vllm_nfp.profile import load_profile
+    from vllm_nfp.principle.prediction import predict
+    from vllm_nfp.results.profile import load_profile
 
 __version__ = "0.1.0"
 
 __all__ = ["__version__", "load_profile", "predict", "recommend"]
 
 _HOMES = {
-    "load_profile": "vllm_nfp.profile",
-    "predict": "vllm_nfp.prediction",
+    "load_profile": "vllm_nfp.results.profile",
+    "predict": "vllm_nfp.principle.prediction",
     "recommend": "vllm_nfp.draft.recommend",
 }
 """Public name -> the module that it is loaded from when it is asked for."""

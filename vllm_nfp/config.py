@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vllm_nfp import env_var
-from vllm_nfp.typed_json import parse, read_bytes
+from vllm_nfp.files import read_bytes
+from vllm_nfp.strict_json import parse
 
 T = TypeVar("T")
 
@@ -37,20 +38,20 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class GraphLimits:
-    """What the probe's CUDA graphs may take."""
+    """Limits of the probe's CUDA graphs."""
 
     memory_mib: int
     host_mib: int | None
-    """None: any number."""
+    """None: no limit."""
     shared_pool: bool
-    """They lie in the memory pool of vLLM's own."""
+    """The graphs use vLLM's graph memory pool."""
     capture_seconds: float
-    """At the start."""
+    """At startup."""
 
 
 GRAPHS_ALONE = GraphLimits(64, 64, shared_pool=True, capture_seconds=3.0)
 GRAPHS_TOGETHER = GraphLimits(2048, None, shared_pool=False, capture_seconds=20.0)
-"""Several ranks make all their graphs at the start, and each shape keeps its own."""
+"""Several ranks capture all graphs at startup, and each shape keeps its graphs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,80 +59,80 @@ class ProbeConfig:
     """Settings of the live probe; immutable, JSON-serializable."""
 
     epsilons: tuple[float, ...] = (0.05, 0.1, 0.2)
-    """Tolerances at which NFP is reported, as shares of the one-position time."""
+    """Extra step time that still counts as free, as fractions of t(1) (0.1 = 10 %)."""
     max_positions: int = 32
-    """Largest number of positions per sequence that is probed."""
+    """Largest number of positions per sequence to probe."""
     positions: tuple[int, ...] = ()
-    """Grid of positions per sequence; empty: the default grid up to max_positions."""
+    """Positions per sequence to probe; empty: the default grid up to max_positions."""
     batch_sizes: tuple[int, ...] = (1, 8, 32)
-    """Batch sizes probed, in sequences; a live batch is filed under the next larger one."""
+    """Batch sizes to probe, in sequences. A live batch uses the next larger one."""
     contexts: tuple[int, ...] = (1024, 4096, 16384)
-    """Context lengths probed, in tokens; a live context is filed under the next larger one."""
+    """Contexts to probe, in tokens. A live context uses the next larger one."""
     passive: bool = False
-    """Time real steps only; inject no probes."""
+    """Time real steps only and run no probes."""
     overhead_budget: float = 0.01
-    """Largest share of GPU time that probing may take."""
+    """Maximum fraction of GPU time for probing (0.01 = 1 %)."""
     step_share: float | None = None
-    """Largest share of real decode steps that a probe may delay, however short or long it is; None:
-    a quarter of overhead_budget, by default 0.25 % and so far below the 1 % of steps that lie
-    beyond the 99th percentile of inter-token latency."""
+    """Maximum fraction of decode steps that probes may delay. None: a quarter of overhead_budget.
+    The default, 0.25 %, is well below the 1 % of steps beyond the 99th percentile of inter-token
+    latency."""
     idle_share: float = 0.05
-    """Largest share of the time without any request that probing may take; 0: none."""
+    """Maximum fraction of the time without any request for probing; 0: none."""
     startup_seconds: float = 2.0
-    """Time for a first scan before the server takes requests; 0 turns it off. Together with
-    capture_seconds the most that the probe adds to the start, but for the piece that is running
-    when the time is up."""
+    """Time for a first scan before the server accepts requests; 0: no scan. Together with
+    capture_seconds it limits the added startup time. The piece of work that is running then still
+    finishes."""
     capture_seconds: float | None = None
-    """Longest time that the check of the KV cache, warming up and the first graphs take at the
-    start; what is not done by then is done between steps, within the budget. None: 3 s, or 20 s
-    with several ranks, which make all their graphs at the start."""
+    """Maximum startup time for the check of the KV cache, warm-up and the first graphs. The rest is
+    done between steps, within the budget. None: 3 s, or 20 s with several ranks, which capture all
+    graphs at startup."""
     graph_memory_mib: int | None = None
-    """Most GPU memory, in MiB, that the probe may hold: its buffers, its CUDA graphs and what they
-    add to the memory of vLLM's own graphs. It limits how many shapes have their graphs at a time;
-    others are captured in their turn. None: 64, or 2048 with several ranks, where each shape keeps
-    its graphs."""
+    """Maximum GPU memory of the probe, in MiB: its buffers, its CUDA graphs, and their addition to
+    vLLM's graph memory. It limits how many shapes have graphs at a time; graphs of others are
+    captured when needed. None: 64, or 2048 with several ranks, where each shape keeps its
+    graphs."""
     host_memory_mib: int | None = None
-    """Growth of the worker's resident memory, in MiB, at which another shape has its CUDA graphs
-    only in the place of an older one; two shapes have theirs at the least. None: 64, or no limit
-    with several ranks."""
+    """Maximum growth of the worker's resident memory, in MiB. Above it, a shape gets CUDA graphs
+    only in place of an older one; at least two shapes keep theirs. None: 64, or no limit with
+    several ranks."""
     share_graph_pool: bool | None = None
-    """Let the probe's CUDA graphs use the memory of vLLM's own, so that 64 MiB do. None: yes, but
-    not with several ranks."""
+    """Share vLLM's graph memory pool, so that 64 MiB are enough. None: yes, except with several
+    ranks."""
     bidirectional: bool = False
-    """Let the positions of a sequence see one another, as block diffusion decodes; always so for
-    models that vLLM itself decodes by diffusion."""
+    """Let the positions of a sequence attend to each other, as in block diffusion. Always on for
+    models that vLLM decodes by diffusion."""
     sampled_layers: int = 4
-    """Decoder layers of each kind whose modules are timed; 0 times every layer."""
+    """Decoder layers of each kind whose modules are timed; 0: all layers."""
     min_samples: int = 6
-    """Pairs of samples that a point needs before it counts; the fewest with a 95 % interval."""
+    """Pairs that a point needs before it is used. 6 is the minimum for a 95 % interval."""
     wanted_samples: int = 6
-    """Pairs that each point gets before others get more, where that is above min_samples."""
+    """Pairs that each point gets before any point gets more, if larger than min_samples."""
     max_samples: int = 32
-    """Pairs kept for each point; older ones are dropped."""
+    """Pairs kept for each point. New pairs replace the oldest."""
     publish_seconds: float = 2.0
-    """Shortest time between two updates of the metrics."""
+    """Minimum time between two updates of the metrics, in seconds."""
     draft_acceptance: float | None = None
-    """Chance that a draft is accepted, for vllm_nfp_recommended_draft_length; None: as the server
-    itself has counted it."""
+    """Probability that a draft is accepted, for vllm_nfp_recommended_draft_length. None: as counted
+    by the server."""
     draft_control: bool = False
     """Choose the draft length of each step live, from measured step times and acceptance."""
     draft_lengths: tuple[int, ...] = ()
-    """Draft lengths that the controller may choose, 0 among them; empty: a default set up to
-    num_speculative_tokens. Each has CUDA graphs of its own."""
+    """Draft lengths that draft control may choose, including 0; empty: a default set up to
+    num_speculative_tokens. Each has its own CUDA graphs."""
     draft_min_gain: float = 0.01
-    """Goodput over the draft length in force, as a share, from which another takes its place."""
+    """Minimum gain in goodput, as a fraction, to switch to another draft length."""
     draft_trial_loss: float = 0.005
-    """Largest share of the goodput that trials of other draft lengths may give up."""
+    """Maximum fraction of goodput that trials of other draft lengths may cost."""
     layer_histograms: bool = False
-    """Export vllm_nfp_layer_latency_seconds as well."""
+    """Export vllm_nfp_layer_latency_seconds: one histogram per timed layer and module."""
     seed: int = 0
-    """Seed of the order of probes, the KV blocks that they read and their token ids."""
+    """Random seed for the order of probes, their KV blocks and their token ids."""
     output_dir: str | None = None
-    """Folder for raw samples and results; None keeps nothing after the server ends."""
+    """Directory for raw samples and results. None: nothing is kept after the server ends."""
     run_dir: str | None = None
-    """Folder through which the engine hands its results to /metrics; made by the launcher."""
+    """Directory of the hand-over file for /metrics. Set by the launcher."""
     off_reason: str | None = None
-    """Why nothing is hooked and /metrics only says so; set by the launcher."""
+    """Reason why nothing is hooked, for /metrics. Set by the launcher."""
 
     def __post_init__(self) -> None:
         for name, check in _CHECKS.items():
@@ -148,7 +149,7 @@ class ProbeConfig:
             )
         if self.draft_lengths and (self.draft_lengths[0] != 0 or len(self.draft_lengths) < 2):
             raise ConfigError(
-                f"draft_lengths must begin with 0, no drafts, and hold another, not "
+                f"draft_lengths must begin with 0 (no drafts) and contain at least one more, not "
                 f"{list(self.draft_lengths)}"
             )
         if self.max_samples < self.min_samples:
@@ -168,13 +169,13 @@ class ProbeConfig:
 
     @property
     def delayed_steps(self) -> float:
-        """Largest share of real decode steps that a probe may delay."""
+        """Maximum fraction of real decode steps that probes may delay."""
         if self.step_share is not None:
             return self.step_share
         return STEP_SHARE_OF_BUDGET * self.overhead_budget
 
     def graph_limits(self, ranks: int = 1) -> GraphLimits:
-        """What graphs may take on each of so many tensor-parallel ranks."""
+        """Limits of the CUDA graphs on each rank of ``ranks`` tensor-parallel ranks."""
         default = GRAPHS_ALONE if ranks == 1 else GRAPHS_TOGETHER
 
         def chosen(value: T | None, otherwise: T) -> T:
@@ -249,7 +250,7 @@ def _flag(name: str, value: Any) -> None:
 
 def _folder(name: str, value: Any) -> None:
     if value is not None and (not isinstance(value, str) or not value or "\0" in value):
-        raise ConfigError(f"{name} must be the path of a folder, not {_shown(value)}")
+        raise ConfigError(f"{name} must be a directory path, not {_shown(value)}")
 
 
 def _text(name: str, value: Any) -> None:
@@ -257,7 +258,7 @@ def _text(name: str, value: Any) -> None:
         raise ConfigError(f"{name} must be text, not {_shown(value)}")
 
 
-_EPSILON = _number(0.001, 10.0, "a share")
+_EPSILON = _number(0.001, 10.0, "a fraction")
 
 _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "epsilons": _ascending(_EPSILON, most=MOST_EPSILONS),
@@ -270,9 +271,9 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "batch_sizes": _ascending(_integer(1, 4096, "a number of sequences"), most=MOST_BATCH_SIZES),
     "contexts": _ascending(_integer(1, 1 << 22, "a number of tokens"), most=MOST_CONTEXTS),
     "passive": _flag,
-    "overhead_budget": _number(0.0, 0.5, "a share"),
-    "step_share": _optional(_number(0.0, 1.0, "a share")),
-    "idle_share": _number(0.0, 0.5, "a share"),
+    "overhead_budget": _number(0.0, 0.5, "a fraction"),
+    "step_share": _optional(_number(0.0, 1.0, "a fraction")),
+    "idle_share": _number(0.0, 0.5, "a fraction"),
     "startup_seconds": _number(0.0, 600.0, "seconds"),
     "capture_seconds": _optional(_number(0.0, 600.0, "seconds")),
     "graph_memory_mib": _optional(_integer(0, 1 << 20, "MiB")),
@@ -284,13 +285,13 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "wanted_samples": _integer(2, 10000, "a number of samples"),
     "max_samples": _integer(2, 10000, "a number of samples"),
     "publish_seconds": _number(0.1, 3600.0, "seconds"),
-    "draft_acceptance": _optional(_number(0.0, 1.0, "a share")),
+    "draft_acceptance": _optional(_number(0.0, 1.0, "a fraction")),
     "draft_control": _flag,
     "draft_lengths": _ascending(
         _integer(0, MAX_POSITIONS_LIMIT, "a draft length"), most=16, may_be_empty=True
     ),
-    "draft_min_gain": _number(0.0, 1.0, "a share"),
-    "draft_trial_loss": _number(0.0, 0.5, "a share"),
+    "draft_min_gain": _number(0.0, 1.0, "a fraction"),
+    "draft_trial_loss": _number(0.0, 0.5, "a fraction"),
     "layer_histograms": _flag,
     "seed": _integer(0, (1 << 32) - 1, "a seed"),
     "output_dir": _folder,

@@ -7,9 +7,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from vllm_nfp.files import FileError, read_bytes, write_whole
 from vllm_nfp.start.requests import Load
 from vllm_nfp.start.server import serve_command
-from vllm_nfp.typed_json import TypedJsonError, read_bytes, write_whole
 
 SMALL_MODEL = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -67,7 +67,7 @@ def make_model(folder: Path) -> Path:
 def _holds(path: Path, text: str) -> bool:
     try:
         return read_bytes(path, len(text)) == text.encode()
-    except TypedJsonError:  # it is longer
+    except FileError:  # it is longer
         return False
 
 

@@ -20,16 +20,16 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from vllm_nfp import __version__, cpu_setup, plugin_list
+from vllm_nfp import __version__, cpu_setup, plugin_list, releases
+from vllm_nfp.adapter import extension, versions
+from vllm_nfp.adapter.versions import Mode
 from vllm_nfp.calibrate.device import DeviceError, gpu_at_hand
 from vllm_nfp.config import ENV_VAR, ConfigError, check_writable_folder
-from vllm_nfp.engine import extension, versions
-from vllm_nfp.engine.versions import Mode
 from vllm_nfp.principle.hardware import match_device
 
 LIMIT_SECONDS = 300.0
 """Importing vLLM from a cold disk takes long."""
-EXAMINE = (sys.executable, "-m", "vllm_nfp.engine.examine")
+EXAMINE = (sys.executable, "-m", "vllm_nfp.adapter.examine")
 BAD_FLAGS = 2
 """Exit status of the examination for flags that are refused."""
 ENTRY_POINTS = "vllm.general_plugins"
@@ -166,12 +166,12 @@ def _vllm(version: str | None) -> Iterator[Finding]:
             "vllm",
             Status.BROKEN,
             "not installed",
-            f"install vLLM {versions.describe_range()}; on a machine without a GPU "
+            f"install vLLM {releases.describe_range()}; on a machine without a GPU "
             f"pip install 'vllm-nfp[cpu]'",
         )
         return
     decision = versions.decide(version)
-    release = versions.known_release(version)
+    release = releases.known_release(version)
     if decision.mode is Mode.OFF:
         yield Finding("vllm", Status.BROKEN, version, decision.reason)
     elif release is None:
@@ -501,8 +501,8 @@ def _draft_lengths(version: str | None) -> Iterator[Finding]:
     if version is None:
         return
     name = "draft lengths by batch size"
-    refusal = versions.draft_schedule_refusal(version)
-    told = refusal or versions.draft_schedule_warning(version)
+    refusal = releases.draft_schedule_refusal(version)
+    told = refusal or releases.draft_schedule_warning(version)
     if told is None:
         yield Finding(name, Status.OK, "supported by this vLLM")
     else:

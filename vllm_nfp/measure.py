@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from vllm_nfp.config import ENV_VAR, ProbeConfig
-from vllm_nfp.metrics.snapshot import Snapshot, SnapshotError, State, engine_file, read_snapshot
-from vllm_nfp.profile import Profile, ProfileError, load_profile, profile_file
+from vllm_nfp.results.profile import Profile, ProfileError, load_profile, profile_file
+from vllm_nfp.results.snapshot import Snapshot, SnapshotError, engine_file, read_snapshot
 from vllm_nfp.start.process import FAILURE, POLL_SECONDS, Child, vllm_environment
+from vllm_nfp.types import State
 
-ENGINE = (sys.executable, "-m", "vllm_nfp.start.engine")
+ENGINE = (sys.executable, "-m", "vllm_nfp.adapter.engines")
 """The child: takes the engine's arguments as JSON."""
 START_LIMIT_SECONDS = 1800.0
 """Longest start of an engine without its scan: large models take minutes to load."""

@@ -9,9 +9,15 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from vllm_nfp.env_var import ENV_VAR
+
+if TYPE_CHECKING:
+    from vllm_nfp.adapter.observer import StepObserver
+    from vllm_nfp.config import ProbeConfig
 
 
 def wanted(argv: Sequence[str], environ: Mapping[str, str]) -> bool:
@@ -30,6 +36,14 @@ def register() -> None:
     """Called by vLLM; installs the flags and, once the probe is on, its hooks."""
     if not wanted(sys.argv, os.environ):
         return
-    from vllm_nfp.engine.install import install
+    from vllm_nfp.adapter.install import install
 
-    install()
+    install(open_observer)
+
+
+def open_observer(config: ProbeConfig, vllm_config: Any) -> StepObserver:
+    """What observes a worker's steps; imported where a worker lives, and there alone."""
+    begun = time.monotonic()
+    from vllm_nfp.session import open_session
+
+    return open_session(config, vllm_config, begun)

@@ -12,8 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vllm_nfp.crossing import usual_epsilon
-from vllm_nfp.metrics.snapshot import reading_order
-from vllm_nfp.scrape import (
+from vllm_nfp.results.scrape import (
     MOST_DRAWN_ROWS,
     Row,
     Samples,
@@ -26,6 +25,7 @@ from vllm_nfp.scrape import (
     scrape_of,
 )
 from vllm_nfp.text import printable
+from vllm_nfp.types import reading_order
 
 _DRAFTS = "vllm:spec_decode_num_drafts_total"
 _DRAFTED = "vllm:spec_decode_num_draft_tokens_total"
@@ -125,8 +125,8 @@ def read(text: str, end: float | None = None) -> Reading:
     """Read a scrape's text.
 
     Args:
-        end: by when it has to be read, see :func:`vllm_nfp.scrape.deadline`; None: as if fetching
-            began now.
+        end: by when it has to be read, see :func:`vllm_nfp.results.scrape.deadline`; None: as if
+            fetching began now.
 
     Raises:
         ScrapeError: if the text is no Prometheus exposition, has no probe in it, cannot be read in

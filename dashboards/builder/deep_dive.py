@@ -21,15 +21,15 @@ def deep_dive() -> models.Dashboard:
     page = g.page(
         UID,
         TITLE,
-        "Why a boundary lies where it does: time by positions, intervals, layers, and how the "
-        "steps were launched.",
+        "What determines the boundary: time by positions, intervals, layers, and how steps were "
+        "launched.",
         other=("NFP overview", "nfp-overview"),
     )
     page.with_variable(
         g.variable(
             "batch_size",
             "Batch size",
-            "Sequences in a probed batch; a live one is filed under the next larger.",
+            "Sequences in a probed batch. A live batch uses the next larger one.",
             'label_values(vllm_nfp_positions{model_name="$model_name"}, batch_size)',
             numeric=True,
         )
@@ -38,7 +38,7 @@ def deep_dive() -> models.Dashboard:
         g.variable(
             "module",
             "Module",
-            "Part of the model, or model for the whole step.",
+            "Part of the model; model is the whole step.",
             'label_values(vllm_nfp_positions{model_name="$model_name"}, module)',
             first="model",
         )
@@ -57,10 +57,10 @@ def _curves(page: dashboard.Dashboard) -> None:
         g.curves(
             Frame(
                 "Time by positions",
-                "Median time of each module (mean of its timed layers; the whole step for model) "
-                "at N positions per sequence.",
-                "Look for stairs: a step up at N means that N - 1 positions cost as much as the "
-                "start of the stair. Draft lengths that end just before one are the cheap ones.",
+                "Median time of each module at N positions per sequence (mean of its timed layers;"
+                " the whole step for model).",
+                "Look for stairs. Within a stair extra positions are free, so choose a draft "
+                "length that ends just before a step up.",
                 12,
                 10,
             ),
@@ -72,10 +72,10 @@ def _curves(page: dashboard.Dashboard) -> None:
         g.curves(
             Frame(
                 "Time over that of one position",
-                "The same curves, each divided by its time at one position. A module's NFP is "
-                "the last N before its curve rises above the dashed line, 1 + tolerance. The "
-                "boundary itself is estimated from pairs of samples and may differ by a point.",
-                "The module whose curve crosses first limits the step.",
+                "The same curves, divided by their time at one position. A module's NFP is the "
+                "last N before its curve rises above the dashed line, 1 + tolerance. The estimate "
+                "comes from pairs and may differ by one point.",
+                "The module that crosses first limits the step.",
                 12,
                 10,
             ),
@@ -111,8 +111,8 @@ def _intervals(page: dashboard.Dashboard) -> None:
             Frame(
                 "Estimate and 95 % interval of $module",
                 "NFP of the chosen module, batch size and context over time, with its interval "
-                "(of several servers the widest).",
-                "A wide band needs more samples: wait, send traffic, or raise "
+                "(the widest of several servers).",
+                "Wide band: more samples are needed. Wait, send traffic, or raise "
                 "--nfp-overhead-budget. A band that moves as a whole is a real change.",
                 10,
             ),
@@ -132,11 +132,11 @@ def _intervals(page: dashboard.Dashboard) -> None:
         g.listing(
             Frame(
                 "All estimates at the tolerance",
-                "Every module, batch size and context: lower end, estimate, upper end; 1 under "
-                "'at limit' if no probed count was over the line, so that NFP is this or more; "
-                "the largest count under the line even beyond one that is over it.",
-                "At the limit: raise --nfp-max-positions to see the boundary. An island "
-                "(largest free above NFP) is a count worth running, say 8 where 6 is not free.",
+                "Every module, batch size and context: lower end, estimate, upper end. at limit = "
+                "1: the largest N tested is still free, so NFP is this or more. largest free: the "
+                "largest N within the tolerance, even if a smaller N is not.",
+                "At the limit: raise --nfp-max-positions to find the boundary. If largest free is "
+                "above NFP, that N is worth running (for example 8, where 6 is not free).",
                 14,
             ),
             {
@@ -173,10 +173,10 @@ def _layers(page: dashboard.Dashboard) -> None:
         g.heat(
             Frame(
                 "Mean time by layer",
-                "One row for each timed layer, brighter is slower; the mean over all probes of "
-                "the interval, whatever their shape. Choose a module other than model.",
+                "One row per timed layer, brighter is slower. Mean over all probes of the "
+                "interval, whatever their shape. Choose a module other than model.",
                 "Rows should look alike. A layer that stands out runs another kernel (a sliding "
-                "window, a dense layer in an MoE model) or another number type.",
+                "window, a dense layer in an MoE model) or another data type.",
                 12,
             ),
             Query(f"{by_layer['sum']} / ({by_layer['count']} > 0)", "{{layer}}"),
@@ -186,9 +186,9 @@ def _layers(page: dashboard.Dashboard) -> None:
         g.heat(
             Frame(
                 "Distribution of layer times",
-                "How many timed layers of the chosen module fell into each bucket of time.",
-                "Two bands are two shapes or two kernels; a long tail above one band is "
-                "disturbance from other work on the GPU.",
+                "Number of timed layers of the chosen module in each time bucket.",
+                "Two bands: two shapes or two kernels. A long tail above one band: other work "
+                "disturbs the GPU.",
                 12,
             ),
             Query(
@@ -210,10 +210,9 @@ def _samples(page: dashboard.Dashboard) -> None:
         g.matrix(
             Frame(
                 "How steps of $context tokens ran",
-                "Launched as a full or piecewise CUDA graph, or with none (eager), by batch size "
-                "and positions.",
-                "A change along a row is a cliff: extend the captured sizes of vLLM "
-                "(cudagraph_capture_sizes) if draft lengths beyond it pay.",
+                "Full or piecewise CUDA graph, or none (eager), by batch size and positions.",
+                "A change along a row is a cliff. If draft lengths beyond it pay, extend vLLM's "
+                "cudagraph_capture_sizes.",
                 12,
                 6,
             ),
@@ -227,9 +226,9 @@ def _samples(page: dashboard.Dashboard) -> None:
         g.matrix(
             Frame(
                 "Pairs of samples behind each point of $module",
-                "Pairs (N and 1 position side by side) kept, by batch size and positions, at the "
-                "chosen context; the fewest of the selected servers.",
-                "Few pairs, wide intervals: see the overview for the probe's pace and budget.",
+                "Pairs (N positions and one) kept, by batch size and positions, at the chosen "
+                "context (the fewest of the selected servers).",
+                "Few pairs give wide intervals. The overview shows the probe's pace and budget.",
                 12,
                 6,
             ),
@@ -242,8 +241,8 @@ def _samples(page: dashboard.Dashboard) -> None:
         g.series(
             Frame(
                 "Time spent on probes",
-                "Seconds of GPU time (host time on a CPU) that probes take of each second.",
-                "Its average stays within the budget; peaks are single large shapes.",
+                "Seconds of GPU time (host time on a CPU) per second spent on probes.",
+                "The average stays within the budget. Peaks are single large shapes.",
                 12,
                 6,
             ),
@@ -255,10 +254,10 @@ def _samples(page: dashboard.Dashboard) -> None:
         ),
         g.number(
             Frame(
-                "Start-up cost",
-                "Time that the probe added to the start: its imports, check, first scan and "
-                "predictions (the longest of the engines).",
-                "startup_seconds and capture_seconds in --nfp-config bound it.",
+                "Startup cost",
+                "Startup time added by the probe: imports, check, first scan and predictions (the "
+                "longest of the engines).",
+                "startup_seconds and capture_seconds in --nfp-config limit it.",
                 6,
                 6,
             ),
@@ -269,9 +268,9 @@ def _samples(page: dashboard.Dashboard) -> None:
         g.number(
             Frame(
                 "Memory of the probe's graphs",
-                "GPU memory that the probe's own CUDA graphs take (the largest of the engines); "
-                "0 where there are none.",
-                "graph_memory_mib in --nfp-config bounds it.",
+                "GPU memory of the probe's CUDA graphs (the largest of the engines); 0 if there "
+                "are none.",
+                "graph_memory_mib in --nfp-config limits it.",
                 6,
                 6,
             ),

@@ -563,7 +563,7 @@ def page(uid: str, title: str, description: str, other: tuple[str, str]) -> dash
             variable(
                 "instance",
                 "Instance",
-                "Servers, as Prometheus names them.",
+                "Servers, by Prometheus' instance label.",
                 'label_values(vllm_nfp_state{model_name="$model_name"}, instance)',
                 many=True,
             )
@@ -572,7 +572,7 @@ def page(uid: str, title: str, description: str, other: tuple[str, str]) -> dash
             variable(
                 "epsilon",
                 "Tolerance",
-                "How much slower than one position a step may be and still count as free.",
+                "Extra step time that still counts as free, as a fraction of t(1) (0.1 = 10 %).",
                 'label_values(vllm_nfp_positions{model_name="$model_name"}, epsilon)',
                 numeric=True,
                 first="0.1",
@@ -582,8 +582,7 @@ def page(uid: str, title: str, description: str, other: tuple[str, str]) -> dash
             variable(
                 "context",
                 "Context",
-                "Context length (tokens) that was probed; a live one is filed under the next "
-                "larger.",
+                "Probed context in tokens. A live context uses the next larger one.",
                 'label_values(vllm_nfp_positions{model_name="$model_name"}, context)',
                 numeric=True,
             )

@@ -1,4 +1,4 @@
-"""The dashboard "NFP overview": what is free now, what of it is used, and what the probe costs."""
+"""The dashboard "NFP overview": free positions, how many are used, and what the probe costs."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def overview() -> models.Dashboard:
     page = g.page(
         UID,
         TITLE,
-        "How many positions per sequence the selected servers decode for free, what live "
-        "traffic makes of it, and what the probe costs.",
+        "Free positions per sequence of the selected servers, how many live traffic uses, and what"
+        " the probe costs.",
         other=("NFP deep dive", "nfp-deep-dive"),
     )
     _now(page)
@@ -46,11 +46,11 @@ def _now(page: dashboard.Dashboard) -> None:
         g.number(
             Frame(
                 "Free positions",
-                "Positions per sequence that the whole step decodes within the tolerance, at the "
-                "batch size and context of the last real step (the smallest of the engines). "
-                "No data while no probed batch size and context hold that step.",
-                "From 2 on, speculative decoding can be free: draft length = free positions - 1. "
-                "At 1, every further position costs more than the tolerance.",
+                "Free positions per sequence of the whole step, at the batch size and context of "
+                "the last real step (the smallest of the engines). No data if no probed batch size"
+                " and context contain that step.",
+                "2 or more: speculative decoding can be free, with draft length = free positions -"
+                " 1. 1: every extra position costs more than the tolerance.",
                 4,
                 4,
             ),
@@ -60,10 +60,10 @@ def _now(page: dashboard.Dashboard) -> None:
         g.number(
             Frame(
                 "Positions in use",
-                "Positions per sequence that the last real decode step ran: 1 without "
-                "speculation, draft length + 1 with it (the largest of the engines).",
-                "Compare with the free positions: below them there is room, above them each step "
-                "pays.",
+                "Positions per sequence of the last real decode step: 1 without speculation, draft"
+                " length + 1 with it (the largest of the engines).",
+                "Compare with the free positions. Below them there is headroom, above them steps "
+                "are slower.",
                 4,
                 4,
             ),
@@ -72,9 +72,9 @@ def _now(page: dashboard.Dashboard) -> None:
         g.number(
             Frame(
                 "Free tokens left",
-                "Tokens that would still fit into the last real step within the tolerance, over "
-                "all selected engines: batch size x (free - used positions).",
-                "A large number means unused width: raise the draft length or the batch.",
+                "Tokens that the last real step could have added within the tolerance, summed over"
+                " the selected engines: batch size x (free - used positions).",
+                "Large: there is headroom. Try longer drafts if acceptance is high.",
                 4,
                 4,
             ),
@@ -84,7 +84,7 @@ def _now(page: dashboard.Dashboard) -> None:
             Frame(
                 "Batch size",
                 "Sequences in the last real decode step (the largest of the engines).",
-                "NFP shrinks as the batch grows: read the free positions at this batch size.",
+                "NFP falls as the batch grows. Read the free positions at this batch size.",
                 4,
                 4,
             ),
@@ -93,9 +93,9 @@ def _now(page: dashboard.Dashboard) -> None:
         g.number(
             Frame(
                 "Context",
-                "Mean number of tokens that a sequence of the last real step had in the KV cache "
-                "(the largest of the engines).",
-                "If it lies beyond the probed contexts, set contexts in --nfp-config.",
+                "Mean number of tokens per sequence in the KV cache in the last real step (the "
+                "largest of the engines).",
+                "If it exceeds the probed contexts, set contexts in --nfp-config.",
                 4,
                 4,
             ),
@@ -104,11 +104,10 @@ def _now(page: dashboard.Dashboard) -> None:
         g.number(
             Frame(
                 "Probe state",
-                "State of the probe; of several engines the worst. warming: no estimate yet; "
-                "probing: estimates exist; steady: every point has its samples; "
-                "passive: nothing is probed, real steps are watched; disabled: off "
-                "after a fault.",
-                "If disabled, the server's log says why; serving goes on without the probe.",
+                "State of the probe (the worst of the engines). warming: no estimate yet. probing:"
+                " estimates exist. steady: every point has its samples. passive: real steps are "
+                "timed, no probe runs. disabled: off after a fault.",
+                "disabled: read the reason in the server's log. Serving goes on without the probe.",
                 4,
                 4,
             ),
@@ -121,14 +120,14 @@ def _now(page: dashboard.Dashboard) -> None:
 def _free_width(page: dashboard.Dashboard) -> None:
     g.row(
         page,
-        "Free width",
+        "Free positions by cell",
         g.matrix(
             Frame(
                 "Free positions by module and batch size",
-                "NFP of each module at the chosen context, one column for each batch size; the "
-                "smallest of the selected servers.",
-                "The module with the fewest free positions is the one to work on: attention by "
-                "another backend, experts by a larger batch, a dense block by quantization.",
+                "NFP of each module at the chosen context, one column per batch size (the smallest"
+                " of the selected servers).",
+                "The module with the fewest free positions limits the step. Try another backend "
+                "for attention, a larger batch for experts, quantization for a dense block.",
                 8,
             ),
             f"min by (module, batch_size) ({g.metric('vllm_nfp_positions', *_CELL)})",
@@ -139,12 +138,11 @@ def _free_width(page: dashboard.Dashboard) -> None:
         g.bars(
             Frame(
                 "Measured, predicted and idle-compute",
-                "NFP of each module and batch size B at the chosen context, as measured, as "
-                "predicted from hardware and kernel granularity, and by the usual rule that "
-                "positions are free until idle compute is used up. Predictions exist for known "
-                "GPUs only.",
-                "Trust what is measured. Where the prediction is far off, the kernels are not "
-                "those it assumes: see the deep dive.",
+                "NFP of each module and batch size B at the chosen context: measured, predicted "
+                "from hardware and kernel granularity, and by the roofline rule (free until "
+                "compute-bound). Predictions exist for known GPUs only.",
+                "Use the measured value. If the prediction is far off, the kernels are not those "
+                "it assumes: see the deep dive.",
                 16,
             ),
             {
@@ -161,7 +159,7 @@ def _free_width(page: dashboard.Dashboard) -> None:
             Frame(
                 "Free positions where traffic is",
                 "NFP of each module at the batch size and context of the last real step.",
-                "Steps come from traffic moving to another batch size or context. A lasting drop "
+                "A step means that traffic moved to another batch size or context. A lasting drop "
                 "at a restart (marked) is a regression: see the alert NfpDropped.",
                 8,
             ),
@@ -176,10 +174,10 @@ def _free_width(page: dashboard.Dashboard) -> None:
         ),
         g.series(
             Frame(
-                "Batch and width in use",
-                "Sequences in a step, positions per sequence that it ran, and how many would be "
-                "free.",
-                "Positions above the free ones slow every step: shorten the draft length at this "
+                "Batch size and positions in use",
+                "Sequences per step, positions per sequence that the step ran, and free positions "
+                "per sequence.",
+                "Above the free positions every step is slower: shorten the draft length at this "
                 "batch size.",
                 8,
             ),
@@ -197,11 +195,11 @@ def _free_width(page: dashboard.Dashboard) -> None:
         ),
         g.series(
             Frame(
-                "Free width left unused",
-                "Share of the tokens that a step could decode within the tolerance and did not: "
-                "free tokens / (used + free tokens), means over the interval.",
-                "High and lasting: there is latency to gain from speculation, or throughput from "
-                "larger batches.",
+                "Headroom left unused",
+                "Fraction of a step's free tokens that were not used: free tokens / (used + free "
+                "tokens), means over the interval.",
+                "Lasting and high: speculation would reduce latency, or larger batches would raise"
+                " throughput.",
                 8,
             ),
             Query(f"{_FREE} / ({_FREE} + {_USED})", _BY_ENGINE),
@@ -224,10 +222,10 @@ def _speculation(page: dashboard.Dashboard) -> None:
         g.series(
             Frame(
                 "Draft length: run, accepted, free",
-                "Mean number of drafted and of accepted tokens in a step, and the draft length "
-                "that costs nothing: free positions - 1.",
-                "Drafted above free: each step pays, which is worth it only while acceptance is "
-                "high. Accepted near drafted and both below free: draft more.",
+                "Mean number of drafted and accepted tokens per step, and the free draft length: "
+                "free positions - 1.",
+                "Drafted above free: every step is slower, which pays only while acceptance is "
+                "high. Accepted close to drafted, and both below free: draft more.",
                 8,
             ),
             Query(
@@ -245,14 +243,14 @@ def _speculation(page: dashboard.Dashboard) -> None:
         g.series(
             Frame(
                 "Draft length: recommended and configured",
-                "The draft length with the most tokens per second at the batch size and context of "
-                "the last real step, from measured step times and the acceptance that this server "
-                "counts (or draft_acceptance in --nfp-config); the configured "
-                "num_speculative_tokens; what steps drafted; with --nfp-draft-control, what the "
-                "controller chose for the last step. Drafts count as free until the controller "
-                "has learned what a drafted token takes.",
-                "Drafted above recommended: shorten num_speculative_tokens, or let vllm-nfp "
-                "recommend write a table by batch size; see docs/draft-lengths.md.",
+                "Recommended: the draft length with the most tokens per second at the batch size "
+                "and context of the last real step, from measured step times and the acceptance "
+                "that this server counts (or draft_acceptance in --nfp-config). Configured: "
+                "num_speculative_tokens. Drafted: what steps drafted. Controller: its choice for "
+                "the last step, with --nfp-draft-control. Drafts count as free until the "
+                "controller has learned their cost.",
+                "Drafted above recommended: shorten num_speculative_tokens, or serve with the "
+                "table of vllm-nfp recommend; see docs/draft-lengths.md.",
                 8,
             ),
             Query(f"min({g.at_live_batch('vllm_nfp_recommended_draft_length')})", "recommended"),
@@ -273,9 +271,9 @@ def _speculation(page: dashboard.Dashboard) -> None:
         g.series(
             Frame(
                 "Acceptance by draft position",
-                "Share of drafts whose token at this place was accepted; 0 is the first.",
-                "Cut the draft length where the share falls so low that the position is not "
-                "worth its time, even if it is free.",
+                "Fraction of drafts whose token at this position was accepted; 0 is the first.",
+                "End the draft where acceptance is too low to pay for the position, even a free "
+                "one.",
                 8,
             ),
             Query(
@@ -295,9 +293,9 @@ def _probe(page: dashboard.Dashboard) -> None:
         g.states(
             Frame(
                 "State",
-                "What the probe of each engine was doing.",
-                "Long warming under load: the batch sizes or contexts probed do not fit the "
-                "budget, see NfpNoEstimate in the runbook. Disabled: read the server's log.",
+                "State of each engine's probe over time.",
+                "Long warming under load: the probed batch sizes or contexts exceed the budget, "
+                "see NfpNoEstimate in the runbook. disabled: read the server's log.",
                 8,
             ),
             by="instance, engine",
@@ -306,9 +304,9 @@ def _probe(page: dashboard.Dashboard) -> None:
         g.series(
             Frame(
                 "Overhead and budget",
-                "Share of serving time that probes took since the start, and the largest share "
-                "that --nfp-overhead-budget allows.",
-                "Above the budget is a fault: see NfpOverheadAboveBudget in the runbook.",
+                "Fraction of serving time spent on probes since startup, and the maximum set by "
+                "--nfp-overhead-budget.",
+                "Above the budget: a fault, see NfpOverheadAboveBudget in the runbook.",
                 8,
             ),
             Query(
@@ -324,10 +322,10 @@ def _probe(page: dashboard.Dashboard) -> None:
         g.series(
             Frame(
                 "Probes",
-                "Pairs of probes a minute, by outcome. prepared: warm-up runs and captures while "
-                "serving or idle. startup and startup_prepared: at the start. refused: no KV "
-                "blocks or memory was free.",
-                "Only refused ones: the KV cache is full, estimates grow old.",
+                "Probe pairs per minute, by outcome. prepared: warm-up runs and captures while "
+                "serving or idle. startup, startup_prepared: at startup. refused: no free KV "
+                "blocks or memory.",
+                "Only refused: the KV cache is full and estimates get old.",
                 8,
             ),
             Query(f"60 * {g.per_second('vllm_nfp_probes_total', 'outcome')}", "{{outcome}}"),
@@ -337,6 +335,6 @@ def _probe(page: dashboard.Dashboard) -> None:
                 "startup": g.GREY,
                 "startup_prepared": g.GREY,
             },
-            axis="pairs a minute",
+            axis="pairs per minute",
         ),
     )

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from vllm_nfp.profile import Profile
 from vllm_nfp.report import write_report
+from vllm_nfp.results.profile import Profile
 
 pytestmark = pytest.mark.browser
 

@@ -18,9 +18,10 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
-from vllm_nfp.metrics import LayerHistogram, NfpCollector, Snapshot, read_snapshot, write_snapshot
-from vllm_nfp.metrics.control import ControlSnapshot, ControlState, control_file, write_control
-from vllm_nfp.metrics.snapshot import LiveStep, engine_file
+from vllm_nfp.metrics.collector import NfpCollector
+from vllm_nfp.results.control import ControlSnapshot, ControlState, control_file, write_control
+from vllm_nfp.results.snapshot import Snapshot, engine_file, read_snapshot, write_snapshot
+from vllm_nfp.types import LayerHistogram, LiveStep
 
 ALL_RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 RESULTS = ALL_RESULTS / "2026-11-24-h100"

@@ -71,7 +71,7 @@ def test_every_query_of_every_panel_returns_data(name: str, prometheus: Promethe
 
 
 def test_panels_show_the_numbers_of_the_run(prometheus: Prometheus) -> None:
-    """Qwen3-8B's shape on an H100 at epsilon 0.1, as README.md tables it."""
+    """Qwen3-8B's shape on an H100 at epsilon 0.1, as docs/measured.md tables it."""
     page = DASHBOARDS["nfp-overview"]
     values = choose(page, prometheus, model_name="model-dense", context="4096")
     by_title = {a.panel.title: a for a in ask(page, prometheus, values, seconds=SECONDS)}

@@ -65,7 +65,7 @@ GRAPHS: dict[str, Any] = {
 
 
 def main(model: str, out: str, mode: str) -> None:
-    from vllm_nfp.start.engine import start_engine
+    from vllm_nfp.adapter.engines import start_engine
 
     arguments = {
         "enforce_eager": mode != "graphs",

@@ -18,16 +18,12 @@ class ProbeExtension:
 
     def nfp_attach(self, settings: str, fault: str) -> bool:
         """Attach as the worker hook does; whether the rank takes part."""
-        from vllm_nfp.engine.rank_session import session_for
-        from vllm_nfp.engine.worker_hook import _hook_runner
+        from parts import attach
 
         os.environ[faults.ENV_VAR] = fault
         faults.arm()
         worker: Any = self
-        session = session_for(config_from_mapping(json.loads(settings)), worker.vllm_config)
-        session.attach(worker.model_runner)
-        if session.active:
-            _hook_runner(worker.model_runner, session)
+        session = attach(config_from_mapping(json.loads(settings)), worker)
         self.nfp_session = session
         return bool(session.active)
 
@@ -40,7 +36,7 @@ class ProbeExtension:
         """From now on probes of this rank change a value of the KV cache's null block."""
         import torch
 
-        from vllm_nfp.engine.forward import Forward
+        from vllm_nfp.probe.forward import Forward
 
         worker: Any = self
         if torch.distributed.get_rank() != rank:

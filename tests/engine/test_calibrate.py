@@ -25,8 +25,8 @@ from vllm_nfp.calibrate.reference_models import TRIAL
 from vllm_nfp.calibrate.points import Kernel
 from vllm_nfp.calibrate.modules import ModuleBench
 from vllm_nfp.calibrate.worker import engine_arguments
-from vllm_nfp.engine.runners import view_of
-from vllm_nfp.start.engine import runner_without_probe
+from vllm_nfp.adapter.runners import view_of
+from vllm_nfp.adapter.engines import runner_without_probe
 from vllm_nfp.timing import HostClock
 
 folder = Path(sys.argv[1])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from serving import Running, server, wait_for
 
-from vllm_nfp.scrape import find_samples
+from vllm_nfp.results.scrape import find_samples
 
 pytestmark = pytest.mark.engine
 SPECULATION = {"num-speculative-tokens": 4, "prompt_lookup_min": 1, "prompt_lookup_max": 2}

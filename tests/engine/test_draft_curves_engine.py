@@ -23,8 +23,8 @@ import json, os, sys, time
 from pathlib import Path
 from vllm import LLM, SamplingParams
 from vllm_nfp.draft.sources import curves_of_rows
-from vllm_nfp.engine import draft_control
-from vllm_nfp.metrics.snapshot import read_snapshot
+from vllm_nfp.adapter import draft_control
+from vllm_nfp.results.snapshot import read_snapshot
 
 model, folder, backend, ranks = sys.argv[1:]
 opened, controls = [], []

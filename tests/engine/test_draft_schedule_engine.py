@@ -14,8 +14,8 @@ from serving import Running, server
 from vllm_nfp.cli import main
 from vllm_nfp.draft import StepCurve
 from vllm_nfp.draft.recommend import recommend
-from vllm_nfp.draft.sources import DRAFTED
-from vllm_nfp.scrape import find_samples
+from vllm_nfp.draft.server_drafts import DRAFTED
+from vllm_nfp.results.scrape import find_samples
 
 pytestmark = pytest.mark.engine
 PROBE = {"batch_sizes": [1, 4], "contexts": [64], "startup_seconds": 2, "min_samples": 3}

@@ -18,7 +18,7 @@ import pytest
 from generate import by_transformers
 from serving import server, wait_for
 
-from vllm_nfp.scrape import find_samples
+from vllm_nfp.results.scrape import find_samples
 
 # The scripts are no part of the installed package.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))

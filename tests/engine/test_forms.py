@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from serving import server
 
-from vllm_nfp import scrape
+from vllm_nfp.results import scrape
 
 pytestmark = [pytest.mark.engine, pytest.mark.thorough]
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from vllm_nfp.config import ENV_VAR, config_from_mapping
-from vllm_nfp.metrics import State, read_snapshot
+from vllm_nfp.results.snapshot import read_snapshot
+from vllm_nfp.types import State
 
 pytestmark = pytest.mark.engine
 

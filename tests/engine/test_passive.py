@@ -16,7 +16,7 @@ import kinds
 import pytest
 from serving import API_KEY, Running, server
 
-from vllm_nfp import scrape
+from vllm_nfp.results import scrape
 
 pytestmark = [pytest.mark.engine, pytest.mark.thorough]
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from generate import prompts
 
-from vllm_nfp.metrics import Snapshot, State, read_snapshot
+from vllm_nfp.results.snapshot import Snapshot, read_snapshot
+from vllm_nfp.types import State
 
 pytestmark = pytest.mark.engine
 

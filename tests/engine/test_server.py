@@ -17,8 +17,9 @@ from generate import prompts
 from prometheus_client.parser import text_string_to_metric_families
 from serving import API_KEY, Running, run_vllm, server, wait_for
 
-from vllm_nfp import load_profile, scrape
-from vllm_nfp.engine import versions
+from vllm_nfp import load_profile
+from vllm_nfp.adapter import versions
+from vllm_nfp.results import scrape
 
 pytestmark = pytest.mark.engine
 THOROUGH = pytest.mark.thorough
@@ -198,6 +199,8 @@ def patched(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [sys.executable, str(PATCHED), str(tree)],
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
+    if "there is no patch for vLLM 0.26" in made.stderr:
+        pytest.skip("vLLM 0.26 is served by hooks alone")
     assert made.returncode == 0, made.stderr
     return tree
 
@@ -213,16 +216,16 @@ def test_the_patch_passes_its_own_tests(patched: Path) -> None:
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]
-    assert "7 passed" in done.stdout
+    assert "6 passed" in done.stdout
 
 
 @pytest.mark.thorough
-def test_a_patched_vllm_is_observed_and_carries_the_metrics_itself(
+def test_a_patched_vllm_is_observed_through_its_extension_point(
     dense_model: Path, tmp_path: Path, expected: Outputs, patched: Path
 ) -> None:
     with server(
         dense_model, tmp_path, "--nfp-probe", "--nfp-config", PROBE, "--nfp-max-positions", "8",
-        "--api-server-count", "2", PYTHONPATH=path_with(patched),
+        "--api-server-count", "2", PYTHONPATH=path_with(patched), VLLM_LOGGING_LEVEL="DEBUG",
     ) as running:  # fmt: skip
         outputs = running.concurrent(rounds=2)
         for _ in range(20):
@@ -243,7 +246,6 @@ def test_a_patched_vllm_is_observed_and_carries_the_metrics_itself(
             }  # fmt: skip
         log = running.log_text()
     assert "steps are observed through vLLM's extension point" in log
-    assert "vLLM's extension point carries the results to /metrics" in log
     assert "observed through hooks" not in log
     assert "fault in stage" not in log
 

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from parts import attach, engine_of, only_times, prober_of, publisher_of
 
 from vllm_nfp.config import ProbeConfig, config_from_mapping
-from vllm_nfp.metrics import Snapshot, State, read_snapshot
-from vllm_nfp.profile import load_profile, profile_file
+from vllm_nfp.results.profile import load_profile, profile_file
+from vllm_nfp.results.snapshot import Snapshot, read_snapshot
+from vllm_nfp.types import State
 
 pytestmark = pytest.mark.engine
 
@@ -51,17 +53,10 @@ def worker(llm: Any) -> Any:
 @pytest.fixture
 def start(worker: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Attach a session with hooks, as the worker hook does; detach it in the end."""
-    from vllm_nfp.engine.session import Session
-    from vllm_nfp.engine.worker_hook import _hook_runner
-
     sessions = []
 
     def begin(runner: Any = None, **changes: object) -> Any:
-        runner = runner or worker.model_runner
-        session = Session(configure(tmp_path, **changes), worker.vllm_config)
-        session.attach(runner)
-        if session.active:
-            _hook_runner(runner, session)
+        session = attach(configure(tmp_path, **changes), worker, runner)
         sessions.append(session)
         return session
 
@@ -108,13 +103,13 @@ def test_estimates_appear_for_every_module_and_cell(
 
     def all_known() -> bool:
         """A busy machine measures some cells between steps alone."""
-        session._publisher.process()
-        rows = session._publisher.snapshot().boundaries
+        publisher_of(session).process()
+        rows = publisher_of(session).snapshot().boundaries
         known = {(row.batch_size, row.context) for row in rows}
-        return known == every and session._prober.outcomes["measured"] > 0
+        return known == every and prober_of(session).outcomes["measured"] > 0
 
     generate_until(llm, all_known, tokens=96)
-    found = session._publisher.snapshot()
+    found = publisher_of(session).snapshot()
     assert {row.module for row in found.boundaries} == {"attention", "dense_ffn", "model"}
     cells = {(row.batch_size, row.context) for row in found.boundaries}
     assert cells == every
@@ -149,12 +144,12 @@ def test_estimates_appear_for_every_module_and_cell(
 def test_the_log_of_raw_samples_is_bounded(
     llm: Any, start: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vllm_nfp.engine import session as module
+    from vllm_nfp.session import sample_log as module
 
     monkeypatch.setattr(module, "MOST_LOG_BYTES", 5_000)
     session = start(startup_seconds=5.0, output_dir=str(tmp_path / "out"))
     generate(llm)
-    session._publisher.process()
+    publisher_of(session).process()
     assert session.active
     assert 5_000 < (tmp_path / "out" / "samples-0.jsonl").stat().st_size < 15_000
 
@@ -177,11 +172,11 @@ def test_a_probe_touches_nothing_of_the_runner(
 ) -> None:
     import torch
 
-    from vllm_nfp.probe import Shape
+    from vllm_nfp.types import Shape
 
     session = start(overhead_budget=0.0, startup_seconds=0.0)
     generate(llm)  # leaves keys and values in the cache, and lengths in the buffers
-    engine, runner = session._engine, worker.model_runner
+    engine, runner = engine_of(session), worker.model_runner
     before = {name: t.clone() for name, t in runner_tensors(runner).items()}
     cache = [t.clone() for t in runner.kv_caches]
     assert any(t.abs().sum() > 0 for t in cache), "the cache holds nothing that could change"
@@ -207,11 +202,12 @@ def test_a_probe_reads_distinct_blocks_and_varied_tokens(start: Callable[..., An
     import torch
 
     session = start(overhead_budget=0.0, startup_seconds=0.0)
-    engine = session._engine
-    batch = engine._make(4, 8).batch
+    engine = engine_of(session)
+    batches, (group, *_) = engine._runtime.batches, engine._availability.limits.groups
+    batch = batches.build(4, 8)
     with torch.inference_mode():
-        batch.fill(128, engine._readers, engine.bag)
-    per_sequence = -(-(128 + 8) // engine._groups[0].block_tokens)
+        batches.fill(batch, 128)
+    per_sequence = -(-(128 + 8) // group.block_tokens)
     used = batch.tables[0][:4, :per_sequence].flatten().tolist()
     assert len(set(used)) == len(used)
     assert 0 not in used, "block 0 is vLLM's null block"
@@ -224,15 +220,15 @@ def test_a_probe_reads_distinct_blocks_and_varied_tokens(start: Callable[..., An
 def test_a_pairs_runs_share_their_tokens(start: Callable[..., Any]) -> None:
     import torch
 
-    from vllm_nfp.probe import Shape
+    from vllm_nfp.types import Shape
 
     session = start(overhead_budget=0.0, startup_seconds=0.0)
-    engine = session._engine
+    engine = engine_of(session)
     tokens = {}
     with torch.inference_mode():
         for positions, draw in ((1, 3), (8, 3), (8, 4)):
             engine.poll(engine.launch(Shape(4, 128, positions), draw))
-            batch = engine._prepared[4, positions].batch
+            batch = engine._shapes[4, positions].batch
             tokens[positions, draw] = batch.input_ids[: batch.tokens].tolist()
     assert tokens[8, 3][:4] == tokens[1, 3]
     assert tokens[8, 4] != tokens[8, 3]
@@ -240,8 +236,8 @@ def test_a_pairs_runs_share_their_tokens(start: Callable[..., Any]) -> None:
 
 def serve_in_piecewise_graphs(monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, ...]) -> None:
     """Have the probe take this server for one with PIECEWISE graphs of these sizes."""
-    from vllm_nfp.engine import engine as module
-    from vllm_nfp.engine.dispatch import GraphRules
+    from vllm_nfp.adapter.dispatch import GraphRules
+    from vllm_nfp.probe import engine as module
 
     rules = GraphRules(False, False, True, False, sizes, 8)
     monkeypatch.setattr(module, "graph_rules", lambda *_: rules)
@@ -253,7 +249,7 @@ def test_in_piecewise_graphs_a_probe_runs_on_its_own_tokens_and_leaves_the_runne
     """Such a graph reads the runner's buffers, whatever the last step left in them."""
     import torch
 
-    from vllm_nfp.probe import Shape
+    from vllm_nfp.types import Shape
 
     serve_in_piecewise_graphs(monkeypatch, (6, 16, 40))
     runner = worker.model_runner
@@ -278,11 +274,11 @@ def test_in_piecewise_graphs_a_probe_runs_on_its_own_tokens_and_leaves_the_runne
         )
         seen.append([tensor[:rows].tolist() for tensor in live])
 
-    engine, context, tokens = session._engine, 128, {}
-    with torch.inference_mode(), engine._view.model.register_forward_pre_hook(
+    engine, context, tokens = engine_of(session), 128, {}
+    with torch.inference_mode(), runner.get_model().register_forward_pre_hook(
         on_call, with_kwargs=True
     ) as hook:  # fmt: skip
-        monkeypatch.setattr(engine, "timed_layers", ())  # the step alone
+        monkeypatch.setattr(engine._runtime.forward, "timed", ())  # the step alone
         for positions, draw in ((1, 3), (8, 3), (3, 3), (8, 4)):
             seen.clear()
             timing = engine.poll(engine.launch(Shape(4, context, positions), draw))
@@ -291,7 +287,7 @@ def test_in_piecewise_graphs_a_probe_runs_on_its_own_tokens_and_leaves_the_runne
             assert not seen, "the step ran more than once"
             count = 4 * positions
             assert len(ids) == {1: 6, 3: 16, 8: 40}[positions]
-            assert ids[:count] == engine.bag.draw(count, draw).tolist()
+            assert ids[:count] == engine.tokens.draw(count, draw).tolist()
             assert places[:count] == [context + i for i in range(positions)] * 4
             assert padding == [False] * count + [True] * (len(ids) - count)
             assert all(set(mapping) == {-1} for mapping in written)
@@ -310,19 +306,20 @@ def test_a_run_that_fails_in_a_piecewise_graph_leaves_the_runners_buffers(
 ) -> None:
     import torch
 
-    from vllm_nfp.probe import Shape
+    from vllm_nfp.adapter.runners import view_of
+    from vllm_nfp.types import Shape
 
     serve_in_piecewise_graphs(monkeypatch, (40,))
     session = start(overhead_budget=0.0, startup_seconds=0.0)
-    buffers = session._engine._view.step_buffers().tensors
+    buffers = view_of(worker.model_runner).step_buffers().tensors
     before = [tensor.clone() for tensor in buffers]
 
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("the model fails")
 
     with torch.inference_mode(), pytest.raises(RuntimeError, match="the model fails"):
-        monkeypatch.setattr(session._engine._forward, "_call", fail)
-        session._engine.launch(Shape(4, 128, 8))
+        monkeypatch.setattr(engine_of(session)._runtime.forward, "_call", fail)
+        engine_of(session).launch(Shape(4, 128, 8))
     assert all(map(torch.equal, buffers, before))
 
 
@@ -330,7 +327,7 @@ def test_the_budget_bounds_the_measured_share(
     llm: Any, start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = start(overhead_budget=0.2, startup_seconds=0.0)
-    prober, engine = session._prober, session._engine
+    prober, engine = prober_of(session), engine_of(session)
     runs: list[float] = []
     launch = engine.launch
 
@@ -412,18 +409,18 @@ def test_an_unknown_vllm_is_watched_and_not_probed(
     llm: Any, start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    from vllm_nfp.engine import session as module
-    from vllm_nfp.engine import versions
+    from vllm_nfp.adapter import versions
+    from vllm_nfp.session import start_probing as module
 
     def injects(*_: object) -> None:
         raise AssertionError("a probe engine was made")
 
     expected = generate(llm)
     monkeypatch.setattr(versions, "installed_version", lambda: "0.99.0")
-    monkeypatch.setattr(module, "VllmProbeEngine", injects)
+    monkeypatch.setattr(module, "ProbeEngine", injects)
     with caplog.at_level(logging.WARNING, "vllm.nfp"):
         session = start()
-    assert session.active and session._prober is None
+    assert only_times(session)
     assert generate(llm) == expected
     left = snapshot(tmp_path)
     assert left.state is State.PASSIVE
@@ -436,14 +433,14 @@ def test_an_unknown_vllm_without_the_hooks_is_left_alone(
     llm: Any, worker: Any, start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:  # fmt: skip
-    from vllm_nfp.engine import session as module
-    from vllm_nfp.engine import versions
-    from vllm_nfp.engine.runners import V1Runner
+    from vllm_nfp.adapter import versions
+    from vllm_nfp.adapter.runners import V1Runner
+    from vllm_nfp.session import start as module
 
     monkeypatch.setattr(versions, "installed_version", lambda: "0.99.0")
     bare = type("BareRunner", (), {"device": worker.model_runner.device})()
     monkeypatch.setattr(module, "view_of", lambda _: V1Runner(bare, "cpu"))
-    from vllm_nfp.engine import runners
+    from vllm_nfp.adapter import runners
 
     monkeypatch.setattr(runners, "view_of", lambda _: V1Runner(bare, "cpu"))
     session = start(runner=bare)
@@ -472,7 +469,7 @@ def test_metadata_that_is_not_as_known_is_named_and_the_probe_only_watches(
     )
     monkeypatch.setattr(backend, "CommonAttentionMetadata", changed)
     session = start()
-    assert session.active and session._prober is None, "it probes"
+    assert only_times(session), "it probes"
     assert generate(llm) == expected
     left = snapshot(tmp_path)
     assert left.state is State.PASSIVE
@@ -483,7 +480,7 @@ def test_metadata_that_is_not_as_known_is_named_and_the_probe_only_watches(
 def test_a_kv_cache_that_a_probe_changes_disables_it(
     llm: Any, start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from vllm_nfp.engine import batch
+    from vllm_nfp.probe import batch
 
     expected = generate(llm)
     monkeypatch.setattr(batch, "PAD_SLOT", 40)  # a slot of a real block
@@ -499,7 +496,7 @@ FEW_SHAPES = {"batch_sizes": [1, 4], "contexts": [32], "max_positions": 4}
 def spend_at_once(session: Any) -> None:
     """Let pairs run without waiting until steps have paid for them."""
     if session.active:
-        session._prober.budget.earn(100.0)
+        prober_of(session).budget.earn(100.0)
 
 
 class Writer:
@@ -514,7 +511,7 @@ class Writer:
         self, worker: Any, monkeypatch: pytest.MonkeyPatch,
         when: Callable[[int, int, str, bool], bool], write: Callable[[Any], None],
     ) -> None:  # fmt: skip
-        from vllm_nfp.engine.forward import Forward
+        from vllm_nfp.probe.forward import Forward
 
         self._worker, self._when, self._write = worker, when, write
         self.writes = 0
@@ -637,8 +634,9 @@ def test_a_backend_that_writes_in_captured_graphs_alone_disables_the_probe(
     """FULL graphs, made at the start for few shapes and between real steps for the others."""
     from types import SimpleNamespace
 
-    from vllm_nfp.engine import engine as module
-    from vllm_nfp.engine.dispatch import GraphRules
+    from vllm_nfp.adapter.dispatch import GraphRules
+    from vllm_nfp.probe import capture, device_memory
+    from vllm_nfp.probe import engine as module
 
     def when(batch_size: int, positions: int, execution: str, graph: bool) -> bool:
         assert execution == "full"
@@ -647,10 +645,10 @@ def test_a_backend_that_writes_in_captured_graphs_alone_disables_the_probe(
     sizes = tuple(sorted({b * n for b in (1, 4) for n in (1, 2, 3, 4, 5, 6, 8)}))
     rules = GraphRules(True, False, False, True, sizes, 8)
     monkeypatch.setattr(module, "graph_rules", lambda *_: rules)
-    monkeypatch.setattr(module, "Graph", FakeGraph)
-    monkeypatch.setattr(module, "_capturing", lambda: False)
+    monkeypatch.setattr(capture, "Graph", FakeGraph)
+    monkeypatch.setattr(capture, "_capturing", lambda: False)
     place = SimpleNamespace(pool=None, stream=None, shared=False)
-    monkeypatch.setattr(module, "own_place", lambda *_: place)
+    monkeypatch.setattr(device_memory, "own_place", lambda *_: place)
     monkeypatch.setattr(FakeGraph, "replays", 0)
     FakeGraph.writer = writer = Writer(worker, monkeypatch, when, exchange)
     seconds = 0.5 if smallest else 0.0
@@ -672,18 +670,18 @@ def test_a_backend_that_writes_nowhere_is_proven_and_probed(
     expected = generate(llm)
     session = start(startup_seconds=5.0)
     assert session.active
-    engine = session._engine
-    generate_until(llm, lambda: len(engine._proven) > 2 and not engine._proofs)
-    assert len(engine._proven) > 2 and not engine._proofs
+    prover = engine_of(session)._runtime.prover
+    generate_until(llm, lambda: len(prover._proven) > 2 and not prover._under_way)
+    assert len(prover._proven) > 2 and not prover._under_way
     assert generate(llm) == expected and session.active
 
 
 def test_cells_that_do_not_fit_are_named(start: Callable[..., Any]) -> None:
     session = start(batch_sizes=[1, 64], contexts=[32, 4096], startup_seconds=0.0)
-    skipped = session._publisher.identity.skipped_cells
+    skipped = publisher_of(session).snapshot().skipped_cells
     assert "exceeds --max-num-seqs 8" in skipped["B=64 L=32"]
     assert "leaves no room" in skipped["B=1 L=4096"]
-    assert session._prober.planner.cells == ((1, 32),)
+    assert prober_of(session).planner.cells == ((1, 32),)
 
 
 def test_passive_timing_injects_nothing_and_files_real_steps(
@@ -691,11 +689,11 @@ def test_passive_timing_injects_nothing_and_files_real_steps(
 ) -> None:
     expected = generate(llm)
     session = start(passive=True)
-    assert session.active
-    assert session._engine is None and session._prober is None
+    assert only_times(session)
+    assert engine_of(session) is None
     assert generate(llm) == expected
     generate(llm, count=1)
-    session._publisher._publish()
+    publisher_of(session)._publish()
     found = snapshot(tmp_path)
     assert found.probes == {} and found.probe_seconds == 0.0
     assert found.state is State.PASSIVE and "passive is on" in found.reason
@@ -710,8 +708,8 @@ def test_probes_and_real_steps_are_timed_apart(
     llm: Any, start: Callable[..., Any], tmp_path: Path
 ) -> None:
     session = start()
-    generate_until(llm, lambda: session._prober.outcomes["measured"] > 0, tokens=96)
-    session._publisher._publish()
+    generate_until(llm, lambda: prober_of(session).outcomes["measured"] > 0, tokens=96)
+    publisher_of(session)._publish()
     found = snapshot(tmp_path)
     assert found.probes["measured"] > 0
     assert sum(row.samples for row in found.steps) > 90
@@ -725,21 +723,22 @@ def test_a_full_disk_costs_the_output_folder_and_nothing_else(
 ) -> None:  # fmt: skip
     expected = generate(llm)
     session = start(output_dir=str(tmp_path / "out"))
-    session._log.close()
-    session._log = open("/dev/full", "a")  # noqa: SIM115 - the session closes it
+    log = session._output._log
+    log._file.close()
+    log._file = open("/dev/full", "a")  # noqa: SIM115 - the session closes it
     inject_fault("no_space")
     with caplog.at_level(logging.WARNING, "vllm.nfp"):
         for _ in range(20):
             assert generate(llm) == expected
-            session._publisher._publish()
+            publisher_of(session)._publish()
             # One line for the log, which is written once a pair has run, one for the snapshot.
-            if session._log is None and caplog.text.count("No space left on device") == 2:
+            if log._file is None and caplog.text.count("No space left on device") == 2:
                 break
         for _ in range(3):
             assert generate(llm) == expected
-            session._publisher._publish()
+            publisher_of(session)._publish()
     assert session.active, "a full disk disables the probe"
-    assert session._log is None
+    assert log._file is None
     assert caplog.text.count("No space left on device") == 2, "the log is flooded"
     assert snapshot(tmp_path).probes["measured"] > 0, "/metrics is not served any more"
 
@@ -751,14 +750,14 @@ def test_a_device_that_hangs_disables_the_probe(
     monkeypatch: pytest.MonkeyPatch,
     inject_fault: Callable[[str], None],
 ) -> None:
-    from vllm_nfp.probe import prober as module
+    from vllm_nfp.schedule import flights as module
 
     expected = generate(llm)
     session = start()
     generate(llm, tokens=8)
     monkeypatch.setattr(module, "LONGEST_FLIGHT_SECONDS", 0.05)
     inject_fault("stuck_event")
-    session._prober.budget.earn(100.0)  # steps that are never passed earn nothing
+    prober_of(session).budget.earn(100.0)  # steps that are never passed earn nothing
     for _ in range(20):
         assert generate(llm) == expected
         if not session.active:
@@ -773,10 +772,10 @@ def test_a_probe_without_memory_is_left_out_and_serving_goes_on(
     expected = generate(llm)
     session = start()
     inject_fault("out_of_memory")
-    outputs = generate_until(llm, lambda: session._prober.outcomes["refused"] > 0)
+    outputs = generate_until(llm, lambda: prober_of(session).outcomes["refused"] > 0)
     assert all(output == expected for output in outputs)
     assert session.active
-    assert session._prober.outcomes["refused"] > 0
+    assert prober_of(session).outcomes["refused"] > 0
 
 
 def test_a_step_of_the_wall_clock_changes_nothing(
@@ -788,12 +787,12 @@ def test_a_step_of_the_wall_clock_changes_nothing(
     real = time.time
     for jump in (1e7, -1e7):
         monkeypatch.setattr(time, "time", lambda jump=jump: real() + jump)
-        before = session._prober.outcomes["measured"]
+        before = prober_of(session).outcomes["measured"]
         # A pair that a busy machine drew out is paid off first.
-        generate_until(llm, lambda: session._prober.outcomes["measured"] > before, tokens=96)  # noqa: B023
-        session._publisher._publish()
+        generate_until(llm, lambda: prober_of(session).outcomes["measured"] > before, tokens=96)  # noqa: B023
+        publisher_of(session)._publish()
         assert session.active
-        assert session._prober.outcomes["measured"] > before
+        assert prober_of(session).outcomes["measured"] > before
         found = snapshot(tmp_path)
         assert abs(found.updated_unix_seconds - real() - jump) < 60
         assert abs(time.monotonic() - found.updated_monotonic_seconds) < 60

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from parts import attach, prober_of, publisher_of
 
 from vllm_nfp.config import config_from_mapping
 from vllm_nfp.metrics.collector import families_of
@@ -126,9 +127,6 @@ def bound(values: Sequence[float]) -> float:
 
 
 def test_steps_and_overhead_are_told_as_they_are(llm: Any, tmp_path: Path) -> None:
-    from vllm_nfp.engine.session import Session
-    from vllm_nfp.engine.worker_hook import _hook_runner
-
     worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
     truth = Truth()
     watch(worker.model_runner, truth)
@@ -143,20 +141,18 @@ def test_steps_and_overhead_are_told_as_they_are(llm: Any, tmp_path: Path) -> No
             "run_dir": str(tmp_path),
         }
     )
-    session = Session(config, worker.vllm_config)
-    session.attach(worker.model_runner)
-    session._sampler = Sampler(first=1)
-    assert session._timer is not None
-    session._timer._clock = HostClock(lambda: truth.now)
-    _hook_runner(worker.model_runner, session)
+    session = attach(config, worker)
+    prober, publisher = prober_of(session), publisher_of(session)
+    session._started.looks._sampler = Sampler(first=1)
+    prober.timer._clock = HostClock(lambda: truth.now)
     for _ in range(20):  # a full step leaves no allowance for probes
         serve(llm, truth, 300, prompts=0.0)
-        if session._prober is not None and session._prober.outcomes["measured"]:
+        if prober.outcomes["measured"]:
             break
     serve(llm, truth, STEPS, prompts=0.15)
-    assert session._prober is not None and session._publisher is not None
-    session._prober.settle()
-    told = session._publisher.snapshot()
+    assert session.active
+    prober.settle()
+    told = publisher.snapshot()
     session.disable("the test is over", expected=True)
 
     decodes, seconds = sum(truth.decode), sum(truth.seconds)

@@ -20,7 +20,7 @@ TALK = """
 import json, sys
 from pathlib import Path
 from benchmarks import shapes, talk
-from vllm_nfp.start.engine import start_engine, worker_of
+from vllm_nfp.adapter.engines import start_engine, worker_of
 
 llm = start_engine(shapes.write_model(Path(sys.argv[1]), sys.argv[2]), dict(
     load_format="dummy", enforce_eager=True, max_model_len=1024, max_num_seqs=4, seed=0))
@@ -55,7 +55,7 @@ DRAFT = """
 import json, sys
 from pathlib import Path
 from benchmarks import draft_models, shapes, talk
-from vllm_nfp.start.engine import start_engine, worker_of
+from vllm_nfp.adapter.engines import start_engine, worker_of
 
 method, folder = sys.argv[2], Path(sys.argv[1])
 model = shapes.write_model(folder / "model", "tiny-dense", 4)

@@ -56,6 +56,10 @@ if __name__ == "__main__":
         args = parser.parse_args([])
         args.model = sys.argv[2]
         AsyncEngineArgs.from_cli_args(args)
-    loaded = sorted(name for name in sys.modules if name.startswith("vllm_nfp.engine"))
+    loaded = sorted(
+        name
+        for name in sys.modules
+        if name.startswith(("vllm_nfp.adapter.", "vllm_nfp.probe", "vllm_nfp.session"))
+    )
     flags = any("--nfp-probe" in action.option_strings for action in parser._actions)
     print(json.dumps({"replaced": replaced(), "loaded": loaded, "flags": flags}))

@@ -62,28 +62,30 @@ def generate(llm: Any, tokens: int = 48) -> list[list[int]]:
 
 
 def attach(worker: Any, run_dir: str) -> Any:
+    from vllm_nfp.adapter.hooks import hook_runner
+    from vllm_nfp.adapter.patch import PatchSet
     from vllm_nfp.config import config_from_mapping
-    from vllm_nfp.engine.session import Session
-    from vllm_nfp.engine.worker_hook import _hook_runner
+    from vllm_nfp.session import open_session
 
-    session = Session(config_from_mapping({**SETTINGS, "run_dir": run_dir}), worker.vllm_config)
-    session.attach(worker.model_runner)
+    config = config_from_mapping({**SETTINGS, "run_dir": run_dir})
+    session, patches = open_session(config, worker.vllm_config, time.monotonic()), PatchSet()
+    session.after_warm_up(worker.model_runner, None, patches.restore)
     if session.active:
-        _hook_runner(worker.model_runner, session)
+        hook_runner(patches, worker.model_runner, session)
     return session
 
 
 def runs_of(session: Any) -> list[dict[str, Any]]:
-    """Outputs of runs on stale buffers, beside those of plain runs on the bag's ids."""
+    """Outputs of runs on stale buffers, beside those of plain runs on the ids of the token pool."""
     import torch
 
-    from vllm_nfp.engine.dispatch import Execution
-    from vllm_nfp.probe import Shape
+    from vllm_nfp.adapter.dispatch import Execution
+    from vllm_nfp.types import Shape
 
-    engine = session._engine
-    forward = engine._forward
-    live = engine._view.step_buffers()
-    entries = min(g.num_blocks * g.block_tokens for g in engine._groups)
+    engine = session._started.engine
+    forward = engine._runtime.forward
+    live = session._started.view.step_buffers()
+    entries = min(g.num_blocks * g.block_tokens for g in engine._availability.limits.groups)
     live.input_ids.fill_(7)
     live.positions.fill_(3)
     if live.is_padding is not None:
@@ -118,7 +120,7 @@ def runs_of(session: Any) -> list[dict[str, Any]]:
                 "execution": timing.execution,
                 "alike": None if seen is None else _alike(seen, plain),
                 "ids": batch.input_ids[: batch.tokens].tolist(),
-                "bag": engine.bag.draw(batch.tokens, draw).tolist(),
+                "drawn": engine.tokens.draw(batch.tokens, draw).tolist(),
             }
         )
     forward.run_head = head
@@ -138,7 +140,7 @@ def write_in_a_graph() -> None:
     """Have the graph of one shape change a value of the null block whenever it is replayed."""
     import torch
 
-    from vllm_nfp.engine.forward import Forward
+    from vllm_nfp.probe.forward import Forward
 
     real = Forward.run_model
 
@@ -160,9 +162,7 @@ def milliseconds_per_gib(engine: Any) -> float:
     """Of summing the whole KV cache up once."""
     import torch
 
-    from vllm_nfp.engine.kv_proof import caches_of
-
-    caches = caches_of(engine._contexts, engine._view.runner.kv_caches)
+    caches = engine._kv_check._caches()
     total = sum(
         {c.untyped_storage().data_ptr(): c.untyped_storage().nbytes() for c in caches}.values()
     )
@@ -170,7 +170,7 @@ def milliseconds_per_gib(engine: Any) -> float:
     for _ in range(3):
         torch.cuda.synchronize()
         begun = time.perf_counter()
-        engine._kv_checksums()
+        engine._kv_check.checksum()
         best = min(best, time.perf_counter() - begun)
     return best * 1e3 * (1 << 30) / total
 
@@ -179,12 +179,12 @@ def proof_milliseconds(engine: Any) -> dict[str, float]:
     """Of the sums around one run, before and after together: on the host, and in all."""
     import torch
 
-    batch = engine._prepared[4, 8].batch
+    batch = engine._shapes[4, 8].batch
     best = {"host": float("inf"), "all": float("inf")}
     for _ in range(5):
         torch.cuda.synchronize()
         begun = time.perf_counter()
-        engine._prover.begin(batch, 128).end("a run")
+        engine._runtime.prover.begin(batch, 128).end("a run")
         best["host"] = min(best["host"], time.perf_counter() - begun)
         torch.cuda.synchronize()
         best["all"] = min(best["all"], time.perf_counter() - begun)
@@ -205,17 +205,20 @@ def main(model: str, run_dir: str, out: str, mode: str) -> None:
     if session.active and mode != "writes":
         with torch.inference_mode():
             result["runs"] = runs_of(session)
-            result["ms_per_gib"] = milliseconds_per_gib(session._engine)
-            result["proof_ms"] = proof_milliseconds(session._engine)
+            engine = session._started.engine
+            result["ms_per_gib"] = milliseconds_per_gib(engine)
+            result["proof_ms"] = proof_milliseconds(engine)
     for _ in range(40):
         result["same"] = result["same"] and generate(llm) == expected
         if not session.active:
             break
-        result["measured"] = session._prober.outcomes["measured"]
+        result["measured"] = session._started.lead.watcher.outcomes["measured"]
         if mode != "writes" and result["measured"] >= 8:
             break
     result["active_after"] = session.active
-    result["reason"] = session._identity.reason
+    from vllm_nfp.results.snapshot import read_snapshot
+
+    result["reason"] = read_snapshot(Path(run_dir) / "engine-0.json").reason
     if session.active:
         session.disable("the test is over", expected=True)
     Path(out).write_text(json.dumps(result))

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from vllm_nfp.config import ENV_VAR, config_from_mapping
-from vllm_nfp.metrics import State, read_snapshot
+from vllm_nfp.results.snapshot import read_snapshot
+from vllm_nfp.types import State
 
 pytestmark = pytest.mark.gpu
 
@@ -82,7 +83,7 @@ def probe_real_graphs(model: Path, folder: Path, mode: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", ["dense_model", "moe_model"])
 @pytest.mark.parametrize("mode", ["piecewise", "partition"])
-def test_piecewise_probes_run_on_the_bags_tokens_and_leave_the_runners_buffers(
+def test_piecewise_probes_run_on_the_pools_tokens_and_leave_the_runners_buffers(
     kind: str, mode: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     """Their graphs read the runner's own buffers; a stale padding mask would silence experts."""
@@ -90,7 +91,7 @@ def test_piecewise_probes_run_on_the_bags_tokens_and_leave_the_runners_buffers(
     assert found["active"] and found["active_after"], found["reason"]
     *runs, kept = found["runs"]
     assert {run["execution"] for run in runs} == {"piecewise"}
-    assert all(run["ids"] == run["bag"] for run in runs)
+    assert all(run["ids"] == run["drawn"] for run in runs)
     assert runs[0]["ids"] == runs[1]["ids"][:4] and runs[1]["ids"] != runs[2]["ids"]
     assert len(set(runs[1]["ids"])) > 16
     # Compiled and plain kernels round otherwise; outputs of other tokens are not alike at all.

@@ -1,10 +1,10 @@
-"""Looks up in a vLLM source tree every name of vLLM's that this project imports or hooks.
+"""Looks up in a vLLM source tree every name of vLLM's that this project imports, hooks or reads.
 
     python tests/matrix/names.py FOLDER_WITH_vllm
 
-Reads files and imports nothing of vLLM's, so it works for releases that cannot run here. It tells
-renamed or moved names and what differs from the tables of vllm_nfp/engine, not changed behaviour.
-The exit status is 1 if a name is missing.
+Reads files and imports nothing of vLLM's, so it works for releases that cannot run here. It finds
+renamed or moved names and what differs from the tables of vllm_nfp/adapter (what is hooked:
+targets.py), not changed behaviour. The exit status is 1 if a name is missing.
 """
 
 from __future__ import annotations
@@ -16,45 +16,43 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
-from vllm_nfp.engine import versions
-from vllm_nfp.engine.bindings import CONFIG_ATTRIBUTES, FORWARD_CONTEXT_ARGUMENTS, SCHEDULER_FIELDS
+from vllm_nfp.adapter import sources, versions
+from vllm_nfp.adapter.bindings import CONFIG_ATTRIBUTES, FORWARD_CONTEXT_ARGUMENTS, SCHEDULER_FIELDS
+from vllm_nfp.adapter.sources import file_of
 
 ROOT = Path(__file__).resolve().parents[2]
 V1, V2 = "vllm.v1.worker.gpu_model_runner", "vllm.v1.worker.gpu.model_runner"
-HOOKED = (
-    ("vllm.engine.arg_utils", ("def add_cli_args", "def from_cli_args")),
-    ("vllm.v1.metrics.prometheus", ("def get_prometheus_registry",)),
-    ("vllm.v1.worker.worker_base", ("class WorkerWrapperBase", "def init_device")),
-    ("vllm.v1.worker.gpu_worker", ("def compile_or_warm_up_model", "self.model_runner")),
-    ("vllm.v1.worker.cpu_worker", ("def compile_or_warm_up_model", "self.model_runner")),
+READ = (
+    ("vllm.v1.worker.gpu_worker", ("self.model_runner",)),
+    ("vllm.v1.worker.cpu_worker", ("self.model_runner",)),
     (
         V1,
-        ("def execute_model", "def sample_tokens", "def get_model", "self.attn_groups",
-         "self.kv_cache_config", "self.uniform_decode_query_len", "self.input_ids",
-         "self.positions", "self.input_batch"),
+        ("def get_model", "self.attn_groups", "self.kv_cache_config",
+         "self.uniform_decode_query_len", "self.input_ids", "self.positions", "self.input_batch"),
     ),
     (
         V2,
-        ("def execute_model", "def sample_tokens", "def get_model", "self.attn_groups",
-         "self.kv_cache_config", "self.decode_query_len", "self.input_buffers", "dummy_run",
-         "self.block_tables", "self.cudagraph_manager", "self.kv_caches"),
+        ("def get_model", "self.attn_groups", "self.kv_cache_config", "self.decode_query_len",
+         "self.input_buffers", "dummy_run", "self.block_tables", "self.cudagraph_manager",
+         "self.kv_caches"),
     ),
     ("vllm.v1.worker.block_table", ("self.block_tables = ", "self.slot_mapping = ")),
     ("vllm.v1.worker.gpu.block_table", ("self.slot_mappings = ",)),
     ("vllm.v1.worker.gpu.input_batch", ("self.input_ids = ", "self.positions = ",
                                         "self.is_padding = ")),
     ("vllm.v1.worker.gpu.cudagraph_utils", ("def run_pw_graph",)),
+    ("vllm.v1.engine.core", ("self.input_queue = ",)),
+    ("vllm.v1.core.sched.scheduler",
+     ("self.dynamic_sd_lookup", "self.num_spec_tokens", "self.running")),
     ("vllm.v1.core.sched.output",
      ("num_scheduled_tokens", "scheduled_new_reqs", "scheduled_cached_reqs",
-      "num_computed_tokens", *SCHEDULER_FIELDS)),
+      "num_computed_tokens", "scheduled_spec_decode_tokens", "num_spec_tokens_to_schedule",
+      *SCHEDULER_FIELDS)),
+    ("vllm.v1.outputs", ("sampled_token_ids",)),
 )  # fmt: skip
-"""Module -> texts that it must hold."""
-OPTIONAL = {
-    ("vllm.v1.worker.step_observer", "*"),  # the extension point of patches/
-    ("vllm.v1.metrics.worker_metrics", "*"),
-    # Since 0.32; before, V2 follows no table of draft lengths.
-    ("vllm.v1.worker.gpu.spec_decode.target_dependent_ar.cudagraph_utils", "*"),
-}
+"""Module -> texts that it must hold, since the probe reads these attributes."""
+OPTIONAL = {("vllm.v1.worker.step_observer", "*")}
+"""The extension point of patches/."""
 
 
 def imported() -> Iterator[tuple[str, str]]:
@@ -66,16 +64,11 @@ def imported() -> Iterator[tuple[str, str]]:
                     yield str(node.module), alias.name
 
 
-def file_of(tree: Path, module: str) -> Path | None:
-    base = tree.joinpath(*module.split("."))
-    places = (base.with_suffix(".py"), base / "__init__.py")
-    return next((place for place in places if place.is_file()), None)
-
-
 CONFIG_FILES = {
     "": "vllm.config.vllm",
     "parallel_config": "vllm.config.parallel",
     "model_config": "vllm.config.model",
+    "cache_config": "vllm.config.cache",
     "scheduler_config": "vllm.config.scheduler",
     "compilation_config": "vllm.config.compilation",
     "offload_config": "vllm.config.offload",
@@ -101,7 +94,7 @@ def definition(tree: Path, module: str, name: str) -> ast.ClassDef | ast.Functio
 
 
 def unlike(tree: Path) -> Iterator[str]:
-    """How the tree differs from what is known of its release (vllm_nfp/engine/versions.py)."""
+    """How the tree differs from what is known of its release (vllm_nfp/adapter/versions.py)."""
     with mock.patch.object(versions, "installed_version", lambda: release_of(tree)):
         given = set(versions.metadata_fields())
         multimodal = versions.is_since(versions.MULTIMODAL_PROPERTY)
@@ -155,7 +148,11 @@ def missing(tree: Path) -> list[str]:
             found.append(f"{module}: no such module (for {name})")
         elif name not in path.read_text(encoding="utf-8") and not file_of(tree, f"{module}.{name}"):
             found.append(f"{module}: no {name}")
-    for module, texts in HOOKED:
+    found += [
+        f"{target.name}: missing, needed for {target.feature}"
+        for target in sources.missing_targets(tree, versions.parse_release(release_of(tree)))
+    ]
+    for module, texts in READ:
         path = file_of(tree, module)
         text = "" if path is None else path.read_text(encoding="utf-8")
         found += [f"{module}: no {wanted!r}" for wanted in texts if wanted not in text]

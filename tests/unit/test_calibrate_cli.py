@@ -18,7 +18,7 @@ from vllm_nfp.calibrate.device import DeviceError, Gpu, gpu_at_hand
 from vllm_nfp.calibrate.plans import ModelPlan
 from vllm_nfp.calibrate.points import read_samples
 from vllm_nfp.calibrate.run import Failure, Outcome, Progress, Stage
-from vllm_nfp.cli import calibrate, main
+from vllm_nfp.cli import calibrate, calibrate_samples, main
 from vllm_nfp.principle.hardware_file import read_hardware_file, target_of
 
 KERNELS = ROOT / "benchmarks" / "results" / "2026-11-24-h100-kernels"
@@ -87,13 +87,13 @@ def test_from_samples_needs_no_torch() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 2
-    assert "the folder of /nowhere/x.json does not exist" in done.stderr
+    assert "the directory of /nowhere/x.json does not exist" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--from-samples", "none"], "there is no folder none"),
+        (["--from-samples", "none"], "there is no directory none"),
         (["--from-samples", "."], "holds no .jsonl or .jsonl.gz file"),
         (["--from-samples", ".", "--trial"], "measures nothing: leave out"),
         (["--models", "gpt"], "--models: no model 'gpt' to calibrate with: choose of llama-3.1-8b"),
@@ -158,7 +158,7 @@ def measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Measure:
 
     def go(gpu: Gpu | None) -> list[str]:
         monkeypatch.setattr(calibrate, "gpu_at_hand", lambda: gpu)
-        monkeypatch.setattr(calibrate, "run_plans", fake)
+        monkeypatch.setattr(calibrate_samples, "run_plans", fake)
         return ran
 
     return go

@@ -11,13 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from vllm_nfp.engine import communication, ranks
-from vllm_nfp.engine.engine import Ticket, VllmProbeEngine
-from vllm_nfp.engine.forward import Interval, ModuleMarks, StepMarks, _Recorder
-from vllm_nfp.estimate import Module
-from vllm_nfp.probe import Shape
-from vllm_nfp.probe.lockstep import PeerFaultError
+from vllm_nfp.adapter import communication, ranks
+from vllm_nfp.probe import marks
+from vllm_nfp.probe.marks import Interval, IntervalRecorder, ModuleMarks, StepMarks
+from vllm_nfp.schedule.lockstep import PeerFaultError
 from vllm_nfp.timing import Mark
+from vllm_nfp.types import Module
 
 
 class Ticks:
@@ -37,7 +36,7 @@ def spans(intervals: list[Interval]) -> list[tuple[int, Module, int, int]]:
 
 def test_a_collective_inside_a_module_splits_it() -> None:
     found: list[Interval] = []
-    recorder = _Recorder(Ticks().mark, found)
+    recorder = IntervalRecorder(Ticks().mark, found)
     recorder.on_layer(3)
     recorder.on_module(3, Module.DENSE_FFN, True)  # 1
     recorder.on_collective(True)  # 2
@@ -58,18 +57,16 @@ def test_a_collective_inside_a_module_splits_it() -> None:
 
 def test_a_mark_that_two_intervals_share_is_given_back_once() -> None:
     found: list[Interval] = []
-    recorder = _Recorder(Ticks().mark, found)
+    recorder = IntervalRecorder(Ticks().mark, found)
     recorder.on_layer(0)
     recorder.on_module(0, Module.DENSE_FFN, True)
     recorder.on_collective(True)
     recorder.on_collective(False)
     recorder.on_module(0, Module.DENSE_FFN, False)
     given_back: list[Mark] = []
-    engine = VllmProbeEngine.__new__(VllmProbeEngine)
-    engine._clock = SimpleNamespace(release=given_back.append)  # type: ignore[assignment]
+    clock: Any = SimpleNamespace(release=given_back.append)
     step = StepMarks(Mark("start"), Mark("after"), Mark("end"))
-    prepared = SimpleNamespace(busy=True)
-    engine.discard(Ticket(Shape(1, 1, 1), prepared, step, ModuleMarks(found)))  # type: ignore[arg-type]
+    marks.release(clock, step, ModuleMarks(found))
     assert len(given_back) == len({id(mark) for mark in given_back}) == 3 + 4
 
 
@@ -170,7 +167,7 @@ def custom(state: Any, monkeypatch: pytest.MonkeyPatch) -> Custom:
 
 
 def capture(talk: Talk, error: Exception | None = None) -> None:
-    with ranks.TensorRanks(talk).capturing(None):  # type: ignore[arg-type]
+    with ranks.TensorRanks(talk.agree).capturing(None):
         if error is not None:
             raise error
 
@@ -213,7 +210,7 @@ def test_captured_collectives_leave_room_for_the_servers_own(
     custom: Custom, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ranks, "MOST_CAPTURED_COLLECTIVES", 250)
-    team = ranks.TensorRanks(Talk())  # type: ignore[arg-type]
+    team = ranks.TensorRanks(Talk().agree)
     for _ in range(2):
         with team.capturing(None):
             pass

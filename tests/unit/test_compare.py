@@ -12,9 +12,9 @@ from click.testing import CliRunner
 from conftest import GPU_RESULTS, ROOT
 
 from vllm_nfp.cli import main
-from vllm_nfp.compare import CHANCE_SHARE, CompareError, compare
-from vllm_nfp.metrics.snapshot import BoundaryRow
-from vllm_nfp.profile import Profile, save_profile
+from vllm_nfp.results.compare import CHANCE_SHARE, CompareError, compare
+from vllm_nfp.results.profile import Profile, save_profile
+from vllm_nfp.types import Boundary
 
 
 def only(profile: Profile, module: str, batch_size: int, context: int) -> Profile:
@@ -32,7 +32,7 @@ def only(profile: Profile, module: str, batch_size: int, context: int) -> Profil
 
 
 def with_boundary(profile: Profile, positions: int, lower: int, upper: int) -> Profile:
-    row = BoundaryRow("model", 8, 4096, 0.1, positions, lower, upper, False, positions)
+    row = Boundary("model", 8, 4096, 0.1, positions, lower, upper, False, positions)
     return replace(profile, boundaries=(row,))
 
 

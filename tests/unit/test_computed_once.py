@@ -10,15 +10,20 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from vllm_nfp import prediction
 from vllm_nfp.cli import main
 from vllm_nfp.draft import sources
-from vllm_nfp.prediction import predict
-from vllm_nfp.principle import Target, default_calibration, hardware_by_name, shape_from_config
+from vllm_nfp.principle import (
+    Target,
+    default_calibration,
+    hardware_by_name,
+    prediction,
+    shape_from_config,
+)
 from vllm_nfp.principle.predict import predict_cell
+from vllm_nfp.principle.prediction import predict
 from vllm_nfp.principle.step import Step
-from vllm_nfp.profile import Profile
 from vllm_nfp.report import render
+from vllm_nfp.results.profile import Profile
 
 MOE = {
     "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "hidden_size": 1024,

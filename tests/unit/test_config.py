@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from vllm_nfp import plugin, run_folder
+from vllm_nfp import plugin
+from vllm_nfp.adapter import flags, hooks, install, metrics_bridge, switch_on
+from vllm_nfp.adapter.patch import PatchSet
 from vllm_nfp.config import (
     ENV_VAR,
     ConfigError,
@@ -18,8 +20,8 @@ from vllm_nfp.config import (
     config_from_mapping,
     read_settings_argument,
 )
-from vllm_nfp.engine import flags, install, metrics_bridge, worker_hook
-from vllm_nfp.metrics import NfpCollector
+from vllm_nfp.metrics.collector import NfpCollector
+from vllm_nfp.results import run_folder
 
 
 def test_settings_survive_json() -> None:
@@ -35,9 +37,9 @@ def test_settings_survive_json() -> None:
         ({"bogus": 1}, "unknown field 'bogus' in the NFP settings; allowed: epsilons,"),
         ({"epsilons": []}, "epsilons must not be empty"),
         ({"epsilons": [0.2, 0.1]}, "must be ascending without repeats"),
-        ({"epsilons": [float("nan")]}, "must be a share from 0.001 to 10, not nan"),
+        ({"epsilons": [float("nan")]}, "must be a fraction from 0.001 to 10, not nan"),
         ({"epsilons": 0.1}, "epsilons must be a list, not 0.1"),
-        ({"draft_acceptance": 1.5}, "draft_acceptance must be a share from 0 to 1, not 1.5"),
+        ({"draft_acceptance": 1.5}, "draft_acceptance must be a fraction from 0 to 1, not 1.5"),
         ({"max_positions": 1}, "from 2 to 512, not 1"),
         ({"max_positions": True}, "from 2 to 512, not True"),
         ({"max_positions": 8.0}, "not 8.0"),
@@ -49,7 +51,7 @@ def test_settings_survive_json() -> None:
         ({"overhead_budget": "0.1"}, "not '0.1'"),
         ({"min_samples": 40}, "max_samples 32 is below min_samples 40"),
         ({"layer_histograms": 1}, "must be true or false"),
-        ({"output_dir": ""}, "must be the path of a folder"),
+        ({"output_dir": ""}, "must be a directory path"),
     ],
 )
 def test_a_bad_value_is_named_with_what_is_allowed(
@@ -105,8 +107,8 @@ def test_an_unwritable_folder_is_refused(tmp_path: Path) -> None:
 
 def parse(*argv: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    flags.add_flags(parser)
-    flags.add_flags(parser)  # twice is once
+    flags.add_flags(parser, PatchSet())
+    flags.add_flags(parser, PatchSet())  # twice is once
     return parser.parse_args(argv)
 
 
@@ -143,7 +145,7 @@ def test_flags_that_do_not_go_together_end_the_parse(
 ) -> None:
     parser = argparse.ArgumentParser()
     command = parser.add_subparsers().add_parser("serve")  # as vLLM's command line does
-    flags.add_flags(command)
+    flags.add_flags(command, PatchSet())
     with pytest.raises(SystemExit) as caught:
         parser.parse_args(["serve", *argv])
     assert caught.value.code == 2
@@ -168,14 +170,14 @@ def test_under_ray_the_server_starts_and_says_why_its_probe_is_off(
     setattr(args, backend, "ray")
     flag = f"--{backend.replace('_', '-')} ray"
     with caplog.at_level(logging.WARNING, "vllm.nfp"):
-        flags.switch_on(args)
+        switch_on.switch_on(args)
     assert f"the probe stays off: {flag}" in caplog.text
     settings = config_from_environment()
     assert settings is not None and settings.run_dir is not None
     hooked: list[object] = []
-    monkeypatch.setattr(worker_hook, "install", lambda *_: hooked.append("a worker"))
+    monkeypatch.setattr(hooks, "install", lambda *_: hooked.append("a worker"))
     monkeypatch.setattr(metrics_bridge, "install", lambda *_: hooked.append("/metrics"))
-    install._install_hooks()
+    install._install_hooks(lambda *_: pytest.fail("a session was opened"))
     assert hooked == ["/metrics"]
     told = [s for f in NfpCollector(settings.run_dir).collect() for s in f.samples]
     on = [s.labels for s in told if s.name == "vllm_nfp_state" and s.value]

@@ -8,30 +8,32 @@ import logging
 import os
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from vllm_nfp import typed_json
+from vllm_nfp import files, strict_json
 from vllm_nfp.config import ProbeConfig
+from vllm_nfp.draft import curve_exchange, curve_set
 from vllm_nfp.draft.curve import StepCurve, interpolated
+from vllm_nfp.draft.curve_exchange import CurveReceiver, CurveSender
 from vllm_nfp.draft.curve_set import CurveSet, curve_file, read_curves, write_curves
 from vllm_nfp.draft.live.forecast import CURVE_OCTAVES, StepModel
 from vllm_nfp.draft.live.steps import distance
 from vllm_nfp.draft.sources import curves_of_rows
-from vllm_nfp.engine import curve_exchange
-from vllm_nfp.engine.curve_exchange import CurveReceiver, CurveSender
-from vllm_nfp.metrics import CurveRow, SnapshotError
+from vllm_nfp.results.snapshot import SnapshotError
+from vllm_nfp.types import CurvePoint
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 CONTEXTS = (1024, 2048, 4096, 8192)
 
 
-def rows(seed: int = 1, modules: tuple[str, ...] = ("attention", "model")) -> list[CurveRow]:
+def rows(seed: int = 1, modules: tuple[str, ...] = ("attention", "model")) -> list[CurvePoint]:
     """Curves of 8 x 4 cells at the default grid, with every digit that a float can have."""
     rng = random.Random(seed)
     return [
-        CurveRow(
+        CurvePoint(
             module, batch_size, context, n, 32, rng.random(), 1.0 if n == 1 else 1.0 + rng.random(),
             0.9, 2.0, "none" if batch_size * n > 512 else "full", 1e-3, 2e-3,
         )
@@ -53,7 +55,7 @@ def apart(monkeypatch: pytest.MonkeyPatch, config: ProbeConfig) -> CurveSender:
     sender = CurveSender(config, "0")
     send = sender.send
 
-    def elsewhere(found: list[CurveRow]) -> bool:
+    def elsewhere(found: list[CurvePoint]) -> bool:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(curve_exchange, "_latest", {})
             patch.setattr(curve_exchange, "_readers", {})
@@ -68,14 +70,14 @@ def apart(monkeypatch: pytest.MonkeyPatch, config: ProbeConfig) -> CurveSender:
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that are opened to be read from now on."""
     names: list[str] = []
-    original = typed_json.os.open
+    original = files.os.open
 
     def record(path: str, flags: int, *args: int, **kwargs: Any) -> int:
         if not flags & os.O_CREAT:
             names.append(Path(path).name)
         return original(path, flags, *args, **kwargs)
 
-    monkeypatch.setattr(typed_json.os, "open", record)
+    monkeypatch.setattr(files.os, "open", record)
     return names
 
 
@@ -146,14 +148,18 @@ def test_what_is_read_is_small(
     path = curve_file(str(tmp_path), "0")
     assert path.stat().st_size < 16_000
     parsed: list[int] = []
-    original = json.loads
+    loads, decoder = json.loads, curve_set._LINE
 
-    def loads(text: bytes, **options: object) -> object:
+    def parse(text: bytes, **options: object) -> object:
         parsed.append(len(text))
-        return original(text, **options)
+        return loads(text, **options)
 
-    monkeypatch.setattr(typed_json.json, "loads", loads)
-    monkeypatch.setattr(typed_json, "_decode", lambda *_: pytest.fail("value by value"))
+    def decode(line: bytes) -> object:
+        parsed.append(len(line))
+        return decoder.decode(line)
+
+    monkeypatch.setattr(strict_json.json, "loads", parse)
+    monkeypatch.setattr(curve_set, "_LINE", SimpleNamespace(decode=decode))
     assert len(read_curves(path).curves) == 32
     assert len(parsed) == 33
     assert max(parsed) < 500
@@ -259,12 +265,12 @@ def test_a_set_of_curves_is_read_off_as_the_curves_were() -> None:
         ("[1,1024,0.001,null,[1,2],[1.0]]", "shorter"),
         ("[1,1024,0.001,null,[1,1],[1.0,1.0]]", "ascend"),
         ("[1,1024,0.001,null,[2],[1.0]]", "lacks its point at N = 1"),
-        ("[true,1024,0.001,null,[1],[1.0]]", "no number above 0"),
-        ("[1,1024,1,null,[1],[1.0]]", "no number with a point"),
-        ("[1,1024,1e999,null,[1],[1.0]]", "not above 0"),
+        ("[true,1024,0.001,null,[1],[1.0]]", "Expected `int`, got `bool`"),
+        ("[1,1024,true,null,[1],[1.0]]", "Expected `float`, got `bool`"),
+        ("[1,1024,1e999,null,[1],[1.0]]", "out of range"),
         ("[1,1024,0.001,null]", "holds no curve"),
         ("7", "holds no curve"),
-        (f"[1,1024,0.001,null,{list(range(1, 66))},{[1.0] * 65}]", "more than 64 counts"),
+        (f"[1,1024,0.001,null,{list(range(1, 66))},{[1.0] * 65}]", "length <= 64"),
         ("[" + "9" * 5000 + "]", "more than 4096 bytes"),
     ],
 )

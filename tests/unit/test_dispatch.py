@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_nfp.engine.dispatch import Execution, GraphRules, place
+from vllm_nfp.adapter.dispatch import Execution, GraphRules, place
 
 SIZES = (1, 2, 4, *range(8, 257, 8), *range(272, 513, 16))
 RULES = GraphRules(

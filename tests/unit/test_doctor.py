@@ -11,11 +11,11 @@ import pytest
 from click.testing import CliRunner
 
 from vllm_nfp import cpu_setup, doctor
+from vllm_nfp.adapter import extension, versions
 from vllm_nfp.calibrate.device import DeviceError, Gpu
 from vllm_nfp.cli import main
 from vllm_nfp.config import ENV_VAR
 from vllm_nfp.doctor import Answer, BadQuestionError, Finding, Question, Status
-from vllm_nfp.engine import extension, versions
 
 BASE = {"platform": "cuda", "triton": True, "forced_runner": None}
 OF_MODEL = {

@@ -26,7 +26,7 @@ from benchmarks import (
 )
 from benchmarks.draft_cost import draft_cost
 from vllm_nfp.draft import StepCurve
-from vllm_nfp.draft.schedule import FREE, DraftCost
+from vllm_nfp.draft.demand import FREE, DraftCost
 
 
 class Answering:

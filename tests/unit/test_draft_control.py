@@ -15,28 +15,30 @@ from typing import Any
 
 import pytest
 
-from vllm_nfp import typed_json
-from vllm_nfp.config import ConfigError, ProbeConfig
-from vllm_nfp.engine import draft_control, versions
-from vllm_nfp.engine.curve_exchange import CurveSender
-from vllm_nfp.engine.draft_control import DraftControl, attach
-from vllm_nfp.engine.draft_lengths import (
+from vllm_nfp import files
+from vllm_nfp.adapter import draft_control, versions
+from vllm_nfp.adapter.draft_control import DraftControl, attach
+from vllm_nfp.adapter.draft_lengths import (
     _shown,
     candidate_lengths,
     control_speculation,
     covering_table,
-    drafts,
     prepare_speculation,
 )
-from vllm_nfp.metrics.control import (
+from vllm_nfp.adapter.patch import PatchSet
+from vllm_nfp.config import ConfigError, ProbeConfig
+from vllm_nfp.draft.curve_exchange import CurveSender
+from vllm_nfp.draft.live import reporter
+from vllm_nfp.results.control import (
     ControlSnapshot,
     ControlState,
     control_families,
     control_file,
     read_control,
 )
-from vllm_nfp.metrics.snapshot import CurveRow, Snapshot, State, write_snapshot
-from vllm_nfp.run_folder import RunFolder
+from vllm_nfp.results.run_folder import RunFolder
+from vllm_nfp.results.snapshot import Snapshot, write_snapshot
+from vllm_nfp.types import CurvePoint, State
 
 STATIC = [0, *[3] * 8]
 
@@ -56,6 +58,7 @@ class Scheduler:
             model_config=SimpleNamespace(served_model_name="toy"),
             parallel_config=parallel,
             speculative_config=SimpleNamespace(method=changes.get("method", "ngram")),
+            compilation_config=SimpleNamespace(cudagraph_mode=None, cudagraph_capture_sizes=[]),
         )
         self.seen: list[int] = []
 
@@ -126,7 +129,7 @@ def config(tmp_path: Path) -> ProbeConfig:
 
 def test_free_drafts_are_all_taken(config: ProbeConfig, tmp_path: Path) -> None:
     scheduler = Scheduler()
-    control = attach(scheduler, config)
+    control = attach(scheduler, config, PatchSet())
     assert control is not None
     serve(scheduler, 400)
     assert scheduler.seen[1:20] == [3] * 19
@@ -142,7 +145,7 @@ def test_free_drafts_are_all_taken(config: ProbeConfig, tmp_path: Path) -> None:
 
 def test_a_pause_hands_back_and_what_was_learned_stays(config: ProbeConfig) -> None:
     scheduler = Scheduler()
-    control = attach(scheduler, config)
+    control = attach(scheduler, config, PatchSet())
     assert control is not None
     serve(scheduler, 400)
     control.pause()
@@ -155,7 +158,7 @@ def test_a_pause_hands_back_and_what_was_learned_stays(config: ProbeConfig) -> N
 
 def test_a_step_planned_before_the_hooks_shifts_nothing(config: ProbeConfig) -> None:
     scheduler = Scheduler()
-    control = DraftControl(scheduler, config)
+    control = DraftControl(scheduler, config, PatchSet())
     early = scheduler.schedule()
     control.begin()
     later = scheduler.schedule()
@@ -169,7 +172,7 @@ def test_a_step_planned_before_the_hooks_shifts_nothing(config: ProbeConfig) -> 
 
 def test_a_fault_puts_the_configured_table_back(config: ProbeConfig, tmp_path: Path) -> None:
     scheduler = Scheduler()
-    assert attach(scheduler, config) is not None
+    assert attach(scheduler, config, PatchSet()) is not None
     serve(scheduler, 300)
     output = scheduler.schedule()
     output.scheduled_cached_reqs = None
@@ -185,7 +188,7 @@ def test_a_fault_puts_the_configured_table_back(config: ProbeConfig, tmp_path: P
 
 def test_prompts_and_foreign_drafts_are_not_taken_for_decode_steps(config: ProbeConfig) -> None:
     scheduler = Scheduler()
-    control = DraftControl(scheduler, config)
+    control = DraftControl(scheduler, config, PatchSet())
     control.begin()
     for change in (
         {},  # the first is not counted: what was asked for is not known yet
@@ -211,7 +214,7 @@ def test_what_cannot_be_controlled_is_named(
     config: ProbeConfig, tmp_path: Path, changes: dict[str, Any], said: str
 ) -> None:
     scheduler = Scheduler(**changes)
-    assert attach(scheduler, config) is None
+    assert attach(scheduler, config, PatchSet()) is None
     assert said in reported(tmp_path, ControlState.DISABLED).reason
     assert scheduler.dynamic_sd_lookup == STATIC
 
@@ -221,7 +224,7 @@ def test_an_unknown_vllm_is_left_with_its_configured_lengths(
 ) -> None:
     monkeypatch.setattr(versions, "installed_version", lambda: "0.99.0")
     scheduler = Scheduler()
-    assert attach(scheduler, config) is None
+    assert attach(scheduler, config, PatchSet()) is None
     assert "vLLM 0.99.0 is newer" in reported(tmp_path, ControlState.DISABLED).reason
     assert scheduler.dynamic_sd_lookup == STATIC
 
@@ -229,7 +232,7 @@ def test_an_unknown_vllm_is_left_with_its_configured_lengths(
 def test_a_vllm_without_a_table_is_named(config: ProbeConfig, tmp_path: Path) -> None:
     scheduler = Scheduler()
     scheduler.dynamic_sd_lookup = None
-    assert attach(scheduler, config) is None
+    assert attach(scheduler, config, PatchSet()) is None
     reason = reported(tmp_path, ControlState.DISABLED).reason
     assert "num_speculative_tokens_per_batch_size" in reason
 
@@ -238,7 +241,7 @@ def test_an_injected_fault_is_contained(
     config: ProbeConfig, tmp_path: Path, inject_fault: Callable[[str], None]
 ) -> None:
     inject_fault("draft_control")
-    assert attach(Scheduler(), config) is None
+    assert attach(Scheduler(), config, PatchSet()) is None
     assert "InjectedFault" in reported(tmp_path, ControlState.DISABLED).reason
 
 
@@ -249,7 +252,7 @@ def test_a_scheduler_whose_steps_cannot_be_followed_is_left_alone(
         update_from_output = None  # type: ignore[assignment]
 
     scheduler = Another()
-    assert attach(scheduler, config) is None
+    assert attach(scheduler, config, PatchSet()) is None
     assert "has no update_from_output" in reported(tmp_path, ControlState.DISABLED).reason
     assert scheduler.schedule.__qualname__.startswith("Scheduler.")
     assert scheduler.dynamic_sd_lookup == STATIC
@@ -257,7 +260,7 @@ def test_a_scheduler_whose_steps_cannot_be_followed_is_left_alone(
 
 def test_after_a_pause_steps_count_once_it_is_known_what_was_asked_for(config: ProbeConfig) -> None:
     scheduler = Scheduler()
-    control = attach(scheduler, config)
+    control = attach(scheduler, config, PatchSet())
     assert control is not None
     assert control.controller is not None
     serve(scheduler, 50)
@@ -277,7 +280,7 @@ def test_after_a_pause_steps_count_once_it_is_known_what_was_asked_for(config: P
 
 def test_steps_with_a_prompt_are_told_to_the_controller(config: ProbeConfig) -> None:
     scheduler = Scheduler()
-    control = attach(scheduler, config)
+    control = attach(scheduler, config, PatchSet())
     assert control is not None
     assert control.controller is not None
     told: list[tuple[int, int, int]] = []
@@ -295,7 +298,7 @@ def test_a_vllm_with_other_settings_still_starts(
 ) -> None:
     scheduler = Scheduler()
     del scheduler.vllm_config.parallel_config.data_parallel_index
-    assert attach(scheduler, config) is None
+    assert attach(scheduler, config, PatchSet()) is None
     assert "data_parallel_index" in caplog.text
     assert scheduler.dynamic_sd_lookup == STATIC
 
@@ -306,16 +309,16 @@ def test_the_method_is_told_and_makes_no_strange_label(config: ProbeConfig, tmp_
         samples = [s for m in control_families([found]) for s in m.samples]
         return [s.labels["method"] for s in samples if s.name == "vllm_nfp_draft_control_info"]
 
-    assert attach(Scheduler(method="ngram_gpu"), config) is not None
+    assert attach(Scheduler(method="ngram_gpu"), config, PatchSet()) is not None
     reported(tmp_path, ControlState.LEARNING)
     assert methods() == ["ngram_gpu"]
-    assert attach(Scheduler(method="Strange One"), config) is None
+    assert attach(Scheduler(method="Strange One"), config, PatchSet()) is None
     reported(tmp_path, ControlState.DISABLED)
     assert methods() == []
 
 
 CURVE = tuple(
-    CurveRow("model", 4, 512, n, 6, 1e-3, 1.0 + (n - 1) / 8, 1.0, 2.0, "full") for n in (1, 2, 5)
+    CurvePoint("model", 4, 512, n, 6, 1e-3, 1.0 + (n - 1) / 8, 1.0, 2.0, "full") for n in (1, 2, 5)
 )
 
 
@@ -336,10 +339,10 @@ def test_the_probes_curves_arrive_without_its_snapshot_being_read(
             read.append(Path(path).name)
         return original(path, flags, *args, **kwargs)
 
-    monkeypatch.setattr(typed_json.os, "open", record)
+    monkeypatch.setattr(files.os, "open", record)
     write_snapshot(tmp_path / "engine-0.json", Snapshot("m", "0", State.STEADY, curves=CURVE))
     scheduler = Scheduler()
-    control = attach(scheduler, config)
+    control = attach(scheduler, config, PatchSet())
     assert control is not None
     CurveSender(config, "0").send(CURVE)
     serve(scheduler, 250)
@@ -356,7 +359,7 @@ def test_curves_of_another_process_come_through_their_own_small_file(
     from vllm_nfp.draft.sources import curves_of_rows
 
     scheduler = Scheduler()
-    control = attach(scheduler, config)
+    control = attach(scheduler, config, PatchSet())
     assert control is not None
     write_curves(curve_file(str(tmp_path), "0"), CurveSet.of(curves_of_rows(CURVE)))
     deadline = time.monotonic() + 10
@@ -370,7 +373,7 @@ def test_a_disk_that_hangs_neither_grows_memory_nor_keeps_the_end_back(
     config: ProbeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk, hanging = threading.Event(), threading.Event()
-    write = draft_control.hand_over
+    write = reporter.hand_over
 
     def hang(folder: RunFolder, name: str, snapshot: ControlSnapshot) -> None:
         if snapshot.state is not ControlState.DISABLED:
@@ -378,11 +381,11 @@ def test_a_disk_that_hangs_neither_grows_memory_nor_keeps_the_end_back(
             assert disk.wait(30)
         write(folder, name, snapshot)
 
-    monkeypatch.setattr(draft_control, "hand_over", hang)
-    monkeypatch.setattr(draft_control, "LONGEST_WRITE_SECONDS", 0.1, raising=False)
+    monkeypatch.setattr(reporter, "hand_over", hang)
+    monkeypatch.setattr(reporter, "LONGEST_WRITE_SECONDS", 0.1)
     before = alive()
     scheduler = Scheduler()
-    control = attach(scheduler, config)
+    control = attach(scheduler, config, PatchSet())
     assert control is not None
     serve(scheduler, 5000)
     assert hanging.wait(10)
@@ -406,7 +409,7 @@ def test_the_latest_report_is_written_when_the_disk_comes_back(
     config: ProbeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk, hanging, written = threading.Event(), threading.Event(), []
-    write = draft_control.hand_over
+    write = reporter.hand_over
 
     def hang(folder: RunFolder, name: str, snapshot: ControlSnapshot) -> None:
         hanging.set()
@@ -414,9 +417,9 @@ def test_the_latest_report_is_written_when_the_disk_comes_back(
         written.append(snapshot.steps)
         write(folder, name, snapshot)
 
-    monkeypatch.setattr(draft_control, "hand_over", hang)
+    monkeypatch.setattr(reporter, "hand_over", hang)
     scheduler = Scheduler()
-    assert attach(scheduler, config) is not None
+    assert attach(scheduler, config, PatchSet()) is not None
     assert hanging.wait(10)
     serve(scheduler, 1000)
     disk.set()
@@ -429,7 +432,7 @@ def test_reports_that_cannot_be_written_are_told_once(
 ) -> None:
     (tmp_path / "control-0.json").mkdir()
     scheduler = Scheduler()
-    assert attach(scheduler, config) is not None
+    assert attach(scheduler, config, PatchSet()) is not None
     for _ in range(5):
         serve(scheduler, 110)
         time.sleep(0.05)
@@ -444,7 +447,7 @@ def test_no_step_waits_for_a_whole_report(
     config: ProbeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scheduler = Scheduler()
-    control = attach(scheduler, config)
+    control = attach(scheduler, config, PatchSet())
     assert control is not None
     assert control.controller is not None
     for batch_size in range(1, 9):
@@ -483,7 +486,7 @@ def serve_at(scheduler: Scheduler, context: int, steps: int) -> None:
 
 def test_the_last_step_of_a_load_completes_the_report(config: ProbeConfig, tmp_path: Path) -> None:
     scheduler = Scheduler()
-    assert attach(scheduler, config) is not None
+    assert attach(scheduler, config, PatchSet()) is not None
     for context in (400, 700, 1500, 2300, 2900, 3300, 4100, 5200, 6300, 7400):
         serve_at(scheduler, context, 8)
     output = scheduler.schedule()
@@ -499,7 +502,7 @@ def test_the_last_step_of_a_load_completes_the_report(config: ProbeConfig, tmp_p
 
 def test_steps_that_never_end_are_bounded(config: ProbeConfig) -> None:
     scheduler = Scheduler()
-    control = attach(scheduler, config)
+    control = attach(scheduler, config, PatchSet())
     assert control is not None
     for _ in range(10_000):
         scheduler.schedule()
@@ -562,7 +565,6 @@ SHORT = {"spec_method": None, "spec_model": None, "spec_tokens": None}
 )
 def test_speculation_may_be_given_in_any_of_vllms_ways(flags: dict[str, Any]) -> None:
     args = argparse.Namespace(**{"speculative_config": None, **SHORT, **flags})
-    assert drafts(args)
     control_speculation(args)
     assert args.speculative_config == {
         "method": "ngram",
@@ -582,7 +584,6 @@ def test_a_setting_that_is_named_twice_is_left_for_vllm_to_refuse(short: dict[st
 
 def test_a_server_that_drafts_nothing_is_refused() -> None:
     args = argparse.Namespace(speculative_config=None)
-    assert not drafts(args)
     with pytest.raises(ConfigError, match="drafts nothing: add --speculative-config"):
         control_speculation(args)
 

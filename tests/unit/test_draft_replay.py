@@ -11,7 +11,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import draft_replay, draft_times
 from benchmarks.draft_plan import ACCEPTANCES, LENGTHS, step_times
 from vllm_nfp.draft import StepCurve
-from vllm_nfp.draft.recommend import source_of
+from vllm_nfp.draft.inputs import source_of
 
 RUNS = ROOT / "benchmarks/results/2026-11-26-h100-draft-lengths"
 

@@ -18,8 +18,9 @@ from vllm_nfp.draft import (
     make_schedule,
 )
 from vllm_nfp.draft.acceptance import from_counters
-from vllm_nfp.draft.curve import LARGEST_BATCH_SIZE, LARGEST_COUNT, curve_of_seconds, dearer
-from vllm_nfp.draft.schedule import LARGEST_DRAFT_LENGTH, best_length, good_lengths
+from vllm_nfp.draft.curve import LARGEST_BATCH_SIZE, LARGEST_COUNT, curve_of_seconds, slower
+from vllm_nfp.draft.demand import LARGEST_DRAFT_LENGTH
+from vllm_nfp.draft.schedule import best_length, good_lengths
 from vllm_nfp.draft.speculative_config import speculative_config, table
 
 COUNTS = (1, 2, 3, 4, 6, 8, 12)
@@ -90,13 +91,13 @@ def test_counters_of_a_server_are_read() -> None:
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: constant(1.2), "acceptance 1.2 is no share"),
-        (lambda: constant(math.nan), "acceptance nan is no share"),
-        (lambda: Acceptance((0.5, -0.1)), "acceptance -0.1 is no share"),
-        (Acceptance, "no acceptance is given"),
-        (lambda: Acceptance((0.5,) * 600), "given for 600 drafts"),
+        (lambda: constant(1.2), "acceptance must be between 0 and 1, got 1.2"),
+        (lambda: constant(math.nan), "acceptance must be between 0 and 1, got nan"),
+        (lambda: Acceptance((0.5, -0.1)), "acceptance must be between 0 and 1, got -0.1"),
+        (Acceptance, "acceptance is empty"),
+        (lambda: Acceptance((0.5,) * 600), "acceptance has 600 values"),
         (lambda: from_rates([0.5, 0.6]), "rates rise from 0.5 to 0.6"),
-        (lambda: from_rates([1.5]), "rate 1.5 is no share"),
+        (lambda: from_rates([1.5]), "rates must be between 0 and 1, got 1.5"),
         (lambda: from_counters(5, [9]), "contradict each other .9 tokens accepted after 5."),
         (lambda: from_counters(9, [5, 6]), "contradict each other .6 tokens accepted after 5."),
         (lambda: DraftCost(seconds_once=-1.0), "cost must be 0 or more, not -1"),
@@ -127,7 +128,7 @@ def test_between_batch_sizes_the_curve_is_never_below_either(
     low: list[float], high: list[float], n: int
 ) -> None:
     one, other = curve(low, 1), curve(high, 8)
-    assert dearer(one, other).ratio(n) >= max(one.ratio(n), other.ratio(n)) - 1e-12
+    assert slower(one, other).ratio(n) >= max(one.ratio(n), other.ratio(n)) - 1e-12
 
 
 @given(curves, acceptances, costs, st.one_of(st.none(), st.integers(0, 15)))
@@ -350,7 +351,7 @@ def test_settings_for_vllm() -> None:
         "num_speculative_tokens": 2,
         "num_speculative_tokens_per_batch_size": [[1, 1, 2], [2, 2, 0]],
     }
-    with pytest.raises(ValueError, match="needs the folder or name of its draft model"):
+    with pytest.raises(ValueError, match="needs the directory or name of its draft model"):
         speculative_config(made, "draft_model")
     with pytest.raises(ValueError, match="'medusa' is none of ngram, ngram_gpu, eagle"):
         speculative_config(made, "medusa")

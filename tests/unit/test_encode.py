@@ -13,13 +13,15 @@ import pytest
 
 from vllm_nfp import give_way as module
 from vllm_nfp.give_way import PAUSE_SECONDS, give_way
-from vllm_nfp.metrics import CurveRow, Snapshot, State, read_snapshot, write_snapshot
-from vllm_nfp.typed_json import ROWS_AT_A_TIME, encode
+from vllm_nfp.results.snapshot import Snapshot, read_snapshot, write_snapshot
+from vllm_nfp.strict_json import ROWS_AT_A_TIME, encode
+from vllm_nfp.types import CurvePoint, State
 
 
 def snapshot(rows: int) -> Snapshot:
     curves = tuple(
-        CurveRow("attention", 1, 1024, n + 1, 6, 1e-3, 1.0, 0.9, None, "full") for n in range(rows)
+        CurvePoint("attention", 1, 1024, n + 1, 6, 1e-3, 1.0, 0.9, None, "full")
+        for n in range(rows)
     )
     return Snapshot("m", "0", State.PROBING, probes={"measured": 3}, curves=curves)
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from vllm_nfp.engine import predictions
-from vllm_nfp.principle import ShapeError
+from vllm_nfp.adapter import predictions
+from vllm_nfp.principle import ModelShape, Serving, ShapeError
 
 QWEN3 = {
     "model_type": "qwen3",
@@ -44,21 +44,22 @@ def server(config: dict[str, Any] = QWEN3, **changes: Any) -> SimpleNamespace:
     )
 
 
+def shape_of(vllm_config: SimpleNamespace) -> ModelShape:
+    return predictions.served_model(vllm_config, ()).shape
+
+
 def test_the_shape_carries_the_server_s_split_and_storage() -> None:
-    shape = predictions.shape_of_server(
-        server(quantization="fp8", cache_dtype="fp8_e4m3", tensor=2, data=2)
-    )
+    shape = shape_of(server(quantization="fp8", cache_dtype="fp8_e4m3", tensor=2, data=2))
     assert (shape.tensor_parallel_size, shape.data_parallel_size) == (2, 2)
     assert (shape.fp8, shape.kv_bytes) == (True, 1.0)
-    plain = predictions.shape_of_server(server())
+    plain = shape_of(server())
     assert (plain.fp8, plain.kv_bytes, plain.tensor_parallel_size) == (False, 2.0, 1)
 
 
 def test_capture_sizes_count_only_where_graphs_are_on() -> None:
-    assert predictions.serving_of(server(), ("TRITON_ATTN", "FLASH_ATTN")) == (
-        predictions.Serving("TRITON_ATTN", (1, 2, 4, 8))
-    )
-    assert predictions.serving_of(server(mode=None), ()).capture_sizes == ()
+    served = predictions.served_model(server(), ("TRITON_ATTN", "FLASH_ATTN"))
+    assert served.serving({}) == Serving("TRITON_ATTN", (1, 2, 4, 8))
+    assert predictions.served_model(server(mode=None), ()).serving({}).capture_sizes == ()
 
 
 @pytest.mark.parametrize(
@@ -110,13 +111,13 @@ def test_experts_take_the_tiles_that_vllm_was_tuned_to(monkeypatch: pytest.Monke
         "num_experts_per_tok": 8,
         "moe_intermediate_size": 768,
     }
-    split = predictions.shape_of_server(server(moe, tensor=2))
+    split = shape_of(server(moe, tensor=2))
     assert predictions.expert_tiles_of(split) == tiles
     assert asked == [(128, 384, None, None, None)]
-    assert predictions.expert_tiles_of(predictions.shape_of_server(server())) == {}
+    assert predictions.expert_tiles_of(shape_of(server())) == {}
     assert len(asked) == 1
 
 
 def test_an_unknown_family_is_a_shape_error() -> None:
     with pytest.raises(ShapeError):
-        predictions.shape_of_server(server({"model_type": "no_such_family"}))
+        shape_of(server({"model_type": "no_such_family"}))

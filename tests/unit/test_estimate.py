@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_nfp.estimate import Cell, CellEstimate, Module, Pair, PairStore, estimate_cell
+from vllm_nfp.estimate import CellEstimate, PairStore, estimate_cell
 from vllm_nfp.estimate.location import center, interval, median_interval, walsh_averages
+from vllm_nfp.types import Cell, Module, Pair
 
 CELL = Cell(Module.MODEL, 8, 1024)
 GRID = (2, 3, 4, 5, 6, 8, 12, 16, 24, 32)

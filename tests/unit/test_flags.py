@@ -14,14 +14,14 @@ from vllm_nfp.config import ENV_VAR
 
 pytest.importorskip("vllm")
 
-from vllm_nfp.engine import flags
+from vllm_nfp.adapter import switch_on
 
 
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(ENV_VAR, "")
-    monkeypatch.setattr("vllm_nfp.run_folder.tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("vllm_nfp.run_folder.atexit.register", lambda call: None)
+    monkeypatch.setattr("vllm_nfp.results.run_folder.tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("vllm_nfp.results.run_folder.atexit.register", lambda call: None)
 
 
 def test_no_temporary_folder_ends_the_start_with_a_sentence(
@@ -32,9 +32,9 @@ def test_no_temporary_folder_ends_the_start_with_a_sentence(
     def full(*_: object, **__: object) -> str:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("vllm_nfp.run_folder.tempfile.mkdtemp", full)
+    monkeypatch.setattr("vllm_nfp.results.run_folder.tempfile.mkdtemp", full)
     with pytest.raises(SystemExit) as end:
-        flags.switch_on(argparse.Namespace(nfp_probe=True))
+        switch_on.switch_on(argparse.Namespace(nfp_probe=True))
     assert end.value.code == 2
     assert capsys.readouterr().err == (
         "vllm serve: error: --nfp-probe needs a temporary directory, and none can be written (No "
@@ -52,6 +52,8 @@ def test_a_headless_process_says_that_nobody_sees_its_results(
 ) -> None:
     out = str(tmp_path / "out") if kept else None
     with caplog.at_level(logging.WARNING, "vllm.nfp"):
-        flags.switch_on(argparse.Namespace(nfp_probe=True, headless=headless, nfp_output_dir=out))
+        switch_on.switch_on(
+            argparse.Namespace(nfp_probe=True, headless=headless, nfp_output_dir=out)
+        )
     assert os.environ[ENV_VAR], "the probe is off"
     assert ("add --nfp-output-dir" in caplog.text) is told

@@ -8,23 +8,32 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from prometheus_client.core import GaugeMetricFamily
 
 from vllm_nfp import give_way as module
 from vllm_nfp.config import ProbeConfig
-from vllm_nfp.estimate import Cell, Module, Pair, estimate_cell
+from vllm_nfp.estimate import estimate_cell
 from vllm_nfp.give_way import in_pieces
-from vllm_nfp.metrics import CurveRow, Snapshot, State, StepRow
 from vllm_nfp.metrics.collector import families_of
-from vllm_nfp.metrics.outbox import MOST_CHANGES, Outbox
-from vllm_nfp.probe.publisher import Counters, Publisher, Results, step_rows
-from vllm_nfp.probe.types import LayerTime, PairResult, Shape, Timing
+from vllm_nfp.results.snapshot import Snapshot
+from vllm_nfp.session.publisher import Publisher, Results, step_rows
 from vllm_nfp.timing.steps import BATCH_BOUNDS, CONTEXT_BOUNDS, StepTimes
+from vllm_nfp.types import (
+    Cell,
+    CurvePoint,
+    LayerTime,
+    Module,
+    Pair,
+    PairResult,
+    Shape,
+    State,
+    StepLatency,
+    Timing,
+)
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 CONTEXTS = (1024, 2048, 4096, 8192)
@@ -108,78 +117,35 @@ def test_each_point_of_an_estimate_is_a_piece(pauses: Pauses) -> None:
 
 def snapshot(seconds: float = 1e-3) -> Snapshot:
     curves = tuple(
-        CurveRow(m, b, c, n, 6, seconds, 1.0, 0.9, None, "full")
+        CurvePoint(m, b, c, n, 6, seconds, 1.0, 0.9, None, "full")
         for m in ("model", "attention", "dense_ffn")
         for b in BATCH_SIZES
         for c in CONTEXTS
         for n in ProbeConfig().grid
     )
-    steps = tuple(StepRow(b, 1024, n, 5, 1e-3) for b in BATCH_SIZES for n in range(1, 17))
+    steps = tuple(StepLatency(b, 1024, n, 5, 1e-3) for b in BATCH_SIZES for n in range(1, 17))
     return Snapshot("m", "0", State.STEADY, curves=curves, steps=steps)
 
 
-def test_metrics_for_vllm_to_carry_are_made_in_pieces(pauses: Pauses) -> None:
-    box = Outbox()
-    _, paused = pauses(lambda: box.put(families_of([snapshot()])))
+def test_metrics_are_made_in_pieces(pauses: Pauses) -> None:
+    made, paused = pauses(
+        lambda: [sample for f in families_of([snapshot()]) for sample in f.samples]
+    )
     samples = 3 * len(snapshot().curves)
-    assert paused >= samples // 3 // 24 + samples // 64
+    assert len(made) >= samples
+    assert paused >= samples // 3 // 24
 
 
-def test_a_step_carries_a_bounded_number_of_them_and_none_is_lost() -> None:
-    box = Outbox()
-    family = GaugeMetricFamily("free", "Free.", labels=["n"])
-    for n in range(3 * MOST_CHANGES + 5):
-        family.add_metric([str(n)], n)
-    box.put([family])
-    taken = []
-    while changes := box.take():
-        assert len(changes) <= MOST_CHANGES
-        taken += changes
-    assert [change.value for change in taken] == list(range(3 * MOST_CHANGES + 5))
+class Writer:
+    """Says when a snapshot is written."""
 
+    keeps = False
 
-def test_a_step_does_not_wait_for_what_is_put_in() -> None:
-    box = Outbox()
-    box.put([GaugeMetricFamily("free", "Free.", value=1)])
-    with box._lock:  # as the other thread holds it for a moment
-        done: list[list[Any]] = []
-        thread = threading.Thread(target=lambda: done.append(box.take()))
-        thread.start()
-        thread.join(5)
-        assert done == [[]]
-    assert [change.value for change in box.take()] == [1]
+    def __init__(self, write: Callable[[Snapshot], None]) -> None:
+        self.write = write
 
-
-def test_steps_take_what_is_there_while_more_is_put_in() -> None:
-    """The whole state of a server is not put in under one lock."""
-    box = Outbox()
-    slow = threading.Event()
-
-    def families() -> Any:
-        yield GaugeMetricFamily("first", "First.", value=1)
-        assert slow.wait(10)
-        yield GaugeMetricFamily("second", "Second.", value=2)
-
-    thread = threading.Thread(target=lambda: box.put(families()))
-    thread.start()
-    deadline = time.monotonic() + 5
-    first: list[Any] = []
-    while not first and time.monotonic() < deadline:
-        taker = threading.Thread(target=lambda: first.extend(box.take()))
-        taker.start()
-        taker.join(0.2)
-    slow.set()
-    thread.join()
-    assert [change.name for change in first] == ["first"]
-    assert [change.name for change in box.take()] == ["second"]
-
-
-def publisher(write: Callable[[Snapshot], None], send: Callable[[Any], bool] | None) -> Publisher:
-    counters = Counters({}, 0.0, 0.0, None, 0)
-    return Publisher(
-        ProbeConfig(min_samples=2), Snapshot("m", "0", State.WARMING), lambda: counters,
-        lambda: (), write, lambda _: None, None, send,
-    )  # fmt: skip
+    def record(self, result: PairResult) -> None:
+        pass
 
 
 def test_curves_are_sent_when_they_have_changed_and_before_a_write_may_hang() -> None:
@@ -192,7 +158,10 @@ def test_curves_are_sent_when_they_have_changed_and_before_a_write_may_hang() ->
         happened.append(f"{len(found)} curve rows")
         return answers.pop(0)
 
-    one = publisher(lambda _: happened.append("written"), send)
+    output: Any = Writer(lambda _: happened.append("written"))
+    sender: Any = SimpleNamespace(send=send)
+    identity = Snapshot("m", "0", State.WARMING)
+    one = Publisher(ProbeConfig(min_samples=2), identity, StepTimes(), output, sender)
     one._publish()
     assert happened == ["written"], "there is no curve yet"
     for _ in range(2):

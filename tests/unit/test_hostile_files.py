@@ -38,56 +38,47 @@ from vllm_nfp.cli import main
 from vllm_nfp.config import ConfigError, ProbeConfig, config_from_mapping, read_settings_argument
 from vllm_nfp.draft.curve import StepCurve
 from vllm_nfp.draft.curve_set import CurveSet, read_curves, write_curves
-from vllm_nfp.metrics.control import (
-    ControlRow,
-    ControlSnapshot,
-    ControlState,
-    LengthTimeRow,
-    read_control,
-    write_control,
-)
-from vllm_nfp.metrics.snapshot import (
-    BoundaryRow,
-    CurveRow,
-    LayerHistogram,
-    LiveStep,
-    PredictionRow,
-    Snapshot,
-    SnapshotError,
-    State,
-    read_snapshot,
-    write_snapshot,
-)
+from vllm_nfp.files import read_bytes, write_whole
 from vllm_nfp.principle import HardwareError, target_of
 from vllm_nfp.principle.hardware_file import read_hardware_file, write_hardware_file
 from vllm_nfp.principle.model_files import load_config
 from vllm_nfp.principle.shape import ShapeError
-from vllm_nfp.profile import (
-    Device,
-    Environment,
-    ModelShape,
-    Profile,
-    ProfileError,
-    load_profile,
-    profile_of,
-    save_profile,
+from vllm_nfp.results.control import (
+    ControlSnapshot,
+    ControlState,
+    DraftChoice,
+    DraftStepLatency,
+    read_control,
+    write_control,
 )
+from vllm_nfp.results.profile import Profile, ProfileError, load_profile, profile_of, save_profile
+from vllm_nfp.results.snapshot import Snapshot, SnapshotError, read_snapshot, write_snapshot
 from vllm_nfp.start.ports import free_port
 from vllm_nfp.start.process import ProcessError
 from vllm_nfp.start.server import running_server
-from vllm_nfp.typed_json import read_bytes, write_whole
+from vllm_nfp.types import (
+    Boundary,
+    CurvePoint,
+    Device,
+    Environment,
+    LayerHistogram,
+    LiveStep,
+    ModelDescription,
+    Prediction,
+    State,
+)
 
 SNAPSHOT = Snapshot(
     "m",
     "0",
     State.STEADY,
     probes={"measured": 3},
-    boundaries=(BoundaryRow("model", 8, 1024, 0.1, 2, 1, 2, True, 2),),
+    boundaries=(Boundary("model", 8, 1024, 0.1, 2, 1, 2, True, 2),),
     curves=(
-        CurveRow("model", 8, 1024, 1, 12, 0.0070, 1.0, 1.0, 1.0, "full", 0.0069, 0.0071),
-        CurveRow("model", 8, 1024, 2, 6, 0.0071, 1.01, 1.0, None, "full"),
+        CurvePoint("model", 8, 1024, 1, 12, 0.0070, 1.0, 1.0, 1.0, "full", 0.0069, 0.0071),
+        CurvePoint("model", 8, 1024, 2, 6, 0.0071, 1.01, 1.0, None, "full"),
     ),
-    predictions=(PredictionRow("model", 8, 1024, 0.1, 3, 4, "memory"),),
+    predictions=(Prediction("model", 8, 1024, 0.1, 3, 4, "memory"),),
     layers=(LayerHistogram(0, "attention", (1e-5, 1e-4), (1, 2, 2), 3e-5),),
     live=LiveStep(8, 900, 1),
 )
@@ -95,8 +86,8 @@ CONTROL = ControlSnapshot(
     "m",
     "0",
     ControlState.DECIDING,
-    rows=(ControlRow(8, 1024, 3, 2, "faster", 1.1),),
-    times=(LengthTimeRow(8, 1024, 3, 20, 0.007),),
+    rows=(DraftChoice(8, 1024, 3, 2, "faster", 1.1),),
+    times=(DraftStepLatency(8, 1024, 3, 20, 0.007),),
     acceptance=(0.8,),
     decisions={"faster": 1},
     draft_seconds={"8": 1e-4},
@@ -109,7 +100,7 @@ ENVIRONMENT = Environment(
 
 def _write_profile(path: Path) -> None:
     kept = dataclasses.replace(SNAPSHOT, layers=())
-    save_profile(path, profile_of(kept, ENVIRONMENT, ModelShape("m"), ProbeConfig()))
+    save_profile(path, profile_of(kept, ENVIRONMENT, ModelDescription("m"), ProbeConfig()))
 
 
 def _write_samples(path: Path) -> None:
@@ -370,15 +361,17 @@ def test_a_compressed_file_of_samples_is_bounded(tmp_path: Path) -> None:
         ({"engine": "²"}, "has the engine index '²', no number"),
         ({"probes": {"a\nb": 1}}, r"holds the strange label 'a\nb'"),
         ({"probes": {f"outcome_{i}": 1 for i in range(40)}}, "more than 32 kinds of labels"),
-        ({"curves": (dataclasses.replace(SNAPSHOT.curves[0], module='x"}'),)}, "strange label"),
-        ({"boundaries": SNAPSHOT.boundaries * 21}, "holds more than 20 boundaries"),
+        (
+            {"curves": (dataclasses.replace(SNAPSHOT.curves[0], module='x"}'),)},
+            "curves[0].module must be one of",
+        ),
+        ({"boundaries": SNAPSHOT.boundaries * 65537}, "expected 'array' of length <= 65536"),
         ({"layers": (LayerHistogram(0, "attention", (1.0,), (1,), 1.0),)}, "bounds and counts"),
     ],
 )
 def test_a_snapshot_that_would_make_strange_or_many_labels_is_refused(
-    change: dict[str, Any], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    change: dict[str, Any], sentence: str, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("vllm_nfp.metrics.snapshot.MOST_ROWS", 20)
     path = tmp_path / "engine-0.json"
     write_snapshot(path, dataclasses.replace(SNAPSHOT, **change))
     with pytest.raises(SnapshotError, match=re.escape(sentence)):
@@ -391,7 +384,7 @@ def test_a_snapshot_that_would_make_strange_or_many_labels_is_refused(
         ({"engine": "../0"}, "has the engine index '../0', no number"),
         ({"decisions": {"so\nso": 1}}, r"holds the strange label 'so\nso'"),
         ({"draft_seconds": {"8 or so": 1.0}}, "draft_seconds of what is no batch size"),
-        ({"times": CONTROL.times * 2000}, "holds more than 1536 rows"),
+        ({"times": CONTROL.times * 2000}, "times: expected 'array' of length <= 1536"),
     ],
 )
 def test_the_controllers_snapshot_is_checked_alike(
@@ -404,7 +397,7 @@ def test_the_controllers_snapshot_is_checked_alike(
 
 
 def test_numbers_beyond_all_floats_are_refused_like_others() -> None:
-    with pytest.raises(ConfigError, match=r"overhead_budget must be a share from 0 to 0\.5"):
+    with pytest.raises(ConfigError, match=r"overhead_budget must be a fraction from 0 to 0\.5"):
         config_from_mapping({"overhead_budget": 10**400})
 
 
@@ -457,7 +450,7 @@ def test_the_temporary_file_is_one_that_nobody_has_put_there(
 ) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious")
-    monkeypatch.setattr("vllm_nfp.typed_json.secrets.token_hex", lambda _: "guessed")
+    monkeypatch.setattr("vllm_nfp.files.secrets.token_hex", lambda _: "guessed")
     (tmp_path / ".nfp-guessed.tmp").symlink_to(victim)
     with pytest.raises(FileExistsError):
         write_whole(tmp_path / "out.json", "new")
@@ -589,7 +582,7 @@ def test_a_report_does_not_replace_its_profile(way: str, tmp_path: Path) -> None
         out.hardlink_to(profile)
     result = CliRunner().invoke(main, ["report", str(profile), "-o", str(out)])
     assert result.exit_code == 2
-    assert result.stderr == f"Error: {out} is the input, which is kept: give another path\n"
+    assert result.stderr == f"Error: {out} is the input and is not overwritten: give another path\n"
     assert profile.read_bytes() == out.read_bytes() == content
 
 
@@ -695,8 +688,8 @@ def test_no_temporary_folder_is_one_sentence(
     result = CliRunner().invoke(main, given_words(tmp_path, words, tmp_path / "out"))
     assert result.exit_code == 2
     assert result.stderr == (
-        "Error: no temporary folder can be written (No space left on device): set TMPDIR to a "
-        "folder that has room\n"
+        "Error: no temporary directory can be written (No space left on device): set TMPDIR to a "
+        "directory with free space\n"
     )
 
 
@@ -801,7 +794,7 @@ def test_a_list_that_would_fill_a_page_is_refused(
     values = json.loads(path.read_text())
     values[section][field] = value
     path.write_text(json.dumps(values))
-    with pytest.raises(ProfileError, match=f"{field} holds more than 4096 entries"):
+    with pytest.raises(ProfileError, match=f"{field}: expected .* of length <= 4096"):
         load_profile(path)
 
 

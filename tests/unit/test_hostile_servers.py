@@ -23,11 +23,13 @@ from prometheus_client import CollectorRegistry, generate_latest
 from rich.console import Console
 from test_hostile_files import SNAPSHOT
 
-from vllm_nfp import scrape, watch
+from vllm_nfp import watch
 from vllm_nfp.cli import main
-from vllm_nfp.draft.recommend import server_version
-from vllm_nfp.draft.sources import COUNTERS, SourceError, from_samples, live_acceptance
+from vllm_nfp.draft.server import from_samples, server_version
+from vllm_nfp.draft.server_drafts import COUNTERS, live_acceptance
+from vllm_nfp.draft.sources import SourceError
 from vllm_nfp.metrics.collector import families_of
+from vllm_nfp.results import scrape
 from vllm_nfp.web import UrlError, metrics_address
 
 
@@ -346,7 +348,7 @@ def test_as_many_values_as_settings_allow_are_shown() -> None:
 
 def test_more_estimates_than_can_be_drawn_are_refused_and_told_as_json() -> None:
     body = estimates(module=17, batch_size=16, context=16, epsilon=1).encode()
-    assert "4352 estimates are more than a table of 4096 rows" in refused("table", replies(body))
+    assert "4352 estimates do not fit a table of 4096 rows" in refused("table", replies(body))
     assert "4352 estimates at one tolerance" in refused("watch", replies(body))
     with serving(replies(body)) as url:
         result = CliRunner().invoke(main, ["table", url, "--json"])

@@ -17,9 +17,10 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from vllm_nfp import run_folder
+from vllm_nfp.adapter import extension, hooks, install, metrics_bridge, switch_on
+from vllm_nfp.adapter.patch import PatchSet
 from vllm_nfp.config import ENV_VAR, ProbeConfig
-from vllm_nfp.engine import extension, flags, install, metrics_bridge, worker_hook
+from vllm_nfp.results import run_folder
 
 STALE = ProbeConfig(seed=11, run_dir="/no/such/folder").to_json()
 
@@ -42,22 +43,26 @@ def hooked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[int
     """Seeds of the settings that workers of this process would be hooked with."""
     seeds: list[int] = []
 
-    def hook(patches: Any, config: ProbeConfig) -> None:
+    def hook(patches: PatchSet, config: ProbeConfig, open_observer: Any) -> None:
+        assert open_observer is opens_nothing
         seeds.append(config.seed)
-        patches.wrap(worker, "init_device", lambda original: lambda: None)
+        patches.on_restore(lambda: None)
 
-    worker = SimpleNamespace(init_device=lambda: None)
     parser = SimpleNamespace(EngineArgs=EngineArgs)
     monkeypatch.setitem(sys.modules, "vllm.engine.arg_utils", parser)
     monkeypatch.setattr(extension, "present", lambda: False)
     monkeypatch.setattr(metrics_bridge, "install", lambda *_: None)
-    monkeypatch.setattr(worker_hook, "install", hook)
+    monkeypatch.setattr(hooks, "install", hook)
     monkeypatch.setattr(run_folder.tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(run_folder.atexit, "register", lambda call: None)
     monkeypatch.setenv(ENV_VAR, "")
     yield seeds
     install.FLAGS.restore()
     install.PATCHES.restore()
+
+
+def opens_nothing(*_: object) -> Any:
+    raise AssertionError("no worker has warmed up")
 
 
 def parse(*argv: str) -> argparse.Namespace:
@@ -69,26 +74,26 @@ def test_the_flags_decide_whatever_the_environment_had_before(
     hooked: list[int], monkeypatch: pytest.MonkeyPatch, inherited: str
 ) -> None:
     monkeypatch.setenv(ENV_VAR, inherited)
-    install.install()
+    install.install(opens_nothing)
     args = parse("--nfp-probe", "--nfp-config", '{"seed": 5}')
     EngineArgs.from_cli_args(args)
     assert hooked[-1] == 5
     settings = json.loads(os.environ[ENV_VAR])
     assert settings["seed"] == 5
     assert Path(settings["run_dir"]).is_dir()
-    assert len(install.PATCHES._undo) == 1
+    assert not install.PATCHES.is_empty
 
 
 def test_without_the_flag_settings_that_were_left_behind_have_no_effect(
     hooked: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv(ENV_VAR, STALE)
-    install.install()
+    install.install(opens_nothing)
     args = parse("--model", "m")
     with caplog.at_level(logging.WARNING, "vllm.nfp"):
         EngineArgs.from_cli_args(args)
     assert ENV_VAR not in os.environ
-    assert not install.PATCHES._undo and not install.FLAGS._undo
+    assert install.PATCHES.is_empty and install.FLAGS.is_empty
     assert not hasattr(EngineArgs.from_cli_args, "__nfp_original__")
     assert f"{ENV_VAR} in the environment is ignored" in caplog.text
 
@@ -98,26 +103,26 @@ def test_a_process_that_parses_nothing_is_decided_by_its_environment(
 ) -> None:
     """An engine, a worker, or a Python program that makes an engine of its own."""
     monkeypatch.setenv(ENV_VAR, STALE)
-    install.install()
+    install.install(opens_nothing)
     assert hooked == [11]
     monkeypatch.delitem(sys.modules, "vllm.engine.arg_utils")
     install.FLAGS.restore()
     install.PATCHES.restore()
-    install.install()
+    install.install(opens_nothing)
     assert hooked == [11, 11]
-    assert not install.FLAGS._undo, "the parser was imported where nothing is parsed"
+    assert install.FLAGS.is_empty, "the parser was imported where nothing is parsed"
 
 
 def test_an_api_server_that_is_handed_the_flags_keeps_its_launchers_settings(
     hooked: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    install.install()
+    install.install(opens_nothing)
     args = parse("--nfp-probe")
     EngineArgs.from_cli_args(args)
     handed, settings = pickle.loads(pickle.dumps(args)), os.environ[ENV_VAR]
     install.FLAGS.restore()
     install.PATCHES.restore()
-    install.install()  # a process that was spawned
+    install.install(opens_nothing)  # a process that was spawned
     EngineArgs.from_cli_args(handed)
     assert os.environ[ENV_VAR] == settings, "it made a hand-over folder of its own"
     assert len(hooked) == 2
@@ -129,22 +134,21 @@ def test_the_extension_points_observer_has_the_settings_in_force(
     factories: list[Any] = []
     observer = SimpleNamespace(register_step_observer=factories.append)
     monkeypatch.setitem(sys.modules, "vllm.v1.worker.step_observer", observer)
-    monkeypatch.setattr(extension, "_registered", False)
-    monkeypatch.setattr(extension, "_config", None)
-    monkeypatch.setattr(extension, "observer_of", lambda worker, config: config.seed)
-    extension.register(ProbeConfig(seed=1))
-    extension.register(ProbeConfig(seed=2))
-    (factory,) = factories
-    assert factory("worker") == 2
-    extension.unregister()
-    assert factory("worker") is None
+    monkeypatch.setattr(extension, "WorkerObserver", lambda worker, config, *_: config.seed)
+    patches = PatchSet()
+    extension.register(patches, ProbeConfig(seed=1), opens_nothing)
+    patches.restore()
+    extension.register(patches, ProbeConfig(seed=2), opens_nothing)
+    assert [factory("worker") for factory in factories] == [None, 2]
+    patches.restore()
+    assert [factory("worker") for factory in factories] == [None, None]
 
 
 def test_a_refused_flag_ends_the_start_before_anything_is_hooked(hooked: list[int]) -> None:
-    install.install()
+    install.install(opens_nothing)
     args = parse("--nfp-probe")
     args.nfp_probe, args.nfp_max_positions = False, 8
     with pytest.raises(SystemExit) as caught:
-        flags.switch_on(args)
+        switch_on.switch_on(args)
     assert caught.value.code == 2
     assert hooked == []

@@ -6,13 +6,18 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from vllm_nfp.engine import kv_proof
-from vllm_nfp.engine.batch import AttentionGroup, BlockReader, ProbeBatch, TokenBag
-from vllm_nfp.engine.dispatch import Execution, Placement
-from vllm_nfp.engine.kv_proof import KvCacheWrittenError, Prover, caches_of, checksum
+from vllm_nfp.adapter.attention_groups import AttentionGroup
+from vllm_nfp.adapter.dispatch import Execution, Placement
+from vllm_nfp.probe import kv_proof
+from vllm_nfp.probe.batch import ProbeBatch
+from vllm_nfp.probe.kv_blocks import BlockReader
+from vllm_nfp.probe.kv_proof import KvCacheWrittenError, Prover
+from vllm_nfp.probe.kv_sums import caches_of, checksum, spans_of, whole_blocks
+from vllm_nfp.probe.token_pool import TokenPool
 from vllm_nfp.timing import HostClock
 
 CPU = torch.device("cpu")
@@ -112,7 +117,7 @@ def prover_of(
         zip(names, (SimpleNamespace(kv_cache=tensor) for tensor in tensors), strict=True)
     )
     batch = ProbeBatch(4, 8, Placement(Execution.FULL, 40, 5), widths=[20], device=CPU)
-    batch.fill(100, [BlockReader(group, 20, CPU, 0)], TokenBag(1000, 64, CPU, 0))
+    batch.fill(100, [BlockReader(group, CPU, 0)], TokenPool(1000, 64, CPU, 0))
     return Prover(contexts, [group], HostClock(), CPU), group, batch
 
 
@@ -177,10 +182,40 @@ def test_a_large_batch_is_looked_at_evenly() -> None:
     tensor = cache(torch.uint8, (2000, BLOCK_TOKENS, 8))
     group = AttentionGroup(None, ("a",), BLOCK_TOKENS, 2000)
     batch = ProbeBatch(256, 8, Placement(Execution.NONE, 2048, 256), widths=[7], device=CPU)
-    batch.fill(60, [BlockReader(group, 7, CPU, 0)], TokenBag(1000, 4096, CPU, 0))
+    batch.fill(60, [BlockReader(group, CPU, 0)], TokenPool(1000, 4096, CPU, 0))
     prover = Prover({"a": SimpleNamespace(kv_cache=tensor)}, [group], HostClock(), CPU)
     ((_, blocks),) = prover._looked_at(batch, 60)
     assert len(blocks) == 16 + kv_proof.MOST_TAILS
     tails = set(batch.tables[0][:, 3:5].flatten().tolist())
     assert set(blocks[16:].tolist()) <= tails
     assert int(blocks[-1]) in set(batch.tables[0][-8:, 3:5].flatten().tolist())
+
+
+@pytest.mark.parametrize(
+    ("cached", "pieces"),
+    [
+        (cache(), 2),  # keys and values apart
+        (cache(torch.uint8, (BLOCKS, 2, BLOCK_TOKENS, 72)), 1),
+        (cache(torch.bfloat16, (BLOCKS, 2, 4, BLOCK_TOKENS, 8)).transpose(2, 3), 1),
+        (cache(torch.bfloat16, (2, 4, BLOCKS, BLOCK_TOKENS, 8)), 8),  # and each head's
+        (cache(torch.uint8, (BLOCKS, 1, BLOCK_TOKENS, 80))[..., :73], BLOCK_TOKENS),  # padded
+    ],
+)
+def test_the_addresses_of_a_block_are_those_of_all_its_bytes(
+    cached: torch.Tensor, pieces: int
+) -> None:
+    first = cached.movedim(list(cached.shape).index(BLOCKS), 0).view(
+        {1: torch.uint8, 2: torch.int16}[cached.element_size()]
+    )
+    parts = list(whole_blocks(first))
+    assert len(parts) == pieces
+    numbers = np.array([0, 5, BLOCKS - 1], dtype=np.int32)
+    start, size = cached.untyped_storage().data_ptr(), cached.untyped_storage().nbytes()
+    touched = np.zeros(size, dtype=np.int64)
+    for part in parts:
+        for address, count in spans_of(part, numbers):
+            touched[address - start : address - start + count] += 1
+    flat = torch.zeros(size, dtype=torch.uint8)
+    beside = flat.view(first.dtype).as_strided(first.shape, first.stride())
+    beside[numbers] = -1 if first.dtype is torch.int16 else 255
+    assert touched.tolist() == (flat.numpy() == 255).astype(np.int64).tolist()

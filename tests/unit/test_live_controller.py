@@ -32,7 +32,7 @@ StepTime = Callable[[int, int], float]
 class Server:
     """Steps of a batch whose draft length follows the table two steps late, as vLLM's does.
 
-    The table is written, and steps are timed, as :mod:`vllm_nfp.engine.draft_control` does it.
+    The table is written, and steps are timed, as :mod:`vllm_nfp.adapter.draft_control` does it.
     """
 
     def __init__(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,13 +15,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_nfp.config import ProbeConfig
-from vllm_nfp.estimate import Module
-from vllm_nfp.probe import Budget, EngineStep, Planner, Shape, Timing
-from vllm_nfp.probe.lockstep import DivergedError, Lockstep, Pair, PeerFaultError
-from vllm_nfp.probe.ranks import LeadingProber, can_launch, follow, follow_scan
-from vllm_nfp.timing import HostClock
+from vllm_nfp.schedule import Budget, Planner, Prober
+from vllm_nfp.schedule.consent import RanksConsent
+from vllm_nfp.schedule.flights import Flights
+from vllm_nfp.schedule.follow import can_launch, follow, follow_scan
+from vllm_nfp.schedule.lockstep import DivergedError, Lockstep, PeerFaultError, WireError
+from vllm_nfp.schedule.pair import Pair
+from vllm_nfp.schedule.scan import scan
+from vllm_nfp.timing import HostClock, StepTimer
+from vllm_nfp.types import EngineStep, Module, Shape, Timing
 
-PAIR = Pair(8, 1024, 4, True)
+PAIR = Pair(Shape(8, 1024, 4), True)
 
 
 class Hub:
@@ -112,10 +117,10 @@ def run(team: list[Rank], steps: int) -> None:
 
 def test_a_pair_is_launched_by_all_before_the_same_step() -> None:
     team = ranks(3)
-    team[0].wants = [PAIR, Pair(1, 64, 2, False)]
+    team[0].wants = [PAIR, Pair(Shape(1, 64, 2), False)]
     run(team, 40)
     # Proposed at step 4, checked at 8, committed at 12; then the next one.
-    assert team[0].launched == [(12, PAIR), (24, Pair(1, 64, 2, False))]
+    assert team[0].launched == [(12, PAIR), (24, Pair(Shape(1, 64, 2), False))]
     assert all(rank.launched == team[0].launched for rank in team)
 
 
@@ -129,11 +134,11 @@ def test_only_the_leader_is_asked_for_pairs() -> None:
 
 def test_a_pair_that_one_rank_cannot_launch_is_launched_by_none() -> None:
     team = ranks()
-    team[0].wants = [PAIR, Pair(1, 64, 2, False)]
+    team[0].wants = [PAIR, Pair(Shape(1, 64, 2), False)]
     team[1].can = lambda pair: pair != PAIR
     run(team, 40)
     assert team[0].refused == [PAIR]
-    assert [pair for _, pair in team[0].launched] == [Pair(1, 64, 2, False)]
+    assert [pair for _, pair in team[0].launched] == [Pair(Shape(1, 64, 2), False)]
     assert team[0].launched == team[1].launched
 
 
@@ -141,7 +146,7 @@ def test_a_pair_that_one_rank_cannot_launch_is_launched_by_none() -> None:
 def test_a_fault_ends_all_ranks_at_the_same_step(seed: int, faulty: int, at: int) -> None:
     team = ranks(3)
     rng = random.Random(seed)
-    team[0].wants = [Pair(1, 64, n, rng.random() < 0.5) for n in range(2, 30)]
+    team[0].wants = [Pair(Shape(1, 64, n), rng.random() < 0.5) for n in range(2, 30)]
     for step in range(1, 90):
         if step == at:
             team[faulty].lockstep.fail()
@@ -278,6 +283,12 @@ class Engine:
         self.checked.append(shape)
         return shape != self.refuses
 
+    def ready(self, shape: Shape) -> bool:
+        return True
+
+    def make_ready(self, shapes: Sequence[Shape]) -> None:
+        raise AssertionError("between steps no rank makes anything")
+
     def launch(self, shape: Shape, draw: int = 0) -> Shape:
         assert shape != self.refuses
         self.launched.append(shape)
@@ -293,28 +304,75 @@ class Engine:
         return Timing(ticket, 1e-3, 1e-4, {Module.ATTENTION: 1e-4}, (), "full")
 
 
-def leading(engine: Engine, lockstep: Lockstep, found: list[Any], **settings: Any) -> LeadingProber:
-    ticks = itertools.count()
-    config = ProbeConfig(batch_sizes=(1,), contexts=(64,), overhead_budget=0.5)
-    planner = Planner({(1, 64): (2, 4)}, 2)
-    clock = HostClock(lambda: next(ticks) * 1e-3)
-    return LeadingProber(engine, clock, planner, Budget(0.5), found.append, config, lockstep)
+class Leader:
+    """The rank that leads: chooses pairs, and runs those that all ranks have agreed on."""
+
+    def __init__(
+        self, engine: Engine, lockstep: Lockstep, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        ticks = itertools.count()
+        config = ProbeConfig(batch_sizes=(1,), contexts=(64,), overhead_budget=0.5)
+        planner, budget = Planner({(1, 64): (2, 4)}, 2), Budget(0.5)
+        clock = HostClock(lambda: next(ticks) * 1e-3)
+        self.found: list[Any] = []
+        self.engine, self.lockstep = engine, lockstep
+        self.consent = RanksConsent(lockstep, lambda pair: can_launch(engine, pair))
+        self.prober = Prober(
+            Flights(engine, clock, now),
+            self.consent,
+            StepTimer(clock, budget.earn),
+            planner,
+            budget,
+            self.found.append,
+            config,
+            now,
+        )
+
+    def scan(self) -> None:
+        scan(self.prober, 20.0, sleep=lambda _: None)
+        self.lockstep.decide(None)
+
+    def refused(self, pair: Pair) -> None:
+        self.consent.answered()
+        self.prober.put_off(pair.target)
+
+    def step(self) -> Pair | None:
+        """One real step; the pair that all ranks are to launch before it."""
+        self.prober.before_step(EngineStep(1, 60, 1, decode=True))
+        pair = advance(
+            self.lockstep,
+            1,
+            self.consent.take_proposal,
+            lambda checked: can_launch(self.engine, checked),
+            self.refused,
+        )
+        if pair is not None:
+            self.consent.answered()
+            self.prober.launch_agreed(pair)
+        self.prober.timer.begin()
+        self.prober.timer.end()
+        return pair
+
+
+def follow_step(engine: Engine, lockstep: Lockstep) -> Pair | None:
+    """The same step on another rank."""
+    pair = advance(lockstep, 1, lambda: None, lambda p: can_launch(engine, p), lambda p: None)
+    if pair is not None:
+        follow(engine, pair)
+    return pair
 
 
 def test_a_scan_launches_the_same_on_all_ranks() -> None:
     hub = Hub(2)
     engines = [Engine(), Engine(refuses=Shape(1, 64, 4))]
     one, two = (Lockstep(hub.wire(r, 10.0)) for r in range(2))
-    found: list[Any] = []
-    prober = leading(engines[0], one, found)
-    outcome = in_parallel(
-        lambda: prober.scan(20.0, sleep=lambda _: None), lambda: follow_scan(engines[1], two)
-    )
+    leader = Leader(engines[0], one)
+    outcome = in_parallel(leader.scan, lambda: follow_scan(engines[1], two))
     assert outcome == [None, None]
     assert engines[0].launched == engines[1].launched
     assert engines[0].draws == engines[1].draws == [0, 0, 1, 1]
-    assert [pair.many.shape.positions for pair in found] == [2, 2]
-    outcomes = prober.outcomes
+    assert [pair.many.shape.positions for pair in leader.found] == [2, 2]
+    outcomes = leader.prober.outcomes
     assert (outcomes["startup"], outcomes["refused"]) == (2, 1)
     assert engines[0].open == engines[1].open == 0, "a ticket was kept"
 
@@ -323,66 +381,54 @@ def test_serving_launches_the_same_on_all_ranks() -> None:
     hub = Hub(2)
     engines = [Engine(), Engine()]
     lockstep, other = (Lockstep(hub.wire(r), steps_per_exchange=2) for r in range(2))
-    found: list[Any] = []
-    prober = leading(engines[0], lockstep, found)
+    leader = Leader(engines[0], lockstep)
     for _ in range(60):
-        prober.before_step(EngineStep(1, 60, 1, decode=True))
-        pair = advance(
-            lockstep, 1, prober.propose, lambda p: can_launch(engines[0], p), prober.refused
-        )
-        if pair is not None:
-            prober.launch(pair)
-        prober.begin_step()
-        prober.end_step()
-        theirs = advance(
-            other, 1, lambda: None, lambda p: can_launch(engines[1], p), lambda p: None
-        )
-        assert theirs == pair
-        if theirs is not None:
-            follow(engines[1], theirs)
+        pair = leader.step()
+        assert follow_step(engines[1], other) == pair
     assert engines[0].launched == engines[1].launched
     assert engines[0].draws == engines[1].draws
     assert max(engines[0].draws) >= 1
-    assert len(found) >= 4
-    assert {r.many.shape.positions for r in found} == {2, 4}
-    assert prober.budget.probe_seconds > 0, "pairs between steps are charged"
+    assert len(leader.found) >= 4
+    assert {r.many.shape.positions for r in leader.found} == {2, 4}
+    assert leader.prober.budget.probe_seconds > 0, "pairs between steps are charged"
 
 
 def test_a_pair_that_one_rank_could_not_launch_for_a_moment_is_tried_again() -> None:
     hub = Hub(2)
     engines = [Engine(), Engine(refuses=Shape(1, 64, 4))]
     lockstep, other = (Lockstep(hub.wire(r), steps_per_exchange=2) for r in range(2))
-    found: list[Any] = []
-    prober = leading(engines[0], lockstep, found)
     seconds = [0.0]
-    prober._now = lambda: seconds[0]
+    leader = Leader(engines[0], lockstep, lambda: seconds[0])
     for _ in range(400):
         seconds[0] += 0.1
         if seconds[0] > 20.0:
             engines[1].refuses = None
-        prober.before_step(EngineStep(1, 60, 1, decode=True))
-        pair = advance(
-            lockstep, 1, prober.propose, lambda p: can_launch(engines[0], p), prober.refused
-        )
-        if pair is not None:
-            prober.launch(pair)
-        prober.begin_step()
-        prober.end_step()
-        theirs = advance(
-            other, 1, lambda: None, lambda p: can_launch(engines[1], p), lambda p: None
-        )
-        if theirs is not None:
-            follow(engines[1], theirs)
+        leader.step()
+        follow_step(engines[1], other)
         if seconds[0] < 20.0:
-            assert {r.many.shape.positions for r in found} <= {2}
+            assert {r.many.shape.positions for r in leader.found} <= {2}
     assert engines[0].launched == engines[1].launched
-    assert {r.many.shape.positions for r in found} == {2, 4}, "once refused is for ever"
-    assert prober.outcomes["refused"] == 2, "at first, and 10 s later"
+    assert {r.many.shape.positions for r in leader.found} == {2, 4}, "once refused is for ever"
+    assert leader.prober.outcomes["refused"] == 2, "at first, and 10 s later"
+
+
+def test_a_wire_that_fails_is_named_as_such() -> None:
+    class Broken:
+        rank, size = 0, 2
+
+        def begin(self, values: Sequence[int]) -> int:
+            return 0
+
+        def finish(self, handle: int) -> Sequence[int]:
+            raise RuntimeError("Connection closed by peer")
+
+    with pytest.raises(WireError, match="cannot be reached: Connection closed by peer"):
+        Lockstep(Broken()).agree(True)
 
 
 @pytest.mark.parametrize("baseline_first", [True, False])
 def test_the_leaders_coin_decides_the_order_on_all_ranks(baseline_first: bool) -> None:
     engine = Engine()
-    follow(engine, Pair(1, 64, 4, baseline_first))
+    follow(engine, Pair(Shape(1, 64, 4), baseline_first))
     counts = [shape.positions for shape in engine.launched]
     assert counts == ([1, 4] if baseline_first else [4, 1])

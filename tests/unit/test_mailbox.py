@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from test_lockstep import Hub, in_parallel
 
-from vllm_nfp.engine import mailbox
-from vllm_nfp.engine.mailbox import SLOT_BYTES, SLOTS, Mailbox, faster
-from vllm_nfp.probe.lockstep import VALUES, WireError
+from vllm_nfp.schedule import mailbox
+from vllm_nfp.schedule.lockstep import VALUES, WireError
+from vllm_nfp.schedule.mailbox import SLOT_BYTES, SLOTS, Mailbox, faster
 
 
 def pair() -> list[Mailbox]:

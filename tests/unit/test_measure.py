@@ -15,12 +15,12 @@ from click.testing import CliRunner
 from vllm_nfp import measure
 from vllm_nfp.cli import main
 from vllm_nfp.config import ProbeConfig
-from vllm_nfp.profile import Profile
+from vllm_nfp.results.profile import Profile
 
 WRITES = """
 import dataclasses, os, sys, time
 from vllm_nfp.config import config_from_environment
-from vllm_nfp.metrics.snapshot import Snapshot, State, engine_file, write_snapshot
+from vllm_nfp.results.snapshot import Snapshot, State, engine_file, write_snapshot
 config = config_from_environment()
 def tell(state, **values):
     write_snapshot(engine_file(config.run_dir, "0"), Snapshot("m", "0", state, **values))
@@ -52,14 +52,14 @@ def run(
 
 
 def test_the_child_is_the_program_that_starts_an_engine() -> None:
-    assert (sys.executable, "-m", "vllm_nfp.start.engine") == measure.ENGINE
-    assert importlib.util.find_spec("vllm_nfp.start.engine") is not None
+    assert (sys.executable, "-m", "vllm_nfp.adapter.engines") == measure.ENGINE
+    assert importlib.util.find_spec("vllm_nfp.adapter.engines") is not None
 
 
 def test_the_child_gets_its_arguments_and_leaves_a_profile(
     settings: measure.Settings, tmp_path: Path, dense_profile: Profile
 ) -> None:
-    from vllm_nfp.profile import save_profile
+    from vllm_nfp.results.profile import save_profile
 
     source = tmp_path / "made.json"
     save_profile(source, dense_profile)
@@ -166,7 +166,7 @@ def running(pid: int) -> bool:
 
 def test_an_engine_that_fails_says_why_in_one_line() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "vllm_nfp.start.engine", "no JSON"],
+        [sys.executable, "-m", "vllm_nfp.adapter.engines", "no JSON"],
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 1
@@ -176,11 +176,11 @@ def test_an_engine_that_fails_says_why_in_one_line() -> None:
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["./nowhere"], "there is no model folder ./nowhere: give one that exists"),
-        (["m", "--batch-sizes", "1,x"], "--batch-sizes holds 'x', which is no whole number"),
+        (["./nowhere"], "there is no model directory ./nowhere: give one that exists"),
+        (["m", "--batch-sizes", "1,x"], "--batch-sizes holds 'x', which is not a whole number"),
         (["m", "--batch-sizes", "8,1"], "batch_sizes must be ascending"),
-        (["m", "--contexts", "1.5"], "--contexts holds '1.5', which is no whole number"),
-        (["m", "--epsilon", "0,1"], "each value of epsilons must be a share from 0.001 to 10"),
+        (["m", "--contexts", "1.5"], "--contexts holds '1.5', which is not a whole number"),
+        (["m", "--epsilon", "0,1"], "each value of epsilons must be a fraction from 0.001 to 10"),
         (["m", "--max-positions", "1"], "max_positions must be a number of positions from 2"),
         (["m", "--samples", "1"], "must be a number of samples from 2"),
         (["m", "--seconds", "9999"], "startup_seconds must be seconds from 0 to 600"),
@@ -189,7 +189,7 @@ def test_an_engine_that_fails_says_why_in_one_line() -> None:
         (["m", "--nfp-config", '{"contexts": [1]}'], "hold 'contexts' here: give it as --contexts"),
         (["m", "--nfp-config", '{"run_dir": "/"}'], "must not hold 'run_dir' here: leave it out"),
         (["m", "--nfp-config", '{"bogus": 1}'], "unknown field 'bogus'"),
-        (["m", "-o", "no/such/folder.json"], "the folder of no/such/folder.json does not exist"),
+        (["m", "-o", "no/such/folder.json"], "the directory of no/such/folder.json does not exist"),
     ],
 )
 def test_bad_arguments_are_refused_before_an_engine_starts(

@@ -18,31 +18,37 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 
-from vllm_nfp import scrape
 from vllm_nfp.cli import main
 from vllm_nfp.draft import constant
-from vllm_nfp.estimate import Cell, Module, Pair, PairStore
-from vllm_nfp.metrics import (
-    BoundaryRow,
-    CurveRow,
-    LayerHistogram,
-    LiveStep,
-    NfpCollector,
-    PredictionRow,
-    Snapshot,
-    SnapshotError,
-    State,
-    StepRow,
-    read_snapshot,
-    write_snapshot,
-)
+from vllm_nfp.estimate import PairStore
 from vllm_nfp.metrics.collector import (
+    NfpCollector,
     families_of,
     free_tokens,
     live_cell,
     recommended_draft_lengths,
 )
-from vllm_nfp.metrics.snapshot import MAX_FILE_BYTES, engine_file
+from vllm_nfp.results import scrape
+from vllm_nfp.results.snapshot import (
+    MAX_FILE_BYTES,
+    Snapshot,
+    SnapshotError,
+    engine_file,
+    read_snapshot,
+    write_snapshot,
+)
+from vllm_nfp.types import (
+    Boundary,
+    Cell,
+    CurvePoint,
+    LayerHistogram,
+    LiveStep,
+    Module,
+    Pair,
+    Prediction,
+    State,
+    StepLatency,
+)
 
 FULL = Snapshot(
     model_name='a "model"\n',
@@ -53,11 +59,11 @@ FULL = Snapshot(
     overhead_ratio=0.009,
     overhead_budget=0.01,
     boundaries=(
-        BoundaryRow("model", 8, 1024, 0.1, 4, 3, 5, False, 12),
-        BoundaryRow("attention", 8, 1024, 0.1, 16, 16, 16, True, 16),
+        Boundary("model", 8, 1024, 0.1, 4, 3, 5, False, 12),
+        Boundary("attention", 8, 1024, 0.1, 16, 16, 16, True, 16),
     ),
-    curves=(CurveRow("model", 8, 1024, 4, 12, 0.0071, 1.06, 1.05, None, "full"),),
-    predictions=(PredictionRow("model", 8, 1024, 0.1, 6, 38, "tile"),),
+    curves=(CurvePoint("model", 8, 1024, 4, 12, 0.0071, 1.06, 1.05, None, "full"),),
+    predictions=(Prediction("model", 8, 1024, 0.1, 6, 38, "tile"),),
     layers=(LayerHistogram(3, "attention", (0.001, 0.01), (1, 4, 5), 0.02),),
     live=LiveStep(batch_size=6, context=900, positions=1),
 )
@@ -113,7 +119,7 @@ def test_free_tokens_need_a_cell_that_holds_the_live_step() -> None:
 
 
 def test_the_live_step_is_filed_under_the_smallest_cell_that_holds_it() -> None:
-    larger = BoundaryRow("model", 32, 4096, 0.1, 2, 2, 2, False, 2)
+    larger = Boundary("model", 32, 4096, 0.1, 2, 2, 2, False, 2)
     both = replace(FULL, boundaries=(larger, *FULL.boundaries))
     assert live_cell(both) == (8, 1024)
     assert live_cell(replace(both, live=LiveStep(9, 900, 1))) == (32, 4096)
@@ -142,13 +148,13 @@ GOOD_FILE = b'{"schema": 1, "model_name": "m", "engine": "1", "state": "steady"}
         (b"{", "is not valid JSON"),
         (b"[]", "must hold a JSON object, not list"),
         (b'{"schema": 99}', "is not a snapshot of schema 1"),
-        (b'{"schema": 1}', "lacks the field"),
+        (b'{"schema": 1}', "missing required field"),
         (GOOD_FILE.replace(b"steady", b"napping"), "must be one of warming"),
-        (GOOD_FILE.replace(b'"m"', b"5"), "model_name must be str"),
+        (GOOD_FILE.replace(b'"m"', b"5"), "model_name: expected 'str'"),
         (GOOD_FILE.replace(b"}", b', "extra": 1}'), "unknown field 'extra'"),
-        (GOOD_FILE.replace(b"}", b', "curves": 1}'), "curves must be a list"),
-        (GOOD_FILE.replace(b"}", b', "curves": [{}]}'), "lacks the field 'module'"),
-        (GOOD_FILE.replace(b"}", b', "probes": []}'), "probes must be an object"),
+        (GOOD_FILE.replace(b"}", b', "curves": 1}'), "curves: expected 'array'"),
+        (GOOD_FILE.replace(b"}", b', "curves": [{}]}'), "missing required field 'module'"),
+        (GOOD_FILE.replace(b"}", b', "probes": []}'), "probes: expected 'object'"),
         (b'{"a":' * 50_000, "is not valid JSON"),
         (b"\xff\xfe", "is not valid JSON"),
     ],
@@ -274,7 +280,7 @@ def test_an_epsilon_that_is_not_measured_is_refused(
 ) -> None:
     code, output = table(monkeypatch, text, "--epsilon", "0.3")
     assert code == 2
-    assert "epsilon 0.3 is not measured by this server; it has 0.1" in output
+    assert "--epsilon 0.3 is not measured by this server: give one of 0.1" in output
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "http://127.0.0.1:1"])
@@ -285,10 +291,10 @@ def test_a_url_that_does_not_answer_is_refused_with_code_2(url: str) -> None:
     assert "Traceback" not in result.output
 
 
-def model_curve(batch_size: int, context: int, *ratios: float) -> tuple[CurveRow, ...]:
+def model_curve(batch_size: int, context: int, *ratios: float) -> tuple[CurvePoint, ...]:
     counts = (1, 2, 4, 8)
     return tuple(
-        CurveRow("model", batch_size, context, n, 9, 0.01 * ratio, ratio, ratio, None, "full")
+        CurvePoint("model", batch_size, context, n, 9, 0.01 * ratio, ratio, ratio, None, "full")
         for n, ratio in zip(counts, (1.0, *ratios), strict=True)
     )
 
@@ -550,7 +556,7 @@ def test_an_engine_that_is_gone_is_told_by_its_age(
 
 
 def test_real_steps_and_memory_are_told(tmp_path: Path) -> None:
-    rows = (StepRow(8, 1024, 2, 70, 0.007),)
+    rows = (StepLatency(8, 1024, 2, 70, 0.007),)
     write_engine(tmp_path, steps=rows, graph_bytes=5, host_bytes=6, budget_slack=0.5)
     text = generate_text(NfpCollector(str(tmp_path)))
     cell = 'batch_size="8",context="1024",engine="0",model_name="m",positions="2"'

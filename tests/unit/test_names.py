@@ -13,8 +13,6 @@ from vllm_nfp.calibrate.reference_models import REFERENCE, choose
 from vllm_nfp.cli import main
 from vllm_nfp.draft import Demand, StepCurve, constant, make_schedule
 from vllm_nfp.draft.speculative_config import speculative_config
-from vllm_nfp.explain import explain
-from vllm_nfp.prediction import predict
 from vllm_nfp.principle import (
     CATALOGUE,
     HardwareError,
@@ -23,7 +21,9 @@ from vllm_nfp.principle import (
     hardware_by_name,
     match_device,
 )
+from vllm_nfp.principle.explain import explain
 from vllm_nfp.principle.hardware_file import Target, target_of, write_hardware_file
+from vllm_nfp.principle.prediction import predict
 
 SMALL = {
     "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 1024,
@@ -183,7 +183,7 @@ def test_modules_to_explain(model: Path) -> None:
         assert run(*flags, spelled).stdout == wanted
     found = predict(SMALL, "H100-SXM")
     assert explain(found, "dense-ffn", 8, 1024) == explain(found, "dense_ffn", 8, 1024)  # type: ignore[arg-type]
-    assert "names no cell" in run(*flags, "8,1024,dense").stderr
+    assert "--explain must be B,L" in run(*flags, "8,1024,dense").stderr
 
 
 def test_draft_methods(model: Path) -> None:

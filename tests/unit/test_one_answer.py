@@ -17,15 +17,17 @@ import pytest
 from click.testing import CliRunner
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 
-from vllm_nfp import predict, recommend, scrape, watch
+from vllm_nfp import predict, recommend, watch
 from vllm_nfp.cli import main
 from vllm_nfp.draft import DraftCost, sources
 from vllm_nfp.draft.recommend import RecommendError
-from vllm_nfp.metrics import NfpCollector, write_snapshot
-from vllm_nfp.metrics.control import ControlSnapshot, ControlState, control_file, write_control
-from vllm_nfp.metrics.snapshot import LiveStep, Snapshot, State, engine_file
-from vllm_nfp.profile import Profile, save_profile
+from vllm_nfp.metrics.collector import NfpCollector
 from vllm_nfp.report import page, render
+from vllm_nfp.results import scrape
+from vllm_nfp.results.control import ControlSnapshot, ControlState, control_file, write_control
+from vllm_nfp.results.profile import Profile, save_profile
+from vllm_nfp.results.snapshot import Snapshot, engine_file, write_snapshot
+from vllm_nfp.types import LiveStep, State
 
 ACCEPTANCES = (0.3, 0.5, 0.7, 0.8, 0.9, 0.97)
 LISTS = ((0.9, 0.8, 0.7), (0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9), (0.6,))
@@ -104,8 +106,7 @@ def server(tmp_path: Path, profile: Profile) -> Server:
 def at_url(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     def show(text: str) -> None:
         monkeypatch.setattr(scrape, "fetch", lambda *_: text)
-        for module in ("vllm_nfp.draft.recommend", "vllm_nfp.cli.recommend"):
-            monkeypatch.setattr(f"{module}.server_version", lambda _url: "0.32.0")
+        monkeypatch.setattr("vllm_nfp.draft.server.server_version", lambda _url: "0.32.0")
 
     return show
 
@@ -230,7 +231,7 @@ def test_drafts_of_unknown_cost_are_recommended_by_none(
     text = server(1024, 0.8)
     assert of_metric(text, 1024) == of_watch(text, 1024) == {}
     at_url(text)
-    with pytest.raises(RecommendError, match="cost is needed: the server makes its drafts by"):
+    with pytest.raises(RecommendError, match=r"draft_(cost|method) is needed"):
         recommend(URL, 0.8)
     assert CliRunner().invoke(main, ["recommend", URL, "--acceptance", "0.8"]).exit_code == 2
     given = DraftCost(seconds_per_token=1e-4)

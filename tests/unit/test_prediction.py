@@ -26,8 +26,6 @@ from test_principle_models import (
 import vllm_nfp
 from vllm_nfp.cli import main
 from vllm_nfp.cli.predict_table import notes
-from vllm_nfp.explain import explain
-from vllm_nfp.prediction import MOST_VALUES, Predictions, model_name
 from vllm_nfp.principle import (
     CATALOGUE,
     H100_CALIBRATION,
@@ -39,7 +37,11 @@ from vllm_nfp.principle import (
     target_of,
     write_hardware_file,
 )
+from vllm_nfp.principle.arguments import MOST_VALUES
 from vllm_nfp.principle.attention import default_backend
+from vllm_nfp.principle.explain import explain
+from vllm_nfp.principle.model_files import model_name
+from vllm_nfp.principle.prediction import Predictions
 from vllm_nfp.report import prediction_plot
 from vllm_nfp.report.page import ReportError
 
@@ -226,7 +228,7 @@ def test_models_have_the_name_of_their_folder(
         ({"contexts": (1 << 40,)}, PredictionError, "contexts must hold"),
         ({"epsilons": ()}, PredictionError, "epsilons is empty"),
         ({"epsilons": (0.1, 0.1)}, PredictionError, r"epsilons holds 0\.1 twice"),
-        ({"epsilons": (-0.1,)}, PredictionError, "epsilon must be a share from 0 .* not -0.1"),
+        ({"epsilons": (-0.1,)}, PredictionError, "epsilon must be between 0 .* not -0.1"),
         ({"epsilons": (math.nan,)}, PredictionError, "epsilon must be .* not nan"),
         ({"epsilons": (math.inf,)}, PredictionError, "epsilon must be .* not inf"),
         ({"capture_sizes": (0,)}, PredictionError, "capture_sizes must hold"),
@@ -257,9 +259,7 @@ def test_a_latent_cache_needs_a_backend_for_it() -> None:
 
 def test_stored_weights_are_not_overruled() -> None:
     config = {**LLAMA_3_8B, "quantization_config": {"quant_method": "fp8"}}
-    with pytest.raises(
-        PredictionError, match=r"the config\.json says itself how weights are stored"
-    ):
+    with pytest.raises(PredictionError, match=r"the config\.json says how weights are stored"):
         small(config, quantization="int4")
 
 
@@ -318,8 +318,10 @@ def test_the_table_shows_each_cell(model: Path, monkeypatch: pytest.MonkeyPatch)
     assert result.exit_code == 0
     rows = table(result.output)
     assert len(rows) == 3 + 6 + 6  # contexts are all one to a feed-forward block
-    assert rows[0] == ["dense_ffn", "1", "any", "16+", "295", "<18x", "memory"]
-    assert "+ nothing up to N = 16 is over the line" in result.output
+    assert rows[0][0] == "model", "the whole step first, as everywhere"
+    first = next(row for row in rows if row[0] == "dense_ffn")
+    assert first == ["dense_ffn", "1", "any", "16+", "295", "<18x", "memory"]
+    assert "+ still free at N = 16, the largest evaluated" in result.output
     assert "Constants: fitted to kernels of vLLM 0.32 on an H100 SXM" in result.output
     assert max(len(line) for line in result.output.splitlines()) <= 80
 
@@ -329,7 +331,7 @@ def test_three_tolerances_fit_the_terminal(tmp_path: Path, monkeypatch: pytest.M
     path = folder(tmp_path, "moe", QWEN_3_30B_A3B)
     result = run(path, "--hardware", "h200", "--epsilon", "0.05,0.1,0.2")
     assert "…" not in result.output
-    moe = table(result.output)[0]
+    moe = next(row for row in table(result.output) if row[0] == "moe_ffn")
     assert moe == ["moe_ffn", "1", "any", "1", "1", "1", "206", "206x", "experts"]
 
 
@@ -349,7 +351,7 @@ def test_transfers_between_ranks_have_rows_and_an_explanation() -> None:
     (row,) = (r for r in found.rows if r.module == "communication" and r.batch_size == 1)
     assert row.limited_by == "communication"
     told = " ".join(explain(found, "communication", 1, 1024).sentences)
-    assert "transfers have neither" in told
+    assert "transfers are neither" in told
 
 
 def test_leaving_the_graphs_is_noted() -> None:
@@ -358,7 +360,7 @@ def test_leaving_the_graphs_is_noted() -> None:
     beyond, never = notes(edge)[1:]
     assert beyond.startswith("Beyond N = 8 at B = 1, N = 1 at B = 8 the step leaves its CUDA graph")
     assert never.startswith("At B = 600 no step fits a CUDA graph")
-    assert all("cliff that is not predicted" in note for note in (beyond, never))
+    assert all("launch time is not predicted" in note for note in (beyond, never))
 
 
 def test_graphs_end_at_the_first_step_that_fits_none() -> None:
@@ -372,18 +374,24 @@ def test_graphs_end_at_the_first_step_that_fits_none() -> None:
         ((), "Missing option '--hardware'"),
         (("--hardware", "V100"), "hardware 'V100' is not in the catalogue: use one of A100"),
         (("--hardware", "none.json"), "hardware file none.json cannot be read"),
-        (("--hardware", "L4", "--batch-sizes", ""), "--batch-sizes holds '', which is no whole"),
+        (("--hardware", "L4", "--batch-sizes", ""), "--batch-sizes holds '', which is not a whole"),
         (("--hardware", "L4", "--batch-sizes", "1,x"), "--batch-sizes holds 'x', which is no whol"),
         (("--hardware", "L4", "--batch-sizes", "9" * 5000), "--batch-sizes holds '9999"),
         (("--hardware", "L4", "--contexts", "1,1"), "contexts holds 1 twice"),
-        (("--hardware", "L4", "--epsilon", "-0.1"), "epsilon must be a share from 0 to 100"),
+        (("--hardware", "L4", "--epsilon", "-0.1"), "epsilon must be between 0 and 100"),
         (("--hardware", "L4", "--max-positions", "9000"), "max_positions must lie from 1 to 8192"),
-        (("--hardware", "L4", "--explain", "8"), "--explain '8' names no cell: give it as B,L"),
-        (("--hardware", "L4", "--explain", "8,x,model"), "--explain '8,x,model' names no cell"),
+        (("--hardware", "L4", "--explain", "8"), "--explain must be B,L or B,L,MODULE, for"),
+        (
+            ("--hardware", "L4", "--explain", "8,x,model"),
+            "attention, not '8,x,model': the modules are",
+        ),
         (("--hardware", "L4", "--explain", "1,8,moe_ffn"), "has no module 'moe_ffn': use one of"),
-        (("--hardware", "L4", "--explain", "--json"), "--explain is for people"),
+        (("--hardware", "L4", "--explain", "--json"), "--explain prints text only"),
         (("--hardware", "L4", "--plot", "x.pdf"), "--plot x.pdf has no known ending"),
-        (("--hardware", "L4", "--plot", "none/x.png"), "the folder of none/x.png does not exist"),
+        (
+            ("--hardware", "L4", "--plot", "none/x.png"),
+            "the directory of none/x.png does not exist",
+        ),
     ],
 )
 def test_refusals_are_one_sentence(model: Path, args: tuple[str, ...], message: str) -> None:
@@ -458,7 +466,7 @@ def test_explained_terms_add_up(config: Any, batch_size: int) -> None:
         assert bool(told.parts) == (module == "model")
         assert edge.limited_by in told.sentences[1]
         assert (
-            f"Idle-compute would say {found.cell(module, batch_size, 4096).idle_compute_nfp} "
+            f"The idle-compute rule gives {found.cell(module, batch_size, 4096).idle_compute_nfp} "
             in (told.sentences[-1])
         )
 
@@ -470,18 +478,16 @@ def test_explained_granularity_by_hand() -> None:
     assert "(query heads per KV head: 8)" in attention
     assert "at N = 1 8 rows in 1 block of 64" in attention
     experts = " ".join(explain(found, "moe_ffn", 1, 1024).sentences)
-    assert (
-        "Of a layer's 128 experts on a rank, tokens wake on average 8 at N = 1, 15.5 at" in experts
-    )
+    assert "Of a layer's 128 experts on a rank, on average 8 at N = 1, 15.5 at" in experts
     dense = " ".join(explain(small(), "dense_ffn", 3, 1024).sentences)
     assert "CUDA graphs: 3 tokens at N = 1 in a graph of 4" in dense
 
 
 def test_explanations_tell_of_the_end_of_graphs_and_of_the_scan() -> None:
     out = explain(small(capture_sizes=(1,)), "model", 4, 1024).sentences
-    assert any("in no graph" in s and "a cliff that is not predicted" in s for s in out)
+    assert any("in no graph" in s and "launch time is not predicted" in s for s in out)
     short = explain(small(max_positions=2), "dense_ffn", 1, 1024).sentences
-    assert "No N up to 2, the last one looked at, is over the line of 0.1" in short[0]
+    assert "No N up to 2, the largest evaluated, exceeds the tolerance of 0.1" in short[0]
     assert "nothing grew" in explain(small(max_positions=1), "dense_ffn", 1, 1024).sentences[1]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vllm_nfp.files import FileError
 from vllm_nfp.principle import CATALOGUE, hardware_by_name
 from vllm_nfp.principle.calibration import (
     H100_CALIBRATION,
@@ -26,7 +28,7 @@ from vllm_nfp.principle.gemm import (
 )
 from vllm_nfp.principle.shape import Gemm
 from vllm_nfp.principle.terms import FloatArray, sum_terms
-from vllm_nfp.typed_json import TypedJsonError, decode
+from vllm_nfp.strict_json import parse_object
 
 H100 = hardware_by_name("H100-SXM")
 CONSTANTS = GemmConstants(
@@ -161,24 +163,28 @@ def test_impossible_constants_are_refused(
         kind(**changes)
 
 
+def decode(values: object) -> Calibration:
+    return parse_object(json.dumps(values), "calibration").decode(Calibration)
+
+
 def test_constants_survive_json() -> None:
     values = H100_CALIBRATION.to_mapping()
     values["gemm"]["fp8"]["tile_tokens"] = list(values["gemm"]["fp8"]["tile_tokens"])
     values["gemm"]["fp8"]["tile_slowdown"] = list(values["gemm"]["fp8"]["tile_slowdown"])
-    assert decode(Calibration, values, "calibration") == H100_CALIBRATION
+    assert decode(values) == H100_CALIBRATION
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ([], "calibration must be an object"),
-        ({}, "calibration lacks the field 'source'"),
+        ([], "calibration must hold a JSON object"),
+        ({}, "calibration: object missing required field 'source'"),
         ({"source": "x", "gem": {}}, "calibration has the unknown field 'gem'"),
         ({"source": "x", "gemm": {"flops": 2}}, "calibration.gemm: flops must lie"),
         ({"source": "x", "attention": {"overlap": 0.5}}, "calibration.attention: overlap must be"),
-        ({"source": "x", "experts": {"flops": "1"}}, "calibration.experts.flops must be float"),
+        ({"source": "x", "experts": {"flops": "1"}}, "calibration.experts.flops: expected 'float'"),
     ],
 )
 def test_strange_calibrations_are_refused(values: object, message: str) -> None:
-    with pytest.raises(TypedJsonError, match=message):
-        decode(Calibration, values, "calibration")
+    with pytest.raises(FileError, match=message):
+        decode(values)

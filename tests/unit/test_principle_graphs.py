@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_nfp.engine.dispatch import Execution, GraphRules, place
+from vllm_nfp.adapter.dispatch import Execution, GraphRules, place
 from vllm_nfp.principle.graphs import DEFAULT_CAPTURE_SIZES, padded_tokens, uniform_sizes
 
 

@@ -48,19 +48,21 @@ def test_refused_contents(tmp_path: Path, content: bytes, message: str) -> None:
         load_config(file)
     text = str(refusal.value)
     assert str(file) in text
-    assert text.endswith("give a folder with a config.json, or the file itself")
+    assert text.endswith("give a directory with a config.json, or the file itself")
 
 
 def test_missing_files(tmp_path: Path) -> None:
-    with pytest.raises(ShapeError, match=r"has no config.json: give a folder"):
+    with pytest.raises(ShapeError, match=r"has no config.json: give a directory"):
         load_config(tmp_path)
-    with pytest.raises(ShapeError, match=r"'org/model' is no file or folder here: give a folder"):
+    with pytest.raises(
+        ShapeError, match=r"no directory 'org/model': get the config with 'hf download org/model"
+    ):
         load_config("org/model")
     with pytest.raises(ShapeError, match=r"an empty path names no model"):
         load_config(" ")
-    with pytest.raises(ShapeError, match=r"is no file or folder here|cannot be read"):
+    with pytest.raises(ShapeError, match=r"no file or directory|cannot be read"):
         load_config("a\0b")
-    with pytest.raises(ShapeError, match=r"is no file or folder here|cannot be read"):
+    with pytest.raises(ShapeError, match=r"no file or directory|cannot be read"):
         load_config("a" * 100_000)
 
 

@@ -35,7 +35,6 @@ from vllm_nfp.principle import (
     H100_CALIBRATION,
     CellPrediction,
     ModelShape,
-    Module,
     PredictionError,
     Serving,
     Target,
@@ -57,6 +56,7 @@ from vllm_nfp.principle.graphs import DEFAULT_CAPTURE_SIZES, padded_tokens
 from vllm_nfp.principle.predict import boundary
 from vllm_nfp.principle.step import Cost, Step
 from vllm_nfp.principle.terms import LIMITS, FloatArray, soft_maximum, sum_terms
+from vllm_nfp.types import Module
 
 GEMM = GemmConstants(
     bandwidth=0.86,

@@ -3,7 +3,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,25 +12,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_nfp.config import ProbeConfig
-from vllm_nfp.estimate import Module
-from vllm_nfp.probe import (
-    Budget,
+from vllm_nfp.results.snapshot import Snapshot
+from vllm_nfp.schedule import Budget, Feedback, Planner, Prober
+from vllm_nfp.schedule.consent import OwnConsent
+from vllm_nfp.schedule.counters import Counters
+from vllm_nfp.schedule.flights import DeviceStuckError, Flights
+from vllm_nfp.schedule.plan import NOTHING_KNOWN, bucket, cell_of
+from vllm_nfp.schedule.scan import scan
+from vllm_nfp.session.publisher import Publisher
+from vllm_nfp.timing import Mark, StepTimer, StepTimes
+from vllm_nfp.timing.steps import RING_SLOTS
+from vllm_nfp.types import (
     EngineStep,
-    Feedback,
     LayerTime,
+    Module,
     PairResult,
-    Planner,
-    Prober,
     RefusedForNowError,
     Shape,
     ShapeRefusedError,
-    Target,
+    State,
     Timing,
 )
-from vllm_nfp.probe.plan import bucket
-from vllm_nfp.probe.prober import DeviceStuckError
-from vllm_nfp.timing import Mark
-from vllm_nfp.timing.steps import RING_SLOTS
 
 GRIDS = {(1, 64): (2, 4, 8), (4, 64): (2, 4)}
 
@@ -53,8 +55,8 @@ def test_a_step_that_stands_for_others_earns_and_forgets_for_all_of_them() -> No
 
 def test_every_point_gets_its_samples_in_turn() -> None:
     planner = Planner(GRIDS, min_samples=3)
-    seen: Counter[Target] = Counter()
-    while not planner.complete:
+    seen: Counter[Shape] = Counter()
+    while not planner.complete():
         target = planner.next()
         assert target is not None
         seen[target] += 1
@@ -70,7 +72,7 @@ def test_live_traffic_comes_first_half_of_the_time() -> None:
     for _ in range(1000):
         target = planner.next(live=(7, 64))
         assert target is not None
-        cells[target.cell] += 1
+        cells[cell_of(target)] += 1
         planner.record(target)
     assert 450 < cells[7, 64] < 650
     assert min(cells.values()) > 20
@@ -78,10 +80,10 @@ def test_live_traffic_comes_first_half_of_the_time() -> None:
 
 def test_points_far_over_every_line_do_not_hold_the_scan_up() -> None:
     planner = Planner({(1, 64): (2, 4, 8, 16)}, min_samples=2)
-    planner.feedback = Feedback(far_over={(1, 64): 4})
+    feedback = Feedback(far_over={(1, 64): 4})
     targets: Counter[int] = Counter()
-    while not planner.complete:
-        target = planner.next()
+    while not planner.complete(feedback):
+        target = planner.next(feedback=feedback)
         assert target is not None
         targets[target.positions] += 1
         planner.record(target)
@@ -90,12 +92,12 @@ def test_points_far_over_every_line_do_not_hold_the_scan_up() -> None:
 
 def test_uncertain_points_are_sampled_again() -> None:
     planner = Planner({(1, 64): (2, 4, 8)}, min_samples=1)
-    while not planner.complete:
+    while not planner.complete():
         planner.record(planner.next() or pytest.fail("no target"))
-    planner.feedback = Feedback(uncertain=frozenset({Target(1, 64, 4)}))
+    feedback = Feedback(uncertain=frozenset({Shape(1, 64, 4)}))
     again: Counter[int] = Counter()
     for _ in range(300):
-        target = planner.next()
+        target = planner.next(feedback=feedback)
         assert target is not None
         again[target.positions] += 1
         planner.record(target)
@@ -105,9 +107,9 @@ def test_uncertain_points_are_sampled_again() -> None:
 
 def test_a_dropped_target_never_comes_back() -> None:
     planner = Planner({(1, 64): (2, 4)}, min_samples=1)
-    planner.drop(Target(1, 64, 2))
-    assert {planner.next() for _ in range(20)} == {Target(1, 64, 4)}
-    planner.drop(Target(1, 64, 4))
+    planner.drop(Shape(1, 64, 2))
+    assert {planner.next() for _ in range(20)} == {Shape(1, 64, 4)}
+    planner.drop(Shape(1, 64, 4))
     assert planner.next() is None
     assert planner.cells == ()
 
@@ -218,6 +220,12 @@ class FakeEngine:
         self.clock.now += 0.001 * shape.positions
         return shape, self.clock.now
 
+    def can_launch(self, shape: Shape) -> bool:
+        return shape.positions not in self.refused
+
+    def discard(self, ticket: tuple[Shape, float]) -> None:
+        raise AssertionError("every run is read")
+
     def poll(self, ticket: tuple[Shape, float]) -> Timing | None:
         shape, end = ticket
         if end > self.clock.done:
@@ -227,22 +235,30 @@ class FakeEngine:
 
 
 def make(
-    share: float = 0.1, step_share: float = 1.0, **engine: set[int]
+    share: float = 0.1, step_share: float = 1.0, idle_share: float = 0.05, **engine: set[int]
 ) -> tuple[Prober, FakeClock, list[PairResult]]:
     clock = FakeClock()
     results: list[PairResult] = []
-    config = ProbeConfig(batch_sizes=(1, 4), contexts=(64,), min_samples=2)
-    planner = Planner({(1, 64): (2, 4)}, 2)
+    config = ProbeConfig(batch_sizes=(1, 4), contexts=(64,), min_samples=2, idle_share=idle_share)
+    budget = Budget(share, step_share)
     prober = Prober(
-        FakeEngine(clock, **engine),
-        clock,
-        planner,
-        Budget(share, step_share),
+        Flights(FakeEngine(clock, **engine), clock, lambda: clock.now),
+        OwnConsent(),
+        StepTimer(clock, budget.earn),
+        Planner({(1, 64): (2, 4)}, 2),
+        budget,
         results.append,
         config,
         now=lambda: clock.now,
     )
     return prober, clock, results
+
+
+def scan_all(prober: Prober, clock: FakeClock, *report: Callable[[], Feedback]) -> None:
+    def device_catches_up(_seconds: float) -> None:
+        clock.done = clock.now
+
+    scan(prober, 60.0, *report, now=lambda: clock.now, sleep=device_catches_up)
 
 
 DECODE = EngineStep(batch_size=1, context=50, positions=1, decode=True)
@@ -251,16 +267,21 @@ PREFILL = EngineStep(batch_size=1, context=0, positions=40, decode=False)
 
 def run_step(prober: Prober, clock: FakeClock, step: EngineStep = DECODE) -> None:
     prober.before_step(step)
-    prober.begin_step()
+    prober.timer.begin()
     clock.now += 0.010
-    prober.end_step()
+    prober.timer.end()
     clock.done = clock.now
+
+
+def engine_of(prober: Prober) -> FakeEngine:
+    engine = prober._flights._engine
+    assert isinstance(engine, FakeEngine)
+    return engine
 
 
 def launched_seconds(prober: Prober) -> float:
     """What the device really ran for probes, see :class:`FakeEngine`."""
-    engine = prober._engine
-    assert isinstance(engine, FakeEngine)
+    engine = engine_of(prober)
     return sum(0.001 * shape.positions for shape in engine.launched)
 
 
@@ -269,8 +290,7 @@ def test_the_pairs_of_each_count_run_on_the_same_tokens_one_by_one() -> None:
     for _ in range(500):
         run_step(prober, clock)
     prober.settle()
-    engine = prober._engine
-    assert isinstance(engine, FakeEngine)
+    engine = engine_of(prober)
     draws: dict[int, list[int]] = {}
     runs = list(zip(engine.launched, engine.draws, strict=True))
     for (one, draw), (other, again) in zip(runs[::2], runs[1::2], strict=True):
@@ -306,27 +326,27 @@ def test_nothing_is_launched_while_a_pair_is_on_the_device() -> None:
     prober, clock, _ = make(share=0.5)
     for _ in range(5):
         run_step(prober, clock)
-    launched = len(prober._engine.launched)  # type: ignore[attr-defined]
+    launched = len(engine_of(prober).launched)
     for _ in range(50):  # the device is slow
         prober.before_step(DECODE)
-        prober.begin_step()
+        prober.timer.begin()
         clock.now += 0.010
-        prober.end_step()
-    assert len(prober._engine.launched) <= launched + 2  # type: ignore[attr-defined]
+        prober.timer.end()
+    assert len(engine_of(prober).launched) <= launched + 2
 
 
 def test_a_stuck_device_keeps_no_more_than_so_many_marks() -> None:
     prober, clock, _ = make()
     for _ in range(5000):
-        prober.begin_step()
-        prober.end_step()
+        prober.timer.begin()
+        prober.timer.end()
         clock.now += 1.0
     assert clock.held == 2 * RING_SLOTS
     clock.done = clock.now
     prober.settle()
-    prober.begin_step()
+    prober.timer.begin()
     clock.now += 0.5
-    prober.end_step()
+    prober.timer.end()
     clock.done = clock.now
     prober.settle()
     assert prober.timer.last_seconds == 0.5, "steps are no longer timed"
@@ -334,7 +354,7 @@ def test_a_stuck_device_keeps_no_more_than_so_many_marks() -> None:
 
 def test_a_device_that_hangs_ends_the_probe() -> None:
     prober, clock, _ = make(share=0.5)
-    while prober._flight is None:
+    while not prober.busy:
         run_step(prober, clock)
         clock.done = -1.0  # nothing is passed any more
         prober.budget.earn(1.0)
@@ -358,8 +378,7 @@ def test_what_a_pair_lacks_is_made_piece_by_piece_and_charged() -> None:
     for _ in range(2000):
         run_step(prober, clock)
     prober.settle()
-    engine = prober._engine
-    assert sorted(engine.prepared) == [1, 2, 4]  # type: ignore[attr-defined]
+    assert sorted(engine_of(prober).prepared) == [1, 2, 4]
     assert prober.outcomes["prepared"] == 3
     spent = 3 * 0.02 + sum(r.cost_seconds for r in results)
     assert prober.budget.probe_seconds == pytest.approx(spent)
@@ -410,10 +429,10 @@ def test_idle_time_is_used_up_to_its_share_and_given_back_at_once() -> None:
     begun = clock.now
     first = prober.idle()
     assert first == pytest.approx(0.05), "a probe follows a request at once"
-    while not prober.planner.complete:
+    while not prober.planner.complete():
         clock.now += prober.idle()
         clock.done = clock.now
-    spent = prober.idle_seconds
+    spent = prober.counters().idle_probe_seconds
     assert len(results) == prober.outcomes["idle"] == 4
     assert spent <= 0.05 * (clock.now - begun) + max(r.cost_seconds for r in results)
     assert prober.budget.probe_seconds == 0.0, "idle time is charged to the budget"
@@ -427,8 +446,7 @@ def test_idle_time_is_used_up_to_its_share_and_given_back_at_once() -> None:
 
 
 def test_no_idle_probe_where_the_share_is_zero() -> None:
-    prober, clock, results = make(share=0.1)
-    prober._config = replace(prober._config, idle_share=0.0)
+    prober, clock, results = make(share=0.1, idle_share=0.0)
     for _ in range(100):
         clock.now += prober.idle()
         clock.done = clock.now
@@ -448,7 +466,7 @@ def test_shapes_that_are_ready_are_kept_to() -> None:
             planner.changed()
             changes += 1
         planner.record(target)
-    assert planner.complete
+    assert planner.complete()
     assert changes <= 6, "shapes are made ready again and again"
 
 
@@ -466,31 +484,28 @@ def test_a_refused_shape_is_left_out_and_counted() -> None:
 def test_the_first_scan_ends_when_every_point_has_its_samples() -> None:
     prober, clock, results = make()
 
-    def device_catches_up(_seconds: float) -> None:
-        clock.done = clock.now
-
-    prober.scan(60.0, sleep=device_catches_up)
+    scan_all(prober, clock)
     assert len(results) == 4
-    assert prober.planner.complete
+    assert prober.planner.complete()
     assert prober.budget.probe_seconds == 0.0
 
 
 def test_a_scan_tells_its_progress_and_takes_the_feedback(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vllm_nfp.probe import prober as module
+    from vllm_nfp.schedule import scan as module
 
     monkeypatch.setattr(module, "PROGRESS_SECONDS", 0.0)
     prober, clock, results = make()
     missing: list[int] = []
 
-    def on_progress() -> None:
-        missing.append(prober.planner.missing_pairs)
-        prober.planner.feedback = Feedback(far_over={(1, 64): 2})
+    given = [NOTHING_KNOWN]
 
-    def device_catches_up(_seconds: float) -> None:
-        clock.done = clock.now
+    def report() -> Feedback:
+        missing.append(prober.planner.missing_pairs(given[-1]))
+        given.append(Feedback(far_over={(1, 64): 2}))
+        return given[-1]
 
-    assert prober.planner.missing_pairs == 4
-    prober.scan(60.0, on_progress, sleep=device_catches_up)
+    assert prober.planner.missing_pairs() == 4
+    scan_all(prober, clock, report)
     assert missing[0] == 3
     assert missing[-1] == 0
     assert missing == sorted(missing, reverse=True)
@@ -508,7 +523,7 @@ def result(positions: int, seconds: float) -> PairResult:
 def test_layer_times_are_medians_of_the_recent_runs_in_bounded_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from vllm_nfp.probe import publisher as module
+    from vllm_nfp.session import publisher as module
 
     monkeypatch.setattr(module, "MOST_LAYER_ROWS", 2)
     results = module.Results(ProbeConfig())
@@ -523,7 +538,7 @@ def test_layer_times_are_medians_of_the_recent_runs_in_bounded_memory(
 
 
 def test_what_is_sampled_again_depends_on_no_time_of_the_point_itself() -> None:
-    from vllm_nfp.probe.publisher import Results
+    from vllm_nfp.session.publisher import Results
 
     def pair(positions: int, ratio: float) -> PairResult:
         one, many = Shape(1, 64, 1), Shape(1, 64, positions)
@@ -547,28 +562,37 @@ def test_what_is_sampled_again_depends_on_no_time_of_the_point_itself() -> None:
         results.update()
         return results.feedback()
 
-    open_points = {Target(1, 64, 4), Target(1, 64, 8)}
+    open_points = {Shape(1, 64, 4), Shape(1, 64, 8)}
     for ratio, scatter in ((1.0, 0.001), (1.1, 0.01), (1.07, 0.001), (1.3, 0.001), (1.2, 0.3)):
         assert told(ratio, scatter, 12) == Feedback(open_points, {(1, 64): 8})
         # A ring that is full holds no more: further pairs only take the place of old ones.
-        assert told(ratio, scatter, 40) == Feedback({Target(1, 64, 8)}, {(1, 64): 8})
+        assert told(ratio, scatter, 40) == Feedback({Shape(1, 64, 8)}, {(1, 64): 8})
+
+
+class Kept:
+    """An output folder and /metrics that note what they are given."""
+
+    keeps = True
+
+    def __init__(self) -> None:
+        self.written: list[Snapshot] = []
+        self.kept: list[Snapshot] = []
+        self.write, self.keep = self.written.append, self.kept.append
+
+    def record(self, result: PairResult) -> None:
+        pass
+
+
+def publisher_of(config: ProbeConfig, output: Kept) -> Publisher:
+    identity = Snapshot("m", "0", State.WARMING)
+    return Publisher(config, identity, StepTimes(), output)  # type: ignore[arg-type]
 
 
 def test_a_profile_is_kept_now_and_then_and_the_metrics_each_time() -> None:
-    from vllm_nfp.metrics.snapshot import Snapshot, State
-    from vllm_nfp.probe.publisher import Counters, Publisher
-
-    written: list[Snapshot] = []
-    kept: list[Snapshot] = []
-    publisher = Publisher(
-        ProbeConfig(),
-        Snapshot("m", "0", State.WARMING),
-        lambda: Counters({"measured": 1}, 0.0, 0.0, None, 7),
-        tuple,
-        written.append,
-        lambda _: None,
-        kept.append,
-    )
+    output = Kept()
+    written, kept = output.written, output.kept
+    publisher = publisher_of(ProbeConfig(), output)
+    publisher.count(Counters({"measured": 1}, missing_pairs=7))
     publisher.put(result(2, 1.0))
     for _ in range(3):
         publisher._publish()
@@ -592,14 +616,10 @@ def test_a_sign_that_requests_wait_outlasts_what_the_next_look_stands_for() -> N
 def test_what_a_start_makes_ready_is_not_counted_as_made_in_serving() -> None:
     prober, clock, _ = make(share=0.5, cold={1, 2})
 
-    def device_catches_up(_seconds: float) -> None:
-        clock.done = clock.now
-
-    prober.scan(60.0, sleep=device_catches_up)
+    scan_all(prober, clock)
     assert prober.outcomes["startup_prepared"] == 2
     assert prober.outcomes["prepared"] == 0
-    engine = prober._engine
-    assert isinstance(engine, FakeEngine)
+    engine = engine_of(prober)
     engine.cold.add(4)
     for _ in range(500):
         run_step(prober, clock)
@@ -620,8 +640,7 @@ def test_what_was_refused_is_not_counted_as_made_ready() -> None:
 def test_a_run_that_has_been_read_is_not_read_again_while_the_other_is_awaited() -> None:
     """Reading a run gives its marks back: read twice, two later runs would share a mark."""
     prober, clock, results = make(share=0.5)
-    engine = prober._engine
-    assert isinstance(engine, FakeEngine)
+    engine = engine_of(prober)
     poll, read, late = engine.poll, list[float](), set[float]()
 
     def poll_late(ticket: tuple[Shape, float]) -> Timing | None:
@@ -645,8 +664,7 @@ def test_what_cannot_run_for_a_moment_is_tried_again_and_less_and_less_often(
     lacks_it_when: str,
 ) -> None:
     prober, clock, results = make(share=0.5, cold={4} if lacks_it_when == "made ready" else set())
-    engine = prober._engine
-    assert isinstance(engine, FakeEngine)
+    engine = engine_of(prober)
     tried: list[float] = []
 
     def short_of_memory(_: object) -> None:
@@ -667,7 +685,7 @@ def test_what_cannot_run_for_a_moment_is_tried_again_and_less_and_less_often(
     while clock.now < 400.0:
         run_step(prober, clock)
     assert {r.many.shape.positions for r in results} == {2}, "the others do not go on"
-    assert prober.planner.complete
+    assert prober.planner.complete()
     waits = [after - before for before, after in itertools.pairwise(tried)]
     assert waits == pytest.approx([10.0, 20.0, 40.0, 80.0, 160.0], abs=1.0)
     assert prober.outcomes["refused"] == len(tried) == 6
@@ -679,52 +697,52 @@ def test_what_cannot_run_for_a_moment_is_tried_again_and_less_and_less_often(
 
 def test_a_target_that_is_put_off_keeps_its_samples() -> None:
     planner = Planner({(1, 64): (2, 4)}, min_samples=2)
-    two, four = Target(1, 64, 2), Target(1, 64, 4)
+    two, four = Shape(1, 64, 2), Shape(1, 64, 4)
     planner.record(four)
     for _ in range(2):
         planner.put_off(four)
         assert {planner.next() for _ in range(20)} == {two}
-    assert planner.missing_pairs == 2
+    assert planner.missing_pairs() == 2
     planner.put_off(two)
-    assert planner.complete and planner.next() is None
+    assert planner.complete() and planner.next() is None
     for target in (four, four, two):
         planner.take_back(target)
-    assert planner.missing_pairs == 3
+    assert planner.missing_pairs() == 3
     planner.drop(four)
     planner.take_back(four)
-    assert planner.missing_pairs == 2
+    assert planner.missing_pairs() == 2
 
 
-def test_what_is_missing_can_be_asked_while_targets_are_dropped() -> None:
-    """The publishing thread asks, and the serving thread drops."""
-    planner = Planner({(b, 64): (2, 4) for b in (1, 2, 4)}, min_samples=1)
-
-    class DroppedMeanwhile(dict[tuple[int, int], int]):
-        def get(self, cell: Any, default: Any = None) -> Any:
-            planner.drop(Target(4, 64, 2))
-            planner.drop(Target(4, 64, 4))
-            planner.drop(Target(*cell, 2))
-
-    planner.feedback = Feedback(far_over=DroppedMeanwhile())
-    assert planner.missing_pairs == 2
+def test_what_is_missing_is_counted_anew_after_every_change() -> None:
+    """Asked at each step that is looked at, the answer is kept as long as it holds."""
+    planner = Planner({(b, 64): (2, 4) for b in (1, 2, 4)}, min_samples=2)
+    two, four = Shape(1, 64, 2), Shape(1, 64, 4)
+    far = Feedback(far_over={(2, 64): 2})
+    expected = 12
+    assert planner.missing_pairs() == expected
+    for change, less in (
+        (planner.record, 1), (planner.record, 1), (planner.record, 0),
+        (planner.put_off, 0), (planner.take_back, 0),
+    ):  # fmt: skip
+        change(two)
+        expected -= less
+        assert planner.missing_pairs() == expected
+        assert planner.missing_pairs(far) == expected - 2
+    planner.put_off(four)
+    assert planner.missing_pairs() == expected - 2
+    planner.take_back(four)
+    assert planner.missing_pairs() == expected
+    planner.drop(four)
+    assert (planner.missing_pairs(), planner.missing_pairs(far)) == (expected - 2, expected - 4)
 
 
 def test_who_reads_in_the_middle_of_an_update_gets_all_of_the_last_one_without_waiting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The serving thread reads when it disables the probe, whatever the publisher is at."""
-    from vllm_nfp.metrics.snapshot import Snapshot, State
-    from vllm_nfp.probe import publisher as module
+    from vllm_nfp.session import publisher as module
 
-    config = ProbeConfig(min_samples=2, layer_histograms=True)
-    publisher = module.Publisher(
-        config,
-        Snapshot("m", "0", State.WARMING),
-        lambda: module.Counters({}, 0.0, 0.0, None, 0),
-        tuple,
-        lambda _: None,
-        lambda _: None,
-    )
+    publisher = publisher_of(ProbeConfig(min_samples=2, layer_histograms=True), Kept())
     publisher.put(result(2, 1.0))
     publisher.put(result(2, 2.0))
     publisher.process()

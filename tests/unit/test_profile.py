@@ -16,19 +16,24 @@ from hypothesis import strategies as st
 
 import vllm_nfp
 from vllm_nfp.config import ProbeConfig
-from vllm_nfp.metrics.snapshot import BoundaryRow, CurveRow, LayerTimeRow, Snapshot, State
-from vllm_nfp.profile import (
+from vllm_nfp.results.profile import (
     MAX_FILE_BYTES,
-    Device,
-    Environment,
-    ModelShape,
     Profile,
     ProfileError,
     load_profile,
     profile_file,
-    profile_from_dict,
     profile_of,
     save_profile,
+)
+from vllm_nfp.results.snapshot import Snapshot
+from vllm_nfp.types import (
+    Boundary,
+    CurvePoint,
+    Device,
+    Environment,
+    LayerLatency,
+    ModelDescription,
+    State,
 )
 
 ENVIRONMENT = Environment(
@@ -41,13 +46,13 @@ SNAPSHOT = Snapshot(
     state=State.STEADY,
     probes={"startup": 3},
     curves=(
-        CurveRow("model", 8, 1024, 1, 12, 0.0070, 1.0, 1.0, 1.0, "full", 0.0069, 0.0071),
-        CurveRow("model", 8, 1024, 2, 6, 0.0071, 1.01, 1.0, None, "full"),
+        CurvePoint("model", 8, 1024, 1, 12, 0.0070, 1.0, 1.0, 1.0, "full", 0.0069, 0.0071),
+        CurvePoint("model", 8, 1024, 2, 6, 0.0071, 1.01, 1.0, None, "full"),
     ),
-    boundaries=(BoundaryRow("model", 8, 1024, 0.1, 2, 1, 2, True, 2),),
-    layer_times=(LayerTimeRow(0, "attention", 8, 1024, 1, 5, 1e-5),),
+    boundaries=(Boundary("model", 8, 1024, 0.1, 2, 1, 2, True, 2),),
+    layer_times=(LayerLatency(0, "attention", 8, 1024, 1, 5, 1e-5),),
 )
-SMALL = profile_of(SNAPSHOT, ENVIRONMENT, ModelShape("m", num_layers=3), ProbeConfig())
+SMALL = profile_of(SNAPSHOT, ENVIRONMENT, ModelDescription("m", num_layers=3), ProbeConfig())
 
 
 def test_a_profile_survives_its_file(tmp_path: Path, dense_profile: Profile) -> None:
@@ -55,7 +60,8 @@ def test_a_profile_survives_its_file(tmp_path: Path, dense_profile: Profile) -> 
     for profile in (SMALL, dense_profile):
         save_profile(path, profile)
         assert vllm_nfp.load_profile(path) == profile
-        assert profile_from_dict(profile.to_dict()) == profile
+        path.write_text(json.dumps(profile.to_dict()))
+        assert vllm_nfp.load_profile(path) == profile
     assert list(tmp_path.iterdir()) == [path], "a temporary file was left"
 
 
@@ -94,7 +100,8 @@ def test_the_estimates_of_the_gpu_run_come_out_again(
 def test_a_light_import_loads_no_profile() -> None:
     code = (
         "import sys, vllm_nfp; "
-        "assert not {'numpy', 'torch', 'vllm_nfp.profile'} & set(sys.modules), sys.modules; "
+        "unloaded = {'numpy', 'torch', 'vllm_nfp.results.profile'}; "
+        "assert not unloaded & set(sys.modules), sys.modules; "
         "vllm_nfp.load_profile; assert 'torch' not in sys.modules; assert 'vllm' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -143,7 +150,7 @@ def refused(path: Path) -> str:
         (b'{"kind": ' + b"9" * 100_000 + b"}", "not valid JSON"),
         (b'{"kind": "vllm-nfp profile", "schema": 99}', "has schema 99, this vllm-nfp reads 1"),
         (b'{"kind": "vllm-nfp profile", "schema": {"a": 1}}', "has schema"),
-        (b'{"kind": "vllm-nfp profile", "schema": 1}', "lacks the field 'environment'"),
+        (b'{"kind": "vllm-nfp profile", "schema": 1}', "missing required field 'environment'"),
     ],
 )
 def test_hostile_files_are_refused_in_a_sentence(tmp_path: Path, content: bytes, part: str) -> None:
@@ -168,8 +175,8 @@ def test_a_file_that_is_too_large_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        ({"curves": [{}]}, "p.json.curves[0] lacks the field 'module'"),
-        ({"curves": None}, "p.json.curves must be a list"),
+        ({"curves": [{}]}, "p.json.curves[0]: object missing required field 'module'"),
+        ({"curves": None}, "p.json.curves: expected 'array'"),
         ({"extra": 1}, "has the unknown field 'extra'"),
         ({"run": {"engine": "0", "runner": "v2", "state": "asleep"}}, "must be one of warming"),
     ],
@@ -183,18 +190,18 @@ def test_wrong_fields_are_named(tmp_path: Path, change: dict[str, Any], part: st
 @pytest.mark.parametrize(
     ("table", "field", "value", "part"),
     [
-        ("curves", "median_seconds", 0.0, "not above 0"),
+        ("curves", "median_seconds", 0.0, "median_seconds: expected 'float' > 0"),
         ("curves", "median_seconds", 1e999, "not a number of JSON"),
         ("curves", "ratio", 5.0, "outside its interval"),
         ("curves", "positions", 2, "two rows for the same point"),
-        ("curves", "module", "<script>", "unknown module '<script>'"),
-        ("curves", "batch_size", 0, "out of range"),
-        ("curves", "context", 1 << 40, "out of range"),
+        ("curves", "module", "<script>", "module must be one of model, "),
+        ("curves", "batch_size", 0, "batch_size: expected 'int' >= 1"),
+        ("curves", "context", 1 << 40, "context: expected 'int' <= 4294967295"),
         ("curves", "context", 1 << 60, "too large"),
-        ("curves", "samples", True, "must be int, not bool"),
+        ("curves", "samples", True, "expected 'int', got 'bool'"),
         ("boundaries", "lower", 3, "outside its interval"),
-        ("boundaries", "epsilon", -0.1, "epsilon that is not above 0"),
-        ("layer_times", "layer", -1, "out of range"),
+        ("boundaries", "epsilon", -0.1, "epsilon: expected 'float' > 0"),
+        ("layer_times", "layer", -1, "layer: expected 'int' >= 0"),
     ],
 )
 def test_rows_that_cannot_be_are_refused(
@@ -214,7 +221,7 @@ def test_a_number_beyond_floats_is_refused(tmp_path: Path) -> None:
     assert "1e999" in text
     path = tmp_path / "p.json"
     path.write_text(text)
-    assert "must be a finite number" in refused(path)
+    assert "median_seconds: number out of range" in refused(path)
 
 
 def test_more_cells_than_a_probe_has_are_refused() -> None:

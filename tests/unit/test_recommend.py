@@ -14,13 +14,14 @@ import pytest
 from click.testing import CliRunner, Result
 
 import vllm_nfp
-from vllm_nfp import scrape
+from vllm_nfp import releases
 from vllm_nfp.cli import main
-from vllm_nfp.draft import AcceptanceError, DraftCost, sources
+from vllm_nfp.draft import AcceptanceError, DraftCost, server_drafts, sources
 from vllm_nfp.draft.recommend import RecommendError, recommend
+from vllm_nfp.draft.server import from_samples
 from vllm_nfp.draft.sources import SourceError
-from vllm_nfp.engine import versions
-from vllm_nfp.profile import Profile, save_profile
+from vllm_nfp.results import scrape
+from vllm_nfp.results.profile import Profile, save_profile
 
 URL = "http://localhost:1"
 QWEN3_8B = {
@@ -72,11 +73,11 @@ def metrics(
                 )
         for place, rate in enumerate(rates):
             lines.append(
-                f'{sources.ACCEPTED_PER_POSITION}{{{of},position="{place}"}} {rate * drafts}'
+                f'{server_drafts.ACCEPTED_PER_POSITION}{{{of},position="{place}"}} {rate * drafts}'
             )
         if rates:
-            lines.append(f"{sources.DRAFTS}{{{of}}} {drafts}")
-            lines.append(f"{sources.DRAFTED}{{{of}}} {drafts * drafted_each}")
+            lines.append(f"{server_drafts.DRAFTS}{{{of}}} {drafts}")
+            lines.append(f"{server_drafts.DRAFTED}{{{of}}} {drafts * drafted_each}")
     return "\n".join(lines) + "\n"
 
 
@@ -84,14 +85,13 @@ def metrics(
 def served(monkeypatch: pytest.MonkeyPatch) -> Any:
     def show(text: str, version: str | None = "0.32.0") -> None:
         monkeypatch.setattr(scrape, "fetch", lambda _url: text)
-        for module in ("vllm_nfp.draft.recommend", "vllm_nfp.cli.recommend"):
-            monkeypatch.setattr(f"{module}.server_version", lambda _url: version)
+        monkeypatch.setattr("vllm_nfp.draft.server.server_version", lambda _url: version)
 
     return show
 
 
 def test_the_numbers_of_a_recorded_run(dense_profile: Profile) -> None:
-    """Qwen3-8B's shape on an H100; README.md tables its NFP."""
+    """Qwen3-8B's shape on an H100; docs/measured.md tables its NFP."""
     found = recommend(dense_profile, 0.7, contexts=[1024])
     rows = {row.batch_size_first: row for row in found.rows if row.basis == "measured"}
     assert [rows[b].free_draft_length for b in (1, 8, 32)] == [63, 15, 5]
@@ -147,19 +147,19 @@ def test_the_package_stays_light() -> None:
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"epsilon": -0.1}, "epsilon must be a share"),
-        ({"slack": 0.9}, "slack must be a share"),
-        ({"max_draft_length": 1000}, "max_draft_length must lie from 0 to 512, not 1000"),
-        ({"max_batch_size": 0}, "max_batch_size must lie from 1"),
+        ({"epsilon": -0.1}, "epsilon must be between"),
+        ({"slack": 0.9}, "slack must be between"),
+        ({"max_draft_length": 1000}, "max_draft_length must be between 0 and 512, not 1000"),
+        ({"max_batch_size": 0}, "max_batch_size must be between 1"),
         ({"max_batch_size": "8"}, "max_batch_size must be a whole number, as in 8, not '8'"),
         ({"max_draft_length": 2.5}, "max_draft_length must be a whole number"),
         ({"draft_lengths": [1.5]}, "draft_lengths must be a whole number"),
-        ({"draft_lengths": [2, 300]}, "draft_lengths holds 300, which takes 301 positions, yet"),
+        ({"draft_lengths": [2, 300]}, "draft_lengths holds 300, which takes 301 positions, but"),
         ({"draft_lengths": [1, "a"]}, "draft_lengths must be a whole number, as in 8, not 'a'"),
         ({"draft_lengths": 4}, "draft_lengths must be a list"),
-        ({"draft_lengths": [8], "max_draft_length": 4}, "holds 8, above the longest allowed, 4"),
-        ({"epsilon": 10**400}, "epsilon must be a share from 0 to 10"),
-        ({"epsilon": "x"}, "epsilon must be a share from 0 to 10, not 'x'"),
+        ({"draft_lengths": [8], "max_draft_length": 4}, "holds 8, above max_draft_length, 4"),
+        ({"epsilon": 10**400}, "epsilon must be between 0 and 10"),
+        ({"epsilon": "x"}, "epsilon must be between 0 and 10 .*, not 'x'"),
         ({"cost": 0.1}, "cost must be a DraftCost"),
         ({"contexts": [5]}, "context 5 is not among those"),
     ],
@@ -172,7 +172,7 @@ def test_settings_out_of_bounds(
 
 
 def test_no_acceptance_and_no_curves_are_refused(dense_profile: Profile) -> None:
-    with pytest.raises(AcceptanceError, match="no acceptance is given"):
+    with pytest.raises(AcceptanceError, match="acceptance is empty"):
         recommend(dense_profile, [])
     with pytest.raises(sources.SourceError, match="no curve of the whole step"):
         recommend([], 0.5)
@@ -185,8 +185,8 @@ def test_the_table_for_people(profile_path: Path) -> None:
     assert "B 33-64:" in done.output
     assert "2-7*" in done.output
     assert "0?" in done.output
-    assert "accepted with chance 0.8" in done.output
-    assert "a look-up takes 0 of t(1) a step" in done.output
+    assert "accepted with probability 0.8" in done.output
+    assert "ngram lookup is free" in done.output
     assert max(map(len, done.output.splitlines())) <= 80
 
 
@@ -230,7 +230,7 @@ def test_a_head_that_loses_everywhere_is_warned_of_and_gives_no_settings(
     told = json.loads(run(profile_path, *flags, "--json").stdout)
     assert told["speculative_config"] is None
     (warning,) = told["warnings"]
-    assert "at batch sizes 1 to 32 a server that speculates can be slower" in warning
+    assert "at batch sizes 1 to 32 speculation can be slower than none" in warning
     assert "(0.67x)" in warning or "(0.7" in warning
     refused = run(profile_path, *flags, "--speculative-config")
     assert refused.exit_code == 2
@@ -240,26 +240,29 @@ def test_a_head_that_loses_everywhere_is_warned_of_and_gives_no_settings(
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        ([], "acceptance is needed: give --acceptance 0.8"),
-        (["--acceptance", "1.2"], "acceptance 1.2 is no share"),
-        (["--acceptance", "nan"], "acceptance nan is no share"),
-        (["--acceptance-per-position", "0.9,2"], "acceptance 2 is no share"),
-        (["--acceptance-per-position", "0.9,x"], "holds 'x', which is no number"),
-        (["--acceptance-rates", "0.5,0.6"], "acceptance rates rise from 0.5 to 0.6"),
+        ([], "--acceptance is needed: give a probability such as 0.8"),
+        (["--acceptance", "1.2"], "--acceptance must be between 0 and 1, got 1.2"),
+        (["--acceptance", "nan"], "--acceptance must be between 0 and 1, got nan"),
+        (
+            ["--acceptance-per-position", "0.9,2"],
+            "--acceptance-per-position must be between 0 and 1, got 2",
+        ),
+        (["--acceptance-per-position", "0.9,x"], "holds 'x', which is not a number"),
+        (["--acceptance-rates", "0.5,0.6"], "--acceptance-rates rise from 0.5 to 0.6"),
         (["--acceptance", "0.5", "--acceptance-rates", "0.5"], "give one of --acceptance"),
-        (["--acceptance", "0.5", "--draft-method", "mtp"], "needs the cost of a draft step"),
+        (["--acceptance", "0.5", "--draft-method", "mtp"], "--draft-cost is needed for mtp"),
         (["--acceptance", "0.5", "--draft-cost", "-1"], "--draft-cost must be 0 or more, not -1"),
         (["--acceptance", "0.5", "--draft-cost", "1e308"], "--draft-cost must be at most 1e+06"),
         (["--acceptance", "0.5", "--draft-share", "1e308"], "--draft-share must be at most 1e+06"),
         (
             ["--acceptance", "0.5", "--draft-cost", "1", "--draft-share", "1"],
-            "give --draft-cost or --draft-share, not both",
+            "--draft-cost and --draft-share are both given",
         ),
         (["--acceptance", "0.5", "--contexts", "7"], "context 7 is not among those"),
-        (["--acceptance", "0.5", "--max-batch-size", "0"], "--max-batch-size must lie from 1"),
+        (["--acceptance", "0.5", "--max-batch-size", "0"], "--max-batch-size must be between 1"),
         (
             ["--acceptance", "0.5", "--max-draft-length", "-1"],
-            "--max-draft-length must lie from 0 to 512, not -1",
+            "--max-draft-length must be between 0 and 512, not -1",
         ),
         (
             ["--acceptance", "0.5", "--draft-lengths", "4,300", "--speculative-config"],
@@ -267,14 +270,14 @@ def test_a_head_that_loses_everywhere_is_warned_of_and_gives_no_settings(
         ),
         (
             ["--acceptance-per-position", "0.5,0.4", "--draft-lengths", "4"],
-            "holds 4, yet acceptance is known of 2 drafts",
+            "holds 4, but acceptance is known of 2 drafted tokens",
         ),
         (["--acceptance-per-position", ""], "give numbers as in 0.9,0.8,0.7"),
         (["--acceptance", "0.5", "--json", "--speculative-config"], "give --json or --spec"),
-        (["--acceptance", "0.5", "--draft-model", "x"], "--draft-model is given, yet ngram looks"),
-        (["--acceptance", "0.5", "--assume-dense"], "--assume-dense goes with --predicted"),
-        (["--acceptance", "0.5", "--epsilon", "inf"], "epsilon must be a share"),
-        (["--acceptance", "0.5", "--hardware", "H200"], "--hardware goes with --predicted"),
+        (["--acceptance", "0.5", "--draft-model", "x"], "--draft-model is given, but ngram looks"),
+        (["--acceptance", "0.5", "--assume-dense"], "--assume-dense needs --predicted"),
+        (["--acceptance", "0.5", "--epsilon", "inf"], "epsilon must be between"),
+        (["--acceptance", "0.5", "--hardware", "H200"], "--hardware needs --predicted"),
         (["--acceptance", "0", "--speculative-config"], "drafts pay at no batch size"),
         (
             ["--acceptance", "0.5", "--draft-method", "eagle", "--draft-share", "0.1",
@@ -294,15 +297,17 @@ def test_sources_that_cannot_be(tmp_path: Path) -> None:
     assert "cannot be read" in refused(tmp_path / "none.json", "--acceptance", "0.5")
     assert "cannot be read" in refused("http://127.0.0.1:1", "--acceptance", "0.5")
     for address in ("", "localhost:8000", "ftp://server/x"):
-        assert f"{address!r} is no file and no URL" in refused(address, "--acceptance", "0.5")
-    assert "is no file and no URL" in refused(f"localhost:{'8' * 5000}", "--acceptance", "0.5")
+        assert f"{address!r} is neither a file nor a URL" in refused(address, "--acceptance", "0.5")
+    assert "is neither a file nor a URL" in refused(
+        f"localhost:{'8' * 5000}", "--acceptance", "0.5"
+    )
     assert "needs --hardware" in refused("--predicted", tmp_path, "--acceptance", "0.5")
     predicted = ("--predicted", tmp_path, "--acceptance", "0.5", "--hardware")
     assert "has no config.json" in refused(*predicted, "H100-SXM")
     (tmp_path / "config.json").write_text(json.dumps(QWEN3_8B))
     assert "is not in the catalogue" in refused(*predicted, "H999")
     assert "batch_size" in refused(*predicted, "H100-SXM", "--batch-sizes", "0")
-    assert "--max-batch-size must lie from 1 to 65536 with --predicted, not 70000" in refused(
+    assert "--max-batch-size must be between 1 and 65536 with --predicted, not 70000" in refused(
         *predicted, "H100-SXM", "--max-batch-size", "70000"
     )
     assert "--contexts holds ''" in refused(*predicted, "H100-SXM", "--contexts", "")
@@ -316,7 +321,7 @@ def test_a_prediction_reaches_as_far_as_the_lengths_asked_for(tmp_path: Path) ->
     flags = ("--predicted", tmp_path, "--hardware", "H100-SXM", "--acceptance", "0.99", "--json")
     found = json.loads(run(*flags, "--draft-lengths", "100", "--batch-sizes", "1").stdout)
     assert found["rows"][0]["draft_length"] == 100
-    assert "--draft-lengths must lie from 0 to 512" in refused(*flags, "--draft-lengths", "9999")
+    assert "--draft-lengths must be between 0 and 512" in refused(*flags, "--draft-lengths", "9999")
 
 
 def test_a_path_that_holds_a_settings_name_is_shown_as_it_is(
@@ -348,7 +353,7 @@ def _of_vllm(profile: Profile, version: str, path: Path) -> Path:
 def test_a_vllm_without_draft_lengths_by_batch_size(dense_profile: Profile, tmp_path: Path) -> None:
     path = _of_vllm(dense_profile, "0.19.1", tmp_path / "old.json")
     text = refused(path, "--acceptance", "0.5", "--speculative-config")
-    assert "vLLM 0.19.1 is not known to take draft lengths by batch size" in text
+    assert "vLLM 0.19.1 is not known to support draft lengths by batch size" in text
     assert "upgrade vLLM, or serve one num_speculative_tokens" in text
     values = json.loads(run(path, "--acceptance", "0.5", "--json").stdout)
     assert values["speculative_config"] is None
@@ -362,7 +367,7 @@ def test_a_vllm_without_draft_lengths_by_batch_size(dense_profile: Profile, tmp_
         ("0.33.1", None),
         ("0.26.0", "VLLM_USE_V2_MODEL_RUNNER=0"),
         ("0.40.0", "is newer than the releases known here (0.26 to 0.33)"),
-        ("dev", "is no known release"),
+        ("dev", "is not a known release"),
     ],
 )
 def test_other_releases_are_warned_of(
@@ -373,7 +378,7 @@ def test_other_releases_are_warned_of(
     assert done.exit_code == 0
     assert json.loads(done.stdout)["num_speculative_tokens"] > 0
     assert done.stderr == "" if told is None else told in done.stderr
-    assert versions.draft_schedule_refusal(version) is None
+    assert releases.draft_schedule_refusal(version) is None
 
 
 def test_a_servers_controller_tells_what_a_draft_costs(served: Any) -> None:
@@ -390,16 +395,20 @@ def test_a_servers_controller_tells_what_a_draft_costs(served: Any) -> None:
     look_up = json.loads(run(URL, "--json").stdout)
     assert look_up["draft_cost"]["seconds_once"] == 0.0
     served(metrics())
-    assert "needs the cost of a draft step" in refused(URL, "--draft-method", "eagle")
+    assert "--draft-cost is needed for eagle" in refused(URL, "--draft-method", "eagle")
     served(metrics() + told.replace("0.0002", "0.0").replace("0.0003", "0.0").replace("9", "0"))
-    assert "saw no time that a drafted token takes" in refused(URL, "--draft-method", "eagle")
+    assert "measured 0 s for a drafted token" in refused(URL, "--draft-method", "eagle")
 
 
 def drafting(method: str, seconds: float | None) -> str:
     """What a server under control shows of how it drafts."""
     of = 'model_name="qwen3-8b",engine="0"'
-    cost = "" if seconds is None else f'{sources.DRAFT_SECONDS}{{{of},batch_size="8"}} {seconds}\n'
-    return f'{sources.DRAFT_CONTROL}{{{of},method="{method}"}} 1\n{cost}'
+    cost = (
+        ""
+        if seconds is None
+        else f'{server_drafts.DRAFT_SECONDS}{{{of},batch_size="8"}} {seconds}\n'
+    )
+    return f'{server_drafts.DRAFT_CONTROL}{{{of},method="{method}"}} 1\n{cost}'
 
 
 def test_a_servers_own_method_is_the_default(served: Any) -> None:
@@ -412,7 +421,7 @@ def test_a_servers_own_method_is_the_default(served: Any) -> None:
     assert values["speculative_config"]["method"] == "ngram_gpu"
     assert values["warnings"] == []
     served(metrics() + drafting("dflash", 1e-4))
-    assert "makes its drafts by 'dflash'" in refused(URL)
+    assert "drafts with 'dflash'" in refused(URL)
 
 
 def test_the_server_of_the_step_times_tells_how_it_drafts_if_that_of_acceptance_does_not(
@@ -430,15 +439,15 @@ def test_engines_that_draft_otherwise_tell_no_cost(served: Any) -> None:
     two = drafting("ngram_gpu", 9e-4).replace('engine="0"', 'engine="1"')
     served(metrics() + drafting("eagle3", 3e-4) + two)
     assert json.loads(run(URL, "--json").stdout)["draft_method"] == "ngram"
-    assert "needs the cost of a draft step" in refused(URL, "--draft-method", "eagle3")
+    assert "--draft-cost is needed for eagle" in refused(URL, "--draft-method", "eagle3")
 
 
 def test_the_cost_of_another_method_is_not_taken(served: Any) -> None:
     served(metrics() + drafting("ngram_gpu", 1e-3))
-    assert "needs the cost of a draft step" in refused(URL, "--draft-method", "eagle3")
+    assert "--draft-cost is needed for eagle" in refused(URL, "--draft-method", "eagle3")
     done = run(URL, "--draft-method", "eagle3", "--draft-share", "0.1", "--json")
     (warning,) = json.loads(done.stdout)["warnings"]
-    assert warning == "acceptance is that of drafts made by 'ngram_gpu', not eagle3"
+    assert warning == "acceptance was counted on drafts by 'ngram_gpu', not eagle3"
     given = run(URL, "--acceptance", "0.7", "--draft-method", "mtp", "--draft-share", "0", "--json")
     assert json.loads(given.stdout)["warnings"] == []
     assert json.loads(run(URL, "--draft-method", "ngram", "--json").stdout)["warnings"] == []
@@ -453,7 +462,7 @@ def test_where_the_table_rests_on_other_contexts_is_told(
     save_profile(path, dataclasses.replace(dense_profile, curves=tuple(rows), boundaries=()))
     done = run(path, "--acceptance", "0.7")
     lengths = json.loads(run(path, "--acceptance", "0.7", "--json").stdout)["schedule"]
-    told = f"at context {longest} batches of 9-32 were not measured"
+    told = f"at context {longest} batch sizes 9-32 were not measured"
     assert told in " ".join(done.output.split())
     assert f"{lengths[-1]['draft_length']}: ?" in done.output
 
@@ -546,7 +555,7 @@ def test_servers_that_cannot_be_used(
 def test_drafts_shorter_than_configured_are_told(served: Any) -> None:
     served(metrics(drafted_each=1.5))
     (warning,) = json.loads(run(URL, "--json").stdout)["warnings"]
-    assert "had 1.50 tokens on average and not 3" in warning
+    assert "had 1.50 tokens on average, not 3" in warning
 
 
 def test_a_profile_of_another_model_or_gpu_is_warned_of(served: Any, profile_path: Path) -> None:
@@ -559,11 +568,11 @@ def test_a_profile_of_another_model_or_gpu_is_warned_of(served: Any, profile_pat
     assert warnings() == []
     served(metrics(model="llama", probe=False, curves=False))
     (other_model,) = warnings()
-    assert "is of the model qwen3-8b, the server serves llama" in other_model
+    assert "is of the model qwen3-8b, but the server serves llama" in other_model
     served(metrics(one_seconds=0.004))
     (other_gpu,) = warnings()
     assert "takes 1.8 ms in" in other_gpu
-    assert "4 ms on the server: another GPU, vLLM or model" in other_gpu
+    assert "4 ms on the server, so the GPU, vLLM or model differs" in other_gpu
 
 
 def test_a_url_works_in_python(served: Any) -> None:
@@ -667,11 +676,11 @@ def test_a_server_tells_where_its_graphs_end(served: Any) -> None:
         for n, way in ((1, "full"), (2, "full"), (4, "none"), (8, "none"))
     )
     served(metrics() + ways)
-    (curve,) = sources.from_samples(scrape.read_samples(scrape.fetch(URL)), URL).curves
+    (curve,) = from_samples(scrape.read_samples(scrape.fetch(URL)), URL).curves
     assert curve.without_graph_from == 4
     assert "from B=1 with K=3 on" in run(URL, "--acceptance", "0.9").output
     served(metrics() + ways.replace('"full"', '"none"'))
-    (curve,) = sources.from_samples(scrape.read_samples(scrape.fetch(URL)), URL).curves
+    (curve,) = from_samples(scrape.read_samples(scrape.fetch(URL)), URL).curves
     assert curve.without_graph_from is None
 
 
@@ -684,7 +693,7 @@ def test_lengths_are_chosen_from_the_given_ones(profile_path: Path) -> None:
     assert len(chosen) > 1
     assert {entry["draft_length"] for entry in found["schedule"]} <= {0, 2, 5, 9}
     assert not any(row["at_limit"] for row in found["rows"] if row["draft_length"] == 9)
-    assert "--draft-lengths must lie from 0 to 512, not 600" in refused(
+    assert "--draft-lengths must be between 0 and 512, not 600" in refused(
         profile_path, "--acceptance", "0.9", "--draft-lengths", "2,600"
     )
     assert "length above 0" in refused(profile_path, "--acceptance", "0.9", "--draft-lengths", "0")

@@ -16,21 +16,22 @@ from hypothesis import strategies as st
 from vllm_nfp.cli import main
 from vllm_nfp.draft.recommend import recommend
 from vllm_nfp.draft.sources import SourceError
-from vllm_nfp.metrics.snapshot import BoundaryRow, CurveRow, LayerTimeRow, PredictionRow, State
-from vllm_nfp.profile import (
+from vllm_nfp.report import ReportError, render, write_report
+from vllm_nfp.results.profile import ProbeSettings, Profile, Run, save_profile
+from vllm_nfp.types import (
+    Boundary,
+    CurvePoint,
     Device,
     Environment,
-    ModelShape,
-    ProbeSettings,
-    Profile,
-    Run,
-    save_profile,
+    LayerLatency,
+    ModelDescription,
+    Prediction,
+    State,
 )
-from vllm_nfp.report import ReportError, render, write_report
 
 MADE = Profile(
     Environment(0.0, Device("cpu", "x", None, None, None), "", "", "", None, ""),
-    ModelShape("m"),
+    ModelDescription("m"),
     ProbeSettings((0.1,), (8,), (64,), (1, 2), 2, 2, 2, 0, 0.0, 0.0, 0),
     Run("0", "cpu", State.STEADY),
 )
@@ -121,7 +122,7 @@ def test_ids_are_unique_and_references_have_a_target(html: str, page: Page) -> N
     assert wanted
 
 
-def predicted_of(profile: Profile) -> PredictionRow:
+def predicted_of(profile: Profile) -> Prediction:
     """Of the whole step of eight sequences; it changes with the predictor, not with this page."""
     wanted = ("model", 8, 1024, 0.1)
     return next(
@@ -277,13 +278,13 @@ def test_points_out_of_their_graph_are_hollow(small: Profile) -> None:
 
 def test_many_batch_sizes_and_layers_stay_bounded(small: Profile) -> None:
     curve = small.curves_by_cell()["model", 8, 1024]
-    curves: list[CurveRow] = []
+    curves: list[CurvePoint] = []
     for context in range(1024, 1024 + 3):
         for batch_size in range(1, 17):
             curves += [replace(r, batch_size=batch_size, context=context) for r in curve]
     row = next(r for r in small.boundaries if r.module == "model")
     layers = tuple(
-        LayerTimeRow(layer, "attention", b, c, n, 5, 1e-5 * n)
+        LayerLatency(layer, "attention", b, c, n, 5, 1e-5 * n)
         for layer in range(12)
         for b in range(1, 17)
         for c in (1024, 1025)
@@ -318,12 +319,12 @@ def test_whatever_a_profile_may_hold_can_be_drawn(
 ) -> None:
     counts = (1, *sorted({largest + i for i in range(len(ratios))}))
     curves = tuple(
-        CurveRow("model", 8, 64, n, 3, seconds, ratio, 0.0, None, "")
+        CurvePoint("model", 8, 64, n, 3, seconds, ratio, 0.0, None, "")
         for n, ratio in zip(counts, (1.0, *ratios), strict=True)
     )
-    boundary = BoundaryRow("model", 8, 64, epsilon, positions, 1, 1 << 32, False, positions)
+    boundary = Boundary("model", 8, 64, epsilon, positions, 1, 1 << 32, False, positions)
     layers = tuple(
-        LayerTimeRow(0, "attention", 8, 64, n, 1, seconds * min(1.0, r))
+        LayerLatency(0, "attention", 8, 64, n, 1, seconds * min(1.0, r))
         for n, r in ((1, 1), (2, 9))
     )
     Page(render(replace(MADE, curves=curves, boundaries=(boundary,), layer_times=layers)))

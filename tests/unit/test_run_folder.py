@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from vllm_nfp import run_folder
-from vllm_nfp.run_folder import RunFolder, remove_abandoned
+from vllm_nfp.results import run_folder
+from vllm_nfp.results.run_folder import RunFolder, remove_abandoned
 
 LAUNCHER = """
 import sys, time
-from vllm_nfp.run_folder import make_run_folder
+from vllm_nfp.results.run_folder import make_run_folder
 print(make_run_folder(), flush=True)
 if sys.argv[1] == "wait":
     time.sleep(600)
@@ -145,7 +145,7 @@ def test_a_fork_does_not_keep_the_folder_of_a_launcher_that_is_gone(tmp_path: Pa
     """As an engine's process that outlives its API server by a moment."""
     program = """
 import os, sys, time
-from vllm_nfp.run_folder import RunFolder, make_run_folder
+from vllm_nfp.results.run_folder import RunFolder, make_run_folder
 folder = make_run_folder()
 writer = RunFolder(folder)
 if os.fork():
@@ -185,12 +185,12 @@ def test_without_a_place_for_the_folder_the_start_ends_with_a_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("vllm")
+    from vllm_nfp.adapter import switch_on
     from vllm_nfp.config import ConfigError, ProbeConfig
-    from vllm_nfp.engine import flags
 
     def full(**_: object) -> str:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(run_folder.tempfile, "mkdtemp", full)
     with pytest.raises(ConfigError, match=r"No space left on device\): set TMPDIR"):
-        flags.publish_settings(ProbeConfig())
+        switch_on.publish_settings(ProbeConfig())

@@ -24,12 +24,13 @@ from test_hostile_files import ENVIRONMENT, SNAPSHOT
 from vllm_nfp.cli import main
 from vllm_nfp.config import ENV_VAR, ConfigError, ProbeConfig, check_writable_folder
 from vllm_nfp.dashboards import ExportError, export
+from vllm_nfp.files import open_to_append
 from vllm_nfp.metrics.collector import NfpCollector, families_of
-from vllm_nfp.metrics.snapshot import Snapshot, SnapshotError, engine_file, write_snapshot
 from vllm_nfp.principle import target_of
 from vllm_nfp.principle.hardware_file import write_hardware_file
-from vllm_nfp.profile import ModelShape, profile_file, profile_of, save_profile
-from vllm_nfp.typed_json import open_to_append
+from vllm_nfp.results.profile import profile_file, profile_of, save_profile
+from vllm_nfp.results.snapshot import Snapshot, SnapshotError, engine_file, write_snapshot
+from vllm_nfp.types import ModelDescription
 
 SECRETS = {
     "HF_TOKEN": "hf_nfptestsecret0001",
@@ -178,15 +179,15 @@ def test_the_hand_over_folder_is_its_owners_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("vllm")
-    from vllm_nfp import run_folder
-    from vllm_nfp.engine import flags
+    from vllm_nfp.adapter import switch_on
+    from vllm_nfp.results import run_folder
 
     monkeypatch.setattr(run_folder.tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv(ENV_VAR, "")
     monkeypatch.setattr(run_folder.atexit, "register", lambda call: None)
     before = os.umask(0)
     try:
-        run_dir = flags.publish_settings(ProbeConfig(run_dir="/etc")).run_dir
+        run_dir = switch_on.publish_settings(ProbeConfig(run_dir="/etc")).run_dir
     finally:
         os.umask(before)
     assert run_dir is not None and Path(run_dir).parent == tmp_path, "a given run_dir is not taken"
@@ -201,7 +202,7 @@ def test_no_secret_reaches_environment_profile_or_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("torch")
-    from vllm_nfp.engine.environment import describe_environment, describe_model
+    from vllm_nfp.adapter.environment import describe_environment, describe_model
 
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
@@ -214,7 +215,7 @@ def test_no_secret_reaches_environment_profile_or_report(
             hf_token=secret, hf_text_config=text,
             hf_config=SimpleNamespace(architectures=["Qwen3ForCausalLM"], token=secret),
         ),
-        compilation_config=SimpleNamespace(cudagraph_mode="NONE", cudagraph_capture_sizes=None),
+        compilation_config=SimpleNamespace(cudagraph_mode=None, cudagraph_capture_sizes=None),
         scheduler_config=SimpleNamespace(max_num_seqs=8, max_num_batched_tokens=512),
         cache_config=SimpleNamespace(cache_dtype="auto", num_gpu_blocks=9, block_size=16),
         parallel_config=SimpleNamespace(tensor_parallel_size=1),
@@ -238,7 +239,7 @@ def test_no_secret_reaches_environment_profile_or_report(
 
 def test_a_profile_names_no_folder_of_the_machine(tmp_path: Path) -> None:
     config = ProbeConfig(output_dir=str(tmp_path), run_dir="/run/nfp")
-    profile = profile_of(SNAPSHOT, ENVIRONMENT, ModelShape("m"), config)
+    profile = profile_of(SNAPSHOT, ENVIRONMENT, ModelDescription("m"), config)
     assert str(tmp_path) not in json.dumps(profile.to_dict())
     assert "/run/nfp" not in json.dumps(profile.to_dict())
 
@@ -251,7 +252,7 @@ def test_no_socket_is_bound_and_nothing_is_run(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(DENSE))
     write_hardware_file(tmp_path / "h.json", target_of("H100-SXM"))
     save_profile(
-        tmp_path / "p.json", profile_of(SNAPSHOT, ENVIRONMENT, ModelShape("m"), ProbeConfig())
+        tmp_path / "p.json", profile_of(SNAPSHOT, ENVIRONMENT, ModelDescription("m"), ProbeConfig())
     )
     program = """
 import sys
@@ -264,7 +265,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 import vllm_nfp.plugin
 from vllm_nfp.cli import main
 from vllm_nfp.metrics.collector import NfpCollector
-from vllm_nfp.metrics.snapshot import Snapshot, State, engine_file, write_snapshot
+from vllm_nfp.results.snapshot import Snapshot, State, engine_file, write_snapshot
 folder = sys.argv[1]
 vllm_nfp.plugin.register()
 write_snapshot(engine_file(folder, "0"), Snapshot("m", "0", State.WARMING))

@@ -19,17 +19,21 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from sessions import serving, session_of
+
 from vllm_nfp.config import ProbeConfig
-from vllm_nfp.engine import draft_control
-from vllm_nfp.engine import session as session_module
-from vllm_nfp.engine.runners import StepLimits
-from vllm_nfp.engine.session import LONGEST_WRITE_SECONDS, Session
-from vllm_nfp.metrics import Snapshot, State, read_snapshot
-from vllm_nfp.metrics.control import ControlSnapshot, ControlState, read_control
-from vllm_nfp.probe import PairResult, Shape
-from vllm_nfp.probe.types import Timing
-from vllm_nfp.profile import Profile
-from vllm_nfp.timing import HostClock, Sampler, StepTimer
+from vllm_nfp.draft.live.reporter import Reporter
+from vllm_nfp.results.control import ControlSnapshot, ControlState, read_control
+from vllm_nfp.results.profile import Profile
+from vllm_nfp.results.snapshot import Snapshot, read_snapshot
+from vllm_nfp.schedule import Feedback
+from vllm_nfp.schedule.counters import Counters
+from vllm_nfp.session import output as output_module
+from vllm_nfp.session import sample_log
+from vllm_nfp.session.output import LONGEST_WRITE_SECONDS, Measured, Output
+from vllm_nfp.session.session import Session
+from vllm_nfp.timing import HostClock, StepTimer
+from vllm_nfp.types import PairResult, Shape, State, Timing
 
 PAIR = PairResult(
     *(Timing(Shape(1, 32, positions), 0.001, 0.0, {}, (), "none") for positions in (2, 1)),
@@ -42,12 +46,15 @@ class Prober:
     """Notes what it is told."""
 
     def __init__(self) -> None:
-        self.planner = SimpleNamespace(feedback=None)
+        self.timer = StepTimer(HostClock())
         self.looked: list[int] = []
         self.unlooked = 0
 
-    def before_step(self, step: Any, stands_for: int) -> None:
+    def before_step(self, step: Any, stands_for: int, feedback: Feedback) -> None:
         self.looked.append(stands_for)
+
+    def counters(self, graph_bytes: int, feedback: Feedback) -> Counters:
+        return Counters()
 
     def serving(self) -> None:
         self.unlooked += 1
@@ -65,100 +72,102 @@ def output(sequences: int, tokens: int, preempted: tuple[str, ...] = ()) -> Any:
 
 
 @pytest.fixture
-def session() -> Session:
+def prober() -> Prober:
+    return Prober()
+
+
+@pytest.fixture
+def session(prober: Prober) -> Session:
     """One that has looked at all of its first steps, and is asked of later ones."""
-    made = Session.__new__(Session)
-    made._sampler, made._limits = Sampler(first=1), StepLimits(sequences=64, tokens=2048)
-    made._view = SimpleNamespace(decode_positions=1)  # type: ignore[assignment]
-    made._publisher = SimpleNamespace(fault=None, feedback=None)  # type: ignore[assignment]
-    made._timer, made._engine = StepTimer(HostClock()), None
-    made._prober = Prober()  # type: ignore[assignment]
-    made._stands_for, made._waits = 0, False
-    return made
+    return serving(prober, tokens=2048)
 
 
-def test_few_steps_are_looked_at_and_timed_and_stand_for_all(session: Session) -> None:
-    prober: Any = session._prober
+def test_few_steps_are_looked_at_and_timed_and_stand_for_all(
+    session: Session, prober: Prober
+) -> None:
     for _ in range(4000):
-        session.step(output(4, 4))
-        session.mark(begin=True)
-        session.mark(begin=False)
+        session.before_step(output(4, 4))
+        session.after_step()
     assert len(prober.looked) == pytest.approx(500, rel=0.1)
     assert prober.unlooked == 4000 - len(prober.looked)
     assert 4000 - 16 <= sum(prober.looked) <= 4000
-    assert session._timer is not None
-    assert session._timer._pending == min(len(prober.looked), 256), "only those are timed"
+    assert prober.timer._pending == min(len(prober.looked), 256), "only those are timed"
 
 
 @pytest.mark.parametrize("pressed", [output(4, 2048), output(4, 4, ("a",))])
-def test_a_sign_that_requests_wait_is_never_missed(session: Session, pressed: Any) -> None:
-    prober: Any = session._prober
+def test_a_sign_that_requests_wait_is_never_missed(
+    session: Session, prober: Prober, pressed: Any
+) -> None:
     for _ in range(200):
         before = len(prober.looked)
-        session.step(pressed)
+        session.before_step(pressed)
         assert len(prober.looked) == before + 1
         assert prober.looked[-1] == 1, "it stands for the others as well"
-        session.step(output(4, 4))
+        session.before_step(output(4, 4))
     assert 400 - 14 <= sum(prober.looked) <= 400
     assert max(prober.looked) > 1, "the others have no look of their own"
 
 
-def test_a_step_that_runs_nothing_is_no_step(session: Session) -> None:
-    prober: Any = session._prober
+def test_a_step_that_runs_nothing_is_no_step(session: Session, prober: Prober) -> None:
     nothing = SimpleNamespace(num_scheduled_tokens={}, total_num_scheduled_tokens=0)
     for _ in range(100):
-        session.step(nothing)
-        session.mark(begin=True)
+        session.before_step(nothing)
     assert prober.looked == []
-    assert session._timer is not None
-    assert session._timer._open is None
+    assert prober.timer._open is None
 
 
-def named(run_dir: Path, **settings: Any) -> Session:
-    """A session that nothing was attached to."""
-    vllm_config = SimpleNamespace(
-        model_config=SimpleNamespace(model="m", served_model_name="m"),
-        parallel_config=SimpleNamespace(data_parallel_index=0),
-    )
-    return Session(ProbeConfig(run_dir=str(run_dir), **settings), vllm_config)
+def named(
+    run_dir: Path, show: Callable[[Snapshot], None] = lambda _: None, **settings: Any
+) -> Session:
+    """A session that has not started."""
+    return session_of(ProbeConfig(run_dir=str(run_dir), **settings), show=show)
+
+
+WARMING = Snapshot("m", "0", State.WARMING)
+
+
+def opened(run_dir: Path, folder: Path, profile: Profile) -> Output:
+    """An output whose log of raw samples has begun."""
+    config = ProbeConfig(run_dir=str(run_dir), output_dir=str(folder))
+    output = Output(config)
+    output.open("0", Measured(profile.environment, profile.model, config))
+    return output
 
 
 def write_under_way(
-    session: Session, snapshot: Snapshot
-) -> tuple[threading.Thread, threading.Event]:
-    """A thread in the middle of a write, and what lets it go on."""
+    tmp_path: Path,
+) -> tuple[Session, Snapshot, threading.Thread, threading.Event]:
+    """A session, a thread in the middle of writing that it probes, and what lets it go on."""
     begun, go_on = threading.Event(), threading.Event()
 
     def hold(_: Any) -> None:
         begun.set()
         go_on.wait(300.0)
 
-    session.on_snapshot = hold
-    writer = threading.Thread(target=session._write, args=(snapshot,), daemon=True)
+    session = named(tmp_path, hold)
+    probing = replace(session._identity, state=State.PROBING)
+    writer = threading.Thread(target=session._output.write, args=(probing,), daemon=True)
     writer.start()
     assert begun.wait(60.0)
-    return writer, go_on
+    return session, probing, writer, go_on
 
 
 def test_news_of_the_end_are_not_overwritten_by_a_write_that_was_under_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        session_module, "LONGEST_WRITE_SECONDS", 60.0
+        output_module, "LONGEST_WRITE_SECONDS", 60.0
     )  # a busy machine's timers are late
-    session = named(tmp_path)
-    probing = replace(session._identity, state=State.PROBING)
-    writer, go_on = write_under_way(session, probing)
+    session, probing, writer, go_on = write_under_way(tmp_path)
     threading.Timer(0.2, go_on.set).start()
     session.disable("the test is over")
     writer.join(60.0)
-    session._write(probing)  # and not by one that begins later
+    session._output.write(probing)  # and not by one that begins later
     assert read_snapshot(tmp_path / "engine-0.json").state is State.DISABLED
 
 
 def test_a_write_that_hangs_holds_nobody_up_for_long(tmp_path: Path) -> None:
-    session = named(tmp_path)
-    writer, go_on = write_under_way(session, session._identity)
+    session, _, writer, go_on = write_under_way(tmp_path)
     before = time.monotonic()
     session.disable("the test is over")
     assert LONGEST_WRITE_SECONDS <= time.monotonic() - before < 100.0
@@ -177,17 +186,17 @@ def test_results_are_back_once_their_folder_can_be_written_again(
     session = named(folder)
     probing = replace(session._identity, state=State.PROBING)
     with caplog.at_level(logging.INFO, "vllm.nfp"):
-        session._write(probing)
+        session._output.write(probing)
         shutil.rmtree(folder)
         for _ in range(3):
-            session._write(probing)
+            session._output.write(probing)
         folder.mkdir()
         for _ in range(3):
-            session._write(probing)
+            session._output.write(probing)
     assert read_snapshot(folder / "engine-0.json").state is State.PROBING
     lines = [record.message for record in caplog.records]
     assert len(lines) == 2
-    assert "results are not written for now" in lines[0]
+    assert "results cannot be written for now" in lines[0]
     assert f"results are written to {folder} again" in lines[1]
 
 
@@ -196,18 +205,16 @@ def test_an_output_folder_that_is_removed_is_filled_again(
     tmp_path: Path, removed: str, caplog: pytest.LogCaptureFixture, dense_profile: Profile
 ) -> None:
     folder = tmp_path / "out"
-    session = named(tmp_path, output_dir=str(folder))
-    session._environment = dense_profile.environment
-    session._open_log(folder, session._environment)
-    session._record(PAIR)
+    output = opened(tmp_path, folder, dense_profile)
+    output.record(PAIR)
     gone = folder / removed
     if removed:
         gone.unlink()
     else:
         shutil.rmtree(gone)
     for _ in range(3):
-        session._record(PAIR)
-        session._hand_on(session._identity)
+        output.record(PAIR)
+        output.write(WARMING)
     assert len((folder / "samples-0.jsonl").read_text().splitlines()) == 3
     assert json.loads((folder / "environment-0.json").read_text())["vllm"]
     assert read_snapshot(folder / "engine-0.json").state is State.WARMING
@@ -225,16 +232,11 @@ def test_a_disk_that_is_full_at_the_start_costs_the_raw_samples_alone(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    session = named(tmp_path, output_dir=str(tmp_path / "out"))
-    monkeypatch.setattr(
-        session_module, "describe_environment", lambda *_: dense_profile.environment
-    )
-    monkeypatch.setattr(session_module, "attention_backends", lambda _: ())
     with monkeypatch.context() as patched:
-        patched.setattr(session_module, "write_whole", full)
-        session._open_output(SimpleNamespace(runner=None))  # type: ignore[arg-type]
-    session._record(PAIR)
-    session._hand_on(session._identity)
+        patched.setattr(sample_log, "write_whole", full)
+        output = opened(tmp_path, tmp_path / "out", dense_profile)
+    output.record(PAIR)
+    output.write(WARMING)
     assert caplog.text.count("no raw samples are written: [Errno 28]") == 1
     assert not (tmp_path / "out" / "samples-0.jsonl").exists()
     assert read_snapshot(tmp_path / "out" / "engine-0.json").state is State.WARMING
@@ -245,7 +247,7 @@ def test_a_control_file_comes_back_and_the_log_is_told_once(
 ) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
-    reporter = draft_control._Reporter(ProbeConfig(run_dir=str(folder)), "0")
+    reporter = Reporter(ProbeConfig(run_dir=str(folder)), "0")
     snapshot = ControlSnapshot("m", "0", ControlState.LEARNING)
     shutil.rmtree(folder)
     for _ in range(3):
@@ -266,11 +268,12 @@ def wait_for(reached: Callable[[], bool]) -> None:
 
 
 def test_a_profile_that_could_not_be_kept_is_kept_once_there_is_room(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    dense_profile: Profile,
 ) -> None:
-    session = named(tmp_path)
-    session._config = replace(session._config, output_dir=str(tmp_path))
-    session._environment = SimpleNamespace()  # type: ignore[assignment]
+    output = opened(tmp_path, tmp_path, dense_profile)
     kept: list[str] = []
     full = [True]
 
@@ -279,17 +282,16 @@ def test_a_profile_that_could_not_be_kept_is_kept_once_there_is_room(
             raise OSError(28, "No space left on device")
         kept.append(profile)
 
-    monkeypatch.setattr(session_module, "describe_model", lambda *_: None)
-    monkeypatch.setattr(session_module, "profile_of", lambda *_: "profile")
-    monkeypatch.setattr(session_module, "save_profile", save)
+    monkeypatch.setattr(output_module, "profile_of", lambda *_: "profile")
+    monkeypatch.setattr(output_module, "save_profile", save)
     for _ in range(3):
-        session._keep_profile(session._identity)
+        output.keep(WARMING)
     assert caplog.text.count("No space left on device") == 1, "the log is flooded"
     full[0] = False
-    session._keep_profile(session._identity)
+    output.keep(WARMING)
     assert kept == ["profile"]
     full[0] = True
-    session._keep_profile(session._identity)
+    output.keep(WARMING)
     assert caplog.text.count("No space left on device") == 2
 
 
@@ -305,13 +307,13 @@ def state_within(folder: Path, seconds: float) -> State | None:
 
 def test_the_last_write_may_hang_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     session, disk = named(tmp_path), threading.Event()
-    write = session_module.write_snapshot
+    write = output_module.write_snapshot
 
     def hang(*args: Any) -> None:
         assert disk.wait(30.0)
         write(*args)
 
-    monkeypatch.setattr(session_module, "write_snapshot", hang)
+    monkeypatch.setattr(output_module, "write_snapshot", hang)
     done = threading.Thread(target=session.disable, args=("the test is over",), daemon=True)
     done.start()
     done.join(LONGEST_WRITE_SECONDS + 5.0)

@@ -38,7 +38,7 @@ def test_every_page_is_there_and_the_readme_comes_first(site: Path) -> None:
     for page in (ROOT / "docs").rglob("*.md"):
         built = site / page.relative_to(ROOT / "docs").with_suffix(".html")
         assert built.is_file(), f"{page.name} is missing"
-    assert "How many tokens may I decode at once" in (site / "index.html").read_text()
+    assert "How many tokens per step can your server verify" in (site / "index.html").read_text()
 
 
 def test_pages_link_to_each_other_in_one_menu(site: Path) -> None:
@@ -50,7 +50,8 @@ def test_pages_link_to_each_other_in_one_menu(site: Path) -> None:
 
 def test_links_out_of_the_folder_lead_to_pages_of_the_site(site: Path) -> None:
     index = (site / "index.html").read_text()
-    assert 'href="source/vllm_nfp/config.py.html"' in index
+    assert 'href="source/benchmarks/index.html"' in index
+    assert 'href="source/vllm_nfp/config.py.html"' in (site / "quick-start.html").read_text()
     code = (site / "source/vllm_nfp/config.py.html").read_text()
     assert "ProbeConfig" in code
     assert (site / "source/benchmarks/results/2026-11-24-h100/folder.html").is_file()

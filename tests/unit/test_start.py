@@ -9,13 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from sessions import lead_of, session_of, started_of, vllm_config
 
+from vllm_nfp.adapter import versions
 from vllm_nfp.config import ProbeConfig
-from vllm_nfp.engine import session as module
-from vllm_nfp.engine import versions
-from vllm_nfp.engine.rank_session import session_for
-from vllm_nfp.engine.session import Session
-from vllm_nfp.metrics.snapshot import Snapshot, State, read_snapshot
+from vllm_nfp.results.snapshot import Snapshot, read_snapshot
+from vllm_nfp.schedule import Prober
+from vllm_nfp.session import publication, start_probing, worker
+from vllm_nfp.session import start as module
+from vllm_nfp.session.agreement import Alone
+from vllm_nfp.types import State
 
 PIECE_SECONDS = 0.25
 """A warm-up run or a capture, on a slow host."""
@@ -37,7 +40,7 @@ def attach(
     now, given = Clock(), [0.0]
 
     class Engine:
-        graph_bytes, timed_layers, num_layers, shares_graph_memory = 0, (), 1, False
+        graph_bytes, timed_layers, num_layers, shares_graph_memory = 0, 0, 1, False
 
         def __init__(self, *_: object) -> None:
             pass
@@ -49,38 +52,36 @@ def attach(
             while not time_is_up():
                 now.seconds += PIECE_SECONDS
 
+        def refusal(self, batch_size: int, context: int) -> None:
+            return None
+
+        def positions(self, batch_size: int, context: int) -> tuple[int, ...]:
+            return (1, 2)
+
         def give_back_cache(self) -> None:
             pass
 
-    class Prober:
-        planner = SimpleNamespace(cells=(), feedback=None)
-        timer = SimpleNamespace(times=None)
+    def scan(prober: Prober, seconds: float, *_: object) -> None:
+        given[0] = seconds
+        end = now.seconds + seconds
+        while now.seconds < end:
+            now.seconds += PIECE_SECONDS
 
-        def scan(self, seconds: float, on_progress: object) -> None:
-            given[0] = seconds
-            end = now.seconds + seconds
-            while now.seconds < end:
-                now.seconds += PIECE_SECONDS
-
-    publisher = SimpleNamespace(
-        identity=module.Snapshot("m", "0", module.State.WARMING),
-        predict=lambda: None,
-        start=lambda: None,
-    )
-    view = SimpleNamespace(device=torch.device("cpu"), name="v2")
-    monkeypatch.setattr(module, "VllmProbeEngine", Engine)
-    monkeypatch.setattr(module, "view_of", lambda _: view)
-    monkeypatch.setattr(module.support, "refusal", lambda *_: None)
-    monkeypatch.setattr(Session, "_assemble", lambda *_: (Prober(), publisher))
-    config = SimpleNamespace(
-        model_config=SimpleNamespace(served_model_name="m"),
-        parallel_config=SimpleNamespace(data_parallel_index=0),
-        scheduler_config=SimpleNamespace(max_num_seqs=8, max_num_batched_tokens=64),
-    )
-    session = Session(ProbeConfig(**settings), config, now)
-    session.attach(None)
+    monkeypatch.setattr(start_probing, "ProbeEngine", Engine)
+    monkeypatch.setattr(start_probing, "scan", scan)
+    known_runner(monkeypatch)
+    session = session_of(ProbeConfig(**settings), now=now)
+    session.after_warm_up(None)
     assert session.active
     return now.seconds - 1000.0, given[0]
+
+
+def known_runner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take what is given for a runner that can be probed."""
+    view = SimpleNamespace(device=torch.device("cpu"), name="v2", runner=object())
+    monkeypatch.setattr(module, "view_of", lambda _: view)
+    monkeypatch.setattr(module.support, "refusal", lambda *_: None)
+    monkeypatch.setattr(publication, "attention_backends", lambda _: ())
 
 
 @pytest.mark.parametrize(("capture_seconds", "most"), [(2.0, 4.0), (20.0, 22.0)])
@@ -109,11 +110,9 @@ def test_what_the_start_is_told_to_have_cost_holds_all_that_it_waits_for(
 ) -> None:
     """Here the predictions take 7 s, the first write 2 s, and imports took 0.5 s."""
     now, told = Clock(), list[Snapshot]()
-    view = SimpleNamespace(device=torch.device("cpu"), name="v2", runner=object())
-    monkeypatch.setattr(module, "view_of", lambda _: view)
-    monkeypatch.setattr(module, "attention_backends", lambda _: ())
+    known_runner(monkeypatch)
     resident = [100 << 20]
-    monkeypatch.setattr(module, "host_bytes", lambda: resident[0])
+    monkeypatch.setattr(worker, "host_bytes", lambda: resident[0])
 
     def predict(*_: object) -> tuple[()]:
         now.seconds += 7.0
@@ -124,16 +123,15 @@ def test_what_the_start_is_told_to_have_cost_holds_all_that_it_waits_for(
         now.seconds += 2.0
         told.append(snapshot)
 
-    monkeypatch.setattr(module, "predict_rows", predict)
-    session = Session(ProbeConfig(passive=True), passive_config(), now)
-    session.on_snapshot, session.spent_seconds = write, 0.5
-    session.attach(None)
-    assert session.active and session._publisher is not None
-    assert session._begun is None, "what comes now is no part of the start"
+    monkeypatch.setattr(publication, "predict_rows", predict)
+    session = session_of(ProbeConfig(passive=True), begun=now() - 0.5, now=now, show=write)
+    now.seconds += 30.0  # the worker warms up
+    session.after_warm_up(None)
+    assert session.active
     assert told[0].startup_seconds == pytest.approx(7.5)
     assert told[0].host_bytes == 3 << 20
     now.seconds += 100.0
-    session._publisher._publish()
+    lead_of(session).publisher._publish()
     assert told[1].startup_seconds == pytest.approx(9.5)
     session.disable("the test is over", expected=True)
     assert told[-1].startup_seconds == pytest.approx(9.5)
@@ -148,40 +146,26 @@ def test_a_start_that_fails_has_cost_its_time_as_well(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(module, "view_of", view_of)
     monkeypatch.setattr(module.support, "refusal", lambda *_: None)
-    session = Session(ProbeConfig(), passive_config(), now)
-    session.on_snapshot = told.append
-    session.attach(None)
+    session = session_of(now=now, show=told.append)
+    session.after_warm_up(None)
     (found,) = told
     assert found.state is State.DISABLED
     assert found.startup_seconds == pytest.approx(4.0)
 
 
-def passive_config(rank: int = 0, tensor_parallel_size: int = 1) -> SimpleNamespace:
-    return SimpleNamespace(
-        model_config=SimpleNamespace(served_model_name="m"),
-        parallel_config=SimpleNamespace(
-            data_parallel_index=0, rank=rank, tensor_parallel_size=tensor_parallel_size
-        ),
-        scheduler_config=SimpleNamespace(max_num_seqs=8, max_num_batched_tokens=64),
-    )
-
-
 def test_an_unknown_vllm_is_passive_for_good_and_told_by_the_first_rank_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    view = SimpleNamespace(device=torch.device("cpu"), name="v2", runner=object())
-    monkeypatch.setattr(module, "view_of", lambda _: view)
+    known_runner(monkeypatch)
     monkeypatch.setattr(versions, "installed_version", lambda: "0.99.0")
     told: list[Snapshot] = []
     for rank in (0, 1):
-        session = session_for(ProbeConfig(), passive_config(rank, tensor_parallel_size=2))
-        assert type(session) is Session
-        session.on_snapshot = told.append
-        session.attach(None)
+        session = session_of(engine=vllm_config(rank, tensor_parallel_size=2), show=told.append)
+        session.after_warm_up(None)
         assert session.active is (rank == 0)
         if session.active:
-            assert session._publisher is not None
-            session._publisher._publish()
+            assert isinstance(started_of(session).agreement, Alone)
+            lead_of(session).publisher._publish()
             session.disable("the test is over", expected=True)
     assert [found.state for found in told] == [State.PASSIVE, State.PASSIVE, State.DISABLED]
     assert "vLLM 0.99.0 is newer" in told[1].reason
@@ -196,8 +180,7 @@ def test_a_fault_before_the_output_folder_is_made_is_told_in_it_without_another(
 ) -> None:
     folder = tmp_path / "not" / "there"
     inject_fault("attach")
-    session = Session(ProbeConfig(output_dir=str(folder)), passive_config())
-    monkeypatch.setattr(module.support, "refusal", lambda *_: None)
-    session.attach(None)
+    known_runner(monkeypatch)
+    session_of(ProbeConfig(output_dir=str(folder))).after_warm_up(None)
     assert read_snapshot(folder / "engine-0.json").state is State.DISABLED
     assert [record.exc_info is not None for record in caplog.records] == [True, False]

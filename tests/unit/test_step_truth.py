@@ -19,13 +19,18 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from sessions import lead_of, serving
+
 from vllm_nfp.config import ProbeConfig
-from vllm_nfp.engine.rank_session import RankSession
-from vllm_nfp.engine.runners import StepLimits
-from vllm_nfp.engine.session import Session
-from vllm_nfp.probe import Budget, Planner, Prober
-from vllm_nfp.probe.lockstep import STEPS_PER_EXCHANGE
-from vllm_nfp.timing import HostClock, Sampler
+from vllm_nfp.schedule import Budget, Planner, Prober
+from vllm_nfp.schedule.consent import OwnConsent
+from vllm_nfp.schedule.flights import Flights
+from vllm_nfp.schedule.lockstep import STEPS_PER_EXCHANGE
+from vllm_nfp.session.agreement import Agreement, Alone
+from vllm_nfp.session.in_lockstep import InLockstep
+from vllm_nfp.session.session import Session
+from vllm_nfp.session.timing_only import TimingOnly
+from vllm_nfp.timing import HostClock, StepTimer
 from vllm_nfp.timing.sampling import LOOKED_ONE_IN
 
 MOST_TOKENS = 256
@@ -80,7 +85,11 @@ def output(sequences: int, tokens: int, new: bool = False) -> Any:
 class NoExchange:
     """Counts steps as the ranks' lockstep does, and decides nothing."""
 
-    steps = 0
+    steps = rank = 0
+    leads = True
+
+    def agree(self, possible: bool, topic: str = "") -> bool:
+        return possible
 
     def count(self, step: int) -> bool:
         self.steps += 1
@@ -90,33 +99,47 @@ class NoExchange:
         pass
 
 
-def session_of(now: Callable[[], float], kind: type[Session] = Session) -> Any:
+def in_lockstep() -> InLockstep:
+    lockstep: Any = NoExchange()
+    return InLockstep(lockstep)
+
+
+Kind = Callable[[], Agreement]
+
+
+def session_of(now: Callable[[], float], kind: Kind = Alone, probes: bool = True) -> Session:
     """A session past its first steps, with nothing to probe."""
-    made: Any = kind.__new__(kind)
-    clock, nothing = HostClock(now), Planner({}, 1)
-    budget = Budget(0.01, 0.0025)
+    clock, budget = HostClock(now), Budget(0.01, 0.0025)
+    timer = StepTimer(clock, budget.earn)
     engine: Any = None
-    made._prober = Prober(engine, clock, nothing, budget, lambda _: None, ProbeConfig(), now)
-    made._timer = made._prober.timer
-    made._sampler, made._limits = Sampler(first=1), StepLimits(64, MOST_TOKENS)
-    made._view = SimpleNamespace(decode_positions=1)
-    made._publisher = SimpleNamespace(fault=None, feedback=None)
-    made._lockstep = NoExchange()
-    made._engine = made._own_fault = made._committed = None
-    made._stands_for, made._waits = 0, False
-    return made
+    prober = Prober(
+        Flights(engine, clock, now),
+        OwnConsent(),
+        timer,
+        Planner({}, 1),
+        budget,
+        lambda _: None,
+        ProbeConfig(),
+        now,
+    )
+    return serving(prober if probes else TimingOnly(timer), MOST_TOKENS, kind())
 
 
-def run(session: Any, now: Now, planned: Any, seconds: float, truth: Truth) -> None:
-    session.step(planned)
-    session.mark(begin=True)
+def prober_of(session: Session) -> Prober:
+    watcher = lead_of(session).watcher
+    assert isinstance(watcher, Prober)
+    return watcher
+
+
+def run(session: Session, now: Now, planned: Any, seconds: float, truth: Truth) -> None:
+    session.before_step(planned)
     now.seconds += seconds
-    session.mark(begin=False)
+    session.after_step()
     tokens = planned.total_num_scheduled_tokens
     truth.add(seconds, tokens == len(planned.num_scheduled_tokens), tokens == MOST_TOKENS)
 
 
-def serve(session: Any, now: Now, prompts: float, steps: int, prompt_seconds: float) -> Truth:
+def serve(session: Session, now: Now, prompts: float, steps: int, prompt_seconds: float) -> Truth:
     """Steps of which some, as many as ``prompts`` says, begin a prompt of 300 tokens."""
     truth, rng = Truth(), random.Random(3)
     full, rest, decode = output(8, MOST_TOKENS, new=True), output(8, 8 + 44), output(8, 8)
@@ -125,29 +148,29 @@ def serve(session: Any, now: Now, prompts: float, steps: int, prompt_seconds: fl
             run(session, now, full, prompt_seconds * rng.uniform(0.9, 1.1), truth)
             run(session, now, rest, 0.3 * prompt_seconds, truth)
         run(session, now, decode, 0.01 * rng.uniform(0.8, 1.2), truth)
-    session._timer.settle()
+    lead_of(session).watcher.timer.settle()
     return truth
 
 
-def counted(session: Any) -> int:
-    return sum(count for count, _ in session._timer.times.recent().values())
+def counted(session: Session) -> int:
+    return sum(count for count, _ in lead_of(session).watcher.timer.times.medians().values())
 
 
-def assert_true(session: Any, truth: Truth) -> None:
+def assert_true(session: Session, truth: Truth) -> None:
     assert counted(session) == pytest.approx(
         truth.decodes, abs=bound([float(decode) for _, decode in truth.not_full])
     )
-    assert session._prober.budget.real_seconds == pytest.approx(
+    assert prober_of(session).budget.real_seconds == pytest.approx(
         sum(truth.seconds), abs=bound([seconds for seconds, _ in truth.not_full])
     )
-    assert session._prober.budget.steps == pytest.approx(len(truth.seconds), abs=MOST_OPEN)
+    assert prober_of(session).budget.steps == pytest.approx(len(truth.seconds), abs=MOST_OPEN)
 
 
-@pytest.mark.parametrize("kind", [Session, RankSession])
+@pytest.mark.parametrize("kind", [Alone, in_lockstep])
 @pytest.mark.parametrize("prompt_seconds", [0.02, 0.5])
 @pytest.mark.parametrize("prompts", [0.0, 0.02, 0.1, 0.3])
 def test_steps_and_seconds_are_those_of_all_steps_whatever_is_mixed_in(
-    prompts: float, prompt_seconds: float, kind: type[Session]
+    prompts: float, prompt_seconds: float, kind: Kind
 ) -> None:
     now = Now()
     session = session_of(now, kind)
@@ -158,8 +181,7 @@ def test_steps_and_seconds_are_those_of_all_steps_whatever_is_mixed_in(
 
 def test_without_probes_the_steps_are_counted_as_truly() -> None:
     now = Now()
-    session = session_of(now)
-    session._prober = None
+    session = session_of(now, probes=False)
     truth = serve(session, now, 0.1, 20_000, 0.5)
     assert counted(session) == pytest.approx(
         truth.decodes, abs=bound([float(decode) for _, decode in truth.not_full])
@@ -170,16 +192,16 @@ def test_without_probes_the_steps_are_counted_as_truly() -> None:
 def test_a_rhythm_of_the_load_does_not_meet_that_of_the_ranks(place: int) -> None:
     """At every eighth step the ranks exchange; here a prompt is read at every eighth as well."""
     now, truth = Now(), Truth()
-    session = session_of(now, RankSession)
+    session = session_of(now, in_lockstep)
     for number in range(20_000):
         reads = number % STEPS_PER_EXCHANGE == place
         run(session, now, output(8, 60) if reads else output(8, 8), 0.1 if reads else 0.01, truth)
-    session._timer.settle()
+    lead_of(session).watcher.timer.settle()
     # Values are not independent here. A look is off by at most the range of the values for each
     # of the x - 1 others that it stands for, whatever the rhythm.
     squares = [(x - 1) ** 2 for x in range(1, 2 * LOOKED_ONE_IN)]
     most = SIGMAS * math.sqrt(statistics.mean(squares) * len(truth.seconds) / LOOKED_ONE_IN)
     assert counted(session) == pytest.approx(truth.decodes, abs=most + MOST_OPEN)
-    assert session._prober.budget.real_seconds == pytest.approx(
+    assert prober_of(session).budget.real_seconds == pytest.approx(
         sum(truth.seconds), abs=0.09 * most + 0.1 * MOST_OPEN
     )

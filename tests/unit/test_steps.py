@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import queue
-import statistics
 import threading
 import tracemalloc
 from typing import Any
 
 import pytest
 
-from vllm_nfp.engine.idle import asking
-from vllm_nfp.probe.publisher import step_rows
+from vllm_nfp.adapter.idle import asking
+from vllm_nfp.session.publisher import step_rows
 from vllm_nfp.timing import HostClock, Sampler, StepTimer, StepTimes
 from vllm_nfp.timing.sampling import LOOKED_AT_FIRST, LOOKED_ONE_IN
 from vllm_nfp.timing.steps import MOST_KINDS, RING_SLOTS, SAMPLES_KEPT
@@ -71,17 +70,19 @@ def test_a_median_follows_the_recent_steps_in_bounded_memory() -> None:
         series.add(9.0)
     for _ in range(SAMPLES_KEPT):
         series.add(1.0)
-    ((_, recent),) = times.recent().values()
-    assert statistics.median(recent) == 1.0
-    assert len(recent) == SAMPLES_KEPT
+    ((_, median),) = times.medians().values()
+    assert median == 1.0
+    assert len(series.seconds) == SAMPLES_KEPT
 
 
 def test_kinds_are_bounded_and_what_no_bucket_holds_is_left_out() -> None:
     times = StepTimes()
     for batch_size in range(1, 5000):
         for positions in range(66):
-            times.of(batch_size, 100, positions)
-    found = times.recent()
+            series = times.of(batch_size, 100, positions)
+            if series is not None:
+                series.add(0.01)
+    found = times.medians()
     assert len(found) == MOST_KINDS
     assert max(kind.batch_size for kind in found) <= 4096
     assert {kind.positions for kind in found} <= set(range(1, 65))
@@ -144,8 +145,7 @@ def test_a_step_counts_and_earns_for_all_that_it_stands_for() -> None:
     run(timer, now, 0.5, 4, 100, 200, False, 3)
     timer.settle()
     assert seen == pytest.approx([0.07, 1.5])
-    ((count, recent),) = timer.times.recent().values()
-    assert (count, recent) == (7, pytest.approx([0.01]))
+    assert list(timer.times.medians().values()) == [(7, pytest.approx(0.01))]
 
 
 def test_a_device_that_hangs_stops_the_count_once_the_ring_is_full(
@@ -159,9 +159,11 @@ def test_a_device_that_hangs_stops_the_count_once_the_ring_is_full(
         timer.describe(4, 100, 1, True)
         timer.begin()
         timer.end()
-    ((count, recent),) = timer.times.recent().values()
-    assert count == RING_SLOTS
-    assert recent == []
+    series = timer.times.of(4, 100, 1)
+    assert series is not None
+    assert series.count == RING_SLOTS
+    assert series.timed == 0
+    assert timer.times.medians() == {}
 
 
 class Session:

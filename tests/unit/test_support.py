@@ -14,18 +14,27 @@ from test_engine import config as accepted
 
 pytest.importorskip("vllm")
 
+from sessions import lead_of, session_of, started_of
+
+from vllm_nfp.adapter import predictions, support, versions
+from vllm_nfp.adapter.attention_groups import CellDoesNotFitError
+from vllm_nfp.adapter.layers import UnsupportedModelError
+from vllm_nfp.adapter.runners import UnknownRunnerError
+from vllm_nfp.adapter.versions import Mode
 from vllm_nfp.config import ProbeConfig
-from vllm_nfp.engine import predictions, rank_session, support, versions
-from vllm_nfp.engine import session as module
-from vllm_nfp.engine.batch import CellDoesNotFitError
-from vllm_nfp.engine.engine import KvCacheWrittenError
-from vllm_nfp.engine.layers import UnsupportedModelError
-from vllm_nfp.engine.rank_session import RankSession, session_for
-from vllm_nfp.engine.runners import UnknownRunnerError
-from vllm_nfp.engine.session import NothingToProbeError, Session
-from vllm_nfp.engine.versions import Mode
-from vllm_nfp.metrics import Snapshot, State
-from vllm_nfp.probe.lockstep import PeerFaultError
+from vllm_nfp.probe.kv_proof import KvCacheWrittenError
+from vllm_nfp.results.snapshot import Snapshot
+from vllm_nfp.schedule.lockstep import PeerFaultError
+from vllm_nfp.session import publication, start_probing
+from vllm_nfp.session import start as module
+from vllm_nfp.session.agreement import Alone
+from vllm_nfp.session.output import Output
+from vllm_nfp.session.publication import predictions_of
+from vllm_nfp.session.session import Session
+from vllm_nfp.session.start_probing import NothingToProbeError
+from vllm_nfp.session.timing_only import TimingOnly
+from vllm_nfp.session.worker import StartCost, Worker
+from vllm_nfp.types import ShapeRefusedError, State
 
 REFUSED: list[tuple[dict[str, Any], str, bool]] = [
     ({"parallel_config__pipeline_parallel_size": 2}, "--pipeline-parallel-size 2", False),
@@ -111,7 +120,13 @@ def test_one_rank_of_an_engine_reports_where_tokens_are_sampled(
 
 
 def test_each_engine_under_an_external_launcher_has_a_rank_that_reports() -> None:
-    ranks = [SimpleNamespace(tensor_parallel_size=2, rank=rank) for rank in range(4)]
+    ranks = [
+        SimpleNamespace(
+            tensor_parallel_size=2, pipeline_parallel_size=1, prefill_context_parallel_size=1,
+            nnodes=1, rank=rank,
+        )
+        for rank in range(4)
+    ]  # fmt: skip
     assert [parallel.rank for parallel in ranks if support.reports(parallel)] == [0, 2]
 
 
@@ -128,18 +143,21 @@ def served(rank: int = 0, tensor_parallel_size: int = 1, **changes: Any) -> Any:
 def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Snapshot]]:
     """What sessions hand to /metrics; their runner is one of the known ones."""
     view = SimpleNamespace(
-        device=torch.device("cpu"), name="v1", runner=object(), decode_positions=1
+        device=torch.device("cpu"),
+        name="v1",
+        runner=SimpleNamespace(attn_groups=[]),
+        decode_positions=1,
     )
     monkeypatch.setattr(module, "view_of", lambda _: view)
-    monkeypatch.setattr(rank_session, "view_of", lambda _: view)
     snapshots: list[Snapshot] = []
-    write = Session._write
+    write = Output.write
 
-    def note(session: Session, snapshot: Snapshot) -> None:
-        snapshots.append(snapshot)
-        write(session, snapshot)
+    def note(output: Output, snapshot: Snapshot) -> None:
+        if not output._silent:
+            snapshots.append(snapshot)
+        write(output, snapshot)
 
-    monkeypatch.setattr(Session, "_write", note)
+    monkeypatch.setattr(Output, "write", note)
     yield snapshots
 
 
@@ -154,12 +172,11 @@ def output(context: int) -> Any:
 def run_steps(session: Session, count: int = 3) -> Snapshot:
     """Real steps, and what the session tells of them."""
     for _ in range(count):
-        session.step(output(7))
-        session.mark(begin=True)
-        session.mark(begin=False)
-    assert session._timer is not None and session._publisher is not None
-    session._timer.settle()
-    return session._publisher.snapshot()
+        session.before_step(output(7))
+        session.after_step()
+    lead = lead_of(session)
+    lead.watcher.timer.settle()
+    return lead.publisher.snapshot()
 
 
 @pytest.mark.parametrize("changes", [changes for changes, *_ in REFUSED])
@@ -169,17 +186,19 @@ def test_steps_are_timed_and_nothing_of_a_probe_is_made(
     def made(*_: object) -> None:
         raise AssertionError("a probe engine was made")
 
-    monkeypatch.setattr(module, "VllmProbeEngine", made)
-    session = session_for(ProbeConfig(overhead_budget=0.5), served(**changes))
-    if not support.reports(session._vllm_config.parallel_config):
-        session._vllm_config.parallel_config.rank = 1
-    session.attach(object())
+    monkeypatch.setattr(start_probing, "ProbeEngine", made)
+    engine = served(**changes)
+    if not support.reports(engine.parallel_config):
+        engine.parallel_config.rank = 1
+    session = session_of(ProbeConfig(overhead_budget=0.5), engine)
+    session.after_warm_up(object())
     found = run_steps(session)
     assert (found.state, found.overhead_budget) == (State.PASSIVE, 0.0)
-    assert found.reason == support.refusal(session._vllm_config)
+    assert found.reason == support.refusal(engine)
     assert [(row.batch_size, row.samples) for row in found.steps] == [(2, 3)]
     assert found.probes == {}
-    assert session._engine is None and session._prober is None
+    assert started_of(session).engine is None
+    assert isinstance(lead_of(session).watcher, TimingOnly)
     session.disable("the test is over", expected=True)
     assert not session.active
 
@@ -190,16 +209,15 @@ def test_with_several_ranks_all_decide_alike_and_none_waits(
     def joined(*_: object) -> None:
         raise AssertionError("a rank waits for others")
 
-    monkeypatch.setattr(rank_session.ranks, "join", joined)
+    monkeypatch.setattr(module, "join", joined)
     active = []
     for rank in range(2):
-        session = session_for(ProbeConfig(), served(rank, 2, lora_config=object()))
-        assert type(session) is Session
-        session.attach(object())
+        session = session_of(engine=served(rank, 2, lora_config=object()))
+        session.after_warm_up(object())
         active.append(session.active)
-        session._timer = None
-        if session._publisher is not None:
-            session._publisher.stop()
+        if session.active:
+            assert isinstance(started_of(session).agreement, Alone)
+            lead_of(session).publisher.stop()
     assert active == [True, False]
     assert {snapshot.state for snapshot in told} == {State.PASSIVE}
 
@@ -207,7 +225,7 @@ def test_with_several_ranks_all_decide_alike_and_none_waits(
 def test_an_engine_that_stays_off_is_told_by_one_rank(told: list[Snapshot]) -> None:
     for rank in range(2):
         made = served(rank, 2, model_config__runner_type="pooling")
-        session_for(ProbeConfig(), made).attach(object())
+        session_of(engine=made).after_warm_up(object())
     assert [snapshot.state for snapshot in told] == [State.DISABLED]
 
 
@@ -215,6 +233,8 @@ KNOWN = [
     UnsupportedModelError("it has no list of decoder layers"),
     CellDoesNotFitError("the KV cache packs layers of different page sizes together"),
     NothingToProbeError("no cell can be probed: it leaves no room"),
+    NothingToProbeError("no cell can be probed: no shape has a CUDA graph"),
+    ShapeRefusedError("Shape(batch_size=1, context=32, positions=1) cannot run on every rank"),
     torch.OutOfMemoryError("CUDA out of memory"),
 ]
 
@@ -224,8 +244,8 @@ def test_what_turns_out_at_the_start_not_to_be_probeable_is_timed(
     error: Exception, told: list[Snapshot], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fail_to_build(monkeypatch, error)
-    session = session_for(ProbeConfig(), served())
-    session.attach(object())
+    session = session_of(engine=served())
+    session.after_warm_up(object())
     found = run_steps(session)
     assert (found.state, found.reason) == (State.PASSIVE, str(error))
     assert [row.samples for row in found.steps] == [3]
@@ -239,15 +259,16 @@ def test_a_fault_at_the_start_disables_the_probe_all_the_same(
     error: Exception, told: list[Snapshot], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fail_to_build(monkeypatch, error)
-    session = session_for(ProbeConfig(), served())
-    session.attach(object())
+    session = session_of(engine=served())
+    session.after_warm_up(object())
     assert not session.active
     assert told[-1].state is State.DISABLED
     assert "fault in stage attach" in told[-1].reason
 
 
-def test_a_graph_that_was_made_before_is_given_up(
-    told: list[Snapshot], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("refusal", ["it leaves no room", None])
+def test_without_a_cell_to_probe_steps_are_timed_and_what_was_made_is_given_up(
+    refusal: str | None, told: list[Snapshot], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closed: list[str] = []
 
@@ -261,17 +282,22 @@ def test_a_graph_that_was_made_before_is_given_up(
         def prepare(self, time_is_up: Callable[[], bool]) -> None:
             pass
 
-        def refusal(self, batch_size: int, context: int) -> str:
-            return "it leaves no room"
+        def refusal(self, batch_size: int, context: int) -> str | None:
+            return refusal
+
+        def positions(self, batch_size: int, context: int) -> tuple[int, ...]:
+            return (1,)
 
         def close(self) -> None:
             closed.append("closed")
 
-    monkeypatch.setattr(module, "VllmProbeEngine", Engine)
-    session = session_for(ProbeConfig(), served())
-    session.attach(object())
+    monkeypatch.setattr(start_probing, "ProbeEngine", Engine)
+    session = session_of(engine=served())
+    session.after_warm_up(object())
     assert closed == ["closed"]
-    assert run_steps(session).reason == "no cell can be probed: it leaves no room"
+    found = run_steps(session)
+    assert found.state is State.PASSIVE, "it is a limit, and no fault"
+    assert found.reason == f"no cell can be probed: {refusal or 'no shape has a CUDA graph'}"
     session.disable("the test is over", expected=True)
 
 
@@ -282,13 +308,11 @@ def test_a_runner_that_is_not_known_is_off_by_name_and_no_fault(
         raise UnknownRunnerError("model runner MMEncoderModelRunner is unknown")
 
     monkeypatch.setattr(module, "view_of", unknown)
-    monkeypatch.setattr(rank_session, "view_of", unknown)
-    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
     configurations = (served(), served(lora_config=object()), served(0, 2))
     with caplog.at_level(logging.WARNING, "vllm.nfp"):
         for vllm_config in configurations:
-            session = session_for(ProbeConfig(), vllm_config)
-            session.attach(object())
+            session = session_of(engine=vllm_config)
+            session.after_warm_up(object())
             assert not session.active
             assert told[-1].state is State.DISABLED
             assert "MMEncoderModelRunner is unknown" in told[-1].reason
@@ -302,6 +326,9 @@ class Joined:
     def __init__(self, rank: int) -> None:
         self.rank, self.leads, self.told = rank, rank == 0, 0
 
+    def agree(self, possible: bool, topic: str = "") -> bool:
+        return possible
+
     def fail_now(self) -> None:
         self.told += 1
 
@@ -311,13 +338,12 @@ def test_of_several_ranks_the_first_times_its_steps_and_none_waits(
     error: Exception, told: list[Snapshot], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fail_to_build(monkeypatch, error)
-    monkeypatch.setattr(rank_session.bindings, "is_known", lambda _: True)
+    monkeypatch.setattr(module.bindings, "is_known", lambda _: True)
     for rank in range(2):
         lockstep = Joined(rank)
-        monkeypatch.setattr(rank_session.ranks, "join", lambda _, one=lockstep: one)
-        session = session_for(ProbeConfig(), served(rank, 2))
-        assert isinstance(session, RankSession)
-        session.attach(object())
+        monkeypatch.setattr(module, "join", lambda _, one=lockstep: one)
+        session = session_of(engine=served(rank, 2))
+        session.after_warm_up(object())
         assert lockstep.told == 1, "the other rank would wait"
         assert session.active is (rank == 0)
         if rank == 0:
@@ -333,11 +359,11 @@ def test_a_fault_of_another_rank_at_the_start_disables(
     told: list[Snapshot], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fail_to_build(monkeypatch, PeerFaultError("rank 1 of 2 has a fault"))
-    monkeypatch.setattr(rank_session.bindings, "is_known", lambda _: True)
+    monkeypatch.setattr(module.bindings, "is_known", lambda _: True)
     lockstep = Joined(0)
-    monkeypatch.setattr(rank_session.ranks, "join", lambda _: lockstep)
-    session = session_for(ProbeConfig(), served(0, 2))
-    session.attach(object())
+    monkeypatch.setattr(module, "join", lambda _: lockstep)
+    session = session_of(engine=served(0, 2))
+    session.after_warm_up(object())
     assert not session.active
     assert lockstep.told == 0
     assert told[-1].state is State.DISABLED
@@ -347,29 +373,34 @@ def fail_to_build(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def build(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(module, "VllmProbeEngine", build)
+    monkeypatch.setattr(start_probing, "ProbeEngine", build)
 
 
 @pytest.mark.parametrize("changes", [changes for changes, _, predicted in REFUSED if not predicted])
 def test_there_is_no_prediction_of_what_the_predictor_does_not_know(
     changes: dict[str, Any], told: list[Snapshot], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "predict_rows", lambda *_: ("a row",))
-    made = served(**changes)
-    session = Session(ProbeConfig(), made)
+    monkeypatch.setattr(publication, "predict_rows", lambda *_: ("a row",))
     view: Any = SimpleNamespace(runner=object(), device=torch.device("cpu"))
-    assert session._predict(view, []) == ()
-    assert Session(ProbeConfig(), served())._predict(view, []) == ("a row",)
+
+    def predicted(engine: Any) -> Any:
+        return predictions_of(Worker(ProbeConfig(), engine, StartCost(0.0)), view, [])
+
+    assert predicted(served(**changes)) == ()
+    assert predicted(served()) == ("a row",)
 
 
 def test_a_worker_without_a_session_says_so_on_the_metrics(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vllm_nfp.engine import worker_hook
-    from vllm_nfp.metrics import read_snapshot
+    from vllm_nfp.adapter import observer
+    from vllm_nfp.adapter.patch import PatchSet
+    from vllm_nfp.plugin import open_observer
+    from vllm_nfp.results.snapshot import read_snapshot
 
     worker = SimpleNamespace(vllm_config=SimpleNamespace(), model_runner=object())
-    worker_hook._attach(worker, ProbeConfig(run_dir=str(tmp_path)), None)
+    config = ProbeConfig(run_dir=str(tmp_path))
+    assert observer.start(worker, config, open_observer, None, PatchSet()) is None
     left = read_snapshot(tmp_path / "engine-0.json")
     assert left.state is State.DISABLED
     assert "cannot be hooked" in left.reason
@@ -381,5 +412,8 @@ def test_a_wrong_prediction_is_not_made_for_a_family_that_is_not_known(
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100 80GB HBM3")
     made = served(model_config__hf_config=SimpleNamespace(to_dict=lambda: {"model_type": "new"}))
     made.cache_config = SimpleNamespace(cache_dtype="auto")
+    made.model_config.quantization = None
     made.parallel_config.enable_expert_parallel = False
+    made.model_config.quantization = None
+    made.compilation_config = SimpleNamespace(cudagraph_mode="FULL", cudagraph_capture_sizes=[1])
     assert predictions.predict_rows(made, torch.device("cuda"), (), [(1, 64)], (0.1,)) == ()

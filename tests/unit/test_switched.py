@@ -131,17 +131,17 @@ def test_this_process_is_seen_to_grow() -> None:
 def test_stages_tell_what_grows_in_them_and_are_left_as_they_were(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from vllm_nfp.probe.publisher import Publisher
+    from vllm_nfp.session.publisher import Publisher
 
     kept: list[Any] = []
-    monkeypatch.setattr(Publisher, "start", lambda self: kept.append(new_pages()))
-    original = Publisher.start
+    monkeypatch.setattr(Publisher, "publish", lambda self: kept.append(new_pages()))
+    original = Publisher.publish
     pytest.importorskip("vllm")
     with (stages := StageGrowth()):
-        Publisher.start(None)  # type: ignore[arg-type]
-    assert Publisher.start is original
-    assert stages.summary()["Publisher.start"]["calls"] == 1
-    assert stages.summary()["Publisher.start"]["VmRSS"] >= 60
+        Publisher.publish(None)  # type: ignore[call-arg, arg-type]
+    assert Publisher.publish is original
+    assert stages.summary()["Publisher.publish"]["calls"] == 1
+    assert stages.summary()["Publisher.publish"]["VmRSS"] >= 60
     kept[0].close()
 
 
@@ -152,17 +152,17 @@ class Session:
 
     def __init__(self) -> None:
         self.told: list[Any] = []
-        self._publisher = SimpleNamespace(_publish=lambda: self.told.append("published"))
-        self.on_disable = lambda: None
+        self.publisher = SimpleNamespace(_publish=lambda: self.told.append("published"))
+        self._started = SimpleNamespace(lead=SimpleNamespace(publisher=self.publisher))
 
-    def attach(self, runner: Any, place: Any) -> None:
+    def after_warm_up(self, runner: Any, place: Any, unhook: Any) -> None:
         self.told.append("attached")
 
-    def step(self, output: Any) -> None:
-        self.told.append(("step", output))
+    def before_step(self, output: Any) -> None:
+        self.told.append(("before", output))
 
-    def mark(self, begin: bool) -> None:
-        self.told.append(("mark", begin))
+    def after_step(self) -> None:
+        self.told.append("after")
 
 
 class Runner:
@@ -177,25 +177,30 @@ class Runner:
 
 def test_hooks_come_and_go_and_tell_what_they_took(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("vllm")
-    from vllm_nfp.engine import rank_session, runners
+    from vllm_nfp.adapter import hooks as runner_hooks
+    from vllm_nfp.adapter import targets
 
     session, runner = Session(), Runner()
-    monkeypatch.setattr(rank_session, "session_for", lambda *_: session)
-    view = SimpleNamespace(is_dummy=lambda _: False)
-    monkeypatch.setattr(runners, "view_of", lambda _: view)
+    monkeypatch.setattr("vllm_nfp.session.open_session", lambda *_: session)
+    view = SimpleNamespace(
+        is_dummy=lambda _: False,
+        begins_step=targets.V1_EXECUTE_MODEL,
+        ends_step=targets.V1_SAMPLE_TOKENS,
+    )
+    monkeypatch.setattr(runner_hooks, "view_of", lambda _: view)
     hooks = Hooks(None, None, runner, None)
     runner.execute_model("off")
-    session._publisher._publish()
+    session.publisher._publish()
     assert session.told == ["attached"], "hooks are off"
     for _ in range(2):
         hooks.switch(True)
         assert (runner.execute_model("on"), runner.sample_tokens()) == ("ran on", "sampled")
-        session._publisher._publish()
+        session.publisher._publish()
         hooks.switch(False)
     runner.execute_model("off")
-    assert session.told[1:] == 2 * [("step", "on"), ("mark", True), ("mark", False), "published"]
+    assert session.told[1:] == 2 * [("before", "on"), "after", "published"]
     cost = hooks.take_cost()
-    assert (cost["steps"], set(cost["median_us"])) == (2, {"step", "begin", "end"})
+    assert (cost["steps"], set(cost["median_us"])) == (2, {"before_step", "after_step"})
     assert 0.0 < cost["seconds"] < 1.0
     assert hooks.take_cost()["steps"] == 0
 

@@ -6,10 +6,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from test_engine import config as accepted
 
-from vllm_nfp import cpu_setup
-from vllm_nfp.engine import support, versions
-from vllm_nfp.engine.versions import Mode
+from vllm_nfp import cpu_setup, releases
+from vllm_nfp.adapter import support, versions
+from vllm_nfp.adapter.versions import Mode
 
 
 @pytest.mark.parametrize(
@@ -34,26 +35,23 @@ def test_the_version_decides_how_much_the_probe_does(version: str | None, mode: 
 
 
 def test_the_table_has_every_release_once_and_in_order() -> None:
-    numbers = [release.number for release in versions.RELEASES]
+    numbers = [release.number for release in releases.RELEASES]
     assert numbers == [(0, minor) for minor in range(26, 34)]
-    assert versions.known_release("0.32.0+cpu") is versions.RELEASES[-2]
-    assert versions.known_release("0.34.0") is None
-    assert versions.known_release(None) is None
+    assert releases.known_release("0.32.0+cpu") is releases.RELEASES[-2]
+    assert releases.known_release("0.34.0") is None
+    assert releases.known_release(None) is None
 
 
 def test_releases_that_ignore_draft_schedules_say_so_in_both_places() -> None:
-    for release in versions.RELEASES:
+    for release in releases.RELEASES:
         version = f"{release.number[0]}.{release.number[1]}.0"
-        assert bool(release.limits) is (versions.draft_schedule_warning(version) is not None)
+        assert bool(release.limits) is (releases.draft_schedule_warning(version) is not None)
 
 
 def test_no_configuration_stands_in_the_way_of_the_passive_mode(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    hybrid = SimpleNamespace(
-        parallel_config=SimpleNamespace(tensor_parallel_size=1),
-        model_config=SimpleNamespace(is_hybrid=True),
-    )
+    hybrid = accepted(model_config__is_hybrid=True)
     monkeypatch.setattr(versions, "installed_version", lambda: "0.32.0")
     assert support.decide(hybrid).mode is Mode.PASSIVE
     assert "recurrent" in support.decide(hybrid).reason

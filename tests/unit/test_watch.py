@@ -15,8 +15,7 @@ from rich.console import Console
 from vllm_nfp import watch
 from vllm_nfp.cli import main
 from vllm_nfp.cli import watch as command
-from vllm_nfp.metrics import State
-from vllm_nfp.metrics.snapshot import BoundaryRow, LiveStep
+from vllm_nfp.types import Boundary, LiveStep, State
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "dashboards"))
 from recorded import Recorded, recorded_snapshot, serving
@@ -49,7 +48,7 @@ def test_one_look_shows_nfp_batch_drafts_overhead_and_state(url: str) -> None:
     assert "model-dense  engine 0  steady" in done.output
     assert "overhead 46.33% of 50.00% allowed" in done.output
     assert "1892 measured" in done.output
-    # Filed under B=8, L=4096: 16 free positions, as README.md tables them.
+    # Filed under B=8, L=4096: 16 free positions, as docs/measured.md tables them.
     assert (
         "last step: batch 6, context 4000, 4 positions per sequence of 16 free; 72 tokens free"
         in done.output
@@ -66,7 +65,7 @@ def test_another_epsilon_can_be_shown_and_an_unmeasured_one_is_refused(url: str)
     assert "within 0.2" in done.output
     done = invoke(url, "--once", "--epsilon", "0.3")
     assert done.exit_code == 2
-    assert "epsilon 0.3 is not measured by this server; it has 0.05, 0.1, 0.2" in done.stderr
+    assert "--epsilon 0.3 is not measured by this server: give one of 0.05, 0.1, 0.2" in done.stderr
 
 
 def end_after_two_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +203,7 @@ def test_two_engines_are_shown_apart(recorded: Recorded) -> None:
 
     from vllm_nfp.metrics.collector import families_of
 
-    row = BoundaryRow("model", 8, 4096, 0.1, 3, 2, 3, False, 3)
+    row = Boundary("model", 8, 4096, 0.1, 3, 2, 3, False, 3)
     second = dataclasses.replace(
         recorded.snapshot, engine="1", boundaries=(row,), live=LiveStep(2, 2, 5)
     )

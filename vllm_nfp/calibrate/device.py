@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 LIMIT_SECONDS = 180.0
 """Importing torch from a cold disk takes long."""
-COMMAND = (sys.executable, "-m", "vllm_nfp.engine.device")
+COMMAND = (sys.executable, "-m", "vllm_nfp.adapter.device")
 FP8_CAPABILITY = (8, 9)
 """First compute capability of NVIDIA with FP8 units."""
 

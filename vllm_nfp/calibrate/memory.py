@@ -1,11 +1,13 @@
-"""Which plans may have their engines up at the same time."""
+"""Which plans a GPU can run, and which of them may have their engines up at the same time."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vllm_nfp.calibrate.device import Gpu
 from vllm_nfp.calibrate.plans import ModelPlan
+from vllm_nfp.principle.hardware import Hardware
 from vllm_nfp.principle.hf_config import shape_from_config
 
 SHARE_OF_FREE = 0.85
@@ -61,3 +63,34 @@ def group(plans: Sequence[ModelPlan], free_bytes: int) -> Groups:
         groups[place].append(plan)
         rooms[place] -= needed
     return Groups(tuple(map(tuple, groups)), tuple(too_large))
+
+
+@dataclass(frozen=True, slots=True)
+class RunnableGroups:
+    """Plans that a GPU can run, group after group.
+
+    Attributes:
+        left_out: why each other plan is not run, one sentence each.
+    """
+
+    groups: tuple[tuple[ModelPlan, ...], ...]
+    left_out: tuple[str, ...]
+
+
+def groups_on(plans: Sequence[ModelPlan], gpu: Gpu, hardware: Hardware | None) -> RunnableGroups:
+    """The plans that the GPU has the units and the memory for.
+
+    Args:
+        hardware: its data sheet; None: not known.
+    """
+    left_out = []
+    if not gpu.has_fp8 or (hardware is not None and hardware.fp8_flops is None):
+        left_out = [f"{p.label} is left out: {gpu.name} has no FP8" for p in plans if p.fp8]
+        plans = [plan for plan in plans if not plan.fp8]
+    found = group(plans, gpu.free_bytes)
+    left_out += [
+        f"{plan.label} is left out: it needs about {needed_bytes(plan) / 2**30:.1f} GiB of GPU "
+        f"memory, {gpu.free_bytes / 2**30:.1f} GiB are free"
+        for plan in found.too_large
+    ]
+    return RunnableGroups(found.groups, tuple(left_out))

@@ -15,17 +15,21 @@ from typing import Any
 import torch
 from torch import nn
 
+from vllm_nfp.adapter.attention_groups import CellDoesNotFitError, own_groups
+from vllm_nfp.adapter.dispatch import Execution, Placement
+from vllm_nfp.adapter.layers import DecoderLayer, find_decoder_layers, linear_layers
+from vllm_nfp.adapter.out_of_memory import is_out_of_memory
+from vllm_nfp.adapter.runners import RunnerView
 from vllm_nfp.calibrate.points import Kernel, Series
 from vllm_nfp.calibrate.sweep import Call, PointRefusedError
 from vllm_nfp.calibrate.weights import bytes_of, with_own_weights
-from vllm_nfp.engine.batch import BlockReader, CellDoesNotFitError, ProbeBatch, TokenBag, own_groups
-from vllm_nfp.engine.dispatch import Execution, Placement
-from vllm_nfp.engine.forward import Forward, Graph
-from vllm_nfp.engine.layers import DecoderLayer, find_decoder_layers, linear_layers
-from vllm_nfp.engine.memory import is_out_of_memory
-from vllm_nfp.engine.runners import RunnerView
-from vllm_nfp.estimate import Module
+from vllm_nfp.probe.batch import ProbeBatch
+from vllm_nfp.probe.cuda_graph import Graph
+from vllm_nfp.probe.forward import Forward
+from vllm_nfp.probe.kv_blocks import block_readers
+from vllm_nfp.probe.token_pool import TokenPool
 from vllm_nfp.timing import Clock
+from vllm_nfp.types import Module
 
 MIN_CALLS = 4
 MAX_CALLS = 16
@@ -64,12 +68,9 @@ class ModuleBench:
         blocks = runner.kv_cache_config.num_blocks
         self._groups = own_groups(runner.attn_groups, blocks, config, self._device)
         self._widths = [-(-self._max_len // group.block_tokens) for group in self._groups]
-        self._readers = [
-            BlockReader(group, width, self._device, seed + index)
-            for index, (group, width) in enumerate(zip(self._groups, self._widths, strict=True))
-        ]
+        self._readers = block_readers(self._groups, self._device, seed)
         vocabulary = config.model_config.get_vocab_size()
-        self._bag = TokenBag(vocabulary, self._max_tokens, self._device, seed)
+        self._tokens = TokenPool(vocabulary, self._max_tokens, self._device, seed)
         compilation = config.compilation_config
         self._layers = find_decoder_layers(
             view.model, compilation.static_forward_context, compilation.static_all_moe_layers
@@ -188,14 +189,14 @@ class ModuleBench:
         length = series.context + batch.positions_per_sequence
         most = min(reader.variants(series.batch_size, length) for reader in self._readers)
         kv_bytes = sum(
-            reader.blocks_needed(series.batch_size, length) * _page_bytes(group)
-            for reader, group in zip(self._readers, self._groups, strict=True)
+            group.blocks_needed(series.batch_size, length) * _page_bytes(group)
+            for group in self._groups
         )
         inputs = self._attention_inputs(series, batch, layer)
         runs: list[Run] = []
         for variant in range(max(1, min(most, MAX_CALLS))):
             one = self._batch(series, batch.positions_per_sequence)
-            one.fill(series.context, self._readers, self._bag, variant)
+            one.fill(series.context, self._readers, self._tokens, variant)
             metadata = self._forward.metadata(one, series.context, for_capture=self._on_gpu)
             runs += [
                 self._in_context(one, metadata, _bind_arguments(module, *given))
@@ -222,7 +223,7 @@ class ModuleBench:
 
         handles = [m.register_forward_pre_hook(keep, with_kwargs=True) for m in layer.attention]
         try:
-            batch.fill(series.context, self._readers, self._bag)
+            batch.fill(series.context, self._readers, self._tokens)
             metadata = self._forward.metadata(batch, series.context, for_capture=False)
             self._forward.run_modules(batch, metadata, external=False)
         finally:

@@ -7,24 +7,32 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
+import os
 import statistics
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAlias, TypeVar
 
-from vllm_nfp.typed_json import TypedJsonError, parse, read_bytes, write_whole
+from msgspec import Meta
+
+from vllm_nfp.files import read_bytes, write_whole
+from vllm_nfp.strict_json import JsonObject, encode, parse
+from vllm_nfp.types.shapes import Above0
+
+T = TypeVar("T")
 
 MAX_SAMPLE_BYTES = 64 << 20
 """Most text that a file may hold, gzipped or not."""
 
 
-MAX_COUNT = 1 << 40
-"""Largest count, byte counts included, that a file of samples may hold."""
 MAX_NAME = 200
+_LARGEST = 1 << 40
+_Count: TypeAlias = Annotated[int, Meta(ge=0, le=_LARGEST)]
+"""Byte counts included."""
+_FromOne: TypeAlias = Annotated[int, Meta(ge=1, le=_LARGEST)]
 _TOO_LONG = f"more than {MAX_SAMPLE_BYTES >> 20} MiB"
 
 
@@ -123,7 +131,7 @@ def write_samples(path: Path, samples: KernelSamples) -> None:
         "config": dict(samples.config),
         "environment": dict(samples.environment),
     }
-    lines = [json.dumps(header), *(json.dumps(_curve_to_json(c)) for c in samples.curves)]
+    lines = [json.dumps(header), *(encode(_Row.of(curve)) for curve in samples.curves)]
     write_whole(path, "\n".join(lines) + "\n")
 
 
@@ -135,14 +143,34 @@ def read_samples(path: Path) -> KernelSamples:
     """
     try:
         raw = read_bytes(path, MAX_SAMPLE_BYTES)
-        text = _unpack(raw) if path.suffix == ".gz" else raw.decode()
-        return _samples_of(text.splitlines())
     except OSError as error:
         raise SampleError(f"{path} cannot be read: {error.strerror}") from None
-    except TypedJsonError as error:
-        raise SampleError(str(error)) from None
-    except (ValueError, KeyError, TypeError, ArithmeticError) as error:
-        raise SampleError(f"{path} holds no kernel samples ({error!r:.200})") from None
+    except ValueError as error:  # too large, or a path with a null character
+        raise SampleError(f"{str(path)!r:.200}: {error}") from None
+    try:
+        text = _unpack(raw) if path.suffix == ".gz" else raw.decode()
+        return _samples_of(text.splitlines())
+    except ValueError as error:
+        raise SampleError(f"{path} holds no kernel samples ({error!s:.300})") from None
+
+
+def sample_files(directory: Path) -> list[Path]:
+    """The files of samples in a directory, by name."""
+    return sorted(path for end in ("jsonl", "jsonl.gz") for path in directory.glob(f"*.{end}"))
+
+
+def read_directory(directory: Path) -> tuple[KernelSamples, ...]:
+    """The samples of every file in a directory.
+
+    Raises:
+        SampleError: if there is no such directory, it holds no samples, or a file cannot be read.
+    """
+    if not os.path.isdir(directory):
+        raise SampleError(f"there is no directory {directory}")
+    files = sample_files(directory)
+    if not files:
+        raise SampleError(f"{directory} holds no .jsonl or .jsonl.gz file")
+    return tuple(map(read_samples, files))
 
 
 def _unpack(raw: bytes) -> str:
@@ -160,78 +188,74 @@ def _unpack(raw: bytes) -> str:
 
 
 def _samples_of(lines: Iterable[str]) -> KernelSamples:
-    rows: Iterator[Any] = (parse(line) for line in lines if line.strip())
-    header = next(rows, None)
-    if header is None:
+    numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+    first = next(numbered, None)
+    if first is None:
         raise ValueError("empty file")
-    model, config, environment = header["model"], header["config"], header["environment"]
-    if not (isinstance(model, str) and isinstance(config, dict) and isinstance(environment, dict)):
-        raise ValueError("the header's model, config and environment are not text and two objects")
-    curves = tuple(_curve_from_json(row) for row in rows)
-    return KernelSamples(model, config, environment, curves)
+    header = _read(first[1], _Header, "header")
+    curves = tuple(_read(line, _Row, f"line {number}").curve for number, line in numbered)
+    return KernelSamples(header.model, header.config, header.environment, curves)
 
 
-def _curve_to_json(curve: Curve) -> dict[str, Any]:
-    series = curve.series
-    return {
-        "kernel": str(series.kernel),
-        "name": series.name,
-        "batch_size": series.batch_size,
-        "context": series.context,
-        "causal": series.causal,
-        "inputs": curve.inputs,
-        "outputs": curve.outputs,
-        "weight_bytes": curve.weight_bytes,
-        "positions": curve.positions,
-        "seconds": [[float(f"{s:.6g}") for s in passes] for passes in curve.seconds],
-    }
+def _read(line: str, kind: type[T], where: str) -> T:
+    # Integers of any size may be in a model's config.json.
+    return JsonObject(where, line, parse(line)).decode(kind, pass_over=True)
 
 
-def _curve_from_json(row: Mapping[str, Any]) -> Curve:
-    series = Series(
-        Kernel(row["kernel"]),
-        _count(row["batch_size"]),
-        _count(row["context"]),
-        _flag(row["causal"]),
-        _text(row["name"]),
-    )
-    positions = tuple(_count(n) for n in row["positions"])
-    seconds = tuple(tuple(map(_number, passes)) for passes in row["seconds"])
-    if len(positions) != len(seconds) or not positions or not all(seconds):
-        raise ValueError("positions and seconds differ in number")
-    if positions[0] < 1 or any(a >= b for a, b in itertools.pairwise(positions)):
-        raise ValueError("positions do not ascend from 1 or more")
-    if not all(math.isfinite(s) and s > 0 for passes in seconds for s in passes):
-        raise ValueError("a time is not finite and above 0")
-    return Curve(
-        series,
-        positions,
-        seconds,
-        _count(row["inputs"]),
-        _count(row["outputs"]),
-        _count(row["weight_bytes"]),
-    )
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """The first line."""
+
+    model: str
+    config: dict[str, Any]
+    environment: dict[str, Any]
 
 
-def _number(value: object) -> float:
-    if type(value) not in (int, float):
-        raise ValueError(f"{value!r:.80} is no number")
-    return float(value)  # type: ignore[arg-type]
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A line of a curve.
 
+    Raises:
+        ValueError: if positions do not ascend, or there are not as many times.
+    """
 
-def _flag(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"{value!r:.80} is neither true nor false")
-    return value
+    kernel: Kernel
+    name: Annotated[str, Meta(max_length=MAX_NAME)]
+    batch_size: _Count
+    context: _Count
+    causal: bool
+    inputs: _Count
+    outputs: _Count
+    weight_bytes: _Count
+    positions: Annotated[tuple[_FromOne, ...], Meta(min_length=1)]
+    seconds: tuple[Annotated[tuple[Above0, ...], Meta(min_length=1)], ...]
 
+    def __post_init__(self) -> None:
+        if len(self.positions) != len(self.seconds):
+            raise ValueError("positions and seconds differ in number")
+        if any(a >= b for a, b in itertools.pairwise(self.positions)):
+            raise ValueError("positions do not ascend")
 
-def _text(value: object) -> str:
-    if not isinstance(value, str) or len(value) > MAX_NAME:
-        raise ValueError(f"{value!r:.80} is no name of up to {MAX_NAME} characters")
-    return value
+    @classmethod
+    def of(cls, curve: Curve) -> _Row:
+        """The curve, with six digits of its times."""
+        series = curve.series
+        return cls(
+            series.kernel,
+            series.name,
+            series.batch_size,
+            series.context,
+            series.causal,
+            curve.inputs,
+            curve.outputs,
+            curve.weight_bytes,
+            curve.positions,
+            tuple(tuple(float(f"{s:.6g}") for s in passes) for passes in curve.seconds),
+        )
 
-
-def _count(value: object) -> int:
-    if type(value) is not int or not 0 <= value <= MAX_COUNT:
-        raise ValueError(f"{value!r:.80} is no count from 0 to {MAX_COUNT}")
-    return value
+    @property
+    def curve(self) -> Curve:
+        """The curve of the line."""
+        series = Series(self.kernel, self.batch_size, self.context, self.causal, self.name)
+        sizes = self.inputs, self.outputs, self.weight_bytes
+        return Curve(series, self.positions, self.seconds, *sizes)

@@ -44,10 +44,10 @@ def work(plan: ModelPlan, out: Path) -> None:
     """Start an engine, wait for a line on standard input, time everything, write the samples."""
     import torch
 
+    from vllm_nfp.adapter.engines import runner_without_probe
+    from vllm_nfp.adapter.environment import attention_backends, describe_environment
+    from vllm_nfp.adapter.runners import view_of
     from vllm_nfp.calibrate.modules import ModuleBench
-    from vllm_nfp.engine.environment import attention_backends, describe_environment
-    from vllm_nfp.engine.runners import view_of
-    from vllm_nfp.start.engine import runner_without_probe
     from vllm_nfp.timing import CudaClock, HostClock
 
     on_gpu = torch.cuda.is_available()

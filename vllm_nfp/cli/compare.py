@@ -12,7 +12,7 @@ from rich.table import Table
 
 from vllm_nfp.cli.common import Refusal, json_option, read_profile
 from vllm_nfp.cli.terminal import Console
-from vllm_nfp.compare import (
+from vllm_nfp.results.compare import (
     CHANCE_SHARE,
     CompareError,
     Comparison,
@@ -24,13 +24,13 @@ from vllm_nfp.compare import (
 from vllm_nfp.text import duration
 
 MOST_MISSING = 6
-"""Cells that only one profile has, named before the rest is counted."""
+"""Cells that only one profile has and that are named; the rest is counted."""
 
 
 @click.command("compare")
 @click.argument("before", type=click.Path(path_type=Path))
 @click.argument("after", type=click.Path(path_type=Path))
-@click.option("--all", "everything", is_flag=True, help="Show what did not change as well.")
+@click.option("--all", "everything", is_flag=True, help="Also show what did not change.")
 @json_option
 def compare_command(before: Path, after: Path, everything: bool, as_json: bool) -> None:
     """Show what changed from profile BEFORE to profile AFTER, and whether it is significant.
@@ -70,18 +70,18 @@ def _print_nfp(console: Console, found: Comparison, everything: bool) -> None:
 
 
 def _print_times(console: Console, found: Comparison, everything: bool) -> None:
-    told = [row for row in found.times if row.significant is not None]
+    judged = [row for row in found.times if row.significant is not None]
     changed = found.significant_times
-    if not told:
-        console.print("Median times: the samples are too few to tell a change")
+    if not judged:
+        console.print("Median times: too few samples to detect a change")
     elif changed:
         console.print(
-            f"Median times: {len(changed)} of {len(told)} changed significantly; by chance "
-            f"{CHANCE_SHARE * len(told):.1f} would. Clocks and temperature differ between runs "
-            f"too, and no interval holds that."
+            f"Median times: {len(changed)} of {len(judged)} changed significantly; about "
+            f"{CHANCE_SHARE * len(judged):.1f} would by chance. Clocks and temperature also differ "
+            f"between runs, which the intervals do not include."
         )
     else:
-        console.print(f"Median times: no significant change in {len(told)} points")
+        console.print(f"Median times: no significant change in {len(judged)} points")
     rows = found.times if everything else changed
     if rows:
         console.print(_times_table(rows))
@@ -110,7 +110,7 @@ def _plain(text: str) -> str:
 
 
 def _nfp_table(rows: Sequence[NfpChange]) -> Table:
-    table = _new_table("NFP [95 % interval]", "module", "L", "B", "within", "before", "after", "")
+    table = _new_table("NFP [95 % interval]", "module", "L", "B", "epsilon", "before", "after", "")
     for row in rows:
         table.add_row(
             row.module,

@@ -1,4 +1,4 @@
-"""``vllm-nfp dashboards``: hands out the Grafana dashboards and Prometheus rules."""
+"""``vllm-nfp dashboards``: exports the Grafana dashboards and Prometheus rules."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def dashboards_command() -> None:
 def export_command(folder: Path, force: bool, as_json: bool) -> None:
     """Write the dashboards, rules and provisioning to DIR, for Grafana and Prometheus to read.
 
-    A file that is there and differs is left alone, and so is all the rest, unless --force is set.
+    If a file there differs, nothing is written, unless --force is given.
     """
     try:
         done = export(folder, force)

@@ -1,4 +1,4 @@
-"""``vllm-nfp demo``: the whole way on a small model."""
+"""``vllm-nfp demo``: serves a small model with the probe, from start to table."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from pathlib import Path
 
 import click
 
-from vllm_nfp import demo, scrape
+from vllm_nfp import demo
 from vllm_nfp.cli.common import Refusal, temporary_folder
 from vllm_nfp.cli.prepare_cpu import repair_cpu
 from vllm_nfp.cli.table import print_table
 from vllm_nfp.cli.terminal import Console
+from vllm_nfp.results import scrape
 from vllm_nfp.start.ports import free_port
 from vllm_nfp.start.server import running_server
 
 MOST_ROUNDS = 6
-"""Rounds of requests on a machine that is slow to give an estimate."""
+"""Most rounds of requests until the first estimate."""
 
 
 @click.command("demo")
@@ -24,16 +25,16 @@ MOST_ROUNDS = 6
     type=click.FloatRange(1, 3600),
     default=30.0,
     show_default=True,
-    help="How long to send requests.",
+    help="Seconds for which requests are sent.",
 )
 @click.option(
     "--folder",
     type=click.Path(file_okay=False, path_type=Path),
     default=None,
-    help="Where to put model, log and results [default: a new folder].",
+    help="Directory for model, log and results [default: a new one].",
 )
 def demo_command(seconds: float, folder: Path | None) -> None:
-    """Serve a small model with the probe, send requests, print what its /metrics say."""
+    """Serve a small model with the probe, send requests and print the NFP table."""
     console = Console()
     folder = folder or temporary_folder("vllm-nfp-demo-")
     try:
@@ -59,7 +60,7 @@ def _run_demo(console: Console, settings: demo.Settings) -> None:
 def _send_until_estimate(
     console: Console, settings: demo.Settings, url: str, model: Path, log: Path
 ) -> scrape.Scrape:
-    """Send requests, in several rounds if the first brings no estimate; what /metrics then say."""
+    """Send requests, in several rounds if needed, until /metrics has an estimate; what it says."""
     for _ in range(MOST_ROUNDS):
         console.print(f"sending requests for {settings.seconds:g} s")
         load = demo.load_of(settings, url, str(model))
@@ -69,6 +70,6 @@ def _send_until_estimate(
         found = scrape.parse(scrape.fetch(url))
         if found.rows:
             break
-        console.print("no estimate yet on this machine")
+        console.print("no estimate yet")
     console.print(f"{load.answered} requests answered; from {url}/metrics:")
     return found

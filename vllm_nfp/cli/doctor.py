@@ -1,4 +1,4 @@
-"""``vllm-nfp doctor``: what is installed, what will work, and what will not and why."""
+"""``vllm-nfp doctor``: what is installed, what will work, and why the rest will not."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ STYLES = {"ok": "green", "warning": "yellow", "broken": "bold red", "unknown": "
     "--model",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     default=None,
-    help="Folder of a model with a config.json: say what vLLM would do with it.",
+    help="Directory of a model with a config.json: check how vLLM would serve it.",
 )
 @click.option(
     "--output-dir",
     default=None,
     metavar="DIR",
-    help="Folder that --nfp-output-dir will name: see that it can be written.",
+    help="Check that --nfp-output-dir can write to this directory.",
 )
 @json_option
 @click.argument("flags", nargs=-1, type=click.UNPROCESSED)
 def doctor_command(
     model: Path | None, output_dir: str | None, as_json: bool, flags: tuple[str, ...]
 ) -> None:
-    """Say what is installed, which model runner vLLM takes, what will work and what will not.
+    """Check what is installed, which model runner vLLM uses, and what will work.
 
-    FLAGS are those of your `vllm serve` and need --model; put them after `--`.
-    Exit code 0: the probe will work. 1: something that it needs is broken. 2: bad flags.
+    FLAGS are those of your `vllm serve`, after `--`; they need --model. Exit code 0: the probe
+    will work. 1: something that it needs is broken. 2: bad flags.
     """
     from vllm_nfp import doctor
 
     if flags and model is None:
-        raise Refusal(f"{flags[0]!r:.60} is a flag for a model: give --model FOLDER with it")
+        raise Refusal(f"{flags[0]!r:.60} is a flag of vllm serve: give --model DIR with it")
     if model is not None and not os.path.isfile(model / "config.json"):
-        raise Refusal(f"{model} holds no config.json: give the folder of a model")
+        raise Refusal(f"{model} holds no config.json: give the directory of a model")
     try:
         diagnosis = doctor.diagnose(doctor.Question(model, flags, output_dir))
     except doctor.BadQuestionError as error:
@@ -71,10 +71,10 @@ def _print(diagnosis: object) -> None:
         table.add_row(Text(finding.status, STYLES[finding.status]), finding.name, Text(text))
     console = Console(highlight=False)
     console.print(table)
-    told = diagnosis.to_json()
+    mode = diagnosis.to_json()["mode"]
     verdict = {
         "active": "the probe will work",
         "passive": "the probe will time real steps and inject nothing",
-        "off": "the probe will not work: see what is broken",
-    }[told["mode"]]
+        "off": "the probe will not work: see what is broken above",
+    }[mode]
     console.print(f"\n{verdict}")

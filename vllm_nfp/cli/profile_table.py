@@ -1,4 +1,4 @@
-"""Prints a profile's boundaries for people."""
+"""Prints the NFP table of a profile."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from rich import box
 from rich.table import Table
 
 from vllm_nfp.cli.terminal import Console
-from vllm_nfp.metrics.snapshot import MODULES, BoundaryRow
-from vllm_nfp.profile import Profile
+from vllm_nfp.results.profile import Profile
+from vllm_nfp.types import Boundary, reading_order
 
 
-def nfp_text(row: BoundaryRow) -> str:
-    """NFP with its interval; "+" if no probed count was over the line."""
+def nfp_text(row: Boundary) -> str:
+    """NFP with its interval; "+" if the largest N measured is still free."""
     return f"{row.positions}{'+' if row.at_limit else ''} [{row.lower}, {row.upper}]"
 
 
 def print_profile(profile: Profile) -> None:
-    """Print what was measured on what, and the NFP table."""
+    """Print the model, the device and the NFP table."""
     console = Console()
     environment = profile.environment
     console.print(
@@ -29,13 +29,13 @@ def print_profile(profile: Profile) -> None:
         console.print(f"{cell} was left out: {reason}", highlight=False, markup=False)
     if profile.run.missing_pairs:
         console.print(
-            f"the time was over before every point had its samples: "
+            f"time ran out before every point had its samples: "
             f"{profile.run.missing_pairs} pairs are missing",
             highlight=False,
         )
     console.print(_table(profile))
     if any(row.at_limit for row in profile.boundaries):
-        console.print("+ no probed count was over the line: the boundary is here or beyond")
+        console.print("+ = still free at the largest N measured")
 
 
 def _table(profile: Profile) -> Table:
@@ -48,7 +48,7 @@ def _table(profile: Profile) -> Table:
     found = {(r.module, r.batch_size, r.context, r.epsilon): r for r in profile.boundaries}
     cells = {(r.module, r.batch_size, r.context) for r in profile.boundaries}
     for module, batch_size, context in sorted(
-        cells, key=lambda cell: (MODULES.index(cell[0]), cell[2], cell[1])
+        cells, key=lambda cell: (reading_order(cell[0]), cell[2], cell[1])
     ):
         rows = [found.get((module, batch_size, context, e)) for e in profile.epsilons]
         texts = ("-" if row is None else nfp_text(row) for row in rows)

@@ -8,20 +8,16 @@ from rich import box
 from rich.table import Table
 
 from vllm_nfp.cli.terminal import Console
-from vllm_nfp.draft.recommend import Recommendation
+from vllm_nfp.draft.advice import size_range
+from vllm_nfp.draft.recommendation import Recommendation
 from vllm_nfp.draft.schedule import ScheduleRow
 
 WIDEST = 1000
 
 
-def print_lengths(
-    console: Console,
-    result: Recommendation,
-    assumptions: Sequence[str],
-    warnings: Sequence[str],
-) -> None:
-    """The table for all contexts, the best lengths at each, and what they rest on."""
-    source = result.source
+def print_lengths(console: Console, found: Recommendation) -> None:
+    """Print the table for all contexts, the best lengths at each, assumptions and warnings."""
+    source = found.source
     where = f" on {source.device}" if source.device else ""
     how = {"profile": "measured", "server": "measured, live", "prediction": "predicted"}
     console.print(
@@ -31,35 +27,31 @@ def print_lengths(
     )
     entries = ", ".join(
         f"B {size_range(entry.batch_size_first, entry.batch_size_last)}: K={entry.draft_length}"
-        for entry in result.schedule.ranges
+        for entry in found.schedule.ranges
     )
     console.print(f"Draft lengths for all contexts: {entries}", highlight=False)
-    table = _table(result)
-    # A narrower terminal breaks the lines: a number with its end cut off would be another number.
+    table = _table(found.rows)
+    # In a narrower terminal the lines wrap: cut numbers would be other numbers.
     console.width = max(console.width, Console(width=WIDEST).measure(table).maximum)
     console.print(table)
-    _print_notes(console, result.rows)
-    for text in assumptions:
+    for note in _notes(found.rows):
+        console.print(note, highlight=False, markup=False)
+    for text in found.assumptions:
         console.print(f"Assumed: {text}.", highlight=False, markup=False)
-    for text in warnings:
+    for text in found.warnings:
         console.print(f"Warning: {text}.", style="yellow", highlight=False, markup=False)
-    if not result.schedule.pays:
+    if not found.schedule.pays:
         console.print("Drafts pay nowhere: serve without --speculative-config.")
 
 
-def size_range(first: int, last: int) -> str:
-    """Batch sizes as 8 or 9-31."""
-    return str(first) if first == last else f"{first}-{last}"
-
-
-def _table(result: Recommendation) -> Table:
+def _table(rows: Sequence[ScheduleRow]) -> Table:
     table = Table(
         title="Best draft length K by context L and batch size B", box=box.SIMPLE, padding=(0, 1)
     )
     for name in ("L", "B", "K", "tok/step", "tok/s", "gain", "free K", "K for all L: gain"):
         table.add_column(name, justify="right", no_wrap=True)
     context = None
-    for row in result.rows:
+    for row in rows:
         if context is not None and row.context != context:
             table.add_section()
         context = row.context
@@ -86,17 +78,23 @@ def _cells(row: ScheduleRow) -> Sequence[str]:
     )
 
 
-def _print_notes(console: Console, rows: Sequence[ScheduleRow]) -> None:
-    if any(row.at_limit for row in rows):
-        console.print("K+ is the longest that could be judged: longer drafts may be better still")
-    if any(row.free_at_limit for row in rows):
-        console.print("free K+: no measured count was over the line, more may be free")
-    if any(row.basis == "between" for row in rows):
-        console.print(
-            "* between measured batch sizes: at least this gain, if the step lies between theirs"
-        )
-    if any(row.basis == "unknown" for row in rows):
-        console.print(
-            "0? was not measured: no drafts, to be safe, unless another context tells (K: ?); "
-            "probe such batch_sizes"
-        )
+def _notes(rows: Sequence[ScheduleRow]) -> list[str]:
+    """The footnotes whose marks the table shows."""
+    wanted = ", ".join(map(str, sorted({r.batch_size_last for r in rows if r.basis != "between"})))
+    notes = (
+        (any(row.at_limit for row in rows), "K+ = the longest that is known; more may be better"),
+        (
+            any(row.free_at_limit for row in rows),
+            "free K+ = still free at the largest N measured; more may be free",
+        ),
+        (
+            any(row.basis == "between" for row in rows),
+            "* = interpolated between measured batch sizes; the gain is a lower bound",
+        ),
+        (
+            any(row.basis == "unknown" for row in rows),
+            "0? = not measured, so no drafts (K: ? = K from the other contexts). To measure: "
+            f"--nfp-config '{{\"batch_sizes\": [{wanted}]}}'",
+        ),
+    )
+    return [text for shown, text in notes if shown]

@@ -18,11 +18,14 @@ from vllm_nfp.cli.common import Refusal, check_output, json_option, read_profile
     type=click.Path(dir_okay=False, path_type=Path),
     default=Path("report.html"),
     show_default=True,
+    help="HTML file to write.",
 )
-@click.option("--epsilon", type=float, default=None, help="Tolerance to draw [default: 0.1].")
+@click.option(
+    "--epsilon", type=float, help="Tolerance to show, as a fraction [default: 0.1 or nearest]."
+)
 @json_option
 def report_command(profile: Path, output: Path, epsilon: float | None, as_json: bool) -> None:
-    """Draw PROFILE: one HTML file that needs no network and no script."""
+    """Write PROFILE as one HTML file that needs neither network nor scripts."""
     from vllm_nfp import report
 
     check_output(output, profile)

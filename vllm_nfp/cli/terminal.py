@@ -1,4 +1,4 @@
-"""The console of the commands: foreign text that it shows cannot steer the terminal."""
+"""The console of the commands: control characters in text from elsewhere are not shown."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from vllm_nfp.text import harmless
 
 
 class Console(rich.console.Console):
-    """Shows ``?`` in place of control characters, which names in files and servers may hold.
+    """Shows ``?`` in place of control characters, which names from files and servers may hold.
 
-    Rich passes an escape character on. Its own control codes are no text and stay.
+    Rich passes escape characters on. Its own control codes are not text and stay.
     """
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
-        """The segments of what is to be shown; see :meth:`rich.console.Console.render`."""
+        """The segments to show; see :meth:`rich.console.Console.render`."""
         for text, style, control in super().render(renderable, options):
             yield Segment(text if control else harmless(text), style, control)

@@ -14,20 +14,21 @@ import click
 from rich.console import RenderableType
 from rich.live import Live
 
-from vllm_nfp import scrape, watch
+from vllm_nfp import watch
 from vllm_nfp.cli.common import Refusal, json_option
 from vllm_nfp.cli.terminal import Console
+from vllm_nfp.results import scrape
 
 FETCH_LIMIT_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Refresh:
-    """What one look at the server gave: a reading, or why there is none."""
+    """One update: a reading of the server, or why there is none."""
 
     reading: watch.Reading | None
     before: watch.Reading | None
-    """The last reading before this look."""
+    """The last reading before this update."""
     problem: str = ""
 
 
@@ -38,17 +39,17 @@ class _Refresh:
     type=click.FloatRange(0.2, 3600),
     default=2.0,
     show_default=True,
-    help="Seconds between two looks at the server.",
+    help="Seconds between two updates.",
 )
 @click.option("--epsilon", type=float, default=None, help="Tolerance to show [default: 0.1].")
-@click.option("--once", is_flag=True, help="Look once and end.")
+@click.option("--once", is_flag=True, help="Print one view and exit.")
 @json_option
 def watch_command(
     url: str, interval: float, epsilon: float | None, once: bool, as_json: bool
 ) -> None:
     """Watch free positions, batch, drafts and overhead of the server at URL.
 
-    Goes on while the server restarts; Ctrl-C ends it. With --json each look prints one line.
+    It keeps running while the server restarts; Ctrl-C ends it. With --json each update is one line.
     """
     try:
         first = _look(url, None)
@@ -77,7 +78,7 @@ def _look(url: str, before: watch.Reading | None) -> _Refresh:
 def _looks(
     url: str, first: _Refresh, interval: float, sleep: Callable[[float], None] = time.sleep
 ) -> Iterator[_Refresh]:
-    """The first look and then one after the other, without end."""
+    """The first update and then one after the other, without end."""
     refresh, last = first, first.reading
     while True:
         yield refresh
@@ -89,12 +90,14 @@ def _looks(
 def _check_epsilon(epsilon: float | None, reading: watch.Reading) -> None:
     if epsilon is not None and reading.epsilons and epsilon not in reading.epsilons:
         measured = ", ".join(f"{e:g}" for e in reading.epsilons)
-        raise Refusal(f"epsilon {epsilon:g} is not measured by this server; it has {measured}")
+        raise Refusal(
+            f"--epsilon {epsilon:g} is not measured by this server: give one of {measured}"
+        )
 
 
 def _show(looks: Iterator[_Refresh], epsilon: float | None, once: bool) -> None:
     console = Console()
-    if once or not console.is_terminal:  # a file or pipe gets one view below the other
+    if once or not console.is_terminal:  # a file or pipe gets the views one below the other
         for refresh in looks:
             console.print(_view(refresh, epsilon))
         return
@@ -104,7 +107,7 @@ def _show(looks: Iterator[_Refresh], epsilon: float | None, once: bool) -> None:
 
 
 def _view(refresh: _Refresh, epsilon: float | None) -> RenderableType:
-    # Without a reading the last one stays, and says so.
+    # Without a new reading the last one stays, with the reason.
     shown = refresh.reading or refresh.before
     assert shown is not None, "the first look has a reading"
     before = refresh.before if refresh.reading else None

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_nfp.typed_json import write_whole
+from vllm_nfp.files import write_whole
 
 PARTS = ("grafana/*.json", "rules/*.yml", "provisioning/**/*.yml", "prometheus.yml", "compose.yaml")
 """What an operator needs, as patterns within the source folder."""

@@ -2,10 +2,9 @@
 
 from vllm_nfp.draft.acceptance import Acceptance, AcceptanceError, constant, from_rates
 from vllm_nfp.draft.curve import StepCurve
+from vllm_nfp.draft.demand import Demand, DraftCost
 from vllm_nfp.draft.length import expected_tokens
 from vllm_nfp.draft.schedule import (
-    Demand,
-    DraftCost,
     Schedule,
     ScheduleRange,
     ScheduleRow,

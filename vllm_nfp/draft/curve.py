@@ -141,7 +141,7 @@ def curve_of_seconds(
     return StepCurve(batch_size, context, one, points)
 
 
-def dearer(low: StepCurve, high: StepCurve) -> StepCurve:
+def slower(low: StepCurve, high: StepCurve) -> StepCurve:
     """A curve for batch sizes strictly between two: at each N the dearer of theirs.
 
     Under experts a larger batch makes a position cheaper, in a dense model dearer; either way the

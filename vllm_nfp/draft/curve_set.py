@@ -12,13 +12,18 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAlias
+
+import msgspec
+from msgspec import Meta
 
 from vllm_nfp.config import MOST_BATCH_SIZES, MOST_CONTEXTS, MOST_POSITION_COUNTS
 from vllm_nfp.draft.curve import StepCurve, interpolated
+from vllm_nfp.files import FileError, read_bytes, write_whole
 from vllm_nfp.give_way import in_pieces
-from vllm_nfp.metrics.snapshot import SnapshotError, hand_over_file
-from vllm_nfp.typed_json import TypedJsonError, parse, read_bytes, write_whole
+from vllm_nfp.results.snapshot import SnapshotError, hand_over_file
+from vllm_nfp.strict_json import parse_object
+from vllm_nfp.types.shapes import Above0, Size
 
 SCHEMA = 1
 MAX_FILE_BYTES = 1 << 20
@@ -105,18 +110,16 @@ def read_curves(path: Path) -> CurveSet:
     """
     try:
         head, *lines = read_bytes(path, MAX_FILE_BYTES, follow_links=False).split(b"\n")
-    except TypedJsonError as error:
+    except FileError as error:
         raise SnapshotError(str(error)) from None
-    about = _parse(head, path.name)
-    if not isinstance(about, dict) or about.get("schema") != SCHEMA:
+    about = _head(head, path.name)
+    if about.schema != SCHEMA:
         raise SnapshotError(f"{path.name} holds no curves of schema {SCHEMA}")
     if len(lines) > MOST_CURVES:
         raise SnapshotError(f"{path.name} holds more than {MOST_CURVES} curves")
-    if about.get("curves") != len(lines):
+    if about.curves != len(lines):
         raise SnapshotError(f"{path.name} does not hold as many curves as it says")
-    curves = [
-        _curve(_parse(line, path.name), path.name) for line in in_pieces(lines, CURVES_AT_A_TIME)
-    ]
+    curves = [_curve(line, path.name) for line in in_pieces(lines, CURVES_AT_A_TIME)]
     if len({(curve.batch_size, curve.context) for curve in curves}) != len(curves):
         raise SnapshotError(f"{path.name} holds two curves of one cell")
     return CurveSet.of(curves)
@@ -138,26 +141,38 @@ def _values(curve: StepCurve) -> list[Any]:
     ]
 
 
-def _parse(line: bytes, where: str) -> Any:
-    if len(line) > MOST_LINE_BYTES:
-        raise SnapshotError(f"{where} has a line of more than {MOST_LINE_BYTES} bytes")
-    try:
-        return parse(line)
-    except ValueError as error:
-        raise SnapshotError(f"{where} is not valid JSON: {error}") from None
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """The first line."""
+
+    schema: int
+    curves: int
 
 
-def _curve(values: Any, where: str) -> StepCurve:
+_Counts: TypeAlias = Annotated[tuple[Size, ...], Meta(max_length=MOST_POSITION_COUNTS)]
+_LINE = msgspec.json.Decoder(
+    tuple[Size, Size, Above0, Size | None, _Counts, tuple[Above0, ...]]  # as _values() has them
+)
+
+
+def _head(line: bytes, where: str) -> _Head:
+    _check_length(line, where)
     try:
-        batch_size, context, seconds, without, counts, ratios = values
-        if len(counts) > MOST_POSITION_COUNTS:
-            raise ValueError(f"a curve has more than {MOST_POSITION_COUNTS} counts of positions")
-        integers = (batch_size, context, *counts, *(() if without is None else (without,)))
-        if not all(type(value) is int and value > 0 for value in integers):
-            raise ValueError("a batch size, context or count is no number above 0")
-        if not all(type(value) is float for value in (seconds, *ratios)):
-            raise ValueError("a time is no number with a point")
+        return parse_object(line, where).decode(_Head)
+    except FileError as error:
+        raise SnapshotError(str(error)) from None
+
+
+def _curve(line: bytes, where: str) -> StepCurve:
+    _check_length(line, where)
+    try:
+        batch_size, context, seconds, without, counts, ratios = _LINE.decode(line)
         points = tuple(zip(counts, ratios, strict=True))
         return StepCurve(batch_size, context, seconds, points, without)
-    except (TypeError, ValueError) as error:
+    except (ValueError, RecursionError) as error:
         raise SnapshotError(f"{where} holds no curve in a line: {error}") from None
+
+
+def _check_length(line: bytes, where: str) -> None:
+    if len(line) > MOST_LINE_BYTES:
+        raise SnapshotError(f"{where} has a line of more than {MOST_LINE_BYTES} bytes")

@@ -2,24 +2,13 @@
 
 from vllm_nfp.estimate.boundary import estimate_cell
 from vllm_nfp.estimate.store import PairStore
-from vllm_nfp.estimate.types import (
-    Boundary,
-    Cell,
-    CellEstimate,
-    Curve,
-    CurvePoint,
-    Module,
-    Pair,
-)
+from vllm_nfp.estimate.types import Boundary, CellEstimate, Curve, CurvePoint
 
 __all__ = [
     "Boundary",
-    "Cell",
     "CellEstimate",
     "Curve",
     "CurvePoint",
-    "Module",
-    "Pair",
     "PairStore",
     "estimate_cell",
 ]

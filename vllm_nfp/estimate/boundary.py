@@ -38,8 +38,9 @@ from vllm_nfp.estimate.location import (
     median_interval,
     walsh_averages,
 )
-from vllm_nfp.estimate.types import Boundary, Cell, CellEstimate, Curve, CurvePoint, Pair
+from vllm_nfp.estimate.types import Boundary, CellEstimate, Curve, CurvePoint
 from vllm_nfp.give_way import give_way
+from vllm_nfp.types import Cell, Pair
 
 RATIO_TAIL = 0.025
 """Chance of each side of a ratio's 95 % interval to miss."""

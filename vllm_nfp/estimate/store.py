@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from vllm_nfp.estimate.types import Cell, Pair
+from vllm_nfp.types import Cell, Pair
 
 MOST_PAIRS = 100_000
 """Pairs kept in all, some 15 MiB; once there are so many, a new one takes the place of an old one

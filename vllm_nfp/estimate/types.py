@@ -2,58 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from enum import StrEnum
 
-
-class Module(StrEnum):
-    """What is timed; the values are the ``module`` label of the metrics."""
-
-    DENSE_FFN = "dense_ffn"
-    MOE_FFN = "moe_ffn"
-    ATTENTION = "attention"
-    COMMUNICATION = "communication"
-    """The collectives of one layer; where there are several ranks."""
-    MODEL = "model"
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Cell:
-    """One module at one batch size (sequences) and context length (tokens)."""
-
-    module: Module
-    batch_size: int
-    context: int
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """The time at N positions per sequence and that at one, taken side by side.
-
-    Both in seconds. Clocks that drift with temperature and load change both alike, so that the
-    ratio stays.
-
-    Raises:
-        ValueError: for a count below 1, or a time that is not finite and above 0.
-    """
-
-    positions: int
-    seconds: float
-    baseline_seconds: float
-
-    def __post_init__(self) -> None:
-        if self.positions < 1:
-            raise ValueError(f"positions must be 1 or more, not {self.positions}")
-        for name in ("seconds", "baseline_seconds"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0.0):
-                raise ValueError(f"{name} must be finite and above 0, not {value!r}")
-
-    @property
-    def log_ratio(self) -> float:
-        """log(t(N) / t(1))."""
-        return math.log(self.seconds / self.baseline_seconds)
+from vllm_nfp.types import Cell
 
 
 @dataclass(frozen=True, slots=True)

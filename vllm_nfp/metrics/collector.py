@@ -27,35 +27,30 @@ from prometheus_client.core import (
 
 from vllm_nfp.draft.acceptance import Acceptance, constant
 from vllm_nfp.draft.curve import StepCurve
-from vllm_nfp.draft.schedule import FREE, Demand, DraftCost, best_length
-from vllm_nfp.draft.sources import (
+from vllm_nfp.draft.demand import FREE, Demand, DraftCost
+from vllm_nfp.draft.schedule import best_length
+from vllm_nfp.draft.server import STEP_RATIO
+from vllm_nfp.draft.server_drafts import (
     COUNTERS,
     DRAFT_CONTROL,
     DRAFT_SECONDS,
-    STEP_RATIO,
-    SourceError,
-    curves_of_rows,
     live_acceptance,
     live_drafting,
-    served_cost,
-    served_method,
 )
+from vllm_nfp.draft.sources import SourceError, curves_of_rows
 from vllm_nfp.faults import maybe_fail
 from vllm_nfp.give_way import in_pieces
-from vllm_nfp.metrics import control
-from vllm_nfp.metrics.control import ControlSnapshot, control_families
-from vllm_nfp.metrics.snapshot import (
+from vllm_nfp.results import control
+from vllm_nfp.results.control import ControlSnapshot, control_families
+from vllm_nfp.results.snapshot import (
     FILE_PATTERN,
-    BoundaryRow,
-    CurveRow,
-    PredictionRow,
     Snapshot,
     SnapshotError,
-    State,
     engine_file,
     read_snapshot,
 )
 from vllm_nfp.text import label
+from vllm_nfp.types import Boundary, CurvePoint, Prediction, State
 
 logger = logging.getLogger("vllm.nfp")
 
@@ -306,32 +301,32 @@ def _engine(snapshot: Snapshot) -> list[str]:
     return [label(snapshot.model_name), snapshot.engine]
 
 
-def _cell(snapshot: Snapshot, row: BoundaryRow | CurveRow | PredictionRow) -> list[str]:
+def _cell(snapshot: Snapshot, row: Boundary | CurvePoint | Prediction) -> list[str]:
     return [*_engine(snapshot), row.module, str(row.batch_size), str(row.context)]
 
 
 def _boundaries(engines: list[Snapshot]) -> Iterator[Metric]:
     estimate = GaugeMetricFamily(
         "vllm_nfp_positions",
-        "Positions per sequence that decode within (1+epsilon) of the one-position time.",
+        "NFP: free positions per sequence, with a step at most (1+epsilon) times t(1).",
         labels=_LINE,
     )
     lower = GaugeMetricFamily(
-        "vllm_nfp_positions_lower", "Lower end of the 95% interval.", labels=_LINE
+        "vllm_nfp_positions_lower", "Lower end of NFP's 95% interval.", labels=_LINE
     )
     upper = GaugeMetricFamily(
         "vllm_nfp_positions_upper",
-        "Upper end of the 95% interval; the largest probed count where nothing was over the line.",
+        "Upper end of NFP's 95% interval; the largest N tested if all were free.",
         labels=_LINE,
     )
     at_limit = GaugeMetricFamily(
         "vllm_nfp_positions_at_limit",
-        "1 if no probed count was over the line, so that the boundary is here or beyond.",
+        "1 if the largest N tested is still free, so NFP is this or more.",
         labels=_LINE,
     )
     largest = GaugeMetricFamily(
         "vllm_nfp_positions_largest_free",
-        "Largest probed count surely under the line, even if a smaller one is over it.",
+        "Largest N tested that is significantly free, even if a smaller N is not.",
         labels=_LINE,
     )
     for snapshot in engines:
@@ -348,12 +343,12 @@ def _boundaries(engines: list[Snapshot]) -> Iterator[Metric]:
 def _predictions(engines: list[Snapshot]) -> Iterator[Metric]:
     predicted = GaugeMetricFamily(
         "vllm_nfp_predicted_positions",
-        "NFP predicted from the device's data sheet and the kernels' granularity.",
+        "NFP predicted from the device's data sheet and kernel granularity.",
         labels=_LINE,
     )
     idle = GaugeMetricFamily(
         "vllm_nfp_idle_compute_positions",
-        "NFP by the usual rule: free until idle compute is used up.",
+        "NFP by the roofline rule: free until compute-bound.",
         labels=_LINE,
     )
     for snapshot in engines:
@@ -368,15 +363,13 @@ def _curves(engines: list[Snapshot]) -> Iterator[Metric]:
     labels = [*_CELL, "positions"]
     latency = GaugeMetricFamily(
         "vllm_nfp_module_latency_seconds",
-        "Median time of the module (mean of its timed layers; the whole step for model).",
+        "Median time of the module: mean of its timed layers; for model, the whole step.",
         labels=labels,
     )
-    samples = GaugeMetricFamily(
-        "vllm_nfp_samples", "Pairs of samples behind a point of the curve.", labels=labels
-    )
+    samples = GaugeMetricFamily("vllm_nfp_samples", "Pairs of probes at this point.", labels=labels)
     graphed = GaugeMetricFamily(
         "vllm_nfp_execution_info",
-        "1 for how a step of this shape ran: a full or piecewise CUDA graph, or none.",
+        "1 for the way a step of this shape ran: full or piecewise CUDA graph, or none.",
         labels=[*labels, "execution"],
     )
     for snapshot in engines:
@@ -402,8 +395,8 @@ def _step_curves(engines: Iterable[Snapshot]) -> _CurvesOf:
 def _step_ratios(engines: list[Snapshot], curves: _CurvesOf) -> Iterator[Metric]:
     ratio = GaugeMetricFamily(
         STEP_RATIO,
-        "Time of a probed whole step over that with one position per sequence, from pairs of runs; "
-        "at least what the host needs where a step has no CUDA graph.",
+        "t(N) / t(1) of the probed whole step, from pairs. Without a CUDA graph, at least the time "
+        "that the host needs.",
         labels=[*_ENGINE, "batch_size", "context", "positions"],
     )
     for snapshot in engines:
@@ -419,7 +412,7 @@ def _layers(engines: list[Snapshot]) -> Iterator[Metric]:
         return
     family = HistogramMetricFamily(
         "vllm_nfp_layer_latency_seconds",
-        "Time of one layer's module in probes; off unless layer_histograms is set.",
+        "Time of one layer's module in probes; only with layer_histograms.",
         labels=[*_ENGINE, "layer", "module"],
     )
     for snapshot in engines:
@@ -436,30 +429,30 @@ def _layers(engines: list[Snapshot]) -> Iterator[Metric]:
 def _probing(engines: list[Snapshot]) -> Iterator[Metric]:
     probes = CounterMetricFamily(
         "vllm_nfp_probes",
-        "Pairs of probes: measured between steps, idle, or startup. Warm-up runs and captures: "
-        "prepared while serving or idle, or startup_prepared. Tries that were refused.",
+        "Probe pairs: measured (between steps), idle, startup. Warm-up runs and captures: prepared "
+        "(serving or idle), startup_prepared. Attempts without free memory: refused.",
         labels=[*_ENGINE, "outcome"],
     )
     seconds = CounterMetricFamily(
         "vllm_nfp_probe_gpu_seconds",
-        "GPU time that probes took while serving (host time on a CPU).",
+        "GPU time of probes while serving (host time on a CPU).",
         labels=_ENGINE,
     )
     ratio = GaugeMetricFamily(
-        "vllm_nfp_overhead_ratio", "Share of serving time that probes took.", labels=_ENGINE
+        "vllm_nfp_overhead_ratio", "Fraction of serving time spent on probes.", labels=_ENGINE
     )
     budget = GaugeMetricFamily(
         "vllm_nfp_overhead_budget_ratio",
-        "Largest share of serving time that probes may take, as configured.",
+        "Maximum fraction of serving time for probes, as configured.",
         labels=_ENGINE,
     )
     startup = GaugeMetricFamily(
         "vllm_nfp_startup_seconds",
-        "Time that the probe added to the start, imports and predictions included.",
+        "Startup time added by the probe, including imports and predictions.",
         labels=_ENGINE,
     )
     memory = GaugeMetricFamily(
-        "vllm_nfp_graph_bytes", "GPU memory of the probe's own CUDA graphs.", labels=_ENGINE
+        "vllm_nfp_graph_bytes", "GPU memory of the probe's CUDA graphs.", labels=_ENGINE
     )
     for snapshot in engines:
         labels = _engine(snapshot)
@@ -476,13 +469,13 @@ def _probing(engines: list[Snapshot]) -> Iterator[Metric]:
 def _states(engines: list[Snapshot]) -> Iterator[Metric]:
     state = GaugeMetricFamily(
         "vllm_nfp_state",
-        "1 for the state the probe is in: warming, probing, steady, passive or disabled.",
+        "1 for the probe's state: warming, probing, steady, passive or disabled.",
         labels=[*_ENGINE, "state"],
     )
     why = GaugeMetricFamily(
         "vllm_nfp_state_info",
-        "1 for the reason why the probe is passive or disabled, or why its results are missing; "
-        "none while it probes.",
+        "1 for the reason why the probe is passive or disabled, or its results are missing; "
+        "absent while it probes.",
         labels=[*_ENGINE, "state", "reason"],
     )
     for snapshot in engines:
@@ -498,20 +491,20 @@ def _states(engines: list[Snapshot]) -> Iterator[Metric]:
 def _costs(engines: list[Snapshot]) -> Iterator[Metric]:
     idle = CounterMetricFamily(
         "vllm_nfp_idle_probe_gpu_seconds",
-        "GPU time that probes took while no request was there (host time on a CPU).",
+        "GPU time of probes while no request was present (host time on a CPU).",
         labels=_ENGINE,
     )
     delayed = GaugeMetricFamily(
-        "vllm_nfp_delayed_steps_ratio", "Share of steps that a probe has delayed.", labels=_ENGINE
+        "vllm_nfp_delayed_steps_ratio", "Fraction of steps delayed by a probe.", labels=_ENGINE
     )
     slack = GaugeMetricFamily(
         "vllm_nfp_budget_slack_ratio",
-        "Part of the budget that the load leaves to probes; 0 while requests wait.",
+        "Fraction of the budget available under the current load; 0 while requests wait.",
         labels=_ENGINE,
     )
     memory = GaugeMetricFamily(
         "vllm_nfp_memory_bytes",
-        "Memory that the probe holds: gpu, or host, the growth of the worker at its start.",
+        "Memory of the probe: gpu, or host (growth of the worker while the probe attached).",
         labels=[*_ENGINE, "kind"],
     )
     for snapshot in engines:
@@ -528,12 +521,10 @@ def _steps(engines: list[Snapshot]) -> Iterator[Metric]:
     names = [*_ENGINE, "batch_size", "context", "positions"]
     latency = GaugeMetricFamily(
         "vllm_nfp_step_latency_seconds",
-        "Median time of recent real decode steps, from the launch to the end of sampling.",
+        "Median time of recent real decode steps, from launch to the end of sampling.",
         labels=names,
     )
-    count = CounterMetricFamily(
-        "vllm_nfp_steps", "Real decode steps timed, of each kind.", labels=names
-    )
+    count = CounterMetricFamily("vllm_nfp_steps", "Real decode steps of each kind.", labels=names)
     for snapshot in engines:
         for row in in_pieces(snapshot.steps, ROWS_AT_A_TIME):
             labels = [
@@ -550,7 +541,7 @@ def _steps(engines: list[Snapshot]) -> Iterator[Metric]:
 def _ages(engines: list[Snapshot]) -> Iterator[Metric]:
     age = GaugeMetricFamily(
         "vllm_nfp_age_seconds",
-        "Time since the engine's probe last told of itself; it does so every few seconds.",
+        "Seconds since the engine last updated its probe metrics; grows if it hangs or exits.",
         labels=_ENGINE,
     )
     for snapshot in engines:
@@ -565,20 +556,20 @@ def _live(engines: list[Snapshot]) -> Iterator[Metric]:
         "vllm_nfp_live_batch_size", "Sequences in the last real decode step.", labels=_ENGINE
     )
     context = GaugeMetricFamily(
-        "vllm_nfp_live_context", "Mean context length in the last decode step.", labels=_ENGINE
+        "vllm_nfp_live_context", "Mean context in the last decode step, in tokens.", labels=_ENGINE
     )
     positions = GaugeMetricFamily(
-        "vllm_nfp_live_positions", "Positions per sequence in that step.", labels=_ENGINE
+        "vllm_nfp_live_positions", "Positions per sequence in the last decode step.", labels=_ENGINE
     )
     free = GaugeMetricFamily(
         "vllm_nfp_free_tokens",
-        "Tokens that fit into the last real step beside its own within (1+epsilon).",
+        "Tokens that the last real step could have added within (1+epsilon).",
         labels=[*_ENGINE, "epsilon"],
     )
     cell = GaugeMetricFamily(
         "vllm_nfp_live_cell_info",
-        "1 for the probed batch size and context that the last real step is filed under; none "
-        "while no probed cell holds it.",
+        "1 for the smallest probed batch size and context that contain the last real step; "
+        "absent if there is none.",
         labels=[*_ENGINE, "batch_size", "context"],
     )
     for snapshot in engines:
@@ -638,7 +629,7 @@ def _recommended(
 ) -> Iterator[Metric]:
     family = GaugeMetricFamily(
         "vllm_nfp_recommended_draft_length",
-        "Draft length that vllm-nfp recommend gives at the probed context nearest to live traffic.",
+        "Draft length of vllm-nfp recommend at the probed context nearest to live traffic.",
         labels=[*_ENGINE, "batch_size"],
     )
     for snapshot in engines:
@@ -694,7 +685,7 @@ def told_cost(metrics: Iterable[Metric]) -> CostOf:
 
     def cost_of(engine: str) -> DraftCost | None:
         drafting = live_drafting(samples, engine)
-        return served_cost(served_method(drafting), drafting)
+        return drafting.cost(drafting.method)
 
     return cost_of
 

@@ -23,7 +23,7 @@ from vllm_nfp.principle.hardware_file import (
 from vllm_nfp.principle.hf_config import shape_from_config
 from vllm_nfp.principle.idle_compute import idle_compute_nfp
 from vllm_nfp.principle.model_files import load_config
-from vllm_nfp.principle.modules import MODULES, Module, modules_of
+from vllm_nfp.principle.modules import modules_of
 from vllm_nfp.principle.predict import (
     Boundary,
     CellPrediction,
@@ -40,7 +40,6 @@ __all__ = [
     "ATTENTION_BACKENDS",
     "CATALOGUE",
     "H100_CALIBRATION",
-    "MODULES",
     "Boundary",
     "Calibration",
     "CellPrediction",
@@ -50,7 +49,6 @@ __all__ = [
     "LatentAttention",
     "Limit",
     "ModelShape",
-    "Module",
     "PredictionError",
     "Row",
     "Serving",

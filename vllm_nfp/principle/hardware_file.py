@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vllm_nfp.files import FileError, write_whole
 from vllm_nfp.principle.calibration import Calibration, default_calibration
 from vllm_nfp.principle.hardware import Hardware, HardwareError, hardware_by_name
-from vllm_nfp.typed_json import TypedJsonError, decode, read_object, write_whole
+from vllm_nfp.strict_json import read_object
 
 SCHEMA = 1
 MAX_BYTES = 1 << 20
@@ -29,6 +30,15 @@ class Target:
     hardware: Hardware
     calibration: Calibration
     environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """What of a hardware file is used."""
+
+    hardware: Hardware
+    calibration: Calibration
+    environment: Any = None
 
 
 def target_of(name_or_file: str | os.PathLike[str]) -> Target:
@@ -56,22 +66,22 @@ def read_hardware_file(path: Path) -> Target:
         HardwareError: if it cannot be read, or holds something else.
     """
     try:
-        values = read_object(path, MAX_BYTES)
-        if values.get("schema") != SCHEMA:
-            raise TypedJsonError(f"schema is {values.get('schema')!r:.80} where {SCHEMA} is known")
-        hardware = decode(Hardware, values.get("hardware"), "hardware")
-        calibration = decode(Calibration, values.get("calibration"), "calibration")
+        found = read_object(path, MAX_BYTES)
+        schema = found.values.get("schema")
+        if schema != SCHEMA:
+            raise FileError(f"schema is {schema!r:.80} where {SCHEMA} is known")
+        read = found.decode(_Content, pass_over=True)
     except OSError as error:
         raise HardwareError(
             f"hardware file {path} cannot be read ({error.strerror}): give a file that "
             f"vllm-nfp calibrate wrote, or a name"
         ) from None
-    except ValueError as error:  # TypedJsonError, or a path with a null character
+    except ValueError as error:  # FileError, or a path with a null character
         raise HardwareError(
             f"hardware file {path} cannot be used ({error}): write it with vllm-nfp calibrate"
         ) from None
-    environment = values.get("environment")
-    return Target(hardware, calibration, environment if isinstance(environment, Mapping) else {})
+    environment = read.environment if isinstance(read.environment, dict) else {}
+    return Target(read.hardware, read.calibration, environment)
 
 
 def write_hardware_file(path: Path, target: Target) -> None:

@@ -7,8 +7,9 @@ tokens wake more of them. The predictor is there to be compared with it.
 from __future__ import annotations
 
 from vllm_nfp.principle.hardware import Hardware
-from vllm_nfp.principle.modules import Module, check_cell
+from vllm_nfp.principle.modules import check_cell
 from vllm_nfp.principle.shape import Gemm, ModelShape
+from vllm_nfp.types import Module
 
 
 def idle_compute_nfp(

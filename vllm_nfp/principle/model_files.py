@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from vllm_nfp.principle.shape import ShapeError
 
 MAX_CONFIG_BYTES = 4 << 20
-_GIVE = "give a folder with a config.json, or the file itself"
+_GIVE = "give a directory with a config.json, or the file itself"
+_REPOSITORY = re.compile(r"[\w.-]*\w/[\w.-]+")
+"""The name of a repository of Hugging Face, as vLLM takes it: never downloaded here."""
 
 
 def load_config(path: str | Path) -> dict[str, object]:
     """The parsed config.json of a model.
 
     Args:
-        path: a folder that has a config.json, or the file itself.
+        path: a directory with a config.json, or the file itself.
 
     Raises:
         ShapeError: naming the path, if there is no such file, it cannot be read, is larger than
@@ -52,7 +55,13 @@ def _config_file(path: str | Path) -> Path:
         return file
     if given.is_dir():
         raise ShapeError(f"{given} has no config.json: {_GIVE}")
-    raise ShapeError(f"{str(path)[:200]!r} is no file or folder here: {_GIVE}")
+    name = str(path)[:200]
+    if _REPOSITORY.fullmatch(name):
+        raise ShapeError(
+            f"no directory {name!r}: get the config with 'hf download {name} config.json "
+            f"--local-dir {given.name.lower()}' and give that directory"
+        )
+    raise ShapeError(f"no file or directory {name!r}: {_GIVE}")
 
 
 def _read(file: Path) -> str:
@@ -69,3 +78,23 @@ def _read(file: Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise ShapeError(f"{file} is not UTF-8 text: {_GIVE}") from None
+
+
+def model_name(path: Path) -> str:
+    """The name of a model's directory.
+
+    A directory in the cache of Hugging Face is named after its repository.
+    """
+    folder = path.resolve()
+    if folder.is_file():
+        if folder.name != "config.json":
+            return _shown_name(folder.stem)
+        folder = folder.parent
+    if folder.parent.name == "snapshots" and folder.parts[-3].startswith("models--"):
+        return _shown_name(folder.parts[-3].removeprefix("models--").replace("--", "/"))
+    return _shown_name(folder.name)
+
+
+def _shown_name(name: str) -> str:
+    """The name if tables can show it, otherwise empty: the config's own name is used then."""
+    return name if name.isprintable() and len(name) <= 200 else ""

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from vllm_nfp.principle.errors import PredictionError
 from vllm_nfp.principle.shape import ModelShape
 from vllm_nfp.text import plain
-
-Module = Literal["dense_ffn", "moe_ffn", "attention", "communication", "model"]
-MODULES: tuple[Module, ...] = ("dense_ffn", "moe_ffn", "attention", "communication", "model")
+from vllm_nfp.types import Module
 
 
 def module_named(name: str) -> Module | None:
     """The module that is meant, whatever the case, dashes and underscores; None if it is none."""
     wanted = plain(name)
-    return next((module for module in MODULES if plain(module) == wanted), None)
+    return next((module for module in Module if plain(module) == wanted), None)
 
 
 def modules_of(shape: ModelShape) -> tuple[Module, ...]:
-    """The modules that the model has, in the order of :data:`MODULES`."""
+    """The modules that the model has, in the order of :class:`Module`."""
     lacking = {
-        "dense_ffn": shape.num_dense_layers == 0,
-        "moe_ffn": shape.num_moe_layers == 0,
-        "communication": shape.num_ranks == 1,
+        Module.DENSE_FFN: shape.num_dense_layers == 0,
+        Module.MOE_FFN: shape.num_moe_layers == 0,
+        Module.COMMUNICATION: shape.num_ranks == 1,
     }
-    return tuple(module for module in MODULES if not lacking.get(module, False))
+    return tuple(module for module in Module if not lacking.get(module, False))
 
 
 def check_cell(shape: ModelShape, batch_size: int, context: int, module: str) -> None:
@@ -36,7 +32,7 @@ def check_cell(shape: ModelShape, batch_size: int, context: int, module: str) ->
     """
     if module not in modules_of(shape):
         raise PredictionError(
-            f"{shape.name} has no module {module!r}: use one of {', '.join(modules_of(shape))}"
+            f"{shape.name} has no module {str(module)!r}: use one of {', '.join(modules_of(shape))}"
         )
     if batch_size < 1:
         raise PredictionError(f"batch_size must be 1 or more, not {batch_size}")

@@ -30,9 +30,9 @@ from vllm_nfp.principle.ffn import KERNEL_SECONDS, activation_seconds, elementwi
 from vllm_nfp.principle.gemm import gemm_fixed_seconds, gemm_terms
 from vllm_nfp.principle.graphs import DEFAULT_CAPTURE_SIZES, padded_tokens
 from vllm_nfp.principle.hardware_file import Target
-from vllm_nfp.principle.modules import Module
 from vllm_nfp.principle.shape import Gemm, ModelShape
 from vllm_nfp.principle.terms import ACTIVATION_BYTES, FloatArray, Terms, add_terms, sum_terms
+from vllm_nfp.types import Module
 
 LAYER_KERNELS = 3
 """Two norms with their residual sums, and rotary embedding; torch.compile fuses the rest."""
@@ -139,11 +139,11 @@ class Step:
     def module(self, module: Module) -> Cost:
         """One layer's module, the mean over layers for attention, or the whole step."""
         costs: dict[Module, Callable[[], Cost]] = {
-            "dense_ffn": self.dense_ffn,
-            "moe_ffn": self.moe_ffn,
-            "attention": lambda: self.attention().times(1 / self._shape.num_layers),
-            "communication": self.communication,
-            "model": lambda: sum(self.parts().values(), NOTHING),
+            Module.DENSE_FFN: self.dense_ffn,
+            Module.MOE_FFN: self.moe_ffn,
+            Module.ATTENTION: lambda: self.attention().times(1 / self._shape.num_layers),
+            Module.COMMUNICATION: self.communication,
+            Module.MODEL: lambda: sum(self.parts().values(), NOTHING),
         }
         return costs[module]()
 

@@ -16,7 +16,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from vllm_nfp.metrics.snapshot import BoundaryRow, CurveRow, PredictionRow
+from vllm_nfp.types import Boundary, CurvePoint, Prediction
 
 SERIES = 6
 """Distinct colours of lines; more lines repeat them with another dash."""
@@ -58,9 +58,9 @@ class Line:
     """What one plot shows of one batch size."""
 
     batch_size: int
-    curve: tuple[CurveRow, ...]
-    boundary: BoundaryRow | None
-    prediction: PredictionRow | None
+    curve: tuple[CurvePoint, ...]
+    boundary: Boundary | None
+    prediction: Prediction | None
 
 
 def plot_cells(lines: Sequence[Line], epsilon: float, title: str, slug: str) -> str:
@@ -108,7 +108,7 @@ def _draw_curves(axes: Any, lines: Sequence[Line], epsilon: float) -> None:
     axes.grid(visible=True, axis="y")
 
 
-def _draw_curve(axes: Any, curve: Sequence[CurveRow], index: int) -> None:
+def _draw_curve(axes: Any, curve: Sequence[CurvePoint], index: int) -> None:
     color = _COLOR[f"series-{index % SERIES}"]
     positions = [row.positions for row in curve]
     upper = [row.ratio if row.ratio_upper is None else row.ratio_upper for row in curve]
@@ -148,7 +148,7 @@ def _draw_boundaries(axes: Any, lines: Sequence[Line]) -> None:
     axes.set_xlabel("positions per sequence, N")
 
 
-def _draw_boundary(axes: Any, row: BoundaryRow, index: int, color: str) -> None:
+def _draw_boundary(axes: Any, row: Boundary, index: int, color: str) -> None:
     axes.plot(
         [row.lower, row.upper], [index, index], color=color, linewidth=5.0, alpha=0.45,
         solid_capstyle="round",

@@ -13,10 +13,10 @@ from vllm_nfp.crossing import usual_epsilon
 from vllm_nfp.draft import ScheduleRow, sources
 from vllm_nfp.draft.recommend import recommend
 from vllm_nfp.draft.sources import SourceError
-from vllm_nfp.metrics.snapshot import MODULES, BoundaryRow, LayerTimeRow, PredictionRow
-from vllm_nfp.profile import CellKey, Profile
+from vllm_nfp.files import write_whole
+from vllm_nfp.results.profile import Profile
 from vllm_nfp.text import duration, harmless
-from vllm_nfp.typed_json import write_whole
+from vllm_nfp.types import Boundary, Cell, LayerLatency, Module, Prediction
 
 ACCEPTANCES = (0.5, 0.7, 0.9)
 """Chances of a draft to be accepted that the table of draft lengths is made for."""
@@ -53,8 +53,8 @@ class NfpRow:
     context: int
     baseline: str
     """t(1) with its unit."""
-    boundary: BoundaryRow
-    prediction: PredictionRow | None
+    boundary: Boundary
+    prediction: Prediction | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,25 +207,25 @@ def _plain(value: object) -> object:
     return harmless(value) if type(value) is str else value
 
 
-def _boundaries(profile: Profile, epsilon: float) -> dict[CellKey, BoundaryRow]:
+def _boundaries(profile: Profile, epsilon: float) -> dict[Cell, Boundary]:
     rows = (row for row in profile.boundaries if row.epsilon == epsilon)
-    return {(row.module, row.batch_size, row.context): row for row in rows}
+    return {row.cell: row for row in rows}
 
 
-def _predictions(profile: Profile, epsilon: float) -> dict[CellKey, PredictionRow]:
+def _predictions(profile: Profile, epsilon: float) -> dict[Cell, Prediction]:
     rows = (row for row in profile.predictions if row.epsilon == epsilon)
-    return {(row.module, row.batch_size, row.context): row for row in rows}
+    return {row.cell: row for row in rows}
 
 
 def _tiles(profile: Profile, epsilon: float) -> tuple[Tile, ...]:
-    found: dict[int, list[BoundaryRow]] = {}
+    found: dict[int, list[Boundary]] = {}
     for (module, batch_size, _), row in sorted(_boundaries(profile, epsilon).items()):
         if module == "model":
             found.setdefault(batch_size, []).append(row)
     return tuple(_tile(batch_size, rows) for batch_size, rows in sorted(found.items()))
 
 
-def _tile(batch_size: int, rows: Sequence[BoundaryRow]) -> Tile:
+def _tile(batch_size: int, rows: Sequence[Boundary]) -> Tile:
     low = min(rows, key=lambda row: row.positions)
     high = max(rows, key=lambda row: row.positions)
     text = _nfp_short(low)
@@ -236,13 +236,13 @@ def _tile(batch_size: int, rows: Sequence[BoundaryRow]) -> Tile:
     return Tile(batch_size, text, span)
 
 
-def _nfp_short(row: BoundaryRow) -> str:
+def _nfp_short(row: Boundary) -> str:
     return f"{row.positions}{'+' if row.at_limit else ''}"
 
 
 def _sections(profile: Profile, epsilon: float) -> tuple[Section, ...]:
     present = {module for module, _, _ in profile.cells}
-    return tuple(_section(profile, m, epsilon) for m in MODULES if m in present)
+    return tuple(_section(profile, m, epsilon) for m in Module if m in present)
 
 
 def _section(profile: Profile, module: str, epsilon: float) -> Section:
@@ -293,11 +293,11 @@ def _drafts(profile: Profile) -> Drafts:
 
 
 def _heat_maps(profile: Profile, epsilon: float) -> tuple[tuple[str, tuple[HeatMap, ...]], ...]:
-    by_cell: dict[CellKey, list[LayerTimeRow]] = {}
+    by_cell: dict[Cell, list[LayerLatency]] = {}
     for row in profile.layer_times:
-        by_cell.setdefault((row.module, row.batch_size, row.context), []).append(row)
+        by_cell.setdefault(row.cell, []).append(row)
     result = []
-    for module in MODULES:
+    for module in Module:
         keys = sorted((k for k in by_cell if k[0] == module), key=lambda k: (k[2], k[1]))
         shown = keys[:: max(1, -(-len(keys) // MOST_LAYER_CELLS))]
         maps = tuple(_heat_map(key, by_cell[key], epsilon) for key in shown)
@@ -306,7 +306,7 @@ def _heat_maps(profile: Profile, epsilon: float) -> tuple[tuple[str, tuple[HeatM
     return tuple(result)
 
 
-def _heat_map(key: CellKey, rows: Sequence[LayerTimeRow], epsilon: float) -> HeatMap:
+def _heat_map(key: Cell, rows: Sequence[LayerLatency], epsilon: float) -> HeatMap:
     times = {(row.layer, row.positions): row.median_seconds for row in rows}
     positions = tuple(sorted({row.positions for row in rows} - {1}))
     layers = sorted({row.layer for row in rows})

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_nfp.prediction import Predictions
-from vllm_nfp.principle.modules import Module
+from vllm_nfp.files import write_whole
 from vllm_nfp.principle.predict import CellPrediction
+from vllm_nfp.principle.prediction import Predictions
 from vllm_nfp.report.page import ReportError
 from vllm_nfp.text import printable
-from vllm_nfp.typed_json import write_whole
+from vllm_nfp.types import Module
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 """Okabe and Ito's palette, told apart with any colour vision; a colour for each batch size."""
@@ -22,11 +22,11 @@ DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.2, 1.6)))
 """A dash for each context."""
 ENDINGS = (".png", ".svg")
 TITLES: dict[Module, str] = {
-    "dense_ffn": "dense FFN, one layer",
-    "moe_ffn": "MoE FFN, one layer",
-    "attention": "attention, mean layer",
-    "communication": "communication, mean layer",
-    "model": "whole step",
+    Module.DENSE_FFN: "dense FFN, one layer",
+    Module.MOE_FFN: "MoE FFN, one layer",
+    Module.ATTENTION: "attention, mean layer",
+    Module.COMMUNICATION: "communication, mean layer",
+    Module.MODEL: "whole step",
 }
 _STYLE: Any = {
     "font.family": "sans-serif",

@@ -1,5 +1,5 @@
-"""Starts what measures: child processes, vLLM servers, engines in this process.
+"""Starts child processes and vLLM servers.
 
 ``demo``, ``measure``, ``calibrate``, the benchmarks and the tests start nothing by themselves.
-:mod:`vllm_nfp.start.engine` is the only module here that imports vLLM.
+Engines in the calling process are in :mod:`vllm_nfp.adapter.engines`, which imports vLLM.
 """

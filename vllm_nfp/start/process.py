@@ -13,8 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from vllm_nfp.files import check_replaceable
 from vllm_nfp.plugin_list import with_plugin
-from vllm_nfp.typed_json import check_replaceable
 
 STOP_SECONDS = 30.0
 """Between SIGTERM and SIGKILL; a server with several GPUs takes many seconds to end."""

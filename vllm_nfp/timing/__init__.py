@@ -2,7 +2,7 @@
 
 from vllm_nfp.timing.clock import Clock, CudaClock, HostClock, Mark
 from vllm_nfp.timing.sampling import Sampler
-from vllm_nfp.timing.steps import StepKind, StepTimer, StepTimes
+from vllm_nfp.timing.steps import StepTimer, StepTimes
 
 __all__ = [
     "Clock",
@@ -10,7 +10,6 @@ __all__ = [
     "HostClock",
     "Mark",
     "Sampler",
-    "StepKind",
     "StepTimer",
     "StepTimes",
 ]

@@ -1,11 +1,10 @@
 """Chooses the real steps that are looked at: all of the first ones, later one in eight.
 
-Looking at a step, timing it and reading the marks takes the host some 25 us, which a step that the
-GPU bounds hides and one that the host bounds does not. So each look stands for the steps since the
-last one.
+To look at a step, time it and read the marks takes the host some 25 us. A step that the GPU bounds
+hides that; one that the host bounds does not. So each look stands for all steps since the last one.
 
-That is true on average only if chance alone chooses the steps. A step that is looked at for what it
-is, such as one that is full of tokens, stands for itself. The sampler does not count it.
+That is right on average only if chance alone chooses the steps. A step that is looked at for what
+it is, such as one that is full of tokens, stands for itself. The sampler does not count it.
 """
 
 from __future__ import annotations
@@ -13,17 +12,17 @@ from __future__ import annotations
 import random
 
 LOOKED_AT_FIRST = 512
-"""Steps of a session that are all looked at: metrics then are there at once."""
+"""First steps of a session, which are all looked at: so metrics appear at once."""
 LOOKED_ONE_IN = 8
-"""Of later steps; at random, so as to meet no rhythm of a server's."""
+"""Of later steps; at random, since a server's steps may have a rhythm."""
 
 
 class Sampler:
     """Decides step by step over the steps that only chance looks at; makes no object.
 
     Args:
-        one_in: mean number of steps that a look stands for; 1 looks at all.
-        first: so many steps are all looked at.
+        one_in: mean number of steps that a look stands for; 1 looks at all steps.
+        first: number of first steps that are all looked at.
     """
 
     __slots__ = ("_first", "_gap", "_looks", "_one_in", "_random", "_since", "stands_for")

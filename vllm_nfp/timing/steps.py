@@ -11,11 +11,11 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from vllm_nfp.faults import maybe_fail
 from vllm_nfp.give_way import in_pieces
 from vllm_nfp.timing.clock import Clock, Mark
+from vllm_nfp.types import Shape
 
 RING_SLOTS = 256
 """Timed steps whose end has not been read; while the ring is full none is timed or counted."""
@@ -33,15 +33,6 @@ KINDS_AT_A_TIME = 16
 """Kinds whose median is taken before a pause: some 0.3 ms."""
 SAMPLES_KEPT = 64
 """Most recent timed steps of a kind that its median is taken over, each for all it stands for."""
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class StepKind:
-    """Bucket bounds of a step."""
-
-    batch_size: int
-    context: int
-    positions: int
 
 
 class Series:
@@ -115,7 +106,7 @@ class StepTimes:
             series = self._series[key] = Series()
         return series
 
-    def medians(self) -> dict[StepKind, tuple[int, float]]:
+    def medians(self) -> dict[Shape, tuple[int, float]]:
         """Steps counted since the start, and the median of the recent times, in seconds, by kind.
 
         Kinds of which no step has been read yet are left out.
@@ -126,19 +117,11 @@ class StepTimes:
             if series.timed
         }
 
-    def recent(self) -> dict[StepKind, tuple[int, list[float]]]:
-        """Steps counted since the start, and the times of the most recent ones, by kind."""
-        found = {}
-        for key, series in in_pieces(list(self._series.items()), KINDS_AT_A_TIME):
-            kept = list(series.seconds[: min(series.timed, SAMPLES_KEPT)])
-            found[self._kind(key)] = (series.count, kept)
-        return found
-
     @staticmethod
-    def _kind(key: int) -> StepKind:
+    def _kind(key: int) -> Shape:
         cell, positions = divmod(key, MOST_POSITIONS + 1)
         b, c = divmod(cell, len(CONTEXT_BOUNDS))
-        return StepKind(BATCH_BOUNDS[b], CONTEXT_BOUNDS[c], positions)
+        return Shape(BATCH_BOUNDS[b], CONTEXT_BOUNDS[c], positions)
 
 
 class _Slot:

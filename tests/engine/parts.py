@@ -1,0 +1,45 @@
+"""Attaches a session to a runner as the hooks do, and finds its parts."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from vllm_nfp.config import ProbeConfig
+
+
+def attach(config: ProbeConfig, worker: Any, runner: Any = None) -> Any:
+    """A session on a worker's runner, hooked if it is active."""
+    from vllm_nfp.adapter.hooks import hook_runner
+    from vllm_nfp.adapter.patch import PatchSet
+    from vllm_nfp.session import open_session
+
+    runner = runner or worker.model_runner
+    patches = PatchSet()
+    session = open_session(config, worker.vllm_config, time.monotonic())
+    session.after_warm_up(runner, None, patches.restore)
+    if session.active:
+        hook_runner(patches, runner, session)
+    return session
+
+
+def publisher_of(session: Any) -> Any:
+    """The background side."""
+    return session._started.lead.publisher
+
+
+def prober_of(session: Any) -> Any:
+    """What chooses pairs, or only times steps."""
+    return session._started.lead.watcher
+
+
+def only_times(session: Any) -> bool:
+    """Whether real steps are timed, and nothing can be probed."""
+    from vllm_nfp.session.timing_only import TimingOnly
+
+    return session.active and isinstance(prober_of(session), TimingOnly)
+
+
+def engine_of(session: Any) -> Any:
+    """What runs the shapes."""
+    return session._started.engine

@@ -1,0 +1,101 @@
+"""Makes sessions without vLLM: parts of the tests' own, put together as a start does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+from vllm_nfp.adapter.runners import StepLimits
+from vllm_nfp.config import ProbeConfig
+from vllm_nfp.results.snapshot import Snapshot
+from vllm_nfp.session.agreement import Agreement, Alone
+from vllm_nfp.session.looks import Looks
+from vllm_nfp.session.output import Output
+from vllm_nfp.session.publisher import Publisher
+from vllm_nfp.session.session import Session
+from vllm_nfp.session.started import Lead, Started
+from vllm_nfp.session.worker import StartCost, Worker
+from vllm_nfp.timing import Sampler
+
+
+def vllm_config(rank: int = 0, tensor_parallel_size: int = 1) -> SimpleNamespace:
+    """What a start reads of an engine's configuration, at the least."""
+    return SimpleNamespace(
+        model_config=SimpleNamespace(model="m", served_model_name="m"),
+        parallel_config=SimpleNamespace(
+            data_parallel_index=0, rank=rank, tensor_parallel_size=tensor_parallel_size
+        ),
+        scheduler_config=SimpleNamespace(max_num_seqs=8, max_num_batched_tokens=64),
+    )
+
+
+class Shown(Output):
+    """Shows each snapshot that it hands over.
+
+    Args:
+        config: names the folders.
+        shown: takes the snapshots.
+    """
+
+    def __init__(self, config: ProbeConfig, shown: Callable[[Snapshot], None]) -> None:
+        super().__init__(config)
+        self._shown = shown
+
+    def _hand_over(self, snapshot: Snapshot) -> None:
+        self._shown(snapshot)
+        super()._hand_over(snapshot)
+
+
+def session_of(
+    config: ProbeConfig | None = None,
+    engine: Any = None,
+    begun: float | None = None,
+    now: Callable[[], float] = time.monotonic,
+    show: Callable[[Snapshot], None] = lambda _: None,
+) -> Session:
+    """A session that has not started."""
+    config = config or ProbeConfig()
+    cost = StartCost(now() if begun is None else begun, now)
+    return Session(Worker(config, engine or vllm_config(), cost), Shown(config, show))
+
+
+def serving(
+    watcher: Any,
+    tokens: int,
+    agreement: Agreement | None = None,
+    show: Callable[[Snapshot], None] = lambda _: None,
+    engine: Any = None,
+) -> Session:
+    """A session that serves, and has looked at all of its first steps.
+
+    Args:
+        watcher: a prober, or what passive mode has in its place; None on a rank that follows.
+        tokens: the most that a step may hold.
+    """
+    worker = Worker(ProbeConfig(), vllm_config(), StartCost(time.monotonic()))
+    output = Shown(worker.config, show)
+    view: Any = SimpleNamespace(decode_positions=1)
+    looks = Looks(Sampler(first=1), StepLimits(sequences=64, tokens=tokens), view)
+    lead = None
+    if watcher is not None:
+        times = watcher.timer.times
+        lead = Lead(watcher, Publisher(worker.config, worker.identity, times, output))
+    started = Started(agreement or Alone(), looks, engine, lead)
+    session = Session(worker, output, lambda *_: started)
+    session.after_warm_up(None)
+    return session
+
+
+def started_of(session: Session) -> Started:
+    """What serves."""
+    assert session._started is not None
+    return session._started
+
+
+def lead_of(session: Session) -> Lead:
+    """What the leading rank has."""
+    lead = started_of(session).lead
+    assert lead is not None
+    return lead

@@ -1,0 +1,121 @@
+"""Who ends the probe after a fault: one rank at once, or all ranks before the same step."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from test_lockstep import Hub
+
+pytest.importorskip("vllm")
+
+from sessions import lead_of, serving
+
+from vllm_nfp.results.snapshot import Snapshot
+from vllm_nfp.schedule.counters import Counters
+from vllm_nfp.schedule.lockstep import Lockstep
+from vllm_nfp.session.in_lockstep import InLockstep
+from vllm_nfp.session.session import Session
+from vllm_nfp.timing import HostClock, StepTimer
+from vllm_nfp.types import State
+
+
+class Watcher:
+    """Fails at one of the steps that it is shown."""
+
+    def __init__(self, fails_at: int = -1) -> None:
+        self.timer = StepTimer(HostClock())
+        self.fails_at = fails_at
+        self.seen = 0
+
+    def serving(self) -> None:
+        pass
+
+    def before_step(self, *_: object) -> None:
+        self.seen += 1
+        if self.seen == self.fails_at:
+            raise ValueError("a bug")
+
+    def counters(self, *_: object) -> Counters:
+        return Counters()
+
+
+class Engine:
+    """Has nothing to launch."""
+
+    graph_bytes = 0
+
+    def __init__(self, fails: bool = False) -> None:
+        self.fails = fails
+        self.closed = False
+
+    def check_proofs(self) -> None:
+        if self.fails:
+            raise ValueError("a bug")
+
+    def close(self) -> None:
+        self.closed = True
+
+
+STEP = SimpleNamespace(
+    num_scheduled_tokens={"a": 1, "b": 1},
+    total_num_scheduled_tokens=2,
+    scheduled_cached_reqs=SimpleNamespace(num_computed_tokens=[7, 7]),
+    scheduled_new_reqs=[],
+    scheduled_encoder_inputs={},
+    preempted_req_ids=(),
+)
+
+
+FULL = 2
+"""Tokens that a step may hold: each is full, and looked at."""
+
+
+def run(session: Session) -> None:
+    session.before_step(STEP)
+    session.after_step()
+
+
+def test_alone_a_fault_ends_the_probe_at_once() -> None:
+    told: list[Snapshot] = []
+    session = serving(Watcher(fails_at=3), FULL, show=told.append)
+    for _ in range(2):
+        run(session)
+    assert session.active
+    run(session)
+    assert not session.active
+    assert told[-1].state is State.DISABLED
+    assert told[-1].reason == "fault in stage probe: ValueError('a bug')"
+
+
+def test_alone_a_fault_of_the_publisher_ends_the_probe_by_its_own_reason() -> None:
+    told: list[Snapshot] = []
+    session = serving(Watcher(), FULL, show=told.append)
+    lead_of(session).publisher._fault = "publishing failed: a bug"
+    run(session)
+    assert not session.active
+    assert told[-1].reason == "publishing failed: a bug"
+
+
+@pytest.mark.parametrize("faulty", [0, 1])
+def test_a_fault_of_one_rank_ends_the_probe_of_all_before_the_same_step(faulty: int) -> None:
+    hub, told = Hub(2), list[Snapshot]()
+    engines: list[Any] = [Engine(), Engine(fails=faulty == 1)]
+    agreements = [InLockstep(Lockstep(hub.wire(rank), steps_per_exchange=2)) for rank in range(2)]
+    watcher = Watcher(fails_at=3 if faulty == 0 else -1)
+    team = [
+        serving(watcher, FULL, agreements[0], told.append, engines[0]),
+        serving(None, FULL, agreements[1], engine=engines[1]),
+    ]
+    active = []
+    for _ in range(12):
+        for session in team:
+            run(session)
+        active.append([session.active for session in team])
+    assert active[2] == [True, True], "a rank that has left would be waited for"
+    assert all(first == second for first, second in active)
+    assert active[-1] == [False, False]
+    assert all(engine.closed for engine in engines)
+    assert f"fault on rank {faulty} of 2" in told[-1].reason
+    assert ("stage probe: ValueError('a bug')" in told[-1].reason) is (faulty == 0)

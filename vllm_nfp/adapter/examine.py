@@ -1,0 +1,128 @@
+"""Asks vLLM what it would do here: ``python -m vllm_nfp.adapter.examine JSON`` prints one line.
+
+The argument is ``{"model": FOLDER or null, "flags": [...]}``, the flags as for ``vllm serve``.
+Run by :mod:`vllm_nfp.doctor` in a process of its own, so that neither a broken vLLM nor the time
+and memory of importing it are the caller's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+BAD_FLAGS = 2
+"""Exit status for flags that vLLM's parser or the probe refuses; stderr's last line says why."""
+
+_RUNNER_VARIABLE = "VLLM_USE_V2_MODEL_RUNNER"
+
+
+def examine(model: str | None, flags: Sequence[str]) -> dict[str, Any]:
+    """What vLLM says of this machine, and of a model if one is given.
+
+    Values are None where it does not say.
+    """
+    from vllm.platforms import current_platform
+    from vllm.triton_utils import HAS_TRITON
+
+    found: dict[str, Any] = {
+        "platform": "cpu" if current_platform.is_cpu() else str(current_platform.device_type),
+        "triton": bool(HAS_TRITON),
+        "forced_runner": os.environ.get(_RUNNER_VARIABLE),
+    }
+    if model is not None:
+        found |= _of_model(model, flags)
+    return found
+
+
+def _of_model(model: str, flags: Sequence[str]) -> dict[str, Any]:
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    from vllm_nfp.adapter import flags as nfp
+    from vllm_nfp.adapter import support
+    from vllm_nfp.adapter.patch import PatchSet
+    from vllm_nfp.adapter.versions import Decision, Mode
+    from vllm_nfp.config import ConfigError
+
+    parser = FlexibleArgumentParser(prog="vllm serve")
+    EngineArgs.add_cli_args(parser)
+    nfp.add_flags(parser, PatchSet())
+    args, not_looked_at = parser.parse_known_args(["--model", model, *flags])
+    args.nfp_probe = True
+    try:
+        probe = nfp.config_from_args(args)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(BAD_FLAGS) from None
+    config = EngineArgs.from_cli_args(args).create_engine_config()
+    decision = support.decide(config, passive=bool(probe and probe.passive))
+    if probe is not None and probe.off_reason is not None:
+        decision = Decision(Mode.OFF, probe.off_reason)
+    return {
+        "mode": str(decision.mode),
+        "reason": decision.reason,
+        "not_looked_at": not_looked_at,
+        "use_v2": bool(config.use_v2_model_runner),
+        "v2_unsupported": _unsupported_by_v2(config),
+        "backend": _attention_backend(config),
+        "graphs": _graphs(config),
+        **_drafting(config.speculative_config),
+        "data_parallel": int(config.parallel_config.data_parallel_size),
+    }
+
+
+def _unsupported_by_v2(config: Any) -> list[str]:
+    try:
+        return list(map(str, config._get_v2_model_runner_unsupported_features()))
+    except Exception:
+        return []
+
+
+def _attention_backend(config: Any) -> str | None:
+    """The backend that vLLM would select for the model's attention; None if it does not say."""
+    from vllm.config import set_current_vllm_config
+    from vllm.v1.attention.selector import get_attn_backend
+
+    model = config.model_config
+    try:
+        with set_current_vllm_config(config):
+            backend = get_attn_backend(
+                model.get_head_size(),
+                model.dtype,
+                config.cache_config.cache_dtype,
+                use_mla=bool(model.use_mla),
+                num_heads=model.get_num_attention_heads(config.parallel_config),
+            )
+        return str(backend.get_name())
+    except Exception:
+        return None
+
+
+def _graphs(config: Any) -> dict[str, Any]:
+    compilation = config.compilation_config
+    mode = compilation.cudagraph_mode
+    sizes = list(compilation.cudagraph_capture_sizes or ())
+    return {
+        "eager": bool(config.model_config.enforce_eager),
+        "mode": None if mode is None else mode.name,
+        "largest": max(sizes, default=0),
+    }
+
+
+def _drafting(speculation: Any) -> dict[str, Any]:
+    if speculation is None:
+        return {"speculative": None, "draft_lengths_by_batch_size": False}
+    return {
+        "speculative": speculation.method,
+        "draft_lengths_by_batch_size": bool(speculation.num_speculative_tokens_per_batch_size),
+    }
+
+
+if __name__ == "__main__":
+    asked = json.loads(sys.argv[1])
+    sys.argv = ["vllm"]  # what the plugin reads
+    # vLLM logs to stdout: the answer is its last line.
+    print("\n" + json.dumps(examine(asked["model"], asked["flags"])), flush=True)

@@ -1,0 +1,63 @@
+"""Keeps the uncompiled run of the timed modules from loading kernels that serving never loads.
+
+A CUDA kernel is loaded with the whole module that it was compiled in, which stays in the host's
+memory (``python -m benchmarks.operator_memory``). On an H100 with torch 2.11 the module of
+``index_select``, which looks up embeddings and rotary angles, takes 65 MiB. Those of a plain RMS
+norm take 37 MiB. None of these operators is part of a timed module. Here they run vLLM's own
+kernels, as they do where vLLM serves without compiling. Embeddings are looked up by indexing, which
+vLLM's sampler does anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from vllm_nfp.adapter import targets
+from vllm_nfp.adapter.patch import PatchSet
+
+NORMS = ("rms_norm", "fused_add_rms_norm")
+"""Operators of ``vllm.ir``, which every known release has (sources of 0.26.0, 0.29.0, 0.32.0)."""
+VLLM_KERNELS, PLAIN = "vllm_c", "native"
+
+
+@contextmanager
+def light_ops() -> Iterator[None]:
+    """Have embeddings and norms run small kernels while the context lasts.
+
+    Without a GPU nothing changes. :func:`vllm_nfp.adapter.layers.fused_ops` does the same for
+    rotary embeddings.
+    """
+    patches = PatchSet()
+    try:
+        with ExitStack() as stack:
+            if torch.cuda.is_available():
+                _index_embeddings(patches)
+                _use_vllm_norms(stack)
+            yield
+    finally:
+        patches.restore()
+
+
+def _index_embeddings(patches: PatchSet) -> None:
+    def embedding(_original: Any) -> Any:
+        def indexed(_method: Any, layer: Any, token_ids: torch.Tensor) -> torch.Tensor:
+            rows: torch.Tensor = layer.weight[token_ids]
+            return rows
+
+        return indexed
+
+    patches.wrap(targets.EMBEDDING, embedding)
+
+
+def _use_vllm_norms(stack: ExitStack) -> None:
+    """Prefer vLLM's own kernels for norms, where it was built with them."""
+    from vllm import ir
+
+    for name in NORMS:
+        operator = getattr(ir.ops, name)
+        if VLLM_KERNELS in operator.supported_providers():
+            stack.enter_context(operator.set_priority([VLLM_KERNELS, PLAIN]))

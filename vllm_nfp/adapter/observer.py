@@ -1,0 +1,84 @@
+"""What watches a worker's steps, whether hooks tell it of them or vLLM's extension point."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from vllm_nfp.adapter import idle, metrics_bridge
+from vllm_nfp.adapter.graph_place import GraphPlace
+from vllm_nfp.adapter.patch import MissingTargetError, PatchSet
+from vllm_nfp.config import ProbeConfig
+
+logger = logging.getLogger("vllm.nfp")
+
+
+class StepObserver(Protocol):
+    """Called on the worker's thread. Its own faults end inside it."""
+
+    @property
+    def active(self) -> bool:
+        """Whether steps are timed or probed."""
+        ...
+
+    def after_warm_up(
+        self, runner: Any, place: GraphPlace | None, unhook: Callable[[], None]
+    ) -> None:
+        """Take up the model runner, before the server takes requests.
+
+        Args:
+            runner: vLLM's model runner.
+            place: memory pool and stream of vLLM's own CUDA graphs, if there are any.
+            unhook: removes all that was hooked for this observer.
+        """
+        ...
+
+    def before_step(self, scheduler_output: Any) -> None:
+        """A real step is about to run; probes may run before it."""
+        ...
+
+    def after_step(self) -> None:
+        """The step has been launched; the device may still be at work."""
+        ...
+
+    def idle(self) -> float:
+        """No request is there; returns the seconds until the next call."""
+        ...
+
+
+ObserverFactory = Callable[[ProbeConfig, Any], StepObserver]
+"""Makes an observer from the settings and vLLM's configuration."""
+
+
+def start(
+    worker: Any,
+    config: ProbeConfig,
+    open_observer: ObserverFactory,
+    place: GraphPlace | None,
+    patches: PatchSet,
+    hook_steps: Callable[[PatchSet, StepObserver], None] | None = None,
+) -> StepObserver | None:
+    """Open an observer for a worker that has warmed up; None if there is nothing to observe.
+
+    Args:
+        patches: what was replaced in this process; what is hooked here becomes a part of it.
+        hook_steps: hooks the model runner's steps; None if vLLM tells of them itself.
+    """
+    part = patches.part()
+    try:
+        observer = open_observer(config, worker.vllm_config)
+        if hook_steps is not None:
+            hook_steps(part, observer)
+        observer.after_warm_up(worker.model_runner, place, part.restore)
+        if observer.active:
+            idle.install(part, observer)
+            return observer
+    except MissingTargetError as error:
+        logger.warning("vllm-nfp: the probe stays off: %s", error)
+        metrics_bridge.report_unhooked(config, error)
+    except Exception as error:
+        logger.exception("vllm-nfp: the probe stays off")
+        metrics_bridge.report_unhooked(config, error)
+    part.restore()
+    return None

@@ -1,0 +1,149 @@
+"""What a recommendation assumes, and what to know before serving it: one sentence each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vllm_nfp import releases
+from vllm_nfp.draft.demand import Demand
+from vllm_nfp.draft.drafting import LOOKUPS
+from vllm_nfp.draft.schedule import Schedule, ScheduleRow
+from vllm_nfp.draft.sources import Source
+
+MOST_LISTED = 8
+"""Probabilities of acceptance that are written out."""
+
+
+def assumptions(demand: Demand, method: str) -> tuple[str, ...]:
+    """What the draft lengths rest on."""
+    return (
+        _acceptance(demand),
+        _cost(demand, method),
+        "between measured points the slower neighbour counts; outside the measured batch sizes "
+        "K is 0",
+        "sampling and host time are not included, so real tokens/s are lower",
+    )
+
+
+def warnings(
+    source: Source, demand: Demand, schedule: Schedule, vllm: str | None
+) -> tuple[str, ...]:
+    """Why these draft lengths may not do as they say.
+
+    Args:
+        vllm: version of vLLM that will serve them; None: not known.
+    """
+    return (
+        *_release(vllm),
+        *_losses(schedule.rows),
+        *_unmeasured(schedule.rows),
+        *_without_graphs(source, demand, schedule.rows),
+    )
+
+
+def size_range(first: int, last: int) -> str:
+    """Batch sizes as 8 or 9-31."""
+    return str(first) if first == last else f"{first}-{last}"
+
+
+def _acceptance(demand: Demand) -> str:
+    acceptance = demand.acceptance
+    if not acceptance.per_position:
+        return f"each drafted token is accepted with probability {acceptance.beyond:g}"
+    listed = ", ".join(f"{a:.3g}" for a in acceptance.per_position[:MOST_LISTED])
+    more = ", ..." if len(acceptance.per_position) > MOST_LISTED else ""
+    later = (
+        f"K is at most {len(acceptance.per_position)}"
+        if acceptance.beyond is None
+        else f"later ones with probability {acceptance.beyond:.3g}"
+    )
+    return (
+        f"drafted tokens are accepted, given those before, with probability {listed}{more}; {later}"
+    )
+
+
+def _cost(demand: Demand, method: str) -> str:
+    cost, lookup = demand.cost, method in LOOKUPS
+    seconds = cost.seconds_once if lookup else cost.seconds_per_token
+    share = cost.share_once if lookup else cost.share_per_token
+    if lookup and not seconds and not share:
+        return f"{method} lookup is free (change with --draft-cost)"
+    parts = (f"{seconds * 1e3:.3g} ms" if seconds else "", f"{share:.3g} t(1)" if share else "")
+    amount = " and ".join(filter(None, parts)) or "no time"
+    if lookup:
+        return f"{method} lookup takes {amount} per step, however long the draft"
+    return f"each drafted token takes {amount} with {method}, at every batch size"
+
+
+def _release(vllm: str | None) -> tuple[str, ...]:
+    if vllm is None:
+        return ()
+    found = releases.draft_schedule_refusal(vllm) or releases.draft_schedule_warning(vllm)
+    return () if found is None else (found,)
+
+
+def _losses(rows: Sequence[ScheduleRow]) -> tuple[str, ...]:
+    """Where a server that speculates is slower than one that does not, at every K."""
+    losing = [row for row in rows if row.scheduled_gain is not None and row.scheduled_gain < 1.0]
+    if not losing:
+        return ()
+    first = min(row.batch_size_first for row in losing)
+    last = max(row.batch_size_last for row in losing)
+    worst = min(row.scheduled_gain or 0.0 for row in losing)
+    return (
+        f"at batch sizes {first} to {last} speculation can be slower than none ({worst:.2f}x), "
+        f"because the draft model runs on every step, even at K = 0: serve without speculation if "
+        f"most batches are of these sizes",
+    )
+
+
+def _unmeasured(rows: Sequence[ScheduleRow]) -> tuple[str, ...]:
+    """Where the table drafts at a context at which batches of that size were not measured."""
+    elsewhere = [row for row in rows if row.scheduled_gain is None]
+    found = []
+    for context in sorted({row.context for row in elsewhere}):
+        sizes = ", ".join(size_range(*span) for span in _spans(elsewhere, context))
+        found.append(
+            f"at context {context} batch sizes {sizes} were not measured, and their K comes from "
+            f"the other contexts: measure them if your traffic has them, or choose for this "
+            f"context alone with --contexts {context}"
+        )
+    return tuple(found)
+
+
+def _spans(rows: Sequence[ScheduleRow], context: int) -> list[tuple[int, int]]:
+    """Batch sizes of the rows at a context, neighbours together."""
+    spans: list[tuple[int, int]] = []
+    for row in rows:
+        if row.context != context:
+            continue
+        follows = spans and row.batch_size_first == spans[-1][1] + 1
+        first = spans.pop()[0] if follows else row.batch_size_first
+        spans.append((first, row.batch_size_last))
+    return spans
+
+
+def _without_graphs(source: Source, demand: Demand, rows: Sequence[ScheduleRow]) -> tuple[str, ...]:
+    """Where the best lengths reach the end of the CUDA graphs of the measured server."""
+    best = {
+        (row.batch_size_first, row.context): row.draft_length
+        for row in rows
+        if row.basis == "measured"
+    }
+    edge = []
+    for curve in source.curves:
+        without, found = curve.without_graph_from, best.get((curve.batch_size, curve.context))
+        lengths = demand.lengths(curve)
+        if without is None or found is None or lengths[-1] + 1 < without:
+            continue
+        if found >= max(k for k in lengths if k + 1 < without):
+            edge.append((curve.batch_size, without - 1, curve.batch_size * (lengths[-1] + 1)))
+    if not edge:
+        return ()
+    batch_size, length, _ = min(edge)
+    tokens = max(tokens for *_, tokens in edge)
+    return (
+        f"from B={batch_size} with K={length} on, steps ran without a CUDA graph and were limited "
+        f"by the host: longer drafts may pay with graphs of up to {tokens} tokens "
+        f"(max_cudagraph_capture_size in --compilation-config)",
+    )

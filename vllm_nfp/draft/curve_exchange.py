@@ -1,0 +1,143 @@
+"""Hands the whole step's curves from the worker's publisher to the controller of draft lengths.
+
+Both live in the engine core's process under vLLM's uniprocess executor: the finished set of curves
+goes from one to the other by reference. With workers in processes of their own, as under tensor
+parallelism, it goes through a small file in the run folder (:mod:`vllm_nfp.draft.curve_set`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from typing import TypeVar
+
+from vllm_nfp.config import ProbeConfig
+from vllm_nfp.draft.curve_set import CurveSet, curve_file, read_curves, write_curves
+from vllm_nfp.draft.sources import curves_of_rows
+from vllm_nfp.types import CurvePoint
+
+logger = logging.getLogger("vllm.nfp")
+
+V = TypeVar("V")
+
+_Key = tuple[str | None, str]
+"""(run folder, engine index): one engine of one server."""
+_FileState = tuple[int, int, int]
+"""Time of change, size and inode: alike as long as the file is."""
+MOST_ENGINES = 64
+"""Engines of this process whose curves are kept; the oldest is forgotten first."""
+
+_latest: dict[_Key, CurveSet] = {}
+_readers: dict[_Key, None] = {}
+
+
+def _key(config: ProbeConfig, engine: str) -> _Key:
+    return config.run_dir, engine
+
+
+class CurveSender:
+    """The publisher's end; used by its thread.
+
+    Args:
+        config: the probe's settings.
+        engine: index of the engine.
+    """
+
+    def __init__(self, config: ProbeConfig, engine: str) -> None:
+        self._run_dir = config.run_dir
+        self._engine = engine
+        self._key = _key(config, engine)
+        self._sent: CurveSet | None = None
+        self._written = False
+        self._first = True
+        self._warned = False
+
+    def send(self, rows: Iterable[CurvePoint]) -> bool:
+        """Hand over the curves among these rows; False if they are to be sent once more.
+
+        A controller of this process has them at once; without one they are written, but not the
+        first time: the worker warms up, and sends, before the scheduler is made.
+        """
+        try:
+            curves = CurveSet.of(curves_of_rows(rows))
+        except ValueError as error:
+            self._warn(error)
+            return True  # the same rows give the same error
+        if curves != self._sent:
+            self._sent, self._written = curves, False
+            _keep(_latest, self._key, curves)
+        first, self._first = self._first, False
+        if self._written or self._key in _readers:
+            return True
+        return not first and self._write(curves)
+
+    def _write(self, curves: CurveSet) -> bool:
+        if self._run_dir is None:
+            return True
+        try:
+            write_curves(curve_file(self._run_dir, self._engine), curves)
+        except OSError as error:
+            self._warn(error)
+            return False
+        self._written = True
+        return True
+
+    def _warn(self, error: Exception) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning("vllm-nfp: the draft control gets no new curves: %s", error)
+
+
+class CurveReceiver:
+    """The controller's end.
+
+    Args:
+        config: the probe's settings.
+        engine: index of the engine.
+    """
+
+    def __init__(self, config: ProbeConfig, engine: str) -> None:
+        self._run_dir = config.run_dir
+        self._engine = engine
+        self._key = _key(config, engine)
+        self._from_file: CurveSet | None = None
+        self._state: _FileState | None = None
+        self._warned = False
+        _keep(_readers, self._key, None)
+
+    @property
+    def latest(self) -> CurveSet | None:
+        """The latest curves; None before the first. Reads no file."""
+        return _latest.get(self._key, self._from_file)
+
+    def look(self) -> None:
+        """Read the file if it has changed, unless the worker is in this process.
+
+        In a background thread. A file that cannot be used gives one warning, and no curves.
+        """
+        if self._run_dir is None or self._key in _latest:
+            return
+        path = curve_file(self._run_dir, self._engine)
+        try:
+            about = os.lstat(path)
+            state = (about.st_mtime_ns, about.st_size, about.st_ino)
+            if state == self._state:
+                return
+            self._state = state
+            self._from_file = read_curves(path)
+        except FileNotFoundError:
+            return  # the probe has measured nothing yet, or is off
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError):
+                self._state = None  # it may be readable the next time
+            self._from_file = CurveSet.of(())
+            if not self._warned:
+                self._warned = True
+                logger.warning("vllm-nfp: the draft control does without curves: %s", error)
+
+
+def _keep(of: dict[_Key, V], key: _Key, value: V) -> None:
+    of[key] = value
+    while len(of) > MOST_ENGINES:
+        del of[next(iter(of))]

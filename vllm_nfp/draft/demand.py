@@ -1,0 +1,98 @@
+"""What a draft length is chosen for: acceptance, the cost of drafts, and bounds on the length."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from vllm_nfp.draft.acceptance import Acceptance
+from vllm_nfp.draft.curve import StepCurve
+
+LARGEST_DRAFT_LENGTH = 512
+LARGEST_DRAFT_COST = 1e6
+"""Seconds, or steps without drafts: far beyond any drafter, and sums of such costs stay finite."""
+DEFAULT_SLACK = 0.01
+"""Goodput, as a share, that is given up for a shorter draft: it costs less memory and sampling,
+which the curve does not hold, and differences this small are within the noise of most runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class DraftCost:
+    """Time to make the drafts of one step: t_draft(K).
+
+    Looking n-grams up is left out at K = 0. A head or draft model is not: it takes the tokens of
+    each step in, so that its KV cache is whole when drafting begins again. That pass, which makes
+    the first draft of longer ones, counts as one drafted token (vLLM 0.32, both runners).
+
+    Raises:
+        ValueError: for a cost below 0 or above :data:`LARGEST_DRAFT_COST`.
+    """
+
+    seconds_once: float = 0.0
+    share_once: float = 0.0
+    """As a share of t(1)."""
+    seconds_per_token: float = 0.0
+    share_per_token: float = 0.0
+    """As a share of t(1), for each drafted token."""
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0.0):
+                raise ValueError(f"a draft's cost must be 0 or more, not {value:g} ({name})")
+            if value > LARGEST_DRAFT_COST:
+                raise ValueError(
+                    f"a draft's cost must be at most {LARGEST_DRAFT_COST:g}, not {value:g} ({name})"
+                )
+
+    def ratio(self, draft_length: int, seconds_at_one: float) -> float:
+        """t_draft(K) / t(1)."""
+        once = self.share_once + self.seconds_once / seconds_at_one
+        each = self.share_per_token + self.seconds_per_token / seconds_at_one
+        return each if draft_length == 0 else once + draft_length * each
+
+
+FREE = DraftCost()
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What the choice is made for."""
+
+    acceptance: Acceptance
+    cost: DraftCost = FREE
+    max_draft_length: int | None = None
+    """None: as far as the curve and the acceptance are known, up to LARGEST_DRAFT_LENGTH."""
+    epsilon: float = 0.1
+    slack: float = DEFAULT_SLACK
+    draft_lengths: tuple[int, ...] | None = None
+    """What is chosen from, ascending, besides K = 0; None: every length."""
+
+    def longest(self, curve: StepCurve) -> int:
+        """Largest K that may be chosen on this curve."""
+        return self.lengths(curve)[-1]
+
+    def lengths(self, curve: StepCurve) -> tuple[int, ...]:
+        """Every K that may be chosen on this curve, ascending from 0 on."""
+        limits = (
+            curve.largest - 1,
+            self.acceptance.longest,
+            self.max_draft_length,
+            LARGEST_DRAFT_LENGTH,
+        )
+        most = min(limit for limit in limits if limit is not None)
+        if self.draft_lengths is None:
+            return tuple(range(most + 1))
+        return (0, *(k for k in self.draft_lengths if 0 < k <= most))
+
+    def is_cap(self, draft_length: int) -> bool:
+        """Whether it was asked that no draft be longer."""
+        return draft_length == self.max_draft_length or (
+            self.draft_lengths is not None and draft_length == max((0, *self.draft_lengths))
+        )
+
+    def gain(self, curve: StepCurve, draft_length: int) -> float:
+        """Tokens per second over those of a server without speculation."""
+        tokens = self.acceptance.expected_tokens(draft_length)
+        drafting = self.cost.ratio(draft_length, curve.seconds_at_one)
+        return tokens / (curve.ratio(draft_length + 1) + drafting)

@@ -1,0 +1,83 @@
+"""How drafts are made, and what making them costs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from vllm_nfp.draft.demand import FREE, DraftCost
+
+DraftMethod = Literal["ngram", "ngram_gpu", "eagle", "eagle3", "mtp", "draft_model"]
+DRAFT_METHODS: tuple[str, ...] = get_args(DraftMethod)
+LOOKUPS = frozenset({"ngram", "ngram_gpu"})
+"""Methods that look drafts up in the text so far, once a step, without weights."""
+NEEDS_MODEL = frozenset({"eagle", "eagle3", "draft_model"})
+"""Methods whose drafts come from weights of their own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drafting:
+    """How a server makes its drafts, as its draft control reports it."""
+
+    methods: frozenset[str] = frozenset()
+    """In vLLM's words; several where its engines differ."""
+    token_seconds: float | None = None
+    """Time of one more drafted token, the median over batch sizes; 0: none could be measured; None:
+    nothing is known yet."""
+
+    @property
+    def method(self) -> str:
+        """The server's method; ngram if it is not known or differs between engines."""
+        return next(iter(self.methods)) if len(self.methods) == 1 else "ngram"
+
+    def cost(self, method: str) -> DraftCost | None:
+        """What drafts by this method cost on the server; None: not known.
+
+        ``recommend`` and vllm_nfp_recommended_draft_length share this rule: a lookup is free, and a
+        drafted token of another method costs what draft control has measured for it.
+        """
+        if method in LOOKUPS:
+            return FREE
+        known = method in DRAFT_METHODS and self.methods <= {method}
+        seconds = self.token_seconds if known else None
+        if seconds is None or not 0.0 < seconds < math.inf:
+            return None
+        return DraftCost(seconds_per_token=seconds)
+
+    def why_unknown(self, method: str) -> str:
+        """One sentence on why the cost of this method is not known, and what to give."""
+        if method not in DRAFT_METHODS:
+            return (
+                f"draft_method is needed: the server drafts with {method!r:.60}, whose cost is not "
+                f"known: give the closest of {', '.join(DRAFT_METHODS)}, and --draft-cost"
+            )
+        if self.methods <= {method} and self.token_seconds == 0.0:
+            return (
+                f"draft_cost is needed: the server measured 0 s for a drafted token, which is "
+                f"impossible with {method}: give the seconds of a draft step, or --draft-share"
+            )
+        return (
+            f"draft_cost is needed for {method}: give the seconds of a draft step, or "
+            f"--draft-share as a fraction of a step without drafts (an EAGLE or MTP step runs "
+            f"about one of the model's layers and the LM head), or use a server with "
+            f"--nfp-draft-control that has tried two draft lengths"
+        )
+
+
+UNKNOWN = Drafting()
+
+
+def cost_of(method: str, seconds: float | None = None, share: float | None = None) -> DraftCost:
+    """The cost of drafts by this method: for each drafted token, or for a step's lookup.
+
+    Args:
+        seconds: of a draft step.
+        share: the same as a fraction of a step without drafts, t(1).
+
+    Raises:
+        ValueError: for a cost below 0 or above LARGEST_DRAFT_COST.
+    """
+    if method in LOOKUPS:
+        return DraftCost(seconds_once=seconds or 0.0, share_once=share or 0.0)
+    return DraftCost(seconds_per_token=seconds or 0.0, share_per_token=share or 0.0)

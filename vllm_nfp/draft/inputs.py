@@ -1,0 +1,154 @@
+"""Whatever step times and acceptance may be taken from, read into what draft lengths need."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias, TypeGuard
+
+from vllm_nfp.draft import server, sources
+from vllm_nfp.draft.acceptance import Acceptance, AcceptanceError, constant
+from vllm_nfp.draft.curve import StepCurve
+from vllm_nfp.draft.drafting import LOOKUPS, UNKNOWN, Drafting
+from vllm_nfp.draft.server_drafts import live_acceptance, live_drafting
+from vllm_nfp.draft.sources import Source, SourceError
+from vllm_nfp.results.profile import Profile, load_profile
+
+if TYPE_CHECKING:
+    from vllm_nfp.principle.prediction import Predictions
+    from vllm_nfp.results.scrape import Samples
+
+StepTimes: TypeAlias = "Source | Profile | Predictions | Iterable[StepCurve] | str | Path"
+"""Whatever step times may be taken from."""
+GivenAcceptance: TypeAlias = "Acceptance | float | Sequence[float]"
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What draft lengths are chosen from."""
+
+    source: Source
+    acceptance: Acceptance
+    drafting: Drafting
+    """How the server of the acceptance, or else of the step times, makes its drafts."""
+    warnings: tuple[str, ...] = ()
+    """What to know of the source and of the acceptance, one sentence each."""
+
+
+def read_inputs(
+    times: StepTimes,
+    acceptance: GivenAcceptance | None,
+    acceptance_from: str | None,
+    draft_method: str | None,
+) -> Inputs:
+    """Step times, acceptance and how drafts are made; each server is read once.
+
+    Args:
+        acceptance: None: as counted by the server of ``acceptance_from``, or of the step times.
+        acceptance_from: a server's URL.
+        draft_method: how drafts are to be made; None: as the server makes them.
+
+    Raises:
+        AcceptanceError, SourceError, ProfileError, ScrapeError: see
+            :func:`vllm_nfp.draft.recommend.recommend`.
+    """
+    warnings: list[str] = []
+    metrics: list[Samples] = []
+    if is_url(times):
+        samples = server.read_metrics(times)
+        source = server.step_times(times, samples)
+        metrics.append(samples)
+        warnings += _several_engines(times, samples)
+    else:
+        source = source_of(times)
+    if acceptance_from is not None:
+        metrics.insert(0, server.read_metrics(acceptance_from))
+        warnings += server.differences(source, metrics[0])
+    drafting = (live_drafting(samples) for samples in metrics)
+    found = next((one for one in drafting if one != UNKNOWN), UNKNOWN)
+    if acceptance is not None:
+        return Inputs(source, acceptance_of(acceptance), found, tuple(warnings))
+    if not metrics:
+        raise AcceptanceError(
+            "acceptance is needed: give a probability such as 0.8, one for each drafted token, or "
+            "the URL of a server that speculates"
+        )
+    counted = live_acceptance(metrics[0])
+    if counted.caution is not None:
+        warnings.append(counted.caution)
+    warnings += _other_methods(live_drafting(metrics[0]), draft_method)
+    return Inputs(source, counted.acceptance, found, tuple(warnings))
+
+
+def _several_engines(url: str, samples: Samples) -> list[str]:
+    engines = server.engines_of(samples)
+    if engines < 2:
+        return []
+    return [
+        f"{url} has {engines} engines: the slowest counts for each step, and vLLM ignores draft "
+        f"lengths by batch size under data parallelism"
+    ]
+
+
+def _other_methods(drafting: Drafting, method: str | None) -> list[str]:
+    """That the acceptance was counted on drafts of another method than the one asked for."""
+    if method is None:
+        return []
+    others = drafting.methods - (LOOKUPS if method in LOOKUPS else {method})
+    made = ", ".join(sorted(others))
+    return [f"acceptance was counted on drafts by {made!r:.60}, not {method}"] if others else []
+
+
+def is_url(source: object) -> TypeGuard[str]:
+    """Whether the source is a server."""
+    return isinstance(source, str) and source.lower().startswith(("http://", "https://"))
+
+
+def source_of(times: StepTimes) -> Source:
+    """Step times by whatever names them.
+
+    Raises:
+        SourceError, ProfileError, ScrapeError: see :func:`vllm_nfp.draft.recommend.recommend`.
+    """
+    if isinstance(times, Source):
+        return times
+    if isinstance(times, Profile):
+        return sources.from_profile(times)
+    if is_url(times):
+        return server.step_times(times, server.read_metrics(times))
+    if isinstance(times, (str, Path)):
+        return sources.from_profile(load_profile(times), os.fspath(times))
+    from vllm_nfp.principle.prediction import Predictions  # it needs numpy, which most calls do not
+
+    if isinstance(times, Predictions):
+        return sources.from_predictions(times)
+    curves = tuple(times) if isinstance(times, Iterable) else ()
+    if not curves or not all(isinstance(curve, StepCurve) for curve in curves):
+        raise SourceError(
+            f"{times!r:.80} holds no curve of the whole step: give a profile or its file, a "
+            f"server's URL, predictions, or one StepCurve or more"
+        )
+    return Source("profile", "the curves", "", curves)
+
+
+def acceptance_of(given: GivenAcceptance) -> Acceptance:
+    """Acceptance by a number or one for each drafted token.
+
+    Raises:
+        AcceptanceError: for anything else, or a number outside 0 to 1.
+    """
+    if isinstance(given, Acceptance):
+        return given
+    each = [given] if isinstance(given, Real) else given
+    try:
+        if isinstance(each, str) or not isinstance(each, Iterable):
+            raise TypeError
+        chances = tuple(float(chance) for chance in each)
+    except (TypeError, ValueError, OverflowError):
+        raise AcceptanceError(
+            f"acceptance {given!r:.80} is no number from 0 to 1, nor one for each drafted token"
+        ) from None
+    return constant(*chances) if isinstance(given, Real) else Acceptance(chances)

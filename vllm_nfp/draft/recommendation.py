@@ -1,0 +1,112 @@
+"""A recommendation: draft lengths, what they assume, and what to know before serving them."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vllm_nfp import releases
+from vllm_nfp.draft.demand import Demand
+from vllm_nfp.draft.schedule import Schedule, ScheduleRow
+from vllm_nfp.draft.sources import Source
+from vllm_nfp.draft.speculative_config import speculative_config
+from vllm_nfp.results.profile import to_dataframe
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """Draft lengths, what they assume and what to know before serving them.
+
+    Attributes:
+        method: how drafts are made, in vLLM's words.
+        draft_model: directory or name of the draft model's weights; None: not given.
+        vllm: version of vLLM that will serve the table; None: not known.
+        assumptions: what the lengths rest on, one sentence each.
+        warnings: why they may not do as they say, one sentence each.
+    """
+
+    source: Source
+    demand: Demand
+    schedule: Schedule
+    method: str
+    draft_model: str | None
+    vllm: str | None
+    assumptions: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def rows(self) -> tuple[ScheduleRow, ...]:
+        """Each range of batch sizes at each context."""
+        return self.schedule.rows
+
+    @property
+    def refusal(self) -> str | None:
+        """Why the vLLM that will serve cannot use the table; None if it can, or is not known."""
+        return None if self.vllm is None else releases.draft_schedule_refusal(self.vllm)
+
+    def speculative_config(
+        self, method: str | None = None, draft_model: str | None = None
+    ) -> dict[str, Any]:
+        """The table as vLLM's ``--speculative-config`` takes it, as JSON.
+
+        Args:
+            method: None: the recommendation's.
+            draft_model: None: the recommendation's, if the method is.
+
+        Raises:
+            ValueError: if drafts pay nowhere, or the method's model is missing.
+        """
+        if method is None:
+            return speculative_config(self.schedule, self.method, draft_model or self.draft_model)
+        return speculative_config(self.schedule, method, draft_model)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``vllm-nfp recommend --json`` prints."""
+        demand, source = self.demand, self.source
+        return {
+            "schema": SCHEMA,
+            "source": {
+                "kind": source.kind,
+                "name": source.name,
+                "model": source.model,
+                "device": source.device,
+                "vllm": source.vllm,
+            },
+            "acceptance": {
+                "per_position": list(demand.acceptance.per_position),
+                "beyond": demand.acceptance.beyond,
+            },
+            "draft_cost": dataclasses.asdict(demand.cost),
+            "max_draft_length": demand.max_draft_length,
+            "draft_lengths": None if demand.draft_lengths is None else list(demand.draft_lengths),
+            "epsilon": demand.epsilon,
+            "slack": demand.slack,
+            "schedule": [dataclasses.asdict(entry) for entry in self.schedule.ranges],
+            "rows": [dataclasses.asdict(row) for row in self.rows],
+            "draft_method": self.method,
+            "speculative_config": self._config_or_none(),
+            "assumptions": list(self.assumptions),
+            "warnings": list(self.warnings),
+        }
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """The rows as a pandas DataFrame.
+
+        Raises:
+            ProfileError: if pandas is not installed.
+        """
+        return to_dataframe(self.rows, ScheduleRow)
+
+    def _config_or_none(self) -> dict[str, Any] | None:
+        if self.refusal is not None:
+            return None
+        try:
+            return self.speculative_config()
+        except ValueError:
+            return None

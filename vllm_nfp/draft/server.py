@@ -1,0 +1,205 @@
+"""Step times from the /metrics of a running server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from vllm_nfp.draft.curve import curve_of_seconds
+from vllm_nfp.draft.server_drafts import COUNTERS, DRAFTS, live_drafting
+from vllm_nfp.draft.sources import Source, SourceError, beyond_graphs
+from vllm_nfp.results import scrape
+from vllm_nfp.results.scrape import count
+from vllm_nfp.strict_json import parse
+
+if TYPE_CHECKING:
+    from vllm_nfp.results.scrape import Samples
+
+STEP_RATIO = "vllm_nfp_step_time_ratio"
+SAME_STEP = 1.25
+"""Two medians of the same step on the same device differ by less than this factor."""
+VERSION_LIMIT_SECONDS = 5.0
+MOST_VERSION_BYTES = 1 << 16
+
+
+def read_metrics(url: str) -> Samples:
+    """The metrics of a server that are needed here.
+
+    Raises:
+        ScrapeError: if the server does not answer, or with something else than metrics.
+    """
+    end = scrape.deadline()
+    text = scrape.fetch(url)
+    try:
+        return scrape.find_samples(text, COUNTERS, end)
+    except scrape.ScrapeError as error:
+        raise scrape.ScrapeError(f"{url} cannot be used: {error}") from None
+
+
+def step_times(url: str, samples: Samples) -> Source:
+    """The step times of a server with the probe.
+
+    Raises:
+        SourceError: if it has no probe, or has measured no step yet.
+    """
+    if "vllm_nfp_state" not in samples:
+        raise SourceError(f"{url} has no NFP probe: start the server with --nfp-probe")
+    return from_samples(samples, url, server_version(url))
+
+
+def server_version(url: str) -> str | None:
+    """vLLM's version, from the server's /version; None if it does not answer that."""
+    base = url.rstrip("/").removesuffix("/metrics")
+    try:
+        answer = parse(scrape.get(f"{base}/version", VERSION_LIMIT_SECONDS, MOST_VERSION_BYTES))
+        version = answer["version"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return version[:80] if isinstance(version, str) else None
+
+
+def engines_of(samples: Samples) -> int:
+    """Engines of the server that have a probe: more than one under data parallelism."""
+    return len({labels.get("engine") for labels, _ in samples.get("vllm_nfp_state", ())})
+
+
+def from_samples(samples: Samples, name: str, vllm: str | None = None) -> Source:
+    """The step times on a server's /metrics; of several engines the slowest at each point.
+
+    Raises:
+        SourceError: if the server has measured no step yet.
+    """
+    seconds: dict[tuple[int, int], dict[int, float]] = {}
+    models: set[str] = set()
+    try:
+        without, ratios, nfp = _without_graph(samples), _ratios(samples), _boundaries(samples)
+        for labels, value in samples.get("vllm_nfp_module_latency_seconds", ()):
+            if labels["module"] != "model":
+                continue
+            models.add(labels["model_name"])
+            cell = seconds.setdefault((count(labels["batch_size"]), count(labels["context"])), {})
+            positions = count(labels["positions"])
+            cell[positions] = max(value, cell.get(positions, 0.0))
+        curves = tuple(
+            replace(
+                curve_of_seconds(*cell, by_count, ratios.get(cell)),
+                without_graph_from=without.get(cell),
+                boundaries=nfp.get(cell, ()),
+            )
+            for cell, by_count in sorted(seconds.items())
+            if 1 in by_count
+        )
+    except KeyError as error:
+        raise SourceError(
+            f"the step times of {name} lack the label {error.args[0]!r:.80}: does the server "
+            f"run another version of vllm-nfp?"
+        ) from None
+    except ValueError as error:
+        raise SourceError(
+            f"the step times of {name} cannot be used: {error}; does the server run this "
+            f"version of vllm-nfp?"
+        ) from None
+    if not curves:
+        raise SourceError(
+            f"{name} has measured no step yet: send it requests until vllm-nfp table shows "
+            f"estimates"
+        )
+    return Source(
+        "server",
+        name,
+        ", ".join(sorted(models)),
+        curves,
+        vllm=vllm,
+        drafting=live_drafting(samples),
+    )
+
+
+def _ratios(samples: Samples) -> dict[tuple[int, int], dict[int, float]]:
+    """t(N) / t(1) by (batch size, context) and N, as the server's own recommendation uses it.
+
+    Empty if the server's vllm-nfp is older than the metric.
+    """
+    found: dict[tuple[int, int], dict[int, float]] = {}
+    for labels, value in samples.get(STEP_RATIO, ()):
+        cell = found.setdefault((count(labels["batch_size"]), count(labels["context"])), {})
+        positions = count(labels["positions"])
+        if positions != 1:
+            cell[positions] = max(value, cell.get(positions, 0.0))
+    return found
+
+
+def _boundaries(
+    samples: Samples,
+) -> dict[tuple[int, int], tuple[tuple[float, int, bool], ...]]:
+    """The whole step's NFP by (batch size, context); of several engines the smallest."""
+    limits = {
+        _line(labels): bool(value)
+        for labels, value in samples.get("vllm_nfp_positions_at_limit", ())
+        if labels["module"] == "model"
+    }
+    found: dict[tuple[int, int], dict[float, tuple[int, bool]]] = {}
+    for labels, value in samples.get("vllm_nfp_positions", ()):
+        if labels["module"] == "model":
+            line = _line(labels)
+            cell = found.setdefault((line[1], line[2]), {})
+            nfp = (int(value), limits.get(line, False))
+            cell[line[3]] = min(nfp, cell.get(line[3], nfp))
+    return {
+        cell: tuple((epsilon, *nfp) for epsilon, nfp in sorted(by_epsilon.items()))
+        for cell, by_epsilon in found.items()
+    }
+
+
+def _line(labels: Mapping[str, str]) -> tuple[str, int, int, float]:
+    """Engine, batch size, context and epsilon of a boundary."""
+    cell = count(labels["batch_size"]), count(labels["context"])
+    return labels.get("engine", ""), *cell, float(labels["epsilon"])
+
+
+def _without_graph(samples: Samples) -> dict[tuple[int, int], int]:
+    """For each (batch size, context) whose N = 1 has a CUDA graph, the smallest N without one."""
+    ways: dict[tuple[int, int], dict[int, str]] = {}
+    for labels, _ in samples.get("vllm_nfp_execution_info", ()):
+        if labels["module"] == "model":
+            cell = ways.setdefault((count(labels["batch_size"]), count(labels["context"])), {})
+            cell[count(labels["positions"])] = labels["execution"]
+    beyond = {key: beyond_graphs(by_count) for key, by_count in ways.items()}
+    return {key: min(counts) for key, counts in beyond.items() if counts}
+
+
+def differences(source: Source, samples: Samples) -> tuple[str, ...]:
+    """Why the source's step times may differ from those of the server with these metrics.
+
+    The GPU's name is not on /metrics. Where the server's own probe has timed a step that the source
+    has too, the two times are compared.
+    """
+    found = []
+    served = sorted(
+        {
+            labels["model_name"]
+            for name in (DRAFTS, "vllm_nfp_state")
+            for labels, _ in samples.get(name, ())
+            if "model_name" in labels
+        }
+    )
+    if served and source.model not in served:
+        found.append(
+            f"{source.name} is of the model {source.model}, but the server serves "
+            f"{', '.join(served)}: these draft lengths may not fit it"
+        )
+    try:
+        live = from_samples(samples, "the server")
+    except SourceError:
+        return tuple(found)
+    theirs = {(c.batch_size, c.context): c.seconds_at_one for c in live.curves}
+    for curve in source.curves:
+        other = theirs.get((curve.batch_size, curve.context))
+        if other is not None and not 1 / SAME_STEP < other / curve.seconds_at_one < SAME_STEP:
+            found.append(
+                f"a step at B={curve.batch_size} L={curve.context} takes "
+                f"{curve.seconds_at_one * 1e3:.3g} ms in {source.name} and {other * 1e3:.3g} ms on "
+                f"the server, so the GPU, vLLM or model differs: use the server's URL as the source"
+            )
+            break
+    return tuple(found)

@@ -1,0 +1,105 @@
+"""Acceptance and drafting from the /metrics of a running server."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vllm_nfp.draft.acceptance import Acceptance, AcceptanceError, from_counters
+from vllm_nfp.draft.drafting import Drafting
+from vllm_nfp.draft.sources import SourceError
+from vllm_nfp.results.scrape import count
+
+if TYPE_CHECKING:
+    from vllm_nfp.results.scrape import Samples
+
+DRAFTS = "vllm:spec_decode_num_drafts_total"
+DRAFTED = "vllm:spec_decode_num_draft_tokens_total"
+ACCEPTED_PER_POSITION = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
+DRAFT_SECONDS = "vllm_nfp_draft_token_seconds"
+DRAFT_CONTROL = "vllm_nfp_draft_control_info"
+COUNTERS = (DRAFTS, DRAFTED, ACCEPTED_PER_POSITION)
+"""vLLM's own metrics that :func:`live_acceptance` reads."""
+MOST_PLACES = 512
+"""Positions in a draft that are read."""
+
+
+@dataclass(frozen=True, slots=True)
+class LiveAcceptance:
+    """Acceptance as a server has counted it since it started."""
+
+    acceptance: Acceptance
+    drafts: float
+    mean_draft_length: float
+    """Tokens in a draft."""
+
+    @property
+    def caution(self) -> str | None:
+        """Why the acceptance at later positions is understated; None if it is not."""
+        places = len(self.acceptance.per_position)
+        if self.mean_draft_length > 0.99 * places:
+            return None
+        return (
+            f"the server's drafts had {self.mean_draft_length:.2f} tokens on average, not "
+            f"{places}: acceptance at later positions is understated, because vLLM counts tokens "
+            f"that were not drafted as rejected"
+        )
+
+
+def live_acceptance(samples: Samples, engine: str | None = None) -> LiveAcceptance:
+    """Acceptance by position in the draft, from vLLM's counters.
+
+    Args:
+        engine: one engine's; None: all engines together.
+
+    Raises:
+        SourceError: if the server does not speculate, has drafted nothing, or its counters
+            contradict each other.
+    """
+
+    if not _of_engine(samples, DRAFTS, engine):
+        raise SourceError(
+            "the server counts no drafts (it has no --speculative-config): give --acceptance"
+        )
+    places: dict[int, float] = {}
+    try:
+        for labels, value in _of_engine(samples, ACCEPTED_PER_POSITION, engine):
+            place = count(labels["position"])
+            places[place] = places.get(place, 0.0) + value
+    except (KeyError, ValueError) as error:
+        raise SourceError(f"the server's counters by position cannot be read: {error}") from None
+    if sorted(places) != list(range(len(places))) or len(places) > MOST_PLACES:
+        raise SourceError("the server's counters by position have gaps: give --acceptance")
+    drafts = math.fsum(value for _, value in _of_engine(samples, DRAFTS, engine))
+    drafted = math.fsum(value for _, value in _of_engine(samples, DRAFTED, engine))
+    try:
+        acceptance = from_counters(drafts, [places[place] for place in sorted(places)])
+    except AcceptanceError as error:
+        raise SourceError(str(error)) from None
+    return LiveAcceptance(acceptance, drafts, drafted / drafts)
+
+
+def live_drafting(samples: Samples, engine: str | None = None) -> Drafting:
+    """How the server drafts, as its draft control reports it.
+
+    Args:
+        engine: one engine's; None: all engines together.
+    """
+    seconds = [value for _, value in _of_engine(samples, DRAFT_SECONDS, engine)]
+    methods = {labels.get("method") for labels, _ in _of_engine(samples, DRAFT_CONTROL, engine)}
+    positive = [value for value in seconds if value > 0.0]
+    return Drafting(
+        frozenset(method for method in methods if method),
+        statistics.median(positive or seconds) if seconds else None,
+    )
+
+
+def _of_engine(
+    samples: Samples, name: str, engine: str | None
+) -> list[tuple[Mapping[str, str], float]]:
+    """The samples of a metric; of all engines unless one is named."""
+    found = samples.get(name, ())
+    return [(of, value) for of, value in found if engine is None or of.get("engine") == engine]

@@ -1,0 +1,91 @@
+"""Predictions for a running server, from what it says of its model and of its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from vllm_nfp.principle.calibration import default_calibration
+from vllm_nfp.principle.hardware import HardwareError, match_device
+from vllm_nfp.principle.hardware_file import Target
+from vllm_nfp.principle.hf_config import shape_from_config
+from vllm_nfp.principle.predict import Row, predict_cells
+from vllm_nfp.principle.shape import ModelShape
+from vllm_nfp.principle.step import Serving
+
+ExpertTiles = Mapping[int, Mapping[str, int]]
+"""Tiles of the experts' kernel by tokens, in vLLM's names; empty where its default rule holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model as a server runs it.
+
+    Attributes:
+        config: the parsed config.json.
+        attention_backend: vLLM's name; None: not known.
+        capture_sizes: token counts of the CUDA graphs; empty: no graphs.
+    """
+
+    config: Mapping[str, object]
+    fp8_weights: bool
+    fp8_cache: bool
+    tensor_parallel_size: int
+    data_parallel_size: int
+    expert_parallel: bool
+    attention_backend: str | None
+    capture_sizes: tuple[int, ...]
+
+    @property
+    def shape(self) -> ModelShape:
+        """The sizes that one rank holds.
+
+        Raises:
+            ShapeError: if the model's family is unknown.
+        """
+        return shape_from_config(
+            self.config,
+            weight_bits=8 if self.fp8_weights else 16,
+            kv_bits=8 if self.fp8_cache else None,
+            tensor_parallel_size=self.tensor_parallel_size,
+            data_parallel_size=self.data_parallel_size,
+            expert_parallel=self.expert_parallel,
+        )
+
+    def serving(self, expert_tiles: ExpertTiles) -> Serving:
+        """How the server runs its steps."""
+        if self.attention_backend is None:
+            return Serving(capture_sizes=self.capture_sizes, expert_tiles=expert_tiles)
+        return Serving(self.attention_backend, self.capture_sizes, expert_tiles=expert_tiles)
+
+
+def predict_served(
+    model: ServedModel,
+    device: str,
+    cells: Sequence[tuple[int, int]],
+    epsilons: Sequence[float],
+    expert_tiles: Callable[[ModelShape], ExpertTiles],
+) -> tuple[Row, ...]:
+    """NFP of every module of the model in every cell, at every tolerance.
+
+    Args:
+        device: the GPU's name, as torch gives it.
+        cells: (batch size, context).
+        expert_tiles: looks up the tiles that vLLM was tuned to for these experts on this device.
+
+    Raises:
+        HardwareError: if the device is not in the catalogue.
+        ShapeError: if the model's family is unknown.
+        PredictionError: for an unknown attention backend, or a cell out of bounds.
+    """
+    hardware = match_device(device)
+    if hardware is None:
+        raise HardwareError(f"{device} is not in the hardware catalogue")
+    target = Target(hardware, default_calibration(hardware.name))
+    shape = model.shape
+    serving = model.serving(expert_tiles(shape))
+    return tuple(
+        row
+        for batch_size, context in cells
+        for row in predict_cells(shape, target, (batch_size,), (context,), tuple(epsilons), serving)
+    )

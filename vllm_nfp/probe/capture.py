@@ -1,0 +1,100 @@
+"""Warms shapes up and captures their CUDA graphs."""
+
+from __future__ import annotations
+
+import torch
+
+from vllm_nfp.probe import marks
+from vllm_nfp.probe.cuda_graph import Graph, GraphPool
+from vllm_nfp.probe.runtime import Runtime
+from vllm_nfp.probe.shapes import PreparedShape
+
+
+class Capturer:
+    """Runs a shape for the first time, and captures it.
+
+    Args:
+        runtime: fills and runs batches.
+        pool: where graphs lie.
+        context: tokens in each sequence's cache meanwhile; graphs fit every context.
+    """
+
+    def __init__(self, runtime: Runtime, pool: GraphPool, context: int) -> None:
+        self._forward = runtime.forward
+        self._batches = runtime.batches
+        self._prover = runtime.prover
+        self._clock = runtime.clock
+        self._ranks = runtime.ranks
+        self._pool = pool
+        self._context = context
+
+    def warm_up(self, shape: PreparedShape, prove: bool) -> None:
+        """Run the shape once: kernels are then loaded and tuned when they are timed or captured.
+
+        Args:
+            prove: that the run keeps the KV cache; at the start the whole cache is summed up
+                before and after all runs.
+        """
+        if shape.warm:
+            return
+        batch, context = shape.batch, self._context
+        self._batches.fill(batch, context)
+        proving = self._prover.begin(batch, context) if prove else None
+        # The kernels of a capture: attention splits its work otherwise there.
+        metadata = self._forward.metadata(batch, context, for_capture=shape.full)
+        with self._forward.in_place(batch):
+            hidden = self._forward.run_model(batch, metadata)
+            self._forward.run_head(batch, hidden)
+        if self._forward.timed:
+            found = self._forward.run_modules(batch, metadata, external=False)
+            marks.release(self._clock, found)
+        if proving is not None:
+            self._prover.watch(proving.end(f"the first run of {shape.name}"))
+        shape.warm = True
+
+    def capture_step(self, shape: PreparedShape) -> None:
+        """Capture the forward pass and the LM head as two graphs.
+
+        Hidden states and logits lie in the pool and are forgotten: each replay of the head follows
+        that of the forward pass at once, before any other graph can use their memory.
+
+        With several ranks the head is no graph: it ends in a collective that vLLM itself never
+        captures.
+        """
+        batch = shape.batch
+        self._batches.fill(batch, self._context)
+        metadata = self._forward.metadata(batch, self._context, for_capture=True)
+        where = self._pool.place
+        step = Graph(where.pool)
+        hidden = step.capture(
+            lambda: self._forward.run_model(batch, metadata),
+            where.stream,
+            self._ranks,
+            warm_up=False,
+        )
+        if self._ranks.alone:
+            head = Graph(where.pool)
+            head.capture(lambda: self._forward.run_head(batch, hidden), where.stream, warm_up=False)
+            shape.head_graph = head  # not before: a shape without memory keeps no half of it
+        else:
+            shape.hidden = hidden
+        shape.step_graph = step
+
+    def capture_modules(self, shape: PreparedShape) -> None:
+        """Capture the timed modules as a graph, with their marks inside."""
+        batch = shape.batch
+        self._batches.fill(batch, self._context)
+        metadata = self._forward.metadata(batch, self._context, for_capture=True)
+        where = self._pool.place
+        graph = Graph(where.pool)
+        shape.module_marks = graph.capture(
+            lambda: self._forward.run_modules(batch, metadata, external=_capturing()),
+            where.stream,
+            self._ranks,
+            warm_up=False,
+        )
+        shape.module_graph = graph
+
+
+def _capturing() -> bool:
+    return bool(torch.cuda.is_current_stream_capturing())

@@ -1,0 +1,216 @@
+"""The probe engine over a vLLM model runner: puts the parts together, and hands calls to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from vllm_nfp.adapter import bindings
+from vllm_nfp.adapter.attention_groups import own_groups
+from vllm_nfp.adapter.graph_place import GraphPlace
+from vllm_nfp.adapter.ranks import Alone, Ranks
+from vllm_nfp.adapter.runners import RunnerView, graph_rules
+from vllm_nfp.adapter.server_limits import server_limits
+from vllm_nfp.config import GraphLimits, ProbeConfig
+from vllm_nfp.probe.availability import Availability
+from vllm_nfp.probe.capture import Capturer
+from vllm_nfp.probe.cuda_graph import GraphPool
+from vllm_nfp.probe.device_memory import device_memory
+from vllm_nfp.probe.graph_cache import GraphCache
+from vllm_nfp.probe.graph_sizes import GraphSizes, largest_live_graph
+from vllm_nfp.probe.kv_check import KvCacheCheck
+from vllm_nfp.probe.kv_sums import caches_of
+from vllm_nfp.probe.launcher import Launcher, Ticket
+from vllm_nfp.probe.limits import ShapeLimits
+from vllm_nfp.probe.memory import HostMemory
+from vllm_nfp.probe.prepare import Preparer
+from vllm_nfp.probe.runtime import runtime_of
+from vllm_nfp.probe.shapes import ShapeKey, ShapeTable, key_of
+from vllm_nfp.probe.start import Start
+from vllm_nfp.probe.token_pool import TokenPool
+from vllm_nfp.timing import Clock
+from vllm_nfp.types import Shape, Timing
+
+TOKENS_KEPT = 1 << 15
+"""Token ids kept for probes."""
+
+
+class ProbeEngine:
+    """Runs probe shapes on a vLLM runner's model.
+
+    The start runs in inference mode, as vLLM does. Later calls enter it themselves, so that steps
+    without a probe do not pay for it.
+
+    Args:
+        view: the runner.
+        clock: CUDA events on a GPU, the host's clock on a CPU.
+        config: the probe's settings.
+        graphs: what its CUDA graphs may take.
+        place: memory pool and stream of vLLM's own graphs, for the probe's to share; None: the
+            probe's have a pool of their own.
+        ranks: those that run each shape with this one.
+
+    Raises:
+        UnknownVllmError: if vLLM is unlike what is known of it.
+        UnsupportedModelError: if the model's layers cannot be told apart.
+        CellDoesNotFitError: if its KV cache cannot be addressed block by block.
+    """
+
+    def __init__(
+        self,
+        view: RunnerView,
+        clock: Clock,
+        config: ProbeConfig,
+        graphs: GraphLimits,
+        place: GraphPlace | None = None,
+        ranks: Ranks | None = None,
+    ) -> None:
+        bindings.check(view.vllm_config)
+        self._ranks: Ranks = ranks or Alone()
+        self._device_memory = device_memory(view.device)
+        self._memory = self._device_memory.meter()
+        host = HostMemory(None if graphs.host_mib is None else graphs.host_mib << 20)
+        limits = _limits_of(view, config, graphs.memory_mib, self._ranks.alone)
+        server = limits.server
+        kept = max(TOKENS_KEPT, server.max_step_tokens)
+        self.tokens = TokenPool(server.vocabulary, kept, view.device, config.seed)
+        """What probes run on; the session adds the ids of live prompts."""
+        self._runtime = runtime_of(view, clock, config, limits, self.tokens, self._ranks)
+        timed = bool(self._runtime.forward.timed)
+        shapes = self._shapes = ShapeTable(self._runtime.batches.build, times_modules=timed)
+        self._pool = GraphPool(place, self._device_memory.own_place)
+        self._graphs: GraphCache[ShapeKey] = GraphCache(
+            graphs.memory_mib << 20,
+            self._memory,
+            host,
+            lambda key: shapes[key].give_up_graphs(),
+            self._pool.forget_own,
+        )
+        self._availability = Availability(limits, shapes, self._graphs, self._ranks.alone)
+        captures = Capturer(self._runtime, self._pool, min(config.contexts))
+        self._preparer = Preparer(self._availability, captures)
+        live_tokens = largest_live_graph(limits.rules, view.decode_positions)
+        give_back = self.give_back_cache
+        sizes = GraphSizes(self._preparer, self._pool, self._device_memory, give_back, live_tokens)
+        self._start = Start(config, self._preparer, sizes, self._memory, give_back)
+        self._launcher = Launcher(self._runtime, self._availability, view.device)
+        self._kv_check = KvCacheCheck(
+            config,
+            lambda: caches_of(
+                view.vllm_config.compilation_config.static_forward_context, view.runner.kv_caches
+            ),
+            self._runtime,
+            self._availability,
+            self._launcher,
+        )
+
+    def refusal(self, batch_size: int, context: int) -> str | None:
+        """Why the cell cannot be probed at all; None if at least two positions can be."""
+        return self._availability.refusal(batch_size, context)
+
+    def positions(self, batch_size: int, context: int) -> tuple[int, ...]:
+        """Position counts that can be probed in the cell, ascending, beginning with 1."""
+        return self._availability.positions(batch_size, context)
+
+    def prepare(self, time_is_up: Callable[[], bool] = lambda: False) -> None:
+        """Make the buffers of every shape, learn what graphs take, and warm shapes up.
+
+        Graphs that are not there when the time is up are made by :meth:`make_ready`, between steps;
+        shapes that would need one and are not warmed up by then are left out. With several ranks
+        all graphs are made here.
+        """
+        if self._ranks.alone:
+            self._start.alone(time_is_up)
+        else:
+            can_launch = self._launcher.can_launch
+            self._start.together(self._ranks, can_launch, self._pool.exists, time_is_up)
+
+    def give_back_cache(self) -> None:
+        """Return what is left in PyTorch's cache; for the start only, since it waits."""
+        self._device_memory.give_back()
+        self._memory.count_reserve()
+
+    @property
+    def timed_layers(self) -> int:
+        """Decoder layers whose modules are timed."""
+        return len(self._runtime.forward.timed)
+
+    @property
+    def num_layers(self) -> int:
+        """Decoder layers of the model."""
+        return self._runtime.forward.num_layers
+
+    @property
+    def graph_bytes(self) -> int:
+        """GPU memory that the probe has taken: buffers, graphs, and growth of the graphs' pool."""
+        return self._memory.taken
+
+    @property
+    def shares_graph_memory(self) -> bool:
+        """The probe's graphs lie in the pool of vLLM's."""
+        return self._pool.shared
+
+    def ready(self, shape: Shape) -> bool:
+        """Whether a launch would find all that it needs."""
+        return self._shapes.is_complete(key_of(shape))
+
+    def make_ready(self, shapes: Sequence[Shape]) -> None:
+        """Make one piece of what the shapes still lack; see :meth:`Preparer.make_ready`."""
+        with torch.inference_mode():
+            self._preparer.make_ready(shapes)
+
+    def launch(self, shape: Shape, draw: int = 0) -> Ticket:
+        """Enqueue the step and the modules of one shape; see :meth:`Launcher.launch`."""
+        with torch.inference_mode():
+            return self._launcher.launch(shape, draw)
+
+    def can_launch(self, shape: Shape) -> bool:
+        """Do all of a launch that can fail; see :meth:`Launcher.can_launch`."""
+        with torch.inference_mode():
+            return self._launcher.can_launch(shape)
+
+    def poll(self, ticket: Ticket) -> Timing | None:
+        """The timing, once the device has passed the run; see :meth:`Launcher.poll`."""
+        return self._launcher.poll(ticket)
+
+    def discard(self, ticket: Ticket) -> None:
+        """Give a ticket up unread."""
+        self._launcher.discard(ticket)
+
+    def check_proofs(self) -> None:
+        """Judge the proofs under way whose sums are there; waits for nothing.
+
+        Raises:
+            KvCacheWrittenError: if a run has changed the KV cache.
+        """
+        self._runtime.prover.check()
+
+    def check_kv_cache_untouched(self) -> None:
+        """Before :meth:`prepare`, and after it; see :meth:`KvCacheCheck.run`."""
+        self._kv_check.run()
+
+    def close(self) -> None:
+        """Give up graphs and buffers."""
+        for key in list(self._shapes):
+            if key in self._graphs:
+                self._graphs.evict(key)
+        self._shapes.clear()
+        self._runtime.batches.close()
+
+
+def _limits_of(
+    view: RunnerView, config: ProbeConfig, graph_memory_mib: int, alone: bool
+) -> ShapeLimits:
+    runner, vllm_config, device = view.runner, view.vllm_config, view.device
+    num_blocks = runner.kv_cache_config.num_blocks
+    return ShapeLimits(
+        server=server_limits(vllm_config),
+        grid=config.grid,
+        groups=own_groups(runner.attn_groups, num_blocks, vllm_config, device),
+        rules=graph_rules(vllm_config, runner.attn_groups, device),
+        graph_memory_mib=graph_memory_mib,
+        on_gpu=device.type == "cuda",
+        # With several ranks it ends in a collective that vLLM itself never captures.
+        head_in_graph=alone,
+    )

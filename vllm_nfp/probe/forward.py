@@ -1,0 +1,208 @@
+"""Runs a probe batch through the model: the whole step, and the timed modules of some layers.
+
+The whole step takes the path that serving takes: the compiled model, in a CUDA graph where
+serving would use one, then the LM head over all positions. It carries no marks inside.
+
+The modules are timed in a second run, of the uncompiled model, in which only the sampled layers
+work and the others return their input. That run is short, and its marks cost the step nothing.
+On a GPU it is a CUDA graph of its own, with the marks as external events inside. Collectives
+between ranks get marks as well. Their time is that of the module ``communication`` of their layer,
+and does not count for the module that calls them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from vllm_nfp.adapter import communication, versions
+from vllm_nfp.adapter import layers as layer_tools
+from vllm_nfp.adapter.attention_groups import AttentionGroup
+from vllm_nfp.adapter.bindings import UnknownVllmError
+from vllm_nfp.adapter.dispatch import Execution
+from vllm_nfp.adapter.forward_context import forward_context, metadata_class
+from vllm_nfp.adapter.layers import DecoderLayer
+from vllm_nfp.adapter.light_ops import light_ops
+from vllm_nfp.adapter.runners import RunnerView
+from vllm_nfp.probe.batch import ProbeBatch
+from vllm_nfp.probe.marks import IntervalRecorder, ModuleMarks
+from vllm_nfp.timing import Clock
+
+
+class Forward:
+    """Runs batches through the runner's model.
+
+    Args:
+        view: the runner.
+        clock: for the marks.
+        groups: attention groups with builders of the probe's own.
+        all_layers: the model's decoder layers.
+        timed: those whose modules are timed.
+
+    Raises:
+        UnknownVllmError: if the runner keeps its buffers elsewhere.
+    """
+
+    def __init__(
+        self,
+        view: RunnerView,
+        clock: Clock,
+        groups: Sequence[AttentionGroup],
+        all_layers: Sequence[DecoderLayer],
+        timed: Sequence[DecoderLayer],
+    ) -> None:
+        self._view = view
+        self._clock = clock
+        self._groups = groups
+        self.timed = timed
+        self.num_layers = len(all_layers)
+        self._metadata_class = metadata_class()
+        self._host_lengths = versions.HOST_LENGTH_FIELDS[0] in versions.metadata_fields()
+        try:
+            self._buffers = view.step_buffers()
+        except AttributeError as error:
+            raise UnknownVllmError(f"the {view.name} runner of this vLLM: {error}") from error
+        self._kept: list[torch.Tensor] | None = None
+        self._max_model_len = view.vllm_config.model_config.max_model_len
+        chosen = {layer.index for layer in timed}
+        rest = [layer for layer in all_layers if layer.index not in chosen]
+        self._skipped = rest if all(map(layer_tools.can_skip, rest)) else []
+
+    def metadata(self, batch: ProbeBatch, context: int, for_capture: bool) -> dict[str, Any]:
+        """Attention metadata of the batch as it is filled now."""
+        length = context + batch.positions_per_sequence
+        return batch.attention_metadata(
+            self._groups,
+            self._metadata_class,
+            self._max_model_len if for_capture else length,
+            for_capture,
+            padded=batch.placement.execution is Execution.FULL,
+            host_lengths=self._host_lengths,
+        )
+
+    @contextmanager
+    def in_place(self, batch: ProbeBatch) -> Iterator[None]:
+        """Put the batch's inputs where its run will read them; only copies on the stream.
+
+        A PIECEWISE graph reads the runner's own buffers. They hold the batch's inputs while the
+        context lasts, and afterwards, byte by byte, what the last step left there: the next step
+        may rely on that, since padding rows that it does not write are part of what it computes.
+        Meanwhile all slots among them are padding: a graph that stores keys and values itself would
+        otherwise store them where the last step did.
+        """
+        if batch.placement.execution is not Execution.PIECEWISE:
+            yield
+            return
+        rows, live = batch.placement.padded_tokens, self._buffers.tensors
+        if self._kept is None or len(self._kept[0]) < rows:
+            sizes = self._view.vllm_config.compilation_config.cudagraph_capture_sizes or ()
+            most = max((rows, *sizes))
+            self._kept = [torch.empty_like(buffer[:most]) for buffer in live]
+        own = (batch.input_ids, batch.positions, *(batch.slots for _ in self._buffers.slots))
+        _copy_rows(live, self._kept, rows)
+        try:
+            # The runner may mark no padding.
+            _copy_rows((*own, batch.is_padding)[: len(live)], live, rows)
+            yield
+        finally:
+            _copy_rows(self._kept, live, rows)
+
+    @contextmanager
+    def slots_of_a_step(self) -> Iterator[None]:
+        """Have the runner's slots name entries of the KV cache, as a step leaves them.
+
+        For the proof at the start. Before the first step they are all padding, so that a graph
+        which stores where they say would store nothing.
+        """
+        slots = self._buffers.slots
+        kept = [buffer.clone() for buffer in slots]
+        entries = min(group.num_blocks * group.block_tokens for group in self._groups)
+        for buffer in slots:
+            # Made on the host, since on a GPU `remainder` would load a kernel for this alone.
+            buffer.copy_(torch.arange(len(buffer), dtype=buffer.dtype).remainder_(entries))
+        try:
+            yield
+        finally:
+            for buffer, before in zip(slots, kept, strict=True):
+                buffer.copy_(before)
+
+    def run_model(self, batch: ProbeBatch, metadata: dict[str, Any]) -> torch.Tensor:
+        """The forward pass, as serving launches it; hidden states of all positions.
+
+        To be called within :meth:`in_place`.
+        """
+        execution = batch.placement.execution
+        with self.context(metadata, batch, execution, compiled=True):
+            if execution is not Execution.PIECEWISE:
+                return self._call(batch.input_ids, batch.positions)
+            rows, shared = batch.placement.padded_tokens, self._buffers
+            return self._call(
+                shared.input_ids[:rows], shared.positions[:rows], self._view.run_piecewise
+            )
+
+    def run_head(self, batch: ProbeBatch, hidden: torch.Tensor) -> None:
+        """The LM head over every position, as verification needs it."""
+        self._view.model.compute_logits(hidden[: batch.tokens])
+
+    def run_modules(
+        self, batch: ProbeBatch, metadata: dict[str, Any], external: bool
+    ) -> ModuleMarks:
+        """The timed layers, with marks around their modules.
+
+        Args:
+            external: the marks are recorded into a CUDA graph.
+        """
+        marks = ModuleMarks()
+        recorder = IntervalRecorder(lambda: self._clock.mark(external), marks.intervals)
+        with ExitStack() as stack:
+            stack.enter_context(layer_tools.skipped(self._skipped))
+            stack.enter_context(layer_tools.fused_ops(self.timed))
+            stack.enter_context(light_ops())
+            stack.enter_context(layer_tools.observed(self.timed, recorder.on_module))
+            stack.enter_context(layer_tools.entered(self.timed, recorder.on_layer))
+            stack.enter_context(communication.watched(recorder.on_collective))
+            stack.enter_context(self.context(metadata, batch, Execution.NONE, compiled=False))
+            self._call(batch.input_ids, batch.positions)
+            marks.empty = (self._clock.mark(external), self._clock.mark(external))
+        return marks
+
+    def _call(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        run: Callable[[dict[str, Any]], Any] | None = None,
+    ) -> torch.Tensor:
+        inputs = {
+            "input_ids": input_ids,
+            "positions": positions,
+            "intermediate_tensors": None,
+            "inputs_embeds": None,
+        }
+        output = self._view.model(**inputs) if run is None else run(inputs)
+        hidden = output[0] if isinstance(output, tuple) else output
+        assert isinstance(hidden, torch.Tensor)
+        return hidden
+
+    @contextmanager
+    def context(
+        self, metadata: dict[str, Any], batch: ProbeBatch, execution: Execution, compiled: bool
+    ) -> Iterator[None]:
+        """vLLM's forward context for the batch."""
+        with forward_context(
+            self._view.vllm_config,
+            metadata,
+            len(batch.positions),
+            batch.slot_mapping(self._groups),
+            None if self._buffers.is_padding is None else batch.is_padding,
+            piecewise=execution is Execution.PIECEWISE,
+            compiled=compiled,
+        ):
+            yield
+
+
+def _copy_rows(sources: Sequence[torch.Tensor], targets: Sequence[torch.Tensor], rows: int) -> None:
+    for source, target in zip(sources, targets, strict=True):
+        target[:rows].copy_(source[:rows])

@@ -1,0 +1,121 @@
+"""Finds out, at the start, how large CUDA graphs may be and what they take."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+
+from vllm_nfp.adapter.dispatch import GraphRules
+from vllm_nfp.adapter.out_of_memory import is_out_of_memory
+from vllm_nfp.probe.cuda_graph import GraphPool
+from vllm_nfp.probe.device_memory import DeviceMemory
+from vllm_nfp.probe.limits import GRAPHED_SHAPES
+from vllm_nfp.probe.prepare import Preparer
+from vllm_nfp.probe.shapes import PreparedShape, ShapeKey
+
+logger = logging.getLogger("vllm.nfp")
+
+
+def largest_live_graph(rules: GraphRules, decode_positions: int) -> int:
+    """Tokens of vLLM's own largest FULL graph; 0 if it has none.
+
+    Args:
+        decode_positions: positions per sequence of a decode step of the server.
+    """
+    sizes = rules.capture_sizes
+    if not rules.full_mixed:
+        sizes = tuple(size for size in sizes if size <= rules.max_num_seqs * decode_positions)
+    return max(sizes, default=0)
+
+
+def fewest_positions_first(keys: Iterable[ShapeKey]) -> list[ShapeKey]:
+    """The order in which shapes are made ready: every batch size soon has its first positions."""
+    return sorted(keys, key=lambda key: (key[1], key[0]))
+
+
+class GraphSizes:
+    """Learns what graphs take by capturing the first ones.
+
+    Args:
+        preparer: makes shapes ready.
+        pool: where graphs lie.
+        device: the device's memory.
+        give_back: returns what is left in PyTorch's cache, and counts what is not.
+        live_tokens: of vLLM's own largest FULL graph.
+    """
+
+    def __init__(
+        self,
+        preparer: Preparer,
+        pool: GraphPool,
+        device: DeviceMemory,
+        give_back: Callable[[], None],
+        live_tokens: int,
+    ) -> None:
+        self._preparer = preparer
+        self._captures = preparer.captures
+        self._availability = preparer.availability
+        self._shapes = preparer.availability.shapes
+        self._graphs = preparer.availability.graphs
+        self._pool = pool
+        self._device = device
+        self._give_back = give_back
+        self._live_tokens = live_tokens
+
+    def learn(self, keys: list[ShapeKey], time_is_up: Callable[[], bool]) -> None:
+        """Find out how many tokens a graph may have, and what the graphs of a shape take."""
+        if self._pool.exists:
+            free = self._device.largest_free_block(self._pool.place)
+            self._graphs.allow(self._live_tokens, free)
+        else:
+            self._graphs.allow(0)
+        self._try_large_graphs(keys, time_is_up)
+        fitting = [key for key in keys if self._availability.memory_missing(key) is None]
+        first = fewest_positions_first(fitting)[:GRAPHED_SHAPES]
+        try:
+            for key in first:
+                while not self._shapes.is_complete(key) and not time_is_up():
+                    self._preparer.make_piece(key, keep=first)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            logger.warning("vllm-nfp: no GPU memory for the first CUDA graphs: %s", error)
+        capacity = self._graphs.room.capacity
+        if capacity is not None and capacity < GRAPHED_SHAPES:
+            for key in first:
+                if key in self._graphs:
+                    self._graphs.evict(key)
+
+    def _try_large_graphs(self, keys: list[ShapeKey], time_is_up: Callable[[], bool]) -> None:
+        """Allow more tokens than vLLM's graphs have where the limit holds their activations."""
+        tried: int | None = None
+        for key in sorted(keys, key=lambda key: (-key[0] * key[1], key)):
+            shape = self._shapes[key]
+            size = shape.batch.placement.padded_tokens
+            if size <= (self._graphs.room.largest_tokens or 0) or time_is_up():
+                break
+            if tried is not None and size > tried // 2:
+                continue
+            tried = size
+            with self._pool.trial():
+                grown = self._try_graph(shape)
+            if grown is not None:
+                self._graphs.allow_growth(size, grown)
+                break
+        self._give_back()
+
+    def _try_graph(self, shape: PreparedShape) -> int | None:
+        """Bytes of activations of a shape's graphs; None if they exceed half of the limit."""
+        meter = self._device.meter()
+        try:
+            self._captures.warm_up(shape, prove=False)
+            self._give_back()
+            grown = meter.track(lambda: self._captures.capture_step(shape)).pool
+            grown += meter.track(lambda: self._captures.capture_modules(shape)).pool
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+        finally:
+            shape.give_up_graphs()
+        return grown if grown <= self._graphs.limit // 2 else None

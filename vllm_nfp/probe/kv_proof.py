@@ -1,0 +1,197 @@
+"""Proof that a probe leaves every byte of the KV cache as it was.
+
+The whole cache is summed up at the start, before any request and again after all that runs then.
+Between real steps, which write the cache themselves, a proof lies on the stream closely around a
+single run, and looks at the blocks that a stray write could hit: the last ones that each sequence
+of the run reads (where keys and values of its positions would go), the null block, the pool's last
+block (where a slot of -1 would go if it were taken for a number), and some others.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from vllm_nfp.adapter.attention_groups import AttentionGroup
+from vllm_nfp.probe.batch import ProbeBatch
+from vllm_nfp.probe.kv_sums import SomeBlocks, block_sums, integers, tensors_in
+from vllm_nfp.timing import Clock, Mark
+
+logger = logging.getLogger("vllm.nfp")
+
+SAMPLED_BLOCKS = 14
+"""Blocks that a proof looks at without a reason."""
+MOST_TAILS = 64
+"""Last blocks of sequences that a proof looks at; of more, evenly spread ones."""
+MOST_LAYERS = 8
+"""Layers of a group that one proof looks at; the next one looks at the next ones. With pages of
+64 KiB (8 KV heads of 128, bf16, 16 tokens) a proof reads 40 MiB before and after the run."""
+
+
+class KvCacheWrittenError(RuntimeError):
+    """A probe changed the KV cache: the attention backend ignores padding slots."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what} changed the KV cache: this attention backend writes padding slots. What "
+            f"requests have stored there may be wrong since then: restart the server if it has "
+            f"served any"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """Sums before and after a run, on their way to the host."""
+
+    what: str
+    before: torch.Tensor
+    after: torch.Tensor
+    mark: Mark
+    """Passed once both are there."""
+
+    def judge(self) -> None:
+        """To be asked once the mark is passed.
+
+        Raises:
+            KvCacheWrittenError: if the sums differ.
+        """
+        if not torch.equal(self.before, self.after):
+            raise KvCacheWrittenError(self.what)
+
+
+class Prover:
+    """Makes proofs around single runs; waits for nothing.
+
+    Args:
+        contexts: vLLM's map from a layer's name to its module.
+        groups: the layers' groups.
+        clock: marks the stream.
+    """
+
+    def __init__(
+        self,
+        contexts: Mapping[str, Any],
+        groups: Sequence[AttentionGroup],
+        clock: Clock,
+        device: torch.device,
+    ) -> None:
+        self._clock = clock
+        self._device = device
+        self._turn = 0
+        self._proven: set[tuple[int, int, bool]] = set()
+        """(batch size, positions, as a graph): runs of which one was, or is being, proven."""
+        self._under_way: list[Proof] = []
+        """Proofs that no ticket carries."""
+        self._groups = groups
+        self._caches = [
+            [cache for name in group.layer_names for cache in _addressed(contexts[name], group)]
+            for group in groups
+        ]
+        self._always = [_always(group.num_blocks) for group in groups]
+        for group, caches in zip(groups, self._caches, strict=True):
+            if not caches:
+                logger.warning(
+                    "vllm-nfp: the KV cache of %s has no dimension of %d blocks: it is proven to "
+                    "be kept at the start alone",
+                    group.layer_names[0],
+                    group.num_blocks,
+                )
+
+    def begin(self, batch: ProbeBatch, context: int) -> Proving:
+        """Enqueue the sums before a run.
+
+        Args:
+            context: tokens in each sequence's cache, as the batch is filled.
+        """
+        proving = Proving(self._clock, self._device, list(self._looked_at(batch, context)))
+        self._turn += 1
+        return proving
+
+    def begin_if_first(self, batch: ProbeBatch, context: int, as_graph: bool) -> Proving | None:
+        """Enqueue the sums before a run if it is the first of its kind; None if it is not.
+
+        Args:
+            as_graph: the run is the replay of a CUDA graph.
+        """
+        kind = (batch.batch_size, batch.positions_per_sequence, as_graph)
+        if kind in self._proven:
+            return None
+        self._proven.add(kind)
+        return self.begin(batch, context)
+
+    def watch(self, proof: Proof) -> None:
+        """Judge a proof at a later :meth:`check`, once its sums are there."""
+        self._under_way.append(proof)
+
+    def check(self) -> None:
+        """Judge the watched proofs whose sums are there; waits for nothing.
+
+        Raises:
+            KvCacheWrittenError: if a run has changed the KV cache.
+        """
+        while self._under_way and self._clock.ready(self._under_way[0].mark):
+            self.judge(self._under_way.pop(0))
+
+    def judge(self, proof: Proof) -> None:
+        """Compare the sums of a proof whose mark is passed.
+
+        Raises:
+            KvCacheWrittenError: if the run has changed the KV cache.
+        """
+        self._clock.release(proof.mark)
+        proof.judge()
+
+    def _looked_at(self, batch: ProbeBatch, context: int) -> Iterator[SomeBlocks]:
+        each = zip(self._groups, self._caches, self._always, batch.blocks, strict=True)
+        for group, caches, always, read in each:
+            if not caches:
+                continue
+            first = context // group.block_tokens
+            last = (context + batch.positions_per_sequence - 1) // group.block_tokens
+            tails = read[:, first : last + 1].reshape(-1)
+            blocks = np.concatenate([always, tails[:: -(-len(tails) // MOST_TAILS)]])
+            for step in range(min(MOST_LAYERS, len(caches))):
+                # Evenly through the layers, others at each turn.
+                place = step * len(caches) // min(MOST_LAYERS, len(caches)) + self._turn
+                yield caches[place % len(caches)], blocks
+
+
+class Proving:
+    """A proof that has begun; the run follows, then :meth:`end`."""
+
+    def __init__(self, clock: Clock, device: torch.device, looked_at: Sequence[SomeBlocks]) -> None:
+        self._clock = clock
+        self._device = device
+        self._looked_at = looked_at
+        self._before = block_sums(looked_at, device)
+
+    def end(self, what: str) -> Proof:
+        """Enqueue the sums after the run.
+
+        Args:
+            what: names the run in the error.
+        """
+        after = block_sums(self._looked_at, self._device)
+        return Proof(what, self._before, after, self._clock.mark())
+
+
+def _addressed(module: Any, group: AttentionGroup) -> Iterator[torch.Tensor]:
+    """A layer's caches, as integers, with the block as the first dimension.
+
+    A tensor in which no dimension is that of blocks is looked at by the sums of the start alone.
+    """
+    for cache in tensors_in(module.kv_cache):
+        sizes = list(cache.shape)
+        if group.num_blocks in sizes:
+            yield integers(cache).movedim(sizes.index(group.num_blocks), 0)
+
+
+def _always(num_blocks: int) -> np.ndarray[Any, Any]:
+    """The null block, the last one, and some between."""
+    count = min(SAMPLED_BLOCKS + 2, num_blocks)
+    return np.arange(count, dtype=np.int64) * (num_blocks - 1) // max(1, count - 1)

@@ -1,0 +1,125 @@
+"""Which shapes can be probed: limits of the server, of the KV cache, and of the probe's memory."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from vllm_nfp.adapter.attention_groups import AttentionGroup
+from vllm_nfp.adapter.dispatch import Execution, GraphRules, place
+from vllm_nfp.adapter.server_limits import ServerLimits
+from vllm_nfp.probe.graph_cache import GraphRoom
+
+GRAPHED_SHAPES = 2
+"""Shapes that must have their graphs at the same time: those of a pair."""
+_LIMIT = "graph_memory_mib"
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeLimits:
+    """The limits that decide which shapes can be probed."""
+
+    server: ServerLimits
+    grid: tuple[int, ...]
+    """Positions that the settings ask for, ascending."""
+    groups: tuple[AttentionGroup, ...]
+    rules: GraphRules
+    graph_memory_mib: int
+    on_gpu: bool
+    head_in_graph: bool
+    """The LM head is a graph too, which lies in the graphs' memory pool."""
+
+    def cell_refusal(self, batch_size: int, context: int) -> str | None:
+        """Why the cell cannot be probed at all; None if at least two positions can be."""
+        server = self.server
+        if batch_size > server.max_batch_size:
+            return f"batch size {batch_size} exceeds --max-num-seqs {server.max_batch_size}"
+        if context + 2 > server.max_context:
+            return (
+                f"context {context} leaves no room for 2 positions in {server.max_context} tokens"
+            )
+        return self._blocks_missing(batch_size, context + 2)
+
+    def _blocks_missing(self, batch_size: int, tokens: int) -> str | None:
+        for group in self.groups:
+            needed = group.blocks_needed(batch_size, tokens)
+            if needed >= group.num_blocks:
+                return (
+                    f"{needed} distinct KV blocks are needed, the cache has {group.num_blocks - 1}"
+                )
+        return None
+
+    def positions(
+        self, batch_size: int, context: int, can_probe: Callable[[int, int], bool]
+    ) -> tuple[int, ...]:
+        """Position counts of the grid that fit the model, the KV cache, and the limits.
+
+        They end before the first count that cannot be run as serving would run it: a boundary is
+        told from all counts below it.
+
+        Args:
+            can_probe: of (batch size, positions): whether memory allows it.
+        """
+        fitting = (
+            n
+            for n in self.grid
+            if context + n <= self.server.max_context
+            and batch_size * n <= self.server.max_step_tokens
+            and self._blocks_missing(batch_size, context + n) is None
+        )
+        return tuple(itertools.takewhile(lambda n: can_probe(batch_size, n), fitting))
+
+    def memory_missing(self, batch_size: int, positions: int, room: GraphRoom) -> str | None:
+        """Why the memory limit forbids the shape; None if it does not, as far as is known."""
+        if not self.on_gpu:
+            return None
+        placement = place(self.rules, batch_size, positions)
+        logits = self.server.logits_bytes(batch_size * positions)
+        if placement.execution is Execution.FULL:
+            return self._graph_missing(placement.padded_tokens, logits, room)
+        if not self.head_in_graph:
+            return self._logits_missing(logits)
+        if logits > self.most_logits_bytes:
+            # Activations are no larger than those of a prompt, but of a prompt few logits are made.
+            return (
+                f"logits of {logits >> 20} MiB without a CUDA graph exceed half of {_LIMIT} "
+                f"{self.graph_memory_mib}"
+            )
+        return None
+
+    @property
+    def most_logits_bytes(self) -> int:
+        """Bytes of logits outside vLLM's own memory: half of the limit."""
+        return self.graph_memory_mib << 19
+
+    def _graph_missing(self, tokens: int, logits: int, room: GraphRoom) -> str | None:
+        limit = self.graph_memory_mib
+        if limit == 0 or (room.capacity is not None and room.capacity < GRAPHED_SHAPES):
+            return (
+                f"the CUDA graphs of {GRAPHED_SHAPES} shapes, {room.shape_bytes / (1 << 20):.0f} "
+                f"MiB each, do not fit {_LIMIT} {limit}"
+            )
+        if room.largest_tokens is None:  # not learned yet, or any
+            return None
+        if tokens > room.largest_tokens:
+            return (
+                f"a step of {tokens} tokens is larger than vLLM's own CUDA graphs, and what it "
+                f"takes does not fit {_LIMIT} {limit}"
+            )
+        if not self.head_in_graph:
+            return self._logits_missing(logits)
+        if logits > max(room.pool_bytes, self.most_logits_bytes):
+            return f"logits of {logits >> 20} MiB exceed what vLLM's graphs and {_LIMIT} hold"
+        return None
+
+    def _logits_missing(self, logits: int) -> str | None:
+        """With several ranks logits lie outside graphs: they may take what the sampler takes.
+
+        For a full batch it has the logits in parts, put together, and once more in 32 bits; vLLM
+        has kept memory back for that, and none of it is in use while a probe runs.
+        """
+        full_batch = 4 * self.server.logits_bytes(self.server.max_batch_size)
+        if 2 * logits > max(full_batch, self.graph_memory_mib << 20):
+            return f"logits of {logits >> 20} MiB exceed those of a full batch and half of {_LIMIT}"
+        return None

@@ -1,0 +1,1 @@
+"""Results on disk: the snapshot of a server, profiles, comparisons, and the readers of them."""

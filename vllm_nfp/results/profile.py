@@ -1,0 +1,335 @@
+"""A profile: all that one engine's probe found out, and on what, in one JSON file.
+
+``vllm-nfp measure`` writes one, and so does a live server with ``--nfp-output-dir``
+(``profile-<engine>.json``). ``vllm-nfp report`` and ``vllm-nfp compare`` read them, and so does
+:func:`load_profile`. Field by field the file is the :class:`Profile` below; docs/report.md says
+it in words. A change that older readers cannot take raises :data:`SCHEMA`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
+
+from vllm_nfp.config import (
+    MOST_BATCH_SIZES,
+    MOST_CONTEXTS,
+    MOST_POSITION_COUNTS,
+    ProbeConfig,
+)
+from vllm_nfp.files import FileError, write_whole
+from vllm_nfp.results.snapshot import ENGINE_INDEX, Snapshot
+from vllm_nfp.strict_json import JsonObject, encode, read_object
+from vllm_nfp.types import (
+    Boundary,
+    Cell,
+    CurvePoint,
+    Environment,
+    LayerLatency,
+    ModelDescription,
+    Prediction,
+    State,
+    reading_order,
+)
+from vllm_nfp.types.setup import SHOWN_WHOLE
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA = 1
+KIND = "vllm-nfp profile"
+MAX_FILE_BYTES = 64 << 20
+
+Table = Literal["boundaries", "curves", "predictions", "layer_times"]
+
+_DAMAGED = "it is no profile as vllm-nfp writes it: give another file, or measure again"
+
+
+class ProfileError(ValueError):
+    """A profile that cannot be used; the message is one sentence that names file and field."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeSettings:
+    """The probe's settings that a result depends on; see ProbeConfig for each."""
+
+    epsilons: Annotated[tuple[float, ...], SHOWN_WHOLE]
+    batch_sizes: Annotated[tuple[int, ...], SHOWN_WHOLE]
+    contexts: Annotated[tuple[int, ...], SHOWN_WHOLE]
+    positions: Annotated[tuple[int, ...], SHOWN_WHOLE]
+    """The grid, beginning with 1."""
+    min_samples: int
+    wanted_samples: int
+    max_samples: int
+    sampled_layers: int
+    startup_seconds: float
+    overhead_budget: float
+    seed: int
+
+    @classmethod
+    def of(cls, config: ProbeConfig) -> ProbeSettings:
+        """The part of the configuration that belongs in a profile: no folders."""
+        values = {f.name: getattr(config, f.name) for f in dataclasses.fields(cls) if f.init}
+        return cls(**{**values, "positions": config.grid})
+
+    def __post_init__(self) -> None:
+        for name in ("epsilons", "batch_sizes", "contexts", "positions"):
+            values: Sequence[float] = getattr(self, name)
+            if not values or any(a >= b for a, b in itertools.pairwise(values)) or values[0] <= 0:
+                raise ValueError(f"{name} must be ascending and above 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """How the probe fared."""
+
+    engine: str
+    """Index of the data-parallel engine."""
+    runner: str
+    """Kind of vLLM's model runner."""
+    state: State
+    reason: str = ""
+    """Why the probe is disabled; empty otherwise."""
+    probes: Annotated[Mapping[str, int], SHOWN_WHOLE] = field(default_factory=dict)
+    """Pairs by outcome."""
+    missing_pairs: int = 0
+    """Pairs that points which matter still lacked."""
+    probe_seconds: float = 0.0
+    overhead_ratio: float = 0.0
+    startup_seconds: float = 0.0
+    graph_bytes: int = 0
+    skipped_cells: Annotated[Mapping[str, str], SHOWN_WHOLE] = field(default_factory=dict)
+    """Cells that could not be probed, as "B=32 L=16384", and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """One engine's results and what they were measured on.
+
+    Raises:
+        ValueError: for rows that contradict each other or cannot be.
+    """
+
+    environment: Environment
+    model: ModelDescription
+    probe: ProbeSettings
+    run: Run
+    curves: tuple[CurvePoint, ...] = ()
+    """t(N) of each module in each cell (batch size, context), ascending in N from 1."""
+    boundaries: tuple[Boundary, ...] = ()
+    """NFP with its interval, of each module, cell and epsilon."""
+    predictions: tuple[Prediction, ...] = ()
+    """What the model without measurement and the idle-compute rule say."""
+    layer_times: tuple[LayerLatency, ...] = ()
+    """Time of each timed layer's modules."""
+    kind: str = KIND
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        for point in self.curves:
+            _check_point(point)
+        for line in self.boundaries:
+            _check_boundary(line)
+        _check_distinct("curves", [(row.cell, row.positions) for row in self.curves])
+        # In boundaries and predictions the positions are the answer, not part of the question.
+        _check_distinct("boundaries", [(row.cell, row.epsilon) for row in self.boundaries])
+        _check_distinct("predictions", [(row.cell, row.epsilon) for row in self.predictions])
+        _check_distinct(
+            "layer_times", [(row.layer, row.cell, row.positions) for row in self.layer_times]
+        )
+        _check_grid(self.curves)
+        for cell, points in self.curves_by_cell().items():
+            if points[0].positions != 1:
+                raise ValueError(f"the curve of {_describe(cell)} lacks its point at N = 1")
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """(module, batch size, context) of each curve, the whole step first."""
+        return tuple(self.curves_by_cell())
+
+    @property
+    def epsilons(self) -> tuple[float, ...]:
+        """Tolerances that boundaries are given for, ascending."""
+        return tuple(sorted({row.epsilon for row in self.boundaries}))
+
+    def curves_by_cell(self) -> dict[Cell, tuple[CurvePoint, ...]]:
+        """The curve of each cell, ascending in positions; cells in reading order."""
+        grouped: dict[Cell, list[CurvePoint]] = {}
+        for row in self.curves:
+            grouped.setdefault(row.cell, []).append(row)
+        return {
+            key: tuple(sorted(grouped[key], key=lambda row: row.positions))
+            for key in sorted(grouped, key=_reading_order)
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """The profile as plain JSON values."""
+        values: dict[str, Any] = msgspec.to_builtins(self)
+        return values
+
+    def to_dataframe(self, table: Table = "boundaries") -> pd.DataFrame:
+        """One of the profile's tables as a pandas DataFrame, a column for each field.
+
+        Raises:
+            ProfileError: if pandas is not installed, or there is no such table.
+        """
+        kinds = {
+            "boundaries": Boundary,
+            "curves": CurvePoint,
+            "predictions": Prediction,
+            "layer_times": LayerLatency,
+        }
+        if table not in kinds:
+            raise ProfileError(
+                f"a profile has no table {table!r}: "
+                f"take boundaries, curves, predictions or layer_times"
+            )
+        return to_dataframe(getattr(self, table), kinds[table])
+
+
+def to_dataframe(rows: Iterable[Any], kind: Any) -> pd.DataFrame:
+    """Rows of one dataclass as a DataFrame.
+
+    Raises:
+        ProfileError: if pandas is not installed.
+    """
+    try:
+        import pandas
+    except ImportError:
+        raise ProfileError(
+            "to_dataframe() needs pandas, which is not installed: pip install pandas"
+        ) from None
+    names = [field.name for field in dataclasses.fields(kind)]
+    return pandas.DataFrame(msgspec.to_builtins(list(rows)), columns=names)
+
+
+def profile_of(
+    snapshot: Snapshot, environment: Environment, model: ModelDescription, config: ProbeConfig
+) -> Profile:
+    """The profile of what a probe has found so far."""
+    return Profile(
+        environment=environment,
+        model=model,
+        probe=ProbeSettings.of(config),
+        run=Run(
+            engine=snapshot.engine,
+            runner=snapshot.runner,
+            state=snapshot.state,
+            reason=snapshot.reason,
+            probes=dict(snapshot.probes),
+            missing_pairs=snapshot.missing_pairs,
+            probe_seconds=snapshot.probe_seconds,
+            overhead_ratio=snapshot.overhead_ratio,
+            startup_seconds=snapshot.startup_seconds,
+            graph_bytes=snapshot.graph_bytes,
+            skipped_cells=dict(snapshot.skipped_cells),
+        ),
+        curves=snapshot.curves,
+        boundaries=snapshot.boundaries,
+        predictions=snapshot.predictions,
+        layer_times=snapshot.layer_times,
+    )
+
+
+def profile_file(folder: Path | str, engine: str) -> Path:
+    """Where a live server leaves the profile of one engine.
+
+    Raises:
+        ValueError: for an engine index that is not a number.
+    """
+    if not ENGINE_INDEX.fullmatch(engine):
+        raise ValueError(f"engine index {engine!r:.80} is not a number")
+    return Path(folder) / f"profile-{engine}.json"
+
+
+def save_profile(path: Path | str, profile: Profile) -> None:
+    """Write a profile; an older file is replaced whole or left as it was.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    write_whole(Path(path), encode(profile))
+
+
+def load_profile(path: Path | str) -> Profile:
+    """Read a profile, trusting nothing in it.
+
+    Raises:
+        ProfileError: if the file cannot be read or is no profile of this schema; the message names
+            the field.
+    """
+    path = Path(path)
+    try:
+        if path.exists() and not path.is_file():
+            raise ProfileError(f"{path} is not a file: give a profile.json")
+        found = read_object(path, MAX_FILE_BYTES)
+        _check_kind(found)
+        return found.decode(Profile)
+    except OSError as error:
+        raise ProfileError(f"{path} cannot be read: {error.strerror or error}") from None
+    except FileError as error:
+        raise ProfileError(f"{error}; {_DAMAGED}") from None
+    except ProfileError:
+        raise
+    except ValueError as error:
+        raise ProfileError(f"{str(path)!r} is no path of a file: {error}") from None
+
+
+def _check_kind(found: JsonObject) -> None:
+    if found.values.get("kind") != KIND:
+        raise ProfileError(
+            f"{found.where} is not a profile: make one with vllm-nfp measure, or take "
+            f"profile-0.json from a server's --nfp-output-dir"
+        )
+    if found.values.get("schema") != SCHEMA:
+        raise ProfileError(
+            f"{found.where} has schema {found.values.get('schema')!r:.20}, this vllm-nfp reads "
+            f"{SCHEMA}: read it with the vllm-nfp that wrote it, or measure again"
+        )
+
+
+def _check_point(point: CurvePoint) -> None:
+    if not point.ratio_lower <= point.ratio <= _above(point.ratio_upper):
+        raise ValueError("curves holds a ratio outside its interval")
+    if not point.seconds_lower <= point.median_seconds <= _above(point.seconds_upper):
+        raise ValueError("curves holds a time outside its interval")
+
+
+def _above(upper: float | None) -> float:
+    return math.inf if upper is None else upper
+
+
+def _check_boundary(line: Boundary) -> None:
+    if not line.lower <= line.positions <= line.upper:
+        raise ValueError("boundaries holds an NFP outside its interval")
+
+
+def _check_grid(points: Sequence[CurvePoint]) -> None:
+    """No more cells than a probe may have, so that reading and drawing a file stays quick."""
+    for name, most in (
+        ("batch_size", MOST_BATCH_SIZES),
+        ("context", MOST_CONTEXTS),
+        ("positions", MOST_POSITION_COUNTS),
+    ):
+        if len({getattr(point, name) for point in points}) > most:
+            raise ValueError(f"curves holds more than {most} values of {name}")
+
+
+def _check_distinct(table: str, keys: Sequence[Hashable]) -> None:
+    if len(set(keys)) != len(keys):
+        raise ValueError(f"{table} holds two rows for the same point")
+
+
+def _describe(key: Cell) -> str:
+    return f"{key[0]} at B={key[1]} L={key[2]}"
+
+
+def _reading_order(cell: Cell) -> tuple[tuple[int, str], int, int]:
+    return reading_order(cell.module), cell.context, cell.batch_size

@@ -1,0 +1,246 @@
+"""Chooses the next pair and launches it, within the budget or the share of idle time.
+
+A pair needs shapes that are ready: warmed up and, on a GPU that serves with FULL graphs, captured.
+What they lack is made piece by piece. Each piece takes the place of a pair and is charged like one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from vllm_nfp.config import ProbeConfig
+from vllm_nfp.faults import maybe_fail
+from vllm_nfp.schedule.budget import Budget
+from vllm_nfp.schedule.consent import Consent
+from vllm_nfp.schedule.counters import Counters
+from vllm_nfp.schedule.flights import Account, Flights, Landed
+from vllm_nfp.schedule.idle import IDLE_POLL_SECONDS, IDLE_REFRESH_SECONDS, IdleTime
+from vllm_nfp.schedule.pair import Draws, Pair, both
+from vllm_nfp.schedule.plan import NOTHING_KNOWN, CellKey, Feedback, Planner, live_cell
+from vllm_nfp.schedule.waits import Waits
+from vllm_nfp.timing import StepTimer
+from vllm_nfp.types import EngineStep, PairResult, RefusedForNowError, Shape, ShapeRefusedError
+
+RUNS_PER_PAIR = 4.0
+"""First guess of a pair's cost, in real steps, until one has been measured."""
+
+
+class Prober:
+    """Runs pairs of probes between real steps, and while no request is there.
+
+    ``feedback`` is what the latest estimates mean for the plan.
+
+    Args:
+        flights: launches pairs.
+        consent: says whether a chosen pair is launched now.
+        timer: times real steps; must earn for the budget.
+        planner: says what to run.
+        budget: says when.
+        sink: takes each finished pair.
+        config: the probe's settings.
+        now: seconds of a monotonic clock.
+    """
+
+    def __init__(
+        self,
+        flights: Flights,
+        consent: Consent,
+        timer: StepTimer,
+        planner: Planner,
+        budget: Budget,
+        sink: Callable[[PairResult], None],
+        config: ProbeConfig,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._flights = flights
+        self._consent = consent
+        self.timer = timer
+        self.planner = planner
+        self.budget = budget
+        self._sink = sink
+        self._config = config
+        self._now = now
+        self._draws = Draws(config.seed)
+        self._pending: Shape | None = None
+        """The target whose shapes are being made ready."""
+        self._waits = Waits()
+        self._idle = IdleTime(config.idle_share)
+        self._last_pair_seconds = 0.0
+        self.outcomes: dict[str, int] = {"measured": 0, "idle": 0, "prepared": 0, "refused": 0}
+        self._last_step: EngineStep | None = None
+        self._live: CellKey | None = None
+        """The cell of the last step."""
+
+    def serving(self) -> None:
+        """A real step that is not looked at is about to be launched."""
+        self._idle.interrupt()
+
+    def before_step(
+        self, step: EngineStep, stands_for: int = 1, feedback: Feedback = NOTHING_KNOWN
+    ) -> None:
+        """A real step is about to be launched; may launch a pair ahead of it.
+
+        Args:
+            stands_for: steps that it stands for, its own among them.
+        """
+        self._idle.interrupt()
+        self.settle(feedback)
+        self.timer.describe(step.batch_size, step.context, step.positions, step.decode, stands_for)
+        self.budget.observe(step.fullness, not step.decode, step.waiting, stands_for)
+        if not step.decode:
+            return
+        self._last_step = step
+        self._live = live_cell(step, self._config.batch_sizes, self._config.contexts)
+        # Cheapest questions first: this runs before every step that is looked at.
+        if self._flights.busy or self._consent.pending:
+            return
+        if self.budget.affords(self._least_cost()):
+            self.advance(Account.MEASURED, feedback)
+
+    def settle(self, feedback: Feedback = NOTHING_KNOWN) -> None:
+        """Read whatever the device has passed; waits for nothing.
+
+        Raises:
+            DeviceStuckError: if a pair has been on the device for longer than any can be.
+        """
+        self.timer.settle()
+        landed = self._flights.landed()
+        if landed is not None:
+            self._take(landed, feedback)
+
+    def idle(self, feedback: Feedback = NOTHING_KNOWN) -> float:
+        """No request is there: run what the idle share allows; returns seconds until the next call.
+
+        The caller returns to serving as soon as a request comes, whatever is on the device: that
+        request then waits for the rest of one pair at most.
+        """
+        now = self._now()
+        self.settle(feedback)
+        seconds = self._idle.wait(now)
+        if self._flights.busy:
+            return IDLE_POLL_SECONDS
+        if seconds:
+            return seconds
+        if self.budget.off:
+            return IDLE_REFRESH_SECONDS
+        self.advance(Account.IDLE, feedback)
+        return IDLE_POLL_SECONDS if self._flights.busy else IDLE_REFRESH_SECONDS
+
+    @property
+    def busy(self) -> bool:
+        """Whether a launch is on the device."""
+        return self._flights.busy
+
+    def advance(self, account: Account, feedback: Feedback = NOTHING_KNOWN) -> bool:
+        """Launch the next pair, or a piece of what it lacks; False if nothing is left to probe."""
+        maybe_fail("plan")
+        for target in self._waits.over(self._now()):
+            self.planner.take_back(target)
+        chosen = self._pending or self.planner.next(self._live, self._is_ready, feedback)
+        if chosen is None:
+            return False
+        try:
+            if self._is_ready(chosen):
+                self._pending = None
+                pair = self._draws.pair(chosen)
+                if self._consent.given(pair, account):
+                    self._launch(pair, account)
+            else:
+                self._prepare(chosen, account)
+        except ShapeRefusedError as error:
+            # With several ranks the start leaves out what can never run: this is for the moment.
+            if isinstance(error, RefusedForNowError) or not self._consent.alone:
+                self.put_off(chosen)
+            else:
+                self._drop(chosen)
+        return True
+
+    def launch_agreed(self, pair: Pair) -> None:
+        """Launch a proposed pair between real steps; all other ranks launch it as well."""
+        try:
+            self._launch(pair, Account.MEASURED)
+        except ShapeRefusedError:
+            self.put_off(pair.target)
+
+    def put_off(self, target: Shape) -> None:
+        """Leave a target out for a while: what it lacks now it may have later."""
+        self._pending = None
+        self.planner.put_off(target)
+        self.outcomes["refused"] += 1
+        self._waits.begin(target, self._now())
+
+    def _drop(self, target: Shape) -> None:
+        self._pending = None
+        self.planner.drop(target)
+        self.outcomes["refused"] += 1
+
+    def counters(self, graph_bytes: int = 0, feedback: Feedback = NOTHING_KNOWN) -> Counters:
+        """What has been counted so far.
+
+        Args:
+            graph_bytes: GPU memory that the probe takes.
+        """
+        return Counters(
+            probes=dict(self.outcomes),
+            probe_seconds=self.budget.probe_seconds,
+            overhead_ratio=self.budget.overhead_ratio,
+            last_step=self._last_step,
+            missing_pairs=self.planner.missing_pairs(feedback),
+            idle_probe_seconds=self._idle.probe_seconds,
+            step_ratio=self.budget.step_ratio,
+            budget_slack=self.budget.slack,
+            graph_bytes=graph_bytes,
+        )
+
+    def _least_cost(self) -> float:
+        """Expected cost of the next pair: that of the last one, or a guess from the real steps."""
+        return self._last_pair_seconds or RUNS_PER_PAIR * self.timer.last_seconds
+
+    def _is_ready(self, target: Shape) -> bool:
+        # With several ranks all graphs are made at the start: between steps no rank makes any.
+        return not self._consent.alone or all(map(self._flights.ready, both(target)))
+
+    def _launch(self, pair: Pair, account: Account) -> None:
+        try:
+            self._flights.launch(pair, account)
+        finally:
+            self._started(account)
+
+    def _prepare(self, target: Shape, account: Account) -> None:
+        if self._pending is None:
+            self.planner.changed()
+        self._pending = target
+        try:
+            self._flights.make_ready(both(target), account)
+        finally:
+            self._started(account)
+
+    def _started(self, account: Account) -> None:
+        if account is Account.MEASURED:
+            self.budget.started()
+
+    def _take(self, landed: Landed, feedback: Feedback) -> None:
+        if landed.pair is not None:
+            self.planner.record(landed.pair.target)
+        self._charge(landed, feedback)
+        if landed.refused:
+            return
+        if landed.pair is None or landed.result is None:
+            at_start = landed.account is Account.STARTUP
+            self._count("startup_prepared" if at_start else "prepared")
+            return
+        self._last_pair_seconds = landed.cost_seconds
+        self._waits.end(landed.pair.target)
+        self._count(landed.account)
+        self._sink(landed.result)
+
+    def _count(self, outcome: str) -> None:
+        self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
+
+    def _charge(self, landed: Landed, feedback: Feedback) -> None:
+        if landed.account is Account.MEASURED:
+            self.budget.spend(landed.cost_seconds)
+        elif landed.account is Account.IDLE:
+            complete = self.planner.complete(feedback)
+            self._idle.spend(landed.cost_seconds, self._now(), complete)

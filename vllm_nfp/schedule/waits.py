@@ -1,0 +1,40 @@
+"""When targets that could not be run are tried again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vllm_nfp.types import Shape
+
+FIRST_WAIT_SECONDS = 10.0
+"""Time until a target is tried again that could not be run for the moment; doubled each time."""
+LONGEST_WAIT_SECONDS = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Wait:
+    seconds: float
+    until: float
+
+
+class Waits:
+    """Longer and longer waits of targets; times are those of a monotonic clock, in seconds."""
+
+    def __init__(self) -> None:
+        self._waits: dict[Shape, _Wait] = {}
+
+    def begin(self, target: Shape, now: float) -> None:
+        """The target could not be run."""
+        before = self._waits.get(target)
+        seconds = FIRST_WAIT_SECONDS if before is None else 2.0 * before.seconds
+        seconds = min(seconds, LONGEST_WAIT_SECONDS)
+        self._waits[target] = _Wait(seconds, now + seconds)
+
+    def over(self, now: float) -> Iterator[Shape]:
+        """Targets whose wait is over; each is named until it has been run, or waits again."""
+        return (target for target, wait in self._waits.items() if now >= wait.until)
+
+    def end(self, target: Shape) -> None:
+        """The target has been run: its next wait is a first one."""
+        self._waits.pop(target, None)

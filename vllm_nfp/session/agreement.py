@@ -1,0 +1,140 @@
+"""Who decides to probe now: this rank alone, or all tensor-parallel ranks together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+
+from vllm_nfp.adapter import ranks
+from vllm_nfp.adapter.ranks import Ranks
+from vllm_nfp.probe.engine import ProbeEngine
+from vllm_nfp.schedule.consent import Consent, OwnConsent
+from vllm_nfp.session.started import PublishingError, Started
+
+logger = logging.getLogger("vllm.nfp")
+
+MOST_PROMPT_TOKENS = 512
+"""Tokens of a prompt that are kept for probes."""
+
+
+def follows() -> None:
+    """The scan of a rank that does not lead: it plans nothing."""
+
+
+class Agreement(Protocol):
+    """What the ranks of an engine agree on; see :class:`Alone` and :class:`InLockstep`."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether this rank plans, publishes and writes."""
+        ...
+
+    @property
+    def ranks(self) -> Ranks:
+        """Those that probe together, as the probe engine sees them."""
+        ...
+
+    def consent(self, engine: ProbeEngine) -> Consent:
+        """Who has to agree to a pair that this rank has chosen."""
+        ...
+
+    def scan(self, engine: ProbeEngine, scan: Callable[[], None] = follows) -> None:
+        """Scan with all ranks.
+
+        Args:
+            scan: the leader's scan; the others launch what it launches.
+        """
+        ...
+
+    def leave(self) -> None:
+        """The start has failed on this rank: let no other rank wait for it."""
+        ...
+
+    def before_step(self, started: Started, scheduler_output: Any) -> None:
+        """Before a real step: look at it, and maybe launch a pair.
+
+        Raises:
+            Exception: anything; :meth:`fault` judges it.
+        """
+        ...
+
+    def idle(self, started: Started) -> float:
+        """No request is there: maybe launch a pair; returns the seconds until the next call."""
+        ...
+
+    def timed(self, started: Started) -> bool:
+        """Whether the step that runs now is timed."""
+        ...
+
+    def fault(self, stage: str, error: Exception) -> str | None:
+        """Why the probe ends now, after this fault; None if all ranks will end it together."""
+        ...
+
+
+class Alone:
+    """One rank decides for itself.
+
+    Args:
+        leads: whether it publishes; with several ranks that only time their steps, one does.
+    """
+
+    def __init__(self, leads: bool = True) -> None:
+        self.leads = leads
+        self.ranks: Ranks = ranks.Alone()
+
+    def consent(self, engine: ProbeEngine) -> Consent:
+        """Nobody else's."""
+        return OwnConsent()
+
+    def scan(self, engine: ProbeEngine, scan: Callable[[], None] = follows) -> None:
+        """Scan at once."""
+        scan()
+
+    def leave(self) -> None:
+        """Nobody waits."""
+
+    def before_step(self, started: Started, scheduler_output: Any) -> None:
+        """Look at the step if it is its turn; the prober then decides by the budget."""
+        lead = started.lead
+        assert lead is not None, "a rank that is alone leads"
+        stands_for = started.looks.at(scheduler_output)
+        if not stands_for:
+            lead.watcher.serving()
+            return
+        keep_prompts(started.engine, scheduler_output)
+        lead.look(started.looks.step(scheduler_output), stands_for, started.graph_bytes)
+
+    def idle(self, started: Started) -> float:
+        """The prober decides by the share of idle time."""
+        assert started.lead is not None, "a rank that is alone leads"
+        return started.lead.idle(started.graph_bytes)
+
+    def timed(self, started: Started) -> bool:
+        """Whether the step is looked at."""
+        return started.looks.stands_for > 0
+
+    def fault(self, stage: str, error: Exception) -> str | None:
+        """The fault itself."""
+        return reason_of(stage, error)
+
+
+def reason_of(stage: str, error: Exception) -> str:
+    """Log a fault; why the probe ends with it."""
+    if isinstance(error, PublishingError):
+        return str(error)
+    logger.error("vllm-nfp: fault in stage %s", stage, exc_info=error)
+    return f"fault in stage {stage}: {error!r}"
+
+
+def keep_prompts(engine: ProbeEngine | None, scheduler_output: Any) -> None:
+    """Keep tokens of the prompts that a step begins, for probes to run on."""
+    new = scheduler_output.scheduled_new_reqs
+    if not new or engine is None:
+        return
+    with torch.inference_mode():  # as the engine's tensors were made
+        for request in new:
+            if request.prompt_token_ids:
+                engine.tokens.add(request.prompt_token_ids[:MOST_PROMPT_TOKENS])

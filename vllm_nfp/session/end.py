@@ -1,0 +1,43 @@
+"""How a probe ends: hooks are removed, the reason is written, memory is given back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+from vllm_nfp.results.snapshot import Snapshot
+from vllm_nfp.session.output import Output
+from vllm_nfp.session.started import Started
+from vllm_nfp.types import State
+
+logger = logging.getLogger("vllm.nfp")
+
+
+def end(
+    started: Started | None,
+    identity: Snapshot,
+    reason: str,
+    output: Output,
+    unhook: Callable[[], None],
+) -> None:
+    """End the probe for good. Whatever fails here is only logged.
+
+    Args:
+        started: what was serving; None if the start has not ended.
+        identity: what is known of the engine if nothing was serving.
+        unhook: removes the hooks.
+    """
+    output.end()
+    try:
+        unhook()
+        last = identity
+        if started is not None and started.lead is not None:
+            started.lead.publisher.stop()
+            last = started.lead.publisher.full_snapshot()
+        output.write_last(replace(last, state=State.DISABLED, reason=reason))
+        if started is not None and started.engine is not None:
+            started.engine.close()
+        output.close()
+    except Exception:
+        logger.exception("vllm-nfp: /metrics may not show that the probe is disabled")

@@ -1,0 +1,50 @@
+"""Which real steps are looked at, what they are, and how many steps each look stands for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm_nfp.adapter.runners import RunnerView, StepLimits, requests_wait, step_of
+from vllm_nfp.timing import Sampler
+from vllm_nfp.types import EngineStep
+
+
+class Looks:
+    """Looks at every step in which requests may wait, and at a sample of the others.
+
+    Args:
+        sampler: chooses among the others.
+        limits: the most that a step may hold.
+        view: the runner of the steps.
+    """
+
+    def __init__(self, sampler: Sampler, limits: StepLimits, view: RunnerView) -> None:
+        self._sampler = sampler
+        self._limits = limits
+        self._view = view
+        self._waits = False
+        """There was a sign at the last look that requests wait."""
+        self.stands_for = 0
+        """Steps that the latest one stands for, its own among them; 0 if it is not looked at."""
+
+    def at(self, scheduler_output: Any) -> int:
+        """Steps that a look at this one stands for; 0 if it is not looked at.
+
+        A step in which requests may wait stands for itself, and the sampler does not count it.
+        Chance alone chooses among the others, so that these stand for all of them. This runs before
+        every step.
+        """
+        self.stands_for = 0
+        if not scheduler_output.num_scheduled_tokens:
+            return 0
+        self._waits = requests_wait(scheduler_output, self._limits)
+        if self._waits:
+            self.stands_for = 1
+        elif self._sampler.look():
+            self.stands_for = self._sampler.stands_for
+        return self.stands_for
+
+    def step(self, scheduler_output: Any) -> EngineStep | None:
+        """The step as the scheduler planned it; None if it runs nothing."""
+        waits = self._waits if self.stands_for else None
+        return step_of(scheduler_output, self._view.decode_positions, self._limits, waits)

@@ -1,0 +1,127 @@
+"""The life of the probe in one worker: start, serve, and end on any fault."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+from vllm_nfp.adapter.graph_place import GraphPlace
+from vllm_nfp.session.end import end
+from vllm_nfp.session.output import Output
+from vllm_nfp.session.start import StaysOffError, start
+from vllm_nfp.session.started import Started
+from vllm_nfp.session.timing_only import NOTHING_TO_DO_SECONDS
+from vllm_nfp.session.worker import Worker
+
+logger = logging.getLogger("vllm.nfp")
+
+Starts: TypeAlias = Callable[[Worker, Any, GraphPlace | None, Output], Started | None]
+
+
+class Session:
+    """One worker's probe; what vLLM's steps are observed by.
+
+    Every method contains its own faults. A fault disables the probe, is named in the log and on
+    /metrics, and never reaches the server.
+
+    Args:
+        worker: to be probed.
+        output: where results go.
+        starts: makes the parts that serve, from the worker, its runner, the place of vLLM's CUDA
+            graphs and the output.
+    """
+
+    def __init__(self, worker: Worker, output: Output, starts: Starts = start) -> None:
+        self._worker = worker
+        self._output = output
+        self._starts = starts
+        self._identity = worker.identity
+        self._started: Started | None = None
+        self._unhook: Callable[[], None] = lambda: None
+
+    @property
+    def active(self) -> bool:
+        """Whether steps are timed, or probes may run."""
+        return self._started is not None
+
+    def after_warm_up(
+        self,
+        runner: Any,
+        place: GraphPlace | None = None,
+        unhook: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Start on a runner that has warmed up, before the server takes requests.
+
+        Args:
+            place: memory pool and stream of vLLM's own CUDA graphs, if there are any.
+            unhook: removes the hooks of this session.
+        """
+        self._unhook = unhook
+        self._worker.cost.begin()
+        try:
+            self._started = self._starts(self._worker, runner, place, self._output)
+        except StaysOffError as error:
+            self.disable(str(error), error.expected)
+        except Exception as error:
+            logger.error("vllm-nfp: fault in stage attach", exc_info=error)
+            self.disable(f"fault in stage attach: {error!r}")
+        finally:
+            self._worker.cost.end()
+
+    def before_step(self, scheduler_output: Any) -> None:
+        """Before a real step: look at it, maybe run a pair of probes, and begin to time it."""
+        started = self._started
+        if started is None:
+            return
+        try:
+            started.agreement.before_step(started, scheduler_output)
+        except Exception as error:
+            self._fault(started, "probe", error)
+        self._mark(begin=True)
+
+    def after_step(self) -> None:
+        """The real step has been launched."""
+        self._mark(begin=False)
+
+    def _mark(self, begin: bool) -> None:
+        started = self._started
+        if started is None or started.lead is None or not started.agreement.timed(started):
+            return
+        timer = started.lead.watcher.timer
+        try:
+            if begin:
+                timer.begin()
+            else:
+                timer.end()
+        except Exception as error:
+            self._fault(started, "timing", error)
+
+    def idle(self) -> float:
+        """No request is there: maybe run a pair of probes; seconds until the next call."""
+        started = self._started
+        if started is None:
+            return NOTHING_TO_DO_SECONDS
+        try:
+            return started.agreement.idle(started)
+        except Exception as error:
+            self._fault(started, "idle probe", error)
+            return NOTHING_TO_DO_SECONDS
+
+    def _fault(self, started: Started, stage: str, error: Exception) -> None:
+        reason = started.agreement.fault(stage, error)
+        if reason is not None:
+            self.disable(reason)
+
+    def disable(self, reason: str, expected: bool = False) -> None:
+        """Switch the probe off for good; the server goes on.
+
+        Args:
+            expected: the reason is a setting or feature, known at the start, and no fault.
+        """
+        log = logger.warning if expected else logger.error
+        log("vllm-nfp: the probe is disabled: %s; the server goes on without it", reason)
+        started, self._started = self._started, None
+        identity = replace(self._identity, startup_seconds=self._worker.cost.seconds)
+        end(started, identity, reason, self._output, self._unhook)

@@ -1,0 +1,143 @@
+"""The start of the probe in one worker: decide what to do, and do as much of it as can be done."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+from vllm_nfp.adapter import bindings, support
+from vllm_nfp.adapter.attention_groups import CellDoesNotFitError
+from vllm_nfp.adapter.bindings import UnknownVllmError
+from vllm_nfp.adapter.graph_place import GraphPlace
+from vllm_nfp.adapter.layers import UnsupportedModelError
+from vllm_nfp.adapter.out_of_memory import is_out_of_memory
+from vllm_nfp.adapter.runners import RunnerView, UnknownRunnerError, limits_of, view_of
+from vllm_nfp.adapter.versions import Mode
+from vllm_nfp.faults import maybe_fail
+from vllm_nfp.schedule.lockstep import DivergedError, PeerFaultError, WireError
+from vllm_nfp.session.agreement import Agreement, Alone
+from vllm_nfp.session.in_lockstep import InLockstep, join
+from vllm_nfp.session.looks import Looks
+from vllm_nfp.session.output import Output
+from vllm_nfp.session.publication import open_publisher, publish_first
+from vllm_nfp.session.start_probing import NothingToProbeError, clock_of, start_probing
+from vllm_nfp.session.started import Lead, Started
+from vllm_nfp.session.timing_only import TimingOnly
+from vllm_nfp.session.worker import Worker
+from vllm_nfp.timing import Sampler, StepTimer
+from vllm_nfp.types import ShapeRefusedError, State
+
+logger = logging.getLogger("vllm.nfp")
+
+
+class StaysOffError(RuntimeError):
+    """Nothing is probed or timed in this worker; the message says why.
+
+    Args:
+        reason: the message.
+        expected: the reason is a setting or feature, and no fault.
+    """
+
+    def __init__(self, reason: str, expected: bool) -> None:
+        super().__init__(reason)
+        self.expected = expected
+
+
+def start(worker: Worker, runner: Any, place: GraphPlace | None, output: Output) -> Started | None:
+    """Start on a runner that has warmed up; None on a rank that takes no part.
+
+    Args:
+        place: memory pool and stream of vLLM's own CUDA graphs, if there are any.
+
+    Raises:
+        StaysOffError: if nothing can be done here.
+        Exception: anything, which is a fault.
+    """
+    leads = support.reports(worker.vllm_config.parallel_config)
+    if not leads:
+        output.silence()
+    decision = support.decide(worker.vllm_config, worker.config.passive)
+    if decision.mode is Mode.ACTIVE:
+        return _try_to_probe(worker, runner, place, output, leads)
+    if not leads:
+        return None
+    if decision.mode is Mode.OFF:
+        raise StaysOffError(decision.reason, expected=True)
+    return _time_only(worker, runner, decision.reason, output)
+
+
+def _try_to_probe(
+    worker: Worker, runner: Any, place: GraphPlace | None, output: Output, leads: bool
+) -> Started | None:
+    """Probe; where this model or machine cannot be probed, time steps."""
+    try:
+        view = view_of(runner)  # one that is unknown is unknown on every rank, and none waits
+        agreement = _agreement_of(worker, leads)
+    except UnknownRunnerError as error:
+        raise StaysOffError(str(error), expected=True) from error
+    except WireError as error:
+        raise StaysOffError(str(error), expected=False) from error
+    try:
+        return start_probing(worker, view, place, agreement, output)
+    except (PeerFaultError, DivergedError, WireError) as error:
+        raise StaysOffError(str(error), expected=False) from error
+    except Exception as error:
+        agreement.leave()
+        if not cannot_probe(error):
+            raise
+        reason = str(error)
+    if agreement.leads:
+        return _time_only(worker, runner, reason, output)
+    logger.warning("vllm-nfp: this rank takes no part: %s", reason)
+    return None
+
+
+def _agreement_of(worker: Worker, leads: bool) -> Agreement:
+    """All ranks choose alike, so that none waits for a rank that only times its own steps."""
+    several = worker.vllm_config.parallel_config.tensor_parallel_size > 1
+    # On an unknown vLLM each rank finds out for itself that it cannot probe.
+    if several and bindings.is_known(worker.vllm_config):
+        return InLockstep(join(worker.config))
+    return Alone(leads)
+
+
+def cannot_probe(error: Exception) -> bool:
+    """Whether it says that this model or machine cannot be probed, which is no fault."""
+    known = (
+        NothingToProbeError,
+        ShapeRefusedError,
+        UnsupportedModelError,
+        CellDoesNotFitError,
+        UnknownVllmError,
+    )
+    return isinstance(error, known) or (isinstance(error, RuntimeError) and is_out_of_memory(error))
+
+
+def _time_only(worker: Worker, runner: Any, reason: str, output: Output) -> Started:
+    """Time real steps, and say why nothing is probed."""
+    view = _view_without_probe(runner, reason)
+    log = logger.info if worker.config.passive else logger.warning
+    log("vllm-nfp: passive mode on the %s runner: %s", view.name, reason)
+    maybe_fail("attach")
+    worker = replace(worker, config=replace(worker.config, passive=True))
+    identity = replace(worker.identity, state=State.PASSIVE, reason=reason, runner=view.name)
+    watcher = TimingOnly(StepTimer(clock_of(view)))
+    publisher = open_publisher(worker, view, identity, watcher.timer.times, output)
+    agreement = Alone()
+    publish_first(worker, view, publisher, identity, worker.cells, agreement.ranks)
+    logger.info(
+        "vllm-nfp: timing the steps of %s on the %s runner, without probes",
+        identity.model_name,
+        view.name,
+    )
+    looks = Looks(Sampler(), limits_of(worker.vllm_config), view)
+    return Started(agreement, looks, None, Lead(watcher, publisher))
+
+
+def _view_without_probe(runner: Any, reason: str) -> RunnerView:
+    try:
+        return view_of(runner)
+    except UnknownRunnerError as error:
+        message = f"{reason}, and even that is off: {error}"
+        raise StaysOffError(message, expected=True) from error

@@ -1,0 +1,203 @@
+"""The start of a worker that is probed: build the engine, prove, prepare, scan, publish."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from vllm_nfp.adapter.graph_place import GraphPlace
+from vllm_nfp.adapter.ranks import Ranks
+from vllm_nfp.adapter.runners import RunnerView, limits_of
+from vllm_nfp.faults import maybe_fail
+from vllm_nfp.probe.engine import ProbeEngine
+from vllm_nfp.results.snapshot import Snapshot
+from vllm_nfp.schedule.budget import LARGE_BUDGET, Budget
+from vllm_nfp.schedule.flights import Flights
+from vllm_nfp.schedule.plan import CellKey, Feedback, Planner
+from vllm_nfp.schedule.prober import Prober
+from vllm_nfp.schedule.scan import scan
+from vllm_nfp.session.agreement import Agreement
+from vllm_nfp.session.looks import Looks
+from vllm_nfp.session.output import Output
+from vllm_nfp.session.publication import EVERY_RANK_READY, open_publisher, publish_first
+from vllm_nfp.session.started import Lead, Started
+from vllm_nfp.session.worker import Worker
+from vllm_nfp.timing import Clock, CudaClock, HostClock, Sampler, StepTimer
+
+logger = logging.getLogger("vllm.nfp")
+
+A_CELL = "is there a cell to probe"
+"""What the ranks are asked before they scan."""
+
+
+class NothingToProbeError(RuntimeError):
+    """No cell of the settings can be probed here; the message says why."""
+
+
+def clock_of(view: RunnerView) -> Clock:
+    """The clock of the serving stream."""
+    return CudaClock() if view.device.type == "cuda" else HostClock()
+
+
+def start_probing(
+    worker: Worker, view: RunnerView, place: GraphPlace | None, agreement: Agreement, output: Output
+) -> Started:
+    """Start to probe, on all ranks of the agreement or on none.
+
+    Args:
+        place: memory pool and stream of vLLM's own CUDA graphs, if there are any.
+
+    Raises:
+        NothingToProbeError: if no cell can be probed.
+        Exception: anything, such as a fault of another rank.
+    """
+    maybe_fail("attach")
+    limits = worker.config.graph_limits(worker.vllm_config.parallel_config.tensor_parallel_size)
+    clock, place = clock_of(view), place if limits.shared_pool else None
+    with torch.inference_mode():
+        engine = ProbeEngine(view, clock, worker.config, limits, place, agreement.ranks)
+        try:
+            prepare(worker, engine, limits.capture_seconds, agreement.ranks)
+            lead = None
+            if agreement.leads:
+                seconds_left = _seconds_to_scan(worker, limits.capture_seconds)
+                lead = _lead(worker, view, engine, clock, agreement, output, seconds_left)
+            else:
+                _follow(engine, agreement)
+        except Exception:
+            engine.close()
+            raise
+    # With a large budget each step may have a pair ahead of it.
+    generous = worker.config.overhead_budget > LARGE_BUDGET
+    sampler = Sampler(one_in=1) if generous else Sampler()
+    return Started(agreement, Looks(sampler, limits_of(worker.vllm_config), view), engine, lead)
+
+
+def prepare(worker: Worker, engine: ProbeEngine, capture_seconds: float, ranks: Ranks) -> None:
+    """Prove that probes keep the KV cache, make the shapes ready, and prove it once more."""
+    cost = worker.cost
+    checking = cost.now()
+    engine.check_kv_cache_untouched()
+    took = cost.now() - checking  # as long as the second check will
+    engine.prepare(lambda: cost.now() + took >= cost.begun + capture_seconds)
+    seconds = capture_seconds + worker.config.startup_seconds
+    if ranks.all(2 * took <= seconds, "is there time for the proof"):
+        engine.check_kv_cache_untouched()
+    else:
+        logger.warning(
+            "vllm-nfp: the KV cache is too large to check all of it twice within capture_seconds + "
+            "startup_seconds (%.1f s each time); captured graphs are checked run by run",
+            took,
+        )
+
+
+def _seconds_to_scan(worker: Worker, capture_seconds: float) -> float:
+    """What the proof and the preparation have left of the time that the settings allow in all."""
+    cost, most = worker.cost, worker.config.startup_seconds
+    return max(0.0, min(most, cost.begun + capture_seconds + most - cost.now()))
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """The cells of the settings."""
+
+    grids: Mapping[CellKey, tuple[int, ...]]
+    """Position counts beyond 1 of each cell that can be probed."""
+    skipped: Mapping[str, str]
+    """Why the others cannot be, by name."""
+
+
+def cells_of(worker: Worker, engine: ProbeEngine) -> Cells:
+    """Which cells can be probed here."""
+    grids: dict[CellKey, tuple[int, ...]] = {}
+    skipped: dict[str, str] = {}
+    for batch_size, context in worker.cells:
+        reason = engine.refusal(batch_size, context)
+        beyond_one = engine.positions(batch_size, context)[1:] if reason is None else ()
+        if beyond_one:
+            grids[batch_size, context] = beyond_one
+        else:
+            skipped[f"B={batch_size} L={context}"] = reason or "no shape has a CUDA graph"
+    return Cells(grids, skipped)
+
+
+def _lead(
+    worker: Worker,
+    view: RunnerView,
+    engine: ProbeEngine,
+    clock: Clock,
+    agreement: Agreement,
+    output: Output,
+    scan_seconds: float,
+) -> Lead:
+    """Scan with all ranks, and begin to publish."""
+    config, now = worker.config, worker.cost.now
+    cells = cells_of(worker, engine)
+    if not agreement.ranks.all(bool(cells.grids), A_CELL):
+        raise NothingToProbeError(f"no cell can be probed: {next(iter(cells.skipped.values()))}")
+    for cell, reason in cells.skipped.items():
+        logger.info("vllm-nfp: cell %s is not probed: %s", cell, reason)
+    identity = replace(worker.identity, runner=view.name, skipped_cells=dict(cells.skipped))
+    budget = Budget(config.overhead_budget, config.delayed_steps)
+    timer = StepTimer(clock, budget.earn)
+    publisher = open_publisher(worker, view, identity, timer.times, output)
+    planner = Planner(cells.grids, max(config.min_samples, config.wanted_samples), config.seed)
+    flights, consent = Flights(engine, clock, now), agreement.consent(engine)
+    prober = Prober(flights, consent, timer, planner, budget, publisher.put, config, now)
+    lead = Lead(prober, publisher)
+
+    def report() -> Feedback:
+        lead.count(engine.graph_bytes)
+        publisher.report_progress()
+        return publisher.feedback
+
+    _warn_of_fusion(worker, agreement.ranks)
+    maybe_fail("startup_scan")
+    agreement.scan(engine, lambda: scan(prober, scan_seconds, report, now))
+    engine.give_back_cache()
+    publisher.process()
+    lead.count(engine.graph_bytes)
+    identity = publish_first(worker, view, publisher, identity, list(cells.grids), agreement.ranks)
+    _log_start(worker, engine, identity, len(planner.cells))
+    return lead
+
+
+def _follow(engine: ProbeEngine, agreement: Agreement) -> None:
+    """Launch what the leader's scan launches."""
+    if not agreement.ranks.all(True, A_CELL):
+        raise NothingToProbeError("no cell can be probed on the first rank")
+    maybe_fail("startup_scan")
+    agreement.scan(engine)
+    engine.give_back_cache()
+    agreement.ranks.all(True, EVERY_RANK_READY)
+
+
+def _log_start(worker: Worker, engine: ProbeEngine, identity: Snapshot, cells: int) -> None:
+    logger.info(
+        "vllm-nfp: probe active on the %s runner: at most %g %% of GPU time and %g %% of steps; "
+        "%d cells; %d of %d layers timed; startup +%.1f s; %.0f MiB of GPU memory%s. "
+        "See: vllm-nfp table http://HOST:PORT",
+        identity.runner,
+        100 * worker.config.overhead_budget,
+        100 * worker.config.delayed_steps,
+        cells,
+        engine.timed_layers,
+        engine.num_layers,
+        identity.startup_seconds,
+        engine.graph_bytes / (1 << 20),
+        " beside vLLM's own CUDA graphs" if engine.shares_graph_memory else "",
+    )
+
+
+def _warn_of_fusion(worker: Worker, ranks: Ranks) -> None:
+    if ranks.alone:
+        return
+    passes = worker.vllm_config.compilation_config.pass_config
+    if getattr(passes, "fuse_allreduce_rms", False):
+        logger.info(
+            "vllm-nfp: this server fuses all-reduces with norms; the module communication times "
+            "the plain all-reduce, which may take longer"
+        )

@@ -1,0 +1,52 @@
+"""The vocabulary, which is also the wire format: what passes from the hooks to the report.
+
+Whatever is estimated, written to a file and shown is one of these types; :mod:`msgspec` reads
+them. They know no vLLM and no torch.
+"""
+
+from vllm_nfp.types.results import (
+    Boundary,
+    CurvePoint,
+    LayerHistogram,
+    LayerLatency,
+    LiveStep,
+    Pair,
+    Prediction,
+    State,
+    StepLatency,
+)
+from vllm_nfp.types.setup import Device, Environment, ModelDescription
+from vllm_nfp.types.shapes import Cell, Module, Shape, reading_order
+from vllm_nfp.types.steps import (
+    EngineStep,
+    LayerTime,
+    PairResult,
+    RefusedForNowError,
+    ShapeRefusedError,
+    Timing,
+)
+
+__all__ = [
+    "Boundary",
+    "Cell",
+    "CurvePoint",
+    "Device",
+    "EngineStep",
+    "Environment",
+    "LayerHistogram",
+    "LayerLatency",
+    "LayerTime",
+    "LiveStep",
+    "ModelDescription",
+    "Module",
+    "Pair",
+    "PairResult",
+    "Prediction",
+    "RefusedForNowError",
+    "Shape",
+    "ShapeRefusedError",
+    "State",
+    "StepLatency",
+    "Timing",
+    "reading_order",
+]

@@ -1,0 +1,185 @@
+"""What the probe finds out: pairs of times, curves, boundaries, predictions, and its state."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+from vllm_nfp.types.shapes import Above0, Cell, Count, Module, Size
+
+
+class State(StrEnum):
+    """What the probe is doing."""
+
+    WARMING = "warming"
+    """No estimate yet."""
+    PROBING = "probing"
+    """Estimates exist; some points still lack samples."""
+    STEADY = "steady"
+    """Every point that can be measured has its samples; the probe now refreshes them."""
+    PASSIVE = "passive"
+    """Nothing is probed, for the reason in the snapshot; real steps are watched."""
+    DISABLED = "disabled"
+    """Off, for the reason in the log and in the snapshot."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The time at N positions per sequence and that at one, taken side by side.
+
+    Both in seconds. Clocks that drift with temperature and load change both alike, so that the
+    ratio stays.
+
+    Raises:
+        ValueError: for a count below 1, or a time that is not finite and above 0.
+    """
+
+    positions: int
+    seconds: float
+    baseline_seconds: float
+
+    def __post_init__(self) -> None:
+        if self.positions < 1:
+            raise ValueError(f"positions must be 1 or more, not {self.positions}")
+        for name in ("seconds", "baseline_seconds"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0.0):
+                raise ValueError(f"{name} must be finite and above 0, not {value!r}")
+
+    @property
+    def log_ratio(self) -> float:
+        """log(t(N) / t(1))."""
+        return math.log(self.seconds / self.baseline_seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class CurvePoint:
+    """One point of t(N): the time of one module at one number of positions per sequence."""
+
+    module: Module
+    batch_size: Size
+    context: Size
+    positions: Size
+    samples: Count
+    """Pairs behind it; those of all other points for N = 1."""
+    median_seconds: Above0
+    ratio: Above0
+    """Time over that of one position, from pairs."""
+    ratio_lower: float
+    """Lower end of the 95 % interval of the ratio; 0 while the samples are too few."""
+    ratio_upper: float | None
+    """Upper end; None while the samples are too few."""
+    execution: str
+    """How the step ran: full (CUDA graph), piecewise, or none (no graph)."""
+    seconds_lower: float = 0.0
+    """Lower end of the 95 % interval of the median; 0 while the samples are too few."""
+    seconds_upper: float | None = None
+    """Upper end; None while the samples are too few."""
+
+    @property
+    def cell(self) -> Cell:
+        """Where the curve was measured."""
+        return Cell(self.module, self.batch_size, self.context)
+
+
+@dataclass(frozen=True, slots=True)
+class Boundary:
+    """NFP of one module in one cell at one epsilon, on the grid of probed positions."""
+
+    module: Module
+    batch_size: Size
+    context: Size
+    epsilon: Above0
+    positions: Size
+    """Largest probed N for which it and all smaller probed n are within 1 + epsilon."""
+    lower: Size
+    upper: Size
+    """95 % interval; lower <= positions <= upper."""
+    at_limit: bool
+    """No probed N is over the line: the boundary is at the largest probed N or beyond, and
+    ``upper`` is censored there."""
+    largest_free: Size
+    """Largest probed N that is surely under the line, even if a smaller one is over it, since t
+    is not monotone; ``positions`` if there is none. In 95 % it names no other N over the line."""
+
+    @property
+    def cell(self) -> Cell:
+        """Where the boundary was measured."""
+        return Cell(self.module, self.batch_size, self.context)
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What the model without measurement says for one module in one cell."""
+
+    module: Module
+    batch_size: Size
+    context: Size
+    epsilon: Above0
+    positions: Size
+    idle_compute_positions: Count
+    limited_by: str
+
+    @property
+    def cell(self) -> Cell:
+        """What the prediction is for."""
+        return Cell(self.module, self.batch_size, self.context)
+
+
+@dataclass(frozen=True, slots=True)
+class LiveStep:
+    """The last real decode step."""
+
+    batch_size: int
+    context: int
+    """Mean number of tokens in the KV cache of a sequence."""
+    positions: int
+    """Positions per sequence that the step ran."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepLatency:
+    """Time of real decode steps of one kind, without any probe in them."""
+
+    batch_size: int
+    """Upper bound of the bucket of sequences in the step."""
+    context: int
+    """Upper bound of the bucket of mean context lengths, in tokens."""
+    positions: int
+    """Positions per sequence that the steps ran."""
+    samples: int
+    """Steps since the start; the median is taken over the most recent timed ones."""
+    median_seconds: float
+    """From the launch of the forward pass to the end of sampling, on the device."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerLatency:
+    """Time of one module of one decoder layer at one number of positions per sequence."""
+
+    layer: Count
+    module: Module
+    batch_size: Size
+    context: Size
+    positions: Size
+    samples: Count
+    """Most recent runs that the median is taken over."""
+    median_seconds: Above0
+
+    @property
+    def cell(self) -> Cell:
+        """Where the layer was timed."""
+        return Cell(self.module, self.batch_size, self.context)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerHistogram:
+    """Cumulative counts of one layer's module times, as Prometheus wants them."""
+
+    layer: int
+    module: Module
+    bounds_seconds: tuple[float, ...]
+    counts: tuple[int, ...]
+    """Counts at or below each bound; one more entry than bounds, for the rest."""
+    sum_seconds: float

@@ -1,0 +1,51 @@
+"""Where something is measured: modules, shapes of a decode step, and cells of the results."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, NamedTuple, TypeAlias
+
+from msgspec import Meta
+
+Size: TypeAlias = Annotated[int, Meta(ge=1, lt=1 << 32)]
+"""A batch size, a context or a number of positions; the bounds hold for what is read."""
+Count: TypeAlias = Annotated[int, Meta(ge=0, lt=1 << 32)]
+Above0: TypeAlias = Annotated[float, Meta(gt=0)]
+
+
+class Module(StrEnum):
+    """What is timed, in reading order; the values are the ``module`` label of the metrics."""
+
+    MODEL = "model"
+    """The whole step."""
+    ATTENTION = "attention"
+    DENSE_FFN = "dense_ffn"
+    MOE_FFN = "moe_ffn"
+    COMMUNICATION = "communication"
+    """The collectives of one layer; where there are several ranks."""
+
+
+_ORDER = {str(module): place for place, module in enumerate(Module)}
+
+
+def reading_order(module: str) -> tuple[int, str]:
+    """Sorts modules as :class:`Module` lists them; unknown ones come last."""
+    return _ORDER.get(module, len(_ORDER)), module
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Shape:
+    """A decode step: ``batch_size`` sequences, each ``positions`` new after ``context`` tokens."""
+
+    batch_size: int
+    context: int
+    positions: int
+
+
+class Cell(NamedTuple):
+    """One module at one batch size (sequences) and context length (tokens)."""
+
+    module: Module
+    batch_size: int
+    context: int

@@ -1,0 +1,68 @@
+"""What the engine ran: real steps, and the runs of a probe with their times."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vllm_nfp.types.shapes import Module, Shape
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTime:
+    """Time of one module of one decoder layer."""
+
+    layer: int
+    module: Module
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """One run of one shape."""
+
+    shape: Shape
+    step_seconds: float
+    """The whole step: forward pass and LM head over all positions."""
+    lm_head_seconds: float
+    modules: Mapping[Module, float]
+    """Mean over the timed layers, for each module that the model has."""
+    layers: tuple[LayerTime, ...]
+    execution: str
+    """full, piecewise or none: how the step ran."""
+
+
+@dataclass(frozen=True, slots=True)
+class PairResult:
+    """A run at N positions and one at 1, side by side in random order."""
+
+    many: Timing
+    one: Timing
+    baseline_first: bool
+    cost_seconds: float
+    """All that the pair took from the device, or from the host if that was more."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStep:
+    """A real step, as every rank sees it in the scheduler's output."""
+
+    batch_size: int
+    context: int
+    """Mean tokens in the KV cache of a sequence."""
+    positions: int
+    """Largest number of positions of a sequence."""
+    decode: bool
+    """No prompt is being read: probing delays no first token."""
+    fullness: float = 0.0
+    """Running sequences over the most that may run at a time."""
+    waiting: bool = False
+    """A sign that requests wait: sequences were preempted, or a limit of the step was reached."""
+
+
+class ShapeRefusedError(RuntimeError):
+    """This shape cannot be run here; the message says why, and the probe leaves it out."""
+
+
+class RefusedForNowError(ShapeRefusedError):
+    """This shape cannot be run at the moment, as while memory is short; it is tried again later."""
