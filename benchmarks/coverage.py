@@ -7,8 +7,8 @@ Needs no GPU and no vLLM. Each trial draws a staircase, and pairs of times over 
 disturbance (:mod:`benchmarks.simulated_pairs`).
 
 ``planned`` runs the real planner and the real publisher: the planner chooses the point of each
-pair, the publisher takes the pairs in, publishes, and tells the planner what to sample again. After
-every publish the published intervals are compared with the truth. ``fixed`` asks
+pair, the publisher takes the pairs in, publishes, and informs the planner what to sample again.
+After every publish the published intervals are compared with the truth. ``fixed`` asks
 :func:`vllm_nfp.estimate.estimate_cell` with the same number of pairs at every point.
 """
 
@@ -73,15 +73,15 @@ SCAN = 6 * len(GRID)
 SERVER = Course(ProbeConfig(), SCAN, (20, 40, *range(SCAN, 400, 10), *range(400, 801, 40)))
 """From the start until all rings are full, at 320 pairs, and all of their pairs are replaced."""
 SELDOM = Course(ProbeConfig(), SCAN, (*range(20, 400, 20), *range(400, 801, 80)))
-"""The same, published less often: what runs now samples alike however often that is."""
+"""The same, published less often; sampling does not depend on how often results are published."""
 MEASURE = Course(ProbeConfig(wanted_samples=12), SCAN, tuple(range(20, 12 * len(GRID) + 1, 20)))
 """``vllm-nfp measure``, which gives each point 12 pairs and ends."""
 Rule = Callable[[Snapshot, Feedback], Feedback]
-"""What is told to the planner after a publish, from what was published."""
+"""The feedback to the planner after a publish, from what was published."""
 
 
 def as_it_runs(_: Snapshot, feedback: Feedback) -> Feedback:
-    """What the publisher itself tells."""
+    """The publisher's own feedback."""
     return feedback
 
 
@@ -128,16 +128,16 @@ def _timing(positions: int, seconds: float) -> Timing:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """Shares of trials whose interval held the truth when so many pairs had been taken.
+    """Fractions of trials whose interval held the truth when so many pairs had been taken.
 
     Attributes:
         pairs: of the whole cell, when this was published.
-        ratio_at_line: of t(N) / t(1) at the point that lies at a line.
+        ratio_at_line: of t(N) / t(1) at the point at a line.
         ratio, median: the same and t(N) of all points that were published.
         boundary_at_line: of NFP at the epsilon of that line.
         boundary: of NFP at all epsilons; on random staircases if these were asked for.
-        decided: share of the boundaries at the line whose interval is one grid point.
-        width: mean of the ratio's interval at the point at the line, as a share of it.
+        decided: fraction of the boundaries at the line whose interval is one grid point.
+        width: mean of the ratio's interval at the point at the line, as a fraction of it.
     """
 
     pairs: int
@@ -164,7 +164,7 @@ def cover_planned(
 
     Args:
         rule: makes the rule of a trial.
-        off: how far from the line the point lies, in standard errors of 32 pairs, over or under.
+        off: distance of the point from the line, in standard errors of 32 pairs, over or under.
         at_line: whether one point of each staircase is put there; else all are random.
     """
     rng = np.random.default_rng((seed, 1))

@@ -22,14 +22,14 @@ from vllm_nfp.estimate import estimate_cell
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """Shares of trials whose interval held the truth.
+    """Fractions of trials whose interval held the truth.
 
     Attributes:
         ratio, median: of t(N) / t(1) and of t(N), over all points of all trials.
         boundary: of NFP on random staircases.
         boundary_at_line: of NFP on staircases with a point at the line, the hard case.
-        decided_at_line: share of those whose interval is one grid point.
-        exact: share of random staircases whose estimate is the truth.
+        decided_at_line: fraction of those whose interval is one grid point.
+        exact: fraction of random staircases whose estimate is the truth.
     """
 
     samples: int

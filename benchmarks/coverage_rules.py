@@ -1,8 +1,8 @@
-"""Claim: sampling every point alike needs no wider interval than rules that follow the results.
+"""Claim: sampling every point equally needs no wider interval than rules that follow the results.
 
     python -m benchmarks.coverage_rules --trials 300 --out DIR
 
-Compares, by simulation and without a GPU, what the planner could be told to sample again after
+Compares, by simulation and without a GPU, what the planner could sample again after
 results were published. Rules that stop or go on because of a published interval make that interval
 miss the truth more often. See docs/estimation.md.
 """

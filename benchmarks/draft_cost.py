@@ -1,9 +1,9 @@
 """What the drafts of benchmarks.draft_lengths cost, as ``recommend`` takes it: measured there.
 
-Looking n-grams up costs the same whatever the length, and so little that it is taken as nothing. A
-head costs its time for each drafted token. That time is what a server's own controller tells as
+N-gram lookup costs the same at every length, and so little that it is assumed free. A head costs
+its time for each drafted token. That time is what a server's own controller reports as
 ``vllm_nfp_draft_token_seconds``: the median over the batch sizes of all controllers of the run.
-Where none has learned it yet, it is reckoned in the same way from the round of the fixed lengths.
+Where none has measured it yet, it is computed in the same way from the round of the fixed lengths.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ def draft_cost(
     """The cost of a method's drafts.
 
     Args:
-        told: the controllers' answers; ``draft_seconds`` is by batch size.
+        told: what the controllers report; ``draft_seconds`` is by batch size.
         rounds: measured rounds of all fixed lengths.
-        source: the probe's curves, which tell verification from drafting in the rounds.
+        source: the probe's curves, which separate verification from drafting in the rounds.
 
     Raises:
-        ValueError: for a head of which neither tells anything.
+        ValueError: for a head whose cost neither of them contains.
     """
     if method not in DRAFT_HEADS:
         return FREE
@@ -44,7 +44,7 @@ def draft_cost(
     seconds = seconds or _round_seconds(rounds, source_of(source).curves)
     if not seconds:
         raise ValueError(
-            f"nothing tells what a token drafted by {method} costs: measure for longer"
+            f"the cost of a token drafted by {method} was not measured: measure for longer"
         )
     return DraftCost(seconds_per_token=statistics.median(seconds))
 

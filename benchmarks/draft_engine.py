@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
-import statistics
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from typing import Any
 from benchmarks import shapes, talk
 from benchmarks.draft_models import drafter, start
 from benchmarks.draft_plan import LENGTHS, LONGEST, PROBED_CONTEXTS, ROUND, Command, Settings
-from vllm_nfp.adapter.engines import worker_of
+from benchmarks.stepped_engine import Count, SteppedEngine
 
 STEPS_OF_ROUND, SKIPPED_OF_ROUND = 16, 6
 """Steps of each length at a time, and how many of them are not timed: they were in flight,
@@ -38,70 +37,23 @@ PROBE = {
 """The probe scans at the start and never again: what it costs is measured elsewhere."""
 
 
-class Count:
-    """Steps, tokens and times, by draft length."""
-
-    def __init__(self) -> None:
-        self._begun = self._last = time.perf_counter()
-        self._seconds: dict[int, list[float]] = {}
-        self._tokens = 0
-
-    @property
-    def steps(self) -> int:
-        """Steps so far."""
-        return sum(map(len, self._seconds.values()))
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds since the beginning."""
-        return time.perf_counter() - self._begun
-
-    def add(self, tokens: int, length: int) -> None:
-        """A step has ended."""
-        now = time.perf_counter()
-        self._seconds.setdefault(length, []).append(now - self._last)
-        self._last = now
-        self._tokens += tokens
-
-    def skip(self) -> None:
-        """A step that does not count has ended."""
-        self._last = time.perf_counter()
-
-    def row(self) -> dict[str, Any]:
-        """What is written.
-
-        The median of a length's steps leaves out what stops the host for a moment; ``elapsed``
-        holds it.
-        """
-        return {
-            "tokens": self._tokens,
-            "steps": self.steps,
-            "elapsed": self._last - self._begun,
-            "lengths": {k: len(times) for k, times in self._seconds.items()},
-            "medians": {k: statistics.median(times) for k, times in self._seconds.items()},
-        }
-
-
 class Engine:
-    """A vLLM engine in this process, stepped by hand."""
+    """A vLLM engine in this process whose draft lengths are set from outside."""
 
     def __init__(self, settings: Settings, out: Path) -> None:
         self.settings, self.out = settings, out
         self.control: Any = None
         self._controls: dict[float, Any] = {}
-        self._running: dict[int, tuple[str, ...]] = {}
-        self._serial = 0
         self._config = _probe_config(settings, out)
         if settings.speculates:
             self._hook()
         from vllm_nfp.adapter.graph_place import CaptureWatch
 
         with CaptureWatch() as captures:
-            self.llm = start(settings, out)
+            self.engine = SteppedEngine(start(settings, out))
         self._place = captures.place
-        self.core = self.llm.llm_engine.engine_core.engine_core
-        self.scheduler = self.core.scheduler
-        self.runner = worker_of(self.llm).model_runner
+        self.scheduler = self.engine.scheduler
+        self.runner = self.engine.runner
         talk.teach(self.runner.get_model())
         if settings.method in shapes.DRAFT_HEADS and settings.speculates:
             talk.teach_head(drafter(self.runner).model)
@@ -119,7 +71,7 @@ class Engine:
         """Let the probe measure the step's curve, and write it where the controller looks."""
         from vllm_nfp.session import open_session
 
-        engine = self.llm.llm_engine.vllm_config
+        engine = self.engine.llm.llm_engine.vllm_config
         session = open_session(self._config, engine, time.monotonic())
         session.after_warm_up(self.runner, self._place)
         session.disable("the scan has ended", expected=True)
@@ -144,10 +96,10 @@ class Engine:
     def measure(self, command: Command) -> dict[str, Any]:
         """Hold the batch, set the policy, warm up, then step for a while."""
         self._set_acceptance(command.acceptance)
-        self._hold(command.batch_size, command.context)
+        self.engine.hold(command.batch_size, command.context)
         self._set_policy(command)
         for _ in range(command.warm_steps):
-            self._step()
+            self.engine.step()
         count = Count()
         if command.policy == ROUND:
             self._go_round(count, command)
@@ -158,7 +110,7 @@ class Engine:
     def _go_on(self, count: Count, command: Command, least: int, batch_size: int) -> None:
         """Step for the command's time, and for so many steps at least."""
         while count.elapsed < command.seconds or count.steps < least:
-            made = self._step()
+            made = self.engine.step()
             if made is not None:
                 count.add(made, self._live_length(command, batch_size))
 
@@ -171,9 +123,9 @@ class Engine:
         for _ in range(round(command.seconds)):
             for length in self.random.sample(LENGTHS, len(LENGTHS)):
                 self.scheduler.dynamic_sd_lookup = [length] * len(self.static)
-                self._hold(command.batch_size, command.context)
+                self.engine.hold(command.batch_size, command.context)
                 for number in range(STEPS_OF_ROUND):
-                    made = self._step()
+                    made = self.engine.step()
                     if made is None or number < SKIPPED_OF_ROUND:
                         count.skip()
                     else:
@@ -182,10 +134,10 @@ class Engine:
     def ramp(self, command: Command, levels: Sequence[int]) -> Iterator[dict[str, Any]]:
         """The levels one after the other, with arrivals and departures in between, timed too."""
         self._set_acceptance(command.acceptance)
-        self._hold(levels[0], command.context)
+        self.engine.hold(levels[0], command.context)
         self._set_policy(command)
         for place, level in enumerate(levels):
-            self._resize(level, command.context)
+            self.engine.resize(level, command.context)
             count = Count()
             self._go_on(count, command, 4, level)
             yield {
@@ -239,56 +191,6 @@ class Engine:
         self._controls[acceptance] = control
         control.begin()
         return control
-
-    def _hold(self, batch_size: int, context: int) -> None:
-        """Start anew with these sequences; their prompts come from the prefix cache."""
-        self._abort([name for names in self._running.values() for name in names])
-        self._running.clear()
-        self._resize(batch_size, context)
-
-    def _resize(self, batch_size: int, context: int) -> None:
-        names = list(self._running.get(context, ()))
-        self._abort(names[batch_size:])
-        names = names[:batch_size]
-        added = batch_size > len(names)
-        while len(names) < batch_size:
-            names.append(self._add(len(names), context))
-        self._running[context] = tuple(names)
-        while added and self._prefilling():
-            self._step()
-
-    def _add(self, place: int, context: int) -> str:
-        from vllm import SamplingParams
-
-        self._serial += 1
-        name = str(self._serial)
-        prompt = talk.prompt(place, context - 1)
-        params = SamplingParams(max_tokens=1 << 14, temperature=0.0, ignore_eos=True)
-        self.llm.llm_engine.add_request(name, {"prompt_token_ids": prompt}, params)
-        return name
-
-    def _abort(self, names: Sequence[str]) -> None:
-        if names:
-            ids = set(names)
-            running = [r for r in self.scheduler.requests if r.split("-")[0] in ids]
-            self.core.abort_requests(running)
-            self.llm.llm_engine.output_processor.abort_requests(names, internal=False)
-
-    def _prefilling(self) -> bool:
-        return bool(self.scheduler.waiting) or any(
-            request.num_computed_tokens < request.num_prompt_tokens
-            for request in self.scheduler.running
-        )
-
-    def _step(self) -> int | None:
-        """One call of the engine's loop; the tokens of a finished step, None if none finished."""
-        if not self.scheduler.has_unfinished_requests():
-            raise RuntimeError("all sequences have ended: they are too long for this model")
-        outputs, executed = self.core.step_fn()
-        self.core.post_step(executed)
-        if not outputs:
-            return None
-        return sum(len(o.new_token_ids) for of in outputs.values() for o in of.outputs)
 
 
 def _dense(table: Sequence[Sequence[int]], size: int) -> list[int]:

@@ -8,14 +8,15 @@ speculation, one that drafts and accepts at vLLM's synthetic rates, with FULL CU
 draft length. ``--method`` says how it drafts: ngram_gpu looks n-grams up, at next to no cost; eagle
 and eagle3 run a head of one layer, with dummy weights, for each drafted token.
 
-The second goes round the fixed lengths, a few steps of each, so that slow spells of the host meet
-all of them alike; and it steps under the live controller, one for each acceptance. The time of a
-step hangs on its length, not on whose choice that was: so a table, and the controller, are judged
-by the lengths that they ran and what those took on the round. Over a ramp of the load each policy
-runs by itself. Rows are written as they come; ``benchmarks.draft_table`` makes tables of them.
+The second cycles through the fixed lengths, a few steps of each, so that slow periods of the host
+affect all of them equally. It also steps under the live controller, one for each acceptance. The
+time of a step depends on its length, not on the policy that chose it. So a table, and the
+controller, are judged by the lengths that they ran and the times of those lengths in the cycle.
+Over a ramp of the load each policy runs alone. Rows are written as they come;
+``benchmarks.draft_table`` makes tables of them.
 
-The models have dummy weights, and are made to talk (:mod:`benchmarks.talk`): left alone, such a
-model repeats itself, and with experts its drafts cost less than any text's would.
+The models have dummy weights, changed so that their tokens differ (:mod:`benchmarks.talk`):
+otherwise such a model repeats one token, and with experts its drafts cost less than those of text.
 
 Memory, of some 70 GiB that the weights and KV caches of both engines may take on an 80 GB H100. A
 token takes 4 KiB for each layer of qwen3-8b (8 KV heads of 128, keys and values, 2 bytes) and 2 KiB
@@ -29,7 +30,7 @@ sequences of 9000 tokens, in GiB:
     qwen3-30b-a3b          128          9         22               20        24       66
 
 ``--only-long`` leaves context 1024 and the ramp out. The fewer the layers, the more of a step is
-the LM head, and the more a drafted token costs beside it: compare nothing across these rows.
+the LM head, and the more a drafted token costs relative to it: compare nothing across these rows.
 """
 
 from __future__ import annotations

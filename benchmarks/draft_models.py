@@ -33,7 +33,7 @@ def start(settings: Settings, out: Path) -> Any:
 
 
 def speculation(settings: Settings, folder: Path) -> dict[str, Any]:
-    """What vLLM is told of drafting; a head's config.json is written to the folder."""
+    """vLLM's speculative_config; a head's config.json is written to the directory."""
     config: dict[str, Any] = {
         "method": settings.method,
         "num_speculative_tokens": LONGEST,
@@ -44,7 +44,7 @@ def speculation(settings: Settings, folder: Path) -> dict[str, Any]:
         config["model"] = str(head)
     else:
         config |= {"prompt_lookup_min": 1, "prompt_lookup_max": 2}
-    if not settings.tiny:  # vLLM's CPU sampler knows no synthetic acceptance
+    if not settings.tiny:  # vLLM's CPU sampler has no synthetic acceptance
         rates = [0.7 ** (i + 1) for i in range(LONGEST)]
         return config | {
             "rejection_sample_method": "synthetic",
@@ -54,11 +54,10 @@ def speculation(settings: Settings, folder: Path) -> dict[str, Any]:
 
 
 def prepare_head(method: str) -> None:
-    """Before an engine starts: have its heads hear what is read, and draft as real ones do.
+    """Before an engine starts: patch its EAGLE heads so that they draft as trained ones do.
 
-    An EAGLE-3 head has an LM head of its own. vLLM tells from the names of loaded weights that
-    there is one, and dummy weights have none: it would take the target's, with nearly five times
-    the tokens.
+    An EAGLE-3 head has an LM head of its own. vLLM detects it by the names of loaded weights, and
+    dummy weights have none: it would use the target's, with nearly five times the tokens.
     """
     from vllm.model_executor.models.llama_eagle import EagleLlamaForCausalLM
     from vllm.model_executor.models.llama_eagle3 import Eagle3LlamaForCausalLM
@@ -71,6 +70,6 @@ def prepare_head(method: str) -> None:
 
 
 def drafter(runner: Any) -> Any:
-    """What drafts in a model runner of vLLM: the V2 runner names it otherwise than V1's."""
+    """The drafter of a vLLM model runner; V1 and V2 runners have different names for it."""
     found = getattr(runner, "speculator", None)
     return runner.drafter if found is None else found

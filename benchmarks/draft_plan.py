@@ -29,7 +29,7 @@ FIXED = tuple(f"fixed:{k}" for k in LENGTHS)
 ROUND = "round"
 """All fixed lengths, one after the other, again and again."""
 AGREE = 0.03
-"""Median distance of a length's rounds from their median, as a share of it, that is let pass; of
+"""Largest accepted median deviation of a length's rounds from their median, as a fraction; for
 lengths with a CUDA graph, since without one every step waits for the host."""
 WIDEST_GRAPH = 512
 """vLLM's default, in tokens, which the engines keep."""
@@ -73,7 +73,7 @@ def profile_of(spec: Path) -> Path:
 
 
 def agree(rounds: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the rounds of a point tell each length's time alike.
+    """Whether the rounds of a point agree on each length's time.
 
     Of more than two, most of them: their median is what counts.
     """

@@ -6,41 +6,28 @@ import itertools
 import json
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.draft_cost import METHODS, draft_cost
+from benchmarks.draft_cost import draft_cost
 from benchmarks.draft_plan import (
     ACCEPTANCES,
     DOCUMENTED,
     LENGTHS,
-    MAIN_ACCEPTANCE,
     ROUND,
-    graphed_medians,
-    profile_of,
     step_times,
 )
-from benchmarks.shapes import DRAFT_HEADS
+from benchmarks.draft_times import filed_under, length_seconds, method_of, read_rows, spread
 from vllm_nfp.draft import constant, expected_tokens
 from vllm_nfp.draft.demand import FREE, DraftCost
 from vllm_nfp.draft.inputs import StepTimes
 from vllm_nfp.draft.recommend import recommend
-from vllm_nfp.results.profile import load_profile
 
 STEADY = 1.1
-"""Spread up to which a point's rounds tell one length from another within a few per cent."""
+"""Spread up to which a point's rounds resolve differences of a few per cent."""
 Point = tuple[float, int, int]
 """(acceptance, context, batch size)."""
-Cell = tuple[int, int]
-"""(context, batch size)."""
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines; none if there is no such file."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def expected_rate(row: Mapping[str, Any], acceptance: float) -> float:
@@ -50,68 +37,6 @@ def expected_rate(row: Mapping[str, Any], acceptance: float) -> float:
         tokens += count * expected_tokens(int(length), acceptance)
         seconds += count * row["medians"][length]
     return float(row["batch_size"] * tokens / seconds)
-
-
-def length_seconds(rows: Sequence[Mapping[str, Any]]) -> dict[Cell, dict[int, float]]:
-    """Seconds of a step by draft length, the median over the rounds, at each context and size.
-
-    A length's steps count for every acceptance.
-    """
-    found: dict[Cell, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        kind = row["policy"].partition(":")[0]
-        if kind in (ROUND, "fixed") and row["acceptance"] == MAIN_ACCEPTANCE:
-            cell = found[row["context"], row.get("batch_size", row.get("level"))]
-            for length, seconds in row["medians"].items():
-                cell[int(length)].append(seconds)
-    return {
-        cell: {k: statistics.median(times) for k, times in by_length.items()}
-        for cell, by_length in found.items()
-    }
-
-
-def spread(rows: Sequence[Mapping[str, Any]], cell: Cell) -> float:
-    """Largest over smallest median of a length in a cell, of all its rounds; the worst length's.
-
-    Of lengths with a CUDA graph, since without one every step waits for the host.
-    """
-    here = [
-        row
-        for row in rows
-        if (row["context"], row["batch_size"]) == cell and row["policy"] != "live"
-    ]
-    return max(max(values) / min(values) for values in graphed_medians(here))
-
-
-def filed_under(context: int, probed: Iterable[int]) -> int | None:
-    """The next larger probed context, which is where sequences get to, or the largest.
-
-    None if none was probed.
-    """
-    contexts = sorted(set(probed))
-    return next((c for c in contexts if c >= context), contexts[-1] if contexts else None)
-
-
-def step_over_probe(folder: Path) -> list[float]:
-    """The engine's step over the probe's, at each point and length that has a CUDA graph.
-
-    The engine's is a whole step, from one to the next, with the host, sampling and drafts. Drafts
-    made by a head are no part of the probe's: there is nothing to compare then.
-    """
-    rows, path = read_rows(folder / "points.jsonl"), profile_of(folder / "spec")
-    if method_of(rows) in DRAFT_HEADS or not path.exists():
-        return []
-    curves = [row for row in load_profile(path).curves if row.module == "model"]
-    found = []
-    for (context, batch_size), seconds in length_seconds(rows).items():
-        at = filed_under(context, (row.context for row in curves))
-        probed = {
-            row.positions - 1: row.median_seconds
-            for row in curves
-            if (row.batch_size, row.context) == (batch_size, at) and row.execution == "full"
-        }
-        found += [seconds[k] / probed[k] for k in sorted(seconds) if k in probed]
-    return found
 
 
 def rate_at(row: Mapping[str, Any], acceptance: float, seconds: Mapping[int, float]) -> float:
@@ -153,18 +78,6 @@ def raw_over_expected(rows: Sequence[Mapping[str, Any]]) -> float:
     return float(made / expected)
 
 
-def stalls(rows: Sequence[Mapping[str, Any]]) -> float:
-    """Share of the time that is beyond the steps' medians: what stopped the host.
-
-    Of rounds it is not known: in theirs are the steps from length to length as well.
-    """
-    told = [row for row in rows if row["policy"] != ROUND]
-    typical = sum(
-        count * row["medians"][length] for row in told for length, count in row["lengths"].items()
-    )
-    return float(1.0 - typical / sum(row["elapsed"] for row in told))
-
-
 def live_length(rows: Sequence[Mapping[str, Any]], point: Point) -> int:
     """The length of most steps that the live controller ran at a point."""
     steps: Counter[int] = Counter()
@@ -182,11 +95,6 @@ def length_in(table: Sequence[Sequence[int]], batch_size: int) -> int:
         if first <= batch_size:
             length = k
     return length
-
-
-def method_of(rows: Sequence[Mapping[str, Any]]) -> str:
-    """How the engine drafted; rows of earlier runs do not tell, there it was with n-grams."""
-    return str(rows[0].get("method", METHODS[0])) if rows else METHODS[0]
 
 
 def our_length(source: StepTimes, point: Point, cost: DraftCost = FREE) -> int:

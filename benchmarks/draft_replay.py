@@ -5,8 +5,8 @@
 Needs no GPU, and is no measurement of a server: each step lasts the recorded median of its draft
 length, with noise and slow spells, and its drafts are thrown at the set acceptance. One controller
 for each acceptance goes through the points in the order of the benchmark, beginning with what it
-knew at the last one; another three times over the ramp, beginning with nothing. It tells the
-controller's decisions apart from the noise of the host on which the times were taken.
+knew at the last one; another three times over the ramp, beginning with nothing. It separates
+the controller's decisions from the noise of the host on which the times were taken.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from benchmarks.draft_plan import (
     step_times,
     up_and_down,
 )
-from benchmarks.draft_rates import Cell, length_seconds, read_rows
+from benchmarks.draft_times import Cell, length_seconds, read_rows
 from vllm_nfp.draft import StepCurve, expected_tokens
 from vllm_nfp.draft.inputs import source_of
 from vllm_nfp.draft.live import Controller, Settings, StepObservation
@@ -83,8 +83,8 @@ class Server:
     """Steps of recorded times under a controller.
 
     Args:
-        curves: the probe's, which the controller is told.
-        acceptance: chance of each draft, given those before it.
+        curves: the probe's, which the controller gets.
+        acceptance: probability of each draft, given those before it.
     """
 
     def __init__(self, curves: Sequence[StepCurve], acceptance: float) -> None:
@@ -226,7 +226,7 @@ def _judge(
 def print_points(console: Console, title: str, found: Sequence[Replayed]) -> None:
     """A row for each point, and what they come to."""
     table = Table(title=title)
-    for name in ("a", "L", "B", "best K", "chosen K", "share of the best", "at first"):
+    for name in ("a", "L", "B", "best K", "chosen K", "fraction of the best", "at first"):
         table.add_column(name, justify="right")
     for one in found:
         table.add_row(

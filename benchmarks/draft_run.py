@@ -35,7 +35,7 @@ from vllm_nfp.start.process import Child
 TINY_LEVEL_SECONDS = 0.05
 ROUNDS_OF_LENGTHS = 2
 MORE_ROUNDS = 4
-"""Measured beyond the first two where they disagree: a slow spell of the host met one of them."""
+"""Further rounds where the first two disagree: the host was slow in one of them."""
 SETTLING_STEPS = 300
 TINY_SETTLING_STEPS = 10
 
@@ -102,7 +102,7 @@ class Run:
     seconds: float
     method: str = METHODS[0]
     _told: list[dict[str, Any]] = field(default_factory=list)
-    """What the controllers have told of a drafted token's cost."""
+    """What the controllers have reported of a drafted token's cost."""
     _rounds: list[dict[str, Any]] = field(default_factory=list)
 
     def warm_up(self, context: int, sizes: Sequence[int]) -> None:
@@ -119,7 +119,7 @@ class Run:
     def points(self, contexts: Mapping[int, Sequence[int]], rounds: int) -> None:
         """Every policy at every batch size and context, interleaved.
 
-        The time of a step of K drafts does not hang on how many are accepted. So the round of the
+        The time of a step of K drafts does not depend on how many are accepted. So the round of the
         fixed lengths is at one acceptance, and the live controllers at their own.
         """
         rng = random.Random(3)

@@ -7,11 +7,11 @@ on average at the set acceptance, on a host that nothing stops. Synthetic accept
 dice, so that the tokens that did come out scatter by several per cent where few are made.
 
 The time of a length is the median of its steps on the round of all lengths, and a policy is judged
-by the lengths that it ran at these times (``live``, ``ours``, ``docs``); beside ``live`` stands the
-length of most of its steps, others were trials. ``live timed`` takes the times of the controller's
-own turns instead, which a slow spell of the host may have met alone.
-Below the tables: whether tokens as they came and as expected agree over all steps, and the share of
-time in which the host was stopped.
+by the lengths that it ran at these times (``live``, ``ours``, ``docs``). ``live`` also shows the
+length of most of its steps; others were trials. ``live timed`` uses the times of the controller's
+own turns instead, in which alone the host may have been slow. Below the tables: whether tokens as
+they came and as expected agree over all steps, and the fraction of the time in which the host was
+stopped.
 """
 
 from __future__ import annotations
@@ -31,11 +31,9 @@ from benchmarks.draft_rates import (
     point_rows,
     ramp_rows,
     raw_over_expected,
-    read_rows,
-    stalls,
-    step_over_probe,
     summary,
 )
+from benchmarks.draft_times import read_rows, stalls, step_over_probe
 
 
 def print_points(console: Console, title: str, rows: Sequence[Mapping[str, Any]]) -> None:

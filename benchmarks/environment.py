@@ -48,7 +48,7 @@ class Environment:
     date: str
     command: tuple[str, ...]
     commit: str | None
-    """Of the checkout, with ``-dirty`` if tracked files differ; None where nobody knows it."""
+    """Of the checkout, with ``-dirty`` if tracked files differ; None where it is unknown."""
     gpu: dict[str, str] | None
     vllm: str | None
     vllm_nfp: str
@@ -96,7 +96,7 @@ def record() -> dict[str, Any]:
     return dataclasses.asdict(
         Environment(
             date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            # Names alone: where the checkout and its results lie is nobody else's concern.
+            # Without directories: the paths of the machine are of no use to others.
             command=("python", *(_without_folder(argument) for argument in sys.argv)),
             commit=commit(),
             gpu=gpu_state(),
@@ -112,9 +112,9 @@ def record() -> dict[str, Any]:
 
 def commit() -> str | None:
     """What :data:`COMMIT_VARIABLE` says, else the checkout's commit from git; None without both."""
-    told = os.environ.get(COMMIT_VARIABLE)
-    if told:
-        return told
+    given = os.environ.get(COMMIT_VARIABLE)
+    if given:
+        return given
     root = Path(__file__).resolve().parents[1]
     head = _git(root, "rev-parse", "HEAD")
     if head is None:

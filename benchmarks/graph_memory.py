@@ -43,7 +43,7 @@ SIDES = ("off", "again", "on")
 
 
 def work(model: str, out: str, on_gpu: bool) -> None:
-    """One engine: generate, look at the memory, write."""
+    """One engine: generate, read the memory in use, write."""
     import torch
 
     arguments: dict[str, Any] = {"max_model_len": 20480, "max_num_seqs": 512}

@@ -1,7 +1,7 @@
-"""Puts the probe's hooks into a running engine and takes them away again, to compare the two.
+"""Installs the probe's hooks in a running engine and removes them, to compare the two.
 
-Servers that are started one beside the other differ by more than the probe costs, and so do two
-minutes of one host. So one engine serves all variants in turns: without hooks (``off``), with hooks
+Servers that run side by side differ by more than the probe costs, and so do two minutes of one
+host. So one engine serves all variants in turns: without hooks (``off``), with hooks
 that time real steps (``passive``), with the probe at its defaults (``active``).
 """
 

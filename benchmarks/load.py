@@ -32,7 +32,7 @@ class LoadError(RuntimeError):
 
 
 Measured = Callable[[aiohttp.ClientSession], Awaitable[list[Window]]]
-"""What is done while the load runs; the windows to tell of."""
+"""What is done while the load runs; the measured windows."""
 
 
 def run(load: Load, warmup_seconds: float = 2.0) -> Result:
@@ -67,7 +67,7 @@ def run_windows(
     """Send a load, and measure it in several windows one after the other.
 
     Args:
-        measured: runs after the warm-up, beside the load, and may change the server meanwhile.
+        measured: runs after the warm-up, concurrently with the load; it may change the server.
         longest_seconds: how long that takes at most; requests at a rate end then.
 
     Raises:
@@ -243,5 +243,7 @@ def tokens_so_far(line: bytes) -> int | None:
         raise LoadError(f"the server reported {event['error']}")
     usage = event.get("usage")
     if usage is None:
-        raise LoadError("an event without usage: the server knows no continuous_usage_stats")
+        raise LoadError(
+            "an event without usage: the server does not support continuous_usage_stats"
+        )
     return int(usage["completion_tokens"])

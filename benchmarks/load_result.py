@@ -15,7 +15,7 @@ class Trace:
 
     sent: float
     arrivals: list[float] = field(default_factory=list)
-    """Of each event that brought tokens."""
+    """When each event with tokens arrived."""
     counts: list[int] = field(default_factory=list)
     """Tokens in each of those events."""
     ended: float | None = None
@@ -35,10 +35,10 @@ class Window:
 
     client_lag_ms: tuple[float, ...] = ()
     """How late this client's event loop woke, sampled every few milliseconds: intervals shorter
-    than this, or as long, tell of the client and not of the server."""
+    than this, or as long, measure the client and not the server."""
 
     def holds(self, moment: float) -> bool:
-        """Whether the moment lies in the window."""
+        """Whether the moment is in the window."""
         return self.begin <= moment <= self.end
 
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.overhead --shape qwen3-8b:24:6 --shape qwen3-30b-a3b:12:4 --out DIR
 
-Each shape has a GPU of its own, a half of the CPU cores, and three servers that are alike but for
+Each shape has a GPU of its own, a half of the CPU cores, and three servers that differ only in
 the probe: ``off`` (no flag), ``passive`` (real steps are timed, nothing is injected) and ``active``
 (the probe as ``--nfp-probe`` alone sets it up). They take turns, in random order, with the same
 requests at the same moments; while one has its turn the others' processes are stopped, so that
@@ -38,38 +38,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import environment, load, server, shapes
+from benchmarks.overhead_servers import (
+    ENDING_SECONDS,
+    Settings,
+    awake,
+    gpu_used_mib,
+    specs,
+    wait_for_all,
+)
 from benchmarks.overhead_summary import BASELINE, VARIANTS, Row, Turn, compare, print_result
 from benchmarks.probe_account import probe_state, require_probe, resident_mib
-from benchmarks.saturation import GIB, Traffic, a_load, saturation
+from benchmarks.saturation import GIB, a_load, saturation
 from benchmarks.traffic import Arrivals
-from vllm_nfp.start.ports import free_ports
-from vllm_nfp.start.process import STOP_SECONDS, ProcessError
+from vllm_nfp.start.process import STOP_SECONDS
 from vllm_nfp.start.server import Server
 
 SHARES = (0.1, 0.5, 0.9)
 SETTLE_SECONDS = 0.2
 """Between two turns: aborted requests leave the server."""
-ENDING_SECONDS = 40.0
-"""Kept back for the end: figures of memory, and servers that take their time to end."""
-
-
-@dataclass(frozen=True, slots=True)
-class Settings(Traffic):
-    """What is compared, and how long."""
-
-    shares: tuple[float, ...]
-    rounds: int
-    seconds: float
-    warmup_seconds: float
-    probe: Mapping[str, object]
-    """Further settings of both probes; for trials on a CPU."""
-    flags: tuple[str, ...]
-    limit_seconds: float
-
-    @property
-    def name(self) -> str:
-        """Stem of the output files."""
-        return f"overhead-{self.shape}"
 
 
 def plan(shares: Sequence[float], rounds: int, seed: int = 0) -> Iterator[list[Turn]]:
@@ -165,12 +151,12 @@ def measure(
             require_probe(one.url)
     for one in servers.values():
         one.child.pause()
-    with _awake(servers[BASELINE]) as one:
+    with awake(servers[BASELINE]) as one:
         output.saturation = saturation(settings, model, one.url)
     rate = output.saturation["requests_per_second"]
     print(f"{settings.name}: saturated at {rate:.1f} requests/s", flush=True)
     for one in servers.values():  # first requests of a kind are slower
-        with _awake(one):
+        with awake(one):
             measure_turn(settings, model, one.url, Turn(0.5, settings.rounds, BASELINE), rate)
     longest = 0.0
     for turns in plan(settings.shares, settings.rounds):
@@ -178,63 +164,13 @@ def measure(
         if began + longest > deadline:
             break
         for turn in turns:
-            with _awake(servers[turn.variant]) as one:
+            with awake(servers[turn.variant]) as one:
                 output.add(turn, *measure_turn(settings, model, one.url, turn, rate))
         if turns[0].share == settings.shares[-1]:
             output.write(complete=False)
         longest = max(longest, time.monotonic() - began)
     for one in servers.values():
         one.child.resume()
-
-
-@contextlib.contextmanager
-def _awake(one: Server) -> Iterator[Server]:
-    one.child.resume()
-    try:
-        yield one
-    finally:
-        one.child.pause()
-
-
-def specs(settings: Settings, model: Path, out: Path) -> dict[str, server.Spec]:
-    """The servers, alike but for the probe."""
-    ports = free_ports(len(VARIANTS))
-    return {
-        variant: server.Spec(
-            model,
-            out / f"{settings.name}-{variant}.log",
-            port,
-            settings.flags,
-            None if probe is None else {**settings.probe, **probe},
-            # Side by side, they must not write the same compile cache.
-            extra={"VLLM_CACHE_ROOT": str(model.parent / f"cache-{variant}")},
-        )
-        for (variant, probe), port in zip(VARIANTS.items(), ports, strict=True)
-    }
-
-
-def wait_for_all(servers: Mapping[str, Server], deadline: float) -> dict[str, float]:
-    """Seconds that each server took to answer.
-
-    Raises:
-        ProcessError: if one ends, or does not answer in time.
-    """
-    began, seconds = time.monotonic(), dict[str, float]()
-    while len(seconds) < len(servers):
-        for variant, one in servers.items():
-            if variant not in seconds and one.is_healthy():
-                seconds[variant] = time.monotonic() - began
-        if time.monotonic() > deadline:
-            missing = sorted(set(servers) - set(seconds))
-            raise ProcessError(f"servers {missing} did not answer in time")
-        time.sleep(0.1)
-    return seconds
-
-
-def gpu_used_mib() -> float | None:
-    """Memory in use on the GPU; None without one."""
-    state = environment.gpu_state()
-    return None if state is None else float(state["memory.used"].split()[0])
 
 
 def end_one_by_one(servers: Mapping[str, Server], output: Output) -> None:
@@ -347,7 +283,7 @@ def side_by_side(texts: Sequence[str], arguments: Sequence[str], limit_seconds: 
 @click.option(
     "--limit-seconds", type=float, default=515.0, help="Ends the run, start and end included."
 )
-@click.option("--summarize", is_flag=True, help="Print what lies in --out, and measure nothing.")
+@click.option("--summarize", is_flag=True, help="Print the results in --out; measure nothing.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
 def main(shape_texts: tuple[str, ...], out: Path, summarize: bool, **values: Any) -> None:
     """Measure the probe's cost, servers with and without it taking turns."""

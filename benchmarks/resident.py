@@ -56,7 +56,7 @@ STAGES = (
 )
 """Stages nest: what ``prepare`` grows by holds what its parts grow by."""
 EAGER = ("checksum", "begin", "fill", "metadata", "run_head", "run_modules")
-"""Stages whose growth is also told by operator: they run no compiled code."""
+"""Stages whose growth is also recorded by operator: they run no compiled code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ class StageGrowth:
     """Notes by how much resident memory grows in the probe's stages, while it is entered.
 
     Args:
-        operators: tell of the operators of eager stages as well, which slows them down.
+        operators: record the operators of eager stages as well, which slows them down.
     """
 
     def __init__(self, operators: bool = False) -> None:

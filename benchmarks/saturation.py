@@ -26,7 +26,7 @@ class Traffic:
 
 
 def a_load(traffic: Traffic, model: str, url: str, seed: int, seconds: float) -> Load:
-    """The requests of one turn; alike for all variants."""
+    """The requests of one turn; the same for all variants."""
     return Load(
         url,
         model,

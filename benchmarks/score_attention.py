@@ -3,9 +3,9 @@
     python -m benchmarks.score_attention RESULTS/reference
     python -m benchmarks.score_attention RESULTS/set-aside
 
-Scores the shipped constants on the kernel timings of a folder: for each model and epsilon the
-share of cells within one granularity step, the median relative error of NFP, and both for the
-idle-compute rule. ``--fit`` fits the constants to the folder anew and prints them too;
+Scores the shipped constants on the kernel timings of a directory: for each model and epsilon the
+fraction of cells within one granularity step, the median relative error of NFP, and both for the
+idle-compute rule. ``--fit`` fits the constants to the directory's timings and prints them too;
 ``--leave-out`` fits for each model with a 16-bit cache to all others and scores it by that.
 """
 
@@ -59,9 +59,9 @@ class Boundary:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How well predictions meet measured boundaries, and the idle-compute rule in the same cells.
+    """How well predictions and the roofline rule agree with measured boundaries.
 
-    Shares and errors are dimensionless; errors are |predicted - measured| / measured.
+    Fractions and errors are dimensionless; errors are |predicted - measured| / measured.
     """
 
     cells: int
@@ -111,7 +111,7 @@ def score(boundaries: Sequence[Boundary]) -> Score:
 
 
 def read_folder(folder: Path) -> Curves:
-    """Attention curves of each model whose ``*.jsonl.gz`` lies in a folder."""
+    """Attention curves of each model that has a ``*.jsonl.gz`` in a directory."""
     curves = {}
     for path in sorted(folder.glob("*.jsonl.gz")):
         with tempfile.TemporaryDirectory() as scratch:

@@ -1,4 +1,4 @@
-"""Claim: the predictor knows what ranks spend on talking to one another.
+"""Claim: the predictor knows the time of all-reduces.
 
     python -m benchmarks.score_communication benchmarks/results/DATE-tensor-parallel
     python -m benchmarks.score_communication FOLDER --fit [--write hardware.json]
@@ -108,7 +108,7 @@ def read(folder: Path) -> list[Server]:
 def fit(servers: Sequence[Server], hardware: Hardware, start: LinkConstants) -> LinkConstants:
     """Constants that make the relative error smallest, for each of the two kinds apart.
 
-    Two ranks tell nothing of a second meeting, which keeps its value.
+    Two ranks never synchronise a second time, so the constant of that keeps its value.
     """
     sizes = np.concatenate([server.sizes for server in servers])
     seconds = np.concatenate([server.seconds for server in servers])

@@ -27,7 +27,7 @@ class Times:
 
     Attributes:
         many, one: of the member at N and at one position.
-        drift: of both members of a pair alike, with a mean over time of 1.
+        drift: of both members of a pair, with a mean over time of 1.
     """
 
     many: Floats
@@ -109,7 +109,7 @@ def random_staircase(rng: np.random.Generator) -> Floats:
 
 
 def staircase_at_the_line(rng: np.random.Generator, samples: int, epsilon: float) -> Floats:
-    """The same, moved so that one point lies at the line, a little over or under it."""
+    """The same, scaled so that one point is at the line, a little over or under it."""
     ratios = random_staircase(rng)
     error = NOISE * math.sqrt(2.0 / samples)
     at = rng.integers(len(GRID))

@@ -4,17 +4,17 @@
     python -m benchmarks.switched --shape llama-3.1-70b --layers 4 --kv-gib 2 \\
         --flags "--tensor-parallel-size 2 --max-model-len 8192 --max-num-seqs 128" --out DIR
 
-One server serves all variants: its hooks are put in place and taken away
-(:mod:`benchmarks.worker_extension`)
-every half second or so, in random order, while the load goes on. So what differs from server to
-server and from minute to minute cancels, which it does not between servers side by side
-(:mod:`benchmarks.overhead`, which has what this lacks: start-up, and a server without the plugin).
+One server serves all variants: its hooks are installed and removed
+(:mod:`benchmarks.worker_extension`) every half second or so, in random order, while the load goes
+on. So what differs from server to server and from minute to minute cancels, which it does not
+between servers side by side (:mod:`benchmarks.overhead`, which has what this lacks: start-up, and a
+server without the plugin).
 
 Loads are random arrivals at 10, 50 and 90 % of the rate that saturates the server without hooks,
 the same in each turn of a block, and as many streams as saturate it. An inter-token interval counts
-if it lies within one turn altogether. Reported are ratios over ``off`` with bootstrap 95 %
-intervals over rounds of turns, and for the saturated server tokens/s. ``--summarize`` prints what
-lies in ``--out``.
+if it is entirely within one turn. Reported are ratios over ``off`` with bootstrap 95 %
+intervals over rounds of turns, and for the saturated server tokens/s. ``--summarize`` prints
+the results in ``--out``.
 """
 
 from __future__ import annotations
@@ -253,13 +253,13 @@ def run(settings: Settings, out: Path) -> None:
     help="Further flags of vllm serve.",
 )
 @click.option("--limit-seconds", type=float, default=400.0, help="Ends by then, start included.")
-@click.option("--attach-only", is_flag=True, help="Attach, tell of memory, and end.")
-@click.option("--summarize", is_flag=True, help="Print what lies in --out, and measure nothing.")
+@click.option("--attach-only", is_flag=True, help="Attach, record memory, and end.")
+@click.option("--summarize", is_flag=True, help="Print the results in --out; measure nothing.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
 def main(
     out: Path, summarize: bool, probe_json: str, flags: str, no_passive: bool, **values: Any
 ) -> None:
-    """Measure the probe's cost, one server's hooks coming and going."""
+    """Measure the probe's cost by switching one server's hooks on and off."""
     if not summarize:
         server.end_servers_on_sigterm()
         kv_bytes = str(int(values["kv_gib"] * GIB))

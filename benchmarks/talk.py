@@ -1,10 +1,10 @@
-"""Makes a model with dummy weights talk: greedy tokens that differ, and that n-grams foresee.
+"""Changes a model with dummy weights so that its greedy tokens differ and n-grams predict them.
 
-Left alone such a model repeats one token. Its drafts are then copies of that token, and wake the
-same experts again and again, where drafts of real text wake others. Here the embeddings of some
-tokens are made large and unlike, so that the residual stream is the current token's embedding, and
-the LM head answers each with its successor on one long cycle. Prompts walk the same cycle, and so
-do the drafts of an EAGLE head that :func:`listen` and :func:`teach_head` have made talk too.
+Unchanged, such a model repeats one token. Its drafts are then copies of that token and activate the
+same experts each time, where drafts of real text activate others. Here the embeddings of some
+tokens are made large and different, so that the residual stream is the current token's embedding,
+and the LM head answers each with its successor on one long cycle. Prompts follow the same cycle,
+and so do the drafts of an EAGLE head that :func:`listen` and :func:`teach_head` have changed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 FIRST_ID, TOKENS = 100, 256
 """Token ids of the cycle; every vocabulary here has them."""
 STRIDE = 37
-"""Places on the cycle from one prompt to the next: no two of the first 256 begin alike."""
+"""Places on the cycle from one prompt to the next: the first 256 begin with different tokens."""
 
 
 def cycle() -> list[int]:
@@ -26,7 +26,7 @@ def cycle() -> list[int]:
 
 
 def prompt(place: int, tokens: int) -> list[int]:
-    """A walk of so many tokens, that begins elsewhere for each of 256 places."""
+    """So many tokens along the cycle, from a different start for each of 256 places."""
     ids = cycle()
     begin = place * STRIDE
     return [ids[(begin + step) % TOKENS] for step in range(tokens)]
@@ -52,10 +52,10 @@ def teach(model: Any) -> None:
 
 
 def listen(head_class: Any) -> None:
-    """Have the LM head of a class of EAGLE heads hear the token that was read last.
+    """Give the LM head of a class of EAGLE heads the embedding of the token that was read last.
 
-    What dummy weights make of that token is noise. The layer runs as before, since what it makes
-    is passed on to the next draft. Before the engine starts: CUDA graphs are to hold it.
+    The output of a layer with dummy weights is noise. The layer still runs, since its output is
+    passed on to the next draft. Call it before the engine starts: CUDA graphs must contain it.
 
     Args:
         head_class: one of vLLM's, whose forward takes token ids, positions and hidden states, and
@@ -73,10 +73,11 @@ def listen(head_class: Any) -> None:
 
 
 def teach_head(head: Any) -> None:
-    """Set an EAGLE head's own LM head; where it shares the target's, that was set already.
+    """Set an EAGLE head's own LM head; one that it shares with the target is set already.
 
     Args:
-        head: a vLLM draft model whose class listens, and whose embeddings are the target's.
+        head: a vLLM draft model whose class :func:`listen` has changed, with the target's
+        embeddings.
     """
     import torch
 

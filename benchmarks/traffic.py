@@ -44,11 +44,11 @@ class Arrivals:
     """What is sent; its concurrency does not count."""
     per_second: float
     period: float | None = None
-    """The arrivals of so many seconds come again and again, so that stretches of this length can be
-    compared without the chance in how many requests each has; None: no two are alike."""
+    """The arrivals repeat after so many seconds, so that stretches of this length have the same
+    requests; None: they do not repeat."""
 
     def moments(self, seconds: float) -> list[float]:
-        """When requests come, in seconds from the start; alike for a like seed."""
+        """When requests arrive, in seconds from the start; the same for the same seed."""
         rng = np.random.default_rng([self.load.seed, 1])
         if self.period is not None:
             each = max(1, round(self.per_second * self.period))
@@ -63,7 +63,7 @@ class Arrivals:
 def request_bodies(load: Load, sender: int) -> Iterator[bytes]:
     """Bodies of a sender's successive requests, without end.
 
-    Two ids at the head are unlike in all requests of a sender, so that no prompt is in the prefix
+    The first two ids differ between all requests of a sender, so that no prompt is in the prefix
     cache. The rest is encoded once: encoding 16k ids for each request would hold up the event loop
     for longer than a decode step takes.
     """

@@ -9,7 +9,7 @@ other shapes, did not: both are reported apart. Measured NFP is the first crossi
 predictions are read at the measured N only, so that both have the same grid.
 
 A granularity step is: 64 rows of a tile in dense products, ceil(64 / B) positions; 64 query rows
-in attention, ceil(64 / g); for experts that are all awake a block of rows in each, otherwise one
+in attention, ceil(64 / g); for experts that are all active a block of rows in each, otherwise one
 position; for a whole model that of its FFN. Writes validation.json; plots t(N) with --plots.
 """
 

@@ -40,7 +40,7 @@ class Outcome:
 
     @property
     def within_step(self) -> bool:
-        """Whether prediction and measurement lie within one granularity step."""
+        """Whether prediction and measurement differ by at most one granularity step."""
         return abs(self.predicted - self.measured) <= self.step
 
     @property

@@ -12,7 +12,7 @@ from vllm_nfp.types import Module
 
 EPSILON = 0.1
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"
-"""Of Okabe and Ito's palette, which most kinds of colour blindness can tell apart."""
+"""Of Okabe and Ito's palette, which is readable with most kinds of colour blindness."""
 
 SHOWN: tuple[tuple[str, str, Module, str, int, int], ...] = (
     ("kernel", "qwen3-14b", Module.DENSE_FFN, "causal", 1, 0),

@@ -1,4 +1,4 @@
-"""vLLM's ``--worker-extension-cls`` that lets a server's hooks come and go while it serves.
+"""vLLM's ``--worker-extension-cls`` that switches a server's hooks on and off while it serves.
 
 Its methods are called on all workers at once, between two steps, by ``POST /collective_rpc``, which
 vLLM offers with ``VLLM_SERVER_DEV_MODE=1``. For :mod:`benchmarks.switched`; imported by workers
@@ -20,7 +20,7 @@ from vllm_nfp.adapter.graph_place import CaptureWatch
 from vllm_nfp.adapter.patch import PatchSet
 
 OPERATORS_ENV_VAR = "NFP_BENCH_OPERATORS"
-"""Set it to 1 to have growth of memory told by operator."""
+"""Set it to 1 to record growth of memory by operator."""
 
 
 class _Idle:
@@ -40,7 +40,7 @@ class _Idle:
 
 
 class _Worker:
-    """What the extension knows in one worker's process."""
+    """The extension's state in one worker's process."""
 
     def __init__(self) -> None:
         # Imported when the worker's class is made: before the warm-up, and before the loop begins.
@@ -65,7 +65,7 @@ class SwitchedHooks:
     def nfp_attach(self, settings: str) -> str:
         """Attach a session for each variant, ``{variant: settings of the probe}``; hooks stay off.
 
-        The answer tells by how much resident memory has grown, by variant.
+        The answer holds the growth of resident memory by variant.
         """
         from vllm_nfp.config import config_from_mapping
 
@@ -91,7 +91,7 @@ class SwitchedHooks:
     def nfp_switch(self, variant: str) -> str:
         """Put one variant's hooks in place and no other's.
 
-        The answer tells what the hooks before it have cost, and how much is resident by now.
+        The answer holds the cost of the previous hooks and the resident memory.
         """
         costs = {}
         for name, hooks in _WORKER.hooks.items():
@@ -107,7 +107,7 @@ class SwitchedHooks:
         return json.dumps({"hooks": spent, "resident_mib": kinds().get("VmRSS", 0) / MIB})
 
     def nfp_account(self) -> str:
-        """What the sessions say of their cost, and where resident memory grew."""
+        """The sessions' own account of their cost, and where resident memory grew."""
         return json.dumps(
             {
                 "sessions": {name: hooks.account() for name, hooks in _WORKER.hooks.items()},

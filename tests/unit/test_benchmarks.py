@@ -34,6 +34,7 @@ from benchmarks import (
     user_traffic,
 )
 from vllm_nfp.start import ports
+from vllm_nfp.start import server as start_server
 from vllm_nfp.start.process import ProcessError, vllm_environment
 from vllm_nfp.start.server import running_server
 
@@ -259,7 +260,10 @@ def test_probe_counters_are_read_and_may_be_missing() -> None:
     assert counters.memory_bytes == {}
 
 
-def test_command_has_the_probe_only_if_settings_are_given(tmp_path: Path) -> None:
+def test_command_has_the_probe_only_if_settings_are_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(start_server.shutil, "which", lambda *_, **__: "/bin/vllm")
     plain = server.Spec(tmp_path, tmp_path / "log", 8000, ("--enforce-eager",))
     assert "--enforce-eager" in plain.command()
     assert not [part for part in plain.command() if part.startswith("--nfp")]

@@ -15,7 +15,15 @@ from click.testing import CliRunner
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT))
-from benchmarks import draft_lengths, draft_models, draft_plan, draft_rates, draft_run, shapes
+from benchmarks import (
+    draft_lengths,
+    draft_models,
+    draft_plan,
+    draft_rates,
+    draft_run,
+    draft_times,
+    shapes,
+)
 from benchmarks.draft_cost import draft_cost
 from vllm_nfp.draft import StepCurve
 from vllm_nfp.draft.demand import FREE, DraftCost
@@ -100,7 +108,7 @@ def test_rounds_that_disagree_are_repeated(
     worker: Any = Scattering(tmp_path, slow)
     run = draft_run.Run(worker, worker, tmp_path, time.monotonic() + 100, False, 0.01)
     run.points({1024: (1,)}, 2)
-    rows = draft_rates.read_rows(tmp_path / "points.jsonl")
+    rows = draft_times.read_rows(tmp_path / "points.jsonl")
     assert sum(row["policy"] == "round" for row in rows) == rounds
     assert sum(row["policy"] == "none" for row in rows) == rounds
     assert sum(row["policy"] == "live" for row in rows) == 2 * 3
@@ -125,7 +133,7 @@ def test_contexts_that_exclude_each_other_are_refused(tmp_path: Path) -> None:
 
 
 def test_every_policy_is_measured_at_every_point(folder: Path) -> None:
-    rows = draft_rates.read_rows(folder / "points.jsonl")
+    rows = draft_times.read_rows(folder / "points.jsonl")
     assert len(rows) == 3 * 2 * (1 + 1 + 3)
     table = draft_rates.point_rows(folder)
     assert {(row["acceptance"], row["batch_size"]) for row in table} == {
@@ -157,8 +165,8 @@ def test_rows_of_earlier_runs_tell_of_one_length_each(tmp_path: Path) -> None:
          "medians": {str(k): seconds}}
         for k, seconds in ((0, 1.0), (0, 3.0), (0, 1.5), (3, 2.0))
     ]  # fmt: skip
-    assert draft_rates.length_seconds(rows) == {(1024, 4): {0: 1.5, 3: 2.0}}
-    assert draft_rates.spread(rows, (1024, 4)) == 3.0
+    assert draft_times.length_seconds(rows) == {(1024, 4): {0: 1.5, 3: 2.0}}
+    assert draft_times.spread(rows, (1024, 4)) == 3.0
 
 
 def test_a_table_carries_its_last_length_on() -> None:
@@ -186,10 +194,10 @@ def test_a_head_is_judged_by_what_the_controllers_tell_of_its_drafts(
 ) -> None:
     folder = run_of("eagle3", tmp_path, monkeypatch)
     for name in ("points", "ramps", "tables", "draft_costs"):
-        assert {row["method"] for row in draft_rates.read_rows(folder / f"{name}.jsonl")} == {
+        assert {row["method"] for row in draft_times.read_rows(folder / f"{name}.jsonl")} == {
             "eagle3"
         }
-    row = draft_rates.read_rows(folder / "tables.jsonl")[0]
+    row = draft_times.read_rows(folder / "tables.jsonl")[0]
     assert row["draft_token_seconds"] == pytest.approx(2e-3)
     assert row["recommended"] == draft_plan.recommended(
         FLAT, 0.7, 128, DraftCost(seconds_per_token=2e-3)
@@ -207,7 +215,7 @@ def test_looking_up_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     found = draft_rates.point_rows(folder)
     assert {row["draft_token_seconds"] for row in found} == {0.0}
     assert min(row["ours_length"] for row in found) >= 6  # within 1 % of the longest
-    assert draft_rates.method_of([{"policy": "none"}]) == "ngram_gpu", "earlier rows do not tell"
+    assert draft_times.method_of([{"policy": "none"}]) == "ngram_gpu", "earlier rows do not tell"
 
 
 def test_where_no_controller_tells_the_rounds_do() -> None:

@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT))
-from benchmarks import draft_rates, draft_replay
+from benchmarks import draft_replay, draft_times
 from benchmarks.draft_plan import ACCEPTANCES, LENGTHS, step_times
 from vllm_nfp.draft import StepCurve
 from vllm_nfp.draft.inputs import source_of
@@ -16,11 +16,11 @@ from vllm_nfp.draft.inputs import source_of
 RUNS = ROOT / "benchmarks/results/2026-11-26-h100-draft-lengths"
 
 
-def read(run: str) -> tuple[dict[draft_rates.Cell, dict[int, float]], tuple[StepCurve, ...]]:
+def read(run: str) -> tuple[dict[draft_times.Cell, dict[int, float]], tuple[StepCurve, ...]]:
     """The points of a whole run, those of 1024 tokens from the later, steadier one."""
-    cells: dict[draft_rates.Cell, dict[int, float]] = {}
+    cells: dict[draft_times.Cell, dict[int, float]] = {}
     for folder in (RUNS / run, RUNS / "short" / run):
-        cells |= draft_replay.recorded(draft_rates.read_rows(folder / "points.jsonl"))
+        cells |= draft_replay.recorded(draft_times.read_rows(folder / "points.jsonl"))
     return cells, source_of(step_times(RUNS / run / "spec")).curves
 
 
@@ -37,8 +37,8 @@ def test_it_settles_near_the_best_length_of_recorded_steps(run: str) -> None:
 @pytest.mark.parametrize("run", ["dense", "moe"])
 def test_on_a_ramp_that_it_knows_it_beats_every_single_length(run: str) -> None:
     cells, curves = read(run)
-    rows = draft_rates.read_rows(RUNS / run / "ramps.jsonl")
-    levels = draft_replay.with_no_drafts(draft_rates.length_seconds(rows), cells)
+    rows = draft_times.read_rows(RUNS / run / "ramps.jsonl")
+    levels = draft_replay.with_no_drafts(draft_times.length_seconds(rows), cells)
     first, *_, last = draft_replay.replay_ramp(levels, curves, 0.7)
     assert last.over_best_fixed > 1.0
     assert first.over_ideal > 0.9
@@ -56,7 +56,7 @@ def test_steps_without_drafts_are_filled_in_at_the_nearest_point() -> None:
 
 def test_the_probes_steps_are_the_engines() -> None:
     for run in ("dense", "moe"):
-        found = draft_rates.step_over_probe(RUNS / run)
+        found = draft_times.step_over_probe(RUNS / run)
         assert len(found) > 50
         assert sum(abs(one - 1.0) < 0.05 for one in found) >= len(found) - 2
-    assert draft_rates.step_over_probe(RUNS / "eagle3-dense") == [], "a head's drafts are in there"
+    assert draft_times.step_over_probe(RUNS / "eagle3-dense") == [], "a head's drafts are in there"

@@ -243,4 +243,4 @@ def test_the_command_writes_and_prints(
     assert probe.startup_seconds == 7.0
     assert (probe.graph_memory_mib, probe.capture_seconds) == (99, 60.0)
     done = CliRunner().invoke(main, ["measure", "name", "-o", str(out), "--json"])
-    assert json.loads(done.stdout) == dense_profile.to_dict()
+    assert json.loads(done.stdout) == json.loads(json.dumps(dense_profile.to_dict()))

@@ -1,1 +1,1 @@
-"""Measures what kernels really reach on the device at hand."""
+"""Calibrates a GPU: times kernels and fits the predictor's constants to them."""

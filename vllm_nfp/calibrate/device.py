@@ -1,4 +1,4 @@
-"""The GPU at hand, as a process of its own reports it."""
+"""This machine's first GPU, as a child process reports it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FP8_CAPABILITY = (8, 9)
 
 
 class DeviceError(RuntimeError):
-    """The GPU could not be asked; the message says why."""
+    """The GPU could not be queried; the message gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +50,9 @@ def gpu_at_hand(command: Sequence[str] = COMMAND) -> Gpu | None:
         last = (asked.stderr.strip().splitlines() or ["no message"])[-1]
         raise DeviceError(f"torch cannot be asked for its GPU: {last:.200}")
     try:
-        told = json.loads(asked.stdout.strip().splitlines()[-1])
-        if told is None:
+        found = json.loads(asked.stdout.strip().splitlines()[-1])
+        if found is None:
             return None
-        return Gpu(told["name"], told["free_bytes"], tuple(told["capability"]), told["rocm"])
+        return Gpu(found["name"], found["free_bytes"], tuple(found["capability"]), found["rocm"])
     except (ValueError, LookupError, TypeError):
         raise DeviceError(f"torch gave no answer that can be read: {asked.stdout:.200}") from None

@@ -1,4 +1,4 @@
-"""What all fits share: their refusal, and the figures that say how well one meets its curves."""
+"""The error of a fit that is refused, and the figures of how well constants fit curves."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from vllm_nfp.principle.terms import FloatArray
 
 
 class FitError(ValueError):
-    """Curves that constants cannot be fitted to, or constants that cannot be; says why."""
+    """No constants can be fitted to the curves; the message gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class FitErrors:
-    """How far a model's times lie from measured ones; logarithms, so that 0.05 is about 5 %."""
+    """Deviation of predicted from measured times, as logarithms: 0.05 is about 5 %."""
 
     rms_log_error: float
     """Root mean square of log t(N), predicted over measured."""
@@ -38,7 +38,7 @@ def fit_errors(pairs: Iterable[tuple[FloatArray, FloatArray]]) -> FitErrors:
 
 
 def check_curve(what: str, positions: FloatArray, seconds: FloatArray, least: int) -> None:
-    """Refuse points that are no curve.
+    """Check that points form a curve.
 
     Raises:
         FitError: unless there are ``least`` points or more, at N ascending from 1, with times that

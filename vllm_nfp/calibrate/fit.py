@@ -1,4 +1,4 @@
-"""Fits all constants of a device to the samples taken there; parts without curves stay as they are.
+"""Fits all constants of a device to its samples; parts without curves keep theirs.
 
 Needs scipy, the extra ``calibrate``.
 """
@@ -28,7 +28,7 @@ from vllm_nfp.principle.shape import ShapeError
 WORST_LOG_ERROR = math.log(2)
 """Constants whose times are off by more than a factor of 2 (root mean square) are refused."""
 _SHARES = ("bandwidth", "flops")
-"""Of the data sheet. A fit that ends at the end of a share's range was not met by any share."""
+"""Fractions of the data sheet's figures. A fit that ends at the end of the range has failed."""
 _RANGES: Mapping[str, Mapping[str, tuple[float, float]]] = {
     "gemm": gemm_fit.FIT_BOUNDS,
     "attention": attention_fit.FIT_BOUNDS,
@@ -40,16 +40,16 @@ CurveT = TypeVar("CurveT")
 
 @dataclass(frozen=True, slots=True)
 class PartFit:
-    """What became of one part's constants.
+    """The result of one part's fit.
 
     Attributes:
         part: ``gemm``, ``fp8_gemm``, ``attention`` or ``experts``.
         curves: usable curves.
-        fitted: whether the constants describe this device's curves; False: they are those of the
-            start, and nothing here speaks for them.
-        before, after: errors at the part's curves with the start's constants and with those kept;
+        fitted: whether the constants describe this device's curves; False: they are the initial
+            ones, and no curve supports them.
+        before, after: errors at the part's curves with the initial constants and with the result;
             None where nothing could be compared.
-        notes: why it was not fitted, or what to know, a line each.
+        notes: one line each: why the part was not fitted, which curves were left out.
     """
 
     part: str
@@ -62,7 +62,7 @@ class PartFit:
 
 @dataclass(frozen=True, slots=True)
 class FitResult:
-    """New constants, and how each part came about."""
+    """New constants, and the result of each part."""
 
     target: Target
     """The device with its new constants and what they were measured on."""
@@ -77,10 +77,12 @@ class FitResult:
 def fit(all_samples: Sequence[KernelSamples], target: Target) -> FitResult:
     """Fit each part's constants to its curves, from those of ``target`` on.
 
-    A part keeps its constants, and says why, if it has no curves, they cannot be fitted, or the
-    fit is nonsense: a constant out of its bounds, a share at their end, or times off by a factor
-    of 2. It also keeps
-    them where they meet the curves better by both errors than what the fit found.
+    A part keeps its initial constants, with a note that gives the reason, if
+
+    - it has no curves, or they cannot be fitted;
+    - a constant leaves its bounds, or a fraction ends at one of them;
+    - times are off by a factor of 2;
+    - the initial constants have smaller errors, both of t(N) and of t(N) / t(1).
 
     Raises:
         FitError: if the samples come from several devices.
@@ -146,7 +148,7 @@ def _fit_part(
     errors_with: Callable[[Constants], FitErrors],
     notes: Sequence[str] = (),
 ) -> tuple[Constants, PartFit]:
-    """The part's constants, new or the start's, and how that came about."""
+    """The part's constants, new or initial, and the result of the fit."""
     if not curves:
         return start, PartFit(part, 0, False, notes=(*notes, "no curves: constants are kept"))
     before = errors_with(start)
@@ -154,7 +156,7 @@ def _fit_part(
         found = fit_constants()
         _check_shares(part, found)
         after = errors_with(found)
-        # Not a number compares false with everything, and is refused here as well.
+        # NaN compares false with everything: it is refused here as well.
         if not after.rms_log_error <= WORST_LOG_ERROR:
             raise FitError(
                 f"the fit misses the times by a factor of {math.exp(after.rms_log_error):.3g}"

@@ -46,13 +46,13 @@ _FP8_BOUNDS = {
     "quantize_seconds": (1e-8, 2e-5),
 }
 _RATIO_ERROR = 0.02
-"""Relative error of t(N) / t(1) that counts as 1: what medians repeat within."""
+"""Relative error of t(N) / t(1) that counts as 1: the repeatability of medians."""
 _LEVEL_ERROR = 0.1
 """The same of t(N); wider, since NFP depends on ratios."""
 _NEAR_BOUNDARY = 0.08
 """Width in log t(N) / t(1) of the added weight near each tolerance."""
 _PRIOR = 0.05
-"""Pull of a constant's logarithm towards where it started: decides what no curve shows."""
+"""Weight that keeps a constant's logarithm near its initial value, where no curve shows it."""
 _LEAST_POSITIONS = 3
 
 
@@ -65,7 +65,7 @@ class AttentionCurve:
         batch_size, context: sequences, and cached tokens before the step.
         positions: N, ascending from 1.
         seconds: t(N), one time for each.
-        causal: False for blocks that see all of themselves.
+        causal: False for blocks whose positions see one another.
         backend: whose kernel ran; None: FlashAttention 3.
     """
 
@@ -86,7 +86,7 @@ class AttentionCurve:
 
 @dataclass(frozen=True, slots=True)
 class AttentionFit:
-    """Fitted constants and how well they meet the curves they were fitted to."""
+    """Fitted constants, and their errors at the curves that they were fitted to."""
 
     constants: AttentionConstants
     errors: FitErrors
@@ -165,9 +165,9 @@ def fit_attention(
 ) -> AttentionFit:
     """Fit the constants to curves, each with its backend's tiles, from and towards ``start``.
 
-    First what all caches share, to the 16-bit curves (to all if there are none), then what only an
-    8-bit cache has. Errors of t(N) / t(1) near the tolerances weigh most; the loss is robust. A
-    constant that no curve shows stays near where it started.
+    The constants of all caches are fitted first, to the 16-bit curves (to all if there are none),
+    then those of an 8-bit cache alone. Errors of t(N) / t(1) near the tolerances weigh most, and
+    the loss is robust. A constant that no curve shows stays near its initial value.
 
     Raises:
         FitError: without curves.
@@ -186,7 +186,7 @@ def fit_attention(
 def attention_errors(
     curves: Sequence[AttentionCurve], hardware: Hardware, constants: AttentionConstants
 ) -> FitErrors:
-    """How well constants meet curves.
+    """Errors of constants at curves.
 
     Raises:
         FitError: without curves.

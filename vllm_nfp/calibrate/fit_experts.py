@@ -26,9 +26,9 @@ from vllm_nfp.principle.terms import FloatArray, sum_terms
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 """Sequences for which growth over t(T = B) is weighed."""
 DENSE_BANDWIDTH = 0.85
-"""Share of peak for the weights of router and shared experts: a plain roofline, for the fit."""
+"""Fraction of the peak bandwidth for the weights of router and shared experts, for the fit."""
 DENSE_SECONDS = 3.5e-6
-"""What such a dense product costs beside its weights."""
+"""Time of such a dense product in addition to reading its weights."""
 _MIN_POINTS = 8
 _LEVEL_WEIGHT = 0.3
 _GROWTH_WEIGHT = 3.0
@@ -37,7 +37,7 @@ _GROWTH = 0.14
 _GROWTH_WIDTH = 0.12
 _LEAST_WEIGHT = 0.03
 _TOLERANCE = 0.03
-"""Error of log t from which on the loss is linear: draws of tokens wake more or fewer experts."""
+"""Error of log t from which the loss is linear: the number of active experts varies."""
 _PRIOR_WEIGHT = 0.01
 _DEVIATIONS: Mapping[str, float] = {
     "bandwidth": 0.1,
@@ -47,9 +47,9 @@ _DEVIATIONS: Mapping[str, float] = {
     "activation_bandwidth": 0.5,
     "kernel_seconds": 0.5,
 }
-"""Fitted constants, and how far the logarithm of each may lie from the start at no great cost.
+"""Fitted constants, and the standard deviation of each one's logarithm around its initial value.
 
-It decides what the curves leave open: whether L2 keeps weights shows in large experts alone.
+It decides what the curves leave open: only large experts show whether L2 keeps weights.
 """
 _SMALLEST = 1e-9
 
@@ -119,7 +119,7 @@ def fit_experts(
 def expert_errors(
     curves: Sequence[ExpertCurve], hardware: Hardware, constants: ExpertConstants
 ) -> FitErrors:
-    """How well constants meet curves.
+    """Errors of constants at curves.
 
     Raises:
         FitError: without curves.
@@ -142,8 +142,8 @@ def module_seconds(
 ) -> FloatArray:
     """Seconds of one layer's MoE module; dense products by a plain roofline.
 
-    Shared experts run beside the rest up to SHARED_STREAM_TOKENS: their reading then fills the
-    time in which small kernels leave memory idle, and only the rest shows.
+    Up to SHARED_STREAM_TOKENS shared experts run on a second stream. Their weights are then read
+    while small kernels leave memory idle; only the rest of that time is added.
     """
     routing = Routing(
         shape.local_experts,

@@ -15,13 +15,13 @@ from vllm_nfp.principle.shape import Gemm
 from vllm_nfp.principle.terms import FloatArray
 
 MOST_TOKENS = 640
-"""Longer steps are past every boundary and would draw the fit to pure arithmetic."""
+"""Longer steps are past every boundary; with them the fit would describe arithmetic alone."""
 BASELINE_TOKENS = 4
 """Times up to here are one point: the baseline, less noisy than T = 1 alone."""
 _LEAST_POINTS = 3
 _LEAST_SCATTER_POINTS = 20
 _ONE_DEVIATION = 0.8413
-"""Share of a normal distribution below one standard deviation above its middle."""
+"""Fraction of a normal distribution below one standard deviation above its median."""
 _BOUNDARY_RATIOS = (1.0, 1.35)
 _FITTED = (
     "bandwidth",
@@ -112,13 +112,13 @@ def selection_loss(
     """Scatter above the smooth curve: the upper end of the middle 68 % of t(T) / t(1).
 
     That is one standard deviation, taken from ranks so that a few slow points do not make it, over
-    all points from ``selection_tokens`` on whose ratio lies where boundaries lie.
+    all points from ``selection_tokens`` on whose ratio is near a boundary.
 
     Args:
         smooth: constants with no selection loss.
 
     Returns:
-        A share; None if there are fewer than 20 such points.
+        A fraction; None if there are fewer than 20 such points.
     """
     low, high = _BOUNDARY_RATIOS
     residuals: list[FloatArray] = []
@@ -145,7 +145,7 @@ def product_seconds(hardware: Hardware, constants: GemmConstants, curve: GemmCur
 def gemm_errors(
     curves: Sequence[GemmCurve], hardware: Hardware, constants: GemmConstants
 ) -> FitErrors:
-    """How well constants meet curves, up to :data:`MOST_TOKENS`.
+    """Errors of constants at curves, up to :data:`MOST_TOKENS`.
 
     Raises:
         FitError: without curves.
@@ -163,8 +163,8 @@ def fit_fp8_gemm(
     """Steps of FP8 products: medians of the ratios between their edges.
 
     Raises:
-        FitError: if there is no curve of FP8 products, no point between two edges, or what comes
-            out cannot be.
+        FitError: if there is no curve of FP8 products, no point between two edges, or a constant
+            is out of its bounds.
     """
     eight_bit = [curve for curve in curves if all(g.fp8 for g in curve.gemms)]
     if not eight_bit:
@@ -217,7 +217,7 @@ def _baseline_seconds(tokens: FloatArray, seconds: FloatArray) -> float:
 
 
 def _baseline(hardware: Hardware, curves: Sequence[GemmCurve]) -> tuple[float, float]:
-    """Bandwidth share and kernel time from t(1) = products x t0 + bytes / rate, least squares."""
+    """Bandwidth fraction, kernel time from t(1) = products x t0 + bytes / rate, least squares."""
     counts = np.array([len(curve.gemms) for curve in curves], dtype=float)
     ideal = np.array(
         [

@@ -11,7 +11,7 @@ from vllm_nfp.principle.hardware import Hardware
 from vllm_nfp.principle.hf_config import shape_from_config
 
 SHARE_OF_FREE = 0.85
-"""Of the memory that is free at the start; the rest is left to what allocates unforeseen."""
+"""Fraction of the free memory that engines may use; the rest is a reserve."""
 BESIDE_BYTES = 5 << 29
 """2.5 GiB for each engine: CUDA context, activations, graphs, copies of linear layers."""
 _WEIGHT_BYTES = 2

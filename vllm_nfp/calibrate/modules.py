@@ -1,9 +1,9 @@
 """Times single modules of a loaded model, as the model calls them.
 
-On a GPU the calls of one measurement lie in a CUDA graph, one after the other as in a step. They
-go round the layers, so that weights come from memory and not from the L2 cache, and attention
-reads other KV blocks in each call, for the same reason: in a server all weights of a layer pass
-through the cache between two attention calls.
+On a GPU the calls of one measurement are one CUDA graph, in sequence as in a step. They cycle
+through the layers, so that weights come from memory and not from the L2 cache. For the same reason
+attention reads other KV blocks in each call: in a server all weights of a layer pass through the
+cache between two attention calls.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ Run = Callable[[], Any]
 
 
 class ModuleBench:
-    """Makes calls of a model's modules ready.
+    """Prepares calls of a model's modules for timing.
 
     Args:
-        view: the runner of an engine that serves nobody.
+        view: the runner of an engine without requests.
         clock: CUDA events on a GPU, the host's clock on a CPU.
         seed: of hidden states, token ids and KV blocks.
 
     Raises:
-        UnsupportedModelError: if the model's layers cannot be told apart.
+        UnsupportedModelError: if the model's layers cannot be identified.
     """
 
     def __init__(self, view: RunnerView, clock: Clock, seed: int = 0) -> None:
@@ -131,7 +131,7 @@ class ModuleBench:
             raise
 
     def release(self) -> None:
-        """Give up all graphs and their memory."""
+        """Free all graphs and their memory."""
         self._graphs.clear()
         if self._on_gpu:
             # PyTorch forgets a memory pool with its last graph; its handle is then of no use.
@@ -163,7 +163,7 @@ class ModuleBench:
             linears = self._copies(series.name)
             width = int(linears[0].input_size)
             return [_bind((linear,), self._hidden(tokens, width)) for linear in linears]
-        # Several hidden states a layer: each draw of tokens wakes other experts.
+        # Several hidden states a layer: each draw of tokens activates other experts.
         return [
             _bind(layer.ffn, self._hidden(tokens))
             for _ in range(MIN_CALLS)
@@ -182,8 +182,8 @@ class ModuleBench:
     def _attention(self, series: Series, batch: ProbeBatch) -> Call:
         """The first layer's attention on its own inputs, over disjoint sets of KV blocks.
 
-        As in a server, the metadata are built anew before each replay: builders keep what graphs
-        read, such as a plan of how to split the work, in buffers that all shapes share.
+        As in a server, the metadata are rebuilt before each replay: builders keep what graphs read,
+        such as the schedule of the work, in buffers that all shapes share.
         """
         layer = self._layers[0]
         length = series.context + batch.positions_per_sequence

@@ -37,7 +37,7 @@ CELLS = (
 )
 """(batch size, context) of attention; the KV cache of a plan must hold the largest product."""
 BLOCK_CELLS = ((1, 4096), (8, 4096), (32, 1024))
-"""The same for blocks that see all of themselves, as diffusion decodes them."""
+"""The same for blocks whose positions see one another, as in diffusion decoding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class ModelPlan:
         kernels: what is timed.
         kv_tokens: tokens that the KV cache must hold.
         arguments: further arguments of ``vllm.LLM``, such as a quantization.
-        small: few points and a small cache, to try it on a CPU.
+        small: few points and a small cache, for a trial on a CPU.
     """
 
     label: str
@@ -89,7 +89,7 @@ class ModelPlan:
 
 
 class KnowsModules(Protocol):
-    """What the choice of series needs to know of a bench."""
+    """The part of a bench that the choice of series depends on."""
 
     def has(self, kernel: Kernel) -> bool:
         """Whether the model has such a module."""

@@ -1,4 +1,4 @@
-"""What kernel timings consist of: points, series of them over N, and the samples taken there.
+"""Kernel timings: series over N, their curves, and the samples of a model.
 
 Plain data and their JSON; no torch, no vLLM.
 """
@@ -64,7 +64,7 @@ class Series:
     batch_size: int = 1
     context: int = 0
     causal: bool = True
-    """False: every position of the block sees all of it, as in diffusion decoding."""
+    """False: the positions of a block see one another, as in diffusion decoding."""
     name: str = ""
 
 
@@ -102,7 +102,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class KernelSamples:
-    """All curves of one model's kernels on one device, and what they were taken on."""
+    """All curves of one model's kernels on one device, and the environment."""
 
     model: str
     config: Mapping[str, Any]

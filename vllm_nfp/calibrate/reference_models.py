@@ -27,7 +27,7 @@ LLAMA_FIELDS: Mapping[str, Any] = {
     "bos_token_id": 0,
     "eos_token_id": 1,
 }
-"""What the config.json of a Llama says beside its sizes; other families differ in a few fields."""
+"""The fields of a Llama's config.json other than sizes; other families differ in a few."""
 
 
 def size_fields(

@@ -29,7 +29,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a calibration brought."""
+    """The result of a calibration."""
 
     samples: tuple[KernelSamples, ...]
     failures: tuple[Failure, ...]
@@ -67,10 +67,10 @@ def run_plans(
     """Time every plan's model, each in a process of its own.
 
     Args:
-        folder: takes a file of samples and, of a model that failed, the log.
-        report: told of the progress, a line at a time.
+        folder: for files of samples and the log of each model that failed.
+        report: receives the progress, a line at a time.
         before_measuring: called once all engines are up.
-        on_progress: told of each model's stage.
+        on_progress: receives each model's stage.
         command: of the process, see :data:`WORKER`.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -119,7 +119,7 @@ class _Worker:
         return up
 
     def measure(self, on_progress: Callable[[Progress], None]) -> str | None:
-        """Let it measure, and end it; what it says of it."""
+        """Let it measure, and end it; the line that it ends with, None if it failed."""
         label = self.plan.label
         on_progress(Progress(label, Stage.MEASURING))
 
@@ -135,7 +135,7 @@ class _Worker:
         return said
 
     def samples(self) -> KernelSamples | None:
-        """What it wrote; a file that cannot be read makes it a failure."""
+        """The samples that it wrote; a file that cannot be read makes it a failure."""
         if not self.out.exists():
             self._complete = False
             return None

@@ -17,7 +17,7 @@ class PointRefusedError(RuntimeError):
 
 
 class Bench(Protocol):
-    """Makes kernel calls ready on a device."""
+    """Prepares kernel calls on a device."""
 
     def sizes(self, series: Series) -> tuple[int, int, int]:
         """Inputs, outputs and bytes of the kernel's weights; 0 where it has none."""
@@ -32,7 +32,7 @@ class Bench(Protocol):
         ...
 
     def release(self) -> None:
-        """Give up all calls that were made ready."""
+        """Free all prepared calls."""
         ...
 
 
@@ -41,8 +41,7 @@ def time_series(
 ) -> Curve | None:
     """Time one series; None if it cannot run at N = 1.
 
-    Each pass runs all N once, in an order of its own, so that a drift of the clocks meets all N
-    alike.
+    Each pass runs all N once in a new random order, so that clock drift affects all N equally.
     """
     try:
         calls = _ready(bench, series, positions)
@@ -68,7 +67,7 @@ def time_series(
 
 
 def _ready(bench: Bench, series: Series, positions: Sequence[int]) -> list[tuple[int, Call]]:
-    """The calls that the bench can make ready, by ascending N.
+    """The calls that the bench can prepare, by ascending N.
 
     Largest first, so that smaller calls live in memory that larger ones have used.
     """

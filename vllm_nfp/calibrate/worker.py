@@ -1,8 +1,8 @@
 """The process that times one model: ``python -m vllm_nfp.calibrate.worker PLAN.json OUT.jsonl``.
 
-It starts an engine, says ``ready`` on standard output, waits for a line on standard input, so that
-it has the GPU to itself, times everything, saying ``series K of N`` after each, and says ``done``
-with the number of curves.
+It starts an engine, prints ``ready``, and waits for a line on standard input, so that it has the
+GPU to itself. It then times everything, prints ``series K of N`` after each series, and ``done``
+with the number of curves at the end.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from vllm_nfp.calibrate.sweep import Bench, PointRefusedError, time_series
 from vllm_nfp.start.process import end_with_parent
 
 EXPERT_WARM_UP = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 128, 256, 512, 1024)
-"""Tokens at which the expert kernel may take another configuration, which it compiles."""
+"""Tokens at which the expert kernel may use another configuration, which it compiles."""
 SMALL_KV_CACHE_BYTES = 64 << 20
 
 
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def work(plan: ModelPlan, out: Path) -> None:
-    """Start, wait for the word, time, write."""
+    """Start an engine, wait for a line on standard input, time everything, write the samples."""
     import torch
 
     from vllm_nfp.adapter.engines import runner_without_probe
