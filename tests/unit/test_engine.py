@@ -15,7 +15,10 @@ from vllm_nfp.adapter import support
 from vllm_nfp.adapter.dispatch import Execution, GraphRules, Placement
 from vllm_nfp.adapter.graph_place import CaptureWatch, GraphPlace
 from vllm_nfp.adapter.ranks import Alone
-from vllm_nfp.adapter.runners import StepLimits, V1Runner, V2Runner, step_of, view_of
+from vllm_nfp.adapter.runner_v1 import V1Runner
+from vllm_nfp.adapter.runner_v2 import V2Runner
+from vllm_nfp.adapter.runners import view_of
+from vllm_nfp.adapter.steps import StepLimits, step_of
 from vllm_nfp.adapter.versions import Mode
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.probe import engine as module

@@ -19,11 +19,11 @@ from vllm_nfp.adapter import (
     hooks,
     install,
     metrics_bridge,
-    runners,
     sources,
     switch_on,
 )
 from vllm_nfp.adapter.patch import MissingTargetError, PatchSet
+from vllm_nfp.adapter.runner_v1 import V1Runner
 from vllm_nfp.config import ENV_VAR, ProbeConfig
 from vllm_nfp.results import scrape
 from vllm_nfp.results.snapshot import State, read_snapshot
@@ -115,7 +115,7 @@ class Worker:
 
 @pytest.fixture(autouse=True)
 def known_runner(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hooks, "view_of", runners.V1Runner)
+    monkeypatch.setattr(hooks, "view_of", V1Runner)
 
 
 def test_the_extension_point_tells_the_observer_until_it_is_off() -> None:

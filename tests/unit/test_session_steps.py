@@ -19,7 +19,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from vllm_nfp.adapter.runners import StepLimits
+from vllm_nfp.adapter.steps import StepLimits
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.draft.live.reporter import Reporter
 from vllm_nfp.results.control import ControlSnapshot, ControlState, read_control

@@ -19,7 +19,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from vllm_nfp.adapter.runners import StepLimits
+from vllm_nfp.adapter.steps import StepLimits
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.schedule import Budget, Planner, Prober
 from vllm_nfp.schedule.lockstep import STEPS_PER_EXCHANGE

@@ -144,7 +144,8 @@ def test_every_patch_names_a_declared_target() -> None:
 
 
 def test_each_runner_names_the_steps_that_are_declared_for_it() -> None:
-    from vllm_nfp.adapter.runners import V1Runner, V2Runner
+    from vllm_nfp.adapter.runner_v1 import V1Runner
+    from vllm_nfp.adapter.runner_v2 import V2Runner
 
     steps = [target for target in TARGETS if target.feature is targets.Feature.STEPS]
     views: list[Any] = [V1Runner(None), V2Runner(None)]

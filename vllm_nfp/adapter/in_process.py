@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vllm_nfp.adapter.runners import RunnerView, view_of
+from vllm_nfp.adapter.runner import RunnerView
+from vllm_nfp.adapter.runners import view_of
 from vllm_nfp.config import ENV_VAR
 
 _ENVIRONMENT = {

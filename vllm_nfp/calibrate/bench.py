@@ -18,7 +18,7 @@ from torch import nn
 
 from vllm_nfp.adapter.dispatch import Execution, Placement
 from vllm_nfp.adapter.layers import DecoderLayer, find_decoder_layers
-from vllm_nfp.adapter.runners import RunnerView
+from vllm_nfp.adapter.runner import RunnerView
 from vllm_nfp.calibrate.points import Kernel, Series
 from vllm_nfp.calibrate.sweep import Call, PointRefusedError
 from vllm_nfp.probe.batch import BlockReader, CellDoesNotFitError, ProbeBatch, TokenBag, own_groups

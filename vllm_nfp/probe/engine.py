@@ -18,9 +18,10 @@ from vllm_nfp.adapter import bindings
 from vllm_nfp.adapter.bindings import UnknownVllmError
 from vllm_nfp.adapter.dispatch import Execution, Placement, place
 from vllm_nfp.adapter.graph_place import GraphPlace, own_place
+from vllm_nfp.adapter.graph_rules import graph_rules
 from vllm_nfp.adapter.layers import find_decoder_layers, sample_layers
 from vllm_nfp.adapter.ranks import Alone, CaptureEndedError, Ranks
-from vllm_nfp.adapter.runners import RunnerView, graph_rules
+from vllm_nfp.adapter.runner import RunnerView
 from vllm_nfp.config import GraphLimits, ProbeConfig
 from vllm_nfp.faults import maybe_fail
 from vllm_nfp.probe.batch import (

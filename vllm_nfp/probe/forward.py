@@ -27,7 +27,7 @@ from vllm_nfp.adapter.dispatch import Execution
 from vllm_nfp.adapter.layers import DecoderLayer
 from vllm_nfp.adapter.light_ops import light_ops
 from vllm_nfp.adapter.ranks import Alone, Ranks
-from vllm_nfp.adapter.runners import RunnerView
+from vllm_nfp.adapter.runner import RunnerView
 from vllm_nfp.probe.batch import AttentionGroup, ProbeBatch
 from vllm_nfp.timing import Clock, Mark
 from vllm_nfp.types import Module

@@ -16,7 +16,9 @@ import torch
 from vllm_nfp import faults
 from vllm_nfp.adapter import bindings, ranks, support
 from vllm_nfp.adapter.graph_place import GraphPlace
-from vllm_nfp.adapter.runners import RunnerView, UnknownRunnerError, step_of, view_of
+from vllm_nfp.adapter.runner import RunnerView
+from vllm_nfp.adapter.runners import UnknownRunnerError, view_of
+from vllm_nfp.adapter.steps import step_of
 from vllm_nfp.adapter.versions import Mode
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.probe.engine import VllmProbeEngine

@@ -21,15 +21,9 @@ from vllm_nfp.adapter.graph_place import GraphPlace
 from vllm_nfp.adapter.layers import UnsupportedModelError
 from vllm_nfp.adapter.predictions import predict_rows
 from vllm_nfp.adapter.ranks import LARGE_BUDGET, Alone, Ranks
-from vllm_nfp.adapter.runners import (
-    RunnerView,
-    StepLimits,
-    UnknownRunnerError,
-    limits_of,
-    requests_wait,
-    step_of,
-    view_of,
-)
+from vllm_nfp.adapter.runner import RunnerView
+from vllm_nfp.adapter.runners import UnknownRunnerError, view_of
+from vllm_nfp.adapter.steps import StepLimits, limits_of, requests_wait, step_of
 from vllm_nfp.adapter.versions import Mode
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.draft.curve_exchange import CurveSender
