@@ -15,7 +15,7 @@ class UnknownRunnerError(TypeError):
 
 
 def view_of(runner: Any) -> RunnerView:
-    """The view that fits the runner, told from its class's module.
+    """The view that fits the runner, by the modules of its class and its bases.
 
     Raises:
         UnknownRunnerError: for a runner that is none of the known ones.

@@ -37,7 +37,7 @@ def step_of(
     if not counts:
         return None
     batch_size, tokens = len(counts), scheduler_output.total_num_scheduled_tokens
-    # This runs before every step: nothing is looked up that the totals tell.
+    # This runs before every step: nothing is looked up that follows from the totals.
     positions = 1 if tokens == batch_size else max(counts.values())
     computed = scheduler_output.scheduled_cached_reqs.num_computed_tokens
     return EngineStep(

@@ -84,5 +84,5 @@ def ask_vllm(question: Question, command: Sequence[str] = EXAMINE) -> Answer:
 def _last_words(text: str) -> str:
     """The line of an error that says most: the last one, but for pydantic's link to its pages."""
     lines = [line.strip() for line in text.splitlines()]
-    told = [line for line in lines if line and not line.startswith("For further information visit")]
-    return told[-1] if told else "no message"
+    own = [line for line in lines if line and not line.startswith("For further information visit")]
+    return own[-1] if own else "no message"
