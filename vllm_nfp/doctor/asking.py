@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vllm_nfp.adapter.examine import BAD_FLAGS
 from vllm_nfp.config import ENV_VAR
 
 LIMIT_SECONDS = 300.0
 """Importing vLLM from a cold disk takes long."""
 EXAMINE = (sys.executable, "-m", "vllm_nfp.adapter.examine")
-BAD_FLAGS = 2
-"""Exit status of the examination for flags that are refused."""
 
 
 @dataclass(frozen=True, slots=True)
