@@ -430,24 +430,32 @@ def test_an_unknown_vllm_is_watched_and_not_probed(
 
 
 def test_an_unknown_vllm_without_the_hooks_is_left_alone(
-    llm: Any, worker: Any, start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:  # fmt: skip
-    from vllm_nfp.adapter import versions
-    from vllm_nfp.adapter.runners import V1Runner
-    from vllm_nfp.session import start as module
+    llm: Any, worker: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from vllm_nfp.adapter import hooks, versions
+    from vllm_nfp.adapter.patch import PatchSet
+    from vllm_nfp.adapter.runner_v1 import V1Runner
+    from vllm_nfp.plugin import open_observer
+
+    class BareRunner:
+        device = worker.model_runner.device
+
+    class BareWorker:
+        model_runner = BareRunner()
+        vllm_config = worker.vllm_config
+
+        def compile_or_warm_up_model(self) -> str:
+            return "warmed up"
 
     monkeypatch.setattr(versions, "installed_version", lambda: "0.99.0")
-    bare = type("BareRunner", (), {"device": worker.model_runner.device})()
-    monkeypatch.setattr(module, "view_of", lambda _: V1Runner(bare, "cpu"))
-    from vllm_nfp.adapter import runners
-
-    monkeypatch.setattr(runners, "view_of", lambda _: V1Runner(bare, "cpu"))
-    session = start(runner=bare)
-    assert not session.active
+    monkeypatch.setattr(hooks, "view_of", lambda runner: V1Runner(runner, "cpu"))
+    bare = BareWorker()
+    hooks._hook_warm_up(PatchSet(), bare, configure(tmp_path), open_observer)
+    assert bare.compile_or_warm_up_model() == "warmed up"
     left = snapshot(tmp_path)
     assert left.state is State.DISABLED
-    assert "BareRunner of this vLLM has no execute_model" in left.reason
+    assert "BareRunner of this vLLM (0.99.0) has no execute_model" in left.reason
+    assert vars(bare.model_runner) == {}
     assert len(generate(llm)) == 4
 
 

@@ -80,7 +80,7 @@ def release_of(tree: Path) -> str:
     """The tree's version."""
     text = (tree / "vllm" / "_version.py").read_text(encoding="utf-8")
     found = re.search(r"^__version__ = .*?'([^']+)'", text, re.MULTILINE)
-    assert found is not None, "vllm/_version.py tells no version"
+    assert found is not None, "vllm/_version.py has no version"
     return found[1]
 
 

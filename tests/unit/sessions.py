@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from vllm_nfp.adapter.runners import StepLimits
+from vllm_nfp.adapter.steps import StepLimits
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.results.snapshot import Snapshot
 from vllm_nfp.session.agreement import Agreement, Alone

@@ -11,11 +11,20 @@ import pytest
 from click.testing import CliRunner
 
 from vllm_nfp import cpu_setup, doctor
-from vllm_nfp.adapter import extension, versions
+from vllm_nfp.adapter import sources, targets, versions
 from vllm_nfp.calibrate.device import DeviceError, Gpu
 from vllm_nfp.cli import main
 from vllm_nfp.config import ENV_VAR
-from vllm_nfp.doctor import Answer, BadQuestionError, Finding, Question, Status
+from vllm_nfp.doctor import (
+    Answer,
+    BadQuestionError,
+    Finding,
+    Question,
+    Status,
+    diagnosis,
+    machine,
+    packages,
+)
 
 BASE = {"platform": "cuda", "triton": True, "forced_runner": None}
 OF_MODEL = {
@@ -27,14 +36,15 @@ OF_MODEL = {
 
 
 @pytest.fixture(autouse=True)
-def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def sound_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sound machine with a known GPU, whatever this one is."""
     gpu = Gpu("NVIDIA H100 80GB HBM3", 70 << 30, (9, 0))
-    monkeypatch.setattr(doctor, "gpu_at_hand", lambda: gpu)
+    monkeypatch.setattr(machine, "gpu_at_hand", lambda: gpu)
     monkeypatch.setattr(versions, "installed_version", lambda: "0.32.0")
     monkeypatch.setattr(cpu_setup, "is_cpu_build", lambda: False)
-    monkeypatch.setattr(extension, "present", lambda: False)
-    monkeypatch.setattr(doctor, "_version", lambda name: "2.11.0")
+    monkeypatch.setattr(sources, "has_extension_point", lambda: False)
+    monkeypatch.setattr(sources, "missing_targets", lambda *_: [])
+    monkeypatch.setattr(packages, "installed_version", lambda name: "2.11.0")
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: ["nfp"])
     for name in ("VLLM_PLUGINS", "PROMETHEUS_MULTIPROC_DIR", ENV_VAR):
         monkeypatch.delenv(name, raising=False)
@@ -67,12 +77,12 @@ def test_a_sound_machine_works() -> None:
 
 def test_without_vllm_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(versions, "installed_version", lambda: None)
-    monkeypatch.setattr(doctor, "_version", lambda name: None)
+    monkeypatch.setattr(packages, "installed_version", lambda name: None)
 
     def no_torch() -> None:
         raise DeviceError("torch cannot be asked for its GPU: No module named 'torch'")
 
-    monkeypatch.setattr(doctor, "gpu_at_hand", no_torch)
+    monkeypatch.setattr(machine, "gpu_at_hand", no_torch)
     found = doctor.diagnose(Question())
     broken = {f.name: f for f in found.findings if f.status is Status.BROKEN}
     assert set(broken) == {"torch", "vllm"}
@@ -153,6 +163,25 @@ def test_backend_graphs_and_drafts_of_a_model() -> None:
     assert diagnose(MODEL, **drafts, data_parallel=2)[name].status is Status.WARNING
 
 
+@pytest.mark.parametrize(
+    ("target", "status", "without"),
+    [
+        (targets.INIT_DEVICE, Status.BROKEN, "start of the probe in a worker"),
+        (targets.V2_EXECUTE_MODEL, Status.WARNING, "observation of steps"),
+        (targets.RUN_BUSY_LOOP, Status.WARNING, "probes while no request is there"),
+    ],
+)
+def test_a_hook_that_this_vllm_lacks_is_named_with_what_needs_it(
+    target: targets.Target, status: Status, without: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "installed_tree", lambda: Path("site-packages"))
+    assert diagnose()["hooks"].status is Status.OK
+    monkeypatch.setattr(sources, "missing_targets", lambda *_: [target])
+    found = diagnose()["hooks"]
+    assert (found.status, found.advice) == (status, f"without: {without}")
+    assert target.name in found.found
+
+
 def test_vllm_that_does_not_import_is_broken() -> None:
     found = doctor.diagnose(Question(), lambda _: Answer({}, "operator torchvision::nms"))
     finding = {f.name: f for f in found.findings}["vllm import"]
@@ -189,7 +218,7 @@ def test_settings_that_are_left_in_the_environment_are_named(
 
 
 def test_a_missing_extra_is_a_warning_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "EXTRAS", {"report": ("no_such_module",)})
+    monkeypatch.setattr(packages, "EXTRAS", {"report": ("no_such_module",)})
     finding = diagnose()["extra report"]
     assert finding.status is Status.WARNING
     assert "pip install 'vllm-nfp[report]'" in finding.advice
@@ -201,9 +230,9 @@ def test_extras_name_what_pyproject_installs() -> None:
 
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     optional = tomllib.loads(text)["project"]["optional-dependencies"]
-    for name, modules in doctor.EXTRAS.items():
-        packages = " ".join(optional[name]).replace("-", "_")
-        assert all(module in packages for module in modules)
+    for name, modules in packages.EXTRAS.items():
+        required = " ".join(optional[name]).replace("-", "_")
+        assert all(module in required for module in modules)
 
 
 def program(tmp_path: Path, text: str) -> tuple[str, str]:
@@ -247,7 +276,7 @@ print("{}")
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
-    monkeypatch.setattr(doctor, "ask_vllm", lambda question: Answer(BASE))
+    monkeypatch.setattr(diagnosis, "ask_vllm", lambda question: Answer(BASE))
     return CliRunner().invoke(main, ["doctor", *arguments])
 
 
@@ -261,7 +290,7 @@ def test_the_command_prints_json_and_ends_with_0(monkeypatch: pytest.MonkeyPatch
 
 def test_the_command_ends_with_1_where_something_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_PLUGINS", "other")
-    monkeypatch.setattr(doctor, "EXTRAS", {"report": ("no_such_module",)})
+    monkeypatch.setattr(packages, "EXTRAS", {"report": ("no_such_module",)})
     result = run(monkeypatch)
     assert result.exit_code == 1
     assert "vllm-nfp[report]" in result.stdout, "the brackets were taken for markup"

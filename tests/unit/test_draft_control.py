@@ -156,6 +156,16 @@ def test_a_pause_hands_back_and_what_was_learned_stays(config: ProbeConfig) -> N
     assert scheduler.dynamic_sd_lookup[4] == 4
 
 
+def test_what_was_replaced_is_put_back_with_the_rest_of_the_process(config: ProbeConfig) -> None:
+    scheduler, patches = Scheduler(), PatchSet()
+    assert attach(scheduler, config, patches) is not None
+    serve(scheduler, 400)
+    assert scheduler.dynamic_sd_lookup != STATIC
+    patches.restore()
+    assert scheduler.dynamic_sd_lookup == STATIC
+    assert "schedule" not in vars(scheduler) and "update_from_output" not in vars(scheduler)
+
+
 def test_a_step_planned_before_the_hooks_shifts_nothing(config: ProbeConfig) -> None:
     scheduler = Scheduler()
     control = DraftControl(scheduler, config, PatchSet())

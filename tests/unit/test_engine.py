@@ -10,7 +10,10 @@ import pytest
 import torch
 
 from vllm_nfp.adapter import support
-from vllm_nfp.adapter.runners import StepLimits, V1Runner, V2Runner, step_of, view_of
+from vllm_nfp.adapter.runner_v1 import V1Runner
+from vllm_nfp.adapter.runner_v2 import V2Runner
+from vllm_nfp.adapter.runners import view_of
+from vllm_nfp.adapter.steps import StepLimits, step_of
 from vllm_nfp.adapter.versions import Mode
 
 

@@ -14,8 +14,16 @@ from typing import Any
 
 import pytest
 
-from vllm_nfp.adapter import extension, hooks, install, metrics_bridge, runners, switch_on
+from vllm_nfp.adapter import (
+    extension,
+    hooks,
+    install,
+    metrics_bridge,
+    sources,
+    switch_on,
+)
 from vllm_nfp.adapter.patch import MissingTargetError, PatchSet
+from vllm_nfp.adapter.runner_v1 import V1Runner
 from vllm_nfp.config import ENV_VAR, ProbeConfig
 from vllm_nfp.results import scrape
 from vllm_nfp.results.snapshot import read_snapshot
@@ -32,25 +40,25 @@ def test_series_that_are_gone_do_not_count_in_a_scrape() -> None:
 def test_the_extension_point_is_found_by_its_file(
     there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "v1/worker/step_observer.py"
+    path = tmp_path / "vllm/v1/worker/step_observer.py"
     path.parent.mkdir(parents=True)
     if there:
         path.touch()
-    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path / "vllm")])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
-    assert extension.present() is there
+    assert sources.has_extension_point() is there
 
 
 def test_without_vllm_there_is_no_extension_point(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert not extension.present()
+    assert not sources.has_extension_point()
 
 
 @pytest.mark.parametrize("present", [True, False])
 def test_results_go_through_the_run_folder_with_and_without_the_extension_point(
     present: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(extension, "present", lambda: present)
+    monkeypatch.setattr(sources, "has_extension_point", lambda: present)
     monkeypatch.setenv(ENV_VAR, "")
     switch_on.switch_on(argparse.Namespace(nfp_probe=True))
     assert Path(json.loads(os.environ[ENV_VAR])["run_dir"]).is_dir()
@@ -108,7 +116,7 @@ class Worker:
 
 @pytest.fixture(autouse=True)
 def known_runner(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hooks, "view_of", runners.V1Runner)
+    monkeypatch.setattr(hooks, "view_of", V1Runner)
 
 
 def test_the_extension_point_tells_the_observer_until_it_is_off() -> None:
@@ -158,7 +166,7 @@ def test_a_process_takes_the_extension_point_or_the_hooks_and_never_both(
 ) -> None:
     taken: list[str] = []
     monkeypatch.setenv(ENV_VAR, ProbeConfig().to_json())
-    monkeypatch.setattr(extension, "present", lambda: present)
+    monkeypatch.setattr(sources, "has_extension_point", lambda: present)
     monkeypatch.setattr(extension, "register", lambda *_: taken.append("extension"))
     monkeypatch.setattr(hooks, "install", lambda *_: taken.append("hooks"))
     install.install(lambda *_: Observer())
@@ -172,7 +180,7 @@ def test_a_vllm_that_cannot_be_hooked_says_so_on_the_metrics(
         raise MissingTargetError("WorkerWrapperBase.init_device is gone")
 
     monkeypatch.setenv(ENV_VAR, ProbeConfig(run_dir=str(tmp_path)).to_json())
-    monkeypatch.setattr(extension, "present", lambda: False)
+    monkeypatch.setattr(sources, "has_extension_point", lambda: False)
     monkeypatch.setattr(metrics_bridge, "install", lambda *_: None)
     monkeypatch.setattr(hooks, "install", missing)
     with caplog.at_level(logging.ERROR, "vllm.nfp"):

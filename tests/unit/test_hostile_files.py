@@ -36,6 +36,8 @@ from vllm_nfp.calibrate.points import (
 )
 from vllm_nfp.cli import main
 from vllm_nfp.config import ConfigError, ProbeConfig, config_from_mapping, read_settings_argument
+from vllm_nfp.doctor import machine
+from vllm_nfp.doctor.facts import Facts
 from vllm_nfp.draft.curve import StepCurve
 from vllm_nfp.draft.curve_set import CurveSet, read_curves, write_curves
 from vllm_nfp.files import read_bytes, write_whole
@@ -699,8 +701,9 @@ def test_the_doctor_finds_that_there_is_no_temporary_folder(
     def none() -> str:
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
 
-    monkeypatch.setattr("vllm_nfp.doctor.tempfile.gettempdir", none)
-    finding = doctor._temporary_folder()
+    monkeypatch.setattr(machine.tempfile, "gettempdir", none)
+    facts = Facts(doctor.Question(), {}, None, doctor.Answer())
+    (finding,) = machine.temporary_folder(facts)
     assert finding.status is doctor.Status.BROKEN
     assert "No usable temporary directory" in finding.found
     assert "TMPDIR" in finding.advice

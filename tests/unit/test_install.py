@@ -17,7 +17,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from vllm_nfp.adapter import extension, hooks, install, metrics_bridge, switch_on
+from vllm_nfp.adapter import extension, hooks, install, metrics_bridge, sources, switch_on
 from vllm_nfp.adapter.patch import PatchSet
 from vllm_nfp.config import ENV_VAR, ProbeConfig
 from vllm_nfp.results import run_folder
@@ -50,7 +50,7 @@ def hooked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[int
 
     parser = SimpleNamespace(EngineArgs=EngineArgs)
     monkeypatch.setitem(sys.modules, "vllm.engine.arg_utils", parser)
-    monkeypatch.setattr(extension, "present", lambda: False)
+    monkeypatch.setattr(sources, "has_extension_point", lambda: False)
     monkeypatch.setattr(metrics_bridge, "install", lambda *_: None)
     monkeypatch.setattr(hooks, "install", hook)
     monkeypatch.setattr(run_folder.tempfile, "tempdir", str(tmp_path))

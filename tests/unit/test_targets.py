@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("vllm")
 
 import vllm_nfp
-from vllm_nfp.adapter import extension, idle, install, targets, versions
+from vllm_nfp.adapter import idle, install, sources, targets, versions
 from vllm_nfp.adapter.patch import MARK, PatchSet
 from vllm_nfp.adapter.targets import TARGETS, Target
 from vllm_nfp.config import ENV_VAR, ProbeConfig
@@ -55,7 +55,7 @@ def hooked(
 ) -> Iterator[None]:
     config = ProbeConfig(run_dir=str(tmp_path), draft_control=True)
     monkeypatch.setenv(ENV_VAR, config.to_json())
-    monkeypatch.setattr(extension, "present", lambda: False)
+    monkeypatch.setattr(sources, "has_extension_point", lambda: False)
     with caplog.at_level(logging.WARNING, "vllm.nfp"):
         install.install(lambda *_: pytest.fail("no worker has warmed up"))
     assert not caplog.text
@@ -144,7 +144,8 @@ def test_every_patch_names_a_declared_target() -> None:
 
 
 def test_each_runner_names_the_steps_that_are_declared_for_it() -> None:
-    from vllm_nfp.adapter.runners import V1Runner, V2Runner
+    from vllm_nfp.adapter.runner_v1 import V1Runner
+    from vllm_nfp.adapter.runner_v2 import V2Runner
 
     steps = [target for target in TARGETS if target.feature is targets.Feature.STEPS]
     views: list[Any] = [V1Runner(None), V2Runner(None)]

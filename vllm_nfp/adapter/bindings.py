@@ -35,7 +35,7 @@ SCHEDULER_FIELDS = (
     "scheduled_encoder_inputs",
     "preempted_req_ids",
 )
-"""What a step is told from."""
+"""What a step is read from."""
 
 CONFIG_ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "": (

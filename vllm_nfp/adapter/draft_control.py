@@ -178,10 +178,11 @@ class DraftControl:
 
             return wrapped
 
-        give_back = weakref.WeakMethod(self._give_back)
-        self._patches.on_restore(lambda: None if (call := give_back()) is None else call())
         self._patches.wrap(targets.SCHEDULE, schedule, on=self._scheduler)
         self._patches.wrap(targets.UPDATE_FROM_OUTPUT, update_from_output, on=self._scheduler)
+        # Undone first, while the scheduler's hooks keep this object alive; not kept alive by it.
+        give_back = weakref.WeakMethod(self._give_back)
+        self._patches.on_restore(lambda: None if (call := give_back()) is None else call())
 
     def scheduled(self, output: Any) -> None:
         """A step was planned: the drafts that it verifies were asked for by the one before."""

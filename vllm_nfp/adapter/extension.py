@@ -6,9 +6,7 @@ hooks workers instead; both drive the same observer.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-from pathlib import Path
 from typing import Any
 
 from vllm_nfp.adapter import observer
@@ -18,15 +16,6 @@ from vllm_nfp.adapter.patch import PatchSet
 from vllm_nfp.config import ProbeConfig
 
 logger = logging.getLogger("vllm.nfp")
-
-_FILE = "v1/worker/step_observer.py"
-
-
-def present() -> bool:
-    """Whether the installed vLLM has the extension point; imports nothing of it."""
-    spec = importlib.util.find_spec("vllm")
-    places = () if spec is None else spec.submodule_search_locations or ()
-    return any(Path(place, _FILE).is_file() for place in places)
 
 
 def register(patches: PatchSet, config: ProbeConfig, open_observer: ObserverFactory) -> None:

@@ -30,7 +30,7 @@ _SINGLE_FLAGS: dict[str, str] = {
 
 
 def _refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:
-    """End the program as argparse does, without the usage: hundreds of flags, of which none helps.
+    """End the program as argparse does, without the usage, which lists hundreds of flags.
 
     Raises:
         SystemExit: with code 2, after one sentence on stderr.

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from vllm_nfp.adapter import flags, switch_on, targets
+from vllm_nfp.adapter import flags, sources, switch_on, targets
 from vllm_nfp.adapter.observer import ObserverFactory
 from vllm_nfp.adapter.patch import PatchSet
 from vllm_nfp.config import ENV_VAR, config_from_environment
@@ -106,7 +106,7 @@ def _install_hooks(open_observer: ObserverFactory) -> None:
         draft_lengths.install_sizes(PATCHES, config)
     metrics_bridge.install(PATCHES, config)
     try:
-        if extension.present():
+        if sources.has_extension_point():
             if config.draft_control:
                 hooks.install_graphs(PATCHES, config)
             extension.register(PATCHES, config, open_observer)

@@ -1,4 +1,4 @@
-"""What watches a worker's steps, whether hooks tell it of them or vLLM's extension point."""
+"""What observes a worker's steps, whether hooks call it or vLLM's extension point does."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def start(
 
     Args:
         patches: what was replaced in this process; what is hooked here becomes a part of it.
-        hook_steps: hooks the model runner's steps; None if vLLM tells of them itself.
+        hook_steps: hooks the model runner's steps; None if vLLM itself calls the observer.
     """
     part = patches.part()
     try:

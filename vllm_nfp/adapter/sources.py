@@ -26,6 +26,12 @@ def file_of(tree: Path, module: str) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
+def has_extension_point() -> bool:
+    """Whether the installed vLLM has the extension point of ``patches/``."""
+    tree = installed_tree()
+    return tree is not None and file_of(tree, "vllm.v1.worker.step_observer") is not None
+
+
 def missing_targets(tree: Path, release: tuple[int, int] | None) -> list[Target]:
     """Targets of vLLM's that are replaced in this release, and that its sources lack.
 

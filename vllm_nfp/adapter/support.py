@@ -207,7 +207,7 @@ _UNPREDICTED: tuple[tuple[str, Callable[[Any], bool]], ...] = (
 def unpredicted(config: Any) -> str | None:
     """What of this configuration the predictor does not know; None if nothing.
 
-    A model's family is told apart elsewhere, by its ``config.json``.
+    Whether the model's family is known is decided elsewhere, by its ``config.json``.
     """
     return next((name for name, holds in _UNPREDICTED if holds(config)), None)
 

@@ -49,7 +49,7 @@ def switch_on(args: argparse.Namespace) -> None:
 
 
 def publish_settings(config: ProbeConfig) -> ProbeConfig:
-    """Check what only this machine can tell, make the run folder, and set the environment.
+    """Check the output folder and vLLM's release, make the run folder, and set the environment.
 
     Returns the settings with ``run_dir`` filled in; child processes inherit them.
 

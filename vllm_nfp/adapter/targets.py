@@ -48,7 +48,7 @@ class Target:
     :data:`vllm_nfp.adapter.versions.RELEASES` between the two has it (sources of 0.26.0 to
     0.33.0)."""
     on_object: bool = False
-    """It is replaced on single objects. The name then tells which class they are of."""
+    """It is replaced on single objects; the name has their class."""
 
     @property
     def required(self) -> bool:
@@ -131,25 +131,25 @@ WARM_UP = Target(
 V1_EXECUTE_MODEL = Target(
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner.execute_model",
     Feature.STEPS,
-    "tells the observer that a step begins",
+    "calls the observer before a step",
     on_object=True,
 )
 V1_SAMPLE_TOKENS = Target(
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner.sample_tokens",
     Feature.STEPS,
-    "tells the observer that a step was launched",
+    "calls the observer after a step was launched",
     on_object=True,
 )
 V2_EXECUTE_MODEL = Target(
     "vllm.v1.worker.gpu.model_runner:GPUModelRunner.execute_model",
     Feature.STEPS,
-    "tells the observer that a step begins",
+    "calls the observer before a step",
     on_object=True,
 )
 V2_SAMPLE_TOKENS = Target(
     "vllm.v1.worker.gpu.model_runner:GPUModelRunner.sample_tokens",
     Feature.STEPS,
-    "tells the observer that a step was launched",
+    "calls the observer after a step was launched",
     on_object=True,
 )
 
@@ -187,13 +187,13 @@ SCHEDULER_INIT = Target(
 SCHEDULE = Target(
     "vllm.v1.core.sched.scheduler:Scheduler.schedule",
     Feature.DRAFT_CONTROL,
-    "tells the controller that a step was planned",
+    "shows the controller each step that is planned",
     on_object=True,
 )
 UPDATE_FROM_OUTPUT = Target(
     "vllm.v1.core.sched.scheduler:Scheduler.update_from_output",
     Feature.DRAFT_CONTROL,
-    "tells the controller which drafts of a step were accepted",
+    "shows the controller which drafts of a step were accepted",
     on_object=True,
 )
 SET_CUDAGRAPH_SIZES = Target(

@@ -19,7 +19,7 @@ from vllm_nfp.adapter.attention_groups import CellDoesNotFitError, own_groups
 from vllm_nfp.adapter.dispatch import Execution, Placement
 from vllm_nfp.adapter.layers import DecoderLayer, find_decoder_layers, linear_layers
 from vllm_nfp.adapter.out_of_memory import is_out_of_memory
-from vllm_nfp.adapter.runners import RunnerView
+from vllm_nfp.adapter.runner import RunnerView
 from vllm_nfp.calibrate.points import Kernel, Series
 from vllm_nfp.calibrate.sweep import Call, PointRefusedError
 from vllm_nfp.calibrate.weights import bytes_of, with_own_weights

@@ -9,8 +9,9 @@ import torch
 from vllm_nfp.adapter import bindings
 from vllm_nfp.adapter.attention_groups import own_groups
 from vllm_nfp.adapter.graph_place import GraphPlace
+from vllm_nfp.adapter.graph_rules import graph_rules
 from vllm_nfp.adapter.ranks import Alone, Ranks
-from vllm_nfp.adapter.runners import RunnerView, graph_rules
+from vllm_nfp.adapter.runner import RunnerView
 from vllm_nfp.adapter.server_limits import server_limits
 from vllm_nfp.config import GraphLimits, ProbeConfig
 from vllm_nfp.probe.availability import Availability

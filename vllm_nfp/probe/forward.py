@@ -26,7 +26,7 @@ from vllm_nfp.adapter.dispatch import Execution
 from vllm_nfp.adapter.forward_context import forward_context, metadata_class
 from vllm_nfp.adapter.layers import DecoderLayer
 from vllm_nfp.adapter.light_ops import light_ops
-from vllm_nfp.adapter.runners import RunnerView
+from vllm_nfp.adapter.runner import RunnerView
 from vllm_nfp.probe.batch import ProbeBatch
 from vllm_nfp.probe.marks import IntervalRecorder, ModuleMarks
 from vllm_nfp.timing import Clock

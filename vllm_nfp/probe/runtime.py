@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from vllm_nfp.adapter.layers import find_decoder_layers, sample_layers
 from vllm_nfp.adapter.ranks import Ranks
-from vllm_nfp.adapter.runners import RunnerView
+from vllm_nfp.adapter.runner import RunnerView
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.probe.batch import BatchBuilder, most_sequences
 from vllm_nfp.probe.forward import Forward

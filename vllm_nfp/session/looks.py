@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from vllm_nfp.adapter.runners import RunnerView, StepLimits, requests_wait, step_of
+from vllm_nfp.adapter.runner import RunnerView
+from vllm_nfp.adapter.steps import StepLimits, requests_wait, step_of
 from vllm_nfp.timing import Sampler
 from vllm_nfp.types import EngineStep
 

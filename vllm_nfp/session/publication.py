@@ -10,7 +10,7 @@ from vllm_nfp.adapter import support
 from vllm_nfp.adapter.environment import attention_backends, describe_environment, describe_model
 from vllm_nfp.adapter.predictions import predict_rows
 from vllm_nfp.adapter.ranks import Ranks
-from vllm_nfp.adapter.runners import RunnerView
+from vllm_nfp.adapter.runner import RunnerView
 from vllm_nfp.draft.curve_exchange import CurveSender
 from vllm_nfp.results.snapshot import Snapshot
 from vllm_nfp.schedule.plan import CellKey

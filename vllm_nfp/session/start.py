@@ -12,7 +12,9 @@ from vllm_nfp.adapter.bindings import UnknownVllmError
 from vllm_nfp.adapter.graph_place import GraphPlace
 from vllm_nfp.adapter.layers import UnsupportedModelError
 from vllm_nfp.adapter.out_of_memory import is_out_of_memory
-from vllm_nfp.adapter.runners import RunnerView, UnknownRunnerError, limits_of, view_of
+from vllm_nfp.adapter.runner import RunnerView
+from vllm_nfp.adapter.runners import UnknownRunnerError, view_of
+from vllm_nfp.adapter.steps import limits_of
 from vllm_nfp.adapter.versions import Mode
 from vllm_nfp.faults import maybe_fail
 from vllm_nfp.schedule.lockstep import DivergedError, PeerFaultError, WireError

@@ -10,7 +10,8 @@ import torch
 
 from vllm_nfp.adapter.graph_place import GraphPlace
 from vllm_nfp.adapter.ranks import Ranks
-from vllm_nfp.adapter.runners import RunnerView, limits_of
+from vllm_nfp.adapter.runner import RunnerView
+from vllm_nfp.adapter.steps import limits_of
 from vllm_nfp.faults import maybe_fail
 from vllm_nfp.probe.engine import ProbeEngine
 from vllm_nfp.results.snapshot import Snapshot

@@ -1,0 +1,64 @@
+"""vLLM's V1 model runner, from which the CPU's derives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vllm_nfp.adapter import targets, versions
+from vllm_nfp.adapter.runner import StepBuffers
+from vllm_nfp.adapter.targets import Target
+
+MODULE = "vllm.v1.worker.gpu_model_runner"
+"""Where vLLM defines it."""
+
+
+@dataclass(frozen=True, slots=True)
+class V1Runner:
+    """``v1/worker/gpu_model_runner.py``; the CPU runner derives from it."""
+
+    runner: Any
+    name: str = "v1"
+    begins_step: Target = targets.V1_EXECUTE_MODEL
+    ends_step: Target = targets.V1_SAMPLE_TOKENS
+
+    @property
+    def vllm_config(self) -> Any:
+        """The engine's configuration."""
+        return self.runner.vllm_config
+
+    @property
+    def device(self) -> torch.device:
+        """The device that steps run on."""
+        return torch.device(self.runner.device)
+
+    @property
+    def model(self) -> Any:
+        """The model, without CUDA graph wrappers."""
+        return self.runner.get_model()
+
+    @property
+    def decode_positions(self) -> int:
+        """1 + draft tokens."""
+        return int(self.runner.uniform_decode_query_len)
+
+    def step_buffers(self) -> StepBuffers:
+        """The runner's persistent buffers."""
+        runner = self.runner
+        marks_padding = versions.is_since(versions.V1_PADDING_MASK)
+        return StepBuffers(
+            runner.input_ids.gpu,
+            runner.positions,
+            runner.is_padding if marks_padding else None,
+            tuple(t.slot_mapping.gpu for t in runner.input_batch.block_table.block_tables),
+        )
+
+    def run_piecewise(self, inputs: dict[str, Any]) -> Any:
+        """Through the runner's wrapper, which holds the graphs where nothing is compiled."""
+        return self.runner.model(**inputs)
+
+    def is_dummy(self, kwargs: dict[str, Any]) -> bool:
+        """V1 never runs a dummy through execute_model."""
+        return False
