@@ -1,4 +1,4 @@
-"""A Prometheus of our own, on this machine alone: for the demonstration and for tests."""
+"""Starts and queries a Prometheus on 127.0.0.1, for the local stack and for tests."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ STARTUP_LIMIT_SECONDS = 60.0
 
 
 class PrometheusError(RuntimeError):
-    """Prometheus could not be started, or refused a query; the message says why."""
+    """Prometheus did not start or refused a query; the message gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One series of an answer."""
+    """One series of a query result."""
 
     labels: Mapping[str, str]
     points: tuple[tuple[float, float], ...]
@@ -38,7 +38,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Prometheus:
-    """A running Prometheus' API."""
+    """The API of a running Prometheus."""
 
     url: str
 
@@ -91,7 +91,7 @@ def _series(data: Mapping[str, Any]) -> list[Series]:
 
 
 def program_path() -> str:
-    """Where the prometheus command is.
+    """Path of the prometheus command.
 
     Raises:
         PrometheusError: if it is not installed.
@@ -108,7 +108,7 @@ def program_path() -> str:
 def running_prometheus(
     folder: Path, targets: Sequence[str], rules: Path | None, scrape_seconds: int = 1
 ) -> Iterator[Prometheus]:
-    """Start Prometheus on a free port of 127.0.0.1, wait until it is ready, stop it in the end.
+    """Start Prometheus on a free port of 127.0.0.1, wait until it is ready, and stop it at the end.
 
     Args:
         folder: for its configuration, data and log.
@@ -158,7 +158,7 @@ def running_prometheus(
 
 
 def _as_pattern(path: Path) -> str:
-    """A path where Prometheus takes a pattern; an asterisk it allows in no folder's name."""
+    """Escape a path for Prometheus' glob. Asterisks cannot be escaped in a directory's name."""
     return re.sub(r"([\\?\[\]])", r"\\\1", str(path))
 
 
@@ -167,13 +167,15 @@ def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log_path: Path
     while time.monotonic() < deadline:
         if process.poll() is not None:
             tail = log_path.read_text(errors="replace").splitlines()[-1:]
-            raise PrometheusError(f"Prometheus ended with code {process.returncode}: {tail}")
+            raise PrometheusError(f"Prometheus exited with code {process.returncode}: {tail}")
         try:
             with urllib.request.urlopen(f"{url}/-/ready", timeout=5):
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.1)
-    raise PrometheusError(f"Prometheus was not ready in {STARTUP_LIMIT_SECONDS:g} s: {log_path}")
+    raise PrometheusError(
+        f"Prometheus was not ready after {STARTUP_LIMIT_SECONDS:g} s; log: {log_path}"
+    )
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
