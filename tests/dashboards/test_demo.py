@@ -57,7 +57,7 @@ def test_a_prometheus_that_does_not_start_is_named(tmp_path: Path) -> None:
     rules = tmp_path / "bad.rules.yml"
     rules.write_text("groups: nonsense")
     with (
-        pytest.raises(prometheus.PrometheusError, match="Prometheus ended with code"),
+        pytest.raises(prometheus.PrometheusError, match="Prometheus exited with code"),
         prometheus.running_prometheus(tmp_path / "run", [], rules),
     ):
         pass
