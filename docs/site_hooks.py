@@ -1,8 +1,7 @@
-"""Makes the documentation site out of docs/, the README, and whatever in the checkout they link to.
+"""Builds the documentation site from docs/, the README, and the files that they link to.
 
-Pages link to files beside docs/ as they lie in a checkout, so that the links work there as well.
-Here each such file becomes a page or a file of the site under ``source/``, a folder the list of
-what it holds.
+Pages link to files outside docs/ by their paths in a checkout, so links work there as well. On the
+site each such file is a page or a file under ``source/``; a directory is a list of its contents.
 """
 
 from __future__ import annotations
@@ -52,14 +51,14 @@ NAV = {
     ],
     "Develop": ["CONTRIBUTING.md", "CHANGELOG.md"],
 }
-"""Pages by section, those that are there; any other page comes last."""
+"""Pages by section. Missing pages are skipped; other pages come last."""
 
 _LINK = re.compile(r"(?<=\]\()(?![a-z+]+:|#)([^)#\s]+)")
 _CODE = {".py": "python", ".yml": "yaml", ".yaml": "yaml", ".toml": "toml", ".sh": "sh"}
 
 
 def on_config(config: MkDocsConfig) -> None:
-    """Sort the pages into sections, whichever there are."""
+    """Sort the existing pages into sections."""
     docs = Path(config.docs_dir)
     left = sorted(path.relative_to(docs).as_posix() for path in docs.rglob("*.md"))
     nav: list[dict[str, Any]] = [{"Start": "index.md"}]
@@ -77,7 +76,7 @@ def _in_order(names: list[str], patterns: list[str]) -> list[str]:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
-    """Add the README as the first page, and what pages link to outside docs/."""
+    """Add the README as the first page, and the linked files outside docs/."""
     wanted = [ROOT / "README.md", *_linked_by(Path(config.docs_dir).rglob("*.md"))]
     seen: set[Path] = set()
     while wanted:
@@ -101,7 +100,7 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn links of the checkout into links of the site."""
+    """Rewrite links of the checkout to links of the site."""
     here = page.file.src_uri
     origin = _origin(here)
     if origin.suffix in _CODE:
@@ -110,7 +109,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     def link(match: re.Match[str]) -> str:
         target = _resolve(origin, match[1])
         if not target.is_relative_to(ROOT):
-            return match[1]  # which is then told as a broken link
+            return match[1]  # mkdocs reports it as broken
         return posixpath.relpath(_site_name(target), posixpath.dirname(here) or ".")
 
     return _LINK.sub(link, markdown)
@@ -121,7 +120,7 @@ def _linked_by(pages: Iterator[Path]) -> list[Path]:
 
 
 def _targets(page: Path, markdown: str) -> list[Path]:
-    """What a page links to outside docs/ and inside the checkout."""
+    """Links of a page to files of the checkout outside docs/."""
     found = [_resolve(page, match[1]) for match in _LINK.finditer(markdown)]
     docs = ROOT / "docs"
     return [t for t in found if t.is_relative_to(ROOT) and not t.is_relative_to(docs)]
@@ -147,7 +146,7 @@ def _content(path: Path) -> str | bytes:
 
 
 def _site_name(path: Path) -> str:
-    """Where a file of the checkout lies in the site, as mkdocs names sources."""
+    """The site's source path of a file of the checkout."""
     name = path.relative_to(ROOT).as_posix()
     if name in ("README.md", "."):
         return "index.md"
@@ -159,7 +158,7 @@ def _site_name(path: Path) -> str:
 
 
 def _origin(site_name: str) -> Path:
-    """The file or folder of the checkout that a page of the site was made from."""
+    """The file or directory of the checkout from which a page was made."""
     if site_name == "index.md":
         return ROOT / "README.md"
     if not site_name.startswith("source/"):

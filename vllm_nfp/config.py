@@ -21,11 +21,11 @@ T = TypeVar("T")
 ENV_VAR = env_var.ENV_VAR
 
 DEFAULT_POSITIONS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-"""The grid of positions per sequence: dense where draft lengths lie, then about 1.5x apart."""
+"""Default grid of positions per sequence: dense at usual draft lengths, then 1.5x apart."""
 
 STEP_SHARE_OF_BUDGET = 0.25
 MAX_FILE_BYTES = 1 << 20
-"""Largest file of settings."""
+"""Maximum size of a settings file."""
 MAX_POSITIONS_LIMIT = 512
 MOST_BATCH_SIZES = MOST_CONTEXTS = 16
 MOST_EPSILONS = 8
@@ -33,7 +33,7 @@ MOST_POSITION_COUNTS = 64
 
 
 class ConfigError(ValueError):
-    """A setting that cannot be used; the message names the value and what is allowed."""
+    """An invalid setting; the message names the value and what is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,7 @@ class ProbeConfig:
         if self.positions and self.positions[-1] > self.max_positions:
             raise ConfigError(
                 f"positions holds {self.positions[-1]}, above max_positions {self.max_positions}: "
-                f"raise max_positions or leave it out of the list"
+                f"raise max_positions or remove it from the list"
             )
         if self.draft_lengths and (self.draft_lengths[0] != 0 or len(self.draft_lengths) < 2):
             raise ConfigError(
@@ -155,15 +155,15 @@ class ProbeConfig:
         if self.max_samples < self.min_samples:
             raise ConfigError(
                 f"max_samples {self.max_samples} is below min_samples {self.min_samples}: "
-                f"give at least {self.min_samples}"
+                f"pass at least {self.min_samples}"
             )
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """Positions per sequence that are probed, ascending, beginning with 1."""
+        """Probed positions per sequence, ascending from 1."""
         if self.positions:
             return self.positions
-        # The controller weighs its lengths by the curve: K drafts run K + 1 positions.
+        # Draft control needs the curve at its lengths: K drafts run K + 1 positions.
         wanted = {*DEFAULT_POSITIONS, *(k + 1 for k in self.draft_lengths), self.max_positions}
         return tuple(sorted(n for n in wanted if n <= self.max_positions))
 
@@ -194,7 +194,7 @@ class ProbeConfig:
 
 
 def _shown(value: Any) -> str:
-    """A value for a message: short, whatever it is."""
+    """The value for a message, cut to 80 characters."""
     return f"{value!r:.80}"
 
 
@@ -232,7 +232,7 @@ def _ascending(
         if not isinstance(value, tuple):
             raise ConfigError(f"{name} must be a list, not {_shown(value)}")
         if not value and not may_be_empty:
-            raise ConfigError(f"{name} must not be empty: give at least one value")
+            raise ConfigError(f"{name} must not be empty: pass at least one value")
         if len(value) > most:
             raise ConfigError(f"{name} must hold at most {most} values, not {len(value)}")
         for entry in value:
@@ -330,12 +330,12 @@ def parse_object(text: str, what: str) -> dict[str, Any]:
     """Parse a JSON object; ``what`` names the text in the error.
 
     Raises:
-        ConfigError: if the text is no JSON object.
+        ConfigError: if the text is not a JSON object.
     """
     try:
         value = parse(text)
     except ValueError as error:
-        raise ConfigError(f"{what} is not valid JSON ({error}): give an object {{...}}") from None
+        raise ConfigError(f"{what} is not valid JSON ({error}): pass an object {{...}}") from None
     if not isinstance(value, dict):
         raise ConfigError(f"{what} must be a JSON object {{...}}, not {type(value).__name__}")
     return value
@@ -345,7 +345,7 @@ def read_settings_argument(argument: str) -> dict[str, Any]:
     """Parse the value of ``--nfp-config``: JSON, or ``@file`` with JSON in it.
 
     Raises:
-        ConfigError: if the file cannot be read or holds no JSON object.
+        ConfigError: if the file cannot be read or is not a JSON object.
     """
     if not argument.startswith("@"):
         return parse_object(argument, "--nfp-config")
@@ -361,10 +361,10 @@ def read_settings_argument(argument: str) -> dict[str, Any]:
 
 
 def check_writable_folder(name: str, folder: str) -> None:
-    """Make the folder if it is missing and prove that a file can be written in it.
+    """Create ``folder`` if it is missing and check that a file can be written in it.
 
     Raises:
-        ConfigError: if it cannot be made or written.
+        ConfigError: if it cannot be created or written.
     """
     path = Path(folder)
     try:
@@ -374,11 +374,11 @@ def check_writable_folder(name: str, folder: str) -> None:
     except OSError as error:
         raise ConfigError(
             f"{name} {folder!r} cannot be written ({error.strerror}): "
-            f"give a folder that this user may write"
+            f"choose a directory that this user can write"
         ) from None
 
 
 def config_from_environment(environ: Mapping[str, str] = os.environ) -> ProbeConfig | None:
-    """The settings that the launcher left in the environment; None if the probe is off."""
+    """The settings that the launcher put into the environment; None if the probe is off."""
     text = environ.get(ENV_VAR)
     return config_from_json(text) if text else None

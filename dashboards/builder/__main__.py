@@ -1,4 +1,4 @@
-"""Writes the dashboards' JSON: ``python -m dashboards.builder [FOLDER]``."""
+"""Writes the dashboards' JSON: ``python -m dashboards.builder [DIRECTORY]``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def texts() -> dict[str, str]:
 
 
 def main(folder: Path) -> None:
-    """Write the dashboards into the folder."""
+    """Write the dashboards' JSON to ``folder``."""
     for name, text in texts().items():
         (folder / name).write_text(text, encoding="utf-8")
 

@@ -1,8 +1,7 @@
-"""The vocabulary of our dashboards: queries, panels and variables, in Grafana's typed builders.
+"""Queries, panels and variables for both dashboards, in Grafana's typed builders.
 
-Everything that both dashboards share is decided here: filters, colours, units, legends. Colours
-are the Okabe-Ito palette, which people with colour-blindness can tell apart; where a colour has a
-meaning (a state, a module), text says it as well.
+Filters, colours, units and legends are defined here once. Colours are the Okabe-Ito palette, which
+is safe for colour-blind readers. Where a colour has a meaning (a state, a module), text has it too.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ STATES = {
 }
 
 ENGINE = 'model_name="$model_name",engine=~"$engine",instance=~"$instance"'
-"""Selects the engines that the dashboard's variables name."""
+"""Label matchers for the engines chosen by the dashboard's variables."""
 
 SOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
 _IN_LIVE_CELL = "on (job, instance, model_name, engine, batch_size, context) group_left ()"
@@ -53,7 +52,7 @@ _LETTERS = "ABCDEFGH"
 
 
 class _Panel(Protocol):
-    """What the SDK's builders of panels have in common, as far as it is used here."""
+    """The methods of the SDK's panel builders that are used here."""
 
     def build(self) -> models.Panel: ...
     def title(self, title: str) -> Any: ...
@@ -73,7 +72,7 @@ def metric(name: str, *more: str) -> str:
 
 
 def live(name: str, *more: str) -> str:
-    """The metric's value in the cell (batch size, context) that the last real step is filed under.
+    """The metric's value in the cell (batch size, context) of the last real step.
 
     The metric must carry the labels batch_size and context.
     """
@@ -81,7 +80,7 @@ def live(name: str, *more: str) -> str:
 
 
 def at_live_batch(name: str, *more: str) -> str:
-    """The metric's value at the batch size that the last real step is filed under.
+    """The metric's value at the probed batch size of the last real step.
 
     The metric must carry the label batch_size, and no context.
     """
@@ -89,7 +88,7 @@ def at_live_batch(name: str, *more: str) -> str:
 
 
 def per_second(name: str, by: str = "") -> str:
-    """The counter's rate, summed over the chosen engines, kept apart by the given labels."""
+    """The counter's rate, summed over the chosen engines, by the given labels."""
     return f"sum by ({by}) (rate({metric(name)}[$__rate_interval]))"
 
 
@@ -100,7 +99,7 @@ def mean(name: str, *more: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One query of a panel; its letter there follows from its place: A, B, ..."""
+    """One query of a panel; its letter follows from its position: A, B, ..."""
 
     expr: str
     legend: str = ""
@@ -121,19 +120,19 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What every panel has: its title, what it shows and what to do about it, and its place."""
+    """Title, description, action and size of a panel."""
 
     title: str
     shows: str
     """What the panel shows, and how to read it."""
     action: str
-    """What to do about it."""
+    """What the reader should do."""
     width: int
-    """In the dashboard's 24 columns."""
+    """In columns; the dashboard has 24."""
     height: int = 8
 
     def around(self, panel: P, queries: Iterable[Query]) -> P:
-        """Put the frame and the queries on a panel."""
+        """Apply the frame and the queries to a panel."""
         panel.title(self.title).description(f"{self.shows}\n\n**What to do:** {self.action}")
         panel.datasource(SOURCE).span(self.width).height(self.height)
         for letter, query in zip(_LETTERS, queries, strict=False):
@@ -187,7 +186,7 @@ def number(
     steps: Sequence[tuple[float | None, str]] = ((None, BLUE),),
     states: bool = False,
 ) -> stat.Panel:
-    """A single value with the curve of the dashboard's time behind it."""
+    """A single value, with its curve over the dashboard's time range behind it."""
     panel = (
         frame.around(stat.Panel(), [Query(expr)])
         .unit(unit)
@@ -212,9 +211,9 @@ def _state_names() -> models.ValueMapping:
 
 
 def state_code(by: str) -> str:
-    """The probe's state as its place in :data:`STATES`, one value for each combination of labels.
+    """The probe's state as its index in :data:`STATES`, one value for each combination of labels.
 
-    Of several engines behind one combination the worst counts, for disabled is last.
+    Several engines behind one combination give the maximum, the worst: disabled is last.
     """
     codes = " or ".join(
         f"{code} * {metric('vllm_nfp_state', f'state={json.dumps(name)}')}"
@@ -296,7 +295,7 @@ def _transform(name: str, **options: object) -> models.DataTransformerConfig:
 
 
 def _as_number(field: str) -> list[models.DataTransformerConfig]:
-    """Labels are text, and text sorts 1, 16, 2: make it a number and sort by it."""
+    """Convert a label to a number and sort by it, because text sorts 1, 16, 2."""
     return [
         _transform(
             "convertFieldType",

@@ -1,1 +1,1 @@
-"""A server with the probe and a Prometheus that scrapes it, on this machine alone."""
+"""A server with the probe and a Prometheus that scrapes it, on 127.0.0.1 only."""

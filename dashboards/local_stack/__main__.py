@@ -1,8 +1,8 @@
 """The local stack without containers: server with the probe, Prometheus with the rules, load.
 
-Everything listens on 127.0.0.1 alone and ends with the script. Grafana is not part of it: the
-script prints where Prometheus shows the same queries, and how to load the dashboards into a
-Grafana that you have.
+Everything listens on 127.0.0.1 only and stops with the script. Grafana is not included: the script
+prints the addresses of the same queries in Prometheus, and how to load the dashboards into your
+Grafana.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def server_command(settings: demo.Settings, model: Path, port: int) -> list[str]
     """The server, with drafts and layer histograms, so that every panel has data."""
     command = demo.server_command(settings, model, port, on_gpu=demo.has_gpu())
     place = command.index("--nfp-config") + 1
-    # A short demonstration wants many probes; a server that earns money does not.
+    # A short demonstration needs many probes. Do not use this budget in production.
     probe = {"overhead_budget": 0.4, "startup_seconds": 10.0, "layer_histograms": True}
     command[place] = json.dumps({**json.loads(command[place]), **probe})
     more = ["--served-model-name", NAME, "--speculative-config", json.dumps(DRAFTS)]
@@ -68,17 +68,17 @@ def server_command(settings: demo.Settings, model: Path, port: int) -> list[str]
     type=click.FloatRange(10, 3600),
     default=60.0,
     show_default=True,
-    help="How long to send requests.",
+    help="Seconds of load.",
 )
 @click.option(
     "--keep/--no-keep",
     default=None,
-    help="Stay up after the load until Ctrl-C [default: if started from a terminal].",
+    help="Keep running after the load until Ctrl-C [default: only in a terminal].",
 )
 def main(seconds: float, keep: bool | None) -> None:
-    """Run a server with the probe and a Prometheus that scrapes it, on this machine alone."""
+    """Run a server with the probe and a Prometheus that scrapes it, on 127.0.0.1 only."""
     console = Console()
-    # Whoever ends the script ends what it has started.
+    # SIGTERM stops the server and Prometheus as well.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="vllm-nfp-stack-") as name:
         settings = demo.Settings(Path(name), seconds)
@@ -98,7 +98,7 @@ def _run(console: Console, settings: demo.Settings, keep: bool) -> None:
     port = free_port()
     command = server_command(settings, model, port)
     rules = source_folder() / "rules" / "nfp.rules.yml"
-    console.print("starting the server, which takes a minute on a CPU")
+    console.print("starting the server (about a minute on a CPU)")
     with (
         running_server(command, settings.folder / "server.log", port) as server,
         running_prometheus(
@@ -113,7 +113,7 @@ def _run(console: Console, settings: demo.Settings, keep: bool) -> None:
             raise demo.DemoError(f"the server failed: {load.errors[0]}")
         _print_found(console, prometheus, load.answered)
         if keep:
-            console.print("Ctrl-C ends server and Prometheus")
+            console.print("running; Ctrl-C stops the server and Prometheus")
             threading.Event().wait()
 
 
@@ -132,7 +132,7 @@ def _print_where(console: Console, url: str, prometheus: Prometheus) -> None:
 
 
 def _print_found(console: Console, prometheus: Prometheus, answered: int) -> None:
-    table = Table("query", "series", "latest", title=f"After {answered} answers, in Prometheus")
+    table = Table("query", "series", "latest", title=f"In Prometheus, after {answered} responses")
     for expr in LOOK_AT.values():
         found = prometheus.now(expr)
         table.add_row(expr, str(len(found)), f"{found[0].points[-1][1]:.4g}" if found else "-")

@@ -1,4 +1,4 @@
-"""A Prometheus of our own, on this machine alone: for the demonstration and for tests."""
+"""Starts and queries a Prometheus on 127.0.0.1, for the local stack and for tests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class PrometheusError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One series of an answer."""
+    """One series of a query result."""
 
     labels: Mapping[str, str]
     points: tuple[tuple[float, float], ...]
@@ -35,7 +35,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Prometheus:
-    """A running Prometheus' API."""
+    """The API of a running Prometheus."""
 
     url: str
 
@@ -88,7 +88,7 @@ def _series(data: Mapping[str, Any]) -> list[Series]:
 
 
 def program_path() -> str:
-    """Where the prometheus command is.
+    """Path of the prometheus command.
 
     Raises:
         PrometheusError: if it is not installed.
@@ -105,7 +105,7 @@ def program_path() -> str:
 def running_prometheus(
     folder: Path, targets: Sequence[str], rules: Path | None, scrape_seconds: int = 1
 ) -> Iterator[Prometheus]:
-    """Start Prometheus on a free port of 127.0.0.1, wait until it is ready, stop it in the end.
+    """Start Prometheus on a free port of 127.0.0.1, wait until it is ready, and stop it at the end.
 
     Args:
         folder: for its configuration, data and log.
@@ -156,5 +156,5 @@ def _is_ready(url: str) -> bool:
 
 
 def _as_pattern(path: Path) -> str:
-    """A path where Prometheus takes a pattern; an asterisk it allows in no folder's name."""
+    """Escape a path for Prometheus' glob. Asterisks cannot be escaped in a directory's name."""
     return re.sub(r"([\\?\[\]])", r"\\\1", str(path))

@@ -45,7 +45,7 @@ def test_a_file_of_somebodys_is_kept_and_nothing_else_is_written(tmp_path: Path)
     (tmp_path / "rules").mkdir()
     mine = tmp_path / "rules" / "nfp.rules.yml"
     mine.write_text("mine")
-    with pytest.raises(ExportError, match=r"nfp\.rules\.yml is there and differs .*--force"):
+    with pytest.raises(ExportError, match=r"nfp\.rules\.yml exists and differs .*--force"):
         export(tmp_path)
     assert files_in(tmp_path) == {"rules/nfp.rules.yml": b"mine"}
     done = export(tmp_path, force=True)
@@ -62,7 +62,7 @@ def test_the_command_prints_json_and_refuses_in_one_sentence(tmp_path: Path) -> 
     (tmp_path / "prometheus.yml").write_text("mine")
     run = CliRunner().invoke(main, ["dashboards", "export", str(tmp_path)])
     assert run.exit_code == 2
-    assert "prometheus.yml is there and differs" in run.stderr
+    assert "prometheus.yml exists and differs" in run.stderr
     assert len(run.stderr.strip().splitlines()) == 1
     run = CliRunner().invoke(main, ["dashboards", "export", str(tmp_path), "--force"])
     assert run.exit_code == 0

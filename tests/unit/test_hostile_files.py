@@ -649,7 +649,7 @@ def test_a_large_file_in_the_way_of_a_dashboard_is_not_read(tmp_path: Path) -> N
     finally:
         tracemalloc.stop()
     assert result.exit_code == 2
-    assert "is there and differs" in result.stderr
+    assert "exists and differs" in result.stderr
 
 
 # Standard output, and the temporary folder

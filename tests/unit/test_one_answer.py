@@ -23,7 +23,9 @@ from vllm_nfp.draft import DraftCost, sources
 from vllm_nfp.draft.recommend import RecommendError
 from vllm_nfp.files import write_whole
 from vllm_nfp.metrics.collector import NfpCollector
-from vllm_nfp.report import page, render
+from vllm_nfp.report import render
+from vllm_nfp.report.modules import sections
+from vllm_nfp.report.page import choose_epsilon
 from vllm_nfp.results import scrape
 from vllm_nfp.results.control import ControlSnapshot, ControlState, control_file
 from vllm_nfp.results.profile import Profile, save_profile
@@ -143,10 +145,13 @@ def of_watch(text: str, context: int) -> Answer:
     return {(batch_size, context): k for batch_size, k in engine.recommended.items()}
 
 
-def of_report(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> dict[float, Answer]:
+def of_report(profile: Profile) -> dict[float, Answer]:
     """What the rendered page shows, for each acceptance."""
-    monkeypatch.setattr(page, "ACCEPTANCES", ACCEPTANCES)
-    text = render(profile).split('aria-label="Draft lengths"', 1)[1].split("</table>", 1)[0]
+    text = (
+        render(profile, acceptances=ACCEPTANCES)
+        .split('aria-label="Draft lengths"', 1)[1]
+        .split("</table>", 1)[0]
+    )
     found: dict[float, Answer] = {a: {} for a in ACCEPTANCES}
     rows = re.findall(r'<th scope="row">(\d+)</th><td>(\d+)</td>(.*)</tr>', text)
     for batch_size, context, shown in rows:
@@ -165,12 +170,11 @@ def test_report_recommend_metric_and_watch_choose_one_draft_length(
     server: Server,
     at_url: Callable[[str], None],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """At the commit before, the report differed in 28 of 54 cells, and a URL in 28 of 120."""
     path = tmp_path / "profile.json"
     save_profile(path, profile)
-    shown = of_report(profile, monkeypatch)
+    shown = of_report(profile)
     different = set()
     for acceptance in ACCEPTANCES:
         wanted = by_cell(recommend(profile, acceptance).rows)
@@ -396,9 +400,9 @@ def test_all_begin_with_the_same_tolerance_and_order_of_modules(
     )
     text = Server(tmp_path, odd)(1024)
     assert watch.choose_epsilon(watch.read(text).epsilons) == 0.15
-    assert page.choose_epsilon(odd, None) == 0.15
+    assert choose_epsilon(odd, None) == 0.15
     at_url(text)
-    modules = list(dict.fromkeys(section.name for section in page._sections(odd, 0.15)))
+    modules = list(dict.fromkeys(section.name for section in sections(odd, 0.15)))
     assert modules[0] == "model"
     for command in (["table", URL], ["watch", URL, "--once"]):
         lines = CliRunner().invoke(main, command, env={"COLUMNS": "200"}).stdout.splitlines()

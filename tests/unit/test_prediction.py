@@ -544,9 +544,9 @@ def test_a_failed_plot_leaves_the_older_one(
 
 
 def test_plots_of_too_many_lines_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ReportError, match="at most 6 batch sizes apart, not 7"):
+    with pytest.raises(ReportError, match="at most 6 batch sizes, not 7"):
         prediction_plot.write_plot(tmp_path / "x.png", small(batch_sizes=range(1, 8)))
-    with pytest.raises(ReportError, match="at most 3 contexts apart, not 4"):
+    with pytest.raises(ReportError, match="at most 3 contexts, not 4"):
         prediction_plot.write_plot(tmp_path / "x.png", small(contexts=range(1, 5)))
 
 

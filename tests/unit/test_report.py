@@ -256,8 +256,8 @@ def test_what_a_profile_lacks_is_said_or_left_out(small: Profile) -> None:
         run=replace(small.run, missing_pairs=5),
     )
     text = Page(render(bare)).prose()
-    assert "The profile holds no times of the whole step." in text
-    assert "The profile holds no times of layers." in text
+    assert "The profile has no times of the whole step." in text
+    assert "The profile has no layer times." in text
     assert "5 pairs are missing" in text
     assert "idle-compute" not in text
     assert "Dense FFN" not in text
@@ -338,7 +338,7 @@ def test_a_tolerance_that_was_not_measured_is_refused(small: Profile) -> None:
         ReportError, match=r"epsilon 0\.3 is not in the profile; it has 0\.05, 0\.1"
     ):
         render(small, 0.3)
-    with pytest.raises(ReportError, match="holds no boundary"):
+    with pytest.raises(ReportError, match="has no boundary"):
         render(replace(small, boundaries=()))
 
 

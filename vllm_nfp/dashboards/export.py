@@ -1,4 +1,4 @@
-"""Hands out the dashboards, rules and provisioning files that come with the package."""
+"""Copies the package's dashboards, rules and provisioning files to a directory."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from pathlib import Path
 from vllm_nfp.files import write_whole
 
 PARTS = ("grafana/*.json", "rules/*.yml", "provisioning/**/*.yml", "prometheus.yml", "compose.yaml")
-"""What an operator needs, as patterns within the source folder."""
+"""Files to export, as patterns within the source directory."""
 
 
 class ExportError(RuntimeError):
-    """The files could not be written; the message says which and what to do."""
+    """The files could not be written; the message names one and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What an export did; paths are relative to the target folder."""
+    """Result of an export; paths are relative to the target directory."""
 
     folder: Path
     written: tuple[str, ...]
     unchanged: tuple[str, ...]
-    """Were there already, with the same content."""
+    """Existed already with the same content."""
 
 
 def source_folder() -> Path:
-    """Where the files lie: in the installed package, or in ``dashboards/`` of a checkout.
+    """Directory of the files: in the installed package, or ``dashboards/`` of a checkout.
 
     Raises:
         ExportError: if neither has them.
@@ -36,14 +36,13 @@ def source_folder() -> Path:
     for folder in (here / "data", here.parents[1] / "dashboards"):
         if (folder / "grafana").is_dir():
             return folder
-    raise ExportError("the dashboards are missing from this installation: install vllm-nfp again")
+    raise ExportError("the dashboards are missing from this installation: reinstall vllm-nfp")
 
 
 def export(folder: Path, force: bool = False) -> Exported:
-    """Copy the files to the folder, which is made if it is missing.
+    """Copy the files to ``folder``, which is created if missing.
 
-    A file that is there with other content is somebody's work: nothing at all is written then,
-    unless ``force`` is set.
+    If a file exists with other content, nothing is written unless ``force`` is set.
 
     Raises:
         ExportError: if a file differs and ``force`` is not set, or cannot be written.
@@ -57,8 +56,8 @@ def export(folder: Path, force: bool = False) -> Exported:
     outside = [name for name in contents if not _is_within(folder, folder / name)]
     if outside:
         raise ExportError(
-            f"{folder / outside[0]} lies outside {folder}, through a symbolic link: nothing was "
-            "written; remove the link, or give another folder"
+            f"{folder / outside[0]} is outside {folder} through a symbolic link: nothing was "
+            "written; remove the link or choose another directory"
         )
     try:
         unchanged = {name for name, new in contents.items() if _holds(folder / name, new)}
@@ -67,9 +66,9 @@ def export(folder: Path, force: bool = False) -> Exported:
         ]
         if differing and not force:
             raise ExportError(
-                f"{folder / differing[0]} is there and differs ({len(differing)} such "
-                f"{'file' if len(differing) == 1 else 'files'}): nothing was written; give "
-                "--force to overwrite, or another folder"
+                f"{folder / differing[0]} exists and differs ({len(differing)} such "
+                f"{'file' if len(differing) == 1 else 'files'}): nothing was written; pass "
+                "--force to overwrite, or choose another directory"
             )
         written = [name for name in contents if name not in unchanged]
         for name in written:
@@ -77,7 +76,7 @@ def export(folder: Path, force: bool = False) -> Exported:
     except OSError as error:
         raise ExportError(
             f"{error.filename or folder} cannot be written ({error.strerror}): "
-            "give a folder that this user may write"
+            "choose a directory that this user can write"
         ) from None
     return Exported(folder, tuple(written), tuple(sorted(unchanged)))
 
@@ -91,6 +90,6 @@ def _holds(path: Path, content: bytes) -> bool:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Write the file whole or not at all."""
+    """Write the whole file or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, content)

@@ -1,4 +1,4 @@
-"""The plots, as SVG that takes its colours from the page, so that both themes read well."""
+"""The plots, as SVG with the page's colours, so that both themes are readable."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from vllm_nfp.types import Boundary, CurvePoint, Prediction
 
 SERIES = 6
-"""Distinct colours of lines; more lines repeat them with another dash."""
+"""Number of line colours; further lines repeat them with another dash."""
 MARKERS = ("o", "s", "D", "p", "h", "P")
-"""No triangle and no cross: these mark what was not measured."""
+"""Without triangles and crosses, which mark predictions and the idle-compute rule."""
 DASHES = ("-", "--", ":")
 HIGHEST_RATIO = 2.0
-"""Curves leave the plot here; what is near-free lies far below it."""
+"""Upper limit of the ratio axis, well above every tolerance in use."""
 
-# matplotlib cannot write a CSS variable: it gets a colour that stands for one.
+# matplotlib cannot write CSS variables: each gets a placeholder colour, replaced afterwards.
 _ROLES = ("text", "muted", "grid", "free", *(f"series-{i}" for i in range(SERIES)))
 _COLOR = {role: f"#0a0b{index:02x}" for index, role in enumerate(_ROLES, start=1)}
 
@@ -55,7 +55,7 @@ _STYLE: Any = {
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What one plot shows of one batch size."""
+    """Data of one batch size in a plot."""
 
     batch_size: int
     curve: tuple[CurvePoint, ...]
@@ -64,13 +64,13 @@ class Line:
 
 
 def plot_cells(lines: Sequence[Line], epsilon: float, title: str, slug: str) -> str:
-    """t(N) / t(1) of several batch sizes, and below it where each one's free region ends.
+    """Plot t(N) / t(1) of several batch sizes, and below it the NFP of each.
 
     Args:
         lines: one for each batch size, all of one module and context.
         epsilon: tolerance of the boundaries.
-        title: of the plot, for those who cannot see it.
-        slug: letters, digits and dashes; makes ids that no other plot of the page has.
+        title: for screen readers.
+        slug: letters, digits and dashes; makes the plot's ids unique on the page.
 
     Returns:
         An SVG element with a title and a description.
@@ -170,7 +170,7 @@ def _mark(axes: Any, positions: int, index: int, marker: str, size: float, color
 
 
 def _draw_axis(curves: Any, strip: Any, lines: Sequence[Line]) -> None:
-    """One logarithmic axis for both, as far as anything is marked."""
+    """Set one logarithmic axis for both plots, wide enough for all marks."""
     largest = max(itertools.chain.from_iterable(map(_marked_positions, lines)))
     powers = [1 << i for i in range(math.ceil(math.log2(max(2, largest))) + 1)]
     shown = powers if len(powers) <= 8 else powers[::2]
@@ -220,7 +220,7 @@ def _svg(figure: Figure, title: str, description: str, slug: str) -> str:
 
 
 def _for_page(svg: str, title: str, description: str, slug: str) -> str:
-    """Cut matplotlib's file down to an element that fits into a page."""
+    """Reduce matplotlib's file to an SVG element for the page."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<style .*?</style>\s*", "", svg, flags=re.DOTALL)
@@ -243,7 +243,7 @@ def _for_page(svg: str, title: str, description: str, slug: str) -> str:
 
 
 def _own_ids(svg: str, slug: str) -> str:
-    """Drop the ids that nothing refers to, and make the others this plot's own."""
+    """Remove unused ids and prefix the others with the plot's slug."""
     used = set(re.findall(r'(?:url\(|href=")#([^)"]+)', svg))
 
     def rename(match: re.Match[str]) -> str:

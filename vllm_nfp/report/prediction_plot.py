@@ -1,4 +1,4 @@
-"""Predicted curves as a picture: a panel for each module, for ``vllm-nfp predict --plot``."""
+"""Plots predicted curves for ``vllm-nfp predict --plot``: a panel for each module."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from vllm_nfp.text import printable
 from vllm_nfp.types import Module
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
-"""Okabe and Ito's palette, told apart with any colour vision; a colour for each batch size."""
+"""The Okabe-Ito palette, safe for colour-blind readers; one colour per batch size."""
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.2, 1.6)))
-"""A dash for each context."""
+"""One dash per context."""
 ENDINGS = (".png", ".svg")
 TITLES: dict[Module, str] = {
     Module.DENSE_FFN: "dense FFN, one layer",
@@ -59,13 +59,13 @@ class _Line:
 
 
 def check_plot(path: Path, predictions: Predictions | None = None) -> None:
-    """Refuse what cannot be drawn, before the work.
+    """Refuse a plot that cannot be drawn, before predicting.
 
     Raises:
-        ReportError: for another ending, more lines than can be told apart, or no matplotlib.
+        ReportError: for another file type, too many lines, or a missing matplotlib.
     """
     if path.suffix.lower() not in ENDINGS:
-        raise ReportError(f"--plot {path} has no known ending: give a name in .png or .svg")
+        raise ReportError(f"--plot {path} has no known ending: use .png or .svg")
     if predictions is not None:
         for name, given, most in (
             ("batch sizes", predictions.batch_sizes, len(COLORS)),
@@ -73,7 +73,7 @@ def check_plot(path: Path, predictions: Predictions | None = None) -> None:
         ):
             if len(given) > most:
                 raise ReportError(
-                    f"a plot tells at most {most} {name} apart, not {len(given)}: give fewer"
+                    f"a plot can show at most {most} {name}, not {len(given)}: pass fewer"
                 )
     try:
         import matplotlib  # noqa: F401
@@ -84,7 +84,7 @@ def check_plot(path: Path, predictions: Predictions | None = None) -> None:
 
 
 def write_plot(path: Path, predictions: Predictions) -> None:
-    """Draw the curves at the first tolerance; an older file is replaced whole.
+    """Draw the curves at the first tolerance; an existing file is replaced as a whole.
 
     Raises:
         ReportError: see :func:`check_plot`.
@@ -149,7 +149,7 @@ def _title(predictions: Predictions) -> str:
 
 
 def _lines(predictions: Predictions, module: Module) -> tuple[_Line, ...]:
-    """A line for each batch size, and for each context where it matters."""
+    """One line per batch size, and per context for modules that depend on it."""
     contexts = predictions.contexts if module in ("attention", "model") else (None,)
     return tuple(
         _Line(
@@ -188,7 +188,7 @@ def _draw_panel(
 
 
 def _draw_boundaries(axes: Any, lines: Sequence[_Line], most: int) -> None:
-    """A row for each line: the predicted NFP, and how far to the right idle-compute lies."""
+    """One row per line: predicted NFP, and the idle-compute rule."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     edge = most * 1.25

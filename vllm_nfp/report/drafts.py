@@ -1,0 +1,54 @@
+"""The table of draft lengths, as ``vllm-nfp recommend`` gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vllm_nfp.draft import ScheduleRow, sources
+from vllm_nfp.draft.recommend import recommend
+from vllm_nfp.draft.sources import SourceError
+from vllm_nfp.results.profile import Profile
+
+
+@dataclass(frozen=True, slots=True)
+class DraftRow:
+    """The best draft lengths of one batch size and context, one for each acceptance."""
+
+    batch_size: int
+    context: int
+    choices: tuple[ScheduleRow, ...]
+    """``recommend``'s, one for each acceptance."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drafts:
+    """The table of draft lengths."""
+
+    rows: tuple[DraftRow, ...]
+    reason: str
+    """Why the table is empty; empty if it has rows."""
+
+    def any_with(self, basis: str) -> bool:
+        """Whether any choice has this basis; see :class:`ScheduleRow`."""
+        return any(choice.basis == basis for row in self.rows for choice in row.choices)
+
+
+def drafts(profile: Profile, acceptances: Sequence[float]) -> Drafts:
+    """``recommend``'s draft lengths for each measured batch size at each measured context."""
+    if not any(row.module == "model" for row in profile.curves):
+        return Drafts((), "The profile has no times of the whole step.")
+    try:
+        source = sources.from_profile(profile)
+        found = [recommend(source, acceptance) for acceptance in acceptances]
+    except SourceError as error:
+        return Drafts((), f"No draft lengths: {error}.")
+    measured = {curve.batch_size for curve in source.curves}
+    return Drafts(
+        tuple(
+            DraftRow(choices[0].batch_size_first, choices[0].context, choices)
+            for choices in zip(*(one.rows for one in found), strict=True)
+            if choices[0].batch_size_first in measured
+        ),
+        "",
+    )
