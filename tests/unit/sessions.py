@@ -7,6 +7,8 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+from test_engine import config as accepted
+
 from vllm_nfp.adapter.steps import StepLimits
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.results.snapshot import Snapshot
@@ -21,14 +23,16 @@ from vllm_nfp.timing import Sampler
 
 
 def vllm_config(rank: int = 0, tensor_parallel_size: int = 1) -> SimpleNamespace:
-    """What a start reads of an engine's configuration, at the least."""
-    return SimpleNamespace(
-        model_config=SimpleNamespace(model="m", served_model_name="m"),
-        parallel_config=SimpleNamespace(
-            data_parallel_index=0, rank=rank, tensor_parallel_size=tensor_parallel_size
-        ),
-        scheduler_config=SimpleNamespace(max_num_seqs=8, max_num_batched_tokens=64),
+    """The configuration of an engine that can be probed."""
+    made: SimpleNamespace = accepted(
+        parallel_config__data_parallel_index=0,
+        parallel_config__rank=rank,
+        parallel_config__tensor_parallel_size=tensor_parallel_size,
+        model_config__model="m",
+        model_config__served_model_name="m",
     )
+    made.scheduler_config = SimpleNamespace(max_num_seqs=8, max_num_batched_tokens=64)
+    return made
 
 
 class Shown(Output):

@@ -112,7 +112,7 @@ def team(monkeypatch: pytest.MonkeyPatch) -> Iterator[Team]:
     monkeypatch.setattr(module, "join", join)
     monkeypatch.setattr(module.support, "refusal", lambda *_: None)
     monkeypatch.setattr(module.bindings, "is_known", lambda _: True)
-    monkeypatch.setattr(start_probing, "VllmProbeEngine", Engine)
+    monkeypatch.setattr(start_probing, "ProbeEngine", Engine)
     monkeypatch.setattr(start_probing, "_warn_of_fusion", lambda *_: None)
     monkeypatch.setattr(publication, "predictions_of", lambda *_: ())
     monkeypatch.setattr(Engine, "made", {}, raising=False)

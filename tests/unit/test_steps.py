@@ -69,8 +69,8 @@ def test_a_median_follows_the_recent_steps_in_bounded_memory() -> None:
         series.add(9.0)
     for _ in range(SAMPLES_KEPT):
         series.add(1.0)
-    ((_, median),) = times.medians().values()
-    assert median == 1.0
+    (row,) = times.latencies()
+    assert row.median_seconds == 1.0
     assert len(series.seconds) == SAMPLES_KEPT
 
 
@@ -81,7 +81,7 @@ def test_kinds_are_bounded_and_what_no_bucket_holds_is_left_out() -> None:
             series = times.of(batch_size, 100, positions)
             if series is not None:
                 series.add(0.01)
-    found = times.medians()
+    found = times.latencies()
     assert len(found) == MOST_KINDS
     assert max(kind.batch_size for kind in found) <= 4096
     assert {kind.positions for kind in found} <= set(range(1, 65))
@@ -144,7 +144,8 @@ def test_a_step_counts_and_earns_for_all_that_it_stands_for() -> None:
     run(timer, now, 0.5, 4, 100, 200, False, 3)
     timer.settle()
     assert seen == pytest.approx([0.07, 1.5])
-    assert list(timer.times.medians().values()) == [(7, pytest.approx(0.01))]
+    (row,) = timer.times.latencies()
+    assert (row.samples, row.median_seconds) == (7, pytest.approx(0.01))
 
 
 def test_a_device_that_hangs_stops_the_count_once_the_ring_is_full(
@@ -162,7 +163,7 @@ def test_a_device_that_hangs_stops_the_count_once_the_ring_is_full(
     assert series is not None
     assert series.count == RING_SLOTS
     assert series.timed == 0
-    assert timer.times.medians() == {}
+    assert timer.times.latencies() == ()
 
 
 class Session:

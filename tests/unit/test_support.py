@@ -381,7 +381,7 @@ def test_there_is_no_prediction_of_what_the_predictor_does_not_know(
     changes: dict[str, Any], told: list[Snapshot], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publication, "predict_rows", lambda *_: ("a row",))
-    view: Any = SimpleNamespace(runner=object(), device=torch.device("cpu"))
+    view: Any = SimpleNamespace(runner=SimpleNamespace(attn_groups=[]), device=torch.device("cpu"))
 
     def predicted(engine: Any) -> Any:
         return predictions_of(Worker(ProbeConfig(), engine, StartCost(0.0)), view, [])
