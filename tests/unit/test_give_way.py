@@ -85,7 +85,7 @@ def test_times_of_layers_come_in_order_and_in_pieces(pauses: Pauses) -> None:
             results.add(pair(*cell, positions, layers=20))
     rows, paused = pauses(results.layer_times)
     assert len(rows) == 32 * 4 * 20
-    assert paused >= 2 * (len(rows) // 64)
+    assert paused >= len(rows) // 64
     keys = [(r.batch_size, r.context, r.positions, r.layer, r.module) for r in rows]
     assert keys == sorted(keys)
 
