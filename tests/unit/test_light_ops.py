@@ -16,7 +16,8 @@ from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbeddingBase
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 from vllm.platforms import current_platform
 
-from vllm_nfp.adapter.layers import DecoderLayer, fused_ops
+from vllm_nfp.adapter.layer_hooks import fused_ops
+from vllm_nfp.adapter.layers import DecoderLayer
 from vllm_nfp.adapter.light_ops import NORMS, light_ops
 
 

@@ -28,7 +28,7 @@ VLLM_KERNELS, PLAIN = "vllm_c", "native"
 def light_ops() -> Iterator[None]:
     """Have embeddings and norms run small kernels while the context lasts.
 
-    Without a GPU nothing changes. :func:`vllm_nfp.adapter.layers.fused_ops` does the same for
+    Without a GPU nothing changes. :func:`vllm_nfp.adapter.layer_hooks.fused_ops` does the same for
     rotary embeddings.
     """
     patches = PatchSet()

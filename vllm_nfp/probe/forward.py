@@ -19,11 +19,11 @@ from typing import Any
 import torch
 
 from vllm_nfp.adapter import communication, versions
-from vllm_nfp.adapter import layers as layer_tools
 from vllm_nfp.adapter.attention_groups import AttentionGroup
 from vllm_nfp.adapter.bindings import UnknownVllmError
 from vllm_nfp.adapter.dispatch import Execution
 from vllm_nfp.adapter.forward_context import forward_context, metadata_class
+from vllm_nfp.adapter.layer_hooks import can_skip, entered, fused_ops, observed, skipped
 from vllm_nfp.adapter.layers import DecoderLayer
 from vllm_nfp.adapter.light_ops import light_ops
 from vllm_nfp.adapter.runner import RunnerView
@@ -69,7 +69,7 @@ class Forward:
         self._max_model_len = view.vllm_config.model_config.max_model_len
         chosen = {layer.index for layer in timed}
         rest = [layer for layer in all_layers if layer.index not in chosen]
-        self._skipped = rest if all(map(layer_tools.can_skip, rest)) else []
+        self._skipped = rest if all(map(can_skip, rest)) else []
 
     def metadata(self, batch: ProbeBatch, context: int, for_capture: bool) -> dict[str, Any]:
         """Attention metadata of the batch as it is filled now."""
@@ -158,11 +158,11 @@ class Forward:
         marks = ModuleMarks()
         recorder = IntervalRecorder(lambda: self._clock.mark(external), marks.intervals)
         with ExitStack() as stack:
-            stack.enter_context(layer_tools.skipped(self._skipped))
-            stack.enter_context(layer_tools.fused_ops(self.timed))
+            stack.enter_context(skipped(self._skipped))
+            stack.enter_context(fused_ops(self.timed))
             stack.enter_context(light_ops())
-            stack.enter_context(layer_tools.observed(self.timed, recorder.on_module))
-            stack.enter_context(layer_tools.entered(self.timed, recorder.on_layer))
+            stack.enter_context(observed(self.timed, recorder.on_module))
+            stack.enter_context(entered(self.timed, recorder.on_layer))
             stack.enter_context(communication.watched(recorder.on_collective))
             stack.enter_context(self.context(metadata, batch, Execution.NONE, compiled=False))
             self._call(batch.input_ids, batch.positions)
