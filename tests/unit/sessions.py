@@ -12,12 +12,12 @@ from test_engine import config as accepted
 from vllm_nfp.adapter.steps import StepLimits
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.results.snapshot import Snapshot
-from vllm_nfp.session.agreement import Agreement, Alone
+from vllm_nfp.session.agreement import Alone
 from vllm_nfp.session.looks import Looks
 from vllm_nfp.session.output import Output
 from vllm_nfp.session.publisher import Publisher
 from vllm_nfp.session.session import Session
-from vllm_nfp.session.started import Lead, Started
+from vllm_nfp.session.started import Agreement, Lead, Started
 from vllm_nfp.session.worker import StartCost, Worker
 from vllm_nfp.timing import Sampler
 

@@ -26,9 +26,10 @@ from vllm_nfp.schedule import Budget, Planner, Prober
 from vllm_nfp.schedule.consent import OwnConsent
 from vllm_nfp.schedule.flights import Flights
 from vllm_nfp.schedule.lockstep import STEPS_PER_EXCHANGE
-from vllm_nfp.session.agreement import Agreement, Alone
+from vllm_nfp.session.agreement import Alone
 from vllm_nfp.session.in_lockstep import InLockstep
 from vllm_nfp.session.session import Session
+from vllm_nfp.session.started import Agreement
 from vllm_nfp.session.timing_only import TimingOnly
 from vllm_nfp.timing import HostClock, StepTimer
 from vllm_nfp.timing.sampling import LOOKED_ONE_IN

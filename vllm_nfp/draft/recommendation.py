@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vllm_nfp import releases
+from vllm_nfp.dataframe import to_dataframe
 from vllm_nfp.draft.demand import Demand
 from vllm_nfp.draft.schedule import Schedule, ScheduleRow
 from vllm_nfp.draft.sources import Source
 from vllm_nfp.draft.speculative_config import speculative_config
-from vllm_nfp.results.profile import to_dataframe
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,7 +99,7 @@ class Recommendation:
         """The rows as a pandas DataFrame.
 
         Raises:
-            ProfileError: if pandas is not installed.
+            NoPandasError: if pandas is not installed.
         """
         return to_dataframe(self.rows, ScheduleRow)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from vllm_nfp.dataframe import to_dataframe
 from vllm_nfp.principle.arguments import (
     DTYPES,
     KV_BITS,
@@ -148,10 +149,8 @@ class Predictions:
         """The rows as a pandas DataFrame, a column for each field.
 
         Raises:
-            ProfileError: if pandas is not installed.
+            NoPandasError: if pandas is not installed.
         """
-        from vllm_nfp.results.profile import to_dataframe
-
         return to_dataframe(self.rows, Row)
 
 

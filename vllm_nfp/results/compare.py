@@ -17,7 +17,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from vllm_nfp.results.profile import Profile, ProfileError, to_dataframe
+from vllm_nfp.dataframe import to_dataframe
+from vllm_nfp.results.profile import Profile, ProfileError
 from vllm_nfp.types import Boundary, Cell, CurvePoint, Module
 
 if TYPE_CHECKING:
@@ -108,7 +109,8 @@ class Comparison:
         """One of the tables as a pandas DataFrame.
 
         Raises:
-            ProfileError: if pandas is not installed, or there is no such table.
+            NoPandasError: if pandas is not installed.
+            ProfileError: if there is no such table.
         """
         kinds = {"nfp": NfpChange, "times": TimeChange, "settings": SettingChange}
         if table not in kinds:

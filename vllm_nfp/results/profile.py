@@ -11,12 +11,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-
-import msgspec
 
 from vllm_nfp.config import (
     MOST_BATCH_SIZES,
@@ -24,6 +22,7 @@ from vllm_nfp.config import (
     MOST_POSITION_COUNTS,
     ProbeConfig,
 )
+from vllm_nfp.dataframe import to_dataframe
 from vllm_nfp.files import FileError, write_whole
 from vllm_nfp.results.snapshot import ENGINE_INDEX, Snapshot
 from vllm_nfp.strict_json import JsonObject, encode, read_object
@@ -125,7 +124,8 @@ class Profile:
         """One of the profile's tables as a pandas DataFrame, a column for each field.
 
         Raises:
-            ProfileError: if pandas is not installed, or there is no such table.
+            NoPandasError: if pandas is not installed.
+            ProfileError: if there is no such table.
         """
         kinds = {
             "boundaries": Boundary,
@@ -139,22 +139,6 @@ class Profile:
                 f"take boundaries, curves, predictions or layer_times"
             )
         return to_dataframe(getattr(self, table), kinds[table])
-
-
-def to_dataframe(rows: Iterable[Any], kind: Any) -> pd.DataFrame:
-    """Rows of one dataclass as a DataFrame.
-
-    Raises:
-        ProfileError: if pandas is not installed.
-    """
-    try:
-        import pandas
-    except ImportError:
-        raise ProfileError(
-            "to_dataframe() needs pandas, which is not installed: pip install pandas"
-        ) from None
-    names = [field.name for field in dataclasses.fields(kind)]
-    return pandas.DataFrame(msgspec.to_builtins(list(rows)), columns=names)
 
 
 def profile_of(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -12,66 +12,12 @@ from vllm_nfp.adapter import ranks
 from vllm_nfp.adapter.ranks import Ranks
 from vllm_nfp.probe.engine import ProbeEngine
 from vllm_nfp.schedule.consent import Consent, OwnConsent
-from vllm_nfp.session.started import PublishingError, Started
+from vllm_nfp.session.started import PublishingError, Started, follows
 
 logger = logging.getLogger("vllm.nfp")
 
 MOST_PROMPT_TOKENS = 512
 """Tokens of a prompt that are kept for probes."""
-
-
-def follows() -> None:
-    """The scan of a rank that does not lead: it plans nothing."""
-
-
-class Agreement(Protocol):
-    """What the ranks of an engine agree on; see :class:`Alone` and :class:`InLockstep`."""
-
-    @property
-    def leads(self) -> bool:
-        """Whether this rank plans, publishes and writes."""
-        ...
-
-    @property
-    def ranks(self) -> Ranks:
-        """Those that probe together, as the probe engine sees them."""
-        ...
-
-    def consent(self, engine: ProbeEngine) -> Consent:
-        """Who has to agree to a pair that this rank has chosen."""
-        ...
-
-    def scan(self, engine: ProbeEngine, scan: Callable[[], None] = follows) -> None:
-        """Scan with all ranks.
-
-        Args:
-            scan: the leader's scan; the others launch what it launches.
-        """
-        ...
-
-    def leave(self) -> None:
-        """The start has failed on this rank: let no other rank wait for it."""
-        ...
-
-    def before_step(self, started: Started, scheduler_output: Any) -> None:
-        """Before a real step: look at it, and maybe launch a pair.
-
-        Raises:
-            Exception: anything; :meth:`fault` judges it.
-        """
-        ...
-
-    def idle(self, started: Started) -> float:
-        """No request is there: maybe launch a pair; returns the seconds until the next call."""
-        ...
-
-    def timed(self, started: Started) -> bool:
-        """Whether the step that runs now is timed."""
-        ...
-
-    def fault(self, stage: str, error: Exception) -> str | None:
-        """Why the probe ends now, after this fault; None if all ranks will end it together."""
-        ...
 
 
 class Alone:

@@ -31,8 +31,8 @@ from vllm_nfp.schedule.lockstep import (
 from vllm_nfp.schedule.mailbox import faster
 from vllm_nfp.schedule.pair import Pair
 from vllm_nfp.schedule.prober import Prober
-from vllm_nfp.session.agreement import follows, keep_prompts, reason_of
-from vllm_nfp.session.started import Started
+from vllm_nfp.session.agreement import keep_prompts, reason_of
+from vllm_nfp.session.started import Started, follows
 from vllm_nfp.session.timing_only import NOTHING_TO_DO_SECONDS
 from vllm_nfp.types import EngineStep
 

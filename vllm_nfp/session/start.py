@@ -18,13 +18,13 @@ from vllm_nfp.adapter.steps import limits_of
 from vllm_nfp.adapter.versions import Mode
 from vllm_nfp.faults import maybe_fail
 from vllm_nfp.schedule.lockstep import DivergedError, PeerFaultError, WireError
-from vllm_nfp.session.agreement import Agreement, Alone
+from vllm_nfp.session.agreement import Alone
 from vllm_nfp.session.in_lockstep import InLockstep, join
 from vllm_nfp.session.looks import Looks
 from vllm_nfp.session.output import Output
 from vllm_nfp.session.publication import open_publisher, publish_first
 from vllm_nfp.session.start_probing import NothingToProbeError, clock_of, start_probing
-from vllm_nfp.session.started import Lead, Started
+from vllm_nfp.session.started import Agreement, Lead, Started
 from vllm_nfp.session.timing_only import TimingOnly
 from vllm_nfp.session.worker import Worker
 from vllm_nfp.timing import Sampler, StepTimer

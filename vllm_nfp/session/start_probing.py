@@ -20,11 +20,10 @@ from vllm_nfp.schedule.flights import Flights
 from vllm_nfp.schedule.plan import CellKey, Feedback, Planner
 from vllm_nfp.schedule.prober import Prober
 from vllm_nfp.schedule.scan import scan
-from vllm_nfp.session.agreement import Agreement
 from vllm_nfp.session.looks import Looks
 from vllm_nfp.session.output import Output
 from vllm_nfp.session.publication import EVERY_RANK_READY, open_publisher, publish_first
-from vllm_nfp.session.started import Lead, Started
+from vllm_nfp.session.started import Agreement, Lead, Started
 from vllm_nfp.session.worker import Worker
 from vllm_nfp.timing import Clock, CudaClock, HostClock, Sampler, StepTimer
 

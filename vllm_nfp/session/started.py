@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
+from vllm_nfp.adapter.ranks import Ranks
 from vllm_nfp.probe.engine import ProbeEngine
+from vllm_nfp.schedule.consent import Consent
 from vllm_nfp.schedule.prober import Prober
 from vllm_nfp.session.looks import Looks
 from vllm_nfp.session.publisher import Publisher
 from vllm_nfp.session.timing_only import TimingOnly
 from vllm_nfp.types import EngineStep
-
-if TYPE_CHECKING:
-    from vllm_nfp.session.agreement import Agreement
 
 
 class PublishingError(RuntimeError):
@@ -52,6 +52,64 @@ class Lead:
     def count(self, graph_bytes: int) -> None:
         """Hand what has been counted to the publisher."""
         self.publisher.count(self.watcher.counters(graph_bytes, self.publisher.feedback))
+
+
+def follows() -> None:
+    """The scan of a rank that does not lead: it plans nothing."""
+
+
+class Agreement(Protocol):
+    """What the ranks of an engine agree on.
+
+    Implemented by :class:`vllm_nfp.session.agreement.Alone` and
+    :class:`vllm_nfp.session.in_lockstep.InLockstep`.
+    """
+
+    @property
+    def leads(self) -> bool:
+        """Whether this rank plans, publishes and writes."""
+        ...
+
+    @property
+    def ranks(self) -> Ranks:
+        """Those that probe together, as the probe engine sees them."""
+        ...
+
+    def consent(self, engine: ProbeEngine) -> Consent:
+        """Who has to agree to a pair that this rank has chosen."""
+        ...
+
+    def scan(self, engine: ProbeEngine, scan: Callable[[], None] = follows) -> None:
+        """Scan with all ranks.
+
+        Args:
+            scan: the leader's scan; the others launch what it launches.
+        """
+        ...
+
+    def leave(self) -> None:
+        """The start has failed on this rank: let no other rank wait for it."""
+        ...
+
+    def before_step(self, started: Started, scheduler_output: Any) -> None:
+        """Before a real step: look at it, and maybe launch a pair.
+
+        Raises:
+            Exception: anything; :meth:`fault` judges it.
+        """
+        ...
+
+    def idle(self, started: Started) -> float:
+        """No request is there: maybe launch a pair; returns the seconds until the next call."""
+        ...
+
+    def timed(self, started: Started) -> bool:
+        """Whether the step that runs now is timed."""
+        ...
+
+    def fault(self, stage: str, error: Exception) -> str | None:
+        """Why the probe ends now, after this fault; None if all ranks will end it together."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
