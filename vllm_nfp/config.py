@@ -7,10 +7,14 @@ import itertools
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta
 
 from vllm_nfp import env_var
 from vllm_nfp.files import read_bytes
@@ -30,10 +34,34 @@ MAX_POSITIONS_LIMIT = 512
 MOST_BATCH_SIZES = MOST_CONTEXTS = 16
 MOST_EPSILONS = 8
 MOST_POSITION_COUNTS = 64
+MOST_DRAFT_LENGTHS = 16
 
 
 class ConfigError(ValueError):
     """An invalid setting; the message names the value and what is allowed."""
+
+
+def _from(low: float, high: float, unit: str) -> Meta:
+    return Meta(ge=low, le=high, title=unit)
+
+
+Epsilon = Annotated[float, _from(0.001, 10.0, "a fraction")]
+Fraction = Annotated[float, _from(0.0, 1.0, "a fraction")]
+Half = Annotated[float, _from(0.0, 0.5, "a fraction")]
+Seconds = Annotated[float, _from(0.0, 600.0, "seconds")]
+Mebibytes = Annotated[int, _from(0, 1 << 20, "MiB")]
+Samples = Annotated[int, _from(2, 10000, "a number of samples")]
+Positions = Annotated[int, _from(1, MAX_POSITIONS_LIMIT, "a number of positions")]
+BatchSize = Annotated[int, _from(1, 4096, "a number of sequences")]
+Context = Annotated[int, _from(1, 1 << 22, "a number of tokens")]
+DraftLength = Annotated[int, _from(0, MAX_POSITIONS_LIMIT, "a draft length")]
+Directory = Annotated[str, Meta(min_length=1, pattern="^[^\\0]*$", title="a directory path")]
+Epsilons = Annotated[tuple[Epsilon, ...], Meta(min_length=1, max_length=MOST_EPSILONS)]
+PositionCounts = Annotated[tuple[Positions, ...], Meta(max_length=MOST_POSITION_COUNTS)]
+BatchSizes = Annotated[tuple[BatchSize, ...], Meta(min_length=1, max_length=MOST_BATCH_SIZES)]
+Contexts = Annotated[tuple[Context, ...], Meta(min_length=1, max_length=MOST_CONTEXTS)]
+DraftLengths = Annotated[tuple[DraftLength, ...], Meta(max_length=MOST_DRAFT_LENGTHS)]
+_TITLES = {bool: "true or false", str: "text"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,40 +86,40 @@ GRAPHS_TOGETHER = GraphLimits(2048, None, shared_pool=False, capture_seconds=20.
 class ProbeConfig:
     """Settings of the live probe; immutable, JSON-serializable."""
 
-    epsilons: tuple[float, ...] = (0.05, 0.1, 0.2)
+    epsilons: Epsilons = (0.05, 0.1, 0.2)
     """Extra step time that still counts as free, as fractions of t(1) (0.1 = 10 %)."""
-    max_positions: int = 32
+    max_positions: Annotated[int, _from(2, MAX_POSITIONS_LIMIT, "a number of positions")] = 32
     """Largest number of positions per sequence to probe."""
-    positions: tuple[int, ...] = ()
+    positions: PositionCounts = ()
     """Positions per sequence to probe; empty: the default grid up to max_positions."""
-    batch_sizes: tuple[int, ...] = (1, 8, 32)
+    batch_sizes: BatchSizes = (1, 8, 32)
     """Batch sizes to probe, in sequences. A live batch uses the next larger one."""
-    contexts: tuple[int, ...] = (1024, 4096, 16384)
+    contexts: Contexts = (1024, 4096, 16384)
     """Contexts to probe, in tokens. A live context uses the next larger one."""
     passive: bool = False
     """Time real steps only and run no probes."""
-    overhead_budget: float = 0.01
+    overhead_budget: Half = 0.01
     """Maximum fraction of GPU time for probing (0.01 = 1 %)."""
-    step_share: float | None = None
+    step_share: Fraction | None = None
     """Maximum fraction of decode steps that probes may delay. None: a quarter of overhead_budget.
     The default, 0.25 %, is well below the 1 % of steps beyond the 99th percentile of inter-token
     latency."""
-    idle_share: float = 0.05
+    idle_share: Half = 0.05
     """Maximum fraction of the time without any request for probing; 0: none."""
-    startup_seconds: float = 2.0
+    startup_seconds: Seconds = 2.0
     """Time for a first scan before the server accepts requests; 0: no scan. Together with
     capture_seconds it limits the added startup time. The piece of work that is running then still
     finishes."""
-    capture_seconds: float | None = None
+    capture_seconds: Seconds | None = None
     """Maximum startup time for the check of the KV cache, warm-up and the first graphs. The rest is
     done between steps, within the budget. None: 3 s, or 20 s with several ranks, which capture all
     graphs at startup."""
-    graph_memory_mib: int | None = None
+    graph_memory_mib: Mebibytes | None = None
     """Maximum GPU memory of the probe, in MiB: its buffers, its CUDA graphs, and their addition to
     vLLM's graph memory. It limits how many shapes have graphs at a time; graphs of others are
     captured when needed. None: 64, or 2048 with several ranks, where each shape keeps its
     graphs."""
-    host_memory_mib: int | None = None
+    host_memory_mib: Mebibytes | None = None
     """Maximum growth of the worker's resident memory, in MiB. Above it, a shape gets CUDA graphs
     only in place of an older one; at least two shapes keep theirs. None: 64, or no limit with
     several ranks."""
@@ -101,42 +129,42 @@ class ProbeConfig:
     bidirectional: bool = False
     """Let the positions of a sequence attend to each other, as in block diffusion. Always on for
     models that vLLM decodes by diffusion."""
-    sampled_layers: int = 4
+    sampled_layers: Annotated[int, _from(0, 4096, "a number of layers")] = 4
     """Decoder layers of each kind whose modules are timed; 0: all layers."""
-    min_samples: int = 6
+    min_samples: Annotated[int, _from(2, 1000, "a number of samples")] = 6
     """Pairs that a point needs before it is used. 6 is the minimum for a 95 % interval."""
-    wanted_samples: int = 6
+    wanted_samples: Samples = 6
     """Pairs that each point gets before any point gets more, if larger than min_samples."""
-    max_samples: int = 32
+    max_samples: Samples = 32
     """Pairs kept for each point. New pairs replace the oldest."""
-    publish_seconds: float = 2.0
+    publish_seconds: Annotated[float, _from(0.1, 3600.0, "seconds")] = 2.0
     """Minimum time between two updates of the metrics, in seconds."""
-    draft_acceptance: float | None = None
+    draft_acceptance: Fraction | None = None
     """Probability that a draft is accepted, for vllm_nfp_recommended_draft_length. None: as counted
     by the server."""
     draft_control: bool = False
     """Choose the draft length of each step live, from measured step times and acceptance."""
-    draft_lengths: tuple[int, ...] = ()
+    draft_lengths: DraftLengths = ()
     """Draft lengths that draft control may choose, including 0; empty: a default set up to
     num_speculative_tokens. Each has its own CUDA graphs."""
-    draft_min_gain: float = 0.01
+    draft_min_gain: Fraction = 0.01
     """Minimum gain in goodput, as a fraction, to switch to another draft length."""
-    draft_trial_loss: float = 0.005
+    draft_trial_loss: Half = 0.005
     """Maximum fraction of goodput that trials of other draft lengths may cost."""
     layer_histograms: bool = False
     """Export vllm_nfp_layer_latency_seconds: one histogram per timed layer and module."""
-    seed: int = 0
+    seed: Annotated[int, _from(0, (1 << 32) - 1, "a seed")] = 0
     """Random seed for the order of probes, their KV blocks and their token ids."""
-    output_dir: str | None = None
+    output_dir: Directory | None = None
     """Directory for raw samples and results. None: nothing is kept after the server ends."""
-    run_dir: str | None = None
+    run_dir: Directory | None = None
     """Directory of the hand-over file for /metrics. Set by the launcher."""
     off_reason: str | None = None
     """Reason why nothing is hooked, for /metrics. Set by the launcher."""
 
     def __post_init__(self) -> None:
-        for name, check in _CHECKS.items():
-            check(name, getattr(self, name))
+        for name, kind in _field_types().items():
+            _check(name, kind, getattr(self, name))
         if self.positions and self.positions[0] != 1:
             raise ConfigError(
                 f"positions must begin with 1, the baseline, not {self.positions[0]}: "
@@ -198,106 +226,55 @@ def _shown(value: Any) -> str:
     return f"{value!r:.80}"
 
 
-def _number(low: float, high: float, unit: str) -> Callable[[str, Any], None]:
-    def check(name: str, value: Any) -> None:
-        valid = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not valid or not low <= value <= high:  # which NaN never is
-            raise ConfigError(
-                f"{name} must be {unit} from {low:g} to {high:g}, not {_shown(value)}"
-            )
-
-    return check
+@cache
+def _field_types() -> dict[str, Any]:
+    """The annotations of the settings, with their bounds."""
+    return get_type_hints(ProbeConfig, include_extras=True)
 
 
-def _optional(item: Callable[[str, Any], None]) -> Callable[[str, Any], None]:
-    def check(name: str, value: Any) -> None:
-        if value is not None:
-            item(name, value)
+def _check(name: str, kind: Any, value: Any) -> None:
+    """Check a value against an annotation.
 
-    return check
-
-
-def _integer(low: int, high: int, unit: str) -> Callable[[str, Any], None]:
-    def check(name: str, value: Any) -> None:
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise ConfigError(f"{name} must be {unit} from {low} to {high}, not {_shown(value)}")
-
-    return check
-
-
-def _ascending(
-    item: Callable[[str, Any], None], most: int, may_be_empty: bool = False
-) -> Callable[[str, Any], None]:
-    def check(name: str, value: Any) -> None:
-        if not isinstance(value, tuple):
-            raise ConfigError(f"{name} must be a list, not {_shown(value)}")
-        if not value and not may_be_empty:
-            raise ConfigError(f"{name} must not be empty: pass at least one value")
-        if len(value) > most:
-            raise ConfigError(f"{name} must hold at most {most} values, not {len(value)}")
-        for entry in value:
-            item(f"each value of {name}", entry)
-        if any(a >= b for a, b in itertools.pairwise(value)):
-            raise ConfigError(f"{name} must be ascending without repeats, not {list(value)}")
-
-    return check
+    Raises:
+        ConfigError: naming the value and what is allowed.
+    """
+    if type(None) in get_args(kind):
+        if value is None:
+            return
+        kind = next(one for one in get_args(kind) if one is not type(None))
+    plain, *metas = get_args(kind) if get_origin(kind) is Annotated else (kind,)
+    if get_origin(plain) is tuple:
+        _check_list(name, get_args(plain)[0], metas[0], value)
+        return
+    try:
+        taken = msgspec.convert(value, kind)
+    except (ValueError, OverflowError):  # of text that is no Unicode as well
+        taken = None
+    if taken is None or (plain is int and not isinstance(value, int)):
+        raise ConfigError(f"{name} must be {_allowed(plain, metas)}, not {_shown(value)}")
 
 
-def _flag(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise ConfigError(f"{name} must be true or false, not {_shown(value)}")
+def _check_list(name: str, item: Any, meta: Meta, value: Any) -> None:
+    if not isinstance(value, tuple):
+        raise ConfigError(f"{name} must be a list, not {_shown(value)}")
+    if len(value) < (meta.min_length or 0):
+        raise ConfigError(f"{name} must not be empty: pass at least one value")
+    if meta.max_length is not None and len(value) > meta.max_length:
+        raise ConfigError(f"{name} must hold at most {meta.max_length} values, not {len(value)}")
+    for entry in value:
+        _check(f"each value of {name}", item, entry)
+    if any(a >= b for a, b in itertools.pairwise(value)):
+        raise ConfigError(f"{name} must be ascending without repeats, not {list(value)}")
 
 
-def _folder(name: str, value: Any) -> None:
-    if value is not None and (not isinstance(value, str) or not value or "\0" in value):
-        raise ConfigError(f"{name} must be a directory path, not {_shown(value)}")
+def _allowed(plain: Any, metas: Sequence[Meta]) -> str:
+    if not metas:
+        return _TITLES[plain]
+    meta = metas[0]
+    shape = "d" if plain is int else "g"
+    bounds = "" if meta.ge is None else f" from {meta.ge:{shape}} to {meta.le:{shape}}"
+    return f"{meta.title}{bounds}"
 
-
-def _text(name: str, value: Any) -> None:
-    if not isinstance(value, str):
-        raise ConfigError(f"{name} must be text, not {_shown(value)}")
-
-
-_EPSILON = _number(0.001, 10.0, "a fraction")
-
-_CHECKS: dict[str, Callable[[str, Any], None]] = {
-    "epsilons": _ascending(_EPSILON, most=MOST_EPSILONS),
-    "max_positions": _integer(2, MAX_POSITIONS_LIMIT, "a number of positions"),
-    "positions": _ascending(
-        _integer(1, MAX_POSITIONS_LIMIT, "a number of positions"),
-        most=MOST_POSITION_COUNTS,
-        may_be_empty=True,
-    ),
-    "batch_sizes": _ascending(_integer(1, 4096, "a number of sequences"), most=MOST_BATCH_SIZES),
-    "contexts": _ascending(_integer(1, 1 << 22, "a number of tokens"), most=MOST_CONTEXTS),
-    "passive": _flag,
-    "overhead_budget": _number(0.0, 0.5, "a fraction"),
-    "step_share": _optional(_number(0.0, 1.0, "a fraction")),
-    "idle_share": _number(0.0, 0.5, "a fraction"),
-    "startup_seconds": _number(0.0, 600.0, "seconds"),
-    "capture_seconds": _optional(_number(0.0, 600.0, "seconds")),
-    "graph_memory_mib": _optional(_integer(0, 1 << 20, "MiB")),
-    "host_memory_mib": _optional(_integer(0, 1 << 20, "MiB")),
-    "share_graph_pool": _optional(_flag),
-    "bidirectional": _flag,
-    "sampled_layers": _integer(0, 4096, "a number of layers"),
-    "min_samples": _integer(2, 1000, "a number of samples"),
-    "wanted_samples": _integer(2, 10000, "a number of samples"),
-    "max_samples": _integer(2, 10000, "a number of samples"),
-    "publish_seconds": _number(0.1, 3600.0, "seconds"),
-    "draft_acceptance": _optional(_number(0.0, 1.0, "a fraction")),
-    "draft_control": _flag,
-    "draft_lengths": _ascending(
-        _integer(0, MAX_POSITIONS_LIMIT, "a draft length"), most=16, may_be_empty=True
-    ),
-    "draft_min_gain": _number(0.0, 1.0, "a fraction"),
-    "draft_trial_loss": _number(0.0, 0.5, "a fraction"),
-    "layer_histograms": _flag,
-    "seed": _integer(0, (1 << 32) - 1, "a seed"),
-    "output_dir": _folder,
-    "run_dir": _folder,
-    "off_reason": _optional(_text),
-}
 
 FIELDS = tuple(field.name for field in dataclasses.fields(ProbeConfig))
 _USER_FIELDS = tuple(name for name in FIELDS if name not in ("run_dir", "off_reason"))
