@@ -63,10 +63,10 @@ def test_trial_writes_a_hardware_file(tmp_path: Path) -> None:
         capture_output=True, text=True, timeout=500, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    assert "constants from tiny models on a CPU mean nothing" in done.stdout
+    assert "constants of tiny models on a CPU are meaningless" in done.stdout
     target = read_hardware_file(out)
     assert target.hardware.name == "H100-SXM"
-    assert target.calibration.source.startswith("TRIAL, means nothing")
+    assert target.calibration.source.startswith("TRIAL, meaningless")
     assert not target.calibration.fitted
     assert target.environment["curves"].keys() == {"tiny", "tiny-moe"}
 
