@@ -1,0 +1,197 @@
+"""How the errors of the prior hang together: the covariance of a Gaussian process over its parts.
+
+The error of a part is log(measured / expected). A part that works on tokens errs alike at
+neighbouring counts of tokens: a common factor, a smooth part, and a short-range part for the jumps
+between kernels. Those are small while weights are read, and large once arithmetic bounds a product,
+where the library picks kernels by their M. Attention errs alike at neighbouring B, N and L.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vllm_nfp.surface.prior import FloatArray, IntArray, Part
+
+
+@dataclass(frozen=True, slots=True)
+class TokenKernel:
+    """Of a part whose time depends on the tokens of the step alone.
+
+    Standard deviations are of log time, lengths of log tokens.
+    """
+
+    scale: float
+    smooth: float
+    smooth_length: float
+    short: float
+    """At few tokens."""
+    short_many: float
+    """What comes on top at many tokens."""
+    knee: float
+    """Tokens at which half of it is there."""
+    short_length: float
+
+    def __call__(self, some: IntArray, others: IntArray) -> FloatArray:
+        """Covariance between counts of tokens; shape [some, others]."""
+        x, y = np.log(some), np.log(others)
+        apart = np.abs(x[:, None] - y[None, :])
+        jumps = self._jumps(some)[:, None] * self._jumps(others)[None, :]
+        return np.asarray(
+            self.scale**2
+            + self.smooth**2 * matern(apart / self.smooth_length)
+            + jumps * np.exp(-apart / self.short_length)
+        )
+
+    def _jumps(self, tokens: IntArray) -> FloatArray:
+        reached = 1.0 / (1.0 + (self.knee / tokens) ** 3)
+        return np.asarray(self.short + self.short_many * reached)
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeKernel:
+    """Of a part whose time depends on B, N and L; lengths are of their logarithms."""
+
+    scale: float
+    smooth: float
+    batch_length: float
+    positions_length: float
+    context_length: float
+    short: float
+    short_length: float
+    """Of log N."""
+
+    def __call__(self, some: IntArray, others: IntArray) -> FloatArray:
+        """Covariance between shapes (B, N, L), each [n, 3]; shape [some, others]."""
+        x, y = np.log(np.maximum(some, 1)), np.log(np.maximum(others, 1))
+        batch, positions, context = (
+            np.abs(x[:, None, i] - y[None, :, i])
+            / (self.batch_length, self.positions_length, self.context_length)[i]
+            for i in range(3)
+        )
+        cell = batch**2 + context**2
+        smooth = matern(np.sqrt(cell + positions**2))
+        jumps = np.exp(-positions * self.positions_length / self.short_length - np.sqrt(cell))
+        return np.asarray(self.scale**2 + self.smooth**2 * smooth + self.short**2 * jumps)
+
+
+@dataclass(frozen=True, slots=True)
+class Hyperparameters:
+    """Of every part, and of the observations; benchmarks/replay_fit.py says where they are from."""
+
+    dense_ffn: TokenKernel
+    moe_ffn: TokenKernel
+    communication: TokenKernel
+    other: TokenKernel
+    attention: ShapeKernel
+    step: ShapeKernel
+    launch: float
+    """Standard deviation of the log time of launches."""
+    module_bias: float
+    """Of log(module / step) measured in a second graph against the module's share of the step."""
+
+    def wider(self, factor: float) -> Hyperparameters:
+        """For a prior that knows neither the device nor the model: standard deviations times
+        ``factor``, those of jumps excepted."""
+        from dataclasses import replace
+
+        def token(kernel: TokenKernel) -> TokenKernel:
+            return replace(kernel, scale=kernel.scale * factor, smooth=kernel.smooth * factor)
+
+        def shape(kernel: ShapeKernel) -> ShapeKernel:
+            return replace(kernel, scale=kernel.scale * factor, smooth=kernel.smooth * factor)
+
+        return replace(
+            self,
+            dense_ffn=token(self.dense_ffn),
+            moe_ffn=token(self.moe_ffn),
+            communication=token(self.communication),
+            other=token(self.other),
+            attention=shape(self.attention),
+            launch=self.launch * 2.0,
+        )
+
+
+def matern(apart: FloatArray) -> FloatArray:
+    """Matern correlation with smoothness 3/2."""
+    scaled = np.sqrt(3.0) * apart
+    return np.asarray((1.0 + scaled) * np.exp(-scaled))
+
+
+@dataclass(frozen=True, slots=True)
+class Functionals:
+    """Rows that are weighted sums of the parts' errors at two shapes each.
+
+    Attributes:
+        shapes: (B, N, L), shape [rows, 2, 3].
+        tokens: B N, shape [rows, 2].
+        padded: the same with the padding to a CUDA graph.
+        weights: shape [rows, 2, parts].
+    """
+
+    shapes: IntArray
+    tokens: IntArray
+    padded: IntArray
+    weights: FloatArray
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, rows: slice | IntArray) -> Functionals:
+        return Functionals(
+            self.shapes[rows], self.tokens[rows], self.padded[rows], self.weights[rows]
+        )
+
+
+def stacked(parts: list[Functionals]) -> Functionals:
+    """All rows, one after the other."""
+    return Functionals(
+        np.concatenate([p.shapes for p in parts]),
+        np.concatenate([p.tokens for p in parts]),
+        np.concatenate([p.padded for p in parts]),
+        np.concatenate([p.weights for p in parts]),
+    )
+
+
+def covariance(some: Functionals, others: Functionals, hyper: Hyperparameters) -> FloatArray:
+    """Covariance between rows; shape [some, others]."""
+    total = np.zeros((len(some), len(others)))
+    for part in Part:
+        left, right = some.weights[:, :, part], others.weights[:, :, part]
+        if not (left.any() and right.any()):
+            continue
+        if part is Part.LAUNCH:
+            total += hyper.launch**2 * np.outer(left.sum(axis=1), right.sum(axis=1))
+            continue
+        x, at_x = _places(some, part)
+        y, at_y = _places(others, part)
+        kernel = _kernel(part, hyper)(x, y)
+        # Two places a row: picking rows is cheaper than a product with a matrix of mostly zeros.
+        rows = left[:, :1] * kernel[at_x[:, 0]] + left[:, 1:] * kernel[at_x[:, 1]]
+        total += rows[:, at_y[:, 0]] * right[:, 0] + rows[:, at_y[:, 1]] * right[:, 1]
+    return total
+
+
+def _kernel(part: Part, hyper: Hyperparameters) -> TokenKernel | ShapeKernel:
+    kernels: dict[Part, TokenKernel | ShapeKernel] = {
+        Part.DENSE_FFN: hyper.dense_ffn,
+        Part.MOE_FFN: hyper.moe_ffn,
+        Part.COMMUNICATION: hyper.communication,
+        Part.OTHER: hyper.other,
+        Part.ATTENTION: hyper.attention,
+        Part.STEP: hyper.step,
+    }
+    return kernels[part]
+
+
+def _places(rows: Functionals, part: Part) -> tuple[IntArray, IntArray]:
+    """The distinct places at which the rows ask for the part, and which is each row's."""
+    if part in (Part.ATTENTION, Part.STEP):
+        flat = rows.shapes.reshape(-1, 3)
+        keys = (flat[:, 0] << 44) | (flat[:, 1] << 32) | flat[:, 2]
+        _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+        return flat[first], inverse.reshape(-1, 2)
+    tokens = rows.tokens if part is Part.MOE_FFN else rows.padded
+    places, inverse = np.unique(tokens.reshape(-1), return_inverse=True)
+    return places, inverse.reshape(-1, 2)

@@ -1,0 +1,135 @@
+"""The exact posterior of the parts' errors, given the observations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vllm_nfp.surface.kernel import Functionals, Hyperparameters, covariance, stacked
+from vllm_nfp.surface.observations import Observations
+from vllm_nfp.surface.prior import FloatArray, Part, Prior
+from vllm_nfp.types import Module, Shape
+
+OUTLIER = 3.5
+"""Standard deviations from what all other observations say, from which on one is not trusted."""
+SCALE_FREEDOM = 20.0
+"""Observations that the fitted size of errors counts as, against that of this model's own."""
+LEAST_SCALE = 0.5
+"""Errors are never taken to be smaller than this share of the fitted variance."""
+STEP_OFFSET = 0.5
+"""Standard deviation of the log factor between real steps and probed ones: host, sampling."""
+
+
+@dataclass(frozen=True, slots=True)
+class Posterior:
+    """Mean and covariance of any row of the parts' errors.
+
+    Attributes:
+        rows: of the observations.
+        root: Cholesky factor of their covariance, noise included.
+        solved: root^-1 (observed - expected).
+        scale: factor on all variances: this model errs more or less than others did.
+    """
+
+    hyper: Hyperparameters
+    rows: Functionals
+    root: FloatArray
+    solved: FloatArray
+    scale: float
+
+    def mean_and_factor(self, asked: Functionals) -> tuple[FloatArray, FloatArray]:
+        """Means of the asked rows, and the factor V of what the data took from their covariance.
+
+        The posterior covariance is scale * (covariance(asked, asked) - V' V).
+        """
+        if not len(self.rows):
+            return np.zeros(len(asked)), np.zeros((0, len(asked)))
+        cross = covariance(self.rows, asked, self.hyper)
+        factor = np.linalg.solve(self.root, cross)
+        return factor.T @ self.solved, factor
+
+
+def rows_at(
+    prior: Prior, modules: Sequence[Module], shapes: Sequence[Shape], over_one: bool
+) -> tuple[Functionals, FloatArray]:
+    """Rows of log t of a module at a shape, or of log t(N) / t(1), and what the prior says.
+
+    Args:
+        modules: one for each shape.
+        over_one: ratios.
+    """
+    at = np.zeros((len(shapes), 2, 3), dtype=np.int64)
+    tokens = np.ones((len(shapes), 2), dtype=np.int64)
+    padded = np.ones((len(shapes), 2), dtype=np.int64)
+    weights = np.zeros((len(shapes), 2, len(Part)))
+    expected = np.zeros(len(shapes))
+    for i, (module, shape) in enumerate(zip(modules, shapes, strict=True)):
+        cell = prior(shape.batch_size, shape.context)
+        log_seconds, part = cell.log_seconds(module), cell.weights(module)
+        for j, n in enumerate((shape.positions, 1)):
+            at[i, j] = shape.batch_size, n, shape.context
+            tokens[i, j], padded[i, j] = cell.tokens[n - 1], cell.padded[n - 1]
+        weights[i, 0] = part[:, shape.positions - 1]
+        expected[i] = log_seconds[shape.positions - 1]
+        if over_one:
+            weights[i, 1] = -part[:, 0]
+            expected[i] -= log_seconds[0]
+    return Functionals(at, tokens, padded, weights), expected
+
+
+def condition(prior: Prior, hyper: Hyperparameters, seen: Observations) -> Posterior:
+    """The posterior; the prior itself without an observation."""
+    ratios, expected_ratios = rows_at(
+        prior, [r.module for r in seen.ratios], [r.shape for r in seen.ratios], over_one=True
+    )
+    shares, expected_shares = share_rows(prior, seen)
+    steps, expected_steps = rows_at(
+        prior, [Module.MODEL] * len(seen.steps), [s.shape for s in seen.steps], over_one=False
+    )
+    rows = stacked([ratios, shares, steps])
+    if not len(rows):
+        return Posterior(hyper, rows, np.zeros((0, 0)), np.zeros(0), 1.0)
+    observed = np.array(
+        [r.log_ratio for r in seen.ratios]
+        + [s.log_share for s in seen.shares]
+        + [s.log_seconds for s in seen.steps]
+    )
+    residual = observed - np.concatenate([expected_ratios, expected_shares, expected_steps])
+    noise = np.array(
+        [r.variance for r in seen.ratios]
+        + [s.variance for s in seen.shares]
+        + [s.variance for s in seen.steps]
+    )
+    full = covariance(rows, rows, hyper)
+    if seen.steps:
+        full[-len(seen.steps) :, -len(seen.steps) :] += STEP_OFFSET**2
+    return _solve(hyper, rows, full, noise, residual)
+
+
+def _solve(
+    hyper: Hyperparameters,
+    rows: Functionals,
+    full: FloatArray,
+    noise: FloatArray,
+    residual: FloatArray,
+) -> Posterior:
+    inverse = np.linalg.inv(full + np.diag(noise))
+    spread = np.diag(inverse)
+    left_out = inverse @ residual / spread
+    size = np.abs(left_out) * np.sqrt(spread)
+    trusted = np.where(size > OUTLIER, noise + left_out**2, noise)
+    root = np.linalg.cholesky(full + np.diag(trusted))
+    solved = np.linalg.solve(root, residual)
+    scale = (SCALE_FREEDOM + float(solved @ solved)) / (SCALE_FREEDOM + len(residual))
+    return Posterior(hyper, rows, root, solved, max(LEAST_SCALE, scale))
+
+
+def share_rows(prior: Prior, seen: Observations) -> tuple[Functionals, FloatArray]:
+    """Rows of log(module / step) at the same shape, and what the prior says."""
+    shapes = [s.shape for s in seen.shares]
+    module, expected = rows_at(prior, [s.module for s in seen.shares], shapes, over_one=False)
+    step, expected_step = rows_at(prior, [Module.MODEL] * len(shapes), shapes, over_one=False)
+    module.weights[:, 0] -= step.weights[:, 0]
+    return module, expected - expected_step

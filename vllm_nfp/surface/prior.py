@@ -1,0 +1,205 @@
+"""What is expected of a step before anything is measured: its parts, for each N of a cell.
+
+The prior keeps the cliffs. A step beyond the largest CUDA graph is launched kernel by kernel, and
+takes the longer of its work on the GPU and of its launches; how long those take is not known, where
+they begin is. So launching is a part like the others, with a wide uncertainty of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import lru_cache
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vllm_nfp.principle.graphs import padded_tokens
+from vllm_nfp.principle.hardware_file import Target
+from vllm_nfp.principle.shape import ModelShape
+from vllm_nfp.principle.step import Serving, Step
+from vllm_nfp.types import Module
+
+FloatArray: TypeAlias = NDArray[np.float64]
+IntArray: TypeAlias = NDArray[np.int64]
+
+SHARPNESS = 8.0
+"""Of the maximum of work and launches: within 9 % of the larger where both are equal."""
+LAUNCH_SECONDS_PER_LAYER = 8e-4
+"""Launching a layer without a CUDA graph. Recorded on H100 hosts: 0.5 to 1.6 ms
+(benchmarks/results/2026-11-26-h100-draft-lengths); its uncertainty is in the kernel."""
+CELLS_KEPT = 512
+
+
+class Part(IntEnum):
+    """Parts of a step whose errors are independent; the values are columns."""
+
+    DENSE_FFN = 0
+    MOE_FFN = 1
+    ATTENTION = 2
+    COMMUNICATION = 3
+    OTHER = 4
+    """Projections, norms and the LM head."""
+    LAUNCH = 5
+    """The host's launches, where the step has no CUDA graph."""
+    STEP = 6
+    """What the sum of the parts misses."""
+
+
+PART_OF = {
+    Module.DENSE_FFN: Part.DENSE_FFN,
+    Module.MOE_FFN: Part.MOE_FFN,
+    Module.ATTENTION: Part.ATTENTION,
+    Module.COMMUNICATION: Part.COMMUNICATION,
+}
+WORK = (Part.DENSE_FFN, Part.MOE_FFN, Part.ATTENTION, Part.COMMUNICATION, Part.OTHER)
+
+
+@dataclass(frozen=True, slots=True)
+class PriorCell:
+    """The expected step of one batch size and context, for N = 1, 2, ...
+
+    Attributes:
+        seconds: of the whole step by part, shape [parts, n]; LAUNCH is 0 in a CUDA graph.
+        tokens: of the step, shape [n].
+        padded: the same with the padding to a captured size.
+        in_graph: whether a CUDA graph holds the step, shape [n].
+    """
+
+    batch_size: int
+    context: int
+    seconds: FloatArray
+    tokens: IntArray
+    padded: IntArray
+    in_graph: NDArray[np.bool_]
+
+    @property
+    def modules(self) -> tuple[Module, ...]:
+        """The modules that the model has, the whole step last."""
+        return (*(m for m, part in PART_OF.items() if self.seconds[part, 0] > 0.0), Module.MODEL)
+
+    def log_seconds(self, module: Module) -> FloatArray:
+        """log t(N) of all layers' module, or of the whole step; shape [n]."""
+        return log_seconds(self.seconds, module)
+
+    def weights(self, module: Module) -> FloatArray:
+        """d log t / d log of each part; shape [parts, n], columns add up to 1 but for STEP."""
+        return part_weights(self.seconds, module)
+
+
+Prior: TypeAlias = Callable[[int, int], PriorCell]
+"""(batch size, context) -> the expected step."""
+
+
+def log_seconds(seconds: FloatArray, module: Module) -> FloatArray:
+    """log t(N) of the module; see :class:`PriorCell`."""
+    if module is not Module.MODEL:
+        return np.log(seconds[PART_OF[module]])
+    work, launch = _powers(seconds)
+    return np.log(work + launch) / SHARPNESS
+
+
+def part_weights(seconds: FloatArray, module: Module) -> FloatArray:
+    """d log t / d log of each part; see :class:`PriorCell`."""
+    weights = np.zeros_like(seconds)
+    if module is not Module.MODEL:
+        weights[PART_OF[module]] = 1.0
+        return weights
+    work, launch = _powers(seconds)
+    bound_by_work = work / (work + launch)
+    total = seconds[list(WORK)].sum(axis=0)
+    weights[list(WORK)] = seconds[list(WORK)] / total * bound_by_work
+    weights[Part.LAUNCH] = 1.0 - bound_by_work
+    weights[Part.STEP] = 1.0
+    return weights
+
+
+def _powers(seconds: FloatArray) -> tuple[FloatArray, FloatArray]:
+    work = seconds[list(WORK)].sum(axis=0)
+    return work**SHARPNESS, seconds[Part.LAUNCH] ** SHARPNESS
+
+
+def predicted_prior(
+    shape: ModelShape, target: Target, serving: Serving, max_positions: int
+) -> Prior:
+    """The principle's prediction for a model on a device it knows.
+
+    Args:
+        max_positions: last N.
+    """
+
+    @lru_cache(maxsize=CELLS_KEPT)
+    def cell(batch_size: int, context: int) -> PriorCell:
+        positions = np.arange(1, max_positions + 1, dtype=np.float64)
+        step = Step(shape, target, serving, batch_size, context, positions)
+        seconds = np.zeros((len(Part), max_positions))
+        named = {
+            "dense FFN": Part.DENSE_FFN,
+            "MoE FFN": Part.MOE_FFN,
+            "attention": Part.ATTENTION,
+            "communication": Part.COMMUNICATION,
+        }
+        for name, cost in step.parts().items():
+            seconds[named.get(name, Part.OTHER)] += cost.seconds()
+        launch = LAUNCH_SECONDS_PER_LAYER * shape.num_layers
+        return _cell(batch_size, context, seconds, serving.capture_sizes, launch)
+
+    return cell
+
+
+def _cell(
+    batch_size: int,
+    context: int,
+    seconds: FloatArray,
+    capture_sizes: tuple[int, ...],
+    launch_seconds: float,
+) -> PriorCell:
+    counts = range(1, seconds.shape[1] + 1)
+    tokens = batch_size * np.array(counts, dtype=np.int64)
+    held = [padded_tokens(capture_sizes, batch_size, n) for n in counts]
+    in_graph = np.array([size is not None for size in held])
+    padded = np.array([size or t for size, t in zip(held, tokens, strict=True)], dtype=np.int64)
+    if capture_sizes:
+        seconds[Part.LAUNCH] = np.where(in_graph, 0.0, launch_seconds)
+    return PriorCell(batch_size, context, seconds, tokens, padded, in_graph)
+
+
+def generic_prior(
+    capture_sizes: tuple[int, ...],
+    max_positions: int,
+    modules: tuple[Module, ...] = (Module.ATTENTION, Module.DENSE_FFN),
+    knee: float = 128.0,
+    cached_tokens: float = 65536.0,
+) -> Prior:
+    """A guess for an unknown device or model; give it wide hyperparameters.
+
+    A part that works on tokens is flat up to the knee and then linear in B x N. Attention is linear
+    in B x L; its positions cost like tokens. Only ratios matter: the step of one sequence without
+    context takes 1.
+
+    Args:
+        modules: those of the model.
+        knee: tokens from which on arithmetic bounds a product.
+        cached_tokens: B x L at which attention takes as long as all else at one token.
+    """
+
+    @lru_cache(maxsize=CELLS_KEPT)
+    def cell(batch_size: int, context: int) -> PriorCell:
+        positions = np.arange(1, max_positions + 1, dtype=np.float64)
+        seconds = np.zeros((len(Part), max_positions))
+        held = [padded_tokens(capture_sizes, batch_size, int(n)) for n in positions]
+        padded = [size or batch_size * n for size, n in zip(held, positions, strict=True)]
+        flat = np.maximum(1.0, np.array(padded) / knee)
+        ffns = [PART_OF[m] for m in modules if m in (Module.DENSE_FFN, Module.MOE_FFN)]
+        for part in ffns:
+            seconds[part] = 0.6 / len(ffns) * flat
+        if Module.COMMUNICATION in modules:
+            seconds[Part.COMMUNICATION] = 0.1 * flat
+        seconds[Part.OTHER] = (0.4 if ffns else 1.0) * flat
+        cached = batch_size * (context + positions) / cached_tokens
+        seconds[Part.ATTENTION] = 0.02 + cached * np.maximum(1.0, positions / 16.0)
+        return _cell(batch_size, context, seconds, capture_sizes, 2.0)
+
+    return cell
