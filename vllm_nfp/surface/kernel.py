@@ -8,7 +8,7 @@ where the library picks kernels by their M. Attention errs alike at neighbouring
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -44,6 +44,16 @@ class TokenKernel:
             + jumps * np.exp(-apart / self.short_length)
         )
 
+    def scaled(self, factor: float) -> TokenKernel:
+        """The standard deviations times ``factor``."""
+        return replace(
+            self,
+            scale=self.scale * factor,
+            smooth=self.smooth * factor,
+            short=self.short * factor,
+            short_many=self.short_many * factor,
+        )
+
     def _jumps(self, tokens: IntArray) -> FloatArray:
         reached = 1.0 / (1.0 + (self.knee / tokens) ** 3)
         return np.asarray(self.short + self.short_many * reached)
@@ -76,6 +86,16 @@ class ShapeKernel:
         return np.asarray(self.scale**2 + self.smooth**2 * smooth + self.short**2 * jumps)
 
 
+    def scaled(self, factor: float) -> ShapeKernel:
+        """The standard deviations times ``factor``."""
+        return replace(
+            self,
+            scale=self.scale * factor,
+            smooth=self.smooth * factor,
+            short=self.short * factor,
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Hyperparameters:
     """Of every part, and of the observations; benchmarks/replay_fit.py says where they are from."""
@@ -89,28 +109,28 @@ class Hyperparameters:
     launch: float
     """Standard deviation of the log time of launches."""
     module_bias: float
-    """Of log(module / step) measured in a second graph against the module's share of the step."""
+    """Of log(module / step) measured in a second graph against the module's share of the step; the
+    same at all shapes."""
+
+    def of(self, part: Part) -> TokenKernel | ShapeKernel:
+        """The kernel of a part other than LAUNCH."""
+        kernel: TokenKernel | ShapeKernel = getattr(self, NAMES[part])
+        return kernel
+
+    def scaled(self, part: Part, factor: float) -> Hyperparameters:
+        """With the standard deviations of a part's errors times ``factor``."""
+        return replace(self, **{NAMES[part]: self.of(part).scaled(factor)})
 
     def wider(self, factor: float) -> Hyperparameters:
-        """For a prior that knows neither the device nor the model: standard deviations times
-        ``factor``, those of jumps excepted."""
-        from dataclasses import replace
+        """All parts' standard deviations times ``factor``: for a prior that knows little."""
+        hyper = replace(self, launch=self.launch * factor)
+        for part in NAMES:
+            hyper = hyper.scaled(part, factor)
+        return hyper
 
-        def token(kernel: TokenKernel) -> TokenKernel:
-            return replace(kernel, scale=kernel.scale * factor, smooth=kernel.smooth * factor)
 
-        def shape(kernel: ShapeKernel) -> ShapeKernel:
-            return replace(kernel, scale=kernel.scale * factor, smooth=kernel.smooth * factor)
-
-        return replace(
-            self,
-            dense_ffn=token(self.dense_ffn),
-            moe_ffn=token(self.moe_ffn),
-            communication=token(self.communication),
-            other=token(self.other),
-            attention=shape(self.attention),
-            launch=self.launch * 2.0,
-        )
+NAMES = {part: part.name.lower() for part in Part if part is not Part.LAUNCH}
+"""Of the parts' kernels among the hyperparameters."""
 
 
 def matern(apart: FloatArray) -> FloatArray:
@@ -166,23 +186,11 @@ def covariance(some: Functionals, others: Functionals, hyper: Hyperparameters) -
             continue
         x, at_x = _places(some, part)
         y, at_y = _places(others, part)
-        kernel = _kernel(part, hyper)(x, y)
+        kernel = hyper.of(part)(x, y)
         # Two places a row: picking rows is cheaper than a product with a matrix of mostly zeros.
         rows = left[:, :1] * kernel[at_x[:, 0]] + left[:, 1:] * kernel[at_x[:, 1]]
         total += rows[:, at_y[:, 0]] * right[:, 0] + rows[:, at_y[:, 1]] * right[:, 1]
     return total
-
-
-def _kernel(part: Part, hyper: Hyperparameters) -> TokenKernel | ShapeKernel:
-    kernels: dict[Part, TokenKernel | ShapeKernel] = {
-        Part.DENSE_FFN: hyper.dense_ffn,
-        Part.MOE_FFN: hyper.moe_ffn,
-        Part.COMMUNICATION: hyper.communication,
-        Part.OTHER: hyper.other,
-        Part.ATTENTION: hyper.attention,
-        Part.STEP: hyper.step,
-    }
-    return kernels[part]
 
 
 def _places(rows: Functionals, part: Part) -> tuple[IntArray, IntArray]:

@@ -29,6 +29,8 @@ NOISE_WITHOUT_GRAPH = 0.15
 """Of a pair whose N positions run without a CUDA graph: the host's stops are in it."""
 LEAST_DEVIATION = 0.001
 """However many pairs: the same shape, captured again, differs by so much."""
+SHARE_DEVIATION = 0.005
+"""Of a module's share of the step, beside the noise of its time."""
 FORGET_SECONDS = 1800.0
 """Age at which the variance of an observation has grown by DRIFT squared."""
 DRIFT = 0.01
@@ -140,13 +142,8 @@ class Pool:
         seen = self._ratios.get((module, shape))
         return len(seen.values) if seen else 0
 
-    def compressed(self, now: float, module_bias: float = 0.03) -> Observations:
-        """One number for each shape and module.
-
-        Args:
-            module_bias: standard deviation of what modules timed in a graph of their own take
-                more or less than in the whole step.
-        """
+    def compressed(self, now: float) -> Observations:
+        """One number for each shape and module."""
         noise = {m: self._noise(m, graph=True) for m in Module}
         without = self._noise(Module.MODEL, graph=False)
         ratios = []
@@ -159,9 +156,12 @@ class Pool:
                 )  # fmt: skip
             )
         shares = tuple(
-            Share(module, shape, _center(seen.values), module_bias**2)
+            Share(
+                module, shape, _center(seen.values),
+                _variance(np.hypot(noise[module], SHARE_DEVIATION), len(seen.values), 0.0),
+            )
             for (module, shape), seen in self._shares.items()
-        )
+        )  # fmt: skip
         steps = tuple(
             StepTime(shape, _center(seen.values), _variance(0.01, 1, now - seen.latest))
             for shape, seen in self._steps.items()

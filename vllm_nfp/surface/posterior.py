@@ -9,17 +9,17 @@ import numpy as np
 
 from vllm_nfp.surface.kernel import Functionals, Hyperparameters, covariance, stacked
 from vllm_nfp.surface.observations import Observations
-from vllm_nfp.surface.prior import FloatArray, Part, Prior
+from vllm_nfp.surface.prior import PART_OF, FloatArray, Part, Prior
+from vllm_nfp.surface.scale import UNKNOWN, log_evidence
 from vllm_nfp.types import Module, Shape
 
 OUTLIER = 3.5
 """Standard deviations from what all other observations say, from which on one is not trusted."""
-SCALE_FREEDOM = 20.0
-"""Observations that the fitted size of errors counts as, against that of this model's own."""
-LEAST_SCALE = 0.5
-"""Errors are never taken to be smaller than this share of the fitted variance."""
 STEP_OFFSET = 0.5
 """Standard deviation of the log factor between real steps and probed ones: host, sampling."""
+
+
+NONE = np.zeros(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,19 +30,17 @@ class Posterior:
         rows: of the observations.
         root: Cholesky factor of their covariance, noise included.
         solved: root^-1 (observed - expected).
-        scale: factor on all variances: this model errs more or less than others did.
     """
 
     hyper: Hyperparameters
     rows: Functionals
     root: FloatArray
     solved: FloatArray
-    scale: float
 
     def mean_and_factor(self, asked: Functionals) -> tuple[FloatArray, FloatArray]:
         """Means of the asked rows, and the factor V of what the data took from their covariance.
 
-        The posterior covariance is scale * (covariance(asked, asked) - V' V).
+        The posterior covariance is covariance(asked, asked) - V' V.
         """
         if not len(self.rows):
             return np.zeros(len(asked)), np.zeros((0, len(asked)))
@@ -90,7 +88,7 @@ def condition(prior: Prior, hyper: Hyperparameters, seen: Observations) -> Poste
     )
     rows = stacked([ratios, shares, steps])
     if not len(rows):
-        return Posterior(hyper, rows, np.zeros((0, 0)), np.zeros(0), 1.0)
+        return Posterior(_fitted_to(hyper, seen, rows, NONE, NONE), rows, np.zeros((0, 0)), NONE)
     observed = np.array(
         [r.log_ratio for r in seen.ratios]
         + [s.log_share for s in seen.shares]
@@ -102,10 +100,35 @@ def condition(prior: Prior, hyper: Hyperparameters, seen: Observations) -> Poste
         + [s.variance for s in seen.shares]
         + [s.variance for s in seen.steps]
     )
+    hyper = _fitted_to(hyper, seen, ratios, residual[: len(ratios)], noise[: len(ratios)])
     full = covariance(rows, rows, hyper)
+    first = len(seen.ratios)
+    for module in {s.module for s in seen.shares}:
+        mine = first + np.flatnonzero([s.module is module for s in seen.shares])
+        full[np.ix_(mine, mine)] += hyper.module_bias**2
     if seen.steps:
         full[-len(seen.steps) :, -len(seen.steps) :] += STEP_OFFSET**2
     return _solve(hyper, rows, full, noise, residual)
+
+
+def _fitted_to(
+    hyper: Hyperparameters,
+    seen: Observations,
+    ratios: Functionals,
+    residual: FloatArray,
+    noise: FloatArray,
+) -> Hyperparameters:
+    """The sizes of this model's errors, by part, from the ratios of its modules alone."""
+    for module, part in PART_OF.items():
+        mine = np.flatnonzero([r.module is module for r in seen.ratios])
+        if len(mine) == 0:
+            hyper = hyper.scaled(part, UNKNOWN)
+            continue
+        rows = ratios[mine]
+        kernel = covariance(rows, rows, hyper)
+        factor, _ = log_evidence(kernel, np.diag(noise[mine]), residual[mine])
+        hyper = hyper.scaled(part, factor)
+    return hyper.scaled(Part.OTHER, UNKNOWN)
 
 
 def _solve(
@@ -122,8 +145,7 @@ def _solve(
     trusted = np.where(size > OUTLIER, noise + left_out**2, noise)
     root = np.linalg.cholesky(full + np.diag(trusted))
     solved = np.linalg.solve(root, residual)
-    scale = (SCALE_FREEDOM + float(solved @ solved)) / (SCALE_FREEDOM + len(residual))
-    return Posterior(hyper, rows, root, solved, max(LEAST_SCALE, scale))
+    return Posterior(hyper, rows, root, solved)
 
 
 def share_rows(prior: Prior, seen: Observations) -> tuple[Functionals, FloatArray]:

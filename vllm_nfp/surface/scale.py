@@ -10,10 +10,15 @@ FACTORS = np.exp(np.linspace(np.log(0.35), np.log(4.0), 9))
 """On the standard deviation of a part's errors."""
 SPREAD = 0.6
 """Standard deviation of the log factor over models."""
+UNKNOWN = float(np.exp(SPREAD**2))
+"""Factor for a model of which no error is known: the root of the mean square."""
 
 
 def log_evidence(kernel: FloatArray, noise: FloatArray, errors: FloatArray) -> tuple[float, float]:
-    """The mean factor on the standard deviation given the errors, and log p(errors).
+    """The factor on the standard deviation given the errors, and log p(errors).
+
+    The factor is the root of the mean square over what is likely, so that intervals are wide
+    enough while few errors are known.
 
     Args:
         kernel: covariance of the errors at factor 1, shape [n, n].
@@ -32,4 +37,4 @@ def log_evidence(kernel: FloatArray, noise: FloatArray, errors: FloatArray) -> t
     weights = np.exp(chances - top)
     total = float(np.log(weights.sum() / np.exp(-0.5 * (logs / SPREAD) ** 2).sum()) + top)
     total -= float(np.log(deviations).sum() + 0.5 * len(errors) * np.log(2.0 * np.pi))
-    return float(np.exp(weights @ logs / weights.sum())), total
+    return float(np.sqrt(weights @ FACTORS**2 / weights.sum())), total
