@@ -144,8 +144,8 @@ class Pool:
 
     def compressed(self, now: float) -> Observations:
         """One number for each shape and module."""
-        noise = {m: self._noise(m, graph=True) for m in Module}
-        without = self._noise(Module.MODEL, graph=False)
+        noise = {m: self.noise(m, graph=True) for m in Module}
+        without = self.noise(Module.MODEL, graph=False)
         ratios = []
         for (module, shape), seen in self._ratios.items():
             deviation = without if shape in self._without_graph else noise[module]
@@ -168,7 +168,7 @@ class Pool:
         )
         return Observations(tuple(ratios), shares, steps)
 
-    def _noise(self, module: Module, graph: bool) -> float:
+    def noise(self, module: Module, graph: bool) -> float:
         """Standard deviation of a pair's log ratio, from pairs of the same shape."""
         apart = [
             abs(a - b)

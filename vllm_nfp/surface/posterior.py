@@ -9,7 +9,7 @@ import numpy as np
 
 from vllm_nfp.surface.kernel import Functionals, Hyperparameters, covariance, stacked
 from vllm_nfp.surface.observations import Observations
-from vllm_nfp.surface.prior import PART_OF, FloatArray, Part, Prior
+from vllm_nfp.surface.prior import PART_OF, FloatArray, IntArray, Part, Prior
 from vllm_nfp.surface.scale import UNKNOWN, log_evidence
 from vllm_nfp.types import Module, Shape
 
@@ -30,12 +30,14 @@ class Posterior:
         rows: of the observations.
         root: Cholesky factor of their covariance, noise included.
         solved: root^-1 (observed - expected).
+        measured: what pairs were run of, by :func:`measured_key`.
     """
 
     hyper: Hyperparameters
     rows: Functionals
     root: FloatArray
     solved: FloatArray
+    measured: frozenset[tuple[object, ...]]
 
     def mean_and_factor(self, asked: Functionals) -> tuple[FloatArray, FloatArray]:
         """Means of the asked rows, and the factor V of what the data took from their covariance.
@@ -88,7 +90,10 @@ def condition(prior: Prior, hyper: Hyperparameters, seen: Observations) -> Poste
     )
     rows = stacked([ratios, shares, steps])
     if not len(rows):
-        return Posterior(_fitted_to(hyper, seen, rows, NONE, NONE), rows, np.zeros((0, 0)), NONE)
+        return Posterior(
+            _fitted_to(hyper, seen, rows, NONE, NONE), rows, np.zeros((0, 0)), NONE,
+            frozenset(),
+        )  # fmt: skip
     observed = np.array(
         [r.log_ratio for r in seen.ratios]
         + [s.log_share for s in seen.shares]
@@ -108,7 +113,23 @@ def condition(prior: Prior, hyper: Hyperparameters, seen: Observations) -> Poste
         full[np.ix_(mine, mine)] += hyper.module_bias**2
     if seen.steps:
         full[-len(seen.steps) :, -len(seen.steps) :] += STEP_OFFSET**2
-    return _solve(hyper, rows, full, noise, residual)
+    measured = frozenset(
+        measured_key(r.module, ratios.shapes[i, 0], ratios.tokens[i], ratios.padded[i])
+        for i, r in enumerate(seen.ratios)
+    )
+    root, solved = _solve(full, noise, residual)
+    return Posterior(hyper, rows, root, solved, measured)
+
+
+def measured_key(
+    module: Module, shape: IntArray, tokens: IntArray, padded: IntArray
+) -> tuple[object, ...]:
+    """What shapes have in common of which a pair of one is a pair of the other."""
+    if module is Module.MOE_FFN:
+        return (module, *tokens.tolist())
+    if module in (Module.DENSE_FFN, Module.COMMUNICATION):
+        return (module, *padded.tolist())
+    return (module, *shape.tolist())
 
 
 def _fitted_to(
@@ -132,20 +153,16 @@ def _fitted_to(
 
 
 def _solve(
-    hyper: Hyperparameters,
-    rows: Functionals,
-    full: FloatArray,
-    noise: FloatArray,
-    residual: FloatArray,
-) -> Posterior:
+    full: FloatArray, noise: FloatArray, residual: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Cholesky factor and solution, with what contradicts all else trusted less."""
     inverse = np.linalg.inv(full + np.diag(noise))
     spread = np.diag(inverse)
     left_out = inverse @ residual / spread
     size = np.abs(left_out) * np.sqrt(spread)
     trusted = np.where(size > OUTLIER, noise + left_out**2, noise)
     root = np.linalg.cholesky(full + np.diag(trusted))
-    solved = np.linalg.solve(root, residual)
-    return Posterior(hyper, rows, root, solved)
+    return root, np.linalg.solve(root, residual)
 
 
 def share_rows(prior: Prior, seen: Observations) -> tuple[Functionals, FloatArray]:
