@@ -153,6 +153,8 @@ class SurfaceMethod:
             (0.0,) * len(positions),
         )
         posterior = condition(self._prior, self._hyper, self.pool.compressed(self._now))
+        if posterior.doubted:
+            return list(posterior.doubted[:2])
         best = rank(self._prior, posterior, candidates, concerns, decisions, most=4)
         return [candidate.shape for candidate in best]
 

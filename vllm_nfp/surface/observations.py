@@ -15,14 +15,16 @@ from vllm_nfp.types import Module, Shape
 PAIRS_KEPT = 16
 """Of a shape; older ones leave."""
 USUAL_NOISE: Mapping[Module, float] = {
-    Module.MODEL: 0.004,
+    Module.MODEL: 0.002,
     Module.DENSE_FFN: 0.005,
-    Module.MOE_FFN: 0.032,
-    Module.ATTENTION: 0.016,
-    Module.COMMUNICATION: 0.03,
+    Module.MOE_FFN: 0.03,
+    Module.ATTENTION: 0.013,
+    Module.COMMUNICATION: 0.04,
 }
-"""Standard deviation of a pair's log ratio until enough pairs tell: medians over the shapes of
-benchmarks/results/2026-11-24-h100."""
+"""Standard deviation of a pair's log ratio until enough pairs tell, outliers left out. From the
+pairs of benchmarks/results/2026-11-24-h100, -whole-models and 2026-11-25-h100x2-tensor-parallel."""
+NOISE_WITH_EXPERTS = 0.02
+"""Of the whole step where experts are routed: the two runs wake other ones. From the same pairs."""
 USUAL_NOISE_WEIGHT = 6.0
 """Differences between pairs of one shape that the usual noise counts as."""
 NOISE_WITHOUT_GRAPH = 0.15
@@ -168,6 +170,11 @@ class Pool:
         )
         return Observations(tuple(ratios), shares, steps)
 
+    def _usual_noise(self, module: Module) -> float:
+        experts = any(of is Module.MOE_FFN for of, _ in self._ratios)
+        routed = experts and module is Module.MODEL
+        return NOISE_WITH_EXPERTS if routed else USUAL_NOISE[module]
+
     def noise(self, module: Module, graph: bool) -> float:
         """Standard deviation of a pair's log ratio, from pairs of the same shape."""
         apart = [
@@ -176,7 +183,7 @@ class Pool:
             if of is module and (shape not in self._without_graph) is graph
             for a, b in _neighbours(seen.values)
         ]
-        usual = USUAL_NOISE[module] if graph else NOISE_WITHOUT_GRAPH
+        usual = self._usual_noise(module) if graph else NOISE_WITHOUT_GRAPH
         if not apart:
             return usual
         # Of a normal difference of two the median size is 0.954 standard deviations of one.

@@ -15,6 +15,8 @@ from vllm_nfp.types import Module, Shape
 
 OUTLIER = 3.5
 """Standard deviations from what all other observations say, from which on one is not trusted."""
+CERTAIN = 3
+"""Pairs of a shape that no other shape can cast doubt on."""
 STEP_OFFSET = 0.5
 """Standard deviation of the log factor between real steps and probed ones: host, sampling."""
 
@@ -31,6 +33,8 @@ class Posterior:
         root: Cholesky factor of their covariance, noise included.
         solved: root^-1 (observed - expected).
         measured: what pairs were run of, by :func:`measured_key`.
+        doubted: shapes whose few pairs contradict all else: an outlier, or news. Another pair
+            tells.
     """
 
     hyper: Hyperparameters
@@ -38,6 +42,7 @@ class Posterior:
     root: FloatArray
     solved: FloatArray
     measured: frozenset[tuple[object, ...]]
+    doubted: tuple[Shape, ...] = ()
 
     def mean_and_factor(self, asked: Functionals) -> tuple[FloatArray, FloatArray]:
         """Means of the asked rows, and the factor V of what the data took from their covariance.
@@ -117,8 +122,16 @@ def condition(prior: Prior, hyper: Hyperparameters, seen: Observations) -> Poste
         measured_key(r.module, ratios.shapes[i, 0], ratios.tokens[i], ratios.padded[i])
         for i, r in enumerate(seen.ratios)
     )
-    root, solved = _solve(full, noise, residual)
-    return Posterior(hyper, rows, root, solved, measured)
+    trusted = _trusted(full, noise, residual)
+    root = np.linalg.cholesky(full + np.diag(trusted))
+    doubted = dict.fromkeys(
+        r.shape
+        for r, before, after in zip(seen.ratios, noise, trusted, strict=False)
+        if after > before and r.samples < CERTAIN
+    )
+    return Posterior(
+        hyper, rows, root, np.linalg.solve(root, residual), measured, tuple(doubted)
+    )
 
 
 def measured_key(
@@ -147,22 +160,19 @@ def _fitted_to(
             continue
         rows = ratios[mine]
         kernel = covariance(rows, rows, hyper)
-        factor, _ = log_evidence(kernel, np.diag(noise[mine]), residual[mine])
+        trusted = _trusted(UNKNOWN**2 * kernel, noise[mine], residual[mine])
+        factor, _ = log_evidence(kernel, np.diag(trusted), residual[mine])
         hyper = hyper.scaled(part, factor)
     return hyper.scaled(Part.OTHER, UNKNOWN)
 
 
-def _solve(
-    full: FloatArray, noise: FloatArray, residual: FloatArray
-) -> tuple[FloatArray, FloatArray]:
-    """Cholesky factor and solution, with what contradicts all else trusted less."""
+def _trusted(full: FloatArray, noise: FloatArray, residual: FloatArray) -> FloatArray:
+    """Variances of the noise, larger where a value contradicts what all others say of it."""
     inverse = np.linalg.inv(full + np.diag(noise))
     spread = np.diag(inverse)
     left_out = inverse @ residual / spread
     size = np.abs(left_out) * np.sqrt(spread)
-    trusted = np.where(size > OUTLIER, noise + left_out**2, noise)
-    root = np.linalg.cholesky(full + np.diag(trusted))
-    return root, np.linalg.solve(root, residual)
+    return np.where(size > OUTLIER, noise + left_out**2, noise)
 
 
 def share_rows(prior: Prior, seen: Observations) -> tuple[Functionals, FloatArray]:
