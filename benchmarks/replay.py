@@ -110,6 +110,7 @@ class Simulation:
         self._ready: set[Shape] = set()
         self._budget = Budget(SHARE, STEP_SHARE)
         self.pairs = 0
+        self._cells = {streams: _cell_for(server, streams) for streams, _ in PHASES}
 
     def start(self, seconds: float) -> None:
         """The scan before the first request."""
@@ -123,9 +124,10 @@ class Simulation:
     def serve(self, begin: float, end: float) -> None:
         """Traffic between two moments."""
         now, seen = begin, {}
+        base = {c: self._seconds(Module.MODEL, c, 1) for c in self._cells.values()}
         while now < end:
             cell = self._cell_at(now)
-            seconds = self._seconds(Module.MODEL, cell, 1)
+            seconds = base[cell]
             self._budget.observe(
                 cell[0] / MOST_SEQUENCES,
                 self._random.random() < READS_PROMPTS,
@@ -142,9 +144,10 @@ class Simulation:
     def _maybe_probe(self, cell: Cell, now: float) -> float:
         if self._wanted is None:
             self._wanted = self._method.next(frozenset(self._ready), cell)
-        if self._wanted is None:
-            return now
-        cost = self._cost(self._wanted)
+            if self._wanted is None:
+                return now
+            self._wanted_cost = self._cost(self._wanted)
+        cost = self._wanted_cost
         if not self._budget.affords(cost):
             return now
         self._budget.started()
@@ -154,6 +157,7 @@ class Simulation:
         return now + cost
 
     _wanted: Shape | None = None
+    _wanted_cost = 0.0
 
     def _cell_at(self, now: float) -> Cell:
         left = now % sum(seconds for _, seconds in PHASES)
@@ -163,10 +167,7 @@ class Simulation:
                 streams = count
                 break
             left -= seconds
-        cells = self._server.cells
-        near = min({b for b, _ in cells}, key=lambda b: abs(np.log(b / streams)))
-        contexts = sorted(c for b, c in cells if b == near)
-        return near, contexts[min(len(contexts) - 1, streams == 8)]
+        return self._cells[streams]
 
     def _cost(self, shape: Shape) -> float:
         return pair_seconds(self._server, shape, frozenset(self._ready))
@@ -196,6 +197,13 @@ class Simulation:
     def _seconds(self, module: Module, cell: Cell, positions: int) -> float:
         at = self._server.positions[cell].index(positions)
         return self._server.seconds[module, *cell][at]
+
+
+def _cell_for(server: Server, streams: int) -> Cell:
+    """The cell with the nearest batch size; prompts of 8 streams are longer."""
+    near = min({b for b, _ in server.cells}, key=lambda b: abs(np.log(b / streams)))
+    contexts = sorted(c for b, c in server.cells if b == near)
+    return near, contexts[min(len(contexts) - 1, streams == 8)]
 
 
 def score(answers: Answers, server: Server, into: Score) -> Score:

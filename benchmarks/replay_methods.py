@@ -139,8 +139,9 @@ class SurfaceMethod:
         cells = list(weights)
         drawn = self._random.choices(cells, [weights[c] for c in cells], k=MOST_CONCERNS)
         concerns = [Concern(*c, drawn.count(c) / MOST_CONCERNS) for c in dict.fromkeys(drawn)]
+        noise = {inside: self.pool.noise(Module.MODEL, inside) for inside in (True, False)}
         candidates = [
-            Candidate(shape, pair_seconds(server, shape, ready), self._noise(shape))
+            Candidate(shape, pair_seconds(server, shape, ready), noise[self._in_graph(shape)])
             for shape in self._random.sample(shapes, min(MOST_CANDIDATES, len(shapes)))
         ]
         positions = tuple(n for n in DEFAULT_POSITIONS if n <= server.max_positions)
@@ -157,9 +158,6 @@ class SurfaceMethod:
             return list(posterior.doubted[:2])
         best = rank(self._prior, posterior, candidates, concerns, decisions, most=4)
         return [candidate.shape for candidate in best]
-
-    def _noise(self, shape: Shape) -> float:
-        return self.pool.noise(Module.MODEL, self._in_graph(shape))
 
     def _in_graph(self, shape: Shape) -> bool:
         cell = self._prior(shape.batch_size, shape.context)

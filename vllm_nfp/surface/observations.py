@@ -81,8 +81,16 @@ class Observations:
 
 @dataclass(slots=True)
 class _Seen:
+    """Values of one shape, and what they come to."""
+
     values: deque[float] = field(default_factory=lambda: deque(maxlen=PAIRS_KEPT))
     latest: float = 0.0
+    center: float = 0.0
+
+    def add(self, value: float, now: float) -> None:
+        self.values.append(value)
+        self.latest = now
+        self.center = _center(self.values)
 
 
 class Pool:
@@ -117,9 +125,6 @@ class Pool:
             if not (seconds > 0.0 and one.get(module, 0.0) > 0.0):
                 continue
             self._add(self._ratios, (module, shape), np.log(seconds / one[module]), now)
-            if module is not Module.MODEL and in_graph and Module.MODEL in many:
-                share = float(np.log(seconds / many[Module.MODEL]))
-                self._add(self._shares, (module, shape), share, now)
         base = Shape(shape.batch_size, shape.context, 1)
         for module, seconds in one.items():
             if module is not Module.MODEL and Module.MODEL in one and seconds > 0.0:
@@ -129,15 +134,11 @@ class Pool:
     def add_step(self, shape: Shape, seconds: float, now: float) -> None:
         """The median time of some real steps of a shape."""
         if seconds > 0.0:
-            seen = self._steps.setdefault(shape, _Seen())
-            seen.values.append(float(np.log(seconds)))
-            seen.latest = now
+            self._steps.setdefault(shape, _Seen()).add(float(np.log(seconds)), now)
 
     @staticmethod
     def _add(into: dict[Key, _Seen], key: Key, value: float, now: float) -> None:
-        seen = into.setdefault(key, _Seen())
-        seen.values.append(float(value))
-        seen.latest = now
+        into.setdefault(key, _Seen()).add(float(value), now)
 
     def samples(self, module: Module, shape: Shape) -> int:
         """Pairs kept of a shape."""
@@ -153,19 +154,19 @@ class Pool:
             deviation = without if shape in self._without_graph else noise[module]
             ratios.append(
                 Ratio(
-                    module, shape, _center(seen.values),
+                    module, shape, seen.center,
                     _variance(deviation, len(seen.values), now - seen.latest), len(seen.values),
                 )  # fmt: skip
             )
         shares = tuple(
             Share(
-                module, shape, _center(seen.values),
+                module, shape, seen.center,
                 _variance(np.hypot(noise[module], SHARE_DEVIATION), len(seen.values), 0.0),
             )
             for (module, shape), seen in self._shares.items()
         )  # fmt: skip
         steps = tuple(
-            StepTime(shape, _center(seen.values), _variance(0.01, 1, now - seen.latest))
+            StepTime(shape, seen.center, _variance(0.01, 1, now - seen.latest))
             for shape, seen in self._steps.items()
         )
         return Observations(tuple(ratios), shares, steps)
