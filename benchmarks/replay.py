@@ -244,16 +244,16 @@ def _score_boundaries(
         if truth is None or len(grid) < 3:
             continue
         into.boundaries += 1
-        into.inside += truth < grid[-1]
+        into.inside += int(truth < grid[-1])
         said = answers.boundary(module, cell, epsilon)
         if said is None:
             continue
         into.answered += 1
         apart = abs(positions_of(grid, said[0]) - positions_of(grid, truth))
         near = apart <= 1 or abs(said[0] - truth) <= NEAR * truth
-        into.near += near
-        into.near_inside += near and truth < grid[-1]
-        into.boundary_covered += said[1] <= truth <= said[2]
+        into.near += int(near)
+        into.near_inside += int(near and truth < grid[-1])
+        into.boundary_covered += int(said[1] <= truth <= said[2])
 
 
 def _score_drafts(answers: Answers, server: Server, cell: Cell, into: Score) -> None:
@@ -266,7 +266,7 @@ def _score_drafts(answers: Answers, server: Server, cell: Cell, into: Score) -> 
         at = max(n for n in goodput if n <= chosen)
         share = goodput[at] / max(goodput.values())
         into.drafts += 1
-        into.good_drafts += share >= 0.98
+        into.good_drafts += int(share >= 0.98)
         into.worst_draft = min(into.worst_draft, float(share))
 
 

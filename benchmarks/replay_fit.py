@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks.replay_recorded import Server, all_servers
 from vllm_nfp.surface.kernel import Hyperparameters, ShapeKernel, TokenKernel, covariance
-from vllm_nfp.surface.posterior import rows_at, share_rows
+from vllm_nfp.surface.rows import rows_at, share_rows
 from vllm_nfp.surface.prior import PART_OF, Part
 from vllm_nfp.surface.scale import log_evidence
 from vllm_nfp.types import Module, Shape
@@ -207,10 +207,10 @@ def _whole_rows(server: Server) -> Any:
                 if module is not Module.MODEL and n in (1, 4, 8):
                     shares.append((module, shape, float(np.log(own[i] / step[i]))))
     from vllm_nfp.surface.kernel import stacked
-    from vllm_nfp.surface.observations import Observations, Share
+    from vllm_nfp.surface.observations import Share
 
     rows, expected = rows_at(server.prior, modules, shapes, over_one=True)
-    seen = Observations(shares=tuple(Share(m, s, v, 0.0) for m, s, v in shares))
+    seen = [Share(m, s, v, 0.0) for m, s, v in shares]
     share, expected_share = share_rows(server.prior, seen)
     errors = np.concatenate([values, [v for _, _, v in shares]])
     errors -= np.concatenate([expected, expected_share])

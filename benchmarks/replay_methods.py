@@ -19,7 +19,14 @@ from vllm_nfp.draft.schedule import Demand, Schedule, make_schedule
 from vllm_nfp.estimate import Cell as EstimateCell
 from vllm_nfp.estimate import CellEstimate, Pair, PairStore, estimate_cell
 from vllm_nfp.schedule.plan import Planner, Target
-from vllm_nfp.surface.answers import CellAnswer, answer, boundary, draft_length
+from vllm_nfp.surface.answers import (
+    CellAnswer,
+    answers,
+    block_of,
+    boundary,
+    draft_length,
+    questions,
+)
 from vllm_nfp.surface.chooser import Candidate, Concern, Decisions, rank
 from vllm_nfp.surface.kernel import Hyperparameters
 from vllm_nfp.surface.observations import USUAL_NOISE, Observations, Pool
@@ -184,18 +191,25 @@ class SurfaceAnswers:
 
     def __init__(self, server: Server, prior: Prior, posterior: Posterior) -> None:
         self._server, self._prior, self._posterior = server, prior, posterior
-        self._fine: dict[tuple[Module, Cell], CellAnswer] = {}
-        self._coarse: dict[tuple[Module, Cell], CellAnswer] = {}
+        self._found: dict[tuple[int, ...], dict[tuple[Module, int, int], CellAnswer]] = {}
 
     def _at(self, module: Module, cell: Cell, fine: bool) -> CellAnswer:
-        kept = self._fine if fine else self._coarse
-        if (module, cell) not in kept:
-            server = self._server
-            positions = server.positions[cell] if fine else grid_of(server, cell)
-            [kept[module, cell]] = answer(
-                self._prior, self._posterior, module, [cell], positions
-            )
-        return kept[module, cell]
+        server = self._server
+        positions = server.positions[cell] if fine else grid_of(server, cell)
+        if positions not in self._found:
+            cells = [
+                c for c in server.cells
+                if positions == (server.positions[c] if fine else grid_of(server, c))
+            ]  # fmt: skip
+            wanted = [(m, *c) for m in server.modules for c in cells]
+            asked = questions(self._prior, self._posterior.hyper, wanted, positions)
+            self._found[positions] = answers(self._posterior, asked)
+        found = self._found[positions]
+        block = block_of(module, *cell)
+        if block not in found:
+            asked = questions(self._prior, self._posterior.hyper, [(module, *cell)], positions)
+            found.update(answers(self._posterior, asked))
+        return found[block]
 
     def ratio(self, module: Module, cell: Cell) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """See :class:`Answers`."""

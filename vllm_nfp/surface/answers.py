@@ -8,9 +8,11 @@ from enum import StrEnum
 
 import numpy as np
 
-from vllm_nfp.surface.kernel import Functionals, covariance, stacked
-from vllm_nfp.surface.posterior import Posterior, measured_key
+from vllm_nfp.give_way import give_way
+from vllm_nfp.surface.kernel import Functionals, Hyperparameters, covariance, stacked
+from vllm_nfp.surface.posterior import Posterior
 from vllm_nfp.surface.prior import FloatArray, IntArray, Part, Prior
+from vllm_nfp.surface.rows import Key, cell_rows, keys_of
 from vllm_nfp.types import Module
 
 DRAWS = 256
@@ -21,7 +23,7 @@ TAIL = 0.025
 NORMAL_TAIL = 1.959964
 INFERRED = 0.5
 """Part of the prior's variance that must be gone for an answer to rest on measurements."""
-JITTER = 1e-12
+JITTER = 3e-9
 
 _DRAWN = np.random.default_rng(19).standard_normal((DRAWS, 513))
 
@@ -100,52 +102,92 @@ class DraftAnswer:
     basis: Basis
 
 
-def answer(
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """What is asked again and again: all that depends on no measurement is computed once.
+
+    Attributes:
+        asked: (module, batch size, context) of each block of rows.
+        counts: N, the same in all blocks, shape [n].
+        rows: of log t(N) / t(1), one block after the other.
+        expected: what the prior says, shape [blocks, n].
+        before: prior covariance by part at factor 1, shape [parts, blocks, n, n].
+        keys: of each row.
+    """
+
+    asked: tuple[tuple[Module, int, int], ...]
+    counts: IntArray
+    rows: Functionals
+    expected: FloatArray
+    before: FloatArray
+    keys: tuple[Key, ...]
+
+
+def questions(
     prior: Prior,
-    posterior: Posterior,
-    module: Module,
-    cells: Sequence[tuple[int, int]],
+    hyper: Hyperparameters,
+    asked: Sequence[tuple[Module, int, int]],
     positions: Sequence[int],
-) -> tuple[CellAnswer, ...]:
-    """The module in some cells, all at the same positions.
+) -> Questions:
+    """Ask for modules in cells, all at the same positions.
 
     Args:
-        cells: (batch size, context).
+        asked: (module, batch size, context).
         positions: N, ascending from 1, up to the prior's last.
     """
     counts = np.array(positions, dtype=np.int64)
-    asked = [cell_rows(prior, module, cell, counts) for cell in cells]
-    rows = stacked([functionals for functionals, _ in asked])
-    means, factor = posterior.mean_and_factor(rows)
-    width = len(counts)
-    found = []
-    for i, (cell, (functionals, expected)) in enumerate(zip(cells, asked, strict=True)):
-        here = slice(i * width, (i + 1) * width)
-        before = covariance(functionals, functionals, posterior.hyper)
-        after = before - factor[:, here].T @ factor[:, here]
-        mean = expected + means[here]
-        bases = _bases(posterior, module, functionals, np.diag(before), np.diag(after))
-        found.append(
-            CellAnswer(module, *cell, counts, mean, after, bases, np.exp(_draw(mean, after)))
-        )
-    return tuple(found)
+    distinct = tuple(dict.fromkeys(_alike(*one) for one in asked))
+    blocks = [cell_rows(prior, module, cell, counts) for module, *cell in distinct]
+    before = np.zeros((len(Part), len(blocks), len(counts), len(counts)))
+    for part in Part:
+        only = np.zeros(len(Part))
+        only[part] = 1.0
+        for i, (rows, _) in enumerate(blocks):
+            alone = rows.scaled(only)
+            before[part, i] = covariance(alone, alone, hyper)
+    rows = stacked([rows for rows, _ in blocks])
+    modules = [module for module, *_ in distinct for _ in counts]
+    return Questions(
+        distinct,
+        counts,
+        rows,
+        np.array([expected for _, expected in blocks]),
+        before,
+        tuple(keys_of(modules, rows)),
+    )
 
 
-def cell_rows(
-    prior: Prior, module: Module, cell: tuple[int, int], counts: IntArray
-) -> tuple[Functionals, FloatArray]:
-    """Rows of log t(N) / t(1) at each N of a cell, and what the prior says."""
-    known = prior(*cell)
-    at = counts - 1
-    log_seconds, weights = known.log_seconds(module), known.weights(module)
-    shapes = np.ones((len(at), 2, 3), dtype=np.int64)
-    shapes[:, :, 0], shapes[:, :, 2] = cell
-    shapes[:, 0, 1] = counts
-    tokens = np.stack([known.tokens[at], np.full(len(at), known.tokens[0])], axis=1)
-    padded = np.stack([known.padded[at], np.full(len(at), known.padded[0])], axis=1)
-    both = np.zeros((len(at), 2, len(Part)))
-    both[:, 0], both[:, 1] = weights[:, at].T, -weights[:, 0]
-    return Functionals(shapes, tokens, padded, both), log_seconds[at] - log_seconds[0]
+def answers(posterior: Posterior, asked: Questions) -> dict[tuple[Module, int, int], CellAnswer]:
+    """An answer for each block of the questions; :func:`block_of` names a cell's."""
+    blocks, width = asked.expected.shape
+    means, cross = posterior.mean(asked.rows)
+    give_way()
+    after = np.einsum("p,pbij->bij", posterior.factors**2, asked.before)
+    told = cross.reshape(len(cross), blocks, width).transpose(1, 0, 2)
+    variance = np.diagonal(after, axis1=1, axis2=2).copy()
+    weighed = (posterior.inverse @ cross).reshape(len(cross), blocks, width).transpose(1, 0, 2)
+    give_way()
+    after -= told.transpose(0, 2, 1) @ weighed
+    mean = asked.expected + means.reshape(blocks, width)
+    give_way()
+    curves = np.exp(_draws(mean, after))
+    give_way()
+    found = {}
+    for i, block in enumerate(asked.asked):
+        keys = asked.keys[i * width : (i + 1) * width]
+        bases = _bases(posterior, keys, variance[i], np.diag(after[i]))
+        found[block] = CellAnswer(*block, asked.counts, mean[i], after[i], bases, curves[i])
+    return found
+
+
+def block_of(module: Module, batch_size: int, context: int) -> tuple[Module, int, int]:
+    """The block that answers for a cell: only attention knows a context."""
+    return _alike(module, batch_size, context)
+
+
+def _alike(module: Module, batch_size: int, context: int) -> tuple[Module, int, int]:
+    known = module in (Module.ATTENTION, Module.MODEL)
+    return module, batch_size, context if known else 0
 
 
 def boundary(cell: CellAnswer, epsilon: float) -> BoundaryAnswer:
@@ -199,10 +241,14 @@ def _quantiles(places: IntArray) -> tuple[int, int, int]:
     return int(lower), int(middle), int(upper)
 
 
-def _draw(mean: FloatArray, spread: FloatArray) -> FloatArray:
-    values, vectors = np.linalg.eigh(spread)
-    root = vectors * np.sqrt(np.maximum(values, 0.0))
-    return np.asarray(mean + _DRAWN[:, : len(mean)] @ root.T)
+def _draws(mean: FloatArray, spread: FloatArray) -> FloatArray:
+    """Drawn curves of each cell; shape [cells, draws, n]."""
+    size = mean.shape[1]
+    # N = 1 has no variance: what is added moves no curve by 1e-4.
+    roots = np.linalg.cholesky(spread + JITTER * np.eye(size))
+    drawn = mean[:, None, :] + _DRAWN[None, :, :size] @ roots.transpose(0, 2, 1)
+    drawn[:, :, 0] = 0.0
+    return np.asarray(drawn)
 
 
 def _weakest(bases: object) -> Basis:
@@ -211,23 +257,12 @@ def _weakest(bases: object) -> Basis:
 
 
 def _bases(
-    posterior: Posterior,
-    module: Module,
-    rows: Functionals,
-    before: FloatArray,
-    after: FloatArray,
+    posterior: Posterior, keys: Sequence[Key], before: FloatArray, after: FloatArray
 ) -> tuple[Basis, ...]:
-    found = []
-    for i in range(len(rows)):
-        if _key(module, rows, i) in posterior.measured:
-            found.append(Basis.MEASURED)
-        elif before[i] <= JITTER:
-            found.append(Basis.MEASURED if len(posterior.measured) else Basis.PREDICTED)
-        else:
-            near = after[i] <= INFERRED * before[i]
-            found.append(Basis.INFERRED if near else Basis.PREDICTED)
-    return tuple(found)
-
-
-def _key(module: Module, rows: Functionals, i: int) -> tuple[object, ...]:
-    return measured_key(module, rows.shapes[i, 0], rows.tokens[i], rows.padded[i])
+    near = after <= INFERRED * before
+    measured = [key in posterior.measured for key in keys]
+    measured[0] = any(measured)  # N = 1 runs in every pair
+    return tuple(
+        Basis.MEASURED if pair else Basis.INFERRED if close else Basis.PREDICTED
+        for pair, close in zip(measured, near, strict=True)
+    )

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vllm_nfp.surface.answers import cell_rows
-from vllm_nfp.surface.kernel import Functionals, covariance, stacked
-from vllm_nfp.surface.posterior import Posterior, rows_at
+from vllm_nfp.surface.kernel import covariance, stacked
+from vllm_nfp.surface.posterior import Posterior
 from vllm_nfp.surface.prior import FloatArray, Prior
+from vllm_nfp.surface.rows import cell_rows, rows_at
 from vllm_nfp.types import Module, Shape
 
 SMALLEST_DEVIATION = 1e-4
@@ -87,9 +87,11 @@ def rank(
     # A pair times the whole step and its modules.
     pairs = [rows_at(prior, [m] * len(shapes), shapes, over_one=True)[0] for m in modules]
     everything = stacked([asked, *pairs])
-    means, factor = posterior.mean_and_factor(everything)
+    means, cross = posterior.mean(everything)
     known = len(asked)
-    joint = covariance(everything, everything, posterior.hyper) - factor.T @ factor
+    scaled = everything.scaled(posterior.factors)
+    joint = covariance(scaled, scaled, posterior.hyper)
+    joint -= cross.T @ (posterior.inverse @ cross)
     blocks = [slice(i * len(counts), (i + 1) * len(counts)) for i in range(len(rows))]
     compared = [
         _comparisons(means[b] + e, joint[b, b], module, weight, decisions)

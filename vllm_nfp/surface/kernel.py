@@ -117,16 +117,10 @@ class Hyperparameters:
         kernel: TokenKernel | ShapeKernel = getattr(self, NAMES[part])
         return kernel
 
-    def scaled(self, part: Part, factor: float) -> Hyperparameters:
-        """With the standard deviations of a part's errors times ``factor``."""
-        return replace(self, **{NAMES[part]: self.of(part).scaled(factor)})
-
     def wider(self, factor: float) -> Hyperparameters:
         """All parts' standard deviations times ``factor``: for a prior that knows little."""
-        hyper = replace(self, launch=self.launch * factor)
-        for part in NAMES:
-            hyper = hyper.scaled(part, factor)
-        return hyper
+        scaled = {name: self.of(part).scaled(factor) for part, name in NAMES.items()}
+        return replace(self, launch=self.launch * factor, **scaled)
 
 
 NAMES = {part: part.name.lower() for part in Part if part is not Part.LAUNCH}
@@ -157,6 +151,10 @@ class Functionals:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def scaled(self, factors: FloatArray) -> Functionals:
+        """With errors of another size; one factor for each part."""
+        return Functionals(self.shapes, self.tokens, self.padded, self.weights * factors)
 
     def __getitem__(self, rows: slice | IntArray) -> Functionals:
         return Functionals(

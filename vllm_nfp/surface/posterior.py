@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from vllm_nfp.give_way import give_way
 from vllm_nfp.surface.kernel import Functionals, Hyperparameters, covariance, stacked
-from vllm_nfp.surface.observations import Observations
-from vllm_nfp.surface.prior import PART_OF, FloatArray, IntArray, Part, Prior
+from vllm_nfp.surface.observations import Observations, Ratio
+from vllm_nfp.surface.prior import PART_OF, FloatArray, Part, Prior
+from vllm_nfp.surface.rows import Key, keys_of, rows_at, share_rows
 from vllm_nfp.surface.scale import UNKNOWN, log_evidence
 from vllm_nfp.types import Module, Shape
 
@@ -17,10 +18,12 @@ OUTLIER = 3.5
 """Standard deviations from what all other observations say, from which on one is not trusted."""
 CERTAIN = 3
 """Pairs of a shape that no other shape can cast doubt on."""
+AGREE = 3.0
+"""Standard deviations within which two observations of the same tokens become one."""
+MOST_FOR_SCALE = 48
+"""Observations of a module from which the size of its errors is fitted."""
 STEP_OFFSET = 0.5
 """Standard deviation of the log factor between real steps and probed ones: host, sampling."""
-
-
 NONE = np.zeros(0)
 
 
@@ -29,156 +32,145 @@ class Posterior:
     """Mean and covariance of any row of the parts' errors.
 
     Attributes:
-        rows: of the observations.
-        root: Cholesky factor of their covariance, noise included.
-        solved: root^-1 (observed - expected).
-        measured: what pairs were run of, by :func:`measured_key`.
+        factors: size of this model's own errors, by part, shape [parts].
+        rows: of the observations, with these factors.
+        inverse: of their covariance, noise included.
+        solved: inverse (observed - expected).
+        measured: what pairs were run of.
         doubted: shapes whose few pairs contradict all else: an outlier, or news. Another pair
             tells.
     """
 
     hyper: Hyperparameters
+    factors: FloatArray
     rows: Functionals
-    root: FloatArray
+    inverse: FloatArray
     solved: FloatArray
-    measured: frozenset[tuple[object, ...]]
+    measured: frozenset[Key]
     doubted: tuple[Shape, ...] = ()
 
-    def mean_and_factor(self, asked: Functionals) -> tuple[FloatArray, FloatArray]:
-        """Means of the asked rows, and the factor V of what the data took from their covariance.
-
-        The posterior covariance is covariance(asked, asked) - V' V.
-        """
-        if not len(self.rows):
-            return np.zeros(len(asked)), np.zeros((0, len(asked)))
-        cross = covariance(self.rows, asked, self.hyper)
-        factor = np.linalg.solve(self.root, cross)
-        return factor.T @ self.solved, factor
+    def mean(self, asked: Functionals) -> tuple[FloatArray, FloatArray]:
+        """Means of the asked rows, and their covariance with the observations."""
+        cross = covariance(self.rows, asked.scaled(self.factors), self.hyper)
+        return cross.T @ self.solved, cross
 
 
-def rows_at(
-    prior: Prior, modules: Sequence[Module], shapes: Sequence[Shape], over_one: bool
-) -> tuple[Functionals, FloatArray]:
-    """Rows of log t of a module at a shape, or of log t(N) / t(1), and what the prior says.
+@dataclass(slots=True)
+class _Seen:
+    """Observations of one kind in the making."""
 
-    Args:
-        modules: one for each shape.
-        over_one: ratios.
-    """
-    at = np.zeros((len(shapes), 2, 3), dtype=np.int64)
-    tokens = np.ones((len(shapes), 2), dtype=np.int64)
-    padded = np.ones((len(shapes), 2), dtype=np.int64)
-    weights = np.zeros((len(shapes), 2, len(Part)))
-    expected = np.zeros(len(shapes))
-    for i, (module, shape) in enumerate(zip(modules, shapes, strict=True)):
-        cell = prior(shape.batch_size, shape.context)
-        log_seconds, part = cell.log_seconds(module), cell.weights(module)
-        for j, n in enumerate((shape.positions, 1)):
-            at[i, j] = shape.batch_size, n, shape.context
-            tokens[i, j], padded[i, j] = cell.tokens[n - 1], cell.padded[n - 1]
-        weights[i, 0] = part[:, shape.positions - 1]
-        expected[i] = log_seconds[shape.positions - 1]
-        if over_one:
-            weights[i, 1] = -part[:, 0]
-            expected[i] -= log_seconds[0]
-    return Functionals(at, tokens, padded, weights), expected
+    ratio: Ratio
+    residual: float
+    variance: float
+    row: int
 
 
 def condition(prior: Prior, hyper: Hyperparameters, seen: Observations) -> Posterior:
     """The posterior; the prior itself without an observation."""
-    ratios, expected_ratios = rows_at(
+    rows, expected = rows_at(
         prior, [r.module for r in seen.ratios], [r.shape for r in seen.ratios], over_one=True
     )
-    shares, expected_shares = share_rows(prior, seen)
+    give_way()
+    keys = keys_of([r.module for r in seen.ratios], rows)
+    merged = _merged(seen.ratios, keys, expected)
+    ratios = rows[np.array([one.row for one in merged], dtype=np.int64)]
+    residual = np.array([one.residual for one in merged])
+    noise = np.array([one.variance for one in merged])
+    modules = [one.ratio.module for one in merged]
+    factors = _factors(hyper, modules, ratios, residual, noise)
+    give_way()
+    shares, expected_shares = share_rows(prior, seen.shares)
     steps, expected_steps = rows_at(
         prior, [Module.MODEL] * len(seen.steps), [s.shape for s in seen.steps], over_one=False
     )
-    rows = stacked([ratios, shares, steps])
-    if not len(rows):
-        return Posterior(
-            _fitted_to(hyper, seen, rows, NONE, NONE), rows, np.zeros((0, 0)), NONE,
-            frozenset(),
-        )  # fmt: skip
-    observed = np.array(
-        [r.log_ratio for r in seen.ratios]
-        + [s.log_share for s in seen.shares]
-        + [s.log_seconds for s in seen.steps]
+    everything = stacked([ratios, shares, steps]).scaled(factors)
+    residual = np.concatenate(
+        [
+            residual,
+            np.array([s.log_share for s in seen.shares]) - expected_shares,
+            np.array([s.log_seconds for s in seen.steps]) - expected_steps,
+        ]
     )
-    residual = observed - np.concatenate([expected_ratios, expected_shares, expected_steps])
-    noise = np.array(
-        [r.variance for r in seen.ratios]
-        + [s.variance for s in seen.shares]
-        + [s.variance for s in seen.steps]
-    )
-    hyper = _fitted_to(hyper, seen, ratios, residual[: len(ratios)], noise[: len(ratios)])
-    full = covariance(rows, rows, hyper)
-    first = len(seen.ratios)
+    variances = [s.variance for s in (*seen.shares, *seen.steps)]
+    noise = np.concatenate([noise, np.array(variances)])
+    full = covariance(everything, everything, hyper)
+    give_way()
     for module in {s.module for s in seen.shares}:
-        mine = first + np.flatnonzero([s.module is module for s in seen.shares])
+        mine = len(ratios) + np.flatnonzero([s.module is module for s in seen.shares])
         full[np.ix_(mine, mine)] += hyper.module_bias**2
     if seen.steps:
         full[-len(seen.steps) :, -len(seen.steps) :] += STEP_OFFSET**2
-    measured = frozenset(
-        measured_key(r.module, ratios.shapes[i, 0], ratios.tokens[i], ratios.padded[i])
-        for i, r in enumerate(seen.ratios)
-    )
-    trusted = _trusted(full, noise, residual)
-    root = np.linalg.cholesky(full + np.diag(trusted))
+    inverse, doubtful = _inverse(full, noise, residual)
     doubted = dict.fromkeys(
-        r.shape
-        for r, before, after in zip(seen.ratios, noise, trusted, strict=False)
-        if after > before and r.samples < CERTAIN
+        one.ratio.shape
+        for one, doubt in zip(merged, doubtful, strict=False)
+        if doubt and one.ratio.samples < CERTAIN
     )
     return Posterior(
-        hyper, rows, root, np.linalg.solve(root, residual), measured, tuple(doubted)
+        hyper, factors, everything, inverse, inverse @ residual, frozenset(keys), tuple(doubted)
     )
 
 
-def measured_key(
-    module: Module, shape: IntArray, tokens: IntArray, padded: IntArray
-) -> tuple[object, ...]:
-    """What shapes have in common of which a pair of one is a pair of the other."""
-    if module is Module.MOE_FFN:
-        return (module, *tokens.tolist())
-    if module in (Module.DENSE_FFN, Module.COMMUNICATION):
-        return (module, *padded.tolist())
-    return (module, *shape.tolist())
+def _merged(
+    ratios: tuple[Ratio, ...], keys: list[Key], expected: FloatArray
+) -> list[_Seen]:
+    """One observation for each key, as far as its observations agree."""
+    found: dict[Key, _Seen] = {}
+    apart: list[_Seen] = []
+    for i, (ratio, key) in enumerate(zip(ratios, keys, strict=True)):
+        one = _Seen(ratio, ratio.log_ratio - float(expected[i]), ratio.variance, i)
+        known = found.setdefault(key, one)
+        if known is one:
+            continue
+        if abs(one.residual - known.residual) > AGREE * (one.variance + known.variance) ** 0.5:
+            apart.append(one)
+            continue
+        weight = known.variance / (known.variance + one.variance)
+        known.residual += weight * (one.residual - known.residual)
+        known.variance *= 1.0 - weight
+    return [*found.values(), *apart]
 
 
-def _fitted_to(
+def _factors(
     hyper: Hyperparameters,
-    seen: Observations,
+    modules: list[Module],
     ratios: Functionals,
     residual: FloatArray,
     noise: FloatArray,
-) -> Hyperparameters:
+) -> FloatArray:
     """The sizes of this model's errors, by part, from the ratios of its modules alone."""
+    factors = np.ones(len(Part))
+    factors[Part.OTHER] = UNKNOWN
     for module, part in PART_OF.items():
-        mine = np.flatnonzero([r.module is module for r in seen.ratios])
-        if len(mine) == 0:
-            hyper = hyper.scaled(part, UNKNOWN)
+        factors[part] = UNKNOWN
+        mine = np.flatnonzero([m is module for m in modules])
+        if not len(mine):
             continue
-        rows = ratios[mine]
-        kernel = covariance(rows, rows, hyper)
-        trusted = _trusted(UNKNOWN**2 * kernel, noise[mine], residual[mine])
-        factor, _ = log_evidence(kernel, np.diag(trusted), residual[mine])
-        hyper = hyper.scaled(part, factor)
-    return hyper.scaled(Part.OTHER, UNKNOWN)
+        mine = mine[:: 1 + (len(mine) - 1) // MOST_FOR_SCALE]
+        kernel = covariance(ratios[mine], ratios[mine], hyper)
+        errors, variances = residual[mine], noise[mine]
+        inverse = np.linalg.inv(UNKNOWN**2 * kernel + np.diag(variances))
+        variances = variances + _doubt(inverse, errors)
+        factors[part], _ = log_evidence(kernel, np.diag(variances), errors)
+        give_way()
+    return factors
 
 
-def _trusted(full: FloatArray, noise: FloatArray, residual: FloatArray) -> FloatArray:
-    """Variances of the noise, larger where a value contradicts what all others say of it."""
-    inverse = np.linalg.inv(full + np.diag(noise))
+def _doubt(inverse: FloatArray, residual: FloatArray) -> FloatArray:
+    """Variances to add where a value contradicts what all others say of it."""
     spread = np.diag(inverse)
     left_out = inverse @ residual / spread
-    size = np.abs(left_out) * np.sqrt(spread)
-    return np.where(size > OUTLIER, noise + left_out**2, noise)
+    return np.where(np.abs(left_out) * np.sqrt(spread) > OUTLIER, left_out**2, 0.0)
 
 
-def share_rows(prior: Prior, seen: Observations) -> tuple[Functionals, FloatArray]:
-    """Rows of log(module / step) at the same shape, and what the prior says."""
-    shapes = [s.shape for s in seen.shares]
-    module, expected = rows_at(prior, [s.module for s in seen.shares], shapes, over_one=False)
-    step, expected_step = rows_at(prior, [Module.MODEL] * len(shapes), shapes, over_one=False)
-    module.weights[:, 0] -= step.weights[:, 0]
-    return module, expected - expected_step
+def _inverse(
+    full: FloatArray, noise: FloatArray, residual: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Inverse of the covariance, with what is doubted trusted less, and the doubts."""
+    inverse = np.linalg.inv(full + np.diag(noise))
+    give_way()
+    doubt = _doubt(inverse, residual)
+    for i in np.flatnonzero(doubt):
+        row = inverse[i].copy()
+        inverse -= doubt[i] / (1.0 + doubt[i] * row[i]) * np.outer(row, row)
+    return inverse, doubt

@@ -66,6 +66,8 @@ class PriorCell:
         tokens: of the step, shape [n].
         padded: the same with the padding to a captured size.
         in_graph: whether a CUDA graph holds the step, shape [n].
+        log_step: log of the whole step's time, shape [n].
+        shares: d log of the step / d log of each part, shape [parts, n].
     """
 
     batch_size: int
@@ -74,6 +76,8 @@ class PriorCell:
     tokens: IntArray
     padded: IntArray
     in_graph: NDArray[np.bool_]
+    log_step: FloatArray
+    shares: FloatArray
 
     @property
     def modules(self) -> tuple[Module, ...]:
@@ -82,43 +86,33 @@ class PriorCell:
 
     def log_seconds(self, module: Module) -> FloatArray:
         """log t(N) of all layers' module, or of the whole step; shape [n]."""
-        return log_seconds(self.seconds, module)
+        if module is Module.MODEL:
+            return self.log_step
+        return np.asarray(np.log(self.seconds[PART_OF[module]]))
 
     def weights(self, module: Module) -> FloatArray:
         """d log t / d log of each part; shape [parts, n], columns add up to 1 but for STEP."""
-        return part_weights(self.seconds, module)
+        if module is Module.MODEL:
+            return self.shares
+        weights = np.zeros_like(self.seconds)
+        weights[PART_OF[module]] = 1.0
+        return weights
 
 
 Prior: TypeAlias = Callable[[int, int], PriorCell]
 """(batch size, context) -> the expected step."""
 
 
-def log_seconds(seconds: FloatArray, module: Module) -> FloatArray:
-    """log t(N) of the module; see :class:`PriorCell`."""
-    if module is not Module.MODEL:
-        return np.log(seconds[PART_OF[module]])
-    work, launch = _powers(seconds)
-    return np.log(work + launch) / SHARPNESS
-
-
-def part_weights(seconds: FloatArray, module: Module) -> FloatArray:
-    """d log t / d log of each part; see :class:`PriorCell`."""
-    weights = np.zeros_like(seconds)
-    if module is not Module.MODEL:
-        weights[PART_OF[module]] = 1.0
-        return weights
-    work, launch = _powers(seconds)
-    bound_by_work = work / (work + launch)
+def _step(seconds: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """log of the whole step's time, and its derivative by the log of each part."""
     total = seconds[list(WORK)].sum(axis=0)
-    weights[list(WORK)] = seconds[list(WORK)] / total * bound_by_work
-    weights[Part.LAUNCH] = 1.0 - bound_by_work
-    weights[Part.STEP] = 1.0
-    return weights
-
-
-def _powers(seconds: FloatArray) -> tuple[FloatArray, FloatArray]:
-    work = seconds[list(WORK)].sum(axis=0)
-    return work**SHARPNESS, seconds[Part.LAUNCH] ** SHARPNESS
+    work, launch = total**SHARPNESS, seconds[Part.LAUNCH] ** SHARPNESS
+    bound_by_work = work / (work + launch)
+    shares = np.zeros_like(seconds)
+    shares[list(WORK)] = seconds[list(WORK)] / total * bound_by_work
+    shares[Part.LAUNCH] = 1.0 - bound_by_work
+    shares[Part.STEP] = 1.0
+    return np.log(work + launch) / SHARPNESS, shares
 
 
 def predicted_prior(
@@ -163,7 +157,7 @@ def _cell(
     padded = np.array([size or t for size, t in zip(held, tokens, strict=True)], dtype=np.int64)
     if capture_sizes:
         seconds[Part.LAUNCH] = np.where(in_graph, 0.0, launch_seconds)
-    return PriorCell(batch_size, context, seconds, tokens, padded, in_graph)
+    return PriorCell(batch_size, context, seconds, tokens, padded, in_graph, *_step(seconds))
 
 
 def generic_prior(
