@@ -282,9 +282,7 @@ def replay(
         before = moment
         begun = time.perf_counter()
         answers = method.answers(moment)
-        empty = Score(
-            name, server.name, server.family, server.composed, moment, simulation.pairs
-        )
+        empty = Score(name, server.name, server.family, server.composed, moment, simulation.pairs)
         found = score(answers, server, empty)
         found.publish_seconds = time.perf_counter() - begun
         yield found

@@ -115,8 +115,7 @@ def fit_part(
     def evidence(values: Sequence[float]) -> float:
         kernel = make(values)
         return sum(
-            log_evidence(kernel(e.places, e.places), np.diag(e.noise**2), e.errors)[1]
-            for e in mine
+            log_evidence(kernel(e.places, e.places), np.diag(e.noise**2), e.errors)[1] for e in mine
         )
 
     return make(compass(evidence, list(asdict(first).values()), bounds)) if mine else first

@@ -135,9 +135,7 @@ class SurfaceMethod:
 
     def _choose(self, ready: frozenset[Shape]) -> list[Shape]:
         server = self._server
-        shapes = [
-            Shape(*cell, n) for cell in server.cells for n in grid_of(server, cell) if n > 1
-        ]
+        shapes = [Shape(*cell, n) for cell in server.cells for n in grid_of(server, cell) if n > 1]
         if not self._chooses:
             return self._random.sample(shapes, min(4, len(shapes)))
         weights = {cell: EVERYWHERE / len(server.cells) for cell in server.cells}
@@ -310,7 +308,9 @@ class GridAnswers:
         """See :class:`Answers`."""
         curves = [
             StepCurve(
-                of.batch_size, of.context, estimate.curve.points[0].median_seconds,
+                of.batch_size,
+                of.context,
+                estimate.curve.points[0].median_seconds,
                 tuple((p.positions, p.ratio) for p in estimate.curve.points),
             )  # fmt: skip
             for of, estimate in self._estimates.items()

@@ -174,12 +174,14 @@ def _compose(samples: KernelSamples, target: Target) -> Server:
             work = layers * (ffn_seconds + one) + others
             step = np.where([size is not None for size in held], work, np.maximum(work, launch))
             positions[batch_size, context] = tuple(counts.tolist())
-            for module, times in ((ffn, ffn_seconds), (Module.ATTENTION, one), (Module.MODEL, step)):
+            for module, times in (
+                (ffn, ffn_seconds),
+                (Module.ATTENTION, one),
+                (Module.MODEL, step),
+            ):
                 seconds[module, batch_size, context] = tuple(times.tolist())
     family = samples.model.removesuffix("-fp8")
-    return Server(
-        samples.model, family, shape, target, serving, positions, seconds, composed=True
-    )
+    return Server(samples.model, family, shape, target, serving, positions, seconds, composed=True)
 
 
 def _interpolated(curve: Curve, tokens: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -273,9 +275,7 @@ def _recorded(
     expert_parallel: bool = False,
 ) -> Server:
     config = {**shapes.SHAPES[name], "num_hidden_layers": layers}
-    shape = shape_from_config(
-        config, tensor_parallel_size=ranks, expert_parallel=expert_parallel
-    )
+    shape = shape_from_config(config, tensor_parallel_size=ranks, expert_parallel=expert_parallel)
     curves: dict[tuple[Module, int, int], dict[int, float]] = {}
     for row in rows:
         key = (Module(row["module"]), row["batch_size"], row["context"])

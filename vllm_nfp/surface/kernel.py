@@ -85,7 +85,6 @@ class ShapeKernel:
         jumps = np.exp(-positions * self.positions_length / self.short_length - np.sqrt(cell))
         return np.asarray(self.scale**2 + self.smooth**2 * smooth + self.short**2 * jumps)
 
-
     def scaled(self, factor: float) -> ShapeKernel:
         """The standard deviations times ``factor``."""
         return replace(
@@ -177,27 +176,35 @@ def covariance(some: Functionals, others: Functionals, hyper: Hyperparameters) -
     total = np.zeros((len(some), len(others)))
     for part in Part:
         left, right = some.weights[:, :, part], others.weights[:, :, part]
-        if not (left.any() and right.any()):
+        mine, theirs = np.flatnonzero(left.any(axis=1)), np.flatnonzero(right.any(axis=1))
+        if not (len(mine) and len(theirs)):
             continue
         if part is Part.LAUNCH:
-            total += hyper.launch**2 * np.outer(left.sum(axis=1), right.sum(axis=1))
-            continue
-        x, at_x = _places(some, part)
-        y, at_y = _places(others, part)
-        kernel = hyper.of(part)(x, y)
-        # Two places a row: picking rows is cheaper than a product with a matrix of mostly zeros.
-        rows = left[:, :1] * kernel[at_x[:, 0]] + left[:, 1:] * kernel[at_x[:, 1]]
-        total += rows[:, at_y[:, 0]] * right[:, 0] + rows[:, at_y[:, 1]] * right[:, 1]
+            found = hyper.launch**2 * np.outer(left[mine].sum(axis=1), right[theirs].sum(axis=1))
+        else:
+            x, sums_x = _places(some, part, mine)
+            y, sums_y = _places(others, part, theirs)
+            found = sums_x @ hyper.of(part)(x, y) @ sums_y.T
+        total[np.ix_(mine, theirs)] += found
     return total
 
 
-def _places(rows: Functionals, part: Part) -> tuple[IntArray, IntArray]:
-    """The distinct places at which the rows ask for the part, and which is each row's."""
+def _places(rows: Functionals, part: Part, mine: IntArray) -> tuple[IntArray, FloatArray]:
+    """The distinct places at which some rows ask for the part, and their sums over these.
+
+    Returns:
+        places [u] or [u, 3], and weights [mine, u].
+    """
     if part in (Part.ATTENTION, Part.STEP):
-        flat = rows.shapes.reshape(-1, 3)
+        flat = rows.shapes[mine].reshape(-1, 3)
         keys = (flat[:, 0] << 44) | (flat[:, 1] << 32) | flat[:, 2]
         _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-        return flat[first], inverse.reshape(-1, 2)
-    tokens = rows.tokens if part is Part.MOE_FFN else rows.padded
-    places, inverse = np.unique(tokens.reshape(-1), return_inverse=True)
-    return places, inverse.reshape(-1, 2)
+        places = flat[first]
+    else:
+        tokens = rows.tokens if part is Part.MOE_FFN else rows.padded
+        places, inverse = np.unique(tokens[mine].reshape(-1), return_inverse=True)
+    sums = np.zeros((len(mine), len(places)))
+    at, row = inverse.reshape(-1, 2), np.arange(len(mine))
+    sums[row, at[:, 0]] = rows.weights[mine, 0, part]
+    sums[row, at[:, 1]] += rows.weights[mine, 1, part]
+    return places, sums

@@ -154,8 +154,11 @@ class Pool:
             deviation = without if shape in self._without_graph else noise[module]
             ratios.append(
                 Ratio(
-                    module, shape, seen.center,
-                    _variance(deviation, len(seen.values), now - seen.latest), len(seen.values),
+                    module,
+                    shape,
+                    seen.center,
+                    _variance(deviation, len(seen.values), now - seen.latest),
+                    len(seen.values),
                 )  # fmt: skip
             )
         shares = tuple(

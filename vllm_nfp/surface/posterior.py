@@ -9,7 +9,7 @@ import numpy as np
 from vllm_nfp.give_way import give_way
 from vllm_nfp.surface.kernel import Functionals, Hyperparameters, covariance, stacked
 from vllm_nfp.surface.observations import Observations, Ratio
-from vllm_nfp.surface.prior import PART_OF, FloatArray, Part, Prior
+from vllm_nfp.surface.prior import PART_OF, FloatArray, IntArray, Part, Prior
 from vllm_nfp.surface.rows import Key, keys_of, rows_at, share_rows
 from vllm_nfp.surface.scale import UNKNOWN, log_evidence
 from vllm_nfp.types import Module, Shape
@@ -62,6 +62,7 @@ class _Seen:
     ratio: Ratio
     residual: float
     variance: float
+    samples: int
     row: int
 
 
@@ -77,7 +78,7 @@ def condition(prior: Prior, hyper: Hyperparameters, seen: Observations) -> Poste
     residual = np.array([one.residual for one in merged])
     noise = np.array([one.variance for one in merged])
     modules = [one.ratio.module for one in merged]
-    factors = _factors(hyper, modules, ratios, residual, noise)
+    factors = _factors(hyper, modules, [one.samples for one in merged], ratios, residual, noise)
     give_way()
     shares, expected_shares = share_rows(prior, seen.shares)
     steps, expected_steps = rows_at(
@@ -100,25 +101,21 @@ def condition(prior: Prior, hyper: Hyperparameters, seen: Observations) -> Poste
         full[np.ix_(mine, mine)] += hyper.module_bias**2
     if seen.steps:
         full[-len(seen.steps) :, -len(seen.steps) :] += STEP_OFFSET**2
-    inverse, doubtful = _inverse(full, noise, residual)
-    doubted = dict.fromkeys(
-        one.ratio.shape
-        for one, doubt in zip(merged, doubtful, strict=False)
-        if doubt and one.ratio.samples < CERTAIN
-    )
+    uncertain = np.array([one.samples < CERTAIN for one in merged])
+    inverse, doubtful = _inverse(full, noise, residual, np.flatnonzero(uncertain))
+    doubted = dict.fromkeys(merged[i].ratio.shape for i in doubtful)
     return Posterior(
         hyper, factors, everything, inverse, inverse @ residual, frozenset(keys), tuple(doubted)
     )
 
 
-def _merged(
-    ratios: tuple[Ratio, ...], keys: list[Key], expected: FloatArray
-) -> list[_Seen]:
+def _merged(ratios: tuple[Ratio, ...], keys: list[Key], expected: FloatArray) -> list[_Seen]:
     """One observation for each key, as far as its observations agree."""
     found: dict[Key, _Seen] = {}
     apart: list[_Seen] = []
     for i, (ratio, key) in enumerate(zip(ratios, keys, strict=True)):
-        one = _Seen(ratio, ratio.log_ratio - float(expected[i]), ratio.variance, i)
+        one = _Seen(ratio, ratio.log_ratio - float(expected[i]), ratio.variance,
+                    ratio.samples, i)  # fmt: skip
         known = found.setdefault(key, one)
         if known is one:
             continue
@@ -128,12 +125,14 @@ def _merged(
         weight = known.variance / (known.variance + one.variance)
         known.residual += weight * (one.residual - known.residual)
         known.variance *= 1.0 - weight
+        known.samples += one.samples
     return [*found.values(), *apart]
 
 
 def _factors(
     hyper: Hyperparameters,
     modules: list[Module],
+    samples: list[int],
     ratios: Functionals,
     residual: FloatArray,
     noise: FloatArray,
@@ -150,7 +149,8 @@ def _factors(
         kernel = covariance(ratios[mine], ratios[mine], hyper)
         errors, variances = residual[mine], noise[mine]
         inverse = np.linalg.inv(UNKNOWN**2 * kernel + np.diag(variances))
-        variances = variances + _doubt(inverse, errors)
+        alone = np.array([samples[i] < CERTAIN for i in mine])
+        variances = variances + np.where(alone, _doubt(inverse, errors), 0.0)
         factors[part], _ = log_evidence(kernel, np.diag(variances), errors)
         give_way()
     return factors
@@ -164,13 +164,13 @@ def _doubt(inverse: FloatArray, residual: FloatArray) -> FloatArray:
 
 
 def _inverse(
-    full: FloatArray, noise: FloatArray, residual: FloatArray
-) -> tuple[FloatArray, FloatArray]:
-    """Inverse of the covariance, with what is doubted trusted less, and the doubts."""
+    full: FloatArray, noise: FloatArray, residual: FloatArray, uncertain: IntArray
+) -> tuple[FloatArray, IntArray]:
+    """Inverse of the covariance, and which of the uncertain rows are doubted: they weigh less."""
     inverse = np.linalg.inv(full + np.diag(noise))
     give_way()
     doubt = _doubt(inverse, residual)
-    for i in np.flatnonzero(doubt):
-        row = inverse[i].copy()
-        inverse -= doubt[i] / (1.0 + doubt[i] * row[i]) * np.outer(row, row)
-    return inverse, doubt
+    doubted = uncertain[doubt[uncertain] > 0.0]
+    rows = inverse[doubted]
+    middle = np.diag(1.0 / doubt[doubted]) + rows[:, doubted]
+    return inverse - rows.T @ np.linalg.solve(middle, rows), doubted

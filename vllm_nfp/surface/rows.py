@@ -73,7 +73,8 @@ def cell_rows(
 def keys_of(modules: Sequence[Module], rows: Functionals) -> list[Key]:
     """The key of each row; an FFN's knows no context."""
     return [
-        (module, *_place(module, rows, i)) for i, module in zip(range(len(rows)), modules, strict=True)
+        (module, *_place(module, rows, i))
+        for i, module in zip(range(len(rows)), modules, strict=True)
     ]
 
 
