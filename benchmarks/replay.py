@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,8 @@ class Score:
     """|log| of said over true t(N) / t(1) of the whole step, in CUDA graphs."""
     points: int = 0
     covered: int = 0
+    by_module: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Points and those whose interval holds the truth, by module."""
     publish_seconds: float = 0.0
 
 
@@ -229,6 +231,10 @@ def score(answers: Answers, server: Server, into: Score) -> Score:
             held = np.abs(np.log(truth) - middle) <= reach
             into.points += int(known.sum())
             into.covered += int(held[known].sum())
+            points, covered = into.by_module.get(str(module), (0, 0))
+            into.by_module[str(module)] = (
+                points + int(known.sum()), covered + int(held[known].sum())
+            )  # fmt: skip
     for cell in server.cells:
         _score_drafts(answers, server, cell, into)
     into.errors = tuple(errors)
@@ -333,6 +339,20 @@ def print_scores(console: Console, scores: Sequence[Score]) -> None:
     console.print(table)
 
 
+def print_modules(console: Console, scores: Sequence[Score]) -> None:
+    """How often the intervals of t(N) / t(1) hold, by module."""
+    for method in dict.fromkeys(s.method for s in scores):
+        for moment in MOMENTS:
+            some = [s for s in scores if s.method == method and s.seconds == moment]
+            shares = []
+            for module in Module:
+                counts = [s.by_module.get(str(module), (0, 0)) for s in some]
+                points = sum(points for points, _ in counts)
+                if points:
+                    shares.append(f"{module} {sum(c for _, c in counts) / points:.1%}")
+            console.print(f"{method}, {moment:.0f} s, intervals hold: {', '.join(shares)}")
+
+
 def _row(some: Sequence[Score], moment: float) -> list[str]:
     def total(name: str) -> int:
         return sum(getattr(s, name) for s in some)
@@ -382,7 +402,9 @@ def main(
             for seed in range(seeds):
                 method = METHODS[name](server, hyper, seed)
                 scores += replay(server, name, method, waiting, seed, startup)
-    print_scores(Console(width=200), scores)
+    console = Console(width=200)
+    print_scores(console, scores)
+    print_modules(console, scores)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         rows = [{**asdict(s), "errors": [round(e, 5) for e in s.errors]} for s in scores]

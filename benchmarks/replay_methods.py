@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from benchmarks.replay_recorded import Cell, Server
+from benchmarks.replay_recorded import POSITIONS, Cell, Server
 from vllm_nfp.config import DEFAULT_POSITIONS
 from vllm_nfp.crossing import count_free
 from vllm_nfp.draft.acceptance import constant
@@ -149,7 +149,7 @@ class SurfaceMethod:
             Candidate(shape, pair_seconds(server, shape, ready), noise[self._in_graph(shape)])
             for shape in self._random.sample(shapes, min(MOST_CANDIDATES, len(shapes)))
         ]
-        positions = tuple(n for n in DEFAULT_POSITIONS if n <= server.max_positions)
+        positions = POSITIONS
         decisions = Decisions(
             positions,
             EPSILONS,

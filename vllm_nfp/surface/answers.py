@@ -21,6 +21,9 @@ measured, never by chance."""
 TAIL = 0.025
 """Chance of each side of an interval to miss."""
 NORMAL_TAIL = 1.959964
+WIDER = 1.15
+"""Factor on standard deviations: errors have longer tails than a normal distribution's. Chosen on
+the replays of qwen2.5-7b, llama-3.2-1b, qwen3-235b-a22b, qwen3-14b and phi-3-mini."""
 INFERRED = 0.5
 """Part of the prior's variance that must be gone for an answer to rest on measurements."""
 JITTER = 3e-9
@@ -89,7 +92,7 @@ class BoundaryAnswer:
 
 @dataclass(frozen=True, slots=True)
 class DraftAnswer:
-    """The draft length K with the largest expected goodput."""
+    """The draft length K with the smallest mean square loss against the best goodput."""
 
     draft_length: int
     lower: int
@@ -167,7 +170,7 @@ def answers(posterior: Posterior, asked: Questions) -> dict[tuple[Module, int, i
     variance = np.diagonal(after, axis1=1, axis2=2).copy()
     weighed = (posterior.inverse @ cross).reshape(len(cross), blocks, width).transpose(1, 0, 2)
     give_way()
-    after -= told.transpose(0, 2, 1) @ weighed
+    after = WIDER**2 * (after - told.transpose(0, 2, 1) @ weighed)
     mean = asked.expected + means.reshape(blocks, width)
     give_way()
     curves = np.exp(_draws(mean, after))
@@ -219,17 +222,18 @@ def draft_length(
         slack: goodput, as a share, that is given up for a shorter draft.
     """
     gains = tokens / (cell.curves + drafting)
+    losses = 1.0 - gains / gains.max(axis=1, keepdims=True)
+    # Of equal means the length that is never far off is better than a gamble: squares.
+    size = np.sqrt((losses**2).mean(axis=0))
+    chosen = int(np.flatnonzero(size <= size.min() + slack)[0])
+    lower, _, upper = _quantiles(gains.argmax(axis=1))
     expected = gains.mean(axis=0)
-    chosen = int(np.flatnonzero(expected >= (1.0 - slack) * expected.max())[0])
-    best = gains.argmax(axis=1)
-    lower, _, upper = _quantiles(best)
-    loss = 1.0 - gains[:, chosen] / gains.max(axis=1)
     return DraftAnswer(
         int(cell.positions[chosen]) - 1,
         int(cell.positions[min(lower, chosen)]) - 1,
         int(cell.positions[max(upper, chosen)]) - 1,
         float(expected[chosen] / expected[0]),
-        float(loss.mean()),
+        float(losses[:, chosen].mean()),
         cell.basis[chosen],
     )
 

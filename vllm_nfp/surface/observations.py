@@ -14,6 +14,8 @@ from vllm_nfp.types import Module, Shape
 
 PAIRS_KEPT = 16
 """Of a shape; older ones leave."""
+MANY = 6
+"""Pairs of a shape from which on their pseudo-median withstands an outlier."""
 USUAL_NOISE: Mapping[Module, float] = {
     Module.MODEL: 0.002,
     Module.DENSE_FFN: 0.005,
@@ -202,10 +204,12 @@ def _neighbours(values: Iterable[float]) -> Iterable[tuple[float, float]]:
 
 
 def _center(values: Iterable[float]) -> float:
+    """The median of a few values, which one outlier moves little; the pseudo-median of many."""
     sample = np.fromiter(values, dtype=np.float64)
-    return center(walsh_averages(sample)) if len(sample) > 2 else float(np.mean(sample))
+    return center(walsh_averages(sample)) if len(sample) >= MANY else float(np.median(sample))
 
 
 def _variance(deviation: float, samples: int, age: float) -> float:
     drift = DRIFT**2 * max(0.0, age) / FORGET_SECONDS
-    return deviation**2 / samples + LEAST_DEVIATION**2 + drift
+    of_median = 1.0 if samples < 3 or samples >= MANY else np.pi / 2.0
+    return float(of_median * deviation**2 / samples) + LEAST_DEVIATION**2 + drift
