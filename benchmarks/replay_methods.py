@@ -37,9 +37,9 @@ from vllm_nfp.types import Module, Shape
 EPSILONS = (0.05, 0.1, 0.2)
 ACCEPTANCES = (0.5, 0.7, 0.9)
 SLACK = 0.0
-EVERYWHERE = 0.5
+EVERYWHERE = 0.7
 """Weight of the reported cells together, against that of the cells with traffic."""
-MOST_CONCERNS, MOST_CANDIDATES = 12, 64
+MOST_CONCERNS, MOST_CANDIDATES = 10, 80
 """Looked at in one choice; drawn anew each time."""
 
 
@@ -135,7 +135,7 @@ class SurfaceMethod:
 
     def _choose(self, ready: frozenset[Shape]) -> list[Shape]:
         server = self._server
-        shapes = [Shape(*cell, n) for cell in server.cells for n in grid_of(server, cell) if n > 1]
+        shapes = [Shape(*c, n) for c in server.cells for n in server.positions[c] if n > 1]
         if not self._chooses:
             return self._random.sample(shapes, min(4, len(shapes)))
         weights = {cell: EVERYWHERE / len(server.cells) for cell in server.cells}
@@ -144,6 +144,7 @@ class SurfaceMethod:
         cells = list(weights)
         drawn = self._random.choices(cells, [weights[c] for c in cells], k=MOST_CONCERNS)
         concerns = [Concern(*c, drawn.count(c) / MOST_CONCERNS) for c in dict.fromkeys(drawn)]
+        shapes = [shape for shape in shapes if (shape.batch_size, shape.context) in drawn]
         noise = {inside: self.pool.noise(Module.MODEL, inside) for inside in (True, False)}
         candidates = [
             Candidate(shape, pair_seconds(server, shape, ready), noise[self._in_graph(shape)])
