@@ -25,8 +25,9 @@ from vllm_nfp.types import Module
 FloatArray: TypeAlias = NDArray[np.float64]
 IntArray: TypeAlias = NDArray[np.int64]
 
-SHARPNESS = 8.0
-"""Of the maximum of work and launches: within 9 % of the larger where both are equal."""
+SHARPNESS = 2.8
+"""Power of the mean of work and launches: what their maximum is on average, and how often launches
+bound it, where the time of launches is known within a factor of exp(0.6) (1.702 / 0.6)."""
 LAUNCH_SECONDS_PER_LAYER = 8e-4
 """Launching a layer without a CUDA graph. Recorded on H100 hosts: 0.5 to 1.6 ms
 (benchmarks/results/2026-11-26-h100-draft-lengths); its uncertainty is in the kernel."""
