@@ -10,8 +10,8 @@ contexts 1k to 16k where times are known. Each family of models is scored with h
 fitted on the others (``replay_fit.py``; ``split.json`` was written before).
 
 What is simulated: the times of pairs and real steps with the noise that pairs of that kind showed,
-five in a thousand with a delay of the host; captures; the budget's two bounds. What is not: drift of
-clocks, memory that runs out, ranks.
+five in a thousand with a delay of the host; captures; the budget's two bounds. What is not: clocks
+that drift, memory that runs out, ranks.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ MOST_SEQUENCES = 256
 MOMENTS = (0.0, 60.0, 600.0)
 """Seconds of traffic after which is scored; 0: after the scan at the start."""
 PHASES = ((1, 25.0), (8, 45.0), (32, 45.0), (128, 20.0))
-"""Streams and seconds, over and over: benchmarks/results/2026-11-27-h200-at-defaults, and a peak."""
+"""Streams and seconds, over and over: as in benchmarks/results/2026-11-27-h200-at-defaults, and a
+peak."""
 READS_PROMPTS = 0.1
 """Share of steps that read a prompt."""
 WAITING = 0.0
@@ -125,7 +126,8 @@ class Simulation:
 
     def serve(self, begin: float, end: float) -> None:
         """Traffic between two moments."""
-        now, seen = begin, {}
+        now = begin
+        seen: dict[Cell, float] = {}
         base = {c: self._seconds(Module.MODEL, c, 1) for c in self._cells.values()}
         while now < end:
             cell = self._cell_at(now)
@@ -277,13 +279,19 @@ def _score_drafts(answers: Answers, server: Server, cell: Cell, into: Score) -> 
 
 
 def replay(
-    server: Server, name: str, method: Method, waiting: float, seed: int, startup: float
+    server: Server,
+    name: str,
+    method: Method,
+    waiting: float,
+    seed: int,
+    startup: float,
+    moments: Sequence[float] = MOMENTS,
 ) -> Iterator[Score]:
     """Run one server through all moments."""
     simulation = Simulation(server, method, waiting, seed)
     simulation.start(startup)
     before = 0.0
-    for moment in MOMENTS:
+    for moment in moments:
         simulation.serve(before, moment)
         before = moment
         begun = time.perf_counter()

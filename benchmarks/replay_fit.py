@@ -1,4 +1,4 @@
-"""Fit the surface's hyperparameters to recorded errors of the prediction, families left out in turn.
+"""Fit the surface's hyperparameters to recorded errors of the prediction, each family left out.
 
     python -m benchmarks.replay_fit benchmarks/results --out DIR
 
@@ -12,21 +12,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import numpy as np
 
 from benchmarks.replay_recorded import Server, all_servers
-from vllm_nfp.surface.kernel import Hyperparameters, ShapeKernel, TokenKernel, covariance
-from vllm_nfp.surface.rows import rows_at, share_rows
+from vllm_nfp.surface.kernel import (
+    Hyperparameters,
+    ShapeKernel,
+    TokenKernel,
+    covariance,
+    stacked,
+)
+from vllm_nfp.surface.observations import Share
 from vllm_nfp.surface.prior import PART_OF, Part
+from vllm_nfp.surface.rows import rows_at, share_rows
 from vllm_nfp.surface.scale import log_evidence
 from vllm_nfp.types import Module, Shape
 
-Kernel = TokenKernel | ShapeKernel
+K = TypeVar("K", TokenKernel, ShapeKernel)
 NOISE = {Part.DENSE_FFN: 0.004, Part.MOE_FFN: 0.006, Part.OTHER: 0.004, Part.ATTENTION: 0.004,
          Part.COMMUNICATION: 0.01}  # fmt: skip
 """Standard deviation of a composed server's times: medians of five passes."""
@@ -106,9 +113,12 @@ def _thinned(family: str, part: Part, found: dict[Any, tuple[float, float]]) -> 
 
 
 def fit_part(
-    part: Part, known: Sequence[Errors], make: Callable[[Sequence[float]], Kernel],
-    first: Kernel, bounds: Sequence[tuple[float, float]],
-) -> Kernel:  # fmt: skip
+    part: Part,
+    known: Sequence[Errors],
+    make: Callable[[Sequence[float]], K],
+    first: K,
+    bounds: Sequence[tuple[float, float]],
+) -> K:
     """The kernel with the largest evidence."""
     mine = [e for e in known if e.part is part and len(e.errors) > 3]
 
@@ -156,14 +166,12 @@ def fit(servers: Sequence[Server], known: Sequence[Errors]) -> Hyperparameters:
     partly = Hyperparameters(
         tokens[Part.DENSE_FFN], tokens[Part.MOE_FFN], tokens[Part.COMMUNICATION],
         tokens[Part.OTHER], attention, SHAPES_FIRST, LAUNCH, MODULE_BIAS,
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
     return _with_step(partly, [s for s in servers if not s.composed])
 
 
 def _with_step(hyper: Hyperparameters, recorded: Sequence[Server]) -> Hyperparameters:
     """The whole step's own errors, from servers whose steps were recorded with their modules."""
-    from dataclasses import replace
-
     tables = [_whole_rows(server) for server in recorded]
 
     def made(values: Sequence[float]) -> Hyperparameters:
@@ -205,9 +213,6 @@ def _whole_rows(server: Server) -> Any:
                     deviations.append(np.hypot(server.deviations(module, cell)[i], 0.002))
                 if module is not Module.MODEL and n in (1, 4, 8):
                     shares.append((module, shape, float(np.log(own[i] / step[i]))))
-    from vllm_nfp.surface.kernel import stacked
-    from vllm_nfp.surface.observations import Share
-
     rows, expected = rows_at(server.prior, modules, shapes, over_one=True)
     seen = [Share(m, s, v, 0.0) for m, s, v in shares]
     share, expected_share = share_rows(server.prior, seen)

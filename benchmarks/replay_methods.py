@@ -29,7 +29,7 @@ from vllm_nfp.surface.answers import (
 )
 from vllm_nfp.surface.chooser import Candidate, Concern, Decisions, rank
 from vllm_nfp.surface.kernel import Hyperparameters
-from vllm_nfp.surface.observations import USUAL_NOISE, Observations, Pool
+from vllm_nfp.surface.observations import Observations, Pool
 from vllm_nfp.surface.posterior import Posterior, condition
 from vllm_nfp.surface.prior import Prior
 from vllm_nfp.types import Module, Shape
@@ -313,7 +313,7 @@ class GridAnswers:
                 of.context,
                 estimate.curve.points[0].median_seconds,
                 tuple((p.positions, p.ratio) for p in estimate.curve.points),
-            )  # fmt: skip
+            )
             for of, estimate in self._estimates.items()
             if of.module is Module.MODEL
         ]

@@ -287,7 +287,7 @@ def _recorded(
     }
     positions: dict[Cell, tuple[int, ...]] = {}
     seconds: dict[tuple[Module, int, int], tuple[float, ...]] = {}
-    for (module, batch_size, context), curve in curves.items():
+    for (_, batch_size, context), curve in curves.items():
         counts = tuple(sorted(n for n in curve if n <= 32))
         cell = (batch_size, context)
         positions[cell] = tuple(sorted({*positions.get(cell, ()), *counts}))

@@ -113,17 +113,28 @@ class Hyperparameters:
 
     def of(self, part: Part) -> TokenKernel | ShapeKernel:
         """The kernel of a part other than LAUNCH."""
-        kernel: TokenKernel | ShapeKernel = getattr(self, NAMES[part])
-        return kernel
+        kernels: dict[Part, TokenKernel | ShapeKernel] = {
+            Part.DENSE_FFN: self.dense_ffn,
+            Part.MOE_FFN: self.moe_ffn,
+            Part.COMMUNICATION: self.communication,
+            Part.OTHER: self.other,
+            Part.ATTENTION: self.attention,
+            Part.STEP: self.step,
+        }
+        return kernels[part]
 
     def wider(self, factor: float) -> Hyperparameters:
         """All parts' standard deviations times ``factor``: for a prior that knows little."""
-        scaled = {name: self.of(part).scaled(factor) for part, name in NAMES.items()}
-        return replace(self, launch=self.launch * factor, **scaled)
-
-
-NAMES = {part: part.name.lower() for part in Part if part is not Part.LAUNCH}
-"""Of the parts' kernels among the hyperparameters."""
+        return Hyperparameters(
+            self.dense_ffn.scaled(factor),
+            self.moe_ffn.scaled(factor),
+            self.communication.scaled(factor),
+            self.other.scaled(factor),
+            self.attention.scaled(factor),
+            self.step.scaled(factor),
+            self.launch * factor,
+            self.module_bias,
+        )
 
 
 def matern(apart: FloatArray) -> FloatArray:

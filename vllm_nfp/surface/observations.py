@@ -10,10 +10,18 @@ from typing import TypeAlias
 import numpy as np
 
 from vllm_nfp.estimate.location import center, walsh_averages
+from vllm_nfp.give_way import in_pieces
 from vllm_nfp.types import Module, Shape
 
 PAIRS_KEPT = 16
 """Of a shape; older ones leave."""
+MOST_SHAPES = 80
+"""Shapes of pairs that are kept, those with the latest pairs: the posterior's cost grows with the
+cube of what it is made from."""
+MOST_STEPS = 24
+"""The same of real steps."""
+AT_A_TIME = 64
+"""Numbers that are made before a pause."""
 MANY = 6
 """Pairs of a shape from which on their pseudo-median withstands an outlier."""
 USUAL_NOISE: Mapping[Module, float] = {
@@ -80,6 +88,12 @@ class Observations:
     shares: tuple[Share, ...] = ()
     steps: tuple[StepTime, ...] = ()
 
+    def __add__(self, others: Observations) -> Observations:
+        """Both, as when an earlier profile of the same model and device starts a surface warm."""
+        return Observations(
+            self.ratios + others.ratios, self.shares + others.shares, self.steps + others.steps
+        )
+
 
 @dataclass(slots=True)
 class _Seen:
@@ -96,7 +110,10 @@ class _Seen:
 
 
 class Pool:
-    """Gathers pairs and real steps. Not thread safe: hand over what :meth:`compressed` returns."""
+    """Gathers pairs and real steps, in bounded memory.
+
+    Not thread safe: one thread adds and compresses, others get what :meth:`compressed` returns.
+    """
 
     def __init__(self) -> None:
         self._ratios: dict[Key, _Seen] = {}
@@ -133,14 +150,29 @@ class Pool:
                 share = float(np.log(seconds / one[Module.MODEL]))
                 self._add(self._shares, (module, base), share, now)
 
+        self._forget_stale()
+
     def add_step(self, shape: Shape, seconds: float, now: float) -> None:
         """The median time of some real steps of a shape."""
         if seconds > 0.0:
             self._steps.setdefault(shape, _Seen()).add(float(np.log(seconds)), now)
+            if len(self._steps) > MOST_STEPS:
+                del self._steps[min(self._steps, key=lambda known: self._steps[known].latest)]
 
     @staticmethod
     def _add(into: dict[Key, _Seen], key: Key, value: float, now: float) -> None:
         into.setdefault(key, _Seen()).add(float(value), now)
+
+    def _forget_stale(self) -> None:
+        latest: dict[Shape, float] = {}
+        for (_, shape), seen in self._ratios.items():
+            latest[shape] = max(seen.latest, latest.get(shape, seen.latest))
+        if len(latest) <= MOST_SHAPES:
+            return
+        stale = min(latest, key=lambda shape: latest[shape])
+        for module in Module:
+            self._ratios.pop((module, stale), None)
+        self._without_graph.discard(stale)
 
     def samples(self, module: Module, shape: Shape) -> int:
         """Pairs kept of a shape."""
@@ -152,7 +184,7 @@ class Pool:
         noise = {m: self.noise(m, graph=True) for m in Module}
         without = self.noise(Module.MODEL, graph=False)
         ratios = []
-        for (module, shape), seen in self._ratios.items():
+        for (module, shape), seen in in_pieces(list(self._ratios.items()), AT_A_TIME):
             deviation = without if shape in self._without_graph else noise[module]
             ratios.append(
                 Ratio(
@@ -161,18 +193,18 @@ class Pool:
                     seen.center,
                     _variance(deviation, len(seen.values), now - seen.latest),
                     len(seen.values),
-                )  # fmt: skip
+                )
             )
         shares = tuple(
             Share(
                 module, shape, seen.center,
                 _variance(np.hypot(noise[module], SHARE_DEVIATION), len(seen.values), 0.0),
             )
-            for (module, shape), seen in self._shares.items()
+            for (module, shape), seen in in_pieces(list(self._shares.items()), AT_A_TIME)
         )  # fmt: skip
         steps = tuple(
             StepTime(shape, seen.center, _variance(0.01, 1, now - seen.latest))
-            for shape, seen in self._steps.items()
+            for shape, seen in list(self._steps.items())
         )
         return Observations(tuple(ratios), shares, steps)
 

@@ -16,6 +16,8 @@ from vllm_nfp.types import Module, Shape
 
 OUTLIER = 3.5
 """Standard deviations from what all other observations say, from which on one is not trusted."""
+MOST_DOUBTED = 8
+"""Observations that are doubted at a time."""
 CERTAIN = 3
 """Pairs of a shape that no other shape can cast doubt on."""
 AGREE = 3.0
@@ -92,7 +94,7 @@ def condition(prior: Prior, hyper: Hyperparameters, seen: Observations) -> Poste
             np.array([s.log_seconds for s in seen.steps]) - expected_steps,
         ]
     )
-    variances = [s.variance for s in (*seen.shares, *seen.steps)]
+    variances = [s.variance for s in seen.shares] + [s.variance for s in seen.steps]
     noise = np.concatenate([noise, np.array(variances)])
     full = covariance(everything, everything, hyper)
     give_way()
@@ -148,29 +150,36 @@ def _factors(
         mine = mine[:: 1 + (len(mine) - 1) // MOST_FOR_SCALE]
         kernel = covariance(ratios[mine], ratios[mine], hyper)
         errors, variances = residual[mine], noise[mine]
-        inverse = np.linalg.inv(UNKNOWN**2 * kernel + np.diag(variances))
-        alone = np.array([samples[i] < CERTAIN for i in mine])
-        variances = variances + np.where(alone, _doubt(inverse, errors), 0.0)
+        alone = np.flatnonzero([samples[i] < CERTAIN for i in mine])
+        _, doubted = _inverse(UNKNOWN**2 * kernel, variances, errors, alone)
+        kept = np.setdiff1d(np.arange(len(mine)), doubted)
+        kernel, errors, variances = kernel[np.ix_(kept, kept)], errors[kept], variances[kept]
         factors[part], _ = log_evidence(kernel, np.diag(variances), errors)
         give_way()
     return factors
 
 
-def _doubt(inverse: FloatArray, residual: FloatArray) -> FloatArray:
-    """Variances to add where a value contradicts what all others say of it."""
-    spread = np.diag(inverse)
-    left_out = inverse @ residual / spread
-    return np.where(np.abs(left_out) * np.sqrt(spread) > OUTLIER, left_out**2, 0.0)
-
-
 def _inverse(
     full: FloatArray, noise: FloatArray, residual: FloatArray, uncertain: IntArray
 ) -> tuple[FloatArray, IntArray]:
-    """Inverse of the covariance, and which of the uncertain rows are doubted: they weigh less."""
-    inverse = np.linalg.inv(full + np.diag(noise))
+    """Inverse of the covariance, and which of the uncertain rows are doubted: they weigh less.
+
+    A value is doubted if it contradicts what all others say of it. The worst one goes first, since
+    it makes its neighbours look wrong as well.
+    """
+    inverse = np.asarray(np.linalg.inv(full + np.diag(noise)), np.float64)
     give_way()
-    doubt = _doubt(inverse, residual)
-    doubted = uncertain[doubt[uncertain] > 0.0]
-    rows = inverse[doubted]
-    middle = np.diag(1.0 / doubt[doubted]) + rows[:, doubted]
-    return inverse - rows.T @ np.linalg.solve(middle, rows), doubted
+    doubted: list[int] = []
+    while len(uncertain) and len(doubted) < MOST_DOUBTED:
+        spread = np.diag(inverse)
+        left_out = inverse @ residual / spread
+        size = (np.abs(left_out) * np.sqrt(spread))[uncertain]
+        worst = int(uncertain[size.argmax()])
+        if size.max() <= OUTLIER:
+            break
+        doubted.append(worst)
+        doubt = left_out[worst] ** 2
+        row = inverse[worst].copy()
+        inverse = inverse - np.outer(row, row * (doubt / (1.0 + doubt * row[worst])))
+        give_way()
+    return inverse, np.array(doubted, dtype=np.int64)
