@@ -12,7 +12,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from vllm_nfp.give_way import give_way
 from vllm_nfp.surface.prior import FloatArray, IntArray, Part
+
+MUCH = 10_000
+"""Covariances of which one part takes some tenths of a millisecond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +201,8 @@ def covariance(some: Functionals, others: Functionals, hyper: Hyperparameters) -
             y, sums_y = _places(others, part, theirs)
             found = sums_x @ hyper.of(part)(x, y) @ sums_y.T
         total[np.ix_(mine, theirs)] += found
+        if total.size > MUCH:
+            give_way()
     return total
 
 
