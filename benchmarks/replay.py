@@ -73,6 +73,9 @@ pairs in CUDA graphs 0.7 to 1.4 % are more than 5 % off, with two ranks 4 %."""
 OFFSET = 0.15
 """log of a real step over a probed one: host, sampling."""
 NEAR = 0.15
+CERTAIN = 0.03
+"""Largest standard deviation of a recorded log t(N) / t(1) of which a draft length is judged: host
+stops make some recorded steps without a CUDA graph worth little."""
 
 
 @dataclass
@@ -266,12 +269,16 @@ def _score_boundaries(
 
 def _score_drafts(answers: Answers, server: Server, cell: Cell, into: Score) -> None:
     truth = dict(zip(server.positions[cell], server.ratios(Module.MODEL, cell), strict=True))
+    spread = server.deviations(Module.MODEL, cell)
     if not np.isfinite(list(truth.values())).all():
         return
+    certain = {n for n, s in zip(truth, spread, strict=True) if s <= CERTAIN}
     for acceptance in ACCEPTANCES:
         goodput = {n: expected_tokens(n - 1, acceptance) / ratio for n, ratio in truth.items()}
         chosen = answers.draft(cell, acceptance) + 1
         at = max(n for n in goodput if n <= chosen)
+        if at not in certain or max(goodput, key=goodput.__getitem__) not in certain:
+            continue
         share = goodput[at] / max(goodput.values())
         into.drafts += 1
         into.good_drafts += int(share >= 0.98)
