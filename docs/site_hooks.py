@@ -32,6 +32,7 @@ NAV = {
     "Trust": [
         "theory.md",
         "estimation.md",
+        "surface.md",
         "validation.md",
         "overhead.md",
         "faults.md",

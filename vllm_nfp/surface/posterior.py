@@ -15,17 +15,18 @@ from vllm_nfp.surface.scale import UNKNOWN, log_evidence
 from vllm_nfp.types import Module, Shape
 
 OUTLIER = 3.5
-"""Standard deviations from what all other observations say, from which on one is not trusted."""
+"""An observation that is so many standard deviations from what all others say is doubted."""
 MOST_DOUBTED = 8
-"""Observations that are doubted at a time."""
+"""Observations that are doubted in one posterior."""
 CERTAIN = 3
-"""Pairs of a shape that no other shape can cast doubt on."""
+"""A shape with so many pairs is never doubted."""
 AGREE = 3.0
-"""Standard deviations within which two observations of the same tokens become one."""
+"""Two observations of the same tokens become one within so many standard deviations."""
 MOST_FOR_SCALE = 48
-"""Observations of a module from which the size of its errors is fitted."""
-STEP_OFFSET = 0.5
-"""Standard deviation of the log factor between real steps and probed ones: host, sampling."""
+"""Largest number of a module's observations from which the size of its errors is fitted."""
+STEP_OFFSET = 5.0
+"""Standard deviation of the log factor between real steps and the prior's unit. A generic prior is
+not in seconds, and real steps include the host and sampling: only their ratios count."""
 NONE = np.zeros(0)
 
 
@@ -34,13 +35,12 @@ class Posterior:
     """Mean and covariance of any row of the parts' errors.
 
     Attributes:
-        factors: size of this model's own errors, by part, shape [parts].
-        rows: of the observations, with these factors.
-        inverse: of their covariance, noise included.
-        solved: inverse (observed - expected).
-        measured: what pairs were run of.
-        doubted: shapes whose few pairs contradict all else: an outlier, or news. Another pair
-            tells.
+        factors: size of this model's errors relative to other models', by part, shape [parts].
+        rows: the observations as functionals, scaled by the factors.
+        inverse: inverse of the observations' covariance, noise included.
+        solved: inverse @ (observed - expected).
+        measured: keys of the shapes that pairs were run of.
+        doubted: shapes whose one or two pairs contradict all others. Measure them again.
     """
 
     hyper: Hyperparameters
@@ -69,7 +69,7 @@ class _Seen:
 
 
 def condition(prior: Prior, hyper: Hyperparameters, seen: Observations) -> Posterior:
-    """The posterior; the prior itself without an observation."""
+    """The posterior given the observations; without any it is the prior."""
     rows, expected = rows_at(
         prior, [r.module for r in seen.ratios], [r.shape for r in seen.ratios], over_one=True
     )
@@ -162,10 +162,13 @@ def _factors(
 def _inverse(
     full: FloatArray, noise: FloatArray, residual: FloatArray, uncertain: IntArray
 ) -> tuple[FloatArray, IntArray]:
-    """Inverse of the covariance, and which of the uncertain rows are doubted: they weigh less.
+    """The inverse of the covariance, and the indices of doubted rows, whose noise is raised.
 
-    A value is doubted if it contradicts what all others say of it. The worst one goes first, since
-    it makes its neighbours look wrong as well.
+    A row is doubted if it contradicts the prediction from all others. The worst row goes first,
+    because it makes its neighbours look wrong as well.
+
+    Args:
+        uncertain: indices of the rows that may be doubted.
     """
     inverse = np.asarray(np.linalg.inv(full + np.diag(noise)), np.float64)
     give_way()

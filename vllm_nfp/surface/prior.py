@@ -1,8 +1,8 @@
-"""What is expected of a step before anything is measured: its parts, for each N of a cell.
+"""The expected step before any measurement: seconds of its parts, for each N of a cell.
 
-The prior keeps the cliffs. A step beyond the largest CUDA graph is launched kernel by kernel, and
-takes the longer of its work on the GPU and of its launches; how long those take is not known, where
-they begin is. So launching is a part like the others, with a wide uncertainty of its own.
+Cliffs belong to the prior. A step beyond the largest CUDA graph is launched kernel by kernel. It
+takes the longer of its GPU work and its launches. The place of this cliff is known, the time of the
+launches is not. So launches are a part of the step with a wide uncertainty.
 """
 
 from __future__ import annotations
@@ -26,16 +26,18 @@ FloatArray: TypeAlias = NDArray[np.float64]
 IntArray: TypeAlias = NDArray[np.int64]
 
 SHARPNESS = 2.8
-"""Power of the mean of work and launches: what their maximum is on average, and how often launches
-bound it, where the time of launches is known within a factor of exp(0.6) (1.702 / 0.6)."""
+"""Exponent of the power mean of work and launches. It is 1.702 / 0.6: the mean then is about the
+expected maximum, where log launch time has a standard deviation of 0.6."""
 LAUNCH_SECONDS_PER_LAYER = 8e-4
-"""Launching a layer without a CUDA graph. Recorded on H100 hosts: 0.5 to 1.6 ms
-(benchmarks/results/2026-11-26-h100-draft-lengths); its uncertainty is in the kernel."""
+"""Host time to launch one layer without a CUDA graph. Recorded on H100 hosts: 0.5 to 1.6 ms
+(benchmarks/results/2026-11-26-h100-draft-lengths)."""
+ACTIVE = 1.0 / 16.0
+"""Share of the experts that a token activates, where the model is not known."""
 CELLS_KEPT = 512
 
 
 class Part(IntEnum):
-    """Parts of a step whose errors are independent; the values are columns."""
+    """Parts of a step. Their errors are independent; the values index arrays."""
 
     DENSE_FFN = 0
     MOE_FFN = 1
@@ -170,9 +172,9 @@ def generic_prior(
 ) -> Prior:
     """A guess for an unknown device or model; give it wide hyperparameters.
 
-    A part that works on tokens is flat up to the knee and then linear in B x N. Attention is linear
-    in B x L; its positions cost like tokens. Only ratios matter: the step of one sequence without
-    context takes 1.
+    A part that works on tokens is flat up to the knee and then linear in B x N. Experts cost like
+    the number of distinct ones that uniform routing activates. Attention is linear in B x L, and
+    flat in N up to 16 positions. Only ratios matter: a step of one token without context takes 1.
 
     Args:
         modules: those of the model.
@@ -190,6 +192,11 @@ def generic_prior(
         ffns = [PART_OF[m] for m in modules if m in (Module.DENSE_FFN, Module.MOE_FFN)]
         for part in ffns:
             seconds[part] = 0.6 / len(ffns) * flat
+        if Part.MOE_FFN in ffns:
+            tokens = batch_size * positions
+            active = (1.0 - (1.0 - ACTIVE) ** tokens) / ACTIVE
+            each = np.maximum(1.0, tokens * ACTIVE / knee)
+            seconds[Part.MOE_FFN] = 0.6 / len(ffns) * active * each
         if Module.COMMUNICATION in modules:
             seconds[Part.COMMUNICATION] = 0.1 * flat
         seconds[Part.OTHER] = (0.4 if ffns else 1.0) * flat
