@@ -19,10 +19,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.replay import METHODS, STARTUP_SECONDS, Score, replay
+from benchmarks.replay import METHODS, STARTUP_SECONDS, replay
 from benchmarks.replay_fit import hyperparameters_from
 from benchmarks.replay_methods import SurfaceMethod
 from benchmarks.replay_recorded import Server, all_servers
+from benchmarks.replay_score import Score
 from vllm_nfp.surface import posterior
 from vllm_nfp.surface.kernel import Hyperparameters, ShapeKernel, TokenKernel
 from vllm_nfp.surface.observations import Observations, Pool

@@ -23,11 +23,10 @@ from vllm_nfp.surface.answers import (
     CellAnswer,
     answers,
     block_of,
-    boundary,
-    draft_length,
     questions,
 )
 from vllm_nfp.surface.chooser import Candidate, Concern, Decisions, rank
+from vllm_nfp.surface.decide import boundary, draft_length
 from vllm_nfp.surface.kernel import Hyperparameters
 from vllm_nfp.surface.observations import Observations, Pool
 from vllm_nfp.surface.posterior import Posterior, condition

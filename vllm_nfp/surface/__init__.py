@@ -5,18 +5,15 @@ Numbers in, numbers out: numpy, no torch, no vLLM. docs/surface.md describes it.
 
 from vllm_nfp.surface.answers import (
     Basis,
-    BoundaryAnswer,
     CellAnswer,
-    DraftAnswer,
     Questions,
     answers,
     block_of,
-    boundary,
-    draft_length,
     questions,
 )
 from vllm_nfp.surface.chooser import Candidate, Concern, Decisions, rank
 from vllm_nfp.surface.constants import GENERIC, RECORDED
+from vllm_nfp.surface.decide import BoundaryAnswer, DraftAnswer, boundary, draft_length
 from vllm_nfp.surface.kernel import Hyperparameters
 from vllm_nfp.surface.observations import Observations, Pool, Ratio, Share, StepTime
 from vllm_nfp.surface.posterior import Posterior, condition
