@@ -83,7 +83,7 @@ class Simulation:
             shape = self._method.next(frozenset(self._ready), None)
             if shape is None or (left := left - self._cost(shape)) < 0.0:
                 return
-            self._run(shape, 0.0)
+            self.run_pair(shape, 0.0)
 
     def serve(self, begin: float, end: float) -> None:
         """Traffic between two moments."""
@@ -117,7 +117,7 @@ class Simulation:
             return now
         self._budget.started()
         self._budget.spend(cost)
-        self._run(self._wanted, now)
+        self.run_pair(self._wanted, now)
         self._wanted = None
         return now + cost
 
@@ -137,7 +137,8 @@ class Simulation:
     def _cost(self, shape: Shape) -> float:
         return pair_seconds(self._server, shape, frozenset(self._ready))
 
-    def _run(self, shape: Shape, now: float) -> None:
+    def run_pair(self, shape: Shape, now: float) -> None:
+        """Run a pair and hand it to the method."""
         server, cell = self._server, (shape.batch_size, shape.context)
         inside = bool(server.prior(*cell).in_graph[shape.positions - 1])
         self._ready |= {shape, replace(shape, positions=1)}
