@@ -2,7 +2,7 @@
 
     python -m benchmarks.replay_ablations benchmarks/results --only qwen3-14b,qwen2.5-7b
 
-Prints a row for each variant after the scan at the start and after a minute of traffic.
+Prints a row for each variant and moment.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import replay_methods
 from benchmarks.replay import METHODS, STARTUP_SECONDS, replay
 from benchmarks.replay_fit import hyperparameters_from
 from benchmarks.replay_methods import SurfaceMethod
@@ -29,7 +30,7 @@ from vllm_nfp.surface.kernel import Hyperparameters, ShapeKernel, TokenKernel
 from vllm_nfp.surface.observations import Observations, Pool
 from vllm_nfp.surface.scale import UNKNOWN
 
-MOMENTS = (0.0, 60.0)
+MOMENTS = (0.0, 60.0, 600.0)
 FAMILIES = "qwen3-14b,qwen2.5-7b,llama-3.2-1b,phi-3-mini,qwen3-235b-a22b,qwen3-8b"
 """Those whose kernels fitted no constant of the prediction; olmoe-1b-7b takes too long."""
 
@@ -80,6 +81,12 @@ def _no_doubt() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _launches_as_expected() -> Iterator[None]:
+    with mock.patch.object(replay_methods, "LAUNCH_KNOWN", 0.0):
+        yield
+
+
 Change = Callable[[Hyperparameters], Hyperparameters]
 VARIANTS: dict[str, tuple[str, Change, Callable[[], contextlib.AbstractContextManager[None]]]] = {
     "as it is": ("surface", lambda h: h, contextlib.nullcontext),
@@ -89,6 +96,7 @@ VARIANTS: dict[str, tuple[str, Change, Callable[[], contextlib.AbstractContextMa
     "one process for the whole step": ("surface", _one_process, contextlib.nullcontext),
     "even jumps between kernels": ("surface", _even_jumps, contextlib.nullcontext),
     "size of a model's errors not fitted": ("surface", lambda h: h, _own_size_unknown),
+    "launch time not replaced": ("surface", lambda h: h, _launches_as_expected),
     "no doubt of single pairs": ("surface", lambda h: h, _no_doubt),
     "without modules' shares": ("shares", lambda h: h, contextlib.nullcontext),
     "without real steps": ("steps", lambda h: h, contextlib.nullcontext),

@@ -29,13 +29,15 @@ from vllm_nfp.surface.chooser import Candidate, Concern, Decisions, rank
 from vllm_nfp.surface.decide import boundary, draft_length
 from vllm_nfp.surface.kernel import Hyperparameters
 from vllm_nfp.surface.observations import Observations, Pool
-from vllm_nfp.surface.posterior import Posterior, condition
-from vllm_nfp.surface.prior import Prior
+from vllm_nfp.surface.posterior import Posterior, condition, launch_time
+from vllm_nfp.surface.prior import Prior, with_launch
 from vllm_nfp.types import Module, Shape
 
 EPSILONS = (0.05, 0.1, 0.2)
 ACCEPTANCES = (0.5, 0.7, 0.9)
 SLACK = 0.0
+LAUNCH_KNOWN = 0.5
+"""Part of the prior's deviation below which the prior's launch time is replaced."""
 EVERYWHERE = 0.7
 """Weight of the reported cells together, against that of the cells with traffic."""
 MOST_CONCERNS, MOST_CANDIDATES = 10, 80
@@ -158,10 +160,10 @@ class SurfaceMethod:
             ),
             (0.0,) * len(positions),
         )
-        posterior = condition(self._prior, self._hyper, self.pool.compressed(self._now))
+        prior, posterior = self._conditioned(self.pool.compressed(self._now))
         if posterior.doubted:
             return list(posterior.doubted[:2])
-        best = rank(self._prior, posterior, candidates, concerns, decisions, most=4)
+        best = rank(prior, posterior, candidates, concerns, decisions, most=4)
         return [candidate.shape for candidate in best]
 
     def _in_graph(self, shape: Shape) -> bool:
@@ -181,7 +183,16 @@ class SurfaceMethod:
     def answers(self, now: float) -> SurfaceAnswers:
         """See :class:`Method`."""
         seen = self.pool.compressed(now) if self._learns else Observations()
-        return SurfaceAnswers(self._server, self._prior, condition(self._prior, self._hyper, seen))
+        return SurfaceAnswers(self._server, *self._conditioned(seen))
+
+    def _conditioned(self, seen: Observations) -> tuple[Prior, Posterior]:
+        """The posterior, and the prior that it is of: with launches as they were measured."""
+        posterior = condition(self._prior, self._hyper, seen)
+        log_factor, deviation = launch_time(posterior)
+        if deviation > LAUNCH_KNOWN * self._hyper.launch:
+            return self._prior, posterior
+        prior = with_launch(self._prior, log_factor, deviation)
+        return prior, condition(prior, self._hyper, seen)
 
 
 class SurfaceAnswers:

@@ -16,8 +16,14 @@ from vllm_nfp.surface.constants import GENERIC, RECORDED
 from vllm_nfp.surface.decide import BoundaryAnswer, DraftAnswer, boundary, draft_length
 from vllm_nfp.surface.kernel import Hyperparameters
 from vllm_nfp.surface.observations import Observations, Pool, Ratio, Share, StepTime
-from vllm_nfp.surface.posterior import Posterior, condition
-from vllm_nfp.surface.prior import Prior, PriorCell, generic_prior, predicted_prior
+from vllm_nfp.surface.posterior import Posterior, condition, launch_time
+from vllm_nfp.surface.prior import (
+    Prior,
+    PriorCell,
+    generic_prior,
+    predicted_prior,
+    with_launch,
+)
 
 __all__ = [
     "GENERIC",
@@ -45,7 +51,9 @@ __all__ = [
     "condition",
     "draft_length",
     "generic_prior",
+    "launch_time",
     "predicted_prior",
     "questions",
     "rank",
+    "with_launch",
 ]

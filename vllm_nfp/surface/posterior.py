@@ -57,6 +57,21 @@ class Posterior:
         return cross.T @ self.solved, cross
 
 
+def launch_time(posterior: Posterior) -> tuple[float, float]:
+    """What measurements say of launches: log of their time over the prior's, and its deviation.
+
+    :func:`vllm_nfp.surface.prior.with_launch` takes it. The maximum of work and launches is not
+    linear, so a prior that is far off should be moved before the posterior is taken again.
+    """
+    weights = np.zeros((1, 2, len(Part)))
+    weights[0, 0, Part.LAUNCH] = 1.0
+    ones = np.ones((1, 2), dtype=np.int64)
+    alone = Functionals(np.ones((1, 2, 3), dtype=np.int64), ones, ones, weights)
+    mean, cross = posterior.mean(alone)
+    variance = posterior.hyper.launch**2 - float((cross.T @ posterior.inverse @ cross)[0, 0])
+    return float(mean[0]), max(variance, 0.0) ** 0.5
+
+
 @dataclass(slots=True)
 class _Seen:
     """Observations of one kind in the making."""

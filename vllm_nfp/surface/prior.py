@@ -8,7 +8,7 @@ launches is not. So launches are a part of the step with a wide uncertainty.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import lru_cache
 from typing import TypeAlias
@@ -25,9 +25,9 @@ from vllm_nfp.types import Module
 FloatArray: TypeAlias = NDArray[np.float64]
 IntArray: TypeAlias = NDArray[np.int64]
 
-SHARPNESS = 2.8
-"""Exponent of the power mean of work and launches. It is 1.702 / 0.6: the mean then is about the
-expected maximum, where log launch time has a standard deviation of 0.6."""
+LAUNCH_DEVIATION = 0.6
+"""Standard deviation of log launch time before a step without a CUDA graph was measured."""
+LEAST_LAUNCH_DEVIATION = 0.15
 LAUNCH_SECONDS_PER_LAYER = 8e-4
 """Host time to launch one layer without a CUDA graph. Recorded on H100 hosts: 0.5 to 1.6 ms
 (benchmarks/results/2026-11-26-h100-draft-lengths)."""
@@ -106,16 +106,44 @@ Prior: TypeAlias = Callable[[int, int], PriorCell]
 """(batch size, context) -> the expected step."""
 
 
-def _step(seconds: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """log of the whole step's time, and its derivative by the log of each part."""
+def with_launch(prior: Prior, log_factor: float, deviation: float) -> Prior:
+    """The prior with another launch time, as steps without a CUDA graph have shown it.
+
+    Args:
+        log_factor: log of the launch time over that of ``prior``.
+        deviation: standard deviation of its log.
+    """
+
+    @lru_cache(maxsize=CELLS_KEPT)
+    def cell(batch_size: int, context: int) -> PriorCell:
+        known = prior(batch_size, context)
+        seconds = known.seconds.copy()
+        seconds[Part.LAUNCH] *= np.exp(log_factor)
+        log_step, shares = _step(seconds, deviation)
+        return replace(known, seconds=seconds, log_step=log_step, shares=shares)
+
+    return cell
+
+
+def _step(
+    seconds: FloatArray, deviation: float = LAUNCH_DEVIATION
+) -> tuple[FloatArray, FloatArray]:
+    """log of the whole step's time, and its derivative by the log of each part.
+
+    A power mean of work and launches stands for the expectation of their maximum, where log launch
+    time has this standard deviation: with the exponent 1.702 / deviation its derivative is the
+    logistic approximation of the probability that launches bound the step.
+    """
+    power = 1.702 / max(deviation, LEAST_LAUNCH_DEVIATION)
     total = seconds[list(WORK)].sum(axis=0)
-    work, launch = total**SHARPNESS, seconds[Part.LAUNCH] ** SHARPNESS
+    # Relative to the work, since powers of seconds may underflow.
+    work, launch = np.ones_like(total), (seconds[Part.LAUNCH] / total) ** power
     bound_by_work = work / (work + launch)
     shares = np.zeros_like(seconds)
     shares[list(WORK)] = seconds[list(WORK)] / total * bound_by_work
     shares[Part.LAUNCH] = 1.0 - bound_by_work
     shares[Part.STEP] = 1.0
-    return np.log(work + launch) / SHARPNESS, shares
+    return np.log(total) + np.log(work + launch) / power, shares
 
 
 def predicted_prior(
