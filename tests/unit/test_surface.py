@@ -24,8 +24,10 @@ from vllm_nfp.surface import (
     condition,
     draft_length,
     generic_prior,
+    launch_time,
     predicted_prior,
     questions,
+    with_launch,
 )
 from vllm_nfp.surface.kernel import covariance
 from vllm_nfp.surface.observations import MOST_SHAPES, USUAL_NOISE
@@ -284,3 +286,26 @@ def test_real_steps_tell_how_t1_grows_with_the_batch(prior: Prior) -> None:
     assert known.covariance[at, at] < unknown.covariance[at, at]
     assert known.log_ratio[at] == pytest.approx(unknown.log_ratio[at], abs=0.01)
     assert set(PART_OF) == set(Module) - {Module.MODEL}
+
+
+def test_measured_launches_replace_the_expected_ones(prior: Prior) -> None:
+    slower = with_launch(prior, math.log(3.0), 0.2)
+    shapes = [Shape(64, 1024, n) for n in (12, 16, 24)]
+    ratios = tuple(
+        Ratio(Module.MODEL, s, expected(slower, Module.MODEL, s), 0.05**2, 3) for s in shapes
+    )
+    log_factor, deviation = launch_time(condition(prior, RECORDED, Observations(ratios)))
+    assert log_factor > 0.5 * math.log(3.0) and deviation < 0.5 * RECORDED.launch
+    nothing = launch_time(condition(prior, RECORDED, Observations()))
+    assert nothing == (0.0, RECORDED.launch)
+    for n in (2, 12):
+        known, moved = (p(64, 1024).log_seconds(Module.MODEL)[n - 1] for p in (prior, slower))
+        assert bool(moved > known) is (64 * n > 512)
+
+
+def test_known_launches_bound_a_step_or_cost_nothing(prior: Prior) -> None:
+    """Attention over long contexts takes longer than any launches: leaving the graphs is free."""
+    hidden = with_launch(prior, math.log(0.5), 0.15)(128, 16384)
+    work = np.log(hidden.seconds[: Part.LAUNCH].sum(axis=0))
+    assert hidden.log_seconds(Module.MODEL) == pytest.approx(work, abs=1e-3)
+    assert not hidden.in_graph[7]
