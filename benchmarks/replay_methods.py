@@ -267,7 +267,9 @@ class GridMethod:
         target = self._planner.next(
             live, lambda t: Shape(t.batch_size, t.context, t.positions) in ready
         )
-        return target and Shape(target.batch_size, target.context, target.positions)
+        if target is None:
+            return None
+        return Shape(target.batch_size, target.context, target.positions)
 
     def add(self, pair: Measured, now: float) -> None:
         """See :class:`Method`."""
