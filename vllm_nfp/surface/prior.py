@@ -29,7 +29,7 @@ LAUNCH_DEVIATION = 0.6
 """Standard deviation of log launch time before a step without a CUDA graph was measured."""
 LEAST_LAUNCH_DEVIATION = 0.15
 LAUNCH_SECONDS_PER_LAYER = 8e-4
-"""Host time to launch one layer without a CUDA graph. Recorded on H100 hosts: 0.5 to 1.6 ms
+"""Host time to launch one layer without a CUDA graph. Recorded on H100 hosts: 0.7 to 1.6 ms
 (benchmarks/results/2026-11-26-h100-draft-lengths)."""
 ACTIVE = 1.0 / 16.0
 """Share of the experts that a token activates, where the model is not known."""
