@@ -43,6 +43,7 @@ NAV = {
         "measured.md",
         "theory.md",
         "estimation.md",
+        "surface.md",
         "validation.md",
         "draft-results.md",
         "overhead.md",

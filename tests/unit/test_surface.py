@@ -1,0 +1,311 @@
+"""The cost surface: what it says before, near and far from measurements."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from vllm_nfp.principle import Serving, shape_from_config, target_of
+from vllm_nfp.surface import (
+    GENERIC,
+    RECORDED,
+    Basis,
+    BoundaryAnswer,
+    CellAnswer,
+    Observations,
+    Pool,
+    Prior,
+    Ratio,
+    answers,
+    block_of,
+    boundary,
+    condition,
+    draft_length,
+    generic_prior,
+    launch_time,
+    predicted_prior,
+    questions,
+    with_launch,
+)
+from vllm_nfp.surface.kernel import covariance
+from vllm_nfp.surface.observations import MOST_SHAPES, USUAL_NOISE
+from vllm_nfp.surface.posterior import Posterior
+from vllm_nfp.surface.prior import PART_OF, Part
+from vllm_nfp.surface.rows import rows_at
+from vllm_nfp.surface.scale import UNKNOWN, log_evidence
+from vllm_nfp.types import Module, Shape
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+}
+POSITIONS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32)
+CELLS = ((1, 1024), (8, 1024), (8, 4096), (32, 4096))
+MODULES = (Module.DENSE_FFN, Module.ATTENTION, Module.MODEL)
+
+
+@pytest.fixture(scope="module")
+def prior() -> Prior:
+    return predicted_prior(shape_from_config(CONFIG), target_of("H100-SXM"), Serving(), 32)
+
+
+def expected(prior: Prior, module: Module, shape: Shape) -> float:
+    curve = prior(shape.batch_size, shape.context).log_seconds(module)
+    return float(curve[shape.positions - 1] - curve[0])
+
+
+def seen(prior: Prior, error: float, *shapes: Shape, samples: int = 1) -> Observations:
+    """Pairs whose log ratios lie by ``error`` over what the prior says."""
+    return Observations(
+        tuple(
+            Ratio(m, s, expected(prior, m, s) + error, USUAL_NOISE[m] ** 2, samples)
+            for s in shapes
+            for m in MODULES
+        )
+    )
+
+
+def ask(
+    prior: Prior, posterior: Posterior, module: Module, batch_size: int, context: int
+) -> CellAnswer:
+    asked = questions(prior, posterior.hyper, [(module, batch_size, context)], POSITIONS)
+    return answers(posterior, asked)[block_of(module, batch_size, context)]
+
+
+def test_without_an_observation_all_is_predicted(prior: Prior) -> None:
+    posterior = condition(prior, RECORDED, Observations())
+    for module in MODULES:
+        for cell in CELLS:
+            found = ask(prior, posterior, module, *cell)
+            curve = prior(*cell).log_seconds(module)[np.array(POSITIONS) - 1]
+            assert found.log_ratio == pytest.approx(curve - curve[0])
+            assert set(found.basis) == {Basis.PREDICTED}
+            low, high = found.interval
+            assert low[0] == pytest.approx(1.0, abs=1e-6) and high[0] == pytest.approx(1.0)
+            assert (low[1:] < found.ratio[1:]).all() and (found.ratio[1:] < high[1:]).all()
+
+
+def test_a_pair_moves_its_shape_and_narrows_it(prior: Prior) -> None:
+    shape = Shape(8, 4096, 8)
+    before = ask(prior, condition(prior, RECORDED, Observations()), Module.MODEL, 8, 4096)
+    posterior = condition(prior, RECORDED, seen(prior, 0.02, shape))
+    after = ask(prior, posterior, Module.MODEL, 8, 4096)
+    at = POSITIONS.index(8)
+    assert after.log_ratio[at] - before.log_ratio[at] == pytest.approx(0.02, abs=0.005)
+    assert after.covariance[at, at] < 0.2 * before.covariance[at, at]
+    assert after.basis[at] is Basis.MEASURED
+
+
+def test_an_ffn_knows_no_context(prior: Prior) -> None:
+    posterior = condition(prior, RECORDED, seen(prior, 0.02, Shape(8, 1024, 8)))
+    here, there = (ask(prior, posterior, Module.DENSE_FFN, 8, c) for c in (1024, 16384))
+    assert here.log_ratio.tolist() == there.log_ratio.tolist()
+    assert there.basis[POSITIONS.index(8)] is Basis.MEASURED
+    attention = ask(prior, posterior, Module.ATTENTION, 8, 16384)
+    assert attention.basis[POSITIONS.index(8)] is not Basis.MEASURED
+
+
+def test_as_many_tokens_in_another_batch_tell_of_an_ffn(prior: Prior) -> None:
+    shapes = (Shape(8, 1024, 4), Shape(8, 1024, 8), Shape(8, 1024, 16))
+    posterior = condition(prior, RECORDED, seen(prior, 0.03, *shapes))
+    found = ask(prior, posterior, Module.DENSE_FFN, 4, 4096)
+    unknown = ask(prior, condition(prior, RECORDED, Observations()), Module.DENSE_FFN, 4, 4096)
+    at = POSITIONS.index(16)  # 64 tokens, as 8 x 8
+    assert found.covariance[at, at] < unknown.covariance[at, at]
+
+
+def test_doubt_falls_on_one_pair_that_contradicts_all_others(prior: Prior) -> None:
+    shapes = [Shape(8, c, n) for c in (1024, 4096) for n in (2, 4, 8, 12)]
+    odd = Shape(8, 1024, 6)
+    normal = seen(prior, 0.0, *shapes)
+    posterior = condition(prior, RECORDED, normal + seen(prior, 0.3, odd))
+    assert posterior.doubted == (odd,)
+    moved = ask(prior, posterior, Module.MODEL, 8, 1024).log_ratio[POSITIONS.index(6)]
+    assert moved - expected(prior, Module.MODEL, odd) < 0.05
+    told_thrice = condition(prior, RECORDED, normal + seen(prior, 0.3, odd, samples=3))
+    assert odd not in told_thrice.doubted
+    moved = ask(prior, told_thrice, Module.MODEL, 8, 1024).log_ratio[POSITIONS.index(6)]
+    assert moved - expected(prior, Module.MODEL, odd) == pytest.approx(0.3, abs=0.02)
+
+
+def test_the_intervals_hold_what_the_prior_may_bring(prior: Prior) -> None:
+    """Errors drawn from the kernel itself: the posterior is exact, so its intervals must hold."""
+    rng = np.random.default_rng(5)
+    shapes = [Shape(b, c, n) for b, c in CELLS for n in POSITIONS[1:]]
+    known = [0, 7, 13, 20, 26, 33]
+    rows, says = rows_at(prior, [Module.ATTENTION] * len(shapes), shapes, over_one=True)
+    spread = covariance(rows, rows, RECORDED)
+    root = np.linalg.cholesky(spread + 1e-10 * np.eye(len(shapes)))
+    held = []
+    for _ in range(60):
+        truth = says + UNKNOWN * root @ rng.standard_normal(len(shapes))
+        noise = USUAL_NOISE[Module.ATTENTION]
+        ratios = tuple(
+            Ratio(
+                Module.ATTENTION, shapes[i],
+                float(truth[i] + noise * rng.standard_normal()), noise**2, 1,
+            )
+            for i in known
+        )  # fmt: skip
+        posterior = condition(prior, RECORDED, Observations(ratios))
+        for i in set(range(len(shapes))) - set(known):
+            shape = shapes[i]
+            found = ask(prior, posterior, Module.ATTENTION, shape.batch_size, shape.context)
+            low, high = found.interval
+            at = POSITIONS.index(shape.positions)
+            held.append(low[at] <= math.exp(truth[i]) <= high[at])
+    assert 0.93 < np.mean(held) <= 0.995
+
+
+def test_a_boundary_lies_in_its_interval(prior: Prior) -> None:
+    posterior = condition(prior, RECORDED, seen(prior, 0.0, Shape(8, 1024, 8)))
+    for module in MODULES:
+        for cell in CELLS:
+            found = ask(prior, posterior, module, *cell)
+            last = 0
+            for epsilon in (0.05, 0.1, 0.2):
+                answer = boundary(found, epsilon)
+                assert answer.lower <= answer.positions <= answer.upper
+                assert answer.positions in POSITIONS and answer.positions >= last
+                assert answer.at_limit is (answer.positions == POSITIONS[-1])
+                last = answer.positions
+
+
+def flat(log_ratio: list[float], deviation: float = 0.0) -> CellAnswer:
+    rng = np.random.default_rng(1)
+    mean = np.array(log_ratio)
+    curves = np.exp(mean + deviation * rng.standard_normal((256, len(mean))) * (mean >= 0))
+    curves[:, 0] = 1.0
+    return CellAnswer(
+        Module.MODEL, 1, 1024, np.arange(1, len(mean) + 1), mean,
+        deviation**2 * np.eye(len(mean)), (Basis.MEASURED,) * len(mean), curves,
+    )  # fmt: skip
+
+
+def test_a_boundary_on_known_curves() -> None:
+    assert boundary(flat([0.0, 0.0, 0.0]), 0.1) == BoundaryAnswer(
+        0.1, 3, 3, 3, True, Basis.MEASURED
+    )
+    over_and_under = boundary(flat([0.0, 0.3, 0.0]), 0.1)
+    assert over_and_under.positions == 1 and not over_and_under.at_limit
+
+
+def test_a_draft_length_takes_what_pays() -> None:
+    free = draft_length(flat([0.0, 0.0, 0.0]), np.array([1.0, 1.7, 2.19]), np.zeros(3))
+    assert (free.draft_length, free.lower, free.upper) == (2, 2, 2)
+    assert free.gain == pytest.approx(2.19) and free.expected_loss == 0.0
+    dear = draft_length(flat([0.0, 1.0, 2.0]), np.array([1.0, 1.7, 2.19]), np.zeros(3))
+    assert dear.draft_length == 0 and dear.gain == 1.0
+    slow_drafts = draft_length(
+        flat([0.0, 0.0, 0.0]), np.array([1.0, 1.7, 2.19]), np.array([0.0, 0.5, 1.5])
+    )
+    assert slow_drafts.draft_length == 1
+    unsure = draft_length(flat([0.0, 0.4, 0.7], 0.2), np.array([1.0, 1.7, 2.19]), np.zeros(3))
+    assert unsure.lower <= unsure.draft_length <= unsure.upper and unsure.expected_loss > 0.0
+
+
+def test_steps_without_a_graph_cost_launches(prior: Prior) -> None:
+    cell = prior(32, 1024)
+    assert cell.in_graph.tolist() == [32 * n <= 512 for n in range(1, 33)]
+    launch = cell.seconds[Part.LAUNCH]
+    assert (launch[cell.in_graph] == 0.0).all() and (launch[~cell.in_graph] > 0.0).all()
+    shares = cell.weights(Module.MODEL)
+    assert np.delete(shares, Part.STEP, axis=0).sum(axis=0) == pytest.approx(1.0)
+    work = cell.seconds[: Part.LAUNCH].sum(axis=0)
+    assert (np.exp(cell.log_seconds(Module.MODEL)) >= work * (1.0 - 1e-9)).all()
+
+
+def test_a_generic_prior_is_flat_up_to_its_knee_and_wide() -> None:
+    cell = generic_prior((), 512, knee=128.0)(1, 1024)
+    ffn = np.exp(cell.log_seconds(Module.DENSE_FFN))
+    assert ffn[127] == pytest.approx(ffn[0]) and ffn[511] == pytest.approx(4.0 * ffn[0])
+    assert cell.modules == (Module.DENSE_FFN, Module.ATTENTION, Module.MODEL)
+    found = ask(
+        generic_prior((), 32), condition(generic_prior((), 32), GENERIC, Observations()),
+        Module.MODEL, 8, 4096,
+    )  # fmt: skip
+    low, high = found.interval
+    assert high[-1] / low[-1] > 1.3 and set(found.basis) == {Basis.PREDICTED}
+
+
+def test_a_models_own_errors_set_the_size() -> None:
+    kernel, noise = np.eye(40), 1e-4 * np.eye(40)
+    errors = np.random.default_rng(2).standard_normal(40)
+    small, usual, large = (log_evidence(kernel, noise, f * errors)[0] for f in (0.4, 1.0, 3.0))
+    assert small < 0.6 < usual < 1.6 < large
+    assert log_evidence(kernel, 1e4 * noise, np.zeros(40))[0] < UNKNOWN
+
+
+def test_the_pool_is_bounded_and_withstands_an_outlier() -> None:
+    pool = Pool()
+    for n in range(2, 2 + 2 * MOST_SHAPES):
+        pool.add_pair(Shape(1, 1024, n), {Module.MODEL: 1.1}, {Module.MODEL: 1.0}, float(n))
+    assert len(pool.compressed(0.0).ratios) == MOST_SHAPES
+    pool = Pool()
+    shape = Shape(4, 1024, 4)
+    for ratio in (1.1, 1.5, 1.1):
+        pool.add_pair(shape, {Module.MODEL: ratio}, {Module.MODEL: 1.0}, 0.0)
+    [found] = pool.compressed(0.0).ratios
+    assert found.log_ratio == pytest.approx(math.log(1.1)) and found.samples == 3
+    assert pool.compressed(3600.0).ratios[0].variance > found.variance
+
+
+def test_a_pair_tells_a_modules_share_of_the_step() -> None:
+    pool = Pool()
+    many, one = (
+        {Module.MODEL: 0.011, Module.ATTENTION: 0.003},
+        {
+            Module.MODEL: 0.010,
+            Module.ATTENTION: 0.002,
+        },
+    )
+    pool.add_pair(Shape(4, 1024, 4), many, one, 0.0)
+    [share] = pool.compressed(0.0).shares
+    assert share.shape == Shape(4, 1024, 1) and share.log_share == pytest.approx(math.log(0.2))
+
+
+def test_real_steps_tell_how_t1_grows_with_the_batch(prior: Prior) -> None:
+    """At N = 1 a batch of 8 runs the products of 8 tokens: no pair is needed to learn of these."""
+    pool = Pool()
+    for batch_size in (1, 8, 64):
+        shape = Shape(batch_size, 1024, 1)
+        seconds = math.exp(float(prior(batch_size, 1024).log_seconds(Module.MODEL)[0]) + 0.4)
+        pool.add_step(shape, seconds, 0.0)
+    before = condition(prior, RECORDED, Observations())
+    after = condition(prior, RECORDED, pool.compressed(0.0))
+    at = POSITIONS.index(8)
+    known, unknown = (ask(prior, p, Module.MODEL, 8, 1024) for p in (after, before))
+    assert known.covariance[at, at] < unknown.covariance[at, at]
+    assert known.log_ratio[at] == pytest.approx(unknown.log_ratio[at], abs=0.01)
+    assert set(PART_OF) == set(Module) - {Module.MODEL}
+
+
+def test_measured_launches_replace_the_expected_ones(prior: Prior) -> None:
+    slower = with_launch(prior, math.log(3.0), 0.2)
+    shapes = [Shape(64, 1024, n) for n in (12, 16, 24)]
+    ratios = tuple(
+        Ratio(Module.MODEL, s, expected(slower, Module.MODEL, s), 0.05**2, 3) for s in shapes
+    )
+    log_factor, deviation = launch_time(condition(prior, RECORDED, Observations(ratios)))
+    assert log_factor > 0.5 * math.log(3.0) and deviation < 0.5 * RECORDED.launch
+    nothing = launch_time(condition(prior, RECORDED, Observations()))
+    assert nothing == (0.0, RECORDED.launch)
+    for n in (2, 12):
+        known, moved = (p(64, 1024).log_seconds(Module.MODEL)[n - 1] for p in (prior, slower))
+        assert bool(moved > known) is (64 * n > 512)
+
+
+def test_known_launches_bound_a_step_or_cost_nothing(prior: Prior) -> None:
+    """Attention over long contexts takes longer than any launches: leaving the graphs is free."""
+    hidden = with_launch(prior, math.log(0.5), 0.15)(128, 16384)
+    work = np.log(hidden.seconds[: Part.LAUNCH].sum(axis=0))
+    assert hidden.log_seconds(Module.MODEL) == pytest.approx(work, abs=1e-3)
+    assert not hidden.in_graph[7]

@@ -1,0 +1,114 @@
+"""The replay of recorded servers: its truth, its load, and what the surface makes of it."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT))
+from benchmarks.replay import METHODS, replay
+from benchmarks.replay_fit import hyperparameters_from
+from benchmarks.replay_methods import pair_seconds, true_boundary
+from benchmarks.replay_recorded import Server, all_servers
+from vllm_nfp.surface import RECORDED
+from vllm_nfp.types import Module, Shape
+
+RESULTS = ROOT / "benchmarks/results"
+KEPT = RESULTS / "2026-11-27-surface-replay"
+
+
+@pytest.fixture(scope="module")
+def servers() -> dict[str, Server]:
+    return {server.name: server for server in all_servers(RESULTS)}
+
+
+def test_every_server_is_in_the_split_and_has_hyperparameters(servers: dict[str, Server]) -> None:
+    split = json.loads((KEPT / "split.json").read_text())["families"]
+    assert {name for names in split.values() for name in names} == set(servers)
+    assert all(servers[name].family == family for family in split for name in split[family])
+    sets = json.loads((KEPT / "hyperparameters.json").read_text())
+    assert set(sets) == {"all", *split}
+
+
+def test_what_ships_is_the_set_of_all_families() -> None:
+    fitted = hyperparameters_from(json.loads((KEPT / "hyperparameters.json").read_text())["all"])
+    for part in ("dense_ffn", "moe_ffn", "communication", "other", "attention", "step"):
+        shipped, exact = getattr(RECORDED, part), getattr(fitted, part)
+        for name in shipped.__slots__:
+            assert getattr(shipped, name) == pytest.approx(getattr(exact, name), rel=0.006), name
+    assert (RECORDED.launch, RECORDED.module_bias) == pytest.approx(
+        (fitted.launch, fitted.module_bias), rel=0.006
+    )
+
+
+def test_a_recorded_truth_is_the_recording(servers: dict[str, Server]) -> None:
+    profile = json.loads(
+        (RESULTS / "2026-11-26-h100-draft-lengths/dense/spec/probe/profile-0.json").read_text()
+    )
+    server = servers["dense"]
+    for row in profile["curves"]:
+        cell = (row["batch_size"], row["context"])
+        at = server.positions[cell].index(row["positions"])
+        said = server.ratios(Module(row["module"]), cell)[at]
+        assert said == pytest.approx(row["ratio"])
+    reported = {
+        (row["module"], row["batch_size"], row["context"], row["epsilon"]): row["positions"]
+        for row in profile["boundaries"]
+    }
+    # The replay's grid lacks 7 and 9, so that larger boundaries cannot agree.
+    small = {key: n for key, n in reported.items() if n <= 4}
+    assert len(small) > 10
+    for (module, batch_size, context, epsilon), n in small.items():
+        assert true_boundary(server, Module(module), (batch_size, context), epsilon) == n
+
+
+def test_a_composed_step_is_the_sum_of_its_kernels(servers: dict[str, Server]) -> None:
+    server = servers["qwen3-14b"]
+    for cell in server.cells:
+        step = np.array(server.seconds[Module.MODEL, *cell])
+        parts = sum(
+            server.layers(m) * np.array(server.seconds[m, *cell])
+            for m in (Module.DENSE_FFN, Module.ATTENTION)
+        )
+        assert (step > parts).all() and step[0] < 2.0 * parts[0]
+
+
+def test_a_capture_is_paid_once(servers: dict[str, Server]) -> None:
+    server, shape = servers["qwen3-14b"], Shape(8, 1024, 4)
+    new = pair_seconds(server, shape, frozenset())
+    again = pair_seconds(server, shape, frozenset({shape, Shape(8, 1024, 1)}))
+    assert new - again == pytest.approx(2 * 1.2e-3 * server.shape.num_layers)
+
+
+def test_the_surface_beats_prior_and_grid_after_the_start(servers: dict[str, Server]) -> None:
+    server = servers["qwen3-14b:6"]
+    sets = json.loads((KEPT / "hyperparameters.json").read_text())
+    hyper = hyperparameters_from(sets[server.family])
+    scores = {
+        name: next(
+            replay(server, name, METHODS[name](server, hyper, 0), 0.0, 0, 2.0, moments=(0.0,))
+        )
+        for name in ("surface", "prior", "grid")
+    }
+    surface, prior, grid = scores["surface"], scores["prior"], scores["grid"]
+    assert surface.near / surface.boundaries > 0.9
+    assert surface.near > prior.near > grid.near
+    assert np.median(surface.errors) < 0.5 * np.median(prior.errors)
+    assert 0.9 < surface.covered / surface.points <= 1.0
+    assert surface.good_drafts / surface.drafts > 0.9 > grid.good_drafts / grid.drafts
+
+
+def test_traffic_buys_pairs_within_the_budget(servers: dict[str, Server]) -> None:
+    server = servers["qwen3-14b:6"]
+    hyper = RECORDED
+    after = [
+        score.pairs
+        for score in replay(
+            server, "random", METHODS["random pairs"](server, hyper, 0), 0.0, 0, 0.2, (0.0, 20.0)
+        )
+    ]
+    assert 0 < after[0] < after[1] < after[0] + 40

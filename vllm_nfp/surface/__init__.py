@@ -1,0 +1,59 @@
+"""One cost surface: t(B, N, L) of the step and its modules, from prior and measurements.
+
+Numbers in, numbers out: numpy, no torch, no vLLM. docs/surface.md describes it.
+"""
+
+from vllm_nfp.surface.answers import (
+    Basis,
+    CellAnswer,
+    Questions,
+    answers,
+    block_of,
+    questions,
+)
+from vllm_nfp.surface.chooser import Candidate, Concern, Decisions, rank
+from vllm_nfp.surface.constants import GENERIC, RECORDED
+from vllm_nfp.surface.decide import BoundaryAnswer, DraftAnswer, boundary, draft_length
+from vllm_nfp.surface.kernel import Hyperparameters
+from vllm_nfp.surface.observations import Observations, Pool, Ratio, Share, StepTime
+from vllm_nfp.surface.posterior import Posterior, condition, launch_time
+from vllm_nfp.surface.prior import (
+    Prior,
+    PriorCell,
+    generic_prior,
+    predicted_prior,
+    with_launch,
+)
+
+__all__ = [
+    "GENERIC",
+    "RECORDED",
+    "Basis",
+    "BoundaryAnswer",
+    "Candidate",
+    "CellAnswer",
+    "Concern",
+    "Decisions",
+    "DraftAnswer",
+    "Hyperparameters",
+    "Observations",
+    "Pool",
+    "Posterior",
+    "Prior",
+    "PriorCell",
+    "Questions",
+    "Ratio",
+    "Share",
+    "StepTime",
+    "answers",
+    "block_of",
+    "boundary",
+    "condition",
+    "draft_length",
+    "generic_prior",
+    "launch_time",
+    "predicted_prior",
+    "questions",
+    "rank",
+    "with_launch",
+]

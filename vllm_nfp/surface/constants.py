@@ -1,0 +1,25 @@
+"""Hyperparameters that ship, from ``python -m benchmarks.replay_fit benchmarks/results``.
+
+Fitted on all recorded families of models, H100 alone; the set named ``all`` in
+benchmarks/results/2026-11-27-surface-replay/hyperparameters.json, with three digits. The scores of
+docs/surface.md come from the other sets of that file, in which the scored family has no part.
+``launch`` is a choice, not a fit: recorded steps without a CUDA graph took up to exp(1.0) times the
+expected launch time.
+"""
+
+from __future__ import annotations
+
+from vllm_nfp.surface.kernel import Hyperparameters, ShapeKernel, TokenKernel
+
+RECORDED = Hyperparameters(
+    dense_ffn=TokenKernel(0.00988, 0.00583, 0.701, 0.0024, 0.113, 275.0, 0.0577),
+    moe_ffn=TokenKernel(0.0102, 0.0154, 0.901, 0.0108, 0.0005, 1000.0, 0.02),
+    communication=TokenKernel(0.19, 0.121, 5.0, 0.0106, 0.00102, 866.0, 0.5),
+    other=TokenKernel(0.0325, 0.0247, 1.71, 0.00533, 0.1, 200.0, 0.1),
+    attention=ShapeKernel(0.0723, 0.0714, 2.11, 6.0, 2.09, 0.0122, 0.312),
+    step=ShapeKernel(0.002, 0.0052, 1.0, 1.0, 1.5, 0.0005, 0.1),
+    launch=0.6,
+    module_bias=0.00692,
+)
+GENERIC = RECORDED.wider(6.0)
+"""For :func:`vllm_nfp.surface.prior.generic_prior`. The factor is a choice, not a fit."""
