@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import vllm_nfp
 from vllm_nfp.config import ProbeConfig
+from vllm_nfp.dataframe import NoPandasError
 from vllm_nfp.results.profile import (
     MAX_FILE_BYTES,
     Profile,
@@ -123,7 +124,7 @@ def test_tables_become_data_frames(dense_profile: Profile) -> None:
 
 def test_without_pandas_a_sentence_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(ProfileError, match="pip install pandas"):
+    with pytest.raises(NoPandasError, match="pip install pandas"):
         SMALL.to_dataframe()
 
 
