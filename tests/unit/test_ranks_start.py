@@ -33,7 +33,7 @@ PATIENCE = 20.0
 class Engine(Launches):
     """A probe engine whose proofs and graphs cost nothing."""
 
-    graph_bytes, timed_layers, num_layers, shares_graph_memory = 0, (), 1, False
+    graph_bytes, timed_layers, num_layers, shares_graph_memory = 0, 0, 1, False
     counts: tuple[int, ...] = (1, 2)
     made: dict[int, Engine]
 
