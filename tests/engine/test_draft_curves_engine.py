@@ -14,7 +14,8 @@ import pytest
 pytestmark = pytest.mark.engine
 
 SETTINGS = {
-    "batch_sizes": [1, 2], "contexts": [32, 64], "max_positions": 5, "startup_seconds": 60.0,
+    "batch_sizes": [1, 2], "contexts": [32, 64], "max_positions": 5, "startup_seconds": 300.0,
+    "capture_seconds": 300.0,
     "publish_seconds": 0.2, "min_samples": 2, "wanted_samples": 2, "overhead_budget": 0.0,
     "idle_share": 0.0, "draft_control": True,
 }  # fmt: skip
@@ -40,7 +41,7 @@ llm = LLM(model=model, skip_tokenizer_init=True, enforce_eager=True, dtype="floa
 (control,) = controls
 params = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True, detokenize=False)
 prompts = [{"prompt_token_ids": [7 + i, 30, 99, 200 + i] * 8} for i in range(2)]
-deadline = time.monotonic() + 120
+deadline = time.monotonic() + 300
 while time.monotonic() < deadline:
     llm.generate(prompts, params, use_tqdm=False)
     if getattr(control.controller._known.model._curves, "curves", None):
