@@ -253,7 +253,7 @@ class DraftControl:
         self.disable(f"fault: {error!r}")
 
     def disable(self, reason: str, expected: bool = False) -> None:
-        """Put the configured table back, for good.
+        """Restore the configured table permanently.
 
         Args:
             expected: the reason is a setting or feature, known at the start, and no fault.

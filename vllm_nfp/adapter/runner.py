@@ -100,3 +100,26 @@ class StepBuffers:
         """All of them, padding last."""
         mask = () if self.is_padding is None else (self.is_padding,)
         return (self.input_ids, self.positions, *self.slots, *mask)
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerParts:
+    """What every one of vLLM's model runners has under the same name."""
+
+    runner: Any
+    """vLLM's model runner."""
+
+    @property
+    def vllm_config(self) -> Any:
+        """The engine's configuration."""
+        return self.runner.vllm_config
+
+    @property
+    def device(self) -> torch.device:
+        """The device that steps run on."""
+        return torch.device(self.runner.device)
+
+    @property
+    def model(self) -> Any:
+        """The model, without CUDA graph wrappers."""
+        return self.runner.get_model()

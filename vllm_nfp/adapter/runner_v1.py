@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from vllm_nfp.adapter import targets, versions
-from vllm_nfp.adapter.runner import StepBuffers
+from vllm_nfp.adapter.runner import RunnerParts, StepBuffers
 from vllm_nfp.adapter.targets import Target
 
 MODULE = "vllm.v1.worker.gpu_model_runner"
@@ -16,28 +14,12 @@ MODULE = "vllm.v1.worker.gpu_model_runner"
 
 
 @dataclass(frozen=True, slots=True)
-class V1Runner:
+class V1Runner(RunnerParts):
     """``v1/worker/gpu_model_runner.py``; the CPU runner derives from it."""
 
-    runner: Any
     name: str = "v1"
     begins_step: Target = targets.V1_EXECUTE_MODEL
     ends_step: Target = targets.V1_SAMPLE_TOKENS
-
-    @property
-    def vllm_config(self) -> Any:
-        """The engine's configuration."""
-        return self.runner.vllm_config
-
-    @property
-    def device(self) -> torch.device:
-        """The device that steps run on."""
-        return torch.device(self.runner.device)
-
-    @property
-    def model(self) -> Any:
-        """The model, without CUDA graph wrappers."""
-        return self.runner.get_model()
 
     @property
     def decode_positions(self) -> int:

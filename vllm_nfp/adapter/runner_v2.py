@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from vllm_nfp.adapter import targets
-from vllm_nfp.adapter.runner import StepBuffers
+from vllm_nfp.adapter.runner import RunnerParts, StepBuffers
 from vllm_nfp.adapter.targets import Target
 
 MODULE = "vllm.v1.worker.gpu.model_runner"
@@ -16,28 +14,12 @@ MODULE = "vllm.v1.worker.gpu.model_runner"
 
 
 @dataclass(frozen=True, slots=True)
-class V2Runner:
+class V2Runner(RunnerParts):
     """``v1/worker/gpu/model_runner.py``."""
 
-    runner: Any
     name: str = "v2"
     begins_step: Target = targets.V2_EXECUTE_MODEL
     ends_step: Target = targets.V2_SAMPLE_TOKENS
-
-    @property
-    def vllm_config(self) -> Any:
-        """The engine's configuration."""
-        return self.runner.vllm_config
-
-    @property
-    def device(self) -> torch.device:
-        """The device that steps run on."""
-        return torch.device(self.runner.device)
-
-    @property
-    def model(self) -> Any:
-        """The model."""
-        return self.runner.get_model()
 
     @property
     def decode_positions(self) -> int:

@@ -134,7 +134,7 @@ class Planner:
             self._last[target] = self._turn
 
     def drop(self, target: Shape) -> None:
-        """The target cannot be run here: leave it out for good."""
+        """The target cannot be run here: leave it out permanently."""
         self._missing_pairs = None
         cell = cell_of(target)
         remaining = [t for t in self._targets.get(cell, []) if t != target]

@@ -21,7 +21,7 @@ def end(
     output: Output,
     unhook: Callable[[], None],
 ) -> None:
-    """End the probe for good. Whatever fails here is only logged.
+    """End the probe permanently. Whatever fails here is only logged.
 
     Args:
         started: what was serving; None if the start has not ended.

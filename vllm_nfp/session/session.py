@@ -115,7 +115,7 @@ class Session:
             self.disable(reason)
 
     def disable(self, reason: str, expected: bool = False) -> None:
-        """Switch the probe off for good; the server goes on.
+        """Disable the probe permanently; the server goes on.
 
         Args:
             expected: the reason is a setting or feature, known at the start, and no fault.
