@@ -53,8 +53,22 @@ class Pair:
         return math.log(self.seconds / self.baseline_seconds)
 
 
+class InCell:
+    """What belongs to one module at one batch size and context."""
+
+    __slots__ = ()
+    module: Module
+    batch_size: Size
+    context: Size
+
+    @property
+    def cell(self) -> Cell:
+        """Where it belongs."""
+        return Cell(self.module, self.batch_size, self.context)
+
+
 @dataclass(frozen=True, slots=True)
-class CurvePoint:
+class CurvePoint(InCell):
     """One point of t(N): the time of one module at one number of positions per sequence."""
 
     module: Module
@@ -77,14 +91,9 @@ class CurvePoint:
     seconds_upper: float | None = None
     """Upper end; None while the samples are too few."""
 
-    @property
-    def cell(self) -> Cell:
-        """Where the curve was measured."""
-        return Cell(self.module, self.batch_size, self.context)
-
 
 @dataclass(frozen=True, slots=True)
-class Boundary:
+class Boundary(InCell):
     """NFP of one module in one cell at one epsilon, on the grid of probed positions."""
 
     module: Module
@@ -103,14 +112,9 @@ class Boundary:
     """Largest probed N that is surely under the line, even if a smaller one is over it, since t
     is not monotone; ``positions`` if there is none. In 95 % it names no other N over the line."""
 
-    @property
-    def cell(self) -> Cell:
-        """Where the boundary was measured."""
-        return Cell(self.module, self.batch_size, self.context)
-
 
 @dataclass(frozen=True, slots=True)
-class Prediction:
+class Prediction(InCell):
     """What the model without measurement says for one module in one cell."""
 
     module: Module
@@ -120,11 +124,6 @@ class Prediction:
     positions: Size
     idle_compute_positions: Count
     limited_by: str
-
-    @property
-    def cell(self) -> Cell:
-        """What the prediction is for."""
-        return Cell(self.module, self.batch_size, self.context)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +154,7 @@ class StepLatency:
 
 
 @dataclass(frozen=True, slots=True)
-class LayerLatency:
+class LayerLatency(InCell):
     """Time of one module of one decoder layer at one number of positions per sequence."""
 
     layer: Count
@@ -166,11 +165,6 @@ class LayerLatency:
     samples: Count
     """Most recent runs that the median is taken over."""
     median_seconds: Above0
-
-    @property
-    def cell(self) -> Cell:
-        """Where the layer was timed."""
-        return Cell(self.module, self.batch_size, self.context)
 
 
 @dataclass(frozen=True, slots=True)
