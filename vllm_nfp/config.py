@@ -32,6 +32,9 @@ MAX_FILE_BYTES = 1 << 20
 """Maximum size of a settings file."""
 MAX_POSITIONS_LIMIT = 512
 MOST_BATCH_SIZES = MOST_CONTEXTS = 16
+LEAST_CONTEXT = 256
+"""Smallest context of the reported table on servers that allow as much: below it attention is a
+small part of a step."""
 MOST_EPSILONS = 8
 MOST_POSITION_COUNTS = 64
 MOST_DRAFT_LENGTHS = 16
@@ -58,8 +61,8 @@ DraftLength = Annotated[int, _from(0, MAX_POSITIONS_LIMIT, "a draft length")]
 Directory = Annotated[str, Meta(min_length=1, pattern="^[^\\0]*$", title="a directory path")]
 Epsilons = Annotated[tuple[Epsilon, ...], Meta(min_length=1, max_length=MOST_EPSILONS)]
 PositionCounts = Annotated[tuple[Positions, ...], Meta(max_length=MOST_POSITION_COUNTS)]
-BatchSizes = Annotated[tuple[BatchSize, ...], Meta(min_length=1, max_length=MOST_BATCH_SIZES)]
-Contexts = Annotated[tuple[Context, ...], Meta(min_length=1, max_length=MOST_CONTEXTS)]
+BatchSizes = Annotated[tuple[BatchSize, ...], Meta(max_length=MOST_BATCH_SIZES)]
+Contexts = Annotated[tuple[Context, ...], Meta(max_length=MOST_CONTEXTS)]
 DraftLengths = Annotated[tuple[DraftLength, ...], Meta(max_length=MOST_DRAFT_LENGTHS)]
 _TITLES = {bool: "true or false", str: "text"}
 
@@ -92,10 +95,12 @@ class ProbeConfig:
     """Largest number of positions per sequence to probe."""
     positions: PositionCounts = ()
     """Positions per sequence to probe; empty: the default grid up to max_positions."""
-    batch_sizes: BatchSizes = (1, 8, 32)
-    """Batch sizes to probe, in sequences. A live batch uses the next larger one."""
-    contexts: Contexts = (1024, 4096, 16384)
-    """Contexts to probe, in tokens. A live context uses the next larger one."""
+    batch_sizes: BatchSizes = ()
+    """Batch sizes of the reported table, in sequences; empty: powers of two up to
+    --max-num-seqs."""
+    contexts: Contexts = ()
+    """Contexts of the reported table, in tokens; empty: powers of four from 256 up to
+    --max-model-len."""
     passive: bool = False
     """Time real steps only and run no probes."""
     overhead_budget: Half = 0.01
@@ -195,6 +200,17 @@ class ProbeConfig:
         wanted = {*DEFAULT_POSITIONS, *(k + 1 for k in self.draft_lengths), self.max_positions}
         return tuple(sorted(n for n in wanted if n <= self.max_positions))
 
+    def for_server(self, max_num_seqs: int, max_model_len: int) -> ProbeConfig:
+        """The settings with the batch sizes and contexts that a server reports.
+
+        Args:
+            max_num_seqs: most sequences of a step.
+            max_model_len: most tokens of a sequence.
+        """
+        batch_sizes = self.batch_sizes or reported_batch_sizes(max_num_seqs)
+        contexts = self.contexts or reported_contexts(max_model_len)
+        return dataclasses.replace(self, batch_sizes=batch_sizes, contexts=contexts)
+
     @property
     def delayed_steps(self) -> float:
         """Maximum fraction of real decode steps that probes may delay."""
@@ -219,6 +235,20 @@ class ProbeConfig:
     def to_json(self) -> str:
         """The settings as JSON that :func:`config_from_json` reads back."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+
+def reported_batch_sizes(most: int) -> tuple[int, ...]:
+    """Powers of two up to the largest batch, ascending; at least (1,)."""
+    return tuple(1 << i for i in range(min(max(1, most).bit_length(), MOST_BATCH_SIZES)))
+
+
+def reported_contexts(most: int) -> tuple[int, ...]:
+    """Powers of four from 256 that leave room for two positions, ascending.
+
+    Where not even 256 does, the largest smaller power of four alone.
+    """
+    powers = [4**i for i in range(12) if 4**i + 2 <= most] or [1]
+    return tuple(power for power in powers if power >= LEAST_CONTEXT) or (powers[-1],)
 
 
 def _shown(value: Any) -> str:

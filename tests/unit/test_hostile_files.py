@@ -102,7 +102,10 @@ ENVIRONMENT = Environment(
 
 def _write_profile(path: Path) -> None:
     kept = dataclasses.replace(SNAPSHOT, layers=())
-    save_profile(path, profile_of(kept, ENVIRONMENT, ModelDescription("m"), ProbeConfig()))
+    save_profile(
+        path,
+        profile_of(kept, ENVIRONMENT, ModelDescription("m"), ProbeConfig().for_server(32, 16384)),
+    )
 
 
 def _write_samples(path: Path) -> None:

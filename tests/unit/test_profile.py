@@ -53,7 +53,9 @@ SNAPSHOT = Snapshot(
     boundaries=(Boundary("model", 8, 1024, 0.1, 2, 1, 2, True, 2),),
     layer_times=(LayerLatency(0, "attention", 8, 1024, 1, 5, 1e-5),),
 )
-SMALL = profile_of(SNAPSHOT, ENVIRONMENT, ModelDescription("m", num_layers=3), ProbeConfig())
+SMALL = profile_of(
+    SNAPSHOT, ENVIRONMENT, ModelDescription("m", num_layers=3), ProbeConfig().for_server(32, 16384)
+)
 
 
 def test_a_profile_survives_its_file(tmp_path: Path, dense_profile: Profile) -> None:

@@ -224,7 +224,9 @@ def test_no_secret_reaches_environment_profile_or_report(
     )  # fmt: skip
     environment = describe_environment(config, ("CPU_ATTN",))
     kept = dataclasses.replace(SNAPSHOT, layers=())
-    profile = profile_of(kept, environment, describe_model("m", config), ProbeConfig())
+    profile = profile_of(
+        kept, environment, describe_model("m", config), ProbeConfig().for_server(32, 16384)
+    )
     path = tmp_path / "profile.json"
     save_profile(path, profile)
     out = tmp_path / "report.html"
@@ -253,7 +255,10 @@ def test_no_socket_is_bound_and_nothing_is_run(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(DENSE))
     write_hardware_file(tmp_path / "h.json", target_of("H100-SXM"))
     save_profile(
-        tmp_path / "p.json", profile_of(SNAPSHOT, ENVIRONMENT, ModelDescription("m"), ProbeConfig())
+        tmp_path / "p.json",
+        profile_of(
+            SNAPSHOT, ENVIRONMENT, ModelDescription("m"), ProbeConfig().for_server(32, 16384)
+        ),
     )
     program = """
 import sys

@@ -11,7 +11,6 @@ from vllm_nfp.principle import Serving, shape_from_config, target_of
 from vllm_nfp.surface import (
     GENERIC,
     RECORDED,
-    Basis,
     BoundaryAnswer,
     CellAnswer,
     Observations,
@@ -35,7 +34,7 @@ from vllm_nfp.surface.posterior import Posterior
 from vllm_nfp.surface.prior import PART_OF, Part
 from vllm_nfp.surface.rows import rows_at
 from vllm_nfp.surface.scale import UNKNOWN, log_evidence
-from vllm_nfp.types import Module, Shape
+from vllm_nfp.types import Basis, Module, Shape
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],

@@ -34,6 +34,7 @@ from vllm_nfp.config import (
 from vllm_nfp.results.profile import Profile, save_profile
 
 DEFAULTS = ProbeConfig()
+BATCH_SIZES, CONTEXTS = (1, 8, 32), (1024, 4096, 16384)
 CAPTURE_SECONDS = 60.0
 GRAPH_MEMORY_MIB = 4096
 _FLAGS = {
@@ -57,13 +58,13 @@ def _default(values: tuple[float, ...]) -> str:
 @click.argument("model")
 @click.option(
     "--batch-sizes",
-    default=_default(DEFAULTS.batch_sizes),
+    default=_default(BATCH_SIZES),
     show_default=True,
     help="Batch sizes: sequences per step.",
 )
 @click.option(
     "--contexts",
-    default=_default(DEFAULTS.contexts),
+    default=_default(CONTEXTS),
     show_default=True,
     help="Contexts: cached tokens per sequence.",
 )

@@ -87,6 +87,17 @@ class Snapshot:
     layers: Annotated[tuple[LayerHistogram, ...], _TABLE] = ()
     layer_times: Annotated[tuple[LayerLatency, ...], _TABLE] = ()
     """For profiles alone; empty in the file that /metrics reads."""
+    live_curves: Annotated[tuple[CurvePoint, ...], _TABLE] = ()
+    """The whole step's curves at the real context of the last step: of its real batch size, and of
+    each reported one."""
+    live_boundaries: Annotated[tuple[Boundary, ...], _TABLE] = ()
+    """The whole step's boundaries at the real batch size and context of the last step."""
+    prior: str = ""
+    """What answers rest on where nothing was measured: predicted, generic or profile."""
+    prior_reason: str = ""
+    """Why it is generic, or why an earlier profile was refused; empty otherwise."""
+    jumps: int = 0
+    """Times that new pairs contradicted the old ones so much that these lost their weight."""
     step_ratio: float = 0.0
     """Share of real steps that a probe has delayed."""
     budget_slack: float = 1.0

@@ -19,8 +19,11 @@ def open_session(config: ProbeConfig, vllm_config: Any, begun: float) -> Session
             in seconds of the monotonic clock.
     """
     # Only now is anything imported that imports torch: the publisher alone needs none of it.
+    from vllm_nfp.adapter.server_limits import server_limits
     from vllm_nfp.session.output import Output
     from vllm_nfp.session.session import Session
     from vllm_nfp.session.worker import StartCost, Worker
 
+    limits = server_limits(vllm_config)
+    config = config.for_server(limits.max_batch_size, limits.max_context)
     return Session(Worker(config, vllm_config, StartCost(begun)), Output(config))

@@ -4,7 +4,6 @@ Numbers in, numbers out: numpy, no torch, no vLLM. docs/surface.md describes it.
 """
 
 from vllm_nfp.surface.answers import (
-    Basis,
     CellAnswer,
     Questions,
     answers,
@@ -28,7 +27,6 @@ from vllm_nfp.surface.prior import (
 __all__ = [
     "GENERIC",
     "RECORDED",
-    "Basis",
     "BoundaryAnswer",
     "Candidate",
     "CellAnswer",

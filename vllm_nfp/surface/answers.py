@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from vllm_nfp.surface.kernel import Functionals, Hyperparameters, covariance, st
 from vllm_nfp.surface.posterior import Posterior
 from vllm_nfp.surface.prior import FloatArray, IntArray, Part, Prior
 from vllm_nfp.surface.rows import Key, cell_rows, keys_of
-from vllm_nfp.types import Module
+from vllm_nfp.types import Basis, Module
 
 DRAWS = 256
 """Curves that are drawn of a cell. The same random numbers for all: an answer changes with what is
@@ -29,17 +28,6 @@ AT_A_TIME = 8
 JITTER = 3e-9
 
 _DRAWN = np.random.default_rng(19).standard_normal((DRAWS, 513))
-
-
-class Basis(StrEnum):
-    """What an answer rests on."""
-
-    MEASURED = "measured"
-    """Pairs of this very shape, or for an FFN of as many tokens."""
-    INFERRED = "inferred"
-    """Measurements nearby: they took half or more of the prediction's variance away."""
-    PREDICTED = "predicted"
-    """The prediction; what was measured says little of this shape."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vllm_nfp.surface.answers import Basis, CellAnswer
+from vllm_nfp.surface.answers import CellAnswer
 from vllm_nfp.surface.prior import FloatArray, IntArray
+from vllm_nfp.types import Basis
 
 TAIL = 0.025
 """Chance of each side of an interval to miss."""

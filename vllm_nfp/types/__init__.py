@@ -5,6 +5,7 @@ them. They know no vLLM and no torch.
 """
 
 from vllm_nfp.types.results import (
+    Basis,
     Boundary,
     CurvePoint,
     LayerHistogram,
@@ -27,6 +28,7 @@ from vllm_nfp.types.steps import (
 )
 
 __all__ = [
+    "Basis",
     "Boundary",
     "Cell",
     "CurvePoint",

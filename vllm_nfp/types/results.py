@@ -24,6 +24,17 @@ class State(StrEnum):
     """Off, for the reason in the log and in the snapshot."""
 
 
+class Basis(StrEnum):
+    """What an answer rests on."""
+
+    MEASURED = "measured"
+    """Pairs of this very shape, or for an FFN of as many tokens."""
+    INFERRED = "inferred"
+    """Measurements nearby: they took half or more of the prediction's variance away."""
+    PREDICTED = "predicted"
+    """The prediction; what was measured says little of this shape."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pair:
     """The time at N positions per sequence and that at one, taken side by side.
@@ -76,20 +87,22 @@ class CurvePoint(InCell):
     context: Size
     positions: Size
     samples: Count
-    """Pairs behind it; those of all other points for N = 1."""
+    """Pairs of this very shape; those of all other points for N = 1."""
     median_seconds: Above0
     ratio: Above0
     """Time over that of one position, from pairs."""
     ratio_lower: float
-    """Lower end of the 95 % interval of the ratio; 0 while the samples are too few."""
+    """Lower end of the 95 % interval of the ratio; 0 where it is not known."""
     ratio_upper: float | None
-    """Upper end; None while the samples are too few."""
+    """Upper end; None where it is not known."""
     execution: str
-    """How the step ran: full (CUDA graph), piecewise, or none (no graph)."""
+    """How a step of this shape runs: full (CUDA graph), piecewise, or none (no graph)."""
     seconds_lower: float = 0.0
-    """Lower end of the 95 % interval of the median; 0 while the samples are too few."""
+    """Lower end of the 95 % interval of the time; 0 where it is not known."""
     seconds_upper: float | None = None
-    """Upper end; None while the samples are too few."""
+    """Upper end; None where it is not known."""
+    basis: Basis = Basis.MEASURED
+    """What the ratio rests on. Profiles from before the cost surface hold measured points alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +124,9 @@ class Boundary(InCell):
     largest_free: Size
     """Largest probed N that is surely under the line, even if a smaller one is over it, since t
     is not monotone; ``positions`` if there is none. In 95 % it names no other N over the line."""
+    basis: Basis = Basis.MEASURED
+    """The weaker of what its two points rest on: the last that is free and the first that is
+    not."""
 
 
 @dataclass(frozen=True, slots=True)
