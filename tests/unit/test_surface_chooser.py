@@ -7,7 +7,7 @@ from test_surface import CELLS, POSITIONS, prior, seen
 
 from vllm_nfp.surface import RECORDED, Candidate, Concern, Decisions, Observations, condition, rank
 from vllm_nfp.surface.prior import Prior
-from vllm_nfp.types import Basis, Shape
+from vllm_nfp.types import Shape
 
 __all__ = ["prior"]
 NO_DRAFTS = Decisions(POSITIONS, (0.1,))
