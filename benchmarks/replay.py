@@ -45,7 +45,7 @@ from vllm_nfp.surface.observations import (
     USUAL_NOISE,
 )
 from vllm_nfp.surface.prior import generic_prior
-from vllm_nfp.types import Module, Shape
+from vllm_nfp.types import EngineStep, Module, Shape
 
 STARTUP_SECONDS = 2.0
 SHARE, STEP_SHARE = 0.01, 0.0025
@@ -57,7 +57,7 @@ peak."""
 READS_PROMPTS = 0.1
 """Share of steps that read a prompt."""
 WAITING = 0.0
-"""Share of steps with a sign that requests wait; ``--waiting`` changes it."""
+"""Share of steps that are full of tokens; ``--waiting`` changes it."""
 DELAYED, DELAY = 0.005, 0.3
 """Share of runs that the host delays, and the mean delay as a share of their time: of the recorded
 pairs in CUDA graphs 0.7 to 1.4 % are more than 5 % off, with two ranks 4 %."""
@@ -94,9 +94,13 @@ class Simulation:
             cell = self._cell_at(now)
             seconds = base[cell]
             self._budget.observe(
-                cell[0] / MOST_SEQUENCES,
-                self._random.random() < READS_PROMPTS,
-                self._random.random() < self._waiting,
+                EngineStep(
+                    *cell,
+                    positions=1,
+                    decode=self._random.random() >= READS_PROMPTS,
+                    fullness=cell[0] / MOST_SEQUENCES,
+                    full=self._random.random() < self._waiting,
+                )
             )
             self._budget.earn(seconds)
             now += seconds
@@ -219,7 +223,7 @@ METHODS: dict[str, Maker] = {
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=None)
 @click.option("--only", default="", help="Families or servers, separated by commas.")
 @click.option("--method", "methods", default="surface,prior,grid", help="Of " + ", ".join(METHODS))
-@click.option("--waiting", default=WAITING, help="Share of steps with a sign that requests wait.")
+@click.option("--waiting", default=WAITING, help="Share of steps that are full of tokens.")
 @click.option("--startup", default=STARTUP_SECONDS, help="Seconds of the scan at the start.")
 @click.option("--seeds", default=1, help="Repetitions with other noise.")
 def main(

@@ -19,7 +19,6 @@ from vllm_nfp.draft.curve import StepCurve
 from vllm_nfp.draft.demand import Demand
 from vllm_nfp.draft.schedule import Schedule, make_schedule
 from vllm_nfp.estimate import CellEstimate, PairStore, estimate_cell
-from vllm_nfp.schedule.plan import Planner
 from vllm_nfp.surface.answers import (
     CellAnswer,
     answers,
@@ -242,7 +241,7 @@ class SurfaceAnswers:
 
 
 class GridMethod:
-    """The grid of cells at the defaults: planner and estimate of today."""
+    """A grid of cells at fixed batch sizes and contexts, each point with as many pairs."""
 
     BATCH_SIZES, CONTEXTS = (1, 8, 32), (1024, 4096, 16384)
 
@@ -253,8 +252,12 @@ class GridMethod:
             cell for cell in server.cells
             if cell[0] in self.BATCH_SIZES and (cell[1] in self.CONTEXTS or len(contexts) < 3)
         ]  # fmt: skip
-        grids = {cell: [n for n in grid_of(server, cell) if n > 1] for cell in self._cells}
-        self._planner = Planner(grids, 6, seed)
+        self._counts = {
+            Shape(*cell, n): 0 for cell in self._cells for n in grid_of(server, cell) if n > 1
+        }
+        self._random = random.Random(seed)
+        self._since_new = 0
+        """Pairs since a shape was made ready."""
         self._store = PairStore(32)
         self._bounds = (sorted({b for b, _ in self._cells}), sorted({c for _, c in self._cells}))
 
@@ -266,12 +269,19 @@ class GridMethod:
             at = bisect.bisect_left(sizes, traffic[0]), bisect.bisect_left(contexts, traffic[1])
             if at[0] < len(sizes) and at[1] < len(contexts):
                 live = sizes[at[0]], contexts[at[1]]
-        return self._planner.next(live, ready.__contains__)
+        here = [s for s in self._counts if (s.batch_size, s.context) == live]
+        among = here if here and self._random.random() < 0.5 else list(self._counts)
+        held = [s for s in among if s in ready and self._counts[s] < 6]
+        among = held if held and self._since_new < 18 else among
+        fewest = min(self._counts[s] for s in among)
+        chosen = self._random.choice([s for s in among if self._counts[s] == fewest])
+        self._since_new = self._since_new + 1 if chosen in ready else 0
+        return chosen
 
     def add(self, pair: Measured, now: float) -> None:
         """See :class:`Method`."""
         shape = pair.shape
-        self._planner.record(shape)
+        self._counts[shape] += 1
         for module, seconds in pair.many.items():
             cell = EstimateCell(module, shape.batch_size, shape.context)
             self._store.add(cell, Pair(shape.positions, seconds, pair.one[module]))
