@@ -12,12 +12,13 @@ from vllm_nfp.give_way import give_way
 from vllm_nfp.results.layer_times import LayerTimes
 from vllm_nfp.results.real_steps import SteadySteps
 from vllm_nfp.results.rows import Answered, answered
-from vllm_nfp.results.table import CellKey, Table
+from vllm_nfp.results.table import Table
 from vllm_nfp.surface import CellAnswer, CostSurface
 from vllm_nfp.timing import RealSteps, rounded_context
 from vllm_nfp.types import (
     Boundary,
     Cell,
+    CellKey,
     CurvePoint,
     EngineStep,
     LayerHistogram,

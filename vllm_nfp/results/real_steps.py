@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 
-from vllm_nfp.results.table import CellKey
 from vllm_nfp.timing import RealSteps
-from vllm_nfp.types import Shape
+from vllm_nfp.types import CellKey, Shape
 
 ENOUGH = 16
 """Timed steps of a kind from which on their median is an observation."""

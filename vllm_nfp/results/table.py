@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
 
-from vllm_nfp.types import Shape
-
-CellKey: TypeAlias = "tuple[int, int]"
-"""(batch size, context)"""
+from vllm_nfp.types import CellKey, Shape
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,11 @@ from vllm_nfp.config import ProbeConfig
 from vllm_nfp.draft.acceptance import constant
 from vllm_nfp.give_way import give_way
 from vllm_nfp.results.gather import Findings, Results
-from vllm_nfp.results.table import CellKey, Table
+from vllm_nfp.results.table import Table
 from vllm_nfp.schedule.agenda import Agenda
 from vllm_nfp.schedule.counters import Counters
 from vllm_nfp.surface import Candidate, Concern, Decisions
-from vllm_nfp.types import Basis, Module, Shape
+from vllm_nfp.types import Basis, CellKey, Module, Shape
 
 MOST = 16
 """Shapes of an agenda."""

@@ -16,7 +16,7 @@ from vllm_nfp.adapter.steps import limits_of
 from vllm_nfp.faults import maybe_fail
 from vllm_nfp.probe.engine import ProbeEngine
 from vllm_nfp.results.snapshot import Snapshot
-from vllm_nfp.results.table import CellKey, Table
+from vllm_nfp.results.table import Table
 from vllm_nfp.schedule.budget import LARGE_BUDGET, Budget
 from vllm_nfp.schedule.flights import Flights
 from vllm_nfp.schedule.prober import Prober
@@ -28,6 +28,7 @@ from vllm_nfp.session.publication import EVERY_RANK_READY, open_publication
 from vllm_nfp.session.started import Agreement, Lead, Started
 from vllm_nfp.session.worker import Worker
 from vllm_nfp.timing import Clock, CudaClock, HostClock, Sampler, StepTimer
+from vllm_nfp.types import CellKey
 
 logger = logging.getLogger("vllm.nfp")
 
