@@ -163,7 +163,8 @@ def read_snapshot(path: Path) -> Snapshot:
         OSError: if it cannot be read, or is a link.
     """
     snapshot = read_hand_over(path, Snapshot, SCHEMA)
-    check_words(path.name, {*snapshot.probes, *(point.execution for point in snapshot.curves)})
+    words = {*snapshot.probes, *(point.execution for point in snapshot.curves)}
+    check_words(path.name, words | ({snapshot.prior} - {""}))
     for histogram in snapshot.layers:
         if len(histogram.counts) != len(histogram.bounds_seconds) + 1:
             raise SnapshotError(f"{path.name} holds a histogram whose bounds and counts differ")
