@@ -169,6 +169,10 @@ class ProbeEngine:
         """Whether a launch would find all that it needs."""
         return self._shapes.is_complete(key_of(shape))
 
+    def ready_keys(self) -> frozenset[ShapeKey]:
+        """All shapes of which a launch would find all that it needs."""
+        return frozenset(filter(self._shapes.is_complete, self._shapes))
+
     def make_ready(self, shapes: Sequence[Shape]) -> None:
         """Make one piece of what the shapes still lack; see :meth:`Preparer.make_ready`."""
         with torch.inference_mode():

@@ -13,12 +13,11 @@ from vllm_nfp.adapter.ranks import Ranks
 from vllm_nfp.adapter.runner import RunnerView
 from vllm_nfp.draft.curve_exchange import CurveSender
 from vllm_nfp.results.snapshot import Snapshot
-from vllm_nfp.schedule.plan import CellKey
 from vllm_nfp.session.output import Measured, Output
 from vllm_nfp.session.publisher import Publisher
 from vllm_nfp.session.worker import Worker
 from vllm_nfp.timing import StepTimes
-from vllm_nfp.types import Prediction
+from vllm_nfp.types import CellKey, Prediction
 
 logger = logging.getLogger("vllm.nfp")
 

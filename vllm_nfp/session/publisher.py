@@ -1,7 +1,7 @@
 """The background side: keeps the pairs, estimates the boundaries, and publishes the results.
 
 It runs in a thread of its own, and touches neither the device nor vLLM. It is given new pairs
-through a queue, and counters in a slot. The serving side reads its feedback, or its fault.
+through a queue, and counters in a slot. The serving side reads its agenda, or its fault.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from vllm_nfp.faults import maybe_fail
 from vllm_nfp.give_way import give_way
 from vllm_nfp.results.gather import Results
 from vllm_nfp.results.snapshot import Snapshot
+from vllm_nfp.schedule.agenda import NO_AGENDA, Agenda
 from vllm_nfp.schedule.counters import Counters
-from vllm_nfp.schedule.feedback import feedback_of
-from vllm_nfp.schedule.plan import Feedback
 from vllm_nfp.session.output import Output
 from vllm_nfp.timing import StepTimes
 from vllm_nfp.types import (
@@ -72,13 +71,13 @@ class Publisher:
         self._processing = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="nfp-publisher", daemon=True)
-        self._feedback = Feedback()
+        self._agenda = NO_AGENDA
         self._fault: str | None = None
 
     @property
-    def feedback(self) -> Feedback:
-        """What the latest estimates mean for the plan; any thread may read it at any time."""
-        return self._feedback
+    def agenda(self) -> Agenda:
+        """What to probe next; any thread may read it at any time."""
+        return self._agenda
 
     @property
     def fault(self) -> str | None:
@@ -127,7 +126,6 @@ class Publisher:
                 self._results.add(result)
                 give_way()
             self._results.update()
-            self._feedback = feedback_of(self._results.estimates.values(), self._config)
 
     def stop(self) -> None:
         """Let the thread end; does not wait for it."""
@@ -176,7 +174,7 @@ class Publisher:
         """What is known now and fits into the metrics."""
         counters = self._counters
         found = self._results.findings
-        probed = _state(bool(found.boundaries), counters.missing_pairs == 0)
+        probed = _state(bool(found.boundaries), self._agenda.missing_pairs == 0)
         return replace(
             self._identity,
             state=State.PASSIVE if self._config.passive else probed,
@@ -193,7 +191,7 @@ class Publisher:
             boundaries=found.boundaries,
             curves=found.curves,
             layers=found.layers,
-            missing_pairs=counters.missing_pairs,
+            missing_pairs=self._agenda.missing_pairs,
             live=_live(counters.last_step),
         )
 

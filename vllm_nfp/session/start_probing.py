@@ -11,14 +11,14 @@ import torch
 from vllm_nfp.adapter.graph_place import GraphPlace
 from vllm_nfp.adapter.ranks import Ranks
 from vllm_nfp.adapter.runner import RunnerView
-from vllm_nfp.adapter.steps import limits_of
+from vllm_nfp.adapter.steps import cached_tokens_of, limits_of
 from vllm_nfp.faults import maybe_fail
 from vllm_nfp.probe.engine import ProbeEngine
 from vllm_nfp.results.snapshot import Snapshot
 from vllm_nfp.schedule.budget import LARGE_BUDGET, Budget
 from vllm_nfp.schedule.flights import Flights
-from vllm_nfp.schedule.plan import CellKey, Feedback, Planner
 from vllm_nfp.schedule.prober import Prober
+from vllm_nfp.schedule.queue import Queue
 from vllm_nfp.schedule.scan import scan
 from vllm_nfp.session.looks import Looks
 from vllm_nfp.session.output import Output
@@ -26,6 +26,7 @@ from vllm_nfp.session.publication import EVERY_RANK_READY, open_publisher, publi
 from vllm_nfp.session.started import Agreement, Lead, Started
 from vllm_nfp.session.worker import Worker
 from vllm_nfp.timing import Clock, CudaClock, HostClock, Sampler, StepTimer
+from vllm_nfp.types import CellKey
 
 logger = logging.getLogger("vllm.nfp")
 
@@ -73,7 +74,8 @@ def start_probing(
     # With a large budget each step may have a pair ahead of it.
     generous = worker.config.overhead_budget > LARGE_BUDGET
     sampler = Sampler(one_in=1) if generous else Sampler()
-    return Started(agreement, Looks(sampler, limits_of(worker.vllm_config), view), engine, lead)
+    steps = limits_of(worker.vllm_config, cached_tokens_of(view.runner.kv_cache_config))
+    return Started(agreement, Looks(sampler, steps, view), engine, lead)
 
 
 def prepare(worker: Worker, engine: ProbeEngine, capture_seconds: float, ranks: Ranks) -> None:
@@ -144,15 +146,14 @@ def _lead(
     budget = Budget(config.overhead_budget, config.delayed_steps)
     timer = StepTimer(clock, budget.earn)
     publisher = open_publisher(worker, view, identity, timer.times, output)
-    planner = Planner(cells.grids, max(config.min_samples, config.wanted_samples), config.seed)
+    queue = Queue(lambda: publisher.agenda)
     flights, consent = Flights(engine, clock, now), agreement.consent(engine)
-    prober = Prober(flights, consent, timer, planner, budget, publisher.put, config, now)
+    prober = Prober(flights, consent, timer, queue, budget, publisher.put, config, now)
     lead = Lead(prober, publisher)
 
-    def report() -> Feedback:
+    def report() -> None:
         lead.count(engine.graph_bytes)
         publisher.report_progress()
-        return publisher.feedback
 
     _warn_of_fusion(worker, agreement.ranks)
     maybe_fail("startup_scan")
@@ -161,7 +162,7 @@ def _lead(
     publisher.process()
     lead.count(engine.graph_bytes)
     identity = publish_first(worker, view, publisher, identity, list(cells.grids), agreement.ranks)
-    _log_start(worker, engine, identity, len(planner.cells))
+    _log_start(worker, engine, identity, len(cells.grids))
     return lead
 
 
