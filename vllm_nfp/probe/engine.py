@@ -141,9 +141,10 @@ class ProbeEngine:
     @property
     def modules(self) -> tuple[Module, ...]:
         """The modules of the timed layers; the whole step is not among them."""
-        kinds = {layer.ffn_kind for layer in self._runtime.forward.timed}
-        shared = {Module.ATTENTION} if self._ranks.alone else {Module.ATTENTION, Module.COMMUNICATION}
-        return tuple(module for module in Module if module in kinds | shared)
+        kinds = {Module.ATTENTION, *(layer.ffn_kind for layer in self._runtime.forward.timed)}
+        if not self._ranks.alone:
+            kinds.add(Module.COMMUNICATION)
+        return tuple(module for module in Module if module in kinds)
 
     @property
     def rules(self) -> GraphRules:
