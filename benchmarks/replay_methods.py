@@ -17,7 +17,8 @@ from vllm_nfp.crossing import count_free
 from vllm_nfp.draft.acceptance import constant
 from vllm_nfp.draft.curve import StepCurve
 from vllm_nfp.draft.demand import Demand
-from vllm_nfp.draft.schedule import Schedule, make_schedule
+from vllm_nfp.draft.rows import Schedule
+from vllm_nfp.draft.schedule import make_schedule
 from vllm_nfp.estimate import CellEstimate, PairStore, estimate_cell
 from vllm_nfp.schedule.plan import Planner
 from vllm_nfp.surface.answers import (
