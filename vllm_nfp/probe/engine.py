@@ -8,6 +8,7 @@ import torch
 
 from vllm_nfp.adapter import bindings
 from vllm_nfp.adapter.attention_groups import own_groups
+from vllm_nfp.adapter.dispatch import GraphRules
 from vllm_nfp.adapter.graph_place import GraphPlace
 from vllm_nfp.adapter.graph_rules import graph_rules
 from vllm_nfp.adapter.ranks import Alone, Ranks
@@ -31,7 +32,7 @@ from vllm_nfp.probe.shapes import ShapeKey, ShapeTable, key_of
 from vllm_nfp.probe.start import Start
 from vllm_nfp.probe.token_pool import TokenPool
 from vllm_nfp.timing import Clock
-from vllm_nfp.types import Shape, Timing
+from vllm_nfp.types import Module, Shape, Timing
 
 TOKENS_KEPT = 1 << 15
 """Token ids kept for probes."""
@@ -136,6 +137,18 @@ class ProbeEngine:
     def timed_layers(self) -> int:
         """Decoder layers whose modules are timed."""
         return len(self._runtime.forward.timed)
+
+    @property
+    def modules(self) -> tuple[Module, ...]:
+        """The modules of the timed layers; the whole step is not among them."""
+        kinds = {layer.ffn_kind for layer in self._runtime.forward.timed}
+        shared = {Module.ATTENTION} if self._ranks.alone else {Module.ATTENTION, Module.COMMUNICATION}
+        return tuple(module for module in Module if module in kinds | shared)
+
+    @property
+    def rules(self) -> GraphRules:
+        """How steps of each shape are launched."""
+        return self._availability.limits.rules
 
     @property
     def num_layers(self) -> int:

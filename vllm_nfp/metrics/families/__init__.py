@@ -17,7 +17,7 @@ from vllm_nfp.metrics.families.curves import CurvesOf, curves, layers, step_curv
 from vllm_nfp.metrics.families.overhead import costs, probing
 from vllm_nfp.metrics.families.predictions import predictions
 from vllm_nfp.metrics.families.recommendation import AcceptanceOf, CostOf, recommended
-from vllm_nfp.metrics.families.state import ages, states
+from vllm_nfp.metrics.families.state import ages, states, surface
 from vllm_nfp.metrics.families.steps import live, steps
 from vllm_nfp.results.snapshot import Snapshot
 
@@ -56,6 +56,7 @@ def of_files(
     yield from layers(engines)
     yield from probing(engines)
     yield from states([*engines, *lost])
+    yield from surface(engines)
     yield from costs(engines)
     yield from steps(engines)
     yield from live(engines)
