@@ -205,7 +205,11 @@ def test_two_engines_are_shown_apart(recorded: Recorded) -> None:
 
     row = Boundary("model", 8, 4096, 0.1, 3, 2, 3, False, 3)
     second = dataclasses.replace(
-        recorded.snapshot, engine="1", boundaries=(row,), live=LiveStep(2, 2, 5)
+        recorded.snapshot,
+        engine="1",
+        boundaries=(row,),
+        live=LiveStep(2, 2, 5),
+        live_boundaries=(dataclasses.replace(row, batch_size=2, context=2),),
     )
 
     class Both:
