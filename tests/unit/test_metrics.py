@@ -248,8 +248,20 @@ def test_a_scrape_is_read_back(text: str) -> None:
     model = next(row for row in found.rows if row.module == "model")
     assert (model.positions, model.lower, model.upper, model.at_limit) == (4, 3, 5, False)
     assert (model.predicted, model.idle_compute) == (6, 38)
+    assert model.basis is Basis.INFERRED
     assert found.statuses[0].state == "steady"
-    assert found.statuses[0].probes == {"measured": 7, "refused": 1}
+    status = found.statuses[0]
+    assert status.probes == {"measured": 7, "refused": 1}
+    assert (status.prior, status.jumps) == ("generic", 2)
+    assert status.prior_reason == "the GPU 'X' is unknown"
+
+
+def test_a_server_from_before_the_surface_is_read(text: str) -> None:
+    new = ("vllm_nfp_positions_basis", "vllm_nfp_prior_info", "vllm_nfp_surface_jumps")
+    old = "".join(line for line in text.splitlines(True) if not line.startswith(new))
+    found = scrape.parse(old)
+    assert {row.basis for row in found.rows} == {Basis.MEASURED}
+    assert (found.statuses[0].prior, found.statuses[0].jumps) == ("", 0)
 
 
 @pytest.mark.parametrize(

@@ -193,6 +193,6 @@ def _column(lines: Sequence[Line[Row] | None], live: Live | None) -> Sequence[Te
     texts = aligned([None if line is None else next(iter(line.answers.values())) for line in lines])
     here = [line is not None and is_live(line, live) for line in lines]
     return [
-        Text(f"{'>' if marked else ' '}{text}", "bold" if marked else "")
+        Text(f"{'> ' if marked else '  '}{text}", "bold" if marked else "")
         for text, marked in zip(texts, here, strict=True)
     ]
