@@ -76,7 +76,7 @@ def test_a_pair_is_a_measurement_of_its_shape_and_tells_of_others(results: Resul
     assert measured.ratio == pytest.approx(1.03, rel=0.003)
     assert rows["model", 8, 1024, 1].samples == 16, "those of all other points"
     assert rows["model", 8, 1024, 1].median_seconds == pytest.approx(0.008, rel=0.05)
-    assert rows["model", 4, 1024, 8].basis is Basis.INFERRED
+    assert rows["model", 8, 256, 4].basis is Basis.INFERRED
     # An FFN knows no context: a pair at one is a pair at all, and the answer is the same.
     ffn = [rows["dense_ffn", 8, context, 4] for context in (256, 1024)]
     assert [row.basis for row in ffn] == [Basis.MEASURED] * 2
@@ -192,7 +192,7 @@ def test_kinds_of_steps_know_how_large_they_really_were() -> None:
     assert found.kind == Shape(6, 4096, 1)
     assert found.shape == Shape(round(5.5), 3008, 1)
     assert {rounded_context(c) for c in (0, 3)} == {16}
-    assert all(abs(rounded_context(c) / c - 1) <= 0.04 for c in range(200, 200_000, 37))
+    assert all(abs(rounded_context(c) / c - 1) < 0.05 for c in range(200, 200_000, 37))
 
 
 def test_a_publish_costs_little_of_a_core(results: Results) -> None:
