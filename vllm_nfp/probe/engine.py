@@ -85,11 +85,12 @@ class ProbeEngine:
             graphs.memory_mib << 20,
             self._memory,
             host,
-            lambda key: shapes[key].give_up_graphs(),
+            shapes.give_up_graphs,
             self._pool.forget_own,
         )
         self._availability = Availability(limits, shapes, self._graphs, self._ranks.alone)
-        captures = Capturer(self._runtime, self._pool, min(config.contexts))
+        context = min(config.contexts)
+        captures = Capturer(self._runtime, self._pool, self._device_memory.inside, context)
         self._preparer = Preparer(self._availability, captures)
         live_tokens = largest_live_graph(limits.rules, view.decode_positions)
         give_back = self.give_back_cache
@@ -115,11 +116,10 @@ class ProbeEngine:
         return self._availability.positions(batch_size, context)
 
     def prepare(self, time_is_up: Callable[[], bool] = lambda: False) -> None:
-        """Make the buffers of every shape, learn what graphs take, and warm shapes up.
+        """Learn what graphs take, and warm shapes up.
 
-        Graphs that are not there when the time is up are made by :meth:`make_ready`, between steps;
-        shapes that would need one and are not warmed up by then are left out. With several ranks
-        all graphs are made here.
+        What is missing when the time is up is made by :meth:`make_ready`, between steps. With
+        several ranks all graphs are made here.
         """
         if self._ranks.alone:
             self._start.alone(time_is_up)
@@ -155,6 +155,10 @@ class ProbeEngine:
     def ready(self, shape: Shape) -> bool:
         """Whether a launch would find all that it needs."""
         return self._shapes.is_complete(key_of(shape))
+
+    def ready_keys(self) -> frozenset[tuple[int, int]]:
+        """The (batch size, positions) of the shapes that are ready."""
+        return self._shapes.ready
 
     def make_ready(self, shapes: Sequence[Shape]) -> None:
         """Make one piece of what the shapes still lack; see :meth:`Preparer.make_ready`."""
