@@ -67,16 +67,13 @@ class Preparer:
             keep: shapes that keep their graphs.
         """
         maybe_out_of_memory()
-        try:
-            if not self._shapes.is_warm(key):
-                self._warm_up(key)
-                return
-            shape = self._shapes[key]
-            first = shape.step_graph is None
-            capture = self.captures.capture_step if first else self.captures.capture_modules
-            self._graphs.add(key, lambda: capture(shape), keep)
-        finally:
-            self._shapes.changed()
+        if not self._shapes.is_warm(key):
+            self._warm_up(key)
+            return
+        shape = self._shapes[key]
+        first = shape.step_graph is None
+        capture = self.captures.capture_step if first else self.captures.capture_modules
+        self._graphs.add(key, lambda: capture(shape), keep)
 
     def _warm_up(self, key: ShapeKey) -> None:
         if self._shapes.started:

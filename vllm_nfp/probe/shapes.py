@@ -71,7 +71,6 @@ class ShapeTable:
         self._build = build
         self._times_modules = times_modules
         self._made: dict[ShapeKey, PreparedShape] = {}
-        self._ready: frozenset[ShapeKey] | None = None
         self.started = False
         """The time at the start, in which memory may be taken for a moment, is over."""
 
@@ -96,27 +95,10 @@ class ShapeTable:
             shape.module_graph is not None or not self._times_modules
         )
 
-    def give_up_graphs(self, key: ShapeKey) -> None:
-        """Give up the graphs of a shape; none may be running."""
-        self[key].give_up_graphs()
-        self.changed()
-
     def is_warm(self, key: ShapeKey) -> bool:
         """Whether the shape was made and has run."""
         return key in self._made and self._made[key].warm
 
-    @property
-    def ready(self) -> frozenset[ShapeKey]:
-        """The complete shapes; the same value until one becomes complete, or is so no more."""
-        if self._ready is None:
-            self._ready = frozenset(key for key in self._made if self.is_complete(key))
-        return self._ready
-
-    def changed(self) -> None:
-        """A shape has run for the first time, or got or lost a graph."""
-        self._ready = None
-
     def clear(self) -> None:
         """Give up all shapes."""
         self._made.clear()
-        self.changed()

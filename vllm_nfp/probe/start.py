@@ -130,7 +130,6 @@ class Start:
 
     def _end(self) -> None:
         self._count_buffers()
-        self._shapes.changed()
         self._shapes.started = True
 
     def _count_buffers(self) -> None:

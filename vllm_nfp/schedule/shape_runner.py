@@ -24,7 +24,7 @@ class ShapeRunner(Protocol):
         ...
 
     def ready_keys(self) -> frozenset[tuple[int, int]]:
-        """The (batch size, positions) that are ready; the same object until that changes."""
+        """(batch size, positions) of all shapes that are ready; they are so at every context."""
         ...
 
     def make_ready(self, shapes: Sequence[Shape]) -> None:
