@@ -658,7 +658,9 @@ def test_shapes_of_the_whole_table_are_made_ready_between_steps_and_change_no_ou
     expected = generate(llm)
     serve_in_full_graphs(monkeypatch, (1, 2, 4, 8))
     FakeGraph.writer = Writer(worker, monkeypatch, lambda *_: False, exchange)
-    session = start(batch_sizes=[], contexts=[], capture_seconds=0.0, startup_seconds=0.0)
+    session = start(
+        batch_sizes=[], contexts=[], capture_seconds=0.0, startup_seconds=0.0, wanted_samples=1
+    )
     engine = engine_of(session)
     at_start = set(engine._shapes)
     assert (8, 8) in at_start and len(at_start) <= 4, "shapes are made that nobody has asked for"

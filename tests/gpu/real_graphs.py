@@ -51,6 +51,7 @@ LATE = {
     "contexts": [],
     "capture_seconds": 0.0,
     "startup_seconds": 0.0,
+    "wanted_samples": 1,
     "share_graph_pool": True,
     "graph_memory_mib": 64,
 }
