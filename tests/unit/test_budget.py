@@ -226,7 +226,7 @@ def test_the_99th_percentile_between_tokens_stays_and_first_tokens_wait_for_a_pa
     [
         {"sequences": 32},
         {"cached_tokens": 30_000.0},
-        {"prompt": 3500, "streams": 64, "tokens": 2048},
+        {"prompt": 3500, "streams": 32, "tokens": 2048, "poisson": True},
     ],
     ids=["sequences", "KV cache", "prompts"],
 )
@@ -235,7 +235,7 @@ def test_nothing_is_probed_on_a_saturated_server(full: dict[str, Any]) -> None:
     server.serve(5.0)  # all are taken up
     server.delayed.clear()
     server.serve(120.0)
-    assert len(server.waiting) > 16 or server.decodes == 0, "not saturated"
+    assert len(server.waiting) > 16, "not saturated"
     assert len(server.delayed) <= 1
     assert server.budget.slack < 0.1
 
@@ -246,7 +246,7 @@ PREEMPTED = EngineStep(1, 50, 1, decode=True, fullness=0.5, preempted=True)
 
 
 def test_a_step_that_stands_for_others_counts_for_all_of_them() -> None:
-    one_by_one, at_once = Budget(0.01, 0.01), Budget(0.01, 0.01)
+    one_by_one, at_once = Budget(0.01, 0.02), Budget(0.01, 0.02)
     for budget, looks, stands_for in ((one_by_one, 24, 1), (at_once, 3, 8)):
         budget.observe(PREEMPTED)
         for _ in range(looks):
