@@ -29,7 +29,8 @@ from vllm_nfp.surface import (
     with_launch,
 )
 from vllm_nfp.surface.kernel import covariance
-from vllm_nfp.surface.observations import MOST_SHAPES, USUAL_NOISE
+from vllm_nfp.surface.noise import USUAL_NOISE
+from vllm_nfp.surface.pool import SHAPES_KEPT
 from vllm_nfp.surface.posterior import Posterior
 from vllm_nfp.surface.prior import PART_OF, Part
 from vllm_nfp.surface.rows import rows_at
@@ -191,10 +192,12 @@ def flat(log_ratio: list[float], deviation: float = 0.0) -> CellAnswer:
 
 def test_a_boundary_on_known_curves() -> None:
     assert boundary(flat([0.0, 0.0, 0.0]), 0.1) == BoundaryAnswer(
-        0.1, 3, 3, 3, True, Basis.MEASURED
+        0.1, 3, 3, 3, True, 3, Basis.MEASURED
     )
     over_and_under = boundary(flat([0.0, 0.3, 0.0]), 0.1)
     assert over_and_under.positions == 1 and not over_and_under.at_limit
+    assert over_and_under.largest_free == 3
+    assert boundary(flat([0.0, 0.3, 0.09], 0.05), 0.1).largest_free == 1
 
 
 def test_a_draft_length_takes_what_pays() -> None:
@@ -245,9 +248,9 @@ def test_a_models_own_errors_set_the_size() -> None:
 
 def test_the_pool_is_bounded_and_withstands_an_outlier() -> None:
     pool = Pool()
-    for n in range(2, 2 + 2 * MOST_SHAPES):
+    for n in range(2, 2 + 2 * SHAPES_KEPT):
         pool.add_pair(Shape(1, 1024, n), {Module.MODEL: 1.1}, {Module.MODEL: 1.0}, float(n))
-    assert len(pool.compressed(0.0).ratios) == MOST_SHAPES
+    assert len(pool.compressed(0.0).ratios) == SHAPES_KEPT
     pool = Pool()
     shape = Shape(4, 1024, 4)
     for ratio in (1.1, 1.5, 1.1):
@@ -255,20 +258,6 @@ def test_the_pool_is_bounded_and_withstands_an_outlier() -> None:
     [found] = pool.compressed(0.0).ratios
     assert found.log_ratio == pytest.approx(math.log(1.1)) and found.samples == 3
     assert pool.compressed(3600.0).ratios[0].variance > found.variance
-
-
-def test_a_pair_tells_a_modules_share_of_the_step() -> None:
-    pool = Pool()
-    many, one = (
-        {Module.MODEL: 0.011, Module.ATTENTION: 0.003},
-        {
-            Module.MODEL: 0.010,
-            Module.ATTENTION: 0.002,
-        },
-    )
-    pool.add_pair(Shape(4, 1024, 4), many, one, 0.0)
-    [share] = pool.compressed(0.0).shares
-    assert share.shape == Shape(4, 1024, 1) and share.log_share == pytest.approx(math.log(0.2))
 
 
 def test_real_steps_tell_how_t1_grows_with_the_batch(prior: Prior) -> None:

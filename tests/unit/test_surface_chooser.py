@@ -10,35 +10,39 @@ from vllm_nfp.surface.prior import Prior
 from vllm_nfp.types import Shape
 
 __all__ = ["prior"]
+
+
+def noise(_: Shape) -> float:
+    return 0.004
+
+
 NO_DRAFTS = Decisions(POSITIONS, (0.1,))
 EVERYWHERE = tuple(Concern(*cell, 1.0 / len(CELLS)) for cell in CELLS)
 
 
 def candidates(cost: float = 0.05) -> list[Candidate]:
-    return [Candidate(Shape(*cell, n), cost, 0.004) for cell in CELLS for n in POSITIONS[1:]]
+    return [Candidate(Shape(*cell, n), cost) for cell in CELLS for n in POSITIONS[1:]]
 
 
 def test_it_names_each_pair_once(prior: Prior) -> None:
     posterior = condition(prior, RECORDED, Observations())
-    found = rank(prior, posterior, candidates(), EVERYWHERE, NO_DRAFTS, most=5)
+    found = rank(prior, posterior, candidates(), EVERYWHERE, NO_DRAFTS, noise, most=5)
     assert len(set(found)) == len(found) == 5
 
 
 def test_a_cheaper_pair_comes_first(prior: Prior) -> None:
     posterior = condition(prior, RECORDED, Observations())
-    [first] = rank(prior, posterior, candidates(), EVERYWHERE, NO_DRAFTS, most=1)
-    dear = [
-        Candidate(c.shape, 1000.0 if c == first else c.cost_seconds, c.noise) for c in candidates()
-    ]
-    [other] = rank(prior, posterior, dear, EVERYWHERE, NO_DRAFTS, most=1)
+    [first] = rank(prior, posterior, candidates(), EVERYWHERE, NO_DRAFTS, noise, most=1)
+    dear = [Candidate(c.shape, 1000.0 if c == first else c.cost_seconds) for c in candidates()]
+    [other] = rank(prior, posterior, dear, EVERYWHERE, NO_DRAFTS, noise, most=1)
     assert other.shape != first.shape
 
 
 def test_what_was_measured_is_not_asked_again(prior: Prior) -> None:
     posterior = condition(prior, RECORDED, Observations())
-    [first] = rank(prior, posterior, candidates(), EVERYWHERE, NO_DRAFTS, most=1)
+    [first] = rank(prior, posterior, candidates(), EVERYWHERE, NO_DRAFTS, noise, most=1)
     told = condition(prior, RECORDED, seen(prior, 0.0, first.shape, samples=3))
-    [other] = rank(prior, told, candidates(), EVERYWHERE, NO_DRAFTS, most=1)
+    [other] = rank(prior, told, candidates(), EVERYWHERE, NO_DRAFTS, noise, most=1)
     assert other.shape != first.shape
 
 
@@ -46,11 +50,11 @@ def test_what_was_measured_is_not_asked_again(prior: Prior) -> None:
 def test_it_measures_near_the_traffic(prior: Prior, cell: tuple[int, int]) -> None:
     """A pair elsewhere may tell as much of an FFN, but the best one of all lies at this batch."""
     posterior = condition(prior, RECORDED, Observations())
-    [found] = rank(prior, posterior, candidates(), [Concern(*cell, 1.0)], NO_DRAFTS, most=1)
+    [found] = rank(prior, posterior, candidates(), [Concern(*cell, 1.0)], NO_DRAFTS, noise, most=1)
     drafts = Decisions(
         POSITIONS, (), (tuple(sum(0.7**i for i in range(n)) for n in POSITIONS),),
         (0.0,) * len(POSITIONS),
     )  # fmt: skip
-    [draft] = rank(prior, posterior, candidates(), [Concern(*cell, 1.0)], drafts, most=1)
+    [draft] = rank(prior, posterior, candidates(), [Concern(*cell, 1.0)], drafts, noise, most=1)
     assert found.shape.batch_size * found.shape.positions >= cell[0]
     assert (draft.shape.batch_size, draft.shape.context) == cell or draft.shape.positions > 1

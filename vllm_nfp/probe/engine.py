@@ -8,6 +8,7 @@ import torch
 
 from vllm_nfp.adapter import bindings
 from vllm_nfp.adapter.attention_groups import own_groups
+from vllm_nfp.adapter.dispatch import GraphRules
 from vllm_nfp.adapter.graph_place import GraphPlace
 from vllm_nfp.adapter.graph_rules import graph_rules
 from vllm_nfp.adapter.ranks import Alone, Ranks
@@ -31,7 +32,7 @@ from vllm_nfp.probe.shapes import ShapeKey, ShapeTable, key_of
 from vllm_nfp.probe.start import Start
 from vllm_nfp.probe.token_pool import TokenPool
 from vllm_nfp.timing import Clock
-from vllm_nfp.types import Shape, Timing
+from vllm_nfp.types import Module, Shape, Timing
 
 TOKENS_KEPT = 1 << 15
 """Token ids kept for probes."""
@@ -138,6 +139,19 @@ class ProbeEngine:
         return len(self._runtime.forward.timed)
 
     @property
+    def modules(self) -> tuple[Module, ...]:
+        """The modules of the timed layers; the whole step is not among them."""
+        kinds = {Module.ATTENTION, *(layer.ffn_kind for layer in self._runtime.forward.timed)}
+        if not self._ranks.alone:
+            kinds.add(Module.COMMUNICATION)
+        return tuple(module for module in Module if module in kinds)
+
+    @property
+    def rules(self) -> GraphRules:
+        """How steps of each shape are launched."""
+        return self._availability.limits.rules
+
+    @property
     def num_layers(self) -> int:
         """Decoder layers of the model."""
         return self._runtime.forward.num_layers
@@ -155,6 +169,10 @@ class ProbeEngine:
     def ready(self, shape: Shape) -> bool:
         """Whether a launch would find all that it needs."""
         return self._shapes.is_complete(key_of(shape))
+
+    def ready_keys(self) -> frozenset[ShapeKey]:
+        """All shapes of which a launch would find all that it needs."""
+        return frozenset(filter(self._shapes.is_complete, self._shapes))
 
     def make_ready(self, shapes: Sequence[Shape]) -> None:
         """Make one piece of what the shapes still lack; see :meth:`Preparer.make_ready`."""

@@ -12,9 +12,11 @@ from vllm_nfp.surface.answers import (
 )
 from vllm_nfp.surface.chooser import Candidate, Concern, Decisions, rank
 from vllm_nfp.surface.constants import GENERIC, RECORDED
+from vllm_nfp.surface.cost_surface import CostSurface
 from vllm_nfp.surface.decide import BoundaryAnswer, DraftAnswer, boundary, draft_length
 from vllm_nfp.surface.kernel import Hyperparameters
-from vllm_nfp.surface.observations import Observations, Pool, Ratio, Share, StepTime
+from vllm_nfp.surface.observations import Baseline, Observations, Ratio, StepTime
+from vllm_nfp.surface.pool import Pool
 from vllm_nfp.surface.posterior import Posterior, condition, launch_time
 from vllm_nfp.surface.prior import (
     Prior,
@@ -27,10 +29,12 @@ from vllm_nfp.surface.prior import (
 __all__ = [
     "GENERIC",
     "RECORDED",
+    "Baseline",
     "BoundaryAnswer",
     "Candidate",
     "CellAnswer",
     "Concern",
+    "CostSurface",
     "Decisions",
     "DraftAnswer",
     "Hyperparameters",
@@ -41,7 +45,6 @@ __all__ = [
     "PriorCell",
     "Questions",
     "Ratio",
-    "Share",
     "StepTime",
     "answers",
     "block_of",

@@ -10,7 +10,7 @@ times that part: :func:`rank` adds this up over the decisions, weighted by the t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,8 +31,6 @@ class Candidate:
     shape: Shape
     cost_seconds: float
     """Of the pair, and of captures that it still needs."""
-    noise: float
-    """Standard deviation of the pair's log ratio."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +66,14 @@ def rank(
     candidates: Sequence[Candidate],
     concerns: Sequence[Concern],
     decisions: Decisions,
+    noise: Callable[[Shape], float],
     most: int = 8,
 ) -> tuple[Candidate, ...]:
-    """The candidates worth most per second, best first, each given that those before it are run."""
+    """The candidates worth most per second, best first, each given that those before it are run.
+
+    Args:
+        noise: standard deviation of a pair's log ratio.
+    """
     counts = np.array(decisions.positions, dtype=np.int64)
     modules = prior(concerns[0].batch_size, concerns[0].context).modules
     rows, expected, weights = [], [], []
@@ -109,7 +112,8 @@ def rank(
         ]
     )
     own = joint[known:, known:]
-    return _greedy(candidates, len(modules), towards, apart, value, spread, own, most)
+    variances = np.array([noise(shape) ** 2 for shape in shapes])
+    return _greedy(candidates, variances, len(modules), towards, apart, value, spread, own, most)
 
 
 def _comparisons(
@@ -147,6 +151,7 @@ def _comparisons(
 
 def _greedy(
     candidates: Sequence[Candidate],
+    noise: FloatArray,
     modules: int,
     towards: FloatArray,
     apart: FloatArray,
@@ -157,7 +162,6 @@ def _greedy(
 ) -> tuple[Candidate, ...]:
     count = len(candidates)
     cost = np.array([c.cost_seconds for c in candidates])
-    noise = np.array([c.noise**2 for c in candidates])
     left = np.ones(count, dtype=bool)
     found: list[Candidate] = []
     while left.any() and len(found) < most:

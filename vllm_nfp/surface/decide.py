@@ -27,6 +27,9 @@ class BoundaryAnswer:
     """95 % interval."""
     at_limit: bool
     """The median is the largest N that was asked for: it may lie beyond."""
+    largest_free: int
+    """Largest N that is under the line in 97.5 % of the drawn curves, though a smaller one may be
+    over it; the boundary if there is none."""
     basis: Basis
 
 
@@ -51,6 +54,7 @@ def boundary(cell: CellAnswer, epsilon: float) -> BoundaryAnswer:
     over[:, 0] = False
     last = np.where(over.any(axis=1), over.argmax(axis=1) - 1, len(cell.positions) - 1)
     lower, middle, upper = _quantiles(last)
+    free = np.flatnonzero(over.mean(axis=0) <= TAIL)
     decided_at = min(middle + 1, len(cell.positions) - 1)
     return BoundaryAnswer(
         epsilon,
@@ -58,6 +62,7 @@ def boundary(cell: CellAnswer, epsilon: float) -> BoundaryAnswer:
         int(cell.positions[lower]),
         int(cell.positions[upper]),
         middle == len(cell.positions) - 1,
+        int(cell.positions[max(middle, free[-1])]),
         _weakest(cell.basis[n] for n in (middle, decided_at)),
     )
 

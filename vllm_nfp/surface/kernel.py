@@ -111,9 +111,6 @@ class Hyperparameters:
     step: ShapeKernel
     launch: float
     """Standard deviation of the log time of launches."""
-    module_bias: float
-    """Of log(module / step) measured in a second graph against the module's share of the step; the
-    same at all shapes."""
 
     def of(self, part: Part) -> TokenKernel | ShapeKernel:
         """The kernel of a part other than LAUNCH."""
@@ -137,7 +134,6 @@ class Hyperparameters:
             self.attention.scaled(factor),
             self.step.scaled(factor),
             self.launch * factor,
-            self.module_bias,
         )
 
 

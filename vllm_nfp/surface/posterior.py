@@ -10,7 +10,7 @@ from vllm_nfp.give_way import give_way
 from vllm_nfp.surface.kernel import Functionals, Hyperparameters, covariance, stacked
 from vllm_nfp.surface.observations import Observations, Ratio
 from vllm_nfp.surface.prior import PART_OF, FloatArray, IntArray, Part, Prior
-from vllm_nfp.surface.rows import Key, keys_of, rows_at, share_rows
+from vllm_nfp.surface.rows import Key, keys_of, rows_at
 from vllm_nfp.surface.scale import UNKNOWN, log_evidence
 from vllm_nfp.types import Module, Shape
 
@@ -76,6 +76,7 @@ def launch_time(posterior: Posterior) -> tuple[float, float]:
 class _Seen:
     """Observations of one kind in the making."""
 
+    key: Key
     ratio: Ratio
     residual: float
     variance: float
@@ -83,8 +84,14 @@ class _Seen:
     row: int
 
 
-def condition(prior: Prior, hyper: Hyperparameters, seen: Observations) -> Posterior:
-    """The posterior given the observations; without any it is the prior."""
+def condition(
+    prior: Prior, hyper: Hyperparameters, seen: Observations, min_samples: int = 1
+) -> Posterior:
+    """The posterior given the observations; without any it is the prior.
+
+    Args:
+        min_samples: pairs of a shape from which on it is called measured.
+    """
     rows, expected = rows_at(
         prior, [r.module for r in seen.ratios], [r.shape for r in seen.ratios], over_one=True
     )
@@ -97,32 +104,27 @@ def condition(prior: Prior, hyper: Hyperparameters, seen: Observations) -> Poste
     modules = [one.ratio.module for one in merged]
     factors = _factors(hyper, modules, [one.samples for one in merged], ratios, residual, noise)
     give_way()
-    shares, expected_shares = share_rows(prior, seen.shares)
     steps, expected_steps = rows_at(
         prior, [Module.MODEL] * len(seen.steps), [s.shape for s in seen.steps], over_one=False
     )
-    everything = stacked([ratios, shares, steps]).scaled(factors)
+    everything = stacked([ratios, steps]).scaled(factors)
     residual = np.concatenate(
         [
             residual,
-            np.array([s.log_share for s in seen.shares]) - expected_shares,
             np.array([s.log_seconds for s in seen.steps]) - expected_steps,
         ]
     )
-    variances = [s.variance for s in seen.shares] + [s.variance for s in seen.steps]
-    noise = np.concatenate([noise, np.array(variances)])
+    noise = np.concatenate([noise, np.array([s.variance for s in seen.steps])])
     full = covariance(everything, everything, hyper)
     give_way()
-    for module in {s.module for s in seen.shares}:
-        mine = len(ratios) + np.flatnonzero([s.module is module for s in seen.shares])
-        full[np.ix_(mine, mine)] += hyper.module_bias**2
     if seen.steps:
         full[-len(seen.steps) :, -len(seen.steps) :] += STEP_OFFSET**2
     uncertain = np.array([one.samples < CERTAIN for one in merged])
     inverse, doubtful = _inverse(full, noise, residual, np.flatnonzero(uncertain))
     doubted = dict.fromkeys(merged[i].ratio.shape for i in doubtful)
+    measured = frozenset(one.key for one in merged if one.samples >= min_samples)
     return Posterior(
-        hyper, factors, everything, inverse, inverse @ residual, frozenset(keys), tuple(doubted)
+        hyper, factors, everything, inverse, inverse @ residual, measured, tuple(doubted)
     )
 
 
@@ -131,7 +133,7 @@ def _merged(ratios: tuple[Ratio, ...], keys: list[Key], expected: FloatArray) ->
     found: dict[Key, _Seen] = {}
     apart: list[_Seen] = []
     for i, (ratio, key) in enumerate(zip(ratios, keys, strict=True)):
-        one = _Seen(ratio, ratio.log_ratio - float(expected[i]), ratio.variance,
+        one = _Seen(key, ratio, ratio.log_ratio - float(expected[i]), ratio.variance,
                     ratio.samples, i)  # fmt: skip
         known = found.setdefault(key, one)
         if known is one:
