@@ -7,14 +7,10 @@ prompts in chunks, then waiting requests as long as tokens, sequences and the KV
 from __future__ import annotations
 
 import random
-from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
-
-import pytest
 
 from vllm_nfp.adapter.steps import StepLimits
 from vllm_nfp.schedule.budget import Budget

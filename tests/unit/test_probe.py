@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from vllm_nfp.schedule.feedback import feedback_of
+from vllm_nfp.schedule.plan import NOTHING_KNOWN, bucket, cell_of
 
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.results import layer_times
@@ -18,9 +20,7 @@ from vllm_nfp.results.snapshot import Snapshot
 from vllm_nfp.schedule import Budget, Feedback, Planner, Prober
 from vllm_nfp.schedule.consent import OwnConsent
 from vllm_nfp.schedule.counters import Counters
-from vllm_nfp.schedule.feedback import feedback_of
 from vllm_nfp.schedule.flights import DeviceStuckError, Flights
-from vllm_nfp.schedule.plan import NOTHING_KNOWN, bucket, cell_of
 from vllm_nfp.schedule.scan import scan
 from vllm_nfp.session.publisher import Publisher
 from vllm_nfp.timing import Mark, StepTimer, StepTimes

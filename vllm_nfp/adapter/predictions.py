@@ -1,4 +1,4 @@
-"""What the predictor knows of the served model on this device: the ground of rows and of a prior."""
+"""What the predictor knows of the served model on this device."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from vllm_nfp.principle.live import (
     predict_served,
 )
 from vllm_nfp.types import Prediction
+
 
 class NoGroundError(ValueError):
     """Nothing can be predicted for this server; the message says why."""

@@ -44,9 +44,7 @@ def cached_tokens_of(kv_cache_config: Any) -> float:
     return kv_cache_config.num_blocks / blocks_per_token if blocks_per_token else math.inf
 
 
-def step_of(
-    scheduler_output: Any, decode_positions: int, limits: StepLimits
-) -> EngineStep | None:
+def step_of(scheduler_output: Any, decode_positions: int, limits: StepLimits) -> EngineStep | None:
     """The step as the scheduler planned it, alike on all ranks; None if it runs nothing.
 
     A worker does not see the queue of requests. What it sees of it: how many sequences run, how

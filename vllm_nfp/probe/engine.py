@@ -141,9 +141,10 @@ class ProbeEngine:
     @property
     def modules(self) -> tuple[Module, ...]:
         """The modules of the timed layers; the whole step is not among them."""
-        kinds = {layer.ffn_kind for layer in self._runtime.forward.timed}
-        shared = {Module.ATTENTION} if self._ranks.alone else {Module.ATTENTION, Module.COMMUNICATION}
-        return tuple(module for module in Module if module in kinds | shared)
+        kinds = {Module.ATTENTION, *(layer.ffn_kind for layer in self._runtime.forward.timed)}
+        if not self._ranks.alone:
+            kinds.add(Module.COMMUNICATION)
+        return tuple(module for module in Module if module in kinds)
 
     @property
     def rules(self) -> GraphRules:
@@ -168,6 +169,10 @@ class ProbeEngine:
     def ready(self, shape: Shape) -> bool:
         """Whether a launch would find all that it needs."""
         return self._shapes.is_complete(key_of(shape))
+
+    def ready_keys(self) -> frozenset[ShapeKey]:
+        """All shapes of which a launch would find all that it needs."""
+        return frozenset(filter(self._shapes.is_complete, self._shapes))
 
     def make_ready(self, shapes: Sequence[Shape]) -> None:
         """Make one piece of what the shapes still lack; see :meth:`Preparer.make_ready`."""

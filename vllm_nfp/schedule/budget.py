@@ -5,9 +5,9 @@ arrives while a probe runs. The fraction of decode steps bounds the delays that 
 delays one step, and so one inter-token interval of each running sequence. If far fewer than 1 % of
 the steps are delayed, the 99th percentile of the intervals does not change.
 
-Both shrink with the load. vLLM's scheduler fills each step: it takes waiting requests up until the
-step is full of tokens, all ``--max-num-seqs`` sequences run, or the KV cache is full. So at a decode
-step that is none of these no request waits, and a probe ahead of it delays no first token.
+Both shrink with the load. vLLM's scheduler takes waiting requests up until the step is full of
+tokens, ``--max-num-seqs`` sequences run, or the KV cache is full. So ahead of a decode step that is
+none of these no request waits, and a probe there delays no first token.
 """
 
 from __future__ import annotations
