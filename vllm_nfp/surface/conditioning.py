@@ -64,6 +64,10 @@ class Conditioning:
             found = condition(self._book, seen, self._min_samples)
         return found
 
+    def fit_anew(self) -> None:
+        """The sizes of errors are fitted again with the next posterior: the machine has changed."""
+        self._fitted_with.clear()
+
     def _fit_sizes(self, ratios: tuple[Ratio, ...]) -> None:
         factors = self._book.factors.copy()
         for module, part in PART_OF.items():

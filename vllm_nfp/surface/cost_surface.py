@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
@@ -9,10 +10,13 @@ from vllm_nfp.surface.answers import CellAnswer, Questions, answers, block_of, q
 from vllm_nfp.surface.chooser import Candidate, rank
 from vllm_nfp.surface.conditioning import Conditioning
 from vllm_nfp.surface.decisions import Concern, Decisions
+from vllm_nfp.surface.drift import CONTRADICTS, LEAST_MOVE, Change, Watch, nearest
+from vllm_nfp.surface.functionals import variances
 from vllm_nfp.surface.kernel import Hyperparameters
 from vllm_nfp.surface.observations import Observations
 from vllm_nfp.surface.pool import PAIRS_KEPT, SHAPES_KEPT, Pool
 from vllm_nfp.surface.prior import Prior
+from vllm_nfp.surface.rows import rows_at
 from vllm_nfp.surface.seconds import Seconds, seconds_at_one
 from vllm_nfp.types import Module, PairResult, Shape
 
@@ -59,7 +63,9 @@ class CostSurface:
         self._updated = 0.0
         self._conditioning = Conditioning(prior, hyper, min_samples)
         self._posterior = self._conditioning.posterior(warm)
+        self._watch = Watch()
         self.jumps = 0
+        """Changes of the machine that were noticed."""
 
     @property
     def version(self) -> int:
@@ -84,14 +90,50 @@ class CostSurface:
         one = {Module.MODEL: result.one.step_seconds, **result.one.modules}
         self._left_out |= set(many) - set(self._modules)
         many = {module: s for module, s in many.items() if module in self._modules}
+        change = self._watch_for_change(
+            shape, math.log(many[Module.MODEL] / one[Module.MODEL]), now
+        )
         self._pool.add_pair(shape, many, one, now, result.many.execution == "full")
         self._changed = True
+        if change is not None:
+            self._forget(change)
 
     def add_step(self, shape: Shape, seconds: float, now: float) -> None:
         """The median time of some real steps of a shape; one beyond the last N is ignored."""
         if self._knows(shape):
             self._pool.add_step(shape, seconds, now)
             self._changed = True
+
+    def _watch_for_change(self, shape: Shape, log_ratio: float, now: float) -> Change | None:
+        """Compare a pair's whole step with the earlier ones of its shape, then with the surface."""
+        seen = self._pool.seen(Module.MODEL, shape)
+        if seen is None or seen.doubt:
+            return None
+        noise = self._noise(shape) ** 2
+        usual = noise * (1.0 + 1.0 / len(seen.values)) + LEAST_MOVE**2
+        apart = log_ratio - seen.center
+        if abs(apart) > CONTRADICTS * usual**0.5:
+            mean, variance = self._says(shape)
+            from_all = log_ratio - mean
+            if from_all * apart > 0.0 and abs(from_all) > CONTRADICTS * (variance + noise) ** 0.5:
+                return self._watch.contradicts(shape, apart, now)
+        self._watch.agrees(shape)
+        return None
+
+    def _says(self, shape: Shape) -> tuple[float, float]:
+        """Mean and variance of the whole step's log ratio at a shape."""
+        book = self._posterior.book
+        rows, expected = rows_at(book.prior, [Module.MODEL], [shape], over_one=True)
+        mean, told = self._posterior.mean(rows)
+        before = variances(rows, book.hyper, book.factors)
+        return float(expected[0] + mean[0]), float(before[0] - (told**2).sum())
+
+    def _forget(self, change: Change) -> None:
+        """Old observations lose their weight."""
+        self.jumps += 1
+        self._pool.changed(change)
+        self._warm = self._warm.doubted(change.variance)
+        self._conditioning.fit_anew()
 
     def _knows(self, shape: Shape) -> bool:
         cell = self._prior(shape.batch_size, shape.context)
@@ -180,9 +222,10 @@ class CostSurface:
     ) -> tuple[Shape, ...]:
         """The shapes whose pairs should run next, best first; gives way.
 
-        Doubted shapes come first, whether they are candidates or not: they were run before.
+        Doubted shapes come first, whether they are candidates or not: they were run before. Then
+        comes a known shape near them: if its pair differs as well, the machine has changed.
         """
-        doubted = self._posterior.doubted[:most]
+        doubted = self._in_doubt()[:most]
         rest = [candidate for candidate in candidates if candidate.shape not in doubted]
         if not (rest and concerns) or len(doubted) == most:
             return doubted
@@ -191,6 +234,14 @@ class CostSurface:
         left = most - len(doubted)
         best = rank(self._posterior, found, rest, concerns, decisions, self._noise, left)
         return doubted + tuple(candidate.shape for candidate in best)
+
+    def _in_doubt(self) -> tuple[Shape, ...]:
+        doubted = tuple(dict.fromkeys(self._watch.suspects + self._posterior.doubted))
+        if not doubted:
+            return ()
+        others = self._pool.untouched(min(self._watch.since, self._updated))
+        check = nearest([shape for shape in others if shape not in doubted], doubted[0])
+        return doubted[:1] + (() if check is None else (check,)) + doubted[1:]
 
     def _noise(self, shape: Shape) -> float:
         cell = self._prior(shape.batch_size, shape.context)

@@ -104,7 +104,8 @@ def most_urgent(
     ]
     give_way()
     table = np.concatenate([np.zeros((0, 8)), *parts])
-    size = urgency(table[:, 6], table[:, 5], table[:, 7])
+    # By what certainty would gain: urgency is for each part of the variance.
+    size = urgency(table[:, 6], table[:, 5], table[:, 7]) * table[:, 7]
     table = table[np.argsort(-size, kind="stable")[:MOST_DECISIONS]]
     return _gathered(table, blocks, np.array(decisions.positions, dtype=np.int64))
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from vllm_nfp.give_way import give_way, in_pieces
 from vllm_nfp.surface import noise
+from vllm_nfp.surface.drift import Change
 from vllm_nfp.surface.observations import Baseline, Observations, Ratio, StepTime
 from vllm_nfp.surface.prior import FloatArray
 from vllm_nfp.types import Module, Shape
@@ -49,11 +50,27 @@ class Seen:
         return self.times[-1]
 
     def add(self, value: float, now: float) -> None:
-        """One more value."""
+        """One more value; those of before a change of the machine leave."""
+        if self.doubt:
+            self.forget_before(now)
         self.values.append(value)
         self.times.append(now)
         sample = np.array(self.values)
         self.center, self.gaps = noise.center(sample), noise.gaps_of(sample)
+
+    def forget_before(self, moment: float) -> None:
+        """Only later values stay."""
+        kept = [(v, t) for v, t in zip(self.values, self.times, strict=True) if t >= moment]
+        self.values = deque((v for v, _ in kept), self.values.maxlen)
+        self.times = deque((t for _, t in kept), self.times.maxlen)
+        self.doubt = 0.0
+        self._sum_up()
+
+    def _sum_up(self) -> None:
+        sample = np.array(self.values)
+        self.gaps = noise.gaps_of(sample)
+        if len(sample):
+            self.center = noise.center(sample)
 
 
 class Pool:
@@ -127,6 +144,20 @@ class Pool:
             self._ratios.pop((module, stale), None)
             if not shared:
                 self._baselines.pop((module, base), None)
+
+    def changed(self, change: Change) -> None:
+        """The machine has changed: what is older counts little, or leaves where newer pairs are."""
+        for seen in in_pieces(
+            [*self._ratios.values(), *self._baselines.values(), *self._steps.values()], AT_A_TIME
+        ):
+            if seen.latest >= change.since:
+                seen.forget_before(change.since)
+            else:
+                seen.doubt += change.variance
+
+    def untouched(self, since: float) -> list[Shape]:
+        """Shapes with pairs, all of them older."""
+        return [shape for shape, latest in self._latest.items() if latest < since]
 
     def seen(self, module: Module, shape: Shape) -> Seen | None:
         """The pairs kept of a module at a shape."""
