@@ -18,7 +18,7 @@ from vllm_nfp.surface import RECORDED
 from vllm_nfp.types import Module, Shape
 
 RESULTS = ROOT / "benchmarks/results"
-KEPT = RESULTS / "2026-11-27-surface-replay"
+KEPT = RESULTS / "2026-11-27-cost-surface"
 
 
 @pytest.fixture(scope="module")

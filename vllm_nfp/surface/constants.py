@@ -1,7 +1,7 @@
 """Hyperparameters that ship, from ``python -m benchmarks.replay_fit benchmarks/results``.
 
 Fitted on all recorded families of models, H100 alone; the set named ``all`` in
-benchmarks/results/2026-11-27-surface-replay/hyperparameters.json, with three digits. The scores of
+benchmarks/results/2026-11-27-cost-surface/hyperparameters.json, with three digits. The scores of
 docs/surface.md come from the other sets of that file, in which the scored family has no part.
 ``launch`` is a choice, not a fit: recorded steps without a CUDA graph took up to exp(1.0) times the
 expected launch time.
