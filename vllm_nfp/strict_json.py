@@ -51,16 +51,32 @@ class JsonObject:
             FileError: for another type, a value out of bounds, a missing or unknown field, or a
                 value that a dataclass refuses.
         """
-        try:
-            found = msgspec.json.decode(self.text, type=kind)
-            taken = msgspec.to_builtins(found)
-        except (ValueError, ArithmeticError) as error:
-            raise FileError(_sentence(kind, self.where, str(error))) from None
-        given = self.values
+        found = decode_own(self.text, kind, self.where)
+        taken, given = msgspec.to_builtins(found), self.values
         if pass_over:
             given = {name: value for name, value in given.items() if name in taken}
         _refuse_unknown(given, taken, self.where)
         return found
+
+
+def decode_own(text: str | bytes, kind: type[T], where: str) -> T:
+    """The dataclass in a JSON text that this package wrote into a folder of its own.
+
+    One pass in C: neither a key that occurs twice nor a field that the dataclass lacks is refused.
+
+    Args:
+        where: names the text in messages.
+
+    Raises:
+        FileError: for no JSON, another type, a value out of bounds, a missing field, or a value
+            that a dataclass refuses.
+    """
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except (msgspec.ValidationError, ArithmeticError) as error:
+        raise FileError(_sentence(kind, where, str(error))) from None
+    except (ValueError, RecursionError) as error:
+        raise FileError(printable(f"{where} is not valid JSON: {error}")) from None
 
 
 def _sentence(kind: Any, where: str, refusal: str) -> str:

@@ -121,6 +121,7 @@ def test_any_label_or_value_of_a_scrape_is_read_or_refused(data: st.DataObject) 
         ("vllm_nfp_state 1\n", "the probe's metrics lack 'model_name'"),
         (GOOD.replace("vllm_nfp_positions_lower{", "x{"), "the probe's metrics lack"),
         (GOOD.replace('batch_size="8"', 'batch_size="eight"'), "label: 'eight' is no count"),
+        (GOOD.replace('basis="measured"', 'basis="guessed"'), "guessed. is not a valid Basis"),
         (GOOD.replace('engine="0"', "engine=0"), "not in Prometheus' text format"),
         (GOOD.replace('"m"} 0.0', '"m"} +Inf'), "is not a finite number"),
         (GOOD.replace('"m"} 4.0', '"m"} NaN'), "is not a finite number"),
