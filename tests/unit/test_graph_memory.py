@@ -318,6 +318,18 @@ def test_shapes_wider_than_vllms_graphs_are_tried_apart_from_its_pool() -> None:
     assert device.pools == {"shared": 64.0}, "the trial has grown vLLM's pool"
 
 
+def test_a_graph_whose_logits_alone_are_too_large_is_not_tried() -> None:
+    """256 tokens make 32 MiB of logits, half of the limit; 512 tokens make 64."""
+    rules = replace(RULES, capture_sizes=(*RULES.capture_sizes, 64, 128, 256, 512))
+    device = Device(step_mib=1.0, mib_per_token=0.01, pool_mib=64.0)
+    shapes = {"batch_sizes": (1, 64), "positions": (1, 2, 4, 8)}
+    probe = make_probe(device, rules=rules, live_tokens=64, **shapes)
+    probe.prepare()
+    assert (64, 8) not in {key for key, _ in device.ran}
+    assert probe.graphs.room.largest_tokens == 256
+    assert probe.positions(64, 64) == (1, 2, 4)
+
+
 def test_logits_that_no_memory_holds_leave_a_shape_out() -> None:
     probe = make_probe(Device(pool_mib=300.0), batch_sizes=(64,), max_positions=32)
     probe.prepare()
