@@ -407,10 +407,12 @@ class TwoRanks:
         return possible and self.answers >= 0
 
 
-def start_together(answers: int, **changes: Any) -> tuple[Device, Probe, list[str]]:
+def start_together(
+    answers: int, can_launch: Callable[[Shape], bool] = lambda _: True, **changes: Any
+) -> tuple[Device, Probe, list[str]]:
     device, ranks = Device(step_mib=1.0, mib_per_token=0.1), TwoRanks(answers)
     probe = make_probe(device, place=None, limit=2048, alone=False, **changes)
-    probe.start.together(ranks, lambda _: True, False, lambda: False)  # type: ignore[arg-type]
+    probe.start.together(ranks, can_launch, False, lambda: False)  # type: ignore[arg-type]
     return device, probe, ranks.asked
 
 
@@ -426,6 +428,18 @@ def test_ranks_make_alike_shapes_ready_and_each_with_one_position(answers: int) 
         found = probe.positions(b, 64)
         assert found == tuple(n for n in ALL if (b, n) in ready)
     assert len(ready) >= answers // 2 or answers > 2 * 14
+
+
+@pytest.mark.parametrize(
+    ("refused", "left"), [((4, 1), ()), ((4, 2), tuple(n for n in ALL if n != 2))]
+)
+def test_without_one_position_no_others_are_made_and_without_others_the_rest_is(
+    refused: tuple[int, int], left: tuple[int, ...]
+) -> None:
+    device, probe, _ = start_together(1000, lambda shape: key_of(shape) != refused)
+    assert probe.positions(4, 64) == left
+    assert probe.positions(1, 64) == ALL
+    assert {n for (b, n), _ in device.ran if b == 4} == set(left)
 
 
 def test_ranks_whose_time_is_up_early_have_shapes_over_the_whole_table() -> None:
