@@ -284,6 +284,7 @@ def test_graphs_of_a_pair_that_exceed_the_limit_leave_all_shapes_out_by_name(
     probe = make_probe(device)
     probe.prepare()
     assert probe.positions(1, 64) == ()
+    assert probe.positions(4, 64) == (), "6 positions need no graph, but a pair of them needs one"
     assert device.driver == 0.0, "graphs of no use are kept"
     assert "graphs of 2 shapes, 40 MiB each, do not fit graph_memory_mib 64" in caplog.text
     with pytest.raises(ShapeRefusedError, match="do not fit"):
