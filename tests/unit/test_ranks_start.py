@@ -100,9 +100,8 @@ class Team:
 @pytest.fixture
 def team(monkeypatch: pytest.MonkeyPatch) -> Iterator[Team]:
     hub, made = Hub(2), Team()
-    view = SimpleNamespace(
-        device=torch.device("cpu"), name="v1", runner=object(), decode_positions=1
-    )
+    runner = SimpleNamespace(kv_cache_config=SimpleNamespace(kv_cache_groups=()))
+    view = SimpleNamespace(device=torch.device("cpu"), name="v1", runner=runner, decode_positions=1)
 
     def join(config: ProbeConfig) -> Lockstep:
         rank = int(threading.current_thread().name.removeprefix("rank "))

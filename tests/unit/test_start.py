@@ -60,6 +60,9 @@ def attach(
         def positions(self, batch_size: int, context: int) -> tuple[int, ...]:
             return (1, 2)
 
+        def ready_keys(self) -> frozenset[tuple[int, int]]:
+            return frozenset()
+
         def give_back_cache(self) -> None:
             pass
 
@@ -83,7 +86,8 @@ def attach(
 
 def known_runner(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take what is given for a runner that can be probed."""
-    view = SimpleNamespace(device=torch.device("cpu"), name="v2", runner=object())
+    runner = SimpleNamespace(kv_cache_config=SimpleNamespace(kv_cache_groups=()))
+    view = SimpleNamespace(device=torch.device("cpu"), name="v2", runner=runner)
     monkeypatch.setattr(module, "view_of", lambda _: view)
     monkeypatch.setattr(module.support, "refusal", lambda *_: None)
     monkeypatch.setattr(publication, "attention_backends", lambda _: ())
