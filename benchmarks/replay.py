@@ -28,24 +28,18 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks.replay_fit import hyperparameters_from
-from benchmarks.replay_methods import (
-    GridMethod,
-    Measured,
-    Method,
-    SurfaceMethod,
-    pair_seconds,
-)
+from benchmarks.replay_methods import Method, SurfaceMethod, pair_seconds
 from benchmarks.replay_recorded import Cell, Server, all_servers
 from benchmarks.replay_score import MOMENTS, Score, print_modules, print_scores, score
 from vllm_nfp.schedule.budget import Budget
 from vllm_nfp.surface.kernel import Hyperparameters
-from vllm_nfp.surface.observations import (
+from vllm_nfp.surface.noise import (
     NOISE_WITH_EXPERTS,
     NOISE_WITHOUT_GRAPH,
     USUAL_NOISE,
 )
 from vllm_nfp.surface.prior import generic_prior
-from vllm_nfp.types import Module, Shape
+from vllm_nfp.types import EngineStep, Module, PairResult, Shape, Timing
 
 STARTUP_SECONDS = 2.0
 SHARE, STEP_SHARE = 0.01, 0.0025
@@ -57,7 +51,7 @@ peak."""
 READS_PROMPTS = 0.1
 """Share of steps that read a prompt."""
 WAITING = 0.0
-"""Share of steps with a sign that requests wait; ``--waiting`` changes it."""
+"""Share of steps that are full of tokens; ``--waiting`` changes it."""
 DELAYED, DELAY = 0.005, 0.3
 """Share of runs that the host delays, and the mean delay as a share of their time: of the recorded
 pairs in CUDA graphs 0.7 to 1.4 % are more than 5 % off, with two ranks 4 %."""
@@ -75,6 +69,10 @@ class Simulation:
         self._budget = Budget(SHARE, STEP_SHARE)
         self.pairs = 0
         self._cells = {streams: _cell_for(server, streams) for streams, _ in PHASES}
+
+    def become(self, server: Server) -> None:
+        """The machine changes."""
+        self._server = server
 
     def start(self, seconds: float) -> None:
         """The scan before the first request."""
@@ -94,9 +92,13 @@ class Simulation:
             cell = self._cell_at(now)
             seconds = base[cell]
             self._budget.observe(
-                cell[0] / MOST_SEQUENCES,
-                self._random.random() < READS_PROMPTS,
-                self._random.random() < self._waiting,
+                EngineStep(
+                    *cell,
+                    positions=1,
+                    decode=self._random.random() >= READS_PROMPTS,
+                    fullness=cell[0] / MOST_SEQUENCES,
+                    full=self._random.random() < self._waiting,
+                )
             )
             self._budget.earn(seconds)
             now += seconds
@@ -144,17 +146,19 @@ class Simulation:
         self._ready |= {shape, replace(shape, positions=1)}
         many, one = {}, {}
         for module in server.modules:
-            layers = server.layers(module)
-            at_n = layers * self._seconds(module, cell, shape.positions)
+            at_n = self._seconds(module, cell, shape.positions)
             if not np.isfinite(at_n):
                 continue
             routed = server.routed and module is Module.MODEL
             usual = NOISE_WITH_EXPERTS if routed else USUAL_NOISE[module]
             noise = usual if inside else NOISE_WITHOUT_GRAPH
             many[module] = at_n * self._noise(noise)
-            one[module] = layers * self._seconds(module, cell, 1) * self._noise(0.0)
+            one[module] = self._seconds(module, cell, 1) * self._noise(0.0)
         self.pairs += 1
-        self._method.add(Measured(shape, many, one, inside), now)
+        run = "full" if inside else "none"
+        base = replace(shape, positions=1)
+        result = PairResult(_timing(shape, many, run), _timing(base, one, "full"), True, 0.0)
+        self._method.add(result, now)
 
     def _noise(self, deviation: float) -> float:
         delay = self._random.exponential(DELAY) if self._random.random() < DELAYED else 0.0
@@ -163,6 +167,10 @@ class Simulation:
     def _seconds(self, module: Module, cell: Cell, positions: int) -> float:
         at = self._server.positions[cell].index(positions)
         return self._server.seconds[module, *cell][at]
+
+
+def _timing(shape: Shape, seconds: dict[Module, float], run: str) -> Timing:
+    return Timing(shape, seconds.pop(Module.MODEL), 0.0, seconds, (), run)
 
 
 def _cell_for(server: Server, streams: int) -> Cell:
@@ -203,7 +211,9 @@ METHODS: dict[str, Maker] = {
         server, hyper, chooses=False, seed=seed
     ),
     "prior": lambda server, hyper, seed: SurfaceMethod(server, hyper, learns=False),
-    "grid": lambda server, hyper, seed: GridMethod(server, seed),
+    "without steps": lambda server, hyper, seed: SurfaceMethod(
+        server, hyper, steps=False, seed=seed
+    ),
     "generic": lambda server, hyper, seed: SurfaceMethod(
         server, hyper.wider(6.0), seed=seed,
         prior=generic_prior(
@@ -218,7 +228,7 @@ METHODS: dict[str, Maker] = {
 @click.argument("results", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=None)
 @click.option("--only", default="", help="Families or servers, separated by commas.")
-@click.option("--method", "methods", default="surface,prior,grid", help="Of " + ", ".join(METHODS))
+@click.option("--method", "methods", default="surface,prior", help="Of " + ", ".join(METHODS))
 @click.option("--waiting", default=WAITING, help="Share of steps with a sign that requests wait.")
 @click.option("--startup", default=STARTUP_SECONDS, help="Seconds of the scan at the start.")
 @click.option("--seeds", default=1, help="Repetitions with other noise.")

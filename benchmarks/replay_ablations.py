@@ -19,15 +19,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import replay_methods
 from benchmarks.replay import METHODS, STARTUP_SECONDS, replay
 from benchmarks.replay_fit import hyperparameters_from
-from benchmarks.replay_methods import SurfaceMethod
-from benchmarks.replay_recorded import Server, all_servers
+from benchmarks.replay_recorded import all_servers
 from benchmarks.replay_score import Score
-from vllm_nfp.surface import posterior
+from vllm_nfp.surface import algebra, conditioning
 from vllm_nfp.surface.kernel import Hyperparameters, ShapeKernel, TokenKernel
-from vllm_nfp.surface.observations import Observations, Pool
 from vllm_nfp.surface.scale import UNKNOWN
 
 MOMENTS = (0.0, 60.0, 600.0)
@@ -52,38 +49,21 @@ def _even_jumps(hyper: Hyperparameters) -> Hyperparameters:
     return replace(hyper, dense_ffn=even(hyper.dense_ffn), other=even(hyper.other))
 
 
-class Without(SurfaceMethod):
-    """The surface without a kind of observation."""
-
-    def __init__(self, server: Server, hyper: Hyperparameters, seed: int, kind: str) -> None:
-        super().__init__(server, hyper, seed=seed)
-        self.pool = _Deaf(kind)
-
-
-class _Deaf(Pool):
-    def __init__(self, kind: str) -> None:
-        super().__init__()
-        self._kind = kind
-
-    def compressed(self, now: float) -> Observations:
-        return replace(super().compressed(now), **{self._kind: ()})
-
-
 @contextlib.contextmanager
 def _own_size_unknown() -> Iterator[None]:
-    with mock.patch.object(posterior, "log_evidence", lambda *_: (UNKNOWN, 0.0)):
+    with mock.patch.object(conditioning, "log_evidence", lambda *_: (UNKNOWN, 0.0)):
         yield
 
 
 @contextlib.contextmanager
 def _no_doubt() -> Iterator[None]:
-    with mock.patch.object(posterior, "OUTLIER", 1e9):
+    with mock.patch.object(algebra, "OUTLIER", 1e9):
         yield
 
 
 @contextlib.contextmanager
 def _launches_as_expected() -> Iterator[None]:
-    with mock.patch.object(replay_methods, "LAUNCH_KNOWN", 0.0):
+    with mock.patch.object(conditioning, "LAUNCH_KNOWN", 0.0):
         yield
 
 
@@ -98,8 +78,7 @@ VARIANTS: dict[str, tuple[str, Change, Callable[[], contextlib.AbstractContextMa
     "size of a model's errors not fitted": ("surface", lambda h: h, _own_size_unknown),
     "launch time not replaced": ("surface", lambda h: h, _launches_as_expected),
     "no doubt of single pairs": ("surface", lambda h: h, _no_doubt),
-    "without modules' shares": ("shares", lambda h: h, contextlib.nullcontext),
-    "without real steps": ("steps", lambda h: h, contextlib.nullcontext),
+    "without real steps": ("without steps", lambda h: h, contextlib.nullcontext),
 }
 
 
@@ -139,11 +118,7 @@ def main(results: Path, only: str) -> None:
         with context():
             for server in servers:
                 hyper = change(hyperparameters_from(sets[server.family]))
-                made = (
-                    METHODS[method](server, hyper, 0)
-                    if method in METHODS
-                    else Without(server, hyper, 0, method)
-                )
+                made = METHODS[method](server, hyper, 0)
                 scores += replay(server, name, made, 0.0, 0, STARTUP_SECONDS, MOMENTS)
         for moment in MOMENTS:
             table.add_row(*_row(name, [s for s in scores if s.seconds == moment]))

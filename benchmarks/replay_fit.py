@@ -20,16 +20,10 @@ import click
 import numpy as np
 
 from benchmarks.replay_recorded import Server, all_servers
-from vllm_nfp.surface.kernel import (
-    Hyperparameters,
-    ShapeKernel,
-    TokenKernel,
-    covariance,
-    stacked,
-)
-from vllm_nfp.surface.observations import Share
+from vllm_nfp.surface.functionals import covariance, placed, stacked
+from vllm_nfp.surface.kernel import Hyperparameters, ShapeKernel, TokenKernel
 from vllm_nfp.surface.prior import PART_OF, Part
-from vllm_nfp.surface.rows import rows_at, share_rows
+from vllm_nfp.surface.rows import rows_at
 from vllm_nfp.surface.scale import log_evidence
 from vllm_nfp.types import Module, Shape
 
@@ -45,7 +39,7 @@ MOST_ROWS = 160
 """Of a server in a fit; more are thinned out."""
 TOKENS_FIRST = TokenKernel(0.02, 0.02, 1.5, 0.006, 0.1, 200.0, 0.1)
 SHAPES_FIRST = ShapeKernel(0.02, 0.03, 1.0, 1.0, 1.5, 0.01, 0.2)
-LAUNCH, MODULE_BIAS = 0.6, 0.03
+LAUNCH = 0.6
 
 
 @dataclass(frozen=True)
@@ -165,27 +159,29 @@ def fit(servers: Sequence[Server], known: Sequence[Errors]) -> Hyperparameters:
     )
     partly = Hyperparameters(
         tokens[Part.DENSE_FFN], tokens[Part.MOE_FFN], tokens[Part.COMMUNICATION],
-        tokens[Part.OTHER], attention, SHAPES_FIRST, LAUNCH, MODULE_BIAS,
+        tokens[Part.OTHER], attention, SHAPES_FIRST, LAUNCH,
     )  # fmt: skip
     return _with_step(partly, [s for s in servers if not s.composed])
 
 
 def _with_step(hyper: Hyperparameters, recorded: Sequence[Server]) -> Hyperparameters:
-    """The whole step's own errors, from servers whose steps were recorded with their modules."""
+    """The whole step's own errors, from servers whose steps were recorded with their modules.
+
+    The fourth value that is fitted is the standard deviation of log(module / step) measured in a
+    second graph against the module's share of the step; it is not kept.
+    """
     tables = [_whole_rows(server) for server in recorded]
 
     def made(values: Sequence[float]) -> Hyperparameters:
-        scale, smooth, short, bias = values
-        return replace(
-            hyper, step=ShapeKernel(scale, smooth, 1.0, 1.0, 1.5, short, 0.1), module_bias=bias
-        )
+        scale, smooth, short, _ = values
+        return replace(hyper, step=ShapeKernel(scale, smooth, 1.0, 1.0, 1.5, short, 0.1))
 
     def evidence(values: Sequence[float]) -> float:
         tried = made(values)
         total = 0.0
         for rows, errors, noise, biased in tables:
             at = covariance(rows, rows, tried)
-            spread = noise**2 + biased * tried.module_bias**2
+            spread = noise**2 + biased * values[3] ** 2
             total += log_evidence(at, np.diag(spread), errors)[1]
         return total
 
@@ -214,13 +210,21 @@ def _whole_rows(server: Server) -> Any:
                 if module is not Module.MODEL and n in (1, 4, 8):
                     shares.append((module, shape, float(np.log(own[i] / step[i]))))
     rows, expected = rows_at(server.prior, modules, shapes, over_one=True)
-    seen = [Share(m, s, v, 0.0) for m, s, v in shares]
-    share, expected_share = share_rows(server.prior, seen)
+    share, expected_share = _share_rows(server, shares)
     errors = np.concatenate([values, [v for _, _, v in shares]])
     errors -= np.concatenate([expected, expected_share])
     noise = np.concatenate([deviations, np.full(len(shares), 0.003)])
     biased = np.concatenate([np.zeros(len(values)), np.ones(len(shares))])
-    return stacked([rows, share]), errors, noise, biased
+    return placed(stacked([rows, share])), errors, noise, biased
+
+
+def _share_rows(server: Server, shares: Sequence[tuple[Module, Shape, float]]) -> Any:
+    """Rows of log(module / step) at the same shape, and what the prior says."""
+    shapes = [shape for _, shape, _ in shares]
+    rows, expected = rows_at(server.prior, [m for m, _, _ in shares], shapes, over_one=False)
+    step, whole = rows_at(server.prior, [Module.MODEL] * len(shapes), shapes, over_one=False)
+    rows.weights[:, 0] -= step.weights[:, 0]
+    return rows, expected - whole
 
 
 def hyperparameters_from(row: dict[str, Any]) -> Hyperparameters:

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NAV = {
     "Use": [
         "quick-start.md",
+        "answers.md",
         "supported.md",
         "glossary.md",
         "draft-lengths.md",

@@ -18,7 +18,8 @@ from vllm_nfp.draft import (
     make_schedule,
 )
 from vllm_nfp.draft.acceptance import from_counters
-from vllm_nfp.draft.curve import LARGEST_BATCH_SIZE, LARGEST_COUNT, curve_of_seconds, slower
+from vllm_nfp.draft.between import slower
+from vllm_nfp.draft.curve import LARGEST_BATCH_SIZE, LARGEST_COUNT, curve_of_seconds
 from vllm_nfp.draft.demand import LARGEST_DRAFT_LENGTH
 from vllm_nfp.draft.schedule import best_length, good_lengths
 from vllm_nfp.draft.speculative_config import speculative_config, table

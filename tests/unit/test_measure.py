@@ -182,7 +182,7 @@ def test_an_engine_that_fails_says_why_in_one_line() -> None:
         (["m", "--contexts", "1.5"], "--contexts holds '1.5', which is not a whole number"),
         (["m", "--epsilon", "0,1"], "each value of epsilons must be a fraction from 0.001 to 10"),
         (["m", "--max-positions", "1"], "max_positions must be a number of positions from 2"),
-        (["m", "--samples", "1"], "must be a number of samples from 2"),
+        (["m", "--samples", "0"], "0 is not in the range x>=1"),
         (["m", "--seconds", "9999"], "startup_seconds must be seconds from 0 to 600"),
         (["m", "--engine-args", "[]"], "--engine-args must be a JSON object"),
         (["m", "--engine-args", '{"model": "x"}'], "--engine-args must not name a model"),
@@ -239,7 +239,8 @@ def test_the_command_writes_and_prints(
     assert "64+ [64, 64]" in done.output
     assert load_profile(out) == dense_profile
     probe = seen[0].probe
-    assert (probe.min_samples, probe.wanted_samples, probe.sampled_layers) == (6, 20, 0)
+    assert probe.min_samples == ProbeConfig().min_samples
+    assert (probe.wanted_samples, probe.max_samples, probe.sampled_layers) == (20, 32, 0)
     assert probe.startup_seconds == 7.0
     assert (probe.graph_memory_mib, probe.capture_seconds) == (99, 60.0)
     done = CliRunner().invoke(main, ["measure", "name", "-o", str(out), "--json"])

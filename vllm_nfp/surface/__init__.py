@@ -10,12 +10,16 @@ from vllm_nfp.surface.answers import (
     block_of,
     questions,
 )
-from vllm_nfp.surface.chooser import Candidate, Concern, Decisions, rank
+from vllm_nfp.surface.chooser import Candidate, rank
+from vllm_nfp.surface.conditioning import Conditioning
 from vllm_nfp.surface.constants import GENERIC, RECORDED
+from vllm_nfp.surface.cost_surface import CostSurface
 from vllm_nfp.surface.decide import BoundaryAnswer, DraftAnswer, boundary, draft_length
+from vllm_nfp.surface.decisions import Concern, Decisions
 from vllm_nfp.surface.kernel import Hyperparameters
-from vllm_nfp.surface.observations import Observations, Pool, Ratio, Share, StepTime
-from vllm_nfp.surface.posterior import Posterior, condition, launch_time
+from vllm_nfp.surface.observations import Baseline, Observations, Ratio, StepTime
+from vllm_nfp.surface.pool import Pool
+from vllm_nfp.surface.posterior import Posterior
 from vllm_nfp.surface.prior import (
     Prior,
     PriorCell,
@@ -27,10 +31,13 @@ from vllm_nfp.surface.prior import (
 __all__ = [
     "GENERIC",
     "RECORDED",
+    "Baseline",
     "BoundaryAnswer",
     "Candidate",
     "CellAnswer",
     "Concern",
+    "Conditioning",
+    "CostSurface",
     "Decisions",
     "DraftAnswer",
     "Hyperparameters",
@@ -41,15 +48,12 @@ __all__ = [
     "PriorCell",
     "Questions",
     "Ratio",
-    "Share",
     "StepTime",
     "answers",
     "block_of",
     "boundary",
-    "condition",
     "draft_length",
     "generic_prior",
-    "launch_time",
     "predicted_prior",
     "questions",
     "rank",

@@ -19,7 +19,6 @@ RECORDED = Hyperparameters(
     attention=ShapeKernel(0.0723, 0.0714, 2.11, 6.0, 2.09, 0.0122, 0.312),
     step=ShapeKernel(0.002, 0.0052, 1.0, 1.0, 1.5, 0.0005, 0.1),
     launch=0.6,
-    module_bias=0.00692,
 )
 GENERIC = RECORDED.wider(6.0)
 """For :func:`vllm_nfp.surface.prior.generic_prior`. The factor is a choice, not a fit."""

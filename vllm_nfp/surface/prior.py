@@ -7,7 +7,7 @@ launches is not. So launches are a part of the step with a wide uncertainty.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import lru_cache
@@ -23,6 +23,7 @@ from vllm_nfp.principle.step import Serving, Step
 from vllm_nfp.types import Module
 
 FloatArray: TypeAlias = NDArray[np.float64]
+SingleArray: TypeAlias = NDArray[np.float32]
 IntArray: TypeAlias = NDArray[np.int64]
 
 LAUNCH_DEVIATION = 0.6
@@ -71,6 +72,7 @@ class PriorCell:
         in_graph: whether a CUDA graph holds the step, shape [n].
         log_step: log of the whole step's time, shape [n].
         shares: d log of the step / d log of each part, shape [parts, n].
+        layers: that have each module; None: the times are in no unit, only their ratios count.
     """
 
     batch_size: int
@@ -81,6 +83,7 @@ class PriorCell:
     in_graph: NDArray[np.bool_]
     log_step: FloatArray
     shares: FloatArray
+    layers: Mapping[Module, int] | None = None
 
     @property
     def modules(self) -> tuple[Module, ...]:
@@ -169,8 +172,15 @@ def predicted_prior(
         for name, cost in step.parts().items():
             seconds[named.get(name, Part.OTHER)] += cost.seconds()
         launch = LAUNCH_SECONDS_PER_LAYER * shape.num_layers
-        return _cell(batch_size, context, seconds, serving.capture_sizes, launch)
+        found = _cell(batch_size, context, seconds, serving.capture_sizes, launch)
+        return replace(found, layers=layers)
 
+    layers = {
+        Module.DENSE_FFN: shape.num_dense_layers,
+        Module.MOE_FFN: shape.num_moe_layers,
+        Module.ATTENTION: shape.num_layers,
+        Module.COMMUNICATION: shape.num_layers,
+    }
     return cell
 
 

@@ -8,8 +8,7 @@ from typing import TypeAlias
 import numpy as np
 
 from vllm_nfp.give_way import in_pieces
-from vllm_nfp.surface.kernel import Functionals
-from vllm_nfp.surface.observations import Share
+from vllm_nfp.surface.functionals import Functionals
 from vllm_nfp.surface.prior import FloatArray, IntArray, Part, Prior
 from vllm_nfp.types import Module, Shape
 
@@ -46,15 +45,6 @@ def rows_at(
             weights[i, 1] = -part[:, 0]
             expected[i] -= log_seconds[0]
     return Functionals(at, tokens, padded, weights), expected
-
-
-def share_rows(prior: Prior, shares: Sequence[Share]) -> tuple[Functionals, FloatArray]:
-    """Rows of log(module / step) at the same shape, and what the prior says."""
-    shapes = [s.shape for s in shares]
-    module, expected = rows_at(prior, [s.module for s in shares], shapes, over_one=False)
-    step, expected_step = rows_at(prior, [Module.MODEL] * len(shapes), shapes, over_one=False)
-    module.weights[:, 0] -= step.weights[:, 0]
-    return module, expected - expected_step
 
 
 def cell_rows(

@@ -45,6 +45,10 @@ class Shape:
     positions: int
 
 
+CellKey: TypeAlias = tuple[int, int]
+"""(batch size, context)"""
+
+
 class Cell(NamedTuple):
     """One module at one batch size (sequences) and context length (tokens)."""
 

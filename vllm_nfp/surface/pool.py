@@ -1,0 +1,236 @@
+"""Gathers pairs and real steps in bounded memory, and compresses them to observations."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+
+from vllm_nfp.give_way import give_way, in_pieces
+from vllm_nfp.surface import noise
+from vllm_nfp.surface.drift import Change
+from vllm_nfp.surface.observations import Baseline, Observations, Ratio, StepTime
+from vllm_nfp.surface.prior import FloatArray
+from vllm_nfp.types import Module, Shape
+
+PAIRS_KEPT = 32
+SHAPES_KEPT = 80
+MOST_STEPS = 24
+"""Shapes of real steps that are kept."""
+AT_A_TIME = 64
+"""Numbers that are made before a pause."""
+K = TypeVar("K")
+
+
+@dataclass(slots=True)
+class Seen:
+    """Values of one shape, the moments of their runs, and what they come to.
+
+    Attributes:
+        doubt: variance that a change of the machine has added.
+    """
+
+    values: deque[float]
+    times: deque[float]
+    center: float = 0.0
+    doubt: float = 0.0
+    gaps: FloatArray = field(default_factory=lambda: np.zeros(0))
+
+    @classmethod
+    def empty(cls, most: int) -> Seen:
+        """Of at most so many values; older ones leave."""
+        return cls(deque(maxlen=most), deque(maxlen=most))
+
+    @property
+    def latest(self) -> float:
+        """Moment of the last run."""
+        return self.times[-1]
+
+    def add(self, value: float, now: float) -> None:
+        """One more value; those of before a change of the machine leave."""
+        if self.doubt:
+            self.forget_before(now)
+        self.values.append(value)
+        self.times.append(now)
+        sample = np.array(self.values)
+        self.center, self.gaps = noise.center(sample), noise.gaps_of(sample)
+
+    def forget_before(self, moment: float) -> None:
+        """Only later values stay."""
+        kept = [(v, t) for v, t in zip(self.values, self.times, strict=True) if t >= moment]
+        self.values = deque((v for v, _ in kept), self.values.maxlen)
+        self.times = deque((t for _, t in kept), self.times.maxlen)
+        self.doubt = 0.0
+        self._sum_up()
+
+    def _sum_up(self) -> None:
+        sample = np.array(self.values)
+        self.gaps = noise.gaps_of(sample)
+        if len(sample):
+            self.center = noise.center(sample)
+
+
+class Pool:
+    """Pairs and real steps of one server.
+
+    Not thread safe: one thread adds and compresses, others get what :meth:`compressed` returns.
+
+    Args:
+        pairs_kept: of a shape; older ones leave.
+        shapes_kept: of pairs, those with the latest ones: the posterior's cost grows with the cube
+            of what it is made from.
+    """
+
+    def __init__(self, pairs_kept: int = PAIRS_KEPT, shapes_kept: int = SHAPES_KEPT) -> None:
+        self._pairs_kept, self._shapes_kept = pairs_kept, shapes_kept
+        self._ratios: dict[tuple[Module, Shape], Seen] = {}
+        self._baselines: dict[tuple[Module, Shape], Seen] = {}
+        self._steps: dict[Shape, Seen] = {}
+        self._latest: dict[Shape, float] = {}
+        self._without_graph: set[Shape] = set()
+
+    def add_pair(
+        self,
+        shape: Shape,
+        many: Mapping[Module, float],
+        one: Mapping[Module, float],
+        now: float,
+        in_graph: bool = True,
+    ) -> None:
+        """A pair of runs at N and at one position, side by side.
+
+        Args:
+            shape: the run at N positions.
+            many: seconds at N by module, of one layer or of the whole step.
+            one: the same at one position.
+            now: seconds on a clock that does not jump.
+            in_graph: the run at N had a CUDA graph.
+        """
+        if not in_graph:
+            self._without_graph.add(shape)
+        base = _base(shape)
+        for module, seconds in many.items():
+            if not (seconds > 0.0 and one.get(module, 0.0) > 0.0):
+                continue
+            self._add(self._ratios, (module, shape), np.log(seconds / one[module]), now)
+            self._add(self._baselines, (module, base), np.log(one[module]), now)
+        self._latest[shape] = now
+        self._forget_stale()
+
+    def add_step(self, shape: Shape, seconds: float, now: float) -> None:
+        """The median time of some real steps of a shape."""
+        if seconds > 0.0:
+            self._add(self._steps, shape, np.log(seconds), now)
+            if len(self._steps) > MOST_STEPS:
+                del self._steps[min(self._steps, key=lambda known: self._steps[known].latest)]
+
+    def _add(self, into: dict[K, Seen], key: K, value: float, now: float) -> None:
+        if key not in into:
+            into[key] = Seen.empty(self._pairs_kept)
+        into[key].add(float(value), now)
+
+    def _forget_stale(self) -> None:
+        if len(self._latest) <= self._shapes_kept:
+            return
+        stale = min(self._latest, key=lambda shape: self._latest[shape])
+        del self._latest[stale]
+        self._without_graph.discard(stale)
+        base = _base(stale)
+        shared = any(_base(shape) == base for shape in self._latest)
+        for module in Module:
+            self._ratios.pop((module, stale), None)
+            if not shared:
+                self._baselines.pop((module, base), None)
+
+    def changed(self, change: Change) -> None:
+        """The machine has changed: what is older counts little, or leaves where newer pairs are."""
+        for seen in in_pieces(
+            [*self._ratios.values(), *self._baselines.values(), *self._steps.values()], AT_A_TIME
+        ):
+            if seen.latest >= change.since:
+                seen.forget_before(change.since)
+            else:
+                seen.doubt += change.variance
+
+    def untouched(self, since: float) -> list[Shape]:
+        """Shapes with pairs, all of them older."""
+        return [shape for shape, latest in self._latest.items() if latest < since]
+
+    def seen(self, module: Module, shape: Shape) -> Seen | None:
+        """The pairs kept of a module at a shape."""
+        return self._ratios.get((module, shape))
+
+    def samples(self, module: Module, shape: Shape) -> int:
+        """Pairs kept of a shape."""
+        seen = self.seen(module, shape)
+        return len(seen.values) if seen else 0
+
+    def compressed(self, now: float) -> Observations:
+        """One number for each shape and module."""
+        scatter = {m: self.noise(m, graph=True) for m in Module}
+        without = self.noise(Module.MODEL, graph=False)
+        give_way()
+        deviations = [
+            without if shape in self._without_graph else scatter[module]
+            for module, shape in self._ratios
+        ]
+        spread = _variances(self._ratios, now, np.array(deviations))
+        give_way()
+        seen = zip(self._ratios.items(), spread, strict=True)
+        ratios = tuple(
+            Ratio(module, shape, one.center, variance, len(one.values))
+            for ((module, shape), one), variance in in_pieces(seen, AT_A_TIME)
+        )
+        of_steps = _variances(self._steps, now, noise.STEP_DEVIATION, grows=False)
+        steps = tuple(
+            StepTime(shape, one.center, variance)
+            for (shape, one), variance in zip(self._steps.items(), of_steps, strict=True)
+        )
+        of_bases = _variances(
+            self._baselines, now, noise.BASELINE_DEVIATION, noise.LEAST_BASELINE_DEVIATION
+        )
+        known = zip(self._baselines.items(), of_bases, strict=True)
+        baselines = tuple(
+            Baseline(module, base.batch_size, base.context, one.center, variance)
+            for ((module, base), one), variance in in_pieces(known, AT_A_TIME)
+        )
+        return Observations(ratios, steps, baselines)
+
+    def noise(self, module: Module, graph: bool) -> float:
+        """Standard deviation of a pair's log ratio, from pairs of the same shape."""
+        gaps = [
+            seen.gaps
+            for (of, shape), seen in self._ratios.items()
+            if of is module and (shape not in self._without_graph) is graph
+        ]
+        return noise.scatter(gaps, self._usual(module) if graph else noise.NOISE_WITHOUT_GRAPH)
+
+    def pair_noise(self, shape: Shape, graph: bool) -> float:
+        """The same of the whole step at a shape that ``graph`` says to have a CUDA graph or not."""
+        return self.noise(Module.MODEL, graph and shape not in self._without_graph)
+
+    def _usual(self, module: Module) -> float:
+        routed = module is Module.MODEL and any(of is Module.MOE_FFN for of, _ in self._ratios)
+        return noise.NOISE_WITH_EXPERTS if routed else noise.USUAL_NOISE[module]
+
+
+def _base(shape: Shape) -> Shape:
+    return Shape(shape.batch_size, shape.context, 1)
+
+
+def _variances(
+    seen: Mapping[K, Seen],
+    now: float,
+    deviation: FloatArray | float,
+    least: float = noise.LEAST_DEVIATION,
+    grows: bool = True,
+) -> list[float]:
+    """Of each shape's center; ``grows``: more values make it more certain."""
+    samples = np.array([len(one.values) if grows else 1 for one in seen.values()], np.float64)
+    ages = now - np.array([one.latest for one in seen.values()])
+    spread = noise.variance(np.asarray(deviation), samples, ages, least)
+    spread += np.array([one.doubt for one in seen.values()])
+    return [float(value) for value in spread]
