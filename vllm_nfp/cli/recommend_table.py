@@ -81,7 +81,8 @@ def _table(rows: Sequence[ScheduleRow]) -> Table:
 
 def _shown(rows: Sequence[ScheduleRow]) -> list[ScheduleRow]:
     """Without the ranges between reported batch sizes that are close: they are like these."""
-    reported = sorted({row.batch_size_first for row in rows if not row.between})
+    known = [row for row in rows if row.basis != "unknown"]
+    reported = sorted({row.batch_size_first for row in known if not row.between})
     close = {low for low, high in itertools.pairwise(reported) if high <= CLOSE * low}
     return [
         row

@@ -50,7 +50,7 @@ class ScheduleRow:
     scheduled_gain: float | None
     """Gain of that K here; None: not known, since it comes from other contexts."""
     between: bool = False
-    """Batch sizes between two that have a row of their own."""
+    """From the curves of the batch sizes around it."""
     gain_lower: float | None = None
     """Lower end of the gain's 95 % interval; None: not known."""
     gain_upper: float | None = None
