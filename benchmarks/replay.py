@@ -70,6 +70,10 @@ class Simulation:
         self.pairs = 0
         self._cells = {streams: _cell_for(server, streams) for streams, _ in PHASES}
 
+    def become(self, server: Server) -> None:
+        """The machine changes."""
+        self._server = server
+
     def start(self, seconds: float) -> None:
         """The scan before the first request."""
         left = seconds

@@ -23,7 +23,7 @@ from benchmarks.replay import METHODS, STARTUP_SECONDS, replay
 from benchmarks.replay_fit import hyperparameters_from
 from benchmarks.replay_recorded import all_servers
 from benchmarks.replay_score import Score
-from vllm_nfp.surface import cost_surface, posterior
+from vllm_nfp.surface import algebra, conditioning
 from vllm_nfp.surface.kernel import Hyperparameters, ShapeKernel, TokenKernel
 from vllm_nfp.surface.scale import UNKNOWN
 
@@ -51,19 +51,19 @@ def _even_jumps(hyper: Hyperparameters) -> Hyperparameters:
 
 @contextlib.contextmanager
 def _own_size_unknown() -> Iterator[None]:
-    with mock.patch.object(posterior, "log_evidence", lambda *_: (UNKNOWN, 0.0)):
+    with mock.patch.object(conditioning, "log_evidence", lambda *_: (UNKNOWN, 0.0)):
         yield
 
 
 @contextlib.contextmanager
 def _no_doubt() -> Iterator[None]:
-    with mock.patch.object(posterior, "OUTLIER", 1e9):
+    with mock.patch.object(algebra, "OUTLIER", 1e9):
         yield
 
 
 @contextlib.contextmanager
 def _launches_as_expected() -> Iterator[None]:
-    with mock.patch.object(cost_surface, "LAUNCH_KNOWN", 0.0):
+    with mock.patch.object(conditioning, "LAUNCH_KNOWN", 0.0):
         yield
 
 

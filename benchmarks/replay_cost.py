@@ -60,7 +60,7 @@ def pairs_of(prior: Prior, shapes: int, seed: int = 0) -> Iterator[PairResult]:
             runs = []
             for n in (shape.positions, 1):
                 seconds = {
-                    m: float(np.exp(cell.log_seconds(m)[n - 1] + 0.004 * draw.standard_normal()))
+                    m: float(np.exp(cell.log_seconds(m)[n - 1] + 0.002 * draw.standard_normal()))
                     for m in cell.modules
                 }
                 at = Shape(shape.batch_size, shape.context, n)

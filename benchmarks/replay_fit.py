@@ -20,13 +20,8 @@ import click
 import numpy as np
 
 from benchmarks.replay_recorded import Server, all_servers
-from vllm_nfp.surface.kernel import (
-    Hyperparameters,
-    ShapeKernel,
-    TokenKernel,
-    covariance,
-    stacked,
-)
+from vllm_nfp.surface.functionals import covariance, placed, stacked
+from vllm_nfp.surface.kernel import Hyperparameters, ShapeKernel, TokenKernel
 from vllm_nfp.surface.prior import PART_OF, Part
 from vllm_nfp.surface.rows import rows_at
 from vllm_nfp.surface.scale import log_evidence
@@ -220,7 +215,7 @@ def _whole_rows(server: Server) -> Any:
     errors -= np.concatenate([expected, expected_share])
     noise = np.concatenate([deviations, np.full(len(shares), 0.003)])
     biased = np.concatenate([np.zeros(len(values)), np.ones(len(shares))])
-    return stacked([rows, share]), errors, noise, biased
+    return placed(stacked([rows, share])), errors, noise, biased
 
 
 def _share_rows(server: Server, shares: Sequence[tuple[Module, Shape, float]]) -> Any:

@@ -633,24 +633,15 @@ class FakeGraph:
         pass
 
 
-@pytest.mark.usefixtures("lively_cache")
-@pytest.mark.parametrize("smallest", [True, False], ids=["at the start", "in serving"])
-def test_a_backend_that_writes_in_captured_graphs_alone_disables_the_probe(
-    llm: Any, worker: Any, start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path, smallest: bool,
-) -> None:  # fmt: skip
-    """FULL graphs, made at the start for few shapes and between real steps for the others."""
+def serve_in_full_graphs(monkeypatch: pytest.MonkeyPatch, batch_sizes: tuple[int, ...]) -> None:
+    """Have the probe take this server for one with FULL graphs."""
     from types import SimpleNamespace
 
     from vllm_nfp.adapter.dispatch import GraphRules
     from vllm_nfp.probe import capture, device_memory
     from vllm_nfp.probe import engine as module
 
-    def when(batch_size: int, positions: int, execution: str, graph: bool) -> bool:
-        assert execution == "full"
-        return graph and (smallest or (batch_size, positions) == (4, 4))
-
-    sizes = tuple(sorted({b * n for b in (1, 4) for n in (1, 2, 3, 4, 5, 6, 8)}))
+    sizes = tuple(sorted({b * n for b in batch_sizes for n in (1, 2, 3, 4, 5, 6, 8)}))
     rules = GraphRules(True, False, False, True, sizes, 8)
     monkeypatch.setattr(module, "graph_rules", lambda *_: rules)
     monkeypatch.setattr(capture, "Graph", FakeGraph)
@@ -658,6 +649,45 @@ def test_a_backend_that_writes_in_captured_graphs_alone_disables_the_probe(
     place = SimpleNamespace(pool=None, stream=None, shared=False)
     monkeypatch.setattr(device_memory, "own_place", lambda *_: place)
     monkeypatch.setattr(FakeGraph, "replays", 0)
+
+
+def test_shapes_of_the_whole_table_are_made_ready_between_steps_and_change_no_output(
+    llm: Any, worker: Any, start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches are made, run for the first time, and captured while requests are served."""
+    expected = generate(llm)
+    serve_in_full_graphs(monkeypatch, (1, 2, 4, 8))
+    FakeGraph.writer = Writer(worker, monkeypatch, lambda *_: False, exchange)
+    session = start(
+        batch_sizes=[], contexts=[], capture_seconds=0.0, startup_seconds=0.0, wanted_samples=1
+    )
+    engine = engine_of(session)
+    at_start = set(engine._shapes)
+    assert (8, 8) in at_start and len(at_start) <= 4, "shapes are made that nobody has asked for"
+    for _ in range(40):
+        spend_at_once(session)
+        assert generate(llm, tokens=32) == [one[:32] for one in expected]
+        if len(engine.ready_keys()) > 8 and FakeGraph.replays:
+            break
+    assert session.active
+    assert len(engine.ready_keys()) > 8 and len({b for b, _ in engine.ready_keys()}) > 1
+    assert prober_of(session).outcomes["measured"] and FakeGraph.replays
+    assert engine._runtime.prover._proven
+
+
+@pytest.mark.usefixtures("lively_cache")
+@pytest.mark.parametrize("smallest", [True, False], ids=["at the start", "in serving"])
+def test_a_backend_that_writes_in_captured_graphs_alone_disables_the_probe(
+    llm: Any, worker: Any, start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, smallest: bool,
+) -> None:  # fmt: skip
+    """FULL graphs, made at the start for few shapes and between real steps for the others."""
+
+    def when(batch_size: int, positions: int, execution: str, graph: bool) -> bool:
+        assert execution == "full"
+        return graph and (smallest or (batch_size, positions) == (4, 4))
+
+    serve_in_full_graphs(monkeypatch, (1, 4))
     FakeGraph.writer = writer = Writer(worker, monkeypatch, when, exchange)
     seconds = 0.5 if smallest else 0.0
     session = start(startup_seconds=seconds, capture_seconds=30.0, **FEW_SHAPES)

@@ -98,6 +98,7 @@ def _at(answer: CellAnswer, positions: tuple[int, ...]) -> CellAnswer:
         covariance=answer.covariance[np.ix_(at, at)],
         basis=tuple(answer.basis[i] for i in at),
         curves=answer.curves[:, at],
+        limits=tuple(tuple(of[i] for i in at) for of in answer.limits),
     )
 
 

@@ -62,9 +62,9 @@ def knowledge_of(
     Raises:
         Exception: anything, if the predictor has a fault; in passive mode that is only logged.
     """
-    known = _prior(worker, view, measured, capture_sizes, modules)
-    known = _warmed(worker, measured, known)
-    because = f": {known.reason}" if known.reason else ""
+    predicted = _prior(worker, view, measured, capture_sizes, modules)
+    known = _warmed(worker, measured, predicted)
+    because = f": {predicted.reason}" if predicted.reason else ""
     source = {
         "predicted": "the prediction for this model and GPU",
         "generic": "a generic guess with wide intervals",

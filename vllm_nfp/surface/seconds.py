@@ -9,10 +9,9 @@ import numpy as np
 
 from vllm_nfp.give_way import give_way
 from vllm_nfp.surface.answers import NORMAL_TAIL, WIDER
-from vllm_nfp.surface.kernel import covariance
+from vllm_nfp.surface.book import Book
+from vllm_nfp.surface.functionals import covariance, placed, variances
 from vllm_nfp.surface.observations import Baseline
-from vllm_nfp.surface.posterior import Posterior
-from vllm_nfp.surface.prior import Prior
 from vllm_nfp.surface.rows import rows_at
 from vllm_nfp.types import Module, Shape
 
@@ -26,8 +25,7 @@ UNKNOWN_LEVEL = 5.0
 
 
 def seconds_at_one(
-    prior: Prior,
-    posterior: Posterior,
+    book: Book,
     baselines: Sequence[Baseline],
     module: Module,
     cells: Sequence[tuple[int, int]],
@@ -42,28 +40,26 @@ def seconds_at_one(
         cells: (batch size, context).
     """
     known = [one for one in baselines if one.module is module]
-    layers = prior(*cells[0]).layers
+    layers = book.prior(*cells[0]).layers
     if layers is None and not known:
         return [None] * len(cells)
     level = LEVEL if layers is not None else UNKNOWN_LEVEL
     scale = float(np.log((layers or {}).get(module, 1)))
     shapes = [Shape(one.batch_size, one.context, 1) for one in known]
     shapes += [Shape(*cell, 1) for cell in cells]
-    rows, expected = rows_at(prior, [module] * len(shapes), shapes, over_one=False)
-    rows, expected = rows.scaled(posterior.factors), expected - scale
-    here, there = rows[: len(known)], rows[len(known) :]
+    rows, expected = rows_at(book.prior, [module] * len(shapes), shapes, over_one=False)
+    expected = expected - scale
+    here, there = placed(rows[: len(known)]), placed(rows[len(known) :])
+    hyper, factors = book.hyper, book.factors
     measured = np.array([one.log_seconds for one in known])
     noise = np.array([one.variance for one in known])
-    inverse = np.linalg.inv(covariance(here, here, posterior.hyper) + level**2 + np.diag(noise))
+    inverse = np.linalg.inv(covariance(here, here, hyper, factors) + level**2 + np.diag(noise))
     give_way()
-    cross = covariance(here, there, posterior.hyper) + level**2
+    cross = covariance(here, there, hyper, factors) + level**2
     weights = inverse @ cross
     mean = expected[len(known) :] + (measured - expected[: len(known)]) @ weights
     give_way()
-    own = np.array(
-        [covariance(there[i : i + 1], there[i : i + 1], posterior.hyper)[0, 0]
-         for i in range(len(cells))]
-    )  # fmt: skip
+    own = variances(rows[len(known) :], hyper, factors)
     spread = np.maximum(own + level**2 - (cross * weights).sum(axis=0), 0.0)
     reach = WIDER * NORMAL_TAIL * np.sqrt(spread)
     ends = np.exp([mean, mean - reach, mean + reach])

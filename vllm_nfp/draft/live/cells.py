@@ -46,6 +46,8 @@ class Cell:
     """Until drafts are tried again where there are none."""
     hopeful: bool = False
     """The last look found better acceptance, on too few drafts to count."""
+    place: tuple[int, int] | None = None
+    """Batch size and context of the last step."""
     next_look: int = 0
     """Step from which lengths that were not worth a trial are considered again."""
 
