@@ -132,7 +132,7 @@ def test_both_scan_and_probe_between_steps_and_the_first_publishes(team: Team) -
     first, second = team.launched()
     assert first == second and len(first) == 12, "six pairs of one point"
     assert [started_of(session).lead is not None for session in team.sessions] == [True, False]
-    assert {snapshot.state for snapshot in team.told} == {State.STEADY}
+    assert (team.told[0].state, team.told[-1].state) == (State.WARMING, State.STEADY)
     prober = lead_of(team.sessions[0]).watcher
     assert isinstance(prober, Prober)
     prober.budget.earn(100.0)
