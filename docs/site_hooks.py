@@ -43,7 +43,6 @@ NAV = {
     "Trust": [
         "measured.md",
         "theory.md",
-        "estimation.md",
         "surface.md",
         "validation.md",
         "draft-results.md",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from made_surface import made_prior
@@ -10,13 +13,16 @@ from test_results import pair
 
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.results.gather import Results
+from vllm_nfp.results.snapshot import Snapshot
 from vllm_nfp.results.table import plain_table
-from vllm_nfp.schedule.agenda import Agenda
+from vllm_nfp.schedule.agenda import NO_AGENDA, Agenda
 from vllm_nfp.schedule.counters import Counters
 from vllm_nfp.session import agenda_maker
 from vllm_nfp.session.agenda_maker import MOST, PAIRS_PER_CELL, AgendaMaker, nearest
+from vllm_nfp.session.publisher import Publisher
 from vllm_nfp.surface import RECORDED, CostSurface
-from vllm_nfp.types import Basis, PairResult, Shape
+from vllm_nfp.timing import StepTimes
+from vllm_nfp.types import Basis, PairResult, Shape, State
 
 
 def results_of(config: ProbeConfig) -> Results:
@@ -75,9 +81,6 @@ def test_a_live_cell_between_reported_ones_is_told_of_by_the_next_larger(results
     assert nearest(results.table, (8, 1024)) == (8, 1024)
     assert nearest(results.table, (5, 300)) == (8, 1024)
     assert nearest(results.table, (200, 9000)) == (16, 1024)
-
-
-Runs = Callable[[Results, int], Agenda]
 
 
 def run_agendas(results: Results, pairs: int, ratio: Callable[[Shape], float]) -> Agenda:
@@ -146,3 +149,41 @@ def test_shapes_with_graphs_go_first_until_they_are_ahead() -> None:
         results.update(float(now))
     results.add(pair(Shape(8, 256, 4)), 99.0)
     assert maker.make(Counters(ready=ready), {}).shapes[0] != Shape(8, 256, 4)
+
+
+def test_a_publisher_chooses_again_when_something_has_happened() -> None:
+    config = ProbeConfig(batch_sizes=(4,), contexts=(256,), positions=(1, 2, 4))
+    output: Any = SimpleNamespace(record=lambda _: None)
+    one = Publisher(
+        config, Snapshot("m", "0", State.WARMING), StepTimes(), results_of(config), output
+    )
+    assert one.agenda is NO_AGENDA
+    agendas = []
+    for counters in (
+        Counters(),
+        Counters(),
+        Counters(refused=frozenset({Shape(4, 256, 2)})),
+        Counters(refused=frozenset({Shape(4, 256, 2)}), wants_agenda=True),
+    ):
+        one.count(counters)
+        one.process()
+        agendas.append(one.agenda)
+    assert [a is b for a, b in itertools.pairwise(agendas)] == [True, False, False]
+    assert agendas[0].shapes and Shape(4, 256, 2) not in agendas[2].shapes
+    assert one.snapshot().state is State.WARMING
+    one.put(pair(Shape(4, 256, 4)))
+    one.process()
+    assert one.agenda is not agendas[-1]
+    assert one.snapshot().state is State.STEADY
+    assert one.snapshot().missing_pairs == 0
+
+
+def test_without_probes_nothing_is_chosen() -> None:
+    config = ProbeConfig(batch_sizes=(4,), contexts=(256,), passive=True)
+    output: Any = SimpleNamespace(record=lambda _: None)
+    one = Publisher(
+        config, Snapshot("m", "0", State.PASSIVE), StepTimes(), results_of(config), output
+    )
+    one.process()
+    assert one.agenda is NO_AGENDA
+    assert one.snapshot().boundaries

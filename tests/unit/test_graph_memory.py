@@ -284,6 +284,7 @@ def test_graphs_of_a_pair_that_exceed_the_limit_leave_all_shapes_out_by_name(
     probe = make_probe(device)
     probe.prepare()
     assert probe.positions(1, 64) == ()
+    assert probe.positions(4, 64) == (), "6 positions need no graph, but a pair of them needs one"
     assert device.driver == 0.0, "graphs of no use are kept"
     assert "graphs of 2 shapes, 40 MiB each, do not fit graph_memory_mib 64" in caplog.text
     with pytest.raises(ShapeRefusedError, match="do not fit"):
@@ -316,6 +317,18 @@ def test_shapes_wider_than_vllms_graphs_are_tried_apart_from_its_pool() -> None:
     probe.prepare()
     assert probe.graphs.room.largest_tokens == 16, "32 tokens take 128 MiB"
     assert device.pools == {"shared": 64.0}, "the trial has grown vLLM's pool"
+
+
+def test_a_graph_whose_logits_alone_are_too_large_is_not_tried() -> None:
+    """256 tokens make 32 MiB of logits, half of the limit; 512 tokens make 64."""
+    rules = replace(RULES, capture_sizes=(*RULES.capture_sizes, 64, 128, 256, 512))
+    device = Device(step_mib=1.0, mib_per_token=0.01, pool_mib=64.0)
+    shapes = {"batch_sizes": (1, 64), "positions": (1, 2, 4, 8)}
+    probe = make_probe(device, rules=rules, live_tokens=64, **shapes)
+    probe.prepare()
+    assert (64, 8) not in {key for key, _ in device.ran}
+    assert probe.graphs.room.largest_tokens == 256
+    assert probe.positions(64, 64) == (1, 2, 4)
 
 
 def test_logits_that_no_memory_holds_leave_a_shape_out() -> None:
@@ -395,10 +408,12 @@ class TwoRanks:
         return possible and self.answers >= 0
 
 
-def start_together(answers: int, **changes: Any) -> tuple[Device, Probe, list[str]]:
+def start_together(
+    answers: int, can_launch: Callable[[Shape], bool] = lambda _: True, **changes: Any
+) -> tuple[Device, Probe, list[str]]:
     device, ranks = Device(step_mib=1.0, mib_per_token=0.1), TwoRanks(answers)
     probe = make_probe(device, place=None, limit=2048, alone=False, **changes)
-    probe.start.together(ranks, lambda _: True, False, lambda: False)  # type: ignore[arg-type]
+    probe.start.together(ranks, can_launch, False, lambda: False)  # type: ignore[arg-type]
     return device, probe, ranks.asked
 
 
@@ -414,6 +429,18 @@ def test_ranks_make_alike_shapes_ready_and_each_with_one_position(answers: int) 
         found = probe.positions(b, 64)
         assert found == tuple(n for n in ALL if (b, n) in ready)
     assert len(ready) >= answers // 2 or answers > 2 * 14
+
+
+@pytest.mark.parametrize(
+    ("refused", "left"), [((4, 1), ()), ((4, 2), tuple(n for n in ALL if n != 2))]
+)
+def test_without_one_position_no_others_are_made_and_without_others_the_rest_is(
+    refused: tuple[int, int], left: tuple[int, ...]
+) -> None:
+    device, probe, _ = start_together(1000, lambda shape: key_of(shape) != refused)
+    assert probe.positions(4, 64) == left
+    assert probe.positions(1, 64) == ALL
+    assert {n for (b, n), _ in device.ran if b == 4} == set(left)
 
 
 def test_ranks_whose_time_is_up_early_have_shapes_over_the_whole_table() -> None:

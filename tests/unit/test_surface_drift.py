@@ -125,12 +125,12 @@ def test_evidence_must_agree_in_direction_and_in_time() -> None:
     watch = Watch()
     shapes = [Shape(8, 1024, n) for n in range(2, 2 + ENOUGH)]
     for number, shape in enumerate(shapes):
-        change = watch.contradicts(shape, 0.2, float(number))
+        change = watch.contradicts(shape, 1.0, 0.2, float(number))
     assert change is not None and change.since == 0.0
     assert change.variance == pytest.approx(0.04)
     assert watch.suspects == ()
     for sign, shape in zip((1, -1, 1), shapes, strict=True):
-        assert watch.contradicts(shape, 0.2 * sign, 5.0) is None
+        assert watch.contradicts(shape, 1.0, 0.2 * sign, 5.0) is None
     watch.agrees(shapes[2])
     assert watch.suspects == (shapes[1], shapes[0])
     for n in range(WINDOW):

@@ -81,7 +81,8 @@ def _table(rows: Sequence[ScheduleRow]) -> Table:
 
 def _shown(rows: Sequence[ScheduleRow]) -> list[ScheduleRow]:
     """Without the ranges between reported batch sizes that are close: they are like these."""
-    reported = sorted({row.batch_size_first for row in rows if not row.between})
+    known = [row for row in rows if row.basis != "unknown"]
+    reported = sorted({row.batch_size_first for row in known if not row.between})
     close = {low for low, high in itertools.pairwise(reported) if high <= CLOSE * low}
     return [
         row
@@ -103,17 +104,10 @@ def _cells(row: ScheduleRow) -> Sequence[str]:
         row.length_text,
         row.basis,
         "-" if row.tokens_per_second is None else f"{row.tokens_per_second:.0f}",
-        f"{row.gain:.2f}x{_give_or_take(row)}",
+        row.gain_text,
         free,
         f"{row.scheduled_draft_length}: {row.scheduled_gain or 0.0:.2f}x",
     )
-
-
-def _give_or_take(row: ScheduleRow) -> str:
-    """The farther end of the gain's interval, as a percentage."""
-    if row.gain_lower is None or row.gain_upper is None or not row.draft_length:
-        return ""
-    return f" ±{max(row.gain_upper / row.gain - 1.0, 1.0 - row.gain_lower / row.gain):.0%}"
 
 
 def _notes(rows: Sequence[ScheduleRow]) -> list[str]:
@@ -121,7 +115,10 @@ def _notes(rows: Sequence[ScheduleRow]) -> list[str]:
     wanted = ", ".join(map(str, sorted({r.batch_size_last for r in rows if not r.between})))
     shown = _shown(rows)
     notes = (
-        (any(map(_give_or_take, shown)), "± = 95 % interval, as far as step times decide"),
+        (
+            any("±" in row.gain_text for row in shown),
+            "± = 95 % interval, as far as step times decide",
+        ),
         (any(row.at_limit for row in rows), "K+ = the longest that is known; more may be better"),
         (
             any(row.free_at_limit for row in rows),

@@ -176,7 +176,7 @@ def _table(lines: Sequence[Line[Row]], live: Live | None) -> Table:
         named = place == 0 or context is None
         name = f"{printable(module)}\n" if named else "\n"
         where = "any L" if context is None else f"L={context}"
-        table.add_column(f"{name}{where}", no_wrap=True)
+        table.add_column(Text(f"{name}{where}"), no_wrap=True)
     found = {(line.batch_size, line.module, line.context): line for line in lines}
     batch_sizes = sorted({line.batch_size for line in lines})
     shown = [_column([found.get((b, *column)) for b in batch_sizes], live) for column in columns]

@@ -98,8 +98,9 @@ class Demand:
         """95 % interval of the gain, as far as it depends on the step's time; 0 and infinite where
         an end is not known."""
         lower, upper = curve.interval(draft_length + 1)
-        return self._gain(curve, draft_length, upper), self._gain(curve, draft_length, lower)
+        most = self._gain(curve, draft_length, lower) if lower else math.inf
+        return self._gain(curve, draft_length, upper), most
 
     def _gain(self, curve: StepCurve, draft_length: int, ratio: float) -> float:
         whole = ratio + self.cost.ratio(draft_length, curve.seconds_at_one)
-        return self.acceptance.expected_tokens(draft_length) / whole if whole else math.inf
+        return self.acceptance.expected_tokens(draft_length) / whole

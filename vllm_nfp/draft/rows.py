@@ -50,7 +50,7 @@ class ScheduleRow:
     scheduled_gain: float | None
     """Gain of that K here; None: not known, since it comes from other contexts."""
     between: bool = False
-    """Batch sizes between two that have a row of their own."""
+    """From the curves of the batch sizes around it."""
     gain_lower: float | None = None
     """Lower end of the gain's 95 % interval; None: not known."""
     gain_upper: float | None = None
@@ -65,10 +65,11 @@ class ScheduleRow:
 
     @property
     def gain_text(self) -> str:
-        """The gain with its interval, as far as that is known: 1.52x (1.48 to 1.55)."""
-        if self.gain_lower is None or self.gain_upper is None or not self.draft_length:
+        """The gain and the farther end of its interval, where it is known: 1.52x ±3%."""
+        lower, upper = self.gain_lower, self.gain_upper
+        if lower is None or upper is None or not self.draft_length:
             return f"{self.gain:.2f}x"
-        return f"{self.gain:.2f}x ({self.gain_lower:.2f} to {self.gain_upper:.2f})"
+        return f"{self.gain:.2f}x ±{max(upper / self.gain - 1.0, 1.0 - lower / self.gain):.0%}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,7 +92,8 @@ class GraphSizes:
             size = self._availability.limits.placement(*key).padded_tokens
             if size <= (self._graphs.room.largest_tokens or 0) or time_is_up():
                 break
-            if tried is not None and size > tried // 2:
+            logits = self._availability.limits.server.logits_bytes(key[0] * key[1])
+            if (tried is not None and size > tried // 2) or logits > self._graphs.limit // 2:
                 continue
             tried = size
             with self._pool.trial():

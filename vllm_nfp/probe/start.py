@@ -74,9 +74,16 @@ class Start:
                 break
             self._warm_up_if_it_fits(key)
         self._end()
-        missing = {self._availability.memory_missing(key) for key in keys}
-        for reason in sorted(reason for reason in missing if reason is not None):
-            logger.warning("vllm-nfp: shapes are left out: %s", reason)
+        reasons = {key: self._availability.memory_missing(key) for key in keys}
+        left_out = {key: reason for key, reason in reasons.items() if reason is not None}
+        if left_out:
+            (batch_size, positions), reason = min(left_out.items())
+            # At the defaults the largest shapes are left out. Without the smallest one all are.
+            logger.log(
+                logging.WARNING if (batch_size, positions) == min(keys) else logging.INFO,
+                "vllm-nfp: %d of %d shapes are left out, the first at B=%d N=%d: %s",
+                *(len(left_out), len(keys), batch_size, positions, reason),
+            )
 
     def together(
         self,

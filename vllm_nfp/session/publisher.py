@@ -25,7 +25,7 @@ from vllm_nfp.schedule.counters import Counters
 from vllm_nfp.session.agenda_maker import AgendaMaker
 from vllm_nfp.session.output import Output
 from vllm_nfp.timing import StepTimes
-from vllm_nfp.types import EngineStep, LiveStep, PairResult, State
+from vllm_nfp.types import EngineStep, LiveStep, PairResult, Shape, State
 
 logger = logging.getLogger("vllm.nfp")
 
@@ -75,6 +75,8 @@ class Publisher:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="nfp-publisher", daemon=True)
         self._agenda = NO_AGENDA
+        self._chosen_for: tuple[int, frozenset[Shape], frozenset[Shape]] | None = None
+        """Pairs, and what was refused or put off, as of the latest agenda."""
         self._fault: str | None = None
 
     @property
@@ -133,8 +135,15 @@ class Publisher:
             self._results.add_steps(kinds, now)
             self._traffic.update(kinds, now)
             self._results.update(now, counters.last_step)
-            if not self._config.passive:
-                self._agenda = self._maker.make(counters, self._traffic.shares)
+            self._choose(counters)
+
+    def _choose(self, counters: Counters) -> None:
+        """Make the next agenda, if something has happened since the last one."""
+        pairs = self._results.findings.pairs
+        known = pairs, counters.refused, counters.put_off
+        if not self._config.passive and (counters.wants_agenda or known != self._chosen_for):
+            self._agenda = self._maker.make(counters, self._traffic.shares)
+            self._chosen_for = known
 
     def stop(self) -> None:
         """Let the thread end; does not wait for it."""

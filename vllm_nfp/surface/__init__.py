@@ -12,7 +12,7 @@ from vllm_nfp.surface.answers import (
 )
 from vllm_nfp.surface.chooser import Candidate, rank
 from vllm_nfp.surface.conditioning import Conditioning
-from vllm_nfp.surface.constants import GENERIC, RECORDED
+from vllm_nfp.surface.constants import GENERIC, QUANTIZED, RECORDED, recorded_for
 from vllm_nfp.surface.cost_surface import CostSurface
 from vllm_nfp.surface.decide import BoundaryAnswer, DraftAnswer, boundary, draft_length
 from vllm_nfp.surface.decisions import Concern, Decisions
@@ -30,6 +30,7 @@ from vllm_nfp.surface.prior import (
 
 __all__ = [
     "GENERIC",
+    "QUANTIZED",
     "RECORDED",
     "Baseline",
     "BoundaryAnswer",
@@ -57,5 +58,6 @@ __all__ = [
     "predicted_prior",
     "questions",
     "rank",
+    "recorded_for",
     "with_launch",
 ]

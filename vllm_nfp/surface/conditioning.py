@@ -24,6 +24,8 @@ MOST_MOVES = 3
 """Steps towards the measured launch time in one posterior: a step bends with it."""
 MOST_FOR_SCALE = 32
 """Largest number of a module's observations from which the size of its errors is fitted."""
+USUAL_WEIGHT = 8
+"""Observations that the usual size counts as: the first few lie in a corner of the surface."""
 MORE_PAIRS = 1.15
 """The size of a module's errors is fitted anew when its pairs have grown by this factor."""
 OTHER_SIZE = 0.1
@@ -105,4 +107,6 @@ def error_size(book: Book, ratios: list[Ratio]) -> float:
     kept = np.setdiff1d(np.arange(len(found)), doubted)
     give_way()
     kernel, errors, variances = kernel[np.ix_(kept, kept)], errors[kept], variances[kept]
-    return log_evidence(kernel, np.diag(variances), errors)[0]
+    size, _ = log_evidence(kernel, np.diag(variances), errors)
+    weight = len(kept) / (len(kept) + USUAL_WEIGHT)
+    return float((weight * size**2 + (1.0 - weight) * UNKNOWN**2) ** 0.5)

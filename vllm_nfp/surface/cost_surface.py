@@ -24,6 +24,9 @@ QUESTIONS_KEPT = 4
 """Sets of cells and positions of which the prior's part is kept."""
 OLD_SECONDS = 300.0
 """An update is taken after so long although nothing was added: what is known has aged."""
+CHECK_EVERY, CHECK_AGE = 8, 60.0
+"""A known shape is run again, to see whether the machine has changed, when so many pairs were of
+new ones; its own last pair must be so many seconds old."""
 CellKey: TypeAlias = "tuple[Module, int, int]"
 Cells: TypeAlias = "tuple[tuple[int, int], ...]"
 
@@ -64,6 +67,7 @@ class CostSurface:
         self._conditioning = Conditioning(prior, hyper, min_samples)
         self._posterior = self._conditioning.posterior(warm)
         self._watch = Watch()
+        self._unchecked = 0
         self.jumps = 0
         """Changes of the machine that were noticed."""
 
@@ -103,22 +107,30 @@ class CostSurface:
         if self._knows(shape):
             self._pool.add_step(shape, seconds, now)
             self._changed = True
+            if self._pool.step_moved(shape):
+                self._unchecked = CHECK_EVERY
 
     def _watch_for_change(self, shape: Shape, log_ratio: float, now: float) -> Change | None:
         """Compare a pair's whole step with the earlier ones of its shape, then with the surface."""
         seen = self._pool.seen(Module.MODEL, shape)
+        self._unchecked += 1
         if seen is None or seen.doubt:
             return None
+        self._unchecked = 0
         noise = self._noise(shape) ** 2
         usual = noise * (1.0 + 1.0 / len(seen.values)) + LEAST_MOVE**2
-        apart = log_ratio - seen.center
-        if abs(apart) > CONTRADICTS * usual**0.5:
+        known = self._watch.before(shape)
+        before = seen.center if known is None else known
+        apart = log_ratio - before
+        if abs(apart) <= CONTRADICTS * usual**0.5:
+            self._watch.agrees(shape)
+            return None
+        if known is None and shape in self._posterior.doubted:
             mean, variance = self._says(shape)
-            from_all = log_ratio - mean
-            if from_all * apart > 0.0 and abs(from_all) > CONTRADICTS * (variance + noise) ** 0.5:
-                return self._watch.contradicts(shape, apart, now)
-        self._watch.agrees(shape)
-        return None
+            from_all = (log_ratio - mean) / (variance + noise) ** 0.5
+            if math.copysign(from_all, apart * from_all) <= CONTRADICTS:
+                return None
+        return self._watch.contradicts(shape, before, apart, now)
 
     def _says(self, shape: Shape) -> tuple[float, float]:
         """Mean and variance of the whole step's log ratio at a shape."""
@@ -238,11 +250,20 @@ class CostSurface:
     def _in_doubt(self) -> tuple[Shape, ...]:
         doubted = tuple(dict.fromkeys(self._watch.suspects + self._posterior.doubted))
         if not doubted:
-            return ()
+            before = self._updated - CHECK_AGE
+            old = [shape for shape in self._pool.untouched(before) if self._in_graph(shape)]
+            if self._unchecked < CHECK_EVERY or not old:
+                return ()
+            # Where a step takes many times t(1), a change of clock or bandwidth shows most.
+            return (max(old, key=self._pool.log_ratio),)
         others = self._pool.untouched(min(self._watch.since, self._updated))
-        check = nearest([shape for shape in others if shape not in doubted], doubted[0])
+        kept = [shape for shape in others if shape not in doubted and self._in_graph(shape)]
+        check = nearest(kept, doubted[0])
         return doubted[:1] + (() if check is None else (check,)) + doubted[1:]
 
     def _noise(self, shape: Shape) -> float:
+        return self._pool.pair_noise(shape, self._in_graph(shape))
+
+    def _in_graph(self, shape: Shape) -> bool:
         cell = self._prior(shape.batch_size, shape.context)
-        return self._pool.pair_noise(shape, bool(cell.in_graph[shape.positions - 1]))
+        return bool(cell.in_graph[shape.positions - 1])

@@ -1,7 +1,7 @@
 """Tells a change of the machine, such as another clock or a neighbour on the GPU, from an outlier.
 
-A pair is evidence of a change if it contradicts both the earlier pairs of its own shape and what
-the surface says of it. A host that stops for a moment gives such a pair too; but the next pair of
+A pair is evidence of a change if it contradicts the earlier pairs of its own shape, unless those
+were in doubt themselves. A host that stops for a moment gives such a pair too; but the next pair of
 that shape agrees with the earlier ones again and takes the evidence back.
 """
 
@@ -40,6 +40,7 @@ class Change:
 class _Evidence:
     number: int
     shape: Shape
+    before: float
     deviation: float
     at: float
 
@@ -61,16 +62,27 @@ class Watch:
         """Moment of the first evidence that still holds; infinite without any."""
         return min((one.at for one in self._evidence), default=math.inf)
 
+    def before(self, shape: Shape) -> float | None:
+        """The log ratio of a suspected shape before the first pair that contradicts it."""
+        return next((one.before for one in self._evidence if one.shape == shape), None)
+
     def agrees(self, shape: Shape) -> None:
         """A pair agrees with the earlier ones of its shape."""
         self._pairs += 1
         self._keep(shape)
 
-    def contradicts(self, shape: Shape, deviation: float, now: float) -> Change | None:
-        """A pair contradicts the earlier ones and the surface, by so much in log ratio."""
+    def contradicts(
+        self, shape: Shape, before: float, deviation: float, now: float
+    ) -> Change | None:
+        """A pair contradicts the earlier ones of its shape.
+
+        Args:
+            before: their log ratio.
+            deviation: by how much the pair lies over it.
+        """
         self._pairs += 1
         self._keep(None)
-        self._evidence.append(_Evidence(self._pairs, shape, deviation, now))
+        self._evidence.append(_Evidence(self._pairs, shape, before, deviation, now))
         same = [one for one in self._evidence if one.deviation * deviation > 0.0]
         if len(same) < ENOUGH:
             return None
@@ -85,11 +97,11 @@ class Watch:
 
 
 def nearest(shapes: Sequence[Shape], to: Shape) -> Shape | None:
-    """The shape most like another one: alike in tokens first, then in batch size and context."""
+    """The shape most like another one: alike in tokens and batch size first, then in context."""
     return min(shapes, key=lambda shape: _apart(shape, to), default=None)
 
 
 def _apart(some: Shape, other: Shape) -> float:
     tokens = some.batch_size * some.positions / (other.batch_size * other.positions)
     batch, context = some.batch_size / other.batch_size, some.context / other.context
-    return abs(math.log(tokens)) + 0.3 * abs(math.log(batch)) + 0.3 * abs(math.log(context))
+    return abs(math.log(tokens)) + abs(math.log(batch)) + 0.2 * abs(math.log(context))

@@ -20,6 +20,8 @@ PAIRS_KEPT = 32
 SHAPES_KEPT = 80
 MOST_STEPS = 24
 """Shapes of real steps that are kept."""
+LEAST_STEPS, STEP_MOVED = 3, 0.05
+"""Real steps of a shape that must be known to see others move, and by how much in log time."""
 AT_A_TIME = 64
 """Numbers that are made before a pause."""
 K = TypeVar("K")
@@ -158,6 +160,19 @@ class Pool:
     def untouched(self, since: float) -> list[Shape]:
         """Shapes with pairs, all of them older."""
         return [shape for shape, latest in self._latest.items() if latest < since]
+
+    def log_ratio(self, shape: Shape) -> float:
+        """log t(N) / t(1) of the whole step at a shape; 0 without a pair."""
+        seen = self.seen(Module.MODEL, shape)
+        return seen.center if seen else 0.0
+
+    def step_moved(self, shape: Shape) -> bool:
+        """Whether the last two real steps of a shape differ from those before, the same way."""
+        values = np.array(self._steps[shape].values)
+        if len(values) < LEAST_STEPS + 2:
+            return False
+        apart = values[-2:] - np.median(values[:-2])
+        return bool((apart > STEP_MOVED).all() or (apart < -STEP_MOVED).all())
 
     def seen(self, module: Module, shape: Shape) -> Seen | None:
         """The pairs kept of a module at a shape."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -18,7 +19,7 @@ from vllm_nfp.metrics.families.labels import (
     engine_labels,
 )
 from vllm_nfp.results.snapshot import Snapshot
-from vllm_nfp.types import CurvePoint, Module
+from vllm_nfp.types import Module
 
 CurvesOf = Mapping[str, tuple[StepCurve, ...]]
 """The whole step's curves by engine."""
@@ -95,7 +96,6 @@ def step_ratios(engines: list[Snapshot], curves_of: CurvesOf) -> Iterator[Metric
         labels=[*labels, "basis"],
     )
     for snapshot in engines:
-        rows = _model_rows(snapshot)
         for curve in in_pieces(curves_of[snapshot.engine], CURVES_AT_A_TIME):
             cell = [*engine_labels(snapshot), str(curve.batch_size), str(curve.context)]
             for positions, value in curve.points:
@@ -103,22 +103,12 @@ def step_ratios(engines: list[Snapshot], curves_of: CurvesOf) -> Iterator[Metric
                 ratio.add_metric(values, value)
                 if positions == 1:
                     continue
-                row = rows[curve.batch_size, curve.context, positions]
-                basis.add_metric([*values, str(row.basis)], 1)
-                if row.ratio_upper is not None:
-                    # The host's time may have raised the ratio: both ends then lie there at least.
-                    lower.add_metric(values, value if value > row.ratio else row.ratio_lower)
-                    upper.add_metric(values, max(value, row.ratio_upper))
+                basis.add_metric([*values, str(curve.basis(positions))], 1)
+                low, high = curve.interval(positions)
+                if high < math.inf:
+                    lower.add_metric(values, low)
+                    upper.add_metric(values, high)
     yield from (ratio, lower, upper, basis)
-
-
-def _model_rows(snapshot: Snapshot) -> dict[tuple[int, int, int], CurvePoint]:
-    """The whole step's points by batch size, context and positions."""
-    return {
-        (row.batch_size, row.context, row.positions): row
-        for row in snapshot.curves
-        if row.module == Module.MODEL
-    }
 
 
 def layers(engines: list[Snapshot]) -> Iterator[Metric]:
