@@ -141,7 +141,8 @@ def test_evidence_must_agree_in_direction_and_in_time() -> None:
 def test_one_shape_is_no_change_if_its_history_was_short() -> None:
     shape = Shape(8, 1024, 8)
     few, many = Watch(), Watch()
-    assert [few.contradicts(shape, 1.0, 2, 0.2, float(n)) for n in range(4)] == [None] * 4
+    assert [few.contradicts(shape, 1.0, n, 0.2, float(n)) for n in range(2, 5)] == [None] * 3
+    assert few.suspects == ()
     found = [many.contradicts(shape, 1.0, 3, 0.2, float(n)) for n in range(ENOUGH)]
     assert found[:-1] == [None] * (ENOUGH - 1) and found[-1] is not None
 

@@ -86,10 +86,14 @@ class Watch:
         """
         self._pairs += 1
         self._keep(None)
+        first = next((one for one in self._evidence if one.shape == shape), None)
+        samples = samples if first is None else first.samples
         self._evidence.append(_Evidence(self._pairs, shape, before, samples, deviation, now))
         same = [one for one in self._evidence if one.deviation * deviation > 0.0]
-        several = len({one.shape for one in same}) > 1
-        if len(same) < ENOUGH or not (several or same[0].samples >= CERTAIN):
+        if len(same) < ENOUGH:
+            return None
+        if len({one.shape for one in same}) == 1 and samples < CERTAIN:
+            self._keep(shape)  # its first pairs were the outliers
             return None
         self._evidence = []
         size = sum(one.deviation**2 for one in same) / len(same)
