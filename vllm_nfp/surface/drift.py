@@ -19,8 +19,8 @@ LEAST_MOVE = 0.005
 """Standard deviation of what moves from pair to pair without any change of the machine."""
 ENOUGH = 3
 """Pairs that contradict in the same direction, of several shapes or of one that was certain."""
-CERTAIN = 3
-"""Earlier pairs that make a shape certain: one of a few may have been an outlier itself."""
+CERTAIN = 6
+"""Earlier pairs that make a shape certain: two of three may have been outliers themselves."""
 WINDOW = 12
 """Most recent pairs of shapes that were known before."""
 
