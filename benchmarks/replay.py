@@ -39,7 +39,7 @@ from vllm_nfp.surface.noise import (
     USUAL_NOISE,
 )
 from vllm_nfp.surface.prior import generic_prior
-from vllm_nfp.types import Module, PairResult, Shape, Timing
+from vllm_nfp.types import EngineStep, Module, PairResult, Shape, Timing
 
 STARTUP_SECONDS = 2.0
 SHARE, STEP_SHARE = 0.01, 0.0025
@@ -51,7 +51,7 @@ peak."""
 READS_PROMPTS = 0.1
 """Share of steps that read a prompt."""
 WAITING = 0.0
-"""Share of steps with a sign that requests wait; ``--waiting`` changes it."""
+"""Share of steps that are full of tokens; ``--waiting`` changes it."""
 DELAYED, DELAY = 0.005, 0.3
 """Share of runs that the host delays, and the mean delay as a share of their time: of the recorded
 pairs in CUDA graphs 0.7 to 1.4 % are more than 5 % off, with two ranks 4 %."""
@@ -92,9 +92,13 @@ class Simulation:
             cell = self._cell_at(now)
             seconds = base[cell]
             self._budget.observe(
-                cell[0] / MOST_SEQUENCES,
-                self._random.random() < READS_PROMPTS,
-                self._random.random() < self._waiting,
+                EngineStep(
+                    *cell,
+                    positions=1,
+                    decode=self._random.random() >= READS_PROMPTS,
+                    fullness=cell[0] / MOST_SEQUENCES,
+                    full=self._random.random() < self._waiting,
+                )
             )
             self._budget.earn(seconds)
             now += seconds

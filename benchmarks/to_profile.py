@@ -2,7 +2,7 @@
 
     python -m benchmarks.to_profile benchmarks/results/2026-11-24-h100 dense -o dense-profile.json
 
-The estimates are made again from the raw pairs, by the same code as in the server, and so are the
+The answers are made again from the raw pairs, by the same cost surface as in the server. So are the
 predictions, with the predictor of today.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ from typing import Any
 import click
 
 from benchmarks import shapes
-from vllm_nfp.config import config_from_mapping
+from vllm_nfp.config import ProbeConfig, config_from_mapping
 from vllm_nfp.principle import (
+    ModelShape,
+    Serving,
     Target,
     default_calibration,
     match_device,
@@ -30,7 +32,9 @@ from vllm_nfp.principle import (
 from vllm_nfp.results.gather import Results
 from vllm_nfp.results.profile import Profile, profile_of, save_profile
 from vllm_nfp.results.snapshot import Snapshot
+from vllm_nfp.results.table import Table
 from vllm_nfp.strict_json import parse_object
+from vllm_nfp.surface import RECORDED, CostSurface, predicted_prior
 from vllm_nfp.types import (
     Device,
     Environment,
@@ -55,11 +59,8 @@ def build(folder: Path, name: str, part: slice = slice(None)) -> Profile:
     """
     table = json.loads((folder / f"{name}-table.json").read_text(encoding="utf-8"))
     config = config_from_mapping(table["probe"])
-    results = Results(config)
-    pairs = list(read_pairs(folder / f"{name}-pairs.jsonl.gz"))
-    for pair in pairs[part]:
-        results.add(pair)
-    results.update()
+    pairs = list(read_pairs(folder / f"{name}-pairs.jsonl.gz"))[part]
+    results = results_of(table, config, pairs)
     stored = parse_object(json.dumps({**table["snapshot"], "state": State.STEADY}), name).decode(
         Snapshot
     )
@@ -74,13 +75,44 @@ def build(folder: Path, name: str, part: slice = slice(None)) -> Profile:
     return profile_of(snapshot, _environment(table["environment"]), _model(table), config)
 
 
-def _predictions(table: Mapping[str, Any], stored: Snapshot) -> Iterator[Prediction]:
+def results_of(
+    table: Mapping[str, Any], config: ProbeConfig, pairs: Sequence[PairResult]
+) -> Results:
+    """What the surface says after these pairs, of the cells and positions that they are of."""
+    execution: dict[tuple[int, int], str] = {}
+    for run in (run for pair in pairs for run in (pair.many, pair.one)):
+        execution[run.shape.batch_size, run.shape.positions] = run.execution
+    seen = {run.shape for pair in pairs for run in (pair.many, pair.one)}
+    cells = {
+        (b, c): tuple(n for n in config.grid if Shape(b, c, n) in seen)
+        for b, c in sorted({(shape.batch_size, shape.context) for shape in seen})
+    }
+    reported = Table(cells, config.grid, 1 << 22, 1 << 22, lambda b, n: execution[b, n])
+    surface = CostSurface(
+        predicted_prior(*_model_on_device(table), Serving(), config.max_positions),
+        RECORDED,
+        pairs_kept=config.max_samples,
+        min_samples=config.min_samples,
+        shapes_kept=len(seen),
+    )
+    results, now = Results(config, surface, reported), 0.0
+    for pair in pairs:
+        now += pair.cost_seconds
+        results.add(pair, now)
+    results.update(now)
+    return results
+
+
+def _model_on_device(table: Mapping[str, Any]) -> tuple[ModelShape, Target]:
     config = {**shapes.SHAPES[table["shape"]], "num_hidden_layers": table["layers"]}
     hardware = match_device(table["environment"]["gpu"]["name"])
     assert hardware is not None
+    return shape_from_config(config), Target(hardware, default_calibration(hardware.name))
+
+
+def _predictions(table: Mapping[str, Any], stored: Snapshot) -> Iterator[Prediction]:
     rows = predict_cells(
-        shape_from_config(config),
-        Target(hardware, default_calibration(hardware.name)),
+        *_model_on_device(table),
         sorted({row.batch_size for row in stored.curves}),
         sorted({row.context for row in stored.curves}),
         sorted({row.epsilon for row in stored.boundaries}),

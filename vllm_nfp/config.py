@@ -54,11 +54,13 @@ Half = Annotated[float, _from(0.0, 0.5, "a fraction")]
 Seconds = Annotated[float, _from(0.0, 600.0, "seconds")]
 Mebibytes = Annotated[int, _from(0, 1 << 20, "MiB")]
 Samples = Annotated[int, _from(2, 10000, "a number of samples")]
+WantedSamples = Annotated[int, _from(0, 10000, "a number of samples")]
 Positions = Annotated[int, _from(1, MAX_POSITIONS_LIMIT, "a number of positions")]
 BatchSize = Annotated[int, _from(1, 4096, "a number of sequences")]
 Context = Annotated[int, _from(1, 1 << 22, "a number of tokens")]
 DraftLength = Annotated[int, _from(0, MAX_POSITIONS_LIMIT, "a draft length")]
 Directory = Annotated[str, Meta(min_length=1, pattern="^[^\\0]*$", title="a directory path")]
+File = Annotated[str, Meta(min_length=1, pattern="^[^\\0]*$", title="a file path")]
 Epsilons = Annotated[tuple[Epsilon, ...], Meta(min_length=1, max_length=MOST_EPSILONS)]
 PositionCounts = Annotated[tuple[Positions, ...], Meta(max_length=MOST_POSITION_COUNTS)]
 BatchSizes = Annotated[tuple[BatchSize, ...], Meta(max_length=MOST_BATCH_SIZES)]
@@ -136,12 +138,13 @@ class ProbeConfig:
     models that vLLM decodes by diffusion."""
     sampled_layers: Annotated[int, _from(0, 4096, "a number of layers")] = 4
     """Decoder layers of each kind whose modules are timed; 0: all layers."""
-    min_samples: Annotated[int, _from(2, 1000, "a number of samples")] = 6
-    """Pairs that a point needs before it is used. 6 is the minimum for a 95 % interval."""
-    wanted_samples: Samples = 6
-    """Pairs that each point gets before any point gets more, if larger than min_samples."""
+    min_samples: Annotated[int, _from(1, 1000, "a number of samples")] = 1
+    """Pairs of a shape from which its basis is called measured."""
+    wanted_samples: WantedSamples = 0
+    """Pairs that each point of the reported table gets before pairs are chosen by their value.
+    0: all pairs are chosen by their value. vllm-nfp measure sets it to --samples."""
     max_samples: Samples = 32
-    """Pairs kept for each point. New pairs replace the oldest."""
+    """Pairs kept for each shape. New pairs replace the oldest."""
     publish_seconds: Annotated[float, _from(0.1, 3600.0, "seconds")] = 2.0
     """Minimum time between two updates of the metrics, in seconds."""
     draft_acceptance: Fraction | None = None
@@ -162,6 +165,12 @@ class ProbeConfig:
     """Random seed for the order of probes, their KV blocks and their token ids."""
     output_dir: Directory | None = None
     """Directory for raw samples and results. None: nothing is kept after the server ends."""
+    start_profile: File | None = None
+    """Profile of the same model, GPU, attention backend and tensor parallel size, to start from.
+    None: the profile in output_dir, if there is one."""
+    hardware_file: File | None = None
+    """Hardware file of this GPU, from vllm-nfp calibrate, for the predictions. None: the built-in
+    constants."""
     run_dir: Directory | None = None
     """Directory of the hand-over file for /metrics. Set by the launcher."""
     off_reason: str | None = None

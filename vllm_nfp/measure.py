@@ -1,4 +1,4 @@
-"""Runs an engine without a server, lets its probe scan the grid, and reads the profile.
+"""Runs an engine without a server, lets its probe measure a table, and reads the profile.
 
 The engine runs in a child process: its log goes to a file, its death becomes one sentence, and
 everything it allocated is free when it ends.
@@ -19,7 +19,7 @@ from vllm_nfp.config import ENV_VAR, ProbeConfig
 from vllm_nfp.results.profile import Profile, ProfileError, load_profile, profile_file
 from vllm_nfp.results.snapshot import Snapshot, SnapshotError, engine_file, read_snapshot
 from vllm_nfp.start.process import FAILURE, POLL_SECONDS, Child, vllm_environment
-from vllm_nfp.types import State
+from vllm_nfp.types import Basis, State
 
 ENGINE = (sys.executable, "-m", "vllm_nfp.adapter.engines")
 """The child: takes the engine's arguments as JSON."""
@@ -51,6 +51,7 @@ class Progress:
     """The engine has loaded its model; the scan runs."""
     pairs_done: int = 0
     pairs_missing: int = 0
+    """Pairs that points of the table still lack."""
 
 
 def measure(
@@ -122,10 +123,11 @@ def _profile(returncode: int, folder: str, log_path: Path) -> Profile:
         raise MeasureError(
             f"the engine ended without a profile ({error}): see {log_path}"
         ) from None
-    if not profile.boundaries:
+    # Without a pair the profile holds the prediction alone.
+    if not any(row.positions > 1 and row.basis is Basis.MEASURED for row in profile.curves):
         raise MeasureError(
-            "no point got enough samples: give the scan more --seconds, fewer cells, "
-            "or fewer --max-positions"
+            "nothing was measured: give the scan more --seconds, fewer --batch-sizes and "
+            f"--contexts, or fewer --max-positions; the engine's log is {log_path}"
         )
     return profile
 

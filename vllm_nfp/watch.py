@@ -1,46 +1,32 @@
-"""What a live terminal view shows of a server, from one scrape and the one before it."""
+"""What a server says of its probe, its traffic and its drafts, from one scrape."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rich import box
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
-
 from vllm_nfp.crossing import usual_epsilon
+from vllm_nfp.draft.server import LIVE_RATIO
 from vllm_nfp.results.scrape import (
-    MOST_DRAWN_ROWS,
     Row,
     Samples,
     Scrape,
-    ScrapeError,
     Status,
     count,
     read_samples,
     refusing_strange_labels,
     scrape_of,
 )
-from vllm_nfp.text import printable
-from vllm_nfp.types import reading_order
+from vllm_nfp.types import Basis
 
 _DRAFTS = "vllm:spec_decode_num_drafts_total"
 _DRAFTED = "vllm:spec_decode_num_draft_tokens_total"
 _ACCEPTED = "vllm:spec_decode_num_accepted_tokens_total"
 _RECOMMENDED = "vllm_nfp_recommended_draft_length"
-OVER_BUDGET = 1.1
-"""A share this many times the budget is marked; the alert NfpOverheadAboveBudget takes the same."""
+_LIVE_RECOMMENDED = "vllm_nfp_live_recommended_draft_length"
+_LIVE_BASIS = f"{LIVE_RATIO}_basis"
 choose_epsilon = usual_epsilon
-STATE_STYLES = {
-    "steady": "green",
-    "probing": "yellow",
-    "warming": "cyan",
-    "passive": "magenta",
-    "disabled": "bold red",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +71,21 @@ class Live:
     context: int
     positions: int
     cell: tuple[int, int] | None
-    """Probed batch size and context that the step is filed under; None: no cell holds it."""
+    """Smallest reported batch size and context that hold the step; None: none does."""
     free_tokens: Mapping[float, int]
-    """Tokens that fit in beside the step's own, by epsilon."""
+    """Tokens that fit in beside the step's own, by epsilon; of its real batch size and context."""
+    bases: Mapping[int, Basis] = field(default_factory=dict)
+    """What its curve rests on, by positions; empty of an older server."""
+    draft_length: int | None = None
+    """Recommended at its batch size and context; None: not known, or of an older server."""
+
+    def basis(self, epsilon: float) -> Basis | None:
+        """The weaker of what the last free position and the next one rest on; None: not known."""
+        free = self.positions + self.free_tokens.get(epsilon, 0) // max(1, self.batch_size)
+        below = [n for n in self.bases if n <= free]
+        above = [n for n in self.bases if n > free]
+        ends = (*sorted(below)[-1:], *sorted(above)[:1])
+        return max((self.bases[n] for n in ends), key=tuple(Basis).index, default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +99,7 @@ class EngineReading:
     drafting: Drafting | None
     """None on a server without speculative decoding."""
     recommended: Mapping[int, int] = field(default_factory=dict)
-    """vllm_nfp_recommended_draft_length by probed batch size."""
+    """vllm_nfp_recommended_draft_length by batch size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +109,14 @@ class Reading:
     scrape: Scrape
     engines: tuple[EngineReading, ...]
 
-    def rows(self, epsilon: float) -> list[Row]:
-        """Estimates at this tolerance."""
-        return [row for row in self.scrape.rows if row.epsilon == epsilon]
+    def rows_of(self, engine: str, epsilon: float | None = None) -> list[Row]:
+        """Answers of one engine, at one tolerance or all."""
+        return [
+            row
+            for row in self.scrape.rows
+            if row.engine == engine
+            and row.epsilon in (row.epsilon if epsilon is None else epsilon,)
+        ]
 
     @property
     def epsilons(self) -> tuple[float, ...]:
@@ -129,17 +132,11 @@ def read(text: str, end: float | None = None) -> Reading:
             fetching began now.
 
     Raises:
-        ScrapeError: if the text is no Prometheus exposition, has no probe in it, cannot be read in
-            time, or holds more estimates than can be drawn.
+        ScrapeError: if the text is no Prometheus exposition, has no probe in it, or cannot be read
+            in time.
     """
     samples = read_samples(text, (_DRAFTS, _DRAFTED, _ACCEPTED), end)
     scrape = scrape_of(samples)
-    most = max(Counter(row.epsilon for row in scrape.rows).values(), default=0)
-    if most > MOST_DRAWN_ROWS:
-        raise ScrapeError(
-            f"the server shows {most} estimates at one tolerance, more than a view of "
-            f"{MOST_DRAWN_ROWS} holds: take vllm-nfp table --json"
-        )
     with refusing_strange_labels():
         by_engine = _by_engine(samples)
         engines = tuple(_engine(by_engine[one.engine], one) for one in scrape.statuses)
@@ -149,7 +146,7 @@ def read(text: str, end: float | None = None) -> Reading:
 _SHOWN = (
     _DRAFTS, _DRAFTED, _ACCEPTED, _RECOMMENDED, "vllm_nfp_overhead_budget_ratio",
     "vllm_nfp_live_batch_size", "vllm_nfp_live_context", "vllm_nfp_live_positions",
-    "vllm_nfp_live_cell_info", "vllm_nfp_free_tokens",
+    "vllm_nfp_live_cell_info", "vllm_nfp_free_tokens", _LIVE_BASIS, _LIVE_RECOMMENDED,
 )  # fmt: skip
 """What is shown of each engine beside its estimates and its status."""
 
@@ -193,120 +190,9 @@ def _live(samples: Samples) -> Live | None:
     batch_size, context, positions = (int(found[0][1]) for found in step)
     cells = [(count(of["batch_size"]), count(of["context"])) for of, _ in mine("live_cell_info")]
     free = {float(of["epsilon"]): int(value) for of, value in mine("free_tokens")}
-    return Live(batch_size, context, positions, cells[0] if cells else None, free)
-
-
-def render(
-    reading: Reading, before: Reading | None, epsilon: float, problem: str = ""
-) -> RenderableType:
-    """The view of a reading.
-
-    Args:
-        before: the reading before it, for rates.
-        problem: why the server cannot be read now; the reading is then an old one.
-    """
-    earlier = {engine.status.engine: engine for engine in before.engines} if before else {}
-    parts: list[RenderableType] = []
-    for engine in reading.engines:
-        last = earlier.get(engine.status.engine)
-        parts.append(_heading(engine))
-        parts.append(_step(engine, reading, epsilon))
-        if engine.drafting is not None:
-            recent = engine.drafting.since(last.drafting if last else None)
-            parts.append(_drafts(recent, _recommended(engine)))
-        parts.append(_table(engine, reading.rows(epsilon), epsilon))
-    if problem:
-        parts.append(Text(f"{problem} Trying again; the values above are old.", "bold red"))
-    return Group(*parts)
-
-
-def _heading(engine: EngineReading) -> Text:
-    status = engine.status
-    budget = "" if engine.overhead_budget is None else f" of {engine.overhead_budget:.2%} allowed"
-    probes = ", ".join(f"{pairs} {outcome}" for outcome, pairs in status.probes.items())
-    budgeted = engine.overhead_budget
-    over = budgeted is not None and status.overhead_ratio > OVER_BUDGET * budgeted
-    return Text.assemble(
-        (printable(status.model_name), "bold"),
-        f"  engine {printable(status.engine)}  ",
-        (printable(status.state), STATE_STYLES.get(status.state, "")),
-        "  overhead ",
-        (f"{status.overhead_ratio:.2%}{budget}", "yellow" if over else ""),
-        f"  pairs of probes: {printable(probes) or 'none'}",
-    )
-
-
-def _step(engine: EngineReading, reading: Reading, epsilon: float) -> Text:
-    live = engine.live
-    if live is None:
-        return Text("no decode step yet", "dim")
-    step = (
-        f"last step: batch {live.batch_size}, context {live.context}, "
-        f"{live.positions} positions per sequence"
-    )
-    free = [
-        row.positions
-        for row in reading.rows(epsilon)
-        if (row.engine, row.module) == (engine.status.engine, "model")
-        and (row.batch_size, row.context) == live.cell
-    ]
-    if not free:
-        unheld = "; no probed batch size and context holds it" if reading.epsilons else ""
-        return Text(step + unheld)
-    tokens = live.free_tokens.get(epsilon, 0)
-    return Text.assemble(
-        f"{step} of ",
-        (f"{free[0]} free", "red" if live.positions > free[0] else "green"),
-        f"; {tokens} tokens free",
-    )
-
-
-def _recommended(engine: EngineReading) -> str:
-    """The recommended draft length where traffic is; empty where there is none."""
-    batch_size = engine.live.cell[0] if engine.live and engine.live.cell else None
-    if batch_size is None or batch_size not in engine.recommended:
-        return ""
-    return f"; recommended at B={batch_size}: {engine.recommended[batch_size]}"
-
-
-def _drafts(drafting: Drafting, recommended: str) -> Text:
-    if not drafting.drafts:
-        return Text("speculation: nothing drafted yet", "dim")
-    return Text(
-        f"speculation: draft length {drafting.draft_length:.1f}, "
-        f"{drafting.acceptance:.0%} of drafted tokens accepted{recommended}"
-    )
-
-
-def _table(engine: EngineReading, rows: list[Row], epsilon: float) -> RenderableType:
-    mine = [row for row in rows if row.engine == engine.status.engine]
-    if not mine:
-        return Text("No estimate yet: the probe works while the server decodes.", "dim")
-    title = Text(f"\nFree positions per sequence within {epsilon:g} [95 % interval]", "italic")
-    table = Table(box=box.SIMPLE, padding=(0, 1))
-    batches = sorted({row.batch_size for row in mine})
-    table.add_column("module", no_wrap=True)
-    table.add_column("context", justify="right", no_wrap=True)
-    for batch_size in batches:
-        table.add_column(f"B={batch_size}", justify="right", no_wrap=True)
-    cells = {(row.module, row.context, row.batch_size): row for row in mine}
-    lines = {(row.module, row.context) for row in mine}
-    for module, context in sorted(lines, key=lambda line: (reading_order(line[0]), line[1])):
-        shown = [cells.get((module, context, batch_size)) for batch_size in batches]
-        table.add_row(
-            Text(printable(module)), str(context), *(_cell(row, engine.live) for row in shown)
-        )
-    notes = ["+ this or more"] if any(row.at_limit for row in mine) else []
-    if engine.live is not None and engine.live.cell is not None:
-        notes.append("highlighted: where traffic is")
-    return Group(title, table, Text("; ".join(notes), "dim"))
-
-
-def _cell(row: Row | None, live: Live | None) -> Text:
-    if row is None:
-        return Text("-", "dim")
-    here = live is not None and live.cell == (row.batch_size, row.context)
-    interval = "" if row.lower == row.upper else f" [{row.lower}, {row.upper}]"
-    return Text(
-        f"{row.positions}{'+' if row.at_limit else ''}{interval}", "reverse" if here else ""
-    )
+    bases = {count(of["positions"]): Basis(of["basis"]) for of, _ in samples.get(_LIVE_BASIS, ())}
+    lengths = [int(value) for _, value in samples.get(_LIVE_RECOMMENDED, ())]
+    return Live(
+        batch_size, context, positions, cells[0] if cells else None, free, bases,
+        lengths[0] if lengths else None,
+    )  # fmt: skip

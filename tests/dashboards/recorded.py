@@ -1,8 +1,8 @@
 """A server on 127.0.0.1 whose /metrics replay a recorded run through the real collector.
 
 Estimates, curves and predictions are those of the H100 runs in benchmarks/results. What those runs
-did not record (layer histograms, vLLM's counters) is made up here, and grows with each scrape so
-that rates exist.
+did not record (what estimates rest on, layer histograms, vLLM's counters) is made up here; counters
+grow with each scrape so that rates exist.
 """
 
 from __future__ import annotations
@@ -23,10 +23,13 @@ from vllm_nfp.metrics.collector import NfpCollector
 from vllm_nfp.results.control import ControlSnapshot, ControlState, control_file
 from vllm_nfp.results.snapshot import Snapshot, engine_file, read_snapshot, write_snapshot
 from vllm_nfp.strict_json import encode
-from vllm_nfp.types import LayerHistogram, LiveStep
+from vllm_nfp.types import Basis, LayerHistogram, LiveStep
 
 ALL_RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 RESULTS = ALL_RESULTS / "2026-11-24-h100"
+LIVE = LiveStep(batch_size=6, context=4000, positions=4)
+BASES = {4096: Basis.INFERRED, 16384: Basis.PREDICTED}
+"""What estimates rest on, by context; otherwise measured."""
 RANKS = ALL_RESULTS / "2026-11-24-h100x2-tensor-parallel" / "dense-tp2-table.json"
 
 
@@ -39,7 +42,22 @@ def recorded_snapshot(kind: str, folder: Path) -> Snapshot:
     path.write_text(json.dumps(json.loads(RANKS.read_text())["snapshot"]))
     # Of a run on two GPUs: one GPU has no collectives.
     shared = tuple(row for row in read_snapshot(path).curves if row.module == "communication")
-    return dataclasses.replace(snapshot, overhead_budget=0.5, curves=(*snapshot.curves, *shared))
+    return dataclasses.replace(
+        snapshot,
+        overhead_budget=0.5,
+        curves=(*snapshot.curves, *shared),
+        boundaries=tuple(
+            dataclasses.replace(row, basis=BASES.get(row.context, Basis.MEASURED))
+            for row in snapshot.boundaries
+        ),
+        live=LIVE,
+        live_boundaries=tuple(
+            dataclasses.replace(row, batch_size=LIVE.batch_size, context=LIVE.context)
+            for row in snapshot.boundaries
+            if (row.module, row.batch_size, row.context) == ("model", 8, 4096)
+        ),
+        prior="predicted",
+    )
 
 
 class Recorded:
@@ -85,7 +103,6 @@ class Recorded:
                 self.snapshot,
                 probes={**self.snapshot.probes, "measured": measured},
                 probe_seconds=self.snapshot.probe_seconds + 0.01 * self._scrapes,
-                live=LiveStep(6, 4000, 4),
                 layers=tuple(
                     LayerHistogram(layer, module, (1e-5, 1e-4), (n, 3 * n, 4 * n), 2e-4 * n)
                     for n in (self._scrapes,)

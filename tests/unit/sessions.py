@@ -11,7 +11,9 @@ from test_engine import config as accepted
 
 from vllm_nfp.adapter.steps import StepLimits
 from vllm_nfp.config import ProbeConfig
+from vllm_nfp.results.gather import Results
 from vllm_nfp.results.snapshot import Snapshot
+from vllm_nfp.results.table import Table, plain_table
 from vllm_nfp.session.agreement import Alone
 from vllm_nfp.session.looks import Looks
 from vllm_nfp.session.output import Output
@@ -19,6 +21,7 @@ from vllm_nfp.session.publisher import Publisher
 from vllm_nfp.session.session import Session
 from vllm_nfp.session.started import Agreement, Lead, Started
 from vllm_nfp.session.worker import StartCost, Worker
+from vllm_nfp.surface import GENERIC, CostSurface, generic_prior
 from vllm_nfp.timing import Sampler
 
 
@@ -31,8 +34,33 @@ def vllm_config(rank: int = 0, tensor_parallel_size: int = 1) -> SimpleNamespace
         model_config__model="m",
         model_config__served_model_name="m",
     )
+    return served_by(made)
+
+
+def served_by(made: Any) -> Any:
+    """With what the launcher and the scheduler of a server add to its configuration."""
     made.scheduler_config = SimpleNamespace(max_num_seqs=8, max_num_batched_tokens=64)
+    model = made.model_config
+    for name, value in {
+        "max_model_len": 4096, "dtype": "torch.bfloat16", "quantization": None,
+        "enforce_eager": False,
+        "hf_config": SimpleNamespace(architectures=["M"], to_dict=lambda: {"model_type": "new"}),
+        "hf_text_config": SimpleNamespace(num_hidden_layers=2),
+    }.items():  # fmt: skip
+        if not hasattr(model, name):
+            setattr(model, name, value)
+    made.cache_config = SimpleNamespace(cache_dtype="auto", num_gpu_blocks=9, block_size=16)
+    made.compilation_config = SimpleNamespace(cudagraph_mode=None, cudagraph_capture_sizes=None)
+    made.parallel_config.enable_expert_parallel = False
     return made
+
+
+def made_results(config: ProbeConfig, table: Table | None = None) -> Results:
+    """Nothing measured yet, on a server of which nothing is known."""
+    table = table or plain_table(
+        config.batch_sizes, config.contexts, config.grid, 4096, 64, lambda *_: "none"
+    )
+    return Results(config, CostSurface(generic_prior((), config.max_positions), GENERIC), table)
 
 
 class Shown(Output):
@@ -60,7 +88,7 @@ def session_of(
     show: Callable[[Snapshot], None] = lambda _: None,
 ) -> Session:
     """A session that has not started."""
-    config = config or ProbeConfig()
+    config = (config or ProbeConfig()).for_server(8, 4096)
     cost = StartCost(now() if begun is None else begun, now)
     return Session(Worker(config, engine or vllm_config(), cost), Shown(config, show))
 
@@ -78,14 +106,15 @@ def serving(
         watcher: a prober, or what passive mode has in its place; None on a rank that follows.
         tokens: the most that a step may hold.
     """
-    worker = Worker(ProbeConfig(), vllm_config(), StartCost(time.monotonic()))
+    worker = Worker(ProbeConfig().for_server(8, 4096), vllm_config(), StartCost(time.monotonic()))
     output = Shown(worker.config, show)
     view: Any = SimpleNamespace(decode_positions=1)
     looks = Looks(Sampler(first=1), StepLimits(sequences=64, tokens=tokens), view)
     lead = None
     if watcher is not None:
         times = watcher.timer.times
-        lead = Lead(watcher, Publisher(worker.config, worker.identity, times, output))
+        results = made_results(worker.config)
+        lead = Lead(watcher, Publisher(worker.config, worker.identity, times, results, output))
     started = Started(agreement or Alone(), looks, engine, lead)
     session = Session(worker, output, lambda *_: started)
     session.after_warm_up(None)

@@ -14,7 +14,7 @@ from conftest import GPU_RESULTS, ROOT
 from vllm_nfp.cli import main
 from vllm_nfp.results.compare import CHANCE_SHARE, CompareError, compare
 from vllm_nfp.results.profile import Profile, save_profile
-from vllm_nfp.types import Boundary
+from vllm_nfp.types import Basis, Boundary
 
 
 def only(profile: Profile, module: str, batch_size: int, context: int) -> Profile:
@@ -94,6 +94,31 @@ def test_between_other_grids_a_gap_is_no_change(one: Profile) -> None:
     other = with_boundary(replace(one, curves=points), 10, 10, 10)
     (row,) = compare(with_boundary(one, 8, 8, 8), other).nfp
     assert row.significant is False
+
+
+def of_basis(profile: Profile, basis: Basis) -> Profile:
+    return replace(
+        profile,
+        curves=tuple(replace(row, basis=basis) for row in profile.curves),
+        boundaries=tuple(replace(row, basis=basis) for row in profile.boundaries),
+    )
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize(
+    ("basis", "judged"), [(Basis.INFERRED, True), (Basis.PREDICTED, None), (Basis.MEASURED, True)]
+)
+def test_a_prediction_is_no_change(
+    one: Profile, basis: Basis, judged: bool | None, which: int
+) -> None:
+    pair = [with_boundary(one, 8, 8, 8), with_boundary(scaled(one, 1.5), 16, 16, 16)]
+    pair[which] = of_basis(pair[which], basis)
+    found = compare(*pair)
+    (row,) = found.nfp
+    assert row.significant is judged
+    assert (row.before_basis, row.after_basis)[which] is basis
+    assert {row.significant for row in found.times} == {judged}
+    assert len(found.significant_nfp) == bool(judged)
 
 
 def test_times_change_if_their_intervals_are_apart(one: Profile) -> None:
@@ -176,6 +201,27 @@ def test_the_command_tells_what_changed(files: dict[str, str]) -> None:
     assert "+20.0%" in text
     assert "[red]0.33?[31m" in text, "markup or control characters of a profile took effect"
     assert "Only before: model B=1 L=1024" in text
+
+
+def test_the_command_tells_predictions_from_changes(
+    tmp_path: Path, dense_profile: Profile, one: Profile
+) -> None:
+    before, after = tmp_path / "before.json", tmp_path / "after.json"
+    save_profile(before, with_boundary(one, 8, 8, 8))
+    save_profile(after, of_basis(with_boundary(scaled(one, 2.0), 16, 16, 24), Basis.PREDICTED))
+    code, text = invoke(str(before), str(after))
+    assert code == 0
+    assert "NFP: no significant change in 0 boundaries" in text
+    assert "NFP: 1 not compared: predicted in one of the profiles" in text
+    assert "Median times: too few samples, or predicted in one of the profiles" in text
+    code, text = invoke(str(before), str(after), "--all")
+    assert "16 [16, 24] predicted" in text
+    assert "not compared" in text
+    assert "slower" not in text
+    values = json.loads(invoke(str(before), str(after), "--json")[1])
+    assert (values["nfp"][0]["before_basis"], values["nfp"][0]["after_basis"]) == (
+        "measured", "predicted",
+    )  # fmt: skip
 
 
 def test_the_command_says_that_nothing_changed(files: dict[str, str]) -> None:

@@ -52,6 +52,9 @@ def test_settings_survive_json() -> None:
         ({"min_samples": 40}, "max_samples 32 is below min_samples 40"),
         ({"layer_histograms": 1}, "must be true or false"),
         ({"output_dir": ""}, "must be a directory path"),
+        ({"start_profile": ""}, "start_profile must be a file path, not ''"),
+        ({"min_samples": 0}, "min_samples must be a number of samples from 1 to 1000, not 0"),
+        ({"wanted_samples": -1}, "wanted_samples must be a number of samples from 0 to 10000"),
     ],
 )
 def test_a_bad_value_is_named_with_what_is_allowed(
@@ -138,6 +141,18 @@ def test_a_flag_without_the_probe_is_refused() -> None:
     [
         (["--nfp-epsilon", "0.1"], "--nfp-epsilon has no effect without --nfp-probe"),
         (["--nfp-probe", "--nfp-output-dir", "/proc/nfp"], "'/proc/nfp' cannot be written"),
+        (
+            ["--nfp-probe", "--nfp-config", '{"start_profile": "/no/profile.json"}'],
+            "start_profile: /no/profile.json cannot be read: No such file or directory",
+        ),
+        (
+            ["--nfp-probe", "--nfp-config", '{"start_profile": "/proc/version"}'],
+            "start_profile: ",
+        ),
+        (
+            ["--nfp-probe", "--nfp-config", '{"hardware_file": "/no/hardware.json"}'],
+            "hardware_file: hardware file /no/hardware.json cannot be read",
+        ),
     ],
 )
 def test_flags_that_do_not_go_together_end_the_parse(

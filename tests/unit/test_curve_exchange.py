@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import os
 import random
+import statistics
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,14 +19,13 @@ import pytest
 from vllm_nfp import files, strict_json
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.draft import curve_exchange, curve_set
-from vllm_nfp.draft.curve import StepCurve, interpolated
+from vllm_nfp.draft.between import between
+from vllm_nfp.draft.curve import StepCurve
 from vllm_nfp.draft.curve_exchange import CurveReceiver, CurveSender
 from vllm_nfp.draft.curve_set import CurveSet, curve_file, read_curves, write_curves
-from vllm_nfp.draft.live.forecast import CURVE_OCTAVES, StepModel
-from vllm_nfp.draft.live.steps import distance
 from vllm_nfp.draft.sources import curves_of_rows
 from vllm_nfp.results.snapshot import SnapshotError
-from vllm_nfp.types import CurvePoint
+from vllm_nfp.types import Basis, CurvePoint
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 CONTEXTS = (1024, 2048, 4096, 8192)
@@ -228,55 +230,135 @@ def test_engines_of_one_process_are_bounded(config: ProbeConfig) -> None:
     assert len(curve_exchange._readers) <= curve_exchange.MOST_ENGINES
 
 
-def reference(curves: list[StepCurve], key: tuple[int, int], positions: int) -> float | None:
-    """What the model read off unsorted curves."""
-    usable = [curve for curve in curves if curve.largest >= positions]
-    if not usable:
-        return None
-    contexts = sorted({curve.context for curve in usable})
-    context = min(contexts, key=lambda c: distance((1, c), (1, key[1])))
-    at = sorted((c for c in usable if c.context == context), key=lambda c: c.batch_size)
-    sizes = [curve.batch_size for curve in at]
-    nearest = min(max(key[0], sizes[0]), sizes[-1])
-    if distance((nearest, 1), (key[0], 1)) > CURVE_OCTAVES:
-        return None
-    return interpolated(sizes, [curve.ratio_between(positions) for curve in at], key[0])
+def plane(batch_size: int, context: int, basis: Basis = Basis.MEASURED) -> StepCurve:
+    """Steps whose time is exactly proportional to powers of B N, and whose ratio is one of L."""
+    counts = (1, 2, 4, 8, 16)
+    points = tuple((n, float(n) ** (0.2 + 0.05 * math.log2(context / 256))) for n in counts)
+    return StepCurve(
+        batch_size, context, 1e-3 * batch_size**0.5, points, bases=(basis,) * len(counts)
+    )
 
 
-def test_a_set_of_curves_is_read_off_as_the_curves_were() -> None:
-    rng = random.Random(5)
+def ratio(table: CurveSet, batch_size: int, context: int, positions: int) -> float:
+    found = table.ratio(batch_size, context, positions)
+    assert found is not None
+    return found[0]
+
+
+def test_any_batch_size_and_context_is_read_off_on_log_lines() -> None:
+    table = CurveSet.of(plane(b, c) for b in (1, 2, 4, 8) for c in (256, 1024, 4096))
+    for n in (1, 2, 8, 16):
+        assert ratio(table, 4, 1024, n) == pytest.approx(plane(4, 1024).ratio(n))
+        assert ratio(table, 8, 2048, n) == pytest.approx(plane(8, 2048).ratio(n))
+        for context, last in ((16, 256), (1 << 20, 4096)):
+            # Beyond the contexts the last one holds.
+            assert ratio(table, 2, context, n) == pytest.approx(plane(2, last).ratio(n))
+    assert ratio(table, 4, 1024, 6) == plane(4, 1024).ratio_between(6)
+    # 24 tokens of 6 sequences are 6 positions of 4, whose next point is 8, and 3 of 8, next 4.
+    low, high, weight = plane(4, 1024), plane(8, 1024), math.log2(6 / 4)
+    four, eight = low.seconds_at_one * low.ratio(8), high.seconds_at_one * high.ratio(4)
+    one = low.seconds_at_one * low.ratio_between(1.5), high.seconds_at_one
+    wanted = (four / one[0]) ** (1 - weight) * (eight / one[1]) ** weight
+    assert ratio(table, 6, 1024, 4) == pytest.approx(wanted)
+    assert between(low, high, 6).ratio(4) == pytest.approx(wanted)
+    assert table.ratio(4, 1024, 17) is None
+
+
+def test_far_outside_the_table_there_is_no_curve() -> None:
+    table = CurveSet.of([plane(b, 1024) for b in (8, 16)])
+    assert [table.ratio(b, 1024, 2) is None for b in (1, 5, 6, 16, 24, 25, 100)] == [
+        True, True, False, False, False, True, True
+    ]  # fmt: skip
+    assert CurveSet.of(()).ratio(1, 1024, 1) is None
+
+
+def test_what_is_read_off_rests_on_the_weakest_of_its_rows() -> None:
+    table = CurveSet.of(
+        [
+            plane(1, 256),
+            plane(2, 256),
+            plane(1, 1024, Basis.INFERRED),
+            plane(2, 1024, Basis.PREDICTED),
+        ]
+    )
+    places = ((1, 256), (1, 512), (1, 1024), (2, 256), (2, 512), (2, 4096))
+    found = [table.ratio(*place, 4) for place in places]
+    assert [point[1] for point in found if point is not None] == [
+        Basis.MEASURED, Basis.INFERRED, Basis.INFERRED,
+        Basis.MEASURED, Basis.PREDICTED, Basis.PREDICTED,
+    ]  # fmt: skip
+    between_measured = CurveSet.of([plane(2, 1024), plane(4, 1024)]).ratio(3, 1024, 4)
+    assert between_measured is not None
+    assert between_measured[1] is Basis.INFERRED
+
+
+def test_reading_off_takes_far_less_than_a_millisecond() -> None:
+    """The engine core does it between two steps."""
+    counts = tuple(range(1, 65))
     curves = [
-        StepCurve(b, c, 1e-3, tuple((n, 1.0 if n == 1 else 1 + rng.random()) for n in range(1, m)))
-        for b in (1, 3, 8, 40)
-        for c in (1024, 2048, 9000)
-        for m in (rng.randint(2, 12),)
+        StepCurve(1 << b, 4**c, 1e-3 * 2**b, tuple((n, n**0.5) for n in counts))
+        for b in range(9)
+        for c in range(4, 8)
     ]
-    rng.shuffle(curves)
-    model = StepModel((0, 1, 2), None)
-    model.set_curves(CurveSet.of(curves))
-    for key in [(b, c) for b in range(1, 64) for c in (512, 1500, 2048, 4096, 20480)]:
-        for positions in range(1, 13):
-            assert model._ratio(key, positions) == reference(curves, key, positions)
+    table, places = CurveSet.of(curves), [(b, 300 + 90 * b) for b in range(3, 200, 7)]
+    spent = []
+    for place in places:
+        begin = time.thread_time()
+        assert table.ratio(*place, 9) is not None
+        spent.append(time.thread_time() - begin)
+    assert statistics.median(spent) < 2e-4
+
+
+def test_answers_that_hardly_change_are_neither_sent_nor_written(
+    config: ProbeConfig, apart: CurveSender, tmp_path: Path
+) -> None:
+    def moved(factor: float, basis: Basis = Basis.MEASURED) -> list[CurvePoint]:
+        return [
+            dataclasses.replace(row, ratio=row.ratio * factor, basis=basis)
+            if row.positions == 4
+            else row
+            for row in rows()
+        ]
+
+    receiver, sender = CurveReceiver(config, "0"), CurveSender(config, "0")
+    assert sender.send(rows())
+    first = receiver.latest
+    assert sender.send(moved(1.004))
+    assert receiver.latest is first
+    assert sender.send(moved(1.006))
+    second = receiver.latest
+    assert second is not first
+    assert sender.send(moved(1.006, Basis.INFERRED))
+    assert receiver.latest is not second
+    assert apart.send(rows())
+    path = tmp_path / "curves-0.jsonl"
+    before = path.stat().st_ino
+    assert apart.send(moved(1.004))
+    assert path.stat().st_ino == before
+    assert apart.send(moved(1.006))
+    assert path.stat().st_ino != before
 
 
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("[1,1024,0.001,null,[1,2],[1.0]]", "shorter"),
-        ("[1,1024,0.001,null,[1,1],[1.0,1.0]]", "ascend"),
-        ("[1,1024,0.001,null,[2],[1.0]]", "lacks its point at N = 1"),
-        ("[true,1024,0.001,null,[1],[1.0]]", "Expected `int`, got `bool`"),
-        ("[1,1024,true,null,[1],[1.0]]", "Expected `float`, got `bool`"),
-        ("[1,1024,1e999,null,[1],[1.0]]", "out of range"),
+        ("[1,1024,0.001,null,[1,2],[1.0],[]]", "shorter"),
+        ("[1,1024,0.001,null,[1,1],[1.0,1.0],[]]", "ascend"),
+        ("[1,1024,0.001,null,[2],[1.0],[]]", "lacks its point at N = 1"),
+        ("[true,1024,0.001,null,[1],[1.0],[]]", "Expected `int`, got `bool`"),
+        ("[1,1024,true,null,[1],[1.0],[]]", "Expected `float`, got `bool`"),
+        ("[1,1024,1e999,null,[1],[1.0],[]]", "out of range"),
         ("[1,1024,0.001,null]", "holds no curve"),
+        ('[1,1024,0.001,null,[1],[1.0],["guessed"]]', "Invalid enum value"),
+        ('[1,1024,0.001,null,[1,2],[1.0,1.0],["measured"]]', "lacks the basis"),
         ("7", "holds no curve"),
-        (f"[1,1024,0.001,null,{list(range(1, 66))},{[1.0] * 65}]", "length <= 64"),
+        (f"[1,1024,0.001,null,{list(range(1, 66))},{[1.0] * 65},[]]", "length <= 64"),
         ("[" + "9" * 5000 + "]", "more than 4096 bytes"),
     ],
 )
 def test_a_line_that_is_no_curve_is_refused(tmp_path: Path, line: str, said: str) -> None:
     path = tmp_path / "curves-0.jsonl"
-    path.write_text('{"schema":1,"curves":1}\n' + line)
+    path.write_text('{"schema":2,"curves":1}\n' + line)
     with pytest.raises(SnapshotError, match=said):
         read_curves(path)
 
@@ -285,7 +367,7 @@ def test_a_line_that_is_no_curve_is_refused(tmp_path: Path, line: str, said: str
     ("change", "said"),
     [
         (lambda text: text.replace('"curves":2', '"curves":3'), "as many curves"),
-        (lambda text: text.replace('"schema":1', '"schema":2'), "schema 1"),
+        (lambda text: text.replace('"schema":2', '"schema":1'), "schema 2"),
         (lambda text: text.replace("[8,", "[1,"), "two curves of one cell"),
         (lambda text: text + "\n[]" * 300, "more than 256 curves"),
         (lambda text: text + " " * (1 << 20), "larger than"),
@@ -304,7 +386,14 @@ def test_the_largest_grid_fits(tmp_path: Path) -> None:
     points = tuple((n, 1.0 if n == 1 else 1 + rng.random()) for n in range(449, 513))
     points = ((1, 1.0), *points[1:])
     curves = [
-        StepCurve(1000 + b, (1 << 22) - c, rng.random(), points, 512)
+        StepCurve(
+            1000 + b,
+            (1 << 22) - c,
+            rng.random(),
+            points,
+            512,
+            bases=(Basis.PREDICTED,) * len(points),
+        )
         for b in range(16)
         for c in range(16)
     ]

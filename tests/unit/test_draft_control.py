@@ -38,7 +38,7 @@ from vllm_nfp.results.control import (
 )
 from vllm_nfp.results.run_folder import RunFolder
 from vllm_nfp.results.snapshot import Snapshot, write_snapshot
-from vllm_nfp.types import CurvePoint, State
+from vllm_nfp.types import Basis, CurvePoint, State
 
 STATIC = [0, *[3] * 8]
 
@@ -334,7 +334,8 @@ CURVE = tuple(
 
 def has_curves(control: DraftControl) -> bool:
     assert control.controller is not None
-    return control.controller._known.model._ratio((4, 512), 2) == 1.125
+    found = control.controller._known.model.point(4, 512, 2)
+    return found == (1.125, Basis.MEASURED)
 
 
 def test_the_probes_curves_arrive_without_its_snapshot_being_read(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -18,10 +19,12 @@ from vllm_nfp.draft import (
     make_schedule,
 )
 from vllm_nfp.draft.acceptance import from_counters
-from vllm_nfp.draft.curve import LARGEST_BATCH_SIZE, LARGEST_COUNT, curve_of_seconds, slower
+from vllm_nfp.draft.between import between, slower
+from vllm_nfp.draft.curve import LARGEST_BATCH_SIZE, LARGEST_COUNT, curve_of_seconds
 from vllm_nfp.draft.demand import LARGEST_DRAFT_LENGTH
 from vllm_nfp.draft.schedule import best_length, good_lengths
 from vllm_nfp.draft.speculative_config import speculative_config, table
+from vllm_nfp.types import Basis
 
 COUNTS = (1, 2, 3, 4, 6, 8, 12)
 shares = st.floats(0.0, 1.0)
@@ -358,3 +361,96 @@ def test_settings_for_vllm() -> None:
     nowhere = make_schedule([curve([9.0] * 6, 1)], Demand(constant(0.1)))
     with pytest.raises(ValueError, match="drafts pay at no batch size"):
         speculative_config(nowhere, "ngram")
+
+
+def by_tokens(batch_size: int, basis: Basis = Basis.MEASURED, context: int = 64) -> StepCurve:
+    """A step that is free up to 64 tokens and then costs as its tokens."""
+    seconds = {n: max(64.0, batch_size * n) * 1e-4 for n in COUNTS}
+    made = curve_of_seconds(batch_size, context, seconds)
+    ratios = dict(made.points)
+    return replace(
+        made,
+        bases=(basis,) * len(COUNTS),
+        intervals=tuple((0.9 * ratio, 1.2 * ratio) for ratio in ratios.values()),
+    )
+
+
+def test_between_close_batch_sizes_steps_of_as_many_tokens_are_compared() -> None:
+    """Where the slower neighbour alone would end the free drafts of 8 tokens too early."""
+    low, high = by_tokens(8), by_tokens(16)
+    assert between(low, high, 10).free_positions(0.1) == (6, False)
+    assert slower(low, high).free_positions(0.1) == (4, False)
+    made = make_schedule([low, high], Demand(constant(0.9), slack=0.0))
+    assert [(row.batch_size_first, row.batch_size_last) for row in made.rows] == [
+        (1, 7), (8, 8), (9, 10), (11, 12), (13, 14), (15, 15), (16, 16)
+    ]  # fmt: skip
+    assert [row.between for row in made.rows] == [False, False, True, True, True, True, False]
+    # The largest batch of each range decides for it.
+    (row,) = (row for row in made.rows if row.batch_size_first == 9)
+    assert row.draft_length == best_length(between(low, high, 10), Demand(constant(0.9), slack=0.0))
+
+
+@given(ratios, ratios, st.integers(9, 15))
+def test_what_lies_between_is_never_called_measured_and_is_in_its_interval(
+    low: list[float], high: list[float], batch_size: int
+) -> None:
+    found = between(curve(low, 8), curve(high, 16), batch_size)
+    for (n, ratio), (lower, upper) in zip(found.points, found.intervals, strict=True):
+        assert lower <= ratio <= upper
+        assert found.basis(n) is Basis.INFERRED
+    assert found.ratio(1) == 1.0
+
+
+def test_a_length_rests_on_the_weakest_of_what_decides_it() -> None:
+    steep = replace(
+        curve([2.0, 3.0, 4.0, 5.0, 6.0, 7.0]),
+        bases=(Basis.MEASURED, Basis.PREDICTED, *[Basis.MEASURED] * 5),
+    )
+    # K = 0 wins over K = 1, of which nothing was measured.
+    (row,) = make_schedule([steep], Demand(constant(0.5))).rows
+    assert (row.draft_length, row.basis) == (0, Basis.PREDICTED)
+    mixed = replace(steep, bases=(*[Basis.MEASURED] * 4, Basis.INFERRED, *[Basis.PREDICTED] * 2))
+    # N = 5 was not asked for: 4 is measured, 6 inferred.
+    assert [mixed.basis(n) for n in (1, 4, 5, 6, 7, 8)] == [
+        Basis.MEASURED, Basis.MEASURED, Basis.INFERRED, Basis.INFERRED, Basis.PREDICTED,
+        Basis.PREDICTED,
+    ]  # fmt: skip
+    assert curve([1.0] * 6).basis(3) is Basis.MEASURED, "curves of old profiles say no basis"
+    with pytest.raises(ValueError, match="lacks the basis"):
+        replace(steep, bases=(Basis.MEASURED,))
+
+
+def test_every_range_of_the_table_says_what_it_rests_on() -> None:
+    steps = [
+        by_tokens(1),
+        by_tokens(2, Basis.INFERRED),
+        by_tokens(4, Basis.PREDICTED),
+        by_tokens(32),
+        by_tokens(1, context=256),
+    ]
+    made = make_schedule(steps, Demand(constant(0.9), slack=0.0), 64)
+    told = {(row.batch_size_first, row.context): row.basis for row in made.rows}
+    assert told == {
+        (1, 64): "measured", (2, 64): "inferred", (3, 64): "predicted", (4, 64): "predicted",
+        (5, 64): "predicted", (32, 64): "measured", (33, 64): "unknown",
+        (1, 256): "measured", (2, 256): "unknown", (3, 256): "unknown", (4, 256): "unknown",
+        (5, 256): "unknown", (32, 256): "unknown", (33, 256): "unknown",
+    }  # fmt: skip
+    bases = [(entry.batch_size_last, entry.basis) for entry in made.ranges]
+    assert bases == [(4, "predicted"), (32, "predicted"), (64, "unknown")]
+
+
+def test_the_gain_has_the_interval_of_its_steps_time() -> None:
+    cost = DraftCost(share_per_token=0.05)
+    demand = Demand(constant(0.8), cost, slack=0.0)
+    row = make_schedule([by_tokens(8)], demand).rows[-1]
+    k, tokens = row.draft_length, row.expected_tokens
+    assert row.gain_lower == pytest.approx(tokens / (1.2 * row.step_ratio + 0.05 * k))
+    assert row.gain_upper == pytest.approx(tokens / (0.9 * row.step_ratio + 0.05 * k))
+    (bare,) = make_schedule([curve([1.0] * 6)], demand).rows
+    assert (bare.gain_lower, bare.gain_upper) == (None, None)
+    assert bare.gain_text == f"{bare.gain:.2f}x"
+
+
+def test_of_lengths_that_are_alike_the_shortest_is_chosen() -> None:
+    assert best_length(curve([1.0] * 6), Demand(Acceptance((0.9, 0.0, 0.0)), slack=0.0)) == 1

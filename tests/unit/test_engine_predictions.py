@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +11,16 @@ import pytest
 import torch
 
 from vllm_nfp.adapter import predictions
-from vllm_nfp.principle import ModelShape, Serving, ShapeError
+from vllm_nfp.principle import (
+    ModelShape,
+    Serving,
+    ShapeError,
+    Target,
+    default_calibration,
+    hardware_by_name,
+)
+from vllm_nfp.principle.hardware_file import write_hardware_file
+from vllm_nfp.principle.live import Ground
 
 QWEN3 = {
     "model_type": "qwen3",
@@ -62,30 +73,43 @@ def test_capture_sizes_count_only_where_graphs_are_on() -> None:
     assert predictions.served_model(server(mode=None), ()).serving({}).capture_sizes == ()
 
 
-@pytest.mark.parametrize(
-    ("config", "backends", "device"),
-    [
-        ({"model_type": "no_such_family"}, ("FLASH_ATTN",), "NVIDIA H100 80GB HBM3"),
-        (QWEN3, ("NO_SUCH_BACKEND",), "NVIDIA H100 80GB HBM3"),
-        (QWEN3, ("FLASH_ATTN",), "Some GPU"),
-    ],
-)
-def test_without_ground_there_is_no_prediction_and_no_fault(
-    monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], backends: tuple[str, ...], device: str
-) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: device)
+H100 = "NVIDIA H100 80GB HBM3"
+
+
+def ground_of(
+    vllm_config: Any, backend: str = "FLASH_ATTN", hardware_file: str | None = None
+) -> Ground:
     cuda = torch.device("cuda")
-    assert predictions.predict_rows(server(config), cuda, backends, [(1, 64)], [0.1]) == ()
+    return predictions.served_ground(vllm_config, cuda, (backend,), hardware_file)
 
 
-def test_predictions_cover_every_cell_module_and_tolerance(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.fixture(autouse=True)
+def predictable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: H100)
+    monkeypatch.setattr(predictions.support, "unpredicted", lambda _: None)
+
+
+def test_an_unknown_attention_backend_is_named() -> None:
+    with pytest.raises(predictions.NoGroundError, match="NO_SUCH_BACKEND"):
+        ground_of(server(), "NO_SUCH_BACKEND")
+
+
+def test_a_hardware_file_gives_its_constants_and_that_of_another_gpu_is_refused(
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "NVIDIA H100 80GB HBM3")
+    own, other = tmp_path / "h100.json", tmp_path / "l4.json"
+    for path, name in ((own, "H100-SXM"), (other, "L4")):
+        constants = dataclasses.replace(default_calibration(name), source="fitted here")
+        write_hardware_file(path, Target(hardware_by_name(name), constants))
+    assert ground_of(server(), hardware_file=str(own)).target.calibration.source == "fitted here"
+    with pytest.raises(predictions.NoGroundError) as caught:
+        ground_of(server(), hardware_file=str(other))
+    assert f"l4.json is for L4, this GPU is {H100}: run vllm-nfp calibrate" in str(caught.value)
+
+
+def test_predictions_cover_every_cell_module_and_tolerance() -> None:
     cells = [(1, 1024), (8, 4096)]
-    rows = predictions.predict_rows(
-        server(), torch.device("cuda"), ("FLASH_ATTN",), cells, [0.1, 0.2]
-    )
+    rows = predictions.predict_rows(ground_of(server()), cells, [0.1, 0.2])
     assert {(r.module, r.batch_size, r.context, r.epsilon) for r in rows} == {
         (module, *cell, epsilon)
         for module in ("dense_ffn", "attention", "model")

@@ -731,7 +731,7 @@ STEERING = "\x1b\x07\r\x85\u2028\u202e\u2066"
 def named(value: Any, name: str) -> Any:
     """The same with each text replaced that says nothing to a reader of the file."""
     if isinstance(value, dict):
-        kept = ("kind", "module", "state", "type")
+        kept = ("kind", "module", "state", "type", "basis")
         return {k: v if k in kept else named(v, name) for k, v in value.items()}
     if isinstance(value, list):
         return [named(entry, name) for entry in value]

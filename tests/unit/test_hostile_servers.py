@@ -25,6 +25,7 @@ from test_hostile_files import SNAPSHOT
 
 from vllm_nfp import watch
 from vllm_nfp.cli import main
+from vllm_nfp.cli.watch_view import render
 from vllm_nfp.draft.server import from_samples, server_version
 from vllm_nfp.draft.server_drafts import COUNTERS, live_acceptance
 from vllm_nfp.draft.sources import SourceError
@@ -57,8 +58,8 @@ def read_everything(text: str) -> None:
     with suppress(scrape.ScrapeError):
         reading = watch.read(text)
         console = Console(file=StringIO(), width=200)
-        console.print(watch.render(reading, None, 0.1))
-        console.print(watch.render(reading, reading, 0.1, "problem"))
+        console.print(render(reading, None, 0.1))
+        console.print(render(reading, reading, 0.1, "problem"))
     try:
         samples = scrape.find_samples(text, COUNTERS)
     except scrape.ScrapeError as error:
@@ -121,6 +122,7 @@ def test_any_label_or_value_of_a_scrape_is_read_or_refused(data: st.DataObject) 
         ("vllm_nfp_state 1\n", "the probe's metrics lack 'model_name'"),
         (GOOD.replace("vllm_nfp_positions_lower{", "x{"), "the probe's metrics lack"),
         (GOOD.replace('batch_size="8"', 'batch_size="eight"'), "label: 'eight' is no count"),
+        (GOOD.replace('basis="measured"', 'basis="guessed"'), "guessed. is not a valid Basis"),
         (GOOD.replace('engine="0"', "engine=0"), "not in Prometheus' text format"),
         (GOOD.replace('"m"} 0.0', '"m"} +Inf'), "is not a finite number"),
         (GOOD.replace('"m"} 4.0', '"m"} NaN'), "is not a finite number"),

@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vllm_nfp.draft import StepCurve, expected_tokens
+from vllm_nfp.draft.batch_cells import batch_cell
 from vllm_nfp.draft.live import (
     Controller,
     Reason,
@@ -21,7 +22,7 @@ from vllm_nfp.draft.live import (
 )
 from vllm_nfp.draft.live.counted import CountedAcceptance
 from vllm_nfp.draft.live.credit import FIRST_CREDIT, LATE_STEPS, MOST_CREDIT, Credit
-from vllm_nfp.draft.live.steps import MOST_CELLS, CellTimes, batch_cell, cell_of, context_cell
+from vllm_nfp.draft.live.steps import MOST_CELLS, CellTimes, cell_of, context_cell
 from vllm_nfp.draft.live.trial import Trial
 
 LENGTHS = (0, 1, 2, 3, 4, 6, 8)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 
 from vllm_nfp.draft import StepCurve
 from vllm_nfp.draft.live.forecast import Compared, StepModel
 from vllm_nfp.draft.live.record import Record
+from vllm_nfp.draft.live.steps import cell_of
 from vllm_nfp.draft.live.trial import (
     CLEAR_STEPS,
     MOST_PASSED,
@@ -18,6 +20,7 @@ from vllm_nfp.draft.live.trial import (
     Basis,
     Trial,
 )
+from vllm_nfp.types import Basis as CurveBasis
 
 LENGTHS = (0, 1, 2, 3, 4, 6, 8)
 
@@ -180,6 +183,51 @@ def test_a_forecast_begins_at_the_closest_length_that_was_measured() -> None:
     model.set_curves([curve(8, 0.1)])
     found = model.forecast(cell(8, {1: 0.5, 6: 3.0}), 8, 1, [])
     assert (found.relative, found.basis) == (pytest.approx(3.0 * 1.8 / 1.6), Basis.BESIDE)
+
+
+def predicted(of: StepCurve) -> StepCurve:
+    return replace(of, bases=(CurveBasis.PREDICTED,) * len(of.points))
+
+
+def test_a_forecast_on_a_predicted_curve_is_a_weaker_one() -> None:
+    """It is worth a trial, but does not move what the trial measures."""
+    here, other = cell(8, {3: 1.0}), cell(9, {3: 1.0, 6: 1.5})
+    bases = []
+    for table in ([curve(8, 0.1), curve(16, 0.1)], [predicted(curve(8, 0.1)), curve(16, 0.1)]):
+        model = StepModel((0, 3, 6, 8), None)
+        model.set_curves(table)
+        beside = model.forecast(here, 6, 3, [])
+        assert beside.relative == pytest.approx(1.6 / 1.3)
+        near = model.forecast(here, 6, 3, [other])
+        bases.append((near.basis, beside.basis, model.forecast(here, 8, 3, []).basis))
+    assert bases == [
+        (Basis.NEAR, Basis.BESIDE, Basis.FAR),
+        (Basis.BESIDE, Basis.FAR, Basis.FAR),
+    ]
+    assert Record().weighed(Basis.FAR, 1.0, 1.3, 0.02) == pytest.approx(1.3, rel=0.005)
+
+
+def test_what_a_draft_costs_is_not_learned_from_a_prediction() -> None:
+    model = StepModel(LENGTHS, None)
+    model.set_curves([predicted(curve(8, 0.0))])
+    model.learn_draft_seconds(cell(8, {1: 4.5, 3: 5.5}, unit=1e-3))
+    assert model.draft_seconds == {}
+
+
+def test_the_curve_is_that_of_the_real_batch_size_and_context() -> None:
+    """Not of the upper ends of the cell."""
+    model = StepModel(LENGTHS, None)
+    model.set_curves(
+        replace(curve(b, slope), context=context)
+        for b, slope in ((16, 0.1), (32, 0.3))
+        for context in (1024, 4096)
+    )
+    key = cell_of(17, 1030)
+    assert key == (20, 2048)
+    at_end = model.forecast(Compared(key, {3: 1.0}, 5e-3), 6, 3, []).relative
+    real = model.forecast(Compared(key, {3: 1.0}, 5e-3, (16, 1030)), 6, 3, []).relative
+    assert real == pytest.approx(1.6 / 1.3)
+    assert at_end is not None and at_end > 1.05 * real
 
 
 def test_what_was_measured_of_a_length_does_not_forecast_it() -> None:

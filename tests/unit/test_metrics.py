@@ -20,7 +20,6 @@ from prometheus_client import CollectorRegistry, Counter, generate_latest
 
 from vllm_nfp.cli import main
 from vllm_nfp.draft import constant
-from vllm_nfp.estimate import PairStore
 from vllm_nfp.metrics import hand_over
 from vllm_nfp.metrics.collector import NfpCollector
 from vllm_nfp.metrics.families import families_of
@@ -36,13 +35,11 @@ from vllm_nfp.results.snapshot import (
     write_snapshot,
 )
 from vllm_nfp.types import (
+    Basis,
     Boundary,
-    Cell,
     CurvePoint,
     LayerHistogram,
     LiveStep,
-    Module,
-    Pair,
     Prediction,
     State,
     StepLatency,
@@ -57,13 +54,17 @@ FULL = Snapshot(
     overhead_ratio=0.009,
     overhead_budget=0.01,
     boundaries=(
-        Boundary("model", 8, 1024, 0.1, 4, 3, 5, False, 12),
+        Boundary("model", 8, 1024, 0.1, 4, 3, 5, False, 12, Basis.INFERRED),
         Boundary("attention", 8, 1024, 0.1, 16, 16, 16, True, 16),
     ),
     curves=(CurvePoint("model", 8, 1024, 4, 12, 0.0071, 1.06, 1.05, None, "full"),),
     predictions=(Prediction("model", 8, 1024, 0.1, 6, 38, "tile"),),
     layers=(LayerHistogram(3, "attention", (0.001, 0.01), (1, 4, 5), 0.02),),
     live=LiveStep(batch_size=6, context=900, positions=1),
+    live_boundaries=(Boundary("model", 6, 900, 0.1, 5, 4, 6, False, 5, Basis.INFERRED),),
+    prior="generic",
+    prior_reason="the GPU\n'X' is unknown",
+    jumps=2,
 )
 
 
@@ -102,21 +103,28 @@ def test_a_snapshot_survives_its_file(tmp_path: Path) -> None:
         'model_name="a \\"model\\"\\n"} 1.0',
         'vllm_nfp_state{engine="0",model_name="a \\"model\\"\\n",state="steady"} 1.0',
         'vllm_nfp_state{engine="0",model_name="a \\"model\\"\\n",state="disabled"} 0.0',
-        'vllm_nfp_free_tokens{engine="0",epsilon="0.1",model_name="a \\"model\\"\\n"} 18.0',
+        'vllm_nfp_free_tokens{engine="0",epsilon="0.1",model_name="a \\"model\\"\\n"} 24.0',
+        'vllm_nfp_positions_basis{basis="inferred",batch_size="8",context="1024",engine="0",'
+        'epsilon="0.1",model_name="a \\"model\\"\\n",module="model"} 1.0',
+        'vllm_nfp_positions_basis{basis="measured",batch_size="8",context="1024",engine="0",'
+        'epsilon="0.1",model_name="a \\"model\\"\\n",module="attention"} 1.0',
+        'vllm_nfp_prior_info{engine="0",model_name="a \\"model\\"\\n",prior="generic",'
+        "reason=\"the GPU 'X' is unknown\"} 1.0",
+        'vllm_nfp_surface_jumps_total{engine="0",model_name="a \\"model\\"\\n"} 2.0',
     ],
 )
 def test_every_metric_of_the_contract_is_exported(text: str, line: str) -> None:
     assert line in text
 
 
-def test_free_tokens_need_a_cell_that_holds_the_live_step() -> None:
-    assert free_tokens(FULL) == {0.1: 6 * (4 - 1)}
-    assert free_tokens(replace(FULL, live=LiveStep(9, 900, 1))) == {}
+def test_free_tokens_are_those_at_the_real_batch_size_and_context() -> None:
+    assert free_tokens(FULL) == {0.1: 6 * (5 - 1)}, "not those of the row for 8 and 1024"
     assert free_tokens(replace(FULL, live=LiveStep(6, 900, 9))) == {0.1: 0}
+    assert free_tokens(replace(FULL, live_boundaries=())) == {}
     assert free_tokens(replace(FULL, live=None)) == {}
 
 
-def test_the_live_step_is_filed_under_the_smallest_cell_that_holds_it() -> None:
+def test_the_live_step_is_filed_under_the_smallest_row_that_holds_it() -> None:
     larger = Boundary("model", 32, 4096, 0.1, 2, 2, 2, False, 2)
     both = replace(FULL, boundaries=(larger, *FULL.boundaries))
     assert live_cell(both) == (8, 1024)
@@ -144,12 +152,14 @@ GOOD_FILE = b'{"schema": 1, "model_name": "m", "engine": "1", "state": "steady"}
     [
         (b"", "is not valid JSON"),
         (b"{", "is not valid JSON"),
-        (b"[]", "must hold a JSON object, not list"),
+        (b"[]", "expected 'object', got 'array'"),
         (b'{"schema": 99}', "is not a snapshot of schema 1"),
         (b'{"schema": 1}', "missing required field"),
         (GOOD_FILE.replace(b"steady", b"napping"), "must be one of warming"),
         (GOOD_FILE.replace(b'"m"', b"5"), "model_name: expected 'str'"),
-        (GOOD_FILE.replace(b"}", b', "extra": 1}'), "unknown field 'extra'"),
+        (GOOD_FILE.replace(b"}", b', "probes": {"measured": 1%s}}' % (b"0" * 400)), "expected"),
+        (GOOD_FILE.replace(b"}", b', "jumps": -1}'), "jumps: expected 'int' >= 0"),
+        (GOOD_FILE.replace(b"}", b', "prior": "my guess"}'), "the strange label 'my guess'"),
         (GOOD_FILE.replace(b"}", b', "curves": 1}'), "curves: expected 'array'"),
         (GOOD_FILE.replace(b"}", b', "curves": [{}]}'), "missing required field 'module'"),
         (GOOD_FILE.replace(b"}", b', "probes": []}'), "probes: expected 'object'"),
@@ -234,8 +244,20 @@ def test_a_scrape_is_read_back(text: str) -> None:
     model = next(row for row in found.rows if row.module == "model")
     assert (model.positions, model.lower, model.upper, model.at_limit) == (4, 3, 5, False)
     assert (model.predicted, model.idle_compute) == (6, 38)
+    assert model.basis is Basis.INFERRED
     assert found.statuses[0].state == "steady"
-    assert found.statuses[0].probes == {"measured": 7, "refused": 1}
+    status = found.statuses[0]
+    assert status.probes == {"measured": 7, "refused": 1}
+    assert (status.prior, status.jumps) == ("generic", 2)
+    assert status.prior_reason == "the GPU 'X' is unknown"
+
+
+def test_a_server_from_before_the_surface_is_read(text: str) -> None:
+    new = ("vllm_nfp_positions_basis", "vllm_nfp_prior_info", "vllm_nfp_surface_jumps")
+    old = "".join(line for line in text.splitlines(True) if not line.startswith(new))
+    found = scrape.parse(old)
+    assert {row.basis for row in found.rows} == {Basis.MEASURED}
+    assert (found.statuses[0].prior, found.statuses[0].jumps) == ("", 0)
 
 
 @pytest.mark.parametrize(
@@ -260,9 +282,10 @@ def table(monkeypatch: pytest.MonkeyPatch, text: str, *args: str) -> tuple[int, 
 def test_the_table_is_printed(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     code, output = table(monkeypatch, text)
     assert code == 0
-    assert "4 [3, 5]" in output
-    assert "16+ [16, 16]" in output
-    assert "still free at the largest N measured" in output
+    shown = " ".join(output.split())
+    assert "4 [3, 5]" in shown
+    assert "16+ [16, 16]" in shown
+    assert "+ this or more" in shown
 
 
 def test_the_table_as_json(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -570,12 +593,68 @@ def generate_text(collector: NfpCollector) -> str:
     return generate_latest(registry).decode()
 
 
-def test_pairs_are_bounded_in_all() -> None:
-    store = PairStore(capacity=4, most=10)
-    cell = Cell(Module.MODEL, 1, 64)
-    for index in range(8):
-        for positions in range(2, 12):
-            store.add(cell, Pair(positions, 1.0 + index, 1.0))
-    kept = store.pairs(cell)
-    assert len(kept) == 10
-    assert {pair.seconds for pair in kept} == {8.0}, "old pairs are kept, new ones are not"
+def values_of(snapshot: Snapshot, name: str) -> dict[tuple[str, ...], float]:
+    """Samples of one metric by the values of their labels, without model and engine."""
+    return {
+        tuple(
+            value for label, value in one.labels.items() if label not in ("model_name", "engine")
+        ): one.value
+        for family in families_of([snapshot])
+        for one in family.samples
+        if one.name == name
+    }
+
+
+def point(module: str, context: int, positions: int, samples: int = 0, **more: Any) -> CurvePoint:
+    ratio = 1.0 + positions / 100
+    return CurvePoint(
+        module, 8, context, positions, samples, ratio / 100, ratio, ratio - 0.01, ratio + 0.01,
+        more.pop("execution", "full"), **more,
+    )  # fmt: skip
+
+
+def test_no_series_says_what_another_says() -> None:
+    modules = ("model", "attention", "dense_ffn", "communication")
+    curves = tuple(point(m, c, n) for m in modules for c in (256, 1024) for n in (1, 2))
+    snapshot = replace(FULL, curves=(*curves[:-1], replace(curves[-1], samples=3)))
+    latency = values_of(snapshot, "vllm_nfp_module_latency_seconds")
+    assert {(module, context) for module, _, context, _ in latency} == {
+        ("model", "256"), ("model", "1024"), ("attention", "256"), ("attention", "1024"),
+        ("dense_ffn", "256"), ("communication", "256"),
+    }  # fmt: skip
+    assert {key[0] for key in values_of(snapshot, "vllm_nfp_execution_info")} == {"model"}
+    assert values_of(snapshot, "vllm_nfp_samples") == {}
+    run = replace(FULL, curves=(point("attention", 1024, 2, 3), point("model", 256, 1)))
+    assert values_of(run, "vllm_nfp_samples") == {("attention", "8", "1024", "2"): 3.0}
+
+
+def test_a_ratio_has_its_interval_and_basis() -> None:
+    two = point("model", 1024, 2, basis=Basis.INFERRED)
+    unsure = replace(point("model", 1024, 4), ratio_lower=0.0, ratio_upper=None)
+    snapshot = replace(FULL, curves=(replace(point("model", 1024, 1), ratio=1.0), two, unsure))
+    name = "vllm_nfp_step_time_ratio"
+    assert values_of(snapshot, name) == {
+        ("8", "1024", "1"): 1.0, ("8", "1024", "2"): two.ratio, ("8", "1024", "4"): unsure.ratio,
+    }  # fmt: skip
+    assert values_of(snapshot, f"{name}_lower") == {("8", "1024", "2"): two.ratio_lower}
+    assert values_of(snapshot, f"{name}_upper") == {("8", "1024", "2"): two.ratio_upper}
+    assert values_of(snapshot, f"{name}_basis") == {
+        ("8", "1024", "2", "inferred"): 1.0, ("8", "1024", "4", "measured"): 1.0,
+    }  # fmt: skip
+
+
+def test_a_ratio_that_the_host_bounds_lies_in_its_interval() -> None:
+    """Beyond the CUDA graphs a step takes what the host needs, whatever the GPU does."""
+    one = replace(point("model", 1024, 1), ratio=1.0)
+    two = point("model", 1024, 2, execution="none", seconds_upper=0.03)
+    name = "vllm_nfp_step_time_ratio"
+    found = {
+        end: values_of(replace(FULL, curves=(one, two)), f"{name}{end}")["8", "1024", "2"]
+        for end in ("", "_lower", "_upper")
+    }
+    assert found[""] > two.ratio_upper
+    assert found["_lower"] == found[""] == found["_upper"]
+
+
+def test_a_probe_without_a_prior_names_none() -> None:
+    assert values_of(replace(FULL, prior="", prior_reason=""), "vllm_nfp_prior_info") == {}

@@ -19,8 +19,9 @@ from prometheus_client import CollectorRegistry, Counter, generate_latest
 
 from vllm_nfp import predict, recommend, watch
 from vllm_nfp.cli import main
-from vllm_nfp.draft import DraftCost, sources
+from vllm_nfp.draft import Demand, DraftCost, constant, sources
 from vllm_nfp.draft.recommend import RecommendError
+from vllm_nfp.draft.schedule import best_length
 from vllm_nfp.files import write_whole
 from vllm_nfp.metrics.collector import NfpCollector
 from vllm_nfp.report import render
@@ -31,7 +32,7 @@ from vllm_nfp.results.control import ControlSnapshot, ControlState, control_file
 from vllm_nfp.results.profile import Profile, save_profile
 from vllm_nfp.results.snapshot import Snapshot, engine_file, write_snapshot
 from vllm_nfp.strict_json import encode
-from vllm_nfp.types import LiveStep, State
+from vllm_nfp.types import Basis, Boundary, CurvePoint, LiveStep, Module, State
 
 ACCEPTANCES = (0.3, 0.5, 0.7, 0.8, 0.9, 0.97)
 LISTS = ((0.9, 0.8, 0.7), (0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9), (0.6,))
@@ -57,6 +58,8 @@ class Server:
     def __init__(self, folder: Path, profile: Profile) -> None:
         self.folder = folder
         self.profile = profile
+        self.state = State.STEADY
+        self.live: tuple[LiveStep, tuple[CurvePoint, ...]] | None = None
         self.registry = CollectorRegistry()
 
     def __call__(self, context: int, acceptance: float | None = None) -> str:
@@ -64,11 +67,12 @@ class Server:
         snapshot = Snapshot(
             self.profile.model.name,
             "0",
-            State.STEADY,
+            self.state,
             curves=self.profile.curves,
             boundaries=self.profile.boundaries,
             predictions=self.profile.predictions,
-            live=LiveStep(8, context, 1),
+            live=LiveStep(8, context, 1) if self.live is None else self.live[0],
+            live_curves=() if self.live is None else self.live[1],
         )
         write_snapshot(engine_file(str(self.folder), "0"), snapshot)
         collector = NfpCollector(str(self.folder), acceptance, self.registry)
@@ -355,6 +359,128 @@ def test_nfp_beyond_cuda_graphs_is_what_the_probe_reports(dense_profile: Profile
     assert curve.free_positions(0.1) == (64, True)
 
 
+SIZES, CONTEXTS, REAL = (1, 2, 4, 8, 16, 32), (256, 1024, 4096), (7, 3571)
+
+
+def surface_row(batch_size: int, context: int, positions: int) -> CurvePoint:
+    """A point of a smooth surface. Few shapes were measured, large batches are predicted."""
+    tokens = batch_size * positions
+    extra = 1.0 + (tokens / 40.0) ** 1.5
+    ratio = (extra + context / 900.0) / (1.0 + (batch_size / 40.0) ** 1.5 + context / 900.0)
+    basis = Basis.PREDICTED if batch_size > 8 else Basis.INFERRED
+    if (batch_size, context, positions) in {(8, 1024, 4), (8, 1024, 8), (1, 256, 16)}:
+        basis = Basis.MEASURED
+    wide = {Basis.MEASURED: 1.01, Basis.INFERRED: 1.03, Basis.PREDICTED: 1.1}[basis]
+    ratio, wide = (1.0, 1.0) if positions == 1 else (ratio, wide)
+    seconds = 1e-3 * (1.0 + batch_size * context / 1e5)
+    return CurvePoint(
+        Module.MODEL, batch_size, context, positions, int(basis == Basis.MEASURED),
+        seconds * ratio, ratio, ratio / wide, ratio * wide,
+        "none" if tokens > 256 else "full", seconds * ratio / wide, seconds * ratio * wide, basis,
+    )  # fmt: skip
+
+
+def surface_rows(sizes: Sequence[int], contexts: Sequence[int]) -> tuple[CurvePoint, ...]:
+    grid = (1, 2, 3, 4, 6, 8, 12, 16)
+    return tuple(surface_row(b, c, n) for c in contexts for b in sizes for n in grid)
+
+
+@pytest.fixture
+def surface_profile(dense_profile: Profile) -> Profile:
+    return replace(
+        dense_profile,
+        curves=surface_rows(SIZES, CONTEXTS),
+        boundaries=(Boundary(Module.MODEL, 8, 1024, 0.1, 3, 3, 3, False, 3),),
+        predictions=(),
+        layer_times=(),
+    )
+
+
+def of_live(text: str, name: str) -> dict[str, str]:
+    """Value and basis of a metric without labels of its own."""
+    found = dict(re.findall(rf"^{name}(|_basis){{(?:[^}}]*)}} (\S+)$", text, re.MULTILINE))
+    (basis,) = re.findall(rf'^{name}_basis{{basis="(\w+)"[^}}]*}} 1.0$', text, re.MULTILINE)
+    return {"draft_length": found[""], "basis": basis}
+
+
+@pytest.mark.parametrize("acceptance", ACCEPTANCES)
+def test_reported_and_live_answers_have_one_length_basis_and_interval_everywhere(
+    acceptance: float,
+    surface_profile: Profile,
+    tmp_path: Path,
+    at_url: Callable[[str], None],
+) -> None:
+    """Of one surface, whether a file, a URL, the metric or the report is asked."""
+    path = tmp_path / "profile.json"
+    save_profile(path, surface_profile)
+    (tmp_path / "run").mkdir()
+    server = Server(tmp_path / "run", surface_profile)
+    wanted = recommend(surface_profile, acceptance).rows
+    lengths = {
+        (row.batch_size_first, row.context): row.draft_length for row in wanted if not row.between
+    }
+    assert sorted(lengths) == sorted(itertools.product(SIZES, CONTEXTS))
+    assert of_report(surface_profile)[acceptance] == lengths
+    server.live = LiveStep(*REAL, 1), surface_rows(sorted((*SIZES, REAL[0])), REAL[1:])
+    at_url(text := server(REAL[1], acceptance))
+    shown = []
+    for source in (path, URL):
+        done = CliRunner().invoke(
+            main, ["recommend", str(source), "--json", "--acceptance", str(acceptance)]
+        )
+        assert done.exit_code == 0, done.output
+        shown.append(json.loads(done.stdout))
+    of_file, of_url = shown
+    for name in ("draft_length", "basis", "gain", "gain_lower", "gain_upper", "step_ratio"):
+        told = [getattr(row, name) for row in wanted]
+        assert [row[name] for row in of_file["rows"]] == told
+        assert [row[name] for row in of_url["rows"]] == told
+    assert all(row["basis"] in {"measured", "inferred", "predicted"} for row in of_url["rows"])
+    assert all(row["gain_lower"] <= row["gain"] <= row["gain_upper"] for row in of_url["rows"])
+    assert of_url["schedule"] == of_file["schedule"]
+    assert of_file["live"] == []
+    # At the real batch size and context.
+    (live,) = of_url["live"]
+    (exact,) = recommend(sources.curves_of_rows(server.live[1][8 * 3 : 8 * 4]), acceptance).rows[
+        -1:
+    ]
+    assert (live["batch_size_first"], live["context"]) == REAL
+    told = of_live(text, "vllm_nfp_live_recommended_draft_length")
+    assert float(told["draft_length"]) == live["draft_length"] == exact.draft_length
+    assert told["basis"] == live["basis"] == exact.basis == "inferred"
+    assert (live["gain"], live["gain_lower"]) == pytest.approx((exact.gain, exact.gain_lower))
+    # The metric's batch sizes are the reported ones, at the live context.
+    at_live = {c.batch_size: c for c in sources.curves_of_rows(server.live[1])}
+    demand = Demand(constant(acceptance))
+    assert of_metric(text, REAL[1]) == {
+        (b, REAL[1]): best_length(at_live[b], demand) for b in SIZES
+    }
+    # Where traffic is at a reported context all four agree.
+    server.live = LiveStep(7, 1024, 1), surface_rows((*SIZES, 7), (1024,))
+    assert of_metric(server(1024, acceptance), 1024) == at(lengths, 1024)
+
+
+def test_a_batch_size_of_traffic_makes_no_label(surface_profile: Profile, tmp_path: Path) -> None:
+    """Or each batch size that was ever served would be a series."""
+    server = Server(tmp_path, surface_profile)
+    for batch_size in (7, 9, 11):
+        server.live = LiveStep(batch_size, 999, 1), surface_rows((*SIZES, batch_size), (999,))
+        text = server(999, 0.8)
+        sizes = set(re.findall(r'draft_length[^{]*{[^}]*batch_size="(\d+)"', text))
+        assert sizes == set(map(str, SIZES))
+        assert 'context="999"' not in text
+
+
+def test_a_disabled_probe_recommends_nothing_for_traffic_it_does_not_see(
+    surface_profile: Profile, tmp_path: Path
+) -> None:
+    server = Server(tmp_path, surface_profile)
+    server.live = LiveStep(7, 999, 1), surface_rows((*SIZES, 7), (999,))
+    assert "vllm_nfp_live_recommended_draft_length{" in server(999, 0.8)
+    server.state = State.DISABLED
+    assert "vllm_nfp_live_recommended_draft_length{" not in server(999, 0.8)
+
+
 def test_predictions_are_the_same_in_predict_recommend_profile_and_metrics(
     dense_profile: Profile, tmp_path: Path
 ) -> None:
@@ -406,5 +532,8 @@ def test_all_begin_with_the_same_tolerance_and_order_of_modules(
     assert modules[0] == "model"
     for command in (["table", URL], ["watch", URL, "--once"]):
         lines = CliRunner().invoke(main, command, env={"COLUMNS": "200"}).stdout.splitlines()
-        words = [line.split()[0] for line in lines if line.split()]
-        assert list(dict.fromkeys(word for word in words if word in modules)) == modules
+        words = [word for line in lines for word in line.split()]
+        shown = list(dict.fromkeys(word for word in words if word in modules))
+        # watch puts what does not depend on the context beside the whole step.
+        assert shown == modules if command[0] == "table" else sorted(shown) == sorted(modules)
+        assert shown[0] == "model"

@@ -28,6 +28,7 @@ from vllm_nfp.results.profile import (
 )
 from vllm_nfp.results.snapshot import Snapshot
 from vllm_nfp.types import (
+    Basis,
     Boundary,
     CurvePoint,
     Device,
@@ -66,6 +67,24 @@ def test_a_profile_survives_its_file(tmp_path: Path, dense_profile: Profile) -> 
         path.write_text(json.dumps(profile.to_dict()))
         assert vllm_nfp.load_profile(path) == profile
     assert list(tmp_path.iterdir()) == [path], "a temporary file was left"
+
+
+def test_a_basis_survives_and_older_profiles_are_measured(tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    inferred = replace(
+        SMALL,
+        probe=replace(SMALL.probe, min_samples=1, wanted_samples=0),
+        curves=tuple(replace(row, samples=0, basis=Basis.INFERRED) for row in SMALL.curves),
+        boundaries=tuple(replace(row, basis=Basis.PREDICTED) for row in SMALL.boundaries),
+    )
+    save_profile(path, inferred)
+    assert load_profile(path) == inferred
+    values = inferred.to_dict()
+    for row in (*values["curves"], *values["boundaries"]):
+        del row["basis"]
+    path.write_text(json.dumps(values))
+    old = load_profile(path)
+    assert {row.basis for row in (*old.curves, *old.boundaries)} == {Basis.MEASURED}
 
 
 def test_a_write_that_fails_leaves_the_old_file(

@@ -241,7 +241,7 @@ def test_no_secret_reaches_environment_profile_or_report(
 
 
 def test_a_profile_names_no_folder_of_the_machine(tmp_path: Path) -> None:
-    config = ProbeConfig(output_dir=str(tmp_path), run_dir="/run/nfp")
+    config = ProbeConfig(output_dir=str(tmp_path), run_dir="/run/nfp").for_server(8, 1024)
     profile = profile_of(SNAPSHOT, ENVIRONMENT, ModelDescription("m"), config)
     assert str(tmp_path) not in json.dumps(profile.to_dict())
     assert "/run/nfp" not in json.dumps(profile.to_dict())

@@ -26,7 +26,6 @@ from vllm_nfp.draft.live.reporter import Reporter
 from vllm_nfp.results.control import ControlSnapshot, ControlState, read_control
 from vllm_nfp.results.profile import Profile
 from vllm_nfp.results.snapshot import Snapshot, read_snapshot
-from vllm_nfp.schedule import Feedback
 from vllm_nfp.schedule.counters import Counters
 from vllm_nfp.session import output as output_module
 from vllm_nfp.session import sample_log
@@ -50,10 +49,10 @@ class Prober:
         self.looked: list[int] = []
         self.unlooked = 0
 
-    def before_step(self, step: Any, stands_for: int, feedback: Feedback) -> None:
+    def before_step(self, step: Any, stands_for: int) -> None:
         self.looked.append(stands_for)
 
-    def counters(self, graph_bytes: int, feedback: Feedback) -> Counters:
+    def counters(self, graph_bytes: int) -> Counters:
         return Counters()
 
     def serving(self) -> None:

@@ -12,13 +12,14 @@ import torch
 from sessions import lead_of, session_of, started_of, vllm_config
 
 from vllm_nfp.adapter import versions
+from vllm_nfp.adapter.dispatch import NO_GRAPHS
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.results.snapshot import Snapshot, read_snapshot
 from vllm_nfp.schedule import Prober
 from vllm_nfp.session import publication, start_probing, worker
 from vllm_nfp.session import start as module
 from vllm_nfp.session.agreement import Alone
-from vllm_nfp.types import State
+from vllm_nfp.types import Module, State
 
 PIECE_SECONDS = 0.25
 """A warm-up run or a capture, on a slow host."""
@@ -41,6 +42,7 @@ def attach(
 
     class Engine:
         graph_bytes, timed_layers, num_layers, shares_graph_memory = 0, 0, 1, False
+        modules, rules = (Module.ATTENTION,), NO_GRAPHS
 
         def __init__(self, *_: object) -> None:
             pass
@@ -61,6 +63,9 @@ def attach(
         def give_back_cache(self) -> None:
             pass
 
+        def ready_keys(self) -> frozenset[tuple[int, int]]:
+            return frozenset()
+
     def scan(prober: Prober, seconds: float, *_: object) -> None:
         given[0] = seconds
         end = now.seconds + seconds
@@ -78,7 +83,8 @@ def attach(
 
 def known_runner(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take what is given for a runner that can be probed."""
-    view = SimpleNamespace(device=torch.device("cpu"), name="v2", runner=object())
+    runner = SimpleNamespace(kv_cache_config=SimpleNamespace(kv_cache_groups=()))
+    view = SimpleNamespace(device=torch.device("cpu"), name="v2", runner=runner)
     monkeypatch.setattr(module, "view_of", lambda _: view)
     monkeypatch.setattr(module.support, "refusal", lambda *_: None)
     monkeypatch.setattr(publication, "attention_backends", lambda _: ())
@@ -123,7 +129,7 @@ def test_what_the_start_is_told_to_have_cost_holds_all_that_it_waits_for(
         now.seconds += 2.0
         told.append(snapshot)
 
-    monkeypatch.setattr(publication, "predict_rows", predict)
+    monkeypatch.setattr(publication, "predictions_of", predict)
     session = session_of(ProbeConfig(passive=True), begun=now() - 0.5, now=now, show=write)
     now.seconds += 30.0  # the worker warms up
     session.after_warm_up(None)

@@ -12,7 +12,8 @@ import pytest
 from vllm_nfp.adapter.idle import asking
 from vllm_nfp.timing import HostClock, Sampler, StepTimer, StepTimes
 from vllm_nfp.timing.sampling import LOOKED_AT_FIRST, LOOKED_ONE_IN
-from vllm_nfp.timing.steps import MOST_KINDS, RING_SLOTS, SAMPLES_KEPT
+from vllm_nfp.timing.series import SAMPLES_KEPT
+from vllm_nfp.timing.steps import MOST_KINDS, RING_SLOTS
 
 
 class Now:

@@ -14,27 +14,27 @@ from test_engine import config as accepted
 
 pytest.importorskip("vllm")
 
-from sessions import lead_of, session_of, started_of
+from sessions import lead_of, served_by, session_of, started_of
 
 from vllm_nfp.adapter import predictions, support, versions
 from vllm_nfp.adapter.attention_groups import CellDoesNotFitError
 from vllm_nfp.adapter.layers import UnsupportedModelError
+from vllm_nfp.adapter.predictions import NoGroundError
 from vllm_nfp.adapter.runners import UnknownRunnerError
 from vllm_nfp.adapter.versions import Mode
 from vllm_nfp.config import ProbeConfig
+from vllm_nfp.principle.live import Ground
 from vllm_nfp.probe.kv_proof import KvCacheWrittenError
 from vllm_nfp.results.snapshot import Snapshot
 from vllm_nfp.schedule.lockstep import PeerFaultError
-from vllm_nfp.session import publication, start_probing
 from vllm_nfp.session import start as module
+from vllm_nfp.session import start_probing
 from vllm_nfp.session.agreement import Alone
 from vllm_nfp.session.output import Output
-from vllm_nfp.session.publication import predictions_of
 from vllm_nfp.session.session import Session
 from vllm_nfp.session.start_probing import NothingToProbeError
 from vllm_nfp.session.timing_only import TimingOnly
-from vllm_nfp.session.worker import StartCost, Worker
-from vllm_nfp.types import ShapeRefusedError, State
+from vllm_nfp.types import Basis, ShapeRefusedError, State
 
 REFUSED: list[tuple[dict[str, Any], str, bool]] = [
     ({"parallel_config__pipeline_parallel_size": 2}, "--pipeline-parallel-size 2", False),
@@ -135,8 +135,7 @@ def served(rank: int = 0, tensor_parallel_size: int = 1, **changes: Any) -> Any:
     made.parallel_config.rank, made.parallel_config.data_parallel_index = rank, 0
     made.parallel_config.distributed_executor_backend = "mp"
     made.model_config.served_model_name = "m"
-    made.scheduler_config = SimpleNamespace(max_num_seqs=8, max_num_batched_tokens=64)
-    return made
+    return served_by(made)
 
 
 @pytest.fixture
@@ -376,18 +375,33 @@ def fail_to_build(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     monkeypatch.setattr(start_probing, "ProbeEngine", build)
 
 
+H100 = "NVIDIA H100 80GB HBM3"
+LLAMA = {
+    "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+    "vocab_size": 128256,
+}  # fmt: skip
+
+
+def ground_of(engine: Any, device: str = "cuda") -> Ground:
+    return predictions.served_ground(engine, torch.device(device), ("FLASH_ATTN",))
+
+
+def of_model(config: dict[str, Any], **changes: Any) -> Any:
+    return served(
+        model_config__hf_config=SimpleNamespace(to_dict=lambda: config, architectures=["M"]),
+        **changes,
+    )
+
+
 @pytest.mark.parametrize("changes", [changes for changes, _, predicted in REFUSED if not predicted])
 def test_there_is_no_prediction_of_what_the_predictor_does_not_know(
-    changes: dict[str, Any], told: list[Snapshot], monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publication, "predict_rows", lambda *_: ("a row",))
-    view: Any = SimpleNamespace(runner=SimpleNamespace(attn_groups=[]), device=torch.device("cpu"))
-
-    def predicted(engine: Any) -> Any:
-        return predictions_of(Worker(ProbeConfig(), engine, StartCost(0.0)), view, [])
-
-    assert predicted(served(**changes)) == ()
-    assert predicted(served()) == ("a row",)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: H100)
+    with pytest.raises(NoGroundError, match="the predictor does not know "):
+        ground_of(of_model(LLAMA, **changes))
+    assert ground_of(of_model(LLAMA)).target.hardware.name == "H100-SXM"
 
 
 def test_a_worker_without_a_session_says_so_on_the_metrics(
@@ -406,14 +420,34 @@ def test_a_worker_without_a_session_says_so_on_the_metrics(
     assert "cannot be hooked" in left.reason
 
 
-def test_a_wrong_prediction_is_not_made_for_a_family_that_is_not_known(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("config", "gpu", "device", "reason"),
+    [
+        ({"model_type": "new"}, H100, "cuda", "new"),
+        (LLAMA, "Some GPU", "cuda", "the GPU Some GPU is not in the hardware catalogue"),
+        (LLAMA, H100, "cpu", "steps run on a CPU"),
+    ],
+)
+def test_what_the_predictor_does_not_know_is_named(
+    config: dict[str, Any], gpu: str, device: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100 80GB HBM3")
-    made = served(model_config__hf_config=SimpleNamespace(to_dict=lambda: {"model_type": "new"}))
-    made.cache_config = SimpleNamespace(cache_dtype="auto")
-    made.model_config.quantization = None
-    made.parallel_config.enable_expert_parallel = False
-    made.model_config.quantization = None
-    made.compilation_config = SimpleNamespace(cudagraph_mode="FULL", cudagraph_capture_sizes=[1])
-    assert predictions.predict_rows(made, torch.device("cuda"), (), [(1, 64)], (0.1,)) == ()
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: gpu)
+    with pytest.raises(NoGroundError) as caught:
+        ground_of(of_model(config), device)
+    assert reason in str(caught.value)
+
+
+def test_where_nothing_can_be_predicted_answers_are_a_guess_that_says_so(
+    told: list[Snapshot],
+) -> None:
+    session = session_of(ProbeConfig(passive=True), served())
+    session.after_warm_up(object())
+    (found,) = told
+    assert (found.prior, found.prior_reason) == ("generic", "steps run on a CPU")
+    assert {(row.module, row.basis) for row in found.boundaries} == {
+        (module, Basis.PREDICTED) for module in ("model", "attention", "dense_ffn")
+    }
+    assert {row.batch_size for row in found.boundaries} == {1, 2, 4, 8}
+    assert {row.context for row in found.boundaries} == {256, 1024}
+    assert found.predictions == ()
+    session.disable("the test is over", expected=True)

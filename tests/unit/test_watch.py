@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +16,12 @@ from rich.console import Console
 from vllm_nfp import watch
 from vllm_nfp.cli import main
 from vllm_nfp.cli import watch as command
-from vllm_nfp.types import Boundary, LiveStep, State
+from vllm_nfp.cli.nfp_filter import Filter
+from vllm_nfp.cli.watch_view import render
+from vllm_nfp.types import Basis, Boundary, LiveStep, State
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "dashboards"))
+from made_surface import CONTEXTS, made_snapshot
 from recorded import Recorded, recorded_snapshot, serving
 
 
@@ -32,8 +36,8 @@ def url(recorded: Recorded) -> Iterator[str]:
         yield address
 
 
-def shown(renderable: Any) -> str:
-    console = Console(width=120, record=True, file=io.StringIO())
+def shown(renderable: Any, width: int = 120) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
     console.print(renderable)
     return console.export_text()
 
@@ -48,21 +52,25 @@ def test_one_look_shows_nfp_batch_drafts_overhead_and_state(url: str) -> None:
     assert "model-dense  engine 0  steady" in done.output
     assert "overhead 46.33% of 50.00% allowed" in done.output
     assert "1892 measured" in done.output
-    # Filed under B=8, L=4096: 16 free positions, as docs/measured.md tables them.
+    # 16 free positions at B=8, L=4096, as docs/measured.md tables them: (16 - 4) x 6 more tokens.
     assert (
-        "last step: batch 6, context 4000, 4 positions per sequence of 16 free; 72 tokens free"
+        "now: batch 6, context 4000, 4 positions per sequence; 72 more tokens are free"
         in done.output
     )
     assert "speculation: draft length 3.0, 60% of drafted tokens accepted" in done.output
-    attention = next(line for line in done.output.splitlines() if "attention" in line)
-    assert attention.split() == ["attention", "1024", "12", "[8,", "16]", "8", "[6,", "8]", "6"]
-    assert "B=32" in done.output
+    attention = done.output.split("attention", 1)[1].splitlines()
+    one = next(line for line in attention if line.split()[:1] == ["1"])
+    assert one.split()[:4] == ["1", "12", "[8,", "16]"]
+    assert "L=16384" in done.output
     assert "64+" in done.output
+    assert "rows without measurements: predicted from model and GPU" in done.output
+    marks = "12 measured; ~12 inferred from other measurements; 12? predicted; + this or more"
+    assert f"{marks}; > traffic" in done.output
 
 
 def test_another_epsilon_can_be_shown_and_an_unmeasured_one_is_refused(url: str) -> None:
     done = invoke(url, "--once", "--epsilon", "0.2")
-    assert "within 0.2" in done.output
+    assert "within 20%" in done.output
     done = invoke(url, "--once", "--epsilon", "0.3")
     assert done.exit_code == 2
     assert "--epsilon 0.3 is not measured by this server: give one of 0.05, 0.1, 0.2" in done.stderr
@@ -114,11 +122,11 @@ def test_a_restart_is_survived(recorded: Recorded, monkeypatch: pytest.MonkeyPat
     assert gone.reading is None
     assert gone.before is not None
     assert "cannot be read" in gone.problem
-    text = shown(watch.render(gone.before, None, 0.1, gone.problem))
+    text = shown(render(gone.before, None, 0.1, gone.problem))
     assert "cannot be read" in text
     assert "the values above are old" in text
     assert "attention" in text, "the last values stay"
-    assert command._as_json(url, gone)["problem"] == gone.problem
+    assert command._as_json(url, gone, Filter())["problem"] == gone.problem
     with serving(recorded, port):
         back = next(looks)
     assert back.reading is not None
@@ -173,15 +181,15 @@ def test_the_tolerance_shown_first_is_the_usual_one() -> None:
 def test_what_is_missing_is_said(recorded: Recorded, tmp_path: Path) -> None:
     base = recorded.snapshot
     fresh = dataclasses.replace(base, state=State.WARMING, boundaries=(), curves=(), live=None)
-    text = shown(watch.render(_reading(fresh), None, 0.1))
-    assert "No estimate yet" in text
+    text = shown(render(_reading(fresh), None, 0.1))
+    assert "No answer yet" in text
     assert "no decode step yet" in text
-    beyond = dataclasses.replace(base, live=LiveStep(64, 100, 1))
-    assert "no probed batch size and context holds it" in shown(
-        watch.render(_reading(beyond), None, 0.1)
-    )
+    beyond = dataclasses.replace(base, live=LiveStep(64, 100, 1), live_boundaries=())
+    text = shown(render(_reading(beyond), None, 0.1))
+    assert "now: batch 64, context 100, 1 position per sequence\n" in text
+    assert ">" not in text, "no row holds the traffic"
     off = dataclasses.replace(base, state=State.DISABLED)
-    assert "disabled" in shown(watch.render(_reading(off), None, 0.1))
+    assert "disabled" in shown(render(_reading(off), None, 0.1))
 
 
 def _reading(snapshot: Any) -> watch.Reading:
@@ -205,7 +213,11 @@ def test_two_engines_are_shown_apart(recorded: Recorded) -> None:
 
     row = Boundary("model", 8, 4096, 0.1, 3, 2, 3, False, 3)
     second = dataclasses.replace(
-        recorded.snapshot, engine="1", boundaries=(row,), live=LiveStep(2, 2, 5)
+        recorded.snapshot,
+        engine="1",
+        boundaries=(row,),
+        live=LiveStep(2, 2, 5),
+        live_boundaries=(dataclasses.replace(row, batch_size=2, context=2),),
     )
 
     class Both:
@@ -214,9 +226,82 @@ def test_two_engines_are_shown_apart(recorded: Recorded) -> None:
 
     registry = CollectorRegistry()
     registry.register(Both())  # type: ignore[arg-type]
-    text = shown(watch.render(watch.read(generate_latest(registry).decode()), None, 0.1))
+    text = shown(render(watch.read(generate_latest(registry).decode()), None, 0.1))
     first, other = text.split("engine 1")
     assert "attention" in first
     assert "attention" not in other
-    assert "5 positions per sequence of 3 free; 0 tokens free" in other
-    assert "3 [2, 3]" in other
+    assert "5 positions per sequence; no more tokens are free" in other
+    assert "> 3 [2, 3]" in other
+
+
+def test_each_number_says_its_basis_without_colours(tmp_path: Path) -> None:
+    """And what does not depend on the context stands once for each batch size."""
+    made = made_snapshot()
+    text = shown(render(_reading(made), None, 0.1), 100)
+    assert max(map(len, text.splitlines())) <= 100
+    rows = {
+        line.split()[0]: line for line in text.split("attention")[0].splitlines() if line.split()
+    }
+    wanted = {(row.batch_size, row.context): row for row in made.boundaries
+              if (row.module, row.epsilon) == ("model", 0.1)}  # fmt: skip
+    assert {row.basis for row in wanted.values()} == set(Basis)
+    first = re.findall(r"(>?) *(~?)(\d+)(\+?)(\??) *\[(\d+), (\d+)\]", rows["8"])
+    assert len(first) == 4 + 1, "four contexts, and the dense FFN once"
+    for (here, inferred, number, more, predicted, low, high), context in zip(
+        first, CONTEXTS, strict=False
+    ):
+        row = wanted[8, context]
+        assert (int(number), int(low), int(high)) == (row.positions, row.lower, row.upper)
+        assert bool(inferred) == (row.basis is Basis.INFERRED)
+        assert bool(predicted) == (row.basis is Basis.PREDICTED)
+        assert bool(more) == row.at_limit
+        assert bool(here) == (context == 4096), "batch 6 at 4000 tokens: the row that holds it"
+
+
+def test_the_prior_and_jumps_are_told(recorded: Recorded) -> None:
+    rough = dataclasses.replace(
+        recorded.snapshot, prior="generic", prior_reason="no constants for GPU X", jumps=2
+    )
+    text = shown(render(_reading(rough), None, 0.1))
+    assert (
+        "rows without measurements: a rough guess with wide intervals (no constants for GPU X)"
+        in text
+    )
+    assert "2 jumps: new measurements contradicted old ones" in text
+    assert "jumps" not in shown(render(_reading(recorded.snapshot), None, 0.1))
+
+
+@pytest.mark.parametrize("command", [["watch", "--once"], ["table"]])
+def test_batch_sizes_and_contexts_can_be_chosen(url: str, command: list[str]) -> None:
+    def run(*arguments: str) -> Any:
+        return CliRunner().invoke(main, [*command, url, *arguments], env={"COLUMNS": "120"})
+
+    rows = json.loads(run("--batch-sizes", "8", "--contexts", "1024,4096", "--json").stdout)["rows"]
+    assert {(row["batch_size"], row["context"]) for row in rows} == {(8, 1024), (8, 4096)}
+    assert {row["basis"] for row in rows} == {"measured", "inferred"}
+    text = run("--contexts", "1024").output
+    assert "1024" in text
+    assert "16384" not in text
+    done = run("--batch-sizes", "7")
+    assert done.exit_code == 2
+    assert "--batch-sizes 7 is not reported by this server: give one of 1, 8, 32" in done.stderr
+
+
+def test_the_answer_of_live_traffic_says_its_basis_and_draft_length(tmp_path: Path) -> None:
+    """Of the real batch size and context: the weaker of the last free position and the next."""
+    live = {n: Basis.MEASURED if n < 12 else Basis.INFERRED for n in (1, 2, 4, 8, 12, 16)}
+    shape = watch.Live(6, 4000, 1, (8, 4096), {0.05: 18, 0.1: 42, 0.2: 90}, live, 3)
+    assert shape.basis(0.05) is Basis.MEASURED, "4 are free, 8 are not"
+    assert shape.basis(0.1) is Basis.INFERRED, "8 are free, 12 are not"
+    assert dataclasses.replace(shape, bases={}).basis(0.1) is None, "an older server"
+    made = made_snapshot()
+    rows = [row for row in made.curves if row.cell == ("model", 8, 4096)]
+    there = tuple(dataclasses.replace(row, batch_size=6, context=4000) for row in rows)
+    (engine,) = _reading(dataclasses.replace(made, live_curves=there)).engines
+    assert engine.live is not None
+    assert engine.live.bases == {row.positions: row.basis for row in rows[1:]}
+    text = shown(render(_reading(dataclasses.replace(made, live_curves=there)), None, 0.1))
+    assert "context 4000, 1 position per sequence; 42 more tokens are free (measured)" in text
+    drafting = dataclasses.replace(engine, live=shape, drafting=watch.Drafting(10, 30, 18))
+    view = render(watch.Reading(_reading(made).scrape, (drafting,)), None, 0.1)
+    assert "60% of drafted tokens accepted; recommended now: 3" in shown(view)

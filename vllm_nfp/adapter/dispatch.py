@@ -8,9 +8,10 @@ configured.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 
 from vllm_nfp.principle.graphs import padded_tokens
 
@@ -42,6 +43,16 @@ class GraphRules:
     max_num_seqs: int
 
 
+NO_GRAPHS = GraphRules(
+    full_decode=False,
+    full_mixed=False,
+    piecewise=False,
+    multi_position=False,
+    capture_sizes=(),
+    max_num_seqs=1,
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Placement:
     """A step as it would be launched, padding included."""
@@ -66,6 +77,11 @@ def place(rules: GraphRules, batch_size: int, positions: int) -> Placement:
     if rules.piecewise and fitting is not None:
         return Placement(Execution.PIECEWISE, fitting, batch_size)
     return Placement(Execution.NONE, tokens, batch_size)
+
+
+def execution_of(rules: GraphRules) -> Callable[[int, int], str]:
+    """How a step of (batch size, positions) runs; looked up once for each."""
+    return cache(lambda batch_size, positions: str(place(rules, batch_size, positions).execution))
 
 
 def _full_size(rules: GraphRules, batch_size: int, positions: int) -> tuple[int, int] | None:

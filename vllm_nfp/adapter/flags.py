@@ -8,11 +8,11 @@ from typing import Any, NoReturn
 
 from vllm_nfp.adapter import targets
 from vllm_nfp.adapter.patch import PatchSet
+from vllm_nfp.adapter.start_files import check_files
 from vllm_nfp.config import (
     MAX_POSITIONS_LIMIT,
     ConfigError,
     ProbeConfig,
-    check_writable_folder,
     config_from_mapping,
     read_settings_argument,
 )
@@ -138,8 +138,8 @@ def _checking(parser: argparse.ArgumentParser, parse: Callable[..., Any]) -> Cal
         parsed = parse(*args, **kwargs)
         try:
             config = config_from_args(parsed[0])
-            if config is not None and config.output_dir is not None:
-                check_writable_folder("--nfp-output-dir", config.output_dir)
+            if config is not None:
+                check_files(config)
         except ConfigError as error:
             _refuse(parser, str(error))
         return parsed

@@ -4,8 +4,9 @@ A CUDA kernel is loaded with the whole module that it was compiled in, which sta
 memory (``python -m benchmarks.operator_memory``). On an H100 with torch 2.11 the module of
 ``index_select``, which looks up embeddings and rotary angles, takes 65 MiB. Those of a plain RMS
 norm take 37 MiB. None of these operators is part of a timed module. Here they run vLLM's own
-kernels, as they do where vLLM serves without compiling. Embeddings are looked up by indexing, which
-vLLM's sampler does anyway.
+kernels, as they do where vLLM serves without compiling. Embeddings are looked up by indexing: rows
+of two tokens or more are copied by a small kernel that vLLM's sampler uses anyway. For a single
+token PyTorch takes another one, whose module is 33 MiB, so that its row is looked up twice.
 """
 
 from __future__ import annotations
@@ -45,12 +46,23 @@ def light_ops() -> Iterator[None]:
 def _index_embeddings(patches: PatchSet) -> None:
     def embedding(_original: Any) -> Any:
         def indexed(_method: Any, layer: Any, token_ids: torch.Tensor) -> torch.Tensor:
+            count = len(token_ids)
+            if count == 1:
+                token_ids = _twice(token_ids)
             rows: torch.Tensor = layer.weight[token_ids]
-            return rows
+            return rows[:count]
 
         return indexed
 
     patches.wrap(targets.EMBEDDING, embedding)
+
+
+def _twice(token_id: torch.Tensor) -> torch.Tensor:
+    """The only value two times, by copies of memory, which are no kernels."""
+    pair = token_id.new_empty(2)
+    for place in range(2):
+        pair[place : place + 1].copy_(token_id)
+    return pair
 
 
 def _use_vllm_norms(stack: ExitStack) -> None:

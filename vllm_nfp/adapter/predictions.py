@@ -1,45 +1,70 @@
-"""The predictor's and the idle-compute rule's answer for the served model on this device."""
+"""What the predictor knows of the served model on this device."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from vllm_nfp.adapter import support
 from vllm_nfp.principle import ModelShape
-from vllm_nfp.principle.live import ExpertTiles, ServedModel, predict_served
+from vllm_nfp.principle.live import (
+    ExpertTiles,
+    Ground,
+    ServedModel,
+    calibrated_target,
+    ground_of,
+    predict_served,
+)
 from vllm_nfp.types import Prediction
 
-logger = logging.getLogger("vllm.nfp")
+
+class NoGroundError(ValueError):
+    """Nothing can be predicted for this server; the message says why."""
 
 
-def predict_rows(
+def served_ground(
     vllm_config: Any,
     device: torch.device,
     backends: Sequence[str],
-    cells: Sequence[tuple[int, int]],
-    epsilons: Sequence[float],
-) -> tuple[Prediction, ...]:
-    """Predictions for the cells; empty where nothing can be predicted, with the reason in the log.
-
-    A missing prediction is no fault: measurement goes on without it.
+    hardware_file: str | None = None,
+) -> Ground:
+    """What predictions for this server rest on.
 
     Args:
         backends: vLLM's names of the attention backends; the rules of the first one are used.
-        cells: (batch size, context).
+        hardware_file: with this device's constants; None: the built-in ones.
+
+    Raises:
+        NoGroundError: if the predictor does not know the device, the model, or what the server
+            does with it, or if the hardware file is another device's.
     """
+    unknown = support.unpredicted(vllm_config)
+    if unknown is not None:
+        raise NoGroundError(f"the predictor does not know {unknown}")
     if device.type != "cuda":
-        return ()
+        raise NoGroundError("steps run on a CPU")
     name = torch.cuda.get_device_name(device)
     try:
-        rows = predict_served(
-            served_model(vllm_config, backends), name, cells, epsilons, expert_tiles_of
-        )
+        target = None if hardware_file is None else calibrated_target(Path(hardware_file), name)
+        return ground_of(served_model(vllm_config, backends), name, expert_tiles_of, target)
     except ValueError as error:
-        logger.info("vllm-nfp: no prediction: %s", error)
-        return ()
+        raise NoGroundError(str(error)) from error
+
+
+def predict_rows(
+    ground: Ground, cells: Sequence[tuple[int, int]], epsilons: Sequence[float]
+) -> tuple[Prediction, ...]:
+    """Predictions for the cells.
+
+    Args:
+        cells: (batch size, context).
+
+    Raises:
+        PredictionError: for a cell out of the predictor's bounds.
+    """
     return tuple(
         Prediction(
             row.module,
@@ -50,7 +75,7 @@ def predict_rows(
             row.idle_compute_nfp,
             row.limited_by,
         )
-        for row in rows
+        for row in predict_served(ground, cells, epsilons)
     )
 
 

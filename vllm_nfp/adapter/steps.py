@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
+from vllm_nfp.adapter.versions import BOUNDED_KV_CACHE_KINDS
 from vllm_nfp.types import EngineStep
 
 
@@ -14,24 +16,39 @@ class StepLimits:
 
     sequences: int
     tokens: int
+    cached_tokens: float = math.inf
+    """Of all sequences, in the KV cache."""
 
 
-def limits_of(vllm_config: Any) -> StepLimits:
-    """The scheduler's limits."""
-    scheduler = vllm_config.scheduler_config
-    return StepLimits(int(scheduler.max_num_seqs), int(scheduler.max_num_batched_tokens))
-
-
-def step_of(
-    scheduler_output: Any, decode_positions: int, limits: StepLimits, waiting: bool | None = None
-) -> EngineStep | None:
-    """The step as the scheduler planned it, alike on all ranks; None if it runs nothing.
-
-    A worker does not see the queue of requests. What it sees of it: a step that is full of tokens
-    or sequences, and sequences that were preempted.
+def limits_of(vllm_config: Any, cached_tokens: float = math.inf) -> StepLimits:
+    """The scheduler's limits.
 
     Args:
-        waiting: what :func:`requests_wait` says of it, where that is known already.
+        cached_tokens: see :func:`cached_tokens_of`.
+    """
+    scheduler = vllm_config.scheduler_config
+    return StepLimits(
+        int(scheduler.max_num_seqs), int(scheduler.max_num_batched_tokens), cached_tokens
+    )
+
+
+def cached_tokens_of(kv_cache_config: Any) -> float:
+    """Tokens of sequences that the KV cache holds, roughly.
+
+    All groups of layers take blocks from one pool. Groups that keep only a window of each sequence
+    take few, and are left out.
+    """
+    specs = [group.kv_cache_spec for group in kv_cache_config.kv_cache_groups]
+    growing = [s for s in specs if type(s).__name__ not in BOUNDED_KV_CACHE_KINDS]
+    blocks_per_token = sum(1.0 / spec.block_size for spec in growing)
+    return kv_cache_config.num_blocks / blocks_per_token if blocks_per_token else math.inf
+
+
+def step_of(scheduler_output: Any, decode_positions: int, limits: StepLimits) -> EngineStep | None:
+    """The step as the scheduler planned it, alike on all ranks; None if it runs nothing.
+
+    A worker does not see the queue of requests. What it sees of it: how many sequences run, how
+    much they keep in the KV cache, whether the step is full of tokens, and preemptions.
     """
     counts = scheduler_output.num_scheduled_tokens
     if not counts:
@@ -40,17 +57,22 @@ def step_of(
     # This runs before every step: nothing is looked up that follows from the totals.
     positions = 1 if tokens == batch_size else max(counts.values())
     computed = scheduler_output.scheduled_cached_reqs.num_computed_tokens
+    cached = sum(computed)
+    kept = (cached + tokens) / limits.cached_tokens
+    # More than the KV cache holds: the sequences share prefixes, so that the sum says nothing.
+    kept = kept if kept <= 1.0 else 0.0
     return EngineStep(
         batch_size,
-        round(sum(computed) / len(computed)) if computed else 0,
+        round(cached / len(computed)) if computed else 0,
         positions,
         decode=(
             positions <= decode_positions
             and not scheduler_output.scheduled_new_reqs
             and not scheduler_output.scheduled_encoder_inputs
         ),
-        fullness=batch_size / limits.sequences,
-        waiting=requests_wait(scheduler_output, limits) if waiting is None else waiting,
+        fullness=max(batch_size / limits.sequences, kept),
+        full=tokens >= limits.tokens,
+        preempted=bool(scheduler_output.preempted_req_ids),
     )
 
 

@@ -11,7 +11,8 @@ from dataclasses import replace
 from vllm_nfp.adapter import metrics_bridge, versions
 from vllm_nfp.adapter.draft_lengths import control_speculation
 from vllm_nfp.adapter.flags import config_from_args
-from vllm_nfp.config import ENV_VAR, ConfigError, ProbeConfig, check_writable_folder
+from vllm_nfp.adapter.start_files import check_files
+from vllm_nfp.config import ENV_VAR, ConfigError, ProbeConfig
 from vllm_nfp.results.run_folder import make_run_folder
 from vllm_nfp.text import label
 
@@ -49,16 +50,16 @@ def switch_on(args: argparse.Namespace) -> None:
 
 
 def publish_settings(config: ProbeConfig) -> ProbeConfig:
-    """Check the output folder and vLLM's release, make the run folder, and set the environment.
+    """Check folders, files and vLLM's release, make the run folder, and set the environment.
 
     Returns the settings with ``run_dir`` filled in; child processes inherit them.
 
     Raises:
-        ConfigError: for a folder that cannot be written or a vLLM that is too old.
+        ConfigError: for a folder that cannot be written, a file that cannot be used, or a vLLM
+            that is too old.
     """
     versions.require_supported()
-    if config.output_dir is not None:
-        check_writable_folder("--nfp-output-dir", config.output_dir)
+    check_files(config)
     ready = replace(config, run_dir=_run_folder())
     os.environ[ENV_VAR] = ready.to_json()
     return ready

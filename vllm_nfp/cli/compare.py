@@ -22,6 +22,7 @@ from vllm_nfp.results.compare import (
     compare,
 )
 from vllm_nfp.text import duration
+from vllm_nfp.types import Basis
 
 MOST_MISSING = 6
 """Cells that only one profile has and that are named; the rest is counted."""
@@ -35,7 +36,7 @@ MOST_MISSING = 6
 def compare_command(before: Path, after: Path, everything: bool, as_json: bool) -> None:
     """Show what changed from profile BEFORE to profile AFTER, and whether it is significant.
 
-    Significant: the 95 % intervals do not overlap.
+    Significant: the 95 % intervals do not overlap, and neither is a prediction.
     """
     try:
         comparison = compare(read_profile(before), read_profile(after))
@@ -60,10 +61,15 @@ def _print(console: Console, found: Comparison, everything: bool) -> None:
 
 def _print_nfp(console: Console, found: Comparison, everything: bool) -> None:
     changed = found.significant_nfp
+    judged = [row for row in found.nfp if row.significant is not None]
     if changed:
-        console.print(f"NFP: {len(changed)} of {len(found.nfp)} boundaries moved significantly")
+        console.print(f"NFP: {len(changed)} of {len(judged)} boundaries moved significantly")
     else:
-        console.print(f"NFP: no significant change in {len(found.nfp)} boundaries")
+        console.print(f"NFP: no significant change in {len(judged)} boundaries")
+    if len(judged) < len(found.nfp):
+        console.print(
+            f"NFP: {len(found.nfp) - len(judged)} not compared: predicted in one of the profiles"
+        )
     rows = found.nfp if everything else changed
     if rows:
         console.print(_nfp_table(rows))
@@ -73,7 +79,7 @@ def _print_times(console: Console, found: Comparison, everything: bool) -> None:
     judged = [row for row in found.times if row.significant is not None]
     changed = found.significant_times
     if not judged:
-        console.print("Median times: too few samples to detect a change")
+        console.print("Median times: too few samples, or predicted in one of the profiles")
     elif changed:
         console.print(
             f"Median times: {len(changed)} of {len(judged)} changed significantly; about "
@@ -117,19 +123,24 @@ def _nfp_table(rows: Sequence[NfpChange]) -> Table:
             str(row.context),
             str(row.batch_size),
             f"{row.epsilon:.3g}",
-            _interval(row.before, row.before_lower, row.before_upper),
-            _interval(row.after, row.after_lower, row.after_upper),
-            _direction(row.after - row.before) if row.significant else "no significant change",
+            _interval(row.before, row.before_lower, row.before_upper, row.before_basis),
+            _interval(row.after, row.after_lower, row.after_upper, row.after_basis),
+            _moved(row),
         )
     return table
 
 
-def _interval(positions: int, lower: int, upper: int | None) -> str:
-    return f"{positions} \\[{lower}, {'-' if upper is None else upper}]"
+def _interval(positions: int, lower: int, upper: int | None, basis: Basis) -> str:
+    told = f"{positions} \\[{lower}, {'-' if upper is None else upper}]"
+    return told if basis is Basis.MEASURED else f"{told} {basis}"
 
 
-def _direction(difference: float) -> str:
-    return "more" if difference > 0 else "fewer"
+def _moved(row: NfpChange) -> str:
+    if row.significant is None:
+        return "not compared"
+    if not row.significant:
+        return "no significant change"
+    return "more" if row.after > row.before else "fewer"
 
 
 def _times_table(rows: Sequence[TimeChange]) -> Table:
@@ -140,15 +151,21 @@ def _times_table(rows: Sequence[TimeChange]) -> Table:
             str(row.context),
             str(row.batch_size),
             str(row.positions),
-            duration(row.before_seconds),
-            duration(row.after_seconds),
+            _time(row.before_seconds, row.before_basis),
+            _time(row.after_seconds, row.after_basis),
             f"{row.ratio - 1.0:+.1%}",
             _verdict(row),
         )
     return table
 
 
+def _time(seconds: float, basis: Basis) -> str:
+    return duration(seconds) if basis is Basis.MEASURED else f"{duration(seconds)} {basis}"
+
+
 def _verdict(row: TimeChange) -> str:
+    if Basis.PREDICTED in (row.before_basis, row.after_basis):
+        return "not compared"
     if row.significant is None:
         return "too few samples"
     if not row.significant:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from vllm_nfp import demo
+from vllm_nfp import demo, watch
 from vllm_nfp.cli.common import Refusal, temporary_folder
 from vllm_nfp.cli.prepare_cpu import repair_cpu
 from vllm_nfp.cli.table import print_table
@@ -14,9 +14,10 @@ from vllm_nfp.cli.terminal import Console
 from vllm_nfp.results import scrape
 from vllm_nfp.start.ports import free_port
 from vllm_nfp.start.server import running_server
+from vllm_nfp.types import Basis
 
 MOST_ROUNDS = 6
-"""Most rounds of requests until the first estimate."""
+"""Most rounds of requests until something is measured."""
 
 
 @click.command("demo")
@@ -52,24 +53,24 @@ def _run_demo(console: Console, settings: demo.Settings) -> None:
     console.print(f"$ {' '.join(command)}", highlight=False, soft_wrap=True)
     console.print(f"starting the server; its log is {log}")
     with running_server(command, log, port) as server:
-        found = _send_until_estimate(console, settings, server.url, model, log)
-    print_table(found, found.rows)
+        found = _send_until_measured(console, settings, server.url, model, log)
+    print_table(found)
     console.print(f"raw samples: {settings.folder / 'results'}")
 
 
-def _send_until_estimate(
+def _send_until_measured(
     console: Console, settings: demo.Settings, url: str, model: Path, log: Path
-) -> scrape.Scrape:
-    """Send requests, in several rounds if needed, until /metrics has an estimate; what it says."""
+) -> watch.Reading:
+    """Send requests, in several rounds if needed, until a row is measured; what /metrics says."""
     for _ in range(MOST_ROUNDS):
         console.print(f"sending requests for {settings.seconds:g} s")
         load = demo.load_of(settings, url, str(model))
         load.run(settings.seconds)
         if load.errors:
             raise demo.DemoError(f"the server failed: {load.errors[0]}; see {log}")
-        found = scrape.parse(scrape.fetch(url))
-        if found.rows:
+        found = watch.read(scrape.fetch(url))
+        if any(row.basis is Basis.MEASURED for row in found.scrape.rows):
             break
-        console.print("no estimate yet")
+        console.print("nothing is measured yet")
     console.print(f"{load.answered} requests answered; from {url}/metrics:")
     return found

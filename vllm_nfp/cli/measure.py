@@ -42,7 +42,6 @@ _FLAGS = {
     "contexts": "--contexts",
     "epsilons": "--epsilon",
     "max_positions": "--max-positions",
-    "min_samples": "--samples",
     "wanted_samples": "--samples",
     "startup_seconds": "--seconds",
     "sampled_layers": "--layers",
@@ -82,7 +81,11 @@ def _default(values: tuple[float, ...]) -> str:
     help="Largest N to measure.",
 )
 @click.option(
-    "--samples", type=int, default=12, show_default=True, help="Pairs of steps to time per point."
+    "--samples",
+    type=click.IntRange(min=1),
+    default=12,
+    show_default=True,
+    help="Pairs of steps to time per point.",
 )
 @click.option(
     "--seconds",
@@ -129,6 +132,9 @@ def measure_command(
 ) -> None:
     """Measure MODEL's free positions without a server and write a profile.
 
+    Each point of the table gets its own pairs. What they do not reach in --seconds is inferred or
+    predicted, and marked so.
+
     MODEL is a directory or a name that vLLM can load. The engine uses this machine's GPU, or its
     CPU if vLLM is a CPU build; it then compiles nothing.
     """
@@ -137,7 +143,6 @@ def measure_command(
         "contexts": parse_list(contexts, int, "--contexts"),
         "epsilons": parse_list(epsilon, float, "--epsilon"),
         "max_positions": max_positions,
-        "min_samples": min(samples, DEFAULTS.min_samples),
         "wanted_samples": samples,
         "max_samples": max(samples, DEFAULTS.max_samples),
         "startup_seconds": seconds,

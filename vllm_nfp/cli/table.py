@@ -1,98 +1,109 @@
-"""``vllm-nfp table``: the NFP that a running server has measured."""
+"""``vllm-nfp table``: the free positions of a running server."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import click
-from rich import box
-from rich.table import Table
-from rich.text import Text
 
+from vllm_nfp import watch
 from vllm_nfp.cli.common import Refusal, json_option
+from vllm_nfp.cli.nfp_filter import Filter, filter_options
+from vllm_nfp.cli.nfp_table import Line, lines_of, nfp_table, print_whole
 from vllm_nfp.cli.terminal import Console
+from vllm_nfp.cli.watch_view import heading, is_live, notes, prior_lines, step_line
 from vllm_nfp.results import scrape
-from vllm_nfp.text import printable
-from vllm_nfp.types import reading_order
 
 
 @click.command("table")
 @click.argument("url")
 @click.option("--epsilon", type=float, default=None, help="Show only this tolerance.")
+@filter_options
 @json_option
-def table_command(url: str, epsilon: float | None, as_json: bool) -> None:
+def table_command(url: str, epsilon: float | None, as_json: bool, shown: Filter) -> None:
     """Print the NFP table of the running server at URL, e.g. http://localhost:8000."""
     end = scrape.deadline()
     try:
-        found = scrape.parse(scrape.fetch(url), end)
+        reading = watch.read(scrape.fetch(url), end)
     except scrape.ScrapeError as error:
         raise Refusal(str(error)) from None
-    if epsilon is not None and all(row.epsilon != epsilon for row in found.rows) and found.rows:
-        measured = ", ".join(f"{e:g}" for e in sorted({row.epsilon for row in found.rows}))
-        raise Refusal(
-            f"--epsilon {epsilon:g} is not measured by this server: give one of {measured}"
-        )
-    rows = [row for row in found.rows if epsilon is None or row.epsilon == epsilon]
+    if epsilon is not None and epsilon not in reading.epsilons and reading.epsilons:
+        known = ", ".join(f"{e:g}" for e in reading.epsilons)
+        raise Refusal(f"--epsilon {epsilon:g} is not measured by this server: give one of {known}")
+    rows = [row for row in reading.scrape.rows if epsilon is None or row.epsilon == epsilon]
     if as_json:
-        click.echo(_as_json(found, rows))
+        click.echo(_as_json(reading, shown.applied(rows)))
     elif len(rows) > scrape.MOST_DRAWN_ROWS:
         raise Refusal(
             f"{len(rows)} estimates do not fit a table of {scrape.MOST_DRAWN_ROWS} rows: give one "
             f"tolerance with --epsilon, or --json"
         )
     else:
-        print_table(found, rows)
+        print_table(reading, epsilon, shown)
 
 
-def _as_json(found: scrape.Scrape, rows: Sequence[scrape.Row]) -> str:
+def _as_json(reading: watch.Reading, rows: Sequence[scrape.Row]) -> str:
     return json.dumps(
         {
             "schema": 1,
-            "engines": [dataclasses.asdict(status) for status in found.statuses],
+            "engines": [dataclasses.asdict(status) for status in reading.scrape.statuses],
             "rows": [dataclasses.asdict(row) for row in rows],
         },
         indent=1,
     )
 
 
-def print_table(found: scrape.Scrape, rows: Sequence[scrape.Row]) -> None:
-    """Print the rows of a scrape."""
+def print_table(
+    reading: watch.Reading, epsilon: float | None = None, shown: Filter | None = None
+) -> None:
+    """Print what a server says, engine by engine.
+
+    Args:
+        epsilon: tolerance to show; None: all.
+        shown: batch sizes and contexts to show; None: all.
+
+    Raises:
+        Refusal: for a batch size or context that the server does not report.
+    """
     console = Console()
-    for status in found.statuses:
-        probes = ", ".join(f"{count} {outcome}" for outcome, count in status.probes.items())
-        line = (
-            f"{status.model_name}, engine {status.engine}: {status.state}; "
-            f"overhead {status.overhead_ratio:.2%}; probe pairs: {probes or 'none'}"
-        )
-        console.print(printable(line), markup=False)
-    if not rows:
-        console.print(
-            "No estimate yet: the probe measures while the server decodes. Send requests."
-        )
-        return
-    table = Table(
-        title="Free positions per sequence (NFP) [95 % interval]", box=box.SIMPLE, padding=(0, 1)
-    )
-    for name in ("module", "L", "B", "epsilon", "NFP", "idle-compute", "predicted"):
-        table.add_column(name, justify="left" if name == "module" else "right", no_wrap=True)
-    for row in sorted(rows, key=_reading_order):
-        more = "+" if row.at_limit else ""
-        table.add_row(
-            Text(printable(row.module)),
-            str(row.context),
-            str(row.batch_size),
-            f"{row.epsilon:g}",
-            Text(f"{row.positions}{more} [{row.lower}, {row.upper}]"),
-            "-" if row.idle_compute is None else str(row.idle_compute),
-            "-" if row.predicted is None else str(row.predicted),
-        )
-    console.print(table)
-    if any(row.at_limit for row in rows):
-        console.print("+ = still free at the largest N measured")
+    usual = watch.choose_epsilon(reading.epsilons) if epsilon is None else epsilon
+    for engine in reading.engines:
+        for text in (heading(engine), step_line(engine, usual), *prior_lines(engine.status)):
+            console.print(text, soft_wrap=True)
+        lines = lines_of(reading.rows_of(engine.status.engine, epsilon))
+        if not lines:
+            console.print("No answer yet: the probe has just started.")
+            continue
+        _print_lines(console, (shown or Filter()).applied(lines), engine.live)
 
 
-def _reading_order(row: scrape.Row) -> tuple[str, tuple[int, str], int, int, float]:
-    """The order of a profile's table."""
-    return row.engine, reading_order(row.module), row.context, row.batch_size, row.epsilon
+def _print_lines(
+    console: Console, lines: Sequence[Line[scrape.Row]], live: watch.Live | None
+) -> None:
+    marked = None if live is None else lambda line: is_live(line, live)
+    print_whole(console, nfp_table(lines, _predictions(lines), marked))
+    console.print(notes(lines, live), highlight=False, markup=False)
+
+
+def _predictions(
+    lines: Sequence[Line[scrape.Row]],
+) -> Mapping[str, Callable[[Line[scrape.Row]], str]]:
+    """The columns of the prediction and of the idle-compute rule; none on a device without."""
+    if all(row.predicted is None for line in lines for row in line.answers.values()):
+        return {}
+    return {
+        "predicted": lambda line: _joined([row.predicted for row in _rows(line)]),
+        "idle-\ncompute": lambda line: _joined([row.idle_compute for row in _rows(line)]),
+    }
+
+
+def _rows(line: Line[scrape.Row]) -> Sequence[scrape.Row]:
+    return [line.answers[epsilon] for epsilon in sorted(line.answers)]
+
+
+def _joined(values: Sequence[int | None]) -> str:
+    """The values of all tolerances; one if they are the same."""
+    texts = ["-" if value is None else str(value) for value in values]
+    return texts[0] if len(set(texts)) == 1 else "/".join(texts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +17,9 @@ from rich.live import Live
 
 from vllm_nfp import watch
 from vllm_nfp.cli.common import Refusal, json_option
+from vllm_nfp.cli.nfp_filter import Filter, filter_options
 from vllm_nfp.cli.terminal import Console
+from vllm_nfp.cli.watch_view import render
 from vllm_nfp.results import scrape
 
 FETCH_LIMIT_SECONDS = 5.0
@@ -43,9 +46,10 @@ class _Refresh:
 )
 @click.option("--epsilon", type=float, default=None, help="Tolerance to show [default: 0.1].")
 @click.option("--once", is_flag=True, help="Print one view and exit.")
+@filter_options
 @json_option
 def watch_command(
-    url: str, interval: float, epsilon: float | None, once: bool, as_json: bool
+    url: str, interval: float, epsilon: float | None, once: bool, as_json: bool, shown: Filter
 ) -> None:
     """Watch free positions, batch, drafts and overhead of the server at URL.
 
@@ -59,9 +63,9 @@ def watch_command(
         looks = iter([first]) if once else _looks(url, first, interval)
         if as_json:
             for refresh in looks:
-                click.echo(json.dumps(_as_json(url, refresh)))
+                click.echo(json.dumps(_as_json(url, refresh, shown)))
         else:
-            _show(looks, epsilon, once)
+            _show(looks, epsilon, once, shown)
     except KeyboardInterrupt:
         return
 
@@ -69,10 +73,20 @@ def watch_command(
 def _look(url: str, before: watch.Reading | None) -> _Refresh:
     end = scrape.deadline(FETCH_LIMIT_SECONDS)
     try:
-        text = scrape.fetch(url, FETCH_LIMIT_SECONDS)
-        return _Refresh(watch.read(text, end), before)
+        reading = watch.read(scrape.fetch(url, FETCH_LIMIT_SECONDS), end)
+        _check_drawable(reading)
+        return _Refresh(reading, before)
     except scrape.ScrapeError as error:
         return _Refresh(None, before, f"{error}")
+
+
+def _check_drawable(reading: watch.Reading) -> None:
+    most = max(Counter(row.epsilon for row in reading.scrape.rows).values(), default=0)
+    if most > scrape.MOST_DRAWN_ROWS:
+        raise scrape.ScrapeError(
+            f"the server shows {most} estimates at one tolerance, more than a view of "
+            f"{scrape.MOST_DRAWN_ROWS} holds: take vllm-nfp table --json"
+        )
 
 
 def _looks(
@@ -95,27 +109,27 @@ def _check_epsilon(epsilon: float | None, reading: watch.Reading) -> None:
         )
 
 
-def _show(looks: Iterator[_Refresh], epsilon: float | None, once: bool) -> None:
+def _show(looks: Iterator[_Refresh], epsilon: float | None, once: bool, shown: Filter) -> None:
     console = Console()
     if once or not console.is_terminal:  # a file or pipe gets the views one below the other
         for refresh in looks:
-            console.print(_view(refresh, epsilon))
+            console.print(_view(refresh, epsilon, shown))
         return
     with Live(console=console, screen=True, auto_refresh=False) as display:
         for refresh in looks:
-            display.update(_view(refresh, epsilon), refresh=True)
+            display.update(_view(refresh, epsilon, shown), refresh=True)
 
 
-def _view(refresh: _Refresh, epsilon: float | None) -> RenderableType:
+def _view(refresh: _Refresh, epsilon: float | None, shown: Filter) -> RenderableType:
     # Without a new reading the last one stays, with the reason.
-    shown = refresh.reading or refresh.before
-    assert shown is not None, "the first look has a reading"
+    last = refresh.reading or refresh.before
+    assert last is not None, "the first look has a reading"
     before = refresh.before if refresh.reading else None
-    chosen = watch.choose_epsilon(shown.epsilons) if epsilon is None else epsilon
-    return watch.render(shown, before, chosen, refresh.problem)
+    chosen = watch.choose_epsilon(last.epsilons) if epsilon is None else epsilon
+    return render(last, before, chosen, refresh.problem, shown)
 
 
-def _as_json(url: str, refresh: _Refresh) -> dict[str, Any]:
+def _as_json(url: str, refresh: _Refresh, shown: Filter) -> dict[str, Any]:
     reading = refresh.reading
     line: dict[str, Any] = {
         "schema": 1,
@@ -129,7 +143,7 @@ def _as_json(url: str, refresh: _Refresh) -> dict[str, Any]:
     return {
         **line,
         "engines": [_engine_json(e, earlier.get(e.status.engine)) for e in reading.engines],
-        "rows": [dataclasses.asdict(row) for row in reading.scrape.rows],
+        "rows": [dataclasses.asdict(row) for row in shown.applied(reading.scrape.rows)],
     }
 
 
@@ -149,6 +163,8 @@ def _engine_json(engine: watch.EngineReading, before: watch.EngineReading | None
             if live.cell is None
             else {"batch_size": live.cell[0], "context": live.cell[1]},
             "free_tokens": {f"{e:g}": tokens for e, tokens in live.free_tokens.items()},
+            "basis": {f"{e:g}": live.basis(e) for e in live.free_tokens},
+            "recommended_draft_length": live.draft_length,
         },
         "drafting": None
         if recent is None

@@ -4,12 +4,8 @@ from vllm_nfp.draft.acceptance import Acceptance, AcceptanceError, constant, fro
 from vllm_nfp.draft.curve import StepCurve
 from vllm_nfp.draft.demand import Demand, DraftCost
 from vllm_nfp.draft.length import expected_tokens
-from vllm_nfp.draft.schedule import (
-    Schedule,
-    ScheduleRange,
-    ScheduleRow,
-    make_schedule,
-)
+from vllm_nfp.draft.rows import Schedule, ScheduleRange, ScheduleRow
+from vllm_nfp.draft.schedule import make_schedule
 
 __all__ = [
     "Acceptance",

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from vllm_nfp import releases
 from vllm_nfp.draft.demand import Demand
 from vllm_nfp.draft.drafting import LOOKUPS
-from vllm_nfp.draft.schedule import Schedule, ScheduleRow
+from vllm_nfp.draft.rows import RowBasis, Schedule, ScheduleRow
 from vllm_nfp.draft.sources import Source
+from vllm_nfp.types import Basis
 
 MOST_LISTED = 8
 """Probabilities of acceptance that are written out."""
+_BASES: Mapping[RowBasis, str] = {
+    Basis.MEASURED: "this step was measured",
+    Basis.INFERRED: "other steps were measured that tell most of it",
+    "between": "batch sizes around it were measured",
+    Basis.PREDICTED: "nothing like it was measured yet",
+    "unknown": "not measured",
+}
 
 
 def assumptions(demand: Demand, method: str) -> tuple[str, ...]:
@@ -19,8 +27,9 @@ def assumptions(demand: Demand, method: str) -> tuple[str, ...]:
     return (
         _acceptance(demand),
         _cost(demand, method),
-        "between measured points the slower neighbour counts; outside the measured batch sizes "
-        "K is 0",
+        "between known draft lengths the slower neighbour counts; between batch sizes up to "
+        "twice apart the step time is interpolated at equal tokens, between others the slower one "
+        "counts; beyond the last batch size K is 0",
         "sampling and host time are not included, so real tokens/s are lower",
     )
 
@@ -37,8 +46,14 @@ def warnings(
         *_release(vllm),
         *_losses(schedule.rows),
         *_unmeasured(schedule.rows),
+        *_predicted(source, schedule.rows),
         *_without_graphs(source, demand, schedule.rows),
     )
+
+
+def basis_text(basis: RowBasis) -> str:
+    """What a draft length rests on, in words."""
+    return _BASES[basis]
 
 
 def size_range(first: int, last: int) -> str:
@@ -102,7 +117,8 @@ def _unmeasured(rows: Sequence[ScheduleRow]) -> tuple[str, ...]:
     elsewhere = [row for row in rows if row.scheduled_gain is None]
     found = []
     for context in sorted({row.context for row in elsewhere}):
-        sizes = ", ".join(size_range(*span) for span in _spans(elsewhere, context))
+        at = [row for row in elsewhere if row.context == context]
+        sizes = ", ".join(size_range(*span) for span in _spans(at))
         found.append(
             f"at context {context} batch sizes {sizes} were not measured, and their K comes from "
             f"the other contexts: measure them if your traffic has them, or choose for this "
@@ -111,24 +127,31 @@ def _unmeasured(rows: Sequence[ScheduleRow]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _spans(rows: Sequence[ScheduleRow], context: int) -> list[tuple[int, int]]:
-    """Batch sizes of the rows at a context, neighbours together."""
+def _predicted(source: Source, rows: Sequence[ScheduleRow]) -> tuple[str, ...]:
+    """Where measured sources answer with the prediction."""
+    found = [row for row in rows if row.basis == Basis.PREDICTED]
+    if source.kind == "prediction" or not found:
+        return ()
+    sizes = ", ".join(size_range(*span) for span in _spans(found))
+    return (
+        f"at batch sizes {sizes} some draft lengths are predicted: nothing like these steps was "
+        f"measured yet; let the server serve such traffic, or run vllm-nfp measure",
+    )
+
+
+def _spans(rows: Sequence[ScheduleRow]) -> list[tuple[int, int]]:
+    """Batch sizes of the rows, neighbours together."""
     spans: list[tuple[int, int]] = []
-    for row in rows:
-        if row.context != context:
-            continue
-        follows = spans and row.batch_size_first == spans[-1][1] + 1
-        first = spans.pop()[0] if follows else row.batch_size_first
-        spans.append((first, row.batch_size_last))
+    for first, last in sorted({(row.batch_size_first, row.batch_size_last) for row in rows}):
+        follows = spans and first == spans[-1][1] + 1
+        spans.append((spans.pop()[0] if follows else first, last))
     return spans
 
 
 def _without_graphs(source: Source, demand: Demand, rows: Sequence[ScheduleRow]) -> tuple[str, ...]:
     """Where the best lengths reach the end of the CUDA graphs of the measured server."""
     best = {
-        (row.batch_size_first, row.context): row.draft_length
-        for row in rows
-        if row.basis == "measured"
+        (row.batch_size_first, row.context): row.draft_length for row in rows if not row.between
     }
     edge = []
     for curve in source.curves:

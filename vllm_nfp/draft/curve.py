@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vllm_nfp.crossing import count_free
+from vllm_nfp.types import Basis
 
 LARGEST_BATCH_SIZE = 1 << 20
 LARGEST_COUNT = 1 << 20
 """Of positions: more than any step runs."""
+UNBOUNDED = (0.0, math.inf)
+"""The interval of a ratio that has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +33,15 @@ class StepCurve:
     points: tuple[tuple[int, float], ...]
     """(N, t(N) / t(1)), ascending, beginning with N = 1."""
     without_graph_from: int | None = None
-    """Smallest measured N that ran without a CUDA graph, where N = 1 had one; None: none did."""
+    """Smallest N of the points that runs without a CUDA graph, where N = 1 has one; None: none
+    does."""
     boundaries: tuple[tuple[float, int, bool], ...] = field(default=(), compare=False)
     """(epsilon, NFP, whether the largest N is still free), as the probe or the predictor reports
     them; those at other epsilons follow from ``points``."""
+    bases: tuple[Basis, ...] = ()
+    """What each point rests on; empty: pairs of this very shape."""
+    intervals: tuple[tuple[float, float], ...] = field(default=(), compare=False)
+    """95 % interval of each ratio, :data:`UNBOUNDED` where it is not known; empty: none is."""
 
     def __post_init__(self) -> None:
         counts = [positions for positions, _ in self.points]
@@ -54,6 +62,8 @@ class StepCurve:
         times = (self.seconds_at_one, *(ratio for _, ratio in self.points))
         if not all(math.isfinite(time) and time > 0.0 for time in times):
             raise ValueError(f"{self._name} has a time that is not above 0")
+        if {len(self.bases), len(self.intervals)} - {0, len(counts)}:
+            raise ValueError(f"{self._name} lacks the basis or the interval of a point")
 
     @property
     def _name(self) -> str:
@@ -73,13 +83,35 @@ class StepCurve:
         Raises:
             ValueError: for a count below 1 or above the largest measured one.
         """
+        return max(ratio for _, ratio in self.points[self._around(positions)])
+
+    def basis(self, positions: int) -> Basis:
+        """What t(N) / t(1) rests on; between two points the weaker of theirs.
+
+        At N = 1, where the ratio is 1 whatever is measured, that of the next point: it decides
+        whether any draft pays.
+
+        Raises:
+            ValueError: as :meth:`ratio` does.
+        """
+        at = self._around(max(positions, min(2, self.largest)))
+        return weakest(self.bases[max(at.start, min(1, at.stop - 1)) : at.stop])
+
+    def interval(self, positions: int) -> tuple[float, float]:
+        """95 % interval of t(N) / t(1); between two points both of theirs.
+
+        Raises:
+            ValueError: as :meth:`ratio` does.
+        """
+        near = self.intervals[self._around(positions)] or (UNBOUNDED,)
+        return min(lower for lower, _ in near), max(upper for _, upper in near)
+
+    def _around(self, positions: int) -> slice:
+        """The place of a count among the points, or of its two neighbours."""
         if not 1 <= positions <= self.largest:
-            raise ValueError(
-                f"{self._name} is measured up to N = {self.largest}, not at {positions}"
-            )
+            raise ValueError(f"{self._name} is known up to N = {self.largest}, not at {positions}")
         above = bisect.bisect_left(self.points, positions, key=lambda point: point[0])
-        count, ratio = self.points[above]
-        return ratio if count == positions else max(ratio, self.points[above - 1][1])
+        return slice(above - (self.points[above][0] != positions), above + 1)
 
     def ratio_between(self, positions: float) -> float:
         """t(N) / t(1) on the straight line between measured counts: an estimate, not a bound.
@@ -140,20 +172,7 @@ def curve_of_seconds(
     return StepCurve(batch_size, context, one, points)
 
 
-def slower(low: StepCurve, high: StepCurve) -> StepCurve:
-    """A curve for batch sizes strictly between two: at each N the slower of theirs.
-
-    With experts a larger batch makes a position cheaper, in a dense model more expensive. Either
-    way the gain of drafting is at least that of this curve, as long as the time in between lies
-    between its neighbours. t(1) is the shorter one, at which a draft's seconds count most.
-    """
-    last = min(low.largest, high.largest)
-    counts = sorted({n for curve in (low, high) for n, _ in curve.points if n <= last})
-    without = [c.without_graph_from for c in (low, high) if c.without_graph_from is not None]
-    return StepCurve(
-        low.batch_size,
-        low.context,
-        min(low.seconds_at_one, high.seconds_at_one),
-        tuple((n, max(low.ratio(n), high.ratio(n))) for n in counts),
-        min(without, default=None),
-    )
+def weakest(bases: Iterable[Basis]) -> Basis:
+    """Of answers together; measured if there is none."""
+    order = (Basis.PREDICTED, Basis.INFERRED, Basis.MEASURED)
+    return min(bases, key=order.index, default=Basis.MEASURED)

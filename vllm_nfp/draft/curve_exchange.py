@@ -13,7 +13,13 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 from vllm_nfp.config import ProbeConfig
-from vllm_nfp.draft.curve_set import CurveSet, curve_file, read_curves, write_curves
+from vllm_nfp.draft.curve_set import (
+    CurveSet,
+    are_alike,
+    curve_file,
+    read_curves,
+    write_curves,
+)
 from vllm_nfp.draft.sources import curves_of_rows
 from vllm_nfp.types import CurvePoint
 
@@ -25,6 +31,7 @@ _Key = tuple[str | None, str]
 """(run folder, engine index): one engine of one server."""
 _FileState = tuple[int, int, int]
 """Time of change, size and inode: alike as long as the file is."""
+NO_NEW = "gets no new curves"
 MOST_ENGINES = 64
 """Engines of this process whose curves are kept; the oldest is forgotten first."""
 
@@ -32,12 +39,8 @@ _latest: dict[_Key, CurveSet] = {}
 _readers: dict[_Key, None] = {}
 
 
-def _key(config: ProbeConfig, engine: str) -> _Key:
-    return config.run_dir, engine
-
-
-class CurveSender:
-    """The publisher's end; used by its thread.
+class _End:
+    """What both ends know: whose curves they are, and whether a warning was given.
 
     Args:
         config: the probe's settings.
@@ -45,65 +48,63 @@ class CurveSender:
     """
 
     def __init__(self, config: ProbeConfig, engine: str) -> None:
-        self._run_dir = config.run_dir
-        self._engine = engine
-        self._key = _key(config, engine)
-        self._sent: CurveSet | None = None
-        self._written = False
-        self._first = True
+        self._key: _Key = (config.run_dir, engine)
+        self._path = None if config.run_dir is None else curve_file(config.run_dir, engine)
         self._warned = False
+
+    def _warn(self, what: str, error: Exception) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning("vllm-nfp: the draft control %s: %s", what, error)
+
+
+class CurveSender(_End):
+    """The publisher's end; used by its thread."""
+
+    _sent: CurveSet | None = None
+    _written = False
+    _first = True
 
     def send(self, rows: Iterable[CurvePoint]) -> bool:
         """Hand over the curves among these rows; False if they are to be sent once more.
 
         A controller of this process has them at once; without one they are written, but not the
-        first time: the worker warms up, and sends, before the scheduler is made.
+        first time: the worker warms up, and sends, before the scheduler is made. What hardly
+        changes any answer is not sent.
         """
         try:
             curves = CurveSet.of(curves_of_rows(rows))
         except ValueError as error:
-            self._warn(error)
+            self._warn(NO_NEW, error)
             return True  # the same rows give the same error
-        if curves != self._sent:
+        if self._sent is None or not are_alike(curves, self._sent):
             self._sent, self._written = curves, False
             _keep(_latest, self._key, curves)
         first, self._first = self._first, False
         if self._written or self._key in _readers:
             return True
-        return not first and self._write(curves)
+        return not first and self._write(self._sent)
 
     def _write(self, curves: CurveSet) -> bool:
-        if self._run_dir is None:
+        if self._path is None:
             return True
         try:
-            write_curves(curve_file(self._run_dir, self._engine), curves)
+            write_curves(self._path, curves)
         except OSError as error:
-            self._warn(error)
+            self._warn(NO_NEW, error)
             return False
         self._written = True
         return True
 
-    def _warn(self, error: Exception) -> None:
-        if not self._warned:
-            self._warned = True
-            logger.warning("vllm-nfp: the draft control gets no new curves: %s", error)
 
+class CurveReceiver(_End):
+    """The controller's end."""
 
-class CurveReceiver:
-    """The controller's end.
-
-    Args:
-        config: the probe's settings.
-        engine: index of the engine.
-    """
+    _from_file: CurveSet | None = None
+    _state: _FileState | None = None
 
     def __init__(self, config: ProbeConfig, engine: str) -> None:
-        self._run_dir = config.run_dir
-        self._engine = engine
-        self._key = _key(config, engine)
-        self._from_file: CurveSet | None = None
-        self._state: _FileState | None = None
-        self._warned = False
+        super().__init__(config, engine)
         _keep(_readers, self._key, None)
 
     @property
@@ -116,25 +117,22 @@ class CurveReceiver:
 
         In a background thread. A file that cannot be used gives one warning, and no curves.
         """
-        if self._run_dir is None or self._key in _latest:
+        if self._path is None or self._key in _latest:
             return
-        path = curve_file(self._run_dir, self._engine)
         try:
-            about = os.lstat(path)
+            about = os.lstat(self._path)
             state = (about.st_mtime_ns, about.st_size, about.st_ino)
             if state == self._state:
                 return
             self._state = state
-            self._from_file = read_curves(path)
+            self._from_file = read_curves(self._path)
         except FileNotFoundError:
             return  # the probe has measured nothing yet, or is off
         except (OSError, ValueError) as error:
             if isinstance(error, OSError):
                 self._state = None  # it may be readable the next time
             self._from_file = CurveSet.of(())
-            if not self._warned:
-                self._warned = True
-                logger.warning("vllm-nfp: the draft control does without curves: %s", error)
+            self._warn("does without curves", error)
 
 
 def _keep(of: dict[_Key, V], key: _Key, value: V) -> None:

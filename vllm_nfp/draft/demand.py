@@ -92,6 +92,15 @@ class Demand:
 
     def gain(self, curve: StepCurve, draft_length: int) -> float:
         """Tokens per second over those of a server without speculation."""
-        tokens = self.acceptance.expected_tokens(draft_length)
-        drafting = self.cost.ratio(draft_length, curve.seconds_at_one)
-        return tokens / (curve.ratio(draft_length + 1) + drafting)
+        return self._gain(curve, draft_length, curve.ratio(draft_length + 1))
+
+    def gain_interval(self, curve: StepCurve, draft_length: int) -> tuple[float, float]:
+        """95 % interval of the gain, as far as it depends on the step's time; 0 and infinite where
+        an end is not known."""
+        lower, upper = curve.interval(draft_length + 1)
+        most = self._gain(curve, draft_length, lower) if lower else math.inf
+        return self._gain(curve, draft_length, upper), most
+
+    def _gain(self, curve: StepCurve, draft_length: int, ratio: float) -> float:
+        whole = ratio + self.cost.ratio(draft_length, curve.seconds_at_one)
+        return self.acceptance.expected_tokens(draft_length) / whole

@@ -18,7 +18,7 @@ from vllm_nfp.draft.demand import (
 from vllm_nfp.draft.drafting import DRAFT_METHODS, LOOKUPS, Drafting, cost_of
 from vllm_nfp.draft.inputs import GivenAcceptance, StepTimes, read_inputs
 from vllm_nfp.draft.recommendation import Recommendation
-from vllm_nfp.draft.schedule import make_schedule
+from vllm_nfp.draft.schedule import make_schedule, row_at
 from vllm_nfp.draft.sources import Source
 from vllm_nfp.text import hint, same_name
 
@@ -111,6 +111,7 @@ def recommend(
             *given.warnings,
             *advice.warnings(given.source, demand, schedule, served_by),
         ),
+        live=tuple(row_at(curve, demand) for curve in given.source.live),
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_nfp import releases
 from vllm_nfp.dataframe import to_dataframe
 from vllm_nfp.draft.demand import Demand
-from vllm_nfp.draft.schedule import Schedule, ScheduleRow
+from vllm_nfp.draft.rows import Schedule, ScheduleRow
 from vllm_nfp.draft.sources import Source
 from vllm_nfp.draft.speculative_config import speculative_config
 
@@ -29,6 +29,8 @@ class Recommendation:
         vllm: version of vLLM that will serve the table; None: not known.
         assumptions: what the lengths rest on, one sentence each.
         warnings: why they may not do as they say, one sentence each.
+        live: of a server: the best length at the batch size and context of the last step, one row
+            for each engine.
     """
 
     source: Source
@@ -39,6 +41,7 @@ class Recommendation:
     vllm: str | None
     assumptions: tuple[str, ...]
     warnings: tuple[str, ...]
+    live: tuple[ScheduleRow, ...] = ()
 
     @property
     def rows(self) -> tuple[ScheduleRow, ...]:
@@ -89,6 +92,7 @@ class Recommendation:
             "slack": demand.slack,
             "schedule": [dataclasses.asdict(entry) for entry in self.schedule.ranges],
             "rows": [dataclasses.asdict(row) for row in self.rows],
+            "live": [dataclasses.asdict(row) for row in self.live],
             "draft_method": self.method,
             "speculative_config": self._config_or_none(),
             "assumptions": list(self.assumptions),

@@ -7,88 +7,17 @@ per second (docs/theory.md, "Draft length").
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from vllm_nfp.draft.curve import LARGEST_BATCH_SIZE, StepCurve, slower
+from vllm_nfp.draft.batch_cells import batch_cell
+from vllm_nfp.draft.between import CLOSE, between, slower
+from vllm_nfp.draft.curve import LARGEST_BATCH_SIZE, StepCurve
 from vllm_nfp.draft.demand import Demand
-
-Basis = Literal["measured", "between", "unknown"]
-"""Whether the batch sizes of a row were measured, lie between measured ones, or outside them."""
-
-
-@dataclass(frozen=True, slots=True)
-class ScheduleRow:
-    """The best draft length for a range of batch sizes at one context."""
-
-    context: int
-    batch_size_first: int
-    batch_size_last: int
-    basis: Basis
-    draft_length: int
-    """Best K at this context; 0 where drafts lose or nothing was measured."""
-    expected_tokens: float
-    """E(K), a sequence's tokens per step."""
-    step_ratio: float
-    """t(K + 1) / t(1), without the time of drafting."""
-    draft_ratio: float
-    """t_draft(K) / t(1)."""
-    tokens_per_second: float | None
-    """Goodput of the whole batch; None for batch sizes that were not measured."""
-    tokens_per_second_without: float | None
-    """The same without speculation."""
-    gain: float
-    """Goodput over that without speculation; between measured batch sizes a lower bound. Below 1
-    where the draft model costs more time than any K saves."""
-    free_draft_length: int | None
-    """NFP - 1: drafted tokens that keep the step within (1 + epsilon) t(1); None: not known."""
-    free_at_limit: bool
-    """Still free at the largest N measured: more may be free."""
-    at_limit: bool
-    """K is the longest that is known: a longer draft may be better."""
-    scheduled_draft_length: int
-    """K of the table for all contexts."""
-    scheduled_gain: float | None
-    """Gain of that K here; None: not known, since it comes from other contexts."""
-
-    @property
-    def length_text(self) -> str:
-        """K as text: 7, 7+ at the limit, 0? where nothing was measured."""
-        if self.basis == "unknown":
-            return "0?"
-        return f"{self.draft_length}{'+' if self.at_limit else ''}"
-
-
-@dataclass(frozen=True, slots=True)
-class ScheduleRange:
-    """One entry of a table by batch size."""
-
-    batch_size_first: int
-    batch_size_last: int
-    draft_length: int
-
-
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """Draft lengths by batch size."""
-
-    ranges: tuple[ScheduleRange, ...]
-    """Merged, from batch size 1 on; over all contexts."""
-    rows: tuple[ScheduleRow, ...]
-    """Each range of batch sizes at each context, before merging."""
-
-    @property
-    def longest(self) -> int:
-        """Largest K in it."""
-        return max(entry.draft_length for entry in self.ranges)
-
-    @property
-    def pays(self) -> bool:
-        """Whether drafts beat a server without speculation anywhere."""
-        return any(
-            row.scheduled_draft_length and (row.scheduled_gain or 0.0) > 1.0 for row in self.rows
-        )
+from vllm_nfp.draft.rows import RowBasis, Schedule, ScheduleRange, ScheduleRow, weakest_of
+from vllm_nfp.types import Basis
 
 
 def make_schedule(
@@ -102,24 +31,39 @@ def make_schedule(
     distinct K has CUDA graphs of its own. A context at which a range was not measured is ignored
     there: such a batch may not fit into memory. A range that no context has measured gets K = 0.
 
+    Between batch sizes at most a factor of two apart there are up to four ranges; the curve of each
+    is that of its largest batch, see :func:`vllm_nfp.draft.curve.between`. Between others there is
+    one, with the slower curve of the two.
+
     Raises:
         ValueError: without a curve, or with two for the same cell.
     """
     grid = _grid(curves)
     contexts = sorted({context for _, context in grid})
     ranges = _ranges(sorted({batch for batch, _ in grid}), max_batch_size)
-    good: list[frozenset[int]] = []
-    for first, last in ranges:
-        found = (_curve_for(grid, context, first, last)[0] for context in contexts)
-        good.append(good_lengths([curve for curve in found if curve is not None], demand))
-    lengths = _shared(good)
-    rows = [
-        _row(context, first, last, *_curve_for(grid, context, first, last), demand, scheduled)
-        for context in contexts
-        for (first, last), scheduled in zip(ranges, lengths, strict=True)
+    found = [[_curve_for(grid, context, *of) for context in contexts] for of in ranges]
+    lengths = _shared(
+        [good_lengths([at.curve for at in across if at.curve], demand) for across in found]
+    )
+    columns = [
+        [
+            _row(context, *of, at, demand, length)
+            for context, at in zip(contexts, across, strict=True)
+        ]
+        for of, across, length in zip(ranges, found, lengths, strict=True)
     ]
-    entries = [ScheduleRange(*of, length) for of, length in zip(ranges, lengths, strict=True)]
-    return Schedule(_merged(entries), tuple(rows))
+    entries = [
+        ScheduleRange(*of, length, _weakest(rows))
+        for of, rows, length in zip(ranges, columns, lengths, strict=True)
+    ]
+    rows = tuple(row for across in zip(*columns, strict=True) for row in across)
+    return Schedule(_merged(entries), rows)
+
+
+def row_at(curve: StepCurve, demand: Demand) -> ScheduleRow:
+    """The best draft length at one batch size and context alone."""
+    at, size = _At(curve, "reported"), curve.batch_size
+    return _row(curve.context, size, size, at, demand, best_length(curve, demand))
 
 
 def best_length(curve: StepCurve, demand: Demand) -> int:
@@ -172,58 +116,77 @@ def _grid(curves: Iterable[StepCurve]) -> dict[tuple[int, int], StepCurve]:
 
 
 def _ranges(batch_sizes: Sequence[int], max_batch_size: int | None) -> list[tuple[int, int]]:
-    """Measured batch sizes one by one, and the gaps before, between and after them."""
+    """Reported batch sizes one by one, and the gaps before, between and after them."""
     last = batch_sizes[-1] if max_batch_size is None else max_batch_size
     if not 1 <= last <= LARGEST_BATCH_SIZE:
         raise ValueError(f"max_batch_size must lie from 1 to {LARGEST_BATCH_SIZE}, not {last}")
     ranges: list[tuple[int, int]] = []
-    start = 1
+    before = 0
     for batch_size in batch_sizes:
-        if batch_size > start:
-            ranges.append((start, batch_size - 1))
-        ranges.append((batch_size, batch_size))
-        start = batch_size + 1
-    ranges.append((start, max(start, last)))
+        ranges += [*_gap(before, batch_size), (batch_size, batch_size)]
+        before = batch_size
+    ranges.append((before + 1, max(before + 1, last)))
     return [(first, min(end, last)) for first, end in ranges if first <= last]
+
+
+def _gap(low: int, high: int) -> Iterator[tuple[int, int]]:
+    """Ranges of the batch sizes strictly between two reported ones."""
+    first = low + 1
+    while first < high:
+        last = min(batch_cell(first), high - 1) if high <= CLOSE * low else high - 1
+        yield first, last
+        first = last + 1
+
+
+@dataclass(frozen=True, slots=True)
+class _At:
+    """The curve for a range of batch sizes at one context."""
+
+    curve: StepCurve | None
+    place: Literal["reported", "close", "between", "unknown"]
+
+    def basis(self, draft_length: int) -> RowBasis:
+        if self.curve is None:
+            return "unknown"
+        found = self.curve.basis(draft_length + 1)
+        return "between" if self.place == "between" and found == Basis.MEASURED else found
 
 
 def _curve_for(
     grid: Mapping[tuple[int, int], StepCurve], context: int, first: int, last: int
-) -> tuple[StepCurve | None, Basis]:
-    """The curve for batch sizes first to last at this context."""
+) -> _At:
     batch_sizes = [batch for batch, at in grid if at == context]
     if first == last and first in batch_sizes:
-        return grid[first, context], "measured"
+        return _At(grid[first, context], "reported")
     below = max((b for b in batch_sizes if b <= first), default=None)
     above = min((b for b in batch_sizes if b >= last), default=None)
     if below is None or above is None:
-        return None, "unknown"
-    return slower(grid[below, context], grid[above, context]), "between"
+        return _At(None, "unknown")
+    low, high = grid[below, context], grid[above, context]
+    if above <= CLOSE * below:
+        return _At(between(low, high, last), "close")
+    return _At(slower(low, high), "between")
 
 
 def _row(
-    context: int,
-    first: int,
-    last: int,
-    curve: StepCurve | None,
-    basis: Basis,
-    demand: Demand,
-    scheduled: int,
+    context: int, first: int, last: int, at: _At, demand: Demand, scheduled: int
 ) -> ScheduleRow:
+    curve = at.curve
     if curve is None:
         return ScheduleRow(
-            context, first, last, basis, 0, 1.0, 1.0, 0.0, None, None, 1.0, None, False, False,
+            context, first, last, "unknown", 0, 1.0, 1.0, 0.0, None, None, 1.0, None, False, False,
             scheduled, None if scheduled else 1.0,
         )  # fmt: skip
     best = best_length(curve, demand)
     free, free_at_limit = curve.free_positions(demand.epsilon)
     gain = demand.gain(curve, best)
-    without = first / curve.seconds_at_one if basis == "measured" else None
+    lower, upper = demand.gain_interval(curve, best)
+    without = first / curve.seconds_at_one if at.place == "reported" else None
     return ScheduleRow(
         context=context,
         batch_size_first=first,
         batch_size_last=last,
-        basis=basis,
+        basis=at.basis(best),
         draft_length=best,
         expected_tokens=demand.acceptance.expected_tokens(best),
         step_ratio=curve.ratio(best + 1),
@@ -236,14 +199,26 @@ def _row(
         at_limit=best == demand.longest(curve) and not demand.is_cap(best),
         scheduled_draft_length=scheduled,
         scheduled_gain=demand.gain(curve, scheduled),
+        between=at.place != "reported",
+        gain_lower=lower or None,
+        gain_upper=upper if upper < math.inf else None,
     )
+
+
+def _weakest(rows: Iterable[ScheduleRow]) -> RowBasis:
+    """Of one range at all contexts; a context without a curve has no say."""
+    known = [row.basis for row in rows if row.basis != "unknown"]
+    return weakest_of(known)
 
 
 def _merged(ranges: Sequence[ScheduleRange]) -> tuple[ScheduleRange, ...]:
     merged: list[ScheduleRange] = []
     for entry in ranges:
         if merged and merged[-1].draft_length == entry.draft_length:
-            start = merged.pop().batch_size_first
-            entry = ScheduleRange(start, entry.batch_size_last, entry.draft_length)  # noqa: PLW2901
+            before = merged.pop()
+            basis = weakest_of((before.basis, entry.basis))
+            entry = replace(  # noqa: PLW2901
+                entry, batch_size_first=before.batch_size_first, basis=basis
+            )
         merged.append(entry)
     return tuple(merged)

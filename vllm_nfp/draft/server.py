@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vllm_nfp.draft.curve import curve_of_seconds
+from vllm_nfp.draft.curve import StepCurve
 from vllm_nfp.draft.server_drafts import COUNTERS, DRAFTS, live_drafting
+from vllm_nfp.draft.server_ratios import Ratio, curve_of, ratios_of
 from vllm_nfp.draft.sources import Source, SourceError, beyond_graphs
 from vllm_nfp.results import scrape
 from vllm_nfp.results.scrape import count
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
     from vllm_nfp.results.scrape import Samples
 
 STEP_RATIO = "vllm_nfp_step_time_ratio"
+LIVE_RATIO = "vllm_nfp_live_step_time_ratio"
+"""The same at the real batch size and context of the last step."""
+LIVE_SECONDS = "vllm_nfp_live_step_seconds"
+"""t(1) there."""
+LIVE_BATCH_SIZE, LIVE_CONTEXT = "vllm_nfp_live_batch_size", "vllm_nfp_live_context"
 SAME_STEP = 1.25
 """Two medians of the same step on the same device differ by less than this factor."""
 VERSION_LIMIT_SECONDS = 5.0
@@ -73,23 +79,25 @@ def from_samples(samples: Samples, name: str, vllm: str | None = None) -> Source
     seconds: dict[tuple[int, int], dict[int, float]] = {}
     models: set[str] = set()
     try:
-        without, ratios, nfp = _without_graph(samples), _ratios(samples), _boundaries(samples)
+        without, nfp = _without_graph(samples), _boundaries(samples)
+        ratios = ratios_of(samples, STEP_RATIO, _cell)
         for labels, value in samples.get("vllm_nfp_module_latency_seconds", ()):
             if labels["module"] != "model":
                 continue
             models.add(labels["model_name"])
-            cell = seconds.setdefault((count(labels["batch_size"]), count(labels["context"])), {})
+            times = seconds.setdefault(_cell(labels), {})
             positions = count(labels["positions"])
-            cell[positions] = max(value, cell.get(positions, 0.0))
+            times[positions] = max(value, times.get(positions, 0.0))
         curves = tuple(
             replace(
-                curve_of_seconds(*cell, by_count, ratios.get(cell)),
+                curve_of(cell, times, ratios.get(cell, {})),
                 without_graph_from=without.get(cell),
                 boundaries=nfp.get(cell, ()),
             )
-            for cell, by_count in sorted(seconds.items())
-            if 1 in by_count
+            for cell, times in sorted(seconds.items())
+            if 1 in times
         )
+        live = _live_curves(samples)
     except KeyError as error:
         raise SourceError(
             f"the step times of {name} lack the label {error.args[0]!r:.80}: does the server "
@@ -112,21 +120,33 @@ def from_samples(samples: Samples, name: str, vllm: str | None = None) -> Source
         curves,
         vllm=vllm,
         drafting=live_drafting(samples),
+        live=live,
     )
 
 
-def _ratios(samples: Samples) -> dict[tuple[int, int], dict[int, float]]:
-    """t(N) / t(1) by (batch size, context) and N, as the server's own recommendation uses it.
+def _live_curves(samples: Samples) -> tuple[StepCurve, ...]:
+    """At the real batch size and context of the last step of each engine that tells them."""
+    sizes, contexts, ones = (
+        {_engine(labels): value for labels, value in samples.get(name, ())}
+        for name in (LIVE_BATCH_SIZE, LIVE_CONTEXT, LIVE_SECONDS)
+    )
+    return tuple(
+        curve_of(
+            (int(sizes[engine]), int(contexts[engine])),
+            {n: ones[engine] * ratio.value for n, ratio in [(1, Ratio(1.0)), *ratios.items()]},
+            ratios,
+        )
+        for engine, ratios in sorted(ratios_of(samples, LIVE_RATIO, _engine).items())
+        if engine in sizes and engine in contexts and engine in ones
+    )
 
-    Empty if the server's vllm-nfp is older than the metric.
-    """
-    found: dict[tuple[int, int], dict[int, float]] = {}
-    for labels, value in samples.get(STEP_RATIO, ()):
-        cell = found.setdefault((count(labels["batch_size"]), count(labels["context"])), {})
-        positions = count(labels["positions"])
-        if positions != 1:
-            cell[positions] = max(value, cell.get(positions, 0.0))
-    return found
+
+def _cell(labels: Mapping[str, str]) -> tuple[int, int]:
+    return count(labels["batch_size"]), count(labels["context"])
+
+
+def _engine(labels: Mapping[str, str]) -> str:
+    return labels.get("engine", "")
 
 
 def _boundaries(
@@ -153,8 +173,7 @@ def _boundaries(
 
 def _line(labels: Mapping[str, str]) -> tuple[str, int, int, float]:
     """Engine, batch size, context and epsilon of a boundary."""
-    cell = count(labels["batch_size"]), count(labels["context"])
-    return labels.get("engine", ""), *cell, float(labels["epsilon"])
+    return _engine(labels), *_cell(labels), float(labels["epsilon"])
 
 
 def _without_graph(samples: Samples) -> dict[tuple[int, int], int]:
@@ -162,7 +181,7 @@ def _without_graph(samples: Samples) -> dict[tuple[int, int], int]:
     ways: dict[tuple[int, int], dict[int, str]] = {}
     for labels, _ in samples.get("vllm_nfp_execution_info", ()):
         if labels["module"] == "model":
-            cell = ways.setdefault((count(labels["batch_size"]), count(labels["context"])), {})
+            cell = ways.setdefault(_cell(labels), {})
             cell[count(labels["positions"])] = labels["execution"]
     beyond = {key: beyond_graphs(by_count) for key, by_count in ways.items()}
     return {key: min(counts) for key, counts in beyond.items() if counts}

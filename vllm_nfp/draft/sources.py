@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from vllm_nfp.draft.curve import StepCurve, curve_of_seconds
 from vllm_nfp.draft.drafting import UNKNOWN, Drafting
 from vllm_nfp.give_way import in_pieces
-from vllm_nfp.types import Module
+from vllm_nfp.types import Basis, Module
 
 if TYPE_CHECKING:
     from vllm_nfp.principle.prediction import Predictions
@@ -49,44 +50,67 @@ class Source:
     """vLLM's version; None: not known."""
     drafting: Drafting = UNKNOWN
     """How the server makes its drafts."""
+    live: tuple[StepCurve, ...] = ()
+    """Of a server: at the real batch size and context of the last step, one for each engine."""
 
 
 def curves_of_rows(
-    rows: Iterable[CurvePoint], boundaries: Iterable[Boundary] = ()
+    rows: Iterable[CurvePoint],
+    boundaries: Iterable[Boundary] = (),
+    host_rows: Iterable[CurvePoint] = (),
 ) -> tuple[StepCurve, ...]:
     """The whole step's curves among the rows of a profile or snapshot, one for each cell.
 
     Where a step with one position has a CUDA graph, steps without one take at least the time that
     the host needs, see :func:`_host_seconds`.
+
+    Args:
+        boundaries: of the same cells.
+        host_rows: further rows that show what the host needs.
     """
-    cells: dict[tuple[int, int], dict[int, CurvePoint]] = {}
-    for row in in_pieces(rows, ROWS_AT_A_TIME):
-        if row.module == "model":
-            cells.setdefault((row.batch_size, row.context), {})[row.positions] = row
-    measured = {cell: by_count for cell, by_count in sorted(cells.items()) if 1 in by_count}
-    without = {
-        cell: beyond_graphs({n: row.execution for n, row in by_count.items()})
-        for cell, by_count in measured.items()
-    }
-    host = _host_seconds(measured[cell][n] for cell, counts in without.items() for n in counts)
+    cells = _by_cell(rows)
+    host = _host_seconds([cells, _by_cell(host_rows)])
     reported: dict[tuple[int, int], list[tuple[float, int, bool]]] = {}
     for line in boundaries:
         if line.module == "model":
             found = reported.setdefault((line.batch_size, line.context), [])
             found.append((line.epsilon, line.positions, line.at_limit))
-    curves = []
-    for cell, by_count in in_pieces(measured.items(), CURVES_AT_A_TIME):
-        one, out = by_count[1].median_seconds, without[cell]
+    return tuple(
+        _curve(cell, by_count, host, tuple(sorted(reported.get(cell, ()))))
+        for cell, by_count in in_pieces(cells.items(), CURVES_AT_A_TIME)
+    )
+
+
+_Cells = Mapping[tuple[int, int], Mapping[int, "CurvePoint"]]
+"""Rows of the whole step by (batch size, context) and N; each cell has N = 1."""
+
+
+def _by_cell(rows: Iterable[CurvePoint]) -> _Cells:
+    cells: dict[tuple[int, int], dict[int, CurvePoint]] = {}
+    for row in in_pieces(rows, ROWS_AT_A_TIME):
+        if row.module == "model":
+            cells.setdefault((row.batch_size, row.context), {})[row.positions] = row
+    return {cell: by_count for cell, by_count in sorted(cells.items()) if 1 in by_count}
+
+
+def _curve(
+    cell: tuple[int, int],
+    by_count: Mapping[int, CurvePoint],
+    host: float,
+    nfp: tuple[tuple[float, int, bool], ...],
+) -> StepCurve:
+    out, one = _without_graph(by_count), by_count[1].median_seconds
+    points, intervals, bases = [(1, 1.0)], [(1.0, 1.0)], [by_count[1].basis]
+    for n, row in sorted(by_count.items())[1:]:
         # The ratios come from pairs, side by side in time; the medians do not.
-        ratios = {
-            n: max(row.ratio, host / one) if n in out else row.ratio
-            for n, row in by_count.items()
-            if n != 1
-        }
-        points = tuple(sorted({1: 1.0, **ratios}.items()))
-        nfp = tuple(sorted(reported.get(cell, ())))
-        curves.append(StepCurve(*cell, one, points, min(out, default=None), nfp))
-    return tuple(curves)
+        least = host / one if n in out else 0.0
+        upper = math.inf if row.ratio_upper is None else row.ratio_upper
+        points.append((n, max(row.ratio, least)))
+        intervals.append((max(row.ratio_lower, least), max(upper, least)))
+        bases.append(row.basis)
+    return StepCurve(
+        *cell, one, tuple(points), min(out, default=None), nfp, tuple(bases), tuple(intervals)
+    )
 
 
 def beyond_graphs(ways: Mapping[int, str]) -> frozenset[int]:
@@ -100,15 +124,27 @@ def beyond_graphs(ways: Mapping[int, str]) -> frozenset[int]:
     return frozenset(n for n, way in ways.items() if way == NO_GRAPH)
 
 
-def _host_seconds(rows: Iterable[CurvePoint]) -> float:
+def _without_graph(by_count: Mapping[int, CurvePoint]) -> frozenset[int]:
+    return beyond_graphs({n: row.execution for n, row in by_count.items()})
+
+
+def _host_seconds(tables: Iterable[_Cells]) -> float:
     """Time that the host needs for a step without a CUDA graph; 0 if none was measured.
 
     It hardly depends on the batch, and no such step takes less. Probes are timed on the GPU's
     clock, which may see less of it where the host ran ahead. So launching takes at most the upper
-    end of the interval of each of these steps.
+    end of the interval of each of these steps. Predicted steps show nothing of this host: their
+    ratios hold the predicted launches already.
     """
-    uppers = [row.seconds_upper for row in rows if row.seconds_upper is not None]
-    return STEP_OVER_LAUNCH * min(uppers, default=0.0)
+    uppers = [
+        by_count[n].seconds_upper or math.inf
+        for cells in tables
+        for by_count in in_pieces(cells.values(), CURVES_AT_A_TIME)
+        for n in _without_graph(by_count)
+        if by_count[n].basis != Basis.PREDICTED
+    ]
+    least = min(uppers, default=math.inf)
+    return STEP_OVER_LAUNCH * least if least < math.inf else 0.0
 
 
 def from_profile(profile: Profile, name: str = "the profile") -> Source:
@@ -153,5 +189,6 @@ def from_predictions(found: Predictions) -> Source:
             times = dict(zip(cell.positions, cell.seconds, strict=True))
             nfp = tuple(sorted((b.epsilon, b.nfp, b.at_limit) for b in cell.boundaries))
             curve = curve_of_seconds(batch_size, context, times)
-            curves.append(replace(curve, boundaries=nfp))
+            bases = (Basis.PREDICTED,) * len(times)
+            curves.append(replace(curve, boundaries=nfp, bases=bases))
     return Source("prediction", "the prediction", found.model, tuple(curves), found.hardware)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vllm_nfp.draft.drafting import DRAFT_METHODS, LOOKUPS, NEEDS_MODEL
-from vllm_nfp.draft.schedule import Schedule
+from vllm_nfp.draft.rows import Schedule
 from vllm_nfp.text import hint, same_name
 
 

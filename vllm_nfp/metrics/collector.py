@@ -19,6 +19,7 @@ from vllm_nfp.metrics.families.recommendation import (
     AcceptanceOf,
     CostOf,
     counted_acceptance,
+    live_curves,
     recommended,
     told_cost,
 )
@@ -34,6 +35,7 @@ class _Built:
     engines: Engines
     families: list[Metric]
     curves: CurvesOf
+    live: CurvesOf
 
 
 class NfpCollector:
@@ -110,8 +112,8 @@ class NfpCollector:
                 engines.states,
                 engines.lost,
             ):
-                curves = step_curves(engines.snapshots)
-                families = list(of_files(engines.snapshots, curves, engines.lost))
-                built = self._built = _Built(engines, families, curves)
-        lengths = recommended(engines.snapshots, built.curves, acceptance_of, cost_of)
+                curves, live = step_curves(engines.snapshots), live_curves(engines.snapshots)
+                families = list(of_files(engines.snapshots, curves, live, engines.lost))
+                built = self._built = _Built(engines, families, curves, live)
+        lengths = recommended(engines.snapshots, built.curves, built.live, acceptance_of, cost_of)
         return [*built.families, *ages([*engines.snapshots, *engines.lost]), *lengths]

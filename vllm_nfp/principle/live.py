@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from vllm_nfp.principle.attention import backend_by_name
 from vllm_nfp.principle.calibration import default_calibration
 from vllm_nfp.principle.hardware import HardwareError, match_device
-from vllm_nfp.principle.hardware_file import Target
+from vllm_nfp.principle.hardware_file import Target, read_hardware_file
 from vllm_nfp.principle.hf_config import shape_from_config
 from vllm_nfp.principle.predict import Row, predict_cells
 from vllm_nfp.principle.shape import ModelShape
@@ -59,31 +61,76 @@ class ServedModel:
         return Serving(self.attention_backend, self.capture_sizes, expert_tiles=expert_tiles)
 
 
-def predict_served(
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What predictions for a running server rest on."""
+
+    shape: ModelShape
+    target: Target
+    serving: Serving
+
+
+def ground_of(
     model: ServedModel,
     device: str,
-    cells: Sequence[tuple[int, int]],
-    epsilons: Sequence[float],
     expert_tiles: Callable[[ModelShape], ExpertTiles],
-) -> tuple[Row, ...]:
-    """NFP of every module of the model in every cell, at every tolerance.
+    target: Target | None = None,
+) -> Ground:
+    """Put together what a prediction needs.
 
     Args:
         device: the GPU's name, as torch gives it.
-        cells: (batch size, context).
         expert_tiles: looks up the tiles that vLLM was tuned to for these experts on this device.
+        target: the device with constants of its own; None: as the catalogue has it.
 
     Raises:
         HardwareError: if the device is not in the catalogue.
         ShapeError: if the model's family is unknown.
-        PredictionError: for an unknown attention backend, or a cell out of bounds.
+        PredictionError: for an unknown attention backend.
     """
-    hardware = match_device(device)
-    if hardware is None:
-        raise HardwareError(f"{device} is not in the hardware catalogue")
-    target = Target(hardware, default_calibration(hardware.name))
+    if target is None:
+        hardware = match_device(device)
+        if hardware is None:
+            raise HardwareError(f"the GPU {device} is not in the hardware catalogue")
+        target = Target(hardware, default_calibration(hardware.name))
     shape = model.shape
     serving = model.serving(expert_tiles(shape))
+    backend_by_name(serving.attention_backend, target.hardware)  # refuses an unknown one
+    return Ground(shape, target, serving)
+
+
+def calibrated_target(path: Path, device: str) -> Target:
+    """The device of a hardware file, which must be the one that serves.
+
+    Args:
+        device: the GPU's name, as torch gives it.
+
+    Raises:
+        HardwareError: if the file cannot be used, or is another device's.
+    """
+    target = read_hardware_file(path)
+    names = (target.hardware.name, *target.hardware.device_names)
+    known = match_device(device)
+    if device not in names and (known is None or known.name not in names):
+        raise HardwareError(
+            f"hardware_file {path} is for {target.hardware.name}, this GPU is {device}: "
+            f"run vllm-nfp calibrate on this GPU"
+        )
+    return target
+
+
+def predict_served(
+    ground: Ground, cells: Sequence[tuple[int, int]], epsilons: Sequence[float]
+) -> tuple[Row, ...]:
+    """NFP of every module of the model in every cell, at every tolerance.
+
+    Args:
+        cells: (batch size, context).
+
+    Raises:
+        PredictionError: for a cell out of bounds.
+    """
+    shape, target, serving = ground.shape, ground.target, ground.serving
     return tuple(
         row
         for batch_size, context in cells

@@ -55,10 +55,11 @@ class ProbeBatch:
         padded, sequences = placement.padded_tokens, placement.padded_sequences
         self.input_ids = torch.zeros(padded, dtype=torch.int32, device=device)
         self.positions = torch.zeros(padded, dtype=torch.int64, device=device)
-        self._offsets = torch.arange(positions, dtype=torch.int64).repeat(batch_size).to(device)
+        offsets = torch.arange(positions, dtype=torch.int64).repeat(batch_size)
+        self._offsets = _without_waiting(offsets, device)
         starts = torch.clamp(torch.arange(sequences + 1) * positions, max=self.tokens)
         self.query_start_cpu = starts.to(torch.int32)
-        self.query_start = self.query_start_cpu.to(device)
+        self.query_start = _without_waiting(self.query_start_cpu, device)
         self.seq_lens = torch.zeros(sequences, dtype=torch.int32, device=device)
         self.seq_lens_cpu = torch.zeros(sequences, dtype=torch.int32)
         self.slots = torch.full((padded,), PAD_SLOT, dtype=torch.int64, device=device)
@@ -152,6 +153,13 @@ class ProbeBatch:
     def slot_mapping(self, groups: Sequence[AttentionGroup]) -> dict[str, torch.Tensor]:
         """Slots by layer, all padding."""
         return {name: self.slots for group in groups for name in group.layer_names}
+
+
+def _without_waiting(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """On the device; from memory that is not pinned, the copy would wait for the real step."""
+    if device.type == "cpu":
+        return values
+    return values.pin_memory().to(device, non_blocking=True)
 
 
 class BatchBuilder:

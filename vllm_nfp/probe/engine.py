@@ -8,6 +8,7 @@ import torch
 
 from vllm_nfp.adapter import bindings
 from vllm_nfp.adapter.attention_groups import own_groups
+from vllm_nfp.adapter.dispatch import GraphRules
 from vllm_nfp.adapter.graph_place import GraphPlace
 from vllm_nfp.adapter.graph_rules import graph_rules
 from vllm_nfp.adapter.ranks import Alone, Ranks
@@ -31,7 +32,7 @@ from vllm_nfp.probe.shapes import ShapeKey, ShapeTable, key_of
 from vllm_nfp.probe.start import Start
 from vllm_nfp.probe.token_pool import TokenPool
 from vllm_nfp.timing import Clock
-from vllm_nfp.types import Shape, Timing
+from vllm_nfp.types import Module, Shape, Timing
 
 TOKENS_KEPT = 1 << 15
 """Token ids kept for probes."""
@@ -89,7 +90,8 @@ class ProbeEngine:
             self._pool.forget_own,
         )
         self._availability = Availability(limits, shapes, self._graphs, self._ranks.alone)
-        captures = Capturer(self._runtime, self._pool, min(config.contexts))
+        context = min(config.contexts)
+        captures = Capturer(self._runtime, self._pool, self._device_memory.inside, context)
         self._preparer = Preparer(self._availability, captures)
         live_tokens = largest_live_graph(limits.rules, view.decode_positions)
         give_back = self.give_back_cache
@@ -115,11 +117,10 @@ class ProbeEngine:
         return self._availability.positions(batch_size, context)
 
     def prepare(self, time_is_up: Callable[[], bool] = lambda: False) -> None:
-        """Make the buffers of every shape, learn what graphs take, and warm shapes up.
+        """Learn what graphs take, and warm shapes up.
 
-        Graphs that are not there when the time is up are made by :meth:`make_ready`, between steps;
-        shapes that would need one and are not warmed up by then are left out. With several ranks
-        all graphs are made here.
+        What is missing when the time is up is made by :meth:`make_ready`, between steps. With
+        several ranks all graphs are made here.
         """
         if self._ranks.alone:
             self._start.alone(time_is_up)
@@ -136,6 +137,19 @@ class ProbeEngine:
     def timed_layers(self) -> int:
         """Decoder layers whose modules are timed."""
         return len(self._runtime.forward.timed)
+
+    @property
+    def modules(self) -> tuple[Module, ...]:
+        """The modules of the timed layers; the whole step is not among them."""
+        kinds = {Module.ATTENTION, *(layer.ffn_kind for layer in self._runtime.forward.timed)}
+        if not self._ranks.alone:
+            kinds.add(Module.COMMUNICATION)
+        return tuple(module for module in Module if module in kinds)
+
+    @property
+    def rules(self) -> GraphRules:
+        """How steps of each shape are launched."""
+        return self._availability.limits.rules
 
     @property
     def num_layers(self) -> int:
@@ -155,6 +169,10 @@ class ProbeEngine:
     def ready(self, shape: Shape) -> bool:
         """Whether a launch would find all that it needs."""
         return self._shapes.is_complete(key_of(shape))
+
+    def ready_keys(self) -> frozenset[ShapeKey]:
+        """All shapes of which a launch would find all that it needs."""
+        return frozenset(filter(self._shapes.is_complete, self._shapes))
 
     def make_ready(self, shapes: Sequence[Shape]) -> None:
         """Make one piece of what the shapes still lack; see :meth:`Preparer.make_ready`."""

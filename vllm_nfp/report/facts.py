@@ -58,7 +58,7 @@ def run_facts(profile: Profile) -> Facts:
         ("State", str(run.state) + (f": {run.reason}" if run.reason else "")),
         ("Model runner", run.runner),
         ("Probe pairs", pairs),
-        ("Missing pairs", str(run.missing_pairs or "")),
+        ("Missing pairs", str(run.missing_pairs or "") if profile.probe.wanted_samples else ""),
         ("Probe time while serving", duration(run.probe_seconds) if run.probe_seconds else ""),
         ("Fraction of GPU time", f"{run.overhead_ratio:.2%}" if run.overhead_ratio else ""),
         ("Added startup time", duration(run.startup_seconds) if run.startup_seconds else ""),
@@ -69,14 +69,15 @@ def run_facts(profile: Profile) -> Facts:
 
 
 def settings_facts(profile: Profile) -> Facts:
-    """The grid and the sampling of the probe."""
+    """The table and the sampling of the probe."""
     probe = profile.probe
     return (
         ("Batch sizes", ", ".join(map(str, probe.batch_sizes))),
         ("Contexts", ", ".join(map(str, probe.contexts))),
         ("Positions", ", ".join(map(str, probe.positions))),
         ("Tolerances", ", ".join(f"{epsilon:g}" for epsilon in probe.epsilons)),
-        ("Pairs per point", f"{probe.min_samples} to {probe.max_samples}"),
+        ("Pairs wanted of each point", str(probe.wanted_samples or "chosen by value")),
+        ("Pairs kept of each point", str(probe.max_samples)),
         ("Timed layers of each kind", str(probe.sampled_layers or "all")),
         ("Overhead budget", f"{probe.overhead_budget:g}"),
         ("Seed", str(probe.seed)),

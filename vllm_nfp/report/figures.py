@@ -1,14 +1,11 @@
-"""The plots, as SVG with the page's colours, so that both themes are readable."""
+"""The plots of modules: curves with their intervals, and below them the NFP of each batch size."""
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import matplotlib as mpl
@@ -16,41 +13,15 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from vllm_nfp.types import Boundary, CurvePoint, Prediction
+from vllm_nfp.report.themed_svg import COLOR, SERIES, STYLE, themed_svg
+from vllm_nfp.types import Basis, Boundary, CurvePoint, Prediction
 
-SERIES = 6
-"""Number of line colours; further lines repeat them with another dash."""
 MARKERS = ("o", "s", "D", "p", "h", "P")
 """Without triangles and crosses, which mark predictions and the idle-compute rule."""
-DASHES = ("-", "--", ":")
+PREDICTED_DASH = (0.0, (2.5, 2.0))
+"""Dashes of what was not measured, in line widths."""
 HIGHEST_RATIO = 2.0
 """Upper limit of the ratio axis, well above every tolerance in use."""
-
-# matplotlib cannot write CSS variables: each gets a placeholder colour, replaced afterwards.
-_ROLES = ("text", "muted", "grid", "free", *(f"series-{i}" for i in range(SERIES)))
-_COLOR = {role: f"#0a0b{index:02x}" for index, role in enumerate(_ROLES, start=1)}
-
-# Any: matplotlib's type of its own settings' names changes with each release.
-_STYLE: Any = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 10.0,
-    "axes.titlesize": 10.0,
-    "axes.labelsize": 10.0,
-    "axes.edgecolor": _COLOR["muted"],
-    "axes.labelcolor": _COLOR["text"],
-    "axes.linewidth": 0.8,
-    "text.color": _COLOR["text"],
-    "xtick.color": _COLOR["muted"],
-    "ytick.color": _COLOR["muted"],
-    "xtick.labelcolor": _COLOR["text"],
-    "ytick.labelcolor": _COLOR["text"],
-    "grid.color": _COLOR["grid"],
-    "grid.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "path.simplify": True,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +46,12 @@ def plot_cells(lines: Sequence[Line], epsilon: float, title: str, slug: str) -> 
     Returns:
         An SVG element with a title and a description.
     """
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure, curves, strip = _new_figure(len(lines))
         _draw_curves(curves, lines, epsilon)
         _draw_boundaries(strip, lines)
         _draw_axis(curves, strip, lines)
-        return _svg(figure, title, _description(lines, epsilon), slug)
+        return themed_svg(figure, title, _description(lines, epsilon), slug)
 
 
 def _new_figure(lines: int) -> tuple[Figure, Any, Any]:
@@ -100,8 +71,8 @@ def _draw_curves(axes: Any, lines: Sequence[Line], epsilon: float) -> None:
     top = min(HIGHEST_RATIO, max(1.0 + 3.0 * epsilon, highest + 0.05))
     bottom = min(0.9, *(max(0.5, row.ratio) - 0.05 for line in lines for row in line.curve))
     axes.set_ylim(bottom, top)
-    axes.axhspan(bottom, 1.0 + epsilon, color=_COLOR["free"], alpha=0.13, linewidth=0)
-    axes.axhline(1.0 + epsilon, color=_COLOR["muted"], linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.axhspan(bottom, 1.0 + epsilon, color=COLOR["free"], alpha=0.13, linewidth=0)
+    axes.axhline(1.0 + epsilon, color=COLOR["muted"], linewidth=0.9, linestyle=(0, (4, 3)))
     for index, line in enumerate(lines):
         _draw_curve(axes, line.curve, index)
     axes.set_ylabel("t(N) / t(1)")
@@ -109,38 +80,49 @@ def _draw_curves(axes: Any, lines: Sequence[Line], epsilon: float) -> None:
 
 
 def _draw_curve(axes: Any, curve: Sequence[CurvePoint], index: int) -> None:
-    color = _COLOR[f"series-{index % SERIES}"]
-    positions = [row.positions for row in curve]
-    upper = [row.ratio if row.ratio_upper is None else row.ratio_upper for row in curve]
-    lower = [row.ratio if row.ratio_upper is None else row.ratio_lower for row in curve]
-    axes.fill_between(positions, lower, upper, color=color, alpha=0.18, linewidth=0)
-    marker = MARKERS[index % len(MARKERS)]
-    dash = DASHES[index // SERIES % len(DASHES)]
-    ratios = [row.ratio for row in curve]
-    axes.plot(positions, ratios, color=color, linestyle=dash, linewidth=1.4)
-    first = curve[0].execution
-    for hollow in (False, True):
-        rows = [row for row in curve if (row.execution != first) == hollow]
-        if rows:
-            axes.plot(
-                [row.positions for row in rows],
-                [row.ratio for row in rows],
-                linestyle="none",
-                marker=marker,
-                markersize=4.0,
-                color=color,
-                markerfacecolor="none" if hollow else color,
-            )
+    color, marker = COLOR[f"series-{index % SERIES}"], MARKERS[index % len(MARKERS)]
+    steps = itertools.groupby(itertools.pairwise(curve), lambda step: _is_predicted(step[1]))
+    for predicted, parts in steps:
+        first, *_ = taken = list(parts)
+        rows = [first[0], *(row for _, row in taken)]
+        positions = [row.positions for row in rows]
+        upper = [row.ratio if row.ratio_upper is None else row.ratio_upper for row in rows]
+        lower = [row.ratio if row.ratio_upper is None else row.ratio_lower for row in rows]
+        axes.fill_between(
+            positions, lower, upper, color=color, alpha=0.08 if predicted else 0.18, linewidth=0
+        )
+        axes.plot(
+            positions, [row.ratio for row in rows], color=color, linewidth=1.4,
+            linestyle=PREDICTED_DASH if predicted else "-",
+        )  # fmt: skip
+    measured = [row for row in curve if row.basis is Basis.MEASURED]
+    inferred = [row for row in curve if row.basis is Basis.INFERRED]
+    elsewhere = [row for row in curve if row.execution != curve[0].execution]
+    _points(axes, measured, marker=marker, color=color)
+    _points(axes, inferred, marker=marker, color=color, markerfacecolor="none")
+    _points(axes, elsewhere, marker="|", color=color, markersize=9.0)
+
+
+def _is_predicted(row: CurvePoint | Boundary) -> bool:
+    return row.basis is Basis.PREDICTED
+
+
+def _points(axes: Any, rows: Sequence[CurvePoint], **style: Any) -> None:
+    if rows:
+        axes.plot(
+            [row.positions for row in rows], [row.ratio for row in rows],
+            **{"linestyle": "none", "markersize": 4.0, **style},
+        )  # fmt: skip
 
 
 def _draw_boundaries(axes: Any, lines: Sequence[Line]) -> None:
     for index, line in enumerate(lines):
-        color = _COLOR[f"series-{index % SERIES}"]
+        color = COLOR[f"series-{index % SERIES}"]
         if line.boundary is not None:
             _draw_boundary(axes, line.boundary, index, color)
         if line.prediction is not None:
-            _mark(axes, line.prediction.positions, index, "^", 6.5, _COLOR["text"])
-            _mark(axes, line.prediction.idle_compute_positions, index, "x", 6.0, _COLOR["muted"])
+            _mark(axes, line.prediction.positions, index, "^", 6.5, COLOR["text"])
+            _mark(axes, line.prediction.idle_compute_positions, index, "x", 6.0, COLOR["muted"])
     axes.set_ylim(len(lines) - 0.4, -0.6)
     axes.yaxis.set_major_locator(FixedLocator(range(len(lines))))
     axes.set_yticklabels([f"B={line.batch_size}" for line in lines])
@@ -149,16 +131,22 @@ def _draw_boundaries(axes: Any, lines: Sequence[Line]) -> None:
 
 
 def _draw_boundary(axes: Any, row: Boundary, index: int, color: str) -> None:
+    bar = (
+        {"linewidth": 1.4, "linestyle": PREDICTED_DASH}
+        if _is_predicted(row)
+        else {"linewidth": 5.0, "alpha": 0.45, "solid_capstyle": "round"}
+    )
+    axes.plot([row.lower, row.upper], [index, index], color=color, **bar)
     axes.plot(
-        [row.lower, row.upper], [index, index], color=color, linewidth=5.0, alpha=0.45,
-        solid_capstyle="round",
+        [row.positions], [index], marker=MARKERS[index % len(MARKERS)], markersize=6.0,
+        color=color,
+        markerfacecolor=color if row.basis is Basis.MEASURED else COLOR["card"],
     )  # fmt: skip
-    marker = MARKERS[index % len(MARKERS)]
-    axes.plot([row.positions], [index], marker=marker, markersize=6.0, color=color)
-    if row.at_limit:
+    told = f"{'+' if row.at_limit else ''}{'?' if _is_predicted(row) else ''}"
+    if told:
         axes.annotate(
-            "+", (row.positions, index), xytext=(6, 0), textcoords="offset points", va="center",
-            color=_COLOR["text"], fontweight="bold",
+            told, (row.positions, index), xytext=(6, 0), textcoords="offset points", va="center",
+            color=COLOR["text"], fontweight="bold",
         )  # fmt: skip
 
 
@@ -176,7 +164,7 @@ def _draw_axis(curves: Any, strip: Any, lines: Sequence[Line]) -> None:
     shown = powers if len(powers) <= 8 else powers[::2]
     for axes in (curves, strip):
         axes.set_xscale("log", base=2)
-        axes.set_xlim(0.87, powers[-1] * 1.15)
+        axes.set_xlim(0.87, powers[-1] * 1.3)
         axes.xaxis.set_major_locator(FixedLocator(shown))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -204,50 +192,9 @@ def _describe(line: Line, epsilon: float) -> str:
     if line.boundary is not None:
         row = line.boundary
         more = " or more" if row.at_limit else ""
-        text += f" Within {epsilon:.0%}: {row.positions}{more} ({row.lower} to {row.upper})."
+        text += f" Within {epsilon:.0%}: {row.positions}{more} ({row.lower} to {row.upper}), "
+        text += f"{row.basis}."
     if line.prediction is not None:
         row_p = line.prediction
         text += f" Predicted {row_p.positions}, idle-compute {row_p.idle_compute_positions}."
     return text
-
-
-def _svg(figure: Figure, title: str, description: str, slug: str) -> str:
-    buffer = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": slug}):
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    return _for_page(buffer.getvalue(), title, description, slug)
-
-
-def _for_page(svg: str, title: str, description: str, slug: str) -> str:
-    """Reduce matplotlib's file to an SVG element for the page."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"<style .*?</style>\s*", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
-    # Older releases write one "font", newer ones its parts; the family is the page's.
-    svg = re.sub(r"\bfont: ((?:bold |\d+ )?[\d.]+px) [^;\"]+", r"font: \1 var(--font)", svg)
-    svg = re.sub(r"\bfont-family: [^;\"]+; ", "", svg)
-    svg = _own_ids(svg, slug)
-    for role, color in _COLOR.items():
-        svg = svg.replace(color, f"var(--{role})")
-    view_box = re.search(r'viewBox="([^"]+)"', svg)
-    assert view_box is not None, "matplotlib writes a viewBox"
-    opening = (
-        f'<svg viewBox="{view_box[1]}" role="img" aria-labelledby="{slug}-title {slug}-desc" '
-        f'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
-        f'<title id="{slug}-title">{escape(title)}</title>'
-        f'<desc id="{slug}-desc">{escape(description)}</desc>'
-    )
-    return opening + re.sub(r"\n\s*", "\n", svg[svg.index(">") + 1 :]).strip()
-
-
-def _own_ids(svg: str, slug: str) -> str:
-    """Remove unused ids and prefix the others with the plot's slug."""
-    used = set(re.findall(r'(?:url\(|href=")#([^)"]+)', svg))
-
-    def rename(match: re.Match[str]) -> str:
-        return f' id="{slug}-{match[1]}"' if match[1] in used else ""
-
-    svg = re.sub(r'\sid="([^"]*)"', rename, svg)
-    return re.sub(r'(url\(|href=")#([^)"]+)', rf"\1#{slug}-\2", svg)

@@ -1,13 +1,13 @@
-"""The sections of the modules: curves, tables of boundaries, and the tiles of the whole step."""
+"""The sections of the modules: curves and tables of boundaries."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vllm_nfp.results.profile import Profile
 from vllm_nfp.text import duration
-from vllm_nfp.types import Boundary, Cell, Module, Prediction
+from vllm_nfp.types import Boundary, Cell, CurvePoint, Module, Prediction
 
 MODULE_NAMES = {
     "model": "Whole step",
@@ -30,7 +30,8 @@ class NfpRow:
     """One line of the table of boundaries."""
 
     batch_size: int
-    context: int
+    context: str
+    """In tokens; "any" where all contexts have the same answers."""
     baseline: str
     """t(1) with its unit."""
     boundary: Boundary
@@ -50,12 +51,12 @@ class Section:
 
 
 @dataclass(frozen=True, slots=True)
-class Tile:
-    """NFP of the whole step at one batch size, as text."""
+class Matrix:
+    """NFP of the whole step by batch size and context."""
 
-    batch_size: int
-    text: str
-    contexts: str
+    contexts: tuple[int, ...]
+    rows: tuple[tuple[int, tuple[Boundary | None, ...]], ...]
+    """(batch size, answer of each context)"""
 
 
 def _boundaries(profile: Profile, epsilon: float) -> dict[Cell, Boundary]:
@@ -68,28 +69,18 @@ def _predictions(profile: Profile, epsilon: float) -> dict[Cell, Prediction]:
     return {row.cell: row for row in rows}
 
 
-def tiles(profile: Profile, epsilon: float) -> tuple[Tile, ...]:
-    """NFP of the whole step, one tile for each batch size over all its contexts."""
-    found: dict[int, list[Boundary]] = {}
-    for (module, batch_size, _), row in sorted(_boundaries(profile, epsilon).items()):
-        if module == "model":
-            found.setdefault(batch_size, []).append(row)
-    return tuple(_tile(batch_size, rows) for batch_size, rows in sorted(found.items()))
-
-
-def _tile(batch_size: int, rows: Sequence[Boundary]) -> Tile:
-    low = min(rows, key=lambda row: row.positions)
-    high = max(rows, key=lambda row: row.positions)
-    text = _nfp_short(low)
-    if low.positions != high.positions:
-        text = f"{low.positions} to {_nfp_short(high)}"
-    contexts = sorted(row.context for row in rows)
-    span = f"L = {contexts[0]}" if len(contexts) == 1 else f"L = {contexts[0]} to {contexts[-1]}"
-    return Tile(batch_size, text, span)
-
-
-def _nfp_short(row: Boundary) -> str:
-    return f"{row.positions}{'+' if row.at_limit else ''}"
+def matrix(profile: Profile, epsilon: float) -> Matrix:
+    """NFP of the whole step; without rows where the profile has none."""
+    found = {
+        (batch_size, context): row
+        for (module, batch_size, context), row in _boundaries(profile, epsilon).items()
+        if module == Module.MODEL
+    }
+    contexts = tuple(sorted({context for _, context in found}))
+    batch_sizes = sorted({batch_size for batch_size, _ in found})
+    return Matrix(
+        contexts, tuple((b, tuple(found.get((b, c)) for c in contexts)) for b in batch_sizes)
+    )
 
 
 def sections(profile: Profile, epsilon: float) -> tuple[Section, ...]:
@@ -99,27 +90,94 @@ def sections(profile: Profile, epsilon: float) -> tuple[Section, ...]:
 
 
 def _section(profile: Profile, module: str, epsilon: float) -> Section:
-    from markupsafe import Markup
-
-    from vllm_nfp.report.figures import Line, plot_cells
-
+    keys = shown_cells(profile)[module]
     curves, boundaries = profile.curves_by_cell(), _boundaries(profile, epsilon)
     predictions = _predictions(profile, epsilon)
-    cells = [key for key in curves if key[0] == module]
-    plots = []
-    for context in sorted({key[2] for key in cells}):
-        keys = [key for key in cells if key[2] == context]
-        lines = [Line(k[1], curves[k], boundaries.get(k), predictions.get(k)) for k in keys]
-        title = f"{MODULE_NAMES[module]}: time of N positions over one, context {context} tokens"
-        svg = plot_cells(lines, epsilon, title, f"plot-{module.replace('_', '-')}-{context}")
-        # Our own SVG, made from numbers only.
-        plots.append((f"L = {context}", Markup(svg)))
     rows = tuple(
         NfpRow(
-            key[1], key[2], duration(curves[key][0].median_seconds), boundaries[key],
+            key.batch_size, context, duration(curves[key][0].median_seconds), boundaries[key],
             predictions.get(key),
         )
+        for context, cells in keys.items()
         for key in cells
         if key in boundaries
     )  # fmt: skip
-    return Section(module, MODULE_NAMES[module], MODULE_TEXTS[module], tuple(plots), rows)
+    plots = tuple(_plots(profile, module, keys, epsilon))
+    return Section(module, MODULE_NAMES[module], MODULE_TEXTS[module], plots, rows)
+
+
+def times(profile: Profile) -> Iterable[tuple[str, Sequence[CurvePoint]]]:
+    """(title, curve) of each cell that is shown."""
+    curves = profile.curves_by_cell()
+    for module, contexts in shown_cells(profile).items():
+        for context, cells in contexts.items():
+            for cell in cells:
+                where = f"B = {cell.batch_size}, L = {context}"
+                yield f"{MODULE_NAMES[module]}, {where}", curves[cell]
+
+
+def shown_cells(profile: Profile) -> dict[str, dict[str, tuple[Cell, ...]]]:
+    """The cells that are worth a line, by module and context, ascending in batch size.
+
+    A module whose curves are the same in all contexts is shown once, in the context "any".
+    """
+    curves = profile.curves_by_cell()
+    found: dict[str, dict[str, tuple[Cell, ...]]] = {}
+    for module in dict.fromkeys(cell.module for cell in curves):
+        mine = [cell for cell in curves if cell.module == module]
+        contexts = sorted({cell.context for cell in mine})
+        if len(contexts) > 1 and _know_no_context(module, mine, curves):
+            least = {cell.batch_size: cell for cell in reversed(mine)}
+            found[module] = {"any": tuple(least[b] for b in sorted(least))}
+        else:
+            found[module] = {
+                str(context): tuple(cell for cell in mine if cell.context == context)
+                for context in contexts
+            }
+    return found
+
+
+def _know_no_context(
+    module: str, cells: Iterable[Cell], curves: Mapping[Cell, Sequence[CurvePoint]]
+) -> bool:
+    if module in (Module.MODEL, Module.ATTENTION):
+        return False
+    alike: dict[int, object] = {}
+    return all(
+        told == alike.setdefault(cell.batch_size, told)
+        for cell in cells
+        for told in [[(row.positions, row.ratio, row.basis) for row in curves[cell]]]
+    )
+
+
+def _plots(
+    profile: Profile, module: str, cells: Mapping[str, Sequence[Cell]], epsilon: float
+) -> Iterable[tuple[str, str]]:
+    """(caption, SVG) of each context; of parts of the batch sizes where there are many."""
+    from markupsafe import Markup
+
+    from vllm_nfp.report.figures import Line, plot_cells
+    from vllm_nfp.report.themed_svg import SERIES
+
+    curves, boundaries = profile.curves_by_cell(), _boundaries(profile, epsilon)
+    predictions = _predictions(profile, epsilon)
+    batch_sizes = sorted({cell.batch_size for of in cells.values() for cell in of})
+    parts = -(-len(batch_sizes) // SERIES)
+    width = -(-len(batch_sizes) // parts)
+    for first in range(0, len(batch_sizes), width):
+        part = batch_sizes[first : first + width]
+        sizes = f", B = {part[0]} to {part[-1]}" if parts > 1 else ""
+        for context, keys in cells.items():
+            lines = [
+                Line(key.batch_size, curves[key], boundaries.get(key), predictions.get(key))
+                for key in keys
+                if key.batch_size in part
+            ]
+            if not lines:
+                continue
+            tokens = "any context" if context == "any" else f"context {context} tokens"
+            title = f"{MODULE_NAMES[module]}: time of N positions over one, {tokens}{sizes}"
+            slug = f"plot-{module.replace('_', '-')}-{context}-{first}"
+            # Our own SVG, made from numbers only.
+            caption = "any L" if context == "any" else f"L = {context}"
+            yield f"{caption}{sizes}", Markup(plot_cells(lines, epsilon, title, slug))

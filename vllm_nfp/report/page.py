@@ -13,7 +13,8 @@ from vllm_nfp.files import write_whole
 from vllm_nfp.report.drafts import drafts
 from vllm_nfp.report.facts import environment_facts, run_facts, settings_facts
 from vllm_nfp.report.layers import heat_maps
-from vllm_nfp.report.modules import MODULE_NAMES, sections, tiles
+from vllm_nfp.report.modules import matrix, sections, times
+from vllm_nfp.results.completeness import basis_counts, unfinished
 from vllm_nfp.results.profile import Profile
 from vllm_nfp.text import duration, harmless
 
@@ -33,9 +34,7 @@ def choose_epsilon(profile: Profile, epsilon: float | None) -> float:
     """
     known = profile.epsilons
     if not known:
-        raise ReportError(
-            "the profile has no boundary: its run ended before any point had enough samples"
-        )
+        raise ReportError("the profile has no boundary: nothing was measured or predicted")
     if epsilon is None:
         return usual_epsilon(known)
     if epsilon not in known:
@@ -63,13 +62,14 @@ def render(
         epsilon=epsilon,
         version=__version__,
         date=datetime.fromtimestamp(profile.environment.date_unix_seconds, UTC),
-        tiles=tiles(profile, epsilon),
+        matrix=matrix(profile, epsilon),
         sections=sections(profile, epsilon),
         drafts=drafts(profile, acceptances),
         acceptances=acceptances,
         heat_maps=heat_maps(profile, epsilon),
-        curves=profile.curves_by_cell(),
-        module_names=MODULE_NAMES,
+        times=times(profile),
+        unfinished=unfinished(profile),
+        bases=basis_counts(row for row in profile.boundaries if row.epsilon == epsilon),
         environment=environment_facts(profile),
         run=run_facts(profile),
         settings=settings_facts(profile),

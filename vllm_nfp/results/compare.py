@@ -1,9 +1,10 @@
 """What changed between two profiles: environment, NFP, step times, each with its significance.
 
-Two measurements differ significantly if their 95 % intervals do not overlap. Where nothing has
-changed that happens by chance less often than 5 % would suggest: the difference of two estimates
-of equal spread must then exceed 2 x 1.96 standard errors of one, which is 2.77 of the
-difference's own, a chance of 0.6 %. The intervals hold what scattered within a run. Clocks,
+Two results differ significantly if their 95 % intervals do not overlap, and both rest on
+measurements: where one profile predicts, nothing is said. Where nothing has changed that happens
+by chance less often than 5 % would suggest: the difference of two estimates of equal spread must
+then exceed 2 x 1.96 standard errors of one, which is 2.77 of the difference's own, a chance of
+0.6 %. The intervals hold what scattered within a run. Clocks,
 temperature and other tenants of the machine differ between runs as well; ratios t(N) / t(1), and
 with them NFP, are hardly touched by that, absolute times are.
 """
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vllm_nfp.dataframe import to_dataframe
 from vllm_nfp.results.profile import Profile, ProfileError
-from vllm_nfp.types import Boundary, Cell, CurvePoint, Module
+from vllm_nfp.types import Basis, Boundary, Cell, CurvePoint, Module
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,8 +60,10 @@ class NfpChange:
     after: int
     after_lower: int
     after_upper: int | None
-    significant: bool
-    """The intervals, up to the next probed count, do not overlap."""
+    significant: bool | None
+    """The intervals, up to the next probed count, do not overlap. None: one is predicted."""
+    before_basis: Basis
+    after_basis: Basis
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,9 @@ class TimeChange:
     ratio: float
     """after / before."""
     significant: bool | None
-    """None: one of the times has no interval, its samples being too few."""
+    """None: one of the times has no interval, its samples being too few, or is predicted."""
+    before_basis: Basis
+    after_basis: Basis
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +206,11 @@ def _nfp(before: Profile, after: Profile, common: Iterable[Cell]) -> Iterable[Nf
                     b.positions,
                     b.lower,
                     _upper(b, new_grid),
-                    _apart(_reach(a, old_grid), _reach(b, new_grid)),
+                    None
+                    if _is_forecast(a, b)
+                    else _apart(_reach(a, old_grid), _reach(b, new_grid)),
+                    a.basis,
+                    b.basis,
                 )
 
 
@@ -227,6 +236,10 @@ def _reach(row: Boundary, grid: tuple[int, ...]) -> tuple[float, float]:
     return row.lower, grid[beyond] - 1 if beyond < len(grid) else math.inf
 
 
+def _is_forecast(a: Boundary | CurvePoint, b: Boundary | CurvePoint) -> bool:
+    return Basis.PREDICTED in (a.basis, b.basis)
+
+
 def _apart(a: tuple[float, float], b: tuple[float, float]) -> bool:
     return a[1] < b[0] or b[1] < a[0]
 
@@ -248,10 +261,12 @@ def _times(
                     b.median_seconds,
                     b.median_seconds / a.median_seconds,
                     _times_apart(a, b),
+                    a.basis,
+                    b.basis,
                 )
 
 
 def _times_apart(a: CurvePoint, b: CurvePoint) -> bool | None:
-    if a.seconds_upper is None or b.seconds_upper is None:
+    if a.seconds_upper is None or b.seconds_upper is None or _is_forecast(a, b):
         return None
     return _apart((a.seconds_lower, a.seconds_upper), (b.seconds_lower, b.seconds_upper))

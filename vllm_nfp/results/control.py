@@ -21,6 +21,7 @@ from vllm_nfp.results.snapshot import (
     hand_over_file,
     read_hand_over,
 )
+from vllm_nfp.types.shapes import Count, Whole
 
 SCHEMA = 1
 FILE_PATTERN = "control-*.json"
@@ -48,10 +49,10 @@ class ControlState(StrEnum):
 class DraftChoice:
     """The draft length of one batch size and context."""
 
-    batch_size: int
-    context: int
-    draft_length: int
-    static_length: int
+    batch_size: Count
+    context: Count
+    draft_length: Count
+    static_length: Count
     reason: str
     gain: float | None
     """Goodput over that of the configured length; None: not known."""
@@ -61,10 +62,10 @@ class DraftChoice:
 class DraftStepLatency:
     """Time of real decode steps at one draft length, drafting and host included."""
 
-    batch_size: int
-    context: int
-    draft_length: int
-    samples: int
+    batch_size: Count
+    context: Count
+    draft_length: Count
+    samples: Whole
     median_seconds: float
 
 
@@ -79,21 +80,21 @@ class ControlSnapshot:
     """Why it is disabled; empty otherwise."""
     method: str = ""
     """How drafts are made, in vLLM's word; empty: not known."""
-    live_draft_length: int | None = None
+    live_draft_length: Count | None = None
     """Of the last decode step; None before the first."""
-    lengths: tuple[int, ...] = ()
+    lengths: tuple[Count, ...] = ()
     """What is chosen from."""
     rows: Annotated[tuple[DraftChoice, ...], _TABLE] = ()
     times: Annotated[tuple[DraftStepLatency, ...], _TABLE] = ()
     acceptance: tuple[float, ...] = ()
     """Chance of each place in the draft, given those before it."""
-    decisions: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    decisions: Mapping[str, Whole] = dataclasses.field(default_factory=dict)
     """Changes of the length in force, by reason."""
     draft_seconds: Annotated[Mapping[str, float], _TABLE] = dataclasses.field(default_factory=dict)
     """Time of one more drafted token beside its verification, by batch size."""
-    steps: int = 0
+    steps: Whole = 0
     """Decode steps seen by draft control."""
-    trial_steps: int = 0
+    trial_steps: Whole = 0
     schema: int = SCHEMA
 
 

@@ -1,104 +1,179 @@
-"""Gathers the pairs of one engine, and estimates again where new ones have come in."""
+"""Gathers what one engine measures in a cost surface, and makes rows of what it answers."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from vllm_nfp.config import ProbeConfig
-from vllm_nfp.estimate import CellEstimate, PairStore, estimate_cell
 from vllm_nfp.faults import maybe_fail
-from vllm_nfp.give_way import give_way, in_pieces
+from vllm_nfp.give_way import give_way
 from vllm_nfp.results.layer_times import LayerTimes
+from vllm_nfp.results.real_steps import SteadySteps
+from vllm_nfp.results.rows import Answered, answered
+from vllm_nfp.results.table import Table
+from vllm_nfp.surface import CellAnswer, CostSurface
+from vllm_nfp.timing import RealSteps, rounded_context
 from vllm_nfp.types import (
     Boundary,
     Cell,
+    CellKey,
     CurvePoint,
+    EngineStep,
     LayerHistogram,
     LayerLatency,
     Module,
-    Pair,
     PairResult,
-    Timing,
+    Shape,
 )
-
-CELLS_AT_A_TIME = 64
-"""Cells that are worked through before a pause: some 0.2 ms."""
 
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What the estimates of one update say; replaced whole, never changed."""
+    """What the surface says after one update; replaced whole, never changed."""
 
     boundaries: tuple[Boundary, ...] = ()
-    """Of each cell, at each epsilon."""
+    """Of each module in each reported cell, at each epsilon."""
     curves: tuple[CurvePoint, ...] = ()
-    """Of each cell, at each number of positions."""
+    """Of the same, at each number of positions."""
+    live_boundaries: tuple[Boundary, ...] = ()
+    """Of the whole step, at the batch size and context of the last real one."""
+    live_curves: tuple[CurvePoint, ...] = ()
+    """The same of the curves, with those of the reported batch sizes at that context."""
     layers: tuple[LayerHistogram, ...] = ()
+    pairs: int = 0
+    """Pairs that were taken in."""
+    jumps: int = 0
+    """Times that old observations lost their weight."""
 
 
 class Results:
-    """Pairs and estimates of one engine.
+    """The cost surface of one engine, and the rows that it gives.
 
     One thread at a time adds and updates. Any thread may read the findings and the times of
     layers; the findings are those of the last update, and all of the same one.
+
+    Args:
+        config: the probe's settings.
+        surface: takes in what is measured.
+        table: what is reported.
     """
 
-    def __init__(self, config: ProbeConfig) -> None:
+    def __init__(self, config: ProbeConfig, surface: CostSurface, table: Table) -> None:
         self._config = config
-        self._store = PairStore(config.max_samples)
-        self._execution: dict[tuple[int, int], dict[int, str]] = {}
-        """How steps ran, by (batch size, context) and positions."""
-        self._estimates: dict[Cell, CellEstimate] = {}
-        self._changed: set[Cell] = set()
+        self.surface = surface
+        self.table = table
+        self._steps = SteadySteps()
         self._layers = LayerTimes(config.layer_histograms)
+        self._taken: Counter[Shape] = Counter()
+        self._shown: tuple[int, CellKey | None] = (-1, None)
+        """Version of the surface and live cell that the findings are of."""
         self._findings = Findings()
-        self.model_version = 0
-        """Rises when the whole step's curves have changed."""
 
-    def add(self, result: PairResult) -> None:
-        """Take in a pair: one sample for each module, and for the whole step."""
-        shape = result.many.shape
-        ways = self._execution.setdefault((shape.batch_size, shape.context), {})
-        ways[shape.positions] = result.many.execution
-        ways[1] = result.one.execution
-        baselines = _times(result.one)
-        for module, seconds in _times(result.many).items():
-            baseline = baselines.get(module)
-            if baseline is not None:
-                cell = Cell(module, shape.batch_size, shape.context)
-                self._store.add(cell, Pair(shape.positions, seconds, baseline))
-                self._changed.add(cell)
+    def add(self, result: PairResult, now: float) -> None:
+        """Take in a pair.
+
+        Args:
+            now: seconds of a monotonic clock.
+        """
+        self.surface.add_pair(result, now)
+        self._taken[result.many.shape] += 1
         self._layers.add(result.many)
         self._layers.add(result.one)
 
-    def update(self) -> None:
-        """Estimate again where pairs have come in."""
+    def taken(self, shape: Shape) -> int:
+        """Pairs of the shape that were taken in since the start."""
+        return self._taken[shape]
+
+    def add_steps(self, kinds: Iterable[RealSteps], now: float) -> None:
+        """Take in real steps, those kinds that tell something new."""
+        for of in self._steps.new(kinds, now):
+            if of.shape.positions <= self.table.grid[-1]:
+                self.surface.add_step(of.shape, of.median_seconds, now)
+
+    def update(self, now: float, last_step: EngineStep | None = None) -> None:
+        """Ask the surface again, where something has changed; gives way.
+
+        Args:
+            last_step: the latest real one.
+        """
         maybe_fail("estimate")
-        for cell in sorted(self._changed):
-            estimate = estimate_cell(
-                cell,
-                self._store.pairs(cell),
-                self._config.epsilons,
-                self._config.min_samples,
-                self._execution[cell.batch_size, cell.context],
-            )
-            if estimate is not None:
-                self._estimates[cell] = estimate
-                self.model_version += cell.module == Module.MODEL
-            give_way()
-        self._changed.clear()
+        self.surface.update(now)
+        live = None if last_step is None else self._live_cell(last_step)
+        version, found = self.surface.version, self._findings
+        boundaries, curves = found.boundaries, found.curves
+        live_boundaries, live_curves = found.live_boundaries, found.live_curves
+        if version != self._shown[0]:
+            boundaries, curves = self._rows(self.table.cells)
+        if live is not None and (version, live) != self._shown:
+            live_boundaries, live_curves = self._live_rows(live)
+        self._shown = version, live
         self._findings = Findings(
-            tuple(line for found in self._in_order() for line in found.boundaries),
-            tuple(point for found in self._in_order() for point in found.curve),
+            boundaries,
+            curves,
+            live_boundaries,
+            live_curves,
             self._layers.histograms(),
+            self._taken.total(),
+            self.surface.jumps,
         )
 
-    def _in_order(self) -> Iterable[CellEstimate]:
-        """The estimates in order of their cells, with pauses in between."""
-        cells = in_pieces(sorted(self._estimates), CELLS_AT_A_TIME)
-        return (self._estimates[cell] for cell in cells)
+    @staticmethod
+    def _live_cell(step: EngineStep) -> CellKey:
+        return step.batch_size, rounded_context(step.context)
+
+    def _live_rows(self, live: CellKey) -> tuple[tuple[Boundary, ...], tuple[CurvePoint, ...]]:
+        sizes = sorted({live[0], *self.table.batch_sizes})
+        cells = {(b, live[1]): self.table.fitting(b, live[1]) for b in sizes}
+        lines, curves = self._rows(cells, (Module.MODEL,))
+        return tuple(line for line in lines if line.batch_size == live[0]), curves
+
+    def _rows(
+        self, cells: Mapping[CellKey, tuple[int, ...]], modules: tuple[Module, ...] = tuple(Module)
+    ) -> tuple[tuple[Boundary, ...], tuple[CurvePoint, ...]]:
+        if not cells:
+            return (), ()
+        found = self.surface.answers(tuple(cells), self.table.grid)
+        give_way()
+        known: dict[tuple[int, tuple[int, ...]], Answered] = {}
+        lines: list[Boundary] = []
+        points: list[CurvePoint] = []
+        for key, answer in found.items():
+            cell = Cell(*key)
+            if cell.module not in modules:
+                continue
+            positions = cells[cell.batch_size, cell.context]
+            one = self._answered(known, answer, positions)
+            lines += one.lines(cell)
+            points += self._curve(cell, one)
+            give_way()
+        return tuple(lines), tuple(points)
+
+    def _answered(
+        self,
+        known: dict[tuple[int, tuple[int, ...]], Answered],
+        answer: CellAnswer,
+        positions: tuple[int, ...],
+    ) -> Answered:
+        """An FFN has the same answer at all contexts: it is worked out once."""
+        key = id(answer), positions
+        if key not in known:
+            known[key] = answered(answer, positions, self._config.epsilons)
+        return known[key]
+
+    def _curve(self, cell: Cell, one: Answered) -> tuple[CurvePoint, ...]:
+        """Empty where the surface knows no time in seconds yet, as with a generic prior."""
+        at_one = self.surface.seconds_at_one(*cell)
+        if at_one is None:
+            return ()
+        shape_samples = self.surface.samples
+        return one.curve(
+            cell,
+            at_one,
+            lambda n: shape_samples(cell.module, Shape(cell.batch_size, cell.context, n)),
+            self.table.execution,
+        )
 
     @property
     def findings(self) -> Findings:
@@ -106,20 +181,14 @@ class Results:
         return self._findings
 
     @property
-    def estimates(self) -> Mapping[Cell, CellEstimate]:
-        """The latest estimate of each cell; for the thread that updates."""
-        return MappingProxyType(self._estimates)
+    def model_version(self) -> int:
+        """Rises when the whole step's curves have changed."""
+        return self.surface.version
 
     def model_curves(self) -> Iterator[CurvePoint]:
-        """The points of the whole step alone; for the thread that updates."""
-        for found in self._in_order():
-            if found.cell.module == Module.MODEL:
-                yield from found.curve
+        """The points of the whole step alone."""
+        return (point for point in self._findings.curves if point.module == Module.MODEL)
 
     def layer_times(self) -> tuple[LayerLatency, ...]:
         """The time of each timed layer's modules, by cell and number of positions."""
         return self._layers.latencies()
-
-
-def _times(timing: Timing) -> dict[Module, float]:
-    return {**timing.modules, Module.MODEL: timing.step_seconds}

@@ -14,6 +14,7 @@ from io import StringIO
 
 from vllm_nfp.config import MOST_BATCH_SIZES, MOST_CONTEXTS, MOST_EPSILONS, MOST_POSITION_COUNTS
 from vllm_nfp.text import printable
+from vllm_nfp.types import Basis
 from vllm_nfp.web import UrlError, metrics_address, open_url
 
 TIMEOUT_SECONDS = 10.0
@@ -58,6 +59,8 @@ class Row:
     at_limit: bool
     idle_compute: int | None
     predicted: int | None
+    basis: Basis = Basis.MEASURED
+    """Servers from before the cost surface show measured estimates alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,12 @@ class Status:
     state: str
     overhead_ratio: float
     probes: Mapping[str, int]
+    prior: str = ""
+    """What answers rest on where nothing was measured; empty: not told."""
+    prior_reason: str = ""
+    """Why it is generic, or why a profile was refused; empty otherwise."""
+    jumps: int = 0
+    """Times that older measurements lost their weight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,6 +353,10 @@ def _rows(samples: Samples) -> tuple[Row, ...]:
     lower, upper = by_line("positions_lower"), by_line("positions_upper")
     at_limit = by_line("positions_at_limit")
     idle, predicted = by_line("idle_compute_positions"), by_line("predicted_positions")
+    bases = {
+        tuple(labels[key] for key in _LINE): Basis(labels["basis"])
+        for labels, _ in samples.get("vllm_nfp_positions_basis", ())
+    }
     rows = [
         Row(
             engine=line[0],
@@ -357,6 +370,7 @@ def _rows(samples: Samples) -> tuple[Row, ...]:
             at_limit=bool(at_limit[line]),
             idle_compute=int(idle[line]) if line in idle else None,
             predicted=int(predicted[line]) if line in predicted else None,
+            basis=bases.get(line, Basis.MEASURED),
         )
         for line, value in by_line("positions").items()
     ]
@@ -369,6 +383,11 @@ def _rows(samples: Samples) -> tuple[Row, ...]:
 
 def _statuses(samples: Samples) -> tuple[Status, ...]:
     ratios = {labels["engine"]: v for labels, v in samples.get("vllm_nfp_overhead_ratio", ())}
+    jumps = {labels["engine"]: v for labels, v in samples.get("vllm_nfp_surface_jumps_total", ())}
+    priors = {
+        labels["engine"]: (labels["prior"], labels["reason"])
+        for labels, _ in samples.get("vllm_nfp_prior_info", ())
+    }
     probes: dict[str, dict[str, int]] = {}
     for labels, value in samples.get("vllm_nfp_probes_total", ()):
         probes.setdefault(labels["engine"], {})[labels["outcome"]] = int(value)
@@ -379,6 +398,8 @@ def _statuses(samples: Samples) -> tuple[Status, ...]:
             labels["state"],
             ratios.get(labels["engine"], 0.0),
             probes.get(labels["engine"], {}),
+            *priors.get(labels["engine"], ("", "")),
+            int(jumps.get(labels["engine"], 0)),
         )
         for labels, value in samples["vllm_nfp_state"]
         if value == 1.0

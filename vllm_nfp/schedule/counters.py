@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from vllm_nfp.types import EngineStep
+from vllm_nfp.types import EngineStep, Shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +18,18 @@ class Counters:
     overhead_ratio: float = 0.0
     last_step: EngineStep | None = None
     """The latest decode step that was looked at."""
-    missing_pairs: int = 0
-    """Pairs that points which matter still lack."""
     idle_probe_seconds: float = 0.0
     step_ratio: float = 0.0
     budget_slack: float = 1.0
+    """Fraction of the budget that the load has left, over the last steps."""
     graph_bytes: int = 0
+    refused: frozenset[Shape] = frozenset()
+    """Targets that can never be run here."""
+    put_off: frozenset[Shape] = frozenset()
+    """Targets that cannot be run for now; they are tried again after a while."""
+    ready: frozenset[tuple[int, int]] = frozenset()
+    """(batch size, positions) of the shapes that lack nothing to be run, at any context."""
+    piece_seconds: float = 0.0
+    """Recent mean cost of one piece of what a shape lacks, such as a graph; 0 before the first."""
+    wants_agenda: bool = False
+    """All of the agenda has run, and it was not settled: the next one is wanted at once."""

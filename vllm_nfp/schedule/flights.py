@@ -88,6 +88,10 @@ class Flights:
         """Whether a launch of this shape would find all that it needs."""
         return self._engine.ready(shape)
 
+    def ready_keys(self) -> frozenset[tuple[int, int]]:
+        """(batch size, positions) of all shapes that are ready."""
+        return self._engine.ready_keys()
+
     def launch(self, pair: Pair, account: Account) -> None:
         """Launch both runs of a pair.
 

@@ -6,8 +6,10 @@ IDLE_GRACE_SECONDS = 0.05
 """Time without a request before the first probe of an idle spell."""
 IDLE_POLL_SECONDS = 0.002
 """Time between two looks at a probe that is on the device."""
+IDLE_AGENDA_SECONDS = 0.2
+"""Time between two looks for the next agenda."""
 IDLE_REFRESH_SECONDS = 5.0
-"""Time between two idle probes once every point has its samples."""
+"""Time between two idle probes that only refresh what is known."""
 
 
 class IdleTime:
@@ -41,12 +43,12 @@ class IdleTime:
             return self._next - now
         return IDLE_REFRESH_SECONDS if self._share <= 0.0 else 0.0
 
-    def spend(self, cost_seconds: float, now: float, complete: bool) -> None:
+    def spend(self, cost_seconds: float, now: float, settled: bool) -> None:
         """A probe took this long.
 
         Args:
-            complete: every point has its samples, so that probes only refresh them.
+            settled: probes only refresh what is known.
         """
         self.probe_seconds += cost_seconds
         pause = cost_seconds * (1.0 / self._share - 1.0)
-        self._next = now + (max(pause, IDLE_REFRESH_SECONDS) if complete else pause)
+        self._next = now + (max(pause, IDLE_REFRESH_SECONDS) if settled else pause)

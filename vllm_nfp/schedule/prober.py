@@ -15,27 +15,31 @@ from vllm_nfp.schedule.budget import Budget
 from vllm_nfp.schedule.consent import Consent
 from vllm_nfp.schedule.counters import Counters
 from vllm_nfp.schedule.flights import Account, Flights, Landed
-from vllm_nfp.schedule.idle import IDLE_POLL_SECONDS, IDLE_REFRESH_SECONDS, IdleTime
+from vllm_nfp.schedule.idle import (
+    IDLE_AGENDA_SECONDS,
+    IDLE_POLL_SECONDS,
+    IDLE_REFRESH_SECONDS,
+    IdleTime,
+)
 from vllm_nfp.schedule.pair import Draws, Pair, both
-from vllm_nfp.schedule.plan import NOTHING_KNOWN, CellKey, Feedback, Planner, live_cell
-from vllm_nfp.schedule.waits import Waits
+from vllm_nfp.schedule.queue import Queue
 from vllm_nfp.timing import StepTimer
 from vllm_nfp.types import EngineStep, PairResult, RefusedForNowError, Shape, ShapeRefusedError
 
 RUNS_PER_PAIR = 4.0
 """First guess of a pair's cost, in real steps, until one has been measured."""
+PIECE_MEMORY = 8.0
+"""Pieces over which their mean cost is taken."""
 
 
 class Prober:
     """Runs pairs of probes between real steps, and while no request is there.
 
-    ``feedback`` is what the latest estimates mean for the plan.
-
     Args:
         flights: launches pairs.
         consent: says whether a chosen pair is launched now.
         timer: times real steps; must earn for the budget.
-        planner: says what to run.
+        queue: says what to run.
         budget: says when.
         sink: takes each finished pair.
         config: the probe's settings.
@@ -47,7 +51,7 @@ class Prober:
         flights: Flights,
         consent: Consent,
         timer: StepTimer,
-        planner: Planner,
+        queue: Queue,
         budget: Budget,
         sink: Callable[[PairResult], None],
         config: ProbeConfig,
@@ -56,49 +60,45 @@ class Prober:
         self._flights = flights
         self._consent = consent
         self.timer = timer
-        self.planner = planner
+        self.queue = queue
         self.budget = budget
         self._sink = sink
-        self._config = config
         self._now = now
         self._draws = Draws(config.seed)
         self._pending: Shape | None = None
-        """The target whose shapes are being made ready."""
-        self._waits = Waits()
+        """The target whose shapes are being made ready. It stays when another agenda comes: part of
+        its cost is paid."""
         self._idle = IdleTime(config.idle_share)
         self._last_pair_seconds = 0.0
+        self._piece_seconds = 0.0
+        self._ready = flights.ready_keys()
         self.outcomes: dict[str, int] = {"measured": 0, "idle": 0, "prepared": 0, "refused": 0}
         self._last_step: EngineStep | None = None
-        self._live: CellKey | None = None
-        """The cell of the last step."""
 
     def serving(self) -> None:
         """A real step that is not looked at is about to be launched."""
         self._idle.interrupt()
 
-    def before_step(
-        self, step: EngineStep, stands_for: int = 1, feedback: Feedback = NOTHING_KNOWN
-    ) -> None:
+    def before_step(self, step: EngineStep, stands_for: int = 1) -> None:
         """A real step is about to be launched; may launch a pair ahead of it.
 
         Args:
             stands_for: steps that it stands for, its own among them.
         """
         self._idle.interrupt()
-        self.settle(feedback)
+        self.settle()
         self.timer.describe(step.batch_size, step.context, step.positions, step.decode, stands_for)
-        self.budget.observe(step.fullness, not step.decode, step.waiting, stands_for)
+        self.budget.observe(step, stands_for)
         if not step.decode:
             return
         self._last_step = step
-        self._live = live_cell(step, self._config.batch_sizes, self._config.contexts)
         # Cheapest questions first: this runs before every step that is looked at.
         if self._flights.busy or self._consent.pending:
             return
         if self.budget.affords(self._least_cost()):
-            self.advance(Account.MEASURED, feedback)
+            self.advance(Account.MEASURED)
 
-    def settle(self, feedback: Feedback = NOTHING_KNOWN) -> None:
+    def settle(self) -> None:
         """Read whatever the device has passed; waits for nothing.
 
         Raises:
@@ -107,16 +107,16 @@ class Prober:
         self.timer.settle()
         landed = self._flights.landed()
         if landed is not None:
-            self._take(landed, feedback)
+            self._take(landed)
 
-    def idle(self, feedback: Feedback = NOTHING_KNOWN) -> float:
+    def idle(self) -> float:
         """No request is there: run what the idle share allows; returns seconds until the next call.
 
         The caller returns to serving as soon as a request comes, whatever is on the device: that
         request then waits for the rest of one pair at most.
         """
         now = self._now()
-        self.settle(feedback)
+        self.settle()
         seconds = self._idle.wait(now)
         if self._flights.busy:
             return IDLE_POLL_SECONDS
@@ -124,20 +124,26 @@ class Prober:
             return seconds
         if self.budget.off:
             return IDLE_REFRESH_SECONDS
-        self.advance(Account.IDLE, feedback)
-        return IDLE_POLL_SECONDS if self._flights.busy else IDLE_REFRESH_SECONDS
+        self.advance(Account.IDLE)
+        if self._flights.busy:
+            return IDLE_POLL_SECONDS
+        return IDLE_AGENDA_SECONDS if self.wants_agenda else IDLE_REFRESH_SECONDS
 
     @property
     def busy(self) -> bool:
         """Whether a launch is on the device."""
         return self._flights.busy
 
-    def advance(self, account: Account, feedback: Feedback = NOTHING_KNOWN) -> bool:
-        """Launch the next pair, or a piece of what it lacks; False if nothing is left to probe."""
+    @property
+    def wants_agenda(self) -> bool:
+        """Whether all of the agenda has run, and the next one is worth more than its repetition."""
+        under_way = self._pending is not None or self._flights.busy
+        return not under_way and self.queue.used_up and not self.queue.settled
+
+    def advance(self, account: Account) -> bool:
+        """Launch the next pair, or a piece of what it lacks; False if nothing can be probed."""
         maybe_fail("plan")
-        for target in self._waits.over(self._now()):
-            self.planner.take_back(target)
-        chosen = self._pending or self.planner.next(self._live, self._is_ready, feedback)
+        chosen = self._pending or self.queue.next(self._now())
         if chosen is None:
             return False
         try:
@@ -153,7 +159,9 @@ class Prober:
             if isinstance(error, RefusedForNowError) or not self._consent.alone:
                 self.put_off(chosen)
             else:
-                self._drop(chosen)
+                self._pending = None
+                self.queue.refuse(chosen)
+                self.outcomes["refused"] += 1
         return True
 
     def launch_agreed(self, pair: Pair) -> None:
@@ -166,16 +174,10 @@ class Prober:
     def put_off(self, target: Shape) -> None:
         """Leave a target out for a while: what it lacks now it may have later."""
         self._pending = None
-        self.planner.put_off(target)
-        self.outcomes["refused"] += 1
-        self._waits.begin(target, self._now())
-
-    def _drop(self, target: Shape) -> None:
-        self._pending = None
-        self.planner.drop(target)
+        self.queue.wait(target, self._now())
         self.outcomes["refused"] += 1
 
-    def counters(self, graph_bytes: int = 0, feedback: Feedback = NOTHING_KNOWN) -> Counters:
+    def counters(self, graph_bytes: int = 0) -> Counters:
         """What has been counted so far.
 
         Args:
@@ -186,11 +188,15 @@ class Prober:
             probe_seconds=self.budget.probe_seconds,
             overhead_ratio=self.budget.overhead_ratio,
             last_step=self._last_step,
-            missing_pairs=self.planner.missing_pairs(feedback),
             idle_probe_seconds=self._idle.probe_seconds,
             step_ratio=self.budget.step_ratio,
             budget_slack=self.budget.slack,
             graph_bytes=graph_bytes,
+            refused=self.queue.refused,
+            put_off=self.queue.put_off,
+            ready=self._ready,
+            piece_seconds=self._piece_seconds,
+            wants_agenda=self.wants_agenda,
         )
 
     def _least_cost(self) -> float:
@@ -208,8 +214,6 @@ class Prober:
             self._started(account)
 
     def _prepare(self, target: Shape, account: Account) -> None:
-        if self._pending is None:
-            self.planner.changed()
         self._pending = target
         try:
             self._flights.make_ready(both(target), account)
@@ -220,27 +224,31 @@ class Prober:
         if account is Account.MEASURED:
             self.budget.started()
 
-    def _take(self, landed: Landed, feedback: Feedback) -> None:
-        if landed.pair is not None:
-            self.planner.record(landed.pair.target)
-        self._charge(landed, feedback)
+    def _take(self, landed: Landed) -> None:
+        self._charge(landed)
         if landed.refused:
             return
         if landed.pair is None or landed.result is None:
-            at_start = landed.account is Account.STARTUP
-            self._count("startup_prepared" if at_start else "prepared")
+            self._take_piece(landed)
             return
         self._last_pair_seconds = landed.cost_seconds
-        self._waits.end(landed.pair.target)
+        self.queue.measured(landed.pair.target)
         self._count(landed.account)
         self._sink(landed.result)
+
+    def _take_piece(self, landed: Landed) -> None:
+        # Other shapes may have lost their graphs for it.
+        self._ready = self._flights.ready_keys()
+        before = self._piece_seconds or landed.cost_seconds
+        self._piece_seconds = before + (landed.cost_seconds - before) / PIECE_MEMORY
+        at_start = landed.account is Account.STARTUP
+        self._count("startup_prepared" if at_start else "prepared")
 
     def _count(self, outcome: str) -> None:
         self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
 
-    def _charge(self, landed: Landed, feedback: Feedback) -> None:
+    def _charge(self, landed: Landed) -> None:
         if landed.account is Account.MEASURED:
             self.budget.spend(landed.cost_seconds)
         elif landed.account is Account.IDLE:
-            complete = self.planner.complete(feedback)
-            self._idle.spend(landed.cost_seconds, self._now(), complete)
+            self._idle.spend(landed.cost_seconds, self._now(), self.queue.settled)

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 
 from vllm_nfp.schedule.flights import Account
-from vllm_nfp.schedule.plan import NOTHING_KNOWN, Feedback
 from vllm_nfp.schedule.prober import Prober
 
 PROGRESS_SECONDS = 0.5
@@ -17,24 +16,25 @@ POLL_SECONDS = 0.0002
 def scan(
     prober: Prober,
     seconds: float,
-    report: Callable[[], Feedback] = lambda: NOTHING_KNOWN,
+    report: Callable[[], None],
     now: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Run pairs for this long, or until every point has its samples. Charged to no budget.
+    """Run pairs for this long, or until the agenda is settled. Charged to no budget.
 
     Args:
-        report: called every :data:`PROGRESS_SECONDS`; returns the feedback from then on.
+        report: makes the next agenda; called when the last one is used up, and every
+            :data:`PROGRESS_SECONDS`. The scan ends if nothing of the new one can be run.
         now: seconds of a monotonic clock.
     """
-    feedback = NOTHING_KNOWN
     begun = told = now()
-    while now() < begun + seconds and not prober.planner.complete(feedback):
-        if not prober.advance(Account.STARTUP, feedback):
+    while now() < begun + seconds:
+        asks = prober.wants_agenda or now() >= told + PROGRESS_SECONDS
+        if asks:
+            report()
+            told = now()
+        if prober.queue.settled or (not prober.advance(Account.STARTUP) and asks):
             return
         while prober.busy:
-            prober.settle(feedback)
+            prober.settle()
             sleep(POLL_SECONDS)
-        if now() >= told + PROGRESS_SECONDS:
-            feedback = report()
-            told = now()

@@ -23,6 +23,10 @@ class ShapeRunner(Protocol):
         """Whether a launch of this shape would find all that it needs."""
         ...
 
+    def ready_keys(self) -> frozenset[tuple[int, int]]:
+        """(batch size, positions) of all shapes that are ready; they are so at every context."""
+        ...
+
     def make_ready(self, shapes: Sequence[Shape]) -> None:
         """Make one piece of what the shapes still lack: a warm-up run, or one graph.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vllm_nfp.types import Shape
@@ -31,9 +30,9 @@ class Waits:
         seconds = min(seconds, LONGEST_WAIT_SECONDS)
         self._waits[target] = _Wait(seconds, now + seconds)
 
-    def over(self, now: float) -> Iterator[Shape]:
-        """Targets whose wait is over; each is named until it has been run, or waits again."""
-        return (target for target, wait in self._waits.items() if now >= wait.until)
+    def at(self, now: float) -> frozenset[Shape]:
+        """Targets whose wait is not over."""
+        return frozenset(target for target, wait in self._waits.items() if now < wait.until)
 
     def end(self, target: Shape) -> None:
         """The target has been run: its next wait is a first one."""

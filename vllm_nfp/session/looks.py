@@ -23,8 +23,6 @@ class Looks:
         self._sampler = sampler
         self._limits = limits
         self._view = view
-        self._waits = False
-        """There was a sign at the last look that requests wait."""
         self.stands_for = 0
         """Steps that the latest one stands for, its own among them; 0 if it is not looked at."""
 
@@ -38,8 +36,7 @@ class Looks:
         self.stands_for = 0
         if not scheduler_output.num_scheduled_tokens:
             return 0
-        self._waits = requests_wait(scheduler_output, self._limits)
-        if self._waits:
+        if requests_wait(scheduler_output, self._limits):
             self.stands_for = 1
         elif self._sampler.look():
             self.stands_for = self._sampler.stands_for
@@ -47,5 +44,4 @@ class Looks:
 
     def step(self, scheduler_output: Any) -> EngineStep | None:
         """The step as the scheduler planned it; None if it runs nothing."""
-        waits = self._waits if self.stands_for else None
-        return step_of(scheduler_output, self._view.decode_positions, self._limits, waits)
+        return step_of(scheduler_output, self._view.decode_positions, self._limits)

@@ -1,7 +1,7 @@
-"""The background side: keeps the pairs, estimates the boundaries, and publishes the results.
+"""The background side: takes in pairs and real steps, asks the surface, and publishes the results.
 
 It runs in a thread of its own, and touches neither the device nor vLLM. It is given new pairs
-through a queue, and counters in a slot. The serving side reads its feedback, or its fault.
+through a queue, and counters in a slot. The serving side reads its agenda, or its fault.
 """
 
 from __future__ import annotations
@@ -18,34 +18,35 @@ from vllm_nfp.draft.curve_exchange import CurveSender
 from vllm_nfp.faults import maybe_fail
 from vllm_nfp.give_way import give_way
 from vllm_nfp.results.gather import Results
+from vllm_nfp.results.real_steps import Traffic
 from vllm_nfp.results.snapshot import Snapshot
+from vllm_nfp.schedule.agenda import NO_AGENDA, Agenda
 from vllm_nfp.schedule.counters import Counters
-from vllm_nfp.schedule.feedback import feedback_of
-from vllm_nfp.schedule.plan import Feedback
+from vllm_nfp.session.agenda_maker import AgendaMaker
 from vllm_nfp.session.output import Output
 from vllm_nfp.timing import StepTimes
-from vllm_nfp.types import (
-    EngineStep,
-    LiveStep,
-    PairResult,
-    State,
-)
+from vllm_nfp.types import EngineStep, LiveStep, PairResult, Shape, State
 
 logger = logging.getLogger("vllm.nfp")
 
 MOST_QUEUED_PAIRS = 1_000
 """Pairs that wait for the thread: bounds the memory."""
+AGENDA_SECONDS = 0.25
+"""Least time between two agendas, where pairs are quick."""
+PROGRESS_SECONDS = 0.5
+"""Least time between two publications in a scan."""
 KEEP_SECONDS = 15.0
 """Time between two writings of a profile while the state stays."""
 
 
 class Publisher:
-    """The thread that turns pairs into published estimates.
+    """The thread that turns pairs and real steps into published answers.
 
     Args:
         config: the probe's settings.
         identity: the fixed part of each snapshot, as far as it is known.
         times: of real steps; written by the serving thread.
+        results: what is known; used by this thread alone.
         output: where results go.
         sender: takes the curves whenever they have changed; None if nobody wants them.
     """
@@ -55,6 +56,7 @@ class Publisher:
         config: ProbeConfig,
         identity: Snapshot,
         times: StepTimes,
+        results: Results,
         output: Output,
         sender: CurveSender | None = None,
     ) -> None:
@@ -64,21 +66,25 @@ class Publisher:
         self._output = output
         self._sender = sender
         self._sent_version = 0
-        self._kept_at = -math.inf
+        self._progress_at = self._kept_at = -math.inf
         self._kept_state: State | None = None
-        self._results = Results(config)
+        self._results = results
+        self._maker = AgendaMaker(config, results)
+        self._traffic = Traffic()
         self._queue: queue.SimpleQueue[PairResult] = queue.SimpleQueue()
         self._counters = Counters()
         self._processing = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="nfp-publisher", daemon=True)
-        self._feedback = Feedback()
+        self._agenda = NO_AGENDA
+        self._chosen_for: tuple[int, frozenset[Shape], frozenset[Shape]] | None = None
+        """Pairs, and what was refused or put off, as of the latest agenda."""
         self._fault: str | None = None
 
     @property
-    def feedback(self) -> Feedback:
-        """What the latest estimates mean for the plan; any thread may read it at any time."""
-        return self._feedback
+    def agenda(self) -> Agenda:
+        """What to probe next, as chosen last; any thread may read it at any time."""
+        return self._agenda
 
     @property
     def fault(self) -> str | None:
@@ -116,18 +122,30 @@ class Publisher:
         self._thread.start()
 
     def process(self) -> None:
-        """Take in what the queue holds and estimate again; one thread at a time.
+        """Take in what is new, ask the surface, and choose what to probe; one thread at a time.
 
         The serving thread calls it during the start alone, before the background thread begins.
         """
         with self._processing:
+            counters, now = self._counters, time.monotonic()
             while not self._queue.empty():
                 result = self._queue.get()
                 self._output.record(result)
-                self._results.add(result)
+                self._results.add(result, now)
                 give_way()
-            self._results.update()
-            self._feedback = feedback_of(self._results.estimates.values(), self._config)
+            kinds = self._times.kinds()
+            self._results.add_steps(kinds, now)
+            self._traffic.update(kinds, now)
+            self._results.update(now, counters.last_step)
+            self._choose(counters)
+
+    def _choose(self, counters: Counters) -> None:
+        """Make the next agenda, if something has happened since the last one."""
+        pairs = self._results.findings.pairs
+        known = pairs, counters.refused, counters.put_off
+        if not self._config.passive and (counters.wants_agenda or known != self._chosen_for):
+            self._agenda = self._maker.make(counters, self._traffic.shares)
+            self._chosen_for = known
 
     def stop(self) -> None:
         """Let the thread end; does not wait for it."""
@@ -135,8 +153,13 @@ class Publisher:
 
     def _run(self) -> None:
         try:
-            while not self._stop.wait(self._config.publish_seconds):
-                self._publish()
+            due = time.monotonic() + self._config.publish_seconds
+            while not self._stop.wait(min(AGENDA_SECONDS, self._config.publish_seconds)):
+                if time.monotonic() >= due:
+                    self._publish()
+                    due = time.monotonic() + self._config.publish_seconds
+                elif self._counters.wants_agenda:
+                    self.process()
         except Exception as error:
             self._fault = f"publishing failed: {error!r}"
 
@@ -164,9 +187,15 @@ class Publisher:
             self._kept_at, self._kept_state = now, snapshot.state
 
     def report_progress(self) -> None:
-        """Estimate and publish in the middle of a scan, from the thread that scans."""
+        """Choose the next agenda in the middle of a scan, and publish now and then.
+
+        From the thread that scans.
+        """
         self.process()
-        self._output.write(self.snapshot())
+        now = time.monotonic()
+        if now >= self._progress_at + PROGRESS_SECONDS:
+            self._output.write(self.snapshot())
+            self._progress_at = now
 
     def full_snapshot(self) -> Snapshot:
         """All that is known now, the times of layers too; waits for no update that is under way."""
@@ -176,10 +205,10 @@ class Publisher:
         """What is known now and fits into the metrics."""
         counters = self._counters
         found = self._results.findings
-        probed = _state(bool(found.boundaries), counters.missing_pairs == 0)
+        agenda = self._agenda
         return replace(
             self._identity,
-            state=State.PASSIVE if self._config.passive else probed,
+            state=State.PASSIVE if self._config.passive else _state(found.pairs, agenda),
             updated_unix_seconds=time.time(),
             updated_monotonic_seconds=time.monotonic(),
             idle_probe_seconds=counters.idle_probe_seconds,
@@ -193,7 +222,10 @@ class Publisher:
             boundaries=found.boundaries,
             curves=found.curves,
             layers=found.layers,
-            missing_pairs=counters.missing_pairs,
+            live_boundaries=found.live_boundaries,
+            live_curves=found.live_curves,
+            jumps=found.jumps,
+            missing_pairs=agenda.missing_pairs,
             live=_live(counters.last_step),
         )
 
@@ -202,7 +234,7 @@ def _live(step: EngineStep | None) -> LiveStep | None:
     return None if step is None else LiveStep(step.batch_size, step.context, step.positions)
 
 
-def _state(has_estimates: bool, complete: bool) -> State:
-    if not has_estimates:
+def _state(pairs: int, agenda: Agenda) -> State:
+    if not pairs:
         return State.WARMING
-    return State.STEADY if complete else State.PROBING
+    return State.PROBING if agenda.missing_pairs else State.STEADY

@@ -9,7 +9,9 @@ from typing import Any
 from vllm_nfp.adapter import bindings, support
 from vllm_nfp.adapter.attention_groups import CellDoesNotFitError
 from vllm_nfp.adapter.bindings import UnknownVllmError
+from vllm_nfp.adapter.dispatch import NO_GRAPHS, execution_of
 from vllm_nfp.adapter.graph_place import GraphPlace
+from vllm_nfp.adapter.graph_rules import graph_rules
 from vllm_nfp.adapter.layers import UnsupportedModelError
 from vllm_nfp.adapter.out_of_memory import is_out_of_memory
 from vllm_nfp.adapter.runner import RunnerView
@@ -17,20 +19,24 @@ from vllm_nfp.adapter.runners import UnknownRunnerError, view_of
 from vllm_nfp.adapter.steps import limits_of
 from vllm_nfp.adapter.versions import Mode
 from vllm_nfp.faults import maybe_fail
+from vllm_nfp.results.table import Table, plain_table
 from vllm_nfp.schedule.lockstep import DivergedError, PeerFaultError, WireError
 from vllm_nfp.session.agreement import Alone
 from vllm_nfp.session.in_lockstep import InLockstep, join
 from vllm_nfp.session.looks import Looks
 from vllm_nfp.session.output import Output
-from vllm_nfp.session.publication import open_publisher, publish_first
+from vllm_nfp.session.publication import open_publication
 from vllm_nfp.session.start_probing import NothingToProbeError, clock_of, start_probing
 from vllm_nfp.session.started import Agreement, Lead, Started
 from vllm_nfp.session.timing_only import TimingOnly
 from vllm_nfp.session.worker import Worker
 from vllm_nfp.timing import Sampler, StepTimer
-from vllm_nfp.types import ShapeRefusedError, State
+from vllm_nfp.types import Module, ShapeRefusedError, State
 
 logger = logging.getLogger("vllm.nfp")
+
+USUAL_MODULES = (Module.ATTENTION, Module.DENSE_FFN)
+"""Modules of a model that is not known and not taken apart."""
 
 
 class StaysOffError(RuntimeError):
@@ -125,16 +131,39 @@ def _time_only(worker: Worker, runner: Any, reason: str, output: Output) -> Star
     worker = replace(worker, config=replace(worker.config, passive=True))
     identity = replace(worker.identity, state=State.PASSIVE, reason=reason, runner=view.name)
     watcher = TimingOnly(StepTimer(clock_of(view)))
-    publisher = open_publisher(worker, view, identity, watcher.timer.times, output)
+    table, capture_sizes = _passive_table(worker, view)
+    times = watcher.timer.times
+    publication = open_publication(
+        worker, view, identity, times, table, USUAL_MODULES, capture_sizes, output
+    )
     agreement = Alone()
-    publish_first(worker, view, publisher, identity, worker.cells, agreement.ranks)
+    publication.first(worker, table, agreement.ranks)
     logger.info(
         "vllm-nfp: timing the steps of %s on the %s runner, without probes",
         identity.model_name,
         view.name,
     )
     looks = Looks(Sampler(), limits_of(worker.vllm_config), view)
-    return Started(agreement, looks, None, Lead(watcher, publisher))
+    return Started(agreement, looks, None, Lead(watcher, publication.publisher))
+
+
+def _passive_table(worker: Worker, view: RunnerView) -> tuple[Table, tuple[int, ...]]:
+    """What is reported without a probe, and the sizes of vLLM's CUDA graphs."""
+    vllm_config, config = worker.vllm_config, worker.config
+    try:
+        rules = graph_rules(vllm_config, view.runner.attn_groups, view.device)
+    except Exception as error:  # an unknown vLLM may keep its settings elsewhere
+        logger.info("vllm-nfp: how steps are launched is not known: %r", error)
+        rules = NO_GRAPHS
+    table = plain_table(
+        config.batch_sizes,
+        config.contexts,
+        config.grid,
+        int(vllm_config.model_config.max_model_len),
+        limits_of(vllm_config).tokens,
+        execution_of(rules),
+    )
+    return table, rules.capture_sizes
 
 
 def _view_without_probe(runner: Any, reason: str) -> RunnerView:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from vllm_nfp.adapter.dispatch import execution_of
 from vllm_nfp.adapter.graph_place import GraphPlace
 from vllm_nfp.adapter.ranks import Ranks
 from vllm_nfp.adapter.runner import RunnerView
@@ -15,17 +16,19 @@ from vllm_nfp.adapter.steps import limits_of
 from vllm_nfp.faults import maybe_fail
 from vllm_nfp.probe.engine import ProbeEngine
 from vllm_nfp.results.snapshot import Snapshot
+from vllm_nfp.results.table import Table
 from vllm_nfp.schedule.budget import LARGE_BUDGET, Budget
 from vllm_nfp.schedule.flights import Flights
-from vllm_nfp.schedule.plan import CellKey, Feedback, Planner
 from vllm_nfp.schedule.prober import Prober
+from vllm_nfp.schedule.queue import Queue
 from vllm_nfp.schedule.scan import scan
 from vllm_nfp.session.looks import Looks
 from vllm_nfp.session.output import Output
-from vllm_nfp.session.publication import EVERY_RANK_READY, open_publisher, publish_first
+from vllm_nfp.session.publication import EVERY_RANK_READY, open_publication
 from vllm_nfp.session.started import Agreement, Lead, Started
 from vllm_nfp.session.worker import Worker
 from vllm_nfp.timing import Clock, CudaClock, HostClock, Sampler, StepTimer
+from vllm_nfp.types import CellKey
 
 logger = logging.getLogger("vllm.nfp")
 
@@ -143,16 +146,26 @@ def _lead(
     identity = replace(worker.identity, runner=view.name, skipped_cells=dict(cells.skipped))
     budget = Budget(config.overhead_budget, config.delayed_steps)
     timer = StepTimer(clock, budget.earn)
-    publisher = open_publisher(worker, view, identity, timer.times, output)
-    planner = Planner(cells.grids, max(config.min_samples, config.wanted_samples), config.seed)
+    table = _table_of(worker, engine, cells)
+    publication = open_publication(
+        worker,
+        view,
+        identity,
+        timer.times,
+        table,
+        engine.modules,
+        engine.rules.capture_sizes,
+        output,
+    )
+    publisher = publication.publisher
     flights, consent = Flights(engine, clock, now), agreement.consent(engine)
-    prober = Prober(flights, consent, timer, planner, budget, publisher.put, config, now)
+    queue = Queue(lambda: publisher.agenda)
+    prober = Prober(flights, consent, timer, queue, budget, publisher.put, config, now)
     lead = Lead(prober, publisher)
 
-    def report() -> Feedback:
+    def report() -> None:
         lead.count(engine.graph_bytes)
         publisher.report_progress()
-        return publisher.feedback
 
     _warn_of_fusion(worker, agreement.ranks)
     maybe_fail("startup_scan")
@@ -160,9 +173,19 @@ def _lead(
     engine.give_back_cache()
     publisher.process()
     lead.count(engine.graph_bytes)
-    identity = publish_first(worker, view, publisher, identity, list(cells.grids), agreement.ranks)
-    _log_start(worker, engine, identity, len(planner.cells))
+    identity = publication.first(worker, table, agreement.ranks)
+    _log_start(worker, engine, identity, len(table.cells))
     return lead
+
+
+def _table_of(worker: Worker, engine: ProbeEngine, cells: Cells) -> Table:
+    return Table(
+        {cell: (1, *beyond_one) for cell, beyond_one in cells.grids.items()},
+        worker.config.grid,
+        int(worker.vllm_config.model_config.max_model_len),
+        limits_of(worker.vllm_config).tokens,
+        execution_of(engine.rules),
+    )
 
 
 def _follow(engine: ProbeEngine, agreement: Agreement) -> None:

@@ -40,18 +40,18 @@ class Lead:
         if self.publisher.fault is not None:
             raise PublishingError(self.publisher.fault)
         if step is not None:
-            self.watcher.before_step(step, stands_for, self.publisher.feedback)
+            self.watcher.before_step(step, stands_for)
             self.count(graph_bytes)
 
     def idle(self, graph_bytes: int) -> float:
         """No request is there; returns the seconds until the next call."""
-        seconds = self.watcher.idle(self.publisher.feedback)
+        seconds = self.watcher.idle()
         self.count(graph_bytes)
         return seconds
 
     def count(self, graph_bytes: int) -> None:
         """Hand what has been counted to the publisher."""
-        self.publisher.count(self.watcher.counters(graph_bytes, self.publisher.feedback))
+        self.publisher.count(self.watcher.counters(graph_bytes))
 
 
 def follows() -> None:

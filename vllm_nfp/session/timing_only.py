@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from vllm_nfp.schedule.counters import Counters
-from vllm_nfp.schedule.plan import Feedback
 from vllm_nfp.timing import StepTimer
 from vllm_nfp.types import EngineStep
 
@@ -25,17 +24,17 @@ class TimingOnly:
     def serving(self) -> None:
         """Nothing to do."""
 
-    def before_step(self, step: EngineStep, stands_for: int, feedback: Feedback) -> None:
+    def before_step(self, step: EngineStep, stands_for: int) -> None:
         """Read the times that are there, and note what comes next."""
         self.timer.settle()
         self.timer.describe(step.batch_size, step.context, step.positions, step.decode, stands_for)
         if step.decode:
             self._last_step = step
 
-    def idle(self, feedback: Feedback) -> float:
+    def idle(self) -> float:
         """Nothing to do."""
         return NOTHING_TO_DO_SECONDS
 
-    def counters(self, graph_bytes: int, feedback: Feedback) -> Counters:
+    def counters(self, graph_bytes: int) -> Counters:
         """The latest step alone."""
         return Counters(last_step=self._last_step, graph_bytes=graph_bytes)

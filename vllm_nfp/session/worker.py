@@ -11,8 +11,7 @@ from vllm_nfp.adapter import support
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.probe.memory import host_bytes
 from vllm_nfp.results.snapshot import Snapshot
-from vllm_nfp.schedule.plan import CellKey
-from vllm_nfp.types import State
+from vllm_nfp.types import CellKey, State
 
 
 class StartCost:

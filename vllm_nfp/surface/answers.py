@@ -106,7 +106,11 @@ def questions(
     """
     counts = np.array(positions, dtype=np.int64)
     distinct = tuple(dict.fromkeys(_alike(*one) for one in asked))
-    blocks = [cell_rows(prior, module, (b, context), counts) for module, b, context in distinct]
+    # Each may evaluate the prior in one more cell: a millisecond.
+    blocks = [
+        cell_rows(prior, module, (b, context), counts)
+        for module, b, context in in_pieces(distinct, 1)
+    ]
     before = np.zeros((len(Part), len(blocks), len(counts), len(counts)))
     for i, (rows, _) in enumerate(in_pieces(blocks, 1)):
         alone = placed(rows)

@@ -2,6 +2,7 @@
 
 from vllm_nfp.timing.clock import Clock, CudaClock, HostClock, Mark
 from vllm_nfp.timing.sampling import Sampler
+from vllm_nfp.timing.series import RealSteps, rounded_context
 from vllm_nfp.timing.steps import StepTimer, StepTimes
 
 __all__ = [
@@ -9,7 +10,9 @@ __all__ = [
     "CudaClock",
     "HostClock",
     "Mark",
+    "RealSteps",
     "Sampler",
     "StepTimer",
     "StepTimes",
+    "rounded_context",
 ]

@@ -8,13 +8,13 @@ at the start, and are read when a later step comes by.
 
 from __future__ import annotations
 
-from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from vllm_nfp.faults import maybe_fail
 from vllm_nfp.give_way import in_pieces
 from vllm_nfp.timing.clock import Clock, Mark
+from vllm_nfp.timing.series import RealSteps, Series
 from vllm_nfp.types import Shape, StepLatency
 
 RING_SLOTS = 256
@@ -31,55 +31,6 @@ MOST_KINDS = 512
 """Kinds of steps kept; later ones are left out. Bounds memory and the labels of the metrics."""
 KINDS_AT_A_TIME = 16
 """Kinds whose median is taken before a pause: some 0.3 ms."""
-SAMPLES_KEPT = 64
-"""Most recent timed steps of a kind that its median is taken over, each for all it stands for."""
-
-
-class Series:
-    """Steps of one kind: how many there were, and the times of the last that were timed."""
-
-    __slots__ = ("count", "seconds", "stand_for", "timed")
-
-    def __init__(self) -> None:
-        self.seconds = array("d", bytes(8 * SAMPLES_KEPT))
-        self.stand_for = array("q", bytes(8 * SAMPLES_KEPT))
-        """Steps that each of the times stands for."""
-        self.count = 0
-        self.timed = 0
-
-    def add(self, seconds: float, stands_for: int = 1) -> None:
-        """Keep the time of one step."""
-        place = self.timed % SAMPLES_KEPT
-        self.seconds[place] = seconds
-        self.stand_for[place] = stands_for
-        self.timed += 1
-
-    @property
-    def median(self) -> float:
-        """Median of the kept times, in seconds; at least one must be there."""
-        kept = min(self.timed, SAMPLES_KEPT)
-        return weighted_median(self.seconds[:kept], self.stand_for[:kept])
-
-
-def weighted_median(values: Sequence[float], weights: Sequence[int]) -> float:
-    """The median of what is left if each value is there as often as its weight says.
-
-    Args:
-        values: at least one.
-        weights: of each value, above 0.
-
-    >>> weighted_median([1.0, 9.0], [1, 1]), weighted_median([1.0, 9.0], [3, 1])
-    (5.0, 1.0)
-    """
-    ordered = sorted(zip(values, weights, strict=True))
-    passed, total = 0, sum(weights)
-    for place, (value, weight) in enumerate(ordered):
-        passed += weight
-        if 2 * passed == total:
-            return (value + ordered[place + 1][0]) / 2.0
-        if 2 * passed > total:
-            return value
-    raise ValueError("a median of nothing")
 
 
 class StepTimes:
@@ -106,18 +57,28 @@ class StepTimes:
             series = self._series[key] = Series()
         return series
 
-    def latencies(self) -> tuple[StepLatency, ...]:
-        """Steps counted since the start and the median of the recent times, in order of kinds.
-
-        Kinds of which no step has been read yet are left out.
-        """
+    def kinds(self) -> tuple[RealSteps, ...]:
+        """The steps of each kind, in order; kinds of which none has been read yet are left out."""
         return tuple(
-            StepLatency(
-                shape.batch_size, shape.context, shape.positions, series.count, series.median
+            RealSteps(
+                kind, series.mean_shape(kind.positions), series.count, series.timed, series.median
             )
             for key, series in in_pieces(sorted(self._series.items()), KINDS_AT_A_TIME)
-            for shape in (self._kind(key),)
+            for kind in (self._kind(key),)
             if series.timed
+        )
+
+    def latencies(self) -> tuple[StepLatency, ...]:
+        """The same as it is published."""
+        return tuple(
+            StepLatency(
+                of.kind.batch_size,
+                of.kind.context,
+                of.kind.positions,
+                of.count,
+                of.median_seconds,
+            )
+            for of in self.kinds()
         )
 
     @staticmethod
@@ -130,7 +91,7 @@ class StepTimes:
 class _Slot:
     """One step between its launch and its reading."""
 
-    __slots__ = ("end", "series", "start", "steps")
+    __slots__ = ("batch_size", "context", "end", "series", "start", "steps")
 
     def __init__(self, clock: Clock) -> None:
         self.start: Mark = clock.mark()
@@ -138,6 +99,8 @@ class _Slot:
         self.series: Series | None = None
         self.steps = 1
         """Steps that it stands for."""
+        self.batch_size = 1
+        self.context = 0
 
 
 class StepTimer:
@@ -158,6 +121,8 @@ class StepTimer:
         self._open: _Slot | None = None
         self._series: Series | None = None
         self._stands_for = 1
+        self._batch_size = 1
+        self._context = 0
         self.times = StepTimes()
         self.last_seconds = 0.0
         """The most recent step's time; 0 before the first."""
@@ -172,6 +137,7 @@ class StepTimer:
         """
         self._series = self.times.of(batch_size, context, positions) if decode else None
         self._stands_for = stands_for
+        self._batch_size, self._context = batch_size, context
 
     def begin(self) -> None:
         """The step's work is enqueued from here on; one that ran nothing is begun again."""
@@ -187,6 +153,7 @@ class StepTimer:
             return
         self._clock.renew(slot.end)
         self._open, slot.series, slot.steps = None, series, self._stands_for
+        slot.batch_size, slot.context = self._batch_size, self._context
         self._pending += 1
         if series is not None:
             series.count += self._stands_for
@@ -203,4 +170,4 @@ class StepTimer:
             self.last_seconds = seconds = self._clock.seconds(slot.start, slot.end)
             self._on_seconds(seconds * slot.steps)
             if slot.series is not None:
-                slot.series.add(seconds, slot.steps)
+                slot.series.add(seconds, slot.steps, slot.batch_size, slot.context)

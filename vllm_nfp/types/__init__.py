@@ -17,7 +17,7 @@ from vllm_nfp.types.results import (
     StepLatency,
 )
 from vllm_nfp.types.setup import Device, Environment, ModelDescription, ProbeRun, ProbeSettings
-from vllm_nfp.types.shapes import Cell, Module, Shape, reading_order
+from vllm_nfp.types.shapes import Cell, CellKey, Module, Shape, reading_order
 from vllm_nfp.types.steps import (
     EngineStep,
     LayerTime,
@@ -31,6 +31,7 @@ __all__ = [
     "Basis",
     "Boundary",
     "Cell",
+    "CellKey",
     "CurvePoint",
     "Device",
     "EngineStep",

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
-from vllm_nfp.types.shapes import Above0, Cell, Count, Module, Size
+from vllm_nfp.types.shapes import Above0, Cell, Count, Module, Size, Whole
 
 
 class State(StrEnum):
@@ -146,10 +146,10 @@ class Prediction(InCell):
 class LiveStep:
     """The last real decode step."""
 
-    batch_size: int
-    context: int
+    batch_size: Count
+    context: Count
     """Mean number of tokens in the KV cache of a sequence."""
-    positions: int
+    positions: Count
     """Positions per sequence that the step ran."""
 
 
@@ -157,13 +157,13 @@ class LiveStep:
 class StepLatency:
     """Time of real decode steps of one kind, without any probe in them."""
 
-    batch_size: int
+    batch_size: Count
     """Upper bound of the bucket of sequences in the step."""
-    context: int
+    context: Count
     """Upper bound of the bucket of mean context lengths, in tokens."""
-    positions: int
+    positions: Count
     """Positions per sequence that the steps ran."""
-    samples: int
+    samples: Whole
     """Steps since the start; the median is taken over the most recent timed ones."""
     median_seconds: float
     """From the launch of the forward pass to the end of sampling, on the device."""
@@ -187,9 +187,9 @@ class LayerLatency(InCell):
 class LayerHistogram:
     """Cumulative counts of one layer's module times, as Prometheus wants them."""
 
-    layer: int
+    layer: Count
     module: Module
     bounds_seconds: tuple[float, ...]
-    counts: tuple[int, ...]
+    counts: tuple[Whole, ...]
     """Counts at or below each bound; one more entry than bounds, for the rest."""
     sum_seconds: float

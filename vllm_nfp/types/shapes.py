@@ -11,6 +11,8 @@ from msgspec import Meta
 Size: TypeAlias = Annotated[int, Meta(ge=1, lt=1 << 32)]
 """A batch size, a context or a number of positions; the bounds hold for what is read."""
 Count: TypeAlias = Annotated[int, Meta(ge=0, lt=1 << 32)]
+Whole: TypeAlias = Annotated[int, Meta(ge=-(1 << 53), le=1 << 53)]
+"""Bytes and sums: exact in every reader of JSON, and a float on /metrics."""
 Above0: TypeAlias = Annotated[float, Meta(gt=0)]
 
 
@@ -41,6 +43,10 @@ class Shape:
     batch_size: int
     context: int
     positions: int
+
+
+CellKey: TypeAlias = tuple[int, int]
+"""(batch size, context)"""
 
 
 class Cell(NamedTuple):

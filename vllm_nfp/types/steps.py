@@ -55,9 +55,12 @@ class EngineStep:
     decode: bool
     """No prompt is being read: probing delays no first token."""
     fullness: float = 0.0
-    """Running sequences over the most that may run at a time."""
-    waiting: bool = False
-    """A sign that requests wait: sequences were preempted, or a limit of the step was reached."""
+    """The larger of two fractions: running sequences of --max-num-seqs, and their tokens of what
+    the KV cache holds."""
+    full: bool = False
+    """It has as many tokens as a step may have, so that some may be left for the next one."""
+    preempted: bool = False
+    """Sequences were preempted for it: the KV cache is full."""
 
 
 class ShapeRefusedError(RuntimeError):

@@ -2,7 +2,7 @@
 
 from vllm_nfp.draft.live.controller import Controller
 from vllm_nfp.draft.live.decision import Decision, Reason, Settings
-from vllm_nfp.draft.live.forecast import draft_token_seconds
+from vllm_nfp.draft.live.draft_seconds import draft_token_seconds
 from vllm_nfp.draft.live.steps import StepObservation
 
 __all__ = [

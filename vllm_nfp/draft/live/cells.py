@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from vllm_nfp.draft.batch_cells import batch_cell
 from vllm_nfp.draft.live.decision import Reason
-from vllm_nfp.draft.live.steps import CellKey, batch_cell, context_cell, distance
+from vllm_nfp.draft.live.steps import CellKey, context_cell, distance
 from vllm_nfp.draft.live.trial import Trial
 
 NEIGHBOUR_OCTAVES = 1.0
@@ -45,6 +46,8 @@ class Cell:
     """Until drafts are tried again where there are none."""
     hopeful: bool = False
     """The last look found better acceptance, on too few drafts to count."""
+    place: tuple[int, int] | None = None
+    """Batch size and context of the last step."""
     next_look: int = 0
     """Step from which lengths that were not worth a trial are considered again."""
 

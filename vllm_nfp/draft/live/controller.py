@@ -101,6 +101,7 @@ class Controller:
         self._known.add(key, step)
         cell = self._cell(key)
         cell.steps += 1
+        cell.place = (step.batch_size, step.context)
         if cell.trial is not None:
             self.trial_steps += step.draft_length == cell.trial.length
             cell.trial.saw(step.draft_length, step.seconds)

@@ -8,29 +8,30 @@ trial is weighed against it (:mod:`vllm_nfp.draft.live.record`).
 
 from __future__ import annotations
 
-import itertools
+import math
 import statistics
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vllm_nfp.draft.curve import StepCurve
-from vllm_nfp.draft.curve_set import CurveSet, ratio_at
+from vllm_nfp.draft.curve_set import CurveSet, Point
+from vllm_nfp.draft.live.draft_seconds import by_pairs
 from vllm_nfp.draft.live.steps import CellKey, distance
 from vllm_nfp.draft.live.trial import Basis
+from vllm_nfp.types import Basis as CurveBasis
 
 EVIDENCE_OCTAVES = 1.0
 """Comparisons in a cell count for others within this distance."""
-CURVE_OCTAVES = 0.6
-"""The probe's curve is used up to this far outside the batch sizes that it measured."""
-LEAST_DRAFTS = 0.5
-"""Fraction of the extra tokens of a longer draft that must remain once the growth of verification
-is taken off, so that their cost can be computed."""
 LEAST_SHARE = 0.1
 """No length is forecast to take less than this fraction of the one it is computed from."""
 HOST_STEPS = 8
 """Steps without a CUDA graph whose median is the host's time."""
 MOST_RATIOS = 4096
+PLACES_AN_OCTAVE = 8
+"""Contexts that are read off as one: an eighth of an octave."""
+WEAKER = {Basis.NEAR: Basis.BESIDE, Basis.BESIDE: Basis.FAR, Basis.FAR: Basis.FAR}
+"""The basis of a forecast whose curve is predicted: enough for a trial, hardly for its result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,8 @@ class Compared:
     """Time by draft length, in a unit of the cell's own."""
     unit_seconds: float
     """That unit, in seconds."""
+    place: tuple[int, int] | None = None
+    """Real batch size and context of its last step; None: those of the key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,8 @@ class StepModel:
         self._lengths = tuple(lengths)
         self._widest_graph = widest_graph
         self._curves = CurveSet.of(())
-        self._ratios: dict[tuple[CellKey, int], float | None] = {}
+        self._read_off: dict[tuple[int, int, int], Point | None] = {}
+        """By batch size, rounded context and N."""
         self._without_graph: deque[float] = deque(maxlen=HOST_STEPS)
         """Seconds of the last steps without a CUDA graph: the host's time, at any batch size."""
         self.draft_seconds: dict[int, float] = {}
@@ -81,7 +85,7 @@ class StepModel:
         found = curves if isinstance(curves, CurveSet) else CurveSet.of(curves)
         if found is not self._curves:
             self._curves = found
-            self._ratios.clear()
+            self._read_off.clear()
 
     def has_graph(self, batch_size: int, length: int) -> bool:
         """Whether a step with this many drafts runs in a CUDA graph."""
@@ -95,7 +99,9 @@ class StepModel:
     def learn_draft_seconds(self, at: Compared) -> None:
         """Update the cost of a drafted token, unless it rests on more pairs of lengths already."""
         seconds = {length: t * at.unit_seconds for length, t in at.relative.items()}
-        found = _by_pairs(seconds, lambda positions: self._ratio(at.key, positions))
+        if self._is_predicted(at, at.relative):
+            return  # drafts are a small difference: a prediction does not show it
+        found = by_pairs(seconds, lambda positions: self._ratio(at, positions))
         batch_size = at.key[0]
         if found and len(found) >= self._pairs_used.get(batch_size, 0):
             self.draft_seconds[batch_size] = max(0.0, statistics.median(found))
@@ -113,15 +119,26 @@ class StepModel:
         """
         near = self._near(here, length, reference, others)
         if near is not None:
-            return Forecast(near * here.relative[reference], Basis.NEAR)
+            there, ratio = near
+            basis = self._trusted(Basis.NEAR, (here, there), (length, reference))
+            return Forecast(ratio * here.relative[reference], basis)
         known = {k: t for k, t in here.relative.items() if k != length}
         anchor = min(known, key=lambda other: (abs(other - length), other))
-        ratio = self._modelled(here, length, anchor)
-        relative = _on_the_line(known, length) if ratio is None else ratio * known[anchor]
+        modelled = self._modelled(here, length, anchor)
+        relative = _on_the_line(known, length) if modelled is None else modelled * known[anchor]
         if not self.has_graph(here.key[0], length) and self._without_graph:
             host = statistics.median(self._without_graph) / here.unit_seconds
             relative = host if relative is None else max(relative, host)
-        return Forecast(relative, Basis.BESIDE if self._are_beside(anchor, length) else Basis.FAR)
+        basis = Basis.BESIDE if self._are_beside(anchor, length) else Basis.FAR
+        return Forecast(relative, self._trusted(basis, (here,), (length, anchor)))
+
+    def _trusted(self, basis: Basis, cells: Iterable[Compared], lengths: Collection[int]) -> Basis:
+        """The basis, or the next weaker one if a curve that counts is a prediction."""
+        return WEAKER[basis] if any(self._is_predicted(at, lengths) for at in cells) else basis
+
+    def _is_predicted(self, at: Compared, lengths: Iterable[int]) -> bool:
+        found = (self._point(at, length + 1) for length in lengths)
+        return any(point is not None and point[1] == CurveBasis.PREDICTED for point in found)
 
     def _are_beside(self, one: int, other: int) -> bool:
         places = self._lengths
@@ -129,8 +146,8 @@ class StepModel:
 
     def _near(
         self, here: Compared, length: int, reference: int, others: Iterable[Compared]
-    ) -> float | None:
-        """Time of a length over that of the reference, from the nearest cell that compared both.
+    ) -> tuple[Compared, float] | None:
+        """The nearest cell that compared both, and time of the length over that of the reference.
 
         It is corrected by the ratio of the model's answers for the two cells.
         """
@@ -149,11 +166,11 @@ class StepModel:
         ratio = there.relative[length] / there.relative[reference]
         mine = self._modelled(here, length, reference)
         its = self._modelled(there, length, reference)
-        return ratio if mine is None or its is None else ratio * mine / its
+        return there, ratio if mine is None or its is None else ratio * mine / its
 
     def _modelled(self, at: Compared, length: int, reference: int) -> float | None:
         """Time of a length's step over the reference's, from curve and drafting; None: no curve."""
-        one, other = self._ratio(at.key, reference + 1), self._ratio(at.key, length + 1)
+        one, other = self._ratio(at, reference + 1), self._ratio(at, length + 1)
         if one is None or other is None:
             return None
         each = self._draft_seconds_near(at.key[0]) / at.unit_seconds
@@ -162,27 +179,26 @@ class StepModel:
         verifying = max(LEAST_SHARE * whole, whole - max(1, reference) * each)
         return max(LEAST_SHARE, (verifying * other / one + max(1, length) * each) / whole)
 
-    def _ratio(self, key: CellKey, positions: int) -> float | None:
-        """t(N) / t(1) at the cell, on the straight line between measured points.
+    def _ratio(self, at: Compared, positions: int) -> float | None:
+        found = self._point(at, positions)
+        return None if found is None else found[0]
+
+    def _point(self, at: Compared, positions: int) -> Point | None:
+        return self.point(*(at.place or at.key), positions)
+
+    def point(self, batch_size: int, context: int, positions: int) -> Point | None:
+        """t(N) / t(1) and its basis at a real batch size and, rounded, context.
 
         Good enough to propose trials; only real steps decide. None where no curve is near.
         """
-        at = (key, positions)
-        if at not in self._ratios:
-            if len(self._ratios) >= MOST_RATIOS:
-                self._ratios.clear()
-            self._ratios[at] = self._read_off(key, positions)
-        return self._ratios[at]
-
-    def _read_off(self, key: CellKey, positions: int) -> float | None:
-        usable = list(self._curves.reaching(positions))
-        if not usable:
-            return None
-        _, at_context = min(usable, key=lambda found: distance((1, found[0]), (1, key[1])))
-        nearest = min(max(key[0], at_context[0].batch_size), at_context[-1].batch_size)
-        if distance((nearest, 1), (key[0], 1)) > CURVE_OCTAVES:
-            return None
-        return ratio_at(at_context, key[0], positions)
+        octave = round(PLACES_AN_OCTAVE * math.log2(max(1, context)))
+        key = (batch_size, octave, positions)
+        if key not in self._read_off:
+            if len(self._read_off) >= MOST_RATIOS:
+                self._read_off.clear()
+            rounded = round(2.0 ** (octave / PLACES_AN_OCTAVE))
+            self._read_off[key] = self._curves.ratio(batch_size, rounded, positions)
+        return self._read_off[key]
 
     def _draft_seconds_near(self, batch_size: int) -> float:
         """That of the nearest batch size; far from all, the smallest: it grows with the batch."""
@@ -192,38 +208,6 @@ class StepModel:
         if distance((nearest, 1), (batch_size, 1)) <= EVIDENCE_OCTAVES:
             return self.draft_seconds[nearest]
         return min(self.draft_seconds.values())
-
-
-def draft_token_seconds(
-    seconds: Mapping[int, float], ratio: Callable[[int], float | None]
-) -> float | None:
-    """Time of one more drafted token beside its verification; None if it cannot be computed.
-
-    K drafted tokens take t(K) = v r(K + 1) + K d, where v is a step without drafts, r the probe's
-    curve and d the unknown: two lengths give both. Pairs whose verification grows nearly as fast as
-    the number of tokens are left out, since d is a small difference of large numbers there. So is
-    K = 0, at which an EAGLE or draft model runs too.
-
-    Args:
-        seconds: of a step, by draft length.
-        ratio: t(N) / t(1) of verification by the number N of positions; None: not known.
-    """
-    found = _by_pairs(seconds, ratio)
-    return max(0.0, statistics.median(found)) if found else None
-
-
-def _by_pairs(seconds: Mapping[int, float], ratio: Callable[[int], float | None]) -> list[float]:
-    """The same from each pair of neighbouring lengths that gives it."""
-    found = []
-    for short, long in itertools.pairwise(sorted(length for length in seconds if length > 0)):
-        one, other = ratio(short + 1), ratio(long + 1)
-        if one is None or other is None:
-            continue
-        grows = other / one
-        drafts = long - short * grows
-        if drafts >= LEAST_DRAFTS * (long - short):
-            found.append((seconds[long] - seconds[short] * grows) / drafts)
-    return found
 
 
 def _on_the_line(measured: Mapping[int, float], length: int) -> float | None:

@@ -64,7 +64,7 @@ class Knowledge:
         for length, relative in cell.relative.items():
             known = times.get(length)
             if known:
-                return Compared(key, cell.relative, known.median / relative)
+                return Compared(key, cell.relative, known.median / relative, cell.place)
         return None
 
     def compared_near(self, key: CellKey, cells: Mapping[CellKey, Cell]) -> Iterator[Compared]:

@@ -8,6 +8,8 @@ from collections import OrderedDict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from vllm_nfp.draft.batch_cells import batch_cell
+
 SMALLEST_CONTEXT_CELL = 512
 FINE_CONTEXTS_FROM = 2048
 """Contexts are grouped by octaves below, by quarter octaves above, where attention matters."""
@@ -33,18 +35,6 @@ class StepObservation:
     back."""
     accepted: tuple[int, ...]
     """For each position in the draft, the sequences whose drafts were accepted up to it."""
-
-
-def batch_cell(batch_size: int) -> int:
-    """Upper end of the cell of a batch size: exact up to 8, then four cells an octave.
-
-    >>> [batch_cell(b) for b in (1, 8, 9, 17, 33, 100)]
-    [1, 8, 10, 20, 40, 112]
-    """
-    if batch_size <= 8:
-        return batch_size
-    width = 1 << (batch_size - 1).bit_length() - 3
-    return -(-batch_size // width) * width
 
 
 def context_cell(context: int) -> int:

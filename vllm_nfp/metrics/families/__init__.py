@@ -16,8 +16,14 @@ from vllm_nfp.metrics.families.boundaries import boundaries
 from vllm_nfp.metrics.families.curves import CurvesOf, curves, layers, step_curves, step_ratios
 from vllm_nfp.metrics.families.overhead import costs, probing
 from vllm_nfp.metrics.families.predictions import predictions
-from vllm_nfp.metrics.families.recommendation import AcceptanceOf, CostOf, recommended
-from vllm_nfp.metrics.families.state import ages, states
+from vllm_nfp.metrics.families.recommendation import (
+    AcceptanceOf,
+    CostOf,
+    live_curves,
+    live_ratios,
+    recommended,
+)
+from vllm_nfp.metrics.families.state import ages, states, surface
 from vllm_nfp.metrics.families.steps import live, steps
 from vllm_nfp.results.snapshot import Snapshot
 
@@ -35,27 +41,34 @@ def families_of(
     """
     engines = list(snapshots)
     measured = step_curves(engines)
-    yield from of_files(engines, measured)
+    at_live = live_curves(engines)
+    yield from of_files(engines, measured, at_live)
     yield from ages(engines)
-    yield from recommended(engines, measured, acceptance_of, cost_of)
+    yield from recommended(engines, measured, at_live, acceptance_of, cost_of)
 
 
 def of_files(
-    engines: list[Snapshot], measured: CurvesOf, lost: Iterable[Snapshot] = ()
+    engines: list[Snapshot],
+    measured: CurvesOf,
+    at_live: CurvesOf,
+    lost: Iterable[Snapshot] = (),
 ) -> Iterator[Metric]:
     """Families that the hand-over files alone decide.
 
     Args:
         measured: the whole step's curves of the engines.
+        at_live: the same at the context of the last step.
         lost: engines of which the state alone is known.
     """
     yield from boundaries(engines)
     yield from predictions(engines)
     yield from curves(engines)
     yield from step_ratios(engines, measured)
+    yield from live_ratios(engines, at_live)
     yield from layers(engines)
     yield from probing(engines)
     yield from states([*engines, *lost])
+    yield from surface(engines)
     yield from costs(engines)
     yield from steps(engines)
     yield from live(engines)

@@ -27,18 +27,24 @@ def boundaries(engines: list[Snapshot]) -> Iterator[Metric]:
     )
     upper = GaugeMetricFamily(
         "vllm_nfp_positions_upper",
-        "Upper end of NFP's 95% interval; the largest N tested if all were free.",
+        "Upper end of NFP's 95% interval; the largest N of the grid if all are free.",
         labels=LINE,
     )
     at_limit = GaugeMetricFamily(
         "vllm_nfp_positions_at_limit",
-        "1 if the largest N tested is still free, so NFP is this or more.",
+        "1 if the largest N of the grid is still free, so NFP is this or more.",
         labels=LINE,
     )
     largest = GaugeMetricFamily(
         "vllm_nfp_positions_largest_free",
-        "Largest N tested that is significantly free, even if a smaller N is not.",
+        "Largest N that is surely free, even if a smaller N is not.",
         labels=LINE,
+    )
+    basis = GaugeMetricFamily(
+        "vllm_nfp_positions_basis",
+        "1 for what NFP rests on: measured (pairs of this shape), inferred (pairs of other shapes) "
+        "or predicted.",
+        labels=[*LINE, "basis"],
     )
     for snapshot in engines:
         for row in in_pieces(snapshot.boundaries, SAMPLES_AT_A_TIME):
@@ -48,4 +54,5 @@ def boundaries(engines: list[Snapshot]) -> Iterator[Metric]:
             upper.add_metric(labels, row.upper)
             at_limit.add_metric(labels, float(row.at_limit))
             largest.add_metric(labels, row.largest_free)
-    yield from (estimate, lower, upper, at_limit, largest)
+            basis.add_metric([*labels, str(row.basis)], 1)
+    yield from (estimate, lower, upper, at_limit, largest, basis)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -10,6 +11,7 @@ from vllm_nfp.draft.acceptance import Acceptance
 from vllm_nfp.draft.curve import StepCurve
 from vllm_nfp.draft.demand import FREE, Demand, DraftCost
 from vllm_nfp.draft.schedule import best_length
+from vllm_nfp.draft.server import LIVE_RATIO, LIVE_SECONDS
 from vllm_nfp.draft.server_drafts import (
     COUNTERS,
     DRAFT_CONTROL,
@@ -17,11 +19,13 @@ from vllm_nfp.draft.server_drafts import (
     live_acceptance,
     live_drafting,
 )
-from vllm_nfp.draft.sources import SourceError
+from vllm_nfp.draft.sources import SourceError, curves_of_rows
 from vllm_nfp.metrics.families.curves import CurvesOf, step_curves
 from vllm_nfp.metrics.families.labels import ENGINE, engine_labels
 from vllm_nfp.results.snapshot import Snapshot
+from vllm_nfp.types import Basis, State
 
+SIZE = [*ENGINE, "batch_size"]
 AcceptanceOf = Callable[[str], Acceptance | None]
 """The acceptance of an engine's drafts; None: not known."""
 CostOf = Callable[[str], DraftCost | None]
@@ -29,47 +33,133 @@ CostOf = Callable[[str], DraftCost | None]
 
 
 def recommended(
-    engines: list[Snapshot], curves: CurvesOf, acceptance_of: AcceptanceOf, cost_of: CostOf
+    engines: list[Snapshot],
+    curves: CurvesOf,
+    live: CurvesOf,
+    acceptance_of: AcceptanceOf,
+    cost_of: CostOf,
 ) -> Iterator[Metric]:
-    """Draft lengths of the engines whose acceptance and cost are known."""
-    family = GaugeMetricFamily(
-        "vllm_nfp_recommended_draft_length",
-        "Draft length of vllm-nfp recommend at the probed context nearest to live traffic.",
-        labels=[*ENGINE, "batch_size"],
+    """Draft lengths of the engines whose acceptance and cost are known.
+
+    Args:
+        curves: the reported table.
+        live: see :func:`live_curves`.
+    """
+    at_size, now = (
+        _WithBasis(f"vllm_nfp_{name}recommended_draft_length", text, labels)
+        for name, text, labels in (
+            ("", "Draft length of vllm-nfp recommend at the context of live traffic.", SIZE),
+            ("live_", "The same at the batch size of live traffic.", ENGINE),
+        )
     )
     for snapshot in engines:
         acceptance, cost = acceptance_of(snapshot.engine), cost_of(snapshot.engine)
         if acceptance is None or cost is None:
             continue
-        lengths = _lengths(snapshot, curves[snapshot.engine], acceptance, cost)
-        for batch_size, draft_length in lengths.items():
-            family.add_metric([*engine_labels(snapshot), str(batch_size)], draft_length)
-    yield family
+        demand, of = Demand(acceptance, cost), engine_labels(snapshot)
+        lengths = _lengths(snapshot, curves[snapshot.engine], live[snapshot.engine], demand)
+        for batch_size, (length, basis) in lengths.items():
+            at_size.add([*of, str(batch_size)], length, basis)
+        for curve in _at_live(snapshot, live[snapshot.engine]):
+            now.add(of, *_length(curve, demand))
+    yield from (*at_size.families, *now.families)
+
+
+def live_ratios(engines: list[Snapshot], live: CurvesOf) -> Iterator[Metric]:
+    """The curve at the real batch size and context of the last step, which ``recommend`` reads."""
+    seconds = GaugeMetricFamily(
+        LIVE_SECONDS, "t(1) at the batch size and context of the last decode step.", labels=ENGINE
+    )
+    labels = [*ENGINE, "positions"]
+    text = "of t(N) / t(1) at the batch size and context of the last decode step, for N > 1."
+    ratio = _WithBasis(LIVE_RATIO, f"Median {text}", labels)
+    lower, upper = (
+        GaugeMetricFamily(f"{LIVE_RATIO}_{end}", f"{end.title()} end of the 95% interval {text}",
+                          labels=labels)
+        for end in ("lower", "upper")
+    )  # fmt: skip
+    for snapshot in engines:
+        of = engine_labels(snapshot)
+        for curve in _at_live(snapshot, live[snapshot.engine]):
+            seconds.add_metric(of, curve.seconds_at_one)
+            for n, value in curve.points[1:]:
+                ratio.add([*of, str(n)], value, curve.basis(n))
+                low, high = curve.interval(n)
+                if high < math.inf:
+                    lower.add_metric([*of, str(n)], low)
+                    upper.add_metric([*of, str(n)], high)
+    yield from (seconds, *ratio.families, lower, upper)
+
+
+def live_curves(engines: Iterable[Snapshot]) -> CurvesOf:
+    """The whole step's curves at the context of the last step; none of a damaged file."""
+    found = {}
+    for snapshot in engines:
+        try:
+            rows = curves_of_rows(snapshot.live_curves, host_rows=snapshot.curves)
+        except ValueError:
+            rows = ()
+        found[snapshot.engine] = () if snapshot.state == State.DISABLED else rows
+    return found
 
 
 def recommended_draft_lengths(
     snapshot: Snapshot, acceptance: Acceptance, cost: DraftCost = FREE
 ) -> dict[int, int]:
-    """What ``recommend`` gives by measured batch size, at the context nearest to the live one.
+    """What ``recommend`` gives by reported batch size, at the context of the last step.
 
-    Without a live step the smallest context counts. As there, no length exceeds the number of
+    Where the snapshot has no curves of that context, the nearest reported one counts; without a
+    step the smallest. As there, no length exceeds the number of
     drafts whose acceptance is known.
     """
-    curves = step_curves([snapshot])[snapshot.engine]
-    return _lengths(snapshot, curves, acceptance, cost)
+    curves, live = (of([snapshot])[snapshot.engine] for of in (step_curves, live_curves))
+    lengths = _lengths(snapshot, curves, live, Demand(acceptance, cost))
+    return {batch_size: length for batch_size, (length, _) in lengths.items()}
+
+
+class _WithBasis:
+    """A number, and 1 for what it rests on."""
+
+    def __init__(self, name: str, text: str, labels: Sequence[str]) -> None:
+        self._value = GaugeMetricFamily(name, text, labels=labels)
+        self._basis = GaugeMetricFamily(
+            f"{name}_basis",
+            f"1 for what {name} rests on: measured, inferred or predicted.",
+            labels=[*labels, "basis"],
+        )
+        self.families = (self._value, self._basis)
+
+    def add(self, labels: Sequence[str], value: float, basis: Basis) -> None:
+        self._value.add_metric(labels, value)
+        self._basis.add_metric([*labels, str(basis)], 1)
+
+
+def _at_live(snapshot: Snapshot, live: Sequence[StepCurve]) -> list[StepCurve]:
+    """The curve of the batch size of the last step; empty if there is none."""
+    if snapshot.live is None:
+        return []
+    return [curve for curve in live if curve.batch_size == snapshot.live.batch_size]
 
 
 def _lengths(
-    snapshot: Snapshot, curves: Sequence[StepCurve], acceptance: Acceptance, cost: DraftCost
-) -> dict[int, int]:
+    snapshot: Snapshot, curves: Sequence[StepCurve], live: Sequence[StepCurve], demand: Demand
+) -> dict[int, tuple[int, Basis]]:
+    """Draft length and its basis by reported batch size."""
     if not curves:
         return {}
-    live = 0 if snapshot.live is None else snapshot.live.context
-    nearest = min({curve.context for curve in curves}, key=lambda c: (abs(c - live), c))
-    demand = Demand(acceptance, cost)
+    now = 0 if snapshot.live is None else snapshot.live.context
+    nearest = min({curve.context for curve in curves}, key=lambda c: (abs(c - now), c))
+    reported = {curve.batch_size for curve in curves}
     return {
-        curve.batch_size: best_length(curve, demand) for curve in curves if curve.context == nearest
+        curve.batch_size: _length(curve, demand)
+        for curve in live or [curve for curve in curves if curve.context == nearest]
+        if curve.batch_size in reported
     }
+
+
+def _length(curve: StepCurve, demand: Demand) -> tuple[int, Basis]:
+    length = best_length(curve, demand)
+    return length, curve.basis(length + 1)
 
 
 def _samples_of(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from vllm_nfp.metrics.families.labels import (
     ENGINE,
@@ -37,9 +37,34 @@ def states(engines: list[Snapshot]) -> Iterator[Metric]:
         for name in State:
             state.add_metric([*labels, str(name)], float(snapshot.state == name))
         if snapshot.reason:
-            reason = label(" ".join(snapshot.reason.split()))[:MOST_REASON_CHARACTERS]
-            why.add_metric([*labels, str(snapshot.state), reason], 1)
+            why.add_metric([*labels, str(snapshot.state), _shortened(snapshot.reason)], 1)
     yield from (state, why)
+
+
+def surface(engines: list[Snapshot]) -> Iterator[Metric]:
+    """What answers rest on without measurements, and how often the surface forgot its past."""
+    prior = GaugeMetricFamily(
+        "vllm_nfp_prior_info",
+        "1 for what answers rest on where nothing was measured: predicted, generic or profile, "
+        "with the reason if there is one.",
+        labels=[*ENGINE, "prior", "reason"],
+    )
+    jumps = CounterMetricFamily(
+        "vllm_nfp_surface_jumps",
+        "Times that step times jumped, so that older measurements lost their weight.",
+        labels=ENGINE,
+    )
+    for snapshot in engines:
+        labels = engine_labels(snapshot)
+        if snapshot.prior:
+            prior.add_metric([*labels, snapshot.prior, _shortened(snapshot.prior_reason)], 1)
+        jumps.add_metric(labels, snapshot.jumps)
+    yield from (prior, jumps)
+
+
+def _shortened(reason: str) -> str:
+    """A reason as the value of a label."""
+    return label(" ".join(reason.split()))[:MOST_REASON_CHARACTERS]
 
 
 def ages(engines: list[Snapshot]) -> Iterator[Metric]:

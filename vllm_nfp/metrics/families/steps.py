@@ -51,13 +51,14 @@ def live(engines: list[Snapshot]) -> Iterator[Metric]:
     )
     free = GaugeMetricFamily(
         "vllm_nfp_free_tokens",
-        "Tokens that the last real step could have added within (1+epsilon).",
+        "Tokens that the last real step could have added within (1+epsilon), at its own batch size "
+        "and context.",
         labels=[*ENGINE, "epsilon"],
     )
     cell = GaugeMetricFamily(
         "vllm_nfp_live_cell_info",
-        "1 for the smallest probed batch size and context that contain the last real step; "
-        "absent if there is none.",
+        "1 for the smallest reported batch size and context that hold the last real step; absent "
+        "if there are none.",
         labels=[*ENGINE, "batch_size", "context"],
     )
     for snapshot in engines:
@@ -77,9 +78,9 @@ def live(engines: list[Snapshot]) -> Iterator[Metric]:
 
 
 def live_cell(snapshot: Snapshot) -> tuple[int, int] | None:
-    """Batch size and context of the smallest probed cell that holds the last real step.
+    """Batch size and context of the smallest reported row that holds the last real step.
 
-    None before the first step, and where no cell with an estimate of the model holds it.
+    None before the first step, and where no row of the model holds it.
     """
     live = snapshot.live
     if live is None:
@@ -99,14 +100,12 @@ def live_cell(snapshot: Snapshot) -> tuple[int, int] | None:
 def free_tokens(snapshot: Snapshot) -> dict[float, int]:
     """Tokens free in the last real step, by epsilon: B (NFP - positions already run).
 
-    Taken from the whole model's row of the smallest probed batch size and context that hold the
-    live ones; empty where none does.
+    NFP is the whole step's at the real batch size and context; empty before the first step.
     """
-    live, cell = snapshot.live, live_cell(snapshot)
-    if live is None or cell is None:
+    live = snapshot.live
+    if live is None:
         return {}
     return {
         row.epsilon: live.batch_size * max(0, row.positions - live.positions)
-        for row in snapshot.boundaries
-        if row.module == Module.MODEL and (row.batch_size, row.context) == cell
+        for row in snapshot.live_boundaries
     }

@@ -1,0 +1,71 @@
+"""Which medians of real steps tell something new, and where real steps spend their time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+
+from vllm_nfp.timing import RealSteps
+from vllm_nfp.types import CellKey, Shape
+
+ENOUGH = 16
+"""Timed steps of a kind from which on their median is an observation."""
+MOVED = 0.01
+"""Change of a median, as a fraction, that is told at once."""
+AGAIN_SECONDS = 60.0
+"""Time after which a median is told again although it has not moved: it is not old."""
+LATELY_SECONDS = 180.0
+"""Age at which the time that traffic has spent in a cell counts 1/e."""
+
+
+class SteadySteps:
+    """Picks the kinds of real steps whose medians are worth telling."""
+
+    def __init__(self) -> None:
+        self._told: dict[Shape, tuple[int, float, float]] = {}
+        """By kind: steps that were timed, their median, and when."""
+
+    def new(self, kinds: Iterable[RealSteps], now: float) -> Iterator[RealSteps]:
+        """Those with enough newly timed steps whose median has moved, or was told long ago."""
+        for of in kinds:
+            timed, median, at = self._told.get(of.kind, (0, math.inf, -math.inf))
+            if of.timed < timed + ENOUGH:
+                continue
+            moved = abs(of.median_seconds / median - 1.0) > MOVED
+            if moved or now >= at + AGAIN_SECONDS:
+                self._told[of.kind] = of.timed, of.median_seconds, now
+                yield of
+
+
+class Traffic:
+    """Where real decode steps spend their time, now and lately: a decaying sum."""
+
+    def __init__(self) -> None:
+        self._counted: dict[Shape, int] = {}
+        self._seconds: dict[CellKey, float] = {}
+        self._at = -math.inf
+
+    def update(self, kinds: Iterable[RealSteps], now: float) -> None:
+        """Add the steps since the last update.
+
+        Args:
+            now: seconds of a monotonic clock.
+        """
+        decay = math.exp(-max(0.0, now - self._at) / LATELY_SECONDS)
+        kept = {cell: seconds * decay for cell, seconds in self._seconds.items()}
+        self._at = now
+        for of in kinds:
+            steps = of.count - self._counted.get(of.kind, 0)
+            if steps <= 0:
+                continue
+            self._counted[of.kind] = of.count
+            cell = of.shape.batch_size, of.shape.context
+            kept[cell] = kept.get(cell, 0.0) + steps * of.median_seconds
+        most = max(kept.values(), default=0.0)
+        self._seconds = {cell: seconds for cell, seconds in kept.items() if seconds > 1e-3 * most}
+
+    @property
+    def shares(self) -> Mapping[CellKey, float]:
+        """Fraction of the time by cell; they add up to 1. Empty before the first step."""
+        total = sum(self._seconds.values())
+        return {cell: seconds / total for cell, seconds in self._seconds.items()}

@@ -1,0 +1,209 @@
+"""Chooses what to probe next: what tells most about the decisions that matter, for its cost."""
+
+from __future__ import annotations
+
+import bisect
+import random
+from collections.abc import Iterable, Mapping, Sequence
+
+from vllm_nfp.config import ProbeConfig
+from vllm_nfp.draft.acceptance import constant
+from vllm_nfp.give_way import give_way
+from vllm_nfp.results.gather import Findings, Results
+from vllm_nfp.results.table import Table
+from vllm_nfp.schedule.agenda import Agenda
+from vllm_nfp.schedule.counters import Counters
+from vllm_nfp.surface import Candidate, Concern, Decisions
+from vllm_nfp.types import Basis, CellKey, Module, Shape
+
+MOST = 16
+"""Shapes of an agenda."""
+EVERYWHERE = 0.7
+"""Weight of the reported table, against that of the cells with traffic."""
+MOST_CONCERNS, MOST_CANDIDATES = 10, 80
+"""Looked at in one choice; drawn anew each time."""
+ACCEPTANCES = (0.5, 0.7, 0.9)
+"""Of drafts, for which draft lengths are decided."""
+MODULE_GRAPH = 1.3
+"""What a pair takes over its two steps: the modules run as well."""
+PIECES = 2
+"""Graphs of a shape that has none yet: the step's, and that of the modules."""
+USUAL_PAIR_SECONDS = 0.02
+"""Until a time in seconds is known."""
+ONE_IN = 8
+"""Of so many pairs one goes to a cell of which nothing was measured, whatever it is worth."""
+PAIRS_PER_CELL = 5
+"""Pairs for each reported cell, on average, from which on pairs only refresh. A choice, not a fit.
+"""
+FAR_OVER = 3.0
+"""A point is far over every line if its ratio exceeds 1 by this many times the largest epsilon."""
+STAY_PAIRS = 6
+"""Pairs by which a shape with graphs may be ahead of one that still needs them."""
+
+
+class AgendaMaker:
+    """Makes agendas; for the thread that updates the results.
+
+    Args:
+        config: the probe's settings.
+        results: of the server.
+    """
+
+    def __init__(self, config: ProbeConfig, results: Results) -> None:
+        self._config = config
+        self._results = results
+        self._random = random.Random(config.seed)
+        self._decisions = decisions_of(config)
+
+    def make(self, counters: Counters, traffic: Mapping[CellKey, float]) -> Agenda:
+        """What to probe next, after the latest update; gives way.
+
+        Args:
+            counters: of the serving side: what is refused, what is ready, and what pieces cost.
+            traffic: fraction of the time that real steps spend in each cell.
+        """
+        table, findings = self._results.table, self._results.findings
+        left_out = counters.refused | counters.put_off
+        usable = [shape for shape in table.shapes if shape not in left_out]
+        if not usable:
+            return Agenda(settled=True)
+        give_way()
+        lacking = self._lacking(usable, counters, findings)
+        unknown = unmeasured(findings, usable)
+        give_way()
+        first = lacking[:MOST] or self._explored(unknown, findings)
+        if len(first) < MOST:
+            chosen = self._valuable(usable, counters, traffic, MOST - len(first))
+            first = tuple(dict.fromkeys((*first, *chosen)))[:MOST]
+        if self._config.wanted_samples:
+            missing = sum(self._config.wanted_samples - self._results.taken(s) for s in lacking)
+        else:
+            missing = len(unknown)
+        enough = findings.pairs >= PAIRS_PER_CELL * len(table.cells)
+        return Agenda(first, settled=missing == 0 and enough, missing_pairs=missing)
+
+    def _lacking(
+        self, usable: Sequence[Shape], counters: Counters, findings: Findings
+    ) -> tuple[Shape, ...]:
+        """Shapes that must get more pairs, in the order in which they should."""
+        wanted = self._config.wanted_samples
+        if not wanted:
+            return ()
+        limits = far_over(findings, 1.0 + FAR_OVER * max(self._config.epsilons))
+        taken = self._results.taken
+        lacking = [
+            s
+            for s in usable
+            if taken(s) < wanted
+            and s.positions <= limits.get((s.batch_size, s.context), s.positions)
+        ]
+        self._random.shuffle(lacking)
+        return tuple(sorted(lacking, key=lambda s: taken(s) - STAY_PAIRS * is_ready(s, counters)))
+
+    def _explored(self, unknown: Sequence[CellKey], findings: Findings) -> tuple[Shape, ...]:
+        """Now and then, the shape at the boundary of a cell of which nothing was measured."""
+        if not unknown or findings.pairs % ONE_IN != ONE_IN - 1:
+            return ()
+        cell = self._random.choice(unknown)
+        counts = self._results.table.cells[cell]
+        lines = [
+            line.positions
+            for line in findings.boundaries
+            if line.module == Module.MODEL and (line.batch_size, line.context) == cell
+        ]
+        over = bisect.bisect_right(counts, self._random.choice(lines))
+        return (Shape(*cell, counts[min(over, len(counts) - 1)]),)
+
+    def _valuable(
+        self,
+        usable: Sequence[Shape],
+        counters: Counters,
+        traffic: Mapping[CellKey, float],
+        most: int,
+    ) -> tuple[Shape, ...]:
+        table = self._results.table
+        weights = {cell: EVERYWHERE / len(table.cells) for cell in table.cells}
+        for cell, share in traffic.items():
+            weights[cell] = weights.get(cell, 0.0) + share
+        drawn = self._random.choices(list(weights), list(weights.values()), k=MOST_CONCERNS)
+        concerns = [Concern(*c, drawn.count(c) / MOST_CONCERNS) for c in dict.fromkeys(drawn)]
+        near = {nearest(table, cell) for cell in drawn}
+        shapes = [s for s in usable if (s.batch_size, s.context) in near] or usable
+        shapes = self._random.sample(shapes, min(MOST_CANDIDATES, len(shapes)))
+        candidates = self._with_costs(shapes, counters)
+        return self._results.surface.choose(candidates, concerns, self._decisions, most)
+
+    def _with_costs(self, shapes: Sequence[Shape], counters: Counters) -> list[Candidate]:
+        seconds = {
+            (point.batch_size, point.context, point.positions): point.median_seconds
+            for point in self._results.model_curves()
+        }
+        give_way()
+        found = []
+        for shape in shapes:
+            ones = seconds.get((shape.batch_size, shape.context, 1))
+            cost = USUAL_PAIR_SECONDS
+            if ones is not None:
+                many = seconds[shape.batch_size, shape.context, shape.positions]
+                cost = MODULE_GRAPH * (ones + many)
+            for run in (shape, Shape(shape.batch_size, shape.context, 1)):
+                cost += 0.0 if is_ready(run, counters) else PIECES * counters.piece_seconds
+            found.append(Candidate(shape, cost))
+        return found
+
+
+def decisions_of(config: ProbeConfig) -> Decisions:
+    """Boundaries at the settings' epsilons, and draft lengths that their positions allow."""
+    tokens = tuple(
+        tuple(constant(a).expected_tokens(n - 1) for n in config.grid) for a in ACCEPTANCES
+    )
+    return Decisions(config.grid, config.epsilons, tokens, (0.0,) * len(config.grid))
+
+
+def is_ready(shape: Shape, counters: Counters) -> bool:
+    """Whether the shape has its graphs, which fit every context."""
+    return (shape.batch_size, shape.positions) in counters.ready
+
+
+def nearest(table: Table, cell: CellKey) -> CellKey:
+    """The reported cell whose shapes tell most about this one: the next larger, or the largest."""
+    if cell in table.cells:
+        return cell
+    contexts = sorted({context for _, context in table.cells})
+    return _next(table.batch_sizes, cell[0]), _next(contexts, cell[1])
+
+
+def _next(values: Sequence[int], value: int) -> int:
+    return values[min(bisect.bisect_left(values, value), len(values) - 1)]
+
+
+def unmeasured(findings: Findings, usable: Iterable[Shape]) -> tuple[CellKey, ...]:
+    """Cells that can be probed and whose whole-step NFP is the prediction alone."""
+    possible = {(shape.batch_size, shape.context) for shape in usable}
+    predicted = dict.fromkeys(
+        (line.batch_size, line.context)
+        for line in findings.boundaries
+        if line.module == Module.MODEL and line.basis is Basis.PREDICTED
+    )
+    return tuple(cell for cell in predicted if cell in possible)
+
+
+def far_over(findings: Findings, limit: float) -> dict[CellKey, int]:
+    """Positions beyond which every module of a cell was measured to be over the limit.
+
+    Args:
+        limit: of t(N) / t(1).
+    """
+    first: dict[CellKey, dict[str, int]] = {}
+    modules: dict[CellKey, set[str]] = {}
+    for point in findings.curves:
+        cell = point.batch_size, point.context
+        modules.setdefault(cell, set()).add(point.module)
+        if point.basis is Basis.MEASURED and point.ratio_lower > limit:
+            known = first.setdefault(cell, {})
+            known[point.module] = min(point.positions, known.get(point.module, point.positions))
+    return {
+        cell: max(found.values())
+        for cell, found in first.items()
+        if len(found) == len(modules[cell])
+    }

@@ -1,0 +1,101 @@
+"""Real decode steps of one kind: how many there were, how large they were, and their times."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vllm_nfp.types import Shape
+
+SAMPLES_KEPT = 64
+"""Most recent timed steps of a kind that its median is taken over, each for all it stands for."""
+
+
+class Series:
+    """Steps of one kind: how many there were, and the times of the last that were timed."""
+
+    __slots__ = ("batch_sizes", "contexts", "count", "seconds", "stand_for", "timed")
+
+    def __init__(self) -> None:
+        self.seconds = array("d", bytes(8 * SAMPLES_KEPT))
+        self.stand_for = array("q", bytes(8 * SAMPLES_KEPT))
+        """Steps that each of the times stands for."""
+        self.batch_sizes = array("q", bytes(8 * SAMPLES_KEPT))
+        self.contexts = array("q", bytes(8 * SAMPLES_KEPT))
+        self.count = 0
+        self.timed = 0
+
+    def add(
+        self, seconds: float, stands_for: int = 1, batch_size: int = 1, context: int = 0
+    ) -> None:
+        """Keep the time of one step."""
+        place = self.timed % SAMPLES_KEPT
+        self.seconds[place] = seconds
+        self.stand_for[place] = stands_for
+        self.batch_sizes[place] = batch_size
+        self.contexts[place] = context
+        self.timed += 1
+
+    @property
+    def median(self) -> float:
+        """Median of the kept times, in seconds; at least one must be there."""
+        kept = min(self.timed, SAMPLES_KEPT)
+        return weighted_median(self.seconds[:kept], self.stand_for[:kept])
+
+    def mean_shape(self, positions: int) -> Shape:
+        """Mean batch size and context of the kept steps, rounded; at least one must be there."""
+        kept = min(self.timed, SAMPLES_KEPT)
+        batch_size = sum(self.batch_sizes[:kept]) / kept
+        return Shape(
+            max(1, round(batch_size)), rounded_context(sum(self.contexts[:kept]) / kept), positions
+        )
+
+
+def rounded_context(context: float) -> int:
+    """The context in steps of 16 tokens, or of a 64th of a longer one; 16 at least.
+
+    So contexts that are nearly alike share what was computed for one of them.
+
+    >>> [rounded_context(tokens) for tokens in (3, 1001, 3500, 16000)]
+    [16, 1008, 3520, 16128]
+    """
+    unit = max(16, 1 << max(0, int(context).bit_length() - 6))
+    return max(16, unit * round(context / unit))
+
+
+@dataclass(frozen=True, slots=True)
+class RealSteps:
+    """Real decode steps of one kind."""
+
+    kind: Shape
+    """Upper bounds of their bucket."""
+    shape: Shape
+    """Mean batch size and context of the recent ones."""
+    count: int
+    """Since the start."""
+    timed: int
+    """Those of them that were timed."""
+    median_seconds: float
+    """Of the recent ones."""
+
+
+def weighted_median(values: Sequence[float], weights: Sequence[int]) -> float:
+    """The median of what is left if each value is there as often as its weight says.
+
+    Args:
+        values: at least one.
+        weights: of each value, above 0.
+
+    >>> weighted_median([1.0, 9.0], [1, 1]), weighted_median([1.0, 9.0], [3, 1])
+    (5.0, 1.0)
+    """
+    ordered = sorted(zip(values, weights, strict=True))
+    passed, total = 0, sum(weights)
+    for place, (value, weight) in enumerate(ordered):
+        passed += weight
+        if 2 * passed == total:
+            return (value + ordered[place + 1][0]) / 2.0
+        if 2 * passed > total:
+            return value
+    raise ValueError("a median of nothing")
