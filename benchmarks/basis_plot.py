@@ -21,13 +21,13 @@ from vllm_nfp.principle import Serving, shape_from_config, target_of
 from vllm_nfp.surface import (
     RECORDED,
     CellAnswer,
+    Conditioning,
     Observations,
     Prior,
     Ratio,
     answers,
     block_of,
     boundary,
-    condition,
     predicted_prior,
     questions,
 )
@@ -66,7 +66,8 @@ def answer(prior: Prior, pairs: Sequence[tuple[int, float]]) -> CellAnswer:
     )  # fmt: skip
     cell = (Module.MODEL, BATCH_SIZE, CONTEXT)
     asked = questions(prior, RECORDED, [cell], POSITIONS)
-    return answers(condition(prior, RECORDED, seen), asked)[block_of(*cell)]
+    posterior = Conditioning(prior, RECORDED).posterior(seen)
+    return answers(posterior, asked)[block_of(*cell)]
 
 
 def draw(axes: Any, found: CellAnswer, title: str) -> None:
