@@ -74,7 +74,9 @@ class AgendaMaker:
         first = lacking[:MOST] or self._explored(unknown, findings)
         if len(first) < MOST:
             chosen = self._valuable(usable, counters, traffic, MOST - len(first))
-            first = tuple(dict.fromkeys((*first, *chosen)))[:MOST]
+            # A shape that is doubted may have been refused since.
+            possible = (shape for shape in (*first, *chosen) if shape not in left_out)
+            first = tuple(dict.fromkeys(possible))
         wanted = self._config.wanted_samples
         if wanted:
             missing = sum(wanted - self._results.taken(shape) for shape in lacking)
