@@ -753,7 +753,8 @@ def test_cells_that_do_not_fit_are_named(start: Callable[..., Any]) -> None:
     skipped = publisher_of(session).snapshot().skipped_cells
     assert "exceeds --max-num-seqs 8" in skipped["B=64 L=32"]
     assert "leaves no room" in skipped["B=1 L=4096"]
-    assert prober_of(session).planner.cells == ((1, 32),)
+    shapes = publisher_of(session).agenda.shapes
+    assert {(shape.batch_size, shape.context) for shape in shapes} == {(1, 32)}
 
 
 def test_passive_timing_injects_nothing_and_files_real_steps(
