@@ -1,8 +1,9 @@
-"""The background side: what it keeps, when it writes, and who may read meanwhile."""
+"""What the publisher keeps and shows, and who reads it meanwhile."""
 
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
 
@@ -18,13 +19,16 @@ from vllm_nfp.session.publisher import Publisher
 from vllm_nfp.timing import StepTimes
 from vllm_nfp.types import LayerTime, Module, PairResult, Shape, State, Timing
 
-CONFIG = ProbeConfig(batch_sizes=(1,), contexts=(64,), positions=(1, 2, 4), layer_histograms=True)
+CONFIG = ProbeConfig(
+    batch_sizes=(1,), contexts=(64,), positions=(1, 2), max_positions=2, layer_histograms=True
+)
 
 
 def result(positions: int, seconds: float) -> PairResult:
     def timing(n: int, factor: float) -> Timing:
         layers = (LayerTime(3, Module.ATTENTION, seconds * factor),)
-        return Timing(Shape(1, 64, n), 0.01, 0.0, {Module.ATTENTION: seconds}, layers, "full")
+        modules = {Module.ATTENTION: seconds, Module.DENSE_FFN: seconds}
+        return Timing(Shape(1, 64, n), 0.01, 0.0, modules, layers, "full")
 
     return PairResult(timing(positions, 2.0), timing(1, 1.0), True, 0.02)
 
@@ -59,8 +63,9 @@ class Kept:
 
 
 def publisher_of(output: Kept) -> Publisher:
-    identity, results = Snapshot("m", "0", State.WARMING), made_results(CONFIG)
-    return Publisher(CONFIG, identity, StepTimes(), results, output)  # type: ignore[arg-type]
+    identity = Snapshot("m", "0", State.WARMING)
+    to: Any = output
+    return Publisher(CONFIG, identity, StepTimes(), made_results(CONFIG), to)
 
 
 def test_a_profile_is_kept_now_and_then_and_the_metrics_each_time() -> None:
@@ -76,6 +81,18 @@ def test_a_profile_is_kept_now_and_then_and_the_metrics_each_time() -> None:
     assert [len(snapshot.layer_times) for snapshot in (written[0], kept[0])] == [0, 2]
 
 
+def test_a_scan_publishes_now_and_then_and_chooses_each_time() -> None:
+    output = Kept()
+    publisher = publisher_of(output)
+    agendas = []
+    for seconds in (1.0, 1.1, 1.2):
+        publisher.put(result(2, seconds))
+        publisher.report_progress()
+        agendas.append(publisher.agenda)
+    assert len(output.written) == 1
+    assert len(set(map(id, agendas))) == 3
+
+
 def test_who_reads_in_the_middle_of_an_update_gets_all_of_the_last_one_without_waiting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -87,7 +104,7 @@ def test_who_reads_in_the_middle_of_an_update_gets_all_of_the_last_one_without_w
     publisher.put(result(2, 2.0))
     publisher.process()
     before = publisher.full_snapshot()
-    assert {row.samples for row in before.curves if row.positions == 2} == {2}
+    assert {row.samples for row in before.curves} == {2}
     assert before.boundaries and before.layers
     seen: list[Snapshot] = []
 
@@ -101,9 +118,9 @@ def test_who_reads_in_the_middle_of_an_update_gets_all_of_the_last_one_without_w
     monkeypatch.setattr("vllm_nfp.results.gather.give_way", read_from_another_thread)
     publisher.put(result(2, 3.0))
     publisher.process()
-    assert len(seen) >= 3, "after the pair, and after each of two modules"
+    assert len(seen) == 5, "after the pair, after the answers, and after each of three modules"
     for found in seen:
         assert (found.boundaries, found.curves) == (before.boundaries, before.curves)
         assert found.layers == before.layers
     after = publisher.full_snapshot()
-    assert {row.samples for row in after.curves if row.positions == 2} == {3}
+    assert {row.samples for row in after.curves} == {3}
