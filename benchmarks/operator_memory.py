@@ -163,6 +163,7 @@ def _default_groups() -> list[list[str]]:
     lookups = ["embedding of", "index of", "index_select of", "gather of"]
     groups = [[name] for name in (*others, "sleep", "argmax")]
     groups += [[f"{name} {tokens}" for tokens in TOKENS] for name in lookups]
+    groups += [["index of 16", "index of 1"]]
     return groups + [[name] for name in PROOF_CASES] + PROOF_SEQUENCES
 
 

@@ -27,7 +27,7 @@ import click
 import numpy as np
 from rich.console import Console
 
-from benchmarks.replay_fit import hyperparameters_from
+from benchmarks.replay_fit import hyperparameters_from, name_of
 from benchmarks.replay_methods import Method, SurfaceMethod, pair_seconds
 from benchmarks.replay_recorded import Cell, Server, all_servers
 from benchmarks.replay_score import MOMENTS, Score, print_modules, print_scores, score
@@ -69,6 +69,10 @@ class Simulation:
         self._budget = Budget(SHARE, STEP_SHARE)
         self.pairs = 0
         self._cells = {streams: _cell_for(server, streams) for streams, _ in PHASES}
+
+    def become(self, server: Server) -> None:
+        """The machine changes."""
+        self._server = server
 
     def start(self, seconds: float) -> None:
         """The scan before the first request."""
@@ -238,14 +242,14 @@ def main(
     seeds: int,
 ) -> None:
     """Replay; see the module's text."""
-    kept = results / "2026-11-27-surface-replay"
+    kept = results / "2026-11-27-cost-surface"
     sets: dict[str, Any] = json.loads((kept / "hyperparameters.json").read_text())
     wanted = set(only.split(",")) if only else None
     scores: list[Score] = []
     for server in all_servers(results):
         if wanted is not None and not wanted & {server.name, server.family}:
             continue
-        hyper = hyperparameters_from(sets[server.family])
+        hyper = hyperparameters_from(sets[name_of(server)])
         for name in methods.split(","):
             for seed in range(seeds):
                 method = METHODS[name](server, hyper, seed)

@@ -20,10 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.replay import METHODS, STARTUP_SECONDS, replay
-from benchmarks.replay_fit import hyperparameters_from
+from benchmarks.replay_fit import hyperparameters_from, name_of
 from benchmarks.replay_recorded import all_servers
 from benchmarks.replay_score import Score
-from vllm_nfp.surface import cost_surface, posterior
+from vllm_nfp.surface import algebra, conditioning
 from vllm_nfp.surface.kernel import Hyperparameters, ShapeKernel, TokenKernel
 from vllm_nfp.surface.scale import UNKNOWN
 
@@ -51,19 +51,19 @@ def _even_jumps(hyper: Hyperparameters) -> Hyperparameters:
 
 @contextlib.contextmanager
 def _own_size_unknown() -> Iterator[None]:
-    with mock.patch.object(posterior, "log_evidence", lambda *_: (UNKNOWN, 0.0)):
+    with mock.patch.object(conditioning, "log_evidence", lambda *_: (UNKNOWN, 0.0)):
         yield
 
 
 @contextlib.contextmanager
 def _no_doubt() -> Iterator[None]:
-    with mock.patch.object(posterior, "OUTLIER", 1e9):
+    with mock.patch.object(algebra, "OUTLIER", 1e9):
         yield
 
 
 @contextlib.contextmanager
 def _launches_as_expected() -> Iterator[None]:
-    with mock.patch.object(cost_surface, "LAUNCH_KNOWN", 0.0):
+    with mock.patch.object(conditioning, "LAUNCH_KNOWN", 0.0):
         yield
 
 
@@ -103,7 +103,7 @@ def _row(name: str, some: list[Score]) -> list[str]:
 @click.option("--only", default=FAMILIES, help="Families or servers, separated by commas.")
 def main(results: Path, only: str) -> None:
     """Print the table; see the module's text."""
-    kept = results / "2026-11-27-surface-replay" / "hyperparameters.json"
+    kept = results / "2026-11-27-cost-surface" / "hyperparameters.json"
     sets = json.loads(kept.read_text())
     wanted = set(only.split(","))
     servers = [s for s in all_servers(results) if wanted & {s.name, s.family}]
@@ -117,7 +117,7 @@ def main(results: Path, only: str) -> None:
         scores: list[Score] = []
         with context():
             for server in servers:
-                hyper = change(hyperparameters_from(sets[server.family]))
+                hyper = change(hyperparameters_from(sets[name_of(server)]))
                 made = METHODS[method](server, hyper, 0)
                 scores += replay(server, name, made, 0.0, 0, STARTUP_SECONDS, MOMENTS)
         for moment in MOMENTS:

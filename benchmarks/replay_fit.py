@@ -5,7 +5,7 @@
 A part's hyperparameters maximize the evidence of log(measured / predicted) of that part over the
 servers of the fit. A server's errors may be larger or smaller than usual: its own factor on the
 variance is integrated out, as the surface does while it serves. Writes ``hyperparameters.json``:
-one set for each family left out, and one of all.
+one set for each family left out, one of all, and the same for quantized models.
 """
 
 from __future__ import annotations
@@ -20,13 +20,8 @@ import click
 import numpy as np
 
 from benchmarks.replay_recorded import Server, all_servers
-from vllm_nfp.surface.kernel import (
-    Hyperparameters,
-    ShapeKernel,
-    TokenKernel,
-    covariance,
-    stacked,
-)
+from vllm_nfp.surface.functionals import covariance, placed, stacked
+from vllm_nfp.surface.kernel import Hyperparameters, ShapeKernel, TokenKernel
 from vllm_nfp.surface.prior import PART_OF, Part
 from vllm_nfp.surface.rows import rows_at
 from vllm_nfp.surface.scale import log_evidence
@@ -45,6 +40,8 @@ MOST_ROWS = 160
 TOKENS_FIRST = TokenKernel(0.02, 0.02, 1.5, 0.006, 0.1, 200.0, 0.1)
 SHAPES_FIRST = ShapeKernel(0.02, 0.03, 1.0, 1.0, 1.5, 0.01, 0.2)
 LAUNCH = 0.6
+QUANTIZED = ":quantized"
+"""Ends the names of sets for quantized models."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +49,7 @@ class Errors:
     """log(measured / predicted) of a part of one server."""
 
     family: str
+    quantized: bool
     part: Part
     places: np.ndarray[Any, np.dtype[np.int64]]
     errors: np.ndarray[Any, np.dtype[np.float64]]
@@ -85,9 +83,9 @@ def errors_of(server: Server) -> Iterable[Errors]:
                     (float(np.log(seconds) - expected[n - 1]),
                      float(np.hypot(deviation, NOISE[part]))),
                 )  # fmt: skip
-        yield _thinned(server.family, part, found)
+        yield _thinned(server, part, found)
     if server.composed:
-        yield _thinned(server.family, Part.OTHER, _others(server))
+        yield _thinned(server, Part.OTHER, _others(server))
 
 
 def _others(server: Server) -> dict[Any, tuple[float, float]]:
@@ -105,10 +103,12 @@ def _others(server: Server) -> dict[Any, tuple[float, float]]:
     return found
 
 
-def _thinned(family: str, part: Part, found: dict[Any, tuple[float, float]]) -> Errors:
+def _thinned(server: Server, part: Part, found: dict[Any, tuple[float, float]]) -> Errors:
     places = sorted(found)[:: max(1, len(found) // MOST_ROWS)]
     values = np.array([found[place] for place in places]).reshape(-1, 2)
-    return Errors(family, part, np.array(places, dtype=np.int64), values[:, 0], values[:, 1])
+    quantized = server.shape.quantization != "none"
+    at = np.array(places, dtype=np.int64)
+    return Errors(server.family, quantized, part, at, values[:, 0], values[:, 1])
 
 
 def fit_part(
@@ -169,6 +169,40 @@ def fit(servers: Sequence[Server], known: Sequence[Errors]) -> Hyperparameters:
     return _with_step(partly, [s for s in servers if not s.composed])
 
 
+def fit_quantized(hyper: Hyperparameters, known: Sequence[Errors]) -> Hyperparameters:
+    """The same with the sizes of the errors of products that quantized servers show."""
+    found = {}
+    for part in (Part.DENSE_FFN, Part.OTHER):
+        usual = hyper.of(part)
+        assert isinstance(usual, TokenKernel)
+        mine = [e for e in known if e.part is part and e.quantized]
+
+        def sized(values: Sequence[float], usual: TokenKernel = usual) -> TokenKernel:
+            smooth, short, many = values
+            return replace(usual, smooth=smooth, short=short, short_many=many)
+
+        def evidence(
+            values: Sequence[float],
+            mine: Sequence[Errors] = mine,
+            make: Callable[[Sequence[float]], TokenKernel] = sized,
+        ) -> float:
+            kernel = make(values)
+            return sum(
+                log_evidence(kernel(e.places, e.places), np.diag(e.noise**2), e.errors)[1]
+                for e in mine
+            )
+
+        first = (usual.smooth, usual.short, usual.short_many)
+        bounds = ((0.002, 0.3), (0.002, 0.1), (5e-4, 1.0))
+        found[part] = sized(compass(evidence, first, bounds)) if mine else usual
+    return replace(hyper, dense_ffn=found[Part.DENSE_FFN], other=found[Part.OTHER])
+
+
+def name_of(server: Server) -> str:
+    """The set with which a server is scored."""
+    return server.family + (QUANTIZED if server.shape.quantization != "none" else "")
+
+
 def _with_step(hyper: Hyperparameters, recorded: Sequence[Server]) -> Hyperparameters:
     """The whole step's own errors, from servers whose steps were recorded with their modules.
 
@@ -220,7 +254,7 @@ def _whole_rows(server: Server) -> Any:
     errors -= np.concatenate([expected, expected_share])
     noise = np.concatenate([deviations, np.full(len(shares), 0.003)])
     biased = np.concatenate([np.zeros(len(values)), np.ones(len(shares))])
-    return stacked([rows, share]), errors, noise, biased
+    return placed(stacked([rows, share])), errors, noise, biased
 
 
 def _share_rows(server: Server, shares: Sequence[tuple[Module, Shape, float]]) -> Any:
@@ -258,6 +292,8 @@ def main(results: Path, out: Path) -> None:
             [e for e in known if e.family != left_out],
         )
         sets[left_out or "all"] = asdict(found)
+        others = [e for e in known if e.family != left_out]
+        sets[(left_out or "all") + QUANTIZED] = asdict(fit_quantized(found, others))
         print(left_out or "all", found, flush=True)
     out.mkdir(parents=True, exist_ok=True)
     (out / "hyperparameters.json").write_text(json.dumps(sets, indent=1) + "\n")

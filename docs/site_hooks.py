@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NAV = {
     "Use": [
         "quick-start.md",
+        "answers.md",
         "supported.md",
         "glossary.md",
         "draft-lengths.md",
@@ -42,7 +43,6 @@ NAV = {
     "Trust": [
         "measured.md",
         "theory.md",
-        "estimation.md",
         "surface.md",
         "validation.md",
         "draft-results.md",

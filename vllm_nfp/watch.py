@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vllm_nfp.crossing import usual_epsilon
+from vllm_nfp.draft.server import LIVE_RATIO
 from vllm_nfp.results.scrape import (
     Row,
     Samples,
@@ -17,11 +18,14 @@ from vllm_nfp.results.scrape import (
     refusing_strange_labels,
     scrape_of,
 )
+from vllm_nfp.types import Basis
 
 _DRAFTS = "vllm:spec_decode_num_drafts_total"
 _DRAFTED = "vllm:spec_decode_num_draft_tokens_total"
 _ACCEPTED = "vllm:spec_decode_num_accepted_tokens_total"
 _RECOMMENDED = "vllm_nfp_recommended_draft_length"
+_LIVE_RECOMMENDED = "vllm_nfp_live_recommended_draft_length"
+_LIVE_BASIS = f"{LIVE_RATIO}_basis"
 choose_epsilon = usual_epsilon
 
 
@@ -70,6 +74,18 @@ class Live:
     """Smallest reported batch size and context that hold the step; None: none does."""
     free_tokens: Mapping[float, int]
     """Tokens that fit in beside the step's own, by epsilon; of its real batch size and context."""
+    bases: Mapping[int, Basis] = field(default_factory=dict)
+    """What its curve rests on, by positions; empty of an older server."""
+    draft_length: int | None = None
+    """Recommended at its batch size and context; None: not known, or of an older server."""
+
+    def basis(self, epsilon: float) -> Basis | None:
+        """The weaker of what the last free position and the next one rest on; None: not known."""
+        free = self.positions + self.free_tokens.get(epsilon, 0) // max(1, self.batch_size)
+        below = [n for n in self.bases if n <= free]
+        above = [n for n in self.bases if n > free]
+        ends = (*sorted(below)[-1:], *sorted(above)[:1])
+        return max((self.bases[n] for n in ends), key=tuple(Basis).index, default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +146,7 @@ def read(text: str, end: float | None = None) -> Reading:
 _SHOWN = (
     _DRAFTS, _DRAFTED, _ACCEPTED, _RECOMMENDED, "vllm_nfp_overhead_budget_ratio",
     "vllm_nfp_live_batch_size", "vllm_nfp_live_context", "vllm_nfp_live_positions",
-    "vllm_nfp_live_cell_info", "vllm_nfp_free_tokens",
+    "vllm_nfp_live_cell_info", "vllm_nfp_free_tokens", _LIVE_BASIS, _LIVE_RECOMMENDED,
 )  # fmt: skip
 """What is shown of each engine beside its estimates and its status."""
 
@@ -174,4 +190,9 @@ def _live(samples: Samples) -> Live | None:
     batch_size, context, positions = (int(found[0][1]) for found in step)
     cells = [(count(of["batch_size"]), count(of["context"])) for of, _ in mine("live_cell_info")]
     free = {float(of["epsilon"]): int(value) for of, value in mine("free_tokens")}
-    return Live(batch_size, context, positions, cells[0] if cells else None, free)
+    bases = {count(of["positions"]): Basis(of["basis"]) for of, _ in samples.get(_LIVE_BASIS, ())}
+    lengths = [int(value) for _, value in samples.get(_LIVE_RECOMMENDED, ())]
+    return Live(
+        batch_size, context, positions, cells[0] if cells else None, free, bases,
+        lengths[0] if lengths else None,
+    )  # fmt: skip

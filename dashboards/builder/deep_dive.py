@@ -13,6 +13,7 @@ TITLE = "NFP deep dive"
 
 _SHAPE = ('batch_size="$batch_size"', 'context="$context"')
 _TOLERANCE = 'epsilon="$epsilon"'
+_CONTEXT_FREE = f'module=~"{"|".join(g.CONTEXT_FREE)}"'
 _POINT = (*_SHAPE, 'module="$module"', _TOLERANCE)
 
 
@@ -29,9 +30,10 @@ def deep_dive() -> models.Dashboard:
         g.variable(
             "batch_size",
             "Batch size",
-            "Sequences in a probed batch. A live batch uses the next larger one.",
+            "Reported batch size in sequences, a power of two by default.",
             'label_values(vllm_nfp_positions{model_name="$model_name"}, batch_size)',
             numeric=True,
+            first="8",
         )
     )
     page.with_variable(
@@ -58,7 +60,7 @@ def _curves(page: dashboard.Dashboard) -> None:
             Frame(
                 "Time by positions",
                 "Median time of each module at N positions per sequence (mean of its timed layers;"
-                " the whole step for model).",
+                " the whole step for model). FFNs and communication do not depend on the context.",
                 "Look for stairs. Within a stair extra positions are free, so choose a draft "
                 "length that ends just before a step up.",
                 12,
@@ -72,9 +74,9 @@ def _curves(page: dashboard.Dashboard) -> None:
         g.curves(
             Frame(
                 "Time over that of one position",
-                "The same curves, divided by their time at one position. A module's NFP is the "
-                "last N before its curve rises above the dashed line, 1 + tolerance. The estimate "
-                "comes from pairs and may differ by one point.",
+                "The same curves, divided by their time at one position, and the 95 % interval of "
+                "the whole step's. A module's NFP is the last N before its curve rises above the "
+                "dashed line, 1 + tolerance; the estimate may differ by one point.",
                 "The module that crosses first limits the step.",
                 12,
                 10,
@@ -82,25 +84,40 @@ def _curves(page: dashboard.Dashboard) -> None:
             {
                 **{module: _ratio(module) for module in g.MODULES},
                 "limit": f"0 * {_time('model')} + 1 + $epsilon",
+                "model, lower": _end("min", "lower"),
+                "model, upper": _end("max", "upper"),
             },
             x="positions",
             unit="none",
-            colors={**g.MODULE_COLORS, "limit": g.VERMILLION},
-            dashed=("limit",),
+            colors={
+                **g.MODULE_COLORS,
+                "limit": g.VERMILLION,
+                "model, lower": g.GREY,
+                "model, upper": g.GREY,
+            },
+            dashed=("limit", "model, lower", "model, upper"),
             axis="t(N) / t(1)",
         ),
     )
 
 
-def _time(module: str, *more: str) -> str:
-    selected = g.metric("vllm_nfp_module_latency_seconds", *_SHAPE, f'module="{module}"', *more)
-    return f"max by (positions) ({selected})"
+def _times(module: str, *more: str) -> str:
+    shape = _SHAPE[:1] if module in g.CONTEXT_FREE else _SHAPE
+    return g.metric("vllm_nfp_module_latency_seconds", *shape, f'module="{module}"', *more)
+
+
+def _time(module: str) -> str:
+    return f"max by (positions) ({_times(module)})"
 
 
 def _ratio(module: str) -> str:
-    selected = (*_SHAPE, f'module="{module}"', 'positions="1"')
-    one = g.metric("vllm_nfp_module_latency_seconds", *selected)
+    one = _times(module, 'positions="1"')
     return f"{_time(module)} / on () group_left () max({one})"
+
+
+def _end(fold: str, which: str) -> str:
+    """One end of the interval of the whole step's ratio."""
+    return f"{fold} by (positions) ({g.metric(f'vllm_nfp_step_time_ratio_{which}', *_SHAPE)})"
 
 
 def _intervals(page: dashboard.Dashboard) -> None:
@@ -112,7 +129,7 @@ def _intervals(page: dashboard.Dashboard) -> None:
                 "Estimate and 95 % interval of $module",
                 "NFP of the chosen module, batch size and context over time, with its interval "
                 "(the widest of several servers).",
-                "Wide band: more samples are needed. Wait, send traffic, or raise "
+                "Wide band: little is measured near this point. Wait, send traffic, or raise "
                 "--nfp-overhead-budget. A band that moves as a whole is a real change.",
                 10,
             ),
@@ -132,9 +149,10 @@ def _intervals(page: dashboard.Dashboard) -> None:
         g.listing(
             Frame(
                 "All estimates at the tolerance",
-                "Every module, batch size and context: lower end, estimate, upper end. at limit = "
-                "1: the largest N tested is still free, so NFP is this or more. largest free: the "
-                "largest N within the tolerance, even if a smaller N is not.",
+                "Every module, batch size and context: lower end, estimate, upper end, and what "
+                "the estimate rests on. at limit = 1: the largest N of the grid is still free, so "
+                "NFP is this or more. largest free: the largest N within the tolerance, even if a "
+                "smaller N is not.",
                 "At the limit: raise --nfp-max-positions to find the boundary. If largest free is "
                 "above NFP, that N is worth running (for example 8, where 6 is not free).",
                 14,
@@ -152,6 +170,10 @@ def _intervals(page: dashboard.Dashboard) -> None:
                 )
             },
             sort="batch_size",
+            labelled="max by (module, batch_size, context, basis) ("
+            + g.metric("vllm_nfp_positions_basis", _TOLERANCE)
+            + ")",
+            names=g.BASES,
         ),
     )
 
@@ -225,15 +247,19 @@ def _samples(page: dashboard.Dashboard) -> None:
         ),
         g.matrix(
             Frame(
-                "Pairs of samples behind each point of $module",
+                "Pairs of samples at each point of $module",
                 "Pairs (N positions and one) kept, by batch size and positions, at the chosen "
-                "context (the fewest of the selected servers).",
-                "Few pairs give wide intervals. The overview shows the probe's pace and budget.",
+                "context (the fewest of the selected servers). A point without pairs is inferred "
+                "from other points, or predicted.",
+                "No pairs need no action: the probe measures where an answer depends on it. The "
+                "overview shows its pace and budget.",
                 12,
                 6,
             ),
             "min by (batch_size, positions) ("
             + g.metric("vllm_nfp_samples", 'context="$context"', 'module="$module"')
+            + " or "
+            + g.metric("vllm_nfp_samples", 'module="$module"', _CONTEXT_FREE)
             + ")",
             rows="batch_size",
             columns="positions",
@@ -243,7 +269,7 @@ def _samples(page: dashboard.Dashboard) -> None:
                 "Time spent on probes",
                 "Seconds of GPU time (host time on a CPU) per second spent on probes.",
                 "The average stays within the budget. Peaks are single large shapes.",
-                12,
+                9,
                 6,
             ),
             Query(
@@ -254,11 +280,24 @@ def _samples(page: dashboard.Dashboard) -> None:
         ),
         g.number(
             Frame(
+                "Answers without measurement",
+                "What answers rest on where nothing was measured (the weakest of the engines). "
+                "profile: an earlier profile of this model and GPU. predicted: the prediction for "
+                "both. generic: neither is known, and intervals are wide.",
+                "generic: the label reason of vllm_nfp_prior_info says why; a calibration helps.",
+                5,
+                6,
+            ),
+            g.code(g.PRIORS, lambda prior: g.metric("vllm_nfp_prior_info", f'prior="{prior}"')),
+            names=g.PRIORS,
+        ),
+        g.number(
+            Frame(
                 "Startup cost",
                 "Startup time added by the probe: imports, check, first scan and predictions (the "
                 "longest of the engines).",
                 "startup_seconds and capture_seconds in --nfp-config limit it.",
-                6,
+                5,
                 6,
             ),
             f"max({g.metric('vllm_nfp_startup_seconds')})",
@@ -271,7 +310,7 @@ def _samples(page: dashboard.Dashboard) -> None:
                 "GPU memory of the probe's CUDA graphs (the largest of the engines); 0 if there "
                 "are none.",
                 "graph_memory_mib in --nfp-config limits it.",
-                6,
+                5,
                 6,
             ),
             f"max({g.metric('vllm_nfp_graph_bytes')})",

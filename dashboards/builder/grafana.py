@@ -7,7 +7,7 @@ is safe for colour-blind readers. Where a colour has a meaning (a state, a modul
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -41,6 +41,12 @@ STATES = {
     "passive": GREY,
     "disabled": VERMILLION,
 }
+BASES = {"measured": GREEN, "inferred": BLUE, "predicted": ORANGE}
+"""What an answer rests on, the best first."""
+PRIORS = {"profile": GREEN, "predicted": BLUE, "generic": ORANGE}
+"""What answers rest on without measurements, the best first."""
+CONTEXT_FREE = ("dense_ffn", "moe_ffn", "communication")
+"""Modules whose curves are exported at the smallest context alone."""
 
 ENGINE = 'model_name="$model_name",engine=~"$engine",instance=~"$instance"'
 """Label matchers for the engines chosen by the dashboard's variables."""
@@ -48,7 +54,7 @@ ENGINE = 'model_name="$model_name",engine=~"$engine",instance=~"$instance"'
 SOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
 _IN_LIVE_CELL = "on (job, instance, model_name, engine, batch_size, context) group_left ()"
 _AT_LIVE_BATCH = "on (job, instance, model_name, engine, batch_size)"
-_LETTERS = "ABCDEFGH"
+_LETTERS = "ABCDEFGHIJ"
 
 
 class _Panel(Protocol):
@@ -85,6 +91,11 @@ def at_live_batch(name: str, *more: str) -> str:
     The metric must carry the label batch_size, and no context.
     """
     return f"{metric(name, *more)} * {_AT_LIVE_BATCH} {metric('vllm_nfp_live_cell_info')}"
+
+
+def steady(expr: str) -> str:
+    """The median of a count over the last minutes: what lasts, without single excursions."""
+    return f"round(quantile_over_time(0.5, ({expr})[5m:10s]))"
 
 
 def per_second(name: str, by: str = "") -> str:
@@ -184,9 +195,14 @@ def number(
     unit: str = "short",
     decimals: int = 0,
     steps: Sequence[tuple[float | None, str]] = ((None, BLUE),),
-    states: bool = False,
+    names: Mapping[str, str] | None = None,
 ) -> stat.Panel:
-    """A single value, with its curve over the dashboard's time range behind it."""
+    """A single value, with its curve over the dashboard's time range behind it.
+
+    Args:
+        names: names and colours of the values 0, 1, ..., see :func:`code`; such a value has no
+            curve.
+    """
     panel = (
         frame.around(stat.Panel(), [Query(expr)])
         .unit(unit)
@@ -194,33 +210,44 @@ def number(
         .thresholds(_steps(*steps))
         .color_scheme(dashboard.FieldColor().mode(models.FieldColorModeId.THRESHOLDS))
         .color_mode(kinds.BigValueColorMode.VALUE)
-        .graph_mode(kinds.BigValueGraphMode.NONE if states else kinds.BigValueGraphMode.AREA)
+        .graph_mode(kinds.BigValueGraphMode.NONE if names else kinds.BigValueGraphMode.AREA)
         .reduce_options(_last())
         .no_value("no data")
     )
-    return panel.mappings([_state_names()]) if states else panel
+    return panel.mappings([_names(names)]) if names else panel
 
 
-def _state_names() -> models.ValueMapping:
+def _names(names: Mapping[str, str], coded: bool = True) -> models.ValueMapping:
+    """Names and colours of values.
+
+    Args:
+        coded: the values are places in ``names``; otherwise the names themselves.
+    """
     return models.ValueMap(
         options={
-            str(code): models.ValueMappingResult(text=name, color=color, index=code)
-            for code, (name, color) in enumerate(STATES.items())
+            str(place) if coded else name: models.ValueMappingResult(
+                text=name, color=color, index=place
+            )
+            for place, (name, color) in enumerate(names.items())
         }
     )
 
 
-def state_code(by: str) -> str:
-    """The probe's state as its index in :data:`STATES`, one value for each combination of labels.
+def code(names: Iterable[str], of: Callable[[str], str], by: str = "") -> str:
+    """A name as its place in ``names``, one value for each combination of labels.
 
-    Several engines behind one combination give the maximum, the worst: disabled is last.
+    Several engines behind one combination give the maximum: the worst comes last.
+
+    Args:
+        of: the series that is 1 for a name; for the other names it is 0 or absent.
     """
-    codes = " or ".join(
-        f"{code} * {metric('vllm_nfp_state', f'state={json.dumps(name)}')}"
-        for code, name in enumerate(STATES)
-    )
-    # A state that is off gives 0; the one that is on gives its code.
+    codes = " or ".join(f"{place} * {of(name)}" for place, name in enumerate(names))
     return f"max by ({by}) ({codes})"
+
+
+def state_code(by: str = "") -> str:
+    """The probe's state as its place in :data:`STATES`."""
+    return code(STATES, lambda name: metric("vllm_nfp_state", f"state={json.dumps(name)}"), by)
 
 
 def series(
@@ -282,7 +309,7 @@ def states(frame: Frame, by: str, legend: str) -> statetimeline.Panel:
     """The probe's states over time."""
     return (
         frame.around(statetimeline.Panel(), [Query(state_code(by), legend)])
-        .mappings([_state_names()])
+        .mappings([_names(STATES)])
         .color_scheme(fixed(GREY))
         .show_value(kinds.VisibilityMode.AUTO)
         .fill_opacity(80)
@@ -325,12 +352,14 @@ def matrix(
     columns: str,
     value: str = "Value",
     steps: Sequence[tuple[float | None, str]] = (),
+    names: Mapping[str, str] | None = None,
 ) -> table.Panel:
     """A table of one query's values now, with one label down and a numeric one across.
 
     Args:
         value: the field in the cells: the value, or another label.
         steps: thresholds that colour the cells.
+        names: colours of the cells by what they hold.
     """
     panel = (
         frame.around(table.Panel(), [Query(expr, instant=True)])
@@ -349,14 +378,26 @@ def matrix(
         panel.thresholds(_steps(*steps)).color_scheme(
             dashboard.FieldColor().mode(models.FieldColorModeId.THRESHOLDS)
         ).cell_options(kinds.TableColorTextCellOptions())
+    if names:
+        panel.mappings([_names(names, coded=False)]).cell_options(kinds.TableColorTextCellOptions())
     return panel
 
 
-def listing(frame: Frame, queries: Mapping[str, str], sort: str) -> table.Panel:
-    """A table with a row for each combination of labels and a column for each query."""
+def listing(
+    frame: Frame, queries: Mapping[str, str], sort: str, labelled: str, names: Mapping[str, str]
+) -> table.Panel:
+    """A table with a row for each combination of labels and a column for each query.
+
+    Args:
+        labelled: a last query, of which a label is shown and not the value.
+        names: colours of that label's values.
+    """
+    exprs = (*queries.values(), labelled)
+    columns = _named_columns(list(queries), without=(f"Value #{_LETTERS[len(queries)]}",))
     return (
-        frame.around(table.Panel(), [Query(expr, instant=True) for expr in queries.values()])
-        .transformations([_transform("merge"), *_as_number(sort), _named_columns(list(queries))])
+        frame.around(table.Panel(), [Query(expr, instant=True) for expr in exprs])
+        .transformations([_transform("merge"), *_as_number(sort), columns])
+        .mappings([_names(names, coded=False)])
         .no_value("-")
         .filterable(True)
         .align(kinds.FieldTextAlignment.LEFT)
@@ -465,14 +506,14 @@ def variable(
     query: str,
     many: bool = False,
     numeric: bool = False,
-    first: str = "",
+    first: str | Sequence[str] = "",
 ) -> dashboard.QueryVariable:
     """A variable whose values are those of a label.
 
     Args:
         query: as label_values(metric, label).
-        many: several values may be chosen, and all are at first.
-        first: the value chosen at first, if there is one of that name.
+        many: several values may be chosen; without ``first`` all are.
+        first: what is chosen at first, as far as there is such a value; several if ``many``.
     """
     sort = models.VariableSort.NUMERICAL_ASC if numeric else models.VariableSort.ALPHABETICAL_ASC
     built = (
@@ -489,25 +530,38 @@ def variable(
         .include_all(many)
     )
     if many:
-        built.all_value(".*").current(
-            models.VariableOption(selected=True, text=["All"], value=["$__all"])
-        )
-    elif first:
-        built.current(models.VariableOption(selected=True, text=first, value=first))
+        built.all_value(".*")
+    if first:
+        chosen = first if isinstance(first, str) else list(first)
+        built.current(models.VariableOption(selected=True, text=chosen, value=chosen))
+    elif many:
+        built.current(models.VariableOption(selected=True, text=["All"], value=["$__all"]))
     return built
 
 
-class _Restarts(Builder[models.AnnotationQuery]):
-    """Marks restarts of the server; the SDK's own builder cannot carry a Prometheus query."""
+@dataclass(frozen=True, slots=True)
+class _Marks(Builder[models.AnnotationQuery]):
+    """Marks events on all curves; the SDK's own builder cannot carry a Prometheus query."""
+
+    name: str
+    expr: str
+    """Above 0 where the event is."""
+    color: str
 
     def build(self) -> models.AnnotationQuery:
         return models.AnnotationQuery(
-            name="Server restarts",
-            datasource=SOURCE,
-            enable=True,
-            icon_color=PURPLE,
-            expr='changes(process_start_time_seconds{instance=~"$instance"}[2m]) > 0',
+            name=self.name, datasource=SOURCE, enable=True, icon_color=self.color, expr=self.expr
         )
+
+
+_RESTARTS = _Marks(
+    "Server restarts",
+    'changes(process_start_time_seconds{instance=~"$instance"}[2m]) > 0',
+    PURPLE,
+)
+_JUMPS = _Marks(
+    "Step times jumped", f"changes({metric('vllm_nfp_surface_jumps_total')}[2m]) > 0", VERMILLION
+)
 
 
 def page(uid: str, title: str, description: str, other: tuple[str, str]) -> dashboard.Dashboard:
@@ -534,7 +588,8 @@ def page(uid: str, title: str, description: str, other: tuple[str, str]) -> dash
             .include_vars(True)
             .keep_time(True)
         )
-        .annotation(_Restarts())
+        .annotation(_RESTARTS)
+        .annotation(_JUMPS)
         .with_variable(
             dashboard.DatasourceVariable("datasource")
             .label("Data source")
@@ -581,9 +636,10 @@ def page(uid: str, title: str, description: str, other: tuple[str, str]) -> dash
             variable(
                 "context",
                 "Context",
-                "Probed context in tokens. A live context uses the next larger one.",
+                "Reported context in tokens, a power of four by default.",
                 'label_values(vllm_nfp_positions{model_name="$model_name"}, context)',
                 numeric=True,
+                first="1024",
             )
         )
     )

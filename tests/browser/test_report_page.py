@@ -9,7 +9,9 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,9 @@ import pytest
 
 from vllm_nfp.report import write_report
 from vllm_nfp.results.profile import Profile
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
+from made_surface import made_snapshot
 
 pytestmark = pytest.mark.browser
 
@@ -76,7 +81,15 @@ def chromium() -> str:
     pytest.skip(reason)
 
 
-@pytest.fixture(scope="module", params=["dense", "moe"])
+@pytest.fixture(scope="module")
+def surface_profile(dense_profile: Profile) -> Profile:
+    """Nine batch sizes and four contexts: measured, inferred and predicted."""
+    made = made_snapshot()
+    return replace(dense_profile, curves=made.curves, boundaries=made.boundaries,
+                   predictions=(), layer_times=())  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["dense", "moe", "surface"])
 def report(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Path]:

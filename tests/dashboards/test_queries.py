@@ -85,11 +85,24 @@ def test_panels_show_the_numbers_of_the_run(prometheus: Prometheus) -> None:
     assert one("Positions in use") == 4
     assert one("Free tokens left") == 6 * (16 - 4)
     assert one("Probe state") == 2, "steady"
+    assert one("Basis") == 1, "inferred"
+    bases = _by_labels(by_title["What they rest on"], "module", "batch_size", "basis")
+    assert bases["dense_ffn", "32", "inferred"] == 1
+    live = {
+        s.labels.get("module", ""): s
+        for s in by_title["Free positions where traffic is"].answers["C"]
+    }
+    assert live["model"].points[-1][1] == 16
+    assert (
+        one("Free positions where traffic is", "A")
+        >= 16
+        >= one("Free positions where traffic is", "B")
+    )
     table = _by_labels(by_title["Free positions by module and batch size"], "module", "batch_size")
     assert table["dense_ffn", "32"] == 4
     assert table["attention", "8"] == 12
     assert table["model", "1"] == 64
-    idle = _by_labels(by_title["Measured, predicted and idle-compute"], "cell", letter="C")
+    idle = _by_labels(by_title["Estimated, predicted and idle-compute"], "cell", letter="C")
     assert idle["dense_ffn B=32",] == 9
     assert one("Draft length: run, accepted, free", "A") == pytest.approx(3)
     assert one("Draft length: run, accepted, free", "B") == pytest.approx(1.8)
@@ -112,6 +125,30 @@ def test_the_deep_dive_shows_the_curve_of_the_run(prometheus: Prometheus) -> Non
     limit = _by_labels(by_title["Time over that of one position"], "positions", letter="F")
     assert set(limit) == set(ratios)
     assert set(limit.values()) == {1.1}
+    ends = [
+        _by_labels(by_title["Time over that of one position"], "positions", letter=letter)
+        for letter in "GH"
+    ]
+    # The ratio of pairs, which the interval is of; the curve's is that of medians.
+    assert ends[0]["8",] < ends[1]["8",]
+    assert "1" not in {positions for (positions,) in ends[0]}
+    basis = _by_labels(
+        by_title["All estimates at the tolerance"], "module", "batch_size", "context", "basis",
+        letter="H",
+    )  # fmt: skip
+    assert basis["model", "32", "16384", "predicted"] == 1
+
+
+def test_modules_without_a_context_have_curves_at_any_context(prometheus: Prometheus) -> None:
+    page = DASHBOARDS["nfp-deep-dive"]
+    for context in ("1024", "16384"):
+        values = choose(page, prometheus, model_name="model-dense", context=context, batch_size="8")
+        by_title = {a.panel.title: a for a in ask(page, prometheus, values, seconds=SECONDS)}
+        ffn = _by_labels(by_title["Time by positions"], "positions", letter="B")
+        assert ffn["8",] >= ffn["1",] > 0.0
+        values = {**values, "module": "dense_ffn"}
+        by_title = {a.panel.title: a for a in ask(page, prometheus, values, seconds=SECONDS)}
+        assert by_title["Pairs of samples at each point of $module"].answers["A"]
 
 
 def test_rules_evaluate_and_record(prometheus: Prometheus) -> None:

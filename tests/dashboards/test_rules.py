@@ -37,4 +37,4 @@ def test_the_exported_configuration_is_valid(tmp_path: Path) -> None:
     export(tmp_path)
     done = promtool("check", "config", str(tmp_path / "prometheus.yml"))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "18 rules found" in done.stdout
+    assert "20 rules found" in done.stdout

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from vllm_nfp import load_profile
+from vllm_nfp.types import Basis
 
 pytestmark = pytest.mark.engine
 
@@ -43,6 +44,8 @@ def test_measure_report_compare(dense_model: Path, tmp_path: Path) -> None:
     assert set(profile.cells) == cells
     assert {row.positions for row in profile.curves} == {1, 2, 3, 4}
     assert all(row.samples >= 6 and row.seconds_upper is not None for row in profile.curves)
+    assert {row.basis for row in (*profile.curves, *profile.boundaries)} == {Basis.MEASURED}
+    assert "Answers:" not in table
     assert len(profile.boundaries) == 3 * len(cells)
     assert {row.layer for row in profile.layer_times} == {0, 1, 2}
     assert profile.model.num_layers == 3

@@ -15,7 +15,7 @@ from parts import attach, engine_of, only_times, prober_of, publisher_of
 from vllm_nfp.config import ProbeConfig, config_from_mapping
 from vllm_nfp.results.profile import load_profile, profile_file
 from vllm_nfp.results.snapshot import Snapshot, read_snapshot
-from vllm_nfp.types import State
+from vllm_nfp.types import Basis, Module, State
 
 pytestmark = pytest.mark.engine
 
@@ -105,7 +105,11 @@ def test_estimates_appear_for_every_module_and_cell(
         """A busy machine measures some cells between steps alone."""
         publisher_of(session).process()
         rows = publisher_of(session).snapshot().boundaries
-        known = {(row.batch_size, row.context) for row in rows}
+        known = {
+            (row.batch_size, row.context)
+            for row in rows
+            if row.module == Module.MODEL and row.basis is not Basis.PREDICTED
+        }
         return known == every and prober_of(session).outcomes["measured"] > 0
 
     generate_until(llm, all_known, tokens=96)
@@ -139,6 +143,36 @@ def test_estimates_appear_for_every_module_and_cell(
     assert profile.run.reason == "the test is over"
     assert profile.environment.enforce_eager
     assert snapshot(tmp_path).layer_times == (), "/metrics carries what it does not show"
+
+
+def test_at_the_defaults_all_cells_are_answered_at_once_and_live_rows_follow_traffic(
+    llm: Any, worker: Any, tmp_path: Path
+) -> None:
+    session = attach(ProbeConfig(run_dir=str(tmp_path)), worker)
+    try:
+        first = snapshot(tmp_path)
+        cells = {
+            (m, b, 256) for m in Module if m in engine_of(session).modules for b in (1, 2, 4, 8)
+        }
+        assert {row.cell for row in first.boundaries} == {
+            *cells, *(("model", b, 256) for b in (1, 2, 4, 8))
+        }  # fmt: skip
+        assert {row.cell for row in first.curves} == {row.cell for row in first.boundaries}
+        assert (first.prior, first.prior_reason) == ("generic", "steps run on a CPU")
+        assert first.probes["startup"] > 0
+        bases = {row.basis for row in first.curves}
+        assert Basis.MEASURED in bases and bases <= set(Basis)
+        for count in (3, 6):
+            generate(llm, tokens=64, count=count)
+            publisher_of(session).process()
+            found = publisher_of(session).snapshot()
+            assert found.live is not None and found.live.batch_size == count
+            assert {row.batch_size for row in found.live_boundaries} == {count}
+            (context,) = {row.context for row in found.live_boundaries}
+            assert abs(context - found.live.context) <= 8
+            assert {row.batch_size for row in found.live_curves} == {1, 2, 4, 8, count}
+    finally:
+        session.disable("the test is over", expected=True)
 
 
 def test_the_log_of_raw_samples_is_bounded(
@@ -633,24 +667,15 @@ class FakeGraph:
         pass
 
 
-@pytest.mark.usefixtures("lively_cache")
-@pytest.mark.parametrize("smallest", [True, False], ids=["at the start", "in serving"])
-def test_a_backend_that_writes_in_captured_graphs_alone_disables_the_probe(
-    llm: Any, worker: Any, start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path, smallest: bool,
-) -> None:  # fmt: skip
-    """FULL graphs, made at the start for few shapes and between real steps for the others."""
+def serve_in_full_graphs(monkeypatch: pytest.MonkeyPatch, batch_sizes: tuple[int, ...]) -> None:
+    """Have the probe take this server for one with FULL graphs."""
     from types import SimpleNamespace
 
     from vllm_nfp.adapter.dispatch import GraphRules
     from vllm_nfp.probe import capture, device_memory
     from vllm_nfp.probe import engine as module
 
-    def when(batch_size: int, positions: int, execution: str, graph: bool) -> bool:
-        assert execution == "full"
-        return graph and (smallest or (batch_size, positions) == (4, 4))
-
-    sizes = tuple(sorted({b * n for b in (1, 4) for n in (1, 2, 3, 4, 5, 6, 8)}))
+    sizes = tuple(sorted({b * n for b in batch_sizes for n in (1, 2, 3, 4, 5, 6, 8)}))
     rules = GraphRules(True, False, False, True, sizes, 8)
     monkeypatch.setattr(module, "graph_rules", lambda *_: rules)
     monkeypatch.setattr(capture, "Graph", FakeGraph)
@@ -658,6 +683,45 @@ def test_a_backend_that_writes_in_captured_graphs_alone_disables_the_probe(
     place = SimpleNamespace(pool=None, stream=None, shared=False)
     monkeypatch.setattr(device_memory, "own_place", lambda *_: place)
     monkeypatch.setattr(FakeGraph, "replays", 0)
+
+
+def test_shapes_of_the_whole_table_are_made_ready_between_steps_and_change_no_output(
+    llm: Any, worker: Any, start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches are made, run for the first time, and captured while requests are served."""
+    expected = generate(llm)
+    serve_in_full_graphs(monkeypatch, (1, 2, 4, 8))
+    FakeGraph.writer = Writer(worker, monkeypatch, lambda *_: False, exchange)
+    session = start(
+        batch_sizes=[], contexts=[], capture_seconds=0.0, startup_seconds=0.0, wanted_samples=1
+    )
+    engine = engine_of(session)
+    at_start = set(engine._shapes)
+    assert (8, 8) in at_start and len(at_start) <= 4, "shapes are made that nobody has asked for"
+    for _ in range(40):
+        spend_at_once(session)
+        assert generate(llm, tokens=32) == [one[:32] for one in expected]
+        if len(engine.ready_keys()) > 8 and FakeGraph.replays:
+            break
+    assert session.active
+    assert len(engine.ready_keys()) > 8 and len({b for b, _ in engine.ready_keys()}) > 1
+    assert prober_of(session).outcomes["measured"] and FakeGraph.replays
+    assert engine._runtime.prover._proven
+
+
+@pytest.mark.usefixtures("lively_cache")
+@pytest.mark.parametrize("smallest", [True, False], ids=["at the start", "in serving"])
+def test_a_backend_that_writes_in_captured_graphs_alone_disables_the_probe(
+    llm: Any, worker: Any, start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, smallest: bool,
+) -> None:  # fmt: skip
+    """FULL graphs, made at the start for few shapes and between real steps for the others."""
+
+    def when(batch_size: int, positions: int, execution: str, graph: bool) -> bool:
+        assert execution == "full"
+        return graph and (smallest or (batch_size, positions) == (4, 4))
+
+    serve_in_full_graphs(monkeypatch, (1, 4))
     FakeGraph.writer = writer = Writer(worker, monkeypatch, when, exchange)
     seconds = 0.5 if smallest else 0.0
     session = start(startup_seconds=seconds, capture_seconds=30.0, **FEW_SHAPES)

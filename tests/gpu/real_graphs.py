@@ -1,12 +1,15 @@
 """Run as a program: probe a real engine with real CUDA graphs, and print what was seen, as JSON.
 
-    real_graphs.py MODEL RUN_DIR OUT.json piecewise|partition|full|writes
+    real_graphs.py MODEL RUN_DIR OUT.json piecewise|partition|full|late|kept|writes
 
 Attaches the session itself, in this process, so that it can look at tensors before and after:
 
 - ``piecewise``: PIECEWISE graphs between attention calls, as vLLM makes them by default;
 - ``partition``: the same, partitioned by Inductor, where graphs store keys and values themselves;
 - ``full``: FULL graphs for decoding;
+- ``late``: as ``full``, in 64 MiB beside vLLM's own graphs; shapes of the whole table run for the
+  first time, and are captured, after the start;
+- ``kept``: as ``late``, with a run after the start that leaves a tensor in the graphs' memory;
 - ``writes``: as ``full``, with a graph of one shape that changes a byte of the KV cache.
 """
 
@@ -25,6 +28,8 @@ MODES: dict[str, dict[str, Any]] = {
     "piecewise": {"cudagraph_mode": "PIECEWISE"},
     "partition": {"cudagraph_mode": "PIECEWISE", "use_inductor_graph_partition": True},
     "full": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"},
+    "late": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"},
+    "kept": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"},
     "writes": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"},
 }
 SETTINGS = {
@@ -39,6 +44,16 @@ SETTINGS = {
     # No pool of vLLM's is handed to the probe here: a pool of its own takes more.
     "share_graph_pool": False,
     "graph_memory_mib": 1024,
+}
+LATE = {
+    **SETTINGS,
+    "batch_sizes": [],
+    "contexts": [],
+    "capture_seconds": 0.0,
+    "startup_seconds": 0.0,
+    "wanted_samples": 1,
+    "share_graph_pool": True,
+    "graph_memory_mib": 64,
 }
 
 
@@ -61,15 +76,15 @@ def generate(llm: Any, tokens: int = 48) -> list[list[int]]:
     return [list(o.outputs[0].token_ids) for o in llm.generate(requests, params, use_tqdm=False)]
 
 
-def attach(worker: Any, run_dir: str) -> Any:
+def attach(worker: Any, run_dir: str, settings: dict[str, Any], place: Any) -> Any:
     from vllm_nfp.adapter.hooks import hook_runner
     from vllm_nfp.adapter.patch import PatchSet
     from vllm_nfp.config import config_from_mapping
     from vllm_nfp.session import open_session
 
-    config = config_from_mapping({**SETTINGS, "run_dir": run_dir})
+    config = config_from_mapping({**settings, "run_dir": run_dir})
     session, patches = open_session(config, worker.vllm_config, time.monotonic()), PatchSet()
-    session.after_warm_up(worker.model_runner, None, patches.restore)
+    session.after_warm_up(worker.model_runner, place, patches.restore)
     if session.active:
         hook_runner(patches, worker.model_runner, session)
     return session
@@ -158,6 +173,35 @@ def write_in_a_graph() -> None:
     Forward.run_model = run_model  # type: ignore[method-assign]
 
 
+def count_late_runs(keep: bool) -> list[int]:
+    """Have each run in the graphs' memory add the bytes that the device's reserve has grown by.
+
+    Args:
+        keep: the first one leaves a tensor there.
+    """
+    from contextlib import contextmanager
+
+    import torch
+
+    from vllm_nfp.probe import device_memory
+
+    grown: list[int] = []
+    kept: list[Any] = []
+    real = device_memory.inside
+
+    @contextmanager
+    def inside(place: Any) -> Any:
+        before = torch.cuda.memory_reserved()
+        with real(place):
+            yield
+            if keep:
+                kept.append(torch.zeros(1000, device="cuda"))
+        grown.append(torch.cuda.memory_reserved() - before)
+
+    device_memory.inside = inside
+    return grown
+
+
 def milliseconds_per_gib(engine: Any) -> float:
     """Of summing the whole KV cache up once."""
     import torch
@@ -195,14 +239,19 @@ def main(model: str, run_dir: str, out: str, mode: str) -> None:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     import torch
 
-    llm = engine_of(model, mode)
+    from vllm_nfp.adapter.graph_place import CaptureWatch
+
+    late = mode in ("late", "kept")
+    with CaptureWatch() as watch:
+        llm = engine_of(model, mode)
     worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
     expected = generate(llm)
     if mode == "writes":
         write_in_a_graph()
-    session = attach(worker, run_dir)
+    grown = count_late_runs(keep=mode == "kept") if late else []
+    session = attach(worker, run_dir, LATE if late else SETTINGS, watch.place if late else None)
     result: dict[str, Any] = {"active": session.active, "same": True, "measured": 0}
-    if session.active and mode != "writes":
+    if session.active and mode not in ("late", "kept", "writes"):
         with torch.inference_mode():
             result["runs"] = runs_of(session)
             engine = session._started.engine
@@ -213,8 +262,11 @@ def main(model: str, run_dir: str, out: str, mode: str) -> None:
         if not session.active:
             break
         result["measured"] = session._started.lead.watcher.outcomes["measured"]
-        if mode != "writes" and result["measured"] >= 8:
+        result["graph_bytes"] = session._started.engine.graph_bytes
+        enough = len(grown) >= 12 if late else mode != "writes"
+        if enough and result["measured"] >= 8:
             break
+    result["grown"] = grown
     result["active_after"] = session.active
     from vllm_nfp.results.snapshot import read_snapshot
 

@@ -38,18 +38,34 @@ def plain(dense_model: Path, tmp_path_factory: pytest.TempPathFactory) -> object
     return generate(dense_model, tmp_path_factory.mktemp("plain") / "plain.json", None)
 
 
-@pytest.mark.parametrize(("graph_memory_mib", "shared"), [(64, True), (1024, False), (0, False)])
+FEW_SHAPES = {"batch_sizes": [1, 4], "contexts": [32, 128], "startup_seconds": 0.5}
+WHOLE_TABLE = {"capture_seconds": 0.0, "startup_seconds": 0.0, "wanted_samples": 1}
+"""Of the server; its shapes run for the first time, and are captured, between real steps."""
+
+
+@pytest.mark.parametrize(
+    ("shapes", "graph_memory_mib", "shared"),
+    [
+        (FEW_SHAPES, 64, True),
+        (FEW_SHAPES, 1024, False),
+        (FEW_SHAPES, 0, False),
+        (WHOLE_TABLE, 64, True),
+    ],
+)
 def test_outputs_do_not_change_in_full_graphs(
-    dense_model: Path, plain: object, tmp_path: Path, graph_memory_mib: int, shared: bool
+    dense_model: Path,
+    plain: object,
+    tmp_path: Path,
+    shapes: dict[str, object],
+    graph_memory_mib: int,
+    shared: bool,
 ) -> None:
     """Without any memory for graphs of its own the probe only times real steps, and says why."""
     probe = {
-        "batch_sizes": [1, 4],
-        "contexts": [32, 128],
+        **shapes,
         "max_positions": 8,
         "overhead_budget": 0.5,
         "step_share": 1.0,
-        "startup_seconds": 0.5,
         "publish_seconds": 0.2,
         "graph_memory_mib": graph_memory_mib,
         "share_graph_pool": shared,
@@ -59,8 +75,10 @@ def test_outputs_do_not_change_in_full_graphs(
     snapshot = read_snapshot(tmp_path / "engine-0.json")
     if graph_memory_mib:
         assert snapshot.state is not State.DISABLED, snapshot.reason
-        assert {row.execution for row in snapshot.curves} == {"full"}
+        executions = {row.execution for row in snapshot.curves}
+        assert executions == {"full"} or ("full" in executions and shapes is WHOLE_TABLE)
         assert snapshot.probes["measured"] >= 5
+        assert snapshot.probes["prepared"] >= 5 or shapes is FEW_SHAPES
         assert 0 < snapshot.graph_bytes <= graph_memory_mib << 20
         assert {row.positions for row in snapshot.steps} == {1}
     else:
@@ -105,6 +123,26 @@ def test_full_graphs_are_proven_to_keep_the_kv_cache(dense_model: Path, tmp_path
     assert found["active"] and found["active_after"], found["reason"]
     assert found["same"] and found["measured"] >= 8
     assert found["ms_per_gib"] < 20.0
+
+
+def test_shapes_run_first_and_are_captured_after_the_start_in_the_memory_of_vllms_graphs(
+    dense_model: Path, tmp_path: Path
+) -> None:
+    found = probe_real_graphs(dense_model, tmp_path, "late")
+    assert found["active"] and found["active_after"], found["reason"]
+    assert found["same"] and found["measured"] >= 8
+    assert len(found["grown"]) >= 12, "few shapes ran after the start"
+    assert sum(found["grown"]) <= 8 << 20, "runs take memory beside that of vLLM's graphs"
+    assert found["graph_bytes"] <= 64 << 20
+
+
+def test_a_run_that_leaves_something_in_the_graphs_memory_disables_the_probe(
+    dense_model: Path, tmp_path: Path
+) -> None:
+    found = probe_real_graphs(dense_model, tmp_path, "kept")
+    assert found["active"] and not found["active_after"]
+    assert "in the memory of vLLM's CUDA graphs" in found["reason"]
+    assert found["same"], "nobody reads what was left there"
 
 
 def test_a_graph_that_changes_the_kv_cache_disables_the_probe(

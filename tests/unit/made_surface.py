@@ -5,22 +5,15 @@ Nine batch sizes and four contexts: some answers are measured, some inferred, so
 
 from __future__ import annotations
 
+import math
+
+from vllm_nfp.config import ProbeConfig
 from vllm_nfp.principle import Serving, shape_from_config, target_of
+from vllm_nfp.results.gather import Results
 from vllm_nfp.results.snapshot import Snapshot
-from vllm_nfp.surface import (
-    RECORDED,
-    CellAnswer,
-    Observations,
-    Prior,
-    Ratio,
-    answers,
-    block_of,
-    boundary,
-    condition,
-    predicted_prior,
-    questions,
-)
-from vllm_nfp.types import Boundary, CurvePoint, LiveStep, Module, Shape, State
+from vllm_nfp.results.table import plain_table
+from vllm_nfp.surface import RECORDED, CostSurface, Prior, predicted_prior
+from vllm_nfp.types import LiveStep, Module, PairResult, Shape, State, Timing
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -52,58 +45,40 @@ def made_prior() -> Prior:
 
 
 def made_snapshot(measured: tuple[Shape, ...] = MEASURED) -> Snapshot:
-    """The hand-over of an engine whose probe has run a pair of each of these shapes."""
+    """The hand-over of an engine whose probe has run three pairs of each of these shapes."""
     prior = made_prior()
-    posterior = condition(prior, RECORDED, _seen(prior, measured))
-    cells = [(m, b, c) for m in MODULES for b in BATCH_SIZES for c in CONTEXTS]
-    found = answers(posterior, questions(prior, posterior.hyper, cells, POSITIONS))
-    curves: list[CurvePoint] = []
-    boundaries: list[Boundary] = []
-    for cell in cells:
-        answer = found[block_of(*cell)]
-        curves += _curve(answer, *cell, prior, measured)
-        boundaries += [_boundary(answer, *cell, epsilon) for epsilon in EPSILONS]
+    config = ProbeConfig(
+        batch_sizes=BATCH_SIZES, contexts=CONTEXTS, positions=POSITIONS, epsilons=EPSILONS
+    )
+    table = plain_table(
+        BATCH_SIZES, CONTEXTS, POSITIONS, 1 << 20, 1 << 20,
+        lambda b, n: "full" if prior(b, 256).in_graph[n - 1] else "none",
+    )  # fmt: skip
+    results = Results(config, CostSurface(prior, RECORDED), table)
+    for shape in 3 * measured:
+        results.add(_pair(prior, shape), 0.0)
+    results.update(0.0)
+    found = results.findings
     return Snapshot(
         "llama-8b", "0", State.PROBING, probes={"startup": len(measured)}, overhead_budget=0.01,
-        curves=tuple(curves), boundaries=tuple(boundaries), prior="predicted",
+        curves=found.curves, boundaries=found.boundaries, prior="predicted",
         live=LiveStep(6, 4000, 1),
-        live_boundaries=tuple(row for row in boundaries if row.cell == ("model", 8, 4096)),
+        live_boundaries=tuple(r for r in found.boundaries if r.cell == ("model", 8, 4096)),
     )  # fmt: skip
 
 
-def _seen(prior: Prior, measured: tuple[Shape, ...]) -> Observations:
-    def expected(module: Module, shape: Shape) -> float:
-        curve = prior(shape.batch_size, shape.context).log_seconds(module)
-        return float(curve[shape.positions - 1] - curve[0])
+def _pair(prior: Prior, shape: Shape) -> PairResult:
+    """What the prior expects, but for the error."""
+    cell = prior(shape.batch_size, shape.context)
 
-    return Observations(
-        tuple(Ratio(m, s, expected(m, s) + ERROR, 1e-5, 3) for s in measured for m in MODULES)
-    )
-
-
-def _curve(
-    answer: CellAnswer, module: Module, batch_size: int, context: int, prior: Prior,
-    measured: tuple[Shape, ...],
-) -> list[CurvePoint]:  # fmt: skip
-    lower, upper = answer.interval
-    cell = prior(batch_size, context)
-    first = float(cell.seconds[0:].sum(axis=0)[0])
-    return [
-        CurvePoint(
-            module, batch_size, context, n,
-            3 * (Shape(batch_size, context, n) in measured),
-            first * answer.ratio[i], float(answer.ratio[i]), float(lower[i]), float(upper[i]),
-            "full" if cell.in_graph[n - 1] else "none", basis=answer.basis[i],
+    def run(positions: int, error: float) -> Timing:
+        step, *modules = (
+            math.exp(cell.log_seconds(module)[positions - 1] + error) for module in MODULES
         )
-        for i, n in enumerate(POSITIONS)
-    ]  # fmt: skip
+        at = Shape(shape.batch_size, shape.context, positions)
+        layers = CONFIG["num_hidden_layers"]
+        assert isinstance(layers, int)
+        each = {m: s / layers for m, s in zip(MODULES[1:], modules, strict=True)}
+        return Timing(at, step, 0.0, each, (), "full" if cell.in_graph[positions - 1] else "none")
 
-
-def _boundary(
-    answer: CellAnswer, module: Module, batch_size: int, context: int, epsilon: float
-) -> Boundary:
-    found = boundary(answer, epsilon)
-    return Boundary(
-        module, batch_size, context, epsilon, found.positions, found.lower, found.upper,
-        found.at_limit, found.positions, found.basis,
-    )  # fmt: skip
+    return PairResult(run(shape.positions, ERROR), run(1, 0.0), True, 0.01)

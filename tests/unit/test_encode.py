@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from vllm_nfp import give_way as module
+from vllm_nfp import strict_json
 from vllm_nfp.give_way import PAUSE_SECONDS, give_way
 from vllm_nfp.results.snapshot import Snapshot, read_snapshot, write_snapshot
 from vllm_nfp.strict_json import ROWS_AT_A_TIME, encode
@@ -30,6 +31,26 @@ def snapshot(rows: int) -> Snapshot:
 def test_pieces_make_the_same_text_as_the_whole(rows: int) -> None:
     value = snapshot(rows)
     assert json.loads(encode(value)) == json.loads(json.dumps(dataclasses.asdict(value)))
+
+
+def test_a_table_that_is_the_same_object_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    dumped: list[object] = []
+    dumps = strict_json._dumps
+
+    def noted(value: object) -> str:
+        dumped.append(value)
+        return dumps(value)
+
+    monkeypatch.setattr(strict_json, "_dumps", noted)
+    first = snapshot(5 * ROWS_AT_A_TIME)
+    text = encode(first)
+    before = sum(isinstance(value, tuple) and len(value) > 0 for value in dumped)
+    assert encode(dataclasses.replace(first, probes={"measured": 4})) != text
+    after = sum(isinstance(value, tuple) and len(value) > 0 for value in dumped)
+    assert before == after == 5
+    assert encode(first) == text
+    other = dataclasses.replace(first, curves=first.curves[:-1])
+    assert json.loads(encode(other)) == json.loads(json.dumps(dataclasses.asdict(other)))
 
 
 def test_a_large_snapshot_is_read_back(tmp_path: Path) -> None:

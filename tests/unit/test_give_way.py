@@ -14,21 +14,24 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("vllm")
+
+from sessions import made_results
+
 from vllm_nfp import give_way as module
 from vllm_nfp.config import ProbeConfig
-from vllm_nfp.estimate import estimate_cell
 from vllm_nfp.give_way import in_pieces
 from vllm_nfp.metrics.families import families_of
-from vllm_nfp.results.gather import Results
 from vllm_nfp.results.snapshot import Snapshot
+from vllm_nfp.results.table import plain_table
+from vllm_nfp.schedule.counters import Counters
+from vllm_nfp.session.agenda_maker import AgendaMaker
 from vllm_nfp.session.publisher import Publisher
 from vllm_nfp.timing.steps import BATCH_BOUNDS, CONTEXT_BOUNDS, StepTimes
 from vllm_nfp.types import (
-    Cell,
     CurvePoint,
     LayerTime,
     Module,
-    Pair,
     PairResult,
     Shape,
     State,
@@ -77,12 +80,12 @@ def test_pieces_are_the_same_items(pauses: Pauses) -> None:
 
 
 def test_times_of_layers_come_in_order_and_in_pieces(pauses: Pauses) -> None:
-    results = Results(ProbeConfig())
+    results = made_results(ProbeConfig().for_server(8, 4096))
     cells = [(b, c) for b in BATCH_SIZES for c in CONTEXTS]
     random.Random(1).shuffle(cells)
     for cell in cells:
         for positions in (8, 2, 32):
-            results.add(pair(*cell, positions, layers=20))
+            results.add(pair(*cell, positions, layers=20), 0.0)
     rows, paused = pauses(results.layer_times)
     assert len(rows) == 32 * 4 * 20
     assert paused >= len(rows) // 64
@@ -106,14 +109,18 @@ def test_kinds_of_steps_come_in_order_and_in_pieces(pauses: Pauses) -> None:
     assert keys == sorted(keys)
 
 
-def test_each_point_of_an_estimate_is_a_piece(pauses: Pauses) -> None:
-    rng = random.Random(7)
-    pairs = [
-        Pair(n, 1e-3 * (1 + rng.random()), 1e-3) for n in (2, 3, 4, 8, 16, 32) for _ in range(32)
-    ]
-    estimate, paused = pauses(lambda: estimate_cell(Cell(Module.MODEL, 8, 1024), pairs))
-    assert estimate is not None
-    assert paused >= 6
+def test_rows_are_made_in_pieces(pauses: Pauses) -> None:
+    config = ProbeConfig(batch_sizes=BATCH_SIZES, contexts=CONTEXTS)
+    table = plain_table(BATCH_SIZES, CONTEXTS, config.grid, 1 << 15, 1 << 13, lambda *_: "none")
+    results = made_results(config, table)
+    results.add(pair(8, 1024, 4), 0.0)
+    _, paused = pauses(lambda: results.update(0.0))
+    answers = len(results.findings.boundaries) / len(config.epsilons)
+    assert answers >= 2 * len(BATCH_SIZES) * len(CONTEXTS)
+    assert paused >= answers, "each is some 0.2 ms of work"
+    counters = Counters()
+    _, paused = pauses(lambda: AgendaMaker(config, results).make(counters, {}))
+    assert paused >= 10
 
 
 def snapshot(seconds: float = 1e-3) -> Snapshot:
@@ -132,7 +139,7 @@ def test_metrics_are_made_in_pieces(pauses: Pauses) -> None:
     made, paused = pauses(
         lambda: [sample for f in families_of([snapshot()]) for sample in f.samples]
     )
-    samples = 3 * len(snapshot().curves)
+    samples = 3 * sum(point.positions > 1 for point in snapshot().curves)
     assert len(made) >= samples
     assert paused >= samples // 3 // 24
 
@@ -162,16 +169,13 @@ def test_curves_are_sent_when_they_have_changed_and_before_a_write_may_hang() ->
     output: Any = Writer(lambda _: happened.append("written"))
     sender: Any = SimpleNamespace(send=send)
     identity = Snapshot("m", "0", State.WARMING)
-    one = Publisher(ProbeConfig(min_samples=2), identity, StepTimes(), output, sender)
-    one._publish()
-    assert happened == ["written"], "there is no curve yet"
-    for _ in range(2):
-        one.put(pair(4, 1024, 2))
+    config = ProbeConfig(batch_sizes=(4,), contexts=(1024,), positions=(1, 2, 8))
+    one = Publisher(config, identity, StepTimes(), made_results(config), output, sender)
+    one.put(pair(4, 1024, 2))
     for _ in range(3):
         one._publish()
     # Once more as the first was not done; then nothing has changed.
-    assert happened[1:] == ["2 curve rows", "written", "2 curve rows", "written", "written"]
-    for _ in range(2):
-        one.put(pair(4, 1024, 8))
+    assert happened == ["3 curve rows", "written", "3 curve rows", "written", "written"]
+    one.put(pair(4, 1024, 8))
     one._publish()
-    assert happened[6:] == ["3 curve rows", "written"]
+    assert happened[5:] == ["3 curve rows", "written"]

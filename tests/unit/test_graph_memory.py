@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
@@ -18,11 +20,17 @@ from vllm_nfp.config import ProbeConfig
 from vllm_nfp.probe.availability import Availability
 from vllm_nfp.probe.batch import BatchBuilder
 from vllm_nfp.probe.cuda_graph import GraphPool
-from vllm_nfp.probe.device_memory import DeviceMemory, largest_free_block
+from vllm_nfp.probe.device_memory import (
+    DeviceMemory,
+    GraphMemoryKeptError,
+    inside,
+    largest_free_block,
+)
 from vllm_nfp.probe.graph_cache import GraphCache, GraphRoom
 from vllm_nfp.probe.graph_sizes import GraphSizes, largest_live_graph
 from vllm_nfp.probe.limits import ShapeLimits
 from vllm_nfp.probe.memory import GpuMemory, HostMemory
+from vllm_nfp.probe.order import spread
 from vllm_nfp.probe.prepare import Preparer
 from vllm_nfp.probe.shapes import PreparedShape, ShapeKey, ShapeTable, key_of
 from vllm_nfp.probe.start import Start
@@ -62,6 +70,8 @@ class Device:
     """Memory that another process takes at each look."""
     pools: dict[Any, float] = field(default_factory=dict)
     captured: list[tuple[int, int]] = field(default_factory=list)
+    ran: list[tuple[tuple[int, int], bool]] = field(default_factory=list)
+    """Shapes that were warmed up, and whether after the start."""
     error: RuntimeError | None = None
 
     def reserved(self) -> int:
@@ -87,31 +97,43 @@ class Captures:
         self._device = device
         self._pool = pool
 
-    def warm_up(self, shape: PreparedShape, prove: bool) -> None:
+    def warm_up(self, shape: PreparedShape, late: bool) -> None:
         if self._device.error is not None:
             raise self._device.error
+        if not shape.warm:
+            self._device.ran.append((key_of_shape(shape), late))
+        if late and shape.full:
+            self._grow(shape)
         shape.warm = True
 
     def capture_step(self, shape: PreparedShape) -> None:
         shape.step_graph = self._graph(shape, self._device.step_mib)
-        self._device.captured.append((shape.batch.batch_size, shape.batch.positions_per_sequence))
+        self._device.captured.append(key_of_shape(shape))
 
     def capture_modules(self, shape: PreparedShape) -> None:
         shape.module_graph = self._graph(shape, 0.0)
 
     def _graph(self, shape: PreparedShape, mib: float) -> Any:
-        device, pool = self._device, self._pool.place.pool
+        device = self._device
         device.driver += mib
         host = device.host_mib if mib else 0.0
         device.held += host
-        grown = device.mib_per_token * shape.batch.placement.padded_tokens
-        device.pools[pool] = max(device.pools.get(pool, 0.0), grown)
+        self._grow(shape)
 
         def reset() -> None:
             device.driver -= mib
             device.held -= host
 
         return SimpleNamespace(reset=reset)
+
+    def _grow(self, shape: PreparedShape) -> None:
+        device, pool = self._device, self._pool.place.pool
+        taken = device.mib_per_token * shape.batch.placement.padded_tokens
+        device.pools[pool] = max(device.pools.get(pool, 0.0), taken)
+
+
+def key_of_shape(shape: PreparedShape) -> tuple[int, int]:
+    return shape.batch.batch_size, shape.batch.positions_per_sequence
 
 
 @dataclass
@@ -134,6 +156,9 @@ class Probe:
     def ready(self, shape: Shape) -> bool:
         return self.shapes.is_complete(key_of(shape))
 
+    def ready_keys(self) -> set[ShapeKey]:
+        return set(filter(self.shapes.is_complete, self.shapes))
+
     def make_ready(self, shapes: Sequence[Shape]) -> None:
         self.preparer.make_ready(shapes)
 
@@ -148,11 +173,12 @@ def make_probe(
     limit: int = 64,
     rules: GraphRules = RULES,
     live_tokens: int | None = None,
+    alone: bool = True,
     **changes: Any,
 ) -> Probe:
     settings: dict[str, Any] = {"batch_sizes": (1, 4), "contexts": (64,), "max_positions": 8}
     config = ProbeConfig(**{**settings, **changes}, graph_memory_mib=limit)
-    limits = ShapeLimits(SERVER, config.grid, (), rules, limit, on_gpu=True, head_in_graph=True)
+    limits = ShapeLimits(SERVER, config.grid, (), rules, limit, on_gpu=True, head_in_graph=alone)
     device.pools["shared"] = device.pool_mib
     memory = GpuMemory(device.reserved, device.free)
     fresh = itertools.count()
@@ -177,12 +203,13 @@ def make_probe(
         lambda key: shapes[key].give_up_graphs(),
         pool.forget_own,
     )
-    availability = Availability(limits, shapes, graphs, alone=True)
+    availability = Availability(limits, shapes, graphs, alone)
     preparer = Preparer(availability, Captures(device, pool))
     effects = DeviceMemory(
         meter=lambda: GpuMemory(device.reserved, device.free),
         own_place=own_place,
         largest_free_block=lambda _: int(device.pool_mib) << 20,
+        inside=lambda _: nullcontext(),
         give_back=give_back,
     )
     if live_tokens is None:
@@ -257,6 +284,7 @@ def test_graphs_of_a_pair_that_exceed_the_limit_leave_all_shapes_out_by_name(
     probe = make_probe(device)
     probe.prepare()
     assert probe.positions(1, 64) == ()
+    assert probe.positions(4, 64) == (), "6 positions need no graph, but a pair of them needs one"
     assert device.driver == 0.0, "graphs of no use are kept"
     assert "graphs of 2 shapes, 40 MiB each, do not fit graph_memory_mib 64" in caplog.text
     with pytest.raises(ShapeRefusedError, match="do not fit"):
@@ -276,7 +304,7 @@ def test_without_vllms_pool_wide_shapes_are_left_out_and_their_trial_is_given_ba
     probe.prepare()
     assert probe.graphs.room.largest_tokens == 16
     assert probe.positions(1, 64) == ALL
-    assert probe.positions(4, 64) == (1, 2), "4 x 3 tokens are padded to 18"
+    assert probe.positions(4, 64) == (1, 2, 4, 6), "4 x 3 tokens are padded to 18"
     for b, n in ((1, 8), (4, 4), (4, 2), (1, 2)):
         ready_pair(probe, b, n)
         assert probe.graph_bytes <= 64 << 20
@@ -291,6 +319,18 @@ def test_shapes_wider_than_vllms_graphs_are_tried_apart_from_its_pool() -> None:
     assert device.pools == {"shared": 64.0}, "the trial has grown vLLM's pool"
 
 
+def test_a_graph_whose_logits_alone_are_too_large_is_not_tried() -> None:
+    """256 tokens make 32 MiB of logits, half of the limit; 512 tokens make 64."""
+    rules = replace(RULES, capture_sizes=(*RULES.capture_sizes, 64, 128, 256, 512))
+    device = Device(step_mib=1.0, mib_per_token=0.01, pool_mib=64.0)
+    shapes = {"batch_sizes": (1, 64), "positions": (1, 2, 4, 8)}
+    probe = make_probe(device, rules=rules, live_tokens=64, **shapes)
+    probe.prepare()
+    assert (64, 8) not in {key for key, _ in device.ran}
+    assert probe.graphs.room.largest_tokens == 256
+    assert probe.positions(64, 64) == (1, 2, 4)
+
+
 def test_logits_that_no_memory_holds_leave_a_shape_out() -> None:
     probe = make_probe(Device(pool_mib=300.0), batch_sizes=(64,), max_positions=32)
     probe.prepare()
@@ -301,17 +341,117 @@ def test_logits_that_no_memory_holds_leave_a_shape_out() -> None:
     assert probe.graphs.limit == 32 << 20, "logits and graphs together exceed the limit"
 
 
-def test_graphs_are_made_later_and_shapes_left_cold_by_the_start_are_left_out() -> None:
-    """Warming up takes memory that a graph would find in its pool: only at the start."""
+PIECEWISE = (4, 6)
+"""No multiple of 6 tokens from 24 to 32 is a size of vLLM's FULL graphs."""
+PIECES = 30
+"""More than the looks at the clock of a start."""
+
+
+@pytest.mark.parametrize("looks", range(PIECES))
+def test_whenever_the_start_ends_every_shape_is_made_ready_when_asked_for(looks: int) -> None:
     device = Device(pool_mib=300.0)
     probe = make_probe(device)
-    looks = iter([False] * 9 + [True] * 100)
-    probe.prepare(time_is_up=lambda: next(looks))
-    ready_pair(probe, 4, 1)
+    clock = iter([False] * looks + [True] * 100)
+    probe.prepare(time_is_up=lambda: next(clock))
+    at_start = {key for key, _ in device.ran}
+    assert (4, 8) in at_start, "the largest shape always runs"
+    assert not any(late for _, late in device.ran)
+    assert len(at_start) == 14 or looks < PIECES - 1
+    every = set(itertools.product((1, 4), ALL))
+    for b, n in sorted(every):
+        if n > 1:
+            ready_pair(probe, b, n)
+            assert probe.graph_bytes <= 64 << 20
+    assert {key for key, late in device.ran if late} == every - at_start
+    assert set(device.captured) == every - {PIECEWISE}
+    assert device.pools == {"shared": 300.0}
+
+
+def test_a_run_after_the_start_takes_what_it_reserves_off_the_limit_of_graphs() -> None:
+    """20 tokens need 10 MiB; vLLM's graphs have left 6 there."""
+    device = Device(pool_mib=6.0)
+    probe = make_probe(device)
+    probe.prepare(time_is_up=lambda: True)
+    before = probe.graphs.limit
+    probe.make_ready([Shape(4, 64, 5)])
+    assert device.ran[-1] == ((4, 5), True)
+    assert probe.graphs.limit == before - (4 << 20)
+    probe.make_ready([Shape(4, 64, 5)])
+    assert probe.graphs.limit == before - (4 << 20), "it is taken off twice"
+    assert probe.graph_bytes == 8 << 20, "the growth and a graph"
+
+
+def test_without_free_memory_nothing_is_made_until_there_is_some_again() -> None:
+    device = Device(pool_mib=300.0)
+    probe = make_probe(device)
+    probe.prepare(time_is_up=lambda: True)
+    device.others = (1 << 20) - 300.0 - device.driver - 63.0
+    before = list(device.ran), list(device.captured), probe.graph_bytes
+    with pytest.raises(RefusedForNowError, match="hardly any GPU memory is free"):
+        probe.make_ready([Shape(1, 64, 1), Shape(1, 64, 2)])
+    assert (device.ran, device.captured, probe.graph_bytes) == before
+    device.others -= 20.0
     ready_pair(probe, 1, 2)
-    assert {(4, 1), (1, 1), (1, 2)} <= set(device.captured)
-    with pytest.raises(ShapeRefusedError, match="was not warmed up at the start"):
-        ready_pair(probe, 4, 8)
+
+
+@dataclass
+class TwoRanks:
+    """What a rank asks, and the other one's answers: it can until its time is up."""
+
+    answers: int
+    asked: list[str] = field(default_factory=list)
+    alone = False
+
+    def all(self, possible: bool, topic: str) -> bool:
+        self.asked.append(topic)
+        self.answers -= 1
+        return possible and self.answers >= 0
+
+
+def start_together(
+    answers: int, can_launch: Callable[[Shape], bool] = lambda _: True, **changes: Any
+) -> tuple[Device, Probe, list[str]]:
+    device, ranks = Device(step_mib=1.0, mib_per_token=0.1), TwoRanks(answers)
+    probe = make_probe(device, place=None, limit=2048, alone=False, **changes)
+    probe.start.together(ranks, can_launch, False, lambda: False)  # type: ignore[arg-type]
+    return device, probe, ranks.asked
+
+
+@pytest.mark.parametrize("answers", range(0, 30, 3))
+def test_ranks_make_alike_shapes_ready_and_each_with_one_position(answers: int) -> None:
+    device, probe, asked = start_together(answers)
+    ready = probe.ready_keys()
+    assert all((b, 1) in ready for b, _ in ready)
+    # The last one may be refused once it has been captured: then it is given up on both.
+    assert len(ready) <= len(device.ran) <= len(ready) + 1
+    assert start_together(answers)[2] == asked, "another rank asks in another order"
+    for b in (1, 4):
+        found = probe.positions(b, 64)
+        assert found == tuple(n for n in ALL if (b, n) in ready)
+    assert len(ready) >= answers // 2 or answers > 2 * 14
+
+
+@pytest.mark.parametrize(
+    ("refused", "left"), [((4, 1), ()), ((4, 2), tuple(n for n in ALL if n != 2))]
+)
+def test_without_one_position_no_others_are_made_and_without_others_the_rest_is(
+    refused: tuple[int, int], left: tuple[int, ...]
+) -> None:
+    device, probe, _ = start_together(1000, lambda shape: key_of(shape) != refused)
+    assert probe.positions(4, 64) == left
+    assert probe.positions(1, 64) == ALL
+    assert {n for (b, n), _ in device.ran if b == 4} == set(left)
+
+
+def test_ranks_whose_time_is_up_early_have_shapes_over_the_whole_table() -> None:
+    sizes = (1, 2, 4, 8, 16, 32)
+    rules = replace(RULES, capture_sizes=(*RULES.capture_sizes, 64, 128, 256, 512))
+    _, probe, _ = start_together(2 * 24, batch_sizes=sizes, max_positions=16, rules=rules)
+    ready = probe.ready_keys()
+    assert len(ready) == 24
+    for b in sizes:
+        assert len([n for n in probe.positions(b, 64) if n > 1]) >= 2
+    assert {b for b, n in ready if n >= 8} >= {1, 8, 32}
 
 
 STABLE_ABI_FAILURE = (
@@ -321,11 +461,14 @@ OUT_OF_MEMORY = torch.OutOfMemoryError("no memory")
 
 
 @pytest.mark.parametrize("error", [OUT_OF_MEMORY, RuntimeError(STABLE_ABI_FAILURE)])
-def test_running_out_of_memory_leaves_shapes_out(error: RuntimeError) -> None:
-    probe = make_probe(Device(pool_mib=300.0, error=error))
+def test_a_lack_of_memory_puts_shapes_off_until_there_is_some_again(error: RuntimeError) -> None:
+    device = Device(pool_mib=300.0, error=error)
+    probe = make_probe(device)
     probe.prepare()
-    with pytest.raises(ShapeRefusedError, match="no GPU memory to run it in"):
+    with pytest.raises(RefusedForNowError):
         probe.make_ready([Shape(1, 64, 1), Shape(1, 64, 2)])
+    device.error = None
+    ready_pair(probe, 1, 2)
 
 
 def test_another_error_at_warming_up_is_no_lack_of_memory() -> None:
@@ -333,20 +476,6 @@ def test_another_error_at_warming_up_is_no_lack_of_memory() -> None:
     probe = make_probe(Device(pool_mib=300.0, error=error))
     with pytest.raises(RuntimeError, match="illegal memory access"):
         probe.prepare()
-
-
-def test_what_needs_no_graph_is_warmed_up_once_there_is_memory_again() -> None:
-    """Only what is to be captured must have been warmed up at the start."""
-    rules = replace(RULES, full_decode=False, full_mixed=False)
-    device = Device(pool_mib=300.0, error=OUT_OF_MEMORY)
-    probe = make_probe(device, batch_sizes=(64,), max_positions=4, limit=256, rules=rules)
-    shapes = [Shape(64, 64, n) for n in (1, 4)]
-    probe.prepare()
-    with pytest.raises(RefusedForNowError):
-        probe.make_ready(shapes)
-    device.error = None
-    while not all(map(probe.ready, shapes)):
-        probe.make_ready(shapes)
 
 
 def test_logits_outside_graphs_may_take_what_a_full_batch_takes() -> None:
@@ -387,3 +516,71 @@ def test_only_the_pools_own_free_blocks_on_its_stream_count(
     monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: found)
     place = GraphPlace((0, 1), SimpleNamespace(cuda_stream=7), shared=True)
     assert largest_free_block(place) == 30
+
+
+def test_a_run_in_the_graphs_memory_waits_for_them_and_may_leave_nothing_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[str] = []
+    live = [100]
+
+    class Stream:
+        cuda_stream = 7
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def wait_stream(self, other: Stream) -> None:
+            calls.append(f"{self.name} waits for {other.name}")
+
+    def logged(name: str) -> Callable[[Any], Any]:
+        @contextmanager
+        def enter(what: Any) -> Iterator[None]:
+            calls.append(f"{name} {getattr(what, 'id', None) or what.name}")
+            yield
+            calls.append(f"no {name}")
+
+        return enter
+
+    def snapshot() -> list[dict[str, Any]]:
+        blocks = [{"size": size, "state": "active_allocated"} for size in live]
+        return [
+            {"segment_pool_id": (0, 1), "stream": 7, "blocks": blocks},
+            {"segment_pool_id": (0, 0), "stream": 7, "blocks": [*blocks, *blocks]},
+        ]
+
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", snapshot)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream("serving"))
+    monkeypatch.setattr(torch.cuda, "stream", logged("stream"))
+    monkeypatch.setattr(torch.cuda, "use_mem_pool", logged("pool"))
+    place = GraphPlace((0, 1), Stream("graphs"), shared=True)
+    with inside(place):
+        calls.append("run")
+    assert calls == [
+        "graphs waits for serving", "stream graphs", "pool (0, 1)", "run", "no pool", "no stream",
+        "serving waits for graphs",
+    ]  # fmt: skip
+    with pytest.raises(GraphMemoryKeptError, match="a probe has left 12 bytes"), inside(place):
+        live.append(12)
+    calls.clear()
+    with pytest.raises(torch.OutOfMemoryError), inside(place):
+        raise OUT_OF_MEMORY
+    assert calls[-1] == "serving waits for graphs"
+
+
+def test_an_order_spreads_over_the_table_however_early_it_ends() -> None:
+    grid = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32)
+    keys = {(1 << i, n) for i in range(9) for n in grid if n << i <= 512}
+    order = spread(keys)
+    assert set(order) == keys and len(order) == len(keys)
+    assert order == spread(sorted(keys)), "ranks may iterate over their sets in other orders"
+    assert order[:2] == [(1, 1), (1, 32)]
+    for end in range(2, len(order)):
+        begun = set(order[:end])
+        assert all((b, 1) in begun for b, _ in begun)
+        # Few positions first would still be 4 octaves away from many after 16 shapes.
+        reach = 9.0 if end < 8 else 2.3 if end < 16 else 1.5
+        for b, n in keys:
+            assert min(math.hypot(math.log2(b / c), math.log2(n / m)) for c, m in begun) < reach
+    assert spread({(2, 1), (2, 4), (4, 4)}) == [(2, 1), (2, 4)], "no pair of 4 sequences can run"
+    assert spread(()) == []

@@ -25,6 +25,7 @@ from test_hostile_files import SNAPSHOT
 
 from vllm_nfp import watch
 from vllm_nfp.cli import main
+from vllm_nfp.cli.watch_view import render
 from vllm_nfp.draft.server import from_samples, server_version
 from vllm_nfp.draft.server_drafts import COUNTERS, live_acceptance
 from vllm_nfp.draft.sources import SourceError
@@ -57,8 +58,8 @@ def read_everything(text: str) -> None:
     with suppress(scrape.ScrapeError):
         reading = watch.read(text)
         console = Console(file=StringIO(), width=200)
-        console.print(watch.render(reading, None, 0.1))
-        console.print(watch.render(reading, reading, 0.1, "problem"))
+        console.print(render(reading, None, 0.1))
+        console.print(render(reading, reading, 0.1, "problem"))
     try:
         samples = scrape.find_samples(text, COUNTERS)
     except scrape.ScrapeError as error:

@@ -42,6 +42,23 @@ def test_embeddings_are_rows_of_the_weight_and_use_no_embedding_kernel(
     assert not hasattr(UnquantizedEmbeddingMethod.embedding, "__nfp_original__")
 
 
+def test_a_single_token_is_looked_up_like_two(gpu: None) -> None:
+    """For one PyTorch takes a kernel whose module is tens of MiB."""
+    table, asked = torch.randn(50, 8), []
+
+    class Weight:
+        def __getitem__(self, ids: torch.Tensor) -> torch.Tensor:
+            asked.append(ids.tolist())
+            return table[ids]
+
+    method, layer = UnquantizedEmbeddingMethod(), SimpleNamespace(weight=Weight())
+    with light_ops():
+        one = method.embedding(layer, torch.tensor([7], dtype=torch.int32))
+        three = method.embedding(layer, torch.tensor([7, 3, 9], dtype=torch.int32))
+    assert torch.equal(one, table[[7]]) and torch.equal(three, table[[7, 3, 9]])
+    assert asked == [[7, 7], [7, 3, 9]]
+
+
 def test_rotary_embeddings_of_the_layers_take_vllms_kernel(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

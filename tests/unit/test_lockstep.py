@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_nfp.config import ProbeConfig
-from vllm_nfp.schedule import Budget, Planner, Prober
+from vllm_nfp.schedule import Agenda, Budget, Prober, Queue
 from vllm_nfp.schedule.consent import RanksConsent
 from vllm_nfp.schedule.flights import Flights
 from vllm_nfp.schedule.follow import can_launch, follow, follow_scan
@@ -286,6 +286,9 @@ class Engine:
     def ready(self, shape: Shape) -> bool:
         return True
 
+    def ready_keys(self) -> frozenset[tuple[int, int]]:
+        return frozenset({(1, 1), (1, 2), (1, 4)})
+
     def make_ready(self, shapes: Sequence[Shape]) -> None:
         raise AssertionError("between steps no rank makes anything")
 
@@ -312,7 +315,8 @@ class Leader:
     ) -> None:
         ticks = itertools.count()
         config = ProbeConfig(batch_sizes=(1,), contexts=(64,), overhead_budget=0.5)
-        planner, budget = Planner({(1, 64): (2, 4)}, 2), Budget(0.5)
+        self.agenda = Agenda((Shape(1, 64, 2), Shape(1, 64, 4)))
+        queue, budget = Queue(lambda: self.agenda), Budget(0.5)
         clock = HostClock(lambda: next(ticks) * 1e-3)
         self.found: list[Any] = []
         self.engine, self.lockstep = engine, lockstep
@@ -321,7 +325,7 @@ class Leader:
             Flights(engine, clock, now),
             self.consent,
             StepTimer(clock, budget.earn),
-            planner,
+            queue,
             budget,
             self.found.append,
             config,
@@ -329,8 +333,15 @@ class Leader:
         )
 
     def scan(self) -> None:
-        scan(self.prober, 20.0, sleep=lambda _: None)
+        scan(self.prober, 20.0, self.report, sleep=lambda _: None)
         self.lockstep.decide(None)
+
+    def report(self) -> None:
+        """The next agenda: settled after two pairs of each shape that could run."""
+        put_off = self.prober.counters().put_off
+        shapes = tuple(shape for shape in self.agenda.shapes if shape not in put_off)
+        found = [result.many.shape for result in self.found]
+        self.agenda = Agenda(shapes, settled=all(found.count(shape) >= 2 for shape in shapes))
 
     def refused(self, pair: Pair) -> None:
         self.consent.answered()
@@ -374,6 +385,8 @@ def test_a_scan_launches_the_same_on_all_ranks() -> None:
     assert [pair.many.shape.positions for pair in leader.found] == [2, 2]
     outcomes = leader.prober.outcomes
     assert (outcomes["startup"], outcomes["refused"]) == (2, 1)
+    assert leader.prober.counters().put_off == {Shape(1, 64, 4)}
+    assert leader.prober.counters().refused == frozenset(), "another rank may have room later"
     assert engines[0].open == engines[1].open == 0, "a ticket was kept"
 
 

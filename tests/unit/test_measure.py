@@ -7,15 +7,21 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from click.testing import CliRunner
 
 from vllm_nfp import measure
 from vllm_nfp.cli import main
+from vllm_nfp.cli.profile_table import print_profile
 from vllm_nfp.config import ProbeConfig
-from vllm_nfp.results.profile import Profile
+from vllm_nfp.results.profile import Profile, save_profile
+from vllm_nfp.types import Basis, Boundary, CurvePoint
+
+T = TypeVar("T", CurvePoint, Boundary)
 
 WRITES = """
 import dataclasses, os, sys, time
@@ -59,8 +65,6 @@ def test_the_child_is_the_program_that_starts_an_engine() -> None:
 def test_the_child_gets_its_arguments_and_leaves_a_profile(
     settings: measure.Settings, tmp_path: Path, dense_profile: Profile
 ) -> None:
-    from vllm_nfp.results.profile import save_profile
-
     source = tmp_path / "made.json"
     save_profile(source, dense_profile)
     found, told = run(
@@ -107,6 +111,56 @@ def test_what_goes_wrong_is_one_sentence(
         run(settings, tmp_path, code)
     assert part in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def with_basis(profile: Profile, basis: Basis, beyond: int = 1) -> Profile:
+    """The profile with another basis of what is larger than ``beyond`` positions."""
+
+    def changed(row: T) -> T:
+        return replace(row, basis=basis) if row.positions > beyond else row
+
+    return replace(
+        profile,
+        curves=tuple(map(changed, profile.curves)),
+        boundaries=tuple(map(changed, profile.boundaries)),
+    )
+
+
+def test_a_scan_without_a_pair_is_no_measurement(
+    settings: measure.Settings, tmp_path: Path, dense_profile: Profile
+) -> None:
+    """The profile holds the prediction then, which nobody asked for."""
+    source = tmp_path / "made.json"
+    save_profile(source, with_basis(dense_profile, Basis.PREDICTED))
+    with pytest.raises(measure.MeasureError) as caught:
+        run(settings, tmp_path, f"tell(State.PROBING)\nkeep({str(source)!r})\n")
+    assert "nothing was measured: give the scan more --seconds" in str(caught.value)
+    save_profile(source, with_basis(dense_profile, Basis.PREDICTED, beyond=2))
+    found, _ = run(settings, tmp_path, f"tell(State.PROBING)\nkeep({str(source)!r})\n")
+    assert {row.basis for row in found.curves} == {Basis.MEASURED, Basis.PREDICTED}
+
+
+def test_what_was_not_measured_in_time_is_marked_and_told_in_one_sentence(
+    dense_profile: Profile, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    print_profile(dense_profile)
+    shown = capsys.readouterr().out
+    assert "12 measured; + this or more" in shown
+    assert "Answers" not in shown
+    late = with_basis(dense_profile, Basis.PREDICTED, beyond=16)
+    late = replace(
+        late,
+        run=replace(late.run, missing_pairs=7),
+        probe=replace(late.probe, wanted_samples=12),
+    )
+    print_profile(late)
+    shown = capsys.readouterr().out
+    assert "64+? [64, 64]" in shown
+    predicted = sum(row.positions > 16 for row in late.boundaries)
+    told = f"Answers: {len(late.boundaries) - predicted} measured, {predicted} predicted; "
+    (line,) = (line for line in shown.splitlines() if line.startswith("Answers"))
+    assert line == f"{told}time ran out before every point had its samples: 7 pairs are missing."
 
 
 def test_a_child_is_ended_with_its_parent(settings: measure.Settings, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_surface import made_snapshot
 
 from vllm_nfp.cli import main
 from vllm_nfp.draft.recommend import recommend
@@ -19,6 +20,7 @@ from vllm_nfp.draft.sources import SourceError
 from vllm_nfp.report import ReportError, render, write_report
 from vllm_nfp.results.profile import Profile, save_profile
 from vllm_nfp.types import (
+    Basis,
     Boundary,
     CurvePoint,
     Device,
@@ -138,14 +140,14 @@ def test_every_plot_speaks_and_takes_its_colours_from_the_page(
     html: str, page: Page, dense_profile: Profile
 ) -> None:
     plots = re.findall(r"<svg viewBox[^>]*role=\"img\".*?</svg>", html, re.DOTALL)
-    assert len(plots) == 9
+    assert len(plots) == 3 + 3 + 1, "the dense FFN is alike in all contexts"
     for plot in plots:
         assert re.search(r"<title id=[^>]+>[^<]{20,}</title><desc id=[^>]+>[^<]{40,}</desc>", plot)
         assert not re.findall(r"#[0-9a-f]{6}\b", plot), "a colour does not follow the theme"
         assert "t(N) / t(1)" in plot
     predicted = predicted_of(dense_profile).positions
-    assert f"Within 10%: 16 (16 to 16). Predicted {predicted}, idle-compute 38." in html
-    assert page.tags["svg"] == 9 + 4
+    assert f"Within 10%: 16 (16 to 16), measured. Predicted {predicted}, idle-compute 38." in html
+    assert page.tags["svg"] == 7 + 6
 
 
 def test_the_measured_numbers_are_on_the_page(page: Page, dense_profile: Profile) -> None:
@@ -153,10 +155,9 @@ def test_the_measured_numbers_are_on_the_page(page: Page, dense_profile: Profile
     text = page.prose()
     assert "Near-free positions of qwen3-8b" in text
     assert "NVIDIA H100 80GB HBM3 · vLLM 0.32.0 · bfloat16 · 24 November 2026, 14:22 UTC" in text
-    assert "batch size 1 64+ L = 1024 to 16384" in text
-    assert "batch size 8 16 to 24" in text
-    assert f"8 1024 1.91 ms 16 {predicted.positions} 38 {predicted.limited_by}" in text
-    assert "1 1024 15.1 µs 12 [8, 16]" in text
+    assert "B L = 1024 L = 4096 L = 16384 1 64+ 64+ 64+ 8 16 16 24 32 6 6 [6, 8] 8" in text
+    assert f"8 1024 1.9 ms 16 measured {predicted.positions} 38 {predicted.limited_by}" in text
+    assert "1 1024 14.8 µs 12 [12, 16] measured" in text
     assert "Driver 580.159.04" in text
 
 
@@ -180,7 +181,7 @@ def test_draft_lengths_that_were_not_measured_say_so(small: Profile) -> None:
     cells = [(1, 1024), (32, 1024), (8, 4096)]
     more = [replace(r, batch_size=b, context=c) for b, c in cells for r in here]
     text = Page(render(replace(small, curves=(*small.curves, *more)))).prose()
-    assert "0?: not measured, so no drafts." in text
+    assert "0?: not known, so no drafts." in text
     assert "32 4096 K = 0? K = 0? K = 0?" in text
     assert "1 4096 K = 0? K = 0? K = 0?" in text
     assert "*: this batch size" not in text
@@ -254,28 +255,96 @@ def test_what_a_profile_lacks_is_said_or_left_out(small: Profile) -> None:
         predictions=(),
         layer_times=(),
         run=replace(small.run, missing_pairs=5),
+        probe=replace(small.probe, wanted_samples=12),
     )
     text = Page(render(bare)).prose()
     assert "The profile has no times of the whole step." in text
     assert "The profile has no layer times." in text
-    assert "5 pairs are missing" in text
+    assert "Time ran out before every point had its samples: 5 pairs are missing." in text
+    # A live server asks for no pairs in particular.
+    live = replace(bare, probe=replace(bare.probe, wanted_samples=0))
+    assert "missing" not in Page(render(live)).prose().lower()
     assert "idle-compute" not in text
     assert "Dense FFN" not in text
 
 
-def test_points_out_of_their_graph_are_hollow(small: Profile) -> None:
-    rows = tuple(
-        replace(row, execution="piecewise" if row.positions > 8 else "full") for row in small.curves
+def marks(page: Page) -> Counter[str]:
+    """How often each kind of mark is drawn: filled, hollow, upright and dashed."""
+    styles = [style for tag, name, style in page.attributes if (tag, name) == ("use", "style")]
+    dashes = [style for style in page.values("style") if "stroke-dasharray" in style]
+    hollow = [style for style in styles if "fill-opacity: 0" in style]
+    return Counter({"filled": len(styles) - len(hollow), "hollow": len(hollow),
+                    "dashed": len(dashes)})  # fmt: skip
+
+
+def test_points_out_of_their_graph_are_marked(small: Profile) -> None:
+    def ran(*, elsewhere: bool) -> Profile:
+        return replace(
+            small,
+            curves=tuple(
+                replace(r, execution="none" if elsewhere and r.positions > 8 else "full")
+                for r in small.curves
+            ),
+        )
+
+    plain, changed = (
+        marks(Page(render(ran(elsewhere=False)))),
+        marks(Page(render(ran(elsewhere=True)))),
     )
-    plain = Page(render(replace(small, curves=tuple(replace(r, execution="full") for r in rows))))
-    changed = Page(render(replace(small, curves=rows)))
+    beyond = sum(row.positions > 8 and row.ratio < 2.0 for row in small.curves)
+    assert sum(changed.values()) - sum(plain.values()) >= beyond > 0
 
-    def hollow(page: Page) -> int:
-        styles = [style for tag, name, style in page.attributes if (tag, name) == ("use", "style")]
-        return sum("fill-opacity: 0" in style for style in styles)
 
-    beyond = sum(row.positions > 8 and row.module != "model" for row in rows)
-    assert hollow(changed) - hollow(plain) >= beyond > 0
+def with_basis(profile: Profile, basis: Basis) -> Profile:
+    return replace(
+        profile,
+        curves=tuple(replace(r, basis=basis) for r in profile.curves),
+        boundaries=tuple(replace(r, basis=basis) for r in profile.boundaries),
+    )
+
+
+def test_what_a_point_rests_on_is_seen_without_colours(small: Profile) -> None:
+    measured, inferred, predicted = (
+        marks(Page(render(with_basis(small, basis))))
+        for basis in (Basis.MEASURED, Basis.INFERRED, Basis.PREDICTED)
+    )
+    points = sum(row.ratio < 2.0 for row in small.curves)
+    assert inferred["hollow"] - measured["hollow"] >= points
+    assert measured["filled"] - inferred["filled"] >= points
+    assert inferred["dashed"] == measured["dashed"]
+    # A curve and a bar of each module.
+    assert predicted["dashed"] - measured["dashed"] >= 2 * 3
+    assert measured["filled"] - predicted["filled"] >= points
+    assert predicted["hollow"] == measured["hollow"]
+
+
+@pytest.mark.parametrize(
+    ("basis", "number", "told"),
+    [
+        (Basis.INFERRED, "~16", "Answers: 9 inferred."),
+        (Basis.PREDICTED, "16?", "Answers: 9 predicted."),
+    ],
+)
+def test_numbers_that_were_not_measured_say_so(
+    small: Profile, basis: Basis, number: str, told: str
+) -> None:
+    text = Page(render(with_basis(small, basis))).prose()
+    assert f"B L = 1024 8 {number} " in text
+    assert f"1.9 ms {number} {basis}" in text
+    assert told in text
+    assert "Answers:" not in Page(render(small)).prose()
+
+
+def test_nine_batch_sizes_and_four_contexts_stay_readable(small: Profile) -> None:
+    """At most six lines a plot; what does not depend on the context is shown once."""
+    made = made_snapshot()
+    page = Page(render(replace(small, curves=made.curves, boundaries=made.boundaries,
+                               predictions=(), layer_times=())))  # fmt: skip
+    captions = re.findall(r"(?:any L|L = \d+), B = (\d+) to (\d+)", page.prose())
+    assert captions.count(("1", "16")) == captions.count(("32", "256")) == 4 + 4 + 1
+    rows = re.findall(r"(\d+) any [\d.]+ [mµ]s (~?\d+\+?\??) ", page.prose())
+    assert [int(b) for b, _ in rows] == [1, 2, 4, 8, 16, 32, 64, 128, 256]
+    assert "Answers: 54 measured" in page.prose()
 
 
 def test_many_batch_sizes_and_layers_stay_bounded(small: Profile) -> None:

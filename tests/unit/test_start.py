@@ -83,7 +83,8 @@ def attach(
 
 def known_runner(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take what is given for a runner that can be probed."""
-    view = SimpleNamespace(device=torch.device("cpu"), name="v2", runner=object())
+    runner = SimpleNamespace(kv_cache_config=SimpleNamespace(kv_cache_groups=()))
+    view = SimpleNamespace(device=torch.device("cpu"), name="v2", runner=runner)
     monkeypatch.setattr(module, "view_of", lambda _: view)
     monkeypatch.setattr(module.support, "refusal", lambda *_: None)
     monkeypatch.setattr(publication, "attention_backends", lambda _: ())

@@ -22,7 +22,8 @@ pytest.importorskip("vllm")
 from sessions import lead_of, serving
 
 from vllm_nfp.config import ProbeConfig
-from vllm_nfp.schedule import Budget, Planner, Prober
+from vllm_nfp.schedule import Budget, Prober, Queue
+from vllm_nfp.schedule.agenda import NO_AGENDA
 from vllm_nfp.schedule.consent import OwnConsent
 from vllm_nfp.schedule.flights import Flights
 from vllm_nfp.schedule.lockstep import STEPS_PER_EXCHANGE
@@ -112,12 +113,12 @@ def session_of(now: Callable[[], float], kind: Kind = Alone, probes: bool = True
     """A session past its first steps, with nothing to probe."""
     clock, budget = HostClock(now), Budget(0.01, 0.0025)
     timer = StepTimer(clock, budget.earn)
-    engine: Any = None
+    engine: Any = SimpleNamespace(ready_keys=frozenset)
     prober = Prober(
         Flights(engine, clock, now),
         OwnConsent(),
         timer,
-        Planner({}, 1),
+        Queue(lambda: NO_AGENDA),
         budget,
         lambda _: None,
         ProbeConfig(),
@@ -164,7 +165,9 @@ def assert_true(session: Session, truth: Truth) -> None:
     assert prober_of(session).budget.real_seconds == pytest.approx(
         sum(truth.seconds), abs=bound([seconds for seconds, _ in truth.not_full])
     )
-    assert prober_of(session).budget.steps == pytest.approx(len(truth.seconds), abs=MOST_OPEN)
+    budget = prober_of(session).budget
+    assert budget.steps == pytest.approx(len(truth.seconds), abs=MOST_OPEN)
+    assert budget.decode_steps == counted(session)
 
 
 @pytest.mark.parametrize("kind", [Alone, in_lockstep])

@@ -13,6 +13,8 @@ from vllm_nfp.surface import (
     RECORDED,
     BoundaryAnswer,
     CellAnswer,
+    Conditioning,
+    Hyperparameters,
     Observations,
     Pool,
     Prior,
@@ -20,18 +22,17 @@ from vllm_nfp.surface import (
     answers,
     block_of,
     boundary,
-    condition,
     draft_length,
     generic_prior,
-    launch_time,
     predicted_prior,
     questions,
     with_launch,
 )
-from vllm_nfp.surface.kernel import covariance
+from vllm_nfp.surface.answers import limits_of
+from vllm_nfp.surface.functionals import covariance, placed
 from vllm_nfp.surface.noise import USUAL_NOISE
 from vllm_nfp.surface.pool import SHAPES_KEPT
-from vllm_nfp.surface.posterior import Posterior
+from vllm_nfp.surface.posterior import Posterior, launch_time
 from vllm_nfp.surface.prior import PART_OF, Part
 from vllm_nfp.surface.rows import rows_at
 from vllm_nfp.surface.scale import UNKNOWN, log_evidence
@@ -73,10 +74,16 @@ def seen(prior: Prior, error: float, *shapes: Shape, samples: int = 1) -> Observ
     )
 
 
+def condition(prior: Prior, hyper: Hyperparameters, seen: Observations) -> Posterior:
+    return Conditioning(prior, hyper).posterior(seen)
+
+
 def ask(
     prior: Prior, posterior: Posterior, module: Module, batch_size: int, context: int
 ) -> CellAnswer:
-    asked = questions(prior, posterior.hyper, [(module, batch_size, context)], POSITIONS)
+    asked = questions(
+        posterior.book.prior, posterior.book.hyper, [(module, batch_size, context)], POSITIONS
+    )
     return answers(posterior, asked)[block_of(module, batch_size, context)]
 
 
@@ -142,7 +149,7 @@ def test_the_intervals_hold_what_the_prior_may_bring(prior: Prior) -> None:
     shapes = [Shape(b, c, n) for b, c in CELLS for n in POSITIONS[1:]]
     known = [0, 7, 13, 20, 26, 33]
     rows, says = rows_at(prior, [Module.ATTENTION] * len(shapes), shapes, over_one=True)
-    spread = covariance(rows, rows, RECORDED)
+    spread = covariance(placed(rows), placed(rows), RECORDED)
     root = np.linalg.cholesky(spread + 1e-10 * np.eye(len(shapes)))
     held = []
     for _ in range(60):
@@ -183,10 +190,12 @@ def flat(log_ratio: list[float], deviation: float = 0.0) -> CellAnswer:
     rng = np.random.default_rng(1)
     mean = np.array(log_ratio)
     curves = np.exp(mean + deviation * rng.standard_normal((256, len(mean))) * (mean >= 0))
+    curves = curves.astype(np.float32)
     curves[:, 0] = 1.0
     return CellAnswer(
         Module.MODEL, 1, 1024, np.arange(1, len(mean) + 1), mean,
         deviation**2 * np.eye(len(mean)), (Basis.MEASURED,) * len(mean), curves,
+        tuple(tuple(limit) for limit in limits_of(curves.T[None])[0]),
     )  # fmt: skip
 
 
@@ -282,10 +291,14 @@ def test_measured_launches_replace_the_expected_ones(prior: Prior) -> None:
     ratios = tuple(
         Ratio(Module.MODEL, s, expected(slower, Module.MODEL, s), 0.05**2, 3) for s in shapes
     )
-    log_factor, deviation = launch_time(condition(prior, RECORDED, Observations(ratios)))
-    assert log_factor > 0.5 * math.log(3.0) and deviation < 0.5 * RECORDED.launch
-    nothing = launch_time(condition(prior, RECORDED, Observations()))
-    assert nothing == (0.0, RECORDED.launch)
+    posterior = condition(prior, RECORDED, Observations(ratios))
+    told = posterior.book.prior(64, 1024).seconds[Part.LAUNCH]
+    log_factor = math.log(told[-1] / prior(64, 1024).seconds[Part.LAUNCH][-1])
+    assert 0.5 * math.log(3.0) < log_factor < 1.2 * math.log(3.0)
+    rest, deviation = launch_time(posterior)
+    assert abs(rest) < 0.5 * math.log(3.0) and deviation < 0.5 * RECORDED.launch
+    nothing = condition(prior, RECORDED, Observations())
+    assert launch_time(nothing) == (0.0, RECORDED.launch) and nothing.book.prior is prior
     for n in (2, 12):
         known, moved = (p(64, 1024).log_seconds(Module.MODEL)[n - 1] for p in (prior, slower))
         assert bool(moved > known) is (64 * n > 512)

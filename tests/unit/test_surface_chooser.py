@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
-import pytest
-from test_surface import CELLS, POSITIONS, prior, seen
+from collections.abc import Sequence
 
-from vllm_nfp.surface import RECORDED, Candidate, Concern, Decisions, Observations, condition, rank
+import pytest
+from test_surface import CELLS, POSITIONS, condition, prior, seen
+
+from vllm_nfp.surface import (
+    RECORDED,
+    Candidate,
+    Concern,
+    Decisions,
+    Observations,
+    Posterior,
+    answers,
+    block_of,
+    questions,
+    rank,
+)
 from vllm_nfp.surface.prior import Prior
 from vllm_nfp.types import Shape
 
 __all__ = ["prior"]
 
 
-def noise(_: Shape) -> float:
-    return 0.004
+def best(
+    posterior: Posterior, pairs: list[Candidate], concerns: Sequence[Concern],
+    decisions: Decisions, most: int,
+) -> tuple[Candidate, ...]:  # fmt: skip
+    book = posterior.book
+    keys = [(m, *cell) for m in book.prior(1, 1).modules for cell in CELLS]
+    found = answers(posterior, questions(book.prior, book.hyper, keys, decisions.positions))
+    known = {key: found[block_of(*key)] for key in keys}
+    return rank(posterior, known, pairs, concerns, decisions, lambda _: 0.004, most)
 
 
 NO_DRAFTS = Decisions(POSITIONS, (0.1,))
@@ -26,23 +46,23 @@ def candidates(cost: float = 0.05) -> list[Candidate]:
 
 def test_it_names_each_pair_once(prior: Prior) -> None:
     posterior = condition(prior, RECORDED, Observations())
-    found = rank(prior, posterior, candidates(), EVERYWHERE, NO_DRAFTS, noise, most=5)
+    found = best(posterior, candidates(), EVERYWHERE, NO_DRAFTS, most=5)
     assert len(set(found)) == len(found) == 5
 
 
 def test_a_cheaper_pair_comes_first(prior: Prior) -> None:
     posterior = condition(prior, RECORDED, Observations())
-    [first] = rank(prior, posterior, candidates(), EVERYWHERE, NO_DRAFTS, noise, most=1)
+    [first] = best(posterior, candidates(), EVERYWHERE, NO_DRAFTS, most=1)
     dear = [Candidate(c.shape, 1000.0 if c == first else c.cost_seconds) for c in candidates()]
-    [other] = rank(prior, posterior, dear, EVERYWHERE, NO_DRAFTS, noise, most=1)
+    [other] = best(posterior, dear, EVERYWHERE, NO_DRAFTS, most=1)
     assert other.shape != first.shape
 
 
 def test_what_was_measured_is_not_asked_again(prior: Prior) -> None:
     posterior = condition(prior, RECORDED, Observations())
-    [first] = rank(prior, posterior, candidates(), EVERYWHERE, NO_DRAFTS, noise, most=1)
+    [first] = best(posterior, candidates(), EVERYWHERE, NO_DRAFTS, most=1)
     told = condition(prior, RECORDED, seen(prior, 0.0, first.shape, samples=3))
-    [other] = rank(prior, told, candidates(), EVERYWHERE, NO_DRAFTS, noise, most=1)
+    [other] = best(told, candidates(), EVERYWHERE, NO_DRAFTS, most=1)
     assert other.shape != first.shape
 
 
@@ -50,11 +70,11 @@ def test_what_was_measured_is_not_asked_again(prior: Prior) -> None:
 def test_it_measures_near_the_traffic(prior: Prior, cell: tuple[int, int]) -> None:
     """A pair elsewhere may tell as much of an FFN, but the best one of all lies at this batch."""
     posterior = condition(prior, RECORDED, Observations())
-    [found] = rank(prior, posterior, candidates(), [Concern(*cell, 1.0)], NO_DRAFTS, noise, most=1)
+    [found] = best(posterior, candidates(), [Concern(*cell, 1.0)], NO_DRAFTS, most=1)
     drafts = Decisions(
         POSITIONS, (), (tuple(sum(0.7**i for i in range(n)) for n in POSITIONS),),
         (0.0,) * len(POSITIONS),
     )  # fmt: skip
-    [draft] = rank(prior, posterior, candidates(), [Concern(*cell, 1.0)], drafts, noise, most=1)
+    [draft] = best(posterior, candidates(), [Concern(*cell, 1.0)], drafts, most=1)
     assert found.shape.batch_size * found.shape.positions >= cell[0]
     assert (draft.shape.batch_size, draft.shape.context) == cell or draft.shape.positions > 1

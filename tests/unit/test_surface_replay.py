@@ -11,14 +11,14 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT))
 from benchmarks.replay import METHODS, replay
-from benchmarks.replay_fit import hyperparameters_from
+from benchmarks.replay_fit import hyperparameters_from, name_of
 from benchmarks.replay_methods import pair_seconds, true_boundary
 from benchmarks.replay_recorded import Server, all_servers
-from vllm_nfp.surface import RECORDED
+from vllm_nfp.surface import QUANTIZED, RECORDED, recorded_for
 from vllm_nfp.types import Module, Shape
 
 RESULTS = ROOT / "benchmarks/results"
-KEPT = RESULTS / "2026-11-27-surface-replay"
+KEPT = RESULTS / "2026-11-27-cost-surface"
 
 
 @pytest.fixture(scope="module")
@@ -31,16 +31,24 @@ def test_every_server_is_in_the_split_and_has_hyperparameters(servers: dict[str,
     assert {name for names in split.values() for name in names} == set(servers)
     assert all(servers[name].family == family for family in split for name in split[family])
     sets = json.loads((KEPT / "hyperparameters.json").read_text())
-    assert set(sets) == {"all", *split}
+    quantized = {name_of(server) for server in servers.values()} - set(split)
+    assert len(quantized) == 2 and set(sets) == {"all", "all:quantized", *split, *quantized}
 
 
-def test_what_ships_is_the_set_of_all_families() -> None:
-    fitted = hyperparameters_from(json.loads((KEPT / "hyperparameters.json").read_text())["all"])
+@pytest.mark.parametrize("name", ["all", "all:quantized"])
+def test_what_ships_is_the_set_of_all_families(name: str) -> None:
+    fitted = hyperparameters_from(json.loads((KEPT / "hyperparameters.json").read_text())[name])
+    shipped_set = RECORDED if name == "all" else QUANTIZED
     for part in ("dense_ffn", "moe_ffn", "communication", "other", "attention", "step"):
-        shipped, exact = getattr(RECORDED, part), getattr(fitted, part)
-        for name in shipped.__slots__:
-            assert getattr(shipped, name) == pytest.approx(getattr(exact, name), rel=0.006), name
-    assert RECORDED.launch == fitted.launch
+        shipped, exact = getattr(shipped_set, part), getattr(fitted, part)
+        for field in shipped.__slots__:
+            assert getattr(shipped, field) == pytest.approx(getattr(exact, field), rel=0.006), field
+    assert shipped_set.launch == fitted.launch
+
+
+def test_a_quantized_model_gets_its_own_set(servers: dict[str, Server]) -> None:
+    assert recorded_for(servers["qwen3-14b"].shape) is RECORDED
+    assert recorded_for(servers["qwen3-14b-fp8"].shape) is QUANTIZED
 
 
 def test_a_recorded_truth_is_the_recording(servers: dict[str, Server]) -> None:

@@ -177,12 +177,15 @@ def test_doubted_shapes_are_chosen_first(prior: Prior) -> None:
     for now, n in enumerate((2, 4, 8, 12)):
         surface.add_pair(pair(prior, Shape(8, 1024, n)), float(now))
         surface.add_pair(pair(prior, Shape(8, 4096, n)), float(now))
+    surface.update(4.5)
     surface.add_pair(pair(prior, odd, 0.3), 5.0)
     surface.update(5.0)
     chosen = surface.choose(candidates, concerns, NO_DRAFTS, 4)
     assert chosen[0] == odd and len(set(chosen)) == 4
-    assert surface.choose(candidates, [], NO_DRAFTS, 4) == (odd,)
-    assert surface.choose([], concerns, NO_DRAFTS, 4) == (odd,)
+    check = Shape(8, 1024, 8)
+    assert chosen[1] == check
+    assert surface.choose(candidates, [], NO_DRAFTS, 4) == (odd, check)
+    assert surface.choose([], concerns, NO_DRAFTS, 1) == (odd,)
 
 
 def test_what_it_keeps_is_bounded(prior: Prior) -> None:

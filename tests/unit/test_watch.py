@@ -285,3 +285,23 @@ def test_batch_sizes_and_contexts_can_be_chosen(url: str, command: list[str]) ->
     done = run("--batch-sizes", "7")
     assert done.exit_code == 2
     assert "--batch-sizes 7 is not reported by this server: give one of 1, 8, 32" in done.stderr
+
+
+def test_the_answer_of_live_traffic_says_its_basis_and_draft_length(tmp_path: Path) -> None:
+    """Of the real batch size and context: the weaker of the last free position and the next."""
+    live = {n: Basis.MEASURED if n < 12 else Basis.INFERRED for n in (1, 2, 4, 8, 12, 16)}
+    shape = watch.Live(6, 4000, 1, (8, 4096), {0.05: 18, 0.1: 42, 0.2: 90}, live, 3)
+    assert shape.basis(0.05) is Basis.MEASURED, "4 are free, 8 are not"
+    assert shape.basis(0.1) is Basis.INFERRED, "8 are free, 12 are not"
+    assert dataclasses.replace(shape, bases={}).basis(0.1) is None, "an older server"
+    made = made_snapshot()
+    rows = [row for row in made.curves if row.cell == ("model", 8, 4096)]
+    there = tuple(dataclasses.replace(row, batch_size=6, context=4000) for row in rows)
+    (engine,) = _reading(dataclasses.replace(made, live_curves=there)).engines
+    assert engine.live is not None
+    assert engine.live.bases == {row.positions: row.basis for row in rows[1:]}
+    text = shown(render(_reading(dataclasses.replace(made, live_curves=there)), None, 0.1))
+    assert "context 4000, 1 position per sequence; 42 more tokens are free (measured)" in text
+    drafting = dataclasses.replace(engine, live=shape, drafting=watch.Drafting(10, 30, 18))
+    view = render(watch.Reading(_reading(made).scrape, (drafting,)), None, 0.1)
+    assert "60% of drafted tokens accepted; recommended now: 3" in shown(view)

@@ -18,7 +18,7 @@ from vllm_nfp.types import Basis, Boundary, Module, reading_order
 WIDEST = 1000
 ANY = "any"
 """In place of a context, for a module whose time does not depend on it."""
-_KNOW_CONTEXTS = frozenset((Module.MODEL, Module.ATTENTION))
+_WITHOUT_CONTEXT = frozenset((Module.DENSE_FFN, Module.MOE_FFN, Module.COMMUNICATION))
 _LEGEND = {
     Basis.MEASURED: "12 measured",
     Basis.INFERRED: "~12 inferred from other measurements",
@@ -73,7 +73,7 @@ def lines_of(rows: Iterable[A]) -> tuple[Line[A], ...]:
     cells: dict[tuple[str, int, int], dict[float, A]] = {}
     for row in rows:
         cells.setdefault((row.module, row.context, row.batch_size), {})[row.epsilon] = row
-    alike = {module for module, _, _ in cells} - _KNOW_CONTEXTS
+    alike: set[str] = set(_WITHOUT_CONTEXT)
     first: dict[tuple[str, int], dict[float, A]] = {}
     for (module, _, batch_size), found in sorted(cells.items()):
         shown = first.setdefault((module, batch_size), found)

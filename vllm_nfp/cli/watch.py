@@ -163,6 +163,8 @@ def _engine_json(engine: watch.EngineReading, before: watch.EngineReading | None
             if live.cell is None
             else {"batch_size": live.cell[0], "context": live.cell[1]},
             "free_tokens": {f"{e:g}": tokens for e, tokens in live.free_tokens.items()},
+            "basis": {f"{e:g}": live.basis(e) for e in live.free_tokens},
+            "recommended_draft_length": live.draft_length,
         },
         "drafting": None
         if recent is None

@@ -95,7 +95,10 @@ def step_line(engine: EngineReading, epsilon: float) -> Text:
         return Text(step)
     tokens = live.free_tokens[epsilon]
     more = f"{tokens} more tokens are free" if tokens else "no more tokens are free"
-    return Text.assemble(f"{step}; ", (more, "green" if tokens else "yellow"))
+    basis = live.basis(epsilon)
+    return Text.assemble(
+        f"{step}; ", (more, "green" if tokens else "yellow"), f" ({basis})" if basis else ""
+    )
 
 
 def prior_lines(status: Status) -> Sequence[Text]:
@@ -116,11 +119,12 @@ def _recommended(engine: EngineReading) -> str:
     """The recommended draft length where traffic is; empty where there is none."""
     if engine.live is None:
         return ""
-    of_cell = () if engine.live.cell is None else (engine.live.cell[0],)
-    for batch_size in (engine.live.batch_size, *of_cell):
-        if batch_size in engine.recommended:
-            return f"; recommended at B={batch_size}: {engine.recommended[batch_size]}"
-    return ""
+    live = engine.live
+    if live.draft_length is not None:
+        return f"; recommended now: {live.draft_length}"
+    if live.cell is None or live.cell[0] not in engine.recommended:
+        return ""
+    return f"; recommended at B={live.cell[0]}: {engine.recommended[live.cell[0]]}"
 
 
 def _drafts(drafting: Drafting, recommended: str) -> Text:
@@ -172,7 +176,7 @@ def _table(lines: Sequence[Line[Row]], live: Live | None) -> Table:
         named = place == 0 or context is None
         name = f"{printable(module)}\n" if named else "\n"
         where = "any L" if context is None else f"L={context}"
-        table.add_column(f"{name}{where}", no_wrap=True)
+        table.add_column(Text(f"{name}{where}"), no_wrap=True)
     found = {(line.batch_size, line.module, line.context): line for line in lines}
     batch_sizes = sorted({line.batch_size for line in lines})
     shown = [_column([found.get((b, *column)) for b in batch_sizes], live) for column in columns]

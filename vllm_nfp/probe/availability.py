@@ -10,7 +10,7 @@ from vllm_nfp.probe.shapes import ShapeKey, ShapeTable
 
 
 class Availability:
-    """Puts together what limits forbid and what the start has left out.
+    """Puts together what limits forbid and, with several ranks, what the start has left out.
 
     Args:
         limits: those of the server and of the settings.
@@ -26,7 +26,6 @@ class Availability:
         self.shapes = shapes
         self.graphs = graphs
         self._alone = alone
-        self._left_out: dict[ShapeKey, str] = {}
 
     def refusal(self, batch_size: int, context: int) -> str | None:
         """Why the cell cannot be probed at all; None if at least two positions can be."""
@@ -61,19 +60,3 @@ class Availability:
             if self.refusal(b, c) is None
             for n in self.positions(b, c)
         }
-
-    def leave_out(self, key: ShapeKey, reason: str) -> None:
-        """Never make this shape ready."""
-        self._left_out[key] = reason
-
-    def reason_against(self, key: ShapeKey) -> str | None:
-        """Why the shape can never be made ready; None if it can, as far as is known."""
-        reason = self._left_out.get(key) or self.memory_missing(key)
-        if reason is None and self._is_late(key):
-            reason = "it was not warmed up at the start: raise capture_seconds in --nfp-config"
-        return reason
-
-    def _is_late(self, key: ShapeKey) -> bool:
-        """It is too late to warm the shape up: that takes what its graph will find in its pool."""
-        shape = self.shapes[key]
-        return self.shapes.started and shape.full and not shape.warm

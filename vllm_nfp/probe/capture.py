@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 
+from vllm_nfp.adapter.graph_place import GraphPlace
 from vllm_nfp.probe import marks
+from vllm_nfp.probe.batch import ProbeBatch
 from vllm_nfp.probe.cuda_graph import Graph, GraphPool
 from vllm_nfp.probe.runtime import Runtime
 from vllm_nfp.probe.shapes import PreparedShape
@@ -16,41 +22,58 @@ class Capturer:
     Args:
         runtime: fills and runs batches.
         pool: where graphs lie.
+        inside: takes memory from a pool of graphs for the time being.
         context: tokens in each sequence's cache meanwhile; graphs fit every context.
     """
 
-    def __init__(self, runtime: Runtime, pool: GraphPool, context: int) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        pool: GraphPool,
+        inside: Callable[[GraphPlace], AbstractContextManager[None]],
+        context: int,
+    ) -> None:
         self._forward = runtime.forward
         self._batches = runtime.batches
         self._prover = runtime.prover
         self._clock = runtime.clock
         self._ranks = runtime.ranks
         self._pool = pool
+        self._inside = inside
         self._context = context
 
-    def warm_up(self, shape: PreparedShape, prove: bool) -> None:
+    def warm_up(self, shape: PreparedShape, late: bool) -> None:
         """Run the shape once: kernels are then loaded and tuned when they are timed or captured.
 
         Args:
-            prove: that the run keeps the KV cache; at the start the whole cache is summed up
-                before and after all runs.
+            late: the start is over. What is to be captured then runs in the graphs' memory, which
+                its graph will use as well: the rest is the server's. And the run is proven to keep
+                the KV cache; at the start the whole cache is summed up before and after all runs.
+
+        Raises:
+            GraphMemoryKeptError: if it has left something in the graphs' memory.
         """
         if shape.warm:
             return
         batch, context = shape.batch, self._context
         self._batches.fill(batch, context)
-        proving = self._prover.begin(batch, context) if prove else None
+        proving = self._prover.begin(batch, context) if late else None
         # The kernels of a capture: attention splits its work otherwise there.
         metadata = self._forward.metadata(batch, context, for_capture=shape.full)
+        within = late and shape.full and self._pool.shared
+        with self._inside(self._pool.place) if within else nullcontext():
+            self._run(batch, metadata)
+        if proving is not None:
+            self._prover.watch(proving.end(f"the first run of {shape.name}"))
+        shape.warm = True
+
+    def _run(self, batch: ProbeBatch, metadata: dict[str, Any]) -> None:
         with self._forward.in_place(batch):
             hidden = self._forward.run_model(batch, metadata)
             self._forward.run_head(batch, hidden)
         if self._forward.timed:
             found = self._forward.run_modules(batch, metadata, external=False)
             marks.release(self._clock, found)
-        if proving is not None:
-            self._prover.watch(proving.end(f"the first run of {shape.name}"))
-        shape.warm = True
 
     def capture_step(self, shape: PreparedShape) -> None:
         """Capture the forward pass and the LM head as two graphs.

@@ -90,7 +90,8 @@ class ProbeEngine:
             self._pool.forget_own,
         )
         self._availability = Availability(limits, shapes, self._graphs, self._ranks.alone)
-        captures = Capturer(self._runtime, self._pool, min(config.contexts))
+        context = min(config.contexts)
+        captures = Capturer(self._runtime, self._pool, self._device_memory.inside, context)
         self._preparer = Preparer(self._availability, captures)
         live_tokens = largest_live_graph(limits.rules, view.decode_positions)
         give_back = self.give_back_cache
@@ -116,11 +117,10 @@ class ProbeEngine:
         return self._availability.positions(batch_size, context)
 
     def prepare(self, time_is_up: Callable[[], bool] = lambda: False) -> None:
-        """Make the buffers of every shape, learn what graphs take, and warm shapes up.
+        """Learn what graphs take, and warm shapes up.
 
-        Graphs that are not there when the time is up are made by :meth:`make_ready`, between steps;
-        shapes that would need one and are not warmed up by then are left out. With several ranks
-        all graphs are made here.
+        What is missing when the time is up is made by :meth:`make_ready`, between steps. With
+        several ranks all graphs are made here.
         """
         if self._ranks.alone:
             self._start.alone(time_is_up)

@@ -14,6 +14,9 @@ from vllm_nfp.probe.memory import GpuMemory, HostMemory
 
 Key = TypeVar("Key", bound=Hashable)
 
+LEAST_FREE_BYTES = 64 << 20
+"""Free memory of the device below which nothing is made ready after the start."""
+
 
 @dataclass(frozen=True, slots=True)
 class GraphRoom:
@@ -96,6 +99,11 @@ class GraphCache(Generic[Key]):
         """The graphs are within the limit."""
         return self.used <= self.limit
 
+    @property
+    def device_is_full(self) -> bool:
+        """What the device has left is left to the server."""
+        return self._memory.free < LEAST_FREE_BYTES
+
     def allow(self, tokens: int, pool_bytes: int = 0) -> None:
         """Allow graphs of up to so many tokens.
 
@@ -120,13 +128,20 @@ class GraphCache(Generic[Key]):
         if key not in self:
             self._make_room(keep)
         change = self._host.track(lambda: self._memory.track(capture))
-        allowed = min(self._pool_allowance, max(0, change.pool))
-        self._pool_allowance -= allowed
-        self.limit -= max(0, change.pool) - allowed
+        self._take_off(change.pool)
         if self._mean is None:
             self._bytes += max(0, change.driver)
             self._count += key not in self
         self._held[key] = None
+
+    def warm_up(self, run: Callable[[], None]) -> None:
+        """Run what a graph will capture; what stays reserved for it is taken off the limit."""
+        self._take_off(self._memory.track(run, expected=0.0).pool)
+
+    def _take_off(self, pool_bytes: int) -> None:
+        allowed = min(self._pool_allowance, max(0, pool_bytes))
+        self._pool_allowance -= allowed
+        self.limit -= max(0, pool_bytes) - allowed
 
     def use(self, key: Key) -> None:
         """A shape is used: if it has graphs, it keeps them for longest."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from vllm_nfp.adapter.dispatch import GraphRules
 from vllm_nfp.adapter.out_of_memory import is_out_of_memory
@@ -26,11 +26,6 @@ def largest_live_graph(rules: GraphRules, decode_positions: int) -> int:
     if not rules.full_mixed:
         sizes = tuple(size for size in sizes if size <= rules.max_num_seqs * decode_positions)
     return max(sizes, default=0)
-
-
-def fewest_positions_first(keys: Iterable[ShapeKey]) -> list[ShapeKey]:
-    """The order in which shapes are made ready: every batch size soon has its first positions."""
-    return sorted(keys, key=lambda key: (key[1], key[0]))
 
 
 class GraphSizes:
@@ -63,7 +58,11 @@ class GraphSizes:
         self._live_tokens = live_tokens
 
     def learn(self, keys: list[ShapeKey], time_is_up: Callable[[], bool]) -> None:
-        """Find out how many tokens a graph may have, and what the graphs of a shape take."""
+        """Find out how many tokens a graph may have, and what the graphs of a shape take.
+
+        Args:
+            keys: shapes that need graphs; the first two that fit are captured for it.
+        """
         if self._pool.exists:
             free = self._device.largest_free_block(self._pool.place)
             self._graphs.allow(self._live_tokens, free)
@@ -71,7 +70,7 @@ class GraphSizes:
             self._graphs.allow(0)
         self._try_large_graphs(keys, time_is_up)
         fitting = [key for key in keys if self._availability.memory_missing(key) is None]
-        first = fewest_positions_first(fitting)[:GRAPHED_SHAPES]
+        first = fitting[:GRAPHED_SHAPES]
         try:
             for key in first:
                 while not self._shapes.is_complete(key) and not time_is_up():
@@ -90,15 +89,15 @@ class GraphSizes:
         """Allow more tokens than vLLM's graphs have where the limit holds their activations."""
         tried: int | None = None
         for key in sorted(keys, key=lambda key: (-key[0] * key[1], key)):
-            shape = self._shapes[key]
-            size = shape.batch.placement.padded_tokens
+            size = self._availability.limits.placement(*key).padded_tokens
             if size <= (self._graphs.room.largest_tokens or 0) or time_is_up():
                 break
-            if tried is not None and size > tried // 2:
+            logits = self._availability.limits.server.logits_bytes(key[0] * key[1])
+            if (tried is not None and size > tried // 2) or logits > self._graphs.limit // 2:
                 continue
             tried = size
             with self._pool.trial():
-                grown = self._try_graph(shape)
+                grown = self._try_graph(self._shapes[key])
             if grown is not None:
                 self._graphs.allow_growth(size, grown)
                 break
@@ -108,7 +107,7 @@ class GraphSizes:
         """Bytes of activations of a shape's graphs; None if they exceed half of the limit."""
         meter = self._device.meter()
         try:
-            self._captures.warm_up(shape, prove=False)
+            self._captures.warm_up(shape, late=False)
             self._give_back()
             grown = meter.track(lambda: self._captures.capture_step(shape)).pool
             grown += meter.track(lambda: self._captures.capture_modules(shape)).pool

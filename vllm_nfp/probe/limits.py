@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from vllm_nfp.adapter.attention_groups import AttentionGroup
-from vllm_nfp.adapter.dispatch import Execution, GraphRules, place
+from vllm_nfp.adapter.dispatch import Execution, GraphRules, Placement, place
 from vllm_nfp.adapter.server_limits import ServerLimits
 from vllm_nfp.probe.graph_cache import GraphRoom
 
@@ -55,26 +54,30 @@ class ShapeLimits:
     ) -> tuple[int, ...]:
         """Position counts of the grid that fit the model, the KV cache, and the limits.
 
-        They end before the first count that cannot be run as serving would run it: a boundary is
-        told from all counts below it.
+        None without one position, which every pair runs.
 
         Args:
             can_probe: of (batch size, positions): whether memory allows it.
         """
-        fitting = (
+        fitting = tuple(
             n
             for n in self.grid
             if context + n <= self.server.max_context
             and batch_size * n <= self.server.max_step_tokens
             and self._blocks_missing(batch_size, context + n) is None
+            and can_probe(batch_size, n)
         )
-        return tuple(itertools.takewhile(lambda n: can_probe(batch_size, n), fitting))
+        return fitting if fitting[:1] == (1,) else ()
+
+    def placement(self, batch_size: int, positions: int) -> Placement:
+        """How serving would launch the shape."""
+        return place(self.rules, batch_size, positions)
 
     def memory_missing(self, batch_size: int, positions: int, room: GraphRoom) -> str | None:
         """Why the memory limit forbids the shape; None if it does not, as far as is known."""
         if not self.on_gpu:
             return None
-        placement = place(self.rules, batch_size, positions)
+        placement = self.placement(batch_size, positions)
         logits = self.server.logits_bytes(batch_size * positions)
         if placement.execution is Execution.FULL:
             return self._graph_missing(placement.padded_tokens, logits, room)

@@ -76,6 +76,11 @@ class GpuMemory:
         self._own = self._reserved() - self._base
 
     @property
+    def free(self) -> int:
+        """Bytes of the device that nobody holds."""
+        return self._free()
+
+    @property
     def taken(self) -> int:
         """Bytes taken: PyTorch's growth for the probe, and the driver's part of its graphs."""
         return max(0, self._own) + max(0, int(self._driver_total))

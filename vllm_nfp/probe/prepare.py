@@ -8,13 +8,13 @@ from typing import Protocol
 from vllm_nfp.adapter.out_of_memory import maybe_out_of_memory, refused_without_memory
 from vllm_nfp.probe.availability import Availability
 from vllm_nfp.probe.shapes import PreparedShape, ShapeKey, key_of
-from vllm_nfp.types import Shape, ShapeRefusedError
+from vllm_nfp.types import RefusedForNowError, Shape, ShapeRefusedError
 
 
 class Captures(Protocol):
     """What makes a shape ready; see :class:`vllm_nfp.probe.capture.Capturer`."""
 
-    def warm_up(self, shape: PreparedShape, prove: bool) -> None:
+    def warm_up(self, shape: PreparedShape, late: bool) -> None:
         """Run the shape once, if it has not run."""
         ...
 
@@ -50,10 +50,12 @@ class Preparer:
         """
         keys = [key_of(shape) for shape in wanted]
         for key in keys:
-            reason = self.availability.reason_against(key)
+            reason = self.availability.memory_missing(key)
             if reason is not None:
                 raise ShapeRefusedError(reason)
             if not self._shapes.is_complete(key):
+                if self.availability.limits.on_gpu and self._graphs.device_is_full:
+                    raise RefusedForNowError("hardly any GPU memory is free")
                 with refused_without_memory():
                     self.make_piece(key, keep=keys)
                 return
@@ -64,11 +66,18 @@ class Preparer:
         Args:
             keep: shapes that keep their graphs.
         """
-        shape = self._shapes[key]
         maybe_out_of_memory()
-        if not shape.warm:
-            self.captures.warm_up(shape, prove=self._shapes.started)
+        if not self._shapes.is_warm(key):
+            self._warm_up(key)
             return
+        shape = self._shapes[key]
         first = shape.step_graph is None
         capture = self.captures.capture_step if first else self.captures.capture_modules
         self._graphs.add(key, lambda: capture(shape), keep)
+
+    def _warm_up(self, key: ShapeKey) -> None:
+        if self._shapes.started:
+            # Its batch is made as well, if nobody has asked for the shape before.
+            self._graphs.warm_up(lambda: self.captures.warm_up(self._shapes[key], late=True))
+        else:
+            self.captures.warm_up(self._shapes[key], late=False)

@@ -95,6 +95,10 @@ class ShapeTable:
             shape.module_graph is not None or not self._times_modules
         )
 
+    def is_warm(self, key: ShapeKey) -> bool:
+        """Whether the shape was made and has run."""
+        return key in self._made and self._made[key].warm
+
     def clear(self) -> None:
         """Give up all shapes."""
         self._made.clear()

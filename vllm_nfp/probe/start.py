@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
+from vllm_nfp.adapter.dispatch import Execution
 from vllm_nfp.adapter.out_of_memory import is_out_of_memory
 from vllm_nfp.adapter.ranks import Ranks
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.faults import maybe_fail
-from vllm_nfp.probe.graph_sizes import GraphSizes, fewest_positions_first
+from vllm_nfp.probe.graph_sizes import GraphSizes
 from vllm_nfp.probe.memory import GpuMemory
+from vllm_nfp.probe.order import spread
 from vllm_nfp.probe.prepare import Preparer
 from vllm_nfp.probe.shapes import ShapeKey
 from vllm_nfp.types import Shape
@@ -21,7 +23,7 @@ TimeIsUp = Callable[[], bool]
 
 
 class Start:
-    """Makes buffers, learns what graphs take, and warms shapes up.
+    """Learns what graphs take, and warms shapes up.
 
     Args:
         config: which shapes are wanted.
@@ -51,24 +53,37 @@ class Start:
         self._give_back = give_back
 
     def alone(self, time_is_up: TimeIsUp) -> None:
-        """Prepare on the only rank.
+        """Prepare on the only rank; whatever is missing when the time is up is made when asked for.
 
-        Graphs that are not there when the time is up are made between steps; shapes that would
-        need one and are not warmed up by then are left out.
+        First comes what only the start can find out: how large graphs may be, and what they take.
+        Then the largest shape runs, even if the time is up: buffers that grow with the step, and
+        that something keeps, are then never made in the graphs' memory (see
+        :func:`vllm_nfp.probe.device_memory.inside`). Then the others run, for as long as there is
+        time: each saves a delayed step later. Their graphs are left to the scan, which knows what
+        is worth them.
         """
-        keys = self._make_buffers()
-        full = [key for key in keys if self._shapes[key].full]
+        keys = self._begin()
+        full = [key for key in keys if self._is_full(key)]
         if full and self._limits.on_gpu:
             self._sizes.learn(full, time_is_up)
         allowed = [key for key in keys if self._availability.memory_missing(key) is None]
-        for key in fewest_positions_first(allowed):
-            if time_is_up():
+        graphed = filter(self._is_full, allowed)
+        largest = max(graphed, key=lambda key: key[0] * key[1], default=None)
+        for key in allowed if largest is None else [largest, *allowed]:
+            if key != largest and time_is_up():
                 break
             self._warm_up_if_it_fits(key)
         self._end()
-        missing = {self._availability.memory_missing(key) for key in keys}
-        for reason in sorted(reason for reason in missing if reason is not None):
-            logger.warning("vllm-nfp: shapes are left out: %s", reason)
+        reasons = {key: self._availability.memory_missing(key) for key in keys}
+        left_out = {key: reason for key, reason in reasons.items() if reason is not None}
+        if left_out:
+            (batch_size, positions), reason = min(left_out.items())
+            # At the defaults the largest shapes are left out. Without the smallest one all are.
+            logger.log(
+                logging.WARNING if (batch_size, positions) == min(keys) else logging.INFO,
+                "vllm-nfp: %d of %d shapes are left out, the first at B=%d N=%d: %s",
+                *(len(left_out), len(keys), batch_size, positions, reason),
+            )
 
     def together(
         self,
@@ -79,60 +94,66 @@ class Start:
     ) -> None:
         """Prepare with the other ranks, each shape on all of them or on none.
 
-        All graphs are made here, few positions first, as many as fit: between steps the ranks
-        could not wait for one another's captures. Shapes that lack theirs are left out.
+        All graphs are made here, as many as there is time and memory for: between steps the ranks
+        could not wait for one another's captures. Wherever that ends, the shapes that have theirs
+        lie spread over the table; the others are left out.
 
         Args:
             can_launch: does all of a launch that can fail.
             pool_exists: graphs go to a pool that is there already.
         """
-        ordered = fewest_positions_first(self._make_buffers())
+        ordered = self._begin()
         if pool_exists:
             # Larger graphs than vLLM's own are tried as well: what they take is measured.
             self._graphs.allow(max(self._limits.rules.capture_sizes, default=0))
         capture_ended = False
         for key in ordered:
             batch_size, positions = key
-            shape = self._shapes[key]
+            full = self._is_full(key)
             possible = (
                 not time_is_up()
-                and not (shape.full and capture_ended)
+                and not (full and capture_ended)
+                and (positions == 1 or self._shapes.is_complete((batch_size, 1)))
                 and self._availability.memory_missing(key) is None
                 and can_launch(Shape(batch_size, min(self._config.contexts), positions))
             )
             if not ranks.all(possible, f"can B={batch_size} N={positions} be made ready"):
                 continue
-            self._captures.warm_up(shape, prove=False)
-            if shape.full:
+            self._captures.warm_up(self._shapes[key], late=False)
+            if full:
                 capture_ended = not self._capture_on_all(key, ranks)
-        self._warn_of_left_out(ordered)
+        self._tell_of_left_out(ordered)
         self._end()
 
-    def _make_buffers(self) -> set[ShapeKey]:
-        """Make the batches of all shapes, and take what they hold off the limit of the graphs."""
+    def _begin(self) -> list[ShapeKey]:
+        """The shapes that may be asked for; takes logits outside graphs off the limit of graphs."""
         maybe_fail("capture")
         keys = self._availability.keys(self._config.batch_sizes, self._config.contexts)
-        made = [self._shapes[key] for key in keys]
-        self._give_back()
-        eager = max((shape.batch.tokens for shape in made if not shape.full), default=0)
+        self._count_buffers()
+        eager = max((b * n for b, n in keys if not self._is_full((b, n))), default=0)
         logits = self._limits.server.logits_bytes(eager)
-        self._graphs.limit -= self._memory.taken + min(logits, self._limits.most_logits_bytes)
-        return keys
+        self._graphs.limit -= min(logits, self._limits.most_logits_bytes)
+        return spread(keys)
 
     def _end(self) -> None:
-        self._give_back()
+        self._count_buffers()
         self._shapes.started = True
 
+    def _count_buffers(self) -> None:
+        """Take what has been made beside graphs off their limit."""
+        before = self._memory.taken
+        self._give_back()
+        self._graphs.limit -= max(0, self._memory.taken - before)
+
+    def _is_full(self, key: ShapeKey) -> bool:
+        return self._limits.placement(*key).execution is Execution.FULL
+
     def _warm_up_if_it_fits(self, key: ShapeKey) -> None:
-        shape = self._shapes[key]
         try:
-            self._captures.warm_up(shape, prove=False)
+            self._captures.warm_up(self._shapes[key], late=False)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            if shape.full:  # others may be warmed up later
-                reason = "there was no GPU memory to run it in at the start"
-                self._availability.leave_out(key, reason)
 
     def _capture_on_all(self, key: ShapeKey, ranks: Ranks) -> bool:
         """Capture the shape's graphs; False if a rank has no room: then none captures another."""
@@ -152,12 +173,12 @@ class Start:
             self._shapes[key].give_up_graphs()
         return False
 
-    def _warn_of_left_out(self, ordered: Sequence[ShapeKey]) -> None:
-        left_out = sum(not self._shapes.is_complete(key) for key in ordered)
-        if left_out:
-            logger.warning(
-                "vllm-nfp: %d of %d shapes are not ready on every rank and are left out: "
-                "raise graph_memory_mib or capture_seconds in --nfp-config",
-                left_out,
+    def _tell_of_left_out(self, ordered: Sequence[ShapeKey]) -> None:
+        ready = sum(map(self._shapes.is_complete, ordered))
+        if ready < len(ordered):
+            logger.info(
+                "vllm-nfp: %d of %d shapes are ready on every rank; the others are inferred. "
+                "To measure more, raise graph_memory_mib or capture_seconds in --nfp-config",
+                ready,
                 len(ordered),
             )

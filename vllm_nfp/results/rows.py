@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -42,21 +41,24 @@ class Answered:
         """
         pairs = [samples(n) for n in self.positions[1:]]
         counted = (sum(pairs), *pairs)
+        rows = zip(
+            self.positions, counted, self.ratios, self._times(at_one), self.basis, strict=True
+        )
         return tuple(
             CurvePoint(
-                *cell,
-                n,
-                taken,
-                at_one[0] * ratio[0],
-                *ratio,
-                execution(cell.batch_size, n),
-                *_times(at_one, ratio),
-                basis,
+                *cell, n, taken, time[0], *ratio, execution(cell.batch_size, n), *time[1:], basis
             )
-            for n, taken, ratio, basis in zip(
-                self.positions, counted, self.ratios, self.basis, strict=True
-            )
+            for n, taken, ratio, time, basis in rows
         )
+
+    def _times(self, at_one: Seconds) -> Iterable[Seconds]:
+        """t(N) in seconds, whose two factors err independently."""
+        median, below, above = at_one[0], at_one[0] / at_one[1], at_one[2] / at_one[0]
+        ratio, lower, upper = np.array(self.ratios).T
+        times = median * ratio
+        below = np.exp(np.hypot(np.log(ratio / lower), np.log(below)))
+        above = np.exp(np.hypot(np.log(upper / ratio), np.log(above)))
+        return zip(times.tolist(), (times / below).tolist(), (times * above).tolist(), strict=True)
 
     def lines(self, cell: Cell) -> tuple[Boundary, ...]:
         """The rows of the boundaries."""
@@ -98,12 +100,5 @@ def _at(answer: CellAnswer, positions: tuple[int, ...]) -> CellAnswer:
         covariance=answer.covariance[np.ix_(at, at)],
         basis=tuple(answer.basis[i] for i in at),
         curves=answer.curves[:, at],
+        limits=tuple(tuple(of[i] for i in at) for of in answer.limits),
     )
-
-
-def _times(at_one: Seconds, ratio: Seconds) -> tuple[float, float]:
-    """Both ends of the 95 % interval of t(N), whose two factors err independently."""
-    median = at_one[0] * ratio[0]
-    below = math.hypot(*(math.log(of[0] / of[1]) for of in (at_one, ratio)))
-    above = math.hypot(*(math.log(of[2] / of[0]) for of in (at_one, ratio)))
-    return median * math.exp(-below), median * math.exp(above)

@@ -53,7 +53,8 @@ class Queue:
     @property
     def used_up(self) -> bool:
         """Whether all of the latest agenda has been taken."""
-        return self._place >= len(self._follow().shapes)
+        shapes = self._follow().shapes
+        return self._place >= len(shapes)
 
     def refuse(self, target: Shape) -> None:
         """The target can never be run here."""

@@ -25,7 +25,7 @@ from vllm_nfp.schedule.counters import Counters
 from vllm_nfp.session.agenda_maker import AgendaMaker
 from vllm_nfp.session.output import Output
 from vllm_nfp.timing import StepTimes
-from vllm_nfp.types import EngineStep, LiveStep, PairResult, State
+from vllm_nfp.types import EngineStep, LiveStep, PairResult, Shape, State
 
 logger = logging.getLogger("vllm.nfp")
 
@@ -33,6 +33,8 @@ MOST_QUEUED_PAIRS = 1_000
 """Pairs that wait for the thread: bounds the memory."""
 AGENDA_SECONDS = 0.25
 """Least time between two agendas, where pairs are quick."""
+PROGRESS_SECONDS = 0.5
+"""Least time between two publications in a scan."""
 KEEP_SECONDS = 15.0
 """Time between two writings of a profile while the state stays."""
 
@@ -64,7 +66,7 @@ class Publisher:
         self._output = output
         self._sender = sender
         self._sent_version = 0
-        self._kept_at = -math.inf
+        self._progress_at = self._kept_at = -math.inf
         self._kept_state: State | None = None
         self._results = results
         self._maker = AgendaMaker(config, results)
@@ -75,6 +77,8 @@ class Publisher:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="nfp-publisher", daemon=True)
         self._agenda = NO_AGENDA
+        self._chosen_for: tuple[int, frozenset[Shape], frozenset[Shape]] | None = None
+        """Pairs, and what was refused or put off, as of the latest agenda."""
         self._fault: str | None = None
 
     @property
@@ -133,8 +137,15 @@ class Publisher:
             self._results.add_steps(kinds, now)
             self._traffic.update(kinds, now)
             self._results.update(now, counters.last_step)
-            if not self._config.passive:
-                self._agenda = self._maker.make(counters, self._traffic.shares)
+            self._choose(counters)
+
+    def _choose(self, counters: Counters) -> None:
+        """Make the next agenda, if something has happened since the last one."""
+        pairs = self._results.findings.pairs
+        known = pairs, counters.refused, counters.put_off
+        if not self._config.passive and (counters.wants_agenda or known != self._chosen_for):
+            self._agenda = self._maker.make(counters, self._traffic.shares)
+            self._chosen_for = known
 
     def stop(self) -> None:
         """Let the thread end; does not wait for it."""
@@ -176,9 +187,15 @@ class Publisher:
             self._kept_at, self._kept_state = now, snapshot.state
 
     def report_progress(self) -> None:
-        """Publish in the middle of a scan, with the next agenda, from the thread that scans."""
+        """Choose the next agenda in the middle of a scan, and publish now and then.
+
+        From the thread that scans.
+        """
         self.process()
-        self._output.write(self.snapshot())
+        now = time.monotonic()
+        if now >= self._progress_at + PROGRESS_SECONDS:
+            self._output.write(self.snapshot())
+            self._progress_at = now
 
     def full_snapshot(self) -> Snapshot:
         """All that is known now, the times of layers too; waits for no update that is under way."""

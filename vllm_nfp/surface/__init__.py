@@ -10,14 +10,16 @@ from vllm_nfp.surface.answers import (
     block_of,
     questions,
 )
-from vllm_nfp.surface.chooser import Candidate, Concern, Decisions, rank
-from vllm_nfp.surface.constants import GENERIC, RECORDED
+from vllm_nfp.surface.chooser import Candidate, rank
+from vllm_nfp.surface.conditioning import Conditioning
+from vllm_nfp.surface.constants import GENERIC, QUANTIZED, RECORDED, recorded_for
 from vllm_nfp.surface.cost_surface import CostSurface
 from vllm_nfp.surface.decide import BoundaryAnswer, DraftAnswer, boundary, draft_length
+from vllm_nfp.surface.decisions import Concern, Decisions
 from vllm_nfp.surface.kernel import Hyperparameters
 from vllm_nfp.surface.observations import Baseline, Observations, Ratio, StepTime
 from vllm_nfp.surface.pool import Pool
-from vllm_nfp.surface.posterior import Posterior, condition, launch_time
+from vllm_nfp.surface.posterior import Posterior
 from vllm_nfp.surface.prior import (
     Prior,
     PriorCell,
@@ -28,12 +30,14 @@ from vllm_nfp.surface.prior import (
 
 __all__ = [
     "GENERIC",
+    "QUANTIZED",
     "RECORDED",
     "Baseline",
     "BoundaryAnswer",
     "Candidate",
     "CellAnswer",
     "Concern",
+    "Conditioning",
     "CostSurface",
     "Decisions",
     "DraftAnswer",
@@ -49,12 +53,11 @@ __all__ = [
     "answers",
     "block_of",
     "boundary",
-    "condition",
     "draft_length",
     "generic_prior",
-    "launch_time",
     "predicted_prior",
     "questions",
     "rank",
+    "recorded_for",
     "with_launch",
 ]

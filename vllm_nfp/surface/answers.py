@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from vllm_nfp.give_way import give_way, in_pieces
-from vllm_nfp.surface.kernel import Functionals, Hyperparameters, covariance, stacked
+from vllm_nfp.surface.algebra import times_root
+from vllm_nfp.surface.functionals import Placed, by_part, placed, stacked
+from vllm_nfp.surface.kernel import Hyperparameters
 from vllm_nfp.surface.posterior import Posterior
-from vllm_nfp.surface.prior import FloatArray, IntArray, Part, Prior
+from vllm_nfp.surface.prior import FloatArray, IntArray, Part, Prior, SingleArray
 from vllm_nfp.surface.rows import Key, cell_rows, keys_of
 from vllm_nfp.types import Basis, Module
 
@@ -18,6 +20,8 @@ DRAWS = 256
 """Curves that are drawn of a cell. The same random numbers for all: an answer changes with what is
 measured, never by chance."""
 NORMAL_TAIL = 1.959964
+TAIL = 0.025
+"""Chance of each side of an interval to miss."""
 WIDER = 1.15
 """Factor on standard deviations: errors have longer tails than a normal distribution's. Chosen on
 the replays of qwen2.5-7b, llama-3.2-1b, qwen3-235b-a22b, qwen3-14b and phi-3-mini."""
@@ -25,9 +29,10 @@ INFERRED = 0.5
 """Part of the prior's variance that must be gone for an answer to rest on measurements."""
 AT_A_TIME = 8
 """Answers that are made before a pause: some 0.3 ms."""
-JITTER = 3e-9
+JITTER = 3e-6
+"""Relative to the largest variance of a cell: it moves no curve by more than some 1e-4."""
 
-_DRAWN = np.random.default_rng(19).standard_normal((DRAWS, 513))
+_DRAWN = np.random.default_rng(19).standard_normal((513, DRAWS)).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,8 @@ class CellAnswer:
         covariance: shape [n, n].
         basis: of each N.
         curves: drawn t(N) / t(1), shape [draws, n].
+        limits: for each N, what 97.5 %, half and 2.5 % of the curves do not pass up to it, and what
+            97.5 % do not pass at it; shape [4, n].
     """
 
     module: Module
@@ -49,7 +56,8 @@ class CellAnswer:
     log_ratio: FloatArray
     covariance: FloatArray
     basis: tuple[Basis, ...]
-    curves: FloatArray
+    curves: SingleArray
+    limits: tuple[tuple[float, ...], ...]
 
     @property
     def ratio(self) -> FloatArray:
@@ -63,7 +71,7 @@ class CellAnswer:
         return np.exp(self.log_ratio - reach), np.exp(self.log_ratio + reach)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Questions:
     """What is asked again and again: all that depends on no measurement is computed once.
 
@@ -78,7 +86,7 @@ class Questions:
 
     asked: tuple[tuple[Module, int, int], ...]
     counts: IntArray
-    rows: Functionals
+    rows: Placed
     expected: FloatArray
     before: FloatArray
     keys: tuple[Key, ...]
@@ -98,20 +106,22 @@ def questions(
     """
     counts = np.array(positions, dtype=np.int64)
     distinct = tuple(dict.fromkeys(_alike(*one) for one in asked))
-    blocks = [cell_rows(prior, module, (b, context), counts) for module, b, context in distinct]
+    # Each may evaluate the prior in one more cell: a millisecond.
+    blocks = [
+        cell_rows(prior, module, (b, context), counts)
+        for module, b, context in in_pieces(distinct, 1)
+    ]
     before = np.zeros((len(Part), len(blocks), len(counts), len(counts)))
-    for part in Part:
-        only = np.zeros(len(Part))
-        only[part] = 1.0
-        for i, (rows, _) in enumerate(blocks):
-            alone = rows.scaled(only)
-            before[part, i] = covariance(alone, alone, hyper)
+    for i, (rows, _) in enumerate(in_pieces(blocks, 1)):
+        alone = placed(rows)
+        for part, mine, theirs, found in by_part(alone, alone, hyper):
+            before[part, i][np.ix_(mine, theirs)] = found
     rows = stacked([rows for rows, _ in blocks])
     modules = [module for module, *_ in distinct for _ in counts]
     return Questions(
         distinct,
         counts,
-        rows,
+        placed(rows),
         np.array([expected for _, expected in blocks]),
         before,
         tuple(keys_of(modules, rows)),
@@ -121,23 +131,28 @@ def questions(
 def answers(posterior: Posterior, asked: Questions) -> dict[tuple[Module, int, int], CellAnswer]:
     """An answer for each block of the questions; :func:`block_of` names a cell's."""
     blocks, width = asked.expected.shape
-    means, cross = posterior.mean(asked.rows)
+    book = posterior.book
+    cross = book.towards(posterior.slots, asked, asked.rows)
     give_way()
-    after = np.einsum("p,pbij->bij", posterior.factors**2, asked.before)
-    told = cross.reshape(len(cross), blocks, width).transpose(1, 0, 2)
-    variance = np.diagonal(after, axis1=1, axis2=2).copy()
-    weighed = (posterior.inverse @ cross).reshape(len(cross), blocks, width).transpose(1, 0, 2)
+    mean = asked.expected + (posterior.solved @ cross).reshape(blocks, width)
+    told = times_root(posterior.root, cross).reshape(-1, blocks, width)
+    prior = np.tensordot(book.factors**2, asked.before, axes=1)
     give_way()
-    after = WIDER**2 * (after - told.transpose(0, 2, 1) @ weighed)
-    mean = asked.expected + means.reshape(blocks, width)
+    before = np.diagonal(prior, axis1=1, axis2=2)
+    after = prior - told.transpose(1, 2, 0) @ told.transpose(1, 0, 2)
+    near = np.diagonal(after, axis1=1, axis2=2) < INFERRED * before
     give_way()
-    curves = np.exp(_draws(mean, after))
+    after *= WIDER**2
+    curves = _draws(mean, after)
+    limits = limits_of(curves).tolist()
     give_way()
     found = {}
     for i, block in enumerate(in_pieces(asked.asked, AT_A_TIME)):
         keys = asked.keys[i * width : (i + 1) * width]
-        bases = _bases(posterior, keys, variance[i], np.diag(after[i]))
-        found[block] = CellAnswer(*block, asked.counts, mean[i], after[i], bases, curves[i])
+        bases = _bases(posterior.measured, keys, near[i].tolist())
+        found[block] = CellAnswer(
+            *block, asked.counts, mean[i], after[i], bases, curves[i].T, tuple(limits[i])
+        )
     return found
 
 
@@ -151,23 +166,41 @@ def _alike(module: Module, batch_size: int, context: int) -> tuple[Module, int, 
     return module, batch_size, context if known else 0
 
 
-def _draws(mean: FloatArray, spread: FloatArray) -> FloatArray:
-    """Drawn curves of each cell; shape [cells, draws, n]."""
+def _draws(mean: FloatArray, spread: FloatArray) -> SingleArray:
+    """Drawn curves of each cell; shape [cells, n, draws]."""
     size = mean.shape[1]
-    # N = 1 has no variance: what is added moves no curve by 1e-4.
-    roots = np.linalg.cholesky(spread + JITTER * np.eye(size))
-    drawn = mean[:, None, :] + _DRAWN[None, :, :size] @ roots.transpose(0, 2, 1)
-    drawn[:, :, 0] = 0.0
-    return np.asarray(drawn)
+    # N = 1 has no variance, and rounding may take some from others.
+    jitter = JITTER * np.maximum(1e-3, np.diagonal(spread, axis1=1, axis2=2).max(axis=1))
+    roots = np.linalg.cholesky(spread + jitter[:, None, None] * np.eye(size))
+    give_way()
+    drawn = roots.astype(np.float32) @ _DRAWN[:size]
+    drawn += mean[:, :, None].astype(np.float32)
+    drawn[:, 0] = 0.0
+    give_way()
+    return np.asarray(np.exp(drawn, out=drawn))
+
+
+def limits_of(curves: SingleArray) -> SingleArray:
+    """Of curves [cells, n, draws], see :class:`CellAnswer`; shape [cells, 4, n]."""
+    last = curves.shape[2] - 1
+    ends = [last - round(share * last) for share in (TAIL, 0.5, 1.0 - TAIL)]
+    alone = np.sort(curves, axis=2)[:, :, ends[0]]
+    give_way()
+    so_far = curves.copy()
+    for n in range(1, curves.shape[1]):  # much faster than maximum.accumulate
+        np.maximum(so_far[:, n - 1], curves[:, n], out=so_far[:, n])
+    give_way()
+    so_far.sort(axis=2)
+    give_way()
+    return np.stack([*(so_far[:, :, end] for end in ends), alone], axis=1)
 
 
 def _bases(
-    posterior: Posterior, keys: Sequence[Key], before: FloatArray, after: FloatArray
+    measured: frozenset[Key], keys: Sequence[Key], near: Sequence[bool]
 ) -> tuple[Basis, ...]:
-    near = after < INFERRED * before
-    measured = [key in posterior.measured for key in keys]
-    measured[0] = any(measured)  # N = 1 runs in every pair
+    run = [key in measured for key in keys]
+    run[0] = any(run)  # N = 1 runs in every pair
     return tuple(
         Basis.MEASURED if pair else Basis.INFERRED if close else Basis.PREDICTED
-        for pair, close in zip(measured, near, strict=True)
+        for pair, close in zip(run, near, strict=True)
     )

@@ -9,19 +9,22 @@ times that part: :func:`rank` adds this up over the decisions, weighted by the t
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from vllm_nfp.surface.kernel import covariance, stacked
+from vllm_nfp.give_way import give_way
+from vllm_nfp.surface.answers import CellAnswer
+from vllm_nfp.surface.decisions import Concern, Decisions, OpenDecisions, most_urgent
+from vllm_nfp.surface.functionals import covariance, placed, stacked
 from vllm_nfp.surface.posterior import Posterior
-from vllm_nfp.surface.prior import FloatArray, Prior
+from vllm_nfp.surface.prior import FloatArray
 from vllm_nfp.surface.rows import cell_rows, rows_at
 from vllm_nfp.types import Module, Shape
 
-SMALLEST_DEVIATION = 1e-4
+SHORTLIST = 24
+"""Candidates that are looked at closely."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,36 +36,9 @@ class Candidate:
     """Of the pair, and of captures that it still needs."""
 
 
-@dataclass(frozen=True, slots=True)
-class Concern:
-    """A cell whose decisions matter."""
-
-    batch_size: int
-    context: int
-    weight: float
-    """Share of the time that traffic spends there."""
-
-
-@dataclass(frozen=True, slots=True)
-class Decisions:
-    """What is decided in each cell.
-
-    Attributes:
-        positions: N at which it is decided, ascending from 1.
-        epsilons: tolerances of the boundaries.
-        tokens: E(K) at each N, one row for each acceptance; empty: no draft lengths are chosen.
-        drafting: t_draft(K) / t(1) at each N.
-    """
-
-    positions: tuple[int, ...]
-    epsilons: tuple[float, ...]
-    tokens: tuple[tuple[float, ...], ...] = ()
-    drafting: tuple[float, ...] = ()
-
-
 def rank(
-    prior: Prior,
     posterior: Posterior,
+    known: Mapping[tuple[Module, int, int], CellAnswer],
     candidates: Sequence[Candidate],
     concerns: Sequence[Concern],
     decisions: Decisions,
@@ -71,117 +47,99 @@ def rank(
 ) -> tuple[Candidate, ...]:
     """The candidates worth most per second, best first, each given that those before it are run.
 
+    Only the most urgent decisions count, and only the candidates that tell most by their whole step
+    are looked at closely; gives way.
+
     Args:
+        known: answers of every module in the concerns' cells, at the decisions' positions.
         noise: standard deviation of a pair's log ratio.
     """
-    counts = np.array(decisions.positions, dtype=np.int64)
-    modules = prior(concerns[0].batch_size, concerns[0].context).modules
-    rows, expected, weights = [], [], []
-    for concern in concerns:
-        for module in modules:
-            if module is not Module.MODEL and not decisions.epsilons:
-                continue
-            row, mean = cell_rows(prior, module, (concern.batch_size, concern.context), counts)
-            rows.append(row)
-            expected.append(mean)
-            weights.append((module, concern.weight))
-    shapes = [candidate.shape for candidate in candidates]
-    asked = stacked(rows)
-    # A pair times the whole step and its modules.
-    pairs = [rows_at(prior, [m] * len(shapes), shapes, over_one=True)[0] for m in modules]
-    everything = stacked([asked, *pairs])
-    means, cross = posterior.mean(everything)
-    known = len(asked)
-    scaled = everything.scaled(posterior.factors)
-    joint = covariance(scaled, scaled, posterior.hyper)
-    joint -= cross.T @ (posterior.inverse @ cross)
-    blocks = [slice(i * len(counts), (i + 1) * len(counts)) for i in range(len(rows))]
-    compared = [
-        _comparisons(means[b] + e, joint[b, b], module, weight, decisions)
-        for b, e, (module, weight) in zip(blocks, expected, weights, strict=True)
-    ]
-    towards = np.concatenate(
-        [c @ joint[b, known:] for b, (c, _, _) in zip(blocks, compared, strict=True)]
-    )
-    apart = np.concatenate([z for _, z, _ in compared])
-    value = np.concatenate([v for _, _, v in compared])
-    spread = np.concatenate(
-        [
-            np.einsum("ij,jk,ik->i", c, joint[b, b], c)
-            for b, (c, _, _) in zip(blocks, compared, strict=True)
+    modules = posterior.book.prior(concerns[0].batch_size, concerns[0].context).modules
+    open_ = most_urgent(known, modules, concerns, decisions)
+    if not len(open_.value):
+        return tuple(sorted(candidates, key=lambda c: c.cost_seconds)[:most])
+    view = _View(posterior, open_)
+    variances = np.array([noise(c.shape) ** 2 for c in candidates])
+    cost = np.array([c.cost_seconds for c in candidates])
+    steps = view.of([Module.MODEL], [c.shape for c in candidates])
+    give_way()
+    worth = open_.urgency(open_.spread) @ (steps.towards**2 / (steps.variance + variances)) / cost
+    short = np.argsort(-worth, kind="stable")[: max(SHORTLIST, most)]
+    pairs = view.of(modules, [candidates[i].shape for i in short])
+    give_way()
+    chosen = _greedy(pairs, open_, cost[short], variances[short], most)
+    return tuple(candidates[short[i]] for i in chosen)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pairs:
+    """What pairs would tell, one row for each module and shape, module by module.
+
+    Attributes:
+        towards: covariance of each decision with each, shape [decisions, rows].
+        among: covariance among them, shape [rows, rows].
+    """
+
+    towards: FloatArray
+    among: FloatArray
+
+    @property
+    def variance(self) -> FloatArray:
+        return np.diag(self.among)
+
+
+class _View:
+    """Covariances of the open decisions with pairs, given what was measured."""
+
+    def __init__(self, posterior: Posterior, open_: OpenDecisions) -> None:
+        self._posterior = posterior
+        book = posterior.book
+        rows = [
+            cell_rows(book.prior, module, cell, open_.counts[at])[0]
+            for module, cell, at in open_.rows
         ]
-    )
-    own = joint[known:, known:]
-    variances = np.array([noise(shape) ** 2 for shape in shapes])
-    return _greedy(candidates, variances, len(modules), towards, apart, value, spread, own, most)
+        asked = stacked(rows)
+        self._asked = placed(asked)
+        _, self._told = posterior.mean(asked)
+        self._combined = open_.combinations
 
-
-def _comparisons(
-    mean: FloatArray, spread: FloatArray, module: Module, weight: float, decisions: Decisions
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Rows over the positions, how far each is from a tie in log time, and its weight."""
-    size = len(mean)
-    rows, apart, weights = [], [], []
-    for epsilon in decisions.epsilons:
-        line = math.log1p(epsilon)
-        over = np.flatnonzero(mean > line)
-        last = min(size, (over[0] if len(over) else size) + 2)  # beyond it nothing is decided
-        for n in range(1, last):
-            row = np.zeros(size)
-            row[n] = 1.0
-            rows.append(row)
-            apart.append(mean[n] - line)
-            weights.append(weight / len(decisions.epsilons))
-    if module is Module.MODEL:
-        for tokens in decisions.tokens:
-            ratio = np.exp(mean) + np.array(decisions.drafting)
-            gains = np.log(np.array(tokens) / ratio)
-            share = np.exp(mean) / ratio
-            best = int(gains.argmax())
-            for n in range(size):
-                if n == best:
-                    continue
-                row = np.zeros(size)
-                row[n], row[best] = -share[n], share[best]
-                rows.append(row)
-                apart.append(gains[best] - gains[n])
-                weights.append(weight / len(decisions.tokens))
-    return np.array(rows).reshape(-1, size), np.array(apart), np.array(weights)
+    def of(self, modules: Sequence[Module], shapes: Sequence[Shape]) -> _Pairs:
+        """Pairs of these shapes."""
+        book = self._posterior.book
+        names = [module for module in modules for _ in shapes]
+        rows, _ = rows_at(book.prior, names, [*shapes] * len(modules), over_one=True)
+        give_way()
+        _, told = self._posterior.mean(rows)
+        pairs = placed(rows)
+        towards = covariance(self._asked, pairs, book.hyper, book.factors) - self._told.T @ told
+        give_way()
+        among = covariance(pairs, pairs, book.hyper, book.factors) - told.T @ told
+        return _Pairs(self._combined @ towards, among)
 
 
 def _greedy(
-    candidates: Sequence[Candidate],
-    noise: FloatArray,
-    modules: int,
-    towards: FloatArray,
-    apart: FloatArray,
-    value: FloatArray,
-    spread: FloatArray,
-    own: FloatArray,
-    most: int,
-) -> tuple[Candidate, ...]:
-    count = len(candidates)
-    cost = np.array([c.cost_seconds for c in candidates])
+    pairs: _Pairs, open_: OpenDecisions, cost: FloatArray, noise: FloatArray, most: int
+) -> list[int]:
+    count = len(cost)
+    of_module = [slice(at, at + count) for at in range(0, len(pairs.among), count)]
+    towards, among, spread = pairs.towards, pairs.among, open_.spread
     left = np.ones(count, dtype=bool)
-    found: list[Candidate] = []
+    found: list[int] = []
     while left.any() and len(found) < most:
-        deviation = np.sqrt(np.maximum(spread, SMALLEST_DEVIATION**2))
-        urgency = value * np.exp(-0.5 * (apart / deviation) ** 2) / deviation
-        told = np.zeros(count)
-        for m in range(modules):
-            at = slice(m * count, (m + 1) * count)
-            gained = towards[:, at] ** 2 / (np.diag(own)[at] + noise)
-            # Modules and step of one run tell nearly the same: the most telling one counts.
-            told = np.maximum(told, urgency @ gained)
-        worth = np.where(left, told / cost, -1.0)
-        chosen = int(worth.argmax())
-        found.append(candidates[chosen])
+        urgency = open_.urgency(spread)
+        variance = np.diag(among) + np.tile(noise, len(of_module))
+        gained = urgency @ (towards**2 / variance)
+        # Modules and step of one run tell nearly the same: the most telling one counts.
+        told = np.max([gained[at] for at in of_module], axis=0)
+        chosen = int(np.where(left, told / cost, -1.0).argmax())
+        found.append(chosen)
         left[chosen] = False
-        for m in range(modules):
-            row = m * count + chosen
-            variance = own[row, row] + noise[chosen]
-            along, across = own[:, row].copy(), towards[:, row].copy()
-            own = own - np.outer(along, along) / variance
-            spread = spread - across**2 / variance
-            towards = towards - np.outer(across, along) / variance
-    return tuple(found)
+        for at in of_module:
+            row = at.start + chosen
+            size = among[row, row] + noise[chosen]
+            along, across = among[:, row].copy(), towards[:, row].copy()
+            among = among - np.outer(along, along) / size
+            spread = spread - across**2 / size
+            towards = towards - np.outer(across, along) / size
+        give_way()
+    return found

@@ -1,7 +1,7 @@
 """Hyperparameters that ship, from ``python -m benchmarks.replay_fit benchmarks/results``.
 
 Fitted on all recorded families of models, H100 alone; the set named ``all`` in
-benchmarks/results/2026-11-27-surface-replay/hyperparameters.json, with three digits. The scores of
+benchmarks/results/2026-11-27-cost-surface/hyperparameters.json, with three digits. The scores of
 docs/surface.md come from the other sets of that file, in which the scored family has no part.
 ``launch`` is a choice, not a fit: recorded steps without a CUDA graph took up to exp(1.0) times the
 expected launch time.
@@ -9,6 +9,9 @@ expected launch time.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from vllm_nfp.principle.shape import ModelShape
 from vllm_nfp.surface.kernel import Hyperparameters, ShapeKernel, TokenKernel
 
 RECORDED = Hyperparameters(
@@ -20,5 +23,17 @@ RECORDED = Hyperparameters(
     step=ShapeKernel(0.002, 0.0052, 1.0, 1.0, 1.5, 0.0005, 0.1),
     launch=0.6,
 )
+QUANTIZED = replace(
+    RECORDED,
+    dense_ffn=TokenKernel(0.00988, 0.014, 0.701, 0.00257, 0.22, 275.0, 0.0577),
+    other=TokenKernel(0.0325, 0.002, 1.71, 0.0128, 0.173, 200.0, 0.1),
+)
+"""For quantized weights: the set named ``all:quantized``, from FP8 models alone. Their products
+change kernels at more places than the prediction knows."""
 GENERIC = RECORDED.wider(6.0)
 """For :func:`vllm_nfp.surface.prior.generic_prior`. The factor is a choice, not a fit."""
+
+
+def recorded_for(shape: ModelShape) -> Hyperparameters:
+    """How far :func:`vllm_nfp.surface.prior.predicted_prior` errs for a model."""
+    return RECORDED if shape.quantization == "none" else QUANTIZED

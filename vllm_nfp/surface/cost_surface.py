@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from vllm_nfp.surface.answers import CellAnswer, Questions, answers, block_of, questions
-from vllm_nfp.surface.chooser import Candidate, Concern, Decisions, rank
+from vllm_nfp.surface.chooser import Candidate, rank
+from vllm_nfp.surface.conditioning import Conditioning
+from vllm_nfp.surface.decisions import Concern, Decisions
+from vllm_nfp.surface.drift import CONTRADICTS, LEAST_MOVE, Change, Watch, nearest
+from vllm_nfp.surface.functionals import variances
 from vllm_nfp.surface.kernel import Hyperparameters
 from vllm_nfp.surface.observations import Observations
 from vllm_nfp.surface.pool import PAIRS_KEPT, SHAPES_KEPT, Pool
-from vllm_nfp.surface.posterior import Posterior, condition, launch_time
-from vllm_nfp.surface.prior import Prior, with_launch
-from vllm_nfp.surface.seconds import Seconds, seconds_at_one
+from vllm_nfp.surface.prior import Prior
+from vllm_nfp.surface.rows import rows_at
+from vllm_nfp.surface.seconds import Seconds, SecondsAtOne
 from vllm_nfp.types import Module, PairResult, Shape
 
-LAUNCH_KNOWN = 0.5
-"""Part of the prior's deviation below which the prior's launch time is replaced."""
 QUESTIONS_KEPT = 4
 """Sets of cells and positions of which the prior's part is kept."""
 OLD_SECONDS = 300.0
 """An update is taken after so long although nothing was added: what is known has aged."""
+CHECK_EVERY, CHECK_AGE = 8, 60.0
+"""A known shape is run again, to see whether the machine has changed, when so many pairs were of
+new ones; its own last pair must be so many seconds old."""
 CellKey: TypeAlias = "tuple[Module, int, int]"
 Cells: TypeAlias = "tuple[tuple[int, int], ...]"
 
@@ -48,18 +54,23 @@ class CostSurface:
         min_samples: int = 1,
         shapes_kept: int = SHAPES_KEPT,
     ) -> None:
-        self._expected, self._hyper, self._warm = prior, hyper, warm
-        self._min_samples = min_samples
+        self._prior, self._hyper, self._warm = prior, hyper, warm
         self._modules = prior(1, 1).modules
         self._pool = Pool(pairs_kept, shapes_kept)
         self._left_out: set[Module] = set()
         self._questions: dict[tuple[Cells, tuple[int, ...]], Questions] = {}
+        self._answered: dict[tuple[Cells, tuple[int, ...]], Mapping[CellKey, CellAnswer]] = {}
         self._told: dict[CellKey, Seconds | None] = {}
+        self._at_one: dict[Module, SecondsAtOne] = {}
         self._asked: Cells = ()
         self._seen, self._version, self._changed = warm, 0, False
         self._updated = 0.0
-        self._prior, self._posterior = self._conditioned(warm)
+        self._conditioning = Conditioning(prior, hyper, min_samples)
+        self._posterior = self._conditioning.posterior(warm)
+        self._watch = Watch()
+        self._unchecked = 0
         self.jumps = 0
+        """Changes of the machine that were noticed."""
 
     @property
     def version(self) -> int:
@@ -84,17 +95,61 @@ class CostSurface:
         one = {Module.MODEL: result.one.step_seconds, **result.one.modules}
         self._left_out |= set(many) - set(self._modules)
         many = {module: s for module, s in many.items() if module in self._modules}
+        change = self._watch_for_change(
+            shape, math.log(many[Module.MODEL] / one[Module.MODEL]), now
+        )
         self._pool.add_pair(shape, many, one, now, result.many.execution == "full")
         self._changed = True
+        if change is not None:
+            self._forget(change)
 
     def add_step(self, shape: Shape, seconds: float, now: float) -> None:
         """The median time of some real steps of a shape; one beyond the last N is ignored."""
         if self._knows(shape):
             self._pool.add_step(shape, seconds, now)
             self._changed = True
+            if self._pool.step_moved(shape):
+                self._unchecked = CHECK_EVERY
+
+    def _watch_for_change(self, shape: Shape, log_ratio: float, now: float) -> Change | None:
+        """Compare a pair's whole step with the earlier ones of its shape, then with the surface."""
+        seen = self._pool.seen(Module.MODEL, shape)
+        self._unchecked += 1
+        if seen is None or seen.doubt:
+            return None
+        self._unchecked = 0
+        noise = self._noise(shape) ** 2
+        usual = noise * (1.0 + 1.0 / len(seen.values)) + LEAST_MOVE**2
+        known = self._watch.before(shape)
+        before = seen.center if known is None else known
+        apart = log_ratio - before
+        if abs(apart) <= CONTRADICTS * usual**0.5:
+            self._watch.agrees(shape)
+            return None
+        if known is None and shape in self._posterior.doubted:
+            mean, variance = self._says(shape)
+            from_all = (log_ratio - mean) / (variance + noise) ** 0.5
+            if math.copysign(from_all, apart * from_all) <= CONTRADICTS:
+                return None
+        return self._watch.contradicts(shape, before, len(seen.values), apart, now)
+
+    def _says(self, shape: Shape) -> tuple[float, float]:
+        """Mean and variance of the whole step's log ratio at a shape."""
+        book = self._posterior.book
+        rows, expected = rows_at(book.prior, [Module.MODEL], [shape], over_one=True)
+        mean, told = self._posterior.mean(rows)
+        before = variances(rows, book.hyper, book.factors)
+        return float(expected[0] + mean[0]), float(before[0] - (told**2).sum())
+
+    def _forget(self, change: Change) -> None:
+        """Old observations lose their weight."""
+        self.jumps += 1
+        self._pool.changed(change)
+        self._warm = self._warm.doubted(change.variance)
+        self._conditioning.fit_anew()
 
     def _knows(self, shape: Shape) -> bool:
-        cell = self._expected(shape.batch_size, shape.context)
+        cell = self._prior(shape.batch_size, shape.context)
         return 1 <= shape.positions <= len(cell.log_step)
 
     def update(self, now: float) -> None:
@@ -103,21 +158,15 @@ class CostSurface:
             return
         self._changed, self._updated = False, now
         self._seen = self._warm + self._pool.compressed(now)
-        before = self._prior
-        self._prior, self._posterior = self._conditioned(self._seen)
-        if self._prior is not before:
+        before = self._posterior.book
+        self._posterior = self._conditioning.posterior(self._seen)
+        if self._posterior.book is not before:
+            self._at_one.clear()
+        if self._posterior.book.prior is not before.prior:
             self._questions.clear()
+        self._answered.clear()
         self._told.clear()
         self._version += 1
-
-    def _conditioned(self, seen: Observations) -> tuple[Prior, Posterior]:
-        """The posterior, and the prior that it is of: with launches as they were measured."""
-        posterior = condition(self._expected, self._hyper, seen, self._min_samples)
-        log_factor, deviation = launch_time(posterior)
-        if deviation > LAUNCH_KNOWN * self._hyper.launch:
-            return self._expected, posterior
-        prior = with_launch(self._expected, log_factor, deviation)
-        return prior, condition(prior, self._hyper, seen, self._min_samples)
 
     def answers(
         self, cells: Sequence[tuple[int, int]], positions: Sequence[int]
@@ -129,19 +178,35 @@ class CostSurface:
             positions: N, ascending from 1, up to the prior's last.
         """
         self._asked = tuple(dict.fromkeys(cells))
-        wanted = [(module, *cell) for module in self._modules for cell in self._asked]
-        found = answers(self._posterior, self._question(wanted, tuple(positions)))
-        return {one: found[block_of(*one)] for one in wanted}
+        return self._answer(self._asked, tuple(positions))
 
-    def _question(self, wanted: Sequence[CellKey], positions: tuple[int, ...]) -> Questions:
-        key = self._asked, positions
-        kept = self._questions.pop(key, None)
-        if kept is None:
-            kept = questions(self._prior, self._hyper, wanted, positions)
-        self._questions[key] = kept  # the latest is the last
+    def _answer(self, cells: Cells, positions: tuple[int, ...]) -> Mapping[CellKey, CellAnswer]:
+        key = cells, positions
+        if key in self._answered:
+            return self._answered[key]
+        wanted = [(module, *cell) for module in self._modules for cell in cells]
+        asked = self._questions.pop(key, None)
+        if asked is None:
+            asked = questions(self._posterior.book.prior, self._hyper, wanted, positions)
+        self._questions[key] = asked  # the latest is the last
         if len(self._questions) > QUESTIONS_KEPT:
-            del self._questions[next(iter(self._questions))]
-        return kept
+            oldest = next(iter(self._questions))
+            self._posterior.book.forget(self._questions.pop(oldest))
+            self._answered.pop(oldest, None)
+        found = answers(self._posterior, asked)
+        self._answered[key] = {one: found[block_of(*one)] for one in wanted}
+        return self._answered[key]
+
+    def _known(
+        self, cells: Sequence[tuple[int, int]], positions: tuple[int, ...]
+    ) -> Mapping[CellKey, CellAnswer]:
+        """Answers of some cells: those of the last table, and of cells that it lacks."""
+        found: dict[CellKey, CellAnswer] = {}
+        for (_, of), kept in self._answered.items():
+            if of == positions:
+                found.update(kept)
+        lacking = [cell for cell in dict.fromkeys(cells) if (Module.MODEL, *cell) not in found]
+        return {**found, **self._answer(tuple(lacking), positions)} if lacking else found
 
     def seconds_at_one(self, module: Module, batch_size: int, context: int) -> Seconds | None:
         """t(1) as the probe times it: the whole step, or the mean over one layer's module.
@@ -155,9 +220,9 @@ class CostSurface:
             cells = (
                 self._asked if (batch_size, context) in self._asked else ((batch_size, context),)
             )
-            found = seconds_at_one(
-                self._prior, self._posterior, self._seen.baselines, module, cells
-            )
+            book = self._posterior.book
+            known = self._at_one.setdefault(module, SecondsAtOne(book, module))
+            found = known.seconds(self._seen.baselines, cells)
             self._told |= {(module, *c): s for c, s in zip(cells, found, strict=True)}
         return self._told[key]
 
@@ -174,23 +239,36 @@ class CostSurface:
     ) -> tuple[Shape, ...]:
         """The shapes whose pairs should run next, best first; gives way.
 
-        Doubted shapes come first, whether they are candidates or not: they were run before.
+        Doubted shapes come first, whether they are candidates or not: they were run before. Then
+        comes a known shape near them: if its pair differs as well, the machine has changed.
         """
-        doubted = self._posterior.doubted[:most]
+        doubted = self._in_doubt()[:most]
         rest = [candidate for candidate in candidates if candidate.shape not in doubted]
         if not (rest and concerns) or len(doubted) == most:
             return doubted
-        best = rank(
-            self._prior,
-            self._posterior,
-            rest,
-            concerns,
-            decisions,
-            self._noise,
-            most - len(doubted),
-        )
+        cells = [(concern.batch_size, concern.context) for concern in concerns]
+        found = self._known(cells, decisions.positions)
+        left = most - len(doubted)
+        best = rank(self._posterior, found, rest, concerns, decisions, self._noise, left)
         return doubted + tuple(candidate.shape for candidate in best)
 
+    def _in_doubt(self) -> tuple[Shape, ...]:
+        doubted = tuple(dict.fromkeys(self._watch.suspects + self._posterior.doubted))
+        if not doubted:
+            before = self._updated - CHECK_AGE
+            old = [shape for shape in self._pool.untouched(before) if self._in_graph(shape)]
+            if self._unchecked < CHECK_EVERY or not old:
+                return ()
+            # Where a step takes many times t(1), a change of clock or bandwidth shows most.
+            return (max(old, key=self._pool.log_ratio),)
+        others = self._pool.untouched(min(self._watch.since, self._updated))
+        kept = [shape for shape in others if shape not in doubted and self._in_graph(shape)]
+        check = nearest(kept, doubted[0])
+        return doubted[:1] + (() if check is None else (check,)) + doubted[1:]
+
     def _noise(self, shape: Shape) -> float:
+        return self._pool.pair_noise(shape, self._in_graph(shape))
+
+    def _in_graph(self, shape: Shape) -> bool:
         cell = self._prior(shape.batch_size, shape.context)
-        return self._pool.pair_noise(shape, bool(cell.in_graph[shape.positions - 1]))
+        return bool(cell.in_graph[shape.positions - 1])

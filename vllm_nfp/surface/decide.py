@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bisect import bisect_right
 from dataclasses import dataclass
 
 import numpy as np
 
-from vllm_nfp.surface.answers import CellAnswer
+from vllm_nfp.surface.answers import TAIL, CellAnswer
 from vllm_nfp.surface.prior import FloatArray, IntArray
 from vllm_nfp.types import Basis
 
-TAIL = 0.025
-"""Chance of each side of an interval to miss."""
+_STRENGTH = (Basis.PREDICTED, Basis.INFERRED, Basis.MEASURED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,20 +49,20 @@ class DraftAnswer:
 
 def boundary(cell: CellAnswer, epsilon: float) -> BoundaryAnswer:
     """NFP: the largest N with t(n) <= (1 + epsilon) t(1) for every asked n up to it."""
-    over = cell.curves > 1.0 + epsilon
-    over[:, 0] = False
-    last = np.where(over.any(axis=1), over.argmax(axis=1) - 1, len(cell.positions) - 1)
-    lower, middle, upper = _quantiles(last)
-    free = np.flatnonzero(over.mean(axis=0) <= TAIL)
-    decided_at = min(middle + 1, len(cell.positions) - 1)
+    line = 1.0 + epsilon
+    surely, half, perhaps, alone = cell.limits
+    lower, middle, upper = (bisect_right(limit, line) - 1 for limit in (surely, half, perhaps))
+    last = len(alone) - 1
+    free = next((n for n in range(last, middle, -1) if alone[n] <= line), middle)
+    positions = cell.positions
     return BoundaryAnswer(
         epsilon,
-        int(cell.positions[middle]),
-        int(cell.positions[lower]),
-        int(cell.positions[upper]),
-        middle == len(cell.positions) - 1,
-        int(cell.positions[max(middle, free[-1])]),
-        _weakest(cell.basis[n] for n in (middle, decided_at)),
+        int(positions[middle]),
+        int(positions[lower]),
+        int(positions[upper]),
+        middle == last,
+        int(positions[free]),
+        min(cell.basis[middle], cell.basis[min(middle + 1, last)], key=_STRENGTH.index),
     )
 
 
@@ -100,8 +99,3 @@ def _quantiles(places: IntArray) -> tuple[int, int, int]:
     last = len(ordered) - 1
     lower, middle, upper = (ordered[round(share * last)] for share in (TAIL, 0.5, 1.0 - TAIL))
     return int(lower), int(middle), int(upper)
-
-
-def _weakest(bases: Iterable[Basis]) -> Basis:
-    order = (Basis.PREDICTED, Basis.INFERRED, Basis.MEASURED)
-    return min(bases, key=order.index)

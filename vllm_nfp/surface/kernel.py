@@ -12,11 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from vllm_nfp.give_way import give_way
 from vllm_nfp.surface.prior import FloatArray, IntArray, Part
-
-MUCH = 10_000
-"""Covariances of which one part takes some tenths of a millisecond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,83 +137,3 @@ def matern(apart: FloatArray) -> FloatArray:
     """Matern correlation with smoothness 3/2."""
     scaled = np.sqrt(3.0) * apart
     return np.asarray((1.0 + scaled) * np.exp(-scaled))
-
-
-@dataclass(frozen=True, slots=True)
-class Functionals:
-    """Rows that are weighted sums of the parts' errors at two shapes each.
-
-    Attributes:
-        shapes: (B, N, L), shape [rows, 2, 3].
-        tokens: B N, shape [rows, 2].
-        padded: the same with the padding to a CUDA graph.
-        weights: shape [rows, 2, parts].
-    """
-
-    shapes: IntArray
-    tokens: IntArray
-    padded: IntArray
-    weights: FloatArray
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def scaled(self, factors: FloatArray) -> Functionals:
-        """With errors of another size; one factor for each part."""
-        return Functionals(self.shapes, self.tokens, self.padded, self.weights * factors)
-
-    def __getitem__(self, rows: slice | IntArray) -> Functionals:
-        return Functionals(
-            self.shapes[rows], self.tokens[rows], self.padded[rows], self.weights[rows]
-        )
-
-
-def stacked(parts: list[Functionals]) -> Functionals:
-    """All rows, one after the other."""
-    return Functionals(
-        np.concatenate([p.shapes for p in parts]),
-        np.concatenate([p.tokens for p in parts]),
-        np.concatenate([p.padded for p in parts]),
-        np.concatenate([p.weights for p in parts]),
-    )
-
-
-def covariance(some: Functionals, others: Functionals, hyper: Hyperparameters) -> FloatArray:
-    """Covariance between rows; shape [some, others]."""
-    total = np.zeros((len(some), len(others)))
-    for part in Part:
-        left, right = some.weights[:, :, part], others.weights[:, :, part]
-        mine, theirs = np.flatnonzero(left.any(axis=1)), np.flatnonzero(right.any(axis=1))
-        if not (len(mine) and len(theirs)):
-            continue
-        if part is Part.LAUNCH:
-            found = hyper.launch**2 * np.outer(left[mine].sum(axis=1), right[theirs].sum(axis=1))
-        else:
-            x, sums_x = _places(some, part, mine)
-            y, sums_y = _places(others, part, theirs)
-            found = sums_x @ hyper.of(part)(x, y) @ sums_y.T
-        total[np.ix_(mine, theirs)] += found
-        if total.size > MUCH:
-            give_way()
-    return total
-
-
-def _places(rows: Functionals, part: Part, mine: IntArray) -> tuple[IntArray, FloatArray]:
-    """The distinct places at which some rows ask for the part, and their sums over these.
-
-    Returns:
-        places [u] or [u, 3], and weights [mine, u].
-    """
-    if part in (Part.ATTENTION, Part.STEP):
-        flat = rows.shapes[mine].reshape(-1, 3)
-        keys = (flat[:, 0] << 44) | (flat[:, 1] << 32) | flat[:, 2]
-        _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-        places = flat[first]
-    else:
-        tokens = rows.tokens if part is Part.MOE_FFN else rows.padded
-        places, inverse = np.unique(tokens[mine].reshape(-1), return_inverse=True)
-    sums = np.zeros((len(mine), len(places)))
-    at, row = inverse.reshape(-1, 2), np.arange(len(mine))
-    sums[row, at[:, 0]] = rows.weights[mine, 0, part]
-    sums[row, at[:, 1]] += rows.weights[mine, 1, part]
-    return places, sums

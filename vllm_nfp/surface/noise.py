@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from vllm_nfp.surface.location import pseudo_median
+from vllm_nfp.surface.prior import FloatArray
 from vllm_nfp.types import Module
 
 MANY = 6
@@ -37,15 +38,15 @@ FORGET_SECONDS = 1800.0
 DRIFT = 0.01
 
 
-def scatter(values: Iterable[Iterable[float]], usual: float) -> float:
+def scatter(gaps: Sequence[FloatArray], usual: float) -> float:
     """Standard deviation of one pair's log ratio, from the pairs of each shape.
 
     Args:
-        values: log ratios of each shape, in the order of their runs.
+        gaps: of :func:`gaps_of`, for each shape.
         usual: what is assumed before many are known.
     """
-    apart = [abs(a - b) for one in values for a, b in _neighbours(one)]
-    if not apart:
+    apart = np.concatenate([np.zeros(0), *gaps])
+    if not len(apart):
         return usual
     # Of a normal difference of two the median size is 0.954 standard deviations of one.
     found = float(np.median(apart)) / 0.954
@@ -53,19 +54,21 @@ def scatter(values: Iterable[Iterable[float]], usual: float) -> float:
     return float(np.exp(weight * np.log(max(found, 1e-4)) + (1 - weight) * np.log(usual)))
 
 
-def _neighbours(values: Iterable[float]) -> Iterable[tuple[float, float]]:
-    kept = list(values)
-    return zip(kept[::2], kept[1::2], strict=False)
+def gaps_of(values: FloatArray) -> FloatArray:
+    """Differences between the first and second, third and fourth, ... value."""
+    whole = values[: len(values) // 2 * 2]
+    return np.asarray(np.abs(whole[1::2] - whole[::2]))
 
 
-def center(values: Iterable[float]) -> float:
+def center(sample: FloatArray) -> float:
     """The median of a few values, which one outlier moves little; the pseudo-median of many."""
-    sample = np.fromiter(values, dtype=np.float64)
     return pseudo_median(sample) if len(sample) >= MANY else float(np.median(sample))
 
 
-def variance(deviation: float, samples: int, age: float, least: float = LEAST_DEVIATION) -> float:
-    """Of a shape's :func:`center`, ``age`` seconds after its latest pair."""
-    drift = DRIFT**2 * max(0.0, age) / FORGET_SECONDS
-    of_median = 1.0 if samples < 3 or samples >= MANY else np.pi / 2.0
-    return float(of_median * deviation**2 / samples) + least**2 + drift
+def variance(
+    deviation: FloatArray, samples: FloatArray, age: FloatArray, least: float = LEAST_DEVIATION
+) -> FloatArray:
+    """Of each shape's :func:`center`, so many seconds after its latest pair."""
+    drift = DRIFT**2 * np.maximum(0.0, age) / FORGET_SECONDS
+    of_median = np.where((samples < 3) | (samples >= MANY), 1.0, np.pi / 2.0)
+    return np.asarray(of_median * deviation**2 / samples + least**2 + drift)

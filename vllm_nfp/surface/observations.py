@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vllm_nfp.types import Module, Shape
 
@@ -53,4 +53,12 @@ class Observations:
             self.ratios + others.ratios,
             self.steps + others.steps,
             self.baselines + others.baselines,
+        )
+
+    def doubted(self, variance: float) -> Observations:
+        """The same with so much more variance."""
+        return Observations(
+            tuple(replace(r, variance=r.variance + variance) for r in self.ratios),
+            tuple(replace(s, variance=s.variance + variance) for s in self.steps),
+            tuple(replace(b, variance=b.variance + variance) for b in self.baselines),
         )

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
 
-from vllm_nfp.give_way import in_pieces
+from vllm_nfp.give_way import give_way, in_pieces
 from vllm_nfp.surface import noise
+from vllm_nfp.surface.drift import Change
 from vllm_nfp.surface.observations import Baseline, Observations, Ratio, StepTime
+from vllm_nfp.surface.prior import FloatArray
 from vllm_nfp.types import Module, Shape
 
 PAIRS_KEPT = 32
 SHAPES_KEPT = 80
 MOST_STEPS = 24
 """Shapes of real steps that are kept."""
+LEAST_STEPS, STEP_MOVED = 3, 0.05
+"""Real steps of a shape that must be known to see others move, and by how much in log time."""
 AT_A_TIME = 64
 """Numbers that are made before a pause."""
 K = TypeVar("K")
@@ -35,6 +39,7 @@ class Seen:
     times: deque[float]
     center: float = 0.0
     doubt: float = 0.0
+    gaps: FloatArray = field(default_factory=lambda: np.zeros(0))
 
     @classmethod
     def empty(cls, most: int) -> Seen:
@@ -47,10 +52,27 @@ class Seen:
         return self.times[-1]
 
     def add(self, value: float, now: float) -> None:
-        """One more value."""
+        """One more value; those of before a change of the machine leave."""
+        if self.doubt:
+            self.forget_before(now)
         self.values.append(value)
         self.times.append(now)
-        self.center = noise.center(self.values)
+        sample = np.array(self.values)
+        self.center, self.gaps = noise.center(sample), noise.gaps_of(sample)
+
+    def forget_before(self, moment: float) -> None:
+        """Only later values stay."""
+        kept = [(v, t) for v, t in zip(self.values, self.times, strict=True) if t >= moment]
+        self.values = deque((v for v, _ in kept), self.values.maxlen)
+        self.times = deque((t for _, t in kept), self.times.maxlen)
+        self.doubt = 0.0
+        self._sum_up()
+
+    def _sum_up(self) -> None:
+        sample = np.array(self.values)
+        self.gaps = noise.gaps_of(sample)
+        if len(sample):
+            self.center = noise.center(sample)
 
 
 class Pool:
@@ -125,6 +147,33 @@ class Pool:
             if not shared:
                 self._baselines.pop((module, base), None)
 
+    def changed(self, change: Change) -> None:
+        """The machine has changed: what is older counts little, or leaves where newer pairs are."""
+        for seen in in_pieces(
+            [*self._ratios.values(), *self._baselines.values(), *self._steps.values()], AT_A_TIME
+        ):
+            if seen.latest >= change.since:
+                seen.forget_before(change.since)
+            else:
+                seen.doubt += change.variance
+
+    def untouched(self, since: float) -> list[Shape]:
+        """Shapes with pairs, all of them older."""
+        return [shape for shape, latest in self._latest.items() if latest < since]
+
+    def log_ratio(self, shape: Shape) -> float:
+        """log t(N) / t(1) of the whole step at a shape; 0 without a pair."""
+        seen = self.seen(Module.MODEL, shape)
+        return seen.center if seen else 0.0
+
+    def step_moved(self, shape: Shape) -> bool:
+        """Whether the last two real steps of a shape differ from those before, the same way."""
+        values = np.array(self._steps[shape].values)
+        if len(values) < LEAST_STEPS + 2:
+            return False
+        apart = values[-2:] - np.median(values[:-2])
+        return bool((apart > STEP_MOVED).all() or (apart < -STEP_MOVED).all())
+
     def seen(self, module: Module, shape: Shape) -> Seen | None:
         """The pairs kept of a module at a shape."""
         return self._ratios.get((module, shape))
@@ -138,39 +187,41 @@ class Pool:
         """One number for each shape and module."""
         scatter = {m: self.noise(m, graph=True) for m in Module}
         without = self.noise(Module.MODEL, graph=False)
-        ratios = []
-        for (module, shape), seen in in_pieces(list(self._ratios.items()), AT_A_TIME):
-            deviation = without if shape in self._without_graph else scatter[module]
-            spread = noise.variance(deviation, len(seen.values), now - seen.latest) + seen.doubt
-            ratios.append(Ratio(module, shape, seen.center, spread, len(seen.values)))
-        steps = tuple(
-            StepTime(
-                shape,
-                seen.center,
-                noise.variance(noise.STEP_DEVIATION, 1, now - seen.latest) + seen.doubt,
-            )
-            for shape, seen in self._steps.items()
+        give_way()
+        deviations = [
+            without if shape in self._without_graph else scatter[module]
+            for module, shape in self._ratios
+        ]
+        spread = _variances(self._ratios, now, np.array(deviations))
+        give_way()
+        seen = zip(self._ratios.items(), spread, strict=True)
+        ratios = tuple(
+            Ratio(module, shape, one.center, variance, len(one.values))
+            for ((module, shape), one), variance in in_pieces(seen, AT_A_TIME)
         )
-        return Observations(tuple(ratios), steps, tuple(self._compressed_baselines(now)))
-
-    def _compressed_baselines(self, now: float) -> Iterator[Baseline]:
-        for (module, base), seen in in_pieces(list(self._baselines.items()), AT_A_TIME):
-            spread = noise.variance(
-                noise.BASELINE_DEVIATION,
-                len(seen.values),
-                now - seen.latest,
-                noise.LEAST_BASELINE_DEVIATION,
-            )
-            yield Baseline(module, base.batch_size, base.context, seen.center, spread + seen.doubt)
+        of_steps = _variances(self._steps, now, noise.STEP_DEVIATION, grows=False)
+        steps = tuple(
+            StepTime(shape, one.center, variance)
+            for (shape, one), variance in zip(self._steps.items(), of_steps, strict=True)
+        )
+        of_bases = _variances(
+            self._baselines, now, noise.BASELINE_DEVIATION, noise.LEAST_BASELINE_DEVIATION
+        )
+        known = zip(self._baselines.items(), of_bases, strict=True)
+        baselines = tuple(
+            Baseline(module, base.batch_size, base.context, one.center, variance)
+            for ((module, base), one), variance in in_pieces(known, AT_A_TIME)
+        )
+        return Observations(ratios, steps, baselines)
 
     def noise(self, module: Module, graph: bool) -> float:
         """Standard deviation of a pair's log ratio, from pairs of the same shape."""
-        values = (
-            seen.values
+        gaps = [
+            seen.gaps
             for (of, shape), seen in self._ratios.items()
             if of is module and (shape not in self._without_graph) is graph
-        )
-        return noise.scatter(values, self._usual(module) if graph else noise.NOISE_WITHOUT_GRAPH)
+        ]
+        return noise.scatter(gaps, self._usual(module) if graph else noise.NOISE_WITHOUT_GRAPH)
 
     def pair_noise(self, shape: Shape, graph: bool) -> float:
         """The same of the whole step at a shape that ``graph`` says to have a CUDA graph or not."""
@@ -183,3 +234,18 @@ class Pool:
 
 def _base(shape: Shape) -> Shape:
     return Shape(shape.batch_size, shape.context, 1)
+
+
+def _variances(
+    seen: Mapping[K, Seen],
+    now: float,
+    deviation: FloatArray | float,
+    least: float = noise.LEAST_DEVIATION,
+    grows: bool = True,
+) -> list[float]:
+    """Of each shape's center; ``grows``: more values make it more certain."""
+    samples = np.array([len(one.values) if grows else 1 for one in seen.values()], np.float64)
+    ages = now - np.array([one.latest for one in seen.values()])
+    spread = noise.variance(np.asarray(deviation), samples, ages, least)
+    spread += np.array([one.doubt for one in seen.values()])
+    return [float(value) for value in spread]

@@ -23,6 +23,7 @@ from vllm_nfp.principle.step import Serving, Step
 from vllm_nfp.types import Module
 
 FloatArray: TypeAlias = NDArray[np.float64]
+SingleArray: TypeAlias = NDArray[np.float32]
 IntArray: TypeAlias = NDArray[np.int64]
 
 LAUNCH_DEVIATION = 0.6

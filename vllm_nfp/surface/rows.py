@@ -8,7 +8,7 @@ from typing import TypeAlias
 import numpy as np
 
 from vllm_nfp.give_way import in_pieces
-from vllm_nfp.surface.kernel import Functionals
+from vllm_nfp.surface.functionals import Functionals
 from vllm_nfp.surface.prior import FloatArray, IntArray, Part, Prior
 from vllm_nfp.types import Module, Shape
 

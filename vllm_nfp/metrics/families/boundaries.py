@@ -27,12 +27,12 @@ def boundaries(engines: list[Snapshot]) -> Iterator[Metric]:
     )
     upper = GaugeMetricFamily(
         "vllm_nfp_positions_upper",
-        "Upper end of NFP's 95% interval; the largest N in question if all are free.",
+        "Upper end of NFP's 95% interval; the largest N of the grid if all are free.",
         labels=LINE,
     )
     at_limit = GaugeMetricFamily(
         "vllm_nfp_positions_at_limit",
-        "1 if the largest N in question is still free, so NFP is this or more.",
+        "1 if the largest N of the grid is still free, so NFP is this or more.",
         labels=LINE,
     )
     largest = GaugeMetricFamily(

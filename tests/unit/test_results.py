@@ -1,0 +1,216 @@
+"""What the surface's answers look like when they are published."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from made_surface import made_prior
+
+from vllm_nfp.config import ProbeConfig
+from vllm_nfp.results.gather import Results
+from vllm_nfp.results.real_steps import AGAIN_SECONDS, ENOUGH, SteadySteps, Traffic
+from vllm_nfp.results.snapshot import Snapshot, read_snapshot, write_snapshot
+from vllm_nfp.results.table import Table, plain_table
+from vllm_nfp.surface import GENERIC, RECORDED, CostSurface, generic_prior
+from vllm_nfp.timing import RealSteps, StepTimes, rounded_context
+from vllm_nfp.types import Basis, EngineStep, Module, PairResult, Shape, State, Timing
+
+CONFIG = ProbeConfig().for_server(16, 4096)
+STEP = EngineStep(5, 700, 1, decode=True)
+
+
+def table(most_context: int = 4096, most_tokens: int = 256) -> Table:
+    return plain_table(
+        CONFIG.batch_sizes, CONFIG.contexts, CONFIG.grid, most_context, most_tokens,
+        lambda batch_size, n: "full" if batch_size * n <= 128 else "none",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def results() -> Results:
+    return Results(CONFIG, CostSurface(made_prior(), RECORDED), table())
+
+
+def pair(shape: Shape, ratio: float = 1.03, t1: float = 0.008) -> PairResult:
+    def run(at: Shape, factor: float) -> Timing:
+        modules = {Module.ATTENTION: 3e-5 * factor, Module.DENSE_FFN: 1.2e-4 * factor}
+        return Timing(at, t1 * factor, 0.0, modules, (), "full")
+
+    one = Shape(shape.batch_size, shape.context, 1)
+    return PairResult(run(shape, ratio), run(one, 1.0), True, 0.02)
+
+
+def test_before_any_pair_every_cell_has_its_prediction_with_an_interval(results: Results) -> None:
+    results.update(0.0)
+    found = results.findings
+    cells = {(b, c) for b in (1, 2, 4, 8, 16) for c in (256, 1024)}
+    modules = {Module.MODEL, Module.ATTENTION, Module.DENSE_FFN}
+    assert {row.cell for row in found.boundaries} == {(m, *c) for m in modules for c in cells}
+    assert {row.basis for row in found.boundaries} == {Basis.PREDICTED}
+    assert {row.basis for row in found.curves} == {Basis.PREDICTED}
+    assert {row.samples for row in found.curves} == {0}
+    assert len(found.boundaries) == 3 * len(CONFIG.epsilons) * len(cells)
+    # A step of 256 tokens is the largest: 16 sequences have 16 positions at most.
+    largest = {b: max(r.positions for r in found.curves if r.batch_size == b) for b in (1, 8, 16)}
+    assert largest == {1: 32, 8: 32, 16: 16}
+    for row in found.curves:
+        assert row.ratio_upper is not None and row.seconds_upper is not None
+        assert row.ratio_lower <= row.ratio <= row.ratio_upper
+        assert row.seconds_lower < row.median_seconds < row.seconds_upper
+        assert row.execution == ("full" if row.batch_size * row.positions <= 128 else "none")
+
+
+def test_a_pair_is_a_measurement_of_its_shape_and_tells_of_others(results: Results) -> None:
+    results.update(0.0)
+    for now in range(8):
+        results.add(pair(Shape(8, 1024, 4)), float(now))
+        results.add(pair(Shape(8, 1024, 16), 1.05), float(now))
+    results.update(9.0)
+    rows = {(r.module, r.batch_size, r.context, r.positions): r for r in results.findings.curves}
+    measured = rows["model", 8, 1024, 4]
+    assert (measured.basis, measured.samples) == (Basis.MEASURED, 8)
+    assert measured.ratio == pytest.approx(1.03, rel=0.003)
+    assert rows["model", 8, 1024, 1].samples == 16, "those of all other points"
+    assert rows["model", 8, 1024, 1].median_seconds == pytest.approx(0.008, rel=0.05)
+    assert rows["model", 8, 256, 4].basis is Basis.INFERRED
+    # An FFN knows no context: a pair at one is a pair at all, and the answer is the same.
+    ffn = [rows["dense_ffn", 8, context, 4] for context in (256, 1024)]
+    assert [row.basis for row in ffn] == [Basis.MEASURED] * 2
+    assert ffn[0].ratio == ffn[1].ratio
+    assert {p.module for p in results.model_curves()} == {Module.MODEL}
+
+
+def test_live_rows_are_of_the_real_batch_size_and_context(results: Results) -> None:
+    results.update(0.0, STEP)
+    found = results.findings
+    assert {(row.module, row.batch_size, row.context) for row in found.live_boundaries} == {
+        ("model", 5, 704)
+    }
+    assert {(row.module, row.context) for row in found.live_curves} == {("model", 704)}
+    assert {row.batch_size for row in found.live_curves} == {1, 2, 4, 5, 8, 16}
+    results.update(1.0, EngineStep(3, 4090, 1, decode=True))
+    assert {row.batch_size for row in results.findings.live_boundaries} == {3}
+    assert max(row.positions for row in results.findings.live_curves) <= 6, "no room for more"
+    results.update(2.0)
+    assert results.findings.live_boundaries, "the last real step stays the last"
+
+
+def test_nothing_new_is_asked_again_for_nothing(
+    results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Sequence[tuple[int, int]]] = []
+    answers = results.surface.answers
+
+    def noted(cells: Sequence[tuple[int, int]], positions: Sequence[int]) -> object:
+        asked.append(cells)
+        return answers(cells, positions)
+
+    monkeypatch.setattr(results.surface, "answers", noted)
+    for now in range(3):
+        results.update(float(now), STEP)
+    assert len(asked) == 2, "the table once, and the live step once"
+    results.update(3.0, EngineStep(5, 900, 1, decode=True))
+    assert len(asked) == 3
+    results.add(pair(Shape(1, 256, 2)), 4.0)
+    results.update(4.0, EngineStep(5, 900, 1, decode=True))
+    assert len(asked) == 5
+
+
+def test_a_guess_is_in_no_unit_and_gives_boundaries_alone_until_a_pair_was_run() -> None:
+    results = Results(CONFIG, CostSurface(generic_prior((), 32), GENERIC), table())
+    results.update(0.0)
+    assert results.findings.boundaries
+    assert not results.findings.curves
+    results.add(pair(Shape(4, 256, 4)), 1.0)
+    results.update(1.0)
+    assert {row.batch_size for row in results.findings.curves} == {1, 2, 4, 8, 16}
+
+
+def test_what_is_handed_over_can_be_read_back(results: Results, tmp_path: Path) -> None:
+    results.add(pair(Shape(8, 1024, 4)), 0.0)
+    results.update(0.0, STEP)
+    found = results.findings
+    snapshot = Snapshot(
+        "m", "0", State.PROBING, boundaries=found.boundaries, curves=found.curves,
+        live_boundaries=found.live_boundaries, live_curves=found.live_curves,
+    )  # fmt: skip
+    write_snapshot(tmp_path / "engine-0.json", snapshot)
+    assert read_snapshot(tmp_path / "engine-0.json") == snapshot
+
+
+def steps(count: int, timed: int, seconds: float, cell: tuple[int, int] = (5, 704)) -> RealSteps:
+    return RealSteps(Shape(6, 1024, 1), Shape(*cell, 1), count, timed, seconds)
+
+
+def test_medians_of_steps_are_told_once_enough_were_timed_and_when_they_move() -> None:
+    steady = SteadySteps()
+
+    def told(timed: int, seconds: float, now: float) -> int:
+        return len(list(steady.new([steps(timed, timed, seconds)], now)))
+
+    assert told(ENOUGH - 1, 0.008, 0.0) == 0
+    assert told(ENOUGH, 0.008, 1.0) == 1
+    assert told(2 * ENOUGH, 0.00804, 2.0) == 0, "it has not moved"
+    assert told(2 * ENOUGH + 1, 0.0082, 3.0) == 1
+    assert told(2 * ENOUGH + 2, 0.009, 4.0) == 0, "of too few new steps"
+    assert told(5 * ENOUGH, 0.0082, 4.0 + AGAIN_SECONDS) == 1, "it is no old news"
+    assert told(5 * ENOUGH, 0.0082, 5.0 + 2 * AGAIN_SECONDS) == 0, "no step since"
+
+
+def test_real_steps_inform_the_surface(results: Results) -> None:
+    results.update(0.0)
+    before = results.surface.version
+    results.add_steps([steps(ENOUGH, ENOUGH, 0.008)], 1.0)
+    results.update(1.0)
+    assert results.surface.version > before
+
+
+def test_traffic_is_where_the_time_goes_now_and_lately() -> None:
+    traffic = Traffic()
+    assert traffic.shares == {}
+    traffic.update([steps(100, 10, 0.01, (1, 256))], 0.0)
+    assert traffic.shares == {(1, 256): 1.0}
+    moved = RealSteps(Shape(32, 4096, 1), Shape(30, 3008, 1), 100, 10, 0.03)
+    traffic.update([steps(100, 10, 0.01, (1, 256)), moved], 1.0)
+    assert traffic.shares == pytest.approx({(1, 256): 0.25, (30, 3008): 0.75}, rel=0.01)
+    traffic.update([], 3000.0)
+    traffic.update([steps(200, 10, 0.01, (1, 256)), moved], 3001.0)
+    assert traffic.shares[1, 256] > 0.99, "the other was long ago"
+
+
+def test_kinds_of_steps_know_how_large_they_really_were() -> None:
+    times = StepTimes()
+    series = times.of(5, 3000, 1)
+    assert series is not None
+    for batch_size, context in ((5, 2900), (6, 3100)):
+        series.add(0.008, 1, batch_size, context)
+    (found,) = times.kinds()
+    assert found.kind == Shape(6, 4096, 1)
+    assert found.shape == Shape(round(5.5), 3008, 1)
+    assert {rounded_context(c) for c in (0, 3)} == {16}
+    assert all(abs(rounded_context(c) / c - 1) < 0.05 for c in range(200, 200_000, 37))
+
+
+def test_a_publish_costs_little_of_a_core(results: Results) -> None:
+    """In a thread of its own, as in a server; the bound is generous for a busy machine."""
+    cells = [Shape(b, c, n) for b in (1, 8) for c in (256, 1024) for n in (2, 4, 8)]
+    for now, shape in enumerate(cells):
+        results.add(pair(shape), float(now))
+    results.update(20.0, STEP)
+    spent: list[float] = []
+
+    def publish() -> None:
+        for now in range(5):
+            results.add(pair(cells[now]), 21.0 + now)
+            begun = time.thread_time()
+            results.update(21.0 + now, STEP)
+            spent.append(time.thread_time() - begun)
+
+    thread = threading.Thread(target=publish)
+    thread.start()
+    thread.join()
+    assert sorted(spent)[2] < 0.25

@@ -1,0 +1,152 @@
+"""A change of the machine: noticed within minutes, and never without one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from test_surface import CELLS, POSITIONS, prior
+from test_surface_server import pair
+
+from vllm_nfp.surface import RECORDED, Candidate, Concern, CostSurface, Decisions
+from vllm_nfp.surface.drift import ENOUGH, WINDOW, Watch, nearest
+from vllm_nfp.surface.noise import USUAL_NOISE
+from vllm_nfp.surface.prior import FloatArray, Part, Prior, PriorCell, _step
+from vllm_nfp.types import Module, PairResult, Shape
+
+__all__ = ["prior"]
+DECISIONS = Decisions(POSITIONS, (0.05, 0.1, 0.2))
+CONCERNS = tuple(Concern(*cell, 1.0 / len(CELLS)) for cell in CELLS)
+CANDIDATES = [Candidate(Shape(*c, n), 0.05) for c in CELLS for n in POSITIONS[1:] if c[0] * n < 513]
+
+
+def slower_ffn(prior: Prior) -> Prior:
+    """A lower clock: products are slower once arithmetic bounds them, attention as before."""
+
+    def cell(batch_size: int, context: int) -> PriorCell:
+        known = prior(batch_size, context)
+        return scaled(known, Part.DENSE_FFN, np.where(known.tokens > 96, 1.3, 1.0))
+
+    return cell
+
+
+def neighbour(prior: Prior) -> Prior:
+    """A neighbour takes bandwidth: what reads weights or caches is slower, arithmetic is not."""
+
+    def cell(batch_size: int, context: int) -> PriorCell:
+        known = prior(batch_size, context)
+        reads = np.where(known.tokens <= 96, 1.4, 1.0)
+        known = scaled(known, Part.ATTENTION, np.full(len(reads), 1.4))
+        return scaled(scaled(known, Part.OTHER, reads), Part.DENSE_FFN, reads)
+
+    return cell
+
+
+def scaled(cell: PriorCell, part: Part, factors: FloatArray) -> PriorCell:
+    seconds = cell.seconds.copy()
+    seconds[part] *= factors
+    log_step, shares = _step(seconds)
+    return replace(cell, seconds=seconds, log_step=log_step, shares=shares)
+
+
+class Machine:
+    """Runs the pairs that a surface asks for, with noise and the host's delays."""
+
+    def __init__(self, truth: Prior, surface: CostSurface, seed: int) -> None:
+        self.truth, self.surface = truth, surface
+        self.now, self.pairs = 0.0, 0
+        self._random = np.random.default_rng(seed)
+
+    def run(self, pairs: int) -> None:
+        end = self.pairs + pairs
+        while self.pairs < end:
+            self.surface.update(self.now)
+            for shape in self.surface.choose(CANDIDATES, CONCERNS, DECISIONS, 4):
+                self.now += 5.0
+                self.pairs += 1
+                self.surface.add_pair(self._result(shape), self.now)
+
+    def _result(self, shape: Shape) -> PairResult:
+        clean = pair(self.truth, shape)
+        modules = {m: s * self._noise(USUAL_NOISE[m]) for m, s in clean.many.modules.items()}
+        step = clean.many.step_seconds * self._noise(USUAL_NOISE[Module.MODEL])
+        return replace(clean, many=replace(clean.many, step_seconds=step, modules=modules))
+
+    def _noise(self, deviation: float) -> float:
+        delay = self._random.exponential(0.3) if self._random.random() < 0.01 else 0.0
+        return math.exp(deviation * self._random.standard_normal() + delay)
+
+
+def errors(surface: CostSurface, truth: Prior, now: float) -> float:
+    """Root mean square error of log t(N) / t(1) of the step, in CUDA graphs."""
+    surface.update(now)
+    found = surface.answers(CELLS, POSITIONS)
+    apart = []
+    for b, context in CELLS:
+        known = truth(b, context)
+        at = np.array([n for n in POSITIONS if b * n <= 512]) - 1
+        true = known.log_step[at] - known.log_step[0]
+        apart.append(np.abs(found[Module.MODEL, b, context].log_ratio[: len(at)] - true))
+    return float((np.concatenate(apart) ** 2).mean() ** 0.5)
+
+
+@pytest.mark.parametrize("change", [slower_ffn, neighbour])
+def test_a_change_is_noticed_and_the_answers_follow(prior: Prior, change: object) -> None:
+    assert callable(change)
+    surface = CostSurface(prior, RECORDED)
+    machine = Machine(prior, surface, 3)
+    machine.run(40)
+    assert surface.jumps == 0
+    machine.truth = change(prior)
+    before = errors(surface, machine.truth, machine.now)
+    machine.run(12)
+    assert surface.jumps == 1
+    machine.run(12)
+    assert surface.jumps == 1
+    assert errors(surface, machine.truth, machine.now) < 0.4 * before
+
+
+@pytest.mark.parametrize("seed", range(1))
+def test_outliers_are_no_change(prior: Prior, seed: int) -> None:
+    surface = CostSurface(prior, RECORDED)
+    Machine(prior, surface, seed).run(60)
+    assert surface.jumps == 0
+    odd = Shape(8, 1024, 8)
+    surface.add_pair(pair(prior, odd, 0.4), 1e4)
+    surface.update(1e4)
+    assert surface.choose(CANDIDATES, CONCERNS, DECISIONS, 4)[0] == odd
+    surface.add_pair(pair(prior, odd), 1e4 + 5.0)
+    assert surface.jumps == 0
+
+
+def test_evidence_must_agree_in_direction_and_in_time() -> None:
+    watch = Watch()
+    shapes = [Shape(8, 1024, n) for n in range(2, 2 + ENOUGH)]
+    for number, shape in enumerate(shapes):
+        change = watch.contradicts(shape, 1.0, 1, 0.2, float(number))
+    assert change is not None and change.since == 0.0
+    assert change.variance == pytest.approx(0.04)
+    assert watch.suspects == ()
+    for sign, shape in zip((1, -1, 1), shapes, strict=True):
+        assert watch.contradicts(shape, 1.0, 1, 0.2 * sign, 5.0) is None
+    watch.agrees(shapes[2])
+    assert watch.suspects == (shapes[1], shapes[0])
+    for n in range(WINDOW):
+        watch.agrees(Shape(1, 1024, n))
+    assert watch.suspects == () and watch.since == math.inf
+
+
+def test_one_shape_is_no_change_if_its_history_was_short() -> None:
+    shape = Shape(8, 1024, 8)
+    few, many = Watch(), Watch()
+    assert [few.contradicts(shape, 1.0, 2, 0.2, float(n)) for n in range(4)] == [None] * 4
+    found = [many.contradicts(shape, 1.0, 3, 0.2, float(n)) for n in range(ENOUGH)]
+    assert found[:-1] == [None] * (ENOUGH - 1) and found[-1] is not None
+
+
+def test_the_shape_to_check_is_like_the_doubted_one() -> None:
+    some = [Shape(1, 1024, 2), Shape(8, 1024, 8), Shape(32, 16384, 8)]
+    assert nearest(some, Shape(4, 1024, 16)) == some[1]
+    assert nearest([], Shape(4, 1024, 16)) is None

@@ -1,0 +1,175 @@
+"""Rows of observations and their covariances, kept between posteriors.
+
+A pair of a known shape changes a number and its variance, and no covariance. One of a new shape
+adds a few rows. So both the covariance among observations and that with what is asked again and
+again are kept, for one prior and one size of its errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from vllm_nfp.give_way import give_way, in_pieces
+from vllm_nfp.surface.functionals import Functionals, Placed, covariance, placed
+from vllm_nfp.surface.kernel import Hyperparameters
+from vllm_nfp.surface.prior import FloatArray, IntArray, Part, Prior
+from vllm_nfp.surface.rows import Key, keys_of, rows_at
+from vllm_nfp.types import Module, Shape
+
+FIRST_CAPACITY = 64
+AT_A_TIME = 12
+"""New rows whose covariances are made before a pause."""
+RowName: TypeAlias = "tuple[Module, int, int, int, bool]"
+"""A row: module, batch size, context, positions, and whether it is log t(N) / t(1) or log t(N)."""
+
+
+def row_name(module: Module, shape: Shape, over_one: bool) -> RowName:
+    """The name of a row, quick to hash."""
+    return module, shape.batch_size, shape.context, shape.positions, over_one
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A row of a book.
+
+    Attributes:
+        key: what it has in common with others of which a pair is a pair of it.
+        expected: what the prior says of it.
+    """
+
+    slot: int
+    key: Key
+    expected: float
+
+
+class Book:
+    """Rows of observations, each in a slot.
+
+    Args:
+        factors: size of this model's errors relative to other models', by part, shape [parts].
+    """
+
+    def __init__(self, prior: Prior, hyper: Hyperparameters, factors: FloatArray) -> None:
+        self.prior, self.hyper, self.factors = prior, hyper, factors
+        self._entries: dict[RowName, Entry] = {}
+        self._free: list[int] = []
+        self._rows = _nothing(0)
+        self._serial = np.zeros(0, dtype=np.int64)
+        self._written = 0
+        self._among = np.zeros((0, 0))
+        self._columns: dict[Hashable, _Columns] = {}
+        self._placed: tuple[IntArray, Placed] | None = None
+
+    def entries(self, names: Sequence[RowName]) -> list[Entry]:
+        """The entries of these rows; rows that are named no more leave."""
+        new = [name for name in dict.fromkeys(names) if name not in self._entries]
+        if len(self._entries) + len(new) > len(names):
+            for gone in set(self._entries) - set(names):
+                self._free.append(self._entries.pop(gone).slot)
+        give_way()
+        for at in in_pieces(range(0, len(new), AT_A_TIME), 1):
+            self._write(new[at : at + AT_A_TIME])
+        return [self._entries[name] for name in names]
+
+    def _write(self, names: Sequence[RowName]) -> None:
+        rows, expected = self.rows_of(names)
+        if len(self._free) < len(names):
+            self._grow()
+        slots = [self._free.pop() for _ in names]
+        at = np.array(slots, dtype=np.int64)
+        _copy(rows, self._rows, at)
+        self._written += 1
+        self._serial[at] = self._written
+        keys = keys_of([name[0] for name in names], rows)
+        for name, slot, key, value in zip(names, slots, keys, expected.tolist(), strict=True):
+            self._entries[name] = Entry(slot, key, value)
+        used = np.array(sorted(e.slot for e in self._entries.values()), dtype=np.int64)
+        found = covariance(placed(rows), placed(self._rows[used]), self.hyper, self.factors)
+        self._among[np.ix_(at, used)] = found
+        self._among[np.ix_(used, at)] = found.T
+
+    def rows_of(self, names: Sequence[RowName]) -> tuple[Functionals, FloatArray]:
+        """Rows that are not kept, and what the prior says of them."""
+        found, expected = _nothing(len(names)), np.zeros(len(names))
+        for over_one in (True, False):
+            mine = np.array([i for i, name in enumerate(names) if name[4] is over_one], np.int64)
+            some = [names[i] for i in mine.tolist()]
+            rows, expected[mine] = rows_at(
+                self.prior,
+                [name[0] for name in some],
+                [Shape(*name[1:4]) for name in some],
+                over_one,
+            )
+            _copy(rows, found, mine)
+        return found, expected
+
+    def _grow(self) -> None:
+        before = len(self._serial)
+        after = max(FIRST_CAPACITY, 2 * before)
+        self._free += range(before, after)
+        rows = _nothing(after)
+        _copy(self._rows, rows, np.arange(before))
+        self._rows = rows
+        self._serial = np.concatenate([self._serial, np.zeros(after - before, dtype=np.int64)])
+        among = np.zeros((after, after))
+        among[:before, :before] = self._among
+        self._among = among
+
+    def among(self, slots: IntArray) -> FloatArray:
+        """Covariance among rows; shape [n, n]."""
+        return np.asarray(self._among[np.ix_(slots, slots)])
+
+    def placed(self, slots: IntArray) -> Placed:
+        """The rows in these slots; kept for as long as the same array asks for them."""
+        if self._placed is None or self._placed[0] is not slots:
+            self._placed = slots, placed(self._rows[slots])
+        return self._placed[1]
+
+    def towards(self, slots: IntArray, name: Hashable, asked: Placed) -> FloatArray:
+        """Covariance of rows with what is asked under this name; shape [n, asked]."""
+        columns = self._columns.setdefault(name, _Columns(asked.count))
+        columns.reach(len(self._serial))
+        stale = slots[columns.serial[slots] != self._serial[slots]]
+        for at in in_pieces(range(0, len(stale), AT_A_TIME), 1):
+            some = stale[at : at + AT_A_TIME]
+            rows = placed(self._rows[some])
+            columns.values[some] = covariance(rows, asked, self.hyper, self.factors)
+        columns.serial[stale] = self._serial[stale]
+        return np.asarray(columns.values[slots])
+
+    def forget(self, name: Hashable) -> None:
+        """What was kept under a name is asked no more."""
+        self._columns.pop(name, None)
+
+
+class _Columns:
+    """Covariances of slots with what is asked, and of which writing of the slot they are."""
+
+    def __init__(self, asked: int) -> None:
+        self.values = np.zeros((0, asked))
+        self.serial = np.zeros(0, dtype=np.int64)
+
+    def reach(self, capacity: int) -> None:
+        """Have room for so many slots."""
+        before, asked = self.values.shape
+        if before < capacity:
+            values = np.zeros((capacity, asked))
+            values[:before] = self.values
+            self.values = values
+            more = np.zeros(capacity - before, dtype=np.int64)
+            self.serial = np.concatenate([self.serial, more])
+
+
+def _copy(rows: Functionals, into: Functionals, at: IntArray) -> None:
+    into.shapes[at], into.tokens[at] = rows.shapes, rows.tokens
+    into.padded[at], into.weights[at] = rows.padded, rows.weights
+
+
+def _nothing(count: int) -> Functionals:
+    ones = np.ones((count, 2), dtype=np.int64)
+    weights = np.zeros((count, 2, len(Part)))
+    return Functionals(np.ones((count, 2, 3), dtype=np.int64), ones, ones.copy(), weights)
