@@ -81,10 +81,10 @@ def publish(surface: CostSurface, now: float) -> None:
 
 
 def choose(surface: CostSurface) -> None:
-    """The next four pairs, for traffic in two cells and the reported ones."""
+    """The next eight pairs, for traffic in two cells and the reported ones."""
     concerns = [Concern(*cell, 0.3 if i < 2 else 0.05) for i, cell in enumerate(CELLS[4::4])]
     shapes = [Shape(c.batch_size, c.context, n) for c in concerns for n in POSITIONS[1:]]
-    surface.choose([Candidate(s, 0.05) for s in shapes], concerns, DECISIONS, 4)
+    surface.choose([Candidate(s, 0.05) for s in shapes], concerns, DECISIONS, 8)
 
 
 class Bystander:

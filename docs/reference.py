@@ -31,12 +31,24 @@ docs/reference.py` generates this page from the code.
 | label | meaning |
 | --- | --- |
 | `model_name`, `engine` | vLLM's labels, on every metric |
-| `batch_size`, `context` | upper bounds of buckets, in sequences and tokens |
+| `batch_size`, `context` | of a row of the reported table, in sequences and tokens; for real steps (`vllm_nfp_step_*`, `vllm_nfp_steps_total`) upper bounds of buckets |
 | `module` | `model` (the whole step), `attention`, `dense_ffn`, `moe_ffn` or `communication` |
 | `epsilon` | tolerance: extra step time that counts as free, as a fraction |
 | `positions` | N, positions per sequence |
+| `basis` | `measured`, `inferred` or `predicted`: see [answers](answers.md) |
 
 The [glossary](glossary.md) defines all terms.
+
+The number of series per engine is bounded, because the settings bound each label. At the defaults,
+for a dense model (MoE models: some 17 % more):
+
+| `--max-num-seqs` | `--max-model-len` | rows (batch size x context) | series without pairs | with pairs at every point |
+| --- | --- | --- | --- | --- |
+| 256 | 40,960 | 9 x 4 | about 5,500 | about 6,400 |
+| 1024 | 262,144 | 11 x 5 | about 8,400 | about 9,700 |
+
+Fewer `batch_sizes`, `contexts` or `epsilons` in `--nfp-config` give fewer series. The cost surface
+and live lookups do not depend on them.
 """
 _SETTINGS_HEAD = """# Settings
 

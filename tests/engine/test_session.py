@@ -15,7 +15,7 @@ from parts import attach, engine_of, only_times, prober_of, publisher_of
 from vllm_nfp.config import ProbeConfig, config_from_mapping
 from vllm_nfp.results.profile import load_profile, profile_file
 from vllm_nfp.results.snapshot import Snapshot, read_snapshot
-from vllm_nfp.types import State
+from vllm_nfp.types import Basis, Module, State
 
 pytestmark = pytest.mark.engine
 
@@ -105,7 +105,11 @@ def test_estimates_appear_for_every_module_and_cell(
         """A busy machine measures some cells between steps alone."""
         publisher_of(session).process()
         rows = publisher_of(session).snapshot().boundaries
-        known = {(row.batch_size, row.context) for row in rows}
+        known = {
+            (row.batch_size, row.context)
+            for row in rows
+            if row.module == Module.MODEL and row.basis is not Basis.PREDICTED
+        }
         return known == every and prober_of(session).outcomes["measured"] > 0
 
     generate_until(llm, all_known, tokens=96)
@@ -139,6 +143,36 @@ def test_estimates_appear_for_every_module_and_cell(
     assert profile.run.reason == "the test is over"
     assert profile.environment.enforce_eager
     assert snapshot(tmp_path).layer_times == (), "/metrics carries what it does not show"
+
+
+def test_at_the_defaults_all_cells_are_answered_at_once_and_live_rows_follow_traffic(
+    llm: Any, worker: Any, tmp_path: Path
+) -> None:
+    session = attach(ProbeConfig(run_dir=str(tmp_path)), worker)
+    try:
+        first = snapshot(tmp_path)
+        cells = {
+            (m, b, 256) for m in Module if m in engine_of(session).modules for b in (1, 2, 4, 8)
+        }
+        assert {row.cell for row in first.boundaries} == {
+            *cells, *(("model", b, 256) for b in (1, 2, 4, 8))
+        }  # fmt: skip
+        assert {row.cell for row in first.curves} == {row.cell for row in first.boundaries}
+        assert (first.prior, first.prior_reason) == ("generic", "steps run on a CPU")
+        assert first.probes["startup"] > 0
+        bases = {row.basis for row in first.curves}
+        assert Basis.MEASURED in bases and bases <= set(Basis)
+        for count in (3, 6):
+            generate(llm, tokens=64, count=count)
+            publisher_of(session).process()
+            found = publisher_of(session).snapshot()
+            assert found.live is not None and found.live.batch_size == count
+            assert {row.batch_size for row in found.live_boundaries} == {count}
+            (context,) = {row.context for row in found.live_boundaries}
+            assert abs(context - found.live.context) <= 8
+            assert {row.batch_size for row in found.live_curves} == {1, 2, 4, 8, count}
+    finally:
+        session.disable("the test is over", expected=True)
 
 
 def test_the_log_of_raw_samples_is_bounded(

@@ -50,7 +50,6 @@ WHOLE_TABLE = {"capture_seconds": 0.0, "startup_seconds": 0.0, "wanted_samples":
         (FEW_SHAPES, 1024, False),
         (FEW_SHAPES, 0, False),
         (WHOLE_TABLE, 64, True),
-        (WHOLE_TABLE, 1024, False),
     ],
 )
 def test_outputs_do_not_change_in_full_graphs(

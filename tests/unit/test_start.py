@@ -60,9 +60,6 @@ def attach(
         def positions(self, batch_size: int, context: int) -> tuple[int, ...]:
             return (1, 2)
 
-        def ready_keys(self) -> frozenset[tuple[int, int]]:
-            return frozenset()
-
         def give_back_cache(self) -> None:
             pass
 

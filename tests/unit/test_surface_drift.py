@@ -125,17 +125,25 @@ def test_evidence_must_agree_in_direction_and_in_time() -> None:
     watch = Watch()
     shapes = [Shape(8, 1024, n) for n in range(2, 2 + ENOUGH)]
     for number, shape in enumerate(shapes):
-        change = watch.contradicts(shape, 1.0, 0.2, float(number))
+        change = watch.contradicts(shape, 1.0, 1, 0.2, float(number))
     assert change is not None and change.since == 0.0
     assert change.variance == pytest.approx(0.04)
     assert watch.suspects == ()
     for sign, shape in zip((1, -1, 1), shapes, strict=True):
-        assert watch.contradicts(shape, 1.0, 0.2 * sign, 5.0) is None
+        assert watch.contradicts(shape, 1.0, 1, 0.2 * sign, 5.0) is None
     watch.agrees(shapes[2])
     assert watch.suspects == (shapes[1], shapes[0])
     for n in range(WINDOW):
         watch.agrees(Shape(1, 1024, n))
     assert watch.suspects == () and watch.since == math.inf
+
+
+def test_one_shape_is_no_change_if_its_history_was_short() -> None:
+    shape = Shape(8, 1024, 8)
+    few, many = Watch(), Watch()
+    assert [few.contradicts(shape, 1.0, 2, 0.2, float(n)) for n in range(4)] == [None] * 4
+    found = [many.contradicts(shape, 1.0, 3, 0.2, float(n)) for n in range(ENOUGH)]
+    assert found[:-1] == [None] * (ENOUGH - 1) and found[-1] is not None
 
 
 def test_the_shape_to_check_is_like_the_doubted_one() -> None:

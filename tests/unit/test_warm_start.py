@@ -167,7 +167,9 @@ def test_a_hardware_file_of_another_gpu_leaves_the_built_in_prediction(
     engine.model_config.hf_config = SimpleNamespace(to_dict=lambda: MODEL, architectures=["L"])
     config = ProbeConfig(hardware_file=str(path))
     worker = session_of(config, engine)._worker
-    on_gpu: Any = SimpleNamespace(device=torch.device("cuda"), runner=object())
+    on_gpu: Any = SimpleNamespace(
+        device=torch.device("cuda"), runner=SimpleNamespace(attn_groups=[])
+    )
     environment = replace(dense_profile.environment, attention_backends=("FLASH_ATTN",))
     measured = Measured(environment, dense_profile.model, config)
     found = knowledge.knowledge_of(worker, on_gpu, measured, (1, 2, 4), MODULES)

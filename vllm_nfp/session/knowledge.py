@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vllm_nfp.adapter.environment import attention_backends
 from vllm_nfp.adapter.predictions import NoGroundError, served_ground
 from vllm_nfp.adapter.runner import RunnerView
 from vllm_nfp.principle.live import Ground
@@ -48,22 +49,22 @@ class Knowledge:
 def knowledge_of(
     worker: Worker,
     view: RunnerView,
-    measured: Measured,
+    measured: Measured | None,
     capture_sizes: tuple[int, ...],
     modules: Sequence[Module],
 ) -> Knowledge:
     """What is known of a worker's steps at the start; a line in the log says what that is.
 
     Args:
-        measured: model and environment of this server.
+        measured: model and environment of this server; None: no earlier profile is looked for.
         capture_sizes: of the CUDA graphs, in tokens; empty: there are none.
         modules: timed beside the whole step.
 
     Raises:
         Exception: anything, if the predictor has a fault; in passive mode that is only logged.
     """
-    predicted = _prior(worker, view, measured, capture_sizes, modules)
-    known = _warmed(worker, measured, predicted)
+    predicted = _prior(worker, view, capture_sizes, modules)
+    known = predicted if measured is None else _warmed(worker, measured, predicted)
     because = f": {predicted.reason}" if predicted.reason else ""
     source = {
         "predicted": "the prediction for this model and GPU",
@@ -77,14 +78,13 @@ def knowledge_of(
 def _prior(
     worker: Worker,
     view: RunnerView,
-    measured: Measured,
     capture_sizes: tuple[int, ...],
     modules: Sequence[Module],
 ) -> Knowledge:
     config, refused = worker.config, ""
-    backends = measured.environment.attention_backends
     for hardware_file in dict.fromkeys((config.hardware_file, None)):
         try:
+            backends = attention_backends(view.runner) if view.device.type == "cuda" else ()
             ground = served_ground(worker.vllm_config, view.device, backends, hardware_file)
         except NoGroundError as error:
             refused = refused or str(error)

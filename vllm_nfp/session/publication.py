@@ -74,10 +74,12 @@ def open_publication(
         capture_sizes: of the CUDA graphs, in tokens.
     """
     config = worker.config
-    environment = describe_environment(worker.vllm_config, attention_backends(view.runner))
-    model = describe_model(identity.model_name, worker.vllm_config)
-    measured = Measured(environment, model, config)
-    output.open(identity.engine, measured)
+    measured = None
+    if output.keeps or config.start_profile is not None:
+        environment = describe_environment(worker.vllm_config, attention_backends(view.runner))
+        model = describe_model(identity.model_name, worker.vllm_config)
+        measured = Measured(environment, model, config)
+        output.open(identity.engine, measured)
     known = knowledge_of(worker, view, measured, capture_sizes, modules)
     identity = replace(identity, prior=known.kind, prior_reason=known.reason)
     shapes = {"shapes_kept": len(table.shapes)} if config.wanted_samples else {}

@@ -33,6 +33,8 @@ MOST_QUEUED_PAIRS = 1_000
 """Pairs that wait for the thread: bounds the memory."""
 AGENDA_SECONDS = 0.25
 """Least time between two agendas, where pairs are quick."""
+PROGRESS_SECONDS = 0.5
+"""Least time between two publications in a scan."""
 KEEP_SECONDS = 15.0
 """Time between two writings of a profile while the state stays."""
 
@@ -64,7 +66,7 @@ class Publisher:
         self._output = output
         self._sender = sender
         self._sent_version = 0
-        self._kept_at = -math.inf
+        self._progress_at = self._kept_at = -math.inf
         self._kept_state: State | None = None
         self._results = results
         self._maker = AgendaMaker(config, results)
@@ -185,9 +187,15 @@ class Publisher:
             self._kept_at, self._kept_state = now, snapshot.state
 
     def report_progress(self) -> None:
-        """Publish in the middle of a scan, with the next agenda, from the thread that scans."""
+        """Choose the next agenda in the middle of a scan, and publish now and then.
+
+        From the thread that scans.
+        """
         self.process()
-        self._output.write(self.snapshot())
+        now = time.monotonic()
+        if now >= self._progress_at + PROGRESS_SECONDS:
+            self._output.write(self.snapshot())
+            self._progress_at = now
 
     def full_snapshot(self) -> Snapshot:
         """All that is known now, the times of layers too; waits for no update that is under way."""

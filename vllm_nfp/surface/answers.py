@@ -186,8 +186,12 @@ def limits_of(curves: SingleArray) -> SingleArray:
     ends = [last - round(share * last) for share in (TAIL, 0.5, 1.0 - TAIL)]
     alone = np.sort(curves, axis=2)[:, :, ends[0]]
     give_way()
-    so_far = np.maximum.accumulate(curves, axis=1)
+    so_far = curves.copy()
+    for n in range(1, curves.shape[1]):  # much faster than maximum.accumulate
+        np.maximum(so_far[:, n - 1], curves[:, n], out=so_far[:, n])
+    give_way()
     so_far.sort(axis=2)
+    give_way()
     return np.stack([*(so_far[:, :, end] for end in ends), alone], axis=1)
 
 

@@ -21,7 +21,7 @@ from vllm_nfp.surface.rows import Key, keys_of, rows_at
 from vllm_nfp.types import Module, Shape
 
 FIRST_CAPACITY = 64
-AT_A_TIME = 4
+AT_A_TIME = 12
 """New rows whose covariances are made before a pause."""
 RowName: TypeAlias = "tuple[Module, int, int, int, bool]"
 """A row: module, batch size, context, positions, and whether it is log t(N) / t(1) or log t(N)."""
@@ -62,6 +62,7 @@ class Book:
         self._written = 0
         self._among = np.zeros((0, 0))
         self._columns: dict[Hashable, _Columns] = {}
+        self._placed: tuple[IntArray, Placed] | None = None
 
     def entries(self, names: Sequence[RowName]) -> list[Entry]:
         """The entries of these rows; rows that are named no more leave."""
@@ -123,8 +124,10 @@ class Book:
         return np.asarray(self._among[np.ix_(slots, slots)])
 
     def placed(self, slots: IntArray) -> Placed:
-        """The rows in these slots."""
-        return placed(self._rows[slots])
+        """The rows in these slots; kept for as long as the same array asks for them."""
+        if self._placed is None or self._placed[0] is not slots:
+            self._placed = slots, placed(self._rows[slots])
+        return self._placed[1]
 
     def towards(self, slots: IntArray, name: Hashable, asked: Placed) -> FloatArray:
         """Covariance of rows with what is asked under this name; shape [n, asked]."""

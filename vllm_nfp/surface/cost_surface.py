@@ -17,7 +17,7 @@ from vllm_nfp.surface.observations import Observations
 from vllm_nfp.surface.pool import PAIRS_KEPT, SHAPES_KEPT, Pool
 from vllm_nfp.surface.prior import Prior
 from vllm_nfp.surface.rows import rows_at
-from vllm_nfp.surface.seconds import Seconds, seconds_at_one
+from vllm_nfp.surface.seconds import Seconds, SecondsAtOne
 from vllm_nfp.types import Module, PairResult, Shape
 
 QUESTIONS_KEPT = 4
@@ -61,6 +61,7 @@ class CostSurface:
         self._questions: dict[tuple[Cells, tuple[int, ...]], Questions] = {}
         self._answered: dict[tuple[Cells, tuple[int, ...]], Mapping[CellKey, CellAnswer]] = {}
         self._told: dict[CellKey, Seconds | None] = {}
+        self._at_one: dict[Module, SecondsAtOne] = {}
         self._asked: Cells = ()
         self._seen, self._version, self._changed = warm, 0, False
         self._updated = 0.0
@@ -130,7 +131,7 @@ class CostSurface:
             from_all = (log_ratio - mean) / (variance + noise) ** 0.5
             if math.copysign(from_all, apart * from_all) <= CONTRADICTS:
                 return None
-        return self._watch.contradicts(shape, before, apart, now)
+        return self._watch.contradicts(shape, before, len(seen.values), apart, now)
 
     def _says(self, shape: Shape) -> tuple[float, float]:
         """Mean and variance of the whole step's log ratio at a shape."""
@@ -157,9 +158,11 @@ class CostSurface:
             return
         self._changed, self._updated = False, now
         self._seen = self._warm + self._pool.compressed(now)
-        before = self._posterior.book.prior
+        before = self._posterior.book
         self._posterior = self._conditioning.posterior(self._seen)
-        if self._posterior.book.prior is not before:
+        if self._posterior.book is not before:
+            self._at_one.clear()
+        if self._posterior.book.prior is not before.prior:
             self._questions.clear()
         self._answered.clear()
         self._told.clear()
@@ -217,7 +220,9 @@ class CostSurface:
             cells = (
                 self._asked if (batch_size, context) in self._asked else ((batch_size, context),)
             )
-            found = seconds_at_one(self._posterior.book, self._seen.baselines, module, cells)
+            book = self._posterior.book
+            known = self._at_one.setdefault(module, SecondsAtOne(book, module))
+            found = known.seconds(self._seen.baselines, cells)
             self._told |= {(module, *c): s for c, s in zip(cells, found, strict=True)}
         return self._told[key]
 

@@ -18,7 +18,9 @@ CONTRADICTS = 4.0
 LEAST_MOVE = 0.005
 """Standard deviation of what moves from pair to pair without any change of the machine."""
 ENOUGH = 3
-"""Pairs that contradict in the same direction; of one shape or of several."""
+"""Pairs that contradict in the same direction, of several shapes or of one that was certain."""
+CERTAIN = 3
+"""Earlier pairs that make a shape certain: one of a few may have been an outlier itself."""
 WINDOW = 12
 """Most recent pairs of shapes that were known before."""
 
@@ -41,6 +43,7 @@ class _Evidence:
     number: int
     shape: Shape
     before: float
+    samples: int
     deviation: float
     at: float
 
@@ -72,19 +75,21 @@ class Watch:
         self._keep(shape)
 
     def contradicts(
-        self, shape: Shape, before: float, deviation: float, now: float
+        self, shape: Shape, before: float, samples: int, deviation: float, now: float
     ) -> Change | None:
         """A pair contradicts the earlier ones of its shape.
 
         Args:
             before: their log ratio.
+            samples: how many they are.
             deviation: by how much the pair lies over it.
         """
         self._pairs += 1
         self._keep(None)
-        self._evidence.append(_Evidence(self._pairs, shape, before, deviation, now))
+        self._evidence.append(_Evidence(self._pairs, shape, before, samples, deviation, now))
         same = [one for one in self._evidence if one.deviation * deviation > 0.0]
-        if len(same) < ENOUGH:
+        several = len({one.shape for one in same}) > 1
+        if len(same) < ENOUGH or not (several or same[0].samples >= CERTAIN):
             return None
         self._evidence = []
         size = sum(one.deviation**2 for one in same) / len(same)

@@ -62,11 +62,13 @@ def costs(engines: list[Snapshot]) -> Iterator[Metric]:
         labels=ENGINE,
     )
     delayed = GaugeMetricFamily(
-        "vllm_nfp_delayed_steps_ratio", "Fraction of steps delayed by a probe.", labels=ENGINE
+        "vllm_nfp_delayed_steps_ratio",
+        "Fraction of decode steps delayed by a probe.",
+        labels=ENGINE,
     )
     slack = GaugeMetricFamily(
         "vllm_nfp_budget_slack_ratio",
-        "Fraction of the budget available under the current load; 0 while requests wait.",
+        "Fraction of the budget that the load leaves, over 512 steps; 0 while requests wait.",
         labels=ENGINE,
     )
     memory = GaugeMetricFamily(

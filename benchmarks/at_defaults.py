@@ -1,0 +1,125 @@
+"""Claim: a server at the defaults answers truly within a minute of traffic.
+
+    python -m benchmarks.at_defaults --shape qwen3-8b --out DIR
+    python -m benchmarks.at_defaults --score DIR
+
+A server of the shape starts with ``--nfp-probe`` and nothing else of the probe. It gets the traffic
+of :mod:`benchmarks.user_traffic`. Its /metrics is kept when it answers for the first time and after
+each phase, and ``vllm-nfp recommend`` is asked at the end. Then ``vllm-nfp measure`` times the
+same shape on the same GPU, pair by pair at every point of a table: that is the truth.
+``--score`` compares the two, without a GPU: see :mod:`benchmarks.at_defaults_score`.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import click
+
+from benchmarks import environment, shapes, user_traffic
+from benchmarks.at_defaults_score import print_scores
+from benchmarks.server import Spec, end_servers_on_sigterm
+from vllm_nfp.files import write_whole
+from vllm_nfp.start.ports import free_port
+from vllm_nfp.start.server import Server
+
+START = "start"
+"""Name of the moment at which the server answers for the first time."""
+TRUTH = "truth.json"
+BATCH_SIZES, CONTEXTS = "1,2,4,8,16,32,64,128", "1024,4096,16384"
+TRUTH_LIMIT_SECONDS = 900.0
+
+
+def serve(model: Path, flags: Sequence[str], vocab_size: int, scale: float, out: Path) -> None:
+    """Serve at the probe's defaults, send the traffic, and keep what the server says."""
+    port = free_port()
+    spec = Spec(model, out / "server.log", port, ("--no-enable-prefix-caching", *flags), probe={})
+    with spec.start() as server:
+        server.wait_until_healthy()
+        keep_metrics(server, START, out)
+        clients = {}
+        name = user_traffic.model_name(server.url)
+        for seed, phase in enumerate(user_traffic.PHASES):
+            scaled = replace(phase, seconds=scale * phase.seconds)
+            row = user_traffic.run_phase(server.url, name, vocab_size, scaled, seed)
+            keep_metrics(server, f"phase-{seed + 1}", out)
+            clients[f"phase-{seed + 1}"] = {**asdict(scaled), "client": row["client"]}
+            write_whole(out / "clients.json", json.dumps(clients))
+        keep_recommendation(server, out)
+
+
+def keep_metrics(server: Server, moment: str, out: Path) -> None:
+    """Write the probe's part of /metrics."""
+    lines = [line for line in server.metrics().splitlines() if "vllm_nfp_" in line]
+    write_whole(out / f"{moment}.prom", "\n".join([*lines, ""]))
+
+
+def keep_recommendation(server: Server, out: Path) -> None:
+    """Write what ``vllm-nfp recommend`` says of the server, for a reader and as JSON."""
+    command = [sys.executable, "-m", "vllm_nfp.cli", "recommend", server.url, "--acceptance", "0.7"]
+    for name, further in (("recommend.txt", []), ("recommend.json", ["--json"])):
+        done = subprocess.run(
+            [*command, *further], capture_output=True, text=True, timeout=120, check=False
+        )
+        write_whole(out / name, done.stdout or done.stderr)
+
+
+def measure_truth(model: Path, engine_args: str, seconds: float, out: Path) -> None:
+    """Measure the same shape at every point of the table."""
+    command = [
+        sys.executable, "-m", "vllm_nfp.cli", "measure", str(model), "-o", str(out / TRUTH),
+        "--batch-sizes", BATCH_SIZES, "--contexts", CONTEXTS, "--samples", "6",
+        "--seconds", f"{seconds:g}", "--engine-args", engine_args,
+    ]  # fmt: skip
+    with (out / "measure.log").open("w") as log:
+        subprocess.run(command, stdout=log, stderr=log, timeout=TRUTH_LIMIT_SECONDS, check=False)
+
+
+@click.command()
+@click.option("--shape", default="qwen3-8b", show_default=True)
+@click.option("--layers", type=int, default=None, help="Fewer layers than published.")
+@click.option(
+    "--flags", default="", help="Further flags of vllm serve, such as --quantization fp8."
+)
+@click.option("--engine-args", default="{}", help="The same for the truth, as JSON.")
+@click.option("--scale", default=1.0, show_default=True, help="Factor on the phases' lengths.")
+@click.option(
+    "--truth-seconds", default=120.0, show_default=True, help="Longest scan of the truth."
+)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--score", "scored", type=click.Path(exists=True, path_type=Path), multiple=True)
+def main(
+    shape: str,
+    layers: int | None,
+    flags: str,
+    engine_args: str,
+    scale: float,
+    truth_seconds: float,
+    out: Path | None,
+    scored: tuple[Path, ...],
+) -> None:
+    """Run one server and its truth, or score what runs have left in their folders."""
+    if scored or out is None:
+        print_scores(scored)
+        return
+    end_servers_on_sigterm()
+    out.mkdir(parents=True, exist_ok=True)
+    model = shapes.write_model(out / "model", shape, layers)
+    about = {
+        "shape": shape, "layers": layers or shapes.layer_count(shape), "flags": flags,
+        "scale": scale, "environment": environment.record(),
+    }  # fmt: skip
+    write_whole(out / "about.json", json.dumps(about))
+    serve(model, shlex.split(flags), shapes.vocab_size(shape), scale, out)
+    measure_truth(model, engine_args, truth_seconds, out)
+    write_whole(out / "about.json", json.dumps({**about, "after": environment.gpu_state()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""How true the answers of a server at the defaults are, against a measurement of every point."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from vllm_nfp.config import DEFAULT_POSITIONS
+from vllm_nfp.draft.acceptance import constant
+from vllm_nfp.draft.curve import StepCurve
+from vllm_nfp.draft.demand import Demand
+from vllm_nfp.draft.schedule import best_length
+from vllm_nfp.draft.server import from_samples
+from vllm_nfp.draft.sources import from_profile
+from vllm_nfp.results import scrape
+from vllm_nfp.results.profile import Profile, load_profile
+from vllm_nfp.types import Basis, Boundary
+
+ACCEPTANCES = (0.5, 0.7, 0.9)
+NEAR = 0.15
+GOOD = 0.98
+"""Of the best goodput."""
+OUTCOMES = ("startup", "measured", "idle")
+
+
+@dataclass
+class Score:
+    """How often the server was right at one moment."""
+
+    moment: str
+    pairs: dict[str, int]
+    """Measured since the start, by outcome."""
+    boundaries: int = 0
+    near: int = 0
+    inside: int = 0
+    """Boundaries below the largest N that was measured, so that they can be missed."""
+    near_inside: int = 0
+    held: int = 0
+    """Boundaries inside their interval."""
+    drafts: int = 0
+    good: int = 0
+    worst: float = 1.0
+    errors: list[float] = field(default_factory=list)
+    """|log| of said over true t(N) / t(1) of the whole step, in CUDA graphs."""
+    covered: int = 0
+    bases: dict[str, int] = field(default_factory=dict)
+    """Of the whole step's boundaries."""
+
+
+def score(folder: Path, moment: str, truth: Profile) -> Score:
+    """Compare what a server said at a moment with the truth, where both say something."""
+    samples = scrape.read_samples((folder / f"{moment}.prom").read_text())
+    said = {
+        (r.module, r.batch_size, r.context, r.epsilon): r for r in scrape.scrape_of(samples).rows
+    }
+    found = Score(moment, _pairs(samples))
+    for true in truth.boundaries:
+        row = said.get((true.module, true.batch_size, true.context, true.epsilon))
+        if row is None or true.basis is not Basis.MEASURED:
+            continue
+        _count_boundary(found, row, true)
+    theirs = {(c.batch_size, c.context): c for c in from_samples(samples, moment).curves}
+    for curve in from_profile(truth).curves:
+        other = theirs.get((curve.batch_size, curve.context))
+        if other is not None:
+            _count_ratios(found, other, curve)
+            _count_drafts(found, other, curve)
+    return found
+
+
+def _pairs(samples: scrape.Samples) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for labels, value in samples.get("vllm_nfp_probes_total", ()):
+        if labels["outcome"] in OUTCOMES:
+            counts[labels["outcome"]] = counts.get(labels["outcome"], 0) + int(value)
+    return counts
+
+
+def _count_boundary(found: Score, said: scrape.Row, true: Boundary) -> None:
+    at = [_place(n) for n in (said.positions, true.positions)]
+    apart = abs(said.positions - true.positions)
+    near = abs(at[0] - at[1]) <= 1 or apart <= NEAR * true.positions
+    found.boundaries += 1
+    found.near += near
+    found.held += said.lower <= true.positions <= said.upper
+    if not true.at_limit:
+        found.inside += 1
+        found.near_inside += near
+    if said.module == "model":
+        found.bases[said.basis] = found.bases.get(said.basis, 0) + 1
+
+
+def _place(positions: int) -> int:
+    return bisect.bisect_left(DEFAULT_POSITIONS, positions)
+
+
+def _count_ratios(found: Score, said: StepCurve, true: StepCurve) -> None:
+    last = math.inf if true.without_graph_from is None else true.without_graph_from
+    intervals = dict(zip((n for n, _ in said.points), said.intervals, strict=False))
+    for positions, ratio in true.points[1:]:
+        if positions > said.largest or positions >= last:
+            continue
+        found.errors.append(abs(math.log(said.ratio(positions) / ratio)))
+        lower, upper = intervals.get(positions, (ratio, ratio))
+        found.covered += lower <= ratio <= upper
+
+
+def _count_drafts(found: Score, said: StepCurve, true: StepCurve) -> None:
+    last = min(said.largest, true.largest)
+    for acceptance in ACCEPTANCES:
+        demand = Demand(constant(acceptance))
+        chosen = min(best_length(said, demand), last - 1)
+        goodput = {
+            n - 1: constant(acceptance).expected_tokens(n - 1) / ratio
+            for n, ratio in true.points
+            if n <= last
+        }
+        mine = constant(acceptance).expected_tokens(chosen) / true.ratio(chosen + 1)
+        share = mine / max(goodput.values())
+        found.drafts += 1
+        found.good += share >= GOOD
+        found.worst = min(found.worst, share)
+
+
+def scores_of(folder: Path) -> Iterator[Score]:
+    """The score at each moment that a run has kept, in order."""
+    truth = load_profile(folder / "truth.json")
+    kept = sorted(folder.glob("*.prom"), key=lambda path: (path.stem != "start", path.stem))
+    return (score(folder, path.stem, truth) for path in kept)
+
+
+def print_scores(folders: Sequence[Path]) -> None:
+    """One table; a row for each run and moment."""
+    columns = (
+        "run", "moment", "pairs", "boundaries near", "below the limit", "NFP interval holds",
+        "error of t(N)/t(1): median, p90", "its interval holds", "drafts within 2 %",
+        "worst draft", "basis of the whole step's NFP",
+    )  # fmt: skip
+    table = Table(*columns)
+    for folder, row in itertools.chain.from_iterable(
+        ((folder, row) for row in scores_of(folder)) for folder in folders
+    ):
+        about = json.loads((folder / "about.json").read_text())
+        errors = np.array(row.errors or [math.nan])
+        table.add_row(
+            f"{about['shape']} {about['layers']} {about['flags']}".strip(),
+            row.moment,
+            ", ".join(f"{count} {outcome}" for outcome, count in row.pairs.items()),
+            _share(row.near, row.boundaries),
+            _share(row.near_inside, row.inside),
+            _share(row.held, row.boundaries),
+            f"{np.median(errors):.2%}, {np.quantile(errors, 0.9):.2%}",
+            _share(row.covered, len(row.errors)),
+            _share(row.good, row.drafts),
+            f"{row.worst:.3f}",
+            ", ".join(f"{count} {basis}" for basis, count in sorted(row.bases.items())),
+        )
+    Console(width=300).print(table)
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.1%} of {whole}" if whole else "-"

@@ -1,0 +1,122 @@
+"""The score of a server at the defaults against a measurement of every point."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from benchmarks import at_defaults
+from benchmarks.at_defaults_score import scores_of
+from tests.unit.test_profile import ENVIRONMENT
+from vllm_nfp.config import ProbeConfig
+from vllm_nfp.metrics.families import families_of
+from vllm_nfp.results.profile import profile_of, save_profile
+from vllm_nfp.results.snapshot import Snapshot
+from vllm_nfp.types import Basis, Boundary, CurvePoint, ModelDescription, Module, State
+
+COUNTS = (1, 2, 4, 8, 16)
+TRUE = (1.0, 1.02, 1.05, 1.3, 2.6)
+
+
+def snapshot_of(ratios: tuple[float, ...], nfp: int, basis: Basis) -> Snapshot:
+    curve = tuple(
+        CurvePoint(
+            Module.MODEL, 8, 1024, n, 6, 0.01 * ratio, ratio, ratio * 0.99, ratio * 1.01, "full",
+            basis=basis,
+        )
+        for n, ratio in zip(COUNTS, ratios, strict=True)
+    )  # fmt: skip
+    line = Boundary(Module.MODEL, 8, 1024, 0.1, nfp, nfp, nfp, False, nfp, basis)
+    return Snapshot(
+        "m", "0", State.PROBING, boundaries=(line,), curves=curve,
+        probes={"startup": 20, "measured": 3, "refused": 2},
+    )  # fmt: skip
+
+
+def keep(folder: Path, moment: str, snapshot: Snapshot) -> None:
+    registry = CollectorRegistry()
+
+    class Shown:
+        def collect(self) -> object:
+            return families_of([snapshot])
+
+    registry.register(Shown())  # type: ignore[arg-type]
+    (folder / f"{moment}.prom").write_bytes(generate_latest(registry))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    truth = profile_of(
+        snapshot_of(TRUE, 4, Basis.MEASURED),
+        ENVIRONMENT,
+        ModelDescription("m"),
+        ProbeConfig().for_server(32, 16384),
+    )
+    save_profile(tmp_path / at_defaults.TRUTH, truth)
+    about = {"shape": "tiny", "layers": 2, "flags": ""}
+    (tmp_path / "about.json").write_text(json.dumps(about))
+    wrong = tuple(1.0 + 0.5 * (n - 1) for n in COUNTS)
+    keep(tmp_path, at_defaults.START, snapshot_of(wrong, 1, Basis.PREDICTED))
+    keep(tmp_path, "phase-1", snapshot_of(TRUE, 4, Basis.INFERRED))
+    return tmp_path
+
+
+def test_a_right_answer_scores_and_a_wrong_one_does_not(run: Path) -> None:
+    at_start, later = scores_of(run)
+    assert (at_start.moment, later.moment) == ("start", "phase-1")
+    assert later.pairs == {"startup": 20, "measured": 3}
+    assert (at_start.near, at_start.boundaries) == (0, 1)
+    assert (later.near, later.near_inside, later.inside, later.held) == (1, 1, 1, 1)
+    assert (at_start.covered, later.covered) == (0, 4)
+    assert max(later.errors) == pytest.approx(0.0) and min(at_start.errors) > 0.3
+    assert (later.good, later.drafts) == (3, 3) and later.worst > 0.98
+    # No drafts at all where each position seemed to cost half a step.
+    assert at_start.good < 3 and at_start.worst < 0.7
+    assert (at_start.bases, later.bases) == ({"predicted": 1}, {"inferred": 1})
+
+
+def test_what_was_not_measured_is_no_truth(run: Path) -> None:
+    path = run / at_defaults.TRUTH
+    values = json.loads(path.read_text())
+    for line in values["boundaries"]:
+        line["basis"] = "inferred"
+    path.write_text(json.dumps(values))
+    assert [row.boundaries for row in scores_of(run)] == [0, 0]
+
+
+def test_points_without_a_graph_count_for_drafts_alone(run: Path) -> None:
+    path = run / at_defaults.TRUTH
+    values = json.loads(path.read_text())
+    for point in values["curves"]:
+        if point["positions"] >= 8:
+            point["execution"] = "none"
+    path.write_text(json.dumps(values))
+    later = list(scores_of(run))[1]
+    assert len(later.errors) == 2 and later.drafts == 3
+
+
+def test_a_run_keeps_the_probes_part_of_the_metrics(tmp_path: Path) -> None:
+    class Answering:
+        def metrics(self) -> str:
+            return "vllm:x 1\n# HELP vllm_nfp_state s\nvllm_nfp_state 1\n"
+
+    at_defaults.keep_metrics(Answering(), "start", tmp_path)  # type: ignore[arg-type]
+    assert (tmp_path / "start.prom").read_text() == "# HELP vllm_nfp_state s\nvllm_nfp_state 1\n"
+
+
+def test_scores_are_printed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    at_defaults.main.main(["--score", str(run)], standalone_mode=False)
+    told = capsys.readouterr().out
+    assert "20 startup" in told and "phase-1" in told and "100.0% of 4" in told
+
+
+def test_the_truth_excludes_nothing_that_was_measured(run: Path) -> None:
+    """A basis of one row takes no other row away."""
+    snapshot = snapshot_of(TRUE, 4, Basis.INFERRED)
+    other = replace(snapshot.boundaries[0], epsilon=0.2)
+    keep(run, "phase-1", replace(snapshot, boundaries=(*snapshot.boundaries, other)))
+    assert list(scores_of(run))[1].boundaries == 1
