@@ -21,15 +21,12 @@ from vllm_nfp.principle import Serving, shape_from_config, target_of
 from vllm_nfp.surface import (
     RECORDED,
     CellAnswer,
-    Conditioning,
+    CostSurface,
     Observations,
     Prior,
     Ratio,
-    answers,
-    block_of,
     boundary,
     predicted_prior,
-    questions,
 )
 from vllm_nfp.types import Basis, Module, Shape
 
@@ -64,10 +61,10 @@ def answer(prior: Prior, pairs: Sequence[tuple[int, float]]) -> CellAnswer:
             for n, error in pairs
         )
     )  # fmt: skip
-    cell = (Module.MODEL, BATCH_SIZE, CONTEXT)
-    asked = questions(prior, RECORDED, [cell], POSITIONS)
-    posterior = Conditioning(prior, RECORDED).posterior(seen)
-    return answers(posterior, asked)[block_of(*cell)]
+    surface = CostSurface(prior, RECORDED, seen)
+    surface.update(0.0)
+    found = surface.answers([(BATCH_SIZE, CONTEXT)], POSITIONS)
+    return found[Module.MODEL, BATCH_SIZE, CONTEXT]
 
 
 def draw(axes: Any, found: CellAnswer, title: str) -> None:

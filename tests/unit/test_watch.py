@@ -54,7 +54,7 @@ def test_one_look_shows_nfp_batch_drafts_overhead_and_state(url: str) -> None:
     assert "1892 measured" in done.output
     # 16 free positions at B=8, L=4096, as docs/measured.md tables them: (16 - 4) x 6 more tokens.
     assert (
-        "now: batch 6, context 4000, 4 positions per sequence; 72 more tokens are free"
+        "now: batch 6, context 4000, 4 positions per sequence; 72 more tokens are free within 10%"
         in done.output
     )
     assert "speculation: draft length 3.0, 60% of drafted tokens accepted" in done.output
@@ -230,7 +230,7 @@ def test_two_engines_are_shown_apart(recorded: Recorded) -> None:
     first, other = text.split("engine 1")
     assert "attention" in first
     assert "attention" not in other
-    assert "5 positions per sequence; no more tokens are free" in other
+    assert "5 positions per sequence; no more tokens are free within 10%" in other
     assert "> 3 [2, 3]" in other
 
 
@@ -301,7 +301,10 @@ def test_the_answer_of_live_traffic_says_its_basis_and_draft_length(tmp_path: Pa
     assert engine.live is not None
     assert engine.live.bases == {row.positions: row.basis for row in rows[1:]}
     text = shown(render(_reading(dataclasses.replace(made, live_curves=there)), None, 0.1))
-    assert "context 4000, 1 position per sequence; 42 more tokens are free (measured)" in text
+    assert (
+        "context 4000, 1 position per sequence; 42 more tokens are free within 10% (measured)"
+        in text
+    )
     drafting = dataclasses.replace(engine, live=shape, drafting=watch.Drafting(10, 30, 18))
     view = render(watch.Reading(_reading(made).scrape, (drafting,)), None, 0.1)
     assert "60% of drafted tokens accepted; recommended now: 3" in shown(view)

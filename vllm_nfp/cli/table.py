@@ -83,6 +83,7 @@ def _print_lines(
     console: Console, lines: Sequence[Line[scrape.Row]], live: watch.Live | None
 ) -> None:
     marked = None if live is None else lambda line: is_live(line, live)
+    console.print()
     print_whole(console, nfp_table(lines, _predictions(lines), marked))
     console.print(notes(lines, live), highlight=False, markup=False)
 

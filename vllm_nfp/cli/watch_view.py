@@ -94,7 +94,7 @@ def step_line(engine: EngineReading, epsilon: float) -> Text:
     if epsilon not in live.free_tokens:
         return Text(step)
     tokens = live.free_tokens[epsilon]
-    more = f"{tokens} more tokens are free" if tokens else "no more tokens are free"
+    more = f"{tokens or 'no'} more tokens are free within {100 * epsilon:g}%"
     basis = live.basis(epsilon)
     return Text.assemble(
         f"{step}; ", (more, "green" if tokens else "yellow"), f" ({basis})" if basis else ""
