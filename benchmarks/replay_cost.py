@@ -6,9 +6,10 @@ A publish adds a pair, takes the posterior, answers for every module in 36 cells
 256 by powers of two, contexts 256, 1024, 4096, 16384) at 15 positions, and takes boundaries at
 three tolerances and t(1) in seconds. The chooser then names the next four pairs.
 
-Held up: a second thread, in the place of the serving one, sleeps for 0.1 ms again and again and
-notes by how much each sleep was too long while the first one works. What it notes without the first
-one is the machine's own.
+Piece: the longest CPU time between two pauses of ``give_way``, the least of all repetitions. The
+longest pieces are numpy calls, which release the interpreter. Held up: a second thread, in the
+place of the serving one, sleeps for 0.1 ms again and again and notes by how much each sleep was too
+long while the first one works. What it notes without the first one is the machine's own.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from unittest import mock
 
 import numpy as np
 
 from benchmarks.replay_methods import EPSILONS
 from benchmarks.shapes import SHAPES
+from vllm_nfp import give_way
 from vllm_nfp.give_way import in_pieces
 from vllm_nfp.principle import Serving, shape_from_config, target_of
 from vllm_nfp.surface import (
@@ -110,6 +114,21 @@ class Bystander:
             self.late.append(time.perf_counter() - before - SLEEP)
 
 
+def _marks_of(work: Callable[[], None]) -> list[float]:
+    """This thread's CPU seconds at begin and end, and at each pause in between."""
+    sleep = time.sleep
+    marks = [time.thread_time()]
+
+    def pause(seconds: float) -> None:
+        if seconds == give_way.PAUSE_SECONDS:
+            marks.append(time.thread_time())
+        sleep(seconds)
+
+    with mock.patch("vllm_nfp.give_way.time.sleep", pause):
+        work()
+    return [*marks, time.thread_time()]
+
+
 def measured(prior: Prior, shapes: int, work: Callable[[CostSurface, float], None]) -> str:
     """CPU time of the work at the median and at best, and what a bystander felt."""
     surface = CostSurface(prior, RECORDED)
@@ -118,14 +137,15 @@ def measured(prior: Prior, shapes: int, work: Callable[[CostSurface, float], Non
         surface.add_pair(next(pairs), 0.0)
     surface.update(0.0)
     times: list[float] = []
+    pieces: list[float] = []
 
     def run() -> None:
         for turn in range(REPETITIONS + 2):
             surface.add_pair(next(pairs), float(turn))
-            before = time.thread_time()
-            work(surface, float(turn))
+            marks = _marks_of(partial(work, surface, float(turn)))
             if turn >= 2:  # questions are kept from the first on
-                times.append(time.thread_time() - before)
+                times.append(marks[-1] - marks[0])
+                pieces.append(max(np.diff(marks)))
 
     with Bystander() as bystander:
         thread = threading.Thread(target=run)
@@ -134,6 +154,7 @@ def measured(prior: Prior, shapes: int, work: Callable[[CostSurface, float], Non
     late = np.array(bystander.late) * 1e3
     return (
         f"CPU {np.median(times) * 1e3:.1f} ms ({min(times) * 1e3:.1f} at best), "
+        f"piece {min(pieces) * 1e3:.1f} ms, "
         f"held up by {np.quantile(late, 0.99):.2f} ms (99 %), {late.max():.2f} ms at most"
     )
 

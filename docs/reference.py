@@ -31,7 +31,7 @@ docs/reference.py` generates this page from the code.
 | label | meaning |
 | --- | --- |
 | `model_name`, `engine` | vLLM's labels, on every metric |
-| `batch_size`, `context` | of a row of the reported table, in sequences and tokens; for real steps (`vllm_nfp_step_*`, `vllm_nfp_steps_total`) upper bounds of buckets |
+| `batch_size`, `context` | a row of the reported table; of real steps: upper bounds of buckets |
 | `module` | `model` (the whole step), `attention`, `dense_ffn`, `moe_ffn` or `communication` |
 | `epsilon` | tolerance: extra step time that counts as free, as a fraction |
 | `positions` | N, positions per sequence |
@@ -42,7 +42,7 @@ The [glossary](glossary.md) defines all terms.
 The number of series per engine is bounded, because the settings bound each label. At the defaults,
 for a dense model (MoE models: some 17 % more):
 
-| `--max-num-seqs` | `--max-model-len` | rows (batch size x context) | series without pairs | with pairs at every point |
+| `--max-num-seqs` | `--max-model-len` | rows (B x L) | series without pairs | with all pairs |
 | --- | --- | --- | --- | --- |
 | 256 | 40,960 | 9 x 4 | about 5,500 | about 6,400 |
 | 1024 | 262,144 | 11 x 5 | about 8,400 | about 9,700 |

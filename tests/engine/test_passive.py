@@ -127,7 +127,8 @@ def check_metrics(running: Running, reason: str) -> None:
     assert sum(count for _, count in steps) > 40
     assert {labels["positions"] for labels, _ in steps} == {"1"}
     assert all(seconds > 0 for _, seconds in samples["vllm_nfp_step_latency_seconds"])
-    assert "vllm_nfp_positions" not in samples
+    bases = {labels["basis"] for labels, _ in samples["vllm_nfp_positions_basis"]}
+    assert bases == {"predicted"}, "nothing was measured"
     assert sum(count for _, count in samples.get("vllm_nfp_probes_total", [])) == 0
     log = running.log_text()
     assert "vllm-nfp: passive mode on the cpu runner" in log

@@ -459,7 +459,8 @@ def test_an_unknown_vllm_is_watched_and_not_probed(
     left = snapshot(tmp_path)
     assert left.state is State.PASSIVE
     assert "vLLM 0.99.0 is newer than the releases" in left.reason
-    assert not left.boundaries and not left.probes.get("measured")
+    assert {row.basis for row in left.boundaries} == {Basis.PREDICTED}
+    assert not left.probes.get("measured")
     assert "passive mode on the cpu runner" in caplog.text
 
 
@@ -753,7 +754,8 @@ def test_cells_that_do_not_fit_are_named(start: Callable[..., Any]) -> None:
     skipped = publisher_of(session).snapshot().skipped_cells
     assert "exceeds --max-num-seqs 8" in skipped["B=64 L=32"]
     assert "leaves no room" in skipped["B=1 L=4096"]
-    assert prober_of(session).planner.cells == ((1, 32),)
+    rows = publisher_of(session).snapshot().boundaries
+    assert {(row.batch_size, row.context) for row in rows} == {(1, 32)}
 
 
 def test_passive_timing_injects_nothing_and_files_real_steps(

@@ -48,6 +48,8 @@ READ = (
      ("num_scheduled_tokens", "scheduled_new_reqs", "scheduled_cached_reqs",
       "num_computed_tokens", "scheduled_spec_decode_tokens", "num_spec_tokens_to_schedule",
       *SCHEDULER_FIELDS)),
+    ("vllm.v1.kv_cache_interface",
+     ("kv_cache_groups: ", "kv_cache_spec: ", "num_blocks: ", "block_size: ")),
     ("vllm.v1.outputs", ("sampled_token_ids",)),
 )  # fmt: skip
 """Module -> texts that it must hold, since the probe reads these attributes."""

@@ -6,6 +6,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -24,6 +25,7 @@ from vllm_nfp.draft.live.counted import CountedAcceptance
 from vllm_nfp.draft.live.credit import FIRST_CREDIT, LATE_STEPS, MOST_CREDIT, Credit
 from vllm_nfp.draft.live.steps import MOST_CELLS, CellTimes, cell_of, context_cell
 from vllm_nfp.draft.live.trial import Trial
+from vllm_nfp.types import Basis
 
 LENGTHS = (0, 1, 2, 3, 4, 6, 8)
 StepTime = Callable[[int, int], float]
@@ -642,3 +644,38 @@ def test_acceptance_is_the_chance_given_the_drafts_before() -> None:
 def test_lengths_that_cannot_be_chosen_from_are_refused(lengths: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="must ascend from 0 on"):
         Controller([0, 1], Settings(lengths))
+
+
+def test_curves_are_asked_for_at_the_real_batch_size_and_context(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Batch size 17 shares its lengths with 20; its steps take what they take at 17."""
+    asked, live = set(), controller()
+    model = live._known.model
+    point = model.point
+
+    def ask(batch_size: int, context: int, positions: int) -> Any:
+        asked.add((batch_size, context))
+        return point(batch_size, context, positions)
+
+    monkeypatch.setattr(model, "point", ask)
+    Server(live, staircase, 0.8).serve(17, 200, context=1030)
+    assert asked == {(17, 1030)}
+
+
+@pytest.mark.parametrize("acceptance", [0.5, 0.9])
+def test_predicted_curves_propose_trials_and_never_choose(acceptance: float) -> None:
+    """However wrong they are: these say that drafts are free."""
+    live = controller(with_curves=False)
+    counts = tuple(range(1, 13))
+    live.set_curves(
+        StepCurve(
+            b, 1024, 5e-3, tuple((n, 1.0) for n in counts), bases=(Basis.PREDICTED,) * len(counts)
+        )
+        for b in (1, 32, 128)
+    )
+    server = Server(live, staircase, acceptance)
+    server.serve(32, 3000)
+    reached = goodput(32, server.settled(32), acceptance)
+    assert reached >= 0.98 * best(32, acceptance)
+    assert live.draft_seconds == {}

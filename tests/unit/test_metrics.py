@@ -658,3 +658,23 @@ def test_a_ratio_that_the_host_bounds_lies_in_its_interval() -> None:
 
 def test_a_probe_without_a_prior_names_none() -> None:
     assert values_of(replace(FULL, prior="", prior_reason=""), "vllm_nfp_prior_info") == {}
+
+
+def test_a_scrape_in_a_thread_gives_way_to_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM answers /metrics in a thread of the process that streams tokens."""
+    curves = tuple(point("model", 1024, n) for n in range(1, 513))
+    first = replace(curves[0], ratio=1.0, ratio_lower=1.0)
+    write_snapshot(engine_file(str(tmp_path), "0"), replace(FULL, curves=(first, *curves[1:])))
+    collector = NfpCollector(str(tmp_path))
+    slept: list[float] = []
+    monkeypatch.setattr("vllm_nfp.give_way.time.sleep", slept.append)
+    here = generate_text(collector)
+    assert slept == [], "the main thread serves"
+    with ThreadPoolExecutor(1) as pool:
+        beside = pool.submit(generate_text, collector).result()
+    assert beside == here
+    series = sum(not line.startswith("#") for line in here.splitlines())
+    assert series > 2000
+    assert len(slept) > series / 50, "the families were built before: this is their text"

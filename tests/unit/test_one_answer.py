@@ -123,7 +123,7 @@ def by_cell(rows: Sequence[Any]) -> Answer:
     return {
         (row.batch_size_first, row.context): row.draft_length
         for row in rows
-        if row.basis == "measured"
+        if not row.between and row.basis != "unknown"
     }
 
 
@@ -133,7 +133,7 @@ def of_cli(source: str | Path, *flags: str) -> Answer:
     return {
         (row["batch_size_first"], row["context"]): row["draft_length"]
         for row in json.loads(done.stdout)["rows"]
-        if row["basis"] == "measured"
+        if not row["between"] and row["basis"] != "unknown"
     }
 
 
@@ -335,7 +335,7 @@ def test_free_positions_are_the_same_number_everywhere(
             told = {
                 (row.batch_size_first, row.context): (row.free_draft_length, row.free_at_limit)
                 for row in rows
-                if row.basis == "measured"
+                if not row.between
             }
             assert told == free
 
@@ -471,6 +471,24 @@ def test_a_batch_size_of_traffic_makes_no_label(surface_profile: Profile, tmp_pa
         assert 'context="999"' not in text
 
 
+def test_a_step_that_is_newer_than_the_curves_takes_no_answer_away(
+    surface_profile: Profile, tmp_path: Path
+) -> None:
+    line = Boundary(Module.MODEL, 7, 999, 0.1, 3, 3, 3, False, 3)
+    snapshot = Snapshot(
+        "qwen3-8b", "0", State.PROBING, curves=surface_profile.curves,
+        live=LiveStep(9, 1003, 1), live_curves=surface_rows((*SIZES, 7), (999,)),
+        live_boundaries=(line,),
+    )  # fmt: skip
+    write_snapshot(engine_file(str(tmp_path), "0"), snapshot)
+    registry = CollectorRegistry()
+    registry.register(NfpCollector(str(tmp_path), 0.8, CollectorRegistry()))
+    text = generate_latest(registry).decode()
+    (seven,) = (c for c in sources.curves_of_rows(snapshot.live_curves) if c.batch_size == 7)
+    told = of_live(text, "vllm_nfp_live_recommended_draft_length")
+    assert float(told["draft_length"]) == best_length(seven, Demand(constant(0.8)))
+
+
 def test_a_disabled_probe_recommends_nothing_for_traffic_it_does_not_see(
     surface_profile: Profile, tmp_path: Path
 ) -> None:
@@ -508,7 +526,8 @@ def test_predictions_are_the_same_in_predict_recommend_profile_and_metrics(
     assert {key: asked[key] for key in seen} == seen
     for epsilon in dense_profile.epsilons:
         for row in recommend(found, 0.7, epsilon=epsilon).rows:
-            if row.basis == "measured":
+            assert row.basis == "predicted"
+            if not row.between:
                 nfp, _ = asked["model", row.batch_size_first, row.context, epsilon]
                 assert row.free_draft_length == nfp - 1
 

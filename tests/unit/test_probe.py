@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import itertools
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -9,26 +8,19 @@ from typing import Any
 import pytest
 
 from vllm_nfp.config import ProbeConfig
-from vllm_nfp.results import layer_times
-from vllm_nfp.results.gather import Results
-from vllm_nfp.results.snapshot import Snapshot
 from vllm_nfp.schedule import Agenda, Budget, Prober, Queue
 from vllm_nfp.schedule.consent import OwnConsent
-from vllm_nfp.schedule.counters import Counters
 from vllm_nfp.schedule.flights import DeviceStuckError, Flights
 from vllm_nfp.schedule.scan import scan
-from vllm_nfp.session.publisher import Publisher
-from vllm_nfp.timing import Mark, StepTimer, StepTimes
+from vllm_nfp.timing import Mark, StepTimer
 from vllm_nfp.timing.steps import RING_SLOTS
 from vllm_nfp.types import (
     EngineStep,
-    LayerTime,
     Module,
     PairResult,
     RefusedForNowError,
     Shape,
     ShapeRefusedError,
-    State,
     Timing,
 )
 
@@ -449,61 +441,6 @@ def test_a_scan_tells_its_progress_and_takes_the_new_agenda(
     assert [r.many.shape for r in results] == [FOUR, TWO, TWO, TWO]
 
 
-def result(positions: int, seconds: float) -> PairResult:
-    def timing(n: int, factor: float) -> Timing:
-        layers = (LayerTime(3, Module.ATTENTION, seconds * factor),)
-        return Timing(Shape(1, 64, n), 0.01, 0.0, {Module.ATTENTION: seconds}, layers, "full")
-
-    return PairResult(timing(positions, 2.0), timing(1, 1.0), True, 0.02)
-
-
-def test_layer_times_are_medians_of_the_recent_runs_in_bounded_memory(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(layer_times, "MOST_ROWS", 2)
-    results = Results(ProbeConfig())
-    for seconds in (9.0, *[1.0] * 8, *[3.0] * 7):
-        results.add(result(2, seconds))
-    results.add(result(4, 1.0))
-    found = {row.positions: row for row in results.layer_times()}
-    assert set(found) == {1, 2}, "a third point was kept"
-    assert (found[2].layer, found[2].module, found[2].samples) == (3, "attention", 15)
-    assert found[2].median_seconds == 2.0
-    assert found[1].median_seconds == 1.0
-
-
-class Kept:
-    """An output folder and /metrics that note what they are given."""
-
-    keeps = True
-
-    def __init__(self) -> None:
-        self.written: list[Snapshot] = []
-        self.kept: list[Snapshot] = []
-        self.write, self.keep = self.written.append, self.kept.append
-
-    def record(self, result: PairResult) -> None:
-        pass
-
-
-def publisher_of(config: ProbeConfig, output: Kept) -> Publisher:
-    identity = Snapshot("m", "0", State.WARMING)
-    return Publisher(config, identity, StepTimes(), output)  # type: ignore[arg-type]
-
-
-def test_a_profile_is_kept_now_and_then_and_the_metrics_each_time() -> None:
-    output = Kept()
-    written, kept = output.written, output.kept
-    publisher = publisher_of(ProbeConfig(), output)
-    publisher.count(Counters({"measured": 1}))
-    publisher.put(result(2, 1.0))
-    for _ in range(3):
-        publisher._publish()
-    assert len(written) == 3
-    assert len(kept) == 1
-    assert [len(snapshot.layer_times) for snapshot in (written[0], kept[0])] == [0, 2]
-
-
 def test_what_a_start_makes_ready_is_not_counted_as_made_in_serving() -> None:
     thread = Thread(TWO)
     prober, clock, _ = make(share=0.5, thread=thread, cold={1, 2})
@@ -588,36 +525,3 @@ def test_what_cannot_run_for_a_moment_is_tried_again_and_less_and_less_often(
     while clock.now < 700.0:
         run_step(prober, clock)
     assert {r.many.shape.positions for r in results} == {2, 4}, "once without memory is for ever"
-
-
-def test_who_reads_in_the_middle_of_an_update_gets_all_of_the_last_one_without_waiting(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The serving thread reads when it disables the probe, whatever the publisher is at."""
-    from vllm_nfp.session import publisher as module
-
-    publisher = publisher_of(ProbeConfig(min_samples=2, layer_histograms=True), Kept())
-    publisher.put(result(2, 1.0))
-    publisher.put(result(2, 2.0))
-    publisher.process()
-    before = publisher.full_snapshot()
-    assert {row.samples for row in before.curves} == {2}
-    assert before.boundaries and before.layers
-    seen: list[Snapshot] = []
-
-    def read_from_another_thread() -> None:
-        reader = threading.Thread(target=lambda: seen.append(publisher.full_snapshot()))
-        reader.start()
-        reader.join(5.0)
-        assert not reader.is_alive(), "the reader waits for the update"
-
-    monkeypatch.setattr(module, "give_way", read_from_another_thread)
-    monkeypatch.setattr("vllm_nfp.results.gather.give_way", read_from_another_thread)
-    publisher.put(result(2, 3.0))
-    publisher.process()
-    assert len(seen) == 3, "after the pair, and after each of two modules"
-    for found in seen:
-        assert (found.boundaries, found.curves) == (before.boundaries, before.curves)
-        assert found.layers == before.layers
-    after = publisher.full_snapshot()
-    assert {row.samples for row in after.curves} == {3}

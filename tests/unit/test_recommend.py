@@ -22,6 +22,7 @@ from vllm_nfp.draft.server import from_samples
 from vllm_nfp.draft.sources import SourceError
 from vllm_nfp.results import scrape
 from vllm_nfp.results.profile import Profile, save_profile
+from vllm_nfp.types import Basis, CurvePoint, Module
 
 URL = "http://localhost:1"
 QWEN3_8B = {
@@ -585,7 +586,7 @@ def test_a_url_works_in_python(served: Any) -> None:
 @pytest.mark.parametrize(
     ("flags", "lookup"),
     [
-        (("--acceptance", "0.8", "--max-batch-size", "8"), [18, *[15] * 7, *[0] * 8]),
+        (("--acceptance", "0.8", "--max-batch-size", "8"), [18, *[14] * 7, *[0] * 8]),
         (
             ("--acceptance", "0.5", "--draft-share", "0.3", "--max-draft-length", "3"),
             [3] * 16,
@@ -700,3 +701,73 @@ def test_lengths_are_chosen_from_the_given_ones(profile_path: Path) -> None:
     assert "--draft-lengths holds 'x'" in refused(
         profile_path, "--acceptance", "0.9", "--draft-lengths", "x"
     )
+
+
+def live(engine: str, batch_size: int, ratios: dict[int, tuple[float, str]]) -> str:
+    """What a server says of its last step."""
+    of = f'model_name="qwen3-8b",engine="{engine}"'
+    lines = [
+        f"vllm_nfp_live_batch_size{{{of}}} {batch_size}",
+        f"vllm_nfp_live_context{{{of}}} 3571",
+        f"vllm_nfp_live_step_seconds{{{of}}} 0.002",
+    ]
+    for n, (ratio, basis) in ratios.items():
+        lines += [
+            f'vllm_nfp_live_step_time_ratio{{{of},positions="{n}"}} {ratio}',
+            f'vllm_nfp_live_step_time_ratio_lower{{{of},positions="{n}"}} {ratio * 0.9}',
+            f'vllm_nfp_live_step_time_ratio_upper{{{of},positions="{n}"}} {ratio * 1.1}',
+            f'vllm_nfp_live_step_time_ratio_basis{{{of},positions="{n}",basis="{basis}"}} 1',
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def test_live_traffic_has_an_answer_of_its_own(served: Any) -> None:
+    first = live("0", 7, {2: (1.0, "measured"), 4: (1.1, "inferred"), 8: (3.0, "predicted")})
+    second = live("1", 60, {2: (1.9, "predicted"), 4: (3.0, "predicted")})
+    served(metrics(engines=("0", "1")) + first + second)
+    found = recommend(URL, 0.8)
+    assert [(row.batch_size_first, row.context) for row in found.live] == [(7, 3571), (60, 3571)]
+    assert [(row.draft_length, row.basis) for row in found.live] == [
+        (3, "inferred"), (0, "predicted")
+    ]  # fmt: skip
+    row = found.live[0]
+    assert row.gain == pytest.approx(2.952 / 1.1)
+    assert (row.gain_lower, row.gain_upper) == pytest.approx((row.gain / 1.1, row.gain / 0.9))
+    shown = " ".join(run(URL, "--acceptance", "0.8").output.split())
+    assert "Live traffic (B=7, L=3571): K=3, gain 2.68x" in shown
+    assert "nothing like it was measured yet" in shown
+
+
+@pytest.mark.parametrize("wrong", ['basis="sure"', 'positions="-2"', 'engine="9",positions="2"'])
+def test_a_live_curve_that_cannot_be_is_refused_or_left_out(served: Any, wrong: str) -> None:
+    text = live("0", 7, {2: (1.0, "measured")})
+    name = wrong.rpartition(",")[2].partition("=")[0]
+    if name == "positions" and "engine" in wrong:
+        text = text.replace('engine="0",positions="2"', wrong)
+        served(metrics() + text)
+        assert recommend(URL, 0.8).live == ()
+        return
+    old = 'basis="measured"' if name == "basis" else 'positions="2"'
+    served(metrics() + text.replace(old, wrong))
+    with pytest.raises(SourceError, match="cannot be used"):
+        recommend(URL, 0.8)
+
+
+def test_what_the_host_needs_is_told_by_measured_steps_alone(dense_profile: Profile) -> None:
+    """A predicted step without a CUDA graph holds the predicted launches already."""
+
+    def ratio(basis: Basis) -> float:
+        cell, one = (1, 1024), 0.001
+        rows = [
+            CurvePoint(
+                Module.MODEL, *cell, n, 1, one * r, r, 0.5 * r, 4.0 * r,
+                "full" if n < 8 else "none", 0.5 * one * r, 4.0 * one * r, of,
+            )
+            for n, r, of in ((1, 1.0, Basis.MEASURED), (4, 1.1, basis), (8, 2.0, basis))
+        ]  # fmt: skip
+        (curve,) = sources.curves_of_rows(rows)
+        assert curve.without_graph_from == 8
+        return curve.ratio(8)
+
+    assert ratio(Basis.PREDICTED) == 2.0
+    assert ratio(Basis.INFERRED) == ratio(Basis.MEASURED) == sources.STEP_OVER_LAUNCH * 8.0

@@ -11,7 +11,7 @@ from test_surface import CELLS, POSITIONS, prior
 from test_surface_server import pair
 
 from vllm_nfp.surface import RECORDED, Candidate, Concern, CostSurface, Decisions
-from vllm_nfp.surface.drift import ENOUGH, WINDOW, Watch, nearest
+from vllm_nfp.surface.drift import CERTAIN, ENOUGH, WINDOW, Watch, nearest
 from vllm_nfp.surface.noise import USUAL_NOISE
 from vllm_nfp.surface.prior import FloatArray, Part, Prior, PriorCell, _step
 from vllm_nfp.types import Module, PairResult, Shape
@@ -141,8 +141,9 @@ def test_evidence_must_agree_in_direction_and_in_time() -> None:
 def test_one_shape_is_no_change_if_its_history_was_short() -> None:
     shape = Shape(8, 1024, 8)
     few, many = Watch(), Watch()
-    assert [few.contradicts(shape, 1.0, 2, 0.2, float(n)) for n in range(4)] == [None] * 4
-    found = [many.contradicts(shape, 1.0, 3, 0.2, float(n)) for n in range(ENOUGH)]
+    assert [few.contradicts(shape, 1.0, n, 0.2, float(n)) for n in range(2, 5)] == [None] * 3
+    assert few.suspects == ()
+    found = [many.contradicts(shape, 1.0, CERTAIN, 0.2, float(n)) for n in range(ENOUGH)]
     assert found[:-1] == [None] * (ENOUGH - 1) and found[-1] is not None
 
 

@@ -27,6 +27,7 @@ from vllm_nfp.results.warm_start import (
 from vllm_nfp.session import knowledge
 from vllm_nfp.session.knowledge import Knowledge, knowledge_of
 from vllm_nfp.session.output import Measured
+from vllm_nfp.surface import RECORDED
 from vllm_nfp.types import Basis, Module
 
 MODULES = (Module.MODEL, Module.ATTENTION, Module.DENSE_FFN)
@@ -174,6 +175,8 @@ def test_a_hardware_file_of_another_gpu_leaves_the_built_in_prediction(
     measured = Measured(environment, dense_profile.model, config)
     found = knowledge.knowledge_of(worker, on_gpu, measured, (1, 2, 4), MODULES)
     assert found.kind == "predicted"
+    assert found.hyper is RECORDED
+    assert len(found.prior(1, 256).log_step) == config.max_positions
     assert "is for L4, this GPU is NVIDIA H100 80GB HBM3" in found.reason
     assert found.ground is not None and found.ground.target.hardware.name == "H100-SXM"
     assert "is for L4" in next(r.message for r in caplog.records if r.levelno == logging.WARNING)

@@ -208,19 +208,15 @@ class Prober:
         return not self._consent.alone or all(map(self._flights.ready, both(target)))
 
     def _launch(self, pair: Pair, account: Account) -> None:
-        try:
-            self._flights.launch(pair, account)
-        finally:
-            self._started(account)
+        self._delays(account)
+        self._flights.launch(pair, account)
 
     def _prepare(self, target: Shape, account: Account) -> None:
         self._pending = target
-        try:
-            self._flights.make_ready(both(target), account)
-        finally:
-            self._started(account)
+        self._delays(account)
+        self._flights.make_ready(both(target), account)
 
-    def _started(self, account: Account) -> None:
+    def _delays(self, account: Account) -> None:
         if account is Account.MEASURED:
             self.budget.started()
 

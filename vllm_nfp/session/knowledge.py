@@ -18,12 +18,12 @@ from vllm_nfp.session.output import Measured
 from vllm_nfp.session.worker import Worker
 from vllm_nfp.surface import (
     GENERIC,
-    RECORDED,
     Hyperparameters,
     Observations,
     Prior,
     generic_prior,
     predicted_prior,
+    recorded_for,
 )
 from vllm_nfp.types import Module
 
@@ -99,7 +99,8 @@ def _prior(
             prior = predicted_prior(
                 ground.shape, ground.target, ground.serving, config.max_positions
             )
-            return Knowledge(prior, RECORDED, "predicted", refused, ground)
+            hyper = recorded_for(ground.shape)
+            return Knowledge(prior, hyper, "predicted", refused, ground)
     prior = generic_prior(capture_sizes, config.max_positions, tuple(modules))
     return Knowledge(prior, GENERIC, "generic", refused)
 

@@ -67,6 +67,7 @@ class CostSurface:
         self._updated = 0.0
         self._conditioning = Conditioning(prior, hyper, min_samples)
         self._posterior = self._conditioning.posterior(warm)
+        self._noises = self._measured_noises()
         self._watch = Watch()
         self._unchecked = 0
         self.jumps = 0
@@ -158,6 +159,7 @@ class CostSurface:
             return
         self._changed, self._updated = False, now
         self._seen = self._warm + self._pool.compressed(now)
+        self._noises = self._measured_noises()
         before = self._posterior.book
         self._posterior = self._conditioning.posterior(self._seen)
         if self._posterior.book is not before:
@@ -266,8 +268,11 @@ class CostSurface:
         check = nearest(kept, doubted[0])
         return doubted[:1] + (() if check is None else (check,)) + doubted[1:]
 
+    def _measured_noises(self) -> Mapping[bool, float]:
+        return {graph: self._pool.noise(Module.MODEL, graph) for graph in (True, False)}
+
     def _noise(self, shape: Shape) -> float:
-        return self._pool.pair_noise(shape, self._in_graph(shape))
+        return self._noises[self._in_graph(shape) and not self._pool.ran_without_graph(shape)]
 
     def _in_graph(self, shape: Shape) -> bool:
         cell = self._prior(shape.batch_size, shape.context)

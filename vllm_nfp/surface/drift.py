@@ -19,8 +19,8 @@ LEAST_MOVE = 0.005
 """Standard deviation of what moves from pair to pair without any change of the machine."""
 ENOUGH = 3
 """Pairs that contradict in the same direction, of several shapes or of one that was certain."""
-CERTAIN = 3
-"""Earlier pairs that make a shape certain: one of a few may have been an outlier itself."""
+CERTAIN = 6
+"""Earlier pairs that make a shape certain: two of three may have been outliers themselves."""
 WINDOW = 12
 """Most recent pairs of shapes that were known before."""
 
@@ -86,10 +86,14 @@ class Watch:
         """
         self._pairs += 1
         self._keep(None)
+        first = next((one for one in self._evidence if one.shape == shape), None)
+        samples = samples if first is None else first.samples
         self._evidence.append(_Evidence(self._pairs, shape, before, samples, deviation, now))
         same = [one for one in self._evidence if one.deviation * deviation > 0.0]
-        several = len({one.shape for one in same}) > 1
-        if len(same) < ENOUGH or not (several or same[0].samples >= CERTAIN):
+        if len(same) < ENOUGH:
+            return None
+        if len({one.shape for one in same}) == 1 and samples < CERTAIN:
+            self._keep(shape)  # its first pairs were the outliers
             return None
         self._evidence = []
         size = sum(one.deviation**2 for one in same) / len(same)

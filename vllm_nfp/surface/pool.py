@@ -223,9 +223,9 @@ class Pool:
         ]
         return noise.scatter(gaps, self._usual(module) if graph else noise.NOISE_WITHOUT_GRAPH)
 
-    def pair_noise(self, shape: Shape, graph: bool) -> float:
-        """The same of the whole step at a shape that ``graph`` says to have a CUDA graph or not."""
-        return self.noise(Module.MODEL, graph and shape not in self._without_graph)
+    def ran_without_graph(self, shape: Shape) -> bool:
+        """Whether a pair of this shape had no CUDA graph."""
+        return shape in self._without_graph
 
     def _usual(self, module: Module) -> float:
         routed = module is Module.MODEL and any(of is Module.MOE_FFN for of, _ in self._ratios)

@@ -53,14 +53,14 @@ class Series:
 
 
 def rounded_context(context: float) -> int:
-    """The context in steps of 16 tokens, or of a 64th of a longer one; 16 at least.
+    """The context in steps of 16 tokens, or of some 4 % of a longer one; 16 at least.
 
     So contexts that are nearly alike share what was computed for one of them.
 
-    >>> [rounded_context(tokens) for tokens in (3, 1001, 3500, 16000)]
-    [16, 1008, 3520, 16128]
+    >>> [rounded_context(tokens) for tokens in (3, 500, 1001, 3500, 16000)]
+    [16, 496, 992, 3456, 15872]
     """
-    unit = max(16, 1 << max(0, int(context).bit_length() - 6))
+    unit = max(16, 1 << max(0, int(context).bit_length() - 5))
     return max(16, unit * round(context / unit))
 
 

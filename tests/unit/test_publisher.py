@@ -1,0 +1,126 @@
+"""What the publisher keeps and shows, and who reads it meanwhile."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from sessions import made_results
+
+from vllm_nfp.config import ProbeConfig
+from vllm_nfp.results import layer_times
+from vllm_nfp.results.snapshot import Snapshot
+from vllm_nfp.schedule.counters import Counters
+from vllm_nfp.session.publisher import Publisher
+from vllm_nfp.timing import StepTimes
+from vllm_nfp.types import LayerTime, Module, PairResult, Shape, State, Timing
+
+CONFIG = ProbeConfig(
+    batch_sizes=(1,), contexts=(64,), positions=(1, 2), max_positions=2, layer_histograms=True
+)
+
+
+def result(positions: int, seconds: float) -> PairResult:
+    def timing(n: int, factor: float) -> Timing:
+        layers = (LayerTime(3, Module.ATTENTION, seconds * factor),)
+        modules = {Module.ATTENTION: seconds, Module.DENSE_FFN: seconds}
+        return Timing(Shape(1, 64, n), 0.01, 0.0, modules, layers, "full")
+
+    return PairResult(timing(positions, 2.0), timing(1, 1.0), True, 0.02)
+
+
+def test_layer_times_are_medians_of_the_recent_runs_in_bounded_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(layer_times, "MOST_ROWS", 2)
+    results = made_results(CONFIG)
+    for seconds in (9.0, *[1.0] * 8, *[3.0] * 7):
+        results.add(result(2, seconds), 0.0)
+    results.add(result(4, 1.0), 0.0)
+    found = {row.positions: row for row in results.layer_times()}
+    assert set(found) == {1, 2}, "a third point was kept"
+    assert (found[2].layer, found[2].module, found[2].samples) == (3, "attention", 15)
+    assert found[2].median_seconds == 2.0
+    assert found[1].median_seconds == 1.0
+
+
+class Kept:
+    """An output folder and /metrics that note what they are given."""
+
+    keeps = True
+
+    def __init__(self) -> None:
+        self.written: list[Snapshot] = []
+        self.kept: list[Snapshot] = []
+        self.write, self.keep = self.written.append, self.kept.append
+
+    def record(self, result: PairResult) -> None:
+        pass
+
+
+def publisher_of(output: Kept) -> Publisher:
+    identity = Snapshot("m", "0", State.WARMING)
+    to: Any = output
+    return Publisher(CONFIG, identity, StepTimes(), made_results(CONFIG), to)
+
+
+def test_a_profile_is_kept_now_and_then_and_the_metrics_each_time() -> None:
+    output = Kept()
+    written, kept = output.written, output.kept
+    publisher = publisher_of(output)
+    publisher.count(Counters({"measured": 1}))
+    publisher.put(result(2, 1.0))
+    for _ in range(3):
+        publisher._publish()
+    assert len(written) == 3
+    assert len(kept) == 1
+    assert [len(snapshot.layer_times) for snapshot in (written[0], kept[0])] == [0, 2]
+
+
+def test_a_scan_publishes_now_and_then_and_chooses_each_time() -> None:
+    output = Kept()
+    publisher = publisher_of(output)
+    agendas = []
+    for seconds in (1.0, 1.1, 1.2):
+        publisher.put(result(2, seconds))
+        publisher.report_progress()
+        agendas.append(publisher.agenda)
+    assert len(output.written) == 1
+    assert len(set(map(id, agendas))) == 3
+
+
+def test_who_reads_in_the_middle_of_an_update_gets_all_of_the_last_one_without_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The serving thread reads when it disables the probe, whatever the publisher is at."""
+    from vllm_nfp.session import publisher as module
+
+    publisher = publisher_of(Kept())
+    publisher.put(result(2, 1.0))
+    publisher.put(result(2, 2.0))
+    publisher.process()
+    before = publisher.full_snapshot()
+    assert {row.samples for row in before.curves} == {2}
+    assert before.boundaries and before.layers
+    seen: list[Snapshot] = []
+
+    def read_from_another_thread() -> None:
+        reader = threading.Thread(target=lambda: seen.append(publisher.full_snapshot()))
+        reader.start()
+        reader.join(5.0)
+        assert not reader.is_alive(), "the reader waits for the update"
+
+    monkeypatch.setattr(module, "give_way", read_from_another_thread)
+    monkeypatch.setattr("vllm_nfp.results.gather.give_way", read_from_another_thread)
+    publisher.put(result(2, 3.0))
+    publisher.process()
+    assert len(seen) == 5, "after the pair, after the answers, and after each of three modules"
+    for found in seen:
+        assert (found.boundaries, found.curves) == (before.boundaries, before.curves)
+        assert found.layers == before.layers
+    after = publisher.full_snapshot()
+    assert {row.samples for row in after.curves} == {3}
