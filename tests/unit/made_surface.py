@@ -6,6 +6,9 @@ Nine batch sizes and four contexts: some answers are measured, some inferred, so
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TypeVar
 
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.principle import Serving, shape_from_config, target_of
@@ -13,7 +16,18 @@ from vllm_nfp.results.gather import Results
 from vllm_nfp.results.snapshot import Snapshot
 from vllm_nfp.results.table import plain_table
 from vllm_nfp.surface import RECORDED, CostSurface, Prior, predicted_prior
-from vllm_nfp.types import LiveStep, Module, PairResult, Shape, State, Timing
+from vllm_nfp.types import (
+    Boundary,
+    CurvePoint,
+    LiveStep,
+    Module,
+    PairResult,
+    Shape,
+    State,
+    Timing,
+)
+
+T = TypeVar("T", CurvePoint, Boundary)
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -33,6 +47,7 @@ MODULES = (Module.MODEL, Module.ATTENTION, Module.DENSE_FFN)
 MEASURED = tuple(
     Shape(b, c, n) for b, c in ((1, 1024), (8, 4096), (32, 1024)) for n in POSITIONS if n > 1
 )
+LIVE = LiveStep(batch_size=6, context=4000, positions=1)
 ERROR = 0.01
 """Log of measured over predicted ratios."""
 
@@ -62,9 +77,19 @@ def made_snapshot(measured: tuple[Shape, ...] = MEASURED) -> Snapshot:
     return Snapshot(
         "llama-8b", "0", State.PROBING, probes={"startup": len(measured)}, overhead_budget=0.01,
         curves=found.curves, boundaries=found.boundaries, prior="predicted",
-        live=LiveStep(6, 4000, 1),
-        live_boundaries=tuple(r for r in found.boundaries if r.cell == ("model", 8, 4096)),
+        live=LIVE,
+        live_curves=tuple(map(_at_live, _of_row(found.curves))),
+        live_boundaries=tuple(map(_at_live, _of_row(found.boundaries))),
     )  # fmt: skip
+
+
+def _of_row(rows: Iterable[T]) -> Iterable[T]:
+    return (row for row in rows if row.cell == ("model", 8, 4096))
+
+
+def _at_live(row: T) -> T:
+    """What is said of the nearest reported row, as if it were the live batch size and context."""
+    return replace(row, batch_size=LIVE.batch_size, context=LIVE.context)
 
 
 def _pair(prior: Prior, shape: Shape) -> PairResult:

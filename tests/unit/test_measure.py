@@ -113,11 +113,11 @@ def test_what_goes_wrong_is_one_sentence(
     assert "\n" not in str(caught.value)
 
 
-def with_basis(profile: Profile, basis: Basis, beyond: int = 1) -> Profile:
-    """The profile with another basis of what is larger than ``beyond`` positions."""
+def predicted(profile: Profile, beyond: int) -> Profile:
+    """The profile as if nothing beyond so many positions was measured, and all else was."""
 
     def changed(row: T) -> T:
-        return replace(row, basis=basis) if row.positions > beyond else row
+        return replace(row, basis=Basis.PREDICTED if row.positions > beyond else Basis.MEASURED)
 
     return replace(
         profile,
@@ -131,11 +131,11 @@ def test_a_scan_without_a_pair_is_no_measurement(
 ) -> None:
     """The profile holds the prediction then, which nobody asked for."""
     source = tmp_path / "made.json"
-    save_profile(source, with_basis(dense_profile, Basis.PREDICTED))
+    save_profile(source, predicted(dense_profile, 1))
     with pytest.raises(measure.MeasureError) as caught:
         run(settings, tmp_path, f"tell(State.PROBING)\nkeep({str(source)!r})\n")
     assert "nothing was measured: give the scan more --seconds" in str(caught.value)
-    save_profile(source, with_basis(dense_profile, Basis.PREDICTED, beyond=2))
+    save_profile(source, predicted(dense_profile, 2))
     found, _ = run(settings, tmp_path, f"tell(State.PROBING)\nkeep({str(source)!r})\n")
     assert {row.basis for row in found.curves} == {Basis.MEASURED, Basis.PREDICTED}
 
@@ -144,11 +144,11 @@ def test_what_was_not_measured_in_time_is_marked_and_told_in_one_sentence(
     dense_profile: Profile, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "160")
-    print_profile(dense_profile)
+    print_profile(predicted(dense_profile, 64))
     shown = capsys.readouterr().out
     assert "12 measured; + this or more" in shown
     assert "Answers" not in shown
-    late = with_basis(dense_profile, Basis.PREDICTED, beyond=16)
+    late = predicted(dense_profile, 16)
     late = replace(
         late,
         run=replace(late.run, missing_pairs=7),
@@ -157,8 +157,8 @@ def test_what_was_not_measured_in_time_is_marked_and_told_in_one_sentence(
     print_profile(late)
     shown = capsys.readouterr().out
     assert "64+? [64, 64]" in shown
-    predicted = sum(row.positions > 16 for row in late.boundaries)
-    told = f"Answers: {len(late.boundaries) - predicted} measured, {predicted} predicted; "
+    others = sum(row.positions > 16 for row in late.boundaries)
+    told = f"Answers: {len(late.boundaries) - others} measured, {others} predicted; "
     (line,) = (line for line in shown.splitlines() if line.startswith("Answers"))
     assert line == f"{told}time ran out before every point had its samples: 7 pairs are missing."
 

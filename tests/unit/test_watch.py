@@ -295,16 +295,15 @@ def test_the_answer_of_live_traffic_says_its_basis_and_draft_length(tmp_path: Pa
     assert shape.basis(0.1) is Basis.INFERRED, "8 are free, 12 are not"
     assert dataclasses.replace(shape, bases={}).basis(0.1) is None, "an older server"
     made = made_snapshot()
-    rows = [row for row in made.curves if row.cell == ("model", 8, 4096)]
-    there = tuple(dataclasses.replace(row, batch_size=6, context=4000) for row in rows)
-    (engine,) = _reading(dataclasses.replace(made, live_curves=there)).engines
+    reading = _reading(made)
+    (engine,) = reading.engines
     assert engine.live is not None
-    assert engine.live.bases == {row.positions: row.basis for row in rows[1:]}
-    text = shown(render(_reading(dataclasses.replace(made, live_curves=there)), None, 0.1))
+    assert engine.live.bases == {row.positions: row.basis for row in made.live_curves[1:]}
+    text = shown(render(reading, None, 0.1))
     assert (
         "context 4000, 1 position per sequence; 42 more tokens are free within 10% (measured)"
         in text
     )
     drafting = dataclasses.replace(engine, live=shape, drafting=watch.Drafting(10, 30, 18))
-    view = render(watch.Reading(_reading(made).scrape, (drafting,)), None, 0.1)
+    view = render(watch.Reading(reading.scrape, (drafting,)), None, 0.1)
     assert "60% of drafted tokens accepted; recommended now: 3" in shown(view)
