@@ -31,7 +31,7 @@ PROBE = {
     "max_positions": 9,
     "capture_seconds": 40.0,
     "graph_memory_mib": 1024,
-    "min_samples": 6,
+    "wanted_samples": 6,
     "overhead_budget": 0.0,
 }
 """The probe scans at the start and never again: what it costs is measured elsewhere."""

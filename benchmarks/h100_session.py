@@ -33,7 +33,7 @@ TABLE: Mapping[str, object] = {
     "contexts": [1024, 4096, 16384],
     "max_positions": 64,
     "overhead_budget": 0.5,
-    "min_samples": 8,
+    "wanted_samples": 8,
 }
 TRIAL_TABLE = {**TABLE, "batch_sizes": [1, 4], "contexts": [64, 256], "max_positions": 8}
 FLAGS = ("--gpu-memory-utilization", "0.05", "--max-model-len", "20480")

@@ -57,7 +57,7 @@ TABLE: dict[str, object] = {
     "max_positions": 64,
     "overhead_budget": 0.5,
     "step_share": 1.0,
-    "min_samples": 6,
+    "wanted_samples": 6,
     "publish_seconds": 1.0,
 }
 TRIAL_TABLE = {

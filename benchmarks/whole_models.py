@@ -33,7 +33,7 @@ GRID = {
     "max_positions": 64,
     "capture_seconds": 30.0,
     "graph_memory_mib": 3072,
-    "min_samples": 6,
+    "wanted_samples": 6,
     "overhead_budget": 0.0,
 }
 """The probe's settings; it scans at its start and never again."""

@@ -136,6 +136,7 @@ def test_with_wanted_samples_each_point_gets_them_and_far_ones_are_excepted() ->
         last = run_agendas(results, 1, ratio)
         assert last.missing_pairs < before, "a pair was wasted on a point that has its samples"
     assert {results.taken(Shape(b, 256, n)) for b in (4, 8) for n in (2, 4, 8)} == {3}
+    assert last.settled, "a scan would go on for ever"
 
 
 def test_shapes_with_graphs_go_first_until_they_are_ahead() -> None:

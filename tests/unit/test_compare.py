@@ -36,10 +36,18 @@ def with_boundary(profile: Profile, positions: int, lower: int, upper: int) -> P
     return replace(profile, boundaries=(row,))
 
 
+def of_basis(profile: Profile, basis: Basis) -> Profile:
+    return replace(
+        profile,
+        curves=tuple(replace(row, basis=basis) for row in profile.curves),
+        boundaries=tuple(replace(row, basis=basis) for row in profile.boundaries),
+    )
+
+
 @pytest.fixture
 def one(dense_profile: Profile) -> Profile:
-    """Whole step, B=8, L=4096; probed 1 2 3 4 5 6 8 12 16 24 32 48 64."""
-    return only(dense_profile, "model", 8, 4096)
+    """Whole step, B=8, L=4096; measured at 1 2 3 4 5 6 8 12 16 24 32 48 64."""
+    return of_basis(only(dense_profile, "model", 8, 4096), Basis.MEASURED)
 
 
 def scaled(profile: Profile, factor: float) -> Profile:
@@ -96,19 +104,11 @@ def test_between_other_grids_a_gap_is_no_change(one: Profile) -> None:
     assert row.significant is False
 
 
-def of_basis(profile: Profile, basis: Basis) -> Profile:
-    return replace(
-        profile,
-        curves=tuple(replace(row, basis=basis) for row in profile.curves),
-        boundaries=tuple(replace(row, basis=basis) for row in profile.boundaries),
-    )
-
-
 @pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize(
-    ("basis", "judged"), [(Basis.INFERRED, True), (Basis.PREDICTED, None), (Basis.MEASURED, True)]
+    ("basis", "judged"), [(Basis.INFERRED, None), (Basis.PREDICTED, None), (Basis.MEASURED, True)]
 )
-def test_a_prediction_is_no_change(
+def test_what_one_profile_has_not_measured_is_no_change(
     one: Profile, basis: Basis, judged: bool | None, which: int
 ) -> None:
     pair = [with_boundary(one, 8, 8, 8), with_boundary(scaled(one, 1.5), 16, 16, 16)]
@@ -177,6 +177,7 @@ def test_cells_of_one_profile_alone_are_named(dense_profile: Profile, one: Profi
 
 @pytest.fixture
 def files(tmp_path: Path, dense_profile: Profile, one: Profile) -> dict[str, str]:
+    dense_profile = of_basis(dense_profile, Basis.MEASURED)
     moved = with_boundary(scaled(one, 1.2), 32, 32, 32)
     moved = replace(moved, environment=replace(moved.environment, vllm="[red]0.33\x1b[31m"))
     paths = {}
@@ -212,8 +213,8 @@ def test_the_command_tells_predictions_from_changes(
     code, text = invoke(str(before), str(after))
     assert code == 0
     assert "NFP: no significant change in 0 boundaries" in text
-    assert "NFP: 1 not compared: predicted in one of the profiles" in text
-    assert "Median times: too few samples, or predicted in one of the profiles" in text
+    assert "NFP: 1 not compared: not measured in both profiles" in text
+    assert "Median times: too few samples, or not measured in both profiles" in text
     code, text = invoke(str(before), str(after), "--all")
     assert "16 [16, 24] predicted" in text
     assert "not compared" in text

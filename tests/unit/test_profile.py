@@ -108,14 +108,17 @@ def test_a_write_that_fails_leaves_the_old_file(
 def test_the_estimates_of_the_gpu_run_come_out_again(
     name: str, dense_profile: Profile, moe_profile: Profile
 ) -> None:
-    """The fixture is that of the run: its boundaries are those that the server published."""
+    """The fixture is that of the run: its intervals hold what the server published from pairs of
+    each point alone, and hardly any NFP differs."""
     profile = {"dense": dense_profile, "moe": moe_profile}[name]
     table = json.loads((GPU_RESULTS / f"{name}-table.json").read_text())["snapshot"]
     published = {(r["module"], r["batch_size"], r["context"], r["epsilon"]): r["positions"]
                  for r in table["boundaries"]}  # fmt: skip
-    found = {(r.module, r.batch_size, r.context, r.epsilon): r.positions
-             for r in profile.boundaries}  # fmt: skip
-    assert found == published
+    found = {(r.module, r.batch_size, r.context, r.epsilon): r for r in profile.boundaries}
+    assert found.keys() == published.keys()
+    assert [key for key, row in found.items()
+            if not row.lower <= published[key] <= row.upper] == []  # fmt: skip
+    assert sum(row.positions != published[key] for key, row in found.items()) <= 5
     assert len(profile.layer_times) > 500
 
 

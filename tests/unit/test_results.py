@@ -112,12 +112,12 @@ def test_nothing_new_is_asked_again_for_nothing(
     monkeypatch.setattr(results.surface, "answers", noted)
     for now in range(3):
         results.update(float(now), STEP)
-    assert len(asked) == 2, "the table once, and the live step once"
+    assert len(asked) == 3, "the table, the live step, and the batch sizes around it"
     results.update(3.0, EngineStep(5, 900, 1, decode=True))
-    assert len(asked) == 3
+    assert len(asked) == 5
     results.add(pair(Shape(1, 256, 2)), 4.0)
     results.update(4.0, EngineStep(5, 900, 1, decode=True))
-    assert len(asked) == 5
+    assert len(asked) == 8
 
 
 def test_a_guess_is_in_no_unit_and_gives_boundaries_alone_until_a_pair_was_run() -> None:
@@ -214,3 +214,12 @@ def test_a_publish_costs_little_of_a_core(results: Results) -> None:
     thread.start()
     thread.join()
     assert sorted(spent)[2] < 0.25
+
+
+def test_a_live_batch_size_that_is_reported_has_its_rows_once(results: Results) -> None:
+    results.update(0.0, EngineStep(8, 700, 1, decode=True))
+    found = results.findings
+    keys = [(row.batch_size, row.positions) for row in found.live_curves]
+    assert len(keys) == len(set(keys))
+    assert {row.batch_size for row in found.live_curves} == {1, 2, 4, 8, 16}
+    assert {row.batch_size for row in found.live_boundaries} == {8}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from vllm_nfp.surface import (
     Decisions,
     Observations,
     Ratio,
+    book,
     boundary,
     generic_prior,
 )
@@ -208,3 +211,54 @@ def test_a_boundary_follows_what_was_measured(prior: Prior) -> None:
     found = surface.answers(CELLS, POSITIONS)[Module.MODEL, 8, 1024]
     assert boundary(found, 0.1).positions == 6
     assert np.all(np.diff(found.positions) > 0)
+
+
+def test_a_publish_and_a_choice_give_way(prior: Prior, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of pauses is looked at, not the time, as in test_give_way.py."""
+    surface = CostSurface(prior, RECORDED)
+    shapes = [Shape(*cell, n) for cell in CELLS for n in POSITIONS[1:]]
+    for shape in shapes:
+        surface.add_pair(pair(prior, shape), 1.0)
+    candidates = [Candidate(shape, 0.05) for shape in shapes]
+    concerns = [Concern(*cell, 0.25) for cell in CELLS]
+    slept: list[float] = []
+    counts: list[int] = []
+
+    def work() -> None:
+        surface.update(1.0)
+        counts.append(len(slept))
+        surface.answers(CELLS, POSITIONS)
+        counts.append(len(slept))
+        surface.choose(candidates, concerns, NO_DRAFTS, 4)
+        counts.append(len(slept))
+
+    monkeypatch.setattr("vllm_nfp.give_way.time.sleep", slept.append)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    updated, answered, chosen = np.diff([0, *counts])
+    assert updated > len(shapes) * 3 / 12 and answered > 20 and chosen > 10
+
+
+def test_a_pair_of_a_known_shape_computes_no_covariance(
+    prior: Prior, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    surface = CostSurface(prior, RECORDED)
+    shape = Shape(8, 1024, 8)
+    for now in range(8):
+        surface.add_pair(pair(prior, shape), float(now))
+        surface.add_pair(pair(prior, Shape(8, 4096, 4)), float(now))
+    surface.update(8.0)
+    surface.answers(CELLS, POSITIONS)
+    surface.add_pair(pair(prior, shape), 9.0)
+    made: list[int] = []
+    whole = book.covariance
+
+    def counted(*arguments: Any) -> Any:
+        made.append(1)
+        return whole(*arguments)
+
+    monkeypatch.setattr(book, "covariance", counted)
+    surface.update(9.0)
+    surface.answers(CELLS, POSITIONS)
+    assert surface.version == 2 and not made

@@ -36,7 +36,7 @@ MOST_MISSING = 6
 def compare_command(before: Path, after: Path, everything: bool, as_json: bool) -> None:
     """Show what changed from profile BEFORE to profile AFTER, and whether it is significant.
 
-    Significant: the 95 % intervals do not overlap, and neither is a prediction.
+    Significant: the 95 % intervals do not overlap, and both results were measured.
     """
     try:
         comparison = compare(read_profile(before), read_profile(after))
@@ -68,7 +68,7 @@ def _print_nfp(console: Console, found: Comparison, everything: bool) -> None:
         console.print(f"NFP: no significant change in {len(judged)} boundaries")
     if len(judged) < len(found.nfp):
         console.print(
-            f"NFP: {len(found.nfp) - len(judged)} not compared: predicted in one of the profiles"
+            f"NFP: {len(found.nfp) - len(judged)} not compared: not measured in both profiles"
         )
     rows = found.nfp if everything else changed
     if rows:
@@ -79,7 +79,7 @@ def _print_times(console: Console, found: Comparison, everything: bool) -> None:
     judged = [row for row in found.times if row.significant is not None]
     changed = found.significant_times
     if not judged:
-        console.print("Median times: too few samples, or predicted in one of the profiles")
+        console.print("Median times: too few samples, or not measured in both profiles")
     elif changed:
         console.print(
             f"Median times: {len(changed)} of {len(judged)} changed significantly; about "
@@ -164,7 +164,7 @@ def _time(seconds: float, basis: Basis) -> str:
 
 
 def _verdict(row: TimeChange) -> str:
-    if Basis.PREDICTED in (row.before_basis, row.after_basis):
+    if {row.before_basis, row.after_basis} != {Basis.MEASURED}:
         return "not compared"
     if row.significant is None:
         return "too few samples"

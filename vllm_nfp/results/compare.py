@@ -1,7 +1,7 @@
 """What changed between two profiles: environment, NFP, step times, each with its significance.
 
-Two results differ significantly if their 95 % intervals do not overlap, and both rest on
-measurements: where one profile predicts, nothing is said. Where nothing has changed that happens
+Two results differ significantly if their 95 % intervals do not overlap, and both were measured:
+where one profile infers or predicts, nothing is said. Where nothing has changed that happens
 by chance less often than 5 % would suggest: the difference of two estimates of equal spread must
 then exceed 2 x 1.96 standard errors of one, which is 2.77 of the difference's own, a chance of
 0.6 %. The intervals hold what scattered within a run. Clocks,
@@ -61,7 +61,7 @@ class NfpChange:
     after_lower: int
     after_upper: int | None
     significant: bool | None
-    """The intervals, up to the next probed count, do not overlap. None: one is predicted."""
+    """The intervals, up to the next probed count, do not overlap. None: not both were measured."""
     before_basis: Basis
     after_basis: Basis
 
@@ -79,7 +79,7 @@ class TimeChange:
     ratio: float
     """after / before."""
     significant: bool | None
-    """None: one of the times has no interval, its samples being too few, or is predicted."""
+    """None: one of the times has no interval, its samples being too few, or was not measured."""
     before_basis: Basis
     after_basis: Basis
 
@@ -206,9 +206,7 @@ def _nfp(before: Profile, after: Profile, common: Iterable[Cell]) -> Iterable[Nf
                     b.positions,
                     b.lower,
                     _upper(b, new_grid),
-                    None
-                    if _is_forecast(a, b)
-                    else _apart(_reach(a, old_grid), _reach(b, new_grid)),
+                    _apart(_reach(a, old_grid), _reach(b, new_grid)) if _measured(a, b) else None,
                     a.basis,
                     b.basis,
                 )
@@ -236,8 +234,8 @@ def _reach(row: Boundary, grid: tuple[int, ...]) -> tuple[float, float]:
     return row.lower, grid[beyond] - 1 if beyond < len(grid) else math.inf
 
 
-def _is_forecast(a: Boundary | CurvePoint, b: Boundary | CurvePoint) -> bool:
-    return Basis.PREDICTED in (a.basis, b.basis)
+def _measured(a: Boundary | CurvePoint, b: Boundary | CurvePoint) -> bool:
+    return a.basis is b.basis is Basis.MEASURED
 
 
 def _apart(a: tuple[float, float], b: tuple[float, float]) -> bool:
@@ -267,6 +265,6 @@ def _times(
 
 
 def _times_apart(a: CurvePoint, b: CurvePoint) -> bool | None:
-    if a.seconds_upper is None or b.seconds_upper is None or _is_forecast(a, b):
+    if a.seconds_upper is None or b.seconds_upper is None or not _measured(a, b):
         return None
     return _apart((a.seconds_lower, a.seconds_upper), (b.seconds_lower, b.seconds_upper))

@@ -28,6 +28,9 @@ from vllm_nfp.types import (
     Shape,
 )
 
+LIVE = (Module.MODEL,)
+"""What is reported of the last real step."""
+
 
 @dataclass(frozen=True, slots=True)
 class Findings:
@@ -124,10 +127,13 @@ class Results:
         return step.batch_size, rounded_context(step.context)
 
     def _live_rows(self, live: CellKey) -> tuple[tuple[Boundary, ...], tuple[CurvePoint, ...]]:
-        sizes = sorted({live[0], *self.table.batch_sizes})
-        cells = {(b, live[1]): self.table.fitting(b, live[1]) for b in sizes}
-        lines, curves = self._rows(cells, (Module.MODEL,))
-        return tuple(line for line in lines if line.batch_size == live[0]), curves
+        """Two questions: the batch size changes more often than the context does."""
+        cells = [(b, live[1]) for b in self.table.batch_sizes]
+        lines, curves = self._rows({cell: self.table.fitting(*cell) for cell in cells}, LIVE)
+        if live in cells:
+            return tuple(line for line in lines if line.batch_size == live[0]), curves
+        lines, own = self._rows({live: self.table.fitting(*live)}, LIVE)
+        return lines, (*curves, *own)
 
     def _rows(
         self, cells: Mapping[CellKey, tuple[int, ...]], modules: tuple[Module, ...] = tuple(Module)

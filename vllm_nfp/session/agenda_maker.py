@@ -74,13 +74,15 @@ class AgendaMaker:
         first = lacking[:MOST] or self._explored(unknown, findings)
         if len(first) < MOST:
             chosen = self._valuable(usable, counters, traffic, MOST - len(first))
-            first = tuple(dict.fromkeys((*first, *chosen)))[:MOST]
-        if self._config.wanted_samples:
-            missing = sum(self._config.wanted_samples - self._results.taken(s) for s in lacking)
-        else:
-            missing = len(unknown)
+            # A shape that is doubted may have been refused since.
+            possible = (shape for shape in (*first, *chosen) if shape not in left_out)
+            first = tuple(dict.fromkeys(possible))
+        wanted = self._config.wanted_samples
+        if wanted:
+            missing = sum(wanted - self._results.taken(shape) for shape in lacking)
+            return Agenda(first, settled=missing == 0, missing_pairs=missing)
         enough = findings.pairs >= PAIRS_PER_CELL * len(table.cells)
-        return Agenda(first, settled=missing == 0 and enough, missing_pairs=missing)
+        return Agenda(first, settled=not unknown and enough, missing_pairs=len(unknown))
 
     def _lacking(
         self, usable: Sequence[Shape], counters: Counters, findings: Findings

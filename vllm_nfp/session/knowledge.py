@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vllm_nfp.adapter.environment import attention_backends
-from vllm_nfp.adapter.predictions import NoGroundError, served_ground
+from vllm_nfp.adapter.predictions import served_ground
 from vllm_nfp.adapter.runner import RunnerView
 from vllm_nfp.principle.live import Ground
 from vllm_nfp.results.profile import ProfileError, load_profile, profile_file
@@ -86,7 +86,11 @@ def _prior(
         try:
             backends = attention_backends(view.runner) if view.device.type == "cuda" else ()
             ground = served_ground(worker.vllm_config, view.device, backends, hardware_file)
-        except NoGroundError as error:
+            prior = predicted_prior(
+                ground.shape, ground.target, ground.serving, config.max_positions
+            )
+            prior(1, 1)  # what cannot be predicted shows here
+        except ValueError as error:
             refused = refused or str(error)
             if hardware_file is not None:
                 logger.warning("vllm-nfp: %s", error)
@@ -96,11 +100,7 @@ def _prior(
             # An unknown vLLM may keep its configuration elsewhere; timing needs none of it.
             refused = refused or repr(error)
         else:
-            prior = predicted_prior(
-                ground.shape, ground.target, ground.serving, config.max_positions
-            )
-            hyper = recorded_for(ground.shape)
-            return Knowledge(prior, hyper, "predicted", refused, ground)
+            return Knowledge(prior, recorded_for(ground.shape), "predicted", refused, ground)
     prior = generic_prior(capture_sizes, config.max_positions, tuple(modules))
     return Knowledge(prior, GENERIC, "generic", refused)
 
@@ -127,4 +127,6 @@ def _warmed(worker: Worker, measured: Measured, known: Knowledge) -> Knowledge:
     modules = known.prior(1, 1).modules
     warm = observations_of(profile, modules, config.max_positions, time.time())
     logger.info("vllm-nfp: %d ratios of %s are taken over", len(warm.ratios), Path(path).name)
+    if not warm.ratios:
+        return known
     return replace(known, kind="profile", warm=warm)

@@ -7,16 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from vllm_nfp.surface.answers import CellAnswer, Questions, answers, block_of, questions
+from vllm_nfp.surface.changes import Changes
 from vllm_nfp.surface.chooser import Candidate, rank
 from vllm_nfp.surface.conditioning import Conditioning
 from vllm_nfp.surface.decisions import Concern, Decisions
-from vllm_nfp.surface.drift import CONTRADICTS, LEAST_MOVE, Change, Watch, nearest
-from vllm_nfp.surface.functionals import variances
+from vllm_nfp.surface.drift import Change
 from vllm_nfp.surface.kernel import Hyperparameters
 from vllm_nfp.surface.observations import Observations
 from vllm_nfp.surface.pool import PAIRS_KEPT, SHAPES_KEPT, Pool
 from vllm_nfp.surface.prior import Prior
-from vllm_nfp.surface.rows import rows_at
 from vllm_nfp.surface.seconds import Seconds, SecondsAtOne
 from vllm_nfp.types import Module, PairResult, Shape
 
@@ -24,9 +23,6 @@ QUESTIONS_KEPT = 4
 """Sets of cells and positions of which the prior's part is kept."""
 OLD_SECONDS = 300.0
 """An update is taken after so long although nothing was added: what is known has aged."""
-CHECK_EVERY, CHECK_AGE = 8, 60.0
-"""A known shape is run again, to see whether the machine has changed, when so many pairs were of
-new ones; its own last pair must be so many seconds old."""
 CellKey: TypeAlias = "tuple[Module, int, int]"
 Cells: TypeAlias = "tuple[tuple[int, int], ...]"
 
@@ -68,8 +64,7 @@ class CostSurface:
         self._conditioning = Conditioning(prior, hyper, min_samples)
         self._posterior = self._conditioning.posterior(warm)
         self._noises = self._measured_noises()
-        self._watch = Watch()
-        self._unchecked = 0
+        self._changes = Changes(self._pool)
         self.jumps = 0
         """Changes of the machine that were noticed."""
 
@@ -84,21 +79,22 @@ class CostSurface:
         return frozenset(self._left_out)
 
     def add_pair(self, result: PairResult, now: float) -> None:
-        """A pair of runs; one beyond the prior's last N is ignored.
+        """A pair of runs; one beyond the prior's last N, or without a time, is ignored.
 
         Args:
             now: seconds on a clock that does not jump.
         """
         shape = result.many.shape
-        if not self._knows(shape):
+        steps = result.many.step_seconds, result.one.step_seconds
+        if not self._knows(shape) or min(steps) <= 0.0:
             return
         many = {Module.MODEL: result.many.step_seconds, **result.many.modules}
         one = {Module.MODEL: result.one.step_seconds, **result.one.modules}
         self._left_out |= set(many) - set(self._modules)
         many = {module: s for module, s in many.items() if module in self._modules}
-        change = self._watch_for_change(
-            shape, math.log(many[Module.MODEL] / one[Module.MODEL]), now
-        )
+        noise = self._noise(shape)
+        log_ratio = math.log(many[Module.MODEL] / one[Module.MODEL])
+        change = self._changes.pair(shape, log_ratio, noise, self._posterior, now)
         self._pool.add_pair(shape, many, one, now, result.many.execution == "full")
         self._changed = True
         if change is not None:
@@ -110,37 +106,7 @@ class CostSurface:
             self._pool.add_step(shape, seconds, now)
             self._changed = True
             if self._pool.step_moved(shape):
-                self._unchecked = CHECK_EVERY
-
-    def _watch_for_change(self, shape: Shape, log_ratio: float, now: float) -> Change | None:
-        """Compare a pair's whole step with the earlier ones of its shape, then with the surface."""
-        seen = self._pool.seen(Module.MODEL, shape)
-        self._unchecked += 1
-        if seen is None or seen.doubt:
-            return None
-        self._unchecked = 0
-        noise = self._noise(shape) ** 2
-        usual = noise * (1.0 + 1.0 / len(seen.values)) + LEAST_MOVE**2
-        known = self._watch.before(shape)
-        before = seen.center if known is None else known
-        apart = log_ratio - before
-        if abs(apart) <= CONTRADICTS * usual**0.5:
-            self._watch.agrees(shape)
-            return None
-        if known is None and shape in self._posterior.doubted:
-            mean, variance = self._says(shape)
-            from_all = (log_ratio - mean) / (variance + noise) ** 0.5
-            if math.copysign(from_all, apart * from_all) <= CONTRADICTS:
-                return None
-        return self._watch.contradicts(shape, before, len(seen.values), apart, now)
-
-    def _says(self, shape: Shape) -> tuple[float, float]:
-        """Mean and variance of the whole step's log ratio at a shape."""
-        book = self._posterior.book
-        rows, expected = rows_at(book.prior, [Module.MODEL], [shape], over_one=True)
-        mean, told = self._posterior.mean(rows)
-        before = variances(rows, book.hyper, book.factors)
-        return float(expected[0] + mean[0]), float(before[0] - (told**2).sum())
+                self._changes.suspect()
 
     def _forget(self, change: Change) -> None:
         """Old observations lose their weight."""
@@ -244,7 +210,8 @@ class CostSurface:
         Doubted shapes come first, whether they are candidates or not: they were run before. Then
         comes a known shape near them: if its pair differs as well, the machine has changed.
         """
-        doubted = self._in_doubt()[:most]
+        usable = [shape for shape in self._pool.shapes if self._in_graph(shape)]
+        doubted = self._changes.to_run(usable, self._posterior.doubted, self._updated)[:most]
         rest = [candidate for candidate in candidates if candidate.shape not in doubted]
         if not (rest and concerns) or len(doubted) == most:
             return doubted
@@ -253,20 +220,6 @@ class CostSurface:
         left = most - len(doubted)
         best = rank(self._posterior, found, rest, concerns, decisions, self._noise, left)
         return doubted + tuple(candidate.shape for candidate in best)
-
-    def _in_doubt(self) -> tuple[Shape, ...]:
-        doubted = tuple(dict.fromkeys(self._watch.suspects + self._posterior.doubted))
-        if not doubted:
-            before = self._updated - CHECK_AGE
-            old = [shape for shape in self._pool.untouched(before) if self._in_graph(shape)]
-            if self._unchecked < CHECK_EVERY or not old:
-                return ()
-            # Where a step takes many times t(1), a change of clock or bandwidth shows most.
-            return (max(old, key=self._pool.log_ratio),)
-        others = self._pool.untouched(min(self._watch.since, self._updated))
-        kept = [shape for shape in others if shape not in doubted and self._in_graph(shape)]
-        check = nearest(kept, doubted[0])
-        return doubted[:1] + (() if check is None else (check,)) + doubted[1:]
 
     def _measured_noises(self) -> Mapping[bool, float]:
         return {graph: self._pool.noise(Module.MODEL, graph) for graph in (True, False)}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -13,7 +11,7 @@ from vllm_nfp.give_way import give_way, in_pieces
 from vllm_nfp.surface import noise
 from vllm_nfp.surface.drift import Change
 from vllm_nfp.surface.observations import Baseline, Observations, Ratio, StepTime
-from vllm_nfp.surface.prior import FloatArray
+from vllm_nfp.surface.seen import Seen, variances
 from vllm_nfp.types import Module, Shape
 
 PAIRS_KEPT = 32
@@ -25,54 +23,6 @@ LEAST_STEPS, STEP_MOVED = 3, 0.05
 AT_A_TIME = 64
 """Numbers that are made before a pause."""
 K = TypeVar("K")
-
-
-@dataclass(slots=True)
-class Seen:
-    """Values of one shape, the moments of their runs, and what they come to.
-
-    Attributes:
-        doubt: variance that a change of the machine has added.
-    """
-
-    values: deque[float]
-    times: deque[float]
-    center: float = 0.0
-    doubt: float = 0.0
-    gaps: FloatArray = field(default_factory=lambda: np.zeros(0))
-
-    @classmethod
-    def empty(cls, most: int) -> Seen:
-        """Of at most so many values; older ones leave."""
-        return cls(deque(maxlen=most), deque(maxlen=most))
-
-    @property
-    def latest(self) -> float:
-        """Moment of the last run."""
-        return self.times[-1]
-
-    def add(self, value: float, now: float) -> None:
-        """One more value; those of before a change of the machine leave."""
-        if self.doubt:
-            self.forget_before(now)
-        self.values.append(value)
-        self.times.append(now)
-        sample = np.array(self.values)
-        self.center, self.gaps = noise.center(sample), noise.gaps_of(sample)
-
-    def forget_before(self, moment: float) -> None:
-        """Only later values stay."""
-        kept = [(v, t) for v, t in zip(self.values, self.times, strict=True) if t >= moment]
-        self.values = deque((v for v, _ in kept), self.values.maxlen)
-        self.times = deque((t for _, t in kept), self.times.maxlen)
-        self.doubt = 0.0
-        self._sum_up()
-
-    def _sum_up(self) -> None:
-        sample = np.array(self.values)
-        self.gaps = noise.gaps_of(sample)
-        if len(sample):
-            self.center = noise.center(sample)
 
 
 class Pool:
@@ -157,9 +107,14 @@ class Pool:
             else:
                 seen.doubt += change.variance
 
-    def untouched(self, since: float) -> list[Shape]:
-        """Shapes with pairs, all of them older."""
-        return [shape for shape, latest in self._latest.items() if latest < since]
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Shapes with pairs."""
+        return tuple(self._latest)
+
+    def latest(self, shape: Shape) -> float:
+        """Moment of a shape's last pair."""
+        return self._latest[shape]
 
     def log_ratio(self, shape: Shape) -> float:
         """log t(N) / t(1) of the whole step at a shape; 0 without a pair."""
@@ -192,19 +147,19 @@ class Pool:
             without if shape in self._without_graph else scatter[module]
             for module, shape in self._ratios
         ]
-        spread = _variances(self._ratios, now, np.array(deviations))
+        spread = variances(self._ratios, now, np.array(deviations))
         give_way()
         seen = zip(self._ratios.items(), spread, strict=True)
         ratios = tuple(
             Ratio(module, shape, one.center, variance, len(one.values))
             for ((module, shape), one), variance in in_pieces(seen, AT_A_TIME)
         )
-        of_steps = _variances(self._steps, now, noise.STEP_DEVIATION, grows=False)
+        of_steps = variances(self._steps, now, noise.STEP_DEVIATION, grows=False)
         steps = tuple(
             StepTime(shape, one.center, variance)
             for (shape, one), variance in zip(self._steps.items(), of_steps, strict=True)
         )
-        of_bases = _variances(
+        of_bases = variances(
             self._baselines, now, noise.BASELINE_DEVIATION, noise.LEAST_BASELINE_DEVIATION
         )
         known = zip(self._baselines.items(), of_bases, strict=True)
@@ -234,18 +189,3 @@ class Pool:
 
 def _base(shape: Shape) -> Shape:
     return Shape(shape.batch_size, shape.context, 1)
-
-
-def _variances(
-    seen: Mapping[K, Seen],
-    now: float,
-    deviation: FloatArray | float,
-    least: float = noise.LEAST_DEVIATION,
-    grows: bool = True,
-) -> list[float]:
-    """Of each shape's center; ``grows``: more values make it more certain."""
-    samples = np.array([len(one.values) if grows else 1 for one in seen.values()], np.float64)
-    ages = now - np.array([one.latest for one in seen.values()])
-    spread = noise.variance(np.asarray(deviation), samples, ages, least)
-    spread += np.array([one.doubt for one in seen.values()])
-    return [float(value) for value in spread]

@@ -10,10 +10,10 @@ import numpy as np
 from vllm_nfp.give_way import give_way, in_pieces
 from vllm_nfp.surface.algebra import doubtful, inverse_root
 from vllm_nfp.surface.book import Book, Entry, row_name
-from vllm_nfp.surface.functionals import Functionals, covariance, placed
+from vllm_nfp.surface.functionals import Functionals, covariance, placed, variances
 from vllm_nfp.surface.observations import Observations, Ratio
 from vllm_nfp.surface.prior import FloatArray, IntArray, Part
-from vllm_nfp.surface.rows import Key
+from vllm_nfp.surface.rows import Key, rows_at
 from vllm_nfp.types import Module, Shape
 
 CERTAIN = 3
@@ -54,6 +54,13 @@ class Posterior:
         cross = covariance(self.book.placed(self.slots), placed(asked), book.hyper, book.factors)
         give_way()
         return cross.T @ self.solved, self.root @ cross
+
+    def log_ratio(self, shape: Shape) -> tuple[float, float]:
+        """Mean and variance of the whole step's log t(N) / t(1) at a shape."""
+        rows, expected = rows_at(self.book.prior, [Module.MODEL], [shape], over_one=True)
+        mean, told = self.mean(rows)
+        before = variances(rows, self.book.hyper, self.book.factors)
+        return float(expected[0] + mean[0]), float(before[0] - (told**2).sum())
 
 
 def launch_time(posterior: Posterior) -> tuple[float, float]:
