@@ -12,17 +12,17 @@ from made_surface import made_prior
 from test_results import pair
 
 from vllm_nfp.config import ProbeConfig
-from vllm_nfp.results.gather import Results
+from vllm_nfp.results.gather import Findings, Results
 from vllm_nfp.results.snapshot import Snapshot
 from vllm_nfp.results.table import plain_table
 from vllm_nfp.schedule.agenda import NO_AGENDA, Agenda
 from vllm_nfp.schedule.counters import Counters
 from vllm_nfp.session import agenda_maker
-from vllm_nfp.session.agenda_maker import MOST, PAIRS_PER_CELL, AgendaMaker, nearest
+from vllm_nfp.session.agenda_maker import MOST, PAIRS_PER_CELL, AgendaMaker, far_over, nearest
 from vllm_nfp.session.publisher import Publisher
 from vllm_nfp.surface import RECORDED, CostSurface
 from vllm_nfp.timing import StepTimes
-from vllm_nfp.types import Basis, PairResult, Shape, State
+from vllm_nfp.types import Basis, CurvePoint, Module, PairResult, Shape, State
 
 
 def results_of(config: ProbeConfig) -> Results:
@@ -188,3 +188,16 @@ def test_without_probes_nothing_is_chosen() -> None:
     one.process()
     assert one.agenda is NO_AGENDA
     assert one.snapshot().boundaries
+
+
+def test_a_point_is_far_over_only_where_it_was_measured() -> None:
+    def found(basis: Basis) -> dict[tuple[int, int], int]:
+        rows = (("model", 4, 1.1), ("model", 8, 3.0), ("attention", 4, 2.0), ("attention", 8, 4.0))
+        points = (
+            CurvePoint(Module(m), 2, 256, n, 1, 1e-3, low, low, None, "full", basis=basis)
+            for m, n, low in rows
+        )
+        return far_over(Findings(curves=tuple(points)), 1.6)
+
+    assert found(Basis.MEASURED) == {(2, 256): 8}, "of every module"
+    assert found(Basis.PREDICTED) == {}
