@@ -71,11 +71,16 @@ def keep_recommendation(server: Server, out: Path) -> None:
 
 
 def measure_truth(model: Path, engine_args: str, seconds: float, out: Path) -> None:
-    """Measure the same shape at every point of the table."""
+    """Measure the same shape at every point of the table.
+
+    Args:
+        engine_args: of vllm.LLM, as JSON, beside the dummy weights.
+    """
+    arguments = json.dumps({"load_format": "dummy", **json.loads(engine_args)})
     command = [
         sys.executable, "-m", "vllm_nfp.cli", "measure", str(model), "-o", str(out / TRUTH),
         "--batch-sizes", BATCH_SIZES, "--contexts", CONTEXTS, "--samples", "6",
-        "--seconds", f"{seconds:g}", "--engine-args", engine_args,
+        "--seconds", f"{seconds:g}", "--engine-args", arguments,
     ]  # fmt: skip
     with (out / "measure.log").open("w") as log:
         subprocess.run(command, stdout=log, stderr=log, timeout=TRUTH_LIMIT_SECONDS, check=False)
