@@ -92,7 +92,7 @@ def results_of(
     }
     reported = Table(cells, config.grid, 1 << 22, 1 << 22, lambda b, n: execution[b, n])
     surface = CostSurface(
-        predicted_prior(*_model_on_device(table), Serving(), config.max_positions),
+        predicted_prior(*model_on_device(table), Serving(), config.max_positions),
         RECORDED,
         pairs_kept=config.max_samples,
         min_samples=config.min_samples,
@@ -109,7 +109,8 @@ def results_of(
     return results
 
 
-def _model_on_device(table: Mapping[str, Any]) -> tuple[ModelShape, Target]:
+def model_on_device(table: Mapping[str, Any]) -> tuple[ModelShape, Target]:
+    """What the prediction needs of the recorded model and GPU."""
     config = {**shapes.SHAPES[table["shape"]], "num_hidden_layers": table["layers"]}
     hardware = match_device(table["environment"]["gpu"]["name"])
     assert hardware is not None
@@ -118,7 +119,7 @@ def _model_on_device(table: Mapping[str, Any]) -> tuple[ModelShape, Target]:
 
 def _predictions(table: Mapping[str, Any], stored: Snapshot) -> Iterator[Prediction]:
     rows = predict_cells(
-        *_model_on_device(table),
+        *model_on_device(table),
         sorted({row.batch_size for row in stored.curves}),
         sorted({row.context for row in stored.curves}),
         sorted({row.epsilon for row in stored.boundaries}),
