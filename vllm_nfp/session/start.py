@@ -27,9 +27,9 @@ from vllm_nfp.session.in_lockstep import InLockstep, join
 from vllm_nfp.session.looks import Looks
 from vllm_nfp.session.output import Output
 from vllm_nfp.session.publication import open_publication
+from vllm_nfp.session.served_table import served_table
 from vllm_nfp.session.start_probing import NothingToProbeError, clock_of, start_probing
 from vllm_nfp.session.started import Agreement, Lead, Started
-from vllm_nfp.session.served_table import served_table
 from vllm_nfp.session.timing_only import TimingOnly
 from vllm_nfp.session.worker import Worker
 from vllm_nfp.timing import Sampler, StepTimer
