@@ -32,7 +32,7 @@ from vllm_nfp.principle import (
 from vllm_nfp.results.gather import Results
 from vllm_nfp.results.profile import Profile, profile_of, save_profile
 from vllm_nfp.results.snapshot import Snapshot
-from vllm_nfp.results.table import Table
+from vllm_nfp.results.table import Table, always
 from vllm_nfp.strict_json import parse_object
 from vllm_nfp.surface import RECORDED, CostSurface, predicted_prior
 from vllm_nfp.types import (
@@ -90,7 +90,9 @@ def results_of(
         (b, c): tuple(n for n in config.grid if Shape(b, c, n) in seen)
         for b, c in sorted({(shape.batch_size, shape.context) for shape in seen})
     }
-    reported = Table(cells, config.grid, 1 << 22, 1 << 22, lambda b, n: execution[b, n])
+    reported = Table(
+        cells, cells, config.grid, 1 << 22, 1 << 22, lambda b, n: execution[b, n], always
+    )
     surface = CostSurface(
         predicted_prior(*model_on_device(table), Serving(), config.max_positions),
         RECORDED,
