@@ -1,7 +1,7 @@
 """Sums of pieces of GPU memory by one Triton kernel, in which every word and its place count.
 
-Triton compiles the kernel alone, so that it costs the host's memory some KiB. PyTorch's kernels for
-the same work (indexing, a sum, a concatenation) come in modules of 15 to 35 MiB each
+Triton compiles the kernel alone: it costs the host's memory 3 MiB where Triton is in use. PyTorch's
+kernels for the same work (indexing, a sum, a concatenation) come in modules of 10 to 50 MiB each
 (``docs/overhead.md``).
 """
 
