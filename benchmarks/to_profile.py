@@ -2,8 +2,8 @@
 
     python -m benchmarks.to_profile benchmarks/results/2026-11-24-h100 dense -o dense-profile.json
 
-The answers are made again from the raw pairs, by the same cost surface as in the server. So are the
-predictions, with the predictor of today.
+The answers are made again from the raw pairs, by the same cost surface as in the server, which
+is updated now and then as there. So are the predictions, with the predictor of today.
 """
 
 from __future__ import annotations
@@ -47,6 +47,9 @@ from vllm_nfp.types import (
     State,
     Timing,
 )
+
+UPDATE_SECONDS = 2.0
+"""Seconds of probing between two updates of the surface, as with a server's scan at the start."""
 
 
 def build(folder: Path, name: str, part: slice = slice(None)) -> Profile:
@@ -95,10 +98,13 @@ def results_of(
         min_samples=config.min_samples,
         shapes_kept=len(seen),
     )
-    results, now = Results(config, surface, reported), 0.0
+    results, now, updated = Results(config, surface, reported), 0.0, 0.0
     for pair in pairs:
         now += pair.cost_seconds
         results.add(pair, now)
+        if now - updated > UPDATE_SECONDS:
+            surface.update(now)
+            updated = now
     results.update(now)
     return results
 
