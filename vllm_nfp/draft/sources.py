@@ -52,6 +52,8 @@ class Source:
     """How the server makes its drafts."""
     live: tuple[StepCurve, ...] = ()
     """Of a server: at the real batch size and context of the last step, one for each engine."""
+    whole: bool = False
+    """Every reported batch size that the server can have at a context has its curve there."""
 
 
 def curves_of_rows(
@@ -177,6 +179,7 @@ def from_profile(profile: Profile, name: str = "the profile") -> Source:
         curves,
         profile.environment.device.name,
         profile.environment.vllm,
+        whole=profile.probe.wanted_samples == 0,  # a measurement may leave cells out
     )
 
 
