@@ -146,9 +146,7 @@ def _at_live(snapshot: Snapshot, live: Sequence[StepCurve]) -> list[StepCurve]:
     """The curve of the batch size of the last step; empty if there is none."""
     if snapshot.live is None:
         return []
-    # The last step may be newer than the curves, whose batch size the boundaries tell.
-    told = next(iter(snapshot.live_boundaries), snapshot.live)
-    return [curve for curve in live if curve.batch_size == told.batch_size]
+    return [curve for curve in live if curve.batch_size == snapshot.live.batch_size]
 
 
 def _lengths(
