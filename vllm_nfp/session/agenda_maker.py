@@ -66,19 +66,19 @@ class AgendaMaker:
         if not usable:
             return Agenda(settled=True)
         give_way()
-        lacking = self._lacking(usable, counters)
+        wanted, lacking = self._config.wanted_samples, self._lacking(usable, counters)
+        if lacking:
+            missing = sum(wanted - self._results.taken(shape) for shape in lacking)
+            return Agenda(lacking[:MOST], missing_pairs=missing)
         unknown = unmeasured(findings, usable)
         give_way()
-        first = lacking[:MOST] or self._explored(unknown, findings)
-        if len(first) < MOST:
-            chosen = self._valuable(usable, counters, traffic, MOST - len(first))
-            # A shape that is doubted may have been refused since.
-            possible = (shape for shape in (*first, *chosen) if shape not in left_out)
-            first = tuple(dict.fromkeys(possible))
-        wanted = self._config.wanted_samples
+        first = self._explored(unknown, findings)
+        chosen = self._valuable(usable, counters, traffic, MOST - len(first))
+        # A shape that is doubted may have been refused since.
+        possible = (shape for shape in (*first, *chosen) if shape not in left_out)
+        first = tuple(dict.fromkeys(possible))
         if wanted:
-            missing = sum(wanted - self._results.taken(shape) for shape in lacking)
-            return Agenda(first, settled=missing == 0, missing_pairs=missing)
+            return Agenda(first, settled=True)
         enough = findings.pairs >= PAIRS_PER_CELL * len(table.probed)
         return Agenda(first, settled=not unknown and enough, missing_pairs=len(unknown))
 
