@@ -32,7 +32,7 @@ from vllm_nfp.principle import (
 from vllm_nfp.results.gather import Results
 from vllm_nfp.results.profile import Profile, profile_of, save_profile
 from vllm_nfp.results.snapshot import Snapshot
-from vllm_nfp.results.table import Table
+from vllm_nfp.results.table import Table, always
 from vllm_nfp.strict_json import parse_object
 from vllm_nfp.surface import RECORDED, CostSurface, predicted_prior
 from vllm_nfp.types import (
@@ -90,9 +90,11 @@ def results_of(
         (b, c): tuple(n for n in config.grid if Shape(b, c, n) in seen)
         for b, c in sorted({(shape.batch_size, shape.context) for shape in seen})
     }
-    reported = Table(cells, config.grid, 1 << 22, 1 << 22, lambda b, n: execution[b, n])
+    reported = Table(
+        cells, cells, config.grid, 1 << 22, 1 << 22, lambda b, n: execution[b, n], always
+    )
     surface = CostSurface(
-        predicted_prior(*_model_on_device(table), Serving(), config.max_positions),
+        predicted_prior(*model_on_device(table), Serving(), config.max_positions),
         RECORDED,
         pairs_kept=config.max_samples,
         min_samples=config.min_samples,
@@ -109,7 +111,8 @@ def results_of(
     return results
 
 
-def _model_on_device(table: Mapping[str, Any]) -> tuple[ModelShape, Target]:
+def model_on_device(table: Mapping[str, Any]) -> tuple[ModelShape, Target]:
+    """What the prediction needs of the recorded model and GPU."""
     config = {**shapes.SHAPES[table["shape"]], "num_hidden_layers": table["layers"]}
     hardware = match_device(table["environment"]["gpu"]["name"])
     assert hardware is not None
@@ -118,7 +121,7 @@ def _model_on_device(table: Mapping[str, Any]) -> tuple[ModelShape, Target]:
 
 def _predictions(table: Mapping[str, Any], stored: Snapshot) -> Iterator[Prediction]:
     rows = predict_cells(
-        *_model_on_device(table),
+        *model_on_device(table),
         sorted({row.batch_size for row in stored.curves}),
         sorted({row.context for row in stored.curves}),
         sorted({row.epsilon for row in stored.boundaries}),

@@ -31,6 +31,7 @@ STEP_SHARE_OF_BUDGET = 0.25
 MAX_FILE_BYTES = 1 << 20
 """Maximum size of a settings file."""
 MAX_POSITIONS_LIMIT = 512
+LARGEST_BATCH_SIZE = 4096
 MOST_BATCH_SIZES = MOST_CONTEXTS = 16
 LEAST_CONTEXT = 256
 """Smallest context of the reported table on servers that allow as much: below it attention is a
@@ -56,7 +57,7 @@ Mebibytes = Annotated[int, _from(0, 1 << 20, "MiB")]
 Samples = Annotated[int, _from(2, 10000, "a number of samples")]
 WantedSamples = Annotated[int, _from(0, 10000, "a number of samples")]
 Positions = Annotated[int, _from(1, MAX_POSITIONS_LIMIT, "a number of positions")]
-BatchSize = Annotated[int, _from(1, 4096, "a number of sequences")]
+BatchSize = Annotated[int, _from(1, LARGEST_BATCH_SIZE, "a number of sequences")]
 Context = Annotated[int, _from(1, 1 << 22, "a number of tokens")]
 DraftLength = Annotated[int, _from(0, MAX_POSITIONS_LIMIT, "a draft length")]
 Directory = Annotated[str, Meta(min_length=1, pattern="^[^\\0]*$", title="a directory path")]
@@ -99,7 +100,7 @@ class ProbeConfig:
     """Positions per sequence to probe; empty: the default grid up to max_positions."""
     batch_sizes: BatchSizes = ()
     """Batch sizes of the reported table, in sequences; empty: powers of two up to
-    --max-num-seqs."""
+    --max-num-seqs, and that number itself."""
     contexts: Contexts = ()
     """Contexts of the reported table, in tokens; empty: powers of four from 256 up to
     --max-model-len."""
@@ -248,8 +249,12 @@ class ProbeConfig:
 
 
 def reported_batch_sizes(most: int) -> tuple[int, ...]:
-    """Powers of two up to the largest batch, ascending; at least (1,)."""
-    return tuple(1 << i for i in range(min(max(1, most).bit_length(), MOST_BATCH_SIZES)))
+    """Powers of two up to the largest batch, and that one, ascending; at least (1,).
+
+    Of a larger batch than the settings allow, those that they allow.
+    """
+    most = min(max(1, most), LARGEST_BATCH_SIZE)
+    return tuple(sorted({most, *(1 << i for i in range(most.bit_length()))}))
 
 
 def reported_contexts(most: int) -> tuple[int, ...]:

@@ -72,6 +72,22 @@ def test_the_grid_ends_at_the_largest_count() -> None:
     assert ProbeConfig(positions=(1, 3, 9)).grid == (1, 3, 9)
 
 
+@pytest.mark.parametrize(
+    ("most", "sizes"),
+    [
+        (1, (1,)),
+        (8, (1, 2, 4, 8)),
+        (200, (1, 2, 4, 8, 16, 32, 64, 128, 200)),
+        (10_000, tuple(2**i for i in range(13))),
+    ],
+)
+def test_the_reported_batch_sizes_reach_the_largest_batch(
+    most: int, sizes: tuple[int, ...]
+) -> None:
+    assert ProbeConfig().for_server(most, 4096).batch_sizes == sizes
+    assert ProbeConfig(batch_sizes=(3,)).for_server(most, 4096).batch_sizes == (3,)
+
+
 def test_settings_come_from_json_or_a_file(tmp_path: Path) -> None:
     path = tmp_path / "nfp.json"
     path.write_text('{"seed": 4}')

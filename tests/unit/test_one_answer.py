@@ -471,24 +471,6 @@ def test_a_batch_size_of_traffic_makes_no_label(surface_profile: Profile, tmp_pa
         assert 'context="999"' not in text
 
 
-def test_a_step_that_is_newer_than_the_curves_takes_no_answer_away(
-    surface_profile: Profile, tmp_path: Path
-) -> None:
-    line = Boundary(Module.MODEL, 7, 999, 0.1, 3, 3, 3, False, 3)
-    snapshot = Snapshot(
-        "qwen3-8b", "0", State.PROBING, curves=surface_profile.curves,
-        live=LiveStep(9, 1003, 1), live_curves=surface_rows((*SIZES, 7), (999,)),
-        live_boundaries=(line,),
-    )  # fmt: skip
-    write_snapshot(engine_file(str(tmp_path), "0"), snapshot)
-    registry = CollectorRegistry()
-    registry.register(NfpCollector(str(tmp_path), 0.8, CollectorRegistry()))
-    text = generate_latest(registry).decode()
-    (seven,) = (c for c in sources.curves_of_rows(snapshot.live_curves) if c.batch_size == 7)
-    told = of_live(text, "vllm_nfp_live_recommended_draft_length")
-    assert float(told["draft_length"]) == best_length(seven, Demand(constant(0.8)))
-
-
 def test_a_disabled_probe_recommends_nothing_for_traffic_it_does_not_see(
     surface_profile: Profile, tmp_path: Path
 ) -> None:

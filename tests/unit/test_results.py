@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,13 @@ from vllm_nfp.config import ProbeConfig
 from vllm_nfp.results.gather import Results
 from vllm_nfp.results.real_steps import AGAIN_SECONDS, ENOUGH, SteadySteps, Traffic
 from vllm_nfp.results.snapshot import Snapshot, read_snapshot, write_snapshot
-from vllm_nfp.results.table import Table, plain_table
+from vllm_nfp.results.table import Table, plain_table, reported_table
+from vllm_nfp.schedule.counters import Counters
+from vllm_nfp.session.output import Output
+from vllm_nfp.session.publisher import Publisher
 from vllm_nfp.surface import GENERIC, RECORDED, CostSurface, generic_prior
 from vllm_nfp.timing import RealSteps, StepTimes, rounded_context
-from vllm_nfp.types import Basis, EngineStep, Module, PairResult, Shape, State, Timing
+from vllm_nfp.types import Basis, EngineStep, LiveStep, Module, PairResult, Shape, State, Timing
 
 CONFIG = ProbeConfig().for_server(16, 4096)
 STEP = EngineStep(5, 700, 1, decode=True)
@@ -223,3 +227,54 @@ def test_a_live_batch_size_that_is_reported_has_its_rows_once(results: Results) 
     assert len(keys) == len(set(keys))
     assert {row.batch_size for row in found.live_curves} == {1, 2, 4, 8, 16}
     assert {row.batch_size for row in found.live_boundaries} == {8}
+
+
+def test_the_live_step_is_the_one_that_the_live_rows_are_of(results: Results) -> None:
+    """A step that came since has no rows yet."""
+    assert results.findings.live is None
+    results.update(0.0, STEP)
+    results.update(1.0, EngineStep(3, 1000, 2, decode=True))
+    results.update(2.0)
+    found = results.findings
+    assert found.live == LiveStep(3, 1000, 2)
+    assert {row.batch_size for row in found.live_boundaries} == {3}
+
+
+def test_a_publisher_shows_the_step_that_its_live_rows_are_of(results: Results) -> None:
+    config = CONFIG
+    one = Publisher(config, Snapshot("m", "0", State.WARMING), StepTimes(), results, Output(config))
+    one.count(Counters(last_step=STEP))
+    one.process()
+    one.count(Counters(last_step=EngineStep(16, 700, 1, decode=True)))
+    snapshot = one.snapshot()
+    assert snapshot.live == LiveStep(5, 700, 1)
+    assert {row.batch_size for row in snapshot.live_boundaries} == {5}
+
+
+def server_table(holds: Callable[[int, int], bool]) -> Table:
+    return plain_table(
+        CONFIG.batch_sizes, CONFIG.contexts, CONFIG.grid, 4096, 64, lambda *_: "none", holds
+    )
+
+
+def test_what_fits_the_server_is_reported_and_what_can_be_probed_is_probed() -> None:
+    """The cache holds 16 sequences of 256 tokens; steps of one sequence alone are probed."""
+    probed = {(1, context): (1, 2, 4) for context in CONFIG.contexts}
+    made = reported_table(CONFIG, server_table(lambda b, c: b * (c + 1) <= 16 * 257), probed)
+    assert set(made.cells) == {
+        *((b, 256) for b in (1, 2, 4, 8, 16)), *((b, 1024) for b in (1, 2, 4))
+    }  # fmt: skip
+    assert made.cells[1, 256] == (1, 2, 4), "as far as its steps are probed"
+    assert made.cells[16, 256] == (1, 2, 3, 4), "up to 64 tokens"
+    assert {(shape.batch_size, shape.positions) for shape in made.shapes} == {(1, 2), (1, 4)}
+    results = Results(CONFIG, CostSurface(made_prior(), RECORDED), made)
+    results.update(0.0, EngineStep(2, 1500, 1, decode=True))
+    found = results.findings
+    assert {(row.batch_size, row.context) for row in found.boundaries} == set(made.cells)
+    assert {row.batch_size for row in found.live_curves} == {1, 2}, "16 do not fit there"
+
+
+def test_a_measurement_reports_what_it_probes_alone() -> None:
+    config = dataclasses.replace(CONFIG, wanted_samples=2)
+    made = reported_table(config, server_table(lambda b, c: True), {(1, 256): (1, 2)})
+    assert made.cells == {(1, 256): (1, 2)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,10 +16,12 @@ from vllm_nfp.adapter import versions
 from vllm_nfp.adapter.dispatch import NO_GRAPHS
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.results.snapshot import Snapshot, read_snapshot
+from vllm_nfp.results.table import plain_table
 from vllm_nfp.schedule import Prober
 from vllm_nfp.session import publication, start_probing, worker
 from vllm_nfp.session import start as module
 from vllm_nfp.session.agreement import Alone
+from vllm_nfp.session.cells import log_skipped
 from vllm_nfp.types import Module, State
 
 PIECE_SECONDS = 0.25
@@ -190,3 +193,21 @@ def test_a_fault_before_the_output_folder_is_made_is_told_in_it_without_another(
     session_of(ProbeConfig(output_dir=str(folder))).after_warm_up(None)
     assert read_snapshot(folder / "engine-0.json").state is State.DISABLED
     assert [record.exc_info is not None for record in caplog.records] == [True, False]
+
+
+def test_cells_that_are_not_probed_take_one_line_of_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    table = plain_table((1, 512), (256,), (1, 2), 4096, 8192, lambda *_: "none")
+    few, none = "65792 distinct KV blocks are needed, the cache has 50250", "no CUDA graph"
+    skipped = {(256, 4096): few, (512, 256): none, (64, 16384): few}
+    with caplog.at_level(logging.INFO, logger="vllm.nfp"):
+        log_skipped(skipped, table)
+        log_skipped({}, table)
+    assert caplog.messages == [
+        "vllm-nfp: 3 cells are not probed: 2 left out (such as B=256 L=4096: "
+        f"{few}), 1 answered from the others (such as B=512 L=256: {none})"
+    ]
+    with caplog.at_level(logging.DEBUG, logger="vllm.nfp"):
+        log_skipped(skipped, table)
+    assert f"vllm-nfp: cell B=64 L=16384 is not probed: {few}" in caplog.messages

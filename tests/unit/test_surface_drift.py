@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import GPU_RESULTS, ROOT
 from test_surface import CELLS, POSITIONS, prior
 from test_surface_server import pair
 
@@ -28,6 +30,9 @@ from vllm_nfp.surface.drift import (
 from vllm_nfp.surface.noise import USUAL_NOISE
 from vllm_nfp.surface.prior import FloatArray, Part, Prior, PriorCell, _step
 from vllm_nfp.types import Module, PairResult, Shape
+
+sys.path.insert(0, str(ROOT))
+from benchmarks import replay_pairs
 
 __all__ = ["prior"]
 DECISIONS = Decisions(POSITIONS, (0.05, 0.1, 0.2))
@@ -121,6 +126,15 @@ def test_a_change_is_noticed_and_the_answers_follow(prior: Prior, change: object
     assert errors(surface, machine.truth, machine.now) < 0.4 * before
 
 
+@pytest.mark.parametrize("name", ["dense", "moe"])
+def test_recorded_pairs_of_one_machine_are_no_change(name: str) -> None:
+    """Chosen on the half 0; with experts, pairs of one shape differ by several per cent."""
+    known, pairs = replay_pairs.recorded(GPU_RESULTS, name)
+    for every in (None, 2.0):
+        assert replay_pairs.jumps_in_order(known, pairs[1::2], every) == 0
+    assert replay_pairs.jumps_served(known, pairs, 1, 0) == 0
+
+
 @pytest.mark.parametrize("seed", range(1))
 def test_outliers_are_no_change(prior: Prior, seed: int) -> None:
     surface = CostSurface(prior, RECORDED)
@@ -185,5 +199,5 @@ def test_one_shape_is_no_change_if_its_history_was_short_or_another_one_agrees()
 
 def test_the_shape_to_check_is_like_the_doubted_one() -> None:
     some = [Shape(1, 1024, 2), Shape(8, 1024, 8), Shape(32, 16384, 8)]
-    assert nearest(some, Shape(4, 1024, 16)) == some[1]
-    assert nearest([], Shape(4, 1024, 16)) is None
+    assert nearest(some, Shape(4, 1024, 16), 1) == (some[1],)
+    assert nearest([], Shape(4, 1024, 16), 2) == ()

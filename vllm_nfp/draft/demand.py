@@ -11,9 +11,11 @@ from vllm_nfp.draft.curve import StepCurve
 LARGEST_DRAFT_LENGTH = 512
 LARGEST_DRAFT_COST = 1e6
 """Seconds, or steps without drafts: far above any draft model, and sums of it stay finite."""
-DEFAULT_SLACK = 0.01
+DEFAULT_SLACK = 0.005
 """Fraction of the goodput that is given up for a shorter draft. That costs less memory and sampling
-time, which the curve does not include, and most runs cannot resolve smaller differences."""
+time, which the curve does not include. On recorded H100 steps, replayed, 96.7 % of the lengths were
+within 2 % of the best with it, 97.5 % without any slack, and 93.0 % with 0.01
+(docs/draft-lengths.md)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from vllm_nfp.types import (
     EngineStep,
     LayerHistogram,
     LayerLatency,
+    LiveStep,
     Module,
     PairResult,
     Shape,
@@ -44,6 +45,8 @@ class Findings:
     """Of the whole step, at the batch size and context of the last real one."""
     live_curves: tuple[CurvePoint, ...] = ()
     """The same of the curves, with those of the reported batch sizes at that context."""
+    live: LiveStep | None = None
+    """The real step that the live rows are of; None before the first."""
     layers: tuple[LayerHistogram, ...] = ()
     pairs: int = 0
     """Pairs that were taken in."""
@@ -107,6 +110,7 @@ class Results:
         version, found = self.surface.version, self._findings
         boundaries, curves = found.boundaries, found.curves
         live_boundaries, live_curves = found.live_boundaries, found.live_curves
+        step = found.live if last_step is None else _live_step(last_step)
         if version != self._shown[0]:
             boundaries, curves = self._rows(self.table.cells)
         if live is not None and (version, live) != self._shown:
@@ -117,6 +121,7 @@ class Results:
             curves,
             live_boundaries,
             live_curves,
+            step,
             self._layers.histograms(),
             self._taken.total(),
             self.surface.jumps,
@@ -128,7 +133,8 @@ class Results:
 
     def _live_rows(self, live: CellKey) -> tuple[tuple[Boundary, ...], tuple[CurvePoint, ...]]:
         """Two questions: the batch size changes more often than the context does."""
-        cells = [(b, live[1]) for b in self.table.batch_sizes]
+        sizes = self.table.batch_sizes
+        cells = [(b, live[1]) for b in sizes if self.table.holds(b, live[1])]
         lines, curves = self._rows({cell: self.table.fitting(*cell) for cell in cells}, LIVE)
         if live in cells:
             return tuple(line for line in lines if line.batch_size == live[0]), curves
@@ -198,3 +204,7 @@ class Results:
     def layer_times(self) -> tuple[LayerLatency, ...]:
         """The time of each timed layer's modules, by cell and number of positions."""
         return self._layers.latencies()
+
+
+def _live_step(step: EngineStep) -> LiveStep:
+    return LiveStep(step.batch_size, step.context, step.positions)

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from vllm_nfp.config import ProbeConfig
 from vllm_nfp.types import CellKey, Shape
+
+
+def always(batch_size: int, context: int) -> bool:
+    """A server whose KV cache holds everything, as far as is known."""
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +20,8 @@ class Table:
 
     cells: Mapping[CellKey, tuple[int, ...]]
     """Positions of each reported cell, ascending from 1."""
+    probed: Mapping[CellKey, tuple[int, ...]]
+    """Positions of the cells that can be probed, ascending from 1; they are reported as well."""
     grid: tuple[int, ...]
     """All positions, ascending from 1."""
     most_context: int
@@ -22,6 +30,8 @@ class Table:
     """--max-num-batched-tokens."""
     execution: Callable[[int, int], str]
     """(batch size, positions) -> full, piecewise or none: how such a step runs."""
+    holds: Callable[[int, int], bool]
+    """(batch size, context) -> whether the server can have such a step: its KV cache holds it."""
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
@@ -30,8 +40,8 @@ class Table:
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
-        """All shapes of more than one position."""
-        return tuple(Shape(*cell, n) for cell, counts in self.cells.items() for n in counts[1:])
+        """All probed shapes of more than one position."""
+        return tuple(Shape(*cell, n) for cell, counts in self.probed.items() for n in counts[1:])
 
     def fitting(self, batch_size: int, context: int) -> tuple[int, ...]:
         """Positions of the grid that a step may have at any batch size and context."""
@@ -49,14 +59,26 @@ def plain_table(
     most_context: int,
     most_tokens: int,
     execution: Callable[[int, int], str],
+    holds: Callable[[int, int], bool] = always,
 ) -> Table:
-    """The table of a server that is not probed: every cell that the scheduler's limits allow."""
-    free = Table({}, grid, most_context, most_tokens, execution)
-    cells = {(b, c): free.fitting(b, c) for b in batch_sizes for c in contexts}
-    return Table(
-        {cell: counts for cell, counts in cells.items() if len(counts) > 1},
-        grid,
-        most_context,
-        most_tokens,
-        execution,
-    )
+    """Every cell that the server can have with more than one position; each may be probed."""
+    free = Table({}, {}, grid, most_context, most_tokens, execution, holds)
+    fitting = {(b, c): free.fitting(b, c) for b in batch_sizes for c in contexts if holds(b, c)}
+    cells = {cell: counts for cell, counts in fitting.items() if len(counts) > 1}
+    return replace(free, cells=cells, probed=cells)
+
+
+def reported_table(
+    config: ProbeConfig, server: Table, probed: Mapping[CellKey, tuple[int, ...]]
+) -> Table:
+    """The table of a server of which some cells can be probed.
+
+    The others have answers too, from what is probed. A measurement, which takes pairs of every
+    point, reports what it probes alone.
+
+    Args:
+        server: every cell that the server can have.
+        probed: positions of each cell that can be probed, ascending from 1.
+    """
+    cells = probed if config.wanted_samples else {**server.cells, **probed}
+    return replace(server, cells=cells, probed=probed)

@@ -33,7 +33,7 @@ USUAL_PAIR_SECONDS = 0.02
 ONE_IN = 8
 """Of so many pairs one goes to a cell of which nothing was measured, whatever it is worth."""
 PAIRS_PER_CELL = 5
-"""Pairs for each reported cell, on average, from which on pairs only refresh. A choice, not a fit.
+"""Pairs for each probed cell, on average, from which on pairs only refresh. A choice, not a fit.
 """
 FAR_OVER = 3.0
 """A point is far over every line if its ratio exceeds 1 by this many times the largest epsilon."""
@@ -81,7 +81,7 @@ class AgendaMaker:
         if wanted:
             missing = sum(wanted - self._results.taken(shape) for shape in lacking)
             return Agenda(first, settled=missing == 0, missing_pairs=missing)
-        enough = findings.pairs >= PAIRS_PER_CELL * len(table.cells)
+        enough = findings.pairs >= PAIRS_PER_CELL * len(table.probed)
         return Agenda(first, settled=not unknown and enough, missing_pairs=len(unknown))
 
     def _lacking(
@@ -107,7 +107,7 @@ class AgendaMaker:
         if not unknown or findings.pairs % ONE_IN != ONE_IN - 1:
             return ()
         cell = self._random.choice(unknown)
-        counts = self._results.table.cells[cell]
+        counts = self._results.table.probed[cell]
         lines = [
             line.positions
             for line in findings.boundaries
@@ -168,11 +168,15 @@ def is_ready(shape: Shape, counters: Counters) -> bool:
 
 
 def nearest(table: Table, cell: CellKey) -> CellKey:
-    """The reported cell whose shapes tell most about this one: the next larger, or the largest."""
-    if cell in table.cells:
+    """The probed cell whose shapes tell most about this one: the next larger, or the largest.
+
+    At that context there may be no such batch size; then it is the largest that there is.
+    """
+    if cell in table.probed:
         return cell
-    contexts = sorted({context for _, context in table.cells})
-    return _next(table.batch_sizes, cell[0]), _next(contexts, cell[1])
+    context = _next(sorted({context for _, context in table.probed}), cell[1])
+    sizes = sorted(batch_size for batch_size, at in table.probed if at == context)
+    return _next(sizes, cell[0]), context
 
 
 def _next(values: Sequence[int], value: int) -> int:

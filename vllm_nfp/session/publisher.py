@@ -25,7 +25,7 @@ from vllm_nfp.schedule.counters import Counters
 from vllm_nfp.session.agenda_maker import AgendaMaker
 from vllm_nfp.session.output import Output
 from vllm_nfp.timing import StepTimes
-from vllm_nfp.types import EngineStep, LiveStep, PairResult, Shape, State
+from vllm_nfp.types import PairResult, Shape, State
 
 logger = logging.getLogger("vllm.nfp")
 
@@ -226,12 +226,8 @@ class Publisher:
             live_curves=found.live_curves,
             jumps=found.jumps,
             missing_pairs=agenda.missing_pairs,
-            live=_live(counters.last_step),
+            live=found.live,
         )
-
-
-def _live(step: EngineStep | None) -> LiveStep | None:
-    return None if step is None else LiveStep(step.batch_size, step.context, step.positions)
 
 
 def _state(pairs: int, agenda: Agenda) -> State:

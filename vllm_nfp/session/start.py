@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -16,16 +17,17 @@ from vllm_nfp.adapter.layers import UnsupportedModelError
 from vllm_nfp.adapter.out_of_memory import is_out_of_memory
 from vllm_nfp.adapter.runner import RunnerView
 from vllm_nfp.adapter.runners import UnknownRunnerError, view_of
-from vllm_nfp.adapter.steps import limits_of
+from vllm_nfp.adapter.steps import cached_tokens_of, limits_of
 from vllm_nfp.adapter.versions import Mode
 from vllm_nfp.faults import maybe_fail
-from vllm_nfp.results.table import Table, plain_table
+from vllm_nfp.results.table import Table
 from vllm_nfp.schedule.lockstep import DivergedError, PeerFaultError, WireError
 from vllm_nfp.session.agreement import Alone
 from vllm_nfp.session.in_lockstep import InLockstep, join
 from vllm_nfp.session.looks import Looks
 from vllm_nfp.session.output import Output
 from vllm_nfp.session.publication import open_publication
+from vllm_nfp.session.served_table import served_table
 from vllm_nfp.session.start_probing import NothingToProbeError, clock_of, start_probing
 from vllm_nfp.session.started import Agreement, Lead, Started
 from vllm_nfp.session.timing_only import TimingOnly
@@ -149,21 +151,13 @@ def _time_only(worker: Worker, runner: Any, reason: str, output: Output) -> Star
 
 def _passive_table(worker: Worker, view: RunnerView) -> tuple[Table, tuple[int, ...]]:
     """What is reported without a probe, and the sizes of vLLM's CUDA graphs."""
-    vllm_config, config = worker.vllm_config, worker.config
+    rules, cached_tokens = NO_GRAPHS, math.inf
     try:
-        rules = graph_rules(vllm_config, view.runner.attn_groups, view.device)
+        rules = graph_rules(worker.vllm_config, view.runner.attn_groups, view.device)
+        cached_tokens = cached_tokens_of(view.runner.kv_cache_config)
     except Exception as error:  # an unknown vLLM may keep its settings elsewhere
-        logger.info("vllm-nfp: how steps are launched is not known: %r", error)
-        rules = NO_GRAPHS
-    table = plain_table(
-        config.batch_sizes,
-        config.contexts,
-        config.grid,
-        int(vllm_config.model_config.max_model_len),
-        limits_of(vllm_config).tokens,
-        execution_of(rules),
-    )
-    return table, rules.capture_sizes
+        logger.info("vllm-nfp: how steps are launched and cached is not known: %r", error)
+    return served_table(worker, cached_tokens, execution_of(rules)), rules.capture_sizes
 
 
 def _view_without_probe(runner: Any, reason: str) -> RunnerView:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
@@ -12,23 +11,24 @@ from vllm_nfp.adapter.dispatch import execution_of
 from vllm_nfp.adapter.graph_place import GraphPlace
 from vllm_nfp.adapter.ranks import Ranks
 from vllm_nfp.adapter.runner import RunnerView
-from vllm_nfp.adapter.steps import limits_of
+from vllm_nfp.adapter.steps import cached_tokens_of, limits_of
 from vllm_nfp.faults import maybe_fail
 from vllm_nfp.probe.engine import ProbeEngine
 from vllm_nfp.results.snapshot import Snapshot
-from vllm_nfp.results.table import Table
+from vllm_nfp.results.table import Table, reported_table
 from vllm_nfp.schedule.budget import LARGE_BUDGET, Budget
 from vllm_nfp.schedule.flights import Flights
 from vllm_nfp.schedule.prober import Prober
 from vllm_nfp.schedule.queue import Queue
 from vllm_nfp.schedule.scan import scan
+from vllm_nfp.session.cells import Cells, cell_name, cells_of, log_skipped
 from vllm_nfp.session.looks import Looks
 from vllm_nfp.session.output import Output
 from vllm_nfp.session.publication import EVERY_RANK_READY, open_publication
+from vllm_nfp.session.served_table import served_table
 from vllm_nfp.session.started import Agreement, Lead, Started
 from vllm_nfp.session.worker import Worker
 from vllm_nfp.timing import Clock, CudaClock, HostClock, Sampler, StepTimer
-from vllm_nfp.types import CellKey
 
 logger = logging.getLogger("vllm.nfp")
 
@@ -103,30 +103,6 @@ def _seconds_to_scan(worker: Worker, capture_seconds: float) -> float:
     return max(0.0, min(most, cost.begun + capture_seconds + most - cost.now()))
 
 
-@dataclass(frozen=True, slots=True)
-class Cells:
-    """The cells of the settings."""
-
-    grids: Mapping[CellKey, tuple[int, ...]]
-    """Position counts beyond 1 of each cell that can be probed."""
-    skipped: Mapping[str, str]
-    """Why the others cannot be, by name."""
-
-
-def cells_of(worker: Worker, engine: ProbeEngine) -> Cells:
-    """Which cells can be probed here."""
-    grids: dict[CellKey, tuple[int, ...]] = {}
-    skipped: dict[str, str] = {}
-    for batch_size, context in worker.cells:
-        reason = engine.refusal(batch_size, context)
-        beyond_one = engine.positions(batch_size, context)[1:] if reason is None else ()
-        if beyond_one:
-            grids[batch_size, context] = beyond_one
-        else:
-            skipped[f"B={batch_size} L={context}"] = reason or "no shape has a CUDA graph"
-    return Cells(grids, skipped)
-
-
 def _lead(
     worker: Worker,
     view: RunnerView,
@@ -141,12 +117,12 @@ def _lead(
     cells = cells_of(worker, engine)
     if not agreement.ranks.all(bool(cells.grids), A_CELL):
         raise NothingToProbeError(f"no cell can be probed: {next(iter(cells.skipped.values()))}")
-    for cell, reason in cells.skipped.items():
-        logger.info("vllm-nfp: cell %s is not probed: %s", cell, reason)
-    identity = replace(worker.identity, runner=view.name, skipped_cells=dict(cells.skipped))
+    skipped = {cell_name(cell): reason for cell, reason in cells.skipped.items()}
+    identity = replace(worker.identity, runner=view.name, skipped_cells=skipped)
     budget = Budget(config.overhead_budget, config.delayed_steps)
     timer = StepTimer(clock, budget.earn)
-    table = _table_of(worker, engine, cells)
+    table = _table_of(worker, view, engine, cells)
+    log_skipped(cells.skipped, table)
     publication = open_publication(
         worker,
         view,
@@ -178,14 +154,12 @@ def _lead(
     return lead
 
 
-def _table_of(worker: Worker, engine: ProbeEngine, cells: Cells) -> Table:
-    return Table(
-        {cell: (1, *beyond_one) for cell, beyond_one in cells.grids.items()},
-        worker.config.grid,
-        int(worker.vllm_config.model_config.max_model_len),
-        limits_of(worker.vllm_config).tokens,
-        execution_of(engine.rules),
+def _table_of(worker: Worker, view: RunnerView, engine: ProbeEngine, cells: Cells) -> Table:
+    probed = {cell: (1, *beyond_one) for cell, beyond_one in cells.grids.items()}
+    server = served_table(
+        worker, cached_tokens_of(view.runner.kv_cache_config), execution_of(engine.rules)
     )
+    return reported_table(worker.config, server, probed)
 
 
 def _follow(engine: ProbeEngine, agreement: Agreement) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from vllm_nfp.surface.drift import CONTRADICTS, Before, Change, Watch, nearest
+from vllm_nfp.surface.drift import CONTRADICTS, IN_A_ROW, Before, Change, Watch, nearest
 from vllm_nfp.surface.noise import scatter
 from vllm_nfp.surface.pool import Pool
 from vllm_nfp.surface.posterior import Posterior
@@ -17,6 +17,8 @@ experts are routed, another draw of tokens wakes other ones."""
 CHECK_EVERY, CHECK_AGE = 8, 60.0
 """A known shape is run again, to see whether the machine has changed, when so many pairs were of
 new ones; its own last pair must be so many seconds old."""
+CHECKS = 2
+"""Known shapes near a suspected one that run with it."""
 
 
 class Changes:
@@ -87,7 +89,9 @@ class Changes:
             doubted: shapes that contradict the posterior.
             now: moment of the last update.
         """
-        odd = tuple(dict.fromkeys((*self._watch.suspects, *doubted)))
+        suspects = self._watch.suspects
+        single = [shape for shape in suspects if suspects.count(shape) < IN_A_ROW]
+        odd = tuple(dict.fromkeys((*single, *doubted, *suspects)))
         if not odd:
             old = [s for s in usable if self._pool.latest(s) < now - CHECK_AGE]
             if self._unchecked < CHECK_EVERY or not old:
@@ -96,5 +100,6 @@ class Changes:
             return (max(old, key=self._pool.log_ratio),)
         since = min(self._watch.since, now)
         kept = [s for s in usable if self._pool.latest(s) < since and s not in odd]
-        check = nearest(kept, odd[0])
-        return odd[:1] + (() if check is None else (check,)) + odd[1:]
+        like = suspects[0] if suspects else odd[0]
+        first = odd[: max(1, len(single))]
+        return first + nearest(kept, like, CHECKS if suspects else 1) + odd[len(first) :]

@@ -23,8 +23,8 @@ SHAPES, SHAPES_IF_UNSURE, SURE = 2, 3, 3
 """Shapes that must do so in the same direction; more if none of them had so many earlier pairs: the
 very first pair of a shape is often slow."""
 CERTAIN, ALONE = 6, 3
-"""A shape with so many earlier pairs shows a change alone, by so many pairs in a row, unless another
-shape has agreed in between."""
+"""A shape with so many earlier pairs shows a change alone, by so many pairs in a row, unless
+another one has agreed in between."""
 GIVE_UP = 4
 """Pairs in a row after which a shape that contradicts alone is no more a suspect: its earlier pairs
 were the outliers, or it has got another kernel."""
@@ -136,9 +136,9 @@ class Watch:
         ]
 
 
-def nearest(shapes: Sequence[Shape], to: Shape) -> Shape | None:
-    """The shape most like another one: alike in tokens and batch size first, then in context."""
-    return min(shapes, key=lambda shape: _apart(shape, to), default=None)
+def nearest(shapes: Sequence[Shape], to: Shape, most: int) -> tuple[Shape, ...]:
+    """The shapes most like another one: alike in tokens and batch size first, then in context."""
+    return tuple(sorted(shapes, key=lambda shape: _apart(shape, to))[:most])
 
 
 def _apart(some: Shape, other: Shape) -> float:
