@@ -50,7 +50,9 @@ def jumps_in_order(prior: Prior, pairs: Sequence[PairResult], every: float | Non
     return surface.jumps
 
 
-def jumps_served(prior: Prior, pairs: Sequence[PairResult], half: int, seed: int) -> int:
+def jumps_served(
+    prior: Prior, pairs: Sequence[PairResult], half: int, seed: int, most: int = SERVED_PAIRS
+) -> int:
     """Jumps of a surface that chooses; seed 0: each shape's pairs in the recorded order."""
     draw = random.Random(seed)
     of: dict[Shape, list[PairResult]] = defaultdict(list)
@@ -63,7 +65,7 @@ def jumps_served(prior: Prior, pairs: Sequence[PairResult], half: int, seed: int
         left[shape] = [mine[0], *rest]
     surface, now, run = CostSurface(prior, RECORDED), 0.0, 0
     cells = sorted({(shape.batch_size, shape.context) for shape in of})
-    while run < SERVED_PAIRS:
+    while run < most:
         surface.update(now)
         busy = draw.sample(cells, min(AT_A_TIME, len(cells)))
         candidates = [Candidate(s, 0.05) for s in of if (s.batch_size, s.context) in busy]
