@@ -468,6 +468,60 @@ def test_where_the_table_rests_on_other_contexts_is_told(
     assert f"{lengths[-1]['draft_length']}: ?" in done.output
 
 
+def of_cells(*cells: tuple[int, int]) -> str:
+    """Steps of a server at more batch sizes and contexts than its first one."""
+    first = metrics()
+    return first + "".join(
+        line.replace('batch_size="1",context="1024"', f'batch_size="{b}",context="{c}"') + "\n"
+        for b, c in cells
+        for line in first.splitlines()
+        if line.startswith("vllm_nfp_module_latency_seconds")
+    )  # fmt: skip
+
+
+def test_what_does_not_fit_a_server_has_no_row_but_one_line(served: Any) -> None:
+    served(of_cells((2, 1024), (4, 1024), (8, 1024), (1, 4096), (2, 4096)))
+    found = recommend(URL)
+    assert {(row.batch_size_first, row.context) for row in found.rows} >= {(8, 1024), (2, 4096)}
+    assert max(row.batch_size_last for row in found.rows if row.context == 4096) == 2
+    assert "unknown" not in {row.basis for row in found.rows}
+    assert found.schedule.ranges[-1].batch_size_last == 8
+    assert found.warnings == ()
+    shown = " ".join(run(URL).output.split())
+    assert "No rows for B > 2 at L=4096: the next reported batch size does not fit" in shown
+    assert "0?" not in shown and ": ?" not in shown
+    served(of_cells((2, 1024)))
+    assert "No rows" not in run(URL).output
+
+
+def test_a_servers_profile_leaves_out_what_it_says_does_not_fit(
+    dense_profile: Profile, tmp_path: Path
+) -> None:
+    longest = max(row.context for row in dense_profile.curves)
+    rows = [r for r in dense_profile.curves if r.context != longest or r.batch_size < 32]
+    cut = dataclasses.replace(dense_profile, curves=tuple(rows), boundaries=())
+    told = {f"B=32 L={longest}": "the KV cache is too small"}
+
+    def bases(wanted: int, skipped: dict[str, str]) -> set[str]:
+        probe = dataclasses.replace(cut.probe, wanted_samples=wanted)
+        run_of = dataclasses.replace(cut.run, skipped_cells=skipped)
+        profile = dataclasses.replace(cut, probe=probe, run=run_of)
+        return {row.basis for row in recommend(profile, 0.7).rows}
+
+    assert "unknown" not in bases(0, told)
+    assert "unknown" in bases(0, {}), "it was not measured"
+    assert "unknown" in bases(6, told), "a measurement skips what cannot be probed as well"
+
+
+def test_batch_sizes_to_measure_are_those_that_are_lacking(
+    dense_profile: Profile, tmp_path: Path
+) -> None:
+    path = tmp_path / "p.json"
+    save_profile(path, dense_profile)
+    output = run(path, "--acceptance", "0.7", "--max-batch-size", "64").output
+    assert '"batch_sizes": [1, 8, 32, 64]' in " ".join(output.split())
+
+
 def test_a_narrow_terminal_cuts_no_number_off(
     profile_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -586,7 +640,7 @@ def test_a_url_works_in_python(served: Any) -> None:
 @pytest.mark.parametrize(
     ("flags", "lookup"),
     [
-        (("--acceptance", "0.8", "--max-batch-size", "8"), [18, *[14] * 7, *[0] * 8]),
+        (("--acceptance", "0.8", "--max-batch-size", "8"), [20, *[15] * 7, *[0] * 8]),
         (
             ("--acceptance", "0.5", "--draft-share", "0.3", "--max-draft-length", "3"),
             [3] * 16,

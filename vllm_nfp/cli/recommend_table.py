@@ -40,7 +40,7 @@ def print_lengths(console: Console, found: Recommendation) -> None:
     # In a narrower terminal the lines wrap: cut numbers would be other numbers.
     console.width = max(console.width, Console(width=WIDEST).measure(table).maximum)
     console.print(table)
-    for note in _notes(found.rows):
+    for note in (*_notes(found.rows), *_left_out(found)):
         console.print(note, highlight=False, markup=False)
     for text in found.assumptions:
         console.print(f"Assumed: {text}.", highlight=False, markup=False)
@@ -110,9 +110,25 @@ def _cells(row: ScheduleRow) -> Sequence[str]:
     )
 
 
+def _left_out(found: Recommendation) -> list[str]:
+    """What a server cannot have, in one line."""
+    last = {row.context: row.batch_size_last for row in found.rows if row.basis != "unknown"}
+    largest = max(last.values(), default=0)
+    beyond = [f"B > {size} at L={at}" for at, size in last.items() if size < largest]
+    if not found.source.whole or not beyond:
+        return []
+    return [
+        f"No rows for {', '.join(beyond)}: the next reported batch size does not fit there (KV "
+        f"cache)"
+    ]
+
+
 def _notes(rows: Sequence[ScheduleRow]) -> list[str]:
     """The footnotes whose marks the table shows."""
-    wanted = ", ".join(map(str, sorted({r.batch_size_last for r in rows if not r.between})))
+    unknown = {r.batch_size_last for r in rows if r.basis == "unknown"}
+    between = {r.batch_size_last for r in rows if r.between}
+    reported = {r.batch_size_last for r in rows if not r.between} - unknown
+    wanted = ", ".join(map(str, sorted(reported | unknown - between)))
     shown = _shown(rows)
     notes = (
         (

@@ -97,7 +97,7 @@ def recommend(
     curves = _at_contexts(given.source, contexts)
     if draft_lengths is not None:
         demand = replace(demand, draft_lengths=_lengths_of(draft_lengths, curves, demand))
-    schedule = make_schedule(curves, demand, max_batch_size)
+    schedule = make_schedule(curves, demand, max_batch_size, given.source.whole)
     served_by = given.source.vllm or vllm
     return Recommendation(
         source=given.source,

@@ -17,23 +17,32 @@ from vllm_nfp.draft.between import CLOSE, between, slower
 from vllm_nfp.draft.curve import LARGEST_BATCH_SIZE, StepCurve
 from vllm_nfp.draft.demand import Demand
 from vllm_nfp.draft.rows import RowBasis, Schedule, ScheduleRange, ScheduleRow, weakest_of
+from vllm_nfp.draft.sharing import shared_lengths
 from vllm_nfp.types import Basis
 
 
 def make_schedule(
-    curves: Iterable[StepCurve], demand: Demand, max_batch_size: int | None = None
+    curves: Iterable[StepCurve],
+    demand: Demand,
+    max_batch_size: int | None = None,
+    whole: bool = False,
 ) -> Schedule:
     """Best draft lengths for batch sizes 1 to ``max_batch_size`` (default: the largest measured).
 
     The table for all contexts has a K for each range of batch sizes. At the context where it loses
     most against the best K, its loss is within the slack of the least possible; see
-    :func:`good_lengths`. Neighbouring ranges share a K that is good enough for both, since each
-    distinct K has CUDA graphs of its own. A context at which a range was not measured is ignored
-    there: such a batch may not fit into memory. A range that no context has measured gets K = 0.
+    :func:`good_lengths`. Neighbouring ranges share a K where that costs little, see
+    :func:`vllm_nfp.draft.sharing.shared_lengths`. A context at which a range was not measured is
+    ignored there: such a batch may not fit into memory. A range that no context has measured gets
+    K = 0.
 
     Between batch sizes at most a factor of two apart there are up to four ranges; the curve of each
     is that of its largest batch, see :func:`vllm_nfp.draft.curve.between`. Between others there is
     one, with the slower curve of the two.
+
+    Args:
+        whole: every batch size that fits at a context has its curve there, so that a range which
+            has one at another context alone gets no row.
 
     Raises:
         ValueError: without a curve, or with two for the same cell.
@@ -42,8 +51,9 @@ def make_schedule(
     contexts = sorted({context for _, context in grid})
     ranges = _ranges(sorted({batch for batch, _ in grid}), max_batch_size)
     found = [[_curve_for(grid, context, *of) for context in contexts] for of in ranges]
-    lengths = _shared(
-        [good_lengths([at.curve for at in across if at.curve], demand) for across in found]
+    lengths = shared_lengths(
+        [_scores([at.curve for at in across if at.curve], demand) for across in found],
+        demand.slack,
     )
     columns = [
         [
@@ -56,7 +66,12 @@ def make_schedule(
         ScheduleRange(*of, length, _weakest(rows))
         for of, rows, length in zip(ranges, columns, lengths, strict=True)
     ]
-    rows = tuple(row for across in zip(*columns, strict=True) for row in across)
+    rows = tuple(
+        row
+        for across in zip(*columns, strict=True)
+        for row, entry in zip(across, entries, strict=True)
+        if not whole or row.basis != "unknown" or entry.basis == "unknown"
+    )
     return Schedule(_merged(entries), rows)
 
 
@@ -77,30 +92,22 @@ def good_lengths(curves: Sequence[StepCurve], demand: Demand) -> frozenset[int]:
     The score of a K is its gain over the best gain, at the curve where that is smallest. A K is
     good enough if its score is within the slack of the best score, and it loses to K = 0 nowhere.
     """
+    scores = _scores(curves, demand)
+    enough = (1.0 - demand.slack) * max(scores.values())
+    return frozenset(k for k, score in scores.items() if score >= enough)
+
+
+def _scores(curves: Sequence[StepCurve], demand: Demand) -> dict[int, float]:
+    """The score of each K that loses to K = 0 nowhere."""
     if not curves:
-        return frozenset({0})
+        return {0: 1.0}
     best = [max(demand.gain(curve, k) for k in demand.lengths(curve)) for curve in curves]
     scores: dict[int, float] = {}
     for k in min((demand.lengths(curve) for curve in curves), key=len):
         gains = [demand.gain(curve, k) for curve in curves]
         if all(g >= demand.gain(at, 0) for g, at in zip(gains, curves, strict=True)):
             scores[k] = min(gain / top for gain, top in zip(gains, best, strict=True))
-    enough = (1.0 - demand.slack) * max(scores.values())
-    return frozenset(k for k, score in scores.items() if score >= enough)
-
-
-def _shared(good: Sequence[frozenset[int]]) -> tuple[int, ...]:
-    """A length for each set, the same for neighbours that have one in common."""
-    lengths: list[int] = []
-    common: frozenset[int] = frozenset()
-    members = 0
-    for lengths_here in (*good, frozenset[int]()):
-        if members and not common & lengths_here:
-            lengths += [min(common)] * members
-            members = 0
-        common = common & lengths_here if members else lengths_here
-        members += 1
-    return tuple(lengths)
+    return scores
 
 
 def _grid(curves: Iterable[StepCurve]) -> dict[tuple[int, int], StepCurve]:

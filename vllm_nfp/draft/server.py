@@ -121,6 +121,7 @@ def from_samples(samples: Samples, name: str, vllm: str | None = None) -> Source
         vllm=vllm,
         drafting=live_drafting(samples),
         live=live,
+        whole=True,
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from vllm_nfp.draft.curve import StepCurve, curve_of_seconds
 from vllm_nfp.draft.drafting import UNKNOWN, Drafting
 from vllm_nfp.give_way import in_pieces
-from vllm_nfp.types import Basis, Module
+from vllm_nfp.types import Basis, Module, cell_name
 
 if TYPE_CHECKING:
     from vllm_nfp.principle.prediction import Predictions
@@ -52,6 +52,8 @@ class Source:
     """How the server makes its drafts."""
     live: tuple[StepCurve, ...] = ()
     """Of a server: at the real batch size and context of the last step, one for each engine."""
+    whole: bool = False
+    """Every reported batch size that the server can have at a context has its curve there."""
 
 
 def curves_of_rows(
@@ -177,7 +179,20 @@ def from_profile(profile: Profile, name: str = "the profile") -> Source:
         curves,
         profile.environment.device.name,
         profile.environment.vllm,
+        whole=_is_whole(profile, curves),
     )
+
+
+def _is_whole(profile: Profile, curves: Iterable[StepCurve]) -> bool:
+    """Whether it is a server's whose cells without a curve do not fit it.
+
+    A measurement leaves out cells that cannot be probed as well.
+    """
+    probe = profile.probe
+    known = {(curve.batch_size, curve.context) for curve in curves}
+    missing = {(b, c) for b in probe.batch_sizes for c in probe.contexts} - known
+    left_out = profile.run.skipped_cells
+    return not probe.wanted_samples and all(cell_name(cell) in left_out for cell in missing)
 
 
 def from_predictions(found: Predictions) -> Source:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from vllm_nfp.probe.engine import ProbeEngine
 from vllm_nfp.results.table import Table
 from vllm_nfp.session.worker import Worker
-from vllm_nfp.types import CellKey
+from vllm_nfp.types import CellKey, cell_name
 
 logger = logging.getLogger("vllm.nfp")
 
@@ -36,11 +36,6 @@ def cells_of(worker: Worker, engine: ProbeEngine) -> Cells:
         else:
             skipped[batch_size, context] = reason or "no shape has a CUDA graph"
     return Cells(grids, skipped)
-
-
-def cell_name(cell: CellKey) -> str:
-    """As results name it."""
-    return f"B={cell[0]} L={cell[1]}"
 
 
 def log_skipped(skipped: Mapping[CellKey, str], table: Table) -> None:

@@ -21,7 +21,7 @@ from vllm_nfp.schedule.flights import Flights
 from vllm_nfp.schedule.prober import Prober
 from vllm_nfp.schedule.queue import Queue
 from vllm_nfp.schedule.scan import scan
-from vllm_nfp.session.cells import Cells, cell_name, cells_of, log_skipped
+from vllm_nfp.session.cells import Cells, cells_of, log_skipped
 from vllm_nfp.session.looks import Looks
 from vllm_nfp.session.output import Output
 from vllm_nfp.session.publication import EVERY_RANK_READY, open_publication
@@ -29,6 +29,7 @@ from vllm_nfp.session.served_table import served_table
 from vllm_nfp.session.started import Agreement, Lead, Started
 from vllm_nfp.session.worker import Worker
 from vllm_nfp.timing import Clock, CudaClock, HostClock, Sampler, StepTimer
+from vllm_nfp.types import cell_name
 
 logger = logging.getLogger("vllm.nfp")
 

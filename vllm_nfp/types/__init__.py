@@ -17,7 +17,7 @@ from vllm_nfp.types.results import (
     StepLatency,
 )
 from vllm_nfp.types.setup import Device, Environment, ModelDescription, ProbeRun, ProbeSettings
-from vllm_nfp.types.shapes import Cell, CellKey, Module, Shape, reading_order
+from vllm_nfp.types.shapes import Cell, CellKey, Module, Shape, cell_name, reading_order
 from vllm_nfp.types.steps import (
     EngineStep,
     LayerTime,
@@ -53,5 +53,6 @@ __all__ = [
     "State",
     "StepLatency",
     "Timing",
+    "cell_name",
     "reading_order",
 ]

@@ -49,6 +49,11 @@ CellKey: TypeAlias = tuple[int, int]
 """(batch size, context)"""
 
 
+def cell_name(cell: CellKey) -> str:
+    """As results name it: B=32 L=16384."""
+    return f"B={cell[0]} L={cell[1]}"
+
+
 class Cell(NamedTuple):
     """One module at one batch size (sequences) and context length (tokens)."""
 
