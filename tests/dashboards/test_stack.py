@@ -46,8 +46,8 @@ PROBE = json.dumps(
     }
 )
 WITHOUT_DATA = {
-    ("Measured, predicted and idle-compute", "B"): "no CPU is in the hardware catalogue",
-    ("Measured, predicted and idle-compute", "C"): "no CPU is in the hardware catalogue",
+    ("Estimated, predicted and idle-compute", "B"): "no CPU is in the hardware catalogue",
+    ("Estimated, predicted and idle-compute", "C"): "no CPU is in the hardware catalogue",
     ("All estimates at the tolerance", "F"): "no CPU is in the hardware catalogue",
     ("All estimates at the tolerance", "G"): "no CPU is in the hardware catalogue",
     ("Time by positions", "C"): "the model has no experts",
