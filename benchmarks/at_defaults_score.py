@@ -88,11 +88,13 @@ def _pairs(samples: scrape.Samples) -> dict[str, int]:
 def _count_boundary(found: Score, said: scrape.Row, true: Boundary) -> None:
     at = [_place(n) for n in (said.positions, true.positions)]
     apart = abs(said.positions - true.positions)
-    near = abs(at[0] - at[1]) <= 1 or apart <= NEAR * true.positions
+    # "This or more" is right wherever the truth is more.
+    more = said.at_limit and true.positions >= said.positions
+    near = more or abs(at[0] - at[1]) <= 1 or apart <= NEAR * true.positions
     found.boundaries += 1
     found.near += near
-    found.held += said.lower <= true.positions <= said.upper
-    if not true.at_limit:
+    found.held += more or said.lower <= true.positions <= said.upper
+    if not (true.at_limit or more):
         found.inside += 1
         found.near_inside += near
     if said.module == "model":

@@ -2,8 +2,8 @@
 
     python -m benchmarks.to_profile benchmarks/results/2026-11-24-h100 dense -o dense-profile.json
 
-The answers are made again from the raw pairs, by the same cost surface as in the server. So are the
-predictions, with the predictor of today.
+The answers are made again from the raw pairs, by the same cost surface as in the server, which
+is updated now and then as there. So are the predictions, with the predictor of today.
 """
 
 from __future__ import annotations
@@ -48,6 +48,9 @@ from vllm_nfp.types import (
     Timing,
 )
 
+UPDATE_SECONDS = 2.0
+"""Seconds of probing between two updates of the surface, as with a server's scan at the start."""
+
 
 def build(folder: Path, name: str, part: slice = slice(None)) -> Profile:
     """The profile of one model of a run.
@@ -91,21 +94,25 @@ def results_of(
         cells, cells, config.grid, 1 << 22, 1 << 22, lambda b, n: execution[b, n], always
     )
     surface = CostSurface(
-        predicted_prior(*_model_on_device(table), Serving(), config.max_positions),
+        predicted_prior(*model_on_device(table), Serving(), config.max_positions),
         RECORDED,
         pairs_kept=config.max_samples,
         min_samples=config.min_samples,
         shapes_kept=len(seen),
     )
-    results, now = Results(config, surface, reported), 0.0
+    results, now, updated = Results(config, surface, reported), 0.0, 0.0
     for pair in pairs:
         now += pair.cost_seconds
         results.add(pair, now)
+        if now - updated > UPDATE_SECONDS:
+            surface.update(now)
+            updated = now
     results.update(now)
     return results
 
 
-def _model_on_device(table: Mapping[str, Any]) -> tuple[ModelShape, Target]:
+def model_on_device(table: Mapping[str, Any]) -> tuple[ModelShape, Target]:
+    """What the prediction needs of the recorded model and GPU."""
     config = {**shapes.SHAPES[table["shape"]], "num_hidden_layers": table["layers"]}
     hardware = match_device(table["environment"]["gpu"]["name"])
     assert hardware is not None
@@ -114,7 +121,7 @@ def _model_on_device(table: Mapping[str, Any]) -> tuple[ModelShape, Target]:
 
 def _predictions(table: Mapping[str, Any], stored: Snapshot) -> Iterator[Prediction]:
     rows = predict_cells(
-        *_model_on_device(table),
+        *model_on_device(table),
         sorted({row.batch_size for row in stored.curves}),
         sorted({row.context for row in stored.curves}),
         sorted({row.epsilon for row in stored.boundaries}),

@@ -128,7 +128,8 @@ class ProbeConfig:
     captured when needed. None: 64, or 2048 with several ranks, where each shape keeps its
     graphs."""
     host_memory_mib: Mebibytes | None = None
-    """Maximum growth of the worker's resident memory, in MiB. Above it, a shape gets CUDA graphs
+    """Maximum growth of the worker's own resident memory (pages of files are not counted), in MiB.
+    Above it, a shape gets CUDA graphs
     only in place of an older one; at least two shapes keep theirs. None: 64, or no limit with
     several ranks."""
     share_graph_pool: bool | None = None

@@ -23,6 +23,7 @@ SCRIPT = """
 import json, os, sys, time
 from pathlib import Path
 from vllm import LLM, SamplingParams
+from vllm_nfp.draft.curve_set import CurveSet, are_alike
 from vllm_nfp.draft.sources import curves_of_rows
 from vllm_nfp.adapter import draft_control
 from vllm_nfp.results.snapshot import read_snapshot
@@ -48,10 +49,12 @@ while time.monotonic() < deadline:
         break
 opened = [Path(name).name for name in opened if name.startswith(folder)]
 found = control.controller._known.model._curves
-found = [repr(curve) for curve in getattr(found, "curves", found)]
+found = tuple(getattr(found, "curves", found))
 snapshot = read_snapshot(Path(folder, "engine-0.json"))
-written = [repr(curve) for curve in curves_of_rows(snapshot.curves)]
-print("RESULT " + json.dumps({"found": found, "written": written, "opened": sorted(set(opened)),
+# Each update changes the curves a little: what changes no draft length is not sent again.
+alike = are_alike(CurveSet.of(found), CurveSet.of(curves_of_rows(snapshot.curves)))
+cells = [(curve.batch_size, curve.context) for curve in found]
+print("RESULT " + json.dumps({"cells": cells, "alike": alike, "opened": sorted(set(opened)),
                               "files": sorted(n for n in os.listdir(folder) if n[0] != ".")}))
 """
 
@@ -77,10 +80,8 @@ def test_the_controller_has_the_curves_that_the_probe_has_measured(
     dense_model: Path, tmp_path: Path, backend: str, ranks: int
 ) -> None:
     result = result_of(dense_model, tmp_path, backend, ranks)
-    assert result["found"] == result["written"]
-    assert [curve.split("seconds")[0] for curve in result["found"]] == [
-        f"StepCurve(batch_size={b}, context={c}, " for b in (1, 2) for c in (32, 64)
-    ]
+    assert result["cells"] == [[b, c] for b in (1, 2) for c in (32, 64)]
+    assert result["alike"]
     assert "engine-0.json" not in result["opened"], "the engine core reads the probe's snapshot"
     through_file = ["curves-0.jsonl"] if backend == "mp" else []
     assert [name for name in result["opened"] if "curves" in name] == through_file

@@ -99,7 +99,7 @@ def runs_of(session: Any) -> list[dict[str, Any]]:
 
     engine = session._started.engine
     forward = engine._runtime.forward
-    live = session._started.view.step_buffers()
+    live = forward._buffers
     entries = min(g.num_blocks * g.block_tokens for g in engine._availability.limits.groups)
     live.input_ids.fill_(7)
     live.positions.fill_(3)

@@ -120,3 +120,12 @@ def test_the_truth_excludes_nothing_that_was_measured(run: Path) -> None:
     other = replace(snapshot.boundaries[0], epsilon=0.2)
     keep(run, "phase-1", replace(snapshot, boundaries=(*snapshot.boundaries, other)))
     assert list(scores_of(run))[1].boundaries == 1
+
+
+def test_this_or_more_is_right_where_the_truth_is_more(run: Path) -> None:
+    snapshot = snapshot_of(TRUE, 4, Basis.INFERRED)
+    for nfp, near in ((1, 1), (16, 0)):
+        line = replace(snapshot.boundaries[0], positions=nfp, lower=1, upper=nfp, at_limit=True)
+        keep(run, "phase-1", replace(snapshot, boundaries=(line,)))
+        later = list(scores_of(run))[1]
+        assert (later.near, later.inside) == (near, 1 - near)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,7 +30,7 @@ from vllm_nfp.probe.device_memory import (
 from vllm_nfp.probe.graph_cache import GraphCache, GraphRoom
 from vllm_nfp.probe.graph_sizes import GraphSizes, largest_live_graph
 from vllm_nfp.probe.limits import ShapeLimits
-from vllm_nfp.probe.memory import GpuMemory, HostMemory
+from vllm_nfp.probe.memory import GpuMemory, HostMemory, host_bytes
 from vllm_nfp.probe.order import spread
 from vllm_nfp.probe.prepare import Preparer
 from vllm_nfp.probe.shapes import PreparedShape, ShapeKey, ShapeTable, key_of
@@ -584,3 +585,13 @@ def test_an_order_spreads_over_the_table_however_early_it_ends() -> None:
             assert min(math.hypot(math.log2(b / c), math.log2(n / m)) for c, m in begun) < reach
     assert spread({(2, 1), (2, 4), (4, 4)}) == [(2, 1), (2, 4)], "no pair of 4 sequences can run"
     assert spread(()) == []
+
+
+def test_pages_of_files_are_not_the_probes_memory(tmp_path: Path) -> None:
+    status = tmp_path / "status"
+    status.write_text("VmRSS:\t 900 kB\nRssAnon:\t 100 kB\nRssFile:\t 700 kB\nRssShmem:\t 28 kB\n")
+    assert host_bytes(status) == 128 << 10
+    assert host_bytes(tmp_path / "missing") == 0
+    before, taken = host_bytes(), bytearray(32 << 20)
+    taken[::4096] = b"x" * len(taken[::4096])
+    assert host_bytes() - before > 24 << 20

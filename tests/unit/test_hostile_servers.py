@@ -394,6 +394,8 @@ def test_the_version_of_a_server_may_be_packed_too() -> None:
         assert server_version(url) == "0.32.0"
 
 
+BRACE = gzip.compress(b"#", mtime=0x5B20227B)
+"""The parser quotes a part of it that is printable."""
 BOMB = gzip.compress(b"#" * (65 << 20))
 
 
@@ -407,11 +409,12 @@ BOMB = gzip.compress(b"#" * (65 << 20))
         (PACKED, ("Content-Encoding: gzip, gzip",), "it is packed as 'gzip, gzip', not as gzip"),
         (BOMB, (), f"is larger than {64 << 20} bytes"),
         (gzip.compress(PACKED), (), "they hold bytes that are no text"),
+        (gzip.compress(BRACE), (), "they hold bytes that are no text"),
         (b"\x89PNG\r\n\x1a\n" + bytes(range(256)), (), "they hold bytes that are no text"),
         (b'vllm_nfp_state{engine="0"} \xff\x1b[2J\n', (), "they hold bytes that are no text"),
     ],
-    ids=["cut", "damaged", "not packed", "brotli", "twice named", "a bomb", "twice", "picture",
-         "escapes"],
+    ids=["cut", "damaged", "not packed", "brotli", "twice named", "a bomb", "twice",
+         "twice, with a brace", "picture", "escapes"],
 )  # fmt: skip
 @pytest.mark.parametrize("command", COMMANDS)
 def test_bytes_that_are_no_metrics_are_named_and_not_printed(

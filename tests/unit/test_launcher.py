@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -94,3 +96,29 @@ def test_what_is_still_running_is_refused_for_now() -> None:
     shapes[1, 2].busy = True
     with pytest.raises(RefusedForNowError, match="still running"):
         launcher.launch(Shape(1, 64, 2))
+
+
+def test_fresh_graphs_run_once_before_they_are_timed() -> None:
+    """The first replay of a graph uploads it: a single pair must not be timed with that."""
+    launcher, shapes = launcher_of()
+    shape, runs = shapes[1, 2], list[str]()
+    launcher._forward.in_place = lambda _: nullcontext()
+    launcher._forward.run_head = lambda *_: runs.append("head")
+    for part in ("step", "head", "module"):
+        setattr(shape, f"{part}_graph", SimpleNamespace(replay=partial(runs.append, part)))
+    shape.module_marks, shape.fresh = ModuleMarks(), True
+    launcher._launch(Shape(1, 64, 2), shape, {})
+    assert runs == ["step", "head", "module", "step", "head", "module"]
+    launcher._launch(Shape(1, 64, 2), shape, {})
+    assert runs[6:] == ["step", "head", "module"]
+
+
+def test_with_several_ranks_the_head_has_no_graph_and_runs_as_well() -> None:
+    launcher, shapes = launcher_of()
+    shape, runs = shapes[1, 2], list[str]()
+    launcher._forward.in_place = lambda _: nullcontext()
+    launcher._forward.run_head = lambda *_: runs.append("head")
+    step: Any = SimpleNamespace(replay=partial(runs.append, "step"))
+    shape.step_graph, shape.hidden, shape.fresh = step, torch.zeros(2, 4), True
+    launcher._launch(Shape(1, 64, 2), shape, {})
+    assert runs == ["step", "head", "step", "head"]

@@ -6,8 +6,17 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import pytest
+import torch
+from triton import knobs
+
+from vllm_nfp.probe import kv_sums, span_sums
 
 PROGRAM = """
 import json, sys
@@ -58,3 +67,34 @@ def test_the_kernel_sums_whole_words_and_tells_every_change() -> None:
     whole = [first[0], *(sums[0] for sums in changed)]
     assert len(set(whole)) == len(whole), "a change leaves the sum as it was"
     assert [sums[1] == first[1] for sums in changed] == [True, False, False, False]
+
+
+@contextmanager
+def compilations_are_errors() -> Iterator[Any]:
+    """As under vLLM's ``--jit-monitor-mode error``."""
+
+    def report() -> None:
+        raise RuntimeError("Triton kernel JIT compilation during inference")
+
+    before = knobs.runtime.jit_post_compile_hook
+    knobs.runtime.jit_post_compile_hook = report
+    try:
+        yield report
+    finally:
+        knobs.runtime.jit_post_compile_hook = before
+
+
+def test_the_first_sums_are_not_reported_as_a_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compile_and_sum(spans: Any, device: Any) -> torch.Tensor:
+        if knobs.runtime.jit_post_compile_hook is not None:  # as Triton does
+            knobs.runtime.jit_post_compile_hook()
+        return torch.zeros(len(spans), dtype=torch.int64)
+
+    monkeypatch.setattr(span_sums, "span_sums", compile_and_sum)
+    memory = SimpleNamespace(data_ptr=lambda: 4096, nbytes=lambda: 1 << 20)
+    on_gpu: Any = SimpleNamespace(
+        untyped_storage=lambda: memory, device=SimpleNamespace(type="cuda")
+    )
+    with compilations_are_errors() as report:
+        assert kv_sums.checksum([on_gpu])
+        assert knobs.runtime.jit_post_compile_hook is report, "later ones are not reported"

@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import GPU_RESULTS, ROOT
 from test_surface import CELLS, POSITIONS, prior
 from test_surface_server import pair
 
 from vllm_nfp.surface import RECORDED, Candidate, Concern, CostSurface, Decisions
-from vllm_nfp.surface.drift import CERTAIN, ENOUGH, WINDOW, Watch, nearest
+from vllm_nfp.surface.drift import (
+    ALONE,
+    CERTAIN,
+    GIVE_UP,
+    IN_A_ROW,
+    SHAPES,
+    SHAPES_IF_UNSURE,
+    SURE,
+    WINDOW,
+    Before,
+    Change,
+    Watch,
+    nearest,
+)
 from vllm_nfp.surface.noise import USUAL_NOISE
 from vllm_nfp.surface.prior import FloatArray, Part, Prior, PriorCell, _step
 from vllm_nfp.types import Module, PairResult, Shape
+
+sys.path.insert(0, str(ROOT))
+from benchmarks import replay_pairs
 
 __all__ = ["prior"]
 DECISIONS = Decisions(POSITIONS, (0.05, 0.1, 0.2))
@@ -108,6 +126,15 @@ def test_a_change_is_noticed_and_the_answers_follow(prior: Prior, change: object
     assert errors(surface, machine.truth, machine.now) < 0.4 * before
 
 
+@pytest.mark.parametrize("name", ["dense", "moe"])
+def test_recorded_pairs_of_one_machine_are_no_change(name: str) -> None:
+    """Chosen on the half 0; with experts, pairs of one shape differ by several per cent."""
+    known, pairs = replay_pairs.recorded(GPU_RESULTS, name)
+    for every in (None, 2.0):
+        assert replay_pairs.jumps_in_order(known, pairs[1::2], every) == 0
+    assert replay_pairs.jumps_served(known, pairs, 1, 0, most=120) == 0
+
+
 @pytest.mark.parametrize("seed", range(1))
 def test_outliers_are_no_change(prior: Prior, seed: int) -> None:
     surface = CostSurface(prior, RECORDED)
@@ -121,33 +148,56 @@ def test_outliers_are_no_change(prior: Prior, seed: int) -> None:
     assert surface.jumps == 0
 
 
+def contradict(watch: Watch, shape: Shape, samples: int, by: float = 0.2) -> Change | None:
+    return watch.contradicts(shape, Before(1.0, samples, 0.01), 1.0 + by, 5.0)
+
+
 def test_evidence_must_agree_in_direction_and_in_time() -> None:
     watch = Watch()
-    shapes = [Shape(8, 1024, n) for n in range(2, 2 + ENOUGH)]
-    for number, shape in enumerate(shapes):
-        change = watch.contradicts(shape, 1.0, 1, 0.2, float(number))
-    assert change is not None and change.since == 0.0
+    some = [Shape(8, 1024, n) for n in range(2, 2 + SHAPES)]
+    rounds = [shape for shape in some for _ in range(IN_A_ROW)]
+    found = [contradict(watch, shape, SURE) for shape in rounds]
+    assert found[:-1] == [None] * (len(rounds) - 1)
+    change = found[-1]
+    assert change is not None and change.since == 5.0
     assert change.variance == pytest.approx(0.04)
     assert watch.suspects == ()
-    for sign, shape in zip((1, -1, 1), shapes, strict=True):
-        assert watch.contradicts(shape, 1.0, 1, 0.2 * sign, 5.0) is None
-    watch.agrees(shapes[2])
-    assert watch.suspects == (shapes[1], shapes[0])
+    for number, shape in enumerate(rounds):
+        assert contradict(watch, shape, SURE, 0.2 * (-1) ** number) is None
+    watch.agrees(some[0])
+    assert watch.suspects == (some[1],) * IN_A_ROW
     for n in range(WINDOW):
         watch.agrees(Shape(1, 1024, n))
     assert watch.suspects == () and watch.since == math.inf
 
 
-def test_one_shape_is_no_change_if_its_history_was_short() -> None:
+def test_a_single_pair_of_each_of_many_shapes_is_no_change() -> None:
+    watch = Watch()
+    for n in range(2, 2 + WINDOW):
+        assert contradict(watch, Shape(8, 1024, n), CERTAIN) is None
+
+
+@pytest.mark.parametrize("samples,needed", [(SURE, SHAPES), (SURE - 1, SHAPES_IF_UNSURE)])
+def test_more_shapes_must_agree_if_their_histories_are_short(samples: int, needed: int) -> None:
+    watch = Watch()
+    shapes = [Shape(8, 1024, n) for n in range(2, 2 + needed) for _ in range(IN_A_ROW)]
+    found = [contradict(watch, shape, samples) is not None for shape in shapes]
+    assert found == [False] * (len(shapes) - 1) + [True]
+
+
+def test_one_shape_is_no_change_if_its_history_was_short_or_another_one_agrees() -> None:
     shape = Shape(8, 1024, 8)
-    few, many = Watch(), Watch()
-    assert [few.contradicts(shape, 1.0, n, 0.2, float(n)) for n in range(2, 5)] == [None] * 3
+    few, many, contested = Watch(), Watch(), Watch()
+    assert [contradict(few, shape, CERTAIN - 1) for _ in range(GIVE_UP)] == [None] * GIVE_UP
     assert few.suspects == ()
-    found = [many.contradicts(shape, 1.0, CERTAIN, 0.2, float(n)) for n in range(ENOUGH)]
-    assert found[:-1] == [None] * (ENOUGH - 1) and found[-1] is not None
+    found = [contradict(many, shape, CERTAIN) for _ in range(ALONE)]
+    assert found[:-1] == [None] * (ALONE - 1) and found[-1] is not None
+    contradict(contested, shape, CERTAIN)
+    contested.agrees(Shape(1, 1024, 8))
+    assert [contradict(contested, shape, CERTAIN) for _ in range(ALONE)] == [None] * ALONE
 
 
 def test_the_shape_to_check_is_like_the_doubted_one() -> None:
     some = [Shape(1, 1024, 2), Shape(8, 1024, 8), Shape(32, 16384, 8)]
-    assert nearest(some, Shape(4, 1024, 16)) == some[1]
-    assert nearest([], Shape(4, 1024, 16)) is None
+    assert nearest(some, Shape(4, 1024, 16), 1) == (some[1],)
+    assert nearest([], Shape(4, 1024, 16), 2) == ()

@@ -102,6 +102,7 @@ class Capturer:
         else:
             shape.hidden = hidden
         shape.step_graph = step
+        shape.fresh = True
 
     def capture_modules(self, shape: PreparedShape) -> None:
         """Capture the timed modules as a graph, with their marks inside."""
@@ -117,6 +118,7 @@ class Capturer:
             warm_up=False,
         )
         shape.module_graph = graph
+        shape.fresh = True
 
 
 def _capturing() -> bool:

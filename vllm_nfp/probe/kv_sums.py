@@ -71,11 +71,13 @@ def checksum(caches: Iterable[torch.Tensor]) -> bytes:
 def _sums_of_storage(cache: torch.Tensor) -> Iterator[torch.Tensor]:
     storage = cache.untyped_storage()
     if cache.device.type != "cpu":
-        from vllm_nfp.probe.span_sums import span_sums
+        from vllm_nfp.probe.span_sums import span_sums_at_start
 
         starts = np.arange(0, storage.nbytes(), SPAN_BYTES, dtype=np.int64)
         sizes = np.minimum(storage.nbytes() - starts, SPAN_BYTES)
-        yield span_sums(np.stack([storage.data_ptr() + starts, sizes], axis=1), cache.device)
+        yield span_sums_at_start(
+            np.stack([storage.data_ptr() + starts, sizes], axis=1), cache.device
+        )
         return
     flat = torch.empty(0, dtype=torch.uint8).set_(storage)
     row = 8 * ROW_WORDS

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-_STATM = Path("/proc/self/statm")
+_STATUS = Path("/proc/self/status")
+_OWN = ("RssAnon:", "RssShmem:")
+"""Lines of the kernel's account of what lies in RAM. Pages of files (RssFile) are left out: they
+are clean copies of kernels and libraries on the disk, which the system drops when it needs room."""
 
 MOST_DRIVER_BYTES = 128 << 20
 """More than the driver ever takes for the graphs of one shape: then another process took memory."""
 
 
-def host_bytes() -> int:
-    """Resident memory of this process; 0 where the kernel does not say."""
+def host_bytes(status: Path = _STATUS) -> int:
+    """Memory of this process in RAM that is no copy of a file; 0 where the kernel does not say."""
     try:
-        pages = int(_STATM.read_text(encoding="ascii").split()[1])
+        lines = status.read_text(encoding="ascii", errors="replace").splitlines()
+        return sum(int(line.split()[1]) << 10 for line in lines if line.startswith(_OWN))
     except (OSError, ValueError, IndexError):
         return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,7 @@ class GpuMemory:
 
 
 class HostMemory:
-    """By how much this process's resident memory has grown since the probe was attached.
+    """By how much this process's own memory in RAM has grown since the probe was attached.
 
     The C library keeps what graphs give back, for the next ones. Giving up graphs makes room for as
     many others, and does not make the process smaller.

@@ -35,6 +35,9 @@ class PreparedShape:
     """Output of the step's graph, where the head is no graph."""
     module_graph: Graph | None = None
     module_marks: ModuleMarks | None = None
+    fresh: bool = False
+    """Its graphs have not run since they were captured. The first replay of a graph also uploads
+    it, which takes up to several times as long as the step itself."""
     busy: bool = False
     """The marks inside its graph have not been read since the last replay."""
 

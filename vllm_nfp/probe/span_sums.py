@@ -1,7 +1,7 @@
 """Sums of pieces of GPU memory by one Triton kernel, in which every word and its place count.
 
-Triton compiles the kernel alone, so that it costs the host's memory some KiB. PyTorch's kernels for
-the same work (indexing, a sum, a concatenation) come in modules of 15 to 35 MiB each
+Triton compiles the kernel alone: it costs the host's memory 3 MiB where Triton is in use. PyTorch's
+kernels for the same work (indexing, a sum, a concatenation) come in modules of 10 to 50 MiB each
 (``docs/overhead.md``).
 """
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import triton
 import triton.language as tl
+from triton import knobs
 
 WORD_BYTES = 4
 TILE = 1024
@@ -46,6 +47,21 @@ def span_sums(spans: np.ndarray[Any, Any], device: torch.device) -> torch.Tensor
             host = host.pin_memory()
         _sum_spans[(len(spans),)](host.to(device, non_blocking=True), sums, TILE=TILE)
     return sums
+
+
+def span_sums_at_start(spans: np.ndarray[Any, Any], device: torch.device) -> torch.Tensor:
+    """As :func:`span_sums`, without the report of a compilation; for the start only.
+
+    The first launch compiles the kernel. After its warm-up vLLM reports each kernel that Triton
+    compiles, because requests wait for it: with a warning, or with an error under
+    ``--jit-monitor-mode error``. At the start no request waits.
+    """
+    report = knobs.runtime.jit_post_compile_hook
+    knobs.runtime.jit_post_compile_hook = None
+    try:
+        return span_sums(spans, device)
+    finally:
+        knobs.runtime.jit_post_compile_hook = report
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -231,7 +231,7 @@ def find_samples(text: str, names: Iterable[str], end: float | None = None) -> S
         raise
     except Exception as error:  # whatever the parser meets: it is written for its own output
         raise ScrapeError(
-            f"the metrics are not in Prometheus' text format: {_quoted(error)}"
+            f"the metrics are not in Prometheus' text format: {_quoted(error, text)}"
         ) from None
     strange = [name for name, found in samples.items() if not all(map(_is_finite, found))]
     if strange:
@@ -260,10 +260,11 @@ def _lines_in_time(text: str, end: float) -> Iterator[str]:
         yield line
 
 
-def _quoted(error: Exception) -> str:
+def _quoted(error: Exception, text: str) -> str:
     """An error of the parser, which quotes the server; bytes that are no text are not shown."""
     told = f"{error}"
-    if "\ufffd" in told or not all(sign.isprintable() or sign.isspace() for sign in told):
+    # Of such bytes it may quote a part that looks like text.
+    if "\ufffd" in text or not all(sign.isprintable() or sign.isspace() for sign in told):
         return "they hold bytes that are no text"
     return f"{error!r:.200}"
 

@@ -122,7 +122,8 @@ class Snapshot:
     """GPU memory that the probe holds: buffers, CUDA graphs, and what these add to the memory of
     vLLM's own."""
     host_bytes: Whole = 0
-    """Growth of the worker's resident memory while the probe was attached."""
+    """Growth of the worker's own resident memory while the probe was attached; see
+    :func:`vllm_nfp.probe.memory.host_bytes`."""
     schema: int = SCHEMA
 
 

@@ -66,8 +66,7 @@ class Prober:
         self._now = now
         self._draws = Draws(config.seed)
         self._pending: Shape | None = None
-        """The target whose shapes are being made ready. It stays when another agenda comes: part of
-        its cost is paid."""
+        """Its shapes are being made ready. It stays when another agenda comes: a part is paid."""
         self._idle = IdleTime(config.idle_share)
         self._last_pair_seconds = 0.0
         self._piece_seconds = 0.0

@@ -35,8 +35,6 @@ ONE_IN = 8
 PAIRS_PER_CELL = 5
 """Pairs for each probed cell, on average, from which on pairs only refresh. A choice, not a fit.
 """
-FAR_OVER = 3.0
-"""A point is far over every line if its ratio exceeds 1 by this many times the largest epsilon."""
 STAY_PAIRS = 6
 """Pairs by which a shape with graphs may be ahead of one that still needs them."""
 
@@ -68,37 +66,28 @@ class AgendaMaker:
         if not usable:
             return Agenda(settled=True)
         give_way()
-        lacking = self._lacking(usable, counters, findings)
+        wanted, lacking = self._config.wanted_samples, self._lacking(usable, counters)
+        if lacking:
+            missing = sum(wanted - self._results.taken(shape) for shape in lacking)
+            return Agenda(lacking[:MOST], missing_pairs=missing)
         unknown = unmeasured(findings, usable)
         give_way()
-        first = lacking[:MOST] or self._explored(unknown, findings)
-        if len(first) < MOST:
-            chosen = self._valuable(usable, counters, traffic, MOST - len(first))
-            # A shape that is doubted may have been refused since.
-            possible = (shape for shape in (*first, *chosen) if shape not in left_out)
-            first = tuple(dict.fromkeys(possible))
-        wanted = self._config.wanted_samples
+        first = self._explored(unknown, findings)
+        chosen = self._valuable(usable, counters, traffic, MOST - len(first))
+        # A shape that is doubted may have been refused since.
+        possible = (shape for shape in (*first, *chosen) if shape not in left_out)
+        first = tuple(dict.fromkeys(possible))
         if wanted:
-            missing = sum(wanted - self._results.taken(shape) for shape in lacking)
-            return Agenda(first, settled=missing == 0, missing_pairs=missing)
+            return Agenda(first, settled=True)
         enough = findings.pairs >= PAIRS_PER_CELL * len(table.probed)
         return Agenda(first, settled=not unknown and enough, missing_pairs=len(unknown))
 
-    def _lacking(
-        self, usable: Sequence[Shape], counters: Counters, findings: Findings
-    ) -> tuple[Shape, ...]:
+    def _lacking(self, usable: Sequence[Shape], counters: Counters) -> tuple[Shape, ...]:
         """Shapes that must get more pairs, in the order in which they should."""
-        wanted = self._config.wanted_samples
+        taken, wanted = self._results.taken, self._config.wanted_samples
         if not wanted:
             return ()
-        limits = far_over(findings, 1.0 + FAR_OVER * max(self._config.epsilons))
-        taken = self._results.taken
-        lacking = [
-            s
-            for s in usable
-            if taken(s) < wanted
-            and s.positions <= limits.get((s.batch_size, s.context), s.positions)
-        ]
+        lacking = [shape for shape in usable if taken(shape) < wanted]
         self._random.shuffle(lacking)
         return tuple(sorted(lacking, key=lambda s: taken(s) - STAY_PAIRS * is_ready(s, counters)))
 
@@ -192,24 +181,3 @@ def unmeasured(findings: Findings, usable: Iterable[Shape]) -> tuple[CellKey, ..
         if line.module == Module.MODEL and line.basis is Basis.PREDICTED
     )
     return tuple(cell for cell in predicted if cell in possible)
-
-
-def far_over(findings: Findings, limit: float) -> dict[CellKey, int]:
-    """Positions beyond which every module of a cell was measured to be over the limit.
-
-    Args:
-        limit: of t(N) / t(1).
-    """
-    first: dict[CellKey, dict[str, int]] = {}
-    modules: dict[CellKey, set[str]] = {}
-    for point in findings.curves:
-        cell = point.batch_size, point.context
-        modules.setdefault(cell, set()).add(point.module)
-        if point.basis is Basis.MEASURED and point.ratio_lower > limit:
-            known = first.setdefault(cell, {})
-            known[point.module] = min(point.positions, known.get(point.module, point.positions))
-    return {
-        cell: max(found.values())
-        for cell, found in first.items()
-        if len(found) == len(modules[cell])
-    }

@@ -5,14 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from vllm_nfp.surface.drift import CONTRADICTS, LEAST_MOVE, Change, Watch, nearest
+from vllm_nfp.surface.drift import CONTRADICTS, IN_A_ROW, Before, Change, Watch, nearest
+from vllm_nfp.surface.noise import scatter
 from vllm_nfp.surface.pool import Pool
 from vllm_nfp.surface.posterior import Posterior
 from vllm_nfp.types import Module, Shape
 
+LEAST_MOVE, LEAST_MOVE_WITH_EXPERTS = 0.005, 0.02
+"""Standard deviation of what moves from pair to pair without any change of the machine; where
+experts are routed, another draw of tokens wakes other ones."""
 CHECK_EVERY, CHECK_AGE = 8, 60.0
 """A known shape is run again, to see whether the machine has changed, when so many pairs were of
 new ones; its own last pair must be so many seconds old."""
+CHECKS = 2
+"""Known shapes near a suspected one that run with it."""
 
 
 class Changes:
@@ -34,27 +40,40 @@ class Changes:
 
         Args:
             log_ratio: of the whole step.
-            noise: its standard deviation.
+            noise: standard deviation of pairs in CUDA graphs.
             posterior: of the pairs before it.
         """
-        seen = self._pool.seen(Module.MODEL, shape)
         self._unchecked += 1
-        if seen is None or seen.doubt:
+        suspected = self._watch.before(shape)
+        before = suspected or self._before(shape, noise)
+        if before is None:
             return None
         self._unchecked = 0
-        known = self._watch.before(shape)
-        before = seen.center if known is None else known
-        usual = noise**2 * (1.0 + 1.0 / len(seen.values)) + LEAST_MOVE**2
-        apart = log_ratio - before
-        if abs(apart) <= CONTRADICTS * usual**0.5:
+        if not before.contradicted_by(log_ratio):
             self._watch.agrees(shape)
             return None
-        if known is None and shape in posterior.doubted:
-            mean, variance = posterior.log_ratio(shape)
-            from_all = (log_ratio - mean) / (variance + noise**2) ** 0.5
-            if math.copysign(from_all, apart * from_all) <= CONTRADICTS:
-                return None
-        return self._watch.contradicts(shape, before, len(seen.values), apart, now)
+        if suspected is None and self._was_doubted(shape, before, log_ratio, posterior):
+            return None
+        return self._watch.contradicts(shape, before, log_ratio, now)
+
+    def _before(self, shape: Shape, noise: float) -> Before | None:
+        """What is known of a shape; None where that cannot show a change."""
+        seen = self._pool.seen(Module.MODEL, shape)
+        if seen is None or seen.doubt or self._pool.ran_without_graph(shape):
+            return None
+        own = max(noise, scatter([seen.gaps], noise))
+        least = LEAST_MOVE_WITH_EXPERTS if self._pool.routed else LEAST_MOVE
+        deviation = math.hypot(own * (1.0 + 1.0 / len(seen.values)) ** 0.5, least)
+        return Before(seen.center, len(seen.values), deviation)
+
+    @staticmethod
+    def _was_doubted(shape: Shape, before: Before, log_ratio: float, posterior: Posterior) -> bool:
+        """Whether the earlier pairs were in doubt, and this one agrees with all other shapes."""
+        if shape not in posterior.doubted:
+            return False
+        mean, variance = posterior.log_ratio(shape)
+        from_all = math.copysign(1.0, log_ratio - before.center) * (log_ratio - mean)
+        return from_all <= CONTRADICTS * math.hypot(variance**0.5, before.deviation)
 
     def suspect(self) -> None:
         """Real steps have moved: a known shape should run again soon."""
@@ -70,7 +89,9 @@ class Changes:
             doubted: shapes that contradict the posterior.
             now: moment of the last update.
         """
-        odd = tuple(dict.fromkeys((*self._watch.suspects, *doubted)))
+        suspects = self._watch.suspects
+        single = [shape for shape in suspects if suspects.count(shape) < IN_A_ROW]
+        odd = tuple(dict.fromkeys((*single, *doubted, *suspects)))
         if not odd:
             old = [s for s in usable if self._pool.latest(s) < now - CHECK_AGE]
             if self._unchecked < CHECK_EVERY or not old:
@@ -79,5 +100,6 @@ class Changes:
             return (max(old, key=self._pool.log_ratio),)
         since = min(self._watch.since, now)
         kept = [s for s in usable if self._pool.latest(s) < since and s not in odd]
-        check = nearest(kept, odd[0])
-        return odd[:1] + (() if check is None else (check,)) + odd[1:]
+        like = suspects[0] if suspects else odd[0]
+        first = odd[: max(1, len(single))]
+        return first + nearest(kept, like, CHECKS if suspects else 1) + odd[len(first) :]

@@ -52,7 +52,7 @@ class CostSurface:
     ) -> None:
         self._prior, self._hyper, self._warm = prior, hyper, warm
         self._modules = prior(1, 1).modules
-        self._pool = Pool(pairs_kept, shapes_kept)
+        self._pool = Pool(pairs_kept, shapes_kept, Module.MOE_FFN in self._modules)
         self._left_out: set[Module] = set()
         self._questions: dict[tuple[Cells, tuple[int, ...]], Questions] = {}
         self._answered: dict[tuple[Cells, tuple[int, ...]], Mapping[CellKey, CellAnswer]] = {}
@@ -92,7 +92,7 @@ class CostSurface:
         one = {Module.MODEL: result.one.step_seconds, **result.one.modules}
         self._left_out |= set(many) - set(self._modules)
         many = {module: s for module, s in many.items() if module in self._modules}
-        noise = self._noise(shape)
+        noise = self._noises[True]
         log_ratio = math.log(many[Module.MODEL] / one[Module.MODEL])
         change = self._changes.pair(shape, log_ratio, noise, self._posterior, now)
         self._pool.add_pair(shape, many, one, now, result.many.execution == "full")

@@ -34,9 +34,13 @@ class Pool:
         pairs_kept: of a shape; older ones leave.
         shapes_kept: of pairs, those with the latest ones: the posterior's cost grows with the cube
             of what it is made from.
+        routed: the model has experts.
     """
 
-    def __init__(self, pairs_kept: int = PAIRS_KEPT, shapes_kept: int = SHAPES_KEPT) -> None:
+    def __init__(
+        self, pairs_kept: int = PAIRS_KEPT, shapes_kept: int = SHAPES_KEPT, routed: bool = False
+    ) -> None:
+        self.routed = routed
         self._pairs_kept, self._shapes_kept = pairs_kept, shapes_kept
         self._ratios: dict[tuple[Module, Shape], Seen] = {}
         self._baselines: dict[tuple[Module, Shape], Seen] = {}
@@ -183,7 +187,7 @@ class Pool:
         return shape in self._without_graph
 
     def _usual(self, module: Module) -> float:
-        routed = module is Module.MODEL and any(of is Module.MOE_FFN for of, _ in self._ratios)
+        routed = module is Module.MODEL and self.routed
         return noise.NOISE_WITH_EXPERTS if routed else noise.USUAL_NOISE[module]
 
 

@@ -85,13 +85,17 @@ def step_ratios(engines: list[Snapshot], curves_of: CurvesOf) -> Iterator[Metric
         labels=labels,
     )
     lower = GaugeMetricFamily(
-        f"{STEP_RATIO}_lower", "Lower end of the ratio's 95% interval, for N > 1.", labels=labels
+        "vllm_nfp_step_time_ratio_lower",
+        "Lower end of the ratio's 95% interval, for N > 1.",
+        labels=labels,
     )
     upper = GaugeMetricFamily(
-        f"{STEP_RATIO}_upper", "Upper end of the ratio's 95% interval, for N > 1.", labels=labels
+        "vllm_nfp_step_time_ratio_upper",
+        "Upper end of the ratio's 95% interval, for N > 1.",
+        labels=labels,
     )
     basis = GaugeMetricFamily(
-        f"{STEP_RATIO}_basis",
+        "vllm_nfp_step_time_ratio_basis",
         "1 for what the ratio rests on, for N > 1: measured, inferred or predicted.",
         labels=[*labels, "basis"],
     )

@@ -45,12 +45,17 @@ def recommended(
         curves: the reported table.
         live: see :func:`live_curves`.
     """
-    at_size, now = (
-        _WithBasis(f"vllm_nfp_{name}recommended_draft_length", text, labels)
-        for name, text, labels in (
-            ("", "Draft length of vllm-nfp recommend at the context of live traffic.", SIZE),
-            ("live_", "The same at the batch size of live traffic.", ENGINE),
-        )
+    at_size = _WithBasis(
+        "vllm_nfp_recommended_draft_length",
+        "vllm_nfp_recommended_draft_length_basis",
+        "Draft length of vllm-nfp recommend at the context of live traffic.",
+        SIZE,
+    )
+    now = _WithBasis(
+        "vllm_nfp_live_recommended_draft_length",
+        "vllm_nfp_live_recommended_draft_length_basis",
+        "The same at the batch size of live traffic.",
+        ENGINE,
     )
     for snapshot in engines:
         acceptance, cost = acceptance_of(snapshot.engine), cost_of(snapshot.engine)
@@ -72,12 +77,15 @@ def live_ratios(engines: list[Snapshot], live: CurvesOf) -> Iterator[Metric]:
     )
     labels = [*ENGINE, "positions"]
     text = "of t(N) / t(1) at the batch size and context of the last decode step, for N > 1."
-    ratio = _WithBasis(LIVE_RATIO, f"Median {text}", labels)
+    basis_name = "vllm_nfp_live_step_time_ratio_basis"
+    ratio = _WithBasis(LIVE_RATIO, basis_name, f"Median {text}", labels)
     lower, upper = (
-        GaugeMetricFamily(f"{LIVE_RATIO}_{end}", f"{end.title()} end of the 95% interval {text}",
-                          labels=labels)
-        for end in ("lower", "upper")
-    )  # fmt: skip
+        GaugeMetricFamily(name, f"{end} end of the 95% interval {text}", labels=labels)
+        for name, end in (
+            ("vllm_nfp_live_step_time_ratio_lower", "Lower"),
+            ("vllm_nfp_live_step_time_ratio_upper", "Upper"),
+        )
+    )
     for snapshot in engines:
         of = engine_labels(snapshot)
         for curve in _at_live(snapshot, live[snapshot.engine]):
@@ -120,10 +128,10 @@ def recommended_draft_lengths(
 class _WithBasis:
     """A number, and 1 for what it rests on."""
 
-    def __init__(self, name: str, text: str, labels: Sequence[str]) -> None:
+    def __init__(self, name: str, basis_name: str, text: str, labels: Sequence[str]) -> None:
         self._value = GaugeMetricFamily(name, text, labels=labels)
         self._basis = GaugeMetricFamily(
-            f"{name}_basis",
+            basis_name,
             f"1 for what {name} rests on: measured, inferred or predicted.",
             labels=[*labels, "basis"],
         )
