@@ -18,7 +18,7 @@ def print_profile(profile: Profile) -> None:
         f"{environment.dtype}",
     )
     for cell, reason in profile.run.skipped_cells.items():
-        _say(console, f"{cell} was left out: {reason}")
+        _say(console, f"{cell} was not probed: {reason}")
     print_whole(console, nfp_table(lines_of(profile.boundaries)))
     _say(console, legend(profile.boundaries))
     missing = unfinished(profile)

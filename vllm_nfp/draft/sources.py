@@ -188,11 +188,10 @@ def _is_whole(profile: Profile, curves: Iterable[StepCurve]) -> bool:
 
     A measurement leaves out cells that cannot be probed as well.
     """
-    probe = profile.probe
     known = {(curve.batch_size, curve.context) for curve in curves}
-    missing = {(b, c) for b in probe.batch_sizes for c in probe.contexts} - known
-    left_out = profile.run.skipped_cells
-    return not probe.wanted_samples and all(cell_name(cell) in left_out for cell in missing)
+    missing = {(b, c) for b, _ in known for _, c in known} - known
+    skipped = profile.run.skipped_cells
+    return not profile.probe.wanted_samples and all(cell_name(cell) in skipped for cell in missing)
 
 
 def from_predictions(found: Predictions) -> Source:

@@ -63,7 +63,7 @@ def run_facts(profile: Profile) -> Facts:
         ("Fraction of GPU time", f"{run.overhead_ratio:.2%}" if run.overhead_ratio else ""),
         ("Added startup time", duration(run.startup_seconds) if run.startup_seconds else ""),
         ("Memory of the probe's CUDA graphs", f"{run.graph_bytes / (1 << 20):.0f} MiB"),
-        *((f"Left out: {cell}", reason) for cell, reason in run.skipped_cells.items()),
+        *((f"Not probed: {cell}", reason) for cell, reason in run.skipped_cells.items()),
     ]
     return tuple((name, value) for name, value in rows if value)
 
