@@ -264,7 +264,7 @@ def test_what_fits_the_server_is_reported_and_what_can_be_probed_is_probed() -> 
     assert set(made.cells) == {
         *((b, 256) for b in (1, 2, 4, 8, 16)), *((b, 1024) for b in (1, 2, 4))
     }  # fmt: skip
-    assert made.cells[1, 256] == (1, 2, 4), "as far as its steps are probed"
+    assert made.cells[1, 256] == CONFIG.grid, "also where its steps are not probed"
     assert made.cells[16, 256] == (1, 2, 3, 4), "up to 64 tokens"
     assert {(shape.batch_size, shape.positions) for shape in made.shapes} == {(1, 2), (1, 4)}
     results = Results(CONFIG, CostSurface(made_prior(), RECORDED), made)

@@ -73,12 +73,12 @@ def reported_table(
 ) -> Table:
     """The table of a server of which some cells can be probed.
 
-    The others have answers too, from what is probed. A measurement, which takes pairs of every
-    point, reports what it probes alone.
+    The others have answers too, from what is probed, and so have positions that cannot be probed. A
+    measurement, which takes pairs of every point, reports what it probes alone.
 
     Args:
         server: every cell that the server can have.
         probed: positions of each cell that can be probed, ascending from 1.
     """
-    cells = probed if config.wanted_samples else {**server.cells, **probed}
+    cells = probed if config.wanted_samples else {**probed, **server.cells}
     return replace(server, cells=cells, probed=probed)

@@ -77,7 +77,8 @@ def start_probing(
     # With a large budget each step may have a pair ahead of it.
     generous = worker.config.overhead_budget > LARGE_BUDGET
     sampler = Sampler(one_in=1) if generous else Sampler()
-    return Started(agreement, Looks(sampler, limits_of(worker.vllm_config), view), engine, lead)
+    steps = limits_of(worker.vllm_config, cached_tokens_of(view.runner.kv_cache_config))
+    return Started(agreement, Looks(sampler, steps, view), engine, lead)
 
 
 def prepare(worker: Worker, engine: ProbeEngine, capture_seconds: float, ranks: Ranks) -> None:
