@@ -83,7 +83,8 @@ def test_predict_is_public_and_a_function() -> None:
 def test_rows_are_the_contracts(model: Path) -> None:
     found = vllm_nfp.predict(model, "H100-SXM")
     values = found.to_dict()
-    assert list(values) == ["schema", "model", "hardware", "rows"]
+    assert list(values) == ["schema", "model", "hardware", "basis", "rows"]
+    assert values["basis"] == "own runs"
     assert (values["schema"], values["model"], values["hardware"]) == (1, "qwen3-8b", "H100-SXM")
     assert len(values["rows"]) == 3 * 3 * 2  # a dense model has no moe_ffn
     for row in values["rows"]:

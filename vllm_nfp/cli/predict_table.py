@@ -54,6 +54,7 @@ def notes(found: Predictions) -> tuple[str, ...]:
         if found.target.calibration.fitted
         else f"Constants: not fitted to {printable(found.hardware)}, {constants}."
     )
+    basis = f"They rest on: {found.target.basis}."
     backend = found.backend
     rules = (
         f"The rules of {backend.name} were never timed ({backend.source}): the constants of "
@@ -62,7 +63,7 @@ def notes(found: Predictions) -> tuple[str, ...]:
     transfers = "The constants of transfers between ranks are assumed, not fitted."
     assumed = found.shape.num_ranks > 1 and not found.target.calibration.link.fitted
     return (
-        origin,
+        origin if found.target.calibration.fitted else f"{origin} {basis}",
         *((transfers,) if assumed else ()),
         *((rules,) if backend.assumed else ()),
         *_graph_notes(found),

@@ -142,6 +142,7 @@ class Predictions:
             "schema": SCHEMA,
             "model": self.model,
             "hardware": self.hardware,
+            "basis": self.target.basis,
             "rows": [row.to_dict() for row in self.rows],
         }
 
