@@ -5,6 +5,7 @@
 Reads a file of public measurements: sets of [x, time] points of one kernel on one device, whose
 points that were timed out of L2 are marked. Compares t(x) over the set's first usable time with
 the same ratio as predicted, and counts the points within 5, 10 and 25 %, by kind, device and type.
+Routed experts under a power-law router are predicted with ``typical`` routing.
 ``seen`` are the sets that constants were fitted to, see :data:`SEEN`; ``unseen`` all others.
 """
 
@@ -29,7 +30,14 @@ from vllm_nfp.principle.attention import (
     fixed_seconds,
 )
 from vllm_nfp.principle.collective import all_reduce_seconds
-from vllm_nfp.principle.experts import ROUTED_KERNELS, Routing, default_config, expert_terms
+from vllm_nfp.principle.experts import (
+    ROUTED_KERNELS,
+    TYPICAL_SKEW,
+    Routing,
+    default_config,
+    expert_terms,
+    skewed_shares,
+)
 from vllm_nfp.principle.gemm import gemm_seconds
 from vllm_nfp.principle.hardware_file import Target
 from vllm_nfp.principle.shape import AttentionHeads, Gemm, Quantization
@@ -37,8 +45,10 @@ from vllm_nfp.principle.terms import sum_terms
 
 Floats = NDArray[np.float64]
 TOLERANCES = (0.05, 0.1, 0.25)
-SEEN: Mapping[str, tuple[str, ...]] = {}
-"""Parts of the names of the sets that built-in constants were fitted to, by kind."""
+SEEN: Mapping[str, tuple[tuple[str, str], ...]] = {
+    "routed_experts": (("/H100-SXM/", "bfloat16/power"), ("/H200/", "bfloat16/power")),
+}
+"""Pairs of parts of the names of the sets that built-in constants were fitted to, by kind."""
 TYPES: Mapping[str, tuple[Quantization, float]] = {
     "bfloat16": ("none", 2.0),
     "fp8": ("fp8", 1.0),
@@ -84,7 +94,7 @@ def _scored(one: Mapping[str, Any]) -> Scored | None:
         return None
     essentials = one["essentials"]
     detail = " ".join(str(essentials[k]) for k in ("dtype", "routing") if k in essentials)
-    seen = any(part in one["id"] for part in SEEN.get(one["kind"], ()))
+    seen = any(all(part in one["id"] for part in pair) for pair in SEEN.get(one["kind"], ()))
     group = (one["kind"], one["hardware"], detail or str(essentials.get("kernel", "")))
     return Scored(one["id"], group, seen, points, times / times[0], seconds / seconds[0])
 
@@ -115,7 +125,9 @@ def _experts(target: Target, sizes: Mapping[str, Any], tokens: Floats) -> Floats
         Gemm(width, sizes["hidden"], weight_bytes, fp8),
     )
     constants = target.calibration.experts
-    routing = Routing(sizes["experts"], sizes["topk"])
+    experts, chosen = sizes["experts"], sizes["topk"]
+    skew = 0.0 if sizes["routing"] == "balanced" else TYPICAL_SKEW
+    routing = Routing(experts, chosen, skewed_shares(experts, chosen, skew))
     terms = expert_terms(
         target.hardware,
         constants,
@@ -181,11 +193,11 @@ def main(curves: Path, by_set: bool) -> None:
     table = Table()
     for name in ("kind", "device", "what", "sets", "points", "5 %", "10 %", "25 %", "median"):
         table.add_column(name)
-    groups: dict[tuple[str, ...], list[Scored]] = {}
+    groups: dict[tuple[str, str, str], list[Scored]] = {}
     for one in scored:
         seen = "seen" if one.seen else "unseen"
         kind, device, what = one.group
-        key = (kind, device, one.name) if by_set else (kind, device, f"{what} {seen}")
+        key = (kind, device, one.name if by_set else f"{what} {seen}")
         groups.setdefault(key, []).append(one)
     for key, ones in sorted(groups.items()):
         errors = np.concatenate([one.errors for one in ones])

@@ -587,3 +587,20 @@ best = min(seconds() for _ in range(5))
 assert best < 0.1, best
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+
+
+def test_skewed_routing_takes_less_time_and_is_told(tmp_path: Path) -> None:
+    uniform, typical = (small(QWEN_3_30B_A3B, routing=r) for r in ("uniform", 0.75))
+    assert small(QWEN_3_30B_A3B, routing="Typical").rows == typical.rows
+    before, after = (found.cell("moe_ffn", 1, 1024) for found in (uniform, typical))
+    assert after.seconds[0] == pytest.approx(before.seconds[0])
+    assert after.seconds[15] < 0.92 * before.seconds[15]
+    assert (uniform.to_dict()["routing_skew"], typical.to_dict()["routing_skew"]) == (0.0, 0.75)
+    (tmp_path / "config.json").write_text(json.dumps(QWEN_3_30B_A3B))
+    for routing, sentence in (("uniform", "assumed uniform"), ("0.5", "assumed skewed")):
+        args = [tmp_path, "--hardware", "H100-SXM", "--routing", routing]
+        found = run(*args)
+        assert f"Routing is {sentence}" in " ".join(found.output.split())
+    for wrong in ("even", "3", "-1", "nan"):
+        with pytest.raises(PredictionError, match="routing must be uniform, typical or an expon"):
+            small(QWEN_3_30B_A3B, routing=wrong)

@@ -66,8 +66,21 @@ def notes(found: Predictions) -> tuple[str, ...]:
         origin if found.target.calibration.fitted else f"{origin} {basis}",
         *((transfers,) if assumed else ()),
         *((rules,) if backend.assumed else ()),
+        *_routing_note(found),
         *_graph_notes(found),
     )
+
+
+def _routing_note(found: Predictions) -> tuple[str, ...]:
+    if not found.shape.num_moe_layers:
+        return ()
+    skew = found.serving.routing_skew
+    if not skew:
+        return (
+            "Routing is assumed uniform; routers that prefer some experts take less time "
+            "(--routing typical).",
+        )
+    return (f"Routing is assumed skewed: the experts' shares fall with rank to the -{skew:g}.",)
 
 
 def _graph_notes(found: Predictions) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from vllm_nfp.principle.errors import PredictionError
+from vllm_nfp.principle.experts import MOST_SKEW, TYPICAL_SKEW
 from vllm_nfp.principle.graphs import DEFAULT_CAPTURE_SIZES
 from vllm_nfp.principle.quantized_weights import quantization_of
 from vllm_nfp.principle.shape import shown
@@ -31,6 +32,9 @@ KV_BITS: Mapping[str, float | None] = {
     "fp8_e5m2": 8,
 }
 """Bits per cached element by vLLM's name of the cache's type; None: as the checkpoint says."""
+
+ROUTINGS: Mapping[str, float] = {"uniform": 0.0, "typical": TYPICAL_SKEW}
+"""How tokens reach experts, as the exponent of the experts' shares by rank."""
 
 
 def check_batch_sizes(values: Sequence[int]) -> None:
@@ -83,6 +87,26 @@ def weight_bits(config: Mapping[str, object], quantization: str | None) -> float
             f"stored (quantization_config): leave it out"
         )
     return WEIGHT_BITS[quantization]
+
+
+def routing_skew(routing: str | float) -> float:
+    """Exponent of the experts' shares by rank: 0 for ``uniform``, a fitted one for ``typical``.
+
+    Raises:
+        PredictionError: for another name, or a number out of bounds.
+    """
+    if isinstance(routing, str) and (known := same_name(routing, ROUTINGS)) is not None:
+        return ROUTINGS[known]
+    try:
+        skew = float(routing)
+    except (TypeError, ValueError):
+        skew = math.nan
+    if not 0 <= skew <= MOST_SKEW:
+        raise PredictionError(
+            f"routing must be {', '.join(ROUTINGS)} or an exponent from 0 to {MOST_SKEW:g}, not "
+            f"{shown(routing)}"
+        )
+    return skew
 
 
 def captured(given: Sequence[int] | None) -> tuple[int, ...]:

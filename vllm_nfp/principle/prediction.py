@@ -20,6 +20,7 @@ from vllm_nfp.principle.arguments import (
     check_contexts,
     check_grid,
     named,
+    routing_skew,
     weight_bits,
 )
 from vllm_nfp.principle.attention import (
@@ -143,6 +144,7 @@ class Predictions:
             "model": self.model,
             "hardware": self.hardware,
             "basis": self.target.basis,
+            **({"routing_skew": self.serving.routing_skew} if self.shape.num_moe_layers else {}),
             "rows": [row.to_dict() for row in self.rows],
         }
 
@@ -174,6 +176,7 @@ def predict(
     capture_sizes: Sequence[int] | None = None,
     max_positions: int = DEFAULT_MAX_POSITIONS,
     assume_dense: bool = False,
+    routing: str | float = "uniform",
 ) -> Predictions:
     """Predict how many positions per sequence a server decodes for free. Needs no GPU.
 
@@ -196,6 +199,8 @@ def predict(
         capture_sizes: token counts of the CUDA graphs; None: vLLM's default; empty: no graphs.
         max_positions: largest N to evaluate.
         assume_dense: treat an unknown model_type as a dense Llama-style model.
+        routing: how tokens reach experts: uniform, typical (skewed), or the exponent s of shares
+            that fall with rank ** -s. Uniform wakes most experts: skewed routers take less time.
 
     Raises:
         ShapeError: for a config.json without a known shape, or with sizes that do not fit together.
@@ -221,7 +226,7 @@ def predict(
         shape = dataclasses.replace(shape, decoding="bidirectional_block")
     backend = attention_backend or default_backend(shape, target.hardware)
     check_backend(backend, shape, target.hardware)
-    serving = Serving(backend, captured(capture_sizes))
+    serving = Serving(backend, captured(capture_sizes), routing_skew=routing_skew(routing))
     cells = predict_grid(shape, target, batch_sizes, contexts, epsilons, serving, max_positions)
     kept: dict[CellKey, CellPrediction] = {}
     rows: list[Row] = []
