@@ -52,6 +52,8 @@ class Source:
     """How the server makes its drafts."""
     live: tuple[StepCurve, ...] = ()
     """Of a server: at the real batch size and context of the last step, one for each engine."""
+    notes: tuple[str, ...] = ()
+    """Of a prediction: what it rests on and leaves out, a sentence each."""
 
 
 def curves_of_rows(
@@ -182,6 +184,8 @@ def from_profile(profile: Profile, name: str = "the profile") -> Source:
 
 def from_predictions(found: Predictions) -> Source:
     """The predicted step times of the batch sizes and contexts that were asked for."""
+    from vllm_nfp.principle.notes import notes
+
     curves = []
     for context in found.contexts:
         for batch_size in found.batch_sizes:
@@ -190,5 +194,20 @@ def from_predictions(found: Predictions) -> Source:
             nfp = tuple(sorted((b.epsilon, b.nfp, b.at_limit) for b in cell.boundaries))
             curve = curve_of_seconds(batch_size, context, times)
             bases = (Basis.PREDICTED,) * len(times)
-            curves.append(replace(curve, boundaries=nfp, bases=bases))
-    return Source("prediction", "the prediction", found.model, tuple(curves), found.hardware)
+            beyond = [n for n in cell.positions if 0 < cell.in_graphs < n]
+            curves.append(
+                replace(
+                    curve,
+                    boundaries=nfp,
+                    bases=bases,
+                    without_graph_from=min(beyond, default=None),
+                )
+            )
+    return Source(
+        "prediction",
+        "the prediction",
+        found.model,
+        tuple(curves),
+        found.hardware,
+        notes=notes(found),
+    )

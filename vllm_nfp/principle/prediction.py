@@ -32,6 +32,7 @@ from vllm_nfp.principle.attention import (
 from vllm_nfp.principle.graphs import padded_tokens
 from vllm_nfp.principle.hardware_file import Target, read_hardware_file, target_of
 from vllm_nfp.principle.hf_config import shape_from_config
+from vllm_nfp.principle.memory import TooLarge, too_large
 from vllm_nfp.principle.model_files import load_config, model_name
 from vllm_nfp.principle.modules import module_named, modules_of
 from vllm_nfp.principle.predict import (
@@ -100,6 +101,11 @@ class Predictions:
         """The attention backend's rules."""
         return backend_by_name(self.serving.attention_backend, self.target.hardware)
 
+    @property
+    def too_large(self) -> tuple[TooLarge, ...]:
+        """The cells whose weights and KV cache exceed the memory of the device."""
+        return too_large(self.shape, self.target.hardware, self.batch_sizes, self.contexts)
+
     def cell(self, module: Module, batch_size: int, context: int) -> CellPrediction:
         """The curve t(N) and its terms, of any cell.
 
@@ -139,12 +145,14 @@ class Predictions:
 
     def to_dict(self) -> dict[str, Any]:
         """What ``vllm-nfp predict --json`` prints."""
+        unfit = [cell.to_dict() for cell in self.too_large]
         return {
             "schema": SCHEMA,
             "model": self.model,
             "hardware": self.hardware,
             "basis": self.target.basis,
             **({"routing_skew": self.serving.routing_skew} if self.shape.num_moe_layers else {}),
+            **({"does_not_fit": unfit} if unfit else {}),
             "rows": [row.to_dict() for row in self.rows],
         }
 
