@@ -38,7 +38,8 @@ from vllm_nfp.principle.experts import (
     expert_terms,
     skewed_shares,
 )
-from vllm_nfp.principle.gemm import gemm_seconds
+from vllm_nfp.principle.gemm import GemmConstants, gemm_seconds
+from vllm_nfp.principle.hardware import Hardware
 from vllm_nfp.principle.hardware_file import Target
 from vllm_nfp.principle.shape import AttentionHeads, Gemm, Quantization
 from vllm_nfp.principle.terms import sum_terms
@@ -46,6 +47,15 @@ from vllm_nfp.principle.terms import sum_terms
 Floats = NDArray[np.float64]
 TOLERANCES = (0.05, 0.1, 0.25)
 SEEN: Mapping[str, tuple[tuple[str, str], ...]] = {
+    "dense_products": (
+        ("/A100-SXM4-80GB/", "Llama-2-70b"),
+        ("/A100-SXM4-80GB/", "CodeLlama-34b"),
+    ),
+    "all_reduce": tuple(
+        (device, ranks)
+        for device in ("/A100-SXM4-80GB/", "/B200/", "/L40S/")
+        for ranks in ("/R2/", "/R8/")
+    ),
     "routed_experts": (("/H100-SXM/", "bfloat16/power"), ("/H200/", "bfloat16/power")),
 }
 """Pairs of parts of the names of the sets that built-in constants were fitted to, by kind."""
@@ -80,6 +90,11 @@ def score(sets: Iterable[Mapping[str, Any]]) -> list[Scored]:
     return [found for one in sets if (found := _scored(one)) is not None]
 
 
+def is_seen(one: Mapping[str, Any]) -> bool:
+    """Whether built-in constants were fitted to the set."""
+    return any(all(part in one["id"] for part in pair) for pair in SEEN.get(one["kind"], ()))
+
+
 def _scored(one: Mapping[str, Any]) -> Scored | None:
     usable = [point for point, use in zip(one["points"], one["usable"], strict=True) if use]
     if len(usable) < 2 or one["kind"] not in KINDS:
@@ -94,14 +109,20 @@ def _scored(one: Mapping[str, Any]) -> Scored | None:
         return None
     essentials = one["essentials"]
     detail = " ".join(str(essentials[k]) for k in ("dtype", "routing") if k in essentials)
-    seen = any(all(part in one["id"] for part in pair) for pair in SEEN.get(one["kind"], ()))
     group = (one["kind"], one["hardware"], detail or str(essentials.get("kernel", "")))
-    return Scored(one["id"], group, seen, points, times / times[0], seconds / seconds[0])
+    return Scored(one["id"], group, is_seen(one), points, times / times[0], seconds / seconds[0])
 
 
 def _dense(target: Target, sizes: Mapping[str, Any], tokens: Floats) -> Floats | None:
     if sizes["dtype"] not in TYPES:
         return None
+    return dense_seconds(target.hardware, target.calibration.gemm, sizes, tokens)
+
+
+def dense_seconds(
+    hardware: Hardware, constants: GemmConstants, sizes: Mapping[str, Any], tokens: Floats
+) -> Floats:
+    """Gate-up and down product of a set."""
     quantization, weight_bytes = TYPES[sizes["dtype"]]
     width, fp8 = sizes["inter"] // sizes["tp"], quantization != "none"
     gemms = (
@@ -109,8 +130,7 @@ def _dense(target: Target, sizes: Mapping[str, Any], tokens: Floats) -> Floats |
         Gemm(width, sizes["hidden"], weight_bytes, fp8),
     )
     found: Floats = np.sum(
-        [gemm_seconds(target.hardware, target.calibration.gemm, gemm, tokens) for gemm in gemms],
-        axis=0,
+        [gemm_seconds(hardware, constants, gemm, tokens) for gemm in gemms], axis=0
     )
     return found
 

@@ -140,6 +140,12 @@ def test_every_device_names_its_source_and_what_its_constants_rest_on() -> None:
         dataclasses.replace(hardware_by_name("H200"), basis="hearsay")
 
 
+def test_what_was_fitted_to_public_kernels_says_so() -> None:
+    assert target_of("A100-SXM4-80GB").basis == "public kernels"
+    assert "public kernels" in target_of("A100-SXM4-80GB").calibration.source
+    assert (target_of("A100-PCIe-40GB").basis, target_of("H200").basis) == ("assumption",) * 2
+
+
 def test_constants_of_another_device_are_an_assumption() -> None:
     h100 = target_of("H100-SXM")
     carried = dataclasses.replace(h100.calibration, fitted=False, source="carried over")
