@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from vllm_nfp.principle.errors import PredictionError
 from vllm_nfp.principle.experts import MOST_SKEW, TYPICAL_SKEW
-from vllm_nfp.principle.graphs import DEFAULT_CAPTURE_SIZES
+from vllm_nfp.principle.graphs import default_capture_sizes
+from vllm_nfp.principle.hardware import Hardware
 from vllm_nfp.principle.quantized_weights import quantization_of
 from vllm_nfp.principle.shape import shown
 from vllm_nfp.text import hint, same_name
@@ -109,14 +110,14 @@ def routing_skew(routing: str | float) -> float:
     return skew
 
 
-def captured(given: Sequence[int] | None) -> tuple[int, ...]:
-    """Token counts of the CUDA graphs, ascending; vLLM's default sizes for None.
+def captured(given: Sequence[int] | None, hardware: Hardware) -> tuple[int, ...]:
+    """Token counts of the CUDA graphs, ascending; vLLM's default sizes on the device for None.
 
     Raises:
         PredictionError: for a value out of bounds, or given twice.
     """
     if given is None:
-        return DEFAULT_CAPTURE_SIZES
+        return default_capture_sizes(hardware)
     if not given:
         return ()
     _check_sizes("capture_sizes", given, 1, MOST_SEQUENCES)

@@ -82,6 +82,11 @@ class Hardware:
         if self.num_sms > MAX_SMS:
             raise HardwareError(f"num_sms of {self.name!r} must be {MAX_SMS} or less")
 
+    @property
+    def capability_10(self) -> bool:
+        """Data-center Blackwell: GB10 and the RTX cards (12) run what Ada runs."""
+        return self.name.startswith(("B200", "B300", "GB200", "GB300"))
+
     def peak_flops(self, fp8: bool) -> float:
         """Dense FLOP/s for the type; BF16's where FP8 is asked for and not there."""
         return self.fp8_flops if fp8 and self.fp8_flops is not None else self.bf16_flops

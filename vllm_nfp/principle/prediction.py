@@ -234,7 +234,9 @@ def predict(
         shape = dataclasses.replace(shape, decoding="bidirectional_block")
     backend = attention_backend or default_backend(shape, target.hardware)
     check_backend(backend, shape, target.hardware)
-    serving = Serving(backend, captured(capture_sizes), routing_skew=routing_skew(routing))
+    serving = Serving(
+        backend, captured(capture_sizes, target.hardware), routing_skew=routing_skew(routing)
+    )
     cells = predict_grid(shape, target, batch_sizes, contexts, epsilons, serving, max_positions)
     kept: dict[CellKey, CellPrediction] = {}
     rows: list[Row] = []

@@ -23,8 +23,6 @@ from vllm_nfp.principle.shape import ModelShape
 from vllm_nfp.text import hint, same_name
 
 _HOPPER = ("H100", "H200", "H20", "H800", "GH200")
-_BLACKWELL = ("B200", "B300", "GB200", "GB300")
-"""Of compute capability 10; GB10 and the RTX cards (12) take what Ada takes."""
 ATTENTION_BACKENDS: Mapping[str, AttentionBackend] = MappingProxyType(
     {
         backend.name: backend
@@ -73,7 +71,7 @@ def default_backend(shape: ModelShape, hardware: Hardware) -> str:
     """
     if hardware.name.startswith("MI"):
         return "TRITON_MLA" if shape.use_mla else "TRITON_ATTN"
-    if hardware.name.startswith(_BLACKWELL):
+    if hardware.capability_10:
         if shape.use_mla:
             return "FLASHINFER_MLA"
         return "FLASH_ATTN" if shape.bidirectional else "FLASHINFER"
