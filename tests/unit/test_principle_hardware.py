@@ -34,6 +34,7 @@ from vllm_nfp.principle.hardware_file import target_of
         ("NVIDIA GH200 480GB", "GH200-96GB"),
         ("NVIDIA GH200 144G HBM3e", "GH200-144GB"),
         ("NVIDIA B300 SXM6 AC", "B300"),
+        ("NVIDIA B300", "B300"),
         ("NVIDIA GB200", "GB200"),
         ("NVIDIA GB300", "GB300"),
         ("NVIDIA GB10", "GB10"),
