@@ -56,9 +56,14 @@ def same_name(given: str, known: Iterable[str]) -> str | None:
 
 def nearest_name(given: str, known: Iterable[str]) -> str | None:
     """The known name that is spelled most alike; None if none is."""
+    return next(iter(nearest_names(given, known, 1)), None)
+
+
+def nearest_names(given: str, known: Iterable[str], most: int) -> list[str]:
+    """Up to so many known names that are spelled alike, the nearest first."""
     names = {plain(name): name for name in known}
-    found = difflib.get_close_matches(plain(given[:MOST_SHOWN]), names, 1)
-    return names[found[0]] if found else None
+    found = difflib.get_close_matches(plain(given[:MOST_SHOWN]), names, most)
+    return [names[name] for name in found]
 
 
 def hint(given: str, known: Iterable[str]) -> str:

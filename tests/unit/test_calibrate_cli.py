@@ -117,20 +117,20 @@ def test_samples_of_nonsense_are_refused(tmp_path: Path) -> None:
 
 def test_unknown_device_says_what_to_do(tmp_path: Path) -> None:
     raw = gzip.decompress((REFERENCE / "mixtral-8x7b.jsonl.gz").read_bytes())
-    (tmp_path / "x.jsonl").write_bytes(raw.replace(b"NVIDIA H100 80GB HBM3", b"NVIDIA H100 NVL"))
+    (tmp_path / "x.jsonl").write_bytes(raw.replace(b"NVIDIA H100 80GB HBM3", b"NVIDIA H200 NVL"))
     told = refusal("--from-samples", tmp_path)
-    assert "the samples' device, 'NVIDIA H100 NVL', is not in the catalogue" in told
+    assert "the samples' device, 'NVIDIA H200 NVL', is not in the catalogue" in told
     assert "--hardware FILE.json" in told
 
     sheet = json.loads((KERNELS / "h100-sxm.json").read_text())
-    sheet["hardware"] |= {"name": "H100-NVL", "memory_bytes_per_second": 3.9e12}
+    sheet["hardware"] |= {"name": "H200-NVL", "memory_bytes_per_second": 3.9e12}
     sheet["calibration"] = {"source": "assumed"}
     file = tmp_path / "sheet.json"
     file.write_text(json.dumps(sheet))
     out = tmp_path / "nvl.json"
     done = run("--from-samples", tmp_path, "--hardware", file, "-o", out)
     assert done.exit_code == 0, done.output
-    assert target_of(str(out)).hardware.name == "H100-NVL"
+    assert target_of(str(out)).hardware.name == "H200-NVL"
     assert target_of(str(out)).calibration.experts.bandwidth < 0.9  # a share of more bytes
 
 

@@ -83,7 +83,8 @@ def test_predict_is_public_and_a_function() -> None:
 def test_rows_are_the_contracts(model: Path) -> None:
     found = vllm_nfp.predict(model, "H100-SXM")
     values = found.to_dict()
-    assert list(values) == ["schema", "model", "hardware", "rows"]
+    assert list(values) == ["schema", "model", "hardware", "basis", "rows"]
+    assert values["basis"] == "own runs"
     assert (values["schema"], values["model"], values["hardware"]) == (1, "qwen3-8b", "H100-SXM")
     assert len(values["rows"]) == 3 * 3 * 2  # a dense model has no moe_ffn
     for row in values["rows"]:
@@ -357,7 +358,7 @@ def test_transfers_between_ranks_have_rows_and_an_explanation() -> None:
 def test_leaving_the_graphs_is_noted() -> None:
     edge = small(batch_sizes=(1, 8, 600), capture_sizes=(1, 2, 4, 8))
     assert [edge.in_graphs(b) for b in (1, 8, 600)] == [8, 1, 0]
-    beyond, never = notes(edge)[1:]
+    beyond, never = notes(edge)[-2:]
     assert beyond.startswith("Beyond N = 8 at B = 1, N = 1 at B = 8 the step leaves its CUDA graph")
     assert never.startswith("At B = 600 no step fits a CUDA graph")
     assert all("launch time is not predicted" in note for note in (beyond, never))
@@ -586,3 +587,20 @@ best = min(seconds() for _ in range(5))
 assert best < 0.1, best
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+
+
+def test_skewed_routing_takes_less_time_and_is_told(tmp_path: Path) -> None:
+    uniform, typical = (small(QWEN_3_30B_A3B, routing=r) for r in ("uniform", 0.75))
+    assert small(QWEN_3_30B_A3B, routing="Typical").rows == typical.rows
+    before, after = (found.cell("moe_ffn", 1, 1024) for found in (uniform, typical))
+    assert after.seconds[0] == pytest.approx(before.seconds[0])
+    assert after.seconds[15] < 0.92 * before.seconds[15]
+    assert (uniform.to_dict()["routing_skew"], typical.to_dict()["routing_skew"]) == (0.0, 0.75)
+    (tmp_path / "config.json").write_text(json.dumps(QWEN_3_30B_A3B))
+    for routing, sentence in (("uniform", "assumed uniform"), ("0.5", "assumed skewed")):
+        args = [tmp_path, "--hardware", "H100-SXM", "--routing", routing]
+        found = run(*args)
+        assert f"Routing is {sentence}" in " ".join(found.output.split())
+    for wrong in ("even", "3", "-1", "nan"):
+        with pytest.raises(PredictionError, match="routing must be uniform, typical or an expon"):
+            small(QWEN_3_30B_A3B, routing=wrong)

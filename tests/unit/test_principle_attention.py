@@ -378,3 +378,27 @@ def test_predictions_beat_idle_compute_on_a_reference_model(tmp_path: Path) -> N
 
 def test_curves_of_a_model_without_attention_timings(tmp_path: Path) -> None:
     assert attention_curves(reference("mixtral-8x7b", tmp_path)) == ()
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 8, 16, 32])
+@pytest.mark.parametrize("context", [1024, 4096, 16384])
+def test_the_triton_kernel_without_its_segments_is_hardly_faster(
+    batch_size: int, context: int
+) -> None:
+    """At two positions it walks the cache unsplit: only the sum over segments is saved."""
+    heads = AttentionHeads(8, 4, 128, 128, 512.0, False)
+    positions = np.array([1.0, 2.0])
+    constants = AttentionConstants()
+    terms = attention_terms(
+        hardware_by_name("MI300X"),
+        heads,
+        batch_size=batch_size,
+        cached_tokens=context + positions,
+        positions=positions,
+        constants=constants,
+        backend=ATTENTION_BACKENDS["TRITON_ATTN"],
+    )
+    one, two = (fixed_seconds(heads, constants) + sum_terms(terms)).tolist()
+    assert two > 0.95 * one
+    if batch_size == 1:
+        assert two > 2 * one, "8 work tiles on 304 units leave memory idle"

@@ -21,6 +21,7 @@ from vllm_nfp.principle import hardware_by_name, shape_from_config
 from vllm_nfp.principle.experts import (
     ALIGNMENT_KERNELS,
     BOUNDS,
+    TYPICAL_SKEW,
     ExpertConstants,
     ExpertError,
     Routing,
@@ -28,6 +29,7 @@ from vllm_nfp.principle.experts import (
     default_config,
     expected_blocks,
     expert_terms,
+    skewed_shares,
     tuned_config,
 )
 from vllm_nfp.principle.shape import ModelShape
@@ -400,3 +402,25 @@ def test_the_defaults_are_what_the_fit_finds_on_the_reference_curves() -> None:
 def reference(model: str) -> ExpertCurve:
     (curve,) = expert_curves([read_samples(REFERENCE / f"{model}.jsonl.gz")])
     return curve
+
+
+def test_skewed_shares_fall_with_rank_and_add_up() -> None:
+    assert skewed_shares(8, 2, 0.0) is None
+    shares = skewed_shares(4, 1, 1.0)
+    assert shares is not None
+    assert shares == pytest.approx([12 / 25, 6 / 25, 4 / 25, 3 / 25])  # 1, 1/2, 1/3, 1/4
+    capped = skewed_shares(4, 2, 2.0)
+    assert capped is not None
+    # 1, 1/4, 1/9, 1/16: the first would get 0.70 of the rows, and can have half of them.
+    assert capped == pytest.approx([0.5, 0.5 * 36 / 61, 0.5 * 16 / 61, 0.5 * 9 / 61])
+    every = skewed_shares(4, 4, 1.0)
+    assert every == pytest.approx([0.25] * 4)
+
+
+def test_skewed_routing_wakes_fewer_experts() -> None:
+    tokens = np.array([1.0, 8.0, 16.0, 512.0])
+    uniform = awake_experts(tokens, Routing(128, 8))
+    skewed = awake_experts(tokens, Routing(128, 8, skewed_shares(128, 8, TYPICAL_SKEW)))
+    assert skewed[0] == pytest.approx(uniform[0])
+    assert skewed[1] < 0.95 * uniform[1]
+    assert skewed[2] < 0.9 * uniform[2]

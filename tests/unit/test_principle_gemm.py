@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_nfp.files import FileError
-from vllm_nfp.principle import CATALOGUE, hardware_by_name
+from vllm_nfp.principle import CATALOGUE, hardware_by_name, target_of
 from vllm_nfp.principle.calibration import (
     H100_CALIBRATION,
     Calibration,
@@ -188,3 +188,14 @@ def test_constants_survive_json() -> None:
 def test_strange_calibrations_are_refused(values: object, message: str) -> None:
     with pytest.raises(FileError, match=message):
         decode(values)
+
+
+def test_dense_products_of_an_a100_step_at_65_and_129_tokens() -> None:
+    """As public times do: 1.05, 1.22, 1.24, 1.82 and 1.94 in Llama-2-70B's FFN on one A100."""
+    target = target_of("A100-SXM4-80GB")
+    tokens = np.array([1.0, 64, 72, 128, 136, 256, 288])
+    gemms = (Gemm(8192, 2 * 28672, 2.0), Gemm(28672, 8192, 2.0))
+    seconds = sum(gemm_seconds(target.hardware, target.calibration.gemm, g, tokens) for g in gemms)
+    ratios = (seconds / seconds[0]).tolist()
+    assert ratios == pytest.approx([1.0, 1.05, 1.22, 1.24, 1.82, 1.94, 2.71], rel=0.1)
+    assert ratios[2] > 1.1 > ratios[1], "NFP at 0.1 is 64 tokens"

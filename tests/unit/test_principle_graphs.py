@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_nfp.adapter.dispatch import Execution, GraphRules, place
-from vllm_nfp.principle.graphs import DEFAULT_CAPTURE_SIZES, padded_tokens, uniform_sizes
+from vllm_nfp.principle import CATALOGUE, hardware_by_name
+from vllm_nfp.principle.graphs import (
+    DEFAULT_CAPTURE_SIZES,
+    default_capture_sizes,
+    padded_tokens,
+    uniform_sizes,
+)
 
 
 @pytest.mark.parametrize(
@@ -57,3 +63,14 @@ def test_padding_is_that_of_the_server(sizes: list[int], batch_size: int, positi
     if padded is not None:
         assert batch_size * positions <= padded <= max(captured)
         assert padded % positions == 0
+
+
+def test_blackwell_captures_up_to_1024_tokens() -> None:
+    """default_max_graph_size in vLLM 0.32's config/vllm.py, by compute capability."""
+    largest = {h.name: max(default_capture_sizes(h)) for h in CATALOGUE}
+    assert {name for name, most in largest.items() if most == 1024} == {
+        "B200", "B300", "GB200", "GB300"
+    }  # fmt: skip
+    assert set(largest.values()) == {512, 1024}
+    sizes = default_capture_sizes(hardware_by_name("B200"))
+    assert sizes[-33:] == tuple(range(512, 1025, 16))

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from vllm_nfp.principle import CATALOGUE, HardwareError, hardware_by_name, match_device
+from vllm_nfp.principle.hardware_file import target_of
 
 
 @pytest.mark.parametrize(
@@ -20,6 +21,30 @@ from vllm_nfp.principle import CATALOGUE, HardwareError, hardware_by_name, match
         ("NVIDIA L4", "L4"),
         ("NVIDIA L40S", "L40S"),
         ("NVIDIA GeForce RTX 4090", "RTX-4090"),
+        ("NVIDIA A100-SXM4-40GB", "A100-SXM4-40GB"),
+        ("NVIDIA A100 80GB PCIe", "A100-PCIe-80GB"),
+        ("NVIDIA A100-PCIE-40GB", "A100-PCIe-40GB"),
+        ("NVIDIA A10G", "A10G"),
+        ("NVIDIA A40", "A40"),
+        ("NVIDIA RTX A6000", "RTX-A6000"),
+        ("NVIDIA GeForce RTX 3090", "RTX-3090"),
+        ("NVIDIA H100 NVL", "H100-NVL"),
+        ("NVIDIA H800", "H800"),
+        ("NVIDIA H20", "H20"),
+        ("NVIDIA GH200 480GB", "GH200-96GB"),
+        ("NVIDIA GH200 144G HBM3e", "GH200-144GB"),
+        ("NVIDIA B300 SXM6 AC", "B300"),
+        ("NVIDIA B300", "B300"),
+        ("NVIDIA GB200", "GB200"),
+        ("NVIDIA GB300", "GB300"),
+        ("NVIDIA GB10", "GB10"),
+        ("NVIDIA L20", "L20"),
+        ("NVIDIA RTX 6000 Ada Generation", "RTX-6000-Ada"),
+        ("NVIDIA GeForce RTX 5090", "RTX-5090"),
+        ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", "RTX-PRO-6000"),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "RTX-PRO-6000-Server"),
+        ("AMD Instinct MI325X", "MI325X"),
+        ("AMD Instinct MI355X", "MI355X"),
         ("AMD Instinct MI300X", "MI300X"),
         (" nvidia  h200 ", "H200"),
     ],
@@ -33,9 +58,7 @@ def test_device_names(device_name: str, name: str) -> None:
 @pytest.mark.parametrize(
     "device_name",
     [
-        "NVIDIA A100-SXM4-40GB",
-        "NVIDIA A100 80GB PCIe",
-        "NVIDIA H100 NVL",
+        "NVIDIA A100-SXM-64GB",
         "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
         "NVIDIA H200 NVL",
         "NVIDIA L40",
@@ -53,7 +76,7 @@ def test_catalogue_names_ignore_case_and_separators(name: str) -> None:
 
 
 def test_unknown_name_lists_those_known() -> None:
-    with pytest.raises(HardwareError, match=r"'V100' .* A100-SXM4-80GB, H100-SXM, .* MI300X$"):
+    with pytest.raises(HardwareError, match=r"'V100' .* A100-SXM4-80GB, .* H100-SXM, .* MI355X$"):
         hardware_by_name("V100")
 
 
@@ -71,6 +94,13 @@ def test_unknown_name_lists_those_known() -> None:
         ("L40S", 419),
         ("RTX-4090", 164),
         ("MI300X", 247),
+        ("A100-PCIe-40GB", 201),
+        ("A10G", 117),
+        ("RTX-3090", 76),
+        ("H20", 37),
+        ("RTX-5090", 117),
+        ("RTX-PRO-6000", 281),
+        ("MI355X", 315),
     ],
 )
 def test_ridge_points(name: str, ridge: float) -> None:
@@ -89,3 +119,36 @@ def test_fp8_doubles_the_peak_or_falls_back() -> None:
 def test_impossible_figures_are_refused(field: str, value: float) -> None:
     with pytest.raises(HardwareError, match=rf"^{field} of 'H200' must be above 0, not {value}"):
         dataclasses.replace(hardware_by_name("H200"), **{field: value})
+
+
+# GiB as nvidia-smi and rocm-smi list them, rounded down.
+@pytest.mark.parametrize(
+    ("name", "gib"),
+    [("A100-SXM4-40GB", 40), ("H100-SXM", 80), ("H200", 140), ("L4", 22), ("MI355X", 287)],
+)
+def test_capacity_is_what_drivers_report(name: str, gib: int) -> None:
+    assert hardware_by_name(name).memory_bytes == gib * 2**30
+
+
+def test_every_device_names_its_source_and_what_its_constants_rest_on() -> None:
+    for hardware in CATALOGUE:
+        assert hardware.source, hardware.name
+        assert hardware.memory_bytes, hardware.name
+        assert hardware.generation, hardware.name
+        fitted = target_of(hardware.name).calibration.fitted
+        assert target_of(hardware.name).basis == ("own runs" if fitted else hardware.basis)
+    with pytest.raises(HardwareError, match="basis of 'H200' must be one of own runs, "):
+        dataclasses.replace(hardware_by_name("H200"), basis="hearsay")
+
+
+def test_what_was_fitted_to_public_kernels_says_so() -> None:
+    assert target_of("A100-SXM4-80GB").basis == "public kernels"
+    assert "public kernels" in target_of("A100-SXM4-80GB").calibration.source
+    assert (target_of("A100-PCIe-40GB").basis, target_of("H200").basis) == ("assumption",) * 2
+
+
+def test_constants_of_another_device_are_an_assumption() -> None:
+    h100 = target_of("H100-SXM")
+    carried = dataclasses.replace(h100.calibration, fitted=False, source="carried over")
+    assert h100.basis == "own runs"
+    assert dataclasses.replace(h100, calibration=carried).basis == "assumption"

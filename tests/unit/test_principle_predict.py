@@ -664,3 +664,20 @@ def test_every_device_of_the_catalogue_predicts() -> None:
         assert target.calibration.fitted == (hardware.name == "H100-SXM")
         assert cell(target=target).boundaries[0].nfp >= 1
     assert hardware_by_name("h200").name == "H200"
+
+
+def test_ranks_on_pcie_share_the_hosts_memory() -> None:
+    """Public times on L40S: 14.3 and 361 us of 8 KiB and 1 MiB on four, 27.6 and 583 on eight."""
+    target = target_of("L40S")
+    for ranks, times in ((4, (14.3e-6, 361e-6)), (8, (27.6e-6, 583e-6))):
+        found = all_reduce_seconds(
+            target.calibration.link,
+            target.hardware.link_bytes_per_second,
+            ranks,
+            np.array([2.0**13, 2.0**20]),
+        )
+        assert found == pytest.approx(times, rel=0.65)
+    joined = target_of("H100-SXM")
+    link = dataclasses.replace(joined.calibration.link, shared_seconds=0.01)
+    rate = joined.hardware.link_bytes_per_second
+    assert all_reduce_seconds(link, rate, 4, np.ones(1))[0] < 1e-4, "NVLink is not shared"

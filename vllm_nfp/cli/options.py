@@ -55,6 +55,13 @@ _PREDICTION = (
         is_flag=True,
         help="Treat an unknown model_type as a dense Llama-style model.",
     ),
+    click.option(
+        "--routing",
+        metavar="uniform|typical|NUMBER",
+        default="uniform",
+        show_default=True,
+        help="How tokens reach experts; a number s: shares fall with rank ** -s.",
+    ),
 )
 _PREDICTION_NAMES = (
     "calibration",
@@ -63,6 +70,7 @@ _PREDICTION_NAMES = (
     "quantization",
     "kv_cache_dtype",
     "assume_dense",
+    "routing",
 )
 _ACCEPTANCE = (
     click.option(

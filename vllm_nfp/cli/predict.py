@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,12 @@ import click
 
 from vllm_nfp.cli.common import NameChoice, Refusal, check_output, json_option, parse_list
 from vllm_nfp.cli.options import EPSILON_HELP, HARDWARE_HELP, prediction_options
+from vllm_nfp.cli.predict_devices import (
+    check_devices,
+    devices_of,
+    devices_to_dict,
+    print_devices,
+)
 from vllm_nfp.cli.predict_table import print_explanation, print_predictions
 from vllm_nfp.principle.arguments import DTYPES
 from vllm_nfp.principle.errors import PredictionError
@@ -27,7 +33,11 @@ FIRST_CELL = "first"
 
 @click.command("predict")
 @click.argument("model")
-@click.option("--hardware", required=True, help=HARDWARE_HELP)
+@click.option(
+    "--hardware",
+    required=True,
+    help=f"{HARDWARE_HELP} Several with commas are shown side by side.",
+)
 @click.option(
     "--batch-sizes", default="1,8,32", show_default=True, help="Batch sizes: sequences per step."
 )
@@ -116,31 +126,46 @@ def predict_command(
     """
     if explain is not None and as_json:
         raise Refusal("--explain prints text only: give it or --json, not both")
+    devices = devices_of(hardware)
+    if len(devices) > 1 and (plot is not None or explain is not None):
+        raise Refusal("--plot and --explain need one device: give one name with --hardware")
     try:
         if plot is not None:
             _check_plot(plot, model, hardware)
-        found = predict(
-            model,
-            hardware,
-            parse_list(batch_sizes, int, "--batch-sizes"),
-            parse_list(contexts, int, "--contexts"),
-            parse_list(epsilon, float, "--epsilon"),
-            capture_sizes=_capture_sizes(cudagraph_capture_sizes),
-            **served,
-            **settings,
-        )
+        founds = [
+            predict(
+                model,
+                device,
+                parse_list(batch_sizes, int, "--batch-sizes"),
+                parse_list(contexts, int, "--contexts"),
+                parse_list(epsilon, float, "--epsilon"),
+                capture_sizes=_capture_sizes(cudagraph_capture_sizes),
+                **served,
+                **settings,
+            )
+            for device in devices
+        ]
+        check_devices(founds)
         if plot is not None:
-            _write_plot(plot, found)
-        if as_json:
-            click.echo(json.dumps(found.to_dict(), indent=1))
-        elif explain is not None:
-            _explain(found, explain)
-        else:
-            print_predictions(found)
+            _write_plot(plot, founds[0])
+        _print(founds, explain, as_json)
     except (ShapeError, HardwareError, PredictionError, ReportError) as error:
         raise Refusal(str(error)) from None
     if plot is not None:
         click.echo(f"plot: {plot}", err=True)
+
+
+def _print(founds: Sequence[Predictions], explain: str | None, as_json: bool) -> None:
+    several, found = len(founds) > 1, founds[0]
+    if as_json:
+        values = devices_to_dict(founds) if several else found.to_dict()
+        click.echo(json.dumps(values, indent=1))
+    elif several:
+        print_devices(founds)
+    elif explain is not None:
+        _explain(found, explain)
+    else:
+        print_predictions(found)
 
 
 def _capture_sizes(text: str | None) -> tuple[int, ...] | None:

@@ -9,7 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from vllm_nfp.cli.terminal import Console
-from vllm_nfp.principle.explain import NEGLIGIBLE, UNPREDICTED, Explanation, Line
+from vllm_nfp.principle.explain import NEGLIGIBLE, Explanation, Line
+from vllm_nfp.principle.notes import notes
 from vllm_nfp.principle.predict import Row
 from vllm_nfp.principle.prediction import Predictions
 from vllm_nfp.text import duration, printable
@@ -44,48 +45,6 @@ def print_explanation(found: Predictions, explanations: Sequence[Explanation]) -
             console.print(_lines_table(explanation, explanation.parts, "parts of the step"))
     for note in notes(found):
         _say(console, note)
-
-
-def notes(found: Predictions) -> tuple[str, ...]:
-    """Where the constants and rules come from, and what is not predicted."""
-    constants = printable(found.target.calibration.source)
-    origin = (
-        f"Constants: fitted to {constants}."
-        if found.target.calibration.fitted
-        else f"Constants: not fitted to {printable(found.hardware)}, {constants}."
-    )
-    backend = found.backend
-    rules = (
-        f"The rules of {backend.name} were never timed ({backend.source}): the constants of "
-        f"FlashAttention 3 are assumed."
-    )
-    transfers = "The constants of transfers between ranks are assumed, not fitted."
-    assumed = found.shape.num_ranks > 1 and not found.target.calibration.link.fitted
-    return (
-        origin,
-        *((transfers,) if assumed else ()),
-        *((rules,) if backend.assumed else ()),
-        *_graph_notes(found),
-    )
-
-
-def _graph_notes(found: Predictions) -> tuple[str, ...]:
-    if not found.serving.capture_sizes:
-        return (f"Without CUDA graphs {UNPREDICTED}.",)
-    largest: dict[int, int] = {}
-    for row in found.rows:
-        if row.module == "model":
-            largest[row.batch_size] = max(row.nfp, largest.get(row.batch_size, 0))
-    edges = {batch_size: found.in_graphs(batch_size) for batch_size in largest}
-    beyond = [b for b, nfp in largest.items() if edges[b] < nfp]
-    if not beyond:
-        return ()
-    cells = ", ".join(f"N = {edges[b]} at B = {b}" for b in beyond if edges[b])
-    never = ", ".join(f"B = {b}" for b in beyond if not edges[b])
-    return (
-        *((f"Beyond {cells} the step leaves its CUDA graphs: {UNPREDICTED}.",) if cells else ()),
-        *((f"At {never} no step fits a CUDA graph: {UNPREDICTED}.",) if never else ()),
-    )
 
 
 def _headline(found: Predictions) -> str:

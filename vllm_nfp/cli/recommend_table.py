@@ -40,7 +40,7 @@ def print_lengths(console: Console, found: Recommendation) -> None:
     # In a narrower terminal the lines wrap: cut numbers would be other numbers.
     console.width = max(console.width, Console(width=WIDEST).measure(table).maximum)
     console.print(table)
-    for note in (*_notes(found.rows), *_left_out(found)):
+    for note in (*_notes(found.rows, found.source.kind == "prediction"), *_left_out(found)):
         console.print(note, highlight=False, markup=False)
     for text in found.assumptions:
         console.print(f"Assumed: {text}.", highlight=False, markup=False)
@@ -123,13 +123,18 @@ def _left_out(found: Recommendation) -> list[str]:
     ]
 
 
-def _notes(rows: Sequence[ScheduleRow]) -> list[str]:
-    """The footnotes whose marks the table shows."""
+def _notes(rows: Sequence[ScheduleRow], predicted: bool) -> list[str]:
+    """The footnotes whose marks the table shows.
+
+    Args:
+        predicted: nothing at all was measured.
+    """
     unknown = {r.batch_size_last for r in rows if r.basis == "unknown"}
     between = {r.batch_size_last for r in rows if r.between}
     reported = {r.batch_size_last for r in rows if not r.between} - unknown
     wanted = ", ".join(map(str, sorted(reported | unknown - between)))
     shown = _shown(rows)
+    known = "evaluated" if predicted else "measured"
     notes = (
         (
             any("±" in row.gain_text for row in shown),
@@ -138,7 +143,7 @@ def _notes(rows: Sequence[ScheduleRow]) -> list[str]:
         (any(row.at_limit for row in rows), "K+ = the longest that is known; more may be better"),
         (
             any(row.free_at_limit for row in rows),
-            "free K+ = still free at the largest N measured; more may be free",
+            f"free K+ = still free at the largest N {known}; more may be free",
         ),
         (
             any(row.between for row in shown),
@@ -150,11 +155,11 @@ def _notes(rows: Sequence[ScheduleRow]) -> list[str]:
             f"inferred = {basis_text(Basis.INFERRED)}",
         ),
         (
-            any(row.basis == Basis.PREDICTED for row in shown),
+            not predicted and any(row.basis == Basis.PREDICTED for row in shown),
             f"predicted = {basis_text(Basis.PREDICTED)}",
         ),
         (
-            any(row.basis == "unknown" for row in rows),
+            not predicted and any(row.basis == "unknown" for row in rows),
             "0? = not measured, so no drafts (K: ? = K from the other contexts). To measure: "
             f"--nfp-config '{{\"batch_sizes\": [{wanted}]}}'",
         ),

@@ -45,9 +45,10 @@ def warnings(
     return (
         *_release(vllm),
         *_losses(schedule.rows),
-        *_unmeasured(schedule.rows),
+        *_unmeasured(source, schedule.rows),
         *_predicted(source, schedule.rows),
         *_without_graphs(source, demand, schedule.rows),
+        *(note.removesuffix(".") for note in source.notes),
     )
 
 
@@ -112,8 +113,10 @@ def _losses(rows: Sequence[ScheduleRow]) -> tuple[str, ...]:
     )
 
 
-def _unmeasured(rows: Sequence[ScheduleRow]) -> tuple[str, ...]:
+def _unmeasured(source: Source, rows: Sequence[ScheduleRow]) -> tuple[str, ...]:
     """Where the table drafts at a context at which batches of that size were not measured."""
+    if source.kind == "prediction":
+        return ()  # every context has the same batch sizes
     elsewhere = [row for row in rows if row.scheduled_gain is None]
     found = []
     for context in sorted({row.context for row in elsewhere}):
@@ -165,6 +168,13 @@ def _without_graphs(source: Source, demand: Demand, rows: Sequence[ScheduleRow])
         return ()
     batch_size, length, _ = min(edge)
     tokens = max(tokens for *_, tokens in edge)
+    if source.kind == "prediction":
+        return (
+            f"from B={batch_size} with K={length} on, steps leave the CUDA graphs, and the host's "
+            f"launch time is not predicted: longer drafts may be slower than shown, unless graphs "
+            f"of up to {tokens} tokens are captured (max_cudagraph_capture_size in "
+            f"--compilation-config)",
+        )
     return (
         f"from B={batch_size} with K={length} on, steps ran without a CUDA graph and were limited "
         f"by the host: longer drafts may pay with graphs of up to {tokens} tokens "

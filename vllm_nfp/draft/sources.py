@@ -54,6 +54,8 @@ class Source:
     """Of a server: at the real batch size and context of the last step, one for each engine."""
     whole: bool = False
     """Every reported batch size that the server can have at a context has its curve there."""
+    notes: tuple[str, ...] = ()
+    """Of a prediction: what it rests on and leaves out, a sentence each."""
 
 
 def curves_of_rows(
@@ -196,6 +198,8 @@ def _is_whole(profile: Profile, curves: Iterable[StepCurve]) -> bool:
 
 def from_predictions(found: Predictions) -> Source:
     """The predicted step times of the batch sizes and contexts that were asked for."""
+    from vllm_nfp.principle.notes import notes
+
     curves = []
     for context in found.contexts:
         for batch_size in found.batch_sizes:
@@ -204,5 +208,20 @@ def from_predictions(found: Predictions) -> Source:
             nfp = tuple(sorted((b.epsilon, b.nfp, b.at_limit) for b in cell.boundaries))
             curve = curve_of_seconds(batch_size, context, times)
             bases = (Basis.PREDICTED,) * len(times)
-            curves.append(replace(curve, boundaries=nfp, bases=bases))
-    return Source("prediction", "the prediction", found.model, tuple(curves), found.hardware)
+            beyond = [n for n in cell.positions if 0 < cell.in_graphs < n]
+            curves.append(
+                replace(
+                    curve,
+                    boundaries=nfp,
+                    bases=bases,
+                    without_graph_from=min(beyond, default=None),
+                )
+            )
+    return Source(
+        "prediction",
+        "the prediction",
+        found.model,
+        tuple(curves),
+        found.hardware,
+        notes=notes(found),
+    )

@@ -7,7 +7,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from vllm_nfp.principle.errors import PredictionError
-from vllm_nfp.principle.graphs import DEFAULT_CAPTURE_SIZES
+from vllm_nfp.principle.experts import MOST_SKEW, TYPICAL_SKEW
+from vllm_nfp.principle.graphs import default_capture_sizes
+from vllm_nfp.principle.hardware import Hardware
 from vllm_nfp.principle.quantized_weights import quantization_of
 from vllm_nfp.principle.shape import shown
 from vllm_nfp.text import hint, same_name
@@ -31,6 +33,9 @@ KV_BITS: Mapping[str, float | None] = {
     "fp8_e5m2": 8,
 }
 """Bits per cached element by vLLM's name of the cache's type; None: as the checkpoint says."""
+
+ROUTINGS: Mapping[str, float] = {"uniform": 0.0, "typical": TYPICAL_SKEW}
+"""How tokens reach experts, as the exponent of the experts' shares by rank."""
 
 
 def check_batch_sizes(values: Sequence[int]) -> None:
@@ -85,14 +90,34 @@ def weight_bits(config: Mapping[str, object], quantization: str | None) -> float
     return WEIGHT_BITS[quantization]
 
 
-def captured(given: Sequence[int] | None) -> tuple[int, ...]:
-    """Token counts of the CUDA graphs, ascending; vLLM's default sizes for None.
+def routing_skew(routing: str | float) -> float:
+    """Exponent of the experts' shares by rank: 0 for ``uniform``, a fitted one for ``typical``.
+
+    Raises:
+        PredictionError: for another name, or a number out of bounds.
+    """
+    if isinstance(routing, str) and (known := same_name(routing, ROUTINGS)) is not None:
+        return ROUTINGS[known]
+    try:
+        skew = float(routing)
+    except (TypeError, ValueError):
+        skew = math.nan
+    if not 0 <= skew <= MOST_SKEW:
+        raise PredictionError(
+            f"routing must be {', '.join(ROUTINGS)} or an exponent from 0 to {MOST_SKEW:g}, not "
+            f"{shown(routing)}"
+        )
+    return skew
+
+
+def captured(given: Sequence[int] | None, hardware: Hardware) -> tuple[int, ...]:
+    """Token counts of the CUDA graphs, ascending; vLLM's default sizes on the device for None.
 
     Raises:
         PredictionError: for a value out of bounds, or given twice.
     """
     if given is None:
-        return DEFAULT_CAPTURE_SIZES
+        return default_capture_sizes(hardware)
     if not given:
         return ()
     _check_sizes("capture_sizes", given, 1, MOST_SEQUENCES)

@@ -7,6 +7,7 @@ assumption until ``vllm-nfp calibrate`` has run there.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +60,68 @@ CARRIED_OVER = dataclasses.replace(
 )
 
 
+PUBLIC = "public kernels (benchmarks.fit_public, docs/validation.md)"
+A100_CALIBRATION = dataclasses.replace(
+    CARRIED_OVER,
+    source=f"dense products and transfers fitted to {PUBLIC}, others carried over from an H100 SXM",
+    gemm=GemmConstants(
+        flops=0.78, row_tile=128, padding_paid=1.0, narrow_tokens=64, wide_slowdown=1.18
+    ),
+    link=LinkConstants(
+        bandwidth=0.649,
+        collective_seconds=47.0e-6,
+        custom_bandwidth=0.707,
+        custom_seconds=5.34e-6,
+        meeting_seconds=9.13e-6,
+        fitted=True,
+    ),
+)
+"""An A100's: its dense products step at 65, 129, 257, ... tokens."""
+B200_CALIBRATION = dataclasses.replace(
+    CARRIED_OVER,
+    source=f"transfers fitted to {PUBLIC}, others carried over from an H100 SXM",
+    link=LinkConstants(
+        bandwidth=0.63,
+        collective_seconds=27.8e-6,
+        custom_bandwidth=0.239,
+        custom_seconds=7.01e-6,
+        meeting_seconds=14.8e-6,
+        fitted=True,
+    ),
+)
+PCIE_LINK = LinkConstants(
+    bandwidth=0.592,
+    collective_seconds=5.29e-6,
+    custom_bandwidth=0.592,
+    custom_seconds=5.29e-6,
+    shared_bandwidth=0.49,
+    shared_seconds=3.03e-6,
+    fitted=True,
+)
+"""Of GPUs on PCIe without peer-to-peer access, fitted to those of an L40S: 8 MiB and more take as
+long through NCCL as below."""
+L40S_CALIBRATION = dataclasses.replace(B200_CALIBRATION, link=PCIE_LINK)
+PCIE_CALIBRATION = dataclasses.replace(
+    CARRIED_OVER, link=dataclasses.replace(PCIE_LINK, fitted=False)
+)
+_ON_PCIE = (
+    "A10G", "A40", "RTX-A6000", "RTX-3090", "L4", "L20", "RTX-4090", "RTX-6000-Ada", "RTX-5090",
+    "RTX-PRO-6000", "RTX-PRO-6000-Server",
+)  # fmt: skip
+
+
 def default_calibration(hardware_name: str) -> Calibration:
     """Constants for a device of the catalogue."""
-    return H100_CALIBRATION if hardware_name == "H100-SXM" else CARRIED_OVER
+    if hardware_name.startswith("A100-PCIe"):
+        return dataclasses.replace(A100_CALIBRATION, link=PCIE_CALIBRATION.link)
+    return _OWN.get(hardware_name, CARRIED_OVER)
+
+
+_OWN: Mapping[str, Calibration] = {
+    "H100-SXM": H100_CALIBRATION,
+    "A100-SXM4-80GB": A100_CALIBRATION,
+    "A100-SXM4-40GB": A100_CALIBRATION,
+    "B200": B200_CALIBRATION,
+    "L40S": L40S_CALIBRATION,
+    **dict.fromkeys(_ON_PCIE, PCIE_CALIBRATION),
+}

@@ -6,6 +6,7 @@ in 0.32, which choose by bytes and ranks):
 - *one-shot*: each rank reads all of every other rank's input, (R - 1) S bytes, after one meeting;
   for two ranks at any size, for more where S is small;
 - *two-shot*: a reduce-scatter and an all-gather, 2 (R - 1)/R S bytes, after two meetings;
+- *through the host* between more than two GPUs on PCIe that have no peer-to-peer access;
 - *NCCL* from 8 MiB on, or where ranks are not all linked: the bytes of a ring are the same
   2 (R - 1)/R S, the latency is larger.
 """
@@ -50,6 +51,11 @@ class LinkConstants:
     """Of one of vLLM's own, one-shot, beside its bytes; a two-shot one meets once more."""
     meeting_seconds: float = 2e-6
     """Of the second meeting."""
+    shared_bandwidth: float = 1.0
+    """Where more than two ranks have no peer-to-peer link: the share of one link's bytes per
+    second that all of them together get through the host's memory; 1: it does not bound them."""
+    shared_seconds: float = 0.0
+    """Of such a collective, for each rank; 0: as one of NCCL."""
     fitted: bool = False
 
     def __post_init__(self) -> None:
@@ -61,6 +67,8 @@ class LinkConstants:
                 "custom_bandwidth": (0.01, 1.0),
                 "custom_seconds": (0.0, 1e-2),
                 "meeting_seconds": (0.0, 1e-2),
+                "shared_bandwidth": (0.01, 1.0),
+                "shared_seconds": (0.0, 1e-2),
             },
         )
 
@@ -78,6 +86,10 @@ def all_reduce_seconds(
     ring = 2 * (ranks - 1) / ranks * size
     nccl = transfer_seconds(constants, link_bytes_per_second, ring)
     linked = ranks == 2 or link_bytes_per_second >= LINKED_BYTES_PER_SECOND
+    if not linked and constants.shared_seconds:
+        rate = constants.shared_bandwidth * link_bytes_per_second / ranks
+        shared: FloatArray = ranks * constants.shared_seconds + ring / rate
+        return shared
     if ranks not in CUSTOM_RANKS or not linked:
         return nccl
     few = ranks <= FEW_RANKS

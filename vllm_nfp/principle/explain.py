@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vllm_nfp.principle.attention import AttentionStep
-from vllm_nfp.principle.experts import Routing, awake_experts
+from vllm_nfp.principle.experts import Routing, awake_experts, skewed_shares
 from vllm_nfp.principle.graphs import padded_tokens
 from vllm_nfp.principle.predict import Boundary, CellPrediction
 from vllm_nfp.principle.prediction import Predictions
@@ -205,13 +205,15 @@ def _count(number: float, noun: str) -> str:
 
 def _experts(predictions: Predictions, cell: CellPrediction, positions: Sequence[int]) -> str:
     shape = predictions.shape
-    routing = Routing(shape.local_experts, shape.local_experts_per_token)
+    experts, chosen = shape.local_experts, shape.local_experts_per_token
+    skew = predictions.serving.routing_skew
+    routing = Routing(experts, chosen, skewed_shares(experts, chosen, skew))
     tokens = np.array(positions, dtype=np.float64) * cell.batch_size * shape.data_parallel_size
     awake = awake_experts(tokens, routing)
     told = [f"{u:.3g} at N = {n}" for n, u in zip(positions, awake, strict=True)]
     return (
         f"Of a layer's {shape.local_experts} experts on a rank, on average {', '.join(told)} are "
-        f"active; each is read once. Routing is assumed to be uniform."
+        f"active; each is read once. Routing is assumed to be {'skewed' if skew else 'uniform'}."
     )
 
 

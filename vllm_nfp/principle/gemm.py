@@ -99,6 +99,14 @@ class GemmConstants:
     """Scatter above the smooth curve, as a share."""
     selection_tokens: float = 32.0
     """Tokens at which it is reached; at T = 1 there is none, by definition."""
+    row_tile: int = TILE_ROWS
+    """Rows to which arithmetic is padded."""
+    padding_paid: float = 0.5
+    """Share of this padding that is paid: 1 where the library has no narrower tiles to choose."""
+    narrow_tokens: int = 4096
+    """Largest T of the library's narrow tiles, which are never padded beyond it."""
+    wide_slowdown: float = 1.0
+    """Time of memory traffic above it, over that of narrow tiles."""
     fp8: Fp8GemmConstants = field(default_factory=Fp8GemmConstants)
 
     def __post_init__(self) -> None:
@@ -115,6 +123,10 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "kernel_seconds": (0.0, 1e-3),
     "selection_loss": (0.0, 0.5),
     "selection_tokens": (1.0, 4096.0),
+    "row_tile": (1, 4096),
+    "padding_paid": (0.0, 1.0),
+    "narrow_tokens": (1, 4096),
+    "wide_slowdown": (1.0, 16.0),
 }
 """Least and most of every constant."""
 FP8_BOUNDS: Mapping[str, tuple[float, float]] = {
@@ -161,9 +173,12 @@ def gemm_terms(
     lost = constants.wave_loss * gemm.weight_traffic * idle / rate * (tokens / WAVE_TOKENS)
     flops = hardware.peak_flops(False) * constants.flops
     plain = 2.0 * gemm.parameters * tokens / flops
-    rows = np.ceil(tokens / TILE_ROWS) * TILE_ROWS
-    padded = 2.0 * gemm.parameters * (tokens + rows) / 2 / flops
-    return _levels(memory, lost, plain, padded, constants, tokens)
+    narrow = tokens <= constants.narrow_tokens
+    tile = np.where(narrow, min(constants.row_tile, TILE_ROWS), constants.row_tile)
+    padding = np.ceil(tokens / tile) * tile - tokens
+    padded = 2.0 * gemm.parameters * (tokens + constants.padding_paid * padding) / flops
+    slower = np.where(narrow, 1.0, constants.wide_slowdown)
+    return _levels(memory, lost, plain, padded, constants, tokens, slower)
 
 
 def _levels(
@@ -173,11 +188,12 @@ def _levels(
     padded: FloatArray,
     constants: GemmConstants,
     tokens: FloatArray,
+    slower: FloatArray,
 ) -> Terms:
     """Each fuller account of the same work gets what it adds above the one before."""
     with_waves = memory + lost
     with_compute = soft_maximum(with_waves, plain, constants.sharpness)
-    with_padding = soft_maximum(with_waves, padded, constants.sharpness)
+    with_padding = soft_maximum(slower * with_waves, padded, constants.sharpness)
     scatter = constants.selection_loss * np.minimum(1.0, (tokens - 1) / constants.selection_tokens)
     return {
         "memory": memory,

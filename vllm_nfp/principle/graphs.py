@@ -5,8 +5,19 @@ from __future__ import annotations
 import bisect
 from functools import lru_cache
 
+from vllm_nfp.principle.hardware import Hardware
+
 DEFAULT_CAPTURE_SIZES: tuple[int, ...] = (1, 2, 4, *range(8, 256, 8), *range(256, 513, 16))
 """vLLM 0.32's cudagraph_capture_sizes where max_num_seqs is 256 or more (config/vllm.py)."""
+
+
+BLACKWELL_CAPTURE_SIZES: tuple[int, ...] = (*DEFAULT_CAPTURE_SIZES, *range(528, 1025, 16))
+"""The same on devices of compute capability 10."""
+
+
+def default_capture_sizes(hardware: Hardware) -> tuple[int, ...]:
+    """What vLLM 0.32 captures on the device: up to 1024 tokens on data-center Blackwell."""
+    return BLACKWELL_CAPTURE_SIZES if hardware.capability_10 else DEFAULT_CAPTURE_SIZES
 
 
 @lru_cache(maxsize=4096)

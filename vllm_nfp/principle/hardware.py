@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import math
 import re
+import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
 
-from vllm_nfp.text import nearest_name, plain
+from vllm_nfp.text import nearest_names, plain
 
-_MIB = 1 << 20
+_MIB, _GIB = 1 << 20, 1 << 30
+NEAREST = 3
+"""Names that a refusal offers."""
+BASES = ("own runs", "public kernels", "assumption")
+"""What the constants used for a device may rest on, the best first."""
 MAX_NAME = 100
 MAX_SMS = 65536
 MAKERS = frozenset({"nvidia", "geforce", "amd", "instinct"})
@@ -39,6 +47,12 @@ class Hardware:
     source: str
     device_names: tuple[str, ...] = ()
     """Names under which torch.cuda.get_device_name reports the device."""
+    memory_bytes: float | None = None
+    """Capacity as drivers report it; None: not known, so that no prediction is too large."""
+    generation: str = ""
+    """Of its kernels: ampere, ada, hopper, blackwell, blackwell-consumer, cdna3, cdna4."""
+    basis: str = "assumption"
+    """What the built-in constants for it rest on, one of :data:`BASES`."""
 
     def __post_init__(self) -> None:
         if not 0 < len(self.name) <= MAX_NAME or not self.name.isprintable():
@@ -54,6 +68,12 @@ class Hardware:
             "l2_bytes": self.l2_bytes,
             "link_bytes_per_second": self.link_bytes_per_second,
         }
+        if self.memory_bytes is not None:
+            figures["memory_bytes"] = self.memory_bytes
+        if self.basis not in BASES:
+            raise HardwareError(
+                f"basis of {self.name!r} must be one of {', '.join(BASES)}, not {self.basis!r:.60}"
+            )
         for name, value in figures.items():
             if not math.isfinite(value) or value <= 0:
                 raise HardwareError(f"{name} of {self.name!r} must be above 0, not {value!r}")
@@ -61,6 +81,11 @@ class Hardware:
                 raise HardwareError(f"{name} of {self.name!r} must lie from 1 to {MOST:g}")
         if self.num_sms > MAX_SMS:
             raise HardwareError(f"num_sms of {self.name!r} must be {MAX_SMS} or less")
+
+    @property
+    def capability_10(self) -> bool:
+        """Data-center Blackwell: GB10 and the RTX cards (12) run what Ada runs."""
+        return self.name.startswith(("B200", "B300", "GB200", "GB300"))
 
     def peak_flops(self, fp8: bool) -> float:
         """Dense FLOP/s for the type; BF16's where FP8 is asked for and not there."""
@@ -71,118 +96,23 @@ class Hardware:
         return self.peak_flops(fp8) / self.memory_bytes_per_second
 
 
-CATALOGUE: tuple[Hardware, ...] = (
-    Hardware(
-        name="A100-SXM4-80GB",
-        bf16_flops=312e12,
-        fp8_flops=None,
-        memory_bytes_per_second=2039e9,
-        num_sms=108,
-        l2_bytes=40 * _MIB,
-        link_bytes_per_second=300e9,
-        source="NVIDIA A100 data sheet (dense 312 TFLOPS, NVLink 600 GB/s both ways) "
-        "and Ampere architecture white paper (SMs, L2)",
-        device_names=("NVIDIA A100-SXM4-80GB",),
-    ),
-    Hardware(
-        name="H100-SXM",
-        bf16_flops=989.4e12,
-        fp8_flops=1978.9e12,
-        memory_bytes_per_second=3.35e12,
-        num_sms=132,
-        l2_bytes=50 * _MIB,
-        link_bytes_per_second=450e9,
-        source="NVIDIA H100 data sheet, SXM column (sparse 1979 and 3958 TFLOPS, halved; "
-        "NVLink 900 GB/s both ways) and Hopper architecture white paper (SMs, L2)",
-        device_names=("NVIDIA H100 80GB HBM3",),
-    ),
-    Hardware(
-        name="H100-PCIe",
-        bf16_flops=756.5e12,
-        fp8_flops=1513e12,
-        memory_bytes_per_second=2.0e12,
-        num_sms=114,
-        l2_bytes=50 * _MIB,
-        link_bytes_per_second=64e9,
-        source="NVIDIA H100 data sheet, PCIe column (sparse 1513 and 3026 TFLOPS, halved; "
-        "PCIe Gen5 128 GB/s both ways, no NVLink bridge assumed) and Hopper white paper",
-        device_names=("NVIDIA H100 PCIe",),
-    ),
-    Hardware(
-        name="H200",
-        bf16_flops=989.4e12,
-        fp8_flops=1978.9e12,
-        memory_bytes_per_second=4.8e12,
-        num_sms=132,
-        l2_bytes=50 * _MIB,
-        link_bytes_per_second=450e9,
-        source="NVIDIA H200 data sheet, SXM column (sparse 1979 and 3958 TFLOPS, halved; "
-        "NVLink 900 GB/s both ways); SMs and L2 as H100 SXM, the same die",
-        device_names=("NVIDIA H200",),
-    ),
-    Hardware(
-        name="B200",
-        bf16_flops=2250e12,
-        fp8_flops=4500e12,
-        memory_bytes_per_second=8.0e12,
-        num_sms=148,
-        l2_bytes=126 * _MIB + _MIB // 2,
-        link_bytes_per_second=900e9,
-        source="NVIDIA Blackwell architecture brief, HGX B200 at 1000 W (sparse 4500 and 9000 "
-        "TFLOPS, halved; 8 TB/s, where drivers report a bus of 7.67 TB/s; NVLink 1.8 TB/s both "
-        "ways); SMs and L2 as the driver reports them",
-        device_names=("NVIDIA B200",),
-    ),
-    Hardware(
-        name="L4",
-        bf16_flops=121e12,
-        fp8_flops=242.5e12,
-        memory_bytes_per_second=300e9,
-        num_sms=58,
-        l2_bytes=48 * _MIB,
-        link_bytes_per_second=32e9,
-        source="NVIDIA L4 data sheet (sparse 242 and 485 TFLOPS, halved; PCIe Gen4 64 GB/s "
-        "both ways) and Ada architecture white paper (SMs, L2)",
-        device_names=("NVIDIA L4",),
-    ),
-    Hardware(
-        name="L40S",
-        bf16_flops=362.05e12,
-        fp8_flops=733e12,
-        memory_bytes_per_second=864e9,
-        num_sms=142,
-        l2_bytes=96 * _MIB,
-        link_bytes_per_second=32e9,
-        source="NVIDIA L40S data sheet (dense column; PCIe Gen4 64 GB/s both ways) "
-        "and Ada architecture white paper (SMs, L2)",
-        device_names=("NVIDIA L40S",),
-    ),
-    Hardware(
-        name="RTX-4090",
-        bf16_flops=165.2e12,
-        fp8_flops=330.3e12,
-        memory_bytes_per_second=1008e9,
-        num_sms=128,
-        l2_bytes=72 * _MIB,
-        link_bytes_per_second=32e9,
-        source="NVIDIA Ada architecture white paper, GeForce RTX 4090 (dense, FP32 accumulation; "
-        "PCIe Gen4 64 GB/s both ways)",
-        device_names=("NVIDIA GeForce RTX 4090",),
-    ),
-    Hardware(
-        name="MI300X",
-        bf16_flops=1307.4e12,
-        fp8_flops=2614.9e12,
-        memory_bytes_per_second=5.3e12,
-        num_sms=304,
-        l2_bytes=32 * _MIB,
-        link_bytes_per_second=448e9,
-        source="AMD Instinct MI300X data sheet (dense; 7 Infinity Fabric links of 128 GB/s both "
-        "ways) and CDNA 3 white paper (8 XCDs with 4 MB L2 each; the 256 MB Infinity Cache "
-        "is left out)",
-        device_names=("AMD Instinct MI300X", "AMD Instinct MI300X OAM"),
-    ),
-)
+def _read_catalogue() -> tuple[Hardware, ...]:
+    """The devices of ``devices.toml``."""
+    text = files(__package__).joinpath("devices.toml").read_text(encoding="utf-8")
+    return tuple(_device(dict(entry)) for entry in tomllib.loads(text)["device"])
+
+
+def _device(entry: dict[str, Any]) -> Hardware:
+    """One entry, its binary units in bytes."""
+    l2, memory = entry.pop("l2_mib"), entry.pop("memory_gib")
+    names = tuple(entry.pop("device_names"))
+    entry = {"fp8_flops": None, **entry}
+    return Hardware(
+        **entry, l2_bytes=int(l2 * _MIB), memory_bytes=memory * _GIB, device_names=names
+    )
+
+
+CATALOGUE: tuple[Hardware, ...] = _read_catalogue()
 
 
 def hardware_by_name(name: str) -> Hardware:
@@ -192,22 +122,30 @@ def hardware_by_name(name: str) -> Hardware:
     :func:`match_device` nothing else may be missing or added: it would be another device.
 
     Raises:
-        HardwareError: if the name is not in the catalogue, or several devices could be meant; lists
-            those that are known.
+        HardwareError: if the name is not in the catalogue, or several devices could be meant; names
+            the nearest, or all if none is near.
     """
     wanted = _without_maker(name)
     for hardware in CATALOGUE:
         if wanted in map(_without_maker, (hardware.name, *hardware.device_names)):
             return hardware
-    known = ", ".join(hardware.name for hardware in CATALOGUE)
     begun = [hardware.name for hardware in CATALOGUE if _begins(hardware.name, wanted)]
     if len(begun) > 1:
+        raise HardwareError(f"hardware {name!r:.80} may be {_either(begun)}: give one of these")
+    near = begun or _nearest(name)
+    if near:
         raise HardwareError(
-            f"hardware {name!r:.80} may be {' or '.join(begun)}: give one of these, or another of "
-            f"{known}"
+            f"hardware {name!r:.80} is not in the catalogue (did you mean {_either(near)}?): give "
+            f"a name of the catalogue, or a hardware file with its figures"
         )
-    near = f" (did you mean {begun[0]}?)" if begun else _nearest(name)
-    raise HardwareError(f"hardware {name!r:.80} is not in the catalogue{near}: use one of {known}")
+    known = ", ".join(hardware.name for hardware in CATALOGUE)
+    raise HardwareError(f"hardware {name!r:.80} is not in the catalogue: use one of {known}")
+
+
+def _either(names: Sequence[str]) -> str:
+    """A, B or C."""
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def _begins(name: str, wanted: str) -> bool:
@@ -215,16 +153,15 @@ def _begins(name: str, wanted: str) -> bool:
     return len(wanted) > 2 and _without_maker(name).startswith(wanted)
 
 
-def _nearest(name: str) -> str:
-    """The entry whose name, or whose device's name, is spelled most alike, as a question."""
+def _nearest(name: str) -> list[str]:
+    """The entries whose name, or whose device's name, is spelled most alike; up to three."""
     homes = {_without_maker(n): h.name for h in CATALOGUE for n in (h.name, *h.device_names)}
     wanted = _without_maker(name)
-    near = nearest_name(wanted, homes)
-    if near is None:
-        # An H100 NVL is next to the other H100s, though most of its letters are not theirs.
-        akin = [known for known in homes if len(wanted) > 3 and known.startswith(wanted[:4])]
-        near = akin[0] if akin else None
-    return "" if near is None else f" (did you mean {homes[near]}?)"
+    near = nearest_names(wanted, homes, NEAREST)
+    if not near:
+        # An H200 NVL is next to the H200, though most of its letters are not its own.
+        near = [known for known in homes if len(wanted) > 3 and known.startswith(wanted[:4])]
+    return list(dict.fromkeys(homes[known] for known in near))[:NEAREST]
 
 
 def match_device(device_name: str) -> Hardware | None:

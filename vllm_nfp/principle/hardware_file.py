@@ -31,6 +31,14 @@ class Target:
     calibration: Calibration
     environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    @property
+    def basis(self) -> str:
+        """What the constants rest on: own runs, public kernels, or assumption."""
+        if self.calibration.fitted:
+            return "own runs"
+        own = self.calibration == default_calibration(self.hardware.name)
+        return self.hardware.basis if own else "assumption"
+
 
 @dataclass(frozen=True, slots=True)
 class _Content:

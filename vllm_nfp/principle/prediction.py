@@ -20,6 +20,7 @@ from vllm_nfp.principle.arguments import (
     check_contexts,
     check_grid,
     named,
+    routing_skew,
     weight_bits,
 )
 from vllm_nfp.principle.attention import (
@@ -31,6 +32,7 @@ from vllm_nfp.principle.attention import (
 from vllm_nfp.principle.graphs import padded_tokens
 from vllm_nfp.principle.hardware_file import Target, read_hardware_file, target_of
 from vllm_nfp.principle.hf_config import shape_from_config
+from vllm_nfp.principle.memory import TooLarge, too_large
 from vllm_nfp.principle.model_files import load_config, model_name
 from vllm_nfp.principle.modules import module_named, modules_of
 from vllm_nfp.principle.predict import (
@@ -99,6 +101,11 @@ class Predictions:
         """The attention backend's rules."""
         return backend_by_name(self.serving.attention_backend, self.target.hardware)
 
+    @property
+    def too_large(self) -> tuple[TooLarge, ...]:
+        """The cells whose weights and KV cache exceed the memory of the device."""
+        return too_large(self.shape, self.target.hardware, self.batch_sizes, self.contexts)
+
     def cell(self, module: Module, batch_size: int, context: int) -> CellPrediction:
         """The curve t(N) and its terms, of any cell.
 
@@ -138,10 +145,14 @@ class Predictions:
 
     def to_dict(self) -> dict[str, Any]:
         """What ``vllm-nfp predict --json`` prints."""
+        unfit = [cell.to_dict() for cell in self.too_large]
         return {
             "schema": SCHEMA,
             "model": self.model,
             "hardware": self.hardware,
+            "basis": self.target.basis,
+            **({"routing_skew": self.serving.routing_skew} if self.shape.num_moe_layers else {}),
+            **({"does_not_fit": unfit} if unfit else {}),
             "rows": [row.to_dict() for row in self.rows],
         }
 
@@ -173,6 +184,7 @@ def predict(
     capture_sizes: Sequence[int] | None = None,
     max_positions: int = DEFAULT_MAX_POSITIONS,
     assume_dense: bool = False,
+    routing: str | float = "uniform",
 ) -> Predictions:
     """Predict how many positions per sequence a server decodes for free. Needs no GPU.
 
@@ -195,6 +207,8 @@ def predict(
         capture_sizes: token counts of the CUDA graphs; None: vLLM's default; empty: no graphs.
         max_positions: largest N to evaluate.
         assume_dense: treat an unknown model_type as a dense Llama-style model.
+        routing: how tokens reach experts: uniform, typical (skewed), or the exponent s of shares
+            that fall with rank ** -s. Uniform wakes most experts: skewed routers take less time.
 
     Raises:
         ShapeError: for a config.json without a known shape, or with sizes that do not fit together.
@@ -220,7 +234,9 @@ def predict(
         shape = dataclasses.replace(shape, decoding="bidirectional_block")
     backend = attention_backend or default_backend(shape, target.hardware)
     check_backend(backend, shape, target.hardware)
-    serving = Serving(backend, captured(capture_sizes))
+    serving = Serving(
+        backend, captured(capture_sizes, target.hardware), routing_skew=routing_skew(routing)
+    )
     cells = predict_grid(shape, target, batch_sizes, contexts, epsilons, serving, max_positions)
     kept: dict[CellKey, CellPrediction] = {}
     rows: list[Row] = []

@@ -24,6 +24,7 @@ from vllm_nfp.principle.experts import (
     Routing,
     default_config,
     expert_terms,
+    skewed_shares,
     tuned_config,
 )
 from vllm_nfp.principle.ffn import KERNEL_SECONDS, activation_seconds, elementwise_seconds
@@ -72,11 +73,13 @@ class Serving:
         capture_sizes: token counts of the CUDA graphs; empty: no padding is counted.
         expert_tiles: content of vLLM's tuned configuration file for the experts, tokens -> tiles;
             empty: vLLM's default rule.
+        routing_skew: exponent of the experts' shares by rank; 0: uniform routing.
     """
 
     attention_backend: str = "FLASH_ATTN"
     capture_sizes: tuple[int, ...] = DEFAULT_CAPTURE_SIZES
     expert_tiles: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
+    routing_skew: float = 0.0
 
 
 class Step:
@@ -197,6 +200,9 @@ class Step:
             Routing(
                 shape.local_experts,
                 shape.local_experts_per_token,
+                skewed_shares(
+                    shape.local_experts, shape.local_experts_per_token, self._serving.routing_skew
+                ),
                 expert_parallel=shape.expert_parallel_size > 1,
             ),
             hidden_size=shape.hidden_size,

@@ -71,7 +71,7 @@ def default_backend(shape: ModelShape, hardware: Hardware) -> str:
     """
     if hardware.name.startswith("MI"):
         return "TRITON_MLA" if shape.use_mla else "TRITON_ATTN"
-    if hardware.name.startswith(("B200", "B300", "GB")):
+    if hardware.capability_10:
         if shape.use_mla:
             return "FLASHINFER_MLA"
         return "FLASH_ATTN" if shape.bidirectional else "FLASHINFER"

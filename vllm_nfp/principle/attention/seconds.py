@@ -39,6 +39,9 @@ SOFTMAX_FLOPS = 220.0
 From the forward speeds at head sizes 64, 128 and 256 in the FlashAttention-3 paper (497, 648 and
 756 TFLOP/s, figure 5): seconds per score are linear in the head size, with this intercept.
 """
+BUSY_SMS = 0.5
+"""Assumed, as of routed experts: share of the SMs that must have a work tile for memory to run at
+full rate, where tiles are small (:attr:`AttentionBackend.tiles_per_sm`)."""
 REFERENCE_FLOPS = 512.0
 """FLOPs per score at head size 128, where :attr:`AttentionConstants.flops` is taken."""
 
@@ -136,7 +139,8 @@ def attention_terms(
         causal,
         max_graph_tokens,
     )
-    schedule = (FLASH_ATTN_3 if backend is None else backend).schedule(step)
+    rules = FLASH_ATTN_3 if backend is None else backend
+    schedule = rules.schedule(step)
     tiles = schedule.tiles
     score = _score_seconds(hardware, heads, constants)
     speed = np.where(tiles.one_warpgroup & heads.fp8, constants.one_warpgroup_fp8, 1.0)
@@ -146,14 +150,21 @@ def attention_terms(
     padded_rows = batch_size * tiles.units * tiles.query_blocks * tiles.tile_rows
     plain = rows * cached_tokens * score / hardware.num_sms
     padded = padded_rows * cached_tokens * score / speed / hardware.num_sms
-    whole = schedule.waves * schedule.blocks * block
+    beside = np.ceil(schedule.work_tiles / (schedule.waves * hardware.num_sms))
+    whole = schedule.waves * beside * schedule.blocks * block
 
     rate = hardware.memory_bytes_per_second
     cache_bytes = batch_size * heads.kv_heads * cached_tokens * heads.token_bytes
     traffic = cache_bytes / (rate * constants.bandwidth)
+    asking = schedule.work_tiles / (BUSY_SMS * hardware.num_sms)
+    slowed = traffic / np.minimum(1.0, asking) if rules.tiles_per_sm > 1 else traffic
     levels = [
-        soft_maximum(traffic, arithmetic, constants.overlap)
-        for arithmetic in (plain, np.maximum(plain, padded), np.maximum(plain, whole))
+        soft_maximum(moved, arithmetic, constants.overlap)
+        for moved, arithmetic in (
+            (traffic, plain),
+            (traffic, np.maximum(plain, padded)),
+            (slowed, np.maximum(plain, whole)),
+        )
     ]
     return {
         "memory": traffic

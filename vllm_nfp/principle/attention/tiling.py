@@ -114,6 +114,9 @@ class AttentionBackend:
     """Where the rules come from."""
     assumed: bool = True
     """Whether the time constants were never fitted to this backend."""
+    tiles_per_sm: int = 1
+    """Work tiles that an SM runs at once, sharing its units; above 1 too few tiles leave memory
+    idle, while the one large tile of FlashAttention 3 on each SM loads ahead."""
 
     def schedule(self, step: AttentionStep) -> Schedule:
         """Cut a step into work tiles."""
@@ -122,7 +125,8 @@ class AttentionBackend:
         blocks = np.ceil(kv_blocks / self.splits(step, tiles))
         splits = np.ceil(kv_blocks / blocks)
         work_tiles = step.batch_size * tiles.units * tiles.query_blocks * splits
-        return Schedule(tiles, splits, blocks, work_tiles, np.ceil(work_tiles / step.num_sms))
+        places = step.num_sms * self.tiles_per_sm
+        return Schedule(tiles, splits, blocks, work_tiles, np.ceil(work_tiles / places))
 
 
 def granularity(group: int, tile_rows: int = GRANULE_ROWS) -> int:

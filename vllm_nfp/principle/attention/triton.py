@@ -33,4 +33,5 @@ TRITON_ATTN = AttentionBackend(
     triton_tiles,
     triton_splits,
     source="vLLM 0.32: v1/attention/ops/triton_unified_attention.py",
+    tiles_per_sm=4,  # assumed: tiles of 16 rows in four warps (waves on AMD) leave room for more
 )

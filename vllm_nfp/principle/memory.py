@@ -1,0 +1,84 @@
+"""Whether weights and KV cache fit into a device: what one rank holds, in bytes.
+
+Activations, CUDA graphs and the part that vLLM leaves free (``--gpu-memory-utilization``) are not
+counted: what does not fit here fits nowhere, what fits here may still not fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from vllm_nfp.principle.hardware import Hardware
+from vllm_nfp.principle.shape import Gemm, ModelShape
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class TooLarge:
+    """A batch size and context whose weights and cache exceed the memory of each rank's device.
+
+    Attributes:
+        weight_bytes, cache_bytes: what one rank holds.
+        memory_bytes: what its device has.
+    """
+
+    batch_size: int
+    context: int
+    weight_bytes: float
+    cache_bytes: float
+    memory_bytes: float
+
+    def to_dict(self) -> dict[str, float]:
+        """JSON-serializable."""
+        return asdict(self)
+
+    @property
+    def weights_alone(self) -> bool:
+        """Not even the weights fit."""
+        return self.weight_bytes > self.memory_bytes
+
+
+def weight_bytes(shape: ModelShape) -> float:
+    """Bytes of the matrices that one rank holds; norms and biases are left out."""
+    experts = shape.local_experts * _bytes(shape.expert_gemms) if shape.num_moe_layers else 0.0
+    embedding = 0.0
+    if not shape.tied_embeddings:
+        embedding = 2.0 * shape.vocab_size * shape.hidden_size / shape.tensor_parallel_size
+    return (
+        shape.num_layers * _bytes(shape.projection_gemms)
+        + (shape.num_dense_layers * _bytes(shape.dense_ffn_gemms) if shape.num_dense_layers else 0)
+        + shape.num_moe_layers * (experts + _bytes(shape.shared_gemms))
+        + shape.lm_head_gemm.weight_traffic
+        + embedding
+    )
+
+
+def cache_bytes(shape: ModelShape, batch_size: int, context: int) -> float:
+    """Bytes of one rank's KV cache for a step of one position; a window bounds sliding layers."""
+    heads = shape.attention
+    cached = context + 1
+    windowed = min(cached, shape.sliding_window or cached)
+    full_layers = shape.num_layers - shape.num_sliding_layers
+    tokens = full_layers * cached + shape.num_sliding_layers * windowed
+    return batch_size * tokens * heads.kv_heads * heads.token_bytes
+
+
+def too_large(
+    shape: ModelShape, hardware: Hardware, batch_sizes: Sequence[int], contexts: Sequence[int]
+) -> tuple[TooLarge, ...]:
+    """The cells that do not fit; none for a device of unknown capacity."""
+    if hardware.memory_bytes is None:
+        return ()
+    weights = weight_bytes(shape)
+    cells = (
+        TooLarge(b, length, weights, cache_bytes(shape, b, length), hardware.memory_bytes)
+        for b in batch_sizes
+        for length in contexts
+    )
+    return tuple(cell for cell in cells if cell.weight_bytes + cell.cache_bytes > cell.memory_bytes)
+
+
+def _bytes(gemms: Sequence[Gemm]) -> float:
+    return sum(gemm.weight_traffic for gemm in gemms)

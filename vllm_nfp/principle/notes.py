@@ -1,0 +1,99 @@
+"""What a prediction rests on and what it leaves out, one sentence each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vllm_nfp.principle.explain import UNPREDICTED
+from vllm_nfp.principle.memory import GIB
+from vllm_nfp.text import printable
+
+if TYPE_CHECKING:
+    from vllm_nfp.principle.prediction import Predictions
+
+MOST_CELLS = 8
+"""Cells that do not fit and get a sentence of their own."""
+
+
+def notes(found: Predictions) -> tuple[str, ...]:
+    """Where the constants and rules come from, and what is not predicted."""
+    constants = printable(found.target.calibration.source)
+    origin = (
+        f"Constants: fitted to {constants}."
+        if found.target.calibration.fitted
+        else f"Constants: not fitted to {printable(found.hardware)}, {constants}."
+    )
+    basis = f"They rest on: {found.target.basis}."
+    backend = found.backend
+    rules = (
+        f"The rules of {backend.name} were never timed ({backend.source}): the constants of "
+        f"FlashAttention 3 are assumed."
+    )
+    transfers = "The constants of transfers between ranks are assumed, not fitted."
+    assumed = found.shape.num_ranks > 1 and not found.target.calibration.link.fitted
+    return (
+        origin if found.target.calibration.fitted else f"{origin} {basis}",
+        *((transfers,) if assumed else ()),
+        *((rules,) if backend.assumed else ()),
+        *_routing_note(found),
+        *_memory_notes(found),
+        *_graph_notes(found),
+    )
+
+
+def _routing_note(found: Predictions) -> tuple[str, ...]:
+    if not found.shape.num_moe_layers:
+        return ()
+    skew = found.serving.routing_skew
+    if not skew:
+        return (
+            "Routing is assumed uniform; routers that prefer some experts take less time "
+            "(--routing typical).",
+        )
+    return (f"Routing is assumed skewed: the experts' shares fall with rank to the -{skew:g}.",)
+
+
+def _memory_notes(found: Predictions) -> tuple[str, ...]:
+    """One sentence for each cell that does not fit, up to MOST_CELLS; one if no weights do."""
+    cells = found.too_large
+    if not cells:
+        return ()
+    name, ranks = printable(found.hardware), found.shape.num_ranks
+    memory = f"the {_gib(cells[0].memory_bytes)} of {'each' if ranks > 1 else 'one'} {name}"
+    if cells[0].weights_alone:
+        return (
+            f"Does not fit: {_gib(cells[0].weight_bytes)} of weights are more than {memory}; use "
+            f"more GPUs (--tensor-parallel-size) or smaller weights.",
+        )
+    further = len(cells) - MOST_CELLS
+    return (
+        *(
+            f"Does not fit at B = {cell.batch_size}, L = {cell.context}: {_gib(cell.weight_bytes)} "
+            f"of weights and {_gib(cell.cache_bytes)} of KV cache are more than {memory}."
+            for cell in cells[:MOST_CELLS]
+        ),
+        *((f"Nor do {further} further cells (all are in --json).",) if further > 0 else ()),
+    )
+
+
+def _gib(amount: float) -> str:
+    return f"{amount / GIB:.3g} GiB" if amount < 1000 * GIB else f"{amount / GIB / 1024:.3g} TiB"
+
+
+def _graph_notes(found: Predictions) -> tuple[str, ...]:
+    if not found.serving.capture_sizes:
+        return (f"Without CUDA graphs {UNPREDICTED}.",)
+    largest: dict[int, int] = {}
+    for row in found.rows:
+        if row.module == "model":
+            largest[row.batch_size] = max(row.nfp, largest.get(row.batch_size, 0))
+    edges = {batch_size: found.in_graphs(batch_size) for batch_size in largest}
+    beyond = [b for b, nfp in largest.items() if edges[b] < nfp]
+    if not beyond:
+        return ()
+    cells = ", ".join(f"N = {edges[b]} at B = {b}" for b in beyond if edges[b])
+    never = ", ".join(f"B = {b}" for b in beyond if not edges[b])
+    return (
+        *((f"Beyond {cells} the step leaves its CUDA graphs: {UNPREDICTED}.",) if cells else ()),
+        *((f"At {never} no step fits a CUDA graph: {UNPREDICTED}.",) if never else ()),
+    )
