@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from vllm_nfp.principle.errors import PredictionError
 from vllm_nfp.principle.graphs import DEFAULT_CAPTURE_SIZES
+from vllm_nfp.principle.hf_config import text_config
 from vllm_nfp.principle.quantized_weights import quantization_of
 from vllm_nfp.principle.shape import shown
 from vllm_nfp.text import hint, same_name
@@ -76,8 +77,8 @@ def weight_bits(config: Mapping[str, object], quantization: str | None) -> float
     if quantization is None:
         return 16
     quantization = named("quantization", quantization, WEIGHT_BITS)
-    text = config.get("text_config")
-    if quantization_of(config, text if isinstance(text, Mapping) else config) is not None:
+    text = text_config(config)
+    if quantization_of(config, text) is not None:
         raise PredictionError(
             f"quantization {quantization!r} is given, but the config.json says how weights are "
             f"stored (quantization_config): leave it out"

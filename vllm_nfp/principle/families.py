@@ -9,49 +9,9 @@ transformers, or of the model's own remote code where transformers lacks the fam
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import replace
 
-Window = Literal["none", "all", "upper", "alternate", "pattern"]
-"""Layers that slide where the config lists no layer_types: none; all; those from
-max_window_layers on; every other one below max_window_layers; all but every pattern-th."""
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """How a family's config and layers differ from Llama's."""
-
-    experts: bool = False
-    latent: bool = False
-    """Multi-head latent attention."""
-    gated_ffn: bool = True
-    """Feed-forward blocks have a gate beside the up projection."""
-    shared_expert_gate: bool = False
-    """A one-column matrix scales the shared expert of every token."""
-    diffusion: bool = False
-    """Decodes blocks whose positions all see each other."""
-    window: Window = "none"
-    window_switch: bool = False
-    """Layers slide only if use_sliding_window is true."""
-    pattern: int = 0
-    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """This family's names of a field, first found first; other fields have Llama's names."""
-    defaults: Mapping[str, object] = field(default_factory=dict)
-    """Values of fields that the config leaves out; an explicit null is no value."""
-    only: Mapping[str, object] = field(default_factory=dict)
-    """Fields that must have this value, if given: the shape describes no other."""
-    variant: tuple[str, str] | None = None
-    """A field and the family that a config with this field belongs to instead."""
-
-
-COMMON_NAMES: Mapping[str, tuple[str, ...]] = {
-    "num_experts": ("num_experts", "num_local_experts", "n_routed_experts"),
-    "num_experts_per_tok": ("num_experts_per_tok", "experts_per_token"),
-    "num_shared_experts": ("num_shared_experts", "n_shared_experts"),
-    # canvas_length is what vLLM itself knows diffusion models by.
-    "diffusion_block_size": ("canvas_length", "block_size", "bd_size"),
-}
-"""Names of a field in any family whose entry does not say otherwise."""
+from vllm_nfp.principle.family import Family
 
 _WIDTH_IS_EXPERT_WIDTH = {"moe_intermediate_size": ("intermediate_size",)}
 
@@ -147,6 +107,61 @@ _LLADA_MOE = Family(
     },
 )
 
+_TIED = Family(defaults={"tie_word_embeddings": True})
+_UNGATED = Family(gated_ffn=False)
+_ONE_HEAD_EACH = Family(gated_ffn=False, names={"num_key_value_heads": ()})
+_EVERY_FOURTH = Family(window="pattern", pattern=4, defaults={"sliding_window": 4096})
+_FIRST_DENSE = Family(experts=True)
+_SHARED_WIDTH = {
+    **_WIDTH_IS_EXPERT_WIDTH,
+    "shared_expert_intermediate_size": ("shared_intermediate_size",),
+}
+_CHATGLM = Family(
+    names={
+        "num_hidden_layers": ("num_layers",),
+        "intermediate_size": ("ffn_hidden_size",),
+        "num_key_value_heads": ("multi_query_group_num",),
+        "head_dim": ("kv_channels",),
+        "vocab_size": ("padded_vocab_size",),
+    },
+    only={"multi_query_attention": True},
+)
+_GPT_BIGCODE = Family(
+    gated_ffn=False,
+    names={
+        "num_hidden_layers": ("n_layer",),
+        "hidden_size": ("n_embd",),
+        "num_attention_heads": ("n_head",),
+        "intermediate_size": ("n_inner",),
+    },
+    defaults={"num_key_value_heads": 1, "tie_word_embeddings": True},
+    only={"multi_query": True},
+)
+_ERNIE_MOE = Family(
+    experts=True,
+    names={
+        "num_experts": ("moe_num_experts",),
+        "num_experts_per_tok": ("moe_k",),
+        "num_shared_experts": ("moe_num_shared_experts",),
+        "first_k_dense_replace": ("moe_layer_start_index",),
+        "decoder_sparse_step": ("moe_layer_interval",),
+    },
+    defaults={"tie_word_embeddings": True},
+)
+_HUNYUAN_MOE = Family(
+    experts=True,
+    names={
+        "num_experts_per_tok": ("moe_topk",),
+        "num_shared_experts": ("num_shared_expert",),
+    },
+    only={"use_cla": False},
+)
+_EXAONE4 = replace(
+    _EVERY_FOURTH,
+    # A string such as LLLG; layer_types says the same of every layer.
+    names={"sliding_window_pattern": ()},
+)
+
 FAMILIES: Mapping[str, Family] = {
     # Dense
     "llama": Family(),
@@ -162,6 +177,60 @@ FAMILIES: Mapping[str, Family] = {
     "phi3": Family(window="all"),
     "glm": _GLM,
     "glm4": _GLM,
+    "glm4v": Family(),
+    "glm4v_text": Family(),
+    "chatglm": _CHATGLM,
+    "qwen2_vl": _QWEN2,
+    "qwen2_vl_text": _QWEN2,
+    "qwen2_5_vl": _QWEN2,
+    "qwen2_5_vl_text": _QWEN2,
+    "qwen2_5_omni_text": _QWEN2,
+    "qwen2_audio": _QWEN2,
+    "qwen3_vl_text": _QWEN3,
+    "mimo": _QWEN2,
+    "arcee": _UNGATED,
+    "nemotron": _UNGATED,
+    "apertus": _UNGATED,
+    "persimmon": _ONE_HEAD_EACH,
+    "gpt_neox": _ONE_HEAD_EACH,
+    "gpt_bigcode": _GPT_BIGCODE,
+    "starcoder2": Family(
+        gated_ffn=False,
+        window="all",
+        defaults={"num_key_value_heads": 2, "tie_word_embeddings": True},
+    ),
+    "granite": Family(),
+    "olmo": Family(),
+    "olmo2": Family(),
+    "olmo3": _EVERY_FOURTH,
+    "exaone": Family(names={"num_hidden_layers": ("num_layers", "num_hidden_layers")}),
+    "exaone4": _EXAONE4,
+    "exaone4_5_text": _EXAONE4,
+    "seed_oss": Family(),
+    "smollm3": Family(defaults={"num_key_value_heads": 4, "tie_word_embeddings": True}),
+    "cohere": _TIED,
+    "cohere2": replace(
+        _EVERY_FOURTH, defaults={**_EVERY_FOURTH.defaults, "tie_word_embeddings": True}
+    ),
+    "ernie4_5": _TIED,
+    "hunyuan_v1_dense": Family(),
+    "internlm": Family(),
+    "internlm2": Family(),
+    "internlm3": Family(),
+    "baichuan": Family(),
+    "minicpm": _TIED,
+    "molmo": replace(
+        _QWEN2,
+        fused_width=True,
+        names={"tie_word_embeddings": ("weight_tying",)},
+        defaults={},
+    ),
+    "qwen": Family(fused_width=True),
+    "stablelm": Family(),
+    "orion": Family(),
+    "solar": Family(),
+    "phi4mm": Family(window="all"),
+    "phi4_multimodal": Family(window="all"),
     # Mixture of experts
     "mixtral": _MIXTRAL,
     "phimoe": _MIXTRAL,
@@ -189,6 +258,18 @@ FAMILIES: Mapping[str, Family] = {
         pattern=2,
         defaults={"head_dim": 64, "num_key_value_heads": 8, "sliding_window": 128},
     ),
+    "qwen3_vl_moe_text": _QWEN3_MOE,
+    "qwen3_omni_moe_text": _QWEN3_MOE,
+    "minimax_m2": Family(experts=True, names=_WIDTH_IS_EXPERT_WIDTH),
+    "granitemoe": Family(experts=True, names=_WIDTH_IS_EXPERT_WIDTH),
+    "granitemoeshared": Family(experts=True, names=_SHARED_WIDTH),
+    "dots1": _FIRST_DENSE,
+    "deepseek": _FIRST_DENSE,
+    "bailing_moe": _FIRST_DENSE,
+    "bailing_moe_v2": _FIRST_DENSE,
+    "ernie4_5_moe": _ERNIE_MOE,
+    "hunyuan_v1_moe": _HUNYUAN_MOE,
+    "glm4v_moe_text": _GLM_MOE,
     "glm4_moe": _GLM_MOE,
     "glm4_moe_lite": replace(_GLM_MOE, latent=True),
     "llama4": _LLAMA4,

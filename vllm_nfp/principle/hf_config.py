@@ -40,7 +40,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from vllm_nfp.principle.config_fields import ConfigFields
-from vllm_nfp.principle.families import COMMON_NAMES, FAMILIES, UNDESCRIBED, Family
+from vllm_nfp.principle.families import FAMILIES, UNDESCRIBED
+from vllm_nfp.principle.family import COMMON_NAMES, Family
 from vllm_nfp.principle.quantized_weights import (
     Layers,
     check_bits,
@@ -69,6 +70,8 @@ _ASSUMED = {
 """What Llama's class makes of fields that a config lacks."""
 _SLIDING_KINDS = ("sliding_attention", "chunked_attention")
 _MAX_NAME = 200
+_NESTED = ("text_config", "llm_config", "language_config", "thinker_config")
+"""Fields that hold the language model's config in one of several modalities."""
 
 
 def shape_from_config(
@@ -102,7 +105,7 @@ def shape_from_config(
     if not isinstance(config, Mapping):
         raise ShapeError(f"a config.json must hold an object, not {shown(config)}")
     check_bits("weight_bits", weight_bits)
-    text = _text_config(config)
+    text = text_config(config)
     model_type = _model_type(config, text)
     family = _family(text, model_type, assume_dense)
     fields = ConfigFields(text, model_type, family)
@@ -122,7 +125,7 @@ def shape_from_config(
         name=name or _name(config, model_type),
         num_layers=layers,
         hidden_size=fields.whole("hidden_size", least=1),
-        intermediate_size=fields.whole("intermediate_size", 0),
+        intermediate_size=fields.whole("intermediate_size", 0) // (2 if family.fused_width else 1),
         num_attention_heads=heads,
         num_kv_heads=fields.whole("num_key_value_heads", heads, least=1),
         head_dim=_head_dim(fields, heads) if mla is None else mla.nope_dim + mla.rope_dim,
@@ -155,9 +158,15 @@ def shape_from_config(
     )
 
 
-def _text_config(config: Mapping[str, object]) -> Mapping[str, object]:
-    nested = config.get("text_config")
-    return nested if isinstance(nested, Mapping) else config
+def text_config(config: Mapping[str, object]) -> Mapping[str, object]:
+    """The language model's part of a multimodal config, however deep it lies."""
+    found = config
+    for _ in _NESTED:
+        inner = next((found[key] for key in _NESTED if isinstance(found.get(key), Mapping)), None)
+        if not isinstance(inner, Mapping):
+            break
+        found = inner
+    return found
 
 
 def _model_type(config: Mapping[str, object], text: Mapping[str, object]) -> str:
