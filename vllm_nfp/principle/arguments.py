@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from vllm_nfp.principle.errors import PredictionError
 from vllm_nfp.principle.graphs import DEFAULT_CAPTURE_SIZES
 from vllm_nfp.principle.hf_config import text_config
-from vllm_nfp.principle.quantized_weights import quantization_of
+from vllm_nfp.principle.quantized_weights import is_read, quantization_of
 from vllm_nfp.principle.shape import shown
 from vllm_nfp.text import hint, same_name
 
@@ -72,13 +72,15 @@ def weight_bits(config: Mapping[str, object], quantization: str | None) -> float
     """Bits per weight of a config.json that does not name its quantization.
 
     Raises:
-        PredictionError: for an unknown name, or a config.json that names its quantization itself.
+        PredictionError: for an unknown name, or a config.json whose own quantization is read.
     """
     if quantization is None:
         return 16
     quantization = named("quantization", quantization, WEIGHT_BITS)
     text = text_config(config)
-    if quantization_of(config, text) is not None:
+    given = quantization_of(config, text)
+    layers = text.get("num_hidden_layers")
+    if given is not None and is_read(given, min(layers, 512) if isinstance(layers, int) else 1):
         raise PredictionError(
             f"quantization {quantization!r} is given, but the config.json says how weights are "
             f"stored (quantization_config): leave it out"

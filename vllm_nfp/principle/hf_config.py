@@ -152,6 +152,7 @@ def shape_from_config(
         lm_head_weight_bytes=weights.lm_head,
         kv_bytes=_kv_bytes(kv_bits, quantization),
         mla=mla,
+        assumptions=weights.assumed,
         tensor_parallel_size=tensor_parallel_size,
         data_parallel_size=data_parallel_size,
         expert_parallel=expert_parallel,

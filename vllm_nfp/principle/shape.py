@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Quantization = Literal["none", "fp8", "fp8_block", "wna16", "mxfp4"]
@@ -162,6 +162,8 @@ class ModelShape:
     shared_weight_bytes: float | None = None
     """Bytes per parameter of shared experts; None: ``weight_bytes``."""
     router_weight_bytes: float = 2.0
+    assumptions: tuple[str, ...] = field(default=(), compare=False)
+    """Sentences on what the config leaves open or the prediction leaves out."""
 
     def __post_init__(self) -> None:
         self._check_sizes()
