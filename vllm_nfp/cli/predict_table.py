@@ -18,6 +18,7 @@ from vllm_nfp.text import duration, printable
 def print_predictions(found: Predictions) -> None:
     """Print the model and device, the table, and notes on it."""
     console = Console()
+    _say(console, found.model_facts.sentence())
     _say(console, _headline(found))
     console.print(_table(found))
     if any(row.at_limit for row in found.rows):
@@ -29,6 +30,7 @@ def print_predictions(found: Predictions) -> None:
 def print_explanation(found: Predictions, explanations: Sequence[Explanation]) -> None:
     """Print the terms of a cell, module by module."""
     console = Console()
+    _say(console, found.model_facts.sentence())
     _say(console, _headline(found))
     for explanation in explanations:
         console.print()
@@ -62,6 +64,7 @@ def notes(found: Predictions) -> tuple[str, ...]:
     transfers = "The constants of transfers between ranks are assumed, not fitted."
     assumed = found.shape.num_ranks > 1 and not found.target.calibration.link.fitted
     return (
+        *(f"Assumed: {printable(sentence)}" for sentence in found.shape.assumptions),
         origin,
         *((transfers,) if assumed else ()),
         *((rules,) if backend.assumed else ()),

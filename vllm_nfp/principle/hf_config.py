@@ -41,7 +41,7 @@ from collections.abc import Mapping
 
 from vllm_nfp.principle.config_fields import ConfigFields
 from vllm_nfp.principle.families import FAMILIES, UNDESCRIBED
-from vllm_nfp.principle.family import COMMON_NAMES, Family
+from vllm_nfp.principle.family import Family
 from vllm_nfp.principle.quantized_weights import (
     Layers,
     check_bits,
@@ -57,6 +57,7 @@ from vllm_nfp.principle.shape import (
     ShapeError,
     shown,
 )
+from vllm_nfp.principle.unlike_llama import MEANING, Unlike, unlike_llama
 
 _REQUIRED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
 _DENSE = (*_REQUIRED, "intermediate_size")
@@ -69,6 +70,7 @@ _ASSUMED = {
 }
 """What Llama's class makes of fields that a config lacks."""
 _SLIDING_KINDS = ("sliding_attention", "chunked_attention")
+MEASURE = "Measure it on a running server: vllm serve --nfp-probe, then vllm-nfp table"
 _MAX_NAME = 200
 _NESTED = ("text_config", "llm_config", "language_config", "thinker_config")
 """Fields that hold the language model's config in one of several modalities."""
@@ -152,7 +154,7 @@ def shape_from_config(
         lm_head_weight_bytes=weights.lm_head,
         kv_bytes=_kv_bytes(kv_bits, quantization),
         mla=mla,
-        assumptions=weights.assumed,
+        assumptions=(*_assumptions(text, model_type, family), *weights.assumed),
         tensor_parallel_size=tensor_parallel_size,
         data_parallel_size=data_parallel_size,
         expert_parallel=expert_parallel,
@@ -193,7 +195,9 @@ def _printable(name: object) -> bool:
 def _family(text: Mapping[str, object], model_type: str, assume_dense: bool) -> Family:
     key = model_type.lower()
     if key in UNDESCRIBED:
-        raise ShapeError(f"no shape describes model_type {model_type!r}: {UNDESCRIBED[key]}")
+        raise ShapeError(
+            f"no shape describes model_type {model_type!r}: {UNDESCRIBED[key]}. {MEASURE}"
+        )
     family = FAMILIES.get(key)
     if family is None:
         return _unknown_family(text, model_type, assume_dense)
@@ -204,19 +208,46 @@ def _family(text: Mapping[str, object], model_type: str, assume_dense: bool) -> 
 
 def _unknown_family(text: Mapping[str, object], model_type: str, assume_dense: bool) -> Family:
     """Llama if the user says so and nothing speaks against it."""
+    families = f"The known families: {', '.join(sorted(FAMILIES))}"
+    against = next(unlike_llama(text), None)
+    if against is not None:
+        kind, name = against
+        raise ShapeError(
+            f"model_type {shown(model_type)} is not a known family, and cannot be read as dense: "
+            f"{name} {shown(text[name])} speaks of {MEANING[kind]}. {MEASURE}. {families}"
+        )
     if not assume_dense:
         raise ShapeError(
-            f"model_type {shown(model_type)} is not a known family "
-            f"({', '.join(sorted(FAMILIES))}) and {_lacks(text)}: say assume_dense=True "
-            f"(--assume-dense) to read it like Llama, with {', '.join(_assumed(text))}"
-        )
-    experts = [name for name in COMMON_NAMES["num_experts"] if text.get(name)]
-    if experts:
-        raise ShapeError(
-            f"model_type {shown(model_type)} has {experts[0]} {shown(text[experts[0]])}: "
-            f"it cannot be read as dense"
+            f"model_type {shown(model_type)} is not a known family and {_lacks(text)}: "
+            f"say assume_dense=True (--assume-dense) to read it like Llama, with "
+            f"{', '.join(_assumed(text))}, or {MEASURE[0].lower()}{MEASURE[1:]}. {families}"
         )
     return FAMILIES["llama"]
+
+
+def _assumptions(text: Mapping[str, object], model_type: str, family: Family) -> tuple[str, ...]:
+    """What was assumed of an unknown family, and fields that no part of the shape describes."""
+    if model_type.lower() not in FAMILIES:
+        return (
+            f"model_type {shown(model_type)} is not a known family: it is read like Llama, with "
+            f"{', '.join(_assumed(text))}.",
+        )
+    known = _described(family)
+    unread = {name: kind for kind, name in unlike_llama(text) if kind not in known}
+    return tuple(
+        f"{name} of the config is not understood: its cost ({MEANING[kind]}) is left out."
+        for name, kind in unread.items()
+    )
+
+
+def _described(family: Family) -> frozenset[Unlike]:
+    """What the shape of a family describes beside a dense Llama."""
+    described: set[Unlike] = {"windows", "ungated", "layers"}
+    if family.experts:
+        described.add("experts")
+    if family.latent:
+        described.add("latent")
+    return frozenset(described)
 
 
 def _lacks(text: Mapping[str, object]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from vllm_nfp.principle.hardware import Hardware
 from vllm_nfp.principle.modules import check_cell
-from vllm_nfp.principle.shape import Gemm, ModelShape
+from vllm_nfp.principle.shape import ModelShape
 from vllm_nfp.types import Module
 
 
@@ -43,7 +43,7 @@ def idle_compute_nfp(
 def _model_positions(shape: ModelShape, hardware: Hardware, batch_size: int, context: int) -> float:
     read_bytes = 0.0
     position_seconds = 0.0
-    for count, gemm in _matrices(shape):
+    for count, gemm in shape.matrices(shape.experts_per_token):
         read_bytes += count * gemm.weight_traffic
         flops = 2.0 * batch_size * gemm.parameters
         position_seconds += count * flops / hardware.peak_flops(gemm.fp8)
@@ -58,18 +58,6 @@ def _model_positions(shape: ModelShape, hardware: Hardware, batch_size: int, con
     flops = tokens * heads.group * heads.flops_per_pair
     position_seconds += flops / hardware.peak_flops(heads.fp8)
     return read_bytes / hardware.memory_bytes_per_second / position_seconds
-
-
-def _matrices(shape: ModelShape) -> list[tuple[int, Gemm]]:
-    """Every matrix that one token meets, with how often."""
-    routed = shape.num_moe_layers * shape.experts_per_token
-    return [
-        *((shape.num_layers, gemm) for gemm in shape.projection_gemms),
-        *((shape.num_dense_layers, gemm) for gemm in shape.dense_ffn_gemms),
-        *((shape.num_moe_layers, gemm) for gemm in shape.shared_gemms),
-        *((routed, gemm) for gemm in shape.expert_gemms),
-        (1, shape.lm_head_gemm),
-    ]
 
 
 def _floor(positions: float) -> int:

@@ -283,14 +283,24 @@ class ModelShape:
     @property
     def total_parameters(self) -> int:
         """Weights of the whole model in its matrices; norms, biases and extra heads left out."""
-        whole = replace(self, tensor_parallel_size=1, data_parallel_size=1)
-        experts = whole.num_experts * _parameters(whole.expert_gemms)
-        return (
-            whole.num_layers * _parameters(whole.projection_gemms)
-            + whole.num_dense_layers * _parameters(whole.dense_ffn_gemms)
-            + whole.num_moe_layers * (experts + _parameters(whole.shared_gemms))
-            + whole.lm_head_gemm.parameters * (1 if whole.tied_embeddings else 2)
-        )
+        whole = replace(self, tensor_parallel_size=1, data_parallel_size=1, expert_parallel=False)
+        embedding = 0 if whole.tied_embeddings else whole.lm_head_gemm.parameters
+        return embedding + sum(count * gemm.parameters for count, gemm in whole.matrices())
+
+    def matrices(self, experts: int | None = None) -> list[tuple[int, Gemm]]:
+        """One rank's matrices with how often it has each; the embedding is left out.
+
+        Args:
+            experts: routed experts to count in each layer that has them; None: all of the rank.
+        """
+        routed = self.num_moe_layers * (self.local_experts if experts is None else experts)
+        return [
+            *((self.num_layers, gemm) for gemm in self.projection_gemms),
+            *((self.num_dense_layers, gemm) for gemm in self.dense_ffn_gemms),
+            *((self.num_moe_layers, gemm) for gemm in self.shared_gemms),
+            *((routed, gemm) for gemm in self.expert_gemms),
+            (1, self.lm_head_gemm),
+        ]
 
     @property
     def num_ranks(self) -> int:
@@ -423,7 +433,3 @@ _BYTES = (
     "kv_bytes",
     *_OPTIONAL_BYTES,
 )
-
-
-def _parameters(gemms: tuple[Gemm, ...]) -> int:
-    return sum(gemm.parameters for gemm in gemms)
