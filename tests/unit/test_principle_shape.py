@@ -301,7 +301,7 @@ def test_an_unknown_family_says_what_would_be_assumed() -> None:
     )
 
 
-@pytest.mark.parametrize("model_type", ["deepseek_v32", "qwen3_next", "diffusion_gemma_text"])
+@pytest.mark.parametrize("model_type", ["deepseek_v4", "mamba2", "diffusion_gemma_text"])
 def test_families_that_no_shape_describes_are_refused(model_type: str) -> None:
     config = {**LLAMA_3_8B, "model_type": model_type}
     with pytest.raises(ShapeError, match=f"^no shape describes model_type '{model_type}': "):

@@ -162,6 +162,65 @@ _EXAONE4 = replace(
     names={"sliding_window_pattern": ()},
 )
 
+_QWEN3_NEXT = Family(
+    hybrid="gated_delta_net",
+    attention_gate=True,
+    defaults={"head_dim": 256, "num_key_value_heads": 2},
+)
+_QWEN3_NEXT_MOE = replace(_QWEN3_NEXT, experts=True, shared_expert_gate=True)
+_KIMI_LINEAR = Family(
+    experts=True,
+    latent=True,
+    hybrid="kda",
+    names={
+        "num_experts_per_tok": ("num_experts_per_token",),
+        "expert_hidden_size": ("routed_expert_hidden_size",),
+        "attn_output_gate": ("mla_use_output_gate",),
+    },
+    attention_gate=True,
+    defaults={"attn_output_gate": False},
+)
+_NEMOTRON_H = Family(
+    experts=False,
+    gated_ffn=False,
+    hybrid="nemotron_h",
+    names={"mamba_ssm_dtype": ("mamba_ssm_cache_dtype",)},
+    # vLLM keeps its states in 32 bits if the config names no type.
+    defaults={"default_state_bytes": 4, "num_key_value_heads": 8},
+    variant=("n_routed_experts", "nemotron_h_moe"),
+)
+_NEMOTRON_H_MOE = replace(
+    _NEMOTRON_H,
+    experts=True,
+    variant=None,
+    names={
+        **_NEMOTRON_H.names,
+        "expert_hidden_size": ("moe_latent_size",),
+        "shared_expert_intermediate_size": ("moe_shared_expert_intermediate_size",),
+    },
+)
+_MAMBA2_NAMES = {
+    "mamba_num_heads": ("mamba_n_heads",),
+    "mamba_head_dim": ("mamba_d_head",),
+    "mamba_inner": ("mamba_d_ssm",),
+    "ssm_state_size": ("mamba_d_state",),
+    "n_groups": ("mamba_n_groups",),
+    "conv_kernel": ("mamba_d_conv",),
+    "expand": ("mamba_expand",),
+}
+_GRANITE_HYBRID = Family(
+    hybrid="granite",
+    names={**_MAMBA2_NAMES, "intermediate_size": ("shared_intermediate_size",)},
+    defaults={"ssm_state_size": 256, "mamba_num_heads": 128},
+    variant=("num_local_experts", "granitemoehybrid_moe"),
+)
+_LFM2 = Family(
+    hybrid="short_conv",
+    trimmed_width=True,
+    names={"intermediate_size": ("block_ff_dim", "intermediate_size")},
+    defaults={"num_key_value_heads": 8, "tie_word_embeddings": True},
+)
+
 FAMILIES: Mapping[str, Family] = {
     # Dense
     "llama": Family(),
@@ -274,6 +333,44 @@ FAMILIES: Mapping[str, Family] = {
     "glm4_moe_lite": replace(_GLM_MOE, latent=True),
     "llama4": _LLAMA4,
     "llama4_text": _LLAMA4,
+    # Hybrid: some layers keep a state instead of a cache
+    "qwen3_next": _QWEN3_NEXT_MOE,
+    "qwen3_5_text": _QWEN3_NEXT,
+    "qwen3_5_moe_text": _QWEN3_NEXT_MOE,
+    "kimi_linear": _KIMI_LINEAR,
+    "nemotron_h": _NEMOTRON_H,
+    "nemotron_h_moe": _NEMOTRON_H_MOE,
+    "granitemoehybrid": _GRANITE_HYBRID,
+    "granitemoehybrid_moe": replace(
+        _GRANITE_HYBRID,
+        experts=True,
+        variant=None,
+        names={**_MAMBA2_NAMES, **_SHARED_WIDTH},
+    ),
+    "falcon_h1": Family(
+        hybrid="falcon_h1",
+        names=_MAMBA2_NAMES,
+        defaults={"ssm_state_size": 256, "mamba_num_heads": 128},
+    ),
+    "jamba": Family(
+        experts=True,
+        hybrid="jamba",
+        names={**_WIDTH_IS_EXPERT_WIDTH, "decoder_sparse_step": ("expert_layer_period",)},
+        defaults={
+            "num_key_value_heads": 8,
+            "num_experts": 16,
+            "num_experts_per_tok": 2,
+            "decoder_sparse_step": 2,
+        },
+        only={"expert_layer_offset": 1, "mamba_proj_bias": False},
+    ),
+    "lfm2": _LFM2,
+    "lfm2_moe": Family(
+        experts=True,
+        hybrid="short_conv",
+        names={"first_k_dense_replace": ("num_dense_layers",)},
+        defaults={"num_key_value_heads": 8, "tie_word_embeddings": True},
+    ),
     # Diffusion
     "llada": _LLADA,
     "lladamoe": _LLADA_MOE,
@@ -294,12 +391,6 @@ UNDESCRIBED: Mapping[str, str] = {
     "deepseek_v32": _INDEXED,
     "deepseek_v4": _INDEXED,
     "glm_moe_dsa": _INDEXED,
-    "qwen3_next": _LINEAR,
-    "qwen3_5_text": _LINEAR,
-    "qwen3_5_moe_text": _LINEAR,
-    "kimi_linear": _LINEAR,
-    "nemotron_h": _LINEAR,
-    "jamba": _LINEAR,
     "mamba": _LINEAR,
     "mamba2": _LINEAR,
     "gemma3n_text": _UNEVEN,

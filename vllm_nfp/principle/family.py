@@ -11,6 +11,12 @@ Window = Literal["none", "all", "upper", "alternate", "pattern"]
 max_window_layers on; every other one below max_window_layers; all but every pattern-th."""
 
 
+Hybrid = Literal[
+    "gated_delta_net", "kda", "nemotron_h", "granite", "falcon_h1", "jamba", "short_conv"
+]
+"""How the layers that keep a state are named and sized."""
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """How a family's config and layers differ from Llama's."""
@@ -22,6 +28,12 @@ class Family:
     """Feed-forward blocks have a gate beside the up projection."""
     fused_width: bool = False
     """The config's intermediate_size is the width of gate and up projection together."""
+    hybrid: Hybrid | None = None
+    """Some layers keep a state instead of a cache."""
+    attention_gate: bool = False
+    """The query projection also gives a gate for the attention's output."""
+    trimmed_width: bool = False
+    """Two thirds of the config's intermediate_size, in whole steps, unless it says otherwise."""
     shared_expert_gate: bool = False
     """A one-column matrix scales the shared expert of every token."""
     diffusion: bool = False

@@ -42,6 +42,7 @@ from collections.abc import Mapping
 from vllm_nfp.principle.config_fields import ConfigFields
 from vllm_nfp.principle.families import FAMILIES, UNDESCRIBED
 from vllm_nfp.principle.family import Family
+from vllm_nfp.principle.hybrid import Mixed, linear_attention, mixed_layers, with_layer_count
 from vllm_nfp.principle.quantized_weights import (
     Layers,
     check_bits,
@@ -49,6 +50,7 @@ from vllm_nfp.principle.quantized_weights import (
     stored_kv_bits,
     stored_weights,
 )
+from vllm_nfp.principle.recurrence import ASSUMED
 from vllm_nfp.principle.shape import (
     MAX_LAYERS,
     MAX_TOKENS,
@@ -71,6 +73,7 @@ _ASSUMED = {
 """What Llama's class makes of fields that a config lacks."""
 _SLIDING_KINDS = ("sliding_attention", "chunked_attention")
 MEASURE = "Measure it on a running server: vllm serve --nfp-probe, then vllm-nfp table"
+_STORED_ALIKE = "Projections of layers with a state are stored like those of attention."
 _MAX_NAME = 200
 _NESTED = ("text_config", "llm_config", "language_config", "thinker_config")
 """Fields that hold the language model's config in one of several modalities."""
@@ -110,13 +113,20 @@ def shape_from_config(
     text = text_config(config)
     model_type = _model_type(config, text)
     family = _family(text, model_type, assume_dense)
+    if family.hybrid == "nemotron_h":
+        text = with_layer_count(text)
     fields = ConfigFields(text, model_type, family)
     fields.require((*_REQUIRED, *_EXPERTS) if family.experts else _DENSE)
     _check_only(fields, family, model_type)
     layers = fields.whole("num_hidden_layers", least=1, most=MAX_LAYERS)
     has_experts = _has_experts(fields, layers) if family.experts else (False,) * layers
+    mixed = (
+        mixed_layers(fields, family.hybrid, layers, has_experts)
+        if family.hybrid
+        else Mixed(layers, 0, has_experts)
+    )
     mla = _latent(fields) if family.latent else None
-    window, sliding = _sliding(fields, family, layers)
+    window, sliding = (None, 0) if family.hybrid else _sliding(fields, family, layers)
     expert_width = fields.whole("moe_intermediate_size", least=1) if family.experts else 0
     shared, shared_width = _shared(fields, expert_width) if family.experts else (0, 0)
     quantization = quantization_of(config, text)
@@ -127,13 +137,21 @@ def shape_from_config(
         name=name or _name(config, model_type),
         num_layers=layers,
         hidden_size=fields.whole("hidden_size", least=1),
-        intermediate_size=fields.whole("intermediate_size", 0) // (2 if family.fused_width else 1),
+        intermediate_size=_width(fields, family),
         num_attention_heads=heads,
         num_kv_heads=fields.whole("num_key_value_heads", heads, least=1),
         head_dim=_head_dim(fields, heads) if mla is None else mla.nope_dim + mla.rope_dim,
         vocab_size=fields.whole("vocab_size", least=1),
-        num_dense_layers=has_experts.count(False),
-        num_moe_layers=has_experts.count(True),
+        num_dense_layers=mixed.ffn.count(False),
+        num_moe_layers=mixed.ffn.count(True),
+        num_attention_layers=mixed.attention if family.hybrid else None,
+        linear_attention=(
+            linear_attention(fields, family.hybrid, mixed.recurrent)
+            if family.hybrid and mixed.recurrent
+            else None
+        ),
+        attention_gate=family.attention_gate and fields.flag("attn_output_gate", True),
+        expert_hidden_size=fields.whole("expert_hidden_size", 0),
         num_experts=fields.whole("num_experts", least=1) if family.experts else 0,
         experts_per_token=fields.whole("num_experts_per_tok", least=1) if family.experts else 0,
         moe_intermediate_size=expert_width,
@@ -154,7 +172,12 @@ def shape_from_config(
         lm_head_weight_bytes=weights.lm_head,
         kv_bytes=_kv_bytes(kv_bits, quantization),
         mla=mla,
-        assumptions=(*_assumptions(text, model_type, family), *weights.assumed),
+        assumptions=(
+            *((ASSUMED,) if mixed.recurrent else ()),
+            *((_STORED_ALIKE,) if mixed.recurrent and quantization is not None else ()),
+            *_assumptions(text, model_type, family),
+            *weights.assumed,
+        ),
         tensor_parallel_size=tensor_parallel_size,
         data_parallel_size=data_parallel_size,
         expert_parallel=expert_parallel,
@@ -201,7 +224,7 @@ def _family(text: Mapping[str, object], model_type: str, assume_dense: bool) -> 
     family = FAMILIES.get(key)
     if family is None:
         return _unknown_family(text, model_type, assume_dense)
-    if family.variant is not None and text.get(family.variant[0]) is not None:
+    if family.variant is not None and text.get(family.variant[0]):
         return FAMILIES[family.variant[1]]
     return family
 
@@ -242,11 +265,15 @@ def _assumptions(text: Mapping[str, object], model_type: str, family: Family) ->
 
 def _described(family: Family) -> frozenset[Unlike]:
     """What the shape of a family describes beside a dense Llama."""
-    described: set[Unlike] = {"windows", "ungated", "layers"}
+    described: set[Unlike] = {"windows", "ungated"}
+    if family.window != "none" or family.hybrid:
+        described.add("layers")
     if family.experts:
         described.add("experts")
     if family.latent:
         described.add("latent")
+    if family.hybrid:
+        described.add("recurrent")
     return frozenset(described)
 
 
@@ -358,6 +385,21 @@ def _latent(fields: ConfigFields) -> LatentAttention:
         rope_dim=fields.whole("qk_rope_head_dim", least=1),
         value_dim=fields.whole("v_head_dim", least=1),
     )
+
+
+def _width(fields: ConfigFields, family: Family) -> int:
+    """Width of a dense feed-forward block."""
+    width = fields.whole("intermediate_size", 0)
+    if family.fused_width:
+        return width // 2
+    if family.trimmed_width and fields.flag("block_auto_adjust_ff_dim", True):
+        step = fields.whole("block_multiple_of", 256, least=1)
+        factor = fields.get("block_ffn_dim_multiplier")
+        trimmed = int(2 * width / 3)
+        if isinstance(factor, (int, float)) and 0 < factor <= 64:
+            trimmed = int(factor * trimmed)
+        return -(-trimmed // step) * step
+    return width
 
 
 def _tied(config: Mapping[str, object], fields: ConfigFields) -> bool:

@@ -17,7 +17,8 @@ def idle_compute_nfp(
 ) -> int:
     """Positions per sequence that the idle-compute rule calls free; 1 or more, without a cap.
 
-    - dense_ffn, moe_ffn: N = rho s / (2 B), with s bytes per weight.
+    - dense_ffn, moe_ffn, linear_attention (its projections): N = rho s / (2 B), with s bytes
+      per weight.
     - attention: N = rho b / (g f), with b KV bytes and f FLOPs per cached token and query head;
       rho s / (2 g) where keys and values are cached, whatever the batch and context.
     - communication: 1, since transfers have no arithmetic that could idle.
@@ -36,7 +37,12 @@ def idle_compute_nfp(
         heads = shape.attention
         bytes_per_flop = heads.token_bytes / (heads.group * heads.flops_per_pair)
         return _floor(hardware.ridge(heads.fp8) * bytes_per_flop)
-    gemm = (shape.dense_ffn_gemms if module == "dense_ffn" else shape.expert_gemms)[0]
+    gemms = {
+        "dense_ffn": shape.dense_ffn_gemms,
+        "moe_ffn": shape.expert_gemms,
+        "linear_attention": shape.linear_attention_gemms,
+    }
+    gemm = gemms[module][0]
     return _floor(hardware.ridge(gemm.fp8) * gemm.weight_bytes / (2 * batch_size))
 
 
@@ -50,11 +56,14 @@ def _model_positions(shape: ModelShape, hardware: Hardware, batch_size: int, con
     heads = shape.attention
     cached = context + 1
     windowed = min(cached, shape.sliding_window or cached)
-    full_layers = shape.num_layers - shape.num_sliding_layers
+    full_layers = shape.attention_layers - shape.num_sliding_layers
     tokens = (
         batch_size * heads.kv_heads * (full_layers * cached + shape.num_sliding_layers * windowed)
     )
     read_bytes += tokens * heads.token_bytes
+    if shape.linear_attention is not None:
+        linear, ranks = shape.linear_attention, shape.tensor_parallel_size
+        read_bytes += batch_size * linear.layers * linear.sequence_bytes / ranks
     flops = tokens * heads.group * heads.flops_per_pair
     position_seconds += flops / hardware.peak_flops(heads.fp8)
     return read_bytes / hardware.memory_bytes_per_second / position_seconds

@@ -56,14 +56,22 @@ def model_facts(shape: ModelShape) -> ModelFacts:
         parameters=whole.total_parameters,
         weight_bytes=round(stored + 2 * embedding),
         layers=_kinds(whole),
-        kv_bytes_per_token=round(whole.num_layers * heads.kv_heads * heads.token_bytes),
+        kv_bytes_per_token=round(whole.attention_layers * heads.kv_heads * heads.token_bytes),
+        state_bytes_per_sequence=_state_bytes(whole),
     )
 
 
+def _state_bytes(shape: ModelShape) -> int:
+    linear = shape.linear_attention
+    return 0 if linear is None else round(linear.layers * linear.sequence_bytes)
+
+
 def _kinds(shape: ModelShape) -> dict[str, int]:
+    linear = shape.linear_attention
     kinds = {
-        "full_attention": shape.num_layers - shape.num_sliding_layers,
+        "full_attention": shape.attention_layers - shape.num_sliding_layers,
         "sliding_attention": shape.num_sliding_layers,
+        "linear_attention": 0 if linear is None else linear.layers,
         "dense_ffn": shape.num_dense_layers,
         "moe_ffn": shape.num_moe_layers,
     }

@@ -220,6 +220,7 @@ _ALGORITHMS: Mapping[str, _Format] = {
     "FP8_PB_WO": ("fp8_block", 8, ()),
     # An 8-bit scale for every 16 weights (NVFP4) or 32 (MXFP8).
     "NVFP4": ("wna16", 4 + 8 / 16, (_FP4,)),
+    "W4A16_NVFP4": ("wna16", 4 + 8 / 16, ()),
     "MXFP8": ("fp8", 8 + 8 / 32, ()),
 }
 """ModelOpt's names of formats."""

@@ -18,6 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from vllm_nfp.principle.layer_parts import LinearAttention
+
 Quantization = Literal["none", "fp8", "fp8_block", "wna16", "mxfp4"]
 """How linear weights are stored: wna16 is GPTQ or AWQ; it and mxfp4 multiply in 16 bits."""
 
@@ -162,6 +164,14 @@ class ModelShape:
     shared_weight_bytes: float | None = None
     """Bytes per parameter of shared experts; None: ``weight_bytes``."""
     router_weight_bytes: float = 2.0
+    num_attention_layers: int | None = None
+    """Layers with attention to a cache; None: every layer has it and one feed-forward block."""
+    linear_attention: LinearAttention | None = None
+    """Layers with a state instead of a cache."""
+    attention_gate: bool = False
+    """A gate as wide as the attention's output, from one more projection."""
+    expert_hidden_size: int = 0
+    """Width of the routed experts' inputs, if projections narrow them; 0: ``hidden_size``."""
     assumptions: tuple[str, ...] = field(default=(), compare=False)
     """Sentences on what the config leaves open or the prediction leaves out."""
 
@@ -170,6 +180,11 @@ class ModelShape:
         self._check_bytes()
         self._check_layers()
         self._check_split()
+
+    @property
+    def attention_layers(self) -> int:
+        """Layers with attention to a cache."""
+        return self.num_layers if self.num_attention_layers is None else self.num_attention_layers
 
     @property
     def use_mla(self) -> bool:
@@ -230,7 +245,8 @@ class ModelShape:
         """
         heads = self.num_attention_heads // self.tensor_parallel_size
         if self.mla is None:
-            columns = (heads + 2 * self.attention.kv_heads) * self.head_dim
+            queries = 2 * heads if self.attention_gate else heads
+            columns = (queries + 2 * self.attention.kv_heads) * self.head_dim
             return (
                 self._linear(self.hidden_size, columns),
                 self._linear(heads * self.head_dim, self.hidden_size),
@@ -240,6 +256,11 @@ class ModelShape:
         first = mla.q_rank or query
         return (
             self._linear(self.hidden_size, first + mla.kv_rank + mla.rope_dim),
+            *(
+                (self._linear(self.hidden_size, heads * mla.value_dim),)
+                if self.attention_gate
+                else ()
+            ),
             *((self._linear(mla.q_rank, query),) if mla.q_rank else ()),
             self._linear(mla.kv_rank, heads * (mla.nope_dim + mla.value_dim)),
             self._linear(heads * mla.value_dim, self.hidden_size),
@@ -255,7 +276,28 @@ class ModelShape:
     def expert_gemms(self) -> tuple[Gemm, ...]:
         """One rank's gate-up (or up alone) and down matrices of one routed expert."""
         share = self.moe_intermediate_size // self.expert_tensor_parallel_size
-        return self._feed_forward(share, self.expert_weight_bytes)
+        return self._feed_forward(
+            share, self.expert_weight_bytes, self.expert_hidden_size or self.hidden_size
+        )
+
+    @property
+    def latent_gemms(self) -> tuple[Gemm, ...]:
+        """Projections to and from the routed experts' width, whole on every rank."""
+        if not self.expert_hidden_size:
+            return ()
+        stored = self._bytes(self.shared_weight_bytes)
+        return (
+            self._gemm(self.hidden_size, self.expert_hidden_size, stored),
+            self._gemm(self.expert_hidden_size, self.hidden_size, stored),
+        )
+
+    @property
+    def linear_attention_gemms(self) -> tuple[Gemm, ...]:
+        """One rank's projections of a layer with a state."""
+        if self.linear_attention is None:
+            return ()
+        shares = (m.per_rank(self.tensor_parallel_size) for m in self.linear_attention.matrices)
+        return tuple(self._linear(inputs, outputs) for inputs, outputs in shares)
 
     @property
     def shared_gemms(self) -> tuple[Gemm, ...]:
@@ -293,11 +335,13 @@ class ModelShape:
         Args:
             experts: routed experts to count in each layer that has them; None: all of the rank.
         """
+        linear = 0 if self.linear_attention is None else self.linear_attention.layers
         routed = self.num_moe_layers * (self.local_experts if experts is None else experts)
         return [
-            *((self.num_layers, gemm) for gemm in self.projection_gemms),
+            *((self.attention_layers, gemm) for gemm in self.projection_gemms),
+            *((linear, gemm) for gemm in self.linear_attention_gemms),
             *((self.num_dense_layers, gemm) for gemm in self.dense_ffn_gemms),
-            *((self.num_moe_layers, gemm) for gemm in self.shared_gemms),
+            *((self.num_moe_layers, gemm) for gemm in (*self.shared_gemms, *self.latent_gemms)),
             *((routed, gemm) for gemm in self.expert_gemms),
             (1, self.lm_head_gemm),
         ]
@@ -313,11 +357,12 @@ class ModelShape:
     def _linear(self, inputs: int, outputs: int) -> Gemm:
         return self._gemm(inputs, outputs, self.weight_bytes)
 
-    def _feed_forward(self, width: int, weight_bytes: float) -> tuple[Gemm, ...]:
+    def _feed_forward(self, width: int, weight_bytes: float, hidden: int = 0) -> tuple[Gemm, ...]:
         columns = 2 * width if self.gated_ffn else width
+        hidden = hidden or self.hidden_size
         return (
-            self._gemm(self.hidden_size, columns, weight_bytes),
-            self._gemm(width, self.hidden_size, weight_bytes),
+            self._gemm(hidden, columns, weight_bytes),
+            self._gemm(width, hidden, weight_bytes),
         )
 
     def _gemm(self, inputs: int, outputs: int, weight_bytes: float) -> Gemm:
@@ -354,6 +399,9 @@ class ModelShape:
         layers = dict.fromkeys(("num_dense_layers", "num_moe_layers", "num_sliding_layers"), 0)
         bounds |= {name: (least, MAX_LAYERS) for name, least in layers.items()}
         bounds["num_layers"] = (1, MAX_LAYERS)
+        bounds["expert_hidden_size"] = (0, MAX_SIZE)
+        if self.num_attention_layers is not None:
+            bounds["num_attention_layers"] = (1, MAX_LAYERS)
         if self.num_sliding_layers or self.sliding_window is not None:
             bounds["sliding_window"] = (1, MAX_TOKENS)
         if self.diffusion_block_size is not None:
@@ -369,7 +417,8 @@ class ModelShape:
                 raise ShapeError(f"{name} must be above 0 and at most 8, not {shown(value)}")
 
     def _check_layers(self) -> None:
-        if self.num_dense_layers + self.num_moe_layers != self.num_layers:
+        uniform = self.num_attention_layers is None
+        if uniform and self.num_dense_layers + self.num_moe_layers != self.num_layers:
             raise ShapeError(
                 f"num_dense_layers {self.num_dense_layers} and num_moe_layers "
                 f"{self.num_moe_layers} must add up to num_layers {self.num_layers}"

@@ -30,6 +30,7 @@ from vllm_nfp.principle.ffn import KERNEL_SECONDS, activation_seconds, elementwi
 from vllm_nfp.principle.gemm import gemm_fixed_seconds, gemm_terms
 from vllm_nfp.principle.graphs import DEFAULT_CAPTURE_SIZES, padded_tokens
 from vllm_nfp.principle.hardware_file import Target
+from vllm_nfp.principle.recurrence import FIXED_SECONDS, recurrence_terms
 from vllm_nfp.principle.shape import Gemm, ModelShape
 from vllm_nfp.principle.terms import ACTIVATION_BYTES, FloatArray, Terms, add_terms, sum_terms
 from vllm_nfp.types import Module
@@ -141,7 +142,8 @@ class Step:
         costs: dict[Module, Callable[[], Cost]] = {
             Module.DENSE_FFN: self.dense_ffn,
             Module.MOE_FFN: self.moe_ffn,
-            Module.ATTENTION: lambda: self.attention().times(1 / self._shape.num_layers),
+            Module.ATTENTION: lambda: self.attention().times(1 / self._shape.attention_layers),
+            Module.LINEAR_ATTENTION: self.linear_attention,
             Module.COMMUNICATION: self.communication,
             Module.MODEL: lambda: sum(self.parts().values(), NOTHING),
         }
@@ -158,9 +160,12 @@ class Step:
         layers = shape.num_layers
         parts = {
             "attention": self.attention(),
-            "projections": self._projections().times(layers),
+            "projections": self._projections().times(shape.attention_layers),
             "norms and rotary": self._elementwise().times(layers),
         }
+        if shape.linear_attention is not None:
+            layers_with_state = shape.linear_attention.layers
+            parts["linear attention"] = self.linear_attention().times(layers_with_state)
         if shape.num_dense_layers:
             parts["dense FFN"] = self.dense_ffn().times(shape.num_dense_layers)
         if shape.num_moe_layers:
@@ -199,12 +204,14 @@ class Step:
                 shape.local_experts_per_token,
                 expert_parallel=shape.expert_parallel_size > 1,
             ),
-            hidden_size=shape.hidden_size,
+            hidden_size=shape.expert_hidden_size or shape.hidden_size,
             config=self._expert_tiles(tokens),
         )
         fixed = ROUTED_KERNELS * constants.kernel_seconds
         router, *shared = shape.shared_gemms
         cost = Cost(fixed, routed) + self._products((router,), padded=False)
+        if shape.latent_gemms:
+            cost += self._products(shape.latent_gemms)
         if shared:
             cost += self._shared_experts(shared, hidden_behind=fixed)
         return cost
@@ -228,7 +235,7 @@ class Step:
     def _attention(self) -> Cost:
         cached = self._context + self._positions
         sliding = self._shape.num_sliding_layers
-        cost = self._attention_layer(cached, False).times(self._shape.num_layers - sliding)
+        cost = self._attention_layer(cached, False).times(self._shape.attention_layers - sliding)
         if self._shape.sliding_window is not None and sliding:
             # The windows of N neighbours together span N - 1 tokens more than one of them.
             union = np.minimum(cached, self._shape.sliding_window + self._positions - 1)
@@ -251,6 +258,23 @@ class Step:
             max_graph_tokens=max(sizes, default=0),
         )
         return Cost(fixed_seconds(heads, constants), terms)
+
+    def linear_attention(self) -> Cost:
+        """Projections and state of a layer without a cache."""
+        return self._once("linear_attention", self._linear_attention)
+
+    def _linear_attention(self) -> Cost:
+        shape = self._shape
+        if shape.linear_attention is None:
+            return NOTHING
+        terms = recurrence_terms(
+            self._hardware,
+            shape.linear_attention,
+            shape.tensor_parallel_size,
+            self._batch_size,
+            self._positions,
+        )
+        return self._products(shape.linear_attention_gemms) + Cost(FIXED_SECONDS, terms)
 
     def _projections(self) -> Cost:
         return self._products(self._shape.projection_gemms)
@@ -300,8 +324,13 @@ class Step:
         return self._once("communication", self._communication)
 
     def _communication(self) -> Cost:
-        moe_share = self._shape.num_moe_layers / self._shape.num_layers
-        return self._all_reduce().times(2) + self._expert_transfer().times(moe_share)
+        shape = self._shape
+        moe_share = shape.num_moe_layers / shape.num_layers
+        linear = 0 if shape.linear_attention is None else shape.linear_attention.layers
+        blocks = shape.attention_layers + linear + shape.num_dense_layers + shape.num_moe_layers
+        return self._all_reduce().times(blocks / shape.num_layers) + self._expert_transfer().times(
+            moe_share
+        )
 
     def _all_reduce(self) -> Cost:
         """Of the tokens' hidden states."""

@@ -34,7 +34,7 @@ _NAMES: tuple[tuple[Unlike, re.Pattern[str]], ...] = (
     (
         "layers",
         re.compile(
-            r"kv_shared|block_configs|cross_attention_layers|global_head_dim|swa_|double_wide"
+            r"kv_shared|block_configs|cross_attention_layers|global_head_dim|swa_|attn_res|double_wide"
             r"|per_layer_input|multi_query$|use_cla$|is_encoder_decoder|encoder_layers"
         ),
     ),
