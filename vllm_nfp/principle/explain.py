@@ -162,6 +162,8 @@ def _granularity(
 
 def _query_blocks(predictions: Predictions, cell: CellPrediction, positions: Sequence[int]) -> str:
     shape = predictions.shape
+    if shape.indexer is not None:
+        return f"Attention reads up to {shape.indexer.top_k} tokens for each position."
     counts = np.array(positions, dtype=np.float64)
     windowed = shape.num_sliding_layers == shape.attention_layers
     cached = cell.context + counts

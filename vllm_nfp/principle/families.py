@@ -221,6 +221,13 @@ _LFM2 = Family(
     defaults={"num_key_value_heads": 8, "tie_word_embeddings": True},
 )
 
+_INDEXED_DEEPSEEK = replace(
+    _DEEPSEEK_V3,
+    indexed=True,
+    # All layers have the same attention, whatever the list calls it.
+    names={"layer_types": ()},
+)
+
 FAMILIES: Mapping[str, Family] = {
     # Dense
     "llama": Family(),
@@ -330,6 +337,8 @@ FAMILIES: Mapping[str, Family] = {
     "hunyuan_v1_moe": _HUNYUAN_MOE,
     "glm4v_moe_text": _GLM_MOE,
     "glm4_moe": _GLM_MOE,
+    "deepseek_v32": _INDEXED_DEEPSEEK,
+    "glm_moe_dsa": _INDEXED_DEEPSEEK,
     "glm4_moe_lite": replace(_GLM_MOE, latent=True),
     "llama4": _LLAMA4,
     "llama4_text": _LLAMA4,
@@ -383,14 +392,19 @@ FAMILIES: Mapping[str, Family] = {
 }
 """By model_type in lower case."""
 
+
+def named_families() -> list[str]:
+    """The families that a message lists: without parts of wrappers and variants of one name."""
+    variants = {entry.variant[1] for entry in FAMILIES.values() if entry.variant is not None}
+    return sorted(name for name in set(FAMILIES) - variants if not name.endswith("_text"))
+
+
 _INDEXED = "its attention reads only the tokens that an indexer picks"
 _LINEAR = "some of its layers keep a state of fixed size instead of a cache"
 _UNEVEN = "its layers differ in head size or share their caches"
 
 UNDESCRIBED: Mapping[str, str] = {
-    "deepseek_v32": _INDEXED,
     "deepseek_v4": _INDEXED,
-    "glm_moe_dsa": _INDEXED,
     "mamba": _LINEAR,
     "mamba2": _LINEAR,
     "gemma3n_text": _UNEVEN,

@@ -28,6 +28,8 @@ class Family:
     """Feed-forward blocks have a gate beside the up projection."""
     fused_width: bool = False
     """The config's intermediate_size is the width of gate and up projection together."""
+    indexed: bool = False
+    """Attention reads only the tokens that an indexer picks."""
     hybrid: Hybrid | None = None
     """Some layers keep a state instead of a cache."""
     attention_gate: bool = False

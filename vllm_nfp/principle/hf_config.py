@@ -40,9 +40,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from vllm_nfp.principle.config_fields import ConfigFields
-from vllm_nfp.principle.families import FAMILIES, UNDESCRIBED
+from vllm_nfp.principle.families import FAMILIES, UNDESCRIBED, named_families
 from vllm_nfp.principle.family import Family
 from vllm_nfp.principle.hybrid import Mixed, linear_attention, mixed_layers, with_layer_count
+from vllm_nfp.principle.layer_parts import Indexer
 from vllm_nfp.principle.quantized_weights import (
     Layers,
     check_bits,
@@ -59,6 +60,7 @@ from vllm_nfp.principle.shape import (
     ShapeError,
     shown,
 )
+from vllm_nfp.principle.sparse_attention import ASSUMED as SPARSE_ASSUMED
 from vllm_nfp.principle.unlike_llama import MEANING, Unlike, unlike_llama
 
 _REQUIRED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
@@ -172,7 +174,9 @@ def shape_from_config(
         lm_head_weight_bytes=weights.lm_head,
         kv_bytes=_kv_bytes(kv_bits, quantization),
         mla=mla,
+        indexer=_indexer(fields, layers, mla) if family.indexed and mla is not None else None,
         assumptions=(
+            *((SPARSE_ASSUMED,) if family.indexed else ()),
             *((ASSUMED,) if mixed.recurrent else ()),
             *((_STORED_ALIKE,) if mixed.recurrent and quantization is not None else ()),
             *_assumptions(text, model_type, family),
@@ -231,7 +235,7 @@ def _family(text: Mapping[str, object], model_type: str, assume_dense: bool) -> 
 
 def _unknown_family(text: Mapping[str, object], model_type: str, assume_dense: bool) -> Family:
     """Llama if the user says so and nothing speaks against it."""
-    families = f"The known families: {', '.join(sorted(FAMILIES))}"
+    families = f"The known families: {', '.join(named_families())}"
     against = next(unlike_llama(text), None)
     if against is not None:
         kind, name = against
@@ -272,6 +276,8 @@ def _described(family: Family) -> frozenset[Unlike]:
         described.add("experts")
     if family.latent:
         described.add("latent")
+    if family.indexed:
+        described.add("sparse")
     if family.hybrid:
         described.add("recurrent")
     return frozenset(described)
@@ -400,6 +406,33 @@ def _width(fields: ConfigFields, family: Family) -> int:
             trimmed = int(factor * trimmed)
         return -(-trimmed // step) * step
     return width
+
+
+def _indexer(fields: ConfigFields, layers: int, mla: LatentAttention) -> Indexer:
+    fields.require(("index_topk", "index_n_heads", "index_head_dim", "q_lora_rank"))
+    return Indexer(
+        _own_indexers(fields, layers),
+        fields.whole("index_topk", least=1),
+        fields.whole("index_n_heads", least=1),
+        fields.whole("index_head_dim", least=1),
+        mla.q_rank,
+    )
+
+
+def _own_indexers(fields: ConfigFields, layers: int) -> int:
+    """Layers with an indexer of their own, by the list or vLLM's rule (models/deepseek_v2.py)."""
+    kinds = fields.per_layer("indexer_types", layers)
+    if kinds:
+        strange = [kind for kind in kinds if kind not in ("full", "shared")]
+        if strange:
+            raise ShapeError(f"indexer_types has {shown(strange[0])}: only full, shared known")
+        return kinds.count("full")
+    pattern = fields.get("index_topk_pattern")
+    if isinstance(pattern, str):
+        return layers - pattern[:layers].count("S")
+    every = fields.whole("index_topk_freq", 1, least=1)
+    offset = fields.whole("index_skip_topk_offset", 2)
+    return sum(max(index - offset + 1, 0) % every == 0 for index in range(layers))
 
 
 def _tied(config: Mapping[str, object], fields: ConfigFields) -> bool:

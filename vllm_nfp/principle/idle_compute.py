@@ -55,6 +55,8 @@ def _model_positions(shape: ModelShape, hardware: Hardware, batch_size: int, con
         position_seconds += count * flops / hardware.peak_flops(gemm.fp8)
     heads = shape.attention
     cached = context + 1
+    if shape.indexer is not None:
+        cached = min(cached, shape.indexer.top_k)
     windowed = min(cached, shape.sliding_window or cached)
     full_layers = shape.attention_layers - shape.num_sliding_layers
     tokens = (

@@ -57,3 +57,26 @@ class LinearAttention:
     def sequence_bytes(self) -> float:
         """Bytes of a sequence's states in one layer."""
         return self.state_elements * self.state_bytes + 2.0 * self.conv_elements
+
+
+@dataclass(frozen=True, slots=True)
+class Indexer:
+    """Picks the cached tokens that attention reads; whole on every rank.
+
+    Attributes:
+        layers: how many layers have one of their own; others use that of a layer before.
+        top_k: tokens that it picks for each position.
+        heads, head_dim: of its queries; it has one key for each token.
+        query_inputs: width of the compressed queries that its own are made of.
+    """
+
+    layers: int
+    top_k: int
+    heads: int
+    head_dim: int
+    query_inputs: int
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of a token in the cache of one layer: an FP8 key and a 32-bit scale."""
+        return self.head_dim + 4

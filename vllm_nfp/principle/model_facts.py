@@ -51,12 +51,15 @@ def model_facts(shape: ModelShape) -> ModelFacts:
     head = whole.lm_head_gemm
     embedding = 0 if whole.tied_embeddings else head.parameters
     stored = sum(count * gemm.weight_traffic for count, gemm in sizes)
-    heads = whole.attention
+    heads, indexer = whole.attention, whole.indexer
+    indexed = 0 if indexer is None else indexer.layers * indexer.token_bytes
     return ModelFacts(
         parameters=whole.total_parameters,
         weight_bytes=round(stored + 2 * embedding),
         layers=_kinds(whole),
-        kv_bytes_per_token=round(whole.attention_layers * heads.kv_heads * heads.token_bytes),
+        kv_bytes_per_token=round(
+            whole.attention_layers * heads.kv_heads * heads.token_bytes + indexed
+        ),
         state_bytes_per_sequence=_state_bytes(whole),
     )
 
@@ -68,8 +71,10 @@ def _state_bytes(shape: ModelShape) -> int:
 
 def _kinds(shape: ModelShape) -> dict[str, int]:
     linear = shape.linear_attention
+    sparse = 0 if shape.indexer is None else shape.attention_layers
     kinds = {
-        "full_attention": shape.attention_layers - shape.num_sliding_layers,
+        "full_attention": shape.attention_layers - shape.num_sliding_layers - sparse,
+        "sparse_attention": sparse,
         "sliding_attention": shape.num_sliding_layers,
         "linear_attention": 0 if linear is None else linear.layers,
         "dense_ffn": shape.num_dense_layers,

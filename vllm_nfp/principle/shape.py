@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from vllm_nfp.principle.layer_parts import LinearAttention
+from vllm_nfp.principle.layer_parts import Indexer, LinearAttention
 
 Quantization = Literal["none", "fp8", "fp8_block", "wna16", "mxfp4"]
 """How linear weights are stored: wna16 is GPTQ or AWQ; it and mxfp4 multiply in 16 bits."""
@@ -168,6 +168,8 @@ class ModelShape:
     """Layers with attention to a cache; None: every layer has it and one feed-forward block."""
     linear_attention: LinearAttention | None = None
     """Layers with a state instead of a cache."""
+    indexer: Indexer | None = None
+    """Picks the tokens that attention reads, in a latent cache."""
     attention_gate: bool = False
     """A gate as wide as the attention's output, from one more projection."""
     expert_hidden_size: int = 0
@@ -292,6 +294,17 @@ class ModelShape:
         )
 
     @property
+    def indexer_gemms(self) -> tuple[Gemm, ...]:
+        """Queries, and key with head weights, of one layer's indexer; the latter in 16 bits."""
+        if self.indexer is None:
+            return ()
+        heads, width = self.indexer.heads, self.indexer.head_dim
+        return (
+            self._linear(self.indexer.query_inputs, heads * width),
+            Gemm(self.hidden_size, width + heads, 2.0),
+        )
+
+    @property
     def linear_attention_gemms(self) -> tuple[Gemm, ...]:
         """One rank's projections of a layer with a state."""
         if self.linear_attention is None:
@@ -335,10 +348,12 @@ class ModelShape:
         Args:
             experts: routed experts to count in each layer that has them; None: all of the rank.
         """
+        indexers = 0 if self.indexer is None else self.indexer.layers
         linear = 0 if self.linear_attention is None else self.linear_attention.layers
         routed = self.num_moe_layers * (self.local_experts if experts is None else experts)
         return [
             *((self.attention_layers, gemm) for gemm in self.projection_gemms),
+            *((indexers, gemm) for gemm in self.indexer_gemms),
             *((linear, gemm) for gemm in self.linear_attention_gemms),
             *((self.num_dense_layers, gemm) for gemm in self.dense_ffn_gemms),
             *((self.num_moe_layers, gemm) for gemm in (*self.shared_gemms, *self.latent_gemms)),

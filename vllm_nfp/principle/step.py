@@ -30,8 +30,14 @@ from vllm_nfp.principle.ffn import KERNEL_SECONDS, activation_seconds, elementwi
 from vllm_nfp.principle.gemm import gemm_fixed_seconds, gemm_terms
 from vllm_nfp.principle.graphs import DEFAULT_CAPTURE_SIZES, padded_tokens
 from vllm_nfp.principle.hardware_file import Target
+from vllm_nfp.principle.layer_parts import Indexer
 from vllm_nfp.principle.recurrence import FIXED_SECONDS, recurrence_terms
 from vllm_nfp.principle.shape import Gemm, ModelShape
+from vllm_nfp.principle.sparse_attention import (
+    INDEXER_FIXED_SECONDS,
+    gathered_terms,
+    indexer_terms,
+)
 from vllm_nfp.principle.terms import ACTIVATION_BYTES, FloatArray, Terms, add_terms, sum_terms
 from vllm_nfp.types import Module
 
@@ -160,7 +166,7 @@ class Step:
         layers = shape.num_layers
         parts = {
             "attention": self.attention(),
-            "projections": self._projections().times(shape.attention_layers),
+            "projections": self._all_projections(),
             "norms and rotary": self._elementwise().times(layers),
         }
         if shape.linear_attention is not None:
@@ -232,7 +238,21 @@ class Step:
         """All layers, full and sliding; the cache holds context and positions."""
         return self._once("attention", self._attention)
 
+    def _sparse_attention(self, indexer: Indexer) -> Cost:
+        """Latent attention to picked tokens in all layers, and the indexers of those with one."""
+        cached = self._context + self._positions
+        heads = self._shape.attention
+        sizes = (self._batch_size, cached, self._positions)
+        gathered = gathered_terms(self._hardware, heads, indexer.top_k, *sizes)
+        scored = indexer_terms(self._hardware, indexer, *sizes)
+        fixed = fixed_seconds(heads, self._calibration.attention)
+        return Cost(fixed, gathered).times(self._shape.attention_layers) + Cost(
+            INDEXER_FIXED_SECONDS, scored
+        ).times(indexer.layers)
+
     def _attention(self) -> Cost:
+        if self._shape.indexer is not None:
+            return self._sparse_attention(self._shape.indexer)
         cached = self._context + self._positions
         sliding = self._shape.num_sliding_layers
         cost = self._attention_layer(cached, False).times(self._shape.attention_layers - sliding)
@@ -278,6 +298,14 @@ class Step:
 
     def _projections(self) -> Cost:
         return self._products(self._shape.projection_gemms)
+
+    def _all_projections(self) -> Cost:
+        """Of attention in all layers, and of the indexers."""
+        shape = self._shape
+        cost = self._projections().times(shape.attention_layers)
+        if shape.indexer is not None:
+            cost += self._products(shape.indexer_gemms).times(shape.indexer.layers)
+        return cost
 
     def _elementwise(self) -> Cost:
         seconds = elementwise_seconds(self._hardware, 4 * self.tokens * self._shape.hidden_size)
