@@ -228,6 +228,30 @@ _INDEXED_DEEPSEEK = replace(
     names={"layer_types": ()},
 )
 
+_STEP3 = Family(
+    experts=True,
+    window="pattern",
+    pattern=4,
+    names={
+        "num_experts": ("moe_num_experts", "num_experts"),
+        "num_experts_per_tok": ("moe_top_k", "num_experts_per_tok"),
+        "shared_expert_intermediate_size": ("share_expert_dim", "share_expert_dims"),
+    },
+    # Others have sliding layers with more heads, or name their layers with experts in a string.
+    only={"attention_other_setting": None, "moe_layers_enum": None},
+)
+_LONGCAT = Family(
+    experts=True,
+    latent=True,
+    doubled=True,
+    names={
+        "num_hidden_layers": ("num_layers", "num_hidden_layers"),
+        "intermediate_size": ("ffn_hidden_size", "intermediate_size"),
+        "moe_intermediate_size": ("expert_ffn_hidden_size",),
+        "num_experts_per_tok": ("moe_topk",),
+    },
+)
+
 FAMILIES: Mapping[str, Family] = {
     # Dense
     "llama": Family(),
@@ -285,6 +309,11 @@ FAMILIES: Mapping[str, Family] = {
     "internlm3": Family(),
     "baichuan": Family(),
     "minicpm": _TIED,
+    "minicpm3": Family(
+        latent=True,
+        absorbed=False,
+        defaults={"v_head_dim": 64, "tie_word_embeddings": True},
+    ),
     "molmo": replace(
         _QWEN2,
         fused_width=True,
@@ -336,6 +365,9 @@ FAMILIES: Mapping[str, Family] = {
     "ernie4_5_moe": _ERNIE_MOE,
     "hunyuan_v1_moe": _HUNYUAN_MOE,
     "glm4v_moe_text": _GLM_MOE,
+    "step3p5": _STEP3,
+    "step3p7": _STEP3,
+    "longcat_flash": _LONGCAT,
     "glm4_moe": _GLM_MOE,
     "deepseek_v32": _INDEXED_DEEPSEEK,
     "glm_moe_dsa": _INDEXED_DEEPSEEK,

@@ -28,6 +28,10 @@ class Family:
     """Feed-forward blocks have a gate beside the up projection."""
     fused_width: bool = False
     """The config's intermediate_size is the width of gate and up projection together."""
+    absorbed: bool = True
+    """The cache of latent attention holds the latent itself."""
+    doubled: bool = False
+    """Each layer has attention and a dense block twice, and experts beside them (LongCat)."""
     indexed: bool = False
     """Attention reads only the tokens that an indexer picks."""
     hybrid: Hybrid | None = None

@@ -73,9 +73,12 @@ _ASSUMED = {
     "tie_word_embeddings": "an LM head of its own",
 }
 """What Llama's class makes of fields that a config lacks."""
+_BY_CLASS = {"MiniCPM3ForCausalLM": "minicpm3"}
+"""Families whose published config.json names a class and no model_type."""
 _SLIDING_KINDS = ("sliding_attention", "chunked_attention")
 MEASURE = "Measure it on a running server: vllm serve --nfp-probe, then vllm-nfp table"
 _STORED_ALIKE = "Projections of layers with a state are stored like those of attention."
+_IDLE_EXPERTS = "The router picks experts that do nothing as often as the others."
 _MAX_NAME = 200
 _NESTED = ("text_config", "llm_config", "language_config", "thinker_config")
 """Fields that hold the language model's config in one of several modalities."""
@@ -126,8 +129,10 @@ def shape_from_config(
         mixed_layers(fields, family.hybrid, layers, has_experts)
         if family.hybrid
         else Mixed(layers, 0, has_experts)
+        if not family.doubled
+        else Mixed(2 * layers, 0, (True,) * layers + (False,) * (2 * layers))
     )
-    mla = _latent(fields) if family.latent else None
+    mla = _latent(fields, family.absorbed) if family.latent else None
     window, sliding = (None, 0) if family.hybrid else _sliding(fields, family, layers)
     expert_width = fields.whole("moe_intermediate_size", least=1) if family.experts else 0
     shared, shared_width = _shared(fields, expert_width) if family.experts else (0, 0)
@@ -146,7 +151,7 @@ def shape_from_config(
         vocab_size=fields.whole("vocab_size", least=1),
         num_dense_layers=mixed.ffn.count(False),
         num_moe_layers=mixed.ffn.count(True),
-        num_attention_layers=mixed.attention if family.hybrid else None,
+        num_attention_layers=mixed.attention if family.hybrid or family.doubled else None,
         linear_attention=(
             linear_attention(fields, family.hybrid, mixed.recurrent)
             if family.hybrid and mixed.recurrent
@@ -155,7 +160,8 @@ def shape_from_config(
         attention_gate=family.attention_gate and fields.flag("attn_output_gate", True),
         expert_hidden_size=fields.whole("expert_hidden_size", 0),
         num_experts=fields.whole("num_experts", least=1) if family.experts else 0,
-        experts_per_token=fields.whole("num_experts_per_tok", least=1) if family.experts else 0,
+        experts_per_token=_experts_per_token(fields) if family.experts else 0,
+        idle_experts=fields.whole("zero_expert_num", 0) if family.experts else 0,
         moe_intermediate_size=expert_width,
         num_shared_experts=shared,
         shared_intermediate_size=shared_width,
@@ -176,6 +182,7 @@ def shape_from_config(
         mla=mla,
         indexer=_indexer(fields, layers, mla) if family.indexed and mla is not None else None,
         assumptions=(
+            *((_IDLE_EXPERTS,) if fields.get("zero_expert_num") else ()),
             *((SPARSE_ASSUMED,) if family.indexed else ()),
             *((ASSUMED,) if mixed.recurrent else ()),
             *((_STORED_ALIKE,) if mixed.recurrent and quantization is not None else ()),
@@ -206,7 +213,12 @@ def _model_type(config: Mapping[str, object], text: Mapping[str, object]) -> str
             return str(found)
         if found is not None:
             raise ShapeError(f"model_type must be a short name, not {shown(found)}")
-    return ""
+    return _BY_CLASS.get(_class_name(config), "")
+
+
+def _class_name(config: Mapping[str, object]) -> str:
+    named = config.get("architectures")
+    return str(named[0]) if isinstance(named, list) and len(named) == 1 else ""
 
 
 def _name(config: Mapping[str, object], model_type: str) -> str:
@@ -382,7 +394,14 @@ def _head_dim(fields: ConfigFields, heads: int) -> int:
     return hidden // heads
 
 
-def _latent(fields: ConfigFields) -> LatentAttention:
+def _experts_per_token(fields: ConfigFields) -> int:
+    """Of those that do something, if the router picks all of them alike."""
+    picked = fields.whole("num_experts_per_tok", least=1)
+    experts, idle = fields.whole("num_experts", least=1), fields.whole("zero_expert_num", 0)
+    return max(1, round(picked * experts / (experts + idle)))
+
+
+def _latent(fields: ConfigFields, absorbed: bool) -> LatentAttention:
     fields.require(_LATENT)
     return LatentAttention(
         q_rank=fields.whole("q_lora_rank", 0),
@@ -390,6 +409,7 @@ def _latent(fields: ConfigFields) -> LatentAttention:
         nope_dim=fields.whole("qk_nope_head_dim", least=1),
         rope_dim=fields.whole("qk_rope_head_dim", least=1),
         value_dim=fields.whole("v_head_dim", least=1),
+        absorbed=absorbed,
     )
 
 

@@ -62,6 +62,8 @@ class LatentAttention:
     nope_dim: int
     rope_dim: int
     value_dim: int
+    absorbed: bool = True
+    """The cache holds the latent; else keys and values of every head, as of other models."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +174,8 @@ class ModelShape:
     """Picks the tokens that attention reads, in a latent cache."""
     attention_gate: bool = False
     """A gate as wide as the attention's output, from one more projection."""
+    idle_experts: int = 0
+    """Experts per layer that the router may choose and that do nothing (LongCat)."""
     expert_hidden_size: int = 0
     """Width of the routed experts' inputs, if projections narrow them; 0: ``hidden_size``."""
     assumptions: tuple[str, ...] = field(default=(), compare=False)
@@ -191,7 +195,7 @@ class ModelShape:
     @property
     def use_mla(self) -> bool:
         """The model caches a latent instead of keys and values."""
-        return self.mla is not None
+        return self.mla is not None and self.mla.absorbed
 
     @property
     def fp8(self) -> bool:
@@ -230,7 +234,7 @@ class ModelShape:
         """One rank's attention kernel; fp8 if the cache is, since the query is then cast too."""
         heads = self.num_attention_heads // self.tensor_parallel_size
         fp8 = self.kv_bytes <= 1
-        if self.mla is not None:
+        if self.mla is not None and self.mla.absorbed:
             score = self.mla.kv_rank + self.mla.rope_dim
             return AttentionHeads(1, heads, score, self.mla.kv_rank, score * self.kv_bytes, fp8)
         kv_heads = max(1, self.num_kv_heads // self.tensor_parallel_size)
@@ -318,7 +322,9 @@ class ModelShape:
 
         The router is whole on every rank.
         """
-        router = Gemm(self.hidden_size, self.num_experts, self.router_weight_bytes)
+        router = Gemm(
+            self.hidden_size, self.num_experts + self.idle_experts, self.router_weight_bytes
+        )
         if not self.shared_intermediate_size:
             return (router,)
         share = self.shared_intermediate_size // self.tensor_parallel_size
