@@ -1,15 +1,8 @@
 """Hugging Face config.json to :class:`ModelShape`.
 
-Families (see :data:`vllm_nfp.principle.families.FAMILIES` for their model_type):
-
-- dense: Llama, Qwen2, Qwen3, Mistral, Ministral 3, Gemma 1 to 3, Phi (ungated), Phi-3 and Phi-4,
-  GLM-4 (glm, glm4);
-- mixture of experts: Mixtral, Phi-3.5-MoE, Qwen2-MoE, Qwen3-MoE, DeepSeek V2 and V3, Kimi K2,
-  GPT-OSS, GLM-4.5 (glm4_moe), GLM-4.7-Flash (glm4_moe_lite), Llama 4;
-- diffusion, decoded in bidirectional blocks: LLaDA, LLaDA-MoE, LLaDA 2, Dream, Fast-dLLM v2, SDAR,
-  SDAR-MoE.
-
-A multimodal config is read by its ``text_config``. What is read, under Llama's names:
+Families are listed in docs/predict.md; see :data:`vllm_nfp.principle.families.FAMILIES` for their
+model_type. A multimodal config is read by the part of its language model (``text_config`` and
+others). What is read, under Llama's names:
 
 - layers: num_hidden_layers, hidden_size, num_attention_heads, num_key_value_heads, head_dim,
   intermediate_size, vocab_size, tie_word_embeddings;
@@ -20,6 +13,9 @@ A multimodal config is read by its ``text_config``. What is read, under Llama's 
   decoder_sparse_step, first_k_dense_replace and moe_layer_freq together;
 - windows: sliding_window, use_sliding_window, max_window_layers, sliding_window_pattern, and
   layer_types before any rule of the family;
+- layers with a state: layer_types and the families' own lists, see
+  :mod:`vllm_nfp.principle.hybrid`;
+- the indexer of sparse attention: index_topk, index_n_heads, index_head_dim, indexer_types;
 - diffusion: canvas_length, block_size or bd_size;
 - stored weights and cache: quantization_config, see :mod:`vllm_nfp.principle.quantized_weights`.
 
