@@ -25,7 +25,7 @@ INDEXER_KERNELS = 4
 """Query quantization, keys into the cache, scores, selection."""
 INDEXER_FIXED_SECONDS = INDEXER_KERNELS * KERNEL_SECONDS
 ASSUMED = (
-    "Attention reads the tokens that an indexer picks, for each position others; the kernels of "
+    "Attention reads the tokens that an indexer picks, for each position by chance; the kernels of "
     "both were never timed: their time is taken to be their traffic at 0.8 of the memory bandwidth "
     "or their arithmetic at 0.6 of the peak."
 )
@@ -45,14 +45,18 @@ def gathered_terms(
     cached: FloatArray,
     positions: FloatArray,
 ) -> Terms:
-    """Seconds of one layer's attention to the picked tokens; those of neighbours may overlap.
+    """Seconds of one layer's attention to the picked tokens.
+
+    From memory come the tokens that any position of a sequence picks: of L cached tokens
+    L (1 - (1 - k/L)^N), if each picks k of them by chance. Neighbours agree more than that.
 
     Args:
         cached: tokens in the cache of each sequence, shape [n].
         positions: N, shape [n].
     """
     picked = np.minimum(cached, top_k)
-    read = batch_size * np.minimum(cached, positions * picked) * heads.token_bytes
+    any_picks = cached * (1.0 - (1.0 - picked / cached) ** positions)
+    read = batch_size * any_picks * heads.token_bytes
     flops = batch_size * positions * picked * heads.group * heads.flops_per_pair
     return _bound(hardware, heads.fp8, read, flops)
 
