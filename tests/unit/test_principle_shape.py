@@ -206,6 +206,10 @@ def test_fields_that_say_no_are_no_reason() -> None:
 
 def test_a_field_that_costs_and_is_not_understood_is_named() -> None:
     assert shape_from_config(LLAMA_3_8B).assumptions == ()
+    mistral = {**LLAMA_3_8B, "model_type": "mistral", "block_configs": [{"no_op": True}]}
+    assert "block_configs of the config" in " ".join(shape_from_config(mistral).assumptions)
+    window = {"sliding_window": 64, "layer_types": ["sliding_attention"] * 32}
+    assert shape_from_config({**LLAMA_3_8B, **window}).assumptions == ()
     (sentence,) = shape_from_config({**LLAMA_3_8B, "index_topk": 2048}).assumptions
     assert sentence.startswith("index_topk of the config is not understood")
 

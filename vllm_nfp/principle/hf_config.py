@@ -33,6 +33,7 @@ have matrices that :class:`ModelShape` lacks. Families that a shape cannot descr
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 from vllm_nfp.principle.config_fields import ConfigFields
@@ -268,7 +269,11 @@ def _assumptions(text: Mapping[str, object], model_type: str, family: Family) ->
             f"{', '.join(_assumed(text))}.",
         )
     known = _described(family)
-    unread = {name: kind for kind, name in unlike_llama(text) if kind not in known}
+    # What layer_types may say is checked where windows and states are read.
+    read = {"layer_types", *family.only, *itertools.chain(*family.names.values())}
+    unread = {
+        name: kind for kind, name in unlike_llama(text) if kind not in known and name not in read
+    }
     return tuple(
         f"{name} of the config is not understood: its cost ({MEANING[kind]}) is left out."
         for name, kind in unread.items()
@@ -278,8 +283,6 @@ def _assumptions(text: Mapping[str, object], model_type: str, family: Family) ->
 def _described(family: Family) -> frozenset[Unlike]:
     """What the shape of a family describes beside a dense Llama."""
     described: set[Unlike] = {"windows", "ungated"}
-    if family.window != "none" or family.hybrid:
-        described.add("layers")
     if family.experts:
         described.add("experts")
     if family.latent:
