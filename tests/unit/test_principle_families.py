@@ -158,7 +158,7 @@ NOT_IN_TRANSFORMERS = {
     "solar",
 }
 """Or built there with encoders of other modalities, or with fields that vLLM reads otherwise."""
-UNUSUAL = {"longcat_flash", "minicpm3", "step3p5", "step3p7"}
+UNUSUAL = {"longcat_flash", "nemotron-nas", "minicpm3", "step3p5", "step3p7"}
 """See test_principle_unusual_layers.py."""
 INDEXED = {family for family, entry in FAMILIES.items() if entry.indexed}
 """See test_principle_sparse_attention.py."""

@@ -97,3 +97,41 @@ def test_sliding_layers_with_heads_of_their_own_are_refused() -> None:
     other = {"attention_other_setting": {"num_attention_heads": 96}}
     with pytest.raises(ShapeError, match="attention_other_setting of a step3p7 config must be"):
         shape_from_config({**STEP, **other})
+
+
+def block(group: int | None, factor: float) -> Config:
+    return {
+        "attention": {"n_heads_in_group": group, "no_op": group is None},
+        "ffn": {"ffn_mult": factor, "no_op": False},
+    }
+
+
+NAS: Config = {
+    "model_type": "nemotron-nas",
+    "hidden_size": 8192,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": None,
+    "intermediate_size": None,
+    "vocab_size": 128256,
+    "block_configs": [block(8, 5.25)] * 48 + [block(None, 1.0)] * 32,
+}
+
+
+def test_pruned_layers_lack_attention_or_width() -> None:
+    shape = shape_from_config(NAS)
+    assert model_facts(shape).layers == {"full_attention": 48, "dense_ffn": 80}
+    assert shape.num_kv_heads == 8
+    # 2/3 of 5.25 and of 1 times 8192, rounded up to 256: 28672 and 5632.
+    assert shape.intermediate_size == pytest.approx((48 * 28672 + 32 * 5632) / 80, abs=256)
+    assert any("mean of their widths" in sentence for sentence in shape.assumptions)
+
+
+def test_pruned_layers_that_no_shape_describes_are_refused() -> None:
+    linear = block(8, 1.0)
+    linear["ffn"] = {"no_op": False, "replace_with_linear": True}
+    with pytest.raises(ShapeError, match="block_configs has replace_with_linear"):
+        shape_from_config({**NAS, "block_configs": [linear] * 80})
+    mixed = [block(8, 1.0), block(4, 1.0)] * 40
+    with pytest.raises(ShapeError, match="groups of one size"):
+        shape_from_config({**NAS, "block_configs": mixed})

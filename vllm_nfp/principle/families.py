@@ -309,6 +309,7 @@ FAMILIES: Mapping[str, Family] = {
     "internlm3": Family(),
     "baichuan": Family(),
     "minicpm": _TIED,
+    "nemotron-nas": Family(pruned=True),
     "minicpm3": Family(
         latent=True,
         absorbed=False,

@@ -30,6 +30,8 @@ class Family:
     """The config's intermediate_size is the width of gate and up projection together."""
     absorbed: bool = True
     """The cache of latent attention holds the latent itself."""
+    pruned: bool = False
+    """Layers lack attention or have feed-forward blocks of other widths (Nemotron-NAS)."""
     doubled: bool = False
     """Each layer has attention and a dense block twice, and experts beside them (LongCat)."""
     indexed: bool = False

@@ -41,6 +41,7 @@ from vllm_nfp.principle.families import FAMILIES, UNDESCRIBED, named_families
 from vllm_nfp.principle.family import Family
 from vllm_nfp.principle.hybrid import Mixed, linear_attention, mixed_layers, with_layer_count
 from vllm_nfp.principle.layer_parts import Indexer
+from vllm_nfp.principle.pruned import MEAN_WIDTH, Pruned, pruned_layers
 from vllm_nfp.principle.quantized_weights import (
     Layers,
     check_bits,
@@ -117,6 +118,9 @@ def shape_from_config(
     family = _family(text, model_type, assume_dense)
     if family.hybrid == "nemotron_h":
         text = with_layer_count(text)
+    pruned = pruned_layers(text) if family.pruned else None
+    if pruned is not None:
+        text = _as_if_whole(text, pruned)
     fields = ConfigFields(text, model_type, family)
     fields.require((*_REQUIRED, *_EXPERTS) if family.experts else _DENSE)
     _check_only(fields, family, model_type)
@@ -129,6 +133,8 @@ def shape_from_config(
         if not family.doubled
         else Mixed(2 * layers, 0, (True,) * layers + (False,) * (2 * layers))
     )
+    if pruned is not None:
+        mixed = Mixed(pruned.attention, 0, (False,) * pruned.ffn)
     mla = _latent(fields, family.absorbed) if family.latent else None
     window, sliding = (None, 0) if family.hybrid else _sliding(fields, family, layers)
     expert_width = fields.whole("moe_intermediate_size", least=1) if family.experts else 0
@@ -148,7 +154,7 @@ def shape_from_config(
         vocab_size=fields.whole("vocab_size", least=1),
         num_dense_layers=mixed.ffn.count(False),
         num_moe_layers=mixed.ffn.count(True),
-        num_attention_layers=mixed.attention if family.hybrid or family.doubled else None,
+        num_attention_layers=mixed.attention if not _is_uniform(family) else None,
         linear_attention=(
             linear_attention(fields, family.hybrid, mixed.recurrent)
             if family.hybrid and mixed.recurrent
@@ -179,6 +185,7 @@ def shape_from_config(
         mla=mla,
         indexer=_indexer(fields, layers, mla) if family.indexed and mla is not None else None,
         assumptions=(
+            *((MEAN_WIDTH,) if pruned is not None else ()),
             *((_IDLE_EXPERTS,) if fields.get("zero_expert_num") else ()),
             *((SPARSE_ASSUMED,) if family.indexed else ()),
             *((ASSUMED,) if mixed.recurrent else ()),
@@ -303,6 +310,19 @@ def _assumed(text: Mapping[str, object]) -> list[str]:
     """What reading a config like Llama's takes for granted."""
     fields = [what for name, what in _ASSUMED.items() if text.get(name) is None]
     return ["causal attention in every layer", "gated feed-forward blocks without experts", *fields]
+
+
+def _as_if_whole(text: Mapping[str, object], pruned: Pruned) -> Mapping[str, object]:
+    """The config with the fields of Llama that its blocks imply."""
+    heads = text.get("num_attention_heads")
+    kv_heads = heads // pruned.group if isinstance(heads, int) else None
+    rest = {name: value for name, value in text.items() if name != "block_configs"}
+    return {**rest, "intermediate_size": pruned.width, "num_key_value_heads": kv_heads}
+
+
+def _is_uniform(family: Family) -> bool:
+    """Every layer has attention to a cache and one feed-forward block."""
+    return not (family.hybrid or family.doubled or family.pruned)
 
 
 def _check_only(fields: ConfigFields, family: Family, model_type: str) -> None:
