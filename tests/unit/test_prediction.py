@@ -83,7 +83,8 @@ def test_predict_is_public_and_a_function() -> None:
 def test_rows_are_the_contracts(model: Path) -> None:
     found = vllm_nfp.predict(model, "H100-SXM")
     values = found.to_dict()
-    assert list(values) == ["schema", "model", "hardware", "basis", "rows"]
+    names = ["schema", "model", "hardware", "basis", "model_facts", "assumptions", "rows"]
+    assert list(values) == names
     assert values["basis"] == "own runs"
     assert (values["schema"], values["model"], values["hardware"]) == (1, "qwen3-8b", "H100-SXM")
     assert len(values["rows"]) == 3 * 3 * 2  # a dense model has no moe_ffn
@@ -425,6 +426,11 @@ def test_unknown_families_are_named_and_may_be_assumed(tmp_path: Path) -> None:
         LLAMA_3_8B, "L4", batch_sizes=(1, 8, 32), contexts=(1024, 4096), max_positions=512
     )
     assert json.loads(taken.output)["rows"] == llama.to_dict()["rows"]
+    (assumed,) = json.loads(taken.output)["assumptions"]
+    assert "'mystery' is not a known family: it is read like Llama" in assumed
+    assert "it is read like Llama" in " ".join(
+        run(path, "--hardware", "L4", "--assume-dense").output.split()
+    )
     missing = {key: value for key, value in config.items() if key != "hidden_size"}
     lacking = run(folder(tmp_path, "lacking", missing), "--hardware", "L4", "--assume-dense")
     assert lacking.exit_code == 2
@@ -604,3 +610,21 @@ def test_skewed_routing_takes_less_time_and_is_told(tmp_path: Path) -> None:
     for wrong in ("even", "3", "-1", "nan"):
         with pytest.raises(PredictionError, match="routing must be uniform, typical or an expon"):
             small(QWEN_3_30B_A3B, routing=wrong)
+
+
+def test_a_line_says_what_was_understood_of_the_model(tmp_path: Path) -> None:
+    path = folder(tmp_path, "llama", LLAMA_3_8B)
+    first, *_ = run(path, "--hardware", "L4").output.splitlines()
+    assert first.startswith("8.03 B parameters, 16.1 GB of weights, layers: 32 full attention")
+    facts = json.loads(run(path, "--hardware", "L4", "--json").output)["model_facts"]
+    assert facts["layers"] == {"full_attention": 32, "dense_ffn": 32}
+    assert facts["parameters"] == pytest.approx(8.03e9, rel=0.001)
+    assert facts["weight_bytes"] == 2 * facts["parameters"]
+    # Keys and values of 8 heads of 128 in 32 layers, 2 bytes each.
+    assert facts["kv_bytes_per_token"] == 2 * 8 * 128 * 2 * 32
+    assert facts["state_bytes_per_sequence"] == 0
+
+
+def test_facts_are_of_the_whole_model() -> None:
+    alone = small(LLAMA_3_8B, "L4").model_facts
+    assert small(LLAMA_3_8B, "L4", tensor_parallel_size=4).model_facts == alone

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from test_principle_models import LLAMA_3_8B
 
-from vllm_nfp.principle import ShapeError, load_config
+from vllm_nfp.principle import ShapeError, load_config, shape_from_config
 from vllm_nfp.principle.model_files import MAX_CONFIG_BYTES
 
 
@@ -86,3 +86,13 @@ def test_reading_errors_name_the_file(model: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Path, "open", fail)
     with pytest.raises(ShapeError, match=r"config.json cannot be read \(Permission denied\)"):
         load_config(model)
+
+
+def test_quantization_beside_the_config_is_read_as_vllm_does(model: Path) -> None:
+    beside = {"quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}}
+    (model / "hf_quant_config.json").write_text(json.dumps(beside))
+    shape = shape_from_config(load_config(model))
+    assert (shape.quantization, shape.weight_bytes, shape.kv_bytes) == ("fp8", 1, 1)
+    own = {**LLAMA_3_8B, "quantization_config": {"quant_method": "awq", "bits": 4}}
+    (model / "config.json").write_text(json.dumps(own))
+    assert shape_from_config(load_config(model)).quantization == "wna16"

@@ -23,6 +23,8 @@ from test_principle_models import (
 )
 
 from vllm_nfp.principle import ModelShape, ShapeError, shape_from_config
+from vllm_nfp.principle.arguments import weight_bits
+from vllm_nfp.principle.errors import PredictionError
 
 INT4 = {"type": "int", "num_bits": 4, "group_size": 32, "strategy": "group"}
 FP8 = {"type": "float", "num_bits": 8, "strategy": "tensor"}
@@ -183,7 +185,68 @@ def test_modelopt_fp8() -> None:
     )
     assert (shape.quantization, shape.weight_bytes, shape.kv_bytes) == ("fp8", 1, 1)
     with pytest.raises(ShapeError, match=r"quantization 'modelopt' is not recognised"):
-        quantized(LLAMA_3_8B, quant_method="modelopt", quant_algo="NVFP4")
+        quantized(LLAMA_3_8B, quant_method="modelopt", quant_algo="W4A8_AWQ")
+
+
+def test_modelopt_nvfp4_leaves_the_start_of_a_name_in_16_bits() -> None:
+    shape = quantized(
+        LLAMA_3_8B,
+        quant_method="modelopt",
+        quant_algo="NVFP4",
+        exclude_modules=["lm_head", *(f"model.layers.{i}.self_attn*" for i in range(32))],
+    )
+    # 4 bits and an 8-bit scale for every 16 weights.
+    assert (shape.weight_bytes, shape.dense_weight_bytes) == (2, 4.5 / 8)
+    assert shape.assumptions == ("FP4 weights multiply in 16 bits, as on GPUs before Blackwell.",)
+    some = quantized(
+        LLAMA_3_8B, quant_method="modelopt", quant_algo="NVFP4", ignore=["model.layers.1*"]
+    )
+    # Layers 1 and 10 to 19 of 32.
+    assert some.weight_bytes == pytest.approx((11 * 16 + 21 * 4.5) / 32 / 8)
+
+
+def test_modelopt_of_old_nests_and_names_no_method() -> None:
+    shape = quantized(
+        LLAMA_3_8B,
+        producer={"name": "modelopt"},
+        quantization={"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"},
+    )
+    assert (shape.quantization, shape.weight_bytes, shape.kv_bytes) == ("fp8", 1, 1)
+
+
+def test_modelopt_mixes_formats_by_module() -> None:
+    layers = {}
+    for index in range(32):
+        for matrix in ("gate_proj", "up_proj", "down_proj"):
+            layers[f"model.layers.{index}.mlp.{matrix}"] = {"quant_algo": "NVFP4"}
+        for matrix in ("q_proj", "k_proj"):
+            layers[f"model.layers.{index}.self_attn.{matrix}"] = {"quant_algo": "FP8"}
+    given = {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"}
+    shape = quantized(LLAMA_3_8B, **given, quantized_layers=layers)
+    assert (shape.weight_bytes, shape.dense_weight_bytes) == (1.5, 4.5 / 8)
+    assert any("FP8 ones multiply in 16 bits" in sentence for sentence in shape.assumptions)
+    layers["model.layers.0.mlp.gate_proj"] = {"quant_algo": "W3"}
+    with pytest.raises(ShapeError, match=r"quantized_layers has .* 'W3', which is not read"):
+        quantized(LLAMA_3_8B, **given, quantized_layers=layers)
+
+
+def test_bitsandbytes_and_8_bit_integers() -> None:
+    four = quantized(LLAMA_3_8B, quant_method="bitsandbytes", load_in_4bit=True)
+    assert (four.quantization, four.weight_bytes) == ("wna16", 4.5 / 8)
+    int8 = {"num_bits": 8, "type": "int", "strategy": "channel"}
+    eight = quantized(LLAMA_3_8B, **compressed(int8, int8))
+    assert (eight.quantization, eight.weight_bytes) == ("fp8", 1)
+    assert eight.assumptions and four.assumptions
+    nvfp4 = {"num_bits": 4, "type": "float", "group_size": 16}
+    assert quantized(LLAMA_3_8B, **compressed(nvfp4, nvfp4)).weight_bytes == 4.5 / 8
+
+
+def test_what_has_no_reading_may_be_given() -> None:
+    config = {**LLAMA_3_8B, "quantization_config": {"quant_method": "quark"}}
+    assert shape_from_config(config, weight_bits=weight_bits(config, "int4")).weight_bytes == 0.5
+    read = {**LLAMA_3_8B, "quantization_config": {"quant_method": "fp8"}}
+    with pytest.raises(PredictionError, match="leave it out"):
+        weight_bits(read, "fp8")
 
 
 def test_the_config_may_ask_for_an_fp8_cache() -> None:
@@ -206,7 +269,7 @@ def test_older_files_call_it_compression_config() -> None:
     ("quantization", "message"),
     [
         (
-            {"quant_method": "bitsandbytes", "load_in_4bit": True},
+            {"quant_method": "bitsandbytes", "load_in_8bit": True},
             "'bitsandbytes' is not recognised",
         ),
         ({}, "quantization '' is not recognised"),

@@ -162,8 +162,56 @@ def test_assume_dense_reads_an_unknown_family_like_llama() -> None:
 
 
 def test_assume_dense_refuses_experts() -> None:
-    with pytest.raises(ShapeError, match=r"'new' has num_experts 64: it cannot be read as dense"):
+    with pytest.raises(ShapeError, match=r"'new' .* cannot be read as dense: num_experts 64 "):
         shape_from_config({**LLAMA_3_8B, "model_type": "new", "num_experts": 64}, assume_dense=True)
+
+
+@pytest.mark.parametrize(
+    "unlike",
+    [
+        {"moe_k": 6},
+        {"routed_expert_count": 64},
+        {"kv_lora_rank": 512},
+        {"sliding_window": 4096},
+        {"layer_types": ["full_attention", "linear_attention"]},
+        {"mamba_d_state": 128},
+        {"linear_attn_config": {"kda_layers": [1]}},
+        {"index_topk": 2048},
+        {"num_kv_shared_layers": 15},
+        {"multi_query": True},
+        {"hidden_act": "relu2"},
+        {"hidden_activation": "gelu_pytorch_tanh"},
+    ],
+    ids=lambda unlike: next(iter(unlike)),
+)
+@pytest.mark.parametrize("assume_dense", [True, False])
+def test_what_is_no_gated_dense_llama_is_refused(unlike: Config, assume_dense: bool) -> None:
+    config = {**LLAMA_3_8B, "model_type": "new", **unlike}
+    with pytest.raises(ShapeError, match=f"cannot be read as dense: {next(iter(unlike))}") as error:
+        shape_from_config(config, assume_dense=assume_dense)
+    # What to do comes before the list of families, and is nothing that would be refused too.
+    assert (
+        0 < str(error.value).index("vllm serve --nfp-probe") < str(error.value).index("The known")
+    )
+    assert "--assume-dense" not in str(error.value)
+
+
+def test_fields_that_say_no_are_no_reason() -> None:
+    config = {**LLAMA_3_8B, "model_type": "new", "num_experts": 0, "output_router_logits": False}
+    window = {"sliding_window": 4096, "use_sliding_window": False, "hidden_act": "silu"}
+    shape = shape_from_config({**config, **window}, assume_dense=True)
+    (sentence,) = shape.assumptions
+    assert "'new' is not a known family: it is read like Llama, with causal" in sentence
+
+
+def test_a_field_that_costs_and_is_not_understood_is_named() -> None:
+    assert shape_from_config(LLAMA_3_8B).assumptions == ()
+    mistral = {**LLAMA_3_8B, "model_type": "mistral", "block_configs": [{"no_op": True}]}
+    assert "block_configs of the config" in " ".join(shape_from_config(mistral).assumptions)
+    window = {"sliding_window": 64, "layer_types": ["sliding_attention"] * 32}
+    assert shape_from_config({**LLAMA_3_8B, **window}).assumptions == ()
+    (sentence,) = shape_from_config({**LLAMA_3_8B, "index_topk": 2048}).assumptions
+    assert sentence.startswith("index_topk of the config is not understood")
 
 
 def test_layers_must_add_up() -> None:
@@ -247,7 +295,9 @@ def test_an_unknown_family_says_what_would_be_assumed() -> None:
     sparse = without(LLAMA_3_8B, "num_key_value_heads", "tie_word_embeddings")
     with pytest.raises(ShapeError) as refusal:
         shape_from_config({**sparse, "model_type": "new"})
-    assert str(refusal.value).endswith(
+    advice, _, families = str(refusal.value).partition(", or measure it on a running server")
+    assert "starcoder2" in families
+    assert advice.endswith(
         "and all dense fields are there: say assume_dense=True (--assume-dense) to read it like "
         "Llama, with causal attention in every layer, gated feed-forward blocks without experts, "
         "as many KV heads as attention heads, head_dim of hidden_size / num_attention_heads, "
@@ -255,7 +305,7 @@ def test_an_unknown_family_says_what_would_be_assumed() -> None:
     )
 
 
-@pytest.mark.parametrize("model_type", ["deepseek_v32", "qwen3_next", "diffusion_gemma_text"])
+@pytest.mark.parametrize("model_type", ["deepseek_v4", "mamba2", "diffusion_gemma_text"])
 def test_families_that_no_shape_describes_are_refused(model_type: str) -> None:
     config = {**LLAMA_3_8B, "model_type": model_type}
     with pytest.raises(ShapeError, match=f"^no shape describes model_type '{model_type}': "):

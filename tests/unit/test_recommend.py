@@ -182,7 +182,7 @@ def test_no_acceptance_and_no_curves_are_refused(dense_profile: Profile) -> None
 def test_the_table_for_people(profile_path: Path) -> None:
     done = run(profile_path, "--acceptance", "0.8", "--max-batch-size", "64")
     assert done.exit_code == 0, done.output
-    assert "qwen3-8b on NVIDIA H100 80GB HBM3: measured, inferred step times" in done.output
+    assert "qwen3-8b on NVIDIA H100 80GB HBM3: measured step times" in done.output
     assert "B 33-64:" in done.output
     assert "2-7*" in done.output
     assert "0?" in done.output

@@ -19,6 +19,7 @@ from vllm_nfp.text import duration, printable
 def print_predictions(found: Predictions) -> None:
     """Print the model and device, the table, and notes on it."""
     console = Console()
+    _say(console, found.model_facts.sentence())
     _say(console, _headline(found))
     console.print(_table(found))
     if any(row.at_limit for row in found.rows):
@@ -30,6 +31,7 @@ def print_predictions(found: Predictions) -> None:
 def print_explanation(found: Predictions, explanations: Sequence[Explanation]) -> None:
     """Print the terms of a cell, module by module."""
     console = Console()
+    _say(console, found.model_facts.sentence())
     _say(console, _headline(found))
     for explanation in explanations:
         console.print()

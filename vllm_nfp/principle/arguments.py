@@ -10,7 +10,8 @@ from vllm_nfp.principle.errors import PredictionError
 from vllm_nfp.principle.experts import MOST_SKEW, TYPICAL_SKEW
 from vllm_nfp.principle.graphs import default_capture_sizes
 from vllm_nfp.principle.hardware import Hardware
-from vllm_nfp.principle.quantized_weights import quantization_of
+from vllm_nfp.principle.hf_config import text_config
+from vllm_nfp.principle.quantized_weights import is_read, quantization_of
 from vllm_nfp.principle.shape import shown
 from vllm_nfp.text import hint, same_name
 
@@ -76,13 +77,15 @@ def weight_bits(config: Mapping[str, object], quantization: str | None) -> float
     """Bits per weight of a config.json that does not name its quantization.
 
     Raises:
-        PredictionError: for an unknown name, or a config.json that names its quantization itself.
+        PredictionError: for an unknown name, or a config.json whose own quantization is read.
     """
     if quantization is None:
         return 16
     quantization = named("quantization", quantization, WEIGHT_BITS)
-    text = config.get("text_config")
-    if quantization_of(config, text if isinstance(text, Mapping) else config) is not None:
+    text = text_config(config)
+    given = quantization_of(config, text)
+    layers = text.get("num_hidden_layers")
+    if given is not None and is_read(given, min(layers, 512) if isinstance(layers, int) else 1):
         raise PredictionError(
             f"quantization {quantization!r} is given, but the config.json says how weights are "
             f"stored (quantization_config): leave it out"

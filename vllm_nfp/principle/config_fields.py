@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from vllm_nfp.principle.families import COMMON_NAMES, Family
+from vllm_nfp.principle.family import COMMON_NAMES, Family
 from vllm_nfp.principle.shape import MAX_SIZE, ShapeError, shown
 
 
@@ -45,7 +45,7 @@ class ConfigFields:
     def whole(
         self, name: str, default: int | None = None, *, least: int = 0, most: int = MAX_SIZE
     ) -> int:
-        """A whole number within bounds.
+        """A whole number within bounds; a list that says the same of every layer is one number.
 
         Raises:
             ShapeError: for another type, a value out of bounds, or no value and no default.
@@ -53,6 +53,8 @@ class ConfigFields:
         value = self.get(name)
         if value is None:
             value = default
+        if isinstance(value, (list, tuple)) and value and all(item == value[0] for item in value):
+            value = value[0]
         return self._checked(name, value, least, most)
 
     def flag(self, name: str, default: bool) -> bool:

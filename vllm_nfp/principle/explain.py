@@ -162,8 +162,10 @@ def _granularity(
 
 def _query_blocks(predictions: Predictions, cell: CellPrediction, positions: Sequence[int]) -> str:
     shape = predictions.shape
+    if shape.indexer is not None:
+        return f"Attention reads up to {shape.indexer.top_k} tokens for each position."
     counts = np.array(positions, dtype=np.float64)
-    windowed = shape.num_sliding_layers == shape.num_layers
+    windowed = shape.num_sliding_layers == shape.attention_layers
     cached = cell.context + counts
     if windowed and shape.sliding_window is not None:
         cached = np.minimum(cached, shape.sliding_window + counts - 1)
@@ -252,6 +254,8 @@ def _idle_compute(predictions: Predictions, cell: CellPrediction, found: Boundar
         "of rows.",
         "attention": "It ignores query blocks, splits, waves and launches, and gives the same N "
         "for every batch size and context.",
+        "linear_attention": "It compares the arithmetic of the projections with one read of their "
+        "weights, and ignores that N positions write N states.",
         "communication": "It compares arithmetic with memory traffic, and transfers are neither.",
         "model": "It compares the arithmetic of all matrices at full rate with one read of "
         "weights and cache, and ignores all of the above.",

@@ -9,49 +9,9 @@ transformers, or of the model's own remote code where transformers lacks the fam
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import replace
 
-Window = Literal["none", "all", "upper", "alternate", "pattern"]
-"""Layers that slide where the config lists no layer_types: none; all; those from
-max_window_layers on; every other one below max_window_layers; all but every pattern-th."""
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """How a family's config and layers differ from Llama's."""
-
-    experts: bool = False
-    latent: bool = False
-    """Multi-head latent attention."""
-    gated_ffn: bool = True
-    """Feed-forward blocks have a gate beside the up projection."""
-    shared_expert_gate: bool = False
-    """A one-column matrix scales the shared expert of every token."""
-    diffusion: bool = False
-    """Decodes blocks whose positions all see each other."""
-    window: Window = "none"
-    window_switch: bool = False
-    """Layers slide only if use_sliding_window is true."""
-    pattern: int = 0
-    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """This family's names of a field, first found first; other fields have Llama's names."""
-    defaults: Mapping[str, object] = field(default_factory=dict)
-    """Values of fields that the config leaves out; an explicit null is no value."""
-    only: Mapping[str, object] = field(default_factory=dict)
-    """Fields that must have this value, if given: the shape describes no other."""
-    variant: tuple[str, str] | None = None
-    """A field and the family that a config with this field belongs to instead."""
-
-
-COMMON_NAMES: Mapping[str, tuple[str, ...]] = {
-    "num_experts": ("num_experts", "num_local_experts", "n_routed_experts"),
-    "num_experts_per_tok": ("num_experts_per_tok", "experts_per_token"),
-    "num_shared_experts": ("num_shared_experts", "n_shared_experts"),
-    # canvas_length is what vLLM itself knows diffusion models by.
-    "diffusion_block_size": ("canvas_length", "block_size", "bd_size"),
-}
-"""Names of a field in any family whose entry does not say otherwise."""
+from vllm_nfp.principle.family import Family
 
 _WIDTH_IS_EXPERT_WIDTH = {"moe_intermediate_size": ("intermediate_size",)}
 
@@ -147,6 +107,151 @@ _LLADA_MOE = Family(
     },
 )
 
+_TIED = Family(defaults={"tie_word_embeddings": True})
+_UNGATED = Family(gated_ffn=False)
+_ONE_HEAD_EACH = Family(gated_ffn=False, names={"num_key_value_heads": ()})
+_EVERY_FOURTH = Family(window="pattern", pattern=4, defaults={"sliding_window": 4096})
+_FIRST_DENSE = Family(experts=True)
+_SHARED_WIDTH = {
+    **_WIDTH_IS_EXPERT_WIDTH,
+    "shared_expert_intermediate_size": ("shared_intermediate_size",),
+}
+_CHATGLM = Family(
+    names={
+        "num_hidden_layers": ("num_layers",),
+        "intermediate_size": ("ffn_hidden_size",),
+        "num_key_value_heads": ("multi_query_group_num",),
+        "head_dim": ("kv_channels",),
+        "vocab_size": ("padded_vocab_size",),
+    },
+    only={"multi_query_attention": True},
+)
+_GPT_BIGCODE = Family(
+    gated_ffn=False,
+    names={
+        "num_hidden_layers": ("n_layer",),
+        "hidden_size": ("n_embd",),
+        "num_attention_heads": ("n_head",),
+        "intermediate_size": ("n_inner",),
+    },
+    defaults={"num_key_value_heads": 1, "tie_word_embeddings": True},
+    only={"multi_query": True},
+)
+_ERNIE_MOE = Family(
+    experts=True,
+    names={
+        "num_experts": ("moe_num_experts",),
+        "num_experts_per_tok": ("moe_k",),
+        "num_shared_experts": ("moe_num_shared_experts",),
+        "first_k_dense_replace": ("moe_layer_start_index",),
+        "decoder_sparse_step": ("moe_layer_interval",),
+    },
+    defaults={"tie_word_embeddings": True},
+)
+_HUNYUAN_MOE = Family(
+    experts=True,
+    names={
+        "num_experts_per_tok": ("moe_topk",),
+        "num_shared_experts": ("num_shared_expert",),
+    },
+    only={"use_cla": False},
+)
+_EXAONE4 = replace(
+    _EVERY_FOURTH,
+    # A string such as LLLG; layer_types says the same of every layer.
+    names={"sliding_window_pattern": ()},
+)
+
+_QWEN3_NEXT = Family(
+    hybrid="gated_delta_net",
+    attention_gate=True,
+    defaults={"head_dim": 256, "num_key_value_heads": 2},
+)
+_QWEN3_NEXT_MOE = replace(_QWEN3_NEXT, experts=True, shared_expert_gate=True)
+_KIMI_LINEAR = Family(
+    experts=True,
+    latent=True,
+    hybrid="kda",
+    names={
+        "num_experts_per_tok": ("num_experts_per_token",),
+        "expert_hidden_size": ("routed_expert_hidden_size",),
+        "attn_output_gate": ("mla_use_output_gate",),
+    },
+    attention_gate=True,
+    defaults={"attn_output_gate": False},
+)
+_NEMOTRON_H = Family(
+    experts=False,
+    gated_ffn=False,
+    hybrid="nemotron_h",
+    names={"mamba_ssm_dtype": ("mamba_ssm_cache_dtype",)},
+    # vLLM keeps its states in 32 bits if the config names no type.
+    defaults={"default_state_bytes": 4, "num_key_value_heads": 8},
+    variant=("n_routed_experts", "nemotron_h_moe"),
+)
+_NEMOTRON_H_MOE = replace(
+    _NEMOTRON_H,
+    experts=True,
+    variant=None,
+    names={
+        **_NEMOTRON_H.names,
+        "expert_hidden_size": ("moe_latent_size",),
+        "shared_expert_intermediate_size": ("moe_shared_expert_intermediate_size",),
+    },
+)
+_MAMBA2_NAMES = {
+    "mamba_num_heads": ("mamba_n_heads",),
+    "mamba_head_dim": ("mamba_d_head",),
+    "mamba_inner": ("mamba_d_ssm",),
+    "ssm_state_size": ("mamba_d_state",),
+    "n_groups": ("mamba_n_groups",),
+    "conv_kernel": ("mamba_d_conv",),
+    "expand": ("mamba_expand",),
+}
+_GRANITE_HYBRID = Family(
+    hybrid="granite",
+    names={**_MAMBA2_NAMES, "intermediate_size": ("shared_intermediate_size",)},
+    defaults={"ssm_state_size": 256, "mamba_num_heads": 128},
+    variant=("num_local_experts", "granitemoehybrid_moe"),
+)
+_LFM2 = Family(
+    hybrid="short_conv",
+    trimmed_width=True,
+    names={"intermediate_size": ("block_ff_dim", "intermediate_size")},
+    defaults={"num_key_value_heads": 8, "tie_word_embeddings": True},
+)
+
+_INDEXED_DEEPSEEK = replace(
+    _DEEPSEEK_V3,
+    indexed=True,
+    # All layers have the same attention, whatever the list calls it.
+    names={"layer_types": ()},
+)
+
+_STEP3 = Family(
+    experts=True,
+    window="pattern",
+    pattern=4,
+    names={
+        "num_experts": ("moe_num_experts", "num_experts"),
+        "num_experts_per_tok": ("moe_top_k", "num_experts_per_tok"),
+        "shared_expert_intermediate_size": ("share_expert_dim", "share_expert_dims"),
+    },
+    # Others have sliding layers with more heads, or name their layers with experts in a string.
+    only={"attention_other_setting": None, "moe_layers_enum": None},
+)
+_LONGCAT = Family(
+    experts=True,
+    latent=True,
+    doubled=True,
+    names={
+        "num_hidden_layers": ("num_layers", "num_hidden_layers"),
+        "intermediate_size": ("ffn_hidden_size", "intermediate_size"),
+        "moe_intermediate_size": ("expert_ffn_hidden_size",),
+        "num_experts_per_tok": ("moe_topk",),
+    },
+)
+
 FAMILIES: Mapping[str, Family] = {
     # Dense
     "llama": Family(),
@@ -162,6 +267,66 @@ FAMILIES: Mapping[str, Family] = {
     "phi3": Family(window="all"),
     "glm": _GLM,
     "glm4": _GLM,
+    "glm4v": Family(),
+    "glm4v_text": Family(),
+    "chatglm": _CHATGLM,
+    "qwen2_vl": _QWEN2,
+    "qwen2_vl_text": _QWEN2,
+    "qwen2_5_vl": _QWEN2,
+    "qwen2_5_vl_text": _QWEN2,
+    "qwen2_5_omni_text": _QWEN2,
+    "qwen2_audio": _QWEN2,
+    "qwen3_vl_text": _QWEN3,
+    "mimo": _QWEN2,
+    "arcee": _UNGATED,
+    "nemotron": _UNGATED,
+    "apertus": _UNGATED,
+    "persimmon": _ONE_HEAD_EACH,
+    "gpt_neox": _ONE_HEAD_EACH,
+    "gpt_bigcode": _GPT_BIGCODE,
+    "starcoder2": Family(
+        gated_ffn=False,
+        window="all",
+        defaults={"num_key_value_heads": 2, "tie_word_embeddings": True},
+    ),
+    "granite": Family(),
+    "olmo": Family(),
+    "olmo2": Family(),
+    "olmo3": _EVERY_FOURTH,
+    "exaone": Family(names={"num_hidden_layers": ("num_layers", "num_hidden_layers")}),
+    "exaone4": _EXAONE4,
+    "exaone4_5_text": _EXAONE4,
+    "seed_oss": Family(),
+    "smollm3": Family(defaults={"num_key_value_heads": 4, "tie_word_embeddings": True}),
+    "cohere": _TIED,
+    "cohere2": replace(
+        _EVERY_FOURTH, defaults={**_EVERY_FOURTH.defaults, "tie_word_embeddings": True}
+    ),
+    "ernie4_5": _TIED,
+    "hunyuan_v1_dense": Family(),
+    "internlm": Family(),
+    "internlm2": Family(),
+    "internlm3": Family(),
+    "baichuan": Family(),
+    "minicpm": _TIED,
+    "nemotron-nas": Family(pruned=True),
+    "minicpm3": Family(
+        latent=True,
+        absorbed=False,
+        defaults={"v_head_dim": 64, "tie_word_embeddings": True},
+    ),
+    "molmo": replace(
+        _QWEN2,
+        fused_width=True,
+        names={"tie_word_embeddings": ("weight_tying",)},
+        defaults={},
+    ),
+    "qwen": Family(fused_width=True),
+    "stablelm": Family(),
+    "orion": Family(),
+    "solar": Family(),
+    "phi4mm": Family(window="all"),
+    "phi4_multimodal": Family(window="all"),
     # Mixture of experts
     "mixtral": _MIXTRAL,
     "phimoe": _MIXTRAL,
@@ -189,10 +354,65 @@ FAMILIES: Mapping[str, Family] = {
         pattern=2,
         defaults={"head_dim": 64, "num_key_value_heads": 8, "sliding_window": 128},
     ),
+    "qwen3_vl_moe_text": _QWEN3_MOE,
+    "qwen3_omni_moe_text": _QWEN3_MOE,
+    "minimax_m2": Family(experts=True, names=_WIDTH_IS_EXPERT_WIDTH),
+    "granitemoe": Family(experts=True, names=_WIDTH_IS_EXPERT_WIDTH),
+    "granitemoeshared": Family(experts=True, names=_SHARED_WIDTH),
+    "dots1": _FIRST_DENSE,
+    "deepseek": _FIRST_DENSE,
+    "bailing_moe": _FIRST_DENSE,
+    "bailing_moe_v2": _FIRST_DENSE,
+    "ernie4_5_moe": _ERNIE_MOE,
+    "hunyuan_v1_moe": _HUNYUAN_MOE,
+    "glm4v_moe_text": _GLM_MOE,
+    "step3p5": _STEP3,
+    "step3p7": _STEP3,
+    "longcat_flash": _LONGCAT,
     "glm4_moe": _GLM_MOE,
+    "deepseek_v32": _INDEXED_DEEPSEEK,
+    "glm_moe_dsa": _INDEXED_DEEPSEEK,
     "glm4_moe_lite": replace(_GLM_MOE, latent=True),
     "llama4": _LLAMA4,
     "llama4_text": _LLAMA4,
+    # Hybrid: some layers keep a state instead of a cache
+    "qwen3_next": _QWEN3_NEXT_MOE,
+    "qwen3_5_text": _QWEN3_NEXT,
+    "qwen3_5_moe_text": _QWEN3_NEXT_MOE,
+    "kimi_linear": _KIMI_LINEAR,
+    "nemotron_h": _NEMOTRON_H,
+    "nemotron_h_moe": _NEMOTRON_H_MOE,
+    "granitemoehybrid": _GRANITE_HYBRID,
+    "granitemoehybrid_moe": replace(
+        _GRANITE_HYBRID,
+        experts=True,
+        variant=None,
+        names={**_MAMBA2_NAMES, **_SHARED_WIDTH},
+    ),
+    "falcon_h1": Family(
+        hybrid="falcon_h1",
+        names=_MAMBA2_NAMES,
+        defaults={"ssm_state_size": 256, "mamba_num_heads": 128},
+    ),
+    "jamba": Family(
+        experts=True,
+        hybrid="jamba",
+        names={**_WIDTH_IS_EXPERT_WIDTH, "decoder_sparse_step": ("expert_layer_period",)},
+        defaults={
+            "num_key_value_heads": 8,
+            "num_experts": 16,
+            "num_experts_per_tok": 2,
+            "decoder_sparse_step": 2,
+        },
+        only={"expert_layer_offset": 1, "mamba_proj_bias": False},
+    ),
+    "lfm2": _LFM2,
+    "lfm2_moe": Family(
+        experts=True,
+        hybrid="short_conv",
+        names={"first_k_dense_replace": ("num_dense_layers",)},
+        defaults={"num_key_value_heads": 8, "tie_word_embeddings": True},
+    ),
     # Diffusion
     "llada": _LLADA,
     "lladamoe": _LLADA_MOE,
@@ -205,20 +425,19 @@ FAMILIES: Mapping[str, Family] = {
 }
 """By model_type in lower case."""
 
+
+def named_families() -> list[str]:
+    """The families that a message lists: without parts of wrappers and variants of one name."""
+    variants = {entry.variant[1] for entry in FAMILIES.values() if entry.variant is not None}
+    return sorted(name for name in set(FAMILIES) - variants if not name.endswith("_text"))
+
+
 _INDEXED = "its attention reads only the tokens that an indexer picks"
 _LINEAR = "some of its layers keep a state of fixed size instead of a cache"
 _UNEVEN = "its layers differ in head size or share their caches"
 
 UNDESCRIBED: Mapping[str, str] = {
-    "deepseek_v32": _INDEXED,
     "deepseek_v4": _INDEXED,
-    "glm_moe_dsa": _INDEXED,
-    "qwen3_next": _LINEAR,
-    "qwen3_5_text": _LINEAR,
-    "qwen3_5_moe_text": _LINEAR,
-    "kimi_linear": _LINEAR,
-    "nemotron_h": _LINEAR,
-    "jamba": _LINEAR,
     "mamba": _LINEAR,
     "mamba2": _LINEAR,
     "gemma3n_text": _UNEVEN,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from vllm_nfp.principle.hardware import Hardware
 from vllm_nfp.principle.modules import check_cell
-from vllm_nfp.principle.shape import Gemm, ModelShape
+from vllm_nfp.principle.shape import ModelShape
 from vllm_nfp.types import Module
 
 
@@ -17,7 +17,8 @@ def idle_compute_nfp(
 ) -> int:
     """Positions per sequence that the idle-compute rule calls free; 1 or more, without a cap.
 
-    - dense_ffn, moe_ffn: N = rho s / (2 B), with s bytes per weight.
+    - dense_ffn, moe_ffn, linear_attention (its projections): N = rho s / (2 B), with s bytes
+      per weight.
     - attention: N = rho b / (g f), with b KV bytes and f FLOPs per cached token and query head;
       rho s / (2 g) where keys and values are cached, whatever the batch and context.
     - communication: 1, since transfers have no arithmetic that could idle.
@@ -36,40 +37,38 @@ def idle_compute_nfp(
         heads = shape.attention
         bytes_per_flop = heads.token_bytes / (heads.group * heads.flops_per_pair)
         return _floor(hardware.ridge(heads.fp8) * bytes_per_flop)
-    gemm = (shape.dense_ffn_gemms if module == "dense_ffn" else shape.expert_gemms)[0]
+    gemms = {
+        "dense_ffn": shape.dense_ffn_gemms,
+        "moe_ffn": shape.expert_gemms,
+        "linear_attention": shape.linear_attention_gemms,
+    }
+    gemm = gemms[module][0]
     return _floor(hardware.ridge(gemm.fp8) * gemm.weight_bytes / (2 * batch_size))
 
 
 def _model_positions(shape: ModelShape, hardware: Hardware, batch_size: int, context: int) -> float:
     read_bytes = 0.0
     position_seconds = 0.0
-    for count, gemm in _matrices(shape):
+    for count, gemm in shape.matrices(shape.experts_per_token):
         read_bytes += count * gemm.weight_traffic
         flops = 2.0 * batch_size * gemm.parameters
         position_seconds += count * flops / hardware.peak_flops(gemm.fp8)
     heads = shape.attention
     cached = context + 1
+    if shape.indexer is not None:
+        cached = min(cached, shape.indexer.top_k)
     windowed = min(cached, shape.sliding_window or cached)
-    full_layers = shape.num_layers - shape.num_sliding_layers
+    full_layers = shape.attention_layers - shape.num_sliding_layers
     tokens = (
         batch_size * heads.kv_heads * (full_layers * cached + shape.num_sliding_layers * windowed)
     )
     read_bytes += tokens * heads.token_bytes
+    if shape.linear_attention is not None:
+        linear, ranks = shape.linear_attention, shape.tensor_parallel_size
+        read_bytes += batch_size * linear.layers * linear.sequence_bytes / ranks
     flops = tokens * heads.group * heads.flops_per_pair
     position_seconds += flops / hardware.peak_flops(heads.fp8)
     return read_bytes / hardware.memory_bytes_per_second / position_seconds
-
-
-def _matrices(shape: ModelShape) -> list[tuple[int, Gemm]]:
-    """Every matrix that one token meets, with how often."""
-    routed = shape.num_moe_layers * shape.experts_per_token
-    return [
-        *((shape.num_layers, gemm) for gemm in shape.projection_gemms),
-        *((shape.num_dense_layers, gemm) for gemm in shape.dense_ffn_gemms),
-        *((shape.num_moe_layers, gemm) for gemm in shape.shared_gemms),
-        *((routed, gemm) for gemm in shape.expert_gemms),
-        (1, shape.lm_head_gemm),
-    ]
 
 
 def _floor(positions: float) -> int:

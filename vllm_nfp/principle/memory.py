@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from vllm_nfp.principle.hardware import Hardware
-from vllm_nfp.principle.shape import Gemm, ModelShape
+from vllm_nfp.principle.shape import ModelShape
 
 GIB = 1 << 30
 
@@ -42,27 +42,26 @@ class TooLarge:
 
 def weight_bytes(shape: ModelShape) -> float:
     """Bytes of the matrices that one rank holds; norms and biases are left out."""
-    experts = shape.local_experts * _bytes(shape.expert_gemms) if shape.num_moe_layers else 0.0
     embedding = 0.0
     if not shape.tied_embeddings:
         embedding = 2.0 * shape.vocab_size * shape.hidden_size / shape.tensor_parallel_size
-    return (
-        shape.num_layers * _bytes(shape.projection_gemms)
-        + (shape.num_dense_layers * _bytes(shape.dense_ffn_gemms) if shape.num_dense_layers else 0)
-        + shape.num_moe_layers * (experts + _bytes(shape.shared_gemms))
-        + shape.lm_head_gemm.weight_traffic
-        + embedding
-    )
+    return embedding + sum(count * gemm.weight_traffic for count, gemm in shape.matrices())
 
 
 def cache_bytes(shape: ModelShape, batch_size: int, context: int) -> float:
-    """Bytes of one rank's KV cache for a step of one position; a window bounds sliding layers."""
-    heads = shape.attention
+    """Bytes of one rank's KV cache and states for a step of one position.
+
+    A window bounds sliding layers.
+    """
+    heads, linear = shape.attention, shape.linear_attention
+    state = 0.0
+    if linear is not None:
+        state = linear.layers * linear.sequence_bytes / shape.tensor_parallel_size
     cached = context + 1
     windowed = min(cached, shape.sliding_window or cached)
-    full_layers = shape.num_layers - shape.num_sliding_layers
+    full_layers = shape.attention_layers - shape.num_sliding_layers
     tokens = full_layers * cached + shape.num_sliding_layers * windowed
-    return batch_size * tokens * heads.kv_heads * heads.token_bytes
+    return batch_size * (tokens * heads.kv_heads * heads.token_bytes + state)
 
 
 def too_large(
@@ -78,7 +77,3 @@ def too_large(
         for length in contexts
     )
     return tuple(cell for cell in cells if cell.weight_bytes + cell.cache_bytes > cell.memory_bytes)
-
-
-def _bytes(gemms: Sequence[Gemm]) -> float:
-    return sum(gemm.weight_traffic for gemm in gemms)

@@ -9,6 +9,8 @@ from pathlib import Path
 from vllm_nfp.principle.shape import ShapeError
 
 MAX_CONFIG_BYTES = 4 << 20
+_QUANTIZATION_FILE = "hf_quant_config.json"
+"""Where ModelOpt up to 0.29 says how it quantized (vLLM, transformers_utils/config.py)."""
 _GIVE = "give a directory with a config.json, or the file itself"
 _REPOSITORY = re.compile(r"[\w.-]*\w/[\w.-]+")
 """The name of a repository of Hugging Face, as vLLM takes it: never downloaded here."""
@@ -18,13 +20,22 @@ def load_config(path: str | Path) -> dict[str, object]:
     """The parsed config.json of a model.
 
     Args:
-        path: a directory with a config.json, or the file itself.
+        path: a directory with a config.json, or the file itself. An ``hf_quant_config.json``
+            beside it says how weights are stored if the config.json does not, as in vLLM.
 
     Raises:
         ShapeError: naming the path, if there is no such file, it cannot be read, is larger than
             4 MiB, or holds anything but one JSON object.
     """
     file = _config_file(path)
+    config = _parsed(file)
+    beside = file.with_name(_QUANTIZATION_FILE)
+    if config.get("quantization_config") is None and beside.is_file():
+        config["quantization_config"] = _parsed(beside)
+    return config
+
+
+def _parsed(file: Path) -> dict[str, object]:
     text = _read(file)
     try:
         parsed: object = json.loads(text)

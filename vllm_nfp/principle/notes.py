@@ -32,6 +32,7 @@ def notes(found: Predictions) -> tuple[str, ...]:
     transfers = "The constants of transfers between ranks are assumed, not fitted."
     assumed = found.shape.num_ranks > 1 and not found.target.calibration.link.fitted
     return (
+        *(f"Assumed: {printable(sentence)}" for sentence in found.shape.assumptions),
         origin if found.target.calibration.fitted else f"{origin} {basis}",
         *((transfers,) if assumed else ()),
         *((rules,) if backend.assumed else ()),

@@ -33,6 +33,7 @@ from vllm_nfp.principle.graphs import padded_tokens
 from vllm_nfp.principle.hardware_file import Target, read_hardware_file, target_of
 from vllm_nfp.principle.hf_config import shape_from_config
 from vllm_nfp.principle.memory import TooLarge, too_large
+from vllm_nfp.principle.model_facts import ModelFacts, model_facts
 from vllm_nfp.principle.model_files import load_config, model_name
 from vllm_nfp.principle.modules import module_named, modules_of
 from vllm_nfp.principle.predict import (
@@ -90,6 +91,11 @@ class Predictions:
     def hardware(self) -> str:
         """The device's name."""
         return self.target.hardware.name
+
+    @property
+    def model_facts(self) -> ModelFacts:
+        """What was understood of the model."""
+        return model_facts(self.shape)
 
     @property
     def modules(self) -> tuple[Module, ...]:
@@ -153,6 +159,8 @@ class Predictions:
             "basis": self.target.basis,
             **({"routing_skew": self.serving.routing_skew} if self.shape.num_moe_layers else {}),
             **({"does_not_fit": unfit} if unfit else {}),
+            "model_facts": self.model_facts.to_dict(),
+            "assumptions": list(self.shape.assumptions),
             "rows": [row.to_dict() for row in self.rows],
         }
 

@@ -1,9 +1,10 @@
 """Bytes per weight of each part of a model, from the quantization_config of its config.json.
 
-Read: fp8 and fbgemm_fp8 (per tensor, per channel, per block), modelopt FP8, compressed-tensors
-with FP8 weights and activations or with integer weights alone, GPTQ, AWQ, and mxfp4 experts.
-Whatever else a checkpoint may say, bitsandbytes and FP4 arithmetic among it, is refused, since no
-kernel model here describes it; ``weight_bits`` then says what to assume.
+Read: fp8 and fbgemm_fp8 (per tensor, per channel, per block), modelopt FP8 and NVFP4 (alike in all
+layers or layer by layer), compressed-tensors with FP8, integer or FP4 weights, GPTQ, AWQ,
+auto-round, 4-bit bitsandbytes, and mxfp4 experts. FP4 weights are taken to multiply in 16 bits and
+8-bit integers to take the time of FP8; the result says so. Whatever else a checkpoint may say is
+refused, since no kernel model here describes it; ``weight_bits`` then says what to assume.
 
 Parts that the config leaves in 16 bits are found by name: entries of its ignore lists are whole
 module paths, parts of one between dots (``self_attn``), wildcards, or ``re:`` expressions. A part
@@ -24,7 +25,14 @@ from dataclasses import dataclass
 from vllm_nfp.principle.shape import Quantization, ShapeError, shown
 
 _PLAIN_BYTES = 2.0
-_IGNORE_KEYS = ("ignored_layers", "modules_to_not_convert", "ignore", "exclude_modules")
+_GIVE = "give weight_bits (--quantization fp8 or int4)"
+_IGNORE_KEYS = (
+    "ignored_layers",
+    "modules_to_not_convert",
+    "ignore",
+    "exclude_modules",
+    "llm_int8_skip_modules",
+)
 _MAX_EFFORT = 512
 """Expressions asked for each module: a bound on the time that a hostile config may take."""
 _MAX_PATTERN_LENGTH = 200
@@ -74,6 +82,8 @@ class StoredWeights:
     shared: float
     experts: float
     lm_head: float = _PLAIN_BYTES
+    assumed: tuple[str, ...] = ()
+    """Sentences on what the kernels are taken to do."""
 
 
 class _UnreadError(ShapeError):
@@ -110,11 +120,31 @@ def stored_weights(given: object | None, weight_bits: float, layers: Layers) -> 
     if not isinstance(given, Mapping):
         raise ShapeError(f"quantization_config must be an object, not {shown(given)}")
     try:
-        return _read(given, weight_bits, layers)
+        return _read(_flat(given), weight_bits, layers)
     except _UnreadError:
         if weight_bits != 16:
             return _uniform(weight_bits)
         raise
+
+
+def _flat(given: Mapping[str, object]) -> Mapping[str, object]:
+    """ModelOpt's older form, which nests all under ``quantization`` and names no method."""
+    nested = given.get("quantization")
+    flat = {**given, **nested} if isinstance(nested, Mapping) else given
+    if isinstance(flat.get("quant_algo"), str) and not flat.get("quant_method"):
+        return {**flat, "quant_method": "modelopt"}
+    return flat
+
+
+def is_read(given: object, layers: int) -> bool:
+    """A quantization_config has a reading for a model of so many layers."""
+    try:
+        stored_weights(given, 16, Layers((True,) * layers))
+    except _UnreadError:
+        return False
+    except ShapeError:
+        return True
+    return True
 
 
 def stored_kv_bits(given: object | None) -> float:
@@ -128,6 +158,9 @@ def stored_kv_bits(given: object | None) -> float:
     if not isinstance(given, Mapping):
         return 16
     scheme = given.get("kv_cache_scheme")
+    if scheme == "FP8":
+        return 8
+    given = _flat(given)
     if scheme is None:
         return 8 if given.get("kv_cache_quant_algo") == "FP8" else 16
     if isinstance(scheme, Mapping) and scheme.get("type") == "float":
@@ -149,13 +182,19 @@ def _read(given: Mapping[str, object], weight_bits: float, layers: Layers) -> St
         # Experts only; 4 bits and one 8-bit scale for every 32 (OCP Microscaling format).
         rest = weight_bits / 8
         return StoredWeights("mxfp4", rest, rest, rest, (4 + 8 / 32) / 8)
-    kind, bits = _format(given, method)
-    skipped = _skipped(given, layers)
+    if given.get("quant_algo") == "MIXED_PRECISION":
+        kind, bits_of, assumed = _by_layer(given)
+        bits = 8 * _PLAIN_BYTES
+    else:
+        kind, bits, assumed = _format(given, method)
+        skipped = _skipped(given, layers)
+
+        def bits_of(index: int, module: str) -> float:
+            return 8 * _PLAIN_BYTES if skipped(index, module) else bits
 
     def mean(layer_indices: Sequence[int], modules: Sequence[str]) -> float:
-        found = [skipped(index, module) for index in layer_indices for module in modules]
-        left = sum(found) / len(found) if found else 0.0
-        return left * _PLAIN_BYTES + (1 - left) * bits / 8
+        found = [bits_of(index, module) for index in layer_indices for module in modules]
+        return sum(found) / len(found) / 8 if found else bits / 8
 
     everywhere = range(len(layers.has_experts))
     dense = [index for index in everywhere if not layers.has_experts[index]]
@@ -167,24 +206,76 @@ def _read(given: Mapping[str, object], weight_bits: float, layers: Layers) -> St
         shared=mean(sparse, _paths("ffn.shared_experts", _GATED)),
         experts=mean(sparse, _paths("ffn.experts.0", _GATED)),
         lm_head=bits / 8 if given.get("lm_head") is True else _PLAIN_BYTES,
+        assumed=assumed,
     )
 
 
-def _format(given: Mapping[str, object], method: object) -> tuple[Quantization, float]:
+_Format = tuple[Quantization, float, tuple[str, ...]]
+_FP4 = "FP4 weights multiply in 16 bits, as on GPUs before Blackwell."
+_INT8 = "8-bit integer weights and activations take the time of FP8."
+_BITSANDBYTES = "bitsandbytes takes the time of GPTQ and AWQ kernels; its own are slower."
+_MIXED = "Of weights with several formats, FP8 ones multiply in 16 bits too."
+_ALGORITHMS: Mapping[str, _Format] = {
+    "FP8": ("fp8", 8, ()),
+    "FP8_PB_WO": ("fp8_block", 8, ()),
+    # An 8-bit scale for every 16 weights (NVFP4) or 32 (MXFP8).
+    "NVFP4": ("wna16", 4 + 8 / 16, (_FP4,)),
+    "W4A16_NVFP4": ("wna16", 4 + 8 / 16, ()),
+    "MXFP8": ("fp8", 8 + 8 / 32, ()),
+}
+"""ModelOpt's names of formats."""
+
+
+def _by_layer(
+    given: Mapping[str, object],
+) -> tuple[Quantization, Callable[[int, str], float], tuple[str, ...]]:
+    """ModelOpt's mixed precision: a format for each module that ``quantized_layers`` names."""
+    named = given.get("quantized_layers")
+    entries = named if isinstance(named, Mapping) else {}
+    by_name: dict[str, list[str]] = {}
+    for path, entry in entries.items():
+        algorithm = entry.get("quant_algo") if isinstance(entry, Mapping) else None
+        if algorithm not in _ALGORITHMS or not isinstance(path, str) or "*" in path:
+            raise _UnreadError(
+                f"quantized_layers has {shown(path)} with {shown(algorithm)}, which is not read: "
+                f"{_GIVE}"
+            )
+        by_name.setdefault(str(algorithm), []).append(path)
+    if not by_name:
+        raise _UnreadError(f"quant_algo is MIXED_PRECISION without quantized_layers: {_GIVE}")
+    names = {algorithm: _Names(paths) for algorithm, paths in by_name.items()}
+
+    def bits_of(index: int, module: str) -> float:
+        found = (a for a, listed in names.items() if listed.match(index, module))
+        algorithm = next(found, None)
+        return 8 * _PLAIN_BYTES if algorithm is None else _ALGORITHMS[algorithm][1]
+
+    if set(names) <= {"FP8", "MXFP8", "FP8_PB_WO"}:
+        return "fp8", bits_of, ()
+    return "wna16", bits_of, (_FP4, *((_MIXED,) if len(names) > 1 else ()))
+
+
+def _format(given: Mapping[str, object], method: object) -> _Format:
     """Kind and bits of a quantized weight."""
     if method in ("fp8", "fbgemm_fp8"):
-        return ("fp8_block" if given.get("weight_block_size") else "fp8"), 8
-    if method == "modelopt" and given.get("quant_algo") == "FP8":
-        return "fp8", 8
+        return ("fp8_block" if given.get("weight_block_size") else "fp8"), 8, ()
+    if method in ("modelopt", "modelopt_fp4") and given.get("quant_algo") in _ALGORITHMS:
+        return _ALGORITHMS[str(given["quant_algo"])]
     if method in ("gptq", "awq", "gptq_marlin", "awq_marlin"):
-        return _grouped(given.get("bits", given.get("w_bit")), given.get("group_size"))
+        return (*_grouped(given.get("bits", given.get("w_bit")), given.get("group_size")), ())
+    if method in ("auto-round", "inc") and not given.get("extra_config"):
+        return (*_grouped(given.get("bits"), given.get("group_size")), ())
+    if method == "bitsandbytes" and given.get("load_in_4bit") is True:
+        # A 32-bit scale for every 64 weights, itself in 8 bits with double quantization.
+        scale = (8 if given.get("bnb_4bit_use_double_quant") else 32) / 64
+        return "wna16", 4 + scale, (_BITSANDBYTES,)
     if method == "compressed-tensors":
         found = _compressed_tensors(given)
         if found is not None:
             return found
     raise _UnreadError(
-        f"quantization {shown(method)} is not recognised (fp8, gptq, awq, mxfp4, modelopt FP8, "
-        f"plain compressed-tensors): give weight_bits"
+        f"quantization {shown(method)} is not recognised (fp8, gptq, awq, mxfp4, modelopt, "
+        f"compressed-tensors, auto-round, 4-bit bitsandbytes): {_GIVE}"
     )
 
 
@@ -198,8 +289,8 @@ def _grouped(bits: object, group: object) -> tuple[Quantization, float]:
     return "wna16", bits + scale
 
 
-def _compressed_tensors(given: Mapping[str, object]) -> tuple[Quantization, float] | None:
-    """Weights that are FP8 with FP8 activations, or integers alone, alike in every group."""
+def _compressed_tensors(given: Mapping[str, object]) -> _Format | None:
+    """Weights in 8 bits with their activations, or in fewer bits, alike in every group."""
     readings = {_group(group) for group in _groups(given)}
     return readings.pop() if len(readings) == 1 else None
 
@@ -211,15 +302,19 @@ def _groups(given: Mapping[str, object]) -> list[Mapping[str, object]]:
     return [group for group in groups.values() if isinstance(group, Mapping)]
 
 
-def _group(group: Mapping[str, object]) -> tuple[Quantization, float] | None:
+def _group(group: Mapping[str, object]) -> _Format | None:
     weights, activations = group.get("weights"), group.get("input_activations")
     if not isinstance(weights, Mapping):
         return None
     kind, bits = weights.get("type"), weights.get("num_bits")
     if kind == "float" and bits == 8 and activations:
-        return ("fp8_block" if weights.get("strategy") == "block" else "fp8"), 8
+        return ("fp8_block" if weights.get("strategy") == "block" else "fp8"), 8, ()
+    if kind == "float" and bits == 4 and weights.get("group_size") in (16, 32):
+        return "wna16", 4 + 8 / (16 if weights.get("group_size") == 16 else 32), (_FP4,)
+    if kind == "int" and bits == 8 and activations:
+        return "fp8", 8, (_INT8,)
     if kind == "int" and not activations:
-        return _grouped(bits, weights.get("group_size"))
+        return (*_grouped(bits, weights.get("group_size")), ())
     return None
 
 
@@ -235,7 +330,7 @@ def _skipped(given: Mapping[str, object], layers: Layers) -> Skipped:
     count = len(layers.has_experts)
     if sum(names.effort(count) for names in (ignored, wanted)) > _MAX_EFFORT:
         raise _UnreadError(
-            f"quantization_config has too many expressions for {count} layers: give weight_bits"
+            f"quantization_config has too many expressions for {count} layers: {_GIVE}"
         )
 
     def skipped(index: int, module: str) -> bool:
@@ -267,7 +362,7 @@ def _dynamic(given: Mapping[str, object]) -> list[str]:
         isinstance(rule, str) and rule.startswith("-:") for rule in rules
     ):
         raise _UnreadError(
-            "dynamic of quantization_config gives some modules bits of their own: give weight_bits"
+            f"dynamic of quantization_config gives some modules bits of their own: {_GIVE}"
         )
     return [str(rule)[2:] for rule in rules]
 
@@ -321,6 +416,11 @@ class _Names:
 
     def __init__(self, entries: Sequence[str]) -> None:
         plain = {_without_prefix(entry) for entry in entries if not entry.startswith("re:")}
+        starts = {entry for entry in plain if _is_start_of_layer(entry)}
+        self._starts: defaultdict[str, list[str]] = defaultdict(list)
+        for entry in starts:
+            self._starts[_layer_number(entry)].append(entry[:-1])
+        plain -= starts
         wildcards = {entry for entry in plain if "*" in entry}
         self._everywhere: set[str] = set()
         self._by_layer: defaultdict[str, set[str]] = defaultdict(set)
@@ -344,7 +444,9 @@ class _Names:
 
     @property
     def empty(self) -> bool:
-        return not (self._everywhere or self._by_layer or self._numbered or self._general)
+        return not (
+            self._everywhere or self._by_layer or self._numbered or self._general or self._starts
+        )
 
     def effort(self, layers: int) -> int:
         """How many expressions have to be asked for each module, slow ones counted as more."""
@@ -359,8 +461,29 @@ class _Names:
         return (
             self._general_answers[module]
             or not self._by_layer.get(str(index), frozenset()).isdisjoint(_heads(module))
+            or self._starts_with(index, module)
             or _any_match(self._numbered, index, module)
         )
+
+    def _starts_with(self, index: int, module: str) -> bool:
+        """An entry such as ``layers.7.self_attn*`` names the module."""
+        starts = (*self._starts.get(str(index), ()), *self._starts.get("", ()))
+        return any(
+            f"layers.{index}.{path}".startswith(start)
+            for path in (_paths_of(module) if starts else ())
+            for start in starts
+        )
+
+
+def _is_start_of_layer(entry: str) -> bool:
+    """``layers.N``, perhaps more, and one wildcard at the end."""
+    return entry.startswith("layers.") and entry.endswith("*") and entry.count("*") == 1
+
+
+def _layer_number(entry: str) -> str:
+    """The layer of such an entry; empty if the number itself is cut short (``layers.1*``)."""
+    number, dot, _ = entry[:-1].removeprefix("layers.").partition(".")
+    return number if dot else ""
 
 
 def _any_match(expressions: Sequence[re.Pattern[str]], index: int, module: str) -> bool:
@@ -395,7 +518,7 @@ def _compiled(expression: str) -> re.Pattern[str]:
     ):
         raise _UnreadError(
             f"quantization_config has the expression {shown(expression)}, which is not read: "
-            f"give weight_bits"
+            f"{_GIVE}"
         )
     try:
         return re.compile(expression)

@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
+
+from vllm_nfp.principle.layer_parts import Indexer, LinearAttention
 
 Quantization = Literal["none", "fp8", "fp8_block", "wna16", "mxfp4"]
 """How linear weights are stored: wna16 is GPTQ or AWQ; it and mxfp4 multiply in 16 bits."""
@@ -60,6 +62,8 @@ class LatentAttention:
     nope_dim: int
     rope_dim: int
     value_dim: int
+    absorbed: bool = True
+    """The cache holds the latent; else keys and values of every head, as of other models."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +166,20 @@ class ModelShape:
     shared_weight_bytes: float | None = None
     """Bytes per parameter of shared experts; None: ``weight_bytes``."""
     router_weight_bytes: float = 2.0
+    num_attention_layers: int | None = None
+    """Layers with attention to a cache; None: every layer has it and one feed-forward block."""
+    linear_attention: LinearAttention | None = None
+    """Layers with a state instead of a cache."""
+    indexer: Indexer | None = None
+    """Picks the tokens that attention reads, in a latent cache."""
+    attention_gate: bool = False
+    """A gate as wide as the attention's output, from one more projection."""
+    idle_experts: int = 0
+    """Experts per layer that the router may choose and that do nothing (LongCat)."""
+    expert_hidden_size: int = 0
+    """Width of the routed experts' inputs, if projections narrow them; 0: ``hidden_size``."""
+    assumptions: tuple[str, ...] = field(default=(), compare=False)
+    """Sentences on what the config leaves open or the prediction leaves out."""
 
     def __post_init__(self) -> None:
         self._check_sizes()
@@ -170,9 +188,14 @@ class ModelShape:
         self._check_split()
 
     @property
+    def attention_layers(self) -> int:
+        """Layers with attention to a cache."""
+        return self.num_layers if self.num_attention_layers is None else self.num_attention_layers
+
+    @property
     def use_mla(self) -> bool:
         """The model caches a latent instead of keys and values."""
-        return self.mla is not None
+        return self.mla is not None and self.mla.absorbed
 
     @property
     def fp8(self) -> bool:
@@ -211,7 +234,7 @@ class ModelShape:
         """One rank's attention kernel; fp8 if the cache is, since the query is then cast too."""
         heads = self.num_attention_heads // self.tensor_parallel_size
         fp8 = self.kv_bytes <= 1
-        if self.mla is not None:
+        if self.mla is not None and self.mla.absorbed:
             score = self.mla.kv_rank + self.mla.rope_dim
             return AttentionHeads(1, heads, score, self.mla.kv_rank, score * self.kv_bytes, fp8)
         kv_heads = max(1, self.num_kv_heads // self.tensor_parallel_size)
@@ -228,7 +251,8 @@ class ModelShape:
         """
         heads = self.num_attention_heads // self.tensor_parallel_size
         if self.mla is None:
-            columns = (heads + 2 * self.attention.kv_heads) * self.head_dim
+            queries = 2 * heads if self.attention_gate else heads
+            columns = (queries + 2 * self.attention.kv_heads) * self.head_dim
             return (
                 self._linear(self.hidden_size, columns),
                 self._linear(heads * self.head_dim, self.hidden_size),
@@ -238,6 +262,11 @@ class ModelShape:
         first = mla.q_rank or query
         return (
             self._linear(self.hidden_size, first + mla.kv_rank + mla.rope_dim),
+            *(
+                (self._linear(self.hidden_size, heads * mla.value_dim),)
+                if self.attention_gate
+                else ()
+            ),
             *((self._linear(mla.q_rank, query),) if mla.q_rank else ()),
             self._linear(mla.kv_rank, heads * (mla.nope_dim + mla.value_dim)),
             self._linear(heads * mla.value_dim, self.hidden_size),
@@ -253,7 +282,39 @@ class ModelShape:
     def expert_gemms(self) -> tuple[Gemm, ...]:
         """One rank's gate-up (or up alone) and down matrices of one routed expert."""
         share = self.moe_intermediate_size // self.expert_tensor_parallel_size
-        return self._feed_forward(share, self.expert_weight_bytes)
+        return self._feed_forward(
+            share, self.expert_weight_bytes, self.expert_hidden_size or self.hidden_size
+        )
+
+    @property
+    def latent_gemms(self) -> tuple[Gemm, ...]:
+        """Projections to and from the routed experts' width, whole on every rank."""
+        if not self.expert_hidden_size:
+            return ()
+        stored = self._bytes(self.shared_weight_bytes)
+        return (
+            self._gemm(self.hidden_size, self.expert_hidden_size, stored),
+            self._gemm(self.expert_hidden_size, self.hidden_size, stored),
+        )
+
+    @property
+    def indexer_gemms(self) -> tuple[Gemm, ...]:
+        """Queries, and key with head weights, of one layer's indexer; the latter in 16 bits."""
+        if self.indexer is None:
+            return ()
+        heads, width = self.indexer.heads, self.indexer.head_dim
+        return (
+            self._linear(self.indexer.query_inputs, heads * width),
+            Gemm(self.hidden_size, width + heads, 2.0),
+        )
+
+    @property
+    def linear_attention_gemms(self) -> tuple[Gemm, ...]:
+        """One rank's projections of a layer with a state."""
+        if self.linear_attention is None:
+            return ()
+        shares = (m.per_rank(self.tensor_parallel_size) for m in self.linear_attention.matrices)
+        return tuple(self._linear(inputs, outputs) for inputs, outputs in shares)
 
     @property
     def shared_gemms(self) -> tuple[Gemm, ...]:
@@ -261,7 +322,9 @@ class ModelShape:
 
         The router is whole on every rank.
         """
-        router = Gemm(self.hidden_size, self.num_experts, self.router_weight_bytes)
+        router = Gemm(
+            self.hidden_size, self.num_experts + self.idle_experts, self.router_weight_bytes
+        )
         if not self.shared_intermediate_size:
             return (router,)
         share = self.shared_intermediate_size // self.tensor_parallel_size
@@ -281,14 +344,28 @@ class ModelShape:
     @property
     def total_parameters(self) -> int:
         """Weights of the whole model in its matrices; norms, biases and extra heads left out."""
-        whole = replace(self, tensor_parallel_size=1, data_parallel_size=1)
-        experts = whole.num_experts * _parameters(whole.expert_gemms)
-        return (
-            whole.num_layers * _parameters(whole.projection_gemms)
-            + whole.num_dense_layers * _parameters(whole.dense_ffn_gemms)
-            + whole.num_moe_layers * (experts + _parameters(whole.shared_gemms))
-            + whole.lm_head_gemm.parameters * (1 if whole.tied_embeddings else 2)
-        )
+        whole = replace(self, tensor_parallel_size=1, data_parallel_size=1, expert_parallel=False)
+        embedding = 0 if whole.tied_embeddings else whole.lm_head_gemm.parameters
+        return embedding + sum(count * gemm.parameters for count, gemm in whole.matrices())
+
+    def matrices(self, experts: int | None = None) -> list[tuple[int, Gemm]]:
+        """One rank's matrices with how often it has each; the embedding is left out.
+
+        Args:
+            experts: routed experts to count in each layer that has them; None: all of the rank.
+        """
+        indexers = 0 if self.indexer is None else self.indexer.layers
+        linear = 0 if self.linear_attention is None else self.linear_attention.layers
+        routed = self.num_moe_layers * (self.local_experts if experts is None else experts)
+        return [
+            *((self.attention_layers, gemm) for gemm in self.projection_gemms),
+            *((indexers, gemm) for gemm in self.indexer_gemms),
+            *((linear, gemm) for gemm in self.linear_attention_gemms),
+            *((self.num_dense_layers, gemm) for gemm in self.dense_ffn_gemms),
+            *((self.num_moe_layers, gemm) for gemm in (*self.shared_gemms, *self.latent_gemms)),
+            *((routed, gemm) for gemm in self.expert_gemms),
+            (1, self.lm_head_gemm),
+        ]
 
     @property
     def num_ranks(self) -> int:
@@ -301,11 +378,12 @@ class ModelShape:
     def _linear(self, inputs: int, outputs: int) -> Gemm:
         return self._gemm(inputs, outputs, self.weight_bytes)
 
-    def _feed_forward(self, width: int, weight_bytes: float) -> tuple[Gemm, ...]:
+    def _feed_forward(self, width: int, weight_bytes: float, hidden: int = 0) -> tuple[Gemm, ...]:
         columns = 2 * width if self.gated_ffn else width
+        hidden = hidden or self.hidden_size
         return (
-            self._gemm(self.hidden_size, columns, weight_bytes),
-            self._gemm(width, self.hidden_size, weight_bytes),
+            self._gemm(hidden, columns, weight_bytes),
+            self._gemm(width, hidden, weight_bytes),
         )
 
     def _gemm(self, inputs: int, outputs: int, weight_bytes: float) -> Gemm:
@@ -342,6 +420,9 @@ class ModelShape:
         layers = dict.fromkeys(("num_dense_layers", "num_moe_layers", "num_sliding_layers"), 0)
         bounds |= {name: (least, MAX_LAYERS) for name, least in layers.items()}
         bounds["num_layers"] = (1, MAX_LAYERS)
+        bounds["expert_hidden_size"] = (0, MAX_SIZE)
+        if self.num_attention_layers is not None:
+            bounds["num_attention_layers"] = (1, MAX_LAYERS)
         if self.num_sliding_layers or self.sliding_window is not None:
             bounds["sliding_window"] = (1, MAX_TOKENS)
         if self.diffusion_block_size is not None:
@@ -357,7 +438,8 @@ class ModelShape:
                 raise ShapeError(f"{name} must be above 0 and at most 8, not {shown(value)}")
 
     def _check_layers(self) -> None:
-        if self.num_dense_layers + self.num_moe_layers != self.num_layers:
+        uniform = self.num_attention_layers is None
+        if uniform and self.num_dense_layers + self.num_moe_layers != self.num_layers:
             raise ShapeError(
                 f"num_dense_layers {self.num_dense_layers} and num_moe_layers "
                 f"{self.num_moe_layers} must add up to num_layers {self.num_layers}"
@@ -421,7 +503,3 @@ _BYTES = (
     "kv_bytes",
     *_OPTIONAL_BYTES,
 )
-
-
-def _parameters(gemms: tuple[Gemm, ...]) -> int:
-    return sum(gemm.parameters for gemm in gemms)

@@ -31,7 +31,14 @@ from vllm_nfp.principle.ffn import KERNEL_SECONDS, activation_seconds, elementwi
 from vllm_nfp.principle.gemm import gemm_fixed_seconds, gemm_terms
 from vllm_nfp.principle.graphs import DEFAULT_CAPTURE_SIZES, padded_tokens
 from vllm_nfp.principle.hardware_file import Target
+from vllm_nfp.principle.layer_parts import Indexer
+from vllm_nfp.principle.recurrence import FIXED_SECONDS, recurrence_terms
 from vllm_nfp.principle.shape import Gemm, ModelShape
+from vllm_nfp.principle.sparse_attention import (
+    INDEXER_FIXED_SECONDS,
+    gathered_terms,
+    indexer_terms,
+)
 from vllm_nfp.principle.terms import ACTIVATION_BYTES, FloatArray, Terms, add_terms, sum_terms
 from vllm_nfp.types import Module
 
@@ -144,7 +151,8 @@ class Step:
         costs: dict[Module, Callable[[], Cost]] = {
             Module.DENSE_FFN: self.dense_ffn,
             Module.MOE_FFN: self.moe_ffn,
-            Module.ATTENTION: lambda: self.attention().times(1 / self._shape.num_layers),
+            Module.ATTENTION: lambda: self.attention().times(1 / self._shape.attention_layers),
+            Module.LINEAR_ATTENTION: self.linear_attention,
             Module.COMMUNICATION: self.communication,
             Module.MODEL: lambda: sum(self.parts().values(), NOTHING),
         }
@@ -161,9 +169,12 @@ class Step:
         layers = shape.num_layers
         parts = {
             "attention": self.attention(),
-            "projections": self._projections().times(layers),
+            "projections": self._all_projections(),
             "norms and rotary": self._elementwise().times(layers),
         }
+        if shape.linear_attention is not None:
+            layers_with_state = shape.linear_attention.layers
+            parts["linear attention"] = self.linear_attention().times(layers_with_state)
         if shape.num_dense_layers:
             parts["dense FFN"] = self.dense_ffn().times(shape.num_dense_layers)
         if shape.num_moe_layers:
@@ -205,12 +216,14 @@ class Step:
                 ),
                 expert_parallel=shape.expert_parallel_size > 1,
             ),
-            hidden_size=shape.hidden_size,
+            hidden_size=shape.expert_hidden_size or shape.hidden_size,
             config=self._expert_tiles(tokens),
         )
         fixed = ROUTED_KERNELS * constants.kernel_seconds
         router, *shared = shape.shared_gemms
         cost = Cost(fixed, routed) + self._products((router,), padded=False)
+        if shape.latent_gemms:
+            cost += self._products(shape.latent_gemms)
         if shared:
             cost += self._shared_experts(shared, hidden_behind=fixed)
         return cost
@@ -231,10 +244,24 @@ class Step:
         """All layers, full and sliding; the cache holds context and positions."""
         return self._once("attention", self._attention)
 
+    def _sparse_attention(self, indexer: Indexer) -> Cost:
+        """Latent attention to picked tokens in all layers, and the indexers of those with one."""
+        cached = self._context + self._positions
+        heads = self._shape.attention
+        sizes = (self._batch_size, cached, self._positions)
+        gathered = gathered_terms(self._hardware, heads, indexer.top_k, *sizes)
+        scored = indexer_terms(self._hardware, indexer, *sizes)
+        fixed = fixed_seconds(heads, self._calibration.attention)
+        return Cost(fixed, gathered).times(self._shape.attention_layers) + Cost(
+            INDEXER_FIXED_SECONDS, scored
+        ).times(indexer.layers)
+
     def _attention(self) -> Cost:
+        if self._shape.indexer is not None:
+            return self._sparse_attention(self._shape.indexer)
         cached = self._context + self._positions
         sliding = self._shape.num_sliding_layers
-        cost = self._attention_layer(cached, False).times(self._shape.num_layers - sliding)
+        cost = self._attention_layer(cached, False).times(self._shape.attention_layers - sliding)
         if self._shape.sliding_window is not None and sliding:
             # The windows of N neighbours together span N - 1 tokens more than one of them.
             union = np.minimum(cached, self._shape.sliding_window + self._positions - 1)
@@ -258,8 +285,33 @@ class Step:
         )
         return Cost(fixed_seconds(heads, constants), terms)
 
+    def linear_attention(self) -> Cost:
+        """Projections and state of a layer without a cache."""
+        return self._once("linear_attention", self._linear_attention)
+
+    def _linear_attention(self) -> Cost:
+        shape = self._shape
+        if shape.linear_attention is None:
+            return NOTHING
+        terms = recurrence_terms(
+            self._hardware,
+            shape.linear_attention,
+            shape.tensor_parallel_size,
+            self._batch_size,
+            self._positions,
+        )
+        return self._products(shape.linear_attention_gemms) + Cost(FIXED_SECONDS, terms)
+
     def _projections(self) -> Cost:
         return self._products(self._shape.projection_gemms)
+
+    def _all_projections(self) -> Cost:
+        """Of attention in all layers, and of the indexers."""
+        shape = self._shape
+        cost = self._projections().times(shape.attention_layers)
+        if shape.indexer is not None:
+            cost += self._products(shape.indexer_gemms).times(shape.indexer.layers)
+        return cost
 
     def _elementwise(self) -> Cost:
         seconds = elementwise_seconds(self._hardware, 4 * self.tokens * self._shape.hidden_size)
@@ -306,8 +358,13 @@ class Step:
         return self._once("communication", self._communication)
 
     def _communication(self) -> Cost:
-        moe_share = self._shape.num_moe_layers / self._shape.num_layers
-        return self._all_reduce().times(2) + self._expert_transfer().times(moe_share)
+        shape = self._shape
+        moe_share = shape.num_moe_layers / shape.num_layers
+        linear = 0 if shape.linear_attention is None else shape.linear_attention.layers
+        blocks = shape.attention_layers + linear + shape.num_dense_layers + shape.num_moe_layers
+        return self._all_reduce().times(blocks / shape.num_layers) + self._expert_transfer().times(
+            moe_share
+        )
 
     def _all_reduce(self) -> Cost:
         """Of the tokens' hidden states."""

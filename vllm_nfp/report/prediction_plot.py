@@ -25,6 +25,7 @@ TITLES: dict[Module, str] = {
     Module.DENSE_FFN: "dense FFN, one layer",
     Module.MOE_FFN: "MoE FFN, one layer",
     Module.ATTENTION: "attention, mean layer",
+    Module.LINEAR_ATTENTION: "linear attention, one layer",
     Module.COMMUNICATION: "communication, mean layer",
     Module.MODEL: "whole step",
 }

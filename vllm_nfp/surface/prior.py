@@ -178,7 +178,7 @@ def predicted_prior(
     layers = {
         Module.DENSE_FFN: shape.num_dense_layers,
         Module.MOE_FFN: shape.num_moe_layers,
-        Module.ATTENTION: shape.num_layers,
+        Module.ATTENTION: shape.attention_layers,
         Module.COMMUNICATION: shape.num_layers,
     }
     return cell

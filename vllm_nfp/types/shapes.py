@@ -22,6 +22,8 @@ class Module(StrEnum):
     MODEL = "model"
     """The whole step."""
     ATTENTION = "attention"
+    LINEAR_ATTENTION = "linear_attention"
+    """Layers that keep a state instead of a cache; predicted, not yet timed."""
     DENSE_FFN = "dense_ffn"
     MOE_FFN = "moe_ffn"
     COMMUNICATION = "communication"

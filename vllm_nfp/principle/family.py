@@ -1,0 +1,70 @@
+"""What an entry of the table of families may say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Window = Literal["none", "all", "upper", "alternate", "pattern"]
+"""Layers that slide where the config lists no layer_types: none; all; those from
+max_window_layers on; every other one below max_window_layers; all but every pattern-th."""
+
+
+Hybrid = Literal[
+    "gated_delta_net", "kda", "nemotron_h", "granite", "falcon_h1", "jamba", "short_conv"
+]
+"""How the layers that keep a state are named and sized."""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """How a family's config and layers differ from Llama's."""
+
+    experts: bool = False
+    latent: bool = False
+    """Multi-head latent attention."""
+    gated_ffn: bool = True
+    """Feed-forward blocks have a gate beside the up projection."""
+    fused_width: bool = False
+    """The config's intermediate_size is the width of gate and up projection together."""
+    absorbed: bool = True
+    """The cache of latent attention holds the latent itself."""
+    pruned: bool = False
+    """Layers lack attention or have feed-forward blocks of other widths (Nemotron-NAS)."""
+    doubled: bool = False
+    """Each layer has attention and a dense block twice, and experts beside them (LongCat)."""
+    indexed: bool = False
+    """Attention reads only the tokens that an indexer picks."""
+    hybrid: Hybrid | None = None
+    """Some layers keep a state instead of a cache."""
+    attention_gate: bool = False
+    """The query projection also gives a gate for the attention's output."""
+    trimmed_width: bool = False
+    """Two thirds of the config's intermediate_size, in whole steps, unless it says otherwise."""
+    shared_expert_gate: bool = False
+    """A one-column matrix scales the shared expert of every token."""
+    diffusion: bool = False
+    """Decodes blocks whose positions all see each other."""
+    window: Window = "none"
+    window_switch: bool = False
+    """Layers slide only if use_sliding_window is true."""
+    pattern: int = 0
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """This family's names of a field, first found first; other fields have Llama's names."""
+    defaults: Mapping[str, object] = field(default_factory=dict)
+    """Values of fields that the config leaves out; an explicit null is no value."""
+    only: Mapping[str, object] = field(default_factory=dict)
+    """Fields that must have this value, if given: the shape describes no other."""
+    variant: tuple[str, str] | None = None
+    """A field and the family that a config with this field belongs to instead."""
+
+
+COMMON_NAMES: Mapping[str, tuple[str, ...]] = {
+    "num_experts": ("num_experts", "num_local_experts", "n_routed_experts"),
+    "num_experts_per_tok": ("num_experts_per_tok", "experts_per_token"),
+    "num_shared_experts": ("num_shared_experts", "n_shared_experts"),
+    # canvas_length is what vLLM itself knows diffusion models by.
+    "diffusion_block_size": ("canvas_length", "block_size", "bd_size"),
+}
+"""Names of a field in any family whose entry does not say otherwise."""

@@ -1,0 +1,83 @@
+"""What was understood of a model: sizes that its model card gives too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+
+from vllm_nfp.principle.shape import ModelShape
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """Sizes of a whole model, whatever the ranks that share it.
+
+    Attributes:
+        parameters: weights of all matrices; norms, biases and extra heads are left out.
+        weight_bytes: bytes of these as stored.
+        layers: number of layers by kind; a layer counts for its attention and its feed-forward.
+        kv_bytes_per_token: bytes that one token adds to the KV cache, before any window is full.
+        state_bytes_per_sequence: bytes of the states of a sequence's recurrent layers.
+    """
+
+    parameters: int
+    weight_bytes: int
+    layers: Mapping[str, int]
+    kv_bytes_per_token: int
+    state_bytes_per_sequence: int = 0
+
+    def to_dict(self) -> dict[str, object]:
+        """JSON-serializable."""
+        return asdict(self)
+
+    def sentence(self) -> str:
+        """One line for people, for example "8.03 B parameters, 16.1 GB of weights, ..."."""
+        kinds = ", ".join(
+            f"{count} {kind.replace('_', ' ')}" for kind, count in self.layers.items()
+        )
+        state = self.state_bytes_per_sequence
+        return (
+            f"{self.parameters / 1e9:.3g} B parameters, "
+            f"{self.weight_bytes / 1e9:.3g} GB of weights, "
+            f"layers: {kinds}; {self.kv_bytes_per_token / 1024:.3g} KiB of KV cache per token"
+            + (f", {state / 1e6:.3g} MB of state per sequence" if state else "")
+        )
+
+
+def model_facts(shape: ModelShape) -> ModelFacts:
+    """The facts of a model."""
+    whole = replace(shape, tensor_parallel_size=1, data_parallel_size=1, expert_parallel=False)
+    sizes = whole.matrices()
+    head = whole.lm_head_gemm
+    embedding = 0 if whole.tied_embeddings else head.parameters
+    stored = sum(count * gemm.weight_traffic for count, gemm in sizes)
+    heads, indexer = whole.attention, whole.indexer
+    indexed = 0 if indexer is None else indexer.layers * indexer.token_bytes
+    return ModelFacts(
+        parameters=whole.total_parameters,
+        weight_bytes=round(stored + 2 * embedding),
+        layers=_kinds(whole),
+        kv_bytes_per_token=round(
+            whole.attention_layers * heads.kv_heads * heads.token_bytes + indexed
+        ),
+        state_bytes_per_sequence=_state_bytes(whole),
+    )
+
+
+def _state_bytes(shape: ModelShape) -> int:
+    linear = shape.linear_attention
+    return 0 if linear is None else round(linear.layers * linear.sequence_bytes)
+
+
+def _kinds(shape: ModelShape) -> dict[str, int]:
+    linear = shape.linear_attention
+    sparse = 0 if shape.indexer is None else shape.attention_layers
+    kinds = {
+        "full_attention": shape.attention_layers - shape.num_sliding_layers - sparse,
+        "sparse_attention": sparse,
+        "sliding_attention": shape.num_sliding_layers,
+        "linear_attention": 0 if linear is None else linear.layers,
+        "dense_ffn": shape.num_dense_layers,
+        "moe_ffn": shape.num_moe_layers,
+    }
+    return {kind: count for kind, count in kinds.items() if count}
