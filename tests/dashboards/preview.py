@@ -238,10 +238,15 @@ def _merged_table(answer: Answered, names: Mapping[str, str]) -> str:
     labels: list[str] = []
     for letter, found in answer.answers.items():
         for series in found:
-            labels = sorted(series.labels, key=["module", "batch_size", "context"].index)
-            key = tuple(series.labels[label] for label in labels)
-            rows.setdefault(key, {})[names[f"Value #{letter}"]] = f"{series.points[-1][1]:g}"
+            of = dict(series.labels)
+            basis = of.pop("basis", None)  # a column of text, which is shown as it is
+            labels = sorted(of, key=["module", "batch_size", "context"].index)
+            column = names.get("basis", "basis") if basis else names[f"Value #{letter}"]
+            row = rows.setdefault(tuple(of[label] for label in labels), {})
+            row[column] = basis or f"{series.points[-1][1]:g}"
     columns = list(names.values())
+    if any("basis" in row for row in rows.values()) and "basis" not in columns:
+        columns.append("basis")
     order = sorted(rows, key=lambda key: (int(key[1]), key[0], int(key[2])))
     body = [[*key, *(rows[key].get(column, "-") for column in columns)] for key in order]
     return _html_table([*labels, *columns], body)

@@ -21,9 +21,10 @@ pytestmark = pytest.mark.skipif(
     shutil.which("prometheus") is None, reason="prometheus is not installed (apt: prometheus)"
 )
 DASHBOARDS = dashboards()
-SECONDS = 8
-"""Scrapes, one a second, that the queries look back on: enough for rates."""
-SCRAPES = 6
+SECONDS = 14
+"""Scrapes, one a second, that the queries look back on: enough for rates, and for the medians over
+minutes, which look every 10 s."""
+SCRAPES = 11
 """Of those, as many as there must have been; a busy machine misses some."""
 
 
