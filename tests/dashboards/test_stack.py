@@ -169,6 +169,7 @@ def test_watch_shows_the_real_server(under_load: tuple[Running, Prometheus]) -> 
     assert 0 < engine["drafting"]["draft_length"] <= DRAFTS["num_speculative_tokens"]
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
 @pytest.mark.parametrize("name", DASHBOARDS)
 def test_the_docs_pictures_can_be_made(

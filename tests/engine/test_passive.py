@@ -128,7 +128,7 @@ def check_metrics(running: Running, reason: str) -> None:
     assert {labels["positions"] for labels, _ in steps} == {"1"}
     assert all(seconds > 0 for _, seconds in samples["vllm_nfp_step_latency_seconds"])
     bases = {labels["basis"] for labels, _ in samples["vllm_nfp_positions_basis"]}
-    assert bases == {"predicted"}, "nothing was measured"
+    assert "predicted" in bases and bases <= {"predicted", "inferred"}, "no pair was run"
     assert sum(count for _, count in samples.get("vllm_nfp_probes_total", [])) == 0
     log = running.log_text()
     assert "vllm-nfp: passive mode on the cpu runner" in log

@@ -187,7 +187,7 @@ def test_a_server_that_cannot_be_probed_times_its_steps_and_says_why(
     assert sum(count for _, count in samples["vllm_nfp_steps_total"]) > 40
     assert all(seconds > 0 for _, seconds in samples["vllm_nfp_step_latency_seconds"])
     bases = {labels["basis"] for labels, _ in samples["vllm_nfp_positions_basis"]}
-    assert bases == {"predicted"}, "nothing was measured"
+    assert "predicted" in bases and bases <= {"predicted", "inferred"}, "no pair was run"
 
 
 @pytest.fixture(scope="module")
