@@ -17,6 +17,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from benchmarks.shapes import SHAPES
 from vllm_nfp.principle import Serving, shape_from_config, target_of
 from vllm_nfp.surface import (
     RECORDED,
@@ -30,16 +31,7 @@ from vllm_nfp.surface import (
 )
 from vllm_nfp.types import Basis, Module, Shape
 
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 128256,
-}
+CONFIG = SHAPES["llama-3.1-8b"]
 BATCH_SIZE, CONTEXT, EPSILON = 16, 1024, 0.1
 POSITIONS = (1, 2, 3, 4, 5, 6, 8, 12, 16)
 PAIRS = ((4, 0.005), (6, 0.005), (8, 0.01), (12, 0.04))

@@ -28,12 +28,12 @@ from benchmarks.shapes import SHAPES
 from vllm_nfp import give_way
 from vllm_nfp.give_way import in_pieces
 from vllm_nfp.principle import Serving, shape_from_config, target_of
+from vllm_nfp.session.agenda_maker import decisions_at
 from vllm_nfp.surface import (
     RECORDED,
     Candidate,
     Concern,
     CostSurface,
-    Decisions,
     Prior,
     boundary,
     predicted_prior,
@@ -44,11 +44,7 @@ BATCH_SIZES = tuple(2**i for i in range(9))
 CONTEXTS = (256, 1024, 4096, 16384)
 CELLS = tuple((b, c) for b in BATCH_SIZES for c in CONTEXTS)
 POSITIONS = (1, 2, 3, 4, 5, 6, 8, 9, 11, 12, 16, 24, 32, 48, 64)
-DECISIONS = Decisions(
-    POSITIONS, EPSILONS,
-    tuple(tuple(sum(a**i for i in range(n)) for n in POSITIONS) for a in (0.5, 0.7, 0.9)),
-    (0.0,) * len(POSITIONS),
-)  # fmt: skip
+DECISIONS = decisions_at(POSITIONS, EPSILONS)
 REPETITIONS = 15
 SLEEP = 1e-4
 

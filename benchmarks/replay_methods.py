@@ -14,12 +14,16 @@ from benchmarks.replay_recorded import POSITIONS, Cell, Server
 from vllm_nfp.config import DEFAULT_POSITIONS
 from vllm_nfp.crossing import count_free
 from vllm_nfp.draft.acceptance import constant
+from vllm_nfp.session.agenda_maker import (
+    MODULE_GRAPH,
+    MOST_CANDIDATES,
+    decisions_at,
+    drawn_concerns,
+)
 from vllm_nfp.surface import (
     Candidate,
     CellAnswer,
-    Concern,
     CostSurface,
-    Decisions,
     Hyperparameters,
     Prior,
     boundary,
@@ -28,18 +32,8 @@ from vllm_nfp.surface import (
 from vllm_nfp.types import Module, PairResult, Shape
 
 EPSILONS = (0.05, 0.1, 0.2)
-ACCEPTANCES = (0.5, 0.7, 0.9)
 SLACK = 0.0
-EVERYWHERE = 0.7
-"""Weight of the reported cells together, against that of the cells with traffic."""
-MOST_CONCERNS, MOST_CANDIDATES = 10, 80
-"""Looked at in one choice; drawn anew each time."""
-DECISIONS = Decisions(
-    POSITIONS,
-    EPSILONS,
-    tuple(tuple(constant(a).expected_tokens(n - 1) for n in POSITIONS) for a in ACCEPTANCES),
-    (0.0,) * len(POSITIONS),
-)
+DECISIONS = decisions_at(POSITIONS, EPSILONS)
 
 
 class Method(Protocol):
@@ -127,12 +121,8 @@ class SurfaceMethod:
         shapes = [Shape(*c, n) for c in server.cells for n in server.positions[c] if n > 1]
         if not self._chooses:
             return self._random.sample(shapes, min(4, len(shapes)))
-        weights = {cell: EVERYWHERE / len(server.cells) for cell in server.cells}
-        for cell, weight in self._traffic.items():
-            weights[cell] = weights.get(cell, 0.0) + weight
-        cells = list(weights)
-        drawn = self._random.choices(cells, [weights[c] for c in cells], k=MOST_CONCERNS)
-        concerns = [Concern(*c, drawn.count(c) / MOST_CONCERNS) for c in dict.fromkeys(drawn)]
+        concerns = drawn_concerns(server.cells, self._traffic, self._random)
+        drawn = {(of.batch_size, of.context) for of in concerns}
         shapes = [shape for shape in shapes if (shape.batch_size, shape.context) in drawn]
         candidates = [
             Candidate(shape, pair_seconds(server, shape, ready))
@@ -197,8 +187,6 @@ class SurfaceAnswers:
 CAPTURE_SECONDS_PER_LAYER = 1.2e-3
 """Of one graph: 82 pairs and 18 captures took 2 s with 36 layers
 (benchmarks/results/2026-11-27-h200-at-defaults)."""
-MODULE_GRAPH = 1.3
-"""What a pair takes over its two steps: the modules' graphs run as well."""
 
 
 def pair_seconds(server: Server, shape: Shape, ready: frozenset[Shape]) -> float:

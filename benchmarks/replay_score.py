@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.replay_methods import (
-    ACCEPTANCES,
     EPSILONS,
     Answers,
     grid_of,
@@ -19,6 +18,7 @@ from benchmarks.replay_methods import (
 )
 from benchmarks.replay_recorded import REFERENCE, Cell, Server
 from vllm_nfp.draft.length import expected_tokens
+from vllm_nfp.session.agenda_maker import ACCEPTANCES
 from vllm_nfp.types import Module
 
 MOMENTS = (0.0, 60.0, 600.0)

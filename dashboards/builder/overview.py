@@ -210,7 +210,7 @@ def _free_width(page: dashboard.Dashboard) -> None:
                 "Free positions where traffic is",
                 "NFP of each module at the smallest reported batch size and context that hold the "
                 "last real step, and the 95 % interval of the whole step's. Each is the median of "
-                "the last 5 minutes, so that a line moves where NFP or traffic has moved for good.",
+                "the last 5 minutes, so a line moves where NFP or traffic has moved and stays.",
                 "A step means that traffic moved to another batch size or context. A lasting drop "
                 "at a restart or a jump of step times (both are marked) is a regression: see the "
                 "alert NfpDropped.",

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TypeVar
 
+from benchmarks.shapes import SHAPES
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.principle import Serving, shape_from_config, target_of
 from vllm_nfp.results.gather import Results
@@ -29,16 +30,7 @@ from vllm_nfp.types import (
 
 T = TypeVar("T", CurvePoint, Boundary)
 
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 128256,
-}
+CONFIG = SHAPES["llama-3.1-8b"]
 BATCH_SIZES = tuple(1 << i for i in range(9))
 CONTEXTS = (256, 1024, 4096, 16384)
 POSITIONS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32)

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from benchmarks.shapes import SHAPES
 from vllm_nfp.principle import Serving, shape_from_config, target_of
 from vllm_nfp.surface import (
     GENERIC,
@@ -38,16 +39,7 @@ from vllm_nfp.surface.rows import rows_at
 from vllm_nfp.surface.scale import UNKNOWN, log_evidence
 from vllm_nfp.types import Basis, Module, Shape
 
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 128256,
-}
+CONFIG = SHAPES["llama-3.1-8b"]
 POSITIONS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32)
 CELLS = ((1, 1024), (8, 1024), (8, 4096), (32, 4096))
 MODULES = (Module.DENSE_FFN, Module.ATTENTION, Module.MODEL)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
+from vllm_nfp.principle.memory import weight_bytes
 from vllm_nfp.principle.shape import ModelShape
 
 
@@ -47,15 +48,11 @@ class ModelFacts:
 def model_facts(shape: ModelShape) -> ModelFacts:
     """The facts of a model."""
     whole = replace(shape, tensor_parallel_size=1, data_parallel_size=1, expert_parallel=False)
-    sizes = whole.matrices()
-    head = whole.lm_head_gemm
-    embedding = 0 if whole.tied_embeddings else head.parameters
-    stored = sum(count * gemm.weight_traffic for count, gemm in sizes)
     heads, indexer = whole.attention, whole.indexer
     indexed = 0 if indexer is None else indexer.layers * indexer.token_bytes
     return ModelFacts(
         parameters=whole.total_parameters,
-        weight_bytes=round(stored + 2 * embedding),
+        weight_bytes=round(weight_bytes(whole)),
         layers=_kinds(whole),
         kv_bytes_per_token=round(
             whole.attention_layers * heads.kv_heads * heads.token_bytes + indexed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.draft.acceptance import constant
@@ -51,7 +51,7 @@ class AgendaMaker:
         self._config = config
         self._results = results
         self._random = random.Random(config.seed)
-        self._decisions = decisions_of(config)
+        self._decisions = decisions_at(config.grid, config.epsilons)
 
     def make(self, counters: Counters, traffic: Mapping[CellKey, float]) -> Agenda:
         """What to probe next, after the latest update; gives way.
@@ -113,12 +113,8 @@ class AgendaMaker:
         most: int,
     ) -> tuple[Shape, ...]:
         table = self._results.table
-        weights = {cell: EVERYWHERE / len(table.cells) for cell in table.cells}
-        for cell, share in traffic.items():
-            weights[cell] = weights.get(cell, 0.0) + share
-        drawn = self._random.choices(list(weights), list(weights.values()), k=MOST_CONCERNS)
-        concerns = [Concern(*c, drawn.count(c) / MOST_CONCERNS) for c in dict.fromkeys(drawn)]
-        near = {nearest(table, cell) for cell in drawn}
+        concerns = drawn_concerns(table.cells, traffic, self._random)
+        near = {nearest(table, (of.batch_size, of.context)) for of in concerns}
         shapes = [s for s in usable if (s.batch_size, s.context) in near] or usable
         shapes = self._random.sample(shapes, min(MOST_CANDIDATES, len(shapes)))
         candidates = self._with_costs(shapes, counters)
@@ -143,12 +139,32 @@ class AgendaMaker:
         return found
 
 
-def decisions_of(config: ProbeConfig) -> Decisions:
-    """Boundaries at the settings' epsilons, and draft lengths that their positions allow."""
+def decisions_at(positions: tuple[int, ...], epsilons: tuple[float, ...]) -> Decisions:
+    """Boundaries at these tolerances, and the draft lengths that the positions allow.
+
+    Args:
+        positions: N, ascending from 1.
+    """
     tokens = tuple(
-        tuple(constant(a).expected_tokens(n - 1) for n in config.grid) for a in ACCEPTANCES
+        tuple(constant(a).expected_tokens(n - 1) for n in positions) for a in ACCEPTANCES
     )
-    return Decisions(config.grid, config.epsilons, tokens, (0.0,) * len(config.grid))
+    return Decisions(positions, epsilons, tokens, (0.0,) * len(positions))
+
+
+def drawn_concerns(
+    cells: Collection[CellKey], traffic: Mapping[CellKey, float], draw: random.Random
+) -> list[Concern]:
+    """Some of the cells whose decisions matter, with their weights.
+
+    Args:
+        cells: reported ones; they share :data:`EVERYWHERE`.
+        traffic: fraction of the time that real steps spend in each cell.
+    """
+    weights = {cell: EVERYWHERE / len(cells) for cell in cells}
+    for cell, share in traffic.items():
+        weights[cell] = weights.get(cell, 0.0) + share
+    drawn = draw.choices(list(weights), list(weights.values()), k=MOST_CONCERNS)
+    return [Concern(*c, drawn.count(c) / MOST_CONCERNS) for c in dict.fromkeys(drawn)]
 
 
 def is_ready(shape: Shape, counters: Counters) -> bool:

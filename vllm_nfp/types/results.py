@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -33,35 +32,6 @@ class Basis(StrEnum):
     """Measurements nearby: they took half or more of the prediction's variance away."""
     PREDICTED = "predicted"
     """The prediction; what was measured says little of this shape."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """The time at N positions per sequence and that at one, taken side by side.
-
-    Both in seconds. Clocks that drift with temperature and load change both alike, so that the
-    ratio stays.
-
-    Raises:
-        ValueError: for a count below 1, or a time that is not finite and above 0.
-    """
-
-    positions: int
-    seconds: float
-    baseline_seconds: float
-
-    def __post_init__(self) -> None:
-        if self.positions < 1:
-            raise ValueError(f"positions must be 1 or more, not {self.positions}")
-        for name in ("seconds", "baseline_seconds"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0.0):
-                raise ValueError(f"{name} must be finite and above 0, not {value!r}")
-
-    @property
-    def log_ratio(self) -> float:
-        """log(t(N) / t(1))."""
-        return math.log(self.seconds / self.baseline_seconds)
 
 
 class InCell:
