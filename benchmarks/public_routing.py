@@ -54,7 +54,7 @@ class Drawn:
 def _counts(routing: str, tokens: int, experts: int, chosen: int) -> IntArray:
     """Rows of each expert, shape [draws, experts]."""
     if routing == "balanced":
-        return _balanced(tokens, experts, chosen)[None]
+        return np.stack([_balanced(tokens, experts, chosen)])
     alpha = float(routing.removeprefix("power_law_"))
     generator = np.random.default_rng(0)
     return np.array([_power_law(tokens, experts, chosen, alpha, generator) for _ in range(DRAWS)])
@@ -76,7 +76,7 @@ def _power_law(
     ends = least ** (1 - alpha), most ** (1 - alpha)
     weights = ((ends[1] - ends[0]) * generator.random(experts) + ends[0]) ** (1 / (1 - alpha))
     wanted = np.round(weights / weights.sum() * rows).astype(np.int64)
-    counts = np.minimum(wanted, tokens)
+    counts: IntArray = np.minimum(wanted, tokens)
     for _ in range(max(0, rows - int(counts.sum()))):
         counts[np.argmin(counts)] += 1
     for _ in range(max(0, int(counts.sum()) - rows)):
