@@ -107,6 +107,8 @@ def _check_heads(shape: ModelShape) -> None:
     ranks = shape.tensor_parallel_size
     for _, part in shape.attentions:
         heads, kv_heads = part.heads, part.kv_heads
+        if not part.layers:
+            continue
         if heads % kv_heads:
             raise ShapeError(f"num_kv_heads {kv_heads} does not divide {heads} attention heads")
         if heads % ranks:
