@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from vllm_nfp.principle.attention import AttentionStep
-from vllm_nfp.principle.experts import Routing, awake_experts, skewed_shares
 from vllm_nfp.principle.graphs import padded_tokens
 from vllm_nfp.principle.predict import Boundary, CellPrediction
 from vllm_nfp.principle.prediction import Predictions
+from vllm_nfp.principle.routing import Routing, skewed_shares
 from vllm_nfp.principle.terms import Limit
 from vllm_nfp.text import duration
 from vllm_nfp.types import Module
@@ -211,7 +211,7 @@ def _experts(predictions: Predictions, cell: CellPrediction, positions: Sequence
     skew = predictions.serving.routing_skew
     routing = Routing(experts, chosen, skewed_shares(experts, chosen, skew))
     tokens = np.array(positions, dtype=np.float64) * cell.batch_size * shape.data_parallel_size
-    awake = awake_experts(tokens, routing)
+    awake = routing.awake(tokens)
     told = [f"{u:.3g} at N = {n}" for n, u in zip(positions, awake, strict=True)]
     return (
         f"Of a layer's {shape.local_experts} experts on a rank, on average {', '.join(told)} are "

@@ -17,16 +17,8 @@ from vllm_nfp.principle.attention import (
     fixed_seconds,
 )
 from vllm_nfp.principle.collective import all_reduce_seconds, transfer_seconds
-from vllm_nfp.principle.experts import (
-    ROUTED_KERNELS,
-    SHARED_STREAM_TOKENS,
-    MoeConfig,
-    Routing,
-    default_config,
-    expert_terms,
-    skewed_shares,
-    tuned_config,
-)
+from vllm_nfp.principle.expert_tiles import MoeConfig, default_config, tuned_config
+from vllm_nfp.principle.experts import ROUTED_KERNELS, SHARED_STREAM_TOKENS, expert_terms
 from vllm_nfp.principle.ffn import KERNEL_SECONDS, activation_seconds, elementwise_seconds
 from vllm_nfp.principle.gemm import gemm_fixed_seconds, gemm_terms
 from vllm_nfp.principle.graphs import DEFAULT_CAPTURE_SIZES, padded_tokens
@@ -34,6 +26,7 @@ from vllm_nfp.principle.hardware_file import Target
 from vllm_nfp.principle.layer_parts import AttentionHeads, Indexer
 from vllm_nfp.principle.matrices import Counted
 from vllm_nfp.principle.recurrence import FIXED_SECONDS, recurrence_terms
+from vllm_nfp.principle.routing import Routing, skewed_shares
 from vllm_nfp.principle.shape import Gemm, ModelShape
 from vllm_nfp.principle.sparse_attention import (
     INDEXER_FIXED_SECONDS,
