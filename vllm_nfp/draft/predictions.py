@@ -8,9 +8,7 @@ draft costs what an engine that speculates takes more.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -168,9 +166,7 @@ class PredictedSteps:
         if self._drafter is None:
             return NOTHING
         found, longest = self._found, max(2, self._longest)
-        return drafting(
-            self._drafter, found.target, found.serving, batch_size, context, longest
-        )
+        return drafting(self._drafter, found.target, found.serving, batch_size, context, longest)
 
     def _compute(self, batch_size: int, context: int) -> tuple[float, ...]:
         found, host = self._found, _host(self._found)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from vllm_nfp.principle.drafter.drafter import Drafter, DrafterError
 from vllm_nfp.principle.drafter.heads import dflash_drafter, eagle_drafter, model_drafter
-from vllm_nfp.principle.drafter.mtp import mtp_drafter
+from vllm_nfp.principle.drafter.mtp import dense_width, mtp_drafter
 from vllm_nfp.principle.shape import ModelShape
 
 METHODS = ("mtp", "eagle", "eagle3", "dflash", "draft_model")
@@ -33,9 +33,9 @@ def drafter_of(
     if method == "mtp":
         return mtp_drafter(config, target)
     if method in ("eagle", "eagle3"):
-        return eagle_drafter(target, head, method)
+        return eagle_drafter(target, dense_width(config), head, method)
     if method == "dflash":
-        return dflash_drafter(target, head)
+        return dflash_drafter(target, dense_width(config), head)
     if method == "draft_model":
         return model_drafter(target, head)
     raise DrafterError(f"the cost of {method!r:.40} is not predicted: {', '.join(METHODS)} are")

@@ -14,7 +14,7 @@ from vllm_nfp.principle.hf_config import shape_from_config
 from vllm_nfp.principle.shape import Gemm, ModelShape, ShapeError
 
 EAGLE3_VOCABULARY = 32000
-"""Tokens that published EAGLE-3 heads can draft (SpecForge's ``configs``, NVIDIA's and RedHat's)."""
+"""Tokens that published EAGLE-3 heads can draft (SpecForge's ``configs``)."""
 AUX_STATES = 3
 """Hidden states of the target that an EAGLE-3 head takes in, unless its config lists others."""
 DFLASH_LAYERS = 5
@@ -27,18 +27,21 @@ _KV_HEADS = 8
 _HEAD_SIZE = 128
 
 
-def eagle_drafter(target: ModelShape, head: Mapping[str, object] | None, method: str) -> Drafter:
+def eagle_drafter(
+    target: ModelShape, width: int, head: Mapping[str, object] | None, method: str
+) -> Drafter:
     """An EAGLE or EAGLE-3 head.
 
     Args:
         target: the model that it drafts for, as the server splits it.
+        width: of the target's dense feed-forward blocks, if its config names one; else 0.
         head: the head's config.json; None: the usual shape.
         method: eagle or eagle3.
 
     Raises:
         DrafterError: for a config that is no head's.
     """
-    layers, assumed = _layers(target, head, 1)
+    layers, assumed = _layers(target, width, head, 1)
     vocabulary = target.vocab_size
     if method == "eagle3":
         usual = min(EAGLE3_VOCABULARY, target.vocab_size)
@@ -55,21 +58,19 @@ def eagle_drafter(target: ModelShape, head: Mapping[str, object] | None, method:
     )
 
 
-def dflash_drafter(target: ModelShape, head: Mapping[str, object] | None) -> Drafter:
+def dflash_drafter(target: ModelShape, width: int, head: Mapping[str, object] | None) -> Drafter:
     """A DFlash drafter: some layers that draft all tokens in one run.
 
     Raises:
         DrafterError: for a config that is no drafter's.
     """
-    layers, assumed = _layers(target, head, DFLASH_LAYERS)
+    layers, assumed = _layers(target, width, head, DFLASH_LAYERS)
     layers = replace(layers, vocab_size=target.vocab_size, decoding="bidirectional_block")
     hidden, heads = layers.hidden_size, layers.attention
     states = _dflash_states(head, layers.num_layers) * target.hidden_size
     # Keys and values of the verified positions, from the target's hidden states, in all layers.
     keys = Gemm(hidden, layers.num_layers * 2 * heads.kv_heads * layers.head_dim, 2.0)
-    return Drafter(
-        layers, "parallel", once=(Gemm(states, hidden, 2.0), keys), assumptions=assumed
-    )
+    return Drafter(layers, "parallel", once=(Gemm(states, hidden, 2.0), keys), assumptions=assumed)
 
 
 def model_drafter(target: ModelShape, config: Mapping[str, object] | None) -> Drafter:
@@ -87,25 +88,25 @@ def model_drafter(target: ModelShape, config: Mapping[str, object] | None) -> Dr
 
 
 def _layers(
-    target: ModelShape, head: Mapping[str, object] | None, usual: int
+    target: ModelShape, width: int, head: Mapping[str, object] | None, usual: int
 ) -> tuple[ModelShape, tuple[str, ...]]:
     if head is not None:
         return _shape(target, _as_model(head)), ()
-    return _usual(target, usual), (
+    return _usual(target, width, usual), (
         f"The head is assumed to be of the usual shape ({usual} layer{'s' if usual > 1 else ''} of "
         f"the target's width, in 16 bits): --draft-model DIR reads its own config.json.",
     )
 
 
-def _usual(target: ModelShape, layers: int) -> ModelShape:
+def _usual(target: ModelShape, width: int, layers: int) -> ModelShape:
     """Dense layers as wide as the target, with as many heads."""
     hidden, latent = target.hidden_size, target.mla is not None
-    narrow = target.intermediate_size < hidden
+    width = target.intermediate_size or width
     return ModelShape(
         name="head",
         num_layers=layers,
         hidden_size=hidden,
-        intermediate_size=_WIDE * hidden if narrow else target.intermediate_size,
+        intermediate_size=_WIDE * hidden if width < hidden else width,
         num_attention_heads=hidden // _HEAD_SIZE if latent else target.num_attention_heads,
         num_kv_heads=_KV_HEADS if latent else target.num_kv_heads,
         head_dim=_HEAD_SIZE if latent else target.head_dim,

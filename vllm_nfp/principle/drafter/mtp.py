@@ -1,8 +1,8 @@
 """Prediction layers (MTP) that a checkpoint holds, from the target's config.json.
 
 After the models of vLLM 0.32 (``model_executor/models/*_mtp.py``) and its own reading of configs
-(``config/speculative.py``): a layer like the target's last one with full attention, behind a product
-that narrows the embedding and the target's hidden state to one width, and the target's LM head.
+(``config/speculative.py``): a layer like the target's last one with full attention, behind a
+product that narrows embedding and hidden state to one width, and the target's LM head.
 """
 
 from __future__ import annotations
@@ -24,13 +24,17 @@ _MODEL_TYPES = frozenset({
     "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "deepseek_v4", "pangu_ultra_moe", "kimi_k3",
     "mimo", "mimo_v2", "mimo_v2_flash", "glm4_moe", "glm4_moe_lite", "glm_ocr", "ernie4_5_moe",
     "nemotron_h", "nemotron_h_moe", "qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe",
-    "qwen3_5_moe_text", "bailing_hybrid", "exaone_moe", "exaone4_5", "exaone4_5_text",
-    "longcat_flash", "step3p5", "step3p7", "hy_v3", "minimax_m3", "minimax_m3_vl",
+    "qwen3_5_moe_text", "bailing_hybrid", "bailing_moe_linear", "bailing_moe_v3",
+    "exaone_moe", "exaone4_5", "exaone4_5_text", "longcat_flash", "step3p5", "step3p7", "hy_v3", "minimax_m3", "minimax_m3_vl",
 })  # fmt: skip
 """Families whose prediction layers vLLM 0.32 runs, as far as shapes are known here."""
-_DENSE = frozenset({"ernie4_5_moe", "longcat_flash", "step3p5", "step3p7", "mimo_v2_flash"})
+_DENSE = frozenset(
+    {"ernie4_5_moe", "longcat_flash", "step3p5", "step3p7", "mimo_v2", "mimo_v2_flash"}
+)
 """Families with experts whose prediction layers have none (``ernie_mtp.py``,
 ``longcat_flash_mtp.py``, ``mimo_v2_mtp.py``; Step's layers beyond the last are not listed)."""
+_WINDOWED = frozenset({"mimo_v2", "mimo_v2_flash"})
+"""Families whose prediction layers attend to a window."""
 _SPLIT_INPUT = frozenset(
     {"qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"}
 )
@@ -48,6 +52,16 @@ def mtp_layers(config: Mapping[str, object]) -> int:
             count = part.get(name)
             if isinstance(count, int) and not isinstance(count, bool):
                 return max(0, count)
+    return 0
+
+
+def dense_width(config: Mapping[str, object]) -> int:
+    """Width of a dense feed-forward block by the config, where no layer may have one; 0: none."""
+    text = text_config(config)
+    for name in ("intermediate_size", "ffn_hidden_size"):
+        width = text.get(name)
+        if isinstance(width, int) and not isinstance(width, bool) and width > 0:
+            return width
     return 0
 
 
@@ -79,31 +93,46 @@ def mtp_drafter(config: Mapping[str, object], target: ModelShape) -> Drafter:
     quantized = target.quantization != "none"
     hidden, ranks = target.hidden_size, target.tensor_parallel_size
     outputs = hidden // ranks if model_type in _SPLIT_INPUT else hidden
+    layer = _one_layer(
+        target,
+        dense_width(config),
+        dense=model_type in _DENSE or not target.num_moe_layers,
+        windowed=model_type in _WINDOWED,
+    )
     return Drafter(
-        _one_layer(target, dense=model_type in _DENSE or not target.num_moe_layers, plain=plain),
+        _unquantized(layer) if plain else layer,
         "modules" if several else "chain",
         each=(Gemm(2 * hidden, outputs, 2.0),),
         assumptions=(_LIKE_LAST, *((_PLAIN if plain else _ALIKE,) if quantized else ())),
     )
 
 
-def _one_layer(target: ModelShape, dense: bool, plain: bool) -> ModelShape:
-    """A layer of the target with full attention."""
+def _one_layer(target: ModelShape, width: int, dense: bool, windowed: bool) -> ModelShape:
+    """A layer of the target, with attention of one kind."""
     indexer = target.indexer
-    layer = replace(
+    parts = [part for _, part in target.attentions if (part.window is not None) == windowed]
+    part = (parts or [target.attentions[0][1]])[0]
+    return replace(
         target,
         num_layers=1,
         num_attention_layers=None,
+        intermediate_size=(target.intermediate_size or width) if dense else 0,
         num_dense_layers=int(dense),
         num_moe_layers=int(not dense),
+        num_attention_heads=part.heads,
+        num_kv_heads=part.kv_heads,
+        head_dim=part.head_dim,
+        attention_kinds=(replace(part, layers=1, shared=0),) if target.attention_kinds else (),
+        dense_widths=(),
+        side_matrices=(),
+        looked_up_parameters=0,
         linear_attention=None,
         indexer=None if indexer is None else replace(indexer, layers=1),
-        num_sliding_layers=0,
-        sliding_window=None,
+        num_sliding_layers=int(windowed and not target.attention_kinds),
+        sliding_window=target.sliding_window if windowed else None,
+        expert_parallel=target.expert_parallel and not dense,
         assumptions=(),
-        **({"expert_parallel": False} if dense else {}),
     )
-    return _unquantized(layer) if plain else layer
 
 
 def _unquantized(shape: ModelShape) -> ModelShape:

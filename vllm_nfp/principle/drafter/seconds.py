@@ -62,9 +62,9 @@ def drafting(
     head = parts.pop(_HEAD)
     tokens = batch_size * positions
     products = _products(drafter.each, target, tokens)
-    run = sum(parts.values(), products) + RUN_KERNELS * KERNEL_SECONDS
+    run = np.sum([*parts.values(), products], axis=0) + RUN_KERNELS * KERNEL_SECONDS
     once = _products(drafter.once, target, tokens)
-    lengths = np.arange(longest + 1)
+    lengths = np.arange(longest + 1, dtype=np.float64)
     return Drafting(
         tuple((once + _TIMES[drafter.runs](run, head, lengths)).tolist()),
         tuple(drafter.calls(int(k)) for k in lengths),
@@ -73,21 +73,26 @@ def drafting(
 
 def _products(gemms: Sequence[Gemm], target: Target, tokens: FloatArray) -> FloatArray:
     constants = target.calibration.gemm
-    each = (gemm_seconds(target.hardware, constants, gemm, tokens) for gemm in gemms)
-    return sum(each, np.zeros_like(tokens))
+    seconds = np.zeros_like(tokens)
+    for gemm in gemms:
+        seconds += gemm_seconds(target.hardware, constants, gemm, tokens)
+    return seconds
 
 
 def _chain(run: FloatArray, head: FloatArray, lengths: FloatArray) -> FloatArray:
-    return run + head[0] + np.maximum(0, lengths - 1) * (run[0] + head[0])
+    seconds: FloatArray = run + head[0] + np.maximum(0, lengths - 1) * (run[0] + head[0])
+    return seconds
 
 
 def _modules(run: FloatArray, head: FloatArray, lengths: FloatArray) -> FloatArray:
-    return np.maximum(1, lengths) * (run + head[0])
+    seconds: FloatArray = np.maximum(1, lengths) * (run + head[0])
+    return seconds
 
 
 def _parallel(run: FloatArray, head: FloatArray, lengths: FloatArray) -> FloatArray:
     """K = 0 runs over the anchor alone; the head sees the K drafted positions."""
-    return run + head[np.maximum(0, lengths - 1)]
+    seconds: FloatArray = run + head[np.maximum(0, lengths - 1).astype(int)]
+    return seconds
 
 
 _TIMES: dict[str, Callable[[FloatArray, FloatArray, FloatArray], FloatArray]] = {
