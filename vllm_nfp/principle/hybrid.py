@@ -61,6 +61,11 @@ def mixed_layers(
         period, offset = fields.whole("attn_layer_period", 8), fields.whole("attn_layer_offset", 4)
         attention = sum(index % max(period, 1) == offset for index in range(layers))
         return Mixed(attention, layers - attention, has_experts)
+    if hybrid in ("mamba", "mamba2"):
+        return Mixed(0, layers, (None,) * layers)
+    if hybrid in ("lightning", "bailing_kda"):
+        full = _last_of_groups(fields, layers, hybrid)
+        return Mixed(full, layers - full, has_experts)
     if hybrid == "kda":
         recurrent = len(_delta_layers(fields))
         return Mixed(layers - recurrent, recurrent, has_experts)
@@ -73,6 +78,12 @@ def mixed_layers(
     else:
         attention = _attention_by_rule(fields, hybrid, layers)
     return Mixed(attention, layers - attention, has_experts)
+
+
+def _last_of_groups(fields: ConfigFields, layers: int, hybrid: Hybrid) -> int:
+    """Layers with attention: the last of each group, and in Bailing V3 those after all groups."""
+    group = fields.whole("layer_group_size", 1, least=1)
+    return layers // group + (layers % group if hybrid == "bailing_kda" else 0)
 
 
 def _attention_by_rule(fields: ConfigFields, hybrid: Hybrid, layers: int) -> int:
@@ -237,6 +248,36 @@ def _short_conv(fields: ConfigFields, layers: int) -> LinearAttention:
     )
 
 
+def _lightning(fields: ConfigFields, layers: int) -> LinearAttention:
+    """Bailing V2.5: a decay without a rule that looks for the key (bailing_moe_linear.py)."""
+    hidden, heads = fields.whole("hidden_size", least=1), fields.whole("num_attention_heads")
+    width = fields.whole("head_dim", hidden // max(1, heads), least=1)
+    inner = heads * width
+    return LinearAttention(
+        "lightning attention",
+        layers,
+        (Matrix(hidden, 4 * inner), Matrix(inner, hidden, "rows")),
+        inner * width,
+        4.0,
+        flops_per_element=4.0,
+    )
+
+
+def _bailing_kda(fields: ConfigFields, layers: int) -> LinearAttention:
+    """Kimi Delta Attention whose gates have full rank (bailing_moe_v3.py)."""
+    hidden, heads = fields.whole("hidden_size", least=1), fields.whole("num_attention_heads")
+    width = fields.whole("head_dim", least=1)
+    inner = heads * width
+    return LinearAttention(
+        "Kimi Delta Attention",
+        layers,
+        (Matrix(hidden, 5 * inner + heads), Matrix(inner, hidden, "rows")),
+        inner * width,
+        4.0,
+        3 * inner * (fields.whole("short_conv_kernel_size", 4, least=1) - 1),
+    )
+
+
 def _state_bytes(fields: ConfigFields, default: float) -> float:
     """Bytes of a number of the state, by the type that the config names."""
     named = fields.get("mamba_ssm_dtype")
@@ -251,6 +292,10 @@ _READERS: Mapping[Hybrid, Callable[[ConfigFields, int], LinearAttention]] = {
     "nemotron_h": _mamba2,
     "granite": _mamba2,
     "falcon_h1": _mamba2,
+    "mamba2": _mamba2,
+    "mamba": _mamba1,
+    "lightning": _lightning,
+    "bailing_kda": _bailing_kda,
     "jamba": _mamba1,
     "short_conv": _short_conv,
 }
