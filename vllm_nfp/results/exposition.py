@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from io import StringIO
-
-from prometheus_client.samples import Sample
+from typing import TYPE_CHECKING
 
 from vllm_nfp.config import MOST_BATCH_SIZES, MOST_CONTEXTS, MOST_EPSILONS, MOST_POSITION_COUNTS
 from vllm_nfp.results.fetching import ScrapeError
+
+if TYPE_CHECKING:
+    from prometheus_client.samples import Sample
 
 MOST_LINE_CHARACTERS = 1 << 16
 """Longest line of metrics: ten labels of the longest that this package writes

@@ -111,11 +111,15 @@ def find_samples(text: str, names: Iterable[str], end: float | None = None) -> S
     samples: dict[str, list[tuple[Mapping[str, str], float]]] = {}
     for sample in samples_in(text, deadline() if end is None else end):
         # NaN: a series that is gone, where vLLM itself carries the metrics.
-        ours = sample.name.startswith("vllm_nfp_") and not math.isnan(sample.value)
+        ours = sample.name.startswith("vllm_nfp_") and not _is_nan(sample.value)
         if ours or sample.name in others:
             samples.setdefault(sample.name, []).append((sample.labels, sample.value))
     check_samples(samples)
     return samples
+
+
+def _is_nan(value: float) -> bool:
+    return isinstance(value, float) and math.isnan(value)  # an integer may be beyond all floats
 
 
 def scrape_of(samples: Samples) -> Scrape:
