@@ -73,7 +73,10 @@ def read_inputs(
     if source.kind == "prediction":
         from vllm_nfp.draft.predictions import predicted_drafting
 
-        found = predicted_drafting(source, found, draft_model)
+        predicted = predicted_drafting(source, found, draft_model)
+        if draft_method is None and predicted.hint is not None:
+            warnings.append(predicted.hint)
+        found = predicted
     if acceptance is not None:
         return Inputs(source, acceptance_of(acceptance), found, tuple(warnings))
     if not metrics:

@@ -137,7 +137,9 @@ class PredictedDrafting(Drafting):
         return "the checkpoint holds prediction layers: --draft-method mtp predicts their drafts"
 
 
-def predicted_drafting(source: Source, counted: Drafting, draft_model: str | None) -> Drafting:
+def predicted_drafting(
+    source: Source, counted: Drafting, draft_model: str | None
+) -> PredictedDrafting:
     """The drafting of a predicted source, with what the server of the acceptance has measured."""
     assert isinstance(source.drafting, PredictedDrafting)
     return replace(
