@@ -151,7 +151,7 @@ def _granularity(
 ) -> list[str]:
     """The blocks, experts and CUDA graphs that the module's tokens are rounded up to."""
     sentences = []
-    if cell.module in ("attention", "model"):
+    if cell.module in ("attention", "model") and predictions.shape.attention_layers:
         sentences.append(_query_blocks(predictions, cell, positions))
     if predictions.shape.num_moe_layers and cell.module in ("moe_ffn", "model"):
         sentences.append(_experts(predictions, cell, positions))
@@ -162,8 +162,9 @@ def _granularity(
 
 def _query_blocks(predictions: Predictions, cell: CellPrediction, positions: Sequence[int]) -> str:
     shape = predictions.shape
-    if shape.indexer is not None:
-        return f"Attention reads up to {shape.indexer.top_k} tokens for each position."
+    if shape.attentions[0][1].sparse:
+        most = shape.attentions[0][1].read(cell.context + 1)
+        return f"Attention reads up to {most:.0f} cached entries for each position."
     counts = np.array(positions, dtype=np.float64)
     windowed = shape.num_sliding_layers == shape.attention_layers
     cached = cell.context + counts

@@ -28,7 +28,7 @@ Hybrid = Literal[
 Gate = Literal["none", "elements", "heads"]
 """A gate of the attention's output: none, as wide as it, or one number for each head."""
 
-Special = Literal["gemma"]
+Special = Literal["gemma", "deepseek_v4", "minimax_m3", "step3", "inkling", "hy_v4"]
 """Families with parts that only they have; each has a reader of its own."""
 
 
@@ -81,7 +81,8 @@ class Family:
     defaults: Mapping[str, object] = field(default_factory=dict)
     """Values of fields that the config leaves out; an explicit null is no value."""
     only: Mapping[str, object] = field(default_factory=dict)
-    """Fields that must have this value, if given: the shape describes no other."""
+    """Fields that must have this value, if given: the shape describes no other. A value such as
+    ``=hidden_size`` is that of another field."""
     variant: tuple[str, str] | None = None
     """A field and the family that a config with this field belongs to instead."""
 

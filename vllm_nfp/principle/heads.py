@@ -1,4 +1,4 @@
-"""The kinds of attention of a :class:`~vllm_nfp.principle.shape.ModelShape`, as one rank has them."""
+"""The kinds of attention of a shape, as one rank has them."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def attention_parts(shape: ModelShape) -> tuple[AttentionPart, ...]:
         shape.num_kv_heads,
         shape.head_dim,
         shape.head_dim,
+        top_k=0 if shape.indexer is None else shape.indexer.top_k,
     )
     windowed = replace(full, layers=sliding, window=shape.sliding_window)
     return tuple(part for part in (full, windowed) if part.layers) or (full,)

@@ -50,7 +50,6 @@ from vllm_nfp.principle.quantized_weights import (
     stored_weights,
 )
 from vllm_nfp.principle.reading.attention import (
-    attention_kinds,
     gate_columns,
     head_dim,
     indexer,
@@ -63,6 +62,7 @@ from vllm_nfp.principle.reading.feed_forward import (
     has_experts,
     shared_experts,
 )
+from vllm_nfp.principle.reading.special import Special, special_attention
 from vllm_nfp.principle.reading.unknown import DENSE, REQUIRED, assumptions, family_of
 from vllm_nfp.principle.reading.windows import windows
 from vllm_nfp.principle.recurrence import ASSUMED
@@ -123,8 +123,11 @@ def shape_from_config(
     sparse = has_experts(fields, layers) if family.experts else (False,) * layers
     mixed = _mixed(fields, family, sparse) if pruned is None else _whole_mixed(pruned)
     mla = latent_attention(fields, family.absorbed) if family.latent else None
-    slides = windows(fields, family, layers) if family.hybrid is None else (None,) * layers
-    kinds = attention_kinds(fields, family, slides) if family.hybrid is None and mla is None else ()
+    listed = family.hybrid is None and family.special != "deepseek_v4"
+    slides = windows(fields, family, layers) if listed else (None,) * layers
+    plain = family.hybrid is None and mla is None
+    special = special_attention(fields, family, slides) if plain else Special(())
+    kinds = special.kinds
     dense = mixed.ffn.count(False)
     widths = pruned.widths if pruned is not None else dense_widths(fields, family, dense)
     expert_width = fields.whole("moe_intermediate_size", least=1) if family.experts else 0
@@ -179,10 +182,10 @@ def shape_from_config(
         lm_head_weight_bytes=weights.lm_head,
         kv_bytes=_kv_bytes(kv_bits, quantization),
         mla=mla,
-        indexer=indexer(fields, layers, mla) if family.indexed and mla is not None else None,
+        indexer=indexer(fields, layers, mla) if family.indexed and mla else special.indexer,
         assumptions=(
             *((_IDLE_EXPERTS,) if fields.get("zero_expert_num") else ()),
-            *((SPARSE_ASSUMED,) if family.indexed else ()),
+            *((SPARSE_ASSUMED,) if family.indexed or special.indexer else ()),
             *((ASSUMED,) if mixed.recurrent else ()),
             *((_STORED_ALIKE,) if mixed.recurrent and quantization is not None else ()),
             *assumptions(text, model_type, family),
@@ -283,9 +286,10 @@ def _is_uniform(family: Family) -> bool:
 def _check_only(fields: ConfigFields, family: Family, model_type: str) -> None:
     for name, only in family.only.items():
         value = fields.get(name)
-        if value is not None and value != only:
+        told = fields.get(only[1:]) if isinstance(only, str) and only[:1] == "=" else only
+        if value is not None and value != told:
             raise ShapeError(
-                f"{name} of a {model_type} config must be {only!r}, not {shown(value)}: "
+                f"{name} of a {model_type} config must be {told!r}, not {shown(value)}: "
                 f"the shape describes no other"
             )
 

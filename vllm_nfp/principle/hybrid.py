@@ -57,27 +57,28 @@ def mixed_layers(
         return _single_blocks(fields, layers)
     if hybrid == "falcon_h1":
         return Mixed(layers, layers, has_experts)
-    if hybrid == "jamba":
-        period, offset = fields.whole("attn_layer_period", 8), fields.whole("attn_layer_offset", 4)
-        attention = sum(index % max(period, 1) == offset for index in range(layers))
-        return Mixed(attention, layers - attention, has_experts)
     if hybrid in ("mamba", "mamba2"):
         return Mixed(0, layers, (None,) * layers)
+    attention = _attention_layers(fields, hybrid, layers)
+    return Mixed(attention, layers - attention, has_experts)
+
+
+def _attention_layers(fields: ConfigFields, hybrid: Hybrid, layers: int) -> int:
+    """Layers with attention where every layer has that or a state."""
+    if hybrid == "jamba":
+        period, offset = fields.whole("attn_layer_period", 8), fields.whole("attn_layer_offset", 4)
+        return sum(index % max(period, 1) == offset for index in range(layers))
     if hybrid in ("lightning", "bailing_kda"):
-        full = _last_of_groups(fields, layers, hybrid)
-        return Mixed(full, layers - full, has_experts)
+        return _last_of_groups(fields, layers, hybrid)
     if hybrid == "kda":
-        recurrent = len(_delta_layers(fields))
-        return Mixed(layers - recurrent, recurrent, has_experts)
+        return layers - len(_delta_layers(fields))
     kinds = fields.per_layer("layer_types", layers)
     if kinds:
         strange = [kind for kind in kinds if kind not in (*_ATTENTION, *_RECURRENT)]
         if strange:
             raise ShapeError(f"layer_types has {shown(strange[0])}: it is not known in this family")
-        attention = sum(kind in _ATTENTION for kind in kinds)
-    else:
-        attention = _attention_by_rule(fields, hybrid, layers)
-    return Mixed(attention, layers - attention, has_experts)
+        return sum(kind in _ATTENTION for kind in kinds)
+    return _attention_by_rule(fields, hybrid, layers)
 
 
 def _last_of_groups(fields: ConfigFields, layers: int, hybrid: Hybrid) -> int:
@@ -91,6 +92,8 @@ def _attention_by_rule(fields: ConfigFields, hybrid: Hybrid, layers: int) -> int
         return layers // fields.whole("full_attention_interval", 4, least=1)
     if hybrid == "short_conv" and fields.get("full_attn_idxs") is not None:
         return len(set(fields.whole_items("full_attn_idxs", layers - 1)))
+    if hybrid == "granite" and fields.get("attn_layer_indices") is not None:
+        return len(set(fields.whole_items("attn_layer_indices", layers - 1)))
     raise ShapeError("the config lacks layer_types: give a complete config.json")
 
 

@@ -54,10 +54,8 @@ def _model_positions(shape: ModelShape, hardware: Hardware, batch_size: int, con
         flops = 2.0 * batch_size * gemm.parameters
         position_seconds += count * flops / hardware.peak_flops(gemm.fp8)
     cached = context + 1
-    if shape.indexer is not None:
-        cached = min(cached, shape.indexer.top_k)
     for heads, part in shape.attentions:
-        tokens = batch_size * part.layers * heads.kv_heads * min(cached, part.window or cached)
+        tokens = batch_size * part.layers * heads.kv_heads * part.read(cached)
         read_bytes += tokens * heads.token_bytes
         flops = tokens * heads.group * heads.flops_per_pair
         position_seconds += flops / hardware.peak_flops(heads.fp8)

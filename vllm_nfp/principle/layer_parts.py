@@ -101,6 +101,10 @@ class AttentionPart:
             value projections.
         tied_values: values are the keys. vLLM keeps their projection and their cache twice.
         gate: columns of a gate for each head, from one more projection; 0: none.
+        compress: beside the window, the cache has one entry for so many tokens; 0: none.
+        top_k: entries, outside the window if there is one, that each position picks; 0: all.
+        entry_bytes: bytes of a cached entry of a KV head; 0: those of its key and value.
+        matrices: projections that do not follow from the sizes.
     """
 
     layers: int
@@ -112,17 +116,39 @@ class AttentionPart:
     shared: int = 0
     tied_values: bool = False
     gate: int = 0
+    compress: int = 0
+    top_k: int = 0
+    entry_bytes: float = 0.0
+    matrices: tuple[Matrix, ...] = ()
 
     @property
     def caches(self) -> int:
         """Layers with a cache of their own."""
         return self.layers - self.shared
 
+    @property
+    def sparse(self) -> bool:
+        """It reads some entries of what is cached, and others not."""
+        return self.top_k > 0 or self.compress > 0
+
+    def stored(self, cached: float) -> float:
+        """Entries of one layer's cache for a sequence of so many tokens."""
+        local = cached if self.window is None else min(cached, self.window)
+        return local + (cached / self.compress if self.compress else 0.0)
+
+    def read(self, cached: float) -> float:
+        """Entries that one position reads."""
+        if self.compress:
+            pool = cached / self.compress
+            return min(cached, self.window or 0) + min(pool, self.top_k or pool)
+        local = cached if self.window is None else min(cached, self.window)
+        return min(local, self.top_k or local)
+
     def rank_heads(self, ranks: int, kv_bytes: float) -> AttentionHeads:
         """What one rank's kernel sees; KV heads are copied where ranks outnumber them."""
         heads = self.heads // ranks
         kv_heads = max(1, self.kv_heads // ranks)
-        token_bytes = (self.head_dim + self.value_dim) * kv_bytes
+        token_bytes = self.entry_bytes or (self.head_dim + self.value_dim) * kv_bytes
         group = max(1, heads // kv_heads)
         return AttentionHeads(
             kv_heads, group, self.head_dim, self.value_dim, token_bytes, kv_bytes <= 1
@@ -130,6 +156,8 @@ class AttentionPart:
 
     def rank_matrices(self, ranks: int, hidden: int, shared: bool) -> tuple[tuple[int, int], ...]:
         """Inputs and outputs of a rank's projections in one layer, with its own cache or not."""
+        if self.matrices:
+            return tuple(matrix.per_rank(ranks) for matrix in self.matrices)
         heads, kv_heads = self.heads // ranks, max(1, self.kv_heads // ranks)
         columns = heads * (self.head_dim + self.gate)
         if not shared:
@@ -177,8 +205,11 @@ class Indexer:
     Attributes:
         layers: how many layers have one of their own; others use that of a layer before.
         top_k: tokens that it picks for each position.
-        heads, head_dim: of its queries; it has one key for each token.
+        heads, head_dim: of its queries; it has one key for each entry of its cache.
         query_inputs: width of the compressed queries that its own are made of.
+        columns: outputs of its matrices on the hidden states; 0: a key and a weight for each head.
+        compress: tokens for each entry of its cache.
+        entry_bytes: bytes of such an entry; 0: an FP8 key and a 32-bit scale.
     """
 
     layers: int
@@ -186,8 +217,16 @@ class Indexer:
     heads: int
     head_dim: int
     query_inputs: int
+    columns: int = 0
+    compress: int = 1
+    entry_bytes: float = 0.0
 
     @property
-    def token_bytes(self) -> int:
-        """Bytes of a token in the cache of one layer: an FP8 key and a 32-bit scale."""
-        return self.head_dim + 4
+    def token_bytes(self) -> float:
+        """Bytes of a token in the cache of one layer."""
+        return (self.entry_bytes or self.head_dim + 4) / self.compress
+
+    @property
+    def hidden_columns(self) -> int:
+        """Outputs of its matrices on the hidden states."""
+        return self.columns or self.head_dim + self.heads

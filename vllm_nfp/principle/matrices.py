@@ -1,4 +1,4 @@
-"""The weight matrices of a :class:`~vllm_nfp.principle.shape.ModelShape`, as one rank holds them."""
+"""The weight matrices of a shape, as one rank holds them."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def indexer(shape: ModelShape) -> tuple[Gemm, ...]:
     heads, width = shape.indexer.heads, shape.indexer.head_dim
     return (
         _linear(shape, shape.indexer.query_inputs, heads * width),
-        Gemm(shape.hidden_size, width + heads, 2.0),
+        Gemm(shape.hidden_size, shape.indexer.hidden_columns, 2.0),
     )
 
 

@@ -55,7 +55,7 @@ def cache_bytes(shape: ModelShape, batch_size: int, context: int) -> float:
     """
     cached = context + 1
     tokens = sum(
-        part.caches * min(cached, part.window or cached) * heads.kv_heads * heads.token_bytes
+        part.caches * part.stored(cached) * heads.kv_heads * heads.token_bytes
         for heads, part in shape.attentions
     )
     if shape.indexer is not None:

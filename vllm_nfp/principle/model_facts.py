@@ -48,16 +48,25 @@ class ModelFacts:
 def model_facts(shape: ModelShape) -> ModelFacts:
     """The facts of a model."""
     whole = replace(shape, tensor_parallel_size=1, data_parallel_size=1, expert_parallel=False)
-    indexer = whole.indexer
-    indexed = 0 if indexer is None else indexer.layers * indexer.token_bytes
     return ModelFacts(
         parameters=whole.total_parameters,
         weight_bytes=round(weight_bytes(whole)),
         layers=_kinds(whole),
-        kv_bytes_per_token=round(
-            sum(p.caches * h.kv_heads * h.token_bytes for h, p in whole.attentions) + indexed
-        ),
+        kv_bytes_per_token=_kv_bytes(whole),
         state_bytes_per_sequence=_state_bytes(whole),
+    )
+
+
+def _kv_bytes(shape: ModelShape) -> int:
+    """Bytes that one token adds to the caches of attention and indexers."""
+    indexer = shape.indexer
+    indexed = 0.0 if indexer is None else indexer.layers * indexer.token_bytes
+    return round(
+        indexed
+        + sum(
+            part.caches * part.stored(1.0) * heads.kv_heads * heads.token_bytes
+            for heads, part in shape.attentions
+        )
     )
 
 
@@ -68,8 +77,9 @@ def _state_bytes(shape: ModelShape) -> int:
 
 def _kinds(shape: ModelShape) -> dict[str, int]:
     linear = shape.linear_attention
-    sliding = sum(part.layers for _, part in shape.attentions if part.window is not None)
-    sparse = 0 if shape.indexer is None else shape.attention_layers
+    parts = [part for _, part in shape.attentions]
+    sparse = sum(part.layers for part in parts if part.sparse)
+    sliding = sum(part.layers for part in parts if part.window is not None and not part.sparse)
     kinds = {
         "full_attention": shape.attention_layers - sliding - sparse,
         "sparse_attention": sparse,

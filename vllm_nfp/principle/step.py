@@ -23,7 +23,7 @@ from vllm_nfp.principle.ffn import KERNEL_SECONDS, activation_seconds, elementwi
 from vllm_nfp.principle.gemm import gemm_fixed_seconds, gemm_terms
 from vllm_nfp.principle.graphs import DEFAULT_CAPTURE_SIZES, padded_tokens
 from vllm_nfp.principle.hardware_file import Target
-from vllm_nfp.principle.layer_parts import AttentionHeads, Indexer
+from vllm_nfp.principle.layer_parts import AttentionHeads, AttentionPart
 from vllm_nfp.principle.matrices import Counted
 from vllm_nfp.principle.recurrence import FIXED_SECONDS, recurrence_terms
 from vllm_nfp.principle.routing import Routing, skewed_shares
@@ -241,28 +241,28 @@ class Step:
         """All layers, full and sliding; the cache holds context and positions."""
         return self._once("attention", self._attention)
 
-    def _sparse_attention(self, indexer: Indexer) -> Cost:
-        """Latent attention to picked tokens in all layers, and the indexers of those with one."""
-        cached = self._context + self._positions
-        heads = self._shape.attention
-        sizes = (self._batch_size, cached, self._positions)
-        gathered = gathered_terms(self._hardware, heads, indexer.top_k, *sizes)
-        scored = indexer_terms(self._hardware, indexer, *sizes)
-        fixed = fixed_seconds(heads, self._calibration.attention)
-        return Cost(fixed, gathered).times(self._shape.attention_layers) + Cost(
-            INDEXER_FIXED_SECONDS, scored
-        ).times(indexer.layers)
-
     def _attention(self) -> Cost:
-        if self._shape.indexer is not None:
-            return self._sparse_attention(self._shape.indexer)
         cost = NOTHING
         for heads, part in self._shape.attentions:
-            cost += self._attention_layer(heads, part.window).times(part.layers)
+            layer = self._picked if part.sparse else self._attention_layer
+            cost += layer(heads, part).times(part.layers)
+        indexer = self._shape.indexer
+        if indexer is not None:
+            cached = self._context + self._positions
+            sizes = (self._batch_size, cached, self._positions)
+            scored = indexer_terms(self._hardware, indexer, *sizes)
+            cost += Cost(INDEXER_FIXED_SECONDS, scored).times(indexer.layers)
         return cost
 
-    def _attention_layer(self, heads: AttentionHeads, window: int | None) -> Cost:
+    def _picked(self, heads: AttentionHeads, part: AttentionPart) -> Cost:
+        """A layer that reads some entries of its cache only."""
         cached = self._context + self._positions
+        sizes = (self._batch_size, cached, self._positions)
+        gathered = gathered_terms(self._hardware, heads, part, *sizes)
+        return Cost(fixed_seconds(heads, self._calibration.attention), gathered)
+
+    def _attention_layer(self, heads: AttentionHeads, part: AttentionPart) -> Cost:
+        cached, window = self._context + self._positions, part.window
         if window is not None:
             # The windows of N neighbours together span N - 1 tokens more than one of them.
             cached = np.minimum(cached, window + self._positions - 1)

@@ -36,9 +36,8 @@ def named_families() -> list[str]:
     return sorted(name for name in set(FAMILIES) - variants if not name.endswith("_text"))
 
 
-_INDEXED = "its attention reads only the tokens that an indexer picks"
-
 UNDESCRIBED: Mapping[str, str] = {
-    "deepseek_v4": _INDEXED,
+    "mllama_text_model": "some of its layers attend to an image's tokens alone, and vLLM 0.32 "
+    "serves it no more",
 }
 """Families that a shape cannot describe, with the reason; not even as dense."""

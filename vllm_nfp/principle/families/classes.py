@@ -70,6 +70,8 @@ BY_CLASS: Mapping[str, str] = {
     "InternLM2ForCausalLM": "internlm2",
     "InternLM3ForCausalLM": "internlm3",
     "IQuestCoderForCausalLM": "iquestcoder",
+    "InklingForCausalLM": "inkling_model",
+    "HYV4ForCausalLM": "hy_v4",
     "Jais2ForCausalLM": "jais2",
     "JambaForCausalLM": "jamba",
     "K2HorizonForCausalLM": "k2_horizon",

@@ -156,7 +156,7 @@ DENSE: Mapping[str, Family] = {
         defaults={"tie_word_embeddings": True},
         tables={"max_position_embeddings": 2},
         # Others project between the embedding's width and the layers'.
-        only={"word_embed_proj_dim": None},
+        only={"word_embed_proj_dim": "=hidden_size"},
     ),
     "falcon": _FALCON,
     "falcon_grouped": replace(

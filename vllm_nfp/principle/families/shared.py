@@ -32,4 +32,4 @@ QWEN3_MOE = Family(
 )
 DEEPSEEK = Family(experts=True, latent=True)
 DEEPSEEK_V3 = replace(DEEPSEEK, defaults={"first_k_dense_replace": 3})
-GLM_MOE = Family(experts=True, defaults={"first_k_dense_replace": 1, "head_dim": 128})
+GLM_MOE = Family(experts=True, defaults={"first_k_dense_replace": 1})

@@ -57,6 +57,7 @@ _STEP3 = Family(
         "num_key_value_heads": ("num_attention_groups", "num_key_value_heads"),
         "shared_expert_intermediate_size": ("share_expert_dim", "share_expert_dims"),
         "attn_output_gate": ("use_head_wise_attn_gate",),
+        "moe_layers": ("moe_layers_enum", "moe_layers"),
         "other_heads": ("attention_other_setting.num_attention_heads",),
         "other_kv_heads": ("attention_other_setting.num_attention_groups",),
         "other_head_dim": ("attention_other_setting.head_dim",),
@@ -93,7 +94,79 @@ _LONGCAT = Family(
     },
 )
 
+_DEEPSEEK_V4 = Family(
+    experts=True,
+    special="deepseek_v4",
+    names={"mlp_layer_types": (), "sliding_window": ("sliding_window", "window_size")},
+    defaults={"sliding_window": 128, "num_key_value_heads": 1, "head_dim": 512},
+)
+_MINIMAX_M3 = Family(
+    experts=True,
+    special="minimax_m3",
+    names={
+        "intermediate_size": ("dense_intermediate_size",),
+        "moe_intermediate_size": ("moe_intermediate_size", "intermediate_size"),
+        "shared_expert_intermediate_size": ("shared_intermediate_size",),
+        "sparse_layers": ("sparse_attention_config.sparse_attention_freq",),
+        "index_head_dim": ("index_head_dim", "sparse_attention_config.sparse_index_dim"),
+        "index_n_heads": ("index_n_heads", "sparse_attention_config.sparse_num_index_heads"),
+        "index_topk_blocks": (
+            "index_topk_blocks",
+            "sparse_attention_config.sparse_topk_blocks",
+        ),
+        "index_block_size": ("index_block_size", "sparse_attention_config.sparse_block_size"),
+    },
+    defaults={"head_dim": 128, "num_key_value_heads": 4},
+    only={"attention_output_gate": False},
+)
+_INKLING = Family(
+    experts=True,
+    special="inkling",
+    names={
+        "sliding_window": ("sliding_window_size",),
+        "sliding_layer_ids": ("local_layer_ids",),
+    },
+    sliding={
+        "num_attention_heads": ("swa_num_attention_heads",),
+        "num_key_value_heads": ("swa_num_key_value_heads",),
+        "head_dim": ("swa_head_dim",),
+    },
+    defaults={"head_dim": 128, "num_key_value_heads": 8, "d_rel": 16},
+)
+_STEP3_TEXT = Family(
+    experts=True,
+    special="step3",
+    names={
+        "num_experts": ("moe_num_experts",),
+        "num_experts_per_tok": ("moe_top_k",),
+        "shared_expert_intermediate_size": ("share_expert_dim",),
+        "moe_layers": ("moe_layers_enum",),
+    },
+    # The first four layers and the last are dense (transformers_utils/configs/step3_vl.py).
+    defaults={
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+        "share_q_dim": 2048,
+        "moe_layers": list(range(4, 60)),
+    },
+)
+
 UNLIKE: Mapping[str, Family] = {
+    "deepseek_v4": _DEEPSEEK_V4,
+    "minimax_m3": _MINIMAX_M3,
+    "minimax_m3_vl_text": _MINIMAX_M3,
+    "inkling_text": _INKLING,
+    "inkling_model": _INKLING,
+    "step3_text": _STEP3_TEXT,
+    "hy_v4": Family(
+        experts=True,
+        latent=True,
+        indexed=True,
+        special="hy_v4",
+        gate="elements",
+        names={"layer_types": ()},
+        defaults={"first_k_dense_replace": 1},
+    ),
     "gemma3n_text": _GEMMA3N,
     "gemma4_text": _GEMMA4,
     "gemma4_moe": replace(_GEMMA4, experts=True, beside_experts=True, variant=None),

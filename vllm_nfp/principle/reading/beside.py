@@ -1,4 +1,4 @@
-"""Matrices and tables that are neither attention nor feed-forward: those of Gemma 3n and 4."""
+"""Matrices and tables that are neither attention nor feed-forward."""
 
 from __future__ import annotations
 
@@ -20,9 +20,27 @@ def tables(fields: ConfigFields, family: Family, layers: int) -> int:
 
 
 def side_matrices(fields: ConfigFields, family: Family, layers: int) -> Counted:
-    """Matrices of Gemma's inputs for each layer, and of Gemma 3n's predicted states."""
-    if family.special != "gemma":
-        return ()
+    """Matrices of every step that belong to no module, with how many layers have each."""
+    hidden = fields.whole("hidden_size", least=1)
+    if family.special in ("deepseek_v4", "hy_v4"):
+        return _hyper_connections(fields, family, layers)
+    if family.special == "inkling":
+        columns = fields.whole("num_attention_heads", 0) * fields.whole("d_rel", 0)
+        return ((layers, Matrix(hidden, columns)),) if columns else ()
+    return _gemma(fields, layers) if family.special == "gemma" else ()
+
+
+def _hyper_connections(fields: ConfigFields, family: Family, layers: int) -> Counted:
+    """Weights of several residual streams, before attention and before the experts."""
+    streams = fields.whole("hc_mult", 4, least=1)
+    inputs = streams * fields.whole("hidden_size", least=1)
+    mixed = streams if family.special == "deepseek_v4" else 0
+    outputs = (2 + mixed) * streams
+    return ((2 * layers, Matrix(inputs, outputs, "none")), (1, Matrix(inputs, streams, "none")))
+
+
+def _gemma(fields: ConfigFields, layers: int) -> Counted:
+    """Gemma's inputs for each layer, and Gemma 3n's predicted states."""
     hidden = fields.whole("hidden_size", least=1)
     width = fields.whole("hidden_size_per_layer_input", 0)
     found: list[tuple[int, Matrix]] = []

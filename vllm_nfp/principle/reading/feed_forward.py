@@ -19,11 +19,11 @@ def has_experts(fields: ConfigFields, layers: int) -> tuple[bool, ...]:
         if strange:
             raise ShapeError(f"mlp_layer_types has {shown(strange[0])}: only dense, sparse known")
         return tuple(kind in _SPARSE for kind in kinds)
+    if isinstance(fields.get("moe_layers"), str):
+        return _enumerated(str(fields.get("moe_layers")), layers)
     if fields.get("moe_layers") is not None:
         listed = set(fields.whole_items("moe_layers", layers - 1))
         return tuple(index in listed for index in range(layers))
-    if isinstance(fields.get("moe_layers_enum"), str):
-        return _enumerated(str(fields.get("moe_layers_enum")), layers)
     if isinstance(fields.get("moe_layer_freq"), (list, tuple)):
         fields.per_layer("moe_layer_freq", layers)
         return tuple(flag == 1 for flag in fields.whole_items("moe_layer_freq", 1))

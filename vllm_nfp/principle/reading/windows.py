@@ -8,6 +8,7 @@ from vllm_nfp.principle.sizes import MAX_TOKENS, ShapeError, shown
 
 _SLIDING = ("sliding_attention", "chunked_attention", "hybrid_sliding")
 _FULL = ("full_attention", "attention", "hybrid", "indexed_attention", "minimax_m3_sparse")
+"""Layers that see all tokens, or all that an indexer picks."""
 
 
 def windows(fields: ConfigFields, family: Family, layers: int) -> tuple[int | None, ...]:
@@ -25,7 +26,10 @@ def windows(fields: ConfigFields, family: Family, layers: int) -> tuple[int | No
     window = fields.whole("sliding_window", 0, most=MAX_TOKENS)
     if not window or (family.window_switch and not fields.flag("use_sliding_window", False)):
         return (None,) * layers
-    if kinds:
+    listed = fields.whole_items("sliding_layer_ids", layers - 1)
+    if listed:
+        slides = [index in listed for index in range(layers)]
+    elif kinds:
         slides = [kind in _SLIDING for kind in kinds]
     elif fields.per_layer("sliding_layers", layers):
         slides = [flag == 1 for flag in fields.whole_items("sliding_layers", 1)]
