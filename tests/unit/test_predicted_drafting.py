@@ -16,7 +16,7 @@ from vllm_nfp.draft import Acceptance
 from vllm_nfp.draft.recommendation import Recommendation
 from vllm_nfp.draft.sources import SourceError
 from vllm_nfp.principle.notes import notes
-from vllm_nfp.principle.prediction import Predictions
+from vllm_nfp.principle.predictions import Predictions
 
 
 def times(config: dict[str, Any] = QWEN_3_8B, **served: Any) -> Predictions:
