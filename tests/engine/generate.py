@@ -1,6 +1,6 @@
 """Run as a program: generate with a real vLLM engine and print what came out, as JSON.
 
-    generate.py MODEL OUT.json chunked|seeded|graphs|narrow
+    generate.py MODEL OUT.json chunked|seeded|graphs|narrow|pictures
 
 The probe is on if the environment carries its settings. Requests share prefixes, are longer than
 a step's token limit, and are all there before the first step (the engine runs in this process: in
@@ -11,6 +11,8 @@ Two modes, since vLLM 0.32 on a CPU fails on its own when a request with a seed 
 is read in chunks ("CPU Generator does not use offset"): "chunked" samples from the engine's one
 generator, which a probe that drew from it would shift; "seeded" gives requests their own seeds.
 "narrow" is the latter in bfloat16 with a KV cache of 8 bits, whose bytes hold more in each.
+"pictures" has pictures in every other prompt, and fewer sequences at a time, so that they are read
+between decode steps.
 """
 
 from __future__ import annotations
@@ -50,7 +52,25 @@ def by_transformers(model: Path, wanted: list[list[int]], tokens: int) -> list[l
     return outputs
 
 
-SEEDED = ("seeded", "narrow")
+def with_pictures(model: Path, wanted: list[list[int]]) -> list[dict[str, Any]]:
+    """The prompts, with no, one or two pictures before each."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(3)
+    config = json.loads((model / "config.json").read_text())
+    # vLLM puts BLIP-2's pictures first itself; the others' prompts say where they are.
+    mark = [] if config["model_type"] == "blip-2" else [config["image_token_id"]]
+    made = []
+    for index, ids in enumerate(wanted):
+        count = index % (3 if mark else 2)
+        pixels = rng.integers(0, 256, (count, 60, 80 + 8 * index, 3), dtype=np.uint8)
+        pictures = {"image": [Image.fromarray(each) for each in pixels]} if count else {}
+        made.append({"prompt_token_ids": mark * count + ids[:40], "multi_modal_data": pictures})
+    return made
+
+
+SEEDED = ("seeded", "narrow", "pictures")
 GRAPHS: dict[str, Any] = {
     # FULL graphs, but nothing compiled, which would take most of the test's time.
     "compilation_config": {
@@ -70,7 +90,9 @@ def main(model: str, out: str, mode: str) -> None:
     arguments = {
         "enforce_eager": mode != "graphs",
         "max_model_len": 512,
-        "max_num_seqs": 24,  # a full server leaves nothing for probes
+        # A full server leaves nothing for probes.
+        "max_num_seqs": 24 if mode != "pictures" else 10,
+        "skip_tokenizer_init": mode != "pictures",
         "dtype": "bfloat16" if mode in ("graphs", "narrow") else "float32",
         "kv_cache_dtype": "fp8" if mode == "narrow" else "auto",
         "max_num_batched_tokens": 64 if mode == "chunked" else 2048,
@@ -82,7 +104,9 @@ def main(model: str, out: str, mode: str) -> None:
     llm = start_engine(model, arguments)
     from vllm import SamplingParams
 
-    requests = [{"prompt_token_ids": ids} for ids in prompts()]
+    requests: list[Any] = [{"prompt_token_ids": ids} for ids in prompts()]
+    if mode == "pictures":
+        requests = with_pictures(Path(model), prompts())
     common = {"max_tokens": 40, "ignore_eos": True, "detokenize": False, "logprobs": 1}
     params = [
         SamplingParams(temperature=0.0, **common)

@@ -128,7 +128,7 @@ def runs_of(session: Any) -> list[dict[str, Any]]:
         batch = ticket.prepared.batch
         metadata = forward.metadata(batch, 128, for_capture=False)
         with forward.context(metadata, batch, Execution.NONE, compiled=False):
-            plain = forward._call(batch.input_ids, batch.positions)[: batch.tokens].float()
+            plain = forward._view.model(**forward.inputs.fresh(batch))[: batch.tokens].float()
         seen = outputs[0] if outputs else None  # in a FULL graph no Python runs
         result.append(
             {
