@@ -1,6 +1,6 @@
 """Run as a program: generate with a real vLLM engine and print what came out, as JSON.
 
-    generate.py MODEL OUT.json chunked|seeded|graphs|narrow|pictures
+    generate.py MODEL OUT.json chunked|seeded|graphs|narrow|pictures|embedded
 
 The probe is on if the environment carries its settings. Requests share prefixes, are longer than
 a step's token limit, and are all there before the first step (the engine runs in this process: in
@@ -11,8 +11,8 @@ Two modes, since vLLM 0.32 on a CPU fails on its own when a request with a seed 
 is read in chunks ("CPU Generator does not use offset"): "chunked" samples from the engine's one
 generator, which a probe that drew from it would shift; "seeded" gives requests their own seeds.
 "narrow" is the latter in bfloat16 with a KV cache of 8 bits, whose bytes hold more in each.
-"pictures" has pictures in every other prompt, and fewer sequences at a time, so that they are read
-between decode steps.
+"pictures" has pictures before most prompts, in chunks and with answers of different lengths, so
+that they are read between decode steps. "embedded" has prompts that are embeddings.
 """
 
 from __future__ import annotations
@@ -70,7 +70,20 @@ def with_pictures(model: Path, wanted: list[list[int]]) -> list[dict[str, Any]]:
     return made
 
 
-SEEDED = ("seeded", "narrow", "pictures")
+def as_embeddings(model: Path, wanted: list[list[int]]) -> list[dict[str, Any]]:
+    """Every other prompt, as random embeddings."""
+    import torch
+
+    width = json.loads((model / "config.json").read_text())["hidden_size"]
+    torch.manual_seed(5)
+    return [
+        {"prompt_embeds": torch.randn(len(ids), width)} if index % 2 else {"prompt_token_ids": ids}
+        for index, ids in enumerate(wanted)
+    ]
+
+
+REQUESTS = {"pictures": with_pictures, "embedded": as_embeddings}
+SEEDED = ("seeded", "narrow")
 GRAPHS: dict[str, Any] = {
     # FULL graphs, but nothing compiled, which would take most of the test's time.
     "compilation_config": {
@@ -90,12 +103,12 @@ def main(model: str, out: str, mode: str) -> None:
     arguments = {
         "enforce_eager": mode != "graphs",
         "max_model_len": 512,
-        # A full server leaves nothing for probes.
-        "max_num_seqs": 24 if mode != "pictures" else 10,
+        "max_num_seqs": 24,  # a full server leaves nothing for probes
         "skip_tokenizer_init": mode != "pictures",
+        "enable_prompt_embeds": mode == "embedded",
         "dtype": "bfloat16" if mode in ("graphs", "narrow") else "float32",
         "kv_cache_dtype": "fp8" if mode == "narrow" else "auto",
-        "max_num_batched_tokens": 64 if mode == "chunked" else 2048,
+        "max_num_batched_tokens": {"chunked": 64, "pictures": 96}.get(mode, 2048),
         "enable_prefix_caching": True,
         "enable_chunked_prefill": True,
         "seed": 0,
@@ -105,8 +118,8 @@ def main(model: str, out: str, mode: str) -> None:
     from vllm import SamplingParams
 
     requests: list[Any] = [{"prompt_token_ids": ids} for ids in prompts()]
-    if mode == "pictures":
-        requests = with_pictures(Path(model), prompts())
+    if mode in REQUESTS:
+        requests = REQUESTS[mode](Path(model), prompts())
     common = {"max_tokens": 40, "ignore_eos": True, "detokenize": False, "logprobs": 1}
     params = [
         SamplingParams(temperature=0.0, **common)
@@ -116,6 +129,9 @@ def main(model: str, out: str, mode: str) -> None:
         )
         for i in range(len(requests))
     ]
+    if mode == "pictures":
+        for index, each in enumerate(params):
+            each.max_tokens = 24 + 4 * index
     result = []
     for _ in range(2):  # the second time from the prefix cache
         for output in llm.generate(requests, params, use_tqdm=False):

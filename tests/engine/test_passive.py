@@ -7,14 +7,13 @@ import shutil
 import time
 import urllib.request
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import kinds
 import pytest
-from serving import API_KEY, Running, server
+from serving import Running, server
 
 from vllm_nfp.results import scrape
 
@@ -27,31 +26,6 @@ CONNECTOR = {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}
 def kv_connector(folder: Path) -> list[str]:
     storage = {"kv_connector_extra_config": {"shared_storage_path": str(folder / "kv")}}
     return ["--kv-transfer-config", json.dumps({**CONNECTOR, **storage})]
-
-
-def image_outputs(running: Running) -> list[list[int]]:
-    """Chats with and without pictures, four at a time."""
-
-    def one(index: int) -> list[int]:
-        text = {"type": "text", "text": " ".join(f"w{(7 * index + i) % 90}" for i in range(12))}
-        pictures = [
-            {"type": "image_url", "image_url": {"url": kinds.image(20 * index + shade)}}
-            for shade in range(index % 2)
-        ]
-        body = {
-            "model": running.model, "messages": [{"role": "user", "content": [*pictures, text]}],
-            "max_tokens": 24, "temperature": 0, "ignore_eos": True, "return_token_ids": True,
-        }  # fmt: skip
-        request = urllib.request.Request(
-            f"{running.url}/v1/chat/completions",
-            json.dumps(body).encode(),
-            {"Content-Type": "application/json", "Authorization": f"Bearer {API_KEY}"},
-        )
-        with urllib.request.urlopen(request, timeout=120) as answer:
-            return json.load(answer)["choices"][0]["token_ids"]
-
-    with ThreadPoolExecutor(4) as pool:
-        return list(pool.map(one, range(12)))
 
 
 def text_outputs(running: Running) -> list[list[int]]:
@@ -77,10 +51,6 @@ class Kind:
 KINDS = {
     "lora": Kind("LoRA", ("--enable-lora",)),
     "kv-connector": Kind("KV connector", more_flags=kv_connector),
-    "prompt-embeds": Kind("embeddings as input", ("--enable-prompt-embeds",)),
-    "multimodal": Kind(
-        "embeddings as input", ("--no-skip-tokenizer-init",), "multimodal", outputs=image_outputs
-    ),
     "hybrid": Kind("recurrent (mamba) state", ("--dtype", "bfloat16"), "hybrid"),
 }
 

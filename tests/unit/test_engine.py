@@ -14,7 +14,7 @@ from vllm_nfp.adapter.bindings import UnknownVllmError
 from vllm_nfp.adapter.runner_v1 import V1Runner
 from vllm_nfp.adapter.runner_v2 import V2Runner
 from vllm_nfp.adapter.runners import view_of
-from vllm_nfp.adapter.steps import StepLimits, step_of
+from vllm_nfp.adapter.steps import StepLimits, step_of, text_of
 from vllm_nfp.adapter.versions import Mode
 
 
@@ -153,6 +153,37 @@ def test_a_step_is_told_from_the_scheduler_output_alone() -> None:
     first = step_of(scheduled({"a": 1}, new=1), decode_positions=4, limits=LIMITS)
     assert first is not None and not first.decode
     assert step_of(scheduled({}), decode_positions=4, limits=LIMITS) is None
+
+
+def test_a_step_that_reads_an_image_is_no_decode_step() -> None:
+    output = scheduled({"a": 1, "b": 1}, computed=(100, 200))
+    output.scheduled_encoder_inputs = {"b": [0]}
+    step = step_of(output, decode_positions=4, limits=LIMITS)
+    assert step is not None and not step.decode
+
+
+def prompt(ids: list[int] | None, *images: tuple[int, int], embedded: Any = None) -> Any:
+    places = [SimpleNamespace(offset=offset, length=length) for offset, length in images]
+    return SimpleNamespace(
+        prompt_token_ids=ids,
+        prompt_is_token_ids=embedded,
+        mm_features=[SimpleNamespace(mm_position=place) for place in places],
+    )
+
+
+@pytest.mark.parametrize(
+    ("request_", "most", "text"),
+    [
+        (prompt([1, 2, 3, 4]), 3, [1, 2, 3]),
+        (prompt([9, 9, 9, 4, 5, 9, 9, 6], (0, 3), (5, 2)), 8, [4, 5, 6]),
+        (prompt([9, 9, 9, 4, 5, 9, 9, 6], (0, 3), (5, 2)), 2, [4, 5]),
+        (prompt([1, 2, 3, 9, 9, 4], (3, 2)), 2, [1, 2]),
+        (prompt(None), 8, []),
+        (prompt([0, 0, 4], embedded=[False, False, True]), 8, []),
+    ],
+)
+def test_probes_run_on_the_text_of_prompts(request_: Any, most: int, text: list[int]) -> None:
+    assert text_of(request_, most) == text
 
 
 def test_an_unknown_runner_is_refused_by_name() -> None:
