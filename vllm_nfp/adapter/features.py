@@ -37,6 +37,8 @@ class Feature:
     take the place of :attr:`value`."""
     value: Callable[[Any], object] | None = None
     """What the reason names."""
+    placeholder: str = "N"
+    """What stands for it in the docs."""
     flag: str = ""
     """What switches it on; empty if the model's configuration does."""
     step: str = ""
@@ -51,7 +53,7 @@ class Feature:
     @property
     def explained(self) -> str:
         """Why, of any server."""
-        return self.why if self.value is None else self.why.format("N")
+        return self.why if self.value is None else self.why.format(self.placeholder)
 
 
 def _size(name: str) -> Callable[[Any], int]:
@@ -95,6 +97,7 @@ _OFF = (
         Mode.OFF,
         "runner type {!r} decodes nothing: there is no step to probe or time",
         value=lambda c: c.model_config.runner_type,
+        placeholder="pooling",
         flag="--runner pooling",
     ),
     Feature(
@@ -188,6 +191,7 @@ _PARALLEL = (
         Mode.PASSIVE,
         "tensor parallelism with --distributed-executor-backend {} is not supported: use mp",
         value=_executor,
+        placeholder="external_launcher",
         flag="--distributed-executor-backend external_launcher",
     ),
     Feature(
