@@ -1,6 +1,6 @@
 """Run as a program: generate with a real vLLM engine and print what came out, as JSON.
 
-    generate.py MODEL OUT.json chunked|seeded|graphs|narrow|pictures|embedded
+    generate.py MODEL OUT.json chunked|seeded|graphs|narrow|pictures|picture-graphs|embedded
 
 The probe is on if the environment carries its settings. Requests share prefixes, are longer than
 a step's token limit, and are all there before the first step (the engine runs in this process: in
@@ -12,7 +12,8 @@ is read in chunks ("CPU Generator does not use offset"): "chunked" samples from 
 generator, which a probe that drew from it would shift; "seeded" gives requests their own seeds.
 "narrow" is the latter in bfloat16 with a KV cache of 8 bits, whose bytes hold more in each.
 "pictures" has pictures before most prompts, in chunks and with answers of different lengths, so
-that they are read between decode steps. "embedded" has prompts that are embeddings.
+that they are read between decode steps; "picture-graphs" is the same in CUDA graphs. "embedded" has
+prompts that are embeddings.
 """
 
 from __future__ import annotations
@@ -82,7 +83,9 @@ def as_embeddings(model: Path, wanted: list[list[int]]) -> list[dict[str, Any]]:
     ]
 
 
-REQUESTS = {"pictures": with_pictures, "embedded": as_embeddings}
+PICTURES = ("pictures", "picture-graphs")
+REQUESTS = {**dict.fromkeys(PICTURES, with_pictures), "embedded": as_embeddings}
+IN_GRAPHS = ("graphs", "picture-graphs")
 SEEDED = ("seeded", "narrow")
 GRAPHS: dict[str, Any] = {
     # FULL graphs, but nothing compiled, which would take most of the test's time.
@@ -101,18 +104,20 @@ def main(model: str, out: str, mode: str) -> None:
     from vllm_nfp.adapter.engines import start_engine
 
     arguments = {
-        "enforce_eager": mode != "graphs",
+        "enforce_eager": mode not in IN_GRAPHS,
         "max_model_len": 512,
         "max_num_seqs": 24,  # a full server leaves nothing for probes
-        "skip_tokenizer_init": mode != "pictures",
+        "skip_tokenizer_init": mode not in PICTURES,
         "enable_prompt_embeds": mode == "embedded",
-        "dtype": "bfloat16" if mode in ("graphs", "narrow") else "float32",
+        "dtype": "bfloat16" if mode in (*IN_GRAPHS, "narrow") else "float32",
         "kv_cache_dtype": "fp8" if mode == "narrow" else "auto",
-        "max_num_batched_tokens": {"chunked": 64, "pictures": 96}.get(mode, 2048),
+        "max_num_batched_tokens": 64 if mode == "chunked" else 96 if mode in PICTURES else 2048,
         "enable_prefix_caching": True,
         "enable_chunked_prefill": True,
         "seed": 0,
-        **(GRAPHS if mode == "graphs" else {}),
+        **(GRAPHS if mode in IN_GRAPHS else {}),
+        # The encoder's small heads fit no fast kernel.
+        **({"mm_encoder_attn_backend": "TORCH_SDPA"} if mode == "picture-graphs" else {}),
     }
     llm = start_engine(model, arguments)
     from vllm import SamplingParams
@@ -129,7 +134,7 @@ def main(model: str, out: str, mode: str) -> None:
         )
         for i in range(len(requests))
     ]
-    if mode == "pictures":
+    if mode in PICTURES:
         for index, each in enumerate(params):
             each.max_tokens = 24 + 4 * index
     result = []

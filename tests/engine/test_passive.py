@@ -84,11 +84,10 @@ def test_outputs_stay_and_steps_are_timed(
             if probe:
                 time.sleep(1.0)  # for what the last steps brought
                 check_metrics(running, kind.reason)
-            told = doctor.ask_vllm(
-                doctor.Question(model, ("--enforce-eager", *flags[: -len(probe)]))
-            )
-            assert told.values["mode"] == "passive"
-            assert kind.reason in told.values["reason"], "it is told before the server is started"
+    flags = ("--enforce-eager", *kind.flags, *kind.more_flags(tmp_path))
+    told = doctor.ask_vllm(doctor.Question(model, flags)).values
+    assert told["mode"] == "passive"
+    assert kind.reason in told["reason"], "it is told before the server is started"
     assert outputs[0] == outputs[1]
     assert sum(map(len, map(set, outputs[0]))) > 5 * len(outputs[0]), "the model repeats itself"
 

@@ -159,7 +159,7 @@ def test_every_feature_of_a_command_line_is_told_and_not_only_the_first_reason()
     found = whole(MODEL, mode="passive", reason="probing needs 1", features=made)
     told = [(f.status, f.found) for f in found.findings if f.name == "feature"]
     assert told == [
-        (Status.OK, "mixture of experts: probed; modules moe_ffn"),
+        (Status.OK, "mixture of experts: probed"),
         (Status.WARNING, "LoRA: passive; serve without --enable-lora"),
         (Status.WARNING, "pipeline parallelism: passive; probing needs 1"),
     ]

@@ -81,8 +81,8 @@ def model(facts: Facts) -> Iterator[Finding]:
     yield Finding("this model", _STATUS[mode], _MODE[mode], values["reason"])
     for feature in values["features"]:
         kept = Mode(feature["mode"])
-        found = f"{feature['name']}: {_WORD[kept]}; {feature['why']}"
-        yield Finding("feature", _STATUS[kept], found)
+        why = "" if kept is Mode.ACTIVE else f"; {feature['why']}"
+        yield Finding("feature", _STATUS[kept], f"{feature['name']}: {_WORD[kept]}{why}")
     backend = values["backend"]
     yield Finding(
         "attention backend",
