@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +44,10 @@ for name in ("no_proxy", "NO_PROXY"):
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB; several engines run at a time
+# Small matrices need no second thread. Where engines share the cores, the threads of each step wait
+# for each other, and spin: generating took four times as long, and CPU time with it.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
 
 # A shell has its background jobs ignore SIGINT, nohup SIGHUP, and children inherit that.
 for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
@@ -59,6 +63,20 @@ def fresh_environment_of_vllm() -> None:
     forget = getattr(sys.modules.get("vllm.envs"), "disable_envs_cache", None)
     if forget is not None:
         forget()
+
+
+def files_at_the_top() -> set[str]:
+    """Names in the checkout's top folder, without what git ignores."""
+    return {name for name in os.listdir(ROOT) if not name.startswith((".", "__pycache__"))}
+
+
+@pytest.fixture(autouse=True)
+def checkout_stays_clean() -> Iterator[None]:
+    """A command without ``-o`` writes into the current folder, which is the checkout."""
+    before = files_at_the_top()
+    yield
+    left = files_at_the_top() - before
+    assert not left, f"written into the checkout while this test ran: {', '.join(sorted(left))}"
 
 
 @pytest.fixture
