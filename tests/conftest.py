@@ -90,7 +90,13 @@ def inject_fault(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     return inject
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if config.pluginmanager.hasplugin("xdist"):
+        config.option.loadscopereorder = False  # it would begin with the files of most tests
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    _longest_files_first(items)
     _skip_thorough(items)
     if not any(item.get_closest_marker("gpu") for item in items):
         return
@@ -103,6 +109,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(skip)
 
 
+def _longest_files_first(items: list[pytest.Item]) -> None:
+    """Processes take a file at a time: one that began last would leave the others without work."""
+    engines = ROOT / "tests" / "engine"
+
+    def place(item: pytest.Item) -> int:
+        name = item.path.stem
+        if item.path.is_relative_to(engines):
+            return LONG_FILES.index(name) if name in LONG_FILES else len(LONG_FILES)
+        return len(LONG_FILES) + 1
+
+    items.sort(key=place)
+
+
 def _skip_thorough(items: list[pytest.Item]) -> None:
     """Leave what starts servers for cases that other tests nearly cover to releases."""
     if os.environ.get("NFP_THOROUGH"):
@@ -112,6 +131,11 @@ def _skip_thorough(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("thorough"):
             item.add_marker(skip)
 
+
+LONG_FILES = (
+    "test_server", "test_identity", "test_session", "test_talk", "test_draft_curves_engine",
+)  # fmt: skip
+"""In tests/engine; the other files there follow, and all others after them."""
 
 DENSE = {
     "architectures": ["Qwen3ForCausalLM"],
