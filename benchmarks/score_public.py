@@ -30,17 +30,12 @@ from vllm_nfp.principle.attention import (
     fixed_seconds,
 )
 from vllm_nfp.principle.collective import all_reduce_seconds
-from vllm_nfp.principle.experts import (
-    ROUTED_KERNELS,
-    TYPICAL_SKEW,
-    Routing,
-    default_config,
-    expert_terms,
-    skewed_shares,
-)
+from vllm_nfp.principle.expert_tiles import default_config
+from vllm_nfp.principle.experts import ROUTED_KERNELS, expert_terms
 from vllm_nfp.principle.gemm import GemmConstants, gemm_seconds
 from vllm_nfp.principle.hardware import Hardware
 from vllm_nfp.principle.hardware_file import Target
+from vllm_nfp.principle.routing import TYPICAL_SKEW, Routing, skewed_shares
 from vllm_nfp.principle.shape import AttentionHeads, Gemm, Quantization
 from vllm_nfp.principle.terms import sum_terms
 

@@ -18,6 +18,7 @@ from recorded import Recorded, recorded_snapshot
 
 from dashboards.builder import __main__ as build
 from vllm_nfp.dashboards import source_folder
+from vllm_nfp.dashboards.runbook import runbook_url
 
 ROOT = Path(__file__).parents[2]
 DASHBOARDS = dashboards()
@@ -119,6 +120,25 @@ def test_every_metric_of_panels_and_rules_exists(exported: set[str]) -> None:
         assert not unknown, f"{name} uses {unknown}"
 
 
+def test_every_rule_keeps_the_labels_that_tell_servers_apart() -> None:
+    """In a store of several clusters, servers may share job, instance, model and engine."""
+    grouped = re.compile(r"\b(?:by|on) \(([^)]*)\)")
+    for rule in rules():
+        name = rule.get("alert", rule.get("record"))
+        for labels in grouped.findall(rule["expr"]):
+            kept = [label.strip() for label in labels.split(",")]
+            assert kept[:2] == ["cluster", "namespace"], name
+            assert "pod" in kept or "instance" not in kept, name
+
+
+def test_every_rule_has_a_test() -> None:
+    files = (Path(__file__).parent / "alerts").glob("*.test.yml")
+    text = "".join(file.read_text() for file in files)
+    for rule in rules():
+        name = rule.get("alert", rule.get("record"))
+        assert re.search(rf"(alertname|expr): {name}\b", text), name
+
+
 def test_recorded_series_that_alerts_use_are_recorded() -> None:
     recorded = {rule["record"] for rule in rules() if "record" in rule}
     all_used: set[str] = set()
@@ -138,7 +158,8 @@ def test_every_exported_metric_is_in_the_table_of_metrics(exported: set[str]) ->
 
 def test_every_alert_has_its_line_its_page_and_its_tests() -> None:
     runbook = (ROOT / "docs" / "runbook.md").read_text()
-    tests = yaml.safe_load((Path(__file__).parent / "alerts.test.yml").read_text())["tests"]
+    files = (Path(__file__).parent / "alerts").glob("*.test.yml")
+    tests = [test for file in files for test in yaml.safe_load(file.read_text())["tests"]]
     cases: dict[str, list[bool]] = {}
     for test in tests:
         for case in test["alert_rule_test"]:
@@ -147,9 +168,9 @@ def test_every_alert_has_its_line_its_page_and_its_tests() -> None:
     for rule in alerts:
         name = rule["alert"]
         annotations = rule["annotations"]
-        assert set(annotations) == {"summary", "runbook", "runbook_page"}
-        assert len(annotations["runbook"]) > 30
-        assert annotations["runbook_page"] == f"docs/runbook.md#{name.lower()}"
+        assert set(annotations) == {"summary", "description", "runbook_url"}
+        assert len(annotations["description"]) > 60
+        assert annotations["runbook_url"] == runbook_url(name)
         assert f"\n## {name}\n" in runbook
         assert rule["labels"]["severity"] in {"info", "warning", "critical"}
         assert True in cases[name], f"{name} is not shown to fire"

@@ -444,7 +444,7 @@ def assert_disabled(folder: Path, stage: str, caplog: pytest.LogCaptureFixture) 
     assert left.state is State.DISABLED
     assert f"fault injected at stage '{stage}'" in left.reason
     assert "the probe is disabled" in caplog.text
-    assert "the server goes on without it" in caplog.text
+    assert "the server continues without it" in caplog.text
 
 
 def test_an_unknown_vllm_is_watched_and_not_probed(

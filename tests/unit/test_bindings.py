@@ -196,4 +196,6 @@ def test_a_setting_that_vllm_does_not_have_keeps_the_probe_passive() -> None:
     del config.model_config.uses_mrope
     found = support.decide(config)
     assert found.mode is Mode.PASSIVE
-    assert "is not as this vllm-nfp knows it" in found.reason and "uses_mrope" in found.reason
+    assert (
+        "differs from what this vllm-nfp supports" in found.reason and "uses_mrope" in found.reason
+    )

@@ -199,8 +199,8 @@ def test_a_used_prometheus_folder_is_told(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_an_output_folder_that_cannot_be_written_is_broken(tmp_path: Path) -> None:
-    assert diagnose(Question(output_dir=str(tmp_path)))["output folder"].status is Status.OK
-    bad = diagnose(Question(output_dir="/proc/nfp"))["output folder"]
+    assert diagnose(Question(output_dir=str(tmp_path)))["output directory"].status is Status.OK
+    bad = diagnose(Question(output_dir="/proc/nfp"))["output directory"]
     assert (bad.status, "cannot be written" in bad.found) == (Status.BROKEN, True)
 
 

@@ -25,7 +25,7 @@ from vllm_nfp.metrics.collector import NfpCollector
 from vllm_nfp.metrics.families import families_of
 from vllm_nfp.metrics.families.recommendation import recommended_draft_lengths
 from vllm_nfp.metrics.families.steps import free_tokens, live_cell
-from vllm_nfp.results import scrape
+from vllm_nfp.results import fetching, scrape
 from vllm_nfp.results.snapshot import (
     MAX_FILE_BYTES,
     Snapshot,
@@ -269,12 +269,12 @@ def test_a_server_from_before_the_surface_is_read(text: str) -> None:
     ],
 )
 def test_a_scrape_without_the_probe_says_what_to_do(broken: str, sentence: str) -> None:
-    with pytest.raises(scrape.ScrapeError, match=sentence):
+    with pytest.raises(fetching.ScrapeError, match=sentence):
         scrape.parse(broken)
 
 
 def table(monkeypatch: pytest.MonkeyPatch, text: str, *args: str) -> tuple[int, str]:
-    monkeypatch.setattr(scrape, "fetch", lambda _url: text)
+    monkeypatch.setattr(fetching, "fetch", lambda _url: text)
     result = CliRunner().invoke(main, ["table", "http://localhost:1", *args])
     return result.exit_code, result.output
 

@@ -20,7 +20,7 @@ from vllm_nfp.draft import AcceptanceError, DraftCost, server_drafts, sources
 from vllm_nfp.draft.recommend import RecommendError, recommend
 from vllm_nfp.draft.server import from_samples
 from vllm_nfp.draft.sources import SourceError
-from vllm_nfp.results import scrape
+from vllm_nfp.results import fetching, scrape
 from vllm_nfp.results.profile import Profile, save_profile
 from vllm_nfp.types import Basis, CurvePoint, Module
 
@@ -85,7 +85,7 @@ def metrics(
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> Any:
     def show(text: str, version: str | None = "0.32.0") -> None:
-        monkeypatch.setattr(scrape, "fetch", lambda _url: text)
+        monkeypatch.setattr(fetching, "fetch", lambda _url: text)
         monkeypatch.setattr("vllm_nfp.draft.server.server_version", lambda _url: version)
 
     return show
@@ -430,7 +430,7 @@ def test_the_server_of_the_step_times_tells_how_it_drafts_if_that_of_acceptance_
 ) -> None:
     served(metrics())
     shown = {URL: metrics() + drafting("eagle3", 3e-4), "http://plain": metrics()}
-    monkeypatch.setattr(scrape, "fetch", shown.__getitem__)
+    monkeypatch.setattr(fetching, "fetch", shown.__getitem__)
     values = json.loads(run(URL, "--acceptance-from", "http://plain", "--json").stdout)
     assert values["draft_method"] == "eagle3"
     assert values["draft_cost"]["seconds_per_token"] == pytest.approx(3e-4)
@@ -731,11 +731,11 @@ def test_a_server_tells_where_its_graphs_end(served: Any) -> None:
         for n, way in ((1, "full"), (2, "full"), (4, "none"), (8, "none"))
     )
     served(metrics() + ways)
-    (curve,) = from_samples(scrape.read_samples(scrape.fetch(URL)), URL).curves
+    (curve,) = from_samples(scrape.read_samples(fetching.fetch(URL)), URL).curves
     assert curve.without_graph_from == 4
     assert "from B=1 with K=3 on" in run(URL, "--acceptance", "0.9").output
     served(metrics() + ways.replace('"full"', '"none"'))
-    (curve,) = from_samples(scrape.read_samples(scrape.fetch(URL)), URL).curves
+    (curve,) = from_samples(scrape.read_samples(fetching.fetch(URL)), URL).curves
     assert curve.without_graph_from is None
 
 

@@ -108,7 +108,8 @@ def check(vllm_config: Any) -> None:
 
 def unlike_known(what: str) -> str:
     """The reason for passive mode in a vLLM that differs from what is known of its release."""
-    return f"this vLLM ({versions.installed_version()}) is not as this vllm-nfp knows it: {what}"
+    release = versions.installed_version()
+    return f"this vLLM ({release}) differs from what this vllm-nfp supports: {what}"
 
 
 def is_known(vllm_config: Any) -> bool:

@@ -113,13 +113,13 @@ def add_flags(parser: argparse.ArgumentParser, patches: PatchSet) -> None:
         type=_reported(parser, "--nfp-overhead-budget", _parse_budget),
         default=None,
         metavar="SHARE",
-        help="Largest share of GPU time that probing may take, 0 to 0.5 (default: 0.01).",
+        help="Largest fraction of GPU time for probing, 0 to 0.5 (default: 0.01).",
     )
     group.add_argument(
         "--nfp-output-dir",
         default=None,
         metavar="DIR",
-        help="Folder for raw samples and results (default: nothing is kept).",
+        help="Directory for raw samples and results (default: none are kept).",
     )
     group.add_argument(
         "--nfp-draft-control",

@@ -141,20 +141,20 @@ def decide(version: str | None) -> Decision:
     if number is None:
         return Decision(
             Mode.PASSIVE,
-            f"vLLM {version or 'of unknown version'} is no release that this vllm-nfp knows "
+            f"vLLM {version or 'of unknown version'} is not a release that this vllm-nfp supports "
             f"({describe_range()}): real steps are timed, nothing is probed",
         )
     if number > NEWEST:
         return Decision(
             Mode.PASSIVE,
-            f"vLLM {version} is newer than the releases that this vllm-nfp knows "
+            f"vLLM {version} is newer than the releases that this vllm-nfp supports "
             f"({describe_range()}): real steps are timed, nothing is probed; "
             f"upgrade vllm-nfp to probe",
         )
     if number < OLDEST:
         return Decision(
             Mode.OFF,
-            f"vLLM {version} is too old for --nfp-probe, which knows {describe_range()}: "
+            f"vLLM {version} is too old for --nfp-probe, which supports {describe_range()}: "
             f"upgrade vLLM or leave the flag out",
         )
     return Decision(Mode.ACTIVE)

@@ -166,7 +166,7 @@ def _fit_part(
         return start, PartFit(part, len(curves), False, before, before, (*notes, kept))
     if _worse(after, before):
         kept = (
-            f"the constants at the start meet the curves better than those of the fit "
+            f"the initial constants match the curves better than the fitted ones "
             f"({before.rms_log_ratio_error:.1%} against {after.rms_log_ratio_error:.1%}): "
             f"they are kept"
         )

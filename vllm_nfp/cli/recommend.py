@@ -34,7 +34,7 @@ from vllm_nfp.draft.drafting import DRAFT_METHODS, NEEDS_MODEL
 from vllm_nfp.draft.recommend import RecommendError, recommend
 from vllm_nfp.draft.recommendation import Recommendation
 from vllm_nfp.draft.sources import SourceError
-from vllm_nfp.results.scrape import ScrapeError
+from vllm_nfp.results.fetching import ScrapeError
 
 if TYPE_CHECKING:
     from vllm_nfp.draft.inputs import StepTimes

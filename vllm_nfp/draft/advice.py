@@ -22,15 +22,18 @@ _BASES: Mapping[RowBasis, str] = {
 }
 
 
-def assumptions(demand: Demand, method: str) -> tuple[str, ...]:
+def assumptions(source: Source, demand: Demand, method: str) -> tuple[str, ...]:
     """What the draft lengths rest on."""
+    predicted = source.kind == "prediction"
     return (
         _acceptance(demand),
         _cost(demand, method),
         "between known draft lengths the slower neighbour counts; between batch sizes up to "
         "twice apart the step time is interpolated at equal tokens, between others the slower one "
         "counts; beyond the last batch size K is 0",
-        "sampling and host time are not included, so real tokens/s are lower",
+        "sampling is not included, so real tokens/s are lower"
+        if predicted
+        else "sampling and host time are not included, so real tokens/s are lower",
     )
 
 
@@ -80,6 +83,8 @@ def _acceptance(demand: Demand) -> str:
 
 def _cost(demand: Demand, method: str) -> str:
     cost, lookup = demand.cost, method in LOOKUPS
+    if cost.note is not None:
+        return cost.note
     seconds = cost.seconds_once if lookup else cost.seconds_per_token
     share = cost.share_once if lookup else cost.share_per_token
     if lookup and not seconds and not share:

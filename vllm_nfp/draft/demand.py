@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import TypeAlias
 
 from vllm_nfp.draft.acceptance import Acceptance
 from vllm_nfp.draft.curve import StepCurve
@@ -16,6 +18,10 @@ DEFAULT_SLACK = 0.005
 time, which the curve does not include. On recorded H100 steps, replayed, 96.7 % of the lengths were
 within 2 % of the best with it, 97.5 % without any slack, and 93.0 % with 0.01
 (docs/draft-lengths.md)."""
+
+
+StepSeconds: TypeAlias = Callable[[int, int, int], float]
+"""Seconds that drafting adds to a step: of (batch size, context, K)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +41,13 @@ class DraftCost:
     seconds_per_token: float = 0.0
     share_per_token: float = 0.0
     """As a fraction of t(1), for each drafted token."""
+    steps: StepSeconds | None = field(default=None, compare=False)
+    """Predicted: beside the others, at each batch size, context and K, 0 included."""
+    note: str | None = field(default=None, compare=False)
+    """What ``steps`` rests on, in words."""
 
     def __post_init__(self) -> None:
-        for name in self.__slots__:
-            value = getattr(self, name)
+        for name, value in self.numbers().items():
             if not (math.isfinite(value) and value >= 0.0):
                 raise ValueError(f"a draft's cost must be 0 or more, not {value:g} ({name})")
             if value > LARGEST_DRAFT_COST:
@@ -46,11 +55,19 @@ class DraftCost:
                     f"a draft's cost must be at most {LARGEST_DRAFT_COST:g}, not {value:g} ({name})"
                 )
 
-    def ratio(self, draft_length: int, seconds_at_one: float) -> float:
-        """t_draft(K) / t(1)."""
-        once = self.share_once + self.seconds_once / seconds_at_one
-        each = self.share_per_token + self.seconds_per_token / seconds_at_one
-        return each if draft_length == 0 else once + draft_length * each
+    def numbers(self) -> dict[str, float]:
+        """The cost as it was given, JSON-serializable."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.type == "float"}
+
+    def ratio(self, draft_length: int, curve: StepCurve) -> float:
+        """t_draft(K) / t(1) at the curve's batch size and context."""
+        one = curve.seconds_at_one
+        once = self.share_once + self.seconds_once / one
+        each = self.share_per_token + self.seconds_per_token / one
+        ratio = each if draft_length == 0 else once + draft_length * each
+        if self.steps is None:
+            return ratio
+        return ratio + self.steps(curve.batch_size, curve.context, draft_length) / one
 
 
 FREE = DraftCost()
@@ -104,5 +121,5 @@ class Demand:
         return self._gain(curve, draft_length, upper), most
 
     def _gain(self, curve: StepCurve, draft_length: int, ratio: float) -> float:
-        whole = ratio + self.cost.ratio(draft_length, curve.seconds_at_one)
+        whole = ratio + self.cost.ratio(draft_length, curve)
         return self.acceptance.expected_tokens(draft_length) / whole

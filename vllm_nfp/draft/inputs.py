@@ -43,6 +43,7 @@ def read_inputs(
     acceptance: GivenAcceptance | None,
     acceptance_from: str | None,
     draft_method: str | None,
+    draft_model: str | None = None,
 ) -> Inputs:
     """Step times, acceptance and how drafts are made; each server is read once.
 
@@ -50,6 +51,7 @@ def read_inputs(
         acceptance: None: as counted by the server of ``acceptance_from``, or of the step times.
         acceptance_from: a server's URL.
         draft_method: how drafts are to be made; None: as the server makes them.
+        draft_model: directory of the draft model's config.json, to predict its cost.
 
     Raises:
         AcceptanceError, SourceError, ProfileError, ScrapeError: see
@@ -67,8 +69,11 @@ def read_inputs(
     if acceptance_from is not None:
         metrics.insert(0, server.read_metrics(acceptance_from))
         warnings += server.differences(source, metrics[0])
-    drafting = (live_drafting(samples) for samples in metrics)
-    found = next((one for one in drafting if one != UNKNOWN), UNKNOWN)
+    found = next((one for one in map(live_drafting, metrics) if one != UNKNOWN), source.drafting)
+    if source.kind == "prediction":
+        from vllm_nfp.draft.predictions import predicted_drafting
+
+        found = predicted_drafting(source, found, draft_model)
     if acceptance is not None:
         return Inputs(source, acceptance_of(acceptance), found, tuple(warnings))
     if not metrics:
@@ -124,7 +129,9 @@ def source_of(times: StepTimes) -> Source:
     from vllm_nfp.principle.prediction import Predictions  # it needs numpy, which most calls do not
 
     if isinstance(times, Predictions):
-        return sources.from_predictions(times)
+        from vllm_nfp.draft.predictions import from_predictions
+
+        return from_predictions(times)
     curves = tuple(times) if isinstance(times, Iterable) else ()
     if not curves or not all(isinstance(curve, StepCurve) for curve in curves):
         raise SourceError(

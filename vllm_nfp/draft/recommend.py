@@ -85,7 +85,7 @@ def recommend(
     if cost is not None and not isinstance(cost, DraftCost):
         raise RecommendError(f"cost must be a DraftCost, as in DraftCost(0.001), not {cost!r:.80}")
     draft_method = None if draft_method is None else _known_method(draft_method)
-    given = read_inputs(source, acceptance, acceptance_from, draft_method)
+    given = read_inputs(source, acceptance, acceptance_from, draft_method, draft_model)
     method = _method(draft_method, given.drafting, draft_model)
     demand = Demand(
         given.acceptance.extended() if extend_acceptance else given.acceptance,
@@ -106,7 +106,7 @@ def recommend(
         method=method,
         draft_model=draft_model,
         vllm=served_by,
-        assumptions=advice.assumptions(demand, method),
+        assumptions=advice.assumptions(given.source, demand, method),
         warnings=(
             *given.warnings,
             *advice.warnings(given.source, demand, schedule, served_by),

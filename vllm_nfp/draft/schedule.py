@@ -197,7 +197,7 @@ def _row(
         draft_length=best,
         expected_tokens=demand.acceptance.expected_tokens(best),
         step_ratio=curve.ratio(best + 1),
-        draft_ratio=demand.cost.ratio(best, curve.seconds_at_one),
+        draft_ratio=demand.cost.ratio(best, curve),
         tokens_per_second=None if without is None else without * gain,
         tokens_per_second_without=without,
         gain=gain,

@@ -10,7 +10,7 @@ from vllm_nfp.draft.curve import StepCurve
 from vllm_nfp.draft.server_drafts import COUNTERS, DRAFTS, live_drafting
 from vllm_nfp.draft.server_ratios import Ratio, curve_of, ratios_of
 from vllm_nfp.draft.sources import Source, SourceError, beyond_graphs
-from vllm_nfp.results import scrape
+from vllm_nfp.results import fetching, scrape
 from vllm_nfp.results.scrape import count
 from vllm_nfp.strict_json import parse
 
@@ -35,12 +35,12 @@ def read_metrics(url: str) -> Samples:
     Raises:
         ScrapeError: if the server does not answer, or with something else than metrics.
     """
-    end = scrape.deadline()
-    text = scrape.fetch(url)
+    end = fetching.deadline()
+    text = fetching.fetch(url)
     try:
         return scrape.find_samples(text, COUNTERS, end)
-    except scrape.ScrapeError as error:
-        raise scrape.ScrapeError(f"{url} cannot be used: {error}") from None
+    except fetching.ScrapeError as error:
+        raise fetching.ScrapeError(f"{url} cannot be used: {error}") from None
 
 
 def step_times(url: str, samples: Samples) -> Source:
@@ -58,7 +58,7 @@ def server_version(url: str) -> str | None:
     """vLLM's version, from the server's /version; None if it does not answer that."""
     base = url.rstrip("/").removesuffix("/metrics")
     try:
-        answer = parse(scrape.get(f"{base}/version", VERSION_LIMIT_SECONDS, MOST_VERSION_BYTES))
+        answer = parse(fetching.get(f"{base}/version", VERSION_LIMIT_SECONDS, MOST_VERSION_BYTES))
         version = answer["version"]
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -38,14 +38,14 @@ class LiveAcceptance:
 
     @property
     def caution(self) -> str | None:
-        """Why the acceptance at later positions is understated; None if it is not."""
+        """What is less certain of later positions; None if all drafts were of full length."""
         places = len(self.acceptance.per_position)
         if self.mean_draft_length > 0.99 * places:
             return None
         return (
             f"the server's drafts had {self.mean_draft_length:.2f} tokens on average, not "
-            f"{places}: acceptance at later positions is understated, because vLLM counts tokens "
-            f"that were not drafted as rejected"
+            f"{places}: acceptance at later positions is estimated, because vLLM does not count "
+            f"drafts by length"
         )
 
 
@@ -76,7 +76,7 @@ def live_acceptance(samples: Samples, engine: str | None = None) -> LiveAcceptan
     drafts = math.fsum(value for _, value in _of_engine(samples, DRAFTS, engine))
     drafted = math.fsum(value for _, value in _of_engine(samples, DRAFTED, engine))
     try:
-        acceptance = from_counters(drafts, [places[place] for place in sorted(places)])
+        acceptance = from_counters(drafts, [places[place] for place in sorted(places)], drafted)
     except AcceptanceError as error:
         raise SourceError(str(error)) from None
     return LiveAcceptance(acceptance, drafts, drafted / drafts)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from vllm_nfp.draft.curve import StepCurve, curve_of_seconds
+from vllm_nfp.draft.curve import StepCurve
 from vllm_nfp.draft.drafting import UNKNOWN, Drafting
 from vllm_nfp.give_way import in_pieces
-from vllm_nfp.types import Basis, Module, cell_name
+from vllm_nfp.types import Basis, cell_name
 
 if TYPE_CHECKING:
-    from vllm_nfp.principle.prediction import Predictions
     from vllm_nfp.results.profile import Profile
     from vllm_nfp.types import Boundary, CurvePoint
 
@@ -194,34 +193,3 @@ def _is_whole(profile: Profile, curves: Iterable[StepCurve]) -> bool:
     missing = {(b, c) for b, _ in known for _, c in known} - known
     skipped = profile.run.skipped_cells
     return not profile.probe.wanted_samples and all(cell_name(cell) in skipped for cell in missing)
-
-
-def from_predictions(found: Predictions) -> Source:
-    """The predicted step times of the batch sizes and contexts that were asked for."""
-    from vllm_nfp.principle.notes import notes
-
-    curves = []
-    for context in found.contexts:
-        for batch_size in found.batch_sizes:
-            cell = found.cell(Module.MODEL, batch_size, context)
-            times = dict(zip(cell.positions, cell.seconds, strict=True))
-            nfp = tuple(sorted((b.epsilon, b.nfp, b.at_limit) for b in cell.boundaries))
-            curve = curve_of_seconds(batch_size, context, times)
-            bases = (Basis.PREDICTED,) * len(times)
-            beyond = [n for n in cell.positions if 0 < cell.in_graphs < n]
-            curves.append(
-                replace(
-                    curve,
-                    boundaries=nfp,
-                    bases=bases,
-                    without_graph_from=min(beyond, default=None),
-                )
-            )
-    return Source(
-        "prediction",
-        "the prediction",
-        found.model,
-        tuple(curves),
-        found.hardware,
-        notes=notes(found),
-    )

@@ -7,11 +7,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from vllm_nfp.principle.errors import PredictionError
-from vllm_nfp.principle.experts import MOST_SKEW, TYPICAL_SKEW
 from vllm_nfp.principle.graphs import default_capture_sizes
 from vllm_nfp.principle.hardware import Hardware
 from vllm_nfp.principle.hf_config import text_config
 from vllm_nfp.principle.quantized_weights import is_read, quantization_of
+from vllm_nfp.principle.routing import MOST_SKEW, TYPICAL_SKEW
 from vllm_nfp.principle.shape import shown
 from vllm_nfp.text import hint, same_name
 

@@ -11,11 +11,12 @@ from vllm_nfp.principle.shape import MAX_SIZE, ShapeError, shown
 class ConfigFields:
     """The fields of one config, under Llama's names whatever the family calls them.
 
-    A null counts as no value, and keeps the family's default away.
+    A null counts as no value, and keeps the family's default away. A name with dots leads into
+    objects within the config.
     """
 
     def __init__(self, values: Mapping[str, object], model_type: str, family: Family) -> None:
-        self._values = values
+        self._values = {**values, **_inner(values, family)}
         self._model_type = model_type
         self._names = {**COMMON_NAMES, **family.names}
         self._defaults = family.defaults
@@ -28,6 +29,10 @@ class ConfigFields:
         if any(own in self._values for own in self._own_names(name)):
             return None
         return self._defaults.get(name)
+
+    def has(self, name: str) -> bool:
+        """The config itself gives the field, under any of its names."""
+        return any(self._values.get(own) is not None for own in self._own_names(name))
 
     def require(self, names: tuple[str, ...]) -> None:
         """Refuse a config that lacks one of the fields.
@@ -121,3 +126,15 @@ class ConfigFields:
                 f"{self._called(name)} must lie from {least} to {most}, not {shown(value)}"
             )
         return value
+
+
+def _inner(values: Mapping[str, object], family: Family) -> dict[str, object]:
+    """The fields that the family's names with dots lead to."""
+    found: dict[str, object] = {}
+    for names in family.names.values():
+        for path in names:
+            outer, dot, inner = path.partition(".")
+            place = values.get(outer)
+            if dot and isinstance(place, Mapping) and inner in place:
+                found[path] = place[inner]
+    return found

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from vllm_nfp.principle.attention import AttentionStep
-from vllm_nfp.principle.experts import Routing, awake_experts, skewed_shares
 from vllm_nfp.principle.graphs import padded_tokens
 from vllm_nfp.principle.predict import Boundary, CellPrediction
 from vllm_nfp.principle.prediction import Predictions
+from vllm_nfp.principle.routing import Routing, skewed_shares
 from vllm_nfp.principle.terms import Limit
 from vllm_nfp.text import duration
 from vllm_nfp.types import Module
@@ -151,7 +151,7 @@ def _granularity(
 ) -> list[str]:
     """The blocks, experts and CUDA graphs that the module's tokens are rounded up to."""
     sentences = []
-    if cell.module in ("attention", "model"):
+    if cell.module in ("attention", "model") and predictions.shape.attention_layers:
         sentences.append(_query_blocks(predictions, cell, positions))
     if predictions.shape.num_moe_layers and cell.module in ("moe_ffn", "model"):
         sentences.append(_experts(predictions, cell, positions))
@@ -162,8 +162,9 @@ def _granularity(
 
 def _query_blocks(predictions: Predictions, cell: CellPrediction, positions: Sequence[int]) -> str:
     shape = predictions.shape
-    if shape.indexer is not None:
-        return f"Attention reads up to {shape.indexer.top_k} tokens for each position."
+    if shape.attentions[0][1].sparse:
+        most = shape.attentions[0][1].read(cell.context + 1)
+        return f"Attention reads up to {most:.0f} cached entries for each position."
     counts = np.array(positions, dtype=np.float64)
     windowed = shape.num_sliding_layers == shape.attention_layers
     cached = cell.context + counts
@@ -211,7 +212,7 @@ def _experts(predictions: Predictions, cell: CellPrediction, positions: Sequence
     skew = predictions.serving.routing_skew
     routing = Routing(experts, chosen, skewed_shares(experts, chosen, skew))
     tokens = np.array(positions, dtype=np.float64) * cell.batch_size * shape.data_parallel_size
-    awake = awake_experts(tokens, routing)
+    awake = routing.awake(tokens)
     told = [f"{u:.3g} at N = {n}" for n, u in zip(positions, awake, strict=True)]
     return (
         f"Of a layer's {shape.local_experts} experts on a rank, on average {', '.join(told)} are "

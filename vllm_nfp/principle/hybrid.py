@@ -57,22 +57,34 @@ def mixed_layers(
         return _single_blocks(fields, layers)
     if hybrid == "falcon_h1":
         return Mixed(layers, layers, has_experts)
+    if hybrid in ("mamba", "mamba2"):
+        return Mixed(0, layers, (None,) * layers)
+    attention = _attention_layers(fields, hybrid, layers)
+    return Mixed(attention, layers - attention, has_experts)
+
+
+def _attention_layers(fields: ConfigFields, hybrid: Hybrid, layers: int) -> int:
+    """Layers with attention where every layer has that or a state."""
     if hybrid == "jamba":
         period, offset = fields.whole("attn_layer_period", 8), fields.whole("attn_layer_offset", 4)
-        attention = sum(index % max(period, 1) == offset for index in range(layers))
-        return Mixed(attention, layers - attention, has_experts)
+        return sum(index % max(period, 1) == offset for index in range(layers))
+    if hybrid in ("lightning", "bailing_kda"):
+        return _last_of_groups(fields, layers, hybrid)
     if hybrid == "kda":
-        recurrent = len(_delta_layers(fields))
-        return Mixed(layers - recurrent, recurrent, has_experts)
+        return layers - len(_delta_layers(fields))
     kinds = fields.per_layer("layer_types", layers)
     if kinds:
         strange = [kind for kind in kinds if kind not in (*_ATTENTION, *_RECURRENT)]
         if strange:
             raise ShapeError(f"layer_types has {shown(strange[0])}: it is not known in this family")
-        attention = sum(kind in _ATTENTION for kind in kinds)
-    else:
-        attention = _attention_by_rule(fields, hybrid, layers)
-    return Mixed(attention, layers - attention, has_experts)
+        return sum(kind in _ATTENTION for kind in kinds)
+    return _attention_by_rule(fields, hybrid, layers)
+
+
+def _last_of_groups(fields: ConfigFields, layers: int, hybrid: Hybrid) -> int:
+    """Layers with attention: the last of each group, and in Bailing V3 those after all groups."""
+    group = fields.whole("layer_group_size", 1, least=1)
+    return layers // group + (layers % group if hybrid == "bailing_kda" else 0)
 
 
 def _attention_by_rule(fields: ConfigFields, hybrid: Hybrid, layers: int) -> int:
@@ -80,6 +92,8 @@ def _attention_by_rule(fields: ConfigFields, hybrid: Hybrid, layers: int) -> int
         return layers // fields.whole("full_attention_interval", 4, least=1)
     if hybrid == "short_conv" and fields.get("full_attn_idxs") is not None:
         return len(set(fields.whole_items("full_attn_idxs", layers - 1)))
+    if hybrid == "granite" and fields.get("attn_layer_indices") is not None:
+        return len(set(fields.whole_items("attn_layer_indices", layers - 1)))
     raise ShapeError("the config lacks layer_types: give a complete config.json")
 
 
@@ -237,6 +251,36 @@ def _short_conv(fields: ConfigFields, layers: int) -> LinearAttention:
     )
 
 
+def _lightning(fields: ConfigFields, layers: int) -> LinearAttention:
+    """Bailing V2.5: a decay without a rule that looks for the key (bailing_moe_linear.py)."""
+    hidden, heads = fields.whole("hidden_size", least=1), fields.whole("num_attention_heads")
+    width = fields.whole("head_dim", hidden // max(1, heads), least=1)
+    inner = heads * width
+    return LinearAttention(
+        "lightning attention",
+        layers,
+        (Matrix(hidden, 4 * inner), Matrix(inner, hidden, "rows")),
+        inner * width,
+        4.0,
+        flops_per_element=4.0,
+    )
+
+
+def _bailing_kda(fields: ConfigFields, layers: int) -> LinearAttention:
+    """Kimi Delta Attention whose gates have full rank (bailing_moe_v3.py)."""
+    hidden, heads = fields.whole("hidden_size", least=1), fields.whole("num_attention_heads")
+    width = fields.whole("head_dim", least=1)
+    inner = heads * width
+    return LinearAttention(
+        "Kimi Delta Attention",
+        layers,
+        (Matrix(hidden, 5 * inner + heads), Matrix(inner, hidden, "rows")),
+        inner * width,
+        4.0,
+        3 * inner * (fields.whole("short_conv_kernel_size", 4, least=1) - 1),
+    )
+
+
 def _state_bytes(fields: ConfigFields, default: float) -> float:
     """Bytes of a number of the state, by the type that the config names."""
     named = fields.get("mamba_ssm_dtype")
@@ -251,6 +295,10 @@ _READERS: Mapping[Hybrid, Callable[[ConfigFields, int], LinearAttention]] = {
     "nemotron_h": _mamba2,
     "granite": _mamba2,
     "falcon_h1": _mamba2,
+    "mamba2": _mamba2,
+    "mamba": _mamba1,
+    "lightning": _lightning,
+    "bailing_kda": _bailing_kda,
     "jamba": _mamba1,
     "short_conv": _short_conv,
 }

@@ -82,6 +82,10 @@ class Predictions:
     epsilons: tuple[float, ...]
     max_positions: int
     rows: tuple[Row, ...]
+    config: Mapping[str, object] = dataclasses.field(
+        default_factory=dict, repr=False, compare=False
+    )
+    """The model's config.json."""
     cells: Mapping[CellKey, CellPrediction] = dataclasses.field(
         default_factory=dict, repr=False, compare=False
     )
@@ -264,6 +268,7 @@ def predict(
         epsilons=tuple(epsilons),
         max_positions=max_positions,
         rows=rows_in_order(shape, rows),
+        config=config,
         cells=kept,
     )
 

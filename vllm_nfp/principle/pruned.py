@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,19 +13,17 @@ from vllm_nfp.principle.shape import MAX_LAYERS, MAX_SIZE, ShapeError, shown
 
 _STEP = 256
 """Widths are rounded up to a multiple of this."""
-MEAN_WIDTH = "All feed-forward blocks are taken to have the mean of their widths."
 
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """Layers with attention and with a feed-forward block, and their sizes."""
+    """Layers with attention, and feed-forward blocks by width."""
 
     attention: int
-    ffn: int
     group: int
     """Query heads for each KV head."""
-    width: int
-    """Mean of the feed-forward blocks."""
+    widths: tuple[tuple[int, int], ...]
+    """Feed-forward blocks and width of each, most blocks first."""
 
 
 def pruned_layers(text: Mapping[str, object]) -> Pruned:
@@ -44,8 +43,8 @@ def pruned_layers(text: Mapping[str, object]) -> Pruned:
     if not groups or not factors or len(set(groups)) > 1:
         raise ShapeError("block_configs must have attention with groups of one size, and ffn")
     widths = [-(-int(2 * factor * hidden / 3) // _STEP) * _STEP for factor in factors]
-    mean = round(sum(widths) / len(widths) / _STEP) * _STEP
-    return Pruned(len(groups), len(factors), int(groups[0]), mean)
+    counted = tuple((count, width) for width, count in Counter(widths).most_common())
+    return Pruned(len(groups), int(groups[0]), counted)
 
 
 def _part(block: object, name: str) -> Mapping[str, object] | None:

@@ -17,22 +17,16 @@ from vllm_nfp.principle.attention import (
     fixed_seconds,
 )
 from vllm_nfp.principle.collective import all_reduce_seconds, transfer_seconds
-from vllm_nfp.principle.experts import (
-    ROUTED_KERNELS,
-    SHARED_STREAM_TOKENS,
-    MoeConfig,
-    Routing,
-    default_config,
-    expert_terms,
-    skewed_shares,
-    tuned_config,
-)
+from vllm_nfp.principle.expert_tiles import MoeConfig, default_config, tuned_config
+from vllm_nfp.principle.experts import ROUTED_KERNELS, SHARED_STREAM_TOKENS, expert_terms
 from vllm_nfp.principle.ffn import KERNEL_SECONDS, activation_seconds, elementwise_seconds
 from vllm_nfp.principle.gemm import gemm_fixed_seconds, gemm_terms
 from vllm_nfp.principle.graphs import DEFAULT_CAPTURE_SIZES, padded_tokens
 from vllm_nfp.principle.hardware_file import Target
-from vllm_nfp.principle.layer_parts import Indexer
+from vllm_nfp.principle.layer_parts import AttentionHeads, AttentionPart
+from vllm_nfp.principle.matrices import Counted
 from vllm_nfp.principle.recurrence import FIXED_SECONDS, recurrence_terms
+from vllm_nfp.principle.routing import Routing, skewed_shares
 from vllm_nfp.principle.shape import Gemm, ModelShape
 from vllm_nfp.principle.sparse_attention import (
     INDEXER_FIXED_SECONDS,
@@ -179,6 +173,8 @@ class Step:
             parts["dense FFN"] = self.dense_ffn().times(shape.num_dense_layers)
         if shape.num_moe_layers:
             parts["MoE FFN"] = self.moe_ffn().times(shape.num_moe_layers)
+        if shape.beside:
+            parts["other projections"] = self._counted(shape.beside)
         if shape.num_ranks > 1:
             # And the embedding's, which is split over the ranks by vocabulary.
             parts["communication"] = self.communication().times(layers) + self._all_reduce()
@@ -186,12 +182,13 @@ class Step:
         return parts
 
     def dense_ffn(self) -> Cost:
-        """Gate-up product, activation, down product."""
+        """The mean layer's gate-up product, activation, down product."""
         return self._once("dense_ffn", self._dense_ffn)
 
     def _dense_ffn(self) -> Cost:
         activation = activation_seconds(self._hardware, self._shape, self.tokens)
-        return self._products(self._shape.dense_ffn_gemms) + _growing(activation)
+        products = self._counted(self._shape.dense_blocks)
+        return products.times(1 / self._shape.num_dense_layers) + _growing(activation)
 
     def moe_ffn(self) -> Cost:
         """Router, routed and shared experts.
@@ -244,32 +241,32 @@ class Step:
         """All layers, full and sliding; the cache holds context and positions."""
         return self._once("attention", self._attention)
 
-    def _sparse_attention(self, indexer: Indexer) -> Cost:
-        """Latent attention to picked tokens in all layers, and the indexers of those with one."""
-        cached = self._context + self._positions
-        heads = self._shape.attention
-        sizes = (self._batch_size, cached, self._positions)
-        gathered = gathered_terms(self._hardware, heads, indexer.top_k, *sizes)
-        scored = indexer_terms(self._hardware, indexer, *sizes)
-        fixed = fixed_seconds(heads, self._calibration.attention)
-        return Cost(fixed, gathered).times(self._shape.attention_layers) + Cost(
-            INDEXER_FIXED_SECONDS, scored
-        ).times(indexer.layers)
-
     def _attention(self) -> Cost:
-        if self._shape.indexer is not None:
-            return self._sparse_attention(self._shape.indexer)
-        cached = self._context + self._positions
-        sliding = self._shape.num_sliding_layers
-        cost = self._attention_layer(cached, False).times(self._shape.attention_layers - sliding)
-        if self._shape.sliding_window is not None and sliding:
-            # The windows of N neighbours together span N - 1 tokens more than one of them.
-            union = np.minimum(cached, self._shape.sliding_window + self._positions - 1)
-            cost += self._attention_layer(union, True).times(sliding)
+        cost = NOTHING
+        for heads, part in self._shape.attentions:
+            layer = self._picked if part.sparse else self._attention_layer
+            cost += layer(heads, part).times(part.layers)
+        indexer = self._shape.indexer
+        if indexer is not None:
+            cached = self._context + self._positions
+            sizes = (self._batch_size, cached, self._positions)
+            scored = indexer_terms(self._hardware, indexer, *sizes)
+            cost += Cost(INDEXER_FIXED_SECONDS, scored).times(indexer.layers)
         return cost
 
-    def _attention_layer(self, cached: FloatArray, windowed: bool) -> Cost:
-        heads, constants = self._shape.attention, self._calibration.attention
+    def _picked(self, heads: AttentionHeads, part: AttentionPart) -> Cost:
+        """A layer that reads some entries of its cache only."""
+        cached = self._context + self._positions
+        sizes = (self._batch_size, cached, self._positions)
+        gathered = gathered_terms(self._hardware, heads, part, *sizes)
+        return Cost(fixed_seconds(heads, self._calibration.attention), gathered)
+
+    def _attention_layer(self, heads: AttentionHeads, part: AttentionPart) -> Cost:
+        cached, window = self._context + self._positions, part.window
+        if window is not None:
+            # The windows of N neighbours together span N - 1 tokens more than one of them.
+            cached = np.minimum(cached, window + self._positions - 1)
+        constants = self._calibration.attention
         sizes = self._serving.capture_sizes
         terms = attention_terms(
             self._hardware,
@@ -279,7 +276,7 @@ class Step:
             positions=self._positions,
             constants=constants,
             backend=self._backend,
-            windowed=windowed,
+            windowed=window is not None,
             causal=not self._shape.bidirectional,
             max_graph_tokens=max(sizes, default=0),
         )
@@ -302,13 +299,10 @@ class Step:
         )
         return self._products(shape.linear_attention_gemms) + Cost(FIXED_SECONDS, terms)
 
-    def _projections(self) -> Cost:
-        return self._products(self._shape.projection_gemms)
-
     def _all_projections(self) -> Cost:
         """Of attention in all layers, and of the indexers."""
         shape = self._shape
-        cost = self._projections().times(shape.attention_layers)
+        cost = self._counted(shape.projections)
         if shape.indexer is not None:
             cost += self._products(shape.indexer_gemms).times(shape.indexer.layers)
         return cost
@@ -323,6 +317,13 @@ class Step:
         cost = Cost(product.fixed, {"lm_head": sum_terms(product.terms)})
         cost += Cost(STEP_KERNELS * KERNEL_SECONDS, {})
         return cost + self._gathered_logits()
+
+    def _counted(self, matrices: Sequence[Counted]) -> Cost:
+        """Products of layers that differ, each kind as often as it is there."""
+        cost = NOTHING
+        for count, gemms in matrices:
+            cost += self._products(gemms).times(count)
+        return cost
 
     def _products(self, gemms: Sequence[Gemm], padded: bool = True) -> Cost:
         """Dense products, with the cost of padding to a captured size if in the graph."""

@@ -58,7 +58,7 @@ class Environment:
     def __post_init__(self) -> None:
         # Later than year 9999 no calendar has a date for it.
         if not 0.0 <= self.date_unix_seconds < 2.5e11:
-            raise ValueError(f"date_unix_seconds {self.date_unix_seconds:g} is no date")
+            raise ValueError(f"date_unix_seconds {self.date_unix_seconds:g} is not a date")
 
 
 @dataclass(frozen=True, slots=True)
