@@ -23,6 +23,7 @@ NAV = {
         "quick-start.md",
         "answers.md",
         "supported.md",
+        "models.md",
         "glossary.md",
         "draft-lengths.md",
         "draft-control.md",
