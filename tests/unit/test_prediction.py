@@ -41,7 +41,7 @@ from vllm_nfp.principle.arguments import MOST_VALUES
 from vllm_nfp.principle.attention import default_backend
 from vllm_nfp.principle.explain import explain
 from vllm_nfp.principle.model_files import model_name
-from vllm_nfp.principle.prediction import Predictions
+from vllm_nfp.principle.predictions import Predictions
 from vllm_nfp.report import prediction_plot
 from vllm_nfp.report.page import ReportError
 

@@ -25,8 +25,8 @@ _MODEL_TYPES = frozenset({
     "mimo", "mimo_v2", "mimo_v2_flash", "glm4_moe", "glm4_moe_lite", "glm_ocr", "ernie4_5_moe",
     "nemotron_h", "nemotron_h_moe", "qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe",
     "qwen3_5_moe_text", "bailing_hybrid", "bailing_moe_linear", "bailing_moe_v3",
-    "exaone_moe", "exaone4_5", "exaone4_5_text", "longcat_flash", "step3p5", "step3p7",
-    "hy_v3", "minimax_m3", "minimax_m3_vl",
+    "exaone_moe", "exaone4_5", "exaone4_5_text", "longcat_flash", "step3p5", "step3p7", "hy_v3",
+    "minimax_m3", "minimax_m3_vl",
 })  # fmt: skip
 """Families whose prediction layers vLLM 0.32 runs, as far as shapes are known here."""
 _DENSE = frozenset(
