@@ -9,12 +9,14 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from vllm_nfp.crossing import count_free
+from vllm_nfp.principle.cost import Cost
 from vllm_nfp.principle.errors import PredictionError
 from vllm_nfp.principle.hardware_file import Target
 from vllm_nfp.principle.idle_compute import idle_compute_nfp
 from vllm_nfp.principle.modules import check_cell, modules_of
+from vllm_nfp.principle.serving import Serving
 from vllm_nfp.principle.shape import ModelShape
-from vllm_nfp.principle.step import Cost, Serving, Step
+from vllm_nfp.principle.step import Step
 from vllm_nfp.principle.terms import FloatArray, Limit
 from vllm_nfp.types import Module
 
