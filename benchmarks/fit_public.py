@@ -51,7 +51,7 @@ UNLINKED = {"bandwidth": 0.5, "collective_seconds": 0.5, "custom_bandwidth": 0.5
             "custom_seconds": 0.5, "shared_bandwidth": 0.5, "shared_seconds": 0.5}  # fmt: skip
 ATTENTION_BOUNDS = {"bandwidth": (0.05, 1.0), "kernel_seconds": (1e-6, 1e-4)}
 LATENT = {"latent_seconds": 1.0, "latent_passes": 1.0}
-LATENT_BOUNDS = {"latent_seconds": (1e-6, 1e-4), "latent_passes": (0.1, 50.0)}
+LATENT_BOUNDS = {"latent_seconds": (1e-6, 1e-4), "latent_passes": (0.1, 12.0)}
 LATENT_START = {"latent_seconds": 2e-5, "latent_passes": 5.0}
 Bounds = Mapping[str, tuple[float, float]]
 
@@ -95,7 +95,7 @@ class Fit:
                 calibration, quantized_experts={**calibration.quantized_experts, rest: found}
             )
         part = getattr(calibration, name)
-        if rest:
+        if rest == "fp8":
             values = {rest: dataclasses.replace(getattr(part, rest), **values)}
         return dataclasses.replace(calibration, **{name: dataclasses.replace(part, **values)})
 
@@ -191,7 +191,7 @@ def fits() -> list[Fit]:
     for device in ("H200", "A100-SXM4-80GB", "B200", "L40S"):
         found.append(Fit("attention", device, "attention_vs_batch", ATTENTION, ATTENTION_BOUNDS))
     for device in ("H100-SXM", "B200"):
-        found.append(Fit("attention", device, "mla_module_vs_batch", LATENT, LATENT_BOUNDS))
+        found.append(Fit("attention.latent", device, "mla_module_vs_batch", LATENT, LATENT_BOUNDS))
     dense = "dense_products"
     found.append(Fit("gemm", "L40S", dense, DENSE, gemm.BOUNDS, "bfloat16"))
     found.append(Fit("gemm.fp8", "L40S", dense, DENSE_FP8, gemm.FP8_BOUNDS, "fp8"))
