@@ -24,9 +24,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.public_models import whole_seconds
 from benchmarks.public_seconds import KINDS
 from benchmarks.public_sets import is_seen, usable_points
 from vllm_nfp.principle import HardwareError, target_of
+from vllm_nfp.principle.hardware_file import Target
 
 Floats = NDArray[np.float64]
 TOLERANCES = (0.05, 0.1, 0.25)
@@ -56,7 +58,7 @@ def score(sets: Iterable[Mapping[str, Any]]) -> list[Scored]:
 
 
 def _scored(one: Mapping[str, Any]) -> Scored | None:
-    if one["kind"] not in KINDS:
+    if one["kind"] not in (*KINDS, "whole_model"):
         return None
     try:
         target = target_of(one["hardware"])
@@ -65,13 +67,19 @@ def _scored(one: Mapping[str, Any]) -> Scored | None:
     points, times = usable_points(one, target.hardware)
     if len(points) < 2:
         return None
-    seconds = KINDS[one["kind"]](target, one["essentials"], points)
+    seconds = _seconds(target, one, points)
     if seconds is None:
         return None
     essentials = one["essentials"]
     detail = " ".join(str(essentials[k]) for k in ("dtype", "routing") if k in essentials)
     group = (one["kind"], one["hardware"], detail or str(essentials.get("kernel", "")))
     return Scored(one["id"], group, is_seen(one), points, times / times[0], seconds / seconds[0])
+
+
+def _seconds(target: Target, one: Mapping[str, Any], points: Floats) -> Floats | None:
+    if one["kind"] == "whole_model":
+        return whole_seconds(target, one, points)
+    return KINDS[one["kind"]](target, one["essentials"], points)
 
 
 def within(scored: Sequence[Scored]) -> list[float]:
