@@ -42,7 +42,7 @@ EXPERTS = {"bandwidth": 0.1, "flops": 0.5, "kept_l2": 0.5, "activation_bandwidth
            "kernel_seconds": 0.5, "busy_bytes": 1.0}  # fmt: skip
 """Fitted constants, and how far each logarithm may go at no great cost."""
 DENSE = {"bandwidth": 0.1, "flops": 0.5, "output_traffic": 0.7, "input_traffic": 0.7,
-         "kernel_seconds": 0.5}  # fmt: skip
+         "kernel_seconds": 0.5, "one_token": 0.1}  # fmt: skip
 DENSE_FP8 = {"bandwidth": 0.3}
 ATTENTION = {"bandwidth": 0.1, "kernel_seconds": 0.5}
 LINKED = {"bandwidth": 0.5, "collective_seconds": 0.5, "custom_bandwidth": 0.5,
