@@ -110,7 +110,7 @@ def public_rows(scored: Sequence[Scored]) -> list[Row]:
 
 
 def _on_grid(ones: Sequence[Scored]) -> Iterable[bool]:
-    """Whether boundaries over the tokens of a step agree; those at the first or last point aside."""
+    """Whether boundaries over the tokens of a step agree, if neither first nor last point."""
     for one in ones:
         if one.group[0] not in ("dense_products", "routed_experts") or one.points[0] != 1:
             continue
