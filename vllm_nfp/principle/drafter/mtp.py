@@ -13,8 +13,8 @@ from dataclasses import replace
 
 from vllm_nfp.principle.drafter.drafter import Drafter, DrafterError
 from vllm_nfp.principle.hf_config import text_config
-from vllm_nfp.principle.weights.stored import quantization_of
 from vllm_nfp.principle.shape import Gemm, ModelShape
+from vllm_nfp.principle.weights.stored import quantization_of
 
 _COUNTS = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_modules")
 """Fields that say how many prediction layers a checkpoint has."""
