@@ -360,7 +360,7 @@ def test_a_run_that_fails_in_a_piecewise_graph_leaves_the_runners_buffers(
         raise RuntimeError("the model fails")
 
     with torch.inference_mode(), pytest.raises(RuntimeError, match="the model fails"):
-        monkeypatch.setattr(engine_of(session)._runtime.forward, "_call", fail)
+        monkeypatch.setattr(engine_of(session)._runtime.forward.inputs, "live", fail)
         engine_of(session).launch(Shape(4, 128, 8))
     assert all(map(torch.equal, buffers, before))
 

@@ -340,7 +340,7 @@ def test_three_tolerances_fit_the_terminal(tmp_path: Path, monkeypatch: pytest.M
 def test_notes_say_what_is_assumed() -> None:
     assert len(notes(small())) == 1
     carried, rules = notes(small(hardware="L4"))
-    assert "not fitted to L4, carried over from an H100 SXM" in carried
+    assert "not fitted to L4, assumed as H100-SXM (dense products" in carried
     assert "FLASH_ATTN_2 were never timed" in rules
     assumed = "transfers between ranks are assumed"
     assert any(assumed in note for note in notes(small(hardware="L4", tensor_parallel_size=2)))

@@ -64,6 +64,7 @@ CONFIG_ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "is_attention_free",
         "is_encoder_decoder",
         "is_diffusion",
+        "is_moe",
         "runner_type",
         "uses_mrope",
         "enable_prompt_embeds",

@@ -43,6 +43,10 @@ MULTIMODAL_PROPERTY = (0, 31)
 """Oldest release whose model configuration has ``supports_multimodal_inputs``; before,
 ``is_multimodal_model`` is what there is. Read in the sources of 0.26.0 to 0.33.0,
 ``config/model.py``."""
+ONE_ROTARY_BUFFER = (0, 30)
+"""Oldest release whose V1 model runner keeps all multi-dimensional rotary positions in one buffer;
+before, those of XD-RoPE had one of their own. Read in the sources of 0.26.0 to 0.33.0,
+``v1/worker/gpu_model_runner.py``."""
 
 PACKED_KV_LAYERS = (0, 32)
 """Oldest release whose KV cache may pack layers of different page sizes together
