@@ -175,21 +175,15 @@ class Step:
 
     def attention(self) -> Cost:
         """All layers, full and sliding; the cache holds context and positions."""
-        return self._once(
-            "attention",
-            lambda: attention_cost(
-                self._shape,
-                self._hardware,
-                self._calibration.attention,
-                AttentionWork(
-                    self._backend,
-                    self._batch_size,
-                    self._context,
-                    self._positions,
-                    max(self._serving.capture_sizes, default=0),
-                ),
-            ),
+        return self._once("attention", self._attention)
+
+    def _attention(self) -> Cost:
+        largest_graph = max(self._serving.capture_sizes, default=0)
+        work = AttentionWork(
+            self._backend, self._batch_size, self._context, self._positions, largest_graph
         )
+        constants = self._calibration.attention
+        return attention_cost(self._shape, self._hardware, constants, work)
 
     def linear_attention(self) -> Cost:
         """Projections and state of a layer without a cache."""
