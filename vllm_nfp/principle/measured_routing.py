@@ -3,24 +3,64 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from vllm_nfp.principle.errors import PredictionError
 from vllm_nfp.principle.hardware_file import Target
 from vllm_nfp.principle.routing import MOST_SKEW
 from vllm_nfp.principle.serving import Serving
 from vllm_nfp.principle.shape import ModelShape
 from vllm_nfp.principle.step import Step
-from vllm_nfp.types import Module
+from vllm_nfp.strict_json import read_object
+from vllm_nfp.types import Basis, CurvePoint, Module
+
+MAX_BYTES = 64 << 20
 
 STEP = 0.05
 """Exponents are tried in steps of this; neighbours differ by less than 1 % of a step's time."""
 LEAST_POINTS = 3
 
 
-class RoutingError(ValueError):
+class RoutingError(PredictionError):
     """Measured times that show no routing; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Profile:
+    """What of a profile is used."""
+
+    curves: tuple[CurvePoint, ...]
+
+
+def ratios_of(path: Path) -> dict[tuple[int, int], float]:
+    """(B, N) -> measured t(N)/t(1) of ``moe_ffn`` in a profile, the mean over contexts.
+
+    Raises:
+        RoutingError: if the file cannot be read, or is no profile.
+    """
+    try:
+        read = read_object(path, MAX_BYTES).decode(_Profile, pass_over=True)
+    except OSError as error:
+        raise RoutingError(
+            f"routing {str(path)!r:.80} cannot be read ({error.strerror}): give a profile that "
+            f"vllm-nfp measure or a server wrote"
+        ) from None
+    except ValueError as error:
+        raise RoutingError(
+            f"routing {str(path)!r:.80} cannot be used ({error}): give a profile that vllm-nfp "
+            f"measure or a server wrote"
+        ) from None
+    found: dict[tuple[int, int], list[float]] = {}
+    for point in read.curves:
+        measured = point.basis is Basis.MEASURED and point.positions > 1
+        if point.module is Module.MOE_FFN and measured:
+            found.setdefault((point.batch_size, point.positions), []).append(point.ratio)
+    return {key: statistics.fmean(ratios) for key, ratios in found.items()}
 
 
 def measured_skew(
