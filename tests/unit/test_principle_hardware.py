@@ -186,8 +186,6 @@ def test_what_was_fitted_to_public_kernels_says_so() -> None:
 
 def test_constants_of_another_device_are_an_assumption() -> None:
     h100 = target_of("H100-SXM")
-    carried = dataclasses.replace(
-        h100.calibration, fitted=False, source="carried over", origins={}
-    )
+    carried = dataclasses.replace(h100.calibration, fitted=False, source="carried over", origins={})
     assert h100.basis == "own runs"
     assert dataclasses.replace(h100, calibration=carried).basis == "assumption"

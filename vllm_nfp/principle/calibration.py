@@ -159,9 +159,7 @@ def _told(entry: _Entry, basis: str) -> str:
 
 def _named(parts: Sequence[str]) -> str:
     """Names of parts; the kinds of quantized experts as one."""
-    names = [
-        "quantized experts" if part.startswith("experts.") else PARTS[part] for part in parts
-    ]
+    names = ["quantized experts" if part.startswith("experts.") else PARTS[part] for part in parts]
     return ", ".join(dict.fromkeys(names))
 
 
