@@ -17,6 +17,7 @@ from vllm_nfp.give_way import in_pieces
 from vllm_nfp.metrics.families import families_of, of_files
 from vllm_nfp.metrics.families.control import control_families
 from vllm_nfp.metrics.families.curves import CurvesOf, step_curves
+from vllm_nfp.metrics.families.gain import RunningOf, demand_of, gains, told_running
 from vllm_nfp.metrics.families.recommendation import (
     AcceptanceOf,
     CostOf,
@@ -88,7 +89,7 @@ class NfpCollector:
 
     def collect(self) -> Iterator[Metric]:
         """The metrics of all engines; a fault gives fewer metrics, never a failed scrape."""
-        if self._registry is None or self._draft_acceptance is not None:
+        if self._registry is None:
             return self.collect_beside(())
         return self.collect_beside(self._registry.restricted_registry(COUNTERS).collect())
 
@@ -98,11 +99,10 @@ class NfpCollector:
             maybe_fail("collect")
             with self._lock:
                 snapshots = self._controls.read()
-            controls = list(control_families(snapshots))
-            families = [
-                *self._of_engines(self._acceptances(others), told_cost(controls)),
-                *controls,
-            ]
+            controls, counters = list(control_families(snapshots)), list(others)
+            acceptances, costs = self._acceptances(counters), told_cost(controls)
+            running = told_running(controls, counters)
+            families = [*self._of_engines(acceptances, costs, running), *controls]
         except Exception as error:
             self._warnings.once(f"the probe's metrics could not be collected: {error!r}")
             families = []
@@ -112,7 +112,9 @@ class NfpCollector:
         given = self._draft_acceptance
         return counted_acceptance(others) if given is None else lambda _: constant(given)
 
-    def _of_engines(self, acceptance_of: AcceptanceOf, cost_of: CostOf) -> list[Metric]:
+    def _of_engines(
+        self, acceptance_of: AcceptanceOf, cost_of: CostOf, running_of: RunningOf
+    ) -> list[Metric]:
         """All families of the probes; those that only the files decide are built once a file.
 
         So the cost of a scrape does not depend on how much is measured or how often one asks.
@@ -129,5 +131,7 @@ class NfpCollector:
                 for family in families:
                     family.samples = _Paced(family.samples)
                 built = self._built = _Built(engines, families, curves, live)
-        lengths = recommended(engines.snapshots, built.curves, built.live, acceptance_of, cost_of)
-        return [*built.families, *ages([*engines.snapshots, *engines.lost]), *lengths]
+        found, live, demand = engines.snapshots, built.live, demand_of(acceptance_of, cost_of)
+        lengths = list(recommended(found, built.curves, live, acceptance_of, cost_of))
+        gained = gains(found, live, lengths, demand, running_of)
+        return [*built.families, *ages([*found, *engines.lost]), *lengths, *gained]
