@@ -277,7 +277,7 @@ def test_layers_without_attention_and_feed_forward() -> None:
     assert model_facts(shape).layers == {"linear_attention": 64}
     assert model_facts(shape).kv_bytes_per_token == 0
     found = predict(config, "H100-SXM", (1,), (1024,), max_positions=2, tensor_parallel_size=2)
-    assert modules_of(shape) == (Module.LINEAR_ATTENTION, Module.MODEL)
+    assert modules_of(shape) == (Module.MODEL, Module.LINEAR_ATTENTION)
     assert found.cell(Module.MODEL, 1, 1024).seconds[0] > 0
 
 

@@ -132,6 +132,12 @@ def test_pruned_layers_lack_attention_or_width() -> None:
     assert widths == 28672 + 5632
 
 
+def test_pruned_layers_may_lack_their_feed_forward() -> None:
+    lacking = {"attention": {"n_heads_in_group": 8}, "ffn": {"no_op": True}}
+    shape = shape_from_config({**NAS, "block_configs": [lacking] * 40 + [block(8, 5.25)] * 40})
+    assert model_facts(shape).layers == {"full_attention": 80, "dense_ffn": 40}
+
+
 def test_pruned_layers_that_no_shape_describes_are_refused() -> None:
     linear = block(8, 1.0)
     linear["ffn"] = {"no_op": False, "replace_with_linear": True}
