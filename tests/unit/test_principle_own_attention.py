@@ -287,6 +287,14 @@ def test_a_model_chosen_by_its_class_as_in_vllm() -> None:
         shape_from_config(named)
     found = shape_from_config({**named, "architectures": ["DeepseekV4ForCausalLM"]})
     assert found.total_parameters == shape_from_config(DEEPSEEK_V4_FLASH).total_parameters
+    assert any("by its class, like deepseek_v4" in sentence for sentence in found.assumptions)
+
+
+def test_encoders_of_other_modalities_are_named() -> None:
+    whole = {"model_type": "gemma4", "text_config": GEMMA_4_E2B, "vision_config": {"a": 1}}
+    shape = shape_from_config(whole)
+    assert shape.total_parameters == shape_from_config(GEMMA_4_E2B).total_parameters
+    assert any("without vision_config" in sentence for sentence in shape.assumptions)
 
 
 def test_a_part_of_a_config_may_leave_out_what_its_class_says() -> None:

@@ -69,7 +69,13 @@ from vllm_nfp.principle.reading.single import (
 from vllm_nfp.principle.reading.special import Special, special_attention
 from vllm_nfp.principle.reading.unknown import assumptions, family_of
 from vllm_nfp.principle.reading.windows import windows
-from vllm_nfp.principle.reading.wrapper import encoders, model_type_of, name_of, text_config
+from vllm_nfp.principle.reading.wrapper import (
+    by_class,
+    encoders,
+    model_type_of,
+    name_of,
+    text_config,
+)
 from vllm_nfp.principle.recurrence import ASSUMED
 from vllm_nfp.principle.shape import MAX_LAYERS, ModelShape, ShapeError, shown
 from vllm_nfp.principle.sparse_attention import ASSUMED as SPARSE_ASSUMED
@@ -200,6 +206,7 @@ def shape_from_config(
             else special.indexer
         ),
         assumptions=(
+            *by_class(config, text, model_type),
             *_taken_for_granted(fields, config, special, mixed),
             *((SPARSE_ASSUMED,) if family.indexed or special.indexer else ()),
             *assumptions(text, model_type, family),

@@ -67,3 +67,13 @@ def encoders(config: Mapping[str, object]) -> list[str]:
         and name.endswith("_config")
         and _ENCODER.search(name)
     ][:_MOST_ENCODERS]
+
+
+def by_class(
+    config: Mapping[str, object], text: Mapping[str, object], model_type: str
+) -> tuple[str, ...]:
+    """A sentence where the class decided and not the model_type."""
+    given = text.get("model_type", config.get("model_type"))
+    if given is None or model_type in (given, config.get("model_type")):
+        return ()
+    return (f"model_type {shown(given)} is not known: it is read by its class, like {model_type}.",)
