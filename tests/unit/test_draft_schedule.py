@@ -417,7 +417,7 @@ def test_settings_for_vllm() -> None:
     }
     with pytest.raises(ValueError, match="needs the directory or name of its draft model"):
         speculative_config(made, "draft_model")
-    with pytest.raises(ValueError, match="'medusa' is none of ngram, ngram_gpu, eagle"):
+    with pytest.raises(ValueError, match="'medusa' is none of ngram, ngram_gpu, suffix, eagle"):
         speculative_config(made, "medusa")
     nowhere = make_schedule([curve([9.0] * 6, 1)], Demand(constant(0.1)))
     with pytest.raises(ValueError, match="drafts pay at no batch size"):

@@ -228,7 +228,7 @@ def test_what_drafts_cost_on_a_server_counts_everywhere(
 
 @pytest.mark.parametrize(
     ("method", "told"),
-    [("eagle", {}), ("mtp", {"b8": 0.0}), ("mtp", {"b8": -1.0}), ("dflash", {"b8": 1e-4})],
+    [("eagle", {}), ("mtp", {"b8": 0.0}), ("mtp", {"b8": -1.0}), ("medusa", {"b8": 1e-4})],
 )
 def test_drafts_of_unknown_cost_are_recommended_by_none(
     method: str,

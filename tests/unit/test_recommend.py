@@ -312,7 +312,9 @@ def test_sources_that_cannot_be(tmp_path: Path) -> None:
         *predicted, "H100-SXM", "--max-batch-size", "70000"
     )
     assert "--contexts holds ''" in refused(*predicted, "H100-SXM", "--contexts", "")
-    (tmp_path / "config.json").write_text(json.dumps({**QWEN3_8B, "model_type": "unheard_of"}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({**QWEN3_8B, "model_type": "unheard_of", "architectures": []})
+    )
     assert "--assume-dense" in refused(*predicted, "H100-SXM")
     assert run(*predicted, "H100-SXM", "--assume-dense").exit_code == 0
 
@@ -421,8 +423,8 @@ def test_a_servers_own_method_is_the_default(served: Any) -> None:
     values = json.loads(run(URL, "--json").stdout)
     assert values["speculative_config"]["method"] == "ngram_gpu"
     assert values["warnings"] == []
-    served(metrics() + drafting("dflash", 1e-4))
-    assert "drafts with 'dflash'" in refused(URL)
+    served(metrics() + drafting("medusa", 1e-4))
+    assert "drafts with 'medusa'" in refused(URL)
 
 
 def test_the_server_of_the_step_times_tells_how_it_drafts_if_that_of_acceptance_does_not(

@@ -58,7 +58,7 @@ def _times(found: Recommendation) -> str:
 
 def _entry(entry: ScheduleRange) -> str:
     sizes = size_range(entry.batch_size_first, entry.batch_size_last)
-    basis = "not measured" if entry.basis == "unknown" else entry.basis
+    basis = "not known" if entry.basis == "unknown" else entry.basis
     mark = "" if entry.basis in (Basis.MEASURED, "between") else f" ({basis})"
     return f"B {sizes}: K={entry.draft_length}{mark}"
 

@@ -18,7 +18,7 @@ from vllm_nfp.draft.sources import Source, SourceError
 from vllm_nfp.results.profile import Profile, load_profile
 
 if TYPE_CHECKING:
-    from vllm_nfp.principle.prediction import Predictions
+    from vllm_nfp.principle.predictions import Predictions
     from vllm_nfp.results.scrape import Samples
 
 StepTimes: TypeAlias = "Source | Profile | Predictions | Iterable[StepCurve] | str | Path"
@@ -73,7 +73,10 @@ def read_inputs(
     if source.kind == "prediction":
         from vllm_nfp.draft.predictions import predicted_drafting
 
-        found = predicted_drafting(source, found, draft_model)
+        predicted = predicted_drafting(source, found, draft_model)
+        if draft_method is None and predicted.hint is not None:
+            warnings.append(predicted.hint)
+        found = predicted
     if acceptance is not None:
         return Inputs(source, acceptance_of(acceptance), found, tuple(warnings))
     if not metrics:
@@ -126,7 +129,9 @@ def source_of(times: StepTimes) -> Source:
         return server.step_times(times, server.read_metrics(times))
     if isinstance(times, (str, Path)):
         return sources.from_profile(load_profile(times), os.fspath(times))
-    from vllm_nfp.principle.prediction import Predictions  # it needs numpy, which most calls do not
+    from vllm_nfp.principle.predictions import (
+        Predictions,  # it needs numpy, which most calls do not
+    )
 
     if isinstance(times, Predictions):
         from vllm_nfp.draft.predictions import from_predictions

@@ -10,9 +10,9 @@ from vllm_nfp.principle.errors import PredictionError
 from vllm_nfp.principle.graphs import default_capture_sizes
 from vllm_nfp.principle.hardware import Hardware
 from vllm_nfp.principle.hf_config import text_config
-from vllm_nfp.principle.quantized_weights import is_read, quantization_of
 from vllm_nfp.principle.routing import MOST_SKEW, TYPICAL_SKEW
 from vllm_nfp.principle.shape import shown
+from vllm_nfp.principle.weights.stored import is_read, quantization_of
 from vllm_nfp.text import hint, same_name
 
 MOST_VALUES = 64

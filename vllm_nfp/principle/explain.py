@@ -10,7 +10,7 @@ import numpy as np
 from vllm_nfp.principle.attention import AttentionStep
 from vllm_nfp.principle.graphs import padded_tokens
 from vllm_nfp.principle.predict import Boundary, CellPrediction
-from vllm_nfp.principle.prediction import Predictions
+from vllm_nfp.principle.predictions import Predictions
 from vllm_nfp.principle.routing import Routing, skewed_shares
 from vllm_nfp.principle.terms import Limit
 from vllm_nfp.text import duration

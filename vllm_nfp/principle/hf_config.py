@@ -19,7 +19,7 @@ others). What is read, under Llama's names:
   :mod:`vllm_nfp.principle.hybrid`;
 - the indexer of sparse attention: index_topk, index_n_heads, index_head_dim, indexer_types;
 - diffusion: canvas_length, block_size or bd_size;
-- stored weights and cache: quantization_config, see :mod:`vllm_nfp.principle.quantized_weights`.
+- stored weights and cache: quantization_config, see :mod:`vllm_nfp.principle.weights`.
 
 Norms, biases, attention sinks, rotary embeddings, encoders of other modalities and extra prediction
 layers are left out: they take next to no time in a decode step, or none.
@@ -36,19 +36,13 @@ have matrices that :class:`ModelShape` lacks. Families that a shape cannot descr
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from vllm_nfp.principle.config_fields import ConfigFields
 from vllm_nfp.principle.families import BY_CLASS, FAMILIES, UNDESCRIBED
 from vllm_nfp.principle.family import Family
 from vllm_nfp.principle.hybrid import Mixed, linear_attention, mixed_layers, with_layer_count
 from vllm_nfp.principle.pruned import Pruned, pruned_layers
-from vllm_nfp.principle.quantized_weights import (
-    Layers,
-    check_bits,
-    quantization_of,
-    stored_kv_bits,
-    stored_weights,
-)
 from vllm_nfp.principle.reading.attention import (
     gate_columns,
     head_dim,
@@ -68,9 +62,11 @@ from vllm_nfp.principle.reading.windows import windows
 from vllm_nfp.principle.recurrence import ASSUMED
 from vllm_nfp.principle.shape import MAX_LAYERS, ModelShape, ShapeError, shown
 from vllm_nfp.principle.sparse_attention import ASSUMED as SPARSE_ASSUMED
+from vllm_nfp.principle.weights.cache import stored_kv_bits
+from vllm_nfp.principle.weights.scheme import check_bits
+from vllm_nfp.principle.weights.stored import Layers, quantization_of, stored_weights
 
 _EXPERTS = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
-_STORED_ALIKE = "Projections of layers with a state are stored like those of attention."
 _IDLE_EXPERTS = "The router picks experts that do nothing as often as the others."
 _MAX_NAME = 200
 _NESTED = ("text_config", "llm_config", "language_config", "thinker_config")
@@ -133,7 +129,9 @@ def shape_from_config(
     expert_width = fields.whole("moe_intermediate_size", least=1) if family.experts else 0
     shared, shared_width = shared_experts(fields, expert_width) if family.experts else (0, 0)
     quantization = quantization_of(config, text)
-    weights = stored_weights(quantization, weight_bits, Layers(sparse, mla is not None))
+    stored = _modules(mixed, sparse, family, mla is not None)
+    told = replace(stored, model_type=model_type, expert_dtype=text.get("expert_dtype"))
+    weights = stored_weights(quantization, weight_bits, told)
     heads = kinds[0].heads if kinds else fields.whole("num_attention_heads", least=1)
     diffusion = family.diffusion or config.get("canvas_length") is not None
     return ModelShape(
@@ -179,7 +177,8 @@ def shape_from_config(
         dense_weight_bytes=_unless(weights.attention, weights.dense_ffn),
         shared_weight_bytes=_unless(weights.attention, weights.shared),
         expert_weight_bytes=weights.experts,
-        lm_head_weight_bytes=weights.lm_head,
+        recurrent_weight_bytes=_unless(weights.attention, weights.recurrent),
+        lm_head_weight_bytes=2.0 if _tied(config, fields) else weights.lm_head,
         kv_bytes=_kv_bytes(kv_bits, quantization),
         mla=mla,
         indexer=indexer(fields, layers, mla) if family.indexed and mla else special.indexer,
@@ -187,7 +186,6 @@ def shape_from_config(
             *((_IDLE_EXPERTS,) if fields.get("zero_expert_num") else ()),
             *((SPARSE_ASSUMED,) if family.indexed or special.indexer else ()),
             *((ASSUMED,) if mixed.recurrent else ()),
-            *((_STORED_ALIKE,) if mixed.recurrent and quantization is not None else ()),
             *assumptions(text, model_type, family),
             *weights.assumed,
         ),
@@ -210,14 +208,35 @@ def _mixed(fields: ConfigFields, family: Family, sparse: tuple[bool, ...]) -> Mi
     if family.hybrid:
         return mixed_layers(fields, family.hybrid, layers, sparse)
     if family.doubled:
-        return Mixed(2 * layers, 0, (True,) * layers + (False,) * (2 * layers))
+        return _all_attend(2 * layers, (True,) * layers + (False,) * (2 * layers))
     if family.beside_experts:
-        return Mixed(layers, 0, (False,) * layers + (True,) * sparse.count(True))
-    return Mixed(layers, 0, sparse)
+        return _all_attend(layers, (False,) * layers + (True,) * sparse.count(True))
+    return _all_attend(layers, sparse)
+
+
+def _all_attend(layers: int, ffn: tuple[bool | None, ...]) -> Mixed:
+    return Mixed((True,) * layers, (False,) * layers, ffn)
 
 
 def _whole_mixed(pruned: Pruned) -> Mixed:
-    return Mixed(pruned.attention, 0, (False,) * sum(count for count, _ in pruned.widths))
+    without = (False,) * len(pruned.attends)
+    return Mixed(pruned.attends, without, (False,) * sum(count for count, _ in pruned.widths))
+
+
+def _modules(mixed: Mixed, sparse: tuple[bool, ...], family: Family, latent: bool) -> Layers:
+    """The numbers of the layers that have each kind of module."""
+    every = range(len(sparse))
+    several = family.doubled or family.beside_experts
+    ffn = sparse if several else mixed.ffn[: len(sparse)]
+    return Layers(
+        [index for index in every if mixed.attends[index]],
+        [index for index in every if mixed.recurs[index]],
+        [index for index in every if several or ffn[index] is False],
+        [index for index in every if ffn[index]],
+        latent,
+        family.hybrid or "",
+        family.beside_experts,
+    )
 
 
 def _mean_width(widths: tuple[tuple[int, int], ...]) -> int:

@@ -6,7 +6,7 @@ those of the configuration classes in transformers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vllm_nfp.principle.config_fields import ConfigFields
@@ -32,17 +32,33 @@ _BLOCKS = {
 
 @dataclass(frozen=True, slots=True)
 class Mixed:
-    """Layers of a hybrid model.
+    """What each layer has.
 
     Attributes:
-        attention: layers with attention to a cache.
-        recurrent: layers with a state.
-        ffn: for each layer whether its feed-forward block has experts; None: it has none.
+        attends: attention to a cache.
+        recurs: a state.
+        ffn: whether its feed-forward block has experts; None: it has none. Layers with several
+            blocks count several times, after all others.
     """
 
-    attention: int
-    recurrent: int
+    attends: tuple[bool, ...]
+    recurs: tuple[bool, ...]
     ffn: tuple[bool | None, ...]
+
+    @property
+    def attention(self) -> int:
+        """Layers with attention."""
+        return self.attends.count(True)
+
+    @property
+    def recurrent(self) -> int:
+        """Layers with a state."""
+        return self.recurs.count(True)
+
+
+def one_or_other(attends: Sequence[bool], ffn: tuple[bool | None, ...]) -> Mixed:
+    """Layers that have a state where they have no attention."""
+    return Mixed(tuple(attends), tuple(not flag for flag in attends), ffn)
 
 
 def mixed_layers(
@@ -56,44 +72,45 @@ def mixed_layers(
     if hybrid == "nemotron_h":
         return _single_blocks(fields, layers)
     if hybrid == "falcon_h1":
-        return Mixed(layers, layers, has_experts)
+        return Mixed((True,) * layers, (True,) * layers, has_experts)
     if hybrid in ("mamba", "mamba2"):
-        return Mixed(0, layers, (None,) * layers)
-    attention = _attention_layers(fields, hybrid, layers)
-    return Mixed(attention, layers - attention, has_experts)
+        return one_or_other((False,) * layers, (None,) * layers)
+    return one_or_other(_attends(fields, hybrid, layers), has_experts)
 
 
-def _attention_layers(fields: ConfigFields, hybrid: Hybrid, layers: int) -> int:
-    """Layers with attention where every layer has that or a state."""
+def _attends(fields: ConfigFields, hybrid: Hybrid, layers: int) -> list[bool]:
+    """Which layers have attention, where every layer has that or a state."""
+    every = range(layers)
     if hybrid == "jamba":
         period, offset = fields.whole("attn_layer_period", 8), fields.whole("attn_layer_offset", 4)
-        return sum(index % max(period, 1) == offset for index in range(layers))
+        return [index % max(period, 1) == offset for index in every]
     if hybrid in ("lightning", "bailing_kda"):
-        return _last_of_groups(fields, layers, hybrid)
+        group = fields.whole("layer_group_size", 1, least=1)
+        # In Bailing V3, layers after all whole groups have attention too.
+        whole = layers // group * group if hybrid == "bailing_kda" else layers
+        return [(index + 1) % group == 0 or index >= whole for index in every]
     if hybrid == "kda":
-        return layers - len(_delta_layers(fields))
+        # Numbered from 1.
+        delta = _delta_layers(fields)
+        return [index + 1 not in delta for index in every]
     kinds = fields.per_layer("layer_types", layers)
     if kinds:
         strange = [kind for kind in kinds if kind not in (*_ATTENTION, *_RECURRENT)]
         if strange:
             raise ShapeError(f"layer_types has {shown(strange[0])}: it is not known in this family")
-        return sum(kind in _ATTENTION for kind in kinds)
-    return _attention_by_rule(fields, hybrid, layers)
+        return [kind in _ATTENTION for kind in kinds]
+    return _attends_by_rule(fields, hybrid, layers)
 
 
-def _last_of_groups(fields: ConfigFields, layers: int, hybrid: Hybrid) -> int:
-    """Layers with attention: the last of each group, and in Bailing V3 those after all groups."""
-    group = fields.whole("layer_group_size", 1, least=1)
-    return layers // group + (layers % group if hybrid == "bailing_kda" else 0)
-
-
-def _attention_by_rule(fields: ConfigFields, hybrid: Hybrid, layers: int) -> int:
+def _attends_by_rule(fields: ConfigFields, hybrid: Hybrid, layers: int) -> list[bool]:
+    lists = {"short_conv": "full_attn_idxs", "granite": "attn_layer_indices"}
     if hybrid == "gated_delta_net":
-        return layers // fields.whole("full_attention_interval", 4, least=1)
-    if hybrid == "short_conv" and fields.get("full_attn_idxs") is not None:
-        return len(set(fields.whole_items("full_attn_idxs", layers - 1)))
-    if hybrid == "granite" and fields.get("attn_layer_indices") is not None:
-        return len(set(fields.whole_items("attn_layer_indices", layers - 1)))
+        every = fields.whole("full_attention_interval", 4, least=1)
+        return [(index + 1) % every == 0 for index in range(layers)]
+    name = lists.get(hybrid, "")
+    if name and fields.get(name) is not None:
+        listed = set(fields.whole_items(name, layers - 1))
+        return [index in listed for index in range(layers)]
     raise ShapeError("the config lacks layer_types: give a complete config.json")
 
 
@@ -122,7 +139,11 @@ def _single_blocks(fields: ConfigFields, layers: int) -> Mixed:
         )
     blocks = [_BLOCKS[str(entry)] for entry in entries]
     ffn = tuple(block == "moe" if block in ("mlp", "moe") else None for block in blocks)
-    return Mixed(blocks.count("attention"), blocks.count("mamba"), ffn)
+    return Mixed(
+        tuple(block == "attention" for block in blocks),
+        tuple(block == "mamba" for block in blocks),
+        ffn,
+    )
 
 
 def linear_attention(fields: ConfigFields, hybrid: Hybrid, layers: int) -> LinearAttention:

@@ -9,7 +9,7 @@ from vllm_nfp.principle.memory import GIB
 from vllm_nfp.text import printable
 
 if TYPE_CHECKING:
-    from vllm_nfp.principle.prediction import Predictions
+    from vllm_nfp.principle.predictions import Predictions
 
 MOST_CELLS = 8
 """Cells that do not fit and get a sentence of their own."""

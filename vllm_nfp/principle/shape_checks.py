@@ -9,7 +9,7 @@ from vllm_nfp.principle.sizes import MAX_LAYERS, MAX_SIZE, MAX_TOKENS, ShapeErro
 if TYPE_CHECKING:
     from vllm_nfp.principle.shape import ModelShape
 
-_OPTIONAL_BYTES = ("dense_weight_bytes", "shared_weight_bytes")
+_OPTIONAL_BYTES = ("dense_weight_bytes", "shared_weight_bytes", "recurrent_weight_bytes")
 _BYTES = (
     "weight_bytes",
     "expert_weight_bytes",

@@ -198,7 +198,8 @@ class Step:
         return self._once("moe_ffn", self._moe_ffn)
 
     def _moe_ffn(self) -> Cost:
-        shape, constants = self._shape, self._calibration.experts
+        shape = self._shape
+        constants = self._calibration.experts_of(shape.quantization)
         tokens = self.tokens * shape.data_parallel_size
         routed = expert_terms(
             self._hardware,
@@ -235,7 +236,8 @@ class Step:
         alone = self._products(gemms, padded=False)
         beside = np.maximum(0.0, alone.seconds() - alone.fixed - hidden_behind)
         shown = np.where(self.tokens <= SHARED_STREAM_TOKENS, beside, alone.seconds())
-        return Cost(self._calibration.experts.kernel_seconds, {"memory": shown})
+        constants = self._calibration.experts_of(self._shape.quantization)
+        return Cost(constants.kernel_seconds, {"memory": shown})
 
     def attention(self) -> Cost:
         """All layers, full and sliding; the cache holds context and positions."""
@@ -373,10 +375,10 @@ class Step:
         if ranks == 1:
             return NOTHING
         size = self.tokens * self._shape.hidden_size * ACTIVATION_BYTES
-        link = self._hardware.link_bytes_per_second
+        link, constants = self._hardware.link_bytes_per_second, self._calibration.link
 
         def seconds(of: FloatArray) -> FloatArray:
-            return all_reduce_seconds(self._calibration.link, link, ranks, of)
+            return constants.skew_seconds + all_reduce_seconds(constants, link, ranks, of)
 
         return _collective(seconds(size), float(seconds(np.zeros(1))[0]))
 

@@ -30,6 +30,20 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """What tells the servers of a fleet apart."""
+
+    device: str
+    """Name of the GPU, or of the processor where there is none."""
+    dtype: str
+    quantization: str
+    """Empty where weights are not quantized."""
+    tensor_parallel_size: int
+    vllm: str
+    vllm_nfp: str
+
+
+@dataclass(frozen=True, slots=True)
 class Environment:
     """Versions and settings that shape a step."""
 
@@ -54,6 +68,18 @@ class Environment:
     cudagraph_capture_sizes: Annotated[tuple[int, ...], SHOWN_WHOLE] = ()
     num_kv_blocks: int = 0
     block_size: int = 0
+
+    @property
+    def server(self) -> ServerInfo:
+        """The part that tells servers apart."""
+        return ServerInfo(
+            self.device.name,
+            self.dtype,
+            self.quantization or "",
+            self.tensor_parallel_size,
+            self.vllm,
+            self.vllm_nfp,
+        )
 
     def __post_init__(self) -> None:
         # Later than year 9999 no calendar has a date for it.

@@ -23,7 +23,7 @@ from vllm_nfp.metrics.families.recommendation import (
     live_ratios,
     recommended,
 )
-from vllm_nfp.metrics.families.state import ages, states, surface
+from vllm_nfp.metrics.families.state import ages, servers, states, surface
 from vllm_nfp.metrics.families.steps import live, steps
 from vllm_nfp.results.snapshot import Snapshot
 
@@ -68,6 +68,7 @@ def of_files(
     yield from layers(engines)
     yield from probing(engines)
     yield from states([*engines, *lost])
+    yield from servers(engines)
     yield from surface(engines)
     yield from costs(engines)
     yield from steps(engines)

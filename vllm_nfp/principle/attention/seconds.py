@@ -156,7 +156,9 @@ def attention_terms(
     rate = hardware.memory_bytes_per_second
     cache_bytes = batch_size * heads.kv_heads * cached_tokens * heads.token_bytes
     traffic = cache_bytes / (rate * constants.bandwidth)
-    asking = schedule.work_tiles / (BUSY_SMS * hardware.num_sms)
+    # Query blocks of one KV head walk the same cache: more of them ask for no more of it at once.
+    readers = batch_size * heads.kv_heads * schedule.splits
+    asking = readers / (BUSY_SMS * hardware.num_sms)
     slowed = traffic / np.minimum(1.0, asking) if rules.tiles_per_sm > 1 else traffic
     levels = [
         soft_maximum(moved, arithmetic, constants.overlap)

@@ -13,8 +13,8 @@ from dataclasses import replace
 
 from vllm_nfp.principle.drafter.drafter import Drafter, DrafterError
 from vllm_nfp.principle.hf_config import text_config
-from vllm_nfp.principle.quantized_weights import quantization_of
 from vllm_nfp.principle.shape import Gemm, ModelShape
+from vllm_nfp.principle.weights.stored import quantization_of
 
 _COUNTS = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_modules")
 """Fields that say how many prediction layers a checkpoint has."""
@@ -25,8 +25,8 @@ _MODEL_TYPES = frozenset({
     "mimo", "mimo_v2", "mimo_v2_flash", "glm4_moe", "glm4_moe_lite", "glm_ocr", "ernie4_5_moe",
     "nemotron_h", "nemotron_h_moe", "qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe",
     "qwen3_5_moe_text", "bailing_hybrid", "bailing_moe_linear", "bailing_moe_v3",
-    "exaone_moe", "exaone4_5", "exaone4_5_text", "longcat_flash", "step3p5", "step3p7",
-    "hy_v3", "minimax_m3", "minimax_m3_vl",
+    "exaone_moe", "exaone4_5", "exaone4_5_text", "longcat_flash", "step3p5", "step3p7", "hy_v3",
+    "minimax_m3", "minimax_m3_vl",
 })  # fmt: skip
 """Families whose prediction layers vLLM 0.32 runs, as far as shapes are known here."""
 _DENSE = frozenset(
