@@ -178,7 +178,7 @@ def _uniform(bits: float) -> StoredWeights:
 
 def _read(given: Mapping[str, object], weight_bits: float, layers: Layers) -> StoredWeights:
     method = given.get("quant_method", "")
-    if method == "mxfp4":
+    if method in ("mxfp4", "gpt_oss_mxfp4"):  # vLLM calls it so for that family
         # Experts only; 4 bits and one 8-bit scale for every 32 (OCP Microscaling format).
         rest = weight_bits / 8
         return StoredWeights("mxfp4", rest, rest, rest, (4 + 8 / 32) / 8)
