@@ -60,7 +60,8 @@ class ShapeLimits:
         size = TABLE_BYTES * batch_size * sum(self.table_widths)
         return (
             f"block tables of {batch_size} sequences, {size / (1 << 20):.0f} MiB for "
-            f"--max-model-len {self.server.max_context}, exceed a quarter of {_LIMIT} {self.graph_memory_mib}"
+            f"--max-model-len {self.server.max_context}, exceed a quarter of {_LIMIT} "
+            f"{self.graph_memory_mib}"
         )
 
     def _blocks_missing(self, batch_size: int, tokens: int) -> str | None:
