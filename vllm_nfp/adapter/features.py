@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from vllm_nfp.adapter.connectors import unknown_encoder_connector, unknown_kv_connector
 from vllm_nfp.adapter.inputs import is_multimodal
 from vllm_nfp.adapter.versions import Mode
 
@@ -77,6 +78,18 @@ def _foreign_executor(config: Any) -> bool:
 def _encodes_alone(config: Any) -> bool:
     transfer = config.ec_transfer_config
     return transfer is not None and transfer.ec_role == "ec_producer"
+
+
+def _reads_encodings(config: Any) -> bool:
+    return config.ec_transfer_config is not None and not _encodes_alone(config)
+
+
+def _kv_connector(config: Any) -> str | None:
+    return unknown_kv_connector(config.kv_transfer_config)
+
+
+def _encoder_connector(config: Any) -> str | None:
+    return unknown_encoder_connector(config.ec_transfer_config)
 
 
 def _offloads(config: Any) -> bool:
@@ -278,18 +291,40 @@ _SERVER = (
     Feature(
         "KV connectors",
         Kind.SERVER,
-        lambda c: c.kv_transfer_config is not None,
+        lambda c: c.kv_transfer_config is not None and not _kv_connector(c),
+        Mode.ACTIVE,
+        "a probe runs between steps and its attention layers see no connector: it carries no "
+        "metadata, and stores, sends and loads nothing",
+        flag="--kv-transfer-config",
+        step="the wait for its KV blocks as well",
+    ),
+    Feature(
+        "other KV connectors",
+        Kind.SERVER,
+        lambda c: _kv_connector(c) is not None,
         Mode.PASSIVE,
-        "a KV connector would store or send what a probe runs: serve without one",
+        "the KV connector {} is not known to leave a probe alone: serve without it",
+        value=_kv_connector,
+        placeholder="NAME",
         flag="--kv-transfer-config",
         step="the wait for its KV blocks as well",
     ),
     Feature(
         "encoder-cache connectors that read",
         Kind.SERVER,
-        lambda c: c.ec_transfer_config is not None and not _encodes_alone(c),
+        lambda c: _reads_encodings(c) and not _encoder_connector(c),
+        Mode.ACTIVE,
+        "they work where images are encoded, which a probe never does",
+        flag="--ec-transfer-config",
+    ),
+    Feature(
+        "other encoder-cache connectors",
+        Kind.SERVER,
+        lambda c: _reads_encodings(c) and _encoder_connector(c) is not None,
         Mode.PASSIVE,
-        "an encoder-cache connector is not supported: serve without one",
+        "the encoder-cache connector {} is not known to leave a probe alone: serve without it",
+        value=_encoder_connector,
+        placeholder="NAME",
         flag="--ec-transfer-config",
     ),
     Feature(

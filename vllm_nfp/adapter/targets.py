@@ -26,11 +26,12 @@ class Feature(StrEnum):
     CAPTURE = "memory pool shared with vLLM's CUDA graphs"
     MODULES = "timing of modules with light kernels"
     COLLECTIVES = "timing of collectives"
+    CONNECTORS = "probing beside a KV connector"
 
 
 PROBE = frozenset({Feature.FLAGS, Feature.WORKER, Feature.STEPS})
 """Features without which there is no probe."""
-_REQUIRED = PROBE | {Feature.DRAFT_CONTROL}
+_REQUIRED = PROBE | {Feature.DRAFT_CONTROL, Feature.CONNECTORS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +226,11 @@ EMBEDDING = Target(
     Feature.MODULES,
     "looks embeddings up by indexing",
 )
+HAS_KV_CONNECTOR = Target(
+    "vllm.model_executor.layers.attention.kv_transfer_utils:has_kv_transfer_group",
+    Feature.CONNECTORS,
+    "keeps a probe's attention layers from waiting for loads and saving their keys and values",
+)
 
 
 def _collective(name: str, since: tuple[int, int] | None = None) -> Target:
@@ -277,6 +283,7 @@ TARGETS: tuple[Target, ...] = (
     SPECULATOR_CAPTURE,
     CAPTURE_BEGIN,
     EMBEDDING,
+    HAS_KV_CONNECTOR,
     *COLLECTIVES,
 )
 """All of them."""

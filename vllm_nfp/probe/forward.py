@@ -21,6 +21,7 @@ import torch
 from vllm_nfp.adapter import communication, versions
 from vllm_nfp.adapter.attention_groups import AttentionGroup
 from vllm_nfp.adapter.bindings import UnknownVllmError
+from vllm_nfp.adapter.connectors import without_connector
 from vllm_nfp.adapter.dispatch import Execution
 from vllm_nfp.adapter.forward_context import forward_context, metadata_class
 from vllm_nfp.adapter.layer_hooks import can_skip, entered, fused_ops, observed, skipped
@@ -147,7 +148,7 @@ class Forward:
         self, metadata: dict[str, Any], batch: ProbeBatch, execution: Execution, compiled: bool
     ) -> Iterator[None]:
         """vLLM's forward context for the batch."""
-        with forward_context(
+        with without_connector(self._view.vllm_config), forward_context(
             self._view.vllm_config,
             metadata,
             len(batch.positions),
@@ -155,7 +156,7 @@ class Forward:
             None if self._buffers.is_padding is None else batch.is_padding,
             piecewise=execution is Execution.PIECEWISE,
             compiled=compiled,
-        ):
+        ):  # fmt: skip
             yield
 
 
