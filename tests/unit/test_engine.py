@@ -29,7 +29,7 @@ def config(**changes: Any) -> Any:
     model = SimpleNamespace(
         is_hybrid=False, is_attention_free=False, is_encoder_decoder=False, is_moe=False,
         runner_type="generate", uses_mrope=False, supports_multimodal_inputs=False,
-        enable_prompt_embeds=False, enable_sleep_mode=False,
+        enable_prompt_embeds=False, enable_sleep_mode=False, enforce_eager=False,
     )  # fmt: skip
     offload = SimpleNamespace(offload_backend="auto", uva=SimpleNamespace(cpu_offload_gb=0))
     made = SimpleNamespace(
@@ -58,6 +58,7 @@ def ec_transfer(name: str, module: str | None = None) -> Any:
     )
 
 
+EAGER_LORA = {"lora_config": object(), "model_config__enforce_eager": True}
 EXPERTS_IN_PARALLEL = {"parallel_config__data_parallel_size": 4, "model_config__is_moe": True}
 
 
@@ -96,6 +97,7 @@ EXPERTS_IN_PARALLEL = {"parallel_config__data_parallel_size": 4, "model_config__
             "the encoder-cache connector my.module.ECExampleConnector",
         ),
         ({"lora_config": object()}, "--enable-lora"),
+        ({**EAGER_LORA, "model_config__is_moe": True}, "--enable-lora"),
         ({"offload_config__offload_backend": "prefetch"}, "offloaded"),
     ],
 )
@@ -118,6 +120,7 @@ def test_what_a_probe_would_corrupt_is_refused_by_name(
         {"model_config__enable_prompt_embeds": True},
         {"parallel_config__data_parallel_size": 4},
         {"parallel_config__tensor_parallel_size": 2},
+        EAGER_LORA,
         {"kv_transfer_config": kv_transfer("NixlConnector")},
         {
             "kv_transfer_config": kv_transfer(

@@ -80,6 +80,10 @@ def _encodes_alone(config: Any) -> bool:
     return transfer is not None and transfer.ec_role == "ec_producer"
 
 
+def _can_set_adapters_aside(config: Any) -> bool:
+    return bool(config.model_config.enforce_eager) and not config.model_config.is_moe
+
+
 def _reads_encodings(config: Any) -> bool:
     return config.ec_transfer_config is not None and not _encodes_alone(config)
 
@@ -328,11 +332,22 @@ _SERVER = (
         flag="--ec-transfer-config",
     ),
     Feature(
-        "LoRA",
+        "LoRA with --enforce-eager",
         Kind.SERVER,
-        lambda c: c.lora_config is not None,
+        lambda c: c.lora_config is not None and _can_set_adapters_aside(c),
+        Mode.ACTIVE,
+        "probes run the base model, without any adapter, and leave the live batch's mapping alone",
+        flag="--enable-lora",
+        step="adapters as well",
+        unpredicted="LoRA",
+    ),
+    Feature(
+        "LoRA with compiled code or experts",
+        Kind.SERVER,
+        lambda c: c.lora_config is not None and not _can_set_adapters_aside(c),
         Mode.PASSIVE,
-        "LoRA keeps state per batch that a probe would change: serve without --enable-lora",
+        "a probe cannot set LoRA adapters aside in compiled code, CUDA graphs and experts: serve a "
+        "dense model with --enforce-eager, or without --enable-lora",
         flag="--enable-lora",
         step="adapters as well",
         unpredicted="LoRA",

@@ -27,11 +27,12 @@ class Feature(StrEnum):
     MODULES = "timing of modules with light kernels"
     COLLECTIVES = "timing of collectives"
     CONNECTORS = "probing beside a KV connector"
+    LORA = "probing beside LoRA adapters"
 
 
 PROBE = frozenset({Feature.FLAGS, Feature.WORKER, Feature.STEPS})
 """Features without which there is no probe."""
-_REQUIRED = PROBE | {Feature.DRAFT_CONTROL, Feature.CONNECTORS}
+_REQUIRED = PROBE | {Feature.DRAFT_CONTROL, Feature.CONNECTORS, Feature.LORA}
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +232,22 @@ HAS_KV_CONNECTOR = Target(
     Feature.CONNECTORS,
     "keeps a probe's attention layers from waiting for loads and saving their keys and values",
 )
+LORA_EMBEDDING = Target(
+    "vllm.lora.layers.vocab_parallel_embedding:VocabParallelEmbeddingWithLoRA.forward",
+    Feature.LORA,
+    "looks up a probe's embeddings without an adapter",
+)
+ADD_LORA = tuple(
+    Target(
+        f"vllm.lora.punica_wrapper.punica_base:PunicaWrapperBase.{name}",
+        Feature.LORA,
+        "leaves a probe's outputs without an adapter's part",
+        on_object=True,
+    )
+    for name in (
+        "add_shrink", "add_expand", "add_lora_embedding", "add_lora_linear", "add_lora_logits",
+    )
+)  # fmt: skip
 
 
 def _collective(name: str, since: tuple[int, int] | None = None) -> Target:
@@ -284,6 +301,8 @@ TARGETS: tuple[Target, ...] = (
     CAPTURE_BEGIN,
     EMBEDDING,
     HAS_KV_CONNECTOR,
+    LORA_EMBEDDING,
+    *ADD_LORA,
     *COLLECTIVES,
 )
 """All of them."""
