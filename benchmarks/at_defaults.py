@@ -16,6 +16,7 @@ import json
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -34,14 +35,24 @@ START = "start"
 TRUTH = "truth.json"
 BATCH_SIZES, CONTEXTS = "1,2,4,8,16,32,64,128", "1024,4096,16384"
 TRUTH_LIMIT_SECONDS = 900.0
+SHORTEST_TRUTH_SECONDS = 20.0
+START_SHARE, END_SECONDS = 0.7, 30.0
+"""Of a limited time the truth's scan leaves this share of the server's start for the start of its
+engine (seen: 0.5 to 0.65, with what the server has compiled), and some seconds for its end."""
 
 
-def serve(model: Path, flags: Sequence[str], vocab_size: int, scale: float, out: Path) -> None:
-    """Serve at the probe's defaults, send the traffic, and keep what the server says."""
+def serve(model: Path, flags: Sequence[str], vocab_size: int, scale: float, out: Path) -> float:
+    """Serve at the probe's defaults, send the traffic, and keep what the server says.
+
+    Returns:
+        The seconds that the server took to start.
+    """
+    begun = time.monotonic()
     port = free_port()
     spec = Spec(model, out / "server.log", port, ("--no-enable-prefix-caching", *flags), probe={})
     with spec.start() as server:
         server.wait_until_healthy()
+        started = time.monotonic() - begun
         keep_metrics(server, START, out)
         clients = {}
         name = user_traffic.model_name(server.url)
@@ -52,6 +63,7 @@ def serve(model: Path, flags: Sequence[str], vocab_size: int, scale: float, out:
             clients[f"phase-{seed + 1}"] = {**asdict(scaled), "client": row["client"]}
             write_whole(out / "clients.json", json.dumps(clients))
         keep_recommendation(server, out)
+    return started
 
 
 def keep_metrics(server: Server, moment: str, out: Path) -> None:
@@ -97,6 +109,9 @@ def measure_truth(model: Path, engine_args: str, seconds: float, out: Path) -> N
 @click.option(
     "--truth-seconds", default=120.0, show_default=True, help="Longest scan of the truth."
 )
+@click.option(
+    "--within", type=float, default=None, help="Shorten that scan so that all ends in so many s."
+)
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--score", "scored", type=click.Path(exists=True, path_type=Path), multiple=True)
 def main(
@@ -106,6 +121,7 @@ def main(
     engine_args: str,
     scale: float,
     truth_seconds: float,
+    within: float | None,
     out: Path | None,
     scored: tuple[Path, ...],
 ) -> None:
@@ -113,6 +129,7 @@ def main(
     if scored or out is None:
         print_scores(scored)
         return
+    begun = time.monotonic()
     end_servers_on_sigterm()
     out.mkdir(parents=True, exist_ok=True)
     model = shapes.write_model(out / "model", shape, layers)
@@ -121,7 +138,12 @@ def main(
         "scale": scale, "environment": environment.record(),
     }  # fmt: skip
     write_whole(out / "about.json", json.dumps(about))
-    serve(model, shlex.split(flags), shapes.vocab_size(shape), scale, out)
+    start = serve(model, shlex.split(flags), shapes.vocab_size(shape), scale, out)
+    if within is not None:
+        left = within - (time.monotonic() - begun) - START_SHARE * start - END_SECONDS
+        truth_seconds = min(truth_seconds, max(SHORTEST_TRUTH_SECONDS, left))
+    about |= {"server_start_seconds": round(start, 1), "truth_seconds": round(truth_seconds, 1)}
+    write_whole(out / "about.json", json.dumps(about))
     measure_truth(model, engine_args, truth_seconds, out)
     write_whole(out / "about.json", json.dumps({**about, "after": environment.gpu_state()}))
 

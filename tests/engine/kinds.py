@@ -1,4 +1,4 @@
-"""Small models of kinds that a probe keeps its hands off, with random weights, made on the spot."""
+"""Small models of kinds beside plain decoders, with random weights, made on the spot."""
 
 from __future__ import annotations
 
@@ -86,7 +86,44 @@ def multimodal(folder: Path) -> Path:
     return write(folder, config)
 
 
-def make_tokenizer() -> Any:
+def rotary(folder: Path) -> Path:
+    """PaddleOCR-VL: a small decoder with rotary positions of three dimensions that reads pictures.
+
+    It needs no torchvision, as the models do that also read videos.
+    """
+    from transformers import (
+        PaddleOCRVLConfig,
+        PaddleOCRVLImageProcessorPil,
+        PaddleOCRVLProcessor,
+    )
+
+    tokenizer = make_tokenizer(extra_special_tokens={"image_token": "<image>"})
+    config = PaddleOCRVLConfig(
+        text_config={
+            **TEXT, "head_dim": 32, "tie_word_embeddings": False,
+            "rope_parameters": {
+                "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6],
+            },
+        },
+        vision_config={
+            "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "image_size": 56, "patch_size": 14,
+        },
+        image_token_id=tokenizer.image_token_id, video_token_id=510,
+        vision_start_token_id=508, vision_end_token_id=509,
+        tie_word_embeddings=False, dtype="float32",
+    )  # fmt: skip
+    PaddleOCRVLProcessor(
+        image_processor=PaddleOCRVLImageProcessorPil(
+            size={"shortest_edge": 56 * 56, "longest_edge": 112 * 112}
+        ),
+        tokenizer=tokenizer,
+    ).save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    return write(folder, config)
+
+
+def make_tokenizer(**names: Any) -> Any:
     """One that splits at spaces and knows the words w0, w1 and so on."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -97,7 +134,7 @@ def make_tokenizer() -> Any:
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
         tokenizer_object=raw, unk_token="<pad>", pad_token="<pad>", eos_token="<eos>",
-        additional_special_tokens=["<image>"],
+        **(names or {"additional_special_tokens": ["<image>"]}),
     )  # fmt: skip
 
 

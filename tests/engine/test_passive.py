@@ -7,15 +7,15 @@ import shutil
 import time
 import urllib.request
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import kinds
 import pytest
-from serving import API_KEY, Running, server
+from serving import Running, server
 
+from vllm_nfp import doctor
 from vllm_nfp.results import scrape
 
 pytestmark = [pytest.mark.engine, pytest.mark.thorough]
@@ -27,31 +27,6 @@ CONNECTOR = {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}
 def kv_connector(folder: Path) -> list[str]:
     storage = {"kv_connector_extra_config": {"shared_storage_path": str(folder / "kv")}}
     return ["--kv-transfer-config", json.dumps({**CONNECTOR, **storage})]
-
-
-def image_outputs(running: Running) -> list[list[int]]:
-    """Chats with and without pictures, four at a time."""
-
-    def one(index: int) -> list[int]:
-        text = {"type": "text", "text": " ".join(f"w{(7 * index + i) % 90}" for i in range(12))}
-        pictures = [
-            {"type": "image_url", "image_url": {"url": kinds.image(20 * index + shade)}}
-            for shade in range(index % 2)
-        ]
-        body = {
-            "model": running.model, "messages": [{"role": "user", "content": [*pictures, text]}],
-            "max_tokens": 24, "temperature": 0, "ignore_eos": True, "return_token_ids": True,
-        }  # fmt: skip
-        request = urllib.request.Request(
-            f"{running.url}/v1/chat/completions",
-            json.dumps(body).encode(),
-            {"Content-Type": "application/json", "Authorization": f"Bearer {API_KEY}"},
-        )
-        with urllib.request.urlopen(request, timeout=120) as answer:
-            return json.load(answer)["choices"][0]["token_ids"]
-
-    with ThreadPoolExecutor(4) as pool:
-        return list(pool.map(one, range(12)))
 
 
 def text_outputs(running: Running) -> list[list[int]]:
@@ -77,10 +52,6 @@ class Kind:
 KINDS = {
     "lora": Kind("LoRA", ("--enable-lora",)),
     "kv-connector": Kind("KV connector", more_flags=kv_connector),
-    "prompt-embeds": Kind("embeddings as input", ("--enable-prompt-embeds",)),
-    "multimodal": Kind(
-        "embeddings as input", ("--no-skip-tokenizer-init",), "multimodal", outputs=image_outputs
-    ),
     "hybrid": Kind("recurrent (mamba) state", ("--dtype", "bfloat16"), "hybrid"),
 }
 
@@ -113,6 +84,10 @@ def test_outputs_stay_and_steps_are_timed(
             if probe:
                 time.sleep(1.0)  # for what the last steps brought
                 check_metrics(running, kind.reason)
+    flags = ("--enforce-eager", *kind.flags, *kind.more_flags(tmp_path))
+    told = doctor.ask_vllm(doctor.Question(model, flags)).values
+    assert told["mode"] == "passive"
+    assert kind.reason in told["reason"], "it is told before the server is started"
     assert outputs[0] == outputs[1]
     assert sum(map(len, map(set, outputs[0]))) > 5 * len(outputs[0]), "the model repeats itself"
 

@@ -167,7 +167,7 @@ def test_a_fault_disables_the_probe_and_the_server_answers(
         assert scrape.parse(running.metrics()).statuses[0].state == "disabled"
         log = running.log_text()
     assert "fault injected at stage 'forward'" in log
-    assert "the server goes on without it" in log
+    assert "the server continues without it" in log
 
 
 def test_a_server_that_cannot_be_probed_times_its_steps_and_says_why(

@@ -41,7 +41,7 @@ from vllm_nfp.principle.arguments import MOST_VALUES
 from vllm_nfp.principle.attention import default_backend
 from vllm_nfp.principle.explain import explain
 from vllm_nfp.principle.model_files import model_name
-from vllm_nfp.principle.prediction import Predictions
+from vllm_nfp.principle.predictions import Predictions
 from vllm_nfp.report import prediction_plot
 from vllm_nfp.report.page import ReportError
 
@@ -340,7 +340,7 @@ def test_three_tolerances_fit_the_terminal(tmp_path: Path, monkeypatch: pytest.M
 def test_notes_say_what_is_assumed() -> None:
     assert len(notes(small())) == 1
     carried, rules = notes(small(hardware="L4"))
-    assert "not fitted to L4, carried over from an H100 SXM" in carried
+    assert "not fitted to L4, assumed as H100-SXM (dense products" in carried
     assert "FLASH_ATTN_2 were never timed" in rules
     assumed = "transfers between ranks are assumed"
     assert any(assumed in note for note in notes(small(hardware="L4", tensor_parallel_size=2)))

@@ -49,7 +49,7 @@ def test_layer_times_are_medians_of_the_recent_runs_in_bounded_memory(
 
 
 class Kept:
-    """An output folder and /metrics that note what they are given."""
+    """An output directory and /metrics that note what they are given."""
 
     keeps = True
 

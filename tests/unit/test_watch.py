@@ -137,7 +137,7 @@ def test_a_restart_is_survived(recorded: Recorded, monkeypatch: pytest.MonkeyPat
     ("address", "sentence"),
     [
         ("http://127.0.0.1:1", "http://127.0.0.1:1/metrics cannot be read"),
-        ("localhost:8000", "'localhost:8000' is no URL: give one like http://localhost:8000"),
+        ("localhost:8000", "'localhost:8000' is not a URL: give one like http://localhost:8000"),
     ],
 )
 def test_an_address_without_a_server_is_one_sentence(address: str, sentence: str) -> None:

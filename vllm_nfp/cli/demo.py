@@ -11,7 +11,7 @@ from vllm_nfp.cli.common import Refusal, temporary_folder
 from vllm_nfp.cli.prepare_cpu import repair_cpu
 from vllm_nfp.cli.table import print_table
 from vllm_nfp.cli.terminal import Console
-from vllm_nfp.results import scrape
+from vllm_nfp.results import fetching
 from vllm_nfp.start.ports import free_port
 from vllm_nfp.start.server import running_server
 from vllm_nfp.types import Basis
@@ -41,7 +41,7 @@ def demo_command(seconds: float, folder: Path | None) -> None:
     try:
         repair_cpu(console)
         _run_demo(console, demo.Settings(folder, seconds))
-    except (demo.DemoError, scrape.ScrapeError, RuntimeError, OSError) as error:
+    except (demo.DemoError, fetching.ScrapeError, RuntimeError, OSError) as error:
         raise Refusal(str(error)) from None
 
 
@@ -68,7 +68,7 @@ def _send_until_measured(
         load.run(settings.seconds)
         if load.errors:
             raise demo.DemoError(f"the server failed: {load.errors[0]}; see {log}")
-        found = watch.read(scrape.fetch(url))
+        found = watch.read(fetching.fetch(url))
         if any(row.basis is Basis.MEASURED for row in found.scrape.rows):
             break
         console.print("nothing is measured yet")

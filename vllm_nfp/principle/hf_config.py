@@ -19,7 +19,7 @@ others). What is read, under Llama's names:
   :mod:`vllm_nfp.principle.hybrid`;
 - the indexer of sparse attention: index_topk, index_n_heads, index_head_dim, indexer_types;
 - diffusion: canvas_length, block_size or bd_size;
-- stored weights and cache: quantization_config, see :mod:`vllm_nfp.principle.quantized_weights`.
+- stored weights and cache: quantization_config, see :mod:`vllm_nfp.principle.weights`.
 
 Norms, biases, attention sinks, rotary embeddings, encoders of other modalities and extra prediction
 layers are left out: they take next to no time in a decode step, or none.

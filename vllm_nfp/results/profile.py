@@ -48,7 +48,7 @@ MAX_FILE_BYTES = 64 << 20
 
 Table = Literal["boundaries", "curves", "predictions", "layer_times"]
 
-_DAMAGED = "it is no profile as vllm-nfp writes it: give another file, or measure again"
+_DAMAGED = "it is not a profile of vllm-nfp: give another file, or measure again"
 
 
 class ProfileError(ValueError):
@@ -216,7 +216,7 @@ def load_profile(path: Path | str) -> Profile:
     except ProfileError:
         raise
     except ValueError as error:
-        raise ProfileError(f"{str(path)!r} is no path of a file: {error}") from None
+        raise ProfileError(f"{str(path)!r} is not a file path: {error}") from None
 
 
 def _check_kind(found: JsonObject) -> None:
