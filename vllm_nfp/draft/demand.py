@@ -94,6 +94,10 @@ class Demand:
     host_seconds: float = 0.0
     """What a server's real step takes beyond its work on the device, whatever K."""
 
+    drafted_fraction: float | None = None
+    """Fraction of a server's steps, by sequence, that had a draft; None: not known. Gains are of
+    steps with a draft."""
+
     def knows(self, draft_length: int) -> bool:
         """Whether the acceptance of drafts of this length is known."""
         return self.acceptance.longest is None or draft_length <= self.acceptance.longest

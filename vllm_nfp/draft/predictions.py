@@ -124,17 +124,18 @@ class PredictedDrafting(Drafting):
         except DrafterError as error:
             raise SourceError(str(error)) from None
 
-    @property
-    def hint(self) -> str | None:
-        """That the checkpoint holds prediction layers, for who drafts otherwise."""
-        if not mtp_layers(self.found.config):
-            return None
-        return "the checkpoint holds prediction layers: --draft-method mtp predicts their drafts"
+
+def hints(source: Source, method: str | None) -> tuple[str, ...]:
+    """That a predicted checkpoint holds prediction layers, for who names no method."""
+    assert isinstance(source.drafting, PredictedDrafting)
+    if method is not None or not mtp_layers(source.drafting.found.config):
+        return ()
+    return ("the checkpoint holds prediction layers: --draft-method mtp predicts their drafts",)
 
 
 def predicted_drafting(
     source: Source, counted: Drafting, draft_model: str | None
-) -> PredictedDrafting:
+) -> Drafting:
     """The drafting of a predicted source, with what the server of the acceptance has measured."""
     assert isinstance(source.drafting, PredictedDrafting)
     return replace(
