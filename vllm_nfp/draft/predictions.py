@@ -133,9 +133,7 @@ def hints(source: Source, method: str | None) -> tuple[str, ...]:
     return ("the checkpoint holds prediction layers: --draft-method mtp predicts their drafts",)
 
 
-def predicted_drafting(
-    source: Source, counted: Drafting, draft_model: str | None
-) -> Drafting:
+def predicted_drafting(source: Source, counted: Drafting, draft_model: str | None) -> Drafting:
     """The drafting of a predicted source, with what the server of the acceptance has measured."""
     assert isinstance(source.drafting, PredictedDrafting)
     return replace(

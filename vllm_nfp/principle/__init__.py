@@ -32,8 +32,8 @@ from vllm_nfp.principle.predict import (
     predict_cells,
     rows_of,
 )
+from vllm_nfp.principle.serving import Serving
 from vllm_nfp.principle.shape import Decoding, LatentAttention, ModelShape, ShapeError
-from vllm_nfp.principle.step import Serving
 from vllm_nfp.principle.terms import Limit
 
 __all__ = [

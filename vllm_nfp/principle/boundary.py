@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from vllm_nfp.crossing import count_free
+from vllm_nfp.principle.cost import Cost
 from vllm_nfp.principle.errors import PredictionError
-from vllm_nfp.principle.step import Cost
 from vllm_nfp.principle.terms import Limit
 
 

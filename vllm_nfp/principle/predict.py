@@ -12,8 +12,9 @@ from vllm_nfp.principle.errors import PredictionError
 from vllm_nfp.principle.hardware_file import Target
 from vllm_nfp.principle.idle_compute import idle_compute_nfp
 from vllm_nfp.principle.modules import check_cell, modules_of
+from vllm_nfp.principle.serving import Serving
 from vllm_nfp.principle.shape import ModelShape
-from vllm_nfp.principle.step import Serving, Step
+from vllm_nfp.principle.step import Step
 from vllm_nfp.principle.terms import FloatArray, Limit
 from vllm_nfp.types import Module
 
