@@ -121,7 +121,7 @@ def _whole_num_layers(model_config: Any) -> int | None:
         return None
     try:
         values = json.loads(read_bytes(Path(model_config.model, "config.json"), MOST_CONFIG_BYTES))
-    except (FileError, ValueError):  # a name of the hub, whose files are elsewhere
+    except (OSError, FileError, ValueError):  # a name of the hub, whose files are elsewhere
         return None
     found = values.get("text_config", values) if isinstance(values, Mapping) else {}
     numbers = (found.get(name) for name in _NAMES["num_layers"])
