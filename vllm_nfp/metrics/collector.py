@@ -17,6 +17,7 @@ from vllm_nfp.give_way import in_pieces
 from vllm_nfp.metrics.families import families_of, of_files
 from vllm_nfp.metrics.families.control import control_families
 from vllm_nfp.metrics.families.curves import CurvesOf, step_curves
+from vllm_nfp.metrics.families.gain import gains, told_running
 from vllm_nfp.metrics.families.recommendation import (
     live_curves,
     recommended,
@@ -100,11 +101,8 @@ class NfpCollector:
             maybe_fail("collect")
             with self._lock:
                 snapshots = self._controls.read()
-            controls = list(control_families(snapshots))
-            families = [
-                *self._of_engines(controls, list(others)),
-                *controls,
-            ]
+            controls, counters = list(control_families(snapshots)), list(others)
+            families = [*self._of_engines(controls, counters), *controls]
         except Exception as error:
             self._warnings.once(f"the probe's metrics could not be collected: {error!r}")
             families = []
@@ -129,7 +127,7 @@ class NfpCollector:
                 timed = list(steps(engines.snapshots))
                 built = self._built = _Built(engines, families, curves, live, timed)
         demand_of = told_demand(controls, [*others, *built.steps], self._draft_acceptance)
-        lengths = recommended(
-            engines.snapshots, built.curves, built.live, demand_of, settled_lengths(controls)
-        )
-        return [*built.families, *ages([*engines.snapshots, *engines.lost]), *lengths]
+        found, live = engines.snapshots, built.live
+        lengths = list(recommended(found, built.curves, live, demand_of, settled_lengths(controls)))
+        gained = gains(found, live, lengths, demand_of, told_running(controls, others))
+        return [*built.families, *ages([*found, *engines.lost]), *lengths, *gained]

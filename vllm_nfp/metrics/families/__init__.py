@@ -13,6 +13,7 @@ from prometheus_client.core import Metric
 
 from vllm_nfp.metrics.families.boundaries import boundaries
 from vllm_nfp.metrics.families.curves import CurvesOf, curves, layers, step_curves, step_ratios
+from vllm_nfp.metrics.families.gain import RunningOf, gains
 from vllm_nfp.metrics.families.overhead import costs, probing
 from vllm_nfp.metrics.families.predictions import predictions
 from vllm_nfp.metrics.families.recommendation import (
@@ -29,19 +30,23 @@ from vllm_nfp.results.snapshot import Snapshot
 def families_of(
     snapshots: Iterable[Snapshot],
     demand_of: DemandOf = lambda _: None,
+    running_of: RunningOf = lambda _: None,
 ) -> Iterator[Metric]:
     """The metric families for the given engines.
 
     Args:
         demand_of: acceptance and cost of the drafts of an engine; where it is None no length is
             recommended.
+        running_of: the draft length that an engine runs.
     """
     engines = list(snapshots)
     measured = step_curves(engines)
     at_live = live_curves(engines)
     yield from of_files(engines, measured, at_live)
     yield from ages(engines)
-    yield from recommended(engines, measured, at_live, demand_of)
+    lengths = list(recommended(engines, measured, at_live, demand_of))
+    yield from lengths
+    yield from gains(engines, at_live, lengths, demand_of, running_of)
 
 
 def of_files(

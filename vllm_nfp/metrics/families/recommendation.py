@@ -159,7 +159,7 @@ def _lengths(schedule: Schedule | None) -> dict[int, tuple[int, RowBasis]]:
     }
 
 
-def _samples_of(
+def samples_of(
     metrics: Iterable[Metric], names: Collection[str]
 ) -> dict[str, list[tuple[Mapping[str, str], float]]]:
     """The samples with these names, as a scrape has them."""
@@ -181,8 +181,8 @@ def told_demand(
         others: vLLM's own metrics.
         given: acceptance by the settings, in place of what was counted.
     """
-    told = _samples_of(controls, (DRAFT_SECONDS, DRAFT_CONTROL))
-    counted = _samples_of(
+    told = samples_of(controls, (DRAFT_SECONDS, DRAFT_CONTROL))
+    counted = samples_of(
         others, (*COUNTERS, INTER_TOKEN_SUM, INTER_TOKEN_COUNT, STEP_SECONDS, STEPS)
     )
 
@@ -205,5 +205,5 @@ def told_demand(
 
 def settled_lengths(controls: Iterable[Metric]) -> SettledOf:
     """What each engine's draft control has settled on, from the controllers' metrics."""
-    samples = _samples_of(controls, (CONTROL_LENGTH,))
+    samples = samples_of(controls, (CONTROL_LENGTH,))
     return lambda engine, batch_size, context: settled_length(samples, engine, batch_size, context)
