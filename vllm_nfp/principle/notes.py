@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vllm_nfp.principle.calibration import ASSUMPTION
 from vllm_nfp.principle.granularity import UNPREDICTED
 from vllm_nfp.principle.memory import GIB
 from vllm_nfp.text import printable
@@ -26,10 +27,9 @@ def notes(found: Predictions) -> tuple[str, ...]:
     )
     basis = f"They rest on: {found.target.basis}."
     backend = found.backend
-    rules = (
-        f"The rules of {backend.name} were never timed ({backend.source}): the constants of "
-        f"FlashAttention 3 are assumed."
-    )
+    timed = found.target.calibration.origins.get("attention", ASSUMPTION) != ASSUMPTION
+    known = "only steps of one position were" if timed else "its constants are assumed, too"
+    rules = f"The rules of {backend.name} were never timed ({backend.source}): {known}."
     transfers = "The constants of transfers between ranks are assumed, not fitted."
     assumed = found.shape.num_ranks > 1 and not found.target.calibration.link.fitted
     return (

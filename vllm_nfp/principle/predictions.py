@@ -146,6 +146,7 @@ class Predictions:
             "model": self.model,
             "hardware": self.hardware,
             "basis": self.target.basis,
+            "bases": dict(self.target.calibration.origins),
             **({"routing_skew": self.serving.routing_skew} if self.shape.num_moe_layers else {}),
             **({"does_not_fit": unfit} if unfit else {}),
             "model_facts": self.model_facts.to_dict(),
