@@ -36,7 +36,7 @@ def test_a_gain_is_of_tokens_and_step_times() -> None:
     assert gain.lower is not None
     assert gain.upper is not None
     down = math.hypot(math.log(1.01), math.log(2.0 / 1.9))
-    up = math.hypot(math.log(1.0 / 0.99), math.log(2.2 / 2.0))
+    up = math.log(2.2 / 2.0)  # no step with drafts is quicker than one without
     assert gain.lower == pytest.approx(gain.value * math.exp(-down))
     assert gain.upper == pytest.approx(gain.value * math.exp(up))
 

@@ -77,9 +77,9 @@ def test_a_quantization_file_beside_a_cached_config_is_read(cache: Path) -> None
 
 
 def test_one_command_fetches_what_is_not_there(cache: Path) -> None:
-    with pytest.raises(ShapeError, match="'hf download other/model config.json' and run this"):
+    with pytest.raises(ShapeError, match=r"'hf download other/model config\.json' and run this"):
         read_model("other/model")
-    with pytest.raises(ShapeError, match="no file or directory 'other': .* qwen3-8b"):
+    with pytest.raises(ShapeError, match=r"no file or directory 'other': .* qwen3-8b"):
         read_model("other")
 
 

@@ -11,8 +11,9 @@ from vllm_nfp import predict
 from vllm_nfp.principle import ShapeError, shape_from_config
 from vllm_nfp.principle.hardware import hardware_by_name
 from vllm_nfp.principle.model_facts import model_facts
+from vllm_nfp.principle.serving import Serving
 from vllm_nfp.principle.sparse_attention import gathered_terms
-from vllm_nfp.principle.step import Serving, Step
+from vllm_nfp.principle.step import Step
 from vllm_nfp.types import Module
 
 GLM_5: dict[str, Any] = {

@@ -19,7 +19,7 @@ MOST_VALUES = 64
 """Values in a list of batch sizes, contexts or tolerances."""
 MOST_SEQUENCES = 1 << 16
 MOST_CONTEXT = 1 << 27
-MOST_EPSILON = 100.0
+MOST_EPSILON = 1.0
 MOST_CAPTURE_SIZES = 1024
 
 DTYPES = ("auto", "bfloat16", "float16")

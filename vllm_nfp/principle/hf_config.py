@@ -19,7 +19,7 @@ others). What is read, under Llama's names:
   :mod:`vllm_nfp.principle.hybrid`;
 - the indexer of sparse attention: index_topk, index_n_heads, index_head_dim, indexer_types;
 - diffusion: canvas_length, block_size or bd_size;
-- stored weights and cache: quantization_config, see :mod:`vllm_nfp.principle.quantized_weights`.
+- stored weights and cache: quantization_config, see :mod:`vllm_nfp.principle.weights`.
 
 Norms, biases, attention sinks, rotary embeddings, encoders of other modalities and extra prediction
 layers are left out: they take next to no time in a decode step, or none.
@@ -40,6 +40,7 @@ from dataclasses import replace
 
 from vllm_nfp.principle.config_fields import ConfigFields
 from vllm_nfp.principle.families import BY_CLASS, FAMILIES, UNDESCRIBED
+from vllm_nfp.principle.families.nested import NESTED_SIZES
 from vllm_nfp.principle.family import Family
 from vllm_nfp.principle.hybrid import Mixed, linear_attention, mixed_layers, with_layer_count
 from vllm_nfp.principle.pruned import Pruned, pruned_layers
@@ -106,6 +107,8 @@ def shape_from_config(
     check_bits("weight_bits", weight_bits)
     text = text_config(config)
     model_type = _model_type(config, text)
+    if text is not config:
+        text = {**NESTED_SIZES.get(model_type, {}), **text}
     family = family_of(text, model_type, assume_dense)
     if family.hybrid == "nemotron_h":
         text = with_layer_count(text)
@@ -181,7 +184,11 @@ def shape_from_config(
         lm_head_weight_bytes=2.0 if _tied(config, fields) else weights.lm_head,
         kv_bytes=_kv_bytes(kv_bits, quantization),
         mla=mla,
-        indexer=indexer(fields, layers, mla) if family.indexed and mla else special.indexer,
+        indexer=(
+            indexer(fields, mixed.attends[:layers], mla)
+            if family.indexed and mla
+            else special.indexer
+        ),
         assumptions=(
             *((_IDLE_EXPERTS,) if fields.get("zero_expert_num") else ()),
             *((SPARSE_ASSUMED,) if family.indexed or special.indexer else ()),

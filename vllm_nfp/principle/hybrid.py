@@ -14,7 +14,7 @@ from vllm_nfp.principle.family import Hybrid
 from vllm_nfp.principle.layer_parts import LinearAttention, Matrix
 from vllm_nfp.principle.shape import MAX_LAYERS, ShapeError, shown
 
-_ATTENTION = ("full_attention", "attention")
+_ATTENTION = ("full_attention", "attention", "indexed_attention")
 _RECURRENT = ("linear_attention", "mamba", "conv")
 _BLOCKS = {
     "M": "mamba",
@@ -218,6 +218,27 @@ def _kimi_delta_attention(fields: ConfigFields, layers: int) -> LinearAttention:
     )
 
 
+def _glm_kda(fields: ConfigFields, layers: int) -> LinearAttention:
+    """Kimi Delta Attention under GLM's names (models/glm5next)."""
+    hidden = fields.whole("hidden_size", least=1)
+    heads, width = fields.whole("linear_num_heads", least=1), fields.whole("linear_head_dim", 128)
+    inner = heads * width
+    return LinearAttention(
+        "Kimi Delta Attention",
+        layers,
+        (
+            Matrix(hidden, 3 * inner + heads),
+            Matrix(hidden, 2 * width, "none"),
+            Matrix(width, inner),
+            Matrix(width, inner),
+            Matrix(inner, hidden, "rows"),
+        ),
+        inner * width,
+        4.0,
+        3 * inner * (fields.whole("linear_conv_kernel_dim", 4, least=1) - 1),
+    )
+
+
 def _mamba2(fields: ConfigFields, layers: int) -> LinearAttention:
     hidden = fields.whole("hidden_size", least=1)
     heads = fields.whole("mamba_num_heads", least=1)
@@ -239,7 +260,7 @@ def _mamba2(fields: ConfigFields, layers: int) -> LinearAttention:
 
 def _mamba1(fields: ConfigFields, layers: int) -> LinearAttention:
     hidden = fields.whole("hidden_size", least=1)
-    inner = fields.whole("mamba_expand", 2, least=1) * hidden
+    inner = fields.whole("mamba_inner", fields.whole("mamba_expand", 2, least=1) * hidden)
     states = fields.whole("mamba_d_state", 16, least=1)
     rank = -(-hidden // 16)
     if isinstance(fields.get("mamba_dt_rank"), int):
@@ -320,6 +341,7 @@ _READERS: Mapping[Hybrid, Callable[[ConfigFields, int], LinearAttention]] = {
     "mamba": _mamba1,
     "lightning": _lightning,
     "bailing_kda": _bailing_kda,
+    "glm_kda": _glm_kda,
     "jamba": _mamba1,
     "short_conv": _short_conv,
 }

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from vllm_nfp.draft.curve import StepCurve
 from vllm_nfp.draft.demand import Demand
-from vllm_nfp.draft.server_drafts import ACCEPTED_PER_POSITION, DRAFTS
+from vllm_nfp.draft.server_drafts import COUNTERS, LIVE_DRAFT_LENGTH, running_length
 from vllm_nfp.metrics.families.curves import CurvesOf
 from vllm_nfp.metrics.families.labels import ENGINE, engine_labels
-from vllm_nfp.metrics.families.recommendation import AcceptanceOf, CostOf
+from vllm_nfp.metrics.families.recommendation import DemandOf, samples_of
 from vllm_nfp.results.snapshot import Snapshot
 
 RECOMMENDED = "vllm_nfp_live_recommended_draft_length"
 RUNNING = "vllm_nfp_live_running_draft_length"
-CONTROLLED = "vllm_nfp_live_draft_length"
-DemandOf = Callable[[str], Demand | None]
-"""What an engine's draft lengths are chosen for; None: acceptance or cost is not known."""
 RunningOf = Callable[[str], int | None]
 """The draft length that an engine runs now; None: not known."""
 
@@ -69,7 +66,8 @@ def gains(
         )
         for end in ("Lower", "Upper")
     )
-    recommended = _by_engine(lengths, RECOMMENDED)
+    found = samples_of(lengths, (RECOMMENDED,)).get(RECOMMENDED, ())
+    recommended = {labels["engine"]: length for labels, length in found}
     for snapshot in engines:
         now, engine = running_of(snapshot.engine), snapshot.engine
         if snapshot.live is None or now is None:
@@ -92,75 +90,23 @@ def gains(
 
 
 def gain_over(curve: StepCurve, demand: Demand, length: int, running: int) -> Gain | None:
-    """The gain of a draft length over the one that runs; None where the latter is not known.
-
-    The interval is that of the two steps' times, taken as independent: rather too wide.
-    """
-    longest = demand.acceptance.longest
-    if running >= curve.largest or (longest is not None and running > longest):
+    """The gain of a draft length over the one that runs; None where the latter is not known."""
+    if running >= curve.largest or not demand.knows(running):
         return None
     if length == running:
         return Gain(1.0, 1.0, 1.0)
-    value = demand.gain(curve, length) / demand.gain(curve, running)
-    down, up = _spread(curve, demand, length)
-    their_down, their_up = _spread(curve, demand, running)
-    lower, upper = math.hypot(down, their_up), math.hypot(up, their_down)
-    if math.isinf(lower) or math.isinf(upper):
+    value = demand.gain(curve, length, running)
+    lower, upper = demand.gain_interval(curve, length, running)
+    if not lower or math.isinf(upper):
         return Gain(value, None, None)
-    return Gain(value, value * math.exp(-lower), value * math.exp(upper))
+    return Gain(value, lower, upper)
 
 
-def _spread(curve: StepCurve, demand: Demand, length: int) -> tuple[float, float]:
-    """How far the interval of a gain reaches down and up, as logarithms; infinite if unknown."""
-    if length == 0:
-        return 0.0, 0.0  # t(1) / t(1)
-    gain = demand.gain(curve, length)
-    lower, upper = demand.gain_interval(curve, length)
-    down = math.log(gain / lower) if lower > 0.0 else math.inf
-    return down, math.log(upper / gain) if math.isfinite(upper) else math.inf
-
-
-def told_running(controls: Iterable[Metric], others: Iterable[Metric]) -> RunningOf:
-    """The draft lengths that engines run: draft control's last one, else the configured one.
+def told_running(metrics: Iterable[Metric]) -> RunningOf:
+    """The draft lengths that engines run.
 
     Args:
-        controls: the controllers' metrics.
-        others: vLLM's own metrics; it counts every configured draft position apart.
+        metrics: the controllers' and vLLM's own.
     """
-    controlled = _by_engine(controls, CONTROLLED)
-    drafts: set[str] = set()
-    places: dict[str, set[str]] = {}
-    for labels, name, _ in _samples(others):
-        if name == DRAFTS:
-            drafts.add(labels.get("engine", ""))
-        elif name == ACCEPTED_PER_POSITION:
-            places.setdefault(labels.get("engine", ""), set()).add(labels.get("position", ""))
-
-    def running_of(engine: str) -> int | None:
-        if engine in controlled:
-            return int(controlled[engine])
-        if engine not in drafts:
-            return 0
-        return len(places.get(engine, ())) or None
-
-    return running_of
-
-
-def demand_of(acceptance_of: AcceptanceOf, cost_of: CostOf) -> DemandOf:
-    """What draft lengths are chosen for, of acceptance and cost."""
-
-    def demand(engine: str) -> Demand | None:
-        acceptance, cost = acceptance_of(engine), cost_of(engine)
-        return None if acceptance is None or cost is None else Demand(acceptance, cost)
-
-    return demand
-
-
-def _by_engine(metrics: Iterable[Metric], wanted: str) -> dict[str, float]:
-    return {of["engine"]: value for of, name, value in _samples(metrics) if name == wanted}
-
-
-def _samples(metrics: Iterable[Metric]) -> Iterator[tuple[Mapping[str, str], str, float]]:
-    for metric in metrics:
-        for sample in metric.samples:
-            yield sample.labels, sample.name, sample.value
+    samples = samples_of(metrics, (LIVE_DRAFT_LENGTH, *COUNTERS))
+    return lambda engine: running_length(samples, engine)

@@ -64,6 +64,7 @@ _GPT2 = Family(
 )
 _GPT_BIGCODE = replace(
     _GPT2,
+    names={**_GPT_NAMES, "num_key_value_heads": ()},
     defaults={"num_key_value_heads": 1, "tie_word_embeddings": True},
     only={"multi_query": True},
 )
@@ -139,6 +140,11 @@ DENSE: Mapping[str, Family] = {
     "opencua": QWEN2,
     "bagel": QWEN2,
     "bee": QWEN3,
+    "minicpmv": QWEN2,
+    "minicpmo": QWEN2,
+    "cosmos3_edge_text": _UNGATED,
+    "voxtral_realtime_text": WINDOWS,
+    "granite4_vision_text": LLAMA,
     "arcee": _UNGATED,
     "nemotron": _UNGATED,
     "apertus": _UNGATED,

@@ -35,6 +35,8 @@ def family_of(text: Mapping[str, object], model_type: str, assume_dense: bool) -
     family = FAMILIES.get(key)
     if family is None:
         return _unknown_family(text, model_type, assume_dense)
+    if family.without is not None and text.get(family.without[0]) is False:
+        return FAMILIES[family.without[1]]
     if family.variant is not None and text.get(family.variant[0]):
         return FAMILIES[family.variant[1]]
     return family
@@ -91,7 +93,7 @@ def _described(family: Family) -> frozenset[Unlike]:
     if family.hybrid:
         described.add("recurrent")
     if family.special is not None or family.sliding:
-        described.update(("layers", "sparse", "latent", "recurrent"))
+        described.update(("layers", "sparse", "latent", "recurrent", "beside"))
     return frozenset(described)
 
 
