@@ -116,7 +116,7 @@ def _without_data(name: str, prometheus: Prometheus) -> set[tuple[str, str]]:
     found = []
     for module in ("model", "attention"):  # layers have times of modules, not of the model
         values = choose(DASHBOARDS[name], prometheus, module=module, batch_size="8", context="64")
-        assert values["model_name"] == "tiny-qwen3"
+        assert values["model_name"] in {"tiny-qwen3", ".*"}
         found.append(
             {
                 (answered.panel.title, letter)
