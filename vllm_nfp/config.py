@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from vllm_nfp import env_var
+from vllm_nfp.crossing import MOST_EPSILON
 from vllm_nfp.files import read_bytes
 from vllm_nfp.strict_json import parse
 
@@ -52,7 +53,7 @@ def _from(low: float, high: float, unit: str) -> Meta:
     return Meta(ge=low, le=high, title=unit)
 
 
-Epsilon = Annotated[float, _from(0.001, 10.0, "a fraction")]
+Epsilon = Annotated[float, _from(0.001, MOST_EPSILON, "a fraction")]
 Fraction = Annotated[float, _from(0.0, 1.0, "a fraction")]
 Half = Annotated[float, _from(0.0, 0.5, "a fraction")]
 Seconds = Annotated[float, _from(0.0, 600.0, "seconds")]

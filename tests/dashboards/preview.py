@@ -224,7 +224,11 @@ def _cell(answer: Answered, column: str, value: float) -> str:
     """A value as the overrides of its column want it."""
     looks = overrides(answer, column)
     named = looks.get("mappings", [{"options": {}}])[0]["options"].get(f"{value:g}")
-    text = named["text"] if named else named_unit(looks.get("unit", "short"))(value)
+    text = (
+        named["text"]
+        if named
+        else named_unit(looks.get("unit", "short"), looks.get("decimals"))(value)
+    )
     color = named["color"] if named else _color_of(looks, value)
     return f'<span style="color:{color}">{html.escape(text)}</span>'
 

@@ -175,6 +175,7 @@ def test_the_docs_pictures_can_be_made(
     from preview import draw
 
     _, prometheus = under_load
+    wait_for(lambda: prometheus.now(f"sum_over_time(up[{LOAD_SECONDS:g}s])")[0].points[0][1] > 18)
     page = DASHBOARDS[name]
     module = "attention" if name == "nfp-deep-dive" else "model"
     values = choose(page, prometheus, module=module, batch_size="1", context="256")

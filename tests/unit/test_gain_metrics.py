@@ -15,7 +15,6 @@ from vllm_nfp.draft.curve import StepCurve
 from vllm_nfp.draft.demand import Demand, DraftCost
 from vllm_nfp.files import write_whole
 from vllm_nfp.metrics.collector import NfpCollector
-from vllm_nfp.metrics.families.gain import gain_over
 from vllm_nfp.results.control import ControlSnapshot, ControlState, control_file
 from vllm_nfp.results.snapshot import Snapshot, engine_file, write_snapshot
 from vllm_nfp.strict_json import encode
@@ -30,7 +29,7 @@ HALF = Demand(constant(0.5))
 
 
 def test_a_gain_is_of_tokens_and_step_times() -> None:
-    gain = gain_over(CURVE, HALF, 1, 7)
+    gain = HALF.gain_over(CURVE, 1, 7)
     assert gain is not None
     assert gain.value == pytest.approx((1.5 / 1.0) / (1.9921875 / 2.0))
     assert gain.lower is not None
@@ -42,23 +41,23 @@ def test_a_gain_is_of_tokens_and_step_times() -> None:
 
 
 def test_what_runs_gains_nothing_over_itself() -> None:
-    gain = gain_over(CURVE, HALF, 3, 3)
+    gain = HALF.gain_over(CURVE, 3, 3)
     assert gain is not None
     assert (gain.lower, gain.value, gain.upper) == (1.0, 1.0, 1.0)
 
 
 def test_without_drafts_the_cost_of_drafting_counts() -> None:
     dear = Demand(constant(0.5), DraftCost(share_per_token=0.5))
-    gain = gain_over(CURVE, dear, 0, 1)
+    gain = dear.gain_over(CURVE, 0, 1)
     assert gain is not None
     assert gain.value == pytest.approx((1.0 / 1.5) / (1.5 / 1.5))
 
 
 def test_no_gain_over_a_length_that_is_not_known() -> None:
-    assert gain_over(CURVE, HALF, 1, 8) is None, "the curve ends at 7 drafts"
-    assert gain_over(CURVE, HALF, 1, 7) is not None
+    assert HALF.gain_over(CURVE, 1, 8) is None, "the curve ends at 7 drafts"
+    assert HALF.gain_over(CURVE, 1, 7) is not None
     unsure = dataclasses.replace(CURVE, intervals=())
-    gain = gain_over(unsure, HALF, 1, 3)
+    gain = HALF.gain_over(unsure, 1, 3)
     assert gain is not None
     assert gain.lower is gain.upper is None
 
@@ -116,7 +115,7 @@ def test_a_server_shows_what_it_runs_and_what_another_length_gains(shown: Shown)
     shown.drafts(configured=7)
     values = shown.values()
     assert values["running_draft_length"] == 7
-    expected = gain_over(CURVE, HALF, 1, 7)
+    expected = HALF.gain_over(CURVE, 1, 7)
     assert expected is not None
     assert values["draft_gain_ratio"] > 1.4
     assert values["draft_gain_ratio"] == pytest.approx(expected.value, rel=0.01)

@@ -318,9 +318,8 @@ def test_sources_that_cannot_be(tmp_path: Path) -> None:
         *predicted, "H100-SXM", "--max-batch-size", "70000"
     )
     assert "--contexts holds ''" in refused(*predicted, "H100-SXM", "--contexts", "")
-    (tmp_path / "config.json").write_text(
-        json.dumps({**QWEN3_8B, "model_type": "unheard_of", "architectures": []})
-    )
+    unknown = {**QWEN3_8B, "model_type": "unheard_of", "architectures": ["UnheardOfForCausalLM"]}
+    (tmp_path / "config.json").write_text(json.dumps(unknown))
     assert "--assume-dense" in refused(*predicted, "H100-SXM")
     assert run(*predicted, "H100-SXM", "--assume-dense").exit_code == 0
 

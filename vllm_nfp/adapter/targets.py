@@ -225,6 +225,11 @@ EMBEDDING = Target(
     Feature.MODULES,
     "looks embeddings up by indexing",
 )
+CUSTOM_OP = Target(
+    "vllm.model_executor.custom_op:CustomOp.forward",
+    Feature.MODULES,
+    "quantizes activations by vLLM's kernel",
+)
 
 
 def _collective(name: str, since: tuple[int, int] | None = None) -> Target:
@@ -277,6 +282,7 @@ TARGETS: tuple[Target, ...] = (
     SPECULATOR_CAPTURE,
     CAPTURE_BEGIN,
     EMBEDDING,
+    CUSTOM_OP,
     *COLLECTIVES,
 )
 """All of them."""

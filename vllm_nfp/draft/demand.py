@@ -76,6 +76,16 @@ FREE = DraftCost()
 
 
 @dataclass(frozen=True, slots=True)
+class Gain:
+    """Tokens per second at one draft length over those at another, with a 95 % interval."""
+
+    value: float
+    lower: float | None
+    """None: not known, as the upper end."""
+    upper: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Demand:
     """What a draft length is chosen for."""
 
@@ -93,6 +103,10 @@ class Demand:
 
     host_seconds: float = 0.0
     """What a server's real step takes beyond its work on the device, whatever K."""
+
+    drafted_fraction: float | None = None
+    """Fraction of a server's steps, by sequence, that had a draft; None: not known. Gains are of
+    steps with a draft."""
 
     def knows(self, draft_length: int) -> bool:
         """Whether the acceptance of drafts of this length is known."""
@@ -149,6 +163,19 @@ class Demand:
         return (
             gain * math.exp(-math.hypot(down, their_up, error)),
             gain * math.exp(math.hypot(up, their_down, error)),
+        )
+
+    def gain_over(self, curve: StepCurve, draft_length: int, running: int | None) -> Gain | None:
+        """The gain over the draft length that a server runs; None where that is not known."""
+        if running is None or running >= curve.largest or not self.knows(running):
+            return None
+        if draft_length == running:
+            return Gain(1.0, 1.0, 1.0)
+        lower, upper = self.gain_interval(curve, draft_length, running)
+        return Gain(
+            self.gain(curve, draft_length, running),
+            lower or None,
+            upper if upper < math.inf else None,
         )
 
     def _spread(self, curve: StepCurve, draft_length: int) -> tuple[float, float]:

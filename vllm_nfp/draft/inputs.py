@@ -19,7 +19,7 @@ from vllm_nfp.draft.acceptance import (
 from vllm_nfp.draft.curve import StepCurve
 from vllm_nfp.draft.drafting import LOOKUPS, UNKNOWN, Drafting
 from vllm_nfp.draft.server_drafts import live_acceptance, live_drafting, running_length
-from vllm_nfp.draft.server_steps import host_seconds
+from vllm_nfp.draft.server_steps import drafted_fraction, host_seconds
 from vllm_nfp.draft.sources import Source, SourceError
 from vllm_nfp.results.profile import Profile, load_profile
 
@@ -46,6 +46,8 @@ class Inputs:
     """Draft length that the server runs; None: not known."""
     host_seconds: float = 0.0
     """What the server's real steps take beyond their work on the device; 0: not known."""
+    drafted_fraction: float | None = None
+    """Fraction of the server's steps that had a draft; None: not known."""
 
 
 def read_inputs(
@@ -87,12 +89,13 @@ def read_inputs(
         if draft_method is None and predicted.hint is not None:
             warnings.append(predicted.hint)
         found = predicted
-    running, host = None, 0.0
+    of_server: tuple[int | None, float, float | None] = (None, 0.0, None)
     if is_url(times):
-        running, host = running_length(metrics[-1]), host_seconds(metrics[-1])
+        live = metrics[-1]
+        of_server = running_length(live), host_seconds(live), drafted_fraction(live)
     if acceptance is not None:
         given = acceptance_of(acceptance)
-        return Inputs(source, given, found, tuple(warnings), running, host)
+        return Inputs(source, given, found, tuple(warnings), *of_server)
     if not metrics:
         raise NoAcceptanceError(
             "acceptance is needed: give a probability such as 0.8, one for each drafted token, or "
@@ -102,7 +105,7 @@ def read_inputs(
     if counted.caution is not None:
         warnings.append(counted.caution)
     warnings += _other_methods(live_drafting(metrics[0]), draft_method)
-    return Inputs(source, counted.acceptance, found, tuple(warnings), running, host)
+    return Inputs(source, counted.acceptance, found, tuple(warnings), *of_server)
 
 
 def _several_engines(url: str, samples: Samples) -> list[str]:

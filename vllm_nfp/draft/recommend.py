@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from numbers import Integral, Real
 
+from vllm_nfp.crossing import MOST_EPSILON
 from vllm_nfp.draft import advice
 from vllm_nfp.draft.curve import LARGEST_BATCH_SIZE, StepCurve
 from vllm_nfp.draft.demand import (
@@ -22,8 +23,12 @@ from vllm_nfp.draft.rows import Schedule, ScheduleRow
 from vllm_nfp.draft.schedule import make_schedule, row_at
 from vllm_nfp.draft.sources import Source
 from vllm_nfp.draft.verdict import verdict
-from vllm_nfp.principle.arguments import MOST_EPSILON
 from vllm_nfp.text import hint, same_name
+from vllm_nfp.types import Basis
+
+MOST_TIMES_COUNTED = 2
+"""A hint at longer drafts goes no farther than so many times the positions that were counted: what
+is accepted beyond is a guess, and one that grows with the distance."""
 
 
 class RecommendError(ValueError):
@@ -104,6 +109,7 @@ def recommend(
         slack,
         running=given.running if running is None else running,
         host_seconds=given.host_seconds,
+        drafted_fraction=given.drafted_fraction,
     )
     curves = _at_contexts(given.source, contexts)
     if draft_lengths is not None:
@@ -142,12 +148,19 @@ def _longer(
     source: Source, demand: Demand, schedule: Schedule, live: Sequence[ScheduleRow]
 ) -> tuple[ScheduleRow, ...]:
     """Live rows whose drafts would be longer if acceptance were known of later tokens."""
-    extended = replace(demand, acceptance=demand.acceptance.extended())
-    if extended == demand or not any(row.at_limit for row in live):
+    counted = len(demand.acceptance.per_position)
+    extended = replace(
+        demand,
+        acceptance=demand.acceptance.extended(),
+        max_draft_length=min(MOST_TIMES_COUNTED * counted, demand.max_draft_length or counted << 8),
+    )
+    if extended.acceptance == demand.acceptance or not any(row.at_limit for row in live):
         return ()
     found = (row_at(one.curve, extended) for one in source.live)
     return tuple(
-        row for row, now in zip(found, live, strict=True) if row.draft_length > now.draft_length
+        row
+        for row, now in zip(found, live, strict=True)
+        if row.draft_length > now.draft_length and row.basis != Basis.PREDICTED
     )
 
 

@@ -154,11 +154,7 @@ def _row(
     without = (
         first / (curve.seconds_at_one + demand.host_seconds) if at.place == "reported" else None
     )
-    running = demand.running
-    over = over_interval = None
-    if running is not None and running < curve.largest and demand.knows(running):
-        over = demand.gain(curve, length, running)
-        over_interval = demand.gain_interval(curve, length, running)
+    over = demand.gain_over(curve, length, demand.running)
     return ScheduleRow(
         context=context,
         batch_size_first=first,
@@ -181,10 +177,10 @@ def _row(
         gain_upper=upper if upper < math.inf else None,
         alone_draft_length=None if _is_good(curve, demand, length) else best,
         alone_gain=None if _is_good(curve, demand, length) else demand.gain(curve, best),
-        running_draft_length=running,
-        gain_over_running=over,
-        gain_over_running_lower=over_interval[0] if over_interval else None,
-        gain_over_running_upper=over_interval[1] if over_interval else None,
+        running_draft_length=demand.running,
+        gain_over_running=None if over is None else over.value,
+        gain_over_running_lower=None if over is None else over.lower,
+        gain_over_running_upper=None if over is None else over.upper,
     )
 
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from vllm_nfp.draft.server_drafts import DRAFTS
+
 if TYPE_CHECKING:
     from vllm_nfp.results.scrape import Samples
 
@@ -39,6 +41,16 @@ def host_seconds(samples: Samples, engine: str | None = None) -> float:
         math.fsum(value for _, value in of(INTER_TOKEN_COUNT)),
         ((float(batch), count, each) for batch, count, each in device),
     )
+
+
+def drafted_fraction(samples: Samples) -> float | None:
+    """Fraction of steps, by sequence, that had a draft since the server started; None: not known.
+
+    A lookup finds none in most texts. vLLM counts drafts that were made alone.
+    """
+    steps = math.fsum(value for _, value in samples.get(INTER_TOKEN_COUNT, ()))
+    drafts = math.fsum(value for _, value in samples.get(DRAFTS, ()))
+    return min(1.0, drafts / steps) if steps >= LEAST_STEPS and drafts else None
 
 
 def beyond_device(

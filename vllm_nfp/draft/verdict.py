@@ -10,6 +10,8 @@ from vllm_nfp.draft.rows import Schedule, ScheduleRange, ScheduleRow
 from vllm_nfp.draft.sources import Source
 from vllm_nfp.types import Basis
 
+ALL = 0.95
+"""Fraction of steps with a draft from which all steps are meant."""
 _UNSURE = (Basis.INFERRED, Basis.PREDICTED)
 
 
@@ -26,7 +28,7 @@ def verdict(
         live: of a server, at its last step.
         longer: the same if acceptance held beyond the positions that were counted.
     """
-    said = [_at_traffic(row) for row in live] or [_of_table(schedule, demand)]
+    said = [_at_traffic(row, _drafted(demand)) for row in live] or [_of_table(schedule, demand)]
     said += [_longer(row, demand) for row in longer]
     if source.cut_layers is not None:
         timed, whole = source.cut_layers
@@ -46,14 +48,20 @@ def percent(gain: float, lower: float | None, upper: float | None) -> str:
     return f"{100 * (gain - 1.0):+.0f} % [{ends}]"
 
 
-def _at_traffic(row: ScheduleRow) -> str:
+def _drafted(demand: Demand) -> str:
+    """Which steps a gain over no speculation holds for."""
+    found = demand.drafted_fraction
+    return f" in the {found:.0%} of steps that had a draft" if found and found < ALL else ""
+
+
+def _at_traffic(row: ScheduleRow, drafted: str) -> str:
     where = f"live traffic: B={row.batch_size_first}, L={row.context}{_mark(row.basis)}"
     running, length = row.running_draft_length, row.draft_length
     over_none = percent(row.gain, row.gain_lower, row.gain_upper)
     if running is None:
-        return f"K={length} gives {over_none} over no speculation ({where})"
+        return f"K={length} gives {over_none} over no speculation{drafted} ({where})"
     if running == length:
-        than = f"; {over_none} over no speculation" if length else ""
+        than = f"; {over_none} over no speculation{drafted}" if length else ""
         return f"{_runs(running)}; keep it ({where}{than})"
     if row.gain_over_running is None:
         return f"{_runs(running)}, and K={length} is recommended ({where})"

@@ -101,11 +101,8 @@ class NfpCollector:
             maybe_fail("collect")
             with self._lock:
                 snapshots = self._controls.read()
-            controls = list(control_families(snapshots))
-            families = [
-                *self._of_engines(controls, list(others)),
-                *controls,
-            ]
+            controls, counters = list(control_families(snapshots)), list(others)
+            families = [*self._of_engines(controls, counters), *controls]
         except Exception as error:
             self._warnings.once(f"the probe's metrics could not be collected: {error!r}")
             families = []
@@ -131,7 +128,6 @@ class NfpCollector:
                 built = self._built = _Built(engines, families, curves, live, timed)
         demand_of = told_demand(controls, [*others, *built.steps], self._draft_acceptance)
         found, live = engines.snapshots, built.live
-        settled, running = settled_lengths(controls), told_running([*controls, *others])
-        lengths = list(recommended(found, built.curves, live, demand_of, settled))
-        gained = gains(found, live, lengths, demand_of, running)
+        lengths = list(recommended(found, built.curves, live, demand_of, settled_lengths(controls)))
+        gained = gains(found, live, lengths, demand_of, told_running(controls, others))
         return [*built.families, *ages([*found, *engines.lost]), *lengths, *gained]

@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from vllm_nfp.draft.curve import StepCurve
-from vllm_nfp.draft.demand import Demand
-from vllm_nfp.draft.server_drafts import COUNTERS, LIVE_DRAFT_LENGTH, running_length
+from vllm_nfp.draft.server_drafts import (
+    ACCEPTED_PER_POSITION,
+    DRAFTS,
+    LIVE_DRAFT_LENGTH,
+    running_length,
+)
 from vllm_nfp.metrics.families.curves import CurvesOf
 from vllm_nfp.metrics.families.labels import ENGINE, engine_labels
 from vllm_nfp.metrics.families.recommendation import DemandOf, samples_of
 from vllm_nfp.results.snapshot import Snapshot
 
 RECOMMENDED = "vllm_nfp_live_recommended_draft_length"
-RUNNING = "vllm_nfp_live_running_draft_length"
 RunningOf = Callable[[str], int | None]
 """The draft length that an engine runs now; None: not known."""
-
-
-@dataclass(frozen=True, slots=True)
-class Gain:
-    """Tokens per second at one draft length over those at another, with a 95 % interval."""
-
-    value: float
-    lower: float | None
-    upper: float | None
 
 
 def gains(
@@ -45,7 +36,7 @@ def gains(
         lengths: families with the recommended lengths.
     """
     running = GaugeMetricFamily(
-        RUNNING,
+        "vllm_nfp_live_running_draft_length",
         "Draft length in force at the batch size of live traffic; 0 without speculation.",
         labels=ENGINE,
     )
@@ -66,8 +57,7 @@ def gains(
         )
         for end in ("Lower", "Upper")
     )
-    found = samples_of(lengths, (RECOMMENDED,)).get(RECOMMENDED, ())
-    recommended = {labels["engine"]: length for labels, length in found}
+    recommended = _by_engine(lengths, RECOMMENDED)
     for snapshot in engines:
         now, engine = running_of(snapshot.engine), snapshot.engine
         if snapshot.live is None or now is None:
@@ -79,7 +69,7 @@ def gains(
         curve = next(curves, None)
         if demand is None or curve is None or engine not in recommended:
             continue
-        gain = gain_over(curve, demand, int(recommended[engine]), now)
+        gain = demand.gain_over(curve, int(recommended[engine]), now)
         if gain is None:
             continue
         value.add_metric(of, gain.value)
@@ -89,24 +79,20 @@ def gains(
     yield from (running, value, lower, upper)
 
 
-def gain_over(curve: StepCurve, demand: Demand, length: int, running: int) -> Gain | None:
-    """The gain of a draft length over the one that runs; None where the latter is not known."""
-    if running >= curve.largest or not demand.knows(running):
-        return None
-    if length == running:
-        return Gain(1.0, 1.0, 1.0)
-    value = demand.gain(curve, length, running)
-    lower, upper = demand.gain_interval(curve, length, running)
-    if not lower or math.isinf(upper):
-        return Gain(value, None, None)
-    return Gain(value, lower, upper)
-
-
-def told_running(metrics: Iterable[Metric]) -> RunningOf:
-    """The draft lengths that engines run.
+def told_running(controls: Iterable[Metric], others: Iterable[Metric]) -> RunningOf:
+    """The draft lengths that engines run: draft control's last one, else the configured one.
 
     Args:
-        metrics: the controllers' and vLLM's own.
+        controls: the controllers' metrics.
+        others: vLLM's own metrics; it counts every configured draft position apart.
     """
-    samples = samples_of(metrics, (LIVE_DRAFT_LENGTH, *COUNTERS))
+    samples = {
+        **samples_of(controls, (LIVE_DRAFT_LENGTH,)),
+        **samples_of(others, (DRAFTS, ACCEPTED_PER_POSITION)),
+    }
     return lambda engine: running_length(samples, engine)
+
+
+def _by_engine(metrics: Iterable[Metric], wanted: str) -> dict[str, float]:
+    found = samples_of(metrics, (wanted,)).get(wanted, [])
+    return {labels["engine"]: value for labels, value in found}

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from vllm_nfp.principle.drafter.drafter import Drafter, DrafterError
-from vllm_nfp.principle.hf_config import text_config
+from vllm_nfp.principle.reading.wrapper import text_config
 from vllm_nfp.principle.shape import Gemm, ModelShape
 from vllm_nfp.principle.weights.modelopt import flat
 from vllm_nfp.principle.weights.rules import ignored

@@ -10,7 +10,6 @@ from vllm_nfp.principle.families.shared import (
     DEEPSEEK_V3,
     EVERY_FOURTH,
     GLM_MOE,
-    QWEN2,
     QWEN3_MOE,
     ROUTED,
     SHARED_WIDTH,
@@ -211,5 +210,4 @@ ROUTED_FAMILIES: Mapping[str, Family] = {
     ),
     "llama4": _LLAMA4,
     "llama4_text": _LLAMA4,
-    "moss_moe": replace(QWEN2, experts=True),
 }

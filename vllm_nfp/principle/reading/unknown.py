@@ -9,6 +9,7 @@ from vllm_nfp.principle.families import FAMILIES, UNDESCRIBED, named_families
 from vllm_nfp.principle.family import Family
 from vllm_nfp.principle.sizes import ShapeError, shown
 from vllm_nfp.principle.unlike_llama import MEANING, Unlike, unlike_llama
+from vllm_nfp.text import nearest_names
 
 REQUIRED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
 DENSE = (*REQUIRED, "intermediate_size")
@@ -18,6 +19,8 @@ _ASSUMED = {
     "tie_word_embeddings": "an LM head of its own",
 }
 """What Llama's class makes of fields that a config lacks."""
+_MOST_NEAR = 5
+"""Names of families that a refusal gives; the page on predictions lists them all."""
 MEASURE = "Measure it on a running server: vllm serve --nfp-probe, then vllm-nfp table"
 
 
@@ -43,7 +46,11 @@ def family_of(text: Mapping[str, object], model_type: str, assume_dense: bool) -
 
 
 def _unknown_family(text: Mapping[str, object], model_type: str, assume_dense: bool) -> Family:
-    families = f"The known families: {', '.join(named_families())}"
+    names = named_families()
+    near = nearest_names(model_type, names, _MOST_NEAR)
+    families = f"{len(names)} families are known" + (
+        f", among them {', '.join(near)}" if near else ""
+    )
     against = next(unlike_llama(text), None)
     if against is not None:
         kind, name = against
