@@ -106,7 +106,7 @@ def _verdict(page: dashboard.Dashboard) -> None:
                 "State of the probe (the worst of the engines). warming: no estimate yet. probing:"
                 " estimates exist. steady: nothing is worth a probe now. passive: real steps are "
                 "timed, no probe runs. disabled: off after a fault.",
-                "disabled: read the reason in the log of the server. Serving goes on without the "
+                "disabled: read the reason in the log of the server. Serving continues without the "
                 "probe.",
                 4,
                 4,
