@@ -42,7 +42,7 @@ EXPERTS = {"bandwidth": 0.1, "flops": 0.5, "kept_l2": 0.5, "activation_bandwidth
            "kernel_seconds": 0.5, "busy_bytes": 1.0}  # fmt: skip
 """Fitted constants, and how far each logarithm may go at no great cost."""
 DENSE = {"bandwidth": 0.1, "flops": 0.5, "output_traffic": 0.7, "input_traffic": 0.7,
-         "kernel_seconds": 0.5}  # fmt: skip
+         "kernel_seconds": 0.5, "one_token": 0.1}  # fmt: skip
 DENSE_FP8 = {"bandwidth": 0.3}
 ATTENTION = {"bandwidth": 0.1, "kernel_seconds": 0.5}
 LINKED = {"bandwidth": 0.5, "collective_seconds": 0.5, "custom_bandwidth": 0.5,
@@ -50,6 +50,9 @@ LINKED = {"bandwidth": 0.5, "collective_seconds": 0.5, "custom_bandwidth": 0.5,
 UNLINKED = {"bandwidth": 0.5, "collective_seconds": 0.5, "custom_bandwidth": 0.5,
             "custom_seconds": 0.5, "shared_bandwidth": 0.5, "shared_seconds": 0.5}  # fmt: skip
 ATTENTION_BOUNDS = {"bandwidth": (0.05, 1.0), "kernel_seconds": (1e-6, 1e-4)}
+LATENT = {"latent_seconds": 1.0, "latent_passes": 1.0}
+LATENT_BOUNDS = {"latent_seconds": (1e-6, 1e-4), "latent_passes": (0.1, 12.0)}
+LATENT_START = {"latent_seconds": 2e-5, "latent_passes": 5.0}
 Bounds = Mapping[str, tuple[float, float]]
 
 
@@ -78,7 +81,7 @@ class Fit:
             for one in sets
             if one["kind"] == self.kind
             and one["hardware"] == self.device
-            and one["essentials"].get("dtype") == self.dtype
+            and (self.dtype is None or one["essentials"]["dtype"] == self.dtype)
             and is_seen(one)
             and not ("DeepSeek" in one["id"] and one["id"].endswith("balanced"))
         ]
@@ -92,13 +95,15 @@ class Fit:
                 calibration, quantized_experts={**calibration.quantized_experts, rest: found}
             )
         part = getattr(calibration, name)
-        if rest:
+        if rest == "fp8":
             values = {rest: dataclasses.replace(getattr(part, rest), **values)}
         return dataclasses.replace(calibration, **{name: dataclasses.replace(part, **values)})
 
     def start(self, calibration: Calibration) -> dict[str, float]:
         """Where the search begins."""
         name, _, rest = self.part.partition(".")
+        if self.names is LATENT:
+            return LATENT_START
         if name == "experts":
             part: object = experts.ExpertConstants(busy_bytes=12e3)
         elif name == "link":
@@ -120,7 +125,7 @@ def fitted(fit: Fit, sets: Sequence[Set]) -> dict[str, float]:
     first = fit.start(target.calibration)
     centre = np.array(list(first.values()))
     ends = np.array([fit.bounds[name] for name in fit.names])
-    if fit.part == "attention":
+    if fit.kind == "attention_vs_batch":
         # No kernel is started and ended in more than the shortest time of all, out of L2.
         shortest = min(time for one in chosen for _, time in one["points"])
         ends[list(fit.names).index("kernel_seconds"), 1] = 1e-6 * shortest
@@ -185,6 +190,8 @@ def fits() -> list[Fit]:
                 found.append(Fit(part, device, "routed_experts", EXPERTS, experts.BOUNDS, dtype))
     for device in ("H200", "A100-SXM4-80GB", "B200", "L40S"):
         found.append(Fit("attention", device, "attention_vs_batch", ATTENTION, ATTENTION_BOUNDS))
+    for device in ("H100-SXM", "B200"):
+        found.append(Fit("attention.latent", device, "mla_module_vs_batch", LATENT, LATENT_BOUNDS))
     dense = "dense_products"
     found.append(Fit("gemm", "L40S", dense, DENSE, gemm.BOUNDS, "bfloat16"))
     found.append(Fit("gemm.fp8", "L40S", dense, DENSE_FP8, gemm.FP8_BOUNDS, "fp8"))

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.public_routing import Drawn
+from vllm_nfp.principle import Serving, shape_from_config
 from vllm_nfp.principle.attention import attention_terms, backend_by_name, fixed_seconds
 from vllm_nfp.principle.collective import all_reduce_seconds
 from vllm_nfp.principle.expert_tiles import default_config
@@ -18,6 +19,7 @@ from vllm_nfp.principle.hardware import Hardware
 from vllm_nfp.principle.hardware_file import Target
 from vllm_nfp.principle.routing import Routed
 from vllm_nfp.principle.shape import AttentionHeads, Gemm, Quantization
+from vllm_nfp.principle.step import Step
 from vllm_nfp.principle.terms import sum_terms
 
 Floats = NDArray[np.float64]
@@ -103,6 +105,35 @@ def _attention(target: Target, sizes: Mapping[str, Any], batch_sizes: Floats) ->
     return np.array([fixed + seconds(batch_size) for batch_size in batch_sizes])
 
 
+DEEPSEEK_V3 = {
+    "model_type": "deepseek_v3", "architectures": ["DeepseekV3ForCausalLM"],
+    "hidden_size": 7168, "intermediate_size": 18432, "num_hidden_layers": 1,
+    "num_attention_heads": 128, "num_key_value_heads": 128, "vocab_size": 129280,
+    "q_lora_rank": 1536, "kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128,
+    "v_head_dim": 128, "first_k_dense_replace": 1, "n_routed_experts": 256,
+    "num_experts_per_tok": 8, "moe_intermediate_size": 2048, "n_shared_experts": 1,
+}  # fmt: skip
+BLOCK_SCALES = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+
+
+def _latent(target: Target, sizes: Mapping[str, Any], batch_sizes: Floats) -> Floats | None:
+    """Attention and projections of a layer of DeepSeek-V3 with these heads on a rank."""
+    if sizes["dtype"] not in ("bfloat16", "fp8_block"):
+        return None
+    heads = {name: sizes["heads"] for name in ("num_attention_heads", "num_key_value_heads")}
+    scales = {"quantization_config": BLOCK_SCALES} if sizes["dtype"] == "fp8_block" else {}
+    shape = shape_from_config({**DEEPSEEK_V3, **heads, **scales})
+    serving = Serving(sizes["predicted_backend"], capture_sizes=())
+    one = np.ones(1)
+
+    def seconds(batch_size: float) -> float:
+        step = Step(shape, target, serving, int(batch_size), sizes["context"], one)
+        parts = step.parts()
+        return float((parts["attention"] + parts["projections"]).seconds()[0])
+
+    return np.array([seconds(batch_size) for batch_size in batch_sizes])
+
+
 def _all_reduce(target: Target, sizes: Mapping[str, Any], elements: Floats) -> Floats | None:
     link = target.hardware.link_bytes_per_second
     return all_reduce_seconds(target.calibration.link, link, sizes["ranks"], 2.0 * elements)
@@ -112,6 +143,7 @@ KINDS = {
     "dense_products": _dense,
     "routed_experts": _experts,
     "attention_vs_batch": _attention,
+    "mla_module_vs_batch": _latent,
     "all_reduce": _all_reduce,
 }
 """Seconds at the x of a set, by its kind; None where the set cannot be predicted."""

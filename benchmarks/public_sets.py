@@ -23,6 +23,7 @@ SEEN: Mapping[str, tuple[tuple[str, ...], ...]] = {
     ),
     "all_reduce": (("/R2/",), ("/R8/",)),
     "attention_vs_batch": (("/Llama-3.1-8B/",),),
+    "mla_module_vs_batch": (("heads 16/", "/L1024"), ("heads 128/", "/L4096")),
     "routed_experts": tuple((f"/{model}/",) for model in _EXPERTS),
 }
 """Parts of the names of the sets that built-in constants were fitted to, by kind, in words of which

@@ -24,9 +24,13 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.public_seconds import KINDS
+from benchmarks.public_models import whole_seconds
+from benchmarks.public_seconds import KINDS, expert_seconds
 from benchmarks.public_sets import is_seen, usable_points
 from vllm_nfp.principle import HardwareError, target_of
+from vllm_nfp.principle.arguments import routing_skew
+from vllm_nfp.principle.hardware_file import Target
+from vllm_nfp.principle.routing import Routing, skewed_shares
 
 Floats = NDArray[np.float64]
 TOLERANCES = (0.05, 0.1, 0.25)
@@ -50,13 +54,17 @@ class Scored:
         return found
 
 
-def score(sets: Iterable[Mapping[str, Any]]) -> list[Scored]:
-    """Every set whose kind, type and device can be predicted."""
-    return [found for one in sets if (found := _scored(one)) is not None]
+def score(sets: Iterable[Mapping[str, Any]], skew: float | None = None) -> list[Scored]:
+    """Every set whose kind, type and device can be predicted.
+
+    Args:
+        skew: exponent of the experts' shares, where the rows that were dealt are not to be known.
+    """
+    return [found for one in sets if (found := _scored(one, skew)) is not None]
 
 
-def _scored(one: Mapping[str, Any]) -> Scored | None:
-    if one["kind"] not in KINDS:
+def _scored(one: Mapping[str, Any], skew: float | None) -> Scored | None:
+    if one["kind"] not in (*KINDS, "whole_model"):
         return None
     try:
         target = target_of(one["hardware"])
@@ -65,13 +73,26 @@ def _scored(one: Mapping[str, Any]) -> Scored | None:
     points, times = usable_points(one, target.hardware)
     if len(points) < 2:
         return None
-    seconds = KINDS[one["kind"]](target, one["essentials"], points)
+    seconds = _seconds(target, one, points, skew)
     if seconds is None:
         return None
     essentials = one["essentials"]
     detail = " ".join(str(essentials[k]) for k in ("dtype", "routing") if k in essentials)
     group = (one["kind"], one["hardware"], detail or str(essentials.get("kernel", "")))
     return Scored(one["id"], group, is_seen(one), points, times / times[0], seconds / seconds[0])
+
+
+def _seconds(
+    target: Target, one: Mapping[str, Any], points: Floats, skew: float | None
+) -> Floats | None:
+    if one["kind"] == "routed_experts" and skew is not None:
+        sizes = one["essentials"]
+        experts, chosen = sizes["experts"], sizes["topk"]
+        routing = Routing(experts, chosen, skewed_shares(experts, chosen, skew))
+        return expert_seconds(target, sizes, points, routing)
+    if one["kind"] == "whole_model":
+        return whole_seconds(target, one, points)
+    return KINDS[one["kind"]](target, one["essentials"], points)
 
 
 def within(scored: Sequence[Scored]) -> list[float]:
@@ -83,9 +104,11 @@ def within(scored: Sequence[Scored]) -> list[float]:
 @click.command()
 @click.argument("curves", type=click.Path(exists=True, path_type=Path))
 @click.option("--sets", "by_set", is_flag=True, help="A row for each set.")
-def main(curves: Path, by_set: bool) -> None:
+@click.option("--routing", help="uniform, typical or an exponent, instead of what was dealt.")
+def main(curves: Path, by_set: bool, routing: str | None) -> None:
     """Score the built-in constants on the public measurements in CURVES."""
-    scored = score(json.loads(curves.read_text(encoding="utf-8"))["sets"])
+    skew = None if routing is None else routing_skew(routing)
+    scored = score(json.loads(curves.read_text(encoding="utf-8"))["sets"], skew)
     table = Table()
     for name in ("kind", "device", "what", "sets", "points", "5 %", "10 %", "25 %", "median"):
         table.add_column(name)

@@ -28,6 +28,8 @@ NAV = {
         "draft-lengths.md",
         "draft-control.md",
         "predict.md",
+        "devices.md",
+        "predicted-drafts.md",
         "report.md",
         "watch.md",
         "calibrate.md",

@@ -32,9 +32,10 @@ def curves_csv(founds: Sequence[Predictions]) -> str:
             errors = curve_errors(cell, found.shape, found.target)
             for at, (n, seconds) in enumerate(zip(cell.positions, cell.seconds, strict=True)):
                 ratio = seconds / cell.seconds[0]
+                low, high = _interval(ratio, None if errors is None else errors[at])
                 writer.writerow((
                     found.model, found.hardware, module, batch_size, context, n, n * batch_size,
-                    f"{seconds:.6g}", f"{ratio:.5g}", *_interval(ratio, None if errors is None else errors[at]),
+                    f"{seconds:.6g}", f"{ratio:.5g}", low, high,
                     int(n <= cell.in_graphs),
                 ))  # fmt: skip
     return text.getvalue()

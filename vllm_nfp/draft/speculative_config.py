@@ -18,7 +18,7 @@ from vllm_nfp.text import hint, same_name
 def speculative_config(
     schedule: Schedule, method: str, draft_model: str | None = None
 ) -> dict[str, Any]:
-    """The settings; K = 0 beyond the last batch size that the schedule holds.
+    """The settings; beyond the last batch size vLLM goes on with the last K.
 
     A method of one draft length gets the longest of the schedule.
 
@@ -53,9 +53,5 @@ def speculative_config(
 
 
 def table(schedule: Schedule) -> list[list[int]]:
-    """[first, last, K] for each range; the last is K = 0, which vLLM uses for larger batches."""
-    rows = [[r.batch_size_first, r.batch_size_last, r.draft_length] for r in schedule.ranges]
-    last = rows[-1]
-    if last[2] != 0:
-        rows.append([last[1] + 1, last[1] + 1, 0])
-    return rows
+    """[first, last, K] for each range; vLLM uses the last K for every larger batch."""
+    return [[r.batch_size_first, r.batch_size_last, r.draft_length] for r in schedule.ranges]

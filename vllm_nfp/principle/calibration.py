@@ -25,6 +25,7 @@ PARTS: Mapping[str, str] = {
     "gemm": "dense products",
     "gemm.fp8": "dense products in FP8",
     "attention": "attention",
+    "attention.latent": "latent attention",
     "experts": "routed experts",
     "experts.fp8": "routed experts in FP8",
     "experts.fp8_block": "routed experts in FP8 with block scales",
@@ -129,7 +130,9 @@ def default_calibration(hardware_name: str) -> Calibration:
         gemm=GemmConstants(
             **constants["gemm"], fp8=Fp8GemmConstants(**constants.get("gemm.fp8", {}))
         ),
-        attention=AttentionConstants(**constants["attention"]),
+        attention=AttentionConstants(
+            **constants["attention"], **constants.get("attention.latent", {})
+        ),
         experts=ExpertConstants(**constants["experts"]),
         link=LinkConstants(**constants["link"], fitted=link_fitted),
         quantized_experts={

@@ -53,8 +53,8 @@ class LinkConstants:
     meeting_seconds: float = 2e-6
     """Of the second meeting."""
     skew_seconds: float = 0.0
-    """Of each collective inside a server: ranks wait for the slowest. 2.7 us where kernels were timed
-    alone: they take 4.4 us on an H100, those of a server of two 7.1 us (own run, 2026-11-24)."""
+    """Of each collective inside a server: ranks wait for the slowest. 2.7 us where kernels were
+    timed alone: they take 4.4 us on an H100, in a server of two 7.1 us (own run, 2026-11-24)."""
     shared_bandwidth: float = 1.0
     """Where more than two ranks have no peer-to-peer link: the share of one link's bytes per
     second that all of them together get through the host's memory; 1: it does not bound them."""

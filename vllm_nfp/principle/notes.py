@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vllm_nfp.principle.explain import UNPREDICTED
+from vllm_nfp.principle.granularity import UNPREDICTED
 from vllm_nfp.principle.memory import GIB
 from vllm_nfp.text import printable
 

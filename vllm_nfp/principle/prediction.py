@@ -32,7 +32,7 @@ from vllm_nfp.principle.predict import (
     rows_of,
 )
 from vllm_nfp.principle.predictions import MOST_KEPT, CellKey, Predictions
-from vllm_nfp.principle.step import Serving
+from vllm_nfp.principle.serving import Serving
 
 
 def predict(

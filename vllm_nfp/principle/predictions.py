@@ -19,8 +19,9 @@ from vllm_nfp.principle.memory import TooLarge, too_large
 from vllm_nfp.principle.model_facts import ModelFacts, model_facts
 from vllm_nfp.principle.modules import module_named, modules_of
 from vllm_nfp.principle.predict import CellPrediction, Row, predict_cell
+from vllm_nfp.principle.serving import Serving
 from vllm_nfp.principle.shape import ModelShape
-from vllm_nfp.principle.step import Serving, Step
+from vllm_nfp.principle.step import Step
 from vllm_nfp.types import Module
 
 if TYPE_CHECKING:

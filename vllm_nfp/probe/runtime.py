@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vllm_nfp.adapter.connectors import transfers_blocks
 from vllm_nfp.adapter.layers import find_decoder_layers, sample_layers
 from vllm_nfp.adapter.ranks import Ranks
 from vllm_nfp.adapter.runner import RunnerView
@@ -44,11 +45,13 @@ def runtime_of(
         UnsupportedModelError: if the model's layers cannot be told apart.
     """
     server, rules, groups, device = limits.server, limits.rules, limits.groups, view.device
-    batch_sizes = [b for b in config.batch_sizes if b <= server.max_batch_size]
+    batch_sizes = [
+        b for b in config.batch_sizes if b <= server.max_batch_size and limits.holds_tables(b)
+    ]
     batches = BatchBuilder(
         rules,
         block_readers(groups, device, config.seed),
-        [-(-server.max_context // group.block_tokens) for group in groups],
+        limits.table_widths,
         tokens,
         device,
         server.causal and not config.bidirectional,
@@ -59,4 +62,5 @@ def runtime_of(
     layers = find_decoder_layers(view.model, contexts, compilation.static_all_moe_layers)
     timed = sample_layers(layers, config.sampled_layers)
     forward = Forward(view, clock, groups, layers, timed)
-    return Runtime(batches, forward, Prover(contexts, groups, clock, device), clock, ranks)
+    prover = Prover(contexts, groups, clock, device, transfers_blocks(view.vllm_config))
+    return Runtime(batches, forward, prover, clock, ranks)

@@ -103,6 +103,8 @@ class ModelDescription:
     num_experts: int | None = None
     experts_per_token: int | None = None
     moe_intermediate_size: int | None = None
+    whole_num_layers: int | None = None
+    """Layers of the model's own config.json, where the server was told to load fewer; else None."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from vllm_nfp.principle.drafter.drafter import Drafter, DrafterError
-from vllm_nfp.principle.hf_config import text_config
+from vllm_nfp.principle.reading.wrapper import text_config
 from vllm_nfp.principle.shape import Gemm, ModelShape
+from vllm_nfp.principle.weights.modelopt import flat
+from vllm_nfp.principle.weights.rules import ignored
 from vllm_nfp.principle.weights.stored import quantization_of
 
 _COUNTS = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_modules")
@@ -40,7 +42,6 @@ _SPLIT_INPUT = frozenset(
     {"qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"}
 )
 """Families that split the first product over the ranks."""
-_IGNORE_KEYS = ("ignored_layers", "modules_to_not_convert", "ignore", "exclude_modules")
 _PLAIN = "The prediction layer is stored in 16 bits, as the config's ignore list says."
 _ALIKE = "The prediction layer is stored like the target's layers."
 _LIKE_LAST = "The prediction layer is one of the target's layers, with full attention."
@@ -152,16 +153,13 @@ def _in_16_bits(config: Mapping[str, object], text: Mapping[str, object], layers
     given = quantization_of(config, text)
     if not isinstance(given, Mapping):
         return False
-    nested = given.get("quantization")
-    given = {**given, **nested} if isinstance(nested, Mapping) else given
     blocks = ("mlp.gate_proj", "mlp.experts.0.gate_proj")
     paths = [
         f"{layer}.{block}"
         for layer in ("mtp.layers.0", f"model.layers.{layers}", "model.mtp.layers.0")
         for block in blocks
     ]
-    lists = [listed for key in _IGNORE_KEYS if isinstance(listed := given.get(key), list)]
-    entries = [entry for listed in lists for entry in listed if isinstance(entry, str)]
+    entries = ignored(flat(given))
     return any(_leaves_out(entry, path) for entry in entries for path in paths)
 
 
