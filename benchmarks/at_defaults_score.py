@@ -20,7 +20,7 @@ from vllm_nfp.draft.curve import StepCurve
 from vllm_nfp.draft.demand import Demand
 from vllm_nfp.draft.schedule import best_length
 from vllm_nfp.draft.server import from_samples
-from vllm_nfp.draft.sources import from_profile
+from vllm_nfp.draft.sources import SourceError, from_profile
 from vllm_nfp.results import scrape
 from vllm_nfp.results.profile import Profile, load_profile
 from vllm_nfp.types import Basis, Boundary
@@ -68,13 +68,21 @@ def score(folder: Path, moment: str, truth: Profile) -> Score:
         if row is None or true.basis is not Basis.MEASURED:
             continue
         _count_boundary(found, row, true)
-    theirs = {(c.batch_size, c.context): c for c in from_samples(samples, moment).curves}
+    theirs = {(c.batch_size, c.context): c for c in _curves(samples, moment)}
     for curve in from_profile(truth).curves:
         other = theirs.get((curve.batch_size, curve.context))
         if other is not None:
             _count_ratios(found, other, curve)
             _count_drafts(found, other, curve)
     return found
+
+
+def _curves(samples: scrape.Samples, moment: str) -> tuple[StepCurve, ...]:
+    """What the server says of whole steps; nothing if it has no seconds yet."""
+    try:
+        return from_samples(samples, moment).curves
+    except SourceError:
+        return ()
 
 
 def _pairs(samples: scrape.Samples) -> dict[str, int]:

@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks.replay_recorded import Server, all_servers
 from vllm_nfp.surface.functionals import covariance, placed, stacked
-from vllm_nfp.surface.kernel import Hyperparameters, ShapeKernel, TokenKernel
+from vllm_nfp.surface.kernel import Hyperparameters, RoutingKernel, ShapeKernel, TokenKernel
 from vllm_nfp.surface.prior import PART_OF, Part
 from vllm_nfp.surface.rows import rows_at
 from vllm_nfp.surface.scale import log_evidence
@@ -40,6 +40,7 @@ MOST_ROWS = 160
 TOKENS_FIRST = TokenKernel(0.02, 0.02, 1.5, 0.006, 0.1, 200.0, 0.1)
 SHAPES_FIRST = ShapeKernel(0.02, 0.03, 1.0, 1.0, 1.5, 0.01, 0.2)
 LAUNCH = 0.6
+KINDS: dict[str, Any] = {"attention": ShapeKernel, "step": ShapeKernel, "routing": RoutingKernel}
 QUANTIZED = ":quantized"
 """Ends the names of sets for quantized models."""
 
@@ -271,7 +272,7 @@ def hyperparameters_from(row: dict[str, Any]) -> Hyperparameters:
     kernels: dict[str, Any] = {}
     for name, value in row.items():
         if isinstance(value, dict):
-            kind = ShapeKernel if name in ("attention", "step") else TokenKernel
+            kind = KINDS.get(name, TokenKernel)
             kernels[name] = kind(**value)
         else:
             kernels[name] = value

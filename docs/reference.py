@@ -52,7 +52,9 @@ for a dense model (MoE models: some 17 % more):
 | 256 | 40,960 | 9 x 4 | about 5,500 | about 6,400 |
 | 1024 | 262,144 | 11 x 5 | about 8,400 | about 9,700 |
 
-Fewer `batch_sizes`, `contexts` or `epsilons` in `--nfp-config` give fewer series. The cost surface
+The largest table that settings allow (5120 points: batch sizes x contexts x positions) gives at
+most 150,000 series, without those of real steps. Fewer `batch_sizes`, `contexts` or `epsilons` in
+`--nfp-config` give fewer series. The cost surface
 and live lookups do not depend on them.
 """
 _SETTINGS_HEAD = """# Settings

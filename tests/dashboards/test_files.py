@@ -97,13 +97,48 @@ def test_variables_come_before_those_that_use_them(name: str) -> None:
     for variable in variables(DASHBOARDS[name]):
         assert set(re.findall(r"\$(\w+)", variable.query)) <= known
         known.add(variable.name)
-    assert {"datasource", "model_name", "engine", "instance"} <= known
+    fleet = name == "nfp-fleet"
+    wanted = {"cluster", "namespace", "model_name"}
+    wanted |= {"device"} if fleet else {"pod", "engine", "instance"}
+    assert wanted | {"datasource"} <= known
     for panel in panels(DASHBOARDS[name]):
         for text in (panel.title, *(t.expr for t in panel.targets)):
             assert set(re.findall(r"\$(\w+)", text)) <= known, panel.title
         for target in panel.targets:
-            for variable in ("model_name", "engine", "instance"):
+            for variable in wanted - {"device"}:
                 assert f"${variable}" in target.expr, f"{panel.title} ignores {variable}"
+
+
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_all_may_be_chosen_where_a_store_lacks_the_labels_of_kubernetes(name: str) -> None:
+    kubernetes = {"cluster", "namespace", "pod"}
+    for raw in DASHBOARDS[name]["templating"]["list"]:
+        if raw["name"] in kubernetes:
+            assert raw["includeAll"]
+            assert raw["allValue"] == ".*", "which matches a label that is absent"
+            assert raw["current"]["value"] == ["$__all"]
+    for panel in panels(DASHBOARDS[name]):
+        for target in panel.targets:
+            assert not re.search(r'\b(cluster|namespace|pod)="', target.expr), panel.title
+
+
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_queries_join_on_all_that_tells_servers_apart(name: str) -> None:
+    """In a store of several clusters, a join on fewer labels finds two series, and fails."""
+    for panel in panels(DASHBOARDS[name]):
+        for target in panel.targets:
+            for labels in re.findall(r"\bon \(([^)]*)\)", target.expr):
+                kept = {label.strip() for label in labels.split(",")} - {""}
+                assert not kept or {"cluster", "namespace", "pod", "instance"} <= kept, panel.title
+
+
+def test_the_restart_marks_are_those_of_the_chosen_servers() -> None:
+    for name in ("nfp-overview", "nfp-deep-dive"):
+        marks = {mark["name"]: mark for mark in DASHBOARDS[name]["annotations"]["list"]}
+        expr = marks["Server restarts"]["expr"]
+        assert "and on (cluster, namespace, pod, job, instance) vllm_nfp_state{" in expr
+        for variable in ("cluster", "namespace", "pod", "instance", "model_name"):
+            assert f"${variable}" in expr
 
 
 def test_every_metric_of_panels_and_rules_exists(exported: set[str]) -> None:

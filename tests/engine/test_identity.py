@@ -58,6 +58,7 @@ WHOLE_TABLE = {"capture_seconds": 0.0, "wanted_samples": 1}
         ("moe_model", "seeded", FEW_SHAPES),
         ("sliding_model", "narrow", FEW_SHAPES),
         ("rotary_model", "pictures", FEW_SHAPES),
+        pytest.param("rotary_model", "seeded", FEW_SHAPES, marks=pytest.mark.thorough),
         pytest.param("picture_model", "pictures", WHOLE_TABLE, marks=pytest.mark.thorough),
         pytest.param("dense_model", "embedded", FEW_SHAPES, marks=pytest.mark.thorough),
         pytest.param("latent_model", "seeded", FEW_SHAPES, marks=pytest.mark.thorough),

@@ -214,6 +214,7 @@ def test_times_that_no_device_like_this_has_are_refused() -> None:
     assert not any(p.fitted for p in result.parts)
     for name in ("gemm", "attention", "experts"):
         assert "not fitted (" in part(result, name).notes[-1]
+    assert result.target.calibration.origins == H100_CALIBRATION.origins, "of what was there"
     assert dataclasses.replace(result.target.calibration, source="", fitted=True) == (
         dataclasses.replace(H100_CALIBRATION, source="")
     )

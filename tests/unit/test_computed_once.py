@@ -34,7 +34,7 @@ MOE = {
 }  # fmt: skip
 CELLS = 2 * 2
 """Batch sizes and contexts that the commands below ask for."""
-KERNELS = ("_attention_layer", "_lm_head", "_projections", "_expert_tiles")
+KERNELS = ("_attention_layer", "_lm_head", "_all_projections", "_expert_tiles")
 """Each is needed once in a step of MOE, whatever is shown of it."""
 
 

@@ -356,9 +356,31 @@ def test_the_model_is_told_by_whichever_names_its_configuration_has() -> None:
 
     text = SimpleNamespace(n_layer=12, n_embd=768, n_head=12, vocab_size=True, num_local_experts=8)
     model = SimpleNamespace(
-        hf_text_config=text, hf_config=SimpleNamespace(architectures=["GPT2LMHeadModel"])
+        hf_text_config=text,
+        hf_config=SimpleNamespace(architectures=["GPT2LMHeadModel"]),
+        hf_overrides={},
     )
     found = describe_model("m", SimpleNamespace(model_config=model))
     assert (found.num_layers, found.hidden_size, found.num_attention_heads) == (12, 768, 12)
     assert (found.num_experts, found.vocab_size, found.head_dim) == (8, None, None)
     assert found.architecture == "GPT2LMHeadModel"
+    assert found.whole_num_layers is None
+
+
+def test_a_model_that_was_cut_says_how_many_layers_it_has(tmp_path: Path) -> None:
+    from vllm_nfp.adapter.environment import describe_model
+
+    def layers(overrides: object, folder: Path = tmp_path) -> tuple[int | None, int | None]:
+        model = SimpleNamespace(
+            hf_text_config=SimpleNamespace(num_hidden_layers=8),
+            hf_config=SimpleNamespace(architectures=["Qwen3ForCausalLM"]),
+            hf_overrides=overrides,
+            model=str(folder),
+        )
+        found = describe_model("m", SimpleNamespace(model_config=model))
+        return found.num_layers, found.whole_num_layers
+
+    (tmp_path / "config.json").write_text('{"num_hidden_layers": 36}')
+    assert layers({"num_hidden_layers": 8}) == (8, 36)
+    assert layers({}) == layers({"rope_theta": 1.0}) == layers(len) == (8, None)
+    assert layers({"num_hidden_layers": 8}, tmp_path / "none") == (8, None)

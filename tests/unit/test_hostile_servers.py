@@ -587,3 +587,17 @@ def test_a_served_name_cannot_steer_the_terminal(command: list[str], name: str) 
     assert not {"\x1b", "\x07", "\u202e"} & set(shown.output)
     assert "http://evil" in shown.output or "evil" not in name
     assert json.loads(as_json.output)["engines"][0]["model_name"] == name
+
+
+def test_a_long_answer_of_other_metrics_is_read_in_time() -> None:
+    """35 MB of vLLM's histograms took longer than the time that the commands wait."""
+    state = 'vllm_nfp_state{engine="0",model_name="m",state="steady"} 1'
+    row = 'vllm:e2e_bucket{engine="0",model_name="m",le="%d"} 1'
+    drafts = 'vllm:spec_decode_num_drafts_total{engine="0",model_name="m"} 7'
+    text = "\n".join([*(row % i for i in range(600_000)), state, drafts, ""])
+    assert len(text) > 30_000_000
+    begun = time.process_time()
+    found = scrape.find_samples(text, ["vllm:spec_decode_num_drafts_total"], time.monotonic() + 60)
+    assert time.process_time() - begun < 6.0
+    assert found["vllm:spec_decode_num_drafts_total"][0][1] == 7.0
+    assert found["vllm_nfp_state"][0][0]["state"] == "steady"

@@ -7,6 +7,8 @@ import dataclasses
 import pytest
 
 from vllm_nfp.principle import CATALOGUE, HardwareError, hardware_by_name, match_device
+from vllm_nfp.principle.calibration import MAIN_PARTS, PARTS
+from vllm_nfp.principle.hardware import BASES
 from vllm_nfp.principle.hardware_file import target_of
 
 
@@ -164,8 +166,10 @@ def test_every_device_names_its_source_and_what_its_constants_rest_on() -> None:
         assert hardware.source, hardware.name
         assert hardware.memory_bytes, hardware.name
         assert hardware.generation, hardware.name
-        fitted = target_of(hardware.name).calibration.fitted
-        assert target_of(hardware.name).basis == ("own runs" if fitted else hardware.basis)
+        calibration = target_of(hardware.name).calibration
+        assert {*MAIN_PARTS, "link"} <= set(calibration.origins) <= set(PARTS), hardware.name
+        weakest = max((calibration.origins[part] for part in MAIN_PARTS), key=BASES.index)
+        assert target_of(hardware.name).basis == weakest
     with pytest.raises(HardwareError, match="basis of 'H200' must be one of own runs, "):
         dataclasses.replace(hardware_by_name("H200"), basis="hearsay")
 
@@ -174,10 +178,14 @@ def test_what_was_fitted_to_public_kernels_says_so() -> None:
     assert target_of("A100-SXM4-80GB").basis == "public kernels"
     assert "public kernels" in target_of("A100-SXM4-80GB").calibration.source
     assert (target_of("A100-PCIe-40GB").basis, target_of("H200").basis) == ("assumption",) * 2
+    h200, a100 = target_of("H200").calibration.origins, target_of("A100-PCIe-40GB").calibration
+    assert (h200["attention"], h200["gemm"]) == ("public kernels", "assumption")
+    assert a100.gemm == target_of("A100-SXM4-80GB").calibration.gemm, "of the same generation"
+    assert a100.link == dataclasses.replace(target_of("L40S").calibration.link, fitted=False)
 
 
 def test_constants_of_another_device_are_an_assumption() -> None:
     h100 = target_of("H100-SXM")
-    carried = dataclasses.replace(h100.calibration, fitted=False, source="carried over")
+    carried = dataclasses.replace(h100.calibration, fitted=False, source="carried over", origins={})
     assert h100.basis == "own runs"
     assert dataclasses.replace(h100, calibration=carried).basis == "assumption"

@@ -160,7 +160,8 @@ def check_shape(shape: ModelShape) -> None:
         assert 0 < gemm.weight_traffic < math.inf
     assert shape.attention.kv_heads > 0
     assert shape.attention.group > 0
-    assert shape.num_dense_layers + shape.num_moe_layers == shape.num_layers
+    if shape.num_attention_layers is None:
+        assert shape.num_dense_layers + shape.num_moe_layers == shape.num_layers
     assert shape.local_experts * shape.expert_parallel_size >= shape.num_experts
     assert shape.total_parameters > 0
 

@@ -213,7 +213,7 @@ def test_no_secret_reaches_environment_profile_or_report(
     config = SimpleNamespace(
         model_config=SimpleNamespace(
             dtype="torch.bfloat16", quantization=None, enforce_eager=True, max_model_len=512,
-            hf_token=secret, hf_text_config=text,
+            hf_token=secret, hf_text_config=text, hf_overrides={},
             hf_config=SimpleNamespace(architectures=["Qwen3ForCausalLM"], token=secret),
         ),
         compilation_config=SimpleNamespace(cudagraph_mode=None, cudagraph_capture_sizes=None),

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     import torch
 
 
+PROMPT_SCRATCH = "chunked_prefill_workspace"
+"""Where builders of latent attention keep what prompts in chunks are gathered in."""
+
+
 class CellDoesNotFitError(RuntimeError):
     """The KV cache has too few blocks for the cell, or the model too short a context."""
 
@@ -71,9 +75,13 @@ def _new_builder(
 
 
 def _share_scratch(live: Any, builder: Any) -> None:
-    """Let both use one scratch buffer, as vLLM lets its own builders: it is hundreds of MiB.
+    """Let both use one scratch buffer: it is tens or hundreds of MiB.
 
-    Only FlashInfer's builder has one (``v1/attention/backends/flashinfer.py``).
+    FlashInfer's builder has one, and vLLM shares it between its own builders
+    (``v1/attention/backends/flashinfer.py``). Builders of latent attention have one for prompts in
+    chunks (``model_executor/layers/attention/mla_attention.py``), which no probe runs.
     """
     if hasattr(builder, "set_workspace_buffer"):
         builder.set_workspace_buffer(live._get_workspace_buffer())
+    if hasattr(builder, PROMPT_SCRATCH):
+        setattr(builder, PROMPT_SCRATCH, getattr(live, PROMPT_SCRATCH))

@@ -7,6 +7,10 @@ norm take 37 MiB. None of these operators is part of a timed module. Here they r
 kernels, as they do where vLLM serves without compiling. Embeddings are looked up by indexing: rows
 of two tokens or more are copied by a small kernel that vLLM's sampler uses anyway. For a single
 token PyTorch takes another one, whose module is 33 MiB, so that its row is looked up twice.
+
+Activations are quantized to FP8 by vLLM's kernel as well. Under torch.compile that operator has a
+plain implementation which, called from code that is not compiled, is compiled by itself: in the
+middle of a probe, for seconds, and with trial runs for which Inductor takes 256 MiB.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ VLLM_KERNELS, PLAIN = "vllm_c", "native"
 
 @contextmanager
 def light_ops() -> Iterator[None]:
-    """Have embeddings and norms run small kernels while the context lasts.
+    """Have embeddings, norms and FP8 activations run small kernels while the context lasts.
 
     Without a GPU nothing changes. :func:`vllm_nfp.adapter.layer_hooks.fused_ops` does the same for
     rotary embeddings.
@@ -37,6 +41,7 @@ def light_ops() -> Iterator[None]:
         with ExitStack() as stack:
             if torch.cuda.is_available():
                 _index_embeddings(patches)
+                _quantize_by_kernel(patches)
                 _use_vllm_norms(stack)
             yield
     finally:
@@ -55,6 +60,20 @@ def _index_embeddings(patches: PatchSet) -> None:
         return indexed
 
     patches.wrap(targets.EMBEDDING, embedding)
+
+
+def _quantize_by_kernel(patches: PatchSet) -> None:
+    from vllm.model_executor.layers.quantization.input_quant_fp8 import QuantFP8
+
+    def forward(original: Any) -> Any:
+        def chosen(op: Any, *args: Any, **kwargs: Any) -> Any:
+            if isinstance(op, QuantFP8):
+                return op.forward_cuda(*args, **kwargs)
+            return original(op, *args, **kwargs)
+
+        return chosen
+
+    patches.wrap(targets.CUSTOM_OP, forward)
 
 
 def _twice(token_id: torch.Tensor) -> torch.Tensor:

@@ -248,6 +248,11 @@ ADD_LORA = tuple(
         "add_shrink", "add_expand", "add_lora_embedding", "add_lora_linear", "add_lora_logits",
     )
 )  # fmt: skip
+CUSTOM_OP = Target(
+    "vllm.model_executor.custom_op:CustomOp.forward",
+    Feature.MODULES,
+    "quantizes activations by vLLM's kernel",
+)
 
 
 def _collective(name: str, since: tuple[int, int] | None = None) -> Target:
@@ -303,6 +308,7 @@ TARGETS: tuple[Target, ...] = (
     HAS_KV_CONNECTOR,
     LORA_EMBEDDING,
     *ADD_LORA,
+    CUSTOM_OP,
     *COLLECTIVES,
 )
 """All of them."""

@@ -18,6 +18,10 @@ class AcceptanceError(ValueError):
     """Acceptance that is impossible; the message names the value and what is allowed."""
 
 
+class NoAcceptanceError(AcceptanceError):
+    """Nobody has given or counted an acceptance."""
+
+
 @dataclass(frozen=True, slots=True)
 class Acceptance:
     """Probability that the i-th drafted token is accepted, given that those before it were.

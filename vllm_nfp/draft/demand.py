@@ -13,6 +13,8 @@ from vllm_nfp.draft.curve import StepCurve
 LARGEST_DRAFT_LENGTH = 512
 LARGEST_DRAFT_COST = 1e6
 """Seconds, or steps without drafts: far above any draft model, and sums of it stay finite."""
+TWO_SIDED_95 = 1.96
+"""Standard errors on either side of a normal value's 95 % interval."""
 DEFAULT_SLACK = 0.005
 """Fraction of the goodput that is given up for a shorter draft. That costs less memory and sampling
 time, which the curve does not include. On recorded H100 steps, replayed, 96.7 % of the lengths were
@@ -74,6 +76,16 @@ FREE = DraftCost()
 
 
 @dataclass(frozen=True, slots=True)
+class Gain:
+    """Tokens per second at one draft length over those at another, with a 95 % interval."""
+
+    value: float
+    lower: float | None
+    """None: not known, as the upper end."""
+    upper: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Demand:
     """What a draft length is chosen for."""
 
@@ -85,6 +97,20 @@ class Demand:
     slack: float = DEFAULT_SLACK
     draft_lengths: tuple[int, ...] | None = None
     """Lengths to choose from, ascending, besides K = 0; None: every length."""
+
+    running: int | None = None
+    """Draft length that the server runs now; None: not known."""
+
+    host_seconds: float = 0.0
+    """What a server's real step takes beyond its work on the device, whatever K."""
+
+    drafted_fraction: float | None = None
+    """Fraction of a server's steps, by sequence, that had a draft; None: not known. Gains are of
+    steps with a draft."""
+
+    def knows(self, draft_length: int) -> bool:
+        """Whether the acceptance of drafts of this length is known."""
+        return self.acceptance.longest is None or draft_length <= self.acceptance.longest
 
     def longest(self, curve: StepCurve) -> int:
         """Largest K that may be chosen on this curve."""
@@ -109,17 +135,60 @@ class Demand:
             self.draft_lengths is not None and draft_length == max((0, *self.draft_lengths))
         )
 
-    def gain(self, curve: StepCurve, draft_length: int) -> float:
-        """Tokens per second over those of a server without speculation."""
-        return self._gain(curve, draft_length, curve.ratio(draft_length + 1))
+    def gain(self, curve: StepCurve, draft_length: int, over: int | None = None) -> float:
+        """Tokens per second over those of a server without speculation.
 
-    def gain_interval(self, curve: StepCurve, draft_length: int) -> tuple[float, float]:
-        """95 % interval of the gain, as far as it depends on the step's time; 0 and infinite where
-        an end is not known."""
+        Never more than the tokens of a step: no step with drafts is quicker than one without,
+        whatever noisy pairs say.
+
+        Args:
+            over: compare with a server that drafts so many tokens instead.
+        """
+        gain = self._gain(curve, draft_length, curve.ratio(draft_length + 1))
+        return gain if over is None else gain / self.gain(curve, over)
+
+    def gain_interval(
+        self, curve: StepCurve, draft_length: int, over: int | None = None
+    ) -> tuple[float, float]:
+        """95 % interval of the gain: of the step's time, and of acceptance that was counted.
+
+        Two compared steps count as independent, which they mostly are not: rather too wide than
+        too narrow. 0 and infinite where an end is not known.
+        """
+        other = over or 0
+        down, up = self._spread(curve, draft_length)
+        their_down, their_up = self._spread(curve, other) if other else (0.0, 0.0)
+        error = TWO_SIDED_95 * self.acceptance.relative_error(draft_length, other)
+        gain = self.gain(curve, draft_length, over)
+        return (
+            gain * math.exp(-math.hypot(down, their_up, error)),
+            gain * math.exp(math.hypot(up, their_down, error)),
+        )
+
+    def gain_over(self, curve: StepCurve, draft_length: int, running: int | None) -> Gain | None:
+        """The gain over the draft length that a server runs; None where that is not known."""
+        if running is None or running >= curve.largest or not self.knows(running):
+            return None
+        if draft_length == running:
+            return Gain(1.0, 1.0, 1.0)
+        lower, upper = self.gain_interval(curve, draft_length, running)
+        return Gain(
+            self.gain(curve, draft_length, running),
+            lower or None,
+            upper if upper < math.inf else None,
+        )
+
+    def _spread(self, curve: StepCurve, draft_length: int) -> tuple[float, float]:
+        """How far the step's time lets the gain's logarithm be lower, and higher."""
         lower, upper = curve.interval(draft_length + 1)
-        most = self._gain(curve, draft_length, lower) if lower else math.inf
-        return self._gain(curve, draft_length, upper), most
+        gain, least, most = (
+            self._gain(curve, draft_length, ratio)
+            for ratio in (curve.ratio(draft_length + 1), upper, lower)
+        )
+        up = math.log(max(1.0, most / gain)) if lower else math.inf
+        return math.log(gain / least) if least else math.inf, up
 
     def _gain(self, curve: StepCurve, draft_length: int, ratio: float) -> float:
-        whole = ratio + self.cost.ratio(draft_length, curve)
-        return self.acceptance.expected_tokens(draft_length) / whole
+        host = self.host_seconds / curve.seconds_at_one
+        whole = max(1.0, ratio) + self.cost.ratio(draft_length, curve) + host
+        return self.acceptance.expected_tokens(draft_length) * (1.0 + host) / whole

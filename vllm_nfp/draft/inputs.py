@@ -10,15 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeGuard
 
 from vllm_nfp.draft import server, sources
-from vllm_nfp.draft.acceptance import Acceptance, AcceptanceError, constant
+from vllm_nfp.draft.acceptance import (
+    Acceptance,
+    AcceptanceError,
+    NoAcceptanceError,
+    constant,
+)
 from vllm_nfp.draft.curve import StepCurve
 from vllm_nfp.draft.drafting import LOOKUPS, UNKNOWN, Drafting
-from vllm_nfp.draft.server_drafts import live_acceptance, live_drafting
+from vllm_nfp.draft.server_drafts import live_acceptance, live_drafting, running_length
+from vllm_nfp.draft.server_steps import drafted_fraction, host_seconds
 from vllm_nfp.draft.sources import Source, SourceError
 from vllm_nfp.results.profile import Profile, load_profile
 
 if TYPE_CHECKING:
-    from vllm_nfp.principle.prediction import Predictions
+    from vllm_nfp.principle.predictions import Predictions
     from vllm_nfp.results.scrape import Samples
 
 StepTimes: TypeAlias = "Source | Profile | Predictions | Iterable[StepCurve] | str | Path"
@@ -36,6 +42,12 @@ class Inputs:
     """How the server of the acceptance, or else of the step times, makes its drafts."""
     warnings: tuple[str, ...] = ()
     """What to know of the source and of the acceptance, one sentence each."""
+    running: int | None = None
+    """Draft length that the server runs; None: not known."""
+    host_seconds: float = 0.0
+    """What the server's real steps take beyond their work on the device; 0: not known."""
+    drafted_fraction: float | None = None
+    """Fraction of the server's steps that had a draft; None: not known."""
 
 
 def read_inputs(
@@ -73,11 +85,19 @@ def read_inputs(
     if source.kind == "prediction":
         from vllm_nfp.draft.predictions import predicted_drafting
 
-        found = predicted_drafting(source, found, draft_model)
+        predicted = predicted_drafting(source, found, draft_model)
+        if draft_method is None and predicted.hint is not None:
+            warnings.append(predicted.hint)
+        found = predicted
+    of_server: tuple[int | None, float, float | None] = (None, 0.0, None)
+    if is_url(times):
+        live = metrics[-1]
+        of_server = running_length(live), host_seconds(live), drafted_fraction(live)
     if acceptance is not None:
-        return Inputs(source, acceptance_of(acceptance), found, tuple(warnings))
+        given = acceptance_of(acceptance)
+        return Inputs(source, given, found, tuple(warnings), *of_server)
     if not metrics:
-        raise AcceptanceError(
+        raise NoAcceptanceError(
             "acceptance is needed: give a probability such as 0.8, one for each drafted token, or "
             "the URL of a server that speculates"
         )
@@ -85,7 +105,7 @@ def read_inputs(
     if counted.caution is not None:
         warnings.append(counted.caution)
     warnings += _other_methods(live_drafting(metrics[0]), draft_method)
-    return Inputs(source, counted.acceptance, found, tuple(warnings))
+    return Inputs(source, counted.acceptance, found, tuple(warnings), *of_server)
 
 
 def _several_engines(url: str, samples: Samples) -> list[str]:
@@ -126,7 +146,9 @@ def source_of(times: StepTimes) -> Source:
         return server.step_times(times, server.read_metrics(times))
     if isinstance(times, (str, Path)):
         return sources.from_profile(load_profile(times), os.fspath(times))
-    from vllm_nfp.principle.prediction import Predictions  # it needs numpy, which most calls do not
+    from vllm_nfp.principle.predictions import (
+        Predictions,  # it needs numpy, which most calls do not
+    )
 
     if isinstance(times, Predictions):
         from vllm_nfp.draft.predictions import from_predictions

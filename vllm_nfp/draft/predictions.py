@@ -20,9 +20,9 @@ from vllm_nfp.principle.drafter import Drafter, DrafterError, drafter_of, drafti
 from vllm_nfp.principle.drafter import Drafting as PredictedSeconds
 from vllm_nfp.principle.drafter.mtp import mtp_layers
 from vllm_nfp.principle.host_time import HostTime, host_time
-from vllm_nfp.principle.model_files import load_config
+from vllm_nfp.principle.model_sources import read_model
 from vllm_nfp.principle.notes import notes
-from vllm_nfp.principle.prediction import Predictions
+from vllm_nfp.principle.predictions import Predictions
 from vllm_nfp.principle.shape import ShapeError
 from vllm_nfp.types import Basis, Module
 
@@ -119,7 +119,7 @@ class PredictedDrafting(Drafting):
     def _drafter(self, method: str) -> Drafter:
         found = self.found
         try:
-            head = None if self.draft_model is None else load_config(self.draft_model)
+            head = None if self.draft_model is None else read_model(self.draft_model)[0]
         except ShapeError as error:
             if method == "draft_model":
                 raise SourceError(f"the draft model's config is needed: {error}") from None
@@ -137,7 +137,9 @@ class PredictedDrafting(Drafting):
         return "the checkpoint holds prediction layers: --draft-method mtp predicts their drafts"
 
 
-def predicted_drafting(source: Source, counted: Drafting, draft_model: str | None) -> Drafting:
+def predicted_drafting(
+    source: Source, counted: Drafting, draft_model: str | None
+) -> PredictedDrafting:
     """The drafting of a predicted source, with what the server of the acceptance has measured."""
     assert isinstance(source.drafting, PredictedDrafting)
     return replace(

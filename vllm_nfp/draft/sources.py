@@ -14,7 +14,7 @@ from vllm_nfp.types import Basis, cell_name
 
 if TYPE_CHECKING:
     from vllm_nfp.results.profile import Profile
-    from vllm_nfp.types import Boundary, CurvePoint
+    from vllm_nfp.types import Boundary, CurvePoint, ModelDescription
 
 STEP_OVER_LAUNCH = 1.25
 """Duration of a step that the host bounds, over the time to launch its forward pass, which is all
@@ -35,6 +35,16 @@ class SourceError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class LiveTraffic:
+    """An engine at its last step."""
+
+    curve: StepCurve
+    """At the real batch size and context."""
+    settled: int | None = None
+    """Draft length that draft control has measured to be the best there; None: it has not."""
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """Step times of one model on one device."""
 
@@ -49,8 +59,12 @@ class Source:
     """vLLM's version; None: not known."""
     drafting: Drafting = UNKNOWN
     """How the server makes its drafts."""
-    live: tuple[StepCurve, ...] = ()
-    """Of a server: at the real batch size and context of the last step, one for each engine."""
+    live: tuple[LiveTraffic, ...] = ()
+    """Of a server: at the last step, one for each engine."""
+    max_batch_size: int | None = None
+    """Sequences that the profile's server could batch; None: not more than were measured."""
+    cut_layers: tuple[int, int] | None = None
+    """Layers that were timed as a model, and those of the whole model, where it has more."""
     whole: bool = False
     """Every reported batch size that the server can have at a context has its curve there."""
     notes: tuple[str, ...] = ()
@@ -181,7 +195,15 @@ def from_profile(profile: Profile, name: str = "the profile") -> Source:
         profile.environment.device.name,
         profile.environment.vllm,
         whole=_is_whole(profile, curves),
+        max_batch_size=max(profile.environment.max_num_seqs, *(c.batch_size for c in curves)),
+        cut_layers=cut_layers(profile.model),
     )
+
+
+def cut_layers(model: ModelDescription) -> tuple[int, int] | None:
+    """Layers of a model that was cut for the measurement, and of the whole one; None: not cut."""
+    known, whole = model.num_layers, model.whole_num_layers
+    return (known, whole) if known and whole and known < whole else None
 
 
 def _is_whole(profile: Profile, curves: Iterable[StepCurve]) -> bool:

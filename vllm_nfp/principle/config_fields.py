@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from vllm_nfp.principle.family import COMMON_NAMES, Family
 from vllm_nfp.principle.shape import MAX_SIZE, ShapeError, shown
 
+_PAIRED = ("num_experts", "moe_intermediate_size")
+"""Fields that hold a pair where experts of text and of images differ."""
+
 
 class ConfigFields:
     """The fields of one config, under Llama's names whatever the family calls them.
@@ -20,6 +23,7 @@ class ConfigFields:
         self._model_type = model_type
         self._names = {**COMMON_NAMES, **family.names}
         self._defaults = family.defaults
+        self._paired = family.special == "pairs"
 
     def get(self, name: str) -> object | None:
         """The value of a field, the family's default, or None."""
@@ -58,7 +62,7 @@ class ConfigFields:
         value = self.get(name)
         if value is None:
             value = default
-        if isinstance(value, (list, tuple)) and value and all(item == value[0] for item in value):
+        if isinstance(value, (list, tuple)) and value and self._alike(name, value):
             value = value[0]
         return self._checked(name, value, least, most)
 
@@ -109,6 +113,11 @@ class ConfigFields:
                 f"it must have one for each"
             )
         return found
+
+    def _alike(self, name: str, values: list[object] | tuple[object, ...]) -> bool:
+        """Entries are all the same, or a pair of which the first is that of text."""
+        paired = name in _PAIRED and self._paired and len(values) == 2
+        return paired or all(item == values[0] for item in values)
 
     def _own_names(self, name: str) -> tuple[str, ...]:
         return self._names.get(name, (name,))

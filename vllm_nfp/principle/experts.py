@@ -38,26 +38,29 @@ NAIVE_SPARSITY = 4
 SHARED_STREAM_TOKENS = 256
 """Default of VLLM_SHARED_EXPERTS_STREAM_TOKEN_THRESHOLD: up to it shared experts run on a stream
 of their own beside router and routed experts (runner/shared_experts.py)."""
-BUSY_SMS = 0.5
-"""Assumed: share of the SMs that must have a tile for memory to run at full rate."""
+IDLE_SHARPNESS = 3.0
+"""Assumed: exponent of the soft maximum of a full and of a starved memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertConstants:
     """What the grouped products reach of the data sheet; defaults are fitted on an H100 SXM."""
 
-    bandwidth: float = 0.936
+    bandwidth: float = 0.935
     """Share of peak bytes per second for weights in endlessly long rows."""
-    row_gap_bytes: float = 8.04
+    row_gap_bytes: float = 7.84
     """A tile reads weights in rows of BLOCK_SIZE_K elements; each costs as if this much longer."""
-    flops: float = 0.638
+    flops: float = 0.639
     """Share of peak FLOP/s."""
-    kept_l2: float = 0.836
+    kept_l2: float = 0.833
     """Share of L2's size in which a matrix stays for the expert's next block."""
-    activation_bandwidth: float = 0.715
+    activation_bandwidth: float = 0.712
     """Bytes per second of activations over the peak of memory; above 1 if L2 serves them."""
-    kernel_seconds: float = 4.22e-6
+    kernel_seconds: float = 4.21e-6
     """Time of a kernel inside a CUDA graph beside its work."""
+    busy_bytes: float = 8192.0
+    """Bytes of weights per SM that must be on their way for memory to run at full rate. The default
+    is assumed: 16-bit tiles of 64 x 128 on every other SM."""
     sharpness: float = 4.0
     """Exponent p of the soft maximum (traffic^p + arithmetic^p)^(1/p); not fitted."""
 
@@ -76,6 +79,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "kept_l2": (0.0, 4.0),
     "activation_bandwidth": (0.05, 20.0),
     "kernel_seconds": (0.0, 1e-4),
+    "busy_bytes": (0.0, 1e6),
     "sharpness": (1.0, 64.0),
 }
 """Least and most of every constant."""
@@ -150,6 +154,11 @@ class _Reached:
     def arithmetic(self, flops: FloatArray, fp8: bool) -> FloatArray:
         return flops / (self.hardware.peak_flops(fp8) * self.constants.flops)
 
+    def idle(self, on_their_way: FloatArray) -> FloatArray:
+        """Factor of a traffic's time if so many bytes of tiles are on their way at once."""
+        wanted = self.constants.busy_bytes * self.hardware.num_sms
+        return soft_maximum(np.ones_like(on_their_way), wanted / on_their_way, IDLE_SHARPNESS)
+
     def both(self, traffic: FloatArray, arithmetic: FloatArray) -> FloatArray:
         """The two overlap, less and less the closer they are."""
         return soft_maximum(traffic, arithmetic, self.constants.sharpness)
@@ -172,7 +181,7 @@ def _product_terms(device: _Reached, gemm: Gemm, work: _Work, routing: Routed) -
         device.both(once + activations, plain),
         device.both(traffic, padded),
         device.both(
-            traffic / np.minimum(1.0, tiles / (BUSY_SMS * sms)),
+            traffic * device.idle(tiles * config.block_n * config.block_k * gemm.weight_bytes),
             padded / np.minimum(1.0, tiles / sms),
         ),
     )

@@ -22,13 +22,16 @@ Hybrid = Literal[
     "mamba2",
     "lightning",
     "bailing_kda",
+    "glm_kda",
 ]
 """How the layers that keep a state are named and sized."""
 
 Gate = Literal["none", "elements", "heads"]
 """A gate of the attention's output: none, as wide as it, or one number for each head."""
 
-Special = Literal["gemma", "deepseek_v4", "minimax_m3", "step3", "inkling", "hy_v4"]
+Special = Literal[
+    "gemma", "deepseek_v4", "minimax_m3", "step3", "inkling", "hy_v4", "glm5_next", "ngram", "pairs"
+]
 """Families with parts that only they have; each has a reader of its own."""
 
 
@@ -83,6 +86,8 @@ class Family:
     only: Mapping[str, object] = field(default_factory=dict)
     """Fields that must have this value, if given: the shape describes no other. A value such as
     ``=hidden_size`` is that of another field."""
+    without: tuple[str, str] | None = None
+    """A field and the family that a config belongs to instead where the field is false."""
     variant: tuple[str, str] | None = None
     """A field and the family that a config with this field belongs to instead."""
 

@@ -19,7 +19,7 @@ others). What is read, under Llama's names:
   :mod:`vllm_nfp.principle.hybrid`;
 - the indexer of sparse attention: index_topk, index_n_heads, index_head_dim, indexer_types;
 - diffusion: canvas_length, block_size or bd_size;
-- stored weights and cache: quantization_config, see :mod:`vllm_nfp.principle.quantized_weights`.
+- stored weights and cache: quantization_config, see :mod:`vllm_nfp.principle.weights`.
 
 Norms, biases, attention sinks, rotary embeddings, encoders of other modalities and extra prediction
 layers are left out: they take next to no time in a decode step, or none.
@@ -36,19 +36,12 @@ have matrices that :class:`ModelShape` lacks. Families that a shape cannot descr
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from vllm_nfp.principle.config_fields import ConfigFields
-from vllm_nfp.principle.families import BY_CLASS, FAMILIES, UNDESCRIBED
-from vllm_nfp.principle.family import Family
-from vllm_nfp.principle.hybrid import Mixed, linear_attention, mixed_layers, with_layer_count
-from vllm_nfp.principle.pruned import Pruned, pruned_layers
-from vllm_nfp.principle.quantized_weights import (
-    Layers,
-    check_bits,
-    quantization_of,
-    stored_kv_bits,
-    stored_weights,
-)
+from vllm_nfp.principle.families.nested import NESTED_SIZES
+from vllm_nfp.principle.hybrid import Mixed, with_layer_count
+from vllm_nfp.principle.pruned import pruned_layers
 from vllm_nfp.principle.reading.attention import (
     gate_columns,
     head_dim,
@@ -62,19 +55,39 @@ from vllm_nfp.principle.reading.feed_forward import (
     has_experts,
     shared_experts,
 )
+from vllm_nfp.principle.reading.modules import is_uniform, mixed_modules, modules, whole_mixed
+from vllm_nfp.principle.reading.single import (
+    as_if_whole,
+    block_size,
+    check_only,
+    kv_bytes,
+    mean_width,
+    required,
+    tied,
+    unless,
+)
 from vllm_nfp.principle.reading.special import Special, special_attention
-from vllm_nfp.principle.reading.unknown import DENSE, REQUIRED, assumptions, family_of
+from vllm_nfp.principle.reading.unknown import assumptions, family_of
 from vllm_nfp.principle.reading.windows import windows
+from vllm_nfp.principle.reading.wrapper import (
+    by_class,
+    encoders,
+    model_type_of,
+    name_of,
+    text_config,
+)
 from vllm_nfp.principle.recurrence import ASSUMED
 from vllm_nfp.principle.shape import MAX_LAYERS, ModelShape, ShapeError, shown
 from vllm_nfp.principle.sparse_attention import ASSUMED as SPARSE_ASSUMED
+from vllm_nfp.principle.states import linear_attention
+from vllm_nfp.principle.weights.scheme import check_bits
+from vllm_nfp.principle.weights.stored import quantization_of, stored_weights
 
-_EXPERTS = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
-_STORED_ALIKE = "Projections of layers with a state are stored like those of attention."
+_UNEVEN = (
+    "Attention with heads of other sizes, or keys wider than values, takes the time of the usual "
+    "kernels; its own were never timed."
+)
 _IDLE_EXPERTS = "The router picks experts that do nothing as often as the others."
-_MAX_NAME = 200
-_NESTED = ("text_config", "llm_config", "language_config", "thinker_config")
-"""Fields that hold the language model's config in one of several modalities."""
 
 
 def shape_from_config(
@@ -109,19 +122,21 @@ def shape_from_config(
         raise ShapeError(f"a config.json must hold an object, not {shown(config)}")
     check_bits("weight_bits", weight_bits)
     text = text_config(config)
-    model_type = _model_type(config, text)
+    model_type = model_type_of(config, text)
+    if text is not config:
+        text = {**NESTED_SIZES.get(model_type, {}), **text}
     family = family_of(text, model_type, assume_dense)
     if family.hybrid == "nemotron_h":
         text = with_layer_count(text)
     pruned = pruned_layers(text) if family.pruned else None
     if pruned is not None:
-        text = _as_if_whole(text, pruned)
+        text = as_if_whole(text, pruned)
     fields = ConfigFields(text, model_type, family)
-    fields.require(_required(family))
-    _check_only(fields, family, model_type)
+    fields.require(required(family))
+    check_only(fields, family, model_type)
     layers = fields.whole("num_hidden_layers", least=1, most=MAX_LAYERS)
     sparse = has_experts(fields, layers) if family.experts else (False,) * layers
-    mixed = _mixed(fields, family, sparse) if pruned is None else _whole_mixed(pruned)
+    mixed = mixed_modules(fields, family, sparse) if pruned is None else whole_mixed(pruned)
     mla = latent_attention(fields, family.absorbed) if family.latent else None
     listed = family.hybrid is None and family.special != "deepseek_v4"
     slides = windows(fields, family, layers) if listed else (None,) * layers
@@ -133,14 +148,16 @@ def shape_from_config(
     expert_width = fields.whole("moe_intermediate_size", least=1) if family.experts else 0
     shared, shared_width = shared_experts(fields, expert_width) if family.experts else (0, 0)
     quantization = quantization_of(config, text)
-    weights = stored_weights(quantization, weight_bits, Layers(sparse, mla is not None))
+    stored = modules(mixed, sparse, family, mla is not None)
+    told = replace(stored, model_type=model_type, expert_dtype=text.get("expert_dtype"))
+    weights = stored_weights(quantization, weight_bits, told)
     heads = kinds[0].heads if kinds else fields.whole("num_attention_heads", least=1)
     diffusion = family.diffusion or config.get("canvas_length") is not None
     return ModelShape(
-        name=name or _name(config, model_type),
+        name=name or name_of(config, model_type),
         num_layers=layers,
         hidden_size=fields.whole("hidden_size", least=1),
-        intermediate_size=_mean_width(widths),
+        intermediate_size=mean_width(widths),
         num_attention_heads=heads,
         num_kv_heads=(
             kinds[0].kv_heads if kinds else fields.whole("num_key_value_heads", heads, least=1)
@@ -149,7 +166,7 @@ def shape_from_config(
         vocab_size=fields.whole("vocab_size", least=1),
         num_dense_layers=dense,
         num_moe_layers=mixed.ffn.count(True),
-        num_attention_layers=mixed.attention if not _is_uniform(family) else None,
+        num_attention_layers=mixed.attention if not is_uniform(family) else None,
         linear_attention=(
             linear_attention(fields, family.hybrid, mixed.recurrent)
             if family.hybrid and mixed.recurrent
@@ -171,23 +188,27 @@ def shape_from_config(
         gated_ffn=family.gated_ffn,
         sliding_window=next((window for window in slides if window is not None), None),
         num_sliding_layers=sum(window is not None for window in slides),
-        tied_embeddings=_tied(config, fields),
+        tied_embeddings=tied(config, fields),
         decoding="bidirectional_block" if diffusion else "causal",
-        diffusion_block_size=_block_size(fields) if diffusion else None,
+        diffusion_block_size=block_size(fields) if diffusion else None,
         quantization=weights.quantization,
         weight_bytes=weights.attention,
-        dense_weight_bytes=_unless(weights.attention, weights.dense_ffn),
-        shared_weight_bytes=_unless(weights.attention, weights.shared),
+        dense_weight_bytes=unless(weights.attention, weights.dense_ffn),
+        shared_weight_bytes=unless(weights.attention, weights.shared),
         expert_weight_bytes=weights.experts,
-        lm_head_weight_bytes=weights.lm_head,
-        kv_bytes=_kv_bytes(kv_bits, quantization),
+        recurrent_weight_bytes=unless(weights.attention, weights.recurrent),
+        lm_head_weight_bytes=2.0 if tied(config, fields) else weights.lm_head,
+        kv_bytes=kv_bytes(kv_bits, quantization),
         mla=mla,
-        indexer=indexer(fields, layers, mla) if family.indexed and mla else special.indexer,
+        indexer=(
+            indexer(fields, mixed.attends[:layers], mla)
+            if family.indexed and mla
+            else special.indexer
+        ),
         assumptions=(
-            *((_IDLE_EXPERTS,) if fields.get("zero_expert_num") else ()),
+            *by_class(config, text, model_type),
+            *_taken_for_granted(fields, config, special, mixed),
             *((SPARSE_ASSUMED,) if family.indexed or special.indexer else ()),
-            *((ASSUMED,) if mixed.recurrent else ()),
-            *((_STORED_ALIKE,) if mixed.recurrent and quantization is not None else ()),
             *assumptions(text, model_type, family),
             *weights.assumed,
         ),
@@ -197,121 +218,21 @@ def shape_from_config(
     )
 
 
-def _required(family: Family) -> tuple[str, ...]:
-    """Fields that a config of the family must have."""
-    needed = (*REQUIRED, *_EXPERTS) if family.experts else DENSE
-    left_out = {"intermediate_size"} if family.width_factor else set()
-    return tuple(name for name in needed if name not in left_out)
-
-
-def _mixed(fields: ConfigFields, family: Family, sparse: tuple[bool, ...]) -> Mixed:
-    """How many layers have attention, a state, and feed-forward blocks of each kind."""
-    layers = len(sparse)
-    if family.hybrid:
-        return mixed_layers(fields, family.hybrid, layers, sparse)
-    if family.doubled:
-        return Mixed(2 * layers, 0, (True,) * layers + (False,) * (2 * layers))
-    if family.beside_experts:
-        return Mixed(layers, 0, (False,) * layers + (True,) * sparse.count(True))
-    return Mixed(layers, 0, sparse)
-
-
-def _whole_mixed(pruned: Pruned) -> Mixed:
-    return Mixed(pruned.attention, 0, (False,) * sum(count for count, _ in pruned.widths))
-
-
-def _mean_width(widths: tuple[tuple[int, int], ...]) -> int:
-    """The width of all dense blocks, or the mean, which only their activation's time is made of."""
-    blocks = sum(count for count, _ in widths)
-    return round(sum(count * width for count, width in widths) / blocks) if blocks else 0
-
-
-def text_config(config: Mapping[str, object]) -> Mapping[str, object]:
-    """The language model's part of a multimodal config, however deep it lies."""
-    found = config
-    for _ in _NESTED:
-        inner = next((found[key] for key in _NESTED if isinstance(found.get(key), Mapping)), None)
-        if not isinstance(inner, Mapping):
-            break
-        found = inner
-    return found
-
-
-def _model_type(config: Mapping[str, object], text: Mapping[str, object]) -> str:
-    """The name of the family; where it is unknown, that of the class that vLLM would take."""
-    named = ""
-    for part in (text, config):
-        found = part.get("model_type")
-        if found is not None and not _printable(found):
-            raise ShapeError(f"model_type must be a short name, not {shown(found)}")
-        if str(found).lower() in FAMILIES or str(found).lower() in UNDESCRIBED:
-            return str(found)
-        named = named or (str(found) if found is not None else "")
-    by_class = (BY_CLASS.get(_class_name(part), "") for part in (text, config))
-    return next(filter(None, by_class), named)
-
-
-def _class_name(config: Mapping[str, object]) -> str:
-    named = config.get("architectures")
-    return str(named[0]) if isinstance(named, list) and len(named) == 1 else ""
-
-
-def _name(config: Mapping[str, object], model_type: str) -> str:
-    found = config.get("_name_or_path")
-    return str(found) if found and _printable(found) else model_type
-
-
-def _printable(name: object) -> bool:
-    """A name that messages and tables may show as it is."""
-    return isinstance(name, str) and len(name) <= _MAX_NAME and name.isprintable()
-
-
-def _as_if_whole(text: Mapping[str, object], pruned: Pruned) -> Mapping[str, object]:
-    """The config with the fields of Llama that its blocks imply."""
-    heads = text.get("num_attention_heads")
-    kv_heads = heads // pruned.group if isinstance(heads, int) else None
-    rest = {name: value for name, value in text.items() if name != "block_configs"}
-    return {
-        **rest,
-        "intermediate_size": max(width for _, width in pruned.widths),
-        "num_key_value_heads": kv_heads,
-    }
-
-
-def _is_uniform(family: Family) -> bool:
-    """Every layer has attention to a cache and one feed-forward block."""
-    return not (family.hybrid or family.doubled or family.pruned or family.beside_experts)
-
-
-def _check_only(fields: ConfigFields, family: Family, model_type: str) -> None:
-    for name, only in family.only.items():
-        value = fields.get(name)
-        told = fields.get(only[1:]) if isinstance(only, str) and only[:1] == "=" else only
-        if value is not None and value != told:
-            raise ShapeError(
-                f"{name} of a {model_type} config must be {told!r}, not {shown(value)}: "
-                f"the shape describes no other"
-            )
-
-
-def _tied(config: Mapping[str, object], fields: ConfigFields) -> bool:
-    """LM head and embedding are one: as the text part says, or else the wrapper around it."""
-    outer = config.get("tie_word_embeddings")
-    return fields.flag("tie_word_embeddings", outer if isinstance(outer, bool) else False)
-
-
-def _block_size(fields: ConfigFields) -> int | None:
-    if fields.get("diffusion_block_size") is None:
-        return None
-    return fields.whole("diffusion_block_size", least=1)
-
-
-def _unless(common: float, own: float) -> float | None:
-    return None if own == common else own
-
-
-def _kv_bytes(kv_bits: float | None, quantization: object | None) -> float:
-    if kv_bits is None:
-        return stored_kv_bits(quantization) / 8
-    check_bits("kv_bits", kv_bits)
-    return kv_bits / 8
+def _taken_for_granted(
+    fields: ConfigFields, config: Mapping[str, object], special: Special, mixed: Mixed
+) -> tuple[str, ...]:
+    """Sentences on layers whose kernels were never timed, and on what is left out."""
+    sizes = {(part.head_dim, part.value_dim) for part in special.kinds}
+    uneven = len(sizes) > 1 or any(keys != values for keys, values in sizes)
+    towers = encoders(config)
+    return (
+        *(
+            (f"Sizes are those of the language model, without {', '.join(towers)}.",)
+            if towers
+            else ()
+        ),
+        *((_UNEVEN,) if uneven else ()),
+        *special.assumed,
+        *((_IDLE_EXPERTS,) if fields.get("zero_expert_num") else ()),
+        *((ASSUMED,) if mixed.recurrent else ()),
+    )

@@ -121,7 +121,8 @@ def recurrent(shape: ModelShape) -> tuple[Gemm, ...]:
     if shape.linear_attention is None:
         return ()
     shares = (m.per_rank(shape.tensor_parallel_size) for m in shape.linear_attention.matrices)
-    return tuple(_linear(shape, inputs, outputs) for inputs, outputs in shares)
+    stored = _or_common(shape, shape.recurrent_weight_bytes)
+    return tuple(_gemm(shape, inputs, outputs, stored) for inputs, outputs in shares)
 
 
 def beside(shape: ModelShape) -> tuple[Counted, ...]:

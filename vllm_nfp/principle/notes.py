@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vllm_nfp.principle.explain import UNPREDICTED
+from vllm_nfp.principle.granularity import UNPREDICTED
 from vllm_nfp.principle.memory import GIB
 from vllm_nfp.text import printable
 
 if TYPE_CHECKING:
-    from vllm_nfp.principle.prediction import Predictions
+    from vllm_nfp.principle.predictions import Predictions
 
 MOST_CELLS = 8
 """Cells that do not fit and get a sentence of their own."""

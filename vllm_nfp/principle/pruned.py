@@ -17,9 +17,11 @@ _STEP = 256
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """Layers with attention, and feed-forward blocks by width."""
+    """Which layers have attention, and feed-forward blocks by width."""
 
-    attention: int
+    attends: tuple[bool, ...]
+    ffn: tuple[bool | None, ...]
+    """False for a dense block, None for none, by layer."""
     group: int
     """Query heads for each KV head."""
     widths: tuple[tuple[int, int], ...]
@@ -38,13 +40,15 @@ def pruned_layers(text: Mapping[str, object]) -> Pruned:
         raise ShapeError(f"block_configs must be a list of blocks, not {shown(blocks)}")
     if not isinstance(hidden, int) or not 0 < hidden <= MAX_SIZE:
         raise ShapeError(f"hidden_size must be a whole number above 0, not {shown(hidden)}")
+    attends = tuple(_part(block, "attention") is not None for block in blocks)
+    ffn = tuple(None if _part(block, "ffn") is None else False for block in blocks)
     groups = [_number(p, "n_heads_in_group") for b in blocks if (p := _part(b, "attention"))]
     factors = [_number(p, "ffn_mult") for b in blocks if (p := _part(b, "ffn"))]
     if not groups or not factors or len(set(groups)) > 1:
         raise ShapeError("block_configs must have attention with groups of one size, and ffn")
     widths = [-(-int(2 * factor * hidden / 3) // _STEP) * _STEP for factor in factors]
     counted = tuple((count, width) for width, count in Counter(widths).most_common())
-    return Pruned(len(groups), int(groups[0]), counted)
+    return Pruned(attends, ffn, int(groups[0]), counted)
 
 
 def _part(block: object, name: str) -> Mapping[str, object] | None:

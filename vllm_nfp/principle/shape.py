@@ -111,6 +111,8 @@ class ModelShape:
     """Bytes per parameter of dense feed-forward blocks; None: ``weight_bytes``."""
     shared_weight_bytes: float | None = None
     """Bytes per parameter of shared experts; None: ``weight_bytes``."""
+    recurrent_weight_bytes: float | None = None
+    """Bytes per parameter of projections of layers with a state; None: ``weight_bytes``."""
     router_weight_bytes: float = 2.0
     num_attention_layers: int | None = None
     """Layers with attention to a cache; None: every layer has it and one feed-forward block."""

@@ -9,7 +9,7 @@ from vllm_nfp.principle.sizes import MAX_LAYERS, MAX_SIZE, MAX_TOKENS, ShapeErro
 if TYPE_CHECKING:
     from vllm_nfp.principle.shape import ModelShape
 
-_OPTIONAL_BYTES = ("dense_weight_bytes", "shared_weight_bytes")
+_OPTIONAL_BYTES = ("dense_weight_bytes", "shared_weight_bytes", "recurrent_weight_bytes")
 _BYTES = (
     "weight_bytes",
     "expert_weight_bytes",
@@ -109,7 +109,7 @@ def _check_heads(shape: ModelShape) -> None:
         heads, kv_heads = part.heads, part.kv_heads
         if not part.layers:
             continue
-        if heads % kv_heads:
+        if heads % kv_heads and not shape.use_mla:
             raise ShapeError(f"num_kv_heads {kv_heads} does not divide {heads} attention heads")
         if heads % ranks:
             raise ShapeError(f"tensor_parallel_size {ranks} does not divide {heads} heads")

@@ -5,82 +5,34 @@ Times are those of one rank; per layer for a module, per step for the whole mode
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from vllm_nfp.principle.attention import (
     AttentionBackend,
-    attention_terms,
     backend_by_name,
-    fixed_seconds,
 )
-from vllm_nfp.principle.collective import all_reduce_seconds, transfer_seconds
-from vllm_nfp.principle.expert_tiles import MoeConfig, default_config, tuned_config
-from vllm_nfp.principle.experts import ROUTED_KERNELS, SHARED_STREAM_TOKENS, expert_terms
+from vllm_nfp.principle.attention_cost import AttentionWork, attention_cost
+from vllm_nfp.principle.cost import NOTHING, Cost, growing
+from vllm_nfp.principle.experts import SHARED_STREAM_TOKENS
 from vllm_nfp.principle.ffn import KERNEL_SECONDS, activation_seconds, elementwise_seconds
 from vllm_nfp.principle.gemm import gemm_fixed_seconds, gemm_terms
-from vllm_nfp.principle.graphs import DEFAULT_CAPTURE_SIZES, padded_tokens
+from vllm_nfp.principle.graphs import padded_tokens
 from vllm_nfp.principle.hardware_file import Target
-from vllm_nfp.principle.layer_parts import AttentionHeads, AttentionPart
 from vllm_nfp.principle.matrices import Counted
 from vllm_nfp.principle.recurrence import FIXED_SECONDS, recurrence_terms
-from vllm_nfp.principle.routing import Routing, skewed_shares
+from vllm_nfp.principle.routed import routed_cost
+from vllm_nfp.principle.serving import Serving
 from vllm_nfp.principle.shape import Gemm, ModelShape
-from vllm_nfp.principle.sparse_attention import (
-    INDEXER_FIXED_SECONDS,
-    gathered_terms,
-    indexer_terms,
-)
-from vllm_nfp.principle.terms import ACTIVATION_BYTES, FloatArray, Terms, add_terms, sum_terms
+from vllm_nfp.principle.terms import FloatArray, Terms, add_terms, sum_terms
+from vllm_nfp.principle.transfers import Ranks, all_reduce_cost, communication_cost, gathered_logits
 from vllm_nfp.types import Module
 
 LAYER_KERNELS = 3
 """Two norms with their residual sums, and rotary embedding; torch.compile fuses the rest."""
 STEP_KERNELS = 2
 """Embedding and the last norm."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """Seconds: what no N changes, and terms that may."""
-
-    fixed: float
-    terms: Terms
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(self.fixed + other.fixed, add_terms(self.terms, other.terms))
-
-    def times(self, factor: float) -> Cost:
-        """The same work, ``factor`` times."""
-        terms: Terms = {limit: factor * seconds for limit, seconds in self.terms.items()}
-        return Cost(factor * self.fixed, terms)
-
-    def seconds(self) -> FloatArray:
-        """All of it, for each N."""
-        return self.fixed + sum_terms(self.terms)
-
-
-NOTHING = Cost(0.0, {})
-
-
-@dataclass(frozen=True, slots=True)
-class Serving:
-    """How the server runs its steps.
-
-    Attributes:
-        attention_backend: vLLM's name of it; FLASH_ATTN takes the version for the device.
-        capture_sizes: token counts of the CUDA graphs; empty: no padding is counted.
-        expert_tiles: content of vLLM's tuned configuration file for the experts, tokens -> tiles;
-            empty: vLLM's default rule.
-        routing_skew: exponent of the experts' shares by rank; 0: uniform routing.
-    """
-
-    attention_backend: str = "FLASH_ATTN"
-    capture_sizes: tuple[int, ...] = DEFAULT_CAPTURE_SIZES
-    expert_tiles: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
-    routing_skew: float = 0.0
 
 
 class Step:
@@ -111,6 +63,7 @@ class Step:
         self._hardware = target.hardware
         self._calibration = target.calibration
         self._serving = serving
+        self._ranks = Ranks(shape, target.calibration.link, target.hardware.link_bytes_per_second)
         self._batch_size = batch_size
         self._context = context
         self._positions = positions
@@ -177,7 +130,9 @@ class Step:
             parts["other projections"] = self._counted(shape.beside)
         if shape.num_ranks > 1:
             # And the embedding's, which is split over the ranks by vocabulary.
-            parts["communication"] = self.communication().times(layers) + self._all_reduce()
+            parts["communication"] = self.communication().times(layers) + all_reduce_cost(
+                self._ranks, self.tokens
+            )
         parts["LM head"] = self._lm_head()
         return parts
 
@@ -188,7 +143,7 @@ class Step:
     def _dense_ffn(self) -> Cost:
         activation = activation_seconds(self._hardware, self._shape, self.tokens)
         products = self._counted(self._shape.dense_blocks)
-        return products.times(1 / self._shape.num_dense_layers) + _growing(activation)
+        return products.times(1 / self._shape.num_dense_layers) + growing(activation)
 
     def moe_ffn(self) -> Cost:
         """Router, routed and shared experts.
@@ -198,89 +153,43 @@ class Step:
         return self._once("moe_ffn", self._moe_ffn)
 
     def _moe_ffn(self) -> Cost:
-        shape, constants = self._shape, self._calibration.experts
+        shape = self._shape
+        constants = self._calibration.experts_of(shape.quantization)
         tokens = self.tokens * shape.data_parallel_size
-        routed = expert_terms(
-            self._hardware,
-            constants,
-            shape.expert_gemms,
-            tokens,
-            Routing(
-                shape.local_experts,
-                shape.local_experts_per_token,
-                skewed_shares(
-                    shape.local_experts, shape.local_experts_per_token, self._serving.routing_skew
-                ),
-                expert_parallel=shape.expert_parallel_size > 1,
-            ),
-            hidden_size=shape.expert_hidden_size or shape.hidden_size,
-            config=self._expert_tiles(tokens),
-        )
-        fixed = ROUTED_KERNELS * constants.kernel_seconds
+        routed = routed_cost(shape, self._hardware, constants, self._serving, tokens)
         router, *shared = shape.shared_gemms
-        cost = Cost(fixed, routed) + self._products((router,), padded=False)
+        cost = routed + self._products((router,), padded=False)
         if shape.latent_gemms:
             cost += self._products(shape.latent_gemms)
         if shared:
-            cost += self._shared_experts(shared, hidden_behind=fixed)
+            cost += self._shared_experts(shared, hidden_behind=routed.fixed)
         return cost
-
-    def _expert_tiles(self, tokens: FloatArray) -> MoeConfig:
-        if self._serving.expert_tiles:
-            return tuned_config(tokens, self._serving.expert_tiles)
-        return default_config(tokens, self._shape.quantization, self._shape.local_experts)
 
     def _shared_experts(self, gemms: Sequence[Gemm], hidden_behind: float) -> Cost:
         """On a stream of their own in small steps, where they fill the routed kernels' gaps."""
         alone = self._products(gemms, padded=False)
         beside = np.maximum(0.0, alone.seconds() - alone.fixed - hidden_behind)
         shown = np.where(self.tokens <= SHARED_STREAM_TOKENS, beside, alone.seconds())
-        return Cost(self._calibration.experts.kernel_seconds, {"memory": shown})
+        constants = self._calibration.experts_of(self._shape.quantization)
+        return Cost(constants.kernel_seconds, {"memory": shown})
 
     def attention(self) -> Cost:
         """All layers, full and sliding; the cache holds context and positions."""
-        return self._once("attention", self._attention)
-
-    def _attention(self) -> Cost:
-        cost = NOTHING
-        for heads, part in self._shape.attentions:
-            layer = self._picked if part.sparse else self._attention_layer
-            cost += layer(heads, part).times(part.layers)
-        indexer = self._shape.indexer
-        if indexer is not None:
-            cached = self._context + self._positions
-            sizes = (self._batch_size, cached, self._positions)
-            scored = indexer_terms(self._hardware, indexer, *sizes)
-            cost += Cost(INDEXER_FIXED_SECONDS, scored).times(indexer.layers)
-        return cost
-
-    def _picked(self, heads: AttentionHeads, part: AttentionPart) -> Cost:
-        """A layer that reads some entries of its cache only."""
-        cached = self._context + self._positions
-        sizes = (self._batch_size, cached, self._positions)
-        gathered = gathered_terms(self._hardware, heads, part, *sizes)
-        return Cost(fixed_seconds(heads, self._calibration.attention), gathered)
-
-    def _attention_layer(self, heads: AttentionHeads, part: AttentionPart) -> Cost:
-        cached, window = self._context + self._positions, part.window
-        if window is not None:
-            # The windows of N neighbours together span N - 1 tokens more than one of them.
-            cached = np.minimum(cached, window + self._positions - 1)
-        constants = self._calibration.attention
-        sizes = self._serving.capture_sizes
-        terms = attention_terms(
-            self._hardware,
-            heads,
-            batch_size=self._batch_size,
-            cached_tokens=cached,
-            positions=self._positions,
-            constants=constants,
-            backend=self._backend,
-            windowed=window is not None,
-            causal=not self._shape.bidirectional,
-            max_graph_tokens=max(sizes, default=0),
+        return self._once(
+            "attention",
+            lambda: attention_cost(
+                self._shape,
+                self._hardware,
+                self._calibration.attention,
+                AttentionWork(
+                    self._backend,
+                    self._batch_size,
+                    self._context,
+                    self._positions,
+                    max(self._serving.capture_sizes, default=0),
+                ),
+            ),
         )
-        return Cost(fixed_seconds(heads, constants), terms)
 
     def linear_attention(self) -> Cost:
         """Projections and state of a layer without a cache."""
@@ -309,14 +218,14 @@ class Step:
 
     def _elementwise(self) -> Cost:
         seconds = elementwise_seconds(self._hardware, 4 * self.tokens * self._shape.hidden_size)
-        return _growing(seconds).times(LAYER_KERNELS)
+        return growing(seconds).times(LAYER_KERNELS)
 
     def _lm_head(self) -> Cost:
         """Logits of every position, outside the graph; all growth counts as the LM head's."""
         product = self._products((self._shape.lm_head_gemm,), padded=False)
         cost = Cost(product.fixed, {"lm_head": sum_terms(product.terms)})
         cost += Cost(STEP_KERNELS * KERNEL_SECONDS, {})
-        return cost + self._gathered_logits()
+        return cost + gathered_logits(self._ranks, self.tokens)
 
     def _counted(self, matrices: Sequence[Counted]) -> Cost:
         """Products of layers that differ, each kind as often as it is there."""
@@ -356,57 +265,4 @@ class Step:
 
         With data-parallel ranks, also tokens to the experts and back.
         """
-        return self._once("communication", self._communication)
-
-    def _communication(self) -> Cost:
-        shape = self._shape
-        moe_share = shape.num_moe_layers / shape.num_layers
-        linear = 0 if shape.linear_attention is None else shape.linear_attention.layers
-        blocks = shape.attention_layers + linear + shape.num_dense_layers + shape.num_moe_layers
-        return self._all_reduce().times(blocks / shape.num_layers) + self._expert_transfer().times(
-            moe_share
-        )
-
-    def _all_reduce(self) -> Cost:
-        """Of the tokens' hidden states."""
-        ranks = self._shape.tensor_parallel_size
-        if ranks == 1:
-            return NOTHING
-        size = self.tokens * self._shape.hidden_size * ACTIVATION_BYTES
-        link = self._hardware.link_bytes_per_second
-
-        def seconds(of: FloatArray) -> FloatArray:
-            return all_reduce_seconds(self._calibration.link, link, ranks, of)
-
-        return _collective(seconds(size), float(seconds(np.zeros(1))[0]))
-
-    def _gathered_logits(self) -> Cost:
-        """Each rank has a part of the vocabulary."""
-        ranks = self._shape.tensor_parallel_size
-        if ranks == 1:
-            return NOTHING
-        return self._transfer(self.tokens * self._shape.vocab_size, (ranks - 1) / ranks)
-
-    def _expert_transfer(self) -> Cost:
-        """Tokens to the data-parallel ranks' experts and back: an all-gather and its reverse."""
-        replicas = self._shape.data_parallel_size
-        if replicas == 1:
-            return NOTHING
-        tokens = self.tokens * replicas
-        share = 2 * (replicas - 1) / replicas
-        return self._transfer(tokens * self._shape.hidden_size, share)
-
-    def _transfer(self, elements: FloatArray, share: float) -> Cost:
-        link, sent = self._calibration.link, share * elements * ACTIVATION_BYTES
-        seconds = transfer_seconds(link, self._hardware.link_bytes_per_second, sent)
-        return _collective(seconds, link.collective_seconds)
-
-
-def _collective(seconds: FloatArray, latency: float) -> Cost:
-    """A collective that takes ``latency`` with no bytes at all."""
-    return Cost(latency, {"communication": seconds - latency})
-
-
-def _growing(seconds: FloatArray) -> Cost:
-    """Small kernels: their time at the first N is fixed, their growth memory's."""
-    return Cost(float(seconds[0]), {"memory": seconds - seconds[0]})
+        return self._once("communication", lambda: communication_cost(self._ranks, self.tokens))

@@ -10,6 +10,10 @@ from vllm_nfp.adapter.dispatch import Execution, GraphRules, Placement, place
 from vllm_nfp.adapter.server_limits import ServerLimits
 from vllm_nfp.probe.graph_cache import GraphRoom
 
+TABLE_BYTES = 4
+"""Of an entry of a block table."""
+MOST_TABLES = 1 / 4
+"""Of the memory limit, for the block tables of the largest batch."""
 GRAPHED_SHAPES = 2
 """Shapes that must have their graphs at the same time: those of a pair."""
 _LIMIT = "graph_memory_mib"
@@ -38,7 +42,27 @@ class ShapeLimits:
             return (
                 f"context {context} leaves no room for 2 positions in {server.max_context} tokens"
             )
-        return self._blocks_missing(batch_size, context + 2)
+        return self._tables_missing(batch_size) or self._blocks_missing(batch_size, context + 2)
+
+    @property
+    def table_widths(self) -> list[int]:
+        """Columns of each group's block table: as the server's own, up to the longest context."""
+        return [-(-self.server.max_context // group.block_tokens) for group in self.groups]
+
+    def holds_tables(self, batch_size: int) -> bool:
+        """Whether the block tables of so many sequences leave room for graphs."""
+        size = TABLE_BYTES * batch_size * sum(self.table_widths)
+        return not self.on_gpu or size <= MOST_TABLES * (self.graph_memory_mib << 20)
+
+    def _tables_missing(self, batch_size: int) -> str | None:
+        if self.holds_tables(batch_size):
+            return None
+        size = TABLE_BYTES * batch_size * sum(self.table_widths)
+        return (
+            f"block tables of {batch_size} sequences, {size / (1 << 20):.0f} MiB for "
+            f"--max-model-len {self.server.max_context}, exceed a quarter of {_LIMIT} "
+            f"{self.graph_memory_mib}"
+        )
 
     def _blocks_missing(self, batch_size: int, tokens: int) -> str | None:
         for group in self.groups:

@@ -45,11 +45,13 @@ def runtime_of(
         UnsupportedModelError: if the model's layers cannot be told apart.
     """
     server, rules, groups, device = limits.server, limits.rules, limits.groups, view.device
-    batch_sizes = [b for b in config.batch_sizes if b <= server.max_batch_size]
+    batch_sizes = [
+        b for b in config.batch_sizes if b <= server.max_batch_size and limits.holds_tables(b)
+    ]
     batches = BatchBuilder(
         rules,
         block_readers(groups, device, config.seed),
-        [-(-server.max_context // group.block_tokens) for group in groups],
+        limits.table_widths,
         tokens,
         device,
         server.causal and not config.bidirectional,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from io import StringIO
 from typing import TYPE_CHECKING
 
@@ -16,22 +16,25 @@ if TYPE_CHECKING:
 MOST_LINE_CHARACTERS = 1 << 16
 """Longest line of metrics: ten labels of the longest that this package writes
 (:data:`vllm_nfp.text.MOST_LABEL`) and more. The parser's time grows with the square of a line."""
+FIRST_LINES = 1000
+"""Lines that are parsed whatever they are, so that what is no exposition is seen."""
 LARGEST_VALUE = 1e300
 _Sample = tuple[Mapping[str, str], float]
 
 
-def samples_in(text: str, end: float) -> Iterator[Sample]:
+def samples_in(text: str, end: float, names: Collection[str] = ()) -> Iterator[Sample]:
     """The samples of a scrape's text, in its order.
 
     Args:
         end: by when it has to be done, as ``time.monotonic`` counts seconds.
+        names: metrics that are wanted beside the probe's. Of a long text no others are parsed.
 
     Raises:
         ScrapeError: if the text is no Prometheus exposition, or cannot be read in time.
     """
     from prometheus_client.parser import text_fd_to_metric_families  # most imports do without
 
-    lines = _lines_in_time(text, end)
+    lines = _wanted(_lines_in_time(text, end), frozenset(names))
     try:
         for family in text_fd_to_metric_families(lines):  # type: ignore[arg-type]  # it iterates
             yield from family.samples
@@ -41,6 +44,23 @@ def samples_in(text: str, end: float) -> Iterator[Sample]:
         raise ScrapeError(
             f"the metrics are not in Prometheus' text format: {_quoted(error, text)}"
         ) from None
+
+
+def _wanted(lines: Iterator[str], names: frozenset[str]) -> Iterator[str]:
+    """The lines of the probe's metrics and of these; the first of any, which may be no metrics.
+
+    A parsed line takes some 30 us, so that a server's tens of thousands of histograms would take
+    longer than one waits.
+    """
+    for number, line in enumerate(lines):
+        if number < FIRST_LINES:
+            yield line
+            continue
+        name = line.split("{", 1)[0].split(" ", 1)[0]
+        if name == "#":
+            name = line.split(" ", 3)[2] if line.count(" ") > 2 else ""
+        if name.startswith("vllm_nfp_") or name in names:
+            yield line
 
 
 def _lines_in_time(text: str, end: float) -> Iterator[str]:

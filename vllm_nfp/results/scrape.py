@@ -109,7 +109,7 @@ def find_samples(text: str, names: Iterable[str], end: float | None = None) -> S
     """
     others = frozenset(names)
     samples: dict[str, list[tuple[Mapping[str, str], float]]] = {}
-    for sample in samples_in(text, deadline() if end is None else end):
+    for sample in samples_in(text, deadline() if end is None else end, others):
         # NaN: a series that is gone, where vLLM itself carries the metrics.
         ours = sample.name.startswith("vllm_nfp_") and not _is_nan(sample.value)
         if ours or sample.name in others:

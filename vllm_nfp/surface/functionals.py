@@ -84,7 +84,7 @@ def _places(rows: Functionals, part: Part, mine: IntArray) -> tuple[IntArray, In
         keys = (flat[:, 0] << 44) | (flat[:, 1] << 32) | flat[:, 2]
         _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
         return flat[first], inverse.reshape(-1, 2)
-    tokens = rows.tokens if part is Part.MOE_FFN else rows.padded
+    tokens = rows.tokens if part in (Part.MOE_FFN, Part.ROUTING) else rows.padded
     places, inverse = np.unique(tokens[mine].reshape(-1), return_inverse=True)
     return places, inverse.reshape(-1, 2)
 

@@ -96,6 +96,37 @@ class ShapeKernel:
 
 
 @dataclass(frozen=True, slots=True)
+class RoutingKernel:
+    """Of how many experts wake in a whole step, as log time of the experts.
+
+    One token wakes a known number. Several wake fewer than independent ones would where their
+    hidden states are alike, which grows with depth: a few layers that are timed alone do not show
+    it.
+    """
+
+    smooth: float
+    """At many tokens."""
+    smooth_length: float
+    """Of log tokens."""
+
+    def __call__(self, some: IntArray, others: IntArray) -> FloatArray:
+        """Covariance between counts of tokens; shape [some, others]."""
+        apart = np.abs(np.log(some)[:, None] - np.log(others)[None, :])
+        sizes = (1.0 - 1.0 / some)[:, None] * (1.0 - 1.0 / others)[None, :]
+        return np.asarray(self.smooth**2 * sizes * matern(apart / self.smooth_length))
+
+    def scaled(self, factor: float) -> RoutingKernel:
+        """The standard deviation times ``factor``."""
+        return replace(self, smooth=self.smooth * factor)
+
+
+ROUTING = RoutingKernel(0.15, 2.0)
+"""A choice, not a fit. Experts of a whole step of Qwen3-30B-A3B with dummy weights, against its
+layers timed alone: as long with 8 layers, 0.31 less in log time with all 48, at 16 to 64 tokens
+(benchmarks/results/2026-11-28-h100-at-defaults)."""
+
+
+@dataclass(frozen=True, slots=True)
 class Hyperparameters:
     """Of every part, and of the observations; benchmarks/replay_fit.py says where they are from."""
 
@@ -107,16 +138,18 @@ class Hyperparameters:
     step: ShapeKernel
     launch: float
     """Standard deviation of the log time of launches."""
+    routing: RoutingKernel = ROUTING
 
-    def of(self, part: Part) -> TokenKernel | ShapeKernel:
+    def of(self, part: Part) -> TokenKernel | ShapeKernel | RoutingKernel:
         """The kernel of a part other than LAUNCH."""
-        kernels: dict[Part, TokenKernel | ShapeKernel] = {
+        kernels: dict[Part, TokenKernel | ShapeKernel | RoutingKernel] = {
             Part.DENSE_FFN: self.dense_ffn,
             Part.MOE_FFN: self.moe_ffn,
             Part.COMMUNICATION: self.communication,
             Part.OTHER: self.other,
             Part.ATTENTION: self.attention,
             Part.STEP: self.step,
+            Part.ROUTING: self.routing,
         }
         return kernels[part]
 
@@ -130,6 +163,7 @@ class Hyperparameters:
             self.attention.scaled(factor),
             self.step.scaled(factor),
             self.launch * factor,
+            self.routing.scaled(factor),
         )
 
 

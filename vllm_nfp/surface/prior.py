@@ -16,10 +16,12 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from vllm_nfp.give_way import give_way
 from vllm_nfp.principle.graphs import padded_tokens
 from vllm_nfp.principle.hardware_file import Target
+from vllm_nfp.principle.serving import Serving
 from vllm_nfp.principle.shape import ModelShape
-from vllm_nfp.principle.step import Serving, Step
+from vllm_nfp.principle.step import Step
 from vllm_nfp.types import Module
 
 FloatArray: TypeAlias = NDArray[np.float64]
@@ -50,6 +52,8 @@ class Part(IntEnum):
     """The host's launches, where the step has no CUDA graph."""
     STEP = 6
     """What the sum of the parts misses."""
+    ROUTING = 7
+    """How many experts wake in all layers of a whole step, against the few that are timed alone."""
 
 
 PART_OF = {
@@ -97,7 +101,10 @@ class PriorCell:
         return np.asarray(np.log(self.seconds[PART_OF[module]]))
 
     def weights(self, module: Module) -> FloatArray:
-        """d log t / d log of each part; shape [parts, n], columns add up to 1 but for STEP."""
+        """d log t / d log of each part, shape [parts, n].
+
+        Columns add up to 1 but for STEP and ROUTING.
+        """
         if module is Module.MODEL:
             return self.shares
         weights = np.zeros_like(self.seconds)
@@ -146,6 +153,7 @@ def _step(
     shares[list(WORK)] = seconds[list(WORK)] / total * bound_by_work
     shares[Part.LAUNCH] = 1.0 - bound_by_work
     shares[Part.STEP] = 1.0
+    shares[Part.ROUTING] = shares[Part.MOE_FFN]
     return np.log(total) + np.log(work + launch) / power, shares
 
 
@@ -171,6 +179,7 @@ def predicted_prior(
         }
         for name, cost in step.parts().items():
             seconds[named.get(name, Part.OTHER)] += cost.seconds()
+            give_way()  # the whole cell takes some 3 ms
         launch = LAUNCH_SECONDS_PER_LAYER * shape.num_layers
         found = _cell(batch_size, context, seconds, serving.capture_sizes, launch)
         return replace(found, layers=layers)

@@ -6,6 +6,7 @@ After vLLM 0.32's ``llama_eagle.py``, ``llama_eagle3.py``, ``deepseek_eagle3.py`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -92,7 +93,14 @@ def _layers(
 ) -> tuple[ModelShape, tuple[str, ...]]:
     if head is not None:
         return _shape(target, _as_model(head)), ()
-    return _usual(target, width, usual), (
+    try:
+        layers = _usual(target, width, usual)
+    except ShapeError as error:
+        raise DrafterError(
+            f"a head of the usual shape cannot be split ({error}): give its config.json "
+            f"(--draft-model), or its cost (--draft-cost)"
+        ) from None
+    return layers, (
         f"The head is assumed to be of the usual shape ({usual} layer{'s' if usual > 1 else ''} of "
         f"the target's width, in 16 bits): --draft-model DIR reads its own config.json.",
     )
@@ -102,13 +110,14 @@ def _usual(target: ModelShape, width: int, layers: int) -> ModelShape:
     """Dense layers as wide as the target, with as many heads."""
     hidden, latent = target.hidden_size, target.mla is not None
     width = target.intermediate_size or width
+    heads = hidden // _HEAD_SIZE if latent else target.num_attention_heads
     return ModelShape(
         name="head",
         num_layers=layers,
         hidden_size=hidden,
         intermediate_size=_WIDE * hidden if width < hidden else width,
-        num_attention_heads=hidden // _HEAD_SIZE if latent else target.num_attention_heads,
-        num_kv_heads=_KV_HEADS if latent else target.num_kv_heads,
+        num_attention_heads=heads,
+        num_kv_heads=math.gcd(heads, _KV_HEADS) if latent else target.num_kv_heads,
         head_dim=_HEAD_SIZE if latent else target.head_dim,
         vocab_size=target.vocab_size,
         num_dense_layers=layers,

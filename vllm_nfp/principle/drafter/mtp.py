@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from vllm_nfp.principle.drafter.drafter import Drafter, DrafterError
-from vllm_nfp.principle.hf_config import text_config
-from vllm_nfp.principle.quantized_weights import quantization_of
+from vllm_nfp.principle.reading.wrapper import text_config
 from vllm_nfp.principle.shape import Gemm, ModelShape
+from vllm_nfp.principle.weights.modelopt import flat
+from vllm_nfp.principle.weights.rules import ignored
+from vllm_nfp.principle.weights.stored import quantization_of
 
 _COUNTS = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_modules")
 """Fields that say how many prediction layers a checkpoint has."""
@@ -25,8 +27,8 @@ _MODEL_TYPES = frozenset({
     "mimo", "mimo_v2", "mimo_v2_flash", "glm4_moe", "glm4_moe_lite", "glm_ocr", "ernie4_5_moe",
     "nemotron_h", "nemotron_h_moe", "qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe",
     "qwen3_5_moe_text", "bailing_hybrid", "bailing_moe_linear", "bailing_moe_v3",
-    "exaone_moe", "exaone4_5", "exaone4_5_text", "longcat_flash", "step3p5", "step3p7",
-    "hy_v3", "minimax_m3", "minimax_m3_vl",
+    "exaone_moe", "exaone4_5", "exaone4_5_text", "longcat_flash", "step3p5", "step3p7", "hy_v3",
+    "minimax_m3", "minimax_m3_vl",
 })  # fmt: skip
 """Families whose prediction layers vLLM 0.32 runs, as far as shapes are known here."""
 _DENSE = frozenset(
@@ -40,7 +42,6 @@ _SPLIT_INPUT = frozenset(
     {"qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"}
 )
 """Families that split the first product over the ranks."""
-_IGNORE_KEYS = ("ignored_layers", "modules_to_not_convert", "ignore", "exclude_modules")
 _PLAIN = "The prediction layer is stored in 16 bits, as the config's ignore list says."
 _ALIKE = "The prediction layer is stored like the target's layers."
 _LIKE_LAST = "The prediction layer is one of the target's layers, with full attention."
@@ -152,16 +153,13 @@ def _in_16_bits(config: Mapping[str, object], text: Mapping[str, object], layers
     given = quantization_of(config, text)
     if not isinstance(given, Mapping):
         return False
-    nested = given.get("quantization")
-    given = {**given, **nested} if isinstance(nested, Mapping) else given
     blocks = ("mlp.gate_proj", "mlp.experts.0.gate_proj")
     paths = [
         f"{layer}.{block}"
         for layer in ("mtp.layers.0", f"model.layers.{layers}", "model.mtp.layers.0")
         for block in blocks
     ]
-    lists = [listed for key in _IGNORE_KEYS if isinstance(listed := given.get(key), list)]
-    entries = [entry for listed in lists for entry in listed if isinstance(entry, str)]
+    entries = ignored(flat(given))
     return any(_leaves_out(entry, path) for entry in entries for path in paths)
 
 

@@ -11,8 +11,9 @@ from vllm_nfp.principle.drafter.drafter import Drafter
 from vllm_nfp.principle.ffn import KERNEL_SECONDS
 from vllm_nfp.principle.gemm import gemm_seconds
 from vllm_nfp.principle.hardware_file import Target
+from vllm_nfp.principle.serving import Serving
 from vllm_nfp.principle.shape import Gemm
-from vllm_nfp.principle.step import Serving, Step
+from vllm_nfp.principle.step import Step
 from vllm_nfp.principle.terms import FloatArray
 
 RUN_KERNELS = 6

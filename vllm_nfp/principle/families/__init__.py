@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from vllm_nfp.principle.families.classes import BY_CLASS
 from vllm_nfp.principle.families.dense import DENSE
 from vllm_nfp.principle.families.diffusion import DIFFUSION
+from vllm_nfp.principle.families.language_parts import LANGUAGE_PARTS
 from vllm_nfp.principle.families.recurrent import RECURRENT
 from vllm_nfp.principle.families.routed import ROUTED_FAMILIES
 from vllm_nfp.principle.families.unlike import UNLIKE
@@ -22,6 +23,7 @@ __all__ = ["BY_CLASS", "FAMILIES", "UNDESCRIBED", "named_families"]
 
 FAMILIES: Mapping[str, Family] = {
     **DENSE,
+    **LANGUAGE_PARTS,
     **ROUTED_FAMILIES,
     **UNLIKE,
     **RECURRENT,

@@ -34,6 +34,8 @@ _NEMOTRON_H = Family(
     # vLLM keeps its states in 32 bits if the config names no type.
     defaults={"default_state_bytes": 4, "num_key_value_heads": 8},
     variant=("n_routed_experts", "nemotron_h_moe"),
+    # Nemotron-H Puzzle, whose experts differ from layer to layer.
+    only={"block_configs": None},
 )
 _NEMOTRON_H_MOE = replace(
     _NEMOTRON_H,
@@ -75,6 +77,7 @@ _MAMBA = Family(
         "num_attention_heads": (),
         "head_dim": (),
         "intermediate_size": (),
+        "mamba_inner": ("intermediate_size",),
         "mamba_expand": ("expand",),
         "mamba_d_state": ("state_size",),
         "mamba_dt_rank": ("time_step_rank",),
@@ -135,6 +138,14 @@ RECURRENT: Mapping[str, Family] = {
         hybrid="short_conv",
         names={"first_k_dense_replace": ("num_dense_layers",)},
         defaults={"num_key_value_heads": 8, "tie_word_embeddings": True},
+    ),
+    "glm5_next_text": Family(
+        experts=True,
+        latent=True,
+        indexed=True,
+        hybrid="glm_kda",
+        special="glm5_next",
+        defaults={"first_k_dense_replace": 3},
     ),
     "bailing_moe_linear": Family(
         experts=True, latent=True, hybrid="lightning", names=_BAILING_NAMES

@@ -10,7 +10,6 @@ from vllm_nfp.principle.families.shared import (
     DEEPSEEK_V3,
     EVERY_FOURTH,
     GLM_MOE,
-    QWEN2,
     QWEN3_MOE,
     ROUTED,
     SHARED_WIDTH,
@@ -55,6 +54,17 @@ _ERNIE_MOE = Family(
         "decoder_sparse_step": ("moe_layer_interval",),
     },
     defaults={"tie_word_embeddings": True},
+)
+# Of pairs, the first is that of text.
+_ERNIE_VL = replace(
+    _ERNIE_MOE,
+    special="pairs",
+    names={
+        **_ERNIE_MOE.names,
+        "first_k_dense_replace": ("moe_layer_start_index",),
+        "expert_widths": ("moe_intermediate_size",),
+    },
+    defaults={"tie_word_embeddings": True, "first_k_dense_replace": 1},
 )
 _HUNYUAN_MOE = Family(
     experts=True,
@@ -102,9 +112,11 @@ ROUTED_FAMILIES: Mapping[str, Family] = {
     "interns1_pro_text": QWEN3_MOE,
     "ovis2_6_moe": QWEN3_MOE,
     "deepseek": ROUTED,
-    "deepseek_v2": replace(DEEPSEEK, defaults={"num_experts_per_tok": 6}),
-    "deepseek_vl_v2": DEEPSEEK,
+    "deepseek_v2": replace(DEEPSEEK, without=("use_mla", "deepseek")),
+    "deepseek_vl_v2": replace(DEEPSEEK, without=("use_mla", "deepseek")),
     "deepseek_ocr": ROUTED,
+    "deepseek_ocr2_text": ROUTED,
+    "mistral4": DEEPSEEK_V3,
     "deepseek_v3": DEEPSEEK_V3,
     "kimi_k2": DEEPSEEK_V3,
     "mistral_large_3": DEEPSEEK_V3,
@@ -130,6 +142,8 @@ ROUTED_FAMILIES: Mapping[str, Family] = {
     "param2moe": _SARVAM,
     "sarvam_moe": _SARVAM,
     "ernie4_5_moe": _ERNIE_MOE,
+    "ernie4_5_vl_moe_text": _ERNIE_VL,
+    "ernie4_5_moe_vl": _ERNIE_VL,
     "hunyuan_v1_moe": _HUNYUAN_MOE,
     "hunyuan": _HUNYUAN_MOE,
     "hy_v3": Family(experts=True, defaults={"first_k_dense_replace": 1, "head_dim": 128}),
@@ -196,5 +210,4 @@ ROUTED_FAMILIES: Mapping[str, Family] = {
     ),
     "llama4": _LLAMA4,
     "llama4_text": _LLAMA4,
-    "moss_moe": replace(QWEN2, experts=True),
 }

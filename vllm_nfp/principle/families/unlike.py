@@ -84,6 +84,7 @@ _MIMO_V2 = Family(
 )
 _LONGCAT = Family(
     experts=True,
+    special="ngram",
     latent=True,
     doubled=True,
     names={

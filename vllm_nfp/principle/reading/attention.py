@@ -34,7 +34,7 @@ def latent_attention(fields: ConfigFields, absorbed: bool) -> LatentAttention:
         q_rank=fields.whole("q_lora_rank", 0),
         kv_rank=fields.whole("kv_lora_rank", least=1),
         nope_dim=fields.whole("qk_nope_head_dim", least=1),
-        rope_dim=fields.whole("qk_rope_head_dim", least=1),
+        rope_dim=fields.whole("qk_rope_head_dim"),
         value_dim=fields.whole("v_head_dim", least=1),
         absorbed=absorbed,
     )
@@ -64,16 +64,21 @@ def attention_kinds(
         dataclasses.replace(part, layers=count, shared=shared[part])
         for part, count in every.items()
     ]
-    return tuple(sorted(parts, key=_full_first)) if _unlike(parts) else ()
+    unlike = _unlike(parts) or _sizes(parts[0]) != _sizes(_part(fields, Family(), None, {}))
+    return tuple(sorted(parts, key=_full_first)) if unlike else ()
 
 
 def _full_first(part: AttentionPart) -> tuple[bool, int]:
     return part.window is not None, -part.layers
 
 
+def _sizes(part: AttentionPart) -> tuple[int, int, int]:
+    return part.heads, part.kv_heads, part.head_dim
+
+
 def _unlike(parts: list[AttentionPart]) -> bool:
     """Layers differ in what the flat sizes of a shape cannot say."""
-    sizes = {(p.heads, p.kv_heads, p.head_dim, p.value_dim, p.gate) for p in parts}
+    sizes = {(*_sizes(part), part.value_dim, part.gate) for part in parts}
     plain = all(
         part.head_dim == part.value_dim
         and not (part.shared or part.tied_values)
@@ -144,29 +149,36 @@ def _size(name: str, value: object) -> int:
     return value
 
 
-def indexer(fields: ConfigFields, layers: int, mla: LatentAttention) -> Indexer:
-    """The indexer of sparse latent attention."""
+def indexer(fields: ConfigFields, attends: tuple[bool, ...], mla: LatentAttention) -> Indexer:
+    """The indexer of sparse latent attention, in layers that have attention."""
     fields.require(("index_topk", "index_n_heads", "index_head_dim", "q_lora_rank"))
+    heads = fields.whole("index_n_heads", least=1)
+    width = fields.whole("index_head_dim", least=1)
+    # GLM-5-Next pools keys of so many tokens, with a gate for each (models/glm5next).
+    pooled = fields.whole("index_kpool", 1, least=1)
     return Indexer(
-        _own_indexers(fields, layers),
+        _own_indexers(fields, attends),
         fields.whole("index_topk", least=1),
-        fields.whole("index_n_heads", least=1),
-        fields.whole("index_head_dim", least=1),
+        heads,
+        width,
         mla.q_rank,
+        2 * width + heads if pooled > 1 else 0,
+        pooled,
     )
 
 
-def _own_indexers(fields: ConfigFields, layers: int) -> int:
+def _own_indexers(fields: ConfigFields, attends: tuple[bool, ...]) -> int:
     """Layers with an indexer of their own, by the list or vLLM's rule (models/deepseek_v2.py)."""
+    layers = len(attends)
     kinds = fields.per_layer("indexer_types", layers)
     if kinds:
         strange = [kind for kind in kinds if kind not in ("full", "shared")]
         if strange:
             raise ShapeError(f"indexer_types has {shown(strange[0])}: only full, shared known")
-        return kinds.count("full")
+        return sum(kind == "full" and has for kind, has in zip(kinds, attends, strict=True))
     pattern = fields.get("index_topk_pattern")
     if isinstance(pattern, str):
         return layers - pattern[:layers].count("S")
     every = fields.whole("index_topk_freq", 1, least=1)
     offset = fields.whole("index_skip_topk_offset", 2)
-    return sum(max(index - offset + 1, 0) % every == 0 for index in range(layers))
+    return sum(has and max(index - offset + 1, 0) % every == 0 for index, has in enumerate(attends))

@@ -23,6 +23,8 @@ _V4_EXTRA_BYTES = 64 + 8
 """Of an entry of 512 numbers, 64 have 16 bits, the rest 8, and 8 bytes are scales
 (vLLM 0.32, models/deepseek_v4/compressor.py: 584 bytes)."""
 
+_V4_CACHE = "Its cache has entries of mostly 8 bits, whatever the type of the KV cache."
+
 
 @dataclass(frozen=True, slots=True)
 class Special:
@@ -30,6 +32,8 @@ class Special:
 
     kinds: tuple[AttentionPart, ...]
     indexer: Indexer | None = None
+    assumed: tuple[str, ...] = ()
+    """Sentences on what is taken for granted."""
 
 
 def special_attention(
@@ -80,7 +84,7 @@ def _deepseek_v4(fields: ConfigFields, family: Family, windows: tuple[int | None
     columns = index_heads + 4 * index_width
     indexer = Indexer(own, picks, index_heads, index_width, rank, columns, _V4_PICKS)
     most_first = sorted(parts, key=lambda part: -part.layers)
-    return Special(tuple(most_first), indexer if own else None)
+    return Special(tuple(most_first), indexer if own else None, (_V4_CACHE,))
 
 
 def _rates(fields: ConfigFields, layers: int) -> list[int]:

@@ -9,6 +9,7 @@ from vllm_nfp.principle.families import FAMILIES, UNDESCRIBED, named_families
 from vllm_nfp.principle.family import Family
 from vllm_nfp.principle.sizes import ShapeError, shown
 from vllm_nfp.principle.unlike_llama import MEANING, Unlike, unlike_llama
+from vllm_nfp.text import nearest_names
 
 REQUIRED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
 DENSE = (*REQUIRED, "intermediate_size")
@@ -18,6 +19,8 @@ _ASSUMED = {
     "tie_word_embeddings": "an LM head of its own",
 }
 """What Llama's class makes of fields that a config lacks."""
+_MOST_NEAR = 5
+"""Names of families that a refusal gives; the page on predictions lists them all."""
 MEASURE = "Measure it on a running server: vllm serve --nfp-probe, then vllm-nfp table"
 
 
@@ -35,13 +38,19 @@ def family_of(text: Mapping[str, object], model_type: str, assume_dense: bool) -
     family = FAMILIES.get(key)
     if family is None:
         return _unknown_family(text, model_type, assume_dense)
+    if family.without is not None and text.get(family.without[0]) is False:
+        return FAMILIES[family.without[1]]
     if family.variant is not None and text.get(family.variant[0]):
         return FAMILIES[family.variant[1]]
     return family
 
 
 def _unknown_family(text: Mapping[str, object], model_type: str, assume_dense: bool) -> Family:
-    families = f"The known families: {', '.join(named_families())}"
+    names = named_families()
+    near = nearest_names(model_type, names, _MOST_NEAR)
+    families = f"{len(names)} families are known" + (
+        f", among them {', '.join(near)}" if near else ""
+    )
     against = next(unlike_llama(text), None)
     if against is not None:
         kind, name = against
@@ -91,7 +100,7 @@ def _described(family: Family) -> frozenset[Unlike]:
     if family.hybrid:
         described.add("recurrent")
     if family.special is not None or family.sliding:
-        described.update(("layers", "sparse", "latent", "recurrent"))
+        described.update(("layers", "sparse", "latent", "recurrent", "beside"))
     return frozenset(described)
 
 
