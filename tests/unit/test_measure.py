@@ -234,7 +234,7 @@ def test_an_engine_that_fails_says_why_in_one_line() -> None:
         (["m", "--batch-sizes", "1,x"], "--batch-sizes holds 'x', which is not a whole number"),
         (["m", "--batch-sizes", "8,1"], "batch_sizes must be ascending"),
         (["m", "--contexts", "1.5"], "--contexts holds '1.5', which is not a whole number"),
-        (["m", "--epsilon", "0,1"], "each value of epsilons must be a fraction from 0.001 to 10"),
+        (["m", "--epsilon", "0,1"], "each value of epsilons must be a fraction from 0.001 to 1"),
         (["m", "--max-positions", "1"], "max_positions must be a number of positions from 2"),
         (["m", "--samples", "0"], "0 is not in the range x>=1"),
         (["m", "--seconds", "9999"], "startup_seconds must be seconds from 0 to 600"),

@@ -187,7 +187,7 @@ def test_hostile_files_are_refused_in_a_sentence(tmp_path: Path, content: bytes,
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     assert "No such file" in refused(tmp_path / "missing.json")
     assert "is not a file" in refused(tmp_path)
-    assert "is no path" in refused(Path("a\0b"))
+    assert "is not a file path" in refused(Path("a\0b"))
 
 
 def test_a_file_that_is_too_large_is_refused(tmp_path: Path) -> None:

@@ -34,10 +34,6 @@ class ConfigFields:
             return None
         return self._defaults.get(name)
 
-    def has(self, name: str) -> bool:
-        """The config itself gives the field, under any of its names."""
-        return any(self._values.get(own) is not None for own in self._own_names(name))
-
     def require(self, names: tuple[str, ...]) -> None:
         """Refuse a config that lacks one of the fields.
 
