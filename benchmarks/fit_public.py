@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from benchmarks.public_seconds import KINDS, TYPES
 from benchmarks.public_sets import is_seen, usable_points
-from vllm_nfp.principle import collective, experts, gemm, target_of
+from vllm_nfp.principle import attention, collective, experts, gemm, target_of
 from vllm_nfp.principle.calibration import Calibration
 from vllm_nfp.principle.hardware_file import Target
 
@@ -99,21 +99,22 @@ class Fit:
             values = {rest: dataclasses.replace(getattr(part, rest), **values)}
         return dataclasses.replace(calibration, **{name: dataclasses.replace(part, **values)})
 
-    def start(self, calibration: Calibration) -> dict[str, float]:
-        """Where the search begins."""
+    def start(self) -> dict[str, float]:
+        """Where the search begins, whatever the device has now."""
         name, _, rest = self.part.partition(".")
         if self.names is LATENT:
             return LATENT_START
-        if name == "experts":
-            part: object = experts.ExpertConstants(busy_bytes=12e3)
-        elif name == "link":
+        if name == "link":
             shared = 0.5 if "shared_seconds" in self.names else 1.0
-            part = collective.LinkConstants(
+            part: object = collective.LinkConstants(
                 collective_seconds=30e-6, shared_bandwidth=shared, shared_seconds=3e-6
             )
+        elif name == "experts":
+            part = experts.ExpertConstants(busy_bytes=12e3)
+        elif name == "attention":
+            part = attention.AttentionConstants()
         else:
-            part = getattr(calibration, name)
-            part = getattr(part, rest) if rest else part
+            part = gemm.GemmConstants().fp8 if rest else gemm.GemmConstants()
         return {one: float(getattr(part, one)) for one in self.names}
 
 
@@ -122,7 +123,7 @@ def fitted(fit: Fit, sets: Sequence[Set]) -> dict[str, float]:
     from scipy.optimize import least_squares
 
     target, chosen = target_of(fit.device), fit.chosen(sets)
-    first = fit.start(target.calibration)
+    first = fit.start()
     centre = np.array(list(first.values()))
     ends = np.array([fit.bounds[name] for name in fit.names])
     if fit.kind == "attention_vs_batch":

@@ -157,3 +157,25 @@ def test_a_drafter_is_split_as_its_target() -> None:
     shape: ModelShape = found("eagle3", QWEN_3_8B, tensor_parallel_size=4).shape
     assert shape.tensor_parallel_size == 4
     assert shape.lm_head_gemm.outputs == 8000
+
+
+def test_a_head_of_a_latent_target_has_a_backend_of_its_own() -> None:
+    head = found("eagle3", DEEPSEEK_V3, tensor_parallel_size=8)
+    latent, plain = (
+        drafting(head, H100, Serving(name), 8, 8192, 2) for name in ("FLASH_ATTN_MLA", "FLASH_ATTN")
+    )
+    assert latent == plain
+
+
+def test_what_cannot_be_split_is_refused_in_one_sentence() -> None:
+    # Its prediction layer is dense, and the config names no width of a dense block.
+    ernie = {
+        "model_type": "ernie4_5_moe", "num_hidden_layers": 4, "hidden_size": 1024,
+        "num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": 1000,
+        "moe_intermediate_size": 512, "moe_num_experts": 8, "moe_k": 2,
+        "moe_layer_start_index": 0, "num_nextn_predict_layers": 1,
+    }  # fmt: skip
+    with pytest.raises(DrafterError, match=r"mtp drafter of .* cannot be predicted .*--draft-cost"):
+        found("mtp", ernie)
+    with pytest.raises(DrafterError, match=r"cannot be split .* give its config"):
+        found("eagle3", DEEPSEEK_V3, tensor_parallel_size=16)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from vllm_nfp.principle.drafter.drafter import Drafter, DrafterError
 from vllm_nfp.principle.drafter.heads import dflash_drafter, eagle_drafter, model_drafter
 from vllm_nfp.principle.drafter.mtp import dense_width, mtp_drafter
-from vllm_nfp.principle.shape import ModelShape
+from vllm_nfp.principle.shape import ModelShape, ShapeError
 
 METHODS = ("mtp", "eagle", "eagle3", "dflash", "draft_model")
 
@@ -30,6 +30,21 @@ def drafter_of(
         DrafterError: for another method, a target without prediction layers, or a draft model whose
             config is missing or unknown.
     """
+    try:
+        return _drafter(method, config, target, head)
+    except ShapeError as error:
+        raise DrafterError(
+            f"the {method} drafter of {target.name} cannot be predicted ({error}): give its cost "
+            f"(--draft-cost)"
+        ) from None
+
+
+def _drafter(
+    method: str,
+    config: Mapping[str, object],
+    target: ModelShape,
+    head: Mapping[str, object] | None,
+) -> Drafter:
     if method == "mtp":
         return mtp_drafter(config, target)
     if method in ("eagle", "eagle3"):

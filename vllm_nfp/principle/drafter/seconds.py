@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from vllm_nfp.principle.attention import backend_by_name, default_backend
 from vllm_nfp.principle.drafter.drafter import Drafter
 from vllm_nfp.principle.ffn import KERNEL_SECONDS
 from vllm_nfp.principle.gemm import gemm_seconds
@@ -49,14 +50,16 @@ def drafting(
     Args:
         drafter: what drafts.
         target: the device of each rank.
-        serving: how the server runs steps; the drafter has CUDA graphs of the same sizes.
+        serving: how the server runs steps; the drafter has CUDA graphs of the same sizes, and the
+            attention backend too where it fits its cache.
         batch_size: sequences in the step.
         context: tokens in the cache of each sequence before the step.
         longest: largest K, 0 or more.
 
     Raises:
-        PredictionError: for an attention backend that the drafter cannot use.
+        PredictionError: for an unknown attention backend.
     """
+    serving = _own_backend(drafter, target, serving)
     positions = np.arange(1, longest + 2, dtype=np.float64)
     step = Step(drafter.shape, target, serving, batch_size, context, positions)
     parts = {name: part.seconds() for name, part in step.parts().items()}
@@ -70,6 +73,15 @@ def drafting(
         tuple((once + _TIMES[drafter.runs](run, head, lengths)).tolist()),
         tuple(drafter.calls(int(k)) for k in lengths),
     )
+
+
+def _own_backend(drafter: Drafter, target: Target, serving: Serving) -> Serving:
+    """With vLLM's choice for the drafter, where the target's backend cannot serve it."""
+    shape, hardware = drafter.shape, target.hardware
+    latent = backend_by_name(serving.attention_backend, hardware).name.endswith("MLA")
+    if latent == shape.use_mla and not shape.bidirectional:
+        return serving
+    return replace(serving, attention_backend=default_backend(shape, hardware))
 
 
 def _products(gemms: Sequence[Gemm], target: Target, tokens: FloatArray) -> FloatArray:
