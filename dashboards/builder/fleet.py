@@ -134,7 +134,7 @@ def _summary(page: dashboard.Dashboard) -> None:
         g.number(
             Frame(
                 "Probes disabled",
-                "Engines whose probe is off after a fault. Serving goes on without the probe.",
+                "Engines whose probe is off after a fault. Serving continues without the probe.",
                 "Above 0: search the logs of these servers for the reason.",
                 4,
                 4,

@@ -130,6 +130,13 @@ class Answered:
     panel: Panel
     answers: Mapping[str, list[Series]]
 
+    @property
+    def empty(self) -> list[str]:
+        """Letters of the queries without an answer; a single value shows one of its queries."""
+        if self.panel.kind == "stat" and any(self.answers.values()):
+            return []
+        return [letter for letter, series in self.answers.items() if not series]
+
 
 def ask(
     dashboard: Mapping[str, Any],

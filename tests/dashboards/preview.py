@@ -8,10 +8,11 @@ says so.
 from __future__ import annotations
 
 import html
+import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from PIL import Image
 from preview_charts import chart
 from preview_looks import mapped, named_unit, overrides, unit_of
 
+PICTURES = Path(__file__).parents[2] / "docs" / "dashboards"
 COLUMN, ROW, GAP = 65, 30, 8
 """Pixels of a column and of a row of Grafana's grid, and between panels."""
 WIDTH = 24 * COLUMN + 40
@@ -48,6 +50,27 @@ th { text-align: left; color: var(--muted); font-weight: 600; }
 th, td { border-bottom: 1px solid var(--line); padding: 2px 6px 2px 0; }
 .none { color: var(--muted); text-align: center; margin-top: 24px; }
 """
+
+
+def draw(
+    folder: Path,
+    dashboard: Mapping[str, Any],
+    values: Mapping[str, str],
+    answers: Sequence[Answered],
+    seconds: float,
+) -> None:
+    """Draw the picture in both themes; with NFP_WRITE_PICTURES they replace those of the docs."""
+    drawn = sum(answer.panel.kind != "row" for answer in answers)
+    for theme, ending in (("light", ""), ("dark", "-dark")):
+        page, picture = folder / f"{theme}.html", folder / f"{dashboard['uid']}{ending}.png"
+        size = write_page(page, dashboard, values, answers, seconds, theme)
+        text = page.read_text()
+        assert text.count('class="panel"') == drawn
+        assert "No data" not in text
+        screenshot(page, size, picture, folder / "profile")
+        assert 10_000 < picture.stat().st_size < 150_000
+        if os.environ.get("NFP_WRITE_PICTURES"):
+            shutil.copy(picture, PICTURES / picture.name)
 
 
 def write_page(
@@ -201,7 +224,11 @@ def _cell(answer: Answered, column: str, value: float) -> str:
     """A value as the overrides of its column want it."""
     looks = overrides(answer, column)
     named = looks.get("mappings", [{"options": {}}])[0]["options"].get(f"{value:g}")
-    text = named["text"] if named else named_unit(looks.get("unit", "short"))(value)
+    text = (
+        named["text"]
+        if named
+        else named_unit(looks.get("unit", "short"), looks.get("decimals"))(value)
+    )
     color = named["color"] if named else _color_of(looks, value)
     return f'<span style="color:{color}">{html.escape(text)}</span>'
 

@@ -15,11 +15,14 @@ def unit_of(answer: Answered) -> Callable[[float], str]:
     """How the panel writes a value."""
     unit = answer.panel.raw.get("fieldConfig", {"defaults": {}})["defaults"].get("unit", "short")
     options = answer.panel.raw.get("options", {})
-    return named_unit(options.get("cellValues", {}).get("unit", unit))
+    decimals = answer.panel.raw.get("fieldConfig", {"defaults": {}})["defaults"].get("decimals")
+    return named_unit(options.get("cellValues", {}).get("unit", unit), decimals)
 
 
-def named_unit(unit: str) -> Callable[[float], str]:
+def named_unit(unit: str, decimals: int | None = None) -> Callable[[float], str]:
     """How Grafana's unit writes a value."""
+    if unit == "percentunit" and decimals is not None:
+        return lambda v: f"{round(100 * v, int(decimals)) + 0.0:.{int(decimals)}f} %"
     if unit == "percentunit":
         return lambda v: f"{100 * v:.3g} %"
     if unit == "s":

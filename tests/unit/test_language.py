@@ -82,7 +82,7 @@ def test_dashboards_and_alerts_use_the_words_of_the_glossary() -> None:
     files = [p for p in (ROOT / "dashboards").rglob("*") if p.suffix in (".json", ".yml", ".yaml")]
     assert len(files) > 2
     for path in files:
-        text = path.read_text()
+        text = path.read_text().replace("\n    folder: ", "\n")  # Grafana's own key
         if path.suffix == ".json":
             text = json.dumps(json.loads(text), ensure_ascii=False)
         assert found_in(text) == [], path.name

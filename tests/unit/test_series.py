@@ -17,6 +17,7 @@ from vllm_nfp.config import (
     ProbeConfig,
 )
 from vllm_nfp.draft.acceptance import constant
+from vllm_nfp.draft.demand import Demand
 from vllm_nfp.metrics.families import families_of
 from vllm_nfp.results.snapshot import MAX_FILE_BYTES, Snapshot, read_snapshot, write_snapshot
 from vllm_nfp.types import (
@@ -71,7 +72,7 @@ def largest(contexts: int = MOST_CONTEXTS) -> Snapshot:
 
 
 def series_of(snapshot: Snapshot) -> int:
-    families = families_of([snapshot], lambda _: constant(0.7))
+    families = families_of([snapshot], lambda _: Demand(constant(0.7)), lambda _: 3)
     return sum(len(family.samples) for family in families)
 
 

@@ -33,13 +33,14 @@ def _verdict(page: dashboard.Dashboard) -> None:
         g.number(
             Frame(
                 "Draft length that runs",
-                "K, tokens drafted per sequence and step, as configured for the batch size of live "
-                f"traffic, or as draft control has set it; 0 without speculation. {_OF_SEVERAL}",
+                "K, tokens drafted per sequence and step, as configured, or as draft control has "
+                "set it (median of the last 5 minutes); 0 without speculation. "
+                f"{_OF_SEVERAL}",
                 "Compare with the recommended draft length.",
                 4,
                 4,
             ),
-            g.of_most_gain(RUNNING, GAIN),
+            g.steady(g.of_most_gain(RUNNING, GAIN)),
         ),
         g.number(
             Frame(
@@ -105,7 +106,7 @@ def _verdict(page: dashboard.Dashboard) -> None:
                 "State of the probe (the worst of the engines). warming: no estimate yet. probing:"
                 " estimates exist. steady: nothing is worth a probe now. passive: real steps are "
                 "timed, no probe runs. disabled: off after a fault.",
-                "disabled: read the reason in the log of the server. Serving goes on without the "
+                "disabled: read the reason in the log of the server. Serving continues without the "
                 "probe.",
                 4,
                 4,
