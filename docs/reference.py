@@ -17,7 +17,8 @@ from pathlib import Path
 from prometheus_client.core import Metric
 
 from vllm_nfp.adapter import versions
-from vllm_nfp.adapter.features import FEATURES, Feature, Kind
+from vllm_nfp.adapter.feature import Feature, Kind
+from vllm_nfp.adapter.features import FEATURES
 from vllm_nfp.adapter.runner_v2 import KNOWN_STATES
 from vllm_nfp.adapter.versions import Mode
 from vllm_nfp.config import ProbeConfig

@@ -31,10 +31,12 @@ class Runs:
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.made: list[weakref.ref[Hidden]] = []
+        inputs = quiet_inputs()
+        inputs.embed = lambda _: self.calls.append("embed")
         self.forward = SimpleNamespace(
             timed=(1,),
             metadata=lambda *_, **__: {},
-            inputs=quiet_inputs(),
+            inputs=inputs,
             run_model=lambda *_: self._hidden(),
             run_head=lambda *_: self.calls.append("head"),
             run_modules=self._modules,
@@ -77,7 +79,7 @@ def first_run(execution: Execution, late: bool, shared: bool = True) -> list[str
     return runs.calls
 
 
-RUN = ["model", "head", "modules"]
+RUN = ["embed", "model", "head", "modules"]
 
 
 def test_what_is_captured_later_runs_in_the_graphs_memory_with_the_proof_outside() -> None:

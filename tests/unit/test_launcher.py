@@ -103,13 +103,14 @@ def test_fresh_graphs_run_once_before_they_are_timed() -> None:
     launcher, shapes = launcher_of()
     shape, runs = shapes[1, 2], list[str]()
     launcher._forward.run_head = lambda *_: runs.append("head")
+    launcher._forward.inputs.embed = lambda _: runs.append("embed")  # the graph reads the result
     for part in ("step", "head", "module"):
         setattr(shape, f"{part}_graph", SimpleNamespace(replay=partial(runs.append, part)))
     shape.module_marks, shape.fresh = ModuleMarks(), True
     launcher._launch(Shape(1, 64, 2), shape, {})
-    assert runs == ["step", "head", "module", "step", "head", "module"]
+    assert runs == ["step", "head", "module", "embed", "step", "head", "module"]
     launcher._launch(Shape(1, 64, 2), shape, {})
-    assert runs[6:] == ["step", "head", "module"]
+    assert runs[7:] == ["embed", "step", "head", "module"]
 
 
 def test_with_several_ranks_the_head_has_no_graph_and_runs_as_well() -> None:

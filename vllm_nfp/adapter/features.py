@@ -6,73 +6,13 @@ of a command line, and the tables in ``docs/`` are made of it (``docs/reference.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 from vllm_nfp.adapter.connectors import unknown_encoder_connector, unknown_kv_connector
+from vllm_nfp.adapter.feature import Feature, Kind
 from vllm_nfp.adapter.inputs import is_multimodal
+from vllm_nfp.adapter.parallel_features import PARALLEL
 from vllm_nfp.adapter.versions import Mode
-
-
-class Kind(StrEnum):
-    """Which of the tables a feature is in."""
-
-    MODEL = "models"
-    PARALLEL = "parallelism"
-    SERVER = "serving"
-
-
-@dataclass(frozen=True, slots=True)
-class Feature:
-    """Something that a model has, or that flags switch on."""
-
-    name: str
-    kind: Kind
-    holds: Callable[[Any], bool]
-    """Whether a server has it, by vLLM's configuration."""
-    mode: Mode
-    why: str
-    """Active: how it is probed. Otherwise the reason, and what to do without the feature; braces
-    take the place of :attr:`value`."""
-    value: Callable[[Any], object] | None = None
-    """What the reason names."""
-    placeholder: str = "N"
-    """What stands for it in the docs."""
-    flag: str = ""
-    """What switches it on; empty if the model's configuration does."""
-    step: str = ""
-    """What a timed step contains, where that is more or less than a decode step."""
-    unpredicted: str = ""
-    """What of it the predictor does not know; empty if predictions are made as without it."""
-
-    def reason(self, config: Any) -> str:
-        """Why, of this server."""
-        return self.why if self.value is None else self.why.format(self.value(config))
-
-    @property
-    def explained(self) -> str:
-        """Why, of any server."""
-        return self.why if self.value is None else self.why.format(self.placeholder)
-
-
-def _size(name: str) -> Callable[[Any], int]:
-    return lambda config: int(getattr(config.parallel_config, name))
-
-
-def _above_one(name: str) -> Callable[[Any], bool]:
-    return lambda config: _size(name)(config) > 1
-
-
-def _executor(config: Any) -> object:
-    executor = config.parallel_config.distributed_executor_backend
-    return executor.__name__ if isinstance(executor, type) else executor
-
-
-def _foreign_executor(config: Any) -> bool:
-    several = config.parallel_config.tensor_parallel_size > 1
-    return several and _executor(config) not in (None, "mp", "uni")
 
 
 def _encodes_alone(config: Any) -> bool:
@@ -124,111 +64,6 @@ _OFF = (
         Mode.OFF,
         "an engine that only encodes (ec_producer) has no decode step to probe or time",
         flag="--ec-transfer-config",
-    ),
-)
-
-_PARALLEL = (
-    Feature(
-        "tensor parallelism",
-        Kind.PARALLEL,
-        lambda c: _above_one("tensor_parallel_size")(c) and not _foreign_executor(c),
-        Mode.ACTIVE,
-        "all ranks launch a pair before the same step, or none does",
-        flag="--tensor-parallel-size",
-    ),
-    Feature(
-        "expert parallelism over tensor-parallel ranks",
-        Kind.PARALLEL,
-        lambda c: bool(c.parallel_config.enable_expert_parallel),
-        Mode.ACTIVE,
-        "as tensor parallelism",
-        flag="--enable-expert-parallel",
-    ),
-    Feature(
-        "data parallelism of a dense model",
-        Kind.PARALLEL,
-        lambda c: _above_one("data_parallel_size")(c) and not c.model_config.is_moe,
-        Mode.ACTIVE,
-        "each rank is an engine of its own, with its own label engine",
-        flag="--data-parallel-size",
-    ),
-    Feature(
-        "pipeline parallelism",
-        Kind.PARALLEL,
-        _above_one("pipeline_parallel_size"),
-        Mode.PASSIVE,
-        "--pipeline-parallel-size {} is not supported (a probe would need every stage): "
-        "probing needs 1",
-        value=_size("pipeline_parallel_size"),
-        flag="--pipeline-parallel-size",
-        step="the last stage's part, and the wait for earlier stages; the first stage's where "
-        "stages are on several hosts",
-        unpredicted="pipeline stages",
-    ),
-    Feature(
-        "data parallelism with experts",
-        Kind.PARALLEL,
-        lambda c: _above_one("data_parallel_size")(c) and bool(c.model_config.is_moe),
-        Mode.PASSIVE,
-        "--data-parallel-size {} is not supported (experts' ranks take their steps together, "
-        "which a probe does not join; ranks of a dense model are engines of their own, and each is "
-        "probed): probing needs 1",
-        value=_size("data_parallel_size"),
-        flag="--data-parallel-size",
-        step="the wait for other ranks as well; dummy batches are left out; each engine has a row",
-    ),
-    Feature(
-        "decode context parallelism",
-        Kind.PARALLEL,
-        _above_one("decode_context_parallel_size"),
-        Mode.PASSIVE,
-        "--decode-context-parallel-size {} is not supported (a probe does not split its context "
-        "over ranks): probing needs 1",
-        value=_size("decode_context_parallel_size"),
-        flag="--decode-context-parallel-size",
-        step="that of the first rank",
-        unpredicted="a context split over ranks",
-    ),
-    Feature(
-        "prefill context parallelism",
-        Kind.PARALLEL,
-        _above_one("prefill_context_parallel_size"),
-        Mode.PASSIVE,
-        "--prefill-context-parallel-size {} is not supported (a probe does not split its context "
-        "over ranks): probing needs 1",
-        value=_size("prefill_context_parallel_size"),
-        flag="--prefill-context-parallel-size",
-        step="that of the first rank",
-        unpredicted="a context split over ranks",
-    ),
-    Feature(
-        "tensor parallelism with another executor",
-        Kind.PARALLEL,
-        _foreign_executor,
-        Mode.PASSIVE,
-        "tensor parallelism with --distributed-executor-backend {} is not supported: use mp",
-        value=_executor,
-        placeholder="external_launcher",
-        flag="--distributed-executor-backend external_launcher",
-    ),
-    Feature(
-        "dual batch overlap",
-        Kind.PARALLEL,
-        lambda c: bool(c.parallel_config.use_ubatching),
-        Mode.PASSIVE,
-        "dual batch overlap is not supported: serve without --enable-dbo",
-        flag="--enable-dbo",
-        unpredicted="dual batch overlap",
-    ),
-    Feature(
-        "expert load balancing",
-        Kind.PARALLEL,
-        lambda c: bool(c.parallel_config.enable_eplb),
-        Mode.PASSIVE,
-        "probes would distort the expert load statistics: serve without --enable-eplb",
-        flag="--enable-eplb",
-        step="rebalancing as well, which the median leaves out",
-        unpredicted="balanced experts",
     ),
 )
 
@@ -372,7 +207,7 @@ _SERVER = (
     ),
 )
 
-FEATURES: tuple[Feature, ...] = (*_OFF, *_PARALLEL, *_MODELS, *_SERVER)
+FEATURES: tuple[Feature, ...] = (*_OFF, *PARALLEL, *_MODELS, *_SERVER)
 """All of them; where several stand against probing, the first gives the reason."""
 
 

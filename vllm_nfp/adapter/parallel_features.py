@@ -1,0 +1,134 @@
+"""What the probe does where several ranks or GPUs share a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from vllm_nfp.adapter.feature import Feature, Kind
+from vllm_nfp.adapter.versions import Mode
+
+
+def _size(name: str) -> Callable[[Any], int]:
+    return lambda config: int(getattr(config.parallel_config, name))
+
+
+def _above_one(name: str) -> Callable[[Any], bool]:
+    return lambda config: _size(name)(config) > 1
+
+
+def _executor(config: Any) -> object:
+    executor = config.parallel_config.distributed_executor_backend
+    return executor.__name__ if isinstance(executor, type) else executor
+
+
+def _foreign_executor(config: Any) -> bool:
+    several = config.parallel_config.tensor_parallel_size > 1
+    return several and _executor(config) not in (None, "mp", "uni")
+
+
+PARALLEL = (
+    Feature(
+        "tensor parallelism",
+        Kind.PARALLEL,
+        lambda c: _above_one("tensor_parallel_size")(c) and not _foreign_executor(c),
+        Mode.ACTIVE,
+        "all ranks launch a pair before the same step, or none does",
+        flag="--tensor-parallel-size",
+    ),
+    Feature(
+        "expert parallelism over tensor-parallel ranks",
+        Kind.PARALLEL,
+        lambda c: bool(c.parallel_config.enable_expert_parallel),
+        Mode.ACTIVE,
+        "as tensor parallelism",
+        flag="--enable-expert-parallel",
+    ),
+    Feature(
+        "data parallelism of a dense model",
+        Kind.PARALLEL,
+        lambda c: _above_one("data_parallel_size")(c) and not c.model_config.is_moe,
+        Mode.ACTIVE,
+        "each rank is an engine of its own, with its own label engine",
+        flag="--data-parallel-size",
+    ),
+    Feature(
+        "pipeline parallelism",
+        Kind.PARALLEL,
+        _above_one("pipeline_parallel_size"),
+        Mode.PASSIVE,
+        "--pipeline-parallel-size {} is not supported (a probe would need every stage): "
+        "probing needs 1",
+        value=_size("pipeline_parallel_size"),
+        flag="--pipeline-parallel-size",
+        step="the last stage's part, and the wait for earlier stages; the first stage's where "
+        "stages are on several hosts",
+        unpredicted="pipeline stages",
+    ),
+    Feature(
+        "data parallelism with experts",
+        Kind.PARALLEL,
+        lambda c: _above_one("data_parallel_size")(c) and bool(c.model_config.is_moe),
+        Mode.PASSIVE,
+        "--data-parallel-size {} is not supported (experts' ranks take their steps together, of "
+        "which a probe knows nothing; ranks of a dense model are engines of their own, and each is "
+        "probed): probing needs 1",
+        value=_size("data_parallel_size"),
+        flag="--data-parallel-size",
+        step="the wait for other ranks as well; dummy batches are left out; each engine has a row",
+    ),
+    Feature(
+        "decode context parallelism",
+        Kind.PARALLEL,
+        _above_one("decode_context_parallel_size"),
+        Mode.PASSIVE,
+        "--decode-context-parallel-size {} is not supported (a probe does not split its context "
+        "over ranks): probing needs 1",
+        value=_size("decode_context_parallel_size"),
+        flag="--decode-context-parallel-size",
+        step="that of the first rank",
+        unpredicted="a context split over ranks",
+    ),
+    Feature(
+        "prefill context parallelism",
+        Kind.PARALLEL,
+        _above_one("prefill_context_parallel_size"),
+        Mode.PASSIVE,
+        "--prefill-context-parallel-size {} is not supported (a probe does not split its context "
+        "over ranks): probing needs 1",
+        value=_size("prefill_context_parallel_size"),
+        flag="--prefill-context-parallel-size",
+        step="that of the first rank",
+        unpredicted="a context split over ranks",
+    ),
+    Feature(
+        "tensor parallelism with another executor",
+        Kind.PARALLEL,
+        _foreign_executor,
+        Mode.PASSIVE,
+        "tensor parallelism with --distributed-executor-backend {} is not supported: use mp",
+        value=_executor,
+        placeholder="external_launcher",
+        flag="--distributed-executor-backend external_launcher",
+    ),
+    Feature(
+        "dual batch overlap",
+        Kind.PARALLEL,
+        lambda c: bool(c.parallel_config.use_ubatching),
+        Mode.PASSIVE,
+        "dual batch overlap is not supported: serve without --enable-dbo",
+        flag="--enable-dbo",
+        unpredicted="dual batch overlap",
+    ),
+    Feature(
+        "expert load balancing",
+        Kind.PARALLEL,
+        lambda c: bool(c.parallel_config.enable_eplb),
+        Mode.PASSIVE,
+        "probes would distort the expert load statistics: serve without --enable-eplb",
+        flag="--enable-eplb",
+        step="rebalancing as well, which the median leaves out",
+        unpredicted="balanced experts",
+    ),
+)
+"""Those of parallelism."""
