@@ -9,6 +9,7 @@ PATTERNS = (
     "grafana/*.json",
     "rules/*.yml",
     "provisioning/**/*.yml",
+    "kubernetes/*",
     "prometheus.yml",
     "compose.yaml",
 )

@@ -1,10 +1,10 @@
-"""Claim: constants of A100, B200 and L40S follow from public kernels of some of the sets.
+"""Claim: constants of several devices follow from public kernels of some of the sets.
 
     python -m benchmarks.fit_public curves.json
 
-Fits to the sets that ``score_public`` lists as seen, and prints the constants: the dense products'
-row tiles on A100, on log t(T) / t(1); and the all-reduces, on log t of up to 256 MiB. The others
-are left for the score.
+Fits to the sets that ``public_sets`` lists as seen, and prints the entries of ``kernels.toml`` that
+rest on public kernels. Each is fitted on log t(x) / t(first x), and with less weight on log t; the
+others are left for the score. The row tiles of A100's dense products are chosen from a grid.
 """
 
 from __future__ import annotations
@@ -12,87 +12,202 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
+from numpy.typing import NDArray
 
-from benchmarks.score_public import dense_seconds, is_seen
-from vllm_nfp.principle import target_of
-from vllm_nfp.principle.collective import LinkConstants, all_reduce_seconds
-from vllm_nfp.principle.gemm import GemmConstants
+from benchmarks.public_seconds import KINDS, TYPES
+from benchmarks.public_sets import is_seen, usable_points
+from vllm_nfp.principle import collective, experts, gemm, target_of
+from vllm_nfp.principle.calibration import Calibration
+from vllm_nfp.principle.hardware_file import Target
 
-MOST_BYTES = 256 << 20
+Floats = NDArray[np.float64]
+Set = Mapping[str, Any]
+LEVEL_WEIGHT = 0.4
+"""Of log t beside log t(x) / t(first x)."""
+TOLERANCE = 0.06
+"""Error from which the loss is linear."""
+PRIOR_WEIGHT = 0.02
+"""Of a constant's change, in logarithms, over its deviation below."""
+MOST_ELEMENTS = 128 << 20
+"""Largest all-reduce that is fitted: 256 MiB."""
 SLOWDOWNS = tuple(np.arange(1.0, 1.41, 0.02))
 FLOPS = tuple(np.arange(0.66, 0.9, 0.02))
-STEPS = (1.3, 1.1, 1.03, 1.01)
-"""Factors by which a link's constant is changed, one after the other, while the fit improves."""
-Set = Mapping[str, Any]
+EXPERTS = {"bandwidth": 0.1, "flops": 0.5, "kept_l2": 0.5, "activation_bandwidth": 0.7,
+           "kernel_seconds": 0.5, "busy_bytes": 1.0}  # fmt: skip
+"""Fitted constants, and how far each logarithm may go at no great cost."""
+DENSE = {"bandwidth": 0.1, "flops": 0.5, "output_traffic": 0.7, "input_traffic": 0.7,
+         "kernel_seconds": 0.5, "one_token": 0.1}  # fmt: skip
+DENSE_FP8 = {"bandwidth": 0.3}
+ATTENTION = {"bandwidth": 0.1, "kernel_seconds": 0.5}
+LINKED = {"bandwidth": 0.5, "collective_seconds": 0.5, "custom_bandwidth": 0.5,
+          "custom_seconds": 0.5, "meeting_seconds": 1.0}  # fmt: skip
+UNLINKED = {"bandwidth": 0.5, "collective_seconds": 0.5, "custom_bandwidth": 0.5,
+            "custom_seconds": 0.5, "shared_bandwidth": 0.5, "shared_seconds": 0.5}  # fmt: skip
+ATTENTION_BOUNDS = {"bandwidth": (0.05, 1.0), "kernel_seconds": (1e-6, 1e-4)}
+LATENT = {"latent_seconds": 1.0, "latent_passes": 1.0}
+LATENT_BOUNDS = {"latent_seconds": (1e-6, 1e-4), "latent_passes": (0.1, 12.0)}
+LATENT_START = {"latent_seconds": 2e-5, "latent_passes": 5.0}
+Bounds = Mapping[str, tuple[float, float]]
 
 
-def fit_ampere(sets: Sequence[Set]) -> GemmConstants:
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """Constants of one part on one device, and the sets that decide them.
+
+    Attributes:
+        part: name of the entry.
+        names: the constants, and their deviations.
+        kind, dtype: which sets; without a type all of the kind.
+    """
+
+    part: str
+    device: str
+    kind: str
+    names: Mapping[str, float]
+    bounds: Bounds
+    dtype: str | None = None
+
+    def chosen(self, sets: Sequence[Set]) -> list[Set]:
+        """Seen sets of the device. DeepSeek's router picks among groups of experts, so that its
+        balanced rows are not those that were dealt."""
+        return [
+            one
+            for one in sets
+            if one["kind"] == self.kind
+            and one["hardware"] == self.device
+            and (self.dtype is None or one["essentials"]["dtype"] == self.dtype)
+            and is_seen(one)
+            and not ("DeepSeek" in one["id"] and one["id"].endswith("balanced"))
+        ]
+
+    def with_values(self, calibration: Calibration, values: Mapping[str, float]) -> Calibration:
+        """The calibration with these constants of the part."""
+        name, _, rest = self.part.partition(".")
+        if name == "experts" and rest:
+            found = dataclasses.replace(calibration.experts_of(rest), **values)
+            return dataclasses.replace(
+                calibration, quantized_experts={**calibration.quantized_experts, rest: found}
+            )
+        part = getattr(calibration, name)
+        if rest == "fp8":
+            values = {rest: dataclasses.replace(getattr(part, rest), **values)}
+        return dataclasses.replace(calibration, **{name: dataclasses.replace(part, **values)})
+
+    def start(self, calibration: Calibration) -> dict[str, float]:
+        """Where the search begins."""
+        name, _, rest = self.part.partition(".")
+        if self.names is LATENT:
+            return LATENT_START
+        if name == "experts":
+            part: object = experts.ExpertConstants(busy_bytes=12e3)
+        elif name == "link":
+            shared = 0.5 if "shared_seconds" in self.names else 1.0
+            part = collective.LinkConstants(
+                collective_seconds=30e-6, shared_bandwidth=shared, shared_seconds=3e-6
+            )
+        else:
+            part = getattr(calibration, name)
+            part = getattr(part, rest) if rest else part
+        return {one: float(getattr(part, one)) for one in self.names}
+
+
+def fitted(fit: Fit, sets: Sequence[Set]) -> dict[str, float]:
+    """The constants with the least error, within their bounds."""
+    from scipy.optimize import least_squares
+
+    target, chosen = target_of(fit.device), fit.chosen(sets)
+    first = fit.start(target.calibration)
+    centre = np.array(list(first.values()))
+    ends = np.array([fit.bounds[name] for name in fit.names])
+    if fit.kind == "attention_vs_batch":
+        # No kernel is started and ended in more than the shortest time of all, out of L2.
+        shortest = min(time for one in chosen for _, time in one["points"])
+        ends[list(fit.names).index("kernel_seconds"), 1] = 1e-6 * shortest
+    least, most = np.maximum(ends[:, 0], 1e-9 * centre), ends[:, 1]
+    deviations = np.array(list(fit.names.values()))
+
+    def values(logs: Floats) -> dict[str, float]:
+        found = np.clip(centre * np.exp(logs), least, most)
+        return dict(zip(fit.names, found.tolist(), strict=True))
+
+    def errors(logs: Floats) -> Floats:
+        tried = fit.with_values(target.calibration, values(logs))
+        parts = [_errors(dataclasses.replace(target, calibration=tried), one) for one in chosen]
+        prior = PRIOR_WEIGHT * np.sqrt(len(chosen)) * logs / deviations
+        return np.concatenate([*parts, prior])
+
+    bounds = np.log(least / centre) - 1e-6, np.log(most / centre) + 1e-6
+    start = np.clip(0.0, *bounds)
+    found = least_squares(errors, start, bounds=bounds, loss="soft_l1", f_scale=TOLERANCE)
+    return values(np.asarray(found.x))
+
+
+def _errors(target: Target, one: Set) -> Floats:
+    points, times = usable_points(one, target.hardware)
+    if one["kind"] == "all_reduce":
+        points, times = points[points <= MOST_ELEMENTS], times[points <= MOST_ELEMENTS]
+    if len(points) < 2:
+        return np.zeros(0)
+    seconds = KINDS[one["kind"]](target, one["essentials"], points)
+    if seconds is None:
+        return np.zeros(0)
+    level: Floats = np.log(seconds / (times * 1e-6))
+    return np.concatenate([level[1:] - level[0], LEVEL_WEIGHT * level])
+
+
+def fit_ampere(sets: Sequence[Set]) -> dict[str, float]:
     """The slowdown of wide tiles and the share of FLOP/s; tiles of 128 rows, padded in full."""
     target = target_of("A100-SXM4-80GB")
-    curves = [(one["essentials"], np.array(one["points"]).T) for one in sets]
+    fixed = {"row_tile": 128, "padding_paid": 1.0, "narrow_tokens": 64}
+    fit = Fit("gemm", "A100-SXM4-80GB", "dense_products", {}, {}, "bfloat16")
+    chosen = fit.chosen(sets)
 
-    def error(constants: GemmConstants) -> float:
-        total = 0.0
-        for sizes, (tokens, times) in curves:
-            seconds = dense_seconds(target.hardware, constants, sizes, tokens)
-            ratio = np.log(seconds / seconds[0] / (times / times[0]))
-            total += float(np.mean(np.abs(ratio)))
-        return total
+    def error(values: Mapping[str, float]) -> float:
+        tried = dataclasses.replace(target, calibration=fit.with_values(target.calibration, values))
+        parts = [_errors(tried, one) for one in chosen]
+        return float(sum(np.mean(np.abs(part[: len(part) // 2])) for part in parts))
 
-    base = GemmConstants(row_tile=128, padding_paid=1.0, narrow_tokens=64)
     tried = (
-        dataclasses.replace(base, wide_slowdown=float(slow), flops=float(flops))
+        {"flops": float(flops), **fixed, "wide_slowdown": float(slow)}
         for slow, flops in itertools.product(SLOWDOWNS, FLOPS)
     )
     return min(tried, key=error)
 
 
-def fit_link(device: str, sets: Sequence[Set], names: Sequence[str]) -> LinkConstants:
-    """The named constants, each changed in turn until none improves the median error."""
-    link = target_of(device).hardware.link_bytes_per_second
-
-    def error(constants: LinkConstants) -> float:
-        total = 0.0
-        for one in sets:
-            elements, times = np.array(one["points"]).T
-            few = 2 * elements <= MOST_BYTES
-            ranks = one["essentials"]["ranks"]
-            seconds = all_reduce_seconds(constants, link, ranks, 2.0 * elements[few])
-            total += float(np.mean(np.abs(np.log(seconds * 1e6 / times[few]))))
-        return total
-
-    shared = 3e-6 if "shared_seconds" in names else 0.0
-    first = LinkConstants(collective_seconds=30e-6, shared_bandwidth=0.5, shared_seconds=shared)
-    return _descend(first, names, error)
-
-
-def _descend(
-    constants: LinkConstants, names: Sequence[str], error: Callable[[LinkConstants], float]
-) -> LinkConstants:
-    for step in STEPS:
-        better = True
-        while better:
-            better = False
-            for name, factor in itertools.product(names, (step, 1 / step)):
-                value = getattr(constants, name) * factor
-                if "bandwidth" in name:
-                    value = min(1.0, value)
-                changed = dataclasses.replace(constants, **{name: value})
-                if error(changed) < error(constants) - 1e-9:
-                    constants, better = changed, True
-    return constants
+def fits() -> list[Fit]:
+    """All that public sets decide."""
+    found = []
+    for device in ("H100-SXM", "H200", "A100-SXM4-80GB", "B200", "L40S"):
+        for dtype, (quantization, _) in TYPES.items():
+            part = "experts" if quantization == "none" else f"experts.{quantization}"
+            if (part, device) != ("experts", "H100-SXM"):
+                found.append(Fit(part, device, "routed_experts", EXPERTS, experts.BOUNDS, dtype))
+    for device in ("H200", "A100-SXM4-80GB", "B200", "L40S"):
+        found.append(Fit("attention", device, "attention_vs_batch", ATTENTION, ATTENTION_BOUNDS))
+    for device in ("H100-SXM", "B200"):
+        found.append(Fit("attention.latent", device, "mla_module_vs_batch", LATENT, LATENT_BOUNDS))
+    dense = "dense_products"
+    found.append(Fit("gemm", "L40S", dense, DENSE, gemm.BOUNDS, "bfloat16"))
+    found.append(Fit("gemm.fp8", "L40S", dense, DENSE_FP8, gemm.FP8_BOUNDS, "fp8"))
+    for device in ("H100-SXM", "H200", "A100-SXM4-80GB", "B200", "L40S"):
+        names = UNLINKED if device == "L40S" else LINKED
+        found.append(Fit("link", device, "all_reduce", names, collective.BOUNDS))
+    return found
 
 
-def _of(sets: Sequence[Set], kind: str, device: str) -> list[Set]:
-    return [
-        one for one in sets if one["kind"] == kind and one["hardware"] == device and is_seen(one)
-    ]
+def as_toml(part: str, device: str, values: Mapping[str, float]) -> str:
+    """An entry, without what people add by hand."""
+    constants = "".join(f"{name} = {value:.4g}\n" for name, value in values.items())
+    return (
+        f'\n[[kernels]]\npart = "{part}"\ndevice = "{device}"\nbasis = "public kernels"\n'
+        f"\n[kernels.constants]\n{constants}"
+    )
 
 
 @click.command()
@@ -100,16 +215,10 @@ def _of(sets: Sequence[Set], kind: str, device: str) -> list[Set]:
 def main(curves: Path) -> None:
     """Fit constants to the public measurements in CURVES."""
     sets = json.loads(curves.read_text(encoding="utf-8"))["sets"]
-    click.echo(fit_ampere(_of(sets, "dense_products", "A100-SXM4-80GB")))
-    linked = ("bandwidth", "collective_seconds", "custom_bandwidth", "custom_seconds",
-              "meeting_seconds")  # fmt: skip
-    for device, names in (
-        ("A100-SXM4-80GB", linked),
-        ("B200", linked),
-        ("L40S", ("custom_bandwidth", "custom_seconds", "shared_bandwidth", "shared_seconds",
-                  "bandwidth", "collective_seconds")),
-    ):  # fmt: skip
-        click.echo(f"{device}: {fit_link(device, _of(sets, 'all_reduce', device), names)}")
+    click.echo(as_toml("gemm", "A100-SXM4-80GB", fit_ampere(sets)))
+    for fit in fits():
+        if fit.chosen(sets):
+            click.echo(as_toml(fit.part, fit.device, fitted(fit, sets)))
 
 
 if __name__ == "__main__":

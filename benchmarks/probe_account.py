@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import server
-from vllm_nfp.results import scrape
+from vllm_nfp.results import fetching
 from vllm_nfp.start.process import ProcessError
 
 
@@ -40,7 +40,7 @@ def require_probe(url: str) -> None:
 
 def probe_state(url: str) -> dict[str, Any]:
     """The probe's own account, from a server's /metrics."""
-    return dataclasses.asdict(probe_counters(scrape.fetch(url)))
+    return dataclasses.asdict(probe_counters(fetching.fetch(url)))
 
 
 def probe_counters(metrics: str) -> ProbeCounters:

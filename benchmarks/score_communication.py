@@ -108,13 +108,14 @@ def read(folder: Path) -> list[Server]:
 def fit(servers: Sequence[Server], hardware: Hardware, start: LinkConstants) -> LinkConstants:
     """Constants that make the relative error smallest, for each of the two kinds apart.
 
-    Two ranks never synchronise a second time, so the constant of that keeps its value.
+    Two ranks never synchronise a second time, so the constant of that keeps its value. Collectives
+    of a server contain the wait for the slowest rank.
     """
     sizes = np.concatenate([server.sizes for server in servers])
     seconds = np.concatenate([server.seconds for server in servers])
     link = hardware.link_bytes_per_second
     custom = sizes < CUSTOM_BYTES
-    found = dataclasses.replace(start, fitted=True)
+    found = dataclasses.replace(start, fitted=True, skew_seconds=0.0)
     # For two ranks both ways send S bytes.
     line = _line(sizes[custom], seconds[custom])
     if line is not None:
@@ -149,7 +150,8 @@ def _share(seconds_per_byte: float, link: float) -> float:
 def errors(server: Server, hardware: Hardware, constants: LinkConstants) -> Floats:
     """Relative errors of the predicted times, shape [n]."""
     ranks = server.shape.tensor_parallel_size
-    predicted = all_reduce_seconds(constants, hardware.link_bytes_per_second, ranks, server.sizes)
+    link = hardware.link_bytes_per_second
+    predicted = constants.skew_seconds + all_reduce_seconds(constants, link, ranks, server.sizes)
     return predicted / server.seconds - 1.0
 
 

@@ -26,7 +26,7 @@ import click
 from benchmarks import environment, load, server, shapes
 from benchmarks.probe_account import probe_state, require_probe
 from benchmarks.traffic import Arrivals, Load
-from vllm_nfp.results import scrape
+from vllm_nfp.results import fetching
 from vllm_nfp.start.ports import free_port
 
 MOST_GROWTH = {"resident_mib": 48.0, "files": 8.0, "threads": 4.0}
@@ -96,7 +96,7 @@ def soak(
     samples = [sample(leader, began)]
     while (now := time.monotonic()) < began + seconds:
         send()
-        scrape.fetch(url)
+        fetching.fetch(url)
         time.sleep(max(0.0, now + every - time.monotonic()))
         samples.append(sample(leader, began))
     return samples

@@ -28,7 +28,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from benchmarks import environment, load
 from benchmarks.traffic import Load
 from vllm_nfp.files import write_whole
-from vllm_nfp.results import scrape
+from vllm_nfp.results import fetching
 
 OUTPUT_TOKENS = 128
 PUBLISH_SECONDS = 2.5
@@ -63,7 +63,7 @@ def run_phase(url: str, model: str, vocab_size: int, phase: Phase, seed: int) ->
     )
     client = load.run(traffic, warmup_seconds=0.0).summary()
     time.sleep(PUBLISH_SECONDS)
-    samples = probe_samples(scrape.fetch(url))
+    samples = probe_samples(fetching.fetch(url))
     return {
         **dataclasses.asdict(phase),
         "client": client,

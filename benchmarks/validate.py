@@ -1,6 +1,7 @@
 """Claim: the predictor finds the boundary, and better than the idle-compute rule.
 
     python -m benchmarks.validate benchmarks/results --out DIR [--plots DIR]
+    python -m benchmarks.validate benchmarks/results --page docs/validation.md --public curves.json
 
 Compares predicted with measured NFP in every cell of the H100 timings: kernels alone
 (``*-h100-kernels``) and whole models through the probe (``*-h100-whole-models``, ``*-h100``).
@@ -22,14 +23,18 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from benchmarks.score_public import score
 from benchmarks.validation_cells import all_cells
 from benchmarks.validation_outcomes import Outcome, outcomes, print_summary
+from benchmarks.validation_page import write_page
 from benchmarks.validation_plots import draw
 from vllm_nfp.cli.common import Refusal
 from vllm_nfp.principle import (
     HardwareError,
     target_of,
 )
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 def _line(o: Outcome) -> str:
@@ -46,7 +51,19 @@ def _line(o: Outcome) -> str:
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=None)
 @click.option("--plots", type=click.Path(file_okay=False, path_type=Path), default=None)
 @click.option("--rows", is_flag=True, help="Print every set-aside cell.")
-def main(results: Path, hardware: str, out: Path | None, plots: Path | None, rows: bool) -> None:
+@click.option("--page", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=None)
+@click.option(
+    "--public", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=None
+)
+def main(
+    results: Path,
+    hardware: str,
+    out: Path | None,
+    plots: Path | None,
+    rows: bool,
+    page: Path | None,
+    public: Path | None,
+) -> None:
     """Score the predictor; see the module's text."""
     try:
         target = target_of(hardware)
@@ -65,6 +82,11 @@ def main(results: Path, hardware: str, out: Path | None, plots: Path | None, row
         (out / "validation.json").write_text(json.dumps(kept, indent=1))
     if plots is not None:
         draw(cells, plots)
+    if (page is None) != (public is None):
+        raise Refusal("--page and --public go together: the page has tables of both kinds of data")
+    if page is not None and public is not None:
+        sets = json.loads(public.read_text(encoding="utf-8"))["sets"]
+        write_page(page, cells, score(sets))
 
 
 if __name__ == "__main__":

@@ -17,8 +17,9 @@ from benchmarks import shapes
 from vllm_nfp.calibrate.curves import shape_of
 from vllm_nfp.calibrate.points import Curve, Kernel, KernelSamples, read_samples
 from vllm_nfp.principle import ModelShape, Serving, Target, idle_compute_nfp, shape_from_config
-from vllm_nfp.principle.experts import Routing, awake_experts, default_config
+from vllm_nfp.principle.expert_tiles import default_config
 from vllm_nfp.principle.graphs import DEFAULT_CAPTURE_SIZES
+from vllm_nfp.principle.routing import Routing
 from vllm_nfp.principle.step import Step
 from vllm_nfp.types import Module
 
@@ -179,7 +180,7 @@ def granularity(shape: ModelShape, module: Module, batch_size: int, positions: i
     if shape.num_moe_layers and module != "dense_ffn":
         routing = Routing(shape.local_experts, shape.local_experts_per_token)
         tokens = np.array([float(batch_size * positions)])
-        if awake_experts(np.array([float(batch_size)]), routing)[0] < ALL_AWAKE * shape.num_experts:
+        if routing.awake(np.array([float(batch_size)]))[0] < ALL_AWAKE * shape.num_experts:
             return 1
         rows = default_config(tokens, shape.quantization, shape.local_experts).block_m[0]
         each = float(rows) * shape.num_experts / shape.experts_per_token

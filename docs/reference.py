@@ -1,7 +1,8 @@
 """Generates the reference pages from the code: ``python docs/reference.py``.
 
-``metrics.md`` comes from the metric families, ``settings.md`` from ``ProbeConfig``. A test compares
-the committed pages with these functions.
+``metrics.md`` comes from the metric families, ``settings.md`` from ``ProbeConfig``, and the tables
+in ``models.md`` and ``parallel.md`` from the list that decides what is probed. A test compares the
+committed pages with these functions.
 """
 
 from __future__ import annotations
@@ -15,6 +16,10 @@ from pathlib import Path
 
 from prometheus_client.core import Metric
 
+from vllm_nfp.adapter import versions
+from vllm_nfp.adapter.features import FEATURES, Feature, Kind
+from vllm_nfp.adapter.runner_v2 import KNOWN_STATES
+from vllm_nfp.adapter.versions import Mode
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.metrics.families import families_of
 from vllm_nfp.metrics.families.control import control_families
@@ -46,6 +51,11 @@ for a dense model (MoE models: some 17 % more):
 | --- | --- | --- | --- | --- |
 | 256 | 40,960 | 9 x 4 | about 5,500 | about 6,400 |
 | 1024 | 262,144 | 11 x 5 | about 8,400 | about 9,700 |
+
+The largest table that settings allow (5120 points: batch sizes x contexts x positions) gives at
+most 150,000 series, without those of real steps. A test counts them. A real server with a dense
+model on a CPU and that table (16 x 16 x 20, 8 epsilons) showed 72,786 series, 11 MB of text: keep
+such a table for experiments.
 
 Fewer `batch_sizes`, `contexts` or `epsilons` in `--nfp-config` give fewer series. The cost surface
 and live lookups do not depend on them.
@@ -109,7 +119,76 @@ def _shown(default: object) -> str:
     return "-" if default is None else f"`{json.dumps(default)}`"
 
 
-PAGES = {"metrics.md": metrics_page, "settings.md": settings_page}
+_PROBED = """
+| probed | flag | how |
+| --- | --- | --- |
+"""
+_PASSIVE = """
+| passive | flag | why | a timed step contains | prediction |
+| --- | --- | --- | --- | --- |
+"""
+_OFF = """
+| off | flag | why |
+| --- | --- | --- |
+"""
+
+
+def feature_tables(kinds: tuple[Kind, ...]) -> str:
+    """What is probed, what is only timed, and what is neither, of these kinds."""
+    chosen = [feature for feature in FEATURES if feature.kind in kinds]
+    heads = {Mode.ACTIVE: _PROBED, Mode.PASSIVE: _PASSIVE, Mode.OFF: _OFF}
+    parts = []
+    for mode, head in heads.items():
+        rows = [_feature_row(feature) for feature in chosen if feature.mode is mode]
+        parts += [head, *rows] if rows else []
+    return "".join(parts)
+
+
+def _feature_row(feature: Feature) -> str:
+    flag = f"`{feature.flag}`" if feature.flag else "-"
+    cells = [feature.name, flag, feature.explained]
+    if feature.mode is Mode.PASSIVE:
+        cells.append(feature.step or "a decode step")
+        cells.append("none" if feature.unpredicted else "as without it")
+    return f"| {' | '.join(cells)} |\n"
+
+
+def kinds_of_cache() -> str:
+    """Kinds of KV cache that a probe addresses, as a list."""
+    return "".join(f"- `{kind}`\n" for kind in versions.KV_CACHE_KINDS)
+
+
+def states_of_models() -> str:
+    """The V2 runner's classes that prepare inputs as a probe does, as a list."""
+    return "".join(f"- `{kind}`\n" for kind in KNOWN_STATES)
+
+
+_PARTS = {
+    "models": lambda: feature_tables((Kind.MODEL, Kind.SERVER)),
+    "parallelism": lambda: feature_tables((Kind.PARALLEL,)),
+    "kinds of KV cache": kinds_of_cache,
+    "states of models": states_of_models,
+}
+"""What stands in a page between a comment that names it and the next comment."""
+
+
+def with_parts(name: str) -> str:
+    """A page with its generated parts as they should be."""
+    text = (FOLDER / name).read_text(encoding="utf-8")
+    for part, made in _PARTS.items():
+        begin, end = f"<!-- generated: {part} -->\n", f"<!-- end: {part} -->"
+        if begin in text:
+            head, rest = text.split(begin)
+            text = f"{head}{begin}{made()}\n{end}{rest.split(end)[1]}"
+    return text
+
+
+PAGES = {
+    "metrics.md": metrics_page,
+    "settings.md": settings_page,
+    "models.md": lambda: with_parts("models.md"),
+    "parallel.md": lambda: with_parts("parallel.md"),
+}
 
 
 if __name__ == "__main__":

@@ -23,10 +23,13 @@ NAV = {
         "quick-start.md",
         "answers.md",
         "supported.md",
+        "models.md",
         "glossary.md",
         "draft-lengths.md",
         "draft-control.md",
         "predict.md",
+        "devices.md",
+        "predicted-drafts.md",
         "report.md",
         "watch.md",
         "calibrate.md",
@@ -35,7 +38,11 @@ NAV = {
     "Operate": [
         "metrics.md",
         "settings.md",
+        "dashboards/index.md",
+        "dashboards/overview.md",
+        "dashboards/fleet.md",
         "dashboards/*",
+        "kubernetes.md",
         "runbook.md",
         "parallel.md",
         "versions.md",
@@ -64,7 +71,7 @@ def on_config(config: MkDocsConfig) -> None:
     left = sorted(path.relative_to(docs).as_posix() for path in docs.rglob("*.md"))
     nav: list[dict[str, Any]] = [{"Start": "index.md"}]
     for section, patterns in NAV.items():
-        found = [name for pattern in patterns for name in left if Path(name).match(pattern)]
+        found = [name for name in left if any(Path(name).match(p) for p in patterns)]
         # A folder's index comes first.
         found.sort(key=lambda name: (posixpath.dirname(name), not name.endswith("index.md")))
         left = [name for name in left if name not in found]

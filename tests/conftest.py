@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +44,10 @@ for name in ("no_proxy", "NO_PROXY"):
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB; several engines run at a time
+# Small matrices need no second thread. Where engines share the cores, the threads of each step wait
+# for each other, and spin: generating took four times as long, and CPU time with it.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
 
 # A shell has its background jobs ignore SIGINT, nohup SIGHUP, and children inherit that.
 for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
@@ -61,6 +65,20 @@ def fresh_environment_of_vllm() -> None:
         forget()
 
 
+def files_at_the_top() -> set[str]:
+    """Names in the checkout's top folder, without what git ignores."""
+    return {name for name in os.listdir(ROOT) if not name.startswith((".", "__pycache__"))}
+
+
+@pytest.fixture(autouse=True)
+def checkout_stays_clean() -> Iterator[None]:
+    """A command without ``-o`` writes into the current folder, which is the checkout."""
+    before = files_at_the_top()
+    yield
+    left = files_at_the_top() - before
+    assert not left, f"written into the checkout while this test ran: {', '.join(sorted(left))}"
+
+
 @pytest.fixture
 def inject_fault(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Lets a stage of the probe fail in this process until the test ends."""
@@ -72,7 +90,13 @@ def inject_fault(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     return inject
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if config.pluginmanager.hasplugin("xdist"):
+        config.option.loadscopereorder = False  # it would begin with the files of most tests
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    _longest_files_first(items)
     _skip_thorough(items)
     if not any(item.get_closest_marker("gpu") for item in items):
         return
@@ -85,6 +109,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(skip)
 
 
+def _longest_files_first(items: list[pytest.Item]) -> None:
+    """Processes take a file at a time: one that began last would leave the others without work."""
+    engines = ROOT / "tests" / "engine"
+
+    def place(item: pytest.Item) -> int:
+        name = item.path.stem
+        if item.path.is_relative_to(engines):
+            return LONG_FILES.index(name) if name in LONG_FILES else len(LONG_FILES)
+        return len(LONG_FILES) + 1
+
+    items.sort(key=place)
+
+
 def _skip_thorough(items: list[pytest.Item]) -> None:
     """Leave what starts servers for cases that other tests nearly cover to releases."""
     if os.environ.get("NFP_THOROUGH"):
@@ -94,6 +131,12 @@ def _skip_thorough(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("thorough"):
             item.add_marker(skip)
 
+
+LONG_FILES = (
+    "test_server", "test_draft_curves_engine", "test_identity", "test_draft_control_engine",
+    "test_session", "test_talk", "test_faults_serving", "test_ranks",
+)  # fmt: skip
+"""In tests/engine; the other files there follow, and all others after them."""
 
 DENSE = {
     "architectures": ["Qwen3ForCausalLM"],

@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from vllm_nfp import env_var
+from vllm_nfp.crossing import MOST_EPSILON
 from vllm_nfp.files import read_bytes
 from vllm_nfp.strict_json import parse
 
@@ -38,6 +39,9 @@ LEAST_CONTEXT = 256
 small part of a step."""
 MOST_EPSILONS = 8
 MOST_POSITION_COUNTS = 64
+MOST_POINTS = 5120
+"""Batch sizes x contexts x positions: some 15 MiB of results with all modules, which the hand-over
+file holds (:data:`vllm_nfp.results.snapshot.MAX_FILE_BYTES`). tests/unit/test_series.py counts."""
 MOST_DRAFT_LENGTHS = 16
 
 
@@ -49,7 +53,7 @@ def _from(low: float, high: float, unit: str) -> Meta:
     return Meta(ge=low, le=high, title=unit)
 
 
-Epsilon = Annotated[float, _from(0.001, 10.0, "a fraction")]
+Epsilon = Annotated[float, _from(0.001, MOST_EPSILON, "a fraction")]
 Fraction = Annotated[float, _from(0.0, 1.0, "a fraction")]
 Half = Annotated[float, _from(0.0, 0.5, "a fraction")]
 Seconds = Annotated[float, _from(0.0, 600.0, "seconds")]
@@ -190,6 +194,13 @@ class ProbeConfig:
             raise ConfigError(
                 f"positions holds {self.positions[-1]}, above max_positions {self.max_positions}: "
                 f"raise max_positions or remove it from the list"
+            )
+        points = len(self.batch_sizes) * len(self.contexts) * len(self.grid)
+        if points > MOST_POINTS:
+            raise ConfigError(
+                f"batch_sizes x contexts x positions is {len(self.batch_sizes)} x "
+                f"{len(self.contexts)} x {len(self.grid)} = {points} points, above {MOST_POINTS}: "
+                f"pass fewer of them"
             )
         if self.draft_lengths and (self.draft_lengths[0] != 0 or len(self.draft_lengths) < 2):
             raise ConfigError(

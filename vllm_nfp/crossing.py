@@ -7,6 +7,9 @@ from itertools import takewhile
 
 USUAL_EPSILON = 0.1
 """The tolerance that is shown where none is asked for."""
+MOST_EPSILON = 1.0
+"""Largest tolerance: a step that takes twice as long is free by no measure. It also refuses 10,
+which means 10 % where fractions are asked for."""
 
 
 def count_free(times: Iterable[float], epsilon: float) -> int:

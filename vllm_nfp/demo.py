@@ -33,6 +33,30 @@ SMALL_MODEL = {
 """A dense decoder of about 5 million parameters."""
 
 
+SPECULATION = {
+    "method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 2, "prompt_lookup_max": 4,
+}  # fmt: skip
+"""Needs no second model."""
+REAL_NAME = "SmolLM2-135M-Instruct"
+_CODE = """def area(width, height):
+    return width * height
+
+class Box:
+    def __init__(self, width, height, depth):
+        self.width, self.height, self.depth = width, height, depth
+
+    def volume(self):
+        return area(self.width, self.height) * self.depth
+"""
+TEXTS = (
+    f"Repeat this code, then explain each line.\n\n{_CODE}",
+    "Write a short story about a lighthouse keeper.",
+    f"Rename Box to Crate in this code and print all of it.\n\n{_CODE}",
+    "Explain why the sky is blue, then say the same in one sentence.",
+)
+"""Editing code, where lookups find drafts, and prose, where they hardly do."""
+
+
 class DemoError(RuntimeError):
     """The demonstration failed; the message gives the reason and the log."""
 
@@ -46,8 +70,8 @@ class Settings:
     batch_sizes: tuple[int, ...] = (1, 4)
     contexts: tuple[int, ...] = (256, 1024)
     max_positions: int = 8
-    model: str | None = None
-    """A model directory to serve with dummy weights; None makes the small one."""
+    real: bool = False
+    """Serve the real model of a package, with n-gram speculation and text, not the dummy one."""
 
 
 def make_model(folder: Path) -> Path:
@@ -86,12 +110,17 @@ def server_command(settings: Settings, model: Path, port: int, on_gpu: bool) -> 
         "startup_seconds": 15.0,
         "publish_seconds": 1.0,
     }
+    weights = (
+        ("--speculative-config", json.dumps(SPECULATION), "--served-model-name", REAL_NAME)
+        if settings.real
+        else ("--load-format", "dummy")
+    )
     command = serve_command(
-        model, port,
-        "--load-format", "dummy", "--max-model-len", str(settings.contexts[-1] * 2),
+        model, port, *weights, "--max-model-len", str(settings.contexts[-1] * 2),
         "--nfp-probe", "--nfp-max-positions", str(settings.max_positions),
         "--nfp-config", json.dumps(probe),
         "--nfp-output-dir", str(settings.folder / "results"),
+        tokenizer=settings.real,
     )  # fmt: skip
     return command if on_gpu else [*command, "--enforce-eager"]
 
@@ -103,6 +132,8 @@ def load_of(settings: Settings, url: str, model: str) -> Load:
         url: of the server.
         model: name that the server gives its model.
     """
+    if settings.real:
+        return Load(url, REAL_NAME, senders=settings.batch_sizes[-1], texts=TEXTS)
     return Load(
         url,
         model,

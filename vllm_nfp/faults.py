@@ -29,7 +29,7 @@ STAGES = (
 STUCK = "stuck_event"
 """Not an error but a device that never passes another mark."""
 NO_SPACE = "no_space"
-"""Writes to the output folder fail as on a full disk."""
+"""Writes to the output directory fail as on a full disk."""
 OUT_OF_MEMORY = "out_of_memory"
 """Probes find no GPU memory."""
 

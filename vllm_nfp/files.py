@@ -31,7 +31,7 @@ def read_bytes(path: Path, max_bytes: int, follow_links: bool = True) -> bytes:
     flags = os.O_RDONLY | os.O_NONBLOCK | (0 if follow_links else os.O_NOFOLLOW)
     with open(path, "rb", opener=lambda name, _: os.open(name, flags)) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
         raw = file.read(max_bytes + 1)
     if len(raw) > max_bytes:
         raise FileError(f"{path.name} is larger than {max_bytes} bytes")
@@ -48,7 +48,7 @@ def open_to_append(path: Path) -> TextIO:
     descriptor = os.open(path, flags, 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
     return os.fdopen(descriptor, "a", encoding="utf-8")
 
 
@@ -72,7 +72,7 @@ def check_replaceable(path: Path, folder: int | None = None) -> None:
     except ValueError:
         raise OSError(errno.EINVAL, "its name holds a null character", str(path)) from None
     if not stat.S_ISREG(mode):
-        what = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+        what = "a directory" if stat.S_ISDIR(mode) else "not a regular file"
         raise OSError(errno.EINVAL, f"it is {what}", str(path))
 
 

@@ -128,7 +128,7 @@ def read(text: str, end: float | None = None) -> Reading:
     """Read a scrape's text.
 
     Args:
-        end: by when it has to be read, see :func:`vllm_nfp.results.scrape.deadline`; None: as if
+        end: by when it has to be read, see :func:`vllm_nfp.results.fetching.deadline`; None: as if
             fetching began now.
 
     Raises:

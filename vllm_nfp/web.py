@@ -21,7 +21,7 @@ _LOGIN = re.compile(r"(\w+:/+)?[^\s/'\"]*:[^\s'\"]*@")
 
 
 class UrlError(ValueError):
-    """Text that is no URL of a server; one sentence says why and what to give."""
+    """Text that is not a URL of a server; one sentence says why and what to give."""
 
 
 def hide_password(text: str) -> str:
@@ -39,15 +39,15 @@ def metrics_address(url: str) -> str:
     example = "give one like http://localhost:8000"
     if any(c.isspace() or not c.isprintable() for c in url):
         raise UrlError(
-            f"{shown} is no URL, since it holds a space or a control character: {example}"
+            f"{shown} is not a URL, since it holds a space or a control character: {example}"
         )
     try:
         parts = urllib.parse.urlsplit(url)
         port = parts.port
     except ValueError:  # whose text may quote the password
-        raise UrlError(f"{shown} is no URL: {example}") from None
+        raise UrlError(f"{shown} is not a URL: {example}") from None
     if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-        raise UrlError(f"{shown} is no URL: {example}")
+        raise UrlError(f"{shown} is not a URL: {example}")
     if parts.username is not None:
         raise UrlError(f"{shown} holds a user name or password, and none is sent: leave it out")
     if parts.query or parts.fragment:

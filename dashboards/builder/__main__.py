@@ -10,6 +10,8 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
 from dashboards.builder.deep_dive import UID as DEEP_DIVE
 from dashboards.builder.deep_dive import deep_dive
+from dashboards.builder.fleet import UID as FLEET
+from dashboards.builder.fleet import fleet
 from dashboards.builder.overview import UID as OVERVIEW
 from dashboards.builder.overview import overview
 from vllm_nfp.dashboards.export import source_folder
@@ -17,7 +19,7 @@ from vllm_nfp.dashboards.export import source_folder
 
 def texts() -> dict[str, str]:
     """File name -> JSON of each dashboard."""
-    pages = {OVERVIEW: overview(), DEEP_DIVE: deep_dive()}
+    pages = {OVERVIEW: overview(), DEEP_DIVE: deep_dive(), FLEET: fleet()}
     return {
         f"{uid}.json": json.dumps(page, cls=JSONEncoder, indent=2, sort_keys=True) + "\n"
         for uid, page in pages.items()

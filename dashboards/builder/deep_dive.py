@@ -24,15 +24,13 @@ def deep_dive() -> models.Dashboard:
         TITLE,
         "What determines the boundary: time by positions, intervals, layers, and how steps were "
         "launched.",
-        other=("NFP overview", "nfp-overview"),
+        others={"NFP overview": "nfp-overview", "NFP fleet": "nfp-fleet"},
     )
     page.with_variable(
-        g.variable(
-            "batch_size",
+        g.batch_size_variable(
             "Batch size",
             "Reported batch size in sequences, a power of two by default.",
-            'label_values(vllm_nfp_positions{model_name="$model_name"}, batch_size)',
-            numeric=True,
+            many=False,
             first="8",
         )
     )
@@ -41,7 +39,7 @@ def deep_dive() -> models.Dashboard:
             "module",
             "Module",
             "Part of the model; model is the whole step.",
-            'label_values(vllm_nfp_positions{model_name="$model_name"}, module)',
+            f"label_values({g.metric('vllm_nfp_positions')}, module)",
             first="model",
         )
     )
@@ -128,17 +126,18 @@ def _intervals(page: dashboard.Dashboard) -> None:
             Frame(
                 "Estimate and 95 % interval of $module",
                 "NFP of the chosen module, batch size and context over time, with its interval "
-                "(the widest of several servers).",
+                "(the widest of several servers). Medians of the last 5 minutes: a boundary that "
+                "has not moved draws a flat line.",
                 "Wide band: little is measured near this point. Wait, send traffic, or raise "
                 "--nfp-overhead-budget. A band that moves as a whole is a real change.",
                 10,
             ),
             *(
-                Query(f"{fold}({g.metric(name, *_POINT)})", legend)
+                Query(g.steady(f"{fold}({g.metric(name, *_POINT)})"), legend)
                 for name, fold, legend in (
                     ("vllm_nfp_positions_upper", "max", "upper"),
                     ("vllm_nfp_positions_lower", "min", "lower"),
-                    ("vllm_nfp_positions", "avg", "estimate"),
+                    ("vllm_nfp_positions", "min", "estimate"),
                 )
             ),
             colors={"upper": g.SKY, "estimate": g.BLUE, "lower": g.SKY},

@@ -114,10 +114,10 @@ def choose(dashboard: Mapping[str, Any], prometheus: Prometheus, **chosen: str) 
         match = re.fullmatch(r"label_values\((.*), (\w+)\)", variable.query)
         assert match, variable.query
         found = prometheus.label_values(fill(match[1], values), match[2])
-        assert found, f"the variable {variable.name} has no value"
-        if variable.many:
-            values[variable.name] = ".*"
+        if variable.many:  # "All", which a store without the label has too
+            values[variable.name] = chosen.get(variable.name, ".*")
         else:
+            assert found, f"the variable {variable.name} has no value"
             wanted = chosen.get(variable.name, variable.first)
             values[variable.name] = wanted if wanted in found else sorted(found)[0]
     return values
@@ -129,6 +129,13 @@ class Answered:
 
     panel: Panel
     answers: Mapping[str, list[Series]]
+
+    @property
+    def empty(self) -> list[str]:
+        """Letters of the queries without an answer; a single value shows one of its queries."""
+        if self.panel.kind == "stat" and any(self.answers.values()):
+            return []
+        return [letter for letter, series in self.answers.items() if not series]
 
 
 def ask(

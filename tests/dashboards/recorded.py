@@ -23,7 +23,7 @@ from vllm_nfp.metrics.collector import NfpCollector
 from vllm_nfp.results.control import ControlSnapshot, ControlState, control_file
 from vllm_nfp.results.snapshot import Snapshot, engine_file, read_snapshot, write_snapshot
 from vllm_nfp.strict_json import encode
-from vllm_nfp.types import Basis, LayerHistogram, LiveStep
+from vllm_nfp.types import Basis, LayerHistogram, LiveStep, ServerInfo
 
 ALL_RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 RESULTS = ALL_RESULTS / "2026-11-24-h100"
@@ -50,7 +50,13 @@ def recorded_snapshot(kind: str, folder: Path) -> Snapshot:
             dataclasses.replace(row, basis=BASES.get(row.context, Basis.MEASURED))
             for row in snapshot.boundaries
         ),
+        server=ServerInfo("NVIDIA H100 80GB HBM3", "bfloat16", "", 1, "0.32.0", "0.1.0"),
         live=LIVE,
+        live_curves=tuple(
+            dataclasses.replace(row, batch_size=LIVE.batch_size, context=LIVE.context)
+            for row in snapshot.curves
+            if (row.module, row.batch_size, row.context) == ("model", 8, 4096)
+        ),
         live_boundaries=tuple(
             dataclasses.replace(row, batch_size=LIVE.batch_size, context=LIVE.context)
             for row in snapshot.boundaries

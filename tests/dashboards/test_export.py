@@ -9,18 +9,20 @@ import pytest
 from click.testing import CliRunner
 
 from vllm_nfp.cli import main
-from vllm_nfp.dashboards import ExportError, export, source_folder
+from vllm_nfp.dashboards import ExportError, export, kubernetes, source_folder
 
 ROOT = Path(__file__).parents[2]
 FILES = {
     "compose.yaml",
     "grafana/nfp-deep-dive.json",
+    "grafana/nfp-fleet.json",
     "grafana/nfp-overview.json",
     "prometheus.yml",
     "provisioning/dashboards/nfp.yml",
     "provisioning/datasources/prometheus.yml",
     "rules/nfp.rules.yml",
 }
+KUBERNETES = {f"kubernetes/{name}" for name in kubernetes.STATIC}
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
@@ -84,7 +86,7 @@ def test_a_built_package_carries_the_files(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     package = tmp_path / "build" / "lib" / "vllm_nfp" / "dashboards"
-    assert set(files_in(package / "data")) == FILES
+    assert set(files_in(package / "data")) == FILES | KUBERNETES
     # The copy finds its own files, without the checkout.
     found = subprocess.run(
         [sys.executable, "-c", "from vllm_nfp.dashboards import source_folder as f; print(f())"],

@@ -18,6 +18,7 @@ from recorded import Recorded, recorded_snapshot
 
 from dashboards.builder import __main__ as build
 from vllm_nfp.dashboards import source_folder
+from vllm_nfp.dashboards.runbook import runbook_url
 
 ROOT = Path(__file__).parents[2]
 DASHBOARDS = dashboards()
@@ -96,13 +97,48 @@ def test_variables_come_before_those_that_use_them(name: str) -> None:
     for variable in variables(DASHBOARDS[name]):
         assert set(re.findall(r"\$(\w+)", variable.query)) <= known
         known.add(variable.name)
-    assert {"datasource", "model_name", "engine", "instance"} <= known
+    fleet = name == "nfp-fleet"
+    wanted = {"cluster", "namespace", "model_name"}
+    wanted |= {"device"} if fleet else {"pod", "engine", "instance"}
+    assert wanted | {"datasource"} <= known
     for panel in panels(DASHBOARDS[name]):
         for text in (panel.title, *(t.expr for t in panel.targets)):
             assert set(re.findall(r"\$(\w+)", text)) <= known, panel.title
         for target in panel.targets:
-            for variable in ("model_name", "engine", "instance"):
+            for variable in wanted - {"device"}:
                 assert f"${variable}" in target.expr, f"{panel.title} ignores {variable}"
+
+
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_all_may_be_chosen_where_a_store_lacks_the_labels_of_kubernetes(name: str) -> None:
+    kubernetes = {"cluster", "namespace", "pod"}
+    for raw in DASHBOARDS[name]["templating"]["list"]:
+        if raw["name"] in kubernetes:
+            assert raw["includeAll"]
+            assert raw["allValue"] == ".*", "which matches a label that is absent"
+            assert raw["current"]["value"] == ["$__all"]
+    for panel in panels(DASHBOARDS[name]):
+        for target in panel.targets:
+            assert not re.search(r'\b(cluster|namespace|pod)="', target.expr), panel.title
+
+
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_queries_join_on_all_that_tells_servers_apart(name: str) -> None:
+    """In a store of several clusters, a join on fewer labels finds two series, and fails."""
+    for panel in panels(DASHBOARDS[name]):
+        for target in panel.targets:
+            for labels in re.findall(r"\bon \(([^)]*)\)", target.expr):
+                kept = {label.strip() for label in labels.split(",")} - {""}
+                assert not kept or {"cluster", "namespace", "pod", "instance"} <= kept, panel.title
+
+
+def test_the_restart_marks_are_those_of_the_chosen_servers() -> None:
+    for name in ("nfp-overview", "nfp-deep-dive"):
+        marks = {mark["name"]: mark for mark in DASHBOARDS[name]["annotations"]["list"]}
+        expr = marks["Server restarts"]["expr"]
+        assert "and on (cluster, namespace, pod, job, instance) vllm_nfp_state{" in expr
+        for variable in ("cluster", "namespace", "pod", "instance", "model_name"):
+            assert f"${variable}" in expr
 
 
 def test_every_metric_of_panels_and_rules_exists(exported: set[str]) -> None:
@@ -117,6 +153,25 @@ def test_every_metric_of_panels_and_rules_exists(exported: set[str]) -> None:
         assert metrics_in(expr) or "engine:" in expr or "model:" in expr, name
         unknown = metrics_in(expr) - exported - VLLM_METRICS
         assert not unknown, f"{name} uses {unknown}"
+
+
+def test_every_rule_keeps_the_labels_that_tell_servers_apart() -> None:
+    """In a store of several clusters, servers may share job, instance, model and engine."""
+    grouped = re.compile(r"\b(?:by|on) \(([^)]*)\)")
+    for rule in rules():
+        name = rule.get("alert", rule.get("record"))
+        for labels in grouped.findall(rule["expr"]):
+            kept = [label.strip() for label in labels.split(",")]
+            assert kept[:2] == ["cluster", "namespace"], name
+            assert "pod" in kept or "instance" not in kept, name
+
+
+def test_every_rule_has_a_test() -> None:
+    files = (Path(__file__).parent / "alerts").glob("*.test.yml")
+    text = "".join(file.read_text() for file in files)
+    for rule in rules():
+        name = rule.get("alert", rule.get("record"))
+        assert re.search(rf"(alertname|expr): {name}\b", text), name
 
 
 def test_recorded_series_that_alerts_use_are_recorded() -> None:
@@ -138,7 +193,8 @@ def test_every_exported_metric_is_in_the_table_of_metrics(exported: set[str]) ->
 
 def test_every_alert_has_its_line_its_page_and_its_tests() -> None:
     runbook = (ROOT / "docs" / "runbook.md").read_text()
-    tests = yaml.safe_load((Path(__file__).parent / "alerts.test.yml").read_text())["tests"]
+    files = (Path(__file__).parent / "alerts").glob("*.test.yml")
+    tests = [test for file in files for test in yaml.safe_load(file.read_text())["tests"]]
     cases: dict[str, list[bool]] = {}
     for test in tests:
         for case in test["alert_rule_test"]:
@@ -147,9 +203,9 @@ def test_every_alert_has_its_line_its_page_and_its_tests() -> None:
     for rule in alerts:
         name = rule["alert"]
         annotations = rule["annotations"]
-        assert set(annotations) == {"summary", "runbook", "runbook_page"}
-        assert len(annotations["runbook"]) > 30
-        assert annotations["runbook_page"] == f"docs/runbook.md#{name.lower()}"
+        assert set(annotations) == {"summary", "description", "runbook_url"}
+        assert len(annotations["description"]) > 60
+        assert annotations["runbook_url"] == runbook_url(name)
         assert f"\n## {name}\n" in runbook
         assert rule["labels"]["severity"] in {"info", "warning", "critical"}
         assert True in cases[name], f"{name} is not shown to fire"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from panels import RULES, Answered, ask, choose, dashboards, rules
+from panels import RULES, Answered, ask, choose, dashboards, fill, rules
 from recorded import Recorded, recorded_snapshot, serving
 
 from dashboards.local_stack.prometheus import Prometheus, PrometheusError, running_prometheus
@@ -65,9 +66,9 @@ def test_every_query_of_every_panel_returns_data(name: str, prometheus: Promethe
             values = choose(DASHBOARDS[name], prometheus, model_name=model, module=module)
             assert values["epsilon"] == "0.1"
             for answered in ask(DASHBOARDS[name], prometheus, values, seconds=SECONDS):
-                for letter, series in answered.answers.items():
+                for letter in answered.answers:
                     key = (answered.panel.title, letter)
-                    found[key] = found.get(key, False) or bool(series)
+                    found[key] = found.get(key, False) or letter not in answered.empty
     assert [key for key, has_data in found.items() if not has_data] == []
 
 
@@ -86,7 +87,11 @@ def test_panels_show_the_numbers_of_the_run(prometheus: Prometheus) -> None:
     assert one("Positions in use") == 4
     assert one("Free tokens left") == 6 * (16 - 4)
     assert one("Probe state") == 2, "steady"
-    assert one("Basis") == 1, "inferred"
+    assert one("Basis of the free positions") == 1, "inferred"
+    assert one("Draft length that runs") == 3
+    assert one("Recommended draft length") == 3
+    assert one("Gain over what runs") == one("Gain, at least") == 0.0, "keep what runs"
+    assert one("Basis of the recommendation") == 0, "measured"
     bases = _by_labels(by_title["What they rest on"], "module", "batch_size", "basis")
     assert bases["dense_ffn", "32", "inferred"] == 1
     live = {
@@ -105,15 +110,79 @@ def test_panels_show_the_numbers_of_the_run(prometheus: Prometheus) -> None:
     assert table["model", "1"] == 64
     idle = _by_labels(by_title["Estimated, predicted and idle-compute"], "cell", letter="C")
     assert idle["dense_ffn B=32",] == 9
-    assert one("Draft length: run, accepted, free", "A") == pytest.approx(3)
-    assert one("Draft length: run, accepted, free", "B") == pytest.approx(1.8)
-    assert one("Draft length: run, accepted, free", "C") == 15
+    assert one("Tokens per step: drafted and accepted", "A") == pytest.approx(3)
+    assert one("Tokens per step: drafted and accepted", "B") == pytest.approx(1.8)
     # Of each 10 drafts 9, 6 and 3 had their first, second and third token accepted. Of a fourth
     # nothing is known.
-    assert one("Draft length: recommended and configured", "A") == 3
-    assert one("Draft length: recommended and configured", "B") == 3
-    assert one("Draft length: recommended and configured", "C") == pytest.approx(3)
+    for letter, draft_length in zip("ABCD", (3, 3, 15, 3), strict=True):
+        assert one("Draft length: runs and recommended", letter) == draft_length
     assert one("Overhead and budget", "B") == 0.5
+
+
+def test_one_free_position_is_red_only_where_drafts_lose(prometheus: Prometheus) -> None:
+    """The MoE model has one free position and runs its recommended length beyond it."""
+    page = DASHBOARDS["nfp-overview"]
+    values = choose(page, prometheus, model_name="model-moe", context="4096")
+    by_title = {a.panel.title: a for a in ask(page, prometheus, values, seconds=SECONDS)}
+    panel = by_title["Free positions"]
+    ((free,), losing) = panel.answers["A"], panel.answers["B"]
+    assert free.points[-1][1] == 1
+    assert losing == []
+    assert [target.legend for target in panel.panel.targets] == ["free", "free, and drafts lose"]
+    (override,) = panel.panel.raw["fieldConfig"]["overrides"]
+    assert override["matcher"]["options"] == "free, and drafts lose"
+    # Its query as if the recommended length were 0, and surely better.
+    lost = re.sub(
+        r"vllm_nfp_live_recommended_draft_length\{", "0 * \\g<0>", panel.panel.targets[1].expr
+    )
+    lost = re.sub(r"vllm_nfp_live_draft_gain_ratio_lower\{", "2 * \\g<0>", lost)
+    assert [s.points[-1][1] for s in prometheus.now(fill(lost, values))] == [1]
+    assert prometheus.now(fill(panel.panel.targets[1].expr, values)) == []
+
+
+def test_the_fleet_shows_models_by_gpu_and_their_servers(prometheus: Prometheus) -> None:
+    page = DASHBOARDS["nfp-fleet"]
+    values = choose(page, prometheus)
+    by_title = {a.panel.title: a for a in ask(page, prometheus, values, seconds=SECONDS)}
+    free = _by_labels(by_title["Models and GPUs"], "model_name", "device", letter="B")
+    assert free == {
+        ("model-dense", "NVIDIA H100 80GB HBM3"): 16,
+        ("model-moe", "NVIDIA H100 80GB HBM3"): 1,
+    }
+    servers = by_title["Servers"].answers["B"]
+    assert {s.labels["model_name"]: s.points[-1][1] for s in servers} == {
+        "model-dense": 3,
+        "model-moe": 3,
+    }
+    assert all("cluster" not in series.labels for series in servers)
+    (count,) = by_title["Engines with a probe"].answers["A"]
+    assert count.points[-1][1] == 2
+    (sure,) = by_title["Engines with a sure gain"].answers["A"]
+    assert sure.points[-1][1] == 0
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_the_docs_picture_of_the_fleet_can_be_made(prometheus: Prometheus, tmp_path: Path) -> None:
+    from preview import draw
+
+    page = DASHBOARDS["nfp-fleet"]
+    values = choose(page, prometheus)
+    answers = list(ask(page, prometheus, values, seconds=SECONDS))
+    draw(tmp_path, page, values, answers, SECONDS)
+
+
+def test_restarts_of_other_targets_are_not_marked(prometheus: Prometheus) -> None:
+    """Every target of a Prometheus has a start time: here only one server is chosen."""
+    page = DASHBOARDS["nfp-overview"]
+    values = choose(page, prometheus, model_name="model-moe")
+    (expr,) = [
+        mark["expr"] for mark in page["annotations"]["list"] if mark["name"] == "Server restarts"
+    ]
+    assert prometheus.now(fill(expr, values)) == [], "none has restarted"
+    marked = prometheus.now(fill(expr.replace("> 0", ">= 0"), values))
+    everywhere = prometheus.now("changes(process_start_time_seconds[2m]) >= 0")
+    assert (len(marked), len(everywhere)) == (1, 2)
 
 
 def test_the_deep_dive_shows_the_curve_of_the_run(prometheus: Prometheus) -> None:
@@ -158,12 +227,8 @@ def test_rules_evaluate_and_record(prometheus: Prometheus) -> None:
     predicted = "engine:vllm_nfp_live_predicted:ratio"  # alerts.test.yml tests its values
     recorded = {rule["record"] for rule in rules() if "record" in rule} - {predicted}
     wait_for(lambda: all(map(prometheus.now, recorded)), what=f"all of {recorded}")
-    # The MoE model has one free position there and runs four: not yet for ten minutes. Until its
-    # drafts have a rate, which takes two scrapes, another alert is there in its place; after a
-    # scrape that a busy machine has missed, one that names no model.
-    expected = [("NfpDraftLengthBeyondFree", "model-moe")]
-    wait_for(lambda: _alerts(prometheus) == expected)
-    assert prometheus.alerts()[0]["state"] == "pending"
+    # The MoE model has one free position there and runs four, which is its recommended length.
+    wait_for(lambda: _alerts(prometheus) == [])
     assert not prometheus.now(predicted), "nothing where live traffic is was only predicted"
 
 

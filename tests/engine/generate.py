@@ -1,6 +1,6 @@
 """Run as a program: generate with a real vLLM engine and print what came out, as JSON.
 
-    generate.py MODEL OUT.json chunked|seeded|graphs|narrow
+    generate.py MODEL OUT.json chunked|seeded|graphs|narrow|pictures|picture-graphs|embedded
 
 The probe is on if the environment carries its settings. Requests share prefixes, are longer than
 a step's token limit, and are all there before the first step (the engine runs in this process: in
@@ -11,6 +11,9 @@ Two modes, since vLLM 0.32 on a CPU fails on its own when a request with a seed 
 is read in chunks ("CPU Generator does not use offset"): "chunked" samples from the engine's one
 generator, which a probe that drew from it would shift; "seeded" gives requests their own seeds.
 "narrow" is the latter in bfloat16 with a KV cache of 8 bits, whose bytes hold more in each.
+"pictures" has pictures before most prompts, in chunks and with answers of different lengths, so
+that they are read between decode steps; "picture-graphs" is the same in CUDA graphs. "embedded" has
+prompts that are embeddings.
 """
 
 from __future__ import annotations
@@ -50,6 +53,41 @@ def by_transformers(model: Path, wanted: list[list[int]], tokens: int) -> list[l
     return outputs
 
 
+def with_pictures(model: Path, wanted: list[list[int]]) -> list[dict[str, Any]]:
+    """The prompts, with no, one or two pictures before each."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(3)
+    config = json.loads((model / "config.json").read_text())
+    # vLLM puts BLIP-2's pictures first itself; the others' prompts say where they are.
+    mark = [] if config["model_type"] == "blip-2" else [config["image_token_id"]]
+    made = []
+    for index, ids in enumerate(wanted):
+        count = index % (3 if mark else 2)
+        pixels = rng.integers(0, 256, (count, 60, 80 + 8 * index, 3), dtype=np.uint8)
+        pictures = {"image": [Image.fromarray(each) for each in pixels]} if count else {}
+        made.append({"prompt_token_ids": mark * count + ids[:40], "multi_modal_data": pictures})
+    return made
+
+
+def as_embeddings(model: Path, wanted: list[list[int]]) -> list[dict[str, Any]]:
+    """Every other prompt, as random embeddings."""
+    import torch
+
+    width = json.loads((model / "config.json").read_text())["hidden_size"]
+    torch.manual_seed(5)
+    return [
+        {"prompt_embeds": torch.randn(len(ids), width)} if index % 2 else {"prompt_token_ids": ids}
+        for index, ids in enumerate(wanted)
+    ]
+
+
+PICTURES = ("pictures", "picture-graphs")
+REQUESTS = {**dict.fromkeys(PICTURES, with_pictures), "embedded": as_embeddings}
+PROCESSOR = "processor_config.json"
+"""Of a model that reads pictures."""
+IN_GRAPHS = ("graphs", "picture-graphs")
 SEEDED = ("seeded", "narrow")
 GRAPHS: dict[str, Any] = {
     # FULL graphs, but nothing compiled, which would take most of the test's time.
@@ -68,21 +106,29 @@ def main(model: str, out: str, mode: str) -> None:
     from vllm_nfp.adapter.engines import start_engine
 
     arguments = {
-        "enforce_eager": mode != "graphs",
+        "enforce_eager": mode not in IN_GRAPHS,
         "max_model_len": 512,
         "max_num_seqs": 24,  # a full server leaves nothing for probes
-        "dtype": "bfloat16" if mode in ("graphs", "narrow") else "float32",
+        "skip_tokenizer_init": mode not in PICTURES,
+        "enable_prompt_embeds": mode == "embedded",
+        # In the other modes a model that reads pictures is served as one of text.
+        "language_model_only": mode not in PICTURES and (Path(model) / PROCESSOR).exists(),
+        "dtype": "bfloat16" if mode in (*IN_GRAPHS, "narrow") else "float32",
         "kv_cache_dtype": "fp8" if mode == "narrow" else "auto",
-        "max_num_batched_tokens": 64 if mode == "chunked" else 2048,
+        "max_num_batched_tokens": 64 if mode == "chunked" else 96 if mode in PICTURES else 2048,
         "enable_prefix_caching": True,
         "enable_chunked_prefill": True,
         "seed": 0,
-        **(GRAPHS if mode == "graphs" else {}),
+        **(GRAPHS if mode in IN_GRAPHS else {}),
+        # The encoder's small heads fit no fast kernel.
+        **({"mm_encoder_attn_backend": "TORCH_SDPA"} if mode == "picture-graphs" else {}),
     }
     llm = start_engine(model, arguments)
     from vllm import SamplingParams
 
-    requests = [{"prompt_token_ids": ids} for ids in prompts()]
+    requests: list[Any] = [{"prompt_token_ids": ids} for ids in prompts()]
+    if mode in REQUESTS:
+        requests = REQUESTS[mode](Path(model), prompts())
     common = {"max_tokens": 40, "ignore_eos": True, "detokenize": False, "logprobs": 1}
     params = [
         SamplingParams(temperature=0.0, **common)
@@ -92,6 +138,9 @@ def main(model: str, out: str, mode: str) -> None:
         )
         for i in range(len(requests))
     ]
+    if mode in PICTURES:
+        for index, each in enumerate(params):
+            each.max_tokens = 24 + 4 * index
     result = []
     # The second time from the prefix cache. Graphs are captured between steps: that takes many.
     for _ in range(20 if mode == "graphs" else 2):

@@ -1,4 +1,4 @@
-"""Small models of kinds that a probe keeps its hands off, with random weights, made on the spot."""
+"""Small models of kinds beside plain decoders, with random weights, made on the spot."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 WORDS = 509
 """Words of the tokenizer here, beside the special ones."""
-SPECIAL = ("<pad>", "<eos>", "<image>")
+IMAGE = "<image>"
+SPECIAL = ("<pad>", "<eos>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if message.content is string %}{{ message.content }}"
     "{% else %}{% for part in message.content %}{% if part.type == 'text' %}{{ part.text }} "
@@ -75,8 +76,8 @@ def multimodal(folder: Path) -> Path:
             bos_token_id=0, eos_token_id=1, pad_token_id=0,
         ),
         num_query_tokens=8, dtype="float32",
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
     )  # fmt: skip
     Blip2Processor(
         image_processor=BlipImageProcessor(size={"height": 56, "width": 56}),
@@ -86,18 +87,64 @@ def multimodal(folder: Path) -> Path:
     return write(folder, config)
 
 
-def make_tokenizer() -> Any:
-    """One that splits at spaces and knows the words w0, w1 and so on."""
+def rotary(folder: Path) -> Path:
+    """PaddleOCR-VL: a small decoder with rotary positions of three dimensions that reads pictures.
+
+    It needs no torchvision, as the models do that also read videos.
+    """
+    from transformers import (
+        PaddleOCRVLConfig,
+        PaddleOCRVLImageProcessorPil,
+        PaddleOCRVLProcessor,
+    )
+
+    image = "<|IMAGE_PLACEHOLDER|>"  # vLLM writes it into chats
+    tokenizer = make_tokenizer(image, extra_special_tokens={"image_token": image})
+    config = PaddleOCRVLConfig(
+        text_config={
+            **TEXT, "head_dim": 32, "tie_word_embeddings": False,
+            "rope_parameters": {
+                "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6],
+            },
+        },
+        vision_config={
+            "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "image_size": 56, "patch_size": 14,
+        },
+        image_token_id=tokenizer.image_token_id, video_token_id=510,
+        vision_start_token_id=508, vision_end_token_id=509,
+        tie_word_embeddings=False, dtype="float32",
+    )  # fmt: skip
+    PaddleOCRVLProcessor(
+        image_processor=PaddleOCRVLImageProcessorPil(
+            size={"shortest_edge": 56 * 56, "longest_edge": 112 * 112}
+        ),
+        tokenizer=tokenizer,
+    ).save_pretrained(folder)
+    picture = f"{{% if part.type == 'image' %}}{image} {{% elif "
+    template = CHAT_TEMPLATE.replace("{% if part.type", picture + "part.type")
+    (folder / "chat_template.jinja").write_text(template)
+    return write(folder, config)
+
+
+def make_tokenizer(image: str = IMAGE, **names: Any) -> Any:
+    """One that splits at spaces and knows the words w0, w1 and so on.
+
+    Args:
+        image: stands for a picture.
+        names: of special tokens, for a processor.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = {word: index for index, word in enumerate(SPECIAL)}
-    words |= {f"w{index}": len(SPECIAL) + index for index in range(WORDS)}
+    special = (*SPECIAL, image)
+    words = {word: index for index, word in enumerate(special)}
+    words |= {f"w{index}": len(special) + index for index in range(WORDS)}
     raw = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
         tokenizer_object=raw, unk_token="<pad>", pad_token="<pad>", eos_token="<eos>",
-        additional_special_tokens=["<image>"],
+        **(names or {"additional_special_tokens": [image]}),
     )  # fmt: skip
 
 

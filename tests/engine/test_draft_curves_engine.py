@@ -66,7 +66,6 @@ def result_of(model: Path, folder: Path, backend: str, ranks: int) -> dict[str, 
         capture_output=True, text=True, timeout=800, check=False,
         env={
             **os.environ, "NFP_PROBE_CONFIG": settings, "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1",
         },
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

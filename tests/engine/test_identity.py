@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import kinds
 import pytest
 
 from vllm_nfp.config import ENV_VAR, config_from_mapping
@@ -33,6 +34,17 @@ def generate(
     return json.loads(out.read_text())
 
 
+@pytest.fixture(scope="module")
+def rotary_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """It reads pictures, and its rotary positions have three dimensions."""
+    return kinds.rotary(tmp_path_factory.mktemp("rotary"))
+
+
+@pytest.fixture(scope="module")
+def picture_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return kinds.multimodal(tmp_path_factory.mktemp("multimodal"))
+
+
 FEW_SHAPES = {"batch_sizes": [1, 4, 8], "contexts": [32, 128], "capture_seconds": 2.0}
 WHOLE_TABLE = {"capture_seconds": 0.0, "wanted_samples": 1}
 """Of the server; its shapes run for the first time between real steps."""
@@ -45,6 +57,10 @@ WHOLE_TABLE = {"capture_seconds": 0.0, "wanted_samples": 1}
         ("dense_model", "seeded", WHOLE_TABLE),
         ("moe_model", "seeded", FEW_SHAPES),
         ("sliding_model", "narrow", FEW_SHAPES),
+        ("rotary_model", "pictures", FEW_SHAPES),
+        pytest.param("rotary_model", "seeded", FEW_SHAPES, marks=pytest.mark.thorough),
+        pytest.param("picture_model", "pictures", WHOLE_TABLE, marks=pytest.mark.thorough),
+        pytest.param("dense_model", "embedded", FEW_SHAPES, marks=pytest.mark.thorough),
         pytest.param("latent_model", "seeded", FEW_SHAPES, marks=pytest.mark.thorough),
     ],
 )

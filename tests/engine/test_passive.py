@@ -7,51 +7,20 @@ import shutil
 import time
 import urllib.request
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import kinds
 import pytest
-from serving import API_KEY, Running, server
+from serving import Running, server
 
+from vllm_nfp import doctor
 from vllm_nfp.results import scrape
 
 pytestmark = [pytest.mark.engine, pytest.mark.thorough]
 
 PROBE = '{"batch_sizes": [1, 4], "contexts": [64, 256], "publish_seconds": 0.3}'
-CONNECTOR = {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}
-
-
-def kv_connector(folder: Path) -> list[str]:
-    storage = {"kv_connector_extra_config": {"shared_storage_path": str(folder / "kv")}}
-    return ["--kv-transfer-config", json.dumps({**CONNECTOR, **storage})]
-
-
-def image_outputs(running: Running) -> list[list[int]]:
-    """Chats with and without pictures, four at a time."""
-
-    def one(index: int) -> list[int]:
-        text = {"type": "text", "text": " ".join(f"w{(7 * index + i) % 90}" for i in range(12))}
-        pictures = [
-            {"type": "image_url", "image_url": {"url": kinds.image(20 * index + shade)}}
-            for shade in range(index % 2)
-        ]
-        body = {
-            "model": running.model, "messages": [{"role": "user", "content": [*pictures, text]}],
-            "max_tokens": 24, "temperature": 0, "ignore_eos": True, "return_token_ids": True,
-        }  # fmt: skip
-        request = urllib.request.Request(
-            f"{running.url}/v1/chat/completions",
-            json.dumps(body).encode(),
-            {"Content-Type": "application/json", "Authorization": f"Bearer {API_KEY}"},
-        )
-        with urllib.request.urlopen(request, timeout=120) as answer:
-            return json.load(answer)["choices"][0]["token_ids"]
-
-    with ThreadPoolExecutor(4) as pool:
-        return list(pool.map(one, range(12)))
 
 
 def text_outputs(running: Running) -> list[list[int]]:
@@ -67,7 +36,6 @@ class Kind:
     """Part of what /metrics says."""
     flags: tuple[str, ...] = ()
     model: str = "dense"
-    more_flags: Callable[[Path], list[str]] = lambda folder: []
     outputs: Callable[[Running], list[list[int]]] = text_outputs
 
 
@@ -75,12 +43,6 @@ class Kind:
 # next with --enforce-eager, and ends at the first request, with or without the probe. Nor is data
 # parallelism with experts, under which its worker dies at the start without the probe.
 KINDS = {
-    "lora": Kind("LoRA", ("--enable-lora",)),
-    "kv-connector": Kind("KV connector", more_flags=kv_connector),
-    "prompt-embeds": Kind("embeddings as input", ("--enable-prompt-embeds",)),
-    "multimodal": Kind(
-        "embeddings as input", ("--no-skip-tokenizer-init",), "multimodal", outputs=image_outputs
-    ),
     "hybrid": Kind("recurrent (mamba) state", ("--dtype", "bfloat16"), "hybrid"),
 }
 
@@ -106,13 +68,17 @@ def test_outputs_stay_and_steps_are_timed(
     for number, probe in enumerate(((), ("--nfp-probe", "--nfp-config", PROBE))):
         folder = tmp_path / str(number)
         folder.mkdir()
-        flags = (*kind.flags, *kind.more_flags(folder), *probe)
+        flags = (*kind.flags, *probe)
         with server(model, folder, *flags) as running:
             outputs.append(kind.outputs(running))
             assert kind.outputs(running) == outputs[-1], "the server repeats itself not"
             if probe:
                 time.sleep(1.0)  # for what the last steps brought
                 check_metrics(running, kind.reason)
+    flags = ("--enforce-eager", *kind.flags, *kind.more_flags(tmp_path))
+    told = doctor.ask_vllm(doctor.Question(model, flags)).values
+    assert told["mode"] == "passive"
+    assert kind.reason in told["reason"], "it is told before the server is started"
     assert outputs[0] == outputs[1]
     assert sum(map(len, map(set, outputs[0]))) > 5 * len(outputs[0]), "the model repeats itself"
 
@@ -171,8 +137,10 @@ def test_draft_lengths_are_controlled_where_nothing_is_probed(
         "method": "ngram", "num_speculative_tokens": 4,
         "prompt_lookup_min": 1, "prompt_lookup_max": 2,
     }  # fmt: skip
-    settings = {"publish_seconds": 0.5, "draft_min_gain": 0.0, "draft_trial_loss": 0.5}
-    drafting = ("--enable-lora", "--speculative-config", json.dumps(speculation))
+    settings = {
+        "publish_seconds": 0.5, "draft_min_gain": 0.0, "draft_trial_loss": 0.5, "passive": True,
+    }  # fmt: skip
+    drafting = ("--speculative-config", json.dumps(speculation))
     control = ("--nfp-probe", "--nfp-draft-control", "--nfp-config", json.dumps(settings))
     prompts = [[10 + i, 20 + i, 30 + i] * 8 for i in range(4)]
 

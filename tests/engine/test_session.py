@@ -360,7 +360,7 @@ def test_a_run_that_fails_in_a_piecewise_graph_leaves_the_runners_buffers(
         raise RuntimeError("the model fails")
 
     with torch.inference_mode(), pytest.raises(RuntimeError, match="the model fails"):
-        monkeypatch.setattr(engine_of(session)._runtime.forward, "_call", fail)
+        monkeypatch.setattr(engine_of(session)._runtime.forward.inputs, "live", fail)
         engine_of(session).launch(Shape(4, 128, 8))
     assert all(map(torch.equal, buffers, before))
 
@@ -444,7 +444,7 @@ def assert_disabled(folder: Path, stage: str, caplog: pytest.LogCaptureFixture) 
     assert left.state is State.DISABLED
     assert f"fault injected at stage '{stage}'" in left.reason
     assert "the probe is disabled" in caplog.text
-    assert "the server goes on without it" in caplog.text
+    assert "the server continues without it" in caplog.text
 
 
 def test_an_unknown_vllm_is_watched_and_not_probed(

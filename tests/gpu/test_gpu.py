@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import kinds
 import pytest
 
 from vllm_nfp.config import ENV_VAR, config_from_mapping
@@ -21,12 +22,14 @@ GENERATE = Path(__file__).parents[1] / "engine" / "generate.py"
 REAL_GRAPHS = Path(__file__).with_name("real_graphs.py")
 
 
-def generate(model: Path, out: Path, probe: dict[str, object] | None) -> object:
+def generate(
+    model: Path, out: Path, probe: dict[str, object] | None, mode: str = "graphs"
+) -> object:
     environment = dict(os.environ)
     if probe is not None:
         environment[ENV_VAR] = config_from_mapping(probe).to_json()
     done = subprocess.run(
-        [sys.executable, str(GENERATE), str(model), str(out), "graphs"],
+        [sys.executable, str(GENERATE), str(model), str(out), mode],
         env=environment, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -87,6 +90,30 @@ def test_outputs_do_not_change_in_full_graphs(
         assert {row.positions for row in snapshot.steps} == {1}
 
 
+@pytest.fixture(scope="module")
+def rotary_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """It reads pictures, and its rotary positions have three dimensions."""
+    return kinds.rotary(tmp_path_factory.mktemp("rotary"))
+
+
+def test_outputs_do_not_change_while_pictures_are_read(rotary_model: Path, tmp_path: Path) -> None:
+    """The probe's FULL graphs read embeddings that are made before them."""
+    plain = generate(rotary_model, tmp_path / "plain.json", None, "picture-graphs")
+    probe = {
+        **FEW_SHAPES,
+        "max_positions": 8,
+        "overhead_budget": 0.5,
+        "step_share": 1.0,
+        "publish_seconds": 0.2,
+        "run_dir": str(tmp_path),
+    }
+    assert generate(rotary_model, tmp_path / "probed.json", probe, "picture-graphs") == plain
+    snapshot = read_snapshot(tmp_path / "engine-0.json")
+    assert snapshot.state not in (State.DISABLED, State.PASSIVE), snapshot.reason
+    assert {row.execution for row in snapshot.curves} == {"full"}
+    assert snapshot.probes["measured"] >= 5
+
+
 def probe_real_graphs(model: Path, folder: Path, mode: str) -> dict[str, Any]:
     out = folder / "seen.json"
     done = subprocess.run(
@@ -99,7 +126,7 @@ def probe_real_graphs(model: Path, folder: Path, mode: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("kind", ["dense_model", "moe_model"])
+@pytest.mark.parametrize("kind", ["dense_model", "moe_model", "rotary_model"])
 @pytest.mark.parametrize("mode", ["piecewise", "partition"])
 def test_piecewise_probes_run_on_the_pools_tokens_and_leave_the_runners_buffers(
     kind: str, mode: str, request: pytest.FixtureRequest, tmp_path: Path

@@ -28,14 +28,21 @@ READ = (
     (
         V1,
         ("def get_model", "self.attn_groups", "self.kv_cache_config",
-         "self.uniform_decode_query_len", "self.input_ids", "self.positions", "self.input_batch"),
+         "self.uniform_decode_query_len", "self.input_ids", "self.positions", "self.input_batch",
+         "self.inputs_embeds = ", "self.uses_mrope = ", "self.mrope_positions = "),
     ),
     (
         V2,
         ("def get_model", "self.attn_groups", "self.kv_cache_config", "self.decode_query_len",
          "self.input_buffers", "dummy_run", "self.block_tables", "self.cudagraph_manager",
-         "self.kv_caches"),
+         "self.kv_caches", "self.model_state"),
     ),
+    ("vllm.v1.worker.gpu.model_states.default",
+     ("class DefaultModelState", "def dummy_inputs_embeds", "self.rope_state = ")),
+    ("vllm.v1.worker.gpu.mm.rope", ("self.positions = ",)),
+    ("vllm.model_executor.models.interfaces",
+     ("requires_raw_input_tokens", "def embed_input_ids", "multimodal_embeddings",
+      "is_multimodal")),
     ("vllm.v1.worker.block_table", ("self.block_tables = ", "self.slot_mapping = ")),
     ("vllm.v1.worker.gpu.block_table", ("self.slot_mappings = ",)),
     ("vllm.v1.worker.gpu.input_batch", ("self.input_ids = ", "self.positions = ",
@@ -46,7 +53,8 @@ READ = (
      ("self.dynamic_sd_lookup", "self.num_spec_tokens", "self.running")),
     ("vllm.v1.core.sched.output",
      ("num_scheduled_tokens", "scheduled_new_reqs", "scheduled_cached_reqs",
-      "num_computed_tokens", "scheduled_spec_decode_tokens", "num_spec_tokens_to_schedule",
+      "prompt_token_ids", "prompt_is_token_ids", "mm_features", "num_computed_tokens",
+      "scheduled_spec_decode_tokens", "num_spec_tokens_to_schedule",
       *SCHEDULER_FIELDS)),
     ("vllm.v1.kv_cache_interface",
      ("kv_cache_groups: ", "kv_cache_spec: ", "num_blocks: ", "block_size: ")),
@@ -101,6 +109,7 @@ def unlike(tree: Path) -> Iterator[str]:
         given = set(versions.metadata_fields())
         multimodal = versions.is_since(versions.MULTIMODAL_PROPERTY)
         marks_padding = versions.is_since(versions.V1_PADDING_MASK)
+        one_rotary = versions.is_since(versions.ONE_ROTARY_BUFFER)
     kind = definition(tree, "vllm.v1.attention.backend", "CommonAttentionMetadata")
     fields = {
         node.target.id: node.value is None
@@ -128,6 +137,8 @@ def unlike(tree: Path) -> Iterator[str]:
         yield "MULTIMODAL_PROPERTY is wrong"
     if ("self.is_padding = " in text_of(tree, V1)) != marks_padding:
         yield "V1_PADDING_MASK is wrong"
+    if ("self.xdrope_positions = " in text_of(tree, V1)) == one_rotary:
+        yield "ONE_ROTARY_BUFFER is wrong"
 
 
 def text_of(tree: Path, module: str) -> str:

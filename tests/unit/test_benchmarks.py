@@ -27,6 +27,7 @@ from benchmarks import (
     overhead_summary,
     paired,
     probe_account,
+    saturation,
     server,
     shapes,
     soak,
@@ -333,6 +334,8 @@ def test_the_overhead_benchmark_runs_from_start_to_end(
         lambda spec: [sys.executable, str(fake), str(spec.port), str(spec.probe is not None)],
     )
     monkeypatch.setattr(overhead, "ENDING_SECONDS", 1.0)
+    monkeypatch.setattr(overhead, "SETTLE_SECONDS", 0.02)
+    monkeypatch.setattr(saturation, "SATURATION_SECONDS", 1.0)
     arguments = ["--shape", "tiny:2:0.1", "--prompt-tokens=8", "--output-tokens=8"]
     arguments += ["--saturating=4", "--rounds=2", "--seconds=0.4", "--warmup-seconds=0.1"]
     overhead.main.main(

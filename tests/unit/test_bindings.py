@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_engine import config as accepted
 
-from vllm_nfp.adapter import bindings, support, versions
+from vllm_nfp.adapter import bindings, inputs, support, versions
 from vllm_nfp.adapter.attention_groups import AttentionGroup, CellDoesNotFitError, own_groups
 from vllm_nfp.adapter.bindings import UnknownVllmError
 from vllm_nfp.adapter.dispatch import Execution, Placement
@@ -191,15 +191,15 @@ def test_builders_that_ask_for_the_width_of_the_block_table_get_it(
     assert made[0].builder.width == given
 
 
-@pytest.mark.parametrize(("version", "refused"), [("0.29.0", True), ("0.31.0", False)])
-def test_a_multimodal_model_is_refused_where_vllm_has_another_name_for_it(
-    version: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("version", "multimodal"), [("0.29.0", True), ("0.31.0", False)])
+def test_older_releases_do_not_say_that_a_model_is_served_without_its_images(
+    version: str, multimodal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(versions, "installed_version", lambda: version)
     config = accepted(
         model_config__is_multimodal_model=True, model_config__supports_multimodal_inputs=False
     )
-    assert (support._inputs(config) is not None) is refused
+    assert inputs.is_multimodal(config.model_config) is multimodal
 
 
 def test_a_setting_that_vllm_does_not_have_keeps_the_probe_passive() -> None:
@@ -207,4 +207,6 @@ def test_a_setting_that_vllm_does_not_have_keeps_the_probe_passive() -> None:
     del config.model_config.uses_mrope
     found = support.decide(config)
     assert found.mode is Mode.PASSIVE
-    assert "is not as this vllm-nfp knows it" in found.reason and "uses_mrope" in found.reason
+    assert (
+        "differs from what this vllm-nfp supports" in found.reason and "uses_mrope" in found.reason
+    )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from quiet_inputs import quiet_inputs
 
 from vllm_nfp.adapter.dispatch import Execution, Placement
 from vllm_nfp.adapter.graph_place import GraphPlace
@@ -33,7 +34,7 @@ class Runs:
         self.forward = SimpleNamespace(
             timed=(1,),
             metadata=lambda *_, **__: {},
-            in_place=lambda _: nullcontext(),
+            inputs=quiet_inputs(),
             run_model=lambda *_: self._hidden(),
             run_head=lambda *_: self.calls.append("head"),
             run_modules=self._modules,

@@ -159,6 +159,32 @@ def test_settings_that_differ_are_named(one: Profile) -> None:
     }
 
 
+def test_what_an_old_profile_does_not_record_is_no_change(one: Profile) -> None:
+    old = replace(one.environment, max_num_seqs=0, cudagraph_capture_sizes=(), block_size=0)
+    new = replace(one.environment, max_num_seqs=256, cudagraph_capture_sizes=(1, 2), block_size=16)
+    a, b = replace(one, environment=old), replace(one, environment=new)
+    assert compare(a, b).settings == ()
+    assert compare(b, a).settings == ()
+    c = replace(one, environment=replace(new, max_num_seqs=64))
+    assert [row.name for row in compare(b, c).settings] == ["environment.max_num_seqs"]
+
+
+def test_two_models_or_gpus_are_named_first(tmp_path: Path, one: Profile) -> None:
+    other = replace(
+        one,
+        environment=replace(one.environment, device=replace(one.environment.device, name="B200")),
+        model=replace(one.model, name="another"),
+    )
+    paths = [str(tmp_path / "one.json"), str(tmp_path / "other.json")]
+    for path, profile in zip(paths, (one, other), strict=True):
+        save_profile(Path(path), profile)
+    lines = invoke(*paths)[1].splitlines()
+    assert lines[0] == "Two different devices: NVIDIA H100 80GB HBM3 and B200."
+    assert lines[1] == f"Two different models: {one.model.name} and another."
+    assert lines[2] == "The changes below are differences between them."
+    assert "Two different" not in invoke(paths[0], paths[0])[1]
+
+
 def test_profiles_without_a_common_cell_are_refused(dense_profile: Profile) -> None:
     a, b = only(dense_profile, "model", 8, 4096), only(dense_profile, "attention", 1, 1024)
     with pytest.raises(

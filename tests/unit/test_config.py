@@ -37,7 +37,7 @@ def test_settings_survive_json() -> None:
         ({"bogus": 1}, "unknown field 'bogus' in the NFP settings; allowed: epsilons,"),
         ({"epsilons": []}, "epsilons must not be empty"),
         ({"epsilons": [0.2, 0.1]}, "must be ascending without repeats"),
-        ({"epsilons": [float("nan")]}, "must be a fraction from 0.001 to 10, not nan"),
+        ({"epsilons": [float("nan")]}, "must be a fraction from 0.001 to 1, not nan"),
         ({"epsilons": 0.1}, "epsilons must be a list, not 0.1"),
         ({"draft_acceptance": 1.5}, "draft_acceptance must be a fraction from 0 to 1, not 1.5"),
         ({"max_positions": 1}, "from 2 to 512, not 1"),

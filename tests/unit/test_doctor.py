@@ -29,7 +29,8 @@ from vllm_nfp.doctor import (
 BASE = {"platform": "cuda", "triton": True, "forced_runner": None}
 OF_MODEL = {
     **BASE,
-    "mode": "active", "reason": "", "not_looked_at": [], "use_v2": True, "v2_unsupported": [],
+    "mode": "active", "reason": "", "features": [], "not_looked_at": [],
+    "use_v2": True, "v2_unsupported": [],
     "backend": "FLASH_ATTN", "graphs": {"eager": False, "mode": "FULL", "largest": 512},
     "speculative": None, "draft_lengths_by_batch_size": False, "data_parallel": 1,
 }  # fmt: skip
@@ -149,6 +150,21 @@ def test_a_model_that_cannot_be_probed_is_broken_with_the_reason() -> None:
     )  # fmt: skip
 
 
+def test_every_feature_of_a_command_line_is_told_and_not_only_the_first_reason() -> None:
+    made = [
+        {"name": "mixture of experts", "mode": "active", "why": "modules moe_ffn"},
+        {"name": "LoRA", "mode": "passive", "why": "serve without --enable-lora"},
+        {"name": "pipeline parallelism", "mode": "passive", "why": "probing needs 1"},
+    ]
+    found = whole(MODEL, mode="passive", reason="probing needs 1", features=made)
+    told = [(f.status, f.found) for f in found.findings if f.name == "feature"]
+    assert told == [
+        (Status.OK, "mixture of experts: probed"),
+        (Status.WARNING, "LoRA: passive; serve without --enable-lora"),
+        (Status.WARNING, "pipeline parallelism: passive; probing needs 1"),
+    ]
+
+
 def test_backend_graphs_and_drafts_of_a_model() -> None:
     found = diagnose(MODEL, not_looked_at=["--port", "8000"])
     assert found["attention backend"].found == "FLASH_ATTN"
@@ -199,8 +215,8 @@ def test_a_used_prometheus_folder_is_told(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_an_output_folder_that_cannot_be_written_is_broken(tmp_path: Path) -> None:
-    assert diagnose(Question(output_dir=str(tmp_path)))["output folder"].status is Status.OK
-    bad = diagnose(Question(output_dir="/proc/nfp"))["output folder"]
+    assert diagnose(Question(output_dir=str(tmp_path)))["output directory"].status is Status.OK
+    bad = diagnose(Question(output_dir="/proc/nfp"))["output directory"]
     assert (bad.status, "cannot be written" in bad.found) == (Status.BROKEN, True)
 
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from vllm_nfp.adapter import support
+from vllm_nfp.adapter.bindings import UnknownVllmError
 from vllm_nfp.adapter.runner_v1 import V1Runner
 from vllm_nfp.adapter.runner_v2 import V2Runner
 from vllm_nfp.adapter.runners import view_of
-from vllm_nfp.adapter.steps import StepLimits, step_of
+from vllm_nfp.adapter.steps import StepLimits, step_of, text_of
 from vllm_nfp.adapter.versions import Mode
 
 
@@ -22,12 +23,13 @@ def config(**changes: Any) -> Any:
     parallel = SimpleNamespace(
         tensor_parallel_size=1, pipeline_parallel_size=1, data_parallel_size=1,
         decode_context_parallel_size=1, prefill_context_parallel_size=1,
-        use_ubatching=False, enable_eplb=False, nnodes=1, rank=0,
+        use_ubatching=False, enable_eplb=False, enable_expert_parallel=False, nnodes=1, rank=0,
+        distributed_executor_backend=None,
     )  # fmt: skip
     model = SimpleNamespace(
-        is_hybrid=False, is_attention_free=False, is_encoder_decoder=False,
+        is_hybrid=False, is_attention_free=False, is_encoder_decoder=False, is_moe=False,
         runner_type="generate", uses_mrope=False, supports_multimodal_inputs=False,
-        enable_prompt_embeds=False, enable_sleep_mode=False,
+        enable_prompt_embeds=False, enable_sleep_mode=False, enforce_eager=False,
     )  # fmt: skip
     offload = SimpleNamespace(offload_backend="auto", uva=SimpleNamespace(cpu_offload_gb=0))
     made = SimpleNamespace(
@@ -40,23 +42,62 @@ def config(**changes: Any) -> Any:
     return made
 
 
+def kv_transfer(name: str, module: str | None = None, parts: Any = ()) -> Any:
+    """Settings of a KV connector, as vLLM has them."""
+    return SimpleNamespace(
+        kv_connector=name,
+        kv_connector_module_path=module,
+        kv_connector_extra_config={"connectors": parts},
+    )
+
+
+def ec_transfer(name: str, module: str | None = None) -> Any:
+    """Settings of an encoder-cache connector, as vLLM has them."""
+    return SimpleNamespace(
+        ec_connector=name, ec_connector_module_path=module, ec_role="ec_consumer"
+    )
+
+
+EAGER_LORA = {"lora_config": object(), "model_config__enforce_eager": True}
+EXPERTS_IN_PARALLEL = {"parallel_config__data_parallel_size": 4, "model_config__is_moe": True}
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
         ({"parallel_config__pipeline_parallel_size": 2}, "--pipeline-parallel-size 2"),
         ({"parallel_config__decode_context_parallel_size": 2}, "--decode-context-parallel-size 2"),
-        ({"parallel_config__data_parallel_size": 4}, "--data-parallel-size 4"),
+        (EXPERTS_IN_PARALLEL, "--data-parallel-size 4"),
         ({"parallel_config__use_ubatching": True}, "--enable-dbo"),
         ({"parallel_config__enable_eplb": True}, "--enable-eplb"),
         ({"model_config__is_hybrid": True}, "recurrent (mamba) state"),
         ({"model_config__is_encoder_decoder": True}, "encoder-decoder"),
         ({"model_config__runner_type": "pooling"}, "'pooling' decodes nothing"),
-        ({"model_config__uses_mrope": True}, "rotary positions"),
-        ({"model_config__supports_multimodal_inputs": True}, "--language-model-only"),
         ({"model_config__enable_sleep_mode": True}, "sleep mode"),
-        ({"kv_transfer_config": object()}, "KV connector"),
-        ({"ec_transfer_config": object()}, "encoder-cache connector"),
+        ({"kv_transfer_config": kv_transfer("NewConnector")}, "the KV connector NewConnector"),
+        (
+            {"kv_transfer_config": kv_transfer("NixlConnector", "my.module")},
+            "the KV connector my.module.NixlConnector",
+        ),
+        (
+            {
+                "kv_transfer_config": kv_transfer(
+                    "MultiConnector",
+                    parts=[
+                        {"kv_connector": "NixlConnector"},
+                        {"kv_connector": "HiSparseConnector"},
+                    ],
+                )
+            },
+            "the KV connector HiSparseConnector",
+        ),
+        ({"ec_transfer_config": ec_transfer("New")}, "the encoder-cache connector New"),
+        (
+            {"ec_transfer_config": ec_transfer("ECExampleConnector", "my.module")},
+            "the encoder-cache connector my.module.ECExampleConnector",
+        ),
         ({"lora_config": object()}, "--enable-lora"),
+        ({**EAGER_LORA, "model_config__is_moe": True}, "--enable-lora"),
         ({"offload_config__offload_backend": "prefetch"}, "offloaded"),
     ],
 )
@@ -69,8 +110,29 @@ def test_what_a_probe_would_corrupt_is_refused_by_name(
     assert reason in found
 
 
-def test_a_plain_decoder_is_accepted() -> None:
-    assert support.refusal(config()) is None
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"model_config__is_moe": True},
+        {"model_config__uses_mrope": True},
+        {"model_config__supports_multimodal_inputs": True},
+        {"model_config__enable_prompt_embeds": True},
+        {"parallel_config__data_parallel_size": 4},
+        {"parallel_config__tensor_parallel_size": 2},
+        EAGER_LORA,
+        {"kv_transfer_config": kv_transfer("NixlConnector")},
+        {
+            "kv_transfer_config": kv_transfer(
+                "MultiConnector",
+                parts=[{"kv_connector": "NixlConnector"}, {"kv_connector": "OffloadingConnector"}],
+            )
+        },
+        {"ec_transfer_config": ec_transfer("ECExampleConnector")},
+    ],
+)
+def test_what_a_probe_follows_is_accepted(changes: dict[str, Any]) -> None:
+    assert support.refusal(config(**changes)) is None
 
 
 @pytest.mark.parametrize(
@@ -140,6 +202,37 @@ def test_a_step_is_told_from_the_scheduler_output_alone() -> None:
     assert step_of(scheduled({}), decode_positions=4, limits=LIMITS) is None
 
 
+def test_a_step_that_reads_an_image_is_no_decode_step() -> None:
+    output = scheduled({"a": 1, "b": 1}, computed=(100, 200))
+    output.scheduled_encoder_inputs = {"b": [0]}
+    step = step_of(output, decode_positions=4, limits=LIMITS)
+    assert step is not None and not step.decode
+
+
+def prompt(ids: list[int] | None, *images: tuple[int, int], embedded: Any = None) -> Any:
+    places = [SimpleNamespace(offset=offset, length=length) for offset, length in images]
+    return SimpleNamespace(
+        prompt_token_ids=ids,
+        prompt_is_token_ids=embedded,
+        mm_features=[SimpleNamespace(mm_position=place) for place in places],
+    )
+
+
+@pytest.mark.parametrize(
+    ("request_", "most", "text"),
+    [
+        (prompt([1, 2, 3, 4]), 3, [1, 2, 3]),
+        (prompt([9, 9, 9, 4, 5, 9, 9, 6], (0, 3), (5, 2)), 8, [4, 5, 6]),
+        (prompt([9, 9, 9, 4, 5, 9, 9, 6], (0, 3), (5, 2)), 2, [4, 5]),
+        (prompt([1, 2, 3, 9, 9, 4], (3, 2)), 2, [1, 2]),
+        (prompt(None), 8, []),
+        (prompt([0, 0, 4], embedded=[False, False, True]), 8, []),
+    ],
+)
+def test_probes_run_on_the_text_of_prompts(request_: Any, most: int, text: list[int]) -> None:
+    assert text_of(request_, most) == text
+
+
 def test_an_unknown_runner_is_refused_by_name() -> None:
     with pytest.raises(TypeError, match="model runner int is unknown"):
         view_of(3)
@@ -147,6 +240,58 @@ def test_an_unknown_runner_is_refused_by_name() -> None:
 
 def buffer(*values: int) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.int64)
+
+
+class DefaultModelState:
+    """Called as vLLM's."""
+
+    def __init__(self, embeds: Any = None, rotary: Any = None) -> None:
+        self._embeds = embeds
+        self.rope_state = None if rotary is None else SimpleNamespace(positions=rotary)
+
+    def dummy_inputs_embeds(self, tokens: int) -> Any:
+        return self._embeds[:tokens]
+
+
+@pytest.mark.parametrize(
+    ("version", "image", "rotary"),
+    [
+        ("0.32.0", True, "mrope"),
+        ("0.32.0", True, None),
+        ("0.32.0", False, "mrope"),
+        ("0.29.0", True, "xdrope"),
+    ],
+)
+def test_the_views_know_where_embeddings_and_rotary_positions_are(
+    version: str, image: bool, rotary: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm_nfp.adapter import versions
+
+    monkeypatch.setattr(versions, "installed_version", lambda: version)
+    embeds, places = torch.ones(4, 2), torch.ones(3, 5)
+    asked = config(
+        model_config__supports_multimodal_inputs=image, model_config__is_multimodal_model=image
+    )
+    v1 = SimpleNamespace(
+        input_ids=SimpleNamespace(gpu=buffer(1)), positions=buffer(2), is_padding=buffer(3),
+        input_batch=SimpleNamespace(block_table=SimpleNamespace(block_tables=[])),
+        vllm_config=asked, inputs_embeds=SimpleNamespace(gpu=embeds),
+        uses_mrope=rotary == "mrope", mrope_positions=SimpleNamespace(gpu=places),
+        uses_xdrope_dim=3 * (rotary == "xdrope"), xdrope_positions=SimpleNamespace(gpu=places),
+    )  # fmt: skip
+    state = DefaultModelState(embeds, None if rotary is None else places)
+    v2 = SimpleNamespace(
+        input_buffers=SimpleNamespace(
+            input_ids=torch.ones(4), positions=buffer(2), is_padding=buffer(3)
+        ),
+        block_tables=SimpleNamespace(slot_mappings=[]), vllm_config=asked, model_state=state,
+    )  # fmt: skip
+    for view in (V1Runner(v1), V2Runner(v2)):
+        found = view.step_buffers()
+        assert (found.embeds is None) is not image
+        assert found.embeds is None or found.embeds.data_ptr() == embeds.data_ptr()
+        assert (found.rotary is None) is (rotary is None)
+        assert found.rotary is None or found.rotary.data_ptr() == places.data_ptr()
 
 
 @pytest.mark.parametrize(("version", "marks"), [("0.29.0", False), ("0.32.0", True)])
@@ -158,10 +303,12 @@ def test_the_views_know_the_buffers_that_piecewise_graphs_read(
     monkeypatch.setattr(versions, "installed_version", lambda: version)
     tables = [SimpleNamespace(slot_mapping=SimpleNamespace(gpu=buffer(i))) for i in (5, 6)]
     calls: list[Any] = []
+    plain = config(model_config__is_multimodal_model=False)
     v1 = SimpleNamespace(
         input_ids=SimpleNamespace(gpu=buffer(1)), positions=buffer(2), is_padding=buffer(3),
         input_batch=SimpleNamespace(block_table=SimpleNamespace(block_tables=tables)),
-        model=lambda **inputs: calls.append(("v1", inputs)),
+        model=lambda **inputs: calls.append(("v1", inputs)), vllm_config=plain,
+        uses_mrope=False, uses_xdrope_dim=0,
     )  # fmt: skip
     found = V1Runner(v1).step_buffers()
     assert [int(tensor) for tensor in found.tensors] == [1, 2, 5, 6, *([3] if marks else [])]
@@ -171,9 +318,14 @@ def test_the_views_know_the_buffers_that_piecewise_graphs_read(
         ),
         block_tables=SimpleNamespace(slot_mappings=torch.stack([buffer(5), buffer(6)])),
         model="model",
+        vllm_config=plain,
+        model_state=DefaultModelState(),
         cudagraph_manager=SimpleNamespace(run_pw_graph=lambda *given: calls.append(("v2", *given))),
     )
     assert [int(tensor) for tensor in V2Runner(v2).step_buffers().tensors] == [1, 2, 5, 6, 3]
+    v2.model_state = SimpleNamespace()
+    with pytest.raises(UnknownVllmError, match="prepares its inputs in a way of its own"):
+        V2Runner(v2).step_buffers()
     for view in (V1Runner(v1), V2Runner(v2)):
         view.run_piecewise({"input_ids": 4})
     assert calls == [("v1", {"input_ids": 4}), ("v2", "model", {"input_ids": 4})]
@@ -204,9 +356,31 @@ def test_the_model_is_told_by_whichever_names_its_configuration_has() -> None:
 
     text = SimpleNamespace(n_layer=12, n_embd=768, n_head=12, vocab_size=True, num_local_experts=8)
     model = SimpleNamespace(
-        hf_text_config=text, hf_config=SimpleNamespace(architectures=["GPT2LMHeadModel"])
+        hf_text_config=text,
+        hf_config=SimpleNamespace(architectures=["GPT2LMHeadModel"]),
+        hf_overrides={},
     )
     found = describe_model("m", SimpleNamespace(model_config=model))
     assert (found.num_layers, found.hidden_size, found.num_attention_heads) == (12, 768, 12)
     assert (found.num_experts, found.vocab_size, found.head_dim) == (8, None, None)
     assert found.architecture == "GPT2LMHeadModel"
+    assert found.whole_num_layers is None
+
+
+def test_a_model_that_was_cut_says_how_many_layers_it_has(tmp_path: Path) -> None:
+    from vllm_nfp.adapter.environment import describe_model
+
+    def layers(overrides: object, folder: Path = tmp_path) -> tuple[int | None, int | None]:
+        model = SimpleNamespace(
+            hf_text_config=SimpleNamespace(num_hidden_layers=8),
+            hf_config=SimpleNamespace(architectures=["Qwen3ForCausalLM"]),
+            hf_overrides=overrides,
+            model=str(folder),
+        )
+        found = describe_model("m", SimpleNamespace(model_config=model))
+        return found.num_layers, found.whole_num_layers
+
+    (tmp_path / "config.json").write_text('{"num_hidden_layers": 36}')
+    assert layers({"num_hidden_layers": 8}) == (8, 36)
+    assert layers({}) == layers({"rope_theta": 1.0}) == layers(len) == (8, None)
+    assert layers({"num_hidden_layers": 8}, tmp_path / "none") == (8, None)

@@ -479,10 +479,10 @@ OUTPUTS = {
     "measure": ["measure", "{model}", "-o", "{out}"],
 }  # fmt: skip
 OCCUPIED = {
-    "fifo": "it is no regular file",
-    "socket": "it is no regular file",
-    "device": "it is no regular file",
-    "link to a fifo": "it is no regular file",
+    "fifo": "it is not a regular file",
+    "socket": "it is not a regular file",
+    "device": "it is not a regular file",
+    "link to a fifo": "it is not a regular file",
     "link to a folder": "is a directory",
     "folder": "is a directory",
     "a name too long": "File name too long",
@@ -564,7 +564,7 @@ def test_no_file_takes_the_place_of_a_pipe_or_a_device(name: str, tmp_path: Path
     """As root it would be replaced for the whole machine."""
     out = occupied(tmp_path, name, "")
     before = what_lies_at(out)
-    with pytest.raises(OSError, match="it is no regular file"):
+    with pytest.raises(OSError, match="it is not a regular file"):
         write_whole(out, "x")
     assert what_lies_at(out) == before
     assert {entry.name for entry in tmp_path.iterdir()} <= {"out", "pipe"}
@@ -655,7 +655,7 @@ def test_a_large_file_in_the_way_of_a_dashboard_is_not_read(tmp_path: Path) -> N
     assert "exists and differs" in result.stderr
 
 
-# Standard output, and the temporary folder
+# Standard output, and the temporary directory
 
 
 def run_cli(words: list[str], **changes: Any) -> subprocess.CompletedProcess[str]:
@@ -840,7 +840,7 @@ def test_a_log_is_not_written_through_a_link_and_into_no_pipe(tmp_path: Path) ->
     log.unlink()
     os.mkfifo(log)
     with (
-        pytest.raises(OSError, match="it is no regular file"),
+        pytest.raises(OSError, match="it is not a regular file"),
         running_server(command, log, free_port()),
     ):
         pass

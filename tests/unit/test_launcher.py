@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from quiet_inputs import quiet_inputs
 
 from vllm_nfp.adapter.attention_groups import CellDoesNotFitError
 from vllm_nfp.adapter.dispatch import GraphRules
@@ -52,7 +52,7 @@ def launcher_of(error: RuntimeError | None = None) -> tuple[Launcher, ShapeTable
         64 << 20, memory, HostMemory(None), lambda key: shapes[key].give_up_graphs()
     )
     limits = ShapeLimits(SERVER, (1, 2), (), RULES, 64, on_gpu=True, head_in_graph=True)
-    forward: Any = SimpleNamespace(timed=())
+    forward: Any = SimpleNamespace(timed=(), inputs=quiet_inputs())
     runtime = Runtime(batches, forward, Prover({}, [], clock, CPU), clock, Alone())
     return Launcher(runtime, Availability(limits, shapes, graphs, alone=True), CPU), shapes
 
@@ -102,7 +102,6 @@ def test_fresh_graphs_run_once_before_they_are_timed() -> None:
     """The first replay of a graph uploads it: a single pair must not be timed with that."""
     launcher, shapes = launcher_of()
     shape, runs = shapes[1, 2], list[str]()
-    launcher._forward.in_place = lambda _: nullcontext()
     launcher._forward.run_head = lambda *_: runs.append("head")
     for part in ("step", "head", "module"):
         setattr(shape, f"{part}_graph", SimpleNamespace(replay=partial(runs.append, part)))
@@ -116,7 +115,6 @@ def test_fresh_graphs_run_once_before_they_are_timed() -> None:
 def test_with_several_ranks_the_head_has_no_graph_and_runs_as_well() -> None:
     launcher, shapes = launcher_of()
     shape, runs = shapes[1, 2], list[str]()
-    launcher._forward.in_place = lambda _: nullcontext()
     launcher._forward.run_head = lambda *_: runs.append("head")
     step: Any = SimpleNamespace(replay=partial(runs.append, "step"))
     shape.step_graph, shape.hidden, shape.fresh = step, torch.zeros(2, 4), True

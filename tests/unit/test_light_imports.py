@@ -91,18 +91,17 @@ def test_help_says_of_each_command_what_its_own_help_says() -> None:
     context = click.Context(main)
     assert isinstance(main, click.Group)
     assert main.list_commands(context) == sorted(SUMMARIES)
-    commands = {}
     for name, summary in SUMMARIES.items():
         command = main.get_command(context, name)
         assert command is not None
         assert command.name == name
         assert " ".join((command.help or "").split("\n\n")[0].split()) == summary
-        commands[name] = command
-    plain = click.Group("main", commands, help=main.help, params=list(main.params))
     for width in (60, 80, 120):
         settings = {**main.context_settings, "terminal_width": width, "info_name": "vllm-nfp"}
         shown = main.get_help(click.Context(main, **settings))  # type: ignore[arg-type]
-        assert shown == plain.get_help(click.Context(plain, **settings))  # type: ignore[arg-type]
+        listed = " ".join(shown.split("Commands:", 1)[1].split())
+        assert listed == " ".join(f"{name} {SUMMARIES[name]}" for name in sorted(SUMMARIES))
+        assert max(map(len, shown.splitlines())) <= width
     assert main.get_command(context, "no-such") is None
 
 

@@ -19,13 +19,11 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 
 from vllm_nfp.cli import main
-from vllm_nfp.draft import constant
 from vllm_nfp.metrics import hand_over
 from vllm_nfp.metrics.collector import NfpCollector
 from vllm_nfp.metrics.families import families_of
-from vllm_nfp.metrics.families.recommendation import recommended_draft_lengths
 from vllm_nfp.metrics.families.steps import free_tokens, live_cell
-from vllm_nfp.results import scrape
+from vllm_nfp.results import fetching, scrape
 from vllm_nfp.results.snapshot import (
     MAX_FILE_BYTES,
     Snapshot,
@@ -269,12 +267,12 @@ def test_a_server_from_before_the_surface_is_read(text: str) -> None:
     ],
 )
 def test_a_scrape_without_the_probe_says_what_to_do(broken: str, sentence: str) -> None:
-    with pytest.raises(scrape.ScrapeError, match=sentence):
+    with pytest.raises(fetching.ScrapeError, match=sentence):
         scrape.parse(broken)
 
 
 def table(monkeypatch: pytest.MonkeyPatch, text: str, *args: str) -> tuple[int, str]:
-    monkeypatch.setattr(scrape, "fetch", lambda _url: text)
+    monkeypatch.setattr(fetching, "fetch", lambda _url: text)
     result = CliRunner().invoke(main, ["table", "http://localhost:1", *args])
     return result.exit_code, result.output
 
@@ -356,7 +354,7 @@ def test_draft_lengths_for_a_given_acceptance(tmp_path: Path) -> None:
     write_snapshot(engine_file(str(tmp_path), "0"), DRAFTING)
     registry = CollectorRegistry()
     registry.register(NfpCollector(str(tmp_path), 0.9, registry))
-    assert recommended(registry) == {"1": 7, "8": 3}
+    assert recommended(registry) == {"1": 7, "8": 0}, "drafts lose at B=8 and the long context"
 
 
 def test_draft_lengths_for_the_acceptance_that_the_server_counts(tmp_path: Path) -> None:
@@ -365,7 +363,7 @@ def test_draft_lengths_for_the_acceptance_that_the_server_counts(tmp_path: Path)
     registry.register(NfpCollector(str(tmp_path), None, registry))
     assert recommended(registry) == {}, "the server drafts nothing"
     count_drafts(registry, "0", 90, 81)
-    assert recommended(registry) == {"1": 2, "8": 2}, "nothing is known of later drafts"
+    assert recommended(registry) == {"1": 2, "8": 0}, "nothing is known of later drafts"
     other = CollectorRegistry()
     other.register(NfpCollector(str(tmp_path), None, other))
     count_drafts(other, "1", 90, 81)
@@ -388,18 +386,18 @@ def test_counters_beside_the_collector_are_used_as_several_api_servers_need_it(
         for sample in metric.samples
         if sample.name == "vllm_nfp_recommended_draft_length"
     ]
-    assert found == [2, 2]
+    assert found == [2, 0]
 
 
-def test_draft_lengths_are_those_of_the_context_nearest_to_traffic() -> None:
-    def at(live: LiveStep | None) -> dict[int, int]:
-        return recommended_draft_lengths(replace(DRAFTING, live=live), constant(0.9))
+def test_a_batch_size_has_one_draft_length_whatever_the_context_of_traffic(tmp_path: Path) -> None:
+    def at(**changes: Any) -> dict[str, float]:
+        write_snapshot(engine_file(str(tmp_path), "0"), replace(DRAFTING, **changes))
+        registry = CollectorRegistry()
+        registry.register(NfpCollector(str(tmp_path), 0.9, registry))
+        return recommended(registry)
 
-    assert at(None) == at(LiveStep(1, 1, 1)) == at(LiveStep(1, 2560, 1)) == {1: 7, 8: 3}
-    assert at(LiveStep(1, 2561, 1)) == at(LiveStep(1, 1 << 30, 1)) == {8: 0}
-    assert recommended_draft_lengths(replace(DRAFTING, curves=()), constant(0.9)) == {}
-    damaged = tuple(replace(row, batch_size=1 << 30) for row in DRAFTING.curves)
-    assert recommended_draft_lengths(replace(DRAFTING, curves=damaged), constant(0.9)) == {}
+    assert at(live=None) == at(live=LiveStep(1, 1, 1)) == at(live=LiveStep(1, 1 << 20, 1))
+    assert at(curves=()) == {}
 
 
 def test_registering_reads_no_file_and_names_filter(tmp_path: Path) -> None:

@@ -19,16 +19,16 @@ from prometheus_client import CollectorRegistry, Counter, generate_latest
 
 from vllm_nfp import predict, recommend, watch
 from vllm_nfp.cli import main
-from vllm_nfp.draft import Demand, DraftCost, constant, sources
+from vllm_nfp.draft import DraftCost, sources
+from vllm_nfp.draft.live.steps import cell_of
 from vllm_nfp.draft.recommend import RecommendError
-from vllm_nfp.draft.schedule import best_length
 from vllm_nfp.files import write_whole
 from vllm_nfp.metrics.collector import NfpCollector
 from vllm_nfp.report import render
 from vllm_nfp.report.modules import sections
 from vllm_nfp.report.page import choose_epsilon
-from vllm_nfp.results import scrape
-from vllm_nfp.results.control import ControlSnapshot, ControlState, control_file
+from vllm_nfp.results import fetching, scrape
+from vllm_nfp.results.control import ControlSnapshot, ControlState, DraftChoice, control_file
 from vllm_nfp.results.profile import Profile, save_profile
 from vllm_nfp.results.snapshot import Snapshot, engine_file, write_snapshot
 from vllm_nfp.strict_json import encode
@@ -103,6 +103,16 @@ class Server:
         )
         write_whole(control_file(str(self.folder), "0"), encode(told))
 
+    def settles(self, batch_size: int, context: int, length: int) -> None:
+        """Let a controller have settled on a length with real steps, and run it."""
+        key = cell_of(batch_size, context)
+        choice = DraftChoice(*key, length, 0, "kept", None)
+        told = ControlSnapshot(
+            self.profile.model.name, "0", ControlState.DECIDING, "", "ngram",
+            live_draft_length=length, rows=(choice,),
+        )  # fmt: skip
+        write_whole(control_file(str(self.folder), "0"), encode(told))
+
 
 @pytest.fixture
 def server(tmp_path: Path, profile: Profile) -> Server:
@@ -113,7 +123,7 @@ def server(tmp_path: Path, profile: Profile) -> Server:
 @pytest.fixture
 def at_url(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     def show(text: str) -> None:
-        monkeypatch.setattr(scrape, "fetch", lambda *_: text)
+        monkeypatch.setattr(fetching, "fetch", lambda *_: text)
         monkeypatch.setattr("vllm_nfp.draft.server.server_version", lambda _url: "0.32.0")
 
     return show
@@ -121,9 +131,7 @@ def at_url(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 def by_cell(rows: Sequence[Any]) -> Answer:
     return {
-        (row.batch_size_first, row.context): row.draft_length
-        for row in rows
-        if not row.between and row.basis != "unknown"
+        (row.batch_size_first, row.context): row.draft_length for row in rows if not row.between
     }
 
 
@@ -133,7 +141,7 @@ def of_cli(source: str | Path, *flags: str) -> Answer:
     return {
         (row["batch_size_first"], row["context"]): row["draft_length"]
         for row in json.loads(done.stdout)["rows"]
-        if not row["between"] and row["basis"] != "unknown"
+        if not row["between"]
     }
 
 
@@ -228,7 +236,7 @@ def test_what_drafts_cost_on_a_server_counts_everywhere(
 
 @pytest.mark.parametrize(
     ("method", "told"),
-    [("eagle", {}), ("mtp", {"b8": 0.0}), ("mtp", {"b8": -1.0}), ("dflash", {"b8": 1e-4})],
+    [("eagle", {}), ("mtp", {"b8": 0.0}), ("mtp", {"b8": -1.0}), ("medusa", {"b8": 1e-4})],
 )
 def test_drafts_of_unknown_cost_are_recommended_by_none(
     method: str,
@@ -291,19 +299,20 @@ def test_a_cell_that_was_not_measured_is_so_everywhere(
     )
     server = Server(tmp_path, partly)
     text = server(16384, 0.8)
-    assert gone not in of_metric(text, 16384)
     at_url(text)
     left_out = replace(partly, run=replace(partly.run, skipped_cells={"B=32 L=16384": "memory"}))
     served = replace(left_out, probe=replace(left_out.probe, wanted_samples=0))
-    for source, rows in ((partly, [("unknown", 0, "0?")]), (served, []), (URL, [])):
+    served_length = recommend(partly, 0.8).schedule.length_of(32)
+    for source, rows in ((partly, [("inferred", served_length)]), (served, []), (URL, [])):
         assert [
-            (row.basis, row.draft_length, row.length_text)
+            (row.basis, row.draft_length)
             for row in recommend(source, 0.8).rows
             if (row.batch_size_first, row.context) == gone
         ] == rows
     shown = render(partly).split('aria-label="Draft lengths"', 1)[1].split("</table>", 1)[0]
     row_text = shown.split('<th scope="row">32</th><td>16384</td>', 1)[1].split("</tr>", 1)[0]
-    assert re.findall(r"K = (\S+?)</b>", row_text) == ["0?"] * 3
+    assert all(int(k) > 0 for k in re.findall(r"K = (\d+)", row_text))
+    assert row_text.count("inferred") == row_text.count("K = ") > 0
 
 
 def test_free_positions_are_the_same_number_everywhere(
@@ -450,15 +459,67 @@ def test_reported_and_live_answers_have_one_length_basis_and_interval_everywhere
     assert float(told["draft_length"]) == live["draft_length"] == exact.draft_length
     assert told["basis"] == live["basis"] == exact.basis == "inferred"
     assert (live["gain"], live["gain_lower"]) == pytest.approx((exact.gain, exact.gain_lower))
-    # The metric's batch sizes are the reported ones, at the live context.
-    at_live = {c.batch_size: c for c in sources.curves_of_rows(server.live[1])}
-    demand = Demand(constant(acceptance))
-    assert of_metric(text, REAL[1]) == {
-        (b, REAL[1]): best_length(at_live[b], demand) for b in SIZES
-    }
-    # Where traffic is at a reported context all four agree.
+    # A batch size has one K, wherever traffic is.
+    table = {row.batch_size_first: row.draft_length for row in wanted if not row.between}
+    assert of_metric(text, REAL[1]) == {(b, REAL[1]): table[b] for b in SIZES}
     server.live = LiveStep(7, 1024, 1), surface_rows((*SIZES, 7), (1024,))
     assert of_metric(server(1024, acceptance), 1024) == at(lengths, 1024)
+
+
+@pytest.mark.parametrize("acceptance", [0.5, 0.7, 0.9])
+def test_every_place_that_names_a_draft_length_names_one(
+    acceptance: float,
+    profile: Profile,
+    server: Server,
+    at_url: Callable[[str], None],
+    tmp_path: Path,
+) -> None:
+    """Issue 23: 15 in the report, 11 by recommend and 12 in its table; 7, 4+ and 4 on a server."""
+    path = tmp_path / "profile.json"
+    save_profile(path, profile)
+    found = recommend(profile, acceptance)
+    served = found.speculative_config()["num_speculative_tokens_per_batch_size"]
+
+    def of_vllm(batch_size: int) -> int:
+        return next((k for first, last, k in served if first <= batch_size <= last), served[-1][2])
+
+    cells = cells_of(profile)
+    one = {cell: of_vllm(cell[0]) for cell in cells}
+    assert by_cell(found.rows) == one
+    assert {cell: found.schedule.length_of(cell[0]) for cell in cells} == one
+    assert of_report(profile)[acceptance] == one
+    assert of_cli(path, "--acceptance", str(acceptance)) == one
+    said = " ".join(
+        CliRunner().invoke(main, ["recommend", str(path), "--acceptance", str(acceptance)]).output
+        .split()
+    )  # fmt: skip
+    assert said.startswith(f"Serve K={of_vllm(1)}")
+    assert json.dumps(served) in said
+    # A live server: the metrics, watch, the command's table, its live line and its verdict.
+    b, context = 8, 1024
+    rows = tuple(
+        r for r in profile.curves if (r.module, r.batch_size, r.context) == ("model", b, context)
+    )
+    server.live = LiveStep(b, context, 1), rows
+    at_url(text := server(context, acceptance))
+    assert of_metric(text, context) == of_watch(text, context) == at(one, context)
+    live = recommend(URL, acceptance)
+    assert {cell: k for cell, k in by_cell(live.rows).items()} == one
+    (line,) = live.live
+    (engine,) = watch.read(text).engines
+    assert engine.live is not None
+    assert line.draft_length == engine.live.draft_length == one[b, context]
+    assert live.verdict[0].startswith(f"K={line.draft_length} would give")
+    # Draft control has measured another one there with real steps: all follow it.
+    settled = one[b, context] - 1
+    server.settles(b, context, settled)
+    at_url(text := server(context, acceptance))
+    (line,) = recommend(URL, acceptance).live
+    (engine,) = watch.read(text).engines
+    assert engine.live is not None
+    assert line.draft_length == engine.live.draft_length == settled
+    assert line.basis == "measured"
+    assert recommend(URL, acceptance).verdict[0].startswith(f"You run K={settled}; keep it")
 
 
 def test_a_batch_size_of_traffic_makes_no_label(surface_profile: Profile, tmp_path: Path) -> None:

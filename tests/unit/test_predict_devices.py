@@ -53,8 +53,8 @@ def test_what_cannot_be_shown_side_by_side_is_refused(model: Path) -> None:
         ("H200,", (), "--hardware must be 1 to 8 names with commas"),
         (",".join(["H200"] * 9), (), "--hardware must be 1 to 8 names with commas"),
         ("H200,V100", (), "'V100' is not in the catalogue"),
-        ("H200,L4", ("--explain", "8,1024"), "--plot and --explain need one device"),
-        ("H200,L4", ("--plot", "x.svg"), "--plot and --explain need one device"),
+        ("H200,L4", ("--explain", "8,1024"), "--plot and --explain need one model and one device"),
+        ("H200,L4", ("--plot", "x.svg"), "--plot and --explain need one model and one device"),
     ):
         done = run(model, hardware, *flags)
         assert done.exit_code == 2, done.output

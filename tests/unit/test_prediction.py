@@ -41,7 +41,7 @@ from vllm_nfp.principle.arguments import MOST_VALUES
 from vllm_nfp.principle.attention import default_backend
 from vllm_nfp.principle.explain import explain
 from vllm_nfp.principle.model_files import model_name
-from vllm_nfp.principle.prediction import Predictions
+from vllm_nfp.principle.predictions import Predictions
 from vllm_nfp.report import prediction_plot
 from vllm_nfp.report.page import ReportError
 
@@ -83,9 +83,12 @@ def test_predict_is_public_and_a_function() -> None:
 def test_rows_are_the_contracts(model: Path) -> None:
     found = vllm_nfp.predict(model, "H100-SXM")
     values = found.to_dict()
-    names = ["schema", "model", "hardware", "basis", "model_facts", "assumptions", "rows"]
+    names = ["schema", "model", "hardware", "basis", "bases", "model_facts", "assumptions"]
+    names += ["host_time", "rows"]
     assert list(values) == names
     assert values["basis"] == "own runs"
+    assert values["bases"]["attention"] == "own runs"
+    assert values["bases"]["link"] == "public kernels"
     assert (values["schema"], values["model"], values["hardware"]) == (1, "qwen3-8b", "H100-SXM")
     assert len(values["rows"]) == 3 * 3 * 2  # a dense model has no moe_ffn
     for row in values["rows"]:
@@ -340,7 +343,7 @@ def test_three_tolerances_fit_the_terminal(tmp_path: Path, monkeypatch: pytest.M
 def test_notes_say_what_is_assumed() -> None:
     assert len(notes(small())) == 1
     carried, rules = notes(small(hardware="L4"))
-    assert "not fitted to L4, carried over from an H100 SXM" in carried
+    assert "not fitted to L4, assumed as H100-SXM (dense products" in carried
     assert "FLASH_ATTN_2 were never timed" in rules
     assumed = "transfers between ranks are assumed"
     assert any(assumed in note for note in notes(small(hardware="L4", tensor_parallel_size=2)))
@@ -380,7 +383,7 @@ def test_graphs_end_at_the_first_step_that_fits_none() -> None:
         (("--hardware", "L4", "--batch-sizes", "1,x"), "--batch-sizes holds 'x', which is not a w"),
         (("--hardware", "L4", "--batch-sizes", "9" * 5000), "--batch-sizes holds '9999"),
         (("--hardware", "L4", "--contexts", "1,1"), "contexts holds 1 twice"),
-        (("--hardware", "L4", "--epsilon", "-0.1"), "epsilon must be between 0 and 100"),
+        (("--hardware", "L4", "--epsilon", "-0.1"), "epsilon must be between 0 and 1 "),
         (("--hardware", "L4", "--max-positions", "9000"), "max_positions must lie from 1 to 8192"),
         (("--hardware", "L4", "--explain", "8"), "--explain must be B,L or B,L,MODULE, for"),
         (

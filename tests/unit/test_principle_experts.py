@@ -18,20 +18,9 @@ from vllm_nfp.calibrate.errors import FitError
 from vllm_nfp.calibrate.fit_experts import ExpertCurve, fit_experts, module_seconds
 from vllm_nfp.calibrate.points import read_samples
 from vllm_nfp.principle import hardware_by_name, shape_from_config
-from vllm_nfp.principle.experts import (
-    ALIGNMENT_KERNELS,
-    BOUNDS,
-    TYPICAL_SKEW,
-    ExpertConstants,
-    ExpertError,
-    Routing,
-    awake_experts,
-    default_config,
-    expected_blocks,
-    expert_terms,
-    skewed_shares,
-    tuned_config,
-)
+from vllm_nfp.principle.expert_tiles import default_config, tuned_config
+from vllm_nfp.principle.experts import ALIGNMENT_KERNELS, BOUNDS, ExpertConstants, expert_terms
+from vllm_nfp.principle.routing import TYPICAL_SKEW, ExpertError, Routing, skewed_shares
 from vllm_nfp.principle.shape import ModelShape
 from vllm_nfp.principle.terms import FloatArray, Terms, sum_terms
 
@@ -72,7 +61,7 @@ def terms_of(shape: ModelShape, tokens: FloatArray, routing: Routing | None = No
 @pytest.mark.parametrize("block", [16, 64, 128])
 def test_expected_blocks_are_the_binomial_mean(chance: float, block: int) -> None:
     tokens = np.array([1.0, 2, 15, 16, 17, 40, 63, 64, 65, 200, 256, 500, 900])
-    blocks = expected_blocks(tokens, np.full(tokens.shape, block), Routing(1, chance))
+    blocks = Routing(1, chance).blocks(tokens, np.full(tokens.shape, block))
     exact = [binomial_mean_blocks(int(count), chance, block) for count in tokens]
     assert blocks == pytest.approx(exact, rel=0.01, abs=0.003)
 
@@ -86,10 +75,8 @@ def test_blocks_and_awake_experts_match_simulated_routing() -> None:
         met = rng.random((4000, tokens, 8)) < shares * 1.5
         counts = met.sum(axis=1)
         steps, block = np.array([float(tokens)]), np.array([16])
-        assert awake_experts(steps, routing)[0] == pytest.approx(
-            (counts > 0).sum(axis=1).mean(), rel=0.01
-        )
-        assert expected_blocks(steps, block, routing)[0] == pytest.approx(
+        assert routing.awake(steps)[0] == pytest.approx((counts > 0).sum(axis=1).mean(), rel=0.01)
+        assert routing.blocks(steps, block)[0] == pytest.approx(
             np.ceil(counts / 16).sum(axis=1).mean(), rel=0.01
         )
 
@@ -102,20 +89,20 @@ def test_top_k_routing_wakes_as_many_experts_as_simulated() -> None:
             len({e for _ in range(tokens) for e in rng.choice(32, 4, replace=False)})
             for _ in range(300)
         ]
-        awake = awake_experts(np.array([float(tokens)]), routing)[0]
+        awake = routing.awake(np.array([float(tokens)]))[0]
         assert awake == pytest.approx(np.mean(draws), rel=0.02)
 
 
 def test_uniform_shares_are_the_default() -> None:
     tokens = np.arange(1.0, 200.0)
     even = Routing(16, 2.0, shares=(1 / 16,) * 16)
-    assert awake_experts(tokens, even) == pytest.approx(awake_experts(tokens, Routing(16, 2.0)))
+    assert even.awake(tokens) == pytest.approx(Routing(16, 2.0).awake(tokens))
 
 
 def test_skewed_routing_wakes_fewer_experts_and_fills_fewer_blocks_at_first() -> None:
     tokens = np.array([4.0, 16.0, 64.0])
     skewed = Routing(8, 2.0, shares=(0.3, 0.3, 0.1, 0.1, 0.05, 0.05, 0.05, 0.05))
-    assert np.all(awake_experts(tokens, skewed) < awake_experts(tokens, Routing(8, 2.0)))
+    assert np.all(skewed.awake(tokens) < Routing(8, 2.0).awake(tokens))
 
 
 @pytest.mark.parametrize("experts", [8, 64, 128])
@@ -221,7 +208,7 @@ def test_terms_are_times_and_experts_are_read_once(shape: ModelShape) -> None:
     assert all(np.all(term >= -1e-12) for term in terms.values())
     expert_bytes = sum(gemm.weight_traffic for gemm in shape.expert_gemms)
     rate = H100.memory_bytes_per_second * CONSTANTS.bandwidth
-    read = awake_experts(tokens, routing_of(shape)) * expert_bytes / rate
+    read = routing_of(shape).awake(tokens) * expert_bytes / rate
     assert terms["experts"] == pytest.approx(read)
     assert np.all(sum_terms(terms) > read)
 
@@ -279,10 +266,10 @@ def test_grouped_shares_count_as_the_experts_one_by_one() -> None:
     assert routing.shares is not None
     alone = [Routing(1, share * 8.0) for share in routing.shares]
     for count, one in (
-        (awake_experts(tokens, routing), lambda each: awake_experts(tokens, each)),
+        (routing.awake(tokens), lambda each: each.awake(tokens)),
         (
-            expected_blocks(tokens, block, routing),
-            lambda each: expected_blocks(tokens, block, each),
+            routing.blocks(tokens, block),
+            lambda each: each.blocks(tokens, block),
         ),
     ):
         assert count == pytest.approx(sum(one(each) for each in alone), rel=0.005)
@@ -419,8 +406,8 @@ def test_skewed_shares_fall_with_rank_and_add_up() -> None:
 
 def test_skewed_routing_wakes_fewer_experts() -> None:
     tokens = np.array([1.0, 8.0, 16.0, 512.0])
-    uniform = awake_experts(tokens, Routing(128, 8))
-    skewed = awake_experts(tokens, Routing(128, 8, skewed_shares(128, 8, TYPICAL_SKEW)))
+    uniform = Routing(128, 8).awake(tokens)
+    skewed = Routing(128, 8, skewed_shares(128, 8, TYPICAL_SKEW)).awake(tokens)
     assert skewed[0] == pytest.approx(uniform[0])
     assert skewed[1] < 0.95 * uniform[1]
     assert skewed[2] < 0.9 * uniform[2]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from test_principle_models import KNOWN_BILLIONS
+from test_principle_oracle import KNOWN
 
 from vllm_nfp.principle import ModelShape, shape_from_config
 from vllm_nfp.principle.families import FAMILIES
@@ -126,40 +127,88 @@ CONFIGS: list[Config] = [
 ]
 
 NOT_IN_TRANSFORMERS = {
-    "kimi_k2",
-    "llada",
-    "lladamoe",
-    "llada_moe",
-    "llada2_moe",
-    "dream",
-    "fast_dllm_qwen",
-    "sdar",
-    "sdar_moe",
+    "bagel",
     "baichuan",
     "bailing_moe",
     "bailing_moe_v2",
+    "bee",
     "chatglm",
     "deepseek",
+    "deepseek_ocr",
+    "deepseek_vl_v2",
+    "dots_ocr",
+    "dream",
+    "ernie4_5_moe_vl",
     "exaone",
     "exaone4_5_text",
+    "falcon_grouped",
+    "fast_dllm_qwen",
     "gpt_bigcode",
+    "hunyuan",
     "hunyuan_v1_dense",
     "hunyuan_v1_moe",
+    "inkling_model",
     "internlm",
     "internlm2",
     "internlm3",
+    "interns1_pro_text",
+    "iquestcoder",
+    "isaac",
+    "k2_horizon",
+    "keye",
+    "keye_text",
+    "keyevl1_5",
+    "kimi_k2",
+    "llada",
+    "llada2_moe",
+    "llada_moe",
+    "lladamoe",
     "mimo",
+    "mimo_audio",
+    "mimo_v2",
+    "mimo_v2_omni",
     "minicpm",
+    "minicpmo",
+    "minicpmv",
+    "minimax_m3",
+    "mistral_large_3",
     "molmo",
+    "molmo2_text",
+    "moondream3_text",
+    "nanbeige",
+    "opencua",
+    "openpangu_vl_text",
     "orion",
+    "ovis2_6_moe",
+    "pangu_ultra_moe",
+    "panguembedded",
+    "param2moe",
+    "phi3_v",
+    "phi4-siglip",
     "phi4_multimodal",
     "phi4mm",
+    "plamo3",
     "qwen",
+    "qwen3_asr_text",
+    "refinedweb",
+    "refinedwebmodel",
+    "rnj1",
+    "sarvam_mla",
+    "sarvam_moe",
+    "sdar",
+    "sdar_moe",
     "solar",
+    "stablelm_epoch",
+    "step1",
+    "step3_text",
+    "telechat",
+    "telechat2",
+    "telechat3",
+    "teleflm",
 }
 """Or built there with encoders of other modalities, or with fields that vLLM reads otherwise."""
-UNUSUAL = {"longcat_flash", "nemotron-nas", "minicpm3", "step3p5", "step3p7"}
-"""See test_principle_unusual_layers.py."""
+UNUSUAL = {"longcat_flash", "nemotron-nas", "minicpm3", "step3p5", "step3p7", "gemma4_moe"}
+"""See test_principle_unusual_layers.py and test_principle_own_attention.py."""
 INDEXED = {family for family, entry in FAMILIES.items() if entry.indexed}
 """See test_principle_sparse_attention.py."""
 HYBRID = {family for family, entry in FAMILIES.items() if entry.hybrid}
@@ -178,6 +227,20 @@ TEXT_PARTS = {
     "qwen3_vl_text",
     "qwen3_vl_moe_text",
     "qwen3_omni_moe_text",
+    "cosmos3_edge_text",
+    "deepseek_ocr2_text",
+    "diffusion_gemma_text",
+    "diffusion_gemma_moe",
+    "emu3_text_model",
+    "ernie4_5_vl_moe_text",
+    "glm_ocr_text",
+    "granite4_vision_text",
+    "hunyuan_vl_text",
+    "mistral4",
+    "muse_glimmer_text",
+    "paddleocr_vl",
+    "paddleocr_vl_text",
+    "voxtral_realtime_text",
 }
 """Language models of multimodal ones, which transformers builds as a whole only."""
 
@@ -246,7 +309,7 @@ def test_matrices_of_published_models(config: Config) -> None:
 
 
 def test_every_family_is_compared_with_a_model() -> None:
-    compared = {str(config["model_type"]) for config in CONFIGS}
+    compared = {str(config["model_type"]) for config in CONFIGS} | set(KNOWN)
     assert (
         compared | NOT_IN_TRANSFORMERS | WRAPPERS | TEXT_PARTS | HYBRID | INDEXED | UNUSUAL
         == set(FAMILIES)

@@ -7,6 +7,8 @@ import dataclasses
 import pytest
 
 from vllm_nfp.principle import CATALOGUE, HardwareError, hardware_by_name, match_device
+from vllm_nfp.principle.calibration import MAIN_PARTS, PARTS
+from vllm_nfp.principle.hardware import BASES
 from vllm_nfp.principle.hardware_file import target_of
 
 
@@ -31,6 +33,7 @@ from vllm_nfp.principle.hardware_file import target_of
         ("NVIDIA H100 NVL", "H100-NVL"),
         ("NVIDIA H800", "H800"),
         ("NVIDIA H20", "H20"),
+        ("NVIDIA H20-3e", "H20-141GB"),
         ("NVIDIA GH200 480GB", "GH200-96GB"),
         ("NVIDIA GH200 144G HBM3e", "GH200-144GB"),
         ("NVIDIA B300 SXM6 AC", "B300"),
@@ -109,7 +112,8 @@ def test_ridge_points(name: str, ridge: float) -> None:
 
 def test_fp8_doubles_the_peak_or_falls_back() -> None:
     for hardware in CATALOGUE:
-        factor = 1 if hardware.fp8_flops is None else 2
+        # GB10's tensor cores multiply FP8 no faster than BF16 (aiconfigurator, systems/gb10.yaml).
+        factor = 1 if hardware.fp8_flops is None or hardware.name == "GB10" else 2
         assert hardware.peak_flops(True) == pytest.approx(factor * hardware.bf16_flops, rel=0.02)
 
 
@@ -121,13 +125,40 @@ def test_impossible_figures_are_refused(field: str, value: float) -> None:
         dataclasses.replace(hardware_by_name("H200"), **{field: value})
 
 
-# GiB as nvidia-smi and rocm-smi list them, rounded down.
+# MiB as nvidia-smi lists them: memory.total.
 @pytest.mark.parametrize(
-    ("name", "gib"),
-    [("A100-SXM4-40GB", 40), ("H100-SXM", 80), ("H200", 140), ("L4", 22), ("MI355X", 287)],
+    ("name", "mib"),
+    [
+        ("A100-SXM4-40GB", 40960),
+        ("A10G", 23028),
+        ("A40", 46068),
+        ("H100-SXM", 81559),
+        ("H100-NVL", 95830),
+        ("H200", 143771),
+        ("H20", 97871),
+        ("H20-141GB", 143771),
+        ("GH200-144GB", 146831),
+        ("B200", 183359),
+        ("B300", 275040),
+        ("GB200", 189471),
+        ("GB300", 284208),
+        ("L4", 23034),
+        ("L20", 46068),
+        ("L40S", 46068),
+        ("RTX-5090", 32607),
+        ("RTX-PRO-6000-Server", 97887),
+    ],
 )
-def test_capacity_is_what_drivers_report(name: str, gib: int) -> None:
-    assert hardware_by_name(name).memory_bytes == gib * 2**30
+def test_capacity_is_what_drivers_report(name: str, mib: int) -> None:
+    assert hardware_by_name(name).memory_bytes == pytest.approx(mib * 2**20, rel=3e-3)
+
+
+def test_whole_words_that_begin_one_device_alone_name_it() -> None:
+    assert hardware_by_name("RTX 6000").name == "RTX-6000-Ada"
+    with pytest.raises(HardwareError, match="'h100' may be H100-SXM, H100-PCIe or H100-NVL: give"):
+        hardware_by_name("h100")
+    with pytest.raises(HardwareError, match="did you mean L40S"):
+        hardware_by_name("L40")  # another device
 
 
 def test_every_device_names_its_source_and_what_its_constants_rest_on() -> None:
@@ -135,8 +166,10 @@ def test_every_device_names_its_source_and_what_its_constants_rest_on() -> None:
         assert hardware.source, hardware.name
         assert hardware.memory_bytes, hardware.name
         assert hardware.generation, hardware.name
-        fitted = target_of(hardware.name).calibration.fitted
-        assert target_of(hardware.name).basis == ("own runs" if fitted else hardware.basis)
+        calibration = target_of(hardware.name).calibration
+        assert {*MAIN_PARTS, "link"} <= set(calibration.origins) <= set(PARTS), hardware.name
+        weakest = max((calibration.origins[part] for part in MAIN_PARTS), key=BASES.index)
+        assert target_of(hardware.name).basis == weakest
     with pytest.raises(HardwareError, match="basis of 'H200' must be one of own runs, "):
         dataclasses.replace(hardware_by_name("H200"), basis="hearsay")
 
@@ -145,10 +178,14 @@ def test_what_was_fitted_to_public_kernels_says_so() -> None:
     assert target_of("A100-SXM4-80GB").basis == "public kernels"
     assert "public kernels" in target_of("A100-SXM4-80GB").calibration.source
     assert (target_of("A100-PCIe-40GB").basis, target_of("H200").basis) == ("assumption",) * 2
+    h200, a100 = target_of("H200").calibration.origins, target_of("A100-PCIe-40GB").calibration
+    assert (h200["attention"], h200["gemm"]) == ("public kernels", "assumption")
+    assert a100.gemm == target_of("A100-SXM4-80GB").calibration.gemm, "of the same generation"
+    assert a100.link == dataclasses.replace(target_of("L40S").calibration.link, fitted=False)
 
 
 def test_constants_of_another_device_are_an_assumption() -> None:
     h100 = target_of("H100-SXM")
-    carried = dataclasses.replace(h100.calibration, fitted=False, source="carried over")
+    carried = dataclasses.replace(h100.calibration, fitted=False, source="carried over", origins={})
     assert h100.basis == "own runs"
     assert dataclasses.replace(h100, calibration=carried).basis == "assumption"

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from test_principle_models import LLAMA_3_8B, QWEN_3_30B_A3B
+from test_principle_hybrid import KIMI_LINEAR
+from test_principle_models import DEEPSEEK_V3, LLAMA_3_8B, QWEN_3_30B_A3B
 
 import vllm_nfp
 from vllm_nfp.cli import main
 from vllm_nfp.principle import shape_from_config, target_of
 from vllm_nfp.principle.memory import cache_bytes, too_large, weight_bytes
+from vllm_nfp.principle.model_facts import model_facts
 from vllm_nfp.principle.notes import notes
 
 LLAMA = shape_from_config(LLAMA_3_8B)
@@ -41,8 +43,31 @@ def test_windows_bound_the_cache() -> None:
     assert cache_bytes(windowed, 1, 100_000) == 512 * 128 * 1024
 
 
+def test_an_indexer_has_a_cache_of_its_own() -> None:
+    deepseek = {
+        **DEEPSEEK_V3, "model_type": "deepseek_v32", "index_topk": 2048, "index_n_heads": 64,
+        "index_head_dim": 128, "quantization_config": None,
+    }  # fmt: skip
+    # 61 layers with 576 numbers of latent and a key of 128 bytes and its 32-bit scale.
+    sparse = shape_from_config(deepseek)
+    assert cache_bytes(sparse, 1, 999) == 1000 * 61 * (2 * 576 + 128 + 4)
+    many = dataclasses.replace(sparse, tensor_parallel_size=8)
+    assert cache_bytes(many, 1, 999) == cache_bytes(sparse, 1, 999)  # a latent is on every rank
+    facts = model_facts(sparse)
+    assert facts.kv_bytes_per_token * 1000 == cache_bytes(sparse, 1, 999)
+
+
+def test_states_count_once_a_sequence() -> None:
+    hybrid = shape_from_config(KIMI_LINEAR)
+    facts = model_facts(hybrid)
+    assert facts.state_bytes_per_sequence > 0
+    assert cache_bytes(hybrid, 3, 999) == pytest.approx(
+        3 * (facts.state_bytes_per_sequence + 1000 * facts.kv_bytes_per_token)
+    )
+
+
 def test_cells_are_told_one_by_one() -> None:
-    # 14.96 GiB of weights; at L = 131072 a sequence has 16 GiB of cache: 4 fit into 80 GiB.
+    # 14.96 GiB of weights; at L = 131072 a sequence has 16 GiB of cache: 4 fit into 79.6 GiB.
     found = too_large(LLAMA, H100, (1, 4, 5), (1023, 131_071))
     assert [(cell.batch_size, cell.context) for cell in found] == [(5, 131_071)]
     assert not too_large(LLAMA, dataclasses.replace(H100, memory_bytes=None), (500,), (131_071,))
@@ -50,19 +75,21 @@ def test_cells_are_told_one_by_one() -> None:
     (first, second) = (note for note in notes(predicted) if "fit at" in note)
     assert first == (
         "Does not fit at B = 5, L = 131071: 15 GiB of weights and 80 GiB of KV cache are more than "
-        "the 80 GiB of one H100-SXM."
+        "the 79.6 GiB of one H100-SXM."
     )
     assert "B = 64, L = 131071: 15 GiB of weights and 1 TiB of KV cache" in second
     assert predicted.to_dict()["does_not_fit"][0] == {
         "batch_size": 5, "context": 131_071, "weight_bytes": weight_bytes(LLAMA),
-        "cache_bytes": 5.0 * 16 * 2**30, "memory_bytes": 80.0 * 2**30,
+        "cache_bytes": 5.0 * 16 * 2**30, "memory_bytes": 79.6 * 2**30,
     }  # fmt: skip
 
 
 def test_weights_that_do_not_fit_are_told_once() -> None:
     predicted = vllm_nfp.predict(QWEN_3_30B_A3B, "L4", max_positions=2)
     (only,) = (note for note in notes(predicted) if "not fit:" in note)
-    assert only.startswith("Does not fit: 56.9 GiB of weights are more than the 22 GiB of one L4; ")
+    assert only.startswith(
+        "Does not fit: 56.9 GiB of weights are more than the 22.5 GiB of one L4; "
+    )
     assert "does_not_fit" not in vllm_nfp.predict(LLAMA_3_8B, "L4", (1,), (64,)).to_dict()
 
 

@@ -48,13 +48,14 @@ from vllm_nfp.principle import (
     target_of,
 )
 from vllm_nfp.principle.attention import MAX_GRAPH_TOKENS, attention_terms, fixed_seconds
+from vllm_nfp.principle.boundary import boundary
 from vllm_nfp.principle.collective import LinkConstants, all_reduce_seconds
-from vllm_nfp.principle.experts import Routing, awake_experts
+from vllm_nfp.principle.cost import Cost
 from vllm_nfp.principle.ffn import KERNEL_SECONDS
 from vllm_nfp.principle.gemm import Fp8GemmConstants, GemmConstants, gemm_seconds, gemm_terms
 from vllm_nfp.principle.graphs import DEFAULT_CAPTURE_SIZES, padded_tokens
-from vllm_nfp.principle.predict import boundary
-from vllm_nfp.principle.step import Cost, Step
+from vllm_nfp.principle.routing import Routing
+from vllm_nfp.principle.step import Step
 from vllm_nfp.principle.terms import LIMITS, FloatArray, soft_maximum, sum_terms
 from vllm_nfp.types import Module
 
@@ -338,7 +339,7 @@ def test_expert_parallel_ranks_hold_fewer_experts_and_see_more_tokens() -> None:
     found = cell(spread, "moe_ffn", 8)
     routing = Routing(spread.local_experts, spread.local_experts_per_token, expert_parallel=True)
     assert spread.local_experts == 128 / 4
-    awake = awake_experts(4 * 8 * numbers(1, 2, 3), routing)
+    awake = routing.awake(4 * 8 * numbers(1, 2, 3))
     assert np.array(found.terms["experts"][:3]) / found.terms["experts"][0] == pytest.approx(
         awake / awake[0]
     )

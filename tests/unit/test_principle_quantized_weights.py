@@ -171,8 +171,11 @@ def test_gptq_dynamic_rules_and_lm_head() -> None:
     shape = quantized(LLAMA_3_8B, **gptq, dynamic={r"-:.*self_attn.*": {}}, lm_head=True)
     assert (shape.weight_bytes, 8 * shape.dense_ffn_gemms[0].weight_bytes) == (2, 4.125)
     assert 8 * shape.lm_head_weight_bytes == 4.125
-    with pytest.raises(ShapeError, match=r"dynamic of quantization_config .* give weight_bits"):
-        quantized(LLAMA_3_8B, **gptq, dynamic={"+:.*down_proj": {"bits": 8}})
+    own = quantized(LLAMA_3_8B, **gptq, dynamic={r"+:.*down_proj": {"bits": 8}})
+    # Of three matrices one has 8 bits.
+    assert 8 * own.dense_ffn_gemms[0].weight_bytes == pytest.approx((2 * 4 + 8) / 3 + 0.125)
+    with pytest.raises(ShapeError, match=r"dynamic of quantization_config has .* give weight_b"):
+        quantized(LLAMA_3_8B, **gptq, dynamic={"+:.*down_proj": 8})
 
 
 def test_modelopt_fp8() -> None:
@@ -268,10 +271,7 @@ def test_older_files_call_it_compression_config() -> None:
 @pytest.mark.parametrize(
     ("quantization", "message"),
     [
-        (
-            {"quant_method": "bitsandbytes", "load_in_8bit": True},
-            "'bitsandbytes' is not recognised",
-        ),
+        ({"quant_method": "bitsandbytes"}, "'bitsandbytes' is not recognised"),
         ({}, "quantization '' is not recognised"),
         ({"quant_method": ["fp8"]}, "quantization a list is not recognised"),
         (compressed({**FP8, "num_bits": 4}, FP8), "'compressed-tensors' is not recognised"),
@@ -305,11 +305,15 @@ def test_quantization_must_be_an_object() -> None:
         shape_from_config({**LLADA_8B, "quantization_config": "fp8"})
 
 
-def test_groups_that_differ_are_refused() -> None:
+def test_groups_that_differ_have_their_own_modules() -> None:
     groups = {
         "a": {"weights": INT4, "targets": ["re:.*experts.*"]},
         "b": {"weights": FP8, "input_activations": FP8, "targets": ["re:.*self_attn.*"]},
     }
+    shape = quantized(DEEPSEEK_V3, quant_method="compressed-tensors", config_groups=groups)
+    assert parts(shape) == (8, 16, 4.5, 4.5)
+    assert any("FP8 ones multiply in 16 bits" in sentence for sentence in shape.assumptions)
+    groups["c"] = {"weights": {**FP8, "num_bits": 3}, "targets": ["Linear"]}
     with pytest.raises(ShapeError, match="give weight_bits"):
         quantized(DEEPSEEK_V3, quant_method="compressed-tensors", config_groups=groups)
 

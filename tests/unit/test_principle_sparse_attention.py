@@ -11,8 +11,9 @@ from vllm_nfp import predict
 from vllm_nfp.principle import ShapeError, shape_from_config
 from vllm_nfp.principle.hardware import hardware_by_name
 from vllm_nfp.principle.model_facts import model_facts
+from vllm_nfp.principle.serving import Serving
 from vllm_nfp.principle.sparse_attention import gathered_terms
-from vllm_nfp.principle.step import Serving, Step
+from vllm_nfp.principle.step import Step
 from vllm_nfp.types import Module
 
 GLM_5: dict[str, Any] = {
@@ -68,10 +69,11 @@ def test_facts_count_both_caches() -> None:
 def test_positions_share_some_of_the_tokens_that_they_pick() -> None:
     hardware, heads = hardware_by_name("H200"), shape_from_config(GLM_5).attention
     cached, counts = np.array([4096.0, 4096.0, 4096.0]), np.array([1.0, 2.0, 50.0])
-    one, two, many = gathered_terms(hardware, heads, 2048, 1, cached, counts)["memory"]
+    part = shape_from_config(GLM_5).attentions[0][1]
+    one, two, many = gathered_terms(hardware, heads, part, 1, cached, counts)["memory"]
     assert two / one == pytest.approx(1.5)
     assert many / one == pytest.approx(2.0)
-    short = gathered_terms(hardware, heads, 2048, 1, cached / 4, counts)["memory"]
+    short = gathered_terms(hardware, heads, part, 1, cached / 4, counts)["memory"]
     assert short[0] == short[2], "all are picked"
 
 

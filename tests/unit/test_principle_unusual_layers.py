@@ -93,10 +93,14 @@ def test_minicpm3_caches_keys_and_values_of_every_head() -> None:
     assert found.serving.attention_backend == "FLASH_ATTN"
 
 
-def test_sliding_layers_with_heads_of_their_own_are_refused() -> None:
-    other = {"attention_other_setting": {"num_attention_heads": 96}}
-    with pytest.raises(ShapeError, match="attention_other_setting of a step3p7 config must be"):
-        shape_from_config({**STEP, **other})
+def test_sliding_layers_may_have_heads_of_their_own() -> None:
+    other = {"num_attention_heads": 96, "num_attention_groups": 8, "head_dim": 128}
+    shape = shape_from_config({**STEP, "attention_other_setting": other})
+    full, sliding = (part for _, part in shape.attentions)
+    assert (full.layers, full.heads, full.window) == (12, 64, None)
+    assert (sliding.layers, sliding.heads, sliding.window) == (33, 96, 512)
+    more = 33 * 2 * 32 * 128 * 4096
+    assert shape.total_parameters - shape_from_config(STEP).total_parameters == more
 
 
 def block(group: int | None, factor: float) -> Config:
@@ -123,8 +127,15 @@ def test_pruned_layers_lack_attention_or_width() -> None:
     assert model_facts(shape).layers == {"full_attention": 48, "dense_ffn": 80}
     assert shape.num_kv_heads == 8
     # 2/3 of 5.25 and of 1 times 8192, rounded up to 256: 28672 and 5632.
-    assert shape.intermediate_size == pytest.approx((48 * 28672 + 32 * 5632) / 80, abs=256)
-    assert any("mean of their widths" in sentence for sentence in shape.assumptions)
+    assert shape.dense_widths == ((48, 28672), (32, 5632))
+    widths = sum(gemm.inputs for _, (_, gemm) in shape.dense_blocks)
+    assert widths == 28672 + 5632
+
+
+def test_pruned_layers_may_lack_their_feed_forward() -> None:
+    lacking = {"attention": {"n_heads_in_group": 8}, "ffn": {"no_op": True}}
+    shape = shape_from_config({**NAS, "block_configs": [lacking] * 40 + [block(8, 5.25)] * 40})
+    assert model_facts(shape).layers == {"full_attention": 80, "dense_ffn": 40}
 
 
 def test_pruned_layers_that_no_shape_describes_are_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import Any
 
@@ -49,7 +50,7 @@ def test_layer_times_are_medians_of_the_recent_runs_in_bounded_memory(
 
 
 class Kept:
-    """An output folder and /metrics that note what they are given."""
+    """An output directory and /metrics that note what they are given."""
 
     keeps = True
 
@@ -124,3 +125,18 @@ def test_who_reads_in_the_middle_of_an_update_gets_all_of_the_last_one_without_w
         assert found.layers == before.layers
     after = publisher.full_snapshot()
     assert {row.samples for row in after.curves} == {3}
+
+
+def test_the_first_result_is_announced_once_with_the_command_that_shows_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    publisher = publisher_of(Kept())
+    with caplog.at_level(logging.INFO, "vllm.nfp"):
+        publisher._publish()
+        assert "first results" not in caplog.text
+        publisher.put(result(2, 1.0))
+        for _ in range(3):
+            publisher._publish()
+    assert caplog.text.count("vllm-nfp: first results:") == 1
+    assert "free positions per sequence at B=1, L=64 within 10 %" in caplog.text
+    assert caplog.text.count("vllm-nfp recommend http://HOST:PORT") == 1

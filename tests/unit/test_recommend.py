@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ from vllm_nfp.draft import AcceptanceError, DraftCost, server_drafts, sources
 from vllm_nfp.draft.recommend import RecommendError, recommend
 from vllm_nfp.draft.server import from_samples
 from vllm_nfp.draft.sources import SourceError
-from vllm_nfp.results import scrape
+from vllm_nfp.results import fetching, scrape
 from vllm_nfp.results.profile import Profile, save_profile
 from vllm_nfp.types import Basis, CurvePoint, Module
 
@@ -85,7 +86,7 @@ def metrics(
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> Any:
     def show(text: str, version: str | None = "0.32.0") -> None:
-        monkeypatch.setattr(scrape, "fetch", lambda _url: text)
+        monkeypatch.setattr(fetching, "fetch", lambda _url: text)
         monkeypatch.setattr("vllm_nfp.draft.server.server_version", lambda _url: version)
 
     return show
@@ -159,8 +160,8 @@ def test_the_package_stays_light() -> None:
         ({"draft_lengths": [1, "a"]}, "draft_lengths must be a whole number, as in 8, not 'a'"),
         ({"draft_lengths": 4}, "draft_lengths must be a list"),
         ({"draft_lengths": [8], "max_draft_length": 4}, "holds 8, above max_draft_length, 4"),
-        ({"epsilon": 10**400}, "epsilon must be between 0 and 10"),
-        ({"epsilon": "x"}, "epsilon must be between 0 and 10 .*, not 'x'"),
+        ({"epsilon": 10**400}, "epsilon must be between 0 and 1"),
+        ({"epsilon": "x"}, "epsilon must be between 0 and 1 .*, not 'x'"),
         ({"cost": 0.1}, "cost must be a DraftCost"),
         ({"contexts": [5]}, "context 5 is not among those"),
     ],
@@ -182,13 +183,17 @@ def test_no_acceptance_and_no_curves_are_refused(dense_profile: Profile) -> None
 def test_the_table_for_people(profile_path: Path) -> None:
     done = run(profile_path, "--acceptance", "0.8", "--max-batch-size", "64")
     assert done.exit_code == 0, done.output
-    assert "qwen3-8b on NVIDIA H100 80GB HBM3: measured step times" in done.output
-    assert "B 33-64:" in done.output
-    assert "2-7*" in done.output
-    assert "0?" in done.output
+    assert "qwen3-8b on NVIDIA H100 80GB HBM3: measured, inferred step times" in done.output
+    said = " ".join(done.output.split())
+    assert said.startswith("Serve K=20 up to B=1, 15 up to 8, 7 up to 64: +")
+    parts = ("--speculative-config '{", "Draft length K [95 %", "Warning: the same", "Assumed:")
+    places = [said.index(part) for part in parts]
+    assert places == sorted(places), "verdict, setting, table, warnings, assumptions"
+    assert "33-64" in said and "2-7*" in said
     assert "accepted with probability 0.8" in done.output
     assert "ngram lookup is free" in done.output
-    assert max(map(len, done.output.splitlines())) <= 80
+    lines = [line for line in done.output.splitlines() if "num_speculative_tokens" not in line]
+    assert max(map(len, lines)) <= 80
 
 
 def test_the_json(profile_path: Path) -> None:
@@ -199,7 +204,8 @@ def test_the_json(profile_path: Path) -> None:
     assert values["draft_cost"]["seconds_once"] == 0.0001
     assert values["speculative_config"]["method"] == "ngram"
     assert values["rows"][0]["batch_size_first"] == 1
-    assert values["warnings"] == []
+    assert any("the same acceptance, 0.8, is assumed" in text for text in values["warnings"])
+    assert "over no speculation" in values["verdict"][0]
 
 
 def test_only_the_settings(profile_path: Path) -> None:
@@ -211,7 +217,7 @@ def test_only_the_settings(profile_path: Path) -> None:
         "method": "eagle3",
         "model": "heads/eagle3",
         "num_speculative_tokens": 4,
-        "num_speculative_tokens_per_batch_size": [[1, 32, 4], [33, 33, 0]],
+        "num_speculative_tokens_per_batch_size": [[1, 32, 4]],
     }
 
 
@@ -241,7 +247,7 @@ def test_a_head_that_loses_everywhere_is_warned_of_and_gives_no_settings(
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        ([], "--acceptance is needed: give a probability such as 0.8"),
+        (["--speculative-config"], "--acceptance is needed: give a probability such as 0.8"),
         (["--acceptance", "1.2"], "--acceptance must be between 0 and 1, got 1.2"),
         (["--acceptance", "nan"], "--acceptance must be between 0 and 1, got nan"),
         (
@@ -286,7 +292,7 @@ def test_a_head_that_loses_everywhere_is_warned_of_and_gives_no_settings(
             "needs --draft-model PATH",
         ),
         (["--acceptance-from", "http://127.0.0.1:1"], "cannot be read"),
-        (["--acceptance-from", "localhost:8000"], "is no URL"),
+        (["--acceptance-from", "localhost:8000"], "is not a URL"),
     ],
 )  # fmt: skip
 def test_bad_flags(flags: list[str], sentence: str, profile_path: Path) -> None:
@@ -312,7 +318,8 @@ def test_sources_that_cannot_be(tmp_path: Path) -> None:
         *predicted, "H100-SXM", "--max-batch-size", "70000"
     )
     assert "--contexts holds ''" in refused(*predicted, "H100-SXM", "--contexts", "")
-    (tmp_path / "config.json").write_text(json.dumps({**QWEN3_8B, "model_type": "unheard_of"}))
+    unknown = {**QWEN3_8B, "model_type": "unheard_of", "architectures": ["UnheardOfForCausalLM"]}
+    (tmp_path / "config.json").write_text(json.dumps(unknown))
     assert "--assume-dense" in refused(*predicted, "H100-SXM")
     assert run(*predicted, "H100-SXM", "--assume-dense").exit_code == 0
 
@@ -421,8 +428,8 @@ def test_a_servers_own_method_is_the_default(served: Any) -> None:
     values = json.loads(run(URL, "--json").stdout)
     assert values["speculative_config"]["method"] == "ngram_gpu"
     assert values["warnings"] == []
-    served(metrics() + drafting("dflash", 1e-4))
-    assert "drafts with 'dflash'" in refused(URL)
+    served(metrics() + drafting("medusa", 1e-4))
+    assert "drafts with 'medusa'" in refused(URL)
 
 
 def test_the_server_of_the_step_times_tells_how_it_drafts_if_that_of_acceptance_does_not(
@@ -430,7 +437,7 @@ def test_the_server_of_the_step_times_tells_how_it_drafts_if_that_of_acceptance_
 ) -> None:
     served(metrics())
     shown = {URL: metrics() + drafting("eagle3", 3e-4), "http://plain": metrics()}
-    monkeypatch.setattr(scrape, "fetch", shown.__getitem__)
+    monkeypatch.setattr(fetching, "fetch", shown.__getitem__)
     values = json.loads(run(URL, "--acceptance-from", "http://plain", "--json").stdout)
     assert values["draft_method"] == "eagle3"
     assert values["draft_cost"]["seconds_per_token"] == pytest.approx(3e-4)
@@ -454,18 +461,63 @@ def test_the_cost_of_another_method_is_not_taken(served: Any) -> None:
     assert json.loads(run(URL, "--draft-method", "ngram", "--json").stdout)["warnings"] == []
 
 
-def test_where_the_table_rests_on_other_contexts_is_told(
+def test_a_cell_that_was_not_measured_is_inferred_and_named_so(
     dense_profile: Profile, tmp_path: Path
 ) -> None:
     longest = max(row.context for row in dense_profile.curves)
     path = tmp_path / "p.json"
     rows = [r for r in dense_profile.curves if r.context != longest or r.batch_size < 32]
     save_profile(path, dataclasses.replace(dense_profile, curves=tuple(rows), boundaries=()))
-    done = run(path, "--acceptance", "0.7")
-    lengths = json.loads(run(path, "--acceptance", "0.7", "--json").stdout)["schedule"]
-    told = f"at context {longest} batch sizes 9-32 were not measured"
-    assert told in " ".join(done.output.split())
-    assert f"{lengths[-1]['draft_length']}: ?" in done.output
+    found = json.loads(run(path, "--acceptance", "0.7", "--json").stdout)
+    (row,) = (r for r in found["rows"] if (r["batch_size_first"], r["context"]) == (32, longest))
+    last = found["schedule"][-1]
+    assert (row["basis"], row["draft_length"]) == ("inferred", last["draft_length"])
+    assert (last["batch_size_last"], last["draft_length"]) == (32, 7)
+
+
+def test_without_acceptance_there_is_a_table_of_usual_ones(profile_path: Path) -> None:
+    done = run(profile_path)
+    assert done.exit_code == 0, done.output
+    said = " ".join(done.output.split())
+    assert "Count yours: serve with speculation" in said
+    assert re.search(r"1024 1 6 \(1\.96x\) 14 \(3\.23x\) 42 \(9\.\d+x\)", said)
+    assert "https://github.com/vllm-project/vllm/pull/24344" in said
+    values = json.loads(run(profile_path, "--json").stdout)
+    assert [one["acceptance"]["beyond"] for one in values["by_acceptance"]] == [0.5, 0.7, 0.9]
+    assert "acceptance is needed" in refused(profile_path, "--speculative-config")
+
+
+def test_gains_are_over_what_runs(profile_path: Path, served: Any) -> None:
+    flags = ("--acceptance-rates", "0.8,0.6,0.4,0.3")
+    (row, *_), verdict = (
+        json.loads(run(profile_path, *flags, "--running", "2", "--json").stdout)[name]
+        for name in ("rows", "verdict")
+    )
+    tokens = 1 + 0.8 + 0.6
+    assert row["gain_over_running"] == pytest.approx((tokens + 0.4 + 0.3) / tokens, rel=0.02)
+    assert "over the K=2 that you run" in verdict[0]
+    same = json.loads(run(profile_path, *flags, "--running", "4", "--json").stdout)
+    assert same["verdict"][0].startswith("You run K=4; keep it at all batch sizes")
+    assert "--running must be between 0 and" in refused(profile_path, *flags, "--running", "-1")
+    # A server says itself what it runs: as many positions as it counts, or none.
+    served(metrics())
+    assert recommend(URL).demand.running == 3
+    served(metrics(rates=()))
+    assert recommend(URL, 0.5).demand.running == 0
+
+
+def test_a_model_that_was_cut_says_so_first_and_promises_no_rate(
+    dense_profile: Profile, tmp_path: Path
+) -> None:
+    model = dataclasses.replace(dense_profile.model, num_layers=8, whole_num_layers=36)
+    path = tmp_path / "p.json"
+    save_profile(path, dataclasses.replace(dense_profile, model=model))
+    for flags in (("--acceptance", "0.7"), ()):
+        output = run(path, *flags).output
+        assert output.startswith("Only 8 of 36 layers were timed")
+        assert "tok/s" not in output
+    values = json.loads(run(path, "--acceptance", "0.7", "--json").stdout)
+    assert {row["tokens_per_second"] for row in values["rows"]} == {None}
 
 
 def of_cells(*cells: tuple[int, int]) -> str:
@@ -484,12 +536,10 @@ def test_what_does_not_fit_a_server_has_no_row_but_one_line(served: Any) -> None
     found = recommend(URL)
     assert {(row.batch_size_first, row.context) for row in found.rows} >= {(8, 1024), (2, 4096)}
     assert max(row.batch_size_last for row in found.rows if row.context == 4096) == 2
-    assert "unknown" not in {row.basis for row in found.rows}
     assert found.schedule.ranges[-1].batch_size_last == 8
     assert found.warnings == ()
     shown = " ".join(run(URL).output.split())
     assert "No rows for B > 2 at L=4096: the next reported batch size does not fit" in shown
-    assert "0?" not in shown and ": ?" not in shown
     served(of_cells((2, 1024)))
     assert "No rows" not in run(URL).output
 
@@ -502,24 +552,16 @@ def test_a_servers_profile_leaves_out_what_it_says_does_not_fit(
     cut = dataclasses.replace(dense_profile, curves=tuple(rows), boundaries=())
     told = {f"B=32 L={longest}": "the KV cache is too small"}
 
-    def bases(wanted: int, skipped: dict[str, str]) -> set[str]:
+    def cells(wanted: int, skipped: dict[str, str]) -> set[tuple[int, int]]:
         probe = dataclasses.replace(cut.probe, wanted_samples=wanted)
         run_of = dataclasses.replace(cut.run, skipped_cells=skipped)
         profile = dataclasses.replace(cut, probe=probe, run=run_of)
-        return {row.basis for row in recommend(profile, 0.7).rows}
+        rows = recommend(profile, 0.7).rows
+        return {(row.batch_size_first, row.context) for row in rows}
 
-    assert "unknown" not in bases(0, told)
-    assert "unknown" in bases(0, {}), "it was not measured"
-    assert "unknown" in bases(6, told), "a measurement skips what cannot be probed as well"
-
-
-def test_batch_sizes_to_measure_are_those_that_are_lacking(
-    dense_profile: Profile, tmp_path: Path
-) -> None:
-    path = tmp_path / "p.json"
-    save_profile(path, dense_profile)
-    output = run(path, "--acceptance", "0.7", "--max-batch-size", "64").output
-    assert '"batch_sizes": [1, 8, 32, 64]' in " ".join(output.split())
+    assert (32, longest) not in cells(0, told)
+    assert (32, longest) in cells(0, {}), "it was not measured, and is inferred"
+    assert (32, longest) in cells(6, told), "a measurement skips what cannot be probed as well"
 
 
 def test_a_narrow_terminal_cuts_no_number_off(
@@ -561,7 +603,8 @@ def test_a_live_server(served: Any) -> None:
     done = run(URL, "--json")
     values = json.loads(done.stdout)
     assert values["source"] == {
-        "kind": "server", "name": URL, "model": "qwen3-8b", "device": None, "vllm": "0.32.0"
+        "kind": "server", "name": URL, "model": "qwen3-8b", "device": None, "vllm": "0.32.0",
+        "cut_layers": None,
     }  # fmt: skip
     assert values["acceptance"]["per_position"] == pytest.approx([0.9, 2 / 3, 0.5])
     (row,) = values["rows"]
@@ -589,8 +632,12 @@ def test_of_several_engines_the_slowest_counts(served: Any) -> None:
     [
         (metrics(probe=False), [], "has no NFP probe: start the server with --nfp-probe"),
         (metrics(curves=False), [], "has measured no step yet"),
-        (metrics(rates=()), [], "counts no drafts (it has no --speculative-config)"),
-        (metrics(drafts=0.0), [], "has counted no drafts yet"),
+        (
+            metrics(rates=()),
+            ["--speculative-config"],
+            "counts no drafts (it has no --speculative-config)",
+        ),
+        (metrics(drafts=0.0), ["--speculative-config"], "has counted no drafts yet"),
         (metrics(rates=(0.3, 0.9)), [], "contradict each other (90 tokens accepted after 30)"),
         (metrics(rates=(1.3,)), [], "contradict each other (130 tokens accepted after 100)"),
         (metrics().replace('batch_size="1"', 'batch_size="0"'), [], "a batch size outside 1 to"),
@@ -640,7 +687,7 @@ def test_a_url_works_in_python(served: Any) -> None:
 @pytest.mark.parametrize(
     ("flags", "lookup"),
     [
-        (("--acceptance", "0.8", "--max-batch-size", "8"), [20, *[15] * 7, *[0] * 8]),
+        (("--acceptance", "0.8", "--max-batch-size", "8"), [20, *[15] * 15]),
         (
             ("--acceptance", "0.5", "--draft-share", "0.3", "--max-draft-length", "3"),
             [3] * 16,
@@ -731,11 +778,11 @@ def test_a_server_tells_where_its_graphs_end(served: Any) -> None:
         for n, way in ((1, "full"), (2, "full"), (4, "none"), (8, "none"))
     )
     served(metrics() + ways)
-    (curve,) = from_samples(scrape.read_samples(scrape.fetch(URL)), URL).curves
+    (curve,) = from_samples(scrape.read_samples(fetching.fetch(URL)), URL).curves
     assert curve.without_graph_from == 4
     assert "from B=1 with K=3 on" in run(URL, "--acceptance", "0.9").output
     served(metrics() + ways.replace('"full"', '"none"'))
-    (curve,) = from_samples(scrape.read_samples(scrape.fetch(URL)), URL).curves
+    (curve,) = from_samples(scrape.read_samples(fetching.fetch(URL)), URL).curves
     assert curve.without_graph_from is None
 
 
@@ -786,10 +833,11 @@ def test_live_traffic_has_an_answer_of_its_own(served: Any) -> None:
     ]  # fmt: skip
     row = found.live[0]
     assert row.gain == pytest.approx(2.952 / 1.1)
-    assert (row.gain_lower, row.gain_upper) == pytest.approx((row.gain / 1.1, row.gain / 0.9))
+    assert row.gain_lower == pytest.approx(row.gain / 1.1)
+    assert row.gain_upper == pytest.approx(row.expected_tokens), "no more than a step's tokens"
     shown = " ".join(run(URL, "--acceptance", "0.8").output.split())
-    assert "Live traffic (B=7, L=3571): K=3, gain 2.68x" in shown
-    assert "nothing like it was measured yet" in shown
+    assert "You run K=3; keep it (live traffic: B=7, L=3571, inferred; +168 % [144, 195]" in shown
+    assert "No speculation (K=0) would give" in shown
 
 
 @pytest.mark.parametrize("wrong", ['basis="sure"', 'positions="-2"', 'engine="9",positions="2"'])

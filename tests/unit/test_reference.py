@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 
+from vllm_nfp.adapter.features import FEATURES
 from vllm_nfp.config import ProbeConfig
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -24,7 +25,7 @@ def reference() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["metrics.md", "settings.md"])
+@pytest.mark.parametrize("name", ["metrics.md", "settings.md", "models.md", "parallel.md"])
 def test_the_committed_page_is_what_the_code_says(reference: ModuleType, name: str) -> None:
     assert (DOCS / name).read_text() == reference.PAGES[name](), "run python docs/reference.py"
 
@@ -48,3 +49,13 @@ def test_every_setting_has_a_meaning() -> None:
     names = {field.name for field in dataclasses.fields(ProbeConfig)} - {"run_dir", "off_reason"}
     assert {name for name, _ in rows} == names
     assert all(meaning.endswith(".") for _, meaning in rows)
+
+
+def test_every_feature_is_in_one_of_the_tables() -> None:
+    """And the tables have no others."""
+    pages = "".join((DOCS / name).read_text() for name in ("models.md", "parallel.md"))
+    parts = re.findall(r"<!-- generated: (models|parallelism) -->(.*?)<!-- end", pages, re.DOTALL)
+    rows = [row for _, part in parts for row in re.findall(r"^\| ([^|]+) \|", part, re.MULTILINE)]
+    named = [row for row in rows if row not in ("---", "probed", "passive", "off")]
+    assert sorted(named) == sorted(feature.name for feature in FEATURES)
+    assert len(set(named)) == len(named)

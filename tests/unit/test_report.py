@@ -18,6 +18,7 @@ from vllm_nfp.cli import main
 from vllm_nfp.draft.recommend import recommend
 from vllm_nfp.draft.sources import SourceError
 from vllm_nfp.report import ReportError, render, write_report
+from vllm_nfp.report.modules import sections
 from vllm_nfp.results.profile import Profile, save_profile
 from vllm_nfp.types import (
     Basis,
@@ -147,15 +148,35 @@ def test_every_plot_speaks_and_takes_its_colours_from_the_page(
         assert "t(N) / t(1)" in plot
     predicted = predicted_of(dense_profile).positions
     assert f"Within 10%: 16 (16 to 16), measured. Predicted {predicted}, idle-compute 38." in html
-    assert page.tags["svg"] == 7 + 6
+    assert page.tags["svg"] == 7 + 6 + 3 * 3, (
+        "plots, marks, and a line for each batch size of a module"
+    )
+
+
+def test_a_batch_size_has_one_colour_in_all_plots(dense_profile: Profile) -> None:
+    """Also where a smaller one has no line, as one that does not fit the KV cache."""
+    curves = tuple(
+        row
+        for row in dense_profile.curves
+        if row.module == "model" and (row.batch_size, row.context) != (1, 16384)
+    )
+    found = next(s for s in sections(replace(dense_profile, curves=curves), 0.1))
+    assert [(size, re.findall(r"series-\d", mark)[0]) for size, mark in found.legend] == [
+        (1, "series-0"), (8, "series-1"), (32, "series-2"),
+    ]  # fmt: skip
+    plots = dict(found.plots)
+    assert "series-0" in plots["L = 4096"]
+    assert "series-0" not in plots["L = 16384"]
+    assert "series-1" in plots["L = 16384"]
 
 
 def test_the_measured_numbers_are_on_the_page(page: Page, dense_profile: Profile) -> None:
     predicted = predicted_of(dense_profile)
     text = page.prose()
     assert "Near-free positions of qwen3-8b" in text
-    assert "NVIDIA H100 80GB HBM3 · vLLM 0.32.0 · bfloat16 · 24 November 2026, 14:22 UTC" in text
-    answers = text.split("B L = 1024 L = 4096 L = 16384 ", 1)[1].split(" How to read", 1)[0]
+    layers = "whole step of 8 layers, 4 of each kind timed alone"
+    assert f"NVIDIA H100 80GB HBM3 · vLLM 0.32.0 · bfloat16 · {layers} · 24 November 2026" in text
+    answers = text.split("B L = 1024 L = 4096 L = 16384 ", 1)[1].split(" Draft lengths", 1)[0]
     # The numbers of docs/measured.md, without their intervals and marks.
     assert re.sub(r"\[.*?\]|[~?]", "", answers).split() == [
         "1", "64+", "64+", "64+", "8", "16", "16", "24", "32", "6", "6", "8",
@@ -190,9 +211,8 @@ def test_draft_lengths_that_were_not_measured_say_so(small: Profile) -> None:
     cells = [(1, 1024), (32, 1024), (8, 4096)]
     more = [replace(r, batch_size=b, context=c) for b, c in cells for r in here]
     text = Page(render(replace(small, curves=(*small.curves, *more)))).prose()
-    assert "0?: not known, so no drafts." in text
-    assert "32 4096 K = 0? K = 0? K = 0?" in text
-    assert "1 4096 K = 0? K = 0? K = 0?" in text
+    assert re.search(r"\b32 4096 K = [1-9]\S* \d\.\d\d.*?inferred", text)
+    assert re.search(r"\b1 4096 K = [1-9]\S* \d\.\d\d.*?inferred", text)
     assert "*: this batch size" not in text
     more += [replace(r, batch_size=b, context=4096) for b in (1, 32) for r in here]
     between = [r for r in (*small.curves, *more) if (r.batch_size, r.context) != (8, 4096)]

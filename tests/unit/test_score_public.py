@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from click.testing import CliRunner
 
+from benchmarks.public_routing import Drawn
+from benchmarks.public_sets import usable_points
 from benchmarks.score_public import main, score, within
 from vllm_nfp.principle import target_of
 from vllm_nfp.principle.collective import all_reduce_seconds
@@ -36,7 +39,7 @@ def test_errors_are_those_of_the_ratio_to_the_first_usable_point() -> None:
 
 
 def test_what_cannot_be_predicted_is_left_out() -> None:
-    assert not score([made(1) | {"kind": "mla_module_vs_batch"}])
+    assert not score([made(1) | {"kind": "whole_model_rough"}])
     assert not score([made(1) | {"hardware": "RTX-4060-Laptop (hardware file)"}])
     assert not score([made(1) | {"usable": [True, False, False]}])
 
@@ -47,3 +50,33 @@ def test_the_table_counts_sets_and_points(tmp_path: Path) -> None:
     found = CliRunner().invoke(main, [str(path)])
     assert found.exit_code == 0, found.output
     assert "100%" in found.output
+
+
+EXPERTS = {
+    "id": "routed_experts/made/power_law_1.2", "kind": "routed_experts", "hardware": "H100-SXM",
+    "essentials": {"hidden": 2048, "inter": 768, "topk": 8, "experts": 128, "tp": 1,
+                   "dtype": "bfloat16", "routing": "power_law_1.2"},
+    "usable": [True, True, True], "points": [[1, 1.0], [16, 1.0], [256, 1.0]],
+}  # fmt: skip
+
+
+def test_experts_are_predicted_with_the_rows_that_were_dealt_or_with_a_named_routing() -> None:
+    dealt, uniform, typical = (score([EXPERTS], skew)[0].predicted for skew in (None, 0.0, 0.75))
+    assert uniform[1] > 1.15 * dealt[1], "a skewed router wakes fewer of 128 experts at 16 tokens"
+    assert typical[1] < 0.95 * uniform[1]
+
+
+def test_dealt_rows_are_as_many_as_tokens_ask_for() -> None:
+    for routing in ("balanced", "power_law_1.01", "power_law_1.2"):
+        drawn = Drawn(128, 8, routing)
+        tokens = np.array([1.0, 2.0, 16.0, 300.0])
+        assert drawn.awake(tokens)[:2] == pytest.approx([8, 16])
+        assert drawn.blocks(tokens, np.ones(4, np.int64)) == pytest.approx(8 * tokens)
+    assert Drawn(128, 8, "balanced").awake(np.array([16.0])) == [128]
+    assert Drawn(128, 8, "power_law_1.2").awake(np.array([16.0]))[0] < 70
+
+
+def test_experts_that_fit_l2_do_not_count() -> None:
+    on_l40s = EXPERTS | {"hardware": "L40S"}  # 8 experts of 9.4 MB fit its 96 MiB
+    points, _ = usable_points(on_l40s, target_of("L40S").hardware)
+    assert points.tolist() == [16, 256]

@@ -157,7 +157,7 @@ def test_the_log_of_samples_is_not_written_through_a_link(tmp_path: Path) -> Non
     with pytest.raises(OSError, match="symbolic links"):
         open_to_append(tmp_path / "samples-0.jsonl")
     os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(OSError, match=r"No such device|no regular file"):
+    with pytest.raises(OSError, match=r"No such device|not a regular file"):
         open_to_append(tmp_path / "fifo")
     assert victim.read_text() == "precious"
 
@@ -213,7 +213,7 @@ def test_no_secret_reaches_environment_profile_or_report(
     config = SimpleNamespace(
         model_config=SimpleNamespace(
             dtype="torch.bfloat16", quantization=None, enforce_eager=True, max_model_len=512,
-            hf_token=secret, hf_text_config=text,
+            hf_token=secret, hf_text_config=text, hf_overrides={},
             hf_config=SimpleNamespace(architectures=["Qwen3ForCausalLM"], token=secret),
         ),
         compilation_config=SimpleNamespace(cudagraph_mode=None, cudagraph_capture_sizes=None),

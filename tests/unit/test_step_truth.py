@@ -41,6 +41,9 @@ SIGMAS = 4.0
 MOST_OPEN = 2 * LOOKED_ONE_IN - 2
 """Steps since the last look, which no look stands for yet."""
 
+WITHOUT_IDS = SimpleNamespace(prompt_token_ids=None, prompt_is_token_ids=None)
+"""A prompt."""
+
 
 def bound(values: Sequence[float]) -> float:
     """Largest error of the sum of the steps that are sampled, by chance and at the end."""
@@ -78,7 +81,9 @@ def output(sequences: int, tokens: int, new: bool = False) -> Any:
         num_scheduled_tokens=counts,
         total_num_scheduled_tokens=tokens,
         scheduled_cached_reqs=SimpleNamespace(num_computed_tokens=[100] * sequences),
-        scheduled_new_reqs=[SimpleNamespace(prompt_token_ids=None)] if new else [],
+        scheduled_new_reqs=[SimpleNamespace(prompt_token_ids=None, prompt_is_token_ids=None)]
+        if new
+        else [],
         scheduled_encoder_inputs={},
         preempted_req_ids=None,
     )

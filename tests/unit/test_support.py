@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_engine import EXPERTS_IN_PARALLEL, ec_transfer, kv_transfer
 from test_engine import config as accepted
 
 pytest.importorskip("vllm")
@@ -40,18 +41,15 @@ REFUSED: list[tuple[dict[str, Any], str, bool]] = [
     ({"parallel_config__pipeline_parallel_size": 2}, "--pipeline-parallel-size 2", False),
     ({"parallel_config__decode_context_parallel_size": 2}, "--decode-context-parallel", False),
     ({"parallel_config__prefill_context_parallel_size": 2}, "--prefill-context-parallel", False),
-    ({"parallel_config__data_parallel_size": 4}, "--data-parallel-size 4", True),
+    (EXPERTS_IN_PARALLEL, "--data-parallel-size 4", True),
     ({"parallel_config__use_ubatching": True}, "--enable-dbo", False),
     ({"parallel_config__enable_eplb": True}, "--enable-eplb", False),
     ({"model_config__is_hybrid": True}, "recurrent (mamba) state", False),
     ({"model_config__is_attention_free": True}, "recurrent (mamba) state", False),
     ({"model_config__is_encoder_decoder": True}, "encoder-decoder", False),
-    ({"model_config__uses_mrope": True}, "rotary positions", True),
-    ({"model_config__supports_multimodal_inputs": True}, "--language-model-only", True),
-    ({"model_config__enable_prompt_embeds": True}, "embeddings as input", True),
     ({"model_config__enable_sleep_mode": True}, "sleep mode", True),
-    ({"kv_transfer_config": object()}, "KV connector", True),
-    ({"ec_transfer_config": SimpleNamespace(ec_role="ec_consumer")}, "encoder-cache", True),
+    ({"kv_transfer_config": kv_transfer("New")}, "KV connector New", True),
+    ({"ec_transfer_config": ec_transfer("New")}, "encoder-cache connector New", True),
     ({"lora_config": object()}, "--enable-lora", False),
     ({"offload_config__offload_backend": "prefetch"}, "offloaded", False),
     ({"offload_config__uva": SimpleNamespace(cpu_offload_gb=1)}, "offloaded", False),

@@ -57,7 +57,8 @@ def test_one_look_shows_nfp_batch_drafts_overhead_and_state(url: str) -> None:
         "now: batch 6, context 4000, 4 positions per sequence; 72 more tokens are free within 10%"
         in done.output
     )
-    assert "speculation: draft length 3.0, 60% of drafted tokens accepted" in done.output
+    assert "speculation: K=3 runs" in done.output
+    assert "60% of drafted tokens accepted" in " ".join(done.output.split())
     attention = done.output.split("attention", 1)[1].splitlines()
     one = next(line for line in attention if line.split()[:1] == ["1"])
     assert one.split()[:4] == ["1", "12", "[8,", "16]"]
@@ -93,7 +94,7 @@ def test_a_pipe_gets_one_view_below_the_other(url: str, monkeypatch: pytest.Monk
     assert done.exit_code == 0
     assert done.output.count("model-dense  engine 0") == 3
     # 30 drafted tokens of 10 drafts at each scrape: the same since the start and since the last.
-    assert done.output.count("draft length 3.0, 60% of drafted") == 3
+    assert done.output.count("speculation: K=3 runs") == 3
 
 
 def test_json_is_one_line_for_each_look(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +138,7 @@ def test_a_restart_is_survived(recorded: Recorded, monkeypatch: pytest.MonkeyPat
     ("address", "sentence"),
     [
         ("http://127.0.0.1:1", "http://127.0.0.1:1/metrics cannot be read"),
-        ("localhost:8000", "'localhost:8000' is no URL: give one like http://localhost:8000"),
+        ("localhost:8000", "'localhost:8000' is not a URL: give one like http://localhost:8000"),
     ],
 )
 def test_an_address_without_a_server_is_one_sentence(address: str, sentence: str) -> None:
@@ -306,4 +307,4 @@ def test_the_answer_of_live_traffic_says_its_basis_and_draft_length(tmp_path: Pa
     )
     drafting = dataclasses.replace(engine, live=shape, drafting=watch.Drafting(10, 30, 18))
     view = render(watch.Reading(reading.scrape, (drafting,)), None, 0.1)
-    assert "60% of drafted tokens accepted; recommended now: 3" in shown(view)
+    assert "K=3 runs, K=3 recommended; 60% of drafted tokens accepted" in shown(view)

@@ -64,6 +64,7 @@ CONFIG_ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "is_attention_free",
         "is_encoder_decoder",
         "is_diffusion",
+        "is_moe",
         "runner_type",
         "uses_mrope",
         "enable_prompt_embeds",
@@ -108,7 +109,8 @@ def check(vllm_config: Any) -> None:
 
 def unlike_known(what: str) -> str:
     """The reason for passive mode in a vLLM that differs from what is known of its release."""
-    return f"this vLLM ({versions.installed_version()}) is not as this vllm-nfp knows it: {what}"
+    release = versions.installed_version()
+    return f"this vLLM ({release}) differs from what this vllm-nfp supports: {what}"
 
 
 def is_known(vllm_config: Any) -> bool:

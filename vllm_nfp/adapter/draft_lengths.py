@@ -103,7 +103,7 @@ def prepare_speculation(settings: Any, data_parallel_size: int) -> Any:
     method = settings.get("method")
     if method is not None and method not in METHODS and not str(method).endswith("_mtp"):
         raise ConfigError(
-            f"{flag} does not know the draft method {method!r}: it knows {', '.join(METHODS)}"
+            f"{flag} does not support the draft method {method!r}; it supports {', '.join(METHODS)}"
         )
     if data_parallel_size > 1:
         raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import re
 import time
@@ -13,8 +14,10 @@ import torch
 
 from vllm_nfp import __version__
 from vllm_nfp.adapter import versions
+from vllm_nfp.files import FileError, read_bytes
 from vllm_nfp.types import Device, Environment, ModelDescription
 
+MOST_CONFIG_BYTES = 1 << 20
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 _CPU_FILE = Path("/proc/cpuinfo")
 
@@ -105,7 +108,24 @@ def describe_model(name: str, vllm_config: Any) -> ModelDescription:
     values: Mapping[str, int | None] = {
         field: _first_number(config, names) for field, names in _NAMES.items()
     }
-    return ModelDescription(name=name, architecture=str(architectures[0]), **values)
+    whole = _whole_num_layers(vllm_config.model_config)
+    return ModelDescription(
+        name=name, architecture=str(architectures[0]), whole_num_layers=whole, **values
+    )
+
+
+def _whole_num_layers(model_config: Any) -> int | None:
+    """Layers of the model's own config.json, where overrides of it change their number."""
+    overrides = model_config.hf_overrides
+    if not isinstance(overrides, Mapping) or not {*_NAMES["num_layers"]} & {*overrides}:
+        return None
+    try:
+        values = json.loads(read_bytes(Path(model_config.model, "config.json"), MOST_CONFIG_BYTES))
+    except (OSError, FileError, ValueError):  # a name of the hub, whose files are elsewhere
+        return None
+    found = values.get("text_config", values) if isinstance(values, Mapping) else {}
+    numbers = (found.get(name) for name in _NAMES["num_layers"])
+    return next((n for n in numbers if isinstance(n, int) and n > 0), None)
 
 
 _NAMES: Mapping[str, tuple[str, ...]] = {

@@ -43,6 +43,7 @@ def _of_model(model: str, flags: Sequence[str]) -> dict[str, Any]:
 
     from vllm_nfp.adapter import flags as nfp
     from vllm_nfp.adapter import support
+    from vllm_nfp.adapter.features import features_of
     from vllm_nfp.adapter.patch import PatchSet
     from vllm_nfp.adapter.versions import Decision, Mode
     from vllm_nfp.config import ConfigError
@@ -64,6 +65,10 @@ def _of_model(model: str, flags: Sequence[str]) -> dict[str, Any]:
     return {
         "mode": str(decision.mode),
         "reason": decision.reason,
+        "features": [
+            {"name": f.name, "mode": str(f.mode), "why": f.reason(config)}
+            for f in features_of(config)
+        ],
         "not_looked_at": not_looked_at,
         "use_v2": bool(config.use_v2_model_runner),
         "v2_unsupported": _unsupported_by_v2(config),

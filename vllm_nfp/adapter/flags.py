@@ -85,25 +85,32 @@ def add_flags(parser: argparse.ArgumentParser, patches: PatchSet) -> None:
         "Near-Free Parallelism: measures how many positions per sequence this server decodes "
         "at almost no extra latency, between real steps, and reports it on /metrics.",
     )
-    group.add_argument("--nfp-probe", action="store_true", help="Turn the probe on.")
+    # SUPPRESS: the flags' help names defaults itself, and vLLM's formatter would add a second one.
+    group.add_argument(
+        "--nfp-probe",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="Turn the probe on (default: off).",
+    )
     group.add_argument(
         "--nfp-config",
         type=_reported(parser, "--nfp-config", _parse_settings),
-        default=None,
+        default=argparse.SUPPRESS,
         metavar="JSON|@FILE",
         help="Any setting of the probe, as a JSON object or @file that holds one.",
     )
     group.add_argument(
         "--nfp-epsilon",
         type=_reported(parser, "--nfp-epsilon", _parse_epsilons),
-        default=None,
-        metavar="SHARE[,SHARE...]",
-        help="Tolerances at which positions count as free (default: 0.05,0.1,0.2).",
+        default=argparse.SUPPRESS,
+        metavar="FRACTION[,FRACTION...]",
+        help="Tolerances: extra step time that counts as free, as fractions "
+        "(default: 0.05,0.1,0.2).",
     )
     group.add_argument(
         "--nfp-max-positions",
         type=_reported(parser, "--nfp-max-positions", _parse_max_positions),
-        default=None,
+        default=argparse.SUPPRESS,
         metavar="N",
         help=f"Largest number of positions per sequence to probe, 2 to {MAX_POSITIONS_LIMIT} "
         "(default: 32).",
@@ -111,20 +118,20 @@ def add_flags(parser: argparse.ArgumentParser, patches: PatchSet) -> None:
     group.add_argument(
         "--nfp-overhead-budget",
         type=_reported(parser, "--nfp-overhead-budget", _parse_budget),
-        default=None,
-        metavar="SHARE",
-        help="Largest share of GPU time that probing may take, 0 to 0.5 (default: 0.01).",
+        default=argparse.SUPPRESS,
+        metavar="FRACTION",
+        help="Maximum fraction of GPU time for probing, 0 to 0.5 (default: 0.01).",
     )
     group.add_argument(
         "--nfp-output-dir",
-        default=None,
+        default=argparse.SUPPRESS,
         metavar="DIR",
-        help="Folder for raw samples and results (default: nothing is kept).",
+        help="Directory for raw samples and results (default: none are kept).",
     )
     group.add_argument(
         "--nfp-draft-control",
         action="store_true",
-        default=None,
+        default=argparse.SUPPRESS,
         help="Choose the draft length of speculative decoding live, from measured step times and "
         "acceptance (with --speculative-config).",
     )

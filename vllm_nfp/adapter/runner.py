@@ -94,12 +94,19 @@ class StepBuffers:
     slots: tuple[torch.Tensor, ...]
     """KV cache slots that a step writes to, for each group of layers. Custom splitting ops, and
     partitions by Inductor, leave the writing inside the graphs."""
+    embeds: torch.Tensor | None = None
+    """[tokens, hidden]: what a model is given in place of token ids, where the server takes images
+    or the like, or prompts as embeddings."""
+    rotary: torch.Tensor | None = None
+    """[rows, tokens + 1]: the positions that a model with multi-dimensional rotary positions is
+    given in place of ``positions``."""
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """All of them, padding last."""
-        mask = () if self.is_padding is None else (self.is_padding,)
-        return (self.input_ids, self.positions, *self.slots, *mask)
+        """All of them, with tokens as their first dimension; padding before embeddings, last."""
+        rotary = () if self.rotary is None else (self.rotary.T,)
+        last = (each for each in (self.is_padding, self.embeds) if each is not None)
+        return (self.input_ids, self.positions, *self.slots, *rotary, *last)
 
 
 @dataclass(frozen=True, slots=True)

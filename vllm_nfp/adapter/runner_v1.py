@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from vllm_nfp.adapter import targets, versions
+from vllm_nfp.adapter.inputs import takes_embeddings
 from vllm_nfp.adapter.runner import RunnerParts, StepBuffers
 from vllm_nfp.adapter.targets import Target
 
@@ -35,7 +38,17 @@ class V1Runner(RunnerParts):
             runner.positions,
             runner.is_padding if marks_padding else None,
             tuple(t.slot_mapping.gpu for t in runner.input_batch.block_table.block_tables),
+            runner.inputs_embeds.gpu if takes_embeddings(self.vllm_config.model_config) else None,
+            self._rotary_positions(),
         )
+
+    def _rotary_positions(self) -> torch.Tensor | None:
+        runner = self.runner
+        if runner.uses_mrope:
+            return _on_device(runner.mrope_positions)
+        if not versions.is_since(versions.ONE_ROTARY_BUFFER) and runner.uses_xdrope_dim:
+            return _on_device(runner.xdrope_positions)
+        return None
 
     def run_piecewise(self, inputs: dict[str, Any]) -> Any:
         """Through the runner's wrapper, which holds the graphs where nothing is compiled."""
@@ -44,3 +57,9 @@ class V1Runner(RunnerParts):
     def is_dummy(self, kwargs: dict[str, Any]) -> bool:
         """V1 never runs a dummy through execute_model."""
         return False
+
+
+def _on_device(buffer: Any) -> torch.Tensor:
+    """The device's half of one of vLLM's pairs of buffers."""
+    found: torch.Tensor = buffer.gpu
+    return found

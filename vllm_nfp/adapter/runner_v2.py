@@ -6,11 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm_nfp.adapter import targets
+from vllm_nfp.adapter.bindings import UnknownVllmError
+from vllm_nfp.adapter.inputs import takes_embeddings
 from vllm_nfp.adapter.runner import RunnerParts, StepBuffers
 from vllm_nfp.adapter.targets import Target
 
 MODULE = "vllm.v1.worker.gpu.model_runner"
 """Where vLLM defines it."""
+KNOWN_STATES = ("DefaultModelState",)
+"""vLLM's classes of what prepares a model's inputs that a probe follows (sources of 0.26.0 to
+0.33.0, ``v1/worker/gpu/model_states/``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +32,21 @@ class V2Runner(RunnerParts):
         return int(self.runner.decode_query_len)
 
     def step_buffers(self) -> StepBuffers:
-        """The runner's persistent buffers."""
-        buffers = self.runner.input_buffers
+        """The runner's persistent buffers.
+
+        Raises:
+            UnknownVllmError: if the model prepares its inputs in a way of its own.
+        """
+        buffers, state = self.runner.input_buffers, self.runner.model_state
+        _check_state(state)
         slots = tuple(self.runner.block_tables.slot_mappings)
-        return StepBuffers(buffers.input_ids, buffers.positions, buffers.is_padding, slots)
+        tokens, embeds = len(buffers.input_ids), None
+        if takes_embeddings(self.vllm_config.model_config):
+            embeds = state.dummy_inputs_embeds(tokens)  # they are the buffer of real steps
+        rotary = None if state.rope_state is None else state.rope_state.positions
+        return StepBuffers(
+            buffers.input_ids, buffers.positions, buffers.is_padding, slots, embeds, rotary
+        )
 
     def run_piecewise(self, inputs: dict[str, Any]) -> Any:
         """Through the graph manager, which holds the graphs where nothing is compiled."""
@@ -39,3 +55,17 @@ class V2Runner(RunnerParts):
     def is_dummy(self, kwargs: dict[str, Any]) -> bool:
         """V2's dummy runs, of idle data-parallel ranks and of profiling, say so."""
         return bool(kwargs.get("dummy_run"))
+
+
+def _check_state(state: Any) -> None:
+    """Whether the model is given what :class:`StepBuffers` hold, and nothing else.
+
+    A model may bring a state of its own that makes its inputs: n-grams of the tokens before, or
+    embeddings of the last denoising step.
+    """
+    kind = type(state).__name__
+    if kind not in KNOWN_STATES:
+        raise UnknownVllmError(
+            f"the model prepares its inputs in a way of its own ({kind}), which a probe does not "
+            f"know: real steps are timed, nothing is probed"
+        )

@@ -26,5 +26,5 @@ def view_of(runner: Any) -> RunnerView:
     if runner_v1.MODULE in modules:
         return V1Runner(runner, "cpu" if runner.device.type == "cpu" else "v1")
     raise UnknownRunnerError(
-        f"model runner {type(runner).__name__} is unknown; the probe knows V1, V2 and CPU"
+        f"model runner {type(runner).__name__} is unknown; the probe supports V1, V2 and CPU"
     )

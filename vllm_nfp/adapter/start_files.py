@@ -8,7 +8,7 @@ from vllm_nfp.config import ConfigError, ProbeConfig, check_writable_folder
 
 
 def check_files(config: ProbeConfig) -> None:
-    """Check that the output folder can be written, and that the files to start from can be used.
+    """Check that the output directory can be written, and that the files to start from can be used.
 
     Whether they are of the GPU and model that serve is not known yet.
 

@@ -81,3 +81,27 @@ def requests_wait(scheduler_output: Any, limits: StepLimits) -> bool:
     return scheduler_output.total_num_scheduled_tokens >= limits.tokens or bool(
         scheduler_output.preempted_req_ids
     )
+
+
+def text_of(request: Any, most: int) -> list[int]:
+    """The first token ids of a prompt that stand for text, as all tokens of a decode step do.
+
+    The places of an image hold one id again and again, which would send all of them to the same
+    experts; those of an embedding hold none.
+
+    Args:
+        request: vLLM's NewRequestData.
+        most: ids.
+    """
+    ids = request.prompt_token_ids
+    if not ids or request.prompt_is_token_ids is not None:
+        return []
+    kept: list[int] = []
+    begin = 0
+    for feature in request.mm_features:
+        place = feature.mm_position
+        kept += ids[begin : min(place.offset, begin + most)]
+        begin = place.offset + place.length
+        if len(kept) >= most:
+            break
+    return [*kept, *ids[begin : begin + most]][:most]

@@ -78,7 +78,7 @@ def _run_folder() -> str:
 
 def _stay_off(config: ProbeConfig, args: argparse.Namespace, reason: str) -> None:
     """Say in the log and on /metrics why no engine of this server is probed."""
-    logger.warning("vllm-nfp: the probe stays off: %s; the server goes on without it", reason)
+    logger.warning("vllm-nfp: the probe stays off: %s; the server continues without it", reason)
     names = vars(args).get("served_model_name") or [args.model]
     for engine in range(int(vars(args).get("data_parallel_size") or 1)):
         metrics_bridge.report_off(config, reason, label(str(names[0])), str(engine))

@@ -43,6 +43,10 @@ MULTIMODAL_PROPERTY = (0, 31)
 """Oldest release whose model configuration has ``supports_multimodal_inputs``; before,
 ``is_multimodal_model`` is what there is. Read in the sources of 0.26.0 to 0.33.0,
 ``config/model.py``."""
+ONE_ROTARY_BUFFER = (0, 30)
+"""Oldest release whose V1 model runner keeps all multi-dimensional rotary positions in one buffer;
+before, those of XD-RoPE had one of their own. Read in the sources of 0.26.0 to 0.33.0,
+``v1/worker/gpu_model_runner.py``."""
 
 PACKED_KV_LAYERS = (0, 32)
 """Oldest release whose KV cache may pack layers of different page sizes together
@@ -141,20 +145,20 @@ def decide(version: str | None) -> Decision:
     if number is None:
         return Decision(
             Mode.PASSIVE,
-            f"vLLM {version or 'of unknown version'} is no release that this vllm-nfp knows "
+            f"vLLM {version or 'of unknown version'} is not a release that this vllm-nfp supports "
             f"({describe_range()}): real steps are timed, nothing is probed",
         )
     if number > NEWEST:
         return Decision(
             Mode.PASSIVE,
-            f"vLLM {version} is newer than the releases that this vllm-nfp knows "
+            f"vLLM {version} is newer than the releases that this vllm-nfp supports "
             f"({describe_range()}): real steps are timed, nothing is probed; "
             f"upgrade vllm-nfp to probe",
         )
     if number < OLDEST:
         return Decision(
             Mode.OFF,
-            f"vLLM {version} is too old for --nfp-probe, which knows {describe_range()}: "
+            f"vLLM {version} is too old for --nfp-probe, which supports {describe_range()}: "
             f"upgrade vLLM or leave the flag out",
         )
     return Decision(Mode.ACTIVE)

@@ -21,7 +21,7 @@ from vllm_nfp.calibrate.fit_gemm import fit_fp8_gemm, fit_gemm, gemm_errors
 from vllm_nfp.calibrate.points import KernelSamples
 from vllm_nfp.calibrate.provenance import MOST_TEXT, date_of, device_of, environment_of, first_text
 from vllm_nfp.principle import experts as expert_model
-from vllm_nfp.principle.calibration import Calibration
+from vllm_nfp.principle.calibration import OWN_RUNS, Calibration
 from vllm_nfp.principle.hardware_file import Target
 from vllm_nfp.principle.shape import ShapeError
 
@@ -34,6 +34,8 @@ _RANGES: Mapping[str, Mapping[str, tuple[float, float]]] = {
     "attention": attention_fit.FIT_BOUNDS,
     "experts": expert_model.BOUNDS,
 }
+_ORIGINS = {"fp8_gemm": "gemm.fp8"}
+"""Parts whose name among the origins of the constants is another."""
 Constants = TypeVar("Constants")
 CurveT = TypeVar("CurveT")
 
@@ -135,9 +137,17 @@ def fit(all_samples: Sequence[KernelSamples], target: Target) -> FitResult:
         attention=attention,
         experts=experts,
         link=start.link,
+        quantized_experts=start.quantized_experts,
+        origins=_origins(start, parts),
     )
     environment = environment_of(all_samples, device)
     return FitResult(Target(hardware, calibration, environment), parts)
+
+
+def _origins(start: Calibration, parts: Sequence[PartFit]) -> dict[str, str]:
+    """What the parts rest on: this run where they were fitted, else what they did before."""
+    own = {_ORIGINS.get(part.part, part.part): OWN_RUNS for part in parts if part.fitted}
+    return {**start.origins, **own}
 
 
 def _fit_part(
@@ -166,7 +176,7 @@ def _fit_part(
         return start, PartFit(part, len(curves), False, before, before, (*notes, kept))
     if _worse(after, before):
         kept = (
-            f"the constants at the start meet the curves better than those of the fit "
+            f"the initial constants match the curves better than the fitted ones "
             f"({before.rms_log_ratio_error:.1%} against {after.rms_log_ratio_error:.1%}): "
             f"they are kept"
         )

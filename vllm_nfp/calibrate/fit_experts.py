@@ -8,18 +8,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from vllm_nfp.calibrate.errors import FitError, FitErrors, check_curve, fit_errors
+from vllm_nfp.principle.expert_tiles import MoeConfig, default_config, tuned_config
 from vllm_nfp.principle.experts import (
     BOUNDS,
     ROUTED_KERNELS,
     SHARED_STREAM_TOKENS,
     ExpertConstants,
-    MoeConfig,
-    Routing,
-    default_config,
     expert_terms,
-    tuned_config,
 )
 from vllm_nfp.principle.hardware import Hardware
+from vllm_nfp.principle.routing import Routing
 from vllm_nfp.principle.shape import Gemm, ModelShape
 from vllm_nfp.principle.terms import FloatArray, sum_terms
 

@@ -224,6 +224,7 @@ class ModuleBench:
         handles = [m.register_forward_pre_hook(keep, with_kwargs=True) for m in layer.attention]
         try:
             batch.fill(series.context, self._readers, self._tokens)
+            self._forward.inputs.fill(batch)
             metadata = self._forward.metadata(batch, series.context, for_capture=False)
             self._forward.run_modules(batch, metadata, external=False)
         finally:

@@ -74,7 +74,11 @@ _TRIAL_WARNING = (
     default=None,
     help="Device whose data sheet is used: a catalogue name or a hardware file (*.json).",
 )
-@click.option("--trial", is_flag=True, help="Time tiny models, to try the command without a GPU.")
+@click.option(
+    "--trial",
+    is_flag=True,
+    help="Time tiny models, to try the command without a GPU; -o then needs --hardware.",
+)
 @json_option
 def calibrate_command(
     output: Path | None,

@@ -17,10 +17,10 @@ from vllm_nfp.results.compare import (
     CompareError,
     Comparison,
     NfpChange,
-    SettingChange,
     TimeChange,
     compare,
 )
+from vllm_nfp.results.compare_settings import SettingChange
 from vllm_nfp.text import duration
 from vllm_nfp.types import Basis
 
@@ -49,6 +49,11 @@ def compare_command(before: Path, after: Path, everything: bool, as_json: bool) 
 
 
 def _print(console: Console, found: Comparison, everything: bool) -> None:
+    for noun, change in found.different:
+        told = f"Two different {noun}: {_plain(change.before)} and {_plain(change.after)}."
+        console.print(f"[bold]{told}[/bold]", highlight=False)
+    if found.different:
+        console.print("The changes below are differences between them.")
     console.print(_settings_table(found.settings) if found.settings else "Environment: no change")
     _print_nfp(console, found, everything)
     _print_times(console, found, everything)

@@ -18,15 +18,22 @@ def dashboards_command() -> None:
 
 @dashboards_command.command("export")
 @click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--kubernetes",
+    is_flag=True,
+    help="Write a PrometheusRule, monitors, ConfigMaps, a Dockerfile and Helm values instead.",
+)
 @click.option("--force", is_flag=True, help="Overwrite files that differ.")
 @json_option
-def export_command(folder: Path, force: bool, as_json: bool) -> None:
+def export_command(folder: Path, kubernetes: bool, force: bool, as_json: bool) -> None:
     """Write the dashboards, rules and provisioning to DIR, for Grafana and Prometheus to read.
+
+    With --kubernetes: objects for prometheus-operator and Grafana's sidecar, for kubectl apply -k.
 
     If a file there differs, nothing is written, unless --force is given.
     """
     try:
-        done = export(folder, force)
+        done = export(folder, force, kubernetes)
     except ExportError as error:
         raise Refusal(str(error)) from None
     if as_json:

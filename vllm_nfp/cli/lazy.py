@@ -39,10 +39,6 @@ class LazyGroup(Commands):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The list of commands, as click writes it."""
-        stand_ins = [click.Command(n, help=self._summaries[n]) for n in self.list_commands(ctx)]
-        width = formatter.width - 6 - max(len(one.name or "") for one in stand_ins)
+        """The list of commands, with whole summaries where click would cut them."""
         with formatter.section("Commands"):
-            formatter.write_dl(
-                [(one.name or "", one.get_short_help_str(width)) for one in stand_ins]
-            )
+            formatter.write_dl([(name, self._summaries[name]) for name in self.list_commands(ctx)])

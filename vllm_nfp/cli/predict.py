@@ -11,11 +11,12 @@ import click
 
 from vllm_nfp.cli.common import NameChoice, Refusal, check_output, json_option, parse_list
 from vllm_nfp.cli.options import EPSILON_HELP, HARDWARE_HELP, prediction_options
-from vllm_nfp.cli.predict_devices import (
-    check_devices,
+from vllm_nfp.cli.predict_curves import curves_csv
+from vllm_nfp.cli.predict_side_by_side import (
+    check_columns,
     devices_of,
-    devices_to_dict,
-    print_devices,
+    print_side_by_side,
+    side_by_side,
 )
 from vllm_nfp.cli.predict_table import print_explanation, print_predictions
 from vllm_nfp.principle.arguments import DTYPES
@@ -23,7 +24,8 @@ from vllm_nfp.principle.errors import PredictionError
 from vllm_nfp.principle.hardware import HardwareError
 from vllm_nfp.principle.modules import module_named
 from vllm_nfp.principle.predict import DEFAULT_MAX_POSITIONS
-from vllm_nfp.principle.prediction import Predictions, predict
+from vllm_nfp.principle.prediction import predict
+from vllm_nfp.principle.predictions import Predictions
 from vllm_nfp.principle.shape import ShapeError
 from vllm_nfp.report.page import ReportError
 from vllm_nfp.types import Module
@@ -32,7 +34,7 @@ FIRST_CELL = "first"
 
 
 @click.command("predict")
-@click.argument("model")
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 @click.option(
     "--hardware",
     required=True,
@@ -106,9 +108,14 @@ FIRST_CELL = "first"
     default=None,
     help="Show what the time of one batch size and context consists of [default: the first].",
 )
+@click.option(
+    "--curves",
+    is_flag=True,
+    help="Print every t(N) with its error, as CSV, or as fields of the rows with --json.",
+)
 @json_option
 def predict_command(
-    model: str,
+    models: tuple[str, ...],
     hardware: str,
     batch_sizes: str,
     contexts: str,
@@ -117,21 +124,26 @@ def predict_command(
     cudagraph_capture_sizes: str | None,
     plot: Path | None,
     explain: str | None,
+    curves: bool,
     as_json: bool,
     **settings: Any,
 ) -> None:
     """Predict how many positions per sequence MODEL decodes for free. Needs no GPU.
 
-    MODEL is a directory with a config.json, or the file. No weights are read.
+    MODEL is a directory with a config.json, or the file; a repository whose config.json lies in
+    the Hugging Face cache; or an example, such as qwen3-8b. Several are shown side by side. No
+    weights are read.
     """
+    if curves and (explain is not None or plot is not None):
+        raise Refusal("--curves prints numbers only: give it without --plot and --explain")
     if explain is not None and as_json:
         raise Refusal("--explain prints text only: give it or --json, not both")
     devices = devices_of(hardware)
-    if len(devices) > 1 and (plot is not None or explain is not None):
-        raise Refusal("--plot and --explain need one device: give one name with --hardware")
+    if len(devices) * len(models) > 1 and (plot is not None or explain is not None):
+        raise Refusal("--plot and --explain need one model and one device")
     try:
         if plot is not None:
-            _check_plot(plot, model, hardware)
+            _check_plot(plot, *models, hardware)
         founds = [
             predict(
                 model,
@@ -143,25 +155,28 @@ def predict_command(
                 **served,
                 **settings,
             )
+            for model in models
             for device in devices
         ]
-        check_devices(founds)
+        check_columns(founds)
         if plot is not None:
             _write_plot(plot, founds[0])
-        _print(founds, explain, as_json)
+        _print(founds, explain, curves, as_json)
     except (ShapeError, HardwareError, PredictionError, ReportError) as error:
         raise Refusal(str(error)) from None
     if plot is not None:
         click.echo(f"plot: {plot}", err=True)
 
 
-def _print(founds: Sequence[Predictions], explain: str | None, as_json: bool) -> None:
+def _print(founds: Sequence[Predictions], explain: str | None, curves: bool, as_json: bool) -> None:
     several, found = len(founds) > 1, founds[0]
     if as_json:
-        values = devices_to_dict(founds) if several else found.to_dict()
+        values = side_by_side(founds, curves) if several else found.to_dict(curves)
         click.echo(json.dumps(values, indent=1))
+    elif curves:
+        click.echo(curves_csv(founds), nl=False)
     elif several:
-        print_devices(founds)
+        print_side_by_side(founds)
     elif explain is not None:
         _explain(found, explain)
     else:

@@ -12,7 +12,7 @@ from vllm_nfp.cli.terminal import Console
 from vllm_nfp.principle.explain import NEGLIGIBLE, Explanation, Line
 from vllm_nfp.principle.notes import notes
 from vllm_nfp.principle.predict import Row
-from vllm_nfp.principle.prediction import Predictions
+from vllm_nfp.principle.predictions import Predictions
 from vllm_nfp.text import duration, printable
 
 

@@ -27,21 +27,30 @@ from vllm_nfp.cli.recommend_source import (
     predicted_times,
 )
 from vllm_nfp.cli.recommend_table import print_lengths
+from vllm_nfp.cli.recommend_usual import print_usual, usual_json
 from vllm_nfp.cli.terminal import Console
-from vllm_nfp.draft.acceptance import Acceptance, AcceptanceError, constant, from_rates
+from vllm_nfp.draft.acceptance import (
+    Acceptance,
+    AcceptanceError,
+    NoAcceptanceError,
+    constant,
+    from_rates,
+)
 from vllm_nfp.draft.demand import DEFAULT_SLACK
 from vllm_nfp.draft.drafting import DRAFT_METHODS, NEEDS_MODEL
 from vllm_nfp.draft.recommend import RecommendError, recommend
 from vllm_nfp.draft.recommendation import Recommendation
+from vllm_nfp.draft.server_drafts import NoDraftsError
 from vllm_nfp.draft.sources import SourceError
-from vllm_nfp.results.scrape import ScrapeError
+from vllm_nfp.draft.typical import USUAL
+from vllm_nfp.results.fetching import ScrapeError
 
 if TYPE_CHECKING:
     from vllm_nfp.draft.inputs import StepTimes
 
 _SETTINGS = (
     "acceptance", "draft_cost", "draft_lengths", "draft_method", "draft_model",
-    "draft_share", "epsilon", "max_batch_size", "max_draft_length", "slack",
+    "draft_share", "epsilon", "max_batch_size", "max_draft_length", "running", "slack",
 )  # fmt: skip
 """Settings with which an error of the package may begin; the command shows their flags."""
 
@@ -51,7 +60,8 @@ _SETTINGS = (
 @click.option(
     "--predicted",
     metavar="MODEL",
-    help="Predict the step times of this model (a directory with a config.json, or the file).",
+    help="Predict the step times of this model: a directory with a config.json, the file, a "
+    "repository in the Hugging Face cache, or an example such as qwen3-8b.",
 )
 @click.option("--hardware", metavar="NAME|FILE", help=HARDWARE_HELP)
 @click.option(
@@ -107,6 +117,12 @@ _SETTINGS = (
     metavar="K1,K2,...",
     help="Draft lengths to choose from, besides 0 [default: every length].",
 )
+@click.option(
+    "--running",
+    type=int,
+    metavar="K",
+    help="Draft length that you run now, to compare with [default: as the server says].",
+)
 @click.option("--epsilon", type=float, default=0.1, show_default=True, help=EPSILON_HELP)
 @click.option(
     "--slack",
@@ -153,13 +169,29 @@ def recommend_command(
             settings["contexts"] = numbers(contexts, "--contexts") or ()
         else:
             times = predicted_times(predicted, hardware, batch_sizes, contexts, served, settings)
-        found = recommend(times, **_acceptance(acceptance), **settings, vllm=_installed_vllm())
+        settings |= {**_acceptance(acceptance), "vllm": _installed_vllm()}
+        try:
+            found = recommend(times, **settings)
+        except (NoAcceptanceError, NoDraftsError) as error:
+            if only_config or _acceptance(acceptance):
+                raise
+            _show_usual(times, settings, str(error), as_json)
+            return
     if only_config:
         _print_config(found)
     elif as_json:
         click.echo(json.dumps(found.to_dict(), indent=1))
     else:
         print_lengths(Console(), found)
+
+
+def _show_usual(times: StepTimes, settings: Mapping[str, Any], why: str, as_json: bool) -> None:
+    """Draft lengths at usual acceptances, in place of an answer that needs one."""
+    each = {usual: recommend(times, usual, **settings) for usual in USUAL}
+    if as_json:
+        click.echo(json.dumps(usual_json(each, why), indent=1))
+    else:
+        print_usual(Console(), each, why)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from vllm_nfp.principle.arguments import MOST_SEQUENCES
 
 if TYPE_CHECKING:
     from vllm_nfp.draft.inputs import StepTimes
-    from vllm_nfp.principle.prediction import Predictions
+    from vllm_nfp.principle.predictions import Predictions
 
 PREDICTED_BATCH_SIZE = 64
 PREDICTED_POSITIONS = 64

@@ -14,7 +14,7 @@ from vllm_nfp.cli.nfp_filter import Filter, filter_options
 from vllm_nfp.cli.nfp_table import Line, lines_of, nfp_table, print_whole
 from vllm_nfp.cli.terminal import Console
 from vllm_nfp.cli.watch_view import heading, is_live, notes, prior_lines, step_line
-from vllm_nfp.results import scrape
+from vllm_nfp.results import fetching, scrape
 
 
 @click.command("table")
@@ -24,10 +24,10 @@ from vllm_nfp.results import scrape
 @json_option
 def table_command(url: str, epsilon: float | None, as_json: bool, shown: Filter) -> None:
     """Print the NFP table of the running server at URL, e.g. http://localhost:8000."""
-    end = scrape.deadline()
+    end = fetching.deadline()
     try:
-        reading = watch.read(scrape.fetch(url), end)
-    except scrape.ScrapeError as error:
+        reading = watch.read(fetching.fetch(url), end)
+    except fetching.ScrapeError as error:
         raise Refusal(str(error)) from None
     if epsilon is not None and epsilon not in reading.epsilons and reading.epsilons:
         known = ", ".join(f"{e:g}" for e in reading.epsilons)

@@ -20,7 +20,7 @@ from vllm_nfp.cli.common import Refusal, json_option
 from vllm_nfp.cli.nfp_filter import Filter, filter_options
 from vllm_nfp.cli.terminal import Console
 from vllm_nfp.cli.watch_view import render
-from vllm_nfp.results import scrape
+from vllm_nfp.results import fetching, scrape
 
 FETCH_LIMIT_SECONDS = 5.0
 
@@ -71,19 +71,19 @@ def watch_command(
 
 
 def _look(url: str, before: watch.Reading | None) -> _Refresh:
-    end = scrape.deadline(FETCH_LIMIT_SECONDS)
+    end = fetching.deadline(FETCH_LIMIT_SECONDS)
     try:
-        reading = watch.read(scrape.fetch(url, FETCH_LIMIT_SECONDS), end)
+        reading = watch.read(fetching.fetch(url, FETCH_LIMIT_SECONDS), end)
         _check_drawable(reading)
         return _Refresh(reading, before)
-    except scrape.ScrapeError as error:
+    except fetching.ScrapeError as error:
         return _Refresh(None, before, f"{error}")
 
 
 def _check_drawable(reading: watch.Reading) -> None:
     most = max(Counter(row.epsilon for row in reading.scrape.rows).values(), default=0)
     if most > scrape.MOST_DRAWN_ROWS:
-        raise scrape.ScrapeError(
+        raise fetching.ScrapeError(
             f"the server shows {most} estimates at one tolerance, more than a view of "
             f"{scrape.MOST_DRAWN_ROWS} holds: take vllm-nfp table --json"
         )

@@ -121,18 +121,18 @@ def _recommended(engine: EngineReading) -> str:
         return ""
     live = engine.live
     if live.draft_length is not None:
-        return f"; recommended now: {live.draft_length}"
+        return f", K={live.draft_length} recommended"
     if live.cell is None or live.cell[0] not in engine.recommended:
         return ""
-    return f"; recommended at B={live.cell[0]}: {engine.recommended[live.cell[0]]}"
+    return f", K={engine.recommended[live.cell[0]]} recommended at B={live.cell[0]}"
 
 
 def _drafts(drafting: Drafting, recommended: str) -> Text:
     if not drafting.drafts:
         return Text("speculation: nothing drafted yet", "dim")
     return Text(
-        f"speculation: draft length {drafting.draft_length:.1f}, "
-        f"{drafting.acceptance:.0%} of drafted tokens accepted{recommended}"
+        f"speculation: K={f'{drafting.draft_length:.1f}'.removesuffix('.0')} runs{recommended}; "
+        f"{drafting.acceptance:.0%} of drafted tokens accepted"
     )
 
 

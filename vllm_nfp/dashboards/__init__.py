@@ -1,4 +1,4 @@
-"""Exports the Grafana dashboards, Prometheus rules and provisioning files.
+"""Exports the Grafana dashboards and Prometheus rules, for files or for Kubernetes.
 
 The files are in the repository's ``dashboards/`` and are copied into wheels. In a checkout,
 ``python -m dashboards.builder`` generates the dashboards' JSON.

@@ -1,4 +1,4 @@
-"""Copies the package's dashboards, rules and provisioning files to a directory."""
+"""Writes dashboards, rules and provisioning files, or Kubernetes objects, to a directory."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from vllm_nfp.dashboards.kubernetes import kubernetes_files
 from vllm_nfp.files import write_whole
 
 PARTS = ("grafana/*.json", "rules/*.yml", "provisioning/**/*.yml", "prometheus.yml", "compose.yaml")
-"""Files to export, as patterns within the source directory."""
+"""Files to export for Grafana and Prometheus, as patterns within the source directory."""
 
 
 class ExportError(RuntimeError):
@@ -39,20 +40,19 @@ def source_folder() -> Path:
     raise ExportError("the dashboards are missing from this installation: reinstall vllm-nfp")
 
 
-def export(folder: Path, force: bool = False) -> Exported:
-    """Copy the files to ``folder``, which is created if missing.
+def export(folder: Path, force: bool = False, kubernetes: bool = False) -> Exported:
+    """Write the files to ``folder``, which is created if missing.
 
     If a file exists with other content, nothing is written unless ``force`` is set.
+
+    Args:
+        kubernetes: objects for a cluster, in place of files that Grafana and Prometheus read.
 
     Raises:
         ExportError: if a file differs and ``force`` is not set, or cannot be written.
     """
     source = source_folder()
-    contents = {
-        path.relative_to(source).as_posix(): path.read_bytes()
-        for pattern in PARTS
-        for path in sorted(source.glob(pattern))
-    }
+    contents = kubernetes_files(source) if kubernetes else _plain_files(source)
     outside = [name for name in contents if not _is_within(folder, folder / name)]
     if outside:
         raise ExportError(
@@ -79,6 +79,14 @@ def export(folder: Path, force: bool = False) -> Exported:
             "choose a directory that this user can write"
         ) from None
     return Exported(folder, tuple(written), tuple(sorted(unchanged)))
+
+
+def _plain_files(source: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(source).as_posix(): path.read_bytes()
+        for pattern in PARTS
+        for path in sorted(source.glob(pattern))
+    }
 
 
 def _is_within(folder: Path, path: Path) -> bool:

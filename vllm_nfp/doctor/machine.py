@@ -31,7 +31,7 @@ def device(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "predictions",
             Status.WARNING,
-            "none on a CPU: the predictor knows GPUs",
+            "none on a CPU: the predictor covers GPUs only",
             "vllm-nfp predict MODEL --hardware NAME works without a GPU",
         )
         return
@@ -77,8 +77,8 @@ def prometheus(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             name,
             Status.BROKEN,
-            f"PROMETHEUS_MULTIPROC_DIR {folder!r} is no folder that can be written",
-            "unset it, or make the folder",
+            f"PROMETHEUS_MULTIPROC_DIR {folder!r} is not a writable directory",
+            "unset it, or create the directory",
         )
     elif any(path.iterdir()):
         yield Finding(
@@ -92,18 +92,18 @@ def prometheus(facts: Facts) -> Iterator[Finding]:
 
 
 def output_folder(facts: Facts) -> Iterator[Finding]:
-    """Whether the output folder can be written."""
+    """Whether the output directory can be written."""
     if facts.question.output_dir is not None:
-        yield _folder("output folder", facts.question.output_dir)
+        yield _folder("output directory", facts.question.output_dir)
 
 
 def temporary_folder(facts: Facts) -> Iterator[Finding]:
     """Whether results can be written for /metrics."""
-    name = "temporary folder"
+    name = "temporary directory"
     try:
         folder = tempfile.gettempdir()
     except OSError as error:
-        yield Finding(name, Status.BROKEN, str(error), "set TMPDIR to a folder that has room")
+        yield Finding(name, Status.BROKEN, str(error), "set TMPDIR to a directory with free space")
         return
     yield _folder(name, folder)
 

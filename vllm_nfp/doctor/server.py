@@ -16,6 +16,7 @@ _MODE = {
     Mode.PASSIVE: "passive: real steps are timed, nothing is probed",
     Mode.OFF: "the probe stays off",
 }
+_WORD = {Mode.ACTIVE: "probed", Mode.PASSIVE: "passive", Mode.OFF: "off"}
 
 
 def imports(facts: Facts) -> Iterator[Finding]:
@@ -78,6 +79,10 @@ def model(facts: Facts) -> Iterator[Finding]:
         return
     mode = Mode(values["mode"])
     yield Finding("this model", _STATUS[mode], _MODE[mode], values["reason"])
+    for feature in values["features"]:
+        kept = Mode(feature["mode"])
+        why = "" if kept is Mode.ACTIVE else f"; {feature['why']}"
+        yield Finding("feature", _STATUS[kept], f"{feature['name']}: {_WORD[kept]}{why}")
     backend = values["backend"]
     yield Finding(
         "attention backend",

@@ -5,15 +5,21 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vllm_nfp.draft.length import expected_tokens
 
 MOST_POSITIONS = 512
+BISECTIONS = 40
+"""Halvings after which a share is exact to a float's digits that matter."""
 
 
 class AcceptanceError(ValueError):
     """Acceptance that is impossible; the message names the value and what is allowed."""
+
+
+class NoAcceptanceError(AcceptanceError):
+    """Nobody has given or counted an acceptance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +34,8 @@ class Acceptance:
     """a_1, a_2, ...: of the first drafted tokens, one by one."""
     beyond: float | None = None
     """Of every later token; None: not known, so no later token is drafted."""
+    drafts: float | None = field(default=None, compare=False)
+    """Drafts that a server has counted this on; None: it was given, not counted."""
 
     def __post_init__(self) -> None:
         for chance in (*self.per_position, *(() if self.beyond is None else (self.beyond,))):
@@ -49,10 +57,10 @@ class Acceptance:
         return len(self.per_position) if self.beyond is None else None
 
     def extended(self) -> Acceptance:
-        """The same with the last value reused for later tokens."""
+        """The same with the last value reused for later tokens: the only rule of extension."""
         if self.beyond is not None or not self.per_position:
             return self
-        return Acceptance(self.per_position, self.per_position[-1])
+        return Acceptance(self.per_position, self.per_position[-1], self.drafts)
 
     def expected_tokens(self, draft_length: int) -> float:
         """E(K) = 1 + sum over j up to K of a_1 ... a_j: a sequence's tokens per step.
@@ -62,14 +70,52 @@ class Acceptance:
         """
         if draft_length < 0 or (self.longest is not None and draft_length > self.longest):
             raise ValueError(f"acceptance of {draft_length} drafted tokens is not known")
-        listed = self.per_position[:draft_length]
-        chances = tuple(itertools.accumulate(listed, lambda all_before, a: all_before * a))
+        chances = self._reached(draft_length)
         tokens = 1.0 + math.fsum(chances)
-        later = draft_length - len(listed)
+        later = draft_length - len(chances)
         if not later or self.beyond is None:
             return tokens
         reached = chances[-1] if chances else 1.0
         return tokens + reached * (expected_tokens(later, self.beyond) - 1.0)
+
+    def relative_error(self, draft_length: int, other: int = 0) -> float:
+        """Standard error of log E(K) - log E(other) from counting drafts; 0 if none were counted.
+
+        Both lengths are seen in the same drafts: what a draft gets accepted of its first ``other``
+        tokens is part of what it gets of its first K. Positions that were not counted add nothing.
+        """
+        if not self.drafts:
+            return 0.0
+        first, second = self._counted_until(other), self._counted_until(draft_length)
+        variance = (
+            _moment(second, second) / self.expected_tokens(draft_length) ** 2
+            + _moment(first, first) / self.expected_tokens(other) ** 2
+            - 2.0
+            * _moment(first, second)
+            / (self.expected_tokens(draft_length) * self.expected_tokens(other))
+        )
+        return math.sqrt(max(0.0, variance) / self.drafts)
+
+    def _reached(self, draft_length: int) -> tuple[float, ...]:
+        """a_1 ... a_i of the listed positions up to a draft length."""
+        listed = self.per_position[:draft_length]
+        return tuple(itertools.accumulate(listed, lambda all_before, a: all_before * a))
+
+    def _counted_until(self, draft_length: int) -> tuple[float, ...]:
+        """The same kept off 0 and 1 by one draft each, so that few drafts are not certain."""
+        drafts = self.drafts or 0.0
+        return tuple((p * drafts + 1.0) / (drafts + 2.0) for p in self._reached(draft_length))
+
+
+def _moment(first: Sequence[float], second: Sequence[float]) -> float:
+    """Covariance of the tokens that a draft gets accepted of two of its beginnings.
+
+    Args:
+        first: probability that the i-th token is accepted, for the shorter beginning.
+        second: the same for the longer one.
+    """
+    rows = (i * p + math.fsum(second[i:]) for i, p in enumerate(first, 1))
+    return math.fsum(rows) - math.fsum(first) * math.fsum(second)
 
 
 def constant(acceptance: float) -> Acceptance:
@@ -105,8 +151,16 @@ def from_rates(rates: Sequence[float]) -> Acceptance:
     return Acceptance(per_position=tuple(min(1.0, chance) for chance in chances))
 
 
-def from_counters(drafts: float, accepted_per_position: Sequence[float]) -> Acceptance:
+def from_counters(
+    drafts: float, accepted_per_position: Sequence[float], drafted: float | None = None
+) -> Acceptance:
     """From vLLM's counters of drafts and of accepted tokens by position in the draft.
+
+    Acceptance is of tokens that were drafted, as vLLM counts it: accepted over drafted. vLLM does
+    not export how many drafts had an i-th token, see :func:`_drafted_per_position`.
+
+    Args:
+        drafted: tokens of all drafts; None: every draft was of full length.
 
     Raises:
         AcceptanceError: if no draft was counted, or the counters contradict each other.
@@ -121,4 +175,30 @@ def from_counters(drafts: float, accepted_per_position: Sequence[float]) -> Acce
                 f"the server's counters contradict each other ({accepted:.0f} tokens accepted "
                 f"after {before:.0f}): give --acceptance"
             )
-    return from_rates([accepted / drafts for accepted in accepted_per_position])
+    known = _drafted_per_position(drafts, accepted_per_position, drafted)
+    rates = itertools.accumulate(
+        (a / d if d else 0.0 for a, d in zip(accepted_per_position, known, strict=True)), min
+    )
+    return Acceptance(from_rates(tuple(rates)).per_position, drafts=drafts)
+
+
+def _drafted_per_position(
+    drafts: float, accepted: Sequence[float], drafted: float | None
+) -> tuple[float, ...]:
+    """Drafts that had a first, second, ... token, as far as the totals show it.
+
+    Every draft has a first token, and an i-th at least where it was accepted. What remains of the
+    total is spread as if each further token were missing equally often.
+    """
+    places = range(len(accepted))
+    if drafted is None or drafted >= drafts * len(accepted):
+        return tuple(drafts for _ in places)
+
+    def spread(keeps: float) -> tuple[float, ...]:
+        return tuple(max(accepted[i], drafts * keeps**i) for i in places)
+
+    low, high = 0.0, 1.0
+    for _ in range(BISECTIONS):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if math.fsum(spread(middle)) < drafted else (low, middle)
+    return spread(low)

@@ -11,6 +11,14 @@ from vllm_nfp.draft.rows import RowBasis, Schedule, ScheduleRow
 from vllm_nfp.draft.sources import Source
 from vllm_nfp.types import Basis
 
+LONG_FOR_A_CONSTANT = 8
+"""Draft length from which a constant acceptance is warned of. No public figure of acceptance by
+position (:mod:`vllm_nfp.draft.typical`) stays constant over so many."""
+WORTH_A_TABLE = 0.02
+"""Gain from which another table for one context is named: what is still called good elsewhere
+(docs/draft-lengths.md) is within this of the best."""
+NOISY = 0.4
+"""Width of a gain's 95 % interval, as a fraction of the gain, from which it is warned of."""
 MOST_LISTED = 8
 """Probabilities of acceptance that are written out."""
 _BASES: Mapping[RowBasis, str] = {
@@ -18,19 +26,19 @@ _BASES: Mapping[RowBasis, str] = {
     Basis.INFERRED: "other steps were measured that tell most of it",
     "between": "batch sizes around it were measured",
     Basis.PREDICTED: "nothing like it was measured yet",
-    "unknown": "not measured",
 }
 
 
-def assumptions(demand: Demand, method: str) -> tuple[str, ...]:
+def assumptions(source: Source, demand: Demand, method: str) -> tuple[str, ...]:
     """What the draft lengths rest on."""
+    predicted = source.kind == "prediction"
     return (
         _acceptance(demand),
         _cost(demand, method),
         "between known draft lengths the slower neighbour counts; between batch sizes up to "
         "twice apart the step time is interpolated at equal tokens, between others the slower one "
-        "counts; beyond the last batch size K is 0",
-        "sampling and host time are not included, so real tokens/s are lower",
+        "counts; batch sizes outside those known are inferred from the nearest one",
+        _host(demand, predicted),
     )
 
 
@@ -45,7 +53,10 @@ def warnings(
     return (
         *_release(vllm),
         *_losses(schedule.rows),
-        *_unmeasured(source, schedule.rows),
+        *_constant(demand, schedule.rows),
+        *_uncounted(demand, schedule.rows),
+        *_elsewhere(schedule.rows),
+        *_noisy(schedule.rows),
         *_predicted(source, schedule.rows),
         *_without_graphs(source, demand, schedule.rows),
         *(note.removesuffix(".") for note in source.notes),
@@ -80,6 +91,8 @@ def _acceptance(demand: Demand) -> str:
 
 def _cost(demand: Demand, method: str) -> str:
     cost, lookup = demand.cost, method in LOOKUPS
+    if cost.note is not None:
+        return cost.note
     seconds = cost.seconds_once if lookup else cost.seconds_per_token
     share = cost.share_once if lookup else cost.share_per_token
     if lookup and not seconds and not share:
@@ -91,6 +104,80 @@ def _cost(demand: Demand, method: str) -> str:
     return f"each drafted token takes {amount} with {method}, at every batch size"
 
 
+def _host(demand: Demand, predicted: bool) -> str:
+    if predicted:
+        return "sampling is not included, so real tokens/s are lower"
+    if not demand.host_seconds:
+        return "sampling and host time are not included, so real tokens/s are lower"
+    return (
+        f"{demand.host_seconds * 1e3:.3g} ms of host time are added to every step: the server's "
+        f"real steps take so much longer than their work on the device"
+    )
+
+
+def _constant(demand: Demand, rows: Sequence[ScheduleRow]) -> tuple[str, ...]:
+    """One probability for all positions makes long drafts look better than they are."""
+    acceptance, longest = demand.acceptance, max(row.draft_length for row in rows)
+    if acceptance.per_position or longest < LONG_FOR_A_CONSTANT:
+        return ()
+    return (
+        f"the same acceptance, {acceptance.beyond:g}, is assumed at every position, but counted "
+        f"acceptance falls with the position: K={longest} is too long unless yours does not; give "
+        f"--acceptance-rates, or --acceptance-from a server that speculates",
+    )
+
+
+def _uncounted(demand: Demand, rows: Sequence[ScheduleRow]) -> tuple[str, ...]:
+    """Drafts beyond those whose acceptance was counted."""
+    known = len(demand.acceptance.per_position)
+    longest = max(row.draft_length for row in rows)
+    if not known or demand.acceptance.beyond is None or longest <= known:
+        return ()
+    return (
+        f"acceptance is known of {known} drafted tokens, later ones are assumed to be accepted "
+        f"like the last of them: K={longest} is a guess, so count it with num_speculative_tokens "
+        f"{longest}",
+    )
+
+
+def _elsewhere(rows: Sequence[ScheduleRow]) -> tuple[str, ...]:
+    """Contexts that would do clearly better with another K."""
+    found = [
+        row
+        for row in rows
+        if not row.between and (row.alone_gain or 0.0) >= (1.0 + WORTH_A_TABLE) * row.gain
+    ]
+    if not found:
+        return ()
+    worst = max(found, key=lambda row: (row.alone_gain or 0.0) / row.gain)
+    more = (worst.alone_gain or 0.0) / worst.gain - 1.0
+    return (
+        f"vLLM's table knows no context: at L={worst.context}, "
+        f"B={size_range(worst.batch_size_first, worst.batch_size_last)} alone "
+        f"K={worst.alone_draft_length} would give {more:+.0%}; if your traffic is there, add "
+        f"--contexts {worst.context}",
+    )
+
+
+def _noisy(rows: Sequence[ScheduleRow]) -> tuple[str, ...]:
+    """Measured step times that scatter so much that the gain is hardly known."""
+    wide = [
+        row
+        for row in rows
+        if row.draft_length
+        and row.gain_lower is not None
+        and row.gain_upper is not None
+        and row.gain_upper - row.gain_lower > NOISY * row.gain
+    ]
+    if not wide:
+        return ()
+    sizes = ", ".join(size_range(*span) for span in _spans(wide))
+    return (
+        f"at batch sizes {sizes} the gain is not known within {NOISY / 2:.0%}: step times are "
+        f"noisy, or few; measure for longer, without other work on the device",
+    )
+
+
 def _release(vllm: str | None) -> tuple[str, ...]:
     if vllm is None:
         return ()
@@ -100,34 +187,17 @@ def _release(vllm: str | None) -> tuple[str, ...]:
 
 def _losses(rows: Sequence[ScheduleRow]) -> tuple[str, ...]:
     """Where a server that speculates is slower than one that does not, at every K."""
-    losing = [row for row in rows if row.scheduled_gain is not None and row.scheduled_gain < 1.0]
+    losing = [row for row in rows if row.gain < 1.0]
     if not losing:
         return ()
     first = min(row.batch_size_first for row in losing)
     last = max(row.batch_size_last for row in losing)
-    worst = min(row.scheduled_gain or 0.0 for row in losing)
+    worst = min(row.gain for row in losing)
     return (
         f"at batch sizes {first} to {last} speculation can be slower than none ({worst:.2f}x), "
         f"because the draft model runs on every step, even at K = 0: serve without speculation if "
         f"most batches are of these sizes",
     )
-
-
-def _unmeasured(source: Source, rows: Sequence[ScheduleRow]) -> tuple[str, ...]:
-    """Where the table drafts at a context at which batches of that size were not measured."""
-    if source.kind == "prediction":
-        return ()  # every context has the same batch sizes
-    elsewhere = [row for row in rows if row.scheduled_gain is None]
-    found = []
-    for context in sorted({row.context for row in elsewhere}):
-        at = [row for row in elsewhere if row.context == context]
-        sizes = ", ".join(size_range(*span) for span in _spans(at))
-        found.append(
-            f"at context {context} batch sizes {sizes} were not measured, and their K comes from "
-            f"the other contexts: measure them if your traffic has them, or choose for this "
-            f"context alone with --contexts {context}"
-        )
-    return tuple(found)
 
 
 def _predicted(source: Source, rows: Sequence[ScheduleRow]) -> tuple[str, ...]:

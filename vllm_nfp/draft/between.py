@@ -1,8 +1,9 @@
-"""Curves for batch sizes between two whose curves are known."""
+"""Curves for batch sizes whose own is not known: between two that are, or beyond them."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from vllm_nfp.draft.curve import StepCurve, weakest
 from vllm_nfp.types import Basis
@@ -50,6 +51,50 @@ def between(low: StepCurve, high: StepCurve, batch_size: int) -> StepCurve:
         bases=tuple(bases),
         intervals=tuple(intervals),
     )
+
+
+def larger(low: StepCurve, batch_size: int) -> StepCurve:
+    """The curve of a batch size above all known ones, from steps of as many tokens.
+
+    Kernels go by tokens: B sequences with N positions take what the largest known batch takes with
+    N B / B_0. The KV cache of the further sequences is left out, so that t(1) is rather too short
+    and the gain too small. Where not even one draft is known this way, the batch size at which
+    it still is stands in, and the basis is ``predicted``.
+    """
+    reach = max(low.batch_size, low.batch_size * low.largest // 2)
+    if batch_size > reach:
+        curve = larger(low, reach)
+        bases = (Basis.PREDICTED,) * len(curve.points)
+        return replace(curve, batch_size=batch_size, bases=bases)
+    factor = batch_size / low.batch_size
+    one = low.ratio_between(factor)
+
+    def at(n: int) -> int:
+        return -(-n * batch_size // low.batch_size)
+
+    counts = [n for n, _ in low.points if at(n) <= low.largest]
+    last = low.largest * low.batch_size // batch_size
+    counts += [last] if last > counts[-1] else []
+    beyond = [n for n in counts for first in _without(low) if at(n) >= first]
+    return StepCurve(
+        batch_size,
+        low.context,
+        low.seconds_at_one * one,
+        ((1, 1.0), *((n, low.ratio(at(n)) / one) for n in counts[1:])),
+        min(beyond, default=None),
+        bases=tuple(weakest((Basis.INFERRED, low.basis(at(n)))) for n in counts),
+        intervals=((1.0, 1.0), *(_scaled(low.interval(at(n)), one) for n in counts[1:])),
+    )
+
+
+def smaller(high: StepCurve, batch_size: int) -> StepCurve:
+    """The curve of a batch size below all known ones: that of the smallest one stands in."""
+    bases = tuple(weakest((Basis.INFERRED, high.basis(n))) for n, _ in high.points)
+    return replace(high, batch_size=batch_size, bases=bases, boundaries=())
+
+
+def _scaled(interval: tuple[float, float], by: float) -> tuple[float, float]:
+    return interval[0] / by, interval[1] / by
 
 
 def ratio_between(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import TypeAlias
 
 from vllm_nfp.draft.acceptance import Acceptance
 from vllm_nfp.draft.curve import StepCurve
@@ -11,11 +13,17 @@ from vllm_nfp.draft.curve import StepCurve
 LARGEST_DRAFT_LENGTH = 512
 LARGEST_DRAFT_COST = 1e6
 """Seconds, or steps without drafts: far above any draft model, and sums of it stay finite."""
+TWO_SIDED_95 = 1.96
+"""Standard errors on either side of a normal value's 95 % interval."""
 DEFAULT_SLACK = 0.005
 """Fraction of the goodput that is given up for a shorter draft. That costs less memory and sampling
 time, which the curve does not include. On recorded H100 steps, replayed, 96.7 % of the lengths were
 within 2 % of the best with it, 97.5 % without any slack, and 93.0 % with 0.01
 (docs/draft-lengths.md)."""
+
+
+StepSeconds: TypeAlias = Callable[[int, int, int], float]
+"""Seconds that drafting adds to a step: of (batch size, context, K)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +43,13 @@ class DraftCost:
     seconds_per_token: float = 0.0
     share_per_token: float = 0.0
     """As a fraction of t(1), for each drafted token."""
+    steps: StepSeconds | None = field(default=None, compare=False)
+    """Predicted: beside the others, at each batch size, context and K, 0 included."""
+    note: str | None = field(default=None, compare=False)
+    """What ``steps`` rests on, in words."""
 
     def __post_init__(self) -> None:
-        for name in self.__slots__:
-            value = getattr(self, name)
+        for name, value in self.numbers().items():
             if not (math.isfinite(value) and value >= 0.0):
                 raise ValueError(f"a draft's cost must be 0 or more, not {value:g} ({name})")
             if value > LARGEST_DRAFT_COST:
@@ -46,14 +57,32 @@ class DraftCost:
                     f"a draft's cost must be at most {LARGEST_DRAFT_COST:g}, not {value:g} ({name})"
                 )
 
-    def ratio(self, draft_length: int, seconds_at_one: float) -> float:
-        """t_draft(K) / t(1)."""
-        once = self.share_once + self.seconds_once / seconds_at_one
-        each = self.share_per_token + self.seconds_per_token / seconds_at_one
-        return each if draft_length == 0 else once + draft_length * each
+    def numbers(self) -> dict[str, float]:
+        """The cost as it was given, JSON-serializable."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.type == "float"}
+
+    def ratio(self, draft_length: int, curve: StepCurve) -> float:
+        """t_draft(K) / t(1) at the curve's batch size and context."""
+        one = curve.seconds_at_one
+        once = self.share_once + self.seconds_once / one
+        each = self.share_per_token + self.seconds_per_token / one
+        ratio = each if draft_length == 0 else once + draft_length * each
+        if self.steps is None:
+            return ratio
+        return ratio + self.steps(curve.batch_size, curve.context, draft_length) / one
 
 
 FREE = DraftCost()
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """Tokens per second at one draft length over those at another, with a 95 % interval."""
+
+    value: float
+    lower: float | None
+    """None: not known, as the upper end."""
+    upper: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +97,20 @@ class Demand:
     slack: float = DEFAULT_SLACK
     draft_lengths: tuple[int, ...] | None = None
     """Lengths to choose from, ascending, besides K = 0; None: every length."""
+
+    running: int | None = None
+    """Draft length that the server runs now; None: not known."""
+
+    host_seconds: float = 0.0
+    """What a server's real step takes beyond its work on the device, whatever K."""
+
+    drafted_fraction: float | None = None
+    """Fraction of a server's steps, by sequence, that had a draft; None: not known. Gains are of
+    steps with a draft."""
+
+    def knows(self, draft_length: int) -> bool:
+        """Whether the acceptance of drafts of this length is known."""
+        return self.acceptance.longest is None or draft_length <= self.acceptance.longest
 
     def longest(self, curve: StepCurve) -> int:
         """Largest K that may be chosen on this curve."""
@@ -92,17 +135,60 @@ class Demand:
             self.draft_lengths is not None and draft_length == max((0, *self.draft_lengths))
         )
 
-    def gain(self, curve: StepCurve, draft_length: int) -> float:
-        """Tokens per second over those of a server without speculation."""
-        return self._gain(curve, draft_length, curve.ratio(draft_length + 1))
+    def gain(self, curve: StepCurve, draft_length: int, over: int | None = None) -> float:
+        """Tokens per second over those of a server without speculation.
 
-    def gain_interval(self, curve: StepCurve, draft_length: int) -> tuple[float, float]:
-        """95 % interval of the gain, as far as it depends on the step's time; 0 and infinite where
-        an end is not known."""
+        Never more than the tokens of a step: no step with drafts is quicker than one without,
+        whatever noisy pairs say.
+
+        Args:
+            over: compare with a server that drafts so many tokens instead.
+        """
+        gain = self._gain(curve, draft_length, curve.ratio(draft_length + 1))
+        return gain if over is None else gain / self.gain(curve, over)
+
+    def gain_interval(
+        self, curve: StepCurve, draft_length: int, over: int | None = None
+    ) -> tuple[float, float]:
+        """95 % interval of the gain: of the step's time, and of acceptance that was counted.
+
+        Two compared steps count as independent, which they mostly are not: rather too wide than
+        too narrow. 0 and infinite where an end is not known.
+        """
+        other = over or 0
+        down, up = self._spread(curve, draft_length)
+        their_down, their_up = self._spread(curve, other) if other else (0.0, 0.0)
+        error = TWO_SIDED_95 * self.acceptance.relative_error(draft_length, other)
+        gain = self.gain(curve, draft_length, over)
+        return (
+            gain * math.exp(-math.hypot(down, their_up, error)),
+            gain * math.exp(math.hypot(up, their_down, error)),
+        )
+
+    def gain_over(self, curve: StepCurve, draft_length: int, running: int | None) -> Gain | None:
+        """The gain over the draft length that a server runs; None where that is not known."""
+        if running is None or running >= curve.largest or not self.knows(running):
+            return None
+        if draft_length == running:
+            return Gain(1.0, 1.0, 1.0)
+        lower, upper = self.gain_interval(curve, draft_length, running)
+        return Gain(
+            self.gain(curve, draft_length, running),
+            lower or None,
+            upper if upper < math.inf else None,
+        )
+
+    def _spread(self, curve: StepCurve, draft_length: int) -> tuple[float, float]:
+        """How far the step's time lets the gain's logarithm be lower, and higher."""
         lower, upper = curve.interval(draft_length + 1)
-        most = self._gain(curve, draft_length, lower) if lower else math.inf
-        return self._gain(curve, draft_length, upper), most
+        gain, least, most = (
+            self._gain(curve, draft_length, ratio)
+            for ratio in (curve.ratio(draft_length + 1), upper, lower)
+        )
+        up = math.log(max(1.0, most / gain)) if lower else math.inf
+        return math.log(gain / least) if least else math.inf, up
 
     def _gain(self, curve: StepCurve, draft_length: int, ratio: float) -> float:
-        whole = ratio + self.cost.ratio(draft_length, curve.seconds_at_one)
-        return self.acceptance.expected_tokens(draft_length) / whole
+        host = self.host_seconds / curve.seconds_at_one
+        whole = max(1.0, ratio) + self.cost.ratio(draft_length, curve) + host
+        return self.acceptance.expected_tokens(draft_length) * (1.0 + host) / whole

@@ -8,12 +8,16 @@ from typing import Literal, get_args
 
 from vllm_nfp.draft.demand import FREE, DraftCost
 
-DraftMethod = Literal["ngram", "ngram_gpu", "eagle", "eagle3", "mtp", "draft_model"]
+DraftMethod = Literal[
+    "ngram", "ngram_gpu", "suffix", "eagle", "eagle3", "mtp", "draft_model", "dflash"
+]
 DRAFT_METHODS: tuple[str, ...] = get_args(DraftMethod)
-LOOKUPS = frozenset({"ngram", "ngram_gpu"})
+LOOKUPS = frozenset({"ngram", "ngram_gpu", "suffix"})
 """Methods that look drafts up in the text so far, once a step, without weights."""
-NEEDS_MODEL = frozenset({"eagle", "eagle3", "draft_model"})
+NEEDS_MODEL = frozenset({"eagle", "eagle3", "draft_model", "dflash"})
 """Methods whose drafts come from weights of their own."""
+ONE_LENGTH = frozenset({"suffix"})
+"""Methods that vLLM 0.32 runs with one draft length for every batch size."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,15 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeGuard
 
 from vllm_nfp.draft import server, sources
-from vllm_nfp.draft.acceptance import Acceptance, AcceptanceError, constant
+from vllm_nfp.draft.acceptance import (
+    Acceptance,
+    AcceptanceError,
+    NoAcceptanceError,
+    constant,
+)
 from vllm_nfp.draft.curve import StepCurve
 from vllm_nfp.draft.drafting import LOOKUPS, UNKNOWN, Drafting
-from vllm_nfp.draft.server_drafts import live_acceptance, live_drafting
+from vllm_nfp.draft.server_drafts import live_acceptance, live_drafting, running_length
+from vllm_nfp.draft.server_steps import drafted_fraction, host_seconds
 from vllm_nfp.draft.sources import Source, SourceError
 from vllm_nfp.results.profile import Profile, load_profile
 
 if TYPE_CHECKING:
-    from vllm_nfp.principle.prediction import Predictions
+    from vllm_nfp.principle.predictions import Predictions
     from vllm_nfp.results.scrape import Samples
 
 StepTimes: TypeAlias = "Source | Profile | Predictions | Iterable[StepCurve] | str | Path"
@@ -36,6 +42,12 @@ class Inputs:
     """How the server of the acceptance, or else of the step times, makes its drafts."""
     warnings: tuple[str, ...] = ()
     """What to know of the source and of the acceptance, one sentence each."""
+    running: int | None = None
+    """Draft length that the server runs; None: not known."""
+    host_seconds: float = 0.0
+    """What the server's real steps take beyond their work on the device; 0: not known."""
+    drafted_fraction: float | None = None
+    """Fraction of the server's steps that had a draft; None: not known."""
 
 
 def read_inputs(
@@ -43,6 +55,7 @@ def read_inputs(
     acceptance: GivenAcceptance | None,
     acceptance_from: str | None,
     draft_method: str | None,
+    draft_model: str | None = None,
 ) -> Inputs:
     """Step times, acceptance and how drafts are made; each server is read once.
 
@@ -50,6 +63,7 @@ def read_inputs(
         acceptance: None: as counted by the server of ``acceptance_from``, or of the step times.
         acceptance_from: a server's URL.
         draft_method: how drafts are to be made; None: as the server makes them.
+        draft_model: directory of the draft model's config.json, to predict its cost.
 
     Raises:
         AcceptanceError, SourceError, ProfileError, ScrapeError: see
@@ -67,12 +81,21 @@ def read_inputs(
     if acceptance_from is not None:
         metrics.insert(0, server.read_metrics(acceptance_from))
         warnings += server.differences(source, metrics[0])
-    drafting = (live_drafting(samples) for samples in metrics)
-    found = next((one for one in drafting if one != UNKNOWN), UNKNOWN)
+    found = next((one for one in map(live_drafting, metrics) if one != UNKNOWN), source.drafting)
+    if source.kind == "prediction":
+        from vllm_nfp.draft.predictions import hints, predicted_drafting
+
+        warnings += hints(source, draft_method)
+        found = predicted_drafting(source, found, draft_model)
+    of_server: tuple[int | None, float, float | None] = (None, 0.0, None)
+    if is_url(times):
+        live = metrics[-1]
+        of_server = running_length(live), host_seconds(live), drafted_fraction(live)
     if acceptance is not None:
-        return Inputs(source, acceptance_of(acceptance), found, tuple(warnings))
+        given = acceptance_of(acceptance)
+        return Inputs(source, given, found, tuple(warnings), *of_server)
     if not metrics:
-        raise AcceptanceError(
+        raise NoAcceptanceError(
             "acceptance is needed: give a probability such as 0.8, one for each drafted token, or "
             "the URL of a server that speculates"
         )
@@ -80,7 +103,7 @@ def read_inputs(
     if counted.caution is not None:
         warnings.append(counted.caution)
     warnings += _other_methods(live_drafting(metrics[0]), draft_method)
-    return Inputs(source, counted.acceptance, found, tuple(warnings))
+    return Inputs(source, counted.acceptance, found, tuple(warnings), *of_server)
 
 
 def _several_engines(url: str, samples: Samples) -> list[str]:
@@ -121,10 +144,14 @@ def source_of(times: StepTimes) -> Source:
         return server.step_times(times, server.read_metrics(times))
     if isinstance(times, (str, Path)):
         return sources.from_profile(load_profile(times), os.fspath(times))
-    from vllm_nfp.principle.prediction import Predictions  # it needs numpy, which most calls do not
+    from vllm_nfp.principle.predictions import (
+        Predictions,  # it needs numpy, which most calls do not
+    )
 
     if isinstance(times, Predictions):
-        return sources.from_predictions(times)
+        from vllm_nfp.draft.predictions import from_predictions
+
+        return from_predictions(times)
     curves = tuple(times) if isinstance(times, Iterable) else ()
     if not curves or not all(isinstance(curve, StepCurve) for curve in curves):
         raise SourceError(

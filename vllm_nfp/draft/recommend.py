@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from numbers import Integral, Real
 
+from vllm_nfp.crossing import MOST_EPSILON
 from vllm_nfp.draft import advice
 from vllm_nfp.draft.curve import LARGEST_BATCH_SIZE, StepCurve
 from vllm_nfp.draft.demand import (
@@ -18,9 +19,16 @@ from vllm_nfp.draft.demand import (
 from vllm_nfp.draft.drafting import DRAFT_METHODS, LOOKUPS, Drafting, cost_of
 from vllm_nfp.draft.inputs import GivenAcceptance, StepTimes, read_inputs
 from vllm_nfp.draft.recommendation import Recommendation
+from vllm_nfp.draft.rows import Schedule, ScheduleRow
 from vllm_nfp.draft.schedule import make_schedule, row_at
 from vllm_nfp.draft.sources import Source
+from vllm_nfp.draft.verdict import verdict
 from vllm_nfp.text import hint, same_name
+from vllm_nfp.types import Basis
+
+MOST_TIMES_COUNTED = 2
+"""A hint at longer drafts goes no farther than so many times the positions that were counted: what
+is accepted beyond is a guess, and one that grows with the distance."""
 
 
 class RecommendError(ValueError):
@@ -44,6 +52,7 @@ def recommend(
     epsilon: float = 0.1,
     slack: float = DEFAULT_SLACK,
     draft_lengths: Sequence[int] | None = None,
+    running: int | None = None,
     vllm: str | None = None,
 ) -> Recommendation:
     """The draft lengths with the most tokens per second.
@@ -60,12 +69,15 @@ def recommend(
         draft_share: the same as a fraction of a step without drafts, t(1).
         cost: the same in full, in place of the two; None of them: as the server's draft control
             has measured it, and free for an n-gram method.
-        max_batch_size: last batch size of the table; default: the largest measured.
+        max_batch_size: last batch size of the table; default: the largest measured, and of a
+            profile that many that its server's ``--max-num-seqs`` allows.
         max_draft_length: longest draft; default: as far as times and acceptance are known.
         contexts: measured contexts to choose for; default: all.
         epsilon: tolerance: extra step time at which drafts still count as free, as a fraction.
         slack: fraction of the best tokens per second that is given up for a shorter draft.
         draft_lengths: lengths to choose from, besides 0; default: every length.
+        running: draft length that runs now, which gains are compared with too; None: as the
+            server of the step times says.
         vllm: version of vLLM that will serve the table, where the source does not name its own.
 
     Raises:
@@ -76,16 +88,18 @@ def recommend(
         ProfileError: for a file that is no profile.
         ScrapeError: for a URL that does not answer with metrics.
     """
-    epsilon = _fraction("epsilon", epsilon, 10.0)
+    epsilon = _fraction("epsilon", epsilon, MOST_EPSILON)
     slack = _fraction("slack", slack, 0.5)
     if max_draft_length is not None:
         max_draft_length = _count("max_draft_length", max_draft_length, 0, LARGEST_DRAFT_LENGTH)
     if max_batch_size is not None:
         max_batch_size = _count("max_batch_size", max_batch_size, 1, LARGEST_BATCH_SIZE)
+    if running is not None:
+        running = _count("running", running, 0, LARGEST_DRAFT_LENGTH)
     if cost is not None and not isinstance(cost, DraftCost):
         raise RecommendError(f"cost must be a DraftCost, as in DraftCost(0.001), not {cost!r:.80}")
     draft_method = None if draft_method is None else _known_method(draft_method)
-    given = read_inputs(source, acceptance, acceptance_from, draft_method)
+    given = read_inputs(source, acceptance, acceptance_from, draft_method, draft_model)
     method = _method(draft_method, given.drafting, draft_model)
     demand = Demand(
         given.acceptance.extended() if extend_acceptance else given.acceptance,
@@ -93,12 +107,20 @@ def recommend(
         max_draft_length,
         epsilon,
         slack,
+        running=given.running if running is None else running,
+        host_seconds=given.host_seconds,
+        drafted_fraction=given.drafted_fraction,
     )
     curves = _at_contexts(given.source, contexts)
     if draft_lengths is not None:
         demand = replace(demand, draft_lengths=_lengths_of(draft_lengths, curves, demand))
+    if max_batch_size is None:
+        max_batch_size = given.source.max_batch_size
     schedule = make_schedule(curves, demand, max_batch_size, given.source.whole)
     served_by = given.source.vllm or vllm
+    if given.source.cut_layers is not None:
+        schedule = schedule.without_rates()
+    live = _live_rows(given.source, demand, schedule)
     return Recommendation(
         source=given.source,
         demand=demand,
@@ -106,12 +128,39 @@ def recommend(
         method=method,
         draft_model=draft_model,
         vllm=served_by,
-        assumptions=advice.assumptions(demand, method),
+        assumptions=advice.assumptions(given.source, demand, method),
         warnings=(
             *given.warnings,
             *advice.warnings(given.source, demand, schedule, served_by),
         ),
-        live=tuple(row_at(curve, demand) for curve in given.source.live),
+        live=live,
+        verdict=verdict(
+            given.source, demand, schedule, live, _longer(given.source, demand, schedule, live)
+        ),
+    )
+
+
+def _live_rows(source: Source, demand: Demand, schedule: Schedule) -> tuple[ScheduleRow, ...]:
+    return tuple(row_at(one.curve, demand, schedule, one.settled) for one in source.live)
+
+
+def _longer(
+    source: Source, demand: Demand, schedule: Schedule, live: Sequence[ScheduleRow]
+) -> tuple[ScheduleRow, ...]:
+    """Live rows whose drafts would be longer if acceptance were known of later tokens."""
+    counted = len(demand.acceptance.per_position)
+    extended = replace(
+        demand,
+        acceptance=demand.acceptance.extended(),
+        max_draft_length=min(MOST_TIMES_COUNTED * counted, demand.max_draft_length or counted << 8),
+    )
+    if extended.acceptance == demand.acceptance or not any(row.at_limit for row in live):
+        return ()
+    found = (row_at(one.curve, extended) for one in source.live)
+    return tuple(
+        row
+        for row, now in zip(found, live, strict=True)
+        if row.draft_length > now.draft_length and row.basis != Basis.PREDICTED
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_nfp import releases
 from vllm_nfp.dataframe import to_dataframe
 from vllm_nfp.draft.demand import Demand
+from vllm_nfp.draft.notebook import html_table
 from vllm_nfp.draft.rows import Schedule, ScheduleRow
 from vllm_nfp.draft.sources import Source
 from vllm_nfp.draft.speculative_config import speculative_config
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Recommendation:
     """Draft lengths, what they assume and what to know before serving them.
 
@@ -31,6 +32,7 @@ class Recommendation:
         warnings: why they may not do as they say, one sentence each.
         live: of a server: the best length at the batch size and context of the last step, one row
             for each engine.
+        verdict: what to do, a sentence or two.
     """
 
     source: Source
@@ -42,6 +44,7 @@ class Recommendation:
     assumptions: tuple[str, ...]
     warnings: tuple[str, ...]
     live: tuple[ScheduleRow, ...] = ()
+    verdict: tuple[str, ...] = ()
 
     @property
     def rows(self) -> tuple[ScheduleRow, ...]:
@@ -74,18 +77,24 @@ class Recommendation:
         demand, source = self.demand, self.source
         return {
             "schema": SCHEMA,
+            "verdict": list(self.verdict),
             "source": {
                 "kind": source.kind,
                 "name": source.name,
                 "model": source.model,
                 "device": source.device,
                 "vllm": source.vllm,
+                "cut_layers": None if source.cut_layers is None else list(source.cut_layers),
             },
             "acceptance": {
                 "per_position": list(demand.acceptance.per_position),
                 "beyond": demand.acceptance.beyond,
+                "drafts": demand.acceptance.drafts,
             },
-            "draft_cost": dataclasses.asdict(demand.cost),
+            "running_draft_length": demand.running,
+            "host_seconds": demand.host_seconds,
+            "draft_cost": demand.cost.numbers(),
+            "draft_cost_predicted": demand.cost.note,
             "max_draft_length": demand.max_draft_length,
             "draft_lengths": None if demand.draft_lengths is None else list(demand.draft_lengths),
             "epsilon": demand.epsilon,
@@ -106,6 +115,12 @@ class Recommendation:
             NoPandasError: if pandas is not installed.
         """
         return to_dataframe(self.rows, ScheduleRow)
+
+    def __repr__(self) -> str:
+        return f"Recommendation({'. '.join(self.verdict)})"
+
+    def _repr_html_(self) -> str:
+        return html_table(self.verdict, self.rows)
 
     def _config_or_none(self) -> dict[str, Any] | None:
         if self.refusal is not None:

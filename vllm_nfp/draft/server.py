@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vllm_nfp.draft.curve import StepCurve
-from vllm_nfp.draft.server_drafts import COUNTERS, DRAFTS, live_drafting
+from vllm_nfp.draft.server_drafts import COUNTERS, DRAFTS, live_drafting, settled_length
 from vllm_nfp.draft.server_ratios import Ratio, curve_of, ratios_of
-from vllm_nfp.draft.sources import Source, SourceError, beyond_graphs
-from vllm_nfp.results import scrape
+from vllm_nfp.draft.server_steps import INTER_TOKEN_COUNT, INTER_TOKEN_SUM
+from vllm_nfp.draft.sources import LiveTraffic, Source, SourceError, beyond_graphs
+from vllm_nfp.results import fetching, scrape
 from vllm_nfp.results.scrape import count
 from vllm_nfp.strict_json import parse
 
@@ -35,12 +35,12 @@ def read_metrics(url: str) -> Samples:
     Raises:
         ScrapeError: if the server does not answer, or with something else than metrics.
     """
-    end = scrape.deadline()
-    text = scrape.fetch(url)
+    end = fetching.deadline()
+    text = fetching.fetch(url)
     try:
-        return scrape.find_samples(text, COUNTERS, end)
-    except scrape.ScrapeError as error:
-        raise scrape.ScrapeError(f"{url} cannot be used: {error}") from None
+        return scrape.find_samples(text, (*COUNTERS, INTER_TOKEN_SUM, INTER_TOKEN_COUNT), end)
+    except fetching.ScrapeError as error:
+        raise fetching.ScrapeError(f"{url} cannot be used: {error}") from None
 
 
 def step_times(url: str, samples: Samples) -> Source:
@@ -58,7 +58,7 @@ def server_version(url: str) -> str | None:
     """vLLM's version, from the server's /version; None if it does not answer that."""
     base = url.rstrip("/").removesuffix("/metrics")
     try:
-        answer = parse(scrape.get(f"{base}/version", VERSION_LIMIT_SECONDS, MOST_VERSION_BYTES))
+        answer = parse(fetching.get(f"{base}/version", VERSION_LIMIT_SECONDS, MOST_VERSION_BYTES))
         version = answer["version"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -97,7 +97,7 @@ def from_samples(samples: Samples, name: str, vllm: str | None = None) -> Source
             for cell, times in sorted(seconds.items())
             if 1 in times
         )
-        live = _live_curves(samples)
+        live = _live_traffic(samples)
     except KeyError as error:
         raise SourceError(
             f"the step times of {name} lack the label {error.args[0]!r:.80}: does the server "
@@ -125,21 +125,20 @@ def from_samples(samples: Samples, name: str, vllm: str | None = None) -> Source
     )
 
 
-def _live_curves(samples: Samples) -> tuple[StepCurve, ...]:
+def _live_traffic(samples: Samples) -> tuple[LiveTraffic, ...]:
     """At the real batch size and context of the last step of each engine that tells them."""
     sizes, contexts, ones = (
         {_engine(labels): value for labels, value in samples.get(name, ())}
         for name in (LIVE_BATCH_SIZE, LIVE_CONTEXT, LIVE_SECONDS)
     )
-    return tuple(
-        curve_of(
-            (int(sizes[engine]), int(contexts[engine])),
-            {n: ones[engine] * ratio.value for n, ratio in [(1, Ratio(1.0)), *ratios.items()]},
-            ratios,
-        )
-        for engine, ratios in sorted(ratios_of(samples, LIVE_RATIO, _engine).items())
-        if engine in sizes and engine in contexts and engine in ones
-    )
+    found = []
+    for engine, ratios in sorted(ratios_of(samples, LIVE_RATIO, _engine).items()):
+        if engine in sizes and engine in contexts and engine in ones:
+            cell = int(sizes[engine]), int(contexts[engine])
+            of = {1: Ratio(1.0), **ratios}
+            curve = curve_of(cell, {n: ones[engine] * r.value for n, r in of.items()}, ratios)
+            found.append(LiveTraffic(curve, settled_length(samples, engine or None, *cell)))
+    return tuple(found)
 
 
 def _cell(labels: Mapping[str, str]) -> tuple[int, int]:

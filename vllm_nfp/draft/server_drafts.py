@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from vllm_nfp.draft.acceptance import Acceptance, AcceptanceError, from_counters
 from vllm_nfp.draft.drafting import Drafting
+from vllm_nfp.draft.live.decision import Reason
+from vllm_nfp.draft.live.steps import cell_of
 from vllm_nfp.draft.sources import SourceError
 from vllm_nfp.results.scrape import count
 
@@ -21,10 +23,16 @@ DRAFTED = "vllm:spec_decode_num_draft_tokens_total"
 ACCEPTED_PER_POSITION = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
 DRAFT_SECONDS = "vllm_nfp_draft_token_seconds"
 DRAFT_CONTROL = "vllm_nfp_draft_control_info"
+LIVE_DRAFT_LENGTH = "vllm_nfp_live_draft_length"
+CONTROL_LENGTH = "vllm_nfp_draft_control_length"
 COUNTERS = (DRAFTS, DRAFTED, ACCEPTED_PER_POSITION)
 """vLLM's own metrics that :func:`live_acceptance` reads."""
 MOST_PLACES = 512
 """Positions in a draft that are read."""
+
+
+class NoDraftsError(SourceError):
+    """The server does not speculate, so that nothing of acceptance is counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +46,14 @@ class LiveAcceptance:
 
     @property
     def caution(self) -> str | None:
-        """Why the acceptance at later positions is understated; None if it is not."""
+        """What is less certain of later positions; None if all drafts were of full length."""
         places = len(self.acceptance.per_position)
         if self.mean_draft_length > 0.99 * places:
             return None
         return (
             f"the server's drafts had {self.mean_draft_length:.2f} tokens on average, not "
-            f"{places}: acceptance at later positions is understated, because vLLM counts tokens "
-            f"that were not drafted as rejected"
+            f"{places}: acceptance at later positions is estimated, because vLLM does not count "
+            f"drafts by length"
         )
 
 
@@ -61,7 +69,7 @@ def live_acceptance(samples: Samples, engine: str | None = None) -> LiveAcceptan
     """
 
     if not _of_engine(samples, DRAFTS, engine):
-        raise SourceError(
+        raise NoDraftsError(
             "the server counts no drafts (it has no --speculative-config): give --acceptance"
         )
     places: dict[int, float] = {}
@@ -74,12 +82,45 @@ def live_acceptance(samples: Samples, engine: str | None = None) -> LiveAcceptan
     if sorted(places) != list(range(len(places))) or len(places) > MOST_PLACES:
         raise SourceError("the server's counters by position have gaps: give --acceptance")
     drafts = math.fsum(value for _, value in _of_engine(samples, DRAFTS, engine))
+    if drafts == 0:
+        raise NoDraftsError(
+            "the server has counted no drafts yet: send it requests, or give --acceptance"
+        )
     drafted = math.fsum(value for _, value in _of_engine(samples, DRAFTED, engine))
     try:
-        acceptance = from_counters(drafts, [places[place] for place in sorted(places)])
+        acceptance = from_counters(drafts, [places[place] for place in sorted(places)], drafted)
     except AcceptanceError as error:
         raise SourceError(str(error)) from None
     return LiveAcceptance(acceptance, drafts, drafted / drafts)
+
+
+def running_length(samples: Samples, engine: str | None = None) -> int | None:
+    """The draft length that a server runs now; 0 without speculation, None if it is not known.
+
+    Under draft control it is that of the last step; of several engines the longest.
+    """
+    controlled = [value for _, value in _of_engine(samples, LIVE_DRAFT_LENGTH, engine)]
+    if controlled:
+        return int(max(controlled))
+    if not _of_engine(samples, DRAFTS, engine):
+        return 0
+    places = {of.get("position") for of, _ in _of_engine(samples, ACCEPTED_PER_POSITION, engine)}
+    return len(places) or None
+
+
+def settled_length(
+    samples: Samples, engine: str | None, batch_size: int, context: int
+) -> int | None:
+    """The length that draft control has measured to be the best where traffic is; None: it has not.
+
+    Real steps of the server decided it, so that it goes before any forecast.
+    """
+    cell = cell_of(batch_size, context)
+    for labels, value in _of_engine(samples, CONTROL_LENGTH, engine):
+        here = count(labels["batch_size"]), count(labels["context"])
+        if here == cell and labels.get("reason") in (Reason.FASTER, Reason.KEPT):
+            return int(value)
+    return None
 
 
 def live_drafting(samples: Samples, engine: str | None = None) -> Drafting:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from vllm_nfp.draft.curve import StepCurve, curve_of_seconds
+from vllm_nfp.draft.curve import StepCurve
 from vllm_nfp.draft.drafting import UNKNOWN, Drafting
 from vllm_nfp.give_way import in_pieces
-from vllm_nfp.types import Basis, Module, cell_name
+from vllm_nfp.types import Basis, cell_name
 
 if TYPE_CHECKING:
-    from vllm_nfp.principle.prediction import Predictions
     from vllm_nfp.results.profile import Profile
-    from vllm_nfp.types import Boundary, CurvePoint
+    from vllm_nfp.types import Boundary, CurvePoint, ModelDescription
 
 STEP_OVER_LAUNCH = 1.25
 """Duration of a step that the host bounds, over the time to launch its forward pass, which is all
@@ -36,6 +35,16 @@ class SourceError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class LiveTraffic:
+    """An engine at its last step."""
+
+    curve: StepCurve
+    """At the real batch size and context."""
+    settled: int | None = None
+    """Draft length that draft control has measured to be the best there; None: it has not."""
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """Step times of one model on one device."""
 
@@ -50,8 +59,12 @@ class Source:
     """vLLM's version; None: not known."""
     drafting: Drafting = UNKNOWN
     """How the server makes its drafts."""
-    live: tuple[StepCurve, ...] = ()
-    """Of a server: at the real batch size and context of the last step, one for each engine."""
+    live: tuple[LiveTraffic, ...] = ()
+    """Of a server: at the last step, one for each engine."""
+    max_batch_size: int | None = None
+    """Sequences that the profile's server could batch; None: not more than were measured."""
+    cut_layers: tuple[int, int] | None = None
+    """Layers that were timed as a model, and those of the whole model, where it has more."""
     whole: bool = False
     """Every reported batch size that the server can have at a context has its curve there."""
     notes: tuple[str, ...] = ()
@@ -182,7 +195,15 @@ def from_profile(profile: Profile, name: str = "the profile") -> Source:
         profile.environment.device.name,
         profile.environment.vllm,
         whole=_is_whole(profile, curves),
+        max_batch_size=max(profile.environment.max_num_seqs, *(c.batch_size for c in curves)),
+        cut_layers=cut_layers(profile.model),
     )
+
+
+def cut_layers(model: ModelDescription) -> tuple[int, int] | None:
+    """Layers of a model that was cut for the measurement, and of the whole one; None: not cut."""
+    known, whole = model.num_layers, model.whole_num_layers
+    return (known, whole) if known and whole and known < whole else None
 
 
 def _is_whole(profile: Profile, curves: Iterable[StepCurve]) -> bool:
@@ -194,34 +215,3 @@ def _is_whole(profile: Profile, curves: Iterable[StepCurve]) -> bool:
     missing = {(b, c) for b, _ in known for _, c in known} - known
     skipped = profile.run.skipped_cells
     return not profile.probe.wanted_samples and all(cell_name(cell) in skipped for cell in missing)
-
-
-def from_predictions(found: Predictions) -> Source:
-    """The predicted step times of the batch sizes and contexts that were asked for."""
-    from vllm_nfp.principle.notes import notes
-
-    curves = []
-    for context in found.contexts:
-        for batch_size in found.batch_sizes:
-            cell = found.cell(Module.MODEL, batch_size, context)
-            times = dict(zip(cell.positions, cell.seconds, strict=True))
-            nfp = tuple(sorted((b.epsilon, b.nfp, b.at_limit) for b in cell.boundaries))
-            curve = curve_of_seconds(batch_size, context, times)
-            bases = (Basis.PREDICTED,) * len(times)
-            beyond = [n for n in cell.positions if 0 < cell.in_graphs < n]
-            curves.append(
-                replace(
-                    curve,
-                    boundaries=nfp,
-                    bases=bases,
-                    without_graph_from=min(beyond, default=None),
-                )
-            )
-    return Source(
-        "prediction",
-        "the prediction",
-        found.model,
-        tuple(curves),
-        found.hardware,
-        notes=notes(found),
-    )

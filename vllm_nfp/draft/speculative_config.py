@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vllm_nfp.draft.drafting import DRAFT_METHODS, LOOKUPS, NEEDS_MODEL
+from vllm_nfp.draft.drafting import DRAFT_METHODS, LOOKUPS, NEEDS_MODEL, ONE_LENGTH
 from vllm_nfp.draft.rows import Schedule
 from vllm_nfp.text import hint, same_name
 
@@ -18,7 +18,9 @@ from vllm_nfp.text import hint, same_name
 def speculative_config(
     schedule: Schedule, method: str, draft_model: str | None = None
 ) -> dict[str, Any]:
-    """The settings; K = 0 beyond the last batch size that the schedule holds.
+    """The settings; beyond the last batch size vLLM goes on with the last K.
+
+    A method of one draft length gets the longest of the schedule.
 
     Raises:
         ValueError: if drafts pay nowhere, the method is unknown, or a draft model is missing or
@@ -44,18 +46,12 @@ def speculative_config(
             "are accepted more often or cost less"
         )
     model: Mapping[str, str] = {"model": draft_model} if draft_model else {}
-    return {
-        "method": method,
-        **model,
-        "num_speculative_tokens": schedule.longest,
-        "num_speculative_tokens_per_batch_size": table(schedule),
-    }
+    settings = {"method": method, **model, "num_speculative_tokens": schedule.longest}
+    if method in ONE_LENGTH:
+        return settings
+    return {**settings, "num_speculative_tokens_per_batch_size": table(schedule)}
 
 
 def table(schedule: Schedule) -> list[list[int]]:
-    """[first, last, K] for each range; the last is K = 0, which vLLM uses for larger batches."""
-    rows = [[r.batch_size_first, r.batch_size_last, r.draft_length] for r in schedule.ranges]
-    last = rows[-1]
-    if last[2] != 0:
-        rows.append([last[1] + 1, last[1] + 1, 0])
-    return rows
+    """[first, last, K] for each range; vLLM uses the last K for every larger batch."""
+    return [[r.batch_size_first, r.batch_size_last, r.draft_length] for r in schedule.ranges]

@@ -10,22 +10,22 @@ from pathlib import Path
 from prometheus_client.core import CollectorRegistry, Metric
 from prometheus_client.samples import Sample
 
-from vllm_nfp.draft.acceptance import constant
 from vllm_nfp.draft.server_drafts import COUNTERS
+from vllm_nfp.draft.server_steps import INTER_TOKEN_COUNT, INTER_TOKEN_SUM
 from vllm_nfp.faults import maybe_fail
 from vllm_nfp.give_way import in_pieces
 from vllm_nfp.metrics.families import families_of, of_files
 from vllm_nfp.metrics.families.control import control_families
 from vllm_nfp.metrics.families.curves import CurvesOf, step_curves
+from vllm_nfp.metrics.families.gain import gains, told_running
 from vllm_nfp.metrics.families.recommendation import (
-    AcceptanceOf,
-    CostOf,
-    counted_acceptance,
     live_curves,
     recommended,
-    told_cost,
+    settled_lengths,
+    told_demand,
 )
 from vllm_nfp.metrics.families.state import ages
+from vllm_nfp.metrics.families.steps import steps
 from vllm_nfp.metrics.hand_over import EngineFiles, Engines, HandOverFiles, Warnings
 from vllm_nfp.results import control
 
@@ -48,6 +48,8 @@ class _Built:
     families: list[Metric]
     curves: CurvesOf
     live: CurvesOf
+    steps: list[Metric]
+    """Times of real steps, as they are among the families."""
 
 
 class NfpCollector:
@@ -88,9 +90,10 @@ class NfpCollector:
 
     def collect(self) -> Iterator[Metric]:
         """The metrics of all engines; a fault gives fewer metrics, never a failed scrape."""
-        if self._registry is None or self._draft_acceptance is not None:
+        if self._registry is None:
             return self.collect_beside(())
-        return self.collect_beside(self._registry.restricted_registry(COUNTERS).collect())
+        wanted = (*COUNTERS, INTER_TOKEN_SUM, INTER_TOKEN_COUNT)
+        return self.collect_beside(self._registry.restricted_registry(wanted).collect())
 
     def collect_beside(self, others: Iterable[Metric]) -> Iterator[Metric]:
         """The same, with vLLM's counters of drafts taken from these metrics."""
@@ -98,21 +101,14 @@ class NfpCollector:
             maybe_fail("collect")
             with self._lock:
                 snapshots = self._controls.read()
-            controls = list(control_families(snapshots))
-            families = [
-                *self._of_engines(self._acceptances(others), told_cost(controls)),
-                *controls,
-            ]
+            controls, counters = list(control_families(snapshots)), list(others)
+            families = [*self._of_engines(controls, counters), *controls]
         except Exception as error:
             self._warnings.once(f"the probe's metrics could not be collected: {error!r}")
             families = []
         yield from families
 
-    def _acceptances(self, others: Iterable[Metric]) -> AcceptanceOf:
-        given = self._draft_acceptance
-        return counted_acceptance(others) if given is None else lambda _: constant(given)
-
-    def _of_engines(self, acceptance_of: AcceptanceOf, cost_of: CostOf) -> list[Metric]:
+    def _of_engines(self, controls: list[Metric], others: list[Metric]) -> list[Metric]:
         """All families of the probes; those that only the files decide are built once a file.
 
         So the cost of a scrape does not depend on how much is measured or how often one asks.
@@ -128,6 +124,10 @@ class NfpCollector:
                 families = list(of_files(engines.snapshots, curves, live, engines.lost))
                 for family in families:
                     family.samples = _Paced(family.samples)
-                built = self._built = _Built(engines, families, curves, live)
-        lengths = recommended(engines.snapshots, built.curves, built.live, acceptance_of, cost_of)
-        return [*built.families, *ages([*engines.snapshots, *engines.lost]), *lengths]
+                timed = list(steps(engines.snapshots))
+                built = self._built = _Built(engines, families, curves, live, timed)
+        demand_of = told_demand(controls, [*others, *built.steps], self._draft_acceptance)
+        found, live = engines.snapshots, built.live
+        lengths = list(recommended(found, built.curves, live, demand_of, settled_lengths(controls)))
+        gained = gains(found, live, lengths, demand_of, told_running(controls, others))
+        return [*built.families, *ages([*found, *engines.lost]), *lengths, *gained]

@@ -1,6 +1,7 @@
 """Predicted near-free parallelism: model shapes, known devices, kernel models, no GPU needed."""
 
 from vllm_nfp.principle.attention import ATTENTION_BACKENDS
+from vllm_nfp.principle.boundary import Boundary
 from vllm_nfp.principle.calibration import (
     H100_CALIBRATION,
     Calibration,
@@ -25,15 +26,14 @@ from vllm_nfp.principle.idle_compute import idle_compute_nfp
 from vllm_nfp.principle.model_files import load_config
 from vllm_nfp.principle.modules import modules_of
 from vllm_nfp.principle.predict import (
-    Boundary,
     CellPrediction,
     Row,
     predict_cell,
     predict_cells,
     rows_of,
 )
+from vllm_nfp.principle.serving import Serving
 from vllm_nfp.principle.shape import Decoding, LatentAttention, ModelShape, ShapeError
-from vllm_nfp.principle.step import Serving
 from vllm_nfp.principle.terms import Limit
 
 __all__ = [

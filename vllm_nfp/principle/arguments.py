@@ -6,20 +6,20 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+from vllm_nfp.crossing import MOST_EPSILON
 from vllm_nfp.principle.errors import PredictionError
-from vllm_nfp.principle.experts import MOST_SKEW, TYPICAL_SKEW
 from vllm_nfp.principle.graphs import default_capture_sizes
 from vllm_nfp.principle.hardware import Hardware
-from vllm_nfp.principle.hf_config import text_config
-from vllm_nfp.principle.quantized_weights import is_read, quantization_of
+from vllm_nfp.principle.reading.wrapper import text_config
+from vllm_nfp.principle.routing import MOST_SKEW, TYPICAL_SKEW
 from vllm_nfp.principle.shape import shown
+from vllm_nfp.principle.weights.stored import is_read, quantization_of
 from vllm_nfp.text import hint, same_name
 
 MOST_VALUES = 64
 """Values in a list of batch sizes, contexts or tolerances."""
 MOST_SEQUENCES = 1 << 16
 MOST_CONTEXT = 1 << 27
-MOST_EPSILON = 100.0
 MOST_CAPTURE_SIZES = 1024
 
 DTYPES = ("auto", "bfloat16", "float16")

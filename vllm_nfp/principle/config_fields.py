@@ -7,18 +7,23 @@ from collections.abc import Mapping
 from vllm_nfp.principle.family import COMMON_NAMES, Family
 from vllm_nfp.principle.shape import MAX_SIZE, ShapeError, shown
 
+_PAIRED = ("num_experts", "moe_intermediate_size")
+"""Fields that hold a pair where experts of text and of images differ."""
+
 
 class ConfigFields:
     """The fields of one config, under Llama's names whatever the family calls them.
 
-    A null counts as no value, and keeps the family's default away.
+    A null counts as no value, and keeps the family's default away. A name with dots leads into
+    objects within the config.
     """
 
     def __init__(self, values: Mapping[str, object], model_type: str, family: Family) -> None:
-        self._values = values
+        self._values = {**values, **_inner(values, family)}
         self._model_type = model_type
         self._names = {**COMMON_NAMES, **family.names}
         self._defaults = family.defaults
+        self._paired = family.special == "pairs"
 
     def get(self, name: str) -> object | None:
         """The value of a field, the family's default, or None."""
@@ -28,6 +33,10 @@ class ConfigFields:
         if any(own in self._values for own in self._own_names(name)):
             return None
         return self._defaults.get(name)
+
+    def has(self, name: str) -> bool:
+        """The config itself gives the field, under any of its names."""
+        return any(self._values.get(own) is not None for own in self._own_names(name))
 
     def require(self, names: tuple[str, ...]) -> None:
         """Refuse a config that lacks one of the fields.
@@ -53,7 +62,7 @@ class ConfigFields:
         value = self.get(name)
         if value is None:
             value = default
-        if isinstance(value, (list, tuple)) and value and all(item == value[0] for item in value):
+        if isinstance(value, (list, tuple)) and value and self._alike(name, value):
             value = value[0]
         return self._checked(name, value, least, most)
 
@@ -105,6 +114,11 @@ class ConfigFields:
             )
         return found
 
+    def _alike(self, name: str, values: list[object] | tuple[object, ...]) -> bool:
+        """Entries are all the same, or a pair of which the first is that of text."""
+        paired = name in _PAIRED and self._paired and len(values) == 2
+        return paired or all(item == values[0] for item in values)
+
     def _own_names(self, name: str) -> tuple[str, ...]:
         return self._names.get(name, (name,))
 
@@ -121,3 +135,15 @@ class ConfigFields:
                 f"{self._called(name)} must lie from {least} to {most}, not {shown(value)}"
             )
         return value
+
+
+def _inner(values: Mapping[str, object], family: Family) -> dict[str, object]:
+    """The fields that the family's names with dots lead to."""
+    found: dict[str, object] = {}
+    for names in family.names.values():
+        for path in names:
+            outer, dot, inner = path.partition(".")
+            place = values.get(outer)
+            if dot and isinstance(place, Mapping) and inner in place:
+                found[path] = place[inner]
+    return found

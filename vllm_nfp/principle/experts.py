@@ -11,16 +11,16 @@ products and counted elsewhere.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
+from vllm_nfp.principle.expert_tiles import MoeConfig
 from vllm_nfp.principle.hardware import Hardware
-from vllm_nfp.principle.shape import Gemm, Quantization
+from vllm_nfp.principle.routing import ExpertError, Routed
+from vllm_nfp.principle.shape import Gemm
 from vllm_nfp.principle.terms import (
     ACTIVATION_BYTES,
     FloatArray,
@@ -28,8 +28,6 @@ from vllm_nfp.principle.terms import (
     add_terms,
     soft_maximum,
 )
-
-IntArray = npt.NDArray[np.int64]
 
 ROUTED_KERNELS = 5
 """Top-k, two products, activation, sum over a token's experts."""
@@ -40,41 +38,29 @@ NAIVE_SPARSITY = 4
 SHARED_STREAM_TOKENS = 256
 """Default of VLLM_SHARED_EXPERTS_STREAM_TOKEN_THRESHOLD: up to it shared experts run on a stream
 of their own beside router and routed experts (runner/shared_experts.py)."""
-BUSY_SMS = 0.5
-"""Assumed: share of the SMs that must have a tile for memory to run at full rate."""
-MAX_GROUPS = 32
-"""Experts of like share are counted together, so that a scan of positions stays fast."""
-_WINDOW_DEVIATIONS = 5.0
-_WINDOW_BLOCKS = 8
-
-
-TYPICAL_SKEW = 0.75
-"""Exponent of the routing that ``typical`` names: shares fall with rank ** -0.75. Of the exponents
-0, 0.25, ... 1 the one with which most public times of routed experts under power-law routers
-(aiconfigurator 0.12, H100 and H200, BF16) come within 10 % (docs/validation.md)."""
-MOST_SKEW = 2.0
-
-
-class ExpertError(ValueError):
-    """Routing, tiles or constants that cannot be; the message names the value."""
+IDLE_SHARPNESS = 3.0
+"""Assumed: exponent of the soft maximum of a full and of a starved memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertConstants:
     """What the grouped products reach of the data sheet; defaults are fitted on an H100 SXM."""
 
-    bandwidth: float = 0.936
+    bandwidth: float = 0.935
     """Share of peak bytes per second for weights in endlessly long rows."""
-    row_gap_bytes: float = 8.04
+    row_gap_bytes: float = 7.84
     """A tile reads weights in rows of BLOCK_SIZE_K elements; each costs as if this much longer."""
-    flops: float = 0.638
+    flops: float = 0.639
     """Share of peak FLOP/s."""
-    kept_l2: float = 0.836
+    kept_l2: float = 0.833
     """Share of L2's size in which a matrix stays for the expert's next block."""
-    activation_bandwidth: float = 0.715
+    activation_bandwidth: float = 0.712
     """Bytes per second of activations over the peak of memory; above 1 if L2 serves them."""
-    kernel_seconds: float = 4.22e-6
+    kernel_seconds: float = 4.21e-6
     """Time of a kernel inside a CUDA graph beside its work."""
+    busy_bytes: float = 8192.0
+    """Bytes of weights per SM that must be on their way for memory to run at full rate. The default
+    is assumed: 16-bit tiles of 64 x 128 on every other SM."""
     sharpness: float = 4.0
     """Exponent p of the soft maximum (traffic^p + arithmetic^p)^(1/p); not fitted."""
 
@@ -93,182 +79,10 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "kept_l2": (0.0, 4.0),
     "activation_bandwidth": (0.05, 20.0),
     "kernel_seconds": (0.0, 1e-4),
+    "busy_bytes": (0.0, 1e6),
     "sharpness": (1.0, 64.0),
 }
 """Least and most of every constant."""
-
-
-@dataclass(frozen=True, slots=True)
-class Routing:
-    """The experts of one rank and how tokens reach them.
-
-    Tokens are those that the rank's experts see: of all data-parallel replicas together.
-    """
-
-    num_experts: int
-    """Experts of which the rank holds weights: ModelShape.local_experts."""
-    experts_per_token: float
-    """Of them, those that a token meets on average: ModelShape.local_experts_per_token."""
-    shares: tuple[float, ...] | None = None
-    """Share of the rank's rows that each expert gets; None: uniform. Adds up to 1."""
-    expert_parallel: bool = False
-    """Other ranks hold other experts; rows are then always sorted, however few."""
-
-    def __post_init__(self) -> None:
-        if self.num_experts < 1:
-            raise ExpertError(f"num_experts must be 1 or more, not {self.num_experts}")
-        if not 0 < self.experts_per_token <= self.num_experts:
-            raise ExpertError(
-                f"experts_per_token must be above 0 and at most num_experts {self.num_experts}, "
-                f"not {self.experts_per_token!r}"
-            )
-        if self.shares is not None:
-            self._check_shares(self.shares)
-
-    def chances(self) -> tuple[FloatArray, FloatArray]:
-        """Chances that a token meets an expert, and how many experts have each.
-
-        More than MAX_GROUPS experts of given shares are put into as many groups of neighbours.
-        """
-        if self.shares is None:
-            chance = self.experts_per_token / self.num_experts
-            return np.array([chance]), np.array([float(self.num_experts)])
-        every = np.minimum(np.sort(self.shares) * self.experts_per_token, 1.0)
-        groups = np.array_split(every, min(MAX_GROUPS, self.num_experts))
-        counts = np.array([float(len(group)) for group in groups])
-        return np.array([group.mean() for group in groups]), counts
-
-    def _check_shares(self, shares: Sequence[float]) -> None:
-        if len(shares) != self.num_experts:
-            raise ExpertError(
-                f"shares must name all num_experts {self.num_experts}, not {len(shares)}"
-            )
-        wrong = [share for share in shares if not 0 <= share <= 1]
-        if wrong or not math.isclose(sum(shares), 1.0, rel_tol=1e-6):
-            raise ExpertError("shares must lie from 0 to 1 and add up to 1")
-        if max(shares) * self.experts_per_token > 1 + 1e-6:
-            raise ExpertError(
-                f"shares give an expert {max(shares):.3g} of the rows, but it can meet a token "
-                f"only once: at most {1 / self.experts_per_token:.3g}"
-            )
-
-
-@lru_cache(maxsize=256)
-def skewed_shares(
-    num_experts: int, experts_per_token: float, exponent: float
-) -> tuple[float, ...] | None:
-    """Share of each expert under a router that prefers some: proportional to rank ** -exponent.
-
-    None for an exponent of 0, uniform routing. An expert meets a token at most once, which bounds
-    its share; what is above goes to the others, in proportion.
-    """
-    if not exponent:
-        return None
-    shares = np.arange(1, num_experts + 1, dtype=np.float64) ** -exponent
-    most = min(1.0, 1.0 / experts_per_token)
-    for full in range(num_experts):
-        rest = shares[full:].sum()
-        scaled = shares[full:] * (1.0 - full * most) / rest
-        if scaled[0] <= most * (1 + 1e-9):
-            break
-    kept = np.concatenate([np.full(full, most), np.minimum(scaled, most)])
-    return tuple((kept / kept.sum()).tolist())
-
-
-@dataclass(frozen=True, slots=True)
-class MoeConfig:
-    """The kernel's tiles, an entry for each number of tokens."""
-
-    block_m: IntArray
-    block_n: IntArray
-    block_k: IntArray
-    group_m: IntArray
-    """Blocks of rows that run through the columns side by side and share weights."""
-
-
-def default_config(
-    tokens: FloatArray,
-    quantization: Quantization,
-    num_experts: int,
-    block_shape: tuple[int, int] = (128, 128),
-) -> MoeConfig:
-    """Tiles that vLLM 0.32 takes on CUDA where no tuned file fits the device.
-
-    ``get_default_config``; for wna16 the Triton kernel's, with get_moe_wna16_block_config. vLLM
-    may run wna16 and mxfp4 with other kernels (Marlin, CUDA), of which this knows nothing.
-
-    Args:
-        tokens: rows of the step before they are copied to their experts.
-        quantization: how weights are stored.
-        num_experts: experts of the rank.
-        block_shape: rows and columns that share a scale; for fp8_block alone.
-    """
-    if quantization == "fp8_block":
-        narrow = (tokens <= 8) & (block_shape[0] % 64 == 0)
-        return _config(
-            np.where(tokens <= 64, 16, 64),
-            np.where(narrow, 64, block_shape[0]),
-            np.full(tokens.shape, block_shape[1]),
-            np.where(tokens <= 16, 1, 32),
-        )
-    if quantization == "wna16":
-        return _config(
-            np.select([tokens <= 20, tokens <= 40], [16, 32], 64),
-            np.where(tokens == 1, 32, 64),
-            np.where(tokens == 1, 64, 32),
-            np.ones(tokens.shape),
-        )
-    small = (tokens <= 64) | (quantization == "fp8")
-    return _config(
-        np.select([tokens <= 32, tokens <= 96, tokens <= 512], [16, 32, 64], 128),
-        np.where(tokens <= 64, 64, 128),
-        np.where(small, 128, 64),
-        np.where(tokens // num_experts > 128, 16, 1),
-    )
-
-
-def tuned_config(tokens: FloatArray, table: Mapping[int, Mapping[str, int]]) -> MoeConfig:
-    """Tiles from a tuned file's content: for each number of tokens those of the nearest entry.
-
-    The rule of try_get_optimal_moe_config; of two entries as near, the first in the file. Keys
-    are numbers of tokens, values name BLOCK_SIZE_M, _N, _K and GROUP_SIZE_M as vLLM's files do.
-
-    Raises:
-        ExpertError: if the table is empty or an entry lacks one of the four.
-    """
-    if not table:
-        raise ExpertError("the table of tuned configurations is empty")
-    names = ("BLOCK_SIZE_M", "BLOCK_SIZE_N", "BLOCK_SIZE_K", "GROUP_SIZE_M")
-    for key, row in table.items():
-        for name in names:
-            if row.get(name, 0) < 1:
-                raise ExpertError(f"the tuned configuration for {key} tokens has no {name} above 0")
-    distance = np.abs(np.array(list(table))[:, None] - tokens[None, :])
-    rows = [list(table.values())[index] for index in np.argmin(distance, axis=0)]
-    return _config(*(np.array([row[name] for row in rows]) for name in names))
-
-
-def awake_experts(tokens: FloatArray, routing: Routing) -> FloatArray:
-    """Distinct experts of the rank that a step touches, U(T) in docs/theory.md."""
-    chances, counts = routing.chances()
-    asleep = (1.0 - chances[:, None]) ** tokens[None, :]
-    awake: FloatArray = counts @ (1.0 - asleep)
-    return awake
-
-
-def expected_blocks(tokens: FloatArray, block_m: IntArray, routing: Routing) -> FloatArray:
-    """Blocks of ``block_m`` rows that the rank's experts fill, on average.
-
-    The sum over experts of E[ceil(m / b)], with m binomial: an expert meets each token or not.
-    """
-    chances, counts = routing.chances()
-    shape = (len(chances), len(tokens))
-    chance = np.broadcast_to(chances[:, None], shape)
-    per_expert = _mean_blocks(
-        np.broadcast_to(tokens, shape), chance, np.broadcast_to(block_m, shape).astype(np.float64)
-    )
-    blocks: FloatArray = counts @ per_expert
-    return blocks
 
 
 def expert_terms(
@@ -276,7 +90,7 @@ def expert_terms(
     constants: ExpertConstants,
     gemms: Sequence[Gemm],
     tokens: FloatArray,
-    routing: Routing,
+    routing: Routed,
     *,
     hidden_size: int,
     config: MoeConfig,
@@ -298,9 +112,9 @@ def expert_terms(
         config: the kernel's tiles for ``tokens``.
     """
     naive = _is_naive(tokens, routing)
-    awake = awake_experts(tokens, routing)
+    awake = routing.awake(tokens)
     rows = tokens * routing.experts_per_token
-    blocks = np.where(naive, rows, expected_blocks(tokens, config.block_m, routing))
+    blocks = np.where(naive, rows, routing.blocks(tokens, config.block_m))
     work = _Work(tokens, rows, awake, blocks, naive, config)
     device = _Reached(hardware, constants)
     between = (gemms[0].outputs + gemms[-1].inputs + hidden_size) * rows + hidden_size * tokens
@@ -340,12 +154,17 @@ class _Reached:
     def arithmetic(self, flops: FloatArray, fp8: bool) -> FloatArray:
         return flops / (self.hardware.peak_flops(fp8) * self.constants.flops)
 
+    def idle(self, on_their_way: FloatArray) -> FloatArray:
+        """Factor of a traffic's time if so many bytes of tiles are on their way at once."""
+        wanted = self.constants.busy_bytes * self.hardware.num_sms
+        return soft_maximum(np.ones_like(on_their_way), wanted / on_their_way, IDLE_SHARPNESS)
+
     def both(self, traffic: FloatArray, arithmetic: FloatArray) -> FloatArray:
         """The two overlap, less and less the closer they are."""
         return soft_maximum(traffic, arithmetic, self.constants.sharpness)
 
 
-def _product_terms(device: _Reached, gemm: Gemm, work: _Work, routing: Routing) -> Terms:
+def _product_terms(device: _Reached, gemm: Gemm, work: _Work, routing: Routed) -> Terms:
     """One product: each level is a fuller account than the one before, a term what it adds."""
     config, sms = work.config, device.hardware.num_sms
     once = device.weights(work.awake * gemm.weight_traffic)
@@ -362,7 +181,7 @@ def _product_terms(device: _Reached, gemm: Gemm, work: _Work, routing: Routing) 
         device.both(once + activations, plain),
         device.both(traffic, padded),
         device.both(
-            traffic / np.minimum(1.0, tiles / (BUSY_SMS * sms)),
+            traffic * device.idle(tiles * config.block_n * config.block_k * gemm.weight_bytes),
             padded / np.minimum(1.0, tiles / sms),
         ),
     )
@@ -375,7 +194,7 @@ def _product_terms(device: _Reached, gemm: Gemm, work: _Work, routing: Routing) 
     }
 
 
-def _read_again(device: _Reached, gemm: Gemm, work: _Work, routing: Routing) -> FloatArray:
+def _read_again(device: _Reached, gemm: Gemm, work: _Work, routing: Routed) -> FloatArray:
     """Readings of an expert's matrix beyond the first, as far as L2 does not serve them.
 
     Between two blocks of an expert pass, sorted, its own matrix; unsorted, those of as many rows
@@ -390,45 +209,8 @@ def _read_again(device: _Reached, gemm: Gemm, work: _Work, routing: Routing) -> 
     return again
 
 
-def _is_naive(tokens: FloatArray, routing: Routing) -> npt.NDArray[np.bool_]:
+def _is_naive(tokens: FloatArray, routing: Routed) -> npt.NDArray[np.bool_]:
     """Few rows go unsorted, each as a block of its own (_prepare_expert_assignment)."""
     few = tokens * routing.experts_per_token * NAIVE_SPARSITY <= routing.num_experts
     naive: npt.NDArray[np.bool_] = few & (not routing.expert_parallel)
     return naive
-
-
-def _mean_blocks(tokens: FloatArray, chance: FloatArray, block: FloatArray) -> FloatArray:
-    """E[ceil(m / b)] = P(m > 0) + P(m > b) + P(m > 2b) + ... for a binomial m.
-
-    P(m > 0) is exact, the others by an Edgeworth series to the skewness; a deviation of half a
-    block or more leaves the last block's rows as good as uniform.
-    """
-    mean = tokens * chance
-    deviation = np.maximum(1e-3, np.sqrt(mean * (1.0 - chance)))
-    uniform = mean / block + (block - 1) / (2 * block)
-    full = np.floor(np.maximum(0.0, mean - _WINDOW_DEVIATIONS * deviation) / block)
-    counted = 1.0 - (1.0 - chance) ** tokens + full
-    for further in range(1, _WINDOW_BLOCKS):
-        rows = (full + further) * block
-        score = np.clip((rows + 0.5 - mean) / deviation, -8.0, 8.0)
-        skewness = (1.0 - 2.0 * chance) / deviation
-        correction = skewness * (score**2 - 1.0) * _normal_density(score) / 6.0
-        counted = counted + np.clip(_normal_tail(score) + correction, 0.0, 1.0)
-    return np.where(deviation >= block / 2, uniform, counted)
-
-
-def _normal_density(score: FloatArray) -> FloatArray:
-    density: FloatArray = np.exp(-(score**2) / 2.0) / math.sqrt(2.0 * math.pi)
-    return density
-
-
-def _normal_tail(score: FloatArray) -> FloatArray:
-    """P(Z > score); Abramowitz and Stegun 26.2.17, to 7.5e-8."""
-    t = 1.0 / (1.0 + 0.2316419 * np.abs(score))
-    coefficients = (1.330274429, -1.821255978, 1.781477937, -0.356563782, 0.319381530, 0.0)
-    upper = _normal_density(score) * np.polyval(coefficients, t)
-    return np.where(score >= 0, upper, 1.0 - upper)
-
-
-def _config(*columns: npt.NDArray[np.generic]) -> MoeConfig:
-    return MoeConfig(*(column.astype(np.int64) for column in columns))

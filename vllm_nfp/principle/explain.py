@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from vllm_nfp.principle.attention import AttentionStep
-from vllm_nfp.principle.experts import Routing, awake_experts, skewed_shares
-from vllm_nfp.principle.graphs import padded_tokens
-from vllm_nfp.principle.predict import Boundary, CellPrediction
-from vllm_nfp.principle.prediction import Predictions
+from vllm_nfp.principle.boundary import Boundary
+from vllm_nfp.principle.granularity import granularity
+from vllm_nfp.principle.predict import CellPrediction
+from vllm_nfp.principle.predictions import Predictions
 from vllm_nfp.principle.terms import Limit
 from vllm_nfp.text import duration
 from vllm_nfp.types import Module
@@ -27,7 +24,6 @@ MEANINGS: Mapping[Limit, str] = {
     "lm_head": "logits of every position",
     "communication": "transfers between ranks",
 }
-UNPREDICTED = "the host's launch time is not predicted"
 NEGLIGIBLE = 1e-4
 """Terms below this fraction of the time at every shown N get no line."""
 
@@ -81,7 +77,7 @@ def explain(predictions: Predictions, module: Module, batch_size: int, context: 
     sentences = (
         _first(cell, found),
         _growth(cell, found, last),
-        *_granularity(predictions, cell, positions),
+        *granularity(predictions, cell, positions),
         _idle_compute(predictions, cell, found),
     )
     return Explanation(
@@ -144,98 +140,6 @@ def _growth(cell: CellPrediction, found: Boundary, last: int) -> str:
         f"Up to N = {last} the term {found.limited_by} ({MEANINGS[found.limited_by]}) grew most: "
         f"by {duration(rise)} of {duration(whole)} in total."
     )
-
-
-def _granularity(
-    predictions: Predictions, cell: CellPrediction, positions: Sequence[int]
-) -> list[str]:
-    """The blocks, experts and CUDA graphs that the module's tokens are rounded up to."""
-    sentences = []
-    if cell.module in ("attention", "model"):
-        sentences.append(_query_blocks(predictions, cell, positions))
-    if predictions.shape.num_moe_layers and cell.module in ("moe_ffn", "model"):
-        sentences.append(_experts(predictions, cell, positions))
-    if cell.module in ("dense_ffn", "model"):
-        sentences.append(_graphs(predictions, cell, positions))
-    return sentences
-
-
-def _query_blocks(predictions: Predictions, cell: CellPrediction, positions: Sequence[int]) -> str:
-    shape = predictions.shape
-    if shape.indexer is not None:
-        return f"Attention reads up to {shape.indexer.top_k} tokens for each position."
-    counts = np.array(positions, dtype=np.float64)
-    windowed = shape.num_sliding_layers == shape.attention_layers
-    cached = cell.context + counts
-    if windowed and shape.sliding_window is not None:
-        cached = np.minimum(cached, shape.sliding_window + counts - 1)
-    schedule = predictions.backend.schedule(
-        AttentionStep(
-            shape.attention,
-            cell.batch_size,
-            cached,
-            counts,
-            predictions.target.hardware.num_sms,
-            windowed,
-            not shape.bidirectional,
-            max(predictions.serving.capture_sizes, default=0),
-        )
-    )
-    tiles = schedule.tiles
-    told = [
-        f"at N = {n} {_count(rows, 'row')} in {_count(blocks, 'block')} of {size:.0f}, "
-        f"{_count(splits, 'split')} of the cache, {_count(waves, 'wave')}"
-        for n, rows, blocks, size, splits, waves in zip(
-            positions,
-            tiles.rows,
-            tiles.query_blocks,
-            tiles.tile_rows,
-            schedule.splits,
-            schedule.waves,
-            strict=True,
-        )
-    ]
-    return (
-        f"{predictions.backend.name} cuts the query rows of a KV head "
-        f"(query heads per KV head: {shape.attention.group}) into blocks: {'; '.join(told)}."
-    )
-
-
-def _count(number: float, noun: str) -> str:
-    return f"{number:.0f} {noun}{'' if number == 1 else 's'}"
-
-
-def _experts(predictions: Predictions, cell: CellPrediction, positions: Sequence[int]) -> str:
-    shape = predictions.shape
-    experts, chosen = shape.local_experts, shape.local_experts_per_token
-    skew = predictions.serving.routing_skew
-    routing = Routing(experts, chosen, skewed_shares(experts, chosen, skew))
-    tokens = np.array(positions, dtype=np.float64) * cell.batch_size * shape.data_parallel_size
-    awake = awake_experts(tokens, routing)
-    told = [f"{u:.3g} at N = {n}" for n, u in zip(positions, awake, strict=True)]
-    return (
-        f"Of a layer's {shape.local_experts} experts on a rank, on average {', '.join(told)} are "
-        f"active; each is read once. Routing is assumed to be {'skewed' if skew else 'uniform'}."
-    )
-
-
-def _graphs(predictions: Predictions, cell: CellPrediction, positions: Sequence[int]) -> str:
-    sizes = predictions.serving.capture_sizes
-    if not sizes:
-        return f"Without CUDA graphs nothing is padded, and {UNPREDICTED}."
-    told = []
-    outside = ""
-    for n in positions:
-        padded = padded_tokens(sizes, cell.batch_size, n)
-        tokens = cell.batch_size * n
-        told.append(
-            f"{_count(tokens, 'token')} at N = {n} in no graph"
-            if padded is None
-            else f"{_count(tokens, 'token')} at N = {n} in a graph of {padded}"
-        )
-        if padded is None:
-            outside = f" Outside graphs the host launches each kernel: {UNPREDICTED}."
-    return f"CUDA graphs: {', '.join(told)}.{outside}"
 
 
 def _idle_compute(predictions: Predictions, cell: CellPrediction, found: Boundary) -> str:

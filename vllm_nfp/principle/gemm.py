@@ -105,6 +105,9 @@ class GemmConstants:
     """Share of this padding that is paid: 1 where the library has no narrower tiles to choose."""
     narrow_tokens: int = 4096
     """Largest T of the library's narrow tiles, which are never padded beyond it."""
+    one_token: float = 1.0
+    """Time of memory traffic at one token, which may run as matrix times vector, over that of
+    tiles."""
     wide_slowdown: float = 1.0
     """Time of memory traffic above it, over that of narrow tiles."""
     fp8: Fp8GemmConstants = field(default_factory=Fp8GemmConstants)
@@ -126,6 +129,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "row_tile": (1, 4096),
     "padding_paid": (0.0, 1.0),
     "narrow_tokens": (1, 4096),
+    "one_token": (0.5, 2.0),
     "wide_slowdown": (1.0, 16.0),
 }
 """Least and most of every constant."""
@@ -169,6 +173,7 @@ def gemm_terms(
         constants.output_traffic * gemm.outputs + constants.input_traffic * gemm.inputs
     )
     memory = (gemm.weight_traffic + tokens * activations) / rate
+    memory = memory * np.where(tokens <= 1, constants.one_token, 1.0)
     idle = _idle_share_of_waves(gemm.outputs, hardware.num_sms)
     lost = constants.wave_loss * gemm.weight_traffic * idle / rate * (tokens / WAVE_TOKENS)
     flops = hardware.peak_flops(False) * constants.flops

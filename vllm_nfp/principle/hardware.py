@@ -118,8 +118,9 @@ CATALOGUE: tuple[Hardware, ...] = _read_catalogue()
 def hardware_by_name(name: str) -> Hardware:
     """The catalogue's entry by its name, or by the device's as torch and nvidia-smi print it.
 
-    Case, spaces, hyphens and the maker's names (NVIDIA GeForce, AMD Instinct) do not matter. As in
-    :func:`match_device` nothing else may be missing or added: it would be another device.
+    Case, spaces, hyphens and the maker's names (NVIDIA GeForce, AMD Instinct) do not matter. Whole
+    words at the end may be missing if one device alone begins so. As in :func:`match_device`
+    nothing else may be missing or added: it would be another device.
 
     Raises:
         HardwareError: if the name is not in the catalogue, or several devices could be meant; names
@@ -130,6 +131,9 @@ def hardware_by_name(name: str) -> Hardware:
         if wanted in map(_without_maker, (hardware.name, *hardware.device_names)):
             return hardware
     begun = [hardware.name for hardware in CATALOGUE if _begins(hardware.name, wanted)]
+    only = _whole_words(name, begun)
+    if only is not None:
+        return only
     if len(begun) > 1:
         raise HardwareError(f"hardware {name!r:.80} may be {_either(begun)}: give one of these")
     near = begun or _nearest(name)
@@ -146,6 +150,19 @@ def _either(names: Sequence[str]) -> str:
     """A, B or C."""
     *first, last = names
     return f"{', '.join(first)} or {last}" if first else last
+
+
+def _whole_words(name: str, begun: Sequence[str]) -> Hardware | None:
+    """The one device whose first words these are; an L40 is not the beginning of an L40S."""
+    words = _words(name)
+    if len(begun) != 1 or _words(begun[0])[: len(words)] != words:
+        return None
+    return next(hardware for hardware in CATALOGUE if hardware.name == begun[0])
+
+
+def _words(name: str) -> list[str]:
+    words = re.split(r"[\s_-]+", name.casefold().strip())
+    return [word for word in words if word not in MAKERS]
 
 
 def _begins(name: str, wanted: str) -> bool:
@@ -177,5 +194,4 @@ def match_device(device_name: str) -> Hardware | None:
 
 
 def _without_maker(name: str) -> str:
-    words = re.split(r"[\s_-]+", name.casefold())
-    return plain(" ".join(word for word in words if word not in MAKERS))
+    return plain(" ".join(_words(name)))

@@ -34,10 +34,7 @@ class Target:
     @property
     def basis(self) -> str:
         """What the constants rest on: own runs, public kernels, or assumption."""
-        if self.calibration.fitted:
-            return "own runs"
-        own = self.calibration == default_calibration(self.hardware.name)
-        return self.hardware.basis if own else "assumption"
+        return self.calibration.basis
 
 
 @dataclass(frozen=True, slots=True)

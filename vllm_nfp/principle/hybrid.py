@@ -6,15 +6,14 @@ those of the configuration classes in transformers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vllm_nfp.principle.config_fields import ConfigFields
 from vllm_nfp.principle.family import Hybrid
-from vllm_nfp.principle.layer_parts import LinearAttention, Matrix
-from vllm_nfp.principle.shape import MAX_LAYERS, ShapeError, shown
+from vllm_nfp.principle.sizes import MAX_LAYERS, ShapeError, shown
 
-_ATTENTION = ("full_attention", "attention")
+_ATTENTION = ("full_attention", "attention", "indexed_attention")
 _RECURRENT = ("linear_attention", "mamba", "conv")
 _BLOCKS = {
     "M": "mamba",
@@ -32,17 +31,33 @@ _BLOCKS = {
 
 @dataclass(frozen=True, slots=True)
 class Mixed:
-    """Layers of a hybrid model.
+    """What each layer has.
 
     Attributes:
-        attention: layers with attention to a cache.
-        recurrent: layers with a state.
-        ffn: for each layer whether its feed-forward block has experts; None: it has none.
+        attends: attention to a cache.
+        recurs: a state.
+        ffn: whether its feed-forward block has experts; None: it has none. Layers with several
+            blocks count several times, after all others.
     """
 
-    attention: int
-    recurrent: int
+    attends: tuple[bool, ...]
+    recurs: tuple[bool, ...]
     ffn: tuple[bool | None, ...]
+
+    @property
+    def attention(self) -> int:
+        """Layers with attention."""
+        return self.attends.count(True)
+
+    @property
+    def recurrent(self) -> int:
+        """Layers with a state."""
+        return self.recurs.count(True)
+
+
+def one_or_other(attends: Sequence[bool], ffn: tuple[bool | None, ...]) -> Mixed:
+    """Layers that have a state where they have no attention."""
+    return Mixed(tuple(attends), tuple(not flag for flag in attends), ffn)
 
 
 def mixed_layers(
@@ -56,30 +71,45 @@ def mixed_layers(
     if hybrid == "nemotron_h":
         return _single_blocks(fields, layers)
     if hybrid == "falcon_h1":
-        return Mixed(layers, layers, has_experts)
+        return Mixed((True,) * layers, (True,) * layers, has_experts)
+    if hybrid in ("mamba", "mamba2"):
+        return one_or_other((False,) * layers, (None,) * layers)
+    return one_or_other(_attends(fields, hybrid, layers), has_experts)
+
+
+def _attends(fields: ConfigFields, hybrid: Hybrid, layers: int) -> list[bool]:
+    """Which layers have attention, where every layer has that or a state."""
+    every = range(layers)
     if hybrid == "jamba":
         period, offset = fields.whole("attn_layer_period", 8), fields.whole("attn_layer_offset", 4)
-        attention = sum(index % max(period, 1) == offset for index in range(layers))
-        return Mixed(attention, layers - attention, has_experts)
+        return [index % max(period, 1) == offset for index in every]
+    if hybrid in ("lightning", "bailing_kda"):
+        group = fields.whole("layer_group_size", 1, least=1)
+        # In Bailing V3, layers after all whole groups have attention too.
+        whole = layers // group * group if hybrid == "bailing_kda" else layers
+        return [(index + 1) % group == 0 or index >= whole for index in every]
     if hybrid == "kda":
-        recurrent = len(_delta_layers(fields))
-        return Mixed(layers - recurrent, recurrent, has_experts)
+        # Numbered from 1.
+        delta = _delta_layers(fields)
+        return [index + 1 not in delta for index in every]
     kinds = fields.per_layer("layer_types", layers)
     if kinds:
         strange = [kind for kind in kinds if kind not in (*_ATTENTION, *_RECURRENT)]
         if strange:
             raise ShapeError(f"layer_types has {shown(strange[0])}: it is not known in this family")
-        attention = sum(kind in _ATTENTION for kind in kinds)
-    else:
-        attention = _attention_by_rule(fields, hybrid, layers)
-    return Mixed(attention, layers - attention, has_experts)
+        return [kind in _ATTENTION for kind in kinds]
+    return _attends_by_rule(fields, hybrid, layers)
 
 
-def _attention_by_rule(fields: ConfigFields, hybrid: Hybrid, layers: int) -> int:
+def _attends_by_rule(fields: ConfigFields, hybrid: Hybrid, layers: int) -> list[bool]:
+    lists = {"short_conv": "full_attn_idxs", "granite": "attn_layer_indices"}
     if hybrid == "gated_delta_net":
-        return layers // fields.whole("full_attention_interval", 4, least=1)
-    if hybrid == "short_conv" and fields.get("full_attn_idxs") is not None:
-        return len(set(fields.whole_items("full_attn_idxs", layers - 1)))
+        every = fields.whole("full_attention_interval", 4, least=1)
+        return [(index + 1) % every == 0 for index in range(layers)]
+    name = lists.get(hybrid, "")
+    if name and fields.get(name) is not None:
+        listed = set(fields.whole_items(name, layers - 1))
+        return [index in listed for index in range(layers)]
     raise ShapeError("the config lacks layer_types: give a complete config.json")
 
 
@@ -108,37 +138,15 @@ def _single_blocks(fields: ConfigFields, layers: int) -> Mixed:
         )
     blocks = [_BLOCKS[str(entry)] for entry in entries]
     ffn = tuple(block == "moe" if block in ("mlp", "moe") else None for block in blocks)
-    return Mixed(blocks.count("attention"), blocks.count("mamba"), ffn)
-
-
-def linear_attention(fields: ConfigFields, hybrid: Hybrid, layers: int) -> LinearAttention:
-    """The recurrent layers of a hybrid model."""
-    return _READERS[hybrid](fields, layers)
-
-
-def _gated_delta_net(fields: ConfigFields, layers: int) -> LinearAttention:
-    hidden = fields.whole("hidden_size", least=1)
-    value_heads = fields.whole("linear_num_value_heads", 32, least=1)
-    key_dim = fields.whole("linear_key_head_dim", 128, least=1)
-    value_dim = fields.whole("linear_value_head_dim", 128, least=1)
-    keys = fields.whole("linear_num_key_heads", 16, least=1) * key_dim
-    values = value_heads * value_dim
-    kernel = fields.whole("linear_conv_kernel_dim", 4, least=1)
-    return LinearAttention(
-        "Gated DeltaNet",
-        layers,
-        (
-            Matrix(hidden, 2 * keys + 2 * values),
-            Matrix(hidden, 2 * value_heads),
-            Matrix(values, hidden, "rows"),
-        ),
-        value_heads * key_dim * value_dim,
-        _state_bytes(fields, 2.0),
-        (2 * keys + values) * (kernel - 1),
+    return Mixed(
+        tuple(block == "attention" for block in blocks),
+        tuple(block == "mamba" for block in blocks),
+        ffn,
     )
 
 
-def _kimi(fields: ConfigFields) -> Mapping[str, object]:
+def delta_config(fields: ConfigFields) -> Mapping[str, object]:
+    """The object that says of Kimi Linear which layers keep a state, and their sizes."""
     given = fields.get("linear_attn_config")
     if not isinstance(given, Mapping):
         raise ShapeError(f"linear_attn_config must be an object, not {shown(given)}")
@@ -146,111 +154,7 @@ def _kimi(fields: ConfigFields) -> Mapping[str, object]:
 
 
 def _delta_layers(fields: ConfigFields) -> list[object]:
-    found = _kimi(fields).get("kda_layers")
+    found = delta_config(fields).get("kda_layers")
     if not isinstance(found, (list, tuple)) or len(found) > MAX_LAYERS:
         raise ShapeError(f"kda_layers must be a list of layers, not {shown(found)}")
     return list(found)
-
-
-def _kimi_delta_attention(fields: ConfigFields, layers: int) -> LinearAttention:
-    given = _kimi(fields)
-    sizes = [given.get(name) for name in ("num_heads", "head_dim")]
-    kernel = given.get("short_conv_kernel_size", 4)
-    heads, width, taps = (
-        size if isinstance(size, int) and 0 < size <= 1 << 16 else 0 for size in (*sizes, kernel)
-    )
-    if not (heads and width and taps):
-        raise ShapeError("linear_attn_config needs num_heads, head_dim, short_conv_kernel_size")
-    hidden, inner = fields.whole("hidden_size", least=1), heads * width
-    gate = (
-        (Matrix(hidden, inner),)
-        if given.get("use_full_rank_gate")
-        else (Matrix(hidden, width, "none"), Matrix(width, inner))
-    )
-    return LinearAttention(
-        "Kimi Delta Attention",
-        layers,
-        (
-            Matrix(hidden, 3 * inner + heads),
-            Matrix(hidden, width, "none"),
-            Matrix(width, inner),
-            *gate,
-            Matrix(inner, hidden, "rows"),
-        ),
-        heads * width * width,
-        4.0,
-        3 * inner * (taps - 1),
-    )
-
-
-def _mamba2(fields: ConfigFields, layers: int) -> LinearAttention:
-    hidden = fields.whole("hidden_size", least=1)
-    heads = fields.whole("mamba_num_heads", least=1)
-    inner = fields.whole("mamba_inner", 0) or fields.whole("expand", 2, least=1) * hidden
-    if not fields.get("mamba_inner") and isinstance(fields.get("mamba_head_dim"), int):
-        inner = heads * fields.whole("mamba_head_dim", least=1)
-    states = fields.whole("ssm_state_size", 128, least=1)
-    groups = fields.whole("n_groups", 1, least=1)
-    conv = inner + 2 * groups * states
-    return LinearAttention(
-        "Mamba 2",
-        layers,
-        (Matrix(hidden, inner + conv + heads), Matrix(inner, hidden, "rows")),
-        inner * states,
-        _state_bytes(fields, fields.whole("default_state_bytes", 2)),
-        conv * (fields.whole("conv_kernel", 4, least=1) - 1),
-    )
-
-
-def _mamba1(fields: ConfigFields, layers: int) -> LinearAttention:
-    hidden = fields.whole("hidden_size", least=1)
-    inner = fields.whole("mamba_expand", 2, least=1) * hidden
-    states = fields.whole("mamba_d_state", 16, least=1)
-    rank = -(-hidden // 16)
-    if isinstance(fields.get("mamba_dt_rank"), int):
-        rank = fields.whole("mamba_dt_rank", least=1)
-    return LinearAttention(
-        "Mamba",
-        layers,
-        (
-            Matrix(hidden, 2 * inner),
-            Matrix(inner, rank + 2 * states, "rows"),
-            Matrix(rank, inner),
-            Matrix(inner, hidden, "rows"),
-        ),
-        inner * states,
-        2.0,
-        inner * (fields.whole("mamba_d_conv", 4, least=1) - 1),
-    )
-
-
-def _short_conv(fields: ConfigFields, layers: int) -> LinearAttention:
-    hidden = fields.whole("hidden_size", least=1)
-    kernel = fields.whole("conv_L_cache", 3, least=1)
-    return LinearAttention(
-        "short convolution",
-        layers,
-        (Matrix(hidden, 3 * hidden), Matrix(hidden, hidden, "rows")),
-        0,
-        2.0,
-        hidden * (kernel - 1),
-    )
-
-
-def _state_bytes(fields: ConfigFields, default: float) -> float:
-    """Bytes of a number of the state, by the type that the config names."""
-    named = fields.get("mamba_ssm_dtype")
-    if named is None:
-        return default
-    return 4.0 if named == "float32" else 2.0
-
-
-_READERS: Mapping[Hybrid, Callable[[ConfigFields, int], LinearAttention]] = {
-    "gated_delta_net": _gated_delta_net,
-    "kda": _kimi_delta_attention,
-    "nemotron_h": _mamba2,
-    "granite": _mamba2,
-    "falcon_h1": _mamba2,
-    "jamba": _mamba1,
-    "short_conv": _short_conv,
-}

@@ -53,21 +53,15 @@ def _model_positions(shape: ModelShape, hardware: Hardware, batch_size: int, con
         read_bytes += count * gemm.weight_traffic
         flops = 2.0 * batch_size * gemm.parameters
         position_seconds += count * flops / hardware.peak_flops(gemm.fp8)
-    heads = shape.attention
     cached = context + 1
-    if shape.indexer is not None:
-        cached = min(cached, shape.indexer.top_k)
-    windowed = min(cached, shape.sliding_window or cached)
-    full_layers = shape.attention_layers - shape.num_sliding_layers
-    tokens = (
-        batch_size * heads.kv_heads * (full_layers * cached + shape.num_sliding_layers * windowed)
-    )
-    read_bytes += tokens * heads.token_bytes
+    for heads, part in shape.attentions:
+        tokens = batch_size * part.layers * heads.kv_heads * part.read(cached)
+        read_bytes += tokens * heads.token_bytes
+        flops = tokens * heads.group * heads.flops_per_pair
+        position_seconds += flops / hardware.peak_flops(heads.fp8)
     if shape.linear_attention is not None:
         linear, ranks = shape.linear_attention, shape.tensor_parallel_size
         read_bytes += batch_size * linear.layers * linear.sequence_bytes / ranks
-    flops = tokens * heads.group * heads.flops_per_pair
-    position_seconds += flops / hardware.peak_flops(heads.fp8)
     return read_bytes / hardware.memory_bytes_per_second / position_seconds
 
 

@@ -12,8 +12,8 @@ from vllm_nfp.principle.hardware import HardwareError, match_device
 from vllm_nfp.principle.hardware_file import Target, read_hardware_file
 from vllm_nfp.principle.hf_config import shape_from_config
 from vllm_nfp.principle.predict import Row, predict_cells
+from vllm_nfp.principle.serving import Serving
 from vllm_nfp.principle.shape import ModelShape
-from vllm_nfp.principle.step import Serving
 
 ExpertTiles = Mapping[int, Mapping[str, int]]
 """Tiles of the experts' kernel by tokens, in vLLM's names; empty where its default rule holds."""

@@ -42,26 +42,29 @@ class TooLarge:
 
 def weight_bytes(shape: ModelShape) -> float:
     """Bytes of the matrices that one rank holds; norms and biases are left out."""
-    embedding = 0.0
+    tables = 2.0 * shape.looked_up_parameters / shape.tensor_parallel_size
     if not shape.tied_embeddings:
-        embedding = 2.0 * shape.vocab_size * shape.hidden_size / shape.tensor_parallel_size
-    return embedding + sum(count * gemm.weight_traffic for count, gemm in shape.matrices())
+        tables += 2.0 * shape.vocab_size * shape.hidden_size / shape.tensor_parallel_size
+    return tables + sum(count * gemm.weight_traffic for count, gemm in shape.matrices())
 
 
 def cache_bytes(shape: ModelShape, batch_size: int, context: int) -> float:
     """Bytes of one rank's KV cache and states for a step of one position.
 
-    A window bounds sliding layers.
+    A window bounds sliding layers. An indexer has a cache of its own, whole on every rank.
     """
-    heads, linear = shape.attention, shape.linear_attention
+    cached = context + 1
+    tokens = sum(
+        part.caches * part.stored(cached) * heads.kv_heads * heads.token_bytes
+        for heads, part in shape.attentions
+    )
+    if shape.indexer is not None:
+        tokens += cached * shape.indexer.layers * shape.indexer.token_bytes
+    linear = shape.linear_attention
     state = 0.0
     if linear is not None:
         state = linear.layers * linear.sequence_bytes / shape.tensor_parallel_size
-    cached = context + 1
-    windowed = min(cached, shape.sliding_window or cached)
-    full_layers = shape.attention_layers - shape.num_sliding_layers
-    tokens = full_layers * cached + shape.num_sliding_layers * windowed
-    return batch_size * (tokens * heads.kv_heads * heads.token_bytes + state)
+    return batch_size * (tokens + state)
 
 
 def too_large(

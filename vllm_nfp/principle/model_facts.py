@@ -48,16 +48,25 @@ class ModelFacts:
 def model_facts(shape: ModelShape) -> ModelFacts:
     """The facts of a model."""
     whole = replace(shape, tensor_parallel_size=1, data_parallel_size=1, expert_parallel=False)
-    heads, indexer = whole.attention, whole.indexer
-    indexed = 0 if indexer is None else indexer.layers * indexer.token_bytes
     return ModelFacts(
         parameters=whole.total_parameters,
         weight_bytes=round(weight_bytes(whole)),
         layers=_kinds(whole),
-        kv_bytes_per_token=round(
-            whole.attention_layers * heads.kv_heads * heads.token_bytes + indexed
-        ),
+        kv_bytes_per_token=_kv_bytes(whole),
         state_bytes_per_sequence=_state_bytes(whole),
+    )
+
+
+def _kv_bytes(shape: ModelShape) -> int:
+    """Bytes that one token adds to the caches of attention and indexers."""
+    indexer = shape.indexer
+    indexed = 0.0 if indexer is None else indexer.layers * indexer.token_bytes
+    return round(
+        indexed
+        + sum(
+            part.caches * part.stored(1.0) * heads.kv_heads * heads.token_bytes
+            for heads, part in shape.attentions
+        )
     )
 
 
@@ -68,11 +77,13 @@ def _state_bytes(shape: ModelShape) -> int:
 
 def _kinds(shape: ModelShape) -> dict[str, int]:
     linear = shape.linear_attention
-    sparse = 0 if shape.indexer is None else shape.attention_layers
+    parts = [part for _, part in shape.attentions]
+    sparse = sum(part.layers for part in parts if part.sparse)
+    sliding = sum(part.layers for part in parts if part.window is not None and not part.sparse)
     kinds = {
-        "full_attention": shape.attention_layers - shape.num_sliding_layers - sparse,
+        "full_attention": shape.attention_layers - sliding - sparse,
         "sparse_attention": sparse,
-        "sliding_attention": shape.num_sliding_layers,
+        "sliding_attention": sliding,
         "linear_attention": 0 if linear is None else linear.layers,
         "dense_ffn": shape.num_dense_layers,
         "moe_ffn": shape.num_moe_layers,

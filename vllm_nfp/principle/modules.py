@@ -17,6 +17,7 @@ def module_named(name: str) -> Module | None:
 def modules_of(shape: ModelShape) -> tuple[Module, ...]:
     """The modules that the model has, in the order of :class:`Module`."""
     lacking = {
+        Module.ATTENTION: shape.attention_layers == 0,
         Module.LINEAR_ATTENTION: shape.linear_attention is None,
         Module.DENSE_FFN: shape.num_dense_layers == 0,
         Module.MOE_FFN: shape.num_moe_layers == 0,

@@ -5,172 +5,36 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
-
-from vllm_nfp.dataframe import to_dataframe
 from vllm_nfp.principle.arguments import (
     DTYPES,
     KV_BITS,
     captured,
-    check_batch_sizes,
-    check_contexts,
     check_grid,
     named,
     routing_skew,
     weight_bits,
 )
 from vllm_nfp.principle.attention import (
-    AttentionBackend,
-    backend_by_name,
     check_backend,
     default_backend,
 )
-from vllm_nfp.principle.graphs import padded_tokens
 from vllm_nfp.principle.hardware_file import Target, read_hardware_file, target_of
 from vllm_nfp.principle.hf_config import shape_from_config
-from vllm_nfp.principle.memory import TooLarge, too_large
-from vllm_nfp.principle.model_facts import ModelFacts, model_facts
-from vllm_nfp.principle.model_files import load_config, model_name
-from vllm_nfp.principle.modules import module_named, modules_of
+from vllm_nfp.principle.measured_routing import measured_skew, ratios_of
+from vllm_nfp.principle.model_sources import read_model
 from vllm_nfp.principle.predict import (
     DEFAULT_MAX_POSITIONS,
     CellPrediction,
     Row,
-    predict_cell,
     predict_grid,
     rows_in_order,
     rows_of,
 )
+from vllm_nfp.principle.predictions import MOST_KEPT, CellKey, Predictions
+from vllm_nfp.principle.serving import Serving
 from vllm_nfp.principle.shape import ModelShape
-from vllm_nfp.principle.step import Serving, Step
-from vllm_nfp.types import Module
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-SCHEMA = 1
-MOST_KEPT = 1 << 21
-"""Numbers of the curves that are kept for plots and explanations: some 64 MiB."""
-CellKey: TypeAlias = "tuple[Module, int, int]"
-"""(module, batch size, context)"""
-
-
-@dataclass(frozen=True, slots=True)
-class Predictions:
-    """Predicted NFP of one model on one device, and the assumptions behind it.
-
-    Attributes:
-        model: the model's name.
-        shape: its sizes on one rank.
-        target: the device of each rank and the constants of its kernels.
-        serving: how the server runs its steps.
-        batch_sizes, contexts, epsilons: as given.
-        max_positions: largest N evaluated.
-        rows: a row for each module, batch size, context and tolerance.
-    """
-
-    model: str
-    shape: ModelShape
-    target: Target
-    serving: Serving
-    batch_sizes: tuple[int, ...]
-    contexts: tuple[int, ...]
-    epsilons: tuple[float, ...]
-    max_positions: int
-    rows: tuple[Row, ...]
-    cells: Mapping[CellKey, CellPrediction] = dataclasses.field(
-        default_factory=dict, repr=False, compare=False
-    )
-    """Curves of the rows, up to MOST_KEPT numbers; :meth:`cell` computes the others."""
-
-    @property
-    def hardware(self) -> str:
-        """The device's name."""
-        return self.target.hardware.name
-
-    @property
-    def model_facts(self) -> ModelFacts:
-        """What was understood of the model."""
-        return model_facts(self.shape)
-
-    @property
-    def modules(self) -> tuple[Module, ...]:
-        """The modules that the model has."""
-        return modules_of(self.shape)
-
-    @property
-    def backend(self) -> AttentionBackend:
-        """The attention backend's rules."""
-        return backend_by_name(self.serving.attention_backend, self.target.hardware)
-
-    @property
-    def too_large(self) -> tuple[TooLarge, ...]:
-        """The cells whose weights and KV cache exceed the memory of the device."""
-        return too_large(self.shape, self.target.hardware, self.batch_sizes, self.contexts)
-
-    def cell(self, module: Module, batch_size: int, context: int) -> CellPrediction:
-        """The curve t(N) and its terms, of any cell.
-
-        Args:
-            module: its name; case, dashes and underscores do not matter.
-
-        Raises:
-            PredictionError: if the model has no such module, or for a value out of bounds.
-        """
-        check_batch_sizes((batch_size,))
-        check_contexts((context,))
-        module = module_named(module) or module
-        kept = self.cells.get((module, batch_size, context))
-        if kept is not None:
-            return kept
-        return predict_cell(
-            self.shape,
-            self.target,
-            module,
-            batch_size,
-            context,
-            self.epsilons,
-            self.serving,
-            self.max_positions,
-        )
-
-    def step(self, batch_size: int, context: int, positions: Sequence[int]) -> Step:
-        """The kernels of a step, for chosen N."""
-        counts = np.array(positions, dtype=np.float64)
-        return Step(self.shape, self.target, self.serving, batch_size, context, counts)
-
-    def in_graphs(self, batch_size: int) -> int:
-        """Largest N up to which every step fits a CUDA graph; 0 if N = 1 fits none."""
-        sizes = self.serving.capture_sizes
-        counts = range(1, self.max_positions + 1)
-        return next((n - 1 for n in counts if not padded_tokens(sizes, batch_size, n)), counts[-1])
-
-    def to_dict(self) -> dict[str, Any]:
-        """What ``vllm-nfp predict --json`` prints."""
-        unfit = [cell.to_dict() for cell in self.too_large]
-        return {
-            "schema": SCHEMA,
-            "model": self.model,
-            "hardware": self.hardware,
-            "basis": self.target.basis,
-            **({"routing_skew": self.serving.routing_skew} if self.shape.num_moe_layers else {}),
-            **({"does_not_fit": unfit} if unfit else {}),
-            "model_facts": self.model_facts.to_dict(),
-            "assumptions": list(self.shape.assumptions),
-            "rows": [row.to_dict() for row in self.rows],
-        }
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """The rows as a pandas DataFrame, a column for each field.
-
-        Raises:
-            NoPandasError: if pandas is not installed.
-        """
-        return to_dataframe(self.rows, Row)
 
 
 def predict(
@@ -197,7 +61,8 @@ def predict(
     """Predict how many positions per sequence a server decodes for free. Needs no GPU.
 
     Args:
-        model: a directory with a config.json, the file, or its parsed content.
+        model: a directory with a config.json, the file, or its parsed content; a repository whose
+            config.json lies in the local Hugging Face cache; or an example, such as qwen3-8b.
         hardware: a name of the catalogue, the device's name as torch and nvidia-smi print it, a
             hardware file (``*.json``), or a target.
         batch_sizes: sequences in the step.
@@ -216,7 +81,8 @@ def predict(
         max_positions: largest N to evaluate.
         assume_dense: treat an unknown model_type as a dense Llama-style model.
         routing: how tokens reach experts: uniform, typical (skewed), or the exponent s of shares
-            that fall with rank ** -s. Uniform wakes most experts: skewed routers take less time.
+            that fall with rank ** -s; or a profile (``*.json``), whose times of ``moe_ffn`` show
+            the exponent. Uniform wakes most experts: skewed routers take less time.
 
     Raises:
         ShapeError: for a config.json without a known shape, or with sizes that do not fit together.
@@ -227,7 +93,7 @@ def predict(
     named("dtype", dtype, DTYPES)
     kv_cache_dtype = named("kv_cache_dtype", kv_cache_dtype, KV_BITS)
     target = _target(hardware, calibration)
-    config = model if isinstance(model, Mapping) else load_config(model)
+    config, name = read_model(model)
     shape = shape_from_config(
         config,
         weight_bits=weight_bits(config, quantization),
@@ -236,15 +102,14 @@ def predict(
         data_parallel_size=data_parallel_size,
         expert_parallel=expert_parallel,
         assume_dense=assume_dense,
-        name="" if isinstance(model, Mapping) else model_name(Path(model)),
+        name=name,
     )
     if bidirectional:
         shape = dataclasses.replace(shape, decoding="bidirectional_block")
     backend = attention_backend or default_backend(shape, target.hardware)
     check_backend(backend, shape, target.hardware)
-    serving = Serving(
-        backend, captured(capture_sizes, target.hardware), routing_skew=routing_skew(routing)
-    )
+    serving = Serving(backend, captured(capture_sizes, target.hardware))
+    serving = dataclasses.replace(serving, routing_skew=_skew(routing, shape, target, serving))
     cells = predict_grid(shape, target, batch_sizes, contexts, epsilons, serving, max_positions)
     kept: dict[CellKey, CellPrediction] = {}
     rows: list[Row] = []
@@ -264,8 +129,16 @@ def predict(
         epsilons=tuple(epsilons),
         max_positions=max_positions,
         rows=rows_in_order(shape, rows),
+        config=config,
         cells=kept,
     )
+
+
+def _skew(routing: str | float, shape: ModelShape, target: Target, serving: Serving) -> float:
+    """Exponent of the experts' shares: as given, or as the times of a profile show it."""
+    if isinstance(routing, str) and routing.endswith(".json"):
+        return measured_skew(shape, target, serving, ratios_of(Path(routing)))
+    return routing_skew(routing)
 
 
 def _target(hardware: str | os.PathLike[str] | Target, calibration: str | Path | None) -> Target:

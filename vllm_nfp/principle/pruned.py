@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,19 +13,19 @@ from vllm_nfp.principle.shape import MAX_LAYERS, MAX_SIZE, ShapeError, shown
 
 _STEP = 256
 """Widths are rounded up to a multiple of this."""
-MEAN_WIDTH = "All feed-forward blocks are taken to have the mean of their widths."
 
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """Layers with attention and with a feed-forward block, and their sizes."""
+    """Which layers have attention, and feed-forward blocks by width."""
 
-    attention: int
-    ffn: int
+    attends: tuple[bool, ...]
+    ffn: tuple[bool | None, ...]
+    """False for a dense block, None for none, by layer."""
     group: int
     """Query heads for each KV head."""
-    width: int
-    """Mean of the feed-forward blocks."""
+    widths: tuple[tuple[int, int], ...]
+    """Feed-forward blocks and width of each, most blocks first."""
 
 
 def pruned_layers(text: Mapping[str, object]) -> Pruned:
@@ -39,13 +40,15 @@ def pruned_layers(text: Mapping[str, object]) -> Pruned:
         raise ShapeError(f"block_configs must be a list of blocks, not {shown(blocks)}")
     if not isinstance(hidden, int) or not 0 < hidden <= MAX_SIZE:
         raise ShapeError(f"hidden_size must be a whole number above 0, not {shown(hidden)}")
+    attends = tuple(_part(block, "attention") is not None for block in blocks)
+    ffn = tuple(None if _part(block, "ffn") is None else False for block in blocks)
     groups = [_number(p, "n_heads_in_group") for b in blocks if (p := _part(b, "attention"))]
     factors = [_number(p, "ffn_mult") for b in blocks if (p := _part(b, "ffn"))]
     if not groups or not factors or len(set(groups)) > 1:
         raise ShapeError("block_configs must have attention with groups of one size, and ffn")
     widths = [-(-int(2 * factor * hidden / 3) // _STEP) * _STEP for factor in factors]
-    mean = round(sum(widths) / len(widths) / _STEP) * _STEP
-    return Pruned(len(groups), len(factors), int(groups[0]), mean)
+    counted = tuple((count, width) for width, count in Counter(widths).most_common())
+    return Pruned(attends, ffn, int(groups[0]), counted)
 
 
 def _part(block: object, name: str) -> Mapping[str, object] | None:

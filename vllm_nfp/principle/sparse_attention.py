@@ -1,4 +1,4 @@
-"""Latent attention that reads only the tokens that an indexer picks (DeepSeek V3.2, GLM-5).
+"""Attention that reads only entries that an indexer picks (DeepSeek V3.2 and V4, GLM-5).
 
 In every layer that has one, the indexer scores all cached tokens for each position with small heads
 over a cache of its own (one FP8 key and a 32-bit scale for each token), and keeps the best
@@ -12,8 +12,7 @@ import numpy as np
 
 from vllm_nfp.principle.ffn import KERNEL_SECONDS
 from vllm_nfp.principle.hardware import Hardware
-from vllm_nfp.principle.layer_parts import Indexer
-from vllm_nfp.principle.shape import AttentionHeads
+from vllm_nfp.principle.layer_parts import AttentionHeads, AttentionPart, Indexer
 from vllm_nfp.principle.terms import FloatArray, Terms
 
 BANDWIDTH = 0.8
@@ -40,25 +39,31 @@ def _bound(hardware: Hardware, fp8: bool, read_bytes: FloatArray, flops: FloatAr
 def gathered_terms(
     hardware: Hardware,
     heads: AttentionHeads,
-    top_k: int,
+    part: AttentionPart,
     batch_size: int,
     cached: FloatArray,
     positions: FloatArray,
 ) -> Terms:
-    """Seconds of one layer's attention to the picked tokens.
+    """Seconds of one layer's attention to its window and the picked entries.
 
-    From memory come the tokens that any position of a sequence picks: of L cached tokens
+    From memory come the entries that any position of a sequence picks: of L cached entries
     L (1 - (1 - k/L)^N), if each picks k of them by chance. Neighbours agree more than that.
 
     Args:
+        part: the layer's window, its compression, and how many entries a position picks.
         cached: tokens in the cache of each sequence, shape [n].
         positions: N, shape [n].
     """
-    picked = np.minimum(cached, top_k)
-    any_picks = cached * (1.0 - (1.0 - picked / cached) ** positions)
-    read = batch_size * any_picks * heads.token_bytes
-    flops = batch_size * positions * picked * heads.group * heads.flops_per_pair
-    return _bound(hardware, heads.fp8, read, flops)
+    pool = cached / max(1, part.compress)
+    picked = np.minimum(pool, part.top_k or pool)
+    any_picks = pool * (1.0 - (1.0 - picked / pool) ** positions)
+    window = part.window or 0
+    # The windows of N neighbours together span N - 1 tokens more than one of them.
+    local = np.minimum(cached, window + positions - 1) if window else np.zeros_like(cached)
+    sequences = batch_size * heads.kv_heads
+    read = sequences * (any_picks + local) * heads.token_bytes
+    pairs = sequences * positions * (picked + np.minimum(cached, window)) * heads.group
+    return _bound(hardware, heads.fp8, read, pairs * heads.flops_per_pair)
 
 
 def indexer_terms(
@@ -69,6 +74,6 @@ def indexer_terms(
     positions: FloatArray,
 ) -> Terms:
     """Seconds of one layer's scores and selection; every rank computes all of them."""
-    logits = batch_size * positions * cached
+    logits = batch_size * positions * cached / indexer.compress
     read = batch_size * cached * indexer.token_bytes + 2 * LOGIT_BYTES * logits
     return _bound(hardware, True, read, 2.0 * logits * indexer.heads * indexer.head_dim)

@@ -5,88 +5,34 @@ Times are those of one rank; per layer for a module, per step for the whole mode
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from vllm_nfp.principle.attention import (
     AttentionBackend,
-    attention_terms,
     backend_by_name,
-    fixed_seconds,
 )
-from vllm_nfp.principle.collective import all_reduce_seconds, transfer_seconds
-from vllm_nfp.principle.experts import (
-    ROUTED_KERNELS,
-    SHARED_STREAM_TOKENS,
-    MoeConfig,
-    Routing,
-    default_config,
-    expert_terms,
-    skewed_shares,
-    tuned_config,
-)
+from vllm_nfp.principle.attention_cost import AttentionWork, attention_cost
+from vllm_nfp.principle.cost import NOTHING, Cost, growing
+from vllm_nfp.principle.experts import SHARED_STREAM_TOKENS
 from vllm_nfp.principle.ffn import KERNEL_SECONDS, activation_seconds, elementwise_seconds
 from vllm_nfp.principle.gemm import gemm_fixed_seconds, gemm_terms
-from vllm_nfp.principle.graphs import DEFAULT_CAPTURE_SIZES, padded_tokens
+from vllm_nfp.principle.graphs import largest_captured, run_with
 from vllm_nfp.principle.hardware_file import Target
-from vllm_nfp.principle.layer_parts import Indexer
+from vllm_nfp.principle.matrices import Counted
 from vllm_nfp.principle.recurrence import FIXED_SECONDS, recurrence_terms
+from vllm_nfp.principle.routed import routed_cost
+from vllm_nfp.principle.serving import Serving
 from vllm_nfp.principle.shape import Gemm, ModelShape
-from vllm_nfp.principle.sparse_attention import (
-    INDEXER_FIXED_SECONDS,
-    gathered_terms,
-    indexer_terms,
-)
-from vllm_nfp.principle.terms import ACTIVATION_BYTES, FloatArray, Terms, add_terms, sum_terms
+from vllm_nfp.principle.terms import FloatArray, Terms, add_terms, sum_terms
+from vllm_nfp.principle.transfers import Ranks, all_reduce_cost, communication_cost, gathered_logits
 from vllm_nfp.types import Module
 
 LAYER_KERNELS = 3
 """Two norms with their residual sums, and rotary embedding; torch.compile fuses the rest."""
 STEP_KERNELS = 2
 """Embedding and the last norm."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """Seconds: what no N changes, and terms that may."""
-
-    fixed: float
-    terms: Terms
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(self.fixed + other.fixed, add_terms(self.terms, other.terms))
-
-    def times(self, factor: float) -> Cost:
-        """The same work, ``factor`` times."""
-        terms: Terms = {limit: factor * seconds for limit, seconds in self.terms.items()}
-        return Cost(factor * self.fixed, terms)
-
-    def seconds(self) -> FloatArray:
-        """All of it, for each N."""
-        return self.fixed + sum_terms(self.terms)
-
-
-NOTHING = Cost(0.0, {})
-
-
-@dataclass(frozen=True, slots=True)
-class Serving:
-    """How the server runs its steps.
-
-    Attributes:
-        attention_backend: vLLM's name of it; FLASH_ATTN takes the version for the device.
-        capture_sizes: token counts of the CUDA graphs; empty: no padding is counted.
-        expert_tiles: content of vLLM's tuned configuration file for the experts, tokens -> tiles;
-            empty: vLLM's default rule.
-        routing_skew: exponent of the experts' shares by rank; 0: uniform routing.
-    """
-
-    attention_backend: str = "FLASH_ATTN"
-    capture_sizes: tuple[int, ...] = DEFAULT_CAPTURE_SIZES
-    expert_tiles: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
-    routing_skew: float = 0.0
 
 
 class Step:
@@ -117,6 +63,7 @@ class Step:
         self._hardware = target.hardware
         self._calibration = target.calibration
         self._serving = serving
+        self._ranks = Ranks(shape, target.calibration.link, target.hardware.link_bytes_per_second)
         self._batch_size = batch_size
         self._context = context
         self._positions = positions
@@ -140,11 +87,7 @@ class Step:
     @property
     def in_graphs(self) -> int:
         """Largest N for which a CUDA graph was captured; 0 if there are none at all."""
-        sizes = self._serving.capture_sizes
-        fitting = [
-            int(n) for n in self._positions if padded_tokens(sizes, self._batch_size, int(n))
-        ]
-        return max(fitting, default=0)
+        return largest_captured(self._serving.capture_sizes, self._batch_size, self._positions)
 
     def module(self, module: Module) -> Cost:
         """One layer's module, the mean over layers for attention, or the whole step."""
@@ -179,19 +122,24 @@ class Step:
             parts["dense FFN"] = self.dense_ffn().times(shape.num_dense_layers)
         if shape.num_moe_layers:
             parts["MoE FFN"] = self.moe_ffn().times(shape.num_moe_layers)
+        if shape.beside:
+            parts["other projections"] = self._counted(shape.beside)
         if shape.num_ranks > 1:
             # And the embedding's, which is split over the ranks by vocabulary.
-            parts["communication"] = self.communication().times(layers) + self._all_reduce()
+            parts["communication"] = self.communication().times(layers) + all_reduce_cost(
+                self._ranks, self.tokens
+            )
         parts["LM head"] = self._lm_head()
         return parts
 
     def dense_ffn(self) -> Cost:
-        """Gate-up product, activation, down product."""
+        """The mean layer's gate-up product, activation, down product."""
         return self._once("dense_ffn", self._dense_ffn)
 
     def _dense_ffn(self) -> Cost:
         activation = activation_seconds(self._hardware, self._shape, self.tokens)
-        return self._products(self._shape.dense_ffn_gemms) + _growing(activation)
+        products = self._counted(self._shape.dense_blocks)
+        return products.times(1 / self._shape.num_dense_layers) + growing(activation)
 
     def moe_ffn(self) -> Cost:
         """Router, routed and shared experts.
@@ -201,89 +149,37 @@ class Step:
         return self._once("moe_ffn", self._moe_ffn)
 
     def _moe_ffn(self) -> Cost:
-        shape, constants = self._shape, self._calibration.experts
+        shape = self._shape
+        constants = self._calibration.experts_of(shape.quantization)
         tokens = self.tokens * shape.data_parallel_size
-        routed = expert_terms(
-            self._hardware,
-            constants,
-            shape.expert_gemms,
-            tokens,
-            Routing(
-                shape.local_experts,
-                shape.local_experts_per_token,
-                skewed_shares(
-                    shape.local_experts, shape.local_experts_per_token, self._serving.routing_skew
-                ),
-                expert_parallel=shape.expert_parallel_size > 1,
-            ),
-            hidden_size=shape.expert_hidden_size or shape.hidden_size,
-            config=self._expert_tiles(tokens),
-        )
-        fixed = ROUTED_KERNELS * constants.kernel_seconds
+        routed = routed_cost(shape, self._hardware, constants, self._serving, tokens)
         router, *shared = shape.shared_gemms
-        cost = Cost(fixed, routed) + self._products((router,), padded=False)
+        cost = routed + self._products((router,), padded=False)
         if shape.latent_gemms:
             cost += self._products(shape.latent_gemms)
         if shared:
-            cost += self._shared_experts(shared, hidden_behind=fixed)
+            cost += self._shared_experts(shared, hidden_behind=routed.fixed)
         return cost
-
-    def _expert_tiles(self, tokens: FloatArray) -> MoeConfig:
-        if self._serving.expert_tiles:
-            return tuned_config(tokens, self._serving.expert_tiles)
-        return default_config(tokens, self._shape.quantization, self._shape.local_experts)
 
     def _shared_experts(self, gemms: Sequence[Gemm], hidden_behind: float) -> Cost:
         """On a stream of their own in small steps, where they fill the routed kernels' gaps."""
         alone = self._products(gemms, padded=False)
         beside = np.maximum(0.0, alone.seconds() - alone.fixed - hidden_behind)
         shown = np.where(self.tokens <= SHARED_STREAM_TOKENS, beside, alone.seconds())
-        return Cost(self._calibration.experts.kernel_seconds, {"memory": shown})
+        constants = self._calibration.experts_of(self._shape.quantization)
+        return Cost(constants.kernel_seconds, {"memory": shown})
 
     def attention(self) -> Cost:
         """All layers, full and sliding; the cache holds context and positions."""
         return self._once("attention", self._attention)
 
-    def _sparse_attention(self, indexer: Indexer) -> Cost:
-        """Latent attention to picked tokens in all layers, and the indexers of those with one."""
-        cached = self._context + self._positions
-        heads = self._shape.attention
-        sizes = (self._batch_size, cached, self._positions)
-        gathered = gathered_terms(self._hardware, heads, indexer.top_k, *sizes)
-        scored = indexer_terms(self._hardware, indexer, *sizes)
-        fixed = fixed_seconds(heads, self._calibration.attention)
-        return Cost(fixed, gathered).times(self._shape.attention_layers) + Cost(
-            INDEXER_FIXED_SECONDS, scored
-        ).times(indexer.layers)
-
     def _attention(self) -> Cost:
-        if self._shape.indexer is not None:
-            return self._sparse_attention(self._shape.indexer)
-        cached = self._context + self._positions
-        sliding = self._shape.num_sliding_layers
-        cost = self._attention_layer(cached, False).times(self._shape.attention_layers - sliding)
-        if self._shape.sliding_window is not None and sliding:
-            # The windows of N neighbours together span N - 1 tokens more than one of them.
-            union = np.minimum(cached, self._shape.sliding_window + self._positions - 1)
-            cost += self._attention_layer(union, True).times(sliding)
-        return cost
-
-    def _attention_layer(self, cached: FloatArray, windowed: bool) -> Cost:
-        heads, constants = self._shape.attention, self._calibration.attention
-        sizes = self._serving.capture_sizes
-        terms = attention_terms(
-            self._hardware,
-            heads,
-            batch_size=self._batch_size,
-            cached_tokens=cached,
-            positions=self._positions,
-            constants=constants,
-            backend=self._backend,
-            windowed=windowed,
-            causal=not self._shape.bidirectional,
-            max_graph_tokens=max(sizes, default=0),
+        largest_graph = max(self._serving.capture_sizes, default=0)
+        work = AttentionWork(
+            self._backend, self._batch_size, self._context, self._positions, largest_graph
         )
-        return Cost(fixed_seconds(heads, constants), terms)
+        constants = self._calibration.attention
+        return attention_cost(self._shape, self._hardware, constants, work)
 
     def linear_attention(self) -> Cost:
         """Projections and state of a layer without a cache."""
@@ -302,27 +198,31 @@ class Step:
         )
         return self._products(shape.linear_attention_gemms) + Cost(FIXED_SECONDS, terms)
 
-    def _projections(self) -> Cost:
-        return self._products(self._shape.projection_gemms)
-
     def _all_projections(self) -> Cost:
         """Of attention in all layers, and of the indexers."""
         shape = self._shape
-        cost = self._projections().times(shape.attention_layers)
+        cost = self._counted(shape.projections)
         if shape.indexer is not None:
             cost += self._products(shape.indexer_gemms).times(shape.indexer.layers)
         return cost
 
     def _elementwise(self) -> Cost:
         seconds = elementwise_seconds(self._hardware, 4 * self.tokens * self._shape.hidden_size)
-        return _growing(seconds).times(LAYER_KERNELS)
+        return growing(seconds).times(LAYER_KERNELS)
 
     def _lm_head(self) -> Cost:
         """Logits of every position, outside the graph; all growth counts as the LM head's."""
         product = self._products((self._shape.lm_head_gemm,), padded=False)
         cost = Cost(product.fixed, {"lm_head": sum_terms(product.terms)})
         cost += Cost(STEP_KERNELS * KERNEL_SECONDS, {})
-        return cost + self._gathered_logits()
+        return cost + gathered_logits(self._ranks, self.tokens)
+
+    def _counted(self, matrices: Sequence[Counted]) -> Cost:
+        """Products of layers that differ, each kind as often as it is there."""
+        cost = NOTHING
+        for count, gemms in matrices:
+            cost += self._products(gemms).times(count)
+        return cost
 
     def _products(self, gemms: Sequence[Gemm], padded: bool = True) -> Cost:
         """Dense products, with the cost of padding to a captured size if in the graph."""
@@ -337,75 +237,13 @@ class Step:
         plain = terms(self.tokens)
         if not padded or not self._serving.capture_sizes:
             return Cost(fixed, plain)
-        added = sum_terms(terms(self._padded())) - sum_terms(plain)
+        in_graph = run_with(self._serving.capture_sizes, self._batch_size, self._positions)
+        added = sum_terms(terms(in_graph)) - sum_terms(plain)
         return Cost(fixed, {**plain, "graph_padding": added})
-
-    def _padded(self) -> FloatArray:
-        sizes = self._serving.capture_sizes
-        return np.array(
-            [
-                padded_tokens(sizes, self._batch_size, int(n)) or self._batch_size * n
-                for n in self._positions
-            ],
-            dtype=np.float64,
-        )
 
     def communication(self) -> Cost:
         """The mean layer's: an all-reduce after attention's projection and one after the FFN.
 
         With data-parallel ranks, also tokens to the experts and back.
         """
-        return self._once("communication", self._communication)
-
-    def _communication(self) -> Cost:
-        shape = self._shape
-        moe_share = shape.num_moe_layers / shape.num_layers
-        linear = 0 if shape.linear_attention is None else shape.linear_attention.layers
-        blocks = shape.attention_layers + linear + shape.num_dense_layers + shape.num_moe_layers
-        return self._all_reduce().times(blocks / shape.num_layers) + self._expert_transfer().times(
-            moe_share
-        )
-
-    def _all_reduce(self) -> Cost:
-        """Of the tokens' hidden states."""
-        ranks = self._shape.tensor_parallel_size
-        if ranks == 1:
-            return NOTHING
-        size = self.tokens * self._shape.hidden_size * ACTIVATION_BYTES
-        link = self._hardware.link_bytes_per_second
-
-        def seconds(of: FloatArray) -> FloatArray:
-            return all_reduce_seconds(self._calibration.link, link, ranks, of)
-
-        return _collective(seconds(size), float(seconds(np.zeros(1))[0]))
-
-    def _gathered_logits(self) -> Cost:
-        """Each rank has a part of the vocabulary."""
-        ranks = self._shape.tensor_parallel_size
-        if ranks == 1:
-            return NOTHING
-        return self._transfer(self.tokens * self._shape.vocab_size, (ranks - 1) / ranks)
-
-    def _expert_transfer(self) -> Cost:
-        """Tokens to the data-parallel ranks' experts and back: an all-gather and its reverse."""
-        replicas = self._shape.data_parallel_size
-        if replicas == 1:
-            return NOTHING
-        tokens = self.tokens * replicas
-        share = 2 * (replicas - 1) / replicas
-        return self._transfer(tokens * self._shape.hidden_size, share)
-
-    def _transfer(self, elements: FloatArray, share: float) -> Cost:
-        link, sent = self._calibration.link, share * elements * ACTIVATION_BYTES
-        seconds = transfer_seconds(link, self._hardware.link_bytes_per_second, sent)
-        return _collective(seconds, link.collective_seconds)
-
-
-def _collective(seconds: FloatArray, latency: float) -> Cost:
-    """A collective that takes ``latency`` with no bytes at all."""
-    return Cost(latency, {"communication": seconds - latency})
-
-
-def _growing(seconds: FloatArray) -> Cost:
-    """Small kernels: their time at the first N is fixed, their growth memory's."""
-    return Cost(float(seconds[0]), {"memory": seconds - seconds[0]})
+        return self._once("communication", lambda: communication_cost(self._ranks, self.tokens))

@@ -9,7 +9,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
-Unlike = Literal["experts", "latent", "windows", "recurrent", "sparse", "layers", "ungated"]
+Unlike = Literal[
+    "experts", "latent", "windows", "recurrent", "sparse", "layers", "loops", "beside", "ungated"
+]
 
 MEANING: Mapping[Unlike, str] = {
     "experts": "experts",
@@ -18,6 +20,8 @@ MEANING: Mapping[Unlike, str] = {
     "recurrent": "recurrent layers",
     "sparse": "attention to some tokens only",
     "layers": "layers that differ or share caches",
+    "loops": "layers that run several times",
+    "beside": "matrices beside attention and feed-forward blocks",
     "ungated": "feed-forward blocks without a gate, by its activation",
 }
 _NAMES: tuple[tuple[Unlike, re.Pattern[str]], ...] = (
@@ -35,9 +39,12 @@ _NAMES: tuple[tuple[Unlike, re.Pattern[str]], ...] = (
         "layers",
         re.compile(
             r"kv_shared|block_configs|cross_attention_layers|global_head_dim|swa_|attn_res|double_wide"
-            r"|per_layer_input|multi_query$|use_cla$|is_encoder_decoder|encoder_layers"
+            r"|multi_query$|use_cla$|is_encoder_decoder|encoder_layers|per_layer_config"
+            r"|_per_layer$|attention_other_setting|layers_enum|o_lora_rank|share_q_dim"
         ),
     ),
+    ("loops", re.compile(r"loop_num|_cycles$|total_ut_steps|num_loops|layers_per_stack")),
+    ("beside", re.compile(r"per_layer_input|altup|laurel|ngram|^ple_|hc_mult|hc_count|d_rel$")),
 )
 _WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "attention_window_size")
 _ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function", "mlp_hidden_act")

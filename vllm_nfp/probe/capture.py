@@ -56,7 +56,7 @@ class Capturer:
         if shape.warm:
             return
         batch, context = shape.batch, self._context
-        self._batches.fill(batch, context)
+        self._fill(batch)
         proving = self._prover.begin(batch, context) if late else None
         # The kernels of a capture: attention splits its work otherwise there.
         metadata = self._forward.metadata(batch, context, for_capture=shape.full)
@@ -67,12 +67,19 @@ class Capturer:
             self._prover.watch(proving.end(f"the first run of {shape.name}"))
         shape.warm = True
 
+    def _fill(self, batch: ProbeBatch) -> None:
+        self._batches.fill(batch, self._context)
+        self._forward.inputs.fill(batch)
+
     def _run(self, batch: ProbeBatch, metadata: dict[str, Any]) -> None:
-        with self._forward.in_place(batch):
+        inputs = self._forward.inputs
+        with inputs.in_place(batch):
+            inputs.embed(batch)
             hidden = self._forward.run_model(batch, metadata)
             self._forward.run_head(batch, hidden)
         if self._forward.timed:
-            found = self._forward.run_modules(batch, metadata, external=False)
+            with inputs.kept(batch):
+                found = self._forward.run_modules(batch, metadata, external=False)
             marks.release(self._clock, found)
 
     def capture_step(self, shape: PreparedShape) -> None:
@@ -85,7 +92,7 @@ class Capturer:
         captures.
         """
         batch = shape.batch
-        self._batches.fill(batch, self._context)
+        self._fill(batch)
         metadata = self._forward.metadata(batch, self._context, for_capture=True)
         where = self._pool.place
         step = Graph(where.pool)
@@ -107,7 +114,7 @@ class Capturer:
     def capture_modules(self, shape: PreparedShape) -> None:
         """Capture the timed modules as a graph, with their marks inside."""
         batch = shape.batch
-        self._batches.fill(batch, self._context)
+        self._fill(batch)
         metadata = self._forward.metadata(batch, self._context, for_capture=True)
         where = self._pool.place
         graph = Graph(where.pool)

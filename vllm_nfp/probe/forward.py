@@ -12,7 +12,7 @@ and does not count for the module that calls them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -21,13 +21,16 @@ import torch
 from vllm_nfp.adapter import communication, versions
 from vllm_nfp.adapter.attention_groups import AttentionGroup
 from vllm_nfp.adapter.bindings import UnknownVllmError
+from vllm_nfp.adapter.connectors import without_connector
 from vllm_nfp.adapter.dispatch import Execution
 from vllm_nfp.adapter.forward_context import forward_context, metadata_class
 from vllm_nfp.adapter.layer_hooks import can_skip, entered, fused_ops, observed, skipped
 from vllm_nfp.adapter.layers import DecoderLayer
 from vllm_nfp.adapter.light_ops import light_ops
+from vllm_nfp.adapter.lora import Adapters
 from vllm_nfp.adapter.runner import RunnerView
 from vllm_nfp.probe.batch import ProbeBatch
+from vllm_nfp.probe.inputs import StepInputs
 from vllm_nfp.probe.marks import IntervalRecorder, ModuleMarks
 from vllm_nfp.timing import Clock
 
@@ -43,7 +46,7 @@ class Forward:
         timed: those whose modules are timed.
 
     Raises:
-        UnknownVllmError: if the runner keeps its buffers elsewhere.
+        UnknownVllmError: if the runner keeps its buffers elsewhere, or embeds in an unknown way.
     """
 
     def __init__(
@@ -63,9 +66,11 @@ class Forward:
         self._host_lengths = versions.HOST_LENGTH_FIELDS[0] in versions.metadata_fields()
         try:
             self._buffers = view.step_buffers()
+            self._adapters = Adapters(view)
         except AttributeError as error:
             raise UnknownVllmError(f"the {view.name} runner of this vLLM: {error}") from error
-        self._kept: list[torch.Tensor] | None = None
+        self.inputs = StepInputs(view, self._buffers)
+        """What runs give the model."""
         self._max_model_len = view.vllm_config.model_config.max_model_len
         chosen = {layer.index for layer in timed}
         rest = [layer for layer in all_layers if layer.index not in chosen]
@@ -82,33 +87,6 @@ class Forward:
             padded=batch.placement.execution is Execution.FULL,
             host_lengths=self._host_lengths,
         )
-
-    @contextmanager
-    def in_place(self, batch: ProbeBatch) -> Iterator[None]:
-        """Put the batch's inputs where its run will read them; only copies on the stream.
-
-        A PIECEWISE graph reads the runner's own buffers. They hold the batch's inputs while the
-        context lasts, and afterwards, byte by byte, what the last step left there: the next step
-        may rely on that, since padding rows that it does not write are part of what it computes.
-        Meanwhile all slots among them are padding: a graph that stores keys and values itself would
-        otherwise store them where the last step did.
-        """
-        if batch.placement.execution is not Execution.PIECEWISE:
-            yield
-            return
-        rows, live = batch.placement.padded_tokens, self._buffers.tensors
-        if self._kept is None or len(self._kept[0]) < rows:
-            sizes = self._view.vllm_config.compilation_config.cudagraph_capture_sizes or ()
-            most = max((rows, *sizes))
-            self._kept = [torch.empty_like(buffer[:most]) for buffer in live]
-        own = (batch.input_ids, batch.positions, *(batch.slots for _ in self._buffers.slots))
-        _copy_rows(live, self._kept, rows)
-        try:
-            # The runner may mark no padding.
-            _copy_rows((*own, batch.is_padding)[: len(live)], live, rows)
-            yield
-        finally:
-            _copy_rows(self._kept, live, rows)
 
     @contextmanager
     def slots_of_a_step(self) -> Iterator[None]:
@@ -132,20 +110,19 @@ class Forward:
     def run_model(self, batch: ProbeBatch, metadata: dict[str, Any]) -> torch.Tensor:
         """The forward pass, as serving launches it; hidden states of all positions.
 
-        To be called within :meth:`in_place`.
+        To be called within :meth:`StepInputs.in_place`, after :meth:`StepInputs.embed`.
         """
         execution = batch.placement.execution
         with self.context(metadata, batch, execution, compiled=True):
-            if execution is not Execution.PIECEWISE:
-                return self._call(batch.input_ids, batch.positions)
-            rows, shared = batch.placement.padded_tokens, self._buffers
-            return self._call(
-                shared.input_ids[:rows], shared.positions[:rows], self._view.run_piecewise
-            )
+            if execution is Execution.PIECEWISE:
+                return _hidden(self._view.run_piecewise(self.inputs.live(batch)))
+            inputs = self.inputs.own if execution is Execution.FULL else self.inputs.fresh
+            return _hidden(self._view.model(**inputs(batch)))
 
     def run_head(self, batch: ProbeBatch, hidden: torch.Tensor) -> None:
         """The LM head over every position, as verification needs it."""
-        self._view.model.compute_logits(hidden[: batch.tokens])
+        with self._adapters.aside():
+            self._view.model.compute_logits(hidden[: batch.tokens])
 
     def run_modules(
         self, batch: ProbeBatch, metadata: dict[str, Any], external: bool
@@ -165,44 +142,29 @@ class Forward:
             stack.enter_context(entered(self.timed, recorder.on_layer))
             stack.enter_context(communication.watched(recorder.on_collective))
             stack.enter_context(self.context(metadata, batch, Execution.NONE, compiled=False))
-            self._call(batch.input_ids, batch.positions)
+            self._view.model(**self.inputs.fresh(batch))
             marks.empty = (self._clock.mark(external), self._clock.mark(external))
         return marks
-
-    def _call(
-        self,
-        input_ids: torch.Tensor,
-        positions: torch.Tensor,
-        run: Callable[[dict[str, Any]], Any] | None = None,
-    ) -> torch.Tensor:
-        inputs = {
-            "input_ids": input_ids,
-            "positions": positions,
-            "intermediate_tensors": None,
-            "inputs_embeds": None,
-        }
-        output = self._view.model(**inputs) if run is None else run(inputs)
-        hidden = output[0] if isinstance(output, tuple) else output
-        assert isinstance(hidden, torch.Tensor)
-        return hidden
 
     @contextmanager
     def context(
         self, metadata: dict[str, Any], batch: ProbeBatch, execution: Execution, compiled: bool
     ) -> Iterator[None]:
-        """vLLM's forward context for the batch."""
-        with forward_context(
-            self._view.vllm_config,
+        """vLLM's forward context for the batch, without adapters and connectors."""
+        aside, config = self._adapters.aside(), self._view.vllm_config
+        with aside, without_connector(config), forward_context(
+            config,
             metadata,
             len(batch.positions),
             batch.slot_mapping(self._groups),
             None if self._buffers.is_padding is None else batch.is_padding,
             piecewise=execution is Execution.PIECEWISE,
             compiled=compiled,
-        ):
+        ):  # fmt: skip
             yield
 
 
-def _copy_rows(sources: Sequence[torch.Tensor], targets: Sequence[torch.Tensor], rows: int) -> None:
-    for source, target in zip(sources, targets, strict=True):
-        target[:rows].copy_(source[:rows])
+def _hidden(output: Any) -> torch.Tensor:
+    hidden = output[0] if isinstance(output, tuple) else output
+    assert isinstance(hidden, torch.Tensor)
+    return hidden

@@ -129,6 +129,7 @@ class Launcher:
         """Fill the batch; its attention metadata."""
         maybe_fail("prepare")
         self._batches.fill(prepared.batch, shape.context, draw)
+        self._forward.inputs.fill(prepared.batch)
         metadata = self._forward.metadata(prepared.batch, shape.context, for_capture=False)
         maybe_fail("forward")
         return metadata
@@ -152,7 +153,7 @@ class Launcher:
         35 cases 55 % or more (benchmarks/results/2026-11-24-h100, dense).
         """
         prepared.fresh = False
-        with self._forward.in_place(prepared.batch):
+        with self._forward.inputs.in_place(prepared.batch):
             for graph in (prepared.step_graph, prepared.head_graph, prepared.module_graph):
                 if graph is not None:
                     graph.replay()
@@ -162,8 +163,9 @@ class Launcher:
 
     def _run_step(self, prepared: PreparedShape, metadata: dict[str, Any]) -> StepMarks:
         # Moving inputs is no part of the step: it lies outside the marks.
-        with self._forward.in_place(prepared.batch):
+        with self._forward.inputs.in_place(prepared.batch):
             start = self._clock.mark()
+            self._forward.inputs.embed(prepared.batch)
             hidden = prepared.hidden
             if prepared.step_graph is not None:
                 prepared.step_graph.replay()
@@ -178,6 +180,10 @@ class Launcher:
             return StepMarks(start, after_forward, self._clock.mark())
 
     def _run_modules(self, prepared: PreparedShape, metadata: dict[str, Any]) -> ModuleMarks:
+        with self._forward.inputs.kept(prepared.batch):
+            return self._launch_modules(prepared, metadata)
+
+    def _launch_modules(self, prepared: PreparedShape, metadata: dict[str, Any]) -> ModuleMarks:
         if prepared.module_graph is not None:
             assert prepared.module_marks is not None
             prepared.module_graph.replay()

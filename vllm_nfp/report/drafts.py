@@ -17,8 +17,14 @@ class DraftRow:
 
     batch_size: int
     context: int
-    choices: tuple[ScheduleRow, ...]
-    """``recommend``'s, one for each acceptance."""
+    choices: tuple[ScheduleRow | None, ...]
+    """``recommend``'s, one for each acceptance; None where K takes more positions than are known
+    here."""
+
+    @property
+    def is_between(self) -> bool:
+        """Whether it comes from batch sizes around it that are far apart."""
+        return any(one is not None and one.basis == "between" for one in self.choices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +37,7 @@ class Drafts:
 
     def any_with(self, basis: str) -> bool:
         """Whether any choice has this basis; see :class:`ScheduleRow`."""
-        return any(choice.basis == basis for row in self.rows for choice in row.choices)
+        return any(c is not None and c.basis == basis for row in self.rows for c in row.choices)
 
 
 def drafts(profile: Profile, acceptances: Sequence[float]) -> Drafts:
@@ -44,11 +50,12 @@ def drafts(profile: Profile, acceptances: Sequence[float]) -> Drafts:
     except SourceError as error:
         return Drafts((), f"No draft lengths: {error}.")
     measured = {curve.batch_size for curve in source.curves}
+    chosen = [{(row.context, row.batch_size_first): row for row in one.rows} for one in found]
+    cells = sorted({cell for one in chosen for cell in one if cell[1] in measured})
     return Drafts(
         tuple(
-            DraftRow(choices[0].batch_size_first, choices[0].context, choices)
-            for choices in zip(*(one.rows for one in found), strict=True)
-            if choices[0].batch_size_first in measured
+            DraftRow(batch_size, context, tuple(one.get((context, batch_size)) for one in chosen))
+            for context, batch_size in cells
         ),
         "",
     )

@@ -50,6 +50,16 @@ def environment_facts(profile: Profile) -> Facts:
     return tuple((name, str(value)) for name, value in rows if value not in (None, "", 0))
 
 
+def timed_layers(profile: Profile) -> str:
+    """What of the model was timed, for the page's subtitle; empty if the profile does not say."""
+    layers = profile.model.num_layers
+    if not layers:
+        return ""
+    each = profile.probe.sampled_layers
+    alone = f"{each} of each kind timed alone" if each else "each timed alone"
+    return f"whole step of {layers} layers, {alone}"
+
+
 def run_facts(profile: Profile) -> Facts:
     """State, pairs and cost of the run, and the cells that were left out."""
     run = profile.run

@@ -13,11 +13,9 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from vllm_nfp.report.themed_svg import COLOR, SERIES, STYLE, themed_svg
+from vllm_nfp.report.themed_svg import COLOR, MARKERS, STYLE, themed_svg
 from vllm_nfp.types import Basis, Boundary, CurvePoint, Prediction
 
-MARKERS = ("o", "s", "D", "p", "h", "P")
-"""Without triangles and crosses, which mark predictions and the idle-compute rule."""
 PREDICTED_DASH = (0.0, (2.5, 2.0))
 """Dashes of what was not measured, in line widths."""
 HIGHEST_RATIO = 2.0
@@ -29,6 +27,8 @@ class Line:
     """Data of one batch size in a plot."""
 
     batch_size: int
+    look: int
+    """Number of its colour and marker, the same in each plot of a section."""
     curve: tuple[CurvePoint, ...]
     boundary: Boundary | None
     prediction: Prediction | None
@@ -73,14 +73,14 @@ def _draw_curves(axes: Any, lines: Sequence[Line], epsilon: float) -> None:
     axes.set_ylim(bottom, top)
     axes.axhspan(bottom, 1.0 + epsilon, color=COLOR["free"], alpha=0.13, linewidth=0)
     axes.axhline(1.0 + epsilon, color=COLOR["muted"], linewidth=0.9, linestyle=(0, (4, 3)))
-    for index, line in enumerate(lines):
-        _draw_curve(axes, line.curve, index)
+    for line in lines:
+        _draw_curve(axes, line.curve, line.look)
     axes.set_ylabel("t(N) / t(1)")
     axes.grid(visible=True, axis="y")
 
 
-def _draw_curve(axes: Any, curve: Sequence[CurvePoint], index: int) -> None:
-    color, marker = COLOR[f"series-{index % SERIES}"], MARKERS[index % len(MARKERS)]
+def _draw_curve(axes: Any, curve: Sequence[CurvePoint], look: int) -> None:
+    color, marker = COLOR[f"series-{look}"], MARKERS[look]
     steps = itertools.groupby(itertools.pairwise(curve), lambda step: _is_predicted(step[1]))
     for predicted, parts in steps:
         first, *_ = taken = list(parts)
@@ -117,9 +117,8 @@ def _points(axes: Any, rows: Sequence[CurvePoint], **style: Any) -> None:
 
 def _draw_boundaries(axes: Any, lines: Sequence[Line]) -> None:
     for index, line in enumerate(lines):
-        color = COLOR[f"series-{index % SERIES}"]
         if line.boundary is not None:
-            _draw_boundary(axes, line.boundary, index, color)
+            _draw_boundary(axes, line.boundary, index, line.look)
         if line.prediction is not None:
             _mark(axes, line.prediction.positions, index, "^", 6.5, COLOR["text"])
             _mark(axes, line.prediction.idle_compute_positions, index, "x", 6.0, COLOR["muted"])
@@ -130,7 +129,8 @@ def _draw_boundaries(axes: Any, lines: Sequence[Line]) -> None:
     axes.set_xlabel("positions per sequence, N")
 
 
-def _draw_boundary(axes: Any, row: Boundary, index: int, color: str) -> None:
+def _draw_boundary(axes: Any, row: Boundary, index: int, look: int) -> None:
+    color = COLOR[f"series-{look}"]
     bar = (
         {"linewidth": 1.4, "linestyle": PREDICTED_DASH}
         if _is_predicted(row)
@@ -138,7 +138,7 @@ def _draw_boundary(axes: Any, row: Boundary, index: int, color: str) -> None:
     )
     axes.plot([row.lower, row.upper], [index, index], color=color, **bar)
     axes.plot(
-        [row.positions], [index], marker=MARKERS[index % len(MARKERS)], markersize=6.0,
+        [row.positions], [index], marker=MARKERS[look], markersize=6.0,
         color=color,
         markerfacecolor=color if row.basis is Basis.MEASURED else COLOR["card"],
     )  # fmt: skip

@@ -45,6 +45,8 @@ class Section:
     name: str
     title: str
     text: str
+    legend: tuple[tuple[int, str], ...]
+    """(batch size, its line and marker as SVG)"""
     plots: tuple[tuple[str, str], ...]
     """(caption, SVG)"""
     rows: tuple[NfpRow, ...]
@@ -102,8 +104,38 @@ def _section(profile: Profile, module: str, epsilon: float) -> Section:
         for key in cells
         if key in boundaries
     )  # fmt: skip
-    plots = tuple(_plots(profile, module, keys, epsilon))
-    return Section(module, MODULE_NAMES[module], MODULE_TEXTS[module], plots, rows)
+    looks = _looks(keys)
+    return Section(
+        module,
+        MODULE_NAMES[module],
+        MODULE_TEXTS[module],
+        _legend(looks),
+        tuple(_plots(profile, module, keys, looks, epsilon)),
+        rows,
+    )
+
+
+def _looks(cells: Mapping[str, Sequence[Cell]]) -> tuple[dict[int, int], ...]:
+    """Colour and marker of each batch size, in one plot for as many as there are colours."""
+    from vllm_nfp.report.themed_svg import SERIES
+
+    batch_sizes = sorted({cell.batch_size for of in cells.values() for cell in of})
+    width = -(-len(batch_sizes) // -(-len(batch_sizes) // SERIES))
+    parts = (batch_sizes[first : first + width] for first in range(0, len(batch_sizes), width))
+    return tuple({batch_size: look for look, batch_size in enumerate(part)} for part in parts)
+
+
+def _legend(looks: Sequence[Mapping[int, int]]) -> tuple[tuple[int, str], ...]:
+    from markupsafe import Markup
+
+    from vllm_nfp.report.themed_svg import legend_mark
+
+    # Our own SVG, made from numbers only.
+    return tuple(
+        (batch_size, Markup(legend_mark(look)))
+        for part in looks
+        for batch_size, look in part.items()
+    )
 
 
 def times(profile: Profile) -> Iterable[tuple[str, Sequence[CurvePoint]]]:
@@ -151,28 +183,31 @@ def _know_no_context(
 
 
 def _plots(
-    profile: Profile, module: str, cells: Mapping[str, Sequence[Cell]], epsilon: float
+    profile: Profile,
+    module: str,
+    cells: Mapping[str, Sequence[Cell]],
+    looks: Sequence[Mapping[int, int]],
+    epsilon: float,
 ) -> Iterable[tuple[str, str]]:
     """(caption, SVG) of each context; of parts of the batch sizes where there are many."""
     from markupsafe import Markup
 
     from vllm_nfp.report.figures import Line, plot_cells
-    from vllm_nfp.report.themed_svg import SERIES
 
     curves, boundaries = profile.curves_by_cell(), _boundaries(profile, epsilon)
     predictions = _predictions(profile, epsilon)
-    batch_sizes = sorted({cell.batch_size for of in cells.values() for cell in of})
-    parts = -(-len(batch_sizes) // SERIES)
-    width = -(-len(batch_sizes) // parts)
-    for first in range(0, len(batch_sizes), width):
-        part = batch_sizes[first : first + width]
-        sizes = f", B = {part[0]} to {part[-1]}" if parts > 1 else ""
+    for part in looks:
+        first, last = min(part), max(part)
+        sizes = f", B = {first} to {last}" if len(looks) > 1 else ""
         for context, keys in cells.items():
             lines = [
-                Line(key.batch_size, curves[key], boundaries.get(key), predictions.get(key))
+                Line(
+                    key.batch_size, part[key.batch_size], curves[key], boundaries.get(key),
+                    predictions.get(key),
+                )
                 for key in keys
                 if key.batch_size in part
-            ]
+            ]  # fmt: skip
             if not lines:
                 continue
             tokens = "any context" if context == "any" else f"context {context} tokens"

@@ -11,7 +11,7 @@ from vllm_nfp import __version__
 from vllm_nfp.crossing import usual_epsilon
 from vllm_nfp.files import write_whole
 from vllm_nfp.report.drafts import drafts
-from vllm_nfp.report.facts import environment_facts, run_facts, settings_facts
+from vllm_nfp.report.facts import environment_facts, run_facts, settings_facts, timed_layers
 from vllm_nfp.report.layers import heat_maps
 from vllm_nfp.report.modules import matrix, sections, times
 from vllm_nfp.results.completeness import basis_counts, unfinished
@@ -62,6 +62,7 @@ def render(
         epsilon=epsilon,
         version=__version__,
         date=datetime.fromtimestamp(profile.environment.date_unix_seconds, UTC),
+        layers=timed_layers(profile),
         matrix=matrix(profile, epsilon),
         sections=sections(profile, epsilon),
         drafts=drafts(profile, acceptances),

@@ -11,7 +11,7 @@ from typing import Any
 
 from vllm_nfp.files import write_whole
 from vllm_nfp.principle.predict import CellPrediction
-from vllm_nfp.principle.prediction import Predictions
+from vllm_nfp.principle.predictions import Predictions
 from vllm_nfp.report.page import ReportError
 from vllm_nfp.text import printable
 from vllm_nfp.types import Module

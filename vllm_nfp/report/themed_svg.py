@@ -12,6 +12,24 @@ from matplotlib.figure import Figure
 
 SERIES = 6
 """Number of line colours."""
+MARKERS = ("o", "s", "D", "p", "h", "P")
+"""One for each colour; without triangles and crosses, which mark predictions and the roofline."""
+_MARKER_PATHS = (
+    "M11 6a4 4 0 1 0 8 0a4 4 0 1 0-8 0", "M11.5 2.5h7v7h-7z", "M15 1.2 19.8 6 15 10.8 10.2 6z",
+    "M15 1.5 19.3 4.6 17.6 9.6H12.4L10.7 4.6z", "M15 1.5 18.9 3.8V8.2L15 10.5 11.1 8.2V3.8z",
+    "M13.5 1.5h3v3h3v3h-3v3h-3v-3h-3v-3h3z",
+)  # fmt: skip
+"""The markers as SVG paths in a box of 30 by 12."""
+
+
+def legend_mark(look: int) -> str:
+    """A piece of line with its marker as an SVG element, for a legend."""
+    color = f"var(--series-{look})"
+    return (
+        f'<svg viewBox="0 0 30 12" aria-hidden="true"><path d="M2 6h26" stroke="{color}" '
+        f'stroke-width="1.6"/><path d="{_MARKER_PATHS[look]}" fill="{color}"/></svg>'
+    )
+
 
 # matplotlib cannot write CSS variables: each gets a placeholder colour, replaced afterwards.
 ROLES = ("text", "muted", "grid", "free", "card", *(f"series-{i}" for i in range(SERIES)))

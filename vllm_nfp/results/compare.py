@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from vllm_nfp.dataframe import to_dataframe
+from vllm_nfp.results.compare_settings import SUBJECTS, SettingChange, setting_changes
 from vllm_nfp.results.profile import Profile, ProfileError
 from vllm_nfp.types import Basis, Boundary, Cell, CurvePoint, Module
 
@@ -29,20 +30,9 @@ SCHEMA = 1
 CHANCE_SHARE = 0.006
 """Share of comparisons without any change whose 95 % intervals do not overlap, by chance."""
 
-_NOT_COMPARED = frozenset({"environment.date_unix_seconds"})
-
 
 class CompareError(ValueError):
     """The profiles cannot be compared; the message says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class SettingChange:
-    """One setting, version or number of the model that differs."""
-
-    name: str
-    before: str
-    after: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +87,12 @@ class Comparison:
     schema: int = SCHEMA
 
     @property
+    def different(self) -> tuple[tuple[str, SettingChange], ...]:
+        """What the profiles are of, where that differs: ("models", its change)."""
+        changes = {row.name: row for row in self.settings}
+        return tuple((noun, changes[name]) for name, noun in SUBJECTS.items() if name in changes)
+
+    @property
     def significant_nfp(self) -> tuple[NfpChange, ...]:
         """Boundaries that moved."""
         return tuple(row for row in self.nfp if row.significant)
@@ -137,7 +133,7 @@ def compare(before: Profile, after: Profile) -> Comparison:
             f"the second {_range(new)}; measure both with the same batch sizes and contexts"
         )
     return Comparison(
-        settings=tuple(_settings(before, after)),
+        settings=tuple(setting_changes(before, after)),
         nfp=tuple(_nfp(before, after, common)),
         times=tuple(_times(old, new, common)),
         only_before=tuple(_name(cell) for cell in old if cell not in new),
@@ -160,33 +156,6 @@ def _range(cells: Iterable[Cell]) -> str:
 
 def _name(cell: Cell) -> str:
     return f"{cell[0]} B={cell[1]} L={cell[2]}"
-
-
-def _settings(before: Profile, after: Profile) -> Iterable[SettingChange]:
-    old = {**_flat("environment", before.environment), **_flat("model", before.model),
-           **_flat("probe", before.probe)}  # fmt: skip
-    new = {**_flat("environment", after.environment), **_flat("model", after.model),
-           **_flat("probe", after.probe)}  # fmt: skip
-    for name, value in old.items():
-        if value != new[name] and name not in _NOT_COMPARED:
-            yield SettingChange(name, _text(value), _text(new[name]))
-
-
-def _flat(prefix: str, value: Any) -> dict[str, Any]:
-    """Fields of nested dataclasses by dotted name."""
-    found: dict[str, Any] = {}
-    for field in dataclasses.fields(value):
-        name, entry = f"{prefix}.{field.name}", getattr(value, field.name)
-        found.update(_flat(name, entry) if dataclasses.is_dataclass(entry) else {name: entry})
-    return found
-
-
-def _text(value: Any) -> str:
-    if value is None or value == "":
-        return "-"
-    if isinstance(value, tuple):
-        return ",".join(map(str, value)) or "-"
-    return str(value)
 
 
 def _nfp(before: Profile, after: Profile, common: Iterable[Cell]) -> Iterable[NfpChange]:

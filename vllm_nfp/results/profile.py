@@ -24,6 +24,7 @@ from vllm_nfp.config import (
 )
 from vllm_nfp.dataframe import to_dataframe
 from vllm_nfp.files import FileError, write_whole
+from vllm_nfp.results.notebook import html_table
 from vllm_nfp.results.snapshot import ENGINE_INDEX, Snapshot
 from vllm_nfp.strict_json import JsonObject, encode, read_object
 from vllm_nfp.types import (
@@ -48,14 +49,14 @@ MAX_FILE_BYTES = 64 << 20
 
 Table = Literal["boundaries", "curves", "predictions", "layer_times"]
 
-_DAMAGED = "it is no profile as vllm-nfp writes it: give another file, or measure again"
+_DAMAGED = "it is not a profile of vllm-nfp: give another file, or measure again"
 
 
 class ProfileError(ValueError):
     """A profile that cannot be used; the message is one sentence that names file and field."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Profile:
     """One engine's results and what they were measured on.
 
@@ -94,6 +95,15 @@ class Profile:
         for cell, points in self.curves_by_cell().items():
             if points[0].positions != 1:
                 raise ValueError(f"the curve of {_describe(cell)} lacks its point at N = 1")
+
+    def __repr__(self) -> str:
+        return (
+            f"Profile({self.model.name} on {self.environment.device.name}: {len(self.curves)} "
+            f"points, {len(self.boundaries)} boundaries)"
+        )
+
+    def _repr_html_(self) -> str:
+        return html_table(self)
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -216,7 +226,7 @@ def load_profile(path: Path | str) -> Profile:
     except ProfileError:
         raise
     except ValueError as error:
-        raise ProfileError(f"{str(path)!r} is no path of a file: {error}") from None
+        raise ProfileError(f"{str(path)!r} is not a file path: {error}") from None
 
 
 def _check_kind(found: JsonObject) -> None:

@@ -1,47 +1,26 @@
-"""Reads a server's /metrics and lays out what the probe says there."""
+"""Lays out what the probe says in a scrape's text."""
 
 from __future__ import annotations
 
-import http.client
 import math
 import re
-import time
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import StringIO
 
-from vllm_nfp.config import MOST_BATCH_SIZES, MOST_CONTEXTS, MOST_EPSILONS, MOST_POSITION_COUNTS
-from vllm_nfp.text import printable
+from vllm_nfp.results.exposition import check_samples, samples_in
+from vllm_nfp.results.fetching import ScrapeError, deadline
 from vllm_nfp.types import Basis
-from vllm_nfp.web import UrlError, metrics_address, open_url
 
-TIMEOUT_SECONDS = 10.0
-"""Longest wait for a part of an answer."""
-LIMIT_IN_TIMEOUTS = 3
-"""Reading all of an answer and its metrics takes at most so many timeouts."""
-MAX_BYTES = 64 << 20
-"""Largest answer, unpacked."""
-MOST_LINE_CHARACTERS = 1 << 16
-"""Longest line of metrics: ten labels of the longest that this package writes
-(:data:`vllm_nfp.text.MOST_LABEL`) and more. The parser's time grows with the square of a line."""
 MOST_ENGINES = 1024
 MOST_ROWS = 1 << 16
 """As in the hand-over file of an engine (:data:`vllm_nfp.results.snapshot.MOST_ROWS`)."""
 MOST_DRAWN_ROWS = 4096
 """Estimates that a table for people holds; drawing one takes about a millisecond."""
-LARGEST_VALUE = 1e300
-_GZIP, _GZIP_BITS = b"\x1f\x8b", 31
-"""How gzip data begin (RFC 1952), and what zlib calls them."""
 _COUNT = re.compile("[0-9]{1,10}")
 
 Samples = Mapping[str, Sequence[tuple[Mapping[str, str], float]]]
 """Name of a metric -> its samples, as labels and value."""
-
-
-class ScrapeError(RuntimeError):
-    """The server's metrics could not be used; the message says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -88,94 +67,6 @@ class Scrape:
     statuses: tuple[Status, ...]
 
 
-class _UnpackError(OSError):
-    """An answer that is packed in a way, or so, that it cannot be unpacked."""
-
-
-def deadline(timeout_seconds: float = TIMEOUT_SECONDS) -> float:
-    """By when a reading that begins now has to end, as ``time.monotonic`` counts seconds."""
-    return time.monotonic() + LIMIT_IN_TIMEOUTS * timeout_seconds
-
-
-def fetch(url: str, timeout_seconds: float = TIMEOUT_SECONDS) -> str:
-    """The text of ``url``/metrics.
-
-    Raises:
-        ScrapeError: if the server does not answer, or with nothing that can be read.
-    """
-    try:
-        address = metrics_address(url)
-    except UrlError as error:
-        raise ScrapeError(str(error)) from None
-    try:
-        raw = get(address, timeout_seconds, MAX_BYTES + 1)
-    except _UnpackError as error:
-        raise ScrapeError(f"{address} cannot be read: {error}; is it a vLLM server?") from None
-    except OSError as error:
-        # The server may have had a say in what went wrong.
-        why = printable(f"{error}")[:200]
-        raise ScrapeError(f"{address} cannot be read ({why}): is the server up?") from None
-    if len(raw) > MAX_BYTES:
-        raise ScrapeError(f"{address} is larger than {MAX_BYTES} bytes: is it a vLLM server?")
-    return raw.decode("utf-8", errors="replace")
-
-
-def get(address: str, timeout_seconds: float, most_bytes: int) -> bytes:
-    """The first ``most_bytes`` of what an address answers, unpacked if it is gzip data.
-
-    Args:
-        timeout_seconds: longest wait for a part of the answer; three times that for all of it.
-
-    Raises:
-        OSError: whatever goes wrong, a late end included.
-    """
-    limit = LIMIT_IN_TIMEOUTS * timeout_seconds
-    end = deadline(timeout_seconds)
-    received = bytearray()
-    try:
-        with open_url(address, timeout_seconds, end) as answer:
-            encoding = answer.headers.get("Content-Encoding", "")
-            while len(received) < most_bytes:
-                # The timeout holds for one packet: a server that drips would never reach it.
-                if time.monotonic() > end:
-                    raise TimeoutError(f"it did not end within {limit:g} s")
-                part = answer.read1(min(1 << 16, most_bytes - len(received)))
-                if not part:
-                    break
-                received += part
-    except (http.client.HTTPException, ValueError) as error:
-        raise OSError(f"{type(error).__name__}: {error}") from None
-    return _unpacked(bytes(received), encoding, most_bytes, end)
-
-
-def _unpacked(raw: bytes, encoding: str, most_bytes: int, end: float) -> bytes:
-    """What was packed, up to ``most_bytes`` of it.
-
-    We ask for no packing; a server or a proxy may pack all the same, and not say so.
-
-    Raises:
-        _UnpackError: for another packing than gzip, and for gzip data that are not whole.
-    """
-    named = encoding.strip().lower()
-    if named not in ("", "identity", "gzip", "x-gzip"):
-        raise _UnpackError(f"it is packed as {printable(encoding)!r:.60}, not as gzip")
-    if "gzip" not in named and not raw.startswith(_GZIP):
-        return raw
-    found = bytearray()
-    while raw and len(found) < most_bytes:
-        if time.monotonic() > end:
-            raise _UnpackError("unpacking its gzip data took too long")
-        member = zlib.decompressobj(_GZIP_BITS)
-        try:
-            found += member.decompress(raw, most_bytes - len(found))
-        except zlib.error:
-            raise _UnpackError("its gzip data are damaged") from None
-        if not member.eof and len(found) < most_bytes:
-            raise _UnpackError("its gzip data end too early")
-        raw = member.unused_data
-    return bytes(found)
-
-
 def parse(text: str, end: float | None = None) -> Scrape:
     """The probe's metrics in a scrape's text.
 
@@ -209,89 +100,26 @@ def find_samples(text: str, names: Iterable[str], end: float | None = None) -> S
     """The samples of these names and the probe's, of a server that may have no probe.
 
     Args:
-        end: by when it has to be done, see :func:`deadline`; None: as if fetching began now.
+        end: by when it has to be done, see :func:`vllm_nfp.results.fetching.deadline`; None: as if
+            fetching began now.
 
     Raises:
         ScrapeError: if the text is no Prometheus exposition, cannot be read in time, or holds more
             batch sizes, contexts, tolerances or counts of positions than settings allow.
     """
-    from prometheus_client.parser import text_fd_to_metric_families  # most imports do without
-
     others = frozenset(names)
     samples: dict[str, list[tuple[Mapping[str, str], float]]] = {}
-    lines = _lines_in_time(text, deadline() if end is None else end)
-    try:
-        for family in text_fd_to_metric_families(lines):  # type: ignore[arg-type]  # it iterates
-            for sample in family.samples:
-                # NaN: a series that is gone, where vLLM itself carries the metrics.
-                ours = sample.name.startswith("vllm_nfp_") and not math.isnan(sample.value)
-                if ours or sample.name in others:
-                    samples.setdefault(sample.name, []).append((sample.labels, sample.value))
-    except ScrapeError:
-        raise
-    except Exception as error:  # whatever the parser meets: it is written for its own output
-        raise ScrapeError(
-            f"the metrics are not in Prometheus' text format: {_quoted(error, text)}"
-        ) from None
-    strange = [name for name, found in samples.items() if not all(map(_is_finite, found))]
-    if strange:
-        raise ScrapeError(f"the server's {strange[0]} is not a finite number")
-    _check_grid(samples)
+    for sample in samples_in(text, deadline() if end is None else end, others):
+        # NaN: a series that is gone, where vLLM itself carries the metrics.
+        ours = sample.name.startswith("vllm_nfp_") and not _is_nan(sample.value)
+        if ours or sample.name in others:
+            samples.setdefault(sample.name, []).append((sample.labels, sample.value))
+    check_samples(samples)
     return samples
 
 
-def _lines_in_time(text: str, end: float) -> Iterator[str]:
-    """The lines of a text.
-
-    Raises:
-        ScrapeError: where they are still asked for after ``end``, or one is too long.
-    """
-    for line in StringIO(text):
-        if time.monotonic() > end:
-            raise ScrapeError(
-                f"the metrics are too large to be read in time ({len(text) >> 20} MiB): is it a "
-                f"vLLM server?"
-            )
-        if len(line) > MOST_LINE_CHARACTERS:
-            raise ScrapeError(
-                f"the metrics hold a line of more than {MOST_LINE_CHARACTERS} characters: is it a "
-                f"vLLM server?"
-            )
-        yield line
-
-
-def _quoted(error: Exception, text: str) -> str:
-    """An error of the parser, which quotes the server; bytes that are no text are not shown."""
-    told = f"{error}"
-    # Of such bytes it may quote a part that looks like text.
-    if "\ufffd" in text or not all(sign.isprintable() or sign.isspace() for sign in told):
-        return "they hold bytes that are no text"
-    return f"{error!r:.200}"
-
-
-_GRID = {
-    "batch_size": MOST_BATCH_SIZES,
-    "context": MOST_CONTEXTS,
-    "epsilon": MOST_EPSILONS,
-    "positions": MOST_POSITION_COUNTS,
-}
-"""Labels that settings bound, and how many values they allow."""
-
-
-def _check_grid(samples: Samples) -> None:
-    """No more than a probe may measure, so that showing it and choosing by it stay quick."""
-    for name in ("vllm_nfp_positions", "vllm_nfp_module_latency_seconds"):
-        found = samples.get(name, ())
-        for label, most in _GRID.items():
-            if len({labels.get(label) for labels, _ in found}) > most:
-                raise ScrapeError(
-                    f"the server's {name} has more than {most} values of {label}, which no "
-                    f"settings allow: is it a server with this vllm-nfp?"
-                )
-
-
-def _is_finite(sample: tuple[Mapping[str, str], float]) -> bool:
-    return abs(sample[1]) < LARGEST_VALUE  # which NaN is not; an integer may be beyond all floats
+def _is_nan(value: float) -> bool:
+    return isinstance(value, float) and math.isnan(value)  # an integer may be beyond all floats
 
 
 def scrape_of(samples: Samples) -> Scrape:

@@ -24,6 +24,7 @@ from vllm_nfp.types import (
     LayerLatency,
     LiveStep,
     Prediction,
+    ServerInfo,
     State,
     StepLatency,
 )
@@ -75,6 +76,8 @@ class Snapshot:
     reason: str = ""
     """Why the probe is disabled or passive; empty otherwise."""
     runner: str = ""
+    server: ServerInfo | None = None
+    """Device, types and versions; None before the start has found them."""
     updated_unix_seconds: float = 0.0
     updated_monotonic_seconds: float = 0.0
     """Of the host's monotonic clock, which all its processes share: tells the age whatever the wall

@@ -10,6 +10,7 @@ import torch
 
 from vllm_nfp.adapter import ranks
 from vllm_nfp.adapter.ranks import Ranks
+from vllm_nfp.adapter.steps import text_of
 from vllm_nfp.probe.engine import ProbeEngine
 from vllm_nfp.schedule.consent import Consent, OwnConsent
 from vllm_nfp.session.started import PublishingError, Started, follows
@@ -82,5 +83,4 @@ def keep_prompts(engine: ProbeEngine | None, scheduler_output: Any) -> None:
         return
     with torch.inference_mode():  # as the engine's tensors were made
         for request in new:
-            if request.prompt_token_ids:
-                engine.tokens.add(request.prompt_token_ids[:MOST_PROMPT_TOKENS])
+            engine.tokens.add(text_of(request, MOST_PROMPT_TOKENS))

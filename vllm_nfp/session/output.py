@@ -26,7 +26,7 @@ LONGEST_WRITE_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What results in the output folder were measured on, and with which settings."""
+    """What results in the output directory were measured on, and with which settings."""
 
     environment: Environment
     model: ModelDescription
@@ -34,7 +34,7 @@ class Measured:
 
 
 class Output:
-    """Writes to the run folder, from where /metrics reads, and to the output folder.
+    """Writes to the run folder, from where /metrics reads, and to the output directory.
 
     A full disk is no fault: the old results stay, and /metrics shows their age.
 
@@ -56,7 +56,7 @@ class Output:
 
     @property
     def keeps(self) -> bool:
-        """Whether there is an output folder, and thus a profile."""
+        """Whether there is an output directory, and thus a profile."""
         return self._output_dir is not None
 
     def silence(self) -> None:
@@ -81,7 +81,7 @@ class Output:
             self._log.add(result)
 
     def write(self, snapshot: Snapshot) -> None:
-        """Hand results to /metrics, and put them into the output folder."""
+        """Hand results to /metrics, and put them into the output directory."""
         if self._silent:
             return
         with self._turn_of(snapshot) as granted:

@@ -81,7 +81,8 @@ def open_publication(
         measured = Measured(environment, model, config)
         output.open(identity.engine, measured)
     known = knowledge_of(worker, view, measured, capture_sizes, modules)
-    identity = replace(identity, prior=known.kind, prior_reason=known.reason)
+    server = describe_environment(worker.vllm_config).server
+    identity = replace(identity, server=server, prior=known.kind, prior_reason=known.reason)
     shapes = {"shapes_kept": len(table.shapes)} if config.wanted_samples else {}
     surface = CostSurface(
         known.prior, known.hyper, known.warm, config.max_samples, config.min_samples, **shapes

@@ -23,6 +23,7 @@ from vllm_nfp.results.snapshot import Snapshot
 from vllm_nfp.schedule.agenda import NO_AGENDA, Agenda
 from vllm_nfp.schedule.counters import Counters
 from vllm_nfp.session.agenda_maker import AgendaMaker
+from vllm_nfp.session.announcement import announce
 from vllm_nfp.session.output import Output
 from vllm_nfp.timing import StepTimes
 from vllm_nfp.types import PairResult, Shape, State
@@ -68,6 +69,7 @@ class Publisher:
         self._sent_version = 0
         self._progress_at = self._kept_at = -math.inf
         self._kept_state: State | None = None
+        self._announced = False
         self._results = results
         self._maker = AgendaMaker(config, results)
         self._traffic = Traffic()
@@ -170,6 +172,9 @@ class Publisher:
         snapshot = self.snapshot()
         self._output.write(snapshot)
         self._keep_sometimes(snapshot)
+        if not self._announced and self._results.findings.pairs:
+            self._announced = True
+            announce(snapshot)
 
     def _send_changed_curves(self) -> None:
         version = self._results.model_version

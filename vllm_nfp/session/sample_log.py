@@ -1,4 +1,4 @@
-"""The log of raw samples in the output folder: one JSON line for each pair."""
+"""The log of raw samples in the output directory: one JSON line for each pair."""
 
 from __future__ import annotations
 

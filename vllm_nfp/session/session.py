@@ -121,7 +121,7 @@ class Session:
             expected: the reason is a setting or feature, known at the start, and no fault.
         """
         log = logger.warning if expected else logger.error
-        log("vllm-nfp: the probe is disabled: %s; the server goes on without it", reason)
+        log("vllm-nfp: the probe is disabled: %s; the server continues without it", reason)
         started, self._started = self._started, None
         identity = replace(self._identity, startup_seconds=self._worker.cost.seconds)
         end(started, identity, reason, self._output, self._unhook)

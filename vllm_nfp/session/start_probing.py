@@ -177,8 +177,7 @@ def _follow(engine: ProbeEngine, agreement: Agreement) -> None:
 def _log_start(worker: Worker, engine: ProbeEngine, identity: Snapshot, cells: int) -> None:
     logger.info(
         "vllm-nfp: probe active on the %s runner: at most %g %% of GPU time and %g %% of steps; "
-        "%d cells; %d of %d layers timed; startup +%.1f s; %.0f MiB of GPU memory%s. "
-        "See: vllm-nfp table http://HOST:PORT",
+        "%d cells; %d of %d layers timed; startup +%.1f s; %.0f MiB of GPU memory%s",
         identity.runner,
         100 * worker.config.overhead_budget,
         100 * worker.config.delayed_steps,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 TIMEOUT_SECONDS = 120.0
@@ -22,8 +23,9 @@ def complete(
     Raises:
         OSError: if the server cannot be reached or refuses the request (URLError).
     """
+    kind = "chat/completions" if "messages" in body else "completions"
     request = urllib.request.Request(
-        f"{url}/v1/completions",
+        f"{url}/v1/{kind}",
         json.dumps(body).encode(),
         {"Content-Type": "application/json", **(headers or {})},
     )
@@ -41,15 +43,23 @@ class Load:
         senders: requests in flight.
         prompt_tokens: length of a prompt; its tokens are random.
         vocab_size: token ids are below this.
+        texts: what chat requests ask, in turn; empty: prompts are random tokens.
     """
 
     def __init__(
-        self, url: str, model: str, senders: int, prompt_tokens: int, vocab_size: int
+        self,
+        url: str,
+        model: str,
+        senders: int,
+        prompt_tokens: int = 0,
+        vocab_size: int = 0,
+        texts: Sequence[str] = (),
     ) -> None:
         self._url = url
         self._model = model
         self._prompt_tokens = prompt_tokens
         self._vocab_size = vocab_size
+        self._texts = texts
         self._stop = threading.Event()
         self.answered = 0
         self.errors: list[str] = []
@@ -72,15 +82,22 @@ class Load:
         """End :meth:`run` early; it returns when the requests in flight are answered."""
         self._stop.set()
 
+    def _prompt(self, rng: random.Random, number: int) -> dict[str, Any]:
+        if self._texts:
+            asked = self._texts[number % len(self._texts)]
+            return {"messages": [{"role": "user", "content": asked}], "max_tokens": 128}
+        tokens = [rng.randrange(2, self._vocab_size) for _ in range(self._prompt_tokens)]
+        return {"prompt": tokens, "max_tokens": 64, "ignore_eos": True}
+
     def _send(self, seed: int) -> None:
         rng = random.Random(seed)
-        while not self._stop.is_set() and not self.errors:
+        for number in itertools.count(seed):
+            if self._stop.is_set() or self.errors:
+                return
             body = {
                 "model": self._model,
-                "prompt": [rng.randrange(2, self._vocab_size) for _ in range(self._prompt_tokens)],
-                "max_tokens": 64,
+                **self._prompt(rng, number),
                 "temperature": 0,
-                "ignore_eos": True,
             }
             try:
                 complete(self._url, body)

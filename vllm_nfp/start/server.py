@@ -18,16 +18,17 @@ START_SECONDS = 600.0
 """Longest start of a server."""
 
 
-def serve_command(model: Path, port: int, *flags: str) -> list[str]:
+def serve_command(model: Path, port: int, *flags: str, tokenizer: bool = False) -> list[str]:
     """The command line of a server, as a user would type it.
 
-    The tokenizer is left out: prompts are token ids.
+    Args:
+        tokenizer: load it; without it prompts are token ids.
 
     Raises:
         ProcessError: if there is no ``vllm`` command.
     """
     return [
-        vllm_program(), "serve", str(model), "--skip-tokenizer-init",
+        vllm_program(), "serve", str(model), *(() if tokenizer else ("--skip-tokenizer-init",)),
         "--host", "127.0.0.1", "--port", str(port), *flags,
     ]  # fmt: skip
 

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from vllm_nfp.give_way import give_way
 from vllm_nfp.principle.graphs import padded_tokens
 from vllm_nfp.principle.hardware_file import Target
+from vllm_nfp.principle.serving import Serving
 from vllm_nfp.principle.shape import ModelShape
-from vllm_nfp.principle.step import Serving, Step
+from vllm_nfp.principle.step import Step
 from vllm_nfp.types import Module
 
 FloatArray: TypeAlias = NDArray[np.float64]

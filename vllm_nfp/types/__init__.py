@@ -15,7 +15,14 @@ from vllm_nfp.types.results import (
     State,
     StepLatency,
 )
-from vllm_nfp.types.setup import Device, Environment, ModelDescription, ProbeRun, ProbeSettings
+from vllm_nfp.types.setup import (
+    Device,
+    Environment,
+    ModelDescription,
+    ProbeRun,
+    ProbeSettings,
+    ServerInfo,
+)
 from vllm_nfp.types.shapes import Cell, CellKey, Module, Shape, cell_name, reading_order
 from vllm_nfp.types.steps import (
     EngineStep,
@@ -46,6 +53,7 @@ __all__ = [
     "ProbeRun",
     "ProbeSettings",
     "RefusedForNowError",
+    "ServerInfo",
     "Shape",
     "ShapeRefusedError",
     "State",

@@ -30,6 +30,20 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """What tells the servers of a fleet apart."""
+
+    device: str
+    """Name of the GPU, or of the processor where there is none."""
+    dtype: str
+    quantization: str
+    """Empty where weights are not quantized."""
+    tensor_parallel_size: int
+    vllm: str
+    vllm_nfp: str
+
+
+@dataclass(frozen=True, slots=True)
 class Environment:
     """Versions and settings that shape a step."""
 
@@ -55,10 +69,22 @@ class Environment:
     num_kv_blocks: int = 0
     block_size: int = 0
 
+    @property
+    def server(self) -> ServerInfo:
+        """The part that tells servers apart."""
+        return ServerInfo(
+            self.device.name,
+            self.dtype,
+            self.quantization or "",
+            self.tensor_parallel_size,
+            self.vllm,
+            self.vllm_nfp,
+        )
+
     def __post_init__(self) -> None:
         # Later than year 9999 no calendar has a date for it.
         if not 0.0 <= self.date_unix_seconds < 2.5e11:
-            raise ValueError(f"date_unix_seconds {self.date_unix_seconds:g} is no date")
+            raise ValueError(f"date_unix_seconds {self.date_unix_seconds:g} is not a date")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +103,8 @@ class ModelDescription:
     num_experts: int | None = None
     experts_per_token: int | None = None
     moe_intermediate_size: int | None = None
+    whole_num_layers: int | None = None
+    """Layers of the model's own config.json, where the server was told to load fewer; else None."""
 
 
 @dataclass(frozen=True, slots=True)

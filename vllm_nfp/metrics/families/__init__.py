@@ -11,40 +11,42 @@ from collections.abc import Iterable, Iterator
 
 from prometheus_client.core import Metric
 
-from vllm_nfp.draft.demand import FREE
 from vllm_nfp.metrics.families.boundaries import boundaries
 from vllm_nfp.metrics.families.curves import CurvesOf, curves, layers, step_curves, step_ratios
+from vllm_nfp.metrics.families.gain import RunningOf, gains
 from vllm_nfp.metrics.families.overhead import costs, probing
 from vllm_nfp.metrics.families.predictions import predictions
 from vllm_nfp.metrics.families.recommendation import (
-    AcceptanceOf,
-    CostOf,
+    DemandOf,
     live_curves,
     live_ratios,
     recommended,
 )
-from vllm_nfp.metrics.families.state import ages, states, surface
+from vllm_nfp.metrics.families.state import ages, servers, states, surface
 from vllm_nfp.metrics.families.steps import live, steps
 from vllm_nfp.results.snapshot import Snapshot
 
 
 def families_of(
     snapshots: Iterable[Snapshot],
-    acceptance_of: AcceptanceOf = lambda _: None,
-    cost_of: CostOf = lambda _: FREE,
+    demand_of: DemandOf = lambda _: None,
+    running_of: RunningOf = lambda _: None,
 ) -> Iterator[Metric]:
     """The metric families for the given engines.
 
     Args:
-        acceptance_of: of the drafts of an engine; where it is None no length is recommended.
-        cost_of: of the drafts of an engine; where it is None no length is recommended either.
+        demand_of: acceptance and cost of the drafts of an engine; where it is None no length is
+            recommended.
+        running_of: the draft length that an engine runs.
     """
     engines = list(snapshots)
     measured = step_curves(engines)
     at_live = live_curves(engines)
     yield from of_files(engines, measured, at_live)
     yield from ages(engines)
-    yield from recommended(engines, measured, at_live, acceptance_of, cost_of)
+    lengths = list(recommended(engines, measured, at_live, demand_of))
+    yield from lengths
+    yield from gains(engines, at_live, lengths, demand_of, running_of)
 
 
 def of_files(
@@ -68,6 +70,7 @@ def of_files(
     yield from layers(engines)
     yield from probing(engines)
     yield from states([*engines, *lost])
+    yield from servers(engines)
     yield from surface(engines)
     yield from costs(engines)
     yield from steps(engines)

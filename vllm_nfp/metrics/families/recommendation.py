@@ -7,66 +7,78 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from vllm_nfp.draft.acceptance import Acceptance
+from vllm_nfp.draft.acceptance import constant
 from vllm_nfp.draft.curve import StepCurve
-from vllm_nfp.draft.demand import FREE, Demand, DraftCost
-from vllm_nfp.draft.schedule import best_length
+from vllm_nfp.draft.demand import Demand
+from vllm_nfp.draft.rows import RowBasis, Schedule, ScheduleRow, weakest_of
+from vllm_nfp.draft.schedule import length_at, make_schedule
 from vllm_nfp.draft.server import LIVE_RATIO, LIVE_SECONDS
 from vllm_nfp.draft.server_drafts import (
+    CONTROL_LENGTH,
     COUNTERS,
     DRAFT_CONTROL,
     DRAFT_SECONDS,
     live_acceptance,
     live_drafting,
+    settled_length,
+)
+from vllm_nfp.draft.server_steps import (
+    INTER_TOKEN_COUNT,
+    INTER_TOKEN_SUM,
+    STEP_SECONDS,
+    STEPS,
+    host_seconds,
 )
 from vllm_nfp.draft.sources import SourceError, curves_of_rows
-from vllm_nfp.metrics.families.curves import CurvesOf, step_curves
+from vllm_nfp.metrics.families.curves import CurvesOf
 from vllm_nfp.metrics.families.labels import ENGINE, engine_labels
 from vllm_nfp.results.snapshot import Snapshot
-from vllm_nfp.types import Basis, State
+from vllm_nfp.types import State
 
 SIZE = [*ENGINE, "batch_size"]
-AcceptanceOf = Callable[[str], Acceptance | None]
-"""The acceptance of an engine's drafts; None: not known."""
-CostOf = Callable[[str], DraftCost | None]
-"""What an engine's drafts cost; None: not known."""
+DemandOf = Callable[[str], Demand | None]
+"""What an engine's draft lengths are chosen for; None: acceptance or cost is not known."""
+SettledOf = Callable[[str, int, int], int | None]
+"""The length that an engine's draft control has settled on, of engine, batch size and context."""
 
 
 def recommended(
     engines: list[Snapshot],
     curves: CurvesOf,
     live: CurvesOf,
-    acceptance_of: AcceptanceOf,
-    cost_of: CostOf,
+    demand_of: DemandOf,
+    settled: SettledOf = lambda *_: None,
 ) -> Iterator[Metric]:
     """Draft lengths of the engines whose acceptance and cost are known.
 
     Args:
         curves: the reported table.
         live: see :func:`live_curves`.
+        settled: what an engine's draft control has settled on by real steps.
     """
     at_size = _WithBasis(
         "vllm_nfp_recommended_draft_length",
         "vllm_nfp_recommended_draft_length_basis",
-        "Draft length of vllm-nfp recommend at the context of live traffic.",
+        "Draft length of vllm-nfp recommend by batch size, the same in all contexts.",
         SIZE,
     )
     now = _WithBasis(
         "vllm_nfp_live_recommended_draft_length",
         "vllm_nfp_live_recommended_draft_length_basis",
-        "The same at the batch size of live traffic.",
+        "Draft length recommended at the batch size and context of live traffic.",
         ENGINE,
     )
     for snapshot in engines:
-        acceptance, cost = acceptance_of(snapshot.engine), cost_of(snapshot.engine)
-        if acceptance is None or cost is None:
+        demand = demand_of(snapshot.engine)
+        if demand is None:
             continue
-        demand, of = Demand(acceptance, cost), engine_labels(snapshot)
-        lengths = _lengths(snapshot, curves[snapshot.engine], live[snapshot.engine], demand)
-        for batch_size, (length, basis) in lengths.items():
+        of, known = engine_labels(snapshot), curves[snapshot.engine]
+        schedule = make_schedule(known, demand, whole=True) if known else None
+        for batch_size, (length, basis) in _lengths(schedule).items():
             at_size.add([*of, str(batch_size)], length, basis)
         for curve in _at_live(snapshot, live[snapshot.engine]):
-            now.add(of, *_length(curve, demand))
+            measured = settled(snapshot.engine, curve.batch_size, curve.context)
+            now.add(of, *length_at(curve, demand, schedule, measured))
     yield from (*at_size.families, *now.families)
 
 
@@ -111,20 +123,6 @@ def live_curves(engines: Iterable[Snapshot]) -> CurvesOf:
     return found
 
 
-def recommended_draft_lengths(
-    snapshot: Snapshot, acceptance: Acceptance, cost: DraftCost = FREE
-) -> dict[int, int]:
-    """What ``recommend`` gives by reported batch size, at the context of the last step.
-
-    Where the snapshot has no curves of that context, the nearest reported one counts; without a
-    step the smallest. As there, no length exceeds the number of
-    drafts whose acceptance is known.
-    """
-    curves, live = (of([snapshot])[snapshot.engine] for of in (step_curves, live_curves))
-    lengths = _lengths(snapshot, curves, live, Demand(acceptance, cost))
-    return {batch_size: length for batch_size, (length, _) in lengths.items()}
-
-
 class _WithBasis:
     """A number, and 1 for what it rests on."""
 
@@ -137,7 +135,7 @@ class _WithBasis:
         )
         self.families = (self._value, self._basis)
 
-    def add(self, labels: Sequence[str], value: float, basis: Basis) -> None:
+    def add(self, labels: Sequence[str], value: float, basis: RowBasis) -> None:
         self._value.add_metric(labels, value)
         self._basis.add_metric([*labels, str(basis)], 1)
 
@@ -149,28 +147,19 @@ def _at_live(snapshot: Snapshot, live: Sequence[StepCurve]) -> list[StepCurve]:
     return [curve for curve in live if curve.batch_size == snapshot.live.batch_size]
 
 
-def _lengths(
-    snapshot: Snapshot, curves: Sequence[StepCurve], live: Sequence[StepCurve], demand: Demand
-) -> dict[int, tuple[int, Basis]]:
-    """Draft length and its basis by reported batch size."""
-    if not curves:
-        return {}
-    now = 0 if snapshot.live is None else snapshot.live.context
-    nearest = min({curve.context for curve in curves}, key=lambda c: (abs(c - now), c))
-    reported = {curve.batch_size for curve in curves}
+def _lengths(schedule: Schedule | None) -> dict[int, tuple[int, RowBasis]]:
+    """Draft length and the weakest basis of its rows, by reported batch size."""
+    found: dict[int, list[ScheduleRow]] = {}
+    for row in () if schedule is None else schedule.rows:
+        if not row.between:
+            found.setdefault(row.batch_size_first, []).append(row)
     return {
-        curve.batch_size: _length(curve, demand)
-        for curve in live or [curve for curve in curves if curve.context == nearest]
-        if curve.batch_size in reported
+        batch_size: (rows[0].draft_length, weakest_of(row.basis for row in rows))
+        for batch_size, rows in found.items()
     }
 
 
-def _length(curve: StepCurve, demand: Demand) -> tuple[int, Basis]:
-    length = best_length(curve, demand)
-    return length, curve.basis(length + 1)
-
-
-def _samples_of(
+def samples_of(
     metrics: Iterable[Metric], names: Collection[str]
 ) -> dict[str, list[tuple[Mapping[str, str], float]]]:
     """The samples with these names, as a scrape has them."""
@@ -182,25 +171,39 @@ def _samples_of(
     return samples
 
 
-def told_cost(metrics: Iterable[Metric]) -> CostOf:
-    """Cost of drafts by engine, from the controllers' metrics; free without a controller."""
-    samples = _samples_of(metrics, (DRAFT_SECONDS, DRAFT_CONTROL))
+def told_demand(
+    controls: Iterable[Metric], others: Iterable[Metric], given: float | None = None
+) -> DemandOf:
+    """What lengths are chosen for by engine; None where acceptance or cost is not known.
 
-    def cost_of(engine: str) -> DraftCost | None:
-        drafting = live_drafting(samples, engine)
-        return drafting.cost(drafting.method)
+    Args:
+        controls: the controllers' metrics. Without a controller drafts are free.
+        others: vLLM's own metrics.
+        given: acceptance by the settings, in place of what was counted.
+    """
+    told = samples_of(controls, (DRAFT_SECONDS, DRAFT_CONTROL))
+    counted = samples_of(
+        others, (*COUNTERS, INTER_TOKEN_SUM, INTER_TOKEN_COUNT, STEP_SECONDS, STEPS)
+    )
 
-    return cost_of
-
-
-def counted_acceptance(metrics: Iterable[Metric]) -> AcceptanceOf:
-    """Acceptance by engine, from vLLM's counters among the metrics."""
-    samples = _samples_of(metrics, COUNTERS)
-
-    def acceptance_of(engine: str) -> Acceptance | None:
+    def demand_of(engine: str) -> Demand | None:
+        drafting = live_drafting(told, engine)
+        cost = drafting.cost(drafting.method)
+        if cost is None:
+            return None
+        host = host_seconds(counted, engine)
+        if given is not None:
+            return Demand(constant(given), cost, host_seconds=host)
         try:
-            return live_acceptance(samples, engine).acceptance
+            acceptance = live_acceptance(counted, engine).acceptance
         except SourceError:  # no drafts, or none yet
             return None
+        return Demand(acceptance, cost, host_seconds=host)
 
-    return acceptance_of
+    return demand_of
+
+
+def settled_lengths(controls: Iterable[Metric]) -> SettledOf:
+    """What each engine's draft control has settled on, from the controllers' metrics."""
+    samples = samples_of(controls, (CONTROL_LENGTH,))
+    return lambda engine, batch_size, context: settled_length(samples, engine, batch_size, context)

@@ -41,6 +41,31 @@ def states(engines: list[Snapshot]) -> Iterator[Metric]:
     yield from (state, why)
 
 
+def servers(engines: list[Snapshot]) -> Iterator[Metric]:
+    """What tells servers apart; nothing of an engine that has not started."""
+    info = GaugeMetricFamily(
+        "vllm_nfp_server_info",
+        "1 for the device, types and versions of the engine, to group servers by.",
+        labels=[
+            *ENGINE,
+            "device",
+            "dtype",
+            "quantization",
+            "tensor_parallel_size",
+            "vllm_version",
+            "version",
+        ],
+    )
+    for snapshot in engines:
+        found = snapshot.server
+        if found is not None:
+            names = (found.device, found.dtype, found.quantization)
+            versions = (found.vllm, found.vllm_nfp)
+            values = (*names, str(found.tensor_parallel_size), *versions)
+            info.add_metric([*engine_labels(snapshot), *map(label, values)], 1)
+    yield info
+
+
 def surface(engines: list[Snapshot]) -> Iterator[Metric]:
     """What answers rest on without measurements, and how often the surface forgot its past."""
     prior = GaugeMetricFamily(

@@ -12,6 +12,7 @@ from vllm_nfp.principle.attention.seconds import (
     AttentionConstants,
     attention_terms,
     fixed_seconds,
+    latent_cost,
 )
 from vllm_nfp.principle.attention.tiling import (
     MAX_GRAPH_TOKENS,
@@ -40,4 +41,5 @@ __all__ = [
     "efficient_splits",
     "fixed_seconds",
     "granularity",
+    "latent_cost",
 ]

@@ -78,6 +78,11 @@ class AttentionConstants:
     """Least that combining splits adds."""
     quantize_seconds: float = 1.73e-6
     """Per layer with an 8-bit cache: quantizing the query."""
+    latent_seconds: float = 0.0
+    """Per layer of latent attention: norms, rotary, both products of each head with the latent's
+    matrices and the copies around them, as far as no dense product counts them."""
+    latent_passes: float = 0.0
+    """Times that each head's query row passes memory in these kernels."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -98,7 +103,7 @@ class AttentionConstants:
 
 
 def _may_be_zero(name: str) -> bool:
-    return name.endswith("_seconds") or name == "exposed_blocks"
+    return name.endswith("_seconds") or name in ("exposed_blocks", "latent_passes")
 
 
 H100_ATTENTION = AttentionConstants()
@@ -156,7 +161,9 @@ def attention_terms(
     rate = hardware.memory_bytes_per_second
     cache_bytes = batch_size * heads.kv_heads * cached_tokens * heads.token_bytes
     traffic = cache_bytes / (rate * constants.bandwidth)
-    asking = schedule.work_tiles / (BUSY_SMS * hardware.num_sms)
+    # Query blocks of one KV head walk the same cache: more of them ask for no more of it at once.
+    readers = batch_size * heads.kv_heads * schedule.splits
+    asking = readers / (BUSY_SMS * hardware.num_sms)
     slowed = traffic / np.minimum(1.0, asking) if rules.tiles_per_sm > 1 else traffic
     levels = [
         soft_maximum(moved, arithmetic, constants.overlap)
@@ -174,6 +181,15 @@ def attention_terms(
         "query_block": levels[1] - levels[0] + constants.exposed_blocks * block,
         "wave": levels[2] - levels[1] + schedule.waves * constants.wave_seconds,
     }
+
+
+def latent_cost(
+    hardware: Hardware, heads: AttentionHeads, constants: AttentionConstants, tokens: FloatArray
+) -> tuple[float, Terms]:
+    """Seconds per layer of latent attention's small kernels: fixed, and growing with the rows."""
+    row_bytes = heads.group * heads.score_dim * ACTIVATION_BYTES
+    passed = constants.latent_passes * row_bytes * tokens
+    return constants.latent_seconds, {"memory": passed / hardware.memory_bytes_per_second}
 
 
 def fixed_seconds(heads: AttentionHeads, constants: AttentionConstants = H100_ATTENTION) -> float:

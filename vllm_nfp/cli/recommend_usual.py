@@ -1,0 +1,94 @@
+"""Draft lengths at usual acceptances, for whoever has not counted any yet."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from vllm_nfp.cli.nfp_table import print_whole
+from vllm_nfp.cli.terminal import Console
+from vllm_nfp.draft.recommendation import Recommendation
+from vllm_nfp.draft.rows import ScheduleRow
+from vllm_nfp.draft.typical import TYPICAL
+
+NEXT = (
+    "Count yours: serve with speculation and give the server's URL (--acceptance-from URL), or "
+    "copy vLLM's log line as --acceptance-rates"
+)
+
+
+def print_usual(console: Console, each: Mapping[float, Recommendation], why: str) -> None:
+    """Print K and its gain by batch size and acceptance, published acceptances, and what to do.
+
+    Args:
+        each: the recommendation at each acceptance.
+        why: none is known.
+    """
+
+    def say(text: str, style: str | None = None) -> None:
+        console.print(text, style=style, highlight=False, markup=False)
+
+    first = next(iter(each.values()))
+    for text in first.verdict[: first.source.cut_layers is not None]:
+        say(f"{text}.", "bold")
+    say("K depends on how often drafts are accepted, which is not known here.", "bold")
+    say(f"{NEXT}.")
+    print_whole(console, _lengths(each))
+    print_whole(console, _published())
+    say("Sources: " + ", ".join(dict.fromkeys(one.source for one in TYPICAL)))
+    say(f"Why there is no single K: {why}.")
+
+
+def usual_json(each: Mapping[float, Recommendation], why: str) -> dict[str, Any]:
+    """The same as plain JSON values."""
+    return {
+        "schema": 1,
+        "reason": why,
+        "by_acceptance": [found.to_dict() for found in each.values()],
+        "published_acceptance": [dataclasses.asdict(one) for one in TYPICAL],
+    }
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1), pad_edge=False)
+
+
+def _lengths(each: Mapping[float, Recommendation]) -> Table:
+    table = _table("Draft length K (gain over no speculation) if each draft is accepted with")
+    for name in ("L", "B", *(f"{acceptance:g}" for acceptance in each)):
+        table.add_column(name, justify="right", no_wrap=True)
+    context = None
+    by_cell: dict[tuple[int, int], list[ScheduleRow]] = {}
+    for row in itertools.chain(*(found.rows for found in each.values())):
+        if not row.between:
+            by_cell.setdefault((row.context, row.batch_size_first), []).append(row)
+    for (at, batch_size), rows in sorted(by_cell.items()):
+        if context not in (None, at):
+            table.add_section()
+        context = at
+        table.add_row(str(at), str(batch_size), *map(_choice, rows))
+    return table
+
+
+def _choice(row: ScheduleRow) -> str:
+    mark = {"measured": "", "inferred": "~"}.get(row.basis, "?")
+    return f"{mark}{row.length_text} ({row.gain:.2f}x)"
+
+
+def _published() -> Table:
+    table = _table("Published: fraction of drafts whose i-th token was accepted")
+    table.add_column("method", no_wrap=True)
+    table.add_column("--acceptance-rates", no_wrap=True)
+    table.add_column("of")
+    for one in TYPICAL:
+        table.add_row(one.method, _rates(one.rates), one.of)
+    return table
+
+
+def _rates(rates: Sequence[float]) -> str:
+    return ",".join(f"{rate:g}" for rate in rates)

@@ -1,0 +1,44 @@
+"""Cost of a layer's routed experts, as a server runs them."""
+
+from __future__ import annotations
+
+from vllm_nfp.principle.cost import Cost
+from vllm_nfp.principle.expert_tiles import default_config, tuned_config
+from vllm_nfp.principle.experts import ROUTED_KERNELS, ExpertConstants, expert_terms
+from vllm_nfp.principle.hardware import Hardware
+from vllm_nfp.principle.routing import Routing, skewed_shares
+from vllm_nfp.principle.serving import Serving
+from vllm_nfp.principle.shape import ModelShape
+from vllm_nfp.principle.terms import FloatArray
+
+
+def routed_cost(
+    shape: ModelShape,
+    hardware: Hardware,
+    constants: ExpertConstants,
+    serving: Serving,
+    tokens: FloatArray,
+) -> Cost:
+    """Of one layer, for tokens of all data-parallel replicas together, shape [n]."""
+    experts, chosen = shape.local_experts, shape.local_experts_per_token
+    routing = Routing(
+        experts,
+        chosen,
+        skewed_shares(experts, chosen, serving.routing_skew),
+        expert_parallel=shape.expert_parallel_size > 1,
+    )
+    config = (
+        tuned_config(tokens, serving.expert_tiles)
+        if serving.expert_tiles
+        else default_config(tokens, shape.quantization, experts)
+    )
+    terms = expert_terms(
+        hardware,
+        constants,
+        shape.expert_gemms,
+        tokens,
+        routing,
+        hidden_size=shape.expert_hidden_size or shape.hidden_size,
+        config=config,
+    )
+    return Cost(ROUTED_KERNELS * constants.kernel_seconds, terms)

@@ -1,0 +1,26 @@
+"""How a server runs its steps, as far as it changes their time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from vllm_nfp.principle.graphs import DEFAULT_CAPTURE_SIZES
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """How the server runs its steps.
+
+    Attributes:
+        attention_backend: vLLM's name of it; FLASH_ATTN takes the version for the device.
+        capture_sizes: token counts of the CUDA graphs; empty: no padding is counted.
+        expert_tiles: content of vLLM's tuned configuration file for the experts, tokens -> tiles;
+            empty: vLLM's default rule.
+        routing_skew: exponent of the experts' shares by rank; 0: uniform routing.
+    """
+
+    attention_backend: str = "FLASH_ATTN"
+    capture_sizes: tuple[int, ...] = DEFAULT_CAPTURE_SIZES
+    expert_tiles: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
+    routing_skew: float = 0.0
