@@ -164,6 +164,17 @@ def test_builders_share_one_scratch_buffer_where_they_have_one(shared: bool) -> 
     )
 
 
+def test_builders_of_latent_attention_share_the_scratch_of_prompts() -> None:
+    class Latent(Builder):
+        chunked_prefill_workspace = "made anew"
+
+    live = Latent()
+    live.chunked_prefill_workspace = "scratch of the live one"
+    made = own_groups([[group_of("FullAttentionSpec", live)]], 100, SimpleNamespace(), CPU)
+    assert made[0].builder is not live
+    assert made[0].builder.chunked_prefill_workspace == "scratch of the live one"
+
+
 @pytest.mark.parametrize(("width", "given"), [(True, 7), (False, None)])
 def test_builders_that_ask_for_the_width_of_the_block_table_get_it(
     width: bool, given: int | None

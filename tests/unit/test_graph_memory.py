@@ -490,6 +490,20 @@ def test_logits_outside_graphs_may_take_what_a_full_batch_takes() -> None:
     assert "exceed those of a full batch" in str(limits.memory_missing(64, 3, room))
 
 
+def test_block_tables_take_at_most_a_quarter_of_the_limit() -> None:
+    """Of a long context and a large batch size they would take all of it: no graph would fit."""
+    group: Any = SimpleNamespace(block_tokens=16, num_blocks=1 << 20, blocks_needed=lambda b, t: 0)
+    server = replace(SERVER, max_context=131072, max_batch_size=1024)
+    limits = ShapeLimits(server, (1, 2), (group, group), RULES, 64, True, True)
+    assert limits.table_widths == [8192, 8192]
+    assert limits.cell_refusal(256, 1024) is None
+    assert limits.cell_refusal(512, 1024) == (
+        "block tables of 512 sequences, 32 MiB for --max-model-len 131072, exceed a quarter of "
+        "graph_memory_mib 64"
+    )
+    assert replace(limits, on_gpu=False).cell_refusal(512, 1024) is None
+
+
 def test_the_pool_and_stream_of_most_captures_are_found() -> None:
     watch = CaptureWatch()
     assert watch.place is None

@@ -103,3 +103,21 @@ def test_what_was_changed_is_put_back_after_a_fault(gpu: None) -> None:
     with pytest.raises(RuntimeError), light_ops():
         raise RuntimeError
     assert UnquantizedEmbeddingMethod.embedding is before
+
+
+def test_activations_are_quantized_by_the_kernel_and_compile_nothing(
+    gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its plain implementation would be compiled in the middle of a probe."""
+    from vllm.model_executor.custom_op import CustomOp
+    from vllm.model_executor.layers.quantization.input_quant_fp8 import QuantFP8
+
+    op, other = (kind.__new__(kind) for kind in (QuantFP8, CustomOp))
+    for made in (op, other):
+        torch.nn.Module.__init__(made)
+        made._forward_method = lambda x: ("as it was set", x)
+    monkeypatch.setattr(QuantFP8, "forward_cuda", lambda _, x: ("kernel", x))
+    with light_ops():
+        assert op(3) == ("kernel", 3)
+        assert other(3) == ("as it was set", 3)
+    assert op(3) == ("as it was set", 3)

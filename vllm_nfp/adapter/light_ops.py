@@ -10,7 +10,7 @@ token PyTorch takes another one, whose module is 33 MiB, so that its row is look
 
 Activations are quantized to FP8 by vLLM's kernel as well. Under torch.compile that operator has a
 plain implementation which, called from code that is not compiled, is compiled by itself: in the
-middle of a probe, for seconds, and with trial runs for which Inductor takes 256 MiB.
+middle of a probe. It is no module, so that ``fused_ops`` does not find it.
 """
 
 from __future__ import annotations

@@ -74,6 +74,8 @@ class ProbeEngine:
         self._memory = self._device_memory.meter()
         host = HostMemory(None if graphs.host_mib is None else graphs.host_mib << 20)
         limits = _limits_of(view, config, graphs.memory_mib, self._ranks.alone)
+        # Scratch that new builders gave up: a buffer made in its block would keep all of it.
+        self._device_memory.give_back()
         server = limits.server
         kept = max(TOKENS_KEPT, server.max_step_tokens)
         self.tokens = TokenPool(server.vocabulary, kept, view.device, config.seed)

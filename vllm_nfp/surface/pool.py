@@ -158,7 +158,8 @@ class Pool:
             Ratio(module, shape, one.center, variance, len(one.values))
             for ((module, shape), one), variance in in_pieces(seen, AT_A_TIME)
         )
-        of_steps = variances(self._steps, now, noise.STEP_DEVIATION, grows=False)
+        step = noise.STEP_DEVIATION_WITH_EXPERTS if self.routed else noise.STEP_DEVIATION
+        of_steps = variances(self._steps, now, step, grows=False)
         steps = tuple(
             StepTime(shape, one.center, variance)
             for (shape, one), variance in zip(self._steps.items(), of_steps, strict=True)
