@@ -237,11 +237,25 @@ HAS_KV_CONNECTOR = Target(
     Feature.CONNECTORS,
     "keeps a probe's attention layers from waiting for loads and saving their keys and values",
 )
-LORA_EMBEDDING = Target(
-    "vllm.lora.layers.vocab_parallel_embedding:VocabParallelEmbeddingWithLoRA.forward",
-    Feature.LORA,
-    "looks up a probe's embeddings without an adapter",
+
+
+def _lora_embedding(
+    module: str, since: tuple[int, int] | None = None, until: tuple[int, int] | None = None
+) -> Target:
+    return Target(
+        f"vllm.lora.layers.{module}:VocabParallelEmbeddingWithLoRA.forward",
+        Feature.LORA,
+        "looks up a probe's embeddings without an adapter",
+        since=since,
+        until=until,
+    )
+
+
+LORA_EMBEDDINGS = (
+    _lora_embedding("vocal_parallel_embedding", until=(0, 28)),
+    _lora_embedding("vocab_parallel_embedding", since=(0, 29)),
 )
+"""The older name is vLLM's own, that of 0.26.0; 0.29.0 has the newer one."""
 ADD_LORA = tuple(
     Target(
         f"vllm.lora.punica_wrapper.punica_base:PunicaWrapperBase.{name}",
@@ -307,7 +321,7 @@ TARGETS: tuple[Target, ...] = (
     EMBEDDING,
     CUSTOM_OP,
     HAS_KV_CONNECTOR,
-    LORA_EMBEDDING,
+    *LORA_EMBEDDINGS,
     *ADD_LORA,
     *COLLECTIVES,
 )
