@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from vllm_nfp.cli.common import NameChoice, Refusal, json_option, parse_list
+from vllm_nfp.cli.common import NameChoice, Refusal, json_option
 from vllm_nfp.cli.options import (
     EPSILON_HELP,
     HARDWARE_HELP,
@@ -19,6 +18,7 @@ from vllm_nfp.cli.options import (
     numbers,
     prediction_options,
 )
+from vllm_nfp.cli.recommend_acceptance import given_acceptance
 from vllm_nfp.cli.recommend_source import (
     PREDICTED_BATCH_SIZE,
     PREDICTED_CONTEXTS,
@@ -30,11 +30,8 @@ from vllm_nfp.cli.recommend_table import print_lengths
 from vllm_nfp.cli.recommend_usual import print_usual, usual_json
 from vllm_nfp.cli.terminal import Console
 from vllm_nfp.draft.acceptance import (
-    Acceptance,
     AcceptanceError,
     NoAcceptanceError,
-    constant,
-    from_rates,
 )
 from vllm_nfp.draft.demand import DEFAULT_SLACK
 from vllm_nfp.draft.drafting import DRAFT_METHODS, NEEDS_MODEL
@@ -169,11 +166,11 @@ def recommend_command(
             settings["contexts"] = numbers(contexts, "--contexts") or ()
         else:
             times = predicted_times(predicted, hardware, batch_sizes, contexts, served, settings)
-        settings |= {**_acceptance(acceptance), "vllm": _installed_vllm()}
+        settings |= {**given_acceptance(acceptance), "vllm": _installed_vllm()}
         try:
             found = recommend(times, **settings)
         except (NoAcceptanceError, NoDraftsError) as error:
-            if only_config or _acceptance(acceptance):
+            if only_config or given_acceptance(acceptance):
                 raise
             _show_usual(times, settings, str(error), as_json)
             return
@@ -209,29 +206,6 @@ def _with_flag(text: str) -> str:
     """An error that begins with the name of a setting, with that of its flag."""
     name, _, rest = text.partition(" ")
     return f"{flag(name)} {rest}" if name in _SETTINGS else text
-
-
-def _acceptance(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The one acceptance that is given, as ``recommend`` takes it; empty if none is."""
-    given = {name: value for name, value in options.items() if value is not None}
-    if len(given) > 1:
-        raise Refusal(f"give one of {', '.join(map(flag, options))}")
-    for name, value in given.items():
-        if name == "acceptance_from":
-            return given
-        try:
-            return {"acceptance": _acceptance_of(name, value)}
-        except AcceptanceError as error:
-            text = re.sub("^acceptance( rates)?", flag(name), str(error))
-            raise Refusal(text) from None
-    return {}
-
-
-def _acceptance_of(name: str, value: Any) -> Acceptance:
-    if name == "acceptance":
-        return constant(value)
-    listed = parse_list(value, float, flag(name), example="0.9,0.8,0.7")
-    return from_rates(listed) if name == "acceptance_rates" else Acceptance(listed)
 
 
 def _installed_vllm() -> str | None:

@@ -11,8 +11,9 @@ from rich.table import Table
 
 from vllm_nfp.cli.nfp_table import print_whole
 from vllm_nfp.cli.terminal import Console
-from vllm_nfp.draft.advice import basis_text, size_range
+from vllm_nfp.draft.advice import basis_text
 from vllm_nfp.draft.between import CLOSE
+from vllm_nfp.draft.cautions import size_range
 from vllm_nfp.draft.drafting import NEEDS_MODEL
 from vllm_nfp.draft.recommendation import Recommendation
 from vllm_nfp.draft.rows import ScheduleRow

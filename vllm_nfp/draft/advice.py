@@ -5,20 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from vllm_nfp import releases
+from vllm_nfp.draft import cautions
+from vllm_nfp.draft.cautions import size_range, spans
 from vllm_nfp.draft.demand import Demand
 from vllm_nfp.draft.drafting import LOOKUPS
 from vllm_nfp.draft.rows import RowBasis, Schedule, ScheduleRow
 from vllm_nfp.draft.sources import Source
 from vllm_nfp.types import Basis
 
-LONG_FOR_A_CONSTANT = 8
-"""Draft length from which a constant acceptance is warned of. No public figure of acceptance by
-position (:mod:`vllm_nfp.draft.typical`) stays constant over so many."""
-WORTH_A_TABLE = 0.02
-"""Gain from which another table for one context is named: what is still called good elsewhere
-(docs/draft-lengths.md) is within this of the best."""
-NOISY = 0.4
-"""Width of a gain's 95 % interval, as a fraction of the gain, from which it is warned of."""
 MOST_LISTED = 8
 """Probabilities of acceptance that are written out."""
 _BASES: Mapping[RowBasis, str] = {
@@ -53,10 +47,10 @@ def warnings(
     return (
         *_release(vllm),
         *_losses(schedule.rows),
-        *_constant(demand, schedule.rows),
-        *_uncounted(demand, schedule.rows),
-        *_elsewhere(schedule.rows),
-        *_noisy(schedule.rows),
+        *cautions.constant(demand, schedule.rows),
+        *cautions.uncounted(demand, schedule.rows),
+        *cautions.elsewhere(schedule.rows),
+        *cautions.noisy(schedule.rows),
         *_predicted(source, schedule.rows),
         *_without_graphs(source, demand, schedule.rows),
         *(note.removesuffix(".") for note in source.notes),
@@ -66,11 +60,6 @@ def warnings(
 def basis_text(basis: RowBasis) -> str:
     """What a draft length rests on, in words."""
     return _BASES[basis]
-
-
-def size_range(first: int, last: int) -> str:
-    """Batch sizes as 8 or 9-31."""
-    return str(first) if first == last else f"{first}-{last}"
 
 
 def _acceptance(demand: Demand) -> str:
@@ -115,69 +104,6 @@ def _host(demand: Demand, predicted: bool) -> str:
     )
 
 
-def _constant(demand: Demand, rows: Sequence[ScheduleRow]) -> tuple[str, ...]:
-    """One probability for all positions makes long drafts look better than they are."""
-    acceptance, longest = demand.acceptance, max(row.draft_length for row in rows)
-    if acceptance.per_position or longest < LONG_FOR_A_CONSTANT:
-        return ()
-    return (
-        f"the same acceptance, {acceptance.beyond:g}, is assumed at every position, but counted "
-        f"acceptance falls with the position: K={longest} is too long unless yours does not; give "
-        f"--acceptance-rates, or --acceptance-from a server that speculates",
-    )
-
-
-def _uncounted(demand: Demand, rows: Sequence[ScheduleRow]) -> tuple[str, ...]:
-    """Drafts beyond those whose acceptance was counted."""
-    known = len(demand.acceptance.per_position)
-    longest = max(row.draft_length for row in rows)
-    if not known or demand.acceptance.beyond is None or longest <= known:
-        return ()
-    return (
-        f"acceptance is known of {known} drafted tokens, later ones are assumed to be accepted "
-        f"like the last of them: K={longest} is a guess, so count it with num_speculative_tokens "
-        f"{longest}",
-    )
-
-
-def _elsewhere(rows: Sequence[ScheduleRow]) -> tuple[str, ...]:
-    """Contexts that would do clearly better with another K."""
-    found = [
-        row
-        for row in rows
-        if not row.between and (row.alone_gain or 0.0) >= (1.0 + WORTH_A_TABLE) * row.gain
-    ]
-    if not found:
-        return ()
-    worst = max(found, key=lambda row: (row.alone_gain or 0.0) / row.gain)
-    more = (worst.alone_gain or 0.0) / worst.gain - 1.0
-    return (
-        f"vLLM's table knows no context: at L={worst.context}, "
-        f"B={size_range(worst.batch_size_first, worst.batch_size_last)} alone "
-        f"K={worst.alone_draft_length} would give {more:+.0%}; if your traffic is there, add "
-        f"--contexts {worst.context}",
-    )
-
-
-def _noisy(rows: Sequence[ScheduleRow]) -> tuple[str, ...]:
-    """Measured step times that scatter so much that the gain is hardly known."""
-    wide = [
-        row
-        for row in rows
-        if row.draft_length
-        and row.gain_lower is not None
-        and row.gain_upper is not None
-        and row.gain_upper - row.gain_lower > NOISY * row.gain
-    ]
-    if not wide:
-        return ()
-    sizes = ", ".join(size_range(*span) for span in _spans(wide))
-    return (
-        f"at batch sizes {sizes} the gain is not known within {NOISY / 2:.0%}: step times are "
-        f"noisy, or few; measure for longer, without other work on the device",
-    )
-
-
 def _release(vllm: str | None) -> tuple[str, ...]:
     if vllm is None:
         return ()
@@ -205,20 +131,11 @@ def _predicted(source: Source, rows: Sequence[ScheduleRow]) -> tuple[str, ...]:
     found = [row for row in rows if row.basis == Basis.PREDICTED]
     if source.kind == "prediction" or not found:
         return ()
-    sizes = ", ".join(size_range(*span) for span in _spans(found))
+    sizes = ", ".join(size_range(*span) for span in spans(found))
     return (
         f"at batch sizes {sizes} some draft lengths are predicted: nothing like these steps was "
         f"measured yet; let the server serve such traffic, or run vllm-nfp measure",
     )
-
-
-def _spans(rows: Sequence[ScheduleRow]) -> list[tuple[int, int]]:
-    """Batch sizes of the rows, neighbours together."""
-    spans: list[tuple[int, int]] = []
-    for first, last in sorted({(row.batch_size_first, row.batch_size_last) for row in rows}):
-        follows = spans and first == spans[-1][1] + 1
-        spans.append((spans.pop()[0] if follows else first, last))
-    return spans
 
 
 def _without_graphs(source: Source, demand: Demand, rows: Sequence[ScheduleRow]) -> tuple[str, ...]:

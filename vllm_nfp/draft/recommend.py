@@ -18,17 +18,12 @@ from vllm_nfp.draft.demand import (
 )
 from vllm_nfp.draft.drafting import DRAFT_METHODS, LOOKUPS, Drafting, cost_of
 from vllm_nfp.draft.inputs import GivenAcceptance, StepTimes, read_inputs
+from vllm_nfp.draft.live_rows import live_rows, longer_rows
 from vllm_nfp.draft.recommendation import Recommendation
-from vllm_nfp.draft.rows import Schedule, ScheduleRow
-from vllm_nfp.draft.schedule import make_schedule, row_at
+from vllm_nfp.draft.schedule import make_schedule
 from vllm_nfp.draft.sources import Source
 from vllm_nfp.draft.verdict import verdict
 from vllm_nfp.text import hint, same_name
-from vllm_nfp.types import Basis
-
-MOST_TIMES_COUNTED = 2
-"""A hint at longer drafts goes no farther than so many times the positions that were counted: what
-is accepted beyond is a guess, and one that grows with the distance."""
 
 
 class RecommendError(ValueError):
@@ -120,7 +115,7 @@ def recommend(
     served_by = given.source.vllm or vllm
     if given.source.cut_layers is not None:
         schedule = schedule.without_rates()
-    live = _live_rows(given.source, demand, schedule)
+    live = live_rows(given.source, demand, schedule)
     return Recommendation(
         source=given.source,
         demand=demand,
@@ -135,32 +130,8 @@ def recommend(
         ),
         live=live,
         verdict=verdict(
-            given.source, demand, schedule, live, _longer(given.source, demand, schedule, live)
+            given.source, demand, schedule, live, longer_rows(given.source, demand, schedule, live)
         ),
-    )
-
-
-def _live_rows(source: Source, demand: Demand, schedule: Schedule) -> tuple[ScheduleRow, ...]:
-    return tuple(row_at(one.curve, demand, schedule, one.settled) for one in source.live)
-
-
-def _longer(
-    source: Source, demand: Demand, schedule: Schedule, live: Sequence[ScheduleRow]
-) -> tuple[ScheduleRow, ...]:
-    """Live rows whose drafts would be longer if acceptance were known of later tokens."""
-    counted = len(demand.acceptance.per_position)
-    extended = replace(
-        demand,
-        acceptance=demand.acceptance.extended(),
-        max_draft_length=min(MOST_TIMES_COUNTED * counted, demand.max_draft_length or counted << 8),
-    )
-    if extended.acceptance == demand.acceptance or not any(row.at_limit for row in live):
-        return ()
-    found = (row_at(one.curve, extended) for one in source.live)
-    return tuple(
-        row
-        for row, now in zip(found, live, strict=True)
-        if row.draft_length > now.draft_length and row.basis != Basis.PREDICTED
     )
 
 

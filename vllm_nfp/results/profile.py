@@ -10,21 +10,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vllm_nfp.config import (
-    MOST_BATCH_SIZES,
-    MOST_CONTEXTS,
-    MOST_POSITION_COUNTS,
     ProbeConfig,
 )
 from vllm_nfp.dataframe import to_dataframe
 from vllm_nfp.files import FileError, write_whole
 from vllm_nfp.results.notebook import html_table
+from vllm_nfp.results.profile_checks import (
+    check_boundary,
+    check_distinct,
+    check_grid,
+    check_point,
+    describe,
+    place_of,
+)
 from vllm_nfp.results.snapshot import ENGINE_INDEX, Snapshot
 from vllm_nfp.strict_json import JsonObject, encode, read_object
 from vllm_nfp.types import (
@@ -37,7 +40,6 @@ from vllm_nfp.types import (
     Prediction,
     ProbeRun,
     ProbeSettings,
-    reading_order,
 )
 
 if TYPE_CHECKING:
@@ -81,20 +83,20 @@ class Profile:
 
     def __post_init__(self) -> None:
         for point in self.curves:
-            _check_point(point)
+            check_point(point)
         for line in self.boundaries:
-            _check_boundary(line)
-        _check_distinct("curves", [(row.cell, row.positions) for row in self.curves])
+            check_boundary(line)
+        check_distinct("curves", [(row.cell, row.positions) for row in self.curves])
         # In boundaries and predictions the positions are the answer, not part of the question.
-        _check_distinct("boundaries", [(row.cell, row.epsilon) for row in self.boundaries])
-        _check_distinct("predictions", [(row.cell, row.epsilon) for row in self.predictions])
-        _check_distinct(
+        check_distinct("boundaries", [(row.cell, row.epsilon) for row in self.boundaries])
+        check_distinct("predictions", [(row.cell, row.epsilon) for row in self.predictions])
+        check_distinct(
             "layer_times", [(row.layer, row.cell, row.positions) for row in self.layer_times]
         )
-        _check_grid(self.curves)
+        check_grid(self.curves)
         for cell, points in self.curves_by_cell().items():
             if points[0].positions != 1:
-                raise ValueError(f"the curve of {_describe(cell)} lacks its point at N = 1")
+                raise ValueError(f"the curve of {describe(cell)} lacks its point at N = 1")
 
     def __repr__(self) -> str:
         return (
@@ -122,7 +124,7 @@ class Profile:
             grouped.setdefault(row.cell, []).append(row)
         return {
             key: tuple(sorted(grouped[key], key=lambda row: row.positions))
-            for key in sorted(grouped, key=_reading_order)
+            for key in sorted(grouped, key=place_of)
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -240,43 +242,3 @@ def _check_kind(found: JsonObject) -> None:
             f"{found.where} has schema {found.values.get('schema')!r:.20}, this vllm-nfp reads "
             f"{SCHEMA}: read it with the vllm-nfp that wrote it, or measure again"
         )
-
-
-def _check_point(point: CurvePoint) -> None:
-    if not point.ratio_lower <= point.ratio <= _above(point.ratio_upper):
-        raise ValueError("curves holds a ratio outside its interval")
-    if not point.seconds_lower <= point.median_seconds <= _above(point.seconds_upper):
-        raise ValueError("curves holds a time outside its interval")
-
-
-def _above(upper: float | None) -> float:
-    return math.inf if upper is None else upper
-
-
-def _check_boundary(line: Boundary) -> None:
-    if not line.lower <= line.positions <= line.upper:
-        raise ValueError("boundaries holds an NFP outside its interval")
-
-
-def _check_grid(points: Sequence[CurvePoint]) -> None:
-    """No more cells than a probe may have, so that reading and drawing a file stays quick."""
-    for name, most in (
-        ("batch_size", MOST_BATCH_SIZES),
-        ("context", MOST_CONTEXTS),
-        ("positions", MOST_POSITION_COUNTS),
-    ):
-        if len({getattr(point, name) for point in points}) > most:
-            raise ValueError(f"curves holds more than {most} values of {name}")
-
-
-def _check_distinct(table: str, keys: Sequence[Hashable]) -> None:
-    if len(set(keys)) != len(keys):
-        raise ValueError(f"{table} holds two rows for the same point")
-
-
-def _describe(key: Cell) -> str:
-    return f"{key[0]} at B={key[1]} L={key[2]}"
-
-
-def _reading_order(cell: Cell) -> tuple[tuple[int, str], int, int]:
-    return reading_order(cell.module), cell.context, cell.batch_size
