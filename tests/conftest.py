@@ -133,7 +133,8 @@ def _skip_thorough(items: list[pytest.Item]) -> None:
 
 
 LONG_FILES = (
-    "test_server", "test_identity", "test_session", "test_talk", "test_draft_curves_engine",
+    "test_server", "test_draft_curves_engine", "test_identity", "test_draft_control_engine",
+    "test_session", "test_talk", "test_faults_serving", "test_ranks",
 )  # fmt: skip
 """In tests/engine; the other files there follow, and all others after them."""
 

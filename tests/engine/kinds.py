@@ -9,7 +9,8 @@ from typing import Any
 
 WORDS = 509
 """Words of the tokenizer here, beside the special ones."""
-SPECIAL = ("<pad>", "<eos>", "<image>")
+IMAGE = "<image>"
+SPECIAL = ("<pad>", "<eos>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if message.content is string %}{{ message.content }}"
     "{% else %}{% for part in message.content %}{% if part.type == 'text' %}{{ part.text }} "
@@ -75,8 +76,8 @@ def multimodal(folder: Path) -> Path:
             bos_token_id=0, eos_token_id=1, pad_token_id=0,
         ),
         num_query_tokens=8, dtype="float32",
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
     )  # fmt: skip
     Blip2Processor(
         image_processor=BlipImageProcessor(size={"height": 56, "width": 56}),
@@ -97,7 +98,8 @@ def rotary(folder: Path) -> Path:
         PaddleOCRVLProcessor,
     )
 
-    tokenizer = make_tokenizer(extra_special_tokens={"image_token": "<image>"})
+    image = "<|IMAGE_PLACEHOLDER|>"  # vLLM writes it into chats
+    tokenizer = make_tokenizer(image, extra_special_tokens={"image_token": image})
     config = PaddleOCRVLConfig(
         text_config={
             **TEXT, "head_dim": 32, "tie_word_embeddings": False,
@@ -119,22 +121,30 @@ def rotary(folder: Path) -> Path:
         ),
         tokenizer=tokenizer,
     ).save_pretrained(folder)
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    picture = f"{{% if part.type == 'image' %}}{image} {{% elif "
+    template = CHAT_TEMPLATE.replace("{% if part.type", picture + "part.type")
+    (folder / "chat_template.jinja").write_text(template)
     return write(folder, config)
 
 
-def make_tokenizer(**names: Any) -> Any:
-    """One that splits at spaces and knows the words w0, w1 and so on."""
+def make_tokenizer(image: str = IMAGE, **names: Any) -> Any:
+    """One that splits at spaces and knows the words w0, w1 and so on.
+
+    Args:
+        image: stands for a picture.
+        names: of special tokens, for a processor.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = {word: index for index, word in enumerate(SPECIAL)}
-    words |= {f"w{index}": len(SPECIAL) + index for index in range(WORDS)}
+    special = (*SPECIAL, image)
+    words = {word: index for index, word in enumerate(special)}
+    words |= {f"w{index}": len(special) + index for index in range(WORDS)}
     raw = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
         tokenizer_object=raw, unk_token="<pad>", pad_token="<pad>", eos_token="<eos>",
-        **(names or {"additional_special_tokens": ["<image>"]}),
+        **(names or {"additional_special_tokens": [image]}),
     )  # fmt: skip
 
 

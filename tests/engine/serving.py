@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -54,6 +55,21 @@ def run_vllm(*arguments: str, seconds: float = 300.0) -> subprocess.CompletedPro
             process.kill()
         pytest.fail(f"it hangs:\n{out[-3000:]}\n{err[-6000:]}")
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def path_with(folder: Path) -> str:
+    """A PYTHONPATH that begins with the folder."""
+    return os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
+
+
+def foreign_connector(folder: Path) -> tuple[str, ...]:
+    """Flags of a KV connector that nobody knows; its module is beside this one."""
+    settings = {
+        "kv_connector": "LateConnector", "kv_connector_module_path": "late_connector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {"shared_storage_path": str(folder / "kv")},
+    }  # fmt: skip
+    return "--kv-transfer-config", json.dumps(settings)
 
 
 @dataclass(frozen=True)

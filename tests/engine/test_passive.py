@@ -21,12 +21,6 @@ from vllm_nfp.results import scrape
 pytestmark = [pytest.mark.engine, pytest.mark.thorough]
 
 PROBE = '{"batch_sizes": [1, 4], "contexts": [64, 256], "publish_seconds": 0.3}'
-CONNECTOR = {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}
-
-
-def kv_connector(folder: Path) -> list[str]:
-    storage = {"kv_connector_extra_config": {"shared_storage_path": str(folder / "kv")}}
-    return ["--kv-transfer-config", json.dumps({**CONNECTOR, **storage})]
 
 
 def text_outputs(running: Running) -> list[list[int]]:
@@ -42,7 +36,6 @@ class Kind:
     """Part of what /metrics says."""
     flags: tuple[str, ...] = ()
     model: str = "dense"
-    more_flags: Callable[[Path], list[str]] = lambda folder: []
     outputs: Callable[[Running], list[list[int]]] = text_outputs
 
 
@@ -50,8 +43,6 @@ class Kind:
 # next with --enforce-eager, and ends at the first request, with or without the probe. Nor is data
 # parallelism with experts, under which its worker dies at the start without the probe.
 KINDS = {
-    "lora": Kind("LoRA", ("--enable-lora",)),
-    "kv-connector": Kind("KV connector", more_flags=kv_connector),
     "hybrid": Kind("recurrent (mamba) state", ("--dtype", "bfloat16"), "hybrid"),
 }
 
@@ -77,7 +68,7 @@ def test_outputs_stay_and_steps_are_timed(
     for number, probe in enumerate(((), ("--nfp-probe", "--nfp-config", PROBE))):
         folder = tmp_path / str(number)
         folder.mkdir()
-        flags = (*kind.flags, *kind.more_flags(folder), *probe)
+        flags = (*kind.flags, *probe)
         with server(model, folder, *flags) as running:
             outputs.append(kind.outputs(running))
             assert kind.outputs(running) == outputs[-1], "the server repeats itself not"
@@ -146,8 +137,10 @@ def test_draft_lengths_are_controlled_where_nothing_is_probed(
         "method": "ngram", "num_speculative_tokens": 4,
         "prompt_lookup_min": 1, "prompt_lookup_max": 2,
     }  # fmt: skip
-    settings = {"publish_seconds": 0.5, "draft_min_gain": 0.0, "draft_trial_loss": 0.5}
-    drafting = ("--enable-lora", "--speculative-config", json.dumps(speculation))
+    settings = {
+        "publish_seconds": 0.5, "draft_min_gain": 0.0, "draft_trial_loss": 0.5, "passive": True,
+    }  # fmt: skip
+    drafting = ("--speculative-config", json.dumps(speculation))
     control = ("--nfp-probe", "--nfp-draft-control", "--nfp-config", json.dumps(settings))
     prompts = [[10 + i, 20 + i, 30 + i] * 8 for i in range(4)]
 

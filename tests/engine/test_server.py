@@ -15,7 +15,15 @@ from pathlib import Path
 import pytest
 from generate import prompts
 from prometheus_client.parser import text_string_to_metric_families
-from serving import API_KEY, Running, run_vllm, server, wait_for
+from serving import (
+    API_KEY,
+    Running,
+    foreign_connector,
+    path_with,
+    run_vllm,
+    server,
+    wait_for,
+)
 
 from vllm_nfp import load_profile
 from vllm_nfp.adapter import versions
@@ -175,15 +183,16 @@ def test_a_server_that_cannot_be_probed_times_its_steps_and_says_why(
 ) -> None:
     """The other kinds of such servers are in test_passive.py."""
     with server(
-        dense_model, tmp_path, "--enable-lora", "--nfp-probe", "--nfp-config", PROBE
-    ) as running:
+        dense_model, tmp_path, *foreign_connector(tmp_path), "--nfp-probe", "--nfp-config", PROBE,
+        PYTHONPATH=path_with(Path(__file__).parent),
+    ) as running:  # fmt: skip
         assert agree(running.concurrent(rounds=2), expected)
         time.sleep(1.0)  # for what the last steps brought
         text = running.metrics()
     assert scrape.parse(text).statuses[0].state == "passive"
     samples = scrape.find_samples(text, ())
     ((labels, _),) = samples["vllm_nfp_state_info"]
-    assert "LoRA keeps state per batch" in labels["reason"]
+    assert "late_connector.LateConnector is not known to leave a probe alone" in labels["reason"]
     assert sum(count for _, count in samples["vllm_nfp_steps_total"]) > 40
     assert all(seconds > 0 for _, seconds in samples["vllm_nfp_step_latency_seconds"])
     bases = {labels["basis"] for labels, _ in samples["vllm_nfp_positions_basis"]}
@@ -204,10 +213,6 @@ def patched(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("vLLM 0.26 is served by hooks alone")
     assert made.returncode == 0, made.stderr
     return tree
-
-
-def path_with(tree: Path) -> str:
-    return os.pathsep.join(filter(None, (str(tree), os.environ.get("PYTHONPATH"))))
 
 
 def test_the_patch_passes_its_own_tests(patched: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,33 +17,43 @@ pytestmark = pytest.mark.engine
 PROGRAM = Path(__file__).with_name("untouched.py")
 
 
-def inspect(*argv: str, **environment: str) -> dict[str, object]:
-    done = subprocess.run(
-        [sys.executable, str(PROGRAM), *argv],
-        capture_output=True, text=True, timeout=300, check=True,
-        env={**os.environ, **environment},
-    )  # fmt: skip
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def test_without_the_flag_no_attribute_of_vllm_is_replaced() -> None:
-    found = inspect("serve", "some-model", "--enforce-eager")
-    assert found == {"replaced": [], "loaded": [], "flags": False}
-
-
-def test_a_file_of_flags_without_the_probe_leaves_no_trace(dense_model: Path) -> None:
-    found = inspect("serve", str(dense_model), "--config", "flags.yaml")
-    assert found["flags"], "the file may have asked for the probe"
-    assert found["replaced"] == []
-
-
+Found = dict[str, dict[str, object]]
 STALE = ProbeConfig(run_dir="/no/such/folder").to_json()
 
 
-def test_settings_of_an_earlier_run_leave_no_trace_without_the_probe(dense_model: Path) -> None:
-    argv = ("serve", str(dense_model), "--config", "flags.yaml")
-    found = inspect(*argv, **{ENV_VAR: STALE})
-    assert found["replaced"] == []
+@pytest.fixture(scope="module")
+def found(dense_model: Path) -> Found:
+    """What each case leaves of vLLM, by its name."""
+    in_a_file = ["serve", str(dense_model), "--config", "flags.yaml"]
+    cases: dict[str, tuple[list[str], dict[str, str]]] = {
+        "without": (["serve", "some-model", "--enforce-eager"], {}),
+        "in a file": (in_a_file, {}),
+        "stale": (in_a_file, {ENV_VAR: STALE}),
+        "with": (["serve", "some-model", "--nfp-probe"], {}),
+    }
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), json.dumps(list(cases.values()))],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]
+    return {
+        name: json.loads(line.removeprefix("FOUND "))
+        for name, line in zip(cases, lines, strict=True)
+    }
+
+
+def test_without_the_flag_no_attribute_of_vllm_is_replaced(found: Found) -> None:
+    assert found["without"] == {"replaced": [], "loaded": [], "flags": False}
+
+
+def test_a_file_of_flags_without_the_probe_leaves_no_trace(found: Found) -> None:
+    assert found["in a file"]["flags"], "the file may have asked for the probe"
+    assert found["in a file"]["replaced"] == []
+
+
+def test_settings_of_an_earlier_run_leave_no_trace_without_the_probe(found: Found) -> None:
+    assert found["stale"]["replaced"] == []
 
 
 @pytest.mark.parametrize("stale", [STALE, pytest.param("1", marks=pytest.mark.thorough)])
@@ -59,7 +68,8 @@ def test_settings_of_an_earlier_run_do_not_hide_the_flags(
     assert "'much' is not a number" in done.stderr.strip().splitlines()[-1]
 
 
-def test_the_inspection_would_see_a_replacement() -> None:
-    found = inspect("serve", "some-model", "--nfp-probe")
-    assert "vllm.engine.arg_utils.EngineArgs.add_cli_args" in found["replaced"]
-    assert found["flags"]
+def test_the_inspection_would_see_a_replacement(found: Found) -> None:
+    replaced = found["with"]["replaced"]
+    assert isinstance(replaced, list)
+    assert "vllm.engine.arg_utils.EngineArgs.add_cli_args" in replaced
+    assert found["with"]["flags"]

@@ -1,11 +1,16 @@
-"""Run as a program: load vLLM's plugins as ``vllm serve MODEL`` would, without the probe's flag,
-and print every attribute of vLLM that comes from this project, as JSON."""
+"""Run as a program: load vLLM's plugins as ``vllm serve WORDS`` would, in a process for each case,
+and print every attribute of vLLM that comes from this project, as JSON.
+
+    untouched.py '[[WORDS, ENVIRONMENT], ...]'
+"""
 
 from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
+import traceback
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -44,10 +49,9 @@ def parser_factory() -> Any:
     raise SystemExit("this vLLM's make_arg_parser is nowhere known")
 
 
-if __name__ == "__main__":
-    sys.argv = ["vllm", *sys.argv[1:]]
-    for name in ("entrypoints.cli.serve", "v1.metrics.prometheus", "v1.worker.worker_base"):
-        importlib.import_module(f"vllm.{name}")
+def inspect(words: list[str]) -> dict[str, object]:
+    """What ``vllm serve`` with these words leaves of vLLM."""
+    sys.argv = ["vllm", *words]
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -62,4 +66,30 @@ if __name__ == "__main__":
         if name.startswith(("vllm_nfp.adapter.", "vllm_nfp.probe", "vllm_nfp.session"))
     )
     flags = any("--nfp-probe" in action.option_strings for action in parser._actions)
-    print(json.dumps({"replaced": replaced(), "loaded": loaded, "flags": flags}))
+    return {"replaced": replaced(), "loaded": loaded, "flags": flags}
+
+
+def in_a_child(words: list[str], environment: dict[str, str]) -> None:
+    """Write what is found to standard output, by a process that ends with it."""
+    child = os.fork()
+    if child:
+        assert os.waitpid(child, 0)[1] == 0, f"{words} fails"
+        return
+    status = 1
+    try:
+        os.environ.update(environment)
+        print("FOUND " + json.dumps(inspect(words)), flush=True)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    # Imports take nine tenths of the time, and load no plugin.
+    for name in ("entrypoints.cli.serve", "v1.metrics.prometheus", "v1.worker.worker_base"):
+        importlib.import_module(f"vllm.{name}")
+    parser_factory()
+    for each in json.loads(sys.argv[1]):
+        in_a_child(*each)

@@ -164,7 +164,7 @@ def test_reference_fit_is_near_the_defaults_and_as_good() -> None:
 def test_kept_where_the_start_is_better() -> None:
     fp8 = part(reference_fit(), "fp8_gemm")
     assert fp8.fitted
-    assert "the constants at the start meet the curves better" in fp8.notes[0]
+    assert "the initial constants match the curves better" in fp8.notes[0]
     assert reference_fit().target.calibration.gemm.fp8 == Fp8GemmConstants()
 
 

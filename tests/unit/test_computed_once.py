@@ -34,7 +34,7 @@ MOE = {
 }  # fmt: skip
 CELLS = 2 * 2
 """Batch sizes and contexts that the commands below ask for."""
-KERNELS = ("_attention_layer", "_lm_head", "_all_projections", "_expert_tiles")
+KERNELS = ("_attention", "_lm_head", "_all_projections", "_moe_ffn")
 """Each is needed once in a step of MOE, whatever is shown of it."""
 
 
@@ -99,7 +99,7 @@ def test_a_cell_that_was_not_asked_for_is_reckoned_when_it_is_explained(
     asked = ["predict", str(model), "--hardware", "H100-SXM", "--batch-sizes", "1,8"]
     done = CliRunner().invoke(main, [*asked, "--explain", "3,777,attention"])
     assert done.exit_code == 0, done.output
-    assert reckoned["_attention_layer"] == CELLS + 1
+    assert reckoned["_attention"] == CELLS + 1
     assert reckoned["_lm_head"] == CELLS
 
 

@@ -29,7 +29,7 @@ def config(**changes: Any) -> Any:
     model = SimpleNamespace(
         is_hybrid=False, is_attention_free=False, is_encoder_decoder=False, is_moe=False,
         runner_type="generate", uses_mrope=False, supports_multimodal_inputs=False,
-        enable_prompt_embeds=False, enable_sleep_mode=False,
+        enable_prompt_embeds=False, enable_sleep_mode=False, enforce_eager=False,
     )  # fmt: skip
     offload = SimpleNamespace(offload_backend="auto", uva=SimpleNamespace(cpu_offload_gb=0))
     made = SimpleNamespace(
@@ -42,6 +42,23 @@ def config(**changes: Any) -> Any:
     return made
 
 
+def kv_transfer(name: str, module: str | None = None, parts: Any = ()) -> Any:
+    """Settings of a KV connector, as vLLM has them."""
+    return SimpleNamespace(
+        kv_connector=name,
+        kv_connector_module_path=module,
+        kv_connector_extra_config={"connectors": parts},
+    )
+
+
+def ec_transfer(name: str, module: str | None = None) -> Any:
+    """Settings of an encoder-cache connector, as vLLM has them."""
+    return SimpleNamespace(
+        ec_connector=name, ec_connector_module_path=module, ec_role="ec_consumer"
+    )
+
+
+EAGER_LORA = {"lora_config": object(), "model_config__enforce_eager": True}
 EXPERTS_IN_PARALLEL = {"parallel_config__data_parallel_size": 4, "model_config__is_moe": True}
 
 
@@ -57,9 +74,30 @@ EXPERTS_IN_PARALLEL = {"parallel_config__data_parallel_size": 4, "model_config__
         ({"model_config__is_encoder_decoder": True}, "encoder-decoder"),
         ({"model_config__runner_type": "pooling"}, "'pooling' decodes nothing"),
         ({"model_config__enable_sleep_mode": True}, "sleep mode"),
-        ({"kv_transfer_config": object()}, "KV connector"),
-        ({"ec_transfer_config": SimpleNamespace(ec_role="ec_consumer")}, "encoder-cache connector"),
+        ({"kv_transfer_config": kv_transfer("NewConnector")}, "the KV connector NewConnector"),
+        (
+            {"kv_transfer_config": kv_transfer("NixlConnector", "my.module")},
+            "the KV connector my.module.NixlConnector",
+        ),
+        (
+            {
+                "kv_transfer_config": kv_transfer(
+                    "MultiConnector",
+                    parts=[
+                        {"kv_connector": "NixlConnector"},
+                        {"kv_connector": "HiSparseConnector"},
+                    ],
+                )
+            },
+            "the KV connector HiSparseConnector",
+        ),
+        ({"ec_transfer_config": ec_transfer("New")}, "the encoder-cache connector New"),
+        (
+            {"ec_transfer_config": ec_transfer("ECExampleConnector", "my.module")},
+            "the encoder-cache connector my.module.ECExampleConnector",
+        ),
         ({"lora_config": object()}, "--enable-lora"),
+        ({**EAGER_LORA, "model_config__is_moe": True}, "--enable-lora"),
         ({"offload_config__offload_backend": "prefetch"}, "offloaded"),
     ],
 )
@@ -82,6 +120,15 @@ def test_what_a_probe_would_corrupt_is_refused_by_name(
         {"model_config__enable_prompt_embeds": True},
         {"parallel_config__data_parallel_size": 4},
         {"parallel_config__tensor_parallel_size": 2},
+        EAGER_LORA,
+        {"kv_transfer_config": kv_transfer("NixlConnector")},
+        {
+            "kv_transfer_config": kv_transfer(
+                "MultiConnector",
+                parts=[{"kv_connector": "NixlConnector"}, {"kv_connector": "OffloadingConnector"}],
+            )
+        },
+        {"ec_transfer_config": ec_transfer("ECExampleConnector")},
     ],
 )
 def test_what_a_probe_follows_is_accepted(changes: dict[str, Any]) -> None:

@@ -109,7 +109,7 @@ def test_layers_that_lie_in_one_storage_are_summed_once_and_wholly() -> None:
 
 
 def prover_of(
-    tensors: list[torch.Tensor], blocks: int = BLOCKS
+    tensors: list[torch.Tensor], blocks: int = BLOCKS, transfers: bool = False
 ) -> tuple[Prover, AttentionGroup, ProbeBatch]:
     names = tuple(f"layer {i}" for i in range(len(tensors)))
     group = AttentionGroup(None, names, BLOCK_TOKENS, blocks)
@@ -118,7 +118,7 @@ def prover_of(
     )
     batch = ProbeBatch(4, 8, Placement(Execution.FULL, 40, 5), widths=[20], device=CPU)
     batch.fill(100, [BlockReader(group, CPU, 0)], TokenPool(1000, 64, CPU, 0))
-    return Prover(contexts, [group], HostClock(), CPU), group, batch
+    return Prover(contexts, [group], HostClock(), CPU, transfers), group, batch
 
 
 def block_of(tensor: torch.Tensor, number: int) -> torch.Tensor:
@@ -147,12 +147,12 @@ def test_a_run_that_writes_where_one_would_is_caught(
 ) -> None:
     tensors = [cache(dtype, shape) for _ in range(3)]
     prover, _, batch = prover_of(tensors)
-    prover.begin(batch, 100).end("a run that writes nothing").judge()
+    prover.judge(prover.begin(batch, 100).end("a run that writes nothing"))
     proving = prover.begin(batch, 100)
     swap(raw(block := block_of(tensors[1], STRAYS[where](batch)).clone()), 1, 9)
     block_of(tensors[1], STRAYS[where](batch)).copy_(block)
     with pytest.raises(KvCacheWrittenError, match=r"a run of B=4 changed .* restart the server"):
-        proving.end("a run of B=4").judge()
+        prover.judge(proving.end("a run of B=4"))
 
 
 def test_what_real_steps_write_before_and_after_is_not_the_probes() -> None:
@@ -161,7 +161,46 @@ def test_what_real_steps_write_before_and_after_is_not_the_probes() -> None:
     tensor.add_(1)
     proof = prover.begin(batch, 100).end("a run")
     tensor.add_(1)
-    proof.judge()
+    prover.judge(proof)
+
+
+def a_run(prover: Prover, batch: ProbeBatch, tensor: torch.Tensor, writes: bool) -> None:
+    """The first of its kind, which writes or does not."""
+    proving = prover.begin_if_first(batch, 100, as_graph=False)
+    assert proving is not None, "it counts as proven"
+    tensor.add_(int(writes))
+    prover.judge(proving.end("a run"))
+
+
+def test_a_block_that_a_connector_loads_meanwhile_is_not_held_against_the_probe() -> None:
+    tensor = cache()
+    prover, _, batch = prover_of([tensor], transfers=True)
+    for _ in range(kv_proof.MOST_DOUBTS - 1):
+        a_run(prover, batch, tensor, writes=True)
+    a_run(prover, batch, tensor, writes=False)
+    assert prover.begin_if_first(batch, 100, as_graph=False) is None, "what held is proven"
+
+
+def test_beside_a_connector_a_run_that_keeps_writing_is_caught() -> None:
+    tensor = cache()
+    prover, _, batch = prover_of([tensor], transfers=True)
+    for _ in range(kv_proof.MOST_DOUBTS - 1):
+        a_run(prover, batch, tensor, writes=True)
+    with pytest.raises(KvCacheWrittenError, match="a run changed"):
+        a_run(prover, batch, tensor, writes=True)
+
+
+def test_a_proof_amid_arriving_blocks_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensor, sums = cache(), kv_proof.block_sums
+    prover, _, batch = prover_of([tensor], transfers=True)
+
+    def arriving(*arguments: Any) -> torch.Tensor:
+        tensor.add_(1)
+        return sums(*arguments)
+
+    monkeypatch.setattr(kv_proof, "block_sums", arriving)
+    for _ in range(kv_proof.MOST_DOUBTS + 3):
+        a_run(prover, batch, tensor, writes=True)
 
 
 def test_proofs_take_turns_through_the_layers_and_look_at_a_bounded_part() -> None:

@@ -148,3 +148,11 @@ def test_json_says_that_the_cost_is_predicted(tmp_path: Path) -> None:
     found = json.loads(result.stdout)
     assert "eagle3" in found["draft_cost_predicted"]
     assert found["draft_cost"]["seconds_per_token"] == 0
+
+
+def test_predict_tells_of_steps_that_the_host_bounds() -> None:
+    small = {**QWEN_3_8B, "num_hidden_layers": 2}
+    (told,) = (note for note in notes(times(small)) if "engine's host needs" in note)
+    assert told.startswith("At B = 1, 8 steps take less than the 1.5 ms")
+    assert not any("engine's host needs" in note for note in notes(times()))
+    assert times().to_dict()["host_time"]["step_seconds"] == 1.5e-3

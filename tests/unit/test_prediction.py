@@ -83,9 +83,12 @@ def test_predict_is_public_and_a_function() -> None:
 def test_rows_are_the_contracts(model: Path) -> None:
     found = vllm_nfp.predict(model, "H100-SXM")
     values = found.to_dict()
-    names = ["schema", "model", "hardware", "basis", "model_facts", "assumptions", "rows"]
+    names = ["schema", "model", "hardware", "basis", "bases", "model_facts", "assumptions"]
+    names += ["host_time", "rows"]
     assert list(values) == names
     assert values["basis"] == "own runs"
+    assert values["bases"]["attention"] == "own runs"
+    assert values["bases"]["link"] == "public kernels"
     assert (values["schema"], values["model"], values["hardware"]) == (1, "qwen3-8b", "H100-SXM")
     assert len(values["rows"]) == 3 * 3 * 2  # a dense model has no moe_ffn
     for row in values["rows"]:

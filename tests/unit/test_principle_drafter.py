@@ -69,6 +69,7 @@ def test_prediction_layers_of_their_own_run_over_all_positions_each_time() -> No
     chain = found("mtp", MTP, tensor_parallel_size=8)
     modules = found("mtp", {**DEEPSEEK_V3, "num_nextn_predict_layers": 3}, tensor_parallel_size=8)
     assert (chain.runs, modules.runs) == ("chain", "modules")
+    assert "vLLM takes K up to 3, or a multiple of it." in modules.assumptions
     assert seconds(modules, 64, 1024)[4] > 1.1 * seconds(chain, 64, 1024)[4]
 
 

@@ -19,6 +19,14 @@ from test_principle_models import (
     QWEN_1_5_MOE_A2_7B,
     Config,
 )
+from test_principle_own_attention import (
+    DEEPSEEK_V4_FLASH,
+    GEMMA_4_26B,
+    GEMMA_4_E2B,
+    MIMO_V2_FLASH,
+    MINIMAX_M3,
+    STEP_3,
+)
 
 from vllm_nfp.principle import ModelShape, ShapeError, shape_from_config
 from vllm_nfp.principle.families import FAMILIES, UNDESCRIBED
@@ -38,6 +46,12 @@ COMPRESSED: Config = {
 GPTQ: Config = {"quant_method": "gptq", "bits": 4, "group_size": 128, "dynamic": {"-:.*mlp.*": {}}}
 BASES: list[Config] = [
     *(config for config, _ in KNOWN_BILLIONS),
+    DEEPSEEK_V4_FLASH,
+    GEMMA_4_26B,
+    GEMMA_4_E2B,
+    MIMO_V2_FLASH,
+    MINIMAX_M3,
+    STEP_3,
     {**DEEPSEEK_V3, "quantization_config": COMPRESSED},
     {**LLAMA_3_8B, "quantization_config": GPTQ},
     {**MIXTRAL_8X7B, "moe_layers": [0, 1], "layer_types": ["full_attention"] * 32},
@@ -65,6 +79,14 @@ EXTRA_FIELDS = (
     "block_size",
     "shared_expert_intermediate_size",
     "_name_or_path",
+    "architectures",
+    "attention_other_setting",
+    "block_configs",
+    "compress_ratios",
+    "moe_layers_enum",
+    "num_attention_heads_per_layer",
+    "num_kv_shared_layers",
+    "per_layer_config",
     "model_type",
 )
 

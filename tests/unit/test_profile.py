@@ -328,3 +328,15 @@ def test_the_file_of_an_engine_has_its_number_alone() -> None:
     assert profile_file("/x", "3") == Path("/x/profile-3.json")
     with pytest.raises(ValueError, match="not a number"):
         profile_file("/x", "../3")
+
+
+def test_a_notebook_shows_a_table_and_no_thousands_of_characters(dense_profile: Profile) -> None:
+    assert len(repr(dense_profile)) < 200
+    shown = dense_profile._repr_html_()
+    assert len(shown) < 20_000
+    assert "within 10%" in shown and "<tr><td>1024</td><td>8</td>" in shown
+    from vllm_nfp import recommend
+
+    found = recommend(dense_profile, 0.7)
+    assert len(repr(found)) < 300
+    assert "<tr><td>1024</td><td>1</td>" in found._repr_html_()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_engine import EXPERTS_IN_PARALLEL
+from test_engine import EXPERTS_IN_PARALLEL, ec_transfer, kv_transfer
 from test_engine import config as accepted
 
 pytest.importorskip("vllm")
@@ -48,8 +48,8 @@ REFUSED: list[tuple[dict[str, Any], str, bool]] = [
     ({"model_config__is_attention_free": True}, "recurrent (mamba) state", False),
     ({"model_config__is_encoder_decoder": True}, "encoder-decoder", False),
     ({"model_config__enable_sleep_mode": True}, "sleep mode", True),
-    ({"kv_transfer_config": object()}, "KV connector", True),
-    ({"ec_transfer_config": SimpleNamespace(ec_role="ec_consumer")}, "encoder-cache", True),
+    ({"kv_transfer_config": kv_transfer("New")}, "KV connector New", True),
+    ({"ec_transfer_config": ec_transfer("New")}, "encoder-cache connector New", True),
     ({"lora_config": object()}, "--enable-lora", False),
     ({"offload_config__offload_backend": "prefetch"}, "offloaded", False),
     ({"offload_config__uva": SimpleNamespace(cpu_offload_gb=1)}, "offloaded", False),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from vllm_nfp.adapter.connectors import unknown_encoder_connector, unknown_kv_connector
 from vllm_nfp.adapter.inputs import is_multimodal
 from vllm_nfp.adapter.versions import Mode
 
@@ -77,6 +78,22 @@ def _foreign_executor(config: Any) -> bool:
 def _encodes_alone(config: Any) -> bool:
     transfer = config.ec_transfer_config
     return transfer is not None and transfer.ec_role == "ec_producer"
+
+
+def _can_set_adapters_aside(config: Any) -> bool:
+    return bool(config.model_config.enforce_eager) and not config.model_config.is_moe
+
+
+def _reads_encodings(config: Any) -> bool:
+    return config.ec_transfer_config is not None and not _encodes_alone(config)
+
+
+def _kv_connector(config: Any) -> str | None:
+    return unknown_kv_connector(config.kv_transfer_config)
+
+
+def _encoder_connector(config: Any) -> str | None:
+    return unknown_encoder_connector(config.ec_transfer_config)
 
 
 def _offloads(config: Any) -> bool:
@@ -278,26 +295,59 @@ _SERVER = (
     Feature(
         "KV connectors",
         Kind.SERVER,
-        lambda c: c.kv_transfer_config is not None,
+        lambda c: c.kv_transfer_config is not None and not _kv_connector(c),
+        Mode.ACTIVE,
+        "a probe runs between steps and its attention layers see no connector: it carries no "
+        "metadata, and stores, sends and loads nothing",
+        flag="--kv-transfer-config",
+        step="the wait for its KV blocks as well",
+    ),
+    Feature(
+        "other KV connectors",
+        Kind.SERVER,
+        lambda c: _kv_connector(c) is not None,
         Mode.PASSIVE,
-        "a KV connector would store or send what a probe runs: serve without one",
+        "the KV connector {} is not known to leave a probe alone: serve without it",
+        value=_kv_connector,
+        placeholder="NAME",
         flag="--kv-transfer-config",
         step="the wait for its KV blocks as well",
     ),
     Feature(
         "encoder-cache connectors that read",
         Kind.SERVER,
-        lambda c: c.ec_transfer_config is not None and not _encodes_alone(c),
-        Mode.PASSIVE,
-        "an encoder-cache connector is not supported: serve without one",
+        lambda c: _reads_encodings(c) and not _encoder_connector(c),
+        Mode.ACTIVE,
+        "they work where images are encoded, which a probe never does",
         flag="--ec-transfer-config",
     ),
     Feature(
-        "LoRA",
+        "other encoder-cache connectors",
         Kind.SERVER,
-        lambda c: c.lora_config is not None,
+        lambda c: _reads_encodings(c) and _encoder_connector(c) is not None,
         Mode.PASSIVE,
-        "LoRA keeps state per batch that a probe would change: serve without --enable-lora",
+        "the encoder-cache connector {} is not known to leave a probe alone: serve without it",
+        value=_encoder_connector,
+        placeholder="NAME",
+        flag="--ec-transfer-config",
+    ),
+    Feature(
+        "LoRA with --enforce-eager",
+        Kind.SERVER,
+        lambda c: c.lora_config is not None and _can_set_adapters_aside(c),
+        Mode.ACTIVE,
+        "probes run the base model, without any adapter, and leave the live batch's mapping alone",
+        flag="--enable-lora",
+        step="adapters as well",
+        unpredicted="LoRA",
+    ),
+    Feature(
+        "LoRA with compiled code or experts",
+        Kind.SERVER,
+        lambda c: c.lora_config is not None and not _can_set_adapters_aside(c),
+        Mode.PASSIVE,
+        "a probe cannot set LoRA adapters aside in compiled code, CUDA graphs and experts: serve a "
+        "dense model with --enforce-eager, or without --enable-lora",
         flag="--enable-lora",
         step="adapters as well",
         unpredicted="LoRA",

@@ -26,11 +26,13 @@ class Feature(StrEnum):
     CAPTURE = "memory pool shared with vLLM's CUDA graphs"
     MODULES = "timing of modules with light kernels"
     COLLECTIVES = "timing of collectives"
+    CONNECTORS = "probing beside a KV connector"
+    LORA = "probing beside LoRA adapters"
 
 
 PROBE = frozenset({Feature.FLAGS, Feature.WORKER, Feature.STEPS})
 """Features without which there is no probe."""
-_REQUIRED = PROBE | {Feature.DRAFT_CONTROL}
+_REQUIRED = PROBE | {Feature.DRAFT_CONTROL, Feature.CONNECTORS, Feature.LORA}
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +232,27 @@ CUSTOM_OP = Target(
     Feature.MODULES,
     "quantizes activations by vLLM's kernel",
 )
+HAS_KV_CONNECTOR = Target(
+    "vllm.model_executor.layers.attention.kv_transfer_utils:has_kv_transfer_group",
+    Feature.CONNECTORS,
+    "keeps a probe's attention layers from waiting for loads and saving their keys and values",
+)
+LORA_EMBEDDING = Target(
+    "vllm.lora.layers.vocab_parallel_embedding:VocabParallelEmbeddingWithLoRA.forward",
+    Feature.LORA,
+    "looks up a probe's embeddings without an adapter",
+)
+ADD_LORA = tuple(
+    Target(
+        f"vllm.lora.punica_wrapper.punica_base:PunicaWrapperBase.{name}",
+        Feature.LORA,
+        "leaves a probe's outputs without an adapter's part",
+        on_object=True,
+    )
+    for name in (
+        "add_shrink", "add_expand", "add_lora_embedding", "add_lora_linear", "add_lora_logits",
+    )
+)  # fmt: skip
 
 
 def _collective(name: str, since: tuple[int, int] | None = None) -> Target:
@@ -283,6 +306,9 @@ TARGETS: tuple[Target, ...] = (
     CAPTURE_BEGIN,
     EMBEDDING,
     CUSTOM_OP,
+    HAS_KV_CONNECTOR,
+    LORA_EMBEDDING,
+    *ADD_LORA,
     *COLLECTIVES,
 )
 """All of them."""

@@ -57,10 +57,11 @@ _PREDICTION = (
     ),
     click.option(
         "--routing",
-        metavar="uniform|typical|NUMBER",
+        metavar="uniform|typical|NUMBER|PROFILE",
         default="uniform",
         show_default=True,
-        help="How tokens reach experts; a number s: shares fall with rank ** -s.",
+        help="How tokens reach experts; a number s: shares fall with rank ** -s; a profile "
+        "(.json): the s that its times of experts show.",
     ),
 )
 _PREDICTION_NAMES = (

@@ -65,7 +65,15 @@ def side_by_side(founds: Sequence[Predictions], curves: bool = False) -> dict[st
     each = [found.to_dict(curves) for found in founds]
     several = len({found.model for found in founds}) > 1
     named = ("model", "hardware") if several else ("hardware",)
-    told = (*named, "basis", "routing_skew", "does_not_fit", "model_facts", "assumptions")
+    told = (
+        *named,
+        "basis",
+        "routing_skew",
+        "does_not_fit",
+        "model_facts",
+        "assumptions",
+        "host_time",
+    )
     return {
         "schema": SCHEMA,
         **({} if several else {"model": founds[0].model}),

@@ -60,7 +60,8 @@ _SETTINGS = (
 @click.option(
     "--predicted",
     metavar="MODEL",
-    help="Predict the step times of this model (a directory with a config.json, or the file).",
+    help="Predict the step times of this model: a directory with a config.json, the file, a "
+    "repository in the Hugging Face cache, or an example such as qwen3-8b.",
 )
 @click.option("--hardware", metavar="NAME|FILE", help=HARDWARE_HELP)
 @click.option(

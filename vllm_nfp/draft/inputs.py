@@ -83,12 +83,10 @@ def read_inputs(
         warnings += server.differences(source, metrics[0])
     found = next((one for one in map(live_drafting, metrics) if one != UNKNOWN), source.drafting)
     if source.kind == "prediction":
-        from vllm_nfp.draft.predictions import predicted_drafting
+        from vllm_nfp.draft.predictions import hints, predicted_drafting
 
-        predicted = predicted_drafting(source, found, draft_model)
-        if draft_method is None and predicted.hint is not None:
-            warnings.append(predicted.hint)
-        found = predicted
+        warnings += hints(source, draft_method)
+        found = predicted_drafting(source, found, draft_model)
     of_server: tuple[int | None, float, float | None] = (None, 0.0, None)
     if is_url(times):
         live = metrics[-1]

@@ -19,7 +19,6 @@ from vllm_nfp.draft.sources import Source, SourceError
 from vllm_nfp.principle.drafter import Drafter, DrafterError, drafter_of, drafting
 from vllm_nfp.principle.drafter import Drafting as PredictedSeconds
 from vllm_nfp.principle.drafter.mtp import mtp_layers
-from vllm_nfp.principle.host_time import HostTime, host_time
 from vllm_nfp.principle.model_sources import read_model
 from vllm_nfp.principle.notes import notes
 from vllm_nfp.principle.predictions import Predictions
@@ -50,7 +49,7 @@ def from_predictions(found: Predictions) -> Source:
 
 def _curve(found: Predictions, batch_size: int, context: int) -> StepCurve:
     cell = found.cell(Module.MODEL, batch_size, context)
-    seconds = _host(found).engine_seconds(np.array(cell.seconds))
+    seconds = found.host_time.engine_seconds(np.array(cell.seconds))
     times = dict(zip(cell.positions, seconds.tolist(), strict=True))
     beyond = [n for n in cell.positions if 0 < cell.in_graphs < n]
     return replace(
@@ -61,12 +60,8 @@ def _curve(found: Predictions, batch_size: int, context: int) -> StepCurve:
     )
 
 
-def _host(found: Predictions) -> HostTime:
-    return host_time(found.shape.num_ranks)
-
-
 def _host_notes(found: Predictions) -> tuple[str, ...]:
-    host = _host(found)
+    host = found.host_time
     exposed = (
         f" and {host.exposed_seconds * 1e3:.3g} ms of every step that the GPU waits for"
         if host.exposed_seconds
@@ -92,7 +87,7 @@ class PredictedDrafting(Drafting):
         Raises:
             SourceError: if the model has no such drafter, or its config cannot be read.
         """
-        found, host = self.found, _host(self.found)
+        found, host = self.found, self.found.host_time
         measured = None if method in LOOKUPS else Drafting.cost(self, method)
         if measured is not None:
             return measured
@@ -129,17 +124,16 @@ class PredictedDrafting(Drafting):
         except DrafterError as error:
             raise SourceError(str(error)) from None
 
-    @property
-    def hint(self) -> str | None:
-        """That the checkpoint holds prediction layers, for who drafts otherwise."""
-        if not mtp_layers(self.found.config):
-            return None
-        return "the checkpoint holds prediction layers: --draft-method mtp predicts their drafts"
+
+def hints(source: Source, method: str | None) -> tuple[str, ...]:
+    """That a predicted checkpoint holds prediction layers, for who names no method."""
+    assert isinstance(source.drafting, PredictedDrafting)
+    if method is not None or not mtp_layers(source.drafting.found.config):
+        return ()
+    return ("the checkpoint holds prediction layers: --draft-method mtp predicts their drafts",)
 
 
-def predicted_drafting(
-    source: Source, counted: Drafting, draft_model: str | None
-) -> PredictedDrafting:
+def predicted_drafting(source: Source, counted: Drafting, draft_model: str | None) -> Drafting:
     """The drafting of a predicted source, with what the server of the acceptance has measured."""
     assert isinstance(source.drafting, PredictedDrafting)
     return replace(
@@ -171,7 +165,7 @@ class PredictedSteps:
         return drafting(self._drafter, found.target, found.serving, batch_size, context, longest)
 
     def _compute(self, batch_size: int, context: int) -> tuple[float, ...]:
-        found, host = self._found, _host(self._found)
+        found, host = self._found, self._found.host_time
         lengths = range(self._longest + 1)
         verified = np.array(found.cell(Module.MODEL, batch_size, context).seconds)[: len(lengths)]
         gpu = self.gpu(batch_size, context)

@@ -8,7 +8,7 @@ per second (docs/theory.md, "Draft length").
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from vllm_nfp.draft.curve import StepCurve
@@ -16,8 +16,11 @@ from vllm_nfp.draft.demand import Demand
 from vllm_nfp.draft.ranges import RangeCurve, across_contexts, deciding, grid_of, ranges_of
 from vllm_nfp.draft.rows import Schedule, ScheduleRange, ScheduleRow, weakest_of
 from vllm_nfp.draft.sharing import SHARING_LOSS, shared_lengths
+from vllm_nfp.give_way import in_pieces
 from vllm_nfp.types import Basis
 
+A_RANGE = 1
+"""Ranges between two pauses: some 0.5 ms each, in a server's own process."""
 ROUNDING = 1e-9
 """What two ways to the same bound may differ by."""
 
@@ -51,9 +54,9 @@ def make_schedule(
     grid = grid_of(curves)
     contexts = sorted({context for _, context in grid})
     ranges = ranges_of(grid, max_batch_size)
-    found = [across_contexts(grid, contexts, *of, whole) for of in ranges]
+    found = [across_contexts(grid, contexts, *of, whole) for of in in_pieces(ranges, A_RANGE)]
     lengths = shared_lengths(
-        [_scores(deciding(across), demand) for across in found],
+        [_scores(deciding(across), demand) for across in in_pieces(found, A_RANGE)],
         demand.slack,
     )
     columns = [
@@ -64,7 +67,7 @@ def make_schedule(
             else _row(context, *of, at, demand, length)
             for context, at in zip(contexts, across, strict=True)
         ]
-        for of, across, length in zip(ranges, found, lengths, strict=True)
+        for of, across, length in in_pieces(zip(ranges, found, lengths, strict=True), A_RANGE)
     ]
     entries = [
         ScheduleRange(*of, length, weakest_of(row.basis for row in rows if row))
@@ -109,16 +112,22 @@ def length_at(
 
 def _is_good(curve: StepCurve, demand: Demand, length: int) -> bool:
     """Whether a length loses no more than slack and sharing allow."""
-    if length not in demand.lengths(curve):
-        return False
-    best = max(demand.gain(curve, k) for k in demand.lengths(curve))
-    enough = (1.0 - SHARING_LOSS) * (1.0 - demand.slack) * best
-    return demand.gain(curve, length) >= enough * (1.0 - ROUNDING)
+    return _suffices(length, _scores([curve], demand), demand)
+
+
+def _suffices(length: int, scores: Mapping[int, float], demand: Demand) -> bool:
+    enough = (1.0 - SHARING_LOSS) * (1.0 - demand.slack) * max(scores.values())
+    return scores.get(length, 0.0) >= enough * (1.0 - ROUNDING)
 
 
 def best_length(curve: StepCurve, demand: Demand) -> int:
     """The shortest K within the slack of the best goodput."""
-    return min(good_lengths([curve], demand))
+    return _shortest(_scores([curve], demand), demand)
+
+
+def _shortest(scores: Mapping[int, float], demand: Demand) -> int:
+    enough = (1.0 - demand.slack) * max(scores.values())
+    return min(k for k, score in scores.items() if score >= enough)
 
 
 def good_lengths(curves: Sequence[StepCurve], demand: Demand) -> frozenset[int]:
@@ -134,20 +143,21 @@ def good_lengths(curves: Sequence[StepCurve], demand: Demand) -> frozenset[int]:
 
 def _scores(curves: Sequence[StepCurve], demand: Demand) -> dict[int, float]:
     """The score of each K that loses to K = 0 nowhere."""
-    best = [max(demand.gain(curve, k) for k in demand.lengths(curve)) for curve in curves]
-    scores: dict[int, float] = {}
-    for k in min((demand.lengths(curve) for curve in curves), key=len):
-        gains = [demand.gain(curve, k) for curve in curves]
-        if all(g >= demand.gain(at, 0) for g, at in zip(gains, curves, strict=True)):
-            scores[k] = min(gain / top for gain, top in zip(gains, best, strict=True))
-    return scores
+    gains = [{k: demand.gain(curve, k) for k in demand.lengths(curve)} for curve in curves]
+    best = [max(of.values()) for of in gains]
+    return {
+        k: min(of[k] / top for of, top in zip(gains, best, strict=True))
+        for k in min(gains, key=len)
+        if all(of[k] >= of[0] for of in gains)
+    }
 
 
 def _row(
     context: int, first: int, last: int, at: RangeCurve, demand: Demand, length: int
 ) -> ScheduleRow:
     curve = at.curve
-    best = best_length(curve, demand)
+    scores = _scores([curve], demand)
+    alone = None if _suffices(length, scores, demand) else _shortest(scores, demand)
     free, free_at_limit = curve.free_positions(demand.epsilon)
     gain = demand.gain(curve, length)
     lower, upper = demand.gain_interval(curve, length)
@@ -175,8 +185,8 @@ def _row(
         between=at.place != "reported",
         gain_lower=lower or None,
         gain_upper=upper if upper < math.inf else None,
-        alone_draft_length=None if _is_good(curve, demand, length) else best,
-        alone_gain=None if _is_good(curve, demand, length) else demand.gain(curve, best),
+        alone_draft_length=alone,
+        alone_gain=None if alone is None else demand.gain(curve, alone),
         running_draft_length=demand.running,
         gain_over_running=None if over is None else over.value,
         gain_over_running_lower=None if over is None else over.lower,

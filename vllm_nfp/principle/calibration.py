@@ -34,6 +34,7 @@ PARTS: Mapping[str, str] = {
     "link": "transfers",
 }
 """Parts of the constants, and how people are told of them."""
+_NARROW = ("experts.fp8", "experts.fp8_block", "experts.mxfp4")
 MAIN_PARTS = ("gemm", "attention", "experts")
 """Those that decide what a device as a whole rests on."""
 
@@ -161,8 +162,8 @@ def _told(entry: _Entry, basis: str) -> str:
 
 
 def _named(parts: Sequence[str]) -> str:
-    """Names of parts; the kinds of quantized experts as one."""
-    names = ["quantized experts" if part.startswith("experts.") else PARTS[part] for part in parts]
+    """Names of parts; the kinds of FP8 and FP4 experts as one."""
+    names = ["FP8 and FP4 experts" if part in _NARROW else PARTS[part] for part in parts]
     return ", ".join(dict.fromkeys(names))
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import bisect
 from functools import lru_cache
 
+import numpy as np
+
 from vllm_nfp.principle.hardware import Hardware
+from vllm_nfp.principle.terms import FloatArray
 
 DEFAULT_CAPTURE_SIZES: tuple[int, ...] = (1, 2, 4, *range(8, 256, 8), *range(256, 513, 16))
 """vLLM 0.32's cudagraph_capture_sizes where max_num_seqs is 256 or more (config/vllm.py)."""
@@ -39,3 +42,19 @@ def padded_tokens(capture_sizes: tuple[int, ...], batch_size: int, positions: in
     sizes = uniform_sizes(capture_sizes, positions)
     index = bisect.bisect_left(sizes, batch_size * positions)
     return sizes[index] if index < len(sizes) else None
+
+
+def run_with(capture_sizes: tuple[int, ...], batch_size: int, positions: FloatArray) -> FloatArray:
+    """Tokens that each step runs with: those of its graph, or its own if no graph holds it.
+
+    Args:
+        positions: N, shape [n].
+    """
+    tokens = [padded_tokens(capture_sizes, batch_size, int(n)) or batch_size * n for n in positions]
+    return np.array(tokens, dtype=np.float64)
+
+
+def largest_captured(capture_sizes: tuple[int, ...], batch_size: int, positions: FloatArray) -> int:
+    """Largest N for which a CUDA graph was captured; 0 if there are none at all."""
+    fitting = [int(n) for n in positions if padded_tokens(capture_sizes, batch_size, int(n))]
+    return max(fitting, default=0)

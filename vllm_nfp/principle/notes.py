@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vllm_nfp.principle.calibration import ASSUMPTION
 from vllm_nfp.principle.granularity import UNPREDICTED
 from vllm_nfp.principle.memory import GIB
 from vllm_nfp.text import printable
+from vllm_nfp.types import Module
 
 if TYPE_CHECKING:
     from vllm_nfp.principle.predictions import Predictions
@@ -25,10 +27,9 @@ def notes(found: Predictions) -> tuple[str, ...]:
     )
     basis = f"They rest on: {found.target.basis}."
     backend = found.backend
-    rules = (
-        f"The rules of {backend.name} were never timed ({backend.source}): the constants of "
-        f"FlashAttention 3 are assumed."
-    )
+    timed = found.target.calibration.origins.get("attention", ASSUMPTION) != ASSUMPTION
+    known = "only steps of one position were" if timed else "its constants are assumed, too"
+    rules = f"The rules of {backend.name} were never timed ({backend.source}): {known}."
     transfers = "The constants of transfers between ranks are assumed, not fitted."
     assumed = found.shape.num_ranks > 1 and not found.target.calibration.link.fitted
     return (
@@ -39,6 +40,7 @@ def notes(found: Predictions) -> tuple[str, ...]:
         *_routing_note(found),
         *_memory_notes(found),
         *_graph_notes(found),
+        *_host_notes(found),
     )
 
 
@@ -79,6 +81,26 @@ def _memory_notes(found: Predictions) -> tuple[str, ...]:
 
 def _gib(amount: float) -> str:
     return f"{amount / GIB:.3g} GiB" if amount < 1000 * GIB else f"{amount / GIB / 1024:.3g} TiB"
+
+
+def _host_notes(found: Predictions) -> tuple[str, ...]:
+    """Steps that the GPU finishes before an engine's host has the next one ready."""
+    host = found.host_time
+    short = [
+        batch_size
+        for batch_size in found.batch_sizes
+        if any(
+            found.cell(Module.MODEL, batch_size, context).seconds[0] < host.step_seconds
+            for context in found.contexts
+        )
+    ]
+    if not short:
+        return ()
+    return (
+        f"At B = {', '.join(map(str, short))} steps take less than the "
+        f"{host.step_seconds * 1e3:.3g} ms that an engine's host needs for one, so that more "
+        f"positions are free there than shown (from {host.source}).",
+    )
 
 
 def _graph_notes(found: Predictions) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from vllm_nfp.principle.attention import AttentionBackend, backend_by_name
 from vllm_nfp.principle.curve_errors import MEANING, curve_errors
 from vllm_nfp.principle.graphs import padded_tokens
 from vllm_nfp.principle.hardware_file import Target
+from vllm_nfp.principle.host_time import HostTime, host_time
 from vllm_nfp.principle.memory import TooLarge, too_large
 from vllm_nfp.principle.model_facts import ModelFacts, model_facts
 from vllm_nfp.principle.modules import module_named, modules_of
@@ -87,6 +88,11 @@ class Predictions:
         return backend_by_name(self.serving.attention_backend, self.target.hardware)
 
     @property
+    def host_time(self) -> HostTime:
+        """What an engine's host adds to these times of the GPU."""
+        return host_time(self.shape.num_ranks)
+
+    @property
     def too_large(self) -> tuple[TooLarge, ...]:
         """The cells whose weights and KV cache exceed the memory of the device."""
         return too_large(self.shape, self.target.hardware, self.batch_sizes, self.contexts)
@@ -140,10 +146,12 @@ class Predictions:
             "model": self.model,
             "hardware": self.hardware,
             "basis": self.target.basis,
+            "bases": dict(self.target.calibration.origins),
             **({"routing_skew": self.serving.routing_skew} if self.shape.num_moe_layers else {}),
             **({"does_not_fit": unfit} if unfit else {}),
             "model_facts": self.model_facts.to_dict(),
             "assumptions": list(self.shape.assumptions),
+            "host_time": dataclasses.asdict(self.host_time),
             **({"curve_errors": MEANING} if curves else {}),
             "rows": [
                 {**row.to_dict(), **(self._curve(row) if curves else {})} for row in self.rows

@@ -18,7 +18,7 @@ from vllm_nfp.principle.cost import NOTHING, Cost, growing
 from vllm_nfp.principle.experts import SHARED_STREAM_TOKENS
 from vllm_nfp.principle.ffn import KERNEL_SECONDS, activation_seconds, elementwise_seconds
 from vllm_nfp.principle.gemm import gemm_fixed_seconds, gemm_terms
-from vllm_nfp.principle.graphs import padded_tokens
+from vllm_nfp.principle.graphs import largest_captured, run_with
 from vllm_nfp.principle.hardware_file import Target
 from vllm_nfp.principle.matrices import Counted
 from vllm_nfp.principle.recurrence import FIXED_SECONDS, recurrence_terms
@@ -87,11 +87,7 @@ class Step:
     @property
     def in_graphs(self) -> int:
         """Largest N for which a CUDA graph was captured; 0 if there are none at all."""
-        sizes = self._serving.capture_sizes
-        fitting = [
-            int(n) for n in self._positions if padded_tokens(sizes, self._batch_size, int(n))
-        ]
-        return max(fitting, default=0)
+        return largest_captured(self._serving.capture_sizes, self._batch_size, self._positions)
 
     def module(self, module: Module) -> Cost:
         """One layer's module, the mean over layers for attention, or the whole step."""
@@ -175,21 +171,15 @@ class Step:
 
     def attention(self) -> Cost:
         """All layers, full and sliding; the cache holds context and positions."""
-        return self._once(
-            "attention",
-            lambda: attention_cost(
-                self._shape,
-                self._hardware,
-                self._calibration.attention,
-                AttentionWork(
-                    self._backend,
-                    self._batch_size,
-                    self._context,
-                    self._positions,
-                    max(self._serving.capture_sizes, default=0),
-                ),
-            ),
+        return self._once("attention", self._attention)
+
+    def _attention(self) -> Cost:
+        largest_graph = max(self._serving.capture_sizes, default=0)
+        work = AttentionWork(
+            self._backend, self._batch_size, self._context, self._positions, largest_graph
         )
+        constants = self._calibration.attention
+        return attention_cost(self._shape, self._hardware, constants, work)
 
     def linear_attention(self) -> Cost:
         """Projections and state of a layer without a cache."""
@@ -247,18 +237,9 @@ class Step:
         plain = terms(self.tokens)
         if not padded or not self._serving.capture_sizes:
             return Cost(fixed, plain)
-        added = sum_terms(terms(self._padded())) - sum_terms(plain)
+        in_graph = run_with(self._serving.capture_sizes, self._batch_size, self._positions)
+        added = sum_terms(terms(in_graph)) - sum_terms(plain)
         return Cost(fixed, {**plain, "graph_padding": added})
-
-    def _padded(self) -> FloatArray:
-        sizes = self._serving.capture_sizes
-        return np.array(
-            [
-                padded_tokens(sizes, self._batch_size, int(n)) or self._batch_size * n
-                for n in self._positions
-            ],
-            dtype=np.float64,
-        )
 
     def communication(self) -> Cost:
         """The mean layer's: an all-reduce after attention's projection and one after the FFN.

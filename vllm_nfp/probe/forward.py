@@ -21,11 +21,13 @@ import torch
 from vllm_nfp.adapter import communication, versions
 from vllm_nfp.adapter.attention_groups import AttentionGroup
 from vllm_nfp.adapter.bindings import UnknownVllmError
+from vllm_nfp.adapter.connectors import without_connector
 from vllm_nfp.adapter.dispatch import Execution
 from vllm_nfp.adapter.forward_context import forward_context, metadata_class
 from vllm_nfp.adapter.layer_hooks import can_skip, entered, fused_ops, observed, skipped
 from vllm_nfp.adapter.layers import DecoderLayer
 from vllm_nfp.adapter.light_ops import light_ops
+from vllm_nfp.adapter.lora import Adapters
 from vllm_nfp.adapter.runner import RunnerView
 from vllm_nfp.probe.batch import ProbeBatch
 from vllm_nfp.probe.inputs import StepInputs
@@ -64,6 +66,7 @@ class Forward:
         self._host_lengths = versions.HOST_LENGTH_FIELDS[0] in versions.metadata_fields()
         try:
             self._buffers = view.step_buffers()
+            self._adapters = Adapters(view)
         except AttributeError as error:
             raise UnknownVllmError(f"the {view.name} runner of this vLLM: {error}") from error
         self.inputs = StepInputs(view, self._buffers)
@@ -118,7 +121,8 @@ class Forward:
 
     def run_head(self, batch: ProbeBatch, hidden: torch.Tensor) -> None:
         """The LM head over every position, as verification needs it."""
-        self._view.model.compute_logits(hidden[: batch.tokens])
+        with self._adapters.aside():
+            self._view.model.compute_logits(hidden[: batch.tokens])
 
     def run_modules(
         self, batch: ProbeBatch, metadata: dict[str, Any], external: bool
@@ -146,16 +150,17 @@ class Forward:
     def context(
         self, metadata: dict[str, Any], batch: ProbeBatch, execution: Execution, compiled: bool
     ) -> Iterator[None]:
-        """vLLM's forward context for the batch."""
-        with forward_context(
-            self._view.vllm_config,
+        """vLLM's forward context for the batch, without adapters and connectors."""
+        aside, config = self._adapters.aside(), self._view.vllm_config
+        with aside, without_connector(config), forward_context(
+            config,
             metadata,
             len(batch.positions),
             batch.slot_mapping(self._groups),
             None if self._buffers.is_padding is None else batch.is_padding,
             piecewise=execution is Execution.PIECEWISE,
             compiled=compiled,
-        ):
+        ):  # fmt: skip
             yield
 
 

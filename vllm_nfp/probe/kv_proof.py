@@ -5,11 +5,18 @@ Between real steps, which write the cache themselves, a proof lies on the stream
 single run, and looks at the blocks that a stray write could hit: the last ones that each sequence
 of the run reads (where keys and values of its positions would go), the null block, the pool's last
 block (where a slot of -1 would go if it were taken for a number), and some others.
+
+Where a KV connector is at work, blocks that it loads may arrive around the run. There a proof sums
+the blocks once more before the run: if these two sums differ, blocks are arriving, and the proof
+says nothing. If they agree and the sums after the run differ, that is held against the probe only
+when it happens :data:`MOST_DOUBTS` times to the same kind of run, since a load may have begun in
+between. Until its proof holds, the next run of that kind is proven again.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +40,14 @@ MOST_LAYERS = 8
 64 KiB (8 KV heads of 128, bf16, 16 tokens) a proof reads 40 MiB before and after the run."""
 
 
+MOST_DOUBTS = 3
+"""Proofs of a kind of run that must fail, beside a KV connector, to be held against the probe. A
+load would have to begin within the run, and to reach one of the few blocks looked at, each time."""
+
+Run = tuple[int, int, bool]
+"""(batch size, positions, as a graph): a kind of run."""
+
+
 class KvCacheWrittenError(RuntimeError):
     """A probe changed the KV cache: the attention backend ignores padding slots."""
 
@@ -52,16 +67,20 @@ class Proof:
     before: torch.Tensor
     after: torch.Tensor
     mark: Mark
-    """Passed once both are there."""
+    """Passed once all are there."""
+    run: Run
+    earlier: torch.Tensor | None = None
+    """Before the first: differs from it where others write; None: nobody else does."""
 
-    def judge(self) -> None:
-        """To be asked once the mark is passed.
+    @property
+    def holds(self) -> bool:
+        """Whether the run has changed nothing. To be asked once the mark is passed."""
+        return bool(torch.equal(self.before, self.after))
 
-        Raises:
-            KvCacheWrittenError: if the sums differ.
-        """
-        if not torch.equal(self.before, self.after):
-            raise KvCacheWrittenError(self.what)
+    @property
+    def quiet(self) -> bool:
+        """Whether nobody else was seen to write. To be asked once the mark is passed."""
+        return self.earlier is None or bool(torch.equal(self.earlier, self.before))
 
 
 class Prover:
@@ -71,6 +90,7 @@ class Prover:
         contexts: vLLM's map from a layer's name to its module.
         groups: the layers' groups.
         clock: marks the stream.
+        transfers: a KV connector may write to the cache at any time.
     """
 
     def __init__(
@@ -79,12 +99,15 @@ class Prover:
         groups: Sequence[AttentionGroup],
         clock: Clock,
         device: torch.device,
+        transfers: bool = False,
     ) -> None:
         self._clock = clock
         self._device = device
+        self._transfers = transfers
         self._turn = 0
-        self._proven: set[tuple[int, int, bool]] = set()
-        """(batch size, positions, as a graph): runs of which one was, or is being, proven."""
+        self._proven: set[Run] = set()
+        """Runs of which one was, or is being, proven."""
+        self._doubts: Counter[Run] = Counter()
         self._under_way: list[Proof] = []
         """Proofs that no ticket carries."""
         self._groups = groups
@@ -102,13 +125,16 @@ class Prover:
                     group.num_blocks,
                 )
 
-    def begin(self, batch: ProbeBatch, context: int) -> Proving:
+    def begin(self, batch: ProbeBatch, context: int, as_graph: bool = False) -> Proving:
         """Enqueue the sums before a run.
 
         Args:
             context: tokens in each sequence's cache, as the batch is filled.
+            as_graph: the run is the replay of a CUDA graph.
         """
-        proving = Proving(self._clock, self._device, list(self._looked_at(batch, context)))
+        run = _run_of(batch, as_graph)
+        looked_at = list(self._looked_at(batch, context))
+        proving = Proving(self._clock, self._device, looked_at, run, self._transfers)
         self._turn += 1
         return proving
 
@@ -118,11 +144,11 @@ class Prover:
         Args:
             as_graph: the run is the replay of a CUDA graph.
         """
-        kind = (batch.batch_size, batch.positions_per_sequence, as_graph)
-        if kind in self._proven:
+        run = _run_of(batch, as_graph)
+        if run in self._proven:
             return None
-        self._proven.add(kind)
-        return self.begin(batch, context)
+        self._proven.add(run)
+        return self.begin(batch, context, as_graph)
 
     def watch(self, proof: Proof) -> None:
         """Judge a proof at a later :meth:`check`, once its sums are there."""
@@ -144,7 +170,12 @@ class Prover:
             KvCacheWrittenError: if the run has changed the KV cache.
         """
         self._clock.release(proof.mark)
-        proof.judge()
+        if proof.holds:
+            return
+        self._doubts[proof.run] += proof.quiet
+        if not self._transfers or self._doubts[proof.run] >= MOST_DOUBTS:
+            raise KvCacheWrittenError(proof.what)
+        self._proven.discard(proof.run)
 
     def _looked_at(self, batch: ProbeBatch, context: int) -> Iterator[SomeBlocks]:
         each = zip(self._groups, self._caches, self._always, batch.blocks, strict=True)
@@ -164,10 +195,19 @@ class Prover:
 class Proving:
     """A proof that has begun; the run follows, then :meth:`end`."""
 
-    def __init__(self, clock: Clock, device: torch.device, looked_at: Sequence[SomeBlocks]) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        device: torch.device,
+        looked_at: Sequence[SomeBlocks],
+        run: Run,
+        transfers: bool,
+    ) -> None:
         self._clock = clock
         self._device = device
         self._looked_at = looked_at
+        self._run = run
+        self._earlier = block_sums(looked_at, device) if transfers else None
         self._before = block_sums(looked_at, device)
 
     def end(self, what: str) -> Proof:
@@ -177,7 +217,11 @@ class Proving:
             what: names the run in the error.
         """
         after = block_sums(self._looked_at, self._device)
-        return Proof(what, self._before, after, self._clock.mark())
+        return Proof(what, self._before, after, self._clock.mark(), self._run, self._earlier)
+
+
+def _run_of(batch: ProbeBatch, as_graph: bool) -> Run:
+    return batch.batch_size, batch.positions_per_sequence, as_graph
 
 
 def _addressed(module: Any, group: AttentionGroup) -> Iterator[torch.Tensor]:

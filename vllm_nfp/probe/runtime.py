@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vllm_nfp.adapter.connectors import transfers_blocks
 from vllm_nfp.adapter.layers import find_decoder_layers, sample_layers
 from vllm_nfp.adapter.ranks import Ranks
 from vllm_nfp.adapter.runner import RunnerView
@@ -61,4 +62,5 @@ def runtime_of(
     layers = find_decoder_layers(view.model, contexts, compilation.static_all_moe_layers)
     timed = sample_layers(layers, config.sampled_layers)
     forward = Forward(view, clock, groups, layers, timed)
-    return Runtime(batches, forward, Prover(contexts, groups, clock, device), clock, ranks)
+    prover = Prover(contexts, groups, clock, device, transfers_blocks(view.vllm_config))
+    return Runtime(batches, forward, prover, clock, ranks)

@@ -24,6 +24,7 @@ from vllm_nfp.config import (
 )
 from vllm_nfp.dataframe import to_dataframe
 from vllm_nfp.files import FileError, write_whole
+from vllm_nfp.results.notebook import html_table
 from vllm_nfp.results.snapshot import ENGINE_INDEX, Snapshot
 from vllm_nfp.strict_json import JsonObject, encode, read_object
 from vllm_nfp.types import (
@@ -55,7 +56,7 @@ class ProfileError(ValueError):
     """A profile that cannot be used; the message is one sentence that names file and field."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Profile:
     """One engine's results and what they were measured on.
 
@@ -94,6 +95,15 @@ class Profile:
         for cell, points in self.curves_by_cell().items():
             if points[0].positions != 1:
                 raise ValueError(f"the curve of {_describe(cell)} lacks its point at N = 1")
+
+    def __repr__(self) -> str:
+        return (
+            f"Profile({self.model.name} on {self.environment.device.name}: {len(self.curves)} "
+            f"points, {len(self.boundaries)} boundaries)"
+        )
+
+    def _repr_html_(self) -> str:
+        return html_table(self)
 
     @property
     def cells(self) -> tuple[Cell, ...]:

@@ -105,7 +105,11 @@ def mtp_drafter(config: Mapping[str, object], target: ModelShape) -> Drafter:
         _unquantized(layer) if plain else layer,
         "modules" if several else "chain",
         each=(Gemm(2 * hidden, outputs, 2.0),),
-        assumptions=(_LIKE_LAST, *((_PLAIN if plain else _ALIKE,) if quantized else ())),
+        assumptions=(
+            _LIKE_LAST,
+            *((_PLAIN if plain else _ALIKE,) if quantized else ()),
+            *((f"vLLM takes K up to {layers}, or a multiple of it.",) if layers > 1 else ()),
+        ),
     )
 
 

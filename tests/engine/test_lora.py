@@ -1,0 +1,155 @@
+"""Probes beside LoRA adapters: requests keep theirs, and a probe runs without any."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from generate import prompts
+from parts import attach, engine_of, prober_of
+from safetensors.torch import save_file
+
+from vllm_nfp.adapter.engines import start_engine, worker_of
+from vllm_nfp.config import config_from_mapping
+from vllm_nfp.results.snapshot import read_snapshot
+from vllm_nfp.types import Shape
+
+pytestmark = pytest.mark.engine
+
+SETTINGS = {
+    "batch_sizes": [1, 4], "contexts": [32, 128], "max_positions": 8, "overhead_budget": 0.5,
+    "capture_seconds": 2.0, "startup_seconds": 0.3, "publish_seconds": 0.1, "min_samples": 2,
+    "step_share": 1.0,
+}  # fmt: skip
+RANK = 8
+
+
+def write_adapter(folder: Path, seed: int, model: dict[str, Any]) -> Path:
+    """One with random weights, large enough to change what is generated."""
+    generator = torch.Generator().manual_seed(seed)
+    hidden, head = model["hidden_size"], model["head_dim"]
+    sizes = {
+        "self_attn.q_proj": (hidden, model["num_attention_heads"] * head),
+        "self_attn.v_proj": (hidden, model["num_key_value_heads"] * head),
+        "mlp.down_proj": (model["intermediate_size"], hidden),
+    }
+    weights = {}
+    for layer in range(model["num_hidden_layers"]):
+        for name, (inputs, outputs) in sizes.items():
+            place = f"base_model.model.model.layers.{layer}.{name}"
+            for part, shape in (("A", (RANK, inputs)), ("B", (outputs, RANK))):
+                noise = torch.randn(shape, generator=generator)
+                weights[f"{place}.lora_{part}.weight"] = 0.2 * noise
+    folder.mkdir()
+    save_file(weights, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(
+        json.dumps(
+            {
+                "peft_type": "LORA", "r": RANK, "lora_alpha": RANK, "bias": "none",
+                "target_modules": sorted(name.split(".")[1] for name in sizes),
+                "base_model_name_or_path": "",
+            }
+        )
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapters(dense_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    model = json.loads((dense_model / "config.json").read_text())
+    folder = tmp_path_factory.mktemp("adapters")
+    return [write_adapter(folder / str(seed), seed, model) for seed in (1, 2)]
+
+
+@pytest.fixture(scope="module")
+def llm(dense_model: Path) -> Iterator[Any]:
+    yield start_engine(
+        dense_model,
+        {
+            "enforce_eager": True, "dtype": "float32", "max_model_len": 512, "max_num_seqs": 24,
+            "seed": 0, "enable_lora": True, "max_loras": 2, "max_lora_rank": RANK,
+        },
+    )  # fmt: skip
+
+
+@pytest.fixture
+def start(llm: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    sessions = []
+
+    def begin(**changes: object) -> Any:
+        config = config_from_mapping({**SETTINGS, "run_dir": str(tmp_path), **changes})
+        sessions.append(attach(config, worker_of(llm)))
+        return sessions[-1]
+
+    yield begin
+    for session in sessions:
+        if session.active:
+            session.disable("the test is over", expected=True)
+
+
+def generate(llm: Any, adapters: list[Path], mixed: bool = True) -> list[list[int]]:
+    """In turn without an adapter, with the one and with the other."""
+    from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    loras = [None, *(LoRARequest(f"a{i}", i + 1, str(path)) for i, path in enumerate(adapters))]
+    params = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True, detokenize=False)
+    requests = [{"prompt_token_ids": ids} for ids in prompts(9)]
+    chosen = [loras[i % 3] if mixed else None for i in range(len(requests))]
+    outputs = llm.generate(requests, params, lora_request=chosen, use_tqdm=False)
+    return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+def test_requests_keep_their_adapters_while_probes_run(
+    llm: Any, adapters: list[Path], start: Callable[..., Any], tmp_path: Path
+) -> None:
+    plain, expected = generate(llm, adapters, mixed=False), generate(llm, adapters)
+    # vLLM 0.32 on a CPU changes requests without an adapter as well, in a batch with adapters.
+    changed = [one != two for one, two in zip(plain, expected, strict=True)]
+    assert changed[1::3] == changed[2::3] == [True] * 3, "the adapters change nothing"
+    assert generate(llm, adapters) == expected, "the server repeats itself not"
+    session = start()
+    assert session.active, read_snapshot(tmp_path / "engine-0.json").reason
+    for _ in range(20):  # a busy machine runs few probes at a time
+        assert generate(llm, adapters) == expected
+        if prober_of(session).outcomes["measured"] > 5:
+            break
+    assert session.active, read_snapshot(tmp_path / "engine-0.json").reason
+    assert prober_of(session).outcomes["measured"] > 5, "too few probes ran to tell"
+
+
+def test_a_probe_runs_no_adapter_and_leaves_the_mapping(
+    llm: Any, adapters: list[Path], start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate(llm, adapters)
+    manager = worker_of(llm).model_runner.lora_manager._adapter_manager
+    (wrapper,) = manager.punica_wrapper_mapping.values()
+    engine = engine_of(start(overhead_budget=0.0, startup_seconds=0.0))
+    before = {
+        name: value.clone() if isinstance(value, torch.Tensor) else value
+        for name, value in vars(wrapper).items()
+    }
+    last, counted = manager._last_mapping, []
+    for name in ("_apply_shrink", "_apply_expand"):
+        real = getattr(type(wrapper), name)
+        monkeypatch.setattr(
+            type(wrapper), name, lambda *a, real=real, **k: (counted.append(1), real(*a, **k))[1]
+        )
+    with torch.inference_mode():
+        for shape in (Shape(1, 32, 1), Shape(4, 128, 8)):  # less and more than a step's tokens
+            assert engine.poll(engine.launch(shape)) is not None
+    assert counted == [], "an adapter ran"
+    after = vars(wrapper)
+    assert after.keys() == before.keys(), "something was left behind"
+    for name, value in before.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, after[name]), name
+        else:
+            assert value is after[name] or value == after[name], name
+    assert manager._last_mapping is last
+    generate(llm, adapters)
+    assert counted, "steps run no adapter either"

@@ -1,0 +1,109 @@
+"""The routing that measured times of experts show: what a live probe puts in place of a guess."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vllm_nfp.principle.errors import PredictionError
+from vllm_nfp.principle.hardware_file import Target
+from vllm_nfp.principle.routing import MOST_SKEW
+from vllm_nfp.principle.serving import Serving
+from vllm_nfp.principle.shape import ModelShape
+from vllm_nfp.principle.step import Step
+from vllm_nfp.strict_json import read_object
+from vllm_nfp.types import Basis, CurvePoint, Module
+
+MAX_BYTES = 64 << 20
+
+STEP = 0.05
+"""Exponents are tried in steps of this; neighbours differ by less than 1 % of a step's time."""
+LEAST_POINTS = 3
+
+
+class RoutingError(PredictionError):
+    """Measured times that show no routing; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Profile:
+    """What of a profile is used."""
+
+    curves: tuple[CurvePoint, ...]
+
+
+def ratios_of(path: Path) -> dict[tuple[int, int], float]:
+    """(B, N) -> measured t(N)/t(1) of ``moe_ffn`` in a profile, the mean over contexts.
+
+    Raises:
+        RoutingError: if the file cannot be read, or is no profile.
+    """
+    try:
+        read = read_object(path, MAX_BYTES).decode(_Profile, pass_over=True)
+    except OSError as error:
+        raise RoutingError(
+            f"routing {str(path)!r:.80} cannot be read ({error.strerror}): give a profile that "
+            f"vllm-nfp measure or a server wrote"
+        ) from None
+    except ValueError as error:
+        raise RoutingError(
+            f"routing {str(path)!r:.80} cannot be used ({error}): give a profile that vllm-nfp "
+            f"measure or a server wrote"
+        ) from None
+    found: dict[tuple[int, int], list[float]] = {}
+    for point in read.curves:
+        measured = point.basis is Basis.MEASURED and point.positions > 1
+        if point.module is Module.MOE_FFN and measured:
+            found.setdefault((point.batch_size, point.positions), []).append(point.ratio)
+    return {key: statistics.fmean(ratios) for key, ratios in found.items()}
+
+
+def measured_skew(
+    shape: ModelShape,
+    target: Target,
+    serving: Serving,
+    ratios: Mapping[tuple[int, int], float],
+) -> float:
+    """Exponent of the experts' shares with which t(N)/t(1) of the experts' module fits best.
+
+    Args:
+        shape: a model with experts.
+        serving: how its steps run; the routing in it is left aside.
+        ratios: (B, N) -> measured t(N)/t(1) of ``moe_ffn``, N above 1.
+
+    Raises:
+        RoutingError: for a model without experts, or fewer than three ratios.
+    """
+    if not shape.num_moe_layers:
+        raise RoutingError(f"{shape.name} has no experts, so no routing can be read from its times")
+    if len(ratios) < LEAST_POINTS:
+        raise RoutingError(
+            f"a routing needs t(N)/t(1) of moe_ffn at {LEAST_POINTS} N or more, not {len(ratios)}"
+        )
+    tried = np.arange(0.0, MOST_SKEW + STEP / 2, STEP)
+    errors = [_error(shape, target, serving, ratios, float(skew)) for skew in tried]
+    return round(float(tried[int(np.argmin(errors))]), 2)
+
+
+def _error(
+    shape: ModelShape,
+    target: Target,
+    serving: Serving,
+    ratios: Mapping[tuple[int, int], float],
+    skew: float,
+) -> float:
+    """Mean absolute error of the logarithm."""
+    skewed = dataclasses.replace(serving, routing_skew=skew)
+    found = []
+    for batch_size in {size for size, _ in ratios}:
+        positions = np.array([1.0, *(n for size, n in ratios if size == batch_size)])
+        step = Step(shape, target, skewed, batch_size, 1, positions)
+        seconds = step.module(Module.MOE_FFN).seconds()
+        measured = np.array([ratio for (size, _), ratio in ratios.items() if size == batch_size])
+        found.append(np.abs(np.log(seconds[1:] / seconds[0] / measured)))
+    return float(np.mean(np.concatenate(found)))
