@@ -186,6 +186,15 @@ def test_alice_ai_has_delta_attention_and_experts_in_every_layer() -> None:
         shape_from_config({**ALICE_AI, "linear_num_value_heads": 16})
 
 
+def test_alice_ai_may_keep_its_delta_attention_in_16_bits() -> None:
+    fp8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    whole = shape_from_config({**ALICE_AI, "quantization_config": fp8})
+    assert (whole.recurrent_weight_bytes, whole.weight_bytes) == (None, 1)
+    kept = {**fp8, "modules_to_not_convert": ["linear_attn"]}
+    shape = shape_from_config({**ALICE_AI, "quantization_config": kept})
+    assert (shape.recurrent_weight_bytes, shape.weight_bytes) == (2, 1)
+
+
 def test_domyn_edge_has_heads_and_windows_of_each_layer() -> None:
     wide, narrow = attention(2560, 32, 8, 256), attention(2560, 32, 8, 64)
     shape = shape_from_config(DOMYN_EDGE)
