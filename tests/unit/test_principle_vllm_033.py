@@ -254,13 +254,37 @@ def test_step_5_without_its_indexer_and_what_is_refused() -> None:
     # Without a list, all layers but the first have experts.
     rest = {name: value for name, value in STEP_5.items() if name != "moe_layers_enum"}
     assert shape_from_config(rest).num_moe_layers == 91
-    for name in ("sparse_config", "share_expert_dim"):
+    for name in ("layer_types", "sliding_window", "sparse_config", "share_expert_dim"):
         with pytest.raises(ShapeError, match=f"lacks {name}"):
             shape_from_config({**STEP_5, name: None})
     with pytest.raises(ShapeError, match="use_head_wise_attn_gate of a step5 config must be True"):
         shape_from_config({**STEP_5, "use_head_wise_attn_gate": False})
+    other = {**STEP_5["attention_other_setting"], "attention_type": FULL}
+    message = "attention_other_setting.attention_type of a step5 config must be 'sliding_attention'"
+    with pytest.raises(ShapeError, match=message):
+        shape_from_config({**STEP_5, "attention_other_setting": other})
     with pytest.raises(ShapeError, match="layer_types has 94 entries for 92 layers"):
         shape_from_config({**STEP_5, "layer_types": STEP_5["layer_types"][:94]})
+
+
+def test_layers_that_run_several_times_are_refused() -> None:
+    """Dory of vLLM 0.33; what such layers cost is not described."""
+    dory = {
+        "model_type": "dory",
+        "hidden_size": 2560,
+        "intermediate_size": 7168,
+        "num_hidden_layers": 72,
+        "num_attention_heads": 16,
+        "vocab_size": 131072,
+        "n_recurrent_loops": 4,
+    }
+    with pytest.raises(ShapeError, match="n_recurrent_loops 4 speaks of layers that run several"):
+        shape_from_config(dory, assume_dense=True)
+
+
+def test_a_value_that_is_not_described_says_what_to_do() -> None:
+    with pytest.raises(ShapeError, match=r"describes no other\. Measure it on a running server"):
+        shape_from_config({**ALICE_AI, "linear_value_head_dim": 64})
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,8 @@ def _step5(fields: ConfigFields, family: Family, windows: tuple[int | None, ...]
 
     Sizes that a config may leave out are those of vLLM 0.33 (models/step5/nvidia/config.py).
     """
-    fields.require(("sparse_config", "shared_expert_intermediate_size"))
+    needed = ("layer_types", "sliding_window", "sparse_config", "shared_expert_intermediate_size")
+    fields.require(needed)
     kinds = attention_kinds(fields, family, windows)
     full = sum(window is None for window in windows)
     if not full or not fields.flag("sparse_config.enabled", True):
