@@ -175,6 +175,9 @@ def test_alice_ai_has_delta_attention_and_experts_in_every_layer() -> None:
     shape = shape_from_config(ALICE_AI)
     expected = 36 * delta + 12 * full + 48 * layer + 2 * 129024 * 2048
     assert shape.total_parameters == expected
+    # The published files take 162.6 GB, with one layer that drafts and what narrows its input.
+    drafting = layer + attention(2048, 16, 2, 256, gate=256) + 2 * 2048 * 2048
+    assert 2 * (expected + drafting) / 1e9 == pytest.approx(162.6, rel=0.001)
     facts = model_facts(shape)
     assert facts.layers == {"full_attention": 12, "linear_attention": 36, "moe_ffn": 48}
     # A state of 32-bit numbers, and three taps of the convolutions of queries, keys and values.
