@@ -316,9 +316,9 @@ def test_overhead_is_not_measured_of_a_disabled_probe(monkeypatch: pytest.Monkey
     def text(state: str) -> str:
         return f'vllm_nfp_state{{model_name="m",engine="0",state="{state}"}} 1.0\n'
 
-    monkeypatch.setattr(probe_account.scrape, "fetch", lambda _url: text("steady"))
+    monkeypatch.setattr(probe_account.fetching, "fetch", lambda _url: text("steady"))
     probe_account.require_probe("http://x")
-    monkeypatch.setattr(probe_account.scrape, "fetch", lambda _url: text("disabled"))
+    monkeypatch.setattr(probe_account.fetching, "fetch", lambda _url: text("disabled"))
     with pytest.raises(ProcessError, match="the probe of http://x is disabled"):
         probe_account.require_probe("http://x")
 

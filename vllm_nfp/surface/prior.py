@@ -101,10 +101,7 @@ class PriorCell:
         return np.asarray(np.log(self.seconds[PART_OF[module]]))
 
     def weights(self, module: Module) -> FloatArray:
-        """d log t / d log of each part, shape [parts, n].
-
-        Columns add up to 1 but for STEP and ROUTING.
-        """
+        """d log t / d log of each part, [parts, n]; columns sum to 1 but for STEP and ROUTING."""
         if module is Module.MODEL:
             return self.shares
         weights = np.zeros_like(self.seconds)
