@@ -149,8 +149,7 @@ def _step(
     shares = np.zeros_like(seconds)
     shares[list(WORK)] = seconds[list(WORK)] / total * bound_by_work
     shares[Part.LAUNCH] = 1.0 - bound_by_work
-    shares[Part.STEP] = 1.0
-    shares[Part.ROUTING] = shares[Part.MOE_FFN]
+    shares[Part.STEP], shares[Part.ROUTING] = 1.0, shares[Part.MOE_FFN]
     return np.log(total) + np.log(work + launch) / power, shares
 
 
