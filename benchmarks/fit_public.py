@@ -1,10 +1,11 @@
 """Claim: constants of several devices follow from public kernels of some of the sets.
 
-    python -m benchmarks.fit_public curves.json
+    python -m benchmarks.fit_public curves.json [--split]
 
-Fits to the sets that ``public_sets`` lists as seen, and prints the entries of ``kernels.toml`` that
-rest on public kernels. Each is fitted on log t(x) / t(first x), and with less weight on log t; the
-others are left for the score. The row tiles of A100's dense products are chosen from a grid.
+Prints entries of ``kernels.toml`` that rest on public kernels, fitted to all sets, or with
+``--split`` only to those that ``public_sets`` lists as seen, so that the others are left for the
+score. Each is fitted on log t(x) / t(first x), and with less weight on log t. The row tiles of
+A100's dense products are chosen from a grid. ``benchmarks.fit_folds`` says which are better.
 """
 
 from __future__ import annotations
@@ -73,17 +74,23 @@ class Fit:
     bounds: Bounds
     dtype: str | None = None
 
-    def chosen(self, sets: Sequence[Set]) -> list[Set]:
-        """Seen sets of the device. DeepSeek's router picks among groups of experts, so that its
-        balanced rows are not those that were dealt."""
+    def scored(self, sets: Sequence[Set]) -> list[Set]:
+        """Sets of the device that the constants predict."""
         return [
             one
             for one in sets
             if one["kind"] == self.kind
             and one["hardware"] == self.device
-            and (self.dtype is None or one["essentials"]["dtype"] == self.dtype)
-            and is_seen(one)
-            and not ("DeepSeek" in one["id"] and one["id"].endswith("balanced"))
+            and (self.dtype is None or one["essentials"].get("dtype") == self.dtype)
+        ]
+
+    def chosen(self, sets: Sequence[Set]) -> list[Set]:
+        """Those that can be fitted to. DeepSeek's router picks among groups of experts, so that
+        its balanced rows are not those that were dealt."""
+        return [
+            one
+            for one in self.scored(sets)
+            if not ("DeepSeek" in one["id"] and one["id"].endswith("balanced"))
         ]
 
     def with_values(self, calibration: Calibration, values: Mapping[str, float]) -> Calibration:
@@ -119,9 +126,11 @@ class Fit:
 
 
 def fitted(fit: Fit, sets: Sequence[Set]) -> dict[str, float]:
-    """The constants with the least error, within their bounds."""
+    """The constants with the least error at these sets, within their bounds."""
     from scipy.optimize import least_squares
 
+    if fit is AMPERE:
+        return fit_ampere(sets)
     target, chosen = target_of(fit.device), fit.chosen(sets)
     first = fit.start()
     centre = np.array(list(first.values()))
@@ -164,37 +173,51 @@ def _errors(target: Target, one: Set) -> Floats:
 
 def fit_ampere(sets: Sequence[Set]) -> dict[str, float]:
     """The slowdown of wide tiles and the share of FLOP/s; tiles of 128 rows, padded in full."""
-    target = target_of("A100-SXM4-80GB")
+    errors = [_ampere_errors(one) for one in AMPERE.chosen(sets)]
+    best = int(np.argmin(np.sum([found for found in errors if found is not None], axis=0)))
+    return _ampere_grid()[best]
+
+
+def _ampere_grid() -> list[dict[str, float]]:
     fixed = {"row_tile": 128, "padding_paid": 1.0, "narrow_tokens": 64}
-    fit = Fit("gemm", "A100-SXM4-80GB", "dense_products", {}, {}, "bfloat16")
-    chosen = fit.chosen(sets)
-
-    def error(values: Mapping[str, float]) -> float:
-        tried = dataclasses.replace(target, calibration=fit.with_values(target.calibration, values))
-        parts = [_errors(tried, one) for one in chosen]
-        return float(sum(np.mean(np.abs(part[: len(part) // 2])) for part in parts))
-
-    tried = (
+    return [
         {"flops": float(flops), **fixed, "wide_slowdown": float(slow)}
         for slow, flops in itertools.product(SLOWDOWNS, FLOPS)
-    )
-    return min(tried, key=error)
+    ]
+
+
+def _ampere_errors(one: Set) -> Floats | None:
+    """Mean error of log t(x) / t(first x) at each point of the grid, kept for other folds."""
+    if one["id"] not in _AMPERE_ERRORS:
+        target = target_of(AMPERE.device)
+        found = []
+        for values in _ampere_grid():
+            calibration = AMPERE.with_values(target.calibration, values)
+            part = _errors(dataclasses.replace(target, calibration=calibration), one)
+            found.append(float(np.mean(np.abs(part[: len(part) // 2]))) if len(part) else np.nan)
+        _AMPERE_ERRORS[one["id"]] = None if np.isnan(found[0]) else np.array(found)
+    return _AMPERE_ERRORS[one["id"]]
+
+
+_AMPERE_ERRORS: dict[str, Floats | None] = {}
+AMPERE = Fit("gemm", "A100-SXM4-80GB", "dense_products", {}, {}, "bfloat16")
 
 
 def fits() -> list[Fit]:
     """All that public sets decide."""
-    found = []
+    found = [AMPERE]
     for device in ("H100-SXM", "H200", "A100-SXM4-80GB", "B200", "L40S"):
         for dtype, (quantization, _) in TYPES.items():
             part = "experts" if quantization == "none" else f"experts.{quantization}"
-            if (part, device) != ("experts", "H100-SXM"):
+            if not (part == "experts" and device in ("H100-SXM", "H200")):
                 found.append(Fit(part, device, "routed_experts", EXPERTS, experts.BOUNDS, dtype))
     for device in ("H200", "A100-SXM4-80GB", "B200", "L40S"):
         found.append(Fit("attention", device, "attention_vs_batch", ATTENTION, ATTENTION_BOUNDS))
     for device in ("H100-SXM", "B200"):
         found.append(Fit("attention.latent", device, "mla_module_vs_batch", LATENT, LATENT_BOUNDS))
     dense = "dense_products"
-    found.append(Fit("gemm", "L40S", dense, DENSE, gemm.BOUNDS, "bfloat16"))
+    for device in ("L40S", "B200"):
+        found.append(Fit("gemm", device, dense, DENSE, gemm.BOUNDS, "bfloat16"))
     found.append(Fit("gemm.fp8", "L40S", dense, DENSE_FP8, gemm.FP8_BOUNDS, "fp8"))
     for device in ("H100-SXM", "H200", "A100-SXM4-80GB", "B200", "L40S"):
         names = UNLINKED if device == "L40S" else LINKED
@@ -213,10 +236,11 @@ def as_toml(part: str, device: str, values: Mapping[str, float]) -> str:
 
 @click.command()
 @click.argument("curves", type=click.Path(exists=True, path_type=Path))
-def main(curves: Path) -> None:
+@click.option("--split", is_flag=True, help="Fit to the seen sets only.")
+def main(curves: Path, split: bool) -> None:
     """Fit constants to the public measurements in CURVES."""
-    sets = json.loads(curves.read_text(encoding="utf-8"))["sets"]
-    click.echo(as_toml("gemm", "A100-SXM4-80GB", fit_ampere(sets)))
+    every = json.loads(curves.read_text(encoding="utf-8"))["sets"]
+    sets = [one for one in every if is_seen(one)] if split else every
     for fit in fits():
         if fit.chosen(sets):
             click.echo(as_toml(fit.part, fit.device, fitted(fit, sets)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,9 +33,37 @@ HALVES = ("ampere", "hopper")
 """Generations whose L2 is two halves, each of which keeps what its SMs read."""
 
 
+OWN = {
+    "dense_products": ("H100-SXM",),
+    "attention_vs_batch": ("H100-SXM",),
+    "routed_experts": ("H100-SXM", "H200"),
+}
+"""Devices whose constants for 16-bit weights rest on own runs, which saw no public set."""
+
+
 def is_seen(one: Mapping[str, Any]) -> bool:
-    """Whether built-in constants were fitted to the set."""
+    """Whether the constants of the split were fitted to the set."""
+    dtype = one["essentials"].get("dtype", "bfloat16")
+    if dtype == "bfloat16" and one["hardware"] in OWN.get(one["kind"], ()):
+        return False
     return any(all(part in one["id"] for part in pair) for pair in SEEN.get(one["kind"], ()))
+
+
+def model_of(one: Mapping[str, Any]) -> str:
+    """Model and tensor parallel size of a set; heads of latent attention, ranks of all-reduces."""
+    return str(one["id"]).split("/")[2]
+
+
+def family_of(one: Mapping[str, Any]) -> str:
+    """The family of the model. FP4 experts (all gpt-oss), latent attention (all DeepSeek-V3) and
+    all-reduces have one only: as :func:`model_of`."""
+    name = model_of(one)
+    if one["essentials"].get("dtype") == "w4a16_mxfp4":
+        return name
+    if one["kind"] in ("mla_module_vs_batch", "all_reduce"):
+        return name
+    found = re.match(r"(?:Meta-|Code)?([A-Za-z]+)", name)
+    return found[1] if found else name
 
 
 def usable_points(one: Mapping[str, Any], hardware: Hardware) -> tuple[Floats, Floats]:

@@ -7,7 +7,8 @@ points that were timed out of L2 are marked. Compares t(x) over the set's first 
 the same ratio as predicted, and counts the points within 5, 10 and 25 %, by kind, device and type.
 Routed experts are predicted with the rows that the benchmark dealt to them (``--routing`` names
 another routing, as ``predict`` takes it: what not knowing them costs).
-``seen`` are the sets that constants were fitted to, see :data:`SEEN`; ``unseen`` all others.
+Constants are those of the split (``benchmarks.split_constants``): ``seen`` are the sets that they
+were fitted to, see ``benchmarks.public_sets``; ``unseen`` all others.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from rich.table import Table
 from benchmarks.public_models import whole_seconds
 from benchmarks.public_seconds import KINDS, expert_seconds
 from benchmarks.public_sets import is_seen, usable_points
-from vllm_nfp.principle import HardwareError, target_of
+from benchmarks.split_constants import split_target
+from vllm_nfp.principle import HardwareError
 from vllm_nfp.principle.arguments import routing_skew
 from vllm_nfp.principle.hardware_file import Target
 from vllm_nfp.principle.routing import Routing, skewed_shares
@@ -55,7 +57,7 @@ class Scored:
 
 
 def score(sets: Iterable[Mapping[str, Any]], skew: float | None = None) -> list[Scored]:
-    """Every set whose kind, type and device can be predicted.
+    """Every set whose kind, type and device can be predicted, with the constants of the split.
 
     Args:
         skew: exponent of the experts' shares, where the rows that were dealt are not to be known.
@@ -64,11 +66,16 @@ def score(sets: Iterable[Mapping[str, Any]], skew: float | None = None) -> list[
 
 
 def _scored(one: Mapping[str, Any], skew: float | None) -> Scored | None:
-    if one["kind"] not in (*KINDS, "whole_model"):
-        return None
     try:
-        target = target_of(one["hardware"])
+        target = split_target(one["hardware"])
     except HardwareError:
+        return None
+    return scored_with(one, target, skew)
+
+
+def scored_with(one: Mapping[str, Any], target: Target, skew: float | None = None) -> Scored | None:
+    """One set with constants of the caller's; None if it cannot be predicted."""
+    if one["kind"] not in (*KINDS, "whole_model"):
         return None
     points, times = usable_points(one, target.hardware)
     if len(points) < 2:
@@ -106,7 +113,7 @@ def within(scored: Sequence[Scored]) -> list[float]:
 @click.option("--sets", "by_set", is_flag=True, help="A row for each set.")
 @click.option("--routing", help="uniform, typical or an exponent, instead of what was dealt.")
 def main(curves: Path, by_set: bool, routing: str | None) -> None:
-    """Score the built-in constants on the public measurements in CURVES."""
+    """Score the constants of the split on the public measurements in CURVES."""
     skew = None if routing is None else routing_skew(routing)
     scored = score(json.loads(curves.read_text(encoding="utf-8"))["sets"], skew)
     table = Table()

@@ -51,20 +51,28 @@ def write_page(path: Path, cells: Sequence[Cell], public: Sequence[Scored]) -> N
     Raises:
         ValueError: if the page lacks a mark.
     """
-    text = path.read_text(encoding="utf-8")
     for mark, names, rows in (
         ("own", ("module", "source", "type", "sets", *HEAD, "within a step"), own_rows(cells)),
         ("public", ("what", "device", "type", "sets", *HEAD, "agree"), public_rows(public)),
     ):
-        begin, end = f"<!-- {mark}: written by benchmarks.validate -->", f"<!-- end of {mark} -->"
-        before, found, rest = text.partition(begin)
-        _, closed, after = rest.partition(end)
-        if not found or not closed:
-            raise ValueError(f"{path} lacks the marks of the table {mark!r}")
         head = [f"| {' | '.join(names)} |", "| --- " * len(names) + "|"]
         table = "\n".join([*head, *(row.text() for row in rows)])
-        text = f"{before}{begin}\n{table}\n{end}{after}"
-    write_whole(path, text)
+        put_between(path, mark, "benchmarks.validate", table)
+
+
+def put_between(path: Path, mark: str, writer: str, table: str) -> None:
+    """Put a table between its marks in a page.
+
+    Raises:
+        ValueError: if the page lacks a mark.
+    """
+    text = path.read_text(encoding="utf-8")
+    begin, end = f"<!-- {mark}: written by {writer} -->", f"<!-- end of {mark} -->"
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"{path} lacks the marks of the table {mark!r}")
+    write_whole(path, f"{before}{begin}\n{table}\n{end}{after}")
 
 
 def own_rows(cells: Sequence[Cell]) -> list[Row]:

@@ -180,6 +180,7 @@ def test_what_was_fitted_to_public_kernels_says_so() -> None:
     assert (target_of("A100-PCIe-40GB").basis, target_of("H200").basis) == ("assumption",) * 2
     h200, a100 = target_of("H200").calibration.origins, target_of("A100-PCIe-40GB").calibration
     assert (h200["attention"], h200["gemm"]) == ("public kernels", "assumption")
+    assert (h200["gemm.fp8"], h200["experts"]) == ("own runs",) * 2
     assert a100.gemm == target_of("A100-SXM4-80GB").calibration.gemm, "of the same generation"
     assert a100.link == dataclasses.replace(target_of("L40S").calibration.link, fitted=False)
 
