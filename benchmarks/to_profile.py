@@ -178,6 +178,7 @@ def _environment(values: Mapping[str, Any]) -> Environment:
 
 def _model(table: Mapping[str, Any]) -> ModelDescription:
     config = shapes.SHAPES[table["shape"]]
+    whole = int(config["num_hidden_layers"])  # type: ignore[call-overload]
     names = {f.name for f in dataclasses.fields(ModelDescription)} & set(config)
     return ModelDescription(
         name=table["shape"],
@@ -185,6 +186,7 @@ def _model(table: Mapping[str, Any]) -> ModelDescription:
         **{
             **{name: config[name] for name in names},
             "num_layers": table["layers"],
+            "whole_num_layers": whole if table["layers"] < whole else None,
             "experts_per_token": config.get("num_experts_per_tok"),
         },
     )

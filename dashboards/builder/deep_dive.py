@@ -230,7 +230,7 @@ def _samples(page: dashboard.Dashboard) -> None:
         "How it was measured",
         g.matrix(
             Frame(
-                "How steps of $context tokens ran",
+                "How steps at context $context ran",
                 "Full or piecewise CUDA graph, or none (eager), by batch size and positions.",
                 "A change along a row is a cliff. If draft lengths beyond it pay, extend vLLM's "
                 "cudagraph_capture_sizes.",

@@ -339,4 +339,6 @@ def test_a_notebook_shows_a_table_and_no_thousands_of_characters(dense_profile: 
 
     found = recommend(dense_profile, 0.7)
     assert len(repr(found)) < 300
+    predicted = vllm_nfp.predict("qwen3-8b", "H100-SXM", batch_sizes=(1,), contexts=(1024,))
+    assert repr(predicted) == "Predictions(qwen3-8b on H100-SXM: 3 rows)"
     assert "<tr><td>1024</td><td>1</td>" in found._repr_html_()

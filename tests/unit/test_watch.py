@@ -272,6 +272,14 @@ def test_the_prior_and_jumps_are_told(recorded: Recorded) -> None:
     assert "jumps" not in shown(render(_reading(recorded.snapshot), None, 0.1))
 
 
+def test_a_file_is_no_server(tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    path.touch()
+    done = CliRunner().invoke(main, ["table", str(path)])
+    assert done.exit_code == 2
+    assert "is a file, and table reads a running server: give its URL." in done.stderr
+
+
 @pytest.mark.parametrize("command", [["watch", "--once"], ["table"]])
 def test_batch_sizes_and_contexts_can_be_chosen(url: str, command: list[str]) -> None:
     def run(*arguments: str) -> Any:

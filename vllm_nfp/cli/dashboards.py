@@ -16,7 +16,7 @@ def dashboards_command() -> None:
     """Grafana dashboards, Prometheus rules and provisioning files."""
 
 
-@dashboards_command.command("export")
+@dashboards_command.command("export", short_help="Write them to a directory.")
 @click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
 @click.option(
     "--kubernetes",

@@ -94,7 +94,9 @@ def print_side_by_side(founds: Sequence[Predictions]) -> None:
     for model, found in {printable(found.model): found for found in founds}.items():
         facts = found.model_facts.sentence()
         _say(console, f"{model}: {facts}" if len(models) > 1 else facts)
-    _say(console, f"{', '.join(models)}, by device: predicted, not measured")
+    devices = list(dict.fromkeys(printable(found.hardware) for found in founds))
+    where = ", by device" if len(devices) > 1 else f" on {devices[0]}"
+    _say(console, f"{', '.join(models)}{where}: predicted, not measured")
     labels = [_label(found, founds) for found in founds]
     for epsilon in founds[0].epsilons:
         console.print(_table(founds, labels, epsilon))
@@ -152,10 +154,10 @@ def _by_place(found: Predictions, epsilon: float) -> Mapping[_Place, Row]:
 
 
 def _places(columns: Sequence[Mapping[_Place, Row]]) -> list[_Place]:
-    """All rows: module by module in the order of the models, the whole step last."""
+    """All rows: module by module in the order of the models, the whole step first."""
     found = dict.fromkeys(place for column in columns for place in column)
     modules = list(dict.fromkeys(module for module, _, _ in found if module != Module.MODEL))
-    order = {module: at for at, module in enumerate([*modules, Module.MODEL])}
+    order = {module: at for at, module in enumerate([Module.MODEL, *modules])}
     return sorted(found, key=lambda place: order[place[0]])
 
 

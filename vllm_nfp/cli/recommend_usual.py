@@ -12,10 +12,13 @@ from rich.table import Table
 
 from vllm_nfp.cli.nfp_table import print_whole
 from vllm_nfp.cli.terminal import Console
+from vllm_nfp.draft.cautions import LONG_FOR_A_CONSTANT
 from vllm_nfp.draft.recommendation import Recommendation
 from vllm_nfp.draft.rows import ScheduleRow
 from vllm_nfp.draft.typical import TYPICAL
 
+_MARKS: Mapping[str, tuple[str, str]] = {"measured": ("", ""), "inferred": ("~", "")}
+"""By basis, what stands before and after K; otherwise as a prediction."""
 NEXT = (
     "Count yours: serve with speculation and give the server's URL (--acceptance-from URL), or "
     "copy vLLM's log line as --acceptance-rates"
@@ -39,6 +42,9 @@ def print_usual(console: Console, each: Mapping[float, Recommendation], why: str
     say("K depends on how often drafts are accepted, which is not known here.", "bold")
     say(f"{NEXT}.")
     print_whole(console, _lengths(each))
+    rows = [row for found in each.values() for row in found.rows if not row.between]
+    for text in filter(None, (_legend(rows), _caution(rows))):
+        say(f"{text}.")
     print_whole(console, _published())
     say("Sources: " + ", ".join(dict.fromkeys(one.source for one in TYPICAL)))
     say(f"Why there is no single K: {why}.")
@@ -76,8 +82,25 @@ def _lengths(each: Mapping[float, Recommendation]) -> Table:
 
 
 def _choice(row: ScheduleRow) -> str:
-    mark = {"measured": "", "inferred": "~"}.get(row.basis, "?")
-    return f"{mark}{row.length_text} ({row.gain:.2f}x)"
+    inferred, predicted = _MARKS.get(row.basis, ("", "?"))
+    return f"{inferred}{row.length_text}{predicted} ({row.gain:.2f}x)"
+
+
+def _legend(rows: Sequence[ScheduleRow]) -> str:
+    """What the marks of the table mean; empty without any."""
+    marks = {_MARKS.get(row.basis, ("", "?")) for row in rows}
+    meanings = {("~", ""): "~K = inferred from other measurements", ("", "?"): "K? = predicted"}
+    return "; ".join(text for mark, text in meanings.items() if mark in marks)
+
+
+def _caution(rows: Sequence[ScheduleRow]) -> str:
+    """Long drafts at a constant acceptance; empty if the table has none."""
+    if max(row.draft_length for row in rows) < LONG_FOR_A_CONSTANT:
+        return ""
+    return (
+        f"Counted acceptance falls with the position. Lengths of {LONG_FOR_A_CONSTANT} and more "
+        f"are too long unless yours stays the same"
+    )
 
 
 def _published() -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import click
 
@@ -24,6 +25,11 @@ from vllm_nfp.results import fetching, scrape
 @json_option
 def table_command(url: str, epsilon: float | None, as_json: bool, shown: Filter) -> None:
     """Print the NFP table of the running server at URL, e.g. http://localhost:8000."""
+    if Path(url).is_file():
+        raise Refusal(
+            f"{url!r:.80} is a file, and table reads a running server: give its URL. For a profile "
+            f"use vllm-nfp report or vllm-nfp recommend"
+        )
     end = fetching.deadline()
     try:
         reading = watch.read(fetching.fetch(url), end)

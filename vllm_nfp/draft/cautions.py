@@ -68,7 +68,7 @@ def elsewhere(rows: Sequence[ScheduleRow]) -> tuple[str, ...]:
     worst = max(found, key=lambda row: (row.alone_gain or 0.0) / row.gain)
     more = (worst.alone_gain or 0.0) / worst.gain - 1.0
     return (
-        f"vLLM's table knows no context: at L={worst.context}, "
+        f"vLLM's table has no context: at L={worst.context}, "
         f"B={size_range(worst.batch_size_first, worst.batch_size_last)} alone "
         f"K={worst.alone_draft_length} would give {more:+.0%}; if your traffic is there, add "
         f"--contexts {worst.context}",

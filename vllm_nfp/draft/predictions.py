@@ -30,18 +30,21 @@ NOTHING = PredictedSeconds((0.0,) * (LARGEST_DRAFT_LENGTH + 1), (0,) * (LARGEST_
 
 
 def from_predictions(found: Predictions) -> Source:
-    """The predicted step times of the batch sizes and contexts that were asked for."""
-    curves = [
-        _curve(found, batch_size, context)
-        for context in found.contexts
-        for batch_size in found.batch_sizes
-    ]
+    """The predicted step times of the batch sizes and contexts that were asked for.
+
+    Cells that exceed the memory of the device are left out, unless all do.
+    """
+    cells = [(size, context) for context in found.contexts for size in found.batch_sizes]
+    unfit = {(cell.batch_size, cell.context) for cell in found.too_large}
+    fit = [cell for cell in cells if cell not in unfit]
+    curves = [_curve(found, *cell) for cell in fit or cells]
     return Source(
         "prediction",
         "the prediction",
         found.model,
         tuple(curves),
         found.hardware,
+        whole=bool(fit),
         drafting=PredictedDrafting(found=found),
         notes=(*notes(found), *_host_notes(found)),
     )

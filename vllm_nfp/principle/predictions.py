@@ -67,6 +67,9 @@ class Predictions:
     )
     """Curves of the rows, up to MOST_KEPT numbers; :meth:`cell` computes the others."""
 
+    def __repr__(self) -> str:
+        return f"Predictions({self.model} on {self.hardware}: {len(self.rows)} rows)"
+
     @property
     def hardware(self) -> str:
         """The device's name."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import time
+import urllib.error
 import zlib
 
 from vllm_nfp.text import printable
@@ -48,11 +49,22 @@ def fetch(url: str, timeout_seconds: float = TIMEOUT_SECONDS) -> str:
         raise ScrapeError(f"{address} cannot be read: {error}; is it a vLLM server?") from None
     except OSError as error:
         # The server may have had a say in what went wrong.
-        why = printable(f"{error}")[:200]
-        raise ScrapeError(f"{address} cannot be read ({why}): is the server up?") from None
+        why = printable(_reason(error))[:200]
+        raise ScrapeError(
+            f"{address} cannot be read ({why}): is vllm serve --nfp-probe running there?"
+        ) from None
     if len(raw) > MAX_BYTES:
         raise ScrapeError(f"{address} is larger than {MAX_BYTES} bytes: is it a vLLM server?")
     return raw.decode("utf-8", errors="replace")
+
+
+def _reason(error: OSError) -> str:
+    """What went wrong, without the names and numbers that Python puts around it."""
+    if isinstance(error, urllib.error.HTTPError):
+        return f"{error}"
+    inner = error.reason if isinstance(error, urllib.error.URLError) else error
+    strerror = inner.strerror if isinstance(inner, OSError) else None
+    return strerror or f"{inner}"
 
 
 def get(address: str, timeout_seconds: float, most_bytes: int) -> bytes:
