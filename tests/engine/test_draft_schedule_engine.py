@@ -19,7 +19,7 @@ from vllm_nfp.results.scrape import find_samples
 
 pytestmark = pytest.mark.engine
 PROBE = {"batch_sizes": [1, 4], "contexts": [64], "startup_seconds": 2, "min_samples": 3}
-FREE, COSTLY = ((1, 1.0), (4, 1.0)), ((1, 1.0), (2, 9.0), (4, 9.0))
+FREE, COSTLY = ((1, 1.0), (4, 1.0)), ((1, 1.0), (2, 9.0), (4, 81.0))
 
 
 def counted(running: Running) -> tuple[float, float]:

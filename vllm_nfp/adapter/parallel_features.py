@@ -70,8 +70,8 @@ PARALLEL = (
         Kind.PARALLEL,
         lambda c: _above_one("data_parallel_size")(c) and bool(c.model_config.is_moe),
         Mode.PASSIVE,
-        "--data-parallel-size {} is not supported (experts' ranks take their steps together, of "
-        "which a probe knows nothing; ranks of a dense model are engines of their own, and each is "
+        "--data-parallel-size {} is not supported (experts' ranks take their steps together, "
+        "which a probe does not join; ranks of a dense model are engines of their own, and each is "
         "probed): probing needs 1",
         value=_size("data_parallel_size"),
         flag="--data-parallel-size",

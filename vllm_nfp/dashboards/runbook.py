@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-REPOSITORY = "https://github.com/vllm-project/vllm-nfp"
+REPOSITORY = "https://github.com/vllm-nfp/vllm-nfp"
 """The only place that names it. A test compares the alerts' ``runbook_url`` with this."""
 RUNBOOK = f"{REPOSITORY}/blob/main/docs/runbook.md"
 

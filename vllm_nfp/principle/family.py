@@ -30,7 +30,18 @@ Gate = Literal["none", "elements", "heads"]
 """A gate of the attention's output: none, as wide as it, or one number for each head."""
 
 Special = Literal[
-    "gemma", "deepseek_v4", "minimax_m3", "step3", "inkling", "hy_v4", "glm5_next", "ngram", "pairs"
+    "attention_residual",
+    "deepseek_v4",
+    "domyn_edge",
+    "gemma",
+    "glm5_next",
+    "hy_v4",
+    "inkling",
+    "minimax_m3",
+    "ngram",
+    "pairs",
+    "step3",
+    "step5",
 ]
 """Families with parts that only they have; each has a reader of its own."""
 
@@ -90,6 +101,8 @@ class Family:
     """A field and the family that a config belongs to instead where the field is false."""
     variant: tuple[str, str] | None = None
     """A field and the family that a config with this field belongs to instead."""
+    assumed: tuple[str, ...] = ()
+    """Sentences on what is taken for granted of every model of the family."""
 
 
 COMMON_NAMES: Mapping[str, tuple[str, ...]] = {

@@ -40,6 +40,7 @@ from dataclasses import replace
 
 from vllm_nfp.principle.config_fields import ConfigFields
 from vllm_nfp.principle.families.nested import NESTED_SIZES
+from vllm_nfp.principle.family import Family
 from vllm_nfp.principle.hybrid import Mixed, with_layer_count
 from vllm_nfp.principle.pruned import pruned_layers
 from vllm_nfp.principle.reading.attention import (
@@ -207,7 +208,7 @@ def shape_from_config(
         ),
         assumptions=(
             *by_class(config, text, model_type),
-            *_taken_for_granted(fields, config, special, mixed),
+            *_taken_for_granted(fields, family, config, special, mixed),
             *((SPARSE_ASSUMED,) if family.indexed or special.indexer else ()),
             *assumptions(text, model_type, family),
             *weights.assumed,
@@ -219,7 +220,11 @@ def shape_from_config(
 
 
 def _taken_for_granted(
-    fields: ConfigFields, config: Mapping[str, object], special: Special, mixed: Mixed
+    fields: ConfigFields,
+    family: Family,
+    config: Mapping[str, object],
+    special: Special,
+    mixed: Mixed,
 ) -> tuple[str, ...]:
     """Sentences on layers whose kernels were never timed, and on what is left out."""
     sizes = {(part.head_dim, part.value_dim) for part in special.kinds}
@@ -233,6 +238,7 @@ def _taken_for_granted(
         ),
         *((_UNEVEN,) if uneven else ()),
         *special.assumed,
+        *family.assumed,
         *((_IDLE_EXPERTS,) if fields.get("zero_expert_num") else ()),
         *((ASSUMED,) if mixed.recurrent else ()),
     )

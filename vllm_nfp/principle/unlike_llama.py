@@ -31,7 +31,7 @@ _NAMES: tuple[tuple[Unlike, re.Pattern[str]], ...] = (
         "recurrent",
         re.compile(
             r"mamba|ssm|state_size|conv_kernel|d_conv|d_state|conv_l_cache|linear_attn|linear_num"
-            r"|linear_conv|kda|recurrent|rwkv|time_step|hybrid|lru_|delta_net|attn_layer_period"
+            r"|linear_conv|kda|recurrent(?!_loops)|rwkv|time_step|hybrid|lru_|delta_net|attn_layer_period"
         ),
     ),
     ("sparse", re.compile(r"index_topk|index_n_heads|sparse_attention|compress_ratio")),
@@ -43,7 +43,10 @@ _NAMES: tuple[tuple[Unlike, re.Pattern[str]], ...] = (
             r"|_per_layer$|attention_other_setting|layers_enum|o_lora_rank|share_q_dim"
         ),
     ),
-    ("loops", re.compile(r"loop_num|_cycles$|total_ut_steps|num_loops|layers_per_stack")),
+    (
+        "loops",
+        re.compile(r"loop_num|_cycles$|total_ut_steps|num_loops|recurrent_loops|layers_per_stack"),
+    ),
     ("beside", re.compile(r"per_layer_input|altup|laurel|ngram|^ple_|hc_mult|hc_count|d_rel$")),
 )
 _WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "attention_window_size")

@@ -34,6 +34,8 @@ class Drafts:
     rows: tuple[DraftRow, ...]
     reason: str
     """Why the table is empty; empty if it has rows."""
+    verdicts: tuple[tuple[float, str], ...] = ()
+    """(acceptance, ``recommend``'s verdict as one text)"""
 
     def any_with(self, basis: str) -> bool:
         """Whether any choice has this basis; see :class:`ScheduleRow`."""
@@ -58,4 +60,8 @@ def drafts(profile: Profile, acceptances: Sequence[float]) -> Drafts:
             for context, batch_size in cells
         ),
         "",
+        tuple(
+            (acceptance, " ".join(f"{sentence}." for sentence in one.verdict))
+            for acceptance, one in zip(acceptances, found, strict=True)
+        ),
     )

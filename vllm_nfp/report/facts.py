@@ -57,7 +57,9 @@ def timed_layers(profile: Profile) -> str:
         return ""
     each = profile.probe.sampled_layers
     alone = f"{each} of each kind timed alone" if each else "each timed alone"
-    return f"whole step of {layers} layers, {alone}"
+    whole = profile.model.whole_num_layers
+    of = f"{layers} of the model's {whole}" if whole else str(layers)
+    return f"whole step of {of} layers, {alone}"
 
 
 def run_facts(profile: Profile) -> Facts:

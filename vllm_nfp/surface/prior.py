@@ -101,10 +101,7 @@ class PriorCell:
         return np.asarray(np.log(self.seconds[PART_OF[module]]))
 
     def weights(self, module: Module) -> FloatArray:
-        """d log t / d log of each part, shape [parts, n].
-
-        Columns add up to 1 but for STEP and ROUTING.
-        """
+        """d log t / d log of each part, [parts, n]; columns sum to 1 but for STEP and ROUTING."""
         if module is Module.MODEL:
             return self.shares
         weights = np.zeros_like(self.seconds)
@@ -152,8 +149,7 @@ def _step(
     shares = np.zeros_like(seconds)
     shares[list(WORK)] = seconds[list(WORK)] / total * bound_by_work
     shares[Part.LAUNCH] = 1.0 - bound_by_work
-    shares[Part.STEP] = 1.0
-    shares[Part.ROUTING] = shares[Part.MOE_FFN]
+    shares[Part.STEP], shares[Part.ROUTING] = 1.0, shares[Part.MOE_FFN]
     return np.log(total) + np.log(work + launch) / power, shares
 
 

@@ -93,6 +93,23 @@ RECURRENT: Mapping[str, Family] = {
     "qwen3_next": _QWEN3_NEXT_MOE,
     "qwen3_5_text": _QWEN3_NEXT,
     "qwen3_5_moe_text": _QWEN3_NEXT_MOE,
+    # Every layer has experts, whatever the fields of Qwen3-Next say (vLLM 0.33, alice_ai.py).
+    "alice_ai": replace(
+        _QWEN3_NEXT_MOE,
+        hybrid="glm_kda",
+        special="attention_residual",
+        names={
+            "linear_num_heads": ("linear_num_key_heads",),
+            "linear_head_dim": ("linear_key_head_dim",),
+            "mlp_only_layers": (),
+            "decoder_sparse_step": (),
+        },
+        defaults={**_QWEN3_NEXT.defaults, "linear_num_heads": 32, "linear_head_dim": 128},
+        only={
+            "linear_num_value_heads": "=linear_num_heads",
+            "linear_value_head_dim": "=linear_head_dim",
+        },
+    ),
     "olmo_hybrid": Family(hybrid="gated_delta_net"),
     "kimi_linear": _KIMI_LINEAR,
     "nemotron_h": _NEMOTRON_H,

@@ -99,6 +99,10 @@ _BAILING = Family(
     names={"shared_expert_intermediate_size": ("moe_shared_expert_intermediate_size",)},
 )
 _SARVAM = replace(_BAILING, defaults={"first_k_dense_replace": 1, "num_shared_experts": 1})
+_OWN_KERNELS = (
+    "vLLM 0.33 has kernels of its own for this family on some GPUs, which were never timed: the "
+    "times are those of the usual kernels."
+)
 
 ROUTED_FAMILIES: Mapping[str, Family] = {
     "mixtral": _MIXTRAL,
@@ -207,6 +211,36 @@ ROUTED_FAMILIES: Mapping[str, Family] = {
         defaults={"attn_output_gate": False},
         # Experts of the attention's values.
         only={"mova_num_experts": None},
+    ),
+    "kolibri1": Family(
+        experts=True,
+        window="pattern",
+        pattern=5,
+        defaults={
+            "num_key_value_heads": 4,
+            "head_dim": 128,
+            "sliding_window": 513,
+            "shared_expert_intermediate_size": 512,
+        },
+    ),
+    "beam": Family(
+        experts=True,
+        gate="elements",
+        window="all",
+        defaults={"num_key_value_heads": 4, "sliding_window": 4096},
+        assumed=(_OWN_KERNELS,),
+    ),
+    "flint": Family(
+        experts=True,
+        window_switch=True,
+        defaults={
+            "num_key_value_heads": 4,
+            "head_dim": 128,
+            "use_sliding_window": True,
+            "sliding_window": 513,
+            "shared_expert_intermediate_size": 1024,
+        },
+        assumed=(_OWN_KERNELS,),
     ),
     "llama4": _LLAMA4,
     "llama4_text": _LLAMA4,

@@ -46,6 +46,7 @@ _GEMMA4 = Family(
     },
     variant=("enable_moe_block", "gemma4_moe"),
 )
+_OTHER_KIND = "attention_other_setting.attention_type"
 _STEP3 = Family(
     experts=True,
     window="pattern",
@@ -58,6 +59,7 @@ _STEP3 = Family(
         "shared_expert_intermediate_size": ("share_expert_dim", "share_expert_dims"),
         "attn_output_gate": ("use_head_wise_attn_gate",),
         "moe_layers": ("moe_layers_enum", "moe_layers"),
+        _OTHER_KIND: (_OTHER_KIND,),
         "other_heads": ("attention_other_setting.num_attention_heads",),
         "other_kv_heads": ("attention_other_setting.num_attention_groups",),
         "other_head_dim": ("attention_other_setting.head_dim",),
@@ -68,6 +70,7 @@ _STEP3 = Family(
         "head_dim": ("other_head_dim",),
     },
     defaults={"attn_output_gate": False},
+    only={_OTHER_KIND: "sliding_attention"},
 )
 _MIMO_V2 = Family(
     experts=True,
@@ -151,6 +154,33 @@ _STEP3_TEXT = Family(
         "moe_layers": list(range(4, 60)),
     },
 )
+_STEP5 = replace(
+    _STEP3,
+    special="step5",
+    names={
+        **_STEP3.names,
+        "moe_layers": ("moe_layers_enum", "moe_layer_list"),
+        # All layers with the drafting ones after them, in configs that the class has written.
+        "layer_types": ("layer_types", "layer_types_with_mtp"),
+        "index_head_dim": ("sparse_config.proxy_dim",),
+        "index_n_heads": ("sparse_config.sparse_indexer_num_heads",),
+        "index_topk_blocks": ("sparse_config.topk",),
+        "index_block_size": ("sparse_config.region_block_size",),
+        "sparse_config.enabled": ("sparse_config.enabled",),
+        "first_k_dense_replace": (),
+    },
+    sliding={**_STEP3.sliding, "num_attention_heads": ("other_heads", "swa_num_attention_heads")},
+    # The class has no such gate by default, and vLLM 0.33 serves no model without it.
+    defaults={"attn_output_gate": True, "num_key_value_heads": 8, "first_k_dense_replace": 1},
+    only={**_STEP3.only, "use_head_wise_attn_gate": True},
+    assumed=(
+        "Each rank is taken to have the whole indexer; vLLM shares its heads out among ranks.",
+    ),
+)
+_DOMYN_EDGE = Family(
+    special="domyn_edge",
+    defaults={"num_key_value_heads": 8, "tie_word_embeddings": True},
+)
 
 UNLIKE: Mapping[str, Family] = {
     "deepseek_v4": _DEEPSEEK_V4,
@@ -182,6 +212,8 @@ UNLIKE: Mapping[str, Family] = {
     ),
     "step3p5": _STEP3,
     "step3p7": _STEP3,
+    "step5": _STEP5,
+    "domynedge": _DOMYN_EDGE,
     "mimo_v2_flash": _MIMO_V2,
     "mimo_v2": _MIMO_V2,
     "mimo_v2_omni": _MIMO_V2,

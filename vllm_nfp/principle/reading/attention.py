@@ -13,6 +13,8 @@ from vllm_nfp.principle.sizes import ShapeError, shown
 
 _LATENT = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 _SIZES = ("num_attention_heads", "num_key_value_heads", "head_dim", "v_head_dim")
+_LISTED = {"num_attention_heads": "num_attention_heads_per_layer", "head_dim": "head_sizes"}
+"""Sizes by the name of a list with one for each layer."""
 _OWN = "per_layer_config"
 """Sizes of single layers in configs of transformers 5.19, by the layer's number."""
 
@@ -52,7 +54,7 @@ def attention_kinds(
         Kinds with all tokens before those with a window; nothing if layers are alike.
     """
     layers = len(windows)
-    own = _own_sizes(fields, layers)
+    own = own_sizes(fields, layers)
     first_shared = layers - fields.whole("num_kv_shared_layers", 0, most=layers)
     every: Counter[AttentionPart] = Counter()
     shared: Counter[AttentionPart] = Counter()
@@ -85,7 +87,8 @@ def _unlike(parts: list[AttentionPart]) -> bool:
         and part.gate in (0, part.head_dim)
         for part in parts
     )
-    return len(sizes) > 1 or not plain
+    windows = {part.window for part in parts if part.window is not None}
+    return len(sizes) > 1 or len(windows) > 1 or not plain
 
 
 def _part(
@@ -123,13 +126,13 @@ def gate_columns(fields: ConfigFields, family: Family, width: int) -> int:
     return 1 if "head" in named or family.gate == "heads" else width
 
 
-def _own_sizes(fields: ConfigFields, layers: int) -> dict[int, dict[str, int]]:
+def own_sizes(fields: ConfigFields, layers: int) -> dict[int, dict[str, int]]:
     """Sizes that single layers have, by the layer's number."""
     found: dict[int, dict[str, int]] = {}
-    heads = fields.per_layer("num_attention_heads_per_layer", layers)
-    if heads:
-        for index, count in enumerate(fields.whole_items("num_attention_heads_per_layer", 1 << 24)):
-            found[index] = {"num_attention_heads": max(1, count)}
+    for name, listed in _LISTED.items():
+        if fields.per_layer(listed, layers):
+            for index, size in enumerate(fields.whole_items(listed, 1 << 24)):
+                found.setdefault(index, {})[name] = max(1, size)
     given = fields.get(_OWN)
     if given is None:
         return found

@@ -32,6 +32,9 @@ def side_matrices(fields: ConfigFields, family: Family, layers: int) -> Counted:
         return _hyper_connections(fields, family, layers)
     if family.special == "ngram" and fields.get("ngram_vocab_size_ratio") is not None:
         return ((1, Matrix(hidden, hidden)),)
+    if family.special == "attention_residual":
+        # Before attention and experts of every layer, but for the first, and after the last.
+        return ((2 * layers, Matrix(hidden, 1, "none")),)
     if family.special == "inkling":
         columns = fields.whole("num_attention_heads", 0) * fields.whole("d_rel", 0)
         return ((layers, Matrix(hidden, columns)),) if columns else ()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from vllm_nfp.principle.config_fields import ConfigFields
 from vllm_nfp.principle.family import Family
 from vllm_nfp.principle.pruned import Pruned
-from vllm_nfp.principle.reading.unknown import DENSE, REQUIRED
+from vllm_nfp.principle.reading.unknown import DENSE, MEASURE, REQUIRED
 from vllm_nfp.principle.sizes import ShapeError, shown
 from vllm_nfp.principle.weights.cache import stored_kv_bits
 from vllm_nfp.principle.weights.scheme import check_bits
@@ -34,7 +34,7 @@ def check_only(fields: ConfigFields, family: Family, model_type: str) -> None:
         if value is not None and value != told:
             raise ShapeError(
                 f"{name} of a {model_type} config must be {told!r}, not {shown(value)}: "
-                f"the shape describes no other"
+                f"the shape describes no other. {MEASURE}"
             )
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vllm_nfp.principle.config_fields import ConfigFields
 from vllm_nfp.principle.family import Family
 from vllm_nfp.principle.layer_parts import AttentionPart, Indexer, Matrix
-from vllm_nfp.principle.reading.attention import attention_kinds
+from vllm_nfp.principle.reading.attention import attention_kinds, own_sizes
 from vllm_nfp.principle.sizes import MAX_SIZE, ShapeError, shown
 
 _V4_RATES = {
@@ -142,9 +142,49 @@ def _step3(fields: ConfigFields, family: Family, windows: tuple[int | None, ...]
     return Special((AttentionPart(len(windows), heads, 1, width, width, matrices=matrices),))
 
 
+def _step5(fields: ConfigFields, family: Family, windows: tuple[int | None, ...]) -> Special:
+    """A window, or regions of eight tokens that an indexer picks by their summaries.
+
+    Sizes that a config may leave out are those of vLLM 0.33 (models/step5/nvidia/config.py).
+    """
+    needed = ("layer_types", "sliding_window", "sparse_config", "shared_expert_intermediate_size")
+    fields.require(needed)
+    kinds = attention_kinds(fields, family, windows)
+    full = sum(window is None for window in windows)
+    if not full or not fields.flag("sparse_config.enabled", True):
+        return Special(kinds)
+    heads = fields.whole("index_n_heads", 16, least=1)
+    width = fields.whole("index_head_dim", 256, least=1)
+    region = fields.whole("index_block_size", 8, least=1)
+    picks = region * fields.whole("index_topk_blocks", 512, least=1)
+    hidden = fields.whole("hidden_size", least=1)
+    # A key and what weighs it in its region's summary, and a weight for each head. A summary has
+    # one byte for each number.
+    indexer = Indexer(full, picks, heads, width, hidden, 2 * width + heads, region, width)
+    return Special(
+        tuple(part if part.window else replace(part, top_k=picks) for part in kinds), indexer
+    )
+
+
+def _domyn_edge(fields: ConfigFields, family: Family, windows: tuple[int | None, ...]) -> Special:
+    """Heads and windows of each layer's own."""
+    fields.require(("window_sizes",))
+    own = own_sizes(fields, len(windows))
+    if fields.get("head_dim") is None and any(
+        "head_dim" not in own.get(index, {}) for index in range(len(windows))
+    ):
+        raise ShapeError(
+            "the config lacks the head size of some layer: give a complete config.json, with "
+            "head_sizes or per_layer_config"
+        )
+    return Special(attention_kinds(fields, family, windows))
+
+
 _Reader = Callable[[ConfigFields, Family, tuple[int | None, ...]], Special]
 _READERS: Mapping[str, _Reader] = {
     "deepseek_v4": _deepseek_v4,
     "minimax_m3": _minimax_m3,
     "step3": _step3,
+    "step5": _step5,
+    "domyn_edge": _domyn_edge,
 }

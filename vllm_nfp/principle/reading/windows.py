@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vllm_nfp.principle.config_fields import ConfigFields
 from vllm_nfp.principle.family import Family
-from vllm_nfp.principle.sizes import MAX_TOKENS, ShapeError, shown
+from vllm_nfp.principle.sizes import MAX_LAYERS, MAX_TOKENS, ShapeError, shown
 
 _SLIDING = ("sliding_attention", "chunked_attention", "hybrid_sliding")
 _FULL = ("full_attention", "attention", "hybrid", "indexed_attention", "minimax_m3_sparse")
@@ -17,7 +17,9 @@ def windows(fields: ConfigFields, family: Family, layers: int) -> tuple[int | No
     Raises:
         ShapeError: for a kind of layer that is not known.
     """
-    kinds = fields.per_layer("layer_types", layers)
+    if family.special == "domyn_edge":
+        return _listed(fields, layers)
+    kinds = _kinds(fields, layers)
     strange = [kind for kind in kinds if kind not in (*_FULL, *_SLIDING)]
     if strange:
         raise ShapeError(
@@ -36,6 +38,27 @@ def windows(fields: ConfigFields, family: Family, layers: int) -> tuple[int | No
     else:
         slides = [_by_rule(fields, family, layers, index) for index in range(layers)]
     return tuple(window if flag else None for flag in slides)
+
+
+def _kinds(fields: ConfigFields, layers: int) -> list[object]:
+    """Kind of each layer. Entries after them may be those of layers that draft (Step 5)."""
+    found = fields.items("layer_types")
+    drafting = fields.whole("num_nextn_predict_layers", 0, most=MAX_LAYERS)
+    if len(found) == layers + drafting:
+        return found[:layers]
+    return fields.per_layer("layer_types", layers)
+
+
+def _listed(fields: ConfigFields, layers: int) -> tuple[int | None, ...]:
+    """Windows of single layers, each with the tokens before and after a position (Domyn Edge)."""
+    found: list[int | None] = []
+    for pair in fields.per_layer("window_sizes", layers):
+        before = pair[0] if isinstance(pair, (list, tuple)) and len(pair) == 2 else None
+        if isinstance(before, bool) or not isinstance(before, int) or before > MAX_TOKENS:
+            raise ShapeError(f"window_sizes must have a pair of whole numbers, not {shown(pair)}")
+        # The token itself counts too (vLLM 0.33, models/domyn_edge.py).
+        found.append(before + 1 if before > 0 else None)
+    return tuple(found)
 
 
 def _by_rule(fields: ConfigFields, family: Family, layers: int, index: int) -> bool:

@@ -67,6 +67,7 @@ def recurrent(kind: str) -> tuple[str, ...]:
     places = {
         "gated_delta_net": "delta",
         "kda": "delta",
+        "glm_kda": "delta",
         "bailing_kda": "lightning",
         "lightning": "lightning",
         "short_conv": "conv",
