@@ -37,17 +37,14 @@ LAYERS = "-layers"
 
 def exchanged(old: Calibration, new: Calibration) -> Mapping[str, Calibration]:
     """The calibration as it is, with one part of the other, and with all of them."""
-    eight_bit = replace(old.gemm, fp8=new.gemm.fp8)
-    parts: Mapping[str, Mapping[str, Any]] = {
-        "built-in": {},
-        "gemm": {"gemm": replace(new.gemm, fp8=old.gemm.fp8)},
-        "gemm.fp8": {"gemm": eight_bit},
-        "attention": {"attention": new.attention},
-        "experts": {"experts": new.experts},
+    return {
+        "built-in": old,
+        "gemm": replace(old, gemm=replace(new.gemm, fp8=old.gemm.fp8)),
+        "gemm.fp8": replace(old, gemm=replace(old.gemm, fp8=new.gemm.fp8)),
+        "attention": replace(old, attention=new.attention),
+        "experts": replace(old, experts=new.experts),
+        "all": replace(old, gemm=new.gemm, attention=new.attention, experts=new.experts),
     }
-    every = {"gemm": new.gemm, "attention": new.attention, "experts": new.experts}
-    found = {name: replace(old, **values) for name, values in parts.items()}
-    return {**found, "all": replace(old, **every)}
 
 
 def public_errors(sets: Sequence[Mapping[str, Any]], target: Target) -> Found:

@@ -70,7 +70,7 @@ class Folded:
             self.fit.part, self.fit.device, str(self.families), str(len(self.without_family)),
             _percent(self.without_family), str(self.models), _percent(self.without_model),
             str(len(self.unseen)), _percent(self.split), _percent(self.unseen),
-            "all" if self.takes_all else "split",
+            "all" if self.takes_all else self.otherwise,
         )  # fmt: skip
         return f"| {' | '.join(shown)} |"
 

@@ -70,6 +70,7 @@ def test_the_fit_to_all_ships_only_if_it_predicts_unseen_points_better() -> None
     good, bad = np.zeros(4), np.full(4, 0.2)
     better = Folded(LINK, 3, 3, bad, good, good, bad, "split")
     assert (better.takes_all, replace(better, split=good).takes_all) == (True, False)
+    assert replace(better, split=good, otherwise="assumption").row().endswith("| assumption |")
     assert table([better]).splitlines()[-1] == (
         "| link | H200 | 3 | 4 | 0 % | 3 | 100 % | 4 | 0 % | 100 % | all |"
     )
