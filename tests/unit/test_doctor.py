@@ -87,15 +87,15 @@ def test_without_vllm_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
     found = doctor.diagnose(Question())
     broken = {f.name: f for f in found.findings if f.status is Status.BROKEN}
     assert set(broken) == {"torch", "vllm"}
-    assert "0.26 to 0.33" in broken["vllm"].advice
+    assert "0.29 to 0.33" in broken["vllm"].advice
     assert found.to_json()["mode"] == "off"
 
 
 @pytest.mark.parametrize(
     ("version", "status", "mode", "works"),
     [
-        ("0.25.0", Status.BROKEN, "off", False),
-        ("0.26.0", Status.OK, "active", True),
+        ("0.28.1", Status.BROKEN, "off", False),
+        ("0.29.0", Status.OK, "active", True),
         ("0.99.0", Status.WARNING, "passive", True),
     ],
 )
@@ -108,7 +108,7 @@ def test_the_version_decides(
     assert found.to_json()["mode"] == mode
     assert found.works is works
     limits = [f for f in found.findings if f.name == "vllm limit"]
-    assert bool(limits) is (version == "0.26.0")
+    assert bool(limits) is (version == "0.29.0")
 
 
 def test_a_plugin_that_is_not_registered_or_excluded_is_broken(
