@@ -214,7 +214,7 @@ DEFAULT_GRAPHS = {
             (),
         ),
         ({**SPECULATING, **TABLE, "draft_length": 7, "graphs": DEFAULT_GRAPHS}, ()),
-        ({**SPECULATING, "draft_length": 31}, ("256 fit and no prompt token fits", "16384")),
+        ({**SPECULATING, "draft_length": 31}, ("256 fit and no prompt token fits", "above 8192")),
         (
             {**SPECULATING, "speculative": "dflash", "draft_length": 16, "draft_slots": 16},
             ("17 tokens and 16 slots for drafting each, 8448 in all", "248 fit"),

@@ -5,13 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from typing import Any
 
 import pytest
 
 from vllm_nfp.adapter.dispatch import Execution, GraphRules, place
 from vllm_nfp.doctor.graph_lint import missing_graphs
-from vllm_nfp.draft import lints
+from vllm_nfp.draft import lints, served_with
+from vllm_nfp.draft.recommend import recommend
+from vllm_nfp.draft.rows import Schedule, ScheduleRange
+from vllm_nfp.draft.sources import LiveTraffic, Source, from_profile
 from vllm_nfp.principle.graphs import DEFAULT_CAPTURE_SIZES
+from vllm_nfp.results.profile import Profile
 
 
 def rules(max_num_seqs: int, sizes: tuple[int, ...] = DEFAULT_CAPTURE_SIZES) -> GraphRules:
@@ -100,3 +105,57 @@ def test_the_rest_is_silent_where_nothing_is_wrong() -> None:
     assert "VLLM_USE_V2_MODEL_RUNNER=1" in (lints.piecewise_table(False) or "")
     assert lints.unsplit_cache(1024) is None
     assert "FLASHINFER" in (lints.unsplit_cache(16384) or "")
+
+
+def of_server(
+    profile: Profile, context: int = 512, engines: int = 1, **settings: Any
+) -> tuple[Source, Schedule]:
+    """The profile as of a server with these settings, with drafts that pay by batch size."""
+    device = settings.pop("device", "NVIDIA GeForce RTX 4090")
+    environment = dataclasses.replace(
+        profile.environment,
+        device=dataclasses.replace(profile.environment.device, name=device),
+        **{"attention_backends": ("TRITON_ATTN",), "max_num_seqs": 64, **settings},
+    )
+    source = from_profile(dataclasses.replace(profile, environment=environment), "p.json")
+    curves = tuple(dataclasses.replace(curve, context=context) for curve in source.curves[:1])
+    live = (LiveTraffic(curves[0]),) * engines
+    table = (ScheduleRange(1, 8, 7), ScheduleRange(9, 64, 3))
+    return dataclasses.replace(source, curves=curves, live=live), Schedule(table, ())
+
+
+@pytest.mark.parametrize(
+    ("settings", "method", "told"),
+    [
+        ({"max_num_batched_tokens": 512}, "eagle3", None),
+        ({"max_num_batched_tokens": 0}, "eagle3", None),
+        ({"max_num_batched_tokens": 256}, "eagle3", "64 sequences with K=3 take 4 tokens each"),
+        ({"max_num_batched_tokens": 512}, "dflash", "and 7 slots for drafting each, 704 in all"),
+        ({"engines": 2}, "eagle3", "with 2 data-parallel engines"),
+        ({"engines": 2}, "suffix", None),
+        ({"attention_backends": ("FLASH_ATTN",), "context": 8192}, "eagle3", "FLASHINFER"),
+        ({"attention_backends": ("FLASH_ATTN",), "context": 1024}, "eagle3", None),
+        ({"context": 8192}, "eagle3", None),
+        ({"attention_backends": ("FLASH_ATTN",), "context": 8192,
+          "device": "NVIDIA H100 80GB HBM3"}, "eagle3", None),
+        ({"attention_backends": ("FLASH_ATTN",), "context": 8192, "device": "Mine"},
+         "eagle3", None),
+    ],
+)  # fmt: skip
+def test_settings_of_the_measured_server(
+    settings: dict[str, Any], method: str, told: str | None, dense_profile: Profile
+) -> None:
+    source, schedule = of_server(dense_profile, **{"max_num_batched_tokens": 8192, **settings})
+    found = served_with.cautions(source, schedule, method)
+    assert len(found) == (told is not None)
+    assert told is None or told in found[0]
+    off = Schedule((ScheduleRange(1, 64, 0),), ())
+    assert served_with.cautions(source, off, method) == ()
+
+
+def test_recommend_tells_of_them(dense_profile: Profile) -> None:
+    environment = dataclasses.replace(
+        dense_profile.environment, max_num_seqs=64, max_num_batched_tokens=8
+    )
+    profile = dataclasses.replace(dense_profile, environment=environment)
+    assert any("--max-num-batched-tokens 8" in w for w in recommend(profile, 0.9).warnings)

@@ -60,7 +60,7 @@ def crowded_step(lengths: Tiers, slots: int, max_num_batched_tokens: int) -> str
     return (
         f"{sequences} sequences with K={k} take {each} each, {tokens} in all, but a step holds "
         f"--max-num-batched-tokens {max_num_batched_tokens}: {min(fitting, sequences)} fit and "
-        f"{rest}; give --max-num-batched-tokens {2 * tokens}, or lower --max-num-seqs or K"
+        f"{rest}; give a --max-num-batched-tokens well above {tokens}, or lower --max-num-seqs or K"
     )
 
 
