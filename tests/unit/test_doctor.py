@@ -234,6 +234,15 @@ def test_flags_that_keep_drafts_from_paying(values: dict[str, Any], told: tuple[
     assert all(part in advice[0] for part in told)
 
 
+def test_a_table_that_the_runner_ignores_is_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {**SPECULATING, **TABLE, "draft_length": 7, "graphs": DEFAULT_GRAPHS}
+    monkeypatch.setattr(versions, "installed_version", lambda: "0.29.0")
+    assert "B=65-256 with K=7" in diagnose(MODEL, **values)["capture sizes"].advice
+    on_v1 = diagnose(MODEL, **values, use_v2=False)
+    assert "capture sizes" not in on_v1
+    assert "vLLM 0.32 or later" in on_v1["table on the V1 runner"].advice
+
+
 @pytest.mark.parametrize(
     ("target", "status", "without"),
     [

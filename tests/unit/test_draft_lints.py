@@ -101,8 +101,9 @@ def test_slots_are_those_of_the_method(method: str, slots: int) -> None:
 def test_the_rest_is_silent_where_nothing_is_wrong() -> None:
     assert lints.ignored_table(3, 1) is None
     assert "num_speculative_tokens=3" in (lints.ignored_table(3, 2) or "")
-    assert lints.piecewise_table(True) is None
-    assert "VLLM_USE_V2_MODEL_RUNNER=1" in (lints.piecewise_table(False) or "")
+    assert lints.piecewise_table(True, True) is None
+    assert "VLLM_USE_V2_MODEL_RUNNER=1" in (lints.piecewise_table(False, True) or "")
+    assert "vLLM 0.32 or later" in (lints.piecewise_table(False, False) or "")
     assert lints.unsplit_cache(1024) is None
     assert "FLASHINFER" in (lints.unsplit_cache(16384) or "")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from vllm_nfp import releases
 from vllm_nfp.adapter.dispatch import GraphRules
 from vllm_nfp.doctor.facts import Facts
 from vllm_nfp.doctor.findings import Finding, Status
@@ -20,11 +21,12 @@ def server_flags(facts: Facts) -> Iterator[Finding]:
     values = facts.answer.values
     if facts.question.model is None or not values:
         return
-    lengths = _lengths(values)
+    v2_follows = releases.draft_schedule_warning(facts.version or "") is None
+    lengths = _lengths(values, v2_follows)
     for name, advice in (
         ("capture sizes", _graphs(facts, lengths)),
         ("tokens of a step", _step(values, lengths)),
-        ("table on the V1 runner", _table_on_v1(values)),
+        ("table on the V1 runner", _table_on_v1(values, v2_follows)),
         ("attention of drafts", _attention(values)),
     ):
         if advice is not None:
@@ -57,10 +59,11 @@ def drafting(values: Mapping[str, Any]) -> Finding:
     return Finding(name, Status.OK, f"{method}, draft lengths by batch size")
 
 
-def _lengths(values: Mapping[str, Any]) -> lints.Tiers:
+def _lengths(values: Mapping[str, Any], v2_follows: bool) -> lints.Tiers:
     if values["speculative"] is None:
         return ((1, values["max_num_seqs"], 0),)
-    table = values["draft_table"] if values["data_parallel"] == 1 else ()
+    followed = values["data_parallel"] == 1 and (v2_follows or not values["use_v2"])
+    table = values["draft_table"] if followed else ()
     return lints.tiers(table, values["draft_length"], values["max_num_seqs"])
 
 
@@ -87,11 +90,11 @@ def _step(values: Mapping[str, Any], lengths: lints.Tiers) -> str | None:
     return lints.crowded_step(lengths, values["draft_slots"], values["max_num_batched_tokens"])
 
 
-def _table_on_v1(values: Mapping[str, Any]) -> str | None:
+def _table_on_v1(values: Mapping[str, Any], v2_follows: bool) -> str | None:
     followed = values["draft_lengths_by_batch_size"] and values["data_parallel"] == 1
     if values["platform"] == "cpu" or values["graphs"]["eager"] or not followed:
         return None
-    return lints.piecewise_table(values["use_v2"])
+    return lints.piecewise_table(values["use_v2"], v2_follows)
 
 
 def _attention(values: Mapping[str, Any]) -> str | None:

@@ -75,14 +75,19 @@ def ignored_table(longest: int, data_parallel: int) -> str | None:
     )
 
 
-def piecewise_table(uses_v2: bool) -> str | None:
-    """The V1 runner gives up FULL graphs for a table (vllm#49548)."""
+def piecewise_table(uses_v2: bool, v2_follows: bool) -> str | None:
+    """The V1 runner gives up FULL graphs for a table (vllm#49548).
+
+    Args:
+        v2_follows: the V2 runner of this release follows a table.
+    """
     if uses_v2:
         return None
+    instead = "VLLM_USE_V2_MODEL_RUNNER=1" if v2_follows else "vLLM 0.32 or later and its V2 runner"
     return (
-        "the V1 model runner gives up FULL CUDA graphs for draft lengths by batch size, and every "
-        "decode step pays for it: serve with VLLM_USE_V2_MODEL_RUNNER=1, or with one "
-        "num_speculative_tokens and no num_speculative_tokens_per_batch_size"
+        f"the V1 model runner gives up FULL CUDA graphs for draft lengths by batch size, and every "
+        f"decode step pays for it: serve with {instead}, or with one num_speculative_tokens and no "
+        f"num_speculative_tokens_per_batch_size"
     )
 
 
