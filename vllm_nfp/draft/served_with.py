@@ -6,9 +6,6 @@ from vllm_nfp.draft import lints
 from vllm_nfp.draft.drafting import ONE_LENGTH
 from vllm_nfp.draft.rows import Schedule
 from vllm_nfp.draft.sources import Source
-from vllm_nfp.principle.attention.choice import backend_by_name
-from vllm_nfp.principle.attention.flash_attention_2 import FLASH_ATTN_2
-from vllm_nfp.principle.hardware import match_device
 
 
 def cautions(source: Source, schedule: Schedule, method: str) -> tuple[str, ...]:
@@ -45,6 +42,11 @@ def _cache(source: Source) -> str | None:
     server = source.environment
     if server is None or "FLASH_ATTN" not in server.attention_backends:
         return None
+    # Here, since most recommendations need no predictor, which takes long to import.
+    from vllm_nfp.principle.attention.choice import backend_by_name
+    from vllm_nfp.principle.attention.flash_attention_2 import FLASH_ATTN_2
+    from vllm_nfp.principle.hardware import match_device
+
     hardware = match_device(server.device.name)
     if hardware is None or hardware.capability_10:  # which runs version 4
         return None
