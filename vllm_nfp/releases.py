@@ -12,7 +12,7 @@ class Evidence(StrEnum):
 
     CPU = "engine tests on a CPU"
     CPU_AND_GPU = "engine tests on a CPU, measurements on a GPU"
-    SOURCE = "its sources read, nothing run"
+    GPU = "measurements and identity of outputs on GPUs, no CPU build exists"
     BETWEEN = "lies between tested releases"
 
 
@@ -36,24 +36,20 @@ _V2_MAY_IGNORE_SCHEDULES = (
 )
 
 RELEASES: tuple[Release, ...] = (
-    Release((0, 26), Evidence.CPU, (_V2_IGNORES_SCHEDULES,)),
-    Release((0, 27), Evidence.BETWEEN, (_V2_MAY_IGNORE_SCHEDULES,)),
-    Release((0, 28), Evidence.BETWEEN, (_V2_MAY_IGNORE_SCHEDULES,)),
     Release((0, 29), Evidence.CPU, (_V2_IGNORES_SCHEDULES,)),
     Release((0, 30), Evidence.BETWEEN, (_V2_MAY_IGNORE_SCHEDULES,)),
     Release((0, 31), Evidence.BETWEEN, (_V2_MAY_IGNORE_SCHEDULES,)),
     Release((0, 32), Evidence.CPU_AND_GPU),
-    Release((0, 33), Evidence.SOURCE),
+    Release((0, 33), Evidence.GPU),
 )
 """Every release that is probed actively, oldest first."""
 
 OLDEST = RELEASES[0].number
 NEWEST = RELEASES[-1].number
 
-DRAFT_SCHEDULES = (0, 26)
-"""Oldest release known to take num_speculative_tokens_per_batch_size."""
 DRAFT_SCHEDULES_V2 = (0, 32)
-"""Oldest release known to follow that table in the V2 model runner; before, only V1 does."""
+"""Oldest release known to follow num_speculative_tokens_per_batch_size in the V2 model runner;
+before, only V1 does."""
 
 
 def parse_release(version: str) -> tuple[int, int] | None:
@@ -78,9 +74,9 @@ def known_release(version: str | None) -> Release | None:
 def draft_schedule_refusal(version: str) -> str | None:
     """Why this vLLM does not take draft lengths by batch size; None if it does."""
     release = parse_release(version)
-    if release is None or release >= DRAFT_SCHEDULES:
+    if release is None or release >= OLDEST:
         return None
-    oldest = ".".join(map(str, DRAFT_SCHEDULES))
+    oldest = ".".join(map(str, OLDEST))
     return (
         f"vLLM {version} is not known to support draft lengths by batch size "
         f"(num_speculative_tokens_per_batch_size), which {oldest} supports: upgrade vLLM, or serve "
@@ -98,7 +94,7 @@ def draft_schedule_warning(version: str) -> str | None:
             f"vLLM {version} is newer than the releases known here ({describe_range()}): "
             f"check that it accepts the table"
         )
-    if DRAFT_SCHEDULES <= release < DRAFT_SCHEDULES_V2:
+    if OLDEST <= release < DRAFT_SCHEDULES_V2:
         return (
             f"in vLLM {version} the V2 model runner is not known to follow the table: "
             f"serve with VLLM_USE_V2_MODEL_RUNNER=0, or upgrade to "

@@ -26,14 +26,12 @@ from serving import (
 )
 
 from vllm_nfp import load_profile
-from vllm_nfp.adapter import versions
 from vllm_nfp.results import scrape
 
 pytestmark = pytest.mark.engine
 THOROUGH = pytest.mark.thorough
 
-Outputs = list[list[int] | None]
-UNREPEATABLE = ("0.26.0", "0.26.0+cpu")
+Outputs = list[list[int]]
 PATCHED = Path(__file__).parents[1] / "matrix" / "patched.py"
 PROBE = json.dumps(
     {
@@ -54,28 +52,20 @@ def metric_names(running: Running) -> set[str]:
 
 @pytest.fixture(scope="module")
 def expected(dense_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Outputs:
-    """Outputs of a server without the probe; None for sampled ones that it does not repeat.
-
-    vLLM 0.26 on a CPU gives requests with seeds other tokens in other batches.
-    """
+    """Outputs of a server without the probe, which it repeats."""
     with server(dense_model, tmp_path_factory.mktemp("plain")) as plain:
         outputs, again = plain.concurrent(), plain.concurrent()
         assert not [name for name in metric_names(plain) if name.startswith("vllm_nfp")]
         assert plain.own_lines() == []
-    assert again[::2] == outputs[::2], "the server without the probe repeats itself not"
-    if versions.installed_version() not in UNREPEATABLE:
-        assert again == outputs, "the server without the probe repeats itself not"
-    return [one if one == two else None for one, two in zip(outputs, again, strict=True)]
+    assert again == outputs, "the server without the probe repeats itself not"
+    return outputs
 
 
-def agree(outputs: list[list[int]], expected: Outputs) -> bool:
+def agree(outputs: Outputs, expected: Outputs) -> bool:
     """Whether outputs, of one round or more, are those that the server without the probe gave."""
     rounds, rest = divmod(len(outputs), len(expected))
     assert rounds and not rest
-    return all(
-        wanted is None or given == wanted
-        for given, wanted in zip(outputs, expected * rounds, strict=True)
-    )
+    return outputs == expected * rounds
 
 
 @pytest.fixture(scope="module")
@@ -209,8 +199,6 @@ def patched(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [sys.executable, str(PATCHED), str(tree)],
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
-    if "there is no patch for vLLM 0.26" in made.stderr:
-        pytest.skip("vLLM 0.26 is served by hooks alone")
     assert made.returncode == 0, made.stderr
     return tree
 

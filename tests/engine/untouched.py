@@ -36,8 +36,8 @@ def replaced() -> list[str]:
     return sorted(set(found))
 
 
-PARSER_MODULES = ("launchers.cli_args", "common.cli_args", "openai.cli_args")
-"""Where releases keep make_arg_parser: 0.29 and 0.32, 0.33, 0.26."""
+PARSER_MODULES = ("launchers.cli_args", "common.cli_args")
+"""Where releases keep make_arg_parser: 0.29 and 0.32, 0.33."""
 
 
 def parser_factory() -> Any:

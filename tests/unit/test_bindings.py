@@ -66,16 +66,14 @@ def test_a_metadata_field_that_vllm_lacks_is_an_error_and_not_left_out() -> None
 
 
 def test_older_metadata_is_given_its_lengths_on_the_host() -> None:
-    """vLLM 0.26 to 0.29 would else copy them from the GPU and wait."""
+    """vLLM 0.29 would else copy them from the GPU and wait."""
     names = (*versions.METADATA_FIELDS, *versions.HOST_LENGTH_FIELDS)
     found = metadata_of(metadata_class(*names), host_lengths=True)
     assert found._seq_lens_cpu.tolist() == [53, 53, 0]
     assert found._num_computed_tokens_cpu.tolist() == [50, 50, 0]
 
 
-@pytest.mark.parametrize(
-    ("version", "has_lengths"), [("0.26.0", True), ("0.29.0", True), ("0.30.0", False)]
-)
+@pytest.mark.parametrize(("version", "has_lengths"), [("0.29.0", True), ("0.30.0", False)])
 def test_the_fields_follow_the_release(
     version: str, has_lengths: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,9 +137,8 @@ def test_layers_that_share_blocks_are_refused_where_vllm_packs_them(
     group.kernel_block_stride = 2
     with pytest.raises(CellDoesNotFitError, match="packs layers of different page sizes"):
         own_groups([[group]], 100, SimpleNamespace(), CPU)
-    monkeypatch.setattr(versions, "installed_version", lambda: "0.28.0")
+    monkeypatch.setattr(versions, "installed_version", lambda: "0.31.0")
     del group.kernel_block_stride
-    monkeypatch.delattr(Builder, "requires_block_table_width")
     assert own_groups([[group]], 100, SimpleNamespace(), CPU)[0].num_blocks == 100
 
 

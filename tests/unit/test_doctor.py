@@ -25,13 +25,20 @@ from vllm_nfp.doctor import (
     machine,
     packages,
 )
+from vllm_nfp.principle.graphs import DEFAULT_CAPTURE_SIZES
 
+SPECULATING = {
+    "speculative": "ngram", "draft_lengths_by_batch_size": False, "draft_length": 1,
+    "draft_table": [], "draft_slots": 0, "adaptive_verification": False,
+}  # fmt: skip
 BASE = {"platform": "cuda", "triton": True, "forced_runner": None}
 OF_MODEL = {
     **BASE,
     "mode": "active", "reason": "", "features": [], "not_looked_at": [],
     "use_v2": True, "v2_unsupported": [],
-    "backend": "FLASH_ATTN", "graphs": {"eager": False, "mode": "FULL", "largest": 512},
+    "backend": "FLASH_ATTN", "flash_attention": 3,
+    "graphs": {"eager": False, "mode": "FULL", "largest": 512, "sizes": [*range(1, 513)]},
+    "max_num_seqs": 256, "max_num_batched_tokens": 8192, "max_model_len": 32768,
     "speculative": None, "draft_lengths_by_batch_size": False, "data_parallel": 1,
 }  # fmt: skip
 
@@ -87,15 +94,15 @@ def test_without_vllm_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
     found = doctor.diagnose(Question())
     broken = {f.name: f for f in found.findings if f.status is Status.BROKEN}
     assert set(broken) == {"torch", "vllm"}
-    assert "0.26 to 0.33" in broken["vllm"].advice
+    assert "0.29 to 0.33" in broken["vllm"].advice
     assert found.to_json()["mode"] == "off"
 
 
 @pytest.mark.parametrize(
     ("version", "status", "mode", "works"),
     [
-        ("0.25.0", Status.BROKEN, "off", False),
-        ("0.26.0", Status.OK, "active", True),
+        ("0.28.1", Status.BROKEN, "off", False),
+        ("0.29.0", Status.OK, "active", True),
         ("0.99.0", Status.WARNING, "passive", True),
     ],
 )
@@ -108,7 +115,7 @@ def test_the_version_decides(
     assert found.to_json()["mode"] == mode
     assert found.works is works
     limits = [f for f in found.findings if f.name == "vllm limit"]
-    assert bool(limits) is (version == "0.26.0")
+    assert bool(limits) is (version == "0.29.0")
 
 
 def test_a_plugin_that_is_not_registered_or_excluded_is_broken(
@@ -170,13 +177,70 @@ def test_backend_graphs_and_drafts_of_a_model() -> None:
     assert found["attention backend"].found == "FLASH_ATTN"
     assert found["CUDA graphs"].found == "FULL, up to 512 tokens"
     assert found["flags"].found.endswith("--port 8000")
-    unknown = diagnose(MODEL, backend=None, graphs={"eager": True, "mode": "NONE", "largest": 0})
+    unknown = diagnose(
+        MODEL, backend=None, graphs={"eager": True, "mode": "NONE", "largest": 0, "sizes": []}
+    )
     assert unknown["attention backend"].status is Status.UNKNOWN
     assert unknown["CUDA graphs"].found.startswith("none")
-    drafts = {"speculative": "ngram", "draft_lengths_by_batch_size": True}
+    drafts = {**SPECULATING, "draft_lengths_by_batch_size": True, "draft_table": [[1, 256, 1]]}
     name = "drafting of this server"
     assert diagnose(MODEL, **drafts)[name].status is Status.OK
-    assert diagnose(MODEL, **drafts, data_parallel=2)[name].status is Status.WARNING
+    ignored = diagnose(MODEL, **drafts, data_parallel=2)[name]
+    assert ignored.status is Status.WARNING
+    assert "with 2 data-parallel engines" in ignored.advice
+    assert "num_speculative_tokens=1" in ignored.advice
+
+
+LINTS = ("capture sizes", "tokens of a step", "table on the V1 runner", "attention of drafts")
+TABLE = {"draft_lengths_by_batch_size": True, "draft_table": [[1, 64, 7], [65, 256, 1]]}
+DEFAULT_GRAPHS = {
+    "eager": False, "mode": "FULL_AND_PIECEWISE", "largest": 512,
+    "sizes": list(DEFAULT_CAPTURE_SIZES),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({}, ()),
+        (SPECULATING, ()),
+        (
+            {**SPECULATING, "draft_length": 7, "graphs": DEFAULT_GRAPHS},
+            ("vLLM 0.32.0 runs B=65-256 with K=7 without any CUDA graph", "2048]}"),
+        ),
+        (
+            {**SPECULATING, "draft_length": 7, "graphs": DEFAULT_GRAPHS,
+             "adaptive_verification": True},
+            (),
+        ),
+        ({**SPECULATING, **TABLE, "draft_length": 7, "graphs": DEFAULT_GRAPHS}, ()),
+        ({**SPECULATING, "draft_length": 31}, ("256 fit and no prompt token fits", "above 8192")),
+        (
+            {**SPECULATING, "speculative": "dflash", "draft_length": 16, "draft_slots": 16},
+            ("17 tokens and 16 slots for drafting each, 8448 in all", "248 fit"),
+        ),
+        ({**SPECULATING, **TABLE, "use_v2": False}, ("serve with VLLM_USE_V2_MODEL_RUNNER=1",)),
+        ({**SPECULATING, **TABLE, "use_v2": False, "data_parallel": 2}, ()),
+        ({**SPECULATING, "flash_attention": 2}, ("contexts like 32768", "FLASHINFER")),
+        ({**SPECULATING, "flash_attention": 2, "max_model_len": 2048}, ()),
+        ({**SPECULATING, "flash_attention": 2, "backend": "TRITON_ATTN"}, ()),
+    ],
+)  # fmt: skip
+def test_flags_that_keep_drafts_from_paying(values: dict[str, Any], told: tuple[str, ...]) -> None:
+    graphs = {**OF_MODEL["graphs"], "sizes": [*range(1, 8193)]}  # type: ignore[dict-item]
+    found = diagnose(MODEL, **{"graphs": graphs, **values})
+    advice = [found[name].advice for name in LINTS if name in found]
+    assert len(advice) == bool(told)
+    assert all(part in advice[0] for part in told)
+
+
+def test_a_table_that_the_runner_ignores_is_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {**SPECULATING, **TABLE, "draft_length": 7, "graphs": DEFAULT_GRAPHS}
+    monkeypatch.setattr(versions, "installed_version", lambda: "0.29.0")
+    assert "B=65-256 with K=7" in diagnose(MODEL, **values)["capture sizes"].advice
+    on_v1 = diagnose(MODEL, **values, use_v2=False)
+    assert "capture sizes" not in on_v1
+    assert "vLLM 0.32 or later" in on_v1["table on the V1 runner"].advice
 
 
 @pytest.mark.parametrize(

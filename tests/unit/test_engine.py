@@ -163,15 +163,15 @@ def test_a_newer_vllm_is_only_watched(
     decision = support.decide(config())
     assert decision.mode is (Mode.PASSIVE if passive else Mode.ACTIVE)
     if passive:
-        assert version in decision.reason and "0.26 to 0.33" in decision.reason
+        assert version in decision.reason and "0.29 to 0.33" in decision.reason
 
 
 def test_an_old_vllm_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm_nfp.adapter import versions
     from vllm_nfp.config import ConfigError
 
-    monkeypatch.setattr(versions, "installed_version", lambda: "0.25.1")
-    with pytest.raises(ConfigError, match=r"vLLM 0\.25\.1 is too old .* 0\.26 to 0\.33"):
+    monkeypatch.setattr(versions, "installed_version", lambda: "0.28.1")
+    with pytest.raises(ConfigError, match=r"vLLM 0\.28\.1 is too old .* 0\.29 to 0\.33"):
         versions.require_supported()
 
 

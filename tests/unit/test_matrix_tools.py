@@ -66,7 +66,7 @@ def test_the_patches_differ_in_their_context_alone() -> None:
 
 def test_a_release_without_a_patch_is_named() -> None:
     assert patched.patch_of("0.32.0+cpu").name == "vllm-0.32.0-step-observer.patch"
-    for release in ("0.26.0", "0.31.0"):
+    for release in ("0.30.0", "0.31.0"):
         with pytest.raises(SystemExit, match=rf"no patch for vLLM {release}"):
             patched.patch_of(release)
 
@@ -134,4 +134,4 @@ def test_the_runner_explains_itself() -> None:
         [sys.executable, str(MATRIX / "run.py"), "--help"],
         capture_output=True, text=True, timeout=300, check=True,
     )  # fmt: skip
-    assert "python tests/matrix/run.py 0.26.0" in done.stdout
+    assert "python tests/matrix/run.py 0.29.0" in done.stdout

@@ -376,8 +376,8 @@ def test_a_vllm_without_draft_lengths_by_batch_size(dense_profile: Profile, tmp_
     [
         ("0.32.0", None),
         ("0.33.1", None),
-        ("0.26.0", "VLLM_USE_V2_MODEL_RUNNER=0"),
-        ("0.40.0", "is newer than the releases known here (0.26 to 0.33)"),
+        ("0.29.0", "VLLM_USE_V2_MODEL_RUNNER=0"),
+        ("0.40.0", "is newer than the releases known here (0.29 to 0.33)"),
         ("dev", "is not a known release"),
     ],
 )

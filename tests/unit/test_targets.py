@@ -19,7 +19,7 @@ from vllm_nfp.adapter.patch import MARK, PatchSet
 from vllm_nfp.adapter.targets import TARGETS, Target
 from vllm_nfp.config import ENV_VAR, ProbeConfig
 
-LISTS = ("COLLECTIVES", "ADD_LORA", "LORA_EMBEDDINGS")
+LISTS = ("COLLECTIVES", "ADD_LORA")
 """Declared together, and replaced one after the other."""
 PACKAGE = Path(vllm_nfp.__file__).parent
 FROM_THE_VIEW = {"view.begins_step", "view.ends_step"}

@@ -16,8 +16,8 @@ from vllm_nfp.adapter.versions import Mode
 @pytest.mark.parametrize(
     ("version", "mode"),
     [
-        ("0.25.9", Mode.OFF),
-        ("0.26.0", Mode.ACTIVE),
+        ("0.28.1", Mode.OFF),
+        ("0.29.0", Mode.ACTIVE),
         ("0.29.0+cpu", Mode.ACTIVE),
         ("0.33.1.dev7+g123", Mode.ACTIVE),
         ("0.34.0", Mode.PASSIVE),
@@ -36,7 +36,7 @@ def test_the_version_decides_how_much_the_probe_does(version: str | None, mode: 
 
 def test_the_table_has_every_release_once_and_in_order() -> None:
     numbers = [release.number for release in releases.RELEASES]
-    assert numbers == [(0, minor) for minor in range(26, 34)]
+    assert numbers == [(0, minor) for minor in range(29, 34)]
     assert releases.known_release("0.32.0+cpu") is releases.RELEASES[-2]
     assert releases.known_release("0.34.0") is None
     assert releases.known_release(None) is None

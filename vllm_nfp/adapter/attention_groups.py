@@ -69,7 +69,7 @@ def _new_builder(
     kind: Any, spec: Any, layer_names: Sequence[str], vllm_config: Any, device: torch.device
 ) -> Any:
     extra = {}
-    if versions.is_since(versions.BLOCK_TABLE_WIDTH) and kind.requires_block_table_width:
+    if kind.requires_block_table_width:
         extra["block_table_width"] = -(-vllm_config.model_config.max_model_len // spec.block_size)
     return kind(spec, list(layer_names), vllm_config, device, **extra)
 

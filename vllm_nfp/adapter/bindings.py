@@ -88,7 +88,7 @@ CONFIG_ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "offload_config": ("offload_backend", "uva"),
 }
 """Part of vLLM's configuration -> attributes that the probe, or the reasons against it, look at.
-Every release in :data:`vllm_nfp.releases.RELEASES` has them (sources of 0.26.0 to 0.33.0,
+Every release in :data:`vllm_nfp.releases.RELEASES` has them (sources of 0.29.0 to 0.33.0,
 ``config/``)."""
 
 

@@ -43,7 +43,7 @@ KV_CONNECTORS = frozenset(
     }
 )
 """Those that move blocks of the usual KV cache and act on a step's metadata alone (sources of
-0.26.0 to 0.32.0, ``distributed/kv_transfer/kv_connector/``). HiSparseConnector keeps most of the
+0.29.0 to 0.32.0, ``distributed/kv_transfer/kv_connector/``). HiSparseConnector keeps most of the
 cache on the host, and ExampleHiddenStatesConnector's cache holds no keys and values."""
 SEVERAL = "MultiConnector"
 """Holds others."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 BAD_FLAGS = 2
@@ -74,7 +74,9 @@ def _of_model(model: str, flags: Sequence[str]) -> dict[str, Any]:
         "v2_unsupported": _unsupported_by_v2(config),
         "backend": _attention_backend(config),
         "graphs": _graphs(config),
-        **_drafting(config.speculative_config),
+        **_drafting(config.speculative_config, args.speculative_config or {}),
+        **_limits(config),
+        "flash_attention": _flash_attention(config),
         "data_parallel": int(config.parallel_config.data_parallel_size),
     }
 
@@ -114,15 +116,44 @@ def _graphs(config: Any) -> dict[str, Any]:
         "eager": bool(config.model_config.enforce_eager),
         "mode": None if mode is None else mode.name,
         "largest": max(sizes, default=0),
+        "sizes": sorted(sizes),
     }
 
 
-def _drafting(speculation: Any) -> dict[str, Any]:
+def _flash_attention(config: Any) -> int | None:
+    """The version of FlashAttention that vLLM would run; None if it does not say."""
+    from vllm.config import set_current_vllm_config
+
+    try:
+        from vllm.v1.attention.backends.fa_utils import get_flash_attn_version
+
+        with set_current_vllm_config(config):
+            version = get_flash_attn_version(head_size=config.model_config.get_head_size())
+    except Exception:
+        return None
+    return None if version is None else int(version)
+
+
+def _limits(config: Any) -> dict[str, int]:
+    return {
+        "max_num_seqs": int(config.scheduler_config.max_num_seqs),
+        "max_num_batched_tokens": int(config.scheduler_config.max_num_batched_tokens),
+        "max_model_len": int(config.model_config.max_model_len),
+    }
+
+
+def _drafting(speculation: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Args: given: --speculative-config, whose table vLLM drops where it cannot follow it."""
     if speculation is None:
         return {"speculative": None, "draft_lengths_by_batch_size": False}
+    table = given.get("num_speculative_tokens_per_batch_size") or []
     return {
         "speculative": speculation.method,
-        "draft_lengths_by_batch_size": bool(speculation.num_speculative_tokens_per_batch_size),
+        "draft_lengths_by_batch_size": bool(table),
+        "draft_length": int(speculation.num_speculative_tokens),
+        "draft_table": [list(map(int, row)) for row in table],
+        "draft_slots": int(speculation.max_num_new_slots_for_drafting),
+        "adaptive_verification": bool(given.get("enable_adaptive_verification")),
     }
 
 

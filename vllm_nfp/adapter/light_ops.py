@@ -25,7 +25,7 @@ from vllm_nfp.adapter import targets
 from vllm_nfp.adapter.patch import PatchSet
 
 NORMS = ("rms_norm", "fused_add_rms_norm")
-"""Operators of ``vllm.ir``, which every known release has (sources of 0.26.0, 0.29.0, 0.32.0)."""
+"""Operators of ``vllm.ir``, which every known release has (sources of 0.29.0 and 0.32.0)."""
 VLLM_KERNELS, PLAIN = "vllm_c", "native"
 
 

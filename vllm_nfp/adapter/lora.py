@@ -47,8 +47,8 @@ class Adapters:
             for wrapper in self._wrappers:
                 for target in targets.ADD_LORA:
                     patches.wrap(target, _unchanged, on=wrapper)
-            for target in targets.LORA_EMBEDDINGS if self._wrappers else ():
-                patches.wrap(target, _plain_embedding)
+            if self._wrappers:
+                patches.wrap(targets.LORA_EMBEDDING, _plain_embedding)
             yield
         finally:
             patches.restore()

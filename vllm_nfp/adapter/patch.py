@@ -59,7 +59,7 @@ class PatchSet:
         if (on is not None) is not target.on_object:
             raise TypeError(f"{target.name} is replaced on {'an' if target.on_object else 'no'} "
                             "object")  # fmt: skip
-        if target.is_bounded and not target.is_in(versions.installed_release()):
+        if target.since is not None and not target.is_in(versions.installed_release()):
             return False
         try:
             owner = target.owner() if on is None else on

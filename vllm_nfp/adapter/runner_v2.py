@@ -14,7 +14,7 @@ from vllm_nfp.adapter.targets import Target
 MODULE = "vllm.v1.worker.gpu.model_runner"
 """Where vLLM defines it."""
 KNOWN_STATES = ("DefaultModelState",)
-"""vLLM's classes of what prepares a model's inputs that a probe follows (sources of 0.26.0 to
+"""vLLM's classes of what prepares a model's inputs that a probe follows (sources of 0.29.0 to
 0.33.0, ``v1/worker/gpu/model_states/``)."""
 
 

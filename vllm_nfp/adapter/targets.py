@@ -45,10 +45,8 @@ class Target:
     purpose: str
     """What the replacement does."""
     since: tuple[int, int] | None = None
-    until: tuple[int, int] | None = None
-    """First and last release of vLLM in which it is replaced; None: no bound. Every release in
-    :data:`vllm_nfp.adapter.versions.RELEASES` between the two has it (sources of 0.26.0 to
-    0.33.0)."""
+    """First release of vLLM in which it is replaced; None: all. Every release in
+    :data:`vllm_nfp.releases.RELEASES` from it on has it (sources of 0.29.0 to 0.33.0)."""
     on_object: bool = False
     """It is replaced on single objects; the name has their class."""
 
@@ -92,18 +90,9 @@ class Target:
             owner = getattr(owner, name)
         return owner
 
-    @property
-    def is_bounded(self) -> bool:
-        """Whether it is replaced in some releases alone."""
-        return self.since is not None or self.until is not None
-
     def is_in(self, release: tuple[int, int] | None) -> bool:
         """Whether it is replaced in this release; a build without a number counts as the newest."""
-        if release is None:
-            return self.until is None
-        return (self.since is None or self.since <= release) and (
-            self.until is None or release <= self.until
-        )
+        return self.since is None or release is None or self.since <= release
 
 
 ADD_CLI_ARGS = Target(
@@ -239,23 +228,11 @@ HAS_KV_CONNECTOR = Target(
 )
 
 
-def _lora_embedding(
-    module: str, since: tuple[int, int] | None = None, until: tuple[int, int] | None = None
-) -> Target:
-    return Target(
-        f"vllm.lora.layers.{module}:VocabParallelEmbeddingWithLoRA.forward",
-        Feature.LORA,
-        "looks up a probe's embeddings without an adapter",
-        since=since,
-        until=until,
-    )
-
-
-LORA_EMBEDDINGS = (
-    _lora_embedding("vocal_parallel_embedding", until=(0, 28)),
-    _lora_embedding("vocab_parallel_embedding", since=(0, 29)),
+LORA_EMBEDDING = Target(
+    "vllm.lora.layers.vocab_parallel_embedding:VocabParallelEmbeddingWithLoRA.forward",
+    Feature.LORA,
+    "looks up a probe's embeddings without an adapter",
 )
-"""The older name is vLLM's own, that of 0.26.0; 0.29.0 has the newer one."""
 ADD_LORA = tuple(
     Target(
         f"vllm.lora.punica_wrapper.punica_base:PunicaWrapperBase.{name}",
@@ -321,7 +298,7 @@ TARGETS: tuple[Target, ...] = (
     EMBEDDING,
     CUSTOM_OP,
     HAS_KV_CONNECTOR,
-    *LORA_EMBEDDINGS,
+    LORA_EMBEDDING,
     *ADD_LORA,
     *COLLECTIVES,
 )

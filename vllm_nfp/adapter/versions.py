@@ -33,27 +33,24 @@ class Decision:
 HOST_LENGTHS = (0, 29)
 """Newest release whose attention metadata copies lengths from the GPU, and waits for them, unless
 it is given their values on the host (``_seq_lens_cpu``, ``_num_computed_tokens_cpu``). Read in the
-sources of 0.26.0 to 0.33.0, ``v1/attention/backend.py``."""
+sources of 0.29.0 to 0.33.0, ``v1/attention/backend.py``."""
 HOST_LENGTH_FIELDS = ("_seq_lens_cpu", "_num_computed_tokens_cpu")
 """What those releases take for it."""
 V1_PADDING_MASK = (0, 31)
 """Oldest release whose V1 model runner marks padding, so that experts skip it; V2 does in all.
-Read in the sources of 0.26.0 to 0.33.0, ``v1/worker/gpu_model_runner.py``."""
+Read in the sources of 0.29.0 to 0.33.0, ``v1/worker/gpu_model_runner.py``."""
 MULTIMODAL_PROPERTY = (0, 31)
 """Oldest release whose model configuration has ``supports_multimodal_inputs``; before,
-``is_multimodal_model`` is what there is. Read in the sources of 0.26.0 to 0.33.0,
+``is_multimodal_model`` is what there is. Read in the sources of 0.29.0 to 0.33.0,
 ``config/model.py``."""
 ONE_ROTARY_BUFFER = (0, 30)
 """Oldest release whose V1 model runner keeps all multi-dimensional rotary positions in one buffer;
-before, those of XD-RoPE had one of their own. Read in the sources of 0.26.0 to 0.33.0,
+before, those of XD-RoPE had one of their own. Read in the sources of 0.29.0 to 0.33.0,
 ``v1/worker/gpu_model_runner.py``."""
 
 PACKED_KV_LAYERS = (0, 32)
 """Oldest release whose KV cache may pack layers of different page sizes together
 (``kernel_block_stride`` in ``v1/worker/utils.py``)."""
-BLOCK_TABLE_WIDTH = (0, 29)
-"""Oldest release whose attention metadata builders say whether they are given the width of the
-block table (``requires_block_table_width`` in ``v1/attention/backend.py``)."""
 
 METADATA_FIELDS = (
     "query_start_loc",
@@ -71,7 +68,7 @@ METADATA_FIELDS = (
     "slot_mapping",
 )
 """Fields of vLLM's CommonAttentionMetadata that a probe sets. Every release in
-:data:`vllm_nfp.releases.RELEASES` has them and requires no others (sources of 0.26.0 to 0.33.0,
+:data:`vllm_nfp.releases.RELEASES` has them and requires no others (sources of 0.29.0 to 0.33.0,
 ``v1/attention/backend.py``)."""
 
 KV_CACHE_KINDS = (
@@ -85,7 +82,7 @@ KV_CACHE_KINDS = (
     "SinkFullAttentionSpec",
 )
 """vLLM's kinds of KV cache in which token i of a sequence lies in entry i // block_size of its row
-of the block table, which is how a probe addresses it (sources of 0.26.0 to 0.33.0,
+of the block table, which is how a probe addresses it (sources of 0.29.0 to 0.33.0,
 ``v1/kv_cache_interface.py``)."""
 BOUNDED_KV_CACHE_KINDS = ("SlidingWindowSpec", "SlidingWindowMLASpec", "ChunkedLocalAttentionSpec")
 """Those that keep only a window of each sequence (the same sources)."""

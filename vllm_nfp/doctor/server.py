@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vllm_nfp.adapter.versions import Mode
+from vllm_nfp.doctor.drafting import drafting
 from vllm_nfp.doctor.facts import Facts
 from vllm_nfp.doctor.findings import Finding, Status
 
@@ -95,7 +96,7 @@ def model(facts: Facts) -> Iterator[Finding]:
     else:
         found = f"{graphs['mode']}, up to {graphs['largest']} tokens"
         yield Finding("CUDA graphs", Status.OK, found)
-    yield _drafting(values)
+    yield drafting(values)
     if values["not_looked_at"]:
         yield Finding(
             "flags",
@@ -103,20 +104,3 @@ def model(facts: Facts) -> Iterator[Finding]:
             f"not checked, since they are no flags of the engine: "
             f"{' '.join(values['not_looked_at'])[:200]}",
         )
-
-
-def _drafting(values: Mapping[str, Any]) -> Finding:
-    name, method = "drafting of this server", values["speculative"]
-    if method is None:
-        return Finding(name, Status.OK, "no speculative decoding")
-    if not values["draft_lengths_by_batch_size"]:
-        return Finding(
-            name,
-            Status.OK,
-            f"{method}, one draft length for all batch sizes",
-            "vllm-nfp recommend gives lengths by batch size",
-        )
-    if values["data_parallel"] > 1:
-        found = f"{method}: vLLM drops draft lengths by batch size with data parallelism"
-        return Finding(name, Status.WARNING, found)
-    return Finding(name, Status.OK, f"{method}, draft lengths by batch size")

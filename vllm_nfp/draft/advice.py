@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from vllm_nfp import releases
-from vllm_nfp.draft import cautions
+from vllm_nfp.draft import cautions, served_with
 from vllm_nfp.draft.cautions import size_range, spans
 from vllm_nfp.draft.demand import Demand
 from vllm_nfp.draft.drafting import LOOKUPS
@@ -37,11 +37,12 @@ def assumptions(source: Source, demand: Demand, method: str) -> tuple[str, ...]:
 
 
 def warnings(
-    source: Source, demand: Demand, schedule: Schedule, vllm: str | None
+    source: Source, demand: Demand, schedule: Schedule, method: str, vllm: str | None
 ) -> tuple[str, ...]:
     """Why these draft lengths may not do as they say.
 
     Args:
+        method: how drafts are made, in vLLM's words.
         vllm: version of vLLM that will serve them; None: not known.
     """
     return (
@@ -53,6 +54,7 @@ def warnings(
         *cautions.noisy(schedule.rows),
         *_predicted(source, schedule.rows),
         *_without_graphs(source, demand, schedule.rows),
+        *served_with.cautions(source, schedule, method),
         *(note.removesuffix(".") for note in source.notes),
     )
 

@@ -126,7 +126,7 @@ def recommend(
         assumptions=advice.assumptions(given.source, demand, method),
         warnings=(
             *given.warnings,
-            *advice.warnings(given.source, demand, schedule, served_by),
+            *advice.warnings(given.source, demand, schedule, method, served_by),
         ),
         live=live,
         verdict=verdict(

@@ -14,7 +14,7 @@ from vllm_nfp.types import Basis, cell_name
 
 if TYPE_CHECKING:
     from vllm_nfp.results.profile import Profile
-    from vllm_nfp.types import Boundary, CurvePoint, ModelDescription
+    from vllm_nfp.types import Boundary, CurvePoint, Environment, ModelDescription
 
 STEP_OVER_LAUNCH = 1.25
 """Duration of a step that the host bounds, over the time to launch its forward pass, which is all
@@ -67,6 +67,8 @@ class Source:
     """Layers that were timed as a model, and those of the whole model, where it has more."""
     whole: bool = False
     """Every reported batch size that the server can have at a context has its curve there."""
+    environment: Environment | None = None
+    """Of a profile: the settings of its server."""
     notes: tuple[str, ...] = ()
     """Of a prediction: what it rests on and leaves out, a sentence each."""
 
@@ -197,6 +199,7 @@ def from_profile(profile: Profile, name: str = "the profile") -> Source:
         whole=_is_whole(profile, curves),
         max_batch_size=max(profile.environment.max_num_seqs, *(c.batch_size for c in curves)),
         cut_layers=cut_layers(profile.model),
+        environment=profile.environment,
     )
 
 

@@ -1,0 +1,162 @@
+"""What in a server's settings keeps draft lengths from paying, and what to give."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from typing import Any
+
+import pytest
+
+from vllm_nfp.adapter.dispatch import Execution, GraphRules, place
+from vllm_nfp.doctor.graph_lint import missing_graphs
+from vllm_nfp.draft import lints, served_with
+from vllm_nfp.draft.recommend import recommend
+from vllm_nfp.draft.rows import Schedule, ScheduleRange
+from vllm_nfp.draft.sources import LiveTraffic, Source, from_profile
+from vllm_nfp.principle.graphs import DEFAULT_CAPTURE_SIZES
+from vllm_nfp.results.profile import Profile
+
+
+def rules(max_num_seqs: int, sizes: tuple[int, ...] = DEFAULT_CAPTURE_SIZES) -> GraphRules:
+    return GraphRules(
+        full_decode=True,
+        full_mixed=False,
+        piecewise=True,
+        multi_position=True,
+        capture_sizes=sizes,
+        max_num_seqs=max_num_seqs,
+    )
+
+
+@pytest.mark.parametrize(
+    ("seqs", "sizes", "table", "k", "told"),
+    [
+        (100, DEFAULT_CAPTURE_SIZES, (), 0, "B=97-100 with K=0 without a FULL"),  # vllm#57355
+        (6, (1, 2, 4, 8, 16, 24, 32, 40), (), 6, "B=6 with K=6 without any"),  # vllm#54933
+        (256, DEFAULT_CAPTURE_SIZES, (), 7, "B=65-256 with K=7 without any"),
+        (8, (1, 2, 4, 8, 16, 24), (), 2, None),  # vllm#53407: 12 tokens run in the graph of 18
+        (256, DEFAULT_CAPTURE_SIZES, ((1, 64, 7), (65, 256, 1)), 7, None),
+        (256, DEFAULT_CAPTURE_SIZES, ((1, 96, 7), (97, 256, 1)), 7, "B=65-96 with K=7"),
+    ],
+)
+def test_batch_sizes_without_a_graph_and_the_sizes_that_mend_it(
+    seqs: int, sizes: tuple[int, ...], table: lints.Tiers, k: int, told: str | None
+) -> None:
+    lengths = lints.tiers(table, k, seqs)
+    found = missing_graphs("0.32.0", rules(seqs, sizes), lengths, 8192)
+    if told is None:
+        assert found is None
+        return
+    assert found is not None and told in found and "vLLM 0.32.0" in found
+    json_given = re.search(r"'(\{.*\})'", found)
+    assert json_given is not None
+    mended = tuple(json.loads(json_given[1])["cudagraph_capture_sizes"])
+    assert missing_graphs("0.32.0", rules(seqs, mended), lengths, 8192) is None
+    assert set(mended) > set(sizes)
+
+
+def test_steps_that_cannot_occur_need_no_graph() -> None:
+    lengths = lints.tiers((), 7, 256)
+    found = missing_graphs("0.32.0", rules(256), lengths, 640)
+    assert found is not None and "B=65-80 with K=7" in found
+    assert missing_graphs("0.32.0", rules(256), lengths, 512) is None
+
+
+def test_graphs_of_mixed_batches_serve_every_length() -> None:
+    mixed = dataclasses.replace(rules(100), full_mixed=True)
+    assert missing_graphs("0.32.0", mixed, lints.tiers((), 0, 100), 8192) is None
+    assert place(rules(100), 100, 1).execution is Execution.PIECEWISE
+
+
+def test_a_table_is_read_as_vllm_reads_it() -> None:
+    assert lints.tiers((), 3, 8) == ((1, 8, 3),)
+    assert lints.tiers(((1, 4, 9), (7, 8, 1)), 5, 16) == ((1, 6, 5), (7, 16, 1))
+    assert lints.tiers(((1, 4, 3), (5, 8, 1)), 3, 4) == ((1, 4, 3),)
+    dynamic = pytest.importorskip("vllm.v1.spec_decode.dynamic.utils")
+    table = [(1, 4, 9), (7, 8, 1), (9, 12, 0)]
+    dense = dynamic.build_dynamic_sd_schedule_lookup(table, 16, 5)
+    ours = lints.tiers(table, 5, 16)
+    assert [k for first, last, k in ours for _ in range(first, last + 1)] == dense[1:]
+
+
+def test_drafts_that_fill_a_step() -> None:
+    lengths = lints.tiers((), 7, 256)
+    assert lints.crowded_step(lengths, 0, 2049) is None
+    full = lints.crowded_step(lengths, 0, 2048)
+    assert full is not None and "256 fit and no prompt token fits" in full
+    crowded = lints.crowded_step(lengths, 0, 1024)
+    assert crowded is not None and "128 fit and the others wait" in crowded
+    assert lints.crowded_step(lints.tiers((), 0, 256), 0, 128) is None, "nothing is drafted"
+
+
+@pytest.mark.parametrize(
+    ("method", "slots"), [("dflash", 7), ("dspark", 6), ("draft_model", 1), ("eagle3", 0)]
+)
+def test_slots_are_those_of_the_method(method: str, slots: int) -> None:
+    assert lints.drafting_slots(method, 7) == slots
+
+
+def test_the_rest_is_silent_where_nothing_is_wrong() -> None:
+    assert lints.ignored_table(3, 1) is None
+    assert "num_speculative_tokens=3" in (lints.ignored_table(3, 2) or "")
+    assert lints.piecewise_table(True, True) is None
+    assert "VLLM_USE_V2_MODEL_RUNNER=1" in (lints.piecewise_table(False, True) or "")
+    assert "vLLM 0.32 or later" in (lints.piecewise_table(False, False) or "")
+    assert lints.unsplit_cache(1024) is None
+    assert "FLASHINFER" in (lints.unsplit_cache(16384) or "")
+
+
+def of_server(
+    profile: Profile, context: int = 512, engines: int = 1, **settings: Any
+) -> tuple[Source, Schedule]:
+    """The profile as of a server with these settings, with drafts that pay by batch size."""
+    device = settings.pop("device", "NVIDIA GeForce RTX 4090")
+    environment = dataclasses.replace(
+        profile.environment,
+        device=dataclasses.replace(profile.environment.device, name=device),
+        **{"attention_backends": ("TRITON_ATTN",), "max_num_seqs": 64, **settings},
+    )
+    source = from_profile(dataclasses.replace(profile, environment=environment), "p.json")
+    curves = tuple(dataclasses.replace(curve, context=context) for curve in source.curves[:1])
+    live = (LiveTraffic(curves[0]),) * engines
+    table = (ScheduleRange(1, 8, 7), ScheduleRange(9, 64, 3))
+    return dataclasses.replace(source, curves=curves, live=live), Schedule(table, ())
+
+
+@pytest.mark.parametrize(
+    ("settings", "method", "told"),
+    [
+        ({"max_num_batched_tokens": 512}, "eagle3", None),
+        ({"max_num_batched_tokens": 0}, "eagle3", None),
+        ({"max_num_batched_tokens": 256}, "eagle3", "64 sequences with K=3 take 4 tokens each"),
+        ({"max_num_batched_tokens": 512}, "dflash", "and 7 slots for drafting each, 704 in all"),
+        ({"engines": 2}, "eagle3", "with 2 data-parallel engines"),
+        ({"engines": 2}, "suffix", None),
+        ({"attention_backends": ("FLASH_ATTN",), "context": 8192}, "eagle3", "FLASHINFER"),
+        ({"attention_backends": ("FLASH_ATTN",), "context": 1024}, "eagle3", None),
+        ({"context": 8192}, "eagle3", None),
+        ({"attention_backends": ("FLASH_ATTN",), "context": 8192,
+          "device": "NVIDIA H100 80GB HBM3"}, "eagle3", None),
+        ({"attention_backends": ("FLASH_ATTN",), "context": 8192, "device": "Mine"},
+         "eagle3", None),
+    ],
+)  # fmt: skip
+def test_settings_of_the_measured_server(
+    settings: dict[str, Any], method: str, told: str | None, dense_profile: Profile
+) -> None:
+    source, schedule = of_server(dense_profile, **{"max_num_batched_tokens": 8192, **settings})
+    found = served_with.cautions(source, schedule, method)
+    assert len(found) == (told is not None)
+    assert told is None or told in found[0]
+    off = Schedule((ScheduleRange(1, 64, 0),), ())
+    assert served_with.cautions(source, off, method) == ()
+
+
+def test_recommend_tells_of_them(dense_profile: Profile) -> None:
+    environment = dataclasses.replace(
+        dense_profile.environment, max_num_seqs=64, max_num_batched_tokens=8
+    )
+    profile = dataclasses.replace(dense_profile, environment=environment)
+    assert any("--max-num-batched-tokens 8" in w for w in recommend(profile, 0.9).warnings)

@@ -1,0 +1,102 @@
+"""What in a server's settings keeps draft lengths from paying: one sentence each, or None.
+
+The rules are read in the sources of vLLM 0.29.0 to 0.33.0, where they are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+Tiers: TypeAlias = Sequence[tuple[int, int, int]]
+"""(first batch size, last, draft length), ascending and without gaps from 1."""
+
+LONG_CONTEXT = 4096
+"""Context length in tokens from which FlashAttention 2's lack of a split is told: an RTX 3090 took
+5.4 times as long for 8 positions as for 1 there (vllm-project/flash-attention#193)."""
+
+
+def tiers(table: Tiers, longest: int, max_num_seqs: int) -> tuple[tuple[int, int, int], ...]:
+    """The draft length of every batch size, as build_dynamic_sd_schedule_lookup reads a table.
+
+    Gaps and the tail go on with the draft length before them, and none exceeds ``longest``.
+
+    Args:
+        table: vLLM's, which begins with batch size 1; empty: one draft length for all.
+        longest: num_speculative_tokens.
+    """
+    starts = [(first, min(k, longest)) for first, _, k in sorted(table) if first <= max_num_seqs]
+    starts = starts or [(1, longest)]
+    ends = [first - 1 for first, _ in starts[1:]] + [max_num_seqs]
+    return tuple((first, last, k) for (first, k), last in zip(starts, ends, strict=True))
+
+
+def drafting_slots(method: str, draft_length: int) -> int:
+    """Tokens of a step's budget that each sequence takes beside its positions.
+
+    After ``max_num_new_slots_for_drafting`` of vLLM's ``config/speculative.py``; drafts that are
+    made in parallel by a draft model or an EAGLE head take more, which a method does not tell.
+    """
+    return {"dflash": draft_length, "dspark": draft_length - 1, "draft_model": 1}.get(method, 0)
+
+
+def crowded_step(lengths: Tiers, slots: int, max_num_batched_tokens: int) -> str | None:
+    """The running sequences fill a step, or do not fit one (vllm#50708).
+
+    Args:
+        slots: of :func:`drafting_slots`, for the longest drafts.
+    """
+    full = [
+        (last * (k + 1 + slots), last, k)
+        for _, last, k in lengths
+        if k and last * (k + 1 + slots) >= max_num_batched_tokens
+    ]
+    if not full:
+        return None
+    tokens, sequences, k = max(full)
+    each = f"{k + 1} tokens" + (f" and {slots} slots for drafting" if slots else "")
+    fitting = max_num_batched_tokens // (k + 1 + slots)
+    rest = "the others wait for the next step" if fitting < sequences else "no prompt token fits"
+    return (
+        f"{sequences} sequences with K={k} take {each} each, {tokens} in all, but a step holds "
+        f"--max-num-batched-tokens {max_num_batched_tokens}: {min(fitting, sequences)} fit and "
+        f"{rest}; give a --max-num-batched-tokens well above {tokens}, or lower --max-num-seqs or K"
+    )
+
+
+def ignored_table(longest: int, data_parallel: int) -> str | None:
+    """vLLM drops a table under data parallelism (vllm#45963)."""
+    if data_parallel <= 1:
+        return None
+    return (
+        f"vLLM ignores draft lengths by batch size with {data_parallel} data-parallel engines and "
+        f"drafts num_speculative_tokens={longest} at every batch size: choose that one for the "
+        f"batch sizes that you serve, or serve {data_parallel} servers without data parallelism"
+    )
+
+
+def piecewise_table(uses_v2: bool, v2_follows: bool) -> str | None:
+    """The V1 runner gives up FULL graphs for a table (vllm#49548).
+
+    Args:
+        v2_follows: the V2 runner of this release follows a table.
+    """
+    if uses_v2:
+        return None
+    instead = "VLLM_USE_V2_MODEL_RUNNER=1" if v2_follows else "vLLM 0.32 or later and its V2 runner"
+    return (
+        f"the V1 model runner gives up FULL CUDA graphs for draft lengths by batch size, and every "
+        f"decode step pays for it: serve with {instead}, or with one num_speculative_tokens and no "
+        f"num_speculative_tokens_per_batch_size"
+    )
+
+
+def unsplit_cache(longest_context: int) -> str | None:
+    """FlashAttention 2 splits the cache of a sequence at one position alone (vllm#51320)."""
+    if longest_context < LONG_CONTEXT:
+        return None
+    return (
+        f"FlashAttention 2 splits the KV cache of a sequence over the GPU at one position, but not "
+        f"at two or more: drafts rarely pay at contexts like {longest_context} and few sequences; "
+        f"compare with --attention-backend FLASHINFER, which splits it at any"
+    )

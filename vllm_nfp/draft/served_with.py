@@ -1,0 +1,55 @@
+"""Whether the settings of the measured server suit the draft lengths, if it goes on with them."""
+
+from __future__ import annotations
+
+from vllm_nfp.draft import lints
+from vllm_nfp.draft.drafting import ONE_LENGTH
+from vllm_nfp.draft.rows import Schedule
+from vllm_nfp.draft.sources import Source
+
+
+def cautions(source: Source, schedule: Schedule, method: str) -> tuple[str, ...]:
+    """One sentence for each setting that does not suit.
+
+    Args:
+        method: how drafts are made, in vLLM's words.
+    """
+    if not schedule.longest:
+        return ()
+    found = (_engines(source, schedule, method), _step(source, schedule, method), _cache(source))
+    return tuple(sentence for sentence in found if sentence is not None)
+
+
+def _engines(source: Source, schedule: Schedule, method: str) -> str | None:
+    """A server with several engines is a data-parallel one."""
+    if method in ONE_LENGTH or len(schedule.ranges) == 1:
+        return None
+    return lints.ignored_table(schedule.longest, len(source.live))
+
+
+def _step(source: Source, schedule: Schedule, method: str) -> str | None:
+    server = source.environment
+    if server is None or not server.max_num_seqs or not server.max_num_batched_tokens:
+        return None
+    table = [(r.batch_size_first, r.batch_size_last, r.draft_length) for r in schedule.ranges]
+    longest = schedule.longest
+    lengths = lints.tiers(() if method in ONE_LENGTH else table, longest, server.max_num_seqs)
+    slots = lints.drafting_slots(method, longest)
+    return lints.crowded_step(lengths, slots, server.max_num_batched_tokens)
+
+
+def _cache(source: Source) -> str | None:
+    server = source.environment
+    if server is None or "FLASH_ATTN" not in server.attention_backends:
+        return None
+    # Here, since most recommendations need no predictor, which takes long to import.
+    from vllm_nfp.principle.attention.choice import backend_by_name
+    from vllm_nfp.principle.attention.flash_attention_2 import FLASH_ATTN_2
+    from vllm_nfp.principle.hardware import match_device
+
+    hardware = match_device(server.device.name)
+    if hardware is None or hardware.capability_10:  # which runs version 4
+        return None
+    if backend_by_name("FLASH_ATTN", hardware) is not FLASH_ATTN_2:
+        return None
+    return lints.unsplit_cache(max(curve.context for curve in source.curves))
