@@ -185,6 +185,16 @@ def test_two_models_or_gpus_are_named_first(tmp_path: Path, one: Profile) -> Non
     assert "Two different" not in invoke(paths[0], paths[0])[1]
 
 
+def test_a_cut_model_is_named_first(tmp_path: Path, one: Profile) -> None:
+    whole = replace(one, model=replace(one.model, whole_num_layers=None))
+    cut = replace(one, model=replace(one.model, num_layers=8, whole_num_layers=36))
+    paths = [str(tmp_path / "whole.json"), str(tmp_path / "cut.json")]
+    for path, profile in zip(paths, (whole, cut), strict=True):
+        save_profile(Path(path), profile)
+    assert "Only a part of a model was timed (after: 8 of 36 layers)." in invoke(*paths)[1]
+    assert "Only a part" not in invoke(paths[0], paths[0])[1]
+
+
 def test_profiles_without_a_common_cell_are_refused(dense_profile: Profile) -> None:
     a, b = only(dense_profile, "model", 8, 4096), only(dense_profile, "attention", 1, 1024)
     with pytest.raises(

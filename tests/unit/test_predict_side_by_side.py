@@ -30,8 +30,8 @@ def test_models_have_a_column_each_and_share_rows() -> None:
     done = run("qwen3-8b", "qwen3-30b-a3b", "--hardware", "H100-SXM")
     assert done.exit_code == 0, done.output
     rows = [line.split() for line in done.stdout.splitlines()]
-    assert ["moe_ffn", "1", "any", "-", "1"] in rows
-    assert any(row[:3] == ["dense_ffn", "1", "any"] and row[-1] == "-" for row in rows)
+    assert ["moe_ffn", "any", "1", "-", "1"] in rows
+    assert any(row[:3] == ["dense_ffn", "any", "1"] and row[-1] == "-" for row in rows)
     assert next(row[0] for row in rows if row and row[0] in ("attention", "model")) == "model"
     text = " ".join(done.stdout.split())
     assert "qwen3-8b, qwen3-30b-a3b on H100-SXM: predicted, not measured" in text

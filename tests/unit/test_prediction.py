@@ -325,7 +325,7 @@ def test_the_table_shows_each_cell(model: Path, monkeypatch: pytest.MonkeyPatch)
     assert len(rows) == 3 + 6 + 6  # contexts are all one to a feed-forward block
     assert rows[0][0] == "model", "the whole step first, as everywhere"
     first = next(row for row in rows if row[0] == "dense_ffn")
-    assert first == ["dense_ffn", "1", "any", "16+", "295", "<18x", "memory"]
+    assert first == ["dense_ffn", "any", "1", "16+", "295", "<18x", "memory"]
     assert "+ still free at N = 16, the largest evaluated" in result.output
     assert "Constants: fitted to kernels of vLLM 0.32 on an H100 SXM" in result.output
     assert max(len(line) for line in result.output.splitlines()) <= 80
@@ -337,7 +337,7 @@ def test_three_tolerances_fit_the_terminal(tmp_path: Path, monkeypatch: pytest.M
     result = run(path, "--hardware", "h200", "--epsilon", "0.05,0.1,0.2")
     assert "…" not in result.output
     moe = next(row for row in table(result.output) if row[0] == "moe_ffn")
-    assert moe == ["moe_ffn", "1", "any", "1", "1", "1", "206", "206x", "experts"]
+    assert moe == ["moe_ffn", "any", "1", "1", "1", "1", "206", "206x", "experts"]
 
 
 def test_notes_say_what_is_assumed() -> None:

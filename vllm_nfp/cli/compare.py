@@ -54,6 +54,10 @@ def _print(console: Console, found: Comparison, everything: bool) -> None:
         console.print(f"[bold]{told}[/bold]", highlight=False)
     if found.different:
         console.print("The changes below are differences between them.")
+    if found.cut:
+        console.print(
+            f"Only a part of a model was timed ({'; '.join(found.cut)}).", highlight=False
+        )
     console.print(_settings_table(found.settings) if found.settings else "Environment: no change")
     _print_nfp(console, found, everything)
     _print_times(console, found, everything)
@@ -136,7 +140,8 @@ def _nfp_table(rows: Sequence[NfpChange]) -> Table:
 
 
 def _interval(positions: int, lower: int, upper: int | None, basis: Basis) -> str:
-    told = f"{positions} \\[{lower}, {'-' if upper is None else upper}]"
+    more = "+" if upper is None else ""
+    told = f"{positions}{more} \\[{lower}, {'-' if upper is None else upper}]"
     return told if basis is Basis.MEASURED else f"{told} {basis}"
 
 

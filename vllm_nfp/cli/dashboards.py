@@ -10,6 +10,12 @@ import click
 from vllm_nfp.cli.common import Refusal, json_option
 from vllm_nfp.dashboards import ExportError, export
 
+_NEXT = (
+    "Next: name rules/nfp.rules.yml in rule_files of prometheus.yml, and import grafana/*.json "
+    "into Grafana (or mount provisioning/)."
+)
+_NEXT_KUBERNETES = "Next: kubectl apply -k {}"
+
 
 @click.group("dashboards")
 def dashboards_command() -> None:
@@ -52,3 +58,4 @@ def export_command(folder: Path, kubernetes: bool, force: bool, as_json: bool) -
         click.echo(f"wrote {done.folder / name}")
     for name in done.unchanged:
         click.echo(f"{done.folder / name} is up to date")
+    click.echo(_NEXT_KUBERNETES.format(done.folder) if kubernetes else _NEXT)

@@ -50,6 +50,11 @@ def number(row: Answer) -> str:
     return f"{inferred}{row.positions}{'+' if row.at_limit else ''}{predicted}"
 
 
+def within(epsilon: float) -> str:
+    """The name of a tolerance's column."""
+    return f"within {100 * epsilon:.3g}%"
+
+
 def answer_text(row: Answer) -> str:
     """NFP with its basis and its 95 % interval."""
     return f"{number(row)} [{row.lower}, {row.upper}]"
@@ -126,7 +131,7 @@ def nfp_table(
     for name in ("L", "B"):
         table.add_column(name, justify="right", no_wrap=True)
     for epsilon in epsilons:
-        table.add_column(f"within {100 * epsilon:g}%", no_wrap=True)
+        table.add_column(within(epsilon), no_wrap=True)
     for name in further:
         table.add_column(name, justify="right", no_wrap=True)
     before = None

@@ -10,6 +10,7 @@ from rich import box
 from rich.table import Table
 
 from vllm_nfp.cli.common import Refusal
+from vllm_nfp.cli.nfp_table import within
 from vllm_nfp.cli.terminal import Console
 from vllm_nfp.principle.notes import notes
 from vllm_nfp.principle.predict import Row
@@ -121,13 +122,14 @@ def _label(found: Predictions, founds: Sequence[Predictions]) -> str:
 
 def _table(founds: Sequence[Predictions], labels: Sequence[str], epsilon: float) -> Table:
     table = Table(
-        title=f"Free positions per sequence (NFP) at tolerance {epsilon:.3g}",
+        title=f"NFP {within(epsilon)}",
+        title_justify="left",
         box=box.SIMPLE,
         padding=(0, 1),
         pad_edge=False,
     )
     table.add_column("module", no_wrap=True)
-    for name in ("B", "L", *labels):
+    for name in ("L", "B", *labels):
         table.add_column(name, justify="right")
     columns = [_by_place(found, epsilon) for found in founds]
     before = None
@@ -136,15 +138,16 @@ def _table(founds: Sequence[Predictions], labels: Sequence[str], epsilon: float)
         any_context = module in _WITHOUT_CONTEXT
         if any_context and context != founds[0].contexts[0]:
             continue
-        if before not in (None, module):
+        shown = "any" if any_context else str(context)
+        if before not in (None, (module, shown)):
             table.add_section()
         table.add_row(
-            "" if module == before else module,
+            module,
+            shown,
             str(batch_size),
-            "any" if any_context else str(context),
             *(_nfp(column.get(place)) for column in columns),
         )
-        before = module
+        before = module, shown
     return table
 
 
@@ -158,7 +161,7 @@ def _places(columns: Sequence[Mapping[_Place, Row]]) -> list[_Place]:
     found = dict.fromkeys(place for column in columns for place in column)
     modules = list(dict.fromkeys(module for module, _, _ in found if module != Module.MODEL))
     order = {module: at for at, module in enumerate([Module.MODEL, *modules])}
-    return sorted(found, key=lambda place: order[place[0]])
+    return sorted(found, key=lambda place: (order[place[0]], place[2], place[1]))
 
 
 def _nfp(row: Row | None) -> str:

@@ -8,6 +8,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from vllm_nfp.cli.nfp_table import within
 from vllm_nfp.cli.terminal import Console
 from vllm_nfp.principle.explain import NEGLIGIBLE, Explanation, Line
 from vllm_nfp.principle.notes import notes
@@ -66,42 +67,50 @@ def _headline(found: Predictions) -> str:
 
 def _table(found: Predictions) -> Table:
     table = Table(
-        title="Free positions per sequence (NFP), by tolerance",
+        title="Free positions per sequence (NFP)",
+        title_justify="left",
         box=box.SIMPLE,
         padding=(0, 1),
+        collapse_padding=True,
         pad_edge=False,
     )
     table.add_column("module", no_wrap=True)
-    names = [f"{epsilon:.3g}" for epsilon in found.epsilons]
-    for name in ("B", "L", *names, "idle-\ncompute", "over-\npredicts"):
+    names = [within(epsilon).replace(" ", "\n") for epsilon in found.epsilons]
+    for name in ("L", "B", *names, "idle-\ncompute", "over-\npredicts"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("limited by", min_width=len("graph_padding,"))
     before = None
     for (module, batch_size, context), rows in _grouped(found).items():
-        if before not in (None, module):
+        if before not in (None, (module, context)):
             table.add_section()
         table.add_row(
-            "" if module == before else module,
-            str(batch_size),
+            module,
             context,
+            str(batch_size),
             *(f"{row.nfp}{'+' if row.at_limit else ' '}" for row in rows),
             str(rows[0].idle_compute_nfp),
             _over_predicts(rows),
             ", ".join(dict.fromkeys(row.limited_by for row in rows)),
         )
-        before = module
+        before = module, context
     return table
 
 
 def _grouped(found: Predictions) -> dict[tuple[str, int, str], list[Row]]:
-    """Rows of all tolerances by cell; only attention and the whole step depend on the context."""
+    """Rows of all tolerances by cell, in the order of ``measure``: module, context, batch size.
+
+    Only attention and the whole step depend on the context.
+    """
     grouped: dict[tuple[str, int, str], list[Row]] = {}
     for row in found.rows:
         of_any = row.module not in ("attention", "model")
         if not of_any or row.context == found.contexts[0]:
             context = "any" if of_any else str(row.context)
             grouped.setdefault((row.module, row.batch_size, context), []).append(row)
-    return grouped
+    modules = list(dict.fromkeys(module for module, _, _ in grouped))
+    contexts = [*map(str, found.contexts), "any"]
+    places = sorted(grouped, key=lambda at: (modules.index(at[0]), contexts.index(at[2]), at[1]))
+    return {place: grouped[place] for place in places}
 
 
 def _over_predicts(rows: Sequence[Row]) -> str:

@@ -84,6 +84,8 @@ class Comparison:
     only_before: tuple[str, ...]
     """Cells that the second profile lacks, as "attention B=32 L=4096"."""
     only_after: tuple[str, ...]
+    cut: tuple[str, ...] = ()
+    """Which profiles timed a part of the model's layers, as "before: 8 of 36 layers"."""
     schema: int = SCHEMA
 
     @property
@@ -138,6 +140,11 @@ def compare(before: Profile, after: Profile) -> Comparison:
         times=tuple(_times(old, new, common)),
         only_before=tuple(_name(cell) for cell in old if cell not in new),
         only_after=tuple(_name(cell) for cell in new if cell not in old),
+        cut=tuple(
+            f"{which}: {profile.model.num_layers} of {profile.model.whole_num_layers} layers"
+            for which, profile in (("before", before), ("after", after))
+            if profile.model.whole_num_layers
+        ),
     )
 
 
