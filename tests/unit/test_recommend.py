@@ -554,6 +554,8 @@ def test_what_does_not_fit_the_predicted_device_has_no_row() -> None:
     ).stdout)  # fmt: skip
     assert none["rows"]
     assert any("Does not fit" in text for text in none["warnings"])
+    assert none["verdict"][0].startswith("llama-3.3-70b does not fit on one H100-SXM rank at any")
+    assert "does not fit" not in values["verdict"][0]
 
 
 def test_what_does_not_fit_a_server_has_no_row_but_one_line(served: Any) -> None:

@@ -30,6 +30,9 @@ def verdict(
     """
     said = [_at_traffic(row, _drafted(demand)) for row in live] or [_of_table(schedule, demand)]
     said += [_longer(row, demand) for row in longer]
+    if source.kind == "prediction" and not source.whole:
+        where = "at any batch size and context of this table"
+        said.insert(0, f"{source.model} does not fit on one {source.device} rank {where}")
     if source.cut_layers is not None:
         timed, whole = source.cut_layers
         said.insert(
