@@ -175,6 +175,7 @@ def test_the_measured_numbers_are_on_the_page(page: Page, dense_profile: Profile
     text = page.prose()
     assert "Near-free positions of qwen3-8b" in text
     layers = "whole step of 8 of the model's 36 layers, 4 of each kind timed alone"
+    assert "Only 8 of 36" not in text, "the subtitle says it once"
     assert f"NVIDIA H100 80GB HBM3 · vLLM 0.32.0 · bfloat16 · {layers} · 24 November 2026" in text
     answers = text.split("B L = 1024 L = 4096 L = 16384 ", 1)[1].split(" How to read", 1)[0]
     # The numbers of docs/measured.md, without their intervals and marks.

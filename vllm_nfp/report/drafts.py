@@ -51,6 +51,7 @@ def drafts(profile: Profile, acceptances: Sequence[float]) -> Drafts:
         found = [recommend(source, acceptance) for acceptance in acceptances]
     except SourceError as error:
         return Drafts((), f"No draft lengths: {error}.")
+    cut = 0 if source.cut_layers is None else 1  # its sentence is the page's subtitle
     measured = {curve.batch_size for curve in source.curves}
     chosen = [{(row.context, row.batch_size_first): row for row in one.rows} for one in found]
     cells = sorted({cell for one in chosen for cell in one if cell[1] in measured})
@@ -61,7 +62,7 @@ def drafts(profile: Profile, acceptances: Sequence[float]) -> Drafts:
         ),
         "",
         tuple(
-            (acceptance, " ".join(f"{sentence}." for sentence in one.verdict))
+            (acceptance, " ".join(f"{sentence}." for sentence in one.verdict[cut:]))
             for acceptance, one in zip(acceptances, found, strict=True)
         ),
     )
