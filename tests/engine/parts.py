@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from vllm_nfp.config import ProbeConfig
@@ -21,6 +23,21 @@ def attach(config: ProbeConfig, worker: Any, runner: Any = None) -> Any:
     if session.active:
         hook_runner(patches, runner, session)
     return session
+
+
+@contextlib.contextmanager
+def attaching() -> Iterator[Callable[..., Any]]:
+    """:func:`attach`, whose sessions are disabled in the end."""
+    sessions = []
+
+    def begin(config: ProbeConfig, worker: Any, runner: Any = None) -> Any:
+        sessions.append(attach(config, worker, runner))
+        return sessions[-1]
+
+    yield begin
+    for session in sessions:
+        if session.active:
+            session.disable("the test is over", expected=True)
 
 
 def publisher_of(session: Any) -> Any:

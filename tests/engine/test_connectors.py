@@ -11,7 +11,7 @@ from typing import Any
 import late_connector
 import pytest
 import torch
-from parts import attach, engine_of, prober_of
+from parts import attaching, engine_of, prober_of
 
 from vllm_nfp.adapter import connectors
 from vllm_nfp.adapter.engines import start_engine, worker_of
@@ -78,17 +78,10 @@ def start(
             else known(name, module, extra)
         ),
     )
-    sessions = []
-
-    def begin(**changes: object) -> Any:
-        config = config_from_mapping({**SETTINGS, "run_dir": str(tmp_path), **changes})
-        sessions.append(attach(config, worker_of(llm)))
-        return sessions[-1]
-
-    yield begin
-    for session in sessions:
-        if session.active:
-            session.disable("the test is over", expected=True)
+    with attaching() as begin:
+        yield lambda **changes: begin(
+            config_from_mapping({**SETTINGS, "run_dir": str(tmp_path), **changes}), worker_of(llm)
+        )
 
 
 def generate(llm: Any) -> list[list[int]]:

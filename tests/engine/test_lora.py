@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from generate import prompts
-from parts import attach, engine_of, prober_of
+from parts import attaching, engine_of, prober_of
 from safetensors.torch import save_file
 
 from vllm_nfp.adapter.engines import start_engine, worker_of
@@ -78,17 +78,10 @@ def llm(dense_model: Path) -> Iterator[Any]:
 
 @pytest.fixture
 def start(llm: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    sessions = []
-
-    def begin(**changes: object) -> Any:
-        config = config_from_mapping({**SETTINGS, "run_dir": str(tmp_path), **changes})
-        sessions.append(attach(config, worker_of(llm)))
-        return sessions[-1]
-
-    yield begin
-    for session in sessions:
-        if session.active:
-            session.disable("the test is over", expected=True)
+    with attaching() as begin:
+        yield lambda **changes: begin(
+            config_from_mapping({**SETTINGS, "run_dir": str(tmp_path), **changes}), worker_of(llm)
+        )
 
 
 def generate(llm: Any, adapters: list[Path], mixed: bool = True) -> list[list[int]]:

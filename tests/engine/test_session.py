@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from parts import attach, engine_of, only_times, prober_of, publisher_of
+from parts import attach, attaching, engine_of, only_times, prober_of, publisher_of
 
 from vllm_nfp.config import ProbeConfig, config_from_mapping
 from vllm_nfp.results.profile import load_profile, profile_file
@@ -53,17 +53,8 @@ def worker(llm: Any) -> Any:
 @pytest.fixture
 def start(worker: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Attach a session with hooks, as the worker hook does; detach it in the end."""
-    sessions = []
-
-    def begin(runner: Any = None, **changes: object) -> Any:
-        session = attach(configure(tmp_path, **changes), worker, runner)
-        sessions.append(session)
-        return session
-
-    yield begin
-    for session in sessions:
-        if session.active:
-            session.disable("the test is over", expected=True)
+    with attaching() as begin:
+        yield lambda runner=None, **changes: begin(configure(tmp_path, **changes), worker, runner)
     assert "execute_model" not in vars(worker.model_runner), "a hook was left behind"
 
 
