@@ -14,7 +14,7 @@ from vllm_nfp.types import Basis, cell_name
 
 if TYPE_CHECKING:
     from vllm_nfp.results.profile import Profile
-    from vllm_nfp.types import Boundary, CurvePoint, Environment, ModelDescription
+    from vllm_nfp.types import Boundary, CurvePoint, Environment
 
 STEP_OVER_LAUNCH = 1.25
 """Duration of a step that the host bounds, over the time to launch its forward pass, which is all
@@ -198,15 +198,9 @@ def from_profile(profile: Profile, name: str = "the profile") -> Source:
         profile.environment.vllm,
         whole=_is_whole(profile, curves),
         max_batch_size=max(profile.environment.max_num_seqs, *(c.batch_size for c in curves)),
-        cut_layers=cut_layers(profile.model),
+        cut_layers=profile.model.cut_layers,
         environment=profile.environment,
     )
-
-
-def cut_layers(model: ModelDescription) -> tuple[int, int] | None:
-    """Layers of a model that was cut for the measurement, and of the whole one; None: not cut."""
-    known, whole = model.num_layers, model.whole_num_layers
-    return (known, whole) if known and whole and known < whole else None
 
 
 def _is_whole(profile: Profile, curves: Iterable[StepCurve]) -> bool:

@@ -57,8 +57,8 @@ def timed_layers(profile: Profile) -> str:
         return ""
     each = profile.probe.sampled_layers
     alone = f"{each} of each kind timed alone" if each else "each timed alone"
-    whole = profile.model.whole_num_layers
-    of = f"{layers} of the model's {whole}" if whole else str(layers)
+    cut = profile.model.cut_layers
+    of = f"{layers} of the model's {cut[1]}" if cut else str(layers)
     return f"whole step of {of} layers, {alone}"
 
 

@@ -141,9 +141,9 @@ def compare(before: Profile, after: Profile) -> Comparison:
         only_before=tuple(_name(cell) for cell in old if cell not in new),
         only_after=tuple(_name(cell) for cell in new if cell not in old),
         cut=tuple(
-            f"{which}: {profile.model.num_layers} of {profile.model.whole_num_layers} layers"
+            f"{which}: {cut[0]} of {cut[1]} layers"
             for which, profile in (("before", before), ("after", after))
-            if profile.model.whole_num_layers
+            if (cut := profile.model.cut_layers)
         ),
     )
 

@@ -106,6 +106,12 @@ class ModelDescription:
     whole_num_layers: int | None = None
     """Layers of the model's own config.json, where the server was told to load fewer; else None."""
 
+    @property
+    def cut_layers(self) -> tuple[int, int] | None:
+        """Layers of a model that was cut for the measurement, and of the whole; None: not cut."""
+        known, whole = self.num_layers, self.whole_num_layers
+        return (known, whole) if known and whole and known < whole else None
+
 
 @dataclass(frozen=True, slots=True)
 class ProbeSettings:
