@@ -7,7 +7,7 @@ import importlib.util
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -114,16 +114,22 @@ class Worker:
         return "warmed up"
 
 
+@pytest.fixture
+def patches() -> Iterator[PatchSet]:
+    """What a worker replaces, vLLM's own classes among it, is put back."""
+    replaced = PatchSet()
+    yield replaced
+    replaced.restore()
+
+
 @pytest.fixture(autouse=True)
 def known_runner(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hooks, "view_of", V1Runner)
 
 
-def test_the_extension_point_tells_the_observer_until_it_is_off() -> None:
+def test_the_extension_point_tells_the_observer_until_it_is_off(patches: PatchSet) -> None:
     observer = Observer()
-    driven = extension.WorkerObserver(
-        Worker(Runner()), ProbeConfig(), lambda *_: observer, PatchSet()
-    )
+    driven = extension.WorkerObserver(Worker(Runner()), ProbeConfig(), lambda *_: observer, patches)
     driven.before_step("a step before it is ready")
     for _ in range(2):
         driven.after_warm_up()
@@ -137,8 +143,8 @@ def test_the_extension_point_tells_the_observer_until_it_is_off() -> None:
     assert len(observer.told) == 3
 
 
-def test_hooks_tell_the_observer_until_it_takes_them_off() -> None:
-    observer, worker, patches = Observer(), Worker(Runner()), PatchSet()
+def test_hooks_tell_the_observer_until_it_takes_them_off(patches: PatchSet) -> None:
+    observer, worker = Observer(), Worker(Runner())
     hooks._hook_warm_up(patches, worker, ProbeConfig(), lambda *_: observer)
     assert worker.compile_or_warm_up_model() == "warmed up"
     runner: Any = worker.model_runner
@@ -152,9 +158,9 @@ def test_hooks_tell_the_observer_until_it_takes_them_off() -> None:
     assert vars(worker) == {"model_runner": runner}
 
 
-def test_an_observer_that_stays_off_leaves_no_hook() -> None:
+def test_an_observer_that_stays_off_leaves_no_hook(patches: PatchSet) -> None:
     observer, worker = Observer(stays_off=True), Worker(Runner())
-    hooks._hook_warm_up(PatchSet(), worker, ProbeConfig(), lambda *_: observer)
+    hooks._hook_warm_up(patches, worker, ProbeConfig(), lambda *_: observer)
     worker.compile_or_warm_up_model()
     assert observer.told == ["warm"]
     assert vars(worker.model_runner) == {}
@@ -191,7 +197,9 @@ def test_a_vllm_that_cannot_be_hooked_says_so_on_the_metrics(
     assert "cannot be hooked" in caplog.text
 
 
-def test_a_runner_without_the_methods_turns_the_probe_off(tmp_path: Path) -> None:
+def test_a_runner_without_the_methods_turns_the_probe_off(
+    tmp_path: Path, patches: PatchSet
+) -> None:
     class Other:
         device = SimpleNamespace(type="cpu")
 
@@ -200,7 +208,7 @@ def test_a_runner_without_the_methods_turns_the_probe_off(tmp_path: Path) -> Non
 
     observer, worker = Observer(), Worker(Other())
     config = ProbeConfig(run_dir=str(tmp_path))
-    hooks._hook_warm_up(PatchSet(), worker, config, lambda *_: observer)
+    hooks._hook_warm_up(patches, worker, config, lambda *_: observer)
     assert worker.compile_or_warm_up_model() == "warmed up"
     assert observer.told == [], "it would go on without its steps"
     left = read_snapshot(tmp_path / "engine-0.json")
