@@ -79,6 +79,30 @@ def checkout_stays_clean() -> Iterator[None]:
     assert not left, f"written into the checkout while this test ran: {', '.join(sorted(left))}"
 
 
+def replaced() -> set[str]:
+    """Names of vLLM's attributes that are replaced in this process, objects' own left out."""
+    if "vllm" not in sys.modules:
+        return set()
+    from vllm_nfp.adapter.patch import MARK
+    from vllm_nfp.adapter.targets import TARGETS
+
+    return {
+        target.name
+        for target in TARGETS
+        if target.is_imported and not target.on_object
+        and hasattr(getattr(target.owner(), target.attribute, None), MARK)
+    }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_replaced(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A hook that a unit test leaves on vLLM fails this test, not a later one by chance."""
+    before = replaced()
+    yield
+    if request.path.parent.name == "unit":
+        assert replaced() <= before, "the test left hooks on vLLM"
+
+
 @pytest.fixture
 def inject_fault(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Lets a stage of the probe fail in this process until the test ends."""
