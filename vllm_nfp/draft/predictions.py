@@ -20,7 +20,7 @@ from vllm_nfp.principle.drafter import Drafter, DrafterError, drafter_of, drafti
 from vllm_nfp.principle.drafter import Drafting as PredictedSeconds
 from vllm_nfp.principle.drafter.mtp import mtp_layers
 from vllm_nfp.principle.model_sources import read_model
-from vllm_nfp.principle.notes import notes
+from vllm_nfp.principle.notes import notes, origin
 from vllm_nfp.principle.predictions import Predictions
 from vllm_nfp.principle.shape import ShapeError
 from vllm_nfp.types import Basis, Module
@@ -47,6 +47,7 @@ def from_predictions(found: Predictions) -> Source:
         whole=bool(fit),
         drafting=PredictedDrafting(found=found),
         notes=(*notes(found), *_host_notes(found)),
+        origins=(origin(found),) if found.target.calibration.fitted else (),
     )
 
 
