@@ -164,7 +164,7 @@ def _errors(target: Target, one: Set) -> Floats:
         points, times = points[points <= MOST_ELEMENTS], times[points <= MOST_ELEMENTS]
     if len(points) < 2:
         return np.zeros(0)
-    seconds = KINDS[one["kind"]](target, one["essentials"], points)
+    seconds = KINDS[one["kind"]](target, one, points)
     if seconds is None:
         return np.zeros(0)
     level: Floats = np.log(seconds / (times * 1e-6))

@@ -111,7 +111,7 @@ def expert_terms(
         hidden_size: width of the layer's output.
         config: the kernel's tiles for ``tokens``.
     """
-    naive = _is_naive(tokens, routing)
+    naive = config.unsorted_rows & _is_naive(tokens, routing)
     awake = routing.awake(tokens)
     rows = tokens * routing.experts_per_token
     blocks = np.where(naive, rows, routing.blocks(tokens, config.block_m))
