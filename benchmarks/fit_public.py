@@ -75,22 +75,13 @@ class Fit:
     dtype: str | None = None
 
     def scored(self, sets: Sequence[Set]) -> list[Set]:
-        """Sets of the device that the constants predict."""
+        """Sets of the device that the constants predict and are fitted to."""
         return [
             one
             for one in sets
             if one["kind"] == self.kind
             and one["hardware"] == self.device
             and (self.dtype is None or one["essentials"].get("dtype") == self.dtype)
-        ]
-
-    def chosen(self, sets: Sequence[Set]) -> list[Set]:
-        """Those that can be fitted to. DeepSeek's router picks among groups of experts, so that
-        its balanced rows are not those that were dealt."""
-        return [
-            one
-            for one in self.scored(sets)
-            if not ("DeepSeek" in one["id"] and one["id"].endswith("balanced"))
         ]
 
     def with_values(self, calibration: Calibration, values: Mapping[str, float]) -> Calibration:
@@ -131,7 +122,7 @@ def fitted(fit: Fit, sets: Sequence[Set]) -> dict[str, float]:
 
     if fit is AMPERE:
         return fit_ampere(sets)
-    target, chosen = target_of(fit.device), fit.chosen(sets)
+    target, chosen = target_of(fit.device), fit.scored(sets)
     first = fit.start()
     centre = np.array(list(first.values()))
     ends = np.array([fit.bounds[name] for name in fit.names])
@@ -173,7 +164,7 @@ def _errors(target: Target, one: Set) -> Floats:
 
 def fit_ampere(sets: Sequence[Set]) -> dict[str, float]:
     """The slowdown of wide tiles and the share of FLOP/s; tiles of 128 rows, padded in full."""
-    errors = [_ampere_errors(one) for one in AMPERE.chosen(sets)]
+    errors = [_ampere_errors(one) for one in AMPERE.scored(sets)]
     best = int(np.argmin(np.sum([found for found in errors if found is not None], axis=0)))
     return _ampere_grid()[best]
 
@@ -242,7 +233,7 @@ def main(curves: Path, split: bool) -> None:
     every = json.loads(curves.read_text(encoding="utf-8"))["sets"]
     sets = [one for one in every if is_seen(one)] if split else every
     for fit in fits():
-        if fit.chosen(sets):
+        if fit.scored(sets):
             click.echo(as_toml(fit.part, fit.device, fitted(fit, sets)))
 
 

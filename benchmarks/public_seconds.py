@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.public_routing import Drawn
-from benchmarks.public_tiles import timed_config
+from benchmarks.public_routing import dealt_rows
+from benchmarks.public_tiles import release_of, timed_config
 from vllm_nfp.principle import Serving, shape_from_config
 from vllm_nfp.principle.attention import attention_terms, backend_by_name, fixed_seconds
 from vllm_nfp.principle.collective import all_reduce_seconds
@@ -53,9 +53,7 @@ def dense_seconds(
 
 
 def _experts(target: Target, one: Set, tokens: Floats) -> Floats | None:
-    sizes = one["essentials"]
-    drawn = Drawn(sizes["experts"], sizes["topk"], sizes["routing"])
-    return expert_seconds(target, one, tokens, drawn)
+    return expert_seconds(target, one, tokens, dealt_rows(one, release_of(one)))
 
 
 def expert_seconds(

@@ -44,7 +44,7 @@ def timed_config(
     found = shipped_tiles(hardware, quantization, experts, width)
     if found:
         return tuned_config(tokens, found)
-    if _release(one["source"]) <= EARLIER_RULE:
+    if release_of(one) <= EARLIER_RULE:
         return earlier_default(tokens, experts)
     return default_config(tokens, quantization, experts)
 
@@ -60,6 +60,7 @@ def earlier_default(tokens: Floats, experts: int) -> MoeConfig:
     )
 
 
-def _release(source: str) -> tuple[int, int]:
-    found = re.search(r"/vllm/(\d+)\.(\d+)", source)
+def release_of(one: Mapping[str, Any]) -> tuple[int, int]:
+    """vLLM's release that a set was timed with; the latest if its source does not name it."""
+    found = re.search(r"/vllm/(\d+)\.(\d+)", one["source"])
     return (int(found[1]), int(found[2])) if found else (1 << 30, 0)
