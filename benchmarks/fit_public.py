@@ -40,7 +40,8 @@ MOST_ELEMENTS = 128 << 20
 SLOWDOWNS = tuple(np.arange(1.0, 1.41, 0.02))
 FLOPS = tuple(np.arange(0.66, 0.9, 0.02))
 EXPERTS = {"bandwidth": 0.1, "flops": 0.5, "kept_l2": 0.5, "activation_bandwidth": 0.7,
-           "kernel_seconds": 0.5, "busy_bytes": 1.0}  # fmt: skip
+           "kernel_seconds": 0.5, "busy_bytes": 1.0, "tile_depth": 1.0,
+           "busy_tiles": 1.0}  # fmt: skip
 """Fitted constants, and how far each logarithm may go at no great cost."""
 DENSE = {"bandwidth": 0.1, "flops": 0.5, "output_traffic": 0.7, "input_traffic": 0.7,
          "kernel_seconds": 0.5, "one_token": 0.1}  # fmt: skip
@@ -108,7 +109,7 @@ class Fit:
                 collective_seconds=30e-6, shared_bandwidth=shared, shared_seconds=3e-6
             )
         elif name == "experts":
-            part = experts.ExpertConstants(busy_bytes=12e3)
+            part = experts.ExpertConstants(busy_bytes=12e3, tile_depth=30.0, busy_tiles=0.5)
         elif name == "attention":
             part = attention.AttentionConstants()
         else:
@@ -138,15 +139,31 @@ def fitted(fit: Fit, sets: Sequence[Set]) -> dict[str, float]:
         return dict(zip(fit.names, found.tolist(), strict=True))
 
     def errors(logs: Floats) -> Floats:
-        tried = fit.with_values(target.calibration, values(logs))
-        parts = [_errors(dataclasses.replace(target, calibration=tried), one) for one in chosen]
+        calibration = fit.with_values(target.calibration, values(logs))
+        parts = [
+            _errors(dataclasses.replace(target, calibration=calibration), one) for one in chosen
+        ]
         prior = PRIOR_WEIGHT * np.sqrt(len(chosen)) * logs / deviations
         return np.concatenate([*parts, prior])
 
     bounds = np.log(least / centre) - 1e-6, np.log(most / centre) + 1e-6
-    start = np.clip(0.0, *bounds)
-    found = least_squares(errors, start, bounds=bounds, loss="soft_l1", f_scale=TOLERANCE)
-    return values(np.asarray(found.x))
+    tried = [
+        least_squares(
+            errors, np.clip(start, *bounds), bounds=bounds, loss="soft_l1", f_scale=TOLERANCE
+        )
+        for start in _starts(fit.names)
+    ]
+    return values(np.asarray(min(tried, key=lambda found: found.cost).x))
+
+
+def _starts(names: Mapping[str, float]) -> list[Floats]:
+    """Where searches begin, in logarithms: experts may be bound by arithmetic or by memory."""
+    first = np.zeros(len(names))
+    if "busy_tiles" not in names:
+        return [first]
+    slow = first.copy()
+    slow[list(names).index("flops")] = np.log(0.1)
+    return [first, slow]
 
 
 def _errors(target: Target, one: Set) -> Floats:
