@@ -124,7 +124,7 @@ def fitted(fit: Fit, sets: Sequence[Set]) -> dict[str, float]:
     if fit is AMPERE:
         return fit_ampere(sets)
     target, chosen = target_of(fit.device), fit.scored(sets)
-    first = fit.start()
+    first = fit.start() | _shared(fit, sets)
     centre = np.array(list(first.values()))
     ends = np.array([fit.bounds[name] for name in fit.names])
     if fit.kind == "attention_vs_batch":
@@ -154,6 +154,21 @@ def fitted(fit: Fit, sets: Sequence[Set]) -> dict[str, float]:
         for start in _starts(fit.names)
     ]
     return values(np.asarray(min(tried, key=lambda found: found.cost).x))
+
+
+def _shared(fit: Fit, sets: Sequence[Set]) -> dict[str, float]:
+    """What quantized experts start from: L2 keeps as much as it does for 16-bit weights, whose
+    larger matrices show it."""
+    plain = dataclasses.replace(fit, part="experts", dtype="bfloat16")
+    if not fit.part.startswith("experts.") or not plain.scored(sets):
+        return {}
+    key = (fit.device, *(one["id"] for one in plain.scored(sets)))
+    if key not in _KEPT:
+        _KEPT[key] = fitted(plain, sets)["kept_l2"]
+    return {"kept_l2": _KEPT[key]}
+
+
+_KEPT: dict[tuple[str, ...], float] = {}
 
 
 def _starts(names: Mapping[str, float]) -> list[Floats]:
