@@ -49,16 +49,26 @@ class Drawn:
 
     def blocks(self, tokens: Floats, block_rows: IntArray) -> Floats:
         """Blocks of so many rows."""
+        key = (self.routing, self.num_experts, round(self.experts_per_token), self.groups)
         return np.array(
             [
-                float(np.mean(np.sum(np.ceil(self._counts(int(count)) / rows), axis=1)))
+                _blocks(int(count), int(rows), *key)
                 for count, rows in zip(tokens, block_rows, strict=True)
             ]
         )
 
-    def _counts(self, tokens: int) -> IntArray:
-        chosen = round(self.experts_per_token)
-        return _counts(self.routing, tokens, self.num_experts, chosen, self.groups)
+
+@functools.lru_cache(maxsize=1 << 16)
+def _blocks(
+    tokens: int,
+    rows: int,
+    routing: str,
+    experts: int,
+    chosen: int,
+    groups: tuple[int, int] | None,
+) -> float:
+    counts = _counts(routing, tokens, experts, chosen, groups)
+    return float(np.mean(np.sum(np.ceil(counts / rows), axis=1)))
 
 
 @functools.lru_cache(maxsize=4096)
