@@ -79,7 +79,7 @@ def placed(rows: Functionals) -> Placed:
 
 
 def _places(rows: Functionals, part: Part, mine: IntArray) -> tuple[IntArray, IntArray]:
-    if part in (Part.ATTENTION, Part.STEP):
+    if part in (Part.ATTENTION, Part.LINEAR_ATTENTION, Part.STEP):
         flat = rows.shapes[mine].reshape(-1, 3)
         keys = (flat[:, 0] << 44) | (flat[:, 1] << 32) | flat[:, 2]
         _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
