@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from benchmarks.eagle_prompts import TASKS, prompts
 from benchmarks import environment
+from benchmarks.eagle_prompts import TASKS, prompts
 from benchmarks.traces import RequestTrace, StepTrace, write_traces
 from vllm_nfp.adapter.engines import start_engine
 
@@ -78,9 +78,9 @@ def generate(model: Path, out: Path, sizes: Sizes) -> None:
     """Write the model's own answers: a line of [prompt ids, answer ids] for each."""
     from vllm import SamplingParams
 
-    llm = _engine(model, max_num_seqs=256)
+    llm = _engine(model, max_num_seqs=256, seed=SEED)
     texts = [text for task in TASKS for text in prompts(task, sizes.prompts, held_out=False)]
-    params = SamplingParams(max_tokens=sizes.answer_tokens, temperature=TEMPERATURE, seed=SEED)
+    params = SamplingParams(max_tokens=sizes.answer_tokens, temperature=TEMPERATURE)
     with (out / "answers.jsonl").open("w", encoding="utf-8") as file:
         for answer in llm.generate(_asked(llm, texts), params):
             ids = [list(answer.prompt_token_ids), list(answer.outputs[0].token_ids)]
@@ -96,7 +96,8 @@ def train(model: Path, out: Path, sizes: Sizes) -> None:
 
     torch.manual_seed(SEED)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    target = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).to(device).eval()
+    target: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    target.to(device).eval()
     lines = (out / "answers.jsonl").read_text(encoding="utf-8").splitlines()
     answers = [json.loads(line) for line in lines]
     common = Counter(token for _, answer in answers for token in answer)
@@ -136,7 +137,9 @@ def train(model: Path, out: Path, sizes: Sizes) -> None:
 
 def _batches(answers: Sequence[Any], size: int) -> list[list[Any]]:
     """Answers of about the same length together."""
-    ordered = sorted((one for one in answers if len(one[1]) > 8), key=lambda one: sum(map(len, one)))
+    ordered = sorted(
+        (one for one in answers if len(one[1]) > 8), key=lambda one: sum(map(len, one))
+    )
     return [ordered[at : at + size] for at in range(0, len(ordered), size)]
 
 
@@ -188,6 +191,7 @@ class Watch:
 
     def __init__(self, scheduler: Any) -> None:
         self._confidences: list[float] = []
+        self._made: list[float] = []
         self._steps: list[StepTrace] = []
         update = scheduler.update_from_output
 
@@ -200,7 +204,6 @@ class Watch:
             self._made, self._confidences = self._confidences, []
             return update(output, model_output, *args, **kwargs)
 
-        self._made: list[float] = []
         scheduler.update_from_output = updated
 
     def follow(self, head: Any) -> None:

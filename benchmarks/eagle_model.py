@@ -123,9 +123,7 @@ class Head(nn.Module):
         both = [layer["input_layernorm"](embedded), layer["hidden_norm"](hidden)]
         hidden = hidden + self._attention(torch.cat(both, -1), kept)
         mlp, x = layer["mlp"], layer["post_attention_layernorm"](hidden)
-        hidden = hidden + mlp["down_proj"](
-            functional.silu(mlp["gate_proj"](x)) * mlp["up_proj"](x)
-        )
+        hidden = hidden + mlp["down_proj"](functional.silu(mlp["gate_proj"](x)) * mlp["up_proj"](x))
         return self.lm_head(self.norm(hidden)), hidden
 
     def _attention(self, x: Tensor, kept: _Kept) -> Tensor:
