@@ -274,8 +274,7 @@ def test_real_steps_tell_how_t1_grows_with_the_batch(prior: Prior) -> None:
     known, unknown = (ask(prior, p, Module.MODEL, 8, 1024) for p in (after, before))
     assert known.covariance[at, at] < unknown.covariance[at, at]
     assert known.log_ratio[at] == pytest.approx(unknown.log_ratio[at], abs=0.01)
-    # Layers with a state are predicted as part of the rest, and not timed.
-    assert set(PART_OF) == set(Module) - {Module.MODEL, Module.LINEAR_ATTENTION}
+    assert set(PART_OF) == set(Module) - {Module.MODEL}
 
 
 def test_measured_launches_replace_the_expected_ones(prior: Prior) -> None:

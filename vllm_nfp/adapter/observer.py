@@ -38,6 +38,10 @@ class StepObserver(Protocol):
         """A real step is about to run; probes may run before it."""
         ...
 
+    def trimmed(self, tokens: int) -> None:
+        """vLLM has cut drafts of the step that runs now: it has so many tokens."""
+        ...
+
     def after_step(self) -> None:
         """The step has been launched; the device may still be at work."""
         ...

@@ -14,7 +14,7 @@ from vllm_nfp.cli.terminal import Console
 from vllm_nfp.draft.advice import basis_text
 from vllm_nfp.draft.between import CLOSE
 from vllm_nfp.draft.cautions import size_range
-from vllm_nfp.draft.drafting import NEEDS_MODEL
+from vllm_nfp.draft.methods import NEEDS_MODEL
 from vllm_nfp.draft.recommendation import Recommendation
 from vllm_nfp.draft.rows import ScheduleRow
 from vllm_nfp.draft.verdict import percent

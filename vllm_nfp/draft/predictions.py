@@ -14,7 +14,8 @@ import numpy as np
 
 from vllm_nfp.draft.curve import StepCurve, curve_of_seconds
 from vllm_nfp.draft.demand import LARGEST_DRAFT_LENGTH, DraftCost
-from vllm_nfp.draft.drafting import LOOKUPS, Drafting
+from vllm_nfp.draft.drafting import Drafting
+from vllm_nfp.draft.methods import LOOKUPS
 from vllm_nfp.draft.sources import Source, SourceError
 from vllm_nfp.principle.drafter import Drafter, DrafterError, drafter_of, drafting
 from vllm_nfp.principle.drafter import Drafting as PredictedSeconds
@@ -144,6 +145,7 @@ def predicted_drafting(source: Source, counted: Drafting, draft_model: str | Non
         source.drafting,
         methods=counted.methods,
         token_seconds=counted.token_seconds,
+        token_seconds_by_batch=counted.token_seconds_by_batch,
         draft_model=draft_model,
     )
 

@@ -81,6 +81,18 @@ class Session:
             self._fault(started, "probe", error)
         self._mark(begin=True)
 
+    def trimmed(self, tokens: int) -> None:
+        """vLLM has cut drafts of the step that runs now: it has so many tokens."""
+        started = self._started
+        if started is None or started.lead is None or not started.agreement.timed(started):
+            return
+        try:
+            step = started.looks.trimmed(tokens)
+            if step is not None:
+                started.lead.watcher.trimmed(step, started.looks.stands_for)
+        except Exception as error:
+            self._fault(started, "timing", error)
+
     def after_step(self) -> None:
         """The real step has been launched."""
         self._mark(begin=False)
