@@ -176,8 +176,7 @@ class Publisher:
         maybe_fail("publish")
         self._send_changed_curves()  # first: a write may hang
         if self._costs is not None:
-            kinds = self._times.kinds()
-            self._costs.renew(self._results.findings, kinds, time.monotonic())
+            self._costs.renew(self._results.findings, self._times.kinds(), time.monotonic())
         snapshot = self.snapshot()
         self._output.write(snapshot)
         self._keep_sometimes(snapshot)
