@@ -3,8 +3,8 @@
     python -m benchmarks.steps_again benchmarks/results/2026-11-28-h100-at-defaults/moe-again \\
         --truth benchmarks/results/2026-11-28-h100-at-defaults/moe
 
-Gives the pairs and real steps that a server at the defaults had at each moment to a new surface, and
-compares its intervals with the truth. Real steps count with their former and their present
+Gives the pairs and real steps that a server at the defaults had at each moment to a new surface,
+and compares its intervals with the truth. Real steps count with their former and their present
 deviation. A run keeps how many pairs each shape had, not their times: a pair takes the truth's
 ratio, or what the server said right after the start where the truth lacks the shape. Modules are
 left out. The present deviation was chosen after a look at this run: it is no test of it.

@@ -143,7 +143,7 @@ def good_lengths(curves: Sequence[StepCurve], demand: Demand) -> frozenset[int]:
 
 def _scores(curves: Sequence[StepCurve], demand: Demand) -> dict[int, float]:
     """The score of each K that loses to K = 0 nowhere."""
-    gains = [{k: demand.cautious_gain(curve, k) for k in demand.lengths(curve)} for curve in curves]
+    gains = [{k: demand.gain(curve, k) for k in demand.lengths(curve)} for curve in curves]
     best = [max(of.values()) for of in gains]
     return {
         k: min(of[k] / top for of, top in zip(gains, best, strict=True))
