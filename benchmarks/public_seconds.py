@@ -56,9 +56,7 @@ def _experts(target: Target, one: Set, tokens: Floats) -> Floats | None:
     return expert_seconds(target, one, tokens, dealt_rows(one, release_of(one)))
 
 
-def expert_seconds(
-    target: Target, one: Set, tokens: Floats, routing: Routed
-) -> Floats | None:
+def expert_seconds(target: Target, one: Set, tokens: Floats, routing: Routed) -> Floats | None:
     """Routed experts of a set, if rows reach them so; None for a type that is not known."""
     sizes = one["essentials"]
     if sizes["dtype"] not in TYPES:
