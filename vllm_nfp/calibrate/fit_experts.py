@@ -61,7 +61,8 @@ class ExpertCurve:
     """T, ascending."""
     seconds: tuple[float, ...]
     tuned: Mapping[int, Mapping[str, int]] | None = None
-    """Content of the tuned configuration file that vLLM found; None: the one that it ships, if any."""
+    """Content of the tuned configuration file that vLLM found; None: the one that it
+    ships, if any."""
 
     def __post_init__(self) -> None:
         if not self.shape.num_moe_layers:
