@@ -95,10 +95,11 @@ def test_tiles_are_fitted_to_the_sets_that_have_points() -> None:
 
 
 def test_the_split_scores_constants_that_saw_only_its_sets() -> None:
-    split, ships = (target("B200").calibration for target in (split_target, target_of))
+    split, ships = (target("L40S").calibration for target in (split_target, target_of))
     assert split.experts != ships.experts
+    assert split.experts_of("fp8_block") == ships.experts_of("fp8_block")
     assert split.gemm == ships.gemm
-    assert split_target("H200") == target_of("H200")
+    assert split_target("GB300") == target_of("GB300")
 
 
 def test_constants_are_compared_on_profiles_a_part_at_a_time() -> None:
