@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -291,3 +292,37 @@ def test_names_of_other_parts_take_no_time() -> None:
     others = [f"mtp.layers.{i}.*.{j}*" for i in range(40) for j in range(40)]
     shape = quantized(QWEN_3_30B_A3B, quant_method="fp8", ignore=others)
     assert shape.weight_bytes == 1
+
+
+def test_experts_without_a_gate_have_two_matrices() -> None:
+    """Nemotron 3.5: a list by module names no gate, and what it does not name has 16 bits."""
+    pattern = str(NANO["hybrid_override_pattern"])
+    sparse = [index for index, letter in enumerate(pattern) if letter == "E"]
+    layers = {
+        f"backbone.layers.{index}.mixer.experts.{expert}.{name}": {"quant_algo": "W4A16_NVFP4"}
+        for index in sparse
+        for expert in range(2)
+        for name in ("up_proj", "down_proj")
+    }
+    given = {"quant_algo": "MIXED_PRECISION", "quantized_layers": layers}
+    shape = quantized(NANO, quantization=given)
+    assert (8 * shape.expert_weight_bytes, 8 * shape.weight_bytes) == (4.5, 16)
+
+
+def test_long_lists_of_experts_take_little_time() -> None:
+    """A checkpoint of MiniMax-M3 lists 22 422 modules."""
+    layers = {
+        f"model.layers.{index}.mlp.experts.{expert}.{name}": {"quant_algo": "NVFP4"}
+        for index in range(48)
+        for expert in range(128)
+        for name in ("gate_proj", "up_proj", "down_proj")
+    }
+    given = {
+        "quant_method": "modelopt",
+        "quant_algo": "MIXED_PRECISION",
+        "quantized_layers": layers,
+    }
+    started = time.process_time()
+    shape = quantized(QWEN_3_30B_A3B, **given)
+    assert time.process_time() - started < 0.1
+    assert 8 * shape.expert_weight_bytes == 4.5
