@@ -32,6 +32,8 @@ _SHORT_FLAGS = {
     "spec_tokens": "num_speculative_tokens",
 }
 """vLLM's flags for a single setting of --speculative-config."""
+_TWICE = object()
+"""A setting is given by a short flag and in --speculative-config: vLLM refuses it."""
 
 
 def candidate_lengths(
@@ -64,6 +66,21 @@ def control_speculation(args: argparse.Namespace) -> None:
     Raises:
         ConfigError: if this speculation cannot be controlled; says why and what to do.
     """
+    settings = given_speculation(args)
+    if settings is _TWICE:
+        return
+    parallel = vars(args).get("data_parallel_size") or 1
+    args.speculative_config = prepare_speculation(settings, parallel)
+    for dest in _SHORT_FLAGS:
+        setattr(args, dest, None)
+
+
+def given_speculation(args: argparse.Namespace) -> Any:
+    """--speculative-config and its short flags together.
+
+    Returns:
+        Any: a mapping; None without speculation; no mapping where vLLM will refuse what was given.
+    """
     flags = vars(args)
     settings = flags.get("speculative_config")
     short = {
@@ -72,12 +89,9 @@ def control_speculation(args: argparse.Namespace) -> None:
     if isinstance(settings, Mapping) or (settings is None and short):
         given = dict(settings or {})
         if set(given) & set(short):
-            return
+            return _TWICE
         settings = {str(name).replace("-", "_"): v for name, v in {**given, **short}.items()}
-    parallel = flags.get("data_parallel_size") or 1
-    args.speculative_config = prepare_speculation(settings, parallel)
-    for dest in _SHORT_FLAGS:
-        setattr(args, dest, None)
+    return settings
 
 
 def prepare_speculation(settings: Any, data_parallel_size: int) -> Any:
