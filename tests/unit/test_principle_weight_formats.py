@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ from test_principle_hybrid import NANO
 from test_principle_models import DEEPSEEK_V3, LLAMA_3_8B, QWEN_3_30B_A3B, Config
 
 from vllm_nfp.principle import ModelShape, ShapeError, shape_from_config
+from vllm_nfp.principle.weights.paths import of_other_expert
 
 
 def quantized(config: Config, **quantization: Any) -> ModelShape:
@@ -309,20 +309,17 @@ def test_experts_without_a_gate_have_two_matrices() -> None:
     assert (8 * shape.expert_weight_bytes, 8 * shape.weight_bytes) == (4.5, 16)
 
 
-def test_long_lists_of_experts_take_little_time() -> None:
-    """A checkpoint of MiniMax-M3 lists 22 422 modules."""
-    layers = {
-        f"model.layers.{index}.mlp.experts.{expert}.{name}": {"quant_algo": "NVFP4"}
-        for index in range(48)
-        for expert in range(128)
-        for name in ("gate_proj", "up_proj", "down_proj")
-    }
-    given = {
-        "quant_method": "modelopt",
-        "quant_algo": "MIXED_PRECISION",
-        "quantized_layers": layers,
-    }
-    started = time.process_time()
-    shape = quantized(QWEN_3_30B_A3B, **given)
-    assert time.process_time() - started < 0.1
-    assert 8 * shape.expert_weight_bytes == 4.5
+@pytest.mark.parametrize(
+    ("entry", "other"),
+    [
+        ("model.layers.3.mlp.experts.7.w1", True),
+        ("model.layers.3.mlp.experts.127", True),
+        ("model.layers.3.mlp.experts.0.w1", False),
+        ("model.layers.3.mlp.experts.*", False),
+        ("model.layers.3.mlp.experts", False),
+        ("model.layers.3.mlp.shared_experts.7", False),
+    ],
+)
+def test_one_expert_stands_for_all(entry: str, other: bool) -> None:
+    """Long lists are read fast: a checkpoint of MiniMax-M3 names 22 422 modules."""
+    assert of_other_expert(entry) is other
