@@ -74,10 +74,11 @@ class ProbeEngine:
         bindings.check(view.vllm_config)
         self._ranks: Ranks = ranks or Alone()
         self._device_memory = device_memory(view.device)
-        self._states = _states_of(view, config)  # not counted with the graphs
+        self.states = _states_of(view, config)  # not counted with the graphs
+        """What layers with a recurrent state work on; None: the model has none."""
         self._memory = self._device_memory.meter()
         host = HostMemory(None if graphs.host_mib is None else graphs.host_mib << 20)
-        limits = _limits_of(view, config, graphs.memory_mib, self._ranks.alone, self._states)
+        limits = _limits_of(view, config, graphs.memory_mib, self._ranks.alone, self.states)
         # Scratch that new builders gave up: a buffer made in its block would keep all of it.
         self._device_memory.give_back()
         server = limits.server
@@ -85,7 +86,7 @@ class ProbeEngine:
         self.tokens = TokenPool(server.vocabulary, kept, view.device, config.seed)
         """What probes run on; the session adds the ids of live prompts."""
         self._runtime = runtime_of(
-            view, clock, config, limits, self.tokens, self._ranks, self._states
+            view, clock, config, limits, self.tokens, self._ranks, self.states
         )
         timed = bool(self._runtime.forward.timed)
         shapes = self._shapes = ShapeTable(self._runtime.batches.build, times_modules=timed)
@@ -170,7 +171,7 @@ class ProbeEngine:
 
         Recurrent states are among them.
         """
-        return self._memory.taken + (0 if self._states is None else self._states.held_bytes)
+        return self._memory.taken + (0 if self.states is None else self.states.held_bytes)
 
     @property
     def shares_graph_memory(self) -> bool:
@@ -227,8 +228,8 @@ class ProbeEngine:
                 self._graphs.evict(key)
         self._shapes.clear()
         self._runtime.batches.close()
-        if self._states is not None:
-            self._states.close()
+        if self.states is not None:
+            self.states.close()
 
 
 def _states_of(view: RunnerView, config: ProbeConfig) -> ProbeStates | None:

@@ -51,6 +51,7 @@ class ProbeStates:
         self._caches: dict[tuple[int, int], list[Any]] = {}
         self._builders: dict[tuple[int, int], Any] = {}
         self._tables: dict[tuple[int, int, int], torch.Tensor] = {}
+        self._verified: dict[tuple[int, int, int], dict[str, torch.Tensor]] = {}
         self._tell(shapes)
 
     @property
@@ -105,16 +106,22 @@ class ProbeStates:
 
     def close(self) -> None:
         """Give up the memory."""
-        for kept in (self._caches, self._builders, self._tables):
+        for kept in (self._caches, self._builders, self._tables, self._verified):
             kept.clear()
         self._memory = torch.empty(0, dtype=torch.uint8)
 
     def _drafts(self, batch_size: int, positions: int, rows: int) -> dict[str, torch.Tensor]:
-        """Each sequence begins at its first state, and verifies all its drafts."""
-        drafts = torch.full((rows,), NO_DRAFTS, dtype=torch.int32)
-        drafts[:batch_size] = positions - 1
-        ones = torch.ones(rows, dtype=torch.int32, device=self._device)
-        return {"num_accepted_tokens": ones, "num_decode_draft_tokens_cpu": drafts}
+        """Each sequence begins at its first state, and verifies all its drafts; made once."""
+        key = (batch_size, positions, rows)
+        if key not in self._verified:
+            drafts = torch.full((rows,), NO_DRAFTS, dtype=torch.int32)
+            drafts[:batch_size] = positions - 1
+            ones = torch.ones(rows, dtype=torch.int32, device=self._device)
+            self._verified[key] = {
+                "num_accepted_tokens": ones,
+                "num_decode_draft_tokens_cpu": drafts,
+            }
+        return self._verified[key]
 
     def _builder(self, group: int, positions: int) -> Any:
         """One for each number of positions: graphs keep the buffers that it fills."""
