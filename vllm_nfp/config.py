@@ -169,6 +169,9 @@ class ProbeConfig:
     """Minimum gain in goodput, as a fraction, to switch to another draft length."""
     draft_trial_loss: Half = 0.005
     """Maximum fraction of goodput that trials of other draft lengths may cost."""
+    verification_costs: bool = False
+    """Give vLLM's adaptive verification the measured costs of steps. Other drafts are then
+    verified, so that batches have other shapes and low-order bits of outputs may differ."""
     layer_histograms: bool = False
     """Export vllm_nfp_layer_latency_seconds: one histogram per timed layer and module."""
     seed: Annotated[int, _from(0, (1 << 32) - 1, "a seed")] = 0

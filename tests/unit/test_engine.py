@@ -198,7 +198,12 @@ def test_a_step_is_told_from_the_scheduler_output_alone() -> None:
         scheduled({"a": 1, "b": 4}, computed=(100, 200)), decode_positions=4, limits=LIMITS
     )
     assert step is not None
-    assert (step.batch_size, step.context, step.positions, step.decode) == (2, 150, 4, True)
+    assert (step.batch_size, step.context, step.positions, step.decode) == (2, 150, 3, True)
+    assert step.mean_positions == 2.5, "one sequence has no drafts"
+    long = step_of(
+        scheduled({"a": 1, "b": 5}, computed=(100, 200)), decode_positions=4, limits=LIMITS
+    )
+    assert long is not None and not long.decode, "the longest decides, not the mean"
     chunk = step_of(scheduled({"a": 64}, computed=(100,)), decode_positions=4, limits=LIMITS)
     assert chunk is not None and not chunk.decode
     first = step_of(scheduled({"a": 1}, new=1), decode_positions=4, limits=LIMITS)

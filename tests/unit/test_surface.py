@@ -23,7 +23,6 @@ from vllm_nfp.surface import (
     answers,
     block_of,
     boundary,
-    draft_length,
     generic_prior,
     predicted_prior,
     questions,
@@ -199,20 +198,6 @@ def test_a_boundary_on_known_curves() -> None:
     assert over_and_under.positions == 1 and not over_and_under.at_limit
     assert over_and_under.largest_free == 3
     assert boundary(flat([0.0, 0.3, 0.09], 0.05), 0.1).largest_free == 1
-
-
-def test_a_draft_length_takes_what_pays() -> None:
-    free = draft_length(flat([0.0, 0.0, 0.0]), np.array([1.0, 1.7, 2.19]), np.zeros(3))
-    assert (free.draft_length, free.lower, free.upper) == (2, 2, 2)
-    assert free.gain == pytest.approx(2.19) and free.expected_loss == 0.0
-    dear = draft_length(flat([0.0, 1.0, 2.0]), np.array([1.0, 1.7, 2.19]), np.zeros(3))
-    assert dear.draft_length == 0 and dear.gain == 1.0
-    slow_drafts = draft_length(
-        flat([0.0, 0.0, 0.0]), np.array([1.0, 1.7, 2.19]), np.array([0.0, 0.5, 1.5])
-    )
-    assert slow_drafts.draft_length == 1
-    unsure = draft_length(flat([0.0, 0.4, 0.7], 0.2), np.array([1.0, 1.7, 2.19]), np.zeros(3))
-    assert unsure.lower <= unsure.draft_length <= unsure.upper and unsure.expected_loss > 0.0
 
 
 def test_steps_without_a_graph_cost_launches(prior: Prior) -> None:

@@ -12,10 +12,10 @@ from vllm_nfp.surface.kernel import Hyperparameters
 from vllm_nfp.surface.prior import FloatArray, IntArray, Part
 
 ALIKE = np.ones(len(Part))
-AT_A_TIME = 12
+AT_A_TIME = 8
 """Rows whose variances are taken before a pause."""
-MUCH = 10_000
-"""Covariances of which one part takes some tenths of a millisecond."""
+MUCH = 2_000
+"""Covariances of which one part takes some 0.1 ms."""
 
 
 @dataclass(frozen=True, slots=True)

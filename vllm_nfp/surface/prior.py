@@ -187,9 +187,9 @@ def predicted_prior(
             "communication": Part.COMMUNICATION,
             "linear attention": Part.LINEAR_ATTENTION,
         }
-        for name, cost in step.parts().items():
+        for name, cost in step.each_part():
             seconds[named.get(name, Part.OTHER)] += cost.seconds()
-            give_way()  # the whole cell takes some 3 ms
+            give_way()
         launch = LAUNCH_SECONDS_PER_LAYER * shape.num_layers
         found = _cell(batch_size, context, seconds, serving.capture_sizes, launch)
         return replace(found, layers=layers)

@@ -12,8 +12,8 @@ from vllm_nfp.surface.functionals import Functionals
 from vllm_nfp.surface.prior import FloatArray, IntArray, Part, Prior
 from vllm_nfp.types import Module, Shape
 
-AT_A_TIME = 32
-"""Rows that are made before a pause: some 0.4 ms."""
+AT_A_TIME = 24
+"""Rows that are made before a pause: some 0.3 ms."""
 Key: TypeAlias = "tuple[object, ...]"
 """What shapes have in common of which a pair of one is a pair of the other."""
 
