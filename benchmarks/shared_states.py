@@ -35,20 +35,20 @@ MIB = 1 << 20
 
 
 def apart_and_shared(view: Any, config: ProbeConfig) -> tuple[ProbeEngine, ProbeEngine]:
-    """Two engines: each layer has states of its own; all work on those of the largest shape."""
+    """Two engines for one shape: each layer has states of its own; all work on the same ones."""
     limits = config.graph_limits()
     apart = ProbeEngine(view, clock_of(view), config, limits)
     states = apart.states
     if states is None:
         raise click.ClickException("the model has no layer with a recurrent state")
-    largest = states.room.layer_bytes(config.batch_sizes[-1], config.positions[-1])
-    needed = states.room.layers * largest
+    one_layer = states.room.layer_bytes(config.batch_sizes[0], config.positions[-1])
+    needed = states.room.layers * one_layer
     if states.held_bytes < needed:
         raise click.ClickException(
             f"states of all layers take {-(-needed // MIB)} MiB: raise --state-memory-mib"
         )
-    one = replace(config, state_memory_mib=max(1, -(-largest // MIB)))
-    return apart, ProbeEngine(view, clock_of(view), one, limits)
+    shared = replace(config, state_memory_mib=max(1, -(-one_layer // MIB)))
+    return apart, ProbeEngine(view, clock_of(view), shared, limits)
 
 
 def time_in_turn(engines: Sequence[ProbeEngine], shape: Shape, runs: int) -> list[list[Timing]]:
@@ -63,8 +63,13 @@ def time_in_turn(engines: Sequence[ProbeEngine], shape: Shape, runs: int) -> lis
     return found
 
 
-def row_of(engines: Sequence[ProbeEngine], shape: Shape, runs: int) -> dict[str, Any]:
+def row_of(view: Any, config: ProbeConfig, shape: Shape, runs: int) -> dict[str, Any]:
     """Median times of one shape with states apart and shared, in microseconds."""
+    counts = tuple(dict.fromkeys((1, shape.positions)))
+    mine_alone = replace(config, batch_sizes=(shape.batch_size,), positions=counts)
+    engines = apart_and_shared(view, mine_alone)
+    for engine in engines:
+        engine.prepare()
     timings = time_in_turn(engines, shape, runs)
     row: dict[str, Any] = {"batch_size": shape.batch_size, "positions": shape.positions}
     for name, engine, mine in zip(("apart", "shared"), engines, timings, strict=True):
@@ -75,6 +80,7 @@ def row_of(engines: Sequence[ProbeEngine], shape: Shape, runs: int) -> dict[str,
             "layer_us": 1e6 * median(t.modules[Module.LINEAR_ATTENTION] for t in mine),
             "execution": mine[0].execution,
         }
+        engine.close()
     row["step_ratio"] = row["shared"]["step_us"] / row["apart"]["step_us"]
     return row
 
@@ -96,20 +102,14 @@ def main(
 
     batches, counts = ([int(n) for n in text.split(",")] for text in (batch_sizes, positions))
     config = ProbeConfig(
-        batch_sizes=tuple(batches), contexts=(CONTEXT,), positions=tuple(counts),
-        max_positions=max(counts), state_memory_mib=state_memory_mib, graph_memory_mib=2048,
-        share_graph_pool=False,
+        batch_sizes=(1,), contexts=(CONTEXT,), max_positions=max(2, *counts),
+        state_memory_mib=state_memory_mib, graph_memory_mib=2048, share_graph_pool=False,
     )  # fmt: skip
+    rows = []
     with runner_without_probe(model, json.loads(engine_args)) as runner, torch.inference_mode():
-        engines = apart_and_shared(view_of(runner), config)
-        rows = []
-        for engine in engines:
-            engine.prepare()
         for shape in (Shape(b, CONTEXT, n) for b in batches for n in counts):
-            rows.append(row_of(engines, shape, runs))
+            rows.append(row_of(view_of(runner), config, shape, runs))
             print(json.dumps(rows[-1]), flush=True)
-        for engine in engines:
-            engine.close()
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({"environment": environment.record(), "rows": rows}, indent=1) + "\n")
 
