@@ -14,7 +14,10 @@ from typing import Any
 
 import torch
 
-from vllm_nfp.adapter.state_layers import StateGroup, bound, on_other_states
+from vllm_nfp.adapter.runner import RunnerView
+from vllm_nfp.adapter.server_limits import server_limits
+from vllm_nfp.adapter.state_layers import StateGroup, bound, on_other_states, state_groups
+from vllm_nfp.config import ProbeConfig
 from vllm_nfp.probe.state_room import StateRoom
 
 logger = logging.getLogger("vllm.nfp")
@@ -177,3 +180,28 @@ class ProbeStates:
             least,
             room.layers,
         )
+
+
+def states_of(view: RunnerView, config: ProbeConfig) -> ProbeStates | None:
+    """States for probes, if the model's layers keep any.
+
+    Raises:
+        UnknownVllmError: naming a kind of state that a probe does not know.
+        RuntimeError: if the memory is not there.
+    """
+    runner, vllm_config = view.runner, view.vllm_config
+    num_blocks = runner.kv_cache_config.num_blocks
+    groups = state_groups(runner.attn_groups, num_blocks, vllm_config, view.device)
+    if not groups:
+        return None
+    first, second = (max(group.state_bytes(n) for group in groups) for n in (1, 2))
+    layers = sum(len(group.layers) for group in groups)
+    room = StateRoom(config.state_memory_mib, layers, first, second - first)
+    server = server_limits(vllm_config)
+    shapes = [
+        (b, n)
+        for b in config.batch_sizes
+        for n in config.grid
+        if b <= server.max_batch_size and b * n <= server.max_step_tokens
+    ]
+    return ProbeStates(groups, room, shapes, view.device)
