@@ -40,7 +40,8 @@ MOST_ELEMENTS = 128 << 20
 SLOWDOWNS = tuple(np.arange(1.0, 1.41, 0.02))
 FLOPS = tuple(np.arange(0.66, 0.9, 0.02))
 EXPERTS = {"bandwidth": 0.1, "flops": 0.5, "kept_l2": 0.5, "activation_bandwidth": 0.7,
-           "kernel_seconds": 0.5, "busy_bytes": 1.0}  # fmt: skip
+           "kernel_seconds": 0.5, "busy_bytes": 1.0, "tile_depth": 1.0,
+           "busy_tiles": 1.0}  # fmt: skip
 """Fitted constants, and how far each logarithm may go at no great cost."""
 DENSE = {"bandwidth": 0.1, "flops": 0.5, "output_traffic": 0.7, "input_traffic": 0.7,
          "kernel_seconds": 0.5, "one_token": 0.1}  # fmt: skip
@@ -75,22 +76,13 @@ class Fit:
     dtype: str | None = None
 
     def scored(self, sets: Sequence[Set]) -> list[Set]:
-        """Sets of the device that the constants predict."""
+        """Sets of the device that the constants predict and are fitted to."""
         return [
             one
             for one in sets
             if one["kind"] == self.kind
             and one["hardware"] == self.device
             and (self.dtype is None or one["essentials"].get("dtype") == self.dtype)
-        ]
-
-    def chosen(self, sets: Sequence[Set]) -> list[Set]:
-        """Those that can be fitted to. DeepSeek's router picks among groups of experts, so that
-        its balanced rows are not those that were dealt."""
-        return [
-            one
-            for one in self.scored(sets)
-            if not ("DeepSeek" in one["id"] and one["id"].endswith("balanced"))
         ]
 
     def with_values(self, calibration: Calibration, values: Mapping[str, float]) -> Calibration:
@@ -117,7 +109,7 @@ class Fit:
                 collective_seconds=30e-6, shared_bandwidth=shared, shared_seconds=3e-6
             )
         elif name == "experts":
-            part = experts.ExpertConstants(busy_bytes=12e3)
+            part = experts.ExpertConstants(busy_bytes=12e3, tile_depth=30.0, busy_tiles=0.5)
         elif name == "attention":
             part = attention.AttentionConstants()
         else:
@@ -131,8 +123,8 @@ def fitted(fit: Fit, sets: Sequence[Set]) -> dict[str, float]:
 
     if fit is AMPERE:
         return fit_ampere(sets)
-    target, chosen = target_of(fit.device), fit.chosen(sets)
-    first = fit.start()
+    target, chosen = target_of(fit.device), fit.scored(sets)
+    first = fit.start() | _shared(fit, sets)
     centre = np.array(list(first.values()))
     ends = np.array([fit.bounds[name] for name in fit.names])
     if fit.kind == "attention_vs_batch":
@@ -147,15 +139,46 @@ def fitted(fit: Fit, sets: Sequence[Set]) -> dict[str, float]:
         return dict(zip(fit.names, found.tolist(), strict=True))
 
     def errors(logs: Floats) -> Floats:
-        tried = fit.with_values(target.calibration, values(logs))
-        parts = [_errors(dataclasses.replace(target, calibration=tried), one) for one in chosen]
+        calibration = fit.with_values(target.calibration, values(logs))
+        parts = [
+            _errors(dataclasses.replace(target, calibration=calibration), one) for one in chosen
+        ]
         prior = PRIOR_WEIGHT * np.sqrt(len(chosen)) * logs / deviations
         return np.concatenate([*parts, prior])
 
     bounds = np.log(least / centre) - 1e-6, np.log(most / centre) + 1e-6
-    start = np.clip(0.0, *bounds)
-    found = least_squares(errors, start, bounds=bounds, loss="soft_l1", f_scale=TOLERANCE)
-    return values(np.asarray(found.x))
+    tried = [
+        least_squares(
+            errors, np.clip(start, *bounds), bounds=bounds, loss="soft_l1", f_scale=TOLERANCE
+        )
+        for start in _starts(fit.names)
+    ]
+    return values(np.asarray(min(tried, key=lambda found: found.cost).x))
+
+
+def _shared(fit: Fit, sets: Sequence[Set]) -> dict[str, float]:
+    """What quantized experts start from: L2 keeps as much as it does for 16-bit weights, whose
+    larger matrices show it."""
+    plain = dataclasses.replace(fit, part="experts", dtype="bfloat16")
+    if not fit.part.startswith("experts.") or not plain.scored(sets):
+        return {}
+    key = (fit.device, *(one["id"] for one in plain.scored(sets)))
+    if key not in _KEPT:
+        _KEPT[key] = fitted(plain, sets)["kept_l2"]
+    return {"kept_l2": _KEPT[key]}
+
+
+_KEPT: dict[tuple[str, ...], float] = {}
+
+
+def _starts(names: Mapping[str, float]) -> list[Floats]:
+    """Where searches begin, in logarithms: experts may be bound by arithmetic or by memory."""
+    first = np.zeros(len(names))
+    if "busy_tiles" not in names:
+        return [first]
+    slow = first.copy()
+    slow[list(names).index("flops")] = np.log(0.1)
+    return [first, slow]
 
 
 def _errors(target: Target, one: Set) -> Floats:
@@ -164,7 +187,7 @@ def _errors(target: Target, one: Set) -> Floats:
         points, times = points[points <= MOST_ELEMENTS], times[points <= MOST_ELEMENTS]
     if len(points) < 2:
         return np.zeros(0)
-    seconds = KINDS[one["kind"]](target, one["essentials"], points)
+    seconds = KINDS[one["kind"]](target, one, points)
     if seconds is None:
         return np.zeros(0)
     level: Floats = np.log(seconds / (times * 1e-6))
@@ -173,7 +196,7 @@ def _errors(target: Target, one: Set) -> Floats:
 
 def fit_ampere(sets: Sequence[Set]) -> dict[str, float]:
     """The slowdown of wide tiles and the share of FLOP/s; tiles of 128 rows, padded in full."""
-    errors = [_ampere_errors(one) for one in AMPERE.chosen(sets)]
+    errors = [_ampere_errors(one) for one in AMPERE.scored(sets)]
     best = int(np.argmin(np.sum([found for found in errors if found is not None], axis=0)))
     return _ampere_grid()[best]
 
@@ -242,7 +265,7 @@ def main(curves: Path, split: bool) -> None:
     every = json.loads(curves.read_text(encoding="utf-8"))["sets"]
     sets = [one for one in every if is_seen(one)] if split else every
     for fit in fits():
-        if fit.chosen(sets):
+        if fit.scored(sets):
             click.echo(as_toml(fit.part, fit.device, fitted(fit, sets)))
 
 

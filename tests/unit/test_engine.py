@@ -58,6 +58,10 @@ def ec_transfer(name: str, module: str | None = None) -> Any:
     )
 
 
+UNKNOWN_HYBRID = {
+    "model_config__is_hybrid": True,
+    "model_config__hf_config": SimpleNamespace(architectures=["JambaForCausalLM"]),
+}
 EAGER_LORA = {"lora_config": object(), "model_config__enforce_eager": True}
 EXPERTS_IN_PARALLEL = {"parallel_config__data_parallel_size": 4, "model_config__is_moe": True}
 
@@ -70,7 +74,7 @@ EXPERTS_IN_PARALLEL = {"parallel_config__data_parallel_size": 4, "model_config__
         (EXPERTS_IN_PARALLEL, "--data-parallel-size 4"),
         ({"parallel_config__use_ubatching": True}, "--enable-dbo"),
         ({"parallel_config__enable_eplb": True}, "--enable-eplb"),
-        ({"model_config__is_hybrid": True}, "recurrent (mamba) state"),
+        (UNKNOWN_HYBRID, "recurrent (mamba) state"),
         ({"model_config__is_encoder_decoder": True}, "encoder-decoder"),
         ({"model_config__runner_type": "pooling"}, "'pooling' decodes nothing"),
         ({"model_config__enable_sleep_mode": True}, "sleep mode"),
