@@ -3,8 +3,8 @@
     python -m benchmarks.draft_ablation benchmarks/results/2026-11-26-h100-draft-lengths --seeds 4
 
 Simulated, without a GPU: steps last the recorded medians of a run of benchmarks.draft_lengths, with
-noise and slow spells, and drafts are thrown at a set acceptance (:mod:`benchmarks.draft_replay`). In
-each scenario the controller runs whole, and with one of its parts taken out, with the same seeds.
+noise and slow spells, and drafts are thrown at a set acceptance (:mod:`benchmarks.draft_replay`).
+In each scenario the controller runs whole, and with one of its parts taken out, with the same seeds.
 What is printed is the change of goodput in percent, trials included, with the standard error over
 runs and seeds: below zero, the part earns something.
 """
@@ -39,6 +39,7 @@ RUNS = ("dense", "moe", "eagle3-dense", "eagle3-moe")
 STEPS = 1500
 VISIT = 150
 """Steps of a short stay at a load."""
+QUIET = Host()
 NOISY = Host(noise=0.08, slow_steps=25, slow_share=0.35, slow_factor=1.6)
 
 Times = Mapping[int, float]
@@ -58,7 +59,7 @@ class Scenario:
     """What a server meets: a path over the cells of a run."""
 
     path: Callable[[Sequence[Cell]], list[Stay]]
-    host: Host = Host()
+    host: Host = QUIET
 
 
 def _steady(at: Sequence[Cell], acceptance: float = 0.7) -> list[Stay]:
