@@ -4,9 +4,9 @@
 
 Simulated, without a GPU: steps last the recorded medians of a run of benchmarks.draft_lengths, with
 noise and slow spells, and drafts are thrown at a set acceptance (:mod:`benchmarks.draft_replay`).
-In each scenario the controller runs whole, and with one of its parts taken out, with the same seeds.
-What is printed is the change of goodput in percent, trials included, with the standard error over
-runs and seeds: below zero, the part earns something.
+In each scenario the controller runs whole, and without one of its parts, with the same seeds. What
+is printed is the change of goodput in percent, trials included, with the standard error over runs
+and seeds: below zero, the part earns something.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ def main(folder: Path, seeds: int, parts: tuple[str, ...], out: Path | None) -> 
         click.echo(_line(part or "whole", of, values["whole"]))
     if out is not None:
         rows = {name: {s: [round(v, 5) for v in of[s]] for s in of} for name, of in values.items()}
-        record_ = {
+        whole_record = {
             "environment": environment.record(),
             "runs": RUNS,
             "seeds": seeds,
