@@ -33,7 +33,6 @@ from vllm_nfp.draft.inputs import source_of
 from vllm_nfp.draft.live import cells, controller, counted, credit, knowledge, proposals, record
 from vllm_nfp.draft.live.forecast import Forecast, StepModel
 from vllm_nfp.draft.live.trial import Basis, Trial
-from vllm_nfp.draft.live.trials import Trials
 
 RUNS = ("dense", "moe", "eagle3-dense", "eagle3-moe")
 STEPS = 1500
@@ -128,7 +127,6 @@ PARTS: Mapping[str, Sequence[Patch]] = {
     "longer trials where steps scatter": [(Trial, "_is_certain", True)],
     "cap on what a length can give": [(proposals, "_most", lambda *_: math.inf)],
     "forecast": [(StepModel, "forecast", lambda *_: Forecast(None, Basis.FAR))],
-    "forecast weighed with a trial": [(Trials, "_weighed", lambda self, trial, forecast, r: r)],
     "record of forecast errors": [(record.Record, "spread", lambda self, of: record.SPREAD[of])],
     "credit": [
         (credit.Credit, "covers", lambda self, loss: True),

@@ -23,7 +23,7 @@ def test_every_part_can_be_taken_out_and_comes_back(part: str) -> None:
         (counted.CountedAcceptance, "changed"),
         (Trial, "_ratios"),
         (cells.Cell, "refresh"),
-        (proposals, "_most"),
+        (proposals, "STALE_SECONDS"),
     )
     before = [vars(owner)[name] for owner, name in watched]
     short = draft_ablation.Scenario(lambda at: [draft_ablation.Stay(at[0], 0.7, 300)])
