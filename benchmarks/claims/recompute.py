@@ -65,7 +65,7 @@ def _unpacked(record: Path) -> Iterator[Path]:
 
 
 def _percent(part: int, whole: int) -> str:
-    return f"{part / whole:.1%}".replace(".0%", "%").replace("%", " %")
+    return "100 %" if part == whole else f"{100.0 * part / whole:.1f} %"
 
 
 def draft_lengths(record: Path) -> Figures:
@@ -90,7 +90,7 @@ def inter_token_latency(record: Path) -> Figures:
     run = json.loads(record.read_text(encoding="utf-8"))
     with np.load(record.with_suffix(".npz")) as stored:
         itl_us = dict(stored)
-    named = {}
+    named: dict[str, str] = {}
     for share in (0.1, 0.5):
         _, _, rounds, intervals, _, median, *_ = cells(run["rounds"], itl_us, share, HOOKS)
         ratio, lower, upper = re.findall(r"[\d.]+", median)
@@ -101,14 +101,13 @@ def inter_token_latency(record: Path) -> Figures:
 
 
 def boundaries(results: Path) -> Figures:
-    """Predicted, and by the roofline rule, over measured NFP at the set-aside shapes."""
+    """NFP by the roofline rule over measured NFP, at the set-aside shapes."""
     found = [
         o for o in outcomes(all_cells(results, target_of("H100-SXM"))) if o.group == "set-aside"
     ]
     scores = summary(found)
     return {
         "boundaries": str(scores["cells"]),
-        "within_step": f"{scores['within_step']:.0%}".replace("%", " %"),
         "idle": f"{scores['idle_over_prediction_median']:.1f}",
         "idle_p10": f"{scores['idle_over_prediction_p10']:.1f}",
         "idle_p90": f"{scores['idle_over_prediction_p90']:.0f}",
