@@ -125,6 +125,14 @@ def patches() -> Iterator[PatchSet]:
     replaced.restore()
 
 
+@pytest.fixture
+def installed() -> Iterator[None]:
+    """What the process itself replaces is put back."""
+    yield
+    install.PATCHES.restore()
+    install.FLAGS.restore()
+
+
 @pytest.fixture(autouse=True)
 def known_runner(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hooks, "view_of", V1Runner)
@@ -169,6 +177,7 @@ def test_an_observer_that_stays_off_leaves_no_hook(patches: PatchSet) -> None:
     assert vars(worker.model_runner) == {}
 
 
+@pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("present", [True, False])
 def test_a_process_takes_the_extension_point_or_the_hooks_and_never_both(
     present: bool, monkeypatch: pytest.MonkeyPatch
@@ -182,6 +191,7 @@ def test_a_process_takes_the_extension_point_or_the_hooks_and_never_both(
     assert taken == ["extension" if present else "hooks"]
 
 
+@pytest.mark.usefixtures("installed")
 def test_a_vllm_that_cannot_be_hooked_says_so_on_the_metrics(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
