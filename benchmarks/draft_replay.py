@@ -44,13 +44,24 @@ MOST_SEQUENCES = 128
 STEPS = 1500
 """Steps at each point, ten seconds or so; the last fifth of them is judged."""
 FIRST_STEPS = 400
-SLOW_STEPS, SLOW_SHARE, SLOW_FACTOR = 40, 0.2, 1.4
-NOISE = 0.02
 LAG = 2
 """Steps from the choice of a length to the step that verifies so many drafts."""
 RAMP_ROUNDS = 3
 SEED = 11
 """Of noise, slow spells and acceptance."""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """How the times of steps scatter."""
+
+    noise: float = 0.02
+    """Standard deviation of the logarithm of a step's time."""
+    slow_steps: int = 40
+    """Length of a slow spell, in steps."""
+    slow_share: float = 0.2
+    """Fraction of steps in slow spells."""
+    slow_factor: float = 1.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +95,24 @@ class Server:
 
     Args:
         curves: the probe's, which the controller gets.
-        acceptance: probability of each draft, given those before it.
+        acceptance: probability of each draft, given those before it; may be set anew.
+        host: how times scatter.
+        seed: of noise, slow spells and acceptance.
     """
 
-    def __init__(self, curves: Sequence[StepCurve], acceptance: float) -> None:
+    def __init__(
+        self,
+        curves: Sequence[StepCurve],
+        acceptance: float,
+        host: Host = Host(),
+        seed: int = SEED,
+    ) -> None:
         static = [0, *[STATIC_LENGTH] * MOST_SEQUENCES]
         self.controller = Controller(static, Settings(LENGTHS, widest_graph=WIDEST_GRAPH))
         self.controller.set_curves(curves)
-        self._acceptance = acceptance
-        self._random = random.Random(SEED)
+        self.acceptance = acceptance
+        self._host = host
+        self._random = random.Random(seed)
         self._now = 0.0
         self._slow = 0
         self._asked = deque([STATIC_LENGTH] * LAG)
@@ -121,15 +141,17 @@ class Server:
         self._now += seconds
 
     def _slowness(self) -> float:
-        begins = self._random.random() < SLOW_SHARE / SLOW_STEPS
-        self._slow = SLOW_STEPS if begins else self._slow - 1
-        return self._random.lognormvariate(0.0, NOISE) * (SLOW_FACTOR if self._slow > 0 else 1.0)
+        host = self._host
+        begins = self._random.random() < host.slow_share / host.slow_steps
+        self._slow = host.slow_steps if begins else self._slow - 1
+        factor = host.slow_factor if self._slow > 0 else 1.0
+        return self._random.lognormvariate(0.0, host.noise) * factor
 
     def _accepted(self, batch_size: int, length: int) -> tuple[int, ...]:
         accepted = []
         left = batch_size
         for _ in range(length):
-            left = sum(self._random.random() < self._acceptance for _ in range(left))
+            left = sum(self._random.random() < self.acceptance for _ in range(left))
             accepted.append(left)
         return tuple(accepted)
 

@@ -24,7 +24,8 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.fit_public import Fit, as_toml, fits, fitted
+from benchmarks.fit_public import Fit, fits, fitted
+from benchmarks.kernel_entries import as_toml
 from benchmarks.public_sets import family_of, is_seen, model_of
 from benchmarks.score_public import scored_with
 from benchmarks.validation_page import put_between
@@ -91,7 +92,7 @@ def folded(fit: Fit, sets: Sequence[Set]) -> Folded | None:
     if len(families) < 2:
         return None
     seen = [one for one in scored if is_seen(one)]
-    split = fitted(fit, seen) if fit.chosen(seen) else fit.start()
+    split = fitted(fit, seen) if fit.scored(seen) else fit.start()
     without_family = _left_out(fit, scored, family_of)
     without_model = _left_out(fit, scored, model_of)
     unseen = [one["id"] for one in scored if not is_seen(one)]
@@ -142,7 +143,7 @@ def main(curves: Path, page: Path | None) -> None:
     found = [one for fit in fits() if (one := folded(fit, sets)) is not None]
     for one in found:
         seen = [each for each in sets if one.takes_all or is_seen(each)]
-        if one.fit.chosen(seen):
+        if one.fit.scored(seen):
             note = "all" if one.takes_all else "split"
             entry = as_toml(one.fit.part, one.fit.device, fitted(one.fit, seen))
             click.echo(f"\n# fitted to: {note}{entry}")

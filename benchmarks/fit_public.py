@@ -20,6 +20,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.kernel_entries import as_toml
 from benchmarks.public_seconds import KINDS, TYPES
 from benchmarks.public_sets import is_seen, usable_points
 from vllm_nfp.calibrate.fit_gemm import BASELINE_TOKENS
@@ -40,7 +41,8 @@ PRIOR_WEIGHT = 0.02
 MOST_ELEMENTS = 128 << 20
 """Largest all-reduce that is fitted: 256 MiB."""
 EXPERTS = {"bandwidth": 0.1, "flops": 0.5, "kept_l2": 0.5, "activation_bandwidth": 0.7,
-           "kernel_seconds": 0.5, "busy_bytes": 1.0}  # fmt: skip
+           "kernel_seconds": 0.5, "busy_bytes": 1.0, "tile_depth": 1.0,
+           "busy_tiles": 1.0}  # fmt: skip
 """Fitted constants, and how far each logarithm may go at no great cost."""
 DENSE = {"bandwidth": 0.1, "flops": 0.5, "output_traffic": 0.7, "input_traffic": 0.7,
          "kernel_seconds": 0.5, "one_token": 0.1}  # fmt: skip
@@ -74,22 +76,13 @@ class Fit:
     dtype: str | None = None
 
     def scored(self, sets: Sequence[Set]) -> list[Set]:
-        """Sets of the device that the constants predict."""
+        """Sets of the device that the constants predict and are fitted to."""
         return [
             one
             for one in sets
             if one["kind"] == self.kind
             and one["hardware"] == self.device
             and (self.dtype is None or one["essentials"].get("dtype") == self.dtype)
-        ]
-
-    def chosen(self, sets: Sequence[Set]) -> list[Set]:
-        """Those that can be fitted to. DeepSeek's router picks among groups of experts, so that
-        its balanced rows are not those that were dealt."""
-        return [
-            one
-            for one in self.scored(sets)
-            if not ("DeepSeek" in one["id"] and one["id"].endswith("balanced"))
         ]
 
     def with_values(self, calibration: Calibration, values: Mapping[str, float]) -> Calibration:
@@ -121,7 +114,7 @@ class Fit:
                 collective_seconds=30e-6, shared_bandwidth=shared, shared_seconds=3e-6
             )
         elif name == "experts":
-            part = experts.ExpertConstants(busy_bytes=12e3)
+            part = experts.ExpertConstants(busy_bytes=12e3, tile_depth=30.0, busy_tiles=0.5)
         elif name == "attention":
             part = attention.AttentionConstants()
         else:
@@ -135,8 +128,8 @@ def fitted(fit: Fit, sets: Sequence[Set]) -> dict[str, float]:
 
     if fit.part.endswith(".tiles"):
         return _fit_tiles(fit, sets)
-    target, chosen = target_of(fit.device), fit.chosen(sets)
-    first = fit.start()
+    target, chosen = target_of(fit.device), fit.scored(sets)
+    first = fit.start() | _shared(fit, sets)
     centre = np.array(list(first.values()))
     ends = np.array([fit.bounds[name] for name in fit.names])
     if fit.kind == "attention_vs_batch":
@@ -157,9 +150,38 @@ def fitted(fit: Fit, sets: Sequence[Set]) -> dict[str, float]:
         return np.concatenate([*parts, prior])
 
     bounds = np.log(least / centre) - 1e-6, np.log(most / centre) + 1e-6
-    start = np.clip(0.0, *bounds)
-    found = least_squares(errors, start, bounds=bounds, loss="soft_l1", f_scale=TOLERANCE)
-    return values(np.asarray(found.x))
+    searches = [
+        least_squares(
+            errors, np.clip(start, *bounds), bounds=bounds, loss="soft_l1", f_scale=TOLERANCE
+        )
+        for start in _starts(fit.names)
+    ]
+    return values(np.asarray(min(searches, key=lambda found: found.cost).x))
+
+
+def _shared(fit: Fit, sets: Sequence[Set]) -> dict[str, float]:
+    """What quantized experts start from: L2 keeps as much as it does for 16-bit weights, whose
+    larger matrices show it."""
+    plain = dataclasses.replace(fit, part="experts", dtype="bfloat16")
+    if not fit.part.startswith("experts.") or not plain.scored(sets):
+        return {}
+    key = (fit.device, *(one["id"] for one in plain.scored(sets)))
+    if key not in _KEPT:
+        _KEPT[key] = fitted(plain, sets)["kept_l2"]
+    return {"kept_l2": _KEPT[key]}
+
+
+_KEPT: dict[tuple[str, ...], float] = {}
+
+
+def _starts(names: Mapping[str, float]) -> list[Floats]:
+    """Where searches begin, in logarithms: experts may be bound by arithmetic or by memory."""
+    first = np.zeros(len(names))
+    if "busy_tiles" not in names:
+        return [first]
+    slow = first.copy()
+    slow[list(names).index("flops")] = np.log(0.1)
+    return [first, slow]
 
 
 def _errors(target: Target, one: Set) -> Floats:
@@ -168,17 +190,17 @@ def _errors(target: Target, one: Set) -> Floats:
         points, times = points[points <= MOST_ELEMENTS], times[points <= MOST_ELEMENTS]
     if len(points) < 2:
         return np.zeros(0)
-    seconds = KINDS[one["kind"]](target, one["essentials"], points)
+    seconds = KINDS[one["kind"]](target, one, points)
     if seconds is None:
         return np.zeros(0)
     level: Floats = np.log(seconds / (times * 1e-6))
     # One token alone is timed too roughly to be what all others are compared with.
-    first = points <= BASELINE_TOKENS if one["kind"] == "dense_products" else points <= points[0]
+    first = points <= (BASELINE_TOKENS if one["kind"] == "dense_products" else points[0])
     return np.concatenate([level[1:] - np.median(level[first]), LEVEL_WEIGHT * level])
 
 
 def _fit_tiles(fit: Fit, sets: Sequence[Set]) -> dict[str, float]:
-    target, chosen = target_of(fit.device), fit.chosen(sets)
+    target, chosen = target_of(fit.device), fit.scored(sets)
 
     def errors(constants: TiledConstants) -> Floats:
         tried = fit.with_values(target.calibration, dataclasses.asdict(constants))
@@ -211,17 +233,6 @@ def fits() -> list[Fit]:
     return found
 
 
-def as_toml(part: str, device: str, values: Mapping[str, float]) -> str:
-    """An entry, without what people add by hand."""
-    constants = "".join(f"{name} = {value:.4g}\n" for name, value in values.items())
-    named = part.removesuffix(".tiles")
-    table = "constants" if named == part else "constants.tiles"
-    return (
-        f'\n[[kernels]]\npart = "{named}"\ndevice = "{device}"\nbasis = "public kernels"\n'
-        f"\n[kernels.{table}]\n{constants}"
-    )
-
-
 @click.command()
 @click.argument("curves", type=click.Path(exists=True, path_type=Path))
 @click.option("--split", is_flag=True, help="Fit to the seen sets only.")
@@ -230,7 +241,7 @@ def main(curves: Path, split: bool) -> None:
     every = json.loads(curves.read_text(encoding="utf-8"))["sets"]
     sets = [one for one in every if is_seen(one)] if split else every
     for fit in fits():
-        if fit.chosen(sets):
+        if fit.scored(sets):
             click.echo(as_toml(fit.part, fit.device, fitted(fit, sets)))
 
 

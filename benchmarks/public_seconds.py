@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.public_routing import Drawn
+from benchmarks.public_routing import dealt_rows
+from benchmarks.public_tiles import release_of, timed_config
 from vllm_nfp.principle import Serving, shape_from_config
 from vllm_nfp.principle.attention import attention_terms, backend_by_name, fixed_seconds
 from vllm_nfp.principle.collective import all_reduce_seconds
-from vllm_nfp.principle.expert_tiles import default_config
 from vllm_nfp.principle.experts import ROUTED_KERNELS, expert_terms
 from vllm_nfp.principle.gemm import GemmConstants, gemm_seconds
 from vllm_nfp.principle.hardware import Hardware
@@ -23,6 +23,7 @@ from vllm_nfp.principle.step import Step
 from vllm_nfp.principle.terms import sum_terms
 
 Floats = NDArray[np.float64]
+Set = Mapping[str, Any]
 TYPES: Mapping[str, tuple[Quantization, float]] = {
     "bfloat16": ("none", 2.0),
     "fp8": ("fp8", 1.0),
@@ -32,7 +33,8 @@ TYPES: Mapping[str, tuple[Quantization, float]] = {
 """How the types of the file are stored; others are left out."""
 
 
-def _dense(target: Target, sizes: Mapping[str, Any], tokens: Floats) -> Floats | None:
+def _dense(target: Target, one: Set, tokens: Floats) -> Floats | None:
+    sizes = one["essentials"]
     if sizes["dtype"] not in TYPES:
         return None
     return dense_seconds(target.hardware, target.calibration.gemm, sizes, tokens)
@@ -50,15 +52,13 @@ def dense_seconds(
     return found
 
 
-def _experts(target: Target, sizes: Mapping[str, Any], tokens: Floats) -> Floats | None:
-    drawn = Drawn(sizes["experts"], sizes["topk"], sizes["routing"])
-    return expert_seconds(target, sizes, tokens, drawn)
+def _experts(target: Target, one: Set, tokens: Floats) -> Floats | None:
+    return expert_seconds(target, one, tokens, dealt_rows(one, release_of(one)))
 
 
-def expert_seconds(
-    target: Target, sizes: Mapping[str, Any], tokens: Floats, routing: Routed
-) -> Floats | None:
+def expert_seconds(target: Target, one: Set, tokens: Floats, routing: Routed) -> Floats | None:
     """Routed experts of a set, if rows reach them so; None for a type that is not known."""
+    sizes = one["essentials"]
     if sizes["dtype"] not in TYPES:
         return None
     quantization, weight_bytes = TYPES[sizes["dtype"]]
@@ -70,7 +70,7 @@ def expert_seconds(
         tokens,
         routing,
         hidden_size=sizes["hidden"],
-        config=default_config(tokens, quantization, sizes["experts"]),
+        config=timed_config(target.hardware, quantization, one, tokens),
     )
     return ROUTED_KERNELS * constants.kernel_seconds + sum_terms(terms)
 
@@ -81,21 +81,22 @@ def gated(sizes: Mapping[str, Any], weight_bytes: float, fp8: bool) -> tuple[Gem
     return Gemm(hidden, 2 * width, weight_bytes, fp8), Gemm(width, hidden, weight_bytes, fp8)
 
 
-def _attention(target: Target, sizes: Mapping[str, Any], batch_sizes: Floats) -> Floats | None:
+def _attention(target: Target, one: Set, batch_sizes: Floats) -> Floats | None:
+    sizes = one["essentials"]
     kv_heads, head_dim = sizes["kv_heads"], sizes["head_dim"]
     heads = AttentionHeads(
         kv_heads, sizes["heads"] // kv_heads, head_dim, head_dim, 4.0 * head_dim, False
     )
     backend = backend_by_name(sizes["predicted_backend"], target.hardware)
-    one = np.ones(1)
+    single = np.ones(1)
 
     def seconds(batch_size: float) -> float:
         terms = attention_terms(
             target.hardware,
             heads,
             batch_size=int(batch_size),
-            cached_tokens=sizes["context"] + one,
-            positions=one,
+            cached_tokens=sizes["context"] + single,
+            positions=single,
             constants=target.calibration.attention,
             backend=backend,
         )
@@ -116,25 +117,27 @@ DEEPSEEK_V3 = {
 BLOCK_SCALES = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 
 
-def _latent(target: Target, sizes: Mapping[str, Any], batch_sizes: Floats) -> Floats | None:
+def _latent(target: Target, one: Set, batch_sizes: Floats) -> Floats | None:
     """Attention and projections of a layer of DeepSeek-V3 with these heads on a rank."""
+    sizes = one["essentials"]
     if sizes["dtype"] not in ("bfloat16", "fp8_block"):
         return None
     heads = {name: sizes["heads"] for name in ("num_attention_heads", "num_key_value_heads")}
     scales = {"quantization_config": BLOCK_SCALES} if sizes["dtype"] == "fp8_block" else {}
     shape = shape_from_config({**DEEPSEEK_V3, **heads, **scales})
     serving = Serving(sizes["predicted_backend"], capture_sizes=())
-    one = np.ones(1)
+    single = np.ones(1)
 
     def seconds(batch_size: float) -> float:
-        step = Step(shape, target, serving, int(batch_size), sizes["context"], one)
+        step = Step(shape, target, serving, int(batch_size), sizes["context"], single)
         parts = step.parts()
         return float((parts["attention"] + parts["projections"]).seconds()[0])
 
     return np.array([seconds(batch_size) for batch_size in batch_sizes])
 
 
-def _all_reduce(target: Target, sizes: Mapping[str, Any], elements: Floats) -> Floats | None:
+def _all_reduce(target: Target, one: Set, elements: Floats) -> Floats | None:
+    sizes = one["essentials"]
     link = target.hardware.link_bytes_per_second
     return all_reduce_seconds(target.calibration.link, link, sizes["ranks"], 2.0 * elements)
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.public_routing import Drawn
+from benchmarks.public_routing import dealt_rows
 from benchmarks.public_seconds import TYPES, gated
+from benchmarks.public_tiles import release_of
 from vllm_nfp.principle.hardware import Hardware
 
 Floats = NDArray[np.float64]
@@ -75,7 +76,7 @@ def usable_points(one: Mapping[str, Any], hardware: Hardware) -> tuple[Floats, F
     points, times = points.reshape(-1, 2).T
     sizes = one["essentials"]
     if one["kind"] == "routed_experts" and sizes["dtype"] in TYPES:
-        drawn = Drawn(sizes["experts"], sizes["topk"], sizes["routing"])
+        drawn = dealt_rows(one, release_of(one))
         gemms = gated(sizes, TYPES[sizes["dtype"]][1], False)
         read = drawn.awake(points) * sum(gemm.weight_traffic for gemm in gemms)
         kept = hardware.l2_bytes / (2 if hardware.generation in HALVES else 1)

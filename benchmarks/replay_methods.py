@@ -14,6 +14,9 @@ from benchmarks.replay_recorded import POSITIONS, Cell, Server
 from vllm_nfp.config import DEFAULT_POSITIONS
 from vllm_nfp.crossing import count_free
 from vllm_nfp.draft.acceptance import constant
+from vllm_nfp.draft.curve import StepCurve
+from vllm_nfp.draft.demand import Demand
+from vllm_nfp.draft.schedule import best_length
 from vllm_nfp.session.agenda_maker import (
     MODULE_GRAPH,
     MOST_CANDIDATES,
@@ -27,12 +30,10 @@ from vllm_nfp.surface import (
     Hyperparameters,
     Prior,
     boundary,
-    draft_length,
 )
 from vllm_nfp.types import Module, PairResult, Shape
 
 EPSILONS = (0.05, 0.1, 0.2)
-SLACK = 0.0
 DECISIONS = decisions_at(POSITIONS, EPSILONS)
 
 
@@ -68,7 +69,7 @@ class Answers(Protocol):
         ...
 
     def draft(self, cell: Cell, acceptance: float) -> int:
-        """The draft length."""
+        """The draft length, by the rule that servers are answered with."""
         ...
 
 
@@ -178,10 +179,11 @@ class SurfaceAnswers:
     def draft(self, cell: Cell, acceptance: float) -> int:
         """See :class:`Answers`."""
         found = self._at(Module.MODEL, cell, fine=True)
-        tokens = np.array(
-            [constant(acceptance).expected_tokens(int(n) - 1) for n in found.positions]
-        )
-        return draft_length(found, tokens, np.zeros(len(tokens)), SLACK).draft_length
+        ends = zip(*(end.tolist() for end in found.interval), strict=True)
+        points = zip(found.positions.tolist(), found.ratio.tolist(), strict=True)
+        # t(1) in seconds changes nothing where drafts cost nothing.
+        curve = StepCurve(*cell, 1.0, tuple(points), intervals=tuple(ends))
+        return best_length(curve, Demand(constant(acceptance)))
 
 
 CAPTURE_SECONDS_PER_LAYER = 1.2e-3

@@ -96,10 +96,10 @@ def _seconds(
         sizes = one["essentials"]
         experts, chosen = sizes["experts"], sizes["topk"]
         routing = Routing(experts, chosen, skewed_shares(experts, chosen, skew))
-        return expert_seconds(target, sizes, points, routing)
+        return expert_seconds(target, one, points, routing)
     if one["kind"] == "whole_model":
         return whole_seconds(target, one, points)
-    return KINDS[one["kind"]](target, one["essentials"], points)
+    return KINDS[one["kind"]](target, one, points)
 
 
 def within(scored: Sequence[Scored]) -> list[float]:

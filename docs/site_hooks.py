@@ -27,6 +27,7 @@ NAV = {
         "glossary.md",
         "draft-lengths.md",
         "draft-control.md",
+        "adaptive-verification.md",
         "predict.md",
         "devices.md",
         "predicted-drafts.md",

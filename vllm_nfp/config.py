@@ -131,6 +131,10 @@ class ProbeConfig:
     vLLM's graph memory. It limits how many shapes have graphs at a time; graphs of others are
     captured when needed. None: 64, or 2048 with several ranks, where each shape keeps its
     graphs."""
+    state_memory_mib: Annotated[int, _from(1, 1 << 20, "MiB")] = 1024
+    """Maximum memory for recurrent states of the probe's own, in MiB, on each GPU; used only where
+    layers keep a state (Gated DeltaNet, Mamba 2, ...). All layers share it. Shapes whose states of
+    one layer exceed it are not probed."""
     host_memory_mib: Mebibytes | None = None
     """Maximum growth of the worker's own resident memory (pages of files are not counted), in MiB.
     Above it, a shape gets CUDA graphs
@@ -165,6 +169,9 @@ class ProbeConfig:
     """Minimum gain in goodput, as a fraction, to switch to another draft length."""
     draft_trial_loss: Half = 0.005
     """Maximum fraction of goodput that trials of other draft lengths may cost."""
+    verification_costs: bool = False
+    """Give vLLM's adaptive verification the measured costs of steps. Other drafts are then
+    verified, so that batches have other shapes and low-order bits of outputs may differ."""
     layer_histograms: bool = False
     """Export vllm_nfp_layer_latency_seconds: one histogram per timed layer and module."""
     seed: Annotated[int, _from(0, (1 << 32) - 1, "a seed")] = 0

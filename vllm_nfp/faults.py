@@ -25,6 +25,7 @@ STAGES = (
     "collect",
     "step_times",
     "draft_control",
+    "verification",
 )
 STUCK = "stuck_event"
 """Not an error but a device that never passes another mark."""

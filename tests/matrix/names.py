@@ -61,6 +61,15 @@ READ = (
     ("vllm.v1.outputs", ("sampled_token_ids",)),
 )  # fmt: skip
 """Module -> texts that it must hold, since the probe reads these attributes."""
+READ_SINCE_0_32 = (
+    (V2, ("self.adaptive_verification",)),
+    ("vllm.v1.worker.gpu.spec_decode.adaptive_verification",
+     ("self.cost_tables", "self.num_bonus_tokens = ", "self.num_speculative_steps = ",
+      "self._stale_confidences = ", "self._stale_idx = ", "self._batch_budget = ",
+      "draft_cost_ms, verify_cost_ms = self.cost_tables")),
+    ("vllm.config.speculative", ("enable_adaptive_verification: bool",)),
+)  # fmt: skip
+"""The same of what vLLM has since 0.32."""
 OPTIONAL = {("vllm.v1.worker.step_observer", "*")}
 """The extension point of patches/."""
 
@@ -165,7 +174,9 @@ def missing(tree: Path) -> list[str]:
         f"{target.name}: missing, needed for {target.feature}"
         for target in sources.missing_targets(tree, versions.parse_release(release_of(tree)))
     ]
-    for module, texts in READ:
+    release = versions.parse_release(release_of(tree))
+    newer = READ_SINCE_0_32 if release is None or release >= (0, 32) else ()
+    for module, texts in (*READ, *newer):
         path = file_of(tree, module)
         text = "" if path is None else path.read_text(encoding="utf-8")
         found += [f"{module}: no {wanted!r}" for wanted in texts if wanted not in text]

@@ -9,9 +9,13 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import Counter as Counted
 
 from vllm_nfp.cli import main
 from vllm_nfp.draft import sources
+from vllm_nfp.metrics.collector import NfpCollector
+from vllm_nfp.metrics.families import recommendation
 from vllm_nfp.principle import (
     Target,
     default_calibration,
@@ -25,6 +29,8 @@ from vllm_nfp.principle.prediction import predict
 from vllm_nfp.principle.step import Step
 from vllm_nfp.report import render
 from vllm_nfp.results.profile import Profile
+from vllm_nfp.results.snapshot import Snapshot, engine_file, write_snapshot
+from vllm_nfp.types import State
 
 MOE = {
     "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "hidden_size": 1024,
@@ -148,3 +154,48 @@ def test_a_report_reads_the_curves_of_the_profile_once(
     monkeypatch.setattr(sources, "curves_of_rows", counting)
     render(dense_profile)
     assert len(calls) == 1
+
+
+def test_a_schedule_is_made_again_only_for_other_inputs(
+    dense_profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[object] = []
+    make = recommendation.make_schedule
+    monkeypatch.setattr(
+        recommendation, "make_schedule", lambda *a, **k: made.append(a) or make(*a, **k)
+    )
+    labels = {"model_name": "m", "engine": "0"}
+    registry = CollectorRegistry()
+    names = ("drafts", "draft_tokens", "accepted_tokens_per_pos")
+    drafts, drafted, accepted = (
+        Counted(
+            f"vllm:spec_decode_num_{name}",
+            "-",
+            [*labels, *(["position"] if name.endswith("pos") else [])],
+            registry=registry,
+        )
+        for name in names
+    )
+    drafts.labels(**labels).inc(100)
+    drafted.labels(**labels).inc(100)
+    accepted.labels(**labels, position="0").inc(70)
+
+    def write(curves: int) -> None:
+        snapshot = Snapshot("m", "0", State.STEADY, curves=dense_profile.curves[:curves])
+        write_snapshot(engine_file(str(tmp_path), "0"), snapshot)
+
+    collector = NfpCollector(str(tmp_path), None, registry)
+    whole = CollectorRegistry()
+    whole.register(collector)
+    write(len(dense_profile.curves))
+    first = generate_latest(whole)
+    assert b"vllm_nfp_recommended_draft_length{" in first
+    generate_latest(whole)
+    assert len(made) == 1
+    drafts.labels(**labels).inc(900)  # acceptance has changed
+    drafted.labels(**labels).inc(900)
+    generate_latest(whole)
+    assert len(made) == 2
+    write(len(dense_profile.curves) - 1)  # the step times have changed
+    generate_latest(whole)
+    assert len(made) == 3

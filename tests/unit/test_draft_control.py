@@ -57,7 +57,10 @@ class Scheduler:
         self.vllm_config = SimpleNamespace(
             model_config=SimpleNamespace(served_model_name="toy"),
             parallel_config=parallel,
-            speculative_config=SimpleNamespace(method=changes.get("method", "ngram")),
+            speculative_config=SimpleNamespace(
+                method=changes.get("method", "ngram"),
+                enable_adaptive_verification=changes.get("adaptive", False),
+            ),
             compilation_config=SimpleNamespace(cudagraph_mode=None, cudagraph_capture_sizes=[]),
         )
         self.seen: list[int] = []

@@ -58,6 +58,10 @@ def ec_transfer(name: str, module: str | None = None) -> Any:
     )
 
 
+UNKNOWN_HYBRID = {
+    "model_config__is_hybrid": True,
+    "model_config__hf_config": SimpleNamespace(architectures=["JambaForCausalLM"]),
+}
 EAGER_LORA = {"lora_config": object(), "model_config__enforce_eager": True}
 EXPERTS_IN_PARALLEL = {"parallel_config__data_parallel_size": 4, "model_config__is_moe": True}
 
@@ -70,7 +74,7 @@ EXPERTS_IN_PARALLEL = {"parallel_config__data_parallel_size": 4, "model_config__
         (EXPERTS_IN_PARALLEL, "--data-parallel-size 4"),
         ({"parallel_config__use_ubatching": True}, "--enable-dbo"),
         ({"parallel_config__enable_eplb": True}, "--enable-eplb"),
-        ({"model_config__is_hybrid": True}, "recurrent (mamba) state"),
+        (UNKNOWN_HYBRID, "recurrent (mamba) state"),
         ({"model_config__is_encoder_decoder": True}, "encoder-decoder"),
         ({"model_config__runner_type": "pooling"}, "'pooling' decodes nothing"),
         ({"model_config__enable_sleep_mode": True}, "sleep mode"),
@@ -194,7 +198,12 @@ def test_a_step_is_told_from_the_scheduler_output_alone() -> None:
         scheduled({"a": 1, "b": 4}, computed=(100, 200)), decode_positions=4, limits=LIMITS
     )
     assert step is not None
-    assert (step.batch_size, step.context, step.positions, step.decode) == (2, 150, 4, True)
+    assert (step.batch_size, step.context, step.positions, step.decode) == (2, 150, 3, True)
+    assert step.mean_positions == 2.5, "one sequence has no drafts"
+    long = step_of(
+        scheduled({"a": 1, "b": 5}, computed=(100, 200)), decode_positions=4, limits=LIMITS
+    )
+    assert long is not None and not long.decode, "the longest decides, not the mean"
     chunk = step_of(scheduled({"a": 64}, computed=(100,)), decode_positions=4, limits=LIMITS)
     assert chunk is not None and not chunk.decode
     first = step_of(scheduled({"a": 1}, new=1), decode_positions=4, limits=LIMITS)

@@ -82,6 +82,9 @@ class Observer:
         if self.active:
             self.told.append(scheduler_output)
 
+    def trimmed(self, tokens: int) -> None:
+        self.told.append(tokens)
+
     def after_step(self) -> None:
         if self.active:
             self.told.append("launched")

@@ -207,7 +207,9 @@ def test_report_recommend_metric_and_watch_choose_one_draft_length(
 def costs() -> Iterator[tuple[str, dict[str, float], DraftCost]]:
     yield "ngram", {}, DraftCost()
     yield "ngram_gpu", {"b8": 0.001}, DraftCost()
-    yield "eagle3", {"b1": 1e-4, "b8": 2e-4, "b32": 9e-4}, DraftCost(seconds_per_token=2e-4)
+    told = {"b1": 1e-4, "b8": 2e-4, "b32": 9e-4}
+    by_batch = ((1, 1e-4), (8, 2e-4), (32, 9e-4))
+    yield "eagle3", told, DraftCost(seconds_per_token=2e-4, by_batch=by_batch)
     yield "mtp", {"b1": 0.0, "b8": 5e-5}, DraftCost(seconds_per_token=5e-5)
 
 

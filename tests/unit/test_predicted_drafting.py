@@ -138,6 +138,16 @@ def test_every_caveat_of_the_prediction_is_repeated_and_nothing_is_called_measur
     assert "measured" not in text
 
 
+def test_what_constants_rest_on_is_a_note_and_a_warning_only_where_none_were_fitted(
+    tmp_path: Path,
+) -> None:
+    said = run(QWEN_3_8B, tmp_path, "--batch-sizes", "1").output
+    assert "Note: Constants: fitted to" in said
+    assert "Warning: Constants" not in said
+    elsewhere = run(QWEN_3_8B, tmp_path, "--batch-sizes", "1", "--hardware", "MI325X").output
+    assert "Warning: Constants: not fitted to MI325X" in elsewhere
+
+
 def test_leaving_the_graphs_is_told(tmp_path: Path) -> None:
     result = run(QWEN_3_8B, tmp_path, "--batch-sizes", "128", "--acceptance", "0.95")
     assert "steps leave the CUDA graphs" in " ".join(result.output.split())

@@ -143,7 +143,7 @@ def test_a_draft_model_is_a_model() -> None:
         ("draft_model", LLAMA_3_8B, None, "draft_model is needed"),
         ("draft_model", LLAMA_3_8B, {"model_type": "x"}, "draft model's config cannot be used"),
         ("eagle3", LLAMA_3_8B, {**ONE_HEAD, "draft_vocab_size": "many"}, "is no size: 'many'"),
-        ("medusa", LLAMA_3_8B, None, "'medusa' is not predicted: mtp, eagle"),
+        ("medusa", LLAMA_3_8B, None, "'medusa' is not predicted, only those of mtp, eagle"),
     ],
 )
 def test_refusals(

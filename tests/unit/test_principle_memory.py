@@ -107,3 +107,14 @@ def test_recommend_keeps_the_caveats_and_says_nothing_was_measured(tmp_path: Pat
         "steps leave the CUDA graphs, and the host's launch time is not predicted",
     ):
         assert caveat in shown
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_the_cache_grows_by_what_the_model_facts_say(indexed: bool) -> None:
+    """The indexer's keys too."""
+    indexer = {"index_topk": 2048, "index_n_heads": 64, "index_head_dim": 128}
+    shape = shape_from_config({**DEEPSEEK_V3, **(indexer if indexed else {})})
+    grown = cache_bytes(shape, 1, 9000) - cache_bytes(shape, 1, 8000)
+    token = 61 * (2 * 576 + (128 + 4) * indexed)
+    assert grown / 1000 == pytest.approx(token)
+    assert model_facts(shape).kv_bytes_per_token == token

@@ -187,7 +187,9 @@ def test_modelopt_fp8() -> None:
         exclude_modules=["lm_head"],
     )
     assert (shape.quantization, shape.weight_bytes, shape.kv_bytes) == ("fp8", 1, 1)
-    with pytest.raises(ShapeError, match=r"quantization 'modelopt' is not recognised"):
+    with pytest.raises(
+        ShapeError, match="'modelopt' has a quant_algo that is not read: 'W4A8_AWQ'"
+    ):
         quantized(LLAMA_3_8B, quant_method="modelopt", quant_algo="W4A8_AWQ")
 
 
@@ -271,10 +273,13 @@ def test_older_files_call_it_compression_config() -> None:
 @pytest.mark.parametrize(
     ("quantization", "message"),
     [
-        ({"quant_method": "bitsandbytes"}, "'bitsandbytes' is not recognised"),
+        ({"quant_method": "bitsandbytes"}, "'bitsandbytes' has no format that is read"),
         ({}, "quantization '' is not recognised"),
         ({"quant_method": ["fp8"]}, "quantization a list is not recognised"),
-        (compressed({**FP8, "num_bits": 4}, FP8), "'compressed-tensors' is not recognised"),
+        (
+            compressed({**FP8, "num_bits": 4}, FP8),
+            "'compressed-tensors' has no format that is read",
+        ),
         ({"quant_method": "gptq", "bits": 0}, "bits of quantization_config .* not 0"),
         ({"quant_method": "gptq", "bits": 10**9}, "bits of quantization_config .* from 1 to 8"),
         ({"quant_method": "awq"}, "bits of quantization_config .* not None"),

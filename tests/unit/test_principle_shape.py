@@ -105,7 +105,7 @@ def test_latent_cache_is_one_head_on_every_rank() -> None:
         (
             {"model_type": "new", "hidden_size": 64},
             "'new' is not a known family .*lacks num_hidden_layers, num_attention_heads, "
-            "vocab_size, intermediate_size: say assume_dense=True",
+            "vocab_size, intermediate_size, so that it cannot be read as dense. Measure it",
         ),
         ({**LLAMA_3_8B, "model_type": "new"}, "'new' .* all dense fields are there"),
         (without(LLAMA_3_8B, "vocab_size"), "^the llama config lacks vocab_size: "),

@@ -49,7 +49,7 @@ def test_quark_by_wildcards() -> None:
         {"dtype": "fp4", "group_size": 32}, FP8, layer_quant_config=layers, exclude=["*self_attn*"]
     )
     assert bits(quantized(LLAMA_3_8B, **given)) == (16, pytest.approx((2 * 4.25 + 8) / 3))
-    with pytest.raises(ShapeError, match="'quark' is not recognised"):
+    with pytest.raises(ShapeError, match="'quark' has a global_quant_config that is not read"):
         quantized(LLAMA_3_8B, **quark({"dtype": "int3"}))
 
 
@@ -76,7 +76,9 @@ def test_torchao(kind: Config, expected: str, stored: float) -> None:
 def test_torchao_by_a_plain_name() -> None:
     shape = quantized(LLAMA_3_8B, quant_method="torchao", quant_type="int4_weight_only")
     assert 8 * shape.weight_bytes == 4.125
-    with pytest.raises(ShapeError, match="'torchao' is not recognised"):
+    with pytest.raises(
+        ShapeError, match="'torchao' has a quant_type that is not read: 'int2_weight_only'"
+    ):
         quantized(LLAMA_3_8B, quant_method="torchao", quant_type="int2_weight_only")
 
 
@@ -147,3 +149,145 @@ def test_experts_and_the_rest_in_formats_of_their_own() -> None:
 def test_a_block_scaled_kind_stays_one() -> None:
     shape = quantized(DEEPSEEK_V3, quant_method="fp8", weight_block_size=[128, 128])
     assert shape.quantization == "fp8_block"
+
+
+INT4 = {"type": "int", "num_bits": 4, "group_size": 128}
+NVFP4 = {"type": "float", "num_bits": 4, "group_size": 16}
+
+
+def grouped(*groups: tuple[list[str], Config], **other: Any) -> ModelShape:
+    """LLAMA_3_8B with groups of targets and weights as compressed-tensors writes them."""
+    found = {
+        f"group_{index}": {"targets": targets, "weights": weights, "input_activations": None}
+        for index, (targets, weights) in enumerate(groups)
+    }
+    return quantized(LLAMA_3_8B, quant_method="compressed-tensors", config_groups=found, **other)
+
+
+def test_a_group_names_modules_beside_all_linear_ones() -> None:
+    assert 8 * grouped((["Linear"], NVFP4)).lm_head_weight_bytes == 16
+    assert 8 * grouped((["Linear", "lm_head"], NVFP4)).lm_head_weight_bytes == 4.5
+
+
+@pytest.mark.parametrize("name", ["FusedMoE", "RoutedExperts"])
+def test_a_group_for_the_class_of_experts(name: str) -> None:
+    groups = {
+        "dense": {"targets": ["Linear"], "weights": INT4},
+        "experts": {"targets": [name], "weights": NVFP4},
+    }
+    shape = quantized(QWEN_3_30B_A3B, quant_method="compressed-tensors", config_groups=groups)
+    assert (8 * shape.weight_bytes, 8 * shape.expert_weight_bytes) == (4.125, 4.5)
+
+
+def test_a_config_may_be_about_the_cache_alone() -> None:
+    shape = grouped(kv_cache_scheme={"type": "float", "num_bits": 8})
+    assert (shape.quantization, shape.weight_bytes, shape.kv_bytes) == ("none", 2, 1)
+
+
+def test_sparse_weights_are_refused_by_their_name() -> None:
+    with pytest.raises(ShapeError, match="sparsity_config has the format 'sparse-24-bitmask'"):
+        grouped((["Linear"], INT4), sparsity_config={"format": "sparse-24-bitmask"})
+    grouped((["Linear"], INT4), sparsity_config={"format": "dense"})
+
+
+@pytest.mark.parametrize(
+    ("target", "layers"),
+    [
+        (r"re:.*layers\.(?:[0-9]|1[0-5])\.mlp\.(?:gate|up|down)_proj$", 16),
+        (r"re:.*layers\.(1[6-9]|2[0-9]|3[01])\.mlp.*", 16),
+    ],
+)
+def test_expressions_with_ranges_in_groups(target: str, layers: int) -> None:
+    shape = grouped(([target], INT4))
+    stored = (layers * 4.125 + (32 - layers) * 16) / 32
+    assert bits(shape) == (16, pytest.approx(stored))
+
+
+def test_modelopt_by_module_with_modules_left_plain() -> None:
+    layers = {
+        **{
+            f"model.layers.{i}.self_attn.{p}_proj": {"quant_algo": "FP8"}
+            for i in range(32)
+            for p in "qkvo"
+        },
+        **{
+            f"model.layers.{i}.mlp.{p}_proj": {"quant_algo": "UNQUANTIZED"}
+            for i in range(32)
+            for p in ("gate", "up", "down")
+        },
+    }
+    given = {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"}
+    assert bits(quantized(LLAMA_3_8B, **given, quantized_layers=layers)) == (8, 16)
+    layers = {
+        f"model.layers.{i}.mlp.experts": {"quant_algo": "FP8_BLOCK_SCALES"} for i in range(48)
+    }
+    shape = quantized(QWEN_3_30B_A3B, **given, quantized_layers=layers)
+    assert (shape.quantization, shape.weight_bytes, shape.expert_weight_bytes) == (
+        "fp8_block",
+        2,
+        1,
+    )
+
+
+def test_modelopt_by_groups_alone() -> None:
+    fp8 = {"type": "float", "num_bits": 8}
+    groups = {
+        "group_0": {"weights": fp8, "input_activations": fp8, "targets": ["re:.*self_attn.*"]},
+        "group_1": {"weights": NVFP4, "targets": ["re:.*mlp.*"]},
+    }
+    given = {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "config_groups": groups}
+    assert bits(quantized(LLAMA_3_8B, **given)) == (8, 4.5)
+
+
+def test_awq_as_its_own_tool_names_groups() -> None:
+    shape = quantized(LLAMA_3_8B, quant_method="awq", w_bit=4, q_group_size=64)
+    assert 8 * shape.weight_bytes == 4.25
+
+
+def test_auto_round_with_expressions() -> None:
+    extra = {r"\.self_attn\..*": {"bits": 16, "data_type": "float"}}
+    given = {"quant_method": "auto-round", "bits": 4, "group_size": 128, "extra_config": extra}
+    assert bits(quantized(LLAMA_3_8B, **given)) == (16, 4.125)
+
+
+def test_quark_without_a_format_for_all() -> None:
+    fp4 = {"weight": {"dtype": "fp4", "group_size": 32}, "input_tensors": {"dtype": "fp4"}}
+    shape = quantized(LLAMA_3_8B, **quark(None, layer_quant_config={"*mlp*": fp4}))
+    assert bits(shape) == (16, 4.25)
+    by_class = {"Linear": {"weight": FP8, "input_tensors": FP8}}
+    assert bits(quantized(LLAMA_3_8B, **quark(None, layer_type_quant_config=by_class))) == (8, 8)
+    with pytest.raises(ShapeError, match="'quark' has a global_quant_config"):
+        quantized(LLAMA_3_8B, **quark(None))
+
+
+def test_quark_with_6_bits() -> None:
+    shape = quantized(LLAMA_3_8B, **quark({"dtype": "fp6_e3m2", "group_size": 32}))
+    assert (shape.quantization, 8 * shape.weight_bytes) == ("wna16", 6.25)
+
+
+@pytest.mark.parametrize("kind", ["IntxWeightOnlyConfig", "Int8DynamicActivationIntxWeightConfig"])
+def test_torchao_with_a_type_of_any_width(kind: str) -> None:
+    data = {
+        "weight_dtype": {"_type": "torch.dtype", "_data": "int3"},
+        "weight_granularity": {"_type": "PerGroup", "_data": {"group_size": 32}},
+    }
+    given = {"default": {"_type": kind, "_data": data}}
+    shape = quantized(LLAMA_3_8B, quant_method="torchao", quant_type=given)
+    assert (shape.quantization, 8 * shape.weight_bytes) == ("wna16", 3.5)
+    data["weight_dtype"] = {"_type": "torch.dtype", "_data": "float32"}
+    with pytest.raises(ShapeError, match="'torchao' has a quant_type that is not read"):
+        quantized(LLAMA_3_8B, quant_method="torchao", quant_type=given)
+
+
+def test_fp_quant_and_experts_alone() -> None:
+    shape = quantized(LLAMA_3_8B, quant_method="fp_quant", forward_dtype="nvfp4")
+    assert 8 * shape.weight_bytes == 4.5
+    shape = quantized(QWEN_3_30B_A3B, quant_method="experts_int8")
+    assert (8 * shape.weight_bytes, 8 * shape.expert_weight_bytes) == (16, 8)
+
+
+def test_names_of_other_parts_take_no_time() -> None:
+    """Wildcards with a digit are asked for each layer, unless they are of no layer at all."""
+    others = [f"mtp.layers.{i}.*.{j}*" for i in range(40) for j in range(40)]
+    shape = quantized(QWEN_3_30B_A3B, quant_method="fp8", ignore=others)
+    assert shape.weight_bytes == 1

@@ -400,7 +400,11 @@ def test_a_servers_controller_tells_what_a_draft_costs(served: Any) -> None:
     served(metrics() + told)
     values = json.loads(run(URL, "--draft-method", "eagle", "--json").stdout)
     assert values["draft_cost"]["seconds_per_token"] == pytest.approx(3e-4)
-    assert any("each drafted token takes 0.3 ms" in text for text in values["assumptions"])
+    assert values["draft_cost_by_batch"] == [[1, 2e-4], [8, 3e-4], [64, 9e-4]]
+    assert any(
+        "each drafted token takes 0.2 ms at B=1 and 0.9 ms at B=64 with eagle" in text
+        for text in values["assumptions"]
+    )
     given = json.loads(run(URL, "--draft-method", "eagle", "--draft-cost", "0.01", "--json").stdout)
     assert given["draft_cost"]["seconds_per_token"] == 0.01
     look_up = json.loads(run(URL, "--json").stdout)

@@ -147,7 +147,7 @@ def test_what_is_handed_over_can_be_read_back(results: Results, tmp_path: Path) 
 
 
 def steps(count: int, timed: int, seconds: float, cell: tuple[int, int] = (5, 704)) -> RealSteps:
-    return RealSteps(Shape(6, 1024, 1), Shape(*cell, 1), count, timed, seconds)
+    return RealSteps(Shape(6, 1024, 1), Shape(*cell, 1), count, timed, seconds, 1.0)
 
 
 def test_medians_of_steps_are_told_once_enough_were_timed_and_when_they_move() -> None:
@@ -173,12 +173,26 @@ def test_real_steps_inform_the_surface(results: Results) -> None:
     assert results.surface.version > before
 
 
+@pytest.mark.parametrize(
+    ("mean", "informs"), [(4.0, True), (4.03, True), (4.2, False), (3.6, False)]
+)
+def test_steps_of_unequal_lengths_inform_the_surface_where_their_mean_is_whole(
+    results: Results, mean: float, informs: bool
+) -> None:
+    results.update(0.0)
+    before = results.surface.version
+    kind, shape = Shape(6, 1024, 4), Shape(5, 704, 4)
+    results.add_steps([RealSteps(kind, shape, ENOUGH, ENOUGH, 0.008, mean)], 1.0)
+    results.update(1.0)
+    assert (results.surface.version > before) is informs
+
+
 def test_traffic_is_where_the_time_goes_now_and_lately() -> None:
     traffic = Traffic()
     assert traffic.shares == {}
     traffic.update([steps(100, 10, 0.01, (1, 256))], 0.0)
     assert traffic.shares == {(1, 256): 1.0}
-    moved = RealSteps(Shape(32, 4096, 1), Shape(30, 3008, 1), 100, 10, 0.03)
+    moved = RealSteps(Shape(32, 4096, 1), Shape(30, 3008, 1), 100, 10, 0.03, 1.0)
     traffic.update([steps(100, 10, 0.01, (1, 256)), moved], 1.0)
     assert traffic.shares == pytest.approx({(1, 256): 0.25, (30, 3008): 0.75}, rel=0.01)
     traffic.update([], 3000.0)

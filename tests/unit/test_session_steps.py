@@ -32,7 +32,7 @@ from vllm_nfp.session import sample_log
 from vllm_nfp.session.output import LONGEST_WRITE_SECONDS, Measured, Output
 from vllm_nfp.session.session import Session
 from vllm_nfp.timing import HostClock, StepTimer
-from vllm_nfp.types import PairResult, Shape, State, Timing
+from vllm_nfp.types import EngineStep, PairResult, Shape, State, Timing
 
 PAIR = PairResult(
     *(Timing(Shape(1, 32, positions), 0.001, 0.0, {}, (), "none") for positions in (2, 1)),
@@ -48,9 +48,13 @@ class Prober:
         self.timer = StepTimer(HostClock())
         self.looked: list[int] = []
         self.unlooked = 0
+        self.cut: list[tuple[int | None, int]] = []
 
     def before_step(self, step: Any, stands_for: int) -> None:
         self.looked.append(stands_for)
+
+    def trimmed(self, step: EngineStep, stands_for: int) -> None:
+        self.cut.append((step.tokens, stands_for))
 
     def counters(self, graph_bytes: int) -> Counters:
         return Counters()
@@ -105,6 +109,16 @@ def test_a_sign_that_requests_wait_is_never_missed(
         session.before_step(output(4, 4))
     assert 400 - 14 <= sum(prober.looked) <= 400
     assert max(prober.looked) > 1, "the others have no look of their own"
+
+
+def test_what_vllm_cuts_is_told_of_the_steps_that_are_looked_at_alone(
+    session: Session, prober: Prober
+) -> None:
+    for _ in range(400):
+        session.before_step(output(4, 4))
+        session.trimmed(3)
+        session.after_step()
+    assert prober.cut == [(3, stands_for) for stands_for in prober.looked]
 
 
 def test_a_step_that_runs_nothing_is_no_step(session: Session, prober: Prober) -> None:

@@ -14,6 +14,7 @@ from vllm_nfp.timing import HostClock, Sampler, StepTimer, StepTimes
 from vllm_nfp.timing.sampling import LOOKED_AT_FIRST, LOOKED_ONE_IN
 from vllm_nfp.timing.series import SAMPLES_KEPT
 from vllm_nfp.timing.steps import MOST_KINDS, RING_SLOTS
+from vllm_nfp.types import EngineStep
 
 
 class Now:
@@ -25,9 +26,9 @@ class Now:
         return self.seconds
 
 
-def run(timer: StepTimer, now: Now, seconds: float, *kind: Any) -> None:
+def run(timer: StepTimer, now: Now, seconds: float, *kind: Any, stands_for: int = 1) -> None:
     timer.settle()
-    timer.describe(*kind)
+    timer.describe(EngineStep(*kind), stands_for)
     timer.begin()
     now.seconds += seconds
     timer.end()
@@ -50,10 +51,27 @@ def test_decode_steps_are_filed_by_kind_and_prompts_only_counted() -> None:
     assert rows[0].median_seconds == pytest.approx(0.011)
 
 
+def test_a_step_whose_drafts_are_cut_while_it_runs_is_filed_by_what_it_ran() -> None:
+    now = Now()
+    timer = StepTimer(HostClock(now))
+    planned = EngineStep(16, 900, 8, True, tokens=128)
+    for tokens in (40, 50):
+        timer.settle()
+        timer.describe(planned)
+        timer.begin()
+        timer.describe(planned.trimmed(tokens))
+        now.seconds += 0.01
+        timer.end()
+    timer.settle()
+    (kind,) = timer.times.kinds()
+    assert (kind.shape.positions, kind.timed) == (3, 2), "40 and 50 of 16 are both nearest to 3"
+    assert kind.mean_positions == pytest.approx(45 / 16)
+
+
 def test_a_step_that_ran_nothing_is_begun_again() -> None:
     now, seen = Now(), list[float]()
     timer = StepTimer(HostClock(now), seen.append)
-    timer.describe(1, 10, 1, True)
+    timer.describe(EngineStep(1, 10, 1, True))
     timer.begin()
     now.seconds += 100.0
     run(timer, now, 0.01, 1, 10, 1, True)
@@ -94,7 +112,7 @@ def test_the_hot_path_keeps_no_new_object() -> None:
     def steps(count: int) -> None:
         for _ in range(count):
             timer.settle()
-            timer.describe(4, 100, 1, True)
+            timer.describe(EngineStep(4, 100, 1, True))
             timer.begin()
             timer.end()
 
@@ -125,9 +143,9 @@ def test_a_median_counts_each_look_for_all_that_it_stands_for() -> None:
     timer = StepTimer(HostClock(now))
     # Of 32 steps of the kind, the 8 that are full of tokens take longer. All of these are seen.
     for _ in range(8):
-        run(timer, now, 0.030, 4, 100, 1, True, 1)
+        run(timer, now, 0.030, 4, 100, 1, True)
     for stands_for in (15, 1, 8):
-        run(timer, now, 0.010, 4, 100, 1, True, stands_for)
+        run(timer, now, 0.010, 4, 100, 1, True, stands_for=stands_for)
     timer.settle()
     (row,) = timer.times.latencies()
     assert (row.samples, row.median_seconds) == (32, pytest.approx(0.010))
@@ -141,8 +159,8 @@ def test_a_generous_budget_looks_at_all_steps() -> None:
 def test_a_step_counts_and_earns_for_all_that_it_stands_for() -> None:
     now, seen = Now(), list[float]()
     timer = StepTimer(HostClock(now), seen.append)
-    run(timer, now, 0.01, 4, 100, 1, True, 7)
-    run(timer, now, 0.5, 4, 100, 200, False, 3)
+    run(timer, now, 0.01, 4, 100, 1, True, stands_for=7)
+    run(timer, now, 0.5, 4, 100, 200, False, stands_for=3)
     timer.settle()
     assert seen == pytest.approx([0.07, 1.5])
     (row,) = timer.times.latencies()
@@ -157,7 +175,7 @@ def test_a_device_that_hangs_stops_the_count_once_the_ring_is_full(
     monkeypatch.setattr(clock, "ready", lambda _: False)
     for _ in range(10 * RING_SLOTS):
         timer.settle()
-        timer.describe(4, 100, 1, True)
+        timer.describe(EngineStep(4, 100, 1, True))
         timer.begin()
         timer.end()
     series = timer.times.of(4, 100, 1)

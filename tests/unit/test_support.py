@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_engine import EXPERTS_IN_PARALLEL, ec_transfer, kv_transfer
+from test_engine import EXPERTS_IN_PARALLEL, UNKNOWN_HYBRID, ec_transfer, kv_transfer
 from test_engine import config as accepted
 
 pytest.importorskip("vllm")
@@ -44,7 +44,7 @@ REFUSED: list[tuple[dict[str, Any], str, bool]] = [
     (EXPERTS_IN_PARALLEL, "--data-parallel-size 4", True),
     ({"parallel_config__use_ubatching": True}, "--enable-dbo", False),
     ({"parallel_config__enable_eplb": True}, "--enable-eplb", False),
-    ({"model_config__is_hybrid": True}, "recurrent (mamba) state", False),
+    (UNKNOWN_HYBRID, "recurrent (mamba) state", False),
     ({"model_config__is_attention_free": True}, "recurrent (mamba) state", False),
     ({"model_config__is_encoder_decoder": True}, "encoder-decoder", False),
     ({"model_config__enable_sleep_mode": True}, "sleep mode", True),
@@ -386,10 +386,8 @@ def ground_of(engine: Any, device: str = "cuda") -> Ground:
 
 
 def of_model(config: dict[str, Any], **changes: Any) -> Any:
-    return served(
-        model_config__hf_config=SimpleNamespace(to_dict=lambda: config, architectures=["M"]),
-        **changes,
-    )
+    hf_config = SimpleNamespace(to_dict=lambda: config, architectures=["M"])
+    return served(**{"model_config__hf_config": hf_config, **changes})
 
 
 @pytest.mark.parametrize("changes", [changes for changes, _, predicted in REFUSED if not predicted])

@@ -23,7 +23,6 @@ from vllm_nfp.surface import (
     answers,
     block_of,
     boundary,
-    draft_length,
     generic_prior,
     predicted_prior,
     questions,
@@ -201,20 +200,6 @@ def test_a_boundary_on_known_curves() -> None:
     assert boundary(flat([0.0, 0.3, 0.09], 0.05), 0.1).largest_free == 1
 
 
-def test_a_draft_length_takes_what_pays() -> None:
-    free = draft_length(flat([0.0, 0.0, 0.0]), np.array([1.0, 1.7, 2.19]), np.zeros(3))
-    assert (free.draft_length, free.lower, free.upper) == (2, 2, 2)
-    assert free.gain == pytest.approx(2.19) and free.expected_loss == 0.0
-    dear = draft_length(flat([0.0, 1.0, 2.0]), np.array([1.0, 1.7, 2.19]), np.zeros(3))
-    assert dear.draft_length == 0 and dear.gain == 1.0
-    slow_drafts = draft_length(
-        flat([0.0, 0.0, 0.0]), np.array([1.0, 1.7, 2.19]), np.array([0.0, 0.5, 1.5])
-    )
-    assert slow_drafts.draft_length == 1
-    unsure = draft_length(flat([0.0, 0.4, 0.7], 0.2), np.array([1.0, 1.7, 2.19]), np.zeros(3))
-    assert unsure.lower <= unsure.draft_length <= unsure.upper and unsure.expected_loss > 0.0
-
-
 def test_steps_without_a_graph_cost_launches(prior: Prior) -> None:
     cell = prior(32, 1024)
     assert cell.in_graph.tolist() == [32 * n <= 512 for n in range(1, 33)]
@@ -274,8 +259,7 @@ def test_real_steps_tell_how_t1_grows_with_the_batch(prior: Prior) -> None:
     known, unknown = (ask(prior, p, Module.MODEL, 8, 1024) for p in (after, before))
     assert known.covariance[at, at] < unknown.covariance[at, at]
     assert known.log_ratio[at] == pytest.approx(unknown.log_ratio[at], abs=0.01)
-    # Layers with a state are predicted as part of the rest, and not timed.
-    assert set(PART_OF) == set(Module) - {Module.MODEL, Module.LINEAR_ATTENTION}
+    assert set(PART_OF) == set(Module) - {Module.MODEL}
 
 
 def test_measured_launches_replace_the_expected_ones(prior: Prior) -> None:

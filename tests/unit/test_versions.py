@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from test_engine import UNKNOWN_HYBRID
 from test_engine import config as accepted
 
 from vllm_nfp import cpu_setup, releases
@@ -51,7 +52,7 @@ def test_releases_that_ignore_draft_schedules_say_so_in_both_places() -> None:
 def test_no_configuration_stands_in_the_way_of_the_passive_mode(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    hybrid = accepted(model_config__is_hybrid=True)
+    hybrid = accepted(**UNKNOWN_HYBRID)
     monkeypatch.setattr(versions, "installed_version", lambda: "0.32.0")
     assert support.decide(hybrid).mode is Mode.PASSIVE
     assert "recurrent" in support.decide(hybrid).reason

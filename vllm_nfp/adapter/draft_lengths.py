@@ -17,13 +17,14 @@ from typing import Any
 from vllm_nfp.adapter import targets
 from vllm_nfp.adapter.patch import PatchSet
 from vllm_nfp.config import ConfigError, ProbeConfig
+from vllm_nfp.draft.methods import DRAFT_METHODS, MTP_NAMES, ONE_LENGTH, PARALLEL
 
 logger = logging.getLogger("vllm.nfp")
 
 DEFAULT_LENGTHS = (0, 1, 2, 3, 4, 6, 8, 12, 16)
 """What is chosen from unless draft_lengths is given, up to num_speculative_tokens."""
-METHODS = ("ngram", "ngram_gpu", "eagle", "eagle3", "mtp", "draft_model", "dflash")
-"""Draft methods whose proposers are known to follow a length that changes between steps."""
+METHODS = tuple(name for name in DRAFT_METHODS if name not in ONE_LENGTH)
+"""Draft methods whose drafts follow a length that changes between steps."""
 _TABLE = "num_speculative_tokens_per_batch_size"
 _SHORT_FLAGS = {
     "spec_method": "method",
@@ -31,6 +32,8 @@ _SHORT_FLAGS = {
     "spec_tokens": "num_speculative_tokens",
 }
 """vLLM's flags for a single setting of --speculative-config."""
+_TWICE = object()
+"""A setting is given by a short flag and in --speculative-config: vLLM refuses it."""
 
 
 def candidate_lengths(
@@ -63,6 +66,21 @@ def control_speculation(args: argparse.Namespace) -> None:
     Raises:
         ConfigError: if this speculation cannot be controlled; says why and what to do.
     """
+    settings = given_speculation(args)
+    if settings is _TWICE:
+        return
+    parallel = vars(args).get("data_parallel_size") or 1
+    args.speculative_config = prepare_speculation(settings, parallel)
+    for dest in _SHORT_FLAGS:
+        setattr(args, dest, None)
+
+
+def given_speculation(args: argparse.Namespace) -> Any:
+    """--speculative-config and its short flags together.
+
+    Returns:
+        Any: a mapping; None without speculation; no mapping where vLLM will refuse what was given.
+    """
     flags = vars(args)
     settings = flags.get("speculative_config")
     short = {
@@ -71,12 +89,9 @@ def control_speculation(args: argparse.Namespace) -> None:
     if isinstance(settings, Mapping) or (settings is None and short):
         given = dict(settings or {})
         if set(given) & set(short):
-            return
+            return _TWICE
         settings = {str(name).replace("-", "_"): v for name, v in {**given, **short}.items()}
-    parallel = flags.get("data_parallel_size") or 1
-    args.speculative_config = prepare_speculation(settings, parallel)
-    for dest in _SHORT_FLAGS:
-        setattr(args, dest, None)
+    return settings
 
 
 def prepare_speculation(settings: Any, data_parallel_size: int) -> Any:
@@ -101,9 +116,14 @@ def prepare_speculation(settings: Any, data_parallel_size: int) -> Any:
             f"add it"
         )
     method = settings.get("method")
-    if method is not None and method not in METHODS and not str(method).endswith("_mtp"):
+    if method is not None and (method not in METHODS and method not in MTP_NAMES):
         raise ConfigError(
             f"{flag} does not support the draft method {method!r}; it supports {', '.join(METHODS)}"
+        )
+    if settings.get("parallel_drafting") and method in PARALLEL:
+        raise ConfigError(
+            f"{flag} does not support parallel_drafting with {method}, whose passes are made for "
+            f"num_speculative_tokens drafts: leave one of the two out"
         )
     if data_parallel_size > 1:
         raise ConfigError(

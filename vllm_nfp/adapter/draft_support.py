@@ -6,6 +6,8 @@ from typing import Any
 
 from vllm_nfp.adapter import versions
 from vllm_nfp.adapter.draft_lengths import METHODS
+from vllm_nfp.adapter.drafts_asked import YIELDS
+from vllm_nfp.adapter.verification import FIRST_RELEASE
 from vllm_nfp.adapter.versions import Mode
 
 
@@ -16,8 +18,8 @@ def refusal(scheduler: Any) -> str | None:
         return f"{release.reason}; nor are draft lengths controlled there"
     config = scheduler.vllm_config
     speculation = config.speculative_config
-    if speculation is None:
-        return "the server drafts nothing: add --speculative-config"
+    if speculation is None or verifies_adaptively(speculation):
+        return YIELDS if speculation else "the server drafts nothing: add --speculative-config"
     if scheduler.dynamic_sd_lookup is None:
         return (
             "no table of draft lengths is configured, or vLLM has dropped it (as under data "
@@ -31,6 +33,11 @@ def refusal(scheduler: Any) -> str | None:
     if config.parallel_config.pipeline_parallel_size > 1:
         return "pipeline parallelism is not supported: several steps are under way at once"
     return None
+
+
+def verifies_adaptively(speculation: Any) -> bool:
+    """Whether vLLM itself chooses at every step which drafts are verified."""
+    return versions.is_since(FIRST_RELEASE) and bool(speculation.enable_adaptive_verification)
 
 
 def known_method(speculation: Any) -> str:

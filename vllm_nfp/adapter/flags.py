@@ -25,6 +25,7 @@ _SINGLE_FLAGS: dict[str, str] = {
     "nfp_overhead_budget": "overhead_budget",
     "nfp_output_dir": "output_dir",
     "nfp_draft_control": "draft_control",
+    "nfp_verification_costs": "verification_costs",
 }
 """Destination of a single flag -> the ProbeConfig field that it sets."""
 
@@ -134,6 +135,13 @@ def add_flags(parser: argparse.ArgumentParser, patches: PatchSet) -> None:
         default=argparse.SUPPRESS,
         help="Choose the draft length of speculative decoding live, from measured step times and "
         "acceptance (with --speculative-config).",
+    )
+    group.add_argument(
+        "--nfp-verification-costs",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="Give adaptive verification the measured costs of steps (with "
+        "enable_adaptive_verification in --speculative-config).",
     )
     patches.wrap(targets.PARSE_KNOWN_ARGS, lambda parse: _checking(parser, parse), on=parser)
 

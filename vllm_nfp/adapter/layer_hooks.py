@@ -53,15 +53,12 @@ def _identity(forward: Callable[..., Any]) -> Callable[..., Any]:
 def observed(
     layers: Sequence[DecoderLayer], on_edge: Callable[[int, Module, bool], None]
 ) -> Iterator[None]:
-    """Call ``on_edge(layer index, module, is_start)`` around each attention and FFN call."""
+    """Call ``on_edge(layer index, module, is_start)`` around each module that is timed."""
     handles: list[Any] = []
     try:
         for layer in layers:
-            for module in layer.attention:
-                handles += _edges(module, layer.index, Module.ATTENTION, on_edge)
-            for module in layer.ffn:
-                if layer.ffn_kind is not None:
-                    handles += _edges(module, layer.index, layer.ffn_kind, on_edge)
+            for kind, module in layer.timed:
+                handles += _edges(module, layer.index, kind, on_edge)
         yield
     finally:
         for handle in handles:

@@ -26,6 +26,23 @@ class DecoderLayer:
     ffn: tuple[nn.Module, ...]
     ffn_kind: Module | None
     """dense_ffn or moe_ffn; None where the layer has no FFN."""
+    states: tuple[nn.Module, ...] = ()
+    """The modules that keep a recurrent state; their projections are part of them."""
+
+    @property
+    def timed(self) -> tuple[tuple[Module, nn.Module], ...]:
+        """What is timed in it, each under its name."""
+        ffn_kind = self.ffn_kind
+        return (
+            *((Module.ATTENTION, module) for module in self.attention),
+            *((Module.LINEAR_ATTENTION, module) for module in self.states),
+            *((ffn_kind, module) for module in self.ffn if ffn_kind is not None),
+        )
+
+    @property
+    def modules(self) -> tuple[Module, ...]:
+        """The names, once each."""
+        return tuple(dict.fromkeys(kind for kind, _ in self.timed))
 
 
 def find_decoder_layers(
@@ -42,19 +59,25 @@ def find_decoder_layers(
     Raises:
         UnsupportedModelError: if no list of layers holds the attention modules.
     """
+    from vllm.model_executor.layers.mamba.abstract import MambaBase
+
     moe = {id(contexts[name]) for name in moe_names if name in contexts}
-    attention = {
-        id(module)
-        for name, module in contexts.items()
+    caching = [
+        module
+        for module in contexts.values()
         if isinstance(module, nn.Module) and id(module) not in moe and hasattr(module, "kv_cache")
-    }
-    stack = _layer_stack(model, attention)
+    ]
+    states = {id(module) for module in caching if isinstance(module, MambaBase)}
+    both = {id(module) for module in caching}
+    stack = _layer_stack(model, both)
     layers = []
     for index, layer in enumerate(stack):
-        found = tuple(m for m in layer.modules() if id(m) in attention)
-        if found:
-            ffn, kind = _ffn_of(layer, attention, moe)
-            layers.append(DecoderLayer(index, layer, found, ffn, kind))
+        found = [module for module in layer.modules() if id(module) in both]
+        ffn, kind = _ffn_of(layer, both, moe)
+        if found or (kind is not None and states):
+            attention = tuple(module for module in found if id(module) not in states)
+            kept = tuple(module for module in found if id(module) in states)
+            layers.append(DecoderLayer(index, layer, attention, ffn, kind, kept))
     return tuple(layers)
 
 
@@ -121,7 +144,7 @@ def sample_layers(layers: Sequence[DecoderLayer], per_kind: int) -> tuple[Decode
 def _kind(layer: DecoderLayer) -> tuple[Any, ...]:
     # The cache of a sparse attention's indexer has no window, nor has MLA before 0.29.
     windows = tuple(str(getattr(m, "sliding_window", None)) for m in layer.attention)
-    return (layer.ffn_kind, windows)
+    return (layer.ffn_kind, windows, len(layer.states))
 
 
 def _spread(group: Sequence[DecoderLayer], count: int) -> list[DecoderLayer]:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from vllm_nfp.adapter import idle, metrics_bridge
 from vllm_nfp.adapter.graph_place import GraphPlace
 from vllm_nfp.adapter.patch import MissingTargetError, PatchSet
+from vllm_nfp.adapter.verification import AdaptiveVerification, verification_of
 from vllm_nfp.config import ProbeConfig
 
 logger = logging.getLogger("vllm.nfp")
@@ -36,6 +37,18 @@ class StepObserver(Protocol):
 
     def before_step(self, scheduler_output: Any) -> None:
         """A real step is about to run; probes may run before it."""
+        ...
+
+    def verifies(self, verification: AdaptiveVerification, patches: PatchSet) -> None:
+        """vLLM verifies adaptively; called once, after the warm-up.
+
+        Args:
+            patches: takes up what is hooked.
+        """
+        ...
+
+    def trimmed(self, tokens: int) -> None:
+        """vLLM has cut drafts of the step that runs now: it has so many tokens."""
         ...
 
     def after_step(self) -> None:
@@ -73,6 +86,14 @@ def start(
         observer.after_warm_up(worker.model_runner, place, part.restore)
         if observer.active:
             idle.install(part, observer)
+            verification = verification_of(worker.model_runner)
+            if verification is not None:
+                observer.verifies(verification, part)
+            elif config.verification_costs:
+                logger.warning(
+                    "vllm-nfp: --nfp-verification-costs has no effect: this server's model runner "
+                    "or draft method does not verify adaptively"
+                )
             return observer
     except MissingTargetError as error:
         logger.warning("vllm-nfp: the probe stays off: %s", error)

@@ -13,7 +13,7 @@ from vllm_nfp.adapter.targets import Target
 
 MODULE = "vllm.v1.worker.gpu.model_runner"
 """Where vLLM defines it."""
-KNOWN_STATES = ("DefaultModelState",)
+KNOWN_STATES = ("DefaultModelState", "MambaHybridModelState")
 """vLLM's classes of what prepares a model's inputs that a probe follows (sources of 0.29.0 to
 0.33.0, ``v1/worker/gpu/model_states/``)."""
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from vllm_nfp.adapter.versions import BOUNDED_KV_CACHE_KINDS
 from vllm_nfp.types import EngineStep
+from vllm_nfp.types.steps import mean_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ def step_of(scheduler_output: Any, decode_positions: int, limits: StepLimits) ->
         return None
     batch_size, tokens = len(counts), scheduler_output.total_num_scheduled_tokens
     # This runs before every step: nothing is looked up that follows from the totals.
-    positions = 1 if tokens == batch_size else max(counts.values())
+    longest = 1 if tokens == batch_size else max(counts.values())
     computed = scheduler_output.scheduled_cached_reqs.num_computed_tokens
     cached = sum(computed)
     kept = (cached + tokens) / limits.cached_tokens
@@ -64,15 +65,16 @@ def step_of(scheduler_output: Any, decode_positions: int, limits: StepLimits) ->
     return EngineStep(
         batch_size,
         round(cached / len(computed)) if computed else 0,
-        positions,
+        mean_of(tokens, batch_size),
         decode=(
-            positions <= decode_positions
+            longest <= decode_positions
             and not scheduler_output.scheduled_new_reqs
             and not scheduler_output.scheduled_encoder_inputs
         ),
         fullness=max(batch_size / limits.sequences, kept),
         full=tokens >= limits.tokens,
         preempted=bool(scheduler_output.preempted_req_ids),
+        tokens=tokens,
     )
 
 

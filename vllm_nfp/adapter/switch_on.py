@@ -9,7 +9,7 @@ import sys
 from dataclasses import replace
 
 from vllm_nfp.adapter import metrics_bridge, versions
-from vllm_nfp.adapter.draft_lengths import control_speculation
+from vllm_nfp.adapter.drafts_asked import prepare_drafts
 from vllm_nfp.adapter.flags import config_from_args
 from vllm_nfp.adapter.start_files import check_files
 from vllm_nfp.config import ENV_VAR, ConfigError, ProbeConfig
@@ -33,8 +33,7 @@ def switch_on(args: argparse.Namespace) -> None:
         config = config_from_args(args)
         if config is None:
             return
-        if config.draft_control:
-            control_speculation(args)
+        config = prepare_drafts(config, args)
         ready = publish_settings(config)
         setattr(args, _PUBLISHED, True)
         if ready.off_reason is not None:

@@ -22,6 +22,7 @@ class Feature(StrEnum):
     IDLE = "probes while no request is there"
     METRICS = "results on /metrics"
     DRAFT_CONTROL = "draft control"
+    VERIFICATION = "adaptive verification"
     DRAFT_GRAPHS = "CUDA graphs for all draft lengths"
     CAPTURE = "memory pool shared with vLLM's CUDA graphs"
     MODULES = "timing of modules with light kernels"
@@ -187,6 +188,14 @@ UPDATE_FROM_OUTPUT = Target(
     "shows the controller which drafts of a step were accepted",
     on_object=True,
 )
+GET_NUM_TOKENS = Target(
+    "vllm.v1.worker.gpu.spec_decode.adaptive_verification:"
+    "AdaptiveVerificationManager.get_num_tokens",
+    Feature.VERIFICATION,
+    "gives adaptive verification its costs, and shows the tokens that a step really runs",
+    since=(0, 32),
+    on_object=True,
+)
 SET_CUDAGRAPH_SIZES = Target(
     "vllm.config.vllm:VllmConfig._set_cudagraph_sizes",
     Feature.DRAFT_GRAPHS,
@@ -291,6 +300,7 @@ TARGETS: tuple[Target, ...] = (
     SCHEDULER_INIT,
     SCHEDULE,
     UPDATE_FROM_OUTPUT,
+    GET_NUM_TOKENS,
     SET_CUDAGRAPH_SIZES,
     INIT_CANDIDATES,
     SPECULATOR_CAPTURE,

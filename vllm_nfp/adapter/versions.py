@@ -52,6 +52,10 @@ PACKED_KV_LAYERS = (0, 32)
 """Oldest release whose KV cache may pack layers of different page sizes together
 (``kernel_block_stride`` in ``v1/worker/utils.py``)."""
 
+BOUND_STATES = (0, 32)
+"""Oldest release whose layers with a recurrent state are probed: they bind one page of memory to
+all their states (``bind_kv_cache`` in ``model_executor/layers/mamba/abstract.py``)."""
+
 METADATA_FIELDS = (
     "query_start_loc",
     "query_start_loc_cpu",

@@ -18,7 +18,9 @@ from vllm_nfp.types import Basis, Boundary, Module, reading_order
 WIDEST = 1000
 ANY = "any"
 """In place of a context, for a module whose time does not depend on it."""
-_WITHOUT_CONTEXT = frozenset((Module.DENSE_FFN, Module.MOE_FFN, Module.COMMUNICATION))
+_WITHOUT_CONTEXT = frozenset(
+    (Module.LINEAR_ATTENTION, Module.DENSE_FFN, Module.MOE_FFN, Module.COMMUNICATION)
+)
 _LEGEND = {
     Basis.MEASURED: "12 measured",
     Basis.INFERRED: "~12 inferred from other measurements",

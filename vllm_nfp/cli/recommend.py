@@ -34,7 +34,7 @@ from vllm_nfp.draft.acceptance import (
     NoAcceptanceError,
 )
 from vllm_nfp.draft.demand import DEFAULT_SLACK
-from vllm_nfp.draft.drafting import DRAFT_METHODS, NEEDS_MODEL
+from vllm_nfp.draft.methods import DRAFT_METHODS, NEEDS_MODEL, known_method
 from vllm_nfp.draft.recommend import RecommendError, recommend
 from vllm_nfp.draft.recommendation import Recommendation
 from vllm_nfp.draft.server_drafts import NoDraftsError
@@ -47,9 +47,18 @@ if TYPE_CHECKING:
 
 _SETTINGS = (
     "acceptance", "draft_cost", "draft_lengths", "draft_method", "draft_model",
-    "draft_share", "epsilon", "max_batch_size", "max_draft_length", "running", "slack",
+    "draft_share", "epsilon", "max_batch_size", "max_draft_length", "parallel_drafting", "running",
+    "slack",
 )  # fmt: skip
 """Settings with which an error of the package may begin; the command shows their flags."""
+
+
+class MethodChoice(NameChoice):
+    """Draft methods; vLLM's older names of mtp, such as deepseek_mtp, count as mtp."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name as documented."""
+        return known_method(str(value)) or super().convert(value, param, ctx)
 
 
 @click.command("recommend")
@@ -82,8 +91,13 @@ _SETTINGS = (
 )
 @click.option(
     "--draft-method",
-    type=NameChoice(DRAFT_METHODS),
+    type=MethodChoice(DRAFT_METHODS),
     help="How drafts are made [default: as the server drafts; otherwise ngram].",
+)
+@click.option(
+    "--parallel-drafting",
+    is_flag=True,
+    help="One pass of the drafter makes all drafts (P-EAGLE, PARD).",
 )
 @click.option(
     "--draft-model", metavar="PATH", help="Weights of the draft model, for --speculative-config."
@@ -92,7 +106,8 @@ _SETTINGS = (
     "--draft-cost",
     type=float,
     metavar="SECONDS",
-    help="Seconds of one draft step; with ngram, of one step's lookup.",
+    help="Seconds of one draft step; of a step's whole lookup or pass with ngram, ngram_gpu, "
+    "suffix, dflash, dspark and --parallel-drafting.",
 )
 @click.option(
     "--draft-share",

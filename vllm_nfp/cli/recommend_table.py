@@ -14,7 +14,7 @@ from vllm_nfp.cli.terminal import Console
 from vllm_nfp.draft.advice import basis_text
 from vllm_nfp.draft.between import CLOSE
 from vllm_nfp.draft.cautions import size_range
-from vllm_nfp.draft.drafting import NEEDS_MODEL
+from vllm_nfp.draft.methods import NEEDS_MODEL
 from vllm_nfp.draft.recommendation import Recommendation
 from vllm_nfp.draft.rows import ScheduleRow
 from vllm_nfp.draft.verdict import percent
@@ -34,8 +34,12 @@ def print_lengths(console: Console, found: Recommendation) -> None:
     print_whole(console, _table(found.rows, found.demand.running))
     for note in (*_notes(found.rows, found.source.kind == "prediction"), *_left_out(found)):
         say(note)
+    origins = {note.removesuffix(".") for note in found.source.origins}
     for text in found.warnings:
-        say(f"Warning: {text}.", "yellow")
+        if text in origins:
+            say(f"Note: {text}.")
+        else:
+            say(f"Warning: {text}.", "yellow")
     for text in found.assumptions:
         say(f"Assumed: {text}.")
 

@@ -8,7 +8,7 @@ from vllm_nfp import releases
 from vllm_nfp.draft import cautions, served_with
 from vllm_nfp.draft.cautions import size_range, spans
 from vllm_nfp.draft.demand import Demand
-from vllm_nfp.draft.drafting import LOOKUPS
+from vllm_nfp.draft.methods import LOOKUPS, Drafts, drafts_of
 from vllm_nfp.draft.rows import RowBasis, Schedule, ScheduleRow
 from vllm_nfp.draft.sources import Source
 from vllm_nfp.types import Basis
@@ -23,12 +23,18 @@ _BASES: Mapping[RowBasis, str] = {
 }
 
 
-def assumptions(source: Source, demand: Demand, method: str) -> tuple[str, ...]:
-    """What the draft lengths rest on."""
+def assumptions(
+    source: Source, demand: Demand, method: str, parallel: bool = False
+) -> tuple[str, ...]:
+    """What the draft lengths rest on.
+
+    Args:
+        parallel: one pass of the drafter makes all drafts.
+    """
     predicted = source.kind == "prediction"
     return (
         _acceptance(demand),
-        _cost(demand, method),
+        _cost(demand, method, parallel),
         "between known draft lengths the slower neighbour counts; between batch sizes up to "
         "twice apart the step time is interpolated at equal tokens, between others the slower one "
         "counts; batch sizes outside those known are inferred from the nearest one",
@@ -37,13 +43,19 @@ def assumptions(source: Source, demand: Demand, method: str) -> tuple[str, ...]:
 
 
 def warnings(
-    source: Source, demand: Demand, schedule: Schedule, method: str, vllm: str | None
+    source: Source,
+    demand: Demand,
+    schedule: Schedule,
+    method: str,
+    vllm: str | None,
+    parallel: bool = False,
 ) -> tuple[str, ...]:
     """Why these draft lengths may not do as they say.
 
     Args:
         method: how drafts are made, in vLLM's words.
         vllm: version of vLLM that will serve them; None: not known.
+        parallel: one pass of the drafter makes all drafts.
     """
     return (
         *_release(vllm),
@@ -54,7 +66,7 @@ def warnings(
         *cautions.noisy(schedule.rows),
         *_predicted(source, schedule.rows),
         *_without_graphs(source, demand, schedule.rows),
-        *served_with.cautions(source, schedule, method),
+        *served_with.cautions(source, schedule, method, parallel),
         *(note.removesuffix(".") for note in source.notes),
     )
 
@@ -80,18 +92,30 @@ def _acceptance(demand: Demand) -> str:
     )
 
 
-def _cost(demand: Demand, method: str) -> str:
+def _cost(demand: Demand, method: str, parallel: bool) -> str:
     cost, lookup = demand.cost, method in LOOKUPS
+    once = drafts_of(method, parallel) is not Drafts.TOKEN and not cost.seconds_per_token
     if cost.note is not None:
         return cost.note
-    seconds = cost.seconds_once if lookup else cost.seconds_per_token
-    share = cost.share_once if lookup else cost.share_per_token
+    seconds = cost.seconds_once if once else cost.seconds_per_token
+    share = cost.share_once if once else cost.share_per_token
     if lookup and not seconds and not share:
         return f"{method} lookup is free (change with --draft-cost)"
     parts = (f"{seconds * 1e3:.3g} ms" if seconds else "", f"{share:.3g} t(1)" if share else "")
     amount = " and ".join(filter(None, parts)) or "no time"
     if lookup:
         return f"{method} lookup takes {amount} per step, however long the draft"
+    if once:
+        return (
+            f"one pass of {method} makes all drafts of a step and takes {amount}, at every K and "
+            f"batch size, K=0 included (vLLM 0.33 skips it there)"
+        )
+    if len(cost.by_batch) > 1:
+        (first, least), (last, most) = cost.by_batch[0], cost.by_batch[-1]
+        return (
+            f"each drafted token takes {least * 1e3:.3g} ms at B={first} and {most * 1e3:.3g} ms "
+            f"at B={last} with {method}, as the server measured at {len(cost.by_batch)} batch sizes"
+        )
     return f"each drafted token takes {amount} with {method}, at every batch size"
 
 

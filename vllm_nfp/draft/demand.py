@@ -30,8 +30,9 @@ StepSeconds: TypeAlias = Callable[[int, int, int], float]
 class DraftCost:
     """Time to make the drafts of one step: t_draft(K).
 
-    No n-grams are looked up at K = 0. A head or draft model runs on every step, even at K = 0, to
+    A lookup counts nothing at K = 0. A head or draft model runs on every step, even at K = 0, to
     keep its KV cache in sync; that pass costs one drafted token (vLLM 0.32, both runners).
+    :mod:`vllm_nfp.draft.methods` says what each method runs.
 
     Raises:
         ValueError: for a cost below 0 or above :data:`LARGEST_DRAFT_COST`.
@@ -43,6 +44,11 @@ class DraftCost:
     seconds_per_token: float = 0.0
     share_per_token: float = 0.0
     """As a fraction of t(1), for each drafted token."""
+    once_at_zero: bool = False
+    """What is spent once a step is spent at K = 0 too: one pass of a drafter, not a lookup."""
+    by_batch: tuple[tuple[int, float], ...] = ()
+    """(batch size, seconds of a drafted token there), ascending; the nearest batch size goes before
+    ``seconds_per_token``."""
     steps: StepSeconds | None = field(default=None, compare=False)
     """Predicted: beside the others, at each batch size, context and K, 0 included."""
     note: str | None = field(default=None, compare=False)
@@ -65,11 +71,19 @@ class DraftCost:
         """t_draft(K) / t(1) at the curve's batch size and context."""
         one = curve.seconds_at_one
         once = self.share_once + self.seconds_once / one
-        each = self.share_per_token + self.seconds_per_token / one
-        ratio = each if draft_length == 0 else once + draft_length * each
+        each = self.share_per_token + self._token_seconds(curve.batch_size) / one
+        ratio = once + draft_length * each
+        if draft_length == 0:
+            ratio = once if self.once_at_zero else each
         if self.steps is None:
             return ratio
         return ratio + self.steps(curve.batch_size, curve.context, draft_length) / one
+
+    def _token_seconds(self, batch_size: int) -> float:
+        """Of the nearest batch size that was measured, in octaves; the larger of two."""
+        if not self.by_batch:
+            return self.seconds_per_token
+        return min(self.by_batch, key=lambda of: (abs(math.log2(of[0] / batch_size)), -of[0]))[1]
 
 
 FREE = DraftCost()

@@ -4,20 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from vllm_nfp.draft.demand import FREE, DraftCost
-
-DraftMethod = Literal[
-    "ngram", "ngram_gpu", "suffix", "eagle", "eagle3", "mtp", "draft_model", "dflash"
-]
-DRAFT_METHODS: tuple[str, ...] = get_args(DraftMethod)
-LOOKUPS = frozenset({"ngram", "ngram_gpu", "suffix"})
-"""Methods that look drafts up in the text so far, once a step, without weights."""
-NEEDS_MODEL = frozenset({"eagle", "eagle3", "draft_model", "dflash"})
-"""Methods whose drafts come from weights of their own."""
-ONE_LENGTH = frozenset({"suffix"})
-"""Methods that vLLM 0.32 runs with one draft length for every batch size."""
+from vllm_nfp.draft.methods import DRAFT_METHODS, LOOKUPS, Drafts, drafts_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +18,8 @@ class Drafting:
     token_seconds: float | None = None
     """Time of one more drafted token, the median over batch sizes; 0: none could be measured; None:
     nothing is known yet."""
+    token_seconds_by_batch: tuple[tuple[int, float], ...] = ()
+    """(batch size, the same there), ascending; empty: not known by batch size."""
 
     @property
     def method(self) -> str:
@@ -47,7 +38,7 @@ class Drafting:
         seconds = self.token_seconds if known else None
         if seconds is None or not 0.0 < seconds < math.inf:
             return None
-        return DraftCost(seconds_per_token=seconds)
+        return DraftCost(seconds_per_token=seconds, by_batch=self.token_seconds_by_batch)
 
     def why_unknown(self, method: str) -> str:
         """One sentence on why the cost of this method is not known, and what to give."""
@@ -72,16 +63,27 @@ class Drafting:
 UNKNOWN = Drafting()
 
 
-def cost_of(method: str, seconds: float | None = None, share: float | None = None) -> DraftCost:
-    """The cost of drafts by this method: for each drafted token, or for a step's lookup.
+def cost_of(
+    method: str,
+    seconds: float | None = None,
+    share: float | None = None,
+    parallel: bool = False,
+) -> DraftCost:
+    """The cost of drafts by this method: for each drafted token, or for a step's lookup or pass.
 
     Args:
         seconds: of a draft step.
         share: the same as a fraction of a step without drafts, t(1).
+        parallel: all drafts come from one pass (``parallel_drafting``).
 
     Raises:
         ValueError: for a cost below 0 or above LARGEST_DRAFT_COST.
     """
-    if method in LOOKUPS:
-        return DraftCost(seconds_once=seconds or 0.0, share_once=share or 0.0)
-    return DraftCost(seconds_per_token=seconds or 0.0, share_per_token=share or 0.0)
+    drafts = drafts_of(method, parallel)
+    if drafts is Drafts.TOKEN:
+        return DraftCost(seconds_per_token=seconds or 0.0, share_per_token=share or 0.0)
+    return DraftCost(
+        seconds_once=seconds or 0.0,
+        share_once=share or 0.0,
+        once_at_zero=drafts is Drafts.BLOCK,
+    )

@@ -17,7 +17,8 @@ from vllm_nfp.draft.acceptance import (
     constant,
 )
 from vllm_nfp.draft.curve import StepCurve
-from vllm_nfp.draft.drafting import LOOKUPS, UNKNOWN, Drafting
+from vllm_nfp.draft.drafting import UNKNOWN, Drafting
+from vllm_nfp.draft.methods import LOOKUPS
 from vllm_nfp.draft.server_drafts import live_acceptance, live_drafting, running_length
 from vllm_nfp.draft.server_steps import drafted_fraction, host_seconds
 from vllm_nfp.draft.sources import Source, SourceError

@@ -31,12 +31,18 @@ def tiers(table: Tiers, longest: int, max_num_seqs: int) -> tuple[tuple[int, int
     return tuple((first, last, k) for (first, k), last in zip(starts, ends, strict=True))
 
 
-def drafting_slots(method: str, draft_length: int) -> int:
+def drafting_slots(method: str, draft_length: int, parallel: bool = False) -> int:
     """Tokens of a step's budget that each sequence takes beside its positions.
 
-    After ``max_num_new_slots_for_drafting`` of vLLM's ``config/speculative.py``; drafts that are
-    made in parallel by a draft model or an EAGLE head take more, which a method does not tell.
+    After ``max_num_new_slots_for_drafting`` of vLLM's ``config/speculative.py``.
+
+    Args:
+        parallel: ``parallel_drafting`` of vLLM's speculative config.
     """
+    if parallel and method in ("eagle", "eagle3"):
+        return draft_length - 1
+    if parallel and method == "draft_model":
+        return draft_length
     return {"dflash": draft_length, "dspark": draft_length - 1, "draft_model": 1}.get(method, 0)
 
 
@@ -61,6 +67,15 @@ def crowded_step(lengths: Tiers, slots: int, max_num_batched_tokens: int) -> str
         f"{sequences} sequences with K={k} take {each} each, {tokens} in all, but a step holds "
         f"--max-num-batched-tokens {max_num_batched_tokens}: {min(fitting, sequences)} fit and "
         f"{rest}; give a --max-num-batched-tokens well above {tokens}, or lower --max-num-seqs or K"
+    )
+
+
+def whole_draft(method: str, shortest: int, longest: int) -> str:
+    """The V2 runner drafts num_speculative_tokens times, whatever the table says."""
+    return (
+        f"the V2 model runner of vLLM 0.32 and 0.33 makes {longest} drafts with {method} at every "
+        f"batch size and drops those beyond K: K={shortest} saves their verification, not their "
+        f"drafting, so compare with --max-draft-length {max(1, shortest)}"
     )
 
 

@@ -14,13 +14,14 @@ import numpy as np
 
 from vllm_nfp.draft.curve import StepCurve, curve_of_seconds
 from vllm_nfp.draft.demand import LARGEST_DRAFT_LENGTH, DraftCost
-from vllm_nfp.draft.drafting import LOOKUPS, Drafting
+from vllm_nfp.draft.drafting import Drafting
+from vllm_nfp.draft.methods import LOOKUPS
 from vllm_nfp.draft.sources import Source, SourceError
 from vllm_nfp.principle.drafter import Drafter, DrafterError, drafter_of, drafting
 from vllm_nfp.principle.drafter import Drafting as PredictedSeconds
 from vllm_nfp.principle.drafter.mtp import mtp_layers
 from vllm_nfp.principle.model_sources import read_model
-from vllm_nfp.principle.notes import notes
+from vllm_nfp.principle.notes import notes, origin
 from vllm_nfp.principle.predictions import Predictions
 from vllm_nfp.principle.shape import ShapeError
 from vllm_nfp.types import Basis, Module
@@ -47,6 +48,7 @@ def from_predictions(found: Predictions) -> Source:
         whole=bool(fit),
         drafting=PredictedDrafting(found=found),
         notes=(*notes(found), *_host_notes(found)),
+        origins=(origin(found),) if found.target.calibration.fitted else (),
     )
 
 
@@ -143,6 +145,7 @@ def predicted_drafting(source: Source, counted: Drafting, draft_model: str | Non
         source.drafting,
         methods=counted.methods,
         token_seconds=counted.token_seconds,
+        token_seconds_by_batch=counted.token_seconds_by_batch,
         draft_model=draft_model,
     )
 

@@ -16,14 +16,15 @@ from vllm_nfp.draft.demand import (
     Demand,
     DraftCost,
 )
-from vllm_nfp.draft.drafting import DRAFT_METHODS, LOOKUPS, Drafting, cost_of
+from vllm_nfp.draft.drafting import Drafting, cost_of
 from vllm_nfp.draft.inputs import GivenAcceptance, StepTimes, read_inputs
 from vllm_nfp.draft.live_rows import live_rows, longer_rows
+from vllm_nfp.draft.methods import DRAFT_METHODS, LOOKUPS, PARALLEL, known_method
 from vllm_nfp.draft.recommendation import Recommendation
 from vllm_nfp.draft.schedule import make_schedule
 from vllm_nfp.draft.sources import Source
 from vllm_nfp.draft.verdict import verdict
-from vllm_nfp.text import hint, same_name
+from vllm_nfp.text import hint
 
 
 class RecommendError(ValueError):
@@ -38,6 +39,7 @@ def recommend(
     extend_acceptance: bool = False,
     draft_method: str | None = None,
     draft_model: str | None = None,
+    parallel_drafting: bool = False,
     draft_cost: float | None = None,
     draft_share: float | None = None,
     cost: DraftCost | None = None,
@@ -60,7 +62,10 @@ def recommend(
         extend_acceptance: reuse the last value for later drafted tokens.
         draft_method: in vLLM's words; None: as the server drafts; otherwise ngram.
         draft_model: directory or name of the draft model's weights, for ``speculative_config``.
-        draft_cost: seconds of a draft step; of a step's whole lookup with an n-gram method.
+        parallel_drafting: the drafter makes all drafts in one pass (P-EAGLE, PARD), as vLLM's
+            setting of this name says.
+        draft_cost: seconds of a draft step; of a step's whole lookup or pass with a method that
+            drafts once a step.
         draft_share: the same as a fraction of a step without drafts, t(1).
         cost: the same in full, in place of the two; None of them: as the server's draft control
             has measured it, and free for an n-gram method.
@@ -96,9 +101,12 @@ def recommend(
     draft_method = None if draft_method is None else _known_method(draft_method)
     given = read_inputs(source, acceptance, acceptance_from, draft_method, draft_model)
     method = _method(draft_method, given.drafting, draft_model)
+    _check_parallel(method, parallel_drafting)
     demand = Demand(
         given.acceptance.extended() if extend_acceptance else given.acceptance,
-        _cost(method, given.drafting, draft_cost, draft_share) if cost is None else cost,
+        _cost(method, given.drafting, draft_cost, draft_share, parallel_drafting)
+        if cost is None
+        else cost,
         max_draft_length,
         epsilon,
         slack,
@@ -122,11 +130,12 @@ def recommend(
         schedule=schedule,
         method=method,
         draft_model=draft_model,
+        parallel_drafting=parallel_drafting,
         vllm=served_by,
-        assumptions=advice.assumptions(given.source, demand, method),
+        assumptions=advice.assumptions(given.source, demand, method, parallel_drafting),
         warnings=(
             *given.warnings,
-            *advice.warnings(given.source, demand, schedule, method, served_by),
+            *advice.warnings(given.source, demand, schedule, method, served_by, parallel_drafting),
         ),
         live=live,
         verdict=verdict(
@@ -136,7 +145,7 @@ def recommend(
 
 
 def _known_method(name: str) -> str:
-    found = same_name(name, DRAFT_METHODS)
+    found = known_method(name)
     if found is None:
         raise RecommendError(
             f"draft_method must be one of {', '.join(DRAFT_METHODS)}, not {name!r:.80}"
@@ -156,19 +165,33 @@ def _method(given: str | None, drafting: Drafting, draft_model: str | None) -> s
     return method
 
 
-def _cost(method: str, drafting: Drafting, seconds: float | None, share: float | None) -> DraftCost:
+def _check_parallel(method: str, parallel: bool) -> None:
+    if parallel and method not in PARALLEL:
+        raise RecommendError(
+            f"parallel_drafting is for {', '.join(sorted(PARALLEL))}, not {method}: leave it out"
+        )
+
+
+def _cost(
+    method: str,
+    drafting: Drafting,
+    seconds: float | None,
+    share: float | None,
+    parallel: bool,
+) -> DraftCost:
     """What drafts cost: as given, or as the server has measured it."""
     if seconds is not None and share is not None:
         raise RecommendError("draft_cost and --draft-share are both given: give one")
     if seconds is None and share is None:
-        measured = drafting.cost(method)
+        # What was predicted or measured of a drafter that runs for each token is not its cost.
+        measured = None if parallel else drafting.cost(method)
         if measured is None:
             raise RecommendError(drafting.why_unknown(method))
         return measured
     if method not in DRAFT_METHODS:
         raise RecommendError(drafting.why_unknown(method))
     try:
-        return cost_of(method, seconds, share)
+        return cost_of(method, seconds, share, parallel)
     except ValueError:
         name, value = ("draft_share", share) if seconds is None else ("draft_cost", seconds)
         most = f"at most {LARGEST_DRAFT_COST:g}" if (value or 0) > 0 else "0 or more"

@@ -27,6 +27,7 @@ class Recommendation:
     Attributes:
         method: how drafts are made, in vLLM's words.
         draft_model: directory or name of the draft model's weights; None: not given.
+        parallel_drafting: one pass of the drafter makes all drafts (P-EAGLE, PARD).
         vllm: version of vLLM that will serve the table; None: not known.
         assumptions: what the lengths rest on, one sentence each.
         warnings: why they may not do as they say, one sentence each.
@@ -43,6 +44,7 @@ class Recommendation:
     vllm: str | None
     assumptions: tuple[str, ...]
     warnings: tuple[str, ...]
+    parallel_drafting: bool = False
     live: tuple[ScheduleRow, ...] = ()
     verdict: tuple[str, ...] = ()
 
@@ -69,7 +71,8 @@ class Recommendation:
             ValueError: if drafts pay nowhere, or the method's model is missing.
         """
         if method is None:
-            return speculative_config(self.schedule, self.method, draft_model or self.draft_model)
+            model = draft_model or self.draft_model
+            return speculative_config(self.schedule, self.method, model, self.parallel_drafting)
         return speculative_config(self.schedule, method, draft_model)
 
     def to_dict(self) -> dict[str, Any]:
@@ -94,6 +97,7 @@ class Recommendation:
             "running_draft_length": demand.running,
             "host_seconds": demand.host_seconds,
             "draft_cost": demand.cost.numbers(),
+            "draft_cost_by_batch": [list(of) for of in demand.cost.by_batch],
             "draft_cost_predicted": demand.cost.note,
             "max_draft_length": demand.max_draft_length,
             "draft_lengths": None if demand.draft_lengths is None else list(demand.draft_lengths),
@@ -103,6 +107,7 @@ class Recommendation:
             "rows": [dataclasses.asdict(row) for row in self.rows],
             "live": [dataclasses.asdict(row) for row in self.live],
             "draft_method": self.method,
+            "parallel_drafting": self.parallel_drafting,
             "speculative_config": self._config_or_none(),
             "assumptions": list(self.assumptions),
             "warnings": list(self.warnings),

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from vllm_nfp.draft import lints
-from vllm_nfp.draft.drafting import ONE_LENGTH
+from vllm_nfp.draft.methods import METHODS, ONE_LENGTH
 from vllm_nfp.draft.rows import Schedule
 from vllm_nfp.draft.sources import Source
 
 
-def cautions(source: Source, schedule: Schedule, method: str) -> tuple[str, ...]:
+def cautions(
+    source: Source, schedule: Schedule, method: str, parallel: bool = False
+) -> tuple[str, ...]:
     """One sentence for each setting that does not suit.
 
     Args:
         method: how drafts are made, in vLLM's words.
+        parallel: one pass of the drafter makes all drafts.
     """
     if not schedule.longest:
         return ()
-    found = (_engines(source, schedule, method), _step(source, schedule, method), _cache(source))
+    found = (
+        _engines(source, schedule, method),
+        _step(source, schedule, method, parallel),
+        _shorter(schedule, method),
+        _cache(source),
+    )
     return tuple(sentence for sentence in found if sentence is not None)
 
 
@@ -27,14 +35,22 @@ def _engines(source: Source, schedule: Schedule, method: str) -> str | None:
     return lints.ignored_table(schedule.longest, len(source.live))
 
 
-def _step(source: Source, schedule: Schedule, method: str) -> str | None:
+def _shorter(schedule: Schedule, method: str) -> str | None:
+    """A table of several lengths for a drafter that always makes the longest draft."""
+    lengths = sorted({entry.draft_length for entry in schedule.ranges})
+    if method not in METHODS or not METHODS[method].always_longest or len(lengths) < 2:
+        return None
+    return lints.whole_draft(method, lengths[0], lengths[-1])
+
+
+def _step(source: Source, schedule: Schedule, method: str, parallel: bool) -> str | None:
     server = source.environment
     if server is None or not server.max_num_seqs or not server.max_num_batched_tokens:
         return None
     table = [(r.batch_size_first, r.batch_size_last, r.draft_length) for r in schedule.ranges]
     longest = schedule.longest
     lengths = lints.tiers(() if method in ONE_LENGTH else table, longest, server.max_num_seqs)
-    slots = lints.drafting_slots(method, longest)
+    slots = lints.drafting_slots(method, longest, parallel)
     return lints.crowded_step(lengths, slots, server.max_num_batched_tokens)
 
 

@@ -71,6 +71,8 @@ class Source:
     """Of a profile: the settings of its server."""
     notes: tuple[str, ...] = ()
     """Of a prediction: what it rests on and leaves out, a sentence each."""
+    origins: tuple[str, ...] = ()
+    """Those of the notes that say what it rests on, and warn of nothing."""
 
 
 def curves_of_rows(

@@ -10,23 +10,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vllm_nfp.draft.drafting import DRAFT_METHODS, LOOKUPS, NEEDS_MODEL, ONE_LENGTH
+from vllm_nfp.draft.methods import DRAFT_METHODS, LOOKUPS, NEEDS_MODEL, ONE_LENGTH, known_method
 from vllm_nfp.draft.rows import Schedule
-from vllm_nfp.text import hint, same_name
+from vllm_nfp.text import hint
 
 
 def speculative_config(
-    schedule: Schedule, method: str, draft_model: str | None = None
+    schedule: Schedule,
+    method: str,
+    draft_model: str | None = None,
+    parallel_drafting: bool = False,
 ) -> dict[str, Any]:
     """The settings; beyond the last batch size vLLM goes on with the last K.
 
     A method of one draft length gets the longest of the schedule.
 
+    Args:
+        parallel_drafting: one pass of the drafter makes all drafts.
+
     Raises:
         ValueError: if drafts pay nowhere, the method is unknown, or a draft model is missing or
             given to a lookup.
     """
-    known = same_name(method, DRAFT_METHODS)
+    known = known_method(method)
     if known is None:
         raise ValueError(
             f"draft method {method!r:.80} is none of {', '.join(DRAFT_METHODS)}"
@@ -47,6 +53,8 @@ def speculative_config(
         )
     model: Mapping[str, str] = {"model": draft_model} if draft_model else {}
     settings = {"method": method, **model, "num_speculative_tokens": schedule.longest}
+    if parallel_drafting:
+        settings["parallel_drafting"] = True
     if method in ONE_LENGTH:
         return settings
     return {**settings, "num_speculative_tokens_per_batch_size": table(schedule)}

@@ -19,6 +19,7 @@ from vllm_nfp.metrics.families.control import control_families
 from vllm_nfp.metrics.families.curves import CurvesOf, step_curves
 from vllm_nfp.metrics.families.gain import gains, told_running
 from vllm_nfp.metrics.families.recommendation import (
+    Schedules,
     live_curves,
     recommended,
     settled_lengths,
@@ -78,6 +79,7 @@ class NfpCollector:
             folder, control.FILE_PATTERN, control.read_control, control.control_file, self._warnings
         )
         self._built: _Built | None = None
+        self._schedules = Schedules()
         # Scrapes come in threads of their own; one at a time reads and builds.
         self._lock = threading.Lock()
 
@@ -128,6 +130,7 @@ class NfpCollector:
                 built = self._built = _Built(engines, families, curves, live, timed)
         demand_of = told_demand(controls, [*others, *built.steps], self._draft_acceptance)
         found, live = engines.snapshots, built.live
-        lengths = list(recommended(found, built.curves, live, demand_of, settled_lengths(controls)))
+        settled = settled_lengths(controls)
+        lengths = list(recommended(found, built.curves, live, demand_of, settled, self._schedules))
         gained = gains(found, live, lengths, demand_of, told_running(controls, others))
         return [*built.families, *ages([*found, *engines.lost]), *lengths, *gained]

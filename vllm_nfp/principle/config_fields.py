@@ -89,12 +89,15 @@ class ConfigFields:
         return list(value)
 
     def whole_items(self, name: str, most: int) -> list[int]:
-        """A list of whole numbers from 0 to ``most``; empty if the field is missing.
+        """A list of whole numbers from 0 to ``most``, or of flags; empty if the field is missing.
 
         Raises:
             ShapeError: for any other value.
         """
-        return [self._checked(name, item, 0, most) for item in self.items(name)]
+        items = self.items(name)
+        if most == 1 and all(isinstance(item, bool) for item in items):
+            items = [int(bool(item)) for item in items]
+        return [self._checked(name, item, 0, most) for item in items]
 
     def per_layer(self, name: str, layers: int) -> list[object]:
         """A list with one entry for each layer; empty if the field is missing or empty.

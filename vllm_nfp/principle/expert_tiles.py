@@ -22,6 +22,8 @@ class MoeConfig:
     block_k: IntArray
     group_m: IntArray
     """Blocks of rows that run through the columns side by side and share weights."""
+    unsorted_rows: bool = True
+    """Whether few rows go unsorted, each as a block of its own."""
 
 
 def default_config(
@@ -32,8 +34,7 @@ def default_config(
 ) -> MoeConfig:
     """Tiles that vLLM 0.32 takes on CUDA where no tuned file fits the device.
 
-    ``get_default_config``; for wna16 the Triton kernel's, with get_moe_wna16_block_config. vLLM
-    may run wna16 and mxfp4 with other kernels (Marlin, CUDA), of which this knows nothing.
+    ``get_default_config``; for wna16 the Triton kernel's, with get_moe_wna16_block_config.
 
     Args:
         tokens: rows of the step before they are copied to their experts.
@@ -43,21 +44,21 @@ def default_config(
     """
     if quantization == "fp8_block":
         narrow = (tokens <= 8) & (block_shape[0] % 64 == 0)
-        return _config(
+        return tiles(
             np.where(tokens <= 64, 16, 64),
             np.where(narrow, 64, block_shape[0]),
             np.full(tokens.shape, block_shape[1]),
             np.where(tokens <= 16, 1, 32),
         )
     if quantization == "wna16":
-        return _config(
+        return tiles(
             np.select([tokens <= 20, tokens <= 40], [16, 32], 64),
             np.where(tokens == 1, 32, 64),
             np.where(tokens == 1, 64, 32),
             np.ones(tokens.shape),
         )
     small = (tokens <= 64) | (quantization == "fp8")
-    return _config(
+    return tiles(
         np.select([tokens <= 32, tokens <= 96, tokens <= 512], [16, 32, 64], 128),
         np.where(tokens <= 64, 64, 128),
         np.where(small, 128, 64),
@@ -83,8 +84,9 @@ def tuned_config(tokens: FloatArray, table: Mapping[int, Mapping[str, int]]) -> 
                 raise ExpertError(f"the tuned configuration for {key} tokens has no {name} above 0")
     distance = np.abs(np.array(list(table))[:, None] - tokens[None, :])
     rows = [list(table.values())[index] for index in np.argmin(distance, axis=0)]
-    return _config(*(np.array([row[name] for row in rows]) for name in names))
+    return tiles(*(np.array([row[name] for row in rows]) for name in names))
 
 
-def _config(*columns: npt.NDArray[np.generic]) -> MoeConfig:
-    return MoeConfig(*(column.astype(np.int64) for column in columns))
+def tiles(*columns: npt.NDArray[np.generic], unsorted_rows: bool = True) -> MoeConfig:
+    """A config of rows, columns, depth and group of a tile."""
+    return MoeConfig(*(column.astype(np.int64) for column in columns), unsorted_rows=unsorted_rows)

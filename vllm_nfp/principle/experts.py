@@ -61,6 +61,11 @@ class ExpertConstants:
     busy_bytes: float = 8192.0
     """Bytes of weights per SM that must be on their way for memory to run at full rate. The default
     is assumed: 16-bit tiles of 64 x 128 on every other SM."""
+    tile_depth: float = 0.0
+    """Inputs of a product by which each of its tiles costs more than its own: to fill and empty a
+    tile's pipeline takes as long as so many more. 0: not known."""
+    busy_tiles: float = 0.0
+    """Tiles per SM that memory needs to run at full rate, however much each reads. 0: not known."""
     sharpness: float = 4.0
     """Exponent p of the soft maximum (traffic^p + arithmetic^p)^(1/p); not fitted."""
 
@@ -80,6 +85,8 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "activation_bandwidth": (0.05, 20.0),
     "kernel_seconds": (0.0, 1e-4),
     "busy_bytes": (0.0, 1e6),
+    "tile_depth": (0.0, 1e4),
+    "busy_tiles": (0.0, 16.0),
     "sharpness": (1.0, 64.0),
 }
 """Least and most of every constant."""
@@ -111,7 +118,7 @@ def expert_terms(
         hidden_size: width of the layer's output.
         config: the kernel's tiles for ``tokens``.
     """
-    naive = _is_naive(tokens, routing)
+    naive = config.unsorted_rows & _is_naive(tokens, routing)
     awake = routing.awake(tokens)
     rows = tokens * routing.experts_per_token
     blocks = np.where(naive, rows, routing.blocks(tokens, config.block_m))
@@ -154,10 +161,14 @@ class _Reached:
     def arithmetic(self, flops: FloatArray, fp8: bool) -> FloatArray:
         return flops / (self.hardware.peak_flops(fp8) * self.constants.flops)
 
-    def idle(self, on_their_way: FloatArray) -> FloatArray:
-        """Factor of a traffic's time if so many bytes of tiles are on their way at once."""
-        wanted = self.constants.busy_bytes * self.hardware.num_sms
-        return soft_maximum(np.ones_like(on_their_way), wanted / on_their_way, IDLE_SHARPNESS)
+    def idle(self, tiles: FloatArray, tile_bytes: FloatArray) -> FloatArray:
+        """Factor of a traffic's time if so many tiles are on their way at once."""
+        sms = self.hardware.num_sms
+        wanted = np.maximum(
+            self.constants.busy_bytes * sms / (tiles * tile_bytes),
+            self.constants.busy_tiles * sms / tiles,
+        )
+        return soft_maximum(np.ones_like(wanted), wanted, IDLE_SHARPNESS)
 
     def both(self, traffic: FloatArray, arithmetic: FloatArray) -> FloatArray:
         """The two overlap, less and less the closer they are."""
@@ -171,17 +182,18 @@ def _product_terms(device: _Reached, gemm: Gemm, work: _Work, routing: Routed) -
     activations = device.activations(work.rows * (gemm.inputs + gemm.outputs))
     read = work.awake + _read_again(device, gemm, work, routing)
     gap = 1.0 + device.constants.row_gap_bytes / (config.block_k * gemm.weight_bytes)
-    traffic = device.weights(read * gemm.weight_traffic) * gap + activations
+    longer = 1.0 + device.constants.tile_depth / gemm.inputs
+    traffic = device.weights(read * gemm.weight_traffic) * gap * longer + activations
     row_flops = 2.0 * gemm.parameters
     plain = device.arithmetic(work.rows * row_flops, gemm.fp8)
-    padded = device.arithmetic(work.blocks * config.block_m * row_flops, gemm.fp8)
+    padded = device.arithmetic(work.blocks * config.block_m * row_flops, gemm.fp8) * longer
     tiles = work.blocks * np.ceil(gemm.outputs / config.block_n)
     levels = (
         once + activations,
         device.both(once + activations, plain),
         device.both(traffic, padded),
         device.both(
-            traffic * device.idle(tiles * config.block_n * config.block_k * gemm.weight_bytes),
+            traffic * device.idle(tiles, config.block_n * config.block_k * gemm.weight_bytes),
             padded / np.minimum(1.0, tiles / sms),
         ),
     )

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Window = Literal["none", "all", "upper", "alternate", "pattern"]
-"""Layers that slide where the config lists no layer_types: none; all; those from
-max_window_layers on; every other one below max_window_layers; all but every pattern-th."""
+"""Layers that slide where the config lists no layer_types: none of the family's own accord, but
+all if a config has a window; all; those from max_window_layers on; every other one below
+max_window_layers; all but every pattern-th."""
 
 Hybrid = Literal[
     "gated_delta_net",

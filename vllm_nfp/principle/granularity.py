@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vllm_nfp.principle.attention import AttentionStep
 from vllm_nfp.principle.graphs import padded_tokens
 from vllm_nfp.principle.predict import CellPrediction
-from vllm_nfp.principle.predictions import Predictions
 from vllm_nfp.principle.routing import Routing, skewed_shares
+
+if TYPE_CHECKING:
+    from vllm_nfp.principle.predictions import Predictions
 
 UNPREDICTED = "the host's launch time is not predicted"
 

@@ -19,29 +19,37 @@ MOST_CELLS = 8
 
 def notes(found: Predictions) -> tuple[str, ...]:
     """Where the constants and rules come from, and what is not predicted."""
-    constants = printable(found.target.calibration.source)
-    origin = (
-        f"Constants: fitted to {constants}."
-        if found.target.calibration.fitted
-        else f"Constants: not fitted to {printable(found.hardware)}, {constants}."
+    return (
+        *(f"Assumed: {printable(sentence)}" for sentence in found.shape.assumptions),
+        origin(found),
+        *_rules(found),
+        *_routing_note(found),
+        *_memory_notes(found),
+        *_graph_notes(found),
+        *_host_notes(found),
     )
-    basis = f"They rest on: {found.target.basis}."
+
+
+def origin(found: Predictions) -> str:
+    """What the constants rest on."""
+    constants = printable(found.target.calibration.source)
+    if found.target.calibration.fitted:
+        return f"Constants: fitted to {constants}."
+    return (
+        f"Constants: not fitted to {printable(found.hardware)}, {constants}. "
+        f"They rest on: {found.target.basis}."
+    )
+
+
+def _rules(found: Predictions) -> tuple[str, ...]:
+    """Of transfers and of the attention backend, where they were never timed."""
     backend = found.backend
     timed = found.target.calibration.origins.get("attention", ASSUMPTION) != ASSUMPTION
     known = "only steps of one position were" if timed else "its constants are assumed, too"
     rules = f"The rules of {backend.name} were never timed ({backend.source}): {known}."
     transfers = "The constants of transfers between ranks are assumed, not fitted."
     assumed = found.shape.num_ranks > 1 and not found.target.calibration.link.fitted
-    return (
-        *(f"Assumed: {printable(sentence)}" for sentence in found.shape.assumptions),
-        origin if found.target.calibration.fitted else f"{origin} {basis}",
-        *((transfers,) if assumed else ()),
-        *((rules,) if backend.assumed else ()),
-        *_routing_note(found),
-        *_memory_notes(found),
-        *_graph_notes(found),
-        *_host_notes(found),
-    )
+    return (*((transfers,) if assumed else ()), *((rules,) if backend.assumed else ()))
 
 
 def _routing_note(found: Predictions) -> tuple[str, ...]:

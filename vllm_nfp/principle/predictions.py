@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -13,12 +13,14 @@ from vllm_nfp.dataframe import to_dataframe
 from vllm_nfp.principle.arguments import check_batch_sizes, check_contexts
 from vllm_nfp.principle.attention import AttentionBackend, backend_by_name
 from vllm_nfp.principle.curve_errors import MEANING, curve_errors
+from vllm_nfp.principle.errors import PredictionError
 from vllm_nfp.principle.graphs import padded_tokens
 from vllm_nfp.principle.hardware_file import Target
 from vllm_nfp.principle.host_time import HostTime, host_time
 from vllm_nfp.principle.memory import TooLarge, too_large
 from vllm_nfp.principle.model_facts import ModelFacts, model_facts
 from vllm_nfp.principle.modules import module_named, modules_of
+from vllm_nfp.principle.notebook import PredictedPoint, html_table, points
 from vllm_nfp.principle.predict import CellPrediction, Row, predict_cell
 from vllm_nfp.principle.serving import Serving
 from vllm_nfp.principle.shape import ModelShape
@@ -168,10 +170,22 @@ class Predictions:
             "curve_errors": curve_errors(cell, self.shape, self.target),
         }
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """The rows as a pandas DataFrame, a column for each field.
+    def to_dataframe(self, table: Literal["rows", "curves"] = "rows") -> pd.DataFrame:
+        """One table as a pandas DataFrame, a column for each field.
+
+        Args:
+            table: rows, with NFP; or curves, every t(N) with t(N) / t(1) and its error.
 
         Raises:
             NoPandasError: if pandas is not installed.
+            PredictionError: for another table.
         """
-        return to_dataframe(self.rows, Row)
+        if table == "rows":
+            return to_dataframe(self.rows, Row)
+        if table == "curves":
+            return to_dataframe(points(self), PredictedPoint)
+        raise PredictionError(f"table must be rows or curves, not {table!r:.60}")
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return html_table(self)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vllm_nfp.principle.cost import Cost
-from vllm_nfp.principle.expert_tiles import default_config, tuned_config
+from vllm_nfp.principle.expert_kernels import served_config
 from vllm_nfp.principle.experts import ROUTED_KERNELS, ExpertConstants, expert_terms
 from vllm_nfp.principle.hardware import Hardware
 from vllm_nfp.principle.routing import Routing, skewed_shares
@@ -27,10 +27,14 @@ def routed_cost(
         skewed_shares(experts, chosen, serving.routing_skew),
         expert_parallel=shape.expert_parallel_size > 1,
     )
-    config = (
-        tuned_config(tokens, serving.expert_tiles)
-        if serving.expert_tiles
-        else default_config(tokens, shape.quantization, experts)
+    config = served_config(
+        hardware,
+        shape.quantization,
+        tokens,
+        experts,
+        chosen,
+        shape.expert_gemms[-1].inputs,
+        serving.expert_tiles,
     )
     terms = expert_terms(
         hardware,

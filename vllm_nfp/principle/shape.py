@@ -1,19 +1,11 @@
 """The sizes of a model that decide its step time, read from a Hugging Face config.json.
 
 All sizes are those of the whole model. The properties that end in ``_gemms``, start with ``local``
-or are named ``attention`` give one rank's share, as vLLM splits it:
-
-- tensor parallelism splits heads, widths and vocabulary over ``tensor_parallel_size`` ranks; a
-  data-parallel replica has its own copy of all this;
-- routed experts are split over all ``tensor_parallel_size`` x ``data_parallel_size`` ranks
-  together: every expert in as many slices, or, with ``expert_parallel`` (vLLM's
-  ``--enable-expert-parallel``), every rank whole experts of its own;
-- so the experts of a rank see the tokens of all data-parallel replicas, the rest only its own.
+or are named ``attention`` give one rank's share, see :mod:`vllm_nfp.principle.over_ranks`.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -29,6 +21,7 @@ from vllm_nfp.principle.layer_parts import (
     Matrix,
 )
 from vllm_nfp.principle.matrices import Counted
+from vllm_nfp.principle.over_ranks import OverRanks
 from vllm_nfp.principle.shape_checks import check_shape
 from vllm_nfp.principle.sizes import MAX_LAYERS, MAX_SIZE, MAX_TOKENS, ShapeError, shown
 
@@ -54,7 +47,7 @@ Decoding = Literal["causal", "bidirectional_block"]
 
 
 @dataclass(frozen=True, slots=True)
-class ModelShape:
+class ModelShape(OverRanks):
     """Sizes of a decoder-only model.
 
     ``num_attention_heads``, ``num_kv_heads``, ``head_dim`` and ``intermediate_size`` are those of
@@ -159,33 +152,6 @@ class ModelShape:
     def bidirectional(self) -> bool:
         """The positions of a step all see each other: a diffusion model."""
         return self.decoding == "bidirectional_block"
-
-    @property
-    def num_ranks(self) -> int:
-        """Tensor-parallel ranks of all data-parallel ranks."""
-        return self.tensor_parallel_size * self.data_parallel_size
-
-    @property
-    def expert_parallel_size(self) -> int:
-        """Ranks that share the experts out among them; 1: none does."""
-        return self.num_ranks if self.expert_parallel else 1
-
-    @property
-    def expert_tensor_parallel_size(self) -> int:
-        """Ranks that each hold a slice of the same expert."""
-        return 1 if self.expert_parallel else self.num_ranks
-
-    @property
-    def local_experts(self) -> int:
-        """Routed experts of which a rank holds weights: of the fullest rank, if uneven."""
-        return math.ceil(self.num_experts / self.expert_parallel_size)
-
-    @property
-    def local_experts_per_token(self) -> float:
-        """Experts of a rank that a token meets, on average over tokens under uniform routing."""
-        if not self.num_experts:
-            return 0.0
-        return self.experts_per_token * self.local_experts / self.num_experts
 
     @property
     def attention(self) -> AttentionHeads:

@@ -5,7 +5,7 @@ Times are those of one rank; per layer for a module, per step for the whole mode
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -104,33 +104,30 @@ class Step:
     def parts(self) -> dict[str, Cost]:
         """The whole step, by part."""
         if self._parts is None:
-            self._parts = self._all_parts()
+            self._parts = dict(self.each_part())
         return dict(self._parts)
 
-    def _all_parts(self) -> dict[str, Cost]:
+    def each_part(self) -> Iterator[tuple[str, Cost]]:
+        """The parts of the whole step, each reckoned when it is asked for: up to 0.5 ms each."""
         shape = self._shape
         layers = shape.num_layers
-        parts = {
-            "attention": self.attention(),
-            "projections": self._all_projections(),
-            "norms and rotary": self._elementwise().times(layers),
-        }
+        yield "attention", self.attention()
+        yield "projections", self._all_projections()
+        yield "norms and rotary", self._elementwise().times(layers)
         if shape.linear_attention is not None:
             layers_with_state = shape.linear_attention.layers
-            parts["linear attention"] = self.linear_attention().times(layers_with_state)
+            yield "linear attention", self.linear_attention().times(layers_with_state)
         if shape.num_dense_layers:
-            parts["dense FFN"] = self.dense_ffn().times(shape.num_dense_layers)
+            yield "dense FFN", self.dense_ffn().times(shape.num_dense_layers)
         if shape.num_moe_layers:
-            parts["MoE FFN"] = self.moe_ffn().times(shape.num_moe_layers)
+            yield "MoE FFN", self.moe_ffn().times(shape.num_moe_layers)
         if shape.beside:
-            parts["other projections"] = self._counted(shape.beside)
+            yield "other projections", self._counted(shape.beside)
         if shape.num_ranks > 1:
             # And the embedding's, which is split over the ranks by vocabulary.
-            parts["communication"] = self.communication().times(layers) + all_reduce_cost(
-                self._ranks, self.tokens
-            )
-        parts["LM head"] = self._lm_head()
-        return parts
+            reduced = all_reduce_cost(self._ranks, self.tokens)
+            yield "communication", self.communication().times(layers) + reduced
+        yield "LM head", self._lm_head()
 
     def dense_ffn(self) -> Cost:
         """The mean layer's gate-up product, activation, down product."""

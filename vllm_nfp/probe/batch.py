@@ -18,6 +18,7 @@ from vllm_nfp.adapter import versions
 from vllm_nfp.adapter.attention_groups import AttentionGroup
 from vllm_nfp.adapter.dispatch import GraphRules, Placement, place
 from vllm_nfp.probe.kv_blocks import BlockReader
+from vllm_nfp.probe.states import ProbeStates
 from vllm_nfp.probe.token_pool import TokenPool
 
 PAD_SLOT = -1
@@ -107,6 +108,7 @@ class ProbeBatch:
         for_capture: bool,
         padded: bool,
         host_lengths: bool = False,
+        states: ProbeStates | None = None,
     ) -> dict[str, Any]:
         """Attention metadata for each layer, built as the runner builds it.
 
@@ -116,6 +118,7 @@ class ProbeBatch:
             for_capture: build what a CUDA graph may keep.
             padded: count padding as part of the batch, as FULL graphs do.
             host_lengths: this vLLM takes :data:`versions.HOST_LENGTH_FIELDS`.
+            states: those of layers that keep a state in place of a cache; None: there are none.
         """
         sequences = len(self.seq_lens) if padded else self.batch_size
         common = self._common(sequences, max_seq_len, padded)
@@ -131,6 +134,9 @@ class ProbeBatch:
             else:
                 built = group.builder.build(0, metadata)
             result.update(dict.fromkeys(group.layer_names, built))
+        if states is not None:
+            shape = (self.batch_size, self.positions_per_sequence)
+            result.update(states.metadata(*shape, metadata_class, common, for_capture))
         return result
 
     def _common(self, sequences: int, max_seq_len: int, padded: bool) -> dict[str, Any]:

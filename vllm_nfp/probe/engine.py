@@ -14,6 +14,7 @@ from vllm_nfp.adapter.graph_rules import graph_rules
 from vllm_nfp.adapter.ranks import Alone, Ranks
 from vllm_nfp.adapter.runner import RunnerView
 from vllm_nfp.adapter.server_limits import server_limits
+from vllm_nfp.adapter.state_layers import state_groups, without_states
 from vllm_nfp.config import GraphLimits, ProbeConfig
 from vllm_nfp.probe.availability import Availability
 from vllm_nfp.probe.capture import Capturer
@@ -30,6 +31,8 @@ from vllm_nfp.probe.prepare import Preparer
 from vllm_nfp.probe.runtime import runtime_of
 from vllm_nfp.probe.shapes import ShapeKey, ShapeTable, key_of
 from vllm_nfp.probe.start import Start
+from vllm_nfp.probe.state_room import StateRoom
+from vllm_nfp.probe.states import ProbeStates
 from vllm_nfp.probe.token_pool import TokenPool
 from vllm_nfp.timing import Clock
 from vllm_nfp.types import Module, Shape, Timing
@@ -71,16 +74,19 @@ class ProbeEngine:
         bindings.check(view.vllm_config)
         self._ranks: Ranks = ranks or Alone()
         self._device_memory = device_memory(view.device)
+        self._states = _states_of(view, config)  # not counted with the graphs
         self._memory = self._device_memory.meter()
         host = HostMemory(None if graphs.host_mib is None else graphs.host_mib << 20)
-        limits = _limits_of(view, config, graphs.memory_mib, self._ranks.alone)
+        limits = _limits_of(view, config, graphs.memory_mib, self._ranks.alone, self._states)
         # Scratch that new builders gave up: a buffer made in its block would keep all of it.
         self._device_memory.give_back()
         server = limits.server
         kept = max(TOKENS_KEPT, server.max_step_tokens)
         self.tokens = TokenPool(server.vocabulary, kept, view.device, config.seed)
         """What probes run on; the session adds the ids of live prompts."""
-        self._runtime = runtime_of(view, clock, config, limits, self.tokens, self._ranks)
+        self._runtime = runtime_of(
+            view, clock, config, limits, self.tokens, self._ranks, self._states
+        )
         timed = bool(self._runtime.forward.timed)
         shapes = self._shapes = ShapeTable(self._runtime.batches.build, times_modules=timed)
         self._pool = GraphPool(place, self._device_memory.own_place)
@@ -143,7 +149,7 @@ class ProbeEngine:
     @property
     def modules(self) -> tuple[Module, ...]:
         """The modules of the timed layers; the whole step is not among them."""
-        kinds = {Module.ATTENTION, *(layer.ffn_kind for layer in self._runtime.forward.timed)}
+        kinds = {kind for layer in self._runtime.forward.timed for kind in layer.modules}
         if not self._ranks.alone:
             kinds.add(Module.COMMUNICATION)
         return tuple(module for module in Module if module in kinds)
@@ -160,8 +166,11 @@ class ProbeEngine:
 
     @property
     def graph_bytes(self) -> int:
-        """GPU memory that the probe has taken: buffers, graphs, and growth of the graphs' pool."""
-        return self._memory.taken
+        """GPU memory that the probe has taken: buffers, graphs, and growth of the graphs' pool.
+
+        Recurrent states are among them.
+        """
+        return self._memory.taken + (0 if self._states is None else self._states.held_bytes)
 
     @property
     def shares_graph_memory(self) -> bool:
@@ -218,20 +227,47 @@ class ProbeEngine:
                 self._graphs.evict(key)
         self._shapes.clear()
         self._runtime.batches.close()
+        if self._states is not None:
+            self._states.close()
+
+
+def _states_of(view: RunnerView, config: ProbeConfig) -> ProbeStates | None:
+    """States for probes, if the model's layers keep any."""
+    runner, vllm_config = view.runner, view.vllm_config
+    num_blocks = runner.kv_cache_config.num_blocks
+    groups = state_groups(runner.attn_groups, num_blocks, vllm_config, view.device)
+    if not groups:
+        return None
+    first, second = (max(group.state_bytes(n) for group in groups) for n in (1, 2))
+    layers = sum(len(group.layers) for group in groups)
+    room = StateRoom(config.state_memory_mib, layers, first, second - first)
+    server = server_limits(vllm_config)
+    shapes = [
+        (b, n)
+        for b in config.batch_sizes
+        for n in config.grid
+        if b <= server.max_batch_size and b * n <= server.max_step_tokens
+    ]
+    return ProbeStates(groups, room, shapes, view.device)
 
 
 def _limits_of(
-    view: RunnerView, config: ProbeConfig, graph_memory_mib: int, alone: bool
+    view: RunnerView,
+    config: ProbeConfig,
+    graph_memory_mib: int,
+    alone: bool,
+    states: ProbeStates | None,
 ) -> ShapeLimits:
     runner, vllm_config, device = view.runner, view.vllm_config, view.device
     num_blocks = runner.kv_cache_config.num_blocks
     return ShapeLimits(
         server=server_limits(vllm_config),
         grid=config.grid,
-        groups=own_groups(runner.attn_groups, num_blocks, vllm_config, device),
+        groups=own_groups(without_states(runner.attn_groups), num_blocks, vllm_config, device),
         rules=graph_rules(vllm_config, runner.attn_groups, device),
         graph_memory_mib=graph_memory_mib,
         on_gpu=device.type == "cuda",
         # With several ranks it ends in a collective that vLLM itself never captures.
         head_in_graph=alone,
+        states=None if states is None else states.room,
     )

@@ -13,7 +13,7 @@ and does not count for the module that calls them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ from vllm_nfp.adapter.runner import RunnerView
 from vllm_nfp.probe.batch import ProbeBatch
 from vllm_nfp.probe.inputs import StepInputs
 from vllm_nfp.probe.marks import IntervalRecorder, ModuleMarks
+from vllm_nfp.probe.states import ProbeStates
 from vllm_nfp.timing import Clock
 
 
@@ -44,6 +45,7 @@ class Forward:
         groups: attention groups with builders of the probe's own.
         all_layers: the model's decoder layers.
         timed: those whose modules are timed.
+        states: what layers with a recurrent state work on; None: the model has none.
 
     Raises:
         UnknownVllmError: if the runner keeps its buffers elsewhere, or embeds in an unknown way.
@@ -56,10 +58,12 @@ class Forward:
         groups: Sequence[AttentionGroup],
         all_layers: Sequence[DecoderLayer],
         timed: Sequence[DecoderLayer],
+        states: ProbeStates | None = None,
     ) -> None:
         self._view = view
         self._clock = clock
         self._groups = groups
+        self._states = states
         self.timed = timed
         self.num_layers = len(all_layers)
         self._metadata_class = metadata_class()
@@ -86,6 +90,7 @@ class Forward:
             for_capture,
             padded=batch.placement.execution is Execution.FULL,
             host_lengths=self._host_lengths,
+            states=self._states,
         )
 
     @contextmanager
@@ -150,9 +155,9 @@ class Forward:
     def context(
         self, metadata: dict[str, Any], batch: ProbeBatch, execution: Execution, compiled: bool
     ) -> Iterator[None]:
-        """vLLM's forward context for the batch, without adapters and connectors."""
+        """vLLM's forward context for the batch, without adapters, connectors and live states."""
         aside, config = self._adapters.aside(), self._view.vllm_config
-        with aside, without_connector(config), forward_context(
+        with aside, self._own_states(batch), without_connector(config), forward_context(
             config,
             metadata,
             len(batch.positions),
@@ -162,6 +167,11 @@ class Forward:
             compiled=compiled,
         ):  # fmt: skip
             yield
+
+    def _own_states(self, batch: ProbeBatch) -> AbstractContextManager[None]:
+        if self._states is None:
+            return nullcontext()
+        return self._states.lent(batch.batch_size, batch.positions_per_sequence)
 
 
 def _hidden(output: Any) -> torch.Tensor:

@@ -4,7 +4,8 @@ The whole cache is summed up at the start, before any request and again after al
 Between real steps, which write the cache themselves, a proof lies on the stream closely around a
 single run, and looks at the blocks that a stray write could hit: the last ones that each sequence
 of the run reads (where keys and values of its positions would go), the null block, the pool's last
-block (where a slot of -1 would go if it were taken for a number), and some others.
+block (where a slot of -1 would go if it were taken for a number), and some others. Of layers with a
+recurrent state it looks at the server's states of the same numbers as those that the run writes.
 
 Where a KV connector is at work, blocks that it loads may arrive around the run. There a proof sums
 the blocks once more before the run: if these two sums differ, blocks are arriving, and the proof
@@ -25,8 +26,10 @@ import numpy as np
 import torch
 
 from vllm_nfp.adapter.attention_groups import AttentionGroup
+from vllm_nfp.adapter.state_layers import StateGroup
 from vllm_nfp.probe.batch import ProbeBatch
 from vllm_nfp.probe.kv_sums import SomeBlocks, block_sums, integers, tensors_in
+from vllm_nfp.probe.states import ProbeStates
 from vllm_nfp.timing import Clock, Mark
 
 logger = logging.getLogger("vllm.nfp")
@@ -53,9 +56,9 @@ class KvCacheWrittenError(RuntimeError):
 
     def __init__(self, what: str) -> None:
         super().__init__(
-            f"{what} changed the KV cache: this attention backend writes padding slots. What "
-            f"requests have stored there may be wrong since then: restart the server if it has "
-            f"served any"
+            f"{what} changed the KV cache: this attention backend writes padding slots, or a layer "
+            f"the server's recurrent state. What requests have stored there may be wrong since "
+            f"then: restart the server if it has served any"
         )
 
 
@@ -91,6 +94,7 @@ class Prover:
         groups: the layers' groups.
         clock: marks the stream.
         transfers: a KV connector may write to the cache at any time.
+        states: what layers with a recurrent state work on; the server's own are watched.
     """
 
     def __init__(
@@ -100,10 +104,12 @@ class Prover:
         clock: Clock,
         device: torch.device,
         transfers: bool = False,
+        states: ProbeStates | None = None,
     ) -> None:
         self._clock = clock
         self._device = device
         self._transfers = transfers
+        self._states = states
         self._turn = 0
         self._proven: set[Run] = set()
         """Runs of which one was, or is being, proven."""
@@ -111,12 +117,18 @@ class Prover:
         self._under_way: list[Proof] = []
         """Proofs that no ticket carries."""
         self._groups = groups
+        self._live_states = () if states is None else states.groups
+        watched: list[AttentionGroup | StateGroup] = [*groups, *self._live_states]
         self._caches = [
-            [cache for name in group.layer_names for cache in _addressed(contexts[name], group)]
-            for group in groups
+            [
+                cache
+                for name in group.layer_names
+                for cache in _addressed(contexts[name], group.num_blocks)
+            ]
+            for group in watched
         ]
-        self._always = [_always(group.num_blocks) for group in groups]
-        for group, caches in zip(groups, self._caches, strict=True):
+        self._always = [_always(group.num_blocks) for group in watched]
+        for group, caches in zip(watched, self._caches, strict=True):
             if not caches:
                 logger.warning(
                     "vllm-nfp: the KV cache of %s has no dimension of %d blocks: it is proven to "
@@ -178,18 +190,30 @@ class Prover:
         self._proven.discard(proof.run)
 
     def _looked_at(self, batch: ProbeBatch, context: int) -> Iterator[SomeBlocks]:
-        each = zip(self._groups, self._caches, self._always, batch.blocks, strict=True)
-        for group, caches, always, read in each:
+        tails = [*self._tails(batch, context), *self._stray_states(batch)]
+        for caches, always, stray in zip(self._caches, self._always, tails, strict=True):
             if not caches:
                 continue
-            first = context // group.block_tokens
-            last = (context + batch.positions_per_sequence - 1) // group.block_tokens
-            tails = read[:, first : last + 1].reshape(-1)
-            blocks = np.concatenate([always, tails[:: -(-len(tails) // MOST_TAILS)]])
+            blocks = np.concatenate([always, stray[:: max(1, -(-len(stray) // MOST_TAILS))]])
             for step in range(min(MOST_LAYERS, len(caches))):
                 # Evenly through the layers, others at each turn.
                 place = step * len(caches) // min(MOST_LAYERS, len(caches)) + self._turn
                 yield caches[place % len(caches)], blocks
+
+    def _tails(self, batch: ProbeBatch, context: int) -> Iterator[np.ndarray[Any, Any]]:
+        """The last blocks that the sequences read, in each group."""
+        for group, read in zip(self._groups, batch.blocks, strict=True):
+            first = context // group.block_tokens
+            last = (context + batch.positions_per_sequence - 1) // group.block_tokens
+            yield read[:, first : last + 1].reshape(-1)
+
+    def _stray_states(self, batch: ProbeBatch) -> Iterator[np.ndarray[Any, Any]]:
+        """Live states of the numbers that the run writes: hit if a layer worked on the server's."""
+        if self._states is None:
+            return
+        written = self._states.numbers(batch.batch_size, batch.positions_per_sequence)
+        for group in self._live_states:
+            yield np.arange(written.start, min(written.stop, group.num_blocks), dtype=np.int64)
 
 
 class Proving:
@@ -224,15 +248,15 @@ def _run_of(batch: ProbeBatch, as_graph: bool) -> Run:
     return batch.batch_size, batch.positions_per_sequence, as_graph
 
 
-def _addressed(module: Any, group: AttentionGroup) -> Iterator[torch.Tensor]:
+def _addressed(module: Any, num_blocks: int) -> Iterator[torch.Tensor]:
     """A layer's caches, as integers, with the block as the first dimension.
 
     A tensor in which no dimension is that of blocks is looked at by the sums of the start alone.
     """
     for cache in tensors_in(module.kv_cache):
         sizes = list(cache.shape)
-        if group.num_blocks in sizes:
-            yield integers(cache).movedim(sizes.index(group.num_blocks), 0)
+        if num_blocks in sizes:
+            yield integers(cache).movedim(sizes.index(num_blocks), 0)
 
 
 def _always(num_blocks: int) -> np.ndarray[Any, Any]:

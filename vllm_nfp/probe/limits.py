@@ -9,6 +9,7 @@ from vllm_nfp.adapter.attention_groups import AttentionGroup
 from vllm_nfp.adapter.dispatch import Execution, GraphRules, Placement, place
 from vllm_nfp.adapter.server_limits import ServerLimits
 from vllm_nfp.probe.graph_cache import GraphRoom
+from vllm_nfp.probe.state_room import StateRoom
 
 TABLE_BYTES = 4
 """Of an entry of a block table."""
@@ -32,6 +33,8 @@ class ShapeLimits:
     on_gpu: bool
     head_in_graph: bool
     """The LM head is a graph too, which lies in the graphs' memory pool."""
+    states: StateRoom | None = None
+    """Where layers keep a recurrent state."""
 
     def cell_refusal(self, batch_size: int, context: int) -> str | None:
         """Why the cell cannot be probed at all; None if at least two positions can be."""
@@ -42,7 +45,11 @@ class ShapeLimits:
             return (
                 f"context {context} leaves no room for 2 positions in {server.max_context} tokens"
             )
-        return self._tables_missing(batch_size) or self._blocks_missing(batch_size, context + 2)
+        return (
+            self._tables_missing(batch_size)
+            or self._blocks_missing(batch_size, context + 2)
+            or self._states_missing(batch_size, 2)
+        )
 
     @property
     def table_widths(self) -> list[int]:
@@ -73,6 +80,9 @@ class ShapeLimits:
                 )
         return None
 
+    def _states_missing(self, batch_size: int, positions: int) -> str | None:
+        return None if self.states is None else self.states.missing(batch_size, positions)
+
     def positions(
         self, batch_size: int, context: int, can_probe: Callable[[int, int], bool]
     ) -> tuple[int, ...]:
@@ -89,6 +99,7 @@ class ShapeLimits:
             if context + n <= self.server.max_context
             and batch_size * n <= self.server.max_step_tokens
             and self._blocks_missing(batch_size, context + n) is None
+            and self._states_missing(batch_size, n) is None
             and can_probe(batch_size, n)
         )
         return fitting if fitting[:1] == (1,) else ()

@@ -14,6 +14,7 @@ from vllm_nfp.probe.forward import Forward
 from vllm_nfp.probe.kv_blocks import block_readers
 from vllm_nfp.probe.kv_proof import Prover
 from vllm_nfp.probe.limits import ShapeLimits
+from vllm_nfp.probe.states import ProbeStates
 from vllm_nfp.probe.token_pool import TokenPool
 from vllm_nfp.timing import Clock
 
@@ -37,8 +38,12 @@ def runtime_of(
     limits: ShapeLimits,
     tokens: TokenPool,
     ranks: Ranks,
+    states: ProbeStates | None = None,
 ) -> Runtime:
     """The parts for a runner's model and KV cache.
+
+    Args:
+        states: what layers with a recurrent state work on; None: the model has none.
 
     Raises:
         UnknownVllmError: if the runner keeps its buffers elsewhere.
@@ -61,6 +66,7 @@ def runtime_of(
     contexts = compilation.static_forward_context
     layers = find_decoder_layers(view.model, contexts, compilation.static_all_moe_layers)
     timed = sample_layers(layers, config.sampled_layers)
-    forward = Forward(view, clock, groups, layers, timed)
-    prover = Prover(contexts, groups, clock, device, transfers_blocks(view.vllm_config))
+    forward = Forward(view, clock, groups, layers, timed, states)
+    transfers = transfers_blocks(view.vllm_config)
+    prover = Prover(contexts, groups, clock, device, transfers, states)
     return Runtime(batches, forward, prover, clock, ranks)

@@ -12,6 +12,7 @@ from vllm_nfp.types import Boundary, Cell, CurvePoint, Module, Prediction
 MODULE_NAMES = {
     "model": "Whole step",
     "attention": "Attention",
+    "linear_attention": "Linear attention",
     "dense_ffn": "Dense FFN",
     "moe_ffn": "MoE FFN",
     "communication": "Communication",
@@ -19,6 +20,8 @@ MODULE_NAMES = {
 MODULE_TEXTS = {
     "model": "The decode step as the server launches it, including the LM head over all positions.",
     "attention": "The attention operator of one layer with the KV cache, without its projections.",
+    "linear_attention": "One layer that keeps a recurrent state in place of a KV cache, with its "
+    "projections.",
     "dense_ffn": "The feed-forward block of one layer.",
     "moe_ffn": "Router, experts and shared experts of one layer.",
     "communication": "The collectives of one layer; other modules do not contain them.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 
+from vllm_nfp.surface.noise import STEP_DEVIATION
 from vllm_nfp.timing import RealSteps
 from vllm_nfp.types import CellKey, Shape
 
@@ -16,6 +17,17 @@ AGAIN_SECONDS = 60.0
 """Time after which a median is told again although it has not moved: it is not old."""
 LATELY_SECONDS = 180.0
 """Age at which the time that traffic has spent in a cell counts 1/e."""
+
+
+def is_whole(of: RealSteps) -> bool:
+    """Whether these steps say what N positions in every sequence take.
+
+    Sequences may have unequal numbers, as with n-grams or adaptive verification. Within the error
+    of a median of real steps, the median over numbers whose mean is N is that of N: a step's time
+    never rises faster than its tokens.
+    """
+    positions = of.shape.positions
+    return abs(of.mean_positions - positions) <= STEP_DEVIATION * positions
 
 
 class SteadySteps:

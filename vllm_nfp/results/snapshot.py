@@ -16,6 +16,7 @@ from typing import Annotated, Protocol, TypeVar
 import msgspec
 
 from vllm_nfp.files import FileError, read_bytes, write_whole
+from vllm_nfp.results.verification import VerificationReport
 from vllm_nfp.strict_json import decode_own, encode
 from vllm_nfp.types import (
     Boundary,
@@ -117,6 +118,8 @@ class Snapshot:
     missing_pairs: Whole = 0
     """Pairs that points which matter still lack."""
     live: LiveStep | None = None
+    verification: VerificationReport | None = None
+    """Of vLLM's adaptive verification; None where the server has none."""
     steps: Annotated[tuple[StepLatency, ...], _TABLE] = ()
     """Real steps, timed passively."""
     skipped_cells: Mapping[str, str] = dataclasses.field(default_factory=dict)

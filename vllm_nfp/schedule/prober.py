@@ -86,7 +86,7 @@ class Prober:
         """
         self._idle.interrupt()
         self.settle()
-        self.timer.describe(step.batch_size, step.context, step.positions, step.decode, stands_for)
+        self.timer.describe(step, stands_for)
         self.budget.observe(step, stands_for)
         if not step.decode:
             return
@@ -96,6 +96,12 @@ class Prober:
             return
         if self.budget.affords(self._least_cost()):
             self.advance(Account.MEASURED)
+
+    def trimmed(self, step: EngineStep, stands_for: int) -> None:
+        """vLLM has cut drafts of the step that was looked at: this is what runs now."""
+        self.timer.describe(step, stands_for)
+        if step.decode:
+            self._last_step = step
 
     def settle(self) -> None:
         """Read whatever the device has passed; waits for nothing.

@@ -25,6 +25,7 @@ class Looks:
         self._view = view
         self.stands_for = 0
         """Steps that the latest one stands for, its own among them; 0 if it is not looked at."""
+        self._latest: EngineStep | None = None
 
     def at(self, scheduler_output: Any) -> int:
         """Steps that a look at this one stands for; 0 if it is not looked at.
@@ -44,4 +45,11 @@ class Looks:
 
     def step(self, scheduler_output: Any) -> EngineStep | None:
         """The step as the scheduler planned it; None if it runs nothing."""
-        return step_of(scheduler_output, self._view.decode_positions, self._limits)
+        self._latest = step_of(scheduler_output, self._view.decode_positions, self._limits)
+        return self._latest
+
+    def trimmed(self, tokens: int) -> EngineStep | None:
+        """The latest step with so many tokens; None if it is not looked at."""
+        if not self.stands_for or self._latest is None:
+            return None
+        return self._latest.trimmed(tokens)

@@ -24,6 +24,7 @@ from vllm_nfp.schedule.agenda import NO_AGENDA, Agenda
 from vllm_nfp.schedule.counters import Counters
 from vllm_nfp.session.agenda_maker import AgendaMaker
 from vllm_nfp.session.announcement import announce
+from vllm_nfp.session.cost_source import LeadingCosts
 from vllm_nfp.session.output import Output
 from vllm_nfp.timing import StepTimes
 from vllm_nfp.types import PairResult, Shape, State
@@ -70,6 +71,7 @@ class Publisher:
         self._progress_at = self._kept_at = -math.inf
         self._kept_state: State | None = None
         self._announced = False
+        self._costs: LeadingCosts | None = None
         self._results = results
         self._maker = AgendaMaker(config, results)
         self._traffic = Traffic()
@@ -104,6 +106,10 @@ class Publisher:
     def count(self, counters: Counters) -> None:
         """Hand over the latest counters; called by the serving side, never blocks."""
         self._counters = counters
+
+    def price(self, costs: LeadingCosts) -> None:
+        """Renew these costs with every publication; called by the serving side."""
+        self._costs = costs
 
     def publish(self, identity: Snapshot) -> None:
         """Publish once, from the thread that starts the probe.
@@ -169,6 +175,8 @@ class Publisher:
         self.process()
         maybe_fail("publish")
         self._send_changed_curves()  # first: a write may hang
+        if self._costs is not None:
+            self._costs.renew(self._results.findings, self._times.kinds(), time.monotonic())
         snapshot = self.snapshot()
         self._output.write(snapshot)
         self._keep_sometimes(snapshot)
@@ -232,6 +240,7 @@ class Publisher:
             jumps=found.jumps,
             missing_pairs=agenda.missing_pairs,
             live=found.live,
+            verification=None if self._costs is None else self._costs.report(),
         )
 
 

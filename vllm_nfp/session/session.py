@@ -8,11 +8,14 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 from vllm_nfp.adapter.graph_place import GraphPlace
+from vllm_nfp.adapter.patch import PatchSet
+from vllm_nfp.adapter.verification import AdaptiveVerification
 from vllm_nfp.session.end import end
 from vllm_nfp.session.output import Output
 from vllm_nfp.session.start import StaysOffError, start
 from vllm_nfp.session.started import Started
 from vllm_nfp.session.timing_only import NOTHING_TO_DO_SECONDS
+from vllm_nfp.session.verification import follow_verification
 from vllm_nfp.session.worker import Worker
 
 logger = logging.getLogger("vllm.nfp")
@@ -80,6 +83,32 @@ class Session:
         except Exception as error:
             self._fault(started, "probe", error)
         self._mark(begin=True)
+
+    def verifies(self, verification: AdaptiveVerification, patches: PatchSet) -> None:
+        """vLLM verifies adaptively: follow it, and feed it if that is asked for.
+
+        Args:
+            patches: takes up what is hooked.
+        """
+        started = self._started
+        if started is None:
+            return
+        try:
+            follow_verification(started, self._worker, verification, patches, self.trimmed)
+        except Exception as error:
+            self._fault(started, "verification", error)
+
+    def trimmed(self, tokens: int) -> None:
+        """vLLM has cut drafts of the step that runs now: it has so many tokens."""
+        started = self._started
+        if started is None or started.lead is None or not started.agreement.timed(started):
+            return
+        try:
+            step = started.looks.trimmed(tokens)
+            if step is not None:
+                started.lead.watcher.trimmed(step, started.looks.stands_for)
+        except Exception as error:
+            self._fault(started, "timing", error)
 
     def after_step(self) -> None:
         """The real step has been launched."""

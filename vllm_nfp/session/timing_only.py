@@ -27,7 +27,13 @@ class TimingOnly:
     def before_step(self, step: EngineStep, stands_for: int) -> None:
         """Read the times that are there, and note what comes next."""
         self.timer.settle()
-        self.timer.describe(step.batch_size, step.context, step.positions, step.decode, stands_for)
+        self.timer.describe(step, stands_for)
+        if step.decode:
+            self._last_step = step
+
+    def trimmed(self, step: EngineStep, stands_for: int) -> None:
+        """vLLM has cut drafts of the step that was looked at: this is what runs now."""
+        self.timer.describe(step, stands_for)
         if step.decode:
             self._last_step = step
 

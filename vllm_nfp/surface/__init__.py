@@ -14,7 +14,7 @@ from vllm_nfp.surface.chooser import Candidate, rank
 from vllm_nfp.surface.conditioning import Conditioning
 from vllm_nfp.surface.constants import GENERIC, QUANTIZED, RECORDED, recorded_for
 from vllm_nfp.surface.cost_surface import CostSurface
-from vllm_nfp.surface.decide import BoundaryAnswer, DraftAnswer, boundary, draft_length
+from vllm_nfp.surface.decide import BoundaryAnswer, boundary
 from vllm_nfp.surface.decisions import Concern, Decisions
 from vllm_nfp.surface.kernel import Hyperparameters
 from vllm_nfp.surface.observations import Baseline, Observations, Ratio, StepTime
@@ -40,7 +40,6 @@ __all__ = [
     "Conditioning",
     "CostSurface",
     "Decisions",
-    "DraftAnswer",
     "Hyperparameters",
     "Observations",
     "Pool",
@@ -53,7 +52,6 @@ __all__ = [
     "answers",
     "block_of",
     "boundary",
-    "draft_length",
     "generic_prior",
     "predicted_prior",
     "questions",

@@ -29,6 +29,8 @@ INFERRED = 0.5
 """Part of the prior's variance that must be gone for an answer to rest on measurements."""
 AT_A_TIME = 8
 """Answers that are made before a pause: some 0.3 ms."""
+DRAWN_AT_A_TIME = 24
+"""Cells whose curves are drawn before a pause: some 0.3 ms."""
 JITTER = 3e-6
 """Relative to the largest variance of a cell: it moves no curve by more than some 1e-4."""
 
@@ -116,16 +118,15 @@ def questions(
         alone = placed(rows)
         for part, mine, theirs, found in by_part(alone, alone, hyper):
             before[part, i][np.ix_(mine, theirs)] = found
-    rows = stacked([rows for rows, _ in blocks])
-    modules = [module for module, *_ in distinct for _ in counts]
-    return Questions(
-        distinct,
-        counts,
-        placed(rows),
-        np.array([expected for _, expected in blocks]),
-        before,
-        tuple(keys_of(modules, rows)),
-    )
+    at = placed(stacked([rows for rows, _ in blocks]))
+    give_way()
+    keys = [
+        key
+        for (module, *_), (rows, _) in in_pieces(zip(distinct, blocks, strict=True), AT_A_TIME)
+        for key in keys_of([module] * len(counts), rows)
+    ]
+    expected = np.array([expected for _, expected in blocks])
+    return Questions(distinct, counts, at, expected, before, tuple(keys))
 
 
 def answers(posterior: Posterior, asked: Questions) -> dict[tuple[Module, int, int], CellAnswer]:
@@ -153,6 +154,7 @@ def answers(posterior: Posterior, asked: Questions) -> dict[tuple[Module, int, i
         found[block] = CellAnswer(
             *block, asked.counts, mean[i], after[i], bases, curves[i].T, tuple(limits[i])
         )
+    give_way()
     return found
 
 
@@ -173,11 +175,14 @@ def _draws(mean: FloatArray, spread: FloatArray) -> SingleArray:
     jitter = JITTER * np.maximum(1e-3, np.diagonal(spread, axis1=1, axis2=2).max(axis=1))
     roots = np.linalg.cholesky(spread + jitter[:, None, None] * np.eye(size))
     give_way()
-    drawn = roots.astype(np.float32) @ _DRAWN[:size]
-    drawn += mean[:, :, None].astype(np.float32)
-    drawn[:, 0] = 0.0
-    give_way()
-    return np.asarray(np.exp(drawn, out=drawn))
+    drawn = np.empty((len(mean), size, DRAWS), dtype=np.float32)
+    for at in in_pieces(range(0, len(mean), DRAWN_AT_A_TIME), 1):
+        some = drawn[at : at + DRAWN_AT_A_TIME]
+        np.matmul(roots[at : at + DRAWN_AT_A_TIME].astype(np.float32), _DRAWN[:size], out=some)
+        some += mean[at : at + DRAWN_AT_A_TIME, :, None].astype(np.float32)
+        some[:, 0] = 0.0
+        np.exp(some, out=some)
+    return drawn
 
 
 def limits_of(curves: SingleArray) -> SingleArray:

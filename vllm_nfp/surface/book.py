@@ -21,7 +21,7 @@ from vllm_nfp.surface.rows import Key, keys_of, rows_at
 from vllm_nfp.types import Module, Shape
 
 FIRST_CAPACITY = 64
-AT_A_TIME = 12
+AT_A_TIME = 6
 """New rows whose covariances are made before a pause."""
 RowName: TypeAlias = "tuple[Module, int, int, int, bool]"
 """A row: module, batch size, context, positions, and whether it is log t(N) / t(1) or log t(N)."""
@@ -133,6 +133,7 @@ class Book:
         """Covariance of rows with what is asked under this name; shape [n, asked]."""
         columns = self._columns.setdefault(name, _Columns(asked.count))
         columns.reach(len(self._serial))
+        give_way()
         stale = slots[columns.serial[slots] != self._serial[slots]]
         for at in in_pieces(range(0, len(stale), AT_A_TIME), 1):
             some = stale[at : at + AT_A_TIME]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
+from vllm_nfp.give_way import give_way
 from vllm_nfp.surface.answers import CellAnswer, Questions, answers, block_of, questions
 from vllm_nfp.surface.changes import Changes
 from vllm_nfp.surface.chooser import Candidate, rank
@@ -135,6 +136,7 @@ class CostSurface:
         self._answered.clear()
         self._told.clear()
         self._version += 1
+        give_way()
 
     def answers(
         self, cells: Sequence[tuple[int, int]], positions: Sequence[int]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vllm_nfp.give_way import give_way
+from vllm_nfp.give_way import give_way, in_pieces
 from vllm_nfp.surface.answers import WIDER, CellAnswer
 from vllm_nfp.surface.prior import FloatArray, IntArray
 from vllm_nfp.types import Module
@@ -95,18 +95,17 @@ def most_urgent(
     give_way()
     steps = np.flatnonzero([module is Module.MODEL for module, *_ in blocks])
     parts = [_boundaries(mean, spread, weights, epsilon, len(decisions.epsilons))
-             for epsilon in decisions.epsilons]  # fmt: skip
-    give_way()
+             for epsilon in in_pieces(decisions.epsilons, 1)]  # fmt: skip
     drafting = np.array(decisions.drafting)
     parts += [
         _drafts(mean, spread, weights, steps, np.array(tokens), drafting, len(decisions.tokens))
-        for tokens in decisions.tokens
+        for tokens in in_pieces(decisions.tokens, 1)
     ]
-    give_way()
     table = np.concatenate([np.zeros((0, 8)), *parts])
     # By what certainty would gain: urgency is for each part of the variance.
     size = urgency(table[:, 6], table[:, 5], table[:, 7]) * table[:, 7]
     table = table[np.argsort(-size, kind="stable")[:MOST_DECISIONS]]
+    give_way()
     return _gathered(table, blocks, np.array(decisions.positions, dtype=np.int64))
 
 

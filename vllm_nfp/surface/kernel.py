@@ -8,6 +8,7 @@ where the library picks kernels by their M. Attention errs alike at neighbouring
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -126,6 +127,11 @@ layers timed alone: as long with 8 layers, 0.31 less in log time with all 48, at
 (benchmarks/results/2026-11-28-h100-at-defaults)."""
 
 
+LINEAR_ATTENTION = ShapeKernel(0.0723, 0.0714, 2.11, 6.0, math.inf, 0.0122, 0.312)
+"""A choice, not a fit: attention's, but for the context, of which a state knows nothing. No
+recorded run has timed such layers."""
+
+
 @dataclass(frozen=True, slots=True)
 class Hyperparameters:
     """Of every part, and of the observations; benchmarks/replay_fit.py says where they are from."""
@@ -139,6 +145,7 @@ class Hyperparameters:
     launch: float
     """Standard deviation of the log time of launches."""
     routing: RoutingKernel = ROUTING
+    linear_attention: ShapeKernel = LINEAR_ATTENTION
 
     def of(self, part: Part) -> TokenKernel | ShapeKernel | RoutingKernel:
         """The kernel of a part other than LAUNCH."""
@@ -150,6 +157,7 @@ class Hyperparameters:
             Part.ATTENTION: self.attention,
             Part.STEP: self.step,
             Part.ROUTING: self.routing,
+            Part.LINEAR_ATTENTION: self.linear_attention,
         }
         return kernels[part]
 
@@ -164,6 +172,7 @@ class Hyperparameters:
             self.step.scaled(factor),
             self.launch * factor,
             self.routing.scaled(factor),
+            self.linear_attention.scaled(factor),
         )
 
 

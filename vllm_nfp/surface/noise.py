@@ -18,7 +18,7 @@ USUAL_NOISE: Mapping[Module, float] = {
     Module.MOE_FFN: 0.03,
     Module.ATTENTION: 0.013,
     Module.COMMUNICATION: 0.04,
-    Module.LINEAR_ATTENTION: 0.013,  # that of attention: never timed
+    Module.LINEAR_ATTENTION: 0.013,  # that of attention: not recorded yet
 }
 """Standard deviation of a pair's log ratio until enough pairs tell, outliers left out. From the
 pairs of benchmarks/results/2026-11-24-h100, -whole-models and 2026-11-25-h100x2-tensor-parallel."""

@@ -51,9 +51,15 @@ class Posterior:
     def mean(self, asked: Functionals) -> tuple[FloatArray, FloatArray]:
         """Means of the asked rows, and root @ their covariance with the observations."""
         book = self.book
-        cross = covariance(self.book.placed(self.slots), placed(asked), book.hyper, book.factors)
+        known = book.placed(self.slots)
         give_way()
-        return cross.T @ self.solved, self.root @ cross
+        at = placed(asked)
+        give_way()
+        cross = covariance(known, at, book.hyper, book.factors)
+        give_way()
+        told = self.root @ cross
+        give_way()
+        return cross.T @ self.solved, told
 
     def log_ratio(self, shape: Shape) -> tuple[float, float]:
         """Mean and variance of the whole step's log t(N) / t(1) at a shape."""

@@ -36,6 +36,9 @@ LAUNCH_SECONDS_PER_LAYER = 8e-4
 (benchmarks/results/2026-11-26-h100-draft-lengths)."""
 ACTIVE = 1.0 / 16.0
 """Share of the experts that a token activates, where the model is not known."""
+STATES = 1024.0
+"""Recurrent states whose transfer takes as long as all else at one token, where the model is not
+known: a choice, like the other figures of :func:`generic_prior`."""
 CELLS_KEPT = 512
 
 
@@ -54,6 +57,8 @@ class Part(IntEnum):
     """What the sum of the parts misses."""
     ROUTING = 7
     """How many experts wake in all layers of a whole step, against the few that are timed alone."""
+    LINEAR_ATTENTION = 8
+    """Layers that keep a state in place of a cache."""
 
 
 PART_OF = {
@@ -61,8 +66,16 @@ PART_OF = {
     Module.MOE_FFN: Part.MOE_FFN,
     Module.ATTENTION: Part.ATTENTION,
     Module.COMMUNICATION: Part.COMMUNICATION,
+    Module.LINEAR_ATTENTION: Part.LINEAR_ATTENTION,
 }
-WORK = (Part.DENSE_FFN, Part.MOE_FFN, Part.ATTENTION, Part.COMMUNICATION, Part.OTHER)
+WORK = (
+    Part.DENSE_FFN,
+    Part.MOE_FFN,
+    Part.ATTENTION,
+    Part.LINEAR_ATTENTION,
+    Part.COMMUNICATION,
+    Part.OTHER,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,19 +185,22 @@ def predicted_prior(
             "MoE FFN": Part.MOE_FFN,
             "attention": Part.ATTENTION,
             "communication": Part.COMMUNICATION,
+            "linear attention": Part.LINEAR_ATTENTION,
         }
-        for name, cost in step.parts().items():
+        for name, cost in step.each_part():
             seconds[named.get(name, Part.OTHER)] += cost.seconds()
-            give_way()  # the whole cell takes some 3 ms
+            give_way()
         launch = LAUNCH_SECONDS_PER_LAYER * shape.num_layers
         found = _cell(batch_size, context, seconds, serving.capture_sizes, launch)
         return replace(found, layers=layers)
 
+    linear = shape.linear_attention
     layers = {
         Module.DENSE_FFN: shape.num_dense_layers,
         Module.MOE_FFN: shape.num_moe_layers,
         Module.ATTENTION: shape.attention_layers,
         Module.COMMUNICATION: shape.num_layers,
+        Module.LINEAR_ATTENTION: 0 if linear is None else linear.layers,
     }
     return cell
 
@@ -240,6 +256,10 @@ def generic_prior(
             active = (1.0 - (1.0 - ACTIVE) ** tokens) / ACTIVE
             each = np.maximum(1.0, tokens * ACTIVE / knee)
             seconds[Part.MOE_FFN] = 0.6 / len(ffns) * active * each
+        if Module.LINEAR_ATTENTION in modules:
+            # Its projections, and a state read once and written at each position.
+            states = batch_size * (1.0 + positions) / 2.0
+            seconds[Part.LINEAR_ATTENTION] = 0.3 * flat + states / STATES
         if Module.COMMUNICATION in modules:
             seconds[Part.COMMUNICATION] = 0.1 * flat
         seconds[Part.OTHER] = (0.4 if ffns else 1.0) * flat

@@ -15,7 +15,7 @@ SAMPLES_KEPT = 64
 class Series:
     """Steps of one kind: how many there were, and the times of the last that were timed."""
 
-    __slots__ = ("batch_sizes", "contexts", "count", "seconds", "stand_for", "timed")
+    __slots__ = ("batch_sizes", "contexts", "count", "positions", "seconds", "stand_for", "timed")
 
     def __init__(self) -> None:
         self.seconds = array("d", bytes(8 * SAMPLES_KEPT))
@@ -23,11 +23,18 @@ class Series:
         """Steps that each of the times stands for."""
         self.batch_sizes = array("q", bytes(8 * SAMPLES_KEPT))
         self.contexts = array("q", bytes(8 * SAMPLES_KEPT))
+        self.positions = array("d", bytes(8 * SAMPLES_KEPT))
+        """Mean over the sequences of each step."""
         self.count = 0
         self.timed = 0
 
     def add(
-        self, seconds: float, stands_for: int = 1, batch_size: int = 1, context: int = 0
+        self,
+        seconds: float,
+        stands_for: int = 1,
+        batch_size: int = 1,
+        context: int = 0,
+        positions: float = 1.0,
     ) -> None:
         """Keep the time of one step."""
         place = self.timed % SAMPLES_KEPT
@@ -35,6 +42,7 @@ class Series:
         self.stand_for[place] = stands_for
         self.batch_sizes[place] = batch_size
         self.contexts[place] = context
+        self.positions[place] = positions
         self.timed += 1
 
     @property
@@ -42,6 +50,12 @@ class Series:
         """Median of the kept times, in seconds; at least one must be there."""
         kept = min(self.timed, SAMPLES_KEPT)
         return weighted_median(self.seconds[:kept], self.stand_for[:kept])
+
+    @property
+    def mean_positions(self) -> float:
+        """Mean of the kept steps' positions per sequence; at least one must be there."""
+        kept = min(self.timed, SAMPLES_KEPT)
+        return sum(self.positions[:kept]) / kept
 
     def mean_shape(self, positions: int) -> Shape:
         """Mean batch size and context of the kept steps, rounded; at least one must be there."""
@@ -78,6 +92,8 @@ class RealSteps:
     """Those of them that were timed."""
     median_seconds: float
     """Of the recent ones."""
+    mean_positions: float
+    """Of the recent ones, per sequence: not whole where sequences have unequal numbers."""
 
 
 def weighted_median(values: Sequence[float], weights: Sequence[int]) -> float:

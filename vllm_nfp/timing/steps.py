@@ -15,7 +15,7 @@ from vllm_nfp.faults import maybe_fail
 from vllm_nfp.give_way import in_pieces
 from vllm_nfp.timing.clock import Clock, Mark
 from vllm_nfp.timing.series import RealSteps, Series
-from vllm_nfp.types import Shape, StepLatency
+from vllm_nfp.types import EngineStep, Shape, StepLatency
 
 RING_SLOTS = 256
 """Timed steps whose end has not been read; while the ring is full none is timed or counted."""
@@ -61,7 +61,12 @@ class StepTimes:
         """The steps of each kind, in order; kinds of which none has been read yet are left out."""
         return tuple(
             RealSteps(
-                kind, series.mean_shape(kind.positions), series.count, series.timed, series.median
+                kind,
+                series.mean_shape(kind.positions),
+                series.count,
+                series.timed,
+                series.median,
+                series.mean_positions,
             )
             for key, series in in_pieces(sorted(self._series.items()), KINDS_AT_A_TIME)
             for kind in (self._kind(key),)
@@ -91,7 +96,7 @@ class StepTimes:
 class _Slot:
     """One step between its launch and its reading."""
 
-    __slots__ = ("batch_size", "context", "end", "series", "start", "steps")
+    __slots__ = ("batch_size", "context", "end", "positions", "series", "start", "steps")
 
     def __init__(self, clock: Clock) -> None:
         self.start: Mark = clock.mark()
@@ -101,6 +106,7 @@ class _Slot:
         """Steps that it stands for."""
         self.batch_size = 1
         self.context = 0
+        self.positions = 1.0
 
 
 class StepTimer:
@@ -123,21 +129,24 @@ class StepTimer:
         self._stands_for = 1
         self._batch_size = 1
         self._context = 0
+        self._positions = 1.0
         self.times = StepTimes()
         self.last_seconds = 0.0
         """The most recent step's time; 0 before the first."""
 
-    def describe(
-        self, batch_size: int, context: int, positions: int, decode: bool, stands_for: int = 1
-    ) -> None:
+    def describe(self, step: EngineStep, stands_for: int = 1) -> None:
         """What the step that comes next is; only decode steps are kept by kind.
+
+        It may be told again until the step ends: vLLM may cut its drafts while it runs.
 
         Args:
             stands_for: steps, its own among them.
         """
-        self._series = self.times.of(batch_size, context, positions) if decode else None
+        batch_size, context = step.batch_size, step.context
+        self._series = self.times.of(batch_size, context, step.positions) if step.decode else None
         self._stands_for = stands_for
         self._batch_size, self._context = batch_size, context
+        self._positions = step.mean_positions
 
     def begin(self) -> None:
         """The step's work is enqueued from here on; one that ran nothing is begun again."""
@@ -154,6 +163,7 @@ class StepTimer:
         self._clock.renew(slot.end)
         self._open, slot.series, slot.steps = None, series, self._stands_for
         slot.batch_size, slot.context = self._batch_size, self._context
+        slot.positions = self._positions
         self._pending += 1
         if series is not None:
             series.count += self._stands_for
@@ -170,4 +180,4 @@ class StepTimer:
             self.last_seconds = seconds = self._clock.seconds(slot.start, slot.end)
             self._on_seconds(seconds * slot.steps)
             if slot.series is not None:
-                slot.series.add(seconds, slot.steps, slot.batch_size, slot.context)
+                slot.series.add(seconds, slot.steps, slot.batch_size, slot.context, slot.positions)

@@ -23,7 +23,7 @@ class Module(StrEnum):
     """The whole step."""
     ATTENTION = "attention"
     LINEAR_ATTENTION = "linear_attention"
-    """Layers that keep a state instead of a cache; predicted, not yet timed."""
+    """One layer that keeps a state in place of a cache, with its projections."""
     DENSE_FFN = "dense_ffn"
     MOE_FFN = "moe_ffn"
     COMMUNICATION = "communication"

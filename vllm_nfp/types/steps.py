@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vllm_nfp.types.shapes import Module, Shape
 
@@ -51,7 +51,7 @@ class EngineStep:
     context: int
     """Mean tokens in the KV cache of a sequence."""
     positions: int
-    """Largest number of positions of a sequence."""
+    """Positions per sequence: the mean, rounded, where sequences have unequal numbers."""
     decode: bool
     """No prompt is being read: probing delays no first token."""
     fullness: float = 0.0
@@ -61,6 +61,26 @@ class EngineStep:
     """It has as many tokens as a step may have, so that some may be left for the next one."""
     preempted: bool = False
     """Sequences were preempted for it: the KV cache is full."""
+    tokens: int | None = None
+    """All tokens that it runs; None: ``positions`` for each sequence."""
+
+    @property
+    def mean_positions(self) -> float:
+        """Positions per sequence, not rounded."""
+        return self.positions if self.tokens is None else self.tokens / self.batch_size
+
+    def trimmed(self, tokens: int) -> EngineStep:
+        """The same step once vLLM has cut drafts, so that it runs so many tokens."""
+        return replace(self, positions=mean_of(tokens, self.batch_size), tokens=tokens)
+
+
+def mean_of(tokens: int, batch_size: int) -> int:
+    """Positions per sequence, rounded; at least 1.
+
+    >>> mean_of(40, 16), mean_of(39, 16), mean_of(3, 16)
+    (3, 2, 1)
+    """
+    return max(1, (2 * tokens + batch_size) // (2 * batch_size))
 
 
 class ShapeRefusedError(RuntimeError):

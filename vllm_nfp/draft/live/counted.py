@@ -90,7 +90,7 @@ class CountedAcceptance:
         if known == 0:
             return None
         shares = tuple(min(1.0, self._long.share(place)) for place in range(known))
-        return Acceptance(shares, shares[-1])
+        return Acceptance(shares).extended()
 
     def look_beyond(self, length: int) -> None:
         """Drafts longer than ``length`` are made again: forget the recent counts beyond it."""

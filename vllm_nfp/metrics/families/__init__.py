@@ -24,6 +24,7 @@ from vllm_nfp.metrics.families.recommendation import (
 )
 from vllm_nfp.metrics.families.state import ages, servers, states, surface
 from vllm_nfp.metrics.families.steps import live, steps
+from vllm_nfp.metrics.families.verification import verification
 from vllm_nfp.results.snapshot import Snapshot
 
 
@@ -75,3 +76,4 @@ def of_files(
     yield from costs(engines)
     yield from steps(engines)
     yield from live(engines)
+    yield from verification(engines)

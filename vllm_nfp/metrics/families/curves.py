@@ -36,8 +36,9 @@ def curves(engines: list[Snapshot]) -> Iterator[Metric]:
     labels = [*CELL, "positions"]
     latency = GaugeMetricFamily(
         "vllm_nfp_module_latency_seconds",
-        "Median time of the module: mean of its timed layers; for model, the whole step. FFNs and "
-        "communication: at the smallest context alone, which they do not depend on.",
+        "Median time of the module: mean of its timed layers; for model, the whole step. FFNs, "
+        "linear attention and communication: at the smallest context alone, which they do not "
+        "depend on.",
         labels=labels,
     )
     samples = GaugeMetricFamily(

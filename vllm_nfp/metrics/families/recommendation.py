@@ -42,12 +42,35 @@ SettledOf = Callable[[str, int, int], int | None]
 """The length that an engine's draft control has settled on, of engine, batch size and context."""
 
 
+class Schedules:
+    """The last schedule of each engine, which is made again only for other curves or demands.
+
+    A schedule takes tens of milliseconds, and a server without traffic is scraped with the same
+    inputs again and again.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[str, tuple[Sequence[StepCurve], Demand, Schedule]] = {}
+
+    def of(self, engine: str, curves: Sequence[StepCurve], demand: Demand) -> Schedule:
+        """The schedule of these curves.
+
+        Args:
+            curves: the same object as long as they are the same.
+        """
+        last = self._last.get(engine)
+        if last is None or last[0] is not curves or last[1] != demand:
+            last = self._last[engine] = curves, demand, make_schedule(curves, demand, whole=True)
+        return last[2]
+
+
 def recommended(
     engines: list[Snapshot],
     curves: CurvesOf,
     live: CurvesOf,
     demand_of: DemandOf,
     settled: SettledOf = lambda *_: None,
+    schedules: Schedules | None = None,
 ) -> Iterator[Metric]:
     """Draft lengths of the engines whose acceptance and cost are known.
 
@@ -55,7 +78,9 @@ def recommended(
         curves: the reported table.
         live: see :func:`live_curves`.
         settled: what an engine's draft control has settled on by real steps.
+        schedules: those of the last scrape; None: all are made.
     """
+    schedules = Schedules() if schedules is None else schedules
     at_size = _WithBasis(
         "vllm_nfp_recommended_draft_length",
         "vllm_nfp_recommended_draft_length_basis",
@@ -73,7 +98,7 @@ def recommended(
         if demand is None:
             continue
         of, known = engine_labels(snapshot), curves[snapshot.engine]
-        schedule = make_schedule(known, demand, whole=True) if known else None
+        schedule = schedules.of(snapshot.engine, known, demand) if known else None
         for batch_size, (length, basis) in _lengths(schedule).items():
             at_size.add([*of, str(batch_size)], length, basis)
         for curve in _at_live(snapshot, live[snapshot.engine]):

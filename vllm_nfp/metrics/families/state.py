@@ -37,7 +37,7 @@ def states(engines: list[Snapshot]) -> Iterator[Metric]:
         for name in State:
             state.add_metric([*labels, str(name)], float(snapshot.state == name))
         if snapshot.reason:
-            why.add_metric([*labels, str(snapshot.state), _shortened(snapshot.reason)], 1)
+            why.add_metric([*labels, str(snapshot.state), shortened(snapshot.reason)], 1)
     yield from (state, why)
 
 
@@ -82,12 +82,12 @@ def surface(engines: list[Snapshot]) -> Iterator[Metric]:
     for snapshot in engines:
         labels = engine_labels(snapshot)
         if snapshot.prior:
-            prior.add_metric([*labels, snapshot.prior, _shortened(snapshot.prior_reason)], 1)
+            prior.add_metric([*labels, snapshot.prior, shortened(snapshot.prior_reason)], 1)
         jumps.add_metric(labels, snapshot.jumps)
     yield from (prior, jumps)
 
 
-def _shortened(reason: str) -> str:
+def shortened(reason: str) -> str:
     """A reason as the value of a label."""
     return label(" ".join(reason.split()))[:MOST_REASON_CHARACTERS]
 

@@ -53,4 +53,7 @@ def _drafter(
         return dflash_drafter(target, dense_width(config), head)
     if method == "draft_model":
         return model_drafter(target, head)
-    raise DrafterError(f"the cost of {method!r:.40} is not predicted: {', '.join(METHODS)} are")
+    raise DrafterError(
+        f"the cost of {method!r:.40} is not predicted, only those of {', '.join(METHODS)}: give it "
+        f"(--draft-cost)"
+    )

@@ -91,6 +91,7 @@ _QWEN2_MOE = Family(
 _INDEXED_DEEPSEEK = replace(
     DEEPSEEK_V3,
     indexed=True,
+    variant=None,
     # All layers have the same attention, whatever the list calls it.
     names={"layer_types": ()},
 )
@@ -127,6 +128,7 @@ ROUTED_FAMILIES: Mapping[str, Family] = {
     "pangu_ultra_moe": DEEPSEEK_V3,
     "axk1": replace(DEEPSEEK_V3, defaults={"first_k_dense_replace": 1}),
     "sarvam_mla": replace(_SARVAM, latent=True),
+    "deepseek_v3_indexed": _INDEXED_DEEPSEEK,
     "deepseek_v32": _INDEXED_DEEPSEEK,
     "glm_moe_dsa": _INDEXED_DEEPSEEK,
     "gpt_oss": Family(

@@ -31,5 +31,10 @@ QWEN3_MOE = Family(
     defaults={"num_key_value_heads": 4, "sliding_window": 4096},
 )
 DEEPSEEK = Family(experts=True, latent=True)
-DEEPSEEK_V3 = replace(DEEPSEEK, defaults={"first_k_dense_replace": 3})
+DEEPSEEK_V3 = replace(
+    DEEPSEEK,
+    defaults={"first_k_dense_replace": 3},
+    # The model's code is the same: this field decides (vLLM, models/deepseek_v2.py).
+    variant=("index_topk", "deepseek_v3_indexed"),
+)
 GLM_MOE = Family(experts=True, defaults={"first_k_dense_replace": 1})

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 
 from vllm_nfp.principle.families import FAMILIES, UNDESCRIBED, named_families
 from vllm_nfp.principle.family import Family
+from vllm_nfp.principle.plain_fields import unknown_fields
 from vllm_nfp.principle.sizes import ShapeError, shown
 from vllm_nfp.principle.unlike_llama import MEANING, Unlike, unlike_llama
-from vllm_nfp.text import nearest_names
+from vllm_nfp.text import nearest_names, printable
 
 REQUIRED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
 DENSE = (*REQUIRED, "intermediate_size")
@@ -19,6 +20,9 @@ _ASSUMED = {
     "tie_word_embeddings": "an LM head of its own",
 }
 """What Llama's class makes of fields that a config lacks."""
+_MOST_FIELDS = 12
+"""Fields that are not understood and named in a sentence."""
+_MOST_LETTERS = 60
 _MOST_NEAR = 5
 """Names of families that a refusal gives; the page on predictions lists them all."""
 MEASURE = "Measure it on a running server: vllm serve --nfp-probe, then vllm-nfp table"
@@ -58,9 +62,15 @@ def _unknown_family(text: Mapping[str, object], model_type: str, assume_dense: b
             f"model_type {shown(model_type)} is not a known family, and cannot be read as dense: "
             f"{name} {shown(text[name])} speaks of {MEANING[kind]}. {MEASURE}. {families}"
         )
+    missing = [name for name in DENSE if text.get(name) is None]
+    if missing:
+        raise ShapeError(
+            f"model_type {shown(model_type)} is not a known family and lacks "
+            f"{', '.join(missing)}, so that it cannot be read as dense. {MEASURE}. {families}"
+        )
     if not assume_dense:
         raise ShapeError(
-            f"model_type {shown(model_type)} is not a known family and {_lacks(text)}: "
+            f"model_type {shown(model_type)} is not a known family and all dense fields are there: "
             f"say assume_dense=True (--assume-dense) to read it like Llama, with "
             f"{', '.join(_assumed(text))}, or {MEASURE[0].lower()}{MEASURE[1:]}. {families}"
         )
@@ -73,6 +83,7 @@ def assumptions(text: Mapping[str, object], model_type: str, family: Family) -> 
         return (
             f"model_type {shown(model_type)} is not a known family: it is read like Llama, with "
             f"{', '.join(_assumed(text))}.",
+            *_not_understood(text),
         )
     known = _described(family)
     groups = (family.names, family.sliding, family.full)
@@ -99,14 +110,22 @@ def _described(family: Family) -> frozenset[Unlike]:
         described.add("sparse")
     if family.hybrid:
         described.add("recurrent")
+    if family.gate != "none":
+        described.add("gates")
     if family.special is not None or family.sliding:
         described.update(("layers", "sparse", "latent", "recurrent", "beside"))
     return frozenset(described)
 
 
-def _lacks(text: Mapping[str, object]) -> str:
-    missing = [name for name in DENSE if text.get(name) is None]
-    return f"it lacks {', '.join(missing)}" if missing else "all dense fields are there"
+def _not_understood(text: Mapping[str, object]) -> tuple[str, ...]:
+    """A sentence on fields of an unknown family that a dense Llama does not have."""
+    names = [name for name, value in text.items() if isinstance(name, str) and value]
+    found = [printable(name, _MOST_LETTERS) for name in unknown_fields(names)]
+    if not found:
+        return ()
+    more = len(found) - _MOST_FIELDS
+    listed = ", ".join(found[:_MOST_FIELDS]) + (f" and {more} more" if more > 0 else "")
+    return (f"Not understood in its config, and perhaps of cost: {listed}.",)
 
 
 def _assumed(text: Mapping[str, object]) -> list[str]:

@@ -26,7 +26,8 @@ def windows(fields: ConfigFields, family: Family, layers: int) -> tuple[int | No
             f"layer_types has {shown(strange[0])}: only full, sliding and chunked attention known"
         )
     window = fields.whole("sliding_window", 0, most=MAX_TOKENS)
-    if not window or (family.window_switch and not fields.flag("use_sliding_window", False)):
+    switch = fields.flag("use_sliding_window", not family.window_switch)
+    if not window or not switch:
         return (None,) * layers
     listed = fields.whole_items("sliding_layer_ids", layers - 1)
     if listed:
@@ -68,4 +69,7 @@ def _by_rule(fields: ConfigFields, family: Family, layers: int, index: int) -> b
         return index < fields.whole("max_window_layers", layers) and index % 2 == 0
     if family.window == "pattern":
         return (index + 1) % fields.whole("sliding_window_pattern", family.pattern, least=1) != 0
-    return family.window == "all"
+    # vLLM takes a window of any config that lists no kinds of layers for all layers that cache
+    # keys and values (engine/arg_utils.py).
+    own = family.window == "none" and "sliding_window" not in family.defaults
+    return family.window == "all" or (own and not family.latent)

@@ -12,6 +12,7 @@ _MAX_NAME = 200
 _MOST_ENCODERS = 3
 _NESTED = ("text_config", "llm_config", "language_config", "thinker_config")
 """Fields that hold the language model's config in one of several modalities."""
+_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 _ENCODER = re.compile(r"vision|visual|vit_|image|audio|speech|encoder|sound")
 
 
@@ -19,11 +20,27 @@ def text_config(config: Mapping[str, object]) -> Mapping[str, object]:
     """The language model's part of a multimodal config, however deep it lies."""
     found = config
     for _ in _NESTED:
-        inner = next((found[key] for key in _NESTED if isinstance(found.get(key), Mapping)), None)
-        if not isinstance(inner, Mapping):
+        parts = (found.get(key) for key in _NESTED)
+        inner = next((part for part in parts if isinstance(part, Mapping) and part), None)
+        if inner is None:
             break
         found = inner
-    return found
+    return found if _is_whole(found) else _only_part(found)
+
+
+def _is_whole(config: Mapping[str, object]) -> bool:
+    """A config that has sizes of its own, or names a class that has."""
+    return config.get("hidden_size") is not None or str(config.get("model_type")) in FAMILIES
+
+
+def _only_part(config: Mapping[str, object]) -> Mapping[str, object]:
+    """The one part of a config that has a language model's sizes, under any name."""
+    parts = [
+        part
+        for part in config.values()
+        if isinstance(part, Mapping) and all(part.get(name) is not None for name in _SIZES)
+    ]
+    return parts[0] if len(parts) == 1 else config
 
 
 def model_type_of(config: Mapping[str, object], text: Mapping[str, object]) -> str:
@@ -58,15 +75,20 @@ def _printable(name: object) -> bool:
 
 def encoders(config: Mapping[str, object]) -> list[str]:
     """Fields that hold the configs of other modalities' encoders."""
-    return [
-        name
-        for name, value in config.items()
-        if isinstance(name, str)
-        and name not in _NESTED
-        and isinstance(value, Mapping)
-        and name.endswith("_config")
-        and _ENCODER.search(name)
-    ][:_MOST_ENCODERS]
+    found: list[str] = []
+    for name, value in config.items():
+        if not isinstance(name, str) or not isinstance(value, Mapping):
+            continue
+        if name in _NESTED:
+            found += [str(part) for part, inner in value.items() if _is_encoder(part, inner)]
+        elif _is_encoder(name, value):
+            found.append(name)
+    return found[:_MOST_ENCODERS]
+
+
+def _is_encoder(name: object, value: object) -> bool:
+    named = isinstance(name, str) and name.endswith("_config") and bool(_ENCODER.search(name))
+    return named and isinstance(value, Mapping)
 
 
 def by_class(

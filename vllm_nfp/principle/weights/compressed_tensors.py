@@ -4,27 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from vllm_nfp.principle.sizes import shown
 from vllm_nfp.principle.weights.names import Names
 from vllm_nfp.principle.weights.rules import Rules, ignored, skipping
 from vllm_nfp.principle.weights.scheme import (
     FP8,
     FP8_BLOCK,
+    GIVE,
     INT8_BOTH,
     MXFP4,
     MXFP8,
     NARROW,
     NVFP4,
     Scheme,
+    UnreadError,
     grouped,
     strings,
 )
 
 _ALL = ("Linear",)
 """Classes that stand for all linear modules."""
+_EXPERTS = ("FusedMoE", "RoutedExperts")
+"""Classes of vLLM that stand for the routed experts of every layer."""
+_EVERY_EXPERT = r"re:.*\.experts\..*"
 
 
 def read(given: Mapping[str, object]) -> Rules | None:
-    """The rules; None for a group whose format is not known."""
+    """The rules; None for a group whose format is not known.
+
+    Raises:
+        UnreadError: for sparse weights.
+    """
+    _check_dense(given)
     listed: list[tuple[Names, Scheme | None]] = []
     rest: Scheme | None = None
     for group in groups(given):
@@ -32,13 +43,35 @@ def read(given: Mapping[str, object]) -> Rules | None:
         if scheme is None:
             return None
         targets = strings(group, "targets")
+        named = [target for target in targets if target not in (*_ALL, *_EXPERTS)]
         if not targets or any(target in _ALL for target in targets):
             rest = scheme
-        else:
-            listed.append((Names(targets), scheme))
-    if rest is None and not listed:
+        if any(target in _EXPERTS for target in targets):
+            named.append(_EVERY_EXPERT)
+        if named:
+            listed.append((Names(named), scheme))
+    if rest is None and not listed and not _only_cache(given):
         return None
     return Rules((*skipping(ignored(given)), *listed), rest)
+
+
+def _only_cache(given: Mapping[str, object]) -> bool:
+    """A config without groups, which asks for the format of the KV cache alone."""
+    return not given.get("config_groups") and bool(given.get("kv_cache_scheme"))
+
+
+def _check_dense(given: Mapping[str, object]) -> None:
+    """Refuse sparse weights, which vLLM 0.32 serves no more.
+
+    Raises:
+        UnreadError: naming their format.
+    """
+    sparse = given.get("sparsity_config")
+    kind = sparse.get("format") if isinstance(sparse, Mapping) else None
+    if kind not in (None, "dense"):
+        raise UnreadError(
+            f"sparsity_config has the format {shown(kind)}, which vLLM does not serve: {GIVE}"
+        )
 
 
 def groups(given: Mapping[str, object]) -> list[Mapping[str, object]]:

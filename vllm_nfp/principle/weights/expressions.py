@@ -11,9 +11,9 @@ MAX_EFFORT = 512
 """Expressions asked for each module: a bound on the time that a hostile config may take."""
 _MAX_PATTERN_LENGTH = 200
 _MAX_REPETITIONS = 3
-_MAX_ALTERNATIVES = 8
+_MAX_ALTERNATIVES = 16
 _READABLE_PATTERN = re.compile(r"[\w\s.\\^$|\[\]*+?:,-]*", re.ASCII)
-_LITERAL_GROUP = re.compile(r"(?<!\\)\((?:\?:)?(?:[\w|-]|\\[.\w])*\)", re.ASCII)
+_LITERAL_GROUP = re.compile(r"(?<!\\)\((?:\?:)?(?:[\w|-]|\\[.\w]|\[[\w-]+\])*\)", re.ASCII)
 _REPETITION = re.compile(r"(?<!\\d)(?<!\[0-9\])(?<![\\(])[*+?]")
 
 
@@ -21,7 +21,7 @@ def compiled(expression: str) -> re.Pattern[str]:
     """An expression whose matching takes little time whatever the module's name.
 
     The time to match grows with a power of the number of repetitions, so it is bounded, and
-    groups hold nothing but literal alternatives.
+    groups hold nothing but alternatives of literals and classes. None is repeated.
     """
     without_groups = _LITERAL_GROUP.sub("", expression)
     if (

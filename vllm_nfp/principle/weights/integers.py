@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from vllm_nfp.principle.sizes import shown
@@ -20,6 +21,8 @@ from vllm_nfp.principle.weights.scheme import (
     strings,
 )
 
+_SPECIAL = re.compile(r"[*+?^$()\[\]{}|\\]")
+"""Letters by which vLLM tells an expression from a name (quantization/inc/config_parser.py)."""
 _BITSANDBYTES = "bitsandbytes takes the time of GPTQ and AWQ kernels; its own are slower."
 
 
@@ -40,7 +43,8 @@ def gptq(given: Mapping[str, object]) -> Rules:
 
 
 def _own(given: Mapping[str, object]) -> Scheme:
-    return grouped(given.get("bits", given.get("w_bit")), given.get("group_size"))
+    group = given.get("group_size", given.get("q_group_size"))
+    return grouped(given.get("bits", given.get("w_bit")), group)
 
 
 def _dynamic(
@@ -74,7 +78,8 @@ def auto_round(given: Mapping[str, object]) -> Rules:
     for path, own in extra.items() if isinstance(extra, Mapping) else ():
         if not isinstance(path, str) or not isinstance(own, Mapping):
             raise UnreadError(f"extra_config has {shown(path)}, which is not read: {GIVE}")
-        by_scheme.setdefault(_rounded({**given, **own}), []).append(path)
+        name = f"re:.*{path}" if _SPECIAL.search(path) else path
+        by_scheme.setdefault(_rounded({**given, **own}), []).append(name)
     named = tuple((Names(paths), scheme) for scheme, paths in by_scheme.items())
     return Rules((*skipping(ignored(given)), *named), _rounded(given))
 
@@ -91,6 +96,18 @@ def _rounded(given: Mapping[str, object]) -> Scheme | None:
     if "fp8" in kind or kind == "fp":
         return FP8_BLOCK
     return grouped(bits, given.get("group_size"))
+
+
+def fp_quant(given: Mapping[str, object]) -> Rules | None:
+    """FP4 of either kind; None for another type."""
+    scheme = {"mxfp4": MXFP4, "nvfp4": NVFP4}.get(str(given.get("forward_dtype", "mxfp4")))
+    return None if scheme is None else uniform(given, scheme)
+
+
+def experts_int8(given: Mapping[str, object]) -> Rules:
+    """8-bit experts, and all else as it is."""
+    del given
+    return Rules((), None, experts=Scheme("wna16", 8, (INT8_STORED,)))
 
 
 def bitsandbytes(given: Mapping[str, object]) -> Rules | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from vllm_nfp.principle.sizes import shown
+from vllm_nfp.principle.weights import compressed_tensors
 from vllm_nfp.principle.weights.names import Names
 from vllm_nfp.principle.weights.rules import Rules, ignored, skipping, uniform
 from vllm_nfp.principle.weights.scheme import (
@@ -23,6 +24,7 @@ ALGORITHMS: Mapping[str, Scheme] = {
     "FP8_PER_CHANNEL_PER_TOKEN": FP8,
     "FP8_PB_WO": FP8_BLOCK,
     "FP8_PB_REAL": FP8_BLOCK,
+    "FP8_BLOCK_SCALES": FP8_BLOCK,
     "NVFP4": NVFP4,
     "NVFP4_AWQ": NVFP4,
     "W4A16_NVFP4": Scheme("wna16", NVFP4.bits),
@@ -30,6 +32,8 @@ ALGORITHMS: Mapping[str, Scheme] = {
     "MXFP8": MXFP8,
 }
 """Names of formats (vLLM 0.32, layers/quantization/modelopt.py)."""
+_PLAIN = ("", "NONE", "UNQUANTIZED", "BF16", "BFLOAT16", "FP16", "W16A16")
+"""Names that checkpoints have for 16 bits; vLLM takes any that it does not know so."""
 
 
 def flat(given: Mapping[str, object]) -> Mapping[str, object]:
@@ -45,6 +49,8 @@ def read(given: Mapping[str, object]) -> Rules | None:
     """The rules; None for a format that is not known. As in vLLM, the LM head is quantized too."""
     algorithm = str(given.get("quant_algo")).upper()
     if algorithm == "MIXED_PRECISION":
+        if given.get("config_groups") and not given.get("quantized_layers"):
+            return compressed_tensors.read(given)
         return Rules((*skipping(ignored(given)), *by_module(given)), None)
     scheme = ALGORITHMS.get(algorithm)
     return None if scheme is None else uniform(given, scheme, head=True)
@@ -57,16 +63,25 @@ def by_module(given: Mapping[str, object]) -> tuple[tuple[Names, Scheme | None],
         UnreadError: for a format that is not known, or no module at all.
     """
     named = given.get("quantized_layers")
-    paths: dict[str, list[str]] = {}
+    paths: dict[Scheme | None, list[str]] = {}
     for path, entry in named.items() if isinstance(named, Mapping) else ():
-        algorithm = entry.get("quant_algo") if isinstance(entry, Mapping) else None
-        known = isinstance(algorithm, str) and algorithm.upper() in ALGORITHMS
-        if not known or not isinstance(path, str) or "*" in path:
+        if not isinstance(entry, Mapping) or not isinstance(path, str) or "*" in path:
             raise UnreadError(
-                f"quantized_layers has {shown(path)} with {shown(algorithm)}, which is not read: "
-                f"{GIVE}"
+                f"quantized_layers has {shown(path)} with {shown(entry)}, which is not read: {GIVE}"
             )
-        paths.setdefault(str(algorithm).upper(), []).append(path)
+        paths.setdefault(_of_module(path, entry.get("quant_algo")), []).append(path)
     if not paths:
         raise UnreadError(f"quant_algo is MIXED_PRECISION without quantized_layers: {GIVE}")
-    return tuple((Names(listed), ALGORITHMS[name]) for name, listed in paths.items())
+    return tuple((Names(listed), scheme) for scheme, listed in paths.items())
+
+
+def _of_module(path: str, algorithm: object) -> Scheme | None:
+    """The format of one module; None: 16 bits."""
+    name = str(algorithm or "").upper()
+    if name in _PLAIN:
+        return None
+    if name not in ALGORITHMS:
+        raise UnreadError(
+            f"quantized_layers has {shown(path)} with {shown(algorithm)}, which is not read: {GIVE}"
+        )
+    return ALGORITHMS[name]

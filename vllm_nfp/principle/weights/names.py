@@ -7,12 +7,14 @@ expressions.
 from __future__ import annotations
 
 import fnmatch
+import functools
 import re
 from collections import defaultdict
 from collections.abc import Sequence
 
 from vllm_nfp.principle.weights.expressions import compiled, effort
 from vllm_nfp.principle.weights.paths import (
+    ELSEWHERE,
     LM_HEAD,
     TEXT_PREFIXES,
     heads,
@@ -26,6 +28,7 @@ class Names:
     """A list of module names, as quantization configs write them."""
 
     def __init__(self, entries: Sequence[str]) -> None:
+        entries = [entry for entry in entries if not entry.startswith(ELSEWHERE)]
         plain = {without_prefix(entry) for entry in entries if not entry.startswith("re:")}
         starts = {entry for entry in plain if _is_start_of_layer(entry)}
         self._starts: defaultdict[str, list[str]] = defaultdict(list)
@@ -103,9 +106,15 @@ def _layer_number(entry: str) -> str:
 
 
 def _any_match(expressions: Sequence[re.Pattern[str]], index: int, module: str) -> bool:
-    return any(
-        expression.match(f"{prefix}layers.{index}.{path}")
-        for expression in expressions
-        for path in paths_of(module)
-        for prefix in TEXT_PREFIXES
+    if not expressions:
+        return False
+    paths = _whole_paths(index, module)
+    return any(expression.match(path) for expression in expressions for path in paths)
+
+
+@functools.lru_cache(8192)
+def _whole_paths(index: int, module: str) -> tuple[str, ...]:
+    """Every path that a checkpoint may have for a layer's module."""
+    return tuple(
+        f"{prefix}layers.{index}.{path}" for path in paths_of(module) for prefix in TEXT_PREFIXES
     )

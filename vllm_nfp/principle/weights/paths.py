@@ -23,6 +23,8 @@ EXPERTS = tuple(f"ffn.experts.0.{name}" for name in GATED)
 BESIDE = tuple(f"beside.experts.0.{name}" for name in GATED)
 """Experts that are no part of the layer's feed-forward module."""
 LM_HEAD = ("lm_head", "head", "output_layer", "embed_out")
+ELSEWHERE = ("mtp", "model.mtp", "visual", "model.visual", "vision_", "model.vision_", "audio_")
+"""How names begin that are no part of the language model's layers: asked of none of them."""
 TEXT_PREFIXES = (
     "model.",
     "model.language_model.",

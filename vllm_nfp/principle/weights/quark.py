@@ -12,6 +12,7 @@ from vllm_nfp.principle.weights.scheme import (
     INT8_BOTH,
     INT8_STORED,
     MXFP4,
+    MXFP6,
     MXFP8,
     NARROW,
     NVFP4,
@@ -22,9 +23,13 @@ from vllm_nfp.principle.weights.scheme import (
 
 def read(given: Mapping[str, object]) -> Rules | None:
     """The rules; None for a format that is not known."""
-    whole = given.get("global_quant_config")
-    rest = _format(whole) if isinstance(whole, Mapping) else None
-    if rest is None:
+    by_class = given.get("layer_type_quant_config")
+    linear = by_class.get("Linear") if isinstance(by_class, Mapping) else None
+    whole = linear or given.get("global_quant_config")
+    if not isinstance(whole, Mapping):
+        return None
+    rest = _format(whole)
+    if rest is None and whole.get("weight"):
         return None
     named: list[tuple[Names, Scheme | None]] = []
     layers = given.get("layer_quant_config") or {}
@@ -36,6 +41,8 @@ def read(given: Mapping[str, object]) -> Rules | None:
         if scheme is None or not isinstance(pattern, str):
             return None
         named.append((Names([pattern]), scheme))
+    if rest is None and not named:
+        return None
     return Rules((*skipping(ignored(given)), *named), rest)
 
 
@@ -43,7 +50,14 @@ def _format(given: Mapping[str, object]) -> Scheme | None:
     weight, inputs = _single(given.get("weight")), _single(given.get("input_tensors"))
     if weight is None:
         return None
-    kind, size = weight.get("dtype"), weight.get("group_size")
+    size = weight.get("group_size")
+    return _of_type(weight, weight.get("dtype"), size, bool(inputs))
+
+
+def _of_type(
+    weight: Mapping[str, object], kind: object, size: object, inputs: bool
+) -> Scheme | None:
+    """The format of weights of a type, with quantized inputs or not."""
     if kind == "fp4":
         return NVFP4 if size == 16 else MXFP4
     if kind == "fp8_e4m3":
@@ -54,7 +68,7 @@ def _format(given: Mapping[str, object]) -> Scheme | None:
         return INT8_BOTH if inputs else Scheme("wna16", 8, (INT8_STORED,))
     if kind in ("int4", "uint4"):
         return grouped(4, size, (NARROW,) if inputs else ())
-    return None
+    return MXFP6 if kind in ("fp6_e2m3", "fp6_e3m2") else None
 
 
 def _single(entry: object) -> Mapping[str, object] | None:

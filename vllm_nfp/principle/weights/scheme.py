@@ -12,6 +12,7 @@ from vllm_nfp.principle.sizes import ShapeError, shown
 PLAIN_BITS = 16.0
 GIVE = "give weight_bits (--quantization fp8 or int4)"
 FP4 = "FP4 weights multiply in 16 bits, as on GPUs before Blackwell."
+FP6 = "FP6 weights multiply in 16 bits, as on GPUs without FP6 products."
 INT8 = "8-bit integer weights and activations take the time of FP8."
 INT8_STORED = "8-bit integer weights multiply in 16 bits."
 MIXED = "Of weights with several formats, FP8 ones multiply in 16 bits too."
@@ -43,6 +44,7 @@ NVFP4 = Scheme("wna16", 4 + 8 / 16, (FP4,))
 """4 bits and an 8-bit scale for every 16 weights."""
 MXFP4 = Scheme("wna16", 4 + 8 / 32, (FP4,))
 """4 bits and an 8-bit scale for every 32 weights (OCP Microscaling format)."""
+MXFP6 = Scheme("wna16", 6 + 8 / 32, (FP6,))
 MXFP8 = Scheme("fp8", 8 + 8 / 32)
 INT8_BOTH = Scheme("fp8", 8, (INT8,))
 

@@ -139,6 +139,10 @@ def _rules(given: Mapping[str, object], layers: Layers) -> Rules | None:
     if method in ("mxfp4", "gpt_oss_mxfp4"):
         return None
     rules = _by_method(given, method, layers)
+    if rules is None and isinstance(method, str) and method in _READERS:
+        raise UnreadError(
+            f"quantization {shown(method)} has {_unread(given)}. To assume one, {GIVE}"
+        )
     if rules is None:
         raise UnreadError(
             f"quantization {shown(method)} is not recognised (fp8, gptq, awq, mxfp4, modelopt, "
@@ -146,6 +150,15 @@ def _rules(given: Mapping[str, object], layers: Layers) -> Rules | None:
         )
     rules.check_effort(max((*layers.attention, *layers.recurrent), default=0) + 1)
     return rules
+
+
+def _unread(given: Mapping[str, object]) -> str:
+    """What of a known method is not read, by the field that names the format."""
+    told = next((name for name in _FORMATS if given.get(name)), None)
+    if told is None:
+        return "no format that is read"
+    value = given[told]
+    return f"a {told} that is not read" + (f": {shown(value)}" if isinstance(value, str) else "")
 
 
 def _by_method(given: Mapping[str, object], method: object, layers: Layers) -> Rules | None:
@@ -212,6 +225,8 @@ def _sorted(found: set[Scheme]) -> list[Scheme]:
     return sorted(found, key=lambda scheme: (scheme.bits, scheme.assumed))
 
 
+_FORMATS = ("quant_algo", "format", "quant_type", "global_quant_config", "forward_dtype")
+"""Fields in which a method names its format."""
 _READERS: Mapping[str, Callable[[Mapping[str, object]], Rules | None]] = {
     **dict.fromkeys(
         ("modelopt", "modelopt_fp4", "modelopt_mxfp8", "modelopt_mixed"), modelopt.read
@@ -222,6 +237,8 @@ _READERS: Mapping[str, Callable[[Mapping[str, object]], Rules | None]] = {
     ),
     **dict.fromkeys(("auto-round", "auto_round", "inc"), integers.auto_round),
     "bitsandbytes": integers.bitsandbytes,
+    "fp_quant": integers.fp_quant,
+    "experts_int8": integers.experts_int8,
     "quark": quark.read,
     "torchao": torchao.read,
     "compressed-tensors": compressed_tensors.read,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from vllm_nfp.principle.weights.names import Names
@@ -17,6 +18,12 @@ from vllm_nfp.principle.weights.scheme import (
     grouped,
 )
 
+_INTEGER = re.compile(r"(?:torch\.)?u?int([1-8])", re.ASCII)
+_ANY_WIDTH: Mapping[str, tuple[str, ...]] = {
+    "intxweightonly": (),
+    "int8dynamicactivationintxweight": (NARROW,),
+}
+"""Configurations that name the type of their weights, with what is taken for granted."""
 _GROUP = 128
 """Weights for each scale where the configuration does not say (torchao's own default)."""
 
@@ -62,7 +69,7 @@ def _data(kind: Mapping[str, object]) -> Mapping[str, object]:
 
 def _format(kind: Mapping[str, object]) -> Scheme | None:
     name = str(kind.get("_type")).lower().replace("_", "").removesuffix("config")
-    size = _data(kind).get("group_size", _GROUP)
+    size = _group(_data(kind))
     known: Mapping[str, Scheme] = {
         "int4weightonly": grouped(4, size),
         "int8weightonly": Scheme("wna16", 8, (INT8_STORED,)),
@@ -76,4 +83,24 @@ def _format(kind: Mapping[str, object]) -> Scheme | None:
         "mxdynamicactivationmxweight": MXFP8,
         "uintxweightonly": grouped(8, size),
     }
+    if name in _ANY_WIDTH:
+        return _any_width(_data(kind), size, _ANY_WIDTH[name])
     return known.get(name)
+
+
+def _group(data: Mapping[str, object]) -> object:
+    """Weights for each scale: as a number, or in the object that says how scales are shared."""
+    shared = data.get("weight_granularity")
+    inner = _data(shared) if isinstance(shared, Mapping) else {}
+    if "group_size" in inner or isinstance(shared, Mapping):
+        return inner.get("group_size")
+    return data.get("group_size", _GROUP)
+
+
+def _any_width(data: Mapping[str, object], size: object, assumed: tuple[str, ...]) -> Scheme | None:
+    """Weights of the type that the configuration names, such as int4."""
+    kind = data.get("weight_dtype")
+    named = kind.get("_data") if isinstance(kind, Mapping) else kind
+    found = _INTEGER.fullmatch(str(named))
+    bits = int(found[1]) if found else 0
+    return grouped(bits, size, assumed) if 0 < bits <= 8 else None

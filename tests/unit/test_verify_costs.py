@@ -1,0 +1,99 @@
+"""Costs by requests and tokens, made of the surface's answers."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from vllm_nfp.draft.verify_costs import (
+    CostRow,
+    VerifyCosts,
+    cost_file,
+    founded_rows,
+    priced,
+    read_costs,
+    verify_ms,
+)
+from vllm_nfp.results.snapshot import SnapshotError
+from vllm_nfp.strict_json import encode
+from vllm_nfp.types import Basis, CurvePoint
+
+GRAPHS = (1, 2, 4, 8, 16, 24, 32)
+
+
+def point(batch_size: int, n: int, basis: Basis = Basis.INFERRED, width: float = 1.1) -> CurvePoint:
+    ratio = 1.0 + 0.1 * (n - 1)
+    seconds = 0.004 * batch_size**0.1 * ratio
+    return CurvePoint(
+        "model", batch_size, 1024, n, 3, seconds, ratio, ratio, width * ratio, "full", basis=basis
+    )  # type: ignore[arg-type]
+
+
+def curve(batch_size: int) -> list[CurvePoint]:
+    return [point(batch_size, n) for n in (1, 2, 3, 4, 6, 8)]
+
+
+def test_a_batch_size_is_used_once_all_that_a_step_may_run_is_known_well() -> None:
+    (row,) = founded_rows(curve(8), 5)
+    assert row.batch_size == 8
+    assert len(row.seconds) == 5
+    assert row.seconds[4] == pytest.approx((row.seconds[3] + curve(8)[4].median_seconds) / 2)
+    assert founded_rows(curve(8), 9) == (), "a step may have more positions than are known"
+    for n, spoilt in ((4, point(8, 4, Basis.PREDICTED)), (6, point(8, 6, width=1.3))):
+        points = [spoilt if p.positions == n else p for p in curve(8)]
+        assert founded_rows(points, 5) == ()
+    far = [point(8, 8, Basis.PREDICTED) if p.positions == 8 else p for p in curve(8)]
+    assert founded_rows(far, 5), "no step has eight positions"
+    unknown = [replace(p, ratio_upper=None) if p.positions == 2 else p for p in curve(8)]
+    assert founded_rows(unknown, 5) == ()
+
+
+def test_tokens_cost_what_their_graph_costs_and_never_less_than_fewer() -> None:
+    table = verify_ms([CostRow(4, (0.004, 0.005, 0.0049, 0.007))], 4, GRAPHS)
+    assert table is not None
+    cost = dict(zip(range(4, 17), table, strict=True))
+    assert (cost[4], cost[8], cost[16]) == pytest.approx((4.0, 5.0, 7.0))
+    assert cost[5] == cost[8], "5 tokens run in the graph of 8"
+    assert cost[9] == cost[16]
+    assert all(a <= b for a, b in itertools.pairwise(table))
+
+
+def test_the_end_of_the_graphs_is_not_blended() -> None:
+    table = verify_ms([CostRow(16, (0.004, 0.005, 0.009, 0.011))], 16, GRAPHS)
+    assert table is not None
+    cost = dict(zip(range(16, 65), table, strict=True))
+    assert cost[32] == pytest.approx(5.0)
+    assert cost[33] == pytest.approx(9.0), "the first step without a graph is at three positions"
+    assert cost[56] == pytest.approx(10.0), "nothing is padded there"
+
+
+def test_a_batch_size_between_two_rows_lies_between_them() -> None:
+    rows = [CostRow(8, (0.004, 0.005)), CostRow(16, (0.005, 0.008)), CostRow(64, (0.009, 0.02))]
+    between = verify_ms(rows, 11, ())
+    assert between is not None
+    assert 4.0 < between[0] < 5.0
+    assert 5.0 < between[-1] < 8.0
+    assert verify_ms(rows, 32, ()) is None, "no rows are near"
+    assert verify_ms(rows, 4, ()) is None
+    assert verify_ms(rows, 65, ()) is None
+
+
+def test_tables_are_made_beforehand_for_what_is_known() -> None:
+    costs = VerifyCosts("0", 7, 1024, (CostRow(8, (0.004, 0.005)), CostRow(16, (0.005, 0.008))))
+    made = priced(costs, 64, GRAPHS)
+    assert made.version == 7
+    assert sorted(made.by_requests) == list(range(8, 17))
+    assert len(made.by_requests[10]) == 11
+
+
+def test_the_other_ranks_read_what_was_written(tmp_path: Path) -> None:
+    costs = VerifyCosts("0", 7, 1024, (CostRow(8, (0.0041, 1 / 3)),))
+    path = cost_file(str(tmp_path), "0")
+    path.write_text(encode(costs))
+    assert read_costs(path) == costs
+    path.write_text(encode(costs).replace("0.0041", "-1.0"))
+    with pytest.raises(SnapshotError):
+        read_costs(path)

@@ -1,0 +1,190 @@
+"""What a decode step costs by requests and tokens, made of the cost surface's answers.
+
+vLLM's adaptive verification asks, at every step, what so many tokens cost, and trims drafts by the
+answer. The answer here is that of the surface for the number of requests that run and for their
+contexts. docs/adaptive-verification.md describes it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vllm_nfp.give_way import in_pieces
+from vllm_nfp.results.snapshot import hand_over_file, read_hand_over
+from vllm_nfp.types import Basis, CurvePoint
+from vllm_nfp.types.shapes import Above0, Count, Size
+
+FloatArray: TypeAlias = NDArray[np.float64]
+SCHEMA = 1
+TABLES_AT_A_TIME = 4
+"""Tables that are made before a pause: some 0.3 ms."""
+WIDEST = 1.2
+"""Upper over lower end of a ratio's 95 % interval. Errors that wide, independent at each N, lose
+1.1 % of goodput on average, 2.2 % at the worst of the recorded points (benchmarks/cost_width.py).
+"""
+NEXT_ROW = 2.0
+"""Batch sizes of two rows between which a step is priced: the reported ones are powers of two."""
+
+
+@dataclass(frozen=True, slots=True)
+class CostRow:
+    """Steps of one batch size, at the context of the costs."""
+
+    batch_size: Size
+    seconds: tuple[Above0, ...]
+    """With 1, 2, 3, ... positions per sequence."""
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyCosts:
+    """What decode steps cost at the contexts of one moment; replaced whole, alike on all ranks."""
+
+    engine: str
+    version: Count
+    context: Count
+    """Mean over the sequences, in tokens."""
+    rows: tuple[CostRow, ...]
+    """By batch size, ascending."""
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True, slots=True)
+class PricedCosts:
+    """Costs with the tables that steps look up, made beforehand."""
+
+    version: int
+    by_requests: Mapping[int, FloatArray]
+    """See :func:`verify_ms`; batch sizes of which nothing is known are left out."""
+
+
+def priced(costs: VerifyCosts, most_requests: int, capture_sizes: Sequence[int]) -> PricedCosts:
+    """Make the table of each batch size; in the background, gives way.
+
+    Args:
+        most_requests: of a step.
+        capture_sizes: tokens of the CUDA graphs, ascending.
+    """
+    tables = (
+        (requests, verify_ms(costs.rows, requests, capture_sizes))
+        for requests in in_pieces(range(1, most_requests + 1), TABLES_AT_A_TIME)
+    )
+    return PricedCosts(costs.version, {n: table for n, table in tables if table is not None})
+
+
+def cost_file(run_dir: str, engine: str) -> Path:
+    """The file that takes the costs from the rank that leads to the others.
+
+    Raises:
+        SnapshotError: for an engine index that is not a number.
+    """
+    return hand_over_file(run_dir, "costs", engine)
+
+
+def read_costs(path: Path) -> VerifyCosts:
+    """Read such a file, trusting nothing in it.
+
+    Raises:
+        SnapshotError: if it holds no costs, or none that could be used.
+        OSError: if it cannot be read, or is a link.
+    """
+    return read_hand_over(path, VerifyCosts, SCHEMA)
+
+
+def founded_rows(points: Iterable[CurvePoint], positions: int) -> tuple[CostRow, ...]:
+    """The batch sizes that are known well enough to choose drafts by, ascending.
+
+    Args:
+        points: of the whole step's curves, all at one context.
+        positions: most positions per sequence of a step.
+    """
+    curves: dict[int, dict[int, CurvePoint]] = {}
+    for point in points:
+        curves.setdefault(point.batch_size, {})[point.positions] = point
+    rows = (_row(size, curves[size], positions) for size in sorted(curves))
+    return tuple(row for row in rows if row is not None)
+
+
+def _row(batch_size: int, curve: dict[int, CurvePoint], positions: int) -> CostRow | None:
+    counts = sorted(curve)
+    end = bisect_left(counts, positions)
+    if 1 not in curve or end == len(counts):
+        return None
+    used = counts[: end + 1]
+    if not all(_is_founded(curve[n]) for n in used):
+        return None
+    known = [curve[n].median_seconds for n in used]
+    seconds = np.interp(np.arange(1, positions + 1), used, known)
+    return CostRow(batch_size, tuple(seconds.tolist()))
+
+
+def _is_founded(point: CurvePoint) -> bool:
+    if point.basis is Basis.PREDICTED:
+        return False
+    if point.positions == 1:
+        return True
+    upper = point.ratio_upper
+    return upper is not None and point.ratio_lower > 0.0 and upper <= WIDEST * point.ratio_lower
+
+
+def verify_ms(
+    rows: Sequence[CostRow], batch_size: int, capture_sizes: Sequence[int]
+) -> FloatArray | None:
+    """What steps of so many requests cost, by tokens: from one a request on, in milliseconds.
+
+    Sequences may have unequal numbers of positions: a step of T tokens is priced as T / batch_size
+    positions in each. In a CUDA graph it costs what the graph's tokens cost.
+
+    Args:
+        capture_sizes: tokens of the CUDA graphs, ascending; empty: there are none.
+
+    Returns:
+        FloatArray: never falling, shape [(positions - 1) * batch_size + 1]. None if no two rows are
+            near this batch size.
+    """
+    seconds = _seconds_at(rows, batch_size)
+    if seconds is None:
+        return None
+    limit = capture_sizes[-1] if capture_sizes else 0
+    known = [_padded(batch_size * n, capture_sizes) for n in range(1, len(seconds) + 1)]
+    costs: dict[int, float] = {}
+    for tokens, cost in zip(known, itertools.accumulate(seconds, max), strict=True):
+        costs[tokens] = cost
+    inside = [tokens for tokens in costs if tokens <= limit]
+    beyond = [tokens for tokens in costs if tokens > limit]
+    asked = np.arange(batch_size, batch_size * len(seconds) + 1)
+    padded = np.array([_padded(tokens, capture_sizes) for tokens in asked.tolist()])
+    table = np.empty(len(asked))
+    for known_tokens, here in ((inside, padded <= limit), (beyond, padded > limit)):
+        if known_tokens:
+            table[here] = np.interp(padded[here], known_tokens, [costs[t] for t in known_tokens])
+    return np.asarray(1e3 * np.maximum.accumulate(table))
+
+
+def _padded(tokens: int, capture_sizes: Sequence[int]) -> int:
+    place = bisect_left(capture_sizes, tokens)
+    return capture_sizes[place] if place < len(capture_sizes) else tokens
+
+
+def _seconds_at(rows: Sequence[CostRow], batch_size: int) -> tuple[float, ...] | None:
+    """At a batch size between two rows, on the line of log time over log batch size."""
+    above = bisect_left(rows, batch_size, key=lambda row: row.batch_size)
+    if above == len(rows):
+        return None
+    high = rows[above]
+    if high.batch_size == batch_size:
+        return high.seconds
+    if above == 0 or high.batch_size > NEXT_ROW * rows[above - 1].batch_size:
+        return None
+    low = rows[above - 1]
+    share = math.log(batch_size / low.batch_size) / math.log(high.batch_size / low.batch_size)
+    both = zip(low.seconds, high.seconds, strict=True)
+    return tuple(a ** (1.0 - share) * b**share for a, b in both)

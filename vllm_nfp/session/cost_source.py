@@ -1,0 +1,214 @@
+"""Where measured costs come from: the surface, on the rank that leads; its file, on the others."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from vllm_nfp.config import ProbeConfig
+from vllm_nfp.draft.verify_costs import (
+    CostRow,
+    VerifyCosts,
+    cost_file,
+    founded_rows,
+    priced,
+    read_costs,
+)
+from vllm_nfp.faults import maybe_fail
+from vllm_nfp.results.gather import Findings
+from vllm_nfp.results.run_folder import RunFolder
+from vllm_nfp.results.verification import StepSeconds, VerificationReport
+from vllm_nfp.schedule.cost_agreement import NONE
+from vllm_nfp.session.cost_feed import CostFeed
+from vllm_nfp.session.step_prices import StepPrices
+from vllm_nfp.strict_json import encode
+from vllm_nfp.timing import RealSteps
+
+logger = logging.getLogger("vllm.nfp")
+
+SAME = 0.005
+"""Change of a time, as a fraction, that no choice of drafts depends on: half the error of a median
+of real steps (:data:`vllm_nfp.surface.noise.STEP_DEVIATION`)."""
+MISSED_PUBLICATIONS = 5
+"""Publications that may be late before the costs count as stale."""
+POLL_SECONDS = 0.25
+NOT_YET = "step costs at the live batch size and context are not measured well enough yet"
+JUMPED = "the machine has changed; its steps are measured again"
+STALE = "the measured costs are stale"
+
+
+class LeadingCosts:
+    """Makes costs of the surface's answers. Used by the publisher's thread, which may hang.
+
+    Args:
+        config: the probe's settings.
+        engine: index of the engine, which names the file.
+        most_requests: of a step.
+        capture_sizes: tokens of the CUDA graphs, ascending.
+        alone: no other rank wants them.
+        never: why vLLM's own costs are to stay in force; empty: they need not.
+    """
+
+    def __init__(
+        self,
+        config: ProbeConfig,
+        engine: str,
+        most_requests: int,
+        capture_sizes: Sequence[int],
+        alone: bool,
+        never: str = "",
+    ) -> None:
+        self._engine, self._most_requests = engine, most_requests
+        self._capture_sizes = capture_sizes
+        self._never = never
+        shared = None if alone else config.run_dir
+        self._folder = None if shared is None else RunFolder(shared)
+        self._name = "" if shared is None else cost_file(shared, engine).name
+        self._lasts = MISSED_PUBLICATIONS * config.publish_seconds
+        self._largest = config.grid[-1]
+        self._feed: CostFeed | None = None
+        self._rows: tuple[CostRow, ...] = ()
+        """Those of the latest version; empty while none is wanted."""
+        # Ranks that outlive their leader must not take new costs for old ones.
+        self._version, self._wanted = 1 + secrets.randbelow(1 << 30), NONE
+        self._renewals = 0
+        self._good_until = 0.0
+        self._jumps = 0
+        self._reason = NOT_YET
+        self._prices = StepPrices()
+
+    def attach(self, feed: CostFeed) -> None:
+        """Feed it from the next renewal on."""
+        self._feed = feed
+
+    def wanted(self) -> int:
+        """The version that is to be in force; any thread may ask."""
+        return self._wanted if time.monotonic() < self._good_until else NONE
+
+    def renew(self, findings: Findings, kinds: Iterable[RealSteps], now: float) -> None:
+        """Take in what the surface says now.
+
+        Args:
+            now: seconds of the monotonic clock.
+        """
+        feed = self._feed
+        if feed is None:
+            return
+        maybe_fail("verification")
+        rows = founded_rows(findings.live_curves, feed.positions)
+        self._reason = self._doubt(feed, findings, rows)
+        if self._reason:
+            self._wanted, self._rows = NONE, ()
+        else:
+            if not _alike(rows, self._rows):
+                self._hand_over(feed, findings, rows)
+            self._good_until = now + self._lasts
+        self._prices.update(kinds, feed.own, feed.ready, feed.positions)
+
+    def _doubt(self, feed: CostFeed, findings: Findings, rows: Sequence[CostRow]) -> str:
+        """Why vLLM's own costs are to be in force; empty if measured ones are."""
+        jumped, self._jumps = findings.jumps != self._jumps, findings.jumps
+        if feed.fault or self._never:
+            return feed.fault or self._never
+        if feed.positions > self._largest:
+            return (
+                f"a step may have {feed.positions} positions per sequence, above max_positions "
+                f"{self._largest}: raise --nfp-max-positions"
+            )
+        if jumped:
+            return JUMPED
+        return "" if rows else NOT_YET
+
+    def _hand_over(self, feed: CostFeed, findings: Findings, rows: tuple[CostRow, ...]) -> None:
+        """Make the tables, let the other ranks have the same, and want them in force."""
+        context = 0 if findings.live is None else findings.live.context
+        costs = VerifyCosts(self._engine, self._version + 1, context, rows)
+        made = priced(costs, self._most_requests, self._capture_sizes)
+        if self._folder is not None:
+            try:
+                self._folder.write(self._name, encode(costs))
+            except OSError as error:
+                self._reason = f"the other ranks cannot be given the costs: {error}"
+                self._wanted, self._rows = NONE, ()
+                return
+        feed.ready = made
+        self._rows, self._version = rows, costs.version
+        self._wanted = costs.version
+        self._renewals += 1
+
+    def report(self) -> VerificationReport | None:
+        """What is known now; None before vLLM's verification is attached."""
+        feed = self._feed
+        if feed is None:
+            return None
+        feeding = self.wanted() != NONE
+        return VerificationReport(
+            feeding=feeding,
+            reason="" if feeding else self._reason or STALE,
+            renewals=self._renewals,
+            measured_steps=feed.measured_steps,
+            steps=feed.steps,
+            scheduled=feed.scheduled,
+            admitted=feed.admitted,
+            expected=feed.expected,
+            stalled=feed.stalled,
+            seconds=self._prices.seconds if feed.steps else StepSeconds(),
+        )
+
+
+def _alike(rows: Sequence[CostRow], others: Sequence[CostRow]) -> bool:
+    """Whether no choice depends on which of the two is in force."""
+    if [row.batch_size for row in rows] != [row.batch_size for row in others]:
+        return False
+    return all(
+        abs(a / b - 1.0) <= SAME
+        for row, other in zip(rows, others, strict=True)
+        for a, b in zip(row.seconds, other.seconds, strict=True)
+    )
+
+
+class FollowingCosts:
+    """Reads what the leader has written, in a thread of its own; a rank that follows.
+
+    Args:
+        feed: is given what was read.
+        path: of the leader's file.
+        most_requests: of a step.
+        capture_sizes: tokens of the CUDA graphs, ascending.
+    """
+
+    def __init__(
+        self, feed: CostFeed, path: Path, most_requests: int, capture_sizes: Sequence[int]
+    ) -> None:
+        self._feed, self._path = feed, path
+        self._most_requests, self._capture_sizes = most_requests, capture_sizes
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="nfp-costs", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look for the file."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Let the thread end; does not wait for it."""
+        self._stop.set()
+
+    def look(self) -> None:
+        """Read the file if it holds another version."""
+        try:
+            costs = read_costs(self._path)
+        except (OSError, ValueError):
+            return  # nothing yet: the ranks agree on no costs that one of them lacks
+        if self._feed.ready is None or costs.version != self._feed.ready.version:
+            self._feed.ready = priced(costs, self._most_requests, self._capture_sizes)
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.wait(POLL_SECONDS):
+                self.look()
+        except Exception:
+            logger.exception("vllm-nfp: this rank gets no measured costs any more")

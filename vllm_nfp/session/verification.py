@@ -1,0 +1,83 @@
+"""Follows vLLM's adaptive verification, and feeds it where that is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vllm_nfp.adapter.patch import PatchSet
+from vllm_nfp.adapter.ranks import tensor_wire
+from vllm_nfp.adapter.verification import AdaptiveVerification, Admitted
+from vllm_nfp.draft.verify_costs import cost_file
+from vllm_nfp.schedule.lockstep import Wire, wire_errors
+from vllm_nfp.schedule.mailbox import faster
+from vllm_nfp.session.cost_feed import CostFeed
+from vllm_nfp.session.cost_source import FollowingCosts, LeadingCosts
+from vllm_nfp.session.started import Started
+from vllm_nfp.session.worker import Worker
+
+NOT_ASKED = "they were not asked for: add --nfp-verification-costs"
+NOT_PROBED = "nothing is probed, so that no step cost is measured"
+NOT_AGREED = "--prefill-context-parallel-size above 1: not all ranks could be given the same costs"
+
+
+def follow_verification(
+    started: Started,
+    worker: Worker,
+    verification: AdaptiveVerification,
+    patches: PatchSet,
+    trimmed: Callable[[int], None],
+    open_wire: Callable[[], Wire] = lambda: faster(tensor_wire()),
+) -> None:
+    """Tell of the tokens that steps really run; feed the costs of steps, alike on all ranks.
+
+    Args:
+        patches: takes up what is hooked; undone, vLLM's own costs are in force.
+        trimmed: takes the tokens of a step whose drafts were trimmed.
+        open_wire: to the other tensor-parallel ranks; each calls it at the same point.
+
+    Raises:
+        WireError: if another rank cannot be reached.
+    """
+    never = _never(started, worker)
+    together = not never and not started.agreement.ranks.alone
+    lead = started.lead
+    if lead is None and not together:
+        return
+    wire = None
+    if together:
+        with wire_errors():
+            wire = open_wire()
+    vllm_config, config = worker.vllm_config, worker.config
+    requests = int(vllm_config.scheduler_config.max_num_seqs)
+    compilation = vllm_config.compilation_config
+    graphs = compilation.cudagraph_capture_sizes if compilation.cudagraph_mode else None
+    sizes, engine = sorted(graphs or ()), worker.identity.engine
+    if lead is not None:
+        costs = LeadingCosts(config, engine, requests, sizes, alone=not together, never=never)
+        feed = CostFeed(verification, wire, costs.wanted)
+        costs.attach(feed)
+        lead.publisher.price(costs)
+    else:
+        feed = CostFeed(verification, wire)
+        if config.run_dir is not None:
+            follower = FollowingCosts(feed, cost_file(config.run_dir, engine), requests, sizes)
+            follower.start()
+            patches.on_restore(follower.stop)
+
+    def after(request_ids: list[str], admitted: Admitted) -> None:
+        feed.after(request_ids, admitted)
+        trimmed(admitted.tokens)
+
+    verification.hook(patches, feed.before, after)
+    patches.on_restore(feed.give_back)
+
+
+def _never(started: Started, worker: Worker) -> str:
+    """Why vLLM's own costs stay in force for good; empty if they need not; alike on all ranks."""
+    if not worker.config.verification_costs:
+        return NOT_ASKED
+    if started.engine is None:
+        return NOT_PROBED
+    if worker.vllm_config.parallel_config.prefill_context_parallel_size > 1:
+        return NOT_AGREED
+    return ""
