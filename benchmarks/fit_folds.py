@@ -24,7 +24,8 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.fit_public import Fit, as_toml, fits, fitted
+from benchmarks.fit_public import Fit, fits, fitted
+from benchmarks.kernel_entries import as_toml
 from benchmarks.public_sets import family_of, is_seen, model_of
 from benchmarks.score_public import scored_with
 from benchmarks.validation_page import put_between

@@ -20,6 +20,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.kernel_entries import as_toml
 from benchmarks.public_seconds import KINDS, TYPES
 from benchmarks.public_sets import is_seen, usable_points
 from vllm_nfp.calibrate.fit_gemm import BASELINE_TOKENS
@@ -143,21 +144,19 @@ def fitted(fit: Fit, sets: Sequence[Set]) -> dict[str, float]:
         return dict(zip(fit.names, found.tolist(), strict=True))
 
     def errors(logs: Floats) -> Floats:
-        calibration = fit.with_values(target.calibration, values(logs))
-        parts = [
-            _errors(dataclasses.replace(target, calibration=calibration), one) for one in chosen
-        ]
+        tried = fit.with_values(target.calibration, values(logs))
+        parts = [_errors(dataclasses.replace(target, calibration=tried), one) for one in chosen]
         prior = PRIOR_WEIGHT * np.sqrt(len(chosen)) * logs / deviations
         return np.concatenate([*parts, prior])
 
     bounds = np.log(least / centre) - 1e-6, np.log(most / centre) + 1e-6
-    tried = [
+    searches = [
         least_squares(
             errors, np.clip(start, *bounds), bounds=bounds, loss="soft_l1", f_scale=TOLERANCE
         )
         for start in _starts(fit.names)
     ]
-    return values(np.asarray(min(tried, key=lambda found: found.cost).x))
+    return values(np.asarray(min(searches, key=lambda found: found.cost).x))
 
 
 def _shared(fit: Fit, sets: Sequence[Set]) -> dict[str, float]:
@@ -196,7 +195,7 @@ def _errors(target: Target, one: Set) -> Floats:
         return np.zeros(0)
     level: Floats = np.log(seconds / (times * 1e-6))
     # One token alone is timed too roughly to be what all others are compared with.
-    first = points <= BASELINE_TOKENS if one["kind"] == "dense_products" else points <= points[0]
+    first = points <= (BASELINE_TOKENS if one["kind"] == "dense_products" else points[0])
     return np.concatenate([level[1:] - np.median(level[first]), LEVEL_WEIGHT * level])
 
 
@@ -232,17 +231,6 @@ def fits() -> list[Fit]:
         names = UNLINKED if device == "L40S" else LINKED
         found.append(Fit("link", device, "all_reduce", names, collective.BOUNDS))
     return found
-
-
-def as_toml(part: str, device: str, values: Mapping[str, float]) -> str:
-    """An entry, without what people add by hand."""
-    constants = "".join(f"{name} = {value:.4g}\n" for name, value in values.items())
-    named = part.removesuffix(".tiles")
-    table = "constants" if named == part else "constants.tiles"
-    return (
-        f'\n[[kernels]]\npart = "{named}"\ndevice = "{device}"\nbasis = "public kernels"\n'
-        f"\n[kernels.{table}]\n{constants}"
-    )
 
 
 @click.command()
