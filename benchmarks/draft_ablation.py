@@ -3,10 +3,10 @@
     python -m benchmarks.draft_ablation benchmarks/results/2026-11-26-h100-draft-lengths --seeds 4
 
 Simulated, without a GPU: steps last the recorded medians of a run of benchmarks.draft_lengths, with
-noise and slow spells, and drafts are thrown at a set acceptance (:mod:`benchmarks.draft_replay`). In
-each scenario the controller runs whole, and with one of its parts taken out, with the same seeds.
-What is printed is the change of goodput in percent, trials included, with the standard error over
-runs and seeds: below zero, the part earns something.
+noise and slow spells, and drafts are thrown at a set acceptance (:mod:`benchmarks.draft_replay`).
+In each scenario the controller runs whole, and without one of its parts, with the same seeds. What
+is printed is the change of goodput in percent, trials included, with the standard error over runs
+and seeds: below zero, the part earns something.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from vllm_nfp.draft.inputs import source_of
 from vllm_nfp.draft.live import cells, controller, counted, credit, knowledge, proposals, record
 from vllm_nfp.draft.live.forecast import Forecast, StepModel
 from vllm_nfp.draft.live.trial import Basis, Trial
-from vllm_nfp.draft.live.trials import Trials
 
 RUNS = ("dense", "moe", "eagle3-dense", "eagle3-moe")
 STEPS = 1500
 VISIT = 150
 """Steps of a short stay at a load."""
+QUIET = Host()
 NOISY = Host(noise=0.08, slow_steps=25, slow_share=0.35, slow_factor=1.6)
 
 Times = Mapping[int, float]
@@ -58,7 +58,7 @@ class Scenario:
     """What a server meets: a path over the cells of a run."""
 
     path: Callable[[Sequence[Cell]], list[Stay]]
-    host: Host = Host()
+    host: Host = QUIET
 
 
 def _steady(at: Sequence[Cell], acceptance: float = 0.7) -> list[Stay]:
@@ -127,7 +127,6 @@ PARTS: Mapping[str, Sequence[Patch]] = {
     "longer trials where steps scatter": [(Trial, "_is_certain", True)],
     "cap on what a length can give": [(proposals, "_most", lambda *_: math.inf)],
     "forecast": [(StepModel, "forecast", lambda *_: Forecast(None, Basis.FAR))],
-    "forecast weighed with a trial": [(Trials, "_weighed", lambda self, trial, forecast, r: r)],
     "record of forecast errors": [(record.Record, "spread", lambda self, of: record.SPREAD[of])],
     "credit": [
         (credit.Credit, "covers", lambda self, loss: True),
@@ -218,7 +217,7 @@ def main(folder: Path, seeds: int, parts: tuple[str, ...], out: Path | None) -> 
         click.echo(_line(part or "whole", of, values["whole"]))
     if out is not None:
         rows = {name: {s: [round(v, 5) for v in of[s]] for s in of} for name, of in values.items()}
-        record_ = {
+        whole_record = {
             "environment": environment.record(),
             "runs": RUNS,
             "seeds": seeds,

@@ -88,7 +88,7 @@ def generate(model: Path, out: Path, sizes: Sizes) -> None:
 
 
 def train(model: Path, out: Path, sizes: Sizes) -> None:
-    """Fit a head to the answers, and write it to ``head``."""
+    """Fit a head to the answers, and write it to ``head`` after each epoch."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -132,7 +132,8 @@ def train(model: Path, out: Path, sizes: Sizes) -> None:
             }
             file.write(json.dumps(row) + "\n")
             file.flush()
-    head.save(out / "head")
+            if (number + 1) % len(batches) == 0:  # a run may be stopped after any epoch
+                head.save(out / "head")
 
 
 def _batches(answers: Sequence[Any], size: int) -> list[list[Any]]:

@@ -54,7 +54,7 @@ def shape_of(config: Any, vocabulary: int) -> HeadShape:
     )  # fmt: skip
 
 
-class Head(nn.Module):
+class Head(nn.Module):  # type: ignore[misc,unused-ignore]
     """The weights, under the names that vLLM reads.
 
     Args:

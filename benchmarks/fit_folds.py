@@ -90,10 +90,12 @@ def folded(fit: Fit, sets: Sequence[Set]) -> Folded | None:
     families, models = ({key(one) for one in scored} for key in (family_of, model_of))
     if len(families) < 2:
         return None
+    alike = [one for one in sets if (one["kind"], one["hardware"]) == (fit.kind, fit.device)]
     seen = [one for one in scored if is_seen(one)]
-    split = fitted(fit, seen) if fit.scored(seen) else fit.start()
-    without_family = _left_out(fit, scored, family_of)
-    without_model = _left_out(fit, scored, model_of)
+    by_split_rule = [one for one in alike if is_seen(one)]
+    split = fitted(fit, by_split_rule) if seen else fit.start()
+    without_family = _left_out(fit, alike, family_of)
+    without_model = _left_out(fit, alike, model_of)
     unseen = [one["id"] for one in scored if not is_seen(one)]
     compared = without_model if seen else without_family
     by_split = [errors_with(fit, split, one) for one in scored if not is_seen(one)]
@@ -109,11 +111,12 @@ def folded(fit: Fit, sets: Sequence[Set]) -> Folded | None:
     )
 
 
-def _left_out(fit: Fit, scored: Sequence[Set], key: Callable[[Set], str]) -> dict[str, Floats]:
-    """Errors of every set by the fit without all sets of the same key."""
+def _left_out(fit: Fit, alike: Sequence[Set], key: Callable[[Set], str]) -> dict[str, Floats]:
+    """Errors of every set by the fit without all sets of the same key, of any type."""
     found: dict[str, Floats] = {}
+    scored = fit.scored(alike)
     for left in sorted({key(one) for one in scored}):
-        values = fitted(fit, [one for one in scored if key(one) != left])
+        values = fitted(fit, [one for one in alike if key(one) != left])
         for one in (one for one in scored if key(one) == left):
             found[one["id"]] = errors_with(fit, values, one)
     return found

@@ -4,14 +4,13 @@
 
 Prints entries of ``kernels.toml`` that rest on public kernels, fitted to all sets, or with
 ``--split`` only to those that ``public_sets`` lists as seen, so that the others are left for the
-score. Each is fitted on log t(x) / t(first x), and with less weight on log t. The row tiles of
-A100's dense products are chosen from a grid. ``benchmarks.fit_folds`` says which are better.
+score. Each is fitted on log t(x) / t(first x), and with less weight on log t; t(first x) of dense
+products is the median up to 4 tokens. ``benchmarks.fit_folds`` says which are better.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,9 +22,12 @@ from numpy.typing import NDArray
 
 from benchmarks.public_seconds import KINDS, TYPES
 from benchmarks.public_sets import is_seen, usable_points
+from vllm_nfp.calibrate.fit_gemm import BASELINE_TOKENS
+from vllm_nfp.calibrate.fit_tiles import fit_tiles
 from vllm_nfp.principle import attention, collective, experts, gemm, target_of
 from vllm_nfp.principle.calibration import Calibration
 from vllm_nfp.principle.hardware_file import Target
+from vllm_nfp.principle.tiled import TiledConstants
 
 Floats = NDArray[np.float64]
 Set = Mapping[str, Any]
@@ -37,15 +39,12 @@ PRIOR_WEIGHT = 0.02
 """Of a constant's change, in logarithms, over its deviation below."""
 MOST_ELEMENTS = 128 << 20
 """Largest all-reduce that is fitted: 256 MiB."""
-SLOWDOWNS = tuple(np.arange(1.0, 1.41, 0.02))
-FLOPS = tuple(np.arange(0.66, 0.9, 0.02))
 EXPERTS = {"bandwidth": 0.1, "flops": 0.5, "kept_l2": 0.5, "activation_bandwidth": 0.7,
            "kernel_seconds": 0.5, "busy_bytes": 1.0, "tile_depth": 1.0,
            "busy_tiles": 1.0}  # fmt: skip
 """Fitted constants, and how far each logarithm may go at no great cost."""
 DENSE = {"bandwidth": 0.1, "flops": 0.5, "output_traffic": 0.7, "input_traffic": 0.7,
          "kernel_seconds": 0.5, "one_token": 0.1}  # fmt: skip
-DENSE_FP8 = {"bandwidth": 0.3}
 ATTENTION = {"bandwidth": 0.1, "kernel_seconds": 0.5}
 LINKED = {"bandwidth": 0.5, "collective_seconds": 0.5, "custom_bandwidth": 0.5,
           "custom_seconds": 0.5, "meeting_seconds": 1.0}  # fmt: skip
@@ -94,13 +93,18 @@ class Fit:
                 calibration, quantized_experts={**calibration.quantized_experts, rest: found}
             )
         part = getattr(calibration, name)
-        if rest == "fp8":
-            values = {rest: dataclasses.replace(getattr(part, rest), **values)}
-        return dataclasses.replace(calibration, **{name: dataclasses.replace(part, **values)})
+        changes: dict[str, Any] = dict(values)
+        if rest.endswith("tiles"):
+            changes = {"tiles": TiledConstants(**values)}
+        if rest.startswith("fp8"):
+            changes = {"fp8": dataclasses.replace(part.fp8, **changes)}
+        return dataclasses.replace(calibration, **{name: dataclasses.replace(part, **changes)})
 
     def start(self) -> dict[str, float]:
         """Where the search begins, whatever the device has now."""
         name, _, rest = self.part.partition(".")
+        if rest.endswith("tiles"):
+            return dataclasses.asdict(TiledConstants())
         if self.names is LATENT:
             return LATENT_START
         if name == "link":
@@ -113,7 +117,7 @@ class Fit:
         elif name == "attention":
             part = attention.AttentionConstants()
         else:
-            part = gemm.GemmConstants().fp8 if rest else gemm.GemmConstants()
+            part = gemm.GemmConstants()
         return {one: float(getattr(part, one)) for one in self.names}
 
 
@@ -121,8 +125,8 @@ def fitted(fit: Fit, sets: Sequence[Set]) -> dict[str, float]:
     """The constants with the least error at these sets, within their bounds."""
     from scipy.optimize import least_squares
 
-    if fit is AMPERE:
-        return fit_ampere(sets)
+    if fit.part.endswith(".tiles"):
+        return _fit_tiles(fit, sets)
     target, chosen = target_of(fit.device), fit.scored(sets)
     first = fit.start() | _shared(fit, sets)
     centre = np.array(list(first.values()))
@@ -191,44 +195,25 @@ def _errors(target: Target, one: Set) -> Floats:
     if seconds is None:
         return np.zeros(0)
     level: Floats = np.log(seconds / (times * 1e-6))
-    return np.concatenate([level[1:] - level[0], LEVEL_WEIGHT * level])
+    # One token alone is timed too roughly to be what all others are compared with.
+    first = points <= BASELINE_TOKENS if one["kind"] == "dense_products" else points <= points[0]
+    return np.concatenate([level[1:] - np.median(level[first]), LEVEL_WEIGHT * level])
 
 
-def fit_ampere(sets: Sequence[Set]) -> dict[str, float]:
-    """The slowdown of wide tiles and the share of FLOP/s; tiles of 128 rows, padded in full."""
-    errors = [_ampere_errors(one) for one in AMPERE.scored(sets)]
-    best = int(np.argmin(np.sum([found for found in errors if found is not None], axis=0)))
-    return _ampere_grid()[best]
+def _fit_tiles(fit: Fit, sets: Sequence[Set]) -> dict[str, float]:
+    target, chosen = target_of(fit.device), fit.scored(sets)
 
+    def errors(constants: TiledConstants) -> Floats:
+        tried = fit.with_values(target.calibration, dataclasses.asdict(constants))
+        used = dataclasses.replace(target, calibration=tried)
+        return np.concatenate([_errors(used, one) for one in chosen])
 
-def _ampere_grid() -> list[dict[str, float]]:
-    fixed = {"row_tile": 128, "padding_paid": 1.0, "narrow_tokens": 64}
-    return [
-        {"flops": float(flops), **fixed, "wide_slowdown": float(slow)}
-        for slow, flops in itertools.product(SLOWDOWNS, FLOPS)
-    ]
-
-
-def _ampere_errors(one: Set) -> Floats | None:
-    """Mean error of log t(x) / t(first x) at each point of the grid, kept for other folds."""
-    if one["id"] not in _AMPERE_ERRORS:
-        target = target_of(AMPERE.device)
-        found = []
-        for values in _ampere_grid():
-            calibration = AMPERE.with_values(target.calibration, values)
-            part = _errors(dataclasses.replace(target, calibration=calibration), one)
-            found.append(float(np.mean(np.abs(part[: len(part) // 2]))) if len(part) else np.nan)
-        _AMPERE_ERRORS[one["id"]] = None if np.isnan(found[0]) else np.array(found)
-    return _AMPERE_ERRORS[one["id"]]
-
-
-_AMPERE_ERRORS: dict[str, Floats | None] = {}
-AMPERE = Fit("gemm", "A100-SXM4-80GB", "dense_products", {}, {}, "bfloat16")
+    return dataclasses.asdict(fit_tiles(errors, len(chosen)))
 
 
 def fits() -> list[Fit]:
     """All that public sets decide."""
-    found = [AMPERE]
+    found = []
     for device in ("H100-SXM", "H200", "A100-SXM4-80GB", "B200", "L40S"):
         for dtype, (quantization, _) in TYPES.items():
             part = "experts" if quantization == "none" else f"experts.{quantization}"
@@ -239,9 +224,10 @@ def fits() -> list[Fit]:
     for device in ("H100-SXM", "B200"):
         found.append(Fit("attention.latent", device, "mla_module_vs_batch", LATENT, LATENT_BOUNDS))
     dense = "dense_products"
-    for device in ("L40S", "B200"):
-        found.append(Fit("gemm", device, dense, DENSE, gemm.BOUNDS, "bfloat16"))
-    found.append(Fit("gemm.fp8", "L40S", dense, DENSE_FP8, gemm.FP8_BOUNDS, "fp8"))
+    found.append(Fit("gemm", "L40S", dense, DENSE, gemm.BOUNDS, "bfloat16"))
+    for device in ("A100-SXM4-80GB", "B200"):
+        found.append(Fit("gemm.tiles", device, dense, {}, {}, "bfloat16"))
+    found.append(Fit("gemm.fp8.tiles", "L40S", dense, {}, {}, "fp8"))
     for device in ("H100-SXM", "H200", "A100-SXM4-80GB", "B200", "L40S"):
         names = UNLINKED if device == "L40S" else LINKED
         found.append(Fit("link", device, "all_reduce", names, collective.BOUNDS))
@@ -251,9 +237,11 @@ def fits() -> list[Fit]:
 def as_toml(part: str, device: str, values: Mapping[str, float]) -> str:
     """An entry, without what people add by hand."""
     constants = "".join(f"{name} = {value:.4g}\n" for name, value in values.items())
+    named = part.removesuffix(".tiles")
+    table = "constants" if named == part else "constants.tiles"
     return (
-        f'\n[[kernels]]\npart = "{part}"\ndevice = "{device}"\nbasis = "public kernels"\n'
-        f"\n[kernels.constants]\n{constants}"
+        f'\n[[kernels]]\npart = "{named}"\ndevice = "{device}"\nbasis = "public kernels"\n'
+        f"\n[kernels.{table}]\n{constants}"
     )
 
 

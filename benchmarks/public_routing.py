@@ -134,6 +134,4 @@ def dealt_rows(one: Mapping[str, Any], release: tuple[int, int]) -> Drawn:
     """The rows of a public set."""
     sizes = one["essentials"]
     grouped = one["model"].startswith(GROUPED) and release > DIRECT_RELEASE
-    return Drawn(
-        sizes["experts"], sizes["topk"], sizes["routing"], GROUPS if grouped else None
-    )
+    return Drawn(sizes["experts"], sizes["topk"], sizes["routing"], GROUPS if grouped else None)

@@ -56,9 +56,7 @@ def _experts(target: Target, one: Set, tokens: Floats) -> Floats | None:
     return expert_seconds(target, one, tokens, dealt_rows(one, release_of(one)))
 
 
-def expert_seconds(
-    target: Target, one: Set, tokens: Floats, routing: Routed
-) -> Floats | None:
+def expert_seconds(target: Target, one: Set, tokens: Floats, routing: Routed) -> Floats | None:
     """Routed experts of a set, if rows reach them so; None for a type that is not known."""
     sizes = one["essentials"]
     if sizes["dtype"] not in TYPES:
@@ -90,15 +88,15 @@ def _attention(target: Target, one: Set, batch_sizes: Floats) -> Floats | None:
         kv_heads, sizes["heads"] // kv_heads, head_dim, head_dim, 4.0 * head_dim, False
     )
     backend = backend_by_name(sizes["predicted_backend"], target.hardware)
-    one = np.ones(1)
+    single = np.ones(1)
 
     def seconds(batch_size: float) -> float:
         terms = attention_terms(
             target.hardware,
             heads,
             batch_size=int(batch_size),
-            cached_tokens=sizes["context"] + one,
-            positions=one,
+            cached_tokens=sizes["context"] + single,
+            positions=single,
             constants=target.calibration.attention,
             backend=backend,
         )
@@ -128,10 +126,10 @@ def _latent(target: Target, one: Set, batch_sizes: Floats) -> Floats | None:
     scales = {"quantization_config": BLOCK_SCALES} if sizes["dtype"] == "fp8_block" else {}
     shape = shape_from_config({**DEEPSEEK_V3, **heads, **scales})
     serving = Serving(sizes["predicted_backend"], capture_sizes=())
-    one = np.ones(1)
+    single = np.ones(1)
 
     def seconds(batch_size: float) -> float:
-        step = Step(shape, target, serving, int(batch_size), sizes["context"], one)
+        step = Step(shape, target, serving, int(batch_size), sizes["context"], single)
         parts = step.parts()
         return float((parts["attention"] + parts["projections"]).seconds()[0])
 

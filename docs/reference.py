@@ -20,6 +20,7 @@ from vllm_nfp.adapter import versions
 from vllm_nfp.adapter.feature import Feature, Kind
 from vllm_nfp.adapter.features import FEATURES
 from vllm_nfp.adapter.runner_v2 import KNOWN_STATES
+from vllm_nfp.adapter.state_layers import KNOWN_LAYERS
 from vllm_nfp.adapter.versions import Mode
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.metrics.families import families_of
@@ -38,7 +39,7 @@ docs/reference.py` generates this page from the code.
 | --- | --- |
 | `model_name`, `engine` | vLLM's labels, on every metric |
 | `batch_size`, `context` | a row of the reported table; of real steps: upper bounds of buckets |
-| `module` | `model` (the whole step), `attention`, `dense_ffn`, `moe_ffn` or `communication` |
+| `module` | `model` (the whole step), or a [module](glossary.md) of it such as `dense_ffn` |
 | `epsilon` | tolerance: extra step time that counts as free, as a fraction |
 | `positions` | N, positions per sequence |
 | `basis` | `measured`, `inferred` or `predicted`: see [answers](answers.md) |
@@ -164,11 +165,17 @@ def states_of_models() -> str:
     return "".join(f"- `{kind}`\n" for kind in KNOWN_STATES)
 
 
+def layers_with_a_state() -> str:
+    """vLLM's layers with a recurrent state that a probe can run, as a list."""
+    return "".join(f"- `{layer}` ({kind})\n" for layer, kind in KNOWN_LAYERS.items())
+
+
 _PARTS = {
     "models": lambda: feature_tables((Kind.MODEL, Kind.SERVER)),
     "parallelism": lambda: feature_tables((Kind.PARALLEL,)),
     "kinds of KV cache": kinds_of_cache,
     "states of models": states_of_models,
+    "layers with a state": layers_with_a_state,
 }
 """What stands in a page between a comment that names it and the next comment."""
 

@@ -1,6 +1,8 @@
 """Run as a program: generate with a real vLLM engine and print what came out, as JSON.
 
-    generate.py MODEL OUT.json chunked|seeded|graphs|narrow|pictures|picture-graphs|embedded
+    generate.py MODEL OUT.json MODE
+
+where the mode is chunked, seeded, graphs, narrow, pictures, picture-graphs, embedded or piecewise.
 
 The probe is on if the environment carries its settings. Requests share prefixes, are longer than
 a step's token limit, and are all there before the first step (the engine runs in this process: in
@@ -13,7 +15,8 @@ generator, which a probe that drew from it would shift; "seeded" gives requests 
 "narrow" is the latter in bfloat16 with a KV cache of 8 bits, whose bytes hold more in each.
 "pictures" has pictures before most prompts, in chunks and with answers of different lengths, so
 that they are read between decode steps; "picture-graphs" is the same in CUDA graphs. "embedded" has
-prompts that are embeddings.
+prompts that are embeddings. "piecewise" is "graphs" with CUDA graphs between the splitting ops of
+compiled code.
 """
 
 from __future__ import annotations
@@ -87,7 +90,7 @@ PICTURES = ("pictures", "picture-graphs")
 REQUESTS = {**dict.fromkeys(PICTURES, with_pictures), "embedded": as_embeddings}
 PROCESSOR = "processor_config.json"
 """Of a model that reads pictures."""
-IN_GRAPHS = ("graphs", "picture-graphs")
+IN_GRAPHS = ("graphs", "picture-graphs", "piecewise")
 SEEDED = ("seeded", "narrow")
 GRAPHS: dict[str, Any] = {
     # FULL graphs, but nothing compiled, which would take most of the test's time.
@@ -100,6 +103,10 @@ GRAPHS: dict[str, Any] = {
     "gpu_memory_utilization": 0.05,
     "kv_cache_memory_bytes": 256 << 20,
 }
+
+
+PIECEWISE = {"compilation_config": {**GRAPHS["compilation_config"], "mode": 3}}
+PIECEWISE["compilation_config"]["cudagraph_mode"] = "PIECEWISE"
 
 
 def main(model: str, out: str, mode: str) -> None:
@@ -120,6 +127,7 @@ def main(model: str, out: str, mode: str) -> None:
         "enable_chunked_prefill": True,
         "seed": 0,
         **(GRAPHS if mode in IN_GRAPHS else {}),
+        **(PIECEWISE if mode == "piecewise" else {}),
         # The encoder's small heads fit no fast kernel.
         **({"mm_encoder_attn_backend": "TORCH_SDPA"} if mode == "picture-graphs" else {}),
     }
@@ -143,7 +151,7 @@ def main(model: str, out: str, mode: str) -> None:
             each.max_tokens = 24 + 4 * index
     result = []
     # The second time from the prefix cache. Graphs are captured between steps: that takes many.
-    for _ in range(20 if mode == "graphs" else 2):
+    for _ in range(20 if mode in ("graphs", "piecewise") else 2):
         for output in llm.generate(requests, params, use_tqdm=False):
             completion = output.outputs[0]
             result.append(

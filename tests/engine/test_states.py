@@ -109,7 +109,7 @@ def test_n_positions_write_n_states_for_each_sequence_and_layer(
     start: Callable[..., Any], worker: Any
 ) -> None:
     engine = engine_of(start(capture_seconds=1.0))
-    own = engine._states
+    own = engine.states
     layers = state_layers(worker)
     for batch_size, positions in ((1, 1), (4, 1), (1, 4), (4, 8)):
         with torch.inference_mode():
@@ -171,7 +171,7 @@ def test_a_fault_gives_the_layers_their_states_back(
     target = "states.bound" if where == "lend" else "forward.Forward.run_head"
     monkeypatch.setattr(f"vllm_nfp.probe.{target}", fails)
     if where == "lend":
-        engine_of(session)._states._caches.clear()
+        engine_of(session).states._caches.clear()
     for _ in range(20):
         assert generate(llm) == expected
         if not session.active:

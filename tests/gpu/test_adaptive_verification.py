@@ -25,11 +25,11 @@ SPECULATION = {
 FED_WITHIN_SECONDS = 240.0
 
 
-def values(text: str, name: str) -> dict[str, float]:
-    """The metric's values by the last label."""
+def values(text: str, name: str, label: str = "engine") -> dict[str, float]:
+    """The metric's values by one of its labels."""
     samples = text_string_to_metric_families(text)
     return {
-        list(sample.labels.values())[-1]: sample.value
+        sample.labels[label]: sample.value
         for family in samples
         for sample in family.samples
         if sample.name == name
@@ -52,11 +52,11 @@ def test_a_server_is_fed_once_its_steps_are_measured(dense_model: Path, tmp_path
         end, steps = time.monotonic() + FED_WITHIN_SECONDS, {"measured": 0.0}
         while not steps.get("measured") and time.monotonic() < end:
             running.concurrent()
-            steps = values(running.metrics(), "vllm_nfp_verification_steps_total")
+            steps = values(running.metrics(), "vllm_nfp_verification_steps_total", "costs")
         text = running.metrics()
     assert steps["measured"] > 0.0, running.log_text()[-3000:]
     assert steps["vllm"] > 0.0, "its own costs were in force first"
-    seconds = values(text, "vllm_nfp_verification_step_seconds")
+    seconds = values(text, "vllm_nfp_verification_step_seconds", "source")
     assert set(seconds) == {"real", "vllm", "measured"}
     admitted = values(text, "vllm_nfp_verification_admitted_drafts_total")
     scheduled = values(text, "vllm_nfp_verification_scheduled_drafts_total")

@@ -22,9 +22,7 @@ GENERATE = Path(__file__).parents[1] / "engine" / "generate.py"
 REAL_GRAPHS = Path(__file__).with_name("real_graphs.py")
 
 
-def generate(
-    model: Path, out: Path, probe: dict[str, object] | None, mode: str = "graphs"
-) -> object:
+def generate(model: Path, out: Path, probe: dict[str, object] | None, mode: str = "graphs") -> Any:
     environment = dict(os.environ)
     if probe is not None:
         environment[ENV_VAR] = config_from_mapping(probe).to_json()
@@ -111,6 +109,32 @@ def test_outputs_do_not_change_while_pictures_are_read(rotary_model: Path, tmp_p
     snapshot = read_snapshot(tmp_path / "engine-0.json")
     assert snapshot.state not in (State.DISABLED, State.PASSIVE), snapshot.reason
     assert {row.execution for row in snapshot.curves} == {"full"}
+    assert snapshot.probes["measured"] >= 5
+
+
+@pytest.fixture(scope="module")
+def hybrid_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Qwen3-Next: three layers with a recurrent state, one with a KV cache."""
+    return kinds.hybrid(tmp_path_factory.mktemp("hybrid"))
+
+
+@pytest.mark.parametrize(("mode", "execution"), [("graphs", "full"), ("piecewise", "piecewise")])
+def test_outputs_do_not_change_while_recurrent_states_are_probed(
+    hybrid_model: Path, tmp_path: Path, mode: str, execution: str
+) -> None:
+    """The graphs hold the addresses of the probe's own states, never of the server's."""
+    plain = generate(hybrid_model, tmp_path / "plain.json", None, mode)
+    assert len({tuple(one["tokens"]) for one in plain}) > 8, "the model repeats itself"
+    probe = {
+        **FEW_SHAPES, "max_positions": 8, "overhead_budget": 0.5, "step_share": 1.0,
+        "publish_seconds": 0.2, "run_dir": str(tmp_path),
+    }  # fmt: skip
+    assert generate(hybrid_model, tmp_path / "probed.json", probe, mode) == plain
+    snapshot = read_snapshot(tmp_path / "engine-0.json")
+    assert snapshot.state not in (State.DISABLED, State.PASSIVE), snapshot.reason
+    assert {row.execution for row in snapshot.curves} == {execution}
+    measured = {row.module for row in snapshot.curves if row.samples}
+    assert measured >= {"attention", "linear_attention", "moe_ffn", "model"}
     assert snapshot.probes["measured"] >= 5
 
 

@@ -67,7 +67,9 @@ READ_SINCE_0_32 = (
      ("self.cost_tables", "self.num_bonus_tokens = ", "self.num_speculative_steps = ",
       "self._stale_confidences = ", "self._stale_idx = ", "self._batch_budget = ",
       "draft_cost_ms, verify_cost_ms = self.cost_tables")),
-    ("vllm.config.speculative", ("enable_adaptive_verification: bool",)),
+    ("vllm.config.speculative",
+     ("enable_adaptive_verification: bool", "num_speculative_tokens: ", "method: ",
+      "num_speculative_tokens_per_batch_size: ")),
 )  # fmt: skip
 """The same of what vLLM has since 0.32."""
 OPTIONAL = {("vllm.v1.worker.step_observer", "*")}

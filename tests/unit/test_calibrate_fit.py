@@ -15,15 +15,22 @@ from vllm_nfp.calibrate.curves import gemm_curves, shape_of
 from vllm_nfp.calibrate.errors import FitError, fit_errors
 from vllm_nfp.calibrate.fit import FitResult, PartFit, fit
 from vllm_nfp.calibrate.fit_attention import attention_curves, predicted_seconds
-from vllm_nfp.calibrate.fit_gemm import GemmCurve, fit_fp8_gemm, fit_gemm, product_seconds
+from vllm_nfp.calibrate.fit_gemm import (
+    GemmCurve,
+    fit_fp8_gemm,
+    fit_gemm,
+    gemm_errors,
+    product_seconds,
+)
 from vllm_nfp.calibrate.plans import TOKENS
 from vllm_nfp.calibrate.points import Curve, Kernel, KernelSamples, Series, read_samples
 from vllm_nfp.calibrate.reference_models import REFERENCE
 from vllm_nfp.principle.calibration import H100_CALIBRATION
 from vllm_nfp.principle.gemm import Fp8GemmConstants, GemmConstants
 from vllm_nfp.principle.hardware import hardware_by_name
-from vllm_nfp.principle.hardware_file import Target
+from vllm_nfp.principle.hardware_file import Target, target_of
 from vllm_nfp.principle.shape import Gemm
+from vllm_nfp.principle.tiled import TiledConstants
 
 H100 = hardware_by_name("H100-SXM")
 START = Target(H100, H100_CALIBRATION)
@@ -80,6 +87,29 @@ def test_few_points_leave_the_scatter_as_it_was() -> None:
     ]
     found, _ = fit_gemm(H100, few, GemmConstants(selection_loss=0.07))
     assert found.selection_loss == 0.07
+
+
+def test_tiles_are_fitted_where_the_device_has_them() -> None:
+    start = GemmConstants(tiles=TiledConstants())
+    true = TiledConstants(bandwidth=0.8, flops=0.7, l2_bandwidth=3.0, kernel_seconds=5e-6)
+    curves = products(dataclasses.replace(start, tiles=true))[:3]
+    found, error = fit_gemm(H100, curves, start)
+    assert error < 0.02
+    assert found.tiles is not None
+    assert found.tiles.bandwidth == pytest.approx(0.8, rel=0.05)
+    assert gemm_errors(curves, H100, found).rms_log_ratio_error < 0.02
+    assert gemm_errors(curves, H100, start).rms_log_ratio_error > 0.05
+    assert dataclasses.replace(found, tiles=start.tiles) == start, "nothing else is touched"
+
+
+def test_a_share_of_tiles_at_the_end_of_its_range_is_refused() -> None:
+    """Of A100's figures the H100's products would take more than all."""
+    target = target_of("A100-SXM4-80GB")
+    slow = dataclasses.replace(target.hardware, memory_bytes_per_second=1e12)
+    result = fit(reference()[:1], dataclasses.replace(target, hardware=slow))
+    notes = part(result, "gemm").notes
+    assert any("bandwidth ended at 1" in note for note in notes), notes
+    assert result.target.calibration.gemm == target.calibration.gemm
 
 
 def test_fp8_steps_come_back() -> None:
@@ -157,6 +187,7 @@ def test_reference_fit_is_near_the_defaults_and_as_good() -> None:
         before = dataclasses.asdict(getattr(defaults, name))
         after = dataclasses.asdict(getattr(found, name))
         before.pop("fp8", None), after.pop("fp8", None)
+        assert (before.pop("tiles", None), after.pop("tiles", None)) == (None, None)
         assert after == pytest.approx(before, rel=0.07), name
     assert found.gemm.selection_loss == pytest.approx(0.02, abs=0.005)
 

@@ -38,6 +38,14 @@ def test_a_step_lands_where_vllm_would_put_it(
     )  # fmt: skip
 
 
+def test_graphs_of_adaptive_verification_take_any_mix_of_lengths() -> None:
+    rules = replace(RULES, any_mix_up_to=5)
+    found = place(rules, 10, 3)
+    assert (found.execution, found.padded_tokens, found.padded_sequences) == ("full", 32, 32)
+    beyond = place(rules, 10, 6)
+    assert beyond == place(RULES, 10, 6), "as without it"
+
+
 def test_a_backend_for_one_position_alone_falls_to_piecewise() -> None:
     rules = replace(RULES, multi_position=False)
     assert place(rules, 8, 1).execution is Execution.FULL

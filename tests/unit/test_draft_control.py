@@ -221,7 +221,11 @@ def test_prompts_and_foreign_drafts_are_not_taken_for_decode_steps(config: Probe
 
 @pytest.mark.parametrize(
     ("changes", "said"),
-    [({"method": "suffix"}, "'suffix'"), ({"pipeline": 2}, "pipeline parallelism")],
+    [
+        ({"method": "suffix"}, "'suffix'"),
+        ({"pipeline": 2}, "pipeline parallelism"),
+        ({"adaptive": True}, "yields to adaptive verification"),
+    ],
 )
 def test_what_cannot_be_controlled_is_named(
     config: ProbeConfig, tmp_path: Path, changes: dict[str, Any], said: str

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from benchmarks.compare_constants import exchanged, profile_errors
-from benchmarks.fit_folds import Folded, folded, table
+from benchmarks.fit_folds import Folded, errors_with, folded, table
 from benchmarks.fit_public import Fit, fits, fitted
+from benchmarks.public_seconds import dense_seconds
 from benchmarks.public_sets import family_of, is_seen, model_of
 from benchmarks.split_constants import split_target
 from vllm_nfp.principle import target_of
 from vllm_nfp.principle.collective import BOUNDS, all_reduce_seconds
+from vllm_nfp.principle.tiled import TiledConstants
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -76,21 +78,28 @@ def test_the_fit_to_all_ships_only_if_it_predicts_unseen_points_better() -> None
     )
 
 
-def test_a_grid_takes_no_notice_of_sets_without_points() -> None:
-    (ampere,) = (one for one in fits() if (one.part, one.device) == ("gemm", "A100-SXM4-80GB"))
+def test_tiles_are_fitted_to_the_sets_that_have_points() -> None:
+    pytest.importorskip("scipy")
+    (fit,) = (one for one in fits() if (one.part, one.device) == ("gemm.tiles", "A100-SXM4-80GB"))
     sizes = {"hidden": 4096, "inter": 14336, "tp": 1, "dtype": "bfloat16"}
-    one = {**named("dense_products", "made TP1", ampere.device), "essentials": sizes}
-    times = [[1, 200.0], [64, 204.0], [128, 246.0], [256, 262.0]]
-    full = {**one, "points": times, "usable": [True] * 4}
-    empty = {**one, "id": "dense_products/x/empty/", "points": times, "usable": [False] * 4}
-    assert fitted(ampere, [full, empty]) == fitted(ampere, [full])
+    one = {**named("dense_products", "made TP1", fit.device), "essentials": sizes}
+    target, tokens = target_of(fit.device), np.array([1.0, 64.0, 128.0, 192.0, 256.0, 384.0])
+    true = replace(target.calibration.gemm, tiles=TiledConstants(flops=0.6, l2_bandwidth=2.0))
+    seconds = dense_seconds(target.hardware, true, sizes, tokens)
+    points = [list(pair) for pair in zip(tokens, 1e6 * seconds, strict=True)]
+    full = {**one, "points": points, "usable": [True] * len(points)}
+    empty = {**full, "id": "dense_products/x/empty/", "usable": [False] * len(points)}
+    found = fitted(fit, [full, empty])
+    assert np.abs(errors_with(fit, found, full)).max() < 0.05
+    assert len(errors_with(fit, found, empty)) == 0
 
 
 def test_the_split_scores_constants_that_saw_only_its_sets() -> None:
-    split, ships = (target("B200").calibration for target in (split_target, target_of))
+    split, ships = (target("L40S").calibration for target in (split_target, target_of))
     assert split.experts != ships.experts
+    assert split.experts_of("fp8_block") == ships.experts_of("fp8_block")
     assert split.gemm == ships.gemm
-    assert split_target("H200") == target_of("H200")
+    assert split_target("GB300") == target_of("GB300")
 
 
 def test_constants_are_compared_on_profiles_a_part_at_a_time() -> None:

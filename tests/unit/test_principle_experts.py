@@ -179,6 +179,38 @@ def test_rows_stay_unsorted_up_to_the_limit_of_vllm() -> None:
         assert tile[1] == pytest.approx(sorting, rel=0.2)
 
 
+def test_short_products_pay_for_the_ends_of_their_tiles() -> None:
+    """A tile_depth of a product's inputs doubles what it reads and multiplies."""
+    tokens = np.array([64.0])
+
+    def seconds(tile_depth: float) -> float:
+        constants = dataclasses.replace(CONSTANTS, activation_bandwidth=20.0, tile_depth=tile_depth)
+        return float(sum_terms(qwen_terms(constants, tokens))[0])
+
+    up, down = QWEN.expert_gemms
+    added, read = seconds(768.0) - seconds(0.0), seconds(0.0)
+    share = down.parameters * (1 + 2 * 768 / 2048) / (up.parameters + down.parameters)
+    assert added == pytest.approx(share * read, rel=0.15)
+
+
+def test_few_tiles_leave_memory_idle_however_wide_they_are() -> None:
+    """One token of qwen3: 192 tiles of the first product, 256 of the second, on 132 SMs."""
+    one = np.array([1.0])
+    wave = [
+        float(qwen_terms(dataclasses.replace(CONSTANTS, busy_tiles=few), one)["wave"][0])
+        for few in (0.0, 0.5, 2.0)
+    ]
+    assert wave[1] == pytest.approx(wave[0])
+    assert wave[2] > 1.2 * wave[0]
+
+
+def qwen_terms(constants: ExpertConstants, tokens: FloatArray) -> Terms:
+    return expert_terms(
+        H100, constants, QWEN.expert_gemms, tokens, Routing(128, 8.0), hidden_size=2048,
+        config=default_config(tokens, "none", 128),
+    )  # fmt: skip
+
+
 def test_tuned_tiles_are_those_of_the_nearest_entry() -> None:
     def row(block: int) -> dict[str, int]:
         return {

@@ -146,3 +146,47 @@ def test_pruned_layers_that_no_shape_describes_are_refused() -> None:
     mixed = [block(8, 1.0), block(4, 1.0)] * 40
     with pytest.raises(ShapeError, match="groups of one size"):
         shape_from_config({**NAS, "block_configs": mixed})
+
+
+def test_a_family_of_experts_may_have_a_model_without_any() -> None:
+    """Llama Guard 4 12B."""
+    text = {
+        "model_type": "llama4_text",
+        "hidden_size": 5120,
+        "intermediate_size": 8192,
+        "intermediate_size_mlp": 8192,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 40,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "moe_layers": [],
+        "interleave_moe_layer_step": 0,
+        "num_local_experts": 0,
+        "num_experts_per_tok": 0,
+        "vocab_size": 202048,
+    }
+    shape = shape_from_config({"model_type": "llama4", "text_config": text})
+    assert (shape.num_dense_layers, shape.num_moe_layers, shape.num_experts) == (48, 0, 0)
+    layer = 5120 * 128 * (2 * 40 + 2 * 8) + 3 * 5120 * 8192
+    assert shape.total_parameters == 48 * layer + 2 * 202048 * 5120
+
+
+def test_a_jamba_with_one_expert_has_dense_blocks() -> None:
+    config = {
+        "model_type": "jamba",
+        "hidden_size": 2560,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 20,
+        "num_key_value_heads": 1,
+        "num_experts": 1,
+        "num_experts_per_tok": 1,
+        "attn_layer_period": 14,
+        "attn_layer_offset": 7,
+        "vocab_size": 65536,
+    }
+    shape = shape_from_config(config)
+    assert (shape.num_dense_layers, shape.num_moe_layers, shape.attention_layers) == (28, 0, 2)
+    assert not any("not understood" in sentence for sentence in shape.assumptions)
+    shape = shape_from_config({**config, "num_experts": 16, "num_experts_per_tok": 2})
+    assert (shape.num_dense_layers, shape.num_moe_layers) == (14, 14)

@@ -9,6 +9,7 @@ from test_principle_hybrid import NANO
 from test_principle_models import DEEPSEEK_V3, LLAMA_3_8B, QWEN_3_30B_A3B, Config
 
 from vllm_nfp.principle import ModelShape, ShapeError, shape_from_config
+from vllm_nfp.principle.weights.paths import of_other_expert
 
 
 def quantized(config: Config, **quantization: Any) -> ModelShape:
@@ -291,3 +292,34 @@ def test_names_of_other_parts_take_no_time() -> None:
     others = [f"mtp.layers.{i}.*.{j}*" for i in range(40) for j in range(40)]
     shape = quantized(QWEN_3_30B_A3B, quant_method="fp8", ignore=others)
     assert shape.weight_bytes == 1
+
+
+def test_experts_without_a_gate_have_two_matrices() -> None:
+    """Nemotron 3.5: a list by module names no gate, and what it does not name has 16 bits."""
+    pattern = str(NANO["hybrid_override_pattern"])
+    sparse = [index for index, letter in enumerate(pattern) if letter == "E"]
+    layers = {
+        f"backbone.layers.{index}.mixer.experts.{expert}.{name}": {"quant_algo": "W4A16_NVFP4"}
+        for index in sparse
+        for expert in range(2)
+        for name in ("up_proj", "down_proj")
+    }
+    given = {"quant_algo": "MIXED_PRECISION", "quantized_layers": layers}
+    shape = quantized(NANO, quantization=given)
+    assert (8 * shape.expert_weight_bytes, 8 * shape.weight_bytes) == (4.5, 16)
+
+
+@pytest.mark.parametrize(
+    ("entry", "other"),
+    [
+        ("model.layers.3.mlp.experts.7.w1", True),
+        ("model.layers.3.mlp.experts.127", True),
+        ("model.layers.3.mlp.experts.0.w1", False),
+        ("model.layers.3.mlp.experts.*", False),
+        ("model.layers.3.mlp.experts", False),
+        ("model.layers.3.mlp.shared_experts.7", False),
+    ],
+)
+def test_one_expert_stands_for_all(entry: str, other: bool) -> None:
+    """Long lists are read fast: a checkpoint of MiniMax-M3 names 22 422 modules."""
+    assert of_other_expert(entry) is other

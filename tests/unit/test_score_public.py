@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.public_routing import Drawn
+from benchmarks.public_routing import Drawn, dealt_rows
 from benchmarks.public_sets import usable_points
+from benchmarks.public_tiles import release_of, timed_config
 from benchmarks.score_public import main, score, within
 from vllm_nfp.principle import target_of
 from vllm_nfp.principle.collective import all_reduce_seconds
@@ -54,8 +55,10 @@ def test_the_table_counts_sets_and_points(tmp_path: Path) -> None:
 
 EXPERTS = {
     "id": "routed_experts/made/power_law_1.2", "kind": "routed_experts", "hardware": "H100-SXM",
+    "model": "made", "source": "systems/data/h100_sxm/moe/vllm/0.24.0/moe_perf.parquet",
     "essentials": {"hidden": 2048, "inter": 768, "topk": 8, "experts": 128, "tp": 1,
-                   "dtype": "bfloat16", "routing": "power_law_1.2"},
+                   "dtype": "bfloat16", "routing": "power_law_1.2",
+                   "kernel": ["vllm_unquantizedfusedmoe_triton_tritonexperts"]},
     "usable": [True, True, True], "points": [[1, 1.0], [16, 1.0], [256, 1.0]],
 }  # fmt: skip
 
@@ -74,6 +77,37 @@ def test_dealt_rows_are_as_many_as_tokens_ask_for() -> None:
         assert drawn.blocks(tokens, np.ones(4, np.int64)) == pytest.approx(8 * tokens)
     assert Drawn(128, 8, "balanced").awake(np.array([16.0])) == [128]
     assert Drawn(128, 8, "power_law_1.2").awake(np.array([16.0]))[0] < 70
+
+
+def test_deepseeks_router_keeps_experts_of_half_the_groups() -> None:
+    """Of 8 experts dealt in turns, one in each group of 32, the first four groups' stay; the
+    first experts of these fill up."""
+    grouped = Drawn(256, 8, "balanced", (8, 4))
+    tokens = np.array([1.0, 8.0, 512.0])
+    assert Drawn(256, 8, "balanced").awake(tokens).tolist() == [8, 64, 256]
+    assert grouped.awake(tokens).tolist() == [8, 35, 128]
+    assert grouped.blocks(tokens, np.ones(3, np.int64)) == pytest.approx(8 * tokens)
+    assert dealt_rows(EXPERTS | {"model": "DeepSeek-V3"}, (0, 24)).groups == (8, 4)
+    assert dealt_rows(EXPERTS | {"model": "DeepSeek-V3"}, (0, 14)).groups is None
+    assert dealt_rows(EXPERTS, (0, 24)).groups is None
+
+
+def timed(kernel: str, source: str = EXPERTS["source"], **sizes: object) -> list[int]:  # type: ignore[assignment]
+    """Rows of a block as a set's kernel cuts them, at 8, 64, 160 and 320 tokens."""
+    essentials = {**EXPERTS["essentials"], "kernel": [kernel], **sizes}  # type: ignore[dict-item]
+    one = EXPERTS | {"source": source, "essentials": essentials}
+    tokens = np.array([8.0, 64.0, 160.0, 320.0])
+    return timed_config(target_of("H100-SXM").hardware, "none", one, tokens).block_m.tolist()
+
+
+def test_sets_are_predicted_with_the_tiles_of_what_was_timed() -> None:
+    triton = "vllm_unquantizedfusedmoe_triton_tritonexperts"
+    assert timed("vllm_x_flashinfer_trtllm_y") == [8, 8, 8, 16]
+    assert timed("vllm_gptossmxfp4moe_marlin_marlinexperts") == [8, 8, 16, 32]
+    assert timed(triton) == [16, 32, 64, 64]
+    assert timed(triton, experts=8, topk=2, inter=7168) == [16, 32, 64, 64]
+    assert timed("vllm_fused_moe", "data/a100_sxm/moe/vllm/0.14.0/x") == [16, 16, 64, 64]
+    assert release_of({"source": "elsewhere"}) > (1, 0)
 
 
 def test_experts_that_fit_l2_do_not_count() -> None:

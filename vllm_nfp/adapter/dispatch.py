@@ -41,6 +41,9 @@ class GraphRules:
     capture_sizes: tuple[int, ...]
     """Ascending, in tokens."""
     max_num_seqs: int
+    any_mix_up_to: int = 0
+    """Most positions of a sequence in FULL graphs that fit any split of their tokens among
+    sequences, as adaptive verification captures them; 0: there are none."""
 
 
 NO_GRAPHS = GraphRules(
@@ -87,7 +90,7 @@ def execution_of(rules: GraphRules) -> Callable[[int, int], str]:
 def _full_size(rules: GraphRules, batch_size: int, positions: int) -> tuple[int, int] | None:
     """Tokens and sequences of the smallest FULL graph that holds the step."""
     tokens = batch_size * positions
-    if rules.full_mixed:
+    if rules.full_mixed or positions <= rules.any_mix_up_to:
         size = _first_at_least(rules.capture_sizes, tokens)
         return None if size is None else (size, min(size, rules.max_num_seqs))
     size = padded_tokens(rules.capture_sizes, batch_size, positions)

@@ -7,7 +7,7 @@ from typing import Any
 from vllm_nfp.adapter import versions
 from vllm_nfp.adapter.draft_lengths import METHODS
 from vllm_nfp.adapter.drafts_asked import YIELDS
-from vllm_nfp.adapter.verification import FIRST_RELEASE
+from vllm_nfp.adapter.verification import verifies_adaptively
 from vllm_nfp.adapter.versions import Mode
 
 
@@ -33,11 +33,6 @@ def refusal(scheduler: Any) -> str | None:
     if config.parallel_config.pipeline_parallel_size > 1:
         return "pipeline parallelism is not supported: several steps are under way at once"
     return None
-
-
-def verifies_adaptively(speculation: Any) -> bool:
-    """Whether vLLM itself chooses at every step which drafts are verified."""
-    return versions.is_since(FIRST_RELEASE) and bool(speculation.enable_adaptive_verification)
 
 
 def known_method(speculation: Any) -> str:

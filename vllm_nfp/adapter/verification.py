@@ -111,3 +111,8 @@ def verification_of(runner: Any) -> AdaptiveVerification | None:
         return None
     manager = runner.adaptive_verification
     return None if manager is None else AdaptiveVerification(manager)
+
+
+def verifies_adaptively(speculation: Any) -> bool:
+    """Whether vLLM itself chooses at every step which drafts are verified."""
+    return versions.is_since(FIRST_RELEASE) and bool(speculation.enable_adaptive_verification)

@@ -22,8 +22,10 @@ from vllm_nfp.calibrate.points import KernelSamples
 from vllm_nfp.calibrate.provenance import MOST_TEXT, date_of, device_of, environment_of, first_text
 from vllm_nfp.principle import experts as expert_model
 from vllm_nfp.principle.calibration import OWN_RUNS, Calibration
+from vllm_nfp.principle.gemm import GemmConstants
 from vllm_nfp.principle.hardware_file import Target
 from vllm_nfp.principle.shape import ShapeError
+from vllm_nfp.principle.tiled import TILED_BOUNDS
 
 WORST_LOG_ERROR = math.log(2)
 """Constants whose times are off by more than a factor of 2 (root mean square) are refused."""
@@ -185,8 +187,11 @@ def _fit_part(
 
 
 def _check_shares(part: str, constants: object) -> None:
-    for name in _SHARES if part in _RANGES else ():
-        value, (least, most) = getattr(constants, name), _RANGES[part][name]
+    ranges = _RANGES.get(part, {})
+    if part == "gemm" and isinstance(constants, GemmConstants) and constants.tiles is not None:
+        constants, ranges = constants.tiles, TILED_BOUNDS
+    for name in _SHARES if ranges else ():
+        value, (least, most) = getattr(constants, name), ranges[name]
         if value < 1.001 * least or value > 0.999 * most:
             raise FitError(
                 f"{name} ended at {value:.3g}, the end of its range from {least} to {most}"

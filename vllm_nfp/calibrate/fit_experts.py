@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from vllm_nfp.calibrate.errors import FitError, FitErrors, check_curve, fit_errors
-from vllm_nfp.principle.expert_tiles import MoeConfig, default_config, tuned_config
+from vllm_nfp.principle.expert_kernels import served_config
 from vllm_nfp.principle.experts import (
     BOUNDS,
     ROUTED_KERNELS,
@@ -61,7 +61,8 @@ class ExpertCurve:
     """T, ascending."""
     seconds: tuple[float, ...]
     tuned: Mapping[int, Mapping[str, int]] | None = None
-    """Content of the tuned configuration file that vLLM found; None: it found none."""
+    """Content of the tuned configuration file that vLLM found; None: the one that it
+    ships, if any."""
 
     def __post_init__(self) -> None:
         if not self.shape.num_moe_layers:
@@ -148,10 +149,14 @@ def module_seconds(
         shape.local_experts_per_token,
         expert_parallel=shape.expert_parallel_size > 1,
     )
-    config: MoeConfig = (
-        default_config(tokens, shape.quantization, shape.local_experts)
-        if tuned is None
-        else tuned_config(tokens, tuned)
+    config = served_config(
+        hardware,
+        shape.quantization,
+        tokens,
+        routing.num_experts,
+        routing.experts_per_token,
+        shape.expert_gemms[-1].inputs,
+        tuned,
     )
     terms = expert_terms(
         hardware,

@@ -9,19 +9,20 @@ from typing import Any
 import numpy as np
 
 from vllm_nfp.calibrate.errors import FitError, FitErrors, check_curve, fit_errors
+from vllm_nfp.calibrate.fit_tiles import fit_tiles
 from vllm_nfp.principle.gemm import Fp8GemmConstants, GemmConstants, gemm_seconds
 from vllm_nfp.principle.hardware import Hardware
 from vllm_nfp.principle.shape import Gemm
 from vllm_nfp.principle.terms import FloatArray
+from vllm_nfp.principle.tiled import TiledConstants
 
 MOST_TOKENS = 640
-"""Longer steps are past every boundary; with them the fit would describe arithmetic alone."""
+"""Longer steps are past every boundary, and would decide the fit by arithmetic alone."""
 BASELINE_TOKENS = 4
-"""Times up to here are one point: the baseline, less noisy than T = 1 alone."""
+"""Times up to here are one point, less noisy than T = 1 alone."""
 _LEAST_POINTS = 3
 _LEAST_SCATTER_POINTS = 20
-_ONE_DEVIATION = 0.8413
-"""Fraction of a normal distribution below one standard deviation above its median."""
+_ONE_DEVIATION = 0.8413  # of a normal distribution lies below one deviation above its median
 _BOUNDARY_RATIOS = (1.0, 1.35)
 _FITTED = (
     "bandwidth",
@@ -39,7 +40,7 @@ FIT_BOUNDS = dict(zip(_FITTED, zip(_LOWEST, _HIGHEST, strict=True), strict=True)
 
 @dataclass(frozen=True, slots=True)
 class GemmCurve:
-    """Times of one or more products that follow each other, such as those of an FFN.
+    """Times of products that follow each other, such as those of an FFN.
 
     Attributes:
         gemms: the products.
@@ -69,8 +70,8 @@ def fit_gemm(
 ) -> tuple[GemmConstants, float]:
     """Constants that fit 16-bit curves best, and the mean absolute weighted error of the fit.
 
-    ``selection_loss`` is read off the residuals, see :func:`selection_loss`; ``selection_tokens``
-    and the FP8 constants stay as they are.
+    ``selection_loss`` is read off the residuals, see :func:`selection_loss`. ``selection_tokens``
+    and the FP8 constants are kept. If ``start`` has ``tiles``, these alone are fitted.
 
     Raises:
         FitError: if there is no curve of 16-bit products.
@@ -81,6 +82,8 @@ def fit_gemm(
     plain = [curve for curve in curves if not curve.fp8]
     if not plain:
         raise FitError("there is no curve of a 16-bit product to fit to")
+    if start.tiles is not None:
+        return _fit_tiled(hardware, plain, start)
 
     def constants_of(values: FloatArray) -> GemmConstants:
         given: dict[str, Any] = dict(zip(_FITTED, map(float, values), strict=True))
@@ -106,19 +109,27 @@ def fit_gemm(
     return constants, float(np.mean(np.abs(found.fun)))
 
 
+def _fit_tiled(
+    hardware: Hardware, curves: Sequence[GemmCurve], start: GemmConstants
+) -> tuple[GemmConstants, float]:
+    def errors(tiles: TiledConstants) -> FloatArray:
+        tried = replace(start, tiles=tiles)
+        return np.concatenate([_errors(hardware, tried, curve) for curve in curves])
+
+    tiles = fit_tiles(errors, len(curves))
+    return replace(start, tiles=tiles), float(np.mean(np.abs(errors(tiles))))
+
+
 def selection_loss(
     hardware: Hardware, curves: Sequence[GemmCurve], smooth: GemmConstants
 ) -> float | None:
     """Scatter above the smooth curve: the upper end of the middle 68 % of t(T) / t(1).
 
     That is one standard deviation, taken from ranks so that a few slow points do not make it, over
-    all points from ``selection_tokens`` on whose ratio is near a boundary.
+    all points from ``selection_tokens`` on whose ratio is near a boundary. ``smooth`` are constants
+    with no selection loss.
 
-    Args:
-        smooth: constants with no selection loss.
-
-    Returns:
-        A fraction; None if there are fewer than 20 such points.
+    Returns None if there are fewer than 20 such points.
     """
     low, high = _BOUNDARY_RATIOS
     residuals: list[FloatArray] = []
@@ -147,8 +158,7 @@ def gemm_errors(
 ) -> FitErrors:
     """Errors of constants at curves, up to :data:`MOST_TOKENS`.
 
-    Raises:
-        FitError: without curves.
+    Raises FitError without curves.
     """
     return fit_errors(
         (product_seconds(hardware, constants, c)[used], c.seconds[used])
@@ -163,8 +173,8 @@ def fit_fp8_gemm(
     """Steps of FP8 products: medians of the ratios between their edges.
 
     Raises:
-        FitError: if there is no curve of FP8 products, no point between two edges, or a constant
-            is out of its bounds.
+        FitError: without a curve of FP8 products or a point between two edges, or for a constant
+            out of its bounds.
     """
     eight_bit = [curve for curve in curves if all(g.fp8 for g in curve.gemms)]
     if not eight_bit:

@@ -19,6 +19,7 @@ from vllm_nfp.principle.collective import LINKED_BYTES_PER_SECOND, LinkConstants
 from vllm_nfp.principle.experts import ExpertConstants
 from vllm_nfp.principle.gemm import Fp8GemmConstants, GemmConstants
 from vllm_nfp.principle.hardware import BASES, CATALOGUE, Hardware
+from vllm_nfp.principle.tiled import TiledConstants
 
 OWN_RUNS, PUBLIC, ASSUMPTION = BASES
 PARTS: Mapping[str, str] = {
@@ -129,7 +130,8 @@ def default_calibration(hardware_name: str) -> Calibration:
         source=_source(found, origins),
         fitted=all(origins[part] == OWN_RUNS for part in MAIN_PARTS),
         gemm=GemmConstants(
-            **constants["gemm"], fp8=Fp8GemmConstants(**constants.get("gemm.fp8", {}))
+            **_with_tiles(constants["gemm"]),
+            fp8=Fp8GemmConstants(**_with_tiles(constants.get("gemm.fp8", {}))),
         ),
         attention=AttentionConstants(
             **constants["attention"], **constants.get("attention.latent", {})
@@ -143,6 +145,14 @@ def default_calibration(hardware_name: str) -> Calibration:
         },
         origins=origins,
     )
+
+
+def _with_tiles(constants: Mapping[str, Any]) -> dict[str, Any]:
+    """Constants of dense products, those of tiles as their class."""
+    found = dict(constants)
+    if "tiles" in found:
+        found["tiles"] = TiledConstants(**found["tiles"])
+    return found
 
 
 def _source(found: Mapping[str, tuple[_Entry, str]], origins: Mapping[str, str]) -> str:

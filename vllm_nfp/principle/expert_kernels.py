@@ -71,9 +71,9 @@ def served_config(
 def blocks_of(kernel: Kernel, rows: FloatArray, *, autotuned: bool = True) -> MoeConfig:
     """Tiles of a kernel that sorts rows always, by the rows that an expert has on average.
 
-    - trtllm: ``computeSelectedTileN`` of FlashInfer's launcher offers the next power of two, the one
-      before and two larger ones. Servers time them at the start (``enable_flashinfer_autotune``), of
-      which the next power of two is assumed; without, the launcher takes the smallest.
+    - trtllm: ``computeSelectedTileN`` of FlashInfer's launcher offers the next power of two, the
+      one before and two larger ones. A server times them (``enable_flashinfer_autotune``), of which
+      the next power of two is assumed; without, the launcher takes the smallest.
     - cutlass: 128 rows, as its tiles on Hopper have without an exchange of the operands.
     - openai: the next power of two from 16 (``opt_flags.py``).
     - marlin: ``experts/marlin_moe.py``.

@@ -87,6 +87,16 @@ def tuned_config(tokens: FloatArray, table: Mapping[int, Mapping[str, int]]) -> 
     return tiles(*(np.array([row[name] for row in rows]) for name in names))
 
 
-def tiles(*columns: npt.NDArray[np.generic], unsorted_rows: bool = True) -> MoeConfig:
-    """A config of rows, columns, depth and group of a tile."""
-    return MoeConfig(*(column.astype(np.int64) for column in columns), unsorted_rows=unsorted_rows)
+def tiles(
+    block_m: npt.NDArray[np.generic],
+    block_n: npt.NDArray[np.generic],
+    block_k: npt.NDArray[np.generic],
+    group_m: npt.NDArray[np.generic],
+    *,
+    unsorted_rows: bool = True,
+) -> MoeConfig:
+    """A config, its sizes as whole numbers."""
+    rows, columns, depth, group = (
+        column.astype(np.int64) for column in (block_m, block_n, block_k, group_m)
+    )
+    return MoeConfig(rows, columns, depth, group, unsorted_rows)

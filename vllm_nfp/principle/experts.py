@@ -188,12 +188,13 @@ def _product_terms(device: _Reached, gemm: Gemm, work: _Work, routing: Routed) -
     plain = device.arithmetic(work.rows * row_flops, gemm.fp8)
     padded = device.arithmetic(work.blocks * config.block_m * row_flops, gemm.fp8) * longer
     tiles = work.blocks * np.ceil(gemm.outputs / config.block_n)
+    tile_elements = (config.block_n * config.block_k).astype(np.float64)
     levels = (
         once + activations,
         device.both(once + activations, plain),
         device.both(traffic, padded),
         device.both(
-            traffic * device.idle(tiles, config.block_n * config.block_k * gemm.weight_bytes),
+            traffic * device.idle(tiles, tile_elements * gemm.weight_bytes),
             padded / np.minimum(1.0, tiles / sms),
         ),
     )

@@ -9,15 +9,14 @@ t(T) = t0 + softmax_p(memory(T), arithmetic(T)) (1 + selection(T)), where
   library splits the inner dimension.
 - arithmetic(T) = 2 K O (T + T padded to 64 rows) / 2 / (share of FLOP/s): token tiles run from 8 to
   256 rows by the library's choice, so that half of the padding to 64 is paid on average.
-- selection(T): the library chooses among its kernels by rules that do not always find the
-  fastest: above the smooth curve times scatter by some per cent, and since the boundary is the
-  first N over the line, that scatter moves it.
+- selection(T): the library does not always find its fastest kernel. Above the smooth curve times
+  scatter by some per cent, which moves the boundary, the first N over the line.
 
 FP8 products in vLLM on Hopper run in its own CUTLASS kernels, whose tile is chosen by T alone
 (csrc/quantization/w8a8/cutlass, scaled_mm_sm90_fp8_dispatch): their time steps at these T.
 
-The form and its constants were fitted to products of five sizes on an H100 (benchmarks/README.md);
-constants are shares and counts, so that they carry over to other devices as an assumption.
+This form, fitted to products of five sizes on an H100 (benchmarks/README.md), describes the device
+that was timed. Constants with ``tiles`` take that of ``tiled``, which carries over to others.
 """
 
 from __future__ import annotations
@@ -38,19 +37,19 @@ from vllm_nfp.principle.terms import (
     check_bounds,
     soft_maximum,
 )
+from vllm_nfp.principle.tiled import TiledConstants, tiled_terms
 
 TILE_COLUMNS = (64, 128)
 """Columns of an output tile, of which the library takes the one that fills its waves better."""
 TILE_ROWS = 64
-"""Rows of the largest instruction tile on Hopper: the granularity that is told of dense products.
-"""
+"""Rows of the largest instruction tile on Hopper."""
 WAVE_TOKENS = 128.0
 """Tokens at which the loss of a part-filled wave is ``wave_loss``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fp8GemmConstants:
-    """The same for FP8 products in vLLM's CUTLASS kernels."""
+    """Constants of FP8 products in vLLM's CUTLASS kernels."""
 
     bandwidth: float = 0.82
     """Share of peak bytes per second at the smallest tile."""
@@ -64,6 +63,8 @@ class Fp8GemmConstants:
     row_tile_slowdown: float = 0.8
     """The same for each tile of 128 rows, beyond the last of them."""
     row_tile: int = 128
+    tiles: TiledConstants | None = None
+    """As below."""
 
     def __post_init__(self) -> None:
         check_bounds(self, FP8_BOUNDS)
@@ -79,7 +80,7 @@ class Fp8GemmConstants:
 
 @dataclass(frozen=True, slots=True)
 class GemmConstants:
-    """Dimensionless constants of the model above; see the module's text for each."""
+    """Constants of the model above; see the module's text for each."""
 
     bandwidth: float = 0.856
     """Share of peak bytes per second."""
@@ -106,11 +107,12 @@ class GemmConstants:
     narrow_tokens: int = 4096
     """Largest T of the library's narrow tiles, which are never padded beyond it."""
     one_token: float = 1.0
-    """Time of memory traffic at one token, which may run as matrix times vector, over that of
-    tiles."""
+    """Time of memory traffic at one token, which may run as matrix times vector, over tiles'."""
     wide_slowdown: float = 1.0
     """Time of memory traffic above it, over that of narrow tiles."""
     fp8: Fp8GemmConstants = field(default_factory=Fp8GemmConstants)
+    tiles: TiledConstants | None = None
+    """Constants of the other form, taken if they are given; all above but ``fp8`` are unused."""
 
     def __post_init__(self) -> None:
         check_bounds(self, BOUNDS)
@@ -155,19 +157,26 @@ def gemm_seconds(
 
 def gemm_fixed_seconds(hardware: Hardware, constants: GemmConstants, gemm: Gemm) -> float:
     """The part that no N changes."""
-    return (constants.fp8 if _runs_fp8(hardware, gemm) else constants).kernel_seconds
+    used = constants.fp8 if _runs_fp8(hardware, gemm) else constants
+    return (used.tiles or used).kernel_seconds
 
 
 def gemm_terms(
     hardware: Hardware, constants: GemmConstants, gemm: Gemm, tokens: FloatArray
 ) -> Terms:
-    """Seconds without the fixed part, by limit; they add up.
-
-    Args:
-        tokens: T, shape [n].
-    """
-    if _runs_fp8(hardware, gemm):
+    """Seconds without the fixed part, by limit, for T tokens, shape [n]; they add up."""
+    fp8 = _runs_fp8(hardware, gemm)
+    tiles = constants.fp8.tiles if fp8 else constants.tiles
+    if tiles is not None:
+        return tiled_terms(hardware, tiles, gemm, tokens, fp8)
+    if fp8:
         return _fp8_terms(hardware, constants.fp8, gemm, tokens)
+    return _smooth_terms(hardware, constants, gemm, tokens)
+
+
+def _smooth_terms(
+    hardware: Hardware, constants: GemmConstants, gemm: Gemm, tokens: FloatArray
+) -> Terms:
     rate = hardware.memory_bytes_per_second * constants.bandwidth
     activations = ACTIVATION_BYTES * (
         constants.output_traffic * gemm.outputs + constants.input_traffic * gemm.inputs

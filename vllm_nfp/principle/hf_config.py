@@ -55,6 +55,7 @@ from vllm_nfp.principle.reading.feed_forward import (
     experts_per_token,
     has_experts,
     shared_experts,
+    without_experts,
 )
 from vllm_nfp.principle.reading.modules import is_uniform, mixed_modules, modules, whole_mixed
 from vllm_nfp.principle.reading.single import (
@@ -132,6 +133,8 @@ def shape_from_config(
     pruned = pruned_layers(text) if family.pruned else None
     if pruned is not None:
         text = as_if_whole(text, pruned)
+    listed_as = family
+    family = without_experts(ConfigFields(text, model_type, family), family)
     fields = ConfigFields(text, model_type, family)
     fields.require(required(family))
     check_only(fields, family, model_type)
@@ -210,7 +213,7 @@ def shape_from_config(
             *by_class(config, text, model_type),
             *_taken_for_granted(fields, family, config, special, mixed),
             *((SPARSE_ASSUMED,) if family.indexed or special.indexer else ()),
-            *assumptions(text, model_type, family),
+            *assumptions(text, model_type, listed_as),
             *weights.assumed,
         ),
         tensor_parallel_size=tensor_parallel_size,

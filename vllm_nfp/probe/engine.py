@@ -14,7 +14,7 @@ from vllm_nfp.adapter.graph_rules import graph_rules
 from vllm_nfp.adapter.ranks import Alone, Ranks
 from vllm_nfp.adapter.runner import RunnerView
 from vllm_nfp.adapter.server_limits import server_limits
-from vllm_nfp.adapter.state_layers import state_groups, without_states
+from vllm_nfp.adapter.state_layers import without_states
 from vllm_nfp.config import GraphLimits, ProbeConfig
 from vllm_nfp.probe.availability import Availability
 from vllm_nfp.probe.capture import Capturer
@@ -31,8 +31,7 @@ from vllm_nfp.probe.prepare import Preparer
 from vllm_nfp.probe.runtime import runtime_of
 from vllm_nfp.probe.shapes import ShapeKey, ShapeTable, key_of
 from vllm_nfp.probe.start import Start
-from vllm_nfp.probe.state_room import StateRoom
-from vllm_nfp.probe.states import ProbeStates
+from vllm_nfp.probe.states import ProbeStates, states_of
 from vllm_nfp.probe.token_pool import TokenPool
 from vllm_nfp.timing import Clock
 from vllm_nfp.types import Module, Shape, Timing
@@ -74,10 +73,11 @@ class ProbeEngine:
         bindings.check(view.vllm_config)
         self._ranks: Ranks = ranks or Alone()
         self._device_memory = device_memory(view.device)
-        self._states = _states_of(view, config)  # not counted with the graphs
+        self.states = states_of(view, config)  # not counted with the graphs
+        """What layers with a recurrent state work on; None: the model has none."""
         self._memory = self._device_memory.meter()
         host = HostMemory(None if graphs.host_mib is None else graphs.host_mib << 20)
-        limits = _limits_of(view, config, graphs.memory_mib, self._ranks.alone, self._states)
+        limits = _limits_of(view, config, graphs.memory_mib, self._ranks.alone, self.states)
         # Scratch that new builders gave up: a buffer made in its block would keep all of it.
         self._device_memory.give_back()
         server = limits.server
@@ -85,7 +85,7 @@ class ProbeEngine:
         self.tokens = TokenPool(server.vocabulary, kept, view.device, config.seed)
         """What probes run on; the session adds the ids of live prompts."""
         self._runtime = runtime_of(
-            view, clock, config, limits, self.tokens, self._ranks, self._states
+            view, clock, config, limits, self.tokens, self._ranks, self.states
         )
         timed = bool(self._runtime.forward.timed)
         shapes = self._shapes = ShapeTable(self._runtime.batches.build, times_modules=timed)
@@ -166,11 +166,8 @@ class ProbeEngine:
 
     @property
     def graph_bytes(self) -> int:
-        """GPU memory that the probe has taken: buffers, graphs, and growth of the graphs' pool.
-
-        Recurrent states are among them.
-        """
-        return self._memory.taken + (0 if self._states is None else self._states.held_bytes)
+        """GPU memory of the probe: buffers, graphs, their pool's growth, recurrent states."""
+        return self._memory.taken + (0 if self.states is None else self.states.held_bytes)
 
     @property
     def shares_graph_memory(self) -> bool:
@@ -227,28 +224,8 @@ class ProbeEngine:
                 self._graphs.evict(key)
         self._shapes.clear()
         self._runtime.batches.close()
-        if self._states is not None:
-            self._states.close()
-
-
-def _states_of(view: RunnerView, config: ProbeConfig) -> ProbeStates | None:
-    """States for probes, if the model's layers keep any."""
-    runner, vllm_config = view.runner, view.vllm_config
-    num_blocks = runner.kv_cache_config.num_blocks
-    groups = state_groups(runner.attn_groups, num_blocks, vllm_config, view.device)
-    if not groups:
-        return None
-    first, second = (max(group.state_bytes(n) for group in groups) for n in (1, 2))
-    layers = sum(len(group.layers) for group in groups)
-    room = StateRoom(config.state_memory_mib, layers, first, second - first)
-    server = server_limits(vllm_config)
-    shapes = [
-        (b, n)
-        for b in config.batch_sizes
-        for n in config.grid
-        if b <= server.max_batch_size and b * n <= server.max_step_tokens
-    ]
-    return ProbeStates(groups, room, shapes, view.device)
+        if self.states is not None:
+            self.states.close()
 
 
 def _limits_of(

@@ -28,14 +28,12 @@ import torch
 from vllm_nfp.adapter.attention_groups import AttentionGroup
 from vllm_nfp.adapter.state_layers import StateGroup
 from vllm_nfp.probe.batch import ProbeBatch
-from vllm_nfp.probe.kv_sums import SomeBlocks, block_sums, integers, tensors_in
+from vllm_nfp.probe.kv_sums import SomeBlocks, addressed, always_of, block_sums
 from vllm_nfp.probe.states import ProbeStates
 from vllm_nfp.timing import Clock, Mark
 
 logger = logging.getLogger("vllm.nfp")
 
-SAMPLED_BLOCKS = 14
-"""Blocks that a proof looks at without a reason."""
 MOST_TAILS = 64
 """Last blocks of sequences that a proof looks at; of more, evenly spread ones."""
 MOST_LAYERS = 8
@@ -123,11 +121,11 @@ class Prover:
             [
                 cache
                 for name in group.layer_names
-                for cache in _addressed(contexts[name], group.num_blocks)
+                for cache in addressed(contexts[name], group.num_blocks)
             ]
             for group in watched
         ]
-        self._always = [_always(group.num_blocks) for group in watched]
+        self._always = [always_of(group.num_blocks) for group in watched]
         for group, caches in zip(watched, self._caches, strict=True):
             if not caches:
                 logger.warning(
@@ -246,20 +244,3 @@ class Proving:
 
 def _run_of(batch: ProbeBatch, as_graph: bool) -> Run:
     return batch.batch_size, batch.positions_per_sequence, as_graph
-
-
-def _addressed(module: Any, num_blocks: int) -> Iterator[torch.Tensor]:
-    """A layer's caches, as integers, with the block as the first dimension.
-
-    A tensor in which no dimension is that of blocks is looked at by the sums of the start alone.
-    """
-    for cache in tensors_in(module.kv_cache):
-        sizes = list(cache.shape)
-        if num_blocks in sizes:
-            yield integers(cache).movedim(sizes.index(num_blocks), 0)
-
-
-def _always(num_blocks: int) -> np.ndarray[Any, Any]:
-    """The null block, the last one, and some between."""
-    count = min(SAMPLED_BLOCKS + 2, num_blocks)
-    return np.arange(count, dtype=np.int64) * (num_blocks - 1) // max(1, count - 1)

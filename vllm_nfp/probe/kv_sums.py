@@ -19,6 +19,9 @@ ROW_WORDS = 8192
 SPAN_BYTES = 1 << 20
 """Bytes of a GPU's memory that are summed up to one number."""
 
+SAMPLED_BLOCKS = 14
+"""Blocks that a proof looks at without a reason."""
+
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 SomeBlocks = tuple[torch.Tensor, np.ndarray[Any, Any]]
@@ -129,3 +132,20 @@ def spans_of(cache: torch.Tensor, blocks: np.ndarray[Any, Any]) -> np.ndarray[An
     """(address, bytes) of blocks that are one piece each, int64 [blocks, 2]."""
     starts = cache.data_ptr() + blocks.astype(np.int64) * cache.stride(0) * cache.element_size()
     return np.stack([starts, np.full(len(blocks), cache[0].nbytes)], axis=1)
+
+
+def addressed(module: Any, num_blocks: int) -> Iterator[torch.Tensor]:
+    """A layer's caches, as integers, with the block as the first dimension.
+
+    A tensor in which no dimension is that of blocks is looked at by the sums of the start alone.
+    """
+    for cache in tensors_in(module.kv_cache):
+        sizes = list(cache.shape)
+        if num_blocks in sizes:
+            yield integers(cache).movedim(sizes.index(num_blocks), 0)
+
+
+def always_of(num_blocks: int) -> np.ndarray[Any, Any]:
+    """The null block, the last one, and some between."""
+    count = min(SAMPLED_BLOCKS + 2, num_blocks)
+    return np.arange(count, dtype=np.int64) * (num_blocks - 1) // max(1, count - 1)

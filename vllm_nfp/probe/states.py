@@ -14,7 +14,10 @@ from typing import Any
 
 import torch
 
-from vllm_nfp.adapter.state_layers import StateGroup, bound, on_other_states
+from vllm_nfp.adapter.runner import RunnerView
+from vllm_nfp.adapter.server_limits import server_limits
+from vllm_nfp.adapter.state_layers import StateGroup, bound, on_other_states, state_groups
+from vllm_nfp.config import ProbeConfig
 from vllm_nfp.probe.state_room import StateRoom
 
 logger = logging.getLogger("vllm.nfp")
@@ -51,6 +54,7 @@ class ProbeStates:
         self._caches: dict[tuple[int, int], list[Any]] = {}
         self._builders: dict[tuple[int, int], Any] = {}
         self._tables: dict[tuple[int, int, int], torch.Tensor] = {}
+        self._verified: dict[tuple[int, int, int], dict[str, torch.Tensor]] = {}
         self._tell(shapes)
 
     @property
@@ -105,16 +109,22 @@ class ProbeStates:
 
     def close(self) -> None:
         """Give up the memory."""
-        for kept in (self._caches, self._builders, self._tables):
+        for kept in (self._caches, self._builders, self._tables, self._verified):
             kept.clear()
         self._memory = torch.empty(0, dtype=torch.uint8)
 
     def _drafts(self, batch_size: int, positions: int, rows: int) -> dict[str, torch.Tensor]:
-        """Each sequence begins at its first state, and verifies all its drafts."""
-        drafts = torch.full((rows,), NO_DRAFTS, dtype=torch.int32)
-        drafts[:batch_size] = positions - 1
-        ones = torch.ones(rows, dtype=torch.int32, device=self._device)
-        return {"num_accepted_tokens": ones, "num_decode_draft_tokens_cpu": drafts}
+        """Each sequence begins at its first state, and verifies all its drafts; made once."""
+        key = (batch_size, positions, rows)
+        if key not in self._verified:
+            drafts = torch.full((rows,), NO_DRAFTS, dtype=torch.int32)
+            drafts[:batch_size] = positions - 1
+            ones = torch.ones(rows, dtype=torch.int32, device=self._device)
+            self._verified[key] = {
+                "num_accepted_tokens": ones,
+                "num_decode_draft_tokens_cpu": drafts,
+            }
+        return self._verified[key]
 
     def _builder(self, group: int, positions: int) -> Any:
         """One for each number of positions: graphs keep the buffers that it fills."""
@@ -170,3 +180,28 @@ class ProbeStates:
             least,
             room.layers,
         )
+
+
+def states_of(view: RunnerView, config: ProbeConfig) -> ProbeStates | None:
+    """States for probes, if the model's layers keep any.
+
+    Raises:
+        UnknownVllmError: naming a kind of state that a probe does not know.
+        RuntimeError: if the memory is not there.
+    """
+    runner, vllm_config = view.runner, view.vllm_config
+    num_blocks = runner.kv_cache_config.num_blocks
+    groups = state_groups(runner.attn_groups, num_blocks, vllm_config, view.device)
+    if not groups:
+        return None
+    first, second = (max(group.state_bytes(n) for group in groups) for n in (1, 2))
+    layers = sum(len(group.layers) for group in groups)
+    room = StateRoom(config.state_memory_mib, layers, first, second - first)
+    server = server_limits(vllm_config)
+    shapes = [
+        (b, n)
+        for b in config.batch_sizes
+        for n in config.grid
+        if b <= server.max_batch_size and b * n <= server.max_step_tokens
+    ]
+    return ProbeStates(groups, room, shapes, view.device)

@@ -2,8 +2,8 @@
 
 Three sources, in this order: a nearby cell in which both lengths were compared; a length measured
 in the cell itself, extended by the probe's curve t(N) / t(1) and the time of a drafted token; the
-straight line through measured lengths. Trials are proposed from the forecast, and the result of a
-trial is weighed against it (:mod:`vllm_nfp.draft.live.record`).
+straight line through measured lengths. Trials are proposed from the forecast; only their results
+choose. Errors of forecasts are recorded (:mod:`vllm_nfp.draft.live.record`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MOST_RATIOS = 4096
 PLACES_AN_OCTAVE = 8
 """Contexts that are read off as one: an eighth of an octave."""
 WEAKER = {Basis.NEAR: Basis.BESIDE, Basis.BESIDE: Basis.FAR, Basis.FAR: Basis.FAR}
-"""The basis of a forecast whose curve is predicted: enough for a trial, hardly for its result."""
+"""The basis of a forecast whose curve is predicted: it must promise more."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,7 +76,7 @@ class Trials:
         cell.tried[trial.length] = now
         if ratio is not None:
             if trial.forecast is not None:
-                ratio = self._weighed(trial, trial.forecast, ratio)
+                self._known.record.add(trial.basis, trial.forecast, ratio, trial.error)
             cell.relative[trial.length] = ratio * cell.relative[trial.reference]
         if trial.length > trial.reference:
             cell.hopeful = self._known.counted.is_better_beyond(trial.reference, trial.length)
@@ -88,15 +88,6 @@ class Trials:
         if cell.trial is not None:
             self._credit.settle(cell.trial, self._lost(cell.trial))
             cell.trial = None
-
-    def _weighed(self, trial: Trial, forecast: float, measured: float) -> float:
-        """The ratio, given its forecast too, whose error is recorded."""
-        evidence = (trial.basis, forecast, measured, trial.error)
-        record = self._known.record
-        # Where few steps leave no doubt their scatter says little.
-        ratio = measured if trial.is_clear else record.weighed(*evidence)
-        record.add(*evidence)
-        return ratio
 
     def _lost(self, trial: Trial) -> float:
         """What each step of a trial has lost so far, in steps of the reference."""

@@ -23,11 +23,11 @@ def boundaries(engines: list[Snapshot]) -> Iterator[Metric]:
         labels=LINE,
     )
     lower = GaugeMetricFamily(
-        "vllm_nfp_positions_lower", "Lower end of NFP's 95% interval.", labels=LINE
+        "vllm_nfp_positions_lower", "Lower end of NFP's 95 % interval.", labels=LINE
     )
     upper = GaugeMetricFamily(
         "vllm_nfp_positions_upper",
-        "Upper end of NFP's 95% interval; the largest N of the grid if all are free.",
+        "Upper end of NFP's 95 % interval; the largest N of the grid if all are free.",
         labels=LINE,
     )
     at_limit = GaugeMetricFamily(

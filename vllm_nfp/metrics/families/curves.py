@@ -87,12 +87,12 @@ def step_ratios(engines: list[Snapshot], curves_of: CurvesOf) -> Iterator[Metric
     )
     lower = GaugeMetricFamily(
         "vllm_nfp_step_time_ratio_lower",
-        "Lower end of the ratio's 95% interval, for N > 1.",
+        "Lower end of the ratio's 95 % interval, for N > 1.",
         labels=labels,
     )
     upper = GaugeMetricFamily(
         "vllm_nfp_step_time_ratio_upper",
-        "Upper end of the ratio's 95% interval, for N > 1.",
+        "Upper end of the ratio's 95 % interval, for N > 1.",
         labels=labels,
     )
     basis = GaugeMetricFamily(

@@ -52,7 +52,7 @@ def gains(
     lower, upper = (
         GaugeMetricFamily(
             f"vllm_nfp_live_draft_gain_ratio_{end.lower()}",
-            f"{end} end of the 95% interval of {text}.",
+            f"{end} end of the 95 % interval of {text}.",
             labels=ENGINE,
         )
         for end in ("Lower", "Upper")

@@ -117,7 +117,7 @@ def live_ratios(engines: list[Snapshot], live: CurvesOf) -> Iterator[Metric]:
     basis_name = "vllm_nfp_live_step_time_ratio_basis"
     ratio = _WithBasis(LIVE_RATIO, basis_name, f"Median {text}", labels)
     lower, upper = (
-        GaugeMetricFamily(name, f"{end} end of the 95% interval {text}", labels=labels)
+        GaugeMetricFamily(name, f"{end} end of the 95 % interval {text}", labels=labels)
         for name, end in (
             ("vllm_nfp_live_step_time_ratio_lower", "Lower"),
             ("vllm_nfp_live_step_time_ratio_upper", "Upper"),

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 from vllm_nfp.principle.config_fields import ConfigFields
 from vllm_nfp.principle.family import Family
 from vllm_nfp.principle.sizes import MAX_LAYERS, MAX_SIZE, ShapeError, shown
 
 _SPARSE = ("sparse", "moe", "hash_moe")
+
+
+def without_experts(fields: ConfigFields, family: Family) -> Family:
+    """The family as a model without experts has it, where the config counts none.
+
+    So do Llama Guard 4, and small Jambas, whose one expert is a dense block.
+    """
+    most = 1 if family.hybrid == "jamba" else 0
+    count = fields.get("num_experts")
+    if not family.experts or isinstance(count, bool) or count not in range(most + 1):
+        return family
+    return replace(family, experts=False, beside_experts=False, shared_expert_gate=False)
 
 
 def has_experts(fields: ConfigFields, layers: int) -> tuple[bool, ...]:

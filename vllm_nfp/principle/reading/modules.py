@@ -44,6 +44,7 @@ def modules(mixed: Mixed, sparse: tuple[bool, ...], family: Family, latent: bool
         latent,
         family.hybrid or "",
         family.beside_experts,
+        family.gated_ffn,
     )
 
 

@@ -2,7 +2,8 @@
 
 Read: fp8 and fbgemm_fp8 (per tensor, per channel, per block), modelopt (FP8, NVFP4, MX; alike in
 all modules or module by module), compressed-tensors with any groups of FP8, integers, FP4 or MX,
-GPTQ and AWQ (``dynamic`` too), auto-round, bitsandbytes, quark, torchao, and mxfp4 experts. FP4
+GPTQ and AWQ (``dynamic`` too), auto-round, bitsandbytes, quark, torchao, fp_quant, experts_int8 and
+mxfp4 experts. FP4
 weights are taken to multiply in 16 bits and 8-bit integers to take the time of FP8; the result says
 so. Whatever else a checkpoint may say is refused, since no kernel model here describes it;
 ``weight_bits`` then says what to assume.

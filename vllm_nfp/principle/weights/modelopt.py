@@ -63,16 +63,17 @@ def by_module(given: Mapping[str, object]) -> tuple[tuple[Names, Scheme | None],
         UnreadError: for a format that is not known, or no module at all.
     """
     named = given.get("quantized_layers")
-    paths: dict[Scheme | None, list[str]] = {}
+    paths: dict[object, list[str]] = {}
     for path, entry in named.items() if isinstance(named, Mapping) else ():
         if not isinstance(entry, Mapping) or not isinstance(path, str) or "*" in path:
             raise UnreadError(
                 f"quantized_layers has {shown(path)} with {shown(entry)}, which is not read: {GIVE}"
             )
-        paths.setdefault(_of_module(path, entry.get("quant_algo")), []).append(path)
+        algorithm = entry.get("quant_algo")
+        paths.setdefault(algorithm if isinstance(algorithm, str) else None, []).append(path)
     if not paths:
         raise UnreadError(f"quant_algo is MIXED_PRECISION without quantized_layers: {GIVE}")
-    return tuple((Names(listed), scheme) for scheme, listed in paths.items())
+    return tuple((Names(listed), _of_module(listed[0], name)) for name, listed in paths.items())
 
 
 def _of_module(path: str, algorithm: object) -> Scheme | None:

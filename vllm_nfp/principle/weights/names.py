@@ -18,6 +18,7 @@ from vllm_nfp.principle.weights.paths import (
     LM_HEAD,
     TEXT_PREFIXES,
     heads,
+    of_other_expert,
     paths_of,
     runs,
     without_prefix,
@@ -28,7 +29,11 @@ class Names:
     """A list of module names, as quantization configs write them."""
 
     def __init__(self, entries: Sequence[str]) -> None:
-        entries = [entry for entry in entries if not entry.startswith(ELSEWHERE)]
+        entries = [
+            entry
+            for entry in entries
+            if not (entry.startswith(ELSEWHERE) or of_other_expert(entry))
+        ]
         plain = {without_prefix(entry) for entry in entries if not entry.startswith("re:")}
         starts = {entry for entry in plain if _is_start_of_layer(entry)}
         self._starts: defaultdict[str, list[str]] = defaultdict(list)

@@ -16,11 +16,9 @@ LATENT = (
     "attention.kv_b_proj",
     "attention.o_proj",
 )
-GATED = ("gate_proj", "up_proj", "down_proj")
-DENSE = tuple(f"ffn.{name}" for name in GATED)
-SHARED = tuple(f"ffn.shared_experts.{name}" for name in GATED)
-EXPERTS = tuple(f"ffn.experts.0.{name}" for name in GATED)
-BESIDE = tuple(f"beside.experts.0.{name}" for name in GATED)
+DENSE, SHARED, EXPERTS = "ffn", "ffn.shared_experts", "ffn.experts.0"
+"""Feed-forward blocks. One expert stands for all of its layer."""
+BESIDE = "beside.experts.0"
 """Experts that are no part of the layer's feed-forward module."""
 LM_HEAD = ("lm_head", "head", "output_layer", "embed_out")
 ELSEWHERE = ("mtp", "model.mtp", "visual", "model.visual", "vision_", "model.vision_", "audio_")
@@ -62,6 +60,19 @@ _OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
     "out_proj": ("o_proj", "dense"),
 }
 """What a matrix is called where it is merged with its neighbours, or in other families."""
+
+
+def feed_forward(block: str, gated: bool) -> tuple[str, ...]:
+    """Matrices of a feed-forward block."""
+    names = ("gate_proj", "up_proj", "down_proj") if gated else ("up_proj", "down_proj")
+    return tuple(f"{block}.{name}" for name in names)
+
+
+def of_other_expert(entry: str) -> bool:
+    """A module of an expert that is not asked for, which is most of a long list."""
+    _, found, inner = entry.partition(".experts.")
+    number = inner.partition(".")[0]
+    return bool(found) and number.isdecimal() and number != "0"
 
 
 def recurrent(kind: str) -> tuple[str, ...]:

@@ -38,6 +38,7 @@ class Layers:
             block, and experts.
         latent: attention is latent.
         kind: how recurrent layers are named.
+        gated: feed-forward blocks have a gate.
         beside: experts are no part of the feed-forward module.
         model_type: the family's name, which decides how DeepSeek V4 stores its experts.
         expert_dtype: the config's field of this name.
@@ -50,6 +51,7 @@ class Layers:
     latent: bool = False
     kind: str = ""
     beside: bool = False
+    gated: bool = True
     model_type: str = ""
     expert_dtype: object = None
 
@@ -196,11 +198,12 @@ def _parts(rules: Rules, layers: Layers) -> StoredWeights:
 
     rest = PLAIN_BITS / 8 if rules.rest is None else rules.rest.bits / 8
     attention = paths.LATENT if layers.latent else paths.ATTENTION
+    expert = paths.BESIDE if layers.beside else paths.EXPERTS
     parts = (
         mean(layers.attention, attention, rest),
-        mean(layers.dense, paths.DENSE, rest),
-        mean(layers.sparse, paths.SHARED, rest),
-        mean(layers.sparse, paths.BESIDE if layers.beside else paths.EXPERTS, rest),
+        mean(layers.dense, paths.feed_forward(paths.DENSE, layers.gated), rest),
+        mean(layers.sparse, paths.feed_forward(paths.SHARED, layers.gated), rest),
+        mean(layers.sparse, paths.feed_forward(expert, layers.gated), rest),
         mean(layers.recurrent, paths.recurrent(layers.kind), rest),
     )
     head = rules.of_head()
