@@ -6,8 +6,8 @@ A publish adds a pair, takes the posterior, answers for every module in 36 cells
 256 by powers of two, contexts 256, 1024, 4096, 16384) at 15 positions, and takes boundaries at
 three tolerances and t(1) in seconds. The chooser then names the next four pairs.
 
-Piece: the longest CPU time between two pauses of ``give_way``, the least of all repetitions. The
-longest pieces are numpy calls, which release the interpreter. Held up: a second thread, in the
+Pieces: CPU time between two pauses of ``give_way``, over all repetitions. The longest pieces hold
+numpy calls, which may release the interpreter. Held up: a second thread, in the
 place of the serving one, sleeps for 0.1 ms again and again and notes by how much each sleep was too
 long while the first one works. What it notes without the first one is the machine's own.
 """
@@ -141,7 +141,7 @@ def measured(prior: Prior, shapes: int, work: Callable[[CostSurface, float], Non
             marks = _marks_of(partial(work, surface, float(turn)))
             if turn >= 2:  # questions are kept from the first on
                 times.append(marks[-1] - marks[0])
-                pieces.append(max(np.diff(marks)))
+                pieces.extend(np.diff(marks).tolist())
 
     with Bystander() as bystander:
         thread = threading.Thread(target=run)
@@ -150,7 +150,8 @@ def measured(prior: Prior, shapes: int, work: Callable[[CostSurface, float], Non
     late = np.array(bystander.late) * 1e3
     return (
         f"CPU {np.median(times) * 1e3:.1f} ms ({min(times) * 1e3:.1f} at best), "
-        f"piece {min(pieces) * 1e3:.1f} ms, "
+        f"{len(pieces)} pieces, {np.mean(np.array(pieces) > 1e-3):.2%} over 1 ms, "
+        f"{np.quantile(pieces, 0.999) * 1e3:.1f} ms (99.9 %), {max(pieces) * 1e3:.1f} ms at most, "
         f"held up by {np.quantile(late, 0.99):.2f} ms (99 %), {late.max():.2f} ms at most"
     )
 

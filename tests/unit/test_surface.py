@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from benchmarks.shapes import SHAPES
 from vllm_nfp.principle import Serving, shape_from_config, target_of
+from vllm_nfp.principle.cost import Cost
+from vllm_nfp.principle.step import Step
 from vllm_nfp.surface import (
     GENERIC,
     RECORDED,
@@ -315,3 +318,20 @@ def test_real_steps_count_little_where_experts_are_routed() -> None:
         pool.add_step(Shape(32, 1024, 1), 0.02, 0.0)
         variances.append(pool.compressed(0.0).steps[0].variance)
     assert variances[1] > 100.0 * variances[0]
+
+
+def test_a_new_cell_of_the_prior_pauses_between_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    for name in ("attention", "_lm_head"):
+        part = getattr(Step, name)
+
+        def noted(self: Step, part: Callable[[Step], Cost] = part, name: str = name) -> Cost:
+            order.append(name)
+            return part(self)
+
+        monkeypatch.setattr(Step, name, noted)
+    monkeypatch.setattr("vllm_nfp.surface.prior.give_way", lambda: order.append("pause"))
+    shape = shape_from_config(SHAPES["qwen3-14b"])
+    predicted_prior(shape, target_of("H100-SXM"), Serving(), 8)(2, 1024)
+    first, last = order.index("attention"), order.index("_lm_head")
+    assert "pause" in order[first:last]

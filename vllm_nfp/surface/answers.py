@@ -30,7 +30,7 @@ INFERRED = 0.5
 AT_A_TIME = 8
 """Answers that are made before a pause: some 0.3 ms."""
 DRAWN_AT_A_TIME = 24
-"""Cells whose curves are drawn before a pause: some 0.3 ms."""
+"""Cells whose curves are drawn or sorted before a pause: some 0.3 ms."""
 JITTER = 3e-6
 """Relative to the largest variance of a cell: it moves no curve by more than some 1e-4."""
 
@@ -145,8 +145,11 @@ def answers(posterior: Posterior, asked: Questions) -> dict[tuple[Module, int, i
     give_way()
     after *= WIDER**2
     curves = _draws(mean, after)
-    limits = limits_of(curves).tolist()
-    give_way()
+    limits = [
+        limit
+        for at in in_pieces(range(0, blocks, DRAWN_AT_A_TIME), 1)
+        for limit in limits_of(curves[at : at + DRAWN_AT_A_TIME]).tolist()
+    ]
     found = {}
     for i, block in enumerate(in_pieces(asked.asked, AT_A_TIME)):
         keys = asked.keys[i * width : (i + 1) * width]

@@ -1,0 +1,20 @@
+"""A recorded run is answered again: real steps of a model with experts count little."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from benchmarks.steps_again import main
+
+RUNS = Path(__file__).parents[2] / "benchmarks/results/2026-11-28-h100-at-defaults"
+
+
+def test_real_steps_bend_the_answers_only_at_their_former_deviation() -> None:
+    result = CliRunner().invoke(main, [str(RUNS / "moe-again"), "--truth", str(RUNS / "moe")])
+    assert result.exit_code == 0, result.output
+    rows = [line.split(" | ") for line in result.output.splitlines()[1:]]
+    assert [row[0] for row in rows[-2:]] == ["phase-3, 16, 3"] * 2
+    held = {row[1]: float(row[3].split("%")[0]) for row in rows[-2:]}
+    assert held["0.01"] < 75.0 and held["0.2"] > 90.0
