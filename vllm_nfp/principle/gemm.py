@@ -42,8 +42,7 @@ from vllm_nfp.principle.tiled import TiledConstants, tiled_terms
 TILE_COLUMNS = (64, 128)
 """Columns of an output tile; the library takes those that fill its waves better."""
 TILE_ROWS = 64  # of the largest instruction tile on Hopper
-WAVE_TOKENS = 128.0
-"""Where the loss of a part-filled wave is ``wave_loss``."""
+WAVE_TOKENS = 128.0  # where the loss of a part-filled wave is ``wave_loss``
 
 
 @dataclass(frozen=True, slots=True)
