@@ -121,6 +121,15 @@ def test_terms_are_positive_and_add_up(
     assert gemm_seconds(hardware, constants, gemm, tokens) == pytest.approx(fixed + total)
 
 
+def test_tiles_scatter_as_the_smooth_form_does() -> None:
+    gemm, tokens = Gemm(4096, 4096, 2.0), numbers(1, 33, 64)
+    smooth, scattered = (
+        sum_terms(gemm_terms(A100, GemmConstants(selection_loss=loss, tiles=IDEAL), gemm, tokens))
+        for loss in (0.0, 0.03)
+    )
+    assert scattered / smooth == pytest.approx([1.0, 1.03, 1.03])
+
+
 def test_devices_take_the_form_that_describes_them() -> None:
     gemms = {one.name: target_of(one.name).calibration.gemm for one in CATALOGUE}
     assert gemms["H100-SXM"].tiles is None

@@ -113,7 +113,7 @@ def _fit_tiled(
     hardware: Hardware, curves: Sequence[GemmCurve], start: GemmConstants
 ) -> tuple[GemmConstants, float]:
     def errors(tiles: TiledConstants) -> FloatArray:
-        tried = replace(start, tiles=tiles)
+        tried = replace(start, tiles=tiles, selection_loss=0.0)
         return np.concatenate([_errors(hardware, tried, curve) for curve in curves])
 
     tiles = fit_tiles(errors, len(curves))

@@ -13,8 +13,7 @@ t(T) = t0 + softmax_p(memory(T), arithmetic(T)) (1 + selection(T)), where
   scatter by some per cent, which moves the boundary, the first N over the line.
 
 FP8 products in vLLM on Hopper run in its own CUTLASS kernels, whose tile is chosen by T alone
-(csrc/quantization/w8a8/cutlass, scaled_mm_sm90_fp8_dispatch): their time steps at these T.
-
+(scaled_mm_sm90_fp8_dispatch): their time steps at these T.
 This form, fitted to products of five sizes on an H100 (benchmarks/README.md), describes the device
 that was timed. Constants with ``tiles`` take that of ``tiled``, which carries over to others.
 """
@@ -36,15 +35,14 @@ from vllm_nfp.principle.terms import (
     Terms,
     check_bounds,
     soft_maximum,
+    sum_terms,
 )
 from vllm_nfp.principle.tiled import TiledConstants, tiled_terms
 
 TILE_COLUMNS = (64, 128)
-"""Columns of an output tile, of which the library takes the one that fills its waves better."""
-TILE_ROWS = 64
-"""Rows of the largest instruction tile on Hopper."""
-WAVE_TOKENS = 128.0
-"""Tokens at which the loss of a part-filled wave is ``wave_loss``."""
+"""Columns of an output tile; the library takes those that fill its waves better."""
+TILE_ROWS = 64  # of the largest instruction tile on Hopper
+WAVE_TOKENS = 128.0  # where the loss of a part-filled wave is ``wave_loss``
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +110,7 @@ class GemmConstants:
     """Time of memory traffic above it, over that of narrow tiles."""
     fp8: Fp8GemmConstants = field(default_factory=Fp8GemmConstants)
     tiles: TiledConstants | None = None
-    """Constants of the other form, taken if they are given; all above but ``fp8`` are unused."""
+    """Of the other form, taken if given; of all above it then takes ``fp8`` and the scatter."""
 
     def __post_init__(self) -> None:
         check_bounds(self, BOUNDS)
@@ -148,11 +146,8 @@ def gemm_seconds(
     hardware: Hardware, constants: GemmConstants, gemm: Gemm, tokens: FloatArray
 ) -> FloatArray:
     """Seconds of the product, its kernel's own time included."""
-    fixed = gemm_fixed_seconds(hardware, constants, gemm)
-    total: FloatArray = fixed + np.sum(
-        list(gemm_terms(hardware, constants, gemm, tokens).values()), axis=0
-    )
-    return total
+    terms = gemm_terms(hardware, constants, gemm, tokens)
+    return gemm_fixed_seconds(hardware, constants, gemm) + sum_terms(terms)
 
 
 def gemm_fixed_seconds(hardware: Hardware, constants: GemmConstants, gemm: Gemm) -> float:
@@ -164,11 +159,13 @@ def gemm_fixed_seconds(hardware: Hardware, constants: GemmConstants, gemm: Gemm)
 def gemm_terms(
     hardware: Hardware, constants: GemmConstants, gemm: Gemm, tokens: FloatArray
 ) -> Terms:
-    """Seconds without the fixed part, by limit, for T tokens, shape [n]; they add up."""
+    """Seconds of T tokens, shape [n], without the fixed part, by limit; they add up."""
     fp8 = _runs_fp8(hardware, gemm)
     tiles = constants.fp8.tiles if fp8 else constants.tiles
     if tiles is not None:
-        return tiled_terms(hardware, tiles, gemm, tokens, fp8)
+        terms = tiled_terms(hardware, tiles, gemm, tokens, fp8)
+        scatter = 0.0 if fp8 else _scatter(constants, tokens)
+        return {**terms, "tile": terms["tile"] + scatter * sum_terms(terms)}
     if fp8:
         return _fp8_terms(hardware, constants.fp8, gemm, tokens)
     return _smooth_terms(hardware, constants, gemm, tokens)
@@ -204,17 +201,21 @@ def _levels(
     tokens: FloatArray,
     slower: FloatArray,
 ) -> Terms:
-    """Each fuller account of the same work gets what it adds above the one before."""
+    """What each fuller account of the same work adds above the one before."""
     with_waves = memory + lost
     with_compute = soft_maximum(with_waves, plain, constants.sharpness)
     with_padding = soft_maximum(slower * with_waves, padded, constants.sharpness)
-    scatter = constants.selection_loss * np.minimum(1.0, (tokens - 1) / constants.selection_tokens)
+    scatter = _scatter(constants, tokens)
     return {
         "memory": memory,
         "wave": lost,
         "compute": with_compute - with_waves,
         "tile": with_padding - with_compute + scatter * with_padding,
     }
+
+
+def _scatter(constants: GemmConstants, tokens: FloatArray) -> FloatArray:
+    return constants.selection_loss * np.minimum(1.0, (tokens - 1) / constants.selection_tokens)
 
 
 def _fp8_terms(
