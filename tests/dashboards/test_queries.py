@@ -189,15 +189,15 @@ def test_the_deep_dive_shows_the_curve_of_the_run(prometheus: Prometheus) -> Non
     page = DASHBOARDS["nfp-deep-dive"]
     values = choose(page, prometheus, model_name="model-dense", context="1024", batch_size="32")
     by_title = {a.panel.title: a for a in ask(page, prometheus, values, seconds=SECONDS)}
-    ratios = _by_labels(by_title["Time over that of one position"], "positions", letter="E")
+    ratios = _by_labels(by_title["Time over that of one position"], "positions", letter="F")
     assert ratios["1",] == 1.0
     assert ratios["6",] < 1.1 < ratios["8",], "NFP is 6"
-    limit = _by_labels(by_title["Time over that of one position"], "positions", letter="F")
+    limit = _by_labels(by_title["Time over that of one position"], "positions", letter="G")
     assert set(limit) == set(ratios)
     assert set(limit.values()) == {1.1}
     ends = [
         _by_labels(by_title["Time over that of one position"], "positions", letter=letter)
-        for letter in "GH"
+        for letter in "HI"
     ]
     # The ratio of pairs, which the interval is of; the curve's is that of medians.
     assert ends[0]["8",] < ends[1]["8",]
@@ -214,7 +214,7 @@ def test_modules_without_a_context_have_curves_at_any_context(prometheus: Promet
     for context in ("1024", "16384"):
         values = choose(page, prometheus, model_name="model-dense", context=context, batch_size="8")
         by_title = {a.panel.title: a for a in ask(page, prometheus, values, seconds=SECONDS)}
-        ffn = _by_labels(by_title["Time by positions"], "positions", letter="B")
+        ffn = _by_labels(by_title["Time by positions"], "positions", letter="C")
         assert ffn["8",] >= ffn["1",] > 0.0
         values = {**values, "module": "dense_ffn"}
         by_title = {a.panel.title: a for a in ask(page, prometheus, values, seconds=SECONDS)}

@@ -48,10 +48,12 @@ WITHOUT_DATA = {
     ("Estimated, predicted and idle-compute", "C"): "no CPU is in the hardware catalogue",
     ("All estimates at the tolerance", "F"): "no CPU is in the hardware catalogue",
     ("All estimates at the tolerance", "G"): "no CPU is in the hardware catalogue",
-    ("Time by positions", "C"): "the model has no experts",
-    ("Time over that of one position", "C"): "the model has no experts",
-    ("Time by positions", "D"): "one rank has no collectives",
-    ("Time over that of one position", "D"): "one rank has no collectives",
+    ("Time by positions", "B"): "the model has no recurrent state",
+    ("Time over that of one position", "B"): "the model has no recurrent state",
+    ("Time by positions", "D"): "the model has no experts",
+    ("Time over that of one position", "D"): "the model has no experts",
+    ("Time by positions", "E"): "one rank has no collectives",
+    ("Time over that of one position", "E"): "one rank has no collectives",
 }
 """Queries that rightly return nothing here; test_queries.py sees them return data."""
 
