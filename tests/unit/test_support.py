@@ -147,13 +147,20 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Snapshot]]:
     )
     monkeypatch.setattr(module, "view_of", lambda _: view)
     snapshots: list[Snapshot] = []
-    write = Output.write
+    made: list[Output] = []
+    make, write = Output.__init__, Output.write
+
+    def made_here(output: Output, config: ProbeConfig) -> None:
+        make(output, config)
+        made.append(output)
 
     def note(output: Output, snapshot: Snapshot) -> None:
-        if not output._silent:
+        # The thread of another test's session may still be there, and write.
+        if output in made and not output._silent:
             snapshots.append(snapshot)
         write(output, snapshot)
 
+    monkeypatch.setattr(Output, "__init__", made_here)
     monkeypatch.setattr(Output, "write", note)
     yield snapshots
 
