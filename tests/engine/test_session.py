@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from parts import attach, attaching, engine_of, only_times, prober_of, publisher_of
 
+from vllm_nfp.adapter.engines import worker_of
 from vllm_nfp.config import ProbeConfig, config_from_mapping
 from vllm_nfp.results.profile import load_profile, profile_file
 from vllm_nfp.results.snapshot import Snapshot, read_snapshot
@@ -47,7 +48,7 @@ def llm(dense_model: Path) -> Iterator[Any]:
 
 @pytest.fixture
 def worker(llm: Any) -> Any:
-    return llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+    return worker_of(llm)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import pytest
 import torch
 from parts import attaching, engine_of, only_times, prober_of, publisher_of
 
+from vllm_nfp.adapter.engines import worker_of
 from vllm_nfp.config import ProbeConfig, config_from_mapping
 from vllm_nfp.probe import states
 from vllm_nfp.probe.kv_check import wait_for
@@ -44,7 +45,7 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture
 def worker(llm: Any) -> Any:
-    return llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+    return worker_of(llm)
 
 
 @pytest.fixture

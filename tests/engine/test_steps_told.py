@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from parts import attach, prober_of, publisher_of
 
+from vllm_nfp.adapter.engines import worker_of
 from vllm_nfp.config import config_from_mapping
 from vllm_nfp.metrics.families import families_of
 from vllm_nfp.timing import HostClock, Sampler
@@ -127,7 +128,7 @@ def bound(values: Sequence[float]) -> float:
 
 
 def test_steps_and_overhead_are_told_as_they_are(llm: Any, tmp_path: Path) -> None:
-    worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+    worker = worker_of(llm)
     truth = Truth()
     watch(worker.model_runner, truth)
     config = config_from_mapping(
