@@ -73,7 +73,7 @@ def follow_verification(
 
 
 def _never(started: Started, worker: Worker) -> str:
-    """Why vLLM's own costs stay in force until the server ends; empty if not; alike on all ranks."""
+    """Why vLLM's own costs stay until the server ends; empty if not; alike on all ranks."""
     if not worker.config.verification_costs:
         return NOT_ASKED
     if started.engine is None:
