@@ -46,4 +46,5 @@ def load(folder: Path, target: Any) -> Head:
     drafted = (offsets + torch.arange(len(offsets))).to(embedding.device)
     head = Head(shape_of(target.config, len(offsets)), embedding, drafted)
     head.load_state_dict({name: one.float() for name, one in weights.items()})
-    return head.to(embedding.device).eval()
+    head.to(embedding.device).eval()
+    return head

@@ -125,7 +125,9 @@ def _new_head(target: Any, answered: Sequence[Answer], vocabulary: int) -> Head:
     drafted = torch.tensor(sorted(token for token, _ in common.most_common(vocabulary)))
     embedding = target.get_input_embeddings().weight.detach()
     shape = shape_of(target.config, len(drafted))
-    return Head(shape, embedding, drafted.to(device())).to(device())
+    head = Head(shape, embedding, drafted.to(device()))
+    head.to(device())
+    return head
 
 
 def _features(

@@ -129,7 +129,9 @@ class Head(nn.Module):  # type: ignore[misc,unused-ignore]
         """
         hidden, kept = self.fc(states[:, :-1]), _Kept()
         embedded = self.embedding[tokens[:, 1:]]
-        ids, odds = [], []
+        ids: list[Tensor] = []
+        odds: list[Tensor] = []
+        drafted = tokens[:, 1:]
         length = tokens.shape[1] - steps
         for step in range(steps):
             if step:

@@ -39,9 +39,7 @@ class AnswerTrace:
     """Of these tokens, from the first on; [positions]."""
 
 
-def write_traces(
-    path: Path, traces: Sequence[AnswerTrace], environment: Mapping[str, Any]
-) -> None:
+def write_traces(path: Path, traces: Sequence[AnswerTrace], environment: Mapping[str, Any]) -> None:
     """Write the file."""
     rounded = np.concatenate([t.log_odds for t in traces]) * STEPS_OF_LOG_ODDS
     np.savez_compressed(
