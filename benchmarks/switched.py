@@ -152,7 +152,7 @@ def measure(settings: Settings, model: str, url: str, output: Output, deadline: 
     rate = found["requests_per_second"]
     print(f"attached; saturated at {rate:.1f} requests/s", flush=True)
     number, longest = 0, 0.0
-    while time.monotonic() + longest < deadline:
+    while number == 0 or time.monotonic() + longest < deadline:
         began = time.monotonic()
         for share in SHARES:
             work: Load | Arrivals
