@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,28 +23,33 @@ PROBED = ("--nfp-probe", "--nfp-config", PROBE)
 
 @contextmanager
 def two_nodes(
-    model: Path, folder: Path, first: tuple[str, ...], second: tuple[str, ...]
+    model: Path,
+    folder: Path,
+    first: tuple[str, ...],
+    second: tuple[str, ...],
+    environments: tuple[Mapping[str, str], Mapping[str, str]] = ({}, {}),
 ) -> Iterator[tuple[Running, Path]]:
     """A server of two nodes on this host, and the log of the second.
 
     Args:
         first: flags of the first node alone.
         second: those of the second.
+        environments: variables of each.
     """
-    environment = {"PYTHONPATH": path_with(HERE), "VLLM_SERVER_DEV_MODE": "1"}
+    both = {"PYTHONPATH": path_with(HERE), "VLLM_SERVER_DEV_MODE": "1"}
     flags = (
         "--tensor-parallel-size", "2", "--nnodes", "2", "--master-addr", "127.0.0.1",
         "--master-port", str(free_port()), "--worker-extension-cls", EXTENSION,
+        "--enforce-eager", "--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "8",
     )  # fmt: skip
-    alike = ("--enforce-eager", "--dtype", "float32", "--max-model-len", "512",
-             "--max-num-seqs", "8")  # fmt: skip
     command = serve_command(
-        model, free_port(), *alike, *flags, "--node-rank", "1", "--headless", *second
-    )
+        model, free_port(), *flags, "--node-rank", "1", "--headless", *second
+    )  # fmt: skip
     log = folder / "second.log"
+    own, others = ({**both, **environment} for environment in environments)
     with (
-        Child(command, log, vllm_environment(environment), name="the second node"),
-        server(model, folder, *flags, "--node-rank", "0", *first, **environment) as running,
+        Child(command, log, vllm_environment(others), name="the second node"),
+        server(model, folder, *flags, "--node-rank", "0", *first, **own) as running,
     ):
         yield running, log
 
