@@ -62,7 +62,8 @@ PARALLEL = (
         Kind.PARALLEL,
         _under_ray,
         Mode.ACTIVE,
-        "vLLM copies the settings to Ray's workers and engines, and every node needs vllm-nfp",
+        "vLLM copies the settings to Ray's workers and engines",
+        needs="install vllm-nfp on every node of the Ray cluster",
         flag="--distributed-executor-backend ray, --data-parallel-backend ray",
     ),
     Feature(
@@ -70,7 +71,8 @@ PARALLEL = (
         Kind.PARALLEL,
         _above_one("nnodes"),
         Mode.ACTIVE,
-        "every node needs the same --nfp flags; without them on one, the probe is passive",
+        "each node takes the settings of its own command line; if they differ, nothing is probed",
+        needs="start every node with the same --nfp flags",
         flag="--nnodes",
     ),
     Feature(
