@@ -14,14 +14,12 @@ import click
 
 from benchmarks.recipes.commands import recipes_in
 from benchmarks.recipes.model_facts import Sources
+from benchmarks.recipes.page import ABOUT, RECORD, VERDICTS
 from benchmarks.recipes.verdicts import Verdict, reasons, verdict
 from vllm_nfp.adapter.versions import installed_version
 from vllm_nfp.cli.common import Refusal
 
-RECORD = Path(__file__).parents[1] / "results" / "2026-11-28-recipes"
 ARCHITECTURES = "architectures.csv"
-VERDICTS = "verdicts.csv"
-ABOUT = "about.json"
 
 
 @click.command()
@@ -37,7 +35,9 @@ def main(recipes: Path, commit: str, out: Path) -> None:
     architectures = read_architectures(out / ARCHITECTURES)
     missing = [recipe.model for recipe in found if recipe.model not in architectures]
     if missing:
-        raise Refusal(f"{out / ARCHITECTURES} names no architecture of {', '.join(missing)}: add it")
+        raise Refusal(
+            f"{out / ARCHITECTURES} names no architecture of {', '.join(missing)}: add it"
+        )
     sources = _installed()
     facts = {name: sources.facts(name) for name in set(architectures.values())}
     verdicts = [

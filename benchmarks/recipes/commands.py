@@ -1,8 +1,8 @@
 """Command lines of ``vllm serve`` in a checkout of the recipes.
 
 A recipe says which arguments every server of a model gets, which features add others, and which
-strategies spread it over GPUs. A command is put together as the recipes' own site does: arguments of
-the model, of its default variant, of the strategy, of the hardware, and of the features.
+strategies spread it over GPUs. A command is put together as the recipes' own site does: arguments
+of the model, of its default variant, of the strategy, of the hardware, and of the features.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Recipe:
     @property
     def experts(self) -> bool:
         """A mixture of experts."""
-        return self.values["model"].get("architecture") == "moe"
+        return bool(self.values["model"].get("architecture") == "moe")
 
     @property
     def usual_strategy(self) -> str:

@@ -1,8 +1,8 @@
 """A server's configuration, as far as the probe's check looks at it.
 
-vLLM's own parser reads the flags. The parts of vLLM's configuration are then made of what was given
-and of the model's facts, without the model's files, a GPU or other nodes, which vLLM itself wants to
-see before it makes a configuration.
+vLLM's own parser reads the flags. The parts of vLLM's configuration are then made of what was
+given and of the model's facts: to make one itself, vLLM needs the model's files, a GPU and all
+nodes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def parse(flags: Sequence[str]) -> argparse.Namespace:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return _parser().parse_known_args(_without_files(flags))[0]
+            given: argparse.Namespace = _parser().parse_known_args(_without_files(flags))[0]
+            return given
     except (SystemExit, ValueError) as error:
         words = said.getvalue().strip().splitlines() or [str(error)]
         raise UnreadableFlagsError(words[-1]) from None

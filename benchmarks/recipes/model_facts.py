@@ -1,7 +1,7 @@
 """What the sources of vLLM say of an architecture, without importing its model.
 
-Importing every model takes long, and some need packages that a CPU lacks. What the probe's check asks
-of a model is in the interfaces that its class lists.
+Importing every model takes long, and some need packages that a CPU lacks. What the probe's check
+asks of a model is in the interfaces that its class lists.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Sources:
         ]
 
     def _with_bases(self, name: str, files: list[Path]) -> Iterator[_Class]:
-        """A class and all that it derives from, of the model's own files where there are several."""
+        """A class and all that it derives from; of several of a name, the model's own."""
         seen: set[str] = set()
         waiting = [name]
         while waiting:
