@@ -84,7 +84,9 @@ CONFIG_ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "static_all_moe_layers",
         "cudagraph_mode",
         "cudagraph_capture_sizes",
+        "cudagraph_specialize_lora",
     ),
+    "device_config": ("device_type",),
     "offload_config": ("offload_backend", "uva"),
 }
 """Part of vLLM's configuration -> attributes that the probe, or the reasons against it, look at.
@@ -133,7 +135,7 @@ def _problems(vllm_config: Any) -> Iterator[str]:
 
     yield from _config_problems(vllm_config)
     yield from field_problems(CommonAttentionMetadata, versions.metadata_fields())
-    yield from field_problems(BatchDescriptor, ("num_tokens",))
+    yield from field_problems(BatchDescriptor, ("num_tokens", "has_lora"))
     yield from field_problems(ForwardContext, ("all_moe_layers",), required=False)
     yield from field_problems(SchedulerOutput, SCHEDULER_FIELDS, required=False)
     yield from argument_problems(set_forward_context, FORWARD_CONTEXT_ARGUMENTS)
