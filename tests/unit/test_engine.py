@@ -25,6 +25,7 @@ def config(**changes: Any) -> Any:
         decode_context_parallel_size=1, prefill_context_parallel_size=1,
         use_ubatching=False, enable_eplb=False, enable_expert_parallel=False, nnodes=1, rank=0,
         distributed_executor_backend=None,
+        enable_elastic_ep=False,
     )  # fmt: skip
     model = SimpleNamespace(
         is_hybrid=False, is_attention_free=False, is_encoder_decoder=False, is_moe=False,

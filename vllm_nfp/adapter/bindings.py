@@ -219,6 +219,19 @@ def check_builder(builder: Any) -> None:
             ) from None
 
 
+def check_backend(backend: Any) -> None:
+    """Whether an attention backend is one of vLLM's own, and not one that was registered with it.
+
+    Raises:
+        UnknownVllmError: naming it.
+    """
+    if backend.__module__.partition(".")[0] != "vllm":
+        raise UnknownVllmError(
+            f"the attention backend {backend.get_name()} ({backend.__module__}) is not vLLM's own: "
+            f"real steps are timed, nothing is probed"
+        )
+
+
 def check_kv_cache_kind(spec: Any) -> None:
     """Whether the probe's block tables fit this kind of KV cache.
 

@@ -11,6 +11,7 @@ from typing import Any
 from vllm_nfp.adapter.connectors import unknown_encoder_connector, unknown_kv_connector
 from vllm_nfp.adapter.feature import Feature, Kind
 from vllm_nfp.adapter.inputs import is_multimodal
+from vllm_nfp.adapter.known_settings import unknown_setting
 from vllm_nfp.adapter.lora import can_be_set_aside
 from vllm_nfp.adapter.parallel_features import PARALLEL
 from vllm_nfp.adapter.state_features import STATES
@@ -194,7 +195,21 @@ _SERVER = (
     ),
 )
 
-FEATURES: tuple[Feature, ...] = (*_OFF, *PARALLEL, *_MODELS, *_SERVER)
+_UNKNOWN = (
+    Feature(
+        "settings of vLLM that are not known",
+        Kind.SERVER,
+        lambda c: unknown_setting(c) is not None,
+        Mode.PASSIVE,
+        "the setting {} is not known to this vllm-nfp and may be a reason not to probe: leave it "
+        "out, or upgrade vllm-nfp",
+        value=unknown_setting,
+        placeholder="NAME",
+        unpredicted="a setting that is not known",
+    ),
+)
+
+FEATURES: tuple[Feature, ...] = (*_OFF, *PARALLEL, *_MODELS, *_SERVER, *_UNKNOWN)
 """All of them; where several stand against probing, the first gives the reason."""
 
 
