@@ -34,6 +34,7 @@ def generate(
         env=environment, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    out.with_suffix(".log").write_text(done.stdout + done.stderr)
     return json.loads(out.read_text())
 
 
