@@ -110,8 +110,8 @@ def row(llm: Any, batch_size: int, loras: Sequence[Any]) -> dict[str, float]:
     found: dict[bool, list[float]] = {False: [], True: []}
     order = [False, True] * ROUNDS
     random.Random(batch_size).shuffle(order)
-    for adapted in (False, True, *order):  # the first two warm up
-        found[adapted].append(step_seconds(llm, batch_size, loras if adapted else ()))
+    for with_adapters in (False, True, *order):  # the first two warm up
+        found[with_adapters].append(step_seconds(llm, batch_size, loras if with_adapters else ()))
     plain, adapted = median(found[False][1:]), median(found[True][1:])
     print(f"B={batch_size}: {1e3 * plain:.3f} ms without, {1e3 * adapted:.3f} ms with adapters")
     return {"batch_size": batch_size, "plain": plain, "adapted": adapted, "ratio": adapted / plain}
