@@ -72,7 +72,7 @@ Every setting of the probe. Pass them to `--nfp-config` as JSON or as `@FILE`. F
 | setting | default | meaning |
 | --- | --- | --- |
 """
-_INTERNAL = frozenset({"run_dir", "off_reason"})
+_INTERNAL = frozenset({"run_dir"})
 """Set by the launcher."""
 
 

@@ -180,7 +180,8 @@ _SERVER = (
         Kind.SERVER,
         lambda c: bool(c.model_config.enable_sleep_mode),
         Mode.PASSIVE,
-        "sleep mode moves the memory that the probe's CUDA graphs address",
+        "sleep mode takes the weights and the KV cache away between steps, where a probe reads "
+        "them: serve without --enable-sleep-mode",
         flag="--enable-sleep-mode",
     ),
     Feature(
