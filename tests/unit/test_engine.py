@@ -25,6 +25,7 @@ def config(**changes: Any) -> Any:
         decode_context_parallel_size=1, prefill_context_parallel_size=1,
         use_ubatching=False, enable_eplb=False, enable_expert_parallel=False, nnodes=1, rank=0,
         distributed_executor_backend=None, data_parallel_backend="mp",
+        enable_elastic_ep=False,
     )  # fmt: skip
     model = SimpleNamespace(
         is_hybrid=False, is_attention_free=False, is_encoder_decoder=False, is_moe=False,
@@ -35,6 +36,8 @@ def config(**changes: Any) -> Any:
     made = SimpleNamespace(
         parallel_config=parallel, model_config=model, offload_config=offload,
         kv_transfer_config=None, ec_transfer_config=None, lora_config=None,
+        device_config=SimpleNamespace(device_type="cpu"),
+        compilation_config=SimpleNamespace(cudagraph_specialize_lora=True),
     )  # fmt: skip
     for name, value in changes.items():
         owner, _, field = name.partition("__")
@@ -73,7 +76,6 @@ EXPERTS_IN_PARALLEL = {"parallel_config__data_parallel_size": 4, "model_config__
         ({"parallel_config__decode_context_parallel_size": 2}, "--decode-context-parallel-size 2"),
         (EXPERTS_IN_PARALLEL, "--data-parallel-size 4"),
         ({"parallel_config__use_ubatching": True}, "--enable-dbo"),
-        ({"parallel_config__enable_eplb": True}, "--enable-eplb"),
         (UNKNOWN_HYBRID, "recurrent (mamba) state"),
         ({"model_config__is_encoder_decoder": True}, "encoder-decoder"),
         ({"model_config__runner_type": "pooling"}, "'pooling' decodes nothing"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from vllm_nfp.adapter import versions
 from vllm_nfp.adapter.feature import Feature, Kind
 from vllm_nfp.adapter.versions import Mode
 
@@ -144,11 +145,36 @@ PARALLEL = (
         unpredicted="dual batch overlap",
     ),
     Feature(
+        "elastic expert parallelism",
+        Kind.PARALLEL,
+        lambda c: (
+            versions.is_since(versions.EXPERT_LOADS) and bool(c.parallel_config.enable_elastic_ep)
+        ),
+        Mode.PASSIVE,
+        "ranks come and go, and take what a probe's CUDA graphs address with them: serve without "
+        "--enable-elastic-ep",
+        flag="--enable-elastic-ep",
+        unpredicted="ranks that come and go",
+    ),
+    Feature(
         "expert load balancing",
         Kind.PARALLEL,
-        lambda c: bool(c.parallel_config.enable_eplb),
+        lambda c: bool(c.parallel_config.enable_eplb) and versions.is_since(versions.EXPERT_LOADS),
+        Mode.ACTIVE,
+        "a probe's tokens are not counted among the experts' loads",
+        flag="--enable-eplb",
+        step="rebalancing as well, which the median leaves out",
+        unpredicted="balanced experts",
+    ),
+    Feature(
+        "expert load balancing, before vLLM 0.32",
+        Kind.PARALLEL,
+        lambda c: (
+            bool(c.parallel_config.enable_eplb) and not versions.is_since(versions.EXPERT_LOADS)
+        ),
         Mode.PASSIVE,
-        "probes would distort the expert load statistics: serve without --enable-eplb",
+        "probes would distort the expert load statistics, which they leave alone on vLLM 0.32 or "
+        "later: upgrade vLLM, or serve without --enable-eplb",
         flag="--enable-eplb",
         step="rebalancing as well, which the median leaves out",
         unpredicted="balanced experts",
