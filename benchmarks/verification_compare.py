@@ -66,6 +66,8 @@ class Settings:
     layers: int
     traces: Path
     within: float
+    passes: int
+    """Of all loads, at most."""
     out: Path
     started: float
     """time.monotonic() when all began."""
@@ -174,7 +176,7 @@ def _measure_passes(
             return
         if number % each == 0:
             say(f"{contender}: {number // each} passes, {now - settings.started:.0f} s")
-            if now + each * longest > until:
+            if number // each == settings.passes or now + each * longest > until:
                 return
 
 
@@ -203,6 +205,7 @@ def run(settings: Settings, contenders: tuple[str, ...]) -> None:
 @click.option("--traces", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--contender", "contenders", type=click.Choice(CONTENDERS), multiple=True)
 @click.option("--within", type=float, default=560.0, show_default=True, help="Seconds, of all.")
+@click.option("--passes", default=3, show_default=True, help="Of all loads, at most.")
 @click.option("--tabulate", is_flag=True, help="Print the results in --out; measure nothing.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
 def main(
