@@ -253,17 +253,18 @@ def test_the_comparison_runs_from_start_to_end(
     monkeypatch.setattr(verification_load, "BEGIN", 4)
     write_traces(tmp_path / "traces.npz", RECORDED, {"commit": "abc"})
     verification_compare.main.main(
-        ["--shape=tiny", "--layers=2", f"--traces={tmp_path / 'traces.npz'}", "--within=40",
+        ["--shape=tiny", "--layers=2", f"--traces={tmp_path / 'traces.npz'}", "--within=60", "--passes=2",
          "--contender=fixed", "--contender=measured", f"--out={tmp_path}"],
         standalone_mode=False,
     )  # fmt: skip
     held = json.loads((tmp_path / "verification-tiny.json").read_text())
     names = {r["contender"] for r in held["rows"]}
     assert names == {"fixed-1", "fixed-3", "fixed-5", "fixed-7", "measured"}
-    assert all(r["whole"] and 200 < r["tokens_per_second"] < 600 for r in held["rows"])
+    assert all(r["tokens_per_second"] > 0 for r in held["rows"])
+    assert len(held["rows"]) == 2 * len(names)
     assert held["traces"] == {"commit": "abc"}
     assert set(held["servers"]) == {"fixed", "measured"}
     assert str(tmp_path) not in json.dumps(held), "no paths of this machine"
     lengths = [asked[1] for asked in told if asked[0] == "bench_draft_length"]
-    assert lengths[:4] == ["1", "3", "5", "7"]
+    assert lengths == ["1", "3", "5", "7"] * 2
     assert "| 1k | 2 |" in capsys.readouterr().out
