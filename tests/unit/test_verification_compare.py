@@ -253,7 +253,8 @@ def test_the_comparison_runs_from_start_to_end(
     monkeypatch.setattr(verification_load, "BEGIN", 4)
     write_traces(tmp_path / "traces.npz", RECORDED, {"commit": "abc"})
     verification_compare.main.main(
-        ["--shape=tiny", "--layers=2", f"--traces={tmp_path / 'traces.npz'}", "--within=60", "--passes=2",
+        ["--shape=tiny", "--layers=2", f"--traces={tmp_path / 'traces.npz'}",
+         "--within=60", "--passes=2",
          "--contender=fixed", "--contender=measured", f"--out={tmp_path}"],
         standalone_mode=False,
     )  # fmt: skip
