@@ -30,8 +30,8 @@ from benchmarks.verification_replay import Replay, install
 from benchmarks.verification_streams import CHUNK, FIRST_TOKEN, Streams, make_streams, prompt_of
 
 RECORDED = [
-    AnswerTrace("chat", np.full((150, 3), 1.0, np.float32), np.full(150, 1)),
-    AnswerTrace("code", np.full((64, 3), 2.0, np.float32), np.full(64, 2)),
+    AnswerTrace("chat", np.full((75, 3), 1.0, np.float32), np.full(75, 1)),
+    AnswerTrace("code", np.full((32, 3), 2.0, np.float32), np.full(32, 2)),
     AnswerTrace("code", np.full((10, 3), 9.0, np.float32), np.full(10, 3)),
 ]
 
@@ -47,7 +47,7 @@ def test_streams_change_their_task_and_are_the_same_each_time() -> None:
     assert set(chunks[:, 0, 0]) == {1, 2}, "streams begin with different tasks"
     assert (streams.log_odds[..., 0] == streams.accepted).all(), "rows stay together"
     assert streams.tokens.min() >= FIRST_TOKEN
-    with pytest.raises(ValueError, match="no recorded answer of code has 64 positions"):
+    with pytest.raises(ValueError, match="no recorded answer of code has 32 positions"):
         make_streams(RECORDED[2:], 1, 10, 100)
 
 
