@@ -25,6 +25,7 @@ from typing import Any
 import click
 
 from benchmarks import environment, shapes
+from benchmarks.load import LoadError
 from benchmarks.server import Spec, end_servers_on_sigterm, samples
 from benchmarks.switched import Remote
 from benchmarks.traces import read_traces
@@ -43,6 +44,7 @@ from benchmarks.verification_plan import (
 )
 from benchmarks.verification_table import table
 from vllm_nfp.start.ports import free_port
+from vllm_nfp.start.process import ProcessError
 from vllm_nfp.start.server import Server
 
 START_SECONDS = 75.0
@@ -196,7 +198,12 @@ def run(settings: Settings, contenders: tuple[str, ...]) -> None:
                 say(f"{contender}: left out, {last - now:.0f} s are left")
                 continue
             until = now + (last - now) / left
-            start_seconds = compare_one(contender, settings, Path(folder), record, until)
+            try:
+                start_seconds = compare_one(contender, settings, Path(folder), record, until)
+            except (LoadError, ProcessError, OSError) as error:  # the others are worth their time
+                say(f"{contender}: {error}")
+                record.servers.setdefault(contender, {})["failed"] = str(error)
+                record.write()
 
 
 @click.command()
