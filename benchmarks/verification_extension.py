@@ -35,7 +35,13 @@ class Scheduled:
         Scheduler.__init__ = begun
 
     def hold(self, length: int) -> None:
-        """Have this many tokens drafted at each batch size from the next step on."""
+        """Have this many tokens drafted at each batch size from the next step on.
+
+        Raises:
+            RuntimeError: if the worker is not in the engine's process.
+        """
+        if self.scheduler is None:
+            raise RuntimeError("the scheduler is in another process: run on one GPU")
         table = self.scheduler.dynamic_sd_lookup
         table[:] = [length] * len(table)
 
