@@ -78,7 +78,7 @@ class Runner:
         )
         self.output: Any = None
         self.recorded: Any = None
-        self.speculator = SimpleNamespace(propose=lambda batch, **_: torch.full((2, 3), -5))
+        self.speculator = SimpleNamespace(propose=lambda *_, **__: torch.full((2, 3), -5))
         self.estimator = self.speculator.acceptance_estimator = SimpleNamespace(
             slope=torch.tensor([0.5]), intercepts=torch.tensor([0.0, -1.0, -2.0]),
             features=torch.zeros(2, 3), predictions=torch.zeros(2, 3),
@@ -141,7 +141,7 @@ def test_what_is_drafted_is_what_comes_next() -> None:
     runner = Runner([2, 1])
     batch = runner.step([0, 1, 2], 0, [1, 1])
     assert runner.speculator.propose(batch).tolist() == [[11, 12, 13], [22, 23, 20]]
-    assert runner.speculator.propose(batch, dummy_run=True).tolist() == [[-5] * 3] * 2
+    assert runner.speculator.propose(input_batch=batch, dummy_run=True).tolist() == [[-5] * 3] * 2
 
 
 def test_the_estimator_reads_and_predicts_from_what_was_recorded() -> None:
