@@ -24,7 +24,12 @@ def _executor(config: Any) -> object:
 
 def _foreign_executor(config: Any) -> bool:
     several = config.parallel_config.tensor_parallel_size > 1
-    return several and _executor(config) not in (None, "mp", "uni")
+    return several and _executor(config) not in (None, "mp", "uni", "ray")
+
+
+def _under_ray(config: Any) -> bool:
+    parallel = config.parallel_config
+    return _executor(config) == "ray" or parallel.data_parallel_backend == "ray"
 
 
 PARALLEL = (
@@ -51,6 +56,24 @@ PARALLEL = (
         Mode.ACTIVE,
         "each rank is an engine of its own, with its own label engine",
         flag="--data-parallel-size",
+    ),
+    Feature(
+        "workers under Ray",
+        Kind.PARALLEL,
+        _under_ray,
+        Mode.ACTIVE,
+        "vLLM copies the settings to Ray's workers and engines",
+        needs="install vllm-nfp on every node of the Ray cluster",
+        flag="--distributed-executor-backend ray, --data-parallel-backend ray",
+    ),
+    Feature(
+        "several nodes",
+        Kind.PARALLEL,
+        _above_one("nnodes"),
+        Mode.ACTIVE,
+        "each node takes the settings of its own command line; if they differ, nothing is probed",
+        needs="start every node with the same --nfp flags",
+        flag="--nnodes",
     ),
     Feature(
         "pipeline parallelism",
