@@ -17,7 +17,14 @@ from enum import StrEnum
 from pathlib import Path
 
 from benchmarks import shapes
-from benchmarks.draft_plan import LENGTHS, LEVELS, LONGEST, PROBED_CONTEXTS, step_times
+from benchmarks.draft_plan import (
+    LENGTHS,
+    LEVELS,
+    LONGEST,
+    PROBED_CONTEXTS,
+    WIDEST_GRAPH,
+    step_times,
+)
 from benchmarks.draft_replay import Host, Server, recorded, with_no_drafts
 from benchmarks.draft_times import Cell, length_seconds, read_rows
 from vllm_nfp import predict
@@ -31,6 +38,8 @@ LEVEL_STEPS = 40
 """Steps of a level of the ramp: 0.25 s, as in benchmarks.draft_lengths."""
 WALK_STAYS, WALK_STEPS = 250, (4, 40)
 """Stays of a load that wanders, and the fewest and most steps of one."""
+MOVES, MOVE_STEPS, MOVE_BY = 1500, (2, 6), 3
+"""Moves of a load whose batch size changes by up to so many sequences, every few steps."""
 LONG_STEPS = 5000
 """Steps after which everything has been compared anew, twice."""
 THROTTLED = 2.0
@@ -83,6 +92,8 @@ class Scenario:
     curves: Curves = Curves.PROBED
     on_levels: bool = False
     """The path is over the levels of the ramp, not over the points."""
+    between: bool = False
+    """It is over all batch sizes between the levels, whose times are interpolated."""
 
 
 def _steady(at: Sequence[Cell], _: random.Random) -> list[Stay]:
@@ -120,6 +131,15 @@ def _walk(at: Sequence[Cell], rng: random.Random) -> list[Stay]:
     return stays
 
 
+def _moving(at: Sequence[Cell], rng: random.Random) -> list[Stay]:
+    context, largest = at[-1]
+    batch_size, stays = largest // 4, []
+    for _ in range(MOVES):
+        stays.append(Stay((context, batch_size), 0.7, rng.randint(*MOVE_STEPS)))
+        batch_size = min(largest, max(1, batch_size + rng.randint(-MOVE_BY, MOVE_BY)))
+    return stays
+
+
 def _throttled(at: Sequence[Cell], _: random.Random) -> list[Stay]:
     growths = (1.0, THROTTLED, 1.0)
     return [Stay(cell, 0.7, LONG_STEPS, g) for cell in at[3:6:2] for g in growths]
@@ -138,6 +158,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     "noisy": Scenario(_steady, NOISY),
     "ramp": Scenario(_ramp, on_levels=True),
     "walk": Scenario(_walk, on_levels=True),
+    "moving": Scenario(_moving, on_levels=True, between=True),
     "throttled": Scenario(_throttled),
     "noisy for long": Scenario(_long, NOISY),
     "no curves": Scenario(_steady, curves=Curves.NONE),
@@ -145,8 +166,8 @@ SCENARIOS: Mapping[str, Scenario] = {
     "predicted, noisy": Scenario(_steady, NOISY, Curves.PREDICTED),
 }
 """A server that first sees its loads (steady); whose text changes (acceptance); whose load changes
-every second (load, ramp), at every step or two (walk, alternating); whose drafts never pay (never);
-on a host that others use as well (noisy, and for long); whose GPU is throttled for a minute; whose
+every second (load, ramp) or every few steps (walk, alternating, moving); whose drafts never pay
+(never); on a host that others use as well (noisy, and for long); whose GPU is throttled for a minute; whose
 probe has measured nothing (predicted) or never will (no curves)."""
 
 
@@ -174,6 +195,8 @@ def goodput(scenario: Scenario, run: Recording, seed: int) -> float:
     """Goodput over that of the best length of each stay; stays weigh by their steps."""
     server = Server(run.curves[scenario.curves], 0.7, scenario.host, seed)
     times = run.levels if scenario.on_levels else run.points
+    if scenario.between:
+        times = between(times)
     stays = scenario.path(list(times), random.Random(seed))
     shares, weights = [], []
     # Stays at one load and acceptance are judged together.
@@ -182,6 +205,31 @@ def goodput(scenario: Scenario, run: Recording, seed: int) -> float:
         shares.append(_share(server, together, _grown(times[together[0].cell], together[0].growth)))
         weights.append(sum(stay.steps for stay in together))
     return math.fsum(s * w for s, w in zip(shares, weights, strict=True)) / sum(weights)
+
+
+def between(levels: Mapping[Cell, Times]) -> dict[Cell, Times]:
+    """Times at every batch size between levels of one context.
+
+    The logarithm of a step's time is linear in that of the batch size. A step with a CUDA graph
+    whose next level has none grows like the longest draft that has one there. A step without a
+    graph waits for the host, and takes what it takes at the next level.
+    """
+    found: dict[Cell, Times] = {}
+    for (context, low), (_, high) in itertools.pairwise(levels):
+        one, other = levels[context, low], levels[context, high]
+        for batch_size in range(low, high + 1):
+            part = math.log(batch_size / low) / math.log(high / low)
+            found[context, batch_size] = {
+                k: other[k] if not _has_graph(batch_size, k)
+                else one[k] * (other[like] / one[like]) ** part
+                for k in LENGTHS
+                for like in [max(j for j in LENGTHS if j <= k and _has_graph(high, j))]
+            }  # fmt: skip
+    return found
+
+
+def _has_graph(batch_size: int, length: int) -> bool:
+    return batch_size * (length + 1) <= WIDEST_GRAPH
 
 
 def _share(server: Server, stays: Sequence[Stay], times: Times) -> float:

@@ -11,7 +11,15 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT))
 from benchmarks import draft_ablation
 from benchmarks.draft_plan import LENGTHS
-from benchmarks.draft_scenarios import SCENARIOS, Curves, Recording, Scenario, Stay, goodput
+from benchmarks.draft_scenarios import (
+    SCENARIOS,
+    Curves,
+    Recording,
+    Scenario,
+    Stay,
+    between,
+    goodput,
+)
 from vllm_nfp.draft.live import cells, counted, proposals
 from vllm_nfp.draft.live.trial import Trial
 
@@ -47,7 +55,8 @@ def test_every_scenario_has_a_path() -> None:
     at = [(context, b) for context in (1024, 8192) for b in (1, 4, 16, 32, 64, 128)]
     for scenario in SCENARIOS.values():
         path = scenario.path(at, random.Random(1))
-        assert path and {stay.cell for stay in path} <= set(at)
+        known = {(8192, b) for b in range(1, 129)} if scenario.between else set(at)
+        assert path and {stay.cell for stay in path} <= known
         assert path == scenario.path(at, random.Random(1)), "the same for every part"
 
 
@@ -58,3 +67,13 @@ def test_a_throttled_gpu_makes_drafts_cost_more() -> None:
     with_drafts = goodput(fast, RUN, seed=1)
     # Of the configured K = 3 little is left where drafts are so slow.
     assert goodput(slow, RUN, seed=1) < 0.9 * with_drafts
+
+
+def test_times_between_levels_grow_and_stay_with_their_graphs() -> None:
+    levels = {(1024, b): {k: b * (k + 1.0) for k in LENGTHS} for b in (32, 64, 128)}
+    levels[1024, 64][8] = levels[1024, 128][8] = 5000.0  # 576 tokens: no graph
+    found = between(levels)
+    assert {b for _, b in found} == set(range(32, 129))
+    assert found[1024, 48][3] == pytest.approx(4 * 48)
+    assert found[1024, 56][8] == pytest.approx(9 * 56), "504 tokens are in a graph"
+    assert found[1024, 57][8] == 5000.0
