@@ -593,7 +593,7 @@ def test_whatever_happens_the_table_is_written_when_it_changes(seed: int) -> Non
     live = Controller(static, Settings(LENGTHS, widest_graph=512))
     batch_size, context, acceptance, now = 8, 1024, 0.7, 0.0
     written: dict[tuple[int, int], list[int]] = {}
-    for _ in range(6000):
+    for _ in range(9000):
         if rng.random() < 0.05:
             batch_size = rng.choice((1, 2, 8, 9, 17, 18, 33, 64, 100, 128))
         if rng.random() < 0.02:
