@@ -77,7 +77,6 @@ PARTS: Mapping[str, Sequence[Patch]] = {
         (credit.Credit, "is_wide", True),
     ],
     "unlikely lengths with credit to spare": [(credit.Credit, "is_wide", False)],
-    "neighbour's choice": [(cells, "NEIGHBOUR_OCTAVES", -1.0)],
     "blind looks": [(proposals.Proposals, "_may_look", lambda *_: False)],
     "hopeful looks": [(_COUNTED, "is_better_beyond", lambda *_: False)],
     "stale comparisons again": [(proposals, "STALE_SECONDS", math.inf)],
