@@ -63,6 +63,7 @@ PARTS: Mapping[str, Sequence[Patch]] = {
     ],
     "change of acceptance": [(_COUNTED, "changed", False)],
     "paired turns": [(Trial, "_ratios", _unpaired), (Trial, "error", 0.0)],
+    "early end of clear trials": [(Trial, "is_clear", False)],
     "longer trials where steps scatter": [(Trial, "_is_certain", True)],
     "forecast": [(StepModel, "forecast", lambda *_: None)],
     "credit": [

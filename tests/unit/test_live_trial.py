@@ -12,6 +12,7 @@ from vllm_nfp.draft import StepCurve
 from vllm_nfp.draft.live.forecast import Compared, StepModel
 from vllm_nfp.draft.live.steps import cell_of
 from vllm_nfp.draft.live.trial import (
+    CLEAR_STEPS,
     MOST_PASSED,
     MOST_TRIAL_STEPS,
     TRIAL_STEPS,
@@ -49,6 +50,19 @@ def test_steps_of_other_lengths_are_left_out() -> None:
     assert not tried.complete
 
 
+def test_far_apart_on_both_sides_ends_a_trial_early() -> None:
+    assert turns(trial(), (2.0, 1.0)).complete, "twice as slow"
+    assert turns(trial(tokens=2.0), (1.0, 1.0)).complete, "twice the tokens in the same time"
+    assert not turns(trial(), (1.2, 1.0)).complete
+    assert not turns(trial(), (2.0, 1.0), steps=CLEAR_STEPS - 1).complete
+
+
+def test_a_slow_spell_at_one_turn_is_not_taken_for_a_slow_length() -> None:
+    spell_ends_after_it = trial(before=(1.4, 1.4, 1.4))
+    assert not turns(spell_ends_after_it, (1.4, 1.0)).complete
+    assert not turns(trial(), (1.4, 1.4)).complete, "it began with its turn"
+
+
 def test_one_bad_turn_of_few_leaves_a_trial_open() -> None:
     """It is in two of three pairs, which agree on a wrong ratio."""
     tried = trial(tokens=2.0)
@@ -62,7 +76,11 @@ def test_one_bad_turn_of_few_leaves_a_trial_open() -> None:
     assert tried.ratio == pytest.approx(3.2)
 
 
-def test_a_trial_ends_though_acceptance_is_unknown() -> None:
+def test_without_steps_from_before_nothing_is_clear_after_one_turn() -> None:
+    assert not turns(trial(before=()), (9.0, 1.0)).complete
+
+
+def test_as_long_as_acceptance_is_unknown_nothing_is_clear() -> None:
     tried = turns(trial(tokens=math.nan), (9.0, 1.0))
     assert not tried.complete
     assert tried.result((1, 1024), None).worth is None

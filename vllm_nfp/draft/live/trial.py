@@ -17,8 +17,10 @@ CERTAIN_ENOUGH = 0.01
 ERRORS_APART = 3.0
 """Standard errors between a ratio and the break-even ratio from which a larger error does not
 matter."""
-STEPS_BEFORE = 3
-"""Steps of the length in force before a trial that make its first turn of that length."""
+CLEAR_STEPS = 3
+"""Timed steps of each after which a trial may end if the two are far apart."""
+CLEAR = 1.25
+"""Far apart: even the best step of the slower one would have to be faster by this factor."""
 DEVIATIONS_TO_ERROR = 1.858
 """Standard error of a median times the root of n, over the median absolute deviation, of normal
 errors: 1.2533 x 1.4826."""
@@ -124,9 +126,11 @@ class Trial:
 
     @property
     def complete(self) -> bool:
-        """Whether both lengths have enough steps."""
+        """Whether both lengths have enough steps, or the few leave no doubt."""
         steps = self._timed_of_each
-        return steps >= TRIAL_STEPS and (steps >= MOST_TRIAL_STEPS or self._is_certain)
+        if steps >= TRIAL_STEPS:
+            return steps >= MOST_TRIAL_STEPS or self._is_certain
+        return steps >= CLEAR_STEPS and self.is_clear
 
     @property
     def patient(self) -> bool:
@@ -181,6 +185,18 @@ class Trial:
 
     def _ratios(self) -> list[float]:
         return [statistics.median(its) / statistics.median(of) for its, of in self._pairs()]
+
+    @property
+    def is_clear(self) -> bool:
+        """Far apart, compared with the turn before as well as with the one after."""
+        pairs = self._pairs()
+        if len(pairs) < 2:
+            return False
+        return all(
+            min(its) > CLEAR * self.tokens * statistics.median(others) for its, others in pairs
+        ) or all(
+            CLEAR * statistics.median(its) < self.tokens * min(others) for its, others in pairs
+        )
 
     def _pairs(self) -> list[tuple[list[float], list[float]]]:
         """Seconds of the length and of the other, in neighbouring turns."""

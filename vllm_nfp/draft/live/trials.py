@@ -11,7 +11,7 @@ from vllm_nfp.draft.live.credit import FIRST_CREDIT, Credit
 from vllm_nfp.draft.live.decision import Reason
 from vllm_nfp.draft.live.knowledge import Knowledge
 from vllm_nfp.draft.live.steps import CellKey
-from vllm_nfp.draft.live.trial import STEPS_BEFORE, Trial, TrialResult
+from vllm_nfp.draft.live.trial import CLEAR_STEPS, Trial, TrialResult
 
 GUESSED_LOSS = 1.0
 """Loss of a trial step, in steps, where no curve gives it."""
@@ -48,11 +48,11 @@ class Trials:
             forecast: its time over the reference's; None: not known.
         """
         acceptance = self._known.acceptance
-        tokens = math.nan
+        tokens = math.nan  # as long as acceptance is not known, nothing is clear
         if acceptance is not None:
             tokens = _worth(acceptance, length, reference)
         loss = expected_loss(acceptance, cell, length, reference, forecast)
-        before = self._known.last_seconds(key, reference, STEPS_BEFORE)
+        before = self._known.last_seconds(key, reference, CLEAR_STEPS)
         cell.trial = Trial(length, reference, tokens, forecast, before, loss)
         cell.reason = Reason.TRIAL
         self._credit.begin(cell.trial)
