@@ -65,6 +65,7 @@ PARTS: Mapping[str, Sequence[Patch]] = {
     "paired turns": [(Trial, "_ratios", _unpaired), (Trial, "error", 0.0)],
     "early end of clear trials": [(Trial, "is_clear", False)],
     "longer trials where steps scatter": [(Trial, "_is_certain", True)],
+    "cap on what a length can give": [(proposals, "_most", lambda *_: math.inf)],
     "forecast": [(StepModel, "forecast", lambda *_: None)],
     "credit": [
         (credit.Credit, "covers", lambda self, loss: True),

@@ -53,7 +53,7 @@ class Controller:
         self._known = Knowledge(max(lengths[-1], *static[1:]), settings.widest_graph)
         self._credit = Credit(settings.trial_loss)
         self._trials = Trials(self._known, self._credit)
-        self._proposals = Proposals(lengths, self._known, self._credit)
+        self._proposals = Proposals(lengths, settings.min_gain, self._known, self._credit)
         self._table = LengthTable(static, self._cells)
         self.version = 0
         """Rises when a table made earlier no longer shows what is chosen."""

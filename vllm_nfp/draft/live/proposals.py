@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vllm_nfp.draft.acceptance import Acceptance
@@ -48,6 +48,7 @@ class Proposals:
 
     Args:
         lengths: draft lengths that may be chosen, ascending.
+        min_gain: goodput over that of the length in force, as a fraction, that is worth a change.
         known: what steps have shown.
         credit: what trials may still lose.
     """
@@ -55,10 +56,12 @@ class Proposals:
     def __init__(
         self,
         lengths: Sequence[int],
+        min_gain: float,
         known: Knowledge,
         credit: Credit,
     ) -> None:
         self._lengths = tuple(lengths)
+        self._min_gain = min_gain
         self._known = known
         self._credit = credit
 
@@ -81,10 +84,13 @@ class Proposals:
             return Proposal(longer)
         if step < cell.next_look:
             return None
+        worth = best * (1.0 + self._min_gain)
         lengths = [
             length
             for length in self._lengths
-            if length != cell.choice and not _is_fresh(cell, length, now)
+            if length != cell.choice
+            and not _is_fresh(cell, length, now)
+            and _most(length, acceptance, cell.relative) >= worth
         ]
         found = self._promising(key, cell, acceptance, best, lengths) if lengths else None
         if found is None:
@@ -143,3 +149,13 @@ class Proposals:
 def _is_fresh(cell: Cell, length: int, now: float) -> bool:
     """Whether the length was compared lately."""
     return length in cell.tried and now - cell.tried[length] < STALE_SECONDS
+
+
+def _most(length: int, acceptance: Acceptance, measured: Mapping[int, float]) -> float:
+    """The goodput that a length cannot exceed.
+
+    More drafts never make a step faster. A length that would not win even at the time of the
+    shorter ones need not be tried, whatever a model says.
+    """
+    least = max((t for other, t in measured.items() if other <= length), default=0.0)
+    return acceptance.expected_tokens(length) / least if least else math.inf
