@@ -40,6 +40,13 @@ WALK_STAYS, WALK_STEPS = 250, (4, 40)
 """Stays of a load that wanders, and the fewest and most steps of one."""
 MOVES, MOVE_STEPS, MOVE_BY = 1500, (2, 6), 3
 """Moves of a load whose batch size changes by up to so many sequences, every few steps."""
+TILE_TOKENS, TILE_SHARE = 64, 0.5
+"""A GPU whose dense products are compute-bound beyond one tile of so many tokens: each further tile
+adds this fraction of a step of one tile. H100s with recorded runs are far from it below 512
+tokens; devices with less compute for their bandwidth are not (docs/devices.md)."""
+DRAFT_SHARE = 0.02
+"""Of a drafted token, over a step of one tile."""
+TILED_SIZES = (6, 16, 33, 48, 100)
 LONG_STEPS = 5000
 """Steps after which everything has been compared anew, twice."""
 THROTTLED = 2.0
@@ -92,6 +99,8 @@ class Scenario:
     curves: Curves = Curves.PROBED
     on_levels: bool = False
     """The path is over the levels of the ramp, not over the points."""
+    tiled: bool = False
+    """Steps take what they take in tiles, at :data:`TILED_SIZES`."""
     between: bool = False
     """It is over all batch sizes between the levels, whose times are interpolated."""
 
@@ -140,6 +149,10 @@ def _moving(at: Sequence[Cell], rng: random.Random) -> list[Stay]:
     return stays
 
 
+def _tiled(at: Sequence[Cell], _: random.Random) -> list[Stay]:
+    return [Stay(cell, a, STEPS) for cell in at for a in (0.7, 0.3, 0.9)]
+
+
 def _throttled(at: Sequence[Cell], _: random.Random) -> list[Stay]:
     growths = (1.0, THROTTLED, 1.0)
     return [Stay(cell, 0.7, LONG_STEPS, g) for cell in at[3:6:2] for g in growths]
@@ -160,6 +173,8 @@ SCENARIOS: Mapping[str, Scenario] = {
     "walk": Scenario(_walk, on_levels=True),
     "moving": Scenario(_moving, on_levels=True, between=True),
     "throttled": Scenario(_throttled),
+    "tiles": Scenario(_tiled, curves=Curves.NONE, tiled=True),
+    "tiles, noisy": Scenario(_tiled, NOISY, Curves.NONE, tiled=True),
     "noisy for long": Scenario(_long, NOISY),
     "no curves": Scenario(_steady, curves=Curves.NONE),
     "predicted": Scenario(_steady, curves=Curves.PREDICTED),
@@ -168,7 +183,7 @@ SCENARIOS: Mapping[str, Scenario] = {
 """A server that first sees its loads (steady); whose text changes (acceptance); whose load changes
 every second (load, ramp) or every few steps (walk, alternating, moving); whose drafts never pay
 (never); on a host that others use as well (noisy, and for long); whose GPU is throttled for a
-minute; whose probe has measured nothing (predicted) or never will (no curves)."""
+minute, or computes in tiles (tiles); whose probe has measured nothing (predicted) or never will (no curves)."""
 
 
 def read_recording(folder: Path) -> Recording:
@@ -197,6 +212,8 @@ def goodput(scenario: Scenario, run: Recording, seed: int) -> float:
     times = run.levels if scenario.on_levels else run.points
     if scenario.between:
         times = between(times)
+    if scenario.tiled:
+        times = tiled(times)
     stays = scenario.path(list(times), random.Random(seed))
     shares, weights = [], []
     # Stays at one load and acceptance are judged together.
@@ -226,6 +243,19 @@ def between(levels: Mapping[Cell, Times]) -> dict[Cell, Times]:
                 for like in [max(j for j in LENGTHS if j <= k and _has_graph(high, j))]
             }  # fmt: skip
     return found
+
+
+def tiled(points: Mapping[Cell, Times]) -> dict[Cell, Times]:
+    """Times in tiles, from the recorded step of one sequence without drafts."""
+    (context, _), first = next(iter(points.items()))
+    return {
+        (context, b): {
+            k: first[0] * (1.0 + TILE_SHARE * (math.ceil(b * (k + 1) / TILE_TOKENS) - 1))
+            + k * DRAFT_SHARE * first[0]
+            for k in LENGTHS
+        }
+        for b in TILED_SIZES
+    }
 
 
 def _has_graph(batch_size: int, length: int) -> bool:

@@ -60,6 +60,12 @@ def test_every_scenario_has_a_path() -> None:
         assert path == scenario.path(at, random.Random(1)), "the same for every part"
 
 
+def test_a_tile_more_makes_a_stair() -> None:
+    found = tiled({(1024, 1): dict.fromkeys(LENGTHS, 1.0)})
+    assert found[1024, 16][3] == pytest.approx(1.06), "64 tokens: one tile, and three drafts"
+    assert found[1024, 16][4] == pytest.approx(1.58)
+
+
 def test_a_throttled_gpu_makes_drafts_cost_more() -> None:
     fast, slow = (
         Scenario(lambda at, _, g=g: [Stay(at[3], 0.7, 400, g)]) for g in (1.0, 1000.0)
