@@ -27,9 +27,9 @@ import click
 
 from benchmarks import environment
 from benchmarks.draft_scenarios import SCENARIOS, Recording, goodput, read_recording
-from vllm_nfp.draft.live import cells, controller, counted, credit, proposals
-from vllm_nfp.draft.live.forecast import StepModel
-from vllm_nfp.draft.live.trial import Trial
+from vllm_nfp.draft.live import cells, controller, counted, credit, proposals, record
+from vllm_nfp.draft.live.forecast import Forecast, StepModel
+from vllm_nfp.draft.live.trial import Basis, Trial
 
 RUNS = ("dense", "moe", "eagle3-dense", "eagle3-moe")
 
@@ -54,6 +54,10 @@ def _pinned(original: Callable[[Any], Any]) -> property:
     return property(first)
 
 
+def _one_bar(_: Any, basis: Basis, wide: bool) -> float:
+    return record.WIDELY_PLAUSIBLE if wide else record.MOST_PLAUSIBLE
+
+
 _FIRST: dict[int, Any] = {}
 _COUNTED = counted.CountedAcceptance
 PARTS: Mapping[str, Sequence[Patch]] = {
@@ -66,7 +70,8 @@ PARTS: Mapping[str, Sequence[Patch]] = {
     "early end of clear trials": [(Trial, "is_clear", False)],
     "longer trials where steps scatter": [(Trial, "_is_certain", True)],
     "cap on what a length can give": [(proposals, "_most", lambda *_: math.inf)],
-    "forecast": [(StepModel, "forecast", lambda *_: None)],
+    "forecast": [(StepModel, "forecast", lambda *_: Forecast(None, Basis.FAR))],
+    "record of forecast errors": [(record.Record, "spread", lambda self, of: record.SPREAD[of])],
     "credit": [
         (credit.Credit, "covers", lambda self, loss: True),
         (credit.Credit, "is_wide", True),
@@ -76,6 +81,8 @@ PARTS: Mapping[str, Sequence[Patch]] = {
     "hopeful looks": [(_COUNTED, "is_better_beyond", lambda *_: False)],
     "stale comparisons again": [(proposals, "STALE_SECONDS", math.inf)],
     "all compared anew": [(cells, "ANEW_AT_MOST", 1 << 60), (cells.Cell, "refresh", None)],
+    "weaker basis of predictions": [(StepModel, "_trusted", lambda self, basis, *_: basis)],
+    "room for doubt by basis": [(record.Record, "plausible", _one_bar)],
     "learned cost of drafts": [(StepModel, "learn_draft_seconds", lambda *_: None)],
     "host's time without a graph": [(StepModel, "saw", lambda *_: None)],
     "contradicted lengths again": [(proposals, "CONTRADICTED", math.inf)],

@@ -10,19 +10,23 @@ import pytest
 
 from vllm_nfp.draft import StepCurve
 from vllm_nfp.draft.live.forecast import Compared, StepModel
+from vllm_nfp.draft.live.record import Record
 from vllm_nfp.draft.live.steps import cell_of
 from vllm_nfp.draft.live.trial import (
     CLEAR_STEPS,
     MOST_PASSED,
     MOST_TRIAL_STEPS,
     TRIAL_STEPS,
+    Basis,
     Trial,
 )
-from vllm_nfp.types import Basis
+from vllm_nfp.types import Basis as CurveBasis
+
+LENGTHS = (0, 1, 2, 3, 4, 6, 8)
 
 
 def trial(tokens: float = 1.0, before: tuple[float, ...] = (1.0, 1.0, 1.0)) -> Trial:
-    return Trial(4, 3, tokens, None, before)
+    return Trial(4, 3, tokens, None, Basis.FAR, before)
 
 
 def turns(tried: Trial, *seconds: tuple[float, float], steps: int = 3) -> Trial:
@@ -152,18 +156,31 @@ def cell(batch_size: int, relative: dict[int, float], unit: float = 5e-3) -> Com
 
 
 def test_a_forecast_begins_at_the_closest_length_that_was_measured() -> None:
-    model = StepModel(None)
+    model = StepModel(LENGTHS, None)
     model.set_curves([curve(8, 0.1)])
     found = model.forecast(cell(8, {1: 0.5, 6: 3.0}), 8)
-    assert found == pytest.approx(3.0 * 1.8 / 1.6)
+    assert (found.relative, found.basis) == (pytest.approx(3.0 * 1.8 / 1.6), Basis.BESIDE)
 
 
 def predicted(of: StepCurve) -> StepCurve:
-    return replace(of, bases=(Basis.PREDICTED,) * len(of.points))
+    return replace(of, bases=(CurveBasis.PREDICTED,) * len(of.points))
+
+
+def test_a_forecast_on_a_predicted_curve_is_a_weaker_one() -> None:
+    """It is worth a trial, but does not move what the trial measures."""
+    here = cell(8, {3: 1.0})
+    bases = []
+    for table in ([curve(8, 0.1), curve(16, 0.1)], [predicted(curve(8, 0.1)), curve(16, 0.1)]):
+        model = StepModel((0, 3, 6, 8), None)
+        model.set_curves(table)
+        beside = model.forecast(here, 6)
+        assert beside.relative == pytest.approx(1.6 / 1.3)
+        bases.append((beside.basis, model.forecast(here, 8).basis))
+    assert bases == [(Basis.BESIDE, Basis.FAR), (Basis.FAR, Basis.FAR)]
 
 
 def test_what_a_draft_costs_is_not_learned_from_a_prediction() -> None:
-    model = StepModel(None)
+    model = StepModel(LENGTHS, None)
     model.set_curves([predicted(curve(8, 0.0))])
     model.learn_draft_seconds(cell(8, {1: 4.5, 3: 5.5}, unit=1e-3))
     assert model.draft_seconds == {}
@@ -171,7 +188,7 @@ def test_what_a_draft_costs_is_not_learned_from_a_prediction() -> None:
 
 def test_the_curve_is_that_of_the_real_batch_size_and_context() -> None:
     """Not of the upper ends of the cell."""
-    model = StepModel(None)
+    model = StepModel(LENGTHS, None)
     model.set_curves(
         replace(curve(b, slope), context=context)
         for b, slope in ((16, 0.1), (32, 0.3))
@@ -179,43 +196,64 @@ def test_the_curve_is_that_of_the_real_batch_size_and_context() -> None:
     )
     key = cell_of(17, 1030)
     assert key == (20, 2048)
-    at_end = model.forecast(Compared(key, {3: 1.0}, 5e-3), 6)
-    real = model.forecast(Compared(key, {3: 1.0}, 5e-3, (16, 1030)), 6)
+    at_end = model.forecast(Compared(key, {3: 1.0}, 5e-3), 6).relative
+    real = model.forecast(Compared(key, {3: 1.0}, 5e-3, (16, 1030)), 6).relative
     assert real == pytest.approx(1.6 / 1.3)
     assert at_end is not None and at_end > 1.05 * real
 
 
 def test_what_was_measured_of_a_length_does_not_forecast_it() -> None:
-    model = StepModel(None)
+    model = StepModel(LENGTHS, None)
     model.set_curves([curve(8, 0.0)])
-    assert model.forecast(cell(8, {3: 1.0, 6: 7.0}), 6) == pytest.approx(1.0)
+    assert model.forecast(cell(8, {3: 1.0, 6: 7.0}), 6).relative == pytest.approx(1.0)
 
 
 def test_drafting_is_told_from_verification_and_weighs_in_the_cells_own_unit() -> None:
-    model = StepModel(None)
+    model = StepModel(LENGTHS, None)
     model.set_curves([curve(8, 0.0)])
     # Verification takes 4 ms whatever the length, a draft 0.5 ms.
     model.learn_draft_seconds(cell(8, {1: 4.5, 3: 5.5}, unit=1e-3))
     assert model.draft_seconds == {8: pytest.approx(0.5e-3)}
     found = model.forecast(cell(8, {3: 1.0}, unit=5.5e-3), 6)
-    assert found == pytest.approx(7.0 / 5.5)
+    assert found.relative == pytest.approx(7.0 / 5.5)
 
 
 def test_far_from_all_batch_sizes_a_draft_takes_the_least_known() -> None:
-    model = StepModel(None)
+    model = StepModel(LENGTHS, None)
     model.set_curves([curve(b, 0.0) for b in (1, 8, 128)])
     for batch_size, each in ((128, 2.0), (8, 0.5)):
         model.learn_draft_seconds(cell(batch_size, {1: 4.0 + each, 3: 4.0 + 3 * each}, 1e-3))
     found = model.forecast(cell(1, {3: 1.0}, unit=5.5e-3), 6)
-    assert found == pytest.approx(7.0 / 5.5)
+    assert found.relative == pytest.approx(7.0 / 5.5)
 
 
 def test_without_a_graph_a_step_takes_what_the_host_takes() -> None:
-    model = StepModel(64)
+    model = StepModel(LENGTHS, 64)
     model.set_curves([curve(32, 0.0)])
     here = cell(32, {1: 1.0})
-    assert model.forecast(here, 2) == pytest.approx(1.0), "not known yet"
+    assert model.forecast(here, 2).relative == pytest.approx(1.0), "not known yet"
     model.saw(16, 6, 20e-3)
-    assert model.forecast(here, 2) == pytest.approx(4.0)
+    assert model.forecast(here, 2).relative == pytest.approx(4.0)
     model.saw(8, 3, 99.0)  # a step with a graph tells nothing of it
-    assert model.forecast(here, 2) == pytest.approx(4.0)
+    assert model.forecast(here, 2).relative == pytest.approx(4.0)
+
+
+def test_a_promise_counts_by_how_far_earlier_ones_were_out() -> None:
+    record = Record()
+    at_first = record.plausible(Basis.FAR, wide=False)
+    for _ in range(20):
+        record.add(Basis.FAR, 1.0, 1.01, 0.01)
+    trusted = record.plausible(Basis.FAR, wide=False)
+    assert at_first < 0.7 < 0.8 < trusted < 1.0
+    assert record.plausible(Basis.FAR, wide=True) < 0.7, "surprises are looked for"
+    assert record.plausible(Basis.BESIDE, wide=False) == Record().plausible(Basis.BESIDE, False)
+    for _ in range(10):
+        record.add(Basis.FAR, 1.0, 0.6, 0.01)  # it took far less than forecast
+    assert record.plausible(Basis.FAR, wide=False) < 0.6
+
+
+def test_what_a_trial_itself_may_be_out_is_not_blamed_on_the_forecast() -> None:
+    record = Record()
+    for sign in (1, -1) * 10:
+        record.add(Basis.BESIDE, 1.0, math.exp(sign * 0.1), 0.1)
+    assert record.spread(Basis.BESIDE) < Record().spread(Basis.BESIDE)

@@ -50,7 +50,7 @@ class Controller:
             raise ValueError(f"draft lengths must ascend from 0 on, two at least, not {lengths}")
         self._settings = settings
         self._cells: OrderedDict[CellKey, Cell] = OrderedDict()
-        self._known = Knowledge(max(lengths[-1], *static[1:]), settings.widest_graph)
+        self._known = Knowledge(lengths, max(lengths[-1], *static[1:]), settings.widest_graph)
         self._credit = Credit(settings.trial_loss)
         self._trials = Trials(self._known, self._credit)
         self._proposals = Proposals(lengths, settings.min_gain, self._known, self._credit)
@@ -207,7 +207,7 @@ class Controller:
         found = self._proposals.propose(key, cell, acceptance, best, now, self.steps)
         if found is not None:
             assert cell.choice is not None, "a settled cell has a choice"
-            self._trials.begin(key, cell, found.length, cell.choice, found.slower)
+            self._trials.begin(key, cell, found.length, cell.choice, found.slower, found.basis)
 
     def _settle(
         self, key: CellKey, cell: Cell, acceptance: Acceptance, current: int, now: float

@@ -2,7 +2,7 @@
 
 Two sources, in this order: a length measured in the cell itself, extended by the probe's curve
 t(N) / t(1) and the time of a drafted token; the straight line through measured lengths. Trials are
-proposed from the forecast; only their results choose.
+proposed from the forecast; only their results choose. Errors of forecasts are recorded (:mod:`vllm_nfp.draft.live.record`).
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vllm_nfp.draft.curve import StepCurve
 from vllm_nfp.draft.curve_set import CurveSet, Point
 from vllm_nfp.draft.live.draft_seconds import by_pairs
 from vllm_nfp.draft.live.steps import CellKey, distance
-from vllm_nfp.types import Basis
+from vllm_nfp.draft.live.trial import Basis
+from vllm_nfp.types import Basis as CurveBasis
 
 EVIDENCE_OCTAVES = 1.0
 """The cost of a drafted token counts for batch sizes within this distance."""
@@ -28,6 +29,8 @@ HOST_STEPS = 8
 MOST_RATIOS = 4096
 PLACES_AN_OCTAVE = 8
 """Contexts that are read off as one: an eighth of an octave."""
+WEAKER = {Basis.BESIDE: Basis.FAR, Basis.FAR: Basis.FAR}
+"""The basis of a forecast whose curve is predicted: it must promise more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +46,25 @@ class Compared:
     """Real batch size and context of its last step; None: those of the key."""
 
 
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """The expected duration of a step of a length that was not tried."""
+
+    relative: float | None
+    """Time of a step in the cell's unit; None: not known."""
+    basis: Basis
+
+
 class StepModel:
     """Forecasts of step times.
 
     Args:
+        lengths: draft lengths that may be chosen, ascending.
         widest_graph: tokens of the widest step with a CUDA graph; None: no graphs, or not known.
     """
 
-    def __init__(self, widest_graph: int | None) -> None:
+    def __init__(self, lengths: Sequence[int], widest_graph: int | None) -> None:
+        self._lengths = tuple(lengths)
         self._widest_graph = widest_graph
         self._curves = CurveSet.of(())
         self._read_off: dict[tuple[int, int, int], Point | None] = {}
@@ -92,11 +106,8 @@ class StepModel:
             self.draft_seconds[batch_size] = max(0.0, statistics.median(found))
             self._pairs_used[batch_size] = len(found)
 
-    def forecast(self, here: Compared, length: int) -> float | None:
-        """How long a step of a length takes, without the cell's own measurement of it.
-
-        In the cell's unit; None: not known.
-        """
+    def forecast(self, here: Compared, length: int) -> Forecast:
+        """How long a step of a length takes, without the cell's own measurement of it."""
         known = {k: t for k, t in here.relative.items() if k != length}
         anchor = min(known, key=lambda other: (abs(other - length), other))
         modelled = self._modelled(here, length, anchor)
@@ -104,11 +115,20 @@ class StepModel:
         if not self.has_graph(here.key[0], length) and self._without_graph:
             host = statistics.median(self._without_graph) / here.unit_seconds
             relative = host if relative is None else max(relative, host)
-        return relative
+        basis = Basis.BESIDE if self._are_beside(anchor, length) else Basis.FAR
+        return Forecast(relative, self._trusted(basis, here, (length, anchor)))
+
+    def _trusted(self, basis: Basis, at: Compared, lengths: Iterable[int]) -> Basis:
+        """The basis, or the next weaker one if the curve is a prediction."""
+        return WEAKER[basis] if self._is_predicted(at, lengths) else basis
 
     def _is_predicted(self, at: Compared, lengths: Iterable[int]) -> bool:
         found = (self._point(at, length + 1) for length in lengths)
-        return any(point is not None and point[1] == Basis.PREDICTED for point in found)
+        return any(point is not None and point[1] == CurveBasis.PREDICTED for point in found)
+
+    def _are_beside(self, one: int, other: int) -> bool:
+        places = self._lengths
+        return one in places and abs(places.index(one) - places.index(other)) == 1
 
     def _modelled(self, at: Compared, length: int, reference: int) -> float | None:
         """Time of a length's step over the reference's, from curve and drafting; None: no curve."""

@@ -1,11 +1,14 @@
-"""What steps have shown: how long they take, and what they accept."""
+"""What steps have shown: how long they take, what they accept, and how forecasts have fared."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from vllm_nfp.draft.acceptance import Acceptance
 from vllm_nfp.draft.live.cells import Cell
 from vllm_nfp.draft.live.counted import CountedAcceptance
 from vllm_nfp.draft.live.forecast import Compared, StepModel
+from vllm_nfp.draft.live.record import Record
 from vllm_nfp.draft.live.steps import CellKey, CellTimes, StepObservation
 from vllm_nfp.draft.live.trial import TRIAL_STEPS
 
@@ -14,14 +17,16 @@ class Knowledge:
     """The evidence that choices and trials rest on.
 
     Args:
+        lengths: draft lengths that may be chosen, ascending.
         places: the longest draft.
         widest_graph: tokens of the widest step with a CUDA graph; None: no graphs, or not known.
     """
 
-    def __init__(self, places: int, widest_graph: int | None) -> None:
+    def __init__(self, lengths: Sequence[int], places: int, widest_graph: int | None) -> None:
         self.times = CellTimes()
         self.counted = CountedAcceptance(places)
-        self.model = StepModel(widest_graph)
+        self.model = StepModel(lengths, widest_graph)
+        self.record = Record()
 
     @property
     def acceptance(self) -> Acceptance | None:

@@ -11,18 +11,13 @@ from vllm_nfp.draft.live.cells import Cell
 from vllm_nfp.draft.live.credit import Credit
 from vllm_nfp.draft.live.knowledge import Knowledge
 from vllm_nfp.draft.live.steps import CellKey
+from vllm_nfp.draft.live.trial import Basis
 from vllm_nfp.draft.live.trials import expected_loss
 
 WORTH_A_LOOK = 0.95
 """A measured length is measured again, once stale, if it had this fraction of the best,"""
 CONTRADICTED = 1.15
 """or if a forecast promises so many times what was measured: one of them is wrong."""
-WORTH_A_TRIAL = 0.95
-"""Fraction of the best known goodput that a length must promise to be tried. A bar that followed
-the errors of earlier forecasts changed goodput by 0.1 % at most (docs/draft-control.md)."""
-WORTH_A_SPARE_TRIAL = 0.6
-"""The same when there is credit to spare. It is this low because a batch just beyond the edge of a
-stair takes 1.5 times as long as its measured neighbour."""
 STALE_SECONDS = 60.0
 """Age at which the time of a plausible length is measured again."""
 BLIND_BEYOND = 16.0
@@ -39,6 +34,7 @@ class Proposal:
     length: int
     slower: float | None = None
     """Its time over that of the length in force, as forecast; None: not known."""
+    basis: Basis = Basis.FAR
     goodput: float = math.nan
     """As promised; NaN where only its acceptance is looked for."""
 
@@ -127,22 +123,24 @@ class Proposals:
         here = self._known.compared(key, cell)
         assert here is not None and choice is not None, "it has timed steps and a choice"
         model.learn_draft_seconds(here)
-        bar = best * (WORTH_A_SPARE_TRIAL if self._credit.is_wide else WORTH_A_TRIAL)
+        wide = self._credit.is_wide
         found = []
         for length in lengths:
             forecast = model.forecast(here, length)
             tokens = acceptance.expected_tokens(length)
             goodput, slower = best, None
-            if forecast is not None:
-                goodput = tokens / forecast
-                slower = forecast / cell.relative[choice]
+            if forecast.relative is not None:
+                goodput = tokens / forecast.relative
+                slower = forecast.relative / cell.relative[choice]
             if length in cell.relative:
                 had = tokens / cell.relative[length]
                 if had < WORTH_A_LOOK * best and goodput < CONTRADICTED * had:
                     continue
-            loss = expected_loss(acceptance, cell, length, choice, slower)
-            if goodput >= bar and self._credit.covers(loss):
-                found.append(Proposal(length, slower, goodput))
+            promises = goodput >= best * self._known.record.plausible(forecast.basis, wide)
+            if promises and self._credit.covers(
+                expected_loss(acceptance, cell, length, choice, slower)
+            ):
+                found.append(Proposal(length, slower, forecast.basis, goodput))
         return max(found, key=lambda one: (one.goodput, -abs(one.length - choice)), default=None)
 
 

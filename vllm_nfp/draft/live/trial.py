@@ -7,6 +7,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 TRIAL_STEPS = 8
 """Timed steps of a length, and of the one in force beside it, before its time counts."""
@@ -37,6 +38,15 @@ MOST_PASSED, PASSED_FOR_EACH = 8, 2
 cost as much as timed ones."""
 
 
+class Basis(StrEnum):
+    """What the forecast of a length's time rests on."""
+
+    FAR = "far"
+    """The model alone."""
+    BESIDE = "beside"
+    """The next shorter or longer length, measured here, and the model for the difference."""
+
+
 @dataclass(frozen=True, slots=True)
 class TrialResult:
     """The result of a trial."""
@@ -52,6 +62,7 @@ class TrialResult:
     """The break-even ratio; None: acceptance was not known."""
     forecast: float | None
     """The expected ratio; None: not known."""
+    basis: Basis
     steps: int
     """Timed steps of the length."""
 
@@ -71,6 +82,7 @@ class Trial:
     """Tokens of a step of the length over those of the other; NaN: not known."""
     forecast: float | None = None
     """Its time over the other's, as expected; None: not known."""
+    basis: Basis = Basis.FAR
     before: Sequence[float] = ()
     """Seconds of the last steps of the other before this began."""
     loss: float = 0.0
@@ -172,6 +184,7 @@ class Trial:
             ratio,
             None if math.isnan(self.tokens) else self.tokens,
             self.forecast,
+            self.basis,
             self.timed(self.length),
         )
 

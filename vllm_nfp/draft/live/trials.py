@@ -11,7 +11,7 @@ from vllm_nfp.draft.live.credit import FIRST_CREDIT, Credit
 from vllm_nfp.draft.live.decision import Reason
 from vllm_nfp.draft.live.knowledge import Knowledge
 from vllm_nfp.draft.live.steps import CellKey
-from vllm_nfp.draft.live.trial import CLEAR_STEPS, Trial, TrialResult
+from vllm_nfp.draft.live.trial import CLEAR_STEPS, Basis, Trial, TrialResult
 
 GUESSED_LOSS = 1.0
 """Loss of a trial step, in steps, where no curve gives it."""
@@ -24,7 +24,7 @@ class Trials:
     """The trials of all cells.
 
     Args:
-        known: what steps have shown.
+        known: what steps have shown; results of trials are added to its record of forecasts.
         credit: what trials may lose.
     """
 
@@ -41,6 +41,7 @@ class Trials:
         length: int,
         reference: int,
         forecast: float | None = None,
+        basis: Basis = Basis.FAR,
     ) -> None:
         """Try a length in turns with the one in force.
 
@@ -53,7 +54,7 @@ class Trials:
             tokens = _worth(acceptance, length, reference)
         loss = expected_loss(acceptance, cell, length, reference, forecast)
         before = self._known.last_seconds(key, reference, CLEAR_STEPS)
-        cell.trial = Trial(length, reference, tokens, forecast, before, loss)
+        cell.trial = Trial(length, reference, tokens, forecast, basis, before, loss)
         cell.reason = Reason.TRIAL
         self._credit.begin(cell.trial)
 
@@ -74,6 +75,8 @@ class Trials:
             cell.begin_anew(trial.reference)
         cell.tried[trial.length] = now
         if ratio is not None:
+            if trial.forecast is not None:
+                self._known.record.add(trial.basis, trial.forecast, ratio, trial.error)
             cell.relative[trial.length] = ratio * cell.relative[trial.reference]
         if trial.length > trial.reference:
             cell.hopeful = self._known.counted.is_better_beyond(trial.reference, trial.length)
