@@ -183,7 +183,8 @@ SCENARIOS: Mapping[str, Scenario] = {
 """A server that first sees its loads (steady); whose text changes (acceptance); whose load changes
 every second (load, ramp) or every few steps (walk, alternating, moving); whose drafts never pay
 (never); on a host that others use as well (noisy, and for long); whose GPU is throttled for a
-minute, or computes in tiles (tiles); whose probe has measured nothing (predicted) or never will (no curves)."""
+minute, or computes in tiles (tiles); whose probe has measured nothing (predicted) or never will
+(no curves)."""
 
 
 def read_recording(folder: Path) -> Recording:

@@ -19,6 +19,7 @@ from benchmarks.draft_scenarios import (
     Stay,
     between,
     goodput,
+    tiled,
 )
 from vllm_nfp.draft.live import cells, counted, proposals
 from vllm_nfp.draft.live.trial import Trial
