@@ -81,7 +81,6 @@ PARTS: Mapping[str, Sequence[Patch]] = {
     "hopeful looks": [(_COUNTED, "is_better_beyond", lambda *_: False)],
     "stale comparisons again": [(proposals, "STALE_SECONDS", math.inf)],
     "all compared anew": [(cells, "ANEW_AT_MOST", 1 << 60), (cells.Cell, "refresh", None)],
-    "weaker basis of predictions": [(StepModel, "_trusted", lambda self, basis, *_: basis)],
     "room for doubt by basis": [(record.Record, "plausible", _one_bar)],
     "learned cost of drafts": [(StepModel, "learn_draft_seconds", lambda *_: None)],
     "host's time without a graph": [(StepModel, "saw", lambda *_: None)],

@@ -166,19 +166,6 @@ def predicted(of: StepCurve) -> StepCurve:
     return replace(of, bases=(CurveBasis.PREDICTED,) * len(of.points))
 
 
-def test_a_forecast_on_a_predicted_curve_is_a_weaker_one() -> None:
-    """It is worth a trial, but does not move what the trial measures."""
-    here = cell(8, {3: 1.0})
-    bases = []
-    for table in ([curve(8, 0.1), curve(16, 0.1)], [predicted(curve(8, 0.1)), curve(16, 0.1)]):
-        model = StepModel((0, 3, 6, 8), None)
-        model.set_curves(table)
-        beside = model.forecast(here, 6)
-        assert beside.relative == pytest.approx(1.6 / 1.3)
-        bases.append((beside.basis, model.forecast(here, 8).basis))
-    assert bases == [(Basis.BESIDE, Basis.FAR), (Basis.FAR, Basis.FAR)]
-
-
 def test_what_a_draft_costs_is_not_learned_from_a_prediction() -> None:
     model = StepModel(LENGTHS, None)
     model.set_curves([predicted(curve(8, 0.0))])

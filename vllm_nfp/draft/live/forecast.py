@@ -2,7 +2,8 @@
 
 Two sources, in this order: a length measured in the cell itself, extended by the probe's curve
 t(N) / t(1) and the time of a drafted token; the straight line through measured lengths. Trials are
-proposed from the forecast; only their results choose. Errors of forecasts are recorded (:mod:`vllm_nfp.draft.live.record`).
+proposed from the forecast; only their results choose. Errors of forecasts are recorded
+(:mod:`vllm_nfp.draft.live.record`).
 """
 
 from __future__ import annotations
@@ -29,8 +30,6 @@ HOST_STEPS = 8
 MOST_RATIOS = 4096
 PLACES_AN_OCTAVE = 8
 """Contexts that are read off as one: an eighth of an octave."""
-WEAKER = {Basis.BESIDE: Basis.FAR, Basis.FAR: Basis.FAR}
-"""The basis of a forecast whose curve is predicted: it must promise more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +115,7 @@ class StepModel:
             host = statistics.median(self._without_graph) / here.unit_seconds
             relative = host if relative is None else max(relative, host)
         basis = Basis.BESIDE if self._are_beside(anchor, length) else Basis.FAR
-        return Forecast(relative, self._trusted(basis, here, (length, anchor)))
-
-    def _trusted(self, basis: Basis, at: Compared, lengths: Iterable[int]) -> Basis:
-        """The basis, or the next weaker one if the curve is a prediction."""
-        return WEAKER[basis] if self._is_predicted(at, lengths) else basis
+        return Forecast(relative, basis)
 
     def _is_predicted(self, at: Compared, lengths: Iterable[int]) -> bool:
         found = (self._point(at, length + 1) for length in lengths)
