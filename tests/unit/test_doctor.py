@@ -196,7 +196,10 @@ def test_backend_graphs_and_drafts_of_a_model() -> None:
     assert "num_speculative_tokens=1" in ignored.advice
 
 
-LINTS = ("capture sizes", "tokens of a step", "table on the V1 runner", "attention of drafts")
+LINTS = (
+    "capture sizes", "tokens of a step", "table on the V1 runner", "table with ngram_gpu",
+    "attention of drafts",
+)  # fmt: skip
 TABLE = {"draft_lengths_by_batch_size": True, "draft_table": [[1, 64, 7], [65, 256, 1]]}
 DEFAULT_GRAPHS = {
     "eager": False, "mode": "FULL_AND_PIECEWISE", "largest": 512,
@@ -226,6 +229,11 @@ DEFAULT_GRAPHS = {
         ),
         ({**SPECULATING, **TABLE, "use_v2": False}, ("serve with VLLM_USE_V2_MODEL_RUNNER=1",)),
         ({**SPECULATING, **TABLE, "use_v2": False, "data_parallel": 2}, ()),
+        (
+            {**SPECULATING, **TABLE, "speculative": "ngram_gpu", "draft_length": 7,
+             "use_v2": False, "graphs": {**DEFAULT_GRAPHS, "eager": True}},
+            ("AssertionError", "num_speculative_tokens=7"),
+        ),
         ({**SPECULATING, "flash_attention": 2}, ("contexts like 32768", "FLASHINFER")),
         ({**SPECULATING, "flash_attention": 2, "max_model_len": 2048}, ()),
         ({**SPECULATING, "flash_attention": 2, "backend": "TRITON_ATTN"}, ()),
