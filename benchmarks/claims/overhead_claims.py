@@ -32,7 +32,6 @@ def claims() -> Iterator[Claim]:
     """The runs of 2026-11-25, from before times to first token and delayed steps were kept."""
     for name, model, path, run, row, loads in (
         ("dense", "Dense, 24 layers", "dense/switched-qwen3-8b", DENSE, "dense", (10, 50)),
-        ("experts", "Experts, 16 layers", "moe/switched-qwen3-30b-a3b", EXPERTS, "MoE", ()),
         ("tp2", "TP 2, 24 layers", "tp/switched-llama-3.1-70b", TWO_GPUS, "TP 2", (10, 50, 90)),
     ):
         yield Claim(

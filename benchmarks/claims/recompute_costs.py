@@ -8,8 +8,8 @@ from pathlib import Path
 from benchmarks.claims.claim import Figures
 from benchmarks.claims.records import unpacked
 from benchmarks.paired import Ratio
-from benchmarks.probe_account import ProbeCounters, probe_counters
 from benchmarks.switched_summary import Compared, all_loads
+from vllm_nfp.results import scrape
 
 MIB = 1 << 20
 SETTLED_SHARE = 0.25
@@ -20,25 +20,29 @@ HOOKS, RAISED = "active", "raised"
 
 def account(record: Path) -> Figures:
     """A run of benchmarks.at_defaults: the probe's memory, its start, and what it counted."""
-    with unpacked(record) as folder:
-        moments = sorted(folder.glob("phase-*.prom"))
-        start = probe_counters((folder / "start.prom").read_text(encoding="utf-8"))
-        end = probe_counters(moments[-1].read_text(encoding="utf-8"))
+    with unpacked(record, "*.prom*") as folder:
+        first, *_, last = sorted(folder.glob("*.prom"), key=lambda path: path.stem != "start")
+        start = scrape.read_samples(first.read_text(encoding="utf-8"))
+        end = scrape.read_samples(last.read_text(encoding="utf-8"))
     return {
-        "host": f"{end.memory_bytes['host'] / MIB:.0f} MiB",
-        "gpu": f"{end.memory_bytes['gpu'] / MIB:.0f} MiB",
-        "startup": f"{end.startup_seconds:.1f} s",
-        "pairs": f"{start.probes_total['startup']:.0f}",
-        "pieces": f"{start.probes_total['startup_prepared']:.0f}",
-        "time": f"{100 * _of(end, 'overhead_ratio'):.2f} %",
-        "steps": f"{100 * _of(end, 'delayed_steps_ratio'):.2f} %",
+        "host": f"{_value(end, 'memory_bytes', kind='host') / MIB:.0f} MiB",
+        "gpu": f"{_value(end, 'memory_bytes', kind='gpu') / MIB:.0f} MiB",
+        "startup": f"{_value(end, 'startup_seconds'):.1f} s",
+        "pairs": f"{_value(start, 'probes_total', outcome='startup'):.0f}",
+        "pieces": f"{_value(start, 'probes_total', outcome='startup_prepared'):.0f}",
+        "time": f"{100 * _value(end, 'overhead_ratio'):.2f} %",
+        "steps": f"{100 * _value(end, 'delayed_steps_ratio'):.2f} %",
     }
 
 
-def _of(counters: ProbeCounters, name: str) -> float:
-    value = getattr(counters, name)
-    assert isinstance(value, float)
-    return value
+def _value(samples: scrape.Samples, name: str, **labels: str) -> float:
+    """Of the one sample with these labels."""
+    (found,) = (
+        value
+        for has, value in samples[f"vllm_nfp_{name}"]
+        if all(has[label] == wanted for label, wanted in labels.items())
+    )
+    return found
 
 
 def switched(record: Path) -> Figures:

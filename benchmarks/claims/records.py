@@ -10,10 +10,10 @@ from pathlib import Path
 
 
 @contextmanager
-def unpacked(record: Path) -> Iterator[Path]:
-    """The files of a record, those that are kept compressed as they were."""
+def unpacked(record: Path, pattern: str = "*") -> Iterator[Path]:
+    """Files of a record, those that are kept compressed as they were."""
     with tempfile.TemporaryDirectory() as folder:
-        for path in record.iterdir():
+        for path in record.glob(pattern):
             content = path.read_bytes()
             if path.suffix == ".gz":
                 (Path(folder) / path.stem).write_bytes(gzip.decompress(content))

@@ -29,8 +29,8 @@ from vllm_nfp.principle.live import Ground
 from vllm_nfp.probe.kv_proof import KvCacheWrittenError
 from vllm_nfp.results.snapshot import Snapshot
 from vllm_nfp.schedule.lockstep import PeerFaultError
-from vllm_nfp.session import start as module
 from vllm_nfp.session import in_lockstep, start_probing
+from vllm_nfp.session import start as module
 from vllm_nfp.session.agreement import Alone
 from vllm_nfp.session.output import Output
 from vllm_nfp.session.session import Session
