@@ -45,6 +45,12 @@ def picture_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return kinds.multimodal(tmp_path_factory.mktemp("multimodal"))
 
 
+@pytest.fixture(scope="module")
+def real_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """It writes English: SmolLM2-135M-Instruct, of a package that not every machine has."""
+    return kinds.real(tmp_path_factory.mktemp("real"))
+
+
 FEW_SHAPES = {"batch_sizes": [1, 4, 8], "contexts": [32, 128], "capture_seconds": 2.0}
 WHOLE_TABLE = {"capture_seconds": 0.0, "wanted_samples": 1}
 """Of the server; its shapes run for the first time between real steps."""
@@ -58,6 +64,7 @@ WHOLE_TABLE = {"capture_seconds": 0.0, "wanted_samples": 1}
         ("moe_model", "seeded", FEW_SHAPES),
         ("sliding_model", "narrow", FEW_SHAPES),
         ("rotary_model", "pictures", FEW_SHAPES),
+        ("real_model", "text", FEW_SHAPES),
         pytest.param("rotary_model", "seeded", FEW_SHAPES, marks=pytest.mark.thorough),
         pytest.param("picture_model", "pictures", WHOLE_TABLE, marks=pytest.mark.thorough),
         pytest.param("dense_model", "embedded", FEW_SHAPES, marks=pytest.mark.thorough),
