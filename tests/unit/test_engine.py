@@ -24,7 +24,7 @@ def config(**changes: Any) -> Any:
         tensor_parallel_size=1, pipeline_parallel_size=1, data_parallel_size=1,
         decode_context_parallel_size=1, prefill_context_parallel_size=1,
         use_ubatching=False, enable_eplb=False, enable_expert_parallel=False, nnodes=1, rank=0,
-        distributed_executor_backend=None,
+        distributed_executor_backend=None, data_parallel_backend="mp",
     )  # fmt: skip
     model = SimpleNamespace(
         is_hybrid=False, is_attention_free=False, is_encoder_decoder=False, is_moe=False,
@@ -140,7 +140,8 @@ def test_what_a_probe_follows_is_accepted(changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("executor", "accepted"), [("mp", True), ("uni", True), ("external_launcher", False)]
+    ("executor", "accepted"),
+    [("mp", True), ("uni", True), ("ray", True), ("external_launcher", False)],
 )
 def test_tensor_parallel_ranks_are_accepted_where_one_engine_has_them(
     executor: str, accepted: bool

@@ -24,7 +24,12 @@ def _executor(config: Any) -> object:
 
 def _foreign_executor(config: Any) -> bool:
     several = config.parallel_config.tensor_parallel_size > 1
-    return several and _executor(config) not in (None, "mp", "uni")
+    return several and _executor(config) not in (None, "mp", "uni", "ray")
+
+
+def _under_ray(config: Any) -> bool:
+    parallel = config.parallel_config
+    return _executor(config) == "ray" or parallel.data_parallel_backend == "ray"
 
 
 PARALLEL = (
@@ -51,6 +56,22 @@ PARALLEL = (
         Mode.ACTIVE,
         "each rank is an engine of its own, with its own label engine",
         flag="--data-parallel-size",
+    ),
+    Feature(
+        "workers under Ray",
+        Kind.PARALLEL,
+        _under_ray,
+        Mode.ACTIVE,
+        "vLLM copies the settings to Ray's workers and engines, and every node needs vllm-nfp",
+        flag="--distributed-executor-backend ray, --data-parallel-backend ray",
+    ),
+    Feature(
+        "several nodes",
+        Kind.PARALLEL,
+        _above_one("nnodes"),
+        Mode.ACTIVE,
+        "every node needs the same --nfp flags; without them on one, the probe is passive",
+        flag="--nnodes",
     ),
     Feature(
         "pipeline parallelism",

@@ -29,6 +29,7 @@ class Feature(StrEnum):
     COLLECTIVES = "timing of collectives"
     CONNECTORS = "probing beside a KV connector"
     LORA = "probing beside LoRA adapters"
+    RAY = "settings in Ray's workers"
 
 
 PROBE = frozenset({Feature.FLAGS, Feature.WORKER, Feature.STEPS})
@@ -143,6 +144,12 @@ V2_SAMPLE_TOKENS = Target(
     Feature.STEPS,
     "calls the observer after a step was launched",
     on_object=True,
+)
+
+RAY_VARIABLES = Target(
+    "vllm.ray.ray_env:DEFAULT_EXTRA_ENV_VARS",
+    Feature.RAY,
+    "adds the probe's settings to the variables that vLLM copies to Ray's workers",
 )
 
 RUN_BUSY_LOOP = Target(
@@ -292,6 +299,7 @@ TARGETS: tuple[Target, ...] = (
     V1_SAMPLE_TOKENS,
     V2_EXECUTE_MODEL,
     V2_SAMPLE_TOKENS,
+    RAY_VARIABLES,
     RUN_BUSY_LOOP,
     QUEUE_GET,
     GET_REGISTRY,

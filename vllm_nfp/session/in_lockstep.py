@@ -7,14 +7,13 @@ the same step. Until then every rank takes part, so that none waits for another.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
-import zlib
 from collections.abc import Callable
 from typing import Any
 
 from vllm_nfp import faults
+from vllm_nfp.adapter.presence import check_tensor_ranks, settings_digest
 from vllm_nfp.adapter.ranks import Ranks, TensorRanks, tensor_wire
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.probe.engine import ProbeEngine
@@ -47,12 +46,13 @@ def join(config: ProbeConfig) -> Lockstep:
     """This rank's part among the tensor-parallel ranks; each calls this at the same point.
 
     Raises:
+        RanksDifferError: on all ranks that have a probe, if one has none or another.
         WireError: if another rank cannot be reached.
     """
-    alike = dataclasses.replace(config, run_dir=None, output_dir=None)
+    check_tensor_ranks()
     return Lockstep(
         faster(tensor_wire()),
-        zlib.crc32(alike.to_json().encode()),
+        settings_digest(config),
         _steps_per_exchange(config.overhead_budget),
     )
 
