@@ -167,7 +167,7 @@ def custom(state: Any, monkeypatch: pytest.MonkeyPatch) -> Custom:
 
 
 def capture(talk: Talk, error: Exception | None = None) -> None:
-    with ranks.TensorRanks(talk.agree).capturing(None):
+    with ranks.SeveralRanks(talk.agree, min).capturing(None):
         if error is not None:
             raise error
 
@@ -210,7 +210,7 @@ def test_captured_collectives_leave_room_for_the_servers_own(
     custom: Custom, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ranks, "MOST_CAPTURED_COLLECTIVES", 250)
-    team = ranks.TensorRanks(Talk().agree)
+    team = ranks.SeveralRanks(Talk().agree, min)
     for _ in range(2):
         with team.capturing(None):
             pass

@@ -336,6 +336,9 @@ class Joined:
     def fail_now(self) -> None:
         self.told += 1
 
+    def least(self, value: int, topic: str) -> int:
+        return value
+
 
 @pytest.mark.parametrize("error", KNOWN, ids=lambda error: type(error).__name__)
 def test_of_several_ranks_the_first_times_its_steps_and_none_waits(

@@ -56,6 +56,8 @@ CONFIG_ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "use_ubatching",
         "enable_eplb",
         "enable_expert_parallel",
+        "enable_elastic_ep",
+        "all2all_backend",
         "nnodes",
         "rank",
     ),

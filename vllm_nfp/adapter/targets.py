@@ -29,11 +29,12 @@ class Feature(StrEnum):
     COLLECTIVES = "timing of collectives"
     CONNECTORS = "probing beside a KV connector"
     LORA = "probing beside LoRA adapters"
+    ENGINES = "probing of engines that take their steps together"
 
 
 PROBE = frozenset({Feature.FLAGS, Feature.WORKER, Feature.STEPS})
 """Features without which there is no probe."""
-_REQUIRED = PROBE | {Feature.DRAFT_CONTROL, Feature.CONNECTORS, Feature.LORA}
+_REQUIRED = PROBE | {Feature.DRAFT_CONTROL, Feature.CONNECTORS, Feature.LORA, Feature.ENGINES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +143,13 @@ V2_SAMPLE_TOKENS = Target(
     "vllm.v1.worker.gpu.model_runner:GPUModelRunner.sample_tokens",
     Feature.STEPS,
     "calls the observer after a step was launched",
+    on_object=True,
+)
+
+EXECUTE_DUMMY_BATCH = Target(
+    "vllm.v1.worker.gpu_worker:Worker.execute_dummy_batch",
+    Feature.ENGINES,
+    "counts the dummy batches of an engine without work",
     on_object=True,
 )
 
@@ -292,6 +300,7 @@ TARGETS: tuple[Target, ...] = (
     V1_SAMPLE_TOKENS,
     V2_EXECUTE_MODEL,
     V2_SAMPLE_TOKENS,
+    EXECUTE_DUMMY_BATCH,
     RUN_BUSY_LOOP,
     QUEUE_GET,
     GET_REGISTRY,

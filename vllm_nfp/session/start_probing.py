@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -46,6 +47,11 @@ def clock_of(view: RunnerView) -> Clock:
     return CudaClock() if view.device.type == "cuda" else HostClock()
 
 
+def _ranks_of(parallel: Any) -> int:
+    """Ranks that run each shape together."""
+    return int(parallel.tensor_parallel_size * parallel.data_parallel_size)
+
+
 def start_probing(
     worker: Worker, view: RunnerView, place: GraphPlace | None, agreement: Agreement, output: Output
 ) -> Started:
@@ -59,7 +65,7 @@ def start_probing(
         Exception: anything, such as a fault of another rank.
     """
     maybe_fail("attach")
-    limits = worker.config.graph_limits(worker.vllm_config.parallel_config.tensor_parallel_size)
+    limits = worker.config.graph_limits(_ranks_of(worker.vllm_config.parallel_config))
     clock, place = clock_of(view), place if limits.shared_pool else None
     with torch.inference_mode():
         engine = ProbeEngine(view, clock, worker.config, limits, place, agreement.ranks)
@@ -147,7 +153,7 @@ def _lead(
 
     _warn_of_fusion(worker, agreement.ranks)
     maybe_fail("startup_scan")
-    agreement.scan(engine, lambda: scan(prober, scan_seconds, report, now))
+    agreement.scan(engine, lambda: scan(prober, scan_seconds, report, now), prober)
     engine.give_back_cache()
     publisher.process()
     lead.count(engine.graph_bytes)
