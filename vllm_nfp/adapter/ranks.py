@@ -100,14 +100,19 @@ class SeveralRanks:
             CaptureEndedError: on all ranks, if one has run out of memory or of room for the
                 addresses; no graph can be captured from then on.
         """
-        from vllm.distributed.parallel_state import GraphCaptureContext, get_tp_group
+        from vllm.distributed.parallel_state import (
+            GraphCaptureContext,
+            get_dp_group,
+            get_tp_group,
+        )
 
-        group = get_tp_group()
+        group, engines = get_tp_group(), get_dp_group()
         custom: Any = getattr(group.device_communicator, "ca_comm", None)
         registers = custom is not None and not custom.disabled
         failure: Exception | None = None
         try:
-            with group.graph_capture(GraphCaptureContext(stream)):
+            context = GraphCaptureContext(stream)
+            with group.graph_capture(context), engines.graph_capture(context):
                 try:
                     yield
                 except Exception as error:
