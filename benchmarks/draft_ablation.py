@@ -4,9 +4,9 @@
 
 Simulated, without a GPU: steps last the recorded medians of a run of benchmarks.draft_lengths, with
 noise and slow spells, and drafts are thrown at a set acceptance (:mod:`benchmarks.draft_replay`).
-In each scenario the controller runs whole, and without one of its parts, with the same seeds. What
-is printed is the change of goodput in percent, trials included, with the standard error over runs
-and seeds: below zero, the part earns something.
+In each scenario (:mod:`benchmarks.draft_scenarios`) the controller runs whole, and without one of
+its parts, with the same seeds. What is printed is the change of goodput in percent, trials
+included, with the standard error over runs and seeds: below zero, the part earns something.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import multiprocessing
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -25,73 +26,12 @@ from unittest import mock
 import click
 
 from benchmarks import environment
-from benchmarks.draft_plan import LENGTHS, step_times
-from benchmarks.draft_replay import Host, Server, recorded
-from benchmarks.draft_times import Cell, read_rows
-from vllm_nfp.draft import StepCurve, expected_tokens
-from vllm_nfp.draft.inputs import source_of
+from benchmarks.draft_scenarios import SCENARIOS, Recording, goodput, read_recording
 from vllm_nfp.draft.live import cells, controller, counted, credit, knowledge, proposals, record
 from vllm_nfp.draft.live.forecast import Forecast, StepModel
 from vllm_nfp.draft.live.trial import Basis, Trial
 
 RUNS = ("dense", "moe", "eagle3-dense", "eagle3-moe")
-STEPS = 1500
-VISIT = 150
-"""Steps of a short stay at a load."""
-QUIET = Host()
-NOISY = Host(noise=0.08, slow_steps=25, slow_share=0.35, slow_factor=1.6)
-
-Times = Mapping[int, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Stay:
-    """Steps at one load and acceptance."""
-
-    cell: Cell
-    acceptance: float
-    steps: int
-
-
-@dataclass(frozen=True, slots=True)
-class Scenario:
-    """What a server meets: a path over the cells of a run."""
-
-    path: Callable[[Sequence[Cell]], list[Stay]]
-    host: Host = QUIET
-
-
-def _steady(at: Sequence[Cell], acceptance: float = 0.7) -> list[Stay]:
-    return [Stay(cell, acceptance, STEPS) for cell in at]
-
-
-def _changing(at: Sequence[Cell]) -> list[Stay]:
-    chances = (0.9, 0.4, 0.8, 0.2, 0.9)
-    return [Stay(cell, a, STEPS) for cell in at[1:4:2] for a in chances]
-
-
-def _loads(at: Sequence[Cell]) -> list[Stay]:
-    short = [cell for cell in at if cell[0] == at[0][0]]
-    path = [*short, *short[::-1]] * 4
-    return [Stay(cell, 0.7, VISIT) for cell in path]
-
-
-def _alternating(at: Sequence[Cell]) -> list[Stay]:
-    return [Stay(cell, 0.7, 8) for cell in [at[0], at[3]] * 300]
-
-
-def _never(at: Sequence[Cell]) -> list[Stay]:
-    return [Stay(cell, 0.05, STEPS) for cell in at[:4]]
-
-
-SCENARIOS: Mapping[str, Scenario] = {
-    "steady": Scenario(_steady),
-    "acceptance": Scenario(_changing),
-    "load": Scenario(_loads),
-    "alternating": Scenario(_alternating),
-    "never": Scenario(_never),
-    "noisy": Scenario(_steady, NOISY),
-}
 
 Patch = tuple[Any, str, Any]
 
@@ -112,6 +52,10 @@ def _pinned(original: Callable[[Any], Any]) -> property:
         return _FIRST.get(id(self))
 
     return property(first)
+
+
+def _one_bar(_: Any, basis: Basis, wide: bool) -> float:
+    return record.WIDELY_PLAUSIBLE if wide else record.MOST_PLAUSIBLE
 
 
 _FIRST: dict[int, Any] = {}
@@ -141,6 +85,12 @@ PARTS: Mapping[str, Sequence[Patch]] = {
     "hopeful looks": [(_COUNTED, "is_better_beyond", lambda *_: False)],
     "stale comparisons again": [(proposals, "STALE_SECONDS", math.inf)],
     "all compared anew": [(cells, "ANEW_AT_MOST", 1 << 60), (cells.Cell, "refresh", None)],
+    "weaker basis of predictions": [(StepModel, "_trusted", lambda self, basis, *_: basis)],
+    "room for doubt by basis": [(record.Record, "plausible", _one_bar)],
+    "learned cost of drafts": [(StepModel, "learn_draft_seconds", lambda *_: None)],
+    "host's time without a graph": [(StepModel, "saw", lambda *_: None)],
+    "contradicted lengths again": [(proposals, "CONTRADICTED", math.inf)],
+    "nearly best lengths again": [(proposals, "WORTH_A_LOOK", math.inf)],
     "settled steps before a trial": [(controller, "SETTLED_STEPS", 1)],
 }
 
@@ -167,63 +117,55 @@ def _always(value: Any) -> Callable[[Any], Any]:
     return lambda self: value
 
 
-def goodput(
-    scenario: Scenario,
-    run: Mapping[Cell, Times],
-    curves: Sequence[StepCurve],
-    seed: int,
-) -> float:
-    """Goodput over that of the best length of each stay; stays weigh by their steps."""
-    server = Server(curves, 0.7, scenario.host, seed)
-    shares, weights = [], []
-    stays = scenario.path(list(run))
-    # Stays at one load and acceptance are judged together.
-    for _, group in itertools.groupby(stays, key=lambda stay: (stay.cell, stay.acceptance)):
-        tokens = taken = 0.0
-        steps = 0
-        for stay in group:
-            server.acceptance = stay.acceptance
-            times = run[stay.cell]
-            for _ in range(stay.steps):
-                length = server.step(stay.cell, times)
-                tokens += expected_tokens(length, stay.acceptance)
-                taken += times[length]
-            steps += stay.steps
-        best = max(expected_tokens(k, stay.acceptance) / times[k] for k in LENGTHS)
-        shares.append(tokens / taken / best)
-        weights.append(steps)
-    return math.fsum(s * w for s, w in zip(shares, weights, strict=True)) / sum(weights)
+_RUNS: dict[str, Recording] = {}
+"""By name; set before the processes that use them are forked."""
+Key = tuple[str | None, str, str, int]
+"""(part left out, scenario, run, seed)."""
+Values = dict[str, dict[str, list[float]]]
+"""Goodput by part left out and scenario."""
+
+
+def _one(key: Key) -> float:
+    part, scenario, run, seed = key
+    with without(part):
+        return goodput(SCENARIOS[scenario], _RUNS[run], seed)
 
 
 @click.command()
 @click.argument("folder", type=click.Path(exists=True, path_type=Path))
 @click.option("--seeds", default=4, show_default=True)
 @click.option("--part", "parts", multiple=True, type=click.Choice(list(PARTS)))
+@click.option("--scenario", "only", multiple=True, type=click.Choice(list(SCENARIOS)))
+@click.option("--jobs", default=2, show_default=True, help="Processes.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write every value as JSON.")
-def main(folder: Path, seeds: int, parts: tuple[str, ...], out: Path | None) -> None:
+def main(
+    folder: Path,
+    seeds: int,
+    parts: tuple[str, ...],
+    only: tuple[str, ...],
+    jobs: int,
+    out: Path | None,
+) -> None:
     """Print what each part is worth; see the module's text."""
-    runs = {}
-    for name in RUNS:
-        curves = source_of(step_times(folder / name / "spec")).curves
-        runs[name] = recorded(read_rows(folder / name / "points.jsonl")), curves
-    keys = list(itertools.product(SCENARIOS, runs, range(seeds)))
-    values: dict[str, dict[str, list[float]]] = {}
-    for part in (None, *(parts or PARTS)):
-        with without(part):
-            found = [goodput(SCENARIOS[s], *runs[r], seed) for s, r, seed in keys]
-        of = values[part or "whole"] = {}
-        for (scenario, *_), value in zip(keys, found, strict=True):
-            of.setdefault(scenario, []).append(value)
-        click.echo(_line(part or "whole", of, values["whole"]))
-    if out is not None:
-        rows = {name: {s: [round(v, 5) for v in of[s]] for s in of} for name, of in values.items()}
-        whole_record = {
-            "environment": environment.record(),
-            "runs": RUNS,
-            "seeds": seeds,
-            "goodput": rows,
-        }
-        out.write_text(json.dumps(whole_record, indent=1), encoding="utf-8")
+    _RUNS.update({name: read_recording(folder / name) for name in RUNS})
+    scenarios = only or tuple(SCENARIOS)
+    each = list(itertools.product(scenarios, RUNS, range(seeds)))
+    values: Values = {}
+    about = environment.record()
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("fork")) as pool:
+        for part in (None, *(parts or PARTS)):
+            of = values[part or "whole"] = {scenario: [] for scenario in scenarios}
+            found = pool.map(_one, [(part, *key) for key in each])
+            for (scenario, *_), value in zip(each, found, strict=True):
+                of[scenario].append(value)
+            click.echo(_line(part or "whole", of, values["whole"]))
+            if out is not None:
+                _write(out, {"environment": about, "runs": RUNS, "seeds": seeds}, values)
+
+
+def _write(out: Path, about: Mapping[str, Any], values: Values) -> None:
+    rows = {name: {s: [round(v, 5) for v in of[s]] for s in of} for name, of in values.items()}
+    out.write_text(json.dumps({**about, "goodput": rows}, indent=1), encoding="utf-8")
 
 
 def _line(name: str, of: Mapping[str, list[float]], whole: Mapping[str, list[float]]) -> str:

@@ -20,7 +20,7 @@ from vllm_nfp.adapter import versions
 from vllm_nfp.adapter.feature import Feature, Kind
 from vllm_nfp.adapter.features import FEATURES
 from vllm_nfp.adapter.runner_v2 import KNOWN_STATES
-from vllm_nfp.adapter.state_layers import KNOWN_LAYERS
+from vllm_nfp.adapter.state_kinds import KNOWN_LAYERS
 from vllm_nfp.adapter.versions import Mode
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.metrics.families import families_of
@@ -70,7 +70,7 @@ Every setting of the probe. Pass them to `--nfp-config` as JSON or as `@FILE`. F
 | setting | default | meaning |
 | --- | --- | --- |
 """
-_INTERNAL = frozenset({"run_dir", "off_reason"})
+_INTERNAL = frozenset({"run_dir"})
 """Set by the launcher."""
 
 

@@ -186,8 +186,6 @@ class ProbeConfig:
     constants."""
     run_dir: Directory | None = None
     """Directory of the hand-over file for /metrics. Set by the launcher."""
-    off_reason: str | None = None
-    """Reason why nothing is hooked, for /metrics. Set by the launcher."""
 
     def __post_init__(self) -> None:
         for name, kind in _field_types().items():
@@ -340,7 +338,7 @@ def _allowed(plain: Any, metas: Sequence[Meta]) -> str:
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(ProbeConfig))
-_USER_FIELDS = tuple(name for name in FIELDS if name not in ("run_dir", "off_reason"))
+_USER_FIELDS = tuple(name for name in FIELDS if name != "run_dir")
 
 
 def config_from_mapping(values: Mapping[str, Any]) -> ProbeConfig:

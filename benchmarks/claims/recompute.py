@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import json
 import math
-import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +14,7 @@ import numpy as np
 from benchmarks.at_defaults_score import Score, scores_of
 from benchmarks.claims.claim import Figures
 from benchmarks.draft_rates import STEADY, point_rows
-from benchmarks.switched_summary import cells
+from benchmarks.switched_summary import all_loads
 from benchmarks.validation_cells import all_cells
 from benchmarks.validation_outcomes import outcomes, summary
 from vllm_nfp.principle import target_of
@@ -87,16 +85,14 @@ def draft_lengths(record: Path) -> Figures:
 
 def inter_token_latency(record: Path) -> Figures:
     """The median over that with hooks off, at 10 and 50 % load."""
-    run = json.loads(record.read_text(encoding="utf-8"))
-    with np.load(record.with_suffix(".npz")) as stored:
-        itl_us = dict(stored)
     named: dict[str, str] = {}
-    for share in (0.1, 0.5):
-        _, _, rounds, intervals, _, median, *_ = cells(run["rounds"], itl_us, share, HOOKS)
-        ratio, lower, upper = re.findall(r"[\d.]+", median)
-        at = f"{share * 100:.0f}"
-        named |= {f"ratio_{at}": f"{float(ratio):.3f}", "rounds": rounds, f"n_{at}": intervals}
-        named |= {f"lower_{at}": f"{float(lower):.3f}", f"upper_{at}": f"{float(upper):.3f}"}
+    for found in all_loads(record):
+        if found.variant != HOOKS:
+            continue
+        at, ratio = f"{found.share * 100:.0f}", found.ratios["itl_p50"]
+        named |= {f"ratio_{at}": f"{ratio.ratio:.3f}", "rounds": str(found.rounds)}
+        named |= {f"lower_{at}": f"{ratio.lower:.3f}", f"upper_{at}": f"{ratio.upper:.3f}"}
+        named[f"n_{at}"] = str(found.intervals)
     return named
 
 

@@ -127,6 +127,8 @@ def main(model: str, out: str, mode: str) -> None:
         "enable_chunked_prefill": True,
         "seed": 0,
         **(GRAPHS if mode in IN_GRAPHS else {}),
+        # A recurrent layer's default kernel for prompts needs FlashInfer, which may be absent.
+        **({"additional_config": {"gdn_prefill_backend": "triton"}} if mode in IN_GRAPHS else {}),
         **(PIECEWISE if mode == "piecewise" else {}),
         # The encoder's small heads fit no fast kernel.
         **({"mm_encoder_attn_backend": "TORCH_SDPA"} if mode == "picture-graphs" else {}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 
 import pytest
@@ -10,10 +11,12 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT))
 from benchmarks import draft_ablation
 from benchmarks.draft_plan import LENGTHS
+from benchmarks.draft_scenarios import SCENARIOS, Curves, Recording, Scenario, Stay, goodput
 from vllm_nfp.draft.live import cells, counted, proposals
 from vllm_nfp.draft.live.trial import Trial
 
-RUN = {(1024, b): {k: 1e-3 * (10 + 0.01 * b * (k + 1)) for k in LENGTHS} for b in (1, 4, 16, 64)}
+POINTS = {(1024, b): {k: 1e-3 * (10 + 0.01 * b * (k + 1)) for k in LENGTHS} for b in (1, 4, 16, 64)}
+RUN = Recording(POINTS, POINTS, {one: () for one in Curves})
 
 
 @pytest.mark.parametrize("part", list(draft_ablation.PARTS))
@@ -26,15 +29,32 @@ def test_every_part_can_be_taken_out_and_comes_back(part: str) -> None:
         (proposals, "STALE_SECONDS"),
     )
     before = [vars(owner)[name] for owner, name in watched]
-    short = draft_ablation.Scenario(lambda at: [draft_ablation.Stay(at[0], 0.7, 300)])
+    short = Scenario(lambda at, _: [Stay(at[0], 0.7, 300)])
     with draft_ablation.without(part):
-        assert 0.5 < draft_ablation.goodput(short, RUN, (), seed=1) <= 1.0
+        assert 0.5 < goodput(short, RUN, seed=1) <= 1.0
     assert [vars(owner)[name] for owner, name in watched] == before
 
 
 def test_acceptance_that_is_never_counted_again_is_noticed() -> None:
-    path = [draft_ablation.Stay((1024, 64), a, 1500) for a in (0.9, 0.1)]
-    scenario = draft_ablation.Scenario(lambda _: path)
-    whole = draft_ablation.goodput(scenario, RUN, (), seed=1)
+    path = [Stay((1024, 64), a, 1500) for a in (0.9, 0.1)]
+    scenario = Scenario(lambda *_: path)
+    whole = goodput(scenario, RUN, seed=1)
     with draft_ablation.without("counted acceptance"):
-        assert draft_ablation.goodput(scenario, RUN, (), seed=1) < 0.99 * whole
+        assert goodput(scenario, RUN, seed=1) < 0.99 * whole
+
+
+def test_every_scenario_has_a_path() -> None:
+    at = [(context, b) for context in (1024, 8192) for b in (1, 4, 16, 32, 64, 128)]
+    for scenario in SCENARIOS.values():
+        path = scenario.path(at, random.Random(1))
+        assert path and {stay.cell for stay in path} <= set(at)
+        assert path == scenario.path(at, random.Random(1)), "the same for every part"
+
+
+def test_a_throttled_gpu_makes_drafts_cost_more() -> None:
+    fast, slow = (
+        Scenario(lambda at, _, g=g: [Stay(at[3], 0.7, 400, g)]) for g in (1.0, 1000.0)
+    )  # fmt: skip
+    with_drafts = goodput(fast, RUN, seed=1)
+    # Of the configured K = 3 little is left where drafts are so slow.
+    assert goodput(slow, RUN, seed=1) < 0.9 * with_drafts

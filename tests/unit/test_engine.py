@@ -25,7 +25,7 @@ def config(**changes: Any) -> Any:
         decode_context_parallel_size=1, prefill_context_parallel_size=1,
         use_ubatching=False, enable_eplb=False, enable_expert_parallel=False, nnodes=1, rank=0,
         distributed_executor_backend=None, all2all_backend="allgather_reducescatter",
-        enable_elastic_ep=False,
+        enable_elastic_ep=False, data_parallel_backend="mp",
     )  # fmt: skip
     model = SimpleNamespace(
         is_hybrid=False, is_attention_free=False, is_encoder_decoder=False, is_moe=False,
@@ -81,6 +81,10 @@ OTHER_ALL2ALL = {
         (
             {**EXPERTS_IN_PARALLEL, "parallel_config__enable_elastic_ep": True},
             "--enable-elastic-ep",
+        ),
+        (
+            {**EXPERTS_IN_PARALLEL, "parallel_config__distributed_executor_backend": "ray"},
+            "--distributed-executor-backend ray",
         ),
         (
             {
@@ -160,7 +164,8 @@ def test_what_a_probe_follows_is_accepted(changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("executor", "accepted"), [("mp", True), ("uni", True), ("external_launcher", False)]
+    ("executor", "accepted"),
+    [("mp", True), ("uni", True), ("ray", True), ("external_launcher", False)],
 )
 def test_tensor_parallel_ranks_are_accepted_where_one_engine_has_them(
     executor: str, accepted: bool

@@ -173,6 +173,21 @@ def test_real_steps_inform_the_surface(results: Results) -> None:
     assert results.surface.version > before
 
 
+@pytest.mark.parametrize(("wait", "told"), [(0.0, 0.008), (0.0002, 0.0079), (0.0004, None)])
+def test_the_devices_wait_for_a_launch_is_no_part_of_a_step_that_informs_the_surface(
+    results: Results, monkeypatch: pytest.MonkeyPatch, wait: float, told: float | None
+) -> None:
+    """A server whose host is slower than its device waits in each step: by how much, nobody knows.
+
+    The wait is the same for large steps and small ones: as a factor it would bend the curve.
+    """
+    added: list[float] = []
+    monkeypatch.setattr(results.surface, "add_step", lambda _, seconds, __: added.append(seconds))
+    slow = dataclasses.replace(steps(ENOUGH, ENOUGH, 0.008), wait_seconds=wait)
+    results.add_steps([slow], 1.0)
+    assert added == ([] if told is None else [pytest.approx(told)])
+
+
 @pytest.mark.parametrize(
     ("mean", "informs"), [(4.0, True), (4.03, True), (4.2, False), (3.6, False)]
 )

@@ -53,6 +53,7 @@ CONFIG_ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "prefill_context_parallel_size",
         "data_parallel_index",
         "distributed_executor_backend",
+        "data_parallel_backend",
         "use_ubatching",
         "enable_eplb",
         "enable_expert_parallel",

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from vllm_nfp.adapter import dummies, idle, metrics_bridge
+from vllm_nfp.adapter import dummies, idle, metrics_bridge, presence
 from vllm_nfp.adapter.graph_place import GraphPlace
 from vllm_nfp.adapter.patch import MissingTargetError, PatchSet
 from vllm_nfp.adapter.verification import AdaptiveVerification, verification_of
@@ -66,6 +66,14 @@ class StepObserver(Protocol):
 
 ObserverFactory = Callable[[ProbeConfig, Any], StepObserver]
 """Makes an observer from the settings and vLLM's configuration."""
+
+
+def about_to_warm_up(config: ProbeConfig) -> None:
+    """Tell the other ranks that this one has a probe; a fault here is a fault of the probe's."""
+    try:
+        presence.announce(config)
+    except Exception:
+        logger.exception("vllm-nfp: the other ranks could not be told of this one's probe")
 
 
 def start(

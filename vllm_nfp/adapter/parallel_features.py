@@ -46,9 +46,15 @@ def _executor(config: Any) -> object:
 
 
 def _foreign_executor(config: Any) -> bool:
+    if _engines_of_experts(config):
+        return _under_ray(config) or _executor(config) not in (None, "mp", "uni")
+    several = config.parallel_config.tensor_parallel_size > 1
+    return several and _executor(config) not in (None, "mp", "uni", "ray")
+
+
+def _under_ray(config: Any) -> bool:
     parallel = config.parallel_config
-    several = parallel.tensor_parallel_size > 1 or _engines_of_experts(config)
-    return several and _executor(config) not in (None, "mp", "uni")
+    return _executor(config) == "ray" or parallel.data_parallel_backend == "ray"
 
 
 PARALLEL = (
@@ -75,6 +81,22 @@ PARALLEL = (
         Mode.ACTIVE,
         "each rank is an engine of its own, with its own label engine",
         flag="--data-parallel-size",
+    ),
+    Feature(
+        "workers under Ray",
+        Kind.PARALLEL,
+        lambda c: _under_ray(c) and not _engines_of_experts(c),
+        Mode.ACTIVE,
+        "vLLM copies the settings to Ray's workers and engines, and every node needs vllm-nfp",
+        flag="--distributed-executor-backend ray, --data-parallel-backend ray",
+    ),
+    Feature(
+        "several nodes",
+        Kind.PARALLEL,
+        _above_one("nnodes"),
+        Mode.ACTIVE,
+        "every node needs the same --nfp flags; without them on one, the probe is passive",
+        flag="--nnodes",
     ),
     Feature(
         "pipeline parallelism",
@@ -148,7 +170,7 @@ PARALLEL = (
         unpredicted="a context split over ranks",
     ),
     Feature(
-        "several ranks with another executor",
+        "several ranks with another executor; data parallelism with experts under Ray",
         Kind.PARALLEL,
         _foreign_executor,
         Mode.PASSIVE,

@@ -30,6 +30,7 @@ class Feature(StrEnum):
     CONNECTORS = "probing beside a KV connector"
     LORA = "probing beside LoRA adapters"
     ENGINES = "probing of engines that take their steps together"
+    RAY = "settings in Ray's workers"
 
 
 PROBE = frozenset({Feature.FLAGS, Feature.WORKER, Feature.STEPS})
@@ -151,6 +152,11 @@ EXECUTE_DUMMY_BATCH = Target(
     Feature.ENGINES,
     "counts the dummy batches of an engine without work",
     on_object=True,
+)
+RAY_VARIABLES = Target(
+    "vllm.ray.ray_env:DEFAULT_EXTRA_ENV_VARS",
+    Feature.RAY,
+    "adds the probe's settings to the variables that vLLM copies to Ray's workers",
 )
 
 RUN_BUSY_LOOP = Target(
@@ -301,6 +307,7 @@ TARGETS: tuple[Target, ...] = (
     V2_EXECUTE_MODEL,
     V2_SAMPLE_TOKENS,
     EXECUTE_DUMMY_BATCH,
+    RAY_VARIABLES,
     RUN_BUSY_LOOP,
     QUEUE_GET,
     GET_REGISTRY,

@@ -26,6 +26,8 @@ from vllm_nfp.schedule.queue import Queue
 from vllm_nfp.timing import StepTimer
 from vllm_nfp.types import EngineStep, PairResult, RefusedForNowError, Shape, ShapeRefusedError
 
+WAITED = "waited"
+"""Outcome of a pair whose modules alone count."""
 RUNS_PER_PAIR = 4.0
 """First guess of a pair's cost, in real steps, until one has been measured."""
 PIECE_MEMORY = 8.0
@@ -242,7 +244,7 @@ class Prober:
             return
         self._last_pair_seconds = landed.cost_seconds
         self.queue.measured(landed.pair.target)
-        self._count(landed.account)
+        self._count(WAITED if landed.result.waited else landed.account)
         self._sink(landed.result)
 
     def _take_piece(self, landed: Landed) -> None:

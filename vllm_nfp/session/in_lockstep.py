@@ -7,14 +7,13 @@ the same step. Until then every rank takes part, so that none waits for another.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
-import zlib
 from collections.abc import Callable
 from typing import Any
 
 from vllm_nfp import faults
+from vllm_nfp.adapter.presence import check_tensor_ranks, settings_digest
 from vllm_nfp.adapter.ranks import Ranks, SeveralRanks, tensor_wire
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.probe.engine import ProbeEngine
@@ -48,16 +47,12 @@ def join(config: ProbeConfig) -> Lockstep:
     """This rank's part among the tensor-parallel ranks; each calls this at the same point.
 
     Raises:
+        RanksDifferError: on all ranks that have a probe, if one has none or another.
         WireError: if another rank cannot be reached.
     """
+    check_tensor_ranks()
     every = _steps_per_exchange(config.overhead_budget)
-    return Lockstep(faster(tensor_wire()), digest_of(config), every)
-
-
-def digest_of(config: ProbeConfig) -> int:
-    """Of the settings that all ranks have alike."""
-    alike = dataclasses.replace(config, run_dir=None, output_dir=None)
-    return zlib.crc32(alike.to_json().encode())
+    return Lockstep(faster(tensor_wire()), settings_digest(config), every)
 
 
 def _steps_per_exchange(budget: float) -> int:

@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from vllm_nfp.adapter.presence import check_all_ranks, settings_digest
 from vllm_nfp.adapter.ranks import world_wire
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.probe.engine import ProbeEngine
@@ -37,7 +38,7 @@ from vllm_nfp.schedule.prober import Prober
 from vllm_nfp.schedule.punctual import PunctualWire
 from vllm_nfp.schedule.scan import POLL_SECONDS
 from vllm_nfp.schedule.turns import InTurn
-from vllm_nfp.session.in_lockstep import SELDOM, InLockstep, digest_of, prober_of
+from vllm_nfp.session.in_lockstep import SELDOM, InLockstep, prober_of
 from vllm_nfp.session.started import Started, follows
 
 PASSES_PER_EXCHANGE = 16
@@ -51,14 +52,16 @@ def join(config: ProbeConfig) -> tuple[Lockstep, PunctualWire]:
     """This rank's part among all ranks of all engines; each calls this at the same point.
 
     Raises:
+        RanksDifferError: on all ranks that have a probe, if one has none or another.
         WireError: if another rank cannot be reached.
     """
+    check_all_ranks()
     wire = PunctualWire(faster(world_wire()))
     if config.overhead_budget == 0.0:
         every = SELDOM
     else:
         every = OFTEN if config.overhead_budget > LARGE_BUDGET else PASSES_PER_EXCHANGE
-    return Lockstep(wire, digest_of(config), every, InTurn(wire.size)), wire
+    return Lockstep(wire, settings_digest(config), every, InTurn(wire.size)), wire
 
 
 class InWaves(InLockstep):

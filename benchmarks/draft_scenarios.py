@@ -1,0 +1,197 @@
+"""What a server meets in the ablation of the live controller: loads, acceptance, hosts, curves.
+
+Each scenario is a path over loads whose step times were recorded by benchmarks.draft_lengths. What
+was not recorded is said at the scenario.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from benchmarks import shapes
+from benchmarks.draft_plan import LENGTHS, LEVELS, LONGEST, PROBED_CONTEXTS, step_times
+from benchmarks.draft_replay import Host, Server, recorded, with_no_drafts
+from benchmarks.draft_times import Cell, length_seconds, read_rows
+from vllm_nfp import predict
+from vllm_nfp.draft import StepCurve, expected_tokens
+from vllm_nfp.draft.inputs import source_of
+
+STEPS = 1500
+VISIT = 150
+"""Steps of a short stay at a load."""
+LEVEL_STEPS = 40
+"""Steps of a level of the ramp: 0.25 s, as in benchmarks.draft_lengths."""
+WALK_STAYS, WALK_STEPS = 250, (4, 40)
+"""Stays of a load that wanders, and the fewest and most steps of one."""
+LONG_STEPS = 5000
+"""Steps after which everything has been compared anew, twice."""
+THROTTLED = 2.0
+"""How much more the work of further positions takes at half the clock of the GPU's cores. Reading
+weights and cache, which a step without drafts mostly does, takes as long as before."""
+QUIET = Host()
+NOISY = Host(noise=0.08, slow_steps=25, slow_share=0.35, slow_factor=1.6)
+
+Times = Mapping[int, float]
+"""Seconds of a step by draft length."""
+
+
+class Curves(StrEnum):
+    """What the probe tells the controller."""
+
+    PROBED = "probed"
+    PREDICTED = "predicted"
+    """Nothing was measured yet."""
+    NONE = "none"
+    """The probe is passive, and the model is not predicted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """A recorded run."""
+
+    points: Mapping[Cell, Times]
+    levels: Mapping[Cell, Times]
+    """Of the ramp: batch sizes an octave apart, at context 1024."""
+    curves: Mapping[Curves, Sequence[StepCurve]]
+
+
+@dataclass(frozen=True, slots=True)
+class Stay:
+    """Steps at one load and acceptance."""
+
+    cell: Cell
+    acceptance: float
+    steps: int
+    growth: float = 1.0
+    """Factor on what a length takes beyond a step without drafts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """What a server meets."""
+
+    path: Callable[[Sequence[Cell], random.Random], list[Stay]]
+    host: Host = QUIET
+    curves: Curves = Curves.PROBED
+    on_levels: bool = False
+    """The path is over the levels of the ramp, not over the points."""
+
+
+def _steady(at: Sequence[Cell], _: random.Random) -> list[Stay]:
+    return [Stay(cell, 0.7, STEPS) for cell in at]
+
+
+def _changing(at: Sequence[Cell], _: random.Random) -> list[Stay]:
+    chances = (0.9, 0.4, 0.8, 0.2, 0.9)
+    return [Stay(cell, a, STEPS) for cell in at[1:4:2] for a in chances]
+
+
+def _loads(at: Sequence[Cell], _: random.Random) -> list[Stay]:
+    short = [cell for cell in at if cell[0] == at[0][0]]
+    path = [*short, *short[::-1]] * 4
+    return [Stay(cell, 0.7, VISIT) for cell in path]
+
+
+def _alternating(at: Sequence[Cell], _: random.Random) -> list[Stay]:
+    return [Stay(cell, 0.7, 8) for cell in [at[0], at[3]] * 300]
+
+
+def _never(at: Sequence[Cell], _: random.Random) -> list[Stay]:
+    return [Stay(cell, 0.05, STEPS) for cell in at[:4]]
+
+
+def _ramp(at: Sequence[Cell], _: random.Random) -> list[Stay]:
+    return [Stay(cell, 0.7, LEVEL_STEPS) for cell in [*at, *at[::-1]] * 4]
+
+
+def _walk(at: Sequence[Cell], rng: random.Random) -> list[Stay]:
+    place, stays = rng.randrange(len(at)), []
+    for _ in range(WALK_STAYS):
+        stays.append(Stay(at[place], 0.7, rng.randint(*WALK_STEPS)))
+        place = min(len(at) - 1, max(0, place + rng.choice((-1, 1))))
+    return stays
+
+
+def _throttled(at: Sequence[Cell], _: random.Random) -> list[Stay]:
+    growths = (1.0, THROTTLED, 1.0)
+    return [Stay(cell, 0.7, LONG_STEPS, g) for cell in at[3:6:2] for g in growths]
+
+
+def _long(at: Sequence[Cell], _: random.Random) -> list[Stay]:
+    return [Stay(cell, 0.7, LONG_STEPS) for cell in at[:6:2]]
+
+
+SCENARIOS: Mapping[str, Scenario] = {
+    "steady": Scenario(_steady),
+    "acceptance": Scenario(_changing),
+    "load": Scenario(_loads),
+    "alternating": Scenario(_alternating),
+    "never": Scenario(_never),
+    "noisy": Scenario(_steady, NOISY),
+    "ramp": Scenario(_ramp, on_levels=True),
+    "walk": Scenario(_walk, on_levels=True),
+    "throttled": Scenario(_throttled),
+    "noisy for long": Scenario(_long, NOISY),
+    "no curves": Scenario(_steady, curves=Curves.NONE),
+    "predicted": Scenario(_steady, curves=Curves.PREDICTED),
+    "predicted, noisy": Scenario(_steady, NOISY, Curves.PREDICTED),
+}
+"""A server that first sees its loads (steady); whose text changes (acceptance); whose load changes
+every second (load, ramp), at every step or two (walk, alternating); whose drafts never pay (never);
+on a host that others use as well (noisy, and for long); whose GPU is throttled for a minute; whose
+probe has measured nothing (predicted) or never will (no curves)."""
+
+
+def read_recording(folder: Path) -> Recording:
+    """A folder that benchmarks.draft_lengths has written."""
+    points = recorded(read_rows(folder / "points.jsonl"))
+    levels = with_no_drafts(length_seconds(read_rows(folder / "ramps.jsonl")), points)
+    about = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    with tempfile.TemporaryDirectory() as model:
+        predicted = predict(
+            shapes.write_model(Path(model), about["shape"], about["layers"]),
+            hardware="H100-SXM",
+            batch_sizes=LEVELS,
+            contexts=PROBED_CONTEXTS,
+            max_positions=LONGEST + 1,
+        )
+    return Recording(points, levels, {
+        Curves.PROBED: source_of(step_times(folder / "spec")).curves,
+        Curves.PREDICTED: source_of(predicted).curves,
+        Curves.NONE: (),
+    })  # fmt: skip
+
+
+def goodput(scenario: Scenario, run: Recording, seed: int) -> float:
+    """Goodput over that of the best length of each stay; stays weigh by their steps."""
+    server = Server(run.curves[scenario.curves], 0.7, scenario.host, seed)
+    times = run.levels if scenario.on_levels else run.points
+    stays = scenario.path(list(times), random.Random(seed))
+    shares, weights = [], []
+    # Stays at one load and acceptance are judged together.
+    for _, group in itertools.groupby(stays, lambda one: (one.cell, one.acceptance, one.growth)):
+        together = list(group)
+        shares.append(_share(server, together, _grown(times[together[0].cell], together[0].growth)))
+        weights.append(sum(stay.steps for stay in together))
+    return math.fsum(s * w for s, w in zip(shares, weights, strict=True)) / sum(weights)
+
+
+def _share(server: Server, stays: Sequence[Stay], times: Times) -> float:
+    """Goodput of stays at one load over that of its best length."""
+    server.acceptance = acceptance = stays[0].acceptance
+    lengths = [server.step(stay.cell, times) for stay in stays for _ in range(stay.steps)]
+    tokens = math.fsum(expected_tokens(k, acceptance) for k in lengths)
+    best = max(expected_tokens(k, acceptance) / times[k] for k in LENGTHS)
+    return tokens / math.fsum(times[k] for k in lengths) / best
+
+
+def _grown(times: Times, growth: float) -> Times:
+    return {k: times[0] + growth * (t - times[0]) for k, t in times.items()}
