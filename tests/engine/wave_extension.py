@@ -10,12 +10,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from rank_extension import ProbeExtension
 from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
 from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
 
 
-class GatherExtension:
-    """No methods: importing this module is what a worker does with it."""
+class WaveExtension(ProbeExtension):
+    """The methods of its base; importing this module does the rest."""
 
 
 def all_gatherv(
