@@ -32,8 +32,10 @@ FLAGS = (
 class Engines:
     """A server of two engines; a probe is attached to its workers, and taken off."""
 
-    def __init__(self, running: Running) -> None:
+    def __init__(self, running: Running, ranks: int) -> None:
         self.running = running
+        self.ranks = ranks
+        """Of both engines."""
 
     def call(self, method: str, *arguments: str) -> None:
         """A method of all workers of all engines."""
@@ -67,12 +69,20 @@ class Engines:
             return list(pool.map(one, prompts(8)))
 
 
-@pytest.fixture(scope="module")
-def engines(moe_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
+@pytest.fixture(
+    scope="module",
+    params=[1, pytest.param(2, marks=pytest.mark.thorough)],
+    ids=["tp1", "tp2"],
+)
+def engines(
+    request: pytest.FixtureRequest, moe_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Engines]:
+    tensor = request.param
+    flags = (*FLAGS, "--tensor-parallel-size", str(tensor))
     folder = tmp_path_factory.mktemp("waves")
     environment = {"VLLM_SERVER_DEV_MODE": "1", "PYTHONPATH": path_with(Path(__file__).parent)}
-    with server(moe_model, folder, *FLAGS, **environment) as running:
-        yield Engines(running)
+    with server(moe_model, folder, *flags, **environment) as running:
+        yield Engines(running, 2 * tensor)
         begun = time.monotonic()
     assert time.monotonic() < begun + 60.0, "an engine hung when the server was stopped"
 
@@ -163,7 +173,7 @@ def test_a_fault_of_one_engine_switches_both_off(
 
     wait_for(off, what="the end of both probes")
     for snapshot in snapshots(tmp_path):
-        assert f"rank {fault[-1]} of 2" in snapshot.reason
+        assert f"rank {fault[-1]} of {engines.ranks}" in snapshot.reason
     assert engines.outputs() == plain
 
 

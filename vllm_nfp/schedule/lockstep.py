@@ -143,12 +143,7 @@ class Lockstep:
         return not self._meet(topic, refused=not possible).refused
 
     def least(self, value: int, topic: str) -> int:
-        """The smallest of all ranks' values; each asks at the same point of its start.
-
-        Raises:
-            PeerFaultError: if a rank has a fault.
-            DivergedError: if the ranks are not at the same point.
-        """
+        """The smallest of all ranks' values; asked, and raising, as :meth:`agree`."""
         return -self._meet(topic, amount=-value).amount
 
     def decide(self, pair: Pair | None) -> Pair | None:
