@@ -17,7 +17,7 @@ pytest.importorskip("vllm")
 
 from sessions import lead_of, session_of, vllm_config
 
-from vllm_nfp.adapter import dummies, targets
+from vllm_nfp.adapter import dummies, forward_context, targets
 from vllm_nfp.adapter.patch import PatchSet
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.results.snapshot import Snapshot
@@ -211,6 +211,15 @@ def test_a_fault_of_one_engine_at_the_start_keeps_both_off(
     wave.start()
     assert wave.active == [False, False]
     assert [told[-1].state for told in wave.told] == [State.DISABLED] * 2
+
+
+def test_a_forward_pass_is_told_that_all_engines_run_as_many_tokens() -> None:
+    of_one = SimpleNamespace(data_parallel_size=1)
+    assert forward_context._tokens_across_engines(of_one, 24) is None
+    of_three = SimpleNamespace(data_parallel_size=3)
+    found = forward_context._tokens_across_engines(of_three, 24)
+    assert found is not None
+    assert (found.tolist(), found.dtype, found.device.type) == ([24] * 3, torch.int32, "cpu")
 
 
 def test_the_dummy_batches_of_a_worker_are_told_before_they_run() -> None:

@@ -17,6 +17,7 @@ FORWARD_CONTEXT_ARGUMENTS = (
     "attn_metadata",
     "vllm_config",
     "num_tokens",
+    "num_tokens_across_dp",
     "cudagraph_runtime_mode",
     "batch_descriptor",
     "slot_mapping",
