@@ -2,7 +2,7 @@
 
 Set ``NFP_INJECT_FAULT`` to the name of one of :data:`STAGES`, or to one of the special faults
 below, before the server starts; without it nothing here does anything. ``STAGE@RANK`` lets a stage
-fail on one tensor-parallel rank alone. Who sets it later calls :func:`arm`.
+fail on one rank alone. Who sets it later calls :func:`arm`.
 """
 
 from __future__ import annotations

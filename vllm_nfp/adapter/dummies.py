@@ -20,10 +20,16 @@ class Counts(Protocol):
         ...
 
 
+def engines_together(vllm_config: Any) -> int:
+    """Engines that take their steps together with this one, itself among them."""
+    if not vllm_config.model_config.is_moe:
+        return 1
+    return int(vllm_config.parallel_config.data_parallel_size)
+
+
 def steps_together(vllm_config: Any) -> bool:
     """Whether this engine takes its steps together with others."""
-    several = vllm_config.parallel_config.data_parallel_size > 1
-    return several and bool(vllm_config.model_config.is_moe)
+    return engines_together(vllm_config) > 1
 
 
 def install(patches: PatchSet, worker: Any, observer: Counts) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_nfp.adapter.dummies import steps_together
+from vllm_nfp.adapter.dummies import engines_together
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,6 @@ def server_limits(vllm_config: Any) -> ServerLimits:
     hidden = int(model.get_hidden_size())
     # A field of transformers' configurations, which some families lack.
     widest = int(getattr(model.hf_text_config, "intermediate_size", 0) or 4 * hidden)
-    engines = vllm_config.parallel_config.data_parallel_size if steps_together(vllm_config) else 1
     return ServerLimits(
         max_context=int(model.max_model_len),
         max_step_tokens=int(scheduler.max_num_batched_tokens),
@@ -47,6 +46,6 @@ def server_limits(vllm_config: Any) -> ServerLimits:
         vocabulary=int(model.get_vocab_size()),
         logit_bytes=int(model.dtype.itemsize),
         hidden_size=hidden,
-        widest_layer=engines * widest,
+        widest_layer=engines_together(vllm_config) * widest,
         causal=not model.is_diffusion,
     )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from vllm_nfp.adapter.dispatch import execution_of
+from vllm_nfp.adapter.dummies import engines_together
 from vllm_nfp.adapter.graph_place import GraphPlace
 from vllm_nfp.adapter.ranks import Ranks
 from vllm_nfp.adapter.runner import RunnerView
@@ -47,9 +48,9 @@ def clock_of(view: RunnerView) -> Clock:
     return CudaClock() if view.device.type == "cuda" else HostClock()
 
 
-def _ranks_of(parallel: Any) -> int:
+def _ranks_of(config: Any) -> int:
     """Ranks that run each shape together."""
-    return int(parallel.tensor_parallel_size * parallel.data_parallel_size)
+    return int(config.parallel_config.tensor_parallel_size) * engines_together(config)
 
 
 def start_probing(
@@ -65,7 +66,7 @@ def start_probing(
         Exception: anything, such as a fault of another rank.
     """
     maybe_fail("attach")
-    limits = worker.config.graph_limits(_ranks_of(worker.vllm_config.parallel_config))
+    limits = worker.config.graph_limits(_ranks_of(worker.vllm_config))
     clock, place = clock_of(view), place if limits.shared_pool else None
     with torch.inference_mode():
         engine = ProbeEngine(view, clock, worker.config, limits, place, agreement.ranks)
