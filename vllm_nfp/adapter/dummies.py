@@ -22,9 +22,11 @@ class Counts(Protocol):
 
 def engines_together(vllm_config: Any) -> int:
     """Engines that take their steps together with this one, itself among them."""
-    if not vllm_config.model_config.is_moe:
-        return 1
-    return int(vllm_config.parallel_config.data_parallel_size)
+    try:
+        engines = int(vllm_config.parallel_config.data_parallel_size)
+        return engines if vllm_config.model_config.is_moe else 1
+    except AttributeError:
+        return 1  # a vLLM that keeps them elsewhere is not probed
 
 
 def steps_together(vllm_config: Any) -> bool:
