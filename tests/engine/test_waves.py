@@ -21,7 +21,7 @@ from vllm_nfp.types import State
 
 pytestmark = pytest.mark.engine
 
-PAUSE_SECONDS = 2.0
+PAUSE_SECONDS = 3.0
 """Until engines without requests have stopped: vLLM asks at every 16th pass."""
 FLAGS = (
     "--data-parallel-size", "2", "--enable-expert-parallel", "--api-server-count", "1",
