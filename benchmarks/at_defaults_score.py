@@ -1,4 +1,8 @@
-"""How true the answers of a server at the defaults are, against a measurement of every point."""
+"""How true the answers of a server at the defaults are, against a measurement of every point.
+
+A truth that was cut short has points that were not measured: they are no truth, and nothing is
+scored by them. A draft length is scored where every point of its curve was measured.
+"""
 
 from __future__ import annotations
 
@@ -116,8 +120,8 @@ def _place(positions: int) -> int:
 def _count_ratios(found: Score, said: StepCurve, true: StepCurve) -> None:
     last = math.inf if true.without_graph_from is None else true.without_graph_from
     intervals = dict(zip((n for n, _ in said.points), said.intervals, strict=False))
-    for positions, ratio in true.points[1:]:
-        if positions > said.largest or positions >= last:
+    for (positions, ratio), basis in list(zip(true.points, true.bases, strict=True))[1:]:
+        if positions > said.largest or positions >= last or basis is not Basis.MEASURED:
             continue
         found.errors.append(abs(math.log(said.ratio(positions) / ratio)))
         lower, upper = intervals.get(positions, (ratio, ratio))
@@ -126,6 +130,9 @@ def _count_ratios(found: Score, said: StepCurve, true: StepCurve) -> None:
 
 def _count_drafts(found: Score, said: StepCurve, true: StepCurve) -> None:
     last = min(said.largest, true.largest)
+    bases = [b for (n, _), b in zip(true.points, true.bases, strict=True) if 1 < n <= last]
+    if any(basis is not Basis.MEASURED for basis in bases):
+        return
     for acceptance in ACCEPTANCES:
         demand = Demand(constant(acceptance))
         chosen = min(best_length(said, demand), last - 1)
@@ -171,7 +178,7 @@ def print_scores(folders: Sequence[Path]) -> None:
             f"{np.median(errors):.2%}, {np.quantile(errors, 0.9):.2%}",
             _share(row.covered, len(row.errors)),
             _share(row.good, row.drafts),
-            f"{row.worst:.3f}",
+            f"{row.worst:.3f}" if row.drafts else "-",
             ", ".join(f"{count} {basis}" for basis, count in sorted(row.bases.items())),
         )
     Console(width=300).print(table)

@@ -8,10 +8,8 @@ q sees the keys of the first step up to q - j + 1, and its own of the steps afte
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -118,6 +116,36 @@ class Head(nn.Module):  # type: ignore[misc,unused-ignore]
             found.append((entropy * mask).sum() / mask.sum())
         return torch.stack(found)
 
+    def drafts(self, tokens: Tensor, states: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """What the head drafts from every position, all at once.
+
+        Args:
+            tokens: [B, T] ids.
+            states: [B, T, 3 hidden] of the target.
+
+        Returns:
+            Ids of the target's vocabulary and log odds of their probabilities, both
+            [B, T - steps, steps]: row i drafts the tokens at i + 2 and later.
+        """
+        hidden, kept = self.fc(states[:, :-1]), _Kept()
+        embedded = self.embedding[tokens[:, 1:]]
+        ids: list[Tensor] = []
+        odds: list[Tensor] = []
+        drafted = tokens[:, 1:]
+        length = tokens.shape[1] - steps
+        for step in range(steps):
+            if step:
+                # What was drafted from a position is read one position later.
+                hidden = functional.pad(hidden, (0, 0, 1, 0))[:, :-1]
+                embedded = self.embedding[functional.pad(drafted, (1, 0))[:, :-1]]
+            logits, hidden = self._step(embedded, hidden, kept)
+            best, place = logits.max(-1)
+            drafted = self.drafted[place]
+            ids.append(drafted[:, step : step + length])
+            found = -torch.log(torch.expm1(logits.logsumexp(-1) - best))
+            odds.append(found[:, step : step + length])
+        return torch.stack(ids, -1), torch.stack(odds, -1)
+
     def _step(self, embedded: Tensor, hidden: Tensor, kept: _Kept) -> tuple[Tensor, Tensor]:
         layer = self.midlayer
         both = [layer["input_layernorm"](embedded), layer["hidden_norm"](hidden)]
@@ -154,27 +182,6 @@ class Head(nn.Module):  # type: ignore[misc,unused-ignore]
         angles = torch.arange(length, device=like.device)[:, None] * speeds[None]
         angles = torch.cat([angles, angles], -1)
         return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
-
-    def save(self, folder: Path) -> None:
-        """Write the checkpoint of an EAGLE-3 head that vLLM serves."""
-        from safetensors.torch import save_file
-
-        shape = self.shape
-        weights = {name: w.detach().bfloat16().cpu() for name, w in self.named_parameters()}
-        offsets = self.drafted.cpu() - torch.arange(shape.vocabulary)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({**weights, "d2t": offsets}, folder / "model.safetensors")
-        config = {
-            "architectures": ["LlamaForCausalLMEagle3"], "model_type": "llama",
-            "dtype": "bfloat16", "hidden_act": "silu", "hidden_size": shape.hidden,
-            "intermediate_size": shape.intermediate, "num_hidden_layers": 1,
-            "num_attention_heads": shape.heads, "num_key_value_heads": shape.kv_heads,
-            "head_dim": shape.head_size, "rms_norm_eps": shape.epsilon,
-            "rope_theta": shape.rope_theta, "vocab_size": shape.target_vocabulary,
-            "draft_vocab_size": shape.vocabulary, "tie_word_embeddings": False,
-            "max_position_embeddings": shape.most_positions,
-        }  # fmt: skip
-        (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
 
 
 class _Kept:

@@ -2,16 +2,34 @@
 
 Servers that run side by side differ by more than the probe costs, and so do two minutes of one
 host. So one engine serves all variants in turns: without hooks (``off``), with hooks
-that time real steps (``passive``), with the probe at its defaults (``active``).
+that time real steps (``passive``), with the probe at its defaults (``active``), with one that
+delays many more steps (``raised``).
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from vllm_nfp.schedule.prober import Prober
+
 OFF = "off"
+THREADS = "nfp-"
+"""The names of the probe's threads begin with it."""
+
+
+def background_seconds() -> float:
+    """CPU time of the probe's threads of this process, those of all sessions together.
+
+    It bounds the time for which they held the interpreter, without what they waited for it.
+    """
+    found = 0.0
+    for thread in threading.enumerate():
+        if thread.name.startswith(THREADS) and thread.ident is not None:
+            found += time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
+    return found
 
 
 class Hooks:
@@ -35,6 +53,7 @@ class Hooks:
         self._on = False
         self._seconds: dict[str, list[float]] = {"before_step": [], "after_step": []}
         """Of each call of the hooks since :meth:`take_cost`."""
+        self._counted: Mapping[str, float] = {}
         self.session = session = open_session(config, vllm_config, time.monotonic())
         session.after_warm_up(runner, place, self._patches.restore)
         publisher: Any = self._publisher
@@ -79,10 +98,27 @@ class Hooks:
         """What the hooks have taken the host since the last call, a step of the engine each."""
         calls = {name: sorted(found) for name, found in self._seconds.items() if found}
         self._seconds = {name: [] for name in self._seconds}
+        before, self._counted = self._counted, self._counts()
         return {
+            **{name: now - before.get(name, 0) for name, now in self._counted.items()},
             "seconds": sum(map(sum, calls.values())),
             "steps": max(map(len, calls.values()), default=0),
             "median_us": {n: round(1e6 * found[len(found) // 2], 1) for n, found in calls.items()},
+        }
+
+    def _counts(self) -> dict[str, float]:
+        """Decode steps, those that a probe delayed, and probes, since the start."""
+        started = self.session._started
+        watcher = None if started is None or started.lead is None else started.lead.watcher
+        if not isinstance(watcher, Prober):
+            return {}
+        counted = watcher.counters()
+        return {
+            "decode_steps": watcher.budget.decode_steps,
+            "delayed_steps": watcher.budget.probed_steps,
+            "probe_seconds": counted.probe_seconds,
+            "idle_probes": counted.probes["idle"],
+            "idle_probe_seconds": counted.idle_probe_seconds,
         }
 
     def account(self) -> dict[str, Any]:

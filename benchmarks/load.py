@@ -88,7 +88,7 @@ async def _run_open(
     load = arrivals.load
     recorder = _Recorder(1)
     moments = arrivals.moments(warmup_seconds + longest_seconds)
-    async with _session() as session, asyncio.TaskGroup() as group:
+    async with session_for_load() as session, asyncio.TaskGroup() as group:
         start = time.perf_counter()
         sender = group.create_task(_send_at(group, session, load, recorder, start, moments))
         await asyncio.sleep(max(0.0, start + warmup_seconds - time.perf_counter()))
@@ -98,7 +98,8 @@ async def _run_open(
     return [measure(recorder.traces, window) for window in windows]
 
 
-def _session() -> aiohttp.ClientSession:
+def session_for_load() -> aiohttp.ClientSession:
+    """Any number of connections, and answers of any length."""
     return aiohttp.ClientSession(
         timeout=aiohttp.ClientTimeout(total=None, sock_read=120),
         connector=aiohttp.TCPConnector(limit=0),
@@ -125,7 +126,7 @@ async def _send_at(
     bodies = request_bodies(load, 0)
     for moment in moments:
         await asyncio.sleep(max(0.0, start + moment - time.perf_counter()))
-        stream = _stream(session, load.url, next(bodies), recorder.new_trace(), lambda: None)
+        stream = stream_answer(session, load.url, next(bodies), recorder.new_trace(), lambda: None)
         task = group.create_task(stream)
         recorder.tasks.add(task)
         task.add_done_callback(recorder.tasks.discard)
@@ -133,7 +134,7 @@ async def _send_at(
 
 async def _run(load: Load, warmup_seconds: float, measured: Measured) -> list[Result]:
     recorder = _Recorder(load.concurrency)
-    async with _session() as session, asyncio.TaskGroup() as group:
+    async with session_for_load() as session, asyncio.TaskGroup() as group:
         senders = [
             group.create_task(_send(session, load, recorder, sender))
             for sender in range(load.concurrency)
@@ -195,16 +196,21 @@ async def _send(
 ) -> None:
     for body in request_bodies(load, sender):
         trace = recorder.new_trace()
-        await _stream(session, load.url, body, trace, lambda: recorder.started(sender))
+        await stream_answer(session, load.url, body, trace, lambda: recorder.started(sender))
 
 
-async def _stream(
+async def stream_answer(
     session: aiohttp.ClientSession,
     url: str,
     body: bytes,
     trace: Trace,
     on_first_token: Callable[[], None],
 ) -> None:
+    """Send a request, and note in the trace when each of its tokens arrives.
+
+    Raises:
+        LoadError: if the server refuses it, or ends it without a token.
+    """
     seen = 0
     headers = {"Content-Type": "application/json"}
     async with session.post(f"{url}/v1/completions", data=body, headers=headers) as answer:

@@ -39,6 +39,11 @@ class Turn:
         """Name of its inter-token times in the .npz."""
         return f"{round(100 * self.share)}-round{self.round}-{self.variant}"
 
+    @property
+    def first_key(self) -> str:
+        """Name of its times to first token in the .npz of benchmarks.switched."""
+        return f"{self.key}-first"
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:

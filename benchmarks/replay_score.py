@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -17,6 +18,7 @@ from benchmarks.replay_methods import (
     true_boundary,
 )
 from benchmarks.replay_recorded import REFERENCE, Cell, Server
+from vllm_nfp.draft.curve import StepCurve
 from vllm_nfp.draft.length import expected_tokens
 from vllm_nfp.session.agenda_maker import ACCEPTANCES
 from vllm_nfp.types import Module
@@ -24,6 +26,8 @@ from vllm_nfp.types import Module
 MOMENTS = (0.0, 60.0, 600.0)
 """Seconds of traffic after which is scored; 0: after the scan at the start."""
 NEAR = 0.15
+GOOD = 0.98
+"""Of the best goodput."""
 CERTAIN = 0.03
 """Largest standard deviation of a recorded log t(N) / t(1) of which a draft length is judged: host
 stops make some recorded steps without a CUDA graph worth little."""
@@ -113,20 +117,24 @@ def _score_boundaries(
 
 
 def _score_drafts(answers: Answers, server: Server, cell: Cell, into: Score) -> None:
-    truth = dict(zip(server.positions[cell], server.ratios(Module.MODEL, cell), strict=True))
-    spread = server.deviations(Module.MODEL, cell)
-    if not np.isfinite(list(truth.values())).all():
+    counts = server.positions[cell]
+    ratios = server.ratios(Module.MODEL, cell)
+    if not np.isfinite(ratios).all():
         return
-    certain = {n for n, s in zip(truth, spread, strict=True) if s <= CERTAIN}
+    deviations = dict(zip(counts, server.deviations(Module.MODEL, cell).tolist(), strict=True))
+    true = StepCurve(*cell, 1.0, tuple(zip(counts, ratios.tolist(), strict=True)))
     for acceptance in ACCEPTANCES:
-        goodput = {n: expected_tokens(n - 1, acceptance) / ratio for n, ratio in truth.items()}
-        chosen = answers.draft(cell, acceptance) + 1
-        at = max(n for n in goodput if n <= chosen)
-        if at not in certain or max(goodput, key=goodput.__getitem__) not in certain:
+        goodput = {n: expected_tokens(n - 1, acceptance) / r for n, r in true.points}
+        length = answers.draft(cell, acceptance)
+        best = max(goodput, key=goodput.__getitem__)
+        at = bisect.bisect_left(counts, length + 1)
+        near = counts[at - (counts[at] != length + 1) : at + 1]
+        if max(deviations[n] for n in (*near, best)) > CERTAIN:
             continue
-        share = goodput[at] / max(goodput.values())
+        # A step between two recorded ones counts as the slower of them, as for a server.
+        share = expected_tokens(length, acceptance) / true.ratio(length + 1) / goodput[best]
         into.drafts += 1
-        into.good_drafts += int(share >= 0.98)
+        into.good_drafts += int(share >= GOOD)
         into.worst_draft = min(into.worst_draft, float(share))
 
 

@@ -18,7 +18,8 @@ class Traffic:
 
     shape: str
     layers: int | None
-    kv_gib: float
+    kv_gib: float | None
+    """Of each rank; None: as vLLM sizes it."""
     prompt_tokens: int
     output_tokens: int
     saturating: int

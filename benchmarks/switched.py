@@ -1,20 +1,23 @@
-"""Claim: the probe costs a server no inter-token latency and no throughput, at any load.
+"""Claim: the probe costs a server no latency and no throughput, at any load.
 
-    python -m benchmarks.switched --shape qwen3-8b --layers 24 --kv-gib 30 --out DIR
-    python -m benchmarks.switched --shape llama-3.1-70b --layers 4 --kv-gib 2 \\
-        --flags "--tensor-parallel-size 2 --max-model-len 8192 --max-num-seqs 128" --out DIR
+    python -m benchmarks.switched --shape qwen3-8b --out DIR
+    python -m benchmarks.switched --shape llama-3.1-70b --layers 24 --out DIR \\
+        --flags "--tensor-parallel-size 2"
 
 One server serves all variants: its hooks are installed and removed
 (:mod:`benchmarks.worker_extension`) every half second or so, in random order, while the load goes
 on. So what differs from server to server and from minute to minute cancels, which it does not
 between servers side by side (:mod:`benchmarks.overhead`, which has what this lacks: start-up, and a
-server without the plugin).
+server without the plugin). The server has vLLM's own settings, the variant ``active`` the probe's.
+
+At the defaults so few steps are delayed that a run of minutes holds a handful. So the variant
+``raised`` delays many more (:data:`PROBES`), from which follows what one delayed step costs.
 
 Loads are random arrivals at 10, 50 and 90 % of the rate that saturates the server without hooks,
-the same in each turn of a block, and as many streams as saturate it. An inter-token interval counts
-if it is entirely within one turn. Reported are ratios over ``off`` with bootstrap 95 %
-intervals over rounds of turns, and for the saturated server tokens/s. ``--summarize`` prints
-the results in ``--out``.
+the same in each turn of a round, and as many streams as saturate it, in longer turns. An
+inter-token time counts if it is entirely within one turn, a time to first token if its request was
+sent within it. Reported are ratios over ``off`` with bootstrap 95 % intervals over rounds of turns.
+``--summarize`` prints the results in ``--out``.
 """
 
 from __future__ import annotations
@@ -25,7 +28,6 @@ import random
 import shlex
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,26 +35,32 @@ from typing import Any
 
 import aiohttp
 import click
-import numpy as np
-from numpy.typing import NDArray
 
-from benchmarks import environment, load, server, shapes
+from benchmarks import load, server, shapes
 from benchmarks.hooks import OFF, require_active
-from benchmarks.kernel_sweep import wait_for
-from benchmarks.load_result import Result, Window
-from benchmarks.overhead_summary import Row, Turn
+from benchmarks.load_result import Window
+from benchmarks.overhead_summary import Turn
 from benchmarks.probe_account import resident_mib
 from benchmarks.saturation import GIB, SATURATION_SECONDS, Traffic, a_load, saturation
+from benchmarks.switched_server import Output, Remote
 from benchmarks.switched_summary import SATURATED, SHARES, print_summary
 from benchmarks.traffic import Arrivals, Load
 from vllm_nfp.start.ports import free_port
 
 EXTENSION = "benchmarks.worker_extension.SwitchedHooks"
-VARIANTS = (OFF, "passive", "active")
+PROBES: Mapping[str, Mapping[str, object]] = {
+    "passive": {"passive": True},
+    "active": {},
+    "raised": {"overhead_budget": 0.2, "step_share": 0.1},
+}
+"""Settings of the probe, beyond the defaults, by variant."""
+VARIANTS = (OFF, "active", "raised")
 GUARD_SECONDS = 0.03
 """After a switch: a step that was in flight when it came has left by then."""
 ROUNDS_OF_BLOCK = 5
 """Rounds of all variants while one load goes on."""
+ENDING_SECONDS = 20.0
+"""Kept back for the server's end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,146 +68,99 @@ class Settings(Traffic):
     """What is measured."""
 
     turn_seconds: float
+    saturated_turn_seconds: float
     warmup_turns: int
     variants: tuple[str, ...]
     probe: Mapping[str, object]
     flags: tuple[str, ...]
-    limit_seconds: float
-    measure_seconds: float
-    awaited: Path | None = None
+    within: float
     attach_only: bool = False
 
-
-class Remote:
-    """The server's workers, asked over HTTP; answers are those of all ranks."""
-
-    def __init__(self, url: str) -> None:
-        self._url = f"{url}/collective_rpc"
-
-    def call(self, method: str, *arguments: str, seconds: float = 120.0) -> list[dict[str, Any]]:
-        """Ask while nothing else goes on."""
-        request = urllib.request.Request(
-            self._url,
-            json.dumps({"method": method, "args": arguments}).encode(),
-            {"Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=seconds) as answer:
-            return _results(json.load(answer))
-
-    async def switch(self, session: aiohttp.ClientSession, variant: str) -> list[dict[str, Any]]:
-        """Switch between two steps of the load."""
-        body = {"method": "nfp_switch", "args": [variant]}
-        async with session.post(self._url, json=body) as answer:
-            answer.raise_for_status()
-            return _results(await answer.json())
-
-
-def _results(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [json.loads(result) for result in answer["results"]]
-
-
-class Output:
-    """The two files, written anew after each block."""
-
-    def __init__(self, folder: Path, settings: Settings) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._stem = str(folder / f"switched-{settings.shape}")
-        self._fixed = {"settings": {**dataclasses.asdict(settings), "awaited": None}}
-        self._environment = environment.record()
-        self.rows: list[Row] = []
-        self.itl_us: dict[str, NDArray[np.uint32]] = {}
-        self.about: dict[str, Any] = {}
-        """Saturation, start-up and memory."""
-
-    def add(self, turn: Turn, result: Result, cost: Mapping[str, Any]) -> None:
-        """Keep one turn."""
-        self.itl_us[turn.key] = result.itl_us
-        self.rows.append({**dataclasses.asdict(turn), **result.summary(), **cost})
-
-    def write(self) -> None:
-        """Write all that is there."""
-        record = {
-            **self._fixed,
-            "environment": self._environment,
-            "after": environment.gpu_state(),
-            **self.about,
-            "rounds": self.rows,
-        }
-        Path(f"{self._stem}.json").write_text(json.dumps(record), encoding="utf-8")
-        np.savez_compressed(f"{self._stem}.npz", **self.itl_us)  # type: ignore[arg-type]
+    def turn(self, share: float) -> float:
+        """Seconds of a turn at this load."""
+        return self.saturated_turn_seconds if share == SATURATED else self.turn_seconds
 
 
 def measure_block(
     settings: Settings,
     work: Load | Arrivals,
     remote: Remote,
-    share: float,
-    first: int,
+    planned: Sequence[Turn],
     output: Output,
 ) -> None:
     """One load that goes on while the variants take turns."""
     turns: list[tuple[Turn, list[dict[str, Any]]]] = []
+    seconds = settings.turn(planned[0].share)
 
     async def take_turns(session: aiohttp.ClientSession) -> list[Window]:
         windows, ends = [], time.perf_counter()
-        for turn in plan(share, first, settings.variants):
+        for turn in planned:
             spent = await remote.switch(session, turn.variant)
             turns.append((turn, spent))
             await load.watch(GUARD_SECONDS)
             # In step with the arrivals, however long the switch took.
-            ends += settings.turn_seconds
+            ends += seconds
             windows.append(await load.watch(max(GUARD_SECONDS, ends - time.perf_counter())))
         turns.append((turns[-1][0], await remote.switch(session, OFF)))
         return windows
 
-    longest = (ROUNDS_OF_BLOCK * len(settings.variants) + 2) * settings.turn_seconds
+    longest = (len(planned) + 2) * seconds
     warmup = settings.warmup_turns * settings.turn_seconds
     results = load.run_windows(work, warmup, take_turns, longest)
-    for (turn, _), (_, spent), result in zip(turns, turns[1:], results, strict=False):
-        hooks = spent[0]["hooks"].get(turn.variant, {"seconds": 0.0, "steps": 0, "median_us": {}})
-        cost = {f"hook_{name}": value for name, value in hooks.items()}
-        output.add(turn, result, {**cost, "resident_mib": spent[0]["resident_mib"]})
+    for (turn, before), (_, after), result in zip(turns, turns[1:], results, strict=False):
+        output.add(turn, result, _cost(turn.variant, before[0], after[0]))
+
+
+def _cost(variant: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """What a turn cost the first rank, from the answers to the switches around it."""
+    hooks = after["hooks"].get(variant, {"seconds": 0.0, "steps": 0, "median_us": {}})
+    return {
+        **{f"hook_{name}": value for name, value in hooks.items()},
+        "background_seconds": after["background_seconds"] - before["background_seconds"],
+        "resident_mib": after["resident_mib"],
+    }
 
 
 def plan(share: float, first: int, variants: Sequence[str] = VARIANTS) -> Iterator[Turn]:
-    """Each variant once in every round."""
+    """Each variant once in every round; one round of a saturated server, whose turns are long."""
     rng = random.Random(first)
-    for number in range(first, first + ROUNDS_OF_BLOCK):
+    for number in range(first, first + (1 if share == SATURATED else ROUNDS_OF_BLOCK)):
         for variant in rng.sample(variants, len(variants)):
             yield Turn(share, number, variant)
 
 
-def measure(settings: Settings, model: str, url: str, output: Output, deadline: float) -> None:
-    """Attach, find the saturation, then blocks of all loads as long as there is time."""
-    remote = Remote(url)
-    run_dir = {name: str(Path(model).parent / name) for name in VARIANTS}
+def attach(settings: Settings, model: str, remote: Remote, output: Output) -> None:
+    """Start a session for each variant with hooks."""
     probe = {
-        name: {**settings.probe, "passive": name == "passive", "run_dir": run_dir[name]}
+        name: {**settings.probe, **PROBES[name], "run_dir": str(Path(model).parent / name)}
         for name in settings.variants
         if name != OFF
     }
     answers = remote.call("nfp_attach", json.dumps(probe))
     require_active(answers)
-    output.about["attached"] = answers
-    output.about["account"] = remote.call("nfp_account")
+    output.about |= {"attached": answers, "account": remote.call("nfp_account")}
     output.write()
+
+
+def measure(settings: Settings, model: str, url: str, output: Output, deadline: float) -> None:
+    """Attach, find the saturation, then blocks of all loads as long as there is time."""
+    remote = Remote(url)
+    attach(settings, model, remote, output)
     if settings.attach_only:
         return
-    if settings.awaited is not None:
-        wait_for(settings.awaited)
-    deadline = min(deadline, time.monotonic() + settings.measure_seconds)
     found = output.about["saturation"] = saturation(settings, model, url, warmup_seconds=1.5)
     rate = found["requests_per_second"]
     print(f"attached; saturated at {rate:.1f} requests/s", flush=True)
     number, longest = 0, 0.0
-    while time.monotonic() + longest < deadline:
+    while number == 0 or time.monotonic() + longest < deadline:
         began = time.monotonic()
         for share in SHARES:
             work: Load | Arrivals
             work = streams = a_load(settings, model, url, number + 1, SATURATION_SECONDS)
             if share != SATURATED:
                 work = Arrivals(streams, rate * share, settings.turn_seconds)
-            measure_block(settings, work, remote, share, number, output)
+            planned = list(plan(share, number, settings.variants))
+            measure_block(settings, work, remote, planned, output)
             time.sleep(0.3)  # aborted requests leave
         number += ROUNDS_OF_BLOCK
         output.about["account"] = remote.call("nfp_account")
@@ -210,24 +171,25 @@ def measure(settings: Settings, model: str, url: str, output: Output, deadline: 
 def run(settings: Settings, out: Path) -> None:
     """Everything, server and load."""
     began = time.monotonic()
-    output = Output(out, settings)
+    output = Output(out, settings.shape, dataclasses.asdict(settings))
     with tempfile.TemporaryDirectory(prefix="nfp-") as folder:
         model = shapes.write_model(Path(folder) / "model", settings.shape, settings.layers)
-        for name in VARIANTS[1:]:
+        for name in settings.variants:
             (Path(folder) / name).mkdir()
         spec = server.Spec(
             model,
             out / f"switched-{settings.shape}.log",
             free_port(),
-            (*settings.flags, "--worker-extension-cls", EXTENSION),
+            (*settings.flags, "--no-enable-prefix-caching", "--worker-extension-cls", EXTENSION),
             extra={"VLLM_SERVER_DEV_MODE": "1", "VLLM_CACHE_ROOT": str(Path(folder) / "cache")},
         )
         with spec.start() as one:
-            one.wait_until_healthy(settings.limit_seconds)
+            one.wait_until_healthy(settings.within)
             output.about["start_seconds"] = time.monotonic() - began
             print(f"server up after {time.monotonic() - began:.0f} s", flush=True)
             output.about["resident_mib_before"] = resident_mib(one.child.pid)
-            measure(settings, str(model), one.url, output, began + settings.limit_seconds)
+            deadline = began + settings.within - ENDING_SECONDS
+            measure(settings, str(model), one.url, output, deadline)
             output.about["resident_mib_after"] = resident_mib(one.child.pid)
             output.write()
 
@@ -235,38 +197,32 @@ def run(settings: Settings, out: Path) -> None:
 @click.command()
 @click.option("--shape", type=click.Choice(sorted(shapes.SHAPES)), default="qwen3-8b")
 @click.option("--layers", type=int, default=None)
-@click.option("--kv-gib", type=float, default=20.0)
+@click.option("--kv-gib", type=float, default=None, help="Of each rank; else as vLLM sizes it.")
 @click.option("--prompt-tokens", type=int, default=512)
 @click.option("--output-tokens", type=int, default=128)
 @click.option("--saturating", type=int, default=128, help="Streams that saturate the server.")
 @click.option("--turn-seconds", type=float, default=0.5)
+@click.option("--saturated-turn-seconds", type=float, default=4.0)
 @click.option("--warmup-turns", type=int, default=2, help="Of load before each block.")
-@click.option("--no-passive", is_flag=True, help="Compare the active probe alone.")
-@click.option(
-    "--wait-for", "awaited", type=click.Path(path_type=Path), help="Attach, and wait for this file."
-)
-@click.option("--measure-seconds", type=float, default=240.0, help="At most, after attaching.")
+@click.option("--variants", default=",".join(VARIANTS), help=f"Of off, {', '.join(PROBES)}.")
 @click.option("--probe", "probe_json", default="{}", help="Further settings of the probe, JSON.")
-@click.option(
-    "--flags",
-    default="--max-model-len 8192 --max-num-seqs 128 --gpu-memory-utilization 0.05",
-    help="Further flags of vllm serve.",
-)
-@click.option("--limit-seconds", type=float, default=400.0, help="Ends by then, start included.")
+@click.option("--flags", default="", help="Further flags of vllm serve.")
+@click.option("--within", type=float, default=2400.0, help="Ends in so many s, start included.")
 @click.option("--attach-only", is_flag=True, help="Attach, record memory, and end.")
 @click.option("--summarize", is_flag=True, help="Print the results in --out; measure nothing.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
 def main(
-    out: Path, summarize: bool, probe_json: str, flags: str, no_passive: bool, **values: Any
+    out: Path, summarize: bool, probe_json: str, flags: str, variants: str, **values: Any
 ) -> None:
     """Measure the probe's cost by switching one server's hooks on and off."""
     if not summarize:
         server.end_servers_on_sigterm()
-        kv_bytes = str(int(values["kv_gib"] * GIB))
+        kv_gib = values["kv_gib"]
+        cache = () if kv_gib is None else ("--kv-cache-memory-bytes", str(int(kv_gib * GIB)))
         settings = Settings(
             probe=json.loads(probe_json),
-            variants=(OFF, "active") if no_passive else VARIANTS,
-            flags=(*shlex.split(flags), "--kv-cache-memory-bytes", kv_bytes),
+            variants=tuple(variants.split(",")),
+            flags=(*shlex.split(flags), *cache),
             **values,
         )
         run(settings, out)

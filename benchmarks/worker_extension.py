@@ -13,7 +13,7 @@ import os
 import time
 from typing import Any
 
-from benchmarks.hooks import OFF, Hooks
+from benchmarks.hooks import OFF, Hooks, background_seconds
 from benchmarks.resident import MIB, Growth, StageGrowth, kinds, resident
 from vllm_nfp.adapter import idle
 from vllm_nfp.adapter.graph_place import CaptureWatch
@@ -91,7 +91,8 @@ class SwitchedHooks:
     def nfp_switch(self, variant: str) -> str:
         """Put one variant's hooks in place and no other's.
 
-        The answer holds the cost of the previous hooks and the resident memory.
+        The answer holds the cost of the previous hooks, the resident memory, and the CPU time that
+        all threads of the probe have taken so far.
         """
         costs = {}
         for name, hooks in _WORKER.hooks.items():
@@ -103,8 +104,14 @@ class SwitchedHooks:
             chosen = _WORKER.hooks[variant]
             chosen.switch(True)
             _WORKER.idle.session = chosen.session
-        spent = {name: cost for name, cost in costs.items() if cost["steps"]}
-        return json.dumps({"hooks": spent, "resident_mib": kinds().get("VmRSS", 0) / MIB})
+        spent = {n: cost for n, cost in costs.items() if cost["steps"] or cost.get("idle_probes")}
+        return json.dumps(
+            {
+                "hooks": spent,
+                "resident_mib": kinds().get("VmRSS", 0) / MIB,
+                "background_seconds": background_seconds(),
+            }
+        )
 
     def nfp_account(self) -> str:
         """The sessions' own account of their cost, and where resident memory grew."""

@@ -18,12 +18,18 @@ class ProbeExtension:
 
     def nfp_attach(self, settings: str, fault: str) -> bool:
         """Attach as the worker hook does; whether the rank takes part."""
+        import torch
         from parts import attach
+
+        from vllm_nfp.adapter import presence
 
         os.environ[faults.ENV_VAR] = fault
         faults.arm()
         worker: Any = self
-        session = attach(config_from_mapping(json.loads(settings)), worker)
+        config = config_from_mapping(json.loads(settings))
+        presence.announce(config)
+        torch.distributed.barrier()  # the warm-up, in a server; here ranks attach again and again
+        session = attach(config, worker)
         self.nfp_session = session
         return bool(session.active)
 

@@ -43,7 +43,8 @@ def test_a_server_is_fed_once_its_steps_are_measured(dense_model: Path, tmp_path
     settings = json.dumps({"overhead_budget": 0.5, "max_positions": 8, "publish_seconds": 0.5})
     command = serve_command(
         dense_model, port, "--dtype", "bfloat16", "--max-model-len", "512",
-        "--max-num-seqs", "8", "--speculative-config", speculation, "--nfp-probe",
+        "--max-num-seqs", "8", "--kv-cache-memory-bytes", str(256 << 20),
+        "--gpu-memory-utilization", "0.1", "--speculative-config", speculation, "--nfp-probe",
         "--nfp-verification-costs", "--nfp-config", settings,
     )  # fmt: skip
     with running_server(command, tmp_path / "server.log", port, {}) as started:

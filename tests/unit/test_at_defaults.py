@@ -88,6 +88,17 @@ def test_what_was_not_measured_is_no_truth(run: Path) -> None:
     assert [row.boundaries for row in scores_of(run)] == [0, 0]
 
 
+def test_points_that_were_not_measured_score_no_ratio_and_no_draft(run: Path) -> None:
+    path = run / at_defaults.TRUTH
+    values = json.loads(path.read_text())
+    for point in values["curves"]:
+        if point["positions"] == 8:
+            point["basis"], point["samples"] = "inferred", 0
+    path.write_text(json.dumps(values))
+    later = list(scores_of(run))[1]
+    assert (len(later.errors), later.covered, later.drafts) == (3, 3, 0)
+
+
 def test_points_without_a_graph_count_for_drafts_alone(run: Path) -> None:
     path = run / at_defaults.TRUTH
     values = json.loads(path.read_text())

@@ -1,14 +1,13 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import re
 from pathlib import Path
 
 import pytest
 
 from vllm_nfp import plugin
-from vllm_nfp.adapter import flags, hooks, install, metrics_bridge, switch_on
+from vllm_nfp.adapter import flags
 from vllm_nfp.adapter.patch import PatchSet
 from vllm_nfp.config import (
     ENV_VAR,
@@ -20,8 +19,6 @@ from vllm_nfp.config import (
     config_from_mapping,
     read_settings_argument,
 )
-from vllm_nfp.metrics.collector import NfpCollector
-from vllm_nfp.results import run_folder
 
 
 def test_settings_survive_json() -> None:
@@ -183,42 +180,6 @@ def test_flags_that_do_not_go_together_end_the_parse(
     (line,) = capsys.readouterr().err.splitlines()
     assert re.match(r"\S+ serve: error: ", line)
     assert sentence in line
-
-
-@pytest.mark.parametrize("backend", ["distributed_executor_backend", "data_parallel_backend"])
-def test_under_ray_the_server_starts_and_says_why_its_probe_is_off(
-    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    pytest.importorskip("vllm")
-    monkeypatch.setattr(run_folder.tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(run_folder.atexit, "register", lambda call: None)
-    monkeypatch.setenv(ENV_VAR, "")
-    args = parse("--nfp-probe", "--nfp-config", '{"off_reason": "a user has no say in it"}')
-    args.model, args.served_model_name, args.data_parallel_size = "m", None, 2
-    setattr(args, backend, "mp")
-    config = flags.config_from_args(args)
-    assert config is not None and config.off_reason is None
-    setattr(args, backend, "ray")
-    flag = f"--{backend.replace('_', '-')} ray"
-    with caplog.at_level(logging.WARNING, "vllm.nfp"):
-        switch_on.switch_on(args)
-    assert f"the probe stays off: {flag}" in caplog.text
-    settings = config_from_environment()
-    assert settings is not None and settings.run_dir is not None
-    hooked: list[object] = []
-    monkeypatch.setattr(hooks, "install", lambda *_: hooked.append("a worker"))
-    monkeypatch.setattr(metrics_bridge, "install", lambda *_: hooked.append("/metrics"))
-    install._install_hooks(lambda *_: pytest.fail("a session was opened"))
-    assert hooked == ["/metrics"]
-    told = [s for f in NfpCollector(settings.run_dir).collect() for s in f.samples]
-    on = [s.labels for s in told if s.name == "vllm_nfp_state" and s.value]
-    assert [(label["model_name"], label["engine"], label["state"]) for label in on] == [
-        ("m", "0", "disabled"), ("m", "1", "disabled"),
-    ]  # fmt: skip
-    assert all(flag in s.labels["reason"] for s in told if s.name == "vllm_nfp_state_info")
-    args.nfp_draft_control = True
-    with pytest.raises(ConfigError, match=f"draft-control is not possible here: {flag}"):
-        flags.config_from_args(args)
 
 
 @pytest.mark.parametrize(

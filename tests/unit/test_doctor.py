@@ -159,16 +159,21 @@ def test_a_model_that_cannot_be_probed_is_broken_with_the_reason() -> None:
 
 def test_every_feature_of_a_command_line_is_told_and_not_only_the_first_reason() -> None:
     made = [
-        {"name": "mixture of experts", "mode": "active", "why": "modules moe_ffn"},
-        {"name": "LoRA", "mode": "passive", "why": "serve without --enable-lora"},
-        {"name": "pipeline parallelism", "mode": "passive", "why": "probing needs 1"},
+        {"name": name, "mode": mode, "why": why, "needs": needs}
+        for name, mode, why, needs in (
+            ("mixture of experts", "active", "modules moe_ffn", ""),
+            ("several nodes", "active", "each takes its own", "start all alike"),
+            ("LoRA", "passive", "serve without --enable-lora", ""),
+            ("pipeline parallelism", "passive", "probing needs 1", ""),
+        )
     ]
     found = whole(MODEL, mode="passive", reason="probing needs 1", features=made)
-    told = [(f.status, f.found) for f in found.findings if f.name == "feature"]
+    told = [(f.status, f.found, f.advice) for f in found.findings if f.name == "feature"]
     assert told == [
-        (Status.OK, "mixture of experts: probed"),
-        (Status.WARNING, "LoRA: passive; serve without --enable-lora"),
-        (Status.WARNING, "pipeline parallelism: passive; probing needs 1"),
+        (Status.OK, "mixture of experts: probed", ""),
+        (Status.OK, "several nodes: probed", "start all alike"),
+        (Status.WARNING, "LoRA: passive; serve without --enable-lora", ""),
+        (Status.WARNING, "pipeline parallelism: passive; probing needs 1", ""),
     ]
 
 

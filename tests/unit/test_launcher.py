@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from vllm_nfp.probe.availability import Availability
 from vllm_nfp.probe.batch import BatchBuilder
 from vllm_nfp.probe.graph_cache import GraphCache
 from vllm_nfp.probe.kv_proof import Prover
-from vllm_nfp.probe.launcher import Launcher, Ticket
+from vllm_nfp.probe.launcher import HEAD_START_SHARE, Launcher, Ticket
 from vllm_nfp.probe.limits import ShapeLimits
 from vllm_nfp.probe.marks import ModuleMarks, StepMarks
 from vllm_nfp.probe.memory import GpuMemory, HostMemory
@@ -121,3 +122,82 @@ def test_with_several_ranks_the_head_has_no_graph_and_runs_as_well() -> None:
     shape.step_graph, shape.hidden, shape.fresh = step, torch.zeros(2, 4), True
     launcher._launch(Shape(1, 64, 2), shape, {})
     assert runs == ["step", "head", "step", "head"]
+
+
+class SlowHost(HostClock):
+    """A device that reaches a mark as soon as nothing is left before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.busy = 0.0
+        self.now = 0.0
+
+    def reached(self, mark: Mark) -> bool:
+        return self.busy <= self.now
+
+
+def launches(launch_seconds: float, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, SlowHost, Any]:
+    """A launcher on a device that is busy for as long as it is told; its holds; its shape."""
+    launcher, shapes = launcher_of()
+    clock, shape = SlowHost(), shapes[1, 2]
+
+    def hold(seconds: float) -> None:
+        clock.busy = max(clock.busy, clock.now) + seconds
+
+    def replay() -> None:
+        clock.now += launch_seconds
+
+    shape.step_graph, shape.head_graph = (
+        SimpleNamespace(replay=run) for run in (replay, lambda: None)
+    )
+    fields = (("_clock", clock), ("_on_gpu", True), ("_hold_stream", hold))
+    for name, value in fields:
+        monkeypatch.setattr(launcher, name, value)
+    stream = SimpleNamespace(query=lambda: clock.busy <= clock.now)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
+    return launcher, clock, shape
+
+
+def test_a_launch_slower_than_the_head_start_is_told_and_the_next_one_is_hidden(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The gap would lie in the first run of a pair alone: in the other one's favour."""
+    launcher, clock, shape = launches(0.001, monkeypatch)
+    assert launcher._launch(Shape(1, 64, 2), shape, {}).step.waited
+    clock.now = clock.busy + 1.0
+    assert not launcher._launch(Shape(1, 64, 2), shape, {}).step.waited
+    assert clock.busy == pytest.approx(clock.now - 0.001 + HEAD_START_SHARE * 0.001)
+
+
+def test_work_that_ends_before_a_launch_behind_it_is_lengthened_from_then_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    launcher, clock, shape = launches(0.001, monkeypatch)
+    launcher._launch(Shape(1, 64, 2), shape, {})  # the first run of a shape is proven
+    clock.busy = clock.now + 0.0005
+    assert launcher._launch(Shape(1, 64, 2), shape, {}).step.waited
+    clock.busy = clock.now + 0.0005
+    assert not launcher._launch(Shape(1, 64, 2), shape, {}).step.waited
+
+
+def test_work_that_outlasts_the_launches_behind_it_is_not_lengthened(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    launcher, clock, shape = launches(0.0001, monkeypatch)
+    launcher._launch(Shape(1, 64, 2), shape, {})
+    for _ in range(3):
+        clock.busy = clock.now + 0.005
+        before = clock.busy
+        assert not launcher._launch(Shape(1, 64, 2), shape, {}).step.waited
+        assert clock.busy == before
+
+
+def test_a_step_without_a_graph_waits_for_its_launches_as_in_serving(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    launcher, _, shape = launches(0.001, monkeypatch)
+    shape.step_graph = shape.head_graph = None
+    launcher._forward.run_model = lambda *_: torch.zeros(2, 4)
+    launcher._forward.run_head = lambda *_: None
+    assert not launcher._launch(Shape(1, 64, 2), shape, {}).step.waited

@@ -45,6 +45,9 @@ class FakeClock:
     def ready(self, mark: Mark) -> bool:
         return bool(mark.value <= self.done)
 
+    def reached(self, mark: Mark) -> bool:
+        return self.ready(mark)
+
     def seconds(self, start: Mark, end: Mark) -> float:
         return float(end.value - start.value)
 
@@ -61,6 +64,8 @@ class FakeEngine:
     cold: set[int] = field(default_factory=set)
     """Position counts that are not ready yet."""
     prepared: list[int] = field(default_factory=list)
+    late: set[int] = field(default_factory=set)
+    """Position counts whose runs wait for their launch."""
 
     def refusal(self, batch_size: int, context: int) -> str | None:
         return None
@@ -99,7 +104,8 @@ class FakeEngine:
         if end > self.clock.done:
             return None
         seconds = 0.001 * shape.positions
-        return Timing(shape, seconds, 0.0, {Module.ATTENTION: seconds}, (), "none")
+        waited, modules = shape.positions in self.late, {Module.ATTENTION: seconds}
+        return Timing(shape, seconds, 0.0, modules, (), "none", waited)
 
 
 class Thread:
@@ -203,6 +209,16 @@ def test_pairs_run_between_decode_steps_within_the_budget() -> None:
     assert {r.baseline_first for r in results} == {True, False}
     assert prober.outcomes["measured"] == len(results)
     assert clock.held == 2 * RING_SLOTS, "marks are lost"
+
+
+def test_pairs_that_wait_for_a_launch_are_counted_apart() -> None:
+    prober, clock, results = make(late={4})
+    for _ in range(500):
+        run_step(prober, clock)
+    waited = [r for r in results if r.waited]
+    assert {r.many.shape.positions for r in waited} == {4} and len(waited) < len(results)
+    assert prober.outcomes["waited"] == len(waited)
+    assert prober.outcomes["measured"] == len(results) - len(waited)
 
 
 def test_a_prompt_is_never_delayed() -> None:

@@ -9,9 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from vllm_nfp.adapter import state_layers, versions
+from vllm_nfp.adapter import state_kinds, versions
 from vllm_nfp.adapter.bindings import UnknownVllmError
-from vllm_nfp.adapter.state_layers import StateGroup, state_groups, without_states
+from vllm_nfp.adapter.state_layers import (
+    StateGroup,
+    on_other_states,
+    state_groups,
+    without_states,
+)
 from vllm_nfp.probe.state_room import StateRoom
 from vllm_nfp.probe.states import ProbeStates
 
@@ -132,7 +137,7 @@ def config(**cache: Any) -> Any:
 def group_of(layer: str, builder: str, config: Any) -> list[list[Any]]:
     config.compilation_config.static_forward_context["l0"] = type(layer, (), {})()
     live = type(builder, (), {"kv_cache_spec": None})()
-    spec = type(state_layers.STATE_SPEC, (), {})()
+    spec = type(state_kinds.STATE_SPEC, (), {})()
     return [[SimpleNamespace(metadata_builders=[live], layer_names=["l0"], kv_cache_spec=spec)]]
 
 
@@ -162,7 +167,37 @@ def test_layers_that_are_not_known_are_named(
         state_groups(group_of(layer, builder, made), 100, made, CPU)
 
 
-@pytest.mark.parametrize("layer", state_layers.KNOWN_LAYERS)
+def test_ling_3s_layer_shapes_its_state_by_a_draft_length_of_another_name() -> None:
+    """vLLM's own layer, of which only what shapes its state is set."""
+    from torch import nn
+    from vllm.model_executor.models.bailing_moe_v3 import BailingMoeV3KimiDeltaAttention
+
+    layer = BailingMoeV3KimiDeltaAttention.__new__(BailingMoeV3KimiDeltaAttention)
+    nn.Module.__init__(layer)
+    layer.tp_size, layer.num_heads, layer.head_dim, layer.conv_size = 1, 2, 8, 4
+    layer.num_speculative_tokens, layer.kv_cache = 1, "the server's"
+    shape = layer.get_state_shape()
+    with on_other_states([layer], ["the probe's"], 3):
+        assert layer.kv_cache == "the probe's" and layer.num_speculative_tokens == 3
+        assert layer.get_state_shape() != shape
+    assert layer.kv_cache == "the server's" and layer.get_state_shape() == shape
+
+
+def test_a_layer_without_convolutions_has_one_shape_for_all_drafts() -> None:
+    layer = type("BailingMoELinearAttention", (), {"kv_cache": "the server's"})()
+    with on_other_states([layer], ["the probe's"], 3):
+        assert layer.kv_cache == "the probe's"
+        assert state_kinds.draft_length(layer) == 0
+    assert vars(layer) == {"kv_cache": "the server's"}
+
+
+def test_known_models_are_names_of_vllms_registry() -> None:
+    from vllm.model_executor.models.registry import _VLLM_MODELS
+
+    assert not state_kinds.KNOWN_MODELS - _VLLM_MODELS.keys()
+
+
+@pytest.mark.parametrize("layer", state_kinds.KNOWN_LAYERS)
 def test_known_layers_are_grouped_apart_from_those_with_a_cache(
     layer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,6 +207,6 @@ def test_known_layers_are_grouped_apart_from_those_with_a_cache(
     attention = SimpleNamespace(kv_cache_spec=object())
     groups[0].append(attention)
     (found,) = state_groups(groups, 100, made, CPU)
-    assert found.kind == state_layers.KNOWN_LAYERS[layer]
+    assert found.kind == state_kinds.KNOWN_LAYERS[layer]
     assert found.num_blocks == 100 and found.layer_names == ("l0",)
     assert without_states(groups) == [[attention]]

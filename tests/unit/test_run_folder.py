@@ -109,7 +109,7 @@ def test_a_folder_that_is_removed_is_made_again_while_its_launcher_lives(
 def test_a_folder_whose_owner_is_not_known_is_not_made_again(tmp_path: Path) -> None:
     """As with settings of an earlier run that a shell still carries."""
     gone = tmp_path / "vllm-nfp-gone"
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"on another host.*set --nfp-output-dir"):
         RunFolder(str(gone)).write("engine-0.json", "{}")
     assert not gone.exists()
 

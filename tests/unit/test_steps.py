@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 import tracemalloc
 from typing import Any
 
 import pytest
 
 from vllm_nfp.adapter.idle import asking
-from vllm_nfp.timing import HostClock, Sampler, StepTimer, StepTimes
+from vllm_nfp.timing import HostClock, Mark, Sampler, StepTimer, StepTimes
 from vllm_nfp.timing.sampling import LOOKED_AT_FIRST, LOOKED_ONE_IN
 from vllm_nfp.timing.series import SAMPLES_KEPT
 from vllm_nfp.timing.steps import MOST_KINDS, RING_SLOTS
@@ -66,6 +67,32 @@ def test_a_step_whose_drafts_are_cut_while_it_runs_is_filed_by_what_it_ran() -> 
     (kind,) = timer.times.kinds()
     assert (kind.shape.positions, kind.timed) == (3, 2), "40 and 50 of 16 are both nearest to 3"
     assert kind.mean_positions == pytest.approx(45 / 16)
+
+
+def test_a_step_that_the_device_reached_while_it_was_launched_may_hold_a_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Device(HostClock):
+        ahead = False
+
+        def reached(self, mark: Mark) -> bool:
+            return self.ahead
+
+    now = Now()
+    clock = Device(now)
+    monkeypatch.setattr(time, "perf_counter", now)
+    timer = StepTimer(clock)
+    for ahead in (True, True, False):
+        clock.ahead = ahead
+        run(timer, now, 0.010, 5, 900, 1, True)
+        run(timer, now, 0.020, 5, 900, 2, True)
+        timer.settle()
+        waits = {of.kind.positions: of.wait_seconds for of in timer.times.kinds()}
+        assert waits == {1: pytest.approx(0.010), 2: pytest.approx(0.020)}
+    for _ in range(3):
+        run(timer, now, 0.010, 5, 900, 1, True)
+    timer.settle()
+    assert {of.wait_seconds for of in timer.times.kinds() if of.kind.positions == 1} == {0.0}
 
 
 def test_a_step_that_ran_nothing_is_begun_again() -> None:

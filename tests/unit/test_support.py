@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_engine import EXPERTS_IN_PARALLEL, UNKNOWN_HYBRID, ec_transfer, kv_transfer
+from test_engine import OTHER_ALL2ALL, UNKNOWN_HYBRID, ec_transfer, kv_transfer
 from test_engine import config as accepted
 
 pytest.importorskip("vllm")
@@ -21,6 +21,7 @@ from vllm_nfp.adapter import predictions, support, versions
 from vllm_nfp.adapter.attention_groups import CellDoesNotFitError
 from vllm_nfp.adapter.layers import UnsupportedModelError
 from vllm_nfp.adapter.predictions import NoGroundError
+from vllm_nfp.adapter.presence import RanksDifferError
 from vllm_nfp.adapter.runners import UnknownRunnerError
 from vllm_nfp.adapter.versions import Mode
 from vllm_nfp.config import ProbeConfig
@@ -28,8 +29,8 @@ from vllm_nfp.principle.live import Ground
 from vllm_nfp.probe.kv_proof import KvCacheWrittenError
 from vllm_nfp.results.snapshot import Snapshot
 from vllm_nfp.schedule.lockstep import PeerFaultError
+from vllm_nfp.session import in_lockstep, start_probing
 from vllm_nfp.session import start as module
-from vllm_nfp.session import start_probing
 from vllm_nfp.session.agreement import Alone
 from vllm_nfp.session.output import Output
 from vllm_nfp.session.session import Session
@@ -41,9 +42,9 @@ REFUSED: list[tuple[dict[str, Any], str, bool]] = [
     ({"parallel_config__pipeline_parallel_size": 2}, "--pipeline-parallel-size 2", False),
     ({"parallel_config__decode_context_parallel_size": 2}, "--decode-context-parallel", False),
     ({"parallel_config__prefill_context_parallel_size": 2}, "--prefill-context-parallel", False),
-    (EXPERTS_IN_PARALLEL, "--data-parallel-size 4", True),
+    (OTHER_ALL2ALL, "--all2all-backend new_low_latency", True),
     ({"parallel_config__use_ubatching": True}, "--enable-dbo", False),
-    ({"parallel_config__enable_eplb": True}, "--enable-eplb", False),
+    ({"parallel_config__enable_elastic_ep": True}, "--enable-elastic-ep", False),
     (UNKNOWN_HYBRID, "recurrent (mamba) state", False),
     ({"model_config__is_attention_free": True}, "recurrent (mamba) state", False),
     ({"model_config__is_encoder_decoder": True}, "encoder-decoder", False),
@@ -94,23 +95,25 @@ def test_an_engine_without_decode_steps_stays_off_and_says_why(
 
 
 @pytest.mark.parametrize(
-    ("tensor", "pipeline", "nodes", "reporting"),
+    ("tensor", "pipeline", "nodes", "executor", "reporting"),
     [
-        (1, 1, 1, [0]),
-        (2, 1, 1, [0]),
-        (1, 2, 1, [1]),
-        (2, 2, 1, [2]),
-        (2, 3, 1, [4]),
-        (2, 2, 2, [0]),
+        (1, 1, 1, "uni", [0]),
+        (2, 1, 1, "mp", [0]),
+        (1, 2, 1, "mp", [1]),
+        (2, 2, 1, "mp", [2]),
+        (2, 3, 1, "mp", [4]),
+        (2, 2, 2, "mp", [0]),
+        (2, 2, 1, "ray", [0]),
     ],
 )
 def test_one_rank_of_an_engine_reports_where_tokens_are_sampled(
-    tensor: int, pipeline: int, nodes: int, reporting: list[int]
+    tensor: int, pipeline: int, nodes: int, executor: str, reporting: list[int]
 ) -> None:
     made = [
         SimpleNamespace(
             tensor_parallel_size=tensor, pipeline_parallel_size=pipeline,
             prefill_context_parallel_size=1, nnodes=nodes, rank=rank,
+            distributed_executor_backend=executor,
         )
         for rank in range(tensor * pipeline)
     ]  # fmt: skip
@@ -121,7 +124,7 @@ def test_each_engine_under_an_external_launcher_has_a_rank_that_reports() -> Non
     ranks = [
         SimpleNamespace(
             tensor_parallel_size=2, pipeline_parallel_size=1, prefill_context_parallel_size=1,
-            nnodes=1, rank=rank,
+            nnodes=1, rank=rank, distributed_executor_backend="external_launcher",
         )
         for rank in range(4)
     ]  # fmt: skip
@@ -224,6 +227,33 @@ def test_with_several_ranks_all_decide_alike_and_none_waits(
             lead_of(session).publisher.stop()
     assert active == [True, False]
     assert {snapshot.state for snapshot in told} == {State.PASSIVE}
+
+
+@pytest.mark.parametrize("leads", [True, False])
+def test_a_rank_whose_peers_lack_its_probe_waits_for_none(
+    leads: bool, told: list[Snapshot], monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    reason = "rank 1 has other probe settings"
+
+    def differ() -> None:
+        raise RanksDifferError(reason)
+
+    monkeypatch.setattr(in_lockstep, "check_tensor_ranks", differ)
+    monkeypatch.setattr(in_lockstep, "tensor_wire", lambda: pytest.fail("it waits for the others"))
+    monkeypatch.setattr(module.bindings, "is_known", lambda _: True)
+    session = session_of(engine=served(0 if leads else 1, 2))
+    with caplog.at_level(logging.WARNING, "vllm.nfp"):
+        session.after_warm_up(object())
+    assert session.active is leads
+    assert reason in caplog.text
+    if leads:
+        found = run_steps(session)
+        assert (found.state, found.reason) == (State.PASSIVE, reason)
+        assert [row.samples for row in found.steps] == [3]
+        session.disable("the test is over", expected=True)
+    else:
+        assert told == []
 
 
 def test_an_engine_that_stays_off_is_told_by_one_rank(told: list[Snapshot]) -> None:
@@ -335,6 +365,9 @@ class Joined:
 
     def fail_now(self) -> None:
         self.told += 1
+
+    def least(self, value: int, topic: str) -> int:
+        return value
 
 
 @pytest.mark.parametrize("error", KNOWN, ids=lambda error: type(error).__name__)

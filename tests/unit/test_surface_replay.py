@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.replay import METHODS, replay
 from benchmarks.replay_fit import hyperparameters_from, name_of
 from benchmarks.replay_methods import pair_seconds, true_boundary
-from benchmarks.replay_recorded import Server, all_servers
+from benchmarks.replay_recorded import Cell, Server, all_servers
+from benchmarks.replay_score import Score, score
 from vllm_nfp.surface import QUANTIZED, RECORDED, recorded_for
 from vllm_nfp.types import Module, Shape
 
@@ -81,6 +83,53 @@ def test_a_composed_step_is_the_sum_of_its_kernels(servers: dict[str, Server]) -
             for m in (Module.DENSE_FFN, Module.ATTENTION)
         )
         assert (step > parts).all() and step[0] < 2.0 * parts[0]
+
+
+class _Drafts:
+    """Says this draft length, and nothing else."""
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+
+    def ratio(self, module: Module, cell: Cell) -> None:
+        return None
+
+    def boundary(self, module: Module, cell: Cell, epsilon: float) -> None:
+        return None
+
+    def draft(self, cell: Cell, acceptance: float) -> int:
+        return self._length
+
+
+@pytest.mark.parametrize(
+    ("length", "share"),
+    [
+        (7, 1.0),  # recorded, the best at acceptance 0.5
+        (5, 0.9882),  # N = 6 takes as long as N = 8: (1 - 0.5^6) / (1 - 0.5^8)
+        (3, 0.9412),  # N = 4 as N = 1: both are recorded, but it yields less
+    ],
+)
+def test_a_draft_length_between_recorded_ones_takes_the_longer_step(
+    servers: dict[str, Server], monkeypatch: pytest.MonkeyPatch, length: int, share: float
+) -> None:
+    monkeypatch.setattr("benchmarks.replay_score.ACCEPTANCES", (0.5,))
+    known = {(Module.MODEL, 1, 1024): (1.0, 1.0, 1.0)}
+    server = replace(servers["dense"], positions={(1, 1024): (1, 4, 8)}, seconds=known, spread={})
+    empty = Score("fixed", "dense", "dense", False, 0.0, 0)
+    found = score(_Drafts(length), server, empty)
+    assert (found.drafts, found.good_drafts) == (1, int(share >= 0.98))
+    assert found.worst_draft == pytest.approx(share, abs=1e-4)
+
+
+def test_a_draft_length_beside_an_uncertain_step_is_not_judged(servers: dict[str, Server]) -> None:
+    known = {(Module.MODEL, 1, 1024): (1.0, 1.0, 1.0)}
+    server = replace(
+        servers["dense"], positions={(1, 1024): (1, 4, 8)}, seconds=known,
+        spread={(Module.MODEL, 1, 1024): (0.0, 0.5, 0.0)},
+    )  # fmt: skip
+    for length, judged in ((7, 3), (5, 0), (2, 0)):
+        empty = Score("fixed", "dense", "dense", False, 0.0, 0)
+        assert score(_Drafts(length), server, empty).drafts == judged
 
 
 def test_a_capture_is_paid_once(servers: dict[str, Server]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,18 @@ def test_pairs_move_the_answers_at_an_update_and_not_before(prior: Prior) -> Non
     assert surface.samples(Module.MODEL, Shape(8, 1024, 4)) == 0
     surface.update(2.0)
     assert surface.version == 1
+
+
+def test_a_pair_that_waited_tells_of_modules_alone(prior: Prior) -> None:
+    """The wait is in the whole step, not between the marks in a graph."""
+    surface, shape = CostSurface(prior, RECORDED), Shape(8, 1024, 8)
+    waited = pair(prior, shape, 0.5)
+    surface.add_pair(replace(waited, one=replace(waited.one, waited=True)), 1.0)
+    surface.update(1.0)
+    modules = {m for m in prior(1, 1).modules if surface.samples(m, shape)}
+    assert modules == set(prior(1, 1).modules) - {Module.MODEL}
+    found = surface.answers(CELLS, POSITIONS)[Module.MODEL, 8, 1024]
+    assert found.basis[POSITIONS.index(8)] is not Basis.MEASURED
 
 
 def test_another_cell_is_asked_beside_the_table(prior: Prior) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import mmap
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,8 +18,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 pytest.importorskip("aiohttp")
 
-from benchmarks import paired, switched, switched_summary, traffic
-from benchmarks.hooks import OFF, Hooks, require_active
+from benchmarks import switched, switched_summary, traffic
+from benchmarks.hooks import OFF, Hooks, background_seconds, require_active
 from benchmarks.resident import Growth, StageGrowth, mappings, resident
 
 
@@ -41,47 +43,85 @@ def test_every_round_holds_each_variant_once_in_changing_order() -> None:
     assert {t.variant for t in switched.plan(0.5, 0, (OFF, "active"))} == {OFF, "active"}
 
 
+DELAYED_STEPS, DECODE_STEPS, DELAY_US = 8, 100, 10_000
+
+
 def rows_of(factor: float) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rounds in which the active probe makes intervals longer by the factor."""
+    """Rounds in which the active probe makes times longer by the factor, and the raised one
+    delays some steps."""
     rng = np.random.default_rng(0)
-    rows, itl_us = [], {}
+    rows, times_us = [], {}
     for share in switched_summary.SHARES:
-        for turn in switched.plan(share, 0):
-            times = rng.normal(5000, 200, 400) * (factor if turn.variant == "active" else 1.0)
-            itl_us[turn.key] = times.astype(np.uint32)
+        for turn in [*switched.plan(share, 0), *switched.plan(share, 5)]:
+            slower = factor if turn.variant == "active" else 1.0
+            times = rng.normal(5000, 200, 400) * slower
+            if turn.variant == "raised":
+                times[: 4 * DELAYED_STEPS] += DELAY_US  # four streams
+            times_us[turn.key] = times.astype(np.uint32)
+            first = rng.normal(40_000, 1000, 50) * slower
+            times_us[turn.first_key] = first.astype(np.uint32)
             rows.append({
-                "share": share, "round": turn.round, "variant": turn.variant,
-                "tokens_per_second": 100.0, "hook_median_us": {"step": 3.0, "end": 1.0},
+                "share": share, "round": turn.round, "variant": turn.variant, "seconds": 0.5,
+                "tokens_per_second": 100.0 / slower, "hook_seconds": 0.005,
+                "background_seconds": 0.001, "hook_decode_steps": DECODE_STEPS,
+                "hook_delayed_steps": DELAYED_STEPS if turn.variant == "raised" else 0,
+                "hook_idle_probes": 1,
             })  # fmt: skip
-    return rows, itl_us
+    return rows, times_us
 
 
 def test_a_probe_that_slows_steps_is_seen() -> None:
-    rows, itl_us = rows_of(1.1)
-    share, variant, rounds, _, p50, ratio, *_, hooks = switched_summary.cells(
-        rows, itl_us, 0.5, "active"
-    )
-    assert (share, variant, rounds, hooks) == ("50 %", "active", "5", "4.0")
-    assert float(p50) == pytest.approx(5.0, rel=0.02)
-    assert float(ratio.split()[0]) == pytest.approx(1.1, rel=0.01)
-    sides = [
-        switched_summary._sides(rows, itl_us, share, "active")
-        for share in switched_summary.OPEN_SHARES
-    ]
-    pooled = paired.mean_ratio_of_quantiles(sides, 0.5)
+    rows, times_us = rows_of(1.1)
+    found = switched_summary.compare(rows, times_us, 0.5, "active")
+    assert found is not None
+    assert (found.rounds, found.intervals, found.first_tokens) == (10, 4000, 500)
+    assert found.off_p50_ms == pytest.approx(5.0, rel=0.02)
+    for name in ("itl_p50", "itl_mean", "ttft_p50", "ttft_p99"):
+        assert found.ratios[name].ratio == pytest.approx(1.1, rel=0.02), name
+        assert found.ratios[name].lower > 1.0, name
+    assert found.ratios["itl_p50"].resolution < 0.01
+    assert "tokens" not in found.ratios, "arrivals decide on it below saturation"
+    saturated = switched_summary.compare(rows, times_us, switched_summary.SATURATED, "active")
+    assert saturated is not None and saturated.rounds == 2
+    assert saturated.ratios["tokens"].ratio == pytest.approx(1 / 1.1)
+    pooled = switched_summary.over_loads(rows, times_us, "active", 0.5)
+    assert pooled is not None
     assert pooled.ratio == pytest.approx(1.1, rel=0.01)
     assert pooled.lower < pooled.ratio < pooled.upper < 1.13
-    unharmed = [
-        switched_summary._sides(rows, itl_us, share, "passive")
-        for share in switched_summary.OPEN_SHARES
-    ]
-    assert paired.mean_ratio_of_quantiles(unharmed, 0.5).ratio == pytest.approx(1.0, rel=0.01)
 
 
-def test_a_variant_without_rounds_has_an_empty_line() -> None:
-    rows, itl_us = rows_of(1.0)
+def test_what_a_delayed_step_costs_follows_from_the_mean() -> None:
+    rows, times_us = rows_of(1.0)
+    raised = switched_summary.compare(rows, times_us, 0.9, "raised")
+    assert raised is not None and raised.delay_ms is not None
+    assert raised.delayed == 10 * DELAYED_STEPS and raised.decode_steps == 10 * DECODE_STEPS
+    assert raised.delay_ms.ratio == pytest.approx(DELAY_US / 1e3, rel=0.05)
+    assert raised.delay_ms.lower < raised.delay_ms.ratio < raised.delay_ms.upper
+    assert raised.ratios["itl_p50"].ratio == pytest.approx(1.0, rel=0.02)
+    assert raised.ratios["itl_p99"].ratio > 2.0
+    assert (raised.hook_share, raised.background_share) == pytest.approx((0.01, 0.002))
+    assert raised.idle_probes == 10
+    active = switched_summary.compare(rows, times_us, 0.9, "active")
+    assert active is not None and active.delayed == 0 and active.delay_ms is None
+
+
+def test_a_run_that_kept_less_is_still_summarized() -> None:
+    """The runs of 2026-11-25 have neither times to first token nor counts of steps."""
+    rows, times_us = rows_of(1.0)
+    kept = ("share", "round", "variant", "seconds", "tokens_per_second", "hook_seconds")
+    old = [{name: row[name] for name in kept} for row in rows]
+    times = {key: value for key, value in times_us.items() if not key.endswith("-first")}
+    found = switched_summary.compare(old, times, 0.1, "active")
+    assert found is not None and found.delayed is None and found.background_share is None
+    assert "ttft_p50" not in found.ratios
+    assert switched_summary.cells(found)[9:13] == ["", "", "", ""]
+
+
+def test_a_variant_without_rounds_has_no_line() -> None:
+    rows, times_us = rows_of(1.0)
     left = [row for row in rows if row["variant"] != "active"]
-    assert switched_summary.cells(left, itl_us, 0.5, "active")[2] == "0"
+    assert switched_summary.compare(left, times_us, 0.5, "active") is None
+    assert switched_summary.over_loads(left, times_us, "active", 0.5) is None
 
 
 def test_a_probe_that_did_not_attach_is_not_measured() -> None:
@@ -153,7 +193,9 @@ class Session:
     def __init__(self) -> None:
         self.told: list[Any] = []
         self.publisher = SimpleNamespace(_publish=lambda: self.told.append("published"))
-        self._started = SimpleNamespace(lead=SimpleNamespace(publisher=self.publisher))
+        self._started = SimpleNamespace(
+            lead=SimpleNamespace(publisher=self.publisher, watcher=None)
+        )
 
     def after_warm_up(self, runner: Any, place: Any, unhook: Any) -> None:
         self.told.append("attached")
@@ -203,6 +245,38 @@ def test_hooks_come_and_go_and_tell_what_they_took(monkeypatch: pytest.MonkeyPat
     assert (cost["steps"], set(cost["median_us"])) == (2, {"before_step", "after_step"})
     assert 0.0 < cost["seconds"] < 1.0
     assert hooks.take_cost()["steps"] == 0
+
+
+def test_the_probes_own_threads_are_timed_by_their_names() -> None:
+    done, go_on = threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun = time.thread_time()
+        while time.thread_time() < begun + 0.05:
+            pass
+        done.set()
+        go_on.wait()
+
+    before = background_seconds()
+    threads = [threading.Thread(target=work, name=n) for n in ("nfp-made", "other")]
+    for thread in threads:
+        done.clear()
+        thread.start()
+        done.wait()
+    spent = background_seconds() - before
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert 0.05 <= spent < 0.09
+
+
+def test_a_turn_is_charged_what_came_since_the_switch() -> None:
+    before = {"hooks": {}, "resident_mib": 1.0, "background_seconds": 2.0}
+    hooks = {"active": {"seconds": 0.1, "steps": 7, "median_us": {}, "delayed_steps": 3}}
+    after = {"hooks": hooks, "resident_mib": 5.0, "background_seconds": 2.5}
+    cost = switched._cost("active", before, after)
+    assert (cost["hook_delayed_steps"], cost["background_seconds"]) == (3, 0.5)
+    assert switched._cost(OFF, before, after)["hook_steps"] == 0
 
 
 def test_the_client_watches_no_captures() -> None:

@@ -45,7 +45,6 @@ def _of_model(model: str, flags: Sequence[str]) -> dict[str, Any]:
     from vllm_nfp.adapter import support
     from vllm_nfp.adapter.features import features_of
     from vllm_nfp.adapter.patch import PatchSet
-    from vllm_nfp.adapter.versions import Decision, Mode
     from vllm_nfp.config import ConfigError
 
     parser = FlexibleArgumentParser(prog="vllm serve")
@@ -60,13 +59,11 @@ def _of_model(model: str, flags: Sequence[str]) -> dict[str, Any]:
         raise SystemExit(BAD_FLAGS) from None
     config = EngineArgs.from_cli_args(args).create_engine_config()
     decision = support.decide(config, passive=bool(probe and probe.passive))
-    if probe is not None and probe.off_reason is not None:
-        decision = Decision(Mode.OFF, probe.off_reason)
     return {
         "mode": str(decision.mode),
         "reason": decision.reason,
         "features": [
-            {"name": f.name, "mode": str(f.mode), "why": f.reason(config)}
+            {"name": f.name, "mode": str(f.mode), "why": f.reason(config), "needs": f.needs}
             for f in features_of(config)
         ],
         "not_looked_at": not_looked_at,

@@ -53,6 +53,7 @@ class WorkerObserver:
         self._config = config
         self._open_observer = open_observer
         self._patches = patches
+        observer.about_to_warm_up(config)
         self._captures = CaptureWatch().open()
         self._observer: StepObserver | None = None
         self._warm = False

@@ -178,26 +178,4 @@ def config_from_args(args: argparse.Namespace) -> ProbeConfig | None:
         return None
     values = read_settings_argument(settings) if settings is not None else {}
     values.update({_SINGLE_FLAGS[dest]: value for dest, value in given.items()})
-    config = config_from_mapping({**values, "off_reason": out_of_reach(args)})
-    if config.draft_control and config.off_reason is not None:
-        raise ConfigError(
-            f"--nfp-draft-control is not possible here: {config.off_reason}; leave it out"
-        )
-    return config
-
-
-_REACHED_BY_RAY = {
-    "distributed_executor_backend": "--distributed-executor-backend",
-    "data_parallel_backend": "--data-parallel-backend",
-}
-
-
-def out_of_reach(args: argparse.Namespace) -> str | None:
-    """Why this server's workers get no settings, so that the probe stays off; None if they do."""
-    for dest, flag in _REACHED_BY_RAY.items():
-        if vars(args).get(dest) == "ray":
-            return (
-                f"{flag} ray starts workers that the probe's settings do not reach: use mp to "
-                f"be probed"
-            )
-    return None
+    return config_from_mapping(values)

@@ -70,6 +70,7 @@ def _hook_warm_up(
 
     def warm_up(original: Any) -> Any:
         def wrapped(*args: Any, **kwargs: Any) -> Any:
+            observer.about_to_warm_up(config)
             with CaptureWatch() as captures:
                 result = original(*args, **kwargs)
             observer.start(worker, config, open_observer, captures.place, patches, hook_steps)

@@ -93,14 +93,19 @@ def _install_hooks(open_observer: ObserverFactory) -> None:
 
     Through vLLM's extension point where it has one, through hooks elsewhere.
     """
-    from vllm_nfp.adapter import draft_control, draft_lengths, extension, hooks, metrics_bridge
+    from vllm_nfp.adapter import (
+        draft_control,
+        draft_lengths,
+        extension,
+        hooks,
+        metrics_bridge,
+        ray_workers,
+    )
 
     config = config_from_environment()
     if config is None:
         return
-    if config.off_reason is not None:
-        metrics_bridge.install(PATCHES, config)
-        return
+    ray_workers.carry_settings(PATCHES)
     if config.draft_control:
         draft_control.install(PATCHES, config)
         draft_lengths.install_sizes(PATCHES, config)

@@ -50,17 +50,13 @@ def report_unhooked(config: ProbeConfig, error: Exception) -> None:
 
     No worker will write a results file, so this process writes the first engine's.
     """
-    version = versions.installed_version() or "of unknown version"
-    report_off(config, f"vLLM {version} cannot be hooked: {error}")
-
-
-def report_off(config: ProbeConfig, reason: str, model_name: str = "", engine: str = "0") -> None:
-    """Let /metrics say that an engine's probe is off, where the engine itself cannot."""
     if config.run_dir is None:
         return
-    snapshot = Snapshot(model_name, engine, State.DISABLED, reason=reason)
+    version = versions.installed_version() or "of unknown version"
+    reason = f"vLLM {version} cannot be hooked: {error}"
+    snapshot = Snapshot("", "0", State.DISABLED, reason=reason)
     try:
-        write_snapshot(engine_file(config.run_dir, engine), snapshot)
+        write_snapshot(engine_file(config.run_dir, "0"), snapshot)
     except OSError:
         logger.exception("vllm-nfp: /metrics will not show that the probe is off")
 

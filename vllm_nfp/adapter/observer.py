@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from vllm_nfp.adapter import idle, metrics_bridge
+from vllm_nfp.adapter import dummies, idle, metrics_bridge, presence
 from vllm_nfp.adapter.graph_place import GraphPlace
 from vllm_nfp.adapter.patch import MissingTargetError, PatchSet
 from vllm_nfp.adapter.verification import AdaptiveVerification, verification_of
@@ -39,6 +39,10 @@ class StepObserver(Protocol):
         """A real step is about to run; probes may run before it."""
         ...
 
+    def before_dummy(self) -> None:
+        """A dummy batch is about to run, while other engines run a step."""
+        ...
+
     def verifies(self, verification: AdaptiveVerification, patches: PatchSet) -> None:
         """vLLM verifies adaptively; called once, after the warm-up.
 
@@ -64,6 +68,14 @@ ObserverFactory = Callable[[ProbeConfig, Any], StepObserver]
 """Makes an observer from the settings and vLLM's configuration."""
 
 
+def about_to_warm_up(config: ProbeConfig) -> None:
+    """Tell the other ranks that this one has a probe; a fault here is a fault of the probe's."""
+    try:
+        presence.announce(config)
+    except Exception:
+        logger.exception("vllm-nfp: the other ranks could not be told of this one's probe")
+
+
 def start(
     worker: Any,
     config: ProbeConfig,
@@ -83,6 +95,8 @@ def start(
         observer = open_observer(config, worker.vllm_config)
         if hook_steps is not None:
             hook_steps(part, observer)
+        if dummies.steps_together(worker.vllm_config):
+            dummies.install(part, worker, observer)
         observer.after_warm_up(worker.model_runner, place, part.restore)
         if observer.active:
             idle.install(part, observer)

@@ -6,7 +6,7 @@ from typing import Any
 
 from vllm_nfp.adapter import versions
 from vllm_nfp.adapter.feature import Feature, Kind
-from vllm_nfp.adapter.state_layers import KNOWN_MODELS, KNOWN_MODES
+from vllm_nfp.adapter.state_kinds import KNOWN_MODELS, KNOWN_MODES
 from vllm_nfp.adapter.versions import Mode
 
 
@@ -63,7 +63,7 @@ STATES = (
         unpredicted="recurrent state",
     ),
     Feature(
-        "recurrent state beside attention (Gated DeltaNet, Mamba 2, KDA, short convolutions)",
+        "recurrent state beside attention (layers listed below)",
         Kind.MODEL,
         _known_hybrid,
         Mode.ACTIVE,

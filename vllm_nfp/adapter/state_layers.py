@@ -18,53 +18,17 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_nfp.adapter import versions
 from vllm_nfp.adapter.bindings import UnknownVllmError
+from vllm_nfp.adapter.state_kinds import (
+    KNOWN_BUILDERS,
+    KNOWN_LAYERS,
+    KNOWN_MODES,
+    STATE_SPEC,
+    draft_length,
+    set_draft_length,
+)
 
 if TYPE_CHECKING:
     import torch
-
-STATE_SPEC = "MambaSpec"
-"""vLLM's kind of KV cache for every layer with a recurrent state."""
-KNOWN_LAYERS = {
-    "QwenGatedDeltaNetAttention": "Gated DeltaNet",
-    "OlmoHybridGatedDeltaNetAttention": "Gated DeltaNet",
-    "KimiGatedDeltaNetAttention": "KDA",
-    "MambaMixer2": "Mamba 2",
-    "ShortConv": "short convolutions",
-}
-"""vLLM's layers that a probe can run -> what they are called. Each looks up ``kv_cache`` and
-``num_spec`` inside a custom op that every compiled graph is split at, or, KDA, where a capture is
-broken off (sources of 0.32.0 and 0.33.0, ``model_executor/layers/mamba/``; ``_attention_ops`` in
-``config/compilation.py``)."""
-KNOWN_MODELS = frozenset(
-    {
-        "Qwen3NextForCausalLM",
-        "Qwen3_5ForCausalLM",
-        "Qwen3_5MoeForCausalLM",
-        "Qwen3_5ForConditionalGeneration",
-        "Qwen3_5MoeForConditionalGeneration",
-        "OlmoHybridForCausalLM",
-        "KimiLinearForCausalLM",
-        "NemotronHForCausalLM",
-        "NemotronHPuzzleForCausalLM",
-        "GraniteMoeHybridForCausalLM",
-        "FalconH1ForCausalLM",
-        "Zamba2ForCausalLM",
-        "Lfm2ForCausalLM",
-        "Lfm2MoeForCausalLM",
-        "Lfm2VlForConditionalGeneration",
-    }
-)
-"""Architectures made of such layers (the same sources, ``model_executor/models/``): what can be
-told before a model is loaded. The layers themselves are looked at when it is."""
-KNOWN_BUILDERS = (
-    "GDNAttentionMetadataBuilder",
-    "Mamba2AttentionMetadataBuilder",
-    "ShortConvAttentionMetadataBuilder",
-)
-"""Their metadata builders, which take ``num_accepted_tokens`` and ``num_decode_draft_tokens_cpu``
-(the same sources, ``v1/attention/backends/``)."""
-KNOWN_MODES = ("none", "align")
-"""How states may be kept for prefix caching. With ``all``, kernels read and write other blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,12 +150,12 @@ def _with_drafts(vllm_config: Any, drafts: int) -> Any:
 @contextmanager
 def _drafting(layer: Any, drafts: int) -> Iterator[None]:
     """The layer as in a server of this draft length, which widens the state of convolutions."""
-    kept = layer.num_spec
-    layer.num_spec = drafts
+    kept = draft_length(layer)
+    set_draft_length(layer, drafts)
     try:
         yield
     finally:
-        layer.num_spec = kept
+        set_draft_length(layer, kept)
 
 
 def bound(layer: Any, pages: torch.Tensor, drafts: int) -> Any:
@@ -218,11 +182,13 @@ def on_other_states(layers: Sequence[Any], caches: Sequence[Any], drafts: int) -
         caches: what :func:`bound` has given for each.
         drafts: draft length that they were made for.
     """
-    kept = [(layer, layer.kv_cache, layer.num_spec) for layer in layers]
+    kept = [(layer, layer.kv_cache, draft_length(layer)) for layer in layers]
     try:
         for layer, cache in zip(layers, caches, strict=True):
-            layer.kv_cache, layer.num_spec = cache, drafts
+            layer.kv_cache = cache
+            set_draft_length(layer, drafts)
         yield
     finally:
         for layer, cache, before in kept:
-            layer.kv_cache, layer.num_spec = cache, before
+            layer.kv_cache = cache
+            set_draft_length(layer, before)

@@ -43,11 +43,13 @@ def reports(parallel: Any) -> bool:
     """Whether this rank times the steps and reports them for its engine.
 
     It is the one whose output the scheduler reads: the first of the last pipeline stage, where
-    tokens are sampled. Over several hosts it is the first of all, whose host serves /metrics.
+    tokens are sampled. Over several hosts it is the first of all, whose host serves /metrics; Ray's
+    workers may be on several, and the first is on the engine's if it has a GPU there.
     """
     stages = parallel.pipeline_parallel_size
     stage = parallel.tensor_parallel_size * parallel.prefill_context_parallel_size
-    leader = (stages - 1) * stage if parallel.nnodes == 1 else 0
+    one_host = parallel.nnodes == 1 and parallel.distributed_executor_backend != "ray"
+    leader = (stages - 1) * stage if one_host else 0
     # Under an external launcher ranks are counted over the engines.
     return bool(parallel.rank % (stages * stage) == leader)
 

@@ -8,13 +8,12 @@ import os
 import sys
 from dataclasses import replace
 
-from vllm_nfp.adapter import metrics_bridge, versions
+from vllm_nfp.adapter import versions
 from vllm_nfp.adapter.drafts_asked import prepare_drafts
 from vllm_nfp.adapter.flags import config_from_args
 from vllm_nfp.adapter.start_files import check_files
 from vllm_nfp.config import ENV_VAR, ConfigError, ProbeConfig
 from vllm_nfp.results.run_folder import make_run_folder
-from vllm_nfp.text import label
 
 logger = logging.getLogger("vllm.nfp")
 
@@ -34,15 +33,9 @@ def switch_on(args: argparse.Namespace) -> None:
         if config is None:
             return
         config = prepare_drafts(config, args)
-        ready = publish_settings(config)
+        publish_settings(config)
         setattr(args, _PUBLISHED, True)
-        if ready.off_reason is not None:
-            _stay_off(ready, args, ready.off_reason)
-        elif vars(args).get("headless") and config.output_dir is None:
-            logger.warning(
-                "vllm-nfp: --headless serves no /metrics, and those of the head show its own "
-                "engines alone: add --nfp-output-dir to keep what is measured here"
-            )
+        _tell_of_headless(args, config)
     except ConfigError as error:
         print(f"vllm serve: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -75,9 +68,19 @@ def _run_folder() -> str:
         ) from None
 
 
-def _stay_off(config: ProbeConfig, args: argparse.Namespace, reason: str) -> None:
-    """Say in the log and on /metrics why no engine of this server is probed."""
-    logger.warning("vllm-nfp: the probe stays off: %s; the server continues without it", reason)
-    names = vars(args).get("served_model_name") or [args.model]
-    for engine in range(int(vars(args).get("data_parallel_size") or 1)):
-        metrics_bridge.report_off(config, reason, label(str(names[0])), str(engine))
+def _tell_of_headless(args: argparse.Namespace, config: ProbeConfig) -> None:
+    """Where results are of a process that serves no /metrics."""
+    flags = vars(args)
+    if not flags.get("headless"):
+        return
+    nodes_of_engine = int(flags.get("nnodes") or 1) // int(flags.get("data_parallel_size") or 1)
+    if nodes_of_engine > 1 and int(flags.get("node_rank") or 0) % nodes_of_engine:
+        logger.info(
+            "vllm-nfp: this node's ranks probe with those of its engine's first node, which "
+            "reports for them: give it the same --nfp flags"
+        )
+    elif config.output_dir is None:
+        logger.warning(
+            "vllm-nfp: --headless serves no /metrics, and those of the head show its own "
+            "engines alone: add --nfp-output-dir to keep what is measured here"
+        )

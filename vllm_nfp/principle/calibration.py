@@ -19,6 +19,7 @@ from vllm_nfp.principle.collective import LINKED_BYTES_PER_SECOND, LinkConstants
 from vllm_nfp.principle.experts import ExpertConstants
 from vllm_nfp.principle.gemm import Fp8GemmConstants, GemmConstants
 from vllm_nfp.principle.hardware import BASES, CATALOGUE, Hardware
+from vllm_nfp.principle.slow_steps import SlowStep
 from vllm_nfp.principle.tiled import TiledConstants
 
 OWN_RUNS, PUBLIC, ASSUMPTION = BASES
@@ -130,8 +131,8 @@ def default_calibration(hardware_name: str) -> Calibration:
         source=_source(found, origins),
         fitted=all(origins[part] == OWN_RUNS for part in MAIN_PARTS),
         gemm=GemmConstants(
-            **_with_tiles(constants["gemm"]),
-            fp8=Fp8GemmConstants(**_with_tiles(constants.get("gemm.fp8", {}))),
+            **_with_classes(constants["gemm"]),
+            fp8=Fp8GemmConstants(**_with_classes(constants.get("gemm.fp8", {}))),
         ),
         attention=AttentionConstants(
             **constants["attention"], **constants.get("attention.latent", {})
@@ -147,11 +148,13 @@ def default_calibration(hardware_name: str) -> Calibration:
     )
 
 
-def _with_tiles(constants: Mapping[str, Any]) -> dict[str, Any]:
-    """Constants of dense products, those of tiles as their class."""
+def _with_classes(constants: Mapping[str, Any]) -> dict[str, Any]:
+    """Constants of dense products, those of tiles and of slow steps as their classes."""
     found = dict(constants)
     if "tiles" in found:
         found["tiles"] = TiledConstants(**found["tiles"])
+    if "slow_steps" in found:
+        found["slow_steps"] = tuple(SlowStep(**step) for step in found["slow_steps"])
     return found
 
 

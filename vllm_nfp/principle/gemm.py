@@ -10,7 +10,7 @@ t(T) = t0 + softmax_p(memory(T), arithmetic(T)) (1 + selection(T)), where
 - arithmetic(T) = 2 K O (T + T padded to 64 rows) / 2 / (share of FLOP/s): token tiles run from 8 to
   256 rows by the library's choice, so that half of the padding to 64 is paid on average.
 - selection(T): the library does not always find its fastest kernel. Above the smooth curve times
-  scatter by some per cent, which moves the boundary, the first N over the line.
+  scatter by some per cent, which moves the boundary. ``slow_steps`` are its worst choices.
 
 FP8 products in vLLM on Hopper run in its own CUTLASS kernels, whose tile is chosen by T alone
 (scaled_mm_sm90_fp8_dispatch): their time steps at these T.
@@ -29,6 +29,7 @@ import numpy as np
 
 from vllm_nfp.principle.hardware import Hardware
 from vllm_nfp.principle.shape import Gemm
+from vllm_nfp.principle.slow_steps import SlowStep, with_slow_steps
 from vllm_nfp.principle.terms import (
     ACTIVATION_BYTES,
     FloatArray,
@@ -108,6 +109,8 @@ class GemmConstants:
     """Time of memory traffic at one token, which may run as matrix times vector, over tiles'."""
     wide_slowdown: float = 1.0
     """Time of memory traffic above it, over that of narrow tiles."""
+    slow_steps: tuple[SlowStep, ...] = ()
+    """Tokens at which the library chooses a slow kernel."""
     fp8: Fp8GemmConstants = field(default_factory=Fp8GemmConstants)
     tiles: TiledConstants | None = None
     """Of the other form, taken if given; of all above it then takes ``fp8`` and the scatter."""
@@ -161,14 +164,14 @@ def gemm_terms(
 ) -> Terms:
     """Seconds of T tokens, shape [n], without the fixed part, by limit; they add up."""
     fp8 = _runs_fp8(hardware, gemm)
-    tiles = constants.fp8.tiles if fp8 else constants.tiles
-    if tiles is not None:
+    if (tiles := constants.fp8.tiles if fp8 else constants.tiles) is not None:
         terms = tiled_terms(hardware, tiles, gemm, tokens, fp8)
         scatter = 0.0 if fp8 else _scatter(constants, tokens)
         return {**terms, "tile": terms["tile"] + scatter * sum_terms(terms)}
     if fp8:
         return _fp8_terms(hardware, constants.fp8, gemm, tokens)
-    return _smooth_terms(hardware, constants, gemm, tokens)
+    terms = _smooth_terms(hardware, constants, gemm, tokens)
+    return with_slow_steps(terms, constants.slow_steps, gemm, tokens)
 
 
 def _smooth_terms(

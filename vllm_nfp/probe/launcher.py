@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,11 @@ from vllm_nfp.types import RefusedForNowError, Shape, ShapeRefusedError, Timing
 logger = logging.getLogger("vllm.nfp")
 
 HEAD_START_SECONDS = 2e-4
-"""Time that an idle stream is kept busy, so that the launch of a run is not timed with it."""
+"""Shortest time that an idle stream is kept busy, so that the launch of a run is not timed with it.
+"""
+HEAD_START_SHARE = 1.25
+"""Of the longest of the latest launches: the next one may take a little longer."""
+LAUNCHES_KEPT = 16
 LONGEST_HOLD_SECONDS = 0.01
 GPU_CYCLES_PER_SECOND = 1.8e9
 """Roughly, of the GPUs of today; only the length of a hold depends on it."""
@@ -61,6 +66,10 @@ class Launcher:
         self._device = device
         self._on_gpu = device.type == "cuda"
         self._module_launch_seconds = LONGEST_HOLD_SECONDS / 2
+        self._launch_seconds: deque[float] = deque(maxlen=LAUNCHES_KEPT)
+        """From the start of a step to the end of its graph's launch, on the host."""
+        self._earlier_work_hides_launches = True
+        """No launch behind other work took longer yet than that work."""
 
     def launch(self, shape: Shape, draw: int = 0) -> Ticket:
         """Enqueue the step and the modules of one shape.
@@ -137,11 +146,15 @@ class Launcher:
     def _launch(self, shape: Shape, prepared: PreparedShape, metadata: dict[str, Any]) -> Ticket:
         as_graph = prepared.step_graph is not None
         proving = self._prover.begin_if_first(prepared.batch, shape.context, as_graph)
-        if self._on_gpu and (proving is not None or torch.cuda.current_stream().query()):
-            self._hold_stream(HEAD_START_SECONDS)
+        idle = self._on_gpu and (proving is not None or torch.cuda.current_stream().query())
+        hold = idle or not self._earlier_work_hides_launches
+        if hold:
+            self._hold_stream(self._head_start())
         if prepared.fresh:
             self._upload(prepared)
         step = self._run_step(prepared, metadata)
+        if step.waited and not hold:
+            self._earlier_work_hides_launches = False
         modules = self._run_modules(prepared, metadata)
         proof = None if proving is None else proving.end(f"a run of {prepared.name}")
         return Ticket(shape, prepared, step, modules, proof)
@@ -166,9 +179,12 @@ class Launcher:
         with self._forward.inputs.in_place(prepared.batch):
             start = self._clock.mark()
             self._forward.inputs.embed(prepared.batch)
-            hidden = prepared.hidden
+            hidden, waited = prepared.hidden, False
             if prepared.step_graph is not None:
+                begun = time.perf_counter()
                 prepared.step_graph.replay()
+                self._launch_seconds.append(time.perf_counter() - begun)
+                waited = self._clock.reached(start)
             else:
                 hidden = self._forward.run_model(prepared.batch, metadata)
             after_forward = self._clock.mark()
@@ -177,7 +193,12 @@ class Launcher:
             else:
                 assert hidden is not None
                 self._forward.run_head(prepared.batch, hidden)
-            return StepMarks(start, after_forward, self._clock.mark())
+            return StepMarks(start, after_forward, self._clock.mark(), waited)
+
+    def _head_start(self) -> float:
+        """Seconds for which the device is kept busy while a step is launched."""
+        longest = max(self._launch_seconds, default=0.0)
+        return max(HEAD_START_SECONDS, HEAD_START_SHARE * longest)
 
     def _run_modules(self, prepared: PreparedShape, metadata: dict[str, Any]) -> ModuleMarks:
         with self._forward.inputs.kept(prepared.batch):

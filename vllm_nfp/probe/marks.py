@@ -46,6 +46,8 @@ class StepMarks:
     start: Mark
     after_forward: Mark
     end: Mark
+    waited: bool = False
+    """The device was past the start before the step's graph was launched."""
 
     @property
     def all(self) -> Iterable[Mark]:
@@ -78,6 +80,7 @@ def timing_of(
         modules=_means(layers),
         layers=layers,
         execution=execution,
+        waited=step.waited,
     )
 
 

@@ -10,7 +10,7 @@ from vllm_nfp.config import ProbeConfig
 from vllm_nfp.faults import maybe_fail
 from vllm_nfp.give_way import give_way
 from vllm_nfp.results.layer_times import LayerTimes
-from vllm_nfp.results.real_steps import SteadySteps, is_whole
+from vllm_nfp.results.real_steps import SteadySteps, is_whole, seconds_of_work
 from vllm_nfp.results.rows import Answered, answered
 from vllm_nfp.results.table import Table
 from vllm_nfp.surface import CellAnswer, CostSurface
@@ -95,8 +95,9 @@ class Results:
     def add_steps(self, kinds: Iterable[RealSteps], now: float) -> None:
         """Take in real steps, those kinds that tell something new."""
         for of in self._steps.new(filter(is_whole, kinds), now):
-            if of.shape.positions <= self.table.grid[-1]:
-                self.surface.add_step(of.shape, of.median_seconds, now)
+            seconds = seconds_of_work(of)
+            if of.shape.positions <= self.table.grid[-1] and seconds is not None:
+                self.surface.add_step(of.shape, seconds, now)
 
     def update(self, now: float, last_step: EngineStep | None = None) -> None:
         """Ask the surface again, where something has changed; gives way.

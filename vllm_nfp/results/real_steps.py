@@ -15,6 +15,9 @@ MOVED = 0.01
 """Change of a median, as a fraction, that is told at once."""
 AGAIN_SECONDS = 60.0
 """Time after which a median is told again although it has not moved: it is not old."""
+LARGEST_WAIT = 12**0.5 * STEP_DEVIATION
+"""Of a step's time, the largest bound on a wait in it: a number that may lie anywhere from 0 to W
+deviates by W / 12^0.5 from its mean, which is here what a median of real steps errs by anyway."""
 LATELY_SECONDS = 180.0
 """Age at which the time that traffic has spent in a cell counts 1/e."""
 
@@ -28,6 +31,17 @@ def is_whole(of: RealSteps) -> bool:
     """
     positions = of.shape.positions
     return abs(of.mean_positions - positions) <= STEP_DEVIATION * positions
+
+
+def seconds_of_work(of: RealSteps) -> float | None:
+    """The median step without the device's waits; None where they may be too much of it.
+
+    How long the device waited for the step's launch is known as an upper bound. The wait is taken
+    as half of it: it lies anywhere up to there.
+    """
+    if of.wait_seconds > LARGEST_WAIT * of.median_seconds:
+        return None
+    return of.median_seconds - of.wait_seconds / 2.0
 
 
 class SteadySteps:

@@ -87,6 +87,7 @@ class RunFolder:
         self._path = Path(path)
         self._owners_lock: int | None = None
         self._own_lock: int | None = None
+        self._was_here = self._path.is_dir()
         with suppress(OSError):
             self._owners_lock = os.open(
                 self._path / LOCK, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -108,6 +109,11 @@ class RunFolder:
         try:
             return open_own(self._path)
         except FileNotFoundError:
+            if not self._was_here:
+                raise FileNotFoundError(
+                    f"the server is on another host, and its /metrics cannot show this engine: set "
+                    f"--nfp-output-dir to keep what is measured here ({self._path} is not here)"
+                ) from None
             if not self._owner_lives():
                 raise
         with suppress(FileExistsError):  # another writer of this server was faster

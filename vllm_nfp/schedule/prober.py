@@ -26,6 +26,8 @@ from vllm_nfp.schedule.queue import Queue
 from vllm_nfp.timing import StepTimer
 from vllm_nfp.types import EngineStep, PairResult, RefusedForNowError, Shape, ShapeRefusedError
 
+WAITED = "waited"
+"""Outcome of a pair whose modules alone count."""
 RUNS_PER_PAIR = 4.0
 """First guess of a pair's cost, in real steps, until one has been measured."""
 PIECE_MEMORY = 8.0
@@ -169,12 +171,20 @@ class Prober:
                 self.outcomes["refused"] += 1
         return True
 
-    def launch_agreed(self, pair: Pair) -> None:
-        """Launch a proposed pair between real steps; all other ranks launch it as well."""
+    def launch_agreed(self, pair: Pair, account: Account = Account.MEASURED) -> bool:
+        """Launch a pair that all other ranks launch as well.
+
+        Returns False, without a launch, if the one before it is still on the device: it could not
+        be timed.
+        """
+        self.settle()
+        if self._flights.busy:
+            return False
         try:
-            self._launch(pair, Account.MEASURED)
+            self._launch(pair, account)
         except ShapeRefusedError:
             self.put_off(pair.target)
+        return True
 
     def put_off(self, target: Shape) -> None:
         """Leave a target out for a while: what it lacks now it may have later."""
@@ -234,7 +244,7 @@ class Prober:
             return
         self._last_pair_seconds = landed.cost_seconds
         self.queue.measured(landed.pair.target)
-        self._count(landed.account)
+        self._count(WAITED if landed.result.waited else landed.account)
         self._sink(landed.result)
 
     def _take_piece(self, landed: Landed) -> None:

@@ -11,10 +11,12 @@ from vllm_nfp.adapter import bindings, support
 from vllm_nfp.adapter.attention_groups import CellDoesNotFitError
 from vllm_nfp.adapter.bindings import UnknownVllmError
 from vllm_nfp.adapter.dispatch import NO_GRAPHS, execution_of
+from vllm_nfp.adapter.dummies import steps_together
 from vllm_nfp.adapter.graph_place import GraphPlace
 from vllm_nfp.adapter.graph_rules import graph_rules
 from vllm_nfp.adapter.layers import UnsupportedModelError
 from vllm_nfp.adapter.out_of_memory import is_out_of_memory
+from vllm_nfp.adapter.presence import RanksDifferError
 from vllm_nfp.adapter.runner import RunnerView
 from vllm_nfp.adapter.runners import UnknownRunnerError, view_of
 from vllm_nfp.adapter.steps import cached_tokens_of, limits_of
@@ -22,8 +24,10 @@ from vllm_nfp.adapter.versions import Mode
 from vllm_nfp.faults import maybe_fail
 from vllm_nfp.results.table import Table
 from vllm_nfp.schedule.lockstep import DivergedError, PeerFaultError, WireError
+from vllm_nfp.session import in_waves
 from vllm_nfp.session.agreement import Alone
 from vllm_nfp.session.in_lockstep import InLockstep, join
+from vllm_nfp.session.in_waves import InWaves
 from vllm_nfp.session.looks import Looks
 from vllm_nfp.session.output import Output
 from vllm_nfp.session.publication import open_publication
@@ -84,6 +88,8 @@ def _try_to_probe(
     try:
         view = view_of(runner)  # one that is unknown is unknown on every rank, and none waits
         agreement = _agreement_of(worker, leads)
+    except RanksDifferError as error:
+        return _without_probe(worker, runner, str(error), output, leads)
     except UnknownRunnerError as error:
         raise StaysOffError(str(error), expected=True) from error
     except WireError as error:
@@ -97,17 +103,32 @@ def _try_to_probe(
         if not cannot_probe(error):
             raise
         reason = str(error)
-    if agreement.leads:
+    return _without_probe(worker, runner, reason, output, agreement.leads)
+
+
+def _without_probe(
+    worker: Worker, runner: Any, reason: str, output: Output, leads: bool
+) -> Started | None:
+    """Time steps on the rank that leads; the others take no part."""
+    if leads:
         return _time_only(worker, runner, reason, output)
     logger.warning("vllm-nfp: this rank takes no part: %s", reason)
     return None
 
 
 def _agreement_of(worker: Worker, leads: bool) -> Agreement:
-    """All ranks choose alike, so that none waits for a rank that only times its own steps."""
-    several = worker.vllm_config.parallel_config.tensor_parallel_size > 1
+    """All ranks choose alike, so that none waits for a rank that only times its own steps.
+
+    Raises:
+        RanksDifferError: on all ranks that have a probe, if one has none or another.
+    """
+    config = worker.vllm_config
     # On an unknown vLLM each rank finds out for itself that it cannot probe.
-    if several and bindings.is_known(worker.vllm_config):
+    if not bindings.is_known(config):
+        return Alone(leads)
+    if steps_together(config):
+        return InWaves(*in_waves.join(worker.config), leads)
+    if config.parallel_config.tensor_parallel_size > 1:
         return InLockstep(join(worker.config))
     return Alone(leads)
 

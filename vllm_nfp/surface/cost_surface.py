@@ -82,6 +82,8 @@ class CostSurface:
     def add_pair(self, result: PairResult, now: float) -> None:
         """A pair of runs; one beyond the prior's last N, or without a time, is ignored.
 
+        Of one that waited for a launch, only the modules count.
+
         Args:
             now: seconds on a clock that does not jump.
         """
@@ -93,9 +95,12 @@ class CostSurface:
         one = {Module.MODEL: result.one.step_seconds, **result.one.modules}
         self._left_out |= set(many) - set(self._modules)
         many = {module: s for module, s in many.items() if module in self._modules}
-        noise = self._noises[True]
-        log_ratio = math.log(many[Module.MODEL] / one[Module.MODEL])
-        change = self._changes.pair(shape, log_ratio, noise, self._posterior, now)
+        change = None
+        if result.waited:
+            del many[Module.MODEL]
+        else:
+            noise, log_ratio = self._noises[True], math.log(steps[0] / steps[1])
+            change = self._changes.pair(shape, log_ratio, noise, self._posterior, now)
         self._pool.add_pair(shape, many, one, now, result.many.execution == "full")
         self._changed = True
         if change is not None:
@@ -224,7 +229,8 @@ class CostSurface:
         return doubted + tuple(candidate.shape for candidate in best)
 
     def _measured_noises(self) -> Mapping[bool, float]:
-        return {graph: self._pool.noise(Module.MODEL, graph) for graph in (True, False)}
+        noises = self._pool.noises()
+        return {graph: noises[Module.MODEL, graph] for graph in (True, False)}
 
     def _noise(self, shape: Shape) -> float:
         return self._noises[self._in_graph(shape) and not self._pool.ran_without_graph(shape)]

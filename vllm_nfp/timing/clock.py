@@ -38,6 +38,10 @@ class Clock(Protocol):
         """Whether the device has passed the mark."""
         ...
 
+    def reached(self, mark: Mark) -> bool:
+        """Whether the device is past the mark already, so that it may wait for what comes next."""
+        ...
+
     def seconds(self, start: Mark, end: Mark) -> float:
         """Seconds from start to end; both must be ready."""
         ...
@@ -69,6 +73,10 @@ class HostClock:
     def ready(self, mark: Mark) -> bool:
         """Always: the device has finished when the call returns."""
         return not stuck()
+
+    def reached(self, mark: Mark) -> bool:
+        """Never: launching and running are one, and the device waits for nobody."""
+        return False
 
     def seconds(self, start: Mark, end: Mark) -> float:
         """Seconds from start to end."""
@@ -113,6 +121,10 @@ class CudaClock:
     def ready(self, mark: Mark) -> bool:
         """Whether the device has passed the event; does not wait."""
         return bool(mark.value.query()) and not stuck()
+
+    def reached(self, mark: Mark) -> bool:
+        """Whether the device has passed the event; does not wait."""
+        return bool(mark.value.query())
 
     def seconds(self, start: Mark, end: Mark) -> float:
         """Seconds between the events, as the GPU timed them."""

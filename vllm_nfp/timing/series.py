@@ -15,12 +15,16 @@ SAMPLES_KEPT = 64
 class Series:
     """Steps of one kind: how many there were, and the times of the last that were timed."""
 
-    __slots__ = ("batch_sizes", "contexts", "count", "positions", "seconds", "stand_for", "timed")
+    __slots__ = (
+        "batch_sizes", "contexts", "count", "positions", "seconds", "stand_for", "timed", "waits",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.seconds = array("d", bytes(8 * SAMPLES_KEPT))
         self.stand_for = array("q", bytes(8 * SAMPLES_KEPT))
         """Steps that each of the times stands for."""
+        self.waits = array("d", bytes(8 * SAMPLES_KEPT))
+        """Seconds that the device may have waited for the step's launch, at most."""
         self.batch_sizes = array("q", bytes(8 * SAMPLES_KEPT))
         self.contexts = array("q", bytes(8 * SAMPLES_KEPT))
         self.positions = array("d", bytes(8 * SAMPLES_KEPT))
@@ -35,10 +39,16 @@ class Series:
         batch_size: int = 1,
         context: int = 0,
         positions: float = 1.0,
+        wait: float = 0.0,
     ) -> None:
-        """Keep the time of one step."""
+        """Keep the time of one step.
+
+        Args:
+            wait: seconds that the device may have waited in it for its launch, at most.
+        """
         place = self.timed % SAMPLES_KEPT
         self.seconds[place] = seconds
+        self.waits[place] = wait
         self.stand_for[place] = stands_for
         self.batch_sizes[place] = batch_size
         self.contexts[place] = context
@@ -50,6 +60,12 @@ class Series:
         """Median of the kept times, in seconds; at least one must be there."""
         kept = min(self.timed, SAMPLES_KEPT)
         return weighted_median(self.seconds[:kept], self.stand_for[:kept])
+
+    @property
+    def median_wait(self) -> float:
+        """Median of the most that the device may have waited, in seconds; as for the times."""
+        kept = min(self.timed, SAMPLES_KEPT)
+        return weighted_median(self.waits[:kept], self.stand_for[:kept])
 
     @property
     def mean_positions(self) -> float:
@@ -94,6 +110,8 @@ class RealSteps:
     """Of the recent ones."""
     mean_positions: float
     """Of the recent ones, per sequence: not whole where sequences have unequal numbers."""
+    wait_seconds: float = 0.0
+    """What the device waited for the launch in the median step, at most."""
 
 
 def weighted_median(values: Sequence[float], weights: Sequence[int]) -> float:

@@ -8,6 +8,7 @@ at the start, and are read when a later step comes by.
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from collections.abc import Callable
 
@@ -67,6 +68,7 @@ class StepTimes:
                 series.timed,
                 series.median,
                 series.mean_positions,
+                series.median_wait,
             )
             for key, series in in_pieces(sorted(self._series.items()), KINDS_AT_A_TIME)
             for kind in (self._kind(key),)
@@ -96,7 +98,9 @@ class StepTimes:
 class _Slot:
     """One step between its launch and its reading."""
 
-    __slots__ = ("batch_size", "context", "end", "positions", "series", "start", "steps")
+    __slots__ = (
+        "batch_size", "begun", "context", "end", "positions", "series", "start", "steps", "wait",
+    )  # fmt: skip
 
     def __init__(self, clock: Clock) -> None:
         self.start: Mark = clock.mark()
@@ -107,6 +111,10 @@ class _Slot:
         self.batch_size = 1
         self.context = 0
         self.positions = 1.0
+        self.begun = 0.0
+        """On the host, in seconds."""
+        self.wait = 0.0
+        """Seconds that the device may have waited for the step's launch, at most."""
 
 
 class StepTimer:
@@ -154,6 +162,7 @@ class StepTimer:
         if self._pending < RING_SLOTS:
             self._open = self._slots[(self._first + self._pending) % RING_SLOTS]
             self._clock.renew(self._open.start)
+            self._open.begun = time.perf_counter()
 
     def end(self) -> None:
         """The step's work has been enqueued."""
@@ -161,6 +170,8 @@ class StepTimer:
         if slot is None:
             return
         self._clock.renew(slot.end)
+        reached = self._clock.reached(slot.start)
+        slot.wait = time.perf_counter() - slot.begun if reached else 0.0
         self._open, slot.series, slot.steps = None, series, self._stands_for
         slot.batch_size, slot.context = self._batch_size, self._context
         slot.positions = self._positions
@@ -180,4 +191,6 @@ class StepTimer:
             self.last_seconds = seconds = self._clock.seconds(slot.start, slot.end)
             self._on_seconds(seconds * slot.steps)
             if slot.series is not None:
-                slot.series.add(seconds, slot.steps, slot.batch_size, slot.context, slot.positions)
+                slot.series.add(
+                    seconds, slot.steps, slot.batch_size, slot.context, slot.positions, slot.wait
+                )

@@ -30,6 +30,9 @@ class Timing:
     layers: tuple[LayerTime, ...]
     execution: str
     """full, piecewise or none: how the step ran."""
+    waited: bool = False
+    """The device may have waited inside the step for its graph to be launched: the step's time then
+    holds that wait. Times of modules do not: their marks lie inside a graph."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,11 @@ class PairResult:
     baseline_first: bool
     cost_seconds: float
     """All that the pair took from the device, or from the host if that was more."""
+
+    @property
+    def waited(self) -> bool:
+        """One of the steps may hold a wait for its launch: only modules can be compared."""
+        return self.many.waited or self.one.waited
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,8 @@ def probe(page: dashboard.Dashboard) -> None:
                 "Probes",
                 "Probe pairs per minute, by outcome. prepared: warm-up runs and captures while "
                 "serving or idle. startup, startup_prepared: at startup. refused: no free KV "
-                "blocks or memory.",
+                "blocks or memory. waited: the GPU waited for a launch, so that only modules "
+                "count.",
                 "Only refused: the KV cache is full and estimates get old.",
                 8,
             ),

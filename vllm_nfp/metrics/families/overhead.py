@@ -17,8 +17,9 @@ def probing(engines: list[Snapshot]) -> Iterator[Metric]:
     """Probes and their share of the time."""
     probes = CounterMetricFamily(
         "vllm_nfp_probes",
-        "Probe pairs: measured (between steps), idle, startup. Warm-up runs and captures: prepared "
-        "(serving or idle), startup_prepared. Attempts without free memory: refused.",
+        "Probe pairs: measured (between steps), idle, startup. Pairs whose modules alone count, "
+        "since the GPU waited for a launch: waited. Warm-up runs and captures: prepared (serving "
+        "or idle), startup_prepared. Attempts without free memory: refused.",
         labels=[*ENGINE, "outcome"],
     )
     seconds = CounterMetricFamily(

@@ -1,0 +1,97 @@
+"""A small real model that answers prompts in batches, for :mod:`benchmarks.eagle_head`.
+
+It is run by transformers alone: neither training nor recording needs vLLM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Answer = tuple[list[int], list[int]]
+"""Ids of a prompt, and of what the model answers to it."""
+SEQUENCES = {"cuda": 1024, "cpu": 32}
+"""Answered at once; 1024 take some 25 GB."""
+
+
+def device() -> str:
+    """Where models run."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_target(model: Path) -> Any:
+    """The model, ready to be run, in 32 bits: heads are trained on its states."""
+    from transformers import AutoModelForCausalLM
+
+    target: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    return target.to(device()).eval()
+
+
+def answers(
+    target: Any,
+    model: Path,
+    texts: Sequence[str],
+    tokens: int,
+    *,
+    temperature: float | None = None,
+    samples: int = 1,
+) -> Iterator[Answer]:
+    """Answers of so many tokens at most; greedy ones without a temperature.
+
+    Args:
+        samples: answers for each text.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(model)
+    asked = sorted((_asked(tokenizer, text) for text in texts), key=len)
+    end = tokenizer.eos_token_id
+    how: dict[str, Any] = {"do_sample": False}
+    if temperature is not None:
+        how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    size = max(1, SEQUENCES[device()] // samples)
+    for at in range(0, len(asked), size):
+        part = asked[at : at + size]
+        longest = max(map(len, part))
+        ids = torch.tensor([[end] * (longest - len(one)) + one for one in part])
+        mask = torch.tensor([[0] * (longest - len(one)) + [1] * len(one) for one in part])
+        with torch.no_grad():
+            made = target.generate(
+                ids.to(device()), attention_mask=mask.to(device()), max_new_tokens=tokens,
+                num_return_sequences=samples, pad_token_id=end, **how,
+            )  # fmt: skip
+        for row, sequence in enumerate(made[:, longest:].tolist()):
+            stop = sequence.index(end) + 1 if end in sequence else len(sequence)
+            yield part[row // samples], sequence[:stop]
+
+
+def _asked(tokenizer: Any, text: str) -> list[int]:
+    chat = tokenizer.apply_chat_template(
+        [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
+    )
+    ids: list[int] = tokenizer(chat, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def by_length(answered: Sequence[Answer], size: int) -> list[list[Answer]]:
+    """Batches of answers, those of about the same length together."""
+    ordered = sorted(answered, key=lambda one: sum(map(len, one)))
+    return [list(ordered[at : at + size]) for at in range(0, len(ordered), size)]
+
+
+def states(target: Any, layers: Sequence[int], tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """What a head reads at each position, and the last layer's states.
+
+    Args:
+        layers: those whose inputs the head reads.
+        tokens: [B, T] ids.
+    """
+    with torch.no_grad():
+        found = target.model(tokens, output_hidden_states=True)
+    return torch.cat([found.hidden_states[i] for i in layers], -1), found.last_hidden_state

@@ -1,0 +1,234 @@
+"""Claim: measured costs choose better than vLLM's own tables, and no worse than the best fixed K.
+
+    CUDA_VISIBLE_DEVICES=0 python -m benchmarks.verification_compare --shape qwen3-8b \\
+        --traces benchmarks/results/2026-11-28-draft-traces/traces.npz --within 540 --out DIR
+
+One server after the other, each with the same loads: without speculation (``none``), with a fixed
+draft length (``fixed``: one server, whose table of draft lengths is rewritten between loads), with
+vLLM's adaptive verification and its own cost tables (``vllm``), and with those of this project
+(``measured``: ``--nfp-probe --nfp-verification-costs``, as a user would). Weights are dummy ones.
+Recorded drafts of a trained head take the place of theirs (:mod:`benchmarks.verification_replay`),
+the same for all. ``--tabulate`` prints what is in ``--out``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks import environment, shapes
+from benchmarks.load import LoadError
+from benchmarks.server import Spec, end_servers_on_sigterm, samples
+from benchmarks.switched_server import Remote
+from benchmarks.traces import read_traces
+from benchmarks.verification_load import fill, measure
+from benchmarks.verification_plan import (
+    CONTENDERS,
+    FIXED,
+    LONG,
+    MOST_LONG,
+    SHORT,
+    STREAM_PLACES,
+    STREAMS,
+    WARM_UP,
+    flags_of,
+    points,
+)
+from benchmarks.verification_table import table
+from vllm_nfp.start.ports import free_port
+from vllm_nfp.start.process import ProcessError
+from vllm_nfp.start.server import Server
+
+START_SECONDS = 75.0
+"""Of a server, until one was seen to start."""
+COUNTERS = (
+    "vllm:spec_decode_num_drafts_total",
+    "vllm:spec_decode_num_draft_tokens_total",
+    "vllm:spec_decode_num_accepted_tokens_total",
+    "vllm_nfp_verification_scheduled_drafts_total",
+    "vllm_nfp_verification_admitted_drafts_total",
+    "vllm_nfp_verification_steps_total",
+)
+"""What of /metrics is kept, as the difference over a load."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is compared."""
+
+    shape: str
+    layers: int
+    traces: Path
+    within: float
+    passes: int
+    """Of all loads, at most."""
+    out: Path
+    started: float
+    """time.monotonic() when all began."""
+
+
+class Record:
+    """What was measured, written anew after each load."""
+
+    def __init__(self, settings: Settings) -> None:
+        _, recorded = read_traces(settings.traces)
+        self._path = settings.out / f"verification-{settings.shape}.json"
+        self.servers: dict[str, dict[str, Any]] = {}
+        self.rows: list[dict[str, Any]] = []
+        self._fixed = {
+            "shape": settings.shape, "layers": settings.layers, "traces": recorded,
+            "environment": environment.record(),
+        }  # fmt: skip
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Keep one load."""
+        self.rows.append(dict(row))
+        self.write()
+
+    def write(self) -> None:
+        """Write all that is there."""
+        held = {**self._fixed, "servers": self.servers, "rows": self.rows}
+        self._path.write_text(json.dumps(held), encoding="utf-8")
+
+
+def counters(metrics: str) -> dict[str, float]:
+    """Those of COUNTERS that a server has, by name and what distinguishes its samples."""
+    found: dict[str, float] = {}
+    for name in COUNTERS:
+        for labels, value in samples(metrics, name):
+            costs = f":{labels['costs']}" if "costs" in labels else ""
+            found[name + costs] = found.get(name + costs, 0.0) + value
+    return found
+
+
+def passes(contender: str, server: Server, model: str, settings: Settings) -> Iterator[Any]:
+    """Loads without end, with the name under which each counts: a pass has each of them once."""
+    remote, vocabulary = Remote(server.url), shapes.vocab_size(settings.shape)
+    lengths: tuple[int | None, ...] = FIXED if contender == "fixed" else (None,)
+    number = 0
+    while True:
+        for length in lengths:
+            if length is not None:
+                remote.call("bench_draft_length", str(length))
+            for point in points():
+                before = counters(server.metrics())
+                speed = measure(server.url, model, vocabulary, point)
+                after = counters(server.metrics())
+                yield {
+                    "contender": contender if length is None else f"{contender}-{length}",
+                    "pass": number, "context": point.context, "requests": point.requests,
+                    **dataclasses.asdict(speed),
+                    "counted": {name: after[name] - before.get(name, 0.0) for name in after},
+                }  # fmt: skip
+        number += 1
+
+
+def compare_one(
+    contender: str, settings: Settings, folder: Path, record: Record, until: float
+) -> float:
+    """One server, and as many whole passes as fit before ``until``; seconds of its start."""
+    model = shapes.write_model(folder / "model", settings.shape, settings.layers)
+    head = shapes.write_draft_head(folder / "head", settings.shape, "eagle3", settings.layers)
+    flags = flags_of(contender, settings.shape, settings.layers, head)
+    spec = Spec(
+        model, settings.out / f"server-{settings.shape}-{contender}.log", free_port(), flags,
+        extra={"VLLM_SERVER_DEV_MODE": "1"},
+    )  # fmt: skip
+    began = time.monotonic()
+    with spec.start() as server:
+        server.wait_until_healthy(settings.started + settings.within - began)
+        start_seconds = time.monotonic() - began
+        asked = {
+            "traces": str(settings.traces.resolve()), "streams": STREAMS, "places": STREAM_PLACES,
+            "vocabulary": shapes.vocab_size(settings.shape),
+        }  # fmt: skip
+        answer = Remote(server.url).call("bench_replay", json.dumps(asked))[0]
+        shown = flags_of(contender, settings.shape, settings.layers, Path("HEAD"))
+        record.servers[contender] = {"flags": shown, "start_seconds": start_seconds, **answer}
+        vocabulary = shapes.vocab_size(settings.shape)
+        prompts = [LONG] * MOST_LONG + [SHORT] * (STREAMS - MOST_LONG)
+        fill(server.url, str(model), vocabulary, prompts)
+        if answer["adaptive"]:
+            measure(server.url, str(model), vocabulary, WARM_UP)
+        _measure_passes(contender, server, str(model), settings, record, until)
+        record.servers[contender]["after"] = environment.gpu_state()
+        record.write()
+    return start_seconds
+
+
+def _measure_passes(
+    contender: str, server: Server, model: str, settings: Settings, record: Record, until: float
+) -> None:
+    """One pass, as far as there is time at all; further ones that fit before ``until``."""
+    each = len(points()) * (len(FIXED) if contender == "fixed" else 1)
+    last, began = settings.started + settings.within, time.monotonic()
+    for number, row in enumerate(passes(contender, server, model, settings), start=1):
+        record.add(row)
+        now = time.monotonic()
+        longest = (now - began) / number
+        if now + 2 * longest > last:
+            return
+        if number % each == 0:
+            say(f"{contender}: {number // each} passes, {now - settings.started:.0f} s")
+            if number // each == settings.passes or now + each * longest > until:
+                return
+
+
+def say(text: str) -> None:
+    """Print at once."""
+    click.echo(text)
+
+
+def run(settings: Settings, contenders: tuple[str, ...]) -> None:
+    """All contenders, as long as there is time."""
+    record, start_seconds = Record(settings), START_SECONDS
+    last = settings.started + settings.within
+    with tempfile.TemporaryDirectory(prefix="nfp-") as folder:
+        for place, contender in enumerate(contenders):
+            now, left = time.monotonic(), len(contenders) - place
+            if now + start_seconds + START_SECONDS / 2 > last:
+                say(f"{contender}: left out, {last - now:.0f} s are left")
+                continue
+            until = now + (last - now) / left
+            try:
+                start_seconds = compare_one(contender, settings, Path(folder), record, until)
+            except (LoadError, ProcessError, OSError) as error:  # the others are worth their time
+                say(f"{contender}: {error}")
+                record.servers.setdefault(contender, {})["failed"] = str(error)
+                record.write()
+
+
+@click.command()
+@click.option("--shape", type=click.Choice(sorted(shapes.SHAPES)), default="qwen3-8b")
+@click.option("--layers", type=int, default=24, show_default=True)
+@click.option("--traces", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--contender", "contenders", type=click.Choice(CONTENDERS), multiple=True)
+@click.option("--within", type=float, default=560.0, show_default=True, help="Seconds, of all.")
+@click.option("--passes", default=3, show_default=True, help="Of all loads, at most.")
+@click.option("--tabulate", is_flag=True, help="Print the results in --out; measure nothing.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
+def main(
+    out: Path, tabulate: bool, traces: Path | None, contenders: tuple[str, ...], **values: Any
+) -> None:
+    """Compare ways of choosing drafts; see the module's text."""
+    if not tabulate:
+        if traces is None:
+            raise click.UsageError("--traces names the recorded drafts; it is missing")
+        end_servers_on_sigterm()
+        out.mkdir(parents=True, exist_ok=True)
+        settings = Settings(traces=traces, out=out, started=time.monotonic(), **values)
+        run(settings, contenders or CONTENDERS)
+    for path in sorted(out.glob("verification-*.json")):
+        click.echo(table(json.loads(path.read_text(encoding="utf-8"))))
+
+
+if __name__ == "__main__":
+    main()

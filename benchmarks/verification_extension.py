@@ -1,0 +1,72 @@
+"""vLLM's ``--worker-extension-cls`` for :mod:`benchmarks.verification_compare`.
+
+It puts :mod:`benchmarks.verification_replay` into a server's runner, and rewrites the server's
+table of draft lengths. Its methods are called by ``POST /collective_rpc``, which vLLM offers with
+``VLLM_SERVER_DEV_MODE=1``. Imported by workers alone, since it changes two classes of vLLM at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from vllm.model_executor.models.llama_eagle3 import Eagle3LlamaForCausalLM
+from vllm.v1.core.sched.scheduler import Scheduler
+
+from benchmarks.traces import read_traces
+from benchmarks.verification_replay import Replay, install
+from benchmarks.verification_streams import make_streams
+
+
+class Scheduled:
+    """The engine's scheduler. One GPU's worker is in its process, and is made before it."""
+
+    def __init__(self) -> None:
+        self.scheduler: Any = None
+        begin = Scheduler.__init__
+
+        def begun(scheduler: Any, *args: Any, **kwargs: Any) -> None:
+            begin(scheduler, *args, **kwargs)
+            self.scheduler = scheduler
+
+        Scheduler.__init__ = begun
+
+    def hold(self, length: int) -> None:
+        """Have this many tokens drafted at each batch size from the next step on.
+
+        Raises:
+            RuntimeError: if the worker is not in the engine's process.
+        """
+        if self.scheduler is None:
+            raise RuntimeError("the scheduler is in another process: run on one GPU")
+        table = self.scheduler.dynamic_sd_lookup
+        table[:] = [length] * len(table)
+
+
+# An EAGLE-3 head's own LM head is known by the names of loaded weights, which dummy ones lack.
+Eagle3LlamaForCausalLM.has_own_lm_head = True
+_SCHEDULED = Scheduled()
+
+
+class ReplayedDrafts:
+    """Methods that vLLM adds to its workers; arguments and answers are JSON."""
+
+    model_runner: Any
+
+    def bench_replay(self, settings: str) -> str:
+        """Begin: ``{"traces", "streams", "places", "vocabulary"}``."""
+        asked: Mapping[str, Any] = json.loads(settings)
+        traces, _ = read_traces(Path(asked["traces"]))
+        streams = make_streams(traces, asked["streams"], asked["places"], asked["vocabulary"])
+        runner = self.model_runner
+        with torch.inference_mode():
+            install(runner, Replay(runner.req_states, streams, runner.device))
+        return json.dumps({"adaptive": runner.adaptive_verification is not None})
+
+    def bench_draft_length(self, length: str) -> str:
+        """Hold a draft length, of those that the server's table names."""
+        _SCHEDULED.hold(int(length))
+        return json.dumps({})

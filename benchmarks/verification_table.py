@@ -1,0 +1,129 @@
+"""The table of :mod:`benchmarks.verification_compare`'s records, in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+OWN, MEASURED, NONE = "vllm", "measured", "none"
+STEPS_MEASURED = "vllm_nfp_verification_steps_total:measured"
+STEPS_OWN = "vllm_nfp_verification_steps_total:vllm"
+CONTEXTS = ("1k", "8k", "mixed")
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One way of drafting under one load."""
+
+    tokens_per_second: float
+    """Of the last pass: ways that learn have learned by then."""
+    n: int
+    spread: float
+    """Half the difference between the passes over their mean; 0 of one pass."""
+    measured_steps: float | None
+    """Share of the last pass's steps that were chosen by measured costs; None where none was."""
+
+
+def cells(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int], dict[str, Cell]]:
+    """By load (context, requests), then by contender; loads that were not held are left out."""
+    held: dict[tuple[str, int], dict[str, list[Mapping[str, Any]]]] = {}
+    for row in rows:
+        if row["whole"]:
+            load = held.setdefault((row["context"], row["requests"]), {})
+            load.setdefault(row["contender"], []).append(row)
+    return {
+        load: {contender: _cell(found) for contender, found in by_contender.items()}
+        for load, by_contender in held.items()
+    }
+
+
+def _cell(rows: Sequence[Mapping[str, Any]]) -> Cell:
+    speeds = [float(row["tokens_per_second"]) for row in rows]
+    counted = rows[-1]["counted"]
+    measured = counted.get(STEPS_MEASURED, 0.0)
+    steps = measured + counted.get(STEPS_OWN, 0.0)
+    spread = (max(speeds) - min(speeds)) / (max(speeds) + min(speeds))
+    return Cell(speeds[-1], len(speeds), spread, measured / steps if steps else None)
+
+
+def best_fixed(load: Mapping[str, Cell]) -> tuple[str, float] | None:
+    """The best draft length, none among them, and its tokens/s; None if none was measured."""
+    speeds = {
+        name: cell.tokens_per_second
+        for name, cell in load.items()
+        if name == NONE or name.startswith("fixed-")
+    }
+    return max(speeds.items(), key=lambda item: item[1]) if speeds else None
+
+
+def table(record: Mapping[str, Any]) -> str:
+    """A row for each load."""
+    found = cells(record["rows"])
+    lines = [
+        f"{record['shape']}, {record['layers']} layers",
+        "",
+        "| context | requests | none | K=1 | K=3 | K=5 | K=7 | vLLM's tables | measured costs "
+        "| measured / best fixed | vLLM's / best fixed | measured / vLLM's | fed steps | n "
+        "| spread |",
+        "| --- " * 15 + "|",
+    ]
+    for context in CONTEXTS:
+        for load in sorted(load for load in found if load[0] == context):
+            lines.append(_row(load, found[load]))
+    return "\n".join([*lines, "", *summary(found), ""])
+
+
+def _row(load: tuple[str, int], held: Mapping[str, Cell]) -> str:
+    names = (NONE, "fixed-1", "fixed-3", "fixed-5", "fixed-7", OWN, MEASURED)
+    speeds = [f"{held[n].tokens_per_second:.0f}" if n in held else "" for n in names]
+    best = best_fixed(held)
+    shares = [_share(held, MEASURED, best), _share(held, OWN, best), _ratio(held)]
+    fed = held[MEASURED].measured_steps if MEASURED in held else None
+    ns = sorted({cell.n for cell in held.values()})
+    spread = max(cell.spread for cell in held.values())
+    return "| " + " | ".join([
+        load[0], str(load[1]), *speeds, *("" if s is None else f"{s:.3f}" for s in shares),
+        "" if fed is None else f"{fed:.0%}",
+        "-".join(map(str, (ns[0], ns[-1]) if len(ns) > 1 else ns)), f"{spread:.1%}",
+    ]) + " |"  # fmt: skip
+
+
+def _share(
+    held: Mapping[str, Cell], contender: str, best: tuple[str, float] | None
+) -> float | None:
+    if contender not in held or best is None:
+        return None
+    return held[contender].tokens_per_second / best[1]
+
+
+def _ratio(held: Mapping[str, Cell]) -> float | None:
+    if MEASURED not in held or OWN not in held:
+        return None
+    return held[MEASURED].tokens_per_second / held[OWN].tokens_per_second
+
+
+def summary(found: Mapping[tuple[str, int], Mapping[str, Cell]]) -> list[str]:
+    """The goals: under the best fixed length, and over vLLM's tables."""
+    lines = []
+    for contender in (MEASURED, OWN):
+        shares = {
+            load: share
+            for load, held in found.items()
+            if (share := _share(held, contender, best_fixed(held))) is not None
+        }
+        if shares:
+            worst = min(shares, key=lambda load: shares[load])
+            lines.append(
+                f"{contender}: {sum(s >= 0.98 for s in shares.values())} of {len(shares)} loads "
+                f"within 2 % of the best fixed length; worst {shares[worst]:.3f} "
+                f"({worst[0]}, {worst[1]} requests)"
+            )
+    ratios = {load: r for load, held in found.items() if (r := _ratio(held)) is not None}
+    if ratios:
+        few = [r for (_, requests), r in ratios.items() if requests <= 8]
+        lines.append(
+            f"measured / vllm: {min(ratios.values()):.3f} at the worst, "
+            f"{sum(few) / max(1, len(few)):.3f} on average at 8 requests and fewer"
+        )
+    return lines
