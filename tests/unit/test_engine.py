@@ -31,6 +31,7 @@ def config(**changes: Any) -> Any:
         is_hybrid=False, is_attention_free=False, is_encoder_decoder=False, is_moe=False,
         runner_type="generate", uses_mrope=False, supports_multimodal_inputs=False,
         enable_prompt_embeds=False, enable_sleep_mode=False, enforce_eager=False,
+        hf_config=SimpleNamespace(architectures=["LlamaForCausalLM"]),
     )  # fmt: skip
     offload = SimpleNamespace(offload_backend="auto", uva=SimpleNamespace(cpu_offload_gb=0))
     made = SimpleNamespace(
