@@ -150,7 +150,7 @@ def feature_tables(kinds: tuple[Kind, ...]) -> str:
 
 def _feature_row(feature: Feature) -> str:
     flag = f"`{feature.flag}`" if feature.flag else "-"
-    cells = [feature.name, flag, feature.explained]
+    cells = [feature.name, flag, "; ".join(filter(None, (feature.explained, feature.needs)))]
     if feature.mode is Mode.PASSIVE:
         cells.append(feature.step or "a decode step")
         cells.append("none" if feature.unpredicted else "as without it")

@@ -188,3 +188,15 @@ def latent(folder: Path) -> Path:
         }
     )  # fmt: skip
     return write(folder, config)
+
+
+def real(folder: Path) -> Path:
+    """A small model that was trained; skips the test where its package is not installed."""
+    import pytest
+
+    from vllm_nfp.real_model import NoRealModelError, write_real_model
+
+    try:
+        return write_real_model(folder)
+    except NoRealModelError as error:
+        pytest.skip(str(error))

@@ -11,9 +11,9 @@ import pytest
 import torch
 from adapters import RANK, write_adapter
 from generate import prompts
-from parts import attaching, engine_of, prober_of
+from parts import attaching, engine_of, prober_of, started_engine
 
-from vllm_nfp.adapter.engines import start_engine, worker_of
+from vllm_nfp.adapter.engines import worker_of
 from vllm_nfp.config import config_from_mapping
 from vllm_nfp.results.snapshot import read_snapshot
 from vllm_nfp.types import Shape
@@ -36,13 +36,11 @@ def adapters(dense_model: Path, tmp_path_factory: pytest.TempPathFactory) -> lis
 
 @pytest.fixture(scope="module")
 def llm(dense_model: Path) -> Iterator[Any]:
-    yield start_engine(
-        dense_model,
-        {
-            "enforce_eager": True, "dtype": "float32", "max_model_len": 512, "max_num_seqs": 24,
-            "seed": 0, "enable_lora": True, "max_loras": 2, "max_lora_rank": RANK,
-        },
-    )  # fmt: skip
+    with started_engine(
+        dense_model, dtype="float32", max_num_seqs=24, enable_lora=True, max_loras=2,
+        max_lora_rank=RANK,
+    ) as started:  # fmt: skip
+        yield started
 
 
 @pytest.fixture

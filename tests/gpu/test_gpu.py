@@ -117,6 +117,28 @@ def test_outputs_do_not_change_while_pictures_are_read(rotary_model: Path, tmp_p
 
 
 @pytest.fixture(scope="module")
+def real_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """It writes English: SmolLM2-135M-Instruct, of a package that not every machine has."""
+    return kinds.real(tmp_path_factory.mktemp("real"))
+
+
+def test_real_text_does_not_change(real_model: Path, tmp_path: Path) -> None:
+    plain = generate(real_model, tmp_path / "plain.json", None, "text-graphs")
+    probe = {
+        **FEW_SHAPES,
+        "max_positions": 8,
+        "overhead_budget": 0.5,
+        "step_share": 1.0,
+        "publish_seconds": 0.2,
+        "run_dir": str(tmp_path),
+    }
+    assert generate(real_model, tmp_path / "probed.json", probe, "text-graphs") == plain
+    snapshot = read_snapshot(tmp_path / "engine-0.json")
+    assert snapshot.state not in (State.DISABLED, State.PASSIVE), snapshot.reason
+    assert snapshot.probes["measured"] >= 5
+
+
+@pytest.fixture(scope="module")
 def hybrid_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Qwen3-Next: three layers with a recurrent state, one with a KV cache."""
     return kinds.hybrid(tmp_path_factory.mktemp("hybrid"))
