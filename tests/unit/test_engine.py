@@ -362,6 +362,13 @@ def test_the_views_know_the_buffers_that_piecewise_graphs_read(
     v2.model_state = SimpleNamespace()
     with pytest.raises(UnknownVllmError, match="prepares its inputs in a way of its own"):
         V2Runner(v2).step_buffers()
+    kimi = type("KimiK3ModelState", (DefaultModelState,), {})()
+    kimi.language_model = SimpleNamespace(specialized_decode=None)
+    v2.model_state = kimi
+    assert len(V2Runner(v2).step_buffers().tensors) == 5
+    kimi.language_model.specialized_decode = object()
+    with pytest.raises(UnknownVllmError, match="latency_specialized"):
+        V2Runner(v2).step_buffers()
     for view in (V1Runner(v1), V2Runner(v2)):
         view.run_piecewise({"input_ids": 4})
     assert calls == [("v1", {"input_ids": 4}), ("v2", "model", {"input_ids": 4})]
