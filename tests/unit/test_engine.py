@@ -31,6 +31,7 @@ def config(**changes: Any) -> Any:
         is_hybrid=False, is_attention_free=False, is_encoder_decoder=False, is_moe=False,
         runner_type="generate", uses_mrope=False, supports_multimodal_inputs=False,
         enable_prompt_embeds=False, enable_sleep_mode=False, enforce_eager=False,
+        hf_config=SimpleNamespace(architectures=["LlamaForCausalLM"]),
     )  # fmt: skip
     offload = SimpleNamespace(offload_backend="auto", uva=SimpleNamespace(cpu_offload_gb=0))
     made = SimpleNamespace(
@@ -360,6 +361,13 @@ def test_the_views_know_the_buffers_that_piecewise_graphs_read(
     assert [int(tensor) for tensor in V2Runner(v2).step_buffers().tensors] == [1, 2, 5, 6, 3]
     v2.model_state = SimpleNamespace()
     with pytest.raises(UnknownVllmError, match="prepares its inputs in a way of its own"):
+        V2Runner(v2).step_buffers()
+    kimi = type("KimiK3ModelState", (DefaultModelState,), {})()
+    kimi.language_model = SimpleNamespace(specialized_decode=None)
+    v2.model_state = kimi
+    assert len(V2Runner(v2).step_buffers().tensors) == 5
+    kimi.language_model.specialized_decode = object()
+    with pytest.raises(UnknownVllmError, match="latency_specialized"):
         V2Runner(v2).step_buffers()
     for view in (V1Runner(v1), V2Runner(v2)):
         view.run_piecewise({"input_ids": 4})

@@ -13,9 +13,10 @@ from test_engine import ec_transfer, kv_transfer
 
 pytest.importorskip("vllm")
 
-from vllm_nfp.adapter import known_settings, support, versions
+from vllm_nfp.adapter import known_settings, own_ways, support, versions
 from vllm_nfp.adapter.features import features_of
 from vllm_nfp.adapter.known_settings import unknown_setting
+from vllm_nfp.adapter.runner_v2 import KNOWN_STATES
 from vllm_nfp.adapter.versions import Mode
 
 
@@ -62,6 +63,10 @@ UNKNOWN = [
               parallel_config__distributed_executor_backend=RingExecutor), "RingExecutor"),
     (accepted(parallel_config__tensor_parallel_size=2,
               parallel_config__distributed_executor_backend="ring"), "ring"),
+    (accepted(model_config__hf_config=SimpleNamespace(
+        architectures=["DiffusionGemmaForBlockDiffusion"])), "DiffusionGemmaForBlockDiffusion"),
+    (accepted(model_config__hf_config=SimpleNamespace(architectures=["Step5ForCausalLM"])),
+     "Step5ForCausalLM"),
     (accepted(model_config__is_hybrid=True,
               model_config__hf_config=SimpleNamespace(architectures=["RingForCausalLM"])),
      "RingForCausalLM"),
@@ -110,6 +115,28 @@ def test_settings_of_the_installed_vllm_are_all_known(monkeypatch: pytest.Monkey
     assert "settings of vLLM that are not known" not in {
         feature.name for feature in features_of(with_model(made))
     }
+
+
+def test_models_with_ways_of_their_own_are_those_of_vllms_sources() -> None:
+    """By the text of this vLLM: what loading them would find out is told before."""
+    from pathlib import Path
+
+    import vllm
+    from vllm.model_executor.models.registry import _TEXT_GENERATION_MODELS, _VLLM_MODELS
+
+    from benchmarks.recipes.model_facts import Sources
+
+    sources = Sources(Path(vllm.__file__).parent, _VLLM_MODELS)
+    others = {"MambaSpec", "CrossAttentionSpec", *versions.KV_CACHE_KINDS}
+    for name in (*_TEXT_GENERATION_MODELS, "DiffusionGemmaForBlockDiffusion"):
+        if _VLLM_MODELS[name][0] == "transformers":
+            continue
+        found = sources.facts(name)
+        assert found is not None
+        own_inputs = bool(set(found.model_states) - set(KNOWN_STATES))
+        assert own_inputs == (name in own_ways.INPUTS), name
+        own_cache = bool(set(found.kv_kinds) - others)
+        assert own_cache == (name in own_ways.CACHES) or own_inputs, name
 
 
 def with_model(made: Any) -> Any:

@@ -13,6 +13,7 @@ from vllm_nfp.adapter.feature import Feature, Kind
 from vllm_nfp.adapter.inputs import is_multimodal
 from vllm_nfp.adapter.known_settings import unknown_setting
 from vllm_nfp.adapter.lora import can_be_set_aside
+from vllm_nfp.adapter.own_ways import architecture_of, caches_otherwise, prepares_its_inputs
 from vllm_nfp.adapter.parallel_features import PARALLEL
 from vllm_nfp.adapter.state_features import STATES
 from vllm_nfp.adapter.versions import Mode
@@ -78,6 +79,24 @@ _MODELS = (
         "of live prompts, so that experts are chosen as by traffic",
     ),
     *STATES,
+    Feature(
+        "models that prepare inputs of their own",
+        Kind.MODEL,
+        prepares_its_inputs,
+        Mode.PASSIVE,
+        "the model {} prepares its inputs in a way of its own, which a probe does not know",
+        value=architecture_of,
+        placeholder="NAME",
+    ),
+    Feature(
+        "models with a KV cache that is a ring",
+        Kind.MODEL,
+        caches_otherwise,
+        Mode.PASSIVE,
+        "the model {} keeps a KV cache in which a probe cannot address a token",
+        value=architecture_of,
+        placeholder="NAME",
+    ),
     Feature(
         "encoder-decoder models",
         Kind.MODEL,

@@ -13,7 +13,7 @@ from vllm_nfp.adapter.targets import Target
 
 MODULE = "vllm.v1.worker.gpu.model_runner"
 """Where vLLM defines it."""
-KNOWN_STATES = ("DefaultModelState", "MambaHybridModelState")
+KNOWN_STATES = ("DefaultModelState", "MambaHybridModelState", "KimiK3ModelState")
 """vLLM's classes of what prepares a model's inputs that a probe follows (sources of 0.29.0 to
 0.33.0, ``v1/worker/gpu/model_states/``)."""
 
@@ -69,6 +69,11 @@ def _check_state(state: Any) -> None:
     embeddings of the last denoising step.
     """
     kind = type(state).__name__
+    if kind == "KimiK3ModelState" and state.language_model.specialized_decode is not None:
+        raise UnknownVllmError(
+            "the model decodes by an executor of its own (decode_backend latency_specialized), "
+            "which a probe does not know: real steps are timed, nothing is probed"
+        )
     if kind not in KNOWN_STATES:
         raise UnknownVllmError(
             f"the model prepares its inputs in a way of its own ({kind}), which a probe does not "

@@ -6,6 +6,7 @@ from typing import Any
 
 from vllm_nfp.adapter import versions
 from vllm_nfp.adapter.feature import Feature, Kind
+from vllm_nfp.adapter.own_ways import architecture_of
 from vllm_nfp.adapter.state_kinds import KNOWN_MODELS, KNOWN_MODES
 from vllm_nfp.adapter.versions import Mode
 
@@ -18,10 +19,6 @@ def _hybrid(config: Any) -> bool:
     return bool(config.model_config.is_hybrid) and not _without_attention(config)
 
 
-def _architecture(config: Any) -> str:
-    return next(iter(config.model_config.hf_config.architectures or ()), "of an unknown name")
-
-
 def _older_hybrid(config: Any) -> bool:
     return _hybrid(config) and not versions.is_since(versions.BOUND_STATES)
 
@@ -31,11 +28,11 @@ def _newer_hybrid(config: Any) -> bool:
 
 
 def _known_hybrid(config: Any) -> bool:
-    return _newer_hybrid(config) and _architecture(config) in KNOWN_MODELS
+    return _newer_hybrid(config) and architecture_of(config) in KNOWN_MODELS
 
 
 def _unknown_hybrid(config: Any) -> bool:
-    return _newer_hybrid(config) and _architecture(config) not in KNOWN_MODELS
+    return _newer_hybrid(config) and architecture_of(config) not in KNOWN_MODELS
 
 
 def _mode_of_states(config: Any) -> str:
@@ -86,7 +83,7 @@ STATES = (
         Mode.PASSIVE,
         "the model {} keeps recurrent (mamba) state of a kind that a probe does not know and might "
         "overwrite",
-        value=_architecture,
+        value=architecture_of,
         placeholder="NAME",
         unpredicted="recurrent state",
     ),
