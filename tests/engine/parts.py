@@ -29,6 +29,7 @@ def started_engine(model: Path, **arguments: Any) -> Iterator[Any]:
 
 def attach(config: ProbeConfig, worker: Any, runner: Any = None) -> Any:
     """A session on a worker's runner, hooked if it is active."""
+    from vllm_nfp.adapter import dummies
     from vllm_nfp.adapter.hooks import hook_runner
     from vllm_nfp.adapter.patch import PatchSet
     from vllm_nfp.session import open_session
@@ -39,6 +40,8 @@ def attach(config: ProbeConfig, worker: Any, runner: Any = None) -> Any:
     session.after_warm_up(runner, None, patches.restore)
     if session.active:
         hook_runner(patches, runner, session)
+        if dummies.steps_together(worker.vllm_config):
+            dummies.install(patches, worker, session)
     return session
 
 

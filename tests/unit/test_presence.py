@@ -91,6 +91,24 @@ def test_notes_are_found_at_once_and_a_missing_one_after_a_bounded_wait(
         presence.check_tensor_ranks(wait=600.0)
 
 
+def test_ranks_of_other_engines_are_looked_for_where_engines_step_together(
+    rank: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.distributed import parallel_state
+
+    world = SimpleNamespace(ranks=[0, 1, 2])
+    monkeypatch.setattr(parallel_state, "get_world_group", lambda: world)
+    for number in range(2):
+        rank(number)
+        presence.announce(CONFIG)
+    presence.check_tensor_ranks(wait=600.0)
+    with pytest.raises(presence.RanksDifferError, match="rank 2 has no probe"):
+        presence.check_all_ranks(wait=0.1)
+    rank(2)
+    presence.announce(CONFIG)
+    presence.check_all_ranks(wait=600.0)
+
+
 def test_a_rank_that_is_alone_leaves_no_note(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(presence, "_store", lambda: pytest.fail("there is nobody to tell"))
     presence.announce(CONFIG)

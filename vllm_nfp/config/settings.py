@@ -196,7 +196,7 @@ class ProbeConfig:
         return STEP_SHARE_OF_BUDGET * self.overhead_budget
 
     def graph_limits(self, ranks: int = 1) -> GraphLimits:
-        """Limits of the CUDA graphs on each rank of ``ranks`` tensor-parallel ranks."""
+        """Limits of the CUDA graphs on each of ``ranks`` ranks that probe together."""
         default = GRAPHS_ALONE if ranks == 1 else GRAPHS_TOGETHER
 
         def chosen(value: T | None, otherwise: T) -> T:

@@ -77,7 +77,7 @@ class ProbeEngine:
         """What layers with a recurrent state work on; None: the model has none."""
         self._memory = self._device_memory.meter()
         host = HostMemory(None if graphs.host_mib is None else graphs.host_mib << 20)
-        limits = _limits_of(view, config, graphs.memory_mib, self._ranks.alone, self.states)
+        limits = _limits_of(view, config, graphs.memory_mib, self._ranks, self.states)
         # Scratch that new builders gave up: a buffer made in its block would keep all of it.
         self._device_memory.give_back()
         server = limits.server
@@ -234,19 +234,22 @@ def _limits_of(
     view: RunnerView,
     config: ProbeConfig,
     graph_memory_mib: int,
-    alone: bool,
+    ranks: Ranks,
     states: ProbeStates | None,
 ) -> ShapeLimits:
     runner, vllm_config, device = view.runner, view.vllm_config, view.device
     num_blocks = runner.kv_cache_config.num_blocks
+    groups = own_groups(without_states(runner.attn_groups), num_blocks, vllm_config, device)
     return ShapeLimits(
         server=server_limits(vllm_config),
         grid=config.grid,
-        groups=own_groups(without_states(runner.attn_groups), num_blocks, vllm_config, device),
+        groups=groups,
+        # Engines that take their steps together may have KV caches of unequal sizes.
+        fewest_blocks=tuple(ranks.least(group.num_blocks, "KV blocks") for group in groups),
         rules=graph_rules(vllm_config, runner.attn_groups, device),
         graph_memory_mib=graph_memory_mib,
         on_gpu=device.type == "cuda",
         # With several ranks it ends in a collective that vLLM itself never captures.
-        head_in_graph=alone,
+        head_in_graph=ranks.alone,
         states=None if states is None else states.room,
     )
