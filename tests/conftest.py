@@ -103,6 +103,15 @@ def nothing_stays_replaced(request: pytest.FixtureRequest) -> Iterator[None]:
         assert replaced() <= before, "the test left hooks on vLLM"
 
 
+@pytest.fixture(autouse=True)
+def sessions_end() -> Iterator[None]:
+    """Threads of sessions that a unit test makes end with it."""
+    yield
+    sessions = sys.modules.get("sessions")
+    if sessions is not None:
+        sessions.end_all()
+
+
 @pytest.fixture
 def inject_fault(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Lets a stage of the probe fail in this process until the test ends."""
@@ -157,8 +166,9 @@ def _skip_thorough(items: list[pytest.Item]) -> None:
 
 
 LONG_FILES = (
-    "test_server", "test_draft_curves_engine", "test_identity", "test_draft_control_engine",
-    "test_session", "test_talk", "test_faults_serving", "test_ranks",
+    "test_server", "test_draft_curves_engine", "test_waves", "test_identity", "test_ray",
+    "test_nodes", "test_ranks", "test_session", "test_draft_control_engine",
+    "test_faults_serving", "test_calibrate", "test_measure_engine",
 )  # fmt: skip
 """In tests/engine; the other files there follow, and all others after them."""
 

@@ -79,6 +79,23 @@ class Shown(Output):
         super()._hand_over(snapshot)
 
 
+_made: list[Session] = []
+
+
+def _ending(session: Session) -> Session:
+    """The session, which :func:`end_all` ends."""
+    _made.append(session)
+    return session
+
+
+def end_all() -> None:
+    """Disable what tests have left active, so that no thread of theirs goes on."""
+    for session in _made:
+        if session.active:
+            session.disable("the test is over", expected=True)
+    _made.clear()
+
+
 def session_of(
     config: ProbeConfig | None = None,
     engine: Any = None,
@@ -89,7 +106,7 @@ def session_of(
     """A session that has not started."""
     config = (config or ProbeConfig()).for_server(8, 4096)
     cost = StartCost(now() if begun is None else begun, now)
-    return Session(Worker(config, engine or vllm_config(), cost), Shown(config, show))
+    return _ending(Session(Worker(config, engine or vllm_config(), cost), Shown(config, show)))
 
 
 def serving(
@@ -115,7 +132,7 @@ def serving(
         results = made_results(worker.config)
         lead = Lead(watcher, Publisher(worker.config, worker.identity, times, results, output))
     started = Started(agreement or Alone(), looks, engine, lead)
-    session = Session(worker, output, lambda *_: started)
+    session = _ending(Session(worker, output, lambda *_: started))
     session.after_warm_up(None)
     return session
 
