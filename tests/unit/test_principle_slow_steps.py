@@ -23,6 +23,7 @@ TOKENS = np.array([432.0, 447.0, 448.0, 449.0, 464.0])
     [
         (4096, 28672, True),  # gate_up of Llama 3.1 8B: recorded
         (8192, 57344, True),  # of Llama 3.1 70B
+        (4096, 24576, False),  # narrower than any that was seen to be slow
         (2048, 12288, False),  # of Qwen3 1.7B: recorded without
         (4096, 128256, False),  # an LM head
         (2048, 28672, False),
@@ -42,14 +43,13 @@ def test_a_wide_product_is_slow_at_448_tokens_on_an_h100(
     )
 
 
-def test_fp8_and_other_makers_have_none_of_it() -> None:
+def test_fp8_and_other_devices_have_none_of_it() -> None:
     gemm = Gemm(4096, 28672, 1.0, fp8=True)
     smooth = replace(H100.calibration.gemm, slow_steps=())
     assert gemm_seconds(H100.hardware, H100.calibration.gemm, gemm, TOKENS) == pytest.approx(
         gemm_seconds(H100.hardware, smooth, gemm, TOKENS)
     )
-    assert target_of("H200").calibration.gemm.slow_steps
-    for name in ("MI300X", "A100-SXM4-80GB", "B200"):
+    for name in ("H200", "MI300X", "A100-SXM4-80GB", "B200"):
         assert not target_of(name).calibration.gemm.slow_steps
 
 

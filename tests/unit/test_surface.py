@@ -31,6 +31,7 @@ from vllm_nfp.surface import (
     questions,
     with_launch,
 )
+from vllm_nfp.surface.algebra import times_root
 from vllm_nfp.surface.answers import limits_of
 from vllm_nfp.surface.functionals import covariance, placed
 from vllm_nfp.surface.noise import USUAL_NOISE
@@ -191,6 +192,21 @@ def flat(log_ratio: list[float], deviation: float = 0.0) -> CellAnswer:
         deviation**2 * np.eye(len(mean)), (Basis.MEASURED,) * len(mean), curves,
         tuple(tuple(limit) for limit in limits_of(curves.T[None])[0]),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(0, 5), (1, 1), (37, 9), (240, 1215)])
+def test_a_triangular_product_is_whole_and_cut_at_equal_work(
+    rows: int, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = np.random.default_rng(7)
+    root = np.tril(draw.standard_normal((rows, rows)))
+    other = draw.standard_normal((rows, columns))
+    pauses: list[None] = []
+    monkeypatch.setattr("vllm_nfp.surface.algebra.give_way", lambda: pauses.append(None))
+    assert times_root(root, other) == pytest.approx(root @ other)
+    # 240 * 241 / 2 * 1215 products of numbers, and at most 4 million before a pause.
+    assert len(pauses) == {0: 0, 1: 1, 37: 1}.get(rows, len(pauses)) <= 20
+    assert rows < 240 or len(pauses) >= 240 * 241 / 2 * 1215 / 4e6
 
 
 def test_a_layer_with_experts_takes_twice_as_long_to_launch() -> None:
