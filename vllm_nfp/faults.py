@@ -2,7 +2,7 @@
 
 Set ``NFP_INJECT_FAULT`` to the name of one of :data:`STAGES`, or to one of the special faults
 below, before the server starts; without it nothing here does anything. ``STAGE@RANK`` lets a stage
-fail on one tensor-parallel rank alone. Who sets it later calls :func:`arm`.
+fail on one rank alone. Who sets it later calls :func:`arm`.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def arm() -> None:
 
 
 def set_rank(rank: int) -> None:
-    """Say which rank this process is; 0 until then."""
-    if os.environ.get(ENV_VAR):
+    """Say which rank this process is, where faults may be injected; 0 until then."""
+    if ENV_VAR in os.environ:
         os.environ[_RANK_VAR] = str(rank)
 
 

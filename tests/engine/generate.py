@@ -126,8 +126,21 @@ PIECEWISE = {"compilation_config": {**GRAPHS["compilation_config"], "mode": 3}}
 PIECEWISE["compilation_config"]["cudagraph_mode"] = "PIECEWISE"
 
 
-def main(model: str, out: str, mode: str) -> None:
+def adapted(folders: list[str], count: int) -> list[Any]:
+    """Requests' adapters: none, the first, the second, and so on in turn."""
+    from vllm.lora.request import LoRARequest
+
+    given = [None, *(LoRARequest(f"a{i}", i + 1, path) for i, path in enumerate(folders))]
+    return [given[index % len(given)] for index in range(count)]
+
+
+def main(model: str, out: str, mode: str, more: str = "{}") -> None:
+    """Args: more: further arguments of the engine as JSON, and ``adapters``, folders of LoRA."""
     from vllm_nfp.adapter.engines import start_engine
+
+    given = json.loads(more)
+    folders = given.pop("adapters", [])
+    lora = {"enable_lora": True, "max_loras": 2, "max_lora_rank": 8} if folders else {}
 
     arguments = {
         "enforce_eager": mode not in IN_GRAPHS,
@@ -149,6 +162,8 @@ def main(model: str, out: str, mode: str) -> None:
         **(PIECEWISE if mode == "piecewise" else {}),
         # The encoder's small heads fit no fast kernel.
         **({"mm_encoder_attn_backend": "TORCH_SDPA"} if mode == "picture-graphs" else {}),
+        **lora,
+        **given,
     }
     llm = start_engine(model, arguments)
     from vllm import SamplingParams
@@ -171,7 +186,8 @@ def main(model: str, out: str, mode: str) -> None:
     result = []
     # The second time from the prefix cache. Graphs are captured between steps: that takes many.
     for _ in range(20 if mode in ("graphs", "piecewise", "text-graphs") else 2):
-        for output in llm.generate(requests, params, use_tqdm=False):
+        loras = adapted(folders, len(requests)) if folders else None
+        for output in llm.generate(requests, params, lora_request=loras, use_tqdm=False):
             completion = output.outputs[0]
             result.append(
                 {
@@ -188,4 +204,4 @@ def main(model: str, out: str, mode: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4])
+    main(*sys.argv[1:5])

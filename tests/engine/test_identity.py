@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import kinds
 import pytest
+from programs import run_program
 
 from vllm_nfp.config import ENV_VAR, config_from_mapping
 from vllm_nfp.results.snapshot import read_snapshot
@@ -23,13 +21,8 @@ GENERATE = Path(__file__).with_name("generate.py")
 def generate(
     model: Path, out: Path, mode: str, probe: dict[str, object] | None
 ) -> list[dict[str, object]]:
-    environment = dict(os.environ)
-    if probe is not None:
-        environment[ENV_VAR] = config_from_mapping(probe).to_json()
-    done = subprocess.run(
-        [sys.executable, str(GENERATE), str(model), str(out), mode],
-        env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    settings = {} if probe is None else {ENV_VAR: config_from_mapping(probe).to_json()}
+    done = run_program(GENERATE, model, out, mode, environment=settings)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return json.loads(out.read_text())
 

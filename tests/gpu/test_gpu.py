@@ -22,15 +22,19 @@ GENERATE = Path(__file__).parents[1] / "engine" / "generate.py"
 REAL_GRAPHS = Path(__file__).with_name("real_graphs.py")
 
 
-def generate(model: Path, out: Path, probe: dict[str, object] | None, mode: str = "graphs") -> Any:
+def generate(
+    model: Path, out: Path, probe: dict[str, object] | None, mode: str = "graphs", **more: Any
+) -> Any:
+    """Args: more: further arguments of the engine; see ``generate.py``."""
     environment = dict(os.environ)
     if probe is not None:
         environment[ENV_VAR] = config_from_mapping(probe).to_json()
     done = subprocess.run(
-        [sys.executable, str(GENERATE), str(model), str(out), mode],
+        [sys.executable, str(GENERATE), str(model), str(out), mode, json.dumps(more)],
         env=environment, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    out.with_suffix(".log").write_text(done.stdout + done.stderr)
     return json.loads(out.read_text())
 
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from vllm_nfp.adapter.steps import StepLimits, cached_tokens_of, step_of
 from vllm_nfp.schedule.budget import Budget
+from vllm_nfp.schedule.idle import IdleTime
 from vllm_nfp.session.looks import Looks
 from vllm_nfp.timing import Sampler
 from vllm_nfp.types import EngineStep
@@ -388,3 +389,24 @@ def test_a_quiet_hour_does_not_end_in_a_burst() -> None:
         budget.spend(0.02)
         started += 1
     assert started <= 3
+
+
+def test_a_probe_that_another_engine_plans_waits_for_debts_load_and_the_fraction_of_steps() -> None:
+    budget = Budget(0.1, step_share=0.25)
+    assert budget.in_debt, "no step has been run since which one may be delayed"
+    for _ in range(8):
+        budget.observe(DECODE)
+    assert not budget.in_debt
+    budget.spend(1.0)
+    assert budget.in_debt
+    budget.affords(20.0)
+    budget.earn(100.0)
+    assert not budget.in_debt
+    budget.observe(FULL)
+    assert budget.in_debt
+
+
+def test_idle_time_pays_for_pairs_of_others_even_where_none_may_be_planned() -> None:
+    idle = IdleTime(0.0)
+    idle.spend(0.5, now=1.0, settled=False)
+    assert idle.probe_seconds == 0.5

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -159,6 +159,7 @@ def custom(state: Any, monkeypatch: pytest.MonkeyPatch) -> Custom:
 
     state.tp.device_communicator = SimpleNamespace(ca_comm=made)
     state.tp.graph_capture = graph_capture
+    state.dp.graph_capture = lambda context: nullcontext()
     ops = SimpleNamespace(get_graph_buffer_ipc_meta=lambda ptr: ([], list(range(100))))
     package = ModuleType("vllm")
     package._custom_ops = ops  # type: ignore[attr-defined]
@@ -167,7 +168,7 @@ def custom(state: Any, monkeypatch: pytest.MonkeyPatch) -> Custom:
 
 
 def capture(talk: Talk, error: Exception | None = None) -> None:
-    with ranks.TensorRanks(talk.agree).capturing(None):
+    with ranks.SeveralRanks(talk.agree, min).capturing(None):
         if error is not None:
             raise error
 
@@ -210,7 +211,7 @@ def test_captured_collectives_leave_room_for_the_servers_own(
     custom: Custom, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ranks, "MOST_CAPTURED_COLLECTIVES", 250)
-    team = ranks.TensorRanks(Talk().agree)
+    team = ranks.SeveralRanks(Talk().agree, min)
     for _ in range(2):
         with team.capturing(None):
             pass

@@ -24,7 +24,8 @@ def config(**changes: Any) -> Any:
         tensor_parallel_size=1, pipeline_parallel_size=1, data_parallel_size=1,
         decode_context_parallel_size=1, prefill_context_parallel_size=1,
         use_ubatching=False, enable_eplb=False, enable_expert_parallel=False, nnodes=1, rank=0,
-        distributed_executor_backend=None, data_parallel_backend="mp",
+        distributed_executor_backend=None, all2all_backend="allgather_reducescatter",
+        enable_elastic_ep=False, data_parallel_backend="mp",
     )  # fmt: skip
     model = SimpleNamespace(
         is_hybrid=False, is_attention_free=False, is_encoder_decoder=False, is_moe=False,
@@ -35,6 +36,8 @@ def config(**changes: Any) -> Any:
     made = SimpleNamespace(
         parallel_config=parallel, model_config=model, offload_config=offload,
         kv_transfer_config=None, ec_transfer_config=None, lora_config=None,
+        device_config=SimpleNamespace(device_type="cpu"),
+        compilation_config=SimpleNamespace(cudagraph_specialize_lora=True),
     )  # fmt: skip
     for name, value in changes.items():
         owner, _, field = name.partition("__")
@@ -64,6 +67,11 @@ UNKNOWN_HYBRID = {
 }
 EAGER_LORA = {"lora_config": object(), "model_config__enforce_eager": True}
 EXPERTS_IN_PARALLEL = {"parallel_config__data_parallel_size": 4, "model_config__is_moe": True}
+OTHER_ALL2ALL = {
+    **EXPERTS_IN_PARALLEL,
+    "parallel_config__enable_expert_parallel": True,
+    "parallel_config__all2all_backend": "new_low_latency",
+}
 
 
 @pytest.mark.parametrize(
@@ -71,9 +79,23 @@ EXPERTS_IN_PARALLEL = {"parallel_config__data_parallel_size": 4, "model_config__
     [
         ({"parallel_config__pipeline_parallel_size": 2}, "--pipeline-parallel-size 2"),
         ({"parallel_config__decode_context_parallel_size": 2}, "--decode-context-parallel-size 2"),
-        (EXPERTS_IN_PARALLEL, "--data-parallel-size 4"),
+        (OTHER_ALL2ALL, "--all2all-backend new_low_latency"),
+        (
+            {**EXPERTS_IN_PARALLEL, "parallel_config__enable_elastic_ep": True},
+            "--enable-elastic-ep",
+        ),
+        (
+            {**EXPERTS_IN_PARALLEL, "parallel_config__distributed_executor_backend": "ray"},
+            "--distributed-executor-backend ray",
+        ),
+        (
+            {
+                **EXPERTS_IN_PARALLEL,
+                "parallel_config__distributed_executor_backend": "external_launcher",
+            },
+            "--distributed-executor-backend external_launcher",
+        ),
         ({"parallel_config__use_ubatching": True}, "--enable-dbo"),
-        ({"parallel_config__enable_eplb": True}, "--enable-eplb"),
         (UNKNOWN_HYBRID, "recurrent (mamba) state"),
         ({"model_config__is_encoder_decoder": True}, "encoder-decoder"),
         ({"model_config__runner_type": "pooling"}, "'pooling' decodes nothing"),
@@ -123,6 +145,9 @@ def test_what_a_probe_would_corrupt_is_refused_by_name(
         {"model_config__supports_multimodal_inputs": True},
         {"model_config__enable_prompt_embeds": True},
         {"parallel_config__data_parallel_size": 4},
+        EXPERTS_IN_PARALLEL,
+        {**OTHER_ALL2ALL, "parallel_config__all2all_backend": "allgather_reducescatter"},
+        {**OTHER_ALL2ALL, "parallel_config__enable_expert_parallel": False},
         {"parallel_config__tensor_parallel_size": 2},
         EAGER_LORA,
         {"kv_transfer_config": kv_transfer("NixlConnector")},

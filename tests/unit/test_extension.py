@@ -82,6 +82,10 @@ class Observer:
         if self.active:
             self.told.append(scheduler_output)
 
+    def before_dummy(self) -> None:
+        if self.active:
+            self.told.append("dummy")
+
     def trimmed(self, tokens: int) -> None:
         self.told.append(tokens)
 
@@ -167,6 +171,32 @@ def test_hooks_tell_the_observer_until_it_takes_them_off(patches: PatchSet) -> N
     assert vars(runner) == {}
     patches.restore()
     assert vars(worker) == {"model_runner": runner}
+
+
+@pytest.mark.parametrize("extended", [True, False])
+@pytest.mark.parametrize(("engines", "experts"), [(2, True), (2, False), (1, True)])
+def test_dummy_batches_are_told_where_engines_step_together(
+    patches: PatchSet, extended: bool, engines: int, experts: bool
+) -> None:
+    observer, worker = Observer(), Worker(Runner())
+    made: Any = worker
+    made.execute_dummy_batch = lambda: "ran"
+    made.vllm_config = SimpleNamespace(
+        parallel_config=SimpleNamespace(data_parallel_size=engines),
+        model_config=SimpleNamespace(is_moe=experts),
+    )
+    if extended:
+        driven = extension.WorkerObserver(worker, ProbeConfig(), lambda *_: observer, patches)
+        driven.after_warm_up()
+    else:
+        hooks._hook_warm_up(patches, worker, ProbeConfig(), lambda *_: observer)
+        worker.compile_or_warm_up_model()
+    together = engines > 1 and experts
+    assert made.execute_dummy_batch() == "ran"
+    assert observer.told == (["warm", "dummy"] if together else ["warm"])
+    observer.unhook()
+    made.execute_dummy_batch()
+    assert observer.told == (["warm", "dummy"] if together else ["warm"])
 
 
 def test_an_observer_that_stays_off_leaves_no_hook(patches: PatchSet) -> None:

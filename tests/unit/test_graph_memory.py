@@ -609,3 +609,13 @@ def test_pages_of_files_are_not_the_probes_memory(tmp_path: Path) -> None:
     before, taken = host_bytes(), bytearray(32 << 20)
     taken[::4096] = b"x" * len(taken[::4096])
     assert host_bytes() - before > 24 << 20
+
+
+def test_the_rank_with_the_fewest_blocks_decides_which_cells_are_probed() -> None:
+    group: Any = SimpleNamespace(
+        block_tokens=16, num_blocks=100, blocks_needed=lambda b, tokens: b * -(-tokens // 16)
+    )
+    limits = ShapeLimits(SERVER, (1, 2), (group,), RULES, 64, True, True)
+    assert limits.cell_refusal(4, 256) is None
+    fewer = replace(limits, fewest_blocks=(60,))
+    assert fewer.cell_refusal(4, 256) == "68 distinct KV blocks are needed, the cache has 59"

@@ -378,7 +378,9 @@ def test_a_scan_launches_the_same_on_all_ranks() -> None:
     engines = [Engine(), Engine(refuses=Shape(1, 64, 4))]
     one, two = (Lockstep(hub.wire(r, 10.0)) for r in range(2))
     leader = Leader(engines[0], one)
-    outcome = in_parallel(leader.scan, lambda: follow_scan(engines[1], two))
+    outcome = in_parallel(
+        leader.scan, lambda: follow_scan(engines[1], two, lambda pair: follow(engines[1], pair))
+    )
     assert outcome == [None, None]
     assert engines[0].launched == engines[1].launched
     assert engines[0].draws == engines[1].draws == [0, 0, 1, 1]

@@ -13,8 +13,9 @@ import pytest
 from test_lockstep import Hub, in_parallel
 
 from vllm_nfp.schedule import mailbox
-from vllm_nfp.schedule.lockstep import VALUES, WireError
+from vllm_nfp.schedule.lockstep import WireError
 from vllm_nfp.schedule.mailbox import SLOT_BYTES, SLOTS, Mailbox, faster
+from vllm_nfp.schedule.message import VALUES
 
 
 def pair() -> list[Mailbox]:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from vllm_nfp.adapter import presence
+from vllm_nfp.adapter import extension, hooks, presence
+from vllm_nfp.adapter.patch import PatchSet
 from vllm_nfp.config import ProbeConfig
 
 CONFIG = ProbeConfig(max_positions=8)
@@ -90,6 +91,55 @@ def test_notes_are_found_at_once_and_a_missing_one_after_a_bounded_wait(
         presence.check_tensor_ranks(wait=600.0)
 
 
+def test_ranks_of_other_engines_are_looked_for_where_engines_step_together(
+    rank: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.distributed import parallel_state
+
+    world = SimpleNamespace(ranks=[0, 1, 2])
+    monkeypatch.setattr(parallel_state, "get_world_group", lambda: world)
+    for number in range(2):
+        rank(number)
+        presence.announce(CONFIG)
+    presence.check_tensor_ranks(wait=600.0)
+    with pytest.raises(presence.RanksDifferError, match="rank 2 has no probe"):
+        presence.check_all_ranks(wait=0.1)
+    rank(2)
+    presence.announce(CONFIG)
+    presence.check_all_ranks(wait=600.0)
+
+
 def test_a_rank_that_is_alone_leaves_no_note(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(presence, "_store", lambda: pytest.fail("there is nobody to tell"))
     presence.announce(CONFIG)
+
+
+def _by_hooks(worker: Any) -> None:
+    hooks._hook_warm_up(PatchSet(), worker, CONFIG, _no_observer)
+    worker.compile_or_warm_up_model()
+
+
+def _by_extension_point(worker: Any) -> None:
+    extension.WorkerObserver(worker, CONFIG, _no_observer, PatchSet())
+    worker.compile_or_warm_up_model()
+
+
+def _no_observer(*_: object) -> Any:
+    raise RuntimeError("there is nothing to observe")
+
+
+@pytest.mark.parametrize("start", [_by_hooks, _by_extension_point])
+@pytest.mark.parametrize("fault", [False, True])
+def test_the_note_is_left_before_the_warm_up_and_a_fault_of_it_stays_in_the_probe(
+    start: Callable[[Any], None], fault: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def announce(config: ProbeConfig) -> None:
+        done.append(presence.note_of(config))
+        if fault:
+            raise RuntimeError("the store is gone")
+
+    monkeypatch.setattr(presence, "announce", announce)
+    start(SimpleNamespace(compile_or_warm_up_model=lambda: done.append("warm")))
+    assert done == [NOTE, "warm"]

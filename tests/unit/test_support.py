@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_engine import EXPERTS_IN_PARALLEL, UNKNOWN_HYBRID, ec_transfer, kv_transfer
+from test_engine import OTHER_ALL2ALL, UNKNOWN_HYBRID, ec_transfer, kv_transfer
 from test_engine import config as accepted
 
 pytest.importorskip("vllm")
@@ -42,9 +42,9 @@ REFUSED: list[tuple[dict[str, Any], str, bool]] = [
     ({"parallel_config__pipeline_parallel_size": 2}, "--pipeline-parallel-size 2", False),
     ({"parallel_config__decode_context_parallel_size": 2}, "--decode-context-parallel", False),
     ({"parallel_config__prefill_context_parallel_size": 2}, "--prefill-context-parallel", False),
-    (EXPERTS_IN_PARALLEL, "--data-parallel-size 4", True),
+    (OTHER_ALL2ALL, "--all2all-backend new_low_latency", True),
     ({"parallel_config__use_ubatching": True}, "--enable-dbo", False),
-    ({"parallel_config__enable_eplb": True}, "--enable-eplb", False),
+    ({"parallel_config__enable_elastic_ep": True}, "--enable-elastic-ep", False),
     (UNKNOWN_HYBRID, "recurrent (mamba) state", False),
     ({"model_config__is_attention_free": True}, "recurrent (mamba) state", False),
     ({"model_config__is_encoder_decoder": True}, "encoder-decoder", False),
@@ -365,6 +365,9 @@ class Joined:
 
     def fail_now(self) -> None:
         self.told += 1
+
+    def least(self, value: int, topic: str) -> int:
+        return value
 
 
 @pytest.mark.parametrize("error", KNOWN, ids=lambda error: type(error).__name__)

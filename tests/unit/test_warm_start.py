@@ -64,6 +64,7 @@ def test_what_was_not_measured_or_is_not_known_is_left(dense_profile: Profile) -
     [
         ({"attention_backends": ("FLASHINFER",)}, "attention backend is unknown, here it is FLASH"),
         ({"tensor_parallel_size": 2}, "tensor parallel size is 1, here it is 2"),
+        ({"data_parallel_size": 2}, "data parallel size is 1, here it is 2"),
         ({"quantization": "fp8"}, "quantization is None, here it is fp8"),
         ({"kv_cache_dtype": "fp8"}, "KV cache dtype is , here it is fp8"),
         ({"cudagraph_capture_sizes": (1, 2, 512)}, "largest CUDA graph is 0, here it is 512"),

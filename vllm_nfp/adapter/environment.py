@@ -14,6 +14,7 @@ import torch
 
 from vllm_nfp import __version__
 from vllm_nfp.adapter import versions
+from vllm_nfp.adapter.dummies import engines_together
 from vllm_nfp.files import FileError, read_bytes
 from vllm_nfp.types import Device, Environment, ModelDescription
 
@@ -49,6 +50,7 @@ def describe_environment(vllm_config: Any, attention_backends: tuple[str, ...] =
         cudagraph_capture_sizes=tuple(compilation.cudagraph_capture_sizes or ()),
         num_kv_blocks=int(cache.num_gpu_blocks or 0),
         block_size=int(cache.block_size or 0),
+        data_parallel_size=engines_together(vllm_config),
     )
 
 

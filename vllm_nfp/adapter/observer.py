@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from vllm_nfp.adapter import idle, metrics_bridge, presence
+from vllm_nfp.adapter import dummies, idle, metrics_bridge, presence
 from vllm_nfp.adapter.graph_place import GraphPlace
 from vllm_nfp.adapter.patch import MissingTargetError, PatchSet
 from vllm_nfp.adapter.verification import AdaptiveVerification, verification_of
@@ -37,6 +37,10 @@ class StepObserver(Protocol):
 
     def before_step(self, scheduler_output: Any) -> None:
         """A real step is about to run; probes may run before it."""
+        ...
+
+    def before_dummy(self) -> None:
+        """A dummy batch is about to run, while other engines run a step."""
         ...
 
     def verifies(self, verification: AdaptiveVerification, patches: PatchSet) -> None:
@@ -91,6 +95,8 @@ def start(
         observer = open_observer(config, worker.vllm_config)
         if hook_steps is not None:
             hook_steps(part, observer)
+        if dummies.steps_together(worker.vllm_config):
+            dummies.install(part, worker, observer)
         observer.after_warm_up(worker.model_runner, place, part.restore)
         if observer.active:
             idle.install(part, observer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from vllm_nfp.adapter import versions
 from vllm_nfp.adapter.feature import Feature, Kind
 from vllm_nfp.adapter.versions import Mode
 
@@ -17,12 +18,37 @@ def _above_one(name: str) -> Callable[[Any], bool]:
     return lambda config: _size(name)(config) > 1
 
 
+KNOWN_ALL2ALL = ("allgather_reducescatter",)
+"""How experts' tokens travel between engines where a probe was run: all tokens to all ranks, in as
+many rows as the engines say (``AgRsAll2AllManager`` in ``all2all.py``). Other backends keep buffers
+and states between steps."""
+
+
+def _engines_of_experts(config: Any) -> bool:
+    return _above_one("data_parallel_size")(config) and bool(config.model_config.is_moe)
+
+
+def _all2all(config: Any) -> str:
+    return str(config.parallel_config.all2all_backend)
+
+
+def _unknown_all2all(config: Any) -> bool:
+    expert_parallel = bool(config.parallel_config.enable_expert_parallel)
+    return expert_parallel and _all2all(config) not in KNOWN_ALL2ALL
+
+
+def _elastic(config: Any) -> bool:
+    return bool(config.parallel_config.enable_elastic_ep)
+
+
 def _executor(config: Any) -> object:
     executor = config.parallel_config.distributed_executor_backend
     return executor.__name__ if isinstance(executor, type) else executor
 
 
 def _foreign_executor(config: Any) -> bool:
+    if _engines_of_experts(config):
+        return _under_ray(config) or _executor(config) not in (None, "mp", "uni")
     several = config.parallel_config.tensor_parallel_size > 1
     return several and _executor(config) not in (None, "mp", "uni", "ray")
 
@@ -60,9 +86,10 @@ PARALLEL = (
     Feature(
         "workers under Ray",
         Kind.PARALLEL,
-        _under_ray,
+        lambda c: _under_ray(c) and not _engines_of_experts(c),
         Mode.ACTIVE,
-        "vLLM copies the settings to Ray's workers and engines, and every node needs vllm-nfp",
+        "vLLM copies the settings to Ray's workers and engines",
+        needs="install vllm-nfp on every node of the Ray cluster",
         flag="--distributed-executor-backend ray, --data-parallel-backend ray",
     ),
     Feature(
@@ -70,7 +97,8 @@ PARALLEL = (
         Kind.PARALLEL,
         _above_one("nnodes"),
         Mode.ACTIVE,
-        "every node needs the same --nfp flags; without them on one, the probe is passive",
+        "each node takes the settings of its own command line; if they differ, nothing is probed",
+        needs="start every node with the same --nfp flags",
         flag="--nnodes",
     ),
     Feature(
@@ -89,14 +117,36 @@ PARALLEL = (
     Feature(
         "data parallelism with experts",
         Kind.PARALLEL,
-        lambda c: _above_one("data_parallel_size")(c) and bool(c.model_config.is_moe),
-        Mode.PASSIVE,
-        "--data-parallel-size {} is not supported (experts' ranks take their steps together, "
-        "which a probe does not join; ranks of a dense model are engines of their own, and each is "
-        "probed): probing needs 1",
-        value=_size("data_parallel_size"),
+        lambda c: _engines_of_experts(c) and not _unknown_all2all(c) and not _elastic(c),
+        Mode.ACTIVE,
+        "all ranks of all engines launch a pair before the same forward pass, dummy batches among "
+        "them, or none does; each engine has a row",
         flag="--data-parallel-size",
-        step="the wait for other ranks as well; dummy batches are left out; each engine has a row",
+        step="the wait for other engines as well; dummy batches are left out",
+    ),
+    Feature(
+        "data parallelism with experts and another all-to-all backend",
+        Kind.PARALLEL,
+        lambda c: _engines_of_experts(c) and _unknown_all2all(c),
+        Mode.PASSIVE,
+        "--all2all-backend {} was not tried with a probe: data parallelism with experts is probed "
+        f"with {' or '.join(KNOWN_ALL2ALL)}",
+        value=_all2all,
+        placeholder="NAME",
+        flag="--all2all-backend",
+        step="the wait for other engines as well; dummy batches are left out; each engine has a "
+        "row",
+    ),
+    Feature(
+        "elastic expert parallelism",
+        Kind.PARALLEL,
+        _elastic,
+        Mode.PASSIVE,
+        "the number of engines may change, and with it the ranks that have to agree on a probe: "
+        "serve without --enable-elastic-ep",
+        flag="--enable-elastic-ep",
+        step="the wait for other engines as well; dummy batches are left out; each engine has a "
+        "row",
     ),
     Feature(
         "decode context parallelism",
@@ -123,11 +173,11 @@ PARALLEL = (
         unpredicted="a context split over ranks",
     ),
     Feature(
-        "tensor parallelism with another executor",
+        "several ranks with another executor; data parallelism with experts under Ray",
         Kind.PARALLEL,
         _foreign_executor,
         Mode.PASSIVE,
-        "tensor parallelism with --distributed-executor-backend {} is not supported: use mp",
+        "several ranks with --distributed-executor-backend {} are not supported: use mp",
         value=_executor,
         placeholder="external_launcher",
         flag="--distributed-executor-backend external_launcher",
@@ -144,9 +194,22 @@ PARALLEL = (
     Feature(
         "expert load balancing",
         Kind.PARALLEL,
-        lambda c: bool(c.parallel_config.enable_eplb),
+        lambda c: bool(c.parallel_config.enable_eplb) and versions.is_since(versions.EXPERT_LOADS),
+        Mode.ACTIVE,
+        "a probe's tokens are not counted among the experts' loads",
+        flag="--enable-eplb",
+        step="rebalancing as well, which the median leaves out",
+        unpredicted="balanced experts",
+    ),
+    Feature(
+        "expert load balancing, before vLLM 0.32",
+        Kind.PARALLEL,
+        lambda c: (
+            bool(c.parallel_config.enable_eplb) and not versions.is_since(versions.EXPERT_LOADS)
+        ),
         Mode.PASSIVE,
-        "probes would distort the expert load statistics: serve without --enable-eplb",
+        "probes would distort the expert load statistics, which they leave alone on vLLM 0.32 or "
+        "later: upgrade vLLM, or serve without --enable-eplb",
         flag="--enable-eplb",
         step="rebalancing as well, which the median leaves out",
         unpredicted="balanced experts",

@@ -58,7 +58,25 @@ def check_tensor_ranks(wait: float = WAIT_SECONDS) -> None:
     """
     from vllm.distributed.parallel_state import get_tp_group
 
-    differs = difference(_notes(get_tp_group().ranks, wait))
+    _check(get_tp_group().ranks, wait)
+
+
+def check_all_ranks(wait: float = WAIT_SECONDS) -> None:
+    """Look for the notes of all ranks of all engines that take their steps together.
+
+    Args:
+        wait: seconds until a rank without a note counts as one without a probe.
+
+    Raises:
+        RanksDifferError: if they cannot probe together.
+    """
+    from vllm.distributed.parallel_state import get_world_group
+
+    _check(get_world_group().ranks, wait)
+
+
+def _check(ranks: Sequence[int], wait: float) -> None:
+    differs = difference(_notes(ranks, wait))
     if differs is not None:
         raise RanksDifferError(differs)
 

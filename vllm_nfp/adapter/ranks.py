@@ -1,4 +1,4 @@
-"""vLLM's tensor-parallel group: the capture of graphs on all its ranks, and a wire between them.
+"""Ranks that probe together: the capture of graphs on all of them, and a wire between them.
 
 The wire is a process group of the probe's own, on the hosts' network (gloo) and in threads of its
 own. vLLM's groups stay in the order in which vLLM uses them, and a busy GPU delays nothing.
@@ -33,6 +33,10 @@ class Ranks(Protocol):
         """Whether all ranks can; each asks at the same point of its start."""
         ...
 
+    def least(self, value: int, topic: str) -> int:
+        """The smallest of all ranks' values; each asks at the same point of its start."""
+        ...
+
     def capturing(self, stream: Any) -> Any:
         """A context around the capture of one graph on the stream."""
         ...
@@ -47,6 +51,10 @@ class Alone:
         """What it can itself."""
         return possible
 
+    def least(self, value: int, topic: str) -> int:
+        """Its own."""
+        return value
+
     @contextmanager
     def capturing(self, stream: Any) -> Iterator[None]:
         """Make the stream the current one."""
@@ -54,23 +62,31 @@ class Alone:
             yield
 
 
-class TensorRanks:
-    """The tensor-parallel ranks of one engine.
+class SeveralRanks:
+    """The tensor-parallel ranks of one engine, or of all engines that take their steps together.
 
     Args:
         agree: whether all ranks can do what is asked; see :meth:`Ranks.all`. Raises where another
             rank has a fault, or asks something else.
+        least: see :meth:`Ranks.least`; raises as ``agree`` does.
     """
 
     alone = False
 
-    def __init__(self, agree: Callable[[bool, str], bool]) -> None:
+    def __init__(
+        self, agree: Callable[[bool, str], bool], least: Callable[[int, str], int]
+    ) -> None:
         self._agree = agree
+        self._least = least
         self._captured = 0
 
     def all(self, possible: bool, topic: str) -> bool:
         """Whether all ranks can."""
         return self._agree(possible, topic)
+
+    def least(self, value: int, topic: str) -> int:
+        """The smallest of all ranks' values."""
+        return self._least(value, topic)
 
     @contextmanager
     def capturing(self, stream: Any) -> Iterator[None]:
@@ -84,14 +100,19 @@ class TensorRanks:
             CaptureEndedError: on all ranks, if one has run out of memory or of room for the
                 addresses; no graph can be captured from then on.
         """
-        from vllm.distributed.parallel_state import GraphCaptureContext, get_tp_group
+        from vllm.distributed.parallel_state import (
+            GraphCaptureContext,
+            get_dp_group,
+            get_tp_group,
+        )
 
-        group = get_tp_group()
+        group, engines = get_tp_group(), get_dp_group()
         custom: Any = getattr(group.device_communicator, "ca_comm", None)
         registers = custom is not None and not custom.disabled
         failure: Exception | None = None
         try:
-            with group.graph_capture(GraphCaptureContext(stream)):
+            context = GraphCaptureContext(stream)
+            with group.graph_capture(context), engines.graph_capture(context):
                 try:
                     yield
                 except Exception as error:
@@ -177,3 +198,13 @@ def tensor_wire() -> GlooWire:
     from vllm.distributed.parallel_state import get_tp_group
 
     return GlooWire(get_tp_group().ranks)
+
+
+def world_wire() -> GlooWire:
+    """A wire to all ranks of all engines that take their steps together; each calls this.
+
+    With experts vLLM makes one world of them (``init_distributed_environment``).
+    """
+    from vllm.distributed.parallel_state import get_world_group
+
+    return GlooWire(get_world_group().ranks)

@@ -29,12 +29,13 @@ class Feature(StrEnum):
     COLLECTIVES = "timing of collectives"
     CONNECTORS = "probing beside a KV connector"
     LORA = "probing beside LoRA adapters"
+    ENGINES = "probing of engines that take their steps together"
     RAY = "settings in Ray's workers"
 
 
 PROBE = frozenset({Feature.FLAGS, Feature.WORKER, Feature.STEPS})
 """Features without which there is no probe."""
-_REQUIRED = PROBE | {Feature.DRAFT_CONTROL, Feature.CONNECTORS, Feature.LORA}
+_REQUIRED = PROBE | {Feature.DRAFT_CONTROL, Feature.CONNECTORS, Feature.LORA, Feature.ENGINES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +147,12 @@ V2_SAMPLE_TOKENS = Target(
     on_object=True,
 )
 
+EXECUTE_DUMMY_BATCH = Target(
+    "vllm.v1.worker.gpu_worker:Worker.execute_dummy_batch",
+    Feature.ENGINES,
+    "counts the dummy batches of an engine without work",
+    on_object=True,
+)
 RAY_VARIABLES = Target(
     "vllm.ray.ray_env:DEFAULT_EXTRA_ENV_VARS",
     Feature.RAY,
@@ -299,6 +306,7 @@ TARGETS: tuple[Target, ...] = (
     V1_SAMPLE_TOKENS,
     V2_EXECUTE_MODEL,
     V2_SAMPLE_TOKENS,
+    EXECUTE_DUMMY_BATCH,
     RAY_VARIABLES,
     RUN_BUSY_LOOP,
     QUEUE_GET,

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
-
 from vllm_nfp.adapter import bindings
 from vllm_nfp.adapter.attention_groups import own_groups
 from vllm_nfp.adapter.dispatch import GraphRules
+from vllm_nfp.adapter.expert_loads import ExpertLoads
 from vllm_nfp.adapter.graph_place import GraphPlace
 from vllm_nfp.adapter.graph_rules import graph_rules
 from vllm_nfp.adapter.ranks import Alone, Ranks
@@ -71,13 +70,14 @@ class ProbeEngine:
         ranks: Ranks | None = None,
     ) -> None:
         bindings.check(view.vllm_config)
+        self._loads = ExpertLoads(view)
         self._ranks: Ranks = ranks or Alone()
         self._device_memory = device_memory(view.device)
         self.states = states_of(view, config)  # not counted with the graphs
         """What layers with a recurrent state work on; None: the model has none."""
         self._memory = self._device_memory.meter()
         host = HostMemory(None if graphs.host_mib is None else graphs.host_mib << 20)
-        limits = _limits_of(view, config, graphs.memory_mib, self._ranks.alone, self.states)
+        limits = _limits_of(view, config, graphs.memory_mib, self._ranks, self.states)
         # Scratch that new builders gave up: a buffer made in its block would keep all of it.
         self._device_memory.give_back()
         server = limits.server
@@ -130,11 +130,12 @@ class ProbeEngine:
         What is missing when the time is up is made by :meth:`make_ready`, between steps. With
         several ranks all graphs are made here.
         """
-        if self._ranks.alone:
-            self._start.alone(time_is_up)
-        else:
-            can_launch = self._launcher.can_launch
-            self._start.together(self._ranks, can_launch, self._pool.exists, time_is_up)
+        with self._loads.unrecorded():
+            if self._ranks.alone:
+                self._start.alone(time_is_up)
+            else:
+                can_launch = self._launcher.can_launch
+                self._start.together(self._ranks, can_launch, self._pool.exists, time_is_up)
 
     def give_back_cache(self) -> None:
         """Return what is left in PyTorch's cache; for the start only, since it waits."""
@@ -184,17 +185,17 @@ class ProbeEngine:
 
     def make_ready(self, shapes: Sequence[Shape]) -> None:
         """Make one piece of what the shapes still lack; see :meth:`Preparer.make_ready`."""
-        with torch.inference_mode():
+        with self._loads.running():
             self._preparer.make_ready(shapes)
 
     def launch(self, shape: Shape, draw: int = 0) -> Ticket:
         """Enqueue the step and the modules of one shape; see :meth:`Launcher.launch`."""
-        with torch.inference_mode():
+        with self._loads.running():
             return self._launcher.launch(shape, draw)
 
     def can_launch(self, shape: Shape) -> bool:
         """Do all of a launch that can fail; see :meth:`Launcher.can_launch`."""
-        with torch.inference_mode():
+        with self._loads.running():
             return self._launcher.can_launch(shape)
 
     def poll(self, ticket: Ticket) -> Timing | None:
@@ -215,7 +216,8 @@ class ProbeEngine:
 
     def check_kv_cache_untouched(self) -> None:
         """Before :meth:`prepare`, and after it; see :meth:`KvCacheCheck.run`."""
-        self._kv_check.run()
+        with self._loads.unrecorded():
+            self._kv_check.run()
 
     def close(self) -> None:
         """Give up graphs and buffers."""
@@ -232,19 +234,22 @@ def _limits_of(
     view: RunnerView,
     config: ProbeConfig,
     graph_memory_mib: int,
-    alone: bool,
+    ranks: Ranks,
     states: ProbeStates | None,
 ) -> ShapeLimits:
     runner, vllm_config, device = view.runner, view.vllm_config, view.device
     num_blocks = runner.kv_cache_config.num_blocks
+    groups = own_groups(without_states(runner.attn_groups), num_blocks, vllm_config, device)
     return ShapeLimits(
         server=server_limits(vllm_config),
         grid=config.grid,
-        groups=own_groups(without_states(runner.attn_groups), num_blocks, vllm_config, device),
+        groups=groups,
+        # Engines that take their steps together may have KV caches of unequal sizes.
+        fewest_blocks=tuple(ranks.least(group.num_blocks, "KV blocks") for group in groups),
         rules=graph_rules(vllm_config, runner.attn_groups, device),
         graph_memory_mib=graph_memory_mib,
         on_gpu=device.type == "cuda",
         # With several ranks it ends in a collective that vLLM itself never captures.
-        head_in_graph=alone,
+        head_in_graph=ranks.alone,
         states=None if states is None else states.room,
     )

@@ -35,6 +35,8 @@ class ShapeLimits:
     """The LM head is a graph too, which lies in the graphs' memory pool."""
     states: StateRoom | None = None
     """Where layers keep a recurrent state."""
+    fewest_blocks: tuple[int, ...] | None = None
+    """KV blocks of each group on the rank that has the fewest; None: as the groups say."""
 
     def cell_refusal(self, batch_size: int, context: int) -> str | None:
         """Why the cell cannot be probed at all; None if at least two positions can be."""
@@ -72,12 +74,11 @@ class ShapeLimits:
         )
 
     def _blocks_missing(self, batch_size: int, tokens: int) -> str | None:
-        for group in self.groups:
+        counts = self.fewest_blocks or [group.num_blocks for group in self.groups]
+        for group, blocks in zip(self.groups, counts, strict=True):
             needed = group.blocks_needed(batch_size, tokens)
-            if needed >= group.num_blocks:
-                return (
-                    f"{needed} distinct KV blocks are needed, the cache has {group.num_blocks - 1}"
-                )
+            if needed >= blocks:
+                return f"{needed} distinct KV blocks are needed, the cache has {blocks - 1}"
         return None
 
     def _states_missing(self, batch_size: int, positions: int) -> str | None:

@@ -26,6 +26,7 @@ SUBJECTS = {
     "model.name": "models",
     "environment.quantization": "quantizations",
     "environment.tensor_parallel_size": "tensor parallel sizes",
+    "environment.data_parallel_size": "data parallel sizes",
     "model.num_layers": "layer counts",
 }
 """Settings that make two profiles those of two things, not of one thing before and after."""

@@ -57,6 +57,7 @@ def _setups(theirs: Environment, ours: Environment) -> Iterator[tuple[str, objec
     yield "GPU" if ours.device.type == "cuda" else "device", theirs.device.name, ours.device.name
     yield "attention backend", _names(theirs), _names(ours)
     yield "tensor parallel size", theirs.tensor_parallel_size, ours.tensor_parallel_size
+    yield "data parallel size", theirs.data_parallel_size, ours.data_parallel_size
     yield "dtype", theirs.dtype, ours.dtype
     yield "quantization", theirs.quantization, ours.quantization
     yield "KV cache dtype", theirs.kv_cache_dtype, ours.kv_cache_dtype

@@ -112,6 +112,12 @@ class Budget:
         self.probe_seconds += cost_seconds
 
     @property
+    def in_debt(self) -> bool:
+        """Whether a probe that another engine plans may not delay a step of this one now."""
+        delayed = self._step_share < 1.0 and self._saved_steps < 1.0 - 1e-9
+        return self._slack <= 0.0 or self._saved < 0.0 or delayed
+
+    @property
     def step_ratio(self) -> float:
         """Fraction of the decode steps so far that a probe has delayed."""
         return self.probed_steps / self.decode_steps if self.decode_steps else 0.0

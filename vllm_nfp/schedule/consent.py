@@ -1,4 +1,4 @@
-"""Who has to agree before a chosen pair is launched: nobody, or all tensor-parallel ranks."""
+"""Who has to agree before a chosen pair is launched: nobody, or all ranks that run it."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class OwnConsent:
 
 
 class RanksConsent:
-    """Of all ranks, asked by the leader.
+    """Of all ranks, asked by a rank that has a plan.
 
     At the start the ranks wait for each other, so that the answer is there at once. In serving a
     pair is proposed, and comes back some steps later.
 
     Args:
-        lockstep: the leader's part.
+        lockstep: this rank's part.
         can_launch: whether this rank can launch both runs of a pair.
     """
 
@@ -42,6 +42,11 @@ class RanksConsent:
         self._can_launch = can_launch
         self._proposal: Pair | None = None
         self._asked = False
+
+    @property
+    def proposes(self) -> bool:
+        """Whether a pair waits to be put to the other ranks."""
+        return self._proposal is not None
 
     @property
     def pending(self) -> bool:
@@ -68,9 +73,13 @@ class RanksConsent:
         self._asked = pair is not None
         return pair
 
-    def answered(self) -> None:
-        """The ranks have launched the pair, or refused it."""
-        self._asked = False
+    def answered(self) -> bool:
+        """The ranks have launched a pair, or refused it; whether this rank had proposed it.
+
+        One pair at a time is put to the ranks.
+        """
+        asked, self._asked = self._asked, False
+        return asked
 
 
 Consent: TypeAlias = OwnConsent | RanksConsent

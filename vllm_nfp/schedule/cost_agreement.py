@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
-from vllm_nfp.schedule.lockstep import STEPS_PER_EXCHANGE, VALUES, Wire, wire_errors
+from vllm_nfp.schedule.lockstep import STEPS_PER_EXCHANGE, Wire, wire_errors
+from vllm_nfp.schedule.message import VALUES
 
 NONE = 0
 """Announced where no costs are to be in force."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from vllm_nfp.schedule.lockstep import Lockstep
 from vllm_nfp.schedule.pair import Pair
 from vllm_nfp.schedule.shape_runner import ShapeRunner
@@ -23,8 +25,12 @@ def follow(engine: ShapeRunner, pair: Pair) -> None:
         engine.discard(engine.launch(shape, pair.draw))
 
 
-def follow_scan(engine: ShapeRunner, lockstep: Lockstep) -> None:
-    """Take part in the leader's scan until it ends."""
+def follow_scan(engine: ShapeRunner, lockstep: Lockstep, launch: Callable[[Pair], None]) -> None:
+    """Take part in the leader's scan until it ends.
+
+    Args:
+        launch: launches a pair on this rank.
+    """
     while (pair := lockstep.decide(None)) is not None:
         if lockstep.agree(can_launch(engine, pair), "can the pair run"):
-            follow(engine, pair)
+            launch(pair)

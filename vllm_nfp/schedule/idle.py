@@ -50,5 +50,7 @@ class IdleTime:
             settled: probes only refresh what is known.
         """
         self.probe_seconds += cost_seconds
+        if self._share <= 0.0:
+            return  # other engines planned it, and this one plans none
         pause = cost_seconds * (1.0 / self._share - 1.0)
         self._next = now + (max(pause, IDLE_REFRESH_SECONDS) if settled else pause)

@@ -16,6 +16,10 @@ themselves need all ranks. A pair takes three of them:
 2. *checked*: each rank has done all of the launch that can fail, and says whether it could;
 3. *committed*: all could. Every rank launches it before the first decode step from here on.
 
+Engines that take their steps together count those, dummy batches among them. There several ranks
+have plans, so that a pair takes a fourth exchange before these, in which they bid for the turn to
+propose (:mod:`vllm_nfp.schedule.turns`).
+
 A rank that has a fault takes part until the others know, and launches what is committed. Its next
 exchange carries the fault, and all ranks end their probes at the same step. Each exchange also
 carries its number and a digest of the steps so far, as a value and its negative. If the maxima of
@@ -27,17 +31,14 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Protocol
 
+from vllm_nfp.schedule.message import Outcome, Part, outcome_of
 from vllm_nfp.schedule.pair import Pair
-from vllm_nfp.types import Shape
+from vllm_nfp.schedule.turns import LEADER, LeadersTurn, Turns
 
 STEPS_PER_EXCHANGE = 8
 """Some 50 ms of serving. At 1 % of the time a pair comes every few hundred steps."""
-LEADER = 0
-VALUES = 11
-"""Integers of each rank's part of an exchange."""
 _DIGEST_MODULUS = (1 << 31) - 1
 
 
@@ -79,14 +80,6 @@ class Wire(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class _Outcome:
-    """What an exchange says, the same on every rank."""
-
-    refused: bool
-    pair: Pair | None
-
-
 class Lockstep:
     """One rank's part in what all ranks decide.
 
@@ -94,12 +87,18 @@ class Lockstep:
         wire: to the other ranks.
         digest: of what all ranks must have alike from the start, such as the settings.
         steps_per_exchange: in serving.
+        turns: which rank may propose.
     """
 
     def __init__(
-        self, wire: Wire, digest: int = 0, steps_per_exchange: int = STEPS_PER_EXCHANGE
+        self,
+        wire: Wire,
+        digest: int = 0,
+        steps_per_exchange: int = STEPS_PER_EXCHANGE,
+        turns: Turns | None = None,
     ) -> None:
         self._wire = wire
+        self._turns: Turns = turns or LeadersTurn()
         self._digest = digest % _DIGEST_MODULUS
         self._every = steps_per_exchange
         self._number = 0
@@ -111,7 +110,7 @@ class Lockstep:
 
     @property
     def leads(self) -> bool:
-        """Whether this rank plans, publishes and writes."""
+        """Whether this rank plans the start, for all."""
         return self._wire.rank == LEADER
 
     @property
@@ -129,7 +128,7 @@ class Lockstep:
         For the start, where each exchange is waited for.
         """
         self._faulty = True
-        self._finish(self._begin(refused=False, pair=None))
+        self._finish(self._begin())
 
     def agree(self, possible: bool, topic: str = "") -> bool:
         """Whether all ranks can; each calls this at the same point of its start.
@@ -141,7 +140,11 @@ class Lockstep:
             PeerFaultError: if a rank has a fault.
             DivergedError: if the ranks are not at the same point.
         """
-        return not self._meet(not possible, None, topic).refused
+        return not self._meet(topic, refused=not possible).refused
+
+    def least(self, value: int, topic: str) -> int:
+        """The smallest of all ranks' values; asked, and raising, as :meth:`agree`."""
+        return -self._meet(topic, amount=-value).amount
 
     def decide(self, pair: Pair | None) -> Pair | None:
         """The leader's pair, on all ranks; what others give is not asked.
@@ -150,7 +153,7 @@ class Lockstep:
             PeerFaultError: if a rank has a fault.
             DivergedError: if the ranks are not at the same point.
         """
-        return self._meet(False, pair if self.leads else None, "which pair").pair
+        return self._meet("which pair", pair=pair if self.leads else None).pair
 
     def count(self, step: int) -> bool:
         """Count a step; whether an exchange is due at it, on all ranks or on none.
@@ -167,13 +170,17 @@ class Lockstep:
         propose: Callable[[], Pair | None],
         can_launch: Callable[[Pair], bool],
         refused: Callable[[Pair], None],
+        wants: bool = False,
+        holds: bool = False,
     ) -> Pair | None:
         """Where one is due; returns a pair if all ranks are to launch it from this step on.
 
         Args:
-            propose: the pair that the leader wants next, taken; asked of the leader alone.
+            propose: the pair that the proposing rank wants next, taken; asked of that rank alone.
             can_launch: does all of the launch that can fail.
             refused: told of a pair that some rank cannot launch.
+            wants: this rank has a pair to propose, and needs a turn.
+            holds: no rank may be given a turn now.
 
         Raises:
             PeerFaultError: if a rank has a fault.
@@ -184,16 +191,19 @@ class Lockstep:
         committed = self._take_outcome(refused) if self._in_flight is not None else None
         checked, self._to_check = self._to_check, None
         possible, pair, failure = True, None, None
+        free = checked is None and committed is None
+        proposes = free and self._turns.proposer() == self._wire.rank
         try:
             if checked is not None:
                 possible = can_launch(checked)
-            elif committed is None and self.leads and not self._faulty:
+            elif proposes and not self._faulty:
                 pair = propose()
         except Exception as error:
             # The others wait for this rank's part, whatever has happened here.
             self._faulty, failure = True, error
         self._checking = checked
-        self._in_flight = self._begin(refused=not possible, pair=pair)
+        bid = self._turns.bid(self._wire.rank, wants and pair is None)
+        self._in_flight = self._begin(refused=not possible, bid=bid, held=holds, pair=pair)
         if failure is not None:
             raise failure
         return committed
@@ -201,6 +211,7 @@ class Lockstep:
     def _take_outcome(self, refused: Callable[[Pair], None]) -> Pair | None:
         handle, self._in_flight = self._in_flight, None
         outcome = self._read(self._finish(handle))
+        self._turns.heard(outcome.bid, outcome.held)
         checked, self._checking = self._checking, None
         self._to_check = outcome.pair
         if checked is None:
@@ -210,34 +221,29 @@ class Lockstep:
             return None
         return checked
 
-    def _meet(self, refused: bool, pair: Pair | None, topic: str) -> _Outcome:
-        return self._read(self._finish(self._begin(refused, pair, topic)))
+    def _meet(self, topic: str, **said: Any) -> Outcome:
+        return self._read(self._finish(self._begin(topic, **said)))
 
-    def _begin(self, refused: bool, pair: Pair | None, topic: str = "") -> Any:
+    def _begin(self, topic: str = "", **said: Any) -> Any:
         self._number += 1
         fault = self._wire.rank + 1 if self._faulty else 0
         digest = self._digest ^ zlib.crc32(topic.encode())
-        numbers = (self._number, -self._number, digest, -digest)
-        shape = (0, 0, 0, 0, 0)
-        if pair is not None:
-            first = 1 if pair.baseline_first else 0
-            target = pair.target
-            shape = (target.batch_size, target.context, target.positions, first, pair.draw)
         with wire_errors():
-            return self._wire.begin((*numbers, fault, int(refused), *shape))
+            return self._wire.begin(Part(self._number, digest, fault, **said).values())
 
     def _finish(self, handle: Any) -> Sequence[int]:
         with wire_errors():
             return self._wire.finish(handle)
 
-    def _read(self, values: Sequence[int]) -> _Outcome:
-        most, least_negated, digest, digest_negated, fault, refused, *shape = values
-        if fault:
-            raise PeerFaultError(f"fault on rank {fault - 1} of {self._wire.size}: see its log")
-        if most != -least_negated:
-            raise DivergedError(f"the ranks are at exchanges {-least_negated} to {most}")
-        if digest != -digest_negated:
+    def _read(self, values: Sequence[int]) -> Outcome:
+        outcome = outcome_of(values)
+        if outcome.fault:
+            raise PeerFaultError(
+                f"fault on rank {outcome.fault - 1} of {self._wire.size}: see its log"
+            )
+        least, most = outcome.numbers
+        if least != most:
+            raise DivergedError(f"the ranks are at exchanges {least} to {most}")
+        if not outcome.alike:
             raise DivergedError("the ranks have not had the same settings and steps")
-        batch_size, context, positions, first, draw = shape
-        target = Shape(batch_size, context, positions)
-        return _Outcome(bool(refused), Pair(target, bool(first), draw) if batch_size else None)
+        return outcome

@@ -16,7 +16,8 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from vllm_nfp.schedule.lockstep import VALUES, Wire, WireError, wire_errors
+from vllm_nfp.schedule.lockstep import Wire, WireError, wire_errors
+from vllm_nfp.schedule.message import VALUES
 
 SLOTS = 4
 """Exchanges that a rank's part is kept for. A rank that begins one has finished the one before, so

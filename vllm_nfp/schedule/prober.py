@@ -171,12 +171,20 @@ class Prober:
                 self.outcomes["refused"] += 1
         return True
 
-    def launch_agreed(self, pair: Pair) -> None:
-        """Launch a proposed pair between real steps; all other ranks launch it as well."""
+    def launch_agreed(self, pair: Pair, account: Account = Account.MEASURED) -> bool:
+        """Launch a pair that all other ranks launch as well.
+
+        Returns False, without a launch, if the one before it is still on the device: it could not
+        be timed.
+        """
+        self.settle()
+        if self._flights.busy:
+            return False
         try:
-            self._launch(pair, Account.MEASURED)
+            self._launch(pair, account)
         except ShapeRefusedError:
             self.put_off(pair.target)
+        return True
 
     def put_off(self, target: Shape) -> None:
         """Leave a target out for a while: what it lacks now it may have later."""

@@ -1,4 +1,4 @@
-"""Who decides to probe now: this rank alone, or all tensor-parallel ranks together."""
+"""Who decides to probe now: this rank alone, or several together."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from vllm_nfp.adapter.ranks import Ranks
 from vllm_nfp.adapter.steps import text_of
 from vllm_nfp.probe.engine import ProbeEngine
 from vllm_nfp.schedule.consent import Consent, OwnConsent
+from vllm_nfp.schedule.prober import Prober
 from vllm_nfp.session.started import PublishingError, Started, follows
 
 logger = logging.getLogger("vllm.nfp")
@@ -36,7 +37,12 @@ class Alone:
         """Nobody else's."""
         return OwnConsent()
 
-    def scan(self, engine: ProbeEngine, scan: Callable[[], None] = follows) -> None:
+    def scan(
+        self,
+        engine: ProbeEngine,
+        scan: Callable[[], None] = follows,
+        prober: Prober | None = None,
+    ) -> None:
         """Scan at once."""
         scan()
 
@@ -53,6 +59,9 @@ class Alone:
             return
         keep_prompts(started.engine, scheduler_output)
         lead.look(started.looks.step(scheduler_output), stands_for, started.graph_bytes)
+
+    def before_dummy(self, started: Started) -> None:
+        """Nothing: it is timed as little as it is probed."""
 
     def idle(self, started: Started) -> float:
         """The prober decides by the share of idle time."""

@@ -14,11 +14,12 @@ from typing import Any
 
 from vllm_nfp import faults
 from vllm_nfp.adapter.presence import check_tensor_ranks, settings_digest
-from vllm_nfp.adapter.ranks import Ranks, TensorRanks, tensor_wire
+from vllm_nfp.adapter.ranks import Ranks, SeveralRanks, tensor_wire
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.probe.engine import ProbeEngine
 from vllm_nfp.schedule.budget import LARGE_BUDGET
 from vllm_nfp.schedule.consent import Consent, RanksConsent
+from vllm_nfp.schedule.flights import Account
 from vllm_nfp.schedule.follow import can_launch, follow, follow_scan
 from vllm_nfp.schedule.lockstep import (
     STEPS_PER_EXCHANGE,
@@ -50,11 +51,8 @@ def join(config: ProbeConfig) -> Lockstep:
         WireError: if another rank cannot be reached.
     """
     check_tensor_ranks()
-    return Lockstep(
-        faster(tensor_wire()),
-        settings_digest(config),
-        _steps_per_exchange(config.overhead_budget),
-    )
+    every = _steps_per_exchange(config.overhead_budget)
+    return Lockstep(faster(tensor_wire()), settings_digest(config), every)
 
 
 def _steps_per_exchange(budget: float) -> int:
@@ -72,7 +70,7 @@ class InLockstep:
 
     def __init__(self, lockstep: Lockstep) -> None:
         self._lockstep = lockstep
-        self.ranks: Ranks = TensorRanks(lockstep.agree)
+        self.ranks: Ranks = SeveralRanks(lockstep.agree, lockstep.least)
         self._consent: RanksConsent | None = None
         """Of the leader's pairs."""
         self._committed: Pair | None = None
@@ -89,10 +87,15 @@ class InLockstep:
         self._consent = RanksConsent(self._lockstep, lambda pair: can_launch(engine, pair))
         return self._consent
 
-    def scan(self, engine: ProbeEngine, scan: Callable[[], None] = follows) -> None:
+    def scan(
+        self,
+        engine: ProbeEngine,
+        scan: Callable[[], None] = follows,
+        prober: Prober | None = None,
+    ) -> None:
         """Scan, and tell the others when it ends; or follow the leader."""
-        if not self.leads:
-            follow_scan(engine, self._lockstep)
+        if not self._lockstep.leads:
+            follow_scan(engine, self._lockstep, lambda pair: follow(engine, pair))
             return
         scan()
         self._lockstep.decide(None)
@@ -126,7 +129,7 @@ class InLockstep:
             return
         step = self._plan(started, scheduler_output, due, stands_for)
         if due:
-            self._exchange(started)
+            self._committed = self._exchange(started) or self._committed
         if self._committed is not None and step is not None and step.decode:
             pair, self._committed = self._committed, None
             self._launch(started, pair)
@@ -154,18 +157,32 @@ class InLockstep:
             self.fault("probe", error)
         return step
 
-    def _exchange(self, started: Started) -> None:
+    def before_dummy(self, started: Started) -> None:
+        """Nothing: one engine runs none."""
+
+    def _exchange(
+        self, started: Started, delays: bool = True, wants: bool = False, holds: bool = False
+    ) -> Pair | None:
+        """Exchange; returns a pair that is to be launched.
+
+        Args:
+            delays: a step comes next.
+            wants: see :meth:`Lockstep.exchange`.
+            holds: see there.
+        """
         begun = time.perf_counter()
         pair = self._lockstep.exchange(
             self._propose,
             lambda checked: self._can_launch(started, checked),
             lambda refused: self._refused(started, refused),
+            wants,
+            holds,
         )
-        prober = _prober_of(started)
-        if prober is not None:
+        prober = prober_of(started)
+        if prober is not None and delays:
             # It may have delayed the step by as much.
             prober.budget.spend(time.perf_counter() - begun)
-        self._committed = pair or self._committed
+        return pair
 
     def _propose(self) -> Pair | None:
         if self._committed is not None or self._consent is None:
@@ -180,18 +197,19 @@ class InLockstep:
             return False
 
     def _refused(self, started: Started, pair: Pair) -> None:
-        prober = _prober_of(started)
-        if prober is not None and self._consent is not None:
-            self._consent.answered()
+        prober = prober_of(started)
+        if prober is not None and self._consent is not None and self._consent.answered():
             prober.put_off(pair.target)
 
-    def _launch(self, started: Started, pair: Pair) -> None:
-        prober = _prober_of(started)
+    def _launch(self, started: Started, pair: Pair, account: Account = Account.MEASURED) -> None:
+        prober = prober_of(started)
+        if self._consent is not None:
+            self._consent.answered()
         try:
-            if prober is not None and self._consent is not None and self._own_fault is None:
-                self._consent.answered()
-                prober.launch_agreed(pair)
-            elif started.engine is not None:
+            timed = prober is not None and self._own_fault is None
+            if timed and prober is not None and prober.launch_agreed(pair, account):
+                return
+            if started.engine is not None:
                 follow(started.engine, pair)
         except Exception as error:
             self.fault("probe", error)
@@ -209,7 +227,8 @@ class InLockstep:
         return None
 
 
-def _prober_of(started: Started) -> Prober | None:
+def prober_of(started: Started) -> Prober | None:
+    """What chooses pairs and times them; None on a rank that does not."""
     watcher = None if started.lead is None else started.lead.watcher
     return watcher if isinstance(watcher, Prober) else None
 

@@ -84,6 +84,16 @@ class Session:
             self._fault(started, "probe", error)
         self._mark(begin=True)
 
+    def before_dummy(self) -> None:
+        """Before a dummy batch, while other engines run a step; a pair may be due at it."""
+        started = self._started
+        if started is None:
+            return
+        try:
+            started.agreement.before_dummy(started)
+        except Exception as error:
+            self._fault(started, "probe", error)
+
     def verifies(self, verification: AdaptiveVerification, patches: PatchSet) -> None:
         """vLLM verifies adaptively: follow it, and feed it if that is asked for.
 

@@ -11,6 +11,7 @@ from vllm_nfp.adapter import bindings, support
 from vllm_nfp.adapter.attention_groups import CellDoesNotFitError
 from vllm_nfp.adapter.bindings import UnknownVllmError
 from vllm_nfp.adapter.dispatch import NO_GRAPHS, execution_of
+from vllm_nfp.adapter.dummies import steps_together
 from vllm_nfp.adapter.graph_place import GraphPlace
 from vllm_nfp.adapter.graph_rules import graph_rules
 from vllm_nfp.adapter.layers import UnsupportedModelError
@@ -23,8 +24,10 @@ from vllm_nfp.adapter.versions import Mode
 from vllm_nfp.faults import maybe_fail
 from vllm_nfp.results.table import Table
 from vllm_nfp.schedule.lockstep import DivergedError, PeerFaultError, WireError
+from vllm_nfp.session import in_waves
 from vllm_nfp.session.agreement import Alone
 from vllm_nfp.session.in_lockstep import InLockstep, join
+from vllm_nfp.session.in_waves import InWaves
 from vllm_nfp.session.looks import Looks
 from vllm_nfp.session.output import Output
 from vllm_nfp.session.publication import open_publication
@@ -119,9 +122,13 @@ def _agreement_of(worker: Worker, leads: bool) -> Agreement:
     Raises:
         RanksDifferError: on all ranks that have a probe, if one has none or another.
     """
-    several = worker.vllm_config.parallel_config.tensor_parallel_size > 1
+    config = worker.vllm_config
     # On an unknown vLLM each rank finds out for itself that it cannot probe.
-    if several and bindings.is_known(worker.vllm_config):
+    if not bindings.is_known(config):
+        return Alone(leads)
+    if steps_together(config):
+        return InWaves(*in_waves.join(worker.config), leads)
+    if config.parallel_config.tensor_parallel_size > 1:
         return InLockstep(join(worker.config))
     return Alone(leads)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from vllm_nfp.adapter.dispatch import execution_of
+from vllm_nfp.adapter.dummies import engines_together
 from vllm_nfp.adapter.graph_place import GraphPlace
 from vllm_nfp.adapter.ranks import Ranks
 from vllm_nfp.adapter.runner import RunnerView
@@ -46,6 +48,11 @@ def clock_of(view: RunnerView) -> Clock:
     return CudaClock() if view.device.type == "cuda" else HostClock()
 
 
+def _ranks_of(config: Any) -> int:
+    """Ranks that run each shape together."""
+    return int(config.parallel_config.tensor_parallel_size) * engines_together(config)
+
+
 def start_probing(
     worker: Worker, view: RunnerView, place: GraphPlace | None, agreement: Agreement, output: Output
 ) -> Started:
@@ -59,7 +66,7 @@ def start_probing(
         Exception: anything, such as a fault of another rank.
     """
     maybe_fail("attach")
-    limits = worker.config.graph_limits(worker.vllm_config.parallel_config.tensor_parallel_size)
+    limits = worker.config.graph_limits(_ranks_of(worker.vllm_config))
     clock, place = clock_of(view), place if limits.shared_pool else None
     with torch.inference_mode():
         engine = ProbeEngine(view, clock, worker.config, limits, place, agreement.ranks)
@@ -147,7 +154,7 @@ def _lead(
 
     _warn_of_fusion(worker, agreement.ranks)
     maybe_fail("startup_scan")
-    agreement.scan(engine, lambda: scan(prober, scan_seconds, report, now))
+    agreement.scan(engine, lambda: scan(prober, scan_seconds, report, now), prober)
     engine.give_back_cache()
     publisher.process()
     lead.count(engine.graph_bytes)

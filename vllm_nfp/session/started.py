@@ -59,15 +59,16 @@ def follows() -> None:
 
 
 class Agreement(Protocol):
-    """What the ranks of an engine agree on.
+    """What the ranks that probe together agree on.
 
-    Implemented by :class:`vllm_nfp.session.agreement.Alone` and
-    :class:`vllm_nfp.session.in_lockstep.InLockstep`.
+    Implemented by :class:`vllm_nfp.session.agreement.Alone`,
+    :class:`vllm_nfp.session.in_lockstep.InLockstep` and
+    :class:`vllm_nfp.session.in_waves.InWaves`.
     """
 
     @property
     def leads(self) -> bool:
-        """Whether this rank plans, publishes and writes."""
+        """Whether this rank times steps, plans pairs between them, publishes and writes."""
         ...
 
     @property
@@ -79,11 +80,17 @@ class Agreement(Protocol):
         """Who has to agree to a pair that this rank has chosen."""
         ...
 
-    def scan(self, engine: ProbeEngine, scan: Callable[[], None] = follows) -> None:
+    def scan(
+        self,
+        engine: ProbeEngine,
+        scan: Callable[[], None] = follows,
+        prober: Prober | None = None,
+    ) -> None:
         """Scan with all ranks.
 
         Args:
             scan: the leader's scan; the others launch what it launches.
+            prober: times pairs on a rank that publishes.
         """
         ...
 
@@ -97,6 +104,10 @@ class Agreement(Protocol):
         Raises:
             Exception: anything; :meth:`fault` judges it.
         """
+        ...
+
+    def before_dummy(self, started: Started) -> None:
+        """Before a dummy batch, which runs where other engines run a step."""
         ...
 
     def idle(self, started: Started) -> float:

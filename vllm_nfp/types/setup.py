@@ -68,6 +68,8 @@ class Environment:
     cudagraph_capture_sizes: Annotated[tuple[int, ...], SHOWN_WHOLE] = ()
     num_kv_blocks: int = 0
     block_size: int = 0
+    data_parallel_size: int = 1
+    """Engines that take their steps together; 1 for a dense model, whose engines do not."""
 
     @property
     def server(self) -> ServerInfo:

@@ -1,0 +1,181 @@
+"""Two data-parallel engines with experts: all ranks of both run a pair, or none does."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from generate import prompts
+from serving import API_KEY, Running, path_with, server, wait_for
+from test_ranks import SETTINGS
+
+from vllm_nfp.results.snapshot import Snapshot, read_snapshot
+from vllm_nfp.start.requests import complete
+from vllm_nfp.types import State
+
+pytestmark = pytest.mark.engine
+
+PAUSE_SECONDS = 3.0
+"""Until engines without requests have stopped: vLLM asks at every 16th pass."""
+FLAGS = (
+    "--data-parallel-size", "2", "--enable-expert-parallel", "--api-server-count", "1",
+    "--worker-extension-cls", "wave_extension.WaveExtension", "--no-enable-prefix-caching",
+)  # fmt: skip
+
+
+class Engines:
+    """A server of two engines; a probe is attached to its workers, and taken off."""
+
+    def __init__(self, running: Running, ranks: int) -> None:
+        self.running = running
+        self.ranks = ranks
+        """Of both engines."""
+
+    def call(self, method: str, *arguments: str) -> None:
+        """A method of all workers of all engines."""
+        body = json.dumps({"method": method, "args": arguments}).encode()
+        request = urllib.request.Request(
+            f"{self.running.url}/collective_rpc", body, {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=300):
+            pass
+
+    def outputs(self, engine: int | None = None) -> list[list[int]]:
+        """Greedy ones of several requests at a time.
+
+        Args:
+            engine: that serves all of them; None: vLLM spreads them over both.
+        """
+        headers = {"Authorization": f"Bearer {API_KEY}"}
+        if engine is not None:
+            headers["X-data-parallel-rank"] = str(engine)
+
+        def one(prompt: list[int]) -> list[int]:
+            body = {
+                "model": self.running.model, "prompt": prompt, "max_tokens": 40,
+                "temperature": 0, "ignore_eos": True, "return_token_ids": True,
+            }  # fmt: skip
+            answer = complete(self.running.url, body, headers)
+            tokens: list[int] = answer["choices"][0]["token_ids"]
+            return tokens
+
+        with ThreadPoolExecutor(4) as pool:
+            return list(pool.map(one, prompts(8)))
+
+
+@pytest.fixture(
+    scope="module",
+    params=[1, pytest.param(2, marks=pytest.mark.thorough)],
+    ids=["tp1", "tp2"],
+)
+def engines(
+    request: pytest.FixtureRequest, moe_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Engines]:
+    tensor = request.param
+    flags = (*FLAGS, "--tensor-parallel-size", str(tensor))
+    folder = tmp_path_factory.mktemp("waves")
+    environment = {"VLLM_SERVER_DEV_MODE": "1", "PYTHONPATH": path_with(Path(__file__).parent)}
+    with server(moe_model, folder, *flags, **environment) as running:
+        yield Engines(running, 2 * tensor)
+        begun = time.monotonic()
+    assert time.monotonic() < begun + 60.0, "an engine hung when the server was stopped"
+
+
+@pytest.fixture(scope="module")
+def plain(engines: Engines) -> list[list[int]]:
+    """What is generated without a probe."""
+    found = engines.outputs()
+    assert engines.outputs(engine=1) == found, "the server repeats itself not"
+    assert sum(map(len, map(set, found))) > 5 * len(found), "the model repeats itself"
+    return found
+
+
+@pytest.fixture
+def attach(engines: Engines, plain: object, tmp_path: Path) -> Iterator[Callable[..., None]]:
+    """Attach a session on all ranks; take it off in the end."""
+
+    def begin(fault: str = "", **changes: object) -> None:
+        time.sleep(PAUSE_SECONDS)  # engines count passes from here on
+        settings = {**SETTINGS, "run_dir": str(tmp_path), **changes}
+        engines.call("nfp_attach", json.dumps(settings), fault)
+
+    yield begin
+    time.sleep(PAUSE_SECONDS)
+    engines.call("nfp_detach")
+
+
+def snapshots(folder: Path) -> list[Snapshot]:
+    return [read_snapshot(folder / f"engine-{engine}.json") for engine in range(2)]
+
+
+def pairs(folder: Path, outcome: str) -> list[int]:
+    return [snapshot.probes.get(outcome, 0) for snapshot in snapshots(folder)]
+
+
+def test_both_engines_probe_and_outputs_stay(
+    engines: Engines, plain: list[list[int]], attach: Callable[..., None], tmp_path: Path
+) -> None:
+    attach(startup_seconds=20.0)
+    assert {snapshot.state for snapshot in snapshots(tmp_path)} <= {State.PROBING, State.STEADY}
+    assert all(count > 0 for count in pairs(tmp_path, "startup"))
+
+    def measured() -> bool:
+        assert engines.outputs() == plain
+        return all(count > 0 for count in pairs(tmp_path, "measured"))
+
+    wait_for(measured, what="a pair between steps of both engines")
+    for snapshot in snapshots(tmp_path):
+        assert {row.module for row in snapshot.boundaries} == {
+            "attention", "moe_ffn", "communication", "model",
+        }  # fmt: skip
+        assert all(row.median_seconds > 0 for row in snapshot.curves)
+
+
+@pytest.mark.parametrize("serving", [0, 1])
+def test_one_engine_serves_and_the_other_runs_its_pairs_in_dummy_batches(
+    engines: Engines,
+    plain: list[list[int]],
+    attach: Callable[..., None],
+    tmp_path: Path,
+    serving: int,
+) -> None:
+    attach()
+
+    def measured() -> bool:
+        assert engines.outputs(engine=serving) == plain
+        idle = pairs(tmp_path, "idle")[1 - serving]
+        return pairs(tmp_path, "measured")[serving] > 0 and idle > 0
+
+    wait_for(measured, what="a pair while one engine has no request")
+    assert pairs(tmp_path, "measured")[1 - serving] == 0
+
+
+@pytest.mark.parametrize("fault", ["prepare@1", "plan@0"])
+def test_a_fault_of_one_engine_switches_both_off(
+    engines: Engines,
+    plain: list[list[int]],
+    attach: Callable[..., None],
+    tmp_path: Path,
+    fault: str,
+) -> None:
+    attach()
+    engines.call("nfp_fault", fault)
+
+    def off() -> bool:
+        assert engines.outputs() == plain
+        return {snapshot.state for snapshot in snapshots(tmp_path)} == {State.DISABLED}
+
+    wait_for(off, what="the end of both probes")
+    for snapshot in snapshots(tmp_path):
+        assert f"rank {fault[-1]} of {engines.ranks}" in snapshot.reason
+    assert engines.outputs() == plain
+
+
+def test_without_a_probe_nothing_has_changed(engines: Engines, plain: Any) -> None:
+    assert engines.outputs() == plain
