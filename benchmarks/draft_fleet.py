@@ -120,8 +120,16 @@ class Fleet:
         Remote(self._servers[name].url).call("bench_acceptance", json.dumps(acceptance))
 
     def set_length(self, name: str, length: int) -> None:
-        """Put a draft length in force at all batch sizes."""
-        Remote(self._servers[name].url).call("bench_length", json.dumps(length))
+        """Put a draft length in force at all batch sizes.
+
+        Raises:
+            RuntimeError: if the server's scheduler is in another process than its worker.
+        """
+        schedulers: list[Any] = Remote(self._servers[name].url).call(
+            "bench_length", json.dumps(length)
+        )
+        if schedulers != [1]:
+            raise RuntimeError(f"the draft length of {name} cannot be set: {schedulers} schedulers")
 
     def speculation(self, acceptance: float, table: Mapping[str, Any] | None = None) -> list[str]:
         """``--speculative-config`` of vLLM.

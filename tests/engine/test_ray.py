@@ -55,17 +55,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         shutil.rmtree(own, ignore_errors=True)
 
 
-@pytest.mark.parametrize(
-    "second",
-    [True, pytest.param(False, marks=pytest.mark.thorough)],
-    ids=["vLLM's second executor", "its first"],
-)
 def test_ranks_under_ray_are_probed_and_outputs_stay(
-    second: bool, cluster: dict[str, str], dense_model: Path, tmp_path: Path
+    cluster: dict[str, str], dense_model: Path, tmp_path: Path
 ) -> None:
     with server(
         dense_model, tmp_path, "--tensor-parallel-size", "2", "--distributed-executor-backend",
         "ray", "--worker-extension-cls", EXTENSION, "--nfp-probe", "--nfp-config", PROBE,
-        VLLM_SERVER_DEV_MODE="1", VLLM_USE_RAY_V2_EXECUTOR_BACKEND=str(int(second)), **cluster,
+        VLLM_SERVER_DEV_MODE="1", **cluster,
     ) as running:  # fmt: skip
         check_probes_change_no_output(running)

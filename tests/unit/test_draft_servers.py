@@ -1,0 +1,69 @@
+"""The benchmark of draft lengths on real servers: its plans, rates and scores."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+import pytest
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT))
+import itertools
+
+from benchmarks.draft_fleet import EACH_LENGTH, FIXED, MAX_NUM_SEQS
+from benchmarks.draft_servers import GpuPlan, read_plan
+from benchmarks.draft_servers_score import points, summary
+from benchmarks.draft_servers_turns import counted_rates
+
+
+def test_a_plan_is_read_and_others_are_refused() -> None:
+    assert read_plan("1:0.9,0.5:1,16,128") == GpuPlan("1", (0.9, 0.5), (1, 16, 128))
+    for text in ("1", "0:2:1", "0:0.5:", "0:0.5:0", "0:a:1"):
+        with pytest.raises(click.BadParameter, match="INDEX:ACCEPTANCES:BATCH_SIZES"):
+            read_plan(text)
+
+
+def test_the_table_holds_every_fixed_length_without_gaps() -> None:
+    assert [k for *_, k in EACH_LENGTH] == list(FIXED)
+    assert EACH_LENGTH[0][0] == 1
+    assert EACH_LENGTH[-1][1] == MAX_NUM_SEQS
+    for (_, last, _), (first, end, _) in itertools.pairwise(EACH_LENGTH):
+        assert first == last + 1 <= end
+
+
+def test_rates_are_of_the_drafts_between_two_scrapes() -> None:
+    def metrics(drafts: int, *accepted: int) -> str:
+        lines = [f'vllm:spec_decode_num_drafts_total{{engine="0"}} {drafts}']
+        lines += [
+            f'vllm:spec_decode_num_accepted_tokens_per_pos_total{{engine="0",position="{p}"}} {n}'
+            for p, n in enumerate(accepted)
+        ]
+        return "\n".join([*lines, ""])
+
+    found = counted_rates(metrics(100, 90, 80, 1), metrics(200, 140, 105, 31))
+    assert found == [0.5, 0.25, 0.25], "a later token is never accepted more often"
+
+
+def row(policy: str, rate: float, acceptance: float | None = 0.7, number: int = 0) -> dict:
+    return {"gpu": "0", "policy": policy, "acceptance": acceptance, "batch_size": 4,
+            "round": number, "tokens_per_second": rate}  # fmt: skip
+
+
+def test_every_point_is_scored_by_the_medians_of_its_rounds() -> None:
+    rows = [row("none", 50.0, None)]
+    for number, factor in enumerate((1.0, 1.1, 3.0)):
+        rates = {"fixed:1": 80.0, "fixed:3": 100.0, "live": 97.0, "table": 99.0}
+        rows += [row(policy, rate * factor, 0.7, number) for policy, rate in rates.items()]
+    rows += [row("fixed:1", 60.0, 0.5), row("live", 30.0, 0.5)]
+    late, first = points([*rows, row("fixed:1", 1.0, 0.9)])
+    assert (first["best"], first["rounds"]) == ("fixed:3", 3)
+    assert first["best_rate"] == pytest.approx(110.0)
+    assert first["table"] == pytest.approx(0.99)
+    assert first["none"] == pytest.approx(50.0 / 110.0)
+    assert late["table"] == late["none"], "none was recommended"
+    found = summary([late, first])
+    assert found["table"]["within_2_percent"] == 1
+    assert found["live"]["points"] == 2
+    assert found["live"]["worst"] == pytest.approx(0.5)
+    assert found["live"]["worst_over_none"] == pytest.approx(0.6)
