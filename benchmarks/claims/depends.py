@@ -23,7 +23,7 @@ ANSWERING = (
 )
 """What a server at the defaults answers, from the prior to the pairs that it chooses."""
 SPENDING = (
-    "vllm_nfp/config.py",
+    "vllm_nfp/config",
     "vllm_nfp/probe",
     "vllm_nfp/schedule",
     "vllm_nfp/timing",

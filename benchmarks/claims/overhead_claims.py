@@ -18,13 +18,6 @@ TWO_GPUS = Run(
     ),
     2400,
 )  # fmt: skip
-CONTROL = Run(
-    (
-        "python -m benchmarks.hidden_costs --out {out} --within {within} --shape qwen3-8b "
-        "--draft-control",
-    ),
-    420,
-)
 RATIO = "{itl_p50_%s} [{itl_p50_%s_lower}, {itl_p50_%s_upper}]"
 
 
@@ -69,11 +62,4 @@ PLANNED = (
     Planned("overhead-experts", "the same for a model with experts, 48 layers", EXPERTS,
             "as above"),
     Planned("overhead-tp2", "the same on two GPUs", TWO_GPUS, "as above"),
-    Planned(
-        "hidden-costs-draft-control",
-        "time under the interpreter's lock in engine core and worker per second, with draft "
-        "control",
-        CONTROL,
-        "no run yet",
-    ),
 )  # fmt: skip

@@ -35,12 +35,14 @@ def _of_score(prefix: str, found: Score) -> Figures:
         "points": str(len(found.errors)),
         "good": _percent(found.good, found.drafts),
         "drafts": str(found.drafts),
-        "worst": f"{found.worst:.3f}",
+        "worst": f"{found.worst:.3f}" if found.drafts else "-",
     }
     return {prefix + name: value for name, value in named.items()}
 
 
 def _percent(part: int, whole: int) -> str:
+    if whole == 0:
+        return "none"
     return "100 %" if part == whole else f"{100.0 * part / whole:.1f} %"
 
 

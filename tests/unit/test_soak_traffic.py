@@ -1,0 +1,71 @@
+"""What a soak sends, and what it finds changed; nothing here starts a server."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# The scripts are no part of the installed package.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+pytest.importorskip("aiohttp")
+
+from benchmarks import soak, soak_traffic
+from benchmarks.server import Spec
+from benchmarks.traffic import Load
+
+BASE = Load("http://x", "m", 1000, 1, 64, 64, seconds=6.0)
+
+
+def test_traffic_is_mixed_and_fits_the_context() -> None:
+    found = list(itertools.islice(soak_traffic.cycle(BASE, 2.0, 512), 8))
+    assert all(one.load.prompt_tokens + one.load.output_tokens <= 512 for one in found)
+    assert len({one.load.seed for one in found}) == 8, "no prompt comes again"
+    kinds = {(one.load.prompt_tokens, one.per_second) for one in found}
+    assert len(kinds) == len(soak_traffic.KINDS)
+    assert max(one.load.prompt_tokens for one in found) == 384
+    assert (min(one.per_second for one in found), max(one.per_second for one in found)) == (0.5, 16)
+
+
+def test_fixed_prompts_are_the_same_each_time() -> None:
+    tokens = soak_traffic.token_prompts(1000)
+    assert tokens == soak_traffic.token_prompts(1000)
+    assert len(tokens) == len(soak_traffic.real_texts()) == soak_traffic.FIXED_PROMPTS
+    assert all(2 <= token < 1000 for prompt in tokens for token in prompt)
+
+
+def test_answers_are_asked_for_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    bodies: list[Any] = []
+
+    def complete(url: str, body: Any) -> dict[str, Any]:
+        bodies.append(body)
+        logprobs = {"token_logprobs": [-0.5]} if isinstance(body["prompt"], str) else None
+        return {"choices": [{"token_ids": [len(bodies)], "logprobs": logprobs, "text": "a"}]}
+
+    monkeypatch.setattr(soak_traffic, "complete", complete)
+    found = soak_traffic.answers("http://x", "m", ["Tell me.", [3, 4]])
+    assert [one["tokens"] for one in found] == [[1], [2]]
+    assert [one["logprobs"] for one in found] == [[-0.5], None]
+    assert {body["temperature"] for body in bodies} == {0}
+
+
+def test_an_answer_that_changed_is_named_with_what_changed() -> None:
+    before = [{"tokens": [1], "logprobs": [-0.5]}, {"tokens": [2], "logprobs": [-0.25]}]
+    assert soak.changed(before, before) == []
+    after = [before[0], {"tokens": [2], "logprobs": [-0.26]}]
+    assert soak.changed(before, after) == ["answer 2 of 2 is another at the end: logprobs"]
+
+
+def test_gpu_memory_that_grows_is_told() -> None:
+    samples = [soak.Sample(float(i), 100.0, 10, 5, 2, gpu_mib=2.0 * i) for i in range(80)]
+    assert soak.grown(samples) == ["gpu_mib grew by 90, more than 64"]
+
+
+def test_a_real_model_is_served_with_its_weights_and_tokenizer(tmp_path: Path) -> None:
+    real = Spec(tmp_path, tmp_path / "log", 1, real=True).command()
+    dummy = Spec(tmp_path, tmp_path / "log", 1).command()
+    assert "--load-format" not in real and "--skip-tokenizer-init" not in real
+    assert "--load-format" in dummy and "--skip-tokenizer-init" in dummy
