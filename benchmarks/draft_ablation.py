@@ -27,7 +27,7 @@ import click
 
 from benchmarks import environment
 from benchmarks.draft_scenarios import SCENARIOS, Recording, goodput, read_recording
-from vllm_nfp.draft.live import cells, controller, counted, credit, knowledge, proposals, record
+from vllm_nfp.draft.live import cells, controller, counted, credit, proposals, record
 from vllm_nfp.draft.live.forecast import Forecast, StepModel
 from vllm_nfp.draft.live.trial import Basis, Trial
 
@@ -77,15 +77,10 @@ PARTS: Mapping[str, Sequence[Patch]] = {
         (credit.Credit, "is_wide", True),
     ],
     "unlikely lengths with credit to spare": [(credit.Credit, "is_wide", False)],
-    "neighbour's choice": [(cells, "NEIGHBOUR_OCTAVES", -1.0)],
-    "neighbour's comparison": [
-        (knowledge.Knowledge, "compared_near", lambda self, key, of: iter(()))
-    ],
     "blind looks": [(proposals.Proposals, "_may_look", lambda *_: False)],
     "hopeful looks": [(_COUNTED, "is_better_beyond", lambda *_: False)],
     "stale comparisons again": [(proposals, "STALE_SECONDS", math.inf)],
     "all compared anew": [(cells, "ANEW_AT_MOST", 1 << 60), (cells.Cell, "refresh", None)],
-    "weaker basis of predictions": [(StepModel, "_trusted", lambda self, basis, *_: basis)],
     "room for doubt by basis": [(record.Record, "plausible", _one_bar)],
     "learned cost of drafts": [(StepModel, "learn_draft_seconds", lambda *_: None)],
     "host's time without a graph": [(StepModel, "saw", lambda *_: None)],

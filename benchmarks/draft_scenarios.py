@@ -17,7 +17,14 @@ from enum import StrEnum
 from pathlib import Path
 
 from benchmarks import shapes
-from benchmarks.draft_plan import LENGTHS, LEVELS, LONGEST, PROBED_CONTEXTS, step_times
+from benchmarks.draft_plan import (
+    LENGTHS,
+    LEVELS,
+    LONGEST,
+    PROBED_CONTEXTS,
+    WIDEST_GRAPH,
+    step_times,
+)
 from benchmarks.draft_replay import Host, Server, recorded, with_no_drafts
 from benchmarks.draft_times import Cell, length_seconds, read_rows
 from vllm_nfp import predict
@@ -31,6 +38,15 @@ LEVEL_STEPS = 40
 """Steps of a level of the ramp: 0.25 s, as in benchmarks.draft_lengths."""
 WALK_STAYS, WALK_STEPS = 250, (4, 40)
 """Stays of a load that wanders, and the fewest and most steps of one."""
+MOVES, MOVE_STEPS, MOVE_BY = 1500, (2, 6), 3
+"""Moves of a load whose batch size changes by up to so many sequences, every few steps."""
+TILE_TOKENS, TILE_SHARE = 64, 0.5
+"""A GPU whose dense products are compute-bound beyond one tile of so many tokens: each further tile
+adds this fraction of a step of one tile. H100s with recorded runs are far from it below 512
+tokens; devices with less compute for their bandwidth are not (docs/devices.md)."""
+DRAFT_SHARE = 0.02
+"""Of a drafted token, over a step of one tile."""
+TILED_SIZES = (6, 16, 33, 48, 100)
 LONG_STEPS = 5000
 """Steps after which everything has been compared anew, twice."""
 THROTTLED = 2.0
@@ -83,6 +99,10 @@ class Scenario:
     curves: Curves = Curves.PROBED
     on_levels: bool = False
     """The path is over the levels of the ramp, not over the points."""
+    tiled: bool = False
+    """Steps take what they take in tiles, at :data:`TILED_SIZES`."""
+    between: bool = False
+    """It is over all batch sizes between the levels, whose times are interpolated."""
 
 
 def _steady(at: Sequence[Cell], _: random.Random) -> list[Stay]:
@@ -120,6 +140,19 @@ def _walk(at: Sequence[Cell], rng: random.Random) -> list[Stay]:
     return stays
 
 
+def _moving(at: Sequence[Cell], rng: random.Random) -> list[Stay]:
+    context, largest = at[-1]
+    batch_size, stays = largest // 4, []
+    for _ in range(MOVES):
+        stays.append(Stay((context, batch_size), 0.7, rng.randint(*MOVE_STEPS)))
+        batch_size = min(largest, max(1, batch_size + rng.randint(-MOVE_BY, MOVE_BY)))
+    return stays
+
+
+def _tiled(at: Sequence[Cell], _: random.Random) -> list[Stay]:
+    return [Stay(cell, a, STEPS) for cell in at for a in (0.7, 0.3, 0.9)]
+
+
 def _throttled(at: Sequence[Cell], _: random.Random) -> list[Stay]:
     growths = (1.0, THROTTLED, 1.0)
     return [Stay(cell, 0.7, LONG_STEPS, g) for cell in at[3:6:2] for g in growths]
@@ -138,16 +171,20 @@ SCENARIOS: Mapping[str, Scenario] = {
     "noisy": Scenario(_steady, NOISY),
     "ramp": Scenario(_ramp, on_levels=True),
     "walk": Scenario(_walk, on_levels=True),
+    "moving": Scenario(_moving, on_levels=True, between=True),
     "throttled": Scenario(_throttled),
+    "tiles": Scenario(_tiled, curves=Curves.NONE, tiled=True),
+    "tiles, noisy": Scenario(_tiled, NOISY, Curves.NONE, tiled=True),
     "noisy for long": Scenario(_long, NOISY),
     "no curves": Scenario(_steady, curves=Curves.NONE),
     "predicted": Scenario(_steady, curves=Curves.PREDICTED),
     "predicted, noisy": Scenario(_steady, NOISY, Curves.PREDICTED),
 }
 """A server that first sees its loads (steady); whose text changes (acceptance); whose load changes
-every second (load, ramp), at every step or two (walk, alternating); whose drafts never pay (never);
-on a host that others use as well (noisy, and for long); whose GPU is throttled for a minute; whose
-probe has measured nothing (predicted) or never will (no curves)."""
+every second (load, ramp) or every few steps (walk, alternating, moving); whose drafts never pay
+(never); on a host that others use as well (noisy, and for long); whose GPU is throttled for a
+minute, or computes in tiles (tiles); whose probe has measured nothing (predicted) or never will
+(no curves)."""
 
 
 def read_recording(folder: Path) -> Recording:
@@ -174,6 +211,10 @@ def goodput(scenario: Scenario, run: Recording, seed: int) -> float:
     """Goodput over that of the best length of each stay; stays weigh by their steps."""
     server = Server(run.curves[scenario.curves], 0.7, scenario.host, seed)
     times = run.levels if scenario.on_levels else run.points
+    if scenario.between:
+        times = between(times)
+    if scenario.tiled:
+        times = tiled(times)
     stays = scenario.path(list(times), random.Random(seed))
     shares, weights = [], []
     # Stays at one load and acceptance are judged together.
@@ -182,6 +223,44 @@ def goodput(scenario: Scenario, run: Recording, seed: int) -> float:
         shares.append(_share(server, together, _grown(times[together[0].cell], together[0].growth)))
         weights.append(sum(stay.steps for stay in together))
     return math.fsum(s * w for s, w in zip(shares, weights, strict=True)) / sum(weights)
+
+
+def between(levels: Mapping[Cell, Times]) -> dict[Cell, Times]:
+    """Times at every batch size between levels of one context.
+
+    The logarithm of a step's time is linear in that of the batch size. A step with a CUDA graph
+    whose next level has none grows like the longest draft that has one there. A step without a
+    graph waits for the host, and takes what it takes at the next level.
+    """
+    found: dict[Cell, Times] = {}
+    for (context, low), (_, high) in itertools.pairwise(levels):
+        one, other = levels[context, low], levels[context, high]
+        for batch_size in range(low, high + 1):
+            part = math.log(batch_size / low) / math.log(high / low)
+            found[context, batch_size] = {
+                k: other[k] if not _has_graph(batch_size, k)
+                else one[k] * (other[like] / one[like]) ** part
+                for k in LENGTHS
+                for like in [max(j for j in LENGTHS if j <= k and _has_graph(high, j))]
+            }  # fmt: skip
+    return found
+
+
+def tiled(points: Mapping[Cell, Times]) -> dict[Cell, Times]:
+    """Times in tiles, from the recorded step of one sequence without drafts."""
+    (context, _), first = next(iter(points.items()))
+    return {
+        (context, b): {
+            k: first[0] * (1.0 + TILE_SHARE * (math.ceil(b * (k + 1) / TILE_TOKENS) - 1))
+            + k * DRAFT_SHARE * first[0]
+            for k in LENGTHS
+        }
+        for b in TILED_SIZES
+    }
+
+
+def _has_graph(batch_size: int, length: int) -> bool:
+    return batch_size * (length + 1) <= WIDEST_GRAPH
 
 
 def _share(server: Server, stays: Sequence[Stay], times: Times) -> float:

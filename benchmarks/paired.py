@@ -98,30 +98,32 @@ def _quantile_draws(
     baseline: Rounds, variant: Rounds, share: float, seed: int = 0, bin_us: int = BIN_US
 ) -> NDArray[np.float64]:
     weights = _resampled(len(baseline), seed)
-    return _quantiles(_histograms(variant, bin_us), weights, share) / _quantiles(
-        _histograms(baseline, bin_us), weights, share
+    return _quantiles(variant, weights, share, bin_us) / _quantiles(
+        baseline, weights, share, bin_us
     )
 
 
-def _histograms(rounds: Rounds, bin_us: int) -> NDArray[np.float64]:
+def _histograms(rounds: Rounds, bin_us: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The bins that hold any time, and how many times of each round each of them holds."""
     clipped = [np.minimum(values // bin_us, BINS) for values in rounds]
     counts = np.stack([np.bincount(values, minlength=BINS + 1) for values in clipped])
-    used = int(np.flatnonzero(counts.any(axis=0)).max(initial=0)) + 1
+    bins = np.flatnonzero(counts.any(axis=0))
     # As floats a product of them is BLAS's work.
-    return counts[:, :used].astype(np.float64)
+    return bins, counts[:, bins].astype(np.float64)
 
 
 def _quantiles(
-    counts: NDArray[np.float64], weights: NDArray[np.int64], share: float
+    rounds: Rounds, weights: NDArray[np.int64], share: float, bin_us: int
 ) -> NDArray[np.float64]:
     """The quantile of each draw, in bins, interpolated within its bin."""
+    bins, counts = _histograms(rounds, bin_us)
     found = []
     for part in np.array_split(weights, max(1, len(weights) // 50)):
         cumulated = np.cumsum(part @ counts, axis=1)
         wanted = share * cumulated[:, -1:]
-        index = (cumulated < wanted).sum(axis=1)
+        index = np.minimum((cumulated < wanted).sum(axis=1), len(bins) - 1)
         rows = np.arange(len(part))
         before = np.where(index > 0, cumulated[rows, np.maximum(index - 1, 0)], 0)
         inside = np.maximum(cumulated[rows, index] - before, 1)
-        found.append(index + (wanted[:, 0] - before) / inside)
+        found.append(bins[index] + (wanted[:, 0] - before) / inside)
     return np.concatenate(found)

@@ -39,7 +39,7 @@ MOST_ROWS = 160
 """Of a server in a fit; more are thinned out."""
 TOKENS_FIRST = TokenKernel(0.02, 0.02, 1.5, 0.006, 0.1, 200.0, 0.1)
 SHAPES_FIRST = ShapeKernel(0.02, 0.03, 1.0, 1.0, 1.5, 0.01, 0.2)
-LAUNCH = 0.6
+LAUNCH = 0.4
 KINDS: dict[str, Any] = {"attention": ShapeKernel, "step": ShapeKernel, "routing": RoutingKernel}
 QUANTIZED = ":quantized"
 """Ends the names of sets for quantized models."""

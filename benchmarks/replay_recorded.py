@@ -40,10 +40,10 @@ LAYERS = {
 """Of the published models; the kernels were timed with a layer or two."""
 REFERENCE = ("llama-3.1-70b", "llama-3.1-8b", "qwen3-1.7b", "qwen3-30b-a3b")
 """Models whose kernels fitted the constants of the prediction."""
-LAUNCH_PER_LAYER = (4e-4, 1.2e-3)
-"""Seconds to launch a layer where there is no CUDA graph: each composed server draws its own from
-this range, around the 0.7 to 0.8 ms of recorded servers that launches bound. Recorded servers with
-experts took up to 1.6 ms."""
+LAUNCH_PER_LAYER = {False: (4e-4, 1.2e-3), True: (8e-4, 2.4e-3)}
+"""Seconds to launch a layer where there is no CUDA graph, of a dense model and of one with experts:
+each composed server draws its own from this range. Recorded servers that launches bound took 0.6 to
+0.9 ms without experts, and 1.2 to 2.1 ms with them."""
 ATTENTION_CELLS = (
     (1, 1024), (8, 1024), (32, 1024), (128, 1024), (1, 4096), (8, 4096), (32, 4096),
     (1, 16384), (8, 16384),
@@ -146,7 +146,8 @@ def _compose(samples: KernelSamples, target: Target) -> Server:
     token_curves = [c for c in samples.curves if c.series.kernel is not Kernel.ATTENTION]
     attention = _Attention(samples, shape, target)
     draw = np.random.default_rng(zlib.crc32(samples.model.encode()))
-    launch = layers * float(np.exp(draw.uniform(*np.log(LAUNCH_PER_LAYER))))
+    each = LAUNCH_PER_LAYER[shape.num_moe_layers > 0]
+    launch = layers * float(np.exp(draw.uniform(*np.log(each))))
     ffn = Module.MOE_FFN if shape.num_moe_layers else Module.DENSE_FFN
     positions: dict[Cell, tuple[int, ...]] = {}
     seconds: dict[tuple[Module, int, int], tuple[float, ...]] = {}

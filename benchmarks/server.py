@@ -33,10 +33,13 @@ class Spec:
     """Where the probe keeps its raw samples."""
     extra: Mapping[str, str] = field(default_factory=dict)
     """Environment variables of this server alone."""
+    real: bool = False
+    """The model has weights and a tokenizer."""
 
     def command(self) -> list[str]:
         """The server's command line."""
-        base = serve_command(self.model, self.port, "--load-format", "dummy", *self.flags)
+        weights = () if self.real else ("--load-format", "dummy")
+        base = serve_command(self.model, self.port, *weights, *self.flags, tokenizer=self.real)
         if self.probe is None:
             return base
         base += ["--nfp-probe", "--nfp-config", json.dumps(dict(self.probe))]

@@ -1,11 +1,18 @@
-"""Claim: a server with the probe runs for hours with flat memory, and leaks no file and no thread.
+"""Claim: a server with the probe runs for hours with flat memory, and answers as at its start.
 
-    python -m benchmarks.soak --shape qwen3-8b --layers 16 --seconds 3600 --out DIR
+    python -m benchmarks.soak --shape qwen3-8b --minutes 60 --out DIR
+    python -m benchmarks.soak --real --minutes 60 --out DIR \\
+        --flags '--speculative-config {"method":"ngram","num_speculative_tokens":3}'
 
-One server with the probe under Poisson arrivals, with pauses in which it is idle, scraped all the
-while. Every few seconds each process's resident memory, open files and threads are noted. The first
-part, in which caches fill, is left out; then the medians of the first and of the last quarter must
-agree within what one allocation more or less makes. Writes soak.json; exit code 1 if not.
+One server with the probe under mixed traffic (:mod:`benchmarks.soak_traffic`): short and long
+prompts, bursts that are aborted, pauses in which it is idle. It is scraped all the while. Every few
+seconds each process's resident memory, open files and threads are noted, and the GPU's memory. The
+first part, in which caches fill, is left out; then the medians of the first and of the last quarter
+must agree within what one allocation more or less makes. A fixed set of prompts is sent one by one
+before the traffic and after it: tokens and log-probabilities must be the same. ``--real`` serves
+a small real model of a package (:mod:`vllm_nfp.real_model`), whose prompts are text.
+
+Writes soak.json; exit code 1 if something grew or an answer changed.
 """
 
 from __future__ import annotations
@@ -14,36 +21,45 @@ import contextlib
 import dataclasses
 import json
 import os
+import shlex
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
-from benchmarks import environment, load, server, shapes
+from benchmarks import environment, server, shapes, soak_traffic
 from benchmarks.probe_account import probe_state, require_probe
-from benchmarks.traffic import Arrivals, Load
+from benchmarks.traffic import Load
+from benchmarks.user_traffic import model_card
+from vllm_nfp.real_model import write_real_model
 from vllm_nfp.results import fetching
 from vllm_nfp.start.ports import free_port
+from vllm_nfp.start.server import Server
 
-MOST_GROWTH = {"resident_mib": 48.0, "files": 8.0, "threads": 4.0}
-"""Between the first and the last quarter, over all processes of the server."""
+MOST_GROWTH = {"resident_mib": 48.0, "files": 8.0, "threads": 4.0, "gpu_mib": 64.0}
+"""Between the first and the last quarter, over all processes of the server. GPU memory may grow by
+the graphs that the probe is allowed."""
 SETTLING_SHARE = 0.25
 """Part of the run, at its start, that does not count."""
+TRAFFIC_SHARE = 0.6
+"""Of the time between two looks; in the rest the server is idle."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """All processes of the server at one moment."""
+    """All processes of the server at one moment, and the memory that the first GPU has given."""
 
     seconds: float
     resident_mib: float
     files: int
     threads: int
     processes: int
+    gpu_mib: float = 0.0
 
 
 def sample(leader: int, began: float) -> Sample:
@@ -59,7 +75,9 @@ def sample(leader: int, began: float) -> Sample:
             files += len(os.listdir(folder / "fd"))
             threads += int(fields[17])
             processes += 1
-    return Sample(time.monotonic() - began, resident, files, threads, processes)
+    gpu = environment.gpu_state()
+    gpu_mib = float(gpu["memory.used"].split()[0]) if gpu is not None else 0.0
+    return Sample(time.monotonic() - began, resident, files, threads, processes, gpu_mib)
 
 
 def growth(samples: Sequence[Sample]) -> dict[str, float]:
@@ -88,6 +106,16 @@ def grown(samples: Sequence[Sample]) -> list[str]:
     ]
 
 
+def changed(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Which answers of the fixed prompts are others at the end, in words."""
+    return [
+        f"answer {number} of {len(before)} is another at the end: "
+        f"{', '.join(name for name in first if first[name] != last[name])}"
+        for number, (first, last) in enumerate(zip(before, after, strict=True), 1)
+        if first != last
+    ]
+
+
 def soak(
     leader: int, url: str, seconds: float, every: float, send: Callable[[], object]
 ) -> list[Sample]:
@@ -102,10 +130,38 @@ def soak(
     return samples
 
 
+def run(
+    one: Server,
+    prompts: Sequence[soak_traffic.Prompt],
+    vocab_size: int,
+    seconds: float,
+    every: float,
+    rate: float,
+) -> dict[str, Any]:
+    """Fixed prompts, traffic, and the fixed prompts again; what is written."""
+    card = model_card(one.url)
+    base = Load(one.url, card["id"], vocab_size, 1, 64, 64, max(1.0, TRAFFIC_SHARE * every))
+    stretches = soak_traffic.cycle(base, rate, card["max_model_len"])
+    before = soak_traffic.answers(one.url, card["id"], prompts)
+    samples = soak(
+        one.child.pid, one.url, seconds, every, lambda: soak_traffic.send(next(stretches))
+    )
+    after = soak_traffic.answers(one.url, card["id"], prompts)
+    require_probe(one.url)
+    return {
+        "growth": growth(samples),
+        "problems": [*grown(samples), *changed(before, after)],
+        "probe": probe_state(one.url),
+        "answers": before,
+        "samples": [dataclasses.asdict(one) for one in samples],
+    }
+
+
 @click.command()
 @click.option("--shape", default="tiny")
 @click.option("--layers", type=int, default=None)
-@click.option("--seconds", type=float, default=3600.0)
+@click.option("--real", is_flag=True, help="A small real model of a package, instead of a shape.")
+@click.option("--minutes", type=float, default=60.0, show_default=True)
 @click.option("--every", type=float, default=10.0, help="Seconds between two looks.")
 @click.option("--requests-per-second", type=float, default=2.0)
 @click.option("--probe", "probe_json", default="{}", help="Settings of the probe, JSON.")
@@ -114,46 +170,37 @@ def soak(
 def main(
     shape: str,
     layers: int | None,
-    seconds: float,
+    real: bool,
+    minutes: float,
     every: float,
     requests_per_second: float,
     probe_json: str,
     flags: str,
     out: Path,
 ) -> None:
-    """Run one server under load and see that nothing grows."""
+    """Run one server under mixed traffic and see that nothing grows and no answer changes."""
     server.end_servers_on_sigterm()
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="nfp-") as folder:
-        model = shapes.write_model(Path(folder) / shape, shape, layers)
+        place = Path(folder) / ("real" if real else shape)
+        model = write_real_model(place) if real else shapes.write_model(place, shape, layers)
+        vocab_size = int(json.loads((model / "config.json").read_text())["vocab_size"])
         spec = server.Spec(
-            model, out / "soak.log", free_port(), tuple(flags.split()), json.loads(probe_json)
+            model,
+            out / "soak.log",
+            free_port(),
+            ("--no-enable-prefix-caching", *shlex.split(flags)),
+            json.loads(probe_json),
+            real=real,
         )
+        prompts = soak_traffic.real_texts() if real else soak_traffic.token_prompts(vocab_size)
         with server.running_together([spec]) as (one,):
-            work = Load(
-                one.url, str(model), shapes.vocab_size(shape), 1, 64, 64, max(1.0, 0.6 * every)
-            )
-            numbers = iter(range(1 << 30))
-
-            def send() -> None:
-                request = dataclasses.replace(work, seed=next(numbers))
-                load.run_open(Arrivals(request, requests_per_second), 0.0)
-
-            samples = soak(one.child.pid, one.url, seconds, every, send)
-            require_probe(one.url)
-            state = probe_state(one.url)
-    problems = grown(samples)
-    result = {
-        "schema": 1,
-        "environment": environment.record(),
-        "growth": growth(samples),
-        "problems": problems,
-        "probe": state,
-        "samples": [dataclasses.asdict(one) for one in samples],
-    }
+            found = run(one, prompts, vocab_size, 60 * minutes, every, requests_per_second)
+    about = {"model": "SmolLM2-135M-Instruct" if real else shape, "minutes": minutes}
+    result = {"schema": 2, **about, "environment": environment.record(), **found}
     (out / "soak.json").write_text(json.dumps(result), encoding="utf-8")
-    print("\n".join(problems) or f"flat: {growth(samples)}")
-    raise SystemExit(1 if problems else 0)
+    print("\n".join(found["problems"]) or f"flat, all answers the same: {found['growth']}")
+    raise SystemExit(1 if found["problems"] else 0)
 
 
 if __name__ == "__main__":

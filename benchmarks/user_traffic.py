@@ -93,8 +93,14 @@ def measured_pairs(samples: Sequence[Mapping[str, Any]]) -> int:
 
 def model_name(url: str) -> str:
     """The first model that the server names."""
+    return str(model_card(url)["id"])
+
+
+def model_card(url: str) -> dict[str, Any]:
+    """What the server says of the first model that it names: id, max_model_len."""
     with urllib.request.urlopen(f"{url}/v1/models", timeout=30) as answer:
-        return str(json.load(answer)["data"][0]["id"])
+        found: dict[str, Any] = json.load(answer)["data"][0]
+        return found
 
 
 @click.command()

@@ -97,6 +97,11 @@ def _outcome(cell: Cell, epsilon: float) -> Outcome:
     )
 
 
+def can_miss(one: Outcome) -> bool:
+    """Whether a prediction can miss it: it lies inside the data, above 1 and above a step."""
+    return not one.at_limit and one.measured > max(1, one.step)
+
+
 def summary(found: Sequence[Outcome]) -> dict[str, Any]:
     """Scores over some outcomes."""
     over = [o.idle_compute / o.measured for o in found if not o.at_limit]

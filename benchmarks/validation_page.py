@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from benchmarks.score_public import TOLERANCES, Scored
 from benchmarks.validation_cells import Cell
-from benchmarks.validation_outcomes import EPSILONS, first_crossing, outcomes
+from benchmarks.validation_outcomes import EPSILONS, can_miss, first_crossing, outcomes
 from vllm_nfp.files import write_whole
 
 Floats = NDArray[np.float64]
@@ -51,13 +51,24 @@ def write_page(path: Path, cells: Sequence[Cell], public: Sequence[Scored]) -> N
     Raises:
         ValueError: if the page lacks a mark.
     """
-    for mark, names, rows in (
-        ("own", ("module", "source", "type", "sets", *HEAD, "within a step"), own_rows(cells)),
-        ("public", ("what", "device", "type", "sets", *HEAD, "agree"), public_rows(public)),
-    ):
-        head = [f"| {' | '.join(names)} |", "| --- " * len(names) + "|"]
-        table = "\n".join([*head, *(row.text() for row in rows)])
+    for mark, table in (("own", own_table(cells)), ("public", public_table(public))):
         put_between(path, mark, "benchmarks.validate", table)
+
+
+def own_table(cells: Sequence[Cell]) -> str:
+    """The table of own runs."""
+    names = ("module", "source", "type", "sets", *HEAD, "within a step")
+    return _table(names, own_rows(cells))
+
+
+def public_table(public: Sequence[Scored]) -> str:
+    """The table of public measurements."""
+    return _table(("what", "device", "type", "sets", *HEAD, "agree"), public_rows(public))
+
+
+def _table(names: Sequence[str], rows: Sequence[Row]) -> str:
+    head = [f"| {' | '.join(names)} |", "| --- " * len(names) + "|"]
+    return "\n".join([*head, *(row.text() for row in rows)])
 
 
 def put_between(path: Path, mark: str, writer: str, table: str) -> None:
@@ -83,21 +94,20 @@ def own_rows(cells: Sequence[Cell]) -> list[Row]:
         key = (cell.module.replace("_", " "), cell.source, kind, SEEN[cell.group])
         groups.setdefault(key, []).append(cell)
     return [
-        Row(key, np.concatenate([_errors(cell) for cell in found]), tuple(_agreeing(found)))
+        Row(key, np.concatenate([errors_of(cell) for cell in found]), tuple(_agreeing(found)))
         for key, found in sorted(groups.items())
     ]
 
 
-def _errors(cell: Cell) -> Floats:
+def errors_of(cell: Cell) -> Floats:
+    """Of the predicted ratio, relative, one for each point but the first."""
     found: Floats = np.array(cell.predicted_ratio[1:]) / np.array(cell.measured_ratio[1:]) - 1.0
     return found
 
 
 def _agreeing(cells: Sequence[Cell]) -> Iterable[bool]:
-    """Of boundaries that can miss: not at a limit of the data, above 1 and above a step."""
-    for one in outcomes(cells):
-        if not one.at_limit and one.measured > max(1, one.step):
-            yield one.within_step
+    """Of boundaries that can miss."""
+    return (one.within_step for one in outcomes(cells) if can_miss(one))
 
 
 def public_rows(scored: Sequence[Scored]) -> list[Row]:

@@ -25,6 +25,7 @@ from typing import Any
 import click
 
 from benchmarks import environment, shapes
+from benchmarks.load import LoadError
 from benchmarks.server import Spec, end_servers_on_sigterm, samples
 from benchmarks.switched import Remote
 from benchmarks.traces import read_traces
@@ -43,6 +44,7 @@ from benchmarks.verification_plan import (
 )
 from benchmarks.verification_table import table
 from vllm_nfp.start.ports import free_port
+from vllm_nfp.start.process import ProcessError
 from vllm_nfp.start.server import Server
 
 START_SECONDS = 75.0
@@ -66,6 +68,8 @@ class Settings:
     layers: int
     traces: Path
     within: float
+    passes: int
+    """Of all loads, at most."""
     out: Path
     started: float
     """time.monotonic() when all began."""
@@ -174,7 +178,7 @@ def _measure_passes(
             return
         if number % each == 0:
             say(f"{contender}: {number // each} passes, {now - settings.started:.0f} s")
-            if now + each * longest > until:
+            if number // each == settings.passes or now + each * longest > until:
                 return
 
 
@@ -194,7 +198,12 @@ def run(settings: Settings, contenders: tuple[str, ...]) -> None:
                 say(f"{contender}: left out, {last - now:.0f} s are left")
                 continue
             until = now + (last - now) / left
-            start_seconds = compare_one(contender, settings, Path(folder), record, until)
+            try:
+                start_seconds = compare_one(contender, settings, Path(folder), record, until)
+            except (LoadError, ProcessError, OSError) as error:  # the others are worth their time
+                say(f"{contender}: {error}")
+                record.servers.setdefault(contender, {})["failed"] = str(error)
+                record.write()
 
 
 @click.command()
@@ -203,6 +212,7 @@ def run(settings: Settings, contenders: tuple[str, ...]) -> None:
 @click.option("--traces", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--contender", "contenders", type=click.Choice(CONTENDERS), multiple=True)
 @click.option("--within", type=float, default=560.0, show_default=True, help="Seconds, of all.")
+@click.option("--passes", default=3, show_default=True, help="Of all loads, at most.")
 @click.option("--tabulate", is_flag=True, help="Print the results in --out; measure nothing.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
 def main(

@@ -1,8 +1,8 @@
 """vLLM's ``--worker-extension-cls`` for :mod:`benchmarks.verification_compare`.
 
 It puts :mod:`benchmarks.verification_replay` into a server's runner, and rewrites the server's
-table of draft lengths. Its methods are called by ``POST /collective_rpc`` (``VLLM_SERVER_DEV_MODE=1``).
-Imported by workers alone, since it changes two classes of vLLM at once.
+table of draft lengths. Its methods are called by ``POST /collective_rpc``, which vLLM offers with
+``VLLM_SERVER_DEV_MODE=1``. Imported by workers alone, since it changes two classes of vLLM at once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,13 @@ class Scheduled:
         Scheduler.__init__ = begun
 
     def hold(self, length: int) -> None:
-        """Have this many tokens drafted at each batch size from the next step on."""
+        """Have this many tokens drafted at each batch size from the next step on.
+
+        Raises:
+            RuntimeError: if the worker is not in the engine's process.
+        """
+        if self.scheduler is None:
+            raise RuntimeError("the scheduler is in another process: run on one GPU")
         table = self.scheduler.dynamic_sd_lookup
         table[:] = [length] * len(table)
 

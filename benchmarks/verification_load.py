@@ -17,9 +17,9 @@ import numpy as np
 
 from benchmarks.load import LoadError, session_for_load, stream_answer
 from benchmarks.load_result import Trace
-from benchmarks.verification_streams import CHUNK, prompt_of
+from benchmarks.verification_streams import prompt_of
 
-BEGIN = CHUNK
+BEGIN = 64
 """Place of an answer at which its speed begins to count: all requests run by then."""
 POLL_SECONDS = 0.02
 LONGEST_ANSWER = 4

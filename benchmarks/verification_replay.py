@@ -104,9 +104,10 @@ def install(runner: Any, replay: Replay) -> None:
         return
     propose = runner.speculator.propose
 
-    def drafted(batch: Any, *args: Any, **kwargs: Any) -> Any:
-        drafts = propose(batch, *args, **kwargs)
-        return drafts if kwargs.get("dummy_run") else replay.draft(batch.idx_mapping, drafts)
+    def drafted(*args: Any, **kwargs: Any) -> Any:
+        drafts = propose(*args, **kwargs)
+        # The batch of a real step is the first argument; dummy steps name theirs.
+        return drafts if kwargs.get("dummy_run") else replay.draft(args[0].idx_mapping, drafts)
 
     runner.speculator.propose = drafted
     manager = runner.adaptive_verification

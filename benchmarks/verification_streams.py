@@ -1,7 +1,7 @@
 """Streams of drafts for :mod:`benchmarks.verification_replay`, cut from recorded traces.
 
 A stream is what one request meets: at each of its answer's places the confidences of the drafts,
-how many of them are accepted, and the token that is there. It changes its task every 64 places, so
+how many of them are accepted, and the token that is there. It changes its task every 32 places, so
 that a few hundred tokens hold all tasks. Answers are cut for that, so that near a cut the drafts of
 one answer are followed by those of another.
 """
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from benchmarks.traces import AnswerTrace
 
-CHUNK = 64
+CHUNK = 32
 FIRST_TOKEN = 2
 """Below are the special ones of :mod:`benchmarks.shapes`; a prompt's first token names its
 stream."""

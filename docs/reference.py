@@ -11,6 +11,8 @@ import dataclasses
 import inspect
 import json
 import re
+import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -148,7 +150,7 @@ def feature_tables(kinds: tuple[Kind, ...]) -> str:
 
 def _feature_row(feature: Feature) -> str:
     flag = f"`{feature.flag}`" if feature.flag else "-"
-    cells = [feature.name, flag, feature.explained]
+    cells = [feature.name, flag, "; ".join(filter(None, (feature.explained, feature.needs)))]
     if feature.mode is Mode.PASSIVE:
         cells.append(feature.step or "a decode step")
         cells.append("none" if feature.unpredicted else "as without it")
@@ -170,12 +172,38 @@ def layers_with_a_state() -> str:
     return "".join(f"- `{layer}` ({kind})\n" for layer, kind in KNOWN_LAYERS.items())
 
 
+_BACKENDS = """| backends | of the probe's own | shared | run on a GPU |
+| --- | --- | --- | --- |
+"""
+
+
+def attention_backends() -> str:
+    """What probes share with the live batch under each attention backend."""
+    found = tomllib.loads((FOLDER / "backends.toml").read_text(encoding="utf-8"))
+    rows = (
+        f"| {', '.join(f'`{name}`' for name in each['names'])} | {each['own']} | {each['shared']} "
+        f"| {each['gpu']} |\n"
+        for each in found["backend"]
+    )
+    return _BACKENDS + "".join(rows)
+
+
+def public_recipes() -> str:
+    """In how many public recipes the probe runs, from the recorded verdicts."""
+    sys.path.insert(0, str(FOLDER.parent))  # benchmarks are not installed
+    from benchmarks.recipes.page import section
+
+    return section()
+
+
 _PARTS = {
     "models": lambda: feature_tables((Kind.MODEL, Kind.SERVER)),
     "parallelism": lambda: feature_tables((Kind.PARALLEL,)),
     "kinds of KV cache": kinds_of_cache,
     "states of models": states_of_models,
     "layers with a state": layers_with_a_state,
+    "public recipes": public_recipes,
+    "attention backends": attention_backends,
 }
 """What stands in a page between a comment that names it and the next comment."""
 

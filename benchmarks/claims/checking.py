@@ -15,25 +15,34 @@ class Checked:
     """A claim with its figures, as computed now.
 
     Attributes:
+        figures: None where the record is not at hand.
         faults: a sentence for each place that quotes something else.
     """
 
     claim: Claim
-    figures: Figures
+    figures: Figures | None
     faults: tuple[str, ...]
     age: Age
 
 
-def check(root: Path, claim: Claim) -> Checked:
-    """Compute a claim's figures again and look for them where they are quoted."""
-    figures = claim.figures(root / claim.record)
+def check(root: Path, claim: Claim, public: Path | None = None) -> Checked:
+    """Compute a claim's figures again and look for them where they are quoted.
+
+    Args:
+        public: the record of claims whose record is not in the checkout.
+    """
+    how_old = age(root, claim.commit or claim.added, claim.rests_on)
+    record = public if claim.record is None else root / claim.record
+    if record is None:
+        return Checked(claim, None, (), how_old)
+    figures = claim.figures(record)
     faults = [
         f"{claim.name}: {quote.path} does not say: {expected}"
         for quote in claim.quotes
         for expected in [plain(quote.text.format(**figures))]
         if expected not in plain((root / quote.path).read_text(encoding="utf-8"))
     ]
-    return Checked(claim, figures, tuple(faults), age(root, claim.commit, claim.rests_on))
+    return Checked(claim, figures, tuple(faults), how_old)
 
 
 def plain(text: str) -> str:

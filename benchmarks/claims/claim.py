@@ -25,6 +25,31 @@ class Quote:
 
 
 @dataclass(frozen=True, slots=True)
+class Run:
+    """How a record is made.
+
+    Attributes:
+        commands: one after the other; ``{out}`` is the directory for the record, ``{within}`` the
+            seconds in which a command has to end.
+        within: those seconds, unless the caller gives others; None: the commands take none.
+    """
+
+    commands: tuple[str, ...]
+    within: int | None = None
+
+    def filled(self, out: str, within: int | None = None) -> list[str]:
+        """The commands as they are typed.
+
+        Raises:
+            ValueError: if the commands take no limit.
+        """
+        if within is not None and self.within is None:
+            raise ValueError("its commands take no limit: leave out --within")
+        seconds = self.within if within is None else within
+        return [command.format(out=out, within=seconds) for command in self.commands]
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """A sentence with figures, and all that is needed to check it.
 
@@ -32,10 +57,15 @@ class Claim:
         sentence, interval, count: of the row in docs/evidence.md, with ``{name}`` for each figure;
             ``count`` is what the figures rest on.
         figures: computes them from the record.
-        record: file or directory, relative to the checkout.
-        commands: what makes the record, one after the other; ``{out}`` is the directory for it.
+        record: file or directory, relative to the checkout; None: not in it, and given to the
+            check by ``--public``.
+        run: what makes the record.
         commit: of the run; None: none was recorded.
-        rests_on: paths whose change makes the claim stale.
+        rests_on: paths whose change makes the record stale, as git takes them
+            (``:(exclude)PATH`` leaves out). What only scores the record is not among them: each
+            check runs it anew.
+        added: commit that added the record, for one whose own commit was not recorded. Its code
+            is that of the run or newer.
     """
 
     name: str
@@ -43,10 +73,26 @@ class Claim:
     interval: str
     count: str
     figures: Callable[[Path], Figures]
-    record: str
-    commands: tuple[str, ...]
+    record: str | None
+    run: Run
     commit: str | None
     date: str
     gpu: str
     rests_on: tuple[str, ...]
     quotes: tuple[Quote, ...]
+    added: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What no record shows yet.
+
+    Attributes:
+        shows: what the run is to show.
+        reason: why there is no record.
+    """
+
+    name: str
+    shows: str
+    run: Run
+    reason: str

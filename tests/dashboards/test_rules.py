@@ -82,4 +82,4 @@ def test_the_exported_configuration_is_valid(tmp_path: Path) -> None:
     export(tmp_path)
     done = promtool("check", "config", str(tmp_path / "prometheus.yml"))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "22 rules found" in done.stdout
+    assert "23 rules found" in done.stdout

@@ -2,7 +2,8 @@
 
     generate.py MODEL OUT.json MODE
 
-where the mode is chunked, seeded, graphs, narrow, pictures, picture-graphs, embedded or piecewise.
+where the mode is chunked, seeded, graphs, narrow, pictures, picture-graphs, embedded, piecewise,
+text or text-graphs.
 
 The probe is on if the environment carries its settings. Requests share prefixes, are longer than
 a step's token limit, and are all there before the first step (the engine runs in this process: in
@@ -16,7 +17,8 @@ generator, which a probe that drew from it would shift; "seeded" gives requests 
 "pictures" has pictures before most prompts, in chunks and with answers of different lengths, so
 that they are read between decode steps; "picture-graphs" is the same in CUDA graphs. "embedded" has
 prompts that are embeddings. "piecewise" is "graphs" with CUDA graphs between the splitting ops of
-compiled code.
+compiled code. "text" is for a real model with a tokenizer: prompts are text, seeds its own, and
+"text-graphs" is the same in CUDA graphs.
 """
 
 from __future__ import annotations
@@ -86,12 +88,27 @@ def as_embeddings(model: Path, wanted: list[list[int]]) -> list[dict[str, Any]]:
     ]
 
 
+def as_text(model: Path, wanted: list[list[int]]) -> list[dict[str, Any]]:
+    """As many texts: chat, code and copying."""
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    from benchmarks.eagle_prompts import TASKS
+    from benchmarks.eagle_prompts import prompts as texts
+
+    each = len(wanted) // len(TASKS)
+    return [{"prompt": text} for task in TASKS for text in texts(task, each, held_out=True)]
+
+
 PICTURES = ("pictures", "picture-graphs")
-REQUESTS = {**dict.fromkeys(PICTURES, with_pictures), "embedded": as_embeddings}
+TEXT = ("text", "text-graphs")
+REQUESTS = {
+    **dict.fromkeys(PICTURES, with_pictures),
+    **dict.fromkeys(TEXT, as_text),
+    "embedded": as_embeddings,
+}
 PROCESSOR = "processor_config.json"
 """Of a model that reads pictures."""
-IN_GRAPHS = ("graphs", "picture-graphs", "piecewise")
-SEEDED = ("seeded", "narrow")
+IN_GRAPHS = ("graphs", "picture-graphs", "piecewise", "text-graphs")
+SEEDED = ("seeded", "narrow", *TEXT)
 GRAPHS: dict[str, Any] = {
     # FULL graphs, but nothing compiled, which would take most of the test's time.
     "compilation_config": {
@@ -109,14 +126,27 @@ PIECEWISE = {"compilation_config": {**GRAPHS["compilation_config"], "mode": 3}}
 PIECEWISE["compilation_config"]["cudagraph_mode"] = "PIECEWISE"
 
 
-def main(model: str, out: str, mode: str) -> None:
+def adapted(folders: list[str], count: int) -> list[Any]:
+    """Requests' adapters: none, the first, the second, and so on in turn."""
+    from vllm.lora.request import LoRARequest
+
+    given = [None, *(LoRARequest(f"a{i}", i + 1, path) for i, path in enumerate(folders))]
+    return [given[index % len(given)] for index in range(count)]
+
+
+def main(model: str, out: str, mode: str, more: str = "{}") -> None:
+    """Args: more: further arguments of the engine as JSON, and ``adapters``, folders of LoRA."""
     from vllm_nfp.adapter.engines import start_engine
+
+    given = json.loads(more)
+    folders = given.pop("adapters", [])
+    lora = {"enable_lora": True, "max_loras": 2, "max_lora_rank": 8} if folders else {}
 
     arguments = {
         "enforce_eager": mode not in IN_GRAPHS,
         "max_model_len": 512,
         "max_num_seqs": 24,  # a full server leaves nothing for probes
-        "skip_tokenizer_init": mode not in PICTURES,
+        "skip_tokenizer_init": mode not in (*PICTURES, *TEXT),
         "enable_prompt_embeds": mode == "embedded",
         # In the other modes a model that reads pictures is served as one of text.
         "language_model_only": mode not in PICTURES and (Path(model) / PROCESSOR).exists(),
@@ -132,6 +162,8 @@ def main(model: str, out: str, mode: str) -> None:
         **(PIECEWISE if mode == "piecewise" else {}),
         # The encoder's small heads fit no fast kernel.
         **({"mm_encoder_attn_backend": "TORCH_SDPA"} if mode == "picture-graphs" else {}),
+        **lora,
+        **given,
     }
     llm = start_engine(model, arguments)
     from vllm import SamplingParams
@@ -153,8 +185,9 @@ def main(model: str, out: str, mode: str) -> None:
             each.max_tokens = 24 + 4 * index
     result = []
     # The second time from the prefix cache. Graphs are captured between steps: that takes many.
-    for _ in range(20 if mode in ("graphs", "piecewise") else 2):
-        for output in llm.generate(requests, params, use_tqdm=False):
+    for _ in range(20 if mode in ("graphs", "piecewise", "text-graphs") else 2):
+        loras = adapted(folders, len(requests)) if folders else None
+        for output in llm.generate(requests, params, lora_request=loras, use_tqdm=False):
             completion = output.outputs[0]
             result.append(
                 {
@@ -171,4 +204,4 @@ def main(model: str, out: str, mode: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4])
+    main(*sys.argv[1:5])

@@ -172,3 +172,31 @@ def hybrid(folder: Path) -> Path:
         }
     )  # fmt: skip
     return write(folder, config)
+
+
+def latent(folder: Path) -> Path:
+    """DeepSeek-V2: latent attention, in the sizes that its kernels are made for."""
+    from transformers import DeepseekV2Config
+
+    config = DeepseekV2Config(
+        **{
+            **TEXT, "hidden_size": 256, "num_attention_heads": 16, "num_key_value_heads": 16,
+            "kv_lora_rank": 512, "q_lora_rank": None, "qk_rope_head_dim": 64,
+            "qk_nope_head_dim": 128, "v_head_dim": 128, "n_routed_experts": 4,
+            "num_experts_per_tok": 2, "n_shared_experts": 1, "moe_intermediate_size": 64,
+            "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1,
+        }
+    )  # fmt: skip
+    return write(folder, config)
+
+
+def real(folder: Path) -> Path:
+    """A small model that was trained; skips the test where its package is not installed."""
+    import pytest
+
+    from vllm_nfp.real_model import NoRealModelError, write_real_model
+
+    try:
+        return write_real_model(folder)
+    except NoRealModelError as error:
+        pytest.skip(str(error))

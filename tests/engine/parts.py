@@ -1,13 +1,30 @@
-"""Attaches a session to a runner as the hooks do, and finds its parts."""
+"""Starts an engine in this process, attaches a session as the hooks do, and finds its parts."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
+from vllm_nfp.adapter.engines import start_engine
 from vllm_nfp.config import ProbeConfig
+
+
+@contextlib.contextmanager
+def started_engine(model: Path, **arguments: Any) -> Iterator[Any]:
+    """An engine in this process, on short sequences and without graphs.
+
+    Args:
+        model: a directory with a config.json.
+        arguments: others for ``vllm.LLM``.
+    """
+    with mock.patch.dict(os.environ):  # what is set for it is not for servers of later tests
+        usual = {"enforce_eager": True, "max_model_len": 512, "seed": 0}
+        yield start_engine(model, {**usual, **arguments})
 
 
 def attach(config: ProbeConfig, worker: Any, runner: Any = None) -> Any:

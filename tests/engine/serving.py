@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
 from generate import prompts
 
 from vllm_nfp.start.ports import free_port
 from vllm_nfp.start.requests import complete
-from vllm_nfp.start.server import Server, running_server, serve_command, vllm_program
+from vllm_nfp.start.server import Server, running_server, serve_command
 
 API_KEY = "sk-nfptestsecret-on-the-command-line"
 """Sent with every request; a server asks for it only if it was started with it."""
@@ -36,25 +33,6 @@ def wait_for(reached: Callable[[], bool], seconds: float = 300.0, what: str = "i
     while not reached():
         assert time.monotonic() < deadline, f"{what} did not happen in {seconds:g} s"
         time.sleep(0.2)
-
-
-def run_vllm(*arguments: str, seconds: float = 300.0) -> subprocess.CompletedProcess[str]:
-    """``vllm`` with these arguments, until it ends; where it does not, all its threads' stacks."""
-    process = subprocess.Popen(
-        [vllm_program(), *arguments],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONFAULTHANDLER": "1"},
-    )  # fmt: skip
-    try:
-        out, err = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGABRT)
-        try:
-            out, err = process.communicate(timeout=10.0)
-        finally:
-            process.kill()
-        pytest.fail(f"it hangs:\n{out[-3000:]}\n{err[-6000:]}")
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def path_with(folder: Path) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from programs import result_of
 
 from vllm_nfp.calibrate.points import Kernel, read_samples
 from vllm_nfp.principle.hardware_file import read_hardware_file
@@ -83,13 +83,7 @@ def test_trial_writes_a_hardware_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["dense", "moe"])
 def test_the_bench_runs_every_kernel_and_writes_no_kv_byte(tmp_path: Path, kind: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", BENCH, str(tmp_path), kind],
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    line = next(row for row in done.stdout.splitlines() if row.startswith("RESULT "))
-    result = json.loads(line.removeprefix("RESULT "))
+    result = result_of(BENCH, tmp_path, kind)
     assert all(result["same"])
     ffn = "moe_ffn" if kind == "moe" else "dense_ffn"
     kernels = [kernel for kernel, _ in result["ran"]]

@@ -11,10 +11,10 @@ from typing import Any
 import late_connector
 import pytest
 import torch
-from parts import attaching, engine_of, prober_of
+from parts import attaching, engine_of, prober_of, started_engine
 
 from vllm_nfp.adapter import connectors
-from vllm_nfp.adapter.engines import start_engine, worker_of
+from vllm_nfp.adapter.engines import worker_of
 from vllm_nfp.config import config_from_mapping
 from vllm_nfp.results.snapshot import read_snapshot
 from vllm_nfp.types import Shape
@@ -54,14 +54,11 @@ def llm(dense_model: Path, stored: Path) -> Iterator[Any]:
         "kv_connector": "MultiConnector", "kv_role": "kv_both",
         "kv_connector_extra_config": {"connectors": [example, late]},
     }  # fmt: skip
-    yield start_engine(
-        dense_model,
-        {
-            "enforce_eager": True, "dtype": "float32", "max_model_len": 512, "max_num_seqs": 24,
-            "seed": 0, "block_size": 32, "enable_prefix_caching": False,
-            "kv_transfer_config": several,
-        },
-    )  # fmt: skip
+    with started_engine(
+        dense_model, dtype="float32", max_num_seqs=24, block_size=32, enable_prefix_caching=False,
+        kv_transfer_config=several,
+    ) as started:  # fmt: skip
+        yield started
 
 
 @pytest.fixture

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+from programs import result_of
 
 pytestmark = pytest.mark.engine
 
@@ -59,26 +56,15 @@ print("RESULT " + json.dumps({"cells": cells, "alike": alike, "opened": sorted(s
 """
 
 
-def result_of(model: Path, folder: Path, backend: str, ranks: int) -> dict[str, Any]:
-    settings = json.dumps({**SETTINGS, "run_dir": str(folder)})
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(model), str(folder), backend, str(ranks)],
-        capture_output=True, text=True, timeout=800, check=False,
-        env={
-            **os.environ, "NFP_PROBE_CONFIG": settings, "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        },
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    (line,) = (line for line in done.stdout.splitlines() if line.startswith("RESULT "))
-    found: dict[str, Any] = json.loads(line.removeprefix("RESULT "))
-    return found
-
-
 @pytest.mark.parametrize(("backend", "ranks"), [("uni", 1), ("mp", 1), ("mp", 2)])
 def test_the_controller_has_the_curves_that_the_probe_has_measured(
     dense_model: Path, tmp_path: Path, backend: str, ranks: int
 ) -> None:
-    result = result_of(dense_model, tmp_path, backend, ranks)
+    settings = json.dumps({**SETTINGS, "run_dir": str(tmp_path)})
+    result = result_of(
+        SCRIPT, dense_model, tmp_path, backend, ranks, seconds=800.0,
+        environment={"NFP_PROBE_CONFIG": settings, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
+    )  # fmt: skip
     assert result["cells"] == [[b, c] for b in (1, 2) for c in (32, 64)]
     assert result["alike"]
     assert "engine-0.json" not in result["opened"], "the engine core reads the probe's snapshot"

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import kinds
 import pytest
+from programs import run_program
 
 from vllm_nfp.config import ENV_VAR, config_from_mapping
 from vllm_nfp.results.snapshot import read_snapshot
@@ -23,13 +21,8 @@ GENERATE = Path(__file__).with_name("generate.py")
 def generate(
     model: Path, out: Path, mode: str, probe: dict[str, object] | None
 ) -> list[dict[str, object]]:
-    environment = dict(os.environ)
-    if probe is not None:
-        environment[ENV_VAR] = config_from_mapping(probe).to_json()
-    done = subprocess.run(
-        [sys.executable, str(GENERATE), str(model), str(out), mode],
-        env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    settings = {} if probe is None else {ENV_VAR: config_from_mapping(probe).to_json()}
+    done = run_program(GENERATE, model, out, mode, environment=settings)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return json.loads(out.read_text())
 
@@ -45,6 +38,12 @@ def picture_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return kinds.multimodal(tmp_path_factory.mktemp("multimodal"))
 
 
+@pytest.fixture(scope="module")
+def real_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """It writes English: SmolLM2-135M-Instruct, of a package that not every machine has."""
+    return kinds.real(tmp_path_factory.mktemp("real"))
+
+
 FEW_SHAPES = {"batch_sizes": [1, 4, 8], "contexts": [32, 128], "capture_seconds": 2.0}
 WHOLE_TABLE = {"capture_seconds": 0.0, "wanted_samples": 1}
 """Of the server; its shapes run for the first time between real steps."""
@@ -58,6 +57,7 @@ WHOLE_TABLE = {"capture_seconds": 0.0, "wanted_samples": 1}
         ("moe_model", "seeded", FEW_SHAPES),
         ("sliding_model", "narrow", FEW_SHAPES),
         ("rotary_model", "pictures", FEW_SHAPES),
+        ("real_model", "text", FEW_SHAPES),
         pytest.param("rotary_model", "seeded", FEW_SHAPES, marks=pytest.mark.thorough),
         pytest.param("picture_model", "pictures", WHOLE_TABLE, marks=pytest.mark.thorough),
         pytest.param("dense_model", "embedded", FEW_SHAPES, marks=pytest.mark.thorough),

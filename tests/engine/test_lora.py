@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from adapters import RANK, write_adapter
 from generate import prompts
-from parts import attaching, engine_of, prober_of
-from safetensors.torch import save_file
+from parts import attaching, engine_of, prober_of, started_engine
 
-from vllm_nfp.adapter.engines import start_engine, worker_of
+from vllm_nfp.adapter.engines import worker_of
 from vllm_nfp.config import config_from_mapping
 from vllm_nfp.results.snapshot import read_snapshot
 from vllm_nfp.types import Shape
@@ -25,37 +25,6 @@ SETTINGS = {
     "capture_seconds": 2.0, "startup_seconds": 0.3, "publish_seconds": 0.1, "min_samples": 2,
     "step_share": 1.0,
 }  # fmt: skip
-RANK = 8
-
-
-def write_adapter(folder: Path, seed: int, model: dict[str, Any]) -> Path:
-    """One with random weights, large enough to change what is generated."""
-    generator = torch.Generator().manual_seed(seed)
-    hidden, head = model["hidden_size"], model["head_dim"]
-    sizes = {
-        "self_attn.q_proj": (hidden, model["num_attention_heads"] * head),
-        "self_attn.v_proj": (hidden, model["num_key_value_heads"] * head),
-        "mlp.down_proj": (model["intermediate_size"], hidden),
-    }
-    weights = {}
-    for layer in range(model["num_hidden_layers"]):
-        for name, (inputs, outputs) in sizes.items():
-            place = f"base_model.model.model.layers.{layer}.{name}"
-            for part, shape in (("A", (RANK, inputs)), ("B", (outputs, RANK))):
-                noise = torch.randn(shape, generator=generator)
-                weights[f"{place}.lora_{part}.weight"] = 0.2 * noise
-    folder.mkdir()
-    save_file(weights, folder / "adapter_model.safetensors")
-    (folder / "adapter_config.json").write_text(
-        json.dumps(
-            {
-                "peft_type": "LORA", "r": RANK, "lora_alpha": RANK, "bias": "none",
-                "target_modules": sorted(name.split(".")[1] for name in sizes),
-                "base_model_name_or_path": "",
-            }
-        )
-    )  # fmt: skip
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -67,13 +36,11 @@ def adapters(dense_model: Path, tmp_path_factory: pytest.TempPathFactory) -> lis
 
 @pytest.fixture(scope="module")
 def llm(dense_model: Path) -> Iterator[Any]:
-    yield start_engine(
-        dense_model,
-        {
-            "enforce_eager": True, "dtype": "float32", "max_model_len": 512, "max_num_seqs": 24,
-            "seed": 0, "enable_lora": True, "max_loras": 2, "max_lora_rank": RANK,
-        },
-    )  # fmt: skip
+    with started_engine(
+        dense_model, dtype="float32", max_num_seqs=24, enable_lora=True, max_loras=2,
+        max_lora_rank=RANK,
+    ) as started:  # fmt: skip
+        yield started
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from generate import prompts
+from parts import started_engine
 
 from vllm_nfp.results.snapshot import Snapshot, read_snapshot
 from vllm_nfp.types import State
@@ -32,17 +33,13 @@ SETTINGS = {
 @pytest.fixture(scope="module")
 def llm(dense_model: Path) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=":")
-        from vllm import LLM
-
-        yield LLM(
-            model=str(dense_model), skip_tokenizer_init=True, enforce_eager=True, dtype="float32",
-            max_model_len=512, max_num_seqs=32, tensor_parallel_size=2,
+        with started_engine(
+            dense_model, dtype="float32", max_num_seqs=32, tensor_parallel_size=2,
             distributed_executor_backend="mp",
-            worker_extension_cls="rank_extension.ProbeExtension", seed=0,
-            enable_prefix_caching=False,
-        )  # fmt: skip
+            worker_extension_cls="rank_extension.ProbeExtension", enable_prefix_caching=False,
+        ) as started:  # fmt: skip
+            yield started
 
 
 @pytest.fixture(scope="module")

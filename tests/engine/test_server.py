@@ -14,16 +14,9 @@ from pathlib import Path
 
 import pytest
 from generate import prompts
+from programs import run_vllm
 from prometheus_client.parser import text_string_to_metric_families
-from serving import (
-    API_KEY,
-    Running,
-    foreign_connector,
-    path_with,
-    run_vllm,
-    server,
-    wait_for,
-)
+from serving import API_KEY, Running, foreign_connector, path_with, server, wait_for
 
 from vllm_nfp import load_profile
 from vllm_nfp.results import scrape

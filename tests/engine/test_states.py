@@ -11,7 +11,7 @@ from typing import Any
 import kinds
 import pytest
 import torch
-from parts import attaching, engine_of, only_times, prober_of, publisher_of
+from parts import attaching, engine_of, only_times, prober_of, publisher_of, started_engine
 
 from vllm_nfp.adapter.engines import worker_of
 from vllm_nfp.config import ProbeConfig, config_from_mapping
@@ -32,15 +32,11 @@ SETTINGS = {
 def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Qwen3-Next: three layers of Gated DeltaNet, one of attention, experts in all."""
     model = kinds.hybrid(tmp_path_factory.mktemp("hybrid"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        from vllm import LLM
-
-        yield LLM(
-            model=str(model), skip_tokenizer_init=True, enforce_eager=True, dtype="bfloat16",
-            max_model_len=512, max_num_seqs=8, distributed_executor_backend="uni", seed=0,
-            enable_prefix_caching=True,
-        )  # fmt: skip
+    with started_engine(
+        model, dtype="bfloat16", max_num_seqs=8, distributed_executor_backend="uni",
+        enable_prefix_caching=True,
+    ) as started:  # fmt: skip
+        yield started
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from parts import attach, prober_of, publisher_of
+from parts import attach, prober_of, publisher_of, started_engine
 
 from vllm_nfp.adapter.engines import worker_of
 from vllm_nfp.config import config_from_mapping
@@ -59,15 +59,11 @@ class Truth:
 
 @pytest.fixture
 def llm(dense_model: Path) -> Iterator[Any]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        from vllm import LLM
-
-        yield LLM(
-            model=str(dense_model), skip_tokenizer_init=True, enforce_eager=True, dtype="float32",
-            max_model_len=512, max_num_seqs=64, max_num_batched_tokens=MOST_TOKENS,
-            distributed_executor_backend="uni", seed=0, enable_prefix_caching=False,
-        )  # fmt: skip
+    with started_engine(
+        dense_model, dtype="float32", max_num_seqs=64, max_num_batched_tokens=MOST_TOKENS,
+        distributed_executor_backend="uni", enable_prefix_caching=False,
+    ) as started:  # fmt: skip
+        yield started
 
 
 def watch(runner: Any, truth: Truth) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import ROOT
+from programs import result_of
 
 sys.path.insert(0, str(ROOT))
 from benchmarks import talk
@@ -31,17 +29,6 @@ prompts = [{"prompt_token_ids": talk.prompt(place, 50)} for place in (0, 7)]
 greedy = SamplingParams(temperature=0.0, max_tokens=300, ignore_eos=True, detokenize=False)
 print("RESULT " + json.dumps([list(o.outputs[0].token_ids) for o in llm.generate(prompts, greedy)]))
 """
-
-
-def result_of(script: str, folder: Path, argument: str) -> Any:
-    """What a script prints as its result, in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(folder), argument],
-        capture_output=True, text=True, timeout=300, check=False, cwd=ROOT,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    (line,) = (line for line in done.stdout.splitlines() if line.startswith("RESULT "))
-    return json.loads(line.removeprefix("RESULT "))
 
 
 @pytest.mark.parametrize("shape", ["tiny-dense", "tiny-moe"])

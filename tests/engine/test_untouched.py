@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from serving import run_vllm
+from programs import result_of, run_vllm
 
 from vllm_nfp.config import ENV_VAR, ProbeConfig
 
@@ -31,15 +28,9 @@ def found(dense_model: Path) -> Found:
         "stale": (in_a_file, {ENV_VAR: STALE}),
         "with": (["serve", "some-model", "--nfp-probe"], {}),
     }
-    done = subprocess.run(
-        [sys.executable, str(PROGRAM), json.dumps(list(cases.values()))],
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    lines = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]
     return {
-        name: json.loads(line.removeprefix("FOUND "))
-        for name, line in zip(cases, lines, strict=True)
+        name: result_of(PROGRAM, *words, environment=environment)
+        for name, (words, environment) in cases.items()
     }
 
 

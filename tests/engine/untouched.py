@@ -1,16 +1,14 @@
-"""Run as a program: load vLLM's plugins as ``vllm serve WORDS`` would, in a process for each case,
-and print every attribute of vLLM that comes from this project, as JSON.
+"""Run as a program: load vLLM's plugins as ``vllm WORDS`` would, and print every attribute of vLLM
+that comes from this project, as JSON.
 
-    untouched.py '[[WORDS, ENVIRONMENT], ...]'
+    untouched.py serve MODEL ...
 """
 
 from __future__ import annotations
 
 import importlib
 import json
-import os
 import sys
-import traceback
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -36,6 +34,8 @@ def replaced() -> list[str]:
     return sorted(set(found))
 
 
+LATER = ("entrypoints.cli.serve", "v1.metrics.prometheus", "v1.worker.worker_base")
+"""What a server imports by and by."""
 PARSER_MODULES = ("launchers.cli_args", "common.cli_args")
 """Where releases keep make_arg_parser: 0.29 and 0.32, 0.33."""
 
@@ -49,12 +49,13 @@ def parser_factory() -> Any:
     raise SystemExit("this vLLM's make_arg_parser is nowhere known")
 
 
-def inspect(words: list[str]) -> dict[str, object]:
+def main() -> dict[str, object]:
     """What ``vllm serve`` with these words leaves of vLLM."""
-    sys.argv = ["vllm", *words]
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+    for name in LATER:
+        importlib.import_module(f"vllm.{name}")
     parser = parser_factory()(FlexibleArgumentParser())
     if "--config" in sys.argv:  # the flags may be in a file; these are not
         args = parser.parse_args([])
@@ -69,27 +70,5 @@ def inspect(words: list[str]) -> dict[str, object]:
     return {"replaced": replaced(), "loaded": loaded, "flags": flags}
 
 
-def in_a_child(words: list[str], environment: dict[str, str]) -> None:
-    """Write what is found to standard output, by a process that ends with it."""
-    child = os.fork()
-    if child:
-        assert os.waitpid(child, 0)[1] == 0, f"{words} fails"
-        return
-    status = 1
-    try:
-        os.environ.update(environment)
-        print("FOUND " + json.dumps(inspect(words)), flush=True)
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(status)
-
-
 if __name__ == "__main__":
-    # Imports take nine tenths of the time, and load no plugin.
-    for name in ("entrypoints.cli.serve", "v1.metrics.prometheus", "v1.worker.worker_base"):
-        importlib.import_module(f"vllm.{name}")
-    parser_factory()
-    for each in json.loads(sys.argv[1]):
-        in_a_child(*each)
+    print("RESULT " + json.dumps(main()))

@@ -16,7 +16,6 @@ Attaches the session itself, in this process, so that it can look at tensors bef
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -58,17 +57,19 @@ LATE = {
 
 
 def engine_of(model: str, mode: str) -> Any:
-    from vllm import LLM
+    from vllm_nfp.adapter.engines import start_engine
 
     # What reads pictures needs its tokenizer; its small heads fit no fast kernel.
     pictures = (Path(model) / "processor_config.json").exists()
     more: dict[str, Any] = {"mm_encoder_attn_backend": "TORCH_SDPA"} if pictures else {}
-    return LLM(
-        model=model, skip_tokenizer_init=not pictures, dtype="bfloat16", max_model_len=512,
-        max_num_seqs=24, **more,
-        compilation_config={**MODES[mode], "cudagraph_capture_sizes": SIZES}, seed=0,
-        gpu_memory_utilization=0.05, kv_cache_memory_bytes=1 << 30, enable_prefix_caching=False,
-        distributed_executor_backend="uni",
+    return start_engine(
+        model,
+        {
+            "skip_tokenizer_init": not pictures, "dtype": "bfloat16", "max_model_len": 512,
+            "max_num_seqs": 24, "gpu_memory_utilization": 0.05, "kv_cache_memory_bytes": 1 << 30,
+            "compilation_config": {**MODES[mode], "cudagraph_capture_sizes": SIZES}, "seed": 0,
+            "enable_prefix_caching": False, "distributed_executor_backend": "uni", **more,
+        },
     )  # fmt: skip
 
 
@@ -244,15 +245,15 @@ def proof_milliseconds(engine: Any) -> dict[str, float]:
 
 
 def main(model: str, run_dir: str, out: str, mode: str) -> None:
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     import torch
 
+    from vllm_nfp.adapter.engines import worker_of
     from vllm_nfp.adapter.graph_place import CaptureWatch
 
     late = mode in ("late", "kept")
     with CaptureWatch() as watch:
         llm = engine_of(model, mode)
-    worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+    worker = worker_of(llm)
     expected = generate(llm)
     if mode == "writes":
         write_in_a_graph()

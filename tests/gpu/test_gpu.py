@@ -22,15 +22,19 @@ GENERATE = Path(__file__).parents[1] / "engine" / "generate.py"
 REAL_GRAPHS = Path(__file__).with_name("real_graphs.py")
 
 
-def generate(model: Path, out: Path, probe: dict[str, object] | None, mode: str = "graphs") -> Any:
+def generate(
+    model: Path, out: Path, probe: dict[str, object] | None, mode: str = "graphs", **more: Any
+) -> Any:
+    """Args: more: further arguments of the engine; see ``generate.py``."""
     environment = dict(os.environ)
     if probe is not None:
         environment[ENV_VAR] = config_from_mapping(probe).to_json()
     done = subprocess.run(
-        [sys.executable, str(GENERATE), str(model), str(out), mode],
+        [sys.executable, str(GENERATE), str(model), str(out), mode, json.dumps(more)],
         env=environment, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    out.with_suffix(".log").write_text(done.stdout + done.stderr)
     return json.loads(out.read_text())
 
 
@@ -109,6 +113,28 @@ def test_outputs_do_not_change_while_pictures_are_read(rotary_model: Path, tmp_p
     snapshot = read_snapshot(tmp_path / "engine-0.json")
     assert snapshot.state not in (State.DISABLED, State.PASSIVE), snapshot.reason
     assert {row.execution for row in snapshot.curves} == {"full"}
+    assert snapshot.probes["measured"] >= 5
+
+
+@pytest.fixture(scope="module")
+def real_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """It writes English: SmolLM2-135M-Instruct, of a package that not every machine has."""
+    return kinds.real(tmp_path_factory.mktemp("real"))
+
+
+def test_real_text_does_not_change(real_model: Path, tmp_path: Path) -> None:
+    plain = generate(real_model, tmp_path / "plain.json", None, "text-graphs")
+    probe = {
+        **FEW_SHAPES,
+        "max_positions": 8,
+        "overhead_budget": 0.5,
+        "step_share": 1.0,
+        "publish_seconds": 0.2,
+        "run_dir": str(tmp_path),
+    }
+    assert generate(real_model, tmp_path / "probed.json", probe, "text-graphs") == plain
+    snapshot = read_snapshot(tmp_path / "engine-0.json")
+    assert snapshot.state not in (State.DISABLED, State.PASSIVE), snapshot.reason
     assert snapshot.probes["measured"] >= 5
 
 

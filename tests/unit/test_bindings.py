@@ -112,12 +112,20 @@ def test_arguments_that_vllm_lacks_or_requires_are_named() -> None:
     ]
 
 
-def group_of(spec_name: str, builder: Any) -> Any:
+def group_of(spec_name: str, builder: Any, module: str = "vllm.v1.attention.backends.own") -> Any:
     spec = type(spec_name, (), {"block_size": 16})()
     builder.kv_cache_spec = spec
+    backend = type("Backend", (), {"__module__": module, "get_name": lambda: "OWN"})
     return SimpleNamespace(
-        layer_names=["a"], kv_cache_spec=spec, metadata_builders=[builder], kernel_block_stride=0
-    )
+        layer_names=["a"], kv_cache_spec=spec, metadata_builders=[builder], kernel_block_stride=0,
+        backend=backend,
+    )  # fmt: skip
+
+
+def test_an_attention_backend_that_was_registered_with_vllm_is_named() -> None:
+    group = group_of("FullAttentionSpec", Builder(), "vllm_other.backend")
+    with pytest.raises(UnknownVllmError, match=r"attention backend OWN \(vllm_other\.backend\)"):
+        own_groups([[group]], 100, SimpleNamespace(), CPU)
 
 
 def test_an_unknown_kind_of_kv_cache_or_builder_is_named() -> None:

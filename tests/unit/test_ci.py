@@ -120,35 +120,49 @@ def test_what_is_not_committed_is_tested_too(
     assert shown(run(other, cwd=tmp_path)) == [*files, "as changed"]
 
 
-def test_a_checkout_without_git_is_tested_as_it_lies(
-    checkout: Path, run: Run, tmp_path: Path
-) -> None:
+@pytest.fixture
+def few_programs(tmp_path: Path) -> str:
+    """A PATH without git and all that is installed for the tests."""
     few = tmp_path / "few"
     few.mkdir()
-    for name in ("bash", "cat", "dirname", "find", "grep", "mkdir", "mktemp", "rm", "sed", "sort",
-                 "tar"):  # fmt: skip
+    for name in ("bash", "cat", "dirname", "find", "grep", "mkdir", "mktemp", "rm", "sed", "sh",
+                 "sort", "tar"):  # fmt: skip
         (few / name).symlink_to(str(shutil.which(name)))
-    found = shown(run(checkout, path=str(few)))
+    return str(few)
+
+
+def test_a_checkout_without_git_is_tested_as_it_lies(
+    checkout: Path, run: Run, few_programs: str
+) -> None:
+    found = shown(run(checkout, path=few_programs))
     assert found == [*BASE, "./gone", "./kept", "./made", "as committed"]
 
 
-def test_what_the_machine_lacks_is_installed_first(
-    checkout: Path, run: Run, tmp_path: Path
+def test_what_the_machine_lacks_is_installed_before_the_tests(
+    checkout: Path, run: Run, tmp_path: Path, few_programs: str
 ) -> None:
-    programs = tmp_path / "bin"
-    (programs / "apt-get").write_text(f'#!/bin/sh\necho "$@" >> "{tmp_path}/asked"\n')
+    asked = tmp_path / "asked"
+    (tmp_path / "bin" / "apt-get").write_text(f'#!/bin/sh\necho "$@" >> "{asked}"\n')
     run(checkout)
-    assert not (tmp_path / "asked").exists() or shutil.which("git") is None
-    (programs / "ps").unlink()
-    few = tmp_path / "few"
-    few.mkdir()
-    for name in ("bash", "cat", "dirname", "find", "grep", "mkdir", "mktemp", "rm", "sed", "sort",
-                 "tar", "sh"):  # fmt: skip
-        (few / name).symlink_to(str(shutil.which(name)))
-    shown(run(checkout, path=str(few)))
-    update, install = (tmp_path / "asked").read_text().splitlines()
-    assert update.startswith("update")
-    assert install.endswith("chromium prometheus procps git")
+    assert not asked.exists() or shutil.which("git") is None
+    (tmp_path / "bin" / "ps").unlink()
+    readme = checkout / "README.md"
+    readme.write_text(readme.read_text().replace("cat made", f'cat "{asked}" && cat made', 1))
+    done = run(checkout, path=few_programs)
+    assert done.returncode == 0, done.stderr
+    words = [line.split() for line in done.stdout.splitlines()]
+    assert [line[0] for line in words[:4]] == ["update", "install"] * 2
+    assert words[1][-1] == "git" and words[3][-3:] == ["chromium", "prometheus", "procps"]
+
+
+def test_without_what_the_machine_lacks_nothing_is_tested(
+    checkout: Path, run: Run, tmp_path: Path, few_programs: str
+) -> None:
+    (tmp_path / "bin" / "apt-get").write_text('#!/bin/sh\ncase "$*" in *chromium*) exit 9; esac\n')
+    (tmp_path / "bin" / "chromium").unlink()
+    done = run(checkout, path=few_programs)
+    assert done.returncode == 9
+    assert "1 passed" not in done.stdout
 
 
 def test_a_failure_of_the_tests_is_that_of_the_script(checkout: Path, run: Run) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,21 +12,24 @@ from click.testing import CliRunner
 
 from benchmarks.claims import __main__ as program
 from benchmarks.claims.checking import check
-from benchmarks.claims.claim import Claim, Quote
-from benchmarks.claims.recorded import CLAIMS
+from benchmarks.claims.claim import Claim, Planned, Quote, Run
+from benchmarks.claims.evidence import page
+from benchmarks.claims.recorded import CLAIMS, PLANNED
 from benchmarks.claims.staleness import Age, age
 
 MADE = Claim(
     "made", "{share} of cells", "none", "{cells} cells", lambda _: {"share": "97 %", "cells": "3"},
-    "record", ("python run.py --out {out}",), None, "2026-01-01", "H100", ("code.py",),
-    (Quote("page.md", "good in {share} of {cells} cells"),),
+    "record", Run(("python run.py --out {out} --within {within}",), 600), None, "2026-01-01",
+    "H100", ("code.py",), (Quote("page.md", "good in {share} of {cells} cells"),),
 )  # fmt: skip
+MOST_FIGURES_OF_THE_README = 10
 
 
 def test_every_published_figure_agrees_with_its_record() -> None:
     result = CliRunner().invoke(program.main, ["check"])
     assert result.exit_code == 0, result.output
     assert {line.split(":")[0] for line in result.output.splitlines()} == {c.name for c in CLAIMS}
+    assert "prediction-public: not computed (give --public)" in result.output
 
 
 @pytest.mark.parametrize(
@@ -39,18 +43,25 @@ def test_a_page_that_says_something_else_is_a_fault(page: str, faults: int, tmp_
     assert all("page.md does not say: good in 97 % of 3 cells" in fault for fault in found.faults)
 
 
-def test_code_that_changed_since_the_run_is_stale(tmp_path: Path) -> None:
+def repository(folder: Path) -> Callable[..., str]:
+    """A new repository; runs git there and returns what it prints."""
+
     def git(*arguments: str) -> str:
         identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
         done = subprocess.run(
-            ["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True
+            ["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True
         )
         return done.stdout.strip()
 
+    git("init", "-q")
+    return git
+
+
+def test_code_that_changed_since_the_run_is_stale(tmp_path: Path) -> None:
     code = tmp_path / "code.py"
     code.write_text("1")
     assert age(tmp_path, "abcdef0", ["code.py"]) is Age.UNKNOWN  # no repository: an archive
-    git("init", "-q")
+    git = repository(tmp_path)
     git("add", ".")
     git("commit", "-q", "-m", "first")
     commit = git("rev-parse", "HEAD")
@@ -62,12 +73,59 @@ def test_code_that_changed_since_the_run_is_stale(tmp_path: Path) -> None:
     assert age(tmp_path, commit, ["other.py"]) is Age.CURRENT
 
 
+def test_comments_docstrings_and_layout_make_no_record_stale(tmp_path: Path) -> None:
+    git = repository(tmp_path)
+    code, table = tmp_path / "code.py", tmp_path / "table.toml"
+    code.write_text('def f():\n    """One."""\n    return 1\n')
+    table.write_text("a = 1\n")
+    git("add", ".")
+    git("commit", "-q", "-m", "first")
+    commit, both = git("rev-parse", "HEAD"), ["code.py", "table.toml"]
+    code.write_text('"""Text."""\n\n\ndef f():\n    # of f\n    return (1)\n')
+    assert age(tmp_path, commit, both) is Age.CURRENT
+    code.write_text("def f():\n    return 2\n")
+    assert age(tmp_path, commit, both) is Age.STALE
+    assert age(tmp_path, commit, [".", ":(exclude)code.py"]) is Age.CURRENT
+    code.write_text("def f(:\n")
+    assert age(tmp_path, commit, both) is Age.STALE, "what cannot be read has changed"
+    code.unlink()
+    assert age(tmp_path, commit, both) is Age.STALE
+    git("checkout", "-q", "code.py")
+    table.write_text("# of a\na = 1\n")
+    assert age(tmp_path, commit, both) is Age.STALE, "only Python is read so closely"
+
+
+def test_a_record_outside_the_checkout_is_computed_where_it_is_given(tmp_path: Path) -> None:
+    (tmp_path / "page.md").write_text("It is good in 96 % of 3 cells.")
+    outside = replace(MADE, record=None, rests_on=())
+    assert check(tmp_path, outside).figures is None
+    assert check(tmp_path, outside).faults == ()
+    assert len(check(tmp_path, outside, tmp_path / "points.json").faults) == 1
+
+
+def test_the_page_says_what_has_not_run() -> None:
+    planned = Planned("later", "how long it lasts", MADE.run, "no GPU was at hand")
+    text = page([check(program.ROOT, replace(MADE, quotes=()))], [planned])
+    assert "| `later` | how long it lasts | no GPU was at hand |" in text
+    assert "`later`:\n\n```sh\npython run.py --out DIR --within 600\n```" in text
+
+
 def test_the_paths_of_claims_exist() -> None:
     for claim in CLAIMS:
-        for path in (claim.record, *claim.rests_on, *(quote.path for quote in claim.quotes)):
-            assert (program.ROOT / path).exists(), (claim.name, path)
-        assert all("{out}" in command for command in claim.commands)
-    assert len({claim.name for claim in CLAIMS}) == len(CLAIMS)
+        record = () if claim.record is None else (claim.record,)
+        for path in (*record, *claim.rests_on, *(quote.path for quote in claim.quotes)):
+            there = program.ROOT / path.removeprefix(":(exclude)")
+            assert there.exists(), (claim.name, path)
+        assert claim.commit or claim.added or claim.record is None, claim.name
+    names = [one.name for one in (*CLAIMS, *PLANNED)]
+    assert len(set(names)) == len(names)
+    assert all(run.filled("out") for run in program.RUNS.values())
+
+
+def test_the_readme_quotes_few_figures_and_each_from_a_claim() -> None:
+    quotes = [q.text for claim in CLAIMS for q in claim.quotes if q.path == "README.md"]
+    figures = sum(text.count("{") for text in quotes)
+    assert 0 < figures <= MOST_FIGURES_OF_THE_README
 
 
 def test_a_run_needs_a_known_claim_and_a_gpu(
@@ -88,9 +146,13 @@ def test_a_run_puts_the_directory_into_its_commands(
     ran: list[list[str]] = []
     monkeypatch.setattr(program.shutil, "which", lambda name: f"/bin/{name}")
     monkeypatch.setattr(program.subprocess, "run", lambda words, **_: ran.append(words))
-    monkeypatch.setattr(program, "CLAIMS", (replace(MADE, name=CLAIMS[0].name),))
-    result = CliRunner().invoke(
-        program.main, ["run", CLAIMS[0].name, "--out", str(tmp_path / "out")]
-    )
-    assert result.exit_code == 0, result.output
-    assert ran == [["python", "run.py", "--out", str(tmp_path / "out")]]
+    monkeypatch.setitem(program.RUNS, CLAIMS[0].name, MADE.run)
+    arguments = ["run", CLAIMS[0].name, "--out", str(tmp_path / "o u t")]
+    for further, seconds in (([], "600"), (["--within", "90"], "90")):
+        result = CliRunner().invoke(program.main, [*arguments, *further])
+        assert result.exit_code == 0, result.output
+        place = str(tmp_path / "o u t")
+        assert ran.pop() == ["python", "run.py", "--out", place, "--within", seconds]
+    monkeypatch.setitem(program.RUNS, CLAIMS[0].name, Run(("python run.py --out {out}",)))
+    result = CliRunner().invoke(program.main, [*arguments, "--within", "90"])
+    assert result.exit_code == 2 and "its commands take no limit" in result.output

@@ -159,16 +159,21 @@ def test_a_model_that_cannot_be_probed_is_broken_with_the_reason() -> None:
 
 def test_every_feature_of_a_command_line_is_told_and_not_only_the_first_reason() -> None:
     made = [
-        {"name": "mixture of experts", "mode": "active", "why": "modules moe_ffn"},
-        {"name": "LoRA", "mode": "passive", "why": "serve without --enable-lora"},
-        {"name": "pipeline parallelism", "mode": "passive", "why": "probing needs 1"},
+        {"name": name, "mode": mode, "why": why, "needs": needs}
+        for name, mode, why, needs in (
+            ("mixture of experts", "active", "modules moe_ffn", ""),
+            ("several nodes", "active", "each takes its own", "start all alike"),
+            ("LoRA", "passive", "serve without --enable-lora", ""),
+            ("pipeline parallelism", "passive", "probing needs 1", ""),
+        )
     ]
     found = whole(MODEL, mode="passive", reason="probing needs 1", features=made)
-    told = [(f.status, f.found) for f in found.findings if f.name == "feature"]
+    told = [(f.status, f.found, f.advice) for f in found.findings if f.name == "feature"]
     assert told == [
-        (Status.OK, "mixture of experts: probed"),
-        (Status.WARNING, "LoRA: passive; serve without --enable-lora"),
-        (Status.WARNING, "pipeline parallelism: passive; probing needs 1"),
+        (Status.OK, "mixture of experts: probed", ""),
+        (Status.OK, "several nodes: probed", "start all alike"),
+        (Status.WARNING, "LoRA: passive; serve without --enable-lora", ""),
+        (Status.WARNING, "pipeline parallelism: passive; probing needs 1", ""),
     ]
 
 
@@ -191,7 +196,10 @@ def test_backend_graphs_and_drafts_of_a_model() -> None:
     assert "num_speculative_tokens=1" in ignored.advice
 
 
-LINTS = ("capture sizes", "tokens of a step", "table on the V1 runner", "attention of drafts")
+LINTS = (
+    "capture sizes", "tokens of a step", "table on the V1 runner", "table with ngram_gpu",
+    "attention of drafts",
+)  # fmt: skip
 TABLE = {"draft_lengths_by_batch_size": True, "draft_table": [[1, 64, 7], [65, 256, 1]]}
 DEFAULT_GRAPHS = {
     "eager": False, "mode": "FULL_AND_PIECEWISE", "largest": 512,
@@ -221,6 +229,11 @@ DEFAULT_GRAPHS = {
         ),
         ({**SPECULATING, **TABLE, "use_v2": False}, ("serve with VLLM_USE_V2_MODEL_RUNNER=1",)),
         ({**SPECULATING, **TABLE, "use_v2": False, "data_parallel": 2}, ()),
+        (
+            {**SPECULATING, **TABLE, "speculative": "ngram_gpu", "draft_length": 7,
+             "use_v2": False, "graphs": {**DEFAULT_GRAPHS, "eager": True}},
+            ("AssertionError", "num_speculative_tokens=7"),
+        ),
         ({**SPECULATING, "flash_attention": 2}, ("contexts like 32768", "FLASHINFER")),
         ({**SPECULATING, "flash_attention": 2, "max_model_len": 2048}, ()),
         ({**SPECULATING, "flash_attention": 2, "backend": "TRITON_ATTN"}, ()),

@@ -11,7 +11,16 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT))
 from benchmarks import draft_ablation
 from benchmarks.draft_plan import LENGTHS
-from benchmarks.draft_scenarios import SCENARIOS, Curves, Recording, Scenario, Stay, goodput
+from benchmarks.draft_scenarios import (
+    SCENARIOS,
+    Curves,
+    Recording,
+    Scenario,
+    Stay,
+    between,
+    goodput,
+    tiled,
+)
 from vllm_nfp.draft.live import cells, counted, proposals
 from vllm_nfp.draft.live.trial import Trial
 
@@ -47,8 +56,15 @@ def test_every_scenario_has_a_path() -> None:
     at = [(context, b) for context in (1024, 8192) for b in (1, 4, 16, 32, 64, 128)]
     for scenario in SCENARIOS.values():
         path = scenario.path(at, random.Random(1))
-        assert path and {stay.cell for stay in path} <= set(at)
+        known = {(8192, b) for b in range(1, 129)} if scenario.between else set(at)
+        assert path and {stay.cell for stay in path} <= known
         assert path == scenario.path(at, random.Random(1)), "the same for every part"
+
+
+def test_a_tile_more_makes_a_stair() -> None:
+    found = tiled({(1024, 1): dict.fromkeys(LENGTHS, 1.0)})
+    assert found[1024, 16][3] == pytest.approx(1.06), "64 tokens: one tile, and three drafts"
+    assert found[1024, 16][4] == pytest.approx(1.58)
 
 
 def test_a_throttled_gpu_makes_drafts_cost_more() -> None:
@@ -58,3 +74,13 @@ def test_a_throttled_gpu_makes_drafts_cost_more() -> None:
     with_drafts = goodput(fast, RUN, seed=1)
     # Of the configured K = 3 little is left where drafts are so slow.
     assert goodput(slow, RUN, seed=1) < 0.9 * with_drafts
+
+
+def test_times_between_levels_grow_and_stay_with_their_graphs() -> None:
+    levels = {(1024, b): {k: b * (k + 1.0) for k in LENGTHS} for b in (32, 64, 128)}
+    levels[1024, 64][8] = levels[1024, 128][8] = 5000.0  # 576 tokens: no graph
+    found = between(levels)
+    assert {b for _, b in found} == set(range(32, 129))
+    assert found[1024, 48][3] == pytest.approx(4 * 48)
+    assert found[1024, 56][8] == pytest.approx(9 * 56), "504 tokens are in a graph"
+    assert found[1024, 57][8] == 5000.0

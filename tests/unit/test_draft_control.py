@@ -62,6 +62,7 @@ class Scheduler:
                 enable_adaptive_verification=changes.get("adaptive", False),
             ),
             compilation_config=SimpleNamespace(cudagraph_mode=None, cudagraph_capture_sizes=[]),
+            use_v2_model_runner=changes.get("v2", True),
         )
         self.seen: list[int] = []
 
@@ -318,6 +319,16 @@ def test_a_vllm_with_other_settings_still_starts(
     assert attach(scheduler, config, PatchSet()) is None
     assert "data_parallel_index" in caplog.text
     assert scheduler.dynamic_sd_lookup == STATIC
+
+
+def test_no_length_changes_where_vllm_asserts_that_it_does_not(
+    config: ProbeConfig, tmp_path: Path
+) -> None:
+    scheduler = Scheduler(method="ngram_gpu", v2=False)
+    assert attach(scheduler, config, PatchSet()) is None
+    assert scheduler.dynamic_sd_lookup == STATIC
+    assert "VLLM_USE_V2_MODEL_RUNNER=1" in reported(tmp_path, ControlState.DISABLED).reason
+    assert attach(Scheduler(method="ngram", v2=False), config, PatchSet()) is not None
 
 
 def test_the_method_is_told_and_makes_no_strange_label(config: ProbeConfig, tmp_path: Path) -> None:

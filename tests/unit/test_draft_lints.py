@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import re
 from typing import Any
@@ -106,6 +107,24 @@ def test_the_rest_is_silent_where_nothing_is_wrong() -> None:
     assert "vLLM 0.32 or later" in (lints.piecewise_table(False, False) or "")
     assert lints.unsplit_cache(1024) is None
     assert "FLASHINFER" in (lints.unsplit_cache(16384) or "")
+
+
+def test_the_v1_runner_looks_n_grams_up_on_the_gpu_at_one_length_alone() -> None:
+    one, two = ((1, 64, 7),), ((1, 8, 7), (9, 64, 3))
+    found = lints.fixed_on_v1("ngram_gpu", two, 7, uses_v2=False, v2_follows=True)
+    assert found is not None and "num_speculative_tokens=7" in found and "AssertionError" in found
+    assert "VLLM_USE_V2_MODEL_RUNNER=1" in found
+    assert lints.fixed_on_v1("ngram_gpu", one, 7, uses_v2=False, v2_follows=True) is None
+    assert lints.fixed_on_v1("ngram_gpu", two, 7, uses_v2=True, v2_follows=True) is None
+    assert lints.fixed_on_v1("ngram", two, 7, uses_v2=False, v2_follows=True) is None
+    older = lints.fixed_on_v1("ngram_gpu", ((1, 64, 3),), 7, uses_v2=False, v2_follows=False)
+    assert older is not None and "vLLM 0.32 or later" in older
+
+
+def test_vllm_asserts_that_length() -> None:
+    proposer = pytest.importorskip("vllm.v1.spec_decode.ngram_proposer_gpu")
+    source = inspect.getsource(proposer.NgramProposerGPU.propose)
+    assert "assert num_speculative_tokens == self.k" in source
 
 
 def of_server(

@@ -36,6 +36,8 @@ def config(**changes: Any) -> Any:
     made = SimpleNamespace(
         parallel_config=parallel, model_config=model, offload_config=offload,
         kv_transfer_config=None, ec_transfer_config=None, lora_config=None,
+        device_config=SimpleNamespace(device_type="cpu"),
+        compilation_config=SimpleNamespace(cudagraph_specialize_lora=True),
     )  # fmt: skip
     for name, value in changes.items():
         owner, _, field = name.partition("__")
@@ -94,7 +96,6 @@ OTHER_ALL2ALL = {
             "--distributed-executor-backend external_launcher",
         ),
         ({"parallel_config__use_ubatching": True}, "--enable-dbo"),
-        ({"parallel_config__enable_eplb": True}, "--enable-eplb"),
         (UNKNOWN_HYBRID, "recurrent (mamba) state"),
         ({"model_config__is_encoder_decoder": True}, "encoder-decoder"),
         ({"model_config__runner_type": "pooling"}, "'pooling' decodes nothing"),

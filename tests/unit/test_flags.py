@@ -57,3 +57,44 @@ def test_a_headless_process_says_that_nobody_sees_its_results(
         )
     assert os.environ[ENV_VAR], "the probe is off"
     assert ("add --nfp-output-dir" in caplog.text) is told
+
+
+@pytest.mark.parametrize(
+    ("nodes", "engines", "node", "follows"),
+    [(2, 1, 1, True), (4, 2, 1, True), (4, 2, 2, False), (2, 2, 1, False)],
+)
+def test_a_headless_node_of_an_engine_that_another_begins_says_who_reports(
+    nodes: int, engines: int, node: int, follows: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "vllm.nfp"):
+        switch_on.switch_on(
+            argparse.Namespace(
+                nfp_probe=True, headless=True, nnodes=nodes, node_rank=node,
+                data_parallel_size=engines,
+            )
+        )  # fmt: skip
+    assert ("first node, which reports for them" in caplog.text) is follows
+    assert ("add --nfp-output-dir" in caplog.text) is not follows
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ({"nnodes": 2}, "--nnodes 2"),
+        ({"distributed_executor_backend": "ray"}, "--distributed-executor-backend ray"),
+        ({"data_parallel_backend": "ray"}, "--data-parallel-backend ray"),
+    ],
+)
+def test_draft_control_is_refused_where_ranks_may_capture_other_graphs(
+    flags: dict[str, object], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drafts = {"method": "ngram", "num_speculative_tokens": 3}
+    args = argparse.Namespace(
+        nfp_probe=True, nfp_draft_control=True, speculative_config=drafts, **flags
+    )
+    with pytest.raises(SystemExit) as end:
+        switch_on.switch_on(args)
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"--nfp-draft-control does not work with {named}" in line
+    assert "leave one of the two out" in line

@@ -155,55 +155,15 @@ def cell(batch_size: int, relative: dict[int, float], unit: float = 5e-3) -> Com
     return Compared((batch_size, 1024), relative, unit)
 
 
-def test_a_forecast_rests_on_the_nearest_cell_that_compared_both() -> None:
-    model = StepModel(LENGTHS, None)
-    far, near = cell(2, {3: 1.0, 6: 9.0}), cell(8, {3: 2.0, 6: 2.6})
-    found = model.forecast(cell(6, {3: 1.0}), 6, 3, [far, near])
-    assert (found.relative, found.basis) == (pytest.approx(1.3), Basis.NEAR)
-    alone = model.forecast(cell(6, {3: 1.0}), 6, 3, [cell(64, {3: 1.0, 6: 9.0})])
-    assert (alone.relative, alone.basis) == (None, Basis.FAR)
-
-
-def test_what_the_curve_says_otherwise_of_the_two_cells_is_taken_along() -> None:
-    model = StepModel(LENGTHS, None)
-    model.set_curves([curve(8, 0.1), curve(16, 0.2)])
-    here = cell(16, {3: 1.0})
-    found = model.forecast(here, 6, 3, [cell(8, {3: 1.0, 6: 1.5})])
-    assert found.relative == pytest.approx(1.5 * (2.2 / 1.6) / (1.6 / 1.3))
-
-
-def test_a_cell_on_the_other_side_of_the_graphs_edge_tells_nothing() -> None:
-    model = StepModel(LENGTHS, 64)
-    found = model.forecast(cell(10, {3: 1.0}), 6, 3, [cell(8, {3: 1.0, 6: 1.1})])
-    assert found.basis is Basis.FAR
-
-
 def test_a_forecast_begins_at_the_closest_length_that_was_measured() -> None:
     model = StepModel(LENGTHS, None)
     model.set_curves([curve(8, 0.1)])
-    found = model.forecast(cell(8, {1: 0.5, 6: 3.0}), 8, 1, [])
+    found = model.forecast(cell(8, {1: 0.5, 6: 3.0}), 8)
     assert (found.relative, found.basis) == (pytest.approx(3.0 * 1.8 / 1.6), Basis.BESIDE)
 
 
 def predicted(of: StepCurve) -> StepCurve:
     return replace(of, bases=(CurveBasis.PREDICTED,) * len(of.points))
-
-
-def test_a_forecast_on_a_predicted_curve_is_a_weaker_one() -> None:
-    """It is worth a trial, but does not move what the trial measures."""
-    here, other = cell(8, {3: 1.0}), cell(9, {3: 1.0, 6: 1.5})
-    bases = []
-    for table in ([curve(8, 0.1), curve(16, 0.1)], [predicted(curve(8, 0.1)), curve(16, 0.1)]):
-        model = StepModel((0, 3, 6, 8), None)
-        model.set_curves(table)
-        beside = model.forecast(here, 6, 3, [])
-        assert beside.relative == pytest.approx(1.6 / 1.3)
-        near = model.forecast(here, 6, 3, [other])
-        bases.append((near.basis, beside.basis, model.forecast(here, 8, 3, []).basis))
-    assert bases == [
-        (Basis.NEAR, Basis.BESIDE, Basis.FAR),
-        (Basis.BESIDE, Basis.FAR, Basis.FAR),
-    ]
 
 
 def test_what_a_draft_costs_is_not_learned_from_a_prediction() -> None:
@@ -223,8 +183,8 @@ def test_the_curve_is_that_of_the_real_batch_size_and_context() -> None:
     )
     key = cell_of(17, 1030)
     assert key == (20, 2048)
-    at_end = model.forecast(Compared(key, {3: 1.0}, 5e-3), 6, 3, []).relative
-    real = model.forecast(Compared(key, {3: 1.0}, 5e-3, (16, 1030)), 6, 3, []).relative
+    at_end = model.forecast(Compared(key, {3: 1.0}, 5e-3), 6).relative
+    real = model.forecast(Compared(key, {3: 1.0}, 5e-3, (16, 1030)), 6).relative
     assert real == pytest.approx(1.6 / 1.3)
     assert at_end is not None and at_end > 1.05 * real
 
@@ -232,7 +192,7 @@ def test_the_curve_is_that_of_the_real_batch_size_and_context() -> None:
 def test_what_was_measured_of_a_length_does_not_forecast_it() -> None:
     model = StepModel(LENGTHS, None)
     model.set_curves([curve(8, 0.0)])
-    assert model.forecast(cell(8, {3: 1.0, 6: 7.0}), 6, 3, []).relative == pytest.approx(1.0)
+    assert model.forecast(cell(8, {3: 1.0, 6: 7.0}), 6).relative == pytest.approx(1.0)
 
 
 def test_drafting_is_told_from_verification_and_weighs_in_the_cells_own_unit() -> None:
@@ -241,7 +201,7 @@ def test_drafting_is_told_from_verification_and_weighs_in_the_cells_own_unit() -
     # Verification takes 4 ms whatever the length, a draft 0.5 ms.
     model.learn_draft_seconds(cell(8, {1: 4.5, 3: 5.5}, unit=1e-3))
     assert model.draft_seconds == {8: pytest.approx(0.5e-3)}
-    found = model.forecast(cell(8, {3: 1.0}, unit=5.5e-3), 6, 3, [])
+    found = model.forecast(cell(8, {3: 1.0}, unit=5.5e-3), 6)
     assert found.relative == pytest.approx(7.0 / 5.5)
 
 
@@ -250,7 +210,7 @@ def test_far_from_all_batch_sizes_a_draft_takes_the_least_known() -> None:
     model.set_curves([curve(b, 0.0) for b in (1, 8, 128)])
     for batch_size, each in ((128, 2.0), (8, 0.5)):
         model.learn_draft_seconds(cell(batch_size, {1: 4.0 + each, 3: 4.0 + 3 * each}, 1e-3))
-    found = model.forecast(cell(1, {3: 1.0}, unit=5.5e-3), 6, 3, [])
+    found = model.forecast(cell(1, {3: 1.0}, unit=5.5e-3), 6)
     assert found.relative == pytest.approx(7.0 / 5.5)
 
 
@@ -258,11 +218,11 @@ def test_without_a_graph_a_step_takes_what_the_host_takes() -> None:
     model = StepModel(LENGTHS, 64)
     model.set_curves([curve(32, 0.0)])
     here = cell(32, {1: 1.0})
-    assert model.forecast(here, 2, 1, []).relative == pytest.approx(1.0), "not known yet"
+    assert model.forecast(here, 2).relative == pytest.approx(1.0), "not known yet"
     model.saw(16, 6, 20e-3)
-    assert model.forecast(here, 2, 1, []).relative == pytest.approx(4.0)
+    assert model.forecast(here, 2).relative == pytest.approx(4.0)
     model.saw(8, 3, 99.0)  # a step with a graph tells nothing of it
-    assert model.forecast(here, 2, 1, []).relative == pytest.approx(4.0)
+    assert model.forecast(here, 2).relative == pytest.approx(4.0)
 
 
 def test_a_promise_counts_by_how_far_earlier_ones_were_out() -> None:
@@ -282,5 +242,5 @@ def test_a_promise_counts_by_how_far_earlier_ones_were_out() -> None:
 def test_what_a_trial_itself_may_be_out_is_not_blamed_on_the_forecast() -> None:
     record = Record()
     for sign in (1, -1) * 10:
-        record.add(Basis.NEAR, 1.0, math.exp(sign * 0.1), 0.1)
-    assert record.spread(Basis.NEAR) < Record().spread(Basis.NEAR)
+        record.add(Basis.BESIDE, 1.0, math.exp(sign * 0.1), 0.1)
+    assert record.spread(Basis.BESIDE) < Record().spread(Basis.BESIDE)

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from vllm_nfp.adapter import presence
+from vllm_nfp.adapter import extension, hooks, presence
+from vllm_nfp.adapter.patch import PatchSet
 from vllm_nfp.config import ProbeConfig
 
 CONFIG = ProbeConfig(max_positions=8)
@@ -111,3 +112,34 @@ def test_ranks_of_other_engines_are_looked_for_where_engines_step_together(
 def test_a_rank_that_is_alone_leaves_no_note(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(presence, "_store", lambda: pytest.fail("there is nobody to tell"))
     presence.announce(CONFIG)
+
+
+def _by_hooks(worker: Any) -> None:
+    hooks._hook_warm_up(PatchSet(), worker, CONFIG, _no_observer)
+    worker.compile_or_warm_up_model()
+
+
+def _by_extension_point(worker: Any) -> None:
+    extension.WorkerObserver(worker, CONFIG, _no_observer, PatchSet())
+    worker.compile_or_warm_up_model()
+
+
+def _no_observer(*_: object) -> Any:
+    raise RuntimeError("there is nothing to observe")
+
+
+@pytest.mark.parametrize("start", [_by_hooks, _by_extension_point])
+@pytest.mark.parametrize("fault", [False, True])
+def test_the_note_is_left_before_the_warm_up_and_a_fault_of_it_stays_in_the_probe(
+    start: Callable[[Any], None], fault: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def announce(config: ProbeConfig) -> None:
+        done.append(presence.note_of(config))
+        if fault:
+            raise RuntimeError("the store is gone")
+
+    monkeypatch.setattr(presence, "announce", announce)
+    start(SimpleNamespace(compile_or_warm_up_model=lambda: done.append("warm")))
+    assert done == [NOTE, "warm"]

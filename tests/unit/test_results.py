@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from made_surface import made_prior
+from made_surface import made_prior, made_snapshot
 
 from vllm_nfp.config import ProbeConfig
+from vllm_nfp.metrics.families import families_of
 from vllm_nfp.results.gather import Results
 from vllm_nfp.results.real_steps import AGAIN_SECONDS, ENOUGH, SteadySteps, Traffic
 from vllm_nfp.results.snapshot import Snapshot, read_snapshot, write_snapshot
@@ -66,6 +67,23 @@ def test_before_any_pair_every_cell_has_its_prediction_with_an_interval(results:
         assert row.ratio_lower <= row.ratio <= row.ratio_upper
         assert row.seconds_lower < row.median_seconds < row.seconds_upper
         assert row.execution == ("full" if row.batch_size * row.positions <= 128 else "none")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["vllm_nfp_positions", "vllm_nfp_step_time_ratio", "vllm_nfp_live_step_time_ratio"],
+)
+def test_without_a_pair_no_number_on_metrics_lacks_its_basis_predicted(name: str) -> None:
+    families = {family.name: family for family in families_of([made_snapshot(measured=())])}
+    bases = {}
+    for sample in families[f"{name}_basis"].samples:
+        labels = dict(sample.labels)
+        bases[labels.pop("basis"), *sorted(labels.items())] = sample.value
+    # t(1) / t(1) is 1 whatever is measured.
+    numbers = [s for s in families[name].samples if s.labels.get("positions") != "1"]
+    assert len(numbers) == len(bases) > 5
+    for sample in numbers:
+        assert bases["predicted", *sorted(sample.labels.items())] == 1.0
 
 
 def test_a_pair_is_a_measurement_of_its_shape_and_tells_of_others(results: Results) -> None:

@@ -52,8 +52,9 @@ def test_pages_link_to_each_other_in_one_menu(site: Path) -> None:
 def test_links_out_of_the_folder_lead_to_pages_of_the_site(site: Path) -> None:
     index = (site / "index.html").read_text()
     assert 'href="source/benchmarks/index.html"' in index
-    assert 'href="source/vllm_nfp/config.py.html"' in (site / "quick-start.html").read_text()
-    code = (site / "source/vllm_nfp/config.py.html").read_text()
+    page = "source/vllm_nfp/config/settings.py.html"
+    assert f'href="{page}"' in (site / "quick-start.html").read_text()
+    code = (site / page).read_text()
     assert "ProbeConfig" in code
     assert (site / "source/benchmarks/results/2026-11-24-h100/folder.html").is_file()
 

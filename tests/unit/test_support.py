@@ -44,7 +44,7 @@ REFUSED: list[tuple[dict[str, Any], str, bool]] = [
     ({"parallel_config__prefill_context_parallel_size": 2}, "--prefill-context-parallel", False),
     (OTHER_ALL2ALL, "--all2all-backend new_low_latency", True),
     ({"parallel_config__use_ubatching": True}, "--enable-dbo", False),
-    ({"parallel_config__enable_eplb": True}, "--enable-eplb", False),
+    ({"parallel_config__enable_elastic_ep": True}, "--enable-elastic-ep", False),
     (UNKNOWN_HYBRID, "recurrent (mamba) state", False),
     ({"model_config__is_attention_free": True}, "recurrent (mamba) state", False),
     ({"model_config__is_encoder_decoder": True}, "encoder-decoder", False),

@@ -193,6 +193,14 @@ def flat(log_ratio: list[float], deviation: float = 0.0) -> CellAnswer:
     )  # fmt: skip
 
 
+def test_a_layer_with_experts_takes_twice_as_long_to_launch() -> None:
+    """Recorded on H100: Qwen3 8B 30.0 ms for 36 layers, Qwen3 30B-A3B 61.9 and 99.5 ms for 48."""
+    for name, recorded in (("qwen3-8b", 30.0e-3), ("qwen3-30b-a3b", (61.9e-3 * 99.5e-3) ** 0.5)):
+        shape = shape_from_config(SHAPES[name])
+        cell = predicted_prior(shape, target_of("H100-SXM"), Serving(), 32)(32, 1024)
+        assert cell.seconds[Part.LAUNCH, -1] == pytest.approx(recorded, rel=0.05)
+
+
 def test_a_boundary_on_known_curves() -> None:
     assert boundary(flat([0.0, 0.0, 0.0]), 0.1) == BoundaryAnswer(
         0.1, 3, 3, 3, True, 3, Basis.MEASURED

@@ -57,6 +57,7 @@ def own_groups(
         spec = live.kv_cache_spec
         bindings.check_kv_cache_kind(spec)
         bindings.check_builder(live)
+        bindings.check_backend(runner_group.backend)
         names = tuple(runner_group.layer_names)
         builder = _new_builder(type(live), spec, names, vllm_config, device)
         _share_scratch(live, builder)

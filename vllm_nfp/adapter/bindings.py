@@ -88,7 +88,9 @@ CONFIG_ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "static_all_moe_layers",
         "cudagraph_mode",
         "cudagraph_capture_sizes",
+        "cudagraph_specialize_lora",
     ),
+    "device_config": ("device_type",),
     "offload_config": ("offload_backend", "uva"),
 }
 """Part of vLLM's configuration -> attributes that the probe, or the reasons against it, look at.
@@ -137,7 +139,7 @@ def _problems(vllm_config: Any) -> Iterator[str]:
 
     yield from _config_problems(vllm_config)
     yield from field_problems(CommonAttentionMetadata, versions.metadata_fields())
-    yield from field_problems(BatchDescriptor, ("num_tokens",))
+    yield from field_problems(BatchDescriptor, ("num_tokens", "has_lora"))
     yield from field_problems(ForwardContext, ("all_moe_layers",), required=False)
     yield from field_problems(SchedulerOutput, SCHEDULER_FIELDS, required=False)
     yield from argument_problems(set_forward_context, FORWARD_CONTEXT_ARGUMENTS)
@@ -219,6 +221,19 @@ def check_builder(builder: Any) -> None:
                 f"{type(builder).__name__}.{call.__name__} of this vLLM is not called as this "
                 f"vllm-nfp calls it: {error}"
             ) from None
+
+
+def check_backend(backend: Any) -> None:
+    """Whether an attention backend is one of vLLM's own, and not one that was registered with it.
+
+    Raises:
+        UnknownVllmError: naming it.
+    """
+    if backend.__module__.partition(".")[0] != "vllm":
+        raise UnknownVllmError(
+            f"the attention backend {backend.get_name()} ({backend.__module__}) is not vLLM's own: "
+            f"real steps are timed, nothing is probed"
+        )
 
 
 def check_kv_cache_kind(spec: Any) -> None:

@@ -9,6 +9,7 @@ from vllm_nfp.adapter.draft_lengths import METHODS
 from vllm_nfp.adapter.drafts_asked import YIELDS
 from vllm_nfp.adapter.verification import verifies_adaptively
 from vllm_nfp.adapter.versions import Mode
+from vllm_nfp.draft.methods import TABLE_NEEDS_V2
 
 
 def refusal(scheduler: Any) -> str | None:
@@ -25,13 +26,23 @@ def refusal(scheduler: Any) -> str | None:
             "no table of draft lengths is configured, or vLLM has dropped it (as under data "
             "parallelism): give num_speculative_tokens_per_batch_size in --speculative-config"
         )
-    if speculation.method not in METHODS:
-        return (
-            f"the draft method {speculation.method!r} is not known to follow a length that "
-            f"changes: known are {', '.join(METHODS)}"
-        )
     if config.parallel_config.pipeline_parallel_size > 1:
         return "pipeline parallelism is not supported: several steps are under way at once"
+    return _method_refusal(config)
+
+
+def _method_refusal(config: Any) -> str | None:
+    method = config.speculative_config.method
+    if method not in METHODS:
+        return (
+            f"the draft method {method!r} is not known to follow a length that changes: known are "
+            f"{', '.join(METHODS)}"
+        )
+    if method in TABLE_NEEDS_V2 and not config.use_v2_model_runner:
+        return (
+            f"the V1 model runner stops when the draft length of {method} changes: serve with "
+            f"VLLM_USE_V2_MODEL_RUNNER=1, or with method ngram"
+        )
     return None
 
 

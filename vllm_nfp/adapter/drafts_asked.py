@@ -36,8 +36,29 @@ def prepare_drafts(config: ProbeConfig, args: argparse.Namespace) -> ProbeConfig
         logger.warning("vllm-nfp: %s", YIELDS)
         return replace(config, draft_control=False)
     if config.draft_control:
+        check_nodes(args)
         control_speculation(args)
     return config
+
+
+def check_nodes(args: argparse.Namespace) -> None:
+    """Whether all ranks are sure to capture the same CUDA graphs for draft lengths.
+
+    Raises:
+        ConfigError: if a node may be without the draft control: its ranks would capture other
+            graphs, and the ranks would wait for each other for ever.
+    """
+    flags = vars(args)
+    nodes = int(flags.get("nnodes") or 1)
+    spread = f"--nnodes {nodes}" if nodes > 1 else None
+    for dest in ("distributed_executor_backend", "data_parallel_backend"):
+        if flags.get(dest) == "ray":
+            spread = f"--{dest.replace('_', '-')} ray"
+    if spread is not None:
+        raise ConfigError(
+            f"--nfp-draft-control does not work with {spread}, since ranks on a node without it "
+            f"would capture other CUDA graphs: leave one of the two out"
+        )
 
 
 def check_feed(speculation: Mapping[str, Any] | None) -> None:

@@ -63,7 +63,7 @@ def _of_model(model: str, flags: Sequence[str]) -> dict[str, Any]:
         "mode": str(decision.mode),
         "reason": decision.reason,
         "features": [
-            {"name": f.name, "mode": str(f.mode), "why": f.reason(config)}
+            {"name": f.name, "mode": str(f.mode), "why": f.reason(config), "needs": f.needs}
             for f in features_of(config)
         ],
         "not_looked_at": not_looked_at,

@@ -36,6 +36,8 @@ class Feature:
     """What stands for it in the docs."""
     flag: str = ""
     """What switches it on; empty if the model's configuration does."""
+    needs: str = ""
+    """What its user has to see to; the probe cannot."""
     step: str = ""
     """What a timed step contains, where that is more or less than a decode step."""
     unpredicted: str = ""

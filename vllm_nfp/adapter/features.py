@@ -11,6 +11,8 @@ from typing import Any
 from vllm_nfp.adapter.connectors import unknown_encoder_connector, unknown_kv_connector
 from vllm_nfp.adapter.feature import Feature, Kind
 from vllm_nfp.adapter.inputs import is_multimodal
+from vllm_nfp.adapter.known_settings import unknown_setting
+from vllm_nfp.adapter.lora import can_be_set_aside
 from vllm_nfp.adapter.parallel_features import PARALLEL
 from vllm_nfp.adapter.state_features import STATES
 from vllm_nfp.adapter.versions import Mode
@@ -19,10 +21,6 @@ from vllm_nfp.adapter.versions import Mode
 def _encodes_alone(config: Any) -> bool:
     transfer = config.ec_transfer_config
     return transfer is not None and transfer.ec_role == "ec_producer"
-
-
-def _can_set_adapters_aside(config: Any) -> bool:
-    return bool(config.model_config.enforce_eager) and not config.model_config.is_moe
 
 
 def _reads_encodings(config: Any) -> bool:
@@ -156,9 +154,9 @@ _SERVER = (
         flag="--ec-transfer-config",
     ),
     Feature(
-        "LoRA with --enforce-eager",
+        "LoRA of dense models, on a GPU or with --enforce-eager",
         Kind.SERVER,
-        lambda c: c.lora_config is not None and _can_set_adapters_aside(c),
+        lambda c: c.lora_config is not None and can_be_set_aside(c),
         Mode.ACTIVE,
         "probes run the base model, without any adapter, and leave the live batch's mapping alone",
         flag="--enable-lora",
@@ -166,12 +164,13 @@ _SERVER = (
         unpredicted="LoRA",
     ),
     Feature(
-        "LoRA with compiled code or experts",
+        "other LoRA",
         Kind.SERVER,
-        lambda c: c.lora_config is not None and not _can_set_adapters_aside(c),
+        lambda c: c.lora_config is not None and not can_be_set_aside(c),
         Mode.PASSIVE,
-        "a probe cannot set LoRA adapters aside in compiled code, CUDA graphs and experts: serve a "
-        "dense model with --enforce-eager, or without --enable-lora",
+        "a probe cannot set LoRA adapters aside in experts, in code compiled for a CPU, before "
+        "vLLM 0.32, or with cudagraph_specialize_lora off: serve a dense model with "
+        "--enforce-eager, or without --enable-lora",
         flag="--enable-lora",
         step="adapters as well",
         unpredicted="LoRA",
@@ -181,7 +180,8 @@ _SERVER = (
         Kind.SERVER,
         lambda c: bool(c.model_config.enable_sleep_mode),
         Mode.PASSIVE,
-        "sleep mode moves the memory that the probe's CUDA graphs address",
+        "sleep mode takes the weights and the KV cache away between steps, where a probe reads "
+        "them: serve without --enable-sleep-mode",
         flag="--enable-sleep-mode",
     ),
     Feature(
@@ -196,7 +196,21 @@ _SERVER = (
     ),
 )
 
-FEATURES: tuple[Feature, ...] = (*_OFF, *PARALLEL, *_MODELS, *_SERVER)
+_UNKNOWN = (
+    Feature(
+        "settings of vLLM that are not known",
+        Kind.SERVER,
+        lambda c: unknown_setting(c) is not None,
+        Mode.PASSIVE,
+        "the setting {} is not known to this vllm-nfp and may be a reason not to probe: leave it "
+        "out, or upgrade vllm-nfp",
+        value=unknown_setting,
+        placeholder="NAME",
+        unpredicted="a setting that is not known",
+    ),
+)
+
+FEATURES: tuple[Feature, ...] = (*_OFF, *PARALLEL, *_MODELS, *_SERVER, *_UNKNOWN)
 """All of them; where several stand against probing, the first gives the reason."""
 
 

@@ -27,6 +27,7 @@ def forward_context(
     *,
     piecewise: bool,
     compiled: bool,
+    has_lora: bool = False,
 ) -> Iterator[None]:
     """The context that the model reads its attention metadata and KV cache slots from.
 
@@ -41,6 +42,7 @@ def forward_context(
         is_padding: marks padding tokens, where the runner does.
         piecewise: run in the PIECEWISE graph of so many tokens.
         compiled: run the compiled model; False: plain PyTorch.
+        has_lora: the PIECEWISE graphs without an adapter are kept under this mark.
     """
     from vllm.config.compilation import CUDAGraphMode
     from vllm.forward_context import BatchDescriptor, get_forward_context, set_forward_context
@@ -51,7 +53,7 @@ def forward_context(
         num_tokens=tokens,
         num_tokens_across_dp=_tokens_across_engines(vllm_config.parallel_config, tokens),
         cudagraph_runtime_mode=CUDAGraphMode.PIECEWISE if piecewise else CUDAGraphMode.NONE,
-        batch_descriptor=BatchDescriptor(num_tokens=tokens) if piecewise else None,
+        batch_descriptor=BatchDescriptor(tokens, has_lora=has_lora) if piecewise else None,
         slot_mapping=slot_mapping,
         skip_compiled=not compiled,
         is_padding=is_padding,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from vllm_nfp.adapter import versions
 from vllm_nfp.adapter.feature import Feature, Kind
 from vllm_nfp.adapter.versions import Mode
 
@@ -87,7 +88,8 @@ PARALLEL = (
         Kind.PARALLEL,
         lambda c: _under_ray(c) and not _engines_of_experts(c),
         Mode.ACTIVE,
-        "vLLM copies the settings to Ray's workers and engines, and every node needs vllm-nfp",
+        "vLLM copies the settings to Ray's workers and engines",
+        needs="install vllm-nfp on every node of the Ray cluster",
         flag="--distributed-executor-backend ray, --data-parallel-backend ray",
     ),
     Feature(
@@ -95,7 +97,8 @@ PARALLEL = (
         Kind.PARALLEL,
         _above_one("nnodes"),
         Mode.ACTIVE,
-        "every node needs the same --nfp flags; without them on one, the probe is passive",
+        "each node takes the settings of its own command line; if they differ, nothing is probed",
+        needs="start every node with the same --nfp flags",
         flag="--nnodes",
     ),
     Feature(
@@ -131,17 +134,6 @@ PARALLEL = (
         value=_all2all,
         placeholder="NAME",
         flag="--all2all-backend",
-        step="the wait for other engines as well; dummy batches are left out; each engine has a "
-        "row",
-    ),
-    Feature(
-        "elastic expert parallelism",
-        Kind.PARALLEL,
-        _elastic,
-        Mode.PASSIVE,
-        "the number of engines may change, and with it the ranks that have to agree on a probe: "
-        "serve without --enable-elastic-ep",
-        flag="--enable-elastic-ep",
         step="the wait for other engines as well; dummy batches are left out; each engine has a "
         "row",
     ),
@@ -189,11 +181,36 @@ PARALLEL = (
         unpredicted="dual batch overlap",
     ),
     Feature(
+        "elastic expert parallelism",
+        Kind.PARALLEL,
+        lambda c: (
+            versions.is_since(versions.EXPERT_LOADS) and bool(c.parallel_config.enable_elastic_ep)
+        ),
+        Mode.PASSIVE,
+        "ranks come and go, and take what a probe's CUDA graphs address with them: serve without "
+        "--enable-elastic-ep",
+        flag="--enable-elastic-ep",
+        unpredicted="ranks that come and go",
+    ),
+    Feature(
         "expert load balancing",
         Kind.PARALLEL,
-        lambda c: bool(c.parallel_config.enable_eplb),
+        lambda c: bool(c.parallel_config.enable_eplb) and versions.is_since(versions.EXPERT_LOADS),
+        Mode.ACTIVE,
+        "a probe's tokens are not counted among the experts' loads",
+        flag="--enable-eplb",
+        step="rebalancing as well, which the median leaves out",
+        unpredicted="balanced experts",
+    ),
+    Feature(
+        "expert load balancing, before vLLM 0.32",
+        Kind.PARALLEL,
+        lambda c: (
+            bool(c.parallel_config.enable_eplb) and not versions.is_since(versions.EXPERT_LOADS)
+        ),
         Mode.PASSIVE,
-        "probes would distort the expert load statistics: serve without --enable-eplb",
+        "probes would distort the expert load statistics, which they leave alone on vLLM 0.32 or "
+        "later: upgrade vLLM, or serve without --enable-eplb",
         flag="--enable-eplb",
         step="rebalancing as well, which the median leaves out",
         unpredicted="balanced experts",

@@ -55,6 +55,11 @@ class RunnerView(Protocol):
         """
         ...
 
+    @property
+    def marks_lora(self) -> bool:
+        """Whether PIECEWISE graphs without an adapter bear the mark of a server with adapters."""
+        ...
+
     def run_piecewise(self, inputs: dict[str, Any]) -> Any:
         """Call the model as a real step in a PIECEWISE graph does.
 

@@ -50,6 +50,11 @@ class V1Runner(RunnerParts):
             return _on_device(runner.xdrope_positions)
         return None
 
+    @property
+    def marks_lora(self) -> bool:
+        """V1's have their own key (``v1/cudagraph_dispatcher.py``)."""
+        return False
+
     def run_piecewise(self, inputs: dict[str, Any]) -> Any:
         """Through the runner's wrapper, which holds the graphs where nothing is compiled."""
         return self.runner.model(**inputs)

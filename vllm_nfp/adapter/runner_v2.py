@@ -48,6 +48,11 @@ class V2Runner(RunnerParts):
             buffers.input_ids, buffers.positions, buffers.is_padding, slots, embeds, rotary
         )
 
+    @property
+    def marks_lora(self) -> bool:
+        """V2 tells them from the others by the number of adapters alone."""
+        return self.vllm_config.lora_config is not None
+
     def run_piecewise(self, inputs: dict[str, Any]) -> Any:
         """Through the graph manager, which holds the graphs where nothing is compiled."""
         return self.runner.cudagraph_manager.run_pw_graph(self.runner.model, inputs)

@@ -73,7 +73,8 @@ def _tell_of_headless(args: argparse.Namespace, config: ProbeConfig) -> None:
     flags = vars(args)
     if not flags.get("headless"):
         return
-    if int(flags.get("nnodes") or 1) > int(flags.get("data_parallel_size") or 1):
+    nodes_of_engine = int(flags.get("nnodes") or 1) // int(flags.get("data_parallel_size") or 1)
+    if nodes_of_engine > 1 and int(flags.get("node_rank") or 0) % nodes_of_engine:
         logger.info(
             "vllm-nfp: this node's ranks probe with those of its engine's first node, which "
             "reports for them: give it the same --nfp flags"

@@ -56,6 +56,14 @@ BOUND_STATES = (0, 32)
 """Oldest release whose layers with a recurrent state are probed: they bind one page of memory to
 all their states (``bind_kv_cache`` in ``model_executor/layers/mamba/abstract.py``)."""
 
+LORA_IN_GRAPHS = (0, 32)
+"""Oldest release whose CUDA graphs beside LoRA adapters were read: which of them hold no adapter,
+and by what key PIECEWISE ones are found (sources of 0.32.0 and 0.33.0,
+``v1/cudagraph_dispatcher.py``, ``v1/worker/gpu/cudagraph_utils.py``)."""
+EXPERT_LOADS = (0, 32)
+"""Oldest release whose recording of experts' loads was read: a flag in the GPU's memory switches it
+(sources of 0.32.0 and 0.33.0, ``distributed/eplb/eplb_state.py``)."""
+
 METADATA_FIELDS = (
     "query_start_loc",
     "query_start_loc_cpu",

@@ -27,6 +27,7 @@ def server_flags(facts: Facts) -> Iterator[Finding]:
         ("capture sizes", _graphs(facts, lengths)),
         ("tokens of a step", _step(values, lengths)),
         ("table on the V1 runner", _table_on_v1(values, v2_follows)),
+        ("table with ngram_gpu", _fixed_on_v1(values, lengths, v2_follows)),
         ("attention of drafts", _attention(values)),
     ):
         if advice is not None:
@@ -37,6 +38,7 @@ _FOUND = {
     "capture sizes": "some batch sizes run without a full CUDA graph",
     "tokens of a step": "too few for all sequences with their drafts",
     "table on the V1 runner": "costs the FULL CUDA graphs",
+    "table with ngram_gpu": "stops the engine",
     "attention of drafts": "FlashAttention 2",
 }
 
@@ -95,6 +97,14 @@ def _table_on_v1(values: Mapping[str, Any], v2_follows: bool) -> str | None:
     if values["platform"] == "cpu" or values["graphs"]["eager"] or not followed:
         return None
     return lints.piecewise_table(values["use_v2"], v2_follows)
+
+
+def _fixed_on_v1(values: Mapping[str, Any], lengths: lints.Tiers, v2_follows: bool) -> str | None:
+    if values["speculative"] is None or not values["draft_lengths_by_batch_size"]:
+        return None
+    return lints.fixed_on_v1(
+        values["speculative"], lengths, values["draft_length"], values["use_v2"], v2_follows
+    )
 
 
 def _attention(values: Mapping[str, Any]) -> str | None:

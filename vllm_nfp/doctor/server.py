@@ -83,7 +83,8 @@ def model(facts: Facts) -> Iterator[Finding]:
     for feature in values["features"]:
         kept = Mode(feature["mode"])
         why = "" if kept is Mode.ACTIVE else f"; {feature['why']}"
-        yield Finding("feature", _STATUS[kept], f"{feature['name']}: {_WORD[kept]}{why}")
+        found = f"{feature['name']}: {_WORD[kept]}{why}"
+        yield Finding("feature", _STATUS[kept], found, feature["needs"])
     backend = values["backend"]
     yield Finding(
         "attention backend",

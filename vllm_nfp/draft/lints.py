@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeAlias
 
+from vllm_nfp.draft.methods import TABLE_NEEDS_V2
+
 Tiers: TypeAlias = Sequence[tuple[int, int, int]]
 """(first batch size, last, draft length), ascending and without gaps from 1."""
 
@@ -103,6 +105,25 @@ def piecewise_table(uses_v2: bool, v2_follows: bool) -> str | None:
         f"the V1 model runner gives up FULL CUDA graphs for draft lengths by batch size, and every "
         f"decode step pays for it: serve with {instead}, or with one num_speculative_tokens and no "
         f"num_speculative_tokens_per_batch_size"
+    )
+
+
+def fixed_on_v1(
+    method: str, lengths: Tiers, longest: int, uses_v2: bool, v2_follows: bool
+) -> str | None:
+    """The V1 runner's ngram_gpu asserts that every step drafts num_speculative_tokens.
+
+    Args:
+        longest: num_speculative_tokens.
+        v2_follows: the V2 runner of this release follows a table.
+    """
+    if uses_v2 or method not in TABLE_NEEDS_V2 or all(k == longest for *_, k in lengths):
+        return None
+    instead = "VLLM_USE_V2_MODEL_RUNNER=1" if v2_follows else "vLLM 0.32 or later and its V2 runner"
+    return (
+        f"the V1 model runner stops with an AssertionError at the first step that drafts another "
+        f"number of tokens with {method} than num_speculative_tokens={longest}: serve with "
+        f"{instead}, with method ngram, or without num_speculative_tokens_per_batch_size"
     )
 
 

@@ -40,6 +40,8 @@ class Method:
     """Its weights are a checkpoint of their own."""
     follows_table: bool = True
     """Its draft length may change between steps; otherwise vLLM keeps num_speculative_tokens."""
+    table_needs_v2: bool = False
+    """The V1 runner stops at the first step whose draft length is not num_speculative_tokens."""
     always_longest: bool = False
     """The V2 runner makes num_speculative_tokens drafts whatever the table says, and drops those
     beyond K."""
@@ -49,7 +51,8 @@ _SYNC = "one pass of the drafter runs, to keep its KV cache in sync"
 _BLOCK = "with vLLM 0.32 the whole pass runs; with 0.33 its KV cache alone is kept in sync"
 METHODS: dict[str, Method] = {
     "ngram": Method(Drafts.LOOKUP, "nothing is looked up"),
-    "ngram_gpu": Method(Drafts.LOOKUP, "the lookup runs"),
+    # NgramProposerGPU.propose of the V1 runner asserts that the length is its own (0.29 to 0.33).
+    "ngram_gpu": Method(Drafts.LOOKUP, "the lookup runs", table_needs_v2=True),
     # SuffixDecodingProposer asserts that the length is num_speculative_tokens.
     "suffix": Method(Drafts.LOOKUP, "vLLM never runs it with K = 0", follows_table=False),
     "eagle": Method(Drafts.TOKEN, _SYNC, needs_model=True),
@@ -71,6 +74,8 @@ NEEDS_MODEL = frozenset(name for name, of in METHODS.items() if of.needs_model)
 """Methods whose drafts come from weights of their own."""
 ONE_LENGTH = frozenset(name for name, of in METHODS.items() if not of.follows_table)
 """Methods that vLLM runs with one draft length for every batch size."""
+TABLE_NEEDS_V2 = frozenset(name for name, of in METHODS.items() if of.table_needs_v2)
+"""Methods whose draft length only the V2 runner can change between steps."""
 PARALLEL = frozenset({"eagle", "eagle3", "draft_model"})
 """Methods with a drafter that may be trained to make all drafts in one pass (P-EAGLE, PARD)."""
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
-
 from vllm_nfp.adapter import bindings
 from vllm_nfp.adapter.attention_groups import own_groups
 from vllm_nfp.adapter.dispatch import GraphRules
+from vllm_nfp.adapter.expert_loads import ExpertLoads
 from vllm_nfp.adapter.graph_place import GraphPlace
 from vllm_nfp.adapter.graph_rules import graph_rules
 from vllm_nfp.adapter.ranks import Alone, Ranks
@@ -71,6 +70,7 @@ class ProbeEngine:
         ranks: Ranks | None = None,
     ) -> None:
         bindings.check(view.vllm_config)
+        self._loads = ExpertLoads(view)
         self._ranks: Ranks = ranks or Alone()
         self._device_memory = device_memory(view.device)
         self.states = states_of(view, config)  # not counted with the graphs
@@ -130,11 +130,12 @@ class ProbeEngine:
         What is missing when the time is up is made by :meth:`make_ready`, between steps. With
         several ranks all graphs are made here.
         """
-        if self._ranks.alone:
-            self._start.alone(time_is_up)
-        else:
-            can_launch = self._launcher.can_launch
-            self._start.together(self._ranks, can_launch, self._pool.exists, time_is_up)
+        with self._loads.unrecorded():
+            if self._ranks.alone:
+                self._start.alone(time_is_up)
+            else:
+                can_launch = self._launcher.can_launch
+                self._start.together(self._ranks, can_launch, self._pool.exists, time_is_up)
 
     def give_back_cache(self) -> None:
         """Return what is left in PyTorch's cache; for the start only, since it waits."""
@@ -184,17 +185,17 @@ class ProbeEngine:
 
     def make_ready(self, shapes: Sequence[Shape]) -> None:
         """Make one piece of what the shapes still lack; see :meth:`Preparer.make_ready`."""
-        with torch.inference_mode():
+        with self._loads.running():
             self._preparer.make_ready(shapes)
 
     def launch(self, shape: Shape, draw: int = 0) -> Ticket:
         """Enqueue the step and the modules of one shape; see :meth:`Launcher.launch`."""
-        with torch.inference_mode():
+        with self._loads.running():
             return self._launcher.launch(shape, draw)
 
     def can_launch(self, shape: Shape) -> bool:
         """Do all of a launch that can fail; see :meth:`Launcher.can_launch`."""
-        with torch.inference_mode():
+        with self._loads.running():
             return self._launcher.can_launch(shape)
 
     def poll(self, ticket: Ticket) -> Timing | None:
@@ -215,7 +216,8 @@ class ProbeEngine:
 
     def check_kv_cache_untouched(self) -> None:
         """Before :meth:`prepare`, and after it; see :meth:`KvCacheCheck.run`."""
-        self._kv_check.run()
+        with self._loads.unrecorded():
+            self._kv_check.run()
 
     def close(self) -> None:
         """Give up graphs and buffers."""

@@ -165,6 +165,7 @@ class Forward:
             None if self._buffers.is_padding is None else batch.is_padding,
             piecewise=execution is Execution.PIECEWISE,
             compiled=compiled,
+            has_lora=self._view.marks_lora,
         ):  # fmt: skip
             yield
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vllm_nfp.give_way import give_way, in_pieces
 from vllm_nfp.surface.algebra import times_root
@@ -34,6 +35,7 @@ DRAWN_AT_A_TIME = 24
 JITTER = 3e-6
 """Relative to the largest variance of a cell: it moves no curve by more than some 1e-4."""
 
+_BASES = np.array([Basis.PREDICTED, Basis.INFERRED, Basis.MEASURED], dtype=object)
 _DRAWN = np.random.default_rng(19).standard_normal((513, DRAWS)).astype(np.float32)
 
 
@@ -140,7 +142,10 @@ def answers(posterior: Posterior, asked: Questions) -> dict[tuple[Module, int, i
     prior = np.tensordot(book.factors**2, asked.before, axes=1)
     give_way()
     before = np.diagonal(prior, axis1=1, axis2=2)
-    after = prior - told.transpose(1, 2, 0) @ told.transpose(1, 0, 2)
+    after = np.array(prior, dtype=np.float64)
+    for at in in_pieces(range(0, blocks, DRAWN_AT_A_TIME), 1):
+        some = told[:, at : at + DRAWN_AT_A_TIME]
+        after[at : at + DRAWN_AT_A_TIME] -= some.transpose(1, 2, 0) @ some.transpose(1, 0, 2)
     near = np.diagonal(after, axis1=1, axis2=2) < INFERRED * before
     give_way()
     after *= WIDER**2
@@ -150,12 +155,12 @@ def answers(posterior: Posterior, asked: Questions) -> dict[tuple[Module, int, i
         for at in in_pieces(range(0, blocks, DRAWN_AT_A_TIME), 1)
         for limit in limits_of(curves[at : at + DRAWN_AT_A_TIME]).tolist()
     ]
+    bases = _bases(posterior.measured, asked.keys, near)
+    give_way()
     found = {}
     for i, block in enumerate(in_pieces(asked.asked, AT_A_TIME)):
-        keys = asked.keys[i * width : (i + 1) * width]
-        bases = _bases(posterior.measured, keys, near[i].tolist())
         found[block] = CellAnswer(
-            *block, asked.counts, mean[i], after[i], bases, curves[i].T, tuple(limits[i])
+            *block, asked.counts, mean[i], after[i], tuple(bases[i]), curves[i].T, tuple(limits[i])
         )
     give_way()
     return found
@@ -204,11 +209,15 @@ def limits_of(curves: SingleArray) -> SingleArray:
 
 
 def _bases(
-    measured: frozenset[Key], keys: Sequence[Key], near: Sequence[bool]
-) -> tuple[Basis, ...]:
-    run = [key in measured for key in keys]
-    run[0] = any(run)  # N = 1 runs in every pair
-    return tuple(
-        Basis.MEASURED if pair else Basis.INFERRED if close else Basis.PREDICTED
-        for pair, close in zip(run, near, strict=True)
-    )
+    measured: frozenset[Key], keys: Sequence[Key], near: NDArray[np.bool_]
+) -> list[list[Basis]]:
+    """What the answers of each block rest on, [blocks][n].
+
+    Args:
+        keys: of each row, block by block.
+        near: whether measurements say much of it, shape [blocks, n].
+    """
+    run = np.array([key in measured for key in keys], dtype=bool).reshape(near.shape)
+    run[:, 0] = run.any(axis=1)  # N = 1 runs in every pair
+    found: list[list[Basis]] = _BASES[np.where(run, 2, near.astype(np.int64))].tolist()
+    return found

@@ -229,7 +229,8 @@ class CostSurface:
         return doubted + tuple(candidate.shape for candidate in best)
 
     def _measured_noises(self) -> Mapping[bool, float]:
-        return {graph: self._pool.noise(Module.MODEL, graph) for graph in (True, False)}
+        noises = self._pool.noises()
+        return {graph: noises[Module.MODEL, graph] for graph in (True, False)}
 
     def _noise(self, shape: Shape) -> float:
         return self._noises[self._in_graph(shape) and not self._pool.ran_without_graph(shape)]

@@ -34,15 +34,17 @@ def boundary(cell: CellAnswer, epsilon: float) -> BoundaryAnswer:
     line = 1.0 + epsilon
     surely, half, perhaps, alone = cell.limits
     lower, middle, upper = (bisect_right(limit, line) - 1 for limit in (surely, half, perhaps))
-    last = len(alone) - 1
-    free = next((n for n in range(last, middle, -1) if alone[n] <= line), middle)
-    positions = cell.positions
+    free = last = len(alone) - 1
+    while free > middle and alone[free] > line:
+        free -= 1
+    positions = cell.positions.tolist()
+    here, beyond = cell.basis[middle], cell.basis[min(middle + 1, last)]
     return BoundaryAnswer(
         epsilon,
-        int(positions[middle]),
-        int(positions[lower]),
-        int(positions[upper]),
+        positions[middle],
+        positions[lower],
+        positions[upper],
         middle == last,
-        int(positions[free]),
-        min(cell.basis[middle], cell.basis[min(middle + 1, last)], key=_STRENGTH.index),
+        positions[free],
+        here if here is beyond else min(here, beyond, key=_STRENGTH.index),
     )

@@ -11,6 +11,7 @@ from vllm_nfp.give_way import give_way, in_pieces
 from vllm_nfp.surface import noise
 from vllm_nfp.surface.drift import Change
 from vllm_nfp.surface.observations import Baseline, Observations, Ratio, StepTime
+from vllm_nfp.surface.prior import FloatArray
 from vllm_nfp.surface.seen import Seen, variances
 from vllm_nfp.types import Module, Shape
 
@@ -144,11 +145,11 @@ class Pool:
 
     def compressed(self, now: float) -> Observations:
         """One number for each shape and module."""
-        scatter = {m: self.noise(m, graph=True) for m in Module}
-        without = self.noise(Module.MODEL, graph=False)
+        scatter = self.noises()
+        without = scatter[Module.MODEL, False]
         give_way()
         deviations = [
-            without if shape in self._without_graph else scatter[module]
+            without if shape in self._without_graph else scatter[module, True]
             for module, shape in self._ratios
         ]
         spread = variances(self._ratios, now, np.array(deviations))
@@ -174,14 +175,24 @@ class Pool:
         )
         return Observations(ratios, steps, baselines)
 
-    def noise(self, module: Module, graph: bool) -> float:
-        """Standard deviation of a pair's log ratio, from pairs of the same shape."""
-        gaps = [
-            seen.gaps
-            for (of, shape), seen in self._ratios.items()
-            if of is module and (shape not in self._without_graph) is graph
-        ]
-        return noise.scatter(gaps, self._usual(module) if graph else noise.NOISE_WITHOUT_GRAPH)
+    def noises(self) -> dict[tuple[Module, bool], float]:
+        """Standard deviation of a pair's log ratio, from pairs of the same shape.
+
+        Returns:
+            dict: by module, and whether the run at N had a CUDA graph.
+        """
+        gaps: dict[tuple[Module, bool], list[FloatArray]] = {
+            (module, graph): [] for module in Module for graph in (True, False)
+        }
+        for (module, shape), seen in self._ratios.items():
+            if len(seen.gaps):
+                gaps[module, shape not in self._without_graph].append(seen.gaps)
+        return {
+            (of, graph): noise.scatter(
+                known, self._usual(of) if graph else noise.NOISE_WITHOUT_GRAPH
+            )
+            for (of, graph), known in gaps.items()
+        }
 
     def ran_without_graph(self, shape: Shape) -> bool:
         """Whether a pair of this shape had no CUDA graph."""

@@ -28,12 +28,14 @@ FloatArray: TypeAlias = NDArray[np.float64]
 SingleArray: TypeAlias = NDArray[np.float32]
 IntArray: TypeAlias = NDArray[np.int64]
 
-LAUNCH_DEVIATION = 0.6
-"""Standard deviation of log launch time before a step without a CUDA graph was measured."""
+LAUNCH_DEVIATION = 0.4
+"""Standard deviation of log launch time before a step without a CUDA graph was measured. Recorded
+hosts scatter by 0.2, but all of them had the same kind of processor: a choice, not a fit."""
 LEAST_LAUNCH_DEVIATION = 0.15
-LAUNCH_SECONDS_PER_LAYER = 8e-4
-"""Host time to launch one layer without a CUDA graph. Recorded on H100 hosts: 0.7 to 1.6 ms
-(benchmarks/results/2026-11-26-h100-draft-lengths)."""
+LAUNCH_SECONDS_PER_LAYER, LAUNCH_SECONDS_PER_MOE_LAYER = 8e-4, 1.6e-3
+"""Host time to launch one layer without a CUDA graph. Recorded on hosts of H100: dense layers 0.6
+to 0.9 ms, layers with experts 1.3 to 2.1 ms, geometric mean 1.6 (benchmarks/results, draft lengths
+of 2026-11-26 and servers at the defaults of 2026-11-28)."""
 ACTIVE = 1.0 / 16.0
 """Share of the experts that a token activates, where the model is not known."""
 STATES = 1024.0
@@ -190,10 +192,11 @@ def predicted_prior(
         for name, cost in step.each_part():
             seconds[named.get(name, Part.OTHER)] += cost.seconds()
             give_way()
-        launch = LAUNCH_SECONDS_PER_LAYER * shape.num_layers
         found = _cell(batch_size, context, seconds, serving.capture_sizes, launch)
         return replace(found, layers=layers)
 
+    launch = LAUNCH_SECONDS_PER_LAYER * (shape.num_layers - shape.num_moe_layers)
+    launch += LAUNCH_SECONDS_PER_MOE_LAYER * shape.num_moe_layers
     linear = shape.linear_attention
     layers = {
         Module.DENSE_FFN: shape.num_dense_layers,

@@ -9,6 +9,7 @@ from dashboards.builder.overview.draft_lengths import draft_lengths
 from dashboards.builder.overview.free_positions import free_positions
 from dashboards.builder.overview.now import now
 from dashboards.builder.overview.probe import probe
+from dashboards.builder.overview.verification import verification
 
 UID = "nfp-overview"
 TITLE = "NFP overview"
@@ -31,6 +32,6 @@ def overview() -> models.Dashboard:
             first=("1", "8", "32"),
         )
     )
-    for add_row in (now, draft_lengths, free_positions, probe):
+    for add_row in (now, draft_lengths, verification, free_positions, probe):
         add_row(page)
     return g.finished(page)

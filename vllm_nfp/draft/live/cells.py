@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vllm_nfp.draft.batch_cells import batch_cell
 from vllm_nfp.draft.live.decision import Reason
-from vllm_nfp.draft.live.steps import CellKey, context_cell, distance
+from vllm_nfp.draft.live.steps import CellKey, context_cell
 from vllm_nfp.draft.live.trial import Trial
 
-NEIGHBOUR_OCTAVES = 1.0
-"""A cell without a choice of its own follows the nearest one within this distance."""
 BLIND_SECONDS = 0.5
 """Seconds until drafts are tried again where there are none; doubled with each trial."""
 ANEW_AFTER, ANEW_AT_MOST = 1024, 8192
@@ -74,30 +72,19 @@ class LengthTable:
     Args:
         static: the configured draft length by batch size; index 0 is not used.
         cells: the state of the cells, which others change.
-        lengths: draft lengths that may be chosen, ascending.
-        has_graph: whether a step of a batch size and a draft length runs in a CUDA graph.
     """
 
-    def __init__(
-        self,
-        static: Sequence[int],
-        cells: Mapping[CellKey, Cell],
-        lengths: Sequence[int],
-        has_graph: Callable[[int, int], bool],
-    ) -> None:
+    def __init__(self, static: Sequence[int], cells: Mapping[CellKey, Cell]) -> None:
         self.static = list(static)
         self._cells = cells
-        self._lengths = tuple(lengths)
-        self._has_graph = has_graph
         self._ranges = _ranges(len(static) - 1)
 
     def at_context(self, context: int) -> list[int]:
         """Draft length by batch size at this context, as vLLM looks it up; index 0 is unused."""
         at = context_cell(context)
         lengths = [0]
-        settled = self._settled_near(at)
         for cell, first, last in self._ranges:
-            chosen = self.chosen((cell, at), settled)
+            chosen = self._chosen((cell, at))
             lengths.extend(
                 self.static[first : last + 1] if chosen is None else [chosen] * (last + 1 - first)
             )
@@ -105,51 +92,21 @@ class LengthTable:
 
     def in_force(self, key: CellKey, batch_size: int) -> int:
         """The length that steps of this batch size in this cell run with."""
-        chosen = self.chosen(key)
+        chosen = self._chosen(key)
         return self.static[batch_size] if chosen is None else chosen
 
     def largest(self, key: CellKey) -> int:
         """The largest batch size of a cell, which represents it."""
         return min(key[0], len(self.static) - 1)
 
-    def chosen(self, key: CellKey, settled: Sequence[CellKey] | None = None) -> int | None:
-        """The length that the cell, or its nearest neighbour, has settled on or is trying.
-
-        Args:
-            settled: what :meth:`_settled_near` returns for its context, if it is known.
-        """
+    def _chosen(self, key: CellKey) -> int | None:
+        """The length that the cell has settled on or is trying."""
         cell = self._cells.get(key)
-        if cell is not None and cell.trial is not None and cell.trial.its_turn:
-            return cell.trial.length
-        if cell is not None and cell.choice is not None:
-            return cell.choice
-        near = [
-            other
-            for other in (self._settled_near(key[1]) if settled is None else settled)
-            if 0.5 <= other[0] / key[0] <= 2.0
-        ]
-        # Among equally near ones always the same, whichever was used last.
-        nearest = min(near, key=lambda other: (distance(key, other), other), default=None)
-        if nearest is None or distance(key, nearest) > NEIGHBOUR_OCTAVES:
+        if cell is None:
             return None
-        choice = self._cells[nearest].choice
-        assert choice is not None, "only settled cells are followed"
-        return choice if self._has_graph(key[0], choice) else self._longest_with_graph(key[0])
-
-    def _settled_near(self, context: int) -> list[CellKey]:
-        """Cells with a choice whose contexts are within a factor of two."""
-        return [
-            key
-            for key, cell in self._cells.items()
-            if cell.choice is not None and 0.5 <= key[1] / context <= 2.0
-        ]
-
-    def _longest_with_graph(self, batch_size: int) -> int:
-        """The longest length whose step stays in CUDA graphs, where a neighbour's would not.
-
-        A longer one may still be better where steps are long; a trial can show it.
-        """
-        return max(k for k in self._lengths if k == 0 or self._has_graph(batch_size, k))
+        if cell.trial is not None and cell.trial.its_turn:
+            return cell.trial.length
+        return cell.choice
 
 
 def _ranges(largest: int) -> list[tuple[int, int, int]]:

@@ -53,10 +53,8 @@ class Controller:
         self._known = Knowledge(lengths, max(lengths[-1], *static[1:]), settings.widest_graph)
         self._credit = Credit(settings.trial_loss)
         self._trials = Trials(self._known, self._credit)
-        self._proposals = Proposals(
-            lengths, settings.min_gain, self._known, self._credit, self._cells
-        )
-        self._table = LengthTable(static, self._cells, lengths, self._known.model.has_graph)
+        self._proposals = Proposals(lengths, settings.min_gain, self._known, self._credit)
+        self._table = LengthTable(static, self._cells)
         self.version = 0
         """Rises when a table made earlier no longer shows what is chosen."""
         self.decisions: Counter[Reason] = Counter()
@@ -201,8 +199,7 @@ class Controller:
             return
         if self._known.timed(key, current) < SETTLED_STEPS:
             if cell.choice is None:
-                inherited = self._table.chosen(key) is not None
-                cell.reason = Reason.NEIGHBOUR if inherited else Reason.LEARNING
+                cell.reason = Reason.LEARNING
             cell.gain = None
             return
         cell.refresh(current)
@@ -223,7 +220,7 @@ class Controller:
             best = current
         cell.reason = Reason.KEPT if best == current else Reason.FASTER
         if cell.choice != best:
-            # Batch sizes without a choice of their own follow this one.
+            # Even if it is in force here, it may not be at the cell's other batch sizes.
             self.version += 1
             cell.choice, cell.settled_at = best, now
             cell.blind_seconds = BLIND_SECONDS

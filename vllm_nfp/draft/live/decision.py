@@ -15,8 +15,6 @@ class Reason(StrEnum):
     """The configured table, or the last choice, while acceptance or times are too few."""
     TRIAL = "trial"
     """A promising length, for a few steps."""
-    NEIGHBOUR = "neighbour"
-    """The choice of the nearest batch size and context."""
     FASTER = "faster"
     """Measured to be faster than the one before."""
     KEPT = "kept"

@@ -1,9 +1,9 @@
 """Forecasts how long a step of a draft length takes that was not tried.
 
-Three sources, in this order: a nearby cell in which both lengths were compared; a length measured
-in the cell itself, extended by the probe's curve t(N) / t(1) and the time of a drafted token; the
-straight line through measured lengths. Trials are proposed from the forecast; only their results
-choose. Errors of forecasts are recorded (:mod:`vllm_nfp.draft.live.record`).
+Two sources, in this order: a length measured in the cell itself, extended by the probe's curve
+t(N) / t(1) and the time of a drafted token; the straight line through measured lengths. Trials are
+proposed from the forecast; only their results choose. Errors of forecasts are recorded
+(:mod:`vllm_nfp.draft.live.record`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vllm_nfp.draft.curve import StepCurve
@@ -22,7 +22,7 @@ from vllm_nfp.draft.live.trial import Basis
 from vllm_nfp.types import Basis as CurveBasis
 
 EVIDENCE_OCTAVES = 1.0
-"""Comparisons in a cell count for others within this distance."""
+"""The cost of a drafted token counts for batch sizes within this distance."""
 LEAST_SHARE = 0.1
 """No length is forecast to take less than this fraction of the one it is computed from."""
 HOST_STEPS = 8
@@ -30,8 +30,6 @@ HOST_STEPS = 8
 MOST_RATIOS = 4096
 PLACES_AN_OCTAVE = 8
 """Contexts that are read off as one: an eighth of an octave."""
-WEAKER = {Basis.NEAR: Basis.BESIDE, Basis.BESIDE: Basis.FAR, Basis.FAR: Basis.FAR}
-"""The basis of a forecast whose curve is predicted: it must promise more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,21 +105,8 @@ class StepModel:
             self.draft_seconds[batch_size] = max(0.0, statistics.median(found))
             self._pairs_used[batch_size] = len(found)
 
-    def forecast(
-        self, here: Compared, length: int, reference: int, others: Iterable[Compared]
-    ) -> Forecast:
-        """How long a step of a length takes, without the cell's own measurement of it.
-
-        Args:
-            here: the cell.
-            reference: the length in force there.
-            others: the other cells.
-        """
-        near = self._near(here, length, reference, others)
-        if near is not None:
-            there, ratio = near
-            basis = self._trusted(Basis.NEAR, (here, there), (length, reference))
-            return Forecast(ratio * here.relative[reference], basis)
+    def forecast(self, here: Compared, length: int) -> Forecast:
+        """How long a step of a length takes, without the cell's own measurement of it."""
         known = {k: t for k, t in here.relative.items() if k != length}
         anchor = min(known, key=lambda other: (abs(other - length), other))
         modelled = self._modelled(here, length, anchor)
@@ -130,11 +115,7 @@ class StepModel:
             host = statistics.median(self._without_graph) / here.unit_seconds
             relative = host if relative is None else max(relative, host)
         basis = Basis.BESIDE if self._are_beside(anchor, length) else Basis.FAR
-        return Forecast(relative, self._trusted(basis, (here,), (length, anchor)))
-
-    def _trusted(self, basis: Basis, cells: Iterable[Compared], lengths: Collection[int]) -> Basis:
-        """The basis, or the next weaker one if a curve that counts is a prediction."""
-        return WEAKER[basis] if any(self._is_predicted(at, lengths) for at in cells) else basis
+        return Forecast(relative, basis)
 
     def _is_predicted(self, at: Compared, lengths: Iterable[int]) -> bool:
         found = (self._point(at, length + 1) for length in lengths)
@@ -143,30 +124,6 @@ class StepModel:
     def _are_beside(self, one: int, other: int) -> bool:
         places = self._lengths
         return one in places and abs(places.index(one) - places.index(other)) == 1
-
-    def _near(
-        self, here: Compared, length: int, reference: int, others: Iterable[Compared]
-    ) -> tuple[Compared, float] | None:
-        """The nearest cell that compared both, and time of the length over that of the reference.
-
-        It is corrected by the ratio of the model's answers for the two cells.
-        """
-        graph = self.has_graph(here.key[0], length)
-        usable = [
-            other
-            for other in others
-            if other.key != here.key
-            and length in other.relative
-            and reference in other.relative
-            and self.has_graph(other.key[0], length) == graph
-        ]
-        there = min(usable, key=lambda other: distance(other.key, here.key), default=None)
-        if there is None or distance(there.key, here.key) > EVIDENCE_OCTAVES:
-            return None
-        ratio = there.relative[length] / there.relative[reference]
-        mine = self._modelled(here, length, reference)
-        its = self._modelled(there, length, reference)
-        return there, ratio if mine is None or its is None else ratio * mine / its
 
     def _modelled(self, at: Compared, length: int, reference: int) -> float | None:
         """Time of a length's step over the reference's, from curve and drafting; None: no curve."""

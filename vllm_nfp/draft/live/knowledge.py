@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 
 from vllm_nfp.draft.acceptance import Acceptance
 from vllm_nfp.draft.live.cells import Cell
 from vllm_nfp.draft.live.counted import CountedAcceptance
-from vllm_nfp.draft.live.forecast import EVIDENCE_OCTAVES, Compared, StepModel
+from vllm_nfp.draft.live.forecast import Compared, StepModel
 from vllm_nfp.draft.live.record import Record
-from vllm_nfp.draft.live.steps import CellKey, CellTimes, StepObservation, distance
+from vllm_nfp.draft.live.steps import CellKey, CellTimes, StepObservation
 from vllm_nfp.draft.live.trial import TRIAL_STEPS
 
 
@@ -66,11 +66,3 @@ class Knowledge:
             if known:
                 return Compared(key, cell.relative, known.median / relative, cell.place)
         return None
-
-    def compared_near(self, key: CellKey, cells: Mapping[CellKey, Cell]) -> Iterator[Compared]:
-        """Cells nearby in which lengths were compared."""
-        for other, cell in cells.items():
-            if len(cell.relative) > 1 and distance(key, other) <= EVIDENCE_OCTAVES:
-                found = self.compared(other, cell)
-                if found is not None:
-                    yield found

@@ -47,7 +47,6 @@ class Proposals:
         min_gain: goodput over that of the length in force, as a fraction, that is worth a change.
         known: what steps have shown.
         credit: what trials may still lose.
-        cells: the state of all cells.
     """
 
     def __init__(
@@ -56,13 +55,11 @@ class Proposals:
         min_gain: float,
         known: Knowledge,
         credit: Credit,
-        cells: Mapping[CellKey, Cell],
     ) -> None:
         self._lengths = tuple(lengths)
         self._min_gain = min_gain
         self._known = known
         self._credit = credit
-        self._cells = cells
 
     def propose(
         self, key: CellKey, cell: Cell, acceptance: Acceptance, best: float, now: float, step: int
@@ -126,11 +123,10 @@ class Proposals:
         here = self._known.compared(key, cell)
         assert here is not None and choice is not None, "it has timed steps and a choice"
         model.learn_draft_seconds(here)
-        others = list(self._known.compared_near(key, self._cells))
         wide = self._credit.is_wide
         found = []
         for length in lengths:
-            forecast = model.forecast(here, length, choice, others)
+            forecast = model.forecast(here, length)
             tokens = acceptance.expected_tokens(length)
             goodput, slower = best, None
             if forecast.relative is not None:

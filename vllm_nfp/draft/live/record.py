@@ -11,7 +11,7 @@ from collections import deque
 
 from vllm_nfp.draft.live.trial import Basis
 
-SPREAD = {Basis.FAR: 0.2, Basis.BESIDE: 0.065, Basis.NEAR: 0.033}
+SPREAD = {Basis.FAR: 0.2, Basis.BESIDE: 0.065}
 """Standard deviation of the logarithm of a forecast time, by what it rests on, before any trial."""
 SPREAD_TRIALS = 4.0
 """Trials after which their errors count as much as that."""

@@ -45,8 +45,6 @@ class Basis(StrEnum):
     """The model alone."""
     BESIDE = "beside"
     """The next shorter or longer length, measured here, and the model for the difference."""
-    NEAR = "near"
-    """A nearby cell that compared the two."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,18 +27,18 @@ def _counters(engines: list[Snapshot]) -> Iterator[Metric]:
     )
     scheduled = CounterMetricFamily(
         "vllm_nfp_verification_scheduled_drafts",
-        "Drafted tokens that adaptive verification chose from.",
+        "Drafted tokens that adaptive verification chose from: those that vLLM scheduled.",
         labels=ENGINE,
     )
     admitted = CounterMetricFamily(
         "vllm_nfp_verification_admitted_drafts",
-        "Drafted tokens that it admitted to verification.",
+        "Drafted tokens that adaptive verification admitted: those that the step verified.",
         labels=ENGINE,
     )
     expected = CounterMetricFamily(
         "vllm_nfp_verification_expected_accepted_tokens",
-        "Admitted drafts that it expected to be accepted, from one step in 8; compare "
-        "vllm:spec_decode_num_accepted_tokens_total.",
+        "Admitted drafts that it expected to be accepted, estimated from every eighth step; "
+        "compare vllm:spec_decode_num_accepted_tokens_total.",
         labels=ENGINE,
     )
     renewals = CounterMetricFamily(
@@ -68,14 +68,14 @@ def _gauges(engines: list[Snapshot]) -> Iterator[Metric]:
     )
     stalled = GaugeMetricFamily(
         "vllm_nfp_verification_stalled",
-        "1 if drafts are made and none was admitted in the last 100 steps, so that their "
-        "confidences are never corrected.",
+        "1 if the last 100 steps with drafts admitted none: vLLM corrects its confidences by "
+        "admitted drafts alone, so it learns nothing.",
         labels=ENGINE,
     )
     seconds = GaugeMetricFamily(
         "vllm_nfp_verification_step_seconds",
-        "Mean time of recent decode steps with drafting: real, and as predicted by the costs of "
-        "vllm and by the measured ones.",
+        "Mean time of recent decode steps with drafting, by source: real, or as predicted by vllm "
+        "(its costs from startup) or by measured costs.",
         labels=[*ENGINE, "source"],
     )
     for snapshot in engines:

@@ -1,95 +1,45 @@
-"""Every setting of the probe: its unit, default, bounds and validation."""
+"""Every setting of the probe, with its unit and default."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
-import os
-import tempfile
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
-import msgspec
-from msgspec import Meta
-
-from vllm_nfp import env_var
-from vllm_nfp.crossing import MOST_EPSILON
-from vllm_nfp.files import read_bytes
-from vllm_nfp.strict_json import parse
+from vllm_nfp.config.bounds import (
+    LARGEST_BATCH_SIZE,
+    MAX_POSITIONS_LIMIT,
+    MOST_POINTS,
+    BatchSizes,
+    ConfigError,
+    Contexts,
+    Directory,
+    DraftLengths,
+    Epsilons,
+    File,
+    Fraction,
+    Half,
+    Mebibytes,
+    PositionCounts,
+    Samples,
+    Seconds,
+    WantedSamples,
+    bounded,
+    check,
+)
+from vllm_nfp.config.graph_limits import GRAPHS_ALONE, GRAPHS_TOGETHER, GraphLimits
 
 T = TypeVar("T")
-
-ENV_VAR = env_var.ENV_VAR
 
 DEFAULT_POSITIONS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """Default grid of positions per sequence: dense at usual draft lengths, then 1.5x apart."""
 
 STEP_SHARE_OF_BUDGET = 0.25
-MAX_FILE_BYTES = 1 << 20
-"""Maximum size of a settings file."""
-MAX_POSITIONS_LIMIT = 512
-LARGEST_BATCH_SIZE = 4096
-MOST_BATCH_SIZES = MOST_CONTEXTS = 16
 LEAST_CONTEXT = 256
 """Smallest context of the reported table on servers that allow as much: below it attention is a
 small part of a step."""
-MOST_EPSILONS = 8
-MOST_POSITION_COUNTS = 64
-MOST_POINTS = 5120
-"""Batch sizes x contexts x positions: some 15 MiB of results with all modules, which the hand-over
-file holds (:data:`vllm_nfp.results.snapshot.MAX_FILE_BYTES`). tests/unit/test_series.py counts."""
-MOST_DRAFT_LENGTHS = 16
-
-
-class ConfigError(ValueError):
-    """An invalid setting; the message names the value and what is allowed."""
-
-
-def _from(low: float, high: float, unit: str) -> Meta:
-    return Meta(ge=low, le=high, title=unit)
-
-
-Epsilon = Annotated[float, _from(0.001, MOST_EPSILON, "a fraction")]
-Fraction = Annotated[float, _from(0.0, 1.0, "a fraction")]
-Half = Annotated[float, _from(0.0, 0.5, "a fraction")]
-Seconds = Annotated[float, _from(0.0, 600.0, "seconds")]
-Mebibytes = Annotated[int, _from(0, 1 << 20, "MiB")]
-Samples = Annotated[int, _from(2, 10000, "a number of samples")]
-WantedSamples = Annotated[int, _from(0, 10000, "a number of samples")]
-Positions = Annotated[int, _from(1, MAX_POSITIONS_LIMIT, "a number of positions")]
-BatchSize = Annotated[int, _from(1, LARGEST_BATCH_SIZE, "a number of sequences")]
-Context = Annotated[int, _from(1, 1 << 22, "a number of tokens")]
-DraftLength = Annotated[int, _from(0, MAX_POSITIONS_LIMIT, "a draft length")]
-Directory = Annotated[str, Meta(min_length=1, pattern="^[^\\0]*$", title="a directory path")]
-File = Annotated[str, Meta(min_length=1, pattern="^[^\\0]*$", title="a file path")]
-Epsilons = Annotated[tuple[Epsilon, ...], Meta(min_length=1, max_length=MOST_EPSILONS)]
-PositionCounts = Annotated[tuple[Positions, ...], Meta(max_length=MOST_POSITION_COUNTS)]
-BatchSizes = Annotated[tuple[BatchSize, ...], Meta(max_length=MOST_BATCH_SIZES)]
-Contexts = Annotated[tuple[Context, ...], Meta(max_length=MOST_CONTEXTS)]
-DraftLengths = Annotated[tuple[DraftLength, ...], Meta(max_length=MOST_DRAFT_LENGTHS)]
-_TITLES = {bool: "true or false", str: "text"}
-
-
-@dataclass(frozen=True, slots=True)
-class GraphLimits:
-    """Limits of the probe's CUDA graphs."""
-
-    memory_mib: int
-    host_mib: int | None
-    """None: no limit."""
-    shared_pool: bool
-    """The graphs use vLLM's graph memory pool."""
-    capture_seconds: float
-    """At startup."""
-
-
-GRAPHS_ALONE = GraphLimits(64, 64, shared_pool=True, capture_seconds=3.0)
-GRAPHS_TOGETHER = GraphLimits(2048, None, shared_pool=False, capture_seconds=20.0)
-"""Several ranks capture all graphs at startup, and each shape keeps its graphs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +48,7 @@ class ProbeConfig:
 
     epsilons: Epsilons = (0.05, 0.1, 0.2)
     """Extra step time that still counts as free, as fractions of t(1) (0.1 = 10 %)."""
-    max_positions: Annotated[int, _from(2, MAX_POSITIONS_LIMIT, "a number of positions")] = 32
+    max_positions: Annotated[int, bounded(2, MAX_POSITIONS_LIMIT, "a number of positions")] = 32
     """Largest number of positions per sequence to probe."""
     positions: PositionCounts = ()
     """Positions per sequence to probe; empty: the default grid up to max_positions."""
@@ -131,7 +81,7 @@ class ProbeConfig:
     vLLM's graph memory. It limits how many shapes have graphs at a time; graphs of others are
     captured when needed. None: 64, or 2048 with several ranks, where each shape keeps its
     graphs."""
-    state_memory_mib: Annotated[int, _from(1, 1 << 20, "MiB")] = 1024
+    state_memory_mib: Annotated[int, bounded(1, 1 << 20, "MiB")] = 1024
     """Maximum memory for recurrent states of the probe's own, in MiB, on each GPU; used only where
     layers keep a state (Gated DeltaNet, Mamba 2, ...). All layers share it. Shapes whose states of
     one layer exceed it are not probed."""
@@ -146,16 +96,16 @@ class ProbeConfig:
     bidirectional: bool = False
     """Let the positions of a sequence attend to each other, as in block diffusion. Always on for
     models that vLLM decodes by diffusion."""
-    sampled_layers: Annotated[int, _from(0, 4096, "a number of layers")] = 4
+    sampled_layers: Annotated[int, bounded(0, 4096, "a number of layers")] = 4
     """Decoder layers of each kind whose modules are timed; 0: all layers."""
-    min_samples: Annotated[int, _from(1, 1000, "a number of samples")] = 1
+    min_samples: Annotated[int, bounded(1, 1000, "a number of samples")] = 1
     """Pairs of a shape from which its basis is called measured."""
     wanted_samples: WantedSamples = 0
     """Pairs that each point of the reported table gets before pairs are chosen by their value.
     0: all pairs are chosen by their value. vllm-nfp measure sets it to --samples."""
     max_samples: Samples = 32
     """Pairs kept for each shape. New pairs replace the oldest."""
-    publish_seconds: Annotated[float, _from(0.1, 3600.0, "seconds")] = 2.0
+    publish_seconds: Annotated[float, bounded(0.1, 3600.0, "seconds")] = 2.0
     """Minimum time between two updates of the metrics, in seconds."""
     draft_acceptance: Fraction | None = None
     """Probability that a draft is accepted, for vllm_nfp_recommended_draft_length. None: as counted
@@ -174,7 +124,7 @@ class ProbeConfig:
     verified, so that batches have other shapes and low-order bits of outputs may differ."""
     layer_histograms: bool = False
     """Export vllm_nfp_layer_latency_seconds: one histogram per timed layer and module."""
-    seed: Annotated[int, _from(0, (1 << 32) - 1, "a seed")] = 0
+    seed: Annotated[int, bounded(0, (1 << 32) - 1, "a seed")] = 0
     """Random seed for the order of probes, their KV blocks and their token ids."""
     output_dir: Directory | None = None
     """Directory for raw samples and results. None: nothing is kept after the server ends."""
@@ -189,7 +139,7 @@ class ProbeConfig:
 
     def __post_init__(self) -> None:
         for name, kind in _field_types().items():
-            _check(name, kind, getattr(self, name))
+            check(name, kind, getattr(self, name))
         if self.positions and self.positions[0] != 1:
             raise ConfigError(
                 f"positions must begin with 1, the baseline, not {self.positions[0]}: "
@@ -282,141 +232,7 @@ def reported_contexts(most: int) -> tuple[int, ...]:
     return tuple(power for power in powers if power >= LEAST_CONTEXT) or (powers[-1],)
 
 
-def _shown(value: Any) -> str:
-    """The value for a message, cut to 80 characters."""
-    return f"{value!r:.80}"
-
-
 @cache
 def _field_types() -> dict[str, Any]:
     """The annotations of the settings, with their bounds."""
     return get_type_hints(ProbeConfig, include_extras=True)
-
-
-def _check(name: str, kind: Any, value: Any) -> None:
-    """Check a value against an annotation.
-
-    Raises:
-        ConfigError: naming the value and what is allowed.
-    """
-    if type(None) in get_args(kind):
-        if value is None:
-            return
-        kind = next(one for one in get_args(kind) if one is not type(None))
-    plain, *metas = get_args(kind) if get_origin(kind) is Annotated else (kind,)
-    if get_origin(plain) is tuple:
-        _check_list(name, get_args(plain)[0], metas[0], value)
-        return
-    try:
-        taken = msgspec.convert(value, kind)
-    except (ValueError, OverflowError):  # of text that is no Unicode as well
-        taken = None
-    if taken is None or (plain is int and not isinstance(value, int)):
-        raise ConfigError(f"{name} must be {_allowed(plain, metas)}, not {_shown(value)}")
-
-
-def _check_list(name: str, item: Any, meta: Meta, value: Any) -> None:
-    if not isinstance(value, tuple):
-        raise ConfigError(f"{name} must be a list, not {_shown(value)}")
-    if len(value) < (meta.min_length or 0):
-        raise ConfigError(f"{name} must not be empty: pass at least one value")
-    if meta.max_length is not None and len(value) > meta.max_length:
-        raise ConfigError(f"{name} must hold at most {meta.max_length} values, not {len(value)}")
-    for entry in value:
-        _check(f"each value of {name}", item, entry)
-    if any(a >= b for a, b in itertools.pairwise(value)):
-        raise ConfigError(f"{name} must be ascending without repeats, not {list(value)}")
-
-
-def _allowed(plain: Any, metas: Sequence[Meta]) -> str:
-    if not metas:
-        return _TITLES[plain]
-    meta = metas[0]
-    shape = "d" if plain is int else "g"
-    bounds = "" if meta.ge is None else f" from {meta.ge:{shape}} to {meta.le:{shape}}"
-    return f"{meta.title}{bounds}"
-
-
-FIELDS = tuple(field.name for field in dataclasses.fields(ProbeConfig))
-_USER_FIELDS = tuple(name for name in FIELDS if name != "run_dir")
-
-
-def config_from_mapping(values: Mapping[str, Any]) -> ProbeConfig:
-    """Build the settings from a mapping of field names; lists become tuples.
-
-    Raises:
-        ConfigError: for an unknown field or a value out of bounds.
-    """
-    unknown = sorted(set(values) - set(FIELDS))
-    if unknown:
-        raise ConfigError(
-            f"unknown field {_shown(unknown[0])} in the NFP settings; "
-            f"allowed: {', '.join(_USER_FIELDS)}"
-        )
-    plain: dict[str, Any] = {
-        key: tuple(v) if isinstance(v, list) else v for key, v in values.items()
-    }
-    return ProbeConfig(**plain)
-
-
-def config_from_json(text: str) -> ProbeConfig:
-    """Read the settings back from :meth:`ProbeConfig.to_json`."""
-    return config_from_mapping(parse_object(text, "the NFP settings"))
-
-
-def parse_object(text: str, what: str) -> dict[str, Any]:
-    """Parse a JSON object; ``what`` names the text in the error.
-
-    Raises:
-        ConfigError: if the text is not a JSON object.
-    """
-    try:
-        value = parse(text)
-    except ValueError as error:
-        raise ConfigError(f"{what} is not valid JSON ({error}): pass an object {{...}}") from None
-    if not isinstance(value, dict):
-        raise ConfigError(f"{what} must be a JSON object {{...}}, not {type(value).__name__}")
-    return value
-
-
-def read_settings_argument(argument: str) -> dict[str, Any]:
-    """Parse the value of ``--nfp-config``: JSON, or ``@file`` with JSON in it.
-
-    Raises:
-        ConfigError: if the file cannot be read or is not a JSON object.
-    """
-    if not argument.startswith("@"):
-        return parse_object(argument, "--nfp-config")
-    path = Path(argument[1:])
-    what = f"--nfp-config file {_shown(str(path))}"
-    try:
-        text = read_bytes(path, MAX_FILE_BYTES).decode()
-    except (OSError, ValueError) as error:  # a null character in the path is a ValueError as well
-        reason = error.strerror if isinstance(error, OSError) else error
-        reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else reason
-        raise ConfigError(f"{what} cannot be read: {reason}") from None
-    return parse_object(text, what)
-
-
-def check_writable_folder(name: str, folder: str) -> None:
-    """Create ``folder`` if it is missing and check that a file can be written in it.
-
-    Raises:
-        ConfigError: if it cannot be created or written.
-    """
-    path = Path(folder)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path, prefix=".nfp-"):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            f"{name} {folder!r} cannot be written ({error.strerror}): "
-            f"choose a directory that this user can write"
-        ) from None
-
-
-def config_from_environment(environ: Mapping[str, str] = os.environ) -> ProbeConfig | None:
-    """The settings that the launcher put into the environment; None if the probe is off."""
-    text = environ.get(ENV_VAR)
-    return config_from_json(text) if text else None

@@ -1,0 +1,140 @@
+"""Claims of servers at the defaults: how true their answers are, and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from benchmarks.claims import recompute, recompute_costs
+from benchmarks.claims.claim import Claim, Planned, Quote, Run
+from benchmarks.claims.depends import ANSWERING, SPENDING
+
+NO_SPREAD = "one run, no spread"
+RESULTS = "benchmarks/results/"
+COMMAND = "python -m benchmarks.at_defaults --out {out} --shape "
+ROW = (
+    "| {near} of {boundaries} | {held} | {error}, {error_p90} | {covered} of {points} | "
+    "{good} of {drafts} | {worst} |"
+)
+COSTS = "| {host} | {gpu} | {startup} | {pairs}, {pieces} | {time} | {steps} |"
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A recorded run of benchmarks.at_defaults.
+
+    Attributes:
+        shape: its name and further arguments of the command.
+        row: how the row in docs/surface.md begins, the pairs included.
+        costs: how the row in docs/overhead.md begins; None: it has none.
+        quotes: further ones.
+    """
+
+    name: str
+    model: str
+    folder: str
+    commit: str
+    gpu: str
+    shape: str
+    within: int
+    row: str
+    costs: str | None = None
+    quotes: tuple[Quote, ...] = ()
+    costs_row: str = COSTS
+
+    @property
+    def run(self) -> Run:
+        """What makes its record."""
+        return Run((COMMAND + self.shape + " --within {within}",), self.within)
+
+
+FP8 = "qwen3-8b --flags '--quantization fp8' --engine-args '{{\"quantization\":\"fp8\"}}'"
+SERVERS = (
+    Server(
+        "dense-h100", "Qwen3-8B", "2026-11-28-h100-at-defaults/dense", "f773c4a",
+        "H100, vLLM 0.33.0", "qwen3-8b", 414, "| Qwen3-8B | H100, 0.33 | {pairs} ",
+        "| Qwen3-8B | H100, 0.33 ",
+        (
+            Quote("README.md", "all {drafts} draft lengths it implies were within 2 % of the best"),
+        ),
+    ),
+    Server(
+        "dense-h200", "Qwen3-8B", "2026-11-28-h200-at-defaults/dense", "4ec0e64",
+        "H200, vLLM 0.32.0", "qwen3-8b", 414, "| Qwen3-8B | H200, 0.32 | {pairs} ",
+        "| Qwen3-8B | H200, 0.32 ",
+    ),
+    Server(
+        "experts-h100", "Qwen3-30B-A3B", "2026-11-28-h100-at-defaults/moe", "f773c4a",
+        "H100, vLLM 0.33.0", "qwen3-30b-a3b", 556,
+        "| Qwen3-30B-A3B, experts | H100, 0.33 | {pairs} ", "| Qwen3-30B-A3B | H100, 0.33 ",
+    ),
+    Server(
+        "fp8-h100", "Qwen3-8B in FP8", "2026-11-28-h100-at-defaults/fp8", "f773c4a",
+        "H100, vLLM 0.33.0", FP8, 552,
+        "| Qwen3-8B, `--quantization fp8` | H100, 0.33 | {pairs} of 4 shapes ",
+        "| Qwen3-8B, FP8 | H100, 0.33 ",
+        costs_row=COSTS.replace("{gpu}", "{gpu}, over the limit"),
+    ),
+    Server(
+        "latent-attention-h100", "DeepSeek-V2-Lite, passive",
+        "2026-11-28-h100-at-defaults/latent-attention", "f773c4a", "H100, vLLM 0.33.0",
+        "deepseek-v2-lite", 548, "| DeepSeek-V2-Lite, latent attention | H100, 0.33 | none ",
+    ),
+)  # fmt: skip
+
+
+def claims() -> Iterator[Claim]:
+    """Two of each server: its answers and, if it was probed, its costs."""
+    for server in SERVERS:
+        yield _answers(server)
+        if server.costs is not None:
+            yield _costs(server, server.costs)
+
+
+def _answers(server: Server) -> Claim:
+    return Claim(
+        f"defaults-{server.name}",
+        f"{server.model}, two minutes of traffic at the defaults: t(N) / t(1) off by {{error}} "
+        "(median), its 95 % intervals hold for {covered}; {near} of boundaries near; {good} of "
+        "draft lengths within 2 % of the best, the worst at {worst}; right after the start "
+        "{start_near} and {start_good}",
+        NO_SPREAD,
+        "{points} points, {boundaries} boundaries, {drafts} draft lengths, {pairs} pairs",
+        recompute.at_defaults,
+        RESULTS + server.folder,
+        server.run,
+        server.commit,
+        "2026-11-28",
+        server.gpu,
+        ANSWERING,
+        (Quote("docs/surface.md", server.row + ROW), *server.quotes),
+    )
+
+
+def _costs(server: Server, row: str) -> Claim:
+    return Claim(
+        f"costs-{server.name}",
+        f"{server.model} at the defaults: {{host}} of host and {{gpu}} of GPU memory, {{startup}} "
+        "longer start; in 115 s of traffic probes took {time} of the time and delayed {steps} of "
+        "decode steps",
+        NO_SPREAD,
+        "{pairs} pairs and {pieces} pieces at the start",
+        recompute_costs.account,
+        RESULTS + server.folder,
+        server.run,
+        server.commit,
+        "2026-11-28",
+        server.gpu,
+        SPENDING,
+        (Quote("docs/overhead.md", row + server.costs_row),),
+    )
+
+
+PLANNED = (
+    Planned(
+        "defaults-gpt-oss-h100",
+        "how true the answers of gpt-oss-20b (MXFP4) are",
+        Run((COMMAND + "gpt-oss-20b --within {within}",), 560),
+        "it was passive on 2026-11-28, and has been probed without a truth since",
+    ),
+)

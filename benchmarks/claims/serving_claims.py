@@ -1,0 +1,82 @@
+"""Claims of servers that run for long, and of outputs that do not change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from benchmarks.claims import recompute_costs
+from benchmarks.claims.claim import Claim, Planned, Quote, Run
+from benchmarks.claims.depends import HOOKING, PROBING
+
+RESULTS = "benchmarks/results/"
+SOAK = "python -m benchmarks.soak --out {out} --minutes 60 "
+
+
+def claims() -> Iterator[Claim]:
+    """The soak on a CPU, and identity of outputs on GPUs."""
+    yield Claim(
+        "soak-cpu",
+        "One hour on two CPU cores, tiny model: resident memory of the last quarter minus that of "
+        "the first {resident} of {of}, open files {files}, threads {threads}",
+        "none",
+        "{scrapes} looks",
+        recompute_costs.soak,
+        RESULTS + "2026-11-25-soak-cpu/soak.json",
+        Run((SOAK + '--shape tiny --flags "--max-model-len 2048 --enforce-eager"',)),
+        None,
+        "2026-11-25",
+        "CPU, vLLM 0.32.0",
+        HOOKING,
+        (
+            Quote("docs/faults.md", "| scrapes | {scrapes} |"),
+            Quote("docs/faults.md", "startup | {resident} of {of} |"),
+            Quote("docs/faults.md", "| open files, threads | {files} |"),
+        ),
+        added="f7f0aa8",
+    )
+    yield _identity(
+        "h200", "2026-11-27-h200-identity", "b36c624", "2026-11-27", "H200, vLLM 0.33.0",
+        "| [b36c624](../benchmarks/results/2026-11-27-h200-identity) | - | {pairs}, {pieces} |",
+    )  # fmt: skip
+    yield _identity(
+        "h100", "2026-11-25-h100-graph-memory", None, "2026-11-25", "H100, vLLM 0.32.0",
+        "After {pairs} pairs and {pieces} captures", added="f7f0aa8",
+    )  # fmt: skip
+
+
+def _identity(
+    name: str, folder: str, commit: str | None, date: str, gpu: str, text: str,
+    added: str | None = None,
+) -> Claim:  # fmt: skip
+    return Claim(
+        f"identity-{name}",
+        "Qwen3-8B shape, 36 layers: all tokens and log-probabilities are those without the probe, "
+        "after {pairs} pairs and {pieces} pieces made ready between steps",
+        "none: equal to the bit",
+        "{pairs} pairs",
+        recompute_costs.identity,
+        f"{RESULTS}{folder}/graph-memory-qwen3-8b.json",
+        Run(("python -m benchmarks.graph_memory --shape qwen3-8b --layers 36 --out {out}",)),
+        commit,
+        date,
+        gpu,
+        PROBING,
+        (Quote("docs/overhead.md", text),),
+        added=added,
+    )
+
+
+PLANNED = (
+    Planned(
+        "soak-gpu",
+        "memory, threads and files flat for an hour of mixed traffic with speculation; answers of "
+        "a fixed set of prompts the same at start and end; real text of a real model",
+        Run(
+            (
+                SOAK + "--real --flags '--speculative-config "
+                '{{"method":"ngram","num_speculative_tokens":3,"prompt_lookup_max":4}}\'',
+            )
+        ),
+        "it has not run for an hour on a GPU",
+    ),
+)

@@ -1,0 +1,164 @@
+"""The servers of benchmarks.draft_servers on one GPU: started together, run one at a time."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from benchmarks import shapes
+from benchmarks.draft_plan import LENGTHS, LONGEST
+from benchmarks.server import Spec
+from benchmarks.switched import Remote
+from vllm_nfp.start.ports import free_ports
+from vllm_nfp.start.server import Server
+
+METHOD = "eagle3"
+NONE, DRAFTS, LIVE = "none", "drafts", "live"
+GIB = 1 << 30
+MAX_NUM_SEQS, MAX_MODEL_LEN = 128, 4096
+STREAM_INTERVAL = 8
+"""Tokens of a request in one event: at one event for each token the API server, not the engine,
+would limit 128 streams."""
+_EXTENSION = "benchmarks.draft_extension.DraftServer"
+FIXED = tuple(k for k in LENGTHS if k)
+EACH_LENGTH = [
+    [1 if place == 0 else FIXED[place - 1] + 1, k if k < LONGEST else MAX_NUM_SEQS, k]
+    for place, k in enumerate(FIXED)
+]
+"""A table by batch size that holds every fixed length."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The model of all servers."""
+
+    name: str
+    layers: int
+    kv_gib: float
+    tiny: bool
+
+
+class Fleet:
+    """Servers of one GPU; use it in a ``with`` statement, which ends them.
+
+    Args:
+        gpu: CUDA_VISIBLE_DEVICES.
+        out: takes the models and logs.
+        ends: when all must be over, by time.monotonic().
+    """
+
+    def __init__(self, gpu: str, shape: Shape, out: Path, ends: float) -> None:
+        self.gpu, self.shape, self.out = gpu, shape, out
+        self._ends, self._begun = ends, time.monotonic()
+        self._stack = ExitStack()
+        self._servers: dict[str, Server] = {}
+        self._running: str | None = None
+        self.model = shapes.write_model(out / "model", shape.name, shape.layers)
+        self.head: Path | None = None
+        if not shape.tiny:
+            head = out / "head"
+            self.head = shapes.write_draft_head(head, shape.name, METHOD, shape.layers)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def left(self) -> float:
+        """Seconds left."""
+        return self._ends - time.monotonic()
+
+    def say(self, text: str) -> None:
+        """Print with the time since the start."""
+        print(f"[gpu {self.gpu}, {time.monotonic() - self._begun:4.0f} s] {text}", flush=True)
+
+    def start(self, flags: Mapping[str, Sequence[str]]) -> None:
+        """Start servers side by side, wait until all answer, and stop them all.
+
+        Args:
+            flags: of each new server, by its name.
+        """
+        new = {
+            name: self._stack.enter_context(self._spec(name, port, flags[name]).start())
+            for name, port in zip(flags, free_ports(len(flags)), strict=True)
+        }
+        self._servers |= new
+        for name, server in new.items():
+            server.wait_until_healthy(max(1.0, self.left))
+            self.say(f"{name} is up")
+        for server in new.values():
+            server.child.pause()
+
+    def end(self, name: str) -> None:
+        """End a server, whose GPU memory is for others."""
+        self._servers.pop(name).child.stop()
+
+    def run(self, name: str) -> Server:
+        """Let one server go on, and no other."""
+        if name != self._running:
+            if self._running in self._servers:
+                self._servers[self._running].child.pause()
+            self._servers[name].child.resume()
+            self._running = name
+        return self._servers[name]
+
+    def pause(self) -> None:
+        """Let no server go on."""
+        if self._running in self._servers:
+            self._servers[self._running].child.pause()
+        self._running = None
+
+    def set_acceptance(self, name: str, acceptance: float) -> None:
+        """Have a running server's drafts accepted so."""
+        Remote(self._servers[name].url).call("bench_acceptance", json.dumps(acceptance))
+
+    def set_length(self, name: str, length: int) -> None:
+        """Put a draft length in force at all batch sizes."""
+        Remote(self._servers[name].url).call("bench_length", json.dumps(length))
+
+    def speculation(self, acceptance: float, table: Mapping[str, Any] | None = None) -> list[str]:
+        """``--speculative-config`` of vLLM.
+
+        Args:
+            table: what ``recommend`` prints; None: the longest draft at every batch size.
+        """
+        config: dict[str, Any] = {"num_speculative_tokens": LONGEST, **(table or {})}
+        if self.head is None:
+            config |= {"method": "ngram", "prompt_lookup_min": 1, "prompt_lookup_max": 2}
+        else:
+            longest = config["num_speculative_tokens"]
+            config |= {
+                "method": METHOD, "model": str(self.head),
+                "rejection_sample_method": "synthetic",
+                "synthetic_acceptance_rates": [acceptance ** (i + 1) for i in range(longest)],
+            }  # fmt: skip
+        return ["--speculative-config", json.dumps(config)]
+
+    def _spec(self, name: str, port: int, flags: Sequence[str]) -> Spec:
+        common = [
+            "--kv-cache-memory-bytes", str(int(self.shape.kv_gib * GIB)),
+            "--max-num-seqs", str(MAX_NUM_SEQS), "--max-model-len", str(MAX_MODEL_LEN),
+            "--no-enable-prefix-caching", "--stream-interval", str(STREAM_INTERVAL),
+        ]  # fmt: skip
+        if self.shape.tiny:
+            common += ["--enforce-eager", "--no-async-scheduling"]
+        else:  # vLLM asks for this share of the GPU to be free, beside the servers that are there
+            common += ["--gpu-memory-utilization", "0.05"]
+        if name != NONE:
+            common += ["--worker-extension-cls", _EXTENSION]
+        # What speculates compiles the same: the servers that start later find it.
+        cache = name if name in (NONE, LIVE) else DRAFTS
+        return Spec(
+            self.model, self.out / f"{name}.log", port, (*common, *flags),
+            extra={
+                "CUDA_VISIBLE_DEVICES": self.gpu, "VLLM_SERVER_DEV_MODE": "1",
+                "VLLM_CACHE_ROOT": str(self.out / "cache" / cache),
+            },
+        )  # fmt: skip

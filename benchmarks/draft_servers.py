@@ -1,0 +1,146 @@
+"""Claim: at the probe's defaults, chosen draft lengths are as fast as the best fixed one.
+
+    python -m benchmarks.draft_servers --gpu 0:0.7:1,4,16,32,64,128 --gpu 1:0.9,0.5:1,16,128 \\
+        --within 550 --out DIR
+    python -m benchmarks.draft_servers --score DIR
+
+Each ``--gpu INDEX:ACCEPTANCES:BATCH_SIZES`` has its own ``vllm serve`` processes, of one shape with
+dummy weights and an EAGLE-3 head, whose drafts are accepted at vLLM's synthetic rates:
+
+- ``none`` does not speculate;
+- ``drafts`` speculates without the probe; its table of draft lengths holds each fixed K, so that
+  vLLM captures graphs for all, and one K at a time is put in force for all batch sizes;
+- ``live`` has ``--nfp-probe --nfp-draft-control`` and no setting of either. It gets a minute of the
+  traffic of :mod:`benchmarks.user_traffic`, whose batch sizes and contexts are not those measured.
+  Then ``vllm-nfp recommend URL`` is asked, with the acceptance that the server has counted;
+- ``table`` is started with what was recommended, for each acceptance.
+
+Then streams of requests, closed loop, are sent to one server at a time, in random order at each
+point; the others are stopped meanwhile (SIGSTOP), so that no idle probe of ``live`` runs beside
+them. Rounds over all points go on until the time is up, and rows are written as they come. Goodput
+is tokens/s as clients see them, prompts and trials of the controller included; every point counts.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from benchmarks import environment
+from benchmarks.draft_fleet import Fleet, Shape
+from benchmarks.draft_servers_score import print_scores
+from benchmarks.draft_servers_turns import Turns
+from benchmarks.server import end_servers_on_sigterm
+from vllm_nfp.files import write_whole
+
+END_SECONDS = 12.0
+"""For the servers to end."""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuPlan:
+    """What one GPU measures."""
+
+    index: str
+    acceptances: tuple[float, ...]
+    batch_sizes: tuple[int, ...]
+
+
+def read_plan(text: str) -> GpuPlan:
+    """A plan from INDEX:ACCEPTANCES:BATCH_SIZES.
+
+    Raises:
+        click.BadParameter: if it is none, with an example.
+    """
+    try:
+        index, acceptances, sizes = text.split(":")
+        found = GpuPlan(
+            index,
+            tuple(float(one) for one in acceptances.split(",")),
+            tuple(int(one) for one in sizes.split(",")),
+        )
+    except ValueError:
+        found = GpuPlan("", (), ())
+    if not all(0.0 < a < 1.0 for a in found.acceptances) or min(found.batch_sizes, default=0) < 1:
+        raise click.BadParameter(
+            f"{text!r} is not INDEX:ACCEPTANCES:BATCH_SIZES, such as 0:0.7,0.9:1,16,128"
+        )
+    return found
+
+
+def run_gpu(plan: GpuPlan, shape: Shape, out: Path, ends: float) -> None:
+    """Start one GPU's servers and measure them until the time is up."""
+    end_servers_on_sigterm()
+    out.mkdir(parents=True, exist_ok=True)
+    with Fleet(plan.index, shape, out, ends - END_SECONDS) as fleet:
+        turns = Turns(fleet, plan.acceptances, plan.batch_sizes, out)
+        turns.begin()
+        turns.recommend()
+        turns.measure()
+
+
+@click.command()
+@click.option("--shape", default="qwen3-8b", show_default=True)
+@click.option("--layers", type=int, default=12, show_default=True)
+@click.option("--kv-gib", type=float, default=4.8, show_default=True, help="Of each server.")
+@click.option("--gpu", "gpus", multiple=True, help="INDEX:ACCEPTANCES:BATCH_SIZES; repeat it.")
+@click.option("--within", type=float, default=550.0, show_default=True, help="Seconds, in all.")
+@click.option("--tiny", is_flag=True, help="A tiny model and n-grams, to try it on a CPU.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--score", "scored", type=click.Path(exists=True, path_type=Path), multiple=True)
+def main(
+    shape: str,
+    layers: int,
+    kv_gib: float,
+    gpus: Sequence[str],
+    within: float,
+    tiny: bool,
+    out: Path | None,
+    scored: Sequence[Path],
+) -> None:
+    """Compare draft lengths on real servers, or score what runs have left; see the module."""
+    if scored or out is None:
+        print_scores(scored)
+        return
+    ends = time.monotonic() + within
+    plans = [read_plan(text) for text in gpus]
+    if not plans:
+        raise click.UsageError("no --gpu is given, such as --gpu 0:0.7:1,16,128")
+    out.mkdir(parents=True, exist_ok=True)
+    about = {
+        "environment": environment.record(), "shape": shape, "layers": layers, "tiny": tiny,
+        "gpus": gpus, "probe": {}, "within": within,
+    }  # fmt: skip
+    write_whole(out / "about.json", json.dumps(about, indent=1))
+    served = Shape("tiny" if tiny else shape, 2 if tiny else layers, kv_gib, tiny)
+    workers = [
+        multiprocessing.get_context("spawn").Process(
+            target=run_gpu, args=(plan, served, out / f"gpu-{plan.index}", ends)
+        )
+        for plan in plans
+    ]
+    end_servers_on_sigterm()
+    try:
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    finally:
+        for worker in workers:
+            worker.terminate()
+        write_whole(
+            out / "about.json", json.dumps({**about, "after": environment.gpu_state()}, indent=1)
+        )
+    print_scores([out])
+    if any(worker.exitcode for worker in workers):
+        raise SystemExit("a GPU's servers failed: see the logs in the folder of the run")
+
+
+if __name__ == "__main__":
+    main()

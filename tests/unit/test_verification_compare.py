@@ -1,0 +1,271 @@
+"""The benchmark of adaptive verification: recorded drafts in the place of a model's own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT))
+pytest.importorskip("aiohttp")
+from benchmarks import (
+    server,
+    shapes,
+    verification_compare,
+    verification_load,
+    verification_plan,
+    verification_table,
+)
+from benchmarks.load_result import Trace
+from benchmarks.traces import AnswerTrace, write_traces
+from benchmarks.verification_load import Point, speed
+from benchmarks.verification_replay import Replay, install
+from benchmarks.verification_streams import CHUNK, FIRST_TOKEN, Streams, make_streams, prompt_of
+
+RECORDED = [
+    AnswerTrace("chat", np.full((75, 3), 1.0, np.float32), np.full(75, 1)),
+    AnswerTrace("code", np.full((32, 3), 2.0, np.float32), np.full(32, 2)),
+    AnswerTrace("code", np.full((10, 3), 9.0, np.float32), np.full(10, 3)),
+]
+
+
+def test_streams_change_their_task_and_are_the_same_each_time() -> None:
+    streams = make_streams(RECORDED, streams=6, places=4 * CHUNK, vocabulary=100)
+    again = make_streams(RECORDED, streams=6, places=4 * CHUNK, vocabulary=100)
+    assert (streams.tokens == again.tokens).all()
+    assert (streams.accepted == again.accepted).all()
+    chunks = streams.accepted.reshape(6, 4, CHUNK)
+    assert (chunks == chunks[..., :1]).all(), "a chunk is one task's"
+    assert (chunks[:, 1:, 0] != chunks[:, :-1, 0]).all()
+    assert set(chunks[:, 0, 0]) == {1, 2}, "streams begin with different tasks"
+    assert (streams.log_odds[..., 0] == streams.accepted).all(), "rows stay together"
+    assert streams.tokens.min() >= FIRST_TOKEN
+    with pytest.raises(ValueError, match="no recorded answer of code has 32 positions"):
+        make_streams(RECORDED[2:], 1, 10, 100)
+
+
+def test_a_short_prompt_begins_the_long_one_of_its_stream() -> None:
+    assert prompt_of(3, 64, 1000) == prompt_of(3, 8192, 1000)[:64]
+    assert prompt_of(3, 64, 1000)[0] == FIRST_TOKEN + 3
+    assert prompt_of(3, 64, 1000)[1:] != prompt_of(4, 64, 1000)[1:]
+
+
+STREAMS = Streams(
+    log_odds=np.arange(24, dtype=np.float32).reshape(2, 4, 3) / 8,
+    accepted=np.array([[2, 0, 1, 3], [3, 3, 1, 0]]),
+    tokens=np.array([[10, 11, 12, 13], [20, 21, 22, 23]]),
+)
+
+
+class Runner:
+    """A V2 runner of two slots: the request in slot 1 meets stream 0, that in slot 0 stream 1."""
+
+    def __init__(self, answers: list[int], adaptive: bool = True) -> None:
+        def held(values: Any) -> SimpleNamespace:
+            return SimpleNamespace(gpu=torch.tensor(values, dtype=torch.int32))
+
+        self.req_states = SimpleNamespace(
+            all_token_ids=held([[FIRST_TOKEN + 1, 5], [FIRST_TOKEN, 5]]),
+            total_len=held([2 + n for n in answers]),
+            prompt_len=held([2, 2]),
+        )
+        self.output: Any = None
+        self.recorded: Any = None
+        self.speculator = SimpleNamespace(propose=lambda *_, **__: torch.full((2, 3), -5))
+        self.estimator = self.speculator.acceptance_estimator = SimpleNamespace(
+            slope=torch.tensor([0.5]), intercepts=torch.tensor([0.0, -1.0, -2.0]),
+            features=torch.zeros(2, 3), predictions=torch.zeros(2, 3),
+        )  # fmt: skip
+        record = SimpleNamespace(record_confidences=self._record) if adaptive else None
+        self.adaptive_verification: Any = record
+        install(self, Replay(self.req_states, STREAMS, torch.device("cpu")))
+
+    def sample(self, hidden_states: Any, batch: Any, grammar: Any) -> Any:
+        return self.output, self.output.num_sampled, self.output.num_rejected
+
+    def _record(self, confidences: torch.Tensor, batch: Any) -> None:
+        self.recorded = confidences.clone()
+
+    def step(self, ends: list[int], drafts: int, sampled: list[int]) -> Any:
+        width = 4 if drafts else 1
+        self.output = SimpleNamespace(
+            sampled_token_ids=torch.zeros(2, width, dtype=torch.int64),
+            num_sampled=torch.tensor(sampled, dtype=torch.int32),
+            num_rejected=torch.tensor([9, 9], dtype=torch.int32),
+        )
+        batch = SimpleNamespace(
+            idx_mapping=torch.tensor([1, 0], dtype=torch.int32), num_draft_tokens=drafts,
+            cu_num_logits=torch.tensor(ends, dtype=torch.int32),
+        )  # fmt: skip
+        self.sample(None, batch, None)
+        return batch
+
+
+def test_as_many_drafts_are_accepted_as_were_recorded() -> None:
+    runner = Runner([2, 1])  # batch: stream 0 with one token of its answer, stream 1 with two
+    runner.step([0, 4, 8], 6, [1, 1])
+    assert runner.output.num_sampled.tolist() == [3, 4]
+    assert runner.output.num_rejected.tolist() == [1, 0]
+    assert runner.output.sampled_token_ids.tolist() == [[11, 12, 13, 10], [22, 23, 20, 21]]
+
+
+def test_drafts_that_are_not_verified_are_not_accepted() -> None:
+    runner = Runner([2, 1])
+    runner.step([0, 2, 3], 1, [1, 1])  # one draft is verified for the first, none for the second
+    assert runner.output.num_sampled.tolist() == [2, 1]
+    assert runner.output.num_rejected.tolist() == [0, 0]
+
+
+def test_a_request_that_reads_its_prompt_samples_nothing() -> None:
+    runner = Runner([0, 1])
+    runner.step([0, 4, 5], 3, [1, 0])
+    assert runner.output.num_sampled.tolist() == [3, 0]
+    assert runner.output.num_rejected.tolist() == [1, 0]
+
+
+def test_a_step_without_drafts_keeps_its_numbers() -> None:
+    runner = Runner([0, 3])
+    runner.step([0, 1, 2], 0, [1, 1])
+    assert runner.output.num_sampled.tolist() == [1, 1]
+    assert runner.output.sampled_token_ids.tolist() == [[13], [20]]
+
+
+def test_what_is_drafted_is_what_comes_next() -> None:
+    runner = Runner([2, 1])
+    batch = runner.step([0, 1, 2], 0, [1, 1])
+    assert runner.speculator.propose(batch).tolist() == [[11, 12, 13], [22, 23, 20]]
+    assert runner.speculator.propose(input_batch=batch, dummy_run=True).tolist() == [[-5] * 3] * 2
+
+
+def test_the_estimator_reads_and_predicts_from_what_was_recorded() -> None:
+    runner = Runner([2, 1])
+    batch = runner.step([0, 1, 2], 0, [1, 1])
+    runner.adaptive_verification.record_confidences(torch.zeros(3, 3), batch)
+    features = torch.from_numpy(STREAMS.log_odds)[[0, 1], [0, 1]]  # of the batch's order
+    assert torch.equal(runner.estimator.features, features.flip(0)), "by slot"
+    predicted = torch.sigmoid(0.5 * features + torch.tensor([0.0, -1.0, -2.0]))
+    assert torch.allclose(runner.recorded[:2], predicted)
+    assert torch.allclose(runner.estimator.predictions, predicted.flip(0))
+    assert runner.recorded[2].tolist() == [0.0] * 3, "beyond the batch nothing is written"
+
+
+def test_a_server_that_verifies_all_has_no_confidences_to_replace() -> None:
+    Runner([1, 1], adaptive=False).step([0, 4, 8], 6, [1, 1])
+
+
+def arrivals(*events: tuple[float, int], ended: float | None = None) -> Trace:
+    return Trace(0.0, [t for t, _ in events], [n for _, n in events], ended)
+
+
+def test_speed_counts_what_lies_between_two_places() -> None:
+    one = arrivals((1.0, 1), (2.0, 3), (3.0, 4), (4.0, 4), (5.0, 4))  # 4 tokens, then 12
+    two = arrivals((1.0, 2), (2.5, 2), (3.5, 4), (4.5, 4))
+    found = speed([one, two], begin=4, end=10, seconds=7.0)
+    # 8 tokens in 2 s; 8 tokens in 2 s (of 4 to 12, from 2.5 to 4.5).
+    assert found.tokens_per_second == pytest.approx(8.0)
+    assert found.whole
+    assert not speed([one, arrivals((2.1, 4), (4.0, 9))], 4, 10, 7.0).whole
+    early = arrivals((1.0, 4), (2.0, 9), ended=3.5)
+    assert not speed([one, early], 4, 10, 7.0).whole, "one ended before the other was measured"
+
+
+def row(contender: str, speed_: float, number: int = 0, **changes: Any) -> dict[str, Any]:
+    return {
+        "contender": contender, "pass": number, "context": "1k", "requests": 4,
+        "tokens_per_second": speed_, "whole": True, "counted": {}, **changes,
+    }  # fmt: skip
+
+
+def test_the_table_compares_with_the_best_fixed_length() -> None:
+    fed = {verification_table.STEPS_MEASURED: 30.0, verification_table.STEPS_OWN: 10.0}
+    rows = [
+        row("fixed-3", 200.0), row("fixed-7", 190.0), row("none", 150.0),
+        row("vllm", 180.0), row("measured", 150.0), row("measured", 210.0, 1, counted=fed),
+        row("fixed-3", 900.0, 1, whole=False), row("vllm", 90.0, requests=8),
+    ]  # fmt: skip
+    held = verification_table.cells(rows)["1k", 4]
+    assert verification_table.best_fixed(held) == ("fixed-3", 200.0)
+    assert held["measured"].n == 2
+    assert held["measured"].spread == pytest.approx(30 / 180)
+    text = verification_table.table({"shape": "tiny", "layers": 2, "rows": rows})
+    assert (
+        "| 1k | 4 | 150 |  | 200 |  | 190 | 180 | 210 | 1.050 | 0.900 | 1.167 | 75% | 1-2 | 16.7% |"
+        in text
+    )
+    assert "| 1k | 8 |  |  |  |  |  | 90 |  |  |  |  |  | 1 | 0.0% |" in text
+    assert "measured: 1 of 1 loads within 2 % of the best fixed length; worst 1.050" in text
+    assert "vllm: 0 of 1 loads within 2 %" in text
+
+
+def test_every_contender_drafts_in_its_own_way() -> None:
+    flags = {
+        name: verification_plan.flags_of(name, "qwen3-8b", 24, Path("HEAD"))
+        for name in verification_plan.CONTENDERS
+    }
+    config = {
+        name: json.loads(of[of.index("--speculative-config") + 1])
+        for name, of in flags.items()
+        if "--speculative-config" in of
+    }
+    assert set(config) == {"fixed", "vllm", "measured"}
+    assert config["vllm"] == config["measured"]
+    assert config["vllm"]["enable_adaptive_verification"]
+    table = config["fixed"]["num_speculative_tokens_per_batch_size"]
+    assert table == [[1, 1, 1], [2, 2, 3], [3, 3, 5], [4, 128, 7]]
+    assert set(flags["measured"]) - set(flags["vllm"]) == {
+        "--nfp-probe",
+        "--nfp-verification-costs",
+    }
+    kv = int(flags["none"][flags["none"].index("--kv-cache-memory-bytes") + 1])
+    longest = max(sum(p.prompts) for p in verification_plan.points())
+    assert kv > 2**30 * shapes.kv_gib("qwen3-8b", 25, longest)
+
+
+def test_the_comparison_runs_from_start_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Against servers that only stream: every contender and length is there, and in the table."""
+    fake = Path(__file__).with_name("fake_server.py")
+    monkeypatch.setattr(
+        server.Spec, "command", lambda spec: [sys.executable, str(fake), str(spec.port), "False"]
+    )
+    told: list[tuple[str, ...]] = []
+
+    class Remote:
+        def __init__(self, url: str) -> None:
+            pass
+
+        def call(self, *asked: str) -> list[dict[str, Any]]:
+            told.append(asked)
+            return [{"adaptive": len(told) > 5}]
+
+    monkeypatch.setattr(verification_compare, "Remote", Remote)
+    monkeypatch.setattr(verification_compare, "START_SECONDS", 1.0)
+    monkeypatch.setattr(verification_compare, "WARM_UP", Point("warm-up", (8,), 2))
+    monkeypatch.setattr(verification_compare, "points", lambda: [Point("1k", (8, 8), 16)])
+    monkeypatch.setattr(verification_load, "BEGIN", 4)
+    write_traces(tmp_path / "traces.npz", RECORDED, {"commit": "abc"})
+    verification_compare.main.main(
+        ["--shape=tiny", "--layers=2", f"--traces={tmp_path / 'traces.npz'}",
+         "--within=60", "--passes=2",
+         "--contender=fixed", "--contender=measured", f"--out={tmp_path}"],
+        standalone_mode=False,
+    )  # fmt: skip
+    held = json.loads((tmp_path / "verification-tiny.json").read_text())
+    names = {r["contender"] for r in held["rows"]}
+    assert names == {"fixed-1", "fixed-3", "fixed-5", "fixed-7", "measured"}
+    assert all(r["tokens_per_second"] > 0 for r in held["rows"])
+    assert len(held["rows"]) == 2 * len(names)
+    assert held["traces"] == {"commit": "abc"}
+    assert set(held["servers"]) == {"fixed", "measured"}
+    assert str(tmp_path) not in json.dumps(held), "no paths of this machine"
+    lengths = [asked[1] for asked in told if asked[0] == "bench_draft_length"]
+    assert lengths == ["1", "3", "5", "7"] * 2
+    assert "| 1k | 2 |" in capsys.readouterr().out
