@@ -19,9 +19,9 @@ def _above_one(name: str) -> Callable[[Any], bool]:
 
 
 KNOWN_ALL2ALL = ("allgather_reducescatter",)
-"""How experts' tokens travel between engines where a probe was run: all tokens to all ranks, in as
-many rows as the engines say (``AgRsAll2AllManager`` in ``all2all.py``). Other backends keep buffers
-and states between steps."""
+"""How experts' tokens may travel between engines that are probed: all tokens to all ranks, in as
+many rows as the engines say (``AgRsAll2AllManager`` in ``all2all.py``, sources of 0.29.0 to
+0.33.0). It keeps nothing between steps. Other backends do."""
 
 
 def _engines_of_experts(config: Any) -> bool:
