@@ -13,7 +13,7 @@ from typing import Any, Self
 from benchmarks import shapes
 from benchmarks.draft_plan import LENGTHS, LONGEST
 from benchmarks.server import Spec
-from benchmarks.switched import Remote
+from benchmarks.switched_server import Remote
 from vllm_nfp.start.ports import free_ports
 from vllm_nfp.start.server import Server
 

@@ -181,18 +181,6 @@ PARALLEL = (
         unpredicted="dual batch overlap",
     ),
     Feature(
-        "elastic expert parallelism",
-        Kind.PARALLEL,
-        lambda c: (
-            versions.is_since(versions.EXPERT_LOADS) and bool(c.parallel_config.enable_elastic_ep)
-        ),
-        Mode.PASSIVE,
-        "ranks come and go, and take what a probe's CUDA graphs address with them: serve without "
-        "--enable-elastic-ep",
-        flag="--enable-elastic-ep",
-        unpredicted="ranks that come and go",
-    ),
-    Feature(
         "expert load balancing",
         Kind.PARALLEL,
         lambda c: bool(c.parallel_config.enable_eplb) and versions.is_since(versions.EXPERT_LOADS),
