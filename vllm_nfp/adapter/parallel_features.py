@@ -138,6 +138,16 @@ PARALLEL = (
         "row",
     ),
     Feature(
+        "elastic expert parallelism",
+        Kind.PARALLEL,
+        _elastic,
+        Mode.PASSIVE,
+        "ranks come and go, and take what a probe's CUDA graphs address with them: serve without "
+        "--enable-elastic-ep",
+        flag="--enable-elastic-ep",
+        unpredicted="ranks that come and go",
+    ),
+    Feature(
         "decode context parallelism",
         Kind.PARALLEL,
         _above_one("decode_context_parallel_size"),
