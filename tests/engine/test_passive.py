@@ -50,8 +50,7 @@ OWN_CONNECTOR = {
 }  # fmt: skip
 """A class of its own, for all that vllm-nfp knows: it is named by its module."""
 # Pipeline stages are not among them: vLLM 0.32 on a CPU has no buffers for what one hands to the
-# next with --enforce-eager, and ends at the first request, with or without the probe. Nor is data
-# parallelism with experts, under which its worker dies at the start without the probe.
+# next with --enforce-eager, and ends at the first request, with or without the probe.
 KINDS = {
     "connector": Kind(
         "is not known to leave a probe alone", ("--kv-transfer-config", json.dumps(OWN_CONNECTOR))

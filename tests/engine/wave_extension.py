@@ -29,11 +29,11 @@ def all_gatherv(
     if isinstance(given, list):
         return [all_gatherv(communicator, each, dim, sizes) for each in given]
     rows = sizes or [len(given)] * communicator.world_size
-    padded = given.new_zeros((max(rows), *given.shape[1:]))
-    padded[: len(given)] = given
-    parts = [torch.empty_like(padded) for _ in rows]
-    torch.distributed.all_gather(parts, padded, group=communicator.device_group)
-    return torch.cat([part[:count] for part, count in zip(parts, rows, strict=True)])
+    gathered = given.new_zeros((sum(rows), *given.shape[1:]))
+    # As a sum with zeros: gloo's gathering writes tensors of inference mode outside of it.
+    gathered.split(rows)[communicator.rank_in_group].copy_(given)
+    torch.distributed.all_reduce(gathered, group=communicator.device_group)
+    return gathered
 
 
 def reduce_scatterv(

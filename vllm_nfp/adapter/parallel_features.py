@@ -19,9 +19,9 @@ def _above_one(name: str) -> Callable[[Any], bool]:
 
 
 KNOWN_ALL2ALL = ("allgather_reducescatter",)
-"""How experts' tokens travel between engines where a probe was run: all tokens to all ranks, in as
-many rows as the engines say (``AgRsAll2AllManager`` in ``all2all.py``). Other backends keep buffers
-and states between steps."""
+"""How experts' tokens may travel between engines that are probed: all tokens to all ranks, in as
+many rows as the engines say (``AgRsAll2AllManager`` in ``all2all.py``, sources of 0.29.0 to
+0.33.0). It keeps nothing between steps. Other backends do."""
 
 
 def _engines_of_experts(config: Any) -> bool:
@@ -142,11 +142,10 @@ PARALLEL = (
         Kind.PARALLEL,
         _elastic,
         Mode.PASSIVE,
-        "the number of engines may change, and with it the ranks that have to agree on a probe: "
-        "serve without --enable-elastic-ep",
+        "ranks come and go, and take what a probe's CUDA graphs address with them: serve without "
+        "--enable-elastic-ep",
         flag="--enable-elastic-ep",
-        step="the wait for other engines as well; dummy batches are left out; each engine has a "
-        "row",
+        unpredicted="ranks that come and go",
     ),
     Feature(
         "decode context parallelism",
