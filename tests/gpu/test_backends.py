@@ -39,7 +39,6 @@ BACKENDS = [
     needs("FLEX_ATTENTION"),
     needs("FLASHINFER", "flashinfer"),
     needs("FLASH_ATTN_MLA", heads="latent"),
-    needs("TRITON_MLA", heads="latent"),
     needs("FLASHMLA", "vllm._flashmla_C", heads="latent"),
     needs("FLASHINFER_MLA", "flashinfer", heads="latent"),
 ]
@@ -71,6 +70,19 @@ def test_outputs_do_not_change_beside_a_backend(
     assert generate(model, tmp_path / "probed.json", probe, **more) == plain
     snapshot = check(tmp_path)
     print(backend, sorted({row.execution for row in snapshot.curves}), snapshot.probes)
+
+
+def test_a_backend_that_takes_a_second_position_for_a_prompt_is_not_probed(
+    latent_model: Path, tmp_path: Path
+) -> None:
+    """Where the server speculates it takes its drafts for decoding, and this one does not."""
+    more = {"attention_backend": "TRITON_MLA"}
+    plain = generate(latent_model, tmp_path / "plain.json", None, **more)
+    probe = {**PROBE, "run_dir": str(tmp_path)}
+    assert generate(latent_model, tmp_path / "probed.json", probe, **more) == plain
+    snapshot = read_snapshot(tmp_path / "engine-0.json")
+    assert snapshot.state is State.PASSIVE
+    assert "in a step for a prompt" in snapshot.reason
 
 
 @pytest.mark.parametrize(("mode", "execution"), [("graphs", "full"), ("piecewise", "piecewise")])

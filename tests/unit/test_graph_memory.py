@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from vllm_nfp.adapter.attention_groups import AttentionGroup, _most_positions
 from vllm_nfp.adapter.dispatch import GraphRules
 from vllm_nfp.adapter.graph_place import CaptureWatch, GraphPlace
 from vllm_nfp.adapter.server_limits import ServerLimits
@@ -492,7 +493,9 @@ def test_logits_outside_graphs_may_take_what_a_full_batch_takes() -> None:
 
 def test_block_tables_take_at_most_a_quarter_of_the_limit() -> None:
     """Of a long context and a large batch size they would take all of it: no graph would fit."""
-    group: Any = SimpleNamespace(block_tokens=16, num_blocks=1 << 20, blocks_needed=lambda b, t: 0)
+    group: Any = SimpleNamespace(
+        block_tokens=16, num_blocks=1 << 20, blocks_needed=lambda b, t: 0, most_positions=None
+    )
     server = replace(SERVER, max_context=131072, max_batch_size=1024)
     limits = ShapeLimits(server, (1, 2), (group, group), RULES, 64, True, True)
     assert limits.table_widths == [8192, 8192]
@@ -613,9 +616,37 @@ def test_pages_of_files_are_not_the_probes_memory(tmp_path: Path) -> None:
 
 def test_the_rank_with_the_fewest_blocks_decides_which_cells_are_probed() -> None:
     group: Any = SimpleNamespace(
-        block_tokens=16, num_blocks=100, blocks_needed=lambda b, tokens: b * -(-tokens // 16)
-    )
+        block_tokens=16, num_blocks=100, blocks_needed=lambda b, tokens: b * -(-tokens // 16),
+        most_positions=None,
+    )  # fmt: skip
     limits = ShapeLimits(SERVER, (1, 2), (group,), RULES, 64, True, True)
     assert limits.cell_refusal(4, 256) is None
     fewer = replace(limits, fewest_blocks=(60,))
     assert fewer.cell_refusal(4, 256) == "68 distinct KV blocks are needed, the cache has 59"
+
+
+@pytest.mark.parametrize(
+    ("threshold", "positions", "refused"),
+    [(1, (1,), True), (4, (1, 2, 4), False), (512, (1, 2, 4, 8), False)],
+)
+def test_positions_that_latent_attention_takes_for_a_prompt_are_not_probed(
+    threshold: int, positions: tuple[int, ...], refused: bool
+) -> None:
+    """Seen with Triton's kernels on a GPU: their builder lets no prompt be captured."""
+
+    class MLACommonMetadataBuilder:
+        reorder_batch_threshold: int
+
+    class OfTriton(MLACommonMetadataBuilder):
+        reorder_batch_threshold = threshold
+
+    class Dense:
+        reorder_batch_threshold = 1
+
+    bounds = [_most_positions(builder) for builder in (OfTriton(), Dense())]
+    assert bounds == [threshold, None]
+    groups = [AttentionGroup(OfTriton(), ("a",), 16, 1 << 20, bound) for bound in bounds]
+    limits = ShapeLimits(SERVER, (1, 2, 4, 8), tuple(groups), RULES, 64, True, True)
+    refusal = limits.cell_refusal(1, 64)
+    assert ("OfTriton takes more than 1 in a step for a prompt" in str(refusal)) is refused
+    assert limits.positions(1, 64, lambda batch_size, n: True) == positions

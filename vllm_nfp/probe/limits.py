@@ -51,6 +51,7 @@ class ShapeLimits:
             self._tables_missing(batch_size)
             or self._blocks_missing(batch_size, context + 2)
             or self._states_missing(batch_size, 2)
+            or self._taken_for_a_prompt(2)
         )
 
     @property
@@ -84,6 +85,16 @@ class ShapeLimits:
     def _states_missing(self, batch_size: int, positions: int) -> str | None:
         return None if self.states is None else self.states.missing(batch_size, positions)
 
+    def _taken_for_a_prompt(self, positions: int) -> str | None:
+        for group in self.groups:
+            most = group.most_positions
+            if most is not None and positions > most:
+                return (
+                    f"{type(group.builder).__name__} takes more than {most} in a step for a prompt:"
+                    " serve with as many speculative tokens, or another --attention-backend"
+                )
+        return None
+
     def positions(
         self, batch_size: int, context: int, can_probe: Callable[[int, int], bool]
     ) -> tuple[int, ...]:
@@ -101,6 +112,7 @@ class ShapeLimits:
             and batch_size * n <= self.server.max_step_tokens
             and self._blocks_missing(batch_size, context + n) is None
             and self._states_missing(batch_size, n) is None
+            and self._taken_for_a_prompt(n) is None
             and can_probe(batch_size, n)
         )
         return fitting if fitting[:1] == (1,) else ()
