@@ -10,3 +10,6 @@ printf 'Metadata-Version: 2.1\nName: vllm-nfp\nVersion: 0.1.0\n' > "$info/METADA
 printf '[vllm.general_plugins]\nnfp = vllm_nfp.plugin:register\n' > "$info/entry_points.txt"
 export PYTHONPATH="$site:$PWD" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1
 export VLLM_USE_FLASHINFER_SAMPLER=0
+# Ranks of experts exchange tokens through vLLM's own binding to NCCL, which looks for a library of
+# that name; PyTorch may keep its NCCL elsewhere, or within its own library.
+VLLM_NCCL_SO_PATH=$(python3 "$PWD/benchmarks/find_nccl.py") && export VLLM_NCCL_SO_PATH || unset VLLM_NCCL_SO_PATH

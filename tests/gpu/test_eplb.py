@@ -37,7 +37,7 @@ def loads(log: Path) -> list[tuple[str, ...]]:
 def test_a_probe_is_not_counted_among_the_experts_loads(moe_model: Path, tmp_path: Path) -> None:
     plain = generate(moe_model, tmp_path / "plain.json", None, **BALANCED)
     expected = loads(tmp_path / "plain.log")
-    assert len(expected) > 100 and len({load for _, load, _ in expected}) > 3
+    assert len(expected) > 100 and len({load for _, load, _ in expected}) >= 3
     probe = {**PROBE, "run_dir": str(tmp_path)}
     assert generate(moe_model, tmp_path / "probed.json", probe, **BALANCED) == plain
     snapshot = check(tmp_path)
