@@ -27,7 +27,7 @@ import click
 from benchmarks import environment, shapes
 from benchmarks.load import LoadError
 from benchmarks.server import Spec, end_servers_on_sigterm, samples
-from benchmarks.switched import Remote
+from benchmarks.switched_server import Remote
 from benchmarks.traces import read_traces
 from benchmarks.verification_load import fill, measure
 from benchmarks.verification_plan import (
