@@ -1,4 +1,4 @@
-"""Print the path of a library that has NCCL's functions; fails if PyTorch's installation has none."""
+"""Print the path of a library that has NCCL's functions; fail if PyTorch has none."""
 
 from __future__ import annotations
 
