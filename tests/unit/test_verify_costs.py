@@ -10,9 +10,11 @@ import pytest
 
 from vllm_nfp.draft.verify_costs import (
     CostRow,
+    Lack,
     VerifyCosts,
     cost_file,
     founded_rows,
+    least_lack,
     priced,
     read_costs,
     verify_ms,
@@ -49,6 +51,38 @@ def test_a_batch_size_is_used_once_all_that_a_step_may_run_is_known_well() -> No
     assert founded_rows(far, 5), "no step has eight positions"
     unknown = [replace(p, ratio_upper=None) if p.positions == 2 else p for p in curve(8)]
     assert founded_rows(unknown, 5) == ()
+
+
+def at_one(width: float, basis: Basis = Basis.PREDICTED) -> CurvePoint:
+    """t(1) of a context that no pair was run at."""
+    one = point(8, 1, basis)
+    lower = one.median_seconds / width**0.5
+    return replace(one, seconds_lower=lower, seconds_upper=width * lower)
+
+
+def test_a_context_without_pairs_is_used_once_its_time_is_known() -> None:
+    assert founded_rows([at_one(1.15), *curve(8)[1:]], 5)
+    assert founded_rows([at_one(1.3), *curve(8)[1:]], 5) == ()
+    assert founded_rows([point(8, 1, Basis.PREDICTED), *curve(8)[1:]], 5) == ()
+    assert founded_rows([at_one(1.3, Basis.MEASURED), *curve(8)[1:]], 5), "pairs were run there"
+
+
+@pytest.mark.parametrize(
+    ("curves", "lack"),
+    [
+        ([], Lack.CURVE),
+        (curve(8)[:3], Lack.CURVE),
+        ([at_one(1.3), *curve(8)[1:]], Lack.TIME),
+        ([*curve(8)[:-1], point(8, 8, Basis.PREDICTED)], Lack.BASIS),
+        ([*curve(8)[:-1], point(8, 8, width=1.3), point(4, 1)], Lack.WIDTH),
+        ([*curve(4), point(8, 1)], Lack.NOTHING),
+    ],
+)
+def test_what_the_best_known_batch_size_lacks_is_named(
+    curves: list[CurvePoint], lack: Lack
+) -> None:
+    assert least_lack(curves, 8) is lack
+    assert bool(founded_rows(curves, 8)) == (lack is Lack.NOTHING)
 
 
 def test_tokens_cost_what_their_graph_costs_and_never_less_than_fewer() -> None:

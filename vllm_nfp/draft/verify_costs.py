@@ -12,6 +12,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 from typing import TypeAlias
 
@@ -25,13 +26,15 @@ from vllm_nfp.types.shapes import Above0, Count, Size
 
 FloatArray: TypeAlias = NDArray[np.float64]
 IntArray: TypeAlias = NDArray[np.int64]
+Curve: TypeAlias = "dict[int, CurvePoint]"
+"""Points of one batch size by positions."""
 SCHEMA = 1
 TABLES_AT_A_TIME = 2
 """Tables that are made before a pause: some 0.3 ms."""
 WIDEST = 1.2
 """Upper over lower end of a ratio's 95 % interval. Errors that wide, independent at each N, lose
 1.1 % of goodput on average, 2.2 % at the worst of the recorded points (benchmarks/cost_width.py).
-"""
+The same holds t(1), whose error is common to all N and counts against drafting alone."""
 NEXT_ROW = 2.0
 """Batch sizes of two rows between which a step is priced: the reported ones are powers of two."""
 
@@ -100,6 +103,20 @@ def read_costs(path: Path) -> VerifyCosts:
     return read_hand_over(path, VerifyCosts, SCHEMA)
 
 
+class Lack(IntEnum):
+    """What a curve lacks to choose drafts by, the most first."""
+
+    CURVE = 0
+    """It does not reach all positions that a step may have."""
+    TIME = 1
+    """t(1) was not measured, and its interval is too wide."""
+    BASIS = 2
+    """A ratio rests on the prediction alone."""
+    WIDTH = 3
+    """The interval of a ratio is too wide."""
+    NOTHING = 4
+
+
 def founded_rows(points: Iterable[CurvePoint], positions: int) -> tuple[CostRow, ...]:
     """The batch sizes that are known well enough to choose drafts by, ascending.
 
@@ -107,33 +124,58 @@ def founded_rows(points: Iterable[CurvePoint], positions: int) -> tuple[CostRow,
         points: of the whole step's curves, all at one context.
         positions: most positions per sequence of a step.
     """
-    curves: dict[int, dict[int, CurvePoint]] = {}
+    curves = _by_batch_size(points)
+    return tuple(
+        _row(size, curves[size], positions)
+        for size in sorted(curves)
+        if _lack(curves[size], positions) is Lack.NOTHING
+    )
+
+
+def least_lack(points: Iterable[CurvePoint], positions: int) -> Lack:
+    """What the best known batch size lacks; see :func:`founded_rows`."""
+    curves = _by_batch_size(points).values()
+    return max((_lack(curve, positions) for curve in curves), default=Lack.CURVE)
+
+
+def _by_batch_size(points: Iterable[CurvePoint]) -> dict[int, Curve]:
+    curves: dict[int, Curve] = {}
     for point in points:
         curves.setdefault(point.batch_size, {})[point.positions] = point
-    rows = (_row(size, curves[size], positions) for size in sorted(curves))
-    return tuple(row for row in rows if row is not None)
+    return curves
 
 
-def _row(batch_size: int, curve: dict[int, CurvePoint], positions: int) -> CostRow | None:
+def _used(curve: Curve, positions: int) -> list[int]:
+    """Positions of the curve that tell of 1 to so many; empty if it does not reach them."""
     counts = sorted(curve)
     end = bisect_left(counts, positions)
-    if 1 not in curve or end == len(counts):
-        return None
-    used = counts[: end + 1]
-    if not all(_is_founded(curve[n]) for n in used):
-        return None
+    return counts[: end + 1] if 1 in curve and end < len(counts) else []
+
+
+def _row(batch_size: int, curve: Curve, positions: int) -> CostRow:
+    used = _used(curve, positions)
     known = [curve[n].median_seconds for n in used]
     seconds = np.interp(np.arange(1, positions + 1), used, known)
     return CostRow(batch_size, tuple(seconds.tolist()))
 
 
-def _is_founded(point: CurvePoint) -> bool:
-    if point.basis is Basis.PREDICTED:
-        return False
-    if point.positions == 1:
-        return True
-    upper = point.ratio_upper
-    return upper is not None and point.ratio_lower > 0.0 and upper <= WIDEST * point.ratio_lower
+def _lack(curve: Curve, positions: int) -> Lack:
+    used = _used(curve, positions)
+    if not used:
+        return Lack.CURVE
+    one, *more = (curve[n] for n in used)
+    # Where no pair of this very context was run the ratio at 1, which is 1, is called predicted.
+    if one.basis is Basis.PREDICTED and not _is_narrow(one.seconds_lower, one.seconds_upper):
+        return Lack.TIME
+    if any(point.basis is Basis.PREDICTED for point in more):
+        return Lack.BASIS
+    if not all(_is_narrow(point.ratio_lower, point.ratio_upper) for point in more):
+        return Lack.WIDTH
+    return Lack.NOTHING
+
+
+def _is_narrow(lower: float, upper: float | None) -> bool:
+    return upper is not None and lower > 0.0 and upper <= WIDEST * lower
 
 
 def verify_ms(

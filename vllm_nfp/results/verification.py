@@ -24,7 +24,7 @@ class VerificationReport:
     """One engine's adaptive verification, as its leading rank sees it."""
 
     feeding: bool
-    """Measured costs are wanted in force; vLLM's own are otherwise."""
+    """Measured costs are wanted in force, and some of the latest steps had them."""
     reason: str = ""
     """Why vLLM's own costs are in force; empty otherwise."""
     renewals: Count = 0

@@ -23,6 +23,9 @@ STALLED_STEPS = 100
 every 100 steps, to the drafts that were verified since (``OnlineAcceptanceEstimator``, 0.32)."""
 EXPECTED_ONE_IN = 8
 """Steps of which one is asked for the acceptance that vLLM expects: some 30 us."""
+NOT_AGREED_YET = "not all ranks have the measured costs yet"
+OTHER_BATCH = "no measured costs are near the number of requests that run"
+NOT_DRAFTS_ALONE = "all steps read prompts as well, or have more tokens than were measured"
 
 
 class CostFeed:
@@ -54,6 +57,8 @@ class CostFeed:
         """The latest costs that this rank has; set by a thread in the background."""
         self.fault = ""
         """Why this feed has ended."""
+        self.own_because = NOT_AGREED_YET
+        """Why the latest step without measured costs had none."""
         self.steps = self.scheduled = self.admitted = self.measured_steps = 0
         self.expected = 0.0
 
@@ -88,6 +93,8 @@ class CostFeed:
             # Every rank comes here at every such step, so that all count alike.
             costs = self._agreement.at_step()
             self._look_for_new_own()
+            if costs is None:
+                self.own_because = NOT_AGREED_YET
             self._place(None if costs is None else self._tables_for(costs, num_tokens))
         except Exception as error:  # without the other ranks there is no step either
             logger.error(
@@ -135,9 +142,11 @@ class CostFeed:
         requests = len(num_tokens)
         measured = costs.by_requests.get(requests)
         if measured is None or self._own is None:
+            self.own_because = OTHER_BATCH
             return None
         end = requests + len(measured)
         if sum(num_tokens.values()) >= end or end > len(self._own[1]):
+            self.own_because = NOT_DRAFTS_ALONE
             return None
         if self._scratch is None:
             self._scratch = self._own[0], np.array(self._own[1])

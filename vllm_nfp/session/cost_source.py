@@ -11,10 +11,13 @@ from pathlib import Path
 
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.draft.verify_costs import (
+    WIDEST,
     CostRow,
+    Lack,
     VerifyCosts,
     cost_file,
     founded_rows,
+    least_lack,
     priced,
     read_costs,
 )
@@ -36,7 +39,14 @@ of real steps (:data:`vllm_nfp.surface.noise.STEP_DEVIATION`)."""
 MISSED_PUBLICATIONS = 5
 """Publications that may be late before the costs count as stale."""
 POLL_SECONDS = 0.25
-NOT_YET = "step costs at the live batch size and context are not measured well enough yet"
+NOT_YET = "no decode step has shown yet at which context steps are to be priced"
+LACKING = {
+    Lack.CURVE: "at the live context a step cannot have as many positions as drafts would need",
+    Lack.TIME: f"t(1) at the live context is not known within a factor of {WIDEST:g} yet",
+    Lack.BASIS: "t(N) / t(1) at the live context still rests on the prediction alone",
+    Lack.WIDTH: f"t(N) / t(1) at the live context is not known within a factor of {WIDEST:g} yet",
+}
+"""What the best known batch size lacks."""
 JUMPED = "the machine has changed; its steps are measured again"
 STALE = "the measured costs are stale"
 
@@ -79,6 +89,10 @@ class LeadingCosts:
         self._good_until = 0.0
         self._jumps = 0
         self._reason = NOT_YET
+        self._counted = 0, 0
+        """Steps of the feed at the last renewal: all, and those with measured costs."""
+        self._unfed = ""
+        """Why no step since had measured costs although they were wanted; empty otherwise."""
         self._prices = StepPrices()
 
     def attach(self, feed: CostFeed) -> None:
@@ -99,6 +113,7 @@ class LeadingCosts:
         if feed is None:
             return
         maybe_fail("verification")
+        self._watch(feed)
         rows = founded_rows(findings.live_curves, feed.positions)
         self._reason = self._doubt(feed, findings, rows)
         if self._reason:
@@ -121,7 +136,17 @@ class LeadingCosts:
             )
         if jumped:
             return JUMPED
-        return "" if rows else NOT_YET
+        if rows:
+            return ""
+        points = findings.live_curves
+        return LACKING[least_lack(points, feed.positions)] if points else NOT_YET
+
+    def _watch(self, feed: CostFeed) -> None:
+        """See whether steps were given what was wanted since the last renewal."""
+        counted = feed.steps, feed.measured_steps
+        ran, fed = counted[0] > self._counted[0], counted[1] > self._counted[1]
+        self._counted = counted
+        self._unfed = feed.own_because if ran and not fed and self._wanted != NONE else ""
 
     def _hand_over(self, feed: CostFeed, findings: Findings, rows: tuple[CostRow, ...]) -> None:
         """Make the tables, let the other ranks have the same, and want them in force."""
@@ -139,16 +164,23 @@ class LeadingCosts:
         self._rows, self._version = rows, costs.version
         self._wanted = costs.version
         self._renewals += 1
+        if self._renewals == 1:
+            logger.info(
+                "vllm-nfp: adaptive verification gets measured costs, of %s sequences at a context "
+                "of %d tokens at first",
+                ", ".join(str(row.batch_size) for row in rows),
+                context,
+            )
 
     def report(self) -> VerificationReport | None:
         """What is known now; None before vLLM's verification is attached."""
         feed = self._feed
         if feed is None:
             return None
-        feeding = self.wanted() != NONE
+        wanted = self.wanted() != NONE
         return VerificationReport(
-            feeding=feeding,
-            reason="" if feeding else self._reason or STALE,
+            feeding=wanted and not self._unfed,
+            reason=self._unfed if wanted else self._reason or STALE,
             renewals=self._renewals,
             measured_steps=feed.measured_steps,
             steps=feed.steps,
