@@ -111,10 +111,21 @@ class Recorded:
         for counter, step in zip(self._per_position, (9, 6, 3), strict=True):
             counter.inc(step)
         measured = self.snapshot.probes["measured"] + self._scrapes
+        verification = self.snapshot.verification
+        if verification is not None:
+            verification = dataclasses.replace(
+                verification,
+                steps=verification.steps + 10 * self._scrapes,
+                measured_steps=verification.measured_steps + 9 * self._scrapes,
+                scheduled=verification.scheduled + 50 * self._scrapes,
+                admitted=verification.admitted + 30 * self._scrapes,
+                expected=verification.expected + 20.0 * self._scrapes,
+            )
         write_snapshot(
             engine_file(str(self._folder), self.snapshot.engine),
             dataclasses.replace(
                 self.snapshot,
+                verification=verification,
                 probes={**self.snapshot.probes, "measured": measured},
                 probe_seconds=self.snapshot.probe_seconds + 0.01 * self._scrapes,
                 layers=tuple(

@@ -93,6 +93,7 @@ CONFIG_FILES = {
     "scheduler_config": "vllm.config.scheduler",
     "compilation_config": "vllm.config.compilation",
     "offload_config": "vllm.config.offload",
+    "device_config": "vllm.config.device",
 }
 """Part of the configuration -> module that defines it."""
 

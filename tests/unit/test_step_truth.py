@@ -98,6 +98,9 @@ class NoExchange:
     def agree(self, possible: bool, topic: str = "") -> bool:
         return possible
 
+    def least(self, value: int, topic: str = "") -> int:
+        return value
+
     def count(self, step: int) -> bool:
         self.steps += 1
         return self.steps % STEPS_PER_EXCHANGE == 0

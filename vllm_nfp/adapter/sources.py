@@ -64,7 +64,20 @@ def _defines(body: Iterable[ast.stmt], path: tuple[str, ...]) -> bool:
                 return True
         elif isinstance(node, _Definition) and node.name == name:
             return not rest or _defines(node.body, tuple(rest))
+        elif not rest and name in _assigned(node):
+            return True
     return False
+
+
+def _assigned(node: ast.stmt) -> list[str]:
+    """Names of variables that the statement gives a value."""
+    if isinstance(node, ast.Assign):
+        targets = node.targets
+    elif isinstance(node, ast.AnnAssign) and node.value is not None:
+        targets = [node.target]
+    else:
+        targets = []
+    return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
 def _flat(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
