@@ -15,7 +15,7 @@ from vllm_nfp.start.ports import free_port
 from vllm_nfp.start.process import Child, vllm_environment
 from vllm_nfp.start.server import serve_command
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.thorough]
 
 HERE = Path(__file__).parent
 PROBED = ("--nfp-probe", "--nfp-config", PROBE)
@@ -60,7 +60,6 @@ def test_ranks_of_two_nodes_are_probed_and_outputs_stay(dense_model: Path, tmp_p
         assert "first node, which reports for them" in log.read_text()
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("second", "told"),
     [((), "rank 1 has no probe"), (("--nfp-probe",), "rank 1 has other probe settings")],

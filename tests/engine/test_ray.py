@@ -19,7 +19,7 @@ pytest.importorskip("ray")
 
 from ray_platform import install
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.thorough]
 
 HERE = Path(__file__).parent
 START = "from ray.scripts.scripts import main; main()"

@@ -138,7 +138,7 @@ def test_both_engines_probe_and_outputs_stay(
         assert all(row.median_seconds > 0 for row in snapshot.curves)
 
 
-@pytest.mark.parametrize("serving", [0, 1])
+@pytest.mark.parametrize("serving", [pytest.param(0, marks=pytest.mark.thorough), 1])
 def test_one_engine_serves_and_the_other_runs_its_pairs_in_dummy_batches(
     engines: Engines,
     plain: list[list[int]],
@@ -157,7 +157,7 @@ def test_one_engine_serves_and_the_other_runs_its_pairs_in_dummy_batches(
     assert pairs(tmp_path, "measured")[1 - serving] == 0
 
 
-@pytest.mark.parametrize("fault", ["prepare@1", "plan@0"])
+@pytest.mark.parametrize("fault", ["prepare@1", pytest.param("plan@0", marks=pytest.mark.thorough)])
 def test_a_fault_of_one_engine_switches_both_off(
     engines: Engines,
     plain: list[list[int]],
