@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vllm_nfp.adapter import versions
+from vllm_nfp.adapter.dummies import steps_together
 from vllm_nfp.adapter.feature import Feature, Kind
 from vllm_nfp.adapter.versions import Mode
 
@@ -22,10 +23,6 @@ KNOWN_ALL2ALL = ("allgather_reducescatter",)
 """How experts' tokens may travel between engines that are probed: all tokens to all ranks, in as
 many rows as the engines say (``AgRsAll2AllManager`` in ``all2all.py``, sources of 0.29.0 to
 0.33.0). It keeps nothing between steps. Other backends do."""
-
-
-def _engines_of_experts(config: Any) -> bool:
-    return _above_one("data_parallel_size")(config) and bool(config.model_config.is_moe)
 
 
 def _all2all(config: Any) -> str:
@@ -47,7 +44,7 @@ def _executor(config: Any) -> object:
 
 
 def _foreign_executor(config: Any) -> bool:
-    if _engines_of_experts(config):
+    if steps_together(config):
         return _under_ray(config) or _executor(config) not in (None, "mp", "uni")
     several = config.parallel_config.tensor_parallel_size > 1
     return several and _executor(config) not in (None, "mp", "uni", "ray")
@@ -86,7 +83,7 @@ PARALLEL = (
     Feature(
         "workers under Ray",
         Kind.PARALLEL,
-        lambda c: _under_ray(c) and not _engines_of_experts(c),
+        lambda c: _under_ray(c) and not steps_together(c),
         Mode.ACTIVE,
         "vLLM copies the settings to Ray's workers and engines",
         needs="install vllm-nfp on every node of the Ray cluster",
@@ -117,7 +114,7 @@ PARALLEL = (
     Feature(
         "data parallelism with experts",
         Kind.PARALLEL,
-        lambda c: _engines_of_experts(c) and not _unknown_all2all(c) and not _elastic(c),
+        lambda c: steps_together(c) and not _unknown_all2all(c) and not _elastic(c),
         Mode.ACTIVE,
         "all ranks of all engines launch a pair before the same forward pass, dummy batches among "
         "them, or none does; each engine has a row",
@@ -127,7 +124,7 @@ PARALLEL = (
     Feature(
         "data parallelism with experts and another all-to-all backend",
         Kind.PARALLEL,
-        lambda c: _engines_of_experts(c) and _unknown_all2all(c),
+        lambda c: steps_together(c) and _unknown_all2all(c),
         Mode.PASSIVE,
         "--all2all-backend {} was not tried with a probe: data parallelism with experts is probed "
         f"with {' or '.join(KNOWN_ALL2ALL)}",

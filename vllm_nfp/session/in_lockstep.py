@@ -51,14 +51,21 @@ def join(config: ProbeConfig) -> Lockstep:
         WireError: if another rank cannot be reached.
     """
     check_tensor_ranks()
-    every = _steps_per_exchange(config.overhead_budget)
+    every = stride(config.overhead_budget, STEPS_PER_EXCHANGE, OFTEN)
     return Lockstep(faster(tensor_wire()), settings_digest(config), every)
 
 
-def _steps_per_exchange(budget: float) -> int:
+def stride(budget: float, usual: int, often: int) -> int:
+    """Steps from one exchange to the next.
+
+    Args:
+        budget: fraction of the time for probes.
+        usual: steps with a budget as by default.
+        often: steps with a large one.
+    """
     if budget == 0.0:
         return SELDOM
-    return OFTEN if budget > LARGE_BUDGET else STEPS_PER_EXCHANGE
+    return often if budget > LARGE_BUDGET else usual
 
 
 class InLockstep:

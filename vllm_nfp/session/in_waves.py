@@ -28,7 +28,6 @@ from vllm_nfp.adapter.presence import check_all_ranks, settings_digest
 from vllm_nfp.adapter.ranks import world_wire
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.probe.engine import ProbeEngine
-from vllm_nfp.schedule.budget import LARGE_BUDGET
 from vllm_nfp.schedule.flights import Account
 from vllm_nfp.schedule.follow import follow, follow_scan
 from vllm_nfp.schedule.lockstep import Lockstep
@@ -38,7 +37,7 @@ from vllm_nfp.schedule.prober import Prober
 from vllm_nfp.schedule.punctual import PunctualWire
 from vllm_nfp.schedule.scan import POLL_SECONDS
 from vllm_nfp.schedule.turns import InTurn
-from vllm_nfp.session.in_lockstep import SELDOM, InLockstep, prober_of
+from vllm_nfp.session.in_lockstep import InLockstep, prober_of, stride
 from vllm_nfp.session.started import Started, follows
 
 PASSES_PER_EXCHANGE = 16
@@ -57,10 +56,7 @@ def join(config: ProbeConfig) -> tuple[Lockstep, PunctualWire]:
     """
     check_all_ranks()
     wire = PunctualWire(faster(world_wire()))
-    if config.overhead_budget == 0.0:
-        every = SELDOM
-    else:
-        every = OFTEN if config.overhead_budget > LARGE_BUDGET else PASSES_PER_EXCHANGE
+    every = stride(config.overhead_budget, PASSES_PER_EXCHANGE, OFTEN)
     return Lockstep(wire, settings_digest(config), every, InTurn(wire.size)), wire
 
 

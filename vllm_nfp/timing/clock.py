@@ -120,7 +120,7 @@ class CudaClock:
 
     def ready(self, mark: Mark) -> bool:
         """Whether the device has passed the event; does not wait."""
-        return bool(mark.value.query()) and not stuck()
+        return self.reached(mark) and not stuck()
 
     def reached(self, mark: Mark) -> bool:
         """Whether the device has passed the event; does not wait."""
