@@ -13,17 +13,12 @@ from typing import Any
 import kinds
 import pytest
 from adapters import write_adapter
-from test_gpu import FEW_SHAPES, generate
+from test_gpu import PROBE, check, generate
 
 from vllm_nfp.results.snapshot import read_snapshot
 from vllm_nfp.types import State
 
 pytestmark = pytest.mark.gpu
-
-PROBE = {
-    **FEW_SHAPES, "max_positions": 8, "overhead_budget": 0.5, "step_share": 1.0,
-    "publish_seconds": 0.2,
-}  # fmt: skip
 
 
 def needs(name: str, package: str | None = None, heads: str = "dense") -> Any:
@@ -47,14 +42,6 @@ BACKENDS = [
 @pytest.fixture(scope="module")
 def latent_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return kinds.latent(tmp_path_factory.mktemp("latent"))
-
-
-def check(folder: Path, least: int = 5) -> Any:
-    """The probe has run, and says that it goes on."""
-    snapshot = read_snapshot(folder / "engine-0.json")
-    assert snapshot.state not in (State.DISABLED, State.PASSIVE), snapshot.reason
-    assert snapshot.probes["measured"] >= least
-    return snapshot
 
 
 @pytest.mark.parametrize(("backend", "heads"), BACKENDS)

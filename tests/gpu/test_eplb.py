@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_backends import PROBE, check
-from test_gpu import generate
+from test_gpu import PROBE, check, generate
 
 pytestmark = [
     pytest.mark.gpu,

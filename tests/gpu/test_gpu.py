@@ -44,8 +44,18 @@ def plain(dense_model: Path, tmp_path_factory: pytest.TempPathFactory) -> object
 
 
 FEW_SHAPES = {"batch_sizes": [1, 4], "contexts": [32, 128], "startup_seconds": 0.5}
+OFTEN = {"max_positions": 8, "overhead_budget": 0.5, "step_share": 1.0, "publish_seconds": 0.2}
+PROBE = {**FEW_SHAPES, **OFTEN}
 WHOLE_TABLE = {"capture_seconds": 0.0, "startup_seconds": 0.0, "wanted_samples": 1}
 """Of the server; its shapes run for the first time, and are captured, between real steps."""
+
+
+def check(folder: Path, least: int = 5) -> Any:
+    """The probe has run, and says that it goes on."""
+    snapshot = read_snapshot(folder / "engine-0.json")
+    assert snapshot.state not in (State.DISABLED, State.PASSIVE), snapshot.reason
+    assert snapshot.probes["measured"] >= least
+    return snapshot
 
 
 @pytest.mark.parametrize(
@@ -68,10 +78,7 @@ def test_outputs_do_not_change_in_full_graphs(
     """Without any memory for graphs of its own the probe only times real steps, and says why."""
     probe = {
         **shapes,
-        "max_positions": 8,
-        "overhead_budget": 0.5,
-        "step_share": 1.0,
-        "publish_seconds": 0.2,
+        **OFTEN,
         "graph_memory_mib": graph_memory_mib,
         "share_graph_pool": shared,
         "run_dir": str(tmp_path),
@@ -101,19 +108,10 @@ def rotary_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_outputs_do_not_change_while_pictures_are_read(rotary_model: Path, tmp_path: Path) -> None:
     """The probe's FULL graphs read embeddings that are made before them."""
     plain = generate(rotary_model, tmp_path / "plain.json", None, "picture-graphs")
-    probe = {
-        **FEW_SHAPES,
-        "max_positions": 8,
-        "overhead_budget": 0.5,
-        "step_share": 1.0,
-        "publish_seconds": 0.2,
-        "run_dir": str(tmp_path),
-    }
+    probe = {**PROBE, "run_dir": str(tmp_path)}
     assert generate(rotary_model, tmp_path / "probed.json", probe, "picture-graphs") == plain
-    snapshot = read_snapshot(tmp_path / "engine-0.json")
-    assert snapshot.state not in (State.DISABLED, State.PASSIVE), snapshot.reason
+    snapshot = check(tmp_path)
     assert {row.execution for row in snapshot.curves} == {"full"}
-    assert snapshot.probes["measured"] >= 5
 
 
 @pytest.fixture(scope="module")
@@ -124,18 +122,9 @@ def real_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_real_text_does_not_change(real_model: Path, tmp_path: Path) -> None:
     plain = generate(real_model, tmp_path / "plain.json", None, "text-graphs")
-    probe = {
-        **FEW_SHAPES,
-        "max_positions": 8,
-        "overhead_budget": 0.5,
-        "step_share": 1.0,
-        "publish_seconds": 0.2,
-        "run_dir": str(tmp_path),
-    }
+    probe = {**PROBE, "run_dir": str(tmp_path)}
     assert generate(real_model, tmp_path / "probed.json", probe, "text-graphs") == plain
-    snapshot = read_snapshot(tmp_path / "engine-0.json")
-    assert snapshot.state not in (State.DISABLED, State.PASSIVE), snapshot.reason
-    assert snapshot.probes["measured"] >= 5
+    check(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -151,17 +140,12 @@ def test_outputs_do_not_change_while_recurrent_states_are_probed(
     """The graphs hold the addresses of the probe's own states, never of the server's."""
     plain = generate(hybrid_model, tmp_path / "plain.json", None, mode)
     assert len({tuple(one["tokens"]) for one in plain}) > 8, "the model repeats itself"
-    probe = {
-        **FEW_SHAPES, "max_positions": 8, "overhead_budget": 0.5, "step_share": 1.0,
-        "publish_seconds": 0.2, "run_dir": str(tmp_path),
-    }  # fmt: skip
+    probe = {**PROBE, "run_dir": str(tmp_path)}
     assert generate(hybrid_model, tmp_path / "probed.json", probe, mode) == plain
-    snapshot = read_snapshot(tmp_path / "engine-0.json")
-    assert snapshot.state not in (State.DISABLED, State.PASSIVE), snapshot.reason
+    snapshot = check(tmp_path)
     assert {row.execution for row in snapshot.curves} == {execution}
     measured = {row.module for row in snapshot.curves if row.samples}
     assert measured >= {"attention", "linear_attention", "moe_ffn", "model"}
-    assert snapshot.probes["measured"] >= 5
 
 
 def probe_real_graphs(model: Path, folder: Path, mode: str) -> dict[str, Any]:

@@ -99,24 +99,33 @@ class Team:
                 session.disable("the test is over", expected=True)
 
 
-@pytest.fixture
-def team(monkeypatch: pytest.MonkeyPatch) -> Iterator[Team]:
-    hub, made = Hub(2), Team()
+def with_stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let sessions start on a runner and an engine of the tests' own."""
     runner = SimpleNamespace(kv_cache_config=SimpleNamespace(kv_cache_groups=()))
     view = SimpleNamespace(device=torch.device("cpu"), name="v1", runner=runner, decode_positions=1)
-
-    def join(config: ProbeConfig) -> Lockstep:
-        rank = int(threading.current_thread().name.removeprefix("rank "))
-        return Lockstep(hub.wire(rank, PATIENCE), steps_per_exchange=2)
-
     monkeypatch.setattr(module, "view_of", lambda _: view)
-    monkeypatch.setattr(module, "join", join)
     monkeypatch.setattr(module.support, "refusal", lambda *_: None)
     monkeypatch.setattr(module.bindings, "is_known", lambda _: True)
     monkeypatch.setattr(start_probing, "ProbeEngine", Engine)
     monkeypatch.setattr(start_probing, "_warn_of_fusion", lambda *_: None)
     monkeypatch.setattr(publication, "predictions_of", lambda *_: ())
     monkeypatch.setattr(Engine, "made", {}, raising=False)
+
+
+def rank_of_thread() -> int:
+    """Of the rank that starts in this thread, by the thread's name."""
+    return int(threading.current_thread().name.removeprefix("rank "))
+
+
+@pytest.fixture
+def team(monkeypatch: pytest.MonkeyPatch) -> Iterator[Team]:
+    hub, made = Hub(2), Team()
+
+    def join(config: ProbeConfig) -> Lockstep:
+        return Lockstep(hub.wire(rank_of_thread(), PATIENCE), steps_per_exchange=2)
+
+    with_stand_ins(monkeypatch)
+    monkeypatch.setattr(module, "join", join)
     yield made
     made.end()
 

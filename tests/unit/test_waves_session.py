@@ -11,7 +11,7 @@ import pytest
 import torch
 from test_agreement import STEP
 from test_lockstep import Hub, in_parallel
-from test_ranks_start import PATIENCE, Engine
+from test_ranks_start import PATIENCE, Engine, rank_of_thread, with_stand_ins
 
 pytest.importorskip("vllm")
 
@@ -25,8 +25,7 @@ from vllm_nfp.schedule import Prober
 from vllm_nfp.schedule.lockstep import Lockstep
 from vllm_nfp.schedule.punctual import PunctualWire
 from vllm_nfp.schedule.turns import InTurn
-from vllm_nfp.session import in_waves, publication, start_probing
-from vllm_nfp.session import start as module
+from vllm_nfp.session import in_waves, start_probing
 from vllm_nfp.types import State
 
 NOTHING = SimpleNamespace(num_scheduled_tokens={}, total_num_scheduled_tokens=0)
@@ -95,22 +94,13 @@ def engine_config(engine: int) -> Any:
 @pytest.fixture
 def wave(monkeypatch: pytest.MonkeyPatch) -> Iterator[Wave]:
     hub, made = Hub(2), Wave()
-    runner = SimpleNamespace(kv_cache_config=SimpleNamespace(kv_cache_groups=()))
-    view = SimpleNamespace(device=torch.device("cpu"), name="v1", runner=runner, decode_positions=1)
 
     def join(config: ProbeConfig) -> tuple[Lockstep, PunctualWire]:
-        rank = int(threading.current_thread().name.removeprefix("rank "))
-        wire = PunctualWire(hub.wire(rank, PATIENCE))
+        wire = PunctualWire(hub.wire(rank_of_thread(), PATIENCE))
         return Lockstep(wire, 0, in_waves.OFTEN, InTurn(2)), wire
 
-    monkeypatch.setattr(module, "view_of", lambda _: view)
+    with_stand_ins(monkeypatch)
     monkeypatch.setattr(in_waves, "join", join)
-    monkeypatch.setattr(module.support, "refusal", lambda *_: None)
-    monkeypatch.setattr(module.bindings, "is_known", lambda _: True)
-    monkeypatch.setattr(start_probing, "ProbeEngine", Engine)
-    monkeypatch.setattr(start_probing, "_warn_of_fusion", lambda *_: None)
-    monkeypatch.setattr(publication, "predictions_of", lambda *_: ())
-    monkeypatch.setattr(Engine, "made", {}, raising=False)
     yield made
     made.end()
 
