@@ -31,6 +31,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import inspecting
 import nests
 
 MODULES = (
@@ -99,6 +100,7 @@ def run(code: str | None, argv: list[str]) -> None:
 
 def main() -> None:
     import_vllm()
+    forever.enter_context(inspecting.in_this_process())
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that watch
     with socket.socket(fileno=os.dup(0)) as asking:
         while True:
