@@ -106,6 +106,27 @@ def test_a_pair_moves_its_shape_and_narrows_it(prior: Prior) -> None:
     assert after.basis[at] is Basis.MEASURED
 
 
+def test_one_position_rests_on_what_its_boundary_rests_on(prior: Prior) -> None:
+    """t(1) / t(1) is certain, and no pair of the cell was run: a boundary of 1 is about N = 2."""
+    none, nothing = Observations(), 1e-5
+    predicted = ask(prior, condition(prior, RECORDED, none), Module.MODEL, 8, 4096)
+    assert boundary(predicted, nothing).positions == 1
+    assert (predicted.basis[0], boundary(predicted, nothing).basis) == 2 * (Basis.PREDICTED,)
+    others = [Shape(b, 4096, n) for b in (4, 16) for n in POSITIONS[1:]]
+    found = ask(prior, condition(prior, RECORDED, seen(prior, 0.0, *others)), Module.MODEL, 8, 4096)
+    assert found.basis[:2] == (Basis.INFERRED, Basis.INFERRED)
+    assert boundary(found, nothing).positions == 1
+    assert boundary(found, nothing).basis is Basis.INFERRED
+
+
+def test_one_position_is_measured_by_any_pair_of_its_cell(prior: Prior) -> None:
+    posterior = condition(prior, RECORDED, seen(prior, 0.0, Shape(8, 4096, 32)))
+    found = ask(prior, posterior, Module.MODEL, 8, 4096)
+    assert found.basis[0] is Basis.MEASURED
+    assert found.basis[1] is Basis.PREDICTED
+    assert boundary(found, 1e-5).basis is Basis.PREDICTED
+
+
 def test_an_ffn_knows_no_context(prior: Prior) -> None:
     posterior = condition(prior, RECORDED, seen(prior, 0.02, Shape(8, 1024, 8)))
     here, there = (ask(prior, posterior, Module.DENSE_FFN, 8, c) for c in (1024, 16384))

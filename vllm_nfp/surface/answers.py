@@ -213,11 +213,16 @@ def _bases(
 ) -> list[list[Basis]]:
     """What the answers of each block rest on, [blocks][n].
 
+    t(1) / t(1) is 1 and has no variance. It rests on the pairs of its cell, which all ran N = 1.
+    Without one it rests on what the next N rests on: a boundary at N = 1 says that this one is over
+    the line.
+
     Args:
         keys: of each row, block by block.
         near: whether measurements say much of it, shape [blocks, n].
     """
     run = np.array([key in measured for key in keys], dtype=bool).reshape(near.shape)
-    run[:, 0] = run.any(axis=1)  # N = 1 runs in every pair
-    found: list[list[Basis]] = _BASES[np.where(run, 2, near.astype(np.int64))].tolist()
+    rests = np.where(run, 2, near.astype(np.int64))
+    rests[:, 0] = np.where(run.any(axis=1), 2, rests[:, :2].max(axis=1))
+    found: list[list[Basis]] = _BASES[rests].tolist()
     return found
