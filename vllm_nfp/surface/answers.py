@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vllm_nfp.give_way import give_way, in_pieces
-from vllm_nfp.surface.algebra import times_root
 from vllm_nfp.surface.functionals import Placed, by_part, placed, stacked
 from vllm_nfp.surface.kernel import Hyperparameters
 from vllm_nfp.surface.posterior import Posterior
@@ -138,7 +137,7 @@ def answers(posterior: Posterior, asked: Questions) -> dict[tuple[Module, int, i
     cross = book.towards(posterior.slots, asked, asked.rows)
     give_way()
     mean = asked.expected + (posterior.solved @ cross).reshape(blocks, width)
-    told = times_root(posterior.root, cross).reshape(-1, blocks, width)
+    told = posterior.root.times(cross).reshape(-1, blocks, width)
     prior = np.tensordot(book.factors**2, asked.before, axes=1)
     give_way()
     before = np.diagonal(prior, axis1=1, axis2=2)
