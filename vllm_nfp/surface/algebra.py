@@ -73,8 +73,9 @@ class Root:
             for i, size in enumerate(self.sizes):
                 bent[i] -= among[i, :i] @ bent[:i]
                 bent[i] *= size
-            most = max(LEAST_ROWS, MUCH // max(1, 4 * bent.size))
-            for at in in_pieces(range(0, len(found), most), 1):
+            first = int(np.flatnonzero(self.along.any(axis=0))[0])
+            most = max(LEAST_ROWS, MUCH // max(1, 8 * bent.size))
+            for at in in_pieces(range(first, len(found), most), 1):
                 found[at : at + most] -= self.along[:, at : at + most].T @ bent
         return found
 
