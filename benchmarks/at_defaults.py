@@ -132,7 +132,7 @@ def main(
     begun = time.monotonic()
     end_servers_on_sigterm()
     out.mkdir(parents=True, exist_ok=True)
-    model = shapes.write_model(out / "model", shape, layers)
+    model = shapes.shared_model(shape, layers)
     about = {
         "shape": shape, "layers": layers or shapes.layer_count(shape), "flags": flags,
         "scale": scale, "environment": environment.record(),

@@ -182,8 +182,7 @@ def main(
     server.end_servers_on_sigterm()
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="nfp-") as folder:
-        place = Path(folder) / ("real" if real else shape)
-        model = write_real_model(place) if real else shapes.write_model(place, shape, layers)
+        model = write_real_model(Path(folder)) if real else shapes.shared_model(shape, layers)
         vocab_size = int(json.loads((model / "config.json").read_text())["vocab_size"])
         spec = server.Spec(
             model,

@@ -173,7 +173,7 @@ def run(settings: Settings, out: Path) -> None:
     began = time.monotonic()
     output = Output(out, settings.shape, dataclasses.asdict(settings))
     with tempfile.TemporaryDirectory(prefix="nfp-") as folder:
-        model = shapes.write_model(Path(folder) / "model", settings.shape, settings.layers)
+        model = shapes.shared_model(settings.shape, settings.layers)
         for name in settings.variants:
             (Path(folder) / name).mkdir()
         spec = server.Spec(
@@ -181,7 +181,7 @@ def run(settings: Settings, out: Path) -> None:
             out / f"switched-{settings.shape}.log",
             free_port(),
             (*settings.flags, "--no-enable-prefix-caching", "--worker-extension-cls", EXTENSION),
-            extra={"VLLM_SERVER_DEV_MODE": "1", "VLLM_CACHE_ROOT": str(Path(folder) / "cache")},
+            extra={"VLLM_SERVER_DEV_MODE": "1"},
         )
         with spec.start() as one:
             one.wait_until_healthy(settings.within)
