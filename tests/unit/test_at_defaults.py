@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from click.testing import CliRunner
 from prometheus_client import CollectorRegistry, generate_latest
 
 from benchmarks import at_defaults
 from benchmarks.at_defaults_score import scores_of
 from tests.unit.test_profile import ENVIRONMENT
-from vllm_nfp.config import ProbeConfig
+from vllm_nfp import measure
+from vllm_nfp.cli import main as main_command
+from vllm_nfp.config import ProbeConfig, config_from_mapping
 from vllm_nfp.metrics.families import families_of
 from vllm_nfp.results.profile import profile_of, save_profile
 from vllm_nfp.results.snapshot import Snapshot
@@ -140,3 +145,32 @@ def test_this_or_more_is_right_where_the_truth_is_more(run: Path) -> None:
         keep(run, "phase-1", replace(snapshot, boundaries=(line,)))
         later = list(scores_of(run))[1]
         assert (later.near, later.inside) == (near, 1 - near)
+
+
+def test_the_truth_has_the_settings_of_the_measure_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def keep(settings: measure.Settings, *_: object) -> None:
+        asked.append(settings)
+        raise measure.MeasureError("enough")
+
+    monkeypatch.setattr(measure, "measure", keep)
+    run = subprocess.run
+
+    def in_this_process(command: list[str], **_: object) -> None:
+        CliRunner().invoke(main_command, command[3:])
+
+    monkeypatch.setattr(subprocess, "run", in_this_process)
+    at_defaults.measure_truth(tmp_path, "{}", 77.0, tmp_path)
+    monkeypatch.setattr(subprocess, "run", run)
+    given = config_from_mapping(at_defaults.truth_settings(77.0, tmp_path))
+    assert replace(given, output_dir=None) == asked[0].probe
+
+
+def test_a_server_that_takes_no_truth_is_named(tmp_path: Path) -> None:
+    server = SimpleNamespace(url="http://127.0.0.1:9")  # nothing listens there
+    answer = at_defaults.truth_in_server(server, 20.0, tmp_path)  # type: ignore[arg-type]
+    assert "see server.log" in answer["fault"]
+    assert not (tmp_path / at_defaults.TRUTH).exists()
