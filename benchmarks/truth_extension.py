@@ -34,7 +34,7 @@ def _note_sessions() -> None:
         _ATTACHED.append((session, place))
         original(session, runner, place, *rest)
 
-    Session.after_warm_up = noted  # type: ignore[method-assign]
+    Session.after_warm_up = noted  # type: ignore[assignment]
 
 
 _note_sessions()
