@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import byte_code, kept_caches, shapes  # noqa: E402
+from benchmarks import byte_code, kept_caches, shapes, start_phases  # noqa: E402
 
 
 def filled(home: Path) -> dict[str, bytes]:
@@ -113,3 +113,31 @@ def test_a_shape_lies_in_one_folder_for_each_number_of_layers(
     assert len({first, fewer, head}) == 3
     assert all(folder.is_relative_to(tmp_path) for folder in (first, fewer, head))
     assert json.loads((fewer / "config.json").read_text())["num_hidden_layers"] == 4
+
+
+LOG = """\
+(APIServer pid=1) INFO 11-28 23:59:40 [startup.py:96] non-default args: {'model': 'm'}
+(APIServer pid=1) INFO 11-28 23:59:58 [model.py:744] Resolved architecture: Qwen3ForCausalLM
+(EngineCore pid=2) INFO 11-29 00:00:17 [core.py:139] Initializing a V1 LLM engine (v0.33.0)
+loading 1/2\rloading 2/2
+(EngineCore pid=2) INFO 11-29 00:00:20 [model_runner.py:428] Model loading took 15 GiB memory
+(EngineCore pid=2) INFO 11-29 00:00:24 [decorators.py:327] Directly load AOT compilation from path
+(EngineCore pid=2) INFO 11-29 00:00:25 [monitor.py:62] [backbone] torch.compile took 4 s in total
+(EngineCore pid=2) INFO 11-29 00:00:26 [monitor.py:62] [eagle_head] torch.compile took 1 s
+"""
+
+
+def test_the_phases_of_a_start_are_read_from_its_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "log").write_text(LOG)
+    start_phases.main([str(tmp_path / "log")])
+    told = [line.split(" s  ") for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [(int(seconds), name) for seconds, name in told] == [
+        (0, "imports of the API server"),
+        (18, "inspection of the model"),
+        (19, "imports of the engine core"),
+        (3, "weights"),
+        (4, "compiled code is loaded"),
+        (1, "torch.compile"),
+    ]
