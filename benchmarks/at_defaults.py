@@ -15,7 +15,6 @@ takes it, once its own probe has ended (:mod:`benchmarks.truth_extension`). With
 from __future__ import annotations
 
 import json
-import shlex
 import subprocess
 import sys
 import time
@@ -28,6 +27,7 @@ import click
 
 from benchmarks import environment, shapes, user_traffic
 from benchmarks.at_defaults_score import print_scores
+from benchmarks.flag_text import split_flags
 from benchmarks.server import Spec, end_servers_on_sigterm
 from benchmarks.switched_server import Remote
 from vllm_nfp.cli.measure import CAPTURE_SECONDS, DEFAULTS, GRAPH_MEMORY_MIB
@@ -221,7 +221,7 @@ def main(
             about["truth_answer"] = truth_in_server(server, seconds, out)
         write_whole(out / "about.json", json.dumps(about))
 
-    serve(model, shlex.split(flags), shapes.vocab_size(shape), scale, out, take_truth)
+    serve(model, split_flags(flags), shapes.vocab_size(shape), scale, out, take_truth)
     if truth == IN_ENGINE:
         measure_truth(model, engine_args, about["truth_seconds"], out)
     write_whole(out / "about.json", json.dumps({**about, "after": environment.gpu_state()}))

@@ -21,7 +21,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import shlex
 import statistics
 import tempfile
 import time
@@ -33,6 +32,7 @@ from typing import Any
 import click
 
 from benchmarks import environment, server, shapes, soak_traffic
+from benchmarks.flag_text import split_flags
 from benchmarks.probe_account import probe_state, require_probe
 from benchmarks.traffic import Load
 from benchmarks.user_traffic import model_card
@@ -188,7 +188,7 @@ def main(
             model,
             out / "soak.log",
             free_port(),
-            ("--no-enable-prefix-caching", *shlex.split(flags)),
+            ("--no-enable-prefix-caching", *split_flags(flags)),
             json.loads(probe_json),
             real=real,
         )

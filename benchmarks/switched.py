@@ -32,7 +32,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
-import shlex
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,6 +42,7 @@ import aiohttp
 import click
 
 from benchmarks import load, server, shapes
+from benchmarks.flag_text import split_flags
 from benchmarks.hooks import OFF, require_active
 from benchmarks.load_result import Window
 from benchmarks.overhead_summary import Turn
@@ -227,7 +227,7 @@ def main(
             probe=json.loads(probe_json),
             draft=None if draft is None else Drafts(draft, lengths, acceptance),
             variants=tuple(variants.split(",")),
-            flags=(*shlex.split(flags), *cache),
+            flags=(*split_flags(flags), *cache),
             **values,
         )
         run(settings, out)
