@@ -32,7 +32,7 @@ from benchmarks.server import Spec, end_servers_on_sigterm
 from benchmarks.switched_server import Remote
 from vllm_nfp.cli.measure import CAPTURE_SECONDS, DEFAULTS, GRAPH_MEMORY_MIB
 from vllm_nfp.files import write_whole
-from vllm_nfp.results.profile import profile_file
+from vllm_nfp.results.profile import ProfileError, profile_file
 from vllm_nfp.start.ports import free_port
 from vllm_nfp.start.server import Server
 
@@ -197,7 +197,10 @@ def main(
 ) -> None:
     """Run one server and its truth, or score what runs have left in their folders."""
     if scored or out is None:
-        print_scores(scored)
+        try:
+            print_scores(scored)
+        except ProfileError as error:
+            raise click.ClickException(f"no truth to score by: {error}") from None
         return
     begun = time.monotonic()
     end_servers_on_sigterm()

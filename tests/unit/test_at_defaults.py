@@ -174,3 +174,9 @@ def test_a_server_that_takes_no_truth_is_named(tmp_path: Path) -> None:
     answer = at_defaults.truth_in_server(server, 20.0, tmp_path)  # type: ignore[arg-type]
     assert "see server.log" in answer["fault"]
     assert not (tmp_path / at_defaults.TRUTH).exists()
+
+
+def test_a_run_without_a_truth_is_named(run: Path) -> None:
+    (run / at_defaults.TRUTH).unlink()
+    done = CliRunner().invoke(at_defaults.main, ["--score", str(run)])
+    assert done.exit_code == 1 and f"no truth to score by: {run}" in done.output
