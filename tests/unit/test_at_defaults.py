@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -180,3 +183,59 @@ def test_a_run_without_a_truth_is_named(run: Path) -> None:
     (run / at_defaults.TRUTH).unlink()
     done = CliRunner().invoke(at_defaults.main, ["--score", str(run)])
     assert done.exit_code == 1 and f"no truth to score by: {run}" in done.output
+
+
+def test_the_truth_follows_the_probe_in_the_place_of_its_graphs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    from vllm_nfp.session.session import Session
+
+    # Imported by workers alone: it hooks sessions, which this undoes.
+    monkeypatch.setattr(Session, "after_warm_up", Session.after_warm_up)
+    monkeypatch.delitem(sys.modules, "benchmarks.truth_extension", raising=False)
+    extension = importlib.import_module("benchmarks.truth_extension")
+    told: list[Any] = []
+
+    class Outcome:
+        """Where a session writes."""
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def end(self) -> None:
+            told.append(f"{self.name} ends")
+
+        def write_last(self, last: Snapshot) -> None: ...
+
+        def close(self) -> None: ...
+
+    def session(name: str) -> Session:
+        cost = SimpleNamespace(begin=lambda: None, end=lambda: None, seconds=1.0)
+        worker = SimpleNamespace(identity=Snapshot("m", "0", State.PROBING), cost=cost)
+
+        def starts(worker: Any, runner: Any, place: Any, output: Any) -> Any:
+            told.append((name, runner, place))
+            return SimpleNamespace(lead=None, engine=None)
+
+        return Session(worker, Outcome(name), starts)  # type: ignore[arg-type]
+
+    settings = at_defaults.truth_settings(20.0, tmp_path)
+    live = session("live")
+    live.after_warm_up("runner", "pool", lambda: told.append("unhooked"))
+    asked: list[ProbeConfig] = []
+
+    def open_session(config: ProbeConfig, *_: Any) -> Session:
+        asked.append(config)
+        return session("truth")
+
+    monkeypatch.setattr(extension, "open_session", open_session)
+    server = extension.TruthServer()
+    server.vllm_config, server.model_runner = None, "runner"
+    answer = json.loads(server.nfp_truth(json.dumps(settings)))
+    assert told == [
+        ("live", "runner", "pool"), "live ends", "unhooked",
+        ("truth", "runner", "pool"), "truth ends",
+    ]  # fmt: skip
+    assert answer["active"] and not live.active
+    assert asked == [config_from_mapping(settings)]
