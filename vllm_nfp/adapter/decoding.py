@@ -101,8 +101,8 @@ BUILDERS: dict[str, Decoding] = {
 }
 """Builders that a probe may use. Those that are not here, and why:
 
-- ``B12xPagedMetadataBuilder``: its kernels are planned for one draft length, and any other number of
-  positions runs as a prompt.
+- ``B12xPagedMetadataBuilder``: its kernels are planned for one draft length, and any other number
+  of positions runs as a prompt.
 - Those of Step 5, of Qwen 4 and of DeepSeek V4.1: such models are passive for other reasons.
 """
 
