@@ -30,10 +30,11 @@ LARGE = 64
 
 def config(drafts: int, graphs: bool = False) -> Any:
     """As much of vLLM's as these builders read."""
+    speculative = SimpleNamespace(
+        num_speculative_tokens=drafts, parallel_drafting=False, use_eagle_block_drop=lambda: False
+    )
     return SimpleNamespace(
-        speculative_config=SimpleNamespace(
-            num_speculative_tokens=drafts, parallel_drafting=False, use_eagle_block_drop=False
-        ) if drafts else None,
+        speculative_config=speculative if drafts else None,
         num_speculative_tokens=drafts, use_v2_model_runner=True, kv_transfer_config=None,
         compilation_config=SimpleNamespace(
             max_cudagraph_capture_size=LARGE if graphs else None,
