@@ -33,6 +33,7 @@ from typing import Any
 
 import inspecting
 import nests
+import setproctitle
 
 MODULES = (
     "entrypoints.cli.main", "entrypoints.cli.serve", "entrypoints.llm", "v1.engine.core",
@@ -51,6 +52,9 @@ forever = ExitStack()
 def import_vllm() -> None:
     for name in MODULES:
         importlib.import_module(f"vllm.{name}")
+    # vLLM names its processes. The name's place is found beside the variables that are there at the
+    # first call, and not beside a fork's own.
+    setproctitle.getproctitle()
     threads = len(os.listdir("/proc/self/task"))
     assert threads == 1, f"{threads} threads: a fork would have the locks of the others"
     assert OURS not in sys.modules, f"{OURS} reads the environment of this process, not the fork's"
