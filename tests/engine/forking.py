@@ -83,8 +83,7 @@ def watched(told: int) -> None:
 
 def become(asked: dict[str, Any]) -> None:
     """Take over the environment and folder that are asked for."""
-    os.environ.clear()
-    os.environ.update(asked["environment"])
+    nests.take(asked["environment"])
     os.chdir(asked["folder"])
     process.ORIGINAL_DIR = asked["folder"]
     faulthandler.enable()  # for the one who waits, who aborts what hangs
