@@ -411,3 +411,11 @@ def test_what_cannot_be_controlled_is_refused(
 ) -> None:
     done = CliRunner().invoke(switched.main, [*arguments, "--out", str(tmp_path / "out")])
     assert done.exit_code == 2 and sentence in done.output
+
+
+def test_a_server_that_drafts_has_no_median_between_tokens() -> None:
+    rows, times_us = rows_of(1.1)
+    found = switched_summary.compare(rows, times_us, 0.5, "active", drafts=True)
+    assert found is not None and "itl_p50" not in found.ratios
+    assert found.ratios["itl_mean"].ratio == pytest.approx(1.1, rel=0.02)
+    assert switched_summary.cells(found)[6] == ""
