@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 # The scripts are no part of the installed package.
@@ -23,7 +24,7 @@ pytest.importorskip("aiohttp")
 
 from benchmarks import switched, switched_core, switched_summary, traffic
 from benchmarks.hooks import OFF, Hooks, background_seconds, require_active
-from benchmarks.resident import Growth, StageGrowth, mappings, resident
+from benchmarks.resident import Growth, StageGrowth, gpu_kinds, kinds, mappings, resident
 from benchmarks.switched_board import Board, CoreCost
 from benchmarks.switched_core import Watched
 from benchmarks.switched_drafts import Drafts
@@ -191,6 +192,17 @@ def test_stages_tell_what_grows_in_them_and_are_left_as_they_were(
     assert stages.summary()["Publisher.publish"]["calls"] == 1
     assert stages.summary()["Publisher.publish"]["VmRSS"] >= 60
     kept[0].close()
+
+
+def test_memory_of_a_gpu_is_split_into_what_pytorch_holds_and_the_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert gpu_kinds() == {}, "there is no GPU, or nothing has used it"
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (300 << 20, 1000 << 20))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 600 << 20)
+    assert gpu_kinds() == {"GpuReserved": 600 << 10, "GpuBeside": 100 << 10}
+    assert kinds()["GpuBeside"] == 100 << 10
 
 
 class Session:

@@ -10,14 +10,13 @@ from vllm_nfp.draft.acceptance import Acceptance
 from vllm_nfp.draft.live.cells import Cell
 from vllm_nfp.draft.live.credit import Credit
 from vllm_nfp.draft.live.knowledge import Knowledge
+from vllm_nfp.draft.live.promise import least_promise
 from vllm_nfp.draft.live.steps import CellKey
 from vllm_nfp.draft.live.trial import Basis
 from vllm_nfp.draft.live.trials import expected_loss
 
 WORTH_A_LOOK = 0.95
-"""A measured length is measured again, once stale, if it had this fraction of the best,"""
-CONTRADICTED = 1.15
-"""or if a forecast promises so many times what was measured: one of them is wrong."""
+"""A measured length is measured again, once stale, if it had this fraction of the best."""
 STALE_SECONDS = 60.0
 """Age at which the time of a plausible length is measured again."""
 BLIND_BEYOND = 16.0
@@ -132,11 +131,10 @@ class Proposals:
             if forecast.relative is not None:
                 goodput = tokens / forecast.relative
                 slower = forecast.relative / cell.relative[choice]
-            if length in cell.relative:
-                had = tokens / cell.relative[length]
-                if had < WORTH_A_LOOK * best and goodput < CONTRADICTED * had:
-                    continue
-            promises = goodput >= best * self._known.record.plausible(forecast.basis, wide)
+            measured = cell.relative.get(length)
+            if measured is not None and tokens / measured < WORTH_A_LOOK * best:
+                continue
+            promises = goodput >= best * least_promise(forecast.basis, wide)
             if promises and self._credit.covers(
                 expected_loss(acceptance, cell, length, choice, slower)
             ):
