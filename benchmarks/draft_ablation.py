@@ -82,7 +82,6 @@ PARTS: Mapping[str, Sequence[Patch]] = {
     "room for doubt by basis": [(promise, "LEAST_PROMISE", dict.fromkeys(Basis, ONE_BAR))],
     "learned cost of drafts": [(StepModel, "learn_draft_seconds", lambda *_: None)],
     "host's time without a graph": [(StepModel, "saw", lambda *_: None)],
-    "nearly best lengths again": [(proposals, "WORTH_A_LOOK", math.inf)],
     "settled steps before a trial": [(controller, "SETTLED_STEPS", 1)],
 }
 
