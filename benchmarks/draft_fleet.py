@@ -24,6 +24,8 @@ MAX_NUM_SEQS, MAX_MODEL_LEN = 128, 4096
 STREAM_INTERVAL = 8
 """Tokens of a request in one event: at one event for each token the API server, not the engine,
 would limit 128 streams."""
+CACHES = Path(".cache", "vllm", "draft_servers")
+"""Below the home directory, where :mod:`benchmarks.kept_caches` keeps them."""
 _EXTENSION = "benchmarks.draft_extension.DraftServer"
 FIXED = tuple(k for k in LENGTHS if k)
 EACH_LENGTH = [
@@ -58,11 +60,10 @@ class Fleet:
         self._stack = ExitStack()
         self._servers: dict[str, Server] = {}
         self._running: str | None = None
-        self.model = shapes.write_model(out / "model", shape.name, shape.layers)
+        self.model = shapes.shared_model(shape.name, shape.layers)
         self.head: Path | None = None
         if not shape.tiny:
-            head = out / "head"
-            self.head = shapes.write_draft_head(head, shape.name, METHOD, shape.layers)
+            self.head = shapes.shared_draft_head(shape.name, METHOD, shape.layers)
 
     def __enter__(self) -> Self:
         return self
@@ -161,12 +162,13 @@ class Fleet:
             common += ["--gpu-memory-utilization", "0.05"]
         if name != NONE:
             common += ["--worker-extension-cls", _EXTENSION]
-        # What speculates compiles the same: the servers that start later find it.
-        cache = name if name in (NONE, LIVE) else DRAFTS
+        # What speculates compiles the same: servers that start later find it, and those that start
+        # together do not write into the same files.
+        cache = CACHES / f"{self.gpu}-{name if name in (NONE, LIVE) else DRAFTS}"
         return Spec(
             self.model, self.out / f"{name}.log", port, (*common, *flags),
             extra={
                 "CUDA_VISIBLE_DEVICES": self.gpu, "VLLM_SERVER_DEV_MODE": "1",
-                "VLLM_CACHE_ROOT": str(self.out / "cache" / cache),
+                "VLLM_CACHE_ROOT": str(Path.home() / cache),
             },
         )  # fmt: skip

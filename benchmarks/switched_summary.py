@@ -46,6 +46,8 @@ class Compared:
         hook_share: of the turns' time, spent in the hooks by the serving thread, probes and their
             launch among it.
         background_share: of the turns' time, CPU time of the probe's own threads.
+        core_share: of the turns' time, the draft control's in the engine core, its thread's CPU
+            time included; None where the engine core was not watched.
     """
 
     share: float
@@ -61,6 +63,7 @@ class Compared:
     delay_ms: Ratio | None
     hook_share: float
     background_share: float | None
+    core_share: float | None
 
 
 def compare(
@@ -91,7 +94,13 @@ def compare(
         _in_ms(delay_us(*steps, delayed, decoded)) if sum(delayed) else None,
         sum(row["hook_seconds"] for row in on) / seconds,
         sum(row["background_seconds"] for row in on) / seconds if counted else None,
+        _core_seconds(on) / seconds if all("core_hook_seconds" in row for row in on) else None,
     )
+
+
+def _core_seconds(rows: Sequence[Row]) -> float:
+    found: float = sum(row["core_hook_seconds"] + row["core_thread_seconds"] for row in rows)
+    return found
 
 
 def _sides(
@@ -177,6 +186,7 @@ def print_summary(path: Path) -> None:
 HEADS = (
     "load", "variant", "rounds", "intervals", "first tokens", "off p50, ms", "p50", "p99", "mean",
     "TTFT p50", "TTFT p99", "tokens/s", "delayed", "idle", "ms a delay", "hooks", "threads",
+    "engine core",
 )  # fmt: skip
 
 
@@ -187,7 +197,7 @@ def cells(found: Compared) -> list[str]:
         for name in ("itl_p50", "itl_p99", "itl_mean", "ttft_p50", "ttft_p99", "tokens")
     ]
     delayed = "" if found.delayed is None else f"{found.delayed} of {found.decode_steps}"
-    background = found.background_share
+    background, core = found.background_share, found.core_share
     return [
         f"{100 * found.share:.0f} %",
         found.variant,
@@ -201,6 +211,7 @@ def cells(found: Compared) -> list[str]:
         "" if found.delay_ms is None else figure(found.delay_ms, 1),
         f"{found.hook_share:.2%}",
         "" if background is None else f"{background:.2%}",
+        "" if core is None else f"{core:.2%}",
     ]
 
 
