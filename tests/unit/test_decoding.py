@@ -162,4 +162,4 @@ def test_an_indexer_decodes_drafts_alone(drafts: int, probed: bool) -> None:
     backend = SimpleNamespace(get_builder_cls=lambda: FlashMLAMetadataBuilder)
     refusal = expected_refusal(given, backend)
     assert (refusal is None) is probed
-    assert probed or "DeepseekV32IndexerMetadataBuilder decodes at most 1" in str(refusal)
+    assert probed or "(DeepseekV32IndexerMetadataBuilder) decodes at most 1" in str(refusal)

@@ -139,9 +139,10 @@ class Bound:
             if self.drafts_raise_it
             else "another --attention-backend"
         )
+        count = "1 position" if self.most == 1 else f"{self.most} positions"
         return (
-            f"{self.builder} decodes at most {self.most} of a sequence's positions in a step and "
-            f"takes {positions} for a prompt: serve with {remedy}"
+            f"the attention backend ({self.builder}) decodes at most {count} of a sequence in a "
+            f"step and takes {positions} for a prompt: serve with {remedy}"
         )
 
 
