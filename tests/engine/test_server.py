@@ -67,7 +67,8 @@ def probed(dense_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     with server(
         dense_model, folder, "--nfp-probe", "--nfp-config", PROBE, "--nfp-max-positions", "8",
         "--nfp-epsilon", "0.1,0.3", "--nfp-output-dir", str(folder / "out"),
-        "--api-server-count", "2", "--api-key", API_KEY, HF_TOKEN="hf_nfptestsecret",
+        "--api-server-count", "2", "--api-key", API_KEY, as_typed=True,
+        HF_TOKEN="hf_nfptestsecret",
     ) as running:  # fmt: skip
         wait_for(lambda: bool(running.concurrent()) and has_measured(running))
         yield running
@@ -212,7 +213,8 @@ def test_a_patched_vllm_is_observed_through_its_extension_point(
 ) -> None:
     with server(
         dense_model, tmp_path, "--nfp-probe", "--nfp-config", PROBE, "--nfp-max-positions", "8",
-        "--api-server-count", "2", PYTHONPATH=path_with(patched), VLLM_LOGGING_LEVEL="DEBUG",
+        "--api-server-count", "2", as_typed=True,
+        PYTHONPATH=path_with(patched), VLLM_LOGGING_LEVEL="DEBUG",
     ) as running:  # fmt: skip
         outputs = running.concurrent(rounds=2)
         for _ in range(20):

@@ -43,8 +43,10 @@ def _of_model(model: str, flags: Sequence[str]) -> dict[str, Any]:
 
     from vllm_nfp.adapter import flags as nfp
     from vllm_nfp.adapter import support
+    from vllm_nfp.adapter.decoding import expected_refusal
     from vllm_nfp.adapter.features import features_of
     from vllm_nfp.adapter.patch import PatchSet
+    from vllm_nfp.adapter.versions import Decision, Mode
     from vllm_nfp.config import ConfigError
 
     parser = FlexibleArgumentParser(prog="vllm serve")
@@ -59,6 +61,10 @@ def _of_model(model: str, flags: Sequence[str]) -> dict[str, Any]:
         raise SystemExit(BAD_FLAGS) from None
     config = EngineArgs.from_cli_args(args).create_engine_config()
     decision = support.decide(config, passive=bool(probe and probe.passive))
+    backend = _attention_backend(config)
+    if decision.mode is Mode.ACTIVE and backend is not None:
+        refusal = expected_refusal(config, backend)
+        decision = Decision(Mode.PASSIVE, refusal) if refusal else decision
     return {
         "mode": str(decision.mode),
         "reason": decision.reason,
@@ -69,7 +75,7 @@ def _of_model(model: str, flags: Sequence[str]) -> dict[str, Any]:
         "not_looked_at": not_looked_at,
         "use_v2": bool(config.use_v2_model_runner),
         "v2_unsupported": _unsupported_by_v2(config),
-        "backend": _attention_backend(config),
+        "backend": None if backend is None else str(backend.get_name()),
         "graphs": _graphs(config),
         **_drafting(config.speculative_config, args.speculative_config or {}),
         **_limits(config),
@@ -85,22 +91,21 @@ def _unsupported_by_v2(config: Any) -> list[str]:
         return []
 
 
-def _attention_backend(config: Any) -> str | None:
-    """The backend that vLLM would select for the model's attention; None if it does not say."""
+def _attention_backend(config: Any) -> Any:
+    """The class of the backend that vLLM would select; None if it does not say."""
     from vllm.config import set_current_vllm_config
     from vllm.v1.attention.selector import get_attn_backend
 
     model = config.model_config
     try:
         with set_current_vllm_config(config):
-            backend = get_attn_backend(
+            return get_attn_backend(
                 model.get_head_size(),
                 model.dtype,
                 config.cache_config.cache_dtype,
                 use_mla=bool(model.use_mla),
                 num_heads=model.get_num_attention_heads(config.parallel_config),
             )
-        return str(backend.get_name())
     except Exception:
         return None
 
