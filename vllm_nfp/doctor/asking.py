@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,8 @@ from vllm_nfp.config import ENV_VAR
 
 LIMIT_SECONDS = 300.0
 """Importing vLLM from a cold disk takes long."""
+_SETTINGS = re.compile(r"^(Value error|Assertion failed), | \[type=\w+, input_value=.*\]$")
+"""What pydantic puts around a message of vLLM's: a word, and all settings that were given."""
 EXAMINE = (sys.executable, "-m", "vllm_nfp.adapter.examine")
 
 
@@ -84,4 +87,4 @@ def _last_words(text: str) -> str:
     """The line of an error that says most: the last one, but for pydantic's link to its pages."""
     lines = [line.strip() for line in text.splitlines()]
     own = [line for line in lines if line and not line.startswith("For further information visit")]
-    return own[-1] if own else "no message"
+    return _SETTINGS.sub("", own[-1]) if own else "no message"
