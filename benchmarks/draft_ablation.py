@@ -27,7 +27,7 @@ import click
 
 from benchmarks import environment
 from benchmarks.draft_scenarios import SCENARIOS, Recording, goodput, read_recording
-from vllm_nfp.draft.live import cells, controller, counted, credit, promise, proposals
+from vllm_nfp.draft.live import cells, counted, credit, promise, proposals
 from vllm_nfp.draft.live.forecast import Forecast, StepModel
 from vllm_nfp.draft.live.trial import Basis, Trial
 
@@ -82,8 +82,6 @@ PARTS: Mapping[str, Sequence[Patch]] = {
     "room for doubt by basis": [(promise, "LEAST_PROMISE", dict.fromkeys(Basis, ONE_BAR))],
     "learned cost of drafts": [(StepModel, "learn_draft_seconds", lambda *_: None)],
     "host's time without a graph": [(StepModel, "saw", lambda *_: None)],
-    "nearly best lengths again": [(proposals, "WORTH_A_LOOK", math.inf)],
-    "settled steps before a trial": [(controller, "SETTLED_STEPS", 1)],
 }
 
 

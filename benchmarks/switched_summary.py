@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,9 +68,18 @@ class Compared:
 
 
 def compare(
-    rows: Sequence[Row], times_us: Mapping[str, NDArray[np.uint32]], share: float, variant: str
+    rows: Sequence[Row],
+    times_us: Mapping[str, NDArray[np.uint32]],
+    share: float,
+    variant: str,
+    drafts: bool = False,
 ) -> Compared | None:
-    """A variant against ``off`` over the rounds that both have; None if there are none."""
+    """A variant against ``off`` over the rounds that both have; None if there are none.
+
+    Args:
+        drafts: the server speculates. Tokens then come several at once, so that their median
+            distance says nothing and is left out; the mean and tokens/s do.
+    """
     turns = {(r["variant"], r["round"]): r for r in rows if r["share"] == share}
     rounds = sorted(n for v, n in turns if v == variant and (OFF, n) in turns)
     if not rounds:
@@ -87,7 +97,7 @@ def compare(
         sum(map(len, steps[1])),
         sum(map(len, first[1])),
         float(np.median(np.concatenate(steps[0]))) / 1e3,
-        _ratios(share, off, on, steps, first),
+        _ratios(share, off, on, steps, first, drafts),
         sum(delayed) if counted else None,
         sum(decoded),
         sum(row.get("hook_idle_probes", 0) for row in on),
@@ -124,9 +134,10 @@ def _ratios(
     on: Sequence[Row],
     steps: tuple[Rounds, Rounds],
     first: tuple[Rounds, Rounds],
+    drafts: bool,
 ) -> dict[str, Ratio]:
-    found = {
-        "itl_p50": ratio_of_quantiles(*steps, 0.5),
+    found = {} if drafts else {"itl_p50": ratio_of_quantiles(*steps, 0.5)}
+    found |= {
         "itl_p99": ratio_of_quantiles(*steps, 0.99),
         "itl_mean": ratio_of_means(*steps),
     }
@@ -151,8 +162,13 @@ def all_loads(path: Path) -> list[Compared]:
         found
         for share in SHARES
         for variant in record["settings"]["variants"][1:]
-        if (found := compare(record["rounds"], times_us, share, variant)) is not None
+        if (found := compare(record["rounds"], times_us, share, variant, _drafts(record)))
+        is not None
     ]
+
+
+def _drafts(record: Mapping[str, Any]) -> bool:
+    return record["settings"].get("draft") is not None
 
 
 def times_of(path: Path) -> dict[str, NDArray[np.uint32]]:
@@ -173,7 +189,7 @@ def print_summary(path: Path) -> None:
     console.print(table)
     times_us = times_of(path)
     for variant in record["settings"]["variants"][1:]:
-        for name, quantile in (("p50", 0.5), ("p99", 0.99)):
+        for name, quantile in (("p50", 0.5), ("p99", 0.99))[_drafts(record) :]:
             pooled = over_loads(record["rounds"], times_us, variant, quantile)
             if pooled is not None:
                 console.print(f"{variant}, {name}, mean over the loads: {figure(pooled)}")

@@ -21,11 +21,13 @@ from vllm_nfp.types import Shape, State
 pytestmark = pytest.mark.engine
 
 MODELS = [
-    pytest.param((kinds.nemotron, "Mamba 2", "dense_ffn"), id="nemotron-h"),
-    pytest.param((kinds.lfm2, "short convolutions", "moe_ffn"), id="lfm2"),
-    pytest.param((kinds.granite, "Mamba 2", "moe_ffn"), id="granite-4", marks=pytest.mark.thorough),
+    pytest.param((kinds.nemotron, "Mamba 2", {"dense_ffn"}), id="nemotron-h"),
+    pytest.param((kinds.lfm2, "short convolutions", {"dense_ffn", "moe_ffn"}), id="lfm2"),
     pytest.param(
-        (kinds.falcon, "Mamba 2", "dense_ffn"), id="falcon-h1", marks=pytest.mark.thorough
+        (kinds.granite, "Mamba 2", {"moe_ffn"}), id="granite-4", marks=pytest.mark.thorough
+    ),
+    pytest.param(
+        (kinds.falcon, "Mamba 2", {"dense_ffn"}), id="falcon-h1", marks=pytest.mark.thorough
     ),
 ]
 
@@ -33,14 +35,14 @@ MODELS = [
 @pytest.fixture(scope="module", params=MODELS)
 def served(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Any, str, str]]:
-    """An engine, the kind of its state, and the module of its feed-forward layers."""
-    write, kind, block = request.param
+) -> Iterator[tuple[Any, str, set[str]]]:
+    """An engine, the kind of its state, and the modules of its feed-forward layers."""
+    write, kind, blocks = request.param
     model = write(tmp_path_factory.mktemp("states"))
     with started_engine(
         model, dtype="bfloat16", max_num_seqs=8, distributed_executor_backend="uni",
     ) as started:  # fmt: skip
-        yield started, kind, block
+        yield started, kind, blocks
 
 
 @pytest.fixture
@@ -55,7 +57,7 @@ def state_layers(llm: Any) -> list[Any]:
 
 
 def test_outputs_stay_while_states_are_probed(served: Any, start: Callable[..., Any]) -> None:
-    llm, kind, block = served
+    llm, kind, blocks = served
     expected = generate(llm)
     assert generate(llm) == expected
     assert len({tuple(tokens) for tokens, _ in expected}) == 6
@@ -72,7 +74,7 @@ def test_outputs_stay_while_states_are_probed(served: Any, start: Callable[..., 
     found = publisher_of(session).snapshot()
     assert found.state is not State.DISABLED, found.reason
     measured = {row.module for row in found.curves if row.samples}
-    assert measured == {"attention", "linear_attention", block, "model"}
+    assert measured == {"attention", "linear_attention", "model", *blocks}
     assert {group.kind for group in engine_of(session).states.groups} == {kind}
 
 

@@ -296,7 +296,7 @@ def test_predictions_are_repeated_with_the_counted_routing() -> None:
     for _ in range(LEAST_STEPS):
         counted.put(Choices(drawn(rng, 512, 1.0), 32))
     assert counted.update() is None, "nothing can be predicted here"
-    counted.predicts = predicts
+    counted.predict_with(predicts, 0.0)
     assert counted.update() == ()
     assert counted.update() is None, "nothing has changed"
     assert counted.report is not None

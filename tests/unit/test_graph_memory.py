@@ -642,8 +642,8 @@ def test_positions_that_a_backend_takes_for_a_prompt_are_not_probed(
     limits = ShapeLimits(SERVER, (1, 2, 4, 8), groups, RULES, 64, True, True)
     refusal = limits.cell_refusal(1, 64)
     expected = (
-        "A decodes at most 1 of a sequence's positions in a step and takes 2 for a prompt: serve "
-        "with 1 or more speculative tokens"
+        "the attention backend (A) decodes at most 1 position of a sequence in a step and takes 2 "
+        "for a prompt: serve with 1 or more speculative tokens"
     )
     assert refusal == (expected if refused else None)
     assert limits.positions(1, 64, lambda batch_size, n: True) == positions

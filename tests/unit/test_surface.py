@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -291,6 +292,45 @@ def test_a_generic_prior_is_flat_up_to_its_knee_and_wide() -> None:
     )  # fmt: skip
     low, high = found.interval
     assert high[-1] / low[-1] > 1.3 and set(found.basis) == {Basis.PREDICTED}
+
+
+@pytest.mark.parametrize(
+    ("delays", "agree"),
+    [
+        ((0.0, 0.0), True),
+        ((0.0, 0.6), False),
+        ((0.0, 0.0, 0.6), True),
+        ((0.0, 0.5, 0.6), False),
+        ((0.0, 0.0, 0.6, 0.5), False),
+        ((0.0, 0.0, 0.0, 0.6, 0.5), True),
+    ],
+)
+def test_pairs_of_a_shape_that_do_not_agree_say_little(
+    delays: tuple[float, ...], agree: bool
+) -> None:
+    """Two delayed pairs of four moved a replayed NFP for minutes, as if their center was sure."""
+    pool, shape = Pool(), Shape(8, 1024, 4)
+    draw = np.random.default_rng(1)
+    for i in range(12):  # what pairs scatter by is known
+        for _ in range(4):
+            many = {Module.MODEL: math.exp(0.002 * draw.standard_normal())}
+            pool.add_pair(Shape(1, 1024, 2 + i), many, {Module.MODEL: 1.0}, 0.0)
+    for delay in delays:
+        many = {Module.MODEL: math.exp(0.002 * draw.standard_normal())}
+        pool.add_pair(shape, many, {Module.MODEL: math.exp(delay)}, 0.0)
+    *_, found = pool.compressed(0.0).ratios
+    assert (found.shape, found.samples, found.torn) == (shape, len(delays), not agree)
+    deviation = found.variance**0.5
+    assert deviation < 0.005 if agree else deviation > 0.05
+    assert abs(found.log_ratio) < 3.0 * deviation
+
+
+def test_a_shape_whose_pairs_do_not_agree_is_run_again_but_not_for_ever(prior: Prior) -> None:
+    shape = Shape(8, 1024, 4)
+    told = Ratio(Module.MODEL, shape, expected(prior, Module.MODEL, shape), 0.3**2, 2, torn=True)
+    for samples, again in ((2, (shape,)), (5, (shape,)), (6, ())):
+        seen = Observations((replace(told, samples=samples),))
+        assert condition(prior, RECORDED, seen).doubted == again
 
 
 def test_a_models_own_errors_set_the_size() -> None:

@@ -22,7 +22,7 @@ from click.testing import CliRunner
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 pytest.importorskip("aiohttp")
 
-from benchmarks import switched, switched_summary, traffic
+from benchmarks import switched, switched_core, switched_summary, traffic
 from benchmarks.hooks import OFF, Hooks, background_seconds, require_active
 from benchmarks.resident import Growth, StageGrowth, gpu_kinds, kinds, mappings, resident
 from benchmarks.switched_board import Board, CoreCost
@@ -423,3 +423,57 @@ def test_what_cannot_be_controlled_is_refused(
 ) -> None:
     done = CliRunner().invoke(switched.main, [*arguments, "--out", str(tmp_path / "out")])
     assert done.exit_code == 2 and sentence in done.output
+
+
+def test_a_server_that_drafts_has_no_median_between_tokens() -> None:
+    rows, times_us = rows_of(1.1)
+    found = switched_summary.compare(rows, times_us, 0.5, "active", drafts=True)
+    assert found is not None and "itl_p50" not in found.ratios
+    assert found.ratios["itl_mean"].ratio == pytest.approx(1.1, rel=0.02)
+    assert switched_summary.cells(found)[6] == ""
+
+
+class SchedulerConfig:
+    """Chooses the scheduler as vLLM does: its own unless another is named."""
+
+    scheduler_cls: str | None = switched_core.SCHEDULER
+
+    def get_scheduler_cls(self) -> Any:
+        assert self.scheduler_cls is None, "vLLM's own is asked for"
+        return OwnScheduler
+
+
+class OwnScheduler(Scheduler):
+    """What vLLM would have made."""
+
+    def __init__(self, vllm_config: Any, block_size: int) -> None:
+        self.vllm_config, self.block_size = vllm_config, block_size
+        self.num_spec_tokens, self.dynamic_sd_lookup = 4, [0, 0, 2]
+
+
+@pytest.mark.parametrize("attaches", [True, False])
+def test_the_engine_core_gets_vllms_own_scheduler_under_a_paused_control(
+    attaches: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("vllm")
+    from vllm_nfp.adapter import draft_control
+
+    control, tables = Control(), []
+
+    def attach(scheduler: Any, config: Any, patches: Any) -> Control | None:
+        tables.append((list(scheduler.dynamic_sd_lookup), config.draft_lengths))
+        return control if attaches else None
+
+    monkeypatch.setattr(draft_control, "attach", attach)
+    Board.create(tmp_path / "board")
+    monkeypatch.setenv(switched_core.BOARD_VARIABLE, str(tmp_path / "board"))
+    monkeypatch.setenv(switched_core.CONTROL_VARIABLE, '{"draft_lengths": [0, 2, 4]}')
+    config = SimpleNamespace(scheduler_config=SchedulerConfig())
+    if not attaches:
+        with pytest.raises(RuntimeError, match="did not attach"):
+            switched_core.switched_scheduler(vllm_config=config, block_size=16)
+        return
+    made = switched_core.switched_scheduler(vllm_config=config, block_size=16)
+    assert type(made) is OwnScheduler and made.block_size == 16
+    assert tables == [([4, 4, 4], (0, 2, 4))] and control.told == ["pause"]
+    assert config.scheduler_config.scheduler_cls == switched_core.SCHEDULER

@@ -26,6 +26,8 @@ class Decoding:
     """The most positions, for the docs."""
     drafts_raise_it: bool = False
     """A server that speculates takes as many as its drafts need."""
+    least: int = 1
+    """What the bound is at least, in any server."""
 
 
 _THRESHOLD = "reorder_batch_threshold"
@@ -36,7 +38,7 @@ _ANY = Decoding()
 _DRAFTS = Decoding(_THRESHOLD, "1 + drafts", drafts_raise_it=True)
 _OWN_DRAFTS = Decoding(_OWN_THRESHOLD, "1 + drafts", drafts_raise_it=True)
 _ONE = Decoding(_THRESHOLD, "1")
-_BY_HEADS = Decoding(_THRESHOLD, "128 to 1024, by heads", drafts_raise_it=True)
+_BY_HEADS = Decoding(_THRESHOLD, "128 to 1024, by heads", drafts_raise_it=True, least=128)
 
 BUILDERS: dict[str, Decoding] = {
     "FlashAttentionMetadataBuilder": _ANY,
@@ -69,8 +71,8 @@ BUILDERS: dict[str, Decoding] = {
     "FlashInferMLAMetadataBuilder": _DRAFTS,
     "TokenspeedMLAMetadataBuilder": _DRAFTS,
     "AiterMLAMetadataBuilder": _DRAFTS,
-    "FlashAttnMLAMetadataBuilder": Decoding(_THRESHOLD, "512", drafts_raise_it=True),
-    "FlashMLAMetadataBuilder": Decoding(_THRESHOLD, "128", drafts_raise_it=True),
+    "FlashAttnMLAMetadataBuilder": Decoding(_THRESHOLD, "512", drafts_raise_it=True, least=512),
+    "FlashMLAMetadataBuilder": Decoding(_THRESHOLD, "128", drafts_raise_it=True, least=128),
     # Sparse attention. Each model has a group for its indexer as well.
     "FlashMLASparseMetadataBuilder": _BY_HEADS,
     "FlashAttnMLASparseMetadataBuilder": _BY_HEADS,
@@ -114,6 +116,10 @@ WRAPPERS = (
 """Classes that vLLM derives from a backend's own builder, and that split nothing themselves."""
 COMPOSITE = "CompositeAttentionMetadataBuilder"
 """One that hands each step to one of two others."""
+DEPENDS_ON_GPU = ("FlashInferMetadataBuilder",)
+"""Builders whose kernels for drafts are chosen by the GPU."""
+INDEXED = "index_topk"
+"""Field of the configuration of models whose attention reads the tokens that an indexer chose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +129,21 @@ class Bound:
     most: int
     builder: str
     drafts_raise_it: bool
+
+    def refusal(self, positions: int) -> str | None:
+        """Why so many are not probed; None if they are decoded."""
+        if positions <= self.most:
+            return None
+        remedy = (
+            f"{positions - 1} or more speculative tokens"
+            if self.drafts_raise_it
+            else "another --attention-backend"
+        )
+        count = "1 position" if self.most == 1 else f"{self.most} positions"
+        return (
+            f"the attention backend ({self.builder}) decodes at most {count} of a sequence in a "
+            f"step and takes {positions} for a prompt: serve with {remedy}"
+        )
 
 
 def decoding_bound(builder: Any) -> Bound | None:
@@ -144,13 +165,48 @@ def _known(builder: Any) -> Iterator[tuple[Any, Decoding]]:
         yield from _known(builder.general_builder)
         yield from _known(builder.causal_builder)
         return
-    name = next(kind.__name__ for kind in type(builder).__mro__ if kind.__name__ not in WRAPPERS)
+    yield builder, _decoding(type(builder))
+
+
+def _decoding(kind: type) -> Decoding:
+    name = next(each.__name__ for each in kind.__mro__ if each.__name__ not in WRAPPERS)
     if name not in BUILDERS:
         raise UnknownVllmError(
             f"the attention backend with {name} is unknown to this vllm-nfp, which cannot tell how "
             f"many positions it decodes: real steps are timed, nothing is probed"
         )
-    yield builder, BUILDERS[name]
+    return BUILDERS[name]
+
+
+def expected_refusal(vllm_config: Any, backend: Any) -> str | None:
+    """Why a server will probe nothing, as far as its attention tells before it is started.
+
+    Args:
+        backend: vLLM's class of the attention backend that it would select.
+    """
+    speculation = vllm_config.speculative_config
+    drafts = int(speculation.num_speculative_tokens) if speculation is not None else 0
+    kinds = [backend.get_builder_cls()]
+    if hasattr(vllm_config.model_config.hf_text_config, INDEXED):
+        from vllm.v1.attention.backends.mla.indexer import DeepseekV32IndexerMetadataBuilder
+
+        kinds.append(DeepseekV32IndexerMetadataBuilder)
+    if any(kind.__name__ == COMPOSITE for kind in kinds):
+        return None
+    try:
+        found = [(kind, _decoding(kind)) for kind in kinds]
+    except UnknownVllmError as error:
+        return str(error)
+    refusals = (
+        Bound(_expected(kind, known, drafts), kind.__name__, _raised(kind, known)).refusal(2)
+        for kind, known in found
+        if known.bound is not None and not (drafts and kind.__name__ in DEPENDS_ON_GPU)
+    )
+    return next(filter(None, refusals), None)
+
+
+def _expected(kind: type, known: Decoding, drafts: int) -> int:
+    return max(known.least, 1 + drafts) if _raised(kind, known) else known.least
 
 
 def _raised(builder: Any, known: Decoding) -> bool:

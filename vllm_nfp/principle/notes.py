@@ -60,8 +60,8 @@ def _routing_note(found: Predictions) -> tuple[str, ...]:
         return (f"Routing is {source}.",)
     if not skew:
         return (
-            "Routing is assumed uniform; routers that prefer some experts take less time "
-            "(--routing typical).",
+            "Routing is assumed uniform; routers that prefer some experts take less time: give "
+            "--routing PROFILE.json of a server that counted them, or --routing typical.",
         )
     return (f"Routing is assumed skewed: the experts' shares fall with rank to the -{skew:g}.",)
 

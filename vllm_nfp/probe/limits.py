@@ -87,18 +87,7 @@ class ShapeLimits:
 
     def _taken_for_a_prompt(self, positions: int) -> str | None:
         bounds = (group.bound for group in self.groups if group.bound is not None)
-        bound = next((bound for bound in bounds if positions > bound.most), None)
-        if bound is None:
-            return None
-        remedy = (
-            f"{positions - 1} or more speculative tokens"
-            if bound.drafts_raise_it
-            else "another --attention-backend"
-        )
-        return (
-            f"{bound.builder} decodes at most {bound.most} of a sequence's positions in a step and "
-            f"takes {positions} for a prompt: serve with {remedy}"
-        )
+        return next(filter(None, (bound.refusal(positions) for bound in bounds)), None)
 
     def positions(
         self, batch_size: int, context: int, can_probe: Callable[[int, int], bool]

@@ -27,13 +27,21 @@ class CountedExperts:
         self._queue: queue.SimpleQueue[Choices] = queue.SimpleQueue()
         self._counts = ExpertCounts()
         self._predicted_skew = 0.0
-        self.predicts: Predicts | None = None
+        self._predicts: Predicts | None = None
         """None: nothing can be predicted."""
 
     @property
     def report(self) -> ExpertRouting | None:
         """As of the last update; any thread may read it."""
         return self._counts.report
+
+    def predict_with(self, predicts: Predicts, skew: float) -> None:
+        """Predict anew whenever the counted routing has changed enough; before the thread starts.
+
+        Args:
+            skew: the exponent that the first predictions are of.
+        """
+        self._predicts, self._predicted_skew = predicts, skew
 
     def put(self, choices: Choices) -> None:
         """Hand over what a step chose; called by the serving side, never blocks."""
@@ -50,9 +58,9 @@ class CountedExperts:
             give_way()
         self._counts.update()
         found = self.report
-        if found is None or self.predicts is None:
+        if found is None or self._predicts is None:
             return None
         if abs(found.skew - self._predicted_skew) < WORTH_PREDICTING:
             return None
         self._predicted_skew = found.skew
-        return self.predicts(found.skew)
+        return self._predicts(found.skew)

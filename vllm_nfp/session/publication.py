@@ -50,8 +50,9 @@ class Publication:
             self.identity, predictions=predictions_of(self.ground, table, worker.config.epsilons)
         )
         if self.ground is not None:
-            self.publisher.experts.predicts = partial(
-                _predictions_at, self.ground, table, worker.config.epsilons
+            self.publisher.experts.predict_with(
+                partial(_predictions_at, self.ground, table, worker.config.epsilons),
+                self.ground.serving.routing_skew,
             )
         self.publisher.publish(worker.with_cost(identity))
         ranks.all(True, EVERY_RANK_READY)

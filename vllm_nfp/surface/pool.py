@@ -158,10 +158,10 @@ class Pool:
         ]
         spread = variances(self._ratios, now, np.array(deviations))
         give_way()
-        seen = zip(self._ratios.items(), spread, strict=True)
+        seen = zip(self._ratios.items(), spread, deviations, strict=True)
         ratios = tuple(
-            Ratio(module, shape, one.center, variance, len(one.values))
-            for ((module, shape), one), variance in in_pieces(seen, AT_A_TIME)
+            _ratio(module, shape, one, variance, deviation)
+            for ((module, shape), one), variance, deviation in in_pieces(seen, AT_A_TIME)
         )
         step = noise.STEP_DEVIATION_WITH_EXPERTS if self.routed else noise.STEP_DEVIATION
         of_steps = variances(self._steps, now, step, grows=False)
@@ -210,6 +210,12 @@ class Pool:
     def _usual(self, module: Module) -> float:
         routed = module is Module.MODEL and self.routed
         return noise.NOISE_WITH_EXPERTS if routed else noise.USUAL_NOISE[module]
+
+
+def _ratio(module: Module, shape: Shape, seen: Seen, variance: float, deviation: float) -> Ratio:
+    torn = seen.apart > noise.TORN * deviation
+    variance += seen.spread if torn else 0.0
+    return Ratio(module, shape, seen.center, variance, len(seen.values), torn)
 
 
 def _base(shape: Shape) -> Shape:

@@ -11,6 +11,7 @@ from vllm_nfp.give_way import give_way, in_pieces
 from vllm_nfp.surface.algebra import Root, inverse_root, solve
 from vllm_nfp.surface.book import Book, Entry, row_name
 from vllm_nfp.surface.functionals import Functionals, covariance, placed, variances
+from vllm_nfp.surface.noise import MANY
 from vllm_nfp.surface.observations import Observations, Ratio
 from vllm_nfp.surface.prior import FloatArray, IntArray, Part
 from vllm_nfp.surface.rows import Key, rows_at
@@ -37,7 +38,8 @@ class Posterior:
         root: of the inverse of the observations' covariance, noise included.
         solved: that inverse @ (observed - expected).
         measured: keys of the shapes that enough pairs were run of.
-        doubted: shapes whose one or two pairs contradict all others. Measure them again.
+        doubted: shapes whose one or two pairs contradict all others, and those whose pairs do not
+            agree. Measure them again.
     """
 
     book: Book
@@ -118,6 +120,8 @@ def condition(book: Book, seen: Observations, min_samples: int = 1) -> Posterior
     uncertain = np.array([one.samples < CERTAIN for one in ratios], dtype=bool)
     found = solve(inverse_root(full), residual, np.flatnonzero(uncertain))
     doubted = dict.fromkeys(ratios[i].ratio.shape for i in found.raised)
+    # A shape whose time has two values is not run for ever.
+    doubted |= dict.fromkeys(r.shape for r in seen.ratios if r.torn and r.samples < MANY)
     measured = frozenset(one.entry.key for one in ratios if one.samples >= min_samples)
     return Posterior(book, slots, found.root, found.solution, measured, tuple(doubted))
 

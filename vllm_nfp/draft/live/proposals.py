@@ -15,10 +15,9 @@ from vllm_nfp.draft.live.steps import CellKey
 from vllm_nfp.draft.live.trial import Basis
 from vllm_nfp.draft.live.trials import expected_loss
 
-WORTH_A_LOOK = 0.95
-"""A measured length is measured again, once stale, if it had this fraction of the best."""
 STALE_SECONDS = 60.0
-"""Age at which the time of a plausible length is measured again."""
+"""Time until a length whose trial gave no result is tried again, and until drafts are tried again
+where there are none and no credit is to spare."""
 BLIND_BEYOND = 16.0
 """Seconds after which the next longer length is tried, with credit to spare: acceptance can only be
 measured for tokens that were drafted."""
@@ -83,7 +82,7 @@ class Proposals:
         lengths = [
             length
             for length in self._lengths
-            if length != cell.choice
+            if length not in cell.relative  # those that were compared are chosen from already
             and not _is_fresh(cell, length, now)
             and _most(length, acceptance, cell.relative) >= worth
         ]
@@ -131,9 +130,6 @@ class Proposals:
             if forecast.relative is not None:
                 goodput = tokens / forecast.relative
                 slower = forecast.relative / cell.relative[choice]
-            measured = cell.relative.get(length)
-            if measured is not None and tokens / measured < WORTH_A_LOOK * best:
-                continue
             promises = goodput >= best * least_promise(forecast.basis, wide)
             if promises and self._credit.covers(
                 expected_loss(acceptance, cell, length, choice, slower)
@@ -143,7 +139,7 @@ class Proposals:
 
 
 def _is_fresh(cell: Cell, length: int, now: float) -> bool:
-    """Whether the length was compared lately."""
+    """Whether the length was tried lately."""
     return length in cell.tried and now - cell.tried[length] < STALE_SECONDS
 
 
