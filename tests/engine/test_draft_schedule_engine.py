@@ -48,15 +48,20 @@ def test_a_server_takes_the_table_and_its_lengths_follow_the_batch(
         assert alone == [tokens[:32] for tokens in expected]
         drafted, generated = counted(running)
         assert drafted / generated > 0.1, "one sequence at a time is drafted for"
-        with ThreadPoolExecutor(6) as pool:
-            together = list(
-                pool.map(lambda p: running.complete(p, temperature=0, max_tokens=96), prompts)
-            )
-        later, more = counted(running)
-        # A sequence may be alone at the beginning and the end.
-        assert (later - drafted) / (more - generated) < 0.5 * drafted / generated
-        # Lengths that change between steps, 0 among them, change no token.
-        assert together == expected
+        for _ in range(5):  # on a busy machine requests may come one after the other, each alone
+            before, less = counted(running)
+            with ThreadPoolExecutor(6) as pool:
+                together = list(
+                    pool.map(lambda p: running.complete(p, temperature=0, max_tokens=96), prompts)
+                )
+            # Lengths that change between steps, 0 among them, change no token.
+            assert together == expected
+            later, more = counted(running)
+            share = (later - before) / (more - less)
+            # A sequence may be alone at the beginning and the end.
+            if share < 0.5 * drafted / generated:
+                break
+        assert share < 0.5 * drafted / generated
 
         done = CliRunner().invoke(main, ["recommend", running.url, "--json"])
         assert done.exit_code == 0, done.output
