@@ -15,6 +15,7 @@ from benchmarks.draft_plan import LENGTHS, LONGEST
 from benchmarks.server import Spec
 from benchmarks.switched_server import Remote
 from vllm_nfp.start.ports import free_ports
+from vllm_nfp.start.process import ProcessError
 from vllm_nfp.start.server import Server
 
 METHOD = "eagle3"
@@ -80,20 +81,29 @@ class Fleet:
         """Print with the time since the start."""
         print(f"[gpu {self.gpu}, {time.monotonic() - self._begun:4.0f} s] {text}", flush=True)
 
-    def start(self, flags: Mapping[str, Sequence[str]]) -> None:
+    def start(self, flags: Mapping[str, Sequence[str]], spared_seconds: float = 0.0) -> None:
         """Start servers side by side, wait until all answer, and stop them all.
 
         Args:
             flags: of each new server, by its name.
+            spared_seconds: of what is left, for what comes after the start.
+
+        Raises:
+            ProcessError: if one of them does not answer in time; all of them have ended then.
         """
         new = {
             name: self._stack.enter_context(self._spec(name, port, flags[name]).start())
             for name, port in zip(flags, free_ports(len(flags)), strict=True)
         }
         self._servers |= new
-        for name, server in new.items():
-            server.wait_until_healthy(max(1.0, self.left))
-            self.say(f"{name} is up")
+        try:
+            for name, server in new.items():
+                server.wait_until_healthy(max(1.0, self.left - spared_seconds))
+                self.say(f"{name} is up")
+        except ProcessError:
+            for name in new:
+                self.end(name)
+            raise
         for server in new.values():
             server.child.pause()
 

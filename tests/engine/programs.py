@@ -104,7 +104,7 @@ class Program:
 
 
 class ForkedChild(Child):
-    """A child process in a fork, of a Python program that does not talk."""
+    """A child process in a fork: a Python program, or ``python -m MODULE``, that does not talk."""
 
     def __init__(
         self,
@@ -115,8 +115,12 @@ class ForkedChild(Child):
         name: str = "the process",
     ) -> None:
         self.log, self._name, self._ended = log, name, False
+        code, argv = None, list(command)
+        if argv[:2] == [sys.executable, "-m"]:
+            code = f"import runpy; runpy.run_module({argv[2]!r}, None, '__main__', True)"
+            argv[:3] = ["-m"]
         with log.open("xb") as file, open(os.devnull) as nothing:
-            self._process = Program(command, (nothing, file, file), environment, Path.cwd())
+            self._process = Program(argv, (nothing, file, file), environment, Path.cwd(), code)
 
 
 @contextlib.contextmanager

@@ -39,27 +39,21 @@ def examine(model: str | None, flags: Sequence[str]) -> dict[str, Any]:
 
 def _of_model(model: str, flags: Sequence[str]) -> dict[str, Any]:
     from vllm.engine.arg_utils import EngineArgs
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     from vllm_nfp.adapter import flags as nfp
     from vllm_nfp.adapter import support
     from vllm_nfp.adapter.decoding import expected_refusal
     from vllm_nfp.adapter.features import features_of
-    from vllm_nfp.adapter.patch import PatchSet
     from vllm_nfp.adapter.versions import Decision, Mode
     from vllm_nfp.config import ConfigError
 
-    parser = FlexibleArgumentParser(prog="vllm serve")
-    EngineArgs.add_cli_args(parser)
-    nfp.add_flags(parser, PatchSet())
-    args, not_looked_at = parser.parse_known_args(["--model", model, *flags])
-    args.nfp_probe = True
+    args = _parsed(model, flags)
     try:
         probe = nfp.config_from_args(args)
     except ConfigError as error:
         print(error, file=sys.stderr)
         raise SystemExit(BAD_FLAGS) from None
-    config = EngineArgs.from_cli_args(args).create_engine_config()
+    config = EngineArgs.from_cli_args(args).create_engine_config(headless=bool(args.headless))
     decision = support.decide(config, passive=bool(probe and probe.passive))
     backend = _attention_backend(config)
     if decision.mode is Mode.ACTIVE and backend is not None:
@@ -72,7 +66,6 @@ def _of_model(model: str, flags: Sequence[str]) -> dict[str, Any]:
             {"name": f.name, "mode": str(f.mode), "why": f.reason(config), "needs": f.needs}
             for f in features_of(config)
         ],
-        "not_looked_at": not_looked_at,
         "use_v2": bool(config.use_v2_model_runner),
         "v2_unsupported": _unsupported_by_v2(config),
         "backend": None if backend is None else str(backend.get_name()),
@@ -82,6 +75,23 @@ def _of_model(model: str, flags: Sequence[str]) -> dict[str, Any]:
         "flash_attention": _flash_attention(config),
         "data_parallel": int(config.parallel_config.data_parallel_size),
     }
+
+
+def _parsed(model: str, flags: Sequence[str]) -> Any:
+    """What ``vllm serve MODEL FLAGS --nfp-probe`` would read; it refuses what that refuses."""
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    from vllm_nfp.adapter import flags as nfp
+    from vllm_nfp.adapter.patch import PatchSet
+
+    parser = FlexibleArgumentParser(prog="vllm")
+    command = ServeSubcommand()
+    nfp.add_flags(command.subparser_init(parser.add_subparsers()), PatchSet())
+    args = parser.parse_args([command.name, model, *flags])
+    command.validate(args)
+    args.model, args.nfp_probe = model, True
+    return args
 
 
 def _unsupported_by_v2(config: Any) -> list[str]:
