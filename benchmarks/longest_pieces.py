@@ -93,4 +93,5 @@ def register() -> None:
     if folder:
         pieces = Pieces(Path(folder) / f"pieces-{os.getpid()}.json")
         # As long as the process lives.
-        mock.patch("vllm_nfp.give_way.time", mock.Mock(sleep=pieces.sleep)).start()
+        clock = mock.Mock(sleep=pieces.sleep, perf_counter=time.perf_counter)
+        mock.patch("vllm_nfp.give_way.time", clock).start()

@@ -120,8 +120,26 @@ def test_fp8_steps_come_back() -> None:
     found = fit_fp8_gemm(H100, curves, Fp8GemmConstants())
     assert found.bandwidth == pytest.approx(0.7, rel=0.02)
     assert found.kernel_seconds == pytest.approx(5e-6, rel=0.1)
-    # Slowdown is told of the whole time, the kernel's own included.
-    assert found.tile_slowdown == pytest.approx((1.0, 1.2, 1.5), rel=0.1)
+    assert found.tile_slowdown == pytest.approx((1.0, 1.2, 1.5), rel=0.05)
+    assert found.row_tile_slowdown == pytest.approx(0.95, rel=0.1)
+
+
+def test_fp8_steps_that_fall_again_come_back() -> None:
+    """Two tiles that run together are fastest where the tokens fill both."""
+    edges, steps = (16, 64, 128, 192, 256, 384, 512), (1.0, 1.1, 1.3, 2.0, 1.7, 2.9, 2.3)
+    start = dataclasses.replace(Fp8GemmConstants(), tile_tokens=edges, tile_slowdown=steps)
+    flat = dataclasses.replace(start, tile_slowdown=(1.0,) * len(edges), flops=0.9)
+    true = dataclasses.replace(start, bandwidth=0.7, kernel_seconds=5e-6, flops=0.9)
+    curves = products(GemmConstants(fp8=true), fp8=True)
+    found = fit_fp8_gemm(H100, curves, flat)
+    assert found.tile_slowdown == pytest.approx(steps, rel=0.05)
+    short = [
+        GemmCurve(c.gemms, c.tokens[kept], c.seconds[kept], c.extra_seconds[kept])
+        for c in curves
+        for kept in (c.tokens <= edges[-1],)
+    ]
+    found = fit_fp8_gemm(H100, short, flat)
+    assert found.row_tile_slowdown == flat.row_tile_slowdown, "nothing says how it goes on"
 
 
 def test_products_faster_than_the_data_sheet_are_refused() -> None:
@@ -194,11 +212,22 @@ def test_reference_fit_is_near_the_defaults_and_as_good() -> None:
     assert found.gemm.selection_loss == pytest.approx(0.02, abs=0.005)
 
 
-def test_kept_where_the_start_is_better() -> None:
-    fp8 = part(reference_fit(), "fp8_gemm")
+def test_what_ships_for_fp8_products_is_what_the_fit_gives() -> None:
+    assert part(reference_fit(), "fp8_gemm").fitted
+    found, ships = reference_fit().target.calibration.gemm.fp8, H100_CALIBRATION.gemm.fp8
+    assert found.tile_slowdown == pytest.approx(ships.tile_slowdown, rel=0.01)
+    assert found.bandwidth == pytest.approx(ships.bandwidth, rel=0.01)
+    assert found.kernel_seconds == pytest.approx(ships.kernel_seconds, rel=0.01)
+
+
+def test_kept_where_the_start_is_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vllm_nfp.calibrate.fit.fit_fp8_gemm", lambda *_: Fp8GemmConstants())
+    eight_bit = [samples for samples in reference() if samples.model.endswith("-fp8")]
+    result = fit(eight_bit, Target(H100, H100_CALIBRATION))
+    fp8 = part(result, "fp8_gemm")
     assert fp8.fitted
     assert "the initial constants match the curves better" in fp8.notes[0]
-    assert reference_fit().target.calibration.gemm.fp8 == Fp8GemmConstants()
+    assert result.target.calibration.gemm.fp8 == H100_CALIBRATION.gemm.fp8
 
 
 def test_far_starts_come_to_the_same_errors() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from vllm_nfp import give_way as module
 from vllm_nfp import strict_json
-from vllm_nfp.give_way import PAUSE_SECONDS, give_way
+from vllm_nfp.give_way import LEAST_SECONDS, PAUSE_SECONDS, give_way
 from vllm_nfp.results.snapshot import Snapshot, read_snapshot, write_snapshot
 from vllm_nfp.strict_json import ROWS_AT_A_TIME, encode
 from vllm_nfp.types import CurvePoint, State
@@ -82,6 +82,28 @@ def test_only_a_background_thread_gives_way(monkeypatch: pytest.MonkeyPatch) -> 
     thread.start()
     thread.join()
     assert slept == [PAUSE_SECONDS]
+
+
+def test_a_pause_is_left_out_where_the_last_one_was_just_now(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A pause costs more than most of the work between two."""
+    now, slept = [100.0], []
+
+    def work() -> None:
+        for elapsed in (0.0, 0.4, 0.4, 0.4, 0.4, 5.0):
+            now[0] += elapsed * LEAST_SECONDS
+            before = len(slept)
+            give_way()
+            paused.append(len(slept) > before)
+
+    paused: list[bool] = []
+    monkeypatch.setattr(module.time, "sleep", slept.append)
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert paused == [True, False, False, True, False, True]
 
 
 def test_a_serving_thread_goes_on_while_a_long_table_is_encoded() -> None:

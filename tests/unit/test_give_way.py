@@ -52,6 +52,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], tup
         results: list[Any] = []
         with monkeypatch.context() as patch:
             patch.setattr(module.time, "sleep", slept.append)
+            patch.setattr(module, "LEAST_SECONDS", 0.0)
             thread = threading.Thread(target=lambda: results.append(work()))
             thread.start()
             thread.join()

@@ -668,6 +668,7 @@ def test_a_scrape_in_a_thread_gives_way_to_the_server(
     collector = NfpCollector(str(tmp_path))
     slept: list[float] = []
     monkeypatch.setattr("vllm_nfp.give_way.time.sleep", slept.append)
+    monkeypatch.setattr("vllm_nfp.give_way.LEAST_SECONDS", 0.0)
     here = generate_text(collector)
     assert slept == [], "the main thread serves"
     with ThreadPoolExecutor(1) as pool:

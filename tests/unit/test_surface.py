@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ from vllm_nfp.surface import (
     questions,
     with_launch,
 )
-from vllm_nfp.surface.algebra import times_root
+from vllm_nfp.surface.algebra import MOST_DOUBTED, OUTLIER, inverse_root, solve, times_root
 from vllm_nfp.surface.answers import limits_of
 from vllm_nfp.surface.functionals import covariance, placed
 from vllm_nfp.surface.noise import USUAL_NOISE
@@ -104,6 +105,27 @@ def test_a_pair_moves_its_shape_and_narrows_it(prior: Prior) -> None:
     assert after.log_ratio[at] - before.log_ratio[at] == pytest.approx(0.02, abs=0.005)
     assert after.covariance[at, at] < 0.2 * before.covariance[at, at]
     assert after.basis[at] is Basis.MEASURED
+
+
+def test_one_position_rests_on_what_its_boundary_rests_on(prior: Prior) -> None:
+    """t(1) / t(1) is certain, and no pair of the cell was run: a boundary of 1 is about N = 2."""
+    none, nothing = Observations(), 1e-5
+    predicted = ask(prior, condition(prior, RECORDED, none), Module.MODEL, 8, 4096)
+    assert boundary(predicted, nothing).positions == 1
+    assert (predicted.basis[0], boundary(predicted, nothing).basis) == 2 * (Basis.PREDICTED,)
+    others = [Shape(b, 4096, n) for b in (4, 16) for n in POSITIONS[1:]]
+    found = ask(prior, condition(prior, RECORDED, seen(prior, 0.0, *others)), Module.MODEL, 8, 4096)
+    assert found.basis[:2] == (Basis.INFERRED, Basis.INFERRED)
+    assert boundary(found, nothing).positions == 1
+    assert boundary(found, nothing).basis is Basis.INFERRED
+
+
+def test_one_position_is_measured_by_any_pair_of_its_cell(prior: Prior) -> None:
+    posterior = condition(prior, RECORDED, seen(prior, 0.0, Shape(8, 4096, 32)))
+    found = ask(prior, posterior, Module.MODEL, 8, 4096)
+    assert found.basis[0] is Basis.MEASURED
+    assert found.basis[1] is Basis.PREDICTED
+    assert boundary(found, 1e-5).basis is Basis.PREDICTED
 
 
 def test_an_ffn_knows_no_context(prior: Prior) -> None:
@@ -209,6 +231,27 @@ def test_a_triangular_product_is_whole_and_cut_at_equal_work(
     assert rows < 240 or len(pauses) >= 240 * 241 / 2 * 1215 / 4e6
 
 
+@pytest.mark.parametrize("wrong", [0, 1, 3, MOST_DOUBTED])
+def test_outliers_are_doubted_as_if_their_variance_had_been_raised_from_the_start(
+    wrong: int,
+) -> None:
+    draw = np.random.default_rng(7)
+    apart = np.abs(np.subtract.outer(np.arange(60), np.arange(60)))
+    covariance_ = np.exp(-apart / 5.0) + 0.01 * np.eye(60)
+    residual = np.linalg.cholesky(covariance_) @ draw.standard_normal(60)
+    residual[7 : 7 + 6 * wrong : 6] += 4.0
+    found = solve(inverse_root(covariance_), residual, np.arange(60))
+    assert len(found.raised) == wrong
+    raised = covariance_ + np.diag([found.raised.get(i, 0.0) for i in range(60)])
+    inverse = np.linalg.inv(raised)
+    columns = draw.standard_normal((60, 9))
+    told = found.root.times(columns)
+    assert told.T @ told == pytest.approx(columns.T @ inverse @ columns, rel=1e-9, abs=1e-9)
+    assert found.solution == pytest.approx(inverse @ residual, rel=1e-9, abs=1e-9)
+    pull = np.abs(found.solution) / np.sqrt(np.diag(inverse))
+    assert np.delete(pull, list(found.raised)).max() <= OUTLIER or wrong == MOST_DOUBTED
+
+
 def test_a_layer_with_experts_takes_twice_as_long_to_launch() -> None:
     """Recorded on H100: Qwen3 8B 30.0 ms for 36 layers, Qwen3 30B-A3B 61.9 and 99.5 ms for 48."""
     for name, recorded in (("qwen3-8b", 30.0e-3), ("qwen3-30b-a3b", (61.9e-3 * 99.5e-3) ** 0.5)):
@@ -249,6 +292,45 @@ def test_a_generic_prior_is_flat_up_to_its_knee_and_wide() -> None:
     )  # fmt: skip
     low, high = found.interval
     assert high[-1] / low[-1] > 1.3 and set(found.basis) == {Basis.PREDICTED}
+
+
+@pytest.mark.parametrize(
+    ("delays", "agree"),
+    [
+        ((0.0, 0.0), True),
+        ((0.0, 0.6), False),
+        ((0.0, 0.0, 0.6), True),
+        ((0.0, 0.5, 0.6), False),
+        ((0.0, 0.0, 0.6, 0.5), False),
+        ((0.0, 0.0, 0.0, 0.6, 0.5), True),
+    ],
+)
+def test_pairs_of_a_shape_that_do_not_agree_say_little(
+    delays: tuple[float, ...], agree: bool
+) -> None:
+    """Two delayed pairs of four moved a replayed NFP for minutes, as if their center was sure."""
+    pool, shape = Pool(), Shape(8, 1024, 4)
+    draw = np.random.default_rng(1)
+    for i in range(12):  # what pairs scatter by is known
+        for _ in range(4):
+            many = {Module.MODEL: math.exp(0.002 * draw.standard_normal())}
+            pool.add_pair(Shape(1, 1024, 2 + i), many, {Module.MODEL: 1.0}, 0.0)
+    for delay in delays:
+        many = {Module.MODEL: math.exp(0.002 * draw.standard_normal())}
+        pool.add_pair(shape, many, {Module.MODEL: math.exp(delay)}, 0.0)
+    *_, found = pool.compressed(0.0).ratios
+    assert (found.shape, found.samples, found.torn) == (shape, len(delays), not agree)
+    deviation = found.variance**0.5
+    assert deviation < 0.005 if agree else deviation > 0.05
+    assert abs(found.log_ratio) < 3.0 * deviation
+
+
+def test_a_shape_whose_pairs_do_not_agree_is_run_again_but_not_for_ever(prior: Prior) -> None:
+    shape = Shape(8, 1024, 4)
+    told = Ratio(Module.MODEL, shape, expected(prior, Module.MODEL, shape), 0.3**2, 2, torn=True)
+    for samples, again in ((2, (shape,)), (5, (shape,)), (6, ())):
+        seen = Observations((replace(told, samples=samples),))
+        assert condition(prior, RECORDED, seen).doubted == again
 
 
 def test_a_models_own_errors_set_the_size() -> None:

@@ -246,6 +246,7 @@ def test_a_publish_and_a_choice_give_way(prior: Prior, monkeypatch: pytest.Monke
         counts.append(len(slept))
 
     monkeypatch.setattr("vllm_nfp.give_way.time.sleep", slept.append)
+    monkeypatch.setattr("vllm_nfp.give_way.LEAST_SECONDS", 0.0)
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()

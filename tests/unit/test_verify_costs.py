@@ -30,8 +30,9 @@ def point(batch_size: int, n: int, basis: Basis = Basis.INFERRED, width: float =
     ratio = 1.0 + 0.1 * (n - 1)
     seconds = 0.004 * batch_size**0.1 * ratio
     return CurvePoint(
-        "model", batch_size, 1024, n, 3, seconds, ratio, ratio, width * ratio, "full", basis=basis
-    )  # type: ignore[arg-type]
+        "model", batch_size, 1024, n, 3, seconds, ratio, ratio, width * ratio, "full",
+        seconds / 1.05, 1.05 * seconds, basis,
+    )  # type: ignore[arg-type]  # fmt: skip
 
 
 def curve(batch_size: int) -> list[CurvePoint]:
@@ -53,7 +54,7 @@ def test_a_batch_size_is_used_once_all_that_a_step_may_run_is_known_well() -> No
     assert founded_rows(unknown, 5) == ()
 
 
-def at_one(width: float, basis: Basis = Basis.PREDICTED) -> CurvePoint:
+def at_one(width: float, basis: Basis = Basis.INFERRED) -> CurvePoint:
     """t(1) of a context that no pair was run at."""
     one = point(8, 1, basis)
     lower = one.median_seconds / width**0.5
@@ -63,7 +64,9 @@ def at_one(width: float, basis: Basis = Basis.PREDICTED) -> CurvePoint:
 def test_a_context_without_pairs_is_used_once_its_time_is_known() -> None:
     assert founded_rows([at_one(1.15), *curve(8)[1:]], 5)
     assert founded_rows([at_one(1.3), *curve(8)[1:]], 5) == ()
-    assert founded_rows([point(8, 1, Basis.PREDICTED), *curve(8)[1:]], 5) == ()
+    untimed = replace(at_one(1.15), seconds_upper=None)
+    assert founded_rows([untimed, *curve(8)[1:]], 5) == ()
+    assert founded_rows([at_one(1.15, Basis.PREDICTED), *curve(8)[1:]], 5) == ()
     assert founded_rows([at_one(1.3, Basis.MEASURED), *curve(8)[1:]], 5), "pairs were run there"
 
 
@@ -73,6 +76,7 @@ def test_a_context_without_pairs_is_used_once_its_time_is_known() -> None:
         ([], Lack.CURVE),
         (curve(8)[:3], Lack.CURVE),
         ([at_one(1.3), *curve(8)[1:]], Lack.TIME),
+        ([at_one(1.1, Basis.PREDICTED), *curve(8)[1:]], Lack.BASIS),
         ([*curve(8)[:-1], point(8, 8, Basis.PREDICTED)], Lack.BASIS),
         ([*curve(8)[:-1], point(8, 8, width=1.3), point(4, 1)], Lack.WIDTH),
         ([*curve(4), point(8, 1)], Lack.NOTHING),

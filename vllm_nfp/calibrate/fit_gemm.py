@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +12,7 @@ import numpy as np
 
 from vllm_nfp.calibrate.errors import FitError, FitErrors, check_curve, fit_errors
 from vllm_nfp.calibrate.fit_tiles import fit_tiles
-from vllm_nfp.principle.gemm import Fp8GemmConstants, GemmConstants, gemm_seconds
+from vllm_nfp.principle.gemm import FP8_BOUNDS, Fp8GemmConstants, GemmConstants, gemm_seconds
 from vllm_nfp.principle.hardware import Hardware
 from vllm_nfp.principle.shape import Gemm
 from vllm_nfp.principle.terms import FloatArray
@@ -20,6 +22,8 @@ MOST_TOKENS = 640
 """Longer steps are past every boundary, and would decide the fit by arithmetic alone."""
 BASELINE_TOKENS = 4
 """Times up to here are one point, less noisy than T = 1 alone."""
+_SLOWDOWNS = np.geomspace(1.0, FP8_BOUNDS["row_tile_slowdown"][1], 2000)
+"""That are tried, 0.14 % apart."""
 _LEAST_POINTS = 3
 _LEAST_SCATTER_POINTS = 20
 _ONE_DEVIATION = 0.8413  # of a normal distribution lies below one deviation above its median
@@ -170,7 +174,7 @@ def gemm_errors(
 def fit_fp8_gemm(
     hardware: Hardware, curves: Sequence[GemmCurve], start: Fp8GemmConstants
 ) -> Fp8GemmConstants:
-    """Steps of FP8 products: medians of the ratios between their edges.
+    """Steps of FP8 products: between two edges, what makes t(T) / t(1) err least.
 
     Raises:
         FitError: without a curve of FP8 products or a point between two edges, or for a constant
@@ -179,20 +183,19 @@ def fit_fp8_gemm(
     eight_bit = [curve for curve in curves if all(g.fp8 for g in curve.gemms)]
     if not eight_bit:
         raise FitError("there is no curve of an FP8 product to fit to")
-    slowdown = [1.0]
-    for low, high in zip(start.tile_tokens, start.tile_tokens[1:], strict=False):
-        slowdown.append(max(slowdown[-1], _median_ratio(eight_bit, low, high)))
-    last = start.tile_tokens[-1]
-    per_row_tile = _median_ratio(eight_bit, last, 2 * start.row_tile) / 2
     bandwidth, kernel_seconds = _baseline(hardware, eight_bit)
     try:
-        return replace(
-            start,
-            tile_slowdown=tuple(slowdown),
-            row_tile_slowdown=per_row_tile,
-            bandwidth=bandwidth,
-            kernel_seconds=kernel_seconds,
-        )
+        known = replace(start, bandwidth=bandwidth, kernel_seconds=kernel_seconds)
+        slowdown = [
+            _slowdown(hardware, eight_bit, known, low, high)
+            for low, high in itertools.pairwise(start.tile_tokens)
+        ]
+        per_row_tile = start.row_tile_slowdown
+        last, beyond = start.tile_tokens[-1], start.tile_tokens[-1] + start.row_tile
+        if any((curve.tokens > last).any() for curve in eight_bit):
+            row_tiles = math.ceil(beyond / start.row_tile)
+            per_row_tile = _slowdown(hardware, eight_bit, known, last, beyond) / row_tiles
+        return replace(known, tile_slowdown=(1.0, *slowdown), row_tile_slowdown=per_row_tile)
     except ValueError as error:
         raise FitError(f"FP8 products: {error}") from None
 
@@ -210,16 +213,25 @@ def _errors(hardware: Hardware, constants: GemmConstants, curve: GemmCurve) -> F
     return np.append(shape_error, 2.4 * curve.weight * np.log(model[0] / baseline))
 
 
-def _median_ratio(curves: Sequence[GemmCurve], above: int, up_to: int) -> float:
-    """Median over the curves of t(T) / t(1) between two edges."""
-    ratios = [
-        np.median(curve.seconds[inside]) / _baseline_seconds(curve.tokens, curve.seconds)
-        for curve in curves
-        if (inside := (curve.tokens > above) & (curve.tokens <= up_to)).any()
-    ]
-    if not ratios:
+def _slowdown(
+    hardware: Hardware, curves: Sequence[GemmCurve], known: Fp8GemmConstants, above: int, up_to: int
+) -> float:
+    """Time of the weights between two edges over that at few tokens, least squares."""
+    total = np.zeros_like(_SLOWDOWNS)
+    points = 0
+    for curve in curves:
+        inside = (curve.tokens > above) & (curve.tokens <= up_to)
+        points += int(inside.sum())
+        ratio = curve.seconds[inside] / _baseline_seconds(curve.tokens, curve.seconds)
+        fixed = float(np.median(curve.extra_seconds)) + len(curve.gemms) * known.kernel_seconds
+        weights = sum(g.weight_traffic for g in curve.gemms)
+        weights /= hardware.memory_bytes_per_second * known.bandwidth
+        model = (fixed + weights * _SLOWDOWNS) / (fixed + weights)
+        errors = np.log(model)[:, None] - np.log(ratio)
+        total += (curve.weight * errors**2).sum(axis=1)
+    if not points:
         raise FitError(f"no curve of an FP8 product has a point from {above + 1} to {up_to} tokens")
-    return float(np.median(ratios))
+    return float(_SLOWDOWNS[total.argmin()])
 
 
 def _baseline_seconds(tokens: FloatArray, seconds: FloatArray) -> float:

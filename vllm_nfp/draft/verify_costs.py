@@ -164,10 +164,10 @@ def _lack(curve: Curve, positions: int) -> Lack:
     if not used:
         return Lack.CURVE
     one, *more = (curve[n] for n in used)
-    # Where no pair of this very context was run the ratio at 1, which is 1, is called predicted.
-    if one.basis is Basis.PREDICTED and not _is_narrow(one.seconds_lower, one.seconds_upper):
+    # Costs are in seconds, and a basis is that of a ratio: without a pair t(1) may be unknown.
+    if one.basis is not Basis.MEASURED and not _is_narrow(one.seconds_lower, one.seconds_upper):
         return Lack.TIME
-    if any(point.basis is Basis.PREDICTED for point in more):
+    if any(curve[n].basis is Basis.PREDICTED for n in used):
         return Lack.BASIS
     if not all(_is_narrow(point.ratio_lower, point.ratio_upper) for point in more):
         return Lack.WIDTH

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from vllm_nfp.give_way import give_way
+from vllm_nfp.give_way import give_way, in_pieces
 from vllm_nfp.surface.prior import FloatArray, IntArray
 
 OUTLIER = 3.5
@@ -44,8 +46,42 @@ def _invert(lower: FloatArray, into: FloatArray) -> None:
     into[half:, :half] = -(into[half:, half:] @ below)
 
 
+@dataclass(frozen=True, slots=True)
+class Root:
+    """W, with W.T @ W = the inverse of a covariance after some of its variances were raised.
+
+    A raised variance bends the root of before: W = (1 - size along.T along) W before, one after the
+    other. That costs a few products of vectors, and a new root as much as the first one.
+
+    Attributes:
+        lower: W before; lower triangular, shape [n, n].
+        sizes: of the bends, shape [bends].
+        along: shape [bends, n].
+    """
+
+    lower: FloatArray
+    sizes: FloatArray
+    along: FloatArray
+
+    def times(self, columns: FloatArray) -> FloatArray:
+        """W @ columns; gives way."""
+        found = times_root(self.lower, columns)
+        if len(self.sizes):
+            bent = self.along @ found
+            give_way()
+            among = self.along @ self.along.T
+            for i, size in enumerate(self.sizes):
+                bent[i] -= among[i, :i] @ bent[:i]
+                bent[i] *= size
+            first = int(np.flatnonzero(self.along.any(axis=0))[0])
+            most = max(LEAST_ROWS, MUCH // max(1, 8 * bent.size))
+            for at in in_pieces(range(first, len(found), most), 1):
+                found[at : at + most] -= self.along[:, at : at + most].T @ bent
+        return found
+
+
 def times_root(root: FloatArray, columns: FloatArray) -> FloatArray:
-    """root @ columns, without the half that is 0; gives way."""
+    """Lower triangular root @ columns, without the half that is 0; gives way."""
     found = np.empty_like(columns)
     most = MUCH / max(1, columns.shape[1])
     end = 0
@@ -59,34 +95,57 @@ def times_root(root: FloatArray, columns: FloatArray) -> FloatArray:
     return found
 
 
-def doubtful(root: FloatArray, residual: FloatArray, uncertain: IntArray) -> dict[int, float]:
-    """Rows that contradict the prediction from all others, and by how much to raise their variance.
+@dataclass(frozen=True, slots=True)
+class Solved:
+    """The inverse of a covariance times a residual, with outliers doubted.
+
+    Attributes:
+        root: of the inverse, raised variances included.
+        solution: that inverse @ residual, shape [n].
+        raised: rows that contradict the prediction from all others, and what was added to their
+            variance.
+    """
+
+    root: Root
+    solution: FloatArray
+    raised: dict[int, float]
+
+
+def solve(lower: FloatArray, residual: FloatArray, uncertain: IntArray) -> Solved:
+    """Solve, and raise the variance of rows that contradict what all others say of them.
 
     The worst row goes first, because it makes its neighbours look wrong as well.
 
     Args:
-        root: of :func:`inverse_root`.
+        lower: of :func:`inverse_root`.
         uncertain: indices of the rows that may be doubted.
     """
     raised: dict[int, float] = {}
-    if not len(uncertain):
-        return raised
-    spread = (root**2).sum(axis=0)
-    pull = root.T @ (root @ residual)
-    changes: list[tuple[float, FloatArray]] = []
-    while len(raised) < MOST_DOUBTED:
-        size = (np.abs(pull) / np.sqrt(spread))[uncertain]
-        worst = int(uncertain[size.argmax()])
-        if size.max() <= OUTLIER or worst in raised:
+    sizes: list[float] = []
+    along: list[FloatArray] = []
+    pull = lower.T @ (lower @ residual)
+    spread = (lower**2).sum(axis=0)
+    while len(uncertain) and len(raised) < MOST_DOUBTED:
+        apart = (np.abs(pull) / np.sqrt(spread))[uncertain]
+        worst = int(uncertain[apart.argmax()])
+        if apart.max() <= OUTLIER or worst in raised:
             break
         raised[worst] = float(pull[worst] / spread[worst]) ** 2
-        row = root.T @ root[:, worst]
-        for weight, other in changes:
-            row -= weight * other[worst] * other
+        column = lower[:, worst]
+        for size, other in zip(sizes, along, strict=True):
+            column = column - size * (other @ column) * other
+        # Its column of the inverse is W.T @ column: what bends W so far is symmetric.
+        row = column
+        for size, other in zip(reversed(sizes), reversed(along), strict=True):
+            row = row - size * (other @ row) * other
+        row = lower.T @ row
         # Sherman and Morrison: the inverse after one variance is raised.
-        weight = raised[worst] / (1.0 + raised[worst] * row[worst])
+        length = float(column @ column)
+        weight = raised[worst] / (1.0 + raised[worst] * length)
         pull = pull - weight * pull[worst] * row
         spread = spread - weight * row**2
-        changes.append((weight, row))
+        sizes.append((1.0 - (1.0 - weight * length) ** 0.5) / length)
+        along.append(column)
         give_way()
-    return raised
+    bends = np.array(along).reshape(len(along), len(lower))
+    return Solved(Root(lower, np.array(sizes), bends), pull, raised)

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vllm_nfp.give_way import give_way, in_pieces
-from vllm_nfp.surface.algebra import times_root
 from vllm_nfp.surface.functionals import Placed, by_part, placed, stacked
 from vllm_nfp.surface.kernel import Hyperparameters
 from vllm_nfp.surface.posterior import Posterior
@@ -138,7 +137,7 @@ def answers(posterior: Posterior, asked: Questions) -> dict[tuple[Module, int, i
     cross = book.towards(posterior.slots, asked, asked.rows)
     give_way()
     mean = asked.expected + (posterior.solved @ cross).reshape(blocks, width)
-    told = times_root(posterior.root, cross).reshape(-1, blocks, width)
+    told = posterior.root.times(cross).reshape(-1, blocks, width)
     prior = np.tensordot(book.factors**2, asked.before, axes=1)
     give_way()
     before = np.diagonal(prior, axis1=1, axis2=2)
@@ -213,11 +212,16 @@ def _bases(
 ) -> list[list[Basis]]:
     """What the answers of each block rest on, [blocks][n].
 
+    t(1) / t(1) is 1 and has no variance. It rests on the pairs of its cell, which all ran N = 1.
+    Without one it rests on what the next N rests on: a boundary at N = 1 says that this one is over
+    the line.
+
     Args:
         keys: of each row, block by block.
         near: whether measurements say much of it, shape [blocks, n].
     """
     run = np.array([key in measured for key in keys], dtype=bool).reshape(near.shape)
-    run[:, 0] = run.any(axis=1)  # N = 1 runs in every pair
-    found: list[list[Basis]] = _BASES[np.where(run, 2, near.astype(np.int64))].tolist()
+    rests = np.where(run, 2, near.astype(np.int64))
+    rests[:, 0] = np.where(run.any(axis=1), 2, rests[:, :2].max(axis=1))
+    found: list[list[Basis]] = _BASES[rests].tolist()
     return found

@@ -62,7 +62,7 @@ class Book:
         self._written = 0
         self._among = np.zeros((0, 0))
         self._columns: dict[Hashable, _Columns] = {}
-        self._placed: tuple[IntArray, Placed] | None = None
+        self._placed: tuple[int, IntArray, Placed] | None = None
 
     def entries(self, names: Sequence[RowName]) -> list[Entry]:
         """The entries of these rows; rows that are named no more leave."""
@@ -123,46 +123,59 @@ class Book:
         """Covariance among rows; shape [n, n]."""
         return np.asarray(self._among[np.ix_(slots, slots)])
 
+    def weights(self, slots: IntArray, part: Part) -> FloatArray:
+        """What the rows weigh a part with, in all; shape [n]."""
+        return np.asarray(self._rows.weights[slots, :, part].sum(axis=1))
+
     def placed(self, slots: IntArray) -> Placed:
-        """The rows in these slots; kept for as long as the same array asks for them."""
-        if self._placed is None or self._placed[0] is not slots:
-            self._placed = slots, placed(self._rows[slots])
-        return self._placed[1]
+        """The rows in these slots; kept for as long as the same rows are asked for."""
+        kept = self._placed
+        if kept is None or kept[0] != self._written or not np.array_equal(kept[1], slots):
+            kept = self._placed = self._written, slots, placed(self._rows[slots])
+        return kept[2]
 
     def towards(self, slots: IntArray, name: Hashable, asked: Placed) -> FloatArray:
         """Covariance of rows with what is asked under this name; shape [n, asked]."""
-        columns = self._columns.setdefault(name, _Columns(asked.count))
-        columns.reach(len(self._serial))
+        serial = self._serial[slots]
+        kept = self._columns.get(name)
+        if kept is None:
+            kept = _Columns(slots[:0], serial[:0], np.zeros((0, asked.count)))
+        elif np.array_equal(kept.slots, slots) and np.array_equal(kept.serial, serial):
+            return kept.values
+        place = np.full(len(self._serial), -1)
+        place[kept.slots] = np.where(
+            self._serial[kept.slots] == kept.serial, np.arange(len(kept.slots)), -1
+        )
+        before = place[slots]
+        values = np.empty((len(slots), asked.count))
+        values[before >= 0] = kept.values[before[before >= 0]]
         give_way()
-        stale = slots[columns.serial[slots] != self._serial[slots]]
+        stale = np.flatnonzero(before < 0)
         for at in in_pieces(range(0, len(stale), AT_A_TIME), 1):
             some = stale[at : at + AT_A_TIME]
-            rows = placed(self._rows[some])
-            columns.values[some] = covariance(rows, asked, self.hyper, self.factors)
-        columns.serial[stale] = self._serial[stale]
-        return np.asarray(columns.values[slots])
+            rows = placed(self._rows[slots[some]])
+            values[some] = covariance(rows, asked, self.hyper, self.factors)
+        self._columns[name] = _Columns(slots, serial, values)
+        return values
 
     def forget(self, name: Hashable) -> None:
         """What was kept under a name is asked no more."""
         self._columns.pop(name, None)
 
 
+@dataclass(frozen=True, slots=True)
 class _Columns:
-    """Covariances of slots with what is asked, and of which writing of the slot they are."""
+    """Covariances of rows with what is asked.
 
-    def __init__(self, asked: int) -> None:
-        self.values = np.zeros((0, asked))
-        self.serial = np.zeros(0, dtype=np.int64)
+    Attributes:
+        slots: of the rows, shape [n].
+        serial: of which writing of its slot each is, shape [n].
+        values: shape [n, asked].
+    """
 
-    def reach(self, capacity: int) -> None:
-        """Have room for so many slots."""
-        before, asked = self.values.shape
-        if before < capacity:
-            values = np.zeros((capacity, asked))
-            values[:before] = self.values
-            self.values = values
-            more = np.zeros(capacity - before, dtype=np.int64)
-            self.serial = np.concatenate([self.serial, more])
+    slots: IntArray
+    serial: IntArray
+    values: FloatArray
 
 
 def _copy(rows: Functionals, into: Functionals, at: IntArray) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vllm_nfp.give_way import give_way
-from vllm_nfp.surface.algebra import doubtful, inverse_root
+from vllm_nfp.surface.algebra import inverse_root, solve
 from vllm_nfp.surface.book import Book, Entry, row_name
 from vllm_nfp.surface.functionals import covariance, placed
 from vllm_nfp.surface.kernel import Hyperparameters
@@ -103,7 +103,7 @@ def error_size(book: Book, ratios: list[Ratio]) -> float:
     variances = np.array([one.variance for one in found])
     alone = np.flatnonzero([one.samples < CERTAIN for one in found])
     root = inverse_root(UNKNOWN**2 * kernel + np.diag(variances))
-    doubted = list(doubtful(root, errors, alone))
+    doubted = list(solve(root, errors, alone).raised)
     kept = np.setdiff1d(np.arange(len(found)), doubted)
     give_way()
     kernel, errors, variances = kernel[np.ix_(kept, kept)], errors[kept], variances[kept]

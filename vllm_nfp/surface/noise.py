@@ -28,6 +28,10 @@ USUAL_NOISE_WEIGHT = 6.0
 """Differences between pairs of one shape that the usual noise counts as."""
 NOISE_WITHOUT_GRAPH = 0.15
 """Of a pair whose N positions run without a CUDA graph: the host's stops are in it."""
+TORN = 3.0
+"""Median distance of a shape's values from their center, in standard deviations of one, from which
+on they do not agree: of two or more normal values that is one in 50 000 shapes. Half of them were
+delayed, and the center may lie anywhere between."""
 LEAST_DEVIATION = 0.001
 """However many pairs: the same shape, captured again, differs by so much."""
 STEP_DEVIATION = 0.01

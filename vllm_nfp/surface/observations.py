@@ -17,6 +17,8 @@ class Ratio:
     variance: float
     samples: int
     """Pairs of this server that it comes from; 0 for those of an earlier profile."""
+    torn: bool = False
+    """They do not agree: the center may lie anywhere between."""
 
 
 @dataclass(frozen=True, slots=True)

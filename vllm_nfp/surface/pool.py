@@ -48,6 +48,8 @@ class Pool:
         self._steps: dict[Shape, Seen] = {}
         self._latest: dict[Shape, float] = {}
         self._without_graph: set[Shape] = set()
+        self._noises: dict[tuple[Module, bool], float] = {}
+        """Of :meth:`noises`; empty once they may have changed."""
 
     def add_pair(
         self,
@@ -66,6 +68,7 @@ class Pool:
             now: seconds on a clock that does not jump.
             in_graph: the run at N had a CUDA graph.
         """
+        self._noises = {}
         if not in_graph:
             self._without_graph.add(shape)
         base = _base(shape)
@@ -104,6 +107,7 @@ class Pool:
 
     def changed(self, change: Change) -> None:
         """The machine has changed: what is older counts little, or leaves where newer pairs are."""
+        self._noises = {}
         for seen in in_pieces(
             [*self._ratios.values(), *self._baselines.values(), *self._steps.values()], AT_A_TIME
         ):
@@ -154,10 +158,10 @@ class Pool:
         ]
         spread = variances(self._ratios, now, np.array(deviations))
         give_way()
-        seen = zip(self._ratios.items(), spread, strict=True)
+        seen = zip(self._ratios.items(), spread, deviations, strict=True)
         ratios = tuple(
-            Ratio(module, shape, one.center, variance, len(one.values))
-            for ((module, shape), one), variance in in_pieces(seen, AT_A_TIME)
+            _ratio(module, shape, one, variance, deviation)
+            for ((module, shape), one), variance, deviation in in_pieces(seen, AT_A_TIME)
         )
         step = noise.STEP_DEVIATION_WITH_EXPERTS if self.routed else noise.STEP_DEVIATION
         of_steps = variances(self._steps, now, step, grows=False)
@@ -175,12 +179,17 @@ class Pool:
         )
         return Observations(ratios, steps, baselines)
 
-    def noises(self) -> dict[tuple[Module, bool], float]:
+    def noises(self) -> Mapping[tuple[Module, bool], float]:
         """Standard deviation of a pair's log ratio, from pairs of the same shape.
 
         Returns:
-            dict: by module, and whether the run at N had a CUDA graph.
+            Mapping: by module, and whether the run at N had a CUDA graph.
         """
+        if not self._noises:
+            self._noises = self._scattered()
+        return self._noises
+
+    def _scattered(self) -> dict[tuple[Module, bool], float]:
         gaps: dict[tuple[Module, bool], list[FloatArray]] = {
             (module, graph): [] for module in Module for graph in (True, False)
         }
@@ -201,6 +210,12 @@ class Pool:
     def _usual(self, module: Module) -> float:
         routed = module is Module.MODEL and self.routed
         return noise.NOISE_WITH_EXPERTS if routed else noise.USUAL_NOISE[module]
+
+
+def _ratio(module: Module, shape: Shape, seen: Seen, variance: float, deviation: float) -> Ratio:
+    torn = seen.apart > noise.TORN * deviation
+    variance += seen.spread if torn else 0.0
+    return Ratio(module, shape, seen.center, variance, len(seen.values), torn)
 
 
 def _base(shape: Shape) -> Shape:

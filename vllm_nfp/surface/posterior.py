@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from vllm_nfp.give_way import give_way, in_pieces
-from vllm_nfp.surface.algebra import doubtful, inverse_root
+from vllm_nfp.surface.algebra import Root, inverse_root, solve
 from vllm_nfp.surface.book import Book, Entry, row_name
 from vllm_nfp.surface.functionals import Functionals, covariance, placed, variances
+from vllm_nfp.surface.noise import MANY
 from vllm_nfp.surface.observations import Observations, Ratio
 from vllm_nfp.surface.prior import FloatArray, IntArray, Part
 from vllm_nfp.surface.rows import Key, rows_at
@@ -34,16 +35,16 @@ class Posterior:
     Attributes:
         book: rows and covariances.
         slots: of the observations in it, shape [n].
-        root: its transpose times itself is the inverse of the observations' covariance, noise
-            included; lower triangular, shape [n, n].
+        root: of the inverse of the observations' covariance, noise included.
         solved: that inverse @ (observed - expected).
         measured: keys of the shapes that enough pairs were run of.
-        doubted: shapes whose one or two pairs contradict all others. Measure them again.
+        doubted: shapes whose one or two pairs contradict all others, and those whose pairs do not
+            agree. Measure them again.
     """
 
     book: Book
     slots: IntArray
-    root: FloatArray
+    root: Root
     solved: FloatArray
     measured: frozenset[Key]
     doubted: tuple[Shape, ...] = ()
@@ -57,7 +58,7 @@ class Posterior:
         give_way()
         cross = covariance(known, at, book.hyper, book.factors)
         give_way()
-        told = self.root @ cross
+        told = self.root.times(cross)
         give_way()
         return cross.T @ self.solved, told
 
@@ -75,13 +76,12 @@ def launch_time(posterior: Posterior) -> tuple[float, float]:
     :func:`vllm_nfp.surface.prior.with_launch` takes it. The maximum of work and launches is not
     linear, so a prior that is far off should be moved before the posterior is taken again.
     """
-    weights = np.zeros((1, 2, len(Part)))
-    weights[0, 0, Part.LAUNCH] = 1.0
-    ones = np.ones((1, 2), dtype=np.int64)
-    alone = Functionals(np.ones((1, 2, 3), dtype=np.int64), ones, ones, weights)
-    mean, told = posterior.mean(alone)
-    variance = posterior.book.hyper.launch**2 - float((told**2).sum())
-    return float(mean[0]), max(variance, 0.0) ** 0.5
+    book = posterior.book
+    size = book.hyper.launch * book.factors[Part.LAUNCH]
+    cross = size**2 * book.weights(posterior.slots, Part.LAUNCH)[:, None]
+    give_way()
+    told = posterior.root.times(cross)
+    return float(posterior.solved @ cross[:, 0]), max(size**2 - float((told**2).sum()), 0.0) ** 0.5
 
 
 @dataclass(slots=True)
@@ -117,16 +117,13 @@ def condition(book: Book, seen: Observations, min_samples: int = 1) -> Posterior
     if seen.steps:
         full[-len(seen.steps) :, -len(seen.steps) :] += STEP_OFFSET**2
     give_way()
-    root = inverse_root(full)
     uncertain = np.array([one.samples < CERTAIN for one in ratios], dtype=bool)
-    raised = doubtful(root, residual, np.flatnonzero(uncertain))
-    if raised:
-        at = np.array(list(raised), dtype=np.int64)
-        full[at, at] += np.array(list(raised.values()))
-        root = inverse_root(full)
-    doubted = dict.fromkeys(ratios[i].ratio.shape for i in raised)
+    found = solve(inverse_root(full), residual, np.flatnonzero(uncertain))
+    doubted = dict.fromkeys(ratios[i].ratio.shape for i in found.raised)
+    # A shape whose time has two values is not run for ever.
+    doubted |= dict.fromkeys(r.shape for r in seen.ratios if r.torn and r.samples < MANY)
     measured = frozenset(one.entry.key for one in ratios if one.samples >= min_samples)
-    return Posterior(book, slots, root, root.T @ (root @ residual), measured, tuple(doubted))
+    return Posterior(book, slots, found.root, found.solution, measured, tuple(doubted))
 
 
 def merged(ratios: Sequence[Ratio], entries: Sequence[Entry]) -> list[Merged]:

@@ -20,12 +20,16 @@ class Seen:
     """Values of one shape, the moments of their runs, and what they come to.
 
     Attributes:
+        apart: median distance of the values from their center; 0 for a single one.
+        spread: their variance.
         doubt: variance that a change of the machine has added.
     """
 
     values: deque[float]
     times: deque[float]
     center: float = 0.0
+    apart: float = 0.0
+    spread: float = 0.0
     doubt: float = 0.0
     gaps: FloatArray = field(default_factory=lambda: np.zeros(0))
 
@@ -45,8 +49,7 @@ class Seen:
             self.forget_before(now)
         self.values.append(value)
         self.times.append(now)
-        sample = np.array(self.values)
-        self.center, self.gaps = noise.center(sample), noise.gaps_of(sample)
+        self._sum_up()
 
     def forget_before(self, moment: float) -> None:
         """Only later values stay."""
@@ -61,6 +64,8 @@ class Seen:
         self.gaps = noise.gaps_of(sample)
         if len(sample):
             self.center = noise.center(sample)
+            self.apart = float(np.median(np.abs(sample - self.center)))
+            self.spread = float(np.var(sample))
 
 
 def variances(
