@@ -13,7 +13,6 @@ from typing import Any
 
 import kinds
 import pytest
-from generate import prompts
 from serving import Running, server
 
 from vllm_nfp import doctor
@@ -28,11 +27,6 @@ PROBE = '{"batch_sizes": [1, 4], "contexts": [64, 256], "publish_seconds": 0.3}'
 def text_outputs(running: Running) -> list[list[int]]:
     """Greedy ones: a server whose batches differ from run to run repeats these."""
     return running.concurrent()[::2]
-
-
-def one_by_one(running: Running) -> list[list[int]]:
-    """Greedy ones of single requests: with latent attention on a CPU batches change them."""
-    return [running.complete(prompt, temperature=0) for prompt in prompts(6)]
 
 
 @dataclass(frozen=True)
@@ -65,7 +59,7 @@ KINDS = {
     ),
     "latent": Kind(
         "(MLACommonMetadataBuilder) decodes at most 1 position of a sequence", (),
-        one_by_one, write=kinds.latent,
+        write=kinds.latent,
     ),
 }  # fmt: skip
 
