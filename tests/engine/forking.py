@@ -33,6 +33,7 @@ from typing import Any
 
 import inspecting
 import nests
+import setproctitle
 
 MODULES = (
     "entrypoints.cli.main", "entrypoints.cli.serve", "entrypoints.llm", "v1.engine.core",
@@ -51,6 +52,9 @@ forever = ExitStack()
 def import_vllm() -> None:
     for name in MODULES:
         importlib.import_module(f"vllm.{name}")
+    # vLLM names its processes. The name's place is found beside the variables that are there at the
+    # first call, and not beside a fork's own.
+    setproctitle.getproctitle()
     threads = len(os.listdir("/proc/self/task"))
     assert threads == 1, f"{threads} threads: a fork would have the locks of the others"
     assert OURS not in sys.modules, f"{OURS} reads the environment of this process, not the fork's"
@@ -79,8 +83,7 @@ def watched(told: int) -> None:
 
 def become(asked: dict[str, Any]) -> None:
     """Take over the environment and folder that are asked for."""
-    os.environ.clear()
-    os.environ.update(asked["environment"])
+    nests.take(asked["environment"])
     os.chdir(asked["folder"])
     process.ORIGINAL_DIR = asked["folder"]
     faulthandler.enable()  # for the one who waits, who aborts what hangs

@@ -14,6 +14,7 @@ import os
 import secrets
 import signal
 import socket
+import tempfile
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,11 +36,17 @@ class Prepared(dict[str, Any]):
 
 def hatched(environment: dict[str, str], told: dict[str, Any]) -> dict[str, Any]:
     """Begin in a child, before anything else is read."""
-    os.environ.clear()
-    os.environ.update(environment)
+    take(environment)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     util.Finalize(None, atexit._run_exitfuncs, exitpriority=LAST)
     return told
+
+
+def take(environment: dict[str, str]) -> None:
+    """Have these variables alone, and nothing that an import has made of others."""
+    os.environ.clear()
+    os.environ.update(environment)
+    tempfile.tempdir = None
 
 
 def listen() -> socket.socket:

@@ -13,13 +13,13 @@ from serving import wait_for
 pytestmark = pytest.mark.engine
 
 FAMILY = """
-import atexit, json, multiprocessing, os, sys
+import atexit, json, multiprocessing, os, sys, tempfile
 from pathlib import Path
 
 spawn = multiprocessing.get_context("spawn")
 
 def grandchild(queue):
-    queue.put([os.environ["SET_LATER"], os.getpgid(0), "vllm" in sys.modules])
+    queue.put([tempfile.gettempdir(), os.getpgid(0), "vllm" in sys.modules])
 
 def child(queue, left):
     atexit.register(Path(left).touch)
@@ -29,7 +29,8 @@ def child(queue, left):
     sys.exit(process.exitcode + 3)
 
 if __name__ == "__main__":
-    os.environ["SET_LATER"] = "yes"
+    print(tempfile.gettempdir())
+    os.environ["TMPDIR"] = sys.argv[2]
     queue = spawn.Queue()
     process = spawn.Process(target=child, args=(queue, sys.argv[1]))
     process.start()
@@ -49,8 +50,8 @@ if __name__ == "__main__":
 def test_what_a_program_spawns_has_its_environment_group_and_exit_handlers(tmp_path: Path) -> None:
     program, left = tmp_path / "family.py", tmp_path / "left"
     program.write_text(FAMILY)
-    found, code, pid = result_of(program, left)
-    assert found == ["yes", pid, True]
+    found, code, pid = result_of(program, left, tmp_path)
+    assert found == [str(tmp_path), pid, True]
     assert code == 3
     assert left.exists()
 
