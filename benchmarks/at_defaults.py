@@ -5,28 +5,34 @@
 
 A server of the shape starts with ``--nfp-probe`` and nothing else of the probe. It gets the traffic
 of :mod:`benchmarks.user_traffic`. Its /metrics is kept when it answers for the first time and after
-each phase, and ``vllm-nfp recommend`` is asked at the end. Then ``vllm-nfp measure`` times the
-same shape on the same GPU, pair by pair at every point of a table: that is the truth.
+each phase, and ``vllm-nfp recommend`` is asked at the end. Then every point of a table is timed,
+pair by pair, with the code and settings of ``vllm-nfp measure``: that is the truth. The same server
+takes it, once its own probe has ended (:mod:`benchmarks.truth_extension`). With ``--truth engine``,
+``vllm-nfp measure`` itself takes it in a second engine, whose start takes as long again.
 ``--score`` compares the two, without a GPU: see :mod:`benchmarks.at_defaults_score`.
 """
 
 from __future__ import annotations
 
 import json
-import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import click
 
 from benchmarks import environment, shapes, user_traffic
 from benchmarks.at_defaults_score import print_scores
+from benchmarks.flag_text import split_flags
 from benchmarks.server import Spec, end_servers_on_sigterm
+from benchmarks.switched_server import Remote
+from vllm_nfp.cli.measure import CAPTURE_SECONDS, DEFAULTS, GRAPH_MEMORY_MIB
 from vllm_nfp.files import write_whole
+from vllm_nfp.results.profile import ProfileError, profile_file
 from vllm_nfp.start.ports import free_port
 from vllm_nfp.start.server import Server
 
@@ -34,22 +40,40 @@ START = "start"
 """Name of the moment at which the server answers for the first time."""
 TRUTH = "truth.json"
 BATCH_SIZES, CONTEXTS = "1,2,4,8,16,32,64,128", "1024,4096,16384"
+SAMPLES = 6
+"""Pairs of the truth at each point."""
 TRUTH_LIMIT_SECONDS = 900.0
 SHORTEST_TRUTH_SECONDS = 20.0
 START_SHARE, END_SECONDS = 0.7, 30.0
-"""Of a limited time the truth's scan leaves this share of the server's start for the start of its
-engine (seen: 0.5 to 0.65, with what the server has compiled), and some seconds for its end."""
+"""Of a limited time a truth in an engine of its own leaves this share of the server's start for the
+start of that engine (seen: 0.5 to 0.65, with what the server has compiled). Every truth leaves some
+seconds for the end, in which the KV cache is proved untouched and the server stops."""
+EXTENSION = "benchmarks.truth_extension.TruthServer"
+IN_SERVER, IN_ENGINE = "server", "engine"
 
 
-def serve(model: Path, flags: Sequence[str], vocab_size: int, scale: float, out: Path) -> float:
+def serve(
+    model: Path,
+    flags: Sequence[str],
+    vocab_size: int,
+    scale: float,
+    out: Path,
+    then: Callable[[Server, float], None],
+) -> float:
     """Serve at the probe's defaults, send the traffic, and keep what the server says.
+
+    Args:
+        then: called at the end, with the running server and the seconds of its start.
 
     Returns:
         The seconds that the server took to start.
     """
     begun = time.monotonic()
-    port = free_port()
-    spec = Spec(model, out / "server.log", port, ("--no-enable-prefix-caching", *flags), probe={})
+    spec = Spec(
+        model, out / "server.log", free_port(),
+        ("--no-enable-prefix-caching", "--worker-extension-cls", EXTENSION, *flags),
+        probe={}, extra={"VLLM_SERVER_DEV_MODE": "1"},
+    )  # fmt: skip
     with spec.start() as server:
         server.wait_until_healthy()
         started = time.monotonic() - begun
@@ -63,6 +87,7 @@ def serve(model: Path, flags: Sequence[str], vocab_size: int, scale: float, out:
             clients[f"phase-{seed + 1}"] = {**asdict(scaled), "client": row["client"]}
             write_whole(out / "clients.json", json.dumps(clients))
         keep_recommendation(server, out)
+        then(server, started)
     return started
 
 
@@ -82,8 +107,45 @@ def keep_recommendation(server: Server, out: Path) -> None:
         write_whole(out / name, done.stdout or done.stderr)
 
 
+def truth_settings(seconds: float, out: Path) -> dict[str, Any]:
+    """The settings with which ``vllm-nfp measure`` measures such a table.
+
+    Args:
+        seconds: of the scan, beside the capture of graphs.
+        out: takes the profile and the raw samples.
+    """
+    return {
+        "batch_sizes": [int(b) for b in BATCH_SIZES.split(",")],
+        "contexts": [int(length) for length in CONTEXTS.split(",")],
+        "wanted_samples": SAMPLES,
+        "max_samples": max(SAMPLES, DEFAULTS.max_samples),
+        "startup_seconds": seconds,
+        "capture_seconds": CAPTURE_SECONDS,
+        "graph_memory_mib": GRAPH_MEMORY_MIB,
+        "output_dir": str(out),
+    }
+
+
+def truth_in_server(server: Server, seconds: float, out: Path) -> Mapping[str, Any]:
+    """End the server's probe and measure every point of the table in its place.
+
+    Returns:
+        What the server's first rank says of it, or the fault.
+    """
+    folder = (out / "truth").resolve()
+    folder.mkdir(exist_ok=True)
+    settings = json.dumps(truth_settings(seconds, folder))
+    limit = CAPTURE_SECONDS + seconds + TRUTH_LIMIT_SECONDS
+    try:
+        answer = Remote(server.url).call("nfp_truth", settings, seconds=limit)[0]
+        write_whole(out / TRUTH, profile_file(folder, "0").read_bytes())
+    except OSError as error:  # what the server said before is worth keeping
+        return {"fault": f"{error}; see server.log"}
+    return answer
+
+
 def measure_truth(model: Path, engine_args: str, seconds: float, out: Path) -> None:
-    """Measure the same shape at every point of the table.
+    """Measure the same shape at every point of the table, in an engine of its own.
 
     Args:
         engine_args: of vllm.LLM, as JSON, beside the dummy weights.
@@ -91,7 +153,7 @@ def measure_truth(model: Path, engine_args: str, seconds: float, out: Path) -> N
     arguments = json.dumps({"load_format": "dummy", **json.loads(engine_args)})
     command = [
         sys.executable, "-m", "vllm_nfp.cli", "measure", str(model), "-o", str(out / TRUTH),
-        "--batch-sizes", BATCH_SIZES, "--contexts", CONTEXTS, "--samples", "6",
+        "--batch-sizes", BATCH_SIZES, "--contexts", CONTEXTS, "--samples", str(SAMPLES),
         "--seconds", f"{seconds:g}", "--engine-args", arguments,
     ]  # fmt: skip
     with (out / "measure.log").open("w") as log:
@@ -104,7 +166,14 @@ def measure_truth(model: Path, engine_args: str, seconds: float, out: Path) -> N
 @click.option(
     "--flags", default="", help="Further flags of vllm serve, such as --quantization fp8."
 )
-@click.option("--engine-args", default="{}", help="The same for the truth, as JSON.")
+@click.option(
+    "--truth",
+    type=click.Choice((IN_SERVER, IN_ENGINE)),
+    default=IN_SERVER,
+    show_default=True,
+    help="Take the truth in the same server, or in an engine of its own.",
+)
+@click.option("--engine-args", default="{}", help="The flags for that engine, as JSON.")
 @click.option("--scale", default=1.0, show_default=True, help="Factor on the phases' lengths.")
 @click.option(
     "--truth-seconds", default=120.0, show_default=True, help="Longest scan of the truth."
@@ -118,6 +187,7 @@ def main(
     shape: str,
     layers: int | None,
     flags: str,
+    truth: str,
     engine_args: str,
     scale: float,
     truth_seconds: float,
@@ -127,24 +197,36 @@ def main(
 ) -> None:
     """Run one server and its truth, or score what runs have left in their folders."""
     if scored or out is None:
-        print_scores(scored)
+        try:
+            print_scores(scored)
+        except ProfileError as error:
+            raise click.ClickException(f"no truth to score by: {error}") from None
         return
     begun = time.monotonic()
     end_servers_on_sigterm()
     out.mkdir(parents=True, exist_ok=True)
-    model = shapes.write_model(out / "model", shape, layers)
-    about = {
+    model = shapes.shared_model(shape, layers)
+    about: dict[str, Any] = {
         "shape": shape, "layers": layers or shapes.layer_count(shape), "flags": flags,
-        "scale": scale, "environment": environment.record(),
+        "scale": scale, "truth": truth, "environment": environment.record(),
     }  # fmt: skip
     write_whole(out / "about.json", json.dumps(about))
-    start = serve(model, shlex.split(flags), shapes.vocab_size(shape), scale, out)
-    if within is not None:
-        left = within - (time.monotonic() - begun) - START_SHARE * start - END_SECONDS
-        truth_seconds = min(truth_seconds, max(SHORTEST_TRUTH_SECONDS, left))
-    about |= {"server_start_seconds": round(start, 1), "truth_seconds": round(truth_seconds, 1)}
-    write_whole(out / "about.json", json.dumps(about))
-    measure_truth(model, engine_args, truth_seconds, out)
+
+    def take_truth(server: Server, start: float) -> None:
+        seconds = truth_seconds
+        if within is not None:
+            further = CAPTURE_SECONDS if truth == IN_SERVER else START_SHARE * start
+            left = within - (time.monotonic() - begun) - further - END_SECONDS
+            seconds = min(truth_seconds, max(SHORTEST_TRUTH_SECONDS, left))
+        about.update(server_start_seconds=round(start, 1), truth_seconds=round(seconds, 1))
+        if truth == IN_SERVER:
+            write_whole(out / "about.json", json.dumps(about))
+            about["truth_answer"] = truth_in_server(server, seconds, out)
+        write_whole(out / "about.json", json.dumps(about))
+
+    serve(model, split_flags(flags), shapes.vocab_size(shape), scale, out, take_truth)
+    if truth == IN_ENGINE:
+        measure_truth(model, engine_args, about["truth_seconds"], out)
     write_whole(out / "about.json", json.dumps({**about, "after": environment.gpu_state()}))
 
 

@@ -27,13 +27,16 @@ import click
 
 from benchmarks import environment
 from benchmarks.draft_scenarios import SCENARIOS, Recording, goodput, read_recording
-from vllm_nfp.draft.live import cells, controller, counted, credit, proposals, record
+from vllm_nfp.draft.live import cells, counted, credit, promise, proposals
 from vllm_nfp.draft.live.forecast import Forecast, StepModel
 from vllm_nfp.draft.live.trial import Basis, Trial
 
 RUNS = ("dense", "moe", "eagle3-dense", "eagle3-moe")
 
 Patch = tuple[Any, str, Any]
+
+ONE_BAR = 0.95
+"""What every forecast must promise without the part that tells them by what they rest on."""
 
 
 def _unpaired(trial: Trial) -> list[float]:
@@ -54,10 +57,6 @@ def _pinned(original: Callable[[Any], Any]) -> property:
     return property(first)
 
 
-def _one_bar(_: Any, basis: Basis, wide: bool) -> float:
-    return record.WIDELY_PLAUSIBLE if wide else record.MOST_PLAUSIBLE
-
-
 _FIRST: dict[int, Any] = {}
 _COUNTED = counted.CountedAcceptance
 PARTS: Mapping[str, Sequence[Patch]] = {
@@ -71,7 +70,6 @@ PARTS: Mapping[str, Sequence[Patch]] = {
     "longer trials where steps scatter": [(Trial, "_is_certain", True)],
     "cap on what a length can give": [(proposals, "_most", lambda *_: math.inf)],
     "forecast": [(StepModel, "forecast", lambda *_: Forecast(None, Basis.FAR))],
-    "record of forecast errors": [(record.Record, "spread", lambda self, of: record.SPREAD[of])],
     "credit": [
         (credit.Credit, "covers", lambda self, loss: True),
         (credit.Credit, "is_wide", True),
@@ -81,12 +79,9 @@ PARTS: Mapping[str, Sequence[Patch]] = {
     "hopeful looks": [(_COUNTED, "is_better_beyond", lambda *_: False)],
     "stale comparisons again": [(proposals, "STALE_SECONDS", math.inf)],
     "all compared anew": [(cells, "ANEW_AT_MOST", 1 << 60), (cells.Cell, "refresh", None)],
-    "room for doubt by basis": [(record.Record, "plausible", _one_bar)],
+    "room for doubt by basis": [(promise, "LEAST_PROMISE", dict.fromkeys(Basis, ONE_BAR))],
     "learned cost of drafts": [(StepModel, "learn_draft_seconds", lambda *_: None)],
     "host's time without a graph": [(StepModel, "saw", lambda *_: None)],
-    "contradicted lengths again": [(proposals, "CONTRADICTED", math.inf)],
-    "nearly best lengths again": [(proposals, "WORTH_A_LOOK", math.inf)],
-    "settled steps before a trial": [(controller, "SETTLED_STEPS", 1)],
 }
 
 

@@ -18,23 +18,12 @@ from typing import Any
 
 from benchmarks import shapes, talk
 from benchmarks.draft_models import drafter, start
-from benchmarks.draft_plan import LENGTHS, LONGEST, PROBED_CONTEXTS, ROUND, Command, Settings
+from benchmarks.draft_plan import LENGTHS, LONGEST, ROUND, Command, Settings
 from benchmarks.stepped_engine import Count, SteppedEngine
 
 STEPS_OF_ROUND, SKIPPED_OF_ROUND = 16, 6
 """Steps of each length at a time, and how many of them are not timed: they were in flight,
 verified the drafts of the length before, or were launched by a host that had run ahead."""
-PROBE = {
-    "batch_sizes": [1, 4, 8, 16, 32, 64, 128],
-    "contexts": list(PROBED_CONTEXTS),
-    "positions": [1, 2, 3, 4, 5, 7, 9],
-    "max_positions": 9,
-    "capture_seconds": 40.0,
-    "graph_memory_mib": 1024,
-    "wanted_samples": 6,
-    "overhead_budget": 0.0,
-}
-"""The probe scans at the start and never again: what it costs is measured elsewhere."""
 
 
 class Engine:
@@ -44,7 +33,7 @@ class Engine:
         self.settings, self.out = settings, out
         self.control: Any = None
         self._controls: dict[float, Any] = {}
-        self._config = _probe_config(settings, out)
+        self._config = _probe_config(out)
         if settings.speculates:
             self._hook()
         from vllm_nfp.adapter.graph_place import CaptureWatch
@@ -68,7 +57,11 @@ class Engine:
         draft_lengths.install_graphs(PatchSet(), self._config)
 
     def scan(self) -> None:
-        """Let the probe measure the step's curve, and write it where the controller looks."""
+        """Let the probe scan as at a start, and write what it found where the controller looks.
+
+        It never probes again: what it costs is measured elsewhere, and what it learns from traffic
+        by benchmarks.draft_servers.
+        """
         from vllm_nfp.session import open_session
 
         engine = self.engine.llm.llm_engine.vllm_config
@@ -200,20 +193,19 @@ def _dense(table: Sequence[Sequence[int]], size: int) -> list[int]:
     return found
 
 
-def _probe_config(settings: Settings, out: Path) -> Any:
+def _probe_config(out: Path) -> Any:
+    """The probe's defaults, but for the lengths that are compared and where its results go."""
     from vllm_nfp.config import config_from_mapping
 
-    changes: Mapping[str, Any] = {
-        "startup_seconds": settings.scan_seconds,
-        "draft_control": True,
-        "draft_lengths": list(LENGTHS),
-        "run_dir": str(out / "run"),
-        "output_dir": str(out / "probe"),
-        "publish_seconds": 0.5,
-    }
     (out / "run").mkdir(parents=True, exist_ok=True)
-    small = {"batch_sizes": [1, 2], "contexts": [64]} if settings.tiny else {}
-    return config_from_mapping({**PROBE, **changes, **small})
+    return config_from_mapping(
+        {
+            "draft_control": True,
+            "draft_lengths": list(LENGTHS),
+            "run_dir": str(out / "run"),
+            "output_dir": str(out / "probe"),
+        }
+    )
 
 
 def work(settings: Settings, out: Path) -> None:

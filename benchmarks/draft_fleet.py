@@ -15,6 +15,7 @@ from benchmarks.draft_plan import LENGTHS, LONGEST
 from benchmarks.server import Spec
 from benchmarks.switched_server import Remote
 from vllm_nfp.start.ports import free_ports
+from vllm_nfp.start.process import ProcessError
 from vllm_nfp.start.server import Server
 
 METHOD = "eagle3"
@@ -24,6 +25,8 @@ MAX_NUM_SEQS, MAX_MODEL_LEN = 128, 4096
 STREAM_INTERVAL = 8
 """Tokens of a request in one event: at one event for each token the API server, not the engine,
 would limit 128 streams."""
+CACHES = Path(".cache", "vllm", "draft_servers")
+"""Below the home directory, where :mod:`benchmarks.kept_caches` keeps them."""
 _EXTENSION = "benchmarks.draft_extension.DraftServer"
 FIXED = tuple(k for k in LENGTHS if k)
 EACH_LENGTH = [
@@ -58,11 +61,10 @@ class Fleet:
         self._stack = ExitStack()
         self._servers: dict[str, Server] = {}
         self._running: str | None = None
-        self.model = shapes.write_model(out / "model", shape.name, shape.layers)
+        self.model = shapes.shared_model(shape.name, shape.layers)
         self.head: Path | None = None
         if not shape.tiny:
-            head = out / "head"
-            self.head = shapes.write_draft_head(head, shape.name, METHOD, shape.layers)
+            self.head = shapes.shared_draft_head(shape.name, METHOD, shape.layers)
 
     def __enter__(self) -> Self:
         return self
@@ -79,20 +81,29 @@ class Fleet:
         """Print with the time since the start."""
         print(f"[gpu {self.gpu}, {time.monotonic() - self._begun:4.0f} s] {text}", flush=True)
 
-    def start(self, flags: Mapping[str, Sequence[str]]) -> None:
+    def start(self, flags: Mapping[str, Sequence[str]], spared_seconds: float = 0.0) -> None:
         """Start servers side by side, wait until all answer, and stop them all.
 
         Args:
             flags: of each new server, by its name.
+            spared_seconds: of what is left, for what comes after the start.
+
+        Raises:
+            ProcessError: if one of them does not answer in time; all of them have ended then.
         """
         new = {
             name: self._stack.enter_context(self._spec(name, port, flags[name]).start())
             for name, port in zip(flags, free_ports(len(flags)), strict=True)
         }
         self._servers |= new
-        for name, server in new.items():
-            server.wait_until_healthy(max(1.0, self.left))
-            self.say(f"{name} is up")
+        try:
+            for name, server in new.items():
+                server.wait_until_healthy(max(1.0, self.left - spared_seconds))
+                self.say(f"{name} is up")
+        except ProcessError:
+            for name in new:
+                self.end(name)
+            raise
         for server in new.values():
             server.child.pause()
 
@@ -161,12 +172,13 @@ class Fleet:
             common += ["--gpu-memory-utilization", "0.05"]
         if name != NONE:
             common += ["--worker-extension-cls", _EXTENSION]
-        # What speculates compiles the same: the servers that start later find it.
-        cache = name if name in (NONE, LIVE) else DRAFTS
+        # What speculates compiles the same: servers that start later find it, and those that start
+        # together do not write into the same files.
+        cache = CACHES / f"{self.gpu}-{name if name in (NONE, LIVE) else DRAFTS}"
         return Spec(
             self.model, self.out / f"{name}.log", port, (*common, *flags),
             extra={
                 "CUDA_VISIBLE_DEVICES": self.gpu, "VLLM_SERVER_DEV_MODE": "1",
-                "VLLM_CACHE_ROOT": str(self.out / "cache" / cache),
+                "VLLM_CACHE_ROOT": str(Path.home() / cache),
             },
         )  # fmt: skip

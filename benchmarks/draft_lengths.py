@@ -95,9 +95,8 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     environ = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
     record = environment.record()
-    scan_seconds = 10.0 if smoke or tiny else 25.0
-    plain_settings = Settings(shape, layers, plain_kv_gib, False, tiny, 0.0)
-    spec_settings = Settings(shape, layers, kv_gib, True, tiny, scan_seconds, method)
+    plain_settings = Settings(shape, layers, plain_kv_gib, False, tiny)
+    spec_settings = Settings(shape, layers, kv_gib, True, tiny, method)
     begun = time.monotonic()
     try:
         with (

@@ -11,11 +11,7 @@ from typing import Any
 
 from benchmarks.draft_cost import METHODS
 from vllm_nfp import predict
-from vllm_nfp.draft import constant
-from vllm_nfp.draft.demand import FREE, DraftCost
 from vllm_nfp.draft.inputs import StepTimes
-from vllm_nfp.draft.recommend import recommend
-from vllm_nfp.draft.speculative_config import table
 
 LENGTHS = (0, 1, 2, 3, 4, 6, 8)
 LONGEST = LENGTHS[-1]
@@ -48,7 +44,6 @@ class Settings:
     kv_gib: float
     speculates: bool
     tiny: bool
-    scan_seconds: float
     method: str = METHODS[0]
 
 
@@ -115,18 +110,3 @@ def step_times(spec: Path) -> StepTimes:
         contexts=PROBED_CONTEXTS,
         max_positions=LONGEST + 1,
     )
-
-
-def recommended(
-    source: StepTimes, acceptance: float, largest: int, cost: DraftCost = FREE
-) -> list[list[int]]:
-    """The table that ``recommend`` makes of the step's curves.
-
-    Args:
-        cost: of the drafts, as :mod:`benchmarks.draft_cost` finds it: for a head the controllers'
-            measured time of a drafted token, or else that of the measured round.
-    """
-    found = recommend(
-        source, constant(acceptance), cost=cost, max_batch_size=largest, draft_lengths=LENGTHS
-    )
-    return table(found.schedule)

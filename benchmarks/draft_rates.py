@@ -21,8 +21,9 @@ from benchmarks.draft_plan import (
 from benchmarks.draft_times import filed_under, length_seconds, method_of, read_rows, spread
 from vllm_nfp.draft import constant, expected_tokens
 from vllm_nfp.draft.demand import FREE, DraftCost
-from vllm_nfp.draft.inputs import StepTimes
+from vllm_nfp.draft.inputs import StepTimes, source_of
 from vllm_nfp.draft.recommend import recommend
+from vllm_nfp.draft.speculative_config import table
 
 STEADY = 1.1
 """Spread up to which a point's rounds resolve differences of a few per cent."""
@@ -109,6 +110,29 @@ def our_length(source: StepTimes, point: Point, cost: DraftCost = FREE) -> int:
         for row in found.rows
         if row.context == at and row.batch_size_first <= batch_size <= row.batch_size_last
     )
+
+
+def recommended(
+    source: StepTimes, acceptance: float, context: int, largest: int, cost: DraftCost = FREE
+) -> list[list[int]]:
+    """The table that ``recommend`` makes of the step's curves.
+
+    Args:
+        context: of the traffic; the curves of the nearest known one count.
+        cost: of the drafts, as :mod:`benchmarks.draft_cost` finds it: for a head the controllers'
+            measured time of a drafted token, or else that of the measured round.
+    """
+    known = {curve.context for curve in source_of(source).curves}
+    at = filed_under(context, known)
+    found = recommend(
+        source,
+        constant(acceptance),
+        cost=cost,
+        contexts=() if at is None else (at,),
+        max_batch_size=largest,
+        draft_lengths=LENGTHS,
+    )
+    return table(found.schedule)
 
 
 def point_rows(folder: Path) -> list[dict[str, Any]]:

@@ -26,10 +26,10 @@ from benchmarks.draft_plan import (
     Command,
     Settings,
     agree,
-    recommended,
     step_times,
     up_and_down,
 )
+from benchmarks.draft_rates import recommended
 from vllm_nfp.start.process import Child
 
 TINY_LEVEL_SECONDS = 0.05
@@ -175,7 +175,7 @@ class Run:
         seconds = TINY_LEVEL_SECONDS if self.tiny else LEVEL_SECONDS
         source = step_times(self.spec.log.parent)
         cost = draft_cost(self.method, self._told, self._rounds, source)
-        ours = recommended(source, acceptance, max(levels), cost)
+        ours = recommended(source, acceptance, context, max(levels), cost)
         self._write("tables.jsonl", {
             "acceptance": acceptance, "recommended": ours,
             "draft_token_seconds": cost.seconds_per_token,

@@ -52,6 +52,9 @@ LONG_STEPS = 5000
 THROTTLED = 2.0
 """How much more the work of further positions takes at half the clock of the GPU's cores. Reading
 weights and cache, which a step without drafts mostly does, takes as long as before."""
+SLOW = 8.0
+"""A model whose steps take so many times as long as the recorded ones: 50 ms and more. Minutes then
+pass before everything is compared anew."""
 QUIET = Host()
 NOISY = Host(noise=0.08, slow_steps=25, slow_share=0.35, slow_factor=1.6)
 
@@ -101,6 +104,8 @@ class Scenario:
     """The path is over the levels of the ramp, not over the points."""
     tiled: bool = False
     """Steps take what they take in tiles, at :data:`TILED_SIZES`."""
+    slower: float = 1.0
+    """Factor on the time of every step: a larger model."""
     between: bool = False
     """It is over all batch sizes between the levels, whose times are interpolated."""
 
@@ -173,6 +178,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     "walk": Scenario(_walk, on_levels=True),
     "moving": Scenario(_moving, on_levels=True, between=True),
     "throttled": Scenario(_throttled),
+    "throttled, slow": Scenario(_throttled, slower=SLOW),
     "tiles": Scenario(_tiled, curves=Curves.NONE, tiled=True),
     "tiles, noisy": Scenario(_tiled, NOISY, Curves.NONE, tiled=True),
     "noisy for long": Scenario(_long, NOISY),
@@ -183,8 +189,8 @@ SCENARIOS: Mapping[str, Scenario] = {
 """A server that first sees its loads (steady); whose text changes (acceptance); whose load changes
 every second (load, ramp) or every few steps (walk, alternating, moving); whose drafts never pay
 (never); on a host that others use as well (noisy, and for long); whose GPU is throttled for a
-minute, or computes in tiles (tiles); whose probe has measured nothing (predicted) or never will
-(no curves)."""
+minute (throttled), or for minutes with a model of slow steps, or computes in tiles (tiles); whose
+probe has measured nothing (predicted) or never will (no curves)."""
 
 
 def read_recording(folder: Path) -> Recording:
@@ -215,6 +221,7 @@ def goodput(scenario: Scenario, run: Recording, seed: int) -> float:
         times = between(times)
     if scenario.tiled:
         times = tiled(times)
+    times = {cell: {k: scenario.slower * t for k, t in of.items()} for cell, of in times.items()}
     stays = scenario.path(list(times), random.Random(seed))
     shares, weights = [], []
     # Stays at one load and acceptance are judged together.

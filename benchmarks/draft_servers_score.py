@@ -21,7 +21,10 @@ from benchmarks.draft_fleet import LIVE, NONE
 
 Place: TypeAlias = tuple[str, float, int]
 """(GPU, acceptance, batch size)."""
-CHOSEN = ("table", LIVE)
+TABLE, SERVED, FAILED = "table", "served", "failed"
+"""A policy, which is also the field of a row that says what became of the recommended table: it was
+served, its server failed, or there was none (NONE)."""
+CHOSEN = (TABLE, LIVE)
 WITHIN = (0.02, 0.05)
 
 
@@ -37,8 +40,12 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
 def points(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One for each GPU, acceptance and batch size, with rates over the best fixed length's.
 
-    A point without a table had none recommended: no speculation stands for it.
+    Where no table was recommended, no speculation stands for it. A point that the end of the time
+    has cut off in its first round is left out, and a table whose server failed has no score.
     """
+    rows = list(rows)
+    every = {row["policy"] for row in rows if row["policy"].startswith("fixed:")}
+    tables = {(row["gpu"], row["acceptance"]): row.get(TABLE, NONE) for row in rows}
     rates: dict[Place, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     plain: dict[tuple[str, int], list[float]] = defaultdict(list)
     for row in rows:
@@ -52,34 +59,39 @@ def points(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         medians = {policy: statistics.median(values) for policy, values in by_policy.items()}
         medians[NONE] = statistics.median(plain[gpu, batch_size])
         fixed = {p: rate for p, rate in medians.items() if p.startswith("fixed:")}
-        if not fixed or LIVE not in medians:
-            continue  # the time was up in the middle of its first round
-        medians.setdefault("table", medians[NONE])
+        table = tables[gpu, acceptance]
+        if not {*every, LIVE, *([TABLE] if table == SERVED else [])} <= medians.keys():
+            continue
+        if table == NONE:
+            medians.setdefault(TABLE, medians[NONE])
         best = max(fixed, key=lambda policy: fixed[policy])
         found.append({
             "gpu": gpu, "acceptance": acceptance, "batch_size": batch_size,
             "best": best, "best_rate": fixed[best], "rounds": len(by_policy[LIVE]),
-            **{policy: medians[policy] / fixed[best] for policy in (NONE, *CHOSEN, *fixed)},
+            **{
+                policy: medians[policy] / fixed[best]
+                for policy in (NONE, *CHOSEN, *fixed) if policy in medians
+            },
         })  # fmt: skip
     return sorted(found, key=lambda one: (one["acceptance"], one["batch_size"]))
 
 
 def summary(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """How the table and the controller fare over all points."""
+    """How the table and the controller fare over all points at which they were measured."""
+    each = {policy: [one for one in found if policy in one] for policy in (NONE, *CHOSEN)}
+    return {policy: _summary(scored, policy) for policy, scored in each.items() if scored}
+
+
+def _summary(found: Sequence[Mapping[str, Any]], policy: str) -> dict[str, Any]:
     return {
-        policy: {
-            "points": len(found),
-            "median": statistics.median(one[policy] for one in found),
-            "worst": min(one[policy] for one in found),
-            **{
-                f"within_{round(100 * share)}_percent": sum(
-                    one[policy] >= 1.0 - share for one in found
-                )
-                for share in WITHIN
-            },
-            "worst_over_none": min(one[policy] / one[NONE] for one in found),
-        }
-        for policy in (NONE, *CHOSEN)
+        "points": len(found),
+        "median": statistics.median(one[policy] for one in found),
+        "worst": min(one[policy] for one in found),
+        **{
+            f"within_{round(100 * share)}_percent": sum(one[policy] >= 1.0 - share for one in found)
+            for share in WITHIN
+        },
+        "worst_over_none": min(one[policy] / one[NONE] for one in found),
     }
 
 

@@ -14,8 +14,10 @@ from typing import Any
 
 from benchmarks import load, shapes, user_traffic
 from benchmarks.draft_fleet import DRAFTS, EACH_LENGTH, FIXED, LIVE, NONE, Fleet
+from benchmarks.draft_servers_score import FAILED, SERVED
 from benchmarks.server import samples
 from benchmarks.traffic import Load
+from vllm_nfp.start.process import ProcessError
 
 TRAFFIC_SCALE = 60.0 / sum(phase.seconds for phase in user_traffic.PHASES)
 """A minute of the user's traffic."""
@@ -48,6 +50,8 @@ class Turns:
         """The acceptance that each server's drafts have now."""
         self._tables: dict[float, dict[str, Any] | None] = {}
         """What was recommended; None: no drafts."""
+        self._failed = False
+        """The servers of the tables did not start."""
         self._random = random.Random(SEED)
 
     def begin(self) -> None:
@@ -76,10 +80,26 @@ class Turns:
             (self._out / f"live-{acceptance:g}.prom").write_text("\n".join([*lines, ""]))
             self._tables[acceptance] = self._asked(server.url, acceptance, before, after)
         self._fleet.pause()
-        self._fleet.start({
+        tables = {
             _table(a): self._fleet.speculation(a, config)
             for a, config in self._tables.items() if config
-        })  # fmt: skip
+        }  # fmt: skip
+        try:
+            self._fleet.start(tables, self._round_seconds())
+        except ProcessError as error:  # fixed lengths and the controller are worth their time
+            self._fleet.say(f"no table is measured: {error}")
+            self._failed = True
+
+    def _round_seconds(self) -> float:
+        """What one round takes without tables."""
+        loads = (len(FIXED) + 1) * len(self._sizes) * len(self._acceptances)
+        return loads * (WINDOW_SECONDS + 2 * WARM_UP_SECONDS)
+
+    def _table_state(self, acceptance: float) -> str:
+        """What became of what was recommended."""
+        if not self._tables[acceptance]:
+            return NONE
+        return FAILED if self._failed else SERVED
 
     def measure(self) -> None:
         """Go round all points until the time is up; the acceptance of the last traffic first."""
@@ -94,7 +114,7 @@ class Turns:
     def _point(self, acceptance: float, batch_size: int, number: int) -> None:
         """Every policy at one point, in random order."""
         policies = [*(f"fixed:{k}" for k in FIXED), LIVE]
-        if self._tables[acceptance]:
+        if self._table_state(acceptance) == SERVED:
             policies.append(_table(acceptance))
         for policy in self._random.sample(policies, len(policies)):
             if self._fleet.left < WINDOW_SECONDS + 2 * WARM_UP_SECONDS:
@@ -118,6 +138,8 @@ class Turns:
             "gpu": self._fleet.gpu, "policy": policy, "acceptance": acceptance,
             "batch_size": batch_size, "round": number, **summary,
         }  # fmt: skip
+        if acceptance is not None:
+            row["table"] = self._table_state(acceptance)
         with (self._out / "rows.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 

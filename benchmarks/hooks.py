@@ -16,18 +16,26 @@ from typing import Any
 from vllm_nfp.schedule.prober import Prober
 
 OFF = "off"
-THREADS = "nfp-"
-"""The names of the probe's threads begin with it."""
+THREADS, CONTROL_THREAD = "nfp-", "nfp-draft-control"
+"""The names of the package's threads begin with the first; the draft control's has the second."""
 
 
 def background_seconds() -> float:
     """CPU time of the probe's threads of this process, those of all sessions together.
 
+    The draft control's thread is none of them: it is the engine core's.
+    """
+    return thread_seconds(THREADS) - thread_seconds(CONTROL_THREAD)
+
+
+def thread_seconds(begins: str) -> float:
+    """CPU time of the threads of this process whose names begin so.
+
     It bounds the time for which they held the interpreter, without what they waited for it.
     """
     found = 0.0
     for thread in threading.enumerate():
-        if thread.name.startswith(THREADS) and thread.ident is not None:
+        if thread.name.startswith(begins) and thread.ident is not None:
             found += time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
     return found
 

@@ -91,7 +91,7 @@ def main(out: Path, shape: str, layers: int, batch_sizes: str) -> None:
     from vllm.lora.request import LoRARequest
 
     with tempfile.TemporaryDirectory() as name:
-        folder = shapes.write_model(Path(name) / "model", shape, layers)
+        folder = shapes.shared_model(shape, layers)
         model = json.loads((folder / "config.json").read_text())
         adapters = [write_adapter(Path(name) / f"a{i}", i, model, layers) for i in (1, 2)]
         llm = LLM(

@@ -23,7 +23,6 @@ import dataclasses
 import json
 import os
 import random
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -38,6 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import environment, load, server, shapes
+from benchmarks.flag_text import split_flags
 from benchmarks.overhead_servers import (
     ENDING_SECONDS,
     Settings,
@@ -316,7 +316,7 @@ def main(shape_texts: tuple[str, ...], out: Path, summarize: bool, **values: Any
         warmup_seconds=values["warmup_seconds"],
         probe=json.loads(values["probe_json"]),
         flags=(
-            *shlex.split(values["flags"]),
+            *split_flags(values["flags"]),
             "--kv-cache-memory-bytes",
             str(int(shape.kv_gib * GIB)),
         ),

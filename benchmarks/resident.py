@@ -1,7 +1,9 @@
-"""Where a process's resident memory grows: by kind of page, by mapping, and by stage of the probe.
+"""Where memory grows: by kind of page, by mapping, and by stage of the probe; the GPU's as well.
 
-Figures are of this process, from the kernel. Pages of files (libraries whose kernels were loaded)
-are clean and can be dropped at any time; the others cannot.
+Figures of the host are of this process, from the kernel. Pages of files (libraries whose kernels
+were loaded) are clean and can be dropped at any time; the others cannot. Of a GPU they are what
+PyTorch has reserved for this process, and what everybody beside it holds of the device: the driver,
+and other processes.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _STATUS = Path("/proc/self/status")
@@ -64,7 +67,7 @@ class Growth:
     """Kilobytes, or by how many they grew."""
 
     kinds: dict[str, int]
-    """VmRSS, RssAnon, RssFile, RssShmem."""
+    """VmRSS, RssAnon, RssFile, RssShmem; with a GPU GpuReserved and GpuBeside."""
     mappings: dict[str, int]
     """By what is mapped: a file's name, [heap], or nothing."""
 
@@ -86,8 +89,18 @@ def _less(now: dict[str, int], before: dict[str, int]) -> dict[str, int]:
 
 
 def kinds() -> dict[str, int]:
-    """Resident kilobytes by kind of page."""
-    return {name: int(value) for name, value in _KIND.findall(_STATUS.read_text(encoding="ascii"))}
+    """Resident kilobytes by kind of page, and the GPU's once this process has used it."""
+    pages = _KIND.findall(_STATUS.read_text(encoding="ascii"))
+    return {name: int(kilobytes) for name, kilobytes in pages} | gpu_kinds()
+
+
+def gpu_kinds() -> dict[str, int]:
+    """Kilobytes of the GPU that PyTorch has reserved, and that are held beside it; or nothing."""
+    if not torch.cuda.is_initialized():
+        return {}
+    free, total = torch.cuda.mem_get_info()
+    reserved = torch.cuda.memory_reserved()
+    return {"GpuReserved": reserved >> 10, "GpuBeside": (total - free - reserved) >> 10}
 
 
 def resident() -> Growth:
@@ -162,8 +175,12 @@ class StageGrowth:
         return {
             stage: {k: v if k == "calls" else round(v / MIB, 1) for k, v in total.items()}
             for stage, total in self._found.items()
-            if not stage.startswith(_OPERATOR) or total["VmRSS"] > MIB / 4
+            if not stage.startswith(_OPERATOR) or max(map(abs, _kilobytes(total))) > MIB / 4
         }
+
+
+def _kilobytes(total: dict[str, int]) -> list[int]:
+    return [kilobytes for kind, kilobytes in total.items() if kind != "calls"]
 
 
 class _Operators(TorchDispatchMode):  # type: ignore[misc]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vllm_nfp.calibrate.reference_models import LLAMA_FIELDS, size_fields
+from vllm_nfp.files import write_whole
 
 _QWEN3: Mapping[str, object] = {
     "rms_norm_eps": 1e-6,
@@ -298,6 +299,32 @@ def write_draft_head(folder: Path, name: str, method: str, layers: int | None = 
     })  # fmt: skip
 
 
+def shared_model(name: str, layers: int | None = None) -> Path:
+    """Write the config.json of a shape into the same folder each time.
+
+    vLLM's hash of a model holds its path: only from one folder does a second start find what the
+    first one compiled.
+
+    Raises:
+        ValueError: as :func:`write_model` does.
+    """
+    return write_model(_shared(name, layers), name, layers)
+
+
+def shared_draft_head(name: str, method: str, layers: int | None = None) -> Path:
+    """Write the config.json of a head into the same folder each time; see :func:`shared_model`.
+
+    Raises:
+        ValueError: as :func:`write_draft_head` does.
+    """
+    return write_draft_head(_shared(f"{name}-{method}-head", layers), name, method, layers)
+
+
+def _shared(name: str, layers: int | None) -> Path:
+    depth = "" if layers is None else f"-{layers}-layers"
+    return Path.home() / ".cache" / "vllm-nfp" / "models" / f"{name}{depth}"
+
+
 def layer_count(name: str) -> int:
     """Layers of the published shape."""
     return _number(SHAPES[name], "num_hidden_layers")
@@ -331,7 +358,8 @@ def _with_layers(name: str, layers: int | None) -> dict[str, object]:
 
 def _write(folder: Path, config: Mapping[str, object]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    # Whole: other runs may read the same file meanwhile.
+    write_whole(folder / "config.json", json.dumps(config, indent=1))
     return folder
 
 

@@ -21,7 +21,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import shlex
 import statistics
 import tempfile
 import time
@@ -33,6 +32,7 @@ from typing import Any
 import click
 
 from benchmarks import environment, server, shapes, soak_traffic
+from benchmarks.flag_text import split_flags
 from benchmarks.probe_account import probe_state, require_probe
 from benchmarks.traffic import Load
 from benchmarks.user_traffic import model_card
@@ -182,14 +182,13 @@ def main(
     server.end_servers_on_sigterm()
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="nfp-") as folder:
-        place = Path(folder) / ("real" if real else shape)
-        model = write_real_model(place) if real else shapes.write_model(place, shape, layers)
+        model = write_real_model(Path(folder)) if real else shapes.shared_model(shape, layers)
         vocab_size = int(json.loads((model / "config.json").read_text())["vocab_size"])
         spec = server.Spec(
             model,
             out / "soak.log",
             free_port(),
-            ("--no-enable-prefix-caching", *shlex.split(flags)),
+            ("--no-enable-prefix-caching", *split_flags(flags)),
             json.loads(probe_json),
             real=real,
         )

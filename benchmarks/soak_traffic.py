@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
+from urllib.error import HTTPError
 
 from benchmarks import eagle_prompts, load
 from benchmarks.traffic import MIN_PROMPT_TOKENS, Arrivals, Load
@@ -93,15 +94,21 @@ def answers(url: str, model: str, prompts: Sequence[Prompt]) -> list[dict[str, A
     off: a prompt from it is computed in other pieces.
 
     Raises:
-        OSError: if the server refuses a request.
+        LoadError: if the server refuses a request, with its reason.
+        OSError: if it cannot be reached.
     """
     found = []
     for prompt in prompts:
         body = {
             "model": model, "prompt": prompt, "max_tokens": ANSWER_TOKENS, "temperature": 0,
             "ignore_eos": True, "logprobs": 0, "return_token_ids": True,
+            "return_tokens_as_token_ids": True,  # a server without a tokenizer has no other names
         }  # fmt: skip
-        (choice,) = complete(url, body)["choices"]
+        try:
+            (choice,) = complete(url, body)["choices"]
+        except HTTPError as error:
+            reason = error.read().decode(errors="replace")
+            raise load.LoadError(f"the server answered {error.code}: {reason:.500}") from None
         logprobs = choice["logprobs"]
         found.append({
             "tokens": choice["token_ids"],

@@ -10,6 +10,13 @@ on. So what differs from server to server and from minute to minute cancels, whi
 between servers side by side (:mod:`benchmarks.overhead`, which has what this lacks: start-up, and a
 server without the plugin). The server has vLLM's own settings, the variant ``active`` the probe's.
 
+``--draft METHOD`` lets the server speculate, with n-grams or a head of dummy weights. Without the
+control the longest draft is in force. The variant ``control`` is ``active`` and, in the engine
+core, the live control of draft lengths (:mod:`benchmarks.switched_core`):
+
+    python -m benchmarks.switched --shape qwen3-8b --draft eagle3 --out DIR \\
+        --variants off,active,control
+
 At the defaults so few steps are delayed that a run of minutes holds a handful. So the variant
 ``raised`` delays many more (:data:`PROBES`), from which follows what one delayed step costs.
 
@@ -25,11 +32,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
-import shlex
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,23 +42,19 @@ import aiohttp
 import click
 
 from benchmarks import load, server, shapes
+from benchmarks.flag_text import split_flags
 from benchmarks.hooks import OFF, require_active
 from benchmarks.load_result import Window
 from benchmarks.overhead_summary import Turn
 from benchmarks.probe_account import resident_mib
-from benchmarks.saturation import GIB, SATURATION_SECONDS, Traffic, a_load, saturation
+from benchmarks.saturation import GIB, SATURATION_SECONDS, a_load, saturation
+from benchmarks.switched_board import Board, CoreCost
+from benchmarks.switched_drafts import NGRAM, Drafts
 from benchmarks.switched_server import Output, Remote
+from benchmarks.switched_spec import BOARD, CONTROL, PROBES, Settings, probe_of, spec_of
 from benchmarks.switched_summary import SATURATED, SHARES, print_summary
 from benchmarks.traffic import Arrivals, Load
-from vllm_nfp.start.ports import free_port
 
-EXTENSION = "benchmarks.worker_extension.SwitchedHooks"
-PROBES: Mapping[str, Mapping[str, object]] = {
-    "passive": {"passive": True},
-    "active": {},
-    "raised": {"overhead_budget": 0.2, "step_share": 0.1},
-}
-"""Settings of the probe, beyond the defaults, by variant."""
 VARIANTS = (OFF, "active", "raised")
 GUARD_SECONDS = 0.03
 """After a switch: a step that was in flight when it came has left by then."""
@@ -61,63 +62,53 @@ ROUNDS_OF_BLOCK = 5
 """Rounds of all variants while one load goes on."""
 ENDING_SECONDS = 20.0
 """Kept back for the server's end."""
-
-
-@dataclass(frozen=True, slots=True)
-class Settings(Traffic):
-    """What is measured."""
-
-    turn_seconds: float
-    saturated_turn_seconds: float
-    warmup_turns: int
-    variants: tuple[str, ...]
-    probe: Mapping[str, object]
-    flags: tuple[str, ...]
-    within: float
-    attach_only: bool = False
-
-    def turn(self, share: float) -> float:
-        """Seconds of a turn at this load."""
-        return self.saturated_turn_seconds if share == SATURATED else self.turn_seconds
+Switched = tuple[Mapping[str, Any], CoreCost]
+"""What the first rank answered to a switch, and what the engine core had spent by then."""
 
 
 def measure_block(
     settings: Settings,
     work: Load | Arrivals,
     remote: Remote,
+    board: Board,
     planned: Sequence[Turn],
     output: Output,
 ) -> None:
     """One load that goes on while the variants take turns."""
-    turns: list[tuple[Turn, list[dict[str, Any]]]] = []
+    turns: list[tuple[Turn, Switched]] = []
     seconds = settings.turn(planned[0].share)
+
+    async def switch(session: aiohttp.ClientSession, variant: str) -> Switched:
+        board.want_control(variant == CONTROL)
+        return (await remote.switch(session, variant))[0], board.cost
 
     async def take_turns(session: aiohttp.ClientSession) -> list[Window]:
         windows, ends = [], time.perf_counter()
         for turn in planned:
-            spent = await remote.switch(session, turn.variant)
-            turns.append((turn, spent))
+            turns.append((turn, await switch(session, turn.variant)))
             await load.watch(GUARD_SECONDS)
             # In step with the arrivals, however long the switch took.
             ends += seconds
             windows.append(await load.watch(max(GUARD_SECONDS, ends - time.perf_counter())))
-        turns.append((turns[-1][0], await remote.switch(session, OFF)))
+        turns.append((turns[-1][0], await switch(session, OFF)))
         return windows
 
     longest = (len(planned) + 2) * seconds
     warmup = settings.warmup_turns * settings.turn_seconds
     results = load.run_windows(work, warmup, take_turns, longest)
     for (turn, before), (_, after), result in zip(turns, turns[1:], results, strict=False):
-        output.add(turn, result, _cost(turn.variant, before[0], after[0]))
+        output.add(turn, result, _cost(turn.variant, before, after))
 
 
-def _cost(variant: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """What a turn cost the first rank, from the answers to the switches around it."""
-    hooks = after["hooks"].get(variant, {"seconds": 0.0, "steps": 0, "median_us": {}})
+def _cost(variant: str, before: Switched, after: Switched) -> dict[str, Any]:
+    """What a turn cost the first rank and the engine core, from the switches around it."""
+    (earlier, core_before), (later, core) = before, after
+    hooks = later["hooks"].get(variant, {"seconds": 0.0, "steps": 0, "median_us": {}})
     return {
         **{f"hook_{name}": value for name, value in hooks.items()},
-        "background_seconds": after["background_seconds"] - before["background_seconds"],
-        "resident_mib": after["resident_mib"],
+        "background_seconds": later["background_seconds"] - earlier["background_seconds"],
+        "resident_mib": later["resident_mib"],
+        **(core.since(core_before) if core.pid else {}),
     }
 
 
@@ -129,23 +120,22 @@ def plan(share: float, first: int, variants: Sequence[str] = VARIANTS) -> Iterat
             yield Turn(share, number, variant)
 
 
-def attach(settings: Settings, model: str, remote: Remote, output: Output) -> None:
+def attach(settings: Settings, folder: Path, remote: Remote, output: Output) -> None:
     """Start a session for each variant with hooks."""
-    probe = {
-        name: {**settings.probe, **PROBES[name], "run_dir": str(Path(model).parent / name)}
-        for name in settings.variants
-        if name != OFF
-    }
+    names = [name for name in settings.variants if name != OFF]
+    probe = {name: probe_of(settings, name, folder) for name in names}
     answers = remote.call("nfp_attach", json.dumps(probe))
     require_active(answers)
     output.about |= {"attached": answers, "account": remote.call("nfp_account")}
     output.write()
 
 
-def measure(settings: Settings, model: str, url: str, output: Output, deadline: float) -> None:
+def measure(
+    settings: Settings, model: str, url: str, folder: Path, output: Output, deadline: float
+) -> None:
     """Attach, find the saturation, then blocks of all loads as long as there is time."""
-    remote = Remote(url)
-    attach(settings, model, remote, output)
+    remote, board = Remote(url), Board(folder / BOARD)
+    attach(settings, folder, remote, output)
     if settings.attach_only:
         return
     found = output.about["saturation"] = saturation(settings, model, url, warmup_seconds=1.5)
@@ -160,7 +150,7 @@ def measure(settings: Settings, model: str, url: str, output: Output, deadline: 
             if share != SATURATED:
                 work = Arrivals(streams, rate * share, settings.turn_seconds)
             planned = list(plan(share, number, settings.variants))
-            measure_block(settings, work, remote, planned, output)
+            measure_block(settings, work, remote, board, planned, output)
             time.sleep(0.3)  # aborted requests leave
         number += ROUNDS_OF_BLOCK
         output.about["account"] = remote.call("nfp_account")
@@ -172,24 +162,20 @@ def run(settings: Settings, out: Path) -> None:
     """Everything, server and load."""
     began = time.monotonic()
     output = Output(out, settings.shape, dataclasses.asdict(settings))
-    with tempfile.TemporaryDirectory(prefix="nfp-") as folder:
-        model = shapes.write_model(Path(folder) / "model", settings.shape, settings.layers)
-        for name in settings.variants:
-            (Path(folder) / name).mkdir()
-        spec = server.Spec(
-            model,
-            out / f"switched-{settings.shape}.log",
-            free_port(),
-            (*settings.flags, "--no-enable-prefix-caching", "--worker-extension-cls", EXTENSION),
-            extra={"VLLM_SERVER_DEV_MODE": "1", "VLLM_CACHE_ROOT": str(Path(folder) / "cache")},
-        )
+    with tempfile.TemporaryDirectory(prefix="nfp-") as name:
+        folder = Path(name)
+        model = shapes.shared_model(settings.shape, settings.layers)
+        for variant in settings.variants:
+            (folder / variant).mkdir()
+        Board.create(folder / BOARD)
+        spec = spec_of(settings, model, folder, out / f"switched-{settings.shape}.log")
         with spec.start() as one:
             one.wait_until_healthy(settings.within)
             output.about["start_seconds"] = time.monotonic() - began
             print(f"server up after {time.monotonic() - began:.0f} s", flush=True)
             output.about["resident_mib_before"] = resident_mib(one.child.pid)
             deadline = began + settings.within - ENDING_SECONDS
-            measure(settings, str(model), one.url, output, deadline)
+            measure(settings, str(model), one.url, folder, output, deadline)
             output.about["resident_mib_after"] = resident_mib(one.child.pid)
             output.write()
 
@@ -206,23 +192,42 @@ def run(settings: Settings, out: Path) -> None:
 @click.option("--warmup-turns", type=int, default=2, help="Of load before each block.")
 @click.option("--variants", default=",".join(VARIANTS), help=f"Of off, {', '.join(PROBES)}.")
 @click.option("--probe", "probe_json", default="{}", help="Further settings of the probe, JSON.")
+@click.option("--draft", type=click.Choice((NGRAM, *shapes.DRAFT_HEADS)), help="Draft, and so.")
+@click.option("--draft-lengths", default="0,1,2,4", show_default=True, help="What control may use.")
+@click.option("--acceptance", default=0.7, show_default=True, help="Of a head's drafted tokens.")
 @click.option("--flags", default="", help="Further flags of vllm serve.")
 @click.option("--within", type=float, default=2400.0, help="Ends in so many s, start included.")
 @click.option("--attach-only", is_flag=True, help="Attach, record memory, and end.")
 @click.option("--summarize", is_flag=True, help="Print the results in --out; measure nothing.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
 def main(
-    out: Path, summarize: bool, probe_json: str, flags: str, variants: str, **values: Any
+    out: Path,
+    summarize: bool,
+    probe_json: str,
+    flags: str,
+    variants: str,
+    draft: str | None,
+    draft_lengths: str,
+    acceptance: float,
+    **values: Any,
 ) -> None:
     """Measure the probe's cost by switching one server's hooks on and off."""
     if not summarize:
         server.end_servers_on_sigterm()
         kv_gib = values["kv_gib"]
         cache = () if kv_gib is None else ("--kv-cache-memory-bytes", str(int(kv_gib * GIB)))
+        if CONTROL in variants.split(",") and draft is None:
+            raise click.UsageError("--variants control needs --draft: there is nothing to control")
+        lengths = tuple(sorted(int(length) for length in draft_lengths.split(",")))
+        if len(set(lengths)) < max(2, len(lengths)) or lengths[0] != 0:
+            raise click.UsageError(
+                f"--draft-lengths {draft_lengths} must hold 0 and at least one more, each once"
+            )
         settings = Settings(
             probe=json.loads(probe_json),
+            draft=None if draft is None else Drafts(draft, lengths, acceptance),
             variants=tuple(variants.split(",")),
-            flags=(*shlex.split(flags), *cache),
+            flags=(*split_flags(flags), *cache),
             **values,
         )
         run(settings, out)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +47,8 @@ class Compared:
         hook_share: of the turns' time, spent in the hooks by the serving thread, probes and their
             launch among it.
         background_share: of the turns' time, CPU time of the probe's own threads.
+        core_share: of the turns' time, the draft control's in the engine core, its thread's CPU
+            time included; None where the engine core was not watched.
     """
 
     share: float
@@ -61,12 +64,22 @@ class Compared:
     delay_ms: Ratio | None
     hook_share: float
     background_share: float | None
+    core_share: float | None
 
 
 def compare(
-    rows: Sequence[Row], times_us: Mapping[str, NDArray[np.uint32]], share: float, variant: str
+    rows: Sequence[Row],
+    times_us: Mapping[str, NDArray[np.uint32]],
+    share: float,
+    variant: str,
+    drafts: bool = False,
 ) -> Compared | None:
-    """A variant against ``off`` over the rounds that both have; None if there are none."""
+    """A variant against ``off`` over the rounds that both have; None if there are none.
+
+    Args:
+        drafts: the server speculates. Tokens then come several at once, so that their median
+            distance says nothing and is left out; the mean and tokens/s do.
+    """
     turns = {(r["variant"], r["round"]): r for r in rows if r["share"] == share}
     rounds = sorted(n for v, n in turns if v == variant and (OFF, n) in turns)
     if not rounds:
@@ -84,14 +97,20 @@ def compare(
         sum(map(len, steps[1])),
         sum(map(len, first[1])),
         float(np.median(np.concatenate(steps[0]))) / 1e3,
-        _ratios(share, off, on, steps, first),
+        _ratios(share, off, on, steps, first, drafts),
         sum(delayed) if counted else None,
         sum(decoded),
         sum(row.get("hook_idle_probes", 0) for row in on),
         _in_ms(delay_us(*steps, delayed, decoded)) if sum(delayed) else None,
         sum(row["hook_seconds"] for row in on) / seconds,
         sum(row["background_seconds"] for row in on) / seconds if counted else None,
+        _core_seconds(on) / seconds if all("core_hook_seconds" in row for row in on) else None,
     )
+
+
+def _core_seconds(rows: Sequence[Row]) -> float:
+    found: float = sum(row["core_hook_seconds"] + row["core_thread_seconds"] for row in rows)
+    return found
 
 
 def _sides(
@@ -115,9 +134,10 @@ def _ratios(
     on: Sequence[Row],
     steps: tuple[Rounds, Rounds],
     first: tuple[Rounds, Rounds],
+    drafts: bool,
 ) -> dict[str, Ratio]:
-    found = {
-        "itl_p50": ratio_of_quantiles(*steps, 0.5),
+    found = {} if drafts else {"itl_p50": ratio_of_quantiles(*steps, 0.5)}
+    found |= {
         "itl_p99": ratio_of_quantiles(*steps, 0.99),
         "itl_mean": ratio_of_means(*steps),
     }
@@ -142,8 +162,13 @@ def all_loads(path: Path) -> list[Compared]:
         found
         for share in SHARES
         for variant in record["settings"]["variants"][1:]
-        if (found := compare(record["rounds"], times_us, share, variant)) is not None
+        if (found := compare(record["rounds"], times_us, share, variant, _drafts(record)))
+        is not None
     ]
+
+
+def _drafts(record: Mapping[str, Any]) -> bool:
+    return record["settings"].get("draft") is not None
 
 
 def times_of(path: Path) -> dict[str, NDArray[np.uint32]]:
@@ -164,7 +189,7 @@ def print_summary(path: Path) -> None:
     console.print(table)
     times_us = times_of(path)
     for variant in record["settings"]["variants"][1:]:
-        for name, quantile in (("p50", 0.5), ("p99", 0.99)):
+        for name, quantile in (("p50", 0.5), ("p99", 0.99))[_drafts(record) :]:
             pooled = over_loads(record["rounds"], times_us, variant, quantile)
             if pooled is not None:
                 console.print(f"{variant}, {name}, mean over the loads: {figure(pooled)}")
@@ -177,6 +202,7 @@ def print_summary(path: Path) -> None:
 HEADS = (
     "load", "variant", "rounds", "intervals", "first tokens", "off p50, ms", "p50", "p99", "mean",
     "TTFT p50", "TTFT p99", "tokens/s", "delayed", "idle", "ms a delay", "hooks", "threads",
+    "engine core",
 )  # fmt: skip
 
 
@@ -187,7 +213,7 @@ def cells(found: Compared) -> list[str]:
         for name in ("itl_p50", "itl_p99", "itl_mean", "ttft_p50", "ttft_p99", "tokens")
     ]
     delayed = "" if found.delayed is None else f"{found.delayed} of {found.decode_steps}"
-    background = found.background_share
+    background, core = found.background_share, found.core_share
     return [
         f"{100 * found.share:.0f} %",
         found.variant,
@@ -201,6 +227,7 @@ def cells(found: Compared) -> list[str]:
         "" if found.delay_ms is None else figure(found.delay_ms, 1),
         f"{found.hook_share:.2%}",
         "" if background is None else f"{background:.2%}",
+        "" if core is None else f"{core:.2%}",
     ]
 
 

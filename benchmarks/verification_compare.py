@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -131,12 +130,10 @@ def passes(contender: str, server: Server, model: str, settings: Settings) -> It
         number += 1
 
 
-def compare_one(
-    contender: str, settings: Settings, folder: Path, record: Record, until: float
-) -> float:
+def compare_one(contender: str, settings: Settings, record: Record, until: float) -> float:
     """One server, and as many whole passes as fit before ``until``; seconds of its start."""
-    model = shapes.write_model(folder / "model", settings.shape, settings.layers)
-    head = shapes.write_draft_head(folder / "head", settings.shape, "eagle3", settings.layers)
+    model = shapes.shared_model(settings.shape, settings.layers)
+    head = shapes.shared_draft_head(settings.shape, "eagle3", settings.layers)
     flags = flags_of(contender, settings.shape, settings.layers, head)
     spec = Spec(
         model, settings.out / f"server-{settings.shape}-{contender}.log", free_port(), flags,
@@ -191,19 +188,18 @@ def run(settings: Settings, contenders: tuple[str, ...]) -> None:
     """All contenders, as long as there is time."""
     record, start_seconds = Record(settings), START_SECONDS
     last = settings.started + settings.within
-    with tempfile.TemporaryDirectory(prefix="nfp-") as folder:
-        for place, contender in enumerate(contenders):
-            now, left = time.monotonic(), len(contenders) - place
-            if now + start_seconds + START_SECONDS / 2 > last:
-                say(f"{contender}: left out, {last - now:.0f} s are left")
-                continue
-            until = now + (last - now) / left
-            try:
-                start_seconds = compare_one(contender, settings, Path(folder), record, until)
-            except (LoadError, ProcessError, OSError) as error:  # the others are worth their time
-                say(f"{contender}: {error}")
-                record.servers.setdefault(contender, {})["failed"] = str(error)
-                record.write()
+    for place, contender in enumerate(contenders):
+        now, left = time.monotonic(), len(contenders) - place
+        if now + start_seconds + START_SECONDS / 2 > last:
+            say(f"{contender}: left out, {last - now:.0f} s are left")
+            continue
+        until = now + (last - now) / left
+        try:
+            start_seconds = compare_one(contender, settings, record, until)
+        except (LoadError, ProcessError, OSError) as error:  # the others are worth their time
+            say(f"{contender}: {error}")
+            record.servers.setdefault(contender, {})["failed"] = str(error)
+            record.write()
 
 
 @click.command()

@@ -19,6 +19,7 @@ from pathlib import Path
 from prometheus_client.core import Metric
 
 from vllm_nfp.adapter import versions
+from vllm_nfp.adapter.decoding import BUILDERS
 from vllm_nfp.adapter.feature import Feature, Kind
 from vllm_nfp.adapter.features import FEATURES
 from vllm_nfp.adapter.runner_v2 import KNOWN_STATES
@@ -172,8 +173,8 @@ def layers_with_a_state() -> str:
     return "".join(f"- `{layer}` ({kind})\n" for layer, kind in KNOWN_LAYERS.items())
 
 
-_BACKENDS = """| backends | of the probe's own | shared | run on a GPU |
-| --- | --- | --- | --- |
+_BACKENDS = """| backends | positions | of the probe's own | shared | run on a GPU |
+| --- | --- | --- | --- | --- |
 """
 
 
@@ -181,11 +182,23 @@ def attention_backends() -> str:
     """What probes share with the live batch under each attention backend."""
     found = tomllib.loads((FOLDER / "backends.toml").read_text(encoding="utf-8"))
     rows = (
-        f"| {', '.join(f'`{name}`' for name in each['names'])} | {each['own']} | {each['shared']} "
-        f"| {each['gpu']} |\n"
+        f"| {', '.join(f'`{name}`' for name in each['names'])} | {_decoded(each['builders'])} "
+        f"| {each['own']} | {each['shared']} | {each['gpu']} |\n"
         for each in found["backend"]
     )
     return _BACKENDS + "".join(rows)
+
+
+def _decoded(builders: list[str]) -> str:
+    """The most positions of a sequence that builders decode, where they differ by their names."""
+    words = {name: BUILDERS[name].words for name in builders if name in BUILDERS}
+    if len(set(words.values())) == 1:
+        return next(iter(words.values()))
+    kinds = {name: word for name, word in words.items() if word != "any"} or words
+    merged: dict[str, list[str]] = {}
+    for name, word in kinds.items():
+        merged.setdefault(word, []).append(f"`{name.removesuffix('MetadataBuilder')}`")
+    return "; ".join(f"{', '.join(names)}: {word}" for word, names in merged.items()) or "-"
 
 
 def public_recipes() -> str:

@@ -166,9 +166,9 @@ def _skip_thorough(items: list[pytest.Item]) -> None:
 
 
 LONG_FILES = (
-    "test_server", "test_draft_curves_engine", "test_waves", "test_identity", "test_ranks",
-    "test_session", "test_draft_control_engine", "test_faults_serving", "test_calibrate",
-    "test_measure_engine",
+    "test_server", "test_identity", "test_draft_control_engine", "test_waves", "test_session",
+    "test_calibrate", "test_measure_engine", "test_faults_serving", "test_ranks",
+    "test_draft_curves_engine", "test_state_kinds", "test_talk", "test_states",
 )  # fmt: skip
 """In tests/engine; the other files there follow, and all others after them."""
 

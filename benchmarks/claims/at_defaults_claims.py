@@ -103,8 +103,8 @@ def _answers(server: Server, row: str) -> Claim:
     return Claim(
         f"defaults-{server.name}",
         f"{server.model}, two minutes of traffic at the defaults: t(N) / t(1) off by {{error}} "
-        "(median), its 95 % intervals hold for {covered}; {near} of boundaries near; {good} of "
-        "draft lengths within 2 % of the best, the worst at {worst}; right after the start "
+        "(median), its 95 % intervals hold for {covered}; boundaries near: {near}; draft "
+        "lengths within 2 % of the best: {good}, the worst: {worst}; right after the start: "
         "{start_near} and {start_good}",
         NO_SPREAD,
         "{points} points, {boundaries} boundaries, {drafts} draft lengths, {pairs} pairs",

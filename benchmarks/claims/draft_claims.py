@@ -15,7 +15,8 @@ def claims() -> Iterator[Claim]:
     """Tables and the live controller, in an engine stepped by hand."""
     yield Claim(
         "draft-lengths",
-        "Within 2 % of the best fixed draft length: `recommend` at {ours} of {points} points, the "
+        "With a probe that was told the tested batch sizes, contexts and positions: within 2 % of "
+        "the best fixed draft length: `recommend` at {ours} of {points} points, the "
         "live controller at {live}, the documented table at {documented}; where timing repeats, "
         "{steady_ours} and {steady_live} of {steady}. The worst of `recommend` there: "
         "{steady_ours_worst}",

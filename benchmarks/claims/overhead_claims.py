@@ -18,6 +18,7 @@ TWO_GPUS = Run(
     ),
     2400,
 )  # fmt: skip
+CONTROL = Run((SWITCHED + "qwen3-8b --draft eagle3 --variants off,active,control",), 2400)
 RATIO = "{itl_p50_%s} [{itl_p50_%s_lower}, {itl_p50_%s_upper}]"
 
 
@@ -62,4 +63,11 @@ PLANNED = (
     Planned("overhead-experts", "the same for a model with experts, 48 layers", EXPERTS,
             "as above"),
     Planned("overhead-tp2", "the same on two GPUs", TWO_GPUS, "as above"),
+    Planned(
+        "overhead-control",
+        "the same with live draft control and an EAGLE-3 head, and the control's time in the "
+        "engine core",
+        CONTROL,
+        "the benchmark could not switch the control until 2026-11-28",
+    ),
 )  # fmt: skip

@@ -74,6 +74,8 @@ def _counted(found: Compared) -> dict[str, str]:
     named = {"hooks": f"{found.hook_share:.2%}".replace("%", " %")}
     if found.background_share is not None:
         named["threads"] = f"{found.background_share:.2%}".replace("%", " %")
+    if found.core_share is not None:
+        named["core"] = f"{found.core_share:.2%}".replace("%", " %")
     if found.delayed is not None:
         named["delayed"] = str(found.delayed)
         share = found.delayed / found.decode_steps if found.decode_steps else 0.0

@@ -90,6 +90,9 @@ def configuration(command: Command, facts: ModelFacts) -> SimpleNamespace:
 def _parallel(given: argparse.Namespace) -> SimpleNamespace:
     named = {**vars(given), "rank": 0}
     named["data_parallel_size"] = given.data_parallel_size or 1
+    named["data_parallel_size_local"] = (
+        given.data_parallel_size_local or named["data_parallel_size"]
+    )
     named["use_ubatching"] = bool(given.enable_dbo or given.ubatch_size > 1)
     named["data_parallel_index"] = 0
     return SimpleNamespace(**named)

@@ -32,6 +32,8 @@ FLAGS = (
 )  # fmt: skip
 VIEWS = [(w, theme) for w in (400, 1600) for theme in ("light", "dark")]
 
+PATIENCE_MS = 300_000
+"""For what never happens; a busy machine is slow."""
 LEAST_CONTRAST = 4.5
 """WCAG 2.2, success criterion 1.4.3, level AA."""
 
@@ -114,6 +116,7 @@ def browser(
             args=list(FLAGS),
             viewport={"width": width, "height": 1000},
             color_scheme=theme,
+            timeout=PATIENCE_MS,
         )
         yield context
         context.close()
@@ -122,6 +125,7 @@ def browser(
 @pytest.fixture
 def view(browser: Any) -> Iterator[Any]:
     page = browser.new_page()
+    page.set_default_timeout(PATIENCE_MS)
     yield page
     page.close()
 

@@ -117,7 +117,7 @@ def test_every_query_of_every_panel_returns_data(
         key for key in WITHOUT_DATA if key[0] in {panel.title for panel in panels(DASHBOARDS[name])}
     }
     # A busy machine measures late, and may miss a scrape.
-    empty, ends = _without_data(name, prometheus), time.monotonic() + 180
+    empty, ends = _without_data(name, prometheus), time.monotonic() + 300
     while empty > expected and time.monotonic() < ends:
         empty &= _without_data(name, prometheus)
     assert empty == expected

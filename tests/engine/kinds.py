@@ -174,6 +174,64 @@ def hybrid(folder: Path) -> Path:
     return write(folder, config)
 
 
+HEADS_OF_32 = {**TEXT, "num_attention_heads": 2, "num_key_value_heads": 2}
+"""The smallest heads that vLLM's attention on a CPU takes."""
+MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 32, "mamba_d_state": 32, "mamba_n_groups": 1}
+
+
+def nemotron(folder: Path) -> Path:
+    """Nemotron-H: two layers of Mamba 2, one of attention, and one that is an FFN alone."""
+    from transformers import NemotronHConfig
+
+    config = NemotronHConfig(
+        **{
+            **HEADS_OF_32, "num_hidden_layers": 4, "head_dim": 32,
+            "layers_block_type": ["mamba", "mlp", "mamba", "attention"],
+            "mamba_num_heads": 4, "mamba_head_dim": 32, "ssm_state_size": 32, "n_groups": 2,
+            "chunk_size": 64,
+        }
+    )  # fmt: skip
+    return write(folder, config)
+
+
+def granite(folder: Path) -> Path:
+    """Granite 4: Mamba 2 beside attention, with experts and a shared one."""
+    from transformers import GraniteMoeHybridConfig
+
+    config = GraniteMoeHybridConfig(
+        **{
+            **HEADS_OF_32, **MAMBA, "num_hidden_layers": 4, "mamba_expand": 2,
+            "layer_types": ["mamba", "mamba", "attention", "mamba"], "num_local_experts": 4,
+            "num_experts_per_tok": 2, "shared_intermediate_size": 64,
+        }
+    )  # fmt: skip
+    return write(folder, config)
+
+
+def falcon(folder: Path) -> Path:
+    """Falcon-H1: Mamba 2 and attention side by side in each layer."""
+    from transformers import FalconH1Config
+
+    config = FalconH1Config(
+        **{**HEADS_OF_32, **MAMBA, "mamba_d_ssm": 128, "mamba_expand": 2, "head_dim": 32}
+    )
+    return write(folder, config)
+
+
+def lfm2(folder: Path) -> Path:
+    """LFM2: short convolutions beside attention, with experts behind the first layer."""
+    from transformers import Lfm2MoeConfig
+
+    config = Lfm2MoeConfig(
+        **{
+            **HEADS_OF_32, "num_hidden_layers": 4, "conv_L_cache": 3, "conv_bias": False,
+            "layer_types": ["conv", "conv", "full_attention", "conv"], "num_experts": 4,
+            "num_experts_per_tok": 2, "moe_intermediate_size": 64, "num_dense_layers": 1,
+        }
+    )  # fmt: skip
+    return write(folder, config)
+
+
 def latent(folder: Path) -> Path:
     """DeepSeek-V2: latent attention, in the sizes that its kernels are made for."""
     from transformers import DeepseekV2Config

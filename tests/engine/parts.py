@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import inspecting
+
 from vllm_nfp.adapter.engines import start_engine
 from vllm_nfp.config import ProbeConfig
 
@@ -22,7 +24,8 @@ def started_engine(model: Path, **arguments: Any) -> Iterator[Any]:
         model: a directory with a config.json.
         arguments: others for ``vllm.LLM``.
     """
-    with mock.patch.dict(os.environ):  # what is set for it is not for servers of later tests
+    # What is set for it is not for servers of later tests.
+    with mock.patch.dict(os.environ), inspecting.in_this_process():
         usual = {"enforce_eager": True, "max_model_len": 512, "seed": 0}
         yield start_engine(model, {**usual, **arguments})
 

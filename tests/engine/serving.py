@@ -8,16 +8,18 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from generate import prompts
+from programs import ForkedChild
 
 from vllm_nfp.start.ports import free_port
 from vllm_nfp.start.requests import complete
-from vllm_nfp.start.server import Server, running_server, serve_command
+from vllm_nfp.start.server import Server, serve_command
 
 API_KEY = "sk-nfptestsecret-on-the-command-line"
 """Sent with every request; a server asks for it only if it was started with it."""
@@ -96,11 +98,24 @@ class Running:
 
 
 @contextmanager
-def server(model: Path, folder: Path, *flags: str, **environment: str) -> Iterator[Running]:
+def server(
+    model: Path, folder: Path, *flags: str, as_typed: bool = False, **environment: str
+) -> Iterator[Running]:
+    """A server that answers.
+
+    Args:
+        as_typed: start the command itself; else a fork runs it, which has imported vLLM. Several
+            API servers need it: their metrics depend on the environment when they are imported.
+        environment: variables of this server alone.
+    """
     port = free_port()
     command = serve_command(
         model, port, "--enforce-eager", "--dtype", "float32",
         "--max-model-len", "512", "--max-num-seqs", "8", *flags,
     )  # fmt: skip
-    with running_server(command, folder / f"server-{port}.log", port, environment) as started:
+    log = folder / f"server-{port}.log"
+    with nullcontext() if as_typed else mock.patch("vllm_nfp.start.server.Child", ForkedChild):
+        starting = Server(command, log, port, environment)
+    with starting as started:
+        started.wait_until_healthy()
         yield Running(started, str(model))

@@ -19,6 +19,8 @@ SPECULATION = {"num-speculative-tokens": 4, "prompt_lookup_min": 1, "prompt_look
 PROBE = {
     "batch_sizes": [1, 4], "contexts": [64], "startup_seconds": 1, "min_samples": 3,
     "publish_seconds": 0.5, "draft_min_gain": 0.0, "draft_trial_loss": 0.5,
+    # With others between them, chance decides when steps without drafts are tried.
+    "draft_lengths": [0, 4],
 }  # fmt: skip
 STATE = "vllm_nfp_draft_control_state"
 
@@ -56,7 +58,7 @@ def test_lengths_change_and_tokens_do_not(dense_model: Path, tmp_path: Path) -> 
     expected = by_transformers(dense_model, PROMPTS, 64)
     assert all(len(set(tokens)) > 10 for tokens in expected), "the model repeats itself"
     with server(dense_model, tmp_path, *flags()) as running:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 600
         while True:
             assert greedy_at_once(running) == expected
             assert greedy(running) == expected

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import inspecting
 import pytest
 from conftest import ROOT
 
@@ -24,13 +25,15 @@ def test_vllm_accepts_a_head(method: str, architecture: str, tmp_path: Path) -> 
     from vllm.model_executor.models.llama_eagle3 import Eagle3LlamaForCausalLM
 
     settings = Settings("qwen3-8b", 6, 1.0, True, False, 1.0, method)
-    config = EngineArgs(
+    arguments = EngineArgs(
         model=str(shapes.write_model(tmp_path / "model", settings.shape, settings.layers)),
         load_format="dummy",
         skip_tokenizer_init=True,
         max_model_len=4096,
         speculative_config=draft_models.speculation(settings, tmp_path / "draft"),
-    ).create_engine_config()
+    )
+    with inspecting.in_this_process():
+        config = arguments.create_engine_config()
     speculation = config.speculative_config
     head = speculation.draft_model_config
     assert head.architectures == [architecture]

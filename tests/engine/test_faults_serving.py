@@ -91,7 +91,7 @@ def test_a_server_survives_its_scrapers_and_a_killed_engine_leaves_nothing(
         names = {*find_samples(running.metrics(), ())}
         # In one go: the engine writes into it meanwhile.
         folder.rename(tmp_path / "gone")
-        back_in_time = time.monotonic() + 60.0
+        back_in_time = time.monotonic() + 300.0
         # The last one is there while the last published step lies in a reported cell: not after the
         # end of these requests, whose context is longer.
         names -= {"vllm_nfp_state_info", "vllm_nfp_live_cell_info"}
@@ -103,7 +103,7 @@ def test_a_server_survives_its_scrapers_and_a_killed_engine_leaves_nothing(
         assert running.complete(prompt, temperature=0) == expected
         assert running.log_text().count("it has been made again") == 1
 
-        (leader,) = processes(lambda _, command: f"--port\0{port}\0".encode() in command)
+        leader = running.server.child.pid
         samples: list[soak.Sample] = []
         while len(samples) < 20:  # a busy machine takes few in that time
             samples += soak.soak(

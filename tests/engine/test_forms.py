@@ -36,12 +36,18 @@ WANTED = 20
 def test_outputs_are_those_of_a_server_without_probe(
     flags: list[str], dense_model: Path, tmp_path: Path
 ) -> None:
-    with server(dense_model, tmp_path, *flags) as plain:
+    with server(dense_model, tmp_path, *flags, as_typed=True) as plain:
         expected = plain.concurrent()
         assert plain.concurrent() == expected, "the server without the probe does not repeat itself"
     assert len(set(map(tuple, expected))) > 10, "the model repeats itself"
     with server(
-        dense_model, tmp_path, *flags, "--nfp-probe", "--nfp-config", json.dumps(PROBE)
+        dense_model,
+        tmp_path,
+        *flags,
+        "--nfp-probe",
+        "--nfp-config",
+        json.dumps(PROBE),
+        as_typed=True,
     ) as probed:
         end = time.monotonic() + 120
         while True:

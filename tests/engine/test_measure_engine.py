@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
+from click.testing import CliRunner
+from programs import ForkedChild
 
 from vllm_nfp import load_profile
+from vllm_nfp.cli import main
 from vllm_nfp.types import Basis
 
 pytestmark = pytest.mark.engine
@@ -24,7 +29,17 @@ def run(*arguments: object) -> str:
     return done.stdout
 
 
-def measure(model: Path, out: Path, max_positions: int, **engine_args: object) -> str:
+def run_here(*arguments: object) -> str:
+    """The same in this process; an engine that it starts is a fork, which has imported vLLM."""
+    with mock.patch("vllm_nfp.measure.Child", ForkedChild):
+        done = CliRunner().invoke(main, [*map(str, arguments)])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def measure(
+    run: Callable[..., str], model: Path, out: Path, max_positions: int, **engine_args: object
+) -> str:
     return run(
         "measure", model, "--batch-sizes", "1,4,64", "--contexts", "32,128", "--layers", 0,
         "--max-positions", max_positions, "--samples", 6, "--seconds", 200, "-o", out,
@@ -34,7 +49,7 @@ def measure(model: Path, out: Path, max_positions: int, **engine_args: object) -
 
 def test_measure_report_compare(dense_model: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "first.json", tmp_path / "second.json"
-    table = measure(dense_model, first, 4, dtype="float32")
+    table = measure(run, dense_model, first, 4, dtype="float32")
     assert "B=64 L=32 was not probed: batch size 64 exceeds --max-num-seqs 8" in table
     assert "within 10%" in table
 
@@ -60,11 +75,11 @@ def test_measure_report_compare(dense_model: Path, tmp_path: Path) -> None:
     assert profile.run.probes["startup"] == 2 * 2 * 3 * 6
 
     report = tmp_path / "report.html"
-    run("report", first, "-o", report)
+    run_here("report", first, "-o", report)
     assert "Qwen3ForCausalLM" in report.read_text()
 
-    measure(dense_model, second, 3, dtype="bfloat16")
-    found = json.loads(run("compare", first, second, "--json"))
+    measure(run_here, dense_model, second, 3, dtype="bfloat16")
+    found = json.loads(run_here("compare", first, second, "--json"))
     changed = {row["name"]: (row["before"], row["after"]) for row in found["settings"]}
     assert changed["environment.dtype"] == ("float32", "bfloat16")
     assert changed["probe.positions"] == ("1,2,3,4", "1,2,3")

@@ -49,7 +49,7 @@ def two_nodes(
     own, others = ({**both, **environment} for environment in environments)
     with (
         Child(command, log, vllm_environment(others), name="the second node"),
-        server(model, folder, *flags, "--node-rank", "0", *first, **own) as running,
+        server(model, folder, *flags, "--node-rank", "0", *first, as_typed=True, **own) as running,
     ):
         yield running, log
 

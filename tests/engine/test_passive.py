@@ -38,6 +38,8 @@ class Kind:
     flags: tuple[str, ...]
     """With :data:`FOLDER` for one of the test's own."""
     outputs: Callable[[Running], list[list[int]]] = text_outputs
+    write: Callable[[Path], Path] | None = None
+    """Makes a model of its own."""
 
     def flags_in(self, folder: Path) -> tuple[str, ...]:
         return tuple(flag.replace(FOLDER, str(folder)) for flag in self.flags)
@@ -55,25 +57,30 @@ KINDS = {
     "connector": Kind(
         "is not known to leave a probe alone", ("--kv-transfer-config", json.dumps(OWN_CONNECTOR))
     ),
-}
+    "latent": Kind(
+        "(MLACommonMetadataBuilder) decodes at most 1 position of a sequence", (),
+        write=kinds.latent,
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_outputs_stay_and_steps_are_timed(name: str, dense_model: Path, tmp_path: Path) -> None:
     kind = KINDS[name]
+    model = dense_model if kind.write is None else kind.write(tmp_path / "model")
     outputs: list[Any] = []
     for number, probe in enumerate(((), ("--nfp-probe", "--nfp-config", PROBE))):
         folder = tmp_path / str(number)
         folder.mkdir()
         flags = (*kind.flags_in(folder), *probe)
-        with server(dense_model, folder, *flags) as running:
+        with server(model, folder, *flags) as running:
             outputs.append(kind.outputs(running))
             assert kind.outputs(running) == outputs[-1], "the server repeats itself not"
             if probe:
                 time.sleep(1.0)  # for what the last steps brought
                 check_metrics(running, kind.reason)
     flags = ("--enforce-eager", *kind.flags_in(tmp_path))
-    told = doctor.ask_vllm(doctor.Question(dense_model, flags)).values
+    told = doctor.ask_vllm(doctor.Question(model, flags)).values
     assert told["mode"] == "passive"
     assert kind.reason in told["reason"], "it is told before the server is started"
     assert outputs[0] == outputs[1]

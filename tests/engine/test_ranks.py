@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from generate import prompts
 from parts import started_engine
+from programs import spawning_forks
 
 from vllm_nfp.results.snapshot import Snapshot, read_snapshot
 from vllm_nfp.types import State
@@ -32,14 +33,15 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def llm(dense_model: Path) -> Iterator[Any]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=":")
-        with started_engine(
+    with (
+        spawning_forks(),
+        started_engine(
             dense_model, dtype="float32", max_num_seqs=32, tensor_parallel_size=2,
             distributed_executor_backend="mp",
             worker_extension_cls="rank_extension.ProbeExtension", enable_prefix_caching=False,
-        ) as started:  # fmt: skip
-            yield started
+        ) as started,
+    ):  # fmt: skip
+        yield started
 
 
 @pytest.fixture(scope="module")

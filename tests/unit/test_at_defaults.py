@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from prometheus_client import CollectorRegistry, generate_latest
 
 from benchmarks import at_defaults
 from benchmarks.at_defaults_score import scores_of
 from tests.unit.test_profile import ENVIRONMENT
-from vllm_nfp.config import ProbeConfig
+from vllm_nfp import measure
+from vllm_nfp.cli import main as main_command
+from vllm_nfp.config import ProbeConfig, config_from_mapping
 from vllm_nfp.metrics.families import families_of
 from vllm_nfp.results.profile import profile_of, save_profile
 from vllm_nfp.results.snapshot import Snapshot
@@ -140,3 +148,94 @@ def test_this_or_more_is_right_where_the_truth_is_more(run: Path) -> None:
         keep(run, "phase-1", replace(snapshot, boundaries=(line,)))
         later = list(scores_of(run))[1]
         assert (later.near, later.inside) == (near, 1 - near)
+
+
+def test_the_truth_has_the_settings_of_the_measure_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def keep(settings: measure.Settings, *_: object) -> None:
+        asked.append(settings)
+        raise measure.MeasureError("enough")
+
+    monkeypatch.setattr(measure, "measure", keep)
+    run = subprocess.run
+
+    def in_this_process(command: list[str], **_: object) -> None:
+        CliRunner().invoke(main_command, command[3:])
+
+    monkeypatch.setattr(subprocess, "run", in_this_process)
+    at_defaults.measure_truth(tmp_path, "{}", 77.0, tmp_path)
+    monkeypatch.setattr(subprocess, "run", run)
+    given = config_from_mapping(at_defaults.truth_settings(77.0, tmp_path))
+    assert replace(given, output_dir=None) == asked[0].probe
+
+
+def test_a_server_that_takes_no_truth_is_named(tmp_path: Path) -> None:
+    server = SimpleNamespace(url="http://127.0.0.1:9")  # nothing listens there
+    answer = at_defaults.truth_in_server(server, 20.0, tmp_path)  # type: ignore[arg-type]
+    assert "see server.log" in answer["fault"]
+    assert not (tmp_path / at_defaults.TRUTH).exists()
+
+
+def test_a_run_without_a_truth_is_named(run: Path) -> None:
+    (run / at_defaults.TRUTH).unlink()
+    done = CliRunner().invoke(at_defaults.main, ["--score", str(run)])
+    assert done.exit_code == 1 and f"no truth to score by: {run}" in done.output
+
+
+def test_the_truth_follows_the_probe_in_the_place_of_its_graphs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    from vllm_nfp.session.session import Session
+
+    # Imported by workers alone: it hooks sessions, which this undoes.
+    monkeypatch.setattr(Session, "after_warm_up", Session.after_warm_up)
+    monkeypatch.delitem(sys.modules, "benchmarks.truth_extension", raising=False)
+    extension = importlib.import_module("benchmarks.truth_extension")
+    told: list[Any] = []
+
+    class Outcome:
+        """Where a session writes."""
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def end(self) -> None:
+            told.append(f"{self.name} ends")
+
+        def write_last(self, last: Snapshot) -> None: ...
+
+        def close(self) -> None: ...
+
+    def session(name: str) -> Session:
+        cost = SimpleNamespace(begin=lambda: None, end=lambda: None, seconds=1.0)
+        worker = SimpleNamespace(identity=Snapshot("m", "0", State.PROBING), cost=cost)
+
+        def starts(worker: Any, runner: Any, place: Any, output: Any) -> Any:
+            told.append((name, runner, place))
+            return SimpleNamespace(lead=None, engine=None)
+
+        return Session(worker, Outcome(name), starts)  # type: ignore[arg-type]
+
+    settings = at_defaults.truth_settings(20.0, tmp_path)
+    live = session("live")
+    live.after_warm_up("runner", "pool", lambda: told.append("unhooked"))
+    asked: list[ProbeConfig] = []
+
+    def open_session(config: ProbeConfig, *_: Any) -> Session:
+        asked.append(config)
+        return session("truth")
+
+    monkeypatch.setattr(extension, "open_session", open_session)
+    server = extension.TruthServer()
+    server.vllm_config, server.model_runner = None, "runner"
+    answer = json.loads(server.nfp_truth(json.dumps(settings)))
+    assert told == [
+        ("live", "runner", "pool"), "live ends", "unhooked",
+        ("truth", "runner", "pool"), "truth ends",
+    ]  # fmt: skip
+    assert answer["active"] and not live.active
+    assert asked == [config_from_mapping(settings)]

@@ -34,6 +34,7 @@ from benchmarks import (
     traffic,
     user_traffic,
 )
+from benchmarks.flag_text import split_flags
 from vllm_nfp.start import ports
 from vllm_nfp.start import server as start_server
 from vllm_nfp.start.process import ProcessError, vllm_environment
@@ -455,3 +456,22 @@ def test_the_record_names_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(environment.COMMIT_VARIABLE)
     monkeypatch.setattr(environment, "_git", lambda *_: None)
     assert environment.commit() is None
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("--a 1 --b='x y'", ["--a", "1", "--b=x y"]),
+        ('--c {"m":"n", "k": [1, {"l": 2}]} --d', ["--c", '{"m":"n", "k": [1, {"l": 2}]}', "--d"]),
+        ("--c '{\"m\": 1}' --d [1,2]", ["--c", '{"m": 1}', "--d", "[1,2]"]),
+        ("", []),
+    ],
+)
+def test_json_in_flags_keeps_its_quotes(text: str, words: list[str]) -> None:
+    assert split_flags(text) == words
+
+
+@pytest.mark.parametrize("text", ['--c {"m": ', "--c 'x"])
+def test_flags_that_do_not_end_are_refused(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="cannot be read"):
+        split_flags(text)

@@ -58,14 +58,14 @@ def run(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         (programs / name).chmod(0o755)
 
     def run_script(
-        folder: Path, path: str = os.environ["PATH"], cwd: Path | None = None
+        folder: Path, path: str = os.environ["PATH"], cwd: Path | None = None, **variables: str
     ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             ["bash", os.path.relpath(folder / ".ci" / "run", cwd or folder)],
             cwd=cwd or folder, capture_output=True, text=True, timeout=120, check=False,
             stdin=subprocess.PIPE,  # never written to, nor closed
             env={"PATH": f"{programs}{os.pathsep}{path}", "TMPDIR": str(temporary), "CI": "true",
-                 "HOME": str(tmp_path)},
+                 "HOME": str(tmp_path), **variables},
         )  # fmt: skip
         assert list(temporary.iterdir()) == [], "the clone is left behind"
         return done
@@ -170,6 +170,15 @@ def test_a_failure_of_the_tests_is_that_of_the_script(checkout: Path, run: Run) 
     done = run(checkout)
     assert done.returncode == 3
     assert "a third one" not in done.stdout
+
+
+def test_what_python_compiles_is_kept(checkout: Path, run: Run) -> None:
+    """Else each process that imports vLLM compiles it: half of the tests' CPU time."""
+    (checkout / "README.md").write_text(
+        COMMANDS.replace('echo "1 passed', 'echo "$PIP_COMPILE${PYTHONDONTWRITEBYTECODE-kept}')
+    )
+    done = run(checkout, PYTHONDONTWRITEBYTECODE="1")
+    assert done.stdout.splitlines()[-1] == "0kept"
 
 
 def test_what_a_shell_has_left_set_reaches_no_test() -> None:

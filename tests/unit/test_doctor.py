@@ -34,7 +34,7 @@ SPECULATING = {
 BASE = {"platform": "cuda", "triton": True, "forced_runner": None}
 OF_MODEL = {
     **BASE,
-    "mode": "active", "reason": "", "features": [], "not_looked_at": [],
+    "mode": "active", "reason": "", "features": [],
     "use_v2": True, "v2_unsupported": [],
     "backend": "FLASH_ATTN", "flash_attention": 3,
     "graphs": {"eager": False, "mode": "FULL", "largest": 512, "sizes": [*range(1, 513)]},
@@ -178,10 +178,9 @@ def test_every_feature_of_a_command_line_is_told_and_not_only_the_first_reason()
 
 
 def test_backend_graphs_and_drafts_of_a_model() -> None:
-    found = diagnose(MODEL, not_looked_at=["--port", "8000"])
+    found = diagnose(MODEL)
     assert found["attention backend"].found == "FLASH_ATTN"
     assert found["CUDA graphs"].found == "FULL, up to 512 tokens"
-    assert found["flags"].found.endswith("--port 8000")
     unknown = diagnose(
         MODEL, backend=None, graphs={"eager": True, "mode": "NONE", "largest": 0, "sizes": []}
     )

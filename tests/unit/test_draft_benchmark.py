@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import time
@@ -16,6 +17,7 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT))
 from benchmarks import (
+    draft_engine,
     draft_lengths,
     draft_models,
     draft_plan,
@@ -199,14 +201,31 @@ def test_a_head_is_judged_by_what_the_controllers_tell_of_its_drafts(
         }
     row = draft_times.read_rows(folder / "tables.jsonl")[0]
     assert row["draft_token_seconds"] == pytest.approx(2e-3)
-    assert row["recommended"] == draft_plan.recommended(
-        FLAT, 0.7, 128, DraftCost(seconds_per_token=2e-3)
+    assert row["recommended"] == draft_rates.recommended(
+        FLAT, 0.7, 1024, 128, DraftCost(seconds_per_token=2e-3)
     )
     found = draft_rates.point_rows(folder)
     assert {row["draft_token_seconds"] for row in found} == {row["draft_token_seconds"]}
     lengths = [row["ours_length"] for row in found if row["acceptance"] == 0.7]
     assert max(lengths) < draft_plan.LONGEST
     assert {row["method"] for row in draft_rates.ramp_rows(folder)} == {"eagle3"}
+
+
+def test_the_table_of_a_ramp_is_that_of_its_own_context() -> None:
+    steep = [StepCurve(b, 8960, 5e-3, ((1, 1.0), (9, 9.0))) for b in (1, 8, 128)]
+    curves = [curve for curve in FLAT if curve.context == 1280] + steep
+    assert draft_rates.recommended(curves, 0.9, 1024, 128) == [[1, 128, 8]]
+    assert draft_rates.recommended(curves, 0.9, 8192, 128) == [[1, 128, 0]]
+
+
+def test_the_engine_probes_at_the_defaults(tmp_path: Path) -> None:
+    from vllm_nfp.config import ProbeConfig
+
+    found, usual = draft_engine._probe_config(tmp_path), ProbeConfig()
+    changed = {"draft_control", "draft_lengths", "run_dir", "output_dir"}
+    for field in dataclasses.fields(ProbeConfig):
+        if field.name not in changed:
+            assert getattr(found, field.name) == getattr(usual, field.name), field.name
 
 
 def test_looking_up_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,9 +251,9 @@ def test_where_no_controller_tells_the_rounds_do() -> None:
 
 
 def test_a_head_that_costs_much_drafts_one_token_with_the_pass_that_it_makes_anyway() -> None:
-    found = draft_plan.recommended(FLAT, 0.5, 128, DraftCost(seconds_per_token=1.0))
+    found = draft_rates.recommended(FLAT, 0.5, 1024, 128, DraftCost(seconds_per_token=1.0))
     assert {length for *_, length in found} == {1}
-    looked_up = draft_plan.recommended(FLAT, 0.5, 128, DraftCost(seconds_once=1.0))
+    looked_up = draft_rates.recommended(FLAT, 0.5, 1024, 128, DraftCost(seconds_once=1.0))
     assert {length for *_, length in looked_up} == {0}
 
 
@@ -273,7 +292,7 @@ def test_what_has_no_head_is_refused(
 
 def test_vllm_is_told_how_to_draft(tmp_path: Path) -> None:
     def told(method: str, tiny: bool) -> dict[str, Any]:
-        settings = draft_plan.Settings("tiny", 2, 1.0, True, tiny, 1.0, method)
+        settings = draft_plan.Settings("tiny", 2, 1.0, True, tiny, method)
         return draft_models.speculation(settings, tmp_path / "draft")
 
     assert told("ngram_gpu", False)["method"] == "ngram_gpu"

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from vllm_nfp import predict
 from vllm_nfp.adapter.dispatch import Execution, GraphRules, place
 from vllm_nfp.doctor.graph_lint import missing_graphs
 from vllm_nfp.draft import lints, served_with
@@ -155,7 +156,7 @@ def of_server(
         ({"max_num_batched_tokens": 256}, "eagle3", "64 sequences with K=3 take 4 tokens each"),
         ({"max_num_batched_tokens": 512}, "dflash", "and 7 slots for drafting each, 704 in all"),
         ({"engines": 2}, "eagle3", "with 2 data-parallel engines"),
-        ({"engines": 2}, "suffix", None),
+        ({"engines": 2}, "suffix", "num_speculative_tokens=7 up to 7 tokens are drafted at every"),
         ({"attention_backends": ("FLASH_ATTN",), "context": 8192}, "eagle3", "FLASHINFER"),
         ({"attention_backends": ("FLASH_ATTN",), "context": 1024}, "eagle3", None),
         ({"context": 8192}, "eagle3", None),
@@ -174,6 +175,27 @@ def test_settings_of_the_measured_server(
     assert told is None or told in found[0]
     off = Schedule((ScheduleRange(1, 64, 0),), ())
     assert served_with.cautions(source, off, method) == ()
+
+
+def test_one_length_for_all_is_told_of_where_several_are_best() -> None:
+    assert lints.one_length("suffix", [4, 4]) is None
+    assert "though 0 to 6 are best" in (lints.one_length("suffix", [6, 3, 0]) or "")
+
+
+@pytest.mark.parametrize(
+    ("device", "backend", "told"),
+    [
+        ("RTX-4090", None, True),
+        ("RTX-4090", "FLASHINFER", False),
+        ("H100-SXM", None, False),
+    ],
+)
+def test_a_prediction_with_flash_attention_2_names_the_other_backend(
+    device: str, backend: str | None, told: bool
+) -> None:
+    found = predict("qwen3-8b", device, (1, 4), (16384,), attention_backend=backend)
+    warnings = recommend(found, 0.8, draft_method="ngram").warnings
+    assert any("compare with --attention-backend FLASHINFER" in w for w in warnings) == told
 
 
 def test_recommend_tells_of_them(dense_profile: Profile) -> None:

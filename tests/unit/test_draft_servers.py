@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import pytest
@@ -14,7 +17,8 @@ import itertools
 from benchmarks.draft_fleet import EACH_LENGTH, FIXED, MAX_NUM_SEQS
 from benchmarks.draft_servers import GpuPlan, read_plan
 from benchmarks.draft_servers_score import points, summary
-from benchmarks.draft_servers_turns import counted_rates
+from benchmarks.draft_servers_turns import Turns, counted_rates
+from vllm_nfp.start.process import ProcessError
 
 
 def test_a_plan_is_read_and_others_are_refused() -> None:
@@ -55,7 +59,7 @@ def test_every_point_is_scored_by_the_medians_of_its_rounds() -> None:
     for number, factor in enumerate((1.0, 1.1, 3.0)):
         rates = {"fixed:1": 80.0, "fixed:3": 100.0, "live": 97.0, "table": 99.0}
         rows += [row(policy, rate * factor, 0.7, number) for policy, rate in rates.items()]
-    rows += [row("fixed:1", 60.0, 0.5), row("live", 30.0, 0.5)]
+    rows += [row("fixed:1", 60.0, 0.5), row("fixed:3", 9.0, 0.5), row("live", 30.0, 0.5)]
     late, first = points([*rows, row("fixed:1", 1.0, 0.9)])
     assert (first["best"], first["rounds"]) == ("fixed:3", 3)
     assert first["best_rate"] == pytest.approx(110.0)
@@ -67,3 +71,60 @@ def test_every_point_is_scored_by_the_medians_of_its_rounds() -> None:
     assert found["live"]["points"] == 2
     assert found["live"]["worst"] == pytest.approx(0.5)
     assert found["live"]["worst_over_none"] == pytest.approx(0.6)
+
+
+def test_a_point_that_was_cut_off_is_left_out_and_a_failed_table_has_no_score() -> None:
+    rates = {"fixed:1": 80.0, "fixed:3": 100.0, "live": 97.0}
+
+    def point(state: str, acceptance: float, **more: float) -> list[dict]:
+        found = [row(name, rate, acceptance) for name, rate in {**rates, **more}.items()]
+        return [{**one, "table": state} for one in found]
+
+    plain = row("none", 50.0, None)
+    served, cut = point("served", 0.5, table=99.0), point("served", 0.7)
+    failed, none = point("failed", 0.9), point("none", 0.3)
+    found = points([plain, *served, *cut, *failed, *none])
+    assert [one["acceptance"] for one in found] == [0.3, 0.5, 0.9]
+    assert [one.get("table") for one in found] == [0.5, pytest.approx(0.99), None]
+    assert summary(found)["table"]["points"] == 2 and summary(found)["live"]["points"] == 3
+    (_, *whole) = point("none", 0.3)
+    assert points([plain, *served, *whole])[0]["acceptance"] == 0.5, "a fixed length is missing"
+    assert "table" not in summary(points([plain, *failed]))
+
+
+def test_a_run_goes_on_without_a_table_that_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    class Fleet:
+        """Servers that answer, but for those of tables."""
+
+        def run(self, name: str) -> SimpleNamespace:
+            return SimpleNamespace(url="http://x", metrics=lambda: "vllm_nfp_state 1\n")
+
+        def speculation(self, acceptance: float, table: dict) -> list[str]:
+            return ["--speculative-config", json.dumps(table)]
+
+        def start(self, flags: dict, spared_seconds: float) -> None:
+            told.append(f"start {[*flags]} sparing {spared_seconds:.0f} s")
+            raise ProcessError("the server was not ready in 9 s")
+
+        def pause(self) -> None: ...
+
+        def say(self, text: str) -> None:
+            told.append(text)
+
+    monkeypatch.setattr(Turns, "_accept", lambda *_: None)
+    monkeypatch.setattr(Turns, "_traffic", lambda *_: None)
+    monkeypatch.setattr(Turns, "_asked", lambda *_: {"num_speculative_tokens": 3})
+    turns = Turns(Fleet(), (0.7,), (1, 4), tmp_path)  # type: ignore[arg-type]
+    turns.recommend()
+    assert told[0].startswith("start ['table-0.7'] sparing")
+    assert told[1] == "no table is measured: the server was not ready in 9 s"
+    measured: list[str] = []
+    monkeypatch.setattr(Turns, "_measure", lambda self, name, *_: measured.append(name))
+    turns._fleet.left, turns._fleet.set_length = 99.0, lambda *_: None  # type: ignore[misc]
+    turns._point(0.7, 1, 0)
+    assert set(measured) == {"drafts", "live"}
+    assert turns._table_state(0.7) == "failed"

@@ -11,6 +11,7 @@ import torch
 
 from vllm_nfp.adapter import support
 from vllm_nfp.adapter.bindings import UnknownVllmError
+from vllm_nfp.adapter.features import features_of
 from vllm_nfp.adapter.runner_v1 import V1Runner
 from vllm_nfp.adapter.runner_v2 import V2Runner
 from vllm_nfp.adapter.runners import view_of
@@ -25,7 +26,8 @@ def config(**changes: Any) -> Any:
         decode_context_parallel_size=1, prefill_context_parallel_size=1,
         use_ubatching=False, enable_eplb=False, enable_expert_parallel=False, nnodes=1, rank=0,
         distributed_executor_backend=None, all2all_backend="allgather_reducescatter",
-        enable_elastic_ep=False, data_parallel_backend="mp",
+        enable_elastic_ep=False, data_parallel_backend="mp", data_parallel_size_local=1,
+        data_parallel_external_lb=False, data_parallel_hybrid_lb=False,
     )  # fmt: skip
     model = SimpleNamespace(
         is_hybrid=False, is_attention_free=False, is_encoder_decoder=False, is_moe=False,
@@ -87,7 +89,11 @@ OTHER_ALL2ALL = {
         ),
         (
             {**EXPERTS_IN_PARALLEL, "parallel_config__distributed_executor_backend": "ray"},
-            "--distributed-executor-backend ray",
+            "--distributed-executor-backend mp",
+        ),
+        (
+            {**EXPERTS_IN_PARALLEL, "parallel_config__data_parallel_backend": "ray"},
+            "not tried with a probe under Ray",
         ),
         (
             {
@@ -146,7 +152,10 @@ def test_what_a_probe_would_corrupt_is_refused_by_name(
         {"model_config__supports_multimodal_inputs": True},
         {"model_config__enable_prompt_embeds": True},
         {"parallel_config__data_parallel_size": 4},
+        {"parallel_config__data_parallel_size": 4, "parallel_config__data_parallel_backend": "ray"},
         EXPERTS_IN_PARALLEL,
+        {**EXPERTS_IN_PARALLEL, "parallel_config__data_parallel_external_lb": True},
+        {**EXPERTS_IN_PARALLEL, "parallel_config__data_parallel_hybrid_lb": True},
         {**OTHER_ALL2ALL, "parallel_config__all2all_backend": "allgather_reducescatter"},
         {**OTHER_ALL2ALL, "parallel_config__enable_expert_parallel": False},
         {"parallel_config__tensor_parallel_size": 2},
@@ -163,6 +172,25 @@ def test_what_a_probe_would_corrupt_is_refused_by_name(
 )
 def test_what_a_probe_follows_is_accepted(changes: dict[str, Any]) -> None:
     assert support.refusal(config(**changes)) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "balanced"),
+    [
+        ({}, "over nodes, balanced by the first"),
+        ({"parallel_config__data_parallel_size_local": 4}, None),
+        ({"parallel_config__data_parallel_hybrid_lb": True}, "over nodes, balanced by each"),
+        ({"parallel_config__data_parallel_external_lb": True}, "balanced from outside"),
+        ({"parallel_config__data_parallel_backend": "ray"}, None),
+    ],
+)
+def test_who_spreads_requests_over_engines_is_told(
+    changes: dict[str, Any], balanced: str | None
+) -> None:
+    held = features_of(config(parallel_config__data_parallel_size=4, **changes))
+    found = [feature.name for feature in held if "balanced" in feature.name]
+    assert len(found) == (balanced is not None)
+    assert all(name.endswith(str(balanced)) for name in found)
 
 
 @pytest.mark.parametrize(

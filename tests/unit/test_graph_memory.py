@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from vllm_nfp.adapter.attention_groups import AttentionGroup, _most_positions
+from vllm_nfp.adapter.attention_groups import AttentionGroup
+from vllm_nfp.adapter.decoding import Bound
 from vllm_nfp.adapter.dispatch import GraphRules
 from vllm_nfp.adapter.graph_place import CaptureWatch, GraphPlace
 from vllm_nfp.adapter.server_limits import ServerLimits
@@ -495,7 +496,7 @@ def test_logits_outside_graphs_may_take_what_a_full_batch_takes() -> None:
 def test_block_tables_take_at_most_a_quarter_of_the_limit() -> None:
     """Of a long context and a large batch size they would take all of it: no graph would fit."""
     group: Any = SimpleNamespace(
-        block_tokens=16, num_blocks=1 << 20, blocks_needed=lambda b, t: 0, most_positions=None
+        block_tokens=16, num_blocks=1 << 20, blocks_needed=lambda b, t: 0, bound=None
     )
     server = replace(SERVER, max_context=131072, max_batch_size=1024)
     limits = ShapeLimits(server, (1, 2), (group, group), RULES, 64, True, True)
@@ -619,7 +620,7 @@ def test_pages_of_files_are_not_the_probes_memory(tmp_path: Path) -> None:
 def test_the_rank_with_the_fewest_blocks_decides_which_cells_are_probed() -> None:
     group: Any = SimpleNamespace(
         block_tokens=16, num_blocks=100, blocks_needed=lambda b, tokens: b * -(-tokens // 16),
-        most_positions=None,
+        bound=None,
     )  # fmt: skip
     limits = ShapeLimits(SERVER, (1, 2), (group,), RULES, 64, True, True)
     assert limits.cell_refusal(4, 256) is None
@@ -628,27 +629,27 @@ def test_the_rank_with_the_fewest_blocks_decides_which_cells_are_probed() -> Non
 
 
 @pytest.mark.parametrize(
-    ("threshold", "positions", "refused"),
+    ("most", "positions", "refused"),
     [(1, (1,), True), (4, (1, 2, 4), False), (512, (1, 2, 4, 8), False)],
 )
-def test_positions_that_latent_attention_takes_for_a_prompt_are_not_probed(
-    threshold: int, positions: tuple[int, ...], refused: bool
+def test_positions_that_a_backend_takes_for_a_prompt_are_not_probed(
+    most: int, positions: tuple[int, ...], refused: bool
 ) -> None:
     """Seen with Triton's kernels on a GPU: their builder lets no prompt be captured."""
-
-    class MLACommonMetadataBuilder:
-        reorder_batch_threshold: int
-
-    class OfTriton(MLACommonMetadataBuilder):
-        reorder_batch_threshold = threshold
-
-    class Dense:
-        reorder_batch_threshold = 1
-
-    bounds = [_most_positions(builder) for builder in (OfTriton(), Dense())]
-    assert bounds == [threshold, None]
-    groups = [AttentionGroup(OfTriton(), ("a",), 16, 1 << 20, bound) for bound in bounds]
-    limits = ShapeLimits(SERVER, (1, 2, 4, 8), tuple(groups), RULES, 64, True, True)
+    groups = tuple(
+        AttentionGroup(None, ("a",), 16, 1 << 20, bound) for bound in (None, Bound(most, "A", True))
+    )
+    limits = ShapeLimits(SERVER, (1, 2, 4, 8), groups, RULES, 64, True, True)
     refusal = limits.cell_refusal(1, 64)
-    assert ("OfTriton takes more than 1 in a step for a prompt" in str(refusal)) is refused
+    expected = (
+        "the attention backend (A) decodes at most 1 position of a sequence in a step and takes 2 "
+        "for a prompt: serve with 1 or more speculative tokens"
+    )
+    assert refusal == (expected if refused else None)
     assert limits.positions(1, 64, lambda batch_size, n: True) == positions
+
+
+def test_where_drafts_change_nothing_another_backend_is_advised() -> None:
+    group = AttentionGroup(None, ("a",), 16, 1 << 20, Bound(1, "A", False))
+    refusal = ShapeLimits(SERVER, (1, 2), (group,), RULES, 64, True, True).cell_refusal(1, 64)
+    assert refusal is not None and refusal.endswith("serve with another --attention-backend")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import sys
+from email.message import Message
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 import pytest
 
@@ -13,7 +16,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 pytest.importorskip("aiohttp")
 
-from benchmarks import soak, soak_traffic
+from benchmarks import load, soak, soak_traffic
 from benchmarks.server import Spec
 from benchmarks.traffic import Load
 
@@ -50,6 +53,16 @@ def test_answers_are_asked_for_one_at_a_time(monkeypatch: pytest.MonkeyPatch) ->
     assert [one["tokens"] for one in found] == [[1], [2]]
     assert [one["logprobs"] for one in found] == [[-0.5], None]
     assert {body["temperature"] for body in bodies} == {0}
+    assert all(body["return_tokens_as_token_ids"] for body in bodies)
+
+
+def test_a_refusal_has_the_servers_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(url: str, body: Any) -> dict[str, Any]:
+        raise HTTPError(url, 400, "Bad Request", Message(), io.BytesIO(b"no tokenizer here"))
+
+    monkeypatch.setattr(soak_traffic, "complete", refuse)
+    with pytest.raises(load.LoadError, match="answered 400: no tokenizer here"):
+        soak_traffic.answers("http://x", "m", [[3, 4]])
 
 
 def test_an_answer_that_changed_is_named_with_what_changed() -> None:

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import mmap
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from click.testing import CliRunner
 
 # The scripts are no part of the installed package.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 pytest.importorskip("aiohttp")
 
-from benchmarks import switched, switched_summary, traffic
+from benchmarks import switched, switched_core, switched_summary, traffic
 from benchmarks.hooks import OFF, Hooks, background_seconds, require_active
-from benchmarks.resident import Growth, StageGrowth, mappings, resident
+from benchmarks.resident import Growth, StageGrowth, gpu_kinds, kinds, mappings, resident
+from benchmarks.switched_board import Board, CoreCost
+from benchmarks.switched_core import Watched
+from benchmarks.switched_drafts import Drafts
+from benchmarks.switched_spec import spec_of
+from vllm_nfp.config import config_from_mapping
 
 
 def test_each_turn_of_a_block_has_the_same_arrivals() -> None:
@@ -185,6 +194,17 @@ def test_stages_tell_what_grows_in_them_and_are_left_as_they_were(
     kept[0].close()
 
 
+def test_memory_of_a_gpu_is_split_into_what_pytorch_holds_and_the_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert gpu_kinds() == {}, "there is no GPU, or nothing has used it"
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (300 << 20, 1000 << 20))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 600 << 20)
+    assert gpu_kinds() == {"GpuReserved": 600 << 10, "GpuBeside": 100 << 10}
+    assert kinds()["GpuBeside"] == 100 << 10
+
+
 class Session:
     """A session that notes what it is asked."""
 
@@ -274,9 +294,14 @@ def test_a_turn_is_charged_what_came_since_the_switch() -> None:
     before = {"hooks": {}, "resident_mib": 1.0, "background_seconds": 2.0}
     hooks = {"active": {"seconds": 0.1, "steps": 7, "median_us": {}, "delayed_steps": 3}}
     after = {"hooks": hooks, "resident_mib": 5.0, "background_seconds": 2.5}
-    cost = switched._cost("active", before, after)
+    unwatched = CoreCost(0, 0, 0.0, 0.0)
+    cost = switched._cost("active", (before, unwatched), (after, unwatched))
     assert (cost["hook_delayed_steps"], cost["background_seconds"]) == (3, 0.5)
-    assert switched._cost(OFF, before, after)["hook_steps"] == 0
+    assert "core_steps" not in cost
+    core = CoreCost(7, 10, 1.0, 2.0), CoreCost(7, 14, 1.25, 2.5)
+    off = switched._cost(OFF, (before, core[0]), (after, core[1]))
+    assert off["hook_steps"] == 0
+    assert [off[f"core_{n}"] for n in ("steps", "hook_seconds", "thread_seconds")] == [4, 0.25, 0.5]
 
 
 def test_the_client_watches_no_captures() -> None:
@@ -290,3 +315,165 @@ def test_the_client_watches_no_captures() -> None:
         cwd=Path(__file__).resolve().parents[2],
     )
     assert done.stdout.strip() == "False"
+
+
+class Scheduler:
+    """What the engine core's loop asks of a scheduler."""
+
+    def has_requests(self) -> bool:
+        return True
+
+
+class Control:
+    """A draft control that notes when it comes and goes."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def resume(self) -> None:
+        self.told.append("resume")
+
+    def pause(self) -> None:
+        self.told.append("pause")
+
+    def scheduled(self, output: object) -> None:
+        time.sleep(0.002)
+
+    def finished(self, output: object, model_output: object, now: float) -> None:
+        time.sleep(0.002)
+
+
+def test_the_engine_core_switches_its_control_between_steps(tmp_path: Path) -> None:
+    scheduler, control = Scheduler(), Control()
+    asked = Board.create(tmp_path / "board")
+    Watched(scheduler, control, Board(tmp_path / "board"))
+    assert asked.cost.pid == 0 and scheduler.has_requests() and control.told == []
+    begun = asked.cost
+    assert begun.pid > 0
+    asked.want_control(True)
+    for _ in range(2):
+        assert scheduler.has_requests()
+        control.scheduled("step")
+        control.finished("step", "output", 0.0)
+    asked.want_control(False)
+    assert scheduler.has_requests() and control.told == ["resume", "pause"]
+    spent = asked.cost.since(begun)
+    assert spent["core_steps"] == 2 and 0.008 <= spent["core_hook_seconds"] < 0.5
+
+
+def test_an_engine_core_without_a_control_is_watched_alone(tmp_path: Path) -> None:
+    scheduler, board = Scheduler(), Board.create(tmp_path / "board")
+    Watched(scheduler, None, board)
+    board.want_control(True)
+    assert scheduler.has_requests() and board.cost.steps == 0
+
+
+def test_time_in_the_engine_core_is_a_part_of_the_turns() -> None:
+    rows, times_us = rows_of(1.0)
+    without = switched_summary.compare(rows, times_us, 0.5, "active")
+    assert without is not None and without.core_share is None
+    for row in rows:
+        row |= {"core_hook_seconds": 0.004, "core_thread_seconds": 0.001}
+    found = switched_summary.compare(rows, times_us, 0.5, "active")
+    assert found is not None and found.core_share == pytest.approx(0.01)
+    assert switched_summary.cells(found)[-1] == "1.00%"
+    assert len(switched_summary.cells(found)) == len(switched_summary.HEADS)
+
+
+@pytest.mark.parametrize("method", ["ngram", "eagle3"])
+def test_every_draft_length_is_in_the_table_of_the_server(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    drafts = Drafts(method, (0, 1, 4), 0.5)
+    flag, config = drafts.flags("qwen3-8b", 4)
+    found = json.loads(config)
+    assert flag == "--speculative-config" and found["num_speculative_tokens"] == 4
+    assert [length for *_, length in found["num_speculative_tokens_per_batch_size"]] == [0, 1, 4]
+    if method == "eagle3":
+        assert found["synthetic_acceptance_rates"] == [0.5, 0.25, 0.125, 0.0625]
+        assert (Path(found["model"]) / "config.json").is_file()
+
+
+def test_a_controlled_server_knows_its_lengths_and_is_watched(tmp_path: Path) -> None:
+    settings = switched.Settings(
+        shape="tiny-dense", layers=2, kv_gib=None, prompt_tokens=8, output_tokens=8, saturating=2,
+        turn_seconds=0.5, saturated_turn_seconds=1.0, warmup_turns=1, probe={}, flags=(),
+        variants=(OFF, "control"), within=10.0, draft=Drafts("ngram", (0, 2), 0.5),
+    )  # fmt: skip
+    spec = spec_of(settings, tmp_path, tmp_path, tmp_path / "log")
+    control = config_from_mapping(json.loads(spec.extra["NFP_BENCH_CONTROL"]))
+    assert control.draft_control and control.draft_lengths == (0, 2)
+    assert control.run_dir == str(tmp_path / "control")
+    assert "--scheduler-cls" in spec.command() and "--nfp-probe" not in spec.command()
+    plain = spec_of(replace(settings, draft=None, variants=(OFF,)), tmp_path, tmp_path, tmp_path)
+    assert "--scheduler-cls" not in plain.command() and "NFP_BENCH_CONTROL" not in plain.extra
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--variants", "off,control"], "--variants control needs --draft"),
+        (["--draft", "ngram", "--draft-lengths", "1,2"], "1,2 must hold 0 and at least one more"),
+        (["--draft", "ngram", "--draft-lengths", "0,2,2"], "each once"),
+    ],
+)
+def test_what_cannot_be_controlled_is_refused(
+    arguments: list[str], sentence: str, tmp_path: Path
+) -> None:
+    done = CliRunner().invoke(switched.main, [*arguments, "--out", str(tmp_path / "out")])
+    assert done.exit_code == 2 and sentence in done.output
+
+
+def test_a_server_that_drafts_has_no_median_between_tokens() -> None:
+    rows, times_us = rows_of(1.1)
+    found = switched_summary.compare(rows, times_us, 0.5, "active", drafts=True)
+    assert found is not None and "itl_p50" not in found.ratios
+    assert found.ratios["itl_mean"].ratio == pytest.approx(1.1, rel=0.02)
+    assert switched_summary.cells(found)[6] == ""
+
+
+class SchedulerConfig:
+    """Chooses the scheduler as vLLM does: its own unless another is named."""
+
+    scheduler_cls: str | None = switched_core.SCHEDULER
+
+    def get_scheduler_cls(self) -> Any:
+        assert self.scheduler_cls is None, "vLLM's own is asked for"
+        return OwnScheduler
+
+
+class OwnScheduler(Scheduler):
+    """What vLLM would have made."""
+
+    def __init__(self, vllm_config: Any, block_size: int) -> None:
+        self.vllm_config, self.block_size = vllm_config, block_size
+        self.num_spec_tokens, self.dynamic_sd_lookup = 4, [0, 0, 2]
+
+
+@pytest.mark.parametrize("attaches", [True, False])
+def test_the_engine_core_gets_vllms_own_scheduler_under_a_paused_control(
+    attaches: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("vllm")
+    from vllm_nfp.adapter import draft_control
+
+    control, tables = Control(), []
+
+    def attach(scheduler: Any, config: Any, patches: Any) -> Control | None:
+        tables.append((list(scheduler.dynamic_sd_lookup), config.draft_lengths))
+        return control if attaches else None
+
+    monkeypatch.setattr(draft_control, "attach", attach)
+    Board.create(tmp_path / "board")
+    monkeypatch.setenv(switched_core.BOARD_VARIABLE, str(tmp_path / "board"))
+    monkeypatch.setenv(switched_core.CONTROL_VARIABLE, '{"draft_lengths": [0, 2, 4]}')
+    config = SimpleNamespace(scheduler_config=SchedulerConfig())
+    if not attaches:
+        with pytest.raises(RuntimeError, match="did not attach"):
+            switched_core.switched_scheduler(vllm_config=config, block_size=16)
+        return
+    made = switched_core.switched_scheduler(vllm_config=config, block_size=16)
+    assert type(made) is OwnScheduler and made.block_size == 16
+    assert tables == [([4, 4, 4], (0, 2, 4))] and control.told == ["pause"]
+    assert config.scheduler_config.scheduler_cls == switched_core.SCHEDULER

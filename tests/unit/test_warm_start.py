@@ -12,9 +12,18 @@ import pytest
 import torch
 from made_surface import CONFIG as MODEL
 from sessions import session_of, vllm_config
+from test_principle_models import QWEN_3_30B_A3B
 
 from vllm_nfp.adapter.runner import RunnerView
 from vllm_nfp.config import ProbeConfig
+from vllm_nfp.principle import (
+    Serving,
+    Target,
+    default_calibration,
+    hardware_by_name,
+    shape_from_config,
+)
+from vllm_nfp.principle.live import Ground
 from vllm_nfp.results.profile import Profile, profile_file, save_profile
 from vllm_nfp.results.warm_start import (
     AGED_DEVIATION,
@@ -28,7 +37,7 @@ from vllm_nfp.session import knowledge
 from vllm_nfp.session.knowledge import Knowledge, knowledge_of
 from vllm_nfp.session.output import Measured
 from vllm_nfp.surface import RECORDED
-from vllm_nfp.types import Basis, Module
+from vllm_nfp.types import Basis, ExpertRouting, Module
 
 MODULES = (Module.MODEL, Module.ATTENTION, Module.DENSE_FFN)
 
@@ -159,7 +168,6 @@ def test_a_hardware_file_of_another_gpu_leaves_the_built_in_prediction(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    from vllm_nfp.principle import Target, default_calibration, hardware_by_name
     from vllm_nfp.principle.hardware_file import write_hardware_file
 
     path = tmp_path / "l4.json"
@@ -181,3 +189,22 @@ def test_a_hardware_file_of_another_gpu_leaves_the_built_in_prediction(
     assert "is for L4, this GPU is NVIDIA H100 80GB HBM3" in found.reason
     assert found.ground is not None and found.ground.target.hardware.name == "H100-SXM"
     assert "is for L4" in next(r.message for r in caplog.records if r.levelno == logging.WARNING)
+
+
+def test_a_profile_that_counted_experts_gives_its_routing_to_the_prior(
+    moe_profile: Profile, view: RunnerView, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = Target(hardware_by_name("H200"), default_calibration("H200"))
+    ground = Ground(shape_from_config(QWEN_3_30B_A3B), target, Serving())
+    monkeypatch.setattr(knowledge, "served_ground", lambda *_: ground)
+    counted = ExpertRouting(128, 8, 8, 20, 16384, 0.6, ())
+    path = tmp_path / "earlier.json"
+    skews, steps = [], []
+    for experts in (None, counted):
+        save_profile(path, replace(moe_profile, experts=experts))
+        found = known(moe_profile, view, start_profile=str(path))
+        assert found.ground is not None
+        skews.append(found.ground.serving.routing_skew)
+        steps.append(found.prior(8, 1024).log_step[3] - found.prior(8, 1024).log_step[0])
+    assert skews == [0.0, 0.6]
+    assert steps[1] < steps[0], "skewed routers wake fewer experts"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vllm_nfp.adapter import bindings, versions
+from vllm_nfp.adapter.decoding import Bound, decoding_bound
 
 if TYPE_CHECKING:
     import torch
@@ -14,9 +15,6 @@ if TYPE_CHECKING:
 
 PROMPT_SCRATCH = "chunked_prefill_workspace"
 """Where builders of latent attention keep what prompts in chunks are gathered in."""
-
-LATENT_BUILDER = "MLACommonMetadataBuilder"
-"""Base of the builders of dense latent attention, of the same name in all releases."""
 
 
 class CellDoesNotFitError(RuntimeError):
@@ -34,8 +32,8 @@ class AttentionGroup:
     """Tokens in a block as the kernels see it."""
     num_blocks: int
     """Blocks in the pool as the kernels see it."""
-    most_positions: int | None = None
-    """A sequence with more of them in a step is read as a prompt; None: there is no such bound."""
+    bound: Bound | None = None
+    """A sequence with more positions in a step is read as a prompt; None: none is."""
 
     def blocks_needed(self, batch_size: int, tokens: int) -> int:
         """Distinct blocks that ``batch_size`` sequences of ``tokens`` tokens read."""
@@ -51,7 +49,7 @@ def own_groups(
 
     Raises:
         CellDoesNotFitError: if a group's blocks cannot be addressed one by one.
-        UnknownVllmError: if its kind, or how its builder is called, is unknown.
+        UnknownVllmError: if its kind, its builder, or how that is called, is unknown.
     """
     may_be_packed = versions.is_since(versions.PACKED_KV_LAYERS)
     groups = []
@@ -67,20 +65,9 @@ def own_groups(
         builder = _new_builder(type(live), spec, names, vllm_config, device)
         _share_scratch(live, builder)
         per_block = runner_group.kv_cache_spec.block_size // spec.block_size
-        blocks, most = num_blocks * per_block, _most_positions(builder)
-        groups.append(AttentionGroup(builder, names, spec.block_size, blocks, most))
+        blocks, bound = num_blocks * per_block, decoding_bound(builder)
+        groups.append(AttentionGroup(builder, names, spec.block_size, blocks, bound))
     return tuple(groups)
-
-
-def _most_positions(builder: Any) -> int | None:
-    """Positions that a builder of latent attention takes for decoding; None: any number.
-
-    Some of them (Triton's) take one, and as many as a server's own drafts need where it speculates;
-    prompts run through other kernels, and may not be captured.
-    """
-    if all(kind.__name__ != LATENT_BUILDER for kind in type(builder).__mro__):
-        return None
-    return int(builder.reorder_batch_threshold)
 
 
 def _new_builder(

@@ -38,6 +38,13 @@ SCHEDULER_FIELDS = (
 )
 """What a step is read from."""
 
+_PARALLEL = """
+tensor_parallel_size pipeline_parallel_size data_parallel_size
+data_parallel_size_local data_parallel_external_lb data_parallel_hybrid_lb
+decode_context_parallel_size prefill_context_parallel_size data_parallel_index
+distributed_executor_backend data_parallel_backend use_ubatching enable_eplb
+enable_expert_parallel enable_elastic_ep all2all_backend nnodes rank
+"""
 CONFIG_ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "": (
         "kv_transfer_config",
@@ -46,23 +53,7 @@ CONFIG_ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "offload_config",
         "speculative_config",
     ),
-    "parallel_config": (
-        "tensor_parallel_size",
-        "pipeline_parallel_size",
-        "data_parallel_size",
-        "decode_context_parallel_size",
-        "prefill_context_parallel_size",
-        "data_parallel_index",
-        "distributed_executor_backend",
-        "data_parallel_backend",
-        "use_ubatching",
-        "enable_eplb",
-        "enable_expert_parallel",
-        "enable_elastic_ep",
-        "all2all_backend",
-        "nnodes",
-        "rank",
-    ),
+    "parallel_config": tuple(_PARALLEL.split()),
     "model_config": (
         "is_hybrid",
         "is_attention_free",

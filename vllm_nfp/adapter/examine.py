@@ -39,26 +39,26 @@ def examine(model: str | None, flags: Sequence[str]) -> dict[str, Any]:
 
 def _of_model(model: str, flags: Sequence[str]) -> dict[str, Any]:
     from vllm.engine.arg_utils import EngineArgs
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     from vllm_nfp.adapter import flags as nfp
     from vllm_nfp.adapter import support
+    from vllm_nfp.adapter.decoding import expected_refusal
     from vllm_nfp.adapter.features import features_of
-    from vllm_nfp.adapter.patch import PatchSet
+    from vllm_nfp.adapter.versions import Decision, Mode
     from vllm_nfp.config import ConfigError
 
-    parser = FlexibleArgumentParser(prog="vllm serve")
-    EngineArgs.add_cli_args(parser)
-    nfp.add_flags(parser, PatchSet())
-    args, not_looked_at = parser.parse_known_args(["--model", model, *flags])
-    args.nfp_probe = True
+    args = _parsed(model, flags)
     try:
         probe = nfp.config_from_args(args)
     except ConfigError as error:
         print(error, file=sys.stderr)
         raise SystemExit(BAD_FLAGS) from None
-    config = EngineArgs.from_cli_args(args).create_engine_config()
+    config = EngineArgs.from_cli_args(args).create_engine_config(headless=bool(args.headless))
     decision = support.decide(config, passive=bool(probe and probe.passive))
+    backend = _attention_backend(config)
+    if decision.mode is Mode.ACTIVE and backend is not None:
+        refusal = expected_refusal(config, backend)
+        decision = Decision(Mode.PASSIVE, refusal) if refusal else decision
     return {
         "mode": str(decision.mode),
         "reason": decision.reason,
@@ -66,16 +66,32 @@ def _of_model(model: str, flags: Sequence[str]) -> dict[str, Any]:
             {"name": f.name, "mode": str(f.mode), "why": f.reason(config), "needs": f.needs}
             for f in features_of(config)
         ],
-        "not_looked_at": not_looked_at,
         "use_v2": bool(config.use_v2_model_runner),
         "v2_unsupported": _unsupported_by_v2(config),
-        "backend": _attention_backend(config),
+        "backend": None if backend is None else str(backend.get_name()),
         "graphs": _graphs(config),
         **_drafting(config.speculative_config, args.speculative_config or {}),
         **_limits(config),
         "flash_attention": _flash_attention(config),
         "data_parallel": int(config.parallel_config.data_parallel_size),
     }
+
+
+def _parsed(model: str, flags: Sequence[str]) -> Any:
+    """What ``vllm serve MODEL FLAGS --nfp-probe`` would read; it refuses what that refuses."""
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    from vllm_nfp.adapter import flags as nfp
+    from vllm_nfp.adapter.patch import PatchSet
+
+    parser = FlexibleArgumentParser(prog="vllm")
+    command = ServeSubcommand()
+    nfp.add_flags(command.subparser_init(parser.add_subparsers()), PatchSet())
+    args = parser.parse_args([command.name, model, *flags])
+    command.validate(args)
+    args.model, args.nfp_probe = model, True
+    return args
 
 
 def _unsupported_by_v2(config: Any) -> list[str]:
@@ -85,22 +101,21 @@ def _unsupported_by_v2(config: Any) -> list[str]:
         return []
 
 
-def _attention_backend(config: Any) -> str | None:
-    """The backend that vLLM would select for the model's attention; None if it does not say."""
+def _attention_backend(config: Any) -> Any:
+    """The class of the backend that vLLM would select; None if it does not say."""
     from vllm.config import set_current_vllm_config
     from vllm.v1.attention.selector import get_attn_backend
 
     model = config.model_config
     try:
         with set_current_vllm_config(config):
-            backend = get_attn_backend(
+            return get_attn_backend(
                 model.get_head_size(),
                 model.dtype,
                 config.cache_config.cache_dtype,
                 use_mla=bool(model.use_mla),
                 num_heads=model.get_num_attention_heads(config.parallel_config),
             )
-        return str(backend.get_name())
     except Exception:
         return None
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vllm_nfp.adapter import versions
+from vllm_nfp.adapter.data_parallel_features import DATA_PARALLEL, under_ray
 from vllm_nfp.adapter.dummies import steps_together
 from vllm_nfp.adapter.feature import Feature, Kind
 from vllm_nfp.adapter.versions import Mode
@@ -19,40 +20,14 @@ def _above_one(name: str) -> Callable[[Any], bool]:
     return lambda config: _size(name)(config) > 1
 
 
-KNOWN_ALL2ALL = ("allgather_reducescatter",)
-"""How experts' tokens may travel between engines that are probed: all tokens to all ranks, in as
-many rows as the engines say (``AgRsAll2AllManager`` in ``all2all.py``, sources of 0.29.0 to
-0.33.0). It keeps nothing between steps. Other backends do."""
-
-
-def _all2all(config: Any) -> str:
-    return str(config.parallel_config.all2all_backend)
-
-
-def _unknown_all2all(config: Any) -> bool:
-    expert_parallel = bool(config.parallel_config.enable_expert_parallel)
-    return expert_parallel and _all2all(config) not in KNOWN_ALL2ALL
-
-
-def _elastic(config: Any) -> bool:
-    return bool(config.parallel_config.enable_elastic_ep)
-
-
 def _executor(config: Any) -> object:
     executor = config.parallel_config.distributed_executor_backend
     return executor.__name__ if isinstance(executor, type) else executor
 
 
 def _foreign_executor(config: Any) -> bool:
-    if steps_together(config):
-        return _under_ray(config) or _executor(config) not in (None, "mp", "uni")
-    several = config.parallel_config.tensor_parallel_size > 1
+    several = steps_together(config) or config.parallel_config.tensor_parallel_size > 1
     return several and _executor(config) not in (None, "mp", "uni", "ray")
-
-
-def _under_ray(config: Any) -> bool:
-    parallel = config.parallel_config
-    return _executor(config) == "ray" or parallel.data_parallel_backend == "ray"
 
 
 PARALLEL = (
@@ -73,17 +48,9 @@ PARALLEL = (
         flag="--enable-expert-parallel",
     ),
     Feature(
-        "data parallelism of a dense model",
-        Kind.PARALLEL,
-        lambda c: _above_one("data_parallel_size")(c) and not c.model_config.is_moe,
-        Mode.ACTIVE,
-        "each rank is an engine of its own, with its own label engine",
-        flag="--data-parallel-size",
-    ),
-    Feature(
         "workers under Ray",
         Kind.PARALLEL,
-        lambda c: _under_ray(c) and not steps_together(c),
+        lambda c: under_ray(c) and not steps_together(c),
         Mode.ACTIVE,
         "vLLM copies the settings to Ray's workers and engines",
         needs="install vllm-nfp on every node of the Ray cluster",
@@ -98,6 +65,7 @@ PARALLEL = (
         needs="start every node with the same --nfp flags",
         flag="--nnodes",
     ),
+    *DATA_PARALLEL,
     Feature(
         "pipeline parallelism",
         Kind.PARALLEL,
@@ -110,39 +78,6 @@ PARALLEL = (
         step="the last stage's part, and the wait for earlier stages; the first stage's where "
         "stages are on several hosts",
         unpredicted="pipeline stages",
-    ),
-    Feature(
-        "data parallelism with experts",
-        Kind.PARALLEL,
-        lambda c: steps_together(c) and not _unknown_all2all(c) and not _elastic(c),
-        Mode.ACTIVE,
-        "all ranks of all engines launch a pair before the same forward pass, dummy batches among "
-        "them, or none does; each engine has a row",
-        flag="--data-parallel-size",
-        step="the wait for other engines as well; dummy batches are left out",
-    ),
-    Feature(
-        "data parallelism with experts and another all-to-all backend",
-        Kind.PARALLEL,
-        lambda c: steps_together(c) and _unknown_all2all(c),
-        Mode.PASSIVE,
-        "--all2all-backend {} was not tried with a probe: data parallelism with experts is probed "
-        f"with {' or '.join(KNOWN_ALL2ALL)}",
-        value=_all2all,
-        placeholder="NAME",
-        flag="--all2all-backend",
-        step="the wait for other engines as well; dummy batches are left out; each engine has a "
-        "row",
-    ),
-    Feature(
-        "elastic expert parallelism",
-        Kind.PARALLEL,
-        _elastic,
-        Mode.PASSIVE,
-        "ranks come and go, and take what a probe's CUDA graphs address with them: serve without "
-        "--enable-elastic-ep",
-        flag="--enable-elastic-ep",
-        unpredicted="ranks that come and go",
     ),
     Feature(
         "decode context parallelism",
@@ -169,7 +104,7 @@ PARALLEL = (
         unpredicted="a context split over ranks",
     ),
     Feature(
-        "several ranks with another executor; data parallelism with experts under Ray",
+        "several ranks with another executor",
         Kind.PARALLEL,
         _foreign_executor,
         Mode.PASSIVE,

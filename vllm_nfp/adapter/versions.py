@@ -64,6 +64,10 @@ EXPERT_LOADS = (0, 32)
 """Oldest release whose recording of experts' loads was read: a flag in the GPU's memory switches it
 (sources of 0.32.0 and 0.33.0, ``distributed/eplb/eplb_state.py``)."""
 
+EXPERT_CHOICES = (0, 32)
+"""Oldest release whose routers are known to tell which experts they choose (sources of 0.32.0 and
+0.33.0, ``model_executor/layers/fused_moe/router/base_router.py``)."""
+
 METADATA_FIELDS = (
     "query_start_loc",
     "query_start_loc_cpu",

@@ -61,7 +61,7 @@ _PREDICTION = (
         default="uniform",
         show_default=True,
         help="How tokens reach experts; a number s: shares fall with rank ** -s; a profile "
-        "(.json): the s that its times of experts show.",
+        "(.json): the s that its counted or timed experts show.",
     ),
 )
 _PREDICTION_NAMES = (

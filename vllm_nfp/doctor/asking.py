@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,9 @@ from vllm_nfp.config import ENV_VAR
 
 LIMIT_SECONDS = 300.0
 """Importing vLLM from a cold disk takes long."""
+_PARSER = re.compile(r"^vllm( serve)?: error: ")
+_SETTINGS = re.compile(r"^(Value error|Assertion failed), | \[type=\w+, input_value=.*\]$")
+"""What pydantic puts around a message of vLLM's: a word, and all settings that were given."""
 EXAMINE = (sys.executable, "-m", "vllm_nfp.adapter.examine")
 
 
@@ -66,7 +70,7 @@ def ask_vllm(question: Question, command: Sequence[str] = EXAMINE) -> Answer:
         return Answer({}, f"vLLM did not answer within {LIMIT_SECONDS:g} s")
     last = _last_words(done.stderr)
     if done.returncode == BAD_FLAGS:
-        raise BadQuestionError(last.removeprefix("vllm serve: error: "))
+        raise BadQuestionError(_PARSER.sub("", last))
     if done.returncode:
         if question.model is None:
             return Answer({}, f"{last:.300}")
@@ -84,4 +88,4 @@ def _last_words(text: str) -> str:
     """The line of an error that says most: the last one, but for pydantic's link to its pages."""
     lines = [line.strip() for line in text.splitlines()]
     own = [line for line in lines if line and not line.startswith("For further information visit")]
-    return own[-1] if own else "no message"
+    return _SETTINGS.sub("", own[-1]) if own else "no message"

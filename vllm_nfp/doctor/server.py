@@ -98,10 +98,3 @@ def model(facts: Facts) -> Iterator[Finding]:
         found = f"{graphs['mode']}, up to {graphs['largest']} tokens"
         yield Finding("CUDA graphs", Status.OK, found)
     yield drafting(values)
-    if values["not_looked_at"]:
-        yield Finding(
-            "flags",
-            Status.UNKNOWN,
-            f"not checked, since they are no flags of the engine: "
-            f"{' '.join(values['not_looked_at'])[:200]}",
-        )

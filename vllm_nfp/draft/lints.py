@@ -81,6 +81,22 @@ def whole_draft(method: str, shortest: int, longest: int) -> str:
     )
 
 
+def one_length(method: str, lengths: Sequence[int]) -> str | None:
+    """A method without draft lengths by batch size, where several would be best.
+
+    Args:
+        lengths: the best ones, of all batch sizes.
+    """
+    shortest, longest = min(lengths), max(lengths)
+    if shortest == longest:
+        return None
+    return (
+        f"vLLM has one draft length for {method}: with num_speculative_tokens={longest} up to "
+        f"{longest} tokens are drafted at every batch size, though {shortest} to {longest} are "
+        f"best; choose the one for the batch sizes that you serve, and give it as --draft-lengths"
+    )
+
+
 def ignored_table(longest: int, data_parallel: int) -> str | None:
     """vLLM drops a table under data parallelism (vllm#45963)."""
     if data_parallel <= 1:
@@ -133,6 +149,7 @@ def unsplit_cache(longest_context: int) -> str | None:
         return None
     return (
         f"FlashAttention 2 splits the KV cache of a sequence over the GPU at one position, but not "
-        f"at two or more: drafts rarely pay at contexts like {longest_context} and few sequences; "
-        f"compare with --attention-backend FLASHINFER, which splits it at any"
+        f"at two or more: at contexts like {longest_context} and few sequences the first draft "
+        f"costs most of what drafts can gain; compare with --attention-backend FLASHINFER, which "
+        f"splits it at any"
     )

@@ -21,6 +21,7 @@ def cautions(
         return ()
     found = (
         _engines(source, schedule, method),
+        _one_length(schedule, method),
         _step(source, schedule, method, parallel),
         _shorter(schedule, method),
         _cache(source),
@@ -33,6 +34,13 @@ def _engines(source: Source, schedule: Schedule, method: str) -> str | None:
     if method in ONE_LENGTH or len(schedule.ranges) == 1:
         return None
     return lints.ignored_table(schedule.longest, len(source.live))
+
+
+def _one_length(schedule: Schedule, method: str) -> str | None:
+    """Several lengths for a method that has one."""
+    if method not in ONE_LENGTH:
+        return None
+    return lints.one_length(method, [entry.draft_length for entry in schedule.ranges])
 
 
 def _shorter(schedule: Schedule, method: str) -> str | None:
@@ -55,9 +63,27 @@ def _step(source: Source, schedule: Schedule, method: str, parallel: bool) -> st
 
 
 def _cache(source: Source) -> str | None:
+    if not (_predicted_flash_2(source) or _served_flash_2(source)):
+        return None
+    return lints.unsplit_cache(max(curve.context for curve in source.curves))
+
+
+def _predicted_flash_2(source: Source) -> bool:
+    """Whether steps are predicted with FlashAttention 2."""
+    if source.kind != "prediction":
+        return False
+    from vllm_nfp.draft.predictions import PredictedDrafting
+    from vllm_nfp.principle.attention.flash_attention_2 import FLASH_ATTN_2
+
+    drafting = source.drafting
+    return isinstance(drafting, PredictedDrafting) and drafting.found.backend is FLASH_ATTN_2
+
+
+def _served_flash_2(source: Source) -> bool:
+    """Whether a server runs FlashAttention 2."""
     server = source.environment
     if server is None or "FLASH_ATTN" not in server.attention_backends:
-        return None
+        return False
     # Here, since most recommendations need no predictor, which takes long to import.
     from vllm_nfp.principle.attention.choice import backend_by_name
     from vllm_nfp.principle.attention.flash_attention_2 import FLASH_ATTN_2
@@ -65,7 +91,5 @@ def _cache(source: Source) -> str | None:
 
     hardware = match_device(server.device.name)
     if hardware is None or hardware.capability_10:  # which runs version 4
-        return None
-    if backend_by_name("FLASH_ATTN", hardware) is not FLASH_ATTN_2:
-        return None
-    return lints.unsplit_cache(max(curve.context for curve in source.curves))
+        return False
+    return backend_by_name("FLASH_ATTN", hardware) is FLASH_ATTN_2

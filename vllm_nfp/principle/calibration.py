@@ -150,7 +150,10 @@ def default_calibration(hardware_name: str) -> Calibration:
 
 def _with_classes(constants: Mapping[str, Any]) -> dict[str, Any]:
     """Constants of dense products, those of tiles and of slow steps as their classes."""
-    found = {name: tuple(v) if isinstance(v, list) else v for name, v in constants.items()}
+    found: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in constants.items()
+    }
     if "tiles" in found:
         found["tiles"] = TiledConstants(**found["tiles"])
     if "slow_steps" in found:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vllm_nfp.give_way import in_pieces
 from vllm_nfp.principle.attention import backend_by_name
 from vllm_nfp.principle.calibration import default_calibration
 from vllm_nfp.principle.hardware import HardwareError, match_device
@@ -122,7 +123,7 @@ def calibrated_target(path: Path, device: str) -> Target:
 def predict_served(
     ground: Ground, cells: Sequence[tuple[int, int]], epsilons: Sequence[float]
 ) -> tuple[Row, ...]:
-    """NFP of every module of the model in every cell, at every tolerance.
+    """NFP of every module of the model in every cell, at every tolerance; gives way.
 
     Args:
         cells: (batch size, context).
@@ -133,6 +134,6 @@ def predict_served(
     shape, target, serving = ground.shape, ground.target, ground.serving
     return tuple(
         row
-        for batch_size, context in cells
+        for batch_size, context in in_pieces(cells, 1)
         for row in predict_cells(shape, target, (batch_size,), (context,), tuple(epsilons), serving)
     )

@@ -1,4 +1,8 @@
-"""The routing that measured times of experts show: what a live probe puts in place of a guess."""
+"""The routing that a live probe's profile shows: what is put in place of a guess.
+
+Where the probe counted the experts that real steps chose, the counts say it. Else the measured
+times of the experts' module do.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,8 @@ from vllm_nfp.principle.serving import Serving
 from vllm_nfp.principle.shape import ModelShape
 from vllm_nfp.principle.step import Step
 from vllm_nfp.strict_json import read_object
-from vllm_nfp.types import Basis, CurvePoint, Module
+from vllm_nfp.text import printable
+from vllm_nfp.types import Basis, CurvePoint, ExpertRouting, Module
 
 MAX_BYTES = 64 << 20
 
@@ -35,16 +40,54 @@ class _Profile:
     """What of a profile is used."""
 
     curves: tuple[CurvePoint, ...]
+    experts: ExpertRouting | None = None
 
 
-def ratios_of(path: Path) -> dict[tuple[int, int], float]:
-    """(B, N) -> measured t(N)/t(1) of ``moe_ffn`` in a profile, the mean over contexts.
+@dataclass(frozen=True, slots=True)
+class FoundRouting:
+    """A routing, and what shows it."""
+
+    skew: float
+    """Exponent of the experts' shares by rank."""
+    source: str
+    """Completes the sentence "Routing is"; empty: it is assumed."""
+
+
+def routing_in(path: Path, shape: ModelShape, target: Target, serving: Serving) -> FoundRouting:
+    """The routing that a profile shows.
+
+    Args:
+        shape: a model with experts.
+        serving: how its steps run; the routing in it is left aside.
 
     Raises:
-        RoutingError: if the file cannot be read, or is no profile.
+        RoutingError: if the file cannot be read, is no profile, is one of a model with other
+            experts, or shows no routing.
     """
+    read = _read(path)
+    name = printable(path.name)
+    counted = read.experts
+    if counted is None or not shape.num_moe_layers:
+        skew = measured_skew(shape, target, serving, _ratios_of(read))
+        return FoundRouting(
+            skew,
+            f"as the times of experts in {name} show it: shares fall with rank to the -{skew:g}",
+        )
+    if counted.num_experts != shape.num_experts:
+        raise RoutingError(
+            f"routing {str(path)!r:.80} counts {counted.num_experts} experts, {shape.name} has "
+            f"{shape.num_experts}: give a profile of this model"
+        )
+    return FoundRouting(
+        counted.skew,
+        f"as counted over {counted.tokens} tokens of real steps in {name}: shares fall about with "
+        f"rank to the -{counted.skew:g}",
+    )
+
+
+def _read(path: Path) -> _Profile:
     try:
-        read = read_object(path, MAX_BYTES).decode(_Profile, pass_over=True)
+        return read_object(path, MAX_BYTES).decode(_Profile, pass_over=True)
     except OSError as error:
         raise RoutingError(
             f"routing {str(path)!r:.80} cannot be read ({error.strerror}): give a profile that "
@@ -55,6 +98,10 @@ def ratios_of(path: Path) -> dict[tuple[int, int], float]:
             f"routing {str(path)!r:.80} cannot be used ({error}): give a profile that vllm-nfp "
             f"measure or a server wrote"
         ) from None
+
+
+def _ratios_of(read: _Profile) -> dict[tuple[int, int], float]:
+    """(B, N) -> measured t(N)/t(1) of ``moe_ffn``, the mean over contexts."""
     found: dict[tuple[int, int], list[float]] = {}
     for point in read.curves:
         measured = point.basis is Basis.MEASURED and point.positions > 1

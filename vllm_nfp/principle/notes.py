@@ -55,11 +55,13 @@ def _rules(found: Predictions) -> tuple[str, ...]:
 def _routing_note(found: Predictions) -> tuple[str, ...]:
     if not found.shape.num_moe_layers:
         return ()
-    skew = found.serving.routing_skew
+    skew, source = found.serving.routing_skew, found.serving.routing_source
+    if source:
+        return (f"Routing is {source}.",)
     if not skew:
         return (
-            "Routing is assumed uniform; routers that prefer some experts take less time "
-            "(--routing typical).",
+            "Routing is assumed uniform; routers that prefer some experts take less time: give "
+            "--routing PROFILE.json of a server that counted them, or --routing typical.",
         )
     return (f"Routing is assumed skewed: the experts' shares fall with rank to the -{skew:g}.",)
 

@@ -22,7 +22,7 @@ from vllm_nfp.principle.attention import (
 )
 from vllm_nfp.principle.hardware_file import Target, read_hardware_file, target_of
 from vllm_nfp.principle.hf_config import shape_from_config
-from vllm_nfp.principle.measured_routing import measured_skew, ratios_of
+from vllm_nfp.principle.measured_routing import FoundRouting, routing_in
 from vllm_nfp.principle.model_sources import read_model
 from vllm_nfp.principle.predict import (
     DEFAULT_MAX_POSITIONS,
@@ -81,8 +81,9 @@ def predict(
         max_positions: largest N to evaluate.
         assume_dense: treat an unknown model_type as a dense Llama-style model.
         routing: how tokens reach experts: uniform, typical (skewed), or the exponent s of shares
-            that fall with rank ** -s; or a profile (``*.json``), whose times of ``moe_ffn`` show
-            the exponent. Uniform wakes most experts: skewed routers take less time.
+            that fall with rank ** -s; or a profile (``*.json``), whose counted choices of experts,
+            or else times of ``moe_ffn``, show the exponent. Uniform wakes most experts: skewed
+            routers take less time.
 
     Raises:
         ShapeError: for a config.json without a known shape, or with sizes that do not fit together.
@@ -109,7 +110,8 @@ def predict(
     backend = attention_backend or default_backend(shape, target.hardware)
     check_backend(backend, shape, target.hardware)
     serving = Serving(backend, captured(capture_sizes, target.hardware))
-    serving = dataclasses.replace(serving, routing_skew=_skew(routing, shape, target, serving))
+    found = _routing(routing, shape, target, serving)
+    serving = dataclasses.replace(serving, routing_skew=found.skew, routing_source=found.source)
     cells = predict_grid(shape, target, batch_sizes, contexts, epsilons, serving, max_positions)
     kept: dict[CellKey, CellPrediction] = {}
     rows: list[Row] = []
@@ -134,11 +136,13 @@ def predict(
     )
 
 
-def _skew(routing: str | float, shape: ModelShape, target: Target, serving: Serving) -> float:
-    """Exponent of the experts' shares: as given, or as the times of a profile show it."""
+def _routing(
+    routing: str | float, shape: ModelShape, target: Target, serving: Serving
+) -> FoundRouting:
+    """As given, or as a profile shows it."""
     if isinstance(routing, str) and routing.endswith(".json"):
-        return measured_skew(shape, target, serving, ratios_of(Path(routing)))
-    return routing_skew(routing)
+        return routing_in(Path(routing), shape, target, serving)
+    return FoundRouting(routing_skew(routing), "")
 
 
 def _target(hardware: str | os.PathLike[str] | Target, calibration: str | Path | None) -> Target:

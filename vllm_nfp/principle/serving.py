@@ -18,9 +18,11 @@ class Serving:
         expert_tiles: content of vLLM's tuned configuration file for the experts, tokens -> tiles;
             empty: vLLM's default rule.
         routing_skew: exponent of the experts' shares by rank; 0: uniform routing.
+        routing_source: what shows that routing; empty: it is assumed.
     """
 
     attention_backend: str = "FLASH_ATTN"
     capture_sizes: tuple[int, ...] = DEFAULT_CAPTURE_SIZES
     expert_tiles: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
     routing_skew: float = 0.0
+    routing_source: str = ""

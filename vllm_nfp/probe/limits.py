@@ -86,14 +86,8 @@ class ShapeLimits:
         return None if self.states is None else self.states.missing(batch_size, positions)
 
     def _taken_for_a_prompt(self, positions: int) -> str | None:
-        for group in self.groups:
-            most = group.most_positions
-            if most is not None and positions > most:
-                return (
-                    f"{type(group.builder).__name__} takes more than {most} in a step for a prompt:"
-                    " serve with as many speculative tokens, or another --attention-backend"
-                )
-        return None
+        bounds = (group.bound for group in self.groups if group.bound is not None)
+        return next(filter(None, (bound.refusal(positions) for bound in bounds)), None)
 
     def positions(
         self, batch_size: int, context: int, can_probe: Callable[[int, int], bool]

@@ -35,6 +35,7 @@ from vllm_nfp.types import (
     Cell,
     CurvePoint,
     Environment,
+    ExpertRouting,
     LayerLatency,
     ModelDescription,
     Prediction,
@@ -78,6 +79,8 @@ class Profile:
     """What the model without measurement and the idle-compute rule say."""
     layer_times: tuple[LayerLatency, ...] = ()
     """Time of each timed layer's modules."""
+    experts: ExpertRouting | None = None
+    """How real steps reached the experts; None where it was not counted."""
     kind: str = KIND
     schema: int = SCHEMA
 
@@ -178,6 +181,7 @@ def profile_of(
         boundaries=snapshot.boundaries,
         predictions=snapshot.predictions,
         layer_times=snapshot.layer_times,
+        experts=snapshot.experts,
     )
 
 

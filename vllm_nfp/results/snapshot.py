@@ -21,6 +21,7 @@ from vllm_nfp.strict_json import decode_own, encode
 from vllm_nfp.types import (
     Boundary,
     CurvePoint,
+    ExpertRouting,
     LayerHistogram,
     LayerLatency,
     LiveStep,
@@ -118,6 +119,8 @@ class Snapshot:
     missing_pairs: Whole = 0
     """Pairs that points which matter still lack."""
     live: LiveStep | None = None
+    experts: ExpertRouting | None = None
+    """How real steps reached the experts; None until it was counted, or without experts."""
     verification: VerificationReport | None = None
     """Of vLLM's adaptive verification; None where the server has none."""
     steps: Annotated[tuple[StepLatency, ...], _TABLE] = ()

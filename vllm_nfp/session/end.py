@@ -34,6 +34,8 @@ def end(
         last = identity
         if started is not None and started.lead is not None:
             started.lead.publisher.stop()
+            if started.lead.experts is not None:
+                started.lead.experts.close()
             last = started.lead.publisher.full_snapshot()
         output.write_last(replace(last, state=State.DISABLED, reason=reason))
         if started is not None and started.engine is not None:

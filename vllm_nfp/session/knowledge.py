@@ -25,7 +25,7 @@ from vllm_nfp.surface import (
     predicted_prior,
     recorded_for,
 )
-from vllm_nfp.types import Module
+from vllm_nfp.types import ExpertRouting, Module
 
 logger = logging.getLogger("vllm.nfp")
 
@@ -105,6 +105,16 @@ def _prior(
     return Knowledge(prior, GENERIC, "generic", refused)
 
 
+def _routed(known: Knowledge, experts: ExpertRouting | None, most_positions: int) -> Knowledge:
+    """With the routing that an earlier run counted, in the place of uniform routing."""
+    if known.ground is None or experts is None:
+        return known
+    serving = replace(known.ground.serving, routing_skew=experts.skew)
+    ground = replace(known.ground, serving=serving)
+    prior = predicted_prior(ground.shape, ground.target, serving, most_positions)
+    return replace(known, prior=prior, ground=ground)
+
+
 def _warmed(worker: Worker, measured: Measured, known: Knowledge) -> Knowledge:
     """With an earlier profile, if there is one of the same model and device."""
     config = worker.config
@@ -124,6 +134,7 @@ def _warmed(worker: Worker, measured: Measured, known: Knowledge) -> Knowledge:
         log = logger.info if config.start_profile is None else logger.warning
         log("vllm-nfp: %s", sentence)
         return replace(known, reason="; ".join(filter(None, (known.reason, sentence))))
+    known = _routed(known, profile.experts, config.max_positions)
     modules = known.prior(1, 1).modules
     warm = observations_of(profile, modules, config.max_positions, time.time())
     logger.info("vllm-nfp: %d ratios of %s are taken over", len(warm.ratios), Path(path).name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from vllm_nfp.adapter.environment import attention_backends, describe_environment, describe_model
 from vllm_nfp.adapter.predictions import predict_rows
@@ -48,6 +49,11 @@ class Publication:
         identity = replace(
             self.identity, predictions=predictions_of(self.ground, table, worker.config.epsilons)
         )
+        if self.ground is not None:
+            self.publisher.experts.predict_with(
+                partial(_predictions_at, self.ground, table, worker.config.epsilons),
+                self.ground.serving.routing_skew,
+            )
         self.publisher.publish(worker.with_cost(identity))
         ranks.all(True, EVERY_RANK_READY)
         identity = worker.with_cost(identity)
@@ -91,6 +97,14 @@ def open_publication(
     sender = CurveSender(config, identity.engine) if config.draft_control else None
     publisher = Publisher(config, identity, times, results, output, sender)
     return Publication(publisher, identity, known.ground)
+
+
+def _predictions_at(
+    ground: Ground, table: Table, epsilons: Sequence[float], skew: float
+) -> tuple[Prediction, ...]:
+    """With experts whose shares fall with rank to the minus ``skew``."""
+    serving = replace(ground.serving, routing_skew=skew)
+    return predictions_of(replace(ground, serving=serving), table, epsilons)
 
 
 def predictions_of(

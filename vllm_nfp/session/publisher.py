@@ -25,6 +25,7 @@ from vllm_nfp.schedule.counters import Counters
 from vllm_nfp.session.agenda_maker import AgendaMaker
 from vllm_nfp.session.announcement import announce
 from vllm_nfp.session.cost_source import LeadingCosts
+from vllm_nfp.session.counted_experts import CountedExperts
 from vllm_nfp.session.output import Output
 from vllm_nfp.timing import StepTimes
 from vllm_nfp.types import PairResult, Shape, State
@@ -72,6 +73,8 @@ class Publisher:
         self._kept_state: State | None = None
         self._announced = False
         self._costs: LeadingCosts | None = None
+        self.experts = CountedExperts()
+        """Takes which experts real steps choose."""
         self._results = results
         self._maker = AgendaMaker(config, results)
         self._traffic = Traffic()
@@ -141,6 +144,9 @@ class Publisher:
                 self._output.record(result)
                 self._results.add(result, now)
                 give_way()
+            predictions = self.experts.update()
+            if predictions is not None:
+                self._identity = replace(self._identity, predictions=predictions)
             kinds = self._times.kinds()
             self._results.add_steps(kinds, now)
             self._traffic.update(kinds, now)
@@ -240,6 +246,7 @@ class Publisher:
             jumps=found.jumps,
             missing_pairs=agenda.missing_pairs,
             live=found.live,
+            experts=self.experts.report,
             verification=None if self._costs is None else self._costs.report(),
         )
 

@@ -11,6 +11,7 @@ from vllm_nfp.adapter.graph_place import GraphPlace
 from vllm_nfp.adapter.patch import PatchSet
 from vllm_nfp.adapter.verification import AdaptiveVerification
 from vllm_nfp.session.end import end
+from vllm_nfp.session.expert_choices import ExpertChoices
 from vllm_nfp.session.output import Output
 from vllm_nfp.session.start import StaysOffError, start
 from vllm_nfp.session.started import Started
@@ -82,6 +83,7 @@ class Session:
             started.agreement.before_step(started, scheduler_output)
         except Exception as error:
             self._fault(started, "probe", error)
+        self._listen(scheduler_output)  # only now: a pair is no real step
         self._mark(begin=True)
 
     def before_dummy(self) -> None:
@@ -123,6 +125,31 @@ class Session:
     def after_step(self) -> None:
         """The real step has been launched."""
         self._mark(begin=False)
+        experts = self._experts
+        if experts is not None:
+            self._try("experts", experts.end)
+
+    @property
+    def _experts(self) -> ExpertChoices | None:
+        started = self._started
+        return None if started is None or started.lead is None else started.lead.experts
+
+    def _listen(self, scheduler_output: Any) -> None:
+        """Read which experts the step that comes next chooses, if it is looked at."""
+        started, experts = self._started, self._experts
+        if started is None or experts is None or not started.agreement.timed(started):
+            return
+        tokens: int = scheduler_output.total_num_scheduled_tokens
+        self._try("experts", lambda: experts.begin(tokens))
+
+    def _try(self, stage: str, call: Callable[[], None]) -> None:
+        started = self._started
+        if started is None:
+            return
+        try:
+            call()
+        except Exception as error:
+            self._fault(started, stage, error)
 
     def _mark(self, begin: bool) -> None:
         started = self._started

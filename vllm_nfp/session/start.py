@@ -26,6 +26,7 @@ from vllm_nfp.results.table import Table
 from vllm_nfp.schedule.lockstep import DivergedError, PeerFaultError, WireError
 from vllm_nfp.session import in_waves
 from vllm_nfp.session.agreement import Alone
+from vllm_nfp.session.expert_choices import expert_choices
 from vllm_nfp.session.in_lockstep import InLockstep, join
 from vllm_nfp.session.in_waves import InWaves
 from vllm_nfp.session.looks import Looks
@@ -153,7 +154,8 @@ def _time_only(worker: Worker, runner: Any, reason: str, output: Output) -> Star
     maybe_fail("attach")
     worker = replace(worker, config=replace(worker.config, passive=True))
     identity = replace(worker.identity, state=State.PASSIVE, reason=reason, runner=view.name)
-    watcher = TimingOnly(StepTimer(clock_of(view)))
+    clock = clock_of(view)
+    watcher = TimingOnly(StepTimer(clock))
     table, capture_sizes = _passive_table(worker, view)
     times = watcher.timer.times
     publication = open_publication(
@@ -167,7 +169,9 @@ def _time_only(worker: Worker, runner: Any, reason: str, output: Output) -> Star
         view.name,
     )
     looks = Looks(Sampler(), limits_of(worker.vllm_config), view)
-    return Started(agreement, looks, None, Lead(watcher, publication.publisher))
+    publisher = publication.publisher
+    experts = expert_choices(view, clock, publisher.experts.put)
+    return Started(agreement, looks, None, Lead(watcher, publisher, experts))
 
 
 def _passive_table(worker: Worker, view: RunnerView) -> tuple[Table, tuple[int, ...]]:

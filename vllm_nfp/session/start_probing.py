@@ -24,6 +24,7 @@ from vllm_nfp.schedule.prober import Prober
 from vllm_nfp.schedule.queue import Queue
 from vllm_nfp.schedule.scan import scan
 from vllm_nfp.session.cells import Cells, cells_of, log_skipped
+from vllm_nfp.session.expert_choices import expert_choices
 from vllm_nfp.session.looks import Looks
 from vllm_nfp.session.output import Output
 from vllm_nfp.session.publication import EVERY_RANK_READY, open_publication
@@ -146,7 +147,7 @@ def _lead(
     flights, consent = Flights(engine, clock, now), agreement.consent(engine)
     queue = Queue(lambda: publisher.agenda)
     prober = Prober(flights, consent, timer, queue, budget, publisher.put, config, now)
-    lead = Lead(prober, publisher)
+    lead = Lead(prober, publisher, expert_choices(view, clock, publisher.experts.put))
 
     def report() -> None:
         lead.count(engine.graph_bytes)

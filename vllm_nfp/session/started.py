@@ -10,6 +10,7 @@ from vllm_nfp.adapter.ranks import Ranks
 from vllm_nfp.probe.engine import ProbeEngine
 from vllm_nfp.schedule.consent import Consent
 from vllm_nfp.schedule.prober import Prober
+from vllm_nfp.session.expert_choices import ExpertChoices
 from vllm_nfp.session.looks import Looks
 from vllm_nfp.session.publisher import Publisher
 from vllm_nfp.session.timing_only import TimingOnly
@@ -26,6 +27,8 @@ class Lead:
 
     watcher: Prober | TimingOnly
     publisher: Publisher
+    experts: ExpertChoices | None = None
+    """Reads which experts steps choose; None where there are none to read."""
 
     def look(self, step: EngineStep | None, stands_for: int, graph_bytes: int) -> None:
         """Look at a real step that comes next; may choose a pair.

@@ -5,9 +5,11 @@ them. They know no vLLM and no torch.
 """
 
 from vllm_nfp.types.results import (
+    AwakeExperts,
     Basis,
     Boundary,
     CurvePoint,
+    ExpertRouting,
     LayerHistogram,
     LayerLatency,
     LiveStep,
@@ -34,6 +36,7 @@ from vllm_nfp.types.steps import (
 )
 
 __all__ = [
+    "AwakeExperts",
     "Basis",
     "Boundary",
     "Cell",
@@ -42,6 +45,7 @@ __all__ = [
     "Device",
     "EngineStep",
     "Environment",
+    "ExpertRouting",
     "LayerHistogram",
     "LayerLatency",
     "LayerTime",

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Annotated
+
+from msgspec import Meta
 
 from vllm_nfp.types.shapes import Above0, Cell, Count, Module, Size, Whole
 
@@ -110,6 +113,38 @@ class Prediction(InCell):
     positions: Size
     idle_compute_positions: Count
     limited_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class AwakeExperts:
+    """Distinct experts of a layer that a step of so many tokens reads."""
+
+    tokens: Size
+    experts: Above0
+    """The mean over layers and over draws of so many of the counted tokens."""
+    uniform: Above0
+    """The same if all experts were equally likely."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertRouting:
+    """How real steps reached the experts, counted from the choices of the model's routers.
+
+    Counted are real steps that ran without a CUDA graph.
+    """
+
+    num_experts: Size
+    experts_per_token: Size
+    layers: Size
+    """Layers whose routers were asked."""
+    steps: Count
+    """Real steps that were counted since the start; the latest of them are what answers rest on."""
+    tokens: Whole
+    """Tokens of theirs."""
+    skew: Annotated[float, Meta(ge=0, le=2)]
+    """The experts' shares fall about like rank ** -skew; 0: uniform."""
+    awake: tuple[AwakeExperts, ...]
+    """Ascending in tokens."""
 
 
 @dataclass(frozen=True, slots=True)

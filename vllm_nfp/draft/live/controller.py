@@ -26,8 +26,6 @@ from vllm_nfp.draft.live.steps import MOST_CELLS, CellKey, StepObservation, cell
 from vllm_nfp.draft.live.trial import TrialResult
 from vllm_nfp.draft.live.trials import Trials
 
-SETTLED_STEPS = 3
-"""Timed steps of the length in force after which another may be tried."""
 DECIDE_EVERY = 4
 """Steps of a cell between two decisions there. Its own steps count: a load that alternates between
 cells must not keep a trial in one of them alive."""
@@ -197,7 +195,7 @@ class Controller:
             if current == 0 and self._credit.left > 0.0:
                 self._trials.begin(key, cell, self._settings.lengths[1], current)
             return
-        if self._known.timed(key, current) < SETTLED_STEPS:
+        if not self._known.timed(key, current):
             if cell.choice is None:
                 cell.reason = Reason.LEARNING
             cell.gain = None

@@ -2,8 +2,7 @@
 
 Two sources, in this order: a length measured in the cell itself, extended by the probe's curve
 t(N) / t(1) and the time of a drafted token; the straight line through measured lengths. Trials are
-proposed from the forecast; only their results choose. Errors of forecasts are recorded
-(:mod:`vllm_nfp.draft.live.record`).
+proposed from the forecast (:mod:`vllm_nfp.draft.live.promise`); only their results choose.
 """
 
 from __future__ import annotations

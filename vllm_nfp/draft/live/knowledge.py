@@ -1,4 +1,4 @@
-"""What steps have shown: how long they take, what they accept, and how forecasts have fared."""
+"""What steps have shown: how long they take, and what they accept."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from vllm_nfp.draft.acceptance import Acceptance
 from vllm_nfp.draft.live.cells import Cell
 from vllm_nfp.draft.live.counted import CountedAcceptance
 from vllm_nfp.draft.live.forecast import Compared, StepModel
-from vllm_nfp.draft.live.record import Record
 from vllm_nfp.draft.live.steps import CellKey, CellTimes, StepObservation
 from vllm_nfp.draft.live.trial import TRIAL_STEPS
 
@@ -26,7 +25,6 @@ class Knowledge:
         self.times = CellTimes()
         self.counted = CountedAcceptance(places)
         self.model = StepModel(lengths, widest_graph)
-        self.record = Record()
 
     @property
     def acceptance(self) -> Acceptance | None:

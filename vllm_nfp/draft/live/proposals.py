@@ -10,16 +10,14 @@ from vllm_nfp.draft.acceptance import Acceptance
 from vllm_nfp.draft.live.cells import Cell
 from vllm_nfp.draft.live.credit import Credit
 from vllm_nfp.draft.live.knowledge import Knowledge
+from vllm_nfp.draft.live.promise import least_promise
 from vllm_nfp.draft.live.steps import CellKey
 from vllm_nfp.draft.live.trial import Basis
 from vllm_nfp.draft.live.trials import expected_loss
 
-WORTH_A_LOOK = 0.95
-"""A measured length is measured again, once stale, if it had this fraction of the best,"""
-CONTRADICTED = 1.15
-"""or if a forecast promises so many times what was measured: one of them is wrong."""
 STALE_SECONDS = 60.0
-"""Age at which the time of a plausible length is measured again."""
+"""Time until a length whose trial gave no result is tried again, and until drafts are tried again
+where there are none and no credit is to spare."""
 BLIND_BEYOND = 16.0
 """Seconds after which the next longer length is tried, with credit to spare: acceptance can only be
 measured for tokens that were drafted."""
@@ -84,7 +82,7 @@ class Proposals:
         lengths = [
             length
             for length in self._lengths
-            if length != cell.choice
+            if length not in cell.relative  # those that were compared are chosen from already
             and not _is_fresh(cell, length, now)
             and _most(length, acceptance, cell.relative) >= worth
         ]
@@ -132,11 +130,7 @@ class Proposals:
             if forecast.relative is not None:
                 goodput = tokens / forecast.relative
                 slower = forecast.relative / cell.relative[choice]
-            if length in cell.relative:
-                had = tokens / cell.relative[length]
-                if had < WORTH_A_LOOK * best and goodput < CONTRADICTED * had:
-                    continue
-            promises = goodput >= best * self._known.record.plausible(forecast.basis, wide)
+            promises = goodput >= best * least_promise(forecast.basis, wide)
             if promises and self._credit.covers(
                 expected_loss(acceptance, cell, length, choice, slower)
             ):
@@ -145,7 +139,7 @@ class Proposals:
 
 
 def _is_fresh(cell: Cell, length: int, now: float) -> bool:
-    """Whether the length was compared lately."""
+    """Whether the length was tried lately."""
     return length in cell.tried and now - cell.tried[length] < STALE_SECONDS
 
 

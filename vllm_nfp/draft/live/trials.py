@@ -24,7 +24,7 @@ class Trials:
     """The trials of all cells.
 
     Args:
-        known: what steps have shown; results of trials are added to its record of forecasts.
+        known: what steps have shown.
         credit: what trials may lose.
     """
 
@@ -75,8 +75,6 @@ class Trials:
             cell.begin_anew(trial.reference)
         cell.tried[trial.length] = now
         if ratio is not None:
-            if trial.forecast is not None:
-                self._known.record.add(trial.basis, trial.forecast, ratio, trial.error)
             cell.relative[trial.length] = ratio * cell.relative[trial.reference]
         if trial.length > trial.reference:
             cell.hopeful = self._known.counted.is_better_beyond(trial.reference, trial.length)

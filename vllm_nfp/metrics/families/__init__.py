@@ -13,6 +13,7 @@ from prometheus_client.core import Metric
 
 from vllm_nfp.metrics.families.boundaries import boundaries
 from vllm_nfp.metrics.families.curves import CurvesOf, curves, layers, step_curves, step_ratios
+from vllm_nfp.metrics.families.experts import experts
 from vllm_nfp.metrics.families.gain import RunningOf, gains
 from vllm_nfp.metrics.families.overhead import costs, probing
 from vllm_nfp.metrics.families.predictions import predictions
@@ -76,4 +77,5 @@ def of_files(
     yield from costs(engines)
     yield from steps(engines)
     yield from live(engines)
+    yield from experts(engines)
     yield from verification(engines)
