@@ -62,6 +62,11 @@ READ = (
 )  # fmt: skip
 """Module -> texts that it must hold, since the probe reads these attributes."""
 READ_SINCE_0_32 = (
+    ("vllm.model_executor.layers.fused_moe.router.base_router",
+     ("def set_capture_fn", "self.capture_fn(topk_ids)", "self.top_k = ")),
+    ("vllm.model_executor.layers.fused_moe.runner.moe_runner",
+     ("self.router = router", "self.moe_config = ", "def is_monolithic")),
+    ("vllm.model_executor.layers.fused_moe.config", ("num_logical_experts: int",)),
     (V2, ("self.adaptive_verification",)),
     ("vllm.v1.worker.gpu.spec_decode.adaptive_verification",
      ("self.cost_tables", "self.num_bonus_tokens = ", "self.num_speculative_steps = ",
@@ -100,8 +105,12 @@ READ_BY_BENCHMARKS_SINCE_0_32 = (
 )  # fmt: skip
 """The same of what benchmarks replace or read on a GPU host, where no other test runs them: with
 the arguments of the calls that they stand in."""
-OPTIONAL = {("vllm.v1.worker.step_observer", "*")}
-"""The extension point of patches/."""
+OPTIONAL = {
+    ("vllm.v1.worker.step_observer", "*"),
+    ("vllm.model_executor.layers.fused_moe.router.base_router", "*"),
+    ("vllm.model_executor.layers.fused_moe.runner.moe_runner", "*"),
+}
+"""The extension point of patches/; and what is imported since 0.32 alone (READ_SINCE_0_32)."""
 
 
 def imported() -> Iterator[tuple[str, str]]:

@@ -13,6 +13,7 @@ from test_engine import config as accepted
 from vllm_nfp.adapter import bindings, inputs, support, versions
 from vllm_nfp.adapter.attention_groups import AttentionGroup, CellDoesNotFitError, own_groups
 from vllm_nfp.adapter.bindings import UnknownVllmError
+from vllm_nfp.adapter.decoding import BUILDERS, Decoding
 from vllm_nfp.adapter.dispatch import Execution, Placement
 from vllm_nfp.adapter.versions import Mode
 from vllm_nfp.probe.batch import ProbeBatch
@@ -20,6 +21,12 @@ from vllm_nfp.probe.kv_blocks import BlockReader
 from vllm_nfp.probe.token_pool import TokenPool
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def builders_here_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("Builder", "Scratch", "Latent", "Wide"):
+        monkeypatch.setitem(BUILDERS, name, Decoding())
 
 
 class Builder:

@@ -138,7 +138,12 @@ def test_an_unknown_builder_is_named_even_if_it_is_derived_from_a_known_one() ->
         (CutlassMLAMetadataBuilder, 3, "serve with another --attention-backend"),
         (type("HpcAttnMetadataBuilder", (), {}), 0, "serve with 1 or more speculative tokens"),
         (type("HpcAttnMetadataBuilder", (), {}), 3, None),
-        (type("FlashInferMetadataBuilder", (), {}), 0, "serve with another --attention-backend"),
+        (
+            type("FlashInferMetadataBuilder", (), {}),
+            0,
+            "serve with 1 or more speculative tokens, if this GPU's kernels verify drafts, or with "
+            "another --attention-backend",
+        ),
         # Its kernels are chosen by the GPU.
         (type("FlashInferMetadataBuilder", (), {}), 3, None),
         (type(COMPOSITE, (), {}), 0, None),

@@ -177,6 +177,13 @@ def test_every_feature_of_a_command_line_is_told_and_not_only_the_first_reason()
     ]
 
 
+@pytest.mark.parametrize(("eager", "told"), [(False, True), (True, False)])
+def test_capture_sizes_are_checked_where_the_gpu_is(eager: bool, told: bool) -> None:
+    graphs = {"eager": eager, "mode": "NONE", "largest": 0, "sizes": []}
+    found = diagnose(MODEL, backend="CPU_ATTN", graphs=graphs)["CUDA graphs"]
+    assert ("on the server's GPU host" in found.advice) == told
+
+
 def test_backend_graphs_and_drafts_of_a_model() -> None:
     found = diagnose(MODEL)
     assert found["attention backend"].found == "FLASH_ATTN"

@@ -25,7 +25,7 @@ from vllm_nfp.principle.routing import skewed_shares
 from vllm_nfp.report.facts import run_facts
 from vllm_nfp.results.expert_counts import LEAST_STEPS, STEPS_KEPT, Choices, ExpertCounts
 from vllm_nfp.results.profile import Profile
-from vllm_nfp.results.snapshot import Snapshot, read_snapshot, write_snapshot
+from vllm_nfp.results.snapshot import Snapshot, SnapshotError, read_snapshot, write_snapshot
 from vllm_nfp.session.counted_experts import CountedExperts
 from vllm_nfp.session.expert_choices import FIRST_SECONDS, LATER_SECONDS, MOST_ROWS, ExpertChoices
 from vllm_nfp.timing import HostClock
@@ -80,12 +80,14 @@ def test_nothing_is_said_of_few_steps_and_old_ones_are_forgotten() -> None:
     counts, rng = ExpertCounts(), np.random.default_rng(2)
     for step in range(LEAST_STEPS + STEPS_KEPT):
         counts.add(Choices(drawn(rng, 64, 1.5 if step < LEAST_STEPS else 0.0), 32))
-        counts.update()
+        if step < LEAST_STEPS:
+            counts.update()
         if step < LEAST_STEPS - 1:
             assert counts.report is None
         if step == LEAST_STEPS - 1:
             assert counts.report is not None
             assert counts.report.skew > 0.5
+    counts.update()
     assert counts.report is not None
     assert counts.report.skew <= 0.1
 
@@ -324,6 +326,14 @@ def test_counts_reach_the_metrics_the_profile_and_the_report(
     facts = dict(run_facts(profile))["Experts that a step reads"]
     assert facts.startswith("of 128 in a layer: 41.5 at 8 tokens (uniform: 51.6), 92.0 at 64")
     assert "Experts that a step reads" not in dict(run_facts(moe_profile))
+
+
+def test_a_file_cannot_make_labels_without_end(tmp_path: Path) -> None:
+    rows = tuple(AwakeExperts(tokens, 8.0, 8.0) for tokens in range(1, 18))
+    many = dataclasses.replace(COUNTED, awake=rows)
+    write_snapshot(tmp_path / "engine-0.json", Snapshot("m", "0", State.STEADY, experts=many))
+    with pytest.raises(SnapshotError, match="length <= 16"):
+        read_snapshot(tmp_path / "engine-0.json")
 
 
 def test_a_prediction_takes_the_counted_routing_and_does_not_warn(tmp_path: Path) -> None:

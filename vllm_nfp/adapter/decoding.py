@@ -134,11 +134,10 @@ class Bound:
         """Why so many are not probed; None if they are decoded."""
         if positions <= self.most:
             return None
-        remedy = (
-            f"{positions - 1} or more speculative tokens"
-            if self.drafts_raise_it
-            else "another --attention-backend"
-        )
+        drafts, other = f"{positions - 1} or more speculative tokens", "another --attention-backend"
+        remedy = drafts if self.drafts_raise_it else other
+        if self.builder in DEPENDS_ON_GPU:
+            remedy = f"{drafts}, if this GPU's kernels verify drafts, or with {other}"
         count = "1 position" if self.most == 1 else f"{self.most} positions"
         return (
             f"the attention backend ({self.builder}) decodes at most {count} of a sequence in a "

@@ -88,9 +88,9 @@ def _parsed(model: str, flags: Sequence[str]) -> Any:
     parser = FlexibleArgumentParser(prog="vllm")
     command = ServeSubcommand()
     nfp.add_flags(command.subparser_init(parser.add_subparsers()), PatchSet())
-    args = parser.parse_args([command.name, model, *flags])
+    args = parser.parse_args([command.name, model, "--nfp-probe", *flags])
     command.validate(args)
-    args.model, args.nfp_probe = model, True
+    args.model = model
     return args
 
 

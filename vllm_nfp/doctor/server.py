@@ -93,7 +93,10 @@ def model(facts: Facts) -> Iterator[Finding]:
     )
     graphs = values["graphs"]
     if graphs["eager"] or graphs["mode"] in (None, "NONE"):
-        yield Finding("CUDA graphs", Status.OK, "none: steps are launched kernel by kernel")
+        # vLLM drops the flags' graphs on a CPU, so that nothing of them can be checked.
+        on_cpu = backend == "CPU_ATTN" and not graphs["eager"]
+        advice = "run doctor on the server's GPU host to check its capture sizes" if on_cpu else ""
+        yield Finding("CUDA graphs", Status.OK, "none: steps are launched kernel by kernel", advice)
     else:
         found = f"{graphs['mode']}, up to {graphs['largest']} tokens"
         yield Finding("CUDA graphs", Status.OK, found)

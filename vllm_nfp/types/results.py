@@ -143,8 +143,8 @@ class ExpertRouting:
     """Tokens of theirs."""
     skew: Annotated[float, Meta(ge=0, le=2)]
     """The experts' shares fall about like rank ** -skew; 0: uniform."""
-    awake: tuple[AwakeExperts, ...]
-    """Ascending in tokens."""
+    awake: Annotated[tuple[AwakeExperts, ...], Meta(max_length=16)]
+    """Ascending in tokens; powers of two up to 1024."""
 
 
 @dataclass(frozen=True, slots=True)
