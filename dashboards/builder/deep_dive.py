@@ -46,6 +46,7 @@ def deep_dive() -> models.Dashboard:
     _curves(page)
     _intervals(page)
     _layers(page)
+    _experts(page)
     _samples(page)
     return g.finished(page)
 
@@ -222,6 +223,49 @@ def _layers(page: dashboard.Dashboard) -> None:
             buckets=True,
         ),
     )
+
+
+def _experts(page: dashboard.Dashboard) -> None:
+    g.row(
+        page,
+        "Experts",
+        g.curves(
+            Frame(
+                "Active experts by tokens of a step",
+                "Distinct experts of a layer that a step of so many tokens reads: counted from the "
+                "choices of the model's routers (the mean of the servers), and as uniform routing "
+                "would have it.",
+                "Counted below uniform: more positions are free than uniform routing says, and "
+                "predictions use the counted routing. Nothing is counted before steps without a "
+                "CUDA graph have run, such as long prompts.",
+                18,
+                8,
+            ),
+            {routing: _active(routing) for routing in ("counted", "uniform")},
+            x="tokens",
+            unit="none",
+            colors={"counted": g.BLUE, "uniform": g.GREY},
+            dashed=("uniform",),
+            axis="experts",
+        ),
+        g.number(
+            Frame(
+                "Skew of the routing",
+                "Exponent s of the counted routing: the experts' shares fall about like rank to "
+                "the minus s (the mean of the servers). 0 is uniform.",
+                "A change without a new model: traffic of another kind.",
+                6,
+                8,
+            ),
+            f"avg({g.metric('vllm_nfp_routing_skew')})",
+            decimals=2,
+        ),
+    )
+
+
+def _active(routing: str) -> str:
+    found = g.metric("vllm_nfp_active_experts", f'routing="{routing}"')
+    return f"avg by (tokens) ({found})"
 
 
 def _samples(page: dashboard.Dashboard) -> None:

@@ -1,8 +1,8 @@
 """A server on 127.0.0.1 whose /metrics replay a recorded run through the real collector.
 
 Estimates, curves and predictions are those of the H100 runs in benchmarks/results. What those runs
-did not record (what estimates rest on, layer histograms, vLLM's counters) is made up here; counters
-grow with each scrape so that rates exist.
+did not record (what estimates rest on, layer histograms, experts, vLLM's counters) is made up here;
+counters grow with each scrape so that rates exist.
 """
 
 from __future__ import annotations
@@ -24,7 +24,15 @@ from vllm_nfp.results.control import ControlSnapshot, ControlState, control_file
 from vllm_nfp.results.snapshot import Snapshot, engine_file, read_snapshot, write_snapshot
 from vllm_nfp.results.verification import StepSeconds, VerificationReport
 from vllm_nfp.strict_json import encode
-from vllm_nfp.types import Basis, LayerHistogram, LiveStep, Module, ServerInfo
+from vllm_nfp.types import (
+    ActiveExperts,
+    Basis,
+    ExpertRouting,
+    LayerHistogram,
+    LiveStep,
+    Module,
+    ServerInfo,
+)  # fmt: skip
 
 ALL_RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 RESULTS = ALL_RESULTS / "2026-11-24-h100"
@@ -34,6 +42,10 @@ BASES = {4096: Basis.INFERRED, 16384: Basis.PREDICTED}
 VERIFICATION = VerificationReport(
     feeding=True, renewals=3, measured_steps=900, steps=1000, scheduled=5000, admitted=3000,
     expected=2000.0, seconds=StepSeconds(real=0.011, own=0.014, measured=0.01),
+)  # fmt: skip
+EXPERTS = ExpertRouting(
+    128, 8, 8, 20, 16384, 0.6,
+    (ActiveExperts(1, 8.0, 8.0), ActiveExperts(8, 41.5, 51.6), ActiveExperts(64, 92.0, 125.9)),
 )  # fmt: skip
 RANKS = ALL_RESULTS / "2026-11-24-h100x2-tensor-parallel" / "dense-tp2-table.json"
 
@@ -71,6 +83,7 @@ def recorded_snapshot(kind: str, folder: Path) -> Snapshot:
         ),
         prior="predicted",
         verification=VERIFICATION,
+        experts=EXPERTS,
     )
 
 

@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -52,6 +53,26 @@ def _scrapes(prometheus: Prometheus) -> int:
     return min((int(series.points[-1][1]) for series in found), default=0)
 
 
+def asked(page: Any, prometheus: Prometheus, values: dict[str, str]) -> dict[str, Answered]:
+    """Each panel's answers by its title, at a moment at which both servers had been scraped well.
+
+    A scrape that takes longer than its second, on a busy machine, ends all series of its server.
+    """
+    found: dict[str, Answered] = {}
+
+    def answered() -> bool:
+        found.update({a.panel.title: a for a in ask(page, prometheus, values, seconds=SECONDS)})
+        return _all_up(prometheus)
+
+    wait_for(lambda: _all_up(prometheus) and answered())
+    return found
+
+
+def _all_up(prometheus: Prometheus) -> bool:
+    found = prometheus.now("up")
+    return bool(found) and all(series.points[-1][1] == 1 for series in found)
+
+
 def _rates(prometheus: Prometheus) -> int:
     """Servers whose drafts have a rate, which the rules have recorded."""
     return len(prometheus.now("engine:vllm_spec_decode_draft_length:rate5m"))
@@ -76,7 +97,7 @@ def test_panels_show_the_numbers_of_the_run(prometheus: Prometheus) -> None:
     """Qwen3-8B's shape on an H100 at epsilon 0.1, as docs/measured.md tables it."""
     page = DASHBOARDS["nfp-overview"]
     values = choose(page, prometheus, model_name="model-dense", context="4096")
-    by_title = {a.panel.title: a for a in ask(page, prometheus, values, seconds=SECONDS)}
+    by_title = asked(page, prometheus, values)
 
     def one(title: str, letter: str = "A") -> float:
         (series,) = by_title[title].answers[letter]
@@ -123,7 +144,7 @@ def test_one_free_position_is_red_only_where_drafts_lose(prometheus: Prometheus)
     """The MoE model has one free position and runs its recommended length beyond it."""
     page = DASHBOARDS["nfp-overview"]
     values = choose(page, prometheus, model_name="model-moe", context="4096")
-    by_title = {a.panel.title: a for a in ask(page, prometheus, values, seconds=SECONDS)}
+    by_title = asked(page, prometheus, values)
     panel = by_title["Free positions"]
     ((free,), losing) = panel.answers["A"], panel.answers["B"]
     assert free.points[-1][1] == 1
@@ -143,7 +164,7 @@ def test_one_free_position_is_red_only_where_drafts_lose(prometheus: Prometheus)
 def test_the_fleet_shows_models_by_gpu_and_their_servers(prometheus: Prometheus) -> None:
     page = DASHBOARDS["nfp-fleet"]
     values = choose(page, prometheus)
-    by_title = {a.panel.title: a for a in ask(page, prometheus, values, seconds=SECONDS)}
+    by_title = asked(page, prometheus, values)
     free = _by_labels(by_title["Models and GPUs"], "model_name", "device", letter="B")
     assert free == {
         ("model-dense", "NVIDIA H100 80GB HBM3"): 16,
@@ -188,7 +209,7 @@ def test_restarts_of_other_targets_are_not_marked(prometheus: Prometheus) -> Non
 def test_the_deep_dive_shows_the_curve_of_the_run(prometheus: Prometheus) -> None:
     page = DASHBOARDS["nfp-deep-dive"]
     values = choose(page, prometheus, model_name="model-dense", context="1024", batch_size="32")
-    by_title = {a.panel.title: a for a in ask(page, prometheus, values, seconds=SECONDS)}
+    by_title = asked(page, prometheus, values)
     ratios = _by_labels(by_title["Time over that of one position"], "positions", letter="F")
     assert ratios["1",] == 1.0
     assert ratios["6",] < 1.1 < ratios["8",], "NFP is 6"
@@ -209,15 +230,25 @@ def test_the_deep_dive_shows_the_curve_of_the_run(prometheus: Prometheus) -> Non
     assert basis["model", "32", "16384", "predicted"] == 1
 
 
+def test_the_deep_dive_shows_which_experts_steps_reach(prometheus: Prometheus) -> None:
+    page = DASHBOARDS["nfp-deep-dive"]
+    by_title = asked(page, prometheus, choose(page, prometheus, model_name="model-moe"))
+    active = by_title["Active experts by tokens of a step"]
+    counted, uniform = (_by_labels(active, "tokens", letter=letter) for letter in "AB")
+    assert (counted["64",], uniform["64",]) == (92.0, 125.9)
+    (skew,) = by_title["Skew of the routing"].answers["A"]
+    assert skew.points[-1][1] == 0.6
+
+
 def test_modules_without_a_context_have_curves_at_any_context(prometheus: Prometheus) -> None:
     page = DASHBOARDS["nfp-deep-dive"]
     for context in ("1024", "16384"):
         values = choose(page, prometheus, model_name="model-dense", context=context, batch_size="8")
-        by_title = {a.panel.title: a for a in ask(page, prometheus, values, seconds=SECONDS)}
+        by_title = asked(page, prometheus, values)
         ffn = _by_labels(by_title["Time by positions"], "positions", letter="C")
         assert ffn["8",] >= ffn["1",] > 0.0
         values = {**values, "module": "dense_ffn"}
-        by_title = {a.panel.title: a for a in ask(page, prometheus, values, seconds=SECONDS)}
+        by_title = asked(page, prometheus, values)
         assert by_title["Pairs of samples at each point of $module"].answers["A"]
 
 

@@ -52,6 +52,9 @@ WITHOUT_DATA = {
     ("Time over that of one position", "B"): "the model has no recurrent state",
     ("Time by positions", "D"): "the model has no experts",
     ("Time over that of one position", "D"): "the model has no experts",
+    ("Active experts by tokens of a step", "A"): "the model has no experts",
+    ("Active experts by tokens of a step", "B"): "the model has no experts",
+    ("Skew of the routing", "A"): "the model has no experts",
     ("Time by positions", "E"): "one rank has no collectives",
     ("Time over that of one position", "E"): "one rank has no collectives",
     **dict.fromkeys(

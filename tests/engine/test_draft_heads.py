@@ -24,7 +24,7 @@ def test_vllm_accepts_a_head(method: str, architecture: str, tmp_path: Path) -> 
     from vllm.engine.arg_utils import EngineArgs
     from vllm.model_executor.models.llama_eagle3 import Eagle3LlamaForCausalLM
 
-    settings = Settings("qwen3-8b", 6, 1.0, True, False, 1.0, method)
+    settings = Settings("qwen3-8b", 6, 1.0, True, False, method)
     arguments = EngineArgs(
         model=str(shapes.write_model(tmp_path / "model", settings.shape, settings.layers)),
         load_format="dummy",

@@ -112,11 +112,11 @@ def test_counts_are_those_of_the_models_routers(
     found = publisher_of(session).snapshot().experts
     assert found is not None
     assert (found.num_experts, found.experts_per_token, found.layers) == (EXPERTS, CHOSEN, LAYERS)
-    by_tokens = {row.tokens: row for row in found.awake}
+    by_tokens = {row.tokens: row for row in found.active}
     assert [by_tokens[1].experts, by_tokens[1].uniform] == pytest.approx([CHOSEN, CHOSEN])
     assert by_tokens[4].experts < EXPERTS
     families = {family.name: family for family in experts([publisher_of(session).snapshot()])}
-    assert len(families["vllm_nfp_awake_experts"].samples) == 2 * len(found.awake)
+    assert len(families["vllm_nfp_active_experts"].samples) == 2 * len(found.active)
 
 
 def test_a_fault_of_the_listener_ends_the_probe_and_not_the_step(

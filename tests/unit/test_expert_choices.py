@@ -18,7 +18,7 @@ from vllm_nfp.adapter import versions
 from vllm_nfp.adapter.routers import NotCountedError, Routers, routers_of
 from vllm_nfp.metrics.families.experts import experts
 from vllm_nfp.principle import PredictionError
-from vllm_nfp.principle.counted_routing import awake_of, counted_skew, uniform_awake
+from vllm_nfp.principle.counted_routing import active_of, counted_skew, uniform_active
 from vllm_nfp.principle.notes import notes
 from vllm_nfp.principle.prediction import predict
 from vllm_nfp.principle.routing import skewed_shares
@@ -29,7 +29,7 @@ from vllm_nfp.results.snapshot import Snapshot, SnapshotError, read_snapshot, wr
 from vllm_nfp.session.counted_experts import CountedExperts
 from vllm_nfp.session.expert_choices import FIRST_SECONDS, LATER_SECONDS, MOST_ROWS, ExpertChoices
 from vllm_nfp.timing import HostClock
-from vllm_nfp.types import AwakeExperts, ExpertRouting, Prediction, State
+from vllm_nfp.types import ActiveExperts, ExpertRouting, Prediction, State
 
 
 def drawn(
@@ -47,10 +47,10 @@ def test_distinct_experts_are_the_mean_over_all_draws() -> None:
     for tokens in range(1, 6):
         draws = itertools.combinations(ids, tokens)
         distinct = [len({e for row in some for e in row}) for some in draws]
-        assert awake_of(counts, 5, tokens) == pytest.approx(np.mean(distinct))
+        assert active_of(counts, 5, tokens) == pytest.approx(np.mean(distinct))
     for tokens in (0, 6):
         with pytest.raises(ValueError, match=f"from 1 to the counted 5, not {tokens}"):
-            awake_of(counts, 5, tokens)
+            active_of(counts, 5, tokens)
 
 
 def test_uniform_choices_wake_what_uniform_routing_wakes() -> None:
@@ -62,9 +62,9 @@ def test_uniform_choices_wake_what_uniform_routing_wakes() -> None:
     found = counts.report
     assert found is not None
     assert (found.layers, found.steps, found.tokens) == (2, LEAST_STEPS, 512 * LEAST_STEPS)
-    assert [row.tokens for row in found.awake] == [1 << n for n in range(11)]
-    assert all(row.experts == pytest.approx(row.uniform, rel=0.02) for row in found.awake)
-    assert uniform_awake(32, 4.0, 1) == pytest.approx(4.0)
+    assert [row.tokens for row in found.active] == [1 << n for n in range(11)]
+    assert all(row.experts == pytest.approx(row.uniform, rel=0.02) for row in found.active)
+    assert uniform_active(32, 4.0, 1) == pytest.approx(4.0)
     assert found.skew <= 0.1
 
 
@@ -99,8 +99,8 @@ def test_entries_that_are_no_experts_are_left_out() -> None:
         counts.add(Choices(ids, 8))
     counts.update()
     assert counts.report is not None
-    assert counts.report.awake[0].experts == pytest.approx(1.0)
-    assert counts.report.awake[-1].experts == pytest.approx(3.0, abs=0.01)
+    assert counts.report.active[0].experts == pytest.approx(1.0)
+    assert counts.report.active[-1].experts == pytest.approx(3.0, abs=0.01)
 
 
 class Router:
@@ -284,7 +284,7 @@ def test_routers_that_cannot_be_read_are_named(monkeypatch: pytest.MonkeyPatch) 
 
 COUNTED = ExpertRouting(
     128, 8, 8, 20, 16384, 0.6,
-    (AwakeExperts(1, 8.0, 8.0), AwakeExperts(8, 41.5, 51.6), AwakeExperts(64, 92.0, 125.9)),
+    (ActiveExperts(1, 8.0, 8.0), ActiveExperts(8, 41.5, 51.6), ActiveExperts(64, 92.0, 125.9)),
 )  # fmt: skip
 
 
@@ -314,7 +314,7 @@ def test_counts_reach_the_metrics_the_profile_and_the_report(
     again = read_snapshot(tmp_path / "engine-0.json")
     assert again.experts == COUNTED
     families = {family.name: family for family in experts([again])}
-    samples = families["vllm_nfp_awake_experts"].samples
+    samples = families["vllm_nfp_active_experts"].samples
     values = {(s.labels["tokens"], s.labels["routing"]): s.value for s in samples}
     assert values["64", "counted"] == 92.0
     assert values["64", "uniform"] == 125.9
@@ -329,8 +329,8 @@ def test_counts_reach_the_metrics_the_profile_and_the_report(
 
 
 def test_a_file_cannot_make_labels_without_end(tmp_path: Path) -> None:
-    rows = tuple(AwakeExperts(tokens, 8.0, 8.0) for tokens in range(1, 18))
-    many = dataclasses.replace(COUNTED, awake=rows)
+    rows = tuple(ActiveExperts(tokens, 8.0, 8.0) for tokens in range(1, 18))
+    many = dataclasses.replace(COUNTED, active=rows)
     write_snapshot(tmp_path / "engine-0.json", Snapshot("m", "0", State.STEADY, experts=many))
     with pytest.raises(SnapshotError, match="length <= 16"):
         read_snapshot(tmp_path / "engine-0.json")

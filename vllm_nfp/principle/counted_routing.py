@@ -22,7 +22,7 @@ STEP = 0.05
 """Exponents are tried in steps of this; neighbours differ by less than 1 % of a step's time."""
 
 
-def awake_of(counts: npt.NDArray[np.int64], rows: int, tokens: int) -> float:
+def active_of(counts: npt.NDArray[np.int64], rows: int, tokens: int) -> float:
     """Distinct experts that ``tokens`` of the counted tokens choose, the mean over layers.
 
     Args:
@@ -58,20 +58,20 @@ def _log_factorials(most: int) -> FloatArray:
     return _log_factorials_up_to(1 << math.ceil(math.log2(most + 1)))
 
 
-def uniform_awake(num_experts: int, experts_per_token: float, tokens: int) -> float:
+def uniform_active(num_experts: int, experts_per_token: float, tokens: int) -> float:
     """Distinct experts that as many tokens wake if all experts are equally likely."""
     routing = Routing(num_experts, experts_per_token)
     return float(routing.awake(np.array([float(tokens)]))[0])
 
 
-def counted_skew(num_experts: int, experts_per_token: float, awake: Mapping[int, float]) -> float:
+def counted_skew(num_experts: int, experts_per_token: float, active: Mapping[int, float]) -> float:
     """Exponent of the experts' shares by rank with which distinct experts come closest; gives way.
 
     Args:
-        awake: tokens -> distinct experts that they wake.
+        active: tokens -> distinct experts that they reach.
     """
-    tokens = np.array(sorted(awake), dtype=np.float64)
-    counted = np.log([awake[int(count)] for count in tokens])
+    tokens = np.array(sorted(active), dtype=np.float64)
+    counted = np.log([active[int(count)] for count in tokens])
 
     def error(skew: float) -> float:
         give_way()

@@ -87,7 +87,7 @@ def _experts_read(found: ExpertRouting | None) -> str:
     """Distinct experts of a few widths of a step, beside those of uniform routing."""
     if found is None:
         return ""
-    shown = [row for row in found.awake if row.tokens in SHOWN_TOKENS]
+    shown = [row for row in found.active if row.tokens in SHOWN_TOKENS]
     counts = ", ".join(
         f"{row.experts:.1f} at {row.tokens} tokens (uniform: {row.uniform:.1f})" for row in shown
     )

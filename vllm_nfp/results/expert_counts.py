@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_nfp.give_way import give_way
-from vllm_nfp.principle.counted_routing import awake_of, counted_skew, uniform_awake
-from vllm_nfp.types import AwakeExperts, ExpertRouting
+from vllm_nfp.principle.counted_routing import active_of, counted_skew, uniform_active
+from vllm_nfp.types import ActiveExperts, ExpertRouting
 
 STEPS_KEPT = 64
 """Latest counted steps that answers rest on; bounds the memory, and follows traffic."""
@@ -80,11 +80,11 @@ class ExpertCounts:
         if not known:
             return None
         experts, per_token = self._num_experts, self._per_token
-        awake = {}
+        active = {}
         for tokens in known:
-            awake[tokens] = awake_of(counts, rows, tokens)
+            active[tokens] = active_of(counts, rows, tokens)
             give_way()
-        if awake[1] <= 0.0:
+        if active[1] <= 0.0:
             return None
         return ExpertRouting(
             num_experts=experts,
@@ -92,9 +92,9 @@ class ExpertCounts:
             layers=len(counts),
             steps=self._taken,
             tokens=self._tokens,
-            skew=counted_skew(experts, awake[1], awake),
-            awake=tuple(
-                AwakeExperts(tokens, awake[tokens], uniform_awake(experts, awake[1], tokens))
+            skew=counted_skew(experts, active[1], active),
+            active=tuple(
+                ActiveExperts(tokens, active[tokens], uniform_active(experts, active[1], tokens))
                 for tokens in known
             ),
         )

@@ -5,7 +5,7 @@ them. They know no vLLM and no torch.
 """
 
 from vllm_nfp.types.results import (
-    AwakeExperts,
+    ActiveExperts,
     Basis,
     Boundary,
     CurvePoint,
@@ -36,7 +36,7 @@ from vllm_nfp.types.steps import (
 )
 
 __all__ = [
-    "AwakeExperts",
+    "ActiveExperts",
     "Basis",
     "Boundary",
     "Cell",

@@ -116,7 +116,7 @@ class Prediction(InCell):
 
 
 @dataclass(frozen=True, slots=True)
-class AwakeExperts:
+class ActiveExperts:
     """Distinct experts of a layer that a step of so many tokens reads."""
 
     tokens: Size
@@ -143,7 +143,7 @@ class ExpertRouting:
     """Tokens of theirs."""
     skew: Annotated[float, Meta(ge=0, le=2)]
     """The experts' shares fall about like rank ** -skew; 0: uniform."""
-    awake: Annotated[tuple[AwakeExperts, ...], Meta(max_length=16)]
+    active: Annotated[tuple[ActiveExperts, ...], Meta(max_length=16)]
     """Ascending in tokens; powers of two up to 1024."""
 
 

@@ -12,8 +12,8 @@ from vllm_nfp.results.snapshot import Snapshot
 
 def experts(engines: list[Snapshot]) -> Iterator[Metric]:
     """Nothing of engines without experts, or before choices were counted."""
-    awake = GaugeMetricFamily(
-        "vllm_nfp_awake_experts",
+    active = GaugeMetricFamily(
+        "vllm_nfp_active_experts",
         "Distinct experts of a layer that a step of so many tokens reads: counted from the "
         "routers' choices in real steps without a CUDA graph, or what uniform routing would read.",
         labels=[*ENGINE, "tokens", "routing"],
@@ -33,9 +33,9 @@ def experts(engines: list[Snapshot]) -> Iterator[Metric]:
         found, labels = snapshot.experts, engine_labels(snapshot)
         if found is None:
             continue
-        for row in found.awake:
-            awake.add_metric([*labels, str(row.tokens), "counted"], row.experts)
-            awake.add_metric([*labels, str(row.tokens), "uniform"], row.uniform)
+        for row in found.active:
+            active.add_metric([*labels, str(row.tokens), "counted"], row.experts)
+            active.add_metric([*labels, str(row.tokens), "uniform"], row.uniform)
         skew.add_metric(labels, found.skew)
         tokens.add_metric(labels, found.tokens)
-    yield from (awake, skew, tokens)
+    yield from (active, skew, tokens)

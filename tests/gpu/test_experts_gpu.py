@@ -1,6 +1,6 @@
 """On a CUDA GPU: experts of prompts are counted beside CUDA graphs, and outputs stay equal.
 
-pytest -m gpu tests/gpu/test_experts.py
+pytest -m gpu tests/gpu/test_experts_gpu.py
 """
 
 from __future__ import annotations
@@ -61,6 +61,6 @@ def test_experts_of_prompts_are_counted_beside_graphs(moe_model: Path, tmp_path:
     assert counted is not None, "no step was read"
     assert (counted.num_experts, counted.experts_per_token) == (8, 2)
     print(f"{counted.steps} steps, {counted.tokens} tokens, skew {counted.skew}")
-    for row in counted.awake:
+    for row in counted.active:
         print(f"{row.tokens} tokens: {row.experts:.2f} experts, uniform {row.uniform:.2f}")
         assert row.experts <= row.uniform * 1.02
