@@ -132,9 +132,12 @@ def test_a_fault_of_one_rank_in_serving_switches_both_off(
 ) -> None:
     assert attach() == [True, True]
     llm.collective_rpc("nfp_fault", args=(fault,))
-    assert generate(llm) == plain
-    assert generate(llm) == plain
-    assert states(llm) == [(False, False)] * 2
+    off = [(False, False)] * 2
+    for _ in range(10):  # the budget says when the stage is next reached
+        assert generate(llm) == plain
+        if states(llm) == off:
+            break
+    assert states(llm) == off
     found = snapshot(tmp_path)
     assert found.state is State.DISABLED
     assert f"rank {fault[-1]} of 2" in found.reason
