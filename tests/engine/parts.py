@@ -27,7 +27,13 @@ def started_engine(model: Path, **arguments: Any) -> Iterator[Any]:
     # What is set for it is not for servers of later tests.
     with mock.patch.dict(os.environ), inspecting.in_this_process():
         usual = {"enforce_eager": True, "max_model_len": 512, "seed": 0}
-        yield start_engine(model, {**usual, **arguments})
+        engine = start_engine(model, {**usual, **arguments})
+        try:
+            yield engine
+        finally:
+            # Else it ends whenever Python's collector finds it, and with it the process groups of
+            # the engine that runs then.
+            engine.llm_engine.engine_core.shutdown()
 
 
 def attach(config: ProbeConfig, worker: Any, runner: Any = None) -> Any:
