@@ -15,11 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_nfp.give_way import give_way
-from vllm_nfp.principle.routing import MOST_SKEW, Routing, skewed_shares
+from vllm_nfp.principle.routing import Routing, closest_skew, skewed_shares
 from vllm_nfp.principle.terms import FloatArray
-
-STEP = 0.05
-"""Exponents are tried in steps of this; neighbours differ by less than 1 % of a step's time."""
 
 
 def active_of(counts: npt.NDArray[np.int64], rows: int, tokens: int) -> float:
@@ -79,5 +76,4 @@ def counted_skew(num_experts: int, experts_per_token: float, active: Mapping[int
         found = Routing(num_experts, experts_per_token, shares).awake(tokens)
         return float(np.abs(np.log(found) - counted).mean())
 
-    tried = np.arange(0.0, MOST_SKEW + STEP / 2, STEP)
-    return round(float(min(tried, key=lambda skew: error(float(skew)))), 2)
+    return closest_skew(error)

@@ -16,7 +16,7 @@ import numpy as np
 
 from vllm_nfp.principle.errors import PredictionError
 from vllm_nfp.principle.hardware_file import Target
-from vllm_nfp.principle.routing import MOST_SKEW
+from vllm_nfp.principle.routing import closest_skew
 from vllm_nfp.principle.serving import Serving
 from vllm_nfp.principle.shape import ModelShape
 from vllm_nfp.principle.step import Step
@@ -26,8 +26,6 @@ from vllm_nfp.types import Basis, CurvePoint, ExpertRouting, Module
 
 MAX_BYTES = 64 << 20
 
-STEP = 0.05
-"""Exponents are tried in steps of this; neighbours differ by less than 1 % of a step's time."""
 LEAST_POINTS = 3
 
 
@@ -132,9 +130,7 @@ def measured_skew(
         raise RoutingError(
             f"a routing needs t(N)/t(1) of moe_ffn at {LEAST_POINTS} N or more, not {len(ratios)}"
         )
-    tried = np.arange(0.0, MOST_SKEW + STEP / 2, STEP)
-    errors = [_error(shape, target, serving, ratios, float(skew)) for skew in tried]
-    return round(float(tried[int(np.argmin(errors))]), 2)
+    return closest_skew(lambda skew: _error(shape, target, serving, ratios, skew))
 
 
 def _error(

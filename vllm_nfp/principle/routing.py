@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -25,6 +25,8 @@ TYPICAL_SKEW = 0.75
 0, 0.25, ... 1 the one with which most public times of routed experts under power-law routers
 (aiconfigurator 0.12, H100 and H200, BF16) come within 10 % (docs/validation.md)."""
 MOST_SKEW = 2.0
+SKEW_STEP = 0.05
+"""Exponents are tried in steps of this; neighbours differ by less than 1 % of a step's time."""
 
 
 class ExpertError(ValueError):
@@ -147,6 +149,12 @@ def skewed_shares(
             break
     kept = np.concatenate([np.full(full, most), np.minimum(scaled, most)])
     return tuple((kept / kept.sum()).tolist())
+
+
+def closest_skew(error: Callable[[float], float]) -> float:
+    """Exponent of the experts' shares by rank with the smallest error, of those that are tried."""
+    tried = np.arange(0.0, MOST_SKEW + SKEW_STEP / 2, SKEW_STEP)
+    return round(float(min(tried, key=lambda skew: error(float(skew)))), 2)
 
 
 def _mean_blocks(tokens: FloatArray, chance: FloatArray, block: FloatArray) -> FloatArray:
