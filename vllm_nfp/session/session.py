@@ -11,7 +11,6 @@ from vllm_nfp.adapter.graph_place import GraphPlace
 from vllm_nfp.adapter.patch import PatchSet
 from vllm_nfp.adapter.verification import AdaptiveVerification
 from vllm_nfp.session.end import end
-from vllm_nfp.session.expert_choices import ExpertChoices
 from vllm_nfp.session.output import Output
 from vllm_nfp.session.start import StaysOffError, start
 from vllm_nfp.session.started import Started
@@ -79,10 +78,7 @@ class Session:
         started = self._started
         if started is None:
             return
-        try:
-            started.agreement.before_step(started, scheduler_output)
-        except Exception as error:
-            self._fault(started, "probe", error)
+        self._try(started, "probe", started.agreement.before_step, started, scheduler_output)
         self._listen(scheduler_output)  # only now: a pair is no real step
         self._mark(begin=True)
 
@@ -91,10 +87,7 @@ class Session:
         started = self._started
         if started is None:
             return
-        try:
-            started.agreement.before_dummy(started)
-        except Exception as error:
-            self._fault(started, "probe", error)
+        self._try(started, "probe", started.agreement.before_dummy, started)
 
     def verifies(self, verification: AdaptiveVerification, patches: PatchSet) -> None:
         """vLLM verifies adaptively: follow it, and feed it if that is asked for.
@@ -105,10 +98,8 @@ class Session:
         started = self._started
         if started is None:
             return
-        try:
-            follow_verification(started, self._worker, verification, patches, self.trimmed)
-        except Exception as error:
-            self._fault(started, "verification", error)
+        follow = (started, self._worker, verification, patches, self.trimmed)
+        self._try(started, "verification", follow_verification, *follow)
 
     def trimmed(self, tokens: int) -> None:
         """vLLM has cut drafts of the step that runs now: it has so many tokens."""
@@ -125,29 +116,25 @@ class Session:
     def after_step(self) -> None:
         """The real step has been launched."""
         self._mark(begin=False)
-        experts = self._experts
-        if experts is not None:
-            self._try("experts", experts.end)
-
-    @property
-    def _experts(self) -> ExpertChoices | None:
         started = self._started
-        return None if started is None or started.lead is None else started.lead.experts
+        if started is not None and started.lead is not None and started.lead.experts is not None:
+            self._try(started, "experts", started.lead.experts.end)
 
     def _listen(self, scheduler_output: Any) -> None:
         """Read which experts the step that comes next chooses, if it is looked at."""
-        started, experts = self._started, self._experts
-        if started is None or experts is None or not started.agreement.timed(started):
-            return
-        tokens: int = scheduler_output.total_num_scheduled_tokens
-        self._try("experts", lambda: experts.begin(tokens))
-
-    def _try(self, stage: str, call: Callable[[], None]) -> None:
         started = self._started
-        if started is None:
+        if started is None or started.lead is None or started.lead.experts is None:
             return
+        if started.agreement.timed(started):
+            tokens: int = scheduler_output.total_num_scheduled_tokens
+            self._try(started, "experts", started.lead.experts.begin, tokens)
+
+    def _try(
+        self, started: Started, stage: str, call: Callable[..., object], *arguments: object
+    ) -> None:
+        """Make a call whose fault ends the probe and not the step."""
         try:
-            call()
+            call(*arguments)
         except Exception as error:
             self._fault(started, stage, error)
 
@@ -156,13 +143,7 @@ class Session:
         if started is None or started.lead is None or not started.agreement.timed(started):
             return
         timer = started.lead.watcher.timer
-        try:
-            if begin:
-                timer.begin()
-            else:
-                timer.end()
-        except Exception as error:
-            self._fault(started, "timing", error)
+        self._try(started, "timing", timer.begin if begin else timer.end)
 
     def idle(self) -> float:
         """No request is there: maybe run a pair of probes; seconds until the next call."""
