@@ -10,8 +10,8 @@ from typing import Any
 import kinds
 import pytest
 import torch
-from parts import attaching, engine_of, prober_of, publisher_of, started_engine
-from test_states import configure, generate
+from parts import attaching, engine_of, publisher_of, started_engine
+from test_states import configure, outputs_without_probe, serve_beside_pairs
 
 from vllm_nfp.adapter.engines import worker_of
 from vllm_nfp.adapter.state_kinds import KNOWN_LAYERS
@@ -58,16 +58,10 @@ def state_layers(llm: Any) -> list[Any]:
 
 def test_outputs_stay_while_states_are_probed(served: Any, start: Callable[..., Any]) -> None:
     llm, kind, blocks = served
-    expected = generate(llm)
-    assert generate(llm) == expected
-    assert len({tuple(tokens) for tokens, _ in expected}) == 6
+    expected = outputs_without_probe(llm)
     before = [layer.kv_cache for layer in state_layers(llm)]
     session = start()
-    for _ in range(20):
-        assert generate(llm) == expected
-        if prober_of(session).outcomes["measured"] >= 12:
-            break
-    assert prober_of(session).outcomes["measured"] >= 12, "too few pairs ran to tell"
+    serve_beside_pairs(llm, session, expected)
     layers = state_layers(llm)
     assert all(layer.kv_cache is cache for layer, cache in zip(layers, before, strict=True))
     publisher_of(session).process()

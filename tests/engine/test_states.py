@@ -75,20 +75,31 @@ def generate(llm: Any, tokens: int = 48) -> list[tuple[list[int], list[float]]]:
     ]
 
 
-def test_outputs_stay_while_states_are_probed(
-    llm: Any, start: Callable[..., Any], tmp_path: Path, worker: Any
-) -> None:
+def outputs_without_probe(llm: Any) -> Any:
+    """What six requests are answered, which is the same again, and another answer for each."""
     expected = generate(llm)
     assert generate(llm) == expected
     assert len({tuple(tokens) for tokens, _ in expected}) == 6
-    layers = state_layers(worker)
-    before = [(layer.kv_cache, layer.num_spec) for layer in layers]
-    session = start()
+    return expected
+
+
+def serve_beside_pairs(llm: Any, session: Any, expected: Any) -> None:
+    """The same answers come while a session runs a dozen pairs between their steps."""
     for _ in range(20):
         assert generate(llm) == expected
         if prober_of(session).outcomes["measured"] >= 12:
             break
     assert prober_of(session).outcomes["measured"] >= 12, "too few pairs ran to tell"
+
+
+def test_outputs_stay_while_states_are_probed(
+    llm: Any, start: Callable[..., Any], tmp_path: Path, worker: Any
+) -> None:
+    expected = outputs_without_probe(llm)
+    layers = state_layers(worker)
+    before = [(layer.kv_cache, layer.num_spec) for layer in layers]
+    session = start()
+    serve_beside_pairs(llm, session, expected)
     for layer, (cache, drafts) in zip(layers, before, strict=True):
         assert layer.kv_cache is cache and layer.num_spec == drafts
     publisher_of(session).process()
