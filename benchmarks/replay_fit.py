@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.replay_recorded import Server, all_servers
 from vllm_nfp.surface.functionals import covariance, placed, stacked
 from vllm_nfp.surface.kernel import Hyperparameters, RoutingKernel, ShapeKernel, TokenKernel
-from vllm_nfp.surface.prior import PART_OF, Part
+from vllm_nfp.surface.parts import PART_OF, Part
 from vllm_nfp.surface.rows import rows_at
 from vllm_nfp.surface.scale import log_evidence
 from vllm_nfp.types import Module, Shape

@@ -36,9 +36,9 @@ from vllm_nfp.surface.algebra import MOST_DOUBTED, OUTLIER, inverse_root, solve,
 from vllm_nfp.surface.answers import limits_of
 from vllm_nfp.surface.functionals import covariance, placed
 from vllm_nfp.surface.noise import USUAL_NOISE
+from vllm_nfp.surface.parts import PART_OF, Part
 from vllm_nfp.surface.pool import SHAPES_KEPT
 from vllm_nfp.surface.posterior import Posterior, launch_time
-from vllm_nfp.surface.prior import PART_OF, Part
 from vllm_nfp.surface.rows import rows_at
 from vllm_nfp.surface.scale import UNKNOWN, log_evidence
 from vllm_nfp.types import Basis, Module, Shape

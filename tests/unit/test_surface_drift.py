@@ -28,7 +28,9 @@ from vllm_nfp.surface.drift import (
     nearest,
 )
 from vllm_nfp.surface.noise import USUAL_NOISE
-from vllm_nfp.surface.prior import FloatArray, Part, Prior, PriorCell, _step
+from vllm_nfp.surface.parts import FloatArray, Part
+from vllm_nfp.surface.prior import Prior, PriorCell
+from vllm_nfp.surface.whole_step import whole_step, without_content
 from vllm_nfp.types import Module, PairResult, Shape
 
 sys.path.insert(0, str(ROOT))
@@ -65,8 +67,8 @@ def neighbour(prior: Prior) -> Prior:
 def scaled(cell: PriorCell, part: Part, factors: FloatArray) -> PriorCell:
     seconds = cell.seconds.copy()
     seconds[part] *= factors
-    log_step, shares = _step(seconds)
-    return replace(cell, seconds=seconds, log_step=log_step, shares=shares)
+    step, bare = whole_step(seconds), without_content(seconds)
+    return replace(cell, seconds=seconds, step=step, bare=bare)
 
 
 class Machine:

@@ -11,7 +11,7 @@ from test_surface import CONFIG, POSITIONS, ask, condition
 from vllm_nfp.principle import Serving, shape_from_config, target_of
 from vllm_nfp.principle.step import Step
 from vllm_nfp.surface import RECORDED, Observations, Pool, predicted_prior
-from vllm_nfp.surface.prior import Part
+from vllm_nfp.surface.parts import Part
 from vllm_nfp.types import Module, Shape
 
 

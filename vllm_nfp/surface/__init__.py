@@ -20,13 +20,7 @@ from vllm_nfp.surface.kernel import Hyperparameters
 from vllm_nfp.surface.observations import Baseline, Observations, Ratio, StepTime
 from vllm_nfp.surface.pool import Pool
 from vllm_nfp.surface.posterior import Posterior
-from vllm_nfp.surface.prior import (
-    Prior,
-    PriorCell,
-    generic_prior,
-    predicted_prior,
-    with_launch,
-)
+from vllm_nfp.surface.prior import Prior, PriorCell, generic_prior, predicted_prior, with_launch
 
 __all__ = [
     "GENERIC",

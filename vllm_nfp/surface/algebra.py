@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vllm_nfp.give_way import give_way, in_pieces
-from vllm_nfp.surface.prior import FloatArray, IntArray
+from vllm_nfp.surface.parts import FloatArray, IntArray
 
 OUTLIER = 3.5
 """An observation that is so many standard deviations from what all others say is doubted."""

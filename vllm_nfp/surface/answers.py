@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from vllm_nfp.give_way import give_way, in_pieces
 from vllm_nfp.surface.functionals import Placed, by_part, placed, stacked
 from vllm_nfp.surface.kernel import Hyperparameters
+from vllm_nfp.surface.parts import FloatArray, IntArray, Part, SingleArray
 from vllm_nfp.surface.posterior import Posterior
-from vllm_nfp.surface.prior import FloatArray, IntArray, Part, Prior, SingleArray
+from vllm_nfp.surface.prior import Prior
 from vllm_nfp.surface.rows import Key, cell_rows, keys_of
 from vllm_nfp.types import Basis, Module
 

@@ -16,20 +16,22 @@ import numpy as np
 from vllm_nfp.give_way import give_way, in_pieces
 from vllm_nfp.surface.functionals import Functionals, Placed, covariance, placed
 from vllm_nfp.surface.kernel import Hyperparameters
-from vllm_nfp.surface.prior import FloatArray, IntArray, Part, Prior
+from vllm_nfp.surface.parts import FloatArray, IntArray, Part
+from vllm_nfp.surface.prior import Prior
 from vllm_nfp.surface.rows import Key, keys_of, rows_at
 from vllm_nfp.types import Module, Shape
 
 FIRST_CAPACITY = 64
 AT_A_TIME = 6
 """New rows whose covariances are made before a pause."""
-RowName: TypeAlias = "tuple[Module, int, int, int, bool]"
-"""A row: module, batch size, context, positions, and whether it is log t(N) / t(1) or log t(N)."""
+RowName: TypeAlias = "tuple[Module, int, int, int, bool, bool]"
+"""A row: module, batch size, context, positions, whether it is log t(N) / t(1) or log t(N), and
+whether the KV blocks that it reads have content."""
 
 
-def row_name(module: Module, shape: Shape, over_one: bool) -> RowName:
+def row_name(module: Module, shape: Shape, over_one: bool, content: bool = True) -> RowName:
     """The name of a row, quick to hash."""
-    return module, shape.batch_size, shape.context, shape.positions, over_one
+    return module, shape.batch_size, shape.context, shape.positions, over_one, content
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ class Book:
         _copy(rows, self._rows, at)
         self._written += 1
         self._serial[at] = self._written
-        keys = keys_of([name[0] for name in names], rows)
+        keys = keys_of([name[0] for name in names], rows, [name[5] for name in names])
         for name, slot, key, value in zip(names, slots, keys, expected.tolist(), strict=True):
             self._entries[name] = Entry(slot, key, value)
         used = np.array(sorted(e.slot for e in self._entries.values()), dtype=np.int64)
@@ -103,6 +105,7 @@ class Book:
                 [name[0] for name in some],
                 [Shape(*name[1:4]) for name in some],
                 over_one,
+                [name[5] for name in some],
             )
             _copy(rows, found, mine)
         return found, expected

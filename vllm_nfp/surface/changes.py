@@ -66,12 +66,13 @@ class Changes:
         deviation = math.hypot(own * (1.0 + 1.0 / len(seen.values)) ** 0.5, least)
         return Before(seen.center, len(seen.values), deviation)
 
-    @staticmethod
-    def _was_doubted(shape: Shape, before: Before, log_ratio: float, posterior: Posterior) -> bool:
+    def _was_doubted(
+        self, shape: Shape, before: Before, log_ratio: float, posterior: Posterior
+    ) -> bool:
         """Whether the earlier pairs were in doubt, and this one agrees with all other shapes."""
         if shape not in posterior.doubted:
             return False
-        mean, variance = posterior.log_ratio(shape)
+        mean, variance = posterior.log_ratio(shape, self._pool.compares(shape, True))
         from_all = math.copysign(1.0, log_ratio - before.center) * (log_ratio - mean)
         return from_all <= CONTRADICTS * math.hypot(variance**0.5, before.deviation)
 

@@ -18,8 +18,8 @@ from vllm_nfp.give_way import give_way, in_pieces
 from vllm_nfp.surface.answers import CellAnswer
 from vllm_nfp.surface.decisions import Concern, Decisions, OpenDecisions, most_urgent
 from vllm_nfp.surface.functionals import covariance, placed, stacked
+from vllm_nfp.surface.parts import FloatArray
 from vllm_nfp.surface.posterior import Posterior
-from vllm_nfp.surface.prior import FloatArray
 from vllm_nfp.surface.rows import cell_rows, rows_at
 from vllm_nfp.types import Module, Shape
 
@@ -36,6 +36,8 @@ class Candidate:
     shape: Shape
     cost_seconds: float
     """Of the pair, and of captures that it still needs."""
+    content: bool = True
+    """The KV blocks that it will read have content, or it does not matter."""
 
 
 def rank(
@@ -63,11 +65,11 @@ def rank(
     view = _View(posterior, open_)
     variances = np.array([noise(c.shape) ** 2 for c in candidates])
     cost = np.array([c.cost_seconds for c in candidates])
-    steps = view.of([Module.MODEL], [c.shape for c in candidates])
+    steps = view.of([Module.MODEL], candidates)
     give_way()
     worth = open_.urgency(open_.spread) @ (steps.towards**2 / (steps.variance + variances)) / cost
     short = np.argsort(-worth, kind="stable")[: max(SHORTLIST, most)]
-    pairs = view.of(modules, [candidates[i].shape for i in short])
+    pairs = view.of(modules, [candidates[i] for i in short])
     give_way()
     chosen = _greedy(pairs, open_, cost[short], variances[short], most)
     return tuple(candidates[short[i]] for i in chosen)
@@ -107,11 +109,13 @@ class _View:
         _, self._told = posterior.mean(asked)
         self._combined = open_.combinations
 
-    def of(self, modules: Sequence[Module], shapes: Sequence[Shape]) -> _Pairs:
+    def of(self, modules: Sequence[Module], candidates: Sequence[Candidate]) -> _Pairs:
         """Pairs of these shapes."""
         book = self._posterior.book
-        names = [module for module in modules for _ in shapes]
-        rows, _ = rows_at(book.prior, names, [*shapes] * len(modules), over_one=True)
+        names = [module for module in modules for _ in candidates]
+        shapes = [c.shape for c in candidates] * len(modules)
+        content = [c.content for c in candidates] * len(modules)
+        rows, _ = rows_at(book.prior, names, shapes, over_one=True, content=content)
         give_way()
         _, told = self._posterior.mean(rows)
         give_way()

@@ -10,8 +10,9 @@ from vllm_nfp.surface.book import Book, Entry, row_name
 from vllm_nfp.surface.functionals import covariance, placed
 from vllm_nfp.surface.kernel import Hyperparameters
 from vllm_nfp.surface.observations import Observations, Ratio
+from vllm_nfp.surface.parts import PART_OF, FloatArray, Part
 from vllm_nfp.surface.posterior import CERTAIN, Posterior, condition, launch_time, merged
-from vllm_nfp.surface.prior import PART_OF, FloatArray, Part, Prior, with_launch
+from vllm_nfp.surface.prior import Prior, with_launch
 from vllm_nfp.surface.rows import keys_of
 from vllm_nfp.surface.scale import UNKNOWN, log_evidence
 from vllm_nfp.types import Module
@@ -90,7 +91,7 @@ class Conditioning:
 def error_size(book: Book, ratios: list[Ratio]) -> float:
     """The size of this model's errors relative to other models', from ratios of one module."""
     ratios = ratios[:: 1 + (len(ratios) - 1) // MOST_FOR_SCALE]
-    names = [row_name(r.module, r.shape, True) for r in ratios]
+    names = [row_name(r.module, r.shape, True, r.content) for r in ratios]
     rows, expected = book.rows_of(names)
     keys = keys_of([r.module for r in ratios], rows)
     entries = [Entry(i, k, e) for i, (k, e) in enumerate(zip(keys, expected.tolist(), strict=True))]

@@ -95,13 +95,13 @@ class CostSurface:
         one = {Module.MODEL: result.one.step_seconds, **result.one.modules}
         self._left_out |= set(many) - set(self._modules)
         many = {module: s for module, s in many.items() if module in self._modules}
-        change = None
+        change, content = None, result.written or not self._pool.routed
         if result.waited:
             del many[Module.MODEL]
-        else:
+        elif self._pool.compares(shape, content):
             noise, log_ratio = self._noises[True], math.log(steps[0] / steps[1])
             change = self._changes.pair(shape, log_ratio, noise, self._posterior, now)
-        self._pool.add_pair(shape, many, one, now, result.many.execution == "full")
+        self._pool.add_pair(shape, many, one, now, result.many.execution == "full", content)
         self._changed = True
         if change is not None:
             self._forget(change)

@@ -9,7 +9,7 @@ import numpy as np
 
 from vllm_nfp.give_way import give_way, in_pieces
 from vllm_nfp.surface.answers import WIDER, CellAnswer
-from vllm_nfp.surface.prior import FloatArray, IntArray
+from vllm_nfp.surface.parts import FloatArray, IntArray
 from vllm_nfp.types import Module
 
 MOST_DECISIONS = 64

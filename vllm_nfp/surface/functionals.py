@@ -9,9 +9,12 @@ import numpy as np
 
 from vllm_nfp.give_way import give_way, in_pieces
 from vllm_nfp.surface.kernel import Hyperparameters
-from vllm_nfp.surface.prior import FloatArray, IntArray, Part
+from vllm_nfp.surface.parts import FloatArray, IntArray, Part
 
 ALIKE = np.ones(len(Part))
+OF_SHAPES = (Part.ATTENTION, Part.LINEAR_ATTENTION, Part.STEP, Part.CONTEXT)
+OF_TOKENS = (Part.MOE_FFN, Part.ROUTING)
+"""Padding is not routed."""
 AT_A_TIME = 8
 """Rows whose variances are taken before a pause."""
 MUCH = 2_000
@@ -79,12 +82,12 @@ def placed(rows: Functionals) -> Placed:
 
 
 def _places(rows: Functionals, part: Part, mine: IntArray) -> tuple[IntArray, IntArray]:
-    if part in (Part.ATTENTION, Part.LINEAR_ATTENTION, Part.STEP):
+    if part in OF_SHAPES:
         flat = rows.shapes[mine].reshape(-1, 3)
         keys = (flat[:, 0] << 44) | (flat[:, 1] << 32) | flat[:, 2]
         _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
         return flat[first], inverse.reshape(-1, 2)
-    tokens = rows.tokens if part in (Part.MOE_FFN, Part.ROUTING) else rows.padded
+    tokens = rows.tokens if part in OF_TOKENS else rows.padded
     places, inverse = np.unique(tokens[mine].reshape(-1), return_inverse=True)
     return places, inverse.reshape(-1, 2)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vllm_nfp.surface.prior import FloatArray
+from vllm_nfp.surface.parts import FloatArray
 
 
 def pseudo_median(sample: FloatArray) -> float:

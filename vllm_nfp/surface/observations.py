@@ -19,6 +19,8 @@ class Ratio:
     """Pairs of this server that it comes from; 0 for those of an earlier profile."""
     torn: bool = False
     """They do not agree: the center may lie anywhere between."""
+    content: bool = True
+    """The KV blocks that were read had content, or it does not matter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,8 @@ class Baseline:
     context: int
     log_seconds: float
     variance: float
+    content: bool = True
+    """As of :class:`Ratio`."""
 
 
 @dataclass(frozen=True, slots=True)

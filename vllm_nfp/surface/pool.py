@@ -11,7 +11,7 @@ from vllm_nfp.give_way import give_way, in_pieces
 from vllm_nfp.surface import noise
 from vllm_nfp.surface.drift import Change
 from vllm_nfp.surface.observations import Baseline, Observations, Ratio, StepTime
-from vllm_nfp.surface.prior import FloatArray
+from vllm_nfp.surface.parts import FloatArray
 from vllm_nfp.surface.seen import Seen, variances
 from vllm_nfp.types import Module, Shape
 
@@ -48,6 +48,8 @@ class Pool:
         self._steps: dict[Shape, Seen] = {}
         self._latest: dict[Shape, float] = {}
         self._without_graph: set[Shape] = set()
+        self._bare: set[Shape] = set()
+        """Shapes whose whole steps were timed on KV blocks without content."""
         self._noises: dict[tuple[Module, bool], float] = {}
         """Of :meth:`noises`; empty once they may have changed."""
 
@@ -58,8 +60,11 @@ class Pool:
         one: Mapping[Module, float],
         now: float,
         in_graph: bool = True,
+        content: bool = True,
     ) -> None:
         """A pair of runs at N and at one position, side by side.
+
+        A whole step on KV blocks without content gives way to one on blocks with content.
 
         Args:
             shape: the run at N positions.
@@ -67,6 +72,7 @@ class Pool:
             one: the same at one position.
             now: seconds on a clock that does not jump.
             in_graph: the run at N had a CUDA graph.
+            content: the KV blocks that were read had content, or it does not matter.
         """
         self._noises = {}
         if not in_graph:
@@ -75,10 +81,28 @@ class Pool:
         for module, seconds in many.items():
             if not (seconds > 0.0 and one.get(module, 0.0) > 0.0):
                 continue
-            self._add(self._ratios, (module, shape), np.log(seconds / one[module]), now)
-            self._add(self._baselines, (module, base), np.log(one[module]), now)
+            if self._takes(self._ratios, module, shape, content):
+                self._add(self._ratios, (module, shape), np.log(seconds / one[module]), now)
+            if self._takes(self._baselines, module, base, content):
+                self._add(self._baselines, (module, base), np.log(one[module]), now)
         self._latest[shape] = now
         self._forget_stale()
+
+    def _takes(
+        self, known: dict[tuple[Module, Shape], Seen], module: Module, shape: Shape, content: bool
+    ) -> bool:
+        """Whether a time counts, given what is known of its shape."""
+        if module is not Module.MODEL:
+            return True
+        key, bare = (module, shape), shape in self._bare
+        if not content:
+            if key in known and not bare:
+                return False
+            self._bare.add(shape)
+        elif bare:
+            known.pop(key, None)
+            self._bare.discard(shape)
+        return True
 
     def add_step(self, shape: Shape, seconds: float, now: float) -> None:
         """The median time of some real steps of a shape."""
@@ -100,6 +124,7 @@ class Pool:
         self._without_graph.discard(stale)
         base = _base(stale)
         shared = any(_base(shape) == base for shape in self._latest)
+        self._bare -= {stale} if shared else {stale, base}
         for module in Module:
             self._ratios.pop((module, stale), None)
             if not shared:
@@ -160,7 +185,7 @@ class Pool:
         give_way()
         seen = zip(self._ratios.items(), spread, deviations, strict=True)
         ratios = tuple(
-            _ratio(module, shape, one, variance, deviation)
+            _ratio(module, shape, one, variance, deviation, self._has_content(module, shape))
             for ((module, shape), one), variance, deviation in in_pieces(seen, AT_A_TIME)
         )
         step = noise.STEP_DEVIATION_WITH_EXPERTS if self.routed else noise.STEP_DEVIATION
@@ -174,7 +199,7 @@ class Pool:
         )
         known = zip(self._baselines.items(), of_bases, strict=True)
         baselines = tuple(
-            Baseline(module, base.batch_size, base.context, one.center, variance)
+            self._baseline(module, base, one, variance)
             for ((module, base), one), variance in in_pieces(known, AT_A_TIME)
         )
         return Observations(ratios, steps, baselines)
@@ -203,6 +228,21 @@ class Pool:
             for (of, graph), known in gaps.items()
         }
 
+    def _baseline(self, module: Module, base: Shape, seen: Seen, variance: float) -> Baseline:
+        content, cell = self._has_content(module, base), (base.batch_size, base.context)
+        return Baseline(module, *cell, seen.center, variance, content)
+
+    def _has_content(self, module: Module, shape: Shape) -> bool:
+        return module is not Module.MODEL or shape not in self._bare
+
+    def compares(self, shape: Shape, content: bool) -> bool:
+        """Whether one more pair can be compared with those of the same shape.
+
+        Args:
+            content: of the KV blocks that it read.
+        """
+        return (shape in self._bare) is not content
+
     def ran_without_graph(self, shape: Shape) -> bool:
         """Whether a pair of this shape had no CUDA graph."""
         return shape in self._without_graph
@@ -212,10 +252,12 @@ class Pool:
         return noise.NOISE_WITH_EXPERTS if routed else noise.USUAL_NOISE[module]
 
 
-def _ratio(module: Module, shape: Shape, seen: Seen, variance: float, deviation: float) -> Ratio:
+def _ratio(
+    module: Module, shape: Shape, seen: Seen, variance: float, deviation: float, content: bool
+) -> Ratio:
     torn = seen.apart > noise.TORN * deviation
     variance += seen.spread if torn else 0.0
-    return Ratio(module, shape, seen.center, variance, len(seen.values), torn)
+    return Ratio(module, shape, seen.center, variance, len(seen.values), torn, content)
 
 
 def _base(shape: Shape) -> Shape:

@@ -13,7 +13,7 @@ from vllm_nfp.surface.book import Book, Entry, row_name
 from vllm_nfp.surface.functionals import Functionals, covariance, placed, variances
 from vllm_nfp.surface.noise import MANY
 from vllm_nfp.surface.observations import Observations, Ratio
-from vllm_nfp.surface.prior import FloatArray, IntArray, Part
+from vllm_nfp.surface.parts import FloatArray, IntArray, Part
 from vllm_nfp.surface.rows import Key, rows_at
 from vllm_nfp.types import Module, Shape
 
@@ -62,9 +62,13 @@ class Posterior:
         give_way()
         return cross.T @ self.solved, told
 
-    def log_ratio(self, shape: Shape) -> tuple[float, float]:
-        """Mean and variance of the whole step's log t(N) / t(1) at a shape."""
-        rows, expected = rows_at(self.book.prior, [Module.MODEL], [shape], over_one=True)
+    def log_ratio(self, shape: Shape, content: bool = True) -> tuple[float, float]:
+        """Mean and variance of the whole step's log t(N) / t(1) at a shape.
+
+        Args:
+            content: of the KV blocks that it reads.
+        """
+        rows, expected = rows_at(self.book.prior, [Module.MODEL], [shape], True, [content])
         mean, told = self.mean(rows)
         before = variances(rows, self.book.hyper, self.book.factors)
         return float(expected[0] + mean[0]), float(before[0] - (told**2).sum())
@@ -101,7 +105,7 @@ def condition(book: Book, seen: Observations, min_samples: int = 1) -> Posterior
     Args:
         min_samples: pairs of a shape from which on it is called measured.
     """
-    names = [row_name(r.module, r.shape, True) for r in seen.ratios]
+    names = [row_name(r.module, r.shape, True, r.content) for r in seen.ratios]
     names += [row_name(Module.MODEL, s.shape, False) for s in seen.steps]
     entries = book.entries(names)
     of_steps = entries[len(seen.ratios) :]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from enum import IntEnum
 from functools import lru_cache
 from typing import TypeAlias
 
@@ -22,16 +21,10 @@ from vllm_nfp.principle.hardware_file import Target
 from vllm_nfp.principle.serving import Serving
 from vllm_nfp.principle.shape import ModelShape
 from vllm_nfp.principle.step import Step
+from vllm_nfp.surface.parts import PART_OF, FloatArray, IntArray, Part
+from vllm_nfp.surface.whole_step import WholeStep, whole_step, without_content
 from vllm_nfp.types import Module
 
-FloatArray: TypeAlias = NDArray[np.float64]
-SingleArray: TypeAlias = NDArray[np.float32]
-IntArray: TypeAlias = NDArray[np.int64]
-
-LAUNCH_DEVIATION = 0.4
-"""Standard deviation of log launch time before a step without a CUDA graph was measured. Recorded
-hosts scatter by 0.2, but all of them had the same kind of processor: a choice, not a fit."""
-LEAST_LAUNCH_DEVIATION = 0.15
 LAUNCH_SECONDS_PER_LAYER, LAUNCH_SECONDS_PER_MOE_LAYER = 8e-4, 1.6e-3
 """Host time to launch one layer without a CUDA graph. Recorded on hosts of H100: dense layers 0.6
 to 0.9 ms, layers with experts 1.3 to 2.1 ms, geometric mean 1.6 (benchmarks/results, draft lengths
@@ -44,42 +37,6 @@ known: a choice, like the other figures of :func:`generic_prior`."""
 CELLS_KEPT = 512
 
 
-class Part(IntEnum):
-    """Parts of a step. Their errors are independent; the values index arrays."""
-
-    DENSE_FFN = 0
-    MOE_FFN = 1
-    ATTENTION = 2
-    COMMUNICATION = 3
-    OTHER = 4
-    """Projections, norms and the LM head."""
-    LAUNCH = 5
-    """The host's launches, where the step has no CUDA graph."""
-    STEP = 6
-    """What the sum of the parts misses."""
-    ROUTING = 7
-    """How many experts wake in all layers of a whole step, against the few that are timed alone."""
-    LINEAR_ATTENTION = 8
-    """Layers that keep a state in place of a cache."""
-
-
-PART_OF = {
-    Module.DENSE_FFN: Part.DENSE_FFN,
-    Module.MOE_FFN: Part.MOE_FFN,
-    Module.ATTENTION: Part.ATTENTION,
-    Module.COMMUNICATION: Part.COMMUNICATION,
-    Module.LINEAR_ATTENTION: Part.LINEAR_ATTENTION,
-}
-WORK = (
-    Part.DENSE_FFN,
-    Part.MOE_FFN,
-    Part.ATTENTION,
-    Part.LINEAR_ATTENTION,
-    Part.COMMUNICATION,
-    Part.OTHER,
-)
-
-
 @dataclass(frozen=True, slots=True)
 class PriorCell:
     """The expected step of one batch size and context, for N = 1, 2, ...
@@ -89,8 +46,8 @@ class PriorCell:
         tokens: of the step, shape [n].
         padded: the same with the padding to a captured size.
         in_graph: whether a CUDA graph holds the step, shape [n].
-        log_step: log of the whole step's time, shape [n].
-        shares: d log of the step / d log of each part, shape [parts, n].
+        step: the whole step.
+        bare: the same as a probe runs it on KV blocks without content.
         layers: that have each module; None: the times are in no unit, only their ratios count.
     """
 
@@ -100,8 +57,8 @@ class PriorCell:
     tokens: IntArray
     padded: IntArray
     in_graph: NDArray[np.bool_]
-    log_step: FloatArray
-    shares: FloatArray
+    step: WholeStep
+    bare: WholeStep
     layers: Mapping[Module, int] | None = None
 
     @property
@@ -109,16 +66,31 @@ class PriorCell:
         """The modules that the model has, the whole step last."""
         return (*(m for m, part in PART_OF.items() if self.seconds[part, 0] > 0.0), Module.MODEL)
 
-    def log_seconds(self, module: Module) -> FloatArray:
-        """log t(N) of all layers' module, or of the whole step; shape [n]."""
+    @property
+    def log_step(self) -> FloatArray:
+        """log of the whole step's time, shape [n]."""
+        return self.step.log_seconds
+
+    def log_seconds(self, module: Module, content: bool = True) -> FloatArray:
+        """log t(N) of all layers' module, or of the whole step; shape [n].
+
+        Args:
+            content: that of KV blocks with content, which only the whole step depends on.
+        """
         if module is Module.MODEL:
-            return self.log_step
+            return (self.step if content else self.bare).log_seconds
         return np.asarray(np.log(self.seconds[PART_OF[module]]))
 
-    def weights(self, module: Module) -> FloatArray:
-        """d log t / d log of each part, [parts, n]; columns sum to 1 but for STEP and ROUTING."""
+    def weights(self, module: Module, content: bool = True) -> FloatArray:
+        """d log t / d log of each part, [parts, n].
+
+        Columns sum to 1 but for STEP, ROUTING and CONTEXT.
+
+        Args:
+            content: see :meth:`log_seconds`.
+        """
         if module is Module.MODEL:
-            return self.shares
+            return (self.step if content else self.bare).shares
         weights = np.zeros_like(self.seconds)
         weights[PART_OF[module]] = 1.0
         return weights
@@ -141,31 +113,10 @@ def with_launch(prior: Prior, log_factor: float, deviation: float) -> Prior:
         known = prior(batch_size, context)
         seconds = known.seconds.copy()
         seconds[Part.LAUNCH] *= np.exp(log_factor)
-        log_step, shares = _step(seconds, deviation)
-        return replace(known, seconds=seconds, log_step=log_step, shares=shares)
+        step, bare = whole_step(seconds, deviation), without_content(seconds, deviation)
+        return replace(known, seconds=seconds, step=step, bare=bare)
 
     return cell
-
-
-def _step(
-    seconds: FloatArray, deviation: float = LAUNCH_DEVIATION
-) -> tuple[FloatArray, FloatArray]:
-    """log of the whole step's time, and its derivative by the log of each part.
-
-    A power mean of work and launches stands for the expectation of their maximum, where log launch
-    time has this standard deviation: with the exponent 1.702 / deviation its derivative is the
-    logistic approximation of the probability that launches bound the step.
-    """
-    power = 1.702 / max(deviation, LEAST_LAUNCH_DEVIATION)
-    total = seconds[list(WORK)].sum(axis=0)
-    # Relative to the work, since powers of seconds may underflow.
-    work, launch = np.ones_like(total), (seconds[Part.LAUNCH] / total) ** power
-    bound_by_work = work / (work + launch)
-    shares = np.zeros_like(seconds)
-    shares[list(WORK)] = seconds[list(WORK)] / total * bound_by_work
-    shares[Part.LAUNCH] = 1.0 - bound_by_work
-    shares[Part.STEP], shares[Part.ROUTING] = 1.0, shares[Part.MOE_FFN]
-    return np.log(total) + np.log(work + launch) / power, shares
 
 
 def predicted_prior(
@@ -222,7 +173,8 @@ def _cell(
     padded = np.array([size or t for size, t in zip(held, tokens, strict=True)], dtype=np.int64)
     if capture_sizes:
         seconds[Part.LAUNCH] = np.where(in_graph, 0.0, launch_seconds)
-    return PriorCell(batch_size, context, seconds, tokens, padded, in_graph, *_step(seconds))
+    step, bare = whole_step(seconds), without_content(seconds)
+    return PriorCell(batch_size, context, seconds, tokens, padded, in_graph, step, bare)
 
 
 def generic_prior(

@@ -9,7 +9,8 @@ import numpy as np
 
 from vllm_nfp.give_way import in_pieces
 from vllm_nfp.surface.functionals import Functionals
-from vllm_nfp.surface.prior import FloatArray, IntArray, Part, Prior
+from vllm_nfp.surface.parts import FloatArray, IntArray, Part
+from vllm_nfp.surface.prior import Prior
 from vllm_nfp.types import Module, Shape
 
 AT_A_TIME = 24
@@ -19,23 +20,28 @@ Key: TypeAlias = "tuple[object, ...]"
 
 
 def rows_at(
-    prior: Prior, modules: Sequence[Module], shapes: Sequence[Shape], over_one: bool
+    prior: Prior,
+    modules: Sequence[Module],
+    shapes: Sequence[Shape],
+    over_one: bool,
+    content: Sequence[bool] | None = None,
 ) -> tuple[Functionals, FloatArray]:
     """Rows of log t of a module at a shape, or of log t(N) / t(1), and what the prior says.
 
     Args:
         modules: one for each shape.
         over_one: ratios.
+        content: of each, whether the KV blocks that it reads have content; None: they all have.
     """
     at = np.zeros((len(shapes), 2, 3), dtype=np.int64)
     tokens = np.ones((len(shapes), 2), dtype=np.int64)
     padded = np.ones((len(shapes), 2), dtype=np.int64)
     weights = np.zeros((len(shapes), 2, len(Part)))
     expected = np.zeros(len(shapes))
-    asked = zip(modules, shapes, strict=True)
-    for i, (module, shape) in enumerate(in_pieces(asked, AT_A_TIME)):
+    asked = zip(modules, shapes, content or [True] * len(shapes), strict=True)
+    for i, (module, shape, has) in enumerate(in_pieces(asked, AT_A_TIME)):
         cell = prior(shape.batch_size, shape.context)
-        log_seconds, part = cell.log_seconds(module), cell.weights(module)
+        log_seconds, part = cell.log_seconds(module, has), cell.weights(module, has)
         for j, n in enumerate((shape.positions, 1)):
             at[i, j] = shape.batch_size, n, shape.context
             tokens[i, j], padded[i, j] = cell.tokens[n - 1], cell.padded[n - 1]
@@ -64,11 +70,20 @@ def cell_rows(
     return Functionals(shapes, tokens, padded, both), log_seconds[at] - log_seconds[0]
 
 
-def keys_of(modules: Sequence[Module], rows: Functionals) -> list[Key]:
-    """The key of each row; an FFN's and a recurrent layer's know no context."""
+def keys_of(
+    modules: Sequence[Module], rows: Functionals, content: Sequence[bool] | None = None
+) -> list[Key]:
+    """The key of each row; an FFN's and a recurrent layer's know no context.
+
+    A whole step on KV blocks without content is no measurement of the one with content.
+
+    Args:
+        content: as of :func:`rows_at`.
+    """
+    asked = zip(modules, content or [True] * len(modules), strict=True)
     return [
-        (module, *_place(module, rows, i))
-        for i, module in zip(range(len(rows)), modules, strict=True)
+        (module, *_place(module, rows, i), *(() if has or module is not Module.MODEL else (has,)))
+        for i, (module, has) in enumerate(asked)
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vllm_nfp.surface.prior import FloatArray
+from vllm_nfp.surface.parts import FloatArray
 
 FACTORS = np.exp(np.linspace(np.log(0.35), np.log(4.0), 9))
 """On the standard deviation of a part's errors."""

@@ -13,7 +13,7 @@ from vllm_nfp.surface.answers import NORMAL_TAIL, WIDER
 from vllm_nfp.surface.book import Book, row_name
 from vllm_nfp.surface.functionals import Placed, placed, variances
 from vllm_nfp.surface.observations import Baseline
-from vllm_nfp.surface.prior import FloatArray
+from vllm_nfp.surface.parts import FloatArray
 from vllm_nfp.surface.rows import rows_at
 from vllm_nfp.types import Module, Shape
 
@@ -53,7 +53,8 @@ class SecondsAtOne:
         if not (self._anything or known):
             return [None] * len(cells)
         names = [
-            row_name(self._module, Shape(one.batch_size, one.context, 1), False) for one in known
+            row_name(self._module, Shape(one.batch_size, one.context, 1), False, one.content)
+            for one in known
         ]
         entries = self._book.entries(names)
         slots = np.array([entry.slot for entry in entries], dtype=np.int64)

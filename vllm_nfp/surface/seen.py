@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from vllm_nfp.surface import noise
-from vllm_nfp.surface.prior import FloatArray
+from vllm_nfp.surface.parts import FloatArray
 
 K = TypeVar("K")
 

@@ -33,6 +33,8 @@ class Timing:
     waited: bool = False
     """The device may have waited inside the step for its graph to be launched: the step's time then
     holds that wait. Times of modules do not: their marks lie inside a graph."""
+    written: bool = True
+    """All KV blocks that it read hold what real steps wrote."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,11 @@ class PairResult:
     def waited(self) -> bool:
         """One of the steps may hold a wait for its launch: only modules can be compared."""
         return self.many.waited or self.one.waited
+
+    @property
+    def written(self) -> bool:
+        """All KV blocks that the runs read hold what real steps wrote."""
+        return self.many.written and self.one.written
 
 
 @dataclass(frozen=True, slots=True)

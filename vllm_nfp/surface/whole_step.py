@@ -1,0 +1,92 @@
+"""The whole step's time from its parts: positions share a context, and launches may bound it.
+
+Experts. A layer that is timed alone activates the experts of B x N tokens. In a whole step the
+positions of one sequence share its context. Their hidden states grow alike with depth, so that they
+activate fewer distinct experts than as many sequences do. Here N positions of a sequence count like
+N^g independent ones, with g = 1 for independent positions. A probe that reads KV blocks without
+content does not show this: nothing is shared there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vllm_nfp.surface.parts import WORK, FloatArray, Part
+
+LAUNCH_DEVIATION = 0.4
+"""Standard deviation of log launch time before a step without a CUDA graph was measured. Recorded
+hosts scatter by 0.2, but all of them had the same kind of processor: a choice, not a fit."""
+LEAST_LAUNCH_DEVIATION = 0.15
+INDEPENDENCE = 0.88
+"""Expected g: a choice, not a fit, half-way between independent positions and the one run that has
+shown it. Qwen3-30B-A3B with dummy weights: 0.72 to 0.85 over 2 to 32 positions of 1 to 4 sequences
+(benchmarks/results/2026-11-28-h200x2-at-defaults/moe, which was looked at)."""
+
+
+@dataclass(frozen=True, slots=True)
+class WholeStep:
+    """The whole step at N = 1, 2, ...
+
+    Attributes:
+        log_seconds: shape [n].
+        shares: d log of the step / d log of each part, shape [parts, n].
+    """
+
+    log_seconds: FloatArray
+    shares: FloatArray
+
+
+def whole_step(seconds: FloatArray, launch_deviation: float = LAUNCH_DEVIATION) -> WholeStep:
+    """Of real steps, and of probes that read KV blocks with content.
+
+    Args:
+        seconds: of each part, shape [parts, n].
+        launch_deviation: of log launch time.
+    """
+    experts = seconds[Part.MOE_FFN]
+    if not experts[0]:
+        return _bounded(seconds, launch_deviation)
+    log_positions = np.log(np.arange(1.0, len(experts) + 1.0))
+    alike = seconds.copy()
+    alike[Part.MOE_FFN] = np.exp(
+        np.interp(INDEPENDENCE * log_positions, log_positions, np.log(experts))
+    )
+    found = _bounded(alike, launch_deviation)
+    by_independence = _slope(alike[Part.MOE_FFN], log_positions) / INDEPENDENCE * log_positions
+    found.shares[Part.CONTEXT] = found.shares[Part.MOE_FFN] * by_independence
+    return found
+
+
+def without_content(seconds: FloatArray, launch_deviation: float = LAUNCH_DEVIATION) -> WholeStep:
+    """Of probes that read KV blocks without content: see :func:`whole_step`."""
+    found = _bounded(seconds, launch_deviation)
+    found.shares[Part.ROUTING] = found.shares[Part.MOE_FFN]
+    return found
+
+
+def _slope(experts: FloatArray, log_positions: FloatArray) -> FloatArray:
+    """d log seconds / d log N."""
+    if len(experts) < 2:
+        return np.zeros_like(experts)
+    return np.asarray(np.gradient(np.log(experts), log_positions))
+
+
+def _bounded(seconds: FloatArray, deviation: float) -> WholeStep:
+    """Work and launches.
+
+    A power mean of work and launches stands for the expectation of their maximum, where log launch
+    time has this standard deviation: with the exponent 1.702 / deviation its derivative is the
+    logistic approximation of the probability that launches bound the step.
+    """
+    power = 1.702 / max(deviation, LEAST_LAUNCH_DEVIATION)
+    total = seconds[list(WORK)].sum(axis=0)
+    # Relative to the work, since powers of seconds may underflow.
+    work, launch = np.ones_like(total), (seconds[Part.LAUNCH] / total) ** power
+    bound_by_work = work / (work + launch)
+    shares = np.zeros_like(seconds)
+    shares[list(WORK)] = seconds[list(WORK)] / total * bound_by_work
+    shares[Part.LAUNCH] = 1.0 - bound_by_work
+    shares[Part.STEP] = 1.0
+    return WholeStep(np.log(total) + np.log(work + launch) / power, shares)
