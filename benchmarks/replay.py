@@ -27,7 +27,7 @@ import click
 import numpy as np
 from rich.console import Console
 
-from benchmarks.replay_fit import hyperparameters_from, name_of
+from benchmarks.replay_fit import hyperparameters_for
 from benchmarks.replay_methods import Method, SurfaceMethod, pair_seconds
 from benchmarks.replay_recorded import Cell, Server, all_servers
 from benchmarks.replay_score import MOMENTS, Score, print_modules, print_scores, score
@@ -249,7 +249,7 @@ def main(
     for server in all_servers(results):
         if wanted is not None and not wanted & {server.name, server.family}:
             continue
-        hyper = hyperparameters_from(sets[name_of(server)])
+        hyper = hyperparameters_for(server, sets)
         for name in methods.split(","):
             for seed in range(seeds):
                 method = METHODS[name](server, hyper, seed)

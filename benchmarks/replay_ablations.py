@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.replay import METHODS, STARTUP_SECONDS, replay
-from benchmarks.replay_fit import hyperparameters_from, name_of
+from benchmarks.replay_fit import hyperparameters_for
 from benchmarks.replay_recorded import all_servers
 from benchmarks.replay_score import Score
 from vllm_nfp.surface import algebra, conditioning
@@ -117,7 +117,7 @@ def main(results: Path, only: str) -> None:
         scores: list[Score] = []
         with context():
             for server in servers:
-                hyper = change(hyperparameters_from(sets[name_of(server)]))
+                hyper = change(hyperparameters_for(server, sets))
                 made = METHODS[method](server, hyper, 0)
                 scores += replay(server, name, made, 0.0, 0, STARTUP_SECONDS, MOMENTS)
         for moment in MOMENTS:

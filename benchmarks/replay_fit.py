@@ -20,6 +20,7 @@ import click
 import numpy as np
 
 from benchmarks.replay_recorded import Server, all_servers
+from vllm_nfp.surface.constants import with_experts
 from vllm_nfp.surface.functionals import covariance, placed, stacked
 from vllm_nfp.surface.kernel import Hyperparameters, RoutingKernel, ShapeKernel, TokenKernel
 from vllm_nfp.surface.parts import PART_OF, Part
@@ -40,7 +41,10 @@ MOST_ROWS = 160
 TOKENS_FIRST = TokenKernel(0.02, 0.02, 1.5, 0.006, 0.1, 200.0, 0.1)
 SHAPES_FIRST = ShapeKernel(0.02, 0.03, 1.0, 1.0, 1.5, 0.01, 0.2)
 LAUNCH = 0.4
-KINDS: dict[str, Any] = {"attention": ShapeKernel, "step": ShapeKernel, "routing": RoutingKernel}
+KINDS: dict[str, Any] = {
+    "attention": ShapeKernel, "step": ShapeKernel, "routing": RoutingKernel, "context": ShapeKernel,
+    "linear_attention": ShapeKernel,
+}  # fmt: skip
 QUANTIZED = ":quantized"
 """Ends the names of sets for quantized models."""
 
@@ -277,6 +281,12 @@ def hyperparameters_from(row: dict[str, Any]) -> Hyperparameters:
         else:
             kernels[name] = value
     return Hyperparameters(**kernels)
+
+
+def hyperparameters_for(server: Server, sets: dict[str, Any]) -> Hyperparameters:
+    """Those for a server, from the sets that this script wrote: its family has no part in them."""
+    found = hyperparameters_from(sets[name_of(server)])
+    return with_experts(found) if server.routed else found
 
 
 @click.command()

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.replay import METHODS, STARTUP_SECONDS, Simulation
-from benchmarks.replay_fit import hyperparameters_from, name_of
+from benchmarks.replay_fit import hyperparameters_for
 from benchmarks.replay_methods import SurfaceMethod
 from benchmarks.replay_recorded import Server, all_servers
 from benchmarks.replay_score import Score, score
@@ -108,9 +108,7 @@ def main(results: Path, sets: Path, only: str) -> None:
             rows: dict[float, list[tuple[Score, int, int]]] = {}
             with contextlib.nullcontext() if watched else _unwatched():
                 for server in servers:
-                    method = METHODS["surface"](
-                        server, hyperparameters_from(known[name_of(server)]), 0
-                    )
+                    method = METHODS["surface"](server, hyperparameters_for(server, known), 0)
                     assert isinstance(method, SurfaceMethod)
                     for found in scenario(server, method, change):
                         rows.setdefault(found[0].seconds, []).append(found)

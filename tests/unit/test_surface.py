@@ -398,32 +398,22 @@ def test_known_launches_bound_a_step_or_cost_nothing(prior: Prior) -> None:
     assert not hidden.in_graph[7]
 
 
-def test_experts_of_a_whole_step_may_wake_otherwise_than_in_timed_layers() -> None:
-    """Times of the layers alone are exact, and the whole step contradicts their sum."""
-    routed = shape_from_config(SHAPES["qwen3-30b-a3b"])
-    prior = predicted_prior(routed, target_of("H100-SXM"), Serving(), 32)
-    asked = [Shape(1, 1024, n) for n in (1, 2, 8, 32)]
-    rows, _ = rows_at(prior, [Module.MODEL] * 4, asked, over_one=False)
-    alone, _ = rows_at(prior, [Module.MOE_FFN] * 4, asked, over_one=False)
-    share = np.array([prior(1, 1024).shares[Part.MOE_FFN, s.positions - 1] for s in asked])
-    assert rows.weights[:, 0, Part.ROUTING] == pytest.approx(share)
-    assert not alone.weights[:, 0, Part.ROUTING].any()
-    found = RECORDED.routing(np.array([1, 2, 8, 32]), np.array([1, 2, 8, 32]))
-    assert found[0, 0] == 0.0, "one token wakes as many experts as it is routed to"
+def test_more_tokens_leave_more_open_how_many_experts_a_probe_activates() -> None:
+    tokens = np.array([1, 2, 8, 32])
+    found = RECORDED.routing(tokens, tokens)
+    assert found[0, 0] == 0.0, "one token activates as many experts as it is routed to"
     assert np.all(np.diff(np.diag(found)) > 0.0)
-    assert RECORDED.wider(2.0).routing(np.array([32]), np.array([32])) == pytest.approx(
-        4.0 * found[3, 3]
-    )
+    assert RECORDED.wider(2.0).routing(tokens, tokens) == pytest.approx(4.0 * found)
 
 
-def test_real_steps_count_little_where_experts_are_routed() -> None:
-    """Real tokens wake other experts than those of probes."""
+def test_real_steps_count_less_where_experts_are_routed() -> None:
+    """Other tokens activate other experts."""
     variances = []
     for routed in (False, True):
         pool = Pool(routed=routed)
         pool.add_step(Shape(32, 1024, 1), 0.02, 0.0)
         variances.append(pool.compressed(0.0).steps[0].variance)
-    assert variances[1] > 100.0 * variances[0]
+    assert variances[1] > 10.0 * variances[0]
 
 
 def test_a_new_cell_of_the_prior_pauses_between_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,4 +44,9 @@ times the prediction at 32 tokens, 1.3 times at 128 and 1.6 times at 256
 def recorded_for(shape: ModelShape) -> Hyperparameters:
     """How far :func:`vllm_nfp.surface.prior.predicted_prior` errs for a model."""
     found = RECORDED if shape.quantization == "none" else QUANTIZED
-    return replace(found, other=OTHER_WITH_EXPERTS) if shape.num_moe_layers else found
+    return with_experts(found) if shape.num_moe_layers else found
+
+
+def with_experts(hyper: Hyperparameters) -> Hyperparameters:
+    """Those of a model whose experts are routed."""
+    return replace(hyper, other=OTHER_WITH_EXPERTS)

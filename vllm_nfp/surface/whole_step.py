@@ -24,6 +24,9 @@ INDEPENDENCE = 0.88
 shown it. Qwen3-30B-A3B with dummy weights: 0.72 to 0.85 over 2 to 32 positions of 1 to 4 sequences
 (benchmarks/results/2026-11-28-h200x2-at-defaults/moe, which was looked at)."""
 
+DIFFERENCE = 0.01
+"""Of g, for derivatives."""
+
 
 @dataclass(frozen=True, slots=True)
 class WholeStep:
@@ -48,14 +51,13 @@ def whole_step(seconds: FloatArray, launch_deviation: float = LAUNCH_DEVIATION) 
     experts = seconds[Part.MOE_FFN]
     if not experts[0]:
         return _bounded(seconds, launch_deviation)
-    log_positions = np.log(np.arange(1.0, len(experts) + 1.0))
-    alike = seconds.copy()
-    alike[Part.MOE_FFN] = np.exp(
-        np.interp(INDEPENDENCE * log_positions, log_positions, np.log(experts))
+    alike, less, more = (
+        _experts(experts, INDEPENDENCE + moved) for moved in (0.0, -DIFFERENCE, DIFFERENCE)
     )
-    found = _bounded(alike, launch_deviation)
-    by_independence = _slope(alike[Part.MOE_FFN], log_positions) / INDEPENDENCE * log_positions
-    found.shares[Part.CONTEXT] = found.shares[Part.MOE_FFN] * by_independence
+    shared = seconds.copy()
+    shared[Part.MOE_FFN] = np.exp(alike)
+    found = _bounded(shared, launch_deviation)
+    found.shares[Part.CONTEXT] = found.shares[Part.MOE_FFN] * (more - less) / (2.0 * DIFFERENCE)
     return found
 
 
@@ -66,11 +68,10 @@ def without_content(seconds: FloatArray, launch_deviation: float = LAUNCH_DEVIAT
     return found
 
 
-def _slope(experts: FloatArray, log_positions: FloatArray) -> FloatArray:
-    """d log seconds / d log N."""
-    if len(experts) < 2:
-        return np.zeros_like(experts)
-    return np.asarray(np.gradient(np.log(experts), log_positions))
+def _experts(seconds: FloatArray, independence: float) -> FloatArray:
+    """log seconds of as many independent positions as N of a sequence count like; shape [n]."""
+    log_positions = np.log(np.arange(1.0, len(seconds) + 1.0))
+    return np.asarray(np.interp(independence * log_positions, log_positions, np.log(seconds)))
 
 
 def _bounded(seconds: FloatArray, deviation: float) -> WholeStep:
