@@ -38,7 +38,8 @@ class AttentionGroup:
     """Place of its KV cache group among those that the scheduler lists blocks for."""
     kernel_blocks: int = 1
     """Blocks as the kernels see them in one of the scheduler's. Its block b is theirs from
-    b * kernel_blocks on (``map_to_kernel_blocks``, ``v1/worker/block_table.py``)."""
+    b * kernel_blocks on (sources of 0.29.0 to 0.33.0: ``v1/worker/block_table.py``, since 0.32
+    ``v1/worker/utils.py``)."""
 
     def blocks_needed(self, batch_size: int, tokens: int) -> int:
         """Distinct blocks that ``batch_size`` sequences of ``tokens`` tokens read."""

@@ -102,7 +102,7 @@ def note_blocks(engine: ProbeEngine | None, scheduler_output: Any) -> None:
     At every step, as all ranks of an engine see each step alike, so that their probes read the same
     blocks. And once a probe ahead of the step has been launched: it runs before they are written.
     """
-    if not scheduler_output.scheduled_new_reqs or engine is None or engine.written is None:
+    if engine is None or engine.written is None:
         return
     for taken in blocks_taken(scheduler_output, engine.written.block_tokens):
         engine.written.add(taken)
