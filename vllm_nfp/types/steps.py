@@ -34,7 +34,8 @@ class Timing:
     """The device may have waited inside the step for its graph to be launched: the step's time then
     holds that wait. Times of modules do not: their marks lie inside a graph."""
     written: bool = True
-    """All KV blocks that it read hold what real steps wrote."""
+    """All KV blocks that it read hold what real steps wrote. True as well where that does not
+    matter, which is for models without experts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +55,11 @@ class PairResult:
 
     @property
     def written(self) -> bool:
-        """All KV blocks that the runs read hold what real steps wrote."""
-        return self.many.written and self.one.written
+        """The run at many positions read written KV blocks alone, as real steps do.
+
+        The run at one position need not have: a position alone shares its context with no other.
+        """
+        return self.many.written
 
 
 @dataclass(frozen=True, slots=True)
