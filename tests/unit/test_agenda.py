@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -183,3 +184,12 @@ def test_without_probes_nothing_is_chosen() -> None:
     one.process()
     assert one.agenda is NO_AGENDA
     assert one.snapshot().boundaries
+
+
+def test_a_candidate_knows_whether_its_blocks_have_content(results: Results) -> None:
+    """It does where the tokens of all its sequences fit into blocks that real steps wrote."""
+    maker = AgendaMaker(results._config, results)
+    shapes = [Shape(1, 1024, 4), Shape(8, 1024, 4)]
+    for written, content in ((0, [False, False]), (2048, [True, False]), (math.inf, [True, True])):
+        found = maker._with_costs(shapes, Counters(written_tokens=written))
+        assert [candidate.content for candidate in found] == content

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -68,6 +69,9 @@ def attach(
 
         def ready_keys(self) -> frozenset[tuple[int, int]]:
             return frozenset()
+
+        def written_tokens(self) -> float:
+            return math.inf
 
     def scan(prober: Prober, seconds: float, *_: object) -> None:
         given[0] = seconds

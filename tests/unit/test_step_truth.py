@@ -121,7 +121,7 @@ def session_of(now: Callable[[], float], kind: Kind = Alone, probes: bool = True
     """A session past its first steps, with nothing to probe."""
     clock, budget = HostClock(now), Budget(0.01, 0.0025)
     timer = StepTimer(clock, budget.earn)
-    engine: Any = SimpleNamespace(ready_keys=frozenset)
+    engine: Any = SimpleNamespace(ready_keys=frozenset, written_tokens=float)
     prober = Prober(
         Flights(engine, clock, now),
         OwnConsent(),

@@ -205,3 +205,12 @@ def test_a_pair_is_written_by_its_run_at_many_positions() -> None:
     assert PairResult(timing(8, True), timing(1, False), True, 0.0).written
     assert not PairResult(timing(8, False), timing(1, True), True, 0.0).written
     assert Timing(Shape(1, 64, 1), 1e-3, 0.0, {}, (), "full").written
+
+
+def test_tokens_are_those_of_the_group_that_has_fewest_written_blocks() -> None:
+    written = WrittenBlocks([GROUP, SPLIT])
+    assert written.tokens == 0
+    note(written, step(request((PROMPT, []))))
+    assert written.tokens == 0, "the second group has none"
+    note(written, step(request(([], [5, 6]), name="s")))
+    assert written.tokens == min(16 * len(PROMPT), 64 * 2)

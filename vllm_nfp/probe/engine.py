@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from vllm_nfp.adapter import bindings
@@ -185,6 +186,10 @@ class ProbeEngine:
     def ready_keys(self) -> frozenset[ShapeKey]:
         """All shapes of which a launch would find all that it needs."""
         return frozenset(filter(self._shapes.is_complete, self._shapes))
+
+    def written_tokens(self) -> float:
+        """Tokens of a run up to which all KV blocks that it reads have content."""
+        return math.inf if self.written is None else self.written.tokens
 
     def make_ready(self, shapes: Sequence[Shape]) -> None:
         """Make one piece of what the shapes still lack; see :meth:`Preparer.make_ready`."""

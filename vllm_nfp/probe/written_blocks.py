@@ -38,6 +38,8 @@ class WrittenBlocks:
         self._writer = np.full(num_blocks, NOBODY, dtype=np.int16)
         self.changes = 0
         """Grows whenever the answer of :meth:`of` changes."""
+        self.tokens = 0
+        """That fit into the written blocks of the group that has fewest."""
 
     def add(self, taken: BlocksTaken) -> None:
         """Note the blocks of a new request; numbers of no block of the pool are left out."""
@@ -53,6 +55,10 @@ class WrittenBlocks:
             self._writer[new] = taken.group
             self._writer[lost] = NOBODY
             self.changes += 1
+            self.tokens = min(
+                tokens * int(np.count_nonzero(self._writer == group))
+                for group, tokens in self.block_tokens.items()
+            )
 
     def of(self, group: AttentionGroup) -> np.ndarray[Any, Any]:
         """Whether each block, as the kernels see it, was written: bool [group.num_blocks]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -29,6 +30,8 @@ class Counters:
     """Targets that cannot be run for now; they are tried again after a while."""
     ready: frozenset[tuple[int, int]] = frozenset()
     """(batch size, positions) of the shapes that lack nothing to be run, at any context."""
+    written_tokens: float = math.inf
+    """Tokens of a run up to which all KV blocks that it reads have content."""
     piece_seconds: float = 0.0
     """Recent mean cost of one piece of what a shape lacks, such as a graph; 0 before the first."""
     wants_agenda: bool = False

@@ -92,6 +92,10 @@ class Flights:
         """(batch size, positions) of all shapes that are ready."""
         return self._engine.ready_keys()
 
+    def written_tokens(self) -> float:
+        """See :meth:`ShapeRunner.written_tokens`."""
+        return self._engine.written_tokens()
+
     def launch(self, pair: Pair, account: Account) -> None:
         """Launch both runs of a pair.
 

@@ -210,6 +210,7 @@ class Prober:
             refused=self.queue.refused,
             put_off=self.queue.put_off,
             ready=self._ready,
+            written_tokens=self._flights.written_tokens(),
             piece_seconds=self._piece_seconds,
             wants_agenda=self.wants_agenda,
         )

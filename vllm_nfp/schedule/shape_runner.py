@@ -27,6 +27,13 @@ class ShapeRunner(Protocol):
         """(batch size, positions) of all shapes that are ready; they are so at every context."""
         ...
 
+    def written_tokens(self) -> float:
+        """Tokens of all sequences of a run up to which all KV blocks that it reads have content.
+
+        Infinite where it does not matter what they hold.
+        """
+        ...
+
     def make_ready(self, shapes: Sequence[Shape]) -> None:
         """Make one piece of what the shapes still lack: a warm-up run, or one graph.
 

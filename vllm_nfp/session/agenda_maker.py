@@ -135,7 +135,8 @@ class AgendaMaker:
                 cost = MODULE_GRAPH * (ones + many)
             for run in (shape, Shape(shape.batch_size, shape.context, 1)):
                 cost += 0.0 if is_ready(run, counters) else PIECES * counters.piece_seconds
-            found.append(Candidate(shape, cost))
+            tokens = shape.batch_size * (shape.context + shape.positions)
+            found.append(Candidate(shape, cost, tokens <= counters.written_tokens))
         return found
 
 
