@@ -132,7 +132,7 @@ def test_as_many_tokens_of_fewer_sequences_are_another_step(steps: Steps) -> Non
     steps.run(3, sequences=8, tokens=8)
     steps.run(3, sequences=8, tokens=8, looked=False)
     steps.run(5, sequences=2, tokens=8, seconds=0.03, looked=False)
-    steps.run(2, sequences=2, tokens=8)
+    steps.run(2, sequences=2, tokens=8, seconds=0.03)
     assert (steps.filed, steps.steps) == ([10.0, 10.0, 30.0], [1, 3, 1])
 
 
