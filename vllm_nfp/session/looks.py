@@ -38,11 +38,11 @@ class Looks:
         Chance alone chooses among the others, so that these stand for all of them. This runs before
         every step.
         """
-        self.stands_for = 0
         counts = scheduler_output.num_scheduled_tokens
         if not counts:
-            self._periods.interrupt()
+            self.skip()
             return 0
+        self.stands_for = 0
         self._periods.step(
             len(counts),
             scheduler_output.total_num_scheduled_tokens,
@@ -53,6 +53,11 @@ class Looks:
         elif self._sampler.look():
             self.stands_for = self._sampler.stands_for
         return self.stands_for
+
+    def skip(self) -> None:
+        """No step runs now, but maybe a dummy batch."""
+        self.stands_for = 0
+        self._periods.interrupt()
 
     def step(self, scheduler_output: Any) -> EngineStep | None:
         """The step as the scheduler planned it; None if it runs nothing."""
