@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving import API_KEY, Running, foreign_connector, path_with, server, wait_for
 
 from vllm_nfp import load_profile
+from vllm_nfp.draft.server_steps import host_seconds
 from vllm_nfp.results import scrape
 
 pytestmark = pytest.mark.engine
@@ -177,9 +178,13 @@ def test_a_server_that_cannot_be_probed_times_its_steps_and_says_why(
     ) as running:  # fmt: skip
         assert agree(running.concurrent(rounds=2), expected)
         wait_for(lambda: steps_told(running.metrics()) > 40)  # the last ones are told later
+        for _ in range(4):  # alone, so that many steps follow one like them
+            running.complete(list(range(5, 25)))
+        wait_for(lambda: host_seconds(scrape.find_samples(running.metrics(), ())) > 0)
         text = running.metrics()
     assert scrape.parse(text).statuses[0].state == "passive"
     samples = scrape.find_samples(text, ())
+    assert host_seconds(samples) < 0.1, "a step takes some milliseconds"
     ((labels, _),) = samples["vllm_nfp_state_info"]
     assert "late_connector.LateConnector is not known to leave a probe alone" in labels["reason"]
     assert all(seconds > 0 for _, seconds in samples["vllm_nfp_step_latency_seconds"])

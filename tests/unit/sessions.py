@@ -22,7 +22,7 @@ from vllm_nfp.session.session import Session
 from vllm_nfp.session.started import Agreement, Lead, Started
 from vllm_nfp.session.worker import StartCost, Worker
 from vllm_nfp.surface import GENERIC, CostSurface, generic_prior
-from vllm_nfp.timing import Sampler
+from vllm_nfp.timing import Periods, Sampler
 
 
 def vllm_config(rank: int = 0, tensor_parallel_size: int = 1) -> SimpleNamespace:
@@ -125,7 +125,8 @@ def serving(
     worker = Worker(ProbeConfig().for_server(8, 4096), vllm_config(), StartCost(time.monotonic()))
     output = Shown(worker.config, show)
     view: Any = SimpleNamespace(decode_positions=1)
-    looks = Looks(Sampler(first=1), StepLimits(sequences=64, tokens=tokens), view)
+    periods = Periods() if watcher is None else watcher.timer.periods
+    looks = Looks(Sampler(first=1), StepLimits(sequences=64, tokens=tokens), view, periods)
     lead = None
     if watcher is not None:
         times = watcher.timer.times

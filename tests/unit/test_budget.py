@@ -20,7 +20,7 @@ from vllm_nfp.adapter.steps import StepLimits, cached_tokens_of, step_of
 from vllm_nfp.schedule.budget import Budget
 from vllm_nfp.schedule.idle import IdleTime
 from vllm_nfp.session.looks import Looks
-from vllm_nfp.timing import Sampler
+from vllm_nfp.timing import Periods, Sampler
 from vllm_nfp.types import EngineStep
 
 STEP_SECONDS, PAIR_SECONDS = 0.008, 0.025
@@ -71,7 +71,7 @@ class Server:
         self.budget = Budget(SHARE, STEP_SHARE)
         limits = StepLimits(self.sequences, self.tokens, self.cached_tokens)
         view: Any = SimpleNamespace(decode_positions=1)
-        self.looks = Looks(Sampler(first=1), limits, view)
+        self.looks = Looks(Sampler(first=1), limits, view, Periods())
         # As many requests as keep this many streams running, with steps a fifth longer by prompts.
         self.rate = self.streams / (OUTPUT_TOKENS * 1.2 * STEP_SECONDS)
         self.next_arrival = 0.0

@@ -17,12 +17,15 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.samples import Sample
 
 from vllm_nfp.cli import main
 from vllm_nfp.metrics import hand_over
 from vllm_nfp.metrics.collector import NfpCollector
 from vllm_nfp.metrics.families import families_of
-from vllm_nfp.metrics.families.steps import free_tokens, live_cell
+from vllm_nfp.metrics.families.recommendation import told_demand
+from vllm_nfp.metrics.families.steps import free_tokens, live_cell, steps
 from vllm_nfp.results import fetching, scrape
 from vllm_nfp.results.snapshot import (
     MAX_FILE_BYTES,
@@ -571,18 +574,34 @@ def test_an_engine_that_is_gone_is_told_by_its_age(
 
 
 def test_real_steps_and_memory_are_told(tmp_path: Path) -> None:
-    rows = (StepLatency(8, 1024, 2, 70, 0.007),)
+    rows = StepLatency(8, 1024, 2, 70, 0.007, 0.009), StepLatency(8, 1024, 3, 70, 0.008)
     write_engine(tmp_path, steps=rows, graph_bytes=5, host_bytes=6, budget_slack=0.5)
     text = generate_text(NfpCollector(str(tmp_path)))
     cell = 'batch_size="8",context="1024",engine="0",model_name="m",positions="2"'
     for line in (
         f"vllm_nfp_step_latency_seconds{{{cell}}} 0.007",
         f"vllm_nfp_steps_total{{{cell}}} 70.0",
+        f"vllm_nfp_step_period_seconds{{{cell}}} 0.009",
         'vllm_nfp_memory_bytes{engine="0",kind="gpu",model_name="m"} 5.0',
         'vllm_nfp_memory_bytes{engine="0",kind="host",model_name="m"} 6.0',
         'vllm_nfp_budget_slack_ratio{engine="0",model_name="m"} 0.5',
     ):
         assert line in text
+    assert text.count("vllm_nfp_step_period_seconds{") == 1, "the other's is not known"
+    assert text.count("vllm_nfp_step_latency_seconds{") == 2
+
+
+def test_the_recommended_lengths_take_host_time_from_periods() -> None:
+    rows = StepLatency(8, 1024, 2, 300, 0.007, 0.0075), StepLatency(8, 1024, 3, 100, 0.008, 0.0095)
+    snapshots = [Snapshot("m", "0", State.STEADY, steps=rows), Snapshot("m", "1", State.STEADY)]
+    prompts = CounterMetricFamily("vllm:inter_token_latency_seconds", "", labels=["engine"])
+    prompts.samples += [
+        Sample(f"vllm:inter_token_latency_seconds_{end}", {"engine": "0"}, value)
+        for end, value in (("sum", 88.0), ("count", 3200.0))
+    ]
+    demand_of = told_demand([], [prompts, *steps(snapshots)], 0.7)
+    hosts = [getattr(demand_of(engine), "host_seconds", None) for engine in ("0", "1")]
+    assert hosts == [pytest.approx((3 * 0.0005 + 0.0015) / 4), 0.0]
 
 
 def generate_text(collector: NfpCollector) -> str:

@@ -145,7 +145,7 @@ def make(
     prober = Prober(
         Flights(FakeEngine(clock, **engine), clock, lambda: clock.now),
         OwnConsent(),
-        StepTimer(clock, budget.earn),
+        StepTimer(clock, budget.earn, lambda: clock.now),
         Queue(lambda: thread.agenda),
         budget,
         results.append,
@@ -223,6 +223,25 @@ def test_pairs_that_wait_for_a_launch_are_counted_apart() -> None:
     assert {r.many.shape.positions for r in waited} == {4} and len(waited) < len(results)
     assert prober.outcomes["waited"] == len(waited)
     assert prober.outcomes["measured"] == len(results) - len(waited)
+
+
+@pytest.mark.parametrize("late", [1, 3])
+def test_no_period_of_a_real_step_holds_a_probe(late: int) -> None:
+    """A pair takes 3 or 5 ms here, a step 10; the device may be steps late with it."""
+    prober, clock, results = make(share=0.1)
+    for step in range(1000):
+        prober.timer.periods.step(1, 1, ())
+        prober.before_step(DECODE)
+        prober.timer.begin()
+        clock.now += 0.015 if prober.busy else 0.010
+        prober.timer.end()
+        if step % late == 0:
+            clock.done = clock.now
+        if step % 100 == 99:
+            prober.idle()
+    series = prober.timer.times.of(1, 50, 1)
+    assert series is not None and series.periods_timed > 100 and len(results) > 20
+    assert min(series.periods) == pytest.approx(0.01) == max(series.periods)
 
 
 def test_a_prompt_is_never_delayed() -> None:

@@ -2,35 +2,71 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from vllm_nfp.draft.server_steps import beyond_device, drafted_fraction, host_seconds
 
+Samples = dict[str, list[tuple[dict[str, str], float]]]
+ENGINE = {"engine": "0"}
+ONE, THREE = (
+    {**ENGINE, "batch_size": size, "context": "256", "positions": "5"} for size in ("1", "3")
+)
 
-def metrics(seconds: float, steps: float) -> dict[str, list[tuple[dict[str, str], float]]]:
-    """Half of the steps with one sequence, half with three."""
-    of = {"engine": "0"}
-    kinds = [{**of, "batch_size": b, "context": "256", "positions": "5"} for b in ("1", "3")]
+
+def metrics(
+    periods: Sequence[tuple[dict[str, str], float]], steps: float = 100.0, mean: float = 0.0275
+) -> Samples:
+    """Some steps with one sequence, as many with three.
+
+    Args:
+        mean: vLLM's inter-token latency.
+    """
+    sequences = 4 * steps
     return {
-        "vllm:inter_token_latency_seconds_sum": [(of, seconds)],
-        "vllm:inter_token_latency_seconds_count": [(of, steps)],
-        "vllm:spec_decode_num_drafts_total": [(of, 120.0)],
-        "vllm_nfp_step_latency_seconds": [(kinds[0], 0.002), (kinds[1], 0.004)],
-        "vllm_nfp_steps_total": [(kind, 100.0) for kind in kinds],
+        "vllm:inter_token_latency_seconds_sum": [(ENGINE, mean * sequences)],
+        "vllm:inter_token_latency_seconds_count": [(ENGINE, sequences)],
+        "vllm:spec_decode_num_drafts_total": [(ENGINE, 120.0)],
+        "vllm_nfp_step_latency_seconds": [(ONE, 0.002), (THREE, 0.004)],
+        "vllm_nfp_steps_total": [(ONE, steps), (THREE, steps)],
+        "vllm_nfp_step_period_seconds": list(periods),
     }
 
 
-def test_host_time_is_the_real_step_less_the_device_weighed_by_sequences() -> None:
-    device = (1 * 0.002 + 3 * 0.004) / 4
-    assert host_seconds(metrics(400 * 0.01, 400)) == pytest.approx(0.01 - device)
-    assert host_seconds(metrics(400 * 0.01, 400), "0") == pytest.approx(0.01 - device)
-    assert host_seconds(metrics(400 * 0.01, 400), "1") == 0.0, "of another engine"
-    assert host_seconds(metrics(400 * 0.001, 400)) == 0.0, "never below"
-    assert host_seconds(metrics(0.1, 10)) == host_seconds({}) == 0.0, "too few steps"
-    assert beyond_device(10.0, 100.0, ()) == 0.0
+def test_host_time_is_the_period_less_the_device_weighed_by_steps() -> None:
+    both = metrics([(ONE, 0.0021), (THREE, 0.0043)])
+    assert host_seconds(both) == pytest.approx((0.0001 + 0.0003) / 2)
+    both["vllm_nfp_steps_total"] = [(ONE, 300.0), (THREE, 100.0)]
+    assert host_seconds(both) == pytest.approx((3 * 0.0001 + 0.0003) / 4)
+    assert host_seconds(both, "0") == host_seconds(both)
+    assert host_seconds(both, "1") == 0.0, "of another engine"
+
+
+@pytest.mark.parametrize("mean", [0.004, 0.0275, 1.0])
+def test_the_prompts_that_sequences_wait_for_are_no_host_time(mean: float) -> None:
+    """vLLM's inter-token latency was 27.5 ms where a step took 15.7: the rest were prompts."""
+    assert host_seconds(metrics([(THREE, 0.00405)], mean=mean)) == pytest.approx(0.00005)
+
+
+def test_host_time_that_is_not_known_is_none_at_all() -> None:
+    assert host_seconds({}) == 0.0
+    assert host_seconds(metrics([])) == 0.0, "a vllm-nfp without periods"
+    assert host_seconds(metrics([(ONE, 0.003)], steps=63.0)) == 0.0, "too few steps"
+    assert host_seconds(metrics([(ONE, 0.003)], steps=64.0)) == pytest.approx(0.001)
+    assert host_seconds(metrics([(ONE, 0.0019), (THREE, 0.004)])) == 0.0, "never below"
+    assert beyond_device(()) == 0.0
+
+
+def test_a_kind_of_which_something_is_missing_is_left_out() -> None:
+    known = metrics([(ONE, 0.003), (THREE, 0.004)])
+    known["vllm_nfp_step_latency_seconds"] = [(ONE, 0.002)]
+    assert host_seconds(known) == pytest.approx(0.001)
+    known["vllm_nfp_steps_total"] = [(THREE, 100.0)]
+    assert host_seconds(known) == 0.0
 
 
 def test_steps_with_a_draft_are_told_from_those_without() -> None:
-    assert drafted_fraction(metrics(4.0, 400)) == pytest.approx(0.3)
-    assert drafted_fraction(metrics(4.0, 100)) == 1.0
+    assert drafted_fraction(metrics([])) == pytest.approx(0.3)
+    assert drafted_fraction(metrics([], steps=25.0)) == 1.0
     assert drafted_fraction({}) is None

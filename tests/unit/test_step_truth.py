@@ -120,7 +120,7 @@ Kind = Callable[[], Agreement]
 def session_of(now: Callable[[], float], kind: Kind = Alone, probes: bool = True) -> Session:
     """A session past its first steps, with nothing to probe."""
     clock, budget = HostClock(now), Budget(0.01, 0.0025)
-    timer = StepTimer(clock, budget.earn)
+    timer = StepTimer(clock, budget.earn, now)
     engine: Any = SimpleNamespace(ready_keys=frozenset, written_tokens=float)
     prober = Prober(
         Flights(engine, clock, now),
@@ -217,3 +217,54 @@ def test_a_rhythm_of_the_load_does_not_meet_that_of_the_ranks(place: int) -> Non
     assert prober_of(session).budget.real_seconds == pytest.approx(
         sum(truth.seconds), abs=0.09 * most + 0.1 * MOST_OPEN
     )
+
+
+HOST_SECONDS = 0.002
+NOTHING = SimpleNamespace(num_scheduled_tokens={}, total_num_scheduled_tokens=0)
+
+
+@pytest.mark.parametrize(("kind", "probes"), [(Alone, True), (Alone, False), (in_lockstep, True)])
+@pytest.mark.parametrize("prompts", [0.0, 0.3])
+def test_the_period_of_a_step_holds_its_host_time_and_no_prompt(
+    prompts: float, kind: Kind, probes: bool
+) -> None:
+    now, truth, rng = Now(), Truth(), random.Random(3)
+    session = session_of(now, kind, probes)
+    full, rest, decode = output(8, MOST_TOKENS, new=True), output(8, 8 + 44), output(8, 8)
+    for _ in range(5000):
+        if rng.random() < prompts:
+            run(session, now, full, 0.5, truth)
+            run(session, now, rest, 0.2, truth)
+        if rng.random() < 0.1:  # nothing runs for a while, such as while a KV cache is fetched
+            session.before_step(NOTHING)
+            now.seconds += 60.0
+        run(session, now, decode, 0.01, truth)
+        now.seconds += HOST_SECONDS
+    timer = lead_of(session).watcher.timer
+    timer.settle()
+    (row,) = timer.times.latencies()
+    assert row.median_seconds == pytest.approx(0.01)
+    assert row.period_seconds == pytest.approx(0.01 + HOST_SECONDS)
+    series = timer.times.of(8, 100, 1)
+    assert series is not None
+    assert max(series.periods) == pytest.approx(0.01 + HOST_SECONDS), "none holds a prompt"
+
+
+def test_steps_that_vllm_cuts_have_no_period_whether_they_are_looked_at_or_not() -> None:
+    now, truth = Now(), Truth()
+    session = session_of(now)
+    for _ in range(2000):
+        session.before_step(output(8, 8))
+        session.trimmed(8)
+        now.seconds += 0.01
+        session.after_step()
+    series = lead_of(session).watcher.timer.times.of(8, 100, 1)
+    assert series is not None and series.periods_timed > 100, "all was run"
+    before = series.periods_timed
+    for _ in range(500):
+        run(session, now, output(8, 8), 0.01, truth)
+        session.before_step(output(8, 8))
+        session.trimmed(6)
+        now.seconds += 0.005
+        session.after_step()
+    assert series.periods_timed <= before + 1

@@ -138,6 +138,7 @@ def test_the_hot_path_keeps_no_new_object() -> None:
 
     def steps(count: int) -> None:
         for _ in range(count):
+            timer.periods.step(4, 4, ())
             timer.settle()
             timer.describe(EngineStep(4, 100, 1, True))
             timer.begin()

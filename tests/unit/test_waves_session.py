@@ -203,6 +203,21 @@ def test_a_fault_of_one_engine_at_the_start_keeps_both_off(
     assert [told[-1].state for told in wave.told] == [State.DISABLED] * 2
 
 
+def test_a_period_holds_no_dummy_batch(wave: Wave) -> None:
+    """An engine may run one between two steps alike, such as while a KV cache is fetched."""
+    wave.start()
+    series = wave.prober(0).timer.times.of(2, 7, 1)
+    assert series is not None
+    wave.passes(100, serving=(0,))
+    before = series.periods_timed
+    assert before > 10
+    for _ in range(100):
+        wave.passes(1, serving=(0,))
+        for session in wave.sessions:
+            session.before_dummy()
+    assert series.periods_timed <= before + 1
+
+
 def test_a_forward_pass_is_told_that_all_engines_run_as_many_tokens() -> None:
     of_one = SimpleNamespace(data_parallel_size=1)
     assert forward_context._tokens_across_engines(of_one, 24) is None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vllm_nfp.draft.server_drafts import COUNTERS, DRAFTS, live_drafting, settled_length
 from vllm_nfp.draft.server_ratios import Ratio, curve_of, ratios_of
-from vllm_nfp.draft.server_steps import INTER_TOKEN_COUNT, INTER_TOKEN_SUM
+from vllm_nfp.draft.server_steps import SEQUENCE_STEPS
 from vllm_nfp.draft.sources import LiveTraffic, Source, SourceError, beyond_graphs
 from vllm_nfp.results import fetching, scrape
 from vllm_nfp.results.scrape import count
@@ -38,7 +38,7 @@ def read_metrics(url: str) -> Samples:
     end = fetching.deadline()
     text = fetching.fetch(url)
     try:
-        return scrape.find_samples(text, (*COUNTERS, INTER_TOKEN_SUM, INTER_TOKEN_COUNT), end)
+        return scrape.find_samples(text, (*COUNTERS, SEQUENCE_STEPS), end)
     except fetching.ScrapeError as error:
         raise fetching.ScrapeError(f"{url} cannot be used: {error}") from None
 

@@ -11,35 +11,40 @@ from vllm_nfp.draft.server_drafts import DRAFTS
 if TYPE_CHECKING:
     from vllm_nfp.results.scrape import Samples
 
-INTER_TOKEN_LATENCY = "vllm:inter_token_latency_seconds"
-INTER_TOKEN_SUM, INTER_TOKEN_COUNT = (f"{INTER_TOKEN_LATENCY}_{end}" for end in ("sum", "count"))
-"""vLLM observes the time between two outputs of a sequence, one for each step."""
+SEQUENCE_STEPS = "vllm:inter_token_latency_seconds_count"
+"""vLLM observes an inter-token latency for each step of each sequence. Their number alone is used:
+the times hold the steps that read other requests' prompts."""
 STEP_SECONDS, STEPS = "vllm_nfp_step_latency_seconds", "vllm_nfp_steps_total"
+PERIOD_SECONDS = "vllm_nfp_step_period_seconds"
+STEP_TIMES = (STEP_SECONDS, STEPS, PERIOD_SECONDS)
+"""What :func:`host_seconds` needs."""
 LEAST_STEPS = 64.0
-"""Steps of sequences that must have been counted."""
+"""Steps that must have been counted."""
 
 
 def host_seconds(samples: Samples, engine: str | None = None) -> float:
-    """Mean time of a step beyond its work on the device, since the server started; 0: not known.
+    """Mean time of a decode step beyond its work on the device, since the server started.
+
+    Scheduling, sampling and launching that the device waits for. A step that reads a prompt has no
+    part in it. 0: not known, as with a vllm-nfp that has no periods, or nothing.
 
     Args:
         engine: one engine's; None: all engines together.
     """
 
-    def of(name: str) -> list[tuple[Mapping[str, str], float]]:
+    def of(name: str) -> dict[tuple[str | None, ...], float]:
         found = samples.get(name, ())
-        return [(labels, v) for labels, v in found if engine in (None, labels.get("engine"))]
+        return {
+            _kind(labels): value
+            for labels, value in found
+            if engine in (None, labels.get("engine"))
+        }
 
-    seconds = {_kind(labels): value for labels, value in of(STEP_SECONDS)}
-    device = (
-        (labels["batch_size"], count, seconds[_kind(labels)])
-        for labels, count in of(STEPS)
-        if _kind(labels) in seconds and "batch_size" in labels
-    )
+    counts, device = of(STEPS), of(STEP_SECONDS)
     return beyond_device(
-        math.fsum(value for _, value in of(INTER_TOKEN_SUM)),
-        math.fsum(value for _, value in of(INTER_TOKEN_COUNT)),
-        ((float(batch), count, each) for batch, count, each in device),
+        (counts[kind], period, device[kind])
+        for kind, period in of(PERIOD_SECONDS).items()
+        if kind in counts and kind in device
     )
 
 
@@ -48,27 +53,23 @@ def drafted_fraction(samples: Samples) -> float | None:
 
     A lookup finds none in most texts. vLLM counts drafts that were made alone.
     """
-    steps = math.fsum(value for _, value in samples.get(INTER_TOKEN_COUNT, ()))
+    steps = math.fsum(value for _, value in samples.get(SEQUENCE_STEPS, ()))
     drafts = math.fsum(value for _, value in samples.get(DRAFTS, ()))
     return min(1.0, drafts / steps) if steps >= LEAST_STEPS and drafts else None
 
 
-def beyond_device(
-    seconds: float, steps: float, device: Iterable[tuple[float, float, float]]
-) -> float:
-    """Mean of real steps less that of their work on the device, both by sequence; at least 0.
+def beyond_device(kinds: Iterable[tuple[float, float, float]]) -> float:
+    """Mean over steps of their period less their work on the device; at least 0.
 
     Args:
-        seconds: between two outputs of a sequence, summed.
-        steps: how many that are.
-        device: (batch size, steps, seconds of each) of decode steps by kind.
+        kinds: steps of each kind, seconds from the begin of one to that of the next, and seconds of
+            its work on the device. Both are medians over the same steps.
     """
-    kinds = tuple(device)
-    weight = math.fsum(batch * count for batch, count, _ in kinds)
-    if steps < LEAST_STEPS or weight < LEAST_STEPS:
+    known = tuple(kinds)
+    steps = math.fsum(count for count, _, _ in known)
+    if steps < LEAST_STEPS:
         return 0.0
-    mean = math.fsum(batch * count * each for batch, count, each in kinds) / weight
-    return max(0.0, seconds / steps - mean)
+    return max(0.0, math.fsum(n * (period - device) for n, period, device in known) / steps)
 
 
 def _kind(labels: Mapping[str, str]) -> tuple[str | None, ...]:

@@ -11,7 +11,6 @@ from prometheus_client.core import CollectorRegistry, Metric
 from prometheus_client.samples import Sample
 
 from vllm_nfp.draft.server_drafts import COUNTERS
-from vllm_nfp.draft.server_steps import INTER_TOKEN_COUNT, INTER_TOKEN_SUM
 from vllm_nfp.faults import maybe_fail
 from vllm_nfp.give_way import in_pieces
 from vllm_nfp.metrics.families import families_of, of_files
@@ -94,8 +93,7 @@ class NfpCollector:
         """The metrics of all engines; a fault gives fewer metrics, never a failed scrape."""
         if self._registry is None:
             return self.collect_beside(())
-        wanted = (*COUNTERS, INTER_TOKEN_SUM, INTER_TOKEN_COUNT)
-        return self.collect_beside(self._registry.restricted_registry(wanted).collect())
+        return self.collect_beside(self._registry.restricted_registry(COUNTERS).collect())
 
     def collect_beside(self, others: Iterable[Metric]) -> Iterator[Metric]:
         """The same, with vLLM's counters of drafts taken from these metrics."""

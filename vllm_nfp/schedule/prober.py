@@ -88,6 +88,8 @@ class Prober:
         """
         self._idle.interrupt()
         self.settle()
+        if self._flights.busy:
+            self.timer.periods.interrupt()
         self.timer.describe(step, stands_for)
         self.budget.observe(step, stands_for)
         if not step.decode:
@@ -233,6 +235,7 @@ class Prober:
         self._flights.make_ready(both(target), account)
 
     def _delays(self, account: Account) -> None:
+        self.timer.periods.interrupt()
         if account is Account.MEASURED:
             self.budget.started()
 

@@ -116,7 +116,7 @@ class InWaves(InLockstep):
 
     def before_dummy(self, started: Started) -> None:
         """Count the pass of a dummy batch, and take part in what is decided at it."""
-        started.looks.stands_for = 0
+        started.looks.skip()
         due = self._lockstep.count(0)
         try:
             self._meanwhile(started, due)

@@ -6,7 +6,7 @@ from typing import Any
 
 from vllm_nfp.adapter.runner import RunnerView
 from vllm_nfp.adapter.steps import StepLimits, requests_wait, step_of
-from vllm_nfp.timing import Sampler
+from vllm_nfp.timing import Periods, Sampler
 from vllm_nfp.types import EngineStep
 
 
@@ -17,12 +17,16 @@ class Looks:
         sampler: chooses among the others.
         limits: the most that a step may hold.
         view: the runner of the steps.
+        periods: is told of every step, looked at or not.
     """
 
-    def __init__(self, sampler: Sampler, limits: StepLimits, view: RunnerView) -> None:
+    def __init__(
+        self, sampler: Sampler, limits: StepLimits, view: RunnerView, periods: Periods
+    ) -> None:
         self._sampler = sampler
         self._limits = limits
         self._view = view
+        self._periods = periods
         self.stands_for = 0
         """Steps that the latest one stands for, its own among them; 0 if it is not looked at."""
         self._latest: EngineStep | None = None
@@ -34,14 +38,26 @@ class Looks:
         Chance alone chooses among the others, so that these stand for all of them. This runs before
         every step.
         """
-        self.stands_for = 0
-        if not scheduler_output.num_scheduled_tokens:
+        counts = scheduler_output.num_scheduled_tokens
+        if not counts:
+            self.skip()
             return 0
+        self.stands_for = 0
+        self._periods.step(
+            len(counts),
+            scheduler_output.total_num_scheduled_tokens,
+            scheduler_output.scheduled_new_reqs,
+        )
         if requests_wait(scheduler_output, self._limits):
             self.stands_for = 1
         elif self._sampler.look():
             self.stands_for = self._sampler.stands_for
         return self.stands_for
+
+    def skip(self) -> None:
+        """No step runs now, but maybe a dummy batch."""
+        self.stands_for = 0
+        self._periods.interrupt()
 
     def step(self, scheduler_output: Any) -> EngineStep | None:
         """The step as the scheduler planned it; None if it runs nothing."""
@@ -49,7 +65,8 @@ class Looks:
         return self._latest
 
     def trimmed(self, tokens: int) -> EngineStep | None:
-        """The latest step with so many tokens; None if it is not looked at."""
+        """The latest step with so many tokens, as vLLM has cut it; None if it is not looked at."""
+        self._periods.cut(tokens)
         if not self.stands_for or self._latest is None:
             return None
         return self._latest.trimmed(tokens)

@@ -104,11 +104,11 @@ class Session:
     def trimmed(self, tokens: int) -> None:
         """vLLM has cut drafts of the step that runs now: it has so many tokens."""
         started = self._started
-        if started is None or started.lead is None or not started.agreement.timed(started):
+        if started is None or started.lead is None:
             return
         try:
             step = started.looks.trimmed(tokens)
-            if step is not None:
+            if step is not None and started.agreement.timed(started):
                 started.lead.watcher.trimmed(step, started.looks.stands_for)
         except Exception as error:
             self._fault(started, "timing", error)

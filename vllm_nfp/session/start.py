@@ -168,7 +168,7 @@ def _time_only(worker: Worker, runner: Any, reason: str, output: Output) -> Star
         identity.model_name,
         view.name,
     )
-    looks = Looks(Sampler(), limits_of(worker.vllm_config), view)
+    looks = Looks(Sampler(), limits_of(worker.vllm_config), view, watcher.timer.periods)
     publisher = publication.publisher
     experts = expert_choices(view, clock, publisher.experts.put)
     return Started(agreement, looks, None, Lead(watcher, publisher, experts))

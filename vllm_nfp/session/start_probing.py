@@ -31,7 +31,7 @@ from vllm_nfp.session.publication import EVERY_RANK_READY, open_publication
 from vllm_nfp.session.served_table import served_table
 from vllm_nfp.session.started import Agreement, Lead, Started
 from vllm_nfp.session.worker import Worker
-from vllm_nfp.timing import Clock, CudaClock, HostClock, Sampler, StepTimer
+from vllm_nfp.timing import Clock, CudaClock, HostClock, Periods, Sampler, StepTimer
 from vllm_nfp.types import cell_name
 
 logger = logging.getLogger("vllm.nfp")
@@ -86,7 +86,8 @@ def start_probing(
     generous = worker.config.overhead_budget > LARGE_BUDGET
     sampler = Sampler(one_in=1) if generous else Sampler()
     steps = limits_of(worker.vllm_config, cached_tokens_of(view.runner.kv_cache_config))
-    return Started(agreement, Looks(sampler, steps, view), engine, lead)
+    periods = Periods() if lead is None else lead.watcher.timer.periods
+    return Started(agreement, Looks(sampler, steps, view, periods), engine, lead)
 
 
 def prepare(worker: Worker, engine: ProbeEngine, capture_seconds: float, ranks: Ranks) -> None:

@@ -1,6 +1,7 @@
 """Clocks that mark moments in the serving stream and are read later, without waiting."""
 
 from vllm_nfp.timing.clock import Clock, CudaClock, HostClock, Mark
+from vllm_nfp.timing.periods import Periods
 from vllm_nfp.timing.sampling import Sampler
 from vllm_nfp.timing.series import RealSteps, rounded_context
 from vllm_nfp.timing.steps import StepTimer, StepTimes
@@ -10,6 +11,7 @@ __all__ = [
     "CudaClock",
     "HostClock",
     "Mark",
+    "Periods",
     "RealSteps",
     "Sampler",
     "StepTimer",

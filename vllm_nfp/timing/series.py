@@ -10,13 +10,17 @@ from vllm_nfp.types import Shape
 
 SAMPLES_KEPT = 64
 """Most recent timed steps of a kind that its median is taken over, each for all it stands for."""
+ENOUGH_PERIODS = 16
+"""Intervals from which on the median period of a kind is told: as many as timed steps make a median
+an observation (:mod:`vllm_nfp.results.real_steps`)."""
 
 
 class Series:
     """Steps of one kind: how many there were, and the times of the last that were timed."""
 
     __slots__ = (
-        "batch_sizes", "contexts", "count", "positions", "seconds", "stand_for", "timed", "waits",
+        "batch_sizes", "contexts", "count", "in_period", "periods", "periods_timed", "positions",
+        "seconds", "stand_for", "timed", "waits",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -31,6 +35,11 @@ class Series:
         """Mean over the sequences of each step."""
         self.count = 0
         self.timed = 0
+        self.periods = array("d", bytes(8 * SAMPLES_KEPT))
+        """Seconds from the begin of one step to the begin of the next: the mean of an interval."""
+        self.in_period = array("q", bytes(8 * SAMPLES_KEPT))
+        """Steps in each interval."""
+        self.periods_timed = 0
 
     def add(
         self,
@@ -54,6 +63,21 @@ class Series:
         self.contexts[place] = context
         self.positions[place] = positions
         self.timed += 1
+
+    def add_period(self, seconds: float, steps: int) -> None:
+        """Keep the mean period of so many steps in succession."""
+        place = self.periods_timed % SAMPLES_KEPT
+        self.periods[place] = seconds
+        self.in_period[place] = steps
+        self.periods_timed += 1
+
+    @property
+    def median_period(self) -> float | None:
+        """Median of the kept periods, in seconds; None while there are too few."""
+        kept = min(self.periods_timed, SAMPLES_KEPT)
+        if kept < ENOUGH_PERIODS:
+            return None
+        return weighted_median(self.periods[:kept], self.in_period[:kept])
 
     @property
     def median(self) -> float:
@@ -112,6 +136,8 @@ class RealSteps:
     """Of the recent ones, per sequence: not whole where sequences have unequal numbers."""
     wait_seconds: float = 0.0
     """What the device waited for the launch in the median step, at most."""
+    period_seconds: float | None = None
+    """Median time from the begin of a recent step to that of the next; None: not known."""
 
 
 def weighted_median(values: Sequence[float], weights: Sequence[int]) -> float:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from vllm_nfp.faults import maybe_fail
 from vllm_nfp.give_way import in_pieces
 from vllm_nfp.timing.clock import Clock, Mark
+from vllm_nfp.timing.periods import Periods
 from vllm_nfp.timing.series import RealSteps, Series
 from vllm_nfp.types import EngineStep, Shape, StepLatency
 
@@ -30,8 +31,8 @@ MOST_POSITIONS = 64
 """Steps with more positions per sequence are not kept."""
 MOST_KINDS = 512
 """Kinds of steps kept; later ones are left out. Bounds memory and the labels of the metrics."""
-KINDS_AT_A_TIME = 16
-"""Kinds whose median is taken before a pause: some 0.3 ms."""
+KINDS_AT_A_TIME = 12
+"""Kinds whose medians are taken before a pause: some 0.3 ms."""
 
 
 class StepTimes:
@@ -69,6 +70,7 @@ class StepTimes:
                 series.median,
                 series.mean_positions,
                 series.median_wait,
+                series.median_period,
             )
             for key, series in in_pieces(sorted(self._series.items()), KINDS_AT_A_TIME)
             for kind in (self._kind(key),)
@@ -84,6 +86,7 @@ class StepTimes:
                 of.kind.positions,
                 of.count,
                 of.median_seconds,
+                of.period_seconds,
             )
             for of in self.kinds()
         )
@@ -124,9 +127,15 @@ class StepTimer:
         clock: marks the serving stream.
         on_seconds: takes the time of steps as it is read, decode steps or not: that of a timed
             step, times the steps that it stands for.
+        now: the host's clock, in seconds, for periods.
     """
 
-    def __init__(self, clock: Clock, on_seconds: Callable[[float], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        on_seconds: Callable[[float], None] = lambda _: None,
+        now: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self._clock = clock
         self._on_seconds = on_seconds
         self._slots = [_Slot(clock) for _ in range(RING_SLOTS)]
@@ -139,6 +148,8 @@ class StepTimer:
         self._context = 0
         self._positions = 1.0
         self.times = StepTimes()
+        self.periods = Periods(now)
+        """Is told of every step; an interval begins at one that is timed."""
         self.last_seconds = 0.0
         """The most recent step's time; 0 before the first."""
 
@@ -158,6 +169,8 @@ class StepTimer:
 
     def begin(self) -> None:
         """The step's work is enqueued from here on; one that ran nothing is begun again."""
+        if self._series is not None:
+            self.periods.open(self._series)
         self._open = None
         if self._pending < RING_SLOTS:
             self._open = self._slots[(self._first + self._pending) % RING_SLOTS]

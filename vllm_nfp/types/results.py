@@ -172,6 +172,8 @@ class StepLatency:
     """Steps since the start; the median is taken over the most recent timed ones."""
     median_seconds: float
     """From the launch of the forward pass to the end of sampling, on the device."""
+    period_seconds: float | None = None
+    """Median from the begin of a step to that of the next, on the host; None: not known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,13 +22,7 @@ from vllm_nfp.draft.server_drafts import (
     live_drafting,
     settled_length,
 )
-from vllm_nfp.draft.server_steps import (
-    INTER_TOKEN_COUNT,
-    INTER_TOKEN_SUM,
-    STEP_SECONDS,
-    STEPS,
-    host_seconds,
-)
+from vllm_nfp.draft.server_steps import STEP_TIMES, host_seconds
 from vllm_nfp.draft.sources import SourceError, curves_of_rows
 from vllm_nfp.metrics.families.curves import CurvesOf
 from vllm_nfp.metrics.families.labels import ENGINE, engine_labels
@@ -203,13 +197,11 @@ def told_demand(
 
     Args:
         controls: the controllers' metrics. Without a controller drafts are free.
-        others: vLLM's own metrics.
+        others: vLLM's own metrics, and the times of real steps.
         given: acceptance by the settings, in place of what was counted.
     """
     told = samples_of(controls, (DRAFT_SECONDS, DRAFT_CONTROL))
-    counted = samples_of(
-        others, (*COUNTERS, INTER_TOKEN_SUM, INTER_TOKEN_COUNT, STEP_SECONDS, STEPS)
-    )
+    counted = samples_of(others, (*COUNTERS, *STEP_TIMES))
 
     def demand_of(engine: str) -> Demand | None:
         drafting = live_drafting(told, engine)

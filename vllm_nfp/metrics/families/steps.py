@@ -25,6 +25,11 @@ def steps(engines: list[Snapshot]) -> Iterator[Metric]:
         labels=names,
     )
     count = CounterMetricFamily("vllm_nfp_steps", "Real decode steps of each kind.", labels=names)
+    period = GaugeMetricFamily(
+        "vllm_nfp_step_period_seconds",
+        "Median time from the begin of a recent real decode step to the begin of the next like it.",
+        labels=names,
+    )
     for snapshot in engines:
         for row in in_pieces(snapshot.steps, SAMPLES_AT_A_TIME):
             labels = [
@@ -35,7 +40,9 @@ def steps(engines: list[Snapshot]) -> Iterator[Metric]:
             ]
             latency.add_metric(labels, row.median_seconds)
             count.add_metric(labels, row.samples)
-    yield from (latency, count)
+            if row.period_seconds is not None:
+                period.add_metric(labels, row.period_seconds)
+    yield from (latency, period, count)
 
 
 def live(engines: list[Snapshot]) -> Iterator[Metric]:
