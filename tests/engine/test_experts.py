@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from parts import attaching, prober_of, publisher_of, started_engine
+from parts import attaching, engine_of, prober_of, publisher_of, started_engine
 
 from vllm_nfp.adapter.engines import worker_of
 from vllm_nfp.config import config_from_mapping
@@ -117,6 +118,48 @@ def test_counts_are_those_of_the_models_routers(
     assert by_tokens[4].experts < EXPERTS
     families = {family.name: family for family in experts([publisher_of(session).snapshot()])}
     assert len(families["vllm_nfp_active_experts"].samples) == 2 * len(found.active)
+
+
+def read_long_prompts(llm: Any) -> list[list[int]]:
+    """Outputs of sequences whose prompts fill whole KV blocks."""
+    from vllm import SamplingParams
+
+    tokens = np.random.default_rng(5).integers(1, 250, (4, 400)).tolist()
+    params = SamplingParams(temperature=0.0, max_tokens=48, ignore_eos=True, detokenize=False)
+    prompts = [{"prompt_token_ids": each} for each in tokens]
+    return [list(o.outputs[0].token_ids) for o in llm.generate(prompts, params, use_tqdm=False)]
+
+
+def test_pairs_after_traffic_read_what_real_steps_wrote(
+    llm: Any, start: Callable[..., Any], tmp_path: Path
+) -> None:
+    plain = read_long_prompts(llm)
+    worker = worker_of(llm)
+    contexts = worker.vllm_config.compilation_config.static_forward_context
+    cache = next(m.kv_cache for m in contexts.values() if hasattr(m, "kv_cache"))
+    cache.zero_()
+    session = start(output_dir=str(tmp_path / "out"))
+    log = tmp_path / "out" / "samples-0.jsonl"
+
+    def pairs() -> list[tuple[bool, bool]]:
+        lines = map(json.loads, log.read_text().splitlines())
+        return [(line["many"]["written"], line["one"]["written"]) for line in lines]
+
+    engine, (group,) = engine_of(session), engine_of(session)._availability.limits.groups
+    assert pairs(), "the start runs some"
+    assert set(pairs()) == {(False, False)}
+    for _ in range(20):
+        assert read_long_prompts(llm) == plain
+        publisher_of(session).process()
+        if pairs()[-1] == (True, True):
+            break
+    assert pairs()[-1] == (True, True)
+    noted = np.flatnonzero(engine.written.of(group))
+    blocks = cache.movedim(list(cache.shape).index(group.num_blocks), 0)
+    assert len(noted) >= 4 * (400 // worker.vllm_config.cache_config.block_size)
+    assert all((blocks[number] != 0).float().mean() > 0.9 for number in noted.tolist())
+    unwritten = set(range(group.num_blocks)) - set(noted.tolist())
+    assert any(not blocks[number].any() for number in unwritten)
 
 
 def test_a_fault_of_the_listener_ends_the_probe_and_not_the_step(

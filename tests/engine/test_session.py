@@ -120,6 +120,7 @@ def test_estimates_appear_for_every_module_and_cell(
     lines = (tmp_path / "out" / "samples-0.jsonl").read_text().splitlines()
     samples = [json.loads(line) for line in lines]
     assert len(samples) == found.probes["startup"] + found.probes["measured"]
+    assert all(sample["many"]["written"] for sample in samples), "without experts"
     assert json.loads((tmp_path / "out" / "environment-0.json").read_text())["device"]
     session.disable("the test is over", expected=True)
     profile = load_profile(profile_file(tmp_path / "out", "0"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from test_lockstep import Hub
 
@@ -12,10 +13,14 @@ pytest.importorskip("vllm")
 
 from sessions import lead_of, serving
 
+from vllm_nfp.adapter.attention_groups import AttentionGroup
+from vllm_nfp.probe.written_blocks import WrittenBlocks
 from vllm_nfp.results.snapshot import Snapshot
 from vllm_nfp.schedule.counters import Counters
 from vllm_nfp.schedule.lockstep import Lockstep
+from vllm_nfp.session.agreement import Alone
 from vllm_nfp.session.in_lockstep import InLockstep
+from vllm_nfp.session.in_waves import InWaves
 from vllm_nfp.session.session import Session
 from vllm_nfp.timing import HostClock, StepTimer
 from vllm_nfp.types import State
@@ -45,6 +50,7 @@ class Engine:
     """Has nothing to launch."""
 
     graph_bytes = 0
+    written = None
 
     def __init__(self, fails: bool = False) -> None:
         self.fails = fails
@@ -119,3 +125,97 @@ def test_a_fault_of_one_rank_ends_the_probe_of_all_before_the_same_step(faulty: 
     assert all(engine.closed for engine in engines)
     assert f"fault on rank {faulty} of 2" in told[-1].reason
     assert ("stage probe: ValueError('a bug')" in told[-1].reason) is (faulty == 0)
+
+
+GROUP = AttentionGroup(builder=None, layer_names=("a",), block_tokens=16, num_blocks=500)
+
+
+class Noting(Engine):
+    """Has experts, and launches nothing."""
+
+    tokens = SimpleNamespace(add=lambda _: None)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = WrittenBlocks([GROUP])
+
+    @property
+    def noted(self) -> list[int]:
+        return [int(number) for number in np.flatnonzero(self.written.of(GROUP))]
+
+
+def beginning(number: int) -> Any:
+    """A step that begins a request, which fills a block of this number."""
+    request = SimpleNamespace(
+        req_id="new", block_ids=([number],), num_computed_tokens=0, prompt_token_ids=None,
+        prompt_is_token_ids=None, mm_features=[],
+    )  # fmt: skip
+    return SimpleNamespace(
+        num_scheduled_tokens={"a": 1, "new": 16},
+        total_num_scheduled_tokens=17,
+        scheduled_cached_reqs=SimpleNamespace(num_computed_tokens=[7]),
+        scheduled_new_reqs=[request],
+        scheduled_encoder_inputs={},
+        preempted_req_ids=(),
+    )
+
+
+def test_alone_the_blocks_of_every_step_are_noted_whether_it_is_looked_at_or_not() -> None:
+    engine, watcher = Noting(), Watcher()
+    session = serving(watcher, 2048, engine=engine)
+    for number in range(1, 400):
+        session.before_step(beginning(number))
+        session.after_step()
+    assert session.active
+    assert watcher.seen < 399
+    assert engine.noted == list(range(1, 400))
+
+
+def test_ranks_note_the_same_blocks_whether_they_lead_or_follow() -> None:
+    hub, engines = Hub(2), [Noting(), Noting()]
+    agreements = [InLockstep(Lockstep(hub.wire(rank), steps_per_exchange=8)) for rank in range(2)]
+    team = [
+        serving(Watcher(), 2048, agreements[0], engine=engines[0]),
+        serving(None, 2048, agreements[1], engine=engines[1]),
+    ]
+    for number in range(1, 30):
+        for session in team:
+            session.before_step(beginning(number))
+            session.after_step()
+        assert engines[0].noted == engines[1].noted == list(range(1, number + 1))
+
+
+@pytest.mark.parametrize("agreement", [Alone, InLockstep, InWaves])
+def test_a_probe_ahead_of_a_step_does_not_count_what_that_step_writes(agreement: Any) -> None:
+    engine, seen = Noting(), list[list[int]]()
+
+    class Looking(Watcher):
+        def before_step(self, *_: object) -> None:
+            seen.append(engine.noted)
+
+    class Exchange:
+        """One rank's, which launches at every step."""
+
+        rank, leads = 0, True
+        agree = least = staticmethod(lambda value, _="": value)
+
+        def count(self, _: int) -> bool:
+            return True
+
+        def exchange(self, *_: object) -> None:
+            seen.append(engine.noted)
+
+        def check(self) -> None:
+            pass
+
+    with_others: Any = Exchange()
+    made = {
+        Alone: Alone,
+        InLockstep: lambda: InLockstep(with_others),
+        InWaves: lambda: InWaves(with_others, with_others, leads=True),
+    }[agreement]()
+    session = serving(Looking(), FULL, made, engine=engine)
+    session.before_step(beginning(5))
+    assert seen
+    assert all(noted == [] for noted in seen)
+    assert engine.noted == [5]

@@ -125,7 +125,7 @@ def group_of(spec_name: str, builder: Any, module: str = "vllm.v1.attention.back
     backend = type("Backend", (), {"__module__": module, "get_name": lambda: "OWN"})
     return SimpleNamespace(
         layer_names=["a"], kv_cache_spec=spec, metadata_builders=[builder], kernel_block_stride=0,
-        backend=backend,
+        backend=backend, kv_cache_group_id=0,
     )  # fmt: skip
 
 

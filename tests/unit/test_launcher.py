@@ -88,7 +88,7 @@ def test_a_discarded_ticket_frees_its_shape_and_its_marks() -> None:
     shape = shapes[1, 2]
     shape.busy = True
     step = StepMarks(Mark("start"), Mark("after"), Mark("end"))
-    launcher.discard(Ticket(Shape(1, 64, 2), shape, step, ModuleMarks()))
+    launcher.discard(Ticket(Shape(1, 64, 2), shape, step, ModuleMarks(), written=True))
     assert not shape.busy
 
 

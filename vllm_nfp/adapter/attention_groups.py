@@ -34,6 +34,12 @@ class AttentionGroup:
     """Blocks in the pool as the kernels see it."""
     bound: Bound | None = None
     """A sequence with more positions in a step is read as a prompt; None: none is."""
+    kv_cache_group: int = 0
+    """Place of its KV cache group among those that the scheduler lists blocks for."""
+    kernel_blocks: int = 1
+    """Blocks as the kernels see them in one of the scheduler's. Its block b is theirs from
+    b * kernel_blocks on (sources of 0.29.0 to 0.33.0: ``v1/worker/block_table.py``, since 0.32
+    ``v1/worker/utils.py``)."""
 
     def blocks_needed(self, batch_size: int, tokens: int) -> int:
         """Distinct blocks that ``batch_size`` sequences of ``tokens`` tokens read."""
@@ -66,7 +72,8 @@ def own_groups(
         _share_scratch(live, builder)
         per_block = runner_group.kv_cache_spec.block_size // spec.block_size
         blocks, bound = num_blocks * per_block, decoding_bound(builder)
-        groups.append(AttentionGroup(builder, names, spec.block_size, blocks, bound))
+        of = runner_group.kv_cache_group_id
+        groups.append(AttentionGroup(builder, names, spec.block_size, blocks, bound, of, per_block))
     return tuple(groups)
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from vllm_nfp.adapter.versions import BOUNDED_KV_CACHE_KINDS
 from vllm_nfp.types import EngineStep
@@ -107,3 +110,35 @@ def text_of(request: Any, most: int) -> list[int]:
         if len(kept) >= most:
             break
     return [*kept, *ids[begin : begin + most]][:most]
+
+
+@dataclass(frozen=True, slots=True)
+class BlocksTaken:
+    """KV blocks that a new request has taken from the pool, for one KV cache group."""
+
+    group: int
+    """Place of the group among all of the server's."""
+    whole: np.ndarray[Any, Any]
+    """Numbers of those that are full of content once the request's first step is over, int64."""
+    rest: np.ndarray[Any, Any]
+    """Numbers of all others, int64."""
+
+
+def blocks_taken(scheduler_output: Any, block_tokens: Mapping[int, int]) -> Iterator[BlocksTaken]:
+    """The KV blocks of the requests that a step begins.
+
+    Content of earlier requests that share a prefix, and what a KV connector has loaded, counts as
+    well as what the step itself computes. Blocks that are taken ahead of the tokens of this step
+    are no whole ones.
+
+    Args:
+        block_tokens: KV cache group -> tokens in a block as the scheduler sees it, of groups in
+            which token i of a sequence lies in entry i // block_tokens. Of others none is whole.
+    """
+    for request in scheduler_output.scheduled_new_reqs:
+        computed = request.num_computed_tokens
+        tokens = computed + scheduler_output.num_scheduled_tokens[request.req_id]
+        for group, block_ids in enumerate(request.block_ids):
+            numbers = np.asarray(block_ids, dtype=np.int64)
+            whole = tokens // block_tokens[group] if group in block_tokens else 0
+            yield BlocksTaken(group, numbers[:whole], numbers[whole:])

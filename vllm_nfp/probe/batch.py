@@ -75,6 +75,8 @@ class ProbeBatch:
         )
         self.blocks: tuple[np.ndarray[Any, Any], ...] = ()
         """Numbers of the KV blocks that it is filled with, int32 [batch_size, blocks] by group."""
+        self.written = False
+        """Real steps wrote all of them; True where that does not matter."""
 
     def fill(
         self,
@@ -98,6 +100,7 @@ class ProbeBatch:
         for table, reader in zip(self.tables, readers, strict=True):
             reader.fill(table, self.batch_size, length, variant)
         self.blocks = tuple(r.blocks(self.batch_size, length, variant) for r in readers)
+        self.written = all(r.all_written(self.batch_size, length, variant) for r in readers)
         self.input_ids[: self.tokens].copy_(tokens.draw(self.tokens, draw))
 
     def attention_metadata(

@@ -32,6 +32,7 @@ from vllm_nfp.probe.shapes import ShapeKey, ShapeTable, key_of
 from vllm_nfp.probe.start import Start
 from vllm_nfp.probe.states import ProbeStates, states_of
 from vllm_nfp.probe.token_pool import TokenPool
+from vllm_nfp.probe.written_blocks import written_blocks
 from vllm_nfp.timing import Clock
 from vllm_nfp.types import Module, Shape, Timing
 
@@ -84,8 +85,10 @@ class ProbeEngine:
         kept = max(TOKENS_KEPT, server.max_step_tokens)
         self.tokens = TokenPool(server.vocabulary, kept, view.device, config.seed)
         """What probes run on; the session adds the ids of live prompts."""
+        self.written = written_blocks(view, limits.groups)
+        """KV blocks that real steps wrote; the session notes them. None: they do not matter."""
         self._runtime = runtime_of(
-            view, clock, config, limits, self.tokens, self._ranks, self.states
+            view, clock, config, limits, self.tokens, self._ranks, self.states, self.written
         )
         timed = bool(self._runtime.forward.timed)
         shapes = self._shapes = ShapeTable(self._runtime.batches.build, times_modules=timed)

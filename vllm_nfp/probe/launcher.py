@@ -41,6 +41,8 @@ class Ticket:
     prepared: PreparedShape
     step: StepMarks
     modules: ModuleMarks
+    written: bool
+    """Real steps wrote all KV blocks that it reads; True where that does not matter."""
     proof: Proof | None = None
     """That the run kept the KV cache, where it is the first of its kind."""
 
@@ -157,7 +159,7 @@ class Launcher:
             self._earlier_work_hides_launches = False
         modules = self._run_modules(prepared, metadata)
         proof = None if proving is None else proving.end(f"a run of {prepared.name}")
-        return Ticket(shape, prepared, step, modules, proof)
+        return Ticket(shape, prepared, step, modules, prepared.batch.written, proof)
 
     def _upload(self, prepared: PreparedShape) -> None:
         """Run fresh graphs once, untimed.
@@ -241,7 +243,7 @@ class Launcher:
         if proof is not None and not self._clock.ready(proof.mark):
             return None
         execution = str(ticket.prepared.batch.placement.execution)
-        timing = timing_of(self._clock, ticket.shape, step, modules, execution)
+        timing = timing_of(self._clock, ticket.shape, step, modules, execution, ticket.written)
         self._give_back_marks(ticket)
         if proof is not None:
             self._prover.judge(proof)

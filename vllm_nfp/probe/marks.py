@@ -63,9 +63,19 @@ def release(clock: Clock, *marks: StepMarks | ModuleMarks) -> None:
 
 
 def timing_of(
-    clock: Clock, shape: Shape, step: StepMarks, modules: ModuleMarks, execution: str
+    clock: Clock,
+    shape: Shape,
+    step: StepMarks,
+    modules: ModuleMarks,
+    execution: str,
+    written: bool,
 ) -> Timing:
-    """The times of a run whose marks the device has passed."""
+    """The times of a run whose marks the device has passed.
+
+    Args:
+        execution: how the step ran.
+        written: real steps wrote all KV blocks that it read, or it does not matter.
+    """
     own_cost = clock.seconds(*modules.empty) if modules.empty else 0.0
     # A layer may call a module more than once: its calls add up.
     by_layer: dict[tuple[int, Module], float] = defaultdict(float)
@@ -81,6 +91,7 @@ def timing_of(
         layers=layers,
         execution=execution,
         waited=step.waited,
+        written=written,
     )
 
 

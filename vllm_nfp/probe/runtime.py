@@ -16,6 +16,7 @@ from vllm_nfp.probe.kv_proof import Prover
 from vllm_nfp.probe.limits import ShapeLimits
 from vllm_nfp.probe.states import ProbeStates
 from vllm_nfp.probe.token_pool import TokenPool
+from vllm_nfp.probe.written_blocks import WrittenBlocks
 from vllm_nfp.timing import Clock
 
 
@@ -39,11 +40,13 @@ def runtime_of(
     tokens: TokenPool,
     ranks: Ranks,
     states: ProbeStates | None = None,
+    written: WrittenBlocks | None = None,
 ) -> Runtime:
     """The parts for a runner's model and KV cache.
 
     Args:
         states: what layers with a recurrent state work on; None: the model has none.
+        written: KV blocks to read before all others; None: what they hold does not matter.
 
     Raises:
         UnknownVllmError: if the runner keeps its buffers elsewhere.
@@ -55,7 +58,7 @@ def runtime_of(
     ]
     batches = BatchBuilder(
         rules,
-        block_readers(groups, device, config.seed),
+        block_readers(groups, device, config.seed, written),
         limits.table_widths,
         tokens,
         device,

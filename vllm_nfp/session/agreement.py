@@ -10,7 +10,7 @@ import torch
 
 from vllm_nfp.adapter import ranks
 from vllm_nfp.adapter.ranks import Ranks
-from vllm_nfp.adapter.steps import text_of
+from vllm_nfp.adapter.steps import blocks_taken, text_of
 from vllm_nfp.probe.engine import ProbeEngine
 from vllm_nfp.schedule.consent import Consent, OwnConsent
 from vllm_nfp.schedule.prober import Prober
@@ -54,11 +54,12 @@ class Alone:
         lead = started.lead
         assert lead is not None, "a rank that is alone leads"
         stands_for = started.looks.at(scheduler_output)
-        if not stands_for:
+        if stands_for:
+            keep_prompts(started.engine, scheduler_output)
+            lead.look(started.looks.step(scheduler_output), stands_for, started.graph_bytes)
+        else:
             lead.watcher.serving()
-            return
-        keep_prompts(started.engine, scheduler_output)
-        lead.look(started.looks.step(scheduler_output), stands_for, started.graph_bytes)
+        note_blocks(started.engine, scheduler_output)
 
     def before_dummy(self, started: Started) -> None:
         """Nothing: it is timed as little as it is probed."""
@@ -93,3 +94,15 @@ def keep_prompts(engine: ProbeEngine | None, scheduler_output: Any) -> None:
     with torch.inference_mode():  # as the engine's tensors were made
         for request in new:
             engine.tokens.add(text_of(request, MOST_PROMPT_TOKENS))
+
+
+def note_blocks(engine: ProbeEngine | None, scheduler_output: Any) -> None:
+    """Note the KV blocks that a step writes for the requests that it begins.
+
+    At every step, as all ranks of an engine see each step alike, so that their probes read the same
+    blocks. And once a probe ahead of the step has been launched: it runs before they are written.
+    """
+    if engine is None or engine.written is None:
+        return
+    for taken in blocks_taken(scheduler_output, engine.written.block_tokens):
+        engine.written.add(taken)

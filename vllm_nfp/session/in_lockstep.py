@@ -31,7 +31,7 @@ from vllm_nfp.schedule.lockstep import (
 from vllm_nfp.schedule.mailbox import faster
 from vllm_nfp.schedule.pair import Pair
 from vllm_nfp.schedule.prober import Prober
-from vllm_nfp.session.agreement import keep_prompts, reason_of
+from vllm_nfp.session.agreement import keep_prompts, note_blocks, reason_of
 from vllm_nfp.session.started import Started, follows
 from vllm_nfp.session.timing_only import NOTHING_TO_DO_SECONDS
 from vllm_nfp.types import EngineStep
@@ -132,8 +132,13 @@ class InLockstep:
         """
         due = self._lockstep.count(_digest(scheduler_output))
         stands_for = started.looks.at(scheduler_output) if started.lead is not None else 0
-        if not (due or stands_for or self._committed is not None):
-            return
+        if due or stands_for or self._committed is not None:
+            self._decide_at(started, scheduler_output, due, stands_for)
+        self._note(started, scheduler_output)
+
+    def _decide_at(
+        self, started: Started, scheduler_output: Any, due: bool, stands_for: int
+    ) -> None:
         step = self._plan(started, scheduler_output, due, stands_for)
         if due:
             self._committed = self._exchange(started) or self._committed
@@ -163,6 +168,15 @@ class InLockstep:
         except Exception as error:
             self.fault("probe", error)
         return step
+
+    def _note(self, started: Started, scheduler_output: Any) -> None:
+        """Note the KV blocks that the step writes, once no pair ahead of it is to come."""
+        if self._own_fault is not None:
+            return
+        try:
+            note_blocks(started.engine, scheduler_output)
+        except Exception as error:
+            self.fault("probe", error)
 
     def before_dummy(self, started: Started) -> None:
         """Nothing: one engine runs none."""

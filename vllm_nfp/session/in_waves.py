@@ -112,6 +112,7 @@ class InWaves(InLockstep):
         if due:
             prober = prober_of(started)
             self._decide(started, holds=prober is not None and prober.budget.in_debt)
+        self._note(started, scheduler_output)
 
     def before_dummy(self, started: Started) -> None:
         """Count the pass of a dummy batch, and take part in what is decided at it."""

@@ -33,6 +33,9 @@ class Timing:
     waited: bool = False
     """The device may have waited inside the step for its graph to be launched: the step's time then
     holds that wait. Times of modules do not: their marks lie inside a graph."""
+    written: bool = True
+    """All KV blocks that it read hold what real steps wrote. True as well where that does not
+    matter, which is for models without experts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,14 @@ class PairResult:
     def waited(self) -> bool:
         """One of the steps may hold a wait for its launch: only modules can be compared."""
         return self.many.waited or self.one.waited
+
+    @property
+    def written(self) -> bool:
+        """The run at many positions read written KV blocks alone, as real steps do.
+
+        The run at one position need not have: a position alone shares its context with no other.
+        """
+        return self.many.written
 
 
 @dataclass(frozen=True, slots=True)
