@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from vllm_nfp.adapter.graph_place import GraphPlace
 from vllm_nfp.adapter.patch import PatchSet
 from vllm_nfp.adapter.verification import AdaptiveVerification
-from vllm_nfp.session.agreement import keep_prompts
+from vllm_nfp.session.agreement import keep_prompts, note_blocks
 from vllm_nfp.session.end import end
 from vllm_nfp.session.output import Output
 from vllm_nfp.session.start import StaysOffError, scan_at_last, start
@@ -116,6 +116,7 @@ class Session:
         if self._waiting is not None:
             started = self._waiting.started
             self._try(started, "probe", keep_prompts, started.engine, scheduler_output)
+            self._try(started, "probe", note_blocks, started.engine, scheduler_output)
 
     def before_dummy(self) -> None:
         """Before a dummy batch, while other engines run a step; a pair may be due at it."""
