@@ -111,7 +111,7 @@ def test_a_model_with_experts_is_scanned_once_prompts_have_filled_the_cache(
     assert profile.run.missing_pairs == 0
     assert {row.basis for row in profile.curves} == {Basis.MEASURED}
     waits = [progress.waits_for.partition(":")[0] for progress in told if progress.started]
-    assert waits[0] == "filling the KV cache with random prompts"
+    assert waits[0] == "filling the KV cache with prompts"
     assert told[-1].pairs_done > 0 and not told[-1].waits_for
     filled, scanned = map(
         log.read_text().find,

@@ -9,7 +9,6 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from vllm_nfp.adapter import kv_fill
 from vllm_nfp.adapter.kv_fill import Prompts, Room, fill, prompts_for, reserved_ids
 from vllm_nfp.types import Shape
 
@@ -118,11 +117,17 @@ def test_without_prefix_caching_each_stays_until_the_last_has_begun() -> None:
 def test_what_the_time_is_too_short_for_is_said() -> None:
     llm = Llm()
     note = fill(llm, Shape(6, 60, 4), 0.5, lambda: llm.seconds)
-    assert note == f"{kv_fill._EMPTY}: 67% of the prompts did not run in 0.5 s; give more"
+    assert note == (
+        "contexts were read in part from an empty KV cache, where tokens choose more experts than "
+        "in a server: 67% of the random prompts did not run in 0.5 s; give more --seconds"
+    )
     assert len(llm.given) == 2
 
 
 def test_prompts_that_fail_are_said_in_one_sentence() -> None:
     llm = Llm(fault=ValueError("ids\nare refused"))
     note = fill(llm, Shape(6, 60, 4), 1.0)
-    assert note == f"{kv_fill._EMPTY}: random prompts failed (ids are refused)"
+    assert note == (
+        "contexts were read from an empty KV cache, where tokens choose more experts than in a "
+        "server: random prompts failed (ids are refused)"
+    )

@@ -118,13 +118,16 @@ def fill(llm: Any, shape: Shape, seconds: float, now: Callable[[], float] = time
         missing = _run(llm, shape, now() + seconds, now)
     except Exception as error:  # vLLM's, of any kind: the scan measures what it can
         reason = " ".join(str(error).split()) or type(error).__name__
-        return f"{_EMPTY}: random prompts failed ({reason[:300]})"
+        return f"contexts were read from {_EMPTY}: random prompts failed ({reason[:300]})"
     if missing:
-        return f"{_EMPTY}: {missing:.0%} of the prompts did not run in {seconds:g} s; give more"
+        return (
+            f"contexts were read in part from {_EMPTY}: {missing:.0%} of the random prompts did "
+            f"not run in {seconds:g} s; give more --seconds"
+        )
     return ""
 
 
-_EMPTY = "contexts were read from an empty KV cache, where tokens choose more experts"
+_EMPTY = "an empty KV cache, where tokens choose more experts than in a server"
 
 
 def _run(llm: Any, shape: Shape, end: float, now: Callable[[], float]) -> float:

@@ -20,7 +20,7 @@ from vllm_nfp.session.worker import Worker
 
 logger = logging.getLogger("vllm.nfp")
 
-FILLING = "filling the KV cache with random prompts: it decides which experts run"
+FILLING = "filling the KV cache with prompts: it decides which experts run"
 """What a scan that was put off waits for."""
 
 
