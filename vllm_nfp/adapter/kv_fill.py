@@ -19,6 +19,7 @@ from vllm_nfp.types import Shape
 
 logger = logging.getLogger("vllm.nfp")
 
+_EMPTY = "an empty KV cache, where tokens choose more experts than in a server"
 _RESERVED = ("token_id", "token_ids", "token_index")
 """Endings of the fields of a model's config that name ids with a meaning of their own."""
 
@@ -125,9 +126,6 @@ def fill(llm: Any, shape: Shape, seconds: float, now: Callable[[], float] = time
             f"not run in {seconds:g} s; give more --seconds"
         )
     return ""
-
-
-_EMPTY = "an empty KV cache, where tokens choose more experts than in a server"
 
 
 def _run(llm: Any, shape: Shape, end: float, now: Callable[[], float]) -> float:
