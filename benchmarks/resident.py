@@ -54,7 +54,7 @@ STAGES = (
     ("vllm_nfp.probe.forward", "Forward", "run_modules"),
     ("vllm_nfp.probe.cuda_graph", "Graph", "capture"),
     ("vllm_nfp.probe.cuda_graph", "Graph", "replay"),
-    ("vllm_nfp.session.start_probing", "", "scan"),
+    ("vllm_nfp.session.first_scan", "", "scan"),
     ("vllm_nfp.session.publisher", "Publisher", "publish"),
 )
 """Stages nest: what ``prepare`` grows by holds what its parts grow by."""

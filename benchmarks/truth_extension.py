@@ -3,7 +3,8 @@
 It does what ``vllm-nfp measure`` does in an engine of its own: it opens a session whose first scan
 times every point of a table. That saves the start of a second engine. The probe at the defaults is
 ended first, so that nothing else of the probe runs in the process. Before that this module only
-notes where the probe's CUDA graphs are captured, which the truth's graphs share as well.
+notes where the probe's CUDA graphs are captured, which the truth's graphs share as well. The truth
+knows which KV blocks the traffic wrote, as the probe has noted them.
 
 Its method is called by ``POST /collective_rpc``, which vLLM offers with ``VLLM_SERVER_DEV_MODE=1``.
 Imported by workers alone.
@@ -15,8 +16,11 @@ import functools
 import json
 import time
 from typing import Any
+from unittest import mock
 
 from vllm_nfp.config import config_from_mapping
+from vllm_nfp.probe import engine
+from vllm_nfp.probe.written_blocks import WrittenBlocks
 from vllm_nfp.session import open_session
 from vllm_nfp.session.session import Session
 
@@ -40,6 +44,12 @@ def _note_sessions() -> None:
 _note_sessions()
 
 
+def _written_by_traffic(live: Session) -> WrittenBlocks | None:
+    """The KV blocks that the probe's session has noted; None where they do not matter."""
+    started = live._started
+    return None if started is None or started.engine is None else started.engine.written
+
+
 class TruthServer:
     """The method that vLLM adds to its workers; its argument and answer are JSON."""
 
@@ -52,12 +62,14 @@ class TruthServer:
         The answer holds whether the session probed, its seconds, and its pairs.
         """
         begun = time.monotonic()
-        _, place = _ATTACHED[0]
+        live, place = _ATTACHED[0]
+        written = _written_by_traffic(live)
         for session, _ in _ATTACHED:
             session.disable(ENDED, expected=True)
         config = config_from_mapping(json.loads(settings))
         truth = open_session(config, self.vllm_config, begun)
-        truth.after_warm_up(self.model_runner, place)
+        with mock.patch.object(engine, "written_blocks", lambda *_: written):
+            truth.after_warm_up(self.model_runner, place)
         active = truth.active
         truth.disable(ENDED, expected=True)
         return json.dumps({"active": active, "seconds": round(time.monotonic() - begun, 1)})

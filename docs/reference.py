@@ -25,7 +25,7 @@ from vllm_nfp.adapter.features import FEATURES
 from vllm_nfp.adapter.runner_v2 import KNOWN_STATES
 from vllm_nfp.adapter.state_kinds import KNOWN_LAYERS
 from vllm_nfp.adapter.versions import Mode
-from vllm_nfp.config import ProbeConfig
+from vllm_nfp.config import INTERNAL_FIELDS, ProbeConfig
 from vllm_nfp.metrics.families import families_of
 from vllm_nfp.metrics.families.control import control_families
 from vllm_nfp.results.control import ControlSnapshot, ControlState
@@ -73,8 +73,6 @@ Every setting of the probe. Pass them to `--nfp-config` as JSON or as `@FILE`. F
 | setting | default | meaning |
 | --- | --- | --- |
 """
-_INTERNAL = frozenset({"run_dir"})
-"""Set by the launcher."""
 
 
 def metrics_page() -> str:
@@ -108,7 +106,7 @@ def settings_page() -> str:
     rows = [
         f"| `{field.name}` | {_shown(field.default)} | {meanings[field.name]} |\n"
         for field in dataclasses.fields(ProbeConfig)
-        if field.name not in _INTERNAL
+        if field.name not in INTERNAL_FIELDS
     ]
     return _SETTINGS_HEAD + "".join(rows)
 

@@ -38,7 +38,7 @@ class Settings:
 
     model: str
     probe: ProbeConfig
-    """Its startup_seconds bound the scan."""
+    """Its startup_seconds bound the scan, and by themselves what fills the KV cache before it."""
     engine_args: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of vllm.LLM other than the model."""
 
@@ -48,10 +48,12 @@ class Progress:
     """Progress of the measurement."""
 
     started: bool
-    """The engine has loaded its model; the scan runs."""
+    """The engine has loaded its model; the scan runs, or waits."""
     pairs_done: int = 0
     pairs_missing: int = 0
     """Pairs that points of the table still lack."""
+    waits_for: str = ""
+    """What the scan waits for; empty: it runs."""
 
 
 def measure(
@@ -73,7 +75,7 @@ def measure(
     """
     with tempfile.TemporaryDirectory(prefix="vllm-nfp-measure-") as folder:
         arguments = json.dumps({**settings.engine_args, "model": settings.model})
-        probe = replace(settings.probe, run_dir=folder, output_dir=folder)
+        probe = replace(settings.probe, run_dir=folder, output_dir=folder, fill_first=True)
         environment = vllm_environment({ENV_VAR: probe.to_json()}, offline=False)
         with Child([*command, arguments], log_path, environment) as child:
             _follow(child, folder, settings.probe.startup_seconds, on_progress)
@@ -86,7 +88,7 @@ def _follow(
     child: Child, folder: str, scan_seconds: float, on_progress: Callable[[Progress], None]
 ) -> None:
     """Report the progress until the child ends."""
-    deadline = time.monotonic() + START_LIMIT_SECONDS + scan_seconds
+    deadline = time.monotonic() + START_LIMIT_SECONDS + 2 * scan_seconds  # it may wait as long
     while child.returncode is None:
         on_progress(_progress(_snapshot(folder)))
         if time.monotonic() > deadline:
@@ -106,7 +108,8 @@ def _progress(snapshot: Snapshot | None) -> Progress:
     if snapshot is None:
         return Progress(started=False)
     done = sum(snapshot.probes.get(outcome, 0) for outcome in ("startup", "measured"))
-    return Progress(True, done, snapshot.missing_pairs)
+    waits_for = snapshot.reason if snapshot.state is State.WARMING else ""
+    return Progress(True, done, snapshot.missing_pairs, waits_for)
 
 
 def _profile(returncode: int, folder: str, log_path: Path) -> Profile:

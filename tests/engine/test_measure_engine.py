@@ -15,6 +15,9 @@ from programs import ForkedChild
 
 from vllm_nfp import load_profile
 from vllm_nfp.cli import main
+from vllm_nfp.config import ProbeConfig
+from vllm_nfp.measure import Progress, Settings
+from vllm_nfp.measure import measure as run_measure
 from vllm_nfp.types import Basis
 
 pytestmark = pytest.mark.engine
@@ -86,3 +89,32 @@ def test_measure_report_compare(dense_model: Path, tmp_path: Path) -> None:
     assert len(found["nfp"]) == 3 * len(cells)
     assert len(found["times"]) == 3 * len(cells)
     assert all(row["ratio"] > 0 for row in found["times"])
+
+
+def test_a_model_with_experts_is_scanned_once_prompts_have_filled_the_cache(
+    moe_model: Path, tmp_path: Path
+) -> None:
+    """The table reads 4 sequences of 2 blocks; a step holds 2 prompts of one block each."""
+    probe = ProbeConfig(
+        batch_sizes=(1, 4), contexts=(32, 128), max_positions=2, wanted_samples=2,
+        startup_seconds=200.0, capture_seconds=60.0,
+    )  # fmt: skip
+    arguments = {
+        "max_model_len": 256, "max_num_seqs": 8, "max_num_batched_tokens": 256,
+        "load_format": "dummy", "block_size": 128,
+    }  # fmt: skip
+    told: list[Progress] = []
+    log = tmp_path / "log"
+    with mock.patch("vllm_nfp.measure.Child", ForkedChild):
+        profile = run_measure(Settings(str(moe_model), probe, arguments), log, told.append)
+    assert profile.run.reason == ""
+    assert profile.run.missing_pairs == 0
+    assert {row.basis for row in profile.curves} == {Basis.MEASURED}
+    waits = [progress.waits_for.partition(":")[0] for progress in told if progress.started]
+    assert waits[0] == "filling the KV cache with prompts"
+    assert told[-1].pairs_done > 0 and not told[-1].waits_for
+    filled, scanned = map(
+        log.read_text().find,
+        ("8 random prompts of 128 tokens have filled the KV cache", "probe active"),
+    )
+    assert 0 < filled < scanned

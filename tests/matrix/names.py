@@ -61,6 +61,12 @@ READ = (
     ("vllm.v1.kv_cache_interface",
      ("kv_cache_groups: ", "kv_cache_spec: ", "num_blocks: ", "block_size: ")),
     ("vllm.v1.outputs", ("sampled_token_ids",)),
+    ("vllm.entrypoints.llm", ("def enqueue", "def collective_rpc", "self.llm_engine = ")),
+    ("vllm.v1.engine.llm_engine",
+     ("self.vllm_config = ", "def step", "def has_unfinished_requests")),
+    ("vllm.config.cache", ("enable_prefix_caching: bool", "num_gpu_blocks: ")),
+    ("vllm.v1.core.block_pool", ("self.free_block_queue.prepend_n(blocks_to_evict_first)",
+                                 "self.free_block_queue.append_n(blocks_to_evict_last)")),
 )  # fmt: skip
 """Module -> texts that it must hold, since the probe reads these attributes."""
 READ_SINCE_0_32 = (

@@ -189,6 +189,7 @@ def test_the_truth_follows_the_probe_in_the_place_of_its_graphs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("torch")
+    from vllm_nfp.probe import engine
     from vllm_nfp.session.session import Session
 
     # Imported by workers alone: it hooks sessions, which this undoes.
@@ -196,6 +197,8 @@ def test_the_truth_follows_the_probe_in_the_place_of_its_graphs(
     monkeypatch.delitem(sys.modules, "benchmarks.truth_extension", raising=False)
     extension = importlib.import_module("benchmarks.truth_extension")
     told: list[Any] = []
+    noted: list[Any] = []
+    monkeypatch.setattr(engine, "written_blocks", lambda *_: "nothing")
 
     class Outcome:
         """Where a session writes."""
@@ -216,7 +219,9 @@ def test_the_truth_follows_the_probe_in_the_place_of_its_graphs(
 
         def starts(worker: Any, runner: Any, place: Any, output: Any) -> Any:
             told.append((name, runner, place))
-            return SimpleNamespace(lead=None, engine=None)
+            noted.append(engine.written_blocks(runner, ()))  # as an engine of the probe asks
+            made = SimpleNamespace(written="of the traffic", close=lambda: None)
+            return SimpleNamespace(lead=None, engine=made)
 
         return Session(worker, Outcome(name), starts)  # type: ignore[arg-type]
 
@@ -237,5 +242,6 @@ def test_the_truth_follows_the_probe_in_the_place_of_its_graphs(
         ("live", "runner", "pool"), "live ends", "unhooked",
         ("truth", "runner", "pool"), "truth ends",
     ]  # fmt: skip
+    assert noted == ["nothing", "of the traffic"]
     assert answer["active"] and not live.active
     assert asked == [config_from_mapping(settings)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
 import subprocess
 import sys
@@ -13,9 +14,12 @@ from typing import TypeVar
 
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
+from rich.progress import Progress as Bar
 
 from vllm_nfp import measure
 from vllm_nfp.cli import main
+from vllm_nfp.cli.measure import _teller
 from vllm_nfp.cli.profile_table import print_profile
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.results.profile import Profile, save_profile
@@ -52,6 +56,7 @@ def run(
     def tell(progress: measure.Progress) -> None:
         told.append(progress)
         (tmp_path / f"told-{progress.pairs_done}").touch()
+        (tmp_path / f"waits-for-{progress.waits_for}").touch()
 
     command = (sys.executable, str(script))
     return measure.measure(settings, tmp_path / "log", tell, command), told
@@ -73,6 +78,10 @@ def test_the_child_gets_its_arguments_and_leaves_a_profile(
         f"""
 assert sys.argv[1] == '{{"max_model_len": 64, "model": "a-model"}}', sys.argv
 assert config.startup_seconds == 5.0 and config.run_dir == config.output_dir
+assert config.fill_first
+tell(State.WARMING, reason="filling")
+while not os.path.exists({str(tmp_path / "waits-for-filling")!r}):
+    time.sleep(0.05)
 tell(State.WARMING, probes={{"measured": 3}}, missing_pairs=9)
 while not os.path.exists({str(tmp_path / "told-3")!r}):
     time.sleep(0.05)
@@ -81,6 +90,7 @@ keep({str(source)!r})
 """,
     )
     assert found == dense_profile
+    assert measure.Progress(True, waits_for="filling") in told
     assert measure.Progress(True, 3, 9) in told
     assert told[-1] == measure.Progress(True, 12, 0)
 
@@ -242,6 +252,7 @@ def test_an_engine_that_fails_says_why_in_one_line() -> None:
         (["m", "--engine-args", '{"model": "x"}'], "--engine-args must not name a model"),
         (["m", "--nfp-config", '{"contexts": [1]}'], "hold 'contexts' here: give it as --contexts"),
         (["m", "--nfp-config", '{"run_dir": "/"}'], "must not hold 'run_dir' here: leave it out"),
+        (["m", "--nfp-config", '{"fill_first": false}'], "hold 'fill_first' here: leave it out"),
         (["m", "--nfp-config", '{"bogus": 1}'], "unknown field 'bogus'"),
         (["m", "-o", "no/such/folder.json"], "the directory of no/such/folder.json does not exist"),
     ],
@@ -299,3 +310,24 @@ def test_the_command_writes_and_prints(
     assert (probe.graph_memory_mib, probe.capture_seconds) == (99, 60.0)
     done = CliRunner().invoke(main, ["measure", "name", "-o", str(out), "--json"])
     assert json.loads(done.stdout) == json.loads(json.dumps(dense_profile.to_dict()))
+
+
+def test_what_has_to_be_said_of_the_scan_is_a_sentence_beside_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dense_profile: Profile
+) -> None:
+    noted = replace(dense_profile, run=replace(dense_profile.run, reason="the cache was empty"))
+    monkeypatch.setattr(measure, "measure", lambda *_: noted)
+    out = str(tmp_path / "p.json")
+    done = CliRunner().invoke(main, ["measure", "name", "-o", out, "--json"])
+    assert done.stderr.splitlines()[-1] == "the cache was empty."
+    assert "the cache" in done.stdout, "the profile has it as well"
+
+
+def test_the_progress_says_what_the_scan_waits_for() -> None:
+    with Bar(console=Console(file=io.StringIO())) as bar:
+        tell = _teller(bar)
+        tell(measure.Progress(True, waits_for="filling the cache"))
+        assert (bar.tasks[0].description, bar.tasks[0].total) == ("filling the cache", None)
+        tell(measure.Progress(True, 3, 9))
+        assert (bar.tasks[0].description, bar.tasks[0].total) == ("scanning", 12)
+        assert bar.tasks[0].fields["pairs"] == "3/12 pairs"

@@ -22,7 +22,7 @@ from vllm_nfp.config import ProbeConfig
 from vllm_nfp.results.snapshot import Snapshot
 from vllm_nfp.schedule import Prober
 from vllm_nfp.schedule.lockstep import Lockstep
-from vllm_nfp.session import publication, start_probing
+from vllm_nfp.session import first_scan, publication, start_probing
 from vllm_nfp.session import start as module
 from vllm_nfp.session.session import Session
 from vllm_nfp.types import Module, Shape, State
@@ -65,17 +65,23 @@ class Engine(Launches):
 
 
 class Team:
-    """Two sessions of one engine, each in a thread of its own while they start."""
+    """Two sessions of one engine, each in a thread of its own while they start.
 
-    def __init__(self) -> None:
+    Args:
+        experts: the model has routed experts.
+        fill_first: the setting.
+    """
+
+    def __init__(self, experts: bool = False, fill_first: bool = False) -> None:
         self.told: list[Snapshot] = []
         config = ProbeConfig(
             batch_sizes=(1,), contexts=(64,), wanted_samples=6, overhead_budget=0.5, step_share=1.0,
-            startup_seconds=5.0, publish_seconds=60.0,
+            startup_seconds=5.0, publish_seconds=60.0, fill_first=fill_first,
         )  # fmt: skip
-        self.sessions = [
-            session_of(config, vllm_config(rank, 2), show=self.told.append) for rank in range(2)
-        ]
+        configs = [vllm_config(rank, 2) for rank in range(2)]
+        for made in configs:
+            made.model_config.is_moe = experts
+        self.sessions = [session_of(config, made, show=self.told.append) for made in configs]
         self.engines: list[Engine | None] = [None, None]
 
     def start(self) -> None:
@@ -117,15 +123,21 @@ def rank_of_thread() -> int:
     return int(threading.current_thread().name.removeprefix("rank "))
 
 
-@pytest.fixture
-def team(monkeypatch: pytest.MonkeyPatch) -> Iterator[Team]:
-    hub, made = Hub(2), Team()
+def with_lockstep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let two sessions start as the ranks of one engine."""
+    hub = Hub(2)
 
     def join(config: ProbeConfig) -> Lockstep:
         return Lockstep(hub.wire(rank_of_thread(), PATIENCE), steps_per_exchange=2)
 
     with_stand_ins(monkeypatch)
     monkeypatch.setattr(module, "join", join)
+
+
+@pytest.fixture
+def team(monkeypatch: pytest.MonkeyPatch) -> Iterator[Team]:
+    with_lockstep(monkeypatch)
+    made = Team()
     yield made
     made.end()
 
@@ -177,7 +189,8 @@ def test_a_fault_of_one_rank_at_the_start_keeps_both_off(
         if at == stage and threading.current_thread().name == f"rank {faulty}":
             raise RuntimeError("a bug")
 
-    monkeypatch.setattr(start_probing, "maybe_fail", maybe_fail)
+    for at in (start_probing, first_scan):
+        monkeypatch.setattr(at, "maybe_fail", maybe_fail)
     team.start()
     assert team.active == [False, False]
     assert team.told[-1].state is State.DISABLED

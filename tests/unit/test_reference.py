@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 from vllm_nfp.adapter.features import FEATURES
-from vllm_nfp.config import ProbeConfig
+from vllm_nfp.config import INTERNAL_FIELDS, ProbeConfig
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -46,7 +46,7 @@ def test_every_metric_in_the_code_has_a_row() -> None:
 
 def test_every_setting_has_a_meaning() -> None:
     rows = re.findall(r"^\| `(\w+)` \| .+ \| (.+) \|$", (DOCS / "settings.md").read_text(), re.M)
-    names = {field.name for field in dataclasses.fields(ProbeConfig)} - {"run_dir"}
+    names = {field.name for field in dataclasses.fields(ProbeConfig)} - INTERNAL_FIELDS
     assert {name for name, _ in rows} == names
     assert all(meaning.endswith(".") for _, meaning in rows)
 

@@ -19,7 +19,7 @@ from vllm_nfp.config import ProbeConfig
 from vllm_nfp.results.snapshot import Snapshot, read_snapshot
 from vllm_nfp.results.table import plain_table
 from vllm_nfp.schedule import Prober
-from vllm_nfp.session import publication, start_probing, worker
+from vllm_nfp.session import first_scan, publication, start_probing, worker
 from vllm_nfp.session import start as module
 from vllm_nfp.session.agreement import Alone
 from vllm_nfp.session.cells import log_skipped
@@ -80,7 +80,7 @@ def attach(
             now.seconds += PIECE_SECONDS
 
     monkeypatch.setattr(start_probing, "ProbeEngine", Engine)
-    monkeypatch.setattr(start_probing, "scan", scan)
+    monkeypatch.setattr(first_scan, "scan", scan)
     known_runner(monkeypatch)
     session = session_of(ProbeConfig(**settings), now=now)
     session.after_warm_up(None)

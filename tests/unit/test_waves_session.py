@@ -25,7 +25,7 @@ from vllm_nfp.schedule import Prober
 from vllm_nfp.schedule.lockstep import Lockstep
 from vllm_nfp.schedule.punctual import PunctualWire
 from vllm_nfp.schedule.turns import InTurn
-from vllm_nfp.session import in_waves, start_probing
+from vllm_nfp.session import first_scan, in_waves, start_probing
 from vllm_nfp.types import State
 
 NOTHING = SimpleNamespace(num_scheduled_tokens={}, total_num_scheduled_tokens=0)
@@ -197,7 +197,8 @@ def test_a_fault_of_one_engine_at_the_start_keeps_both_off(
         if at == "startup_scan" and threading.current_thread().name == f"rank {faulty}":
             raise RuntimeError("a bug")
 
-    monkeypatch.setattr(start_probing, "maybe_fail", maybe_fail)
+    for at in (start_probing, first_scan):
+        monkeypatch.setattr(at, "maybe_fail", maybe_fail)
     wave.start()
     assert wave.active == [False, False]
     assert [told[-1].state for told in wave.told] == [State.DISABLED] * 2

@@ -1,9 +1,10 @@
 """vLLM engines in this process, for work without a server.
 
 As a program, ``python -m vllm_nfp.adapter.engines ENGINE_ARGS`` starts an engine for the first scan
-of its probe alone. :mod:`vllm_nfp.measure` runs it, with the probe's settings in the environment.
-The results are in the settings' output directory when it ends. If the engine does not start, a line
-of standard error begins with :data:`vllm_nfp.start.process.FAILURE`.
+of its probe alone. If that scan waits, random prompts fill the KV cache before it.
+:mod:`vllm_nfp.measure` runs it, with the probe's settings in the environment. The results are in
+the settings' output directory when it ends. If the engine does not start, a line of standard error
+begins with :data:`vllm_nfp.start.process.FAILURE`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vllm_nfp.adapter import first_scan
+from vllm_nfp.adapter.kv_fill import fill
+from vllm_nfp.config import config_from_environment
 from vllm_nfp.env_var import ENV_VAR
 from vllm_nfp.start.process import FAILURE, end_with_parent
 
@@ -75,17 +79,31 @@ def runner_without_probe(model: Path, arguments: Mapping[str, Any]) -> Iterator[
 
 
 def main(arguments: str) -> int:
-    """Start the engine of :mod:`vllm_nfp.measure`; the exit code, 0 if it started."""
+    """Run the engine of :mod:`vllm_nfp.measure`; the exit code, 0 if it started."""
     end_with_parent()
     try:
         values = json.loads(arguments)
         _check_names(values)
-        start_engine(values.pop("model"), {**_platform_defaults(), **values})
+        llm = start_engine(values.pop("model"), {**_platform_defaults(), **values})
+        _scan_if_it_waits(llm)
     except Exception as error:
         traceback.print_exc()
         print(f"{FAILURE}{_one_line(error)}", file=sys.stderr, flush=True)
         return 1
     return 0
+
+
+def _scan_if_it_waits(llm: Any) -> None:
+    """Fill the KV cache for a first scan that was put off, and run it on all ranks.
+
+    Filling may take as long as the scan may.
+    """
+    config = config_from_environment()
+    shape = next(filter(None, llm.collective_rpc(first_scan.to_fill)), None)
+    if config is None or shape is None:
+        return
+    note = fill(llm, shape, config.startup_seconds)
+    llm.collective_rpc(first_scan.scan, args=(note,))
 
 
 def _check_names(values: Mapping[str, Any]) -> None:

@@ -6,11 +6,12 @@ import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from vllm_nfp.adapter import dummies, idle, metrics_bridge, presence
+from vllm_nfp.adapter import dummies, first_scan, idle, metrics_bridge, presence
 from vllm_nfp.adapter.graph_place import GraphPlace
 from vllm_nfp.adapter.patch import MissingTargetError, PatchSet
 from vllm_nfp.adapter.verification import AdaptiveVerification, verification_of
 from vllm_nfp.config import ProbeConfig
+from vllm_nfp.types import Shape
 
 logger = logging.getLogger("vllm.nfp")
 
@@ -63,6 +64,19 @@ class StepObserver(Protocol):
         """No request is there; returns the seconds until the next call."""
         ...
 
+    @property
+    def to_fill(self) -> Shape | None:
+        """What a first scan that was put off reads at most; None where none waits, or follows."""
+        ...
+
+    def scan(self, note: str = "") -> None:
+        """Run the first scan, if it was put off.
+
+        Args:
+            note: what the results should say of the scan; empty: nothing.
+        """
+        ...
+
 
 ObserverFactory = Callable[[ProbeConfig, Any], StepObserver]
 """Makes an observer from the settings and vLLM's configuration."""
@@ -100,6 +114,8 @@ def start(
         observer.after_warm_up(worker.model_runner, place, part.restore)
         if observer.active:
             idle.install(part, observer)
+            if config.fill_first:
+                first_scan.install(part, observer)
             verification = verification_of(worker.model_runner)
             if verification is not None:
                 observer.verifies(verification, part)

@@ -47,10 +47,14 @@ def publish_settings(config: ProbeConfig) -> ProbeConfig:
     Returns the settings with ``run_dir`` filled in; child processes inherit them.
 
     Raises:
-        ConfigError: for a folder that cannot be written, a file that cannot be used, or a vLLM
-            that is too old.
+        ConfigError: for a folder that cannot be written, a file that cannot be used, a vLLM that is
+            too old, or a first scan that nothing would end the wait for.
     """
     versions.require_supported()
+    if config.fill_first:
+        raise ConfigError(
+            "--nfp-config must not hold 'fill_first' here: vllm-nfp measure sets it; leave it out"
+        )
     check_files(config)
     ready = replace(config, run_dir=_run_folder())
     os.environ[ENV_VAR] = ready.to_json()

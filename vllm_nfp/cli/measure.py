@@ -25,6 +25,7 @@ from vllm_nfp.cli.options import EPSILON_HELP
 from vllm_nfp.cli.profile_table import print_profile
 from vllm_nfp.cli.terminal import Console
 from vllm_nfp.config import (
+    INTERNAL_FIELDS,
     ConfigError,
     ProbeConfig,
     config_from_mapping,
@@ -160,11 +161,14 @@ def measure_command(
     except (ConfigError, measure.MeasureError) as error:
         raise Refusal(str(error)) from None
     write_or_keep(output, lambda path: save_profile(path, profile))
+    told = Console(stderr=True)
+    if profile.run.reason:
+        told.print(f"{profile.run.reason}.", highlight=False, markup=False, soft_wrap=True)
     if as_json:
         click.echo(json.dumps(profile.to_dict()))
         return
     print_profile(profile)
-    Console(stderr=True).print(f"profile: {output}", highlight=False, markup=False, soft_wrap=True)
+    told.print(f"profile: {output}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _looks_like_path(model: str) -> bool:
@@ -174,7 +178,7 @@ def _looks_like_path(model: str) -> bool:
 def _further(text: str, values: Mapping[str, object]) -> dict[str, Any]:
     """Settings without flags of their own; graphs may take more, since no requests wait."""
     given = read_settings_argument(text)
-    taken = sorted(given.keys() & {*values, *_FLAGS, "run_dir", "output_dir"})
+    taken = sorted(given.keys() & {*values, *_FLAGS, *INTERNAL_FIELDS, "output_dir"})
     if taken:
         flag = _FLAGS.get(taken[0])
         hint = f"give it as {flag}" if flag else "leave it out"
@@ -213,10 +217,10 @@ def _teller(bar: Progress) -> Callable[[measure.Progress], None]:
             total = progress.pairs_done + progress.pairs_missing
             bar.update(
                 task,
-                description="scanning",
+                description=progress.waits_for or "scanning",
                 completed=progress.pairs_done,
-                total=total,
-                pairs=f"{progress.pairs_done}/{total} pairs",
+                total=None if progress.waits_for else total,
+                pairs="" if progress.waits_for else f"{progress.pairs_done}/{total} pairs",
             )
 
     return tell

@@ -11,6 +11,7 @@ from vllm_nfp.config.bounds import (
 )
 from vllm_nfp.config.graph_limits import GraphLimits
 from vllm_nfp.config.reading import (
+    INTERNAL_FIELDS,
     check_writable_folder,
     config_from_environment,
     config_from_json,
@@ -24,6 +25,7 @@ from vllm_nfp.env_var import ENV_VAR
 __all__ = [
     "DEFAULT_POSITIONS",
     "ENV_VAR",
+    "INTERNAL_FIELDS",
     "MAX_POSITIONS_LIMIT",
     "MOST_BATCH_SIZES",
     "MOST_CONTEXTS",

@@ -18,7 +18,9 @@ from vllm_nfp.strict_json import parse
 MAX_FILE_BYTES = 1 << 20
 """Maximum size of a settings file."""
 FIELDS = tuple(field.name for field in dataclasses.fields(ProbeConfig))
-_USER_FIELDS = tuple(name for name in FIELDS if name != "run_dir")
+INTERNAL_FIELDS = frozenset({"run_dir", "fill_first"})
+"""Those that this package sets itself."""
+_USER_FIELDS = tuple(name for name in FIELDS if name not in INTERNAL_FIELDS)
 
 
 def config_from_mapping(values: Mapping[str, Any]) -> ProbeConfig:

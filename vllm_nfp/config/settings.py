@@ -136,6 +136,9 @@ class ProbeConfig:
     constants."""
     run_dir: Directory | None = None
     """Directory of the hand-over file for /metrics. Set by the launcher."""
+    fill_first: bool = False
+    """Put the first scan of a model with experts off until real steps have filled the KV cache. Set
+    by vllm-nfp measure."""
 
     def __post_init__(self) -> None:
         for name, kind in _field_types().items():

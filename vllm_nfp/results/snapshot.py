@@ -76,7 +76,8 @@ class Snapshot:
     engine: str
     state: State
     reason: str = ""
-    """Why the probe is disabled or passive; empty otherwise."""
+    """Why the probe is disabled or passive, what its first scan waits for, or what has to be said
+    of that scan; empty otherwise."""
     runner: str = ""
     server: ServerInfo | None = None
     """Device, types and versions; None before the start has found them."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from vllm_nfp.probe.engine import ProbeEngine
 from vllm_nfp.results.table import Table
 from vllm_nfp.session.worker import Worker
-from vllm_nfp.types import CellKey, cell_name
+from vllm_nfp.types import CellKey, Shape, cell_name
 
 logger = logging.getLogger("vllm.nfp")
 
@@ -22,6 +22,16 @@ class Cells:
     """Position counts beyond 1 of each cell that can be probed."""
     skipped: Mapping[CellKey, str]
     """Why the others cannot be."""
+
+    @property
+    def largest(self) -> Shape:
+        """The shape that reads most of the KV cache.
+
+        Raises:
+            ValueError: if no cell can be probed.
+        """
+        shapes = (Shape(*cell, max(grid)) for cell, grid in self.grids.items())
+        return max(shapes, key=lambda shape: shape.batch_size * (shape.context + shape.positions))
 
 
 def cells_of(worker: Worker, engine: ProbeEngine) -> Cells:

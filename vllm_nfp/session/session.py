@@ -10,17 +10,19 @@ from typing import Any, TypeAlias
 from vllm_nfp.adapter.graph_place import GraphPlace
 from vllm_nfp.adapter.patch import PatchSet
 from vllm_nfp.adapter.verification import AdaptiveVerification
+from vllm_nfp.session.agreement import keep_prompts, note_blocks
 from vllm_nfp.session.end import end
 from vllm_nfp.session.output import Output
-from vllm_nfp.session.start import StaysOffError, start
-from vllm_nfp.session.started import Started
+from vllm_nfp.session.start import StaysOffError, scan_at_last, start
+from vllm_nfp.session.started import Started, Waiting
 from vllm_nfp.session.timing_only import NOTHING_TO_DO_SECONDS
 from vllm_nfp.session.verification import follow_verification
 from vllm_nfp.session.worker import Worker
+from vllm_nfp.types import Shape
 
 logger = logging.getLogger("vllm.nfp")
 
-Starts: TypeAlias = Callable[[Worker, Any, GraphPlace | None, Output], Started | None]
+Starts: TypeAlias = Callable[[Worker, Any, GraphPlace | None, Output], Started | Waiting | None]
 
 
 class Session:
@@ -42,12 +44,19 @@ class Session:
         self._starts = starts
         self._identity = worker.identity
         self._started: Started | None = None
+        self._waiting: Waiting | None = None
+        """In place of what serves, until the first scan."""
         self._unhook: Callable[[], None] = lambda: None
 
     @property
     def active(self) -> bool:
-        """Whether steps are timed, or probes may run."""
-        return self._started is not None
+        """Whether steps are timed, or probes may run, now or after the first scan."""
+        return self._started is not None or self._waiting is not None
+
+    @property
+    def to_fill(self) -> Shape | None:
+        """What the first scan reads at most, if it waits; None on a rank that follows."""
+        return None if self._waiting is None else self._waiting.to_fill
 
     def after_warm_up(
         self,
@@ -63,24 +72,51 @@ class Session:
         """
         self._unhook = unhook
         self._worker.cost.begin()
+        self._begin(lambda: self._starts(self._worker, runner, place, self._output))
+
+    def scan(self, note: str = "") -> None:
+        """Run the first scan, if it was put off: real steps have filled the KV cache.
+
+        Args:
+            note: what the results should say of the scan; empty: nothing.
+        """
+        waiting = self._waiting
+        if waiting is not None:
+            self._begin(lambda: scan_at_last(waiting, note))
+
+    def _begin(self, start: Callable[[], Started | Waiting | None]) -> None:
+        """Start, up to a first scan that is put off, or up to the end."""
         try:
-            self._started = self._starts(self._worker, runner, place, self._output)
+            made = start()
+            if isinstance(made, Waiting):
+                self._waiting = made
+            else:
+                self._started, self._waiting = made, None
         except StaysOffError as error:
             self.disable(str(error), error.expected)
         except Exception as error:
             logger.error("vllm-nfp: fault in stage attach", exc_info=error)
             self.disable(f"fault in stage attach: {error!r}")
         finally:
-            self._worker.cost.end()
+            if self._waiting is None:
+                self._worker.cost.end()
 
     def before_step(self, scheduler_output: Any) -> None:
         """Before a real step: look at it, maybe run a pair of probes, and begin to time it."""
         started = self._started
         if started is None:
+            self._fill(scheduler_output)
             return
         self._try(started, "probe", started.agreement.before_step, started, scheduler_output)
         self._listen(scheduler_output)  # only now: a pair is no real step
         self._mark(begin=True)
+
+    def _fill(self, scheduler_output: Any) -> None:
+        """Before a step that fills the KV cache for a scan that waits; all ranks see it alike."""
+        if self._waiting is not None:
+            started = self._waiting.started
+            self._try(started, "probe", keep_prompts, started.engine, scheduler_output)
+            self._try(started, "probe", note_blocks, started.engine, scheduler_output)
 
     def before_dummy(self) -> None:
         """Before a dummy batch, while other engines run a step; a pair may be due at it."""
@@ -169,6 +205,7 @@ class Session:
         """
         log = logger.warning if expected else logger.error
         log("vllm-nfp: the probe is disabled: %s; the server continues without it", reason)
-        started, self._started = self._started, None
+        started = self._started if self._waiting is None else self._waiting.started
+        self._started = self._waiting = None
         identity = replace(self._identity, startup_seconds=self._worker.cost.seconds)
         end(started, identity, reason, self._output, self._unhook)

@@ -34,7 +34,7 @@ from vllm_nfp.session.output import Output
 from vllm_nfp.session.publication import open_publication
 from vllm_nfp.session.served_table import served_table
 from vllm_nfp.session.start_probing import NothingToProbeError, clock_of, start_probing
-from vllm_nfp.session.started import Agreement, Lead, Started
+from vllm_nfp.session.started import Agreement, Lead, Started, Waiting
 from vllm_nfp.session.timing_only import TimingOnly
 from vllm_nfp.session.worker import Worker
 from vllm_nfp.timing import Sampler, StepTimer
@@ -59,7 +59,9 @@ class StaysOffError(RuntimeError):
         self.expected = expected
 
 
-def start(worker: Worker, runner: Any, place: GraphPlace | None, output: Output) -> Started | None:
+def start(
+    worker: Worker, runner: Any, place: GraphPlace | None, output: Output
+) -> Started | Waiting | None:
     """Start on a runner that has warmed up; None on a rank that takes no part.
 
     Args:
@@ -84,7 +86,7 @@ def start(worker: Worker, runner: Any, place: GraphPlace | None, output: Output)
 
 def _try_to_probe(
     worker: Worker, runner: Any, place: GraphPlace | None, output: Output, leads: bool
-) -> Started | None:
+) -> Started | Waiting | None:
     """Probe; where this model or machine cannot be probed, time steps."""
     try:
         view = view_of(runner)  # one that is unknown is unknown on every rank, and none waits
@@ -105,6 +107,28 @@ def _try_to_probe(
             raise
         reason = str(error)
     return _without_probe(worker, runner, reason, output, agreement.leads)
+
+
+def scan_at_last(waiting: Waiting, note: str) -> Started:
+    """The first scan of a session that has put it off; returns what serves then.
+
+    Args:
+        note: what the results should say of the scan; empty: nothing.
+
+    Raises:
+        StaysOffError: if nothing can be probed, or another rank has a fault.
+        Exception: anything else, which is a fault.
+    """
+    try:
+        waiting.scan(note)
+    except (PeerFaultError, DivergedError, WireError) as error:
+        raise StaysOffError(str(error), expected=False) from error
+    except Exception as error:
+        waiting.started.agreement.leave()
+        if not cannot_probe(error):
+            raise
+        raise StaysOffError(str(error), expected=True) from error
+    return waiting.started
 
 
 def _without_probe(

@@ -16,20 +16,19 @@ from vllm_nfp.adapter.runner import RunnerView
 from vllm_nfp.adapter.steps import cached_tokens_of, limits_of
 from vllm_nfp.faults import maybe_fail
 from vllm_nfp.probe.engine import ProbeEngine
-from vllm_nfp.results.snapshot import Snapshot
 from vllm_nfp.results.table import Table, reported_table
 from vllm_nfp.schedule.budget import LARGE_BUDGET, Budget
 from vllm_nfp.schedule.flights import Flights
 from vllm_nfp.schedule.prober import Prober
 from vllm_nfp.schedule.queue import Queue
-from vllm_nfp.schedule.scan import scan
 from vllm_nfp.session.cells import Cells, cells_of, log_skipped
 from vllm_nfp.session.expert_choices import expert_choices
+from vllm_nfp.session.first_scan import FollowersScan, LeadersScan
 from vllm_nfp.session.looks import Looks
 from vllm_nfp.session.output import Output
-from vllm_nfp.session.publication import EVERY_RANK_READY, open_publication
+from vllm_nfp.session.publication import open_publication
 from vllm_nfp.session.served_table import served_table
-from vllm_nfp.session.started import Agreement, Lead, Started
+from vllm_nfp.session.started import Agreement, FirstScan, Lead, Started, Waiting
 from vllm_nfp.session.worker import Worker
 from vllm_nfp.timing import Clock, CudaClock, HostClock, Periods, Sampler, StepTimer
 from vllm_nfp.types import cell_name
@@ -56,7 +55,7 @@ def _ranks_of(config: Any) -> int:
 
 def start_probing(
     worker: Worker, view: RunnerView, place: GraphPlace | None, agreement: Agreement, output: Output
-) -> Started:
+) -> Started | Waiting:
     """Start to probe, on all ranks of the agreement or on none.
 
     Args:
@@ -69,16 +68,26 @@ def start_probing(
     maybe_fail("attach")
     limits = worker.config.graph_limits(_ranks_of(worker.vllm_config))
     clock, place = clock_of(view), place if limits.shared_pool else None
+    lead, to_fill = None, None
+    waits = worker.config.fill_first and worker.vllm_config.model_config.is_moe
     with torch.inference_mode():
         engine = ProbeEngine(view, clock, worker.config, limits, place, agreement.ranks)
         try:
             prepare(worker, engine, limits.capture_seconds, agreement.ranks)
-            lead = None
+            scan: FirstScan = FollowersScan(engine, agreement)
             if agreement.leads:
                 seconds_left = _seconds_to_scan(worker, limits.capture_seconds)
-                lead = _lead(worker, view, engine, clock, agreement, output, seconds_left)
-            else:
-                _follow(engine, agreement)
+                cells = _cells_to_probe(worker, engine, agreement)
+                scan = _leaders_scan(
+                    worker, view, engine, clock, agreement, output, cells, seconds_left
+                )
+                lead, to_fill = scan.lead, cells.largest
+                if waits:
+                    scan.tell_that_it_waits()
+            elif not agreement.ranks.all(True, A_CELL):
+                raise NothingToProbeError("no cell can be probed on the first rank")
+            if not waits:
+                scan()
         except Exception:
             engine.close()
             raise
@@ -87,7 +96,8 @@ def start_probing(
     sampler = Sampler(one_in=1) if generous else Sampler()
     steps = limits_of(worker.vllm_config, cached_tokens_of(view.runner.kv_cache_config))
     periods = Periods() if lead is None else lead.watcher.timer.periods
-    return Started(agreement, Looks(sampler, steps, view, periods), engine, lead)
+    started = Started(agreement, Looks(sampler, steps, view, periods), engine, lead)
+    return Waiting(started, scan, to_fill) if waits else started
 
 
 def prepare(worker: Worker, engine: ProbeEngine, capture_seconds: float, ranks: Ranks) -> None:
@@ -114,20 +124,30 @@ def _seconds_to_scan(worker: Worker, capture_seconds: float) -> float:
     return max(0.0, min(most, cost.begun + capture_seconds + most - cost.now()))
 
 
-def _lead(
+def _cells_to_probe(worker: Worker, engine: ProbeEngine, agreement: Agreement) -> Cells:
+    """Those of the settings, on the rank that leads.
+
+    Raises:
+        NothingToProbeError: if there is none.
+    """
+    cells = cells_of(worker, engine)
+    if not agreement.ranks.all(bool(cells.grids), A_CELL):
+        raise NothingToProbeError(f"no cell can be probed: {next(iter(cells.skipped.values()))}")
+    return cells
+
+
+def _leaders_scan(
     worker: Worker,
     view: RunnerView,
     engine: ProbeEngine,
     clock: Clock,
     agreement: Agreement,
     output: Output,
-    scan_seconds: float,
-) -> Lead:
-    """Scan with all ranks, and begin to publish."""
+    cells: Cells,
+    seconds: float,
+) -> LeadersScan:
+    """What times steps, chooses pairs and publishes, with nothing measured yet."""
     config, now = worker.config, worker.cost.now
-    cells = cells_of(worker, engine)
-    if not agreement.ranks.all(bool(cells.grids), A_CELL):
-        raise NothingToProbeError(f"no cell can be probed: {next(iter(cells.skipped.values()))}")
     skipped = {cell_name(cell): reason for cell, reason in cells.skipped.items()}
     identity = replace(worker.identity, runner=view.name, skipped_cells=skipped)
     budget = Budget(config.overhead_budget, config.delayed_steps)
@@ -149,20 +169,8 @@ def _lead(
     queue = Queue(lambda: publisher.agenda)
     prober = Prober(flights, consent, timer, queue, budget, publisher.put, config, now)
     lead = Lead(prober, publisher, expert_choices(view, clock, publisher.experts.put))
-
-    def report() -> None:
-        lead.count(engine.graph_bytes)
-        publisher.report_progress()
-
     _warn_of_fusion(worker, agreement.ranks)
-    maybe_fail("startup_scan")
-    agreement.scan(engine, lambda: scan(prober, scan_seconds, report, now), prober)
-    engine.give_back_cache()
-    publisher.process()
-    lead.count(engine.graph_bytes)
-    identity = publication.first(worker, table, agreement.ranks)
-    _log_start(worker, engine, identity, len(table.cells))
-    return lead
+    return LeadersScan(worker, engine, agreement, prober, lead, publication, table, output, seconds)
 
 
 def _table_of(worker: Worker, view: RunnerView, engine: ProbeEngine, cells: Cells) -> Table:
@@ -171,32 +179,6 @@ def _table_of(worker: Worker, view: RunnerView, engine: ProbeEngine, cells: Cell
         worker, cached_tokens_of(view.runner.kv_cache_config), execution_of(engine.rules)
     )
     return reported_table(worker.config, server, probed)
-
-
-def _follow(engine: ProbeEngine, agreement: Agreement) -> None:
-    """Launch what the leader's scan launches."""
-    if not agreement.ranks.all(True, A_CELL):
-        raise NothingToProbeError("no cell can be probed on the first rank")
-    maybe_fail("startup_scan")
-    agreement.scan(engine)
-    engine.give_back_cache()
-    agreement.ranks.all(True, EVERY_RANK_READY)
-
-
-def _log_start(worker: Worker, engine: ProbeEngine, identity: Snapshot, cells: int) -> None:
-    logger.info(
-        "vllm-nfp: probe active on the %s runner: at most %g %% of GPU time and %g %% of steps; "
-        "%d cells; %d of %d layers timed; startup +%.1f s; %.0f MiB of GPU memory%s",
-        identity.runner,
-        100 * worker.config.overhead_budget,
-        100 * worker.config.delayed_steps,
-        cells,
-        engine.timed_layers,
-        engine.num_layers,
-        identity.startup_seconds,
-        engine.graph_bytes / (1 << 20),
-        " beside vLLM's own CUDA graphs" if engine.shares_graph_memory else "",
-    )
 
 
 def _warn_of_fusion(worker: Worker, ranks: Ranks) -> None:

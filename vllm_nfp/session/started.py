@@ -14,7 +14,7 @@ from vllm_nfp.session.expert_choices import ExpertChoices
 from vllm_nfp.session.looks import Looks
 from vllm_nfp.session.publisher import Publisher
 from vllm_nfp.session.timing_only import TimingOnly
-from vllm_nfp.types import EngineStep
+from vllm_nfp.types import EngineStep, Shape
 
 
 class PublishingError(RuntimeError):
@@ -126,6 +126,21 @@ class Agreement(Protocol):
         ...
 
 
+class FirstScan(Protocol):
+    """The last part of a start, on all ranks of the agreement."""
+
+    def __call__(self, note: str = "") -> None:
+        """Scan, and begin to publish on the rank that leads.
+
+        Args:
+            note: what the results should say of the scan; empty: nothing.
+
+        Raises:
+            Exception: anything, such as a fault of another rank.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Started:
     """The parts of a session that serves."""
@@ -141,3 +156,15 @@ class Started:
     def graph_bytes(self) -> int:
         """GPU memory that the probe takes."""
         return 0 if self.engine is None else self.engine.graph_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """The parts of a session that has put its first scan off, until real steps have filled the KV
+    cache."""
+
+    started: Started
+    """What serves after the scan."""
+    scan: FirstScan
+    to_fill: Shape | None
+    """What the scan reads at most; None on a rank that follows."""
