@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -187,9 +186,14 @@ def test_without_probes_nothing_is_chosen() -> None:
 
 
 def test_a_candidate_knows_whether_its_blocks_have_content(results: Results) -> None:
-    """It does where the tokens of all its sequences fit into blocks that real steps wrote."""
+    """They have where as many contexts as it has sequences are long enough."""
     maker = AgendaMaker(results._config, results)
-    shapes = [Shape(1, 1024, 4), Shape(8, 1024, 4)]
-    for written, content in ((0, [False, False]), (2048, [True, False]), (math.inf, [True, True])):
-        found = maker._with_costs(shapes, Counters(written_tokens=written))
+    shapes = [Shape(1, 1024, 4), Shape(2, 1024, 4), Shape(2, 1024, 5)]
+    for written, content in (
+        ((), [False, False, False]),
+        ((4096,), [True, False, False]),
+        ((4096, 1028, 1027), [True, True, False]),
+        (None, [True, True, True]),
+    ):
+        found = maker._with_costs(shapes, Counters(written_contexts=written))
         assert [candidate.content for candidate in found] == content

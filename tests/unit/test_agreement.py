@@ -5,7 +5,6 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 from test_lockstep import Hub
 
@@ -141,7 +140,8 @@ class Noting(Engine):
 
     @property
     def noted(self) -> list[int]:
-        return [int(number) for number in np.flatnonzero(self.written.of(GROUP))]
+        found = self.written._contexts[GROUP.kv_cache_group].values()
+        return sorted(int(number) for one in found for number in one.numbers[: one.valid])
 
 
 def beginning(number: int) -> Any:

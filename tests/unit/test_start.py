@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -70,8 +69,8 @@ def attach(
         def ready_keys(self) -> frozenset[tuple[int, int]]:
             return frozenset()
 
-        def written_tokens(self) -> float:
-            return math.inf
+        def written_contexts(self) -> None:
+            return None
 
     def scan(prober: Prober, seconds: float, *_: object) -> None:
         given[0] = seconds

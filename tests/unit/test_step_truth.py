@@ -121,7 +121,7 @@ def session_of(now: Callable[[], float], kind: Kind = Alone, probes: bool = True
     """A session past its first steps, with nothing to probe."""
     clock, budget = HostClock(now), Budget(0.01, 0.0025)
     timer = StepTimer(clock, budget.earn, now)
-    engine: Any = SimpleNamespace(ready_keys=frozenset, written_tokens=float)
+    engine: Any = SimpleNamespace(ready_keys=frozenset, written_contexts=tuple)
     prober = Prober(
         Flights(engine, clock, now),
         OwnConsent(),

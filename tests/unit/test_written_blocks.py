@@ -1,4 +1,4 @@
-"""Probes of models with experts read first the KV blocks that real steps have written."""
+"""Sequences of a probe of a model with experts read the contexts of real ones."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from vllm_nfp.adapter.attention_groups import AttentionGroup, CellDoesNotFitError
+from vllm_nfp.adapter.attention_groups import AttentionGroup
 from vllm_nfp.adapter.dispatch import Execution, Placement
 from vllm_nfp.adapter.steps import BlocksTaken, blocks_taken
 from vllm_nfp.probe.batch import ProbeBatch
-from vllm_nfp.probe.kv_blocks import BlockReader, block_readers
+from vllm_nfp.probe.kv_blocks import BlockReader, Read, block_readers
 from vllm_nfp.probe.token_pool import TokenPool
-from vllm_nfp.probe.written_blocks import WrittenBlocks, written_blocks
+from vllm_nfp.probe.written_blocks import MOST_CONTEXTS, WrittenBlocks, written_blocks
 from vllm_nfp.session.agreement import note_blocks
 from vllm_nfp.types import PairResult, Shape, Timing
 
@@ -43,84 +43,92 @@ def note(written: WrittenBlocks, planned: Any) -> None:
     note_blocks(engine, planned)
 
 
-def filled(reader: BlockReader, batch_size: int, tokens: int, variant: int = 0) -> list[int]:
-    """The numbers in the block table of a batch, which are those that it says it reads."""
-    table = torch.zeros((batch_size, 64), dtype=torch.int32)
-    reader.fill(table, batch_size, tokens, variant)
-    read = reader.blocks(batch_size, tokens, variant)
-    assert table[:, : read.shape[1]].tolist() == read.tolist()
-    return [int(number) for number in read.ravel()]
+def exactly(blocks: list[list[int]]) -> tuple[list[list[int]], bool]:
+    """These blocks, as real sequences have written them."""
+    return blocks, True
 
 
-def test_written_blocks_are_read_first_and_scattered() -> None:
+def filled(reader: BlockReader, batch_size: int, tokens: int, variant: int = 0) -> Read:
+    """What a batch reads, and what is in its block table."""
+    table = torch.full((batch_size + 1, 64), 7, dtype=torch.int32)
+    read = reader.fill(table, batch_size, tokens, variant)
+    assert table[:batch_size, : read.blocks.shape[1]].tolist() == read.blocks.tolist()
+    assert not table[batch_size:].any() and not table[:, read.blocks.shape[1] :].any()
+    return read
+
+
+def what(read: Read) -> tuple[list[list[int]], bool]:
+    return read.blocks.tolist(), read.written
+
+
+def contexts(written: WrittenBlocks, group: AttentionGroup = GROUP) -> list[list[int]]:
+    """Blocks of the contexts that are noted, the latest first."""
+    found = written._contexts[group.kv_cache_group].values()
+    return [one.numbers[: one.valid].tolist() for one in reversed(found)]
+
+
+def test_each_sequence_reads_a_context_of_its_own_in_its_order() -> None:
     written = WrittenBlocks([GROUP])
     reader = BlockReader(GROUP, CPU, 3, written)
     before = filled(reader, 2, 64)
-    assert before == filled(BlockReader(GROUP, CPU, 3), 2, 64), "the order of today"
-    assert not reader.all_written(2, 64)
-    note(written, step(request((PROMPT,))))
-    first = filled(reader, 2, 64)
-    assert set(first) == set(PROMPT)
-    assert first not in (sorted(first), before)
-    assert reader.all_written(2, 64)
-    assert len(set(filled(reader, 9, 176))) == 99, "the others follow, each once"
-    assert not reader.all_written(9, 176)
-    same = BlockReader(GROUP, CPU, 3, written)
-    assert filled(same, 2, 64) == first, "alike on all ranks"
-    assert filled(BlockReader(GROUP, CPU, 4, written), 2, 64) != first
+    assert before.blocks.tolist() == filled(BlockReader(GROUP, CPU, 3), 2, 64).blocks.tolist()
+    assert not before.written
+    note(written, step(request(([9, 5, 7, 6],))))
+    assert not filled(reader, 2, 64).written, "one context is not enough for two sequences"
+    assert what(filled(reader, 1, 64)) == exactly([[9, 5, 7, 6]])
+    note(written, step(request(([31, 30, 33, 32, 34],), name="s")))
+    assert what(filled(reader, 2, 64)) == exactly([[31, 30, 33, 32], [9, 5, 7, 6]])
+    assert what(filled(reader, 2, 48)) == exactly([[31, 30, 33], [9, 5, 7]])
+    assert what(filled(reader, 1, 48, variant=1)) == exactly([[9, 5, 7]])
+    assert not filled(reader, 2, 128).written, "contexts of five blocks are too short for eight"
+    assert what(filled(BlockReader(GROUP, CPU, 4, written), 2, 48)) == exactly(
+        [[31, 30, 33], [9, 5, 7]]
+    )
 
 
-def test_variants_share_no_block_and_are_written_as_long_as_there_are_enough() -> None:
+def test_a_context_that_is_a_little_short_is_read_again_from_its_begin() -> None:
     written = WrittenBlocks([GROUP])
+    note(written, step(request((list(range(10, 18)),))))
     reader = BlockReader(GROUP, CPU, 0, written)
-    note(written, step(request((PROMPT,))))
-    sets = [set(filled(reader, 1, 48, variant)) for variant in range(reader.variants(1, 48))]
-    assert len(sets) == 33
-    assert len(set().union(*sets)) == 99
-    assert set().union(*sets[:2]) < set(PROMPT)
-    assert [reader.all_written(1, 48, variant) for variant in range(4)] == [
-        True,
-        True,
-        False,
-        False,
-    ]
-    with pytest.raises(CellDoesNotFitError):
-        reader.all_written(1, 48, 33)
+    assert what(filled(reader, 1, 160)) == exactly([[*range(10, 18), 10, 11]])
+    assert not filled(reader, 1, 161).written
+    assert written.lengths == (160,)
 
 
 def test_what_a_batch_was_filled_with_stays_as_it_was_when_others_are_written() -> None:
     written = WrittenBlocks([GROUP])
     readers = block_readers([GROUP], CPU, 0, written)
-    batch = ProbeBatch(2, 2, Placement(Execution.FULL, 4, 2), widths=[40], device=CPU)
+    batch = ProbeBatch(1, 2, Placement(Execution.FULL, 2, 1), widths=[40], device=CPU)
     tokens = TokenPool(1000, 64, CPU, 0)
     batch.fill(62, readers, tokens)
     assert not batch.written
     read = batch.blocks[0].tolist()
     note(written, step(request((PROMPT,))))
-    other = ProbeBatch(2, 2, Placement(Execution.FULL, 4, 2), widths=[40], device=CPU)
+    other = ProbeBatch(1, 2, Placement(Execution.FULL, 2, 1), widths=[40], device=CPU)
     other.fill(62, readers, tokens)
     assert other.written
+    assert other.tables[0][0, :4].tolist() == PROMPT[:4]
     assert batch.blocks[0].tolist() == read
-    assert batch.tables[0][:2, :4].tolist() == read
+    assert batch.tables[0][:1, :4].tolist() == read
 
 
 @pytest.mark.parametrize(
-    ("computed", "tokens", "whole"),
+    ("computed", "tokens", "first", "end"),
     [
-        (0, 128, 8),
-        (0, 127, 7),  # the last block is filled while the request decodes
-        (0, 40, 2),  # the prompt is read in chunks, and blocks may be taken ahead of them
-        (48, 32, 5),  # a prefix that earlier requests have written
-        (0, 1024, 8),
+        (0, 128, 0, 8),
+        (0, 127, 0, 7),  # the last block is filled while the request decodes
+        (0, 40, 0, 2),  # the prompt is read in chunks, and blocks may be taken ahead of them
+        (48, 32, 3, 5),  # the blocks of a shared prefix may be those of several sequences
+        (0, 1024, 0, 8),
     ],
 )
-def test_blocks_count_once_the_step_fills_them(computed: int, tokens: int, whole: int) -> None:
+def test_blocks_count_that_the_step_fills(computed: int, tokens: int, first: int, end: int) -> None:
     (taken,) = blocks_taken(step(request((PROMPT,), computed), tokens=tokens), {0: 16})
-    assert taken.whole.tolist() == PROMPT[:whole]
-    assert taken.rest.tolist() == PROMPT[whole:]
+    assert taken.whole.tolist() == PROMPT[first:end]
+    assert taken.rest.tolist() == PROMPT[end:]
     written = WrittenBlocks([GROUP])
     note(written, step(request((PROMPT,), computed), tokens=tokens))
-    assert np.flatnonzero(written.of(GROUP)).tolist() == PROMPT[:whole]
+    assert contexts(written) == [PROMPT[first:end]]
 
 
 def test_requests_of_one_step_count_by_their_own_tokens() -> None:
@@ -128,50 +136,50 @@ def test_requests_of_one_step_count_by_their_own_tokens() -> None:
     planned.num_scheduled_tokens.update(a=32, b=17)
     written = WrittenBlocks([GROUP])
     note(written, planned)
-    assert np.flatnonzero(written.of(GROUP)).tolist() == [5, 6, 7]
+    assert contexts(written) == [[7], [5, 6]]
 
 
 def test_each_group_has_its_own_blocks_as_its_kernels_see_them() -> None:
     written = WrittenBlocks([GROUP, SPLIT])
     assert written.block_tokens == {0: 16, 1: 64}
     note(written, step(request((PROMPT, [7, 8]))))
-    assert np.flatnonzero(written.of(GROUP)).tolist() == PROMPT
-    assert np.flatnonzero(written.of(SPLIT)).tolist() == list(range(28, 36))
     one, two = block_readers([GROUP, SPLIT], CPU, 0, written)
-    assert set(filled(one, 2, 64)) == set(PROMPT)
-    assert set(filled(two, 2, 64)) == set(range(28, 36))
-    assert two.all_written(2, 64)
-    assert not two.all_written(2, 80)
+    assert what(filled(one, 1, 64)) == exactly([PROMPT[:4]])
+    assert what(filled(two, 1, 64)) == exactly([list(range(28, 32))])
+    assert what(filled(two, 1, 128)) == exactly([list(range(28, 36))])
+    assert not filled(two, 1, 161).written
 
 
-def test_a_block_that_another_group_takes_is_that_groups() -> None:
+def test_a_context_ends_where_another_sequence_takes_its_blocks() -> None:
     written = WrittenBlocks([GROUP, SPLIT])
     note(written, step(request((PROMPT, [7]))))
     # Of layers with a recurrent state, say: nothing of theirs is whole. And a part of a block.
-    note(written, step(request(([7], [], [41, 42])), tokens=15))
-    assert np.flatnonzero(written.of(GROUP)).tolist() == [3, 60, 61, 62, 90, 91]
-    assert not written.of(SPLIT).any()
-    note(written, step(request(([8, 9, 10, 11], [3]))))
-    assert np.flatnonzero(written.of(GROUP)).tolist() == [8, 9, 10, 11, 60, 61, 62, 90, 91]
-    assert np.flatnonzero(written.of(SPLIT)).tolist() == [12, 13, 14, 15]
-
-
-def test_a_block_that_was_written_stays_so_when_another_request_takes_it() -> None:
-    written = WrittenBlocks([GROUP])
-    note(written, step(request((PROMPT,))))
-    changes = written.changes
-    note(written, step(request((PROMPT[::-1],)), tokens=20))
-    assert np.flatnonzero(written.of(GROUP)).tolist() == PROMPT
-    assert written.changes == changes, "nothing is copied to the device for it"
+    note(written, step(request(([7], [], [61])), tokens=15))
+    assert contexts(written) == [PROMPT[:4]]
+    assert contexts(written, SPLIT) == []
+    note(written, step(request(([8, 9, 10, 11], [41]))))
+    assert contexts(written) == [[8, 9, 10, 11], PROMPT[:1]]
+    assert contexts(written, SPLIT) == [[41]]
+    note(written, step(request(([*PROMPT[:3], 8],))))
+    assert contexts(written) == [[*PROMPT[:3], 8]], "both others have lost their first block"
 
 
 def test_the_null_block_and_numbers_beyond_the_pool_are_left_out() -> None:
     written = WrittenBlocks([GROUP])
     # A sliding window gives the null block for what lies before it.
     written.add(BlocksTaken(0, np.array([0, 0, 5, 100, 10**9, -1]), np.array([0, 100, -3])))
-    assert np.flatnonzero(written.of(GROUP)).tolist() == [5]
-    reader = BlockReader(GROUP, CPU, 0, written)
-    assert filled(reader, 1, 16) == [5]
+    assert contexts(written) == [[5]]
+    assert what(filled(BlockReader(GROUP, CPU, 0, written), 1, 16)) == exactly([[5]])
+
+
+def test_the_latest_contexts_are_kept() -> None:
+    group = AttentionGroup(None, ("a",), 16, 2000)
+    written = WrittenBlocks([group])
+    for number in range(1, MOST_CONTEXTS + 3):
+        note(written, step(request(([number],)), tokens=16))
+    found = contexts(written, group)
+    assert len(found) == len(written.lengths) == MOST_CONTEXTS
+    assert found[0] == [MOST_CONTEXTS + 2] and found[-1] == [3]
 
 
 def test_groups_of_which_nothing_is_noted_count_as_unwritten() -> None:
@@ -181,6 +189,7 @@ def test_groups_of_which_nothing_is_noted_count_as_unwritten() -> None:
     note(written, step(request((PROMPT, []))))
     batch.fill(15, readers, TokenPool(1000, 64, CPU, 0))
     assert not batch.written
+    assert written.lengths == ()
 
 
 def test_only_models_with_experts_have_notes() -> None:
@@ -207,10 +216,7 @@ def test_a_pair_is_written_by_its_run_at_many_positions() -> None:
     assert Timing(Shape(1, 64, 1), 1e-3, 0.0, {}, (), "full").written
 
 
-def test_tokens_are_those_of_the_group_that_has_fewest_written_blocks() -> None:
+def test_contexts_of_groups_are_as_long_as_the_shorter_one() -> None:
     written = WrittenBlocks([GROUP, SPLIT])
-    assert written.tokens == 0
-    note(written, step(request((PROMPT, []))))
-    assert written.tokens == 0, "the second group has none"
-    note(written, step(request(([], [5, 6]), name="s")))
-    assert written.tokens == min(16 * len(PROMPT), 64 * 2)
+    note(written, step(request((PROMPT, [5])), request(([8, 9], [6]), name="s")))
+    assert written.lengths == (80, 40), "128 and 32 tokens, and 64 of each of the other group"

@@ -59,22 +59,21 @@ class Prompts:
 
 
 def prompts_for(shape: Shape, room: Room) -> Prompts:
-    """Prompts that write as many distinct KV blocks as the shape reads, or all that there are.
+    """Prompts that write a context for each sequence of the shape, as long as it can be.
 
+    Each is read in one step: blocks that later chunks fill are not noted.
     With prefix caching vLLM frees the blocks of a prompt behind all others, if they are full, and
     else ahead of them (``BlockPool.free_blocks``, ``v1/core/block_pool.py``). So a prompt is a
     multiple of a block where it can be so long, and without prefix caching it has to stay.
     """
     size, stay = room.block_tokens, not room.keeps_ended
-    wanted = shape.batch_size * -(-(shape.context + shape.positions) // size)
-    wanted = min(wanted, room.blocks)
+    count = min(shape.batch_size, room.blocks, room.sequences if stay else room.blocks)
+    each = min(-(-(shape.context + shape.positions) // size), room.blocks // count)
     longest = min(room.context - 1, room.step_tokens)  # one token is generated
     # What stays takes a token of every later step, and grows by one in each.
-    kept_free = min(longest // 2, 2 * -(-wanted * size // longest)) if stay else 0
-    whole = (longest - kept_free) // size
+    kept_free = min(longest // 2, 2 * -(-count * each * size // longest)) if stay else 0
+    whole = min(each, (longest - kept_free) // size)
     tokens = whole * size or longest - kept_free
-    count = -(-wanted // max(1, whole))
-    count = min(count, room.sequences) if stay else count
     per_step = min(count, room.sequences, max(1, (room.step_tokens - kept_free) // tokens))
     return Prompts(tokens, count, per_step, stay)
 
@@ -105,11 +104,11 @@ def reserved_ids(config: Mapping[Any, Any]) -> set[int]:
 
 
 def fill(llm: Any, shape: Shape, seconds: float, now: Callable[[], float] = time.monotonic) -> str:
-    """Run random prompts until as many KV blocks are written as the shape reads.
+    """Run random prompts until each sequence of the shape has a context to read.
 
     Args:
         llm: a ``vllm.LLM`` that takes token ids.
-        shape: reads most of the KV cache.
+        shape: the most sequences, and the longest context, that a probe may read.
         seconds: no further prompts run after so many.
 
     Returns:

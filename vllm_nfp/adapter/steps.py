@@ -119,7 +119,7 @@ class BlocksTaken:
     group: int
     """Place of the group among all of the server's."""
     whole: np.ndarray[Any, Any]
-    """Numbers of those that are full of content once the request's first step is over, int64."""
+    """Numbers of those that the request's first step fills, in the order of the tokens, int64."""
     rest: np.ndarray[Any, Any]
     """Numbers of all others, int64."""
 
@@ -127,9 +127,9 @@ class BlocksTaken:
 def blocks_taken(scheduler_output: Any, block_tokens: Mapping[int, int]) -> Iterator[BlocksTaken]:
     """The KV blocks of the requests that a step begins.
 
-    Content of earlier requests that share a prefix, and what a KV connector has loaded, counts as
-    well as what the step itself computes. Blocks that are taken ahead of the tokens of this step
-    are no whole ones.
+    Those with content of earlier requests that share a prefix, or from a KV connector, are left
+    out: they may belong to several sequences. Blocks that are taken ahead of the tokens of this
+    step are no whole ones.
 
     Args:
         block_tokens: KV cache group -> tokens in a block as the scheduler sees it, of groups in
@@ -140,5 +140,6 @@ def blocks_taken(scheduler_output: Any, block_tokens: Mapping[int, int]) -> Iter
         tokens = computed + scheduler_output.num_scheduled_tokens[request.req_id]
         for group, block_ids in enumerate(request.block_ids):
             numbers = np.asarray(block_ids, dtype=np.int64)
-            whole = tokens // block_tokens[group] if group in block_tokens else 0
-            yield BlocksTaken(group, numbers[:whole], numbers[whole:])
+            size = block_tokens.get(group)
+            first, end = (computed // size, tokens // size) if size else (0, 0)
+            yield BlocksTaken(group, numbers[first:end], numbers[end:])

@@ -97,10 +97,12 @@ class ProbeBatch:
         torch.add(self._offsets, context, out=self.positions[: self.tokens])
         self.seq_lens[: self.batch_size].fill_(length)
         self.seq_lens_cpu[: self.batch_size].fill_(length)
-        for table, reader in zip(self.tables, readers, strict=True):
+        read = [
             reader.fill(table, self.batch_size, length, variant)
-        self.blocks = tuple(r.blocks(self.batch_size, length, variant) for r in readers)
-        self.written = all(r.all_written(self.batch_size, length, variant) for r in readers)
+            for table, reader in zip(self.tables, readers, strict=True)
+        ]
+        self.blocks = tuple(one.blocks for one in read)
+        self.written = all(one.written for one in read)
         self.input_ids[: self.tokens].copy_(tokens.draw(self.tokens, draw))
 
     def attention_metadata(

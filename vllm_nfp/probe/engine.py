@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 from vllm_nfp.adapter import bindings
@@ -187,9 +186,9 @@ class ProbeEngine:
         """All shapes of which a launch would find all that it needs."""
         return frozenset(filter(self._shapes.is_complete, self._shapes))
 
-    def written_tokens(self) -> float:
-        """Tokens of a run up to which all KV blocks that it reads have content."""
-        return math.inf if self.written is None else self.written.tokens
+    def written_contexts(self) -> tuple[int, ...] | None:
+        """Tokens that a sequence may have to read a real one's context; None: it need not."""
+        return None if self.written is None else self.written.lengths
 
     def make_ready(self, shapes: Sequence[Shape]) -> None:
         """Make one piece of what the shapes still lack; see :meth:`Preparer.make_ready`."""

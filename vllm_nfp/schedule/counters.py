@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -30,9 +29,17 @@ class Counters:
     """Targets that cannot be run for now; they are tried again after a while."""
     ready: frozenset[tuple[int, int]] = frozenset()
     """(batch size, positions) of the shapes that lack nothing to be run, at any context."""
-    written_tokens: float = math.inf
-    """Tokens of a run up to which all KV blocks that it reads have content."""
+    written_contexts: tuple[int, ...] | None = None
+    """Tokens that a sequence may have to read a real one's context, of each, the most first; None:
+    it does not matter what KV blocks hold."""
     piece_seconds: float = 0.0
     """Recent mean cost of one piece of what a shape lacks, such as a graph; 0 before the first."""
     wants_agenda: bool = False
     """All of the agenda has run, and it was not settled: the next one is wanted at once."""
+
+    def has_content(self, shape: Shape) -> bool:
+        """Whether each sequence of a run would read a real one's context, or need not."""
+        known, last = self.written_contexts, shape.batch_size - 1
+        return known is None or (
+            last < len(known) and known[last] >= shape.context + shape.positions
+        )

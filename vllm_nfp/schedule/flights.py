@@ -92,9 +92,9 @@ class Flights:
         """(batch size, positions) of all shapes that are ready."""
         return self._engine.ready_keys()
 
-    def written_tokens(self) -> float:
-        """See :meth:`ShapeRunner.written_tokens`."""
-        return self._engine.written_tokens()
+    def written_contexts(self) -> tuple[int, ...] | None:
+        """See :meth:`ShapeRunner.written_contexts`."""
+        return self._engine.written_contexts()
 
     def launch(self, pair: Pair, account: Account) -> None:
         """Launch both runs of a pair.

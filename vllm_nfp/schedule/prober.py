@@ -212,7 +212,7 @@ class Prober:
             refused=self.queue.refused,
             put_off=self.queue.put_off,
             ready=self._ready,
-            written_tokens=self._flights.written_tokens(),
+            written_contexts=self._flights.written_contexts(),
             piece_seconds=self._piece_seconds,
             wants_agenda=self.wants_agenda,
         )

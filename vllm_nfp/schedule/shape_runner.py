@@ -27,10 +27,10 @@ class ShapeRunner(Protocol):
         """(batch size, positions) of all shapes that are ready; they are so at every context."""
         ...
 
-    def written_tokens(self) -> float:
-        """Tokens of all sequences of a run up to which all KV blocks that it reads have content.
+    def written_contexts(self) -> tuple[int, ...] | None:
+        """Tokens that a sequence may have to read a real one's context, of each, the most first.
 
-        Infinite where it does not matter what they hold.
+        None: it does not matter what KV blocks hold.
         """
         ...
 

@@ -135,8 +135,7 @@ class AgendaMaker:
                 cost = MODULE_GRAPH * (ones + many)
             for run in (shape, Shape(shape.batch_size, shape.context, 1)):
                 cost += 0.0 if is_ready(run, counters) else PIECES * counters.piece_seconds
-            tokens = shape.batch_size * (shape.context + shape.positions)
-            found.append(Candidate(shape, cost, tokens <= counters.written_tokens))
+            found.append(Candidate(shape, cost, counters.has_content(shape)))
         return found
 
 

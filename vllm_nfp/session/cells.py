@@ -25,13 +25,13 @@ class Cells:
 
     @property
     def largest(self) -> Shape:
-        """The shape that reads most of the KV cache.
+        """The most sequences, tokens of a context, and positions, of any cell.
 
         Raises:
             ValueError: if no cell can be probed.
         """
-        shapes = (Shape(*cell, max(grid)) for cell, grid in self.grids.items())
-        return max(shapes, key=lambda shape: shape.batch_size * (shape.context + shape.positions))
+        sequences, contexts = zip(*self.grids, strict=True)
+        return Shape(max(sequences), max(contexts), max(map(max, self.grids.values())))
 
 
 def cells_of(worker: Worker, engine: ProbeEngine) -> Cells:
