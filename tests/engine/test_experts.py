@@ -154,11 +154,12 @@ def test_pairs_after_traffic_read_what_real_steps_wrote(
         if pairs()[-1] == (True, True):
             break
     assert pairs()[-1] == (True, True)
-    noted = np.flatnonzero(engine.written.of(group))
+    whole = 400 // worker.vllm_config.cache_config.block_size
+    noted = engine.written.sequences(group, 4, whole)
+    assert len(set(noted.ravel().tolist())) == 4 * whole, "each sequence has its own"
     blocks = cache.movedim(list(cache.shape).index(group.num_blocks), 0)
-    assert len(noted) >= 4 * (400 // worker.vllm_config.cache_config.block_size)
-    assert all((blocks[number] != 0).float().mean() > 0.9 for number in noted.tolist())
-    unwritten = set(range(group.num_blocks)) - set(noted.tolist())
+    assert all((blocks[number] != 0).float().mean() > 0.9 for number in noted.ravel().tolist())
+    unwritten = set(range(group.num_blocks)) - set(noted.ravel().tolist())
     assert any(not blocks[number].any() for number in unwritten)
 
 

@@ -94,13 +94,13 @@ def test_measure_report_compare(dense_model: Path, tmp_path: Path) -> None:
 def test_a_model_with_experts_is_scanned_once_prompts_have_filled_the_cache(
     moe_model: Path, tmp_path: Path
 ) -> None:
-    """The table reads 4 sequences of 2 blocks; a step holds 2 prompts of one block each."""
+    """Each of 4 sequences reads a context of 2 blocks; a step holds 2 prompts as long."""
     probe = ProbeConfig(
         batch_sizes=(1, 4), contexts=(32, 128), max_positions=2, wanted_samples=2,
         startup_seconds=200.0, capture_seconds=60.0,
     )  # fmt: skip
     arguments = {
-        "max_model_len": 256, "max_num_seqs": 8, "max_num_batched_tokens": 256,
+        "max_model_len": 512, "max_num_seqs": 8, "max_num_batched_tokens": 512,
         "load_format": "dummy", "block_size": 128,
     }  # fmt: skip
     told: list[Progress] = []
@@ -115,6 +115,6 @@ def test_a_model_with_experts_is_scanned_once_prompts_have_filled_the_cache(
     assert told[-1].pairs_done > 0 and not told[-1].waits_for
     filled, scanned = map(
         log.read_text().find,
-        ("8 random prompts of 128 tokens have filled the KV cache", "probe active"),
+        ("4 random prompts of 256 tokens have filled the KV cache", "probe active"),
     )
     assert 0 < filled < scanned
