@@ -123,14 +123,13 @@ class RoutingKernel:
 
 
 ROUTING = RoutingKernel(0.15, 6.0)
-"""A choice, not a fit. Blocks without content hold zeros, or what lay in that memory before. With
-dummy weights a whole step of Qwen3-30B-A3B activated as many experts there as its layers do that
-are timed alone (an H200), or took alike at 8 to 64 tokens 0.26 to 0.31 less in log time (an H100:
+"""A choice, not a fit. Blocks that no real sequence has written hold zeros, or anything. With dummy
+weights the experts of a whole step of Qwen3-30B-A3B took as long there as its layers do that are
+timed alone (an H200), or at 8 to 64 tokens alike 0.26 to 0.31 less in log time (an H100:
 benchmarks/results/2026-11-28-h100-at-defaults)."""
-CONTEXT = ShapeKernel(0.12, 0.06, 2.0, 1.5, 2.0, 0.0, 1.0)
+CONTEXT = ShapeKernel(0.18, 0.06, 2.0, 1.5, 2.0, 0.0, 1.0)
 """Of how independent the positions of a sequence are: g of :mod:`vllm_nfp.surface.whole_step`. A
-choice, not a fit: 95 % of g lie within 0.6 and 1.15. The second figure is about what it moved by
-between shapes in the one run that has shown it: see INDEPENDENCE."""
+choice, not a fit: 95 % of g lie within 0.5 and 1.25."""
 LINEAR_ATTENTION = ShapeKernel(0.0723, 0.0714, 2.11, 6.0, math.inf, 0.0122, 0.312)
 """A choice, not a fit: attention's, but for the context, of which a state knows nothing. No
 recorded run has timed such layers."""

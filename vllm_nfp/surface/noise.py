@@ -38,8 +38,8 @@ STEP_DEVIATION = 0.01
 """Of the median of some real steps."""
 STEP_DEVIATION_WITH_EXPERTS = 0.05
 """The same where experts are routed: other tokens activate other ones. A choice, not a fit: real
-steps of 1, 8 and 32 sequences took 0.96, 1.03 and 1.02 times as long as probes on KV blocks with
-content (benchmarks/results/2026-11-28-h200x2-at-defaults/moe, which was looked at)."""
+steps of 1, 8 and 32 sequences took 0.96, 1.03 and 1.02 times as long as probes of one position
+(benchmarks/results/2026-11-28-h200x2-at-defaults/moe, which was looked at)."""
 BASELINE_DEVIATION, LEAST_BASELINE_DEVIATION = 0.03, 0.01
 """Of log t(1) in seconds: clocks move from run to run, and from minute to minute."""
 FORGET_SECONDS = 1800.0

@@ -3,8 +3,8 @@
 Experts. A layer that is timed alone activates the experts of B x N tokens. In a whole step the
 positions of one sequence share its context. Their hidden states grow alike with depth, so that they
 activate fewer distinct experts than as many sequences do. Here N positions of a sequence count like
-N^g independent ones, with g = 1 for independent positions. A probe that reads KV blocks without
-content does not show this: nothing is shared there.
+N^g independent ones, with g = 1 for independent positions. A probe shows this only if each of its
+sequences reads the context of a real one.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ LAUNCH_DEVIATION = 0.4
 hosts scatter by 0.2, but all of them had the same kind of processor: a choice, not a fit."""
 LEAST_LAUNCH_DEVIATION = 0.15
 INDEPENDENCE = 0.88
-"""Expected g: a choice, not a fit, half-way between independent positions and the one run that has
-shown it. Qwen3-30B-A3B with dummy weights: 0.72 to 0.85 over 2 to 32 positions of 1 to 4 sequences
-(benchmarks/results/2026-11-28-h200x2-at-defaults/moe, which was looked at)."""
+"""Expected g: a choice, not a fit. Independent positions have 1. In a deep model with dummy weights
+16 positions of a sequence activated as many experts as 16^0.5 independent ones, in real steps and
+in probes (docs/measured.md). No trained model has told it yet."""
 
 DIFFERENCE = 0.01
 """Of g, for derivatives."""
