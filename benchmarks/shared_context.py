@@ -46,7 +46,7 @@ CONFIG = {
 }  # fmt: skip
 SETTINGS = {
     "batch_sizes": [1, SEQUENCES], "contexts": [CONTEXT], "positions": [1, POSITIONS],
-    "startup_seconds": 2.0, "overhead_budget": 0.9, "step_share": 1.0,
+    "startup_seconds": 2.0, "overhead_budget": 0.5, "step_share": 1.0,
 }  # fmt: skip
 ARGUMENTS = {
     "load_format": "dummy", "enforce_eager": True, "max_model_len": 1024, "max_num_seqs": 32,
