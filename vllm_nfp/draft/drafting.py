@@ -16,8 +16,8 @@ class Drafting:
     methods: frozenset[str] = frozenset()
     """In vLLM's words; several where its engines differ."""
     token_seconds: float | None = None
-    """Time of one more drafted token, the median over batch sizes; 0: no step got longer by it; None:
-    nothing is known yet."""
+    """Time of one more drafted token, the median over batch sizes; 0: no step got longer by it;
+    None: nothing is known yet."""
     token_seconds_by_batch: tuple[tuple[int, float], ...] = ()
     """(batch size, the same there), ascending; empty: not known by batch size."""
 
@@ -41,9 +41,7 @@ class Drafting:
         if seconds is None or not 0.0 <= seconds < math.inf:
             return None
         note = None if seconds else _hidden(method)
-        return DraftCost(
-            seconds_per_token=seconds, by_batch=self.token_seconds_by_batch, note=note
-        )
+        return DraftCost(seconds_per_token=seconds, by_batch=self.token_seconds_by_batch, note=note)
 
     def why_unknown(self, method: str) -> str:
         """One sentence on why the cost of this method is not known, and what to give."""
