@@ -19,6 +19,7 @@ Then streams of requests, closed loop, are sent to one server at a time, in rand
 point; the others are stopped meanwhile (SIGSTOP), so that no idle probe of ``live`` runs beside
 them. Rounds over all points go on until the time is up, and rows are written as they come. Goodput
 is tokens/s as clients see them, prompts and trials of the controller included; every point counts.
+Rounds in which the server stalled count as well, and are named.
 """
 
 from __future__ import annotations

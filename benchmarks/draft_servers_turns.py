@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks import load, shapes, user_traffic
 from benchmarks.draft_fleet import DRAFTS, EACH_LENGTH, FIXED, LIVE, NONE, Fleet
-from benchmarks.draft_servers_score import FAILED, SERVED
+from benchmarks.draft_servers_score import FAILED, REFUSED, SERVED, stalls
 from benchmarks.server import samples
 from benchmarks.traffic import Load
 from vllm_nfp.start.process import ProcessError
@@ -50,6 +50,8 @@ class Turns:
         """The acceptance that each server's drafts have now."""
         self._tables: dict[float, dict[str, Any] | None] = {}
         """What was recommended; None: no drafts."""
+        self._refused: set[float] = set()
+        """Acceptances for which ``recommend`` answered with an error."""
         self._failed = False
         """The servers of the tables did not start."""
         self._random = random.Random(SEED)
@@ -97,6 +99,8 @@ class Turns:
 
     def _table_state(self, acceptance: float) -> str:
         """What became of what was recommended."""
+        if acceptance in self._refused:
+            return REFUSED
         if not self._tables[acceptance]:
             return NONE
         return FAILED if self._failed else SERVED
@@ -136,8 +140,11 @@ class Turns:
         summary = load.run(self._load(server.url, batch_size, number), WARM_UP_SECONDS).summary()
         row = {
             "gpu": self._fleet.gpu, "policy": policy, "acceptance": acceptance,
-            "batch_size": batch_size, "round": number, **summary,
+            "batch_size": batch_size, "round": number, "at": self._fleet.now, **summary,
         }  # fmt: skip
+        if stalls(row):
+            silent = summary["silent_seconds"]
+            self._fleet.say(f"{policy} at B={batch_size} made no token for {silent:.2f} s")
         if acceptance is not None:
             row["table"] = self._table_state(acceptance)
         with (self._out / "rows.jsonl").open("a", encoding="utf-8") as file:
@@ -178,7 +185,7 @@ class Turns:
     def _asked(
         self, url: str, acceptance: float, before: str | None, after: str
     ) -> dict[str, Any] | None:
-        """What ``recommend`` answers, kept in words and as JSON; None: no drafts pay.
+        """What ``recommend`` answers, kept in words and as JSON; None: no drafts pay, or an error.
 
         Args:
             before: /metrics from when drafts were last accepted otherwise, which the counters
@@ -203,6 +210,9 @@ class Turns:
             path = self._out / f"recommend-{acceptance:g}.{name}"
             path.write_text(done.stdout or done.stderr, encoding="utf-8")
         self._fleet.say(f"recommended in {time.monotonic() - begun:.0f} s for {acceptance:g}")
+        if answers["json"].returncode:
+            self._fleet.say(f"recommend failed: {answers['json'].stderr.strip()}")
+            self._refused.add(acceptance)
         done = answers["config"]
         return json.loads(done.stdout) if done.returncode == 0 else None
 
