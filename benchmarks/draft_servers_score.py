@@ -50,7 +50,7 @@ def points(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     has cut off in its first round is left out, and a table that was not served has no score.
     """
     rows = list(rows)
-    every = {row["policy"] for row in rows if row["policy"].startswith("fixed:")}
+    every = {row["policy"] for row in rows if row["policy"] not in (NONE, TABLE)}
     tables = {(row["gpu"], row["acceptance"]): row.get(TABLE, NONE) for row in rows}
     rates: dict[Place, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     stalled = _stalled(rows)
@@ -64,17 +64,18 @@ def points(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for (gpu, acceptance, batch_size), by_policy in rates.items():
         medians = {policy: statistics.median(values) for policy, values in by_policy.items()}
-        medians[NONE] = statistics.median(plain[gpu, batch_size])
+        if plain[gpu, batch_size]:
+            medians[NONE] = statistics.median(plain[gpu, batch_size])
         fixed = {p: rate for p, rate in medians.items() if p.startswith("fixed:")}
         table = tables[gpu, acceptance]
-        if not {*every, LIVE, *([TABLE] if table == SERVED else [])} <= medians.keys():
+        if not {*every, *([TABLE] if table == SERVED else [])} <= medians.keys():
             continue
-        if table == NONE:
+        if table == NONE and NONE in medians:
             medians.setdefault(TABLE, medians[NONE])
         best = max(fixed, key=lambda policy: fixed[policy])
         found.append({
             "gpu": gpu, "acceptance": acceptance, "batch_size": batch_size,
-            "best": best, "best_rate": fixed[best], "rounds": len(by_policy[LIVE]),
+            "best": best, "best_rate": fixed[best], "rounds": len(by_policy[best]),
             STALLED: {**stalled[gpu, None, batch_size], **stalled[gpu, acceptance, batch_size]},
             **{
                 policy: medians[policy] / fixed[best]
@@ -136,11 +137,11 @@ def print_scores(folders: Sequence[Path]) -> None:
         found = points(read_rows(folder))
         fixed = sorted({key for one in found for key in one if key.startswith("fixed:")})
         table = Table(title=f"{folder.name}: goodput over that of the best fixed length")
-        for name in ("a", "B", "rounds", "best", "tok/s", NONE, *CHOSEN, *fixed):
+        for name in ("a", "B", "rounds", "best", "tok/s", NONE, *CHOSEN, *map(_short, fixed)):
             table.add_column(name, justify="right")
         for one in found:
             table.add_row(
-                f"{one['acceptance']:g}", str(one["batch_size"]), str(one["rounds"]), one["best"],
+                f"{one['acceptance']:g}", str(one["batch_size"]), str(one["rounds"]), _short(one["best"]),
                 f"{one['best_rate']:.0f}",
                 *(f"{one[p]:.3f}" if p in one else "-" for p in (NONE, *CHOSEN, *fixed)),
             )  # fmt: skip
@@ -154,3 +155,8 @@ def print_scores(folders: Sequence[Path]) -> None:
                 )
         if found:
             console.print_json(data=summary(found))
+
+
+def _short(policy: str) -> str:
+    """A fixed length's name in a narrow table."""
+    return policy.replace("fixed:", "K=")

@@ -16,8 +16,9 @@ import itertools
 
 from benchmarks.draft_fleet import EACH_LENGTH, FIXED, MAX_NUM_SEQS
 from benchmarks.draft_servers import GpuPlan, read_plan
+from benchmarks.draft_servers_rates import counted_rates
 from benchmarks.draft_servers_score import points, summary
-from benchmarks.draft_servers_turns import Turns, counted_rates
+from benchmarks.draft_servers_turns import Turns
 from vllm_nfp.start.process import ProcessError
 
 
@@ -167,3 +168,25 @@ def test_an_error_of_recommend_is_not_taken_for_advice_against_drafts(
     turns._tables[0.7] = turns._asked("http://x", 0.7, None, "")
     assert turns._table_state(0.7) == ("refused" if code else "none")
     assert ("recommend failed: Error: --draft-cost is needed" in told) == bool(code)
+
+
+def test_fixed_lengths_alone_start_and_measure_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+    measured: list[str] = []
+    fleet = SimpleNamespace(
+        start=started.extend, speculation=lambda *_: [], left=99.0,
+        run=lambda name: None, set_length=lambda *_: None,
+    )  # fmt: skip
+    monkeypatch.setattr(Turns, "_measure", lambda self, name, policy, *_: measured.append(policy))
+    turns = Turns(fleet, (0.7,), (4,), tmp_path, alone=True)  # type: ignore[arg-type]
+    turns.begin()
+    turns.recommend()
+    turns._return_to(0.7)
+    turns._point(0.7, 4, 0)
+    assert started == ["drafts"]
+    assert sorted(measured) == [f"fixed:{k}" for k in FIXED]
+    (found,) = points([row("fixed:1", 80.0), row("fixed:3", 100.0), row("fixed:3", 90.0)])
+    assert (found["best"], found["rounds"], found["fixed:1"]) == ("fixed:3", 2, 80.0 / 95.0)
+    assert summary([found]) == {}
