@@ -141,8 +141,8 @@ def print_scores(folders: Sequence[Path]) -> None:
             table.add_column(name, justify="right")
         for one in found:
             table.add_row(
-                f"{one['acceptance']:g}", str(one["batch_size"]), str(one["rounds"]), _short(one["best"]),
-                f"{one['best_rate']:.0f}",
+                f"{one['acceptance']:g}", str(one["batch_size"]), str(one["rounds"]),
+                _short(one["best"]), f"{one['best_rate']:.0f}",
                 *(f"{one[p]:.3f}" if p in one else "-" for p in (NONE, *CHOSEN, *fixed)),
             )  # fmt: skip
         console.print(table)

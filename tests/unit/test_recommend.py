@@ -427,6 +427,17 @@ def test_drafts_that_the_host_hides_cost_nothing(served: Any) -> None:
     assert max(row["draft_length"] for row in values["rows"]) > 0
     free = json.loads(run(URL, "--draft-method", "eagle", "--draft-cost", "0", "--json").stdout)
     assert values["rows"] == free["rows"]
+    assert not any("real steps" in text for text in values["warnings"])
+    of = 'engine="0",batch_size="1",context="1024",positions="4"'
+    real = f"vllm_nfp_steps_total{{{of}}} 100\nvllm_nfp_step_period_seconds{{{of}}} 0.0042\n"
+    served(metrics() + told + real)
+    values = json.loads(run(URL, "--draft-method", "eagle", "--json").stdout)
+    assert any(
+        "real steps with K=3 at B=1 L=1024 take 4.2 ms, of which 1.84 ms" in text
+        for text in values["warnings"]
+    )
+    paid = json.loads(run(URL, "--draft-method", "eagle", "--draft-cost", "7e-4", "--json").stdout)
+    assert not any("real steps" in text for text in paid["warnings"]), "drafts explain them"
 
 
 def drafting(method: str, seconds: float | None) -> str:
