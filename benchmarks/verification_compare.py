@@ -3,7 +3,7 @@
     CUDA_VISIBLE_DEVICES=0 python -m benchmarks.verification_compare --shape qwen3-8b \\
         --traces benchmarks/results/2026-11-28-draft-traces/traces.npz --within 540 --out DIR
 
-The same loads for each server, which alone goes on meanwhile: without speculation (``none``), with
+The same loads for each server, while the others are stopped: without speculation (``none``), with
 a fixed draft length (``fixed``: one server, whose table of draft lengths is rewritten between
 loads), with vLLM's adaptive verification and its own cost tables (``vllm``), and with those of this
 project (``measured``: ``--nfp-probe --nfp-verification-costs``, as a user would). Two servers start
@@ -153,7 +153,7 @@ def spec_of(contender: str, settings: Settings) -> Spec:
 
 
 def compare_one(start: Start, settings: Settings, record: Record, until: float) -> None:
-    """One server that goes on alone, and as many whole passes as fit before ``until``."""
+    """One server, while others are stopped, and as many whole passes as fit before ``until``."""
     contender, server = start.contender, start.server
     if server is None:
         raise ProcessError(start.failed)

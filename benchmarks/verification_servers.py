@@ -3,7 +3,7 @@
 A server's start takes longer than its loads, and the memory of one GPU holds two servers with
 their KV caches. So all start at once. Those of later pairs wait, stopped (SIGSTOP), once their
 engine begins: it has imported all it needs by then, and holds no memory of the GPU yet. While loads
-run, one server alone goes on.
+run, all but one are stopped.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Start:
     server: Server | None
     """It answers, and is stopped (SIGSTOP); None: it failed."""
     seconds: float
-    """In which it could go on, until it answered."""
+    """In which it was not stopped, until it answered."""
     failed: str = ""
 
 
