@@ -77,9 +77,14 @@ class Fleet:
         """Seconds left."""
         return self._ends - time.monotonic()
 
+    @property
+    def now(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._begun
+
     def say(self, text: str) -> None:
         """Print with the time since the start."""
-        print(f"[gpu {self.gpu}, {time.monotonic() - self._begun:4.0f} s] {text}", flush=True)
+        print(f"[gpu {self.gpu}, {self.now:4.0f} s] {text}", flush=True)
 
     def start(self, flags: Mapping[str, Sequence[str]], spared_seconds: float = 0.0) -> None:
         """Start servers side by side, wait until all answer, and stop them all.

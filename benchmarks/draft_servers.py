@@ -19,6 +19,7 @@ Then streams of requests, closed loop, are sent to one server at a time, in rand
 point; the others are stopped meanwhile (SIGSTOP), so that no idle probe of ``live`` runs beside
 them. Rounds over all points go on until the time is up, and rows are written as they come. Goodput
 is tokens/s as clients see them, prompts and trials of the controller included; every point counts.
+Rounds in which the server stalled count as well, and are named.
 """
 
 from __future__ import annotations
@@ -74,12 +75,12 @@ def read_plan(text: str) -> GpuPlan:
     return found
 
 
-def run_gpu(plan: GpuPlan, shape: Shape, out: Path, ends: float) -> None:
+def run_gpu(plan: GpuPlan, shape: Shape, out: Path, ends: float, alone: bool) -> None:
     """Start one GPU's servers and measure them until the time is up."""
     end_servers_on_sigterm()
     out.mkdir(parents=True, exist_ok=True)
     with Fleet(plan.index, shape, out, ends - END_SECONDS) as fleet:
-        turns = Turns(fleet, plan.acceptances, plan.batch_sizes, out)
+        turns = Turns(fleet, plan.acceptances, plan.batch_sizes, out, alone)
         turns.begin()
         turns.recommend()
         turns.measure()
@@ -91,6 +92,7 @@ def run_gpu(plan: GpuPlan, shape: Shape, out: Path, ends: float) -> None:
 @click.option("--kv-gib", type=float, default=4.8, show_default=True, help="Of each server.")
 @click.option("--gpu", "gpus", multiple=True, help="INDEX:ACCEPTANCES:BATCH_SIZES; repeat it.")
 @click.option("--within", type=float, default=550.0, show_default=True, help="Seconds, in all.")
+@click.option("--alone", is_flag=True, help="Fixed lengths alone, without other servers.")
 @click.option("--tiny", is_flag=True, help="A tiny model and n-grams, to try it on a CPU.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--score", "scored", type=click.Path(exists=True, path_type=Path), multiple=True)
@@ -100,6 +102,7 @@ def main(
     kv_gib: float,
     gpus: Sequence[str],
     within: float,
+    alone: bool,
     tiny: bool,
     out: Path | None,
     scored: Sequence[Path],
@@ -115,13 +118,13 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     about = {
         "environment": environment.record(), "shape": shape, "layers": layers, "tiny": tiny,
-        "gpus": gpus, "probe": {}, "within": within,
+        "alone": alone, "gpus": gpus, "probe": {}, "within": within,
     }  # fmt: skip
     write_whole(out / "about.json", json.dumps(about, indent=1))
     served = Shape("tiny" if tiny else shape, 2 if tiny else layers, kv_gib, tiny)
     workers = [
         multiprocessing.get_context("spawn").Process(
-            target=run_gpu, args=(plan, served, out / f"gpu-{plan.index}", ends)
+            target=run_gpu, args=(plan, served, out / f"gpu-{plan.index}", ends, alone)
         )
         for plan in plans
     ]

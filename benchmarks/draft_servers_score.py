@@ -21,10 +21,16 @@ from benchmarks.draft_fleet import LIVE, NONE
 
 Place: TypeAlias = tuple[str, float, int]
 """(GPU, acceptance, batch size)."""
-TABLE, SERVED, FAILED = "table", "served", "failed"
+TABLE, SERVED, FAILED, REFUSED = "table", "served", "failed", "refused"
 """A policy, which is also the field of a row that says what became of the recommended table: it was
-served, its server failed, or there was none (NONE)."""
+served, its server failed, ``recommend`` answered with an error, or no drafts pay (NONE)."""
 CHOSEN = (TABLE, LIVE)
+SILENT_SECONDS = 0.2
+"""A round stalled if no request had a token for so long. On an H200 99 of 100 intervals of 8 tokens
+of one request were below 0.22 s at 128 streams and K = 8, and far shorter elsewhere; rounds that
+stalled had gaps of 0.2 to 2.2 s (docs/draft-results.md)."""
+STALLED = "stalled"
+"""Field of a point: by policy, its rounds that stalled. They count in all rates."""
 WITHIN = (0.02, 0.05)
 
 
@@ -41,12 +47,13 @@ def points(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One for each GPU, acceptance and batch size, with rates over the best fixed length's.
 
     Where no table was recommended, no speculation stands for it. A point that the end of the time
-    has cut off in its first round is left out, and a table whose server failed has no score.
+    has cut off in its first round is left out, and a table that was not served has no score.
     """
     rows = list(rows)
-    every = {row["policy"] for row in rows if row["policy"].startswith("fixed:")}
+    every = {row["policy"] for row in rows if row["policy"] not in (NONE, TABLE)}
     tables = {(row["gpu"], row["acceptance"]): row.get(TABLE, NONE) for row in rows}
     rates: dict[Place, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    stalled = _stalled(rows)
     plain: dict[tuple[str, int], list[float]] = defaultdict(list)
     for row in rows:
         if row["policy"] == NONE:
@@ -57,17 +64,19 @@ def points(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for (gpu, acceptance, batch_size), by_policy in rates.items():
         medians = {policy: statistics.median(values) for policy, values in by_policy.items()}
-        medians[NONE] = statistics.median(plain[gpu, batch_size])
+        if plain[gpu, batch_size]:
+            medians[NONE] = statistics.median(plain[gpu, batch_size])
         fixed = {p: rate for p, rate in medians.items() if p.startswith("fixed:")}
         table = tables[gpu, acceptance]
-        if not {*every, LIVE, *([TABLE] if table == SERVED else [])} <= medians.keys():
+        if not {*every, *([TABLE] if table == SERVED else [])} <= medians.keys():
             continue
-        if table == NONE:
+        if table == NONE and NONE in medians:
             medians.setdefault(TABLE, medians[NONE])
         best = max(fixed, key=lambda policy: fixed[policy])
         found.append({
             "gpu": gpu, "acceptance": acceptance, "batch_size": batch_size,
-            "best": best, "best_rate": fixed[best], "rounds": len(by_policy[LIVE]),
+            "best": best, "best_rate": fixed[best], "rounds": len(by_policy[best]),
+            STALLED: {**stalled[gpu, None, batch_size], **stalled[gpu, acceptance, batch_size]},
             **{
                 policy: medians[policy] / fixed[best]
                 for policy in (NONE, *CHOSEN, *fixed) if policy in medians
@@ -76,8 +85,34 @@ def points(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return sorted(found, key=lambda one: (one["acceptance"], one["batch_size"]))
 
 
+def stalls(row: Mapping[str, Any]) -> bool:
+    """Whether a round stalled; one of before 2026-11-28 tells it only if it made no token."""
+    return bool(row.get("silent_seconds", 0.0) >= SILENT_SECONDS or row["tokens_per_second"] == 0)
+
+
+def _stalled(
+    rows: Iterable[Mapping[str, Any]],
+) -> dict[tuple[str, float | None, int], dict[str, int]]:
+    """Rounds that stalled, by place and policy."""
+    found: dict[tuple[str, float | None, int], dict[str, int]] = defaultdict(dict)
+    for row in rows:
+        if stalls(row):
+            at = found[row["gpu"], row["acceptance"], row["batch_size"]]
+            at[row["policy"]] = at.get(row["policy"], 0) + 1
+    return found
+
+
 def summary(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """How the table and the controller fare over all points at which they were measured."""
+    """How the table and the controller fare over all points at which they were measured.
+
+    And again over those points alone at which no round of any policy stalled.
+    """
+    scores = _scores(found)
+    steady = [one for one in found if not one[STALLED]]
+    return scores if len(steady) == len(found) else {**scores, "without_stalls": _scores(steady)}
+
+
+def _scores(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     each = {policy: [one for one in found if policy in one] for policy in (NONE, *CHOSEN)}
     return {policy: _summary(scored, policy) for policy, scored in each.items() if scored}
 
@@ -102,14 +137,26 @@ def print_scores(folders: Sequence[Path]) -> None:
         found = points(read_rows(folder))
         fixed = sorted({key for one in found for key in one if key.startswith("fixed:")})
         table = Table(title=f"{folder.name}: goodput over that of the best fixed length")
-        for name in ("a", "B", "rounds", "best", "tok/s", NONE, *CHOSEN, *fixed):
+        for name in ("a", "B", "rounds", "best", "tok/s", NONE, *CHOSEN, *map(_short, fixed)):
             table.add_column(name, justify="right")
         for one in found:
             table.add_row(
-                f"{one['acceptance']:g}", str(one["batch_size"]), str(one["rounds"]), one["best"],
-                f"{one['best_rate']:.0f}",
+                f"{one['acceptance']:g}", str(one["batch_size"]), str(one["rounds"]),
+                _short(one["best"]), f"{one['best_rate']:.0f}",
                 *(f"{one[p]:.3f}" if p in one else "-" for p in (NONE, *CHOSEN, *fixed)),
             )  # fmt: skip
         console.print(table)
+        for one in found:
+            if one[STALLED]:
+                console.print(
+                    f"a={one['acceptance']:g} B={one['batch_size']}: rounds without a token for "
+                    f"{SILENT_SECONDS:g} s and more: "
+                    + ", ".join(f"{n} of {policy}" for policy, n in sorted(one[STALLED].items()))
+                )
         if found:
             console.print_json(data=summary(found))
+
+
+def _short(policy: str) -> str:
+    """A fixed length's name in a narrow table."""
+    return policy.replace("fixed:", "K=")

@@ -7,15 +7,15 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks import load, shapes, user_traffic
 from benchmarks.draft_fleet import DRAFTS, EACH_LENGTH, FIXED, LIVE, NONE, Fleet
-from benchmarks.draft_servers_score import FAILED, SERVED
-from benchmarks.server import samples
+from benchmarks.draft_servers_rates import counted_rates
+from benchmarks.draft_servers_score import FAILED, REFUSED, SERVED, stalls
 from benchmarks.traffic import Load
 from vllm_nfp.start.process import ProcessError
 
@@ -27,8 +27,6 @@ TINY_SCALE = 0.03
 PROMPT_TOKENS, OUTPUT_TOKENS = 256, 512
 WINDOW_SECONDS, WARM_UP_SECONDS = 2.2, 0.8
 SEED = 17
-ACCEPTED = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
-DRAFTED = "vllm:spec_decode_num_drafts_total"
 
 
 class Turns:
@@ -39,17 +37,25 @@ class Turns:
         acceptances: of synthetic drafts, the first one first.
         batch_sizes: streams, in the order of the rounds.
         out: takes ``rows.jsonl``, and what was recommended.
+        alone: measure fixed lengths alone, on a server that has the GPU for itself.
     """
 
     def __init__(
-        self, fleet: Fleet, acceptances: Sequence[float], batch_sizes: Sequence[int], out: Path
+        self,
+        fleet: Fleet,
+        acceptances: Sequence[float],
+        batch_sizes: Sequence[int],
+        out: Path,
+        alone: bool = False,
     ) -> None:
-        self._fleet, self._out = fleet, out
+        self._fleet, self._out, self._alone = fleet, out, alone
         self._acceptances, self._sizes = tuple(acceptances), tuple(batch_sizes)
         self._at: dict[str, float] = {}
         """The acceptance that each server's drafts have now."""
         self._tables: dict[float, dict[str, Any] | None] = {}
         """What was recommended; None: no drafts."""
+        self._refused: set[float] = set()
+        """Acceptances for which ``recommend`` answered with an error."""
         self._failed = False
         """The servers of the tables did not start."""
         self._random = random.Random(SEED)
@@ -58,6 +64,11 @@ class Turns:
         """Start the servers that need no recommendation, and measure no speculation."""
         fleet, first = self._fleet, self._acceptances[0]
         each = {"num_speculative_tokens_per_batch_size": EACH_LENGTH}
+        if self._alone:
+            self._tables = dict.fromkeys(self._acceptances)
+            self._at = {DRAFTS: first}
+            fleet.start({DRAFTS: fleet.speculation(first, each)})
+            return
         fleet.start({
             NONE: [],
             DRAFTS: fleet.speculation(first, each),
@@ -70,6 +81,8 @@ class Turns:
 
     def recommend(self) -> None:
         """After a minute of traffic at each acceptance, ask the live server; start its tables."""
+        if self._alone:
+            return
         for number, acceptance in enumerate(self._acceptances):
             server = self._fleet.run(LIVE)
             self._accept(LIVE, acceptance)
@@ -97,6 +110,8 @@ class Turns:
 
     def _table_state(self, acceptance: float) -> str:
         """What became of what was recommended."""
+        if acceptance in self._refused:
+            return REFUSED
         if not self._tables[acceptance]:
             return NONE
         return FAILED if self._failed else SERVED
@@ -113,7 +128,7 @@ class Turns:
 
     def _point(self, acceptance: float, batch_size: int, number: int) -> None:
         """Every policy at one point, in random order."""
-        policies = [*(f"fixed:{k}" for k in FIXED), LIVE]
+        policies = [f"fixed:{k}" for k in FIXED] + [LIVE] * (not self._alone)
         if self._table_state(acceptance) == SERVED:
             policies.append(_table(acceptance))
         for policy in self._random.sample(policies, len(policies)):
@@ -136,8 +151,11 @@ class Turns:
         summary = load.run(self._load(server.url, batch_size, number), WARM_UP_SECONDS).summary()
         row = {
             "gpu": self._fleet.gpu, "policy": policy, "acceptance": acceptance,
-            "batch_size": batch_size, "round": number, **summary,
+            "batch_size": batch_size, "round": number, "at": self._fleet.now, **summary,
         }  # fmt: skip
+        if stalls(row):
+            silent = summary["silent_seconds"]
+            self._fleet.say(f"{policy} at B={batch_size} made no token for {silent:.2f} s")
         if acceptance is not None:
             row["table"] = self._table_state(acceptance)
         with (self._out / "rows.jsonl").open("a", encoding="utf-8") as file:
@@ -154,7 +172,7 @@ class Turns:
 
     def _return_to(self, acceptance: float) -> None:
         """Let the live server learn an acceptance that changed while others were measured."""
-        if self._at[LIVE] != acceptance:
+        if not self._alone and self._at[LIVE] != acceptance:
             self._fleet.run(LIVE)
             self._accept(LIVE, acceptance)
             self._traffic(AGAIN_SCALE)
@@ -178,7 +196,7 @@ class Turns:
     def _asked(
         self, url: str, acceptance: float, before: str | None, after: str
     ) -> dict[str, Any] | None:
-        """What ``recommend`` answers, kept in words and as JSON; None: no drafts pay.
+        """What ``recommend`` answers, kept in words and as JSON; None: no drafts pay, or an error.
 
         Args:
             before: /metrics from when drafts were last accepted otherwise, which the counters
@@ -203,24 +221,11 @@ class Turns:
             path = self._out / f"recommend-{acceptance:g}.{name}"
             path.write_text(done.stdout or done.stderr, encoding="utf-8")
         self._fleet.say(f"recommended in {time.monotonic() - begun:.0f} s for {acceptance:g}")
+        if answers["json"].returncode:
+            self._fleet.say(f"recommend failed: {answers['json'].stderr.strip()}")
+            self._refused.add(acceptance)
         done = answers["config"]
         return json.loads(done.stdout) if done.returncode == 0 else None
-
-
-def counted_rates(before: str, after: str) -> list[float]:
-    """Fraction of drafts whose first, second, ... token was accepted between two /metrics."""
-
-    def of(text: str) -> tuple[float, Mapping[int, float]]:
-        drafts = sum(value for _, value in samples(text, DRAFTED))
-        return drafts, {int(labels["position"]): v for labels, v in samples(text, ACCEPTED)}
-
-    (drafts, accepted), (drafts_after, accepted_after) = of(before), of(after)
-    made = drafts_after - drafts
-    found = [
-        min(1.0, (accepted_after[place] - accepted.get(place, 0.0)) / made)
-        for place in sorted(accepted_after)
-    ]
-    return [min(found[: place + 1]) for place in range(len(found))]
 
 
 def _table(acceptance: float) -> str:

@@ -55,6 +55,8 @@ class Result:
     """Microseconds between two successive events of one request, both inside the window."""
     ttft_seconds: tuple[float, ...]
     """Time to the first token, of requests sent inside the window."""
+    silent_seconds: float
+    """The longest time within the window in which no request had a token."""
 
     def summary(self) -> dict[str, float | int | bool | None]:
         """Rates and percentiles; times in milliseconds, None where nothing was seen."""
@@ -75,6 +77,7 @@ class Result:
             "itl_p999_ms": _percentile(itl_ms, 99.9),
             "ttft_count": len(self.ttft_seconds),
             "ttft_p50_ms": _percentile(ttft_ms, 50),
+            "silent_seconds": self.silent_seconds,
             "all_decoding": self.window.all_decoding,
             "client_cpu_share": self.window.client_cpu_share,
             "client_lag_p99_ms": _percentile(np.array(self.window.client_lag_ms), 99),
@@ -98,7 +101,14 @@ def measure(traces: list[Trace], window: Window) -> Result:
         if trace.arrivals and window.holds(trace.sent):
             ttfts.append(trace.arrivals[0] - trace.sent)
     itl_us = np.rint(np.array(gaps, dtype=np.float64) * 1e6).astype(np.uint32)
-    return Result(window, tokens, merged, ended, itl_us, tuple(ttfts))
+    return Result(window, tokens, merged, ended, itl_us, tuple(ttfts), _silence(traces, window))
+
+
+def _silence(traces: list[Trace], window: Window) -> float:
+    """The longest time in the window without a token of any request, its ends included."""
+    inside = (moment for trace in traces for moment in trace.arrivals if window.holds(moment))
+    moments = [window.begin, *sorted(inside), window.end]
+    return max(later - earlier for earlier, later in itertools.pairwise(moments))
 
 
 def _percentile(values: NDArray[np.float64], share: float) -> float | None:

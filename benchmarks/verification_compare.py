@@ -3,10 +3,11 @@
     CUDA_VISIBLE_DEVICES=0 python -m benchmarks.verification_compare --shape qwen3-8b \\
         --traces benchmarks/results/2026-11-28-draft-traces/traces.npz --within 540 --out DIR
 
-One server after the other, each with the same loads: without speculation (``none``), with a fixed
-draft length (``fixed``: one server, whose table of draft lengths is rewritten between loads), with
-vLLM's adaptive verification and its own cost tables (``vllm``), and with those of this project
-(``measured``: ``--nfp-probe --nfp-verification-costs``, as a user would). Weights are dummy ones.
+The same loads for each server, while the others are stopped: without speculation (``none``), with
+a fixed draft length (``fixed``: one server, whose table of draft lengths is rewritten between
+loads), with vLLM's adaptive verification and its own cost tables (``vllm``), and with those of this
+project (``measured``: ``--nfp-probe --nfp-verification-costs``, as a user would). Two servers start
+side by side (:mod:`benchmarks.verification_servers`). Weights are dummy ones.
 Recorded drafts of a trained head take the place of theirs (:mod:`benchmarks.verification_replay`),
 the same for all. ``--tabulate`` prints what is in ``--out``.
 """
@@ -28,7 +29,7 @@ from benchmarks.load import LoadError
 from benchmarks.server import Spec, end_servers_on_sigterm, samples
 from benchmarks.switched_server import Remote
 from benchmarks.traces import read_traces
-from benchmarks.verification_load import fill, measure
+from benchmarks.verification_load import Point, fill, measure
 from benchmarks.verification_plan import (
     CONTENDERS,
     FIXED,
@@ -41,13 +42,16 @@ from benchmarks.verification_plan import (
     flags_of,
     points,
 )
+from benchmarks.verification_servers import Pairs, Start
 from benchmarks.verification_table import table
 from vllm_nfp.start.ports import free_port
 from vllm_nfp.start.process import ProcessError
 from vllm_nfp.start.server import Server
 
-START_SECONDS = 75.0
-"""Of a server, until one was seen to start."""
+PAIR_SECONDS = 230.0
+"""Of a later pair, its start and one pass each, which no further pass of an earlier one takes."""
+MARGIN = 0.05
+"""Of the 56 loads of 2026-11-28 (H200, Qwen3-8B, 24 layers) this leaves 23 out, and no best one."""
 COUNTERS = (
     "vllm:spec_decode_num_drafts_total",
     "vllm:spec_decode_num_draft_tokens_total",
@@ -108,75 +112,86 @@ def counters(metrics: str) -> dict[str, float]:
     return found
 
 
-def passes(contender: str, server: Server, model: str, settings: Settings) -> Iterator[Any]:
-    """Loads without end, with the name under which each counts: a pass has each of them once."""
+def one_pass(
+    contender: str, number: int, server: Server, model: str, settings: Settings
+) -> Iterator[dict[str, Any]]:
+    """Each load once, with the name under which it counts; of ``fixed`` with each length.
+
+    A length is left out at a load where the length before it was already worse than the best by
+    MARGIN: tokens of a step grow ever less with its drafts, and its time does not.
+    """
     remote, vocabulary = Remote(server.url), shapes.vocab_size(settings.shape)
     lengths: tuple[int | None, ...] = FIXED if contender == "fixed" else (None,)
-    number = 0
-    while True:
-        for length in lengths:
-            if length is not None:
-                remote.call("bench_draft_length", str(length))
-            for point in points():
-                before = counters(server.metrics())
-                speed = measure(server.url, model, vocabulary, point)
-                after = counters(server.metrics())
-                yield {
-                    "contender": contender if length is None else f"{contender}-{length}",
-                    "pass": number, "context": point.context, "requests": point.requests,
-                    **dataclasses.asdict(speed),
-                    "counted": {name: after[name] - before.get(name, 0.0) for name in after},
-                }  # fmt: skip
-        number += 1
+    speeds: dict[Point, list[float]] = {point: [] for point in points()}
+    for length in lengths:
+        if length is not None:
+            remote.call("bench_draft_length", str(length))
+        for point, so_far in speeds.items():
+            if len(so_far) > 1 and so_far[-1] < (1.0 - MARGIN) * max(so_far):
+                continue
+            before = counters(server.metrics())
+            speed = measure(server.url, model, vocabulary, point)
+            after = counters(server.metrics())
+            so_far.append(speed.tokens_per_second)
+            yield {
+                "contender": contender if length is None else f"{contender}-{length}",
+                "pass": number, "context": point.context, "requests": point.requests,
+                **dataclasses.asdict(speed),
+                "counted": {name: after[name] - before.get(name, 0.0) for name in after},
+            }  # fmt: skip
 
 
-def compare_one(contender: str, settings: Settings, record: Record, until: float) -> float:
-    """One server, and as many whole passes as fit before ``until``; seconds of its start."""
+def spec_of(contender: str, settings: Settings) -> Spec:
+    """Of a contender's server."""
     model = shapes.shared_model(settings.shape, settings.layers)
     head = shapes.shared_draft_head(settings.shape, "eagle3", settings.layers)
-    flags = flags_of(contender, settings.shape, settings.layers, head)
-    spec = Spec(
-        model, settings.out / f"server-{settings.shape}-{contender}.log", free_port(), flags,
+    return Spec(
+        model, settings.out / f"server-{settings.shape}-{contender}.log", free_port(),
+        flags_of(contender, settings.shape, settings.layers, head),
         extra={"VLLM_SERVER_DEV_MODE": "1"},
     )  # fmt: skip
-    began = time.monotonic()
-    with spec.start() as server:
-        server.wait_until_healthy(settings.started + settings.within - began)
-        start_seconds = time.monotonic() - began
-        asked = {
-            "traces": str(settings.traces.resolve()), "streams": STREAMS, "places": STREAM_PLACES,
-            "vocabulary": shapes.vocab_size(settings.shape),
-        }  # fmt: skip
-        answer = Remote(server.url).call("bench_replay", json.dumps(asked))[0]
-        shown = flags_of(contender, settings.shape, settings.layers, Path("HEAD"))
-        record.servers[contender] = {"flags": shown, "start_seconds": start_seconds, **answer}
-        vocabulary = shapes.vocab_size(settings.shape)
-        prompts = [LONG] * MOST_LONG + [SHORT] * (STREAMS - MOST_LONG)
-        fill(server.url, str(model), vocabulary, prompts)
-        if answer["adaptive"]:
-            measure(server.url, str(model), vocabulary, WARM_UP)
-        _measure_passes(contender, server, str(model), settings, record, until)
-        record.servers[contender]["after"] = environment.gpu_state()
-        record.write()
-    return start_seconds
+
+
+def compare_one(start: Start, settings: Settings, record: Record, until: float) -> None:
+    """One server, while others are stopped, and as many whole passes as fit before ``until``."""
+    contender, server = start.contender, start.server
+    if server is None:
+        raise ProcessError(start.failed)
+    server.child.resume()
+    model = str(shapes.shared_model(settings.shape, settings.layers))
+    vocabulary = shapes.vocab_size(settings.shape)
+    asked = {
+        "traces": str(settings.traces.resolve()), "streams": STREAMS, "places": STREAM_PLACES,
+        "vocabulary": vocabulary,
+    }  # fmt: skip
+    answer = Remote(server.url).call("bench_replay", json.dumps(asked))[0]
+    shown = flags_of(contender, settings.shape, settings.layers, Path("HEAD"))
+    record.servers[contender] = {"flags": shown, "start_seconds": start.seconds, **answer}
+    fill(server.url, model, vocabulary, [LONG] * MOST_LONG + [SHORT] * (STREAMS - MOST_LONG))
+    if answer["adaptive"]:
+        measure(server.url, model, vocabulary, WARM_UP)
+    _measure_passes(contender, server, model, settings, record, until)
+    record.servers[contender]["after"] = environment.gpu_state()
+    record.write()
 
 
 def _measure_passes(
     contender: str, server: Server, model: str, settings: Settings, record: Record, until: float
 ) -> None:
     """One pass, as far as there is time at all; further ones that fit before ``until``."""
-    each = len(points()) * (len(FIXED) if contender == "fixed" else 1)
     last, began = settings.started + settings.within, time.monotonic()
-    for number, row in enumerate(passes(contender, server, model, settings), start=1):
-        record.add(row)
-        now = time.monotonic()
-        longest = (now - began) / number
-        if now + 2 * longest > last:
-            return
-        if number % each == 0:
-            say(f"{contender}: {number // each} passes, {now - settings.started:.0f} s")
-            if number // each == settings.passes or now + each * longest > until:
+    for number in range(settings.passes):
+        before = time.monotonic()
+        for rows, row in enumerate(one_pass(contender, number, server, model, settings), start=1):
+            record.add(row)
+            now = time.monotonic()
+            if now + 2 * (now - before) / rows > last:
+                say(f"{contender}: cut off, {now - settings.started:.0f} s")
                 return
+        now = time.monotonic()
+        say(f"{contender}: {number + 1} passes, {now - settings.started:.0f} s")
+        if now + (now - began) / (number + 1) > until:
+            return
 
 
 def say(text: str) -> None:
@@ -186,20 +201,21 @@ def say(text: str) -> None:
 
 def run(settings: Settings, contenders: tuple[str, ...]) -> None:
     """All contenders, as long as there is time."""
-    record, start_seconds = Record(settings), START_SECONDS
-    last = settings.started + settings.within
-    for place, contender in enumerate(contenders):
-        now, left = time.monotonic(), len(contenders) - place
-        if now + start_seconds + START_SECONDS / 2 > last:
-            say(f"{contender}: left out, {last - now:.0f} s are left")
-            continue
-        until = now + (last - now) / left
-        try:
-            start_seconds = compare_one(contender, settings, record, until)
-        except (LoadError, ProcessError, OSError) as error:  # the others are worth their time
-            say(f"{contender}: {error}")
-            record.servers.setdefault(contender, {})["failed"] = str(error)
-            record.write()
+    record, last = Record(settings), settings.started + settings.within
+    with Pairs({name: spec_of(name, settings) for name in contenders}, say) as servers:
+        for place, pair in enumerate(servers.pairs):
+            starts = servers.answering(pair, last)
+            further = PAIR_SECONDS * (len(servers.pairs) - place - 1)
+            for number, start in enumerate(starts):
+                now = time.monotonic()
+                until = now + (last - now - further) / (len(pair) - number)
+                try:
+                    compare_one(start, settings, record, until)
+                except (LoadError, ProcessError, OSError) as error:  # the others are worth it
+                    say(f"{start.contender}: {error}")
+                    record.servers.setdefault(start.contender, {})["failed"] = str(error)
+                    record.write()
+                servers.end(start.contender)
 
 
 @click.command()

@@ -147,12 +147,14 @@ def test_only_what_lies_in_the_window_counts() -> None:
     assert (result.tokens, result.merged_events, result.requests_ended) == (4, 1, 1)
     assert result.itl_us.tolist() == [250_000]
     assert result.ttft_seconds == (0.25,)
+    assert result.silent_seconds == 0.5
     assert result.summary()["tokens_per_second"] == 4.0
 
 
 def test_empty_window_has_no_percentiles() -> None:
     summary = load_result.measure([load_result.Trace(0.0)], load_result.Window(1.0, 2.0)).summary()
     assert summary["tokens"] == 0
+    assert summary["silent_seconds"] == 1.0
     assert summary["itl_p99_ms"] is None
     assert summary["ttft_p50_ms"] is None
     json.dumps(summary)

@@ -16,8 +16,9 @@ import itertools
 
 from benchmarks.draft_fleet import EACH_LENGTH, FIXED, MAX_NUM_SEQS
 from benchmarks.draft_servers import GpuPlan, read_plan
+from benchmarks.draft_servers_rates import counted_rates
 from benchmarks.draft_servers_score import points, summary
-from benchmarks.draft_servers_turns import Turns, counted_rates
+from benchmarks.draft_servers_turns import Turns
 from vllm_nfp.start.process import ProcessError
 
 
@@ -73,6 +74,26 @@ def test_every_point_is_scored_by_the_medians_of_its_rounds() -> None:
     assert found["live"]["worst_over_none"] == pytest.approx(0.6)
 
 
+def test_rounds_that_stalled_count_and_are_named() -> None:
+    rates = {"fixed:1": 80.0, "fixed:3": 100.0, "live": 97.0, "table": 99.0}
+    rows = [{**row("none", 50.0, None), "silent_seconds": 0.02}]
+    rows += [{**row(policy, rate, 0.7), "silent_seconds": 0.1} for policy, rate in rates.items()]
+    (steady,) = points(rows)
+    assert steady["stalled"] == {} and "without_stalls" not in summary([steady])
+    rows += [{**row(policy, rate, 0.5), "silent_seconds": 0.1} for policy, rate in rates.items()]
+    rows += [
+        {**row("live", 1.0, 0.5, 1), "silent_seconds": 1.9},
+        {**row("live", 0.0, 0.5, 2), "silent_seconds": 2.2},
+    ]
+    stalled, _ = points(rows)
+    assert stalled["stalled"] == {"live": 2}
+    assert stalled["live"] == pytest.approx(0.01), "the median counts them"
+    found = summary([stalled, steady])
+    assert found["live"]["worst"] == pytest.approx(0.01)
+    assert found["without_stalls"]["live"]["worst"] == pytest.approx(0.97)
+    assert found["without_stalls"]["live"]["points"] == 1
+
+
 def test_a_point_that_was_cut_off_is_left_out_and_a_failed_table_has_no_score() -> None:
     rates = {"fixed:1": 80.0, "fixed:3": 100.0, "live": 97.0}
 
@@ -87,6 +108,7 @@ def test_a_point_that_was_cut_off_is_left_out_and_a_failed_table_has_no_score() 
     assert [one["acceptance"] for one in found] == [0.3, 0.5, 0.9]
     assert [one.get("table") for one in found] == [0.5, pytest.approx(0.99), None]
     assert summary(found)["table"]["points"] == 2 and summary(found)["live"]["points"] == 3
+    assert "table" not in points([plain, *point("refused", 0.9)])[0], "an error is no advice"
     (_, *whole) = point("none", 0.3)
     assert points([plain, *served, *whole])[0]["acceptance"] == 0.5, "a fixed length is missing"
     assert "table" not in summary(points([plain, *failed]))
@@ -128,3 +150,43 @@ def test_a_run_goes_on_without_a_table_that_does_not_start(
     turns._point(0.7, 1, 0)
     assert set(measured) == {"drafts", "live"}
     assert turns._table_state(0.7) == "failed"
+
+
+@pytest.mark.parametrize("code", [0, 2])
+def test_an_error_of_recommend_is_not_taken_for_advice_against_drafts(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    def answer(command: list[str], **_: object) -> SimpleNamespace:
+        config = "--speculative-config" in command  # which fails too where no drafts pay
+        text = "Error: --draft-cost is needed"
+        return SimpleNamespace(stdout="", stderr=text, returncode=2 if config else code)
+
+    monkeypatch.setattr("benchmarks.draft_servers_turns.subprocess.run", answer)
+    turns = Turns(SimpleNamespace(head=None, say=told.append), (0.7,), (1,), tmp_path)  # type: ignore[arg-type]
+    turns._tables[0.7] = turns._asked("http://x", 0.7, None, "")
+    assert turns._table_state(0.7) == ("refused" if code else "none")
+    assert ("recommend failed: Error: --draft-cost is needed" in told) == bool(code)
+
+
+def test_fixed_lengths_alone_start_and_measure_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+    measured: list[str] = []
+    fleet = SimpleNamespace(
+        start=started.extend, speculation=lambda *_: [], left=99.0,
+        run=lambda name: None, set_length=lambda *_: None,
+    )  # fmt: skip
+    monkeypatch.setattr(Turns, "_measure", lambda self, name, policy, *_: measured.append(policy))
+    turns = Turns(fleet, (0.7,), (4,), tmp_path, alone=True)  # type: ignore[arg-type]
+    turns.begin()
+    turns.recommend()
+    turns._return_to(0.7)
+    turns._point(0.7, 4, 0)
+    assert started == ["drafts"]
+    assert sorted(measured) == [f"fixed:{k}" for k in FIXED]
+    (found,) = points([row("fixed:1", 80.0), row("fixed:3", 100.0), row("fixed:3", 90.0)])
+    assert (found["best"], found["rounds"], found["fixed:1"]) == ("fixed:3", 2, 80.0 / 95.0)
+    assert summary([found]) == {}

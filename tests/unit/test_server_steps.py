@@ -6,7 +6,17 @@ from collections.abc import Sequence
 
 import pytest
 
-from vllm_nfp.draft.server_steps import beyond_device, drafted_fraction, host_seconds
+from vllm_nfp.draft.acceptance import constant
+from vllm_nfp.draft.cautions import unexplained
+from vllm_nfp.draft.curve import StepCurve
+from vllm_nfp.draft.demand import Demand, DraftCost
+from vllm_nfp.draft.server_steps import (
+    RealStep,
+    beyond_device,
+    drafted_fraction,
+    host_seconds,
+    real_steps,
+)
 
 Samples = dict[str, list[tuple[dict[str, str], float]]]
 ENGINE = {"engine": "0"}
@@ -70,3 +80,34 @@ def test_steps_with_a_draft_are_told_from_those_without() -> None:
     assert drafted_fraction(metrics([])) == pytest.approx(0.3)
     assert drafted_fraction(metrics([], steps=25.0)) == 1.0
     assert drafted_fraction({}) is None
+
+
+def test_real_steps_are_known_if_enough_were_run() -> None:
+    found = metrics([(ONE, 0.0021), (THREE, 0.0043)])
+    found["vllm_nfp_steps_total"] = [(ONE, 64.0), (THREE, 63.0)]
+    assert real_steps(found) == (RealStep(1, 256, 5, 64.0, 0.0021),)
+    assert real_steps({}) == ()
+
+
+CURVE = StepCurve(1, 256, 0.002, ((1, 1.0), (5, 1.1), (9, 1.2)))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "cost", "host", "warned"),
+    [
+        (0.0026, DraftCost(), 0.0, False),  # 2.2 ms of verification, times 1.18
+        (0.0042, DraftCost(), 0.0, True),
+        (0.0042, DraftCost(seconds_per_token=0.0004), 0.0, False),  # 1.6 ms of drafts
+        (0.0042, DraftCost(), 0.0015, False),
+    ],
+)
+def test_steps_that_nothing_explains_are_warned_of(
+    seconds: float, cost: DraftCost, host: float, warned: bool
+) -> None:
+    demand = Demand(constant(0.7), cost, host_seconds=host)
+    steps = (RealStep(1, 256, 5, 100.0, seconds), RealStep(3, 256, 5, 100.0, 1.0))
+    told = unexplained(steps, (CURVE,), demand)
+    assert len(told) == warned, "where nothing was probed nothing is known"
+    if warned:
+        assert told[0].startswith("real steps with K=4 at B=1 L=256 take 4.2 ms, of which 2.2 ms")
+    assert unexplained((RealStep(1, 256, 1, 100.0, 1.0),), (CURVE,), demand) == ()

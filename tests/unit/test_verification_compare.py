@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from benchmarks import (
     verification_compare,
     verification_load,
     verification_plan,
+    verification_servers,
     verification_table,
 )
 from benchmarks.load_result import Trace
@@ -28,6 +30,7 @@ from benchmarks.traces import AnswerTrace, write_traces
 from benchmarks.verification_load import Point, speed
 from benchmarks.verification_replay import Replay, install
 from benchmarks.verification_streams import CHUNK, FIRST_TOKEN, Streams, make_streams, prompt_of
+from vllm_nfp.start.ports import free_port
 
 RECORDED = [
     AnswerTrace("chat", np.full((75, 3), 1.0, np.float32), np.full(75, 1)),
@@ -247,8 +250,8 @@ def test_the_comparison_runs_from_start_to_end(
             return [{"adaptive": len(told) > 5}]
 
     monkeypatch.setattr(verification_compare, "Remote", Remote)
-    monkeypatch.setattr(verification_compare, "START_SECONDS", 1.0)
     monkeypatch.setattr(verification_compare, "WARM_UP", Point("warm-up", (8,), 2))
+    monkeypatch.setattr(verification_compare, "MARGIN", 1.0)
     monkeypatch.setattr(verification_compare, "points", lambda: [Point("1k", (8, 8), 16)])
     monkeypatch.setattr(verification_load, "BEGIN", 4)
     write_traces(tmp_path / "traces.npz", RECORDED, {"commit": "abc"})
@@ -269,3 +272,77 @@ def test_the_comparison_runs_from_start_to_end(
     lengths = [asked[1] for asked in told if asked[0] == "bench_draft_length"]
     assert lengths == ["1", "3", "5", "7"] * 2
     assert "| 1k | 2 |" in capsys.readouterr().out
+
+
+def test_a_length_beyond_one_that_lost_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = Point("1k", (8,), 16), Point("8k", (8,), 16)
+    speeds = {one: [100.0, 96.0, 94.0], two: [100.0, 120.0, 119.0, 90.0]}
+    left = {point: iter(found) for point, found in speeds.items()}
+
+    def measured(url: str, model: str, vocabulary: int, point: Point) -> verification_load.Speed:
+        return verification_load.Speed(next(left[point]), 1.0, True)
+
+    held: list[str] = []
+    remote = SimpleNamespace(call=lambda *asked: held.append(asked[1]))
+    monkeypatch.setattr(verification_compare, "Remote", lambda url: remote)
+    monkeypatch.setattr(verification_compare, "measure", measured)
+    monkeypatch.setattr(verification_compare, "points", lambda: [one, two])
+    settings = SimpleNamespace(shape="tiny")
+    answers = SimpleNamespace(url="http://x", metrics=lambda: "")
+    rows = [*verification_compare.one_pass("fixed", 0, answers, "m", settings)]  # type: ignore[arg-type]
+    found = {p.context: [r["tokens_per_second"] for r in rows if r["context"] == p.context]
+             for p in speeds}  # fmt: skip
+    assert found == {point.context: of for point, of in speeds.items()}
+    assert held == ["1", "3", "5", "7"]
+
+
+ENGINE = """
+import runpy, sys, time
+print("Initializing a V1 LLM engine", flush=True)
+time.sleep(0.4)
+print("weights", flush=True)
+if "broken" in sys.argv: raise SystemExit("no memory")
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
+
+
+def test_a_later_pair_waits_before_it_takes_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = str(Path(__file__).with_name("fake_server.py"))
+
+    def command(spec: server.Spec) -> list[str]:
+        run = "import sys; sys.argv = [sys.argv[1], *sys.argv[2:]]" + ENGINE
+        run = run.replace("sys.argv[1], run_name", repr(fake) + ", run_name")
+        return [sys.executable, "-c", run, "x", str(spec.port), "False", *spec.flags]
+
+    monkeypatch.setattr(server.Spec, "command", command)
+    flags = {"fixed": (), "vllm": ("broken",), "measured": (), "none": ()}
+    specs = {
+        name: server.Spec(Path("m"), tmp_path / f"{name}.log", free_port(), of)
+        for name, of in flags.items()
+    }
+    told: list[str] = []
+
+    def state(name: str) -> str:
+        pid = servers._servers[name].child.pid
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+    def weights(name: str) -> bool:
+        return "weights" in (tmp_path / f"{name}.log").read_text()
+
+    with verification_servers.Pairs(specs, told.append) as servers:
+        assert servers.pairs == [["fixed", "vllm"], ["measured", "none"]]
+        fixed, broken = servers.answering(servers.pairs[0], time.monotonic() + 30)
+        assert fixed.server is not None and fixed.seconds > 0.4
+        assert broken.server is None and "no memory" in broken.failed
+        time.sleep(0.6)
+        assert [state(name) for name in ("fixed", "measured", "none")] == ["T"] * 3
+        assert not weights("measured") and not weights("none")
+        for name in servers.pairs[0]:
+            servers.end(name)
+        later = servers.answering(servers.pairs[1], time.monotonic() + 30)
+        assert [start.contender for start in later] == ["measured", "none"]
+        assert all(start.server is not None for start in later)
+        assert state("measured") == "T", "its idle probe must not run beside a load"
+    assert len(told) == 3

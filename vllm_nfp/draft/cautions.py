@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vllm_nfp.draft.curve import StepCurve
 from vllm_nfp.draft.demand import Demand
 from vllm_nfp.draft.rows import ScheduleRow
+from vllm_nfp.draft.server_steps import RealStep
 
 LONG_FOR_A_CONSTANT = 8
 """Draft length from which a constant acceptance is warned of. No public figure of acceptance by
@@ -13,6 +15,9 @@ position (:mod:`vllm_nfp.draft.typical`) stays constant over so many."""
 WORTH_A_TABLE = 0.02
 """Gain from which another table for one context is named: what is still called good elsewhere
 (docs/draft-lengths.md) is within this of the best."""
+LONGER = 1.25
+"""Period of a real step over what is charged for it, from which it is warned of. Of 125 steps with
+n-grams 121 took up to 1.05 times as long as probed, two more up to 1.13 (docs/draft-results.md)."""
 NOISY = 0.4
 """Width of a gain's 95 % interval, as a fraction of the gain, from which it is warned of."""
 
@@ -72,6 +77,35 @@ def elsewhere(rows: Sequence[ScheduleRow]) -> tuple[str, ...]:
         f"B={size_range(worst.batch_size_first, worst.batch_size_last)} alone "
         f"K={worst.alone_draft_length} would give {more:+.0%}; if your traffic is there, add "
         f"--contexts {worst.context}",
+    )
+
+
+def unexplained(
+    steps: Sequence[RealStep], curves: Sequence[StepCurve], demand: Demand
+) -> tuple[str, ...]:
+    """Real steps that take clearly longer than verification, drafts and host time that are charged.
+
+    The rest may be the host's or the drafter's, and nothing tells how much of it a server without
+    speculation has too.
+    """
+    by_cell = {(curve.batch_size, curve.context): curve for curve in curves}
+    found = []
+    for step in steps:
+        curve = by_cell.get((step.batch_size, step.context))
+        if curve is None or not 1 < step.positions <= curve.largest:
+            continue
+        whole = curve.ratio(step.positions) + demand.cost.ratio(step.positions - 1, curve)
+        charged = curve.seconds_at_one * whole + demand.host_seconds
+        if step.period_seconds > LONGER * charged:
+            found.append((step.period_seconds / charged, charged, step))
+    if not found:
+        return ()
+    _, charged, step = max(found, key=lambda one: one[0])
+    return (
+        f"real steps with K={step.positions - 1} at B={step.batch_size} L={step.context} take "
+        f"{step.period_seconds * 1e3:.3g} ms, of which {charged * 1e3:.3g} ms are explained: the "
+        f"host or the drafter takes the rest, so gains over no speculation may be much smaller "
+        f"than shown",
     )
 
 

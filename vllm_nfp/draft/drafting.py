@@ -16,8 +16,8 @@ class Drafting:
     methods: frozenset[str] = frozenset()
     """In vLLM's words; several where its engines differ."""
     token_seconds: float | None = None
-    """Time of one more drafted token, the median over batch sizes; 0: none could be measured; None:
-    nothing is known yet."""
+    """Time of one more drafted token, the median over batch sizes; 0: no step got longer by it;
+    None: nothing is known yet."""
     token_seconds_by_batch: tuple[tuple[int, float], ...] = ()
     """(batch size, the same there), ascending; empty: not known by batch size."""
 
@@ -30,15 +30,18 @@ class Drafting:
         """What drafts by this method cost on the server; None: not known.
 
         ``recommend`` and vllm_nfp_recommended_draft_length share this rule: a lookup is free, and a
-        drafted token of another method costs what draft control has measured for it.
+        drafted token of another method costs what draft control has measured for it. That is 0
+        where longer drafts made no step longer: the host's time hides them on a server whose GPU
+        waits for the host, as 12 layers of an 8B model do on an H200 (docs/draft-results.md).
         """
         if method in LOOKUPS:
             return FREE
         known = method in DRAFT_METHODS and self.methods <= {method}
         seconds = self.token_seconds if known else None
-        if seconds is None or not 0.0 < seconds < math.inf:
+        if seconds is None or not 0.0 <= seconds < math.inf:
             return None
-        return DraftCost(seconds_per_token=seconds, by_batch=self.token_seconds_by_batch)
+        note = None if seconds else _hidden(method)
+        return DraftCost(seconds_per_token=seconds, by_batch=self.token_seconds_by_batch, note=note)
 
     def why_unknown(self, method: str) -> str:
         """One sentence on why the cost of this method is not known, and what to give."""
@@ -47,17 +50,20 @@ class Drafting:
                 f"draft_method is needed: the server drafts with {method!r:.60}, whose cost is not "
                 f"known: give the closest of {', '.join(DRAFT_METHODS)}, and --draft-cost"
             )
-        if self.methods <= {method} and self.token_seconds == 0.0:
-            return (
-                f"draft_cost is needed: the server measured 0 s for a drafted token, which is "
-                f"impossible with {method}: give the seconds of a draft step, or --draft-share"
-            )
         return (
             f"draft_cost is needed for {method}: give the seconds of a draft step, or "
             f"--draft-share as a fraction of a step without drafts (an EAGLE or MTP step runs "
             f"about one of the model's layers and the LM head), or use a server with "
             f"--nfp-draft-control that has tried two draft lengths"
         )
+
+
+def _hidden(method: str) -> str:
+    return (
+        f"each drafted token takes no time with {method}: longer drafts made the server's steps no "
+        f"longer, as where the host limits them; if K is too long at large batches, give "
+        f"--draft-cost"
+    )
 
 
 UNKNOWN = Drafting()

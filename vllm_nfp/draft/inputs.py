@@ -20,7 +20,7 @@ from vllm_nfp.draft.curve import StepCurve
 from vllm_nfp.draft.drafting import UNKNOWN, Drafting
 from vllm_nfp.draft.methods import LOOKUPS
 from vllm_nfp.draft.server_drafts import live_acceptance, live_drafting, running_length
-from vllm_nfp.draft.server_steps import drafted_fraction, host_seconds
+from vllm_nfp.draft.server_steps import RealStep, drafted_fraction, host_seconds, real_steps
 from vllm_nfp.draft.sources import Source, SourceError
 from vllm_nfp.results.profile import Profile, load_profile
 
@@ -49,6 +49,8 @@ class Inputs:
     """What the server's real steps take beyond their work on the device; 0: not known."""
     drafted_fraction: float | None = None
     """Fraction of the server's steps that had a draft; None: not known."""
+    real_steps: tuple[RealStep, ...] = ()
+    """Kinds of steps that the server has run."""
 
 
 def read_inputs(
@@ -88,10 +90,13 @@ def read_inputs(
 
         warnings += hints(source, draft_method)
         found = predicted_drafting(source, found, draft_model)
-    of_server: tuple[int | None, float, float | None] = (None, 0.0, None)
+    of_server: tuple[int | None, float, float | None, tuple[RealStep, ...]]
+    of_server = None, 0.0, None, ()
     if is_url(times):
         live = metrics[-1]
-        of_server = running_length(live), host_seconds(live), drafted_fraction(live)
+        of_server = (
+            running_length(live), host_seconds(live), drafted_fraction(live), real_steps(live),
+        )  # fmt: skip
     if acceptance is not None:
         given = acceptance_of(acceptance)
         return Inputs(source, given, found, tuple(warnings), *of_server)

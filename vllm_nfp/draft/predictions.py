@@ -94,8 +94,8 @@ class PredictedDrafting(Drafting):
         """
         found, host = self.found, self.found.host_time
         measured = None if method in LOOKUPS else Drafting.cost(self, method)
-        if measured is not None:
-            return measured
+        if measured is not None and measured.seconds_per_token:
+            return measured  # a 0 that the host hides says nothing of another server
         if method in LOOKUPS:
             note = (
                 f"{method} lookup costs no GPU time; a step of an engine that speculates takes at "

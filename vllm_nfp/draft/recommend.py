@@ -7,7 +7,7 @@ from dataclasses import replace
 from numbers import Integral, Real
 
 from vllm_nfp.crossing import MOST_EPSILON
-from vllm_nfp.draft import advice
+from vllm_nfp.draft import advice, cautions
 from vllm_nfp.draft.curve import LARGEST_BATCH_SIZE, StepCurve
 from vllm_nfp.draft.demand import (
     DEFAULT_SLACK,
@@ -135,6 +135,7 @@ def recommend(
         assumptions=advice.assumptions(given.source, demand, method, parallel_drafting),
         warnings=(
             *given.warnings,
+            *cautions.unexplained(given.real_steps, curves, demand),
             *advice.warnings(given.source, demand, schedule, method, served_by, parallel_drafting),
         ),
         live=live,

@@ -143,7 +143,7 @@ def live_drafting(samples: Samples, engine: str | None = None) -> Drafting:
 def _by_batch(told: Iterable[tuple[Mapping[str, str], float]]) -> tuple[tuple[int, float], ...]:
     """(batch size, seconds of a drafted token), ascending, the median over engines.
 
-    A cost of 0 is a difference that was lost in noise: no batch size drafts for free.
+    A cost of 0 is left out, so that the nearest batch size with another speaks for it.
     """
     found: dict[int, list[float]] = {}
     for labels, value in told:

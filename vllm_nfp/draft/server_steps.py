@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vllm_nfp.draft.server_drafts import DRAFTS
+from vllm_nfp.results.scrape import count
 
 if TYPE_CHECKING:
     from vllm_nfp.results.scrape import Samples
@@ -46,6 +48,33 @@ def host_seconds(samples: Samples, engine: str | None = None) -> float:
         for kind, period in of(PERIOD_SECONDS).items()
         if kind in counts and kind in device
     )
+
+
+@dataclass(frozen=True, slots=True)
+class RealStep:
+    """A kind of decode step that a server has run."""
+
+    batch_size: int
+    context: int
+    positions: int
+    steps: float
+    """How many, since the server started."""
+    period_seconds: float
+    """Median time from the begin of one to that of the next: drafting and the host included."""
+
+
+def real_steps(samples: Samples) -> tuple[RealStep, ...]:
+    """The kinds of steps of which enough were run that their period is known."""
+    counts = {_kind(labels): value for labels, value in samples.get(STEPS, ())}
+    found = []
+    for labels, period in samples.get(PERIOD_SECONDS, ()):
+        steps = counts.get(_kind(labels), 0.0)
+        if steps >= LEAST_STEPS:
+            size, context, positions = (
+                count(labels[name]) for name in ("batch_size", "context", "positions")
+            )
+            found.append(RealStep(size, context, positions, steps, period))
+    return tuple(found)
 
 
 def drafted_fraction(samples: Samples) -> float | None:
