@@ -173,6 +173,7 @@ class Fleet:
         ]  # fmt: skip
         if self.shape.tiny:
             common += ["--enforce-eager", "--no-async-scheduling"]
+            common += ["--distributed-executor-backend", "uni"]  # the scheduler beside its worker
         else:  # vLLM asks for this share of the GPU to be free, beside the servers that are there
             common += ["--gpu-memory-utilization", "0.05"]
         if name != NONE:
