@@ -68,7 +68,7 @@ def points(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
             medians[NONE] = statistics.median(plain[gpu, batch_size])
         fixed = {p: rate for p, rate in medians.items() if p.startswith("fixed:")}
         table = tables[gpu, acceptance]
-        if not {*every, *([TABLE] if table == SERVED else [])} <= medians.keys():
+        if not fixed or not {*every, *([TABLE] if table == SERVED else [])} <= medians.keys():
             continue
         if table == NONE and NONE in medians:
             medians.setdefault(TABLE, medians[NONE])

@@ -190,3 +190,4 @@ def test_fixed_lengths_alone_start_and_measure_nothing_else(
     (found,) = points([row("fixed:1", 80.0), row("fixed:3", 100.0), row("fixed:3", 90.0)])
     assert (found["best"], found["rounds"], found["fixed:1"]) == ("fixed:3", 2, 80.0 / 95.0)
     assert summary([found]) == {}
+    assert points([row("live", 80.0)]) == [], "cut off before any fixed length"
