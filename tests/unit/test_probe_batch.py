@@ -18,7 +18,7 @@ GROUP = AttentionGroup(builder=None, layer_names=("a", "b"), block_tokens=16, nu
 def test_blocks_are_scattered_distinct_and_never_the_null_block() -> None:
     reader = BlockReader(GROUP, CPU, seed=3)
     table = torch.full((6, 40), 7, dtype=torch.int32)
-    reader.fill(table, 4, 100)  # 7 blocks each
+    read = reader.fill(table, 4, 100)  # 7 blocks each
     assert table[4:].count_nonzero() == 0, "rows of an earlier shape are left"
     table = table[:4]
     used = table[:, :7].flatten().tolist()
@@ -26,17 +26,14 @@ def test_blocks_are_scattered_distinct_and_never_the_null_block() -> None:
     assert all(0 < block < 100 for block in used)
     assert used != sorted(used)
     assert table[:, 7:].count_nonzero() == 0
-    assert reader.blocks(4, 100).tolist() == table[:, :7].tolist()
+    assert read.blocks.tolist() == table[:, :7].tolist()
 
 
 def test_a_cell_larger_than_the_cache_is_refused() -> None:
     reader, table = BlockReader(GROUP, CPU, seed=0), torch.zeros((11, 40), dtype=torch.int32)
     reader.fill(table, 11, 16 * 9)
-    for refused in (reader.blocks, lambda b, tokens: reader.fill(table, b, tokens)):
-        with pytest.raises(
-            CellDoesNotFitError, match="need 100 distinct KV blocks, the cache has 99"
-        ):
-            refused(10, 16 * 10)
+    with pytest.raises(CellDoesNotFitError, match="need 100 distinct KV blocks, the cache has 99"):
+        reader.fill(table, 10, 16 * 10)
 
 
 def test_the_pool_gives_live_tokens_once_it_has_them() -> None:
