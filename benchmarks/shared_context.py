@@ -29,6 +29,7 @@ import numpy as np
 from benchmarks import environment
 from vllm_nfp.env_var import ENV_VAR
 from vllm_nfp.files import write_whole
+from vllm_nfp.principle.counted_routing import uniform_active
 
 LAYERS, EXPERTS, CHOSEN, VOCABULARY = 48, 64, 4, 8192
 CONTEXT, POSITIONS, SEQUENCES = 256, 16, 16
@@ -93,11 +94,6 @@ class Counts:
             }
             for (kind, sequences, positions), layers in sorted(self._found.items())
         ]  # fmt: skip
-
-
-def uniform(tokens: int) -> float:
-    """Distinct experts of independent tokens."""
-    return EXPERTS * (1.0 - (1.0 - CHOSEN / EXPERTS) ** tokens)
 
 
 def watch_probes(counts: Counts) -> None:
@@ -175,9 +171,10 @@ def main(out: Path) -> None:
         serve(llm, counts)
     rows = counts.rows()
     for row in rows:
+        independent = uniform_active(EXPERTS, CHOSEN, row["sequences"] * row["positions"])
         click.echo(
             f"{row['kind']:6} {row['sequences']:3} x {row['positions']:2}: {row['experts']:5} "
-            f"(independent {uniform(row['sequences'] * row['positions']):.1f}), "
+            f"(independent {independent:.1f}), "
             f"{row['steps']} steps"
         )
     held = {"environment": environment.record(), "model": CONFIG, "rows": rows}
