@@ -30,7 +30,7 @@ from vllm_nfp.surface.drift import (
 from vllm_nfp.surface.noise import USUAL_NOISE
 from vllm_nfp.surface.parts import FloatArray, Part
 from vllm_nfp.surface.prior import Prior, PriorCell
-from vllm_nfp.surface.whole_step import whole_step, without_content
+from vllm_nfp.surface.whole_step import both_steps
 from vllm_nfp.types import Module, PairResult, Shape
 
 sys.path.insert(0, str(ROOT))
@@ -67,7 +67,7 @@ def neighbour(prior: Prior) -> Prior:
 def scaled(cell: PriorCell, part: Part, factors: FloatArray) -> PriorCell:
     seconds = cell.seconds.copy()
     seconds[part] *= factors
-    step, bare = whole_step(seconds), without_content(seconds)
+    step, bare = both_steps(seconds)
     return replace(cell, seconds=seconds, step=step, bare=bare)
 
 

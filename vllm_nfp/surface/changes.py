@@ -72,7 +72,8 @@ class Changes:
         """Whether the earlier pairs were in doubt, and this one agrees with all other shapes."""
         if shape not in posterior.doubted:
             return False
-        mean, variance = posterior.log_ratio(shape, self._pool.compares(shape, True))
+        content = self._pool.has_content(Module.MODEL, shape)
+        mean, variance = posterior.log_ratio(shape, content)
         from_all = math.copysign(1.0, log_ratio - before.center) * (log_ratio - mean)
         return from_all <= CONTRADICTS * math.hypot(variance**0.5, before.deviation)
 

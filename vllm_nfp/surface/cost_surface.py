@@ -98,7 +98,7 @@ class CostSurface:
         change, content = None, result.written or not self._pool.routed
         if result.waited:
             del many[Module.MODEL]
-        elif self._pool.compares(shape, content):
+        elif self._pool.has_content(Module.MODEL, shape) is content:
             noise, log_ratio = self._noises[True], math.log(steps[0] / steps[1])
             change = self._changes.pair(shape, log_ratio, noise, self._posterior, now)
         self._pool.add_pair(shape, many, one, now, result.many.execution == "full", content)

@@ -185,7 +185,7 @@ class Pool:
         give_way()
         seen = zip(self._ratios.items(), spread, deviations, strict=True)
         ratios = tuple(
-            _ratio(module, shape, one, variance, deviation, self._has_content(module, shape))
+            _ratio(module, shape, one, variance, deviation, self.has_content(module, shape))
             for ((module, shape), one), variance, deviation in in_pieces(seen, AT_A_TIME)
         )
         step = noise.STEP_DEVIATION_WITH_EXPERTS if self.routed else noise.STEP_DEVIATION
@@ -229,19 +229,12 @@ class Pool:
         }
 
     def _baseline(self, module: Module, base: Shape, seen: Seen, variance: float) -> Baseline:
-        content, cell = self._has_content(module, base), (base.batch_size, base.context)
+        content, cell = self.has_content(module, base), (base.batch_size, base.context)
         return Baseline(module, *cell, seen.center, variance, content)
 
-    def _has_content(self, module: Module, shape: Shape) -> bool:
+    def has_content(self, module: Module, shape: Shape) -> bool:
+        """Whether the KV blocks that a shape's runs read had content, or it does not matter."""
         return module is not Module.MODEL or shape not in self._bare
-
-    def compares(self, shape: Shape, content: bool) -> bool:
-        """Whether one more pair can be compared with those of the same shape.
-
-        Args:
-            content: of the KV blocks that it read.
-        """
-        return (shape in self._bare) is not content
 
     def ran_without_graph(self, shape: Shape) -> bool:
         """Whether a pair of this shape had no CUDA graph."""

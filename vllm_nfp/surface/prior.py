@@ -22,7 +22,7 @@ from vllm_nfp.principle.serving import Serving
 from vllm_nfp.principle.shape import ModelShape
 from vllm_nfp.principle.step import Step
 from vllm_nfp.surface.parts import PART_OF, FloatArray, IntArray, Part
-from vllm_nfp.surface.whole_step import WholeStep, whole_step, without_content
+from vllm_nfp.surface.whole_step import WholeStep, both_steps
 from vllm_nfp.types import Module
 
 LAUNCH_SECONDS_PER_LAYER, LAUNCH_SECONDS_PER_MOE_LAYER = 8e-4, 1.6e-3
@@ -113,7 +113,7 @@ def with_launch(prior: Prior, log_factor: float, deviation: float) -> Prior:
         known = prior(batch_size, context)
         seconds = known.seconds.copy()
         seconds[Part.LAUNCH] *= np.exp(log_factor)
-        step, bare = whole_step(seconds, deviation), without_content(seconds, deviation)
+        step, bare = both_steps(seconds, deviation)
         return replace(known, seconds=seconds, step=step, bare=bare)
 
     return cell
@@ -173,8 +173,8 @@ def _cell(
     padded = np.array([size or t for size, t in zip(held, tokens, strict=True)], dtype=np.int64)
     if capture_sizes:
         seconds[Part.LAUNCH] = np.where(in_graph, 0.0, launch_seconds)
-    step, bare = whole_step(seconds), without_content(seconds)
-    return PriorCell(batch_size, context, seconds, tokens, padded, in_graph, step, bare)
+    steps = both_steps(seconds)
+    return PriorCell(batch_size, context, seconds, tokens, padded, in_graph, *steps)
 
 
 def generic_prior(

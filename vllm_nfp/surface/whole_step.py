@@ -68,6 +68,15 @@ def without_content(seconds: FloatArray, launch_deviation: float = LAUNCH_DEVIAT
     return found
 
 
+def both_steps(
+    seconds: FloatArray, launch_deviation: float = LAUNCH_DEVIATION
+) -> tuple[WholeStep, WholeStep]:
+    """:func:`whole_step` and :func:`without_content`, which are one where there are no experts."""
+    step = whole_step(seconds, launch_deviation)
+    has_experts = seconds[Part.MOE_FFN, 0] > 0.0
+    return step, without_content(seconds, launch_deviation) if has_experts else step
+
+
 def _experts(seconds: FloatArray, independence: float) -> FloatArray:
     """log seconds of as many independent positions as N of a sequence count like; shape [n]."""
     log_positions = np.log(np.arange(1.0, len(seconds) + 1.0))
