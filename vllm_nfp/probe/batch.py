@@ -76,7 +76,7 @@ class ProbeBatch:
         self.blocks: tuple[np.ndarray[Any, Any], ...] = ()
         """Numbers of the KV blocks that it is filled with, int32 [batch_size, blocks] by group."""
         self.written = False
-        """Real steps wrote all of them; True where that does not matter."""
+        """Each sequence reads the context of a real one; True where that does not matter."""
 
     def fill(
         self,

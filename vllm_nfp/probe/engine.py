@@ -86,7 +86,7 @@ class ProbeEngine:
         self.tokens = TokenPool(server.vocabulary, kept, view.device, config.seed)
         """What probes run on; the session adds the ids of live prompts."""
         self.written = written_blocks(view, limits.groups)
-        """KV blocks that real steps wrote; the session notes them. None: they do not matter."""
+        """Contexts of real sequences; the session notes them. None: they do not matter."""
         self._runtime = runtime_of(
             view, clock, config, limits, self.tokens, self._ranks, self.states, self.written
         )

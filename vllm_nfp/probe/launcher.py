@@ -42,7 +42,7 @@ class Ticket:
     step: StepMarks
     modules: ModuleMarks
     written: bool
-    """Real steps wrote all KV blocks that it reads; True where that does not matter."""
+    """Each sequence reads the context of a real one; True where that does not matter."""
     proof: Proof | None = None
     """That the run kept the KV cache, where it is the first of its kind."""
 

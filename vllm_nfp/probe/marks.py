@@ -74,7 +74,7 @@ def timing_of(
 
     Args:
         execution: how the step ran.
-        written: real steps wrote all KV blocks that it read, or it does not matter.
+        written: each sequence read the context of a real one, or it does not matter.
     """
     own_cost = clock.seconds(*modules.empty) if modules.empty else 0.0
     # A layer may call a module more than once: its calls add up.

@@ -46,7 +46,7 @@ def runtime_of(
 
     Args:
         states: what layers with a recurrent state work on; None: the model has none.
-        written: KV blocks to read before all others; None: what they hold does not matter.
+        written: contexts of real sequences; None: what KV blocks hold does not matter.
 
     Raises:
         UnknownVllmError: if the runner keeps its buffers elsewhere.

@@ -34,7 +34,7 @@ class Timing:
     """The device may have waited inside the step for its graph to be launched: the step's time then
     holds that wait. Times of modules do not: their marks lie inside a graph."""
     written: bool = True
-    """All KV blocks that it read hold what real steps wrote. True as well where that does not
+    """Each of its sequences read the context of a real one. True as well where that does not
     matter, which is for models without experts."""
 
 
@@ -55,9 +55,9 @@ class PairResult:
 
     @property
     def written(self) -> bool:
-        """The run at many positions read written KV blocks alone, as real steps do.
+        """Each sequence of both runs read the context of a real one, or it does not matter.
 
-        The run at one position need not have: a position alone shares its context with no other.
+        The run at one position reads no more of a context than that at many.
         """
         return self.many.written
 
