@@ -25,13 +25,15 @@ from typing import Any
 
 import click
 
-from benchmarks import environment, shapes, user_traffic
+from benchmarks import environment, load, shapes, user_traffic
 from benchmarks.at_defaults_score import print_scores
 from benchmarks.flag_text import split_flags
 from benchmarks.server import Spec, end_servers_on_sigterm
 from benchmarks.switched_server import Remote
+from benchmarks.traffic import Load
 from vllm_nfp.cli.measure import CAPTURE_SECONDS, DEFAULTS, GRAPH_MEMORY_MIB
 from vllm_nfp.files import write_whole
+from vllm_nfp.principle import shape_from_config
 from vllm_nfp.results.profile import ProfileError, profile_file
 from vllm_nfp.start.ports import free_port
 from vllm_nfp.start.server import Server
@@ -48,6 +50,10 @@ START_SHARE, END_SECONDS = 0.7, 30.0
 """Of a limited time a truth in an engine of its own leaves this share of the server's start for the
 start of that engine (seen: 0.5 to 0.65, with what the server has compiled). Every truth leaves some
 seconds for the end, in which the KV cache is proved untouched and the server stops."""
+CONTENT_TOKENS, CONTENT_SECONDS = 4224, 14.0
+"""Of prompts, one after the other, which leave a context to read for each sequence of the truth up
+to 4096 tokens: some 64 to 128 of them. A longer prompt is read in several steps, and the blocks of
+later ones are not noted."""
 EXTENSION = "benchmarks.truth_extension.TruthServer"
 IN_SERVER, IN_ENGINE = "server", "engine"
 
@@ -58,11 +64,13 @@ def serve(
     vocab_size: int,
     scale: float,
     out: Path,
+    has_experts: bool,
     then: Callable[[Server, float], None],
 ) -> float:
     """Serve at the probe's defaults, send the traffic, and keep what the server says.
 
     Args:
+        has_experts: contexts are written for the truth to read, after the traffic.
         then: called at the end, with the running server and the seconds of its start.
 
     Returns:
@@ -87,8 +95,18 @@ def serve(
             clients[f"phase-{seed + 1}"] = {**asdict(scaled), "client": row["client"]}
             write_whole(out / "clients.json", json.dumps(clients))
         keep_recommendation(server, out)
+        if has_experts:
+            fill_contexts(server, name, vocab_size, scale)
         then(server, started)
     return started
+
+
+def fill_contexts(server: Server, model: str, vocab_size: int, scale: float) -> None:
+    """Send prompts whose contexts the truth reads: without them positions share no experts."""
+    load.run(
+        Load(server.url, model, vocab_size, 1, CONTENT_TOKENS, 1, scale * CONTENT_SECONDS, seed=99),
+        warmup_seconds=0.0,
+    )
 
 
 def keep_metrics(server: Server, moment: str, out: Path) -> None:
@@ -224,7 +242,9 @@ def main(
             about["truth_answer"] = truth_in_server(server, seconds, out)
         write_whole(out / "about.json", json.dumps(about))
 
-    serve(model, split_flags(flags), shapes.vocab_size(shape), scale, out, take_truth)
+    has_experts = shape_from_config(shapes.SHAPES[shape]).num_moe_layers > 0
+    vocab_size = shapes.vocab_size(shape)
+    serve(model, split_flags(flags), vocab_size, scale, out, has_experts, take_truth)
     if truth == IN_ENGINE:
         measure_truth(model, engine_args, about["truth_seconds"], out)
     write_whole(out / "about.json", json.dumps({**about, "after": environment.gpu_state()}))

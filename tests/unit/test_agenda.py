@@ -18,9 +18,9 @@ from vllm_nfp.results.table import plain_table
 from vllm_nfp.schedule.agenda import NO_AGENDA, Agenda
 from vllm_nfp.schedule.counters import Counters
 from vllm_nfp.session import agenda_maker
-from vllm_nfp.session.agenda_maker import MOST, PAIRS_PER_CELL, AgendaMaker, nearest
+from vllm_nfp.session.agenda_maker import MOST, PAIRS_PER_CELL, AgendaMaker, nearest, with_content
 from vllm_nfp.session.publisher import Publisher
-from vllm_nfp.surface import RECORDED, CostSurface
+from vllm_nfp.surface import RECORDED, Concern, CostSurface
 from vllm_nfp.timing import StepTimes
 from vllm_nfp.types import Basis, PairResult, Shape, State
 
@@ -183,6 +183,47 @@ def test_without_probes_nothing_is_chosen() -> None:
     one.process()
     assert one.agenda is NO_AGENDA
     assert one.snapshot().boundaries
+
+
+def test_pairs_read_real_contexts_where_the_cell_at_hand_has_none(results: Results) -> None:
+    """As many sequences at a shorter context, else fewer sequences; nothing where all have it."""
+    table = results.table
+    for written, cell, instead in (
+        ((), (4, 4096), ()),
+        ((2000, 2000), (1, 1024), ()),
+        ((2000,) * 4, (4, 4096), ((4, 1024),)),
+        ((2000, 2000, 300, 300), (4, 1024), ((4, 256),)),
+        ((2000, 2000, 2000), (16, 4096), ((2, 1024),)),
+        (None, (16, 4096), ()),
+    ):
+        assert with_content(table, cell, Counters(written_contexts=written)) == instead
+
+
+def test_such_pairs_are_candidates(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+    maker = AgendaMaker(results._config, results)
+    seen: set[Shape] = set()
+
+    def choose(candidates: Any, *_: Any) -> tuple[Shape, ...]:
+        seen.update(c.shape for c in candidates if c.content)
+        return ()
+
+    monkeypatch.setattr(results.surface, "choose", choose)
+    monkeypatch.setattr(agenda_maker, "drawn_concerns", lambda *_: [Concern(1, 900, 1.0)])
+    maker.make(Counters(written_contexts=(700,)), {})
+    assert {(s.batch_size, s.context) for s in seen} == {(1, 256)}
+
+
+def test_cells_with_real_contexts_are_explored_first(results: Results) -> None:
+    maker = AgendaMaker(results._config, results)
+    findings: Any = SimpleNamespace(pairs=7, boundaries=results.findings.boundaries)
+    unknown = tuple(results.table.probed)
+    counters = Counters(written_contexts=(300, 300))
+    found = {maker._explored(unknown, findings, counters)[0] for _ in range(30)}
+    assert {(s.batch_size, s.context) for s in found} == {(1, 256), (2, 256)}
+    assert (
+        len({maker._explored(unknown, findings, Counters(written_contexts=())) for _ in range(30)})
+        > 4
+    )
 
 
 def test_a_candidate_knows_whether_its_blocks_have_content(results: Results) -> None:

@@ -30,7 +30,6 @@ from vllm_nfp.surface import (
     generic_prior,
     predicted_prior,
     questions,
-    with_launch,
 )
 from vllm_nfp.surface.algebra import MOST_DOUBTED, OUTLIER, inverse_root, solve, times_root
 from vllm_nfp.surface.answers import limits_of
@@ -38,9 +37,11 @@ from vllm_nfp.surface.functionals import covariance, placed
 from vllm_nfp.surface.noise import USUAL_NOISE
 from vllm_nfp.surface.parts import PART_OF, Part
 from vllm_nfp.surface.pool import SHAPES_KEPT
-from vllm_nfp.surface.posterior import Posterior, launch_time
+from vllm_nfp.surface.posterior import Posterior, common_error
+from vllm_nfp.surface.prior import bent
 from vllm_nfp.surface.rows import rows_at
 from vllm_nfp.surface.scale import UNKNOWN, log_evidence
+from vllm_nfp.surface.whole_step import Bend
 from vllm_nfp.types import Basis, Module, Shape
 
 CONFIG = SHAPES["llama-3.1-8b"]
@@ -372,7 +373,7 @@ def test_real_steps_tell_how_t1_grows_with_the_batch(prior: Prior) -> None:
 
 
 def test_measured_launches_replace_the_expected_ones(prior: Prior) -> None:
-    slower = with_launch(prior, math.log(3.0), 0.2)
+    slower = bent(prior, math.log(3.0), Bend(launch_deviation=0.2))
     shapes = [Shape(64, 1024, n) for n in (12, 16, 24)]
     ratios = tuple(
         Ratio(Module.MODEL, s, expected(slower, Module.MODEL, s), 0.05**2, 3) for s in shapes
@@ -381,10 +382,12 @@ def test_measured_launches_replace_the_expected_ones(prior: Prior) -> None:
     told = posterior.book.prior(64, 1024).seconds[Part.LAUNCH]
     log_factor = math.log(told[-1] / prior(64, 1024).seconds[Part.LAUNCH][-1])
     assert 0.5 * math.log(3.0) < log_factor < 1.2 * math.log(3.0)
-    rest, deviation = launch_time(posterior)
+    rest, deviation = common_error(posterior, Part.LAUNCH)
     assert abs(rest) < 0.5 * math.log(3.0) and deviation < 0.5 * RECORDED.launch
     nothing = condition(prior, RECORDED, Observations())
-    assert launch_time(nothing) == (0.0, RECORDED.launch) and nothing.book.prior is prior
+    assert (
+        common_error(nothing, Part.LAUNCH) == (0.0, RECORDED.launch) and nothing.book.prior is prior
+    )
     for n in (2, 12):
         known, moved = (p(64, 1024).log_seconds(Module.MODEL)[n - 1] for p in (prior, slower))
         assert bool(moved > known) is (64 * n > 512)
@@ -392,7 +395,7 @@ def test_measured_launches_replace_the_expected_ones(prior: Prior) -> None:
 
 def test_known_launches_bound_a_step_or_cost_nothing(prior: Prior) -> None:
     """Attention over long contexts takes longer than any launches: leaving the graphs is free."""
-    hidden = with_launch(prior, math.log(0.5), 0.15)(128, 16384)
+    hidden = bent(prior, math.log(0.5), Bend(launch_deviation=0.15))(128, 16384)
     work = np.log(hidden.seconds[: Part.LAUNCH].sum(axis=0))
     assert hidden.log_seconds(Module.MODEL) == pytest.approx(work, abs=1e-3)
     assert not hidden.in_graph[7]

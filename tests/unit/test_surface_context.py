@@ -27,8 +27,9 @@ from vllm_nfp.surface import (
 from vllm_nfp.surface.conditioning import Conditioning
 from vllm_nfp.surface.observations import Observations
 from vllm_nfp.surface.parts import Part
+from vllm_nfp.surface.prior import bent
 from vllm_nfp.surface.rows import rows_at
-from vllm_nfp.surface.whole_step import INDEPENDENCE, whole_step, without_content
+from vllm_nfp.surface.whole_step import INDEPENDENCE, Bend, whole_step, without_content
 from vllm_nfp.types import Basis, Module, PairResult, Shape
 
 CONFIG = SHAPES["qwen3-30b-a3b"]
@@ -70,15 +71,13 @@ def test_a_model_without_experts_does_not_ask_for_content() -> None:
     assert not cell.step.shares[Part.CONTEXT].any()
 
 
-def test_the_share_of_the_context_is_the_derivative_by_independence(
-    prior: Prior, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_share_of_the_context_is_the_derivative_by_independence(prior: Prior) -> None:
     seconds = prior(2, 1024).seconds
     share = whole_step(seconds).shares[Part.CONTEXT]
-    found = []
-    for moved in (INDEPENDENCE - 0.005, INDEPENDENCE + 0.005):
-        monkeypatch.setattr("vllm_nfp.surface.whole_step.INDEPENDENCE", moved)
-        found.append(whole_step(seconds).log_seconds)
+    found = [
+        whole_step(seconds, Bend(independence=INDEPENDENCE + moved)).log_seconds
+        for moved in (-0.005, 0.005)
+    ]
     slope = (found[1] - found[0]) / 0.01
     at = [0, 1, 3, 7, 15, 23]
     assert share[at] == pytest.approx(slope[at], rel=0.1, abs=0.01)
@@ -116,6 +115,42 @@ def test_what_a_pair_without_content_can_tell(surface: CostSurface, prior: Prior
         assert lower < ratio < upper
         assert (found.basis[AT] is Basis.MEASURED) is with_content
     assert widths[0] > 4.0 * widths[1]
+
+
+@pytest.mark.parametrize("independence", [0.35, 1.05])
+def test_a_few_pairs_tell_how_alike_positions_are_everywhere(
+    surface: CostSurface, prior: Prior, independence: float
+) -> None:
+    """Pairs of one sequence, far from the expected g; a batch is predicted on a bent curve."""
+    truth = bent(prior, 0.0, Bend(independence=independence))
+    for positions in (2, 8, 32):
+        surface.add_pair(pair(truth, Shape(1, 1024, positions), 0.0), 1.0)
+    surface.update(1.0)
+    for batch_size in (1, 4, 16):
+        cell = (batch_size, 1024)
+        found = surface.answers([cell], POSITIONS)[Module.MODEL, *cell]
+        told = np.array(POSITIONS) - 1
+        true = np.exp(truth(*cell).log_step - truth(*cell).log_step[0])[told]
+        assert np.abs(np.log(found.ratio / true)).max() < 0.05
+        lower, upper = found.interval
+        assert ((lower <= true) & (true <= upper)).all()
+
+
+def test_what_is_expected_of_positions_stays_without_content(
+    surface: CostSurface, prior: Prior
+) -> None:
+    """No pair on KV blocks without content tells how alike positions of a sequence are."""
+    before = surface.answers([CELL], POSITIONS)[Module.MODEL, *CELL].ratio
+    truth = bent(prior, 0.0, Bend(independence=0.35))
+    for positions in (2, 8, 32):
+        measured = pair(truth, Shape(1, 1024, positions), 0.0)
+        step = math.exp(prior(*CELL).bare.log_seconds[positions - 1])
+        many = replace(measured.many, step_seconds=step)
+        one = replace(measured.one, step_seconds=math.exp(prior(*CELL).bare.log_seconds[0]))
+        surface.add_pair(bare(replace(measured, many=many, one=one)), 1.0)
+    surface.update(1.0)
+    after = surface.answers([CELL], POSITIONS)[Module.MODEL, *CELL].ratio
+    assert after == pytest.approx(before, rel=0.02)
 
 
 def test_content_takes_the_place_of_none_and_is_not_given_up() -> None:

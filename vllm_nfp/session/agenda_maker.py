@@ -35,6 +35,8 @@ ONE_IN = 8
 PAIRS_PER_CELL = 5
 """Pairs for each probed cell, on average, from which on pairs only refresh. A choice, not a fit.
 """
+LEAST_POSITIONS = 2
+"""Of a pair beside one position."""
 STAY_PAIRS = 6
 """Pairs by which a shape with graphs may be ahead of one that still needs them."""
 
@@ -72,7 +74,7 @@ class AgendaMaker:
             return Agenda(lacking[:MOST], missing_pairs=missing)
         unknown = unmeasured(findings, usable)
         give_way()
-        first = self._explored(unknown, findings)
+        first = self._explored(unknown, findings, counters)
         chosen = self._valuable(usable, counters, traffic, MOST - len(first))
         # A shape that is doubted may have been refused since.
         possible = (shape for shape in (*first, *chosen) if shape not in left_out)
@@ -91,11 +93,17 @@ class AgendaMaker:
         self._random.shuffle(lacking)
         return tuple(sorted(lacking, key=lambda s: taken(s) - STAY_PAIRS * is_ready(s, counters)))
 
-    def _explored(self, unknown: Sequence[CellKey], findings: Findings) -> tuple[Shape, ...]:
-        """Now and then, the shape at the boundary of a cell of which nothing was measured."""
+    def _explored(
+        self, unknown: Sequence[CellKey], findings: Findings, counters: Counters
+    ) -> tuple[Shape, ...]:
+        """Now and then, the shape at the boundary of a cell of which nothing was measured.
+
+        Cells in which pairs read contexts of real sequences come first.
+        """
         if not unknown or findings.pairs % ONE_IN != ONE_IN - 1:
             return ()
-        cell = self._random.choice(unknown)
+        readable = [c for c in unknown if counters.has_content(Shape(*c, LEAST_POSITIONS))]
+        cell = self._random.choice(readable or unknown)
         counts = self._results.table.probed[cell]
         lines = [
             line.positions
@@ -115,6 +123,7 @@ class AgendaMaker:
         table = self._results.table
         concerns = drawn_concerns(table.cells, traffic, self._random)
         near = {nearest(table, (of.batch_size, of.context)) for of in concerns}
+        near |= {other for cell in near for other in with_content(table, cell, counters)}
         shapes = [s for s in usable if (s.batch_size, s.context) in near] or usable
         shapes = self._random.sample(shapes, min(MOST_CANDIDATES, len(shapes)))
         candidates = self._with_costs(shapes, counters)
@@ -182,6 +191,25 @@ def nearest(table: Table, cell: CellKey) -> CellKey:
     context = _next(sorted({context for _, context in table.probed}), cell[1])
     sizes = sorted(batch_size for batch_size, at in table.probed if at == context)
     return _next(sizes, cell[0]), context
+
+
+def with_content(table: Table, cell: CellKey, counters: Counters) -> tuple[CellKey, ...]:
+    """The cell in whose place pairs read contexts of real sequences: none where it has them itself.
+
+    It is that of as many sequences with the longest context that enough real ones have, else that
+    of the most sequences that have any.
+    """
+    batch_size, context = cell
+    if counters.has_content(Shape(*cell, LEAST_POSITIONS)):
+        return ()
+    readable = [
+        (size, length)
+        for size, length in table.probed
+        if size <= batch_size
+        and length <= context
+        and counters.has_content(Shape(size, length, LEAST_POSITIONS))
+    ]
+    return (max(readable),) if readable else ()
 
 
 def _next(values: Sequence[int], value: int) -> int:

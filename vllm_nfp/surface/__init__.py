@@ -20,7 +20,7 @@ from vllm_nfp.surface.kernel import Hyperparameters
 from vllm_nfp.surface.observations import Baseline, Observations, Ratio, StepTime
 from vllm_nfp.surface.pool import Pool
 from vllm_nfp.surface.posterior import Posterior
-from vllm_nfp.surface.prior import Prior, PriorCell, generic_prior, predicted_prior, with_launch
+from vllm_nfp.surface.prior import Prior, PriorCell, generic_prior, predicted_prior
 
 __all__ = [
     "GENERIC",
@@ -51,5 +51,4 @@ __all__ = [
     "questions",
     "rank",
     "recorded_for",
-    "with_launch",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from vllm_nfp.give_way import give_way
@@ -11,18 +13,24 @@ from vllm_nfp.surface.functionals import covariance, placed
 from vllm_nfp.surface.kernel import Hyperparameters
 from vllm_nfp.surface.observations import Observations, Ratio
 from vllm_nfp.surface.parts import PART_OF, FloatArray, Part
-from vllm_nfp.surface.posterior import CERTAIN, Posterior, condition, launch_time, merged
-from vllm_nfp.surface.prior import Prior, with_launch
+from vllm_nfp.surface.posterior import CERTAIN, Posterior, common_error, condition, merged
+from vllm_nfp.surface.prior import Prior, bent
 from vllm_nfp.surface.rows import keys_of
 from vllm_nfp.surface.scale import UNKNOWN, log_evidence
+from vllm_nfp.surface.whole_step import Bend
 from vllm_nfp.types import Module
 
-LAUNCH_KNOWN = 0.5
-"""Part of the prior's deviation below which the prior's launch time is replaced."""
+KNOWN = 0.5
+"""Part of the prior's deviation below which the prior's launch time, or g, is replaced."""
 LAUNCH_MOVED = 0.5
 """Standard deviations by which the launch time must move to be replaced again."""
+INDEPENDENCE_MOVED = 0.04
+"""By which g must move to be replaced again: 32 positions then count like 15 % more or fewer."""
+LEAST_INDEPENDENCE, MOST_INDEPENDENCE = 0.02, 1.3
+"""Of g, so that a derivative is left: all positions choose one token's experts, or more than
+independent ones do."""
 MOST_MOVES = 3
-"""Steps towards the measured launch time in one posterior: a step bends with it."""
+"""Steps towards what was measured in one posterior: the whole step bends with it."""
 MOST_FOR_SCALE = 32
 """Largest number of a module's observations from which the size of its errors is fitted."""
 USUAL_WEIGHT = 8
@@ -49,23 +57,41 @@ class Conditioning:
         self._book = Book(prior, hyper, factors)
         self._fitted_with: dict[Module, int] = {}
         self._launch = 0.0
-        self._launch_deviation = hyper.launch
+        self._bend = Bend(launch_deviation=hyper.launch)
 
     def posterior(self, seen: Observations) -> Posterior:
         """The posterior of these observations; gives way."""
         self._fit_sizes(seen.ratios)
         found = condition(self._book, seen, self._min_samples)
         for _ in range(MOST_MOVES):
-            moved, deviation = launch_time(found)
-            known = deviation <= LAUNCH_KNOWN * self._hyper.launch
-            if not known or abs(moved) < LAUNCH_MOVED * min(deviation, self._launch_deviation):
+            moves = self._move_launch(found), self._move_independence(found)
+            if not any(moves):
                 break
-            self._launch += moved
-            self._launch_deviation = deviation
-            prior = with_launch(self._expected, self._launch, deviation)
+            prior = bent(self._expected, self._launch, self._bend)
             self._book = Book(prior, self._hyper, self._book.factors)
             found = condition(self._book, seen, self._min_samples)
         return found
+
+    def _move_launch(self, found: Posterior) -> bool:
+        """Whether the prior's launch time should be another."""
+        moved, deviation = common_error(found, Part.LAUNCH)
+        known = deviation <= KNOWN * self._hyper.launch
+        if not known or abs(moved) < LAUNCH_MOVED * min(deviation, self._bend.launch_deviation):
+            return False
+        self._launch += moved
+        self._bend = replace(self._bend, launch_deviation=deviation)
+        return True
+
+    def _move_independence(self, found: Posterior) -> bool:
+        """Whether the prior's g should be another."""
+        moved, deviation = common_error(found, Part.CONTEXT)
+        wanted = self._bend.independence + moved
+        wanted = min(max(wanted, LEAST_INDEPENDENCE), MOST_INDEPENDENCE)
+        known = deviation <= KNOWN * self._hyper.context.scale
+        if not known or abs(wanted - self._bend.independence) < INDEPENDENCE_MOVED:
+            return False
+        self._bend = replace(self._bend, independence=wanted)
+        return True
 
     def fit_anew(self) -> None:
         """The sizes of errors are fitted again with the next posterior: the machine has changed."""

@@ -74,15 +74,20 @@ class Posterior:
         return float(expected[0] + mean[0]), float(before[0] - (told**2).sum())
 
 
-def launch_time(posterior: Posterior) -> tuple[float, float]:
-    """What measurements say of launches: log of their time over the prior's, and its deviation.
+def common_error(posterior: Posterior, part: Part) -> tuple[float, float]:
+    """What measurements say of the error that a part has at every shape: mean and deviation.
 
-    :func:`vllm_nfp.surface.prior.with_launch` takes it. The maximum of work and launches is not
-    linear, so a prior that is far off should be moved before the posterior is taken again.
+    The whole step depends on launches and on the independence of positions in no straight line. So
+    a prior that is far off should be moved (:func:`vllm_nfp.surface.prior.bent`) before the
+    posterior is taken again.
+
+    Args:
+        part: LAUNCH, of log launch time, or CONTEXT, of g.
     """
     book = posterior.book
-    size = book.hyper.launch * book.factors[Part.LAUNCH]
-    cross = size**2 * book.weights(posterior.slots, Part.LAUNCH)[:, None]
+    scale = book.hyper.launch if part is Part.LAUNCH else book.hyper.context.scale
+    size = scale * book.factors[part]
+    cross = size**2 * book.weights(posterior.slots, part)[:, None]
     give_way()
     told = posterior.root.times(cross)
     return float(posterior.solved @ cross[:, 0]), max(size**2 - float((told**2).sum()), 0.0) ** 0.5

@@ -22,7 +22,7 @@ from vllm_nfp.principle.serving import Serving
 from vllm_nfp.principle.shape import ModelShape
 from vllm_nfp.principle.step import Step
 from vllm_nfp.surface.parts import PART_OF, FloatArray, IntArray, Part
-from vllm_nfp.surface.whole_step import WholeStep, both_steps
+from vllm_nfp.surface.whole_step import Bend, WholeStep, both_steps
 from vllm_nfp.types import Module
 
 LAUNCH_SECONDS_PER_LAYER, LAUNCH_SECONDS_PER_MOE_LAYER = 8e-4, 1.6e-3
@@ -100,20 +100,19 @@ Prior: TypeAlias = Callable[[int, int], PriorCell]
 """(batch size, context) -> the expected step."""
 
 
-def with_launch(prior: Prior, log_factor: float, deviation: float) -> Prior:
-    """The prior with another launch time, as steps without a CUDA graph have shown it.
+def bent(prior: Prior, log_launch: float, bend: Bend) -> Prior:
+    """The prior with what measurements have shown of launches, and of positions of one sequence.
 
     Args:
-        log_factor: log of the launch time over that of ``prior``.
-        deviation: standard deviation of its log.
+        log_launch: log of the launch time over that of ``prior``.
     """
 
     @lru_cache(maxsize=CELLS_KEPT)
     def cell(batch_size: int, context: int) -> PriorCell:
         known = prior(batch_size, context)
         seconds = known.seconds.copy()
-        seconds[Part.LAUNCH] *= np.exp(log_factor)
-        step, bare = both_steps(seconds, deviation)
+        seconds[Part.LAUNCH] *= np.exp(log_launch)
+        step, bare = both_steps(seconds, bend)
         return replace(known, seconds=seconds, step=step, bare=bare)
 
     return cell

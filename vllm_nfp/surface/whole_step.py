@@ -19,13 +19,26 @@ LAUNCH_DEVIATION = 0.4
 """Standard deviation of log launch time before a step without a CUDA graph was measured. Recorded
 hosts scatter by 0.2, but all of them had the same kind of processor: a choice, not a fit."""
 LEAST_LAUNCH_DEVIATION = 0.15
-INDEPENDENCE = 0.88
+INDEPENDENCE = 0.8
 """Expected g: a choice, not a fit. Independent positions have 1. In a deep model with dummy weights
-16 positions of a sequence activated as many experts as 16^0.5 independent ones, in real steps and
-in probes (docs/measured.md). No trained model has told it yet."""
+it was 0.24 to 0.52 (:data:`vllm_nfp.surface.kernel.CONTEXT`). No trained model has told it yet."""
 
 DIFFERENCE = 0.01
 """Of g, for derivatives."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bend:
+    """What the whole step depends on in no straight line; the surface learns it by and by."""
+
+    launch_deviation: float = LAUNCH_DEVIATION
+    """Standard deviation of log launch time."""
+    independence: float = INDEPENDENCE
+    """g."""
+
+
+EXPECTED = Bend()
+"""Before any measurement."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,40 +54,37 @@ class WholeStep:
     shares: FloatArray
 
 
-def whole_step(seconds: FloatArray, launch_deviation: float = LAUNCH_DEVIATION) -> WholeStep:
+def whole_step(seconds: FloatArray, bend: Bend = EXPECTED) -> WholeStep:
     """Of real steps, and of probes that read KV blocks with content.
 
     Args:
         seconds: of each part, shape [parts, n].
-        launch_deviation: of log launch time.
     """
     experts = seconds[Part.MOE_FFN]
     if not experts[0]:
-        return _bounded(seconds, launch_deviation)
+        return _bounded(seconds, bend.launch_deviation)
     alike, less, more = (
-        _experts(experts, INDEPENDENCE + moved) for moved in (0.0, -DIFFERENCE, DIFFERENCE)
+        _experts(experts, bend.independence + moved) for moved in (0.0, -DIFFERENCE, DIFFERENCE)
     )
     shared = seconds.copy()
     shared[Part.MOE_FFN] = np.exp(alike)
-    found = _bounded(shared, launch_deviation)
+    found = _bounded(shared, bend.launch_deviation)
     found.shares[Part.CONTEXT] = found.shares[Part.MOE_FFN] * (more - less) / (2.0 * DIFFERENCE)
     return found
 
 
-def without_content(seconds: FloatArray, launch_deviation: float = LAUNCH_DEVIATION) -> WholeStep:
+def without_content(seconds: FloatArray, bend: Bend = EXPECTED) -> WholeStep:
     """Of probes that read KV blocks without content: see :func:`whole_step`."""
-    found = _bounded(seconds, launch_deviation)
+    found = _bounded(seconds, bend.launch_deviation)
     found.shares[Part.ROUTING] = found.shares[Part.MOE_FFN]
     return found
 
 
-def both_steps(
-    seconds: FloatArray, launch_deviation: float = LAUNCH_DEVIATION
-) -> tuple[WholeStep, WholeStep]:
+def both_steps(seconds: FloatArray, bend: Bend = EXPECTED) -> tuple[WholeStep, WholeStep]:
     """:func:`whole_step` and :func:`without_content`, which are one where there are no experts."""
-    step = whole_step(seconds, launch_deviation)
+    step = whole_step(seconds, bend)
     has_experts = seconds[Part.MOE_FFN, 0] > 0.0
-    return step, without_content(seconds, launch_deviation) if has_experts else step
+    return step, without_content(seconds, bend) if has_experts else step
 
 
 def _experts(seconds: FloatArray, independence: float) -> FloatArray:
