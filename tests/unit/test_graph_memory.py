@@ -6,7 +6,7 @@ import itertools
 import math
 import mmap
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,7 +34,7 @@ from vllm_nfp.probe.graph_cache import GraphCache, GraphRoom
 from vllm_nfp.probe.graph_sizes import GraphSizes, largest_live_graph
 from vllm_nfp.probe.limits import ShapeLimits
 from vllm_nfp.probe.memory import GpuMemory, HostMemory, host_bytes
-from vllm_nfp.probe.order import spread
+from vllm_nfp.probe.order import kinds_first, spread
 from vllm_nfp.probe.prepare import Preparer
 from vllm_nfp.probe.shapes import PreparedShape, ShapeKey, ShapeTable, key_of
 from vllm_nfp.probe.start import Start
@@ -162,6 +162,11 @@ class Probe:
 
     def ready_keys(self) -> set[ShapeKey]:
         return set(filter(self.shapes.is_complete, self.shapes))
+
+    def serving(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    waiting = serving
 
     def make_ready(self, shapes: Sequence[Shape]) -> None:
         self.preparer.make_ready(shapes)
@@ -653,3 +658,11 @@ def test_where_drafts_change_nothing_another_backend_is_advised() -> None:
     group = AttentionGroup(None, ("a",), 16, 1 << 20, Bound(1, "A", False))
     refusal = ShapeLimits(SERVER, (1, 2), (group,), RULES, 64, True, True).cell_refusal(1, 64)
     assert refusal is not None and refusal.endswith("serve with another --attention-backend")
+
+
+def test_each_number_of_positions_runs_first_with_the_fewest_sequences() -> None:
+    """Kernels that Triton compiles for it are then there before the first request."""
+    keys = [(1, 1), (1, 32), (64, 1), (64, 8), (8, 1), (8, 3), (1, 3), (8, 32)]
+    found = kinds_first(keys)
+    assert found[:4] == [(1, 1), (1, 32), (64, 8), (1, 3)]
+    assert found[4:] == [(64, 1), (8, 1), (8, 3), (8, 32)]

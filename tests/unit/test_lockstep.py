@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -291,6 +292,11 @@ class Engine:
 
     def written_contexts(self) -> None:
         return None
+
+    def serving(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    waiting = serving
 
     def make_ready(self, shapes: Sequence[Shape]) -> None:
         raise AssertionError("between steps no rank makes anything")

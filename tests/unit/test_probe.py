@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -66,6 +67,9 @@ class FakeEngine:
     prepared: list[int] = field(default_factory=list)
     late: set[int] = field(default_factory=set)
     """Position counts whose runs wait for their launch."""
+    uncompiled: set[int] = field(default_factory=set)
+    """Position counts whose first run compiles a kernel."""
+    _serves: bool = False
 
     def refusal(self, batch_size: int, context: int) -> str | None:
         return None
@@ -82,8 +86,23 @@ class FakeEngine:
     def written_contexts(self) -> None:
         return None
 
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        self._serves = True
+        try:
+            yield
+        finally:
+            self._serves = False
+
+    def waiting(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def make_ready(self, shapes: Sequence[Shape]) -> None:
         positions = next(s.positions for s in shapes if s.positions in self.cold)
+        if positions in self.uncompiled:
+            if self._serves:
+                raise RefusedForNowError("a kernel would have to be compiled")
+            self.uncompiled.discard(positions)
         self.cold.discard(positions)
         self.prepared.append(positions)
         self.clock.now += 0.02
@@ -397,6 +416,19 @@ def test_a_refused_shape_is_left_out_and_counted() -> None:
     assert {r.many.shape.positions for r in results} == {2}
     prober.settle()
     assert clock.held == before, "the marks of the refused pair are lost"
+
+
+def test_a_kernel_is_compiled_while_no_request_is_there_and_never_between_steps() -> None:
+    prober, clock, results = make(share=0.5, cold={4}, uncompiled={4})
+    for _ in range(200):
+        run_step(prober, clock)
+    assert {r.many.shape.positions for r in results} == {2}
+    assert prober.outcomes["refused"] >= 1 and FOUR in prober.queue.put_off
+    clock.now = clock.done = clock.now + 1000.0  # it is tried again later
+    for _ in range(2000):
+        clock.now += prober.idle()
+        clock.done = clock.now
+    assert 4 in {r.many.shape.positions for r in results}
 
 
 def test_the_first_scan_ends_when_the_agenda_is_settled() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from vllm_nfp.adapter import bindings
 from vllm_nfp.adapter.attention_groups import own_groups
+from vllm_nfp.adapter.compiling import compiling_refused, compiling_unreported
 from vllm_nfp.adapter.dispatch import GraphRules
 from vllm_nfp.adapter.expert_loads import ExpertLoads
 from vllm_nfp.adapter.graph_place import GraphPlace
@@ -133,7 +135,7 @@ class ProbeEngine:
         What is missing when the time is up is made by :meth:`make_ready`, between steps. With
         several ranks all graphs are made here.
         """
-        with self._loads.unrecorded():
+        with self._loads.unrecorded(), compiling_unreported():
             if self._ranks.alone:
                 self._start.alone(time_is_up)
             else:
@@ -189,6 +191,18 @@ class ProbeEngine:
     def written_contexts(self) -> tuple[int, ...] | None:
         """Tokens that a sequence may have to read a real one's context; None: it need not."""
         return None if self.written is None else self.written.lengths
+
+    def serving(self) -> AbstractContextManager[None]:
+        """Around a launch ahead of a real step; see :mod:`vllm_nfp.adapter.compiling`.
+
+        Several ranks make all that they run at the start, and one that refused alone would leave
+        the others in their collectives.
+        """
+        return compiling_refused() if self._ranks.alone else nullcontext()
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """Around a launch while no request is there."""
+        return compiling_unreported()
 
     def make_ready(self, shapes: Sequence[Shape]) -> None:
         """Make one piece of what the shapes still lack; see :meth:`Preparer.make_ready`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -37,3 +37,16 @@ def spread(keys: Collection[ShapeKey]) -> list[ShapeKey]:
                 distance = np.where(distance < 0.0, distance, np.minimum(distance, apart))
                 distance[place] = -1.0
     return order
+
+
+def kinds_first(keys: Sequence[ShapeKey]) -> list[ShapeKey]:
+    """The same order, but each number of positions comes first once, with the fewest sequences.
+
+    Triton compiles kernels of recurrent states for each number of positions, and those of experts
+    for numbers of rows that 16 does not divide, which few sequences have. What is compiled at the
+    start delays nobody.
+    """
+    fewest: dict[int, ShapeKey] = {}
+    for key in keys:
+        fewest[key[1]] = min(key, fewest.get(key[1], key))
+    return list(dict.fromkeys((*fewest.values(), *keys)))

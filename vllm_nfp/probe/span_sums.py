@@ -13,7 +13,8 @@ import numpy as np
 import torch
 import triton
 import triton.language as tl
-from triton import knobs
+
+from vllm_nfp.adapter.compiling import compiling_unreported
 
 WORD_BYTES = 4
 TILE = 1024
@@ -52,16 +53,10 @@ def span_sums(spans: np.ndarray[Any, Any], device: torch.device) -> torch.Tensor
 def span_sums_at_start(spans: np.ndarray[Any, Any], device: torch.device) -> torch.Tensor:
     """As :func:`span_sums`, without the report of a compilation; for the start only.
 
-    The first launch compiles the kernel. After its warm-up vLLM reports each kernel that Triton
-    compiles, because requests wait for it: with a warning, or with an error under
-    ``--jit-monitor-mode error``. At the start no request waits.
+    The first launch compiles the kernel.
     """
-    report = knobs.runtime.jit_post_compile_hook
-    knobs.runtime.jit_post_compile_hook = None
-    try:
+    with compiling_unreported():
         return span_sums(spans, device)
-    finally:
-        knobs.runtime.jit_post_compile_hook = report
 
 
 @triton.jit  # type: ignore[untyped-decorator]

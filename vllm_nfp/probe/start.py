@@ -12,7 +12,7 @@ from vllm_nfp.config import ProbeConfig
 from vllm_nfp.faults import maybe_fail
 from vllm_nfp.probe.graph_sizes import GraphSizes
 from vllm_nfp.probe.memory import GpuMemory
-from vllm_nfp.probe.order import spread
+from vllm_nfp.probe.order import kinds_first, spread
 from vllm_nfp.probe.prepare import Preparer
 from vllm_nfp.probe.shapes import ShapeKey
 from vllm_nfp.types import Shape
@@ -59,8 +59,8 @@ class Start:
         Then the largest shape runs, even if the time is up: buffers that grow with the step, and
         that something keeps, are then never made in the graphs' memory (see
         :func:`vllm_nfp.probe.device_memory.inside`). Then the others run, for as long as there is
-        time: each saves a delayed step later. Their graphs are left to the scan, which knows what
-        is worth them.
+        time: each saves a delayed step later, and kernels are compiled while nobody waits. Their
+        graphs are left to the scan, which knows what is worth them.
         """
         keys = self._begin()
         full = [key for key in keys if self._is_full(key)]
@@ -69,7 +69,8 @@ class Start:
         allowed = [key for key in keys if self._availability.memory_missing(key) is None]
         graphed = filter(self._is_full, allowed)
         largest = max(graphed, key=lambda key: key[0] * key[1], default=None)
-        for key in allowed if largest is None else [largest, *allowed]:
+        ordered = kinds_first(allowed)
+        for key in ordered if largest is None else [largest, *ordered]:
             if key != largest and time_is_up():
                 break
             self._warm_up_if_it_fits(key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -107,8 +108,9 @@ class Flights:
         tickets: list[Any] = []
         complete = False
         try:
-            for shape in pair.shapes:
-                tickets.append(self._engine.launch(shape, pair.draw))
+            with self._around(account):
+                for shape in pair.shapes:
+                    tickets.append(self._engine.launch(shape, pair.draw))
             complete = True
         finally:
             # A run whose partner was refused is read, and forgotten.
@@ -124,11 +126,17 @@ class Flights:
         begun, start = self._now(), self._clock.mark()
         made = False
         try:
-            self._engine.make_ready(shapes)
+            with self._around(account):
+                self._engine.make_ready(shapes)
             made = True
         finally:
             # A refusal has cost its time as well.
             self._fly(account, None, [], start, begun, refused=not made)
+
+    def _around(self, account: Account) -> AbstractContextManager[None]:
+        """Real steps wait for what is launched ahead of them."""
+        serves = account is Account.MEASURED
+        return self._engine.serving() if serves else self._engine.waiting()
 
     def _fly(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from vllm_nfp.types import Shape, Timing
@@ -32,6 +33,17 @@ class ShapeRunner(Protocol):
 
         None: it does not matter what KV blocks hold.
         """
+        ...
+
+    def serving(self) -> AbstractContextManager[None]:
+        """Around what is launched ahead of a real step: it is refused for now if it would stop it.
+
+        The launch of a kernel that is not compiled yet does.
+        """
+        ...
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """Around what is launched while no request is there."""
         ...
 
     def make_ready(self, shapes: Sequence[Shape]) -> None:

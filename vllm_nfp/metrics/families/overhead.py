@@ -19,7 +19,8 @@ def probing(engines: list[Snapshot]) -> Iterator[Metric]:
         "vllm_nfp_probes",
         "Probe pairs: measured (between steps), idle, startup. Pairs whose modules alone count, "
         "since the GPU waited for a launch: waited. Warm-up runs and captures: prepared (serving "
-        "or idle), startup_prepared. Attempts without free memory: refused.",
+        "or idle), startup_prepared. Attempts without free memory, or with a kernel to compile "
+        "while requests are served: refused.",
         labels=[*ENGINE, "outcome"],
     )
     seconds = CounterMetricFamily(
