@@ -201,7 +201,7 @@ def test_report_recommend_metric_and_watch_choose_one_draft_length(
         at_url(text)
         assert by_cell(recommend(URL, acceptance).rows) == wanted
         assert of_cli(URL, "--acceptance", str(acceptance)) == wanted
-    assert len(different) > 10, "the choice depends on the cell"
+    assert len(different) > 5, "the choice depends on the cell"
 
 
 def costs() -> Iterator[tuple[str, dict[str, float], DraftCost]]:
@@ -512,10 +512,14 @@ def test_every_place_that_names_a_draft_length_names_one(
     (line,) = live.live
     (engine,) = watch.read(text).engines
     assert engine.live is not None
-    assert line.draft_length == engine.live.draft_length == one[b, context]
+    # The table has one length for all contexts; live traffic has that of its own.
+    (row,) = (r for r in live.rows if (r.batch_size_first, r.context) == (b, context))
+    alone = row.alone_draft_length
+    here = one[b, context] if alone is None else alone
+    assert line.draft_length == engine.live.draft_length == here
     assert live.verdict[0].startswith(f"K={line.draft_length} would give")
     # Draft control has measured another one there with real steps: all follow it.
-    settled = one[b, context] - 1
+    settled = here - 1
     server.settles(b, context, settled)
     at_url(text := server(context, acceptance))
     (line,) = recommend(URL, acceptance).live
