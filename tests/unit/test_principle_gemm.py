@@ -93,21 +93,6 @@ def test_fp8_products_step_at_their_tiles() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("tokens", "ratio"),
-    [(16, 1.017), (24, 1.257), (32, 1.229), (40, 1.119), (64, 1.081), (96, 1.233), (128, 1.208),
-     (160, 1.964), (256, 1.692), (384, 3.056), (512, 2.557)],
-)  # fmt: skip
-def test_an_ffn_in_fp8_on_an_h200_steps_as_it_did(tokens: int, ratio: float) -> None:
-    """Qwen3-8B, which no constant was fitted to: 2026-11-27-h200-rebuilt-house/fp8-profile-1."""
-    h200 = target_of("H200")
-    ffn = [Gemm(4096, 24576, 1.0, fp8=True), Gemm(12288, 4096, 1.0, fp8=True)]
-    few, many = sum(
-        gemm_seconds(h200.hardware, h200.calibration.gemm, gemm, numbers(4, tokens)) for gemm in ffn
-    )
-    assert many / few == pytest.approx(ratio, rel=0.06)
-
-
 def test_a_larger_row_tile_is_never_faster_than_the_last_small_one() -> None:
     cheap = dataclasses.replace(FP8, row_tile_slowdown=0.1)
     assert list(fp8_slowdown(cheap, numbers(128, 129, 2000))) == pytest.approx([1.17, 1.17, 1.6])
