@@ -34,13 +34,22 @@ from vllm_nfp.principle.tiled import TiledConstants
 
 H100 = hardware_by_name("H100-SXM")
 START = Target(H100, H100_CALIBRATION)
-FOLDER = ROOT / "benchmarks" / "results" / "2026-11-24-h100-kernels" / "reference"
+H200 = target_of("H200")
+RESULTS = ROOT / "benchmarks" / "results"
+FOLDER = RESULTS / "2026-11-24-h100-kernels" / "reference"
 SIZES = ((4096, 6144), (4096, 28672), (14336, 4096), (2048, 12288), (8192, 57344), (4096, 128256))
 
 
 @cache
 def reference() -> tuple[KernelSamples, ...]:
     return tuple(read_samples(path) for path in sorted(FOLDER.glob("*.jsonl.gz")))
+
+
+@cache
+def h200_products() -> list[GemmCurve]:
+    """FP8 products of the reference model, as they ran on an H200."""
+    path = RESULTS / "2026-11-28-h200-calibration" / "samples" / "llama-3.1-8b-fp8.jsonl.gz"
+    return [curve for curve in gemm_curves(H200.hardware, [read_samples(path)]) if curve.fp8]
 
 
 @cache
@@ -218,6 +227,31 @@ def test_what_ships_for_fp8_products_is_what_the_fit_gives() -> None:
     assert found.tile_slowdown == pytest.approx(ships.tile_slowdown, rel=0.01)
     assert found.bandwidth == pytest.approx(ships.bandwidth, rel=0.01)
     assert found.kernel_seconds == pytest.approx(ships.kernel_seconds, rel=0.01)
+
+
+def test_what_ships_for_fp8_products_on_an_h200_is_what_the_fit_gives() -> None:
+    ships = H200.calibration.gemm.fp8
+    flat = dataclasses.replace(ships, tile_slowdown=(1.0,) * len(ships.tile_tokens))
+    found = fit_fp8_gemm(H200.hardware, h200_products(), flat)
+    assert found.tile_slowdown == pytest.approx(ships.tile_slowdown, rel=0.01)
+    assert found.bandwidth == pytest.approx(ships.bandwidth, rel=0.01)
+    assert found.kernel_seconds == pytest.approx(ships.kernel_seconds, rel=0.01)
+
+
+def test_fp8_products_count_by_the_time_that_they_take() -> None:
+    """One product steps by 1.2, one eight times as large by 1.6: the fit is near the larger one."""
+    flat = dataclasses.replace(
+        Fp8GemmConstants(kernel_seconds=1e-7), tile_tokens=(16, 64), tile_slowdown=(1.0, 1.0)
+    )
+    tokens = np.array([1.0, 2.0, 4.0, 32.0])
+    curves = []
+    for outputs, step in ((4096, 1.2), (8 * 4096, 1.6)):
+        gemm = Gemm(4096, outputs, 1.0, fp8=True)
+        true = GemmConstants(fp8=dataclasses.replace(flat, tile_slowdown=(1.0, step)))
+        curve = GemmCurve((gemm,), tokens, np.ones(4), np.zeros(4))
+        curves.append(dataclasses.replace(curve, seconds=product_seconds(H100, true, curve)))
+    found = fit_fp8_gemm(H100, curves, flat)
+    assert found.tile_slowdown[1] == pytest.approx((1.2 * 1.6**8) ** (1 / 9), rel=0.01)
 
 
 def test_kept_where_the_start_is_better(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -216,19 +216,24 @@ def _errors(hardware: Hardware, constants: GemmConstants, curve: GemmCurve) -> F
 def _slowdown(
     hardware: Hardware, curves: Sequence[GemmCurve], known: Fp8GemmConstants, above: int, up_to: int
 ) -> float:
-    """Time of the weights between two edges over that at few tokens, least squares."""
+    """Time of the weights between two edges over that at few tokens, least squares.
+
+    Curves count by the seconds that they take at few tokens, as they do in a step: the steps of
+    small products are higher, and would move those of an FFN.
+    """
     total = np.zeros_like(_SLOWDOWNS)
     points = 0
     for curve in curves:
         inside = (curve.tokens > above) & (curve.tokens <= up_to)
         points += int(inside.sum())
-        ratio = curve.seconds[inside] / _baseline_seconds(curve.tokens, curve.seconds)
+        baseline = _baseline_seconds(curve.tokens, curve.seconds)
+        ratio = curve.seconds[inside] / baseline
         fixed = float(np.median(curve.extra_seconds)) + len(curve.gemms) * known.kernel_seconds
         weights = sum(g.weight_traffic for g in curve.gemms)
         weights /= hardware.memory_bytes_per_second * known.bandwidth
         model = (fixed + weights * _SLOWDOWNS) / (fixed + weights)
         errors = np.log(model)[:, None] - np.log(ratio)
-        total += (curve.weight * errors**2).sum(axis=1)
+        total += (curve.weight * baseline * errors**2).sum(axis=1)
     if not points:
         raise FitError(f"no curve of an FP8 product has a point from {above + 1} to {up_to} tokens")
     return float(_SLOWDOWNS[total.argmin()])
