@@ -16,6 +16,7 @@ import torch
 from vllm.model_executor.models.llama_eagle3 import Eagle3LlamaForCausalLM
 from vllm.v1.core.sched.scheduler import Scheduler
 
+from benchmarks import stall_watch
 from benchmarks.traces import read_traces
 from benchmarks.verification_replay import Replay, install
 from benchmarks.verification_streams import make_streams
@@ -46,6 +47,7 @@ class Scheduled:
         table[:] = [length] * len(table)
 
 
+stall_watch.watch_if_asked()
 # An EAGLE-3 head's own LM head is known by the names of loaded weights, which dummy ones lack.
 Eagle3LlamaForCausalLM.has_own_lm_head = True
 _SCHEDULED = Scheduled()

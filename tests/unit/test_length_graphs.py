@@ -1,0 +1,91 @@
+"""Every draft length of a table finds its own CUDA graphs; on vLLM's own manager of graphs."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+pytest.importorskip("vllm")
+sys.path.insert(0, str(ROOT))
+
+from vllm.config.compilation import CUDAGraphMode
+from vllm.v1.worker.gpu.cudagraph_utils import CudaGraphManager
+
+from benchmarks import length_graphs
+from benchmarks.draft_fleet import EACH_LENGTH, FIXED, MAX_NUM_SEQS
+
+SIZES = [
+    *range(1, 11), *range(12, 21, 2), *range(24, 41, 4), 42, *range(48, 257, 8),
+    *range(272, 353, 16), 360, 368, *range(384, 497, 16), 504, 512,
+]  # fmt: skip
+"""``cudagraph_capture_sizes`` of the server of 2026-11-28, from its log."""
+
+
+def manager(table: list[list[int]]) -> Any:
+    """vLLM's, as it is on a GPU after capture."""
+    longest = max(length for *_, length in table)
+    made = object.__new__(CudaGraphManager)
+    vars(made).update(
+        compilation_config=SimpleNamespace(
+            cudagraph_capture_sizes=SIZES, max_cudagraph_capture_size=SIZES[-1]
+        ),
+        vllm_config=SimpleNamespace(
+            num_speculative_tokens=longest,
+            speculative_config=SimpleNamespace(
+                uses_dynamic_speculative_decoding=lambda: True,
+                num_speculative_tokens_per_batch_size=table,
+            ),
+            cache_config=SimpleNamespace(use_kda_recoverssm=False),
+        ),
+        cudagraph_mode=CUDAGraphMode.FULL_AND_PIECEWISE, max_num_reqs=MAX_NUM_SEQS,
+        decode_query_len=longest + 1, varlen_decode=False, lora_capture_cases=[0],
+        ubatch_runner=None, _candidates={}, _capture_descs={}, _graphs_captured=True,
+        _lora_dispatch_map={}, _max_lora_case=0,
+    )  # fmt: skip
+    made._init_candidates()
+    return made
+
+
+def stale_passes(made: Any, length: int) -> list[int]:
+    """Requests at which the drafter replays a FULL graph after a PIECEWISE step of the model."""
+    found = []
+    for requests in range(1, MAX_NUM_SEQS + 1):
+        step = made.dispatch(requests, requests * (length + 1), length + 1, 0)
+        drafter = made.dispatch(requests, step.num_tokens, length + 1, 0)
+        if step.cg_mode == CUDAGraphMode.PIECEWISE and drafter.cg_mode == CUDAGraphMode.FULL:
+            found.append(requests)
+    return found
+
+
+@pytest.fixture
+def mended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CudaGraphManager, "_init_candidates", CudaGraphManager._init_candidates)
+    length_graphs.install()
+
+
+def test_vllm_alone_has_the_fault_where_servers_stalled() -> None:
+    """16, 32, 64 and 128 requests run with a few less when one has ended."""
+    stale = {length: stale_passes(manager(EACH_LENGTH), length) for length in FIXED}
+    assert {length for length, found in stale.items() if found} == {1, 2, 3}
+    assert {15, 63} <= set(stale[2]) and {15, 31, 63} <= set(stale[3])
+    assert {15, 31, 63, 126} <= set(stale[1])
+    assert not [n for found in stale.values() for n in found if n <= 4], "1 and 4 are free of it"
+    assert stale_passes(manager([[1, 2, 5], [3, 128, 1]]), 1), "a recommended table has it too"
+
+
+@pytest.mark.usefixtures("mended")
+@pytest.mark.parametrize("table", [EACH_LENGTH, [[1, 2, 5], [3, 128, 1]], [[1, 128, 3]]])
+def test_every_length_finds_the_graphs_of_a_server_of_its_own(table: list[list[int]]) -> None:
+    made = manager(table)
+    for length in {one[2] for one in table}:
+        alone = manager([[1, 128, length]])
+        assert stale_passes(made, length) == []
+        for requests in range(1, MAX_NUM_SEQS + 1):
+            step = made.dispatch(requests, requests * (length + 1), length + 1, 0)
+            assert step == alone.dispatch(requests, requests * (length + 1), length + 1, 0)
+    mixed = made.dispatch(15, 301, None, 0)
+    assert (mixed.cg_mode, mixed.num_tokens) == (CUDAGraphMode.PIECEWISE, 304)
