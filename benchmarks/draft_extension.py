@@ -22,7 +22,6 @@ from vllm.v1.spec_decode.dynamic.utils import build_dynamic_sd_schedule_lookup
 
 from benchmarks import length_graphs, stall_watch
 
-AS_IS_VARIABLE = "NFP_BENCH_AS_IS"
 _SCHEDULERS: list[Any] = []
 
 
@@ -39,8 +38,9 @@ def _keep_schedulers() -> None:
 
 _keep_schedulers()
 stall_watch.watch_if_asked()
-if os.environ.get(AS_IS_VARIABLE) != "1":
+if os.environ.get(length_graphs.AS_IS_VARIABLE) != "1":
     length_graphs.install()
+    length_graphs.guard_drafter()
 Eagle3LlamaForCausalLM.has_own_lm_head = True
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from benchmarks import shapes, stall_watch
+from benchmarks import length_graphs, shapes, stall_watch
 from benchmarks.draft_plan import LENGTHS, LONGEST
 from benchmarks.server import Spec
 from benchmarks.switched_server import Remote
@@ -28,8 +28,6 @@ would limit 128 streams."""
 CACHES = Path(".cache", "vllm", "draft_servers")
 """Below the home directory, where :mod:`benchmarks.kept_caches` keeps them."""
 _EXTENSION = "benchmarks.draft_extension.DraftServer"
-_AS_IS_VARIABLE = "NFP_BENCH_AS_IS"
-"""What :mod:`benchmarks.draft_extension` reads, which only a process with vLLM can import."""
 FIXED = tuple(k for k in LENGTHS if k)
 EACH_LENGTH = [[k + 1, k + 1 if k < LONGEST else MAX_NUM_SEQS, k] for k in range(LONGEST + 1)]
 """A table by batch size that holds every length which may be recommended."""
@@ -191,7 +189,7 @@ class Fleet:
             extra={
                 "CUDA_VISIBLE_DEVICES": self.gpu, "VLLM_SERVER_DEV_MODE": "1",
                 "VLLM_CACHE_ROOT": str(Path.home() / cache),
-                _AS_IS_VARIABLE: str(int(self.shape.as_is)),
+                length_graphs.AS_IS_VARIABLE: str(int(self.shape.as_is)),
                 stall_watch.VARIABLE: str(int(self.shape.watch_stalls)),
             },
         )  # fmt: skip

@@ -18,6 +18,11 @@ requests with 2 drafts. Two things follow:
 
 :func:`install` adds to each number of tokens the next FULL graph of every length. Both passes find
 the same one then, as they do on a server of one length.
+
+Under adaptive verification the model's FULL graphs have as many requests as tokens, and the
+drafter's have as many as were captured with uniform steps. Where all drafts are admitted, the
+drafter replays a FULL graph on metadata of another number of requests, whose parts lie elsewhere.
+:func:`guard_drafter` lets it replay none then, here and wherever the requests differ.
 """
 
 from __future__ import annotations
@@ -26,6 +31,8 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+AS_IS_VARIABLE = "NFP_BENCH_AS_IS"
+"""What extensions read: 1 leaves vLLM's choice of graphs as it is."""
 Key: TypeAlias = tuple[int, int]
 """(tokens of a step, active LoRAs)."""
 
@@ -57,6 +64,40 @@ def with_every_length(candidates: Mapping[Key, Sequence[Any]]) -> dict[Key, list
             *(graph for graph in own if graph.uniform_token_count is None),
         ]
     return found
+
+
+def guard_drafter() -> None:
+    """Let drafters of this process replay FULL graphs on metadata of their number of requests only.
+
+    The first pass of EAGLE and MTP heads then runs as PIECEWISE, which reads its own metadata.
+    """
+    from vllm.v1.worker.gpu.spec_decode.target_dependent_ar.cudagraph_utils import (
+        SpeculatorCudaGraphManager,
+    )
+    from vllm.v1.worker.gpu.spec_decode.target_dependent_ar.speculator import (
+        TargetDependentARSpeculator,
+    )
+
+    propose, dispatch = TargetDependentARSpeculator.propose, SpeculatorCudaGraphManager.dispatch
+
+    @functools.wraps(propose)
+    def guarded_propose(self: Any, input_batch: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.prefill_cudagraph_manager is not None:
+            self.prefill_cudagraph_manager.bench_requests = input_batch.num_reqs_after_padding
+        return propose(self, input_batch, *args, **kwargs)
+
+    @functools.wraps(dispatch)
+    def guarded_dispatch(
+        self: Any, num_reqs: int, num_tokens: int, uniform: int | None, *args: Any, **kwargs: Any
+    ) -> Any:
+        found = dispatch(self, num_reqs, num_tokens, uniform, *args, **kwargs)
+        prepared = getattr(self, "bench_requests", None)  # None: of the passes after the first
+        if prepared is None or found.num_reqs in (None, prepared):
+            return found
+        return dispatch(self, num_reqs, num_tokens, None, *args, **kwargs)
+
+    TargetDependentARSpeculator.propose = guarded_propose
+    SpeculatorCudaGraphManager.dispatch = guarded_dispatch
 
 
 def install() -> None:

@@ -14,6 +14,12 @@ sys.path.insert(0, str(ROOT))
 
 from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.worker.gpu.cudagraph_utils import CudaGraphManager
+from vllm.v1.worker.gpu.spec_decode.target_dependent_ar.cudagraph_utils import (
+    SpeculatorCudaGraphManager,
+)
+from vllm.v1.worker.gpu.spec_decode.target_dependent_ar.speculator import (
+    TargetDependentARSpeculator,
+)
 
 from benchmarks import length_graphs
 from benchmarks.draft_fleet import EACH_LENGTH, FIXED, MAX_NUM_SEQS
@@ -28,10 +34,10 @@ SIZES = [
 """``cudagraph_capture_sizes`` of the server of 2026-11-28, from its log."""
 
 
-def manager(table: list[list[int]]) -> Any:
+def manager(table: list[list[int]], kind: type = CudaGraphManager, varlen: bool = False) -> Any:
     """vLLM's, as it is on a GPU after capture."""
     longest = max(length for *_, length in table)
-    made = object.__new__(CudaGraphManager)
+    made = object.__new__(kind)
     vars(made).update(
         compilation_config=SimpleNamespace(
             cudagraph_capture_sizes=SIZES, max_cudagraph_capture_size=SIZES[-1]
@@ -39,13 +45,13 @@ def manager(table: list[list[int]]) -> Any:
         vllm_config=SimpleNamespace(
             num_speculative_tokens=longest,
             speculative_config=SimpleNamespace(
-                uses_dynamic_speculative_decoding=lambda: True,
+                uses_dynamic_speculative_decoding=lambda: len(table) > 1,
                 num_speculative_tokens_per_batch_size=table,
             ),
             cache_config=SimpleNamespace(use_kda_recoverssm=False),
         ),
         cudagraph_mode=CUDAGraphMode.FULL_AND_PIECEWISE, max_num_reqs=MAX_NUM_SEQS,
-        decode_query_len=longest + 1, varlen_decode=False, lora_capture_cases=[0],
+        decode_query_len=longest + 1, varlen_decode=varlen, lora_capture_cases=[0],
         ubatch_runner=None, _candidates={}, _capture_descs={}, _graphs_captured=True,
         _lora_dispatch_map={}, _max_lora_case=0,
     )  # fmt: skip
@@ -92,3 +98,33 @@ def test_every_length_finds_the_graphs_of_a_server_of_its_own(table: list[list[i
             assert step == alone.dispatch(requests, requests * (length + 1), length + 1, 0)
     mixed = made.dispatch(15, 301, None, 0)
     assert (mixed.cg_mode, mixed.num_tokens) == (CUDAGraphMode.PIECEWISE, 304)
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+def test_a_drafter_replays_no_full_graph_on_metadata_of_other_requests(
+    guarded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step of 3 requests whose 7 drafts are all admitted, under adaptive verification."""
+    kind = SpeculatorCudaGraphManager
+    monkeypatch.setattr(kind, "dispatch", kind.dispatch, raising=False)
+    monkeypatch.setattr(TargetDependentARSpeculator, "propose", lambda self, batch: batch.asked())
+    if guarded:
+        length_graphs.guard_drafter()
+    one = [[1, 128, 7]]
+    model, drafter = manager(one, varlen=True), manager(one, kind)
+    step = model.dispatch(3, 24, 8, 0, max_query_len=8)
+    assert (step.cg_mode, step.num_reqs) == (CUDAGraphMode.FULL, 24)
+
+    def asked(requests: int) -> Any:
+        batch = SimpleNamespace(
+            num_reqs_after_padding=requests, asked=lambda: drafter.dispatch(3, 24, 8, 0)
+        )
+        speculator = SimpleNamespace(prefill_cudagraph_manager=drafter)
+        return TargetDependentARSpeculator.propose(speculator, batch)
+
+    found = asked(step.num_reqs)
+    if guarded:
+        assert (found.cg_mode, found.num_tokens) == (CUDAGraphMode.PIECEWISE, 24)
+    else:
+        assert (found.cg_mode, found.num_reqs) == (CUDAGraphMode.FULL, 3), "vLLM's fault"
+    assert asked(3).cg_mode == CUDAGraphMode.FULL
