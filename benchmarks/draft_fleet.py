@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from benchmarks import shapes
+from benchmarks import length_graphs, shapes, stall_watch
 from benchmarks.draft_plan import LENGTHS, LONGEST
 from benchmarks.server import Spec
 from benchmarks.switched_server import Remote
@@ -29,21 +29,22 @@ CACHES = Path(".cache", "vllm", "draft_servers")
 """Below the home directory, where :mod:`benchmarks.kept_caches` keeps them."""
 _EXTENSION = "benchmarks.draft_extension.DraftServer"
 FIXED = tuple(k for k in LENGTHS if k)
-EACH_LENGTH = [
-    [1 if place == 0 else FIXED[place - 1] + 1, k if k < LONGEST else MAX_NUM_SEQS, k]
-    for place, k in enumerate(FIXED)
-]
-"""A table by batch size that holds every fixed length."""
+EACH_LENGTH = [[k + 1, k + 1 if k < LONGEST else MAX_NUM_SEQS, k] for k in range(LONGEST + 1)]
+"""A table by batch size that holds every length which may be recommended."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The model of all servers."""
+    """The model and the settings of all servers."""
 
     name: str
     layers: int
     kv_gib: float
     tiny: bool
+    as_is: bool = False
+    """vLLM chooses CUDA graphs as it does without :mod:`benchmarks.length_graphs`."""
+    watch_stalls: bool = False
+    """See :mod:`benchmarks.stall_watch`."""
 
 
 class Fleet:
@@ -135,8 +136,8 @@ class Fleet:
         """Have a running server's drafts accepted so."""
         Remote(self._servers[name].url).call("bench_acceptance", json.dumps(acceptance))
 
-    def set_length(self, name: str, length: int) -> None:
-        """Put a draft length in force at all batch sizes.
+    def set_lengths(self, name: str, table: Sequence[Sequence[int]]) -> None:
+        """Put draft lengths in force: [first batch size, last one, length], ...
 
         On a CPU, where the scheduler is in another process than its worker, the table's lengths
         stay in force: a tiny run tries the order of a run, not lengths.
@@ -145,10 +146,10 @@ class Fleet:
             RuntimeError: if the server's scheduler is in another process than its worker.
         """
         schedulers: list[Any] = Remote(self._servers[name].url).call(
-            "bench_length", json.dumps(length)
+            "bench_lengths", json.dumps(table)
         )
         if schedulers != [0 if self.shape.tiny else 1]:
-            raise RuntimeError(f"the draft length of {name} cannot be set: {schedulers} schedulers")
+            raise RuntimeError(f"draft lengths of {name} cannot be set: {schedulers} schedulers")
 
     def speculation(self, acceptance: float, table: Mapping[str, Any] | None = None) -> list[str]:
         """``--speculative-config`` of vLLM.
@@ -178,7 +179,7 @@ class Fleet:
             common += ["--enforce-eager", "--no-async-scheduling"]
         else:  # vLLM asks for this share of the GPU to be free, beside the servers that are there
             common += ["--gpu-memory-utilization", "0.05"]
-        if name != NONE:
+        if name != NONE or self.shape.watch_stalls:
             common += ["--worker-extension-cls", _EXTENSION]
         # What speculates compiles the same: servers that start later find it, and those that start
         # together do not write into the same files.
@@ -188,5 +189,7 @@ class Fleet:
             extra={
                 "CUDA_VISIBLE_DEVICES": self.gpu, "VLLM_SERVER_DEV_MODE": "1",
                 "VLLM_CACHE_ROOT": str(Path.home() / cache),
+                length_graphs.AS_IS_VARIABLE: str(int(self.shape.as_is)),
+                stall_watch.VARIABLE: str(int(self.shape.watch_stalls)),
             },
         )  # fmt: skip

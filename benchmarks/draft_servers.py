@@ -1,25 +1,33 @@
 """Claim: at the probe's defaults, chosen draft lengths are as fast as the best fixed one.
 
     python -m benchmarks.draft_servers --gpu 0:0.7:1,4,16,32,64,128 --gpu 1:0.9,0.5:1,16,128 \\
-        --within 550 --out DIR
+        --within 550 --watch-stalls --out DIR
     python -m benchmarks.draft_servers --score DIR
 
 Each ``--gpu INDEX:ACCEPTANCES:BATCH_SIZES`` has its own ``vllm serve`` processes, of one shape with
 dummy weights and an EAGLE-3 head, whose drafts are accepted at vLLM's synthetic rates:
 
 - ``none`` does not speculate;
-- ``drafts`` speculates without the probe; its table of draft lengths holds each fixed K, so that
+- ``drafts`` speculates without the probe; its table of draft lengths holds each K up to 8, so that
   vLLM captures graphs for all, and one K at a time is put in force for all batch sizes;
 - ``live`` has ``--nfp-probe --nfp-draft-control`` and no setting of either. It gets a minute of the
   traffic of :mod:`benchmarks.user_traffic`, whose batch sizes and contexts are not those measured.
   Then ``vllm-nfp recommend URL`` is asked, with the acceptance that the server has counted;
-- ``table`` is started with what was recommended, for each acceptance.
+- ``table`` is what was recommended, for each acceptance: in force on ``drafts``, since another
+  server would take a minute and more to start. ``--table-servers`` starts it. Both have the same
+  scheduler and the same graphs; a server of its own holds no graphs of other lengths.
 
-Then streams of requests, closed loop, are sent to one server at a time, in random order at each
-point; the others are stopped meanwhile (SIGSTOP), so that no idle probe of ``live`` runs beside
-them. Rounds over all points go on until the time is up, and rows are written as they come. Goodput
-is tokens/s as clients see them, prompts and trials of the controller included; every point counts.
-Rounds in which the server stalled count as well, and are named.
+Each length of a table finds its CUDA graphs, as on a server of that length alone
+(:mod:`benchmarks.length_graphs`), in all servers; ``--as-is`` leaves vLLM's choice of graphs as it
+is, with which servers stall, and implies ``--table-servers``.
+
+Then streams of requests, closed loop, are sent to one server at a time; the others are stopped
+meanwhile (SIGSTOP), so that no idle probe of ``live`` runs beside them. In the first round ``live``
+and ``table`` come first at each batch size, then fixed lengths, of which long ones are left out
+where shorter ones have lost. The order is random in later rounds. Rounds over all points go on
+until the time is up, and rows are written as they come. Goodput is tokens/s as clients see them,
+prompts and trials of the controller included; every point counts. Rounds in which the server
+stalled count as well, and are named.
 """
 
 from __future__ import annotations
@@ -42,6 +50,11 @@ from vllm_nfp.files import write_whole
 
 END_SECONDS = 12.0
 """For the servers to end."""
+KV_GIB = 9.8
+"""128 requests of 256 + 512 tokens, of 100 KiB each at 24 layers and the head's one (2 x 8 heads x
+128 x 2 bytes a layer), take 9.4 GiB, and blocks of 16 tokens 0.2 GiB more. A server of 24 layers
+takes 15.5 GiB beside its KV cache (benchmarks/verification_servers.py: 60 GiB, of which 44.5). Four
+servers take 101 GiB, and the probe's graphs up to 1 GiB: an H200 has 140 GiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +88,14 @@ def read_plan(text: str) -> GpuPlan:
     return found
 
 
-def run_gpu(plan: GpuPlan, shape: Shape, out: Path, ends: float, alone: bool) -> None:
+def run_gpu(
+    plan: GpuPlan, shape: Shape, out: Path, ends: float, alone: bool, own_tables: bool
+) -> None:
     """Start one GPU's servers and measure them until the time is up."""
     end_servers_on_sigterm()
     out.mkdir(parents=True, exist_ok=True)
     with Fleet(plan.index, shape, out, ends - END_SECONDS) as fleet:
-        turns = Turns(fleet, plan.acceptances, plan.batch_sizes, out, alone)
+        turns = Turns(fleet, plan.acceptances, plan.batch_sizes, out, alone, own_tables)
         turns.begin()
         turns.recommend()
         turns.measure()
@@ -88,11 +103,14 @@ def run_gpu(plan: GpuPlan, shape: Shape, out: Path, ends: float, alone: bool) ->
 
 @click.command()
 @click.option("--shape", default="qwen3-8b", show_default=True)
-@click.option("--layers", type=int, default=12, show_default=True)
-@click.option("--kv-gib", type=float, default=4.8, show_default=True, help="Of each server.")
+@click.option("--layers", type=int, default=24, show_default=True)
+@click.option("--kv-gib", type=float, default=KV_GIB, show_default=True, help="Of each server.")
 @click.option("--gpu", "gpus", multiple=True, help="INDEX:ACCEPTANCES:BATCH_SIZES; repeat it.")
 @click.option("--within", type=float, default=550.0, show_default=True, help="Seconds, in all.")
 @click.option("--alone", is_flag=True, help="Fixed lengths alone, without other servers.")
+@click.option("--table-servers", is_flag=True, help="Start a server of each recommended table.")
+@click.option("--as-is", is_flag=True, help="With vLLM's own choice of CUDA graphs.")
+@click.option("--watch-stalls", is_flag=True, help="Stacks in the logs where no step follows.")
 @click.option("--tiny", is_flag=True, help="A tiny model and n-grams, to try it on a CPU.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--score", "scored", type=click.Path(exists=True, path_type=Path), multiple=True)
@@ -103,6 +121,9 @@ def main(
     gpus: Sequence[str],
     within: float,
     alone: bool,
+    table_servers: bool,
+    as_is: bool,
+    watch_stalls: bool,
     tiny: bool,
     out: Path | None,
     scored: Sequence[Path],
@@ -118,13 +139,17 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     about = {
         "environment": environment.record(), "shape": shape, "layers": layers, "tiny": tiny,
-        "alone": alone, "gpus": gpus, "probe": {}, "within": within,
+        "alone": alone, "gpus": gpus, "probe": {}, "within": within, "as_is": as_is,
+        "table_servers": table_servers or as_is, "watch_stalls": watch_stalls,
     }  # fmt: skip
     write_whole(out / "about.json", json.dumps(about, indent=1))
-    served = Shape("tiny" if tiny else shape, 2 if tiny else layers, kv_gib, tiny)
+    served = Shape(
+        "tiny" if tiny else shape, 2 if tiny else layers, kv_gib, tiny, as_is, watch_stalls
+    )
     workers = [
         multiprocessing.get_context("spawn").Process(
-            target=run_gpu, args=(plan, served, out / f"gpu-{plan.index}", ends, alone)
+            target=run_gpu,
+            args=(plan, served, out / f"gpu-{plan.index}", ends, alone, table_servers or as_is),
         )
         for plan in plans
     ]

@@ -29,6 +29,9 @@ SILENT_SECONDS = 0.2
 """A round stalled if no request had a token for so long. On an H200 99 of 100 intervals of 8 tokens
 of one request were below 0.22 s at 128 streams and K = 8, and far shorter elsewhere; rounds that
 stalled had gaps of 0.2 to 2.2 s (docs/draft-results.md)."""
+LEFT_OUT = "left_out"
+"""Field of a row that stands for a round of a fixed length that was not measured: shorter ones had
+lost."""
 STALLED = "stalled"
 """Field of a point: by policy, its rounds that stalled. They count in all rates."""
 WITHIN = (0.02, 0.05)
@@ -51,6 +54,11 @@ def points(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """
     rows = list(rows)
     every = {row["policy"] for row in rows if row["policy"] not in (NONE, TABLE)}
+    lost: dict[Place, set[str]] = defaultdict(set)
+    for row in rows:
+        if row.get(LEFT_OUT):
+            lost[row["gpu"], row["acceptance"], row["batch_size"]].add(row["policy"])
+    rows = [row for row in rows if not row.get(LEFT_OUT)]
     tables = {(row["gpu"], row["acceptance"]): row.get(TABLE, NONE) for row in rows}
     rates: dict[Place, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     stalled = _stalled(rows)
@@ -68,7 +76,8 @@ def points(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
             medians[NONE] = statistics.median(plain[gpu, batch_size])
         fixed = {p: rate for p, rate in medians.items() if p.startswith("fixed:")}
         table = tables[gpu, acceptance]
-        if not fixed or not {*every, *([TABLE] if table == SERVED else [])} <= medians.keys():
+        wanted = {*every, *([TABLE] if table == SERVED else [])}
+        if not fixed or not wanted - lost[gpu, acceptance, batch_size] <= medians.keys():
             continue
         if table == NONE and NONE in medians:
             medians.setdefault(TABLE, medians[NONE])

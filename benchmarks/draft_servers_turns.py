@@ -7,15 +7,15 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks import load, shapes, user_traffic
-from benchmarks.draft_fleet import DRAFTS, EACH_LENGTH, FIXED, LIVE, NONE, Fleet
+from benchmarks.draft_fleet import DRAFTS, EACH_LENGTH, FIXED, LIVE, MAX_NUM_SEQS, NONE, Fleet
 from benchmarks.draft_servers_rates import counted_rates
-from benchmarks.draft_servers_score import FAILED, REFUSED, SERVED, stalls
+from benchmarks.draft_servers_score import FAILED, LEFT_OUT, REFUSED, SERVED, TABLE, stalls
 from benchmarks.traffic import Load
 from vllm_nfp.start.process import ProcessError
 
@@ -26,6 +26,17 @@ AGAIN_SCALE = 0.15
 TINY_SCALE = 0.03
 PROMPT_TOKENS, OUTPUT_TOKENS = 256, 512
 WINDOW_SECONDS, WARM_UP_SECONDS = 2.2, 0.8
+FIRST_WARM_UP_SECONDS = 1.6
+"""Of a server's first load with these lengths and so many requests, which may compile kernels."""
+AROUND_SECONDS = 0.6
+"""Of a load, beside its warm-up and window: 0.03 s at 1 request to 0.6 s at 128 (2026-11-28)."""
+SLOW_START_SECONDS = 1.0
+"""A load that takes so much longer has stalled outside its window; the log says so."""
+ASKING_SECONDS = 30.0
+"""For ``recommend`` (3 s), and what the traffic takes beyond its phases (25 s; 2026-11-28)."""
+MARGIN, LOSERS = 0.05, 2
+"""A longer draft is left out where the LOSERS before it were worse than the best by MARGIN. One is
+not enough: on 2026-11-28 K = 2 lost to K = 1 by 8 % at one request, where K = 8 was the best."""
 SEED = 17
 
 
@@ -38,6 +49,8 @@ class Turns:
         batch_sizes: streams, in the order of the rounds.
         out: takes ``rows.jsonl``, and what was recommended.
         alone: measure fixed lengths alone, on a server that has the GPU for itself.
+        own_tables: start a server for each recommended table; otherwise the server of the fixed
+            lengths drafts by it, which has the same CUDA graphs for its lengths.
     """
 
     def __init__(
@@ -47,8 +60,9 @@ class Turns:
         batch_sizes: Sequence[int],
         out: Path,
         alone: bool = False,
+        own_tables: bool = False,
     ) -> None:
-        self._fleet, self._out, self._alone = fleet, out, alone
+        self._fleet, self._out, self._alone, self._own_tables = fleet, out, alone, own_tables
         self._acceptances, self._sizes = tuple(acceptances), tuple(batch_sizes)
         self._at: dict[str, float] = {}
         """The acceptance that each server's drafts have now."""
@@ -58,6 +72,10 @@ class Turns:
         """Acceptances for which ``recommend`` answered with an error."""
         self._failed = False
         """The servers of the tables did not start."""
+        self._lost: set[tuple[float, int, int]] = set()
+        """Fixed lengths that are left out: (acceptance, batch size, length)."""
+        self._visited: set[tuple[str, str, int]] = set()
+        """(server, policy, batch size) that had a load."""
         self._random = random.Random(SEED)
 
     def begin(self) -> None:
@@ -87,11 +105,16 @@ class Turns:
             server = self._fleet.run(LIVE)
             self._accept(LIVE, acceptance)
             before = None if number == 0 else server.metrics()
-            self._traffic(TRAFFIC_SCALE)
+            self._traffic(self._traffic_scale(len(self._acceptances) - number))
             after = server.metrics()
             lines = [line for line in after.splitlines() if "nfp_" in line or "spec_dec" in line]
             (self._out / f"live-{acceptance:g}.prom").write_text("\n".join([*lines, ""]))
             self._tables[acceptance] = self._asked(server.url, acceptance, before, after)
+        if self._own_tables:
+            self._start_tables()
+
+    def _start_tables(self) -> None:
+        """Start the tables' own servers, alone on the GPU."""
         self._fleet.pause()
         tables = {
             _table(a): self._fleet.speculation(a, config)
@@ -104,9 +127,19 @@ class Turns:
             self._failed = True
 
     def _round_seconds(self) -> float:
-        """What one round takes without tables."""
+        """What the first round takes without tables, if no length is left out."""
         loads = (len(FIXED) + 1) * len(self._sizes) * len(self._acceptances)
-        return loads * (WINDOW_SECONDS + 2 * WARM_UP_SECONDS)
+        return loads * _load_seconds(FIRST_WARM_UP_SECONDS)
+
+    def _traffic_scale(self, acceptances: int) -> float:
+        """Of the traffic before an acceptance: the time beside the first round, a minute at most.
+
+        Args:
+            acceptances: that still have to get it.
+        """
+        seconds = (self._fleet.left - self._round_seconds()) / acceptances - ASKING_SECONDS
+        whole = sum(phase.seconds for phase in user_traffic.PHASES)
+        return min(TRAFFIC_SCALE, max(AGAIN_SCALE, seconds / whole))
 
     def _table_state(self, acceptance: float) -> str:
         """What became of what was recommended."""
@@ -119,47 +152,124 @@ class Turns:
     def measure(self) -> None:
         """Go round all points until the time is up; the acceptance of the last traffic first."""
         round_number = 0
+        places = len(self._acceptances) * len(self._sizes)
         while self._fleet.left > 0.0:
+            after = places
             for acceptance in reversed(self._acceptances):
                 self._return_to(acceptance)
                 for batch_size in self._sizes:
-                    self._point(acceptance, batch_size, round_number)
+                    after -= 1
+                    if round_number == 0:
+                        self._first_round(acceptance, batch_size, after)
+                    else:
+                        self._later_round(acceptance, batch_size, round_number)
             round_number += 1
 
-    def _point(self, acceptance: float, batch_size: int, number: int) -> None:
-        """Every policy at one point, in random order."""
-        policies = [f"fixed:{k}" for k in FIXED] + [LIVE] * (not self._alone)
-        if self._table_state(acceptance) == SERVED:
-            policies.append(_table(acceptance))
+    def _chosen(self, acceptance: float) -> list[str]:
+        """The policies that are judged."""
+        served = self._table_state(acceptance) == SERVED
+        return [LIVE] * (not self._alone) + [TABLE] * served
+
+    def _first_round(self, acceptance: float, batch_size: int, after: int) -> None:
+        """The judged policies at a point, then fixed lengths, short ones first.
+
+        Fixed lengths leave the time that the judged policies need at the later points.
+
+        Args:
+            after: points that follow in this round.
+        """
+        for policy in self._chosen(acceptance):
+            self._load_of(policy, acceptance, batch_size, 0)
+        kept = after * (1 + (not self._alone)) * _load_seconds(FIRST_WARM_UP_SECONDS)
+        rates: list[float] = []
+        for length in FIXED:
+            if lost(rates):
+                self._lost.add((acceptance, batch_size, length))
+                self._write(_fixed(length), acceptance, batch_size, 0, {LEFT_OUT: True})
+                continue
+            row = self._load_of(_fixed(length), acceptance, batch_size, 0, kept)
+            if row is not None and not stalls(row):
+                rates.append(row["tokens_per_second"])
+
+    def _later_round(self, acceptance: float, batch_size: int, number: int) -> None:
+        """Every policy that is not left out at a point, in random order."""
+        policies = self._chosen(acceptance)
+        policies += [
+            _fixed(length) for length in FIXED
+            if (acceptance, batch_size, length) not in self._lost
+        ]  # fmt: skip
         for policy in self._random.sample(policies, len(policies)):
-            if self._fleet.left < WINDOW_SECONDS + 2 * WARM_UP_SECONDS:
-                return
-            fixed = policy.partition(":")
-            name = DRAFTS if fixed[0] == "fixed" else policy
-            self._fleet.run(name)
-            if name in self._at:
-                self._accept(name, acceptance)
-            if name == DRAFTS:
-                self._fleet.set_length(DRAFTS, int(fixed[2]))
-            kind = "table" if name == _table(acceptance) else policy
-            self._measure(name, kind, acceptance, batch_size, number)
+            self._load_of(policy, acceptance, batch_size, number)
+
+    def _load_of(
+        self, policy: str, acceptance: float, batch_size: int, number: int, kept: float = 0.0
+    ) -> dict[str, Any] | None:
+        """Measure a policy, and return its row; None: ``kept`` seconds would not be left."""
+        name = self._server_of(policy, acceptance)
+        seconds = _load_seconds(self._warm_up(name, policy, batch_size))
+        if self._fleet.left < seconds + kept:
+            return None
+        self._fleet.run(name)
+        if name in self._at:
+            self._accept(name, acceptance)
+        if name == DRAFTS:
+            self._fleet.set_lengths(DRAFTS, self._lengths(policy, acceptance))
+        return self._measure(name, policy, acceptance, batch_size, number)
+
+    def _server_of(self, policy: str, acceptance: float) -> str:
+        if policy == TABLE and self._own_tables:
+            return _table(acceptance)
+        return LIVE if policy == LIVE else DRAFTS
+
+    def _lengths(self, policy: str, acceptance: float) -> list[list[int]]:
+        """The table of a fixed length, or the recommended one."""
+        if policy == TABLE:
+            config = self._tables[acceptance]
+            assert config is not None  # the policy is not judged without one
+            every = [[1, MAX_NUM_SEQS, config["num_speculative_tokens"]]]
+            found: list[list[int]] = config.get("num_speculative_tokens_per_batch_size", every)
+            return found
+        return [[1, MAX_NUM_SEQS, int(policy.partition(":")[2])]]
+
+    def _warm_up(self, name: str, policy: str, batch_size: int) -> float:
+        known = (name, policy, batch_size) in self._visited
+        return WARM_UP_SECONDS if known else FIRST_WARM_UP_SECONDS
 
     def _measure(
         self, name: str, policy: str, acceptance: float | None, batch_size: int, number: int
-    ) -> None:
+    ) -> dict[str, Any]:
         server = self._fleet.run(name)
-        summary = load.run(self._load(server.url, batch_size, number), WARM_UP_SECONDS).summary()
-        row = {
-            "gpu": self._fleet.gpu, "policy": policy, "acceptance": acceptance,
-            "batch_size": batch_size, "round": number, "at": self._fleet.now, **summary,
-        }  # fmt: skip
-        if stalls(row):
+        warm_up = self._warm_up(name, policy, batch_size)
+        begun = time.monotonic()
+        summary = load.run(self._load(server.url, batch_size, number), warm_up).summary()
+        seconds = time.monotonic() - begun
+        self._visited.add((name, policy, batch_size))
+        if seconds > _load_seconds(warm_up) + SLOW_START_SECONDS:
+            self._fleet.say(f"{policy} at B={batch_size} took {seconds:.1f} s in all")
+        if stalls(summary):
             silent = summary["silent_seconds"]
             self._fleet.say(f"{policy} at B={batch_size} made no token for {silent:.2f} s")
+        more = {"server": name, "load_seconds": seconds}
+        return self._write(policy, acceptance, batch_size, number, {**more, **summary})
+
+    def _write(
+        self,
+        policy: str,
+        acceptance: float | None,
+        batch_size: int,
+        number: int,
+        found: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """Keep one row, and return it."""
+        row = {
+            "gpu": self._fleet.gpu, "policy": policy, "acceptance": acceptance,
+            "batch_size": batch_size, "round": number, "at": self._fleet.now, **found,
+        }  # fmt: skip
         if acceptance is not None:
-            row["table"] = self._table_state(acceptance)
+            row[TABLE] = self._table_state(acceptance)
         with (self._out / "rows.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+        return row
 
     def _load(self, url: str, streams: int, number: int) -> Load:
         shape = self._fleet.shape
@@ -226,6 +336,21 @@ class Turns:
             self._refused.add(acceptance)
         done = answers["config"]
         return json.loads(done.stdout) if done.returncode == 0 else None
+
+
+def lost(rates: Sequence[float]) -> bool:
+    """Whether longer drafts are left out after these rates of shorter ones."""
+    return len(rates) > LOSERS and max(rates[-LOSERS:]) < (1.0 - MARGIN) * max(rates)
+
+
+def _load_seconds(warm_up: float) -> float:
+    """Of one load."""
+    return WINDOW_SECONDS + warm_up + AROUND_SECONDS
+
+
+def _fixed(length: int) -> str:
+    """Name of the policy."""
+    return f"fixed:{length}"
 
 
 def _table(acceptance: float) -> str:

@@ -24,7 +24,7 @@ from typing import Any
 
 import click
 
-from benchmarks import environment, shapes
+from benchmarks import environment, length_graphs, shapes, stall_watch
 from benchmarks.load import LoadError
 from benchmarks.server import Spec, end_servers_on_sigterm, samples
 from benchmarks.switched_server import Remote
@@ -76,6 +76,8 @@ class Settings:
     out: Path
     started: float
     """time.monotonic() when all began."""
+    watch_stalls: bool = False
+    guard_drafter: bool = False
 
 
 class Record:
@@ -88,7 +90,7 @@ class Record:
         self.rows: list[dict[str, Any]] = []
         self._fixed = {
             "shape": settings.shape, "layers": settings.layers, "traces": recorded,
-            "environment": environment.record(),
+            "environment": environment.record(), "guard_drafter": settings.guard_drafter,
         }  # fmt: skip
 
     def add(self, row: Mapping[str, Any]) -> None:
@@ -148,7 +150,11 @@ def spec_of(contender: str, settings: Settings) -> Spec:
     return Spec(
         model, settings.out / f"server-{settings.shape}-{contender}.log", free_port(),
         flags_of(contender, settings.shape, settings.layers, head),
-        extra={"VLLM_SERVER_DEV_MODE": "1"},
+        extra={
+            "VLLM_SERVER_DEV_MODE": "1",
+            stall_watch.VARIABLE: str(int(settings.watch_stalls)),
+            length_graphs.AS_IS_VARIABLE: str(int(not settings.guard_drafter)),
+        },
     )  # fmt: skip
 
 
@@ -225,6 +231,8 @@ def run(settings: Settings, contenders: tuple[str, ...]) -> None:
 @click.option("--contender", "contenders", type=click.Choice(CONTENDERS), multiple=True)
 @click.option("--within", type=float, default=560.0, show_default=True, help="Seconds, of all.")
 @click.option("--passes", default=3, show_default=True, help="Of all loads, at most.")
+@click.option("--watch-stalls", is_flag=True, help="Stacks in the logs where no step follows.")
+@click.option("--guard-drafter", is_flag=True, help="See benchmarks/length_graphs.py.")
 @click.option("--tabulate", is_flag=True, help="Print the results in --out; measure nothing.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
 def main(

@@ -8,6 +8,7 @@ table of draft lengths. Its methods are called by ``POST /collective_rpc``, whic
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from vllm.model_executor.models.llama_eagle3 import Eagle3LlamaForCausalLM
 from vllm.v1.core.sched.scheduler import Scheduler
 
+from benchmarks import length_graphs, stall_watch
 from benchmarks.traces import read_traces
 from benchmarks.verification_replay import Replay, install
 from benchmarks.verification_streams import make_streams
@@ -46,6 +48,9 @@ class Scheduled:
         table[:] = [length] * len(table)
 
 
+stall_watch.watch_if_asked()
+if os.environ.get(length_graphs.AS_IS_VARIABLE) == "0":
+    length_graphs.guard_drafter()
 # An EAGLE-3 head's own LM head is known by the names of loaded weights, which dummy ones lack.
 Eagle3LlamaForCausalLM.has_own_lm_head = True
 _SCHEDULED = Scheduled()

@@ -18,7 +18,14 @@ from benchmarks.draft_fleet import EACH_LENGTH, FIXED, MAX_NUM_SEQS
 from benchmarks.draft_servers import GpuPlan, read_plan
 from benchmarks.draft_servers_rates import counted_rates
 from benchmarks.draft_servers_score import points, summary
-from benchmarks.draft_servers_turns import Turns
+from benchmarks.draft_servers_turns import (
+    AGAIN_SCALE,
+    FIRST_WARM_UP_SECONDS,
+    TRAFFIC_SCALE,
+    WARM_UP_SECONDS,
+    Turns,
+    lost,
+)
 from vllm_nfp.start.process import ProcessError
 
 
@@ -29,8 +36,8 @@ def test_a_plan_is_read_and_others_are_refused() -> None:
             read_plan(text)
 
 
-def test_the_table_holds_every_fixed_length_without_gaps() -> None:
-    assert [k for *_, k in EACH_LENGTH] == list(FIXED)
+def test_the_table_holds_every_length_without_gaps() -> None:
+    assert [k for *_, k in EACH_LENGTH] == list(range(FIXED[-1] + 1))
     assert EACH_LENGTH[0][0] == 1
     assert EACH_LENGTH[-1][1] == MAX_NUM_SEQS
     for (_, last, _), (first, end, _) in itertools.pairwise(EACH_LENGTH):
@@ -140,14 +147,15 @@ def test_a_run_goes_on_without_a_table_that_does_not_start(
     monkeypatch.setattr(Turns, "_accept", lambda *_: None)
     monkeypatch.setattr(Turns, "_traffic", lambda *_: None)
     monkeypatch.setattr(Turns, "_asked", lambda *_: {"num_speculative_tokens": 3})
-    turns = Turns(Fleet(), (0.7,), (1, 4), tmp_path)  # type: ignore[arg-type]
+    turns = Turns(Fleet(), (0.7,), (1, 4), tmp_path, own_tables=True)  # type: ignore[arg-type]
+    turns._fleet.left = 200.0  # type: ignore[misc]
     turns.recommend()
     assert told[0].startswith("start ['table-0.7'] sparing")
     assert told[1] == "no table is measured: the server was not ready in 9 s"
     measured: list[str] = []
     monkeypatch.setattr(Turns, "_measure", lambda self, name, *_: measured.append(name))
-    turns._fleet.left, turns._fleet.set_length = 99.0, lambda *_: None  # type: ignore[misc]
-    turns._point(0.7, 1, 0)
+    turns._fleet.left, turns._fleet.set_lengths = 99.0, lambda *_: None  # type: ignore[misc]
+    turns._later_round(0.7, 1, 1)
     assert set(measured) == {"drafts", "live"}
     assert turns._table_state(0.7) == "failed"
 
@@ -177,17 +185,111 @@ def test_fixed_lengths_alone_start_and_measure_nothing_else(
     measured: list[str] = []
     fleet = SimpleNamespace(
         start=started.extend, speculation=lambda *_: [], left=99.0,
-        run=lambda name: None, set_length=lambda *_: None,
+        run=lambda name: None, set_lengths=lambda *_: None,
     )  # fmt: skip
     monkeypatch.setattr(Turns, "_measure", lambda self, name, policy, *_: measured.append(policy))
     turns = Turns(fleet, (0.7,), (4,), tmp_path, alone=True)  # type: ignore[arg-type]
     turns.begin()
     turns.recommend()
     turns._return_to(0.7)
-    turns._point(0.7, 4, 0)
+    turns._later_round(0.7, 4, 1)
     assert started == ["drafts"]
     assert sorted(measured) == [f"fixed:{k}" for k in FIXED]
     (found,) = points([row("fixed:1", 80.0), row("fixed:3", 100.0), row("fixed:3", 90.0)])
     assert (found["best"], found["rounds"], found["fixed:1"]) == ("fixed:3", 2, 80.0 / 95.0)
     assert summary([found]) == {}
     assert points([row("live", 80.0)]) == [], "cut off before any fixed length"
+
+
+class Measured:
+    """A fleet whose loads take the time of the real ones; rates by what is in force."""
+
+    gpu, now = "0", 0.0
+
+    def __init__(self, rates: dict[str, float], left: float = 1e9) -> None:
+        self.rates, self.left = rates, left
+        self.told: list[object] = []
+
+    def run(self, name: str) -> SimpleNamespace:
+        self.name = name
+        return SimpleNamespace(url="http://x")
+
+    def set_lengths(self, name: str, table: list[list[int]]) -> None:
+        self.told.append((name, table))
+
+    def say(self, text: str) -> None:
+        self.told.append(text)
+
+
+def turns_of(
+    fleet: Measured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **more: bool
+) -> tuple[Turns, list[float]]:
+    """Turns whose loads are given, and the warm-ups that they are asked for."""
+    turns = Turns(fleet, (0.7,), (4, 16), tmp_path, **more)  # type: ignore[arg-type]
+    turns._tables = {0.7: {"num_speculative_tokens": 5}}
+    turns._at = {"drafts": 0.7, "live": 0.7}
+    warm_ups: list[float] = []
+
+    def run(asked: SimpleNamespace, warm_up: float) -> SimpleNamespace:
+        warm_ups.append(warm_up)
+        fleet.left -= 3.0 + warm_up
+        length = fleet.told[-1][1][0][2] if fleet.name == "drafts" else "live"  # type: ignore[index]
+        found = {"tokens_per_second": fleet.rates[str(length)], "silent_seconds": 0.0}
+        return SimpleNamespace(summary=lambda: found)
+
+    monkeypatch.setattr("benchmarks.draft_servers_turns.load.run", run)
+    monkeypatch.setattr(Turns, "_load", lambda *_: None)
+    return turns, warm_ups
+
+
+def rows_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+
+
+def test_the_judged_policies_come_first_and_long_losers_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = {"live": 97.0, "5": 99.0, "1": 80.0, "2": 100.0, "3": 94.0, "4": 90.0}
+    turns, warm_ups = turns_of(Measured(rates), tmp_path, monkeypatch)
+    turns._first_round(0.7, 4, 1)
+    rows = rows_of(tmp_path)
+    assert [row["policy"] for row in rows] == ["live", "table", *(f"fixed:{k}" for k in FIXED)]
+    assert [row["policy"] for row in rows if row.get("left_out")] == ["fixed:6", "fixed:8"]
+    assert rows[1]["server"] == "drafts", "no other server has to start"
+    assert set(warm_ups) == {FIRST_WARM_UP_SECONDS}
+    turns._later_round(0.7, 4, 1)
+    again = rows_of(tmp_path)[len(rows) :]
+    assert {row["policy"] for row in again} == {"live", "table", *(f"fixed:{k}" for k in FIXED[:4])}
+    assert set(warm_ups[6:]) == {WARM_UP_SECONDS}, "each has been visited"
+    (found,) = points([row("none", 50.0, None), *rows, *again])
+    assert (found["best"], found["rounds"]) == ("fixed:2", 2)
+    assert found["table"] == pytest.approx(0.99) and "fixed:6" not in found
+
+
+def test_the_judged_policies_are_measured_everywhere_when_time_is_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = dict.fromkeys(("live", "5", *map(str, FIXED)), 90.0)
+    fleet = Measured(rates, left=24.0)
+    turns, _ = turns_of(fleet, tmp_path, monkeypatch)
+    turns._first_round(0.7, 4, 1)
+    turns._first_round(0.7, 16, 0)
+    rows = rows_of(tmp_path)
+    judged = [(r["policy"], r["batch_size"]) for r in rows if "fixed" not in r["policy"]]
+    assert judged == [("live", 4), ("table", 4), ("live", 16), ("table", 16)]
+    assert fleet.left > 0.0
+
+
+def test_two_lengths_in_a_row_must_lose() -> None:
+    assert not lost([]) and not lost([100.0, 92.0]) and not lost([100.0, 92.0, 103.0])
+    assert lost([100.0, 94.0, 94.9]) and not lost([100.0, 94.0, 95.1])
+
+
+def test_the_traffic_leaves_the_time_of_the_first_round(tmp_path: Path) -> None:
+    turns = Turns(SimpleNamespace(left=600.0), (0.7,), (4, 16), tmp_path)  # type: ignore[arg-type]
+    assert turns._traffic_scale(1) == TRAFFIC_SCALE
+    first = turns._round_seconds()
+    turns._fleet.left = first + 60.0  # type: ignore[misc]
+    assert AGAIN_SCALE < turns._traffic_scale(1) < TRAFFIC_SCALE
+    turns._fleet.left = first  # type: ignore[misc]
+    assert turns._traffic_scale(1) == AGAIN_SCALE
