@@ -103,10 +103,9 @@ def serve(
 
 def fill_contexts(server: Server, model: str, vocab_size: int, scale: float) -> None:
     """Send prompts whose contexts the truth reads: without them positions share no experts."""
-    load.run(
-        Load(server.url, model, vocab_size, 1, CONTENT_TOKENS, 1, scale * CONTENT_SECONDS, seed=99),
-        warmup_seconds=0.0,
-    )
+    longest = int(user_traffic.model_card(server.url)["max_model_len"]) - 1
+    tokens, seconds = min(CONTENT_TOKENS, longest), scale * CONTENT_SECONDS
+    load.run(Load(server.url, model, vocab_size, 1, tokens, 1, seconds, seed=99), 0.0)
 
 
 def keep_metrics(server: Server, moment: str, out: Path) -> None:

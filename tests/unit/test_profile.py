@@ -118,7 +118,7 @@ def test_the_estimates_of_the_gpu_run_come_out_again(
     assert found.keys() == published.keys()
     assert [key for key, row in found.items()
             if not row.lower <= published[key] <= row.upper] == []  # fmt: skip
-    assert sum(row.positions != published[key] for key, row in found.items()) <= 5
+    assert sum(row.positions != published[key] for key, row in found.items()) <= 6
     assert len(profile.layer_times) > 500
 
 
