@@ -60,20 +60,18 @@ def answers(
     Args:
         samples: answers for each text.
     """
-    from transformers import AutoTokenizer
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(model)
-    asked = sorted((_asked(tokenizer, text) for text in texts), key=len)
+    asked = sorted(prompt_ids(model, texts), key=len)
+    end = target.config.eos_token_id
     how: dict[str, Any] = {"do_sample": False}
     if temperature is not None:
         how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     how |= {"max_new_tokens": tokens, "num_return_sequences": samples}
-    how["pad_token_id"] = tokenizer.eos_token_id
+    how["pad_token_id"] = end
     size = max(1, SEQUENCES[device()] // samples)
     parts = [asked[at : at + size] for at in range(0, len(asked), size)]
     random.Random(SEED).shuffle(parts)
     for part in parts:
-        yield _answered(target, part, tokenizer.eos_token_id, how)
+        yield _answered(target, part, end, how)
 
 
 def _answered(
@@ -92,12 +90,18 @@ def _answered(
     return found
 
 
-def _asked(tokenizer: Any, text: str) -> list[int]:
-    chat = tokenizer.apply_chat_template(
-        [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
-    )
-    ids: list[int] = tokenizer(chat, add_special_tokens=False)["input_ids"]
-    return ids
+def prompt_ids(model: Path, texts: Sequence[str]) -> list[list[int]]:
+    """The tokens of each text as a user's message."""
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(model)
+    found = []
+    for text in texts:
+        chat = tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
+        )
+        found.append(tokenizer(chat, add_special_tokens=False)["input_ids"])
+    return found
 
 
 def by_length(answered: Sequence[Answer], size: int) -> list[list[Answer]]:
@@ -114,5 +118,5 @@ def states(target: Any, layers: Sequence[int], tokens: Tensor) -> tuple[Tensor, 
         tokens: [B, T] ids.
     """
     with torch.no_grad():
-        found = target.model(tokens, output_hidden_states=True)
+        found = target.model(tokens, output_hidden_states=True, use_cache=False)
     return torch.cat([found.hidden_states[i] for i in layers], -1), found.last_hidden_state

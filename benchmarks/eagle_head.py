@@ -24,12 +24,13 @@ import click
 import torch
 
 from benchmarks import environment
-from benchmarks.eagle_answers import SEED, Answer, answers, load_target
+from benchmarks.eagle_answers import SEED, Answer, answers, load_target, prompt_ids
 from benchmarks.eagle_checkpoint import load
 from benchmarks.eagle_prompts import TASKS, prompts
 from benchmarks.eagle_record import record_answers
 from benchmarks.eagle_train import train_head
 from benchmarks.traces import (
+    AnswerTrace,
     acceptance_by_position,
     by_confidence,
     tokens_per_step,
@@ -42,7 +43,7 @@ TEMPERATURE = 0.8
 """Of the answers that are trained on beside greedy ones; the recorded ones are greedy."""
 EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9)
 """Of the confidences that are summed up at the end."""
-ENDS = {"generate": 0.35, "train": 0.85, "record": 1.0}
+ENDS = {"generate": 0.4, "train": 0.88, "record": 1.0}
 """Share of ``--within`` at which a part ends. Recording runs to its end, however long it takes."""
 
 
@@ -117,19 +118,28 @@ def train(target: Any, _: Path, out: Path, sizes: Sizes, clock: Clock) -> None:
 def record(target: Any, model: Path, out: Path, sizes: Sizes, _: Clock) -> None:
     """Write the traces, and say what they hold."""
     head = load(out / "head", target)
+    texts = {task: prompts(task, sizes.recorded, held_out=True) for task in TASKS}
+    # All tasks are answered together: a GPU needs about as long for one alone.
+    every = list(itertools.chain.from_iterable(texts.values()))
+    made = itertools.chain.from_iterable(answers(target, model, every, sizes.recorded_tokens))
+    by_prompt = {tuple(prompt): answer for prompt, answer in made}
+    click.echo(f"{len(by_prompt)} answers are recorded")
     found = []
     for task in TASKS:
-        texts = prompts(task, sizes.recorded, held_out=True)
-        made = answers(target, model, texts, sizes.recorded_tokens)
-        answered = list(itertools.chain.from_iterable(made))
+        asked = prompt_ids(model, texts[task])
+        answered = [(ids, by_prompt[tuple(ids)]) for ids in asked]
         traces = record_answers(target, head, answered, task, LONGEST_DRAFT)
         found += traces
-        lengths = {k: round(tokens_per_step(traces, k), 2) for k in range(1, LONGEST_DRAFT + 1)}
-        click.echo(f"{task}: {len(traces)} answers; tokens of a step by draft length: {lengths}")
-        accepted = [round(share, 3) for share in acceptance_by_position(traces)]
-        click.echo(f"  accepted by position: {accepted}; by confidence:")
-        click.echo(f"  {by_confidence(traces, EDGES)}")
+        _summarize(task, traces)
     write_traces(out / "traces.npz", found, environment.record())
+
+
+def _summarize(task: str, traces: list[AnswerTrace]) -> None:
+    lengths = {k: round(tokens_per_step(traces, k), 2) for k in range(1, LONGEST_DRAFT + 1)}
+    click.echo(f"{task}: {len(traces)} answers; tokens of a step by draft length: {lengths}")
+    accepted = [round(share, 3) for share in acceptance_by_position(traces)]
+    click.echo(f"  accepted by position: {accepted}; by confidence:")
+    click.echo(f"  {by_confidence(traces, EDGES)}")
 
 
 @click.command()

@@ -14,7 +14,7 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT))
 from benchmarks.eagle_checkpoint import load, save
-from benchmarks.eagle_model import UNROLLED, Head, HeadShape, counted
+from benchmarks.eagle_model import UNROLLED, Head, HeadShape
 from benchmarks.eagle_prompts import TASKS, prompts
 from benchmarks.eagle_record import record_answer
 from benchmarks.traces import (
