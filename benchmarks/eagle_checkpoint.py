@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks.eagle_answers import embedding_of
 from benchmarks.eagle_model import Head, shape_of
 
 WEIGHTS = "model.safetensors"
@@ -42,7 +43,7 @@ def load(folder: Path, target: Any) -> Head:
     """
     weights = load_file(folder / WEIGHTS)
     offsets = weights.pop("d2t")
-    embedding = target.get_input_embeddings().weight.detach()
+    embedding = embedding_of(target)
     drafted = (offsets + torch.arange(len(offsets))).to(embedding.device)
     head = Head(shape_of(target.config, len(offsets)), embedding, drafted)
     head.load_state_dict({name: one.float() for name, one in weights.items()})

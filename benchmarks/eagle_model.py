@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-UNROLLED = 4
-"""Draft steps that training unrolls."""
+UNROLLED = 7
+"""Draft steps that training unrolls: as many as are recorded."""
 DECAY = 0.8
 """Weight of a draft step's loss over that of the one before."""
 
@@ -99,21 +99,24 @@ class Head(nn.Module):  # type: ignore[misc,unused-ignore]
         Args:
             tokens: [B, T] ids.
             states: [B, T, 3 hidden] of the target.
-            wanted: [B, T, vocabulary] probabilities that the target gives the token after.
+            wanted: [N, vocabulary] probabilities that the target gives the token after, at the N
+                places of :func:`counted`. They add up to less than 1 where it may be a token that
+                cannot be drafted: such a place weighs less.
             counts: [B, T] where the token after is an answer's.
         """
         found = []
         hidden, kept = self.fc(states[:, :-1]), _Kept()
         embedded = self.embedding[tokens[:, 1:]]
+        # Only these places cost logits, which take most of a step's time and memory.
+        rows, columns = counted(counts)
         for step in range(UNROLLED):
             if step:
                 hidden = functional.pad(hidden, (0, 0, 1, 0))[:, :-1]
-            logits, hidden = self._step(embedded, hidden, kept)
-            log = logits.log_softmax(-1)
-            entropy = -(wanted[:, 1:] * log).sum(-1)
-            mask = counts[:, 1:].clone()
-            mask[:, :step] = 0.0
-            found.append((entropy * mask).sum() / mask.sum())
+            hidden = self._step(embedded, hidden, kept)
+            logits = self._logits(hidden[rows, columns])
+            entropy = functional.cross_entropy(logits, wanted, reduction="none")
+            reached = (columns >= step).float()
+            found.append((entropy * reached).sum() / reached.sum().clamp(min=1.0))
         return torch.stack(found)
 
     def drafts(self, tokens: Tensor, states: Tensor, steps: int) -> tuple[Tensor, Tensor]:
@@ -138,7 +141,8 @@ class Head(nn.Module):  # type: ignore[misc,unused-ignore]
                 # What was drafted from a position is read one position later.
                 hidden = functional.pad(hidden, (0, 0, 1, 0))[:, :-1]
                 embedded = self.embedding[functional.pad(drafted, (1, 0))[:, :-1]]
-            logits, hidden = self._step(embedded, hidden, kept)
+            hidden = self._step(embedded, hidden, kept)
+            logits = self._logits(hidden)
             best, place = logits.max(-1)
             drafted = self.drafted[place]
             ids.append(drafted[:, step : step + length])
@@ -146,13 +150,17 @@ class Head(nn.Module):  # type: ignore[misc,unused-ignore]
             odds.append(found[:, step : step + length])
         return torch.stack(ids, -1), torch.stack(odds, -1)
 
-    def _step(self, embedded: Tensor, hidden: Tensor, kept: _Kept) -> tuple[Tensor, Tensor]:
+    def _logits(self, hidden: Tensor) -> Tensor:
+        found: Tensor = self.lm_head(self.norm(hidden))
+        return found
+
+    def _step(self, embedded: Tensor, hidden: Tensor, kept: _Kept) -> Tensor:
         layer = self.midlayer
         both = [layer["input_layernorm"](embedded), layer["hidden_norm"](hidden)]
         hidden = hidden + self._attention(torch.cat(both, -1), kept)
         mlp, x = layer["mlp"], layer["post_attention_layernorm"](hidden)
-        hidden = hidden + mlp["down_proj"](functional.silu(mlp["gate_proj"](x)) * mlp["up_proj"](x))
-        return self.lm_head(self.norm(hidden)), hidden
+        found: Tensor = mlp["down_proj"](functional.silu(mlp["gate_proj"](x)) * mlp["up_proj"](x))
+        return hidden + found
 
     def _attention(self, x: Tensor, kept: _Kept) -> Tensor:
         shape, attention = self.shape, self.midlayer["self_attn"]
@@ -182,6 +190,12 @@ class Head(nn.Module):  # type: ignore[misc,unused-ignore]
         angles = torch.arange(length, device=like.device)[:, None] * speeds[None]
         angles = torch.cat([angles, angles], -1)
         return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
+
+
+def counted(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns of the head's places, from the second token on, that losses count."""
+    rows, columns = (counts[:, 1:] > 0).nonzero(as_tuple=True)
+    return rows, columns
 
 
 class _Kept:

@@ -28,7 +28,7 @@ def record_answer(
     tokens = torch.tensor([[*prompt, *said]], device=device)
     read, _ = states(target, head.shape.layers, tokens)
     with torch.no_grad():
-        ids, log_odds = head.drafts(tokens, read, drafts)
+        ids, log_odds = head.drafts(tokens, read.float(), drafts)
     first = len(prompt) - 1  # row i drafts the tokens at i + 2 and later; one of them is there
     rows = slice(first, first + positions)
     ids, log_odds = ids[0, rows], log_odds[0, rows]

@@ -106,17 +106,17 @@ def head() -> Head:
 def test_a_draft_step_does_not_see_later_tokens() -> None:
     model, length = head(), 12
     tokens, states = torch.randint(0, 50, (1, length)), torch.randn(1, length, 96)
-    wanted = torch.rand(1, length, 20).softmax(-1)
+    wanted = torch.rand(1, 20).softmax(-1)
     counts = torch.zeros(1, length)
-    counts[0, 6] = 1.0  # one position alone counts
+    counts[0, 8] = 1.0  # one position alone counts
     before = model.losses(tokens, states, wanted, counts)
     assert before.shape == (UNROLLED,)
     later, other = tokens.clone(), states.clone()
-    later[0, 7:] = (later[0, 7:] + 1) % 50
-    other[0, 6:] += 1.0
+    later[0, 9:] = (later[0, 9:] + 1) % 50
+    other[0, 8:] += 1.0
     assert torch.allclose(model.losses(later, other, wanted, counts), before)
     earlier = states.clone()
-    earlier[0, 5] += 1.0
+    earlier[0, 7] += 1.0
     assert not torch.allclose(model.losses(tokens, earlier, wanted, counts), before)
 
 
@@ -124,14 +124,14 @@ def test_later_draft_steps_read_the_heads_own_output() -> None:
     """Step j at a position has seen the target's states up to j positions before it alone."""
     model, length = head(), 12
     tokens, states = torch.randint(0, 50, (1, length)), torch.randn(1, length, 96)
-    wanted, counts = torch.rand(1, length, 20).softmax(-1), torch.zeros(1, length)
-    counts[0, 6] = 1.0
+    wanted, counts = torch.rand(1, 20).softmax(-1), torch.zeros(1, length)
+    counts[0, 8] = 1.0
     before = model.losses(tokens, states, wanted, counts)
     for step in range(UNROLLED):
         changed = states.clone()
-        changed[0, 5 - step + 1 :] += 1.0  # what this step must not see
+        changed[0, 7 - step + 1 :] += 1.0  # what this step must not see
         assert torch.allclose(model.losses(tokens, changed, wanted, counts)[step], before[step])
-        changed[0, 5 - step] += 1.0
+        changed[0, 7 - step] += 1.0
         found = model.losses(tokens, changed, wanted, counts)
         assert not torch.allclose(found[step], before[step])
 
@@ -171,7 +171,7 @@ def test_a_checkpoint_is_loaded_beside_its_target(tmp_path: Path) -> None:
 
 def test_drafts_follow_from_the_heads_own_tokens() -> None:
     """Where an answer's tokens are what was drafted, training's unrolled steps give the same."""
-    model, length, start = head(), 14, 6
+    model, length, start = head(), 17, 6
     tokens, states = torch.randint(0, 50, (1, length)), torch.randn(1, length, 96)
     with torch.no_grad():
         ids, odds = model.drafts(tokens, states, UNROLLED)
@@ -179,8 +179,8 @@ def test_drafts_follow_from_the_heads_own_tokens() -> None:
         tokens[0, start + 2 : start + 2 + UNROLLED] = ids[0, start]
         for step in range(UNROLLED):
             place = int((model.drafted == ids[0, start, step]).nonzero())
-            wanted = torch.zeros(1, length, 20)
-            wanted[..., place] = 1.0
+            wanted = torch.zeros(1, 20)
+            wanted[0, place] = 1.0
             counts = torch.zeros(1, length)
             counts[0, start + step + 1] = 1.0
             loss = model.losses(tokens, states, wanted, counts)[step]
