@@ -117,11 +117,11 @@ def test_what_a_pair_without_content_can_tell(surface: CostSurface, prior: Prior
     assert widths[0] > 4.0 * widths[1]
 
 
-@pytest.mark.parametrize("independence", [0.35, 1.05])
+@pytest.mark.parametrize("independence", [0.2, 1.05])
 def test_a_few_pairs_tell_how_alike_positions_are_everywhere(
     surface: CostSurface, prior: Prior, independence: float
 ) -> None:
-    """Pairs of one sequence, far from the expected g; a batch is predicted on a bent curve."""
+    """Pairs of one sequence, far from the expected share; a batch is predicted on a bent curve."""
     truth = bent(prior, 0.0, Bend(independence=independence))
     for positions in (2, 8, 32):
         surface.add_pair(pair(truth, Shape(1, 1024, positions), 0.0), 1.0)

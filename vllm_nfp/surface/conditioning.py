@@ -20,15 +20,14 @@ from vllm_nfp.surface.scale import UNKNOWN, log_evidence
 from vllm_nfp.surface.whole_step import Bend
 from vllm_nfp.types import Module
 
-KNOWN = 0.5
-"""Part of the prior's deviation below which the prior's launch time, or g, is replaced."""
+LAUNCH_KNOWN, INDEPENDENCE_KNOWN = 0.5, 0.7
+"""Parts of the prior's deviation below which the prior's launch time, and s, are replaced."""
 LAUNCH_MOVED = 0.5
 """Standard deviations by which the launch time must move to be replaced again."""
 INDEPENDENCE_MOVED = 0.04
-"""By which g must move to be replaced again: 32 positions then count like 15 % more or fewer."""
+"""By which s must move to be replaced again."""
 LEAST_INDEPENDENCE, MOST_INDEPENDENCE = 0.02, 1.3
-"""Of g, so that a derivative is left: all positions choose one token's experts, or more than
-independent ones do."""
+"""Of s: at none at all a step would not depend on the experts that positions add."""
 MOST_MOVES = 3
 """Steps towards what was measured in one posterior: the whole step bends with it."""
 MOST_FOR_SCALE = 32
@@ -75,7 +74,7 @@ class Conditioning:
     def _move_launch(self, found: Posterior) -> bool:
         """Whether the prior's launch time should be another."""
         moved, deviation = common_error(found, Part.LAUNCH)
-        known = deviation <= KNOWN * self._hyper.launch
+        known = deviation <= LAUNCH_KNOWN * self._hyper.launch
         if not known or abs(moved) < LAUNCH_MOVED * min(deviation, self._bend.launch_deviation):
             return False
         self._launch += moved
@@ -83,11 +82,11 @@ class Conditioning:
         return True
 
     def _move_independence(self, found: Posterior) -> bool:
-        """Whether the prior's g should be another."""
+        """Whether the prior's s should be another."""
         moved, deviation = common_error(found, Part.CONTEXT)
         wanted = self._bend.independence + moved
         wanted = min(max(wanted, LEAST_INDEPENDENCE), MOST_INDEPENDENCE)
-        known = deviation <= KNOWN * self._hyper.context.scale
+        known = deviation <= INDEPENDENCE_KNOWN * self._hyper.context.scale
         if not known or abs(wanted - self._bend.independence) < INDEPENDENCE_MOVED:
             return False
         self._bend = replace(self._bend, independence=wanted)

@@ -82,7 +82,7 @@ def common_error(posterior: Posterior, part: Part) -> tuple[float, float]:
     posterior is taken again.
 
     Args:
-        part: LAUNCH, of log launch time, or CONTEXT, of g.
+        part: LAUNCH, of log launch time, or CONTEXT, of the share s.
     """
     book = posterior.book
     scale = book.hyper.launch if part is Part.LAUNCH else book.hyper.context.scale

@@ -2,9 +2,10 @@
 
 Experts. A layer that is timed alone activates the experts of B x N tokens. In a whole step the
 positions of one sequence share its context. Their hidden states grow alike with depth, so that they
-activate fewer distinct experts than as many sequences do. Here N positions of a sequence count like
-N^g independent ones, with g = 1 for independent positions. A probe shows this only if each of its
-sequences reads the context of a real one.
+activate fewer distinct experts than as many sequences do. Of the time that independent positions
+add to that of one, those of a sequence add the share s here: 1 for independent positions, 0 where
+all of them choose alike. A probe shows this only if each of its sequences reads the context of a
+real one.
 """
 
 from __future__ import annotations
@@ -19,12 +20,9 @@ LAUNCH_DEVIATION = 0.4
 """Standard deviation of log launch time before a step without a CUDA graph was measured. Recorded
 hosts scatter by 0.2, but all of them had the same kind of processor: a choice, not a fit."""
 LEAST_LAUNCH_DEVIATION = 0.15
-INDEPENDENCE = 0.8
-"""Expected g: a choice, not a fit. Independent positions have 1. In a deep model with dummy weights
-it was 0.24 to 0.52 (:data:`vllm_nfp.surface.kernel.CONTEXT`). No trained model has told it yet."""
-
-DIFFERENCE = 0.01
-"""Of g, for derivatives."""
+INDEPENDENCE = 0.75
+"""Expected s: a choice, not a fit. In a deep model with dummy weights it was 0.15 to 0.55
+(:data:`vllm_nfp.surface.kernel.CONTEXT`). No trained model has told it yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +32,7 @@ class Bend:
     launch_deviation: float = LAUNCH_DEVIATION
     """Standard deviation of log launch time."""
     independence: float = INDEPENDENCE
-    """g."""
+    """s."""
 
 
 EXPECTED = Bend()
@@ -63,13 +61,12 @@ def whole_step(seconds: FloatArray, bend: Bend = EXPECTED) -> WholeStep:
     experts = seconds[Part.MOE_FFN]
     if not experts[0]:
         return _bounded(seconds, bend.launch_deviation)
-    alike, less, more = (
-        _experts(experts, bend.independence + moved) for moved in (0.0, -DIFFERENCE, DIFFERENCE)
-    )
+    added = bend.independence * (experts - experts[0])
     shared = seconds.copy()
-    shared[Part.MOE_FFN] = np.exp(alike)
+    shared[Part.MOE_FFN] = experts[0] + added
     found = _bounded(shared, bend.launch_deviation)
-    found.shares[Part.CONTEXT] = found.shares[Part.MOE_FFN] * (more - less) / (2.0 * DIFFERENCE)
+    by_share = (experts - experts[0]) / shared[Part.MOE_FFN]
+    found.shares[Part.CONTEXT] = found.shares[Part.MOE_FFN] * by_share
     return found
 
 
@@ -85,12 +82,6 @@ def both_steps(seconds: FloatArray, bend: Bend = EXPECTED) -> tuple[WholeStep, W
     step = whole_step(seconds, bend)
     has_experts = seconds[Part.MOE_FFN, 0] > 0.0
     return step, without_content(seconds, bend) if has_experts else step
-
-
-def _experts(seconds: FloatArray, independence: float) -> FloatArray:
-    """log seconds of as many independent positions as N of a sequence count like; shape [n]."""
-    log_positions = np.log(np.arange(1.0, len(seconds) + 1.0))
-    return np.asarray(np.interp(independence * log_positions, log_positions, np.log(seconds)))
 
 
 def _bounded(seconds: FloatArray, deviation: float) -> WholeStep:
