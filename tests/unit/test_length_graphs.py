@@ -30,7 +30,7 @@ from vllm.v1.worker.worker_base import WorkerWrapperBase
 from benchmarks import length_graphs as benchmark
 from benchmarks.draft_fleet import EACH_LENGTH, FIXED, MAX_NUM_SEQS
 from vllm_nfp import releases
-from vllm_nfp.adapter import hooks, length_graphs, versions
+from vllm_nfp.adapter import draft_lengths, hooks, length_graphs, versions
 from vllm_nfp.adapter.patch import PatchSet
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.draft import lints
@@ -212,13 +212,13 @@ def config(table: list[list[int]] | None = THEN, **changed: Any) -> Any:
     )  # fmt: skip
 
 
-def made_by_vllm(monkeypatch: pytest.MonkeyPatch) -> Any:
+def made_by_vllm(monkeypatch: pytest.MonkeyPatch, table: list[list[int]] = THEN) -> Any:
     rank = SimpleNamespace(is_first_rank=True, is_last_rank=True)
     monkeypatch.setattr(cudagraph_utils, "get_pp_group", lambda: rank)
     monkeypatch.setattr(cudagraph_utils, "is_breakable_cudagraph_enabled", lambda: False)
     pool = SimpleNamespace(get_global_graph_pool=lambda: None)
     monkeypatch.setattr(cudagraph_utils, "current_platform", pool)
-    given: Any = config()
+    given: Any = config(table)
     return CudaGraphManager(given, "cpu", CUDAGraphMode.FULL_AND_PIECEWISE, 9)
 
 
@@ -238,6 +238,20 @@ def test_managers_are_mended_when_vllm_makes_them_and_one_line_says_so(
     assert "steps with 1, 2, 3, 4, 6, 8 drafts" in caplog.text
 
 
+def test_lengths_that_draft_control_may_choose_find_theirs_too(
+    patches: PatchSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    static = [[1, 1, 8]]
+    draft_lengths.install_graphs(patches, ProbeConfig(draft_control=True))
+    overlooking = made_by_vllm(monkeypatch, static)
+    length_graphs.install(patches, config(static))
+    made = made_by_vllm(monkeypatch, static)
+    for graphs in (overlooking, made):
+        graphs._graphs_captured = True
+    assert overlooking.dispatch(15, 45, 3, 0).cg_mode is CUDAGraphMode.PIECEWISE
+    assert made.dispatch(15, 45, 3, 0).num_reqs == 16
+
+
 def test_a_worker_gets_it_before_it_makes_its_runner(
     patches: PatchSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,7 +261,7 @@ def test_a_worker_gets_it_before_it_makes_its_runner(
         WorkerWrapperBase, "init_device", lambda self: found.append(CudaGraphManager.__init__)
     )
     hooks.install_graphs(patches, ProbeConfig())
-    WorkerWrapperBase.init_device(SimpleNamespace(vllm_config=config(), worker=None))  # type: ignore[arg-type]
+    WorkerWrapperBase.init_device(SimpleNamespace(vllm_config=config(), worker=None))
     assert found[0] is not before
     patches.restore()
     assert CudaGraphManager.__init__ is before

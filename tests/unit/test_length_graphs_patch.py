@@ -6,7 +6,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -119,7 +119,7 @@ def first_pass(module: Any, propose: Callable[..., Any], table: list[list[int]],
 
 
 @pytest.fixture
-def own(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def own(monkeypatch: pytest.MonkeyPatch) -> Any:
     """vLLM's module, whose helper on the GPU is put back."""
     monkeypatch.setattr(speculator, "prepare_prefill_inputs", speculator.prepare_prefill_inputs)
     return speculator
@@ -131,7 +131,7 @@ TABLE = [[1, 1, 1], [2, 2, 2], [3, 3, 3], [4, 4, 4], [5, 6, 6], [7, 128, 8]]
 @pytest.mark.usefixtures("modules")
 @pytest.mark.parametrize("how", ["vLLM", "patched", "guarded"])
 def test_a_drafters_first_pass_takes_over_metadata_of_its_own_requests(
-    how: str, tree: Path, own: ModuleType
+    how: str, tree: Path, own: Any
 ) -> None:
     module: Any = load(tree / "vllm" / DRAFTER, "patched_drafter") if how == "patched" else own
     piecewise = manager(TABLE).dispatch(15, 45, 3, 0)
