@@ -53,7 +53,7 @@ SIZES = [
 
 def manager(
     table: list[list[int]], kind: type = CudaGraphManager, *, varlen: bool = False,
-    sizes: list[int] = SIZES,
+    sizes: list[int] = SIZES, loras: list[int] | None = None,
 ) -> Any:  # fmt: skip
     """vLLM's, as it is on a GPU after capture."""
     longest = max(length for *_, length in table)
@@ -71,10 +71,11 @@ def manager(
             cache_config=SimpleNamespace(use_kda_recoverssm=False),
         ),
         cudagraph_mode=CUDAGraphMode.FULL_AND_PIECEWISE, max_num_reqs=MAX_NUM_SEQS,
-        decode_query_len=longest + 1, varlen_decode=varlen, lora_capture_cases=[0],
+        decode_query_len=longest + 1, varlen_decode=varlen, lora_capture_cases=loras or [0],
         ubatch_runner=None, _candidates={}, _capture_descs={}, _graphs_captured=True,
         _lora_dispatch_map={}, _max_lora_case=0,
     )  # fmt: skip
+    made._lora_dispatch_map, made._max_lora_case = made._build_lora_dispatch_map()
     made._init_candidates()
     return made
 
@@ -88,6 +89,11 @@ def stale_passes(made: Any, length: int) -> list[int]:
         if step.cg_mode == CUDAGraphMode.PIECEWISE and drafter.cg_mode == CUDAGraphMode.FULL:
             found.append(requests)
     return found
+
+
+@pytest.fixture(autouse=True)
+def said_nothing_yet() -> None:
+    length_graphs._left_alone_once.cache_clear()
 
 
 @pytest.fixture
@@ -140,6 +146,14 @@ def test_no_graph_is_chosen_that_was_not_captured_for_the_step() -> None:
             if found.cg_mode is CUDAGraphMode.FULL:
                 assert found.uniform_token_count == positions
                 assert found.num_reqs >= requests
+
+
+def test_each_number_of_adapters_has_graphs_of_its_own() -> None:
+    made = manager(THEN, loras=[0, 1, 4])
+    assert length_graphs.mend(made) == (2, 3, 4, 5, 7, 9)
+    for active, captured in ((0, 0), (1, 1), (3, 4), (9, 4)):
+        found = made.dispatch(15, 45, 3, active)
+        assert (found.num_reqs, found.num_active_loras) == (16, captured)
 
 
 def test_one_length_and_any_mix_of_lengths_are_left_as_they_are() -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from vllm_nfp import releases
@@ -102,7 +102,7 @@ def mend(manager: Any) -> tuple[int, ...]:
     except Exception as error:
         problem = f"{type(error).__name__}: {error}"
     if problem is not None:
-        _left_alone(problem)
+        _left_alone_once(problem)
     elif len(lengths) > 1:
         manager._candidates = mended
         return lengths
@@ -111,21 +111,27 @@ def mend(manager: Any) -> tuple[int, ...]:
 
 def _unlike_known(manager: Any, candidates: Any) -> str | None:
     """Why these graphs are not chosen from as it is known; None if they are."""
-    captured = {graph for graphs in manager._capture_descs.values() for graph in graphs}
+    listed = {}
     for (tokens, loras), graphs in candidates.items():
         for graph in graphs:
-            if graph not in captured or graph.num_tokens < tokens:
-                return f"{graph} stands among the graphs of {tokens} tokens"
-            if graph.num_ubatches != 1:
-                return "steps are split into micro-batches"
-            if graph.num_active_loras != loras:
-                return f"{graph} stands among the graphs of {loras} adapters"
-            length = graph.uniform_token_count
-            uniform = graph.cg_mode.name == "FULL" and length is not None
-            if length is not None and not uniform:
-                return f"{graph} is uniform and not FULL"
-            if uniform and graph.num_reqs * length != graph.num_tokens:
-                return f"{graph} is no graph of {length} tokens a request"
+            if graph.num_tokens < tokens or graph.num_active_loras != loras:
+                return f"{graph} stands among the graphs of {tokens} tokens and {loras} adapters"
+            listed[id(graph)] = graph
+    captured = {graph for graphs in manager._capture_descs.values() for graph in graphs}
+    return next(filter(None, (_odd(graph, captured) for graph in listed.values())), None)
+
+
+def _odd(graph: Any, captured: Collection[Any]) -> str | None:
+    """How a graph differs from those that are known; None if it does not."""
+    if graph.num_ubatches != 1:
+        return "steps are split into micro-batches"
+    if graph not in captured:
+        return f"{graph} is not captured"
+    length = graph.uniform_token_count
+    if length is None:
+        return None
+    if graph.cg_mode.name != "FULL" or graph.num_reqs * length != graph.num_tokens:
+        return f"{graph} is no FULL graph of {length} tokens a request"
     return None
 
 
