@@ -50,11 +50,12 @@ class Engine:
         self.random = random.Random(7)
 
     def _hook(self) -> None:
-        from vllm_nfp.adapter import draft_lengths
+        from vllm_nfp.adapter import draft_lengths, length_graphs
         from vllm_nfp.adapter.patch import PatchSet
 
         draft_lengths.install_sizes(PatchSet(), self._config)
         draft_lengths.install_graphs(PatchSet(), self._config)
+        length_graphs.put_in_place(PatchSet())
 
     def scan(self) -> None:
         """Let the probe scan as at a start, and write what it found where the controller looks.

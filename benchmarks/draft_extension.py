@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from typing import Any
 
 from vllm.model_executor.models.llama_eagle3 import Eagle3LlamaForCausalLM
@@ -38,9 +37,7 @@ def _keep_schedulers() -> None:
 
 _keep_schedulers()
 stall_watch.watch_if_asked()
-if os.environ.get(length_graphs.AS_IS_VARIABLE) != "1":
-    length_graphs.install()
-    length_graphs.guard_drafter()
+length_graphs.settle()
 Eagle3LlamaForCausalLM.has_own_lm_head = True
 
 

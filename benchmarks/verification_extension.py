@@ -8,7 +8,6 @@ table of draft lengths. Its methods are called by ``POST /collective_rpc``, whic
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,8 +48,7 @@ class Scheduled:
 
 
 stall_watch.watch_if_asked()
-if os.environ.get(length_graphs.AS_IS_VARIABLE) == "0":
-    length_graphs.guard_drafter()
+length_graphs.settle()
 # An EAGLE-3 head's own LM head is known by the names of loaded weights, which dummy ones lack.
 Eagle3LlamaForCausalLM.has_own_lm_head = True
 _SCHEDULED = Scheduled()

@@ -51,6 +51,11 @@ DRAFT_SCHEDULES_V2 = (0, 32)
 """Oldest release known to follow num_speculative_tokens_per_batch_size in the V2 model runner;
 before, only V1 does."""
 
+MISSED_GRAPHS = ((0, 32), (0, 33))
+"""First and last release whose V2 model runner is known to follow a table of draft lengths and to
+overlook CUDA graphs that it captured for it (:mod:`vllm_nfp.draft.length_graphs`). Read in the
+sources of 0.29.0 to 0.33.0: all choose alike, but those before do not follow a table."""
+
 
 def parse_release(version: str) -> tuple[int, int] | None:
     """Major and minor number; None for a text without them or an untagged development build."""
@@ -69,6 +74,12 @@ def known_release(version: str | None) -> Release | None:
     """The entry of a version in the table; None if it is not there."""
     number = parse_release(version) if version else None
     return next((release for release in RELEASES if release.number == number), None)
+
+
+def misses_graphs(version: str | None) -> bool:
+    """Whether this vLLM is known to overlook CUDA graphs of a table of several draft lengths."""
+    number = parse_release(version) if version else None
+    return number is not None and MISSED_GRAPHS[0] <= number <= MISSED_GRAPHS[1]
 
 
 def draft_schedule_refusal(version: str) -> str | None:

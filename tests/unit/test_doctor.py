@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
 import subprocess
@@ -251,6 +252,34 @@ def test_flags_that_keep_drafts_from_paying(values: dict[str, Any], told: tuple[
     advice = [found[name].advice for name in LINTS if name in found]
     assert len(advice) == bool(told)
     assert all(part in advice[0] for part in told)
+
+
+@pytest.mark.parametrize(
+    ("values", "flags", "told"),
+    [
+        ({}, (), True),
+        ({"use_v2": False}, (), False),
+        ({"adaptive_verification": True}, (), False),
+        ({"data_parallel": 2}, (), False),
+        ({"graphs": {"eager": True, "mode": "NONE", "largest": 0, "sizes": []}}, (), False),
+        ({}, ("--nfp-probe",), False),
+        ({}, ("--nfp_draft_control=true",), False),
+        ({}, ("--nfp-output-dir", "here"), True),
+    ],
+)
+def test_graphs_that_a_table_makes_vllm_overlook(
+    values: dict[str, Any], flags: tuple[str, ...], told: bool
+) -> None:
+    table = {"draft_lengths_by_batch_size": True, "draft_table": [[1, 2, 5], [3, 128, 1]]}
+    asked = dataclasses.replace(MODEL, flags=flags)
+    found = diagnose(asked, **{
+        **SPECULATING, **table, "speculative": "eagle3", "draft_length": 5, "max_num_seqs": 128,
+        "graphs": DEFAULT_GRAPHS, **values,
+    })  # fmt: skip
+    assert ("graphs of the table" in found) == told
+    if told:
+        assert found["graphs of the table"].status is Status.WARNING
+        assert "29-30 and others up to 126 with K=1" in found["graphs of the table"].advice
 
 
 def test_a_table_that_the_runner_ignores_is_no_table(monkeypatch: pytest.MonkeyPatch) -> None:

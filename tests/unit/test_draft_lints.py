@@ -15,6 +15,7 @@ from vllm_nfp import predict
 from vllm_nfp.adapter.dispatch import Execution, GraphRules, place
 from vllm_nfp.doctor.graph_lint import missing_graphs
 from vllm_nfp.draft import lints, served_with
+from vllm_nfp.draft.missed_graphs import overlooked
 from vllm_nfp.draft.recommend import recommend
 from vllm_nfp.draft.rows import Schedule, ScheduleRange
 from vllm_nfp.draft.sources import LiveTraffic, Source, from_profile
@@ -71,6 +72,36 @@ def test_graphs_of_mixed_batches_serve_every_length() -> None:
     mixed = dataclasses.replace(rules(100), full_mixed=True)
     assert missing_graphs("0.32.0", mixed, lints.tiers((), 0, 100), 8192) is None
     assert place(rules(100), 100, 1).execution is Execution.PIECEWISE
+
+
+NINE = lints.tiers(((1, 8, 4), (9, 32, 2), (33, 256, 1)), 4, 256)
+
+
+def test_graphs_of_a_table_that_vllm_overlooks() -> None:
+    """vLLM's own dispatch does the same: tests/unit/test_length_graphs.py."""
+    two = lints.tiers(((1, 2, 5), (3, 128, 1)), 5, 128)
+    found = overlooked("0.33.0", "eagle3", DEFAULT_CAPTURE_SIZES, two)
+    assert found is not None and found.startswith("without --nfp-probe vLLM 0.33.0, on its V2")
+    assert "of B=3, 5-6, 9, 17-18, 21, 29-30 and others up to 126 with K=1; there the" in found
+    for part in ("no token for seconds", "--nfp-draft-control", "length-graphs.patch"):
+        assert part in found
+    some = overlooked("0.33.0", "qwen3_next_mtp", DEFAULT_CAPTURE_SIZES, NINE)
+    assert some is not None and "B=3, 6 with K=4, B=9-10, 12-13" in some
+    assert "; at B=33, 37, 45, 49-50, 57, 65 and others up to 250 the drafter" in some
+
+
+def test_graphs_are_overlooked_by_tables_of_the_v2_runner_alone() -> None:
+    sizes = DEFAULT_CAPTURE_SIZES
+    for method, piecewise in (("ngram", True), ("eagle3", False)):
+        found = overlooked("0.32.0", method, sizes, NINE, piecewise)
+        assert found is not None and "the drafter" not in found, "nothing is replayed wrongly"
+    assert overlooked("0.33.0", "eagle3", sizes, lints.tiers((), 4, 256)) is None
+    assert overlooked("0.31.0", "eagle3", sizes, NINE) is None
+    assert overlooked("0.34.0", "eagle3", sizes, NINE) is None
+    assert overlooked("0.33.0", "eagle3", (), NINE) is None
+    multiples = tuple(range(8, 513, 8))
+    even = lints.tiers(((1, 16, 3), (17, 128, 1)), 3, 128)
+    assert overlooked("0.33.0", "eagle3", multiples, even) is None, "2 and 4 share their graphs"
 
 
 def test_a_table_is_read_as_vllm_reads_it() -> None:
@@ -155,6 +186,16 @@ def of_server(
         ({"max_num_batched_tokens": 0}, "eagle3", None),
         ({"max_num_batched_tokens": 256}, "eagle3", "64 sequences with K=3 take 4 tokens each"),
         ({"max_num_batched_tokens": 512}, "dflash", "and 7 slots for drafting each, 704 in all"),
+        ({"vllm": "0.33.0", "cudagraph_capture_sizes": (8, 16, 28, 32, 64, 256)},
+         "eagle3", "with the capture sizes of the measured server, overlooks"),
+        ({"vllm": "0.33.0", "cudagraph_capture_sizes": (8, 16, 28, 32, 64, 256), "engines": 2},
+         "eagle3", "with 2 data-parallel engines"),
+        ({"vllm": "0.33.0", "cudagraph_capture_sizes": (8, 16, 28, 32, 64, 256),
+          "enforce_eager": True}, "eagle3", None),
+        ({"vllm": "0.33.0", "cudagraph_capture_sizes": (8, 16, 28, 32, 64, 256),
+          "cudagraph_mode": "PIECEWISE"}, "eagle3", None),
+        ({"vllm": "0.33.0", "cudagraph_capture_sizes": (8, 16, 28, 32, 64, 256)}, "suffix",
+         "7 tokens are drafted at every"),
         ({"engines": 2}, "eagle3", "with 2 data-parallel engines"),
         ({"engines": 2}, "suffix", "num_speculative_tokens=7 up to 7 tokens are drafted at every"),
         ({"attention_backends": ("FLASH_ATTN",), "context": 8192}, "eagle3", "FLASHINFER"),

@@ -21,8 +21,9 @@ from vllm_nfp.adapter import (
     metrics_bridge,
     sources,
     switch_on,
+    targets,
 )
-from vllm_nfp.adapter.patch import MissingTargetError, PatchSet
+from vllm_nfp.adapter.patch import MARK, MissingTargetError, PatchSet
 from vllm_nfp.adapter.runner_v1 import V1Runner
 from vllm_nfp.config import ENV_VAR, ProbeConfig
 from vllm_nfp.results import scrape
@@ -219,6 +220,8 @@ def test_a_process_takes_the_extension_point_or_the_hooks_and_never_both(
     monkeypatch.setattr(hooks, "install", lambda *_: taken.append("hooks"))
     install.install(lambda *_: Observer())
     assert taken == ["extension" if present else "hooks"]
+    owner = targets.INIT_DEVICE.owner()
+    assert hasattr(owner.init_device, MARK) == present, "graphs are mended beside the extension"
 
 
 @pytest.mark.usefixtures("installed")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from vllm_nfp.adapter import draft_lengths, metrics_bridge, observer, targets
+from vllm_nfp.adapter import draft_lengths, length_graphs, metrics_bridge, observer, targets
 from vllm_nfp.adapter.graph_place import CaptureWatch
 from vllm_nfp.adapter.observer import ObserverFactory, StepObserver
 from vllm_nfp.adapter.patch import PatchSet
@@ -39,7 +39,7 @@ def install(patches: PatchSet, config: ProbeConfig, open_observer: ObserverFacto
 
 
 def install_graphs(patches: PatchSet, config: ProbeConfig) -> None:
-    """Have graphs captured for all draft lengths, in workers that vLLM itself observes.
+    """Have graphs captured and found for all draft lengths, in workers that vLLM itself observes.
 
     Raises:
         MissingTargetError: as for :func:`install`.
@@ -50,8 +50,10 @@ def install_graphs(patches: PatchSet, config: ProbeConfig) -> None:
 def _wrap_init_device(patches: PatchSet, config: ProbeConfig, after: Callable[[Any], None]) -> None:
     def init_device(original: Any) -> Any:
         def wrapped(wrapper: Any) -> Any:
-            if config.draft_control:  # the worker makes its graph managers now
+            # The worker makes its managers of CUDA graphs now.
+            if config.draft_control:
                 draft_lengths.install_graphs(patches, config)
+            length_graphs.install(patches, getattr(wrapper, "vllm_config", None))
             result = original(wrapper)
             after(wrapper.worker)
             return result

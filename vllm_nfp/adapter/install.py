@@ -112,8 +112,7 @@ def _install_hooks(open_observer: ObserverFactory) -> None:
     metrics_bridge.install(PATCHES, config)
     try:
         if sources.has_extension_point():
-            if config.draft_control:
-                hooks.install_graphs(PATCHES, config)
+            hooks.install_graphs(PATCHES, config)
             extension.register(PATCHES, config, open_observer)
         else:
             hooks.install(PATCHES, config, open_observer)

@@ -24,6 +24,7 @@ class Feature(StrEnum):
     DRAFT_CONTROL = "draft control"
     VERIFICATION = "adaptive verification"
     DRAFT_GRAPHS = "CUDA graphs for all draft lengths"
+    LENGTH_GRAPHS = "choice of CUDA graphs by draft length"
     CAPTURE = "memory pool shared with vLLM's CUDA graphs"
     MODULES = "timing of modules with light kernels"
     COLLECTIVES = "timing of collectives"
@@ -229,6 +230,26 @@ SPECULATOR_CAPTURE = Target(
     since=(0, 32),
 )
 
+GRAPH_MANAGER = Target(
+    "vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager.__init__",
+    Feature.LENGTH_GRAPHS,
+    "lets the V2 runner choose among the CUDA graphs of each draft length",
+    since=(0, 32),
+)
+DRAFTER_PROPOSE = Target(
+    "vllm.v1.worker.gpu.spec_decode.target_dependent_ar.speculator:"
+    "TargetDependentARSpeculator.propose",
+    Feature.LENGTH_GRAPHS,
+    "notes how many requests the attention metadata are of that a drafter takes over",
+    since=(0, 32),
+)
+DRAFTER_DISPATCH = Target(
+    "vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager.dispatch",
+    Feature.LENGTH_GRAPHS,
+    "lets the drafter replay FULL CUDA graphs of as many requests only",
+    since=(0, 32),
+)
+
 CAPTURE_BEGIN = Target(
     "torch.cuda:CUDAGraph.capture_begin",
     Feature.CAPTURE,
@@ -320,6 +341,9 @@ TARGETS: tuple[Target, ...] = (
     SET_CUDAGRAPH_SIZES,
     INIT_CANDIDATES,
     SPECULATOR_CAPTURE,
+    GRAPH_MANAGER,
+    DRAFTER_PROPOSE,
+    DRAFTER_DISPATCH,
     CAPTURE_BEGIN,
     EMBEDDING,
     CUSTOM_OP,

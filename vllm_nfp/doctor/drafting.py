@@ -11,9 +11,12 @@ from vllm_nfp.doctor.facts import Facts
 from vllm_nfp.doctor.findings import Finding, Status
 from vllm_nfp.doctor.graph_lint import missing_graphs
 from vllm_nfp.draft import lints
+from vllm_nfp.draft.missed_graphs import overlooked
 
 _DECODE_GRAPHS = ("FULL", "FULL_DECODE_ONLY", "FULL_AND_PIECEWISE")
 _PIECEWISE_TOO = "FULL_AND_PIECEWISE"
+_MENDED_BY = ("--nfp-probe", "--nfp-draft-control")
+"""Flags with which vLLM overlooks no graphs of a table (adapter/length_graphs.py)."""
 
 
 def server_flags(facts: Facts) -> Iterator[Finding]:
@@ -25,6 +28,7 @@ def server_flags(facts: Facts) -> Iterator[Finding]:
     lengths = _lengths(values, v2_follows)
     for name, advice in (
         ("capture sizes", _graphs(facts, lengths)),
+        ("graphs of the table", _overlooked(facts, lengths)),
         ("tokens of a step", _step(values, lengths)),
         ("table on the V1 runner", _table_on_v1(values, v2_follows)),
         ("table with ngram_gpu", _fixed_on_v1(values, lengths, v2_follows)),
@@ -36,6 +40,7 @@ def server_flags(facts: Facts) -> Iterator[Finding]:
 
 _FOUND = {
     "capture sizes": "some batch sizes run without a full CUDA graph",
+    "graphs of the table": "vLLM overlooks some of them",
     "tokens of a step": "too few for all sequences with their drafts",
     "table on the V1 runner": "costs the FULL CUDA graphs",
     "table with ngram_gpu": "stops the engine",
@@ -84,6 +89,20 @@ def _graphs(facts: Facts, lengths: lints.Tiers) -> str | None:
         max_num_seqs=values["max_num_seqs"],
     )
     return missing_graphs(facts.version or "", rules, lengths, values["max_num_batched_tokens"])
+
+
+def _overlooked(facts: Facts, lengths: lints.Tiers) -> str | None:
+    values, graphs = facts.answer.values, facts.answer.values["graphs"]
+    if not values["use_v2"] or values["speculative"] is None or values["adaptive_verification"]:
+        return None
+    if graphs["eager"] or graphs["mode"] not in ("FULL_DECODE_ONLY", _PIECEWISE_TOO):
+        return None
+    if any(flag.partition("=")[0].replace("_", "-") in _MENDED_BY for flag in facts.question.flags):
+        return None
+    piecewise = graphs["mode"] == _PIECEWISE_TOO
+    return overlooked(
+        facts.version or "", values["speculative"], graphs["sizes"], lengths, piecewise
+    )
 
 
 def _step(values: Mapping[str, Any], lengths: lints.Tiers) -> str | None:

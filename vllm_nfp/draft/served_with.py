@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vllm_nfp.draft import lints
 from vllm_nfp.draft.methods import METHODS, ONE_LENGTH
+from vllm_nfp.draft.missed_graphs import overlooked
 from vllm_nfp.draft.rows import Schedule
 from vllm_nfp.draft.sources import Source
 
@@ -24,6 +25,7 @@ def cautions(
         _one_length(schedule, method),
         _step(source, schedule, method, parallel),
         _shorter(schedule, method),
+        _overlooked(source, schedule, method),
         _cache(source),
     )
     return tuple(sentence for sentence in found if sentence is not None)
@@ -55,11 +57,30 @@ def _step(source: Source, schedule: Schedule, method: str, parallel: bool) -> st
     server = source.environment
     if server is None or not server.max_num_seqs or not server.max_num_batched_tokens:
         return None
-    table = [(r.batch_size_first, r.batch_size_last, r.draft_length) for r in schedule.ranges]
-    longest = schedule.longest
-    lengths = lints.tiers(() if method in ONE_LENGTH else table, longest, server.max_num_seqs)
+    longest, lengths = schedule.longest, _lengths(schedule, method, server.max_num_seqs)
     slots = lints.drafting_slots(method, longest, parallel)
     return lints.crowded_step(lengths, slots, server.max_num_batched_tokens)
+
+
+def _overlooked(source: Source, schedule: Schedule, method: str) -> str | None:
+    """Graphs of the table that vLLM will capture and not find; data parallelism drops the table."""
+    server = source.environment
+    if server is None or not server.max_num_seqs or len(source.live) > 1:
+        return None
+    if server.enforce_eager or server.cudagraph_mode not in ("FULL_AND_PIECEWISE", ""):
+        return None
+    return overlooked(
+        server.vllm,
+        method,
+        server.cudagraph_capture_sizes,
+        _lengths(schedule, method, server.max_num_seqs),
+        whose="the capture sizes of the measured server",
+    )
+
+
+def _lengths(schedule: Schedule, method: str, max_num_seqs: int) -> lints.Tiers:
+    table = [(r.batch_size_first, r.batch_size_last, r.draft_length) for r in schedule.ranges]
+    return lints.tiers(() if method in ONE_LENGTH else table, schedule.longest, max_num_seqs)
 
 
 def _cache(source: Source) -> str | None:

@@ -1,0 +1,198 @@
+"""Lets each draft length of a table find the CUDA graphs that vLLM captured for it.
+
+What vLLM does, and why its servers stall with it, is told in :mod:`vllm_nfp.draft.length_graphs`.
+Here the V2 runner's managers of CUDA graphs get the mended choice when they are made. No graph is
+captured for it, and vLLM's own check of a graph against a step stays in force.
+
+Under adaptive verification the model's FULL graphs have as many requests as tokens, and the
+drafter's have as many as were captured with uniform steps. Where all drafts are admitted, the
+drafter replays a FULL graph on metadata of another number of requests, whose parts lie elsewhere.
+So a drafter that takes over the model's attention metadata replays a FULL graph only with the
+number of requests that they were made for. Its first pass runs as PIECEWISE or without a graph
+otherwise, as it does in vLLM beside prompts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable, Collection
+from typing import Any
+
+from vllm_nfp import releases
+from vllm_nfp.adapter import targets, versions
+from vllm_nfp.adapter.patch import PatchSet
+from vllm_nfp.adapter.verification import verifies_adaptively
+from vllm_nfp.draft.length_graphs import uniform_lengths, with_every_length
+
+logger = logging.getLogger("vllm.nfp")
+
+PREPARED = "nfp_prepared_requests"
+"""Attribute of a drafter's manager of graphs: requests of the metadata, while drafts are made."""
+
+
+def install(patches: PatchSet, vllm_config: Any) -> None:
+    """Mend the managers of CUDA graphs that this process makes from now on.
+
+    Nothing is done for the V1 runner, for one draft length, and in releases that are not known to
+    have the fault. Whatever goes wrong leaves vLLM as it is, and says so.
+    """
+    try:
+        if _is_concerned(vllm_config):
+            put_in_place(patches)
+    except Exception as error:
+        _left_alone(error)
+
+
+def put_in_place(patches: PatchSet) -> None:
+    """Do it whatever the server's settings; for the V2 runner of a release with the fault."""
+    tell = _once()
+    patches.wrap(targets.GRAPH_MANAGER, lambda original: _mending(original, tell))
+    patches.wrap(targets.DRAFTER_PROPOSE, _telling)
+    patches.wrap(targets.DRAFTER_DISPATCH, _guarded)
+
+
+def _is_concerned(vllm_config: Any) -> bool:
+    speculation = None if vllm_config is None else vllm_config.speculative_config
+    if speculation is None or not releases.misses_graphs(versions.installed_version()):
+        return False
+    if not vllm_config.use_v2_model_runner:
+        return False
+    table = speculation.num_speculative_tokens_per_batch_size
+    return bool(table) or verifies_adaptively(speculation)
+
+
+def _once() -> Callable[[tuple[int, ...]], None]:
+    """Says once for a process what was done."""
+
+    @functools.cache
+    def tell_of(positions: tuple[int, ...]) -> None:
+        logger.info(
+            "vllm-nfp: steps with %s drafts find the CUDA graphs that vLLM captured for each; "
+            "alone it overlooks some (docs/draft-control.md)",
+            ", ".join(str(n - 1) for n in positions),
+        )
+
+    return tell_of
+
+
+def _mending(original: Any, tell: Callable[[tuple[int, ...]], None]) -> Any:
+    @functools.wraps(original)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        mended = mend(self)
+        if mended:
+            tell(mended)
+
+    return init
+
+
+def mend(manager: Any) -> tuple[int, ...]:
+    """Let a manager of CUDA graphs choose among the next graph of each length.
+
+    Returns:
+        Tokens of a request in each of these lengths; empty if vLLM's choice stays.
+    """
+    try:
+        candidates = manager._candidates
+        lengths = uniform_lengths(candidates)
+        problem = _unlike_known(manager, candidates) if len(lengths) > 1 else None
+        mended = with_every_length(candidates)
+    except Exception as error:
+        problem = f"{type(error).__name__}: {error}"
+    if problem is not None:
+        _left_alone_once(problem)
+    elif len(lengths) > 1:
+        manager._candidates = mended
+        return lengths
+    return ()
+
+
+def _unlike_known(manager: Any, candidates: Any) -> str | None:
+    """Why these graphs are not chosen from as it is known; None if they are."""
+    listed = {}
+    for (tokens, loras), graphs in candidates.items():
+        for graph in graphs:
+            if graph.num_tokens < tokens or graph.num_active_loras != loras:
+                return f"{graph} stands among the graphs of {tokens} tokens and {loras} adapters"
+            listed[id(graph)] = graph
+    captured = {graph for graphs in manager._capture_descs.values() for graph in graphs}
+    return next(filter(None, (_odd(graph, captured) for graph in listed.values())), None)
+
+
+def _odd(graph: Any, captured: Collection[Any]) -> str | None:
+    """How a graph differs from those that are known; None if it does not."""
+    if graph.num_ubatches != 1:
+        return "steps are split into micro-batches"
+    if graph not in captured:
+        return f"{graph} is not captured"
+    length = graph.uniform_token_count
+    if length is None:
+        return None
+    if graph.cg_mode.name != "FULL" or graph.num_reqs * length != graph.num_tokens:
+        return f"{graph} is no FULL graph of {length} tokens a request"
+    return None
+
+
+def _telling(original: Any) -> Any:
+    """``propose``: tells the manager of how many requests the attention metadata are.
+
+    Ranks of several data-parallel engines agree on what they run, so that none may choose alone:
+    their drafters are left as they are.
+    """
+
+    @functools.wraps(original)
+    def propose(self: Any, input_batch: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            manager = self.prefill_cudagraph_manager if self.dp_size == 1 else None
+            requests = input_batch.num_reqs_after_padding
+        except AttributeError as error:
+            _left_alone_once(str(error))
+            manager = None
+        if manager is None:
+            return original(self, input_batch, *args, **kwargs)
+        setattr(manager, PREPARED, requests)
+        try:
+            return original(self, input_batch, *args, **kwargs)
+        finally:
+            setattr(manager, PREPARED, None)
+
+    return propose
+
+
+def _guarded(original: Any) -> Any:
+    """``dispatch``: of a drafter's first pass; that of every other pass is vLLM's."""
+
+    @functools.wraps(original)
+    def dispatch(
+        self: Any, num_reqs: int, num_tokens: int, uniform_token_count: int | None,
+        *args: Any, **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        found = original(self, num_reqs, num_tokens, uniform_token_count, *args, **kwargs)
+        prepared = getattr(self, PREPARED, None)
+        if prepared is None or found.cg_mode.name != "FULL" or found.num_reqs == prepared:
+            return found
+        other = original(self, num_reqs, num_tokens, None, *args, **kwargs)
+        if other.cg_mode.name != "FULL" and other.num_tokens == num_tokens:
+            return other
+        # Slots of the KV cache were made for these tokens, no more.
+        return dataclasses.replace(
+            found,
+            cg_mode=type(found.cg_mode).NONE,
+            num_tokens=num_tokens,
+            num_reqs=num_reqs,
+            uniform_token_count=None,
+        )
+
+    return dispatch
+
+
+def _left_alone(problem: object) -> None:
+    logger.warning(
+        "vllm-nfp: vLLM's choice of CUDA graphs for several draft lengths stays as it is: %s",
+        problem,
+    )
+
+
+_left_alone_once = functools.cache(_left_alone)
