@@ -10,16 +10,20 @@ Set ``NFP_BENCH_STALLS=1`` for a server whose worker extension calls :func:`watc
 - a line for each garbage collection of 50 ms and more.
 
 A server that is stopped (SIGSTOP) with requests left says so too, when it goes on. Each step costs
-some microseconds more, and once a second the time of ``torch.cuda.memory_stats``.
+a microsecond more, and once a second the time of ``torch.cuda.memory_stats``. A thread of Python's
+takes the stacks, so they come once the interpreter's lock is free. The watchdog of ``faulthandler``
+does not wait for it: two engine cores crashed while it read the frames of a running thread.
 """
 
 from __future__ import annotations
 
-import faulthandler
 import functools
 import gc
 import os
+import sys
+import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,6 +31,7 @@ VARIABLE = "NFP_BENCH_STALLS"
 GAP_SECONDS = 0.25
 """Far more than a step: 128 requests with 8 drafts took 26 to 37 ms without CUDA graphs (H200,
 Qwen3-8B, 12 layers, 2026-11-28)."""
+LOOKS_IN_A_GAP = 5
 COLLECTION_SECONDS = 0.05
 LOOK_SECONDS = 1.0
 """Between two looks at the allocator."""
@@ -63,6 +68,8 @@ class StallWatch:
         self._descriptor, self._gap, self._counters = descriptor, gap_seconds, counters
         self._begun: float | None = None
         """When the last step with requests began; None: the next one is not waited for."""
+        self._told: float | None = None
+        """The beginning whose stacks are in the log."""
         self._looked, self._seen = float("-inf"), dict[str, int]()
         self._collecting = 0.0
 
@@ -77,6 +84,7 @@ class StallWatch:
 
         worker.execute_model = execute_model  # type: ignore[attr-defined]
         gc.callbacks.append(self.collection)
+        threading.Thread(target=self._wait_for_steps, name="stall-watch", daemon=True).start()
         self._say(f"watches {worker.__name__}: steps {self._gap:g} s apart show all stacks")
 
     def step(self, requests: int) -> None:
@@ -90,10 +98,18 @@ class StallWatch:
             self._look(now)
         if requests:
             self._begun = time.monotonic()
-            faulthandler.dump_traceback_later(self._gap, file=self._descriptor)
         else:
             self._begun = None
-            faulthandler.cancel_dump_traceback_later()
+
+    def _wait_for_steps(self) -> None:
+        """Write all stacks once for each step that is late; never returns."""
+        while True:
+            time.sleep(self._gap / LOOKS_IN_A_GAP)
+            begun = self._begun
+            late = begun is not None and time.monotonic() - begun > self._gap
+            if late and begun != self._told:
+                self._told = begun
+                self._say("no step follows; all stacks:\n" + _stacks())
 
     def collection(self, phase: str, about: Mapping[str, int]) -> None:
         """What ``gc.callbacks`` calls before and after a collection."""
@@ -113,6 +129,16 @@ class StallWatch:
         # One write: lines of other threads and processes do not mix with it.
         os.write(self._descriptor, f"stall_watch {at}.{time.time_ns() % 10**9 // 10**6:03}: "
                                    f"{text}\n".encode())  # fmt: skip
+
+
+def _stacks() -> str:
+    """Of all threads but the one that asks, each with its name."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    return "".join(
+        f"thread {names.get(ident, ident)}\n{''.join(traceback.format_stack(frame))}"
+        for ident, frame in sys._current_frames().items()
+        if ident != threading.get_ident()
+    )
 
 
 def watch_if_asked() -> None:
