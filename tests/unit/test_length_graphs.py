@@ -204,6 +204,9 @@ def test_a_manager_without_what_is_known_leaves_vllms_choice(
         assert length_graphs.mend(made) == ()
 
 
+ASKED = ProbeConfig(mend_graphs=True)
+
+
 def config(table: list[list[int]] | None = THEN, **changed: Any) -> Any:
     speculation = SimpleNamespace(
         num_speculative_tokens_per_batch_size=table,
@@ -241,7 +244,7 @@ def test_managers_are_mended_when_vllm_makes_them_and_one_line_says_so(
 ) -> None:
     alone = made_by_vllm(monkeypatch)
     with caplog.at_level(logging.INFO, "vllm.nfp"):
-        length_graphs.install(patches, config())
+        length_graphs.install(patches, ASKED, config())
         found = [made_by_vllm(monkeypatch) for _ in range(2)]
     for made in found:
         made._graphs_captured = True
@@ -258,7 +261,7 @@ def test_lengths_that_draft_control_may_choose_find_theirs_too(
     static = [[1, 1, 8]]
     draft_lengths.install_graphs(patches, ProbeConfig(draft_control=True))
     overlooking = made_by_vllm(monkeypatch, static)
-    length_graphs.install(patches, config(static))
+    length_graphs.install(patches, ASKED, config(static))
     made = made_by_vllm(monkeypatch, static)
     for graphs in (overlooking, made):
         graphs._graphs_captured = True
@@ -274,11 +277,34 @@ def test_a_worker_gets_it_before_it_makes_its_runner(
     monkeypatch.setattr(
         WorkerWrapperBase, "init_device", lambda self: found.append(CudaGraphManager.__init__)
     )
-    hooks.install_graphs(patches, ProbeConfig())
+    hooks.install_graphs(patches, ASKED)
     WorkerWrapperBase.init_device(SimpleNamespace(vllm_config=config(), worker=None))
     assert found[0] is not before
     patches.restore()
     assert CudaGraphManager.__init__ is before
+
+
+@pytest.mark.parametrize(
+    ("settings", "mended", "warned"),
+    [
+        ({}, False, True),
+        ({"mend_graphs": True}, True, False),
+        ({"mend_graphs": False}, False, False),
+        ({"draft_control": True}, True, False),
+        ({"draft_control": True, "mend_graphs": False}, False, False),
+        ({"verification_costs": True}, True, False),
+    ],
+)
+def test_the_probe_alone_changes_no_step_and_warns(
+    patches: PatchSet, caplog: pytest.LogCaptureFixture, settings: dict[str, Any], mended: bool,
+    warned: bool,
+) -> None:  # fmt: skip
+    """Another CUDA graph may change low-order bits of outputs, which the probe never does."""
+    before = CudaGraphManager.__init__
+    with caplog.at_level(logging.WARNING, "vllm.nfp"):
+        length_graphs.install(patches, ProbeConfig(**settings), config())
+    assert (CudaGraphManager.__init__ is not before) == mended
+    assert ("mend_graphs" in caplog.text) == warned
 
 
 @pytest.mark.parametrize(
@@ -301,7 +327,7 @@ def test_it_is_done_where_it_is_needed_alone(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(versions, "installed_version", lambda: version)
     before = CudaGraphManager.__init__
-    length_graphs.install(patches, given)
+    length_graphs.install(patches, ASKED, given)
     assert (CudaGraphManager.__init__ is not before) == installed
     assert releases.misses_graphs(version) == (version in ("0.32.0", "0.33.0"))
 
@@ -312,7 +338,7 @@ def test_a_configuration_unlike_those_known_installs_nothing(
     given = config()
     del given.use_v2_model_runner
     with caplog.at_level(logging.WARNING, "vllm.nfp"):
-        length_graphs.install(patches, given)
+        length_graphs.install(patches, ASKED, given)
     assert patches.is_empty
     assert "use_v2_model_runner" in caplog.text and len(caplog.records) == 1
 
@@ -348,7 +374,7 @@ def test_a_drafter_replays_no_full_graph_on_metadata_of_other_requests(
     """A step of 3 requests whose 7 drafts are all admitted, under adaptive verification."""
     model = manager([[1, 128, 7]], varlen=True)
     if guarded:
-        length_graphs.install(patches, config())
+        length_graphs.install(patches, ASKED, config())
     step = model.dispatch(3, 24, 8, 0, max_query_len=8)
     assert (step.cg_mode, step.num_reqs) == (CUDAGraphMode.FULL, 24)
     found = drafter.propose(batch(step.num_reqs))
@@ -365,14 +391,14 @@ def test_a_drafter_without_a_graph_of_its_tokens_runs_without_one(
     drafter: Any, patches: PatchSet
 ) -> None:
     """No slot of the KV cache was made for the padding of a PIECEWISE graph."""
-    length_graphs.install(patches, config())
+    length_graphs.install(patches, ASKED, config())
     found = drafter.propose(batch(61), requests=62, tokens=62 * 8 - 1)
     assert (found.cg_mode, found.num_tokens) == (CUDAGraphMode.NONE, 495)
     assert (found.num_reqs, found.uniform_token_count) == (62, None)
 
 
 def test_a_drafter_whose_step_fails_leaves_nothing_behind(drafter: Any, patches: PatchSet) -> None:
-    length_graphs.install(patches, config())
+    length_graphs.install(patches, ASKED, config())
     with pytest.raises(RuntimeError, match="out of memory"):
         drafter.propose(batch(24, fails=True))
     graphs = drafter.prefill_cudagraph_manager
@@ -385,7 +411,7 @@ def test_a_drafter_whose_step_fails_leaves_nothing_behind(drafter: Any, patches:
 def test_a_drafter_unlike_those_known_is_not_guarded(
     drafter: Any, patches: PatchSet, caplog: pytest.LogCaptureFixture
 ) -> None:
-    length_graphs.install(patches, config())
+    length_graphs.install(patches, ASKED, config())
     drafter.dp_size = 2
     assert drafter.propose(batch(24)).cg_mode == CUDAGraphMode.FULL, "engines choose together"
     assert not caplog.text
@@ -437,5 +463,5 @@ def test_a_benchmark_has_it_on_all_servers_or_on_none(
     monkeypatch.setattr(length_graphs, "install", length_graphs.install)
     before = CudaGraphManager.__init__
     benchmark.settle()
-    length_graphs.install(patches, config())
+    length_graphs.install(patches, ASKED, config())
     assert (CudaGraphManager.__init__ is not before) == mends

@@ -53,7 +53,7 @@ def _wrap_init_device(patches: PatchSet, config: ProbeConfig, after: Callable[[A
             # The worker makes its managers of CUDA graphs now.
             if config.draft_control:
                 draft_lengths.install_graphs(patches, config)
-            length_graphs.install(patches, getattr(wrapper, "vllm_config", None))
+            length_graphs.install(patches, config, getattr(wrapper, "vllm_config", None))
             result = original(wrapper)
             after(wrapper.worker)
             return result

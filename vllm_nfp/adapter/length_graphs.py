@@ -24,25 +24,42 @@ from vllm_nfp import releases
 from vllm_nfp.adapter import targets, versions
 from vllm_nfp.adapter.patch import PatchSet
 from vllm_nfp.adapter.verification import verifies_adaptively
+from vllm_nfp.config import ProbeConfig
 from vllm_nfp.draft.length_graphs import uniform_lengths, with_every_length
 
 logger = logging.getLogger("vllm.nfp")
 
+OVERLOOKED = (
+    "vLLM overlooks CUDA graphs of a table of several draft lengths, and with an EAGLE or MTP "
+    "drafter the server may stand still for seconds: add --nfp-config '{\"mend_graphs\": true}', "
+    "or serve one num_speculative_tokens (docs/draft-control.md)"
+)
 PREPARED = "nfp_prepared_requests"
 """Attribute of a drafter's manager of graphs: requests of the metadata, while drafts are made."""
 
 
-def install(patches: PatchSet, vllm_config: Any) -> None:
-    """Mend the managers of CUDA graphs that this process makes from now on.
+def install(patches: PatchSet, config: ProbeConfig, vllm_config: Any) -> None:
+    """Mend the managers of CUDA graphs that this process makes from now on, if it is asked for.
 
     Nothing is done for the V1 runner, for one draft length, and in releases that are not known to
     have the fault. Whatever goes wrong leaves vLLM as it is, and says so.
     """
     try:
-        if _is_concerned(vllm_config):
+        if not _is_concerned(vllm_config):
+            return
+        if is_asked_for(config):
             put_in_place(patches)
+        elif config.mend_graphs is None:
+            logger.warning("vllm-nfp: %s", OVERLOOKED)
     except Exception as error:
         _left_alone(error)
+
+
+def is_asked_for(config: ProbeConfig) -> bool:
+    """Whether vLLM's choice of graphs is mended where it has the fault."""
+    if config.mend_graphs is None:
+        return config.draft_control or config.verification_costs
+    return config.mend_graphs
 
 
 def put_in_place(patches: PatchSet) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,7 +16,8 @@ from vllm_nfp.draft.missed_graphs import overlooked
 
 _DECODE_GRAPHS = ("FULL", "FULL_DECODE_ONLY", "FULL_AND_PIECEWISE")
 _PIECEWISE_TOO = "FULL_AND_PIECEWISE"
-_MENDED_BY = ("--nfp-probe", "--nfp-draft-control")
+_MENDED_BY = ("--nfp-draft-control", "--nfp-verification-costs")
+_MENDED_BY_SETTING = re.compile(r'"mend_graphs"\s*:\s*true')
 """Flags with which vLLM overlooks no graphs of a table (adapter/length_graphs.py)."""
 
 
@@ -97,7 +99,10 @@ def _overlooked(facts: Facts, lengths: lints.Tiers) -> str | None:
         return None
     if graphs["eager"] or graphs["mode"] not in ("FULL_DECODE_ONLY", _PIECEWISE_TOO):
         return None
-    if any(flag.partition("=")[0].replace("_", "-") in _MENDED_BY for flag in facts.question.flags):
+    flags = facts.question.flags
+    if any(flag.partition("=")[0].replace("_", "-") in _MENDED_BY for flag in flags):
+        return None
+    if _MENDED_BY_SETTING.search(" ".join(flags)):
         return None
     piecewise = graphs["mode"] == _PIECEWISE_TOO
     return overlooked(

@@ -120,7 +120,7 @@ def overlooked(
     piecewise: bool = True,
     whose: str = "its capture sizes",
 ) -> str | None:
-    """Where a server without the probe misses FULL graphs, and what to do; None if nowhere.
+    """Where a server misses FULL graphs, and what to do; None if nowhere.
 
     Args:
         release: of vLLM.
@@ -146,9 +146,10 @@ def overlooked(
         else ""
     )
     return (
-        f"without --nfp-probe vLLM {release}, on its V2 model runner and with {whose}, overlooks "
-        f"the FULL CUDA graphs of {steps}{stalls}: serve with --nfp-probe or --nfp-draft-control, "
-        f"which mend it, with one num_speculative_tokens, or apply "
+        f"vLLM {release}, on its V2 model runner and with {whose}, overlooks "
+        f"the FULL CUDA graphs of {steps}{stalls}: serve with --nfp-config "
+        f"'{{\"mend_graphs\": true}}' or --nfp-draft-control, which mend it, with one "
+        f"num_speculative_tokens, or apply "
         f"patches/vllm-{number[0]}.{number[1]}.0-length-graphs.patch of vllm-nfp"
     )
 

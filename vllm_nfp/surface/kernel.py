@@ -128,10 +128,12 @@ weights the experts of a whole step of Qwen3-30B-A3B took as long there as its l
 timed alone (an H200), or at 8 to 64 tokens alike 0.26 to 0.31 less in log time (an H100:
 benchmarks/results/2026-11-28-h100-at-defaults)."""
 CONTEXT = ShapeKernel(0.3, 0.15, 2.0, 1.0, 2.0, 0.0, 1.0)
-"""Of the share s of :mod:`vllm_nfp.surface.whole_step`, which tells how independent the positions of
-a sequence are. A choice, not a fit, after a look at the only true measurements so far, of a deep
-model with dummy weights (benchmarks/results/2026-11-28-h200x4-at-defaults, moe and moe-again): s was
-0.2 to 0.3 at nearly all shapes, and 0.25 to 0.55 at two positions."""
+"""Of the share s of :mod:`vllm_nfp.surface.whole_step`: how independent a sequence's positions are.
+
+A choice, not a fit, after a look at the only true measurements so far, of a deep model with dummy
+weights (benchmarks/results/2026-11-28-h200x4-at-defaults, moe and moe-again): s was 0.2 to 0.3 at
+nearly all shapes, and 0.25 to 0.55 at two positions.
+"""
 LINEAR_ATTENTION = ShapeKernel(0.0723, 0.0714, 2.11, 6.0, math.inf, 0.0122, 0.312)
 """A choice, not a fit: attention's, but for the context, of which a state knows nothing. No
 recorded run has timed such layers."""
