@@ -50,10 +50,11 @@ START_SHARE, END_SECONDS = 0.7, 30.0
 """Of a limited time a truth in an engine of its own leaves this share of the server's start for the
 start of that engine (seen: 0.5 to 0.65, with what the server has compiled). Every truth leaves some
 seconds for the end, in which the KV cache is proved untouched and the server stops."""
-CONTENT_TOKENS, CONTENT_SECONDS = 4224, 14.0
-"""Of prompts, one after the other, which leave a context to read for each sequence of the truth up
-to 4096 tokens: some 64 to 128 of them. A longer prompt is read in several steps, and the blocks of
-later ones are not noted."""
+CONTENT_STREAMS, CONTENT_TOKENS, CONTENT_OUTPUT, CONTENT_SECONDS = 96, 4224, 512, 2.0
+"""Of prompts that leave a context to read for each sequence of the truth up to 4096 tokens. All
+stay until the last one was read (the seconds are counted from then on): without prefix caching vLLM
+gives the blocks of one that has ended to the next. Some are read in two steps, and the blocks of
+the second one are not noted."""
 EXTENSION = "benchmarks.truth_extension.TruthServer"
 IN_SERVER, IN_ENGINE = "server", "engine"
 
@@ -103,9 +104,14 @@ def serve(
 
 def fill_contexts(server: Server, model: str, vocab_size: int, scale: float) -> None:
     """Send prompts whose contexts the truth reads: without them positions share no experts."""
-    longest = int(user_traffic.model_card(server.url)["max_model_len"]) - 1
+    longest = int(user_traffic.model_card(server.url)["max_model_len"]) - CONTENT_OUTPUT
     tokens, seconds = min(CONTENT_TOKENS, longest), scale * CONTENT_SECONDS
-    load.run(Load(server.url, model, vocab_size, 1, tokens, 1, seconds, seed=99), 0.0)
+    load.run(
+        Load(
+            server.url, model, vocab_size, CONTENT_STREAMS, tokens, CONTENT_OUTPUT, seconds, seed=99
+        ),
+        0.0,
+    )  # fmt: skip
 
 
 def keep_metrics(server: Server, moment: str, out: Path) -> None:

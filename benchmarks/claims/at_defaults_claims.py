@@ -49,6 +49,7 @@ class Server:
 
 FP8 = "qwen3-8b --flags '--quantization fp8' --engine-args '{{\"quantization\":\"fp8\"}}'"
 E6AECCF = "2026-11-28-h200-at-defaults-e6aeccf/"
+H200X4 = "2026-11-28-h200x4-at-defaults/"
 SERVERS = (
     Server(
         "dense-h100", "Qwen3-8B", "2026-11-28-h100-at-defaults/dense", "f773c4a",
@@ -62,8 +63,19 @@ SERVERS = (
     ),
     Server(
         "experts-h100", "Qwen3-30B-A3B", "2026-11-28-h100-at-defaults/moe", "f773c4a",
-        "H100, vLLM 0.33.0", "qwen3-30b-a3b", 556,
-        "| Qwen3-30B-A3B, experts | H100, 0.33 | {pairs} ", "| Qwen3-30B-A3B | H100, 0.33 ",
+        "H100, vLLM 0.33.0", "qwen3-30b-a3b", 556, None, "| Qwen3-30B-A3B | H100, 0.33 ",
+    ),
+    Server(
+        "experts-h200", "Qwen3-30B-A3B", H200X4 + "moe-again", "c8f0e7a", "H200, vLLM 0.33.0",
+        "qwen3-30b-a3b", 500, "| Qwen3-30B-A3B, experts | H200, 0.33, c8f0e7a | {pairs} ",
+        "| Qwen3-30B-A3B | H200, 0.33, c8f0e7a ",
+    ),
+    Server(
+        "fp8-h200", "Qwen3-8B in FP8", H200X4 + "fp8", "248b8f5", "H200, vLLM 0.33.0",
+        "qwen3-8b --flags '--quantization fp8'", 402,
+        "| Qwen3-8B, `--quantization fp8` | H200, 0.33, 248b8f5 | {pairs} ",
+        "| Qwen3-8B, FP8 | H200, 0.33, 248b8f5 ",
+        costs_row=COSTS.replace("{gpu}", "{gpu}, over the limit"),
     ),
     Server(
         "fp8-h100", "Qwen3-8B in FP8", "2026-11-28-h100-at-defaults/fp8", "f773c4a",
@@ -82,10 +94,6 @@ SERVERS = (
         "H200, vLLM 0.33.0", "deepseek-v2-lite", 900,
         "| DeepSeek-V2-Lite, latent attention | H200, 0.33, e6aeccf | {pairs} ",
         "| DeepSeek-V2-Lite | H200, 0.33, e6aeccf ",
-    ),
-    Server(
-        "experts-h200", "Qwen3-30B-A3B", E6AECCF + "moe", "e6aeccf", "H200, vLLM 0.33.0",
-        "qwen3-30b-a3b", 900, None, "| Qwen3-30B-A3B | H200, 0.33, e6aeccf ",
     ),
 )  # fmt: skip
 

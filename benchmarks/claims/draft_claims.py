@@ -12,7 +12,7 @@ RESULTS = "docs/draft-results.md"
 
 
 def claims() -> Iterator[Claim]:
-    """Tables and the live controller, in an engine stepped by hand."""
+    """Tables and the live controller, in an engine stepped by hand; a table's CUDA graphs."""
     yield Claim(
         "draft-lengths",
         "With a probe that was told the tested batch sizes, contexts and positions: within 2 % of "
@@ -40,6 +40,40 @@ def claims() -> Iterator[Claim]:
                 RESULTS,
                 "| the {steady} with repeatable timing | | {steady_ours}, worst "
                 "{steady_ours_worst} | {steady_live} with its trials",
+            ),
+        ),
+    )
+    yield Claim(
+        "table-graphs-h200",
+        "A server with an EAGLE-3 head and a table of six draft lengths, vLLM alone over the same "
+        "with graphs found for each length, tokens/s at 16 and 64 requests: K = 2 {two_16} and "
+        "{two_64}, K = 3 {three_16} and {three_64}, K = 4 {four_16} and {four_64}; loads without "
+        "a token for 0.2 s and more: {stalled} of {loads}, and {stalled_mended} of {loads_mended}",
+        "none; one server each",
+        "{loads} and {loads_mended} loads of 2.2 s",
+        recompute.table_graphs,
+        "benchmarks/results/2026-11-28-h200x4-at-defaults/table-graphs",
+        Run(
+            (
+                "python -m benchmarks.draft_servers --gpu 1:0.7:16,64 --alone --as-is "
+                "--watch-stalls --within {within} --out {out}/as-is",
+                "python -m benchmarks.draft_servers --gpu 1:0.7:16,64 --alone "
+                "--watch-stalls --within {within} --out {out}/mended",
+            ),
+            259,
+        ),
+        "c8f0e7a",
+        "2026-11-28",
+        "H200, vLLM 0.33.0",
+        ("vllm_nfp/draft/length_graphs.py", "vllm_nfp/adapter/length_graphs.py"),
+        (
+            Quote(RESULTS, "| K = 2 | {two_16} | {two_64} |"),
+            Quote(RESULTS, "| K = 3 | {three_16} | {three_64} |"),
+            Quote(RESULTS, "| K = 4 | {four_16} | {four_64} |"),
+            Quote(
+                RESULTS,
+                "in {stalled} of {loads} loads the server made no token for 0.2 s and more, with "
+                "the mended choice in {stalled_mended} of {loads_mended}",
             ),
         ),
     )

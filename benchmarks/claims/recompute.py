@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -60,4 +61,35 @@ def draft_lengths(record: Path) -> Figures:
         named[policy] = str(sum(row[policy] >= GOOD for row in rows))
         named[f"steady_{policy}"] = str(sum(row[policy] >= GOOD for row in steady))
     named["steady_ours_worst"] = f"{min(row['ours'] for row in steady):.3f}"
+    return named
+
+
+def table_graphs(record: Path) -> Figures:
+    """Two runs of benchmarks.draft_servers: with vLLM's own choice of CUDA graphs, and mended."""
+    runs = {
+        name: [
+            row
+            for path in sorted((record / name).rglob("rows.jsonl"))
+            for row in map(json.loads, path.read_text(encoding="utf-8").splitlines())
+            if not row.get("left_out")
+        ]
+        for name in ("as-is", "mended")
+    }
+    named = {}
+    for run, suffix in (("as-is", ""), ("mended", "_mended")):
+        named[f"loads{suffix}"] = str(len(runs[run]))
+        named[f"stalled{suffix}"] = str(sum(row["silent_seconds"] >= 0.2 for row in runs[run]))
+    for length, word in ((2, "two"), (3, "three"), (4, "four")):
+        for batch_size in (16, 64):
+            speeds = [
+                np.median(
+                    [
+                        row["tokens_per_second"]
+                        for row in runs[name]
+                        if (row["policy"], row["batch_size"]) == (f"fixed:{length}", batch_size)
+                    ]
+                )
+                for name in runs
+            ]
+            named[f"{word}_{batch_size}"] = f"{speeds[0] / speeds[1]:.2f}"
     return named
