@@ -683,6 +683,22 @@ def test_of_several_engines_the_slowest_counts(served: Any) -> None:
     assert "has 2 engines" in values["warnings"][0]
 
 
+@pytest.mark.parametrize(("scheduled", "told"), [(700.0, True), (0.0, False)])
+def test_a_server_that_verifies_adaptively_drafts_all_in_each_step(
+    served: Any, scheduled: float, told: bool
+) -> None:
+    of = 'model_name="qwen3-8b",engine="0"'
+    counted = "".join(
+        f"vllm_nfp_verification_{name}_drafts_total{{{of}}} {value}\n"
+        for name, value in (("scheduled", scheduled), ("admitted", 0.3 * scheduled))
+    )
+    served(metrics() + counted)
+    warnings = json.loads(run(URL, "--json").stdout)["warnings"]
+    found = [w for w in warnings if "each step drafts all of num_speculative_tokens" in w]
+    assert len(found) == told
+    assert all("30% of the drafted tokens were verified" in w for w in found)
+
+
 @pytest.mark.parametrize(
     ("text", "flags", "sentence"),
     [

@@ -78,7 +78,7 @@ def read_inputs(
         samples = server.read_metrics(times)
         source = server.step_times(times, samples)
         metrics.append(samples)
-        warnings += _several_engines(times, samples)
+        warnings += _several_engines(times, samples) + _adaptive(times, samples)
     else:
         source = source_of(times)
     if acceptance_from is not None:
@@ -119,6 +119,21 @@ def _several_engines(url: str, samples: Samples) -> list[str]:
     return [
         f"{url} has {engines} engines: the slowest counts for each step, and vLLM ignores draft "
         f"lengths by batch size under data parallelism"
+    ]
+
+
+def _adaptive(url: str, samples: Samples) -> list[str]:
+    """What the running draft length of a server with adaptive verification stands for."""
+    scheduled, admitted = (
+        sum(value for _, value in samples.get(f"vllm_nfp_verification_{name}_drafts_total", ()))
+        for name in ("scheduled", "admitted")
+    )
+    if not scheduled > 0.0:
+        return []
+    return [
+        f"{url} verifies adaptively: each step drafts all of num_speculative_tokens, and "
+        f"{admitted / scheduled:.0%} of the drafted tokens were verified; gains over the length "
+        f"that runs are gains over a server that verifies all of them"
     ]
 
 
