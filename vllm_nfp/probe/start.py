@@ -69,7 +69,8 @@ class Start:
         allowed = [key for key in keys if self._availability.memory_missing(key) is None]
         graphed = filter(self._is_full, allowed)
         largest = max(graphed, key=lambda key: key[0] * key[1], default=None)
-        ordered = kinds_first(allowed)
+        # On a CPU nothing is compiled, and few shapes run at the start.
+        ordered = kinds_first(allowed) if self._limits.on_gpu else allowed
         for key in ordered if largest is None else [largest, *ordered]:
             if key != largest and time_is_up():
                 break
