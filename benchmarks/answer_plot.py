@@ -25,7 +25,7 @@ from benchmarks.claims.records import unpacked
 
 ROOT = Path(__file__).resolve().parents[1]
 INK, GRID = "#1b2430", "#d5dbe3"
-COLORS = ("#174f8c", "#1f9ac4", "#c4571f", "#8c5aa8", "#2a9d5c", "#8c8c17")
+COLORS = ("#174f8c", "#1f9ac4", "#c4571f", "#8c5aa8", "#2a9d5c", "#8c8c17", "#6b7480")
 PANELS = (
     ("Draft lengths within 2 % of the best", "good", "drafts"),
     ("t(N) / t(1) inside its 95 % interval", "covered", "points"),
@@ -66,7 +66,7 @@ def draw(lines: Sequence[Line]) -> Figure:
     """A panel for each share."""
     figure = Figure(figsize=(9.6, 3.9), facecolor="white", layout="constrained")
     for number, axes in enumerate(figure.subplots(1, len(PANELS))):
-        for line, color in zip(lines, COLORS, strict=False):
+        for line, color in zip(lines, COLORS[: len(lines)], strict=True):
             shares = line.shares[number]
             if shares is not None:
                 axes.plot(line.seconds, shares, "o-", color=color, linewidth=2, label=line.name)
@@ -76,7 +76,7 @@ def draw(lines: Sequence[Line]) -> Figure:
         axes.set_ylim(0, 104)
         axes.grid(axis="y", color=GRID, linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
-    handles = {line.name: color for line, color in zip(lines, COLORS, strict=False)}
+    handles = {line.name: color for line, color in zip(lines, COLORS[: len(lines)], strict=True)}
     figure.legend(
         [mpl.lines.Line2D([], [], color=color, marker="o") for color in handles.values()],
         list(handles), loc="outside lower center", ncols=3, frameon=False, fontsize=10,
