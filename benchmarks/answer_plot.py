@@ -65,8 +65,9 @@ def _shares(scores: Sequence[Score], part: str, whole: str) -> tuple[float, ...]
 def draw(lines: Sequence[Line]) -> Figure:
     """A panel for each share."""
     figure = Figure(figsize=(9.6, 3.9), facecolor="white", layout="constrained")
+    colored = list(zip(lines, COLORS[: len(lines)], strict=True))
     for number, axes in enumerate(figure.subplots(1, len(PANELS))):
-        for line, color in zip(lines, COLORS[: len(lines)], strict=True):
+        for line, color in colored:
             shares = line.shares[number]
             if shares is not None:
                 axes.plot(line.seconds, shares, "o-", color=color, linewidth=2, label=line.name)
@@ -76,7 +77,7 @@ def draw(lines: Sequence[Line]) -> Figure:
         axes.set_ylim(0, 104)
         axes.grid(axis="y", color=GRID, linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
-    handles = {line.name: color for line, color in zip(lines, COLORS[: len(lines)], strict=True)}
+    handles = {line.name: color for line, color in colored}
     figure.legend(
         [mpl.lines.Line2D([], [], color=color, marker="o") for color in handles.values()],
         list(handles), loc="outside lower center", ncols=3, frameon=False, fontsize=10,

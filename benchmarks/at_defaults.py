@@ -65,13 +65,11 @@ def serve(
     vocab_size: int,
     scale: float,
     out: Path,
-    has_experts: bool,
     then: Callable[[Server, float], None],
 ) -> float:
     """Serve at the probe's defaults, send the traffic, and keep what the server says.
 
     Args:
-        has_experts: contexts are written for the truth to read, after the traffic.
         then: called at the end, with the running server and the seconds of its start.
 
     Returns:
@@ -96,15 +94,14 @@ def serve(
             clients[f"phase-{seed + 1}"] = {**asdict(scaled), "client": row["client"]}
             write_whole(out / "clients.json", json.dumps(clients))
         keep_recommendation(server, out)
-        if has_experts:
-            fill_contexts(server, name, vocab_size, scale)
         then(server, started)
     return started
 
 
-def fill_contexts(server: Server, model: str, vocab_size: int, scale: float) -> None:
+def fill_contexts(server: Server, vocab_size: int, scale: float) -> None:
     """Send prompts whose contexts the truth reads: without them positions share no experts."""
-    longest = int(user_traffic.model_card(server.url)["max_model_len"]) - CONTENT_OUTPUT
+    card = user_traffic.model_card(server.url)
+    model, longest = card["id"], int(card["max_model_len"]) - CONTENT_OUTPUT
     tokens, seconds = min(CONTENT_TOKENS, longest), scale * CONTENT_SECONDS
     load.run(
         Load(
@@ -235,7 +232,11 @@ def main(
     }  # fmt: skip
     write_whole(out / "about.json", json.dumps(about))
 
+    vocab_size = shapes.vocab_size(shape)
+
     def take_truth(server: Server, start: float) -> None:
+        if truth == IN_SERVER and shape_from_config(shapes.SHAPES[shape]).num_moe_layers:
+            fill_contexts(server, vocab_size, scale)
         seconds = truth_seconds
         if within is not None:
             further = CAPTURE_SECONDS if truth == IN_SERVER else START_SHARE * start
@@ -247,9 +248,7 @@ def main(
             about["truth_answer"] = truth_in_server(server, seconds, out)
         write_whole(out / "about.json", json.dumps(about))
 
-    has_experts = shape_from_config(shapes.SHAPES[shape]).num_moe_layers > 0
-    vocab_size = shapes.vocab_size(shape)
-    serve(model, split_flags(flags), vocab_size, scale, out, has_experts, take_truth)
+    serve(model, split_flags(flags), vocab_size, scale, out, take_truth)
     if truth == IN_ENGINE:
         measure_truth(model, engine_args, about["truth_seconds"], out)
     write_whole(out / "about.json", json.dumps({**about, "after": environment.gpu_state()}))

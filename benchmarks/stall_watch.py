@@ -96,10 +96,7 @@ class StallWatch:
             self._say(f"a step of {requests} requests begins {late}")
         elif now - self._looked > LOOK_SECONDS:
             self._look(now)
-        if requests:
-            self._begun = time.monotonic()
-        else:
-            self._begun = None
+        self._begun = time.monotonic() if requests else None
 
     def _wait_for_steps(self) -> None:
         """Write all stacks once for each step that is late; never returns."""

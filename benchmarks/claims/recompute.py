@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from benchmarks.at_defaults_score import Score, scores_of
 from benchmarks.claims.claim import Figures
 from benchmarks.claims.records import unpacked
 from benchmarks.draft_rates import STEADY, point_rows
+from benchmarks.draft_servers_score import LEFT_OUT, read_rows, stalls
 
 GOOD = 0.98
 
@@ -67,18 +67,13 @@ def draft_lengths(record: Path) -> Figures:
 def table_graphs(record: Path) -> Figures:
     """Two runs of benchmarks.draft_servers: with vLLM's own choice of CUDA graphs, and mended."""
     runs = {
-        name: [
-            row
-            for path in sorted((record / name).rglob("rows.jsonl"))
-            for row in map(json.loads, path.read_text(encoding="utf-8").splitlines())
-            if not row.get("left_out")
-        ]
+        name: [row for row in read_rows(record / name) if not row.get(LEFT_OUT)]
         for name in ("as-is", "mended")
     }
     named = {}
     for run, suffix in (("as-is", ""), ("mended", "_mended")):
         named[f"loads{suffix}"] = str(len(runs[run]))
-        named[f"stalled{suffix}"] = str(sum(row["silent_seconds"] >= 0.2 for row in runs[run]))
+        named[f"stalled{suffix}"] = str(sum(map(stalls, runs[run])))
     for length, word in ((2, "two"), (3, "three"), (4, "four")):
         for batch_size in (16, 64):
             speeds = [
