@@ -1,7 +1,7 @@
 """Claim: measured costs choose better than vLLM's own tables, and no worse than the best fixed K.
 
     CUDA_VISIBLE_DEVICES=0 python -m benchmarks.verification_compare --shape qwen3-8b \\
-        --traces benchmarks/results/2026-11-28-draft-traces/traces.npz --within 540 --out DIR
+        --traces benchmarks/results/2026-11-28-draft-traces-gpu/traces.npz --within 540 --out DIR
 
 The same loads for each server, while the others are stopped: without speculation (``none``), with
 a fixed draft length (``fixed``: one server, whose table of draft lengths is rewritten between

@@ -72,10 +72,10 @@ def test_a_model_without_experts_does_not_ask_for_content() -> None:
 
 
 def test_the_share_of_the_context_is_the_derivative_by_independence(prior: Prior) -> None:
-    seconds = prior(2, 1024).seconds
-    share = whole_step(seconds).shares[Part.CONTEXT]
+    seconds, alike = prior(2, 1024).seconds, prior(2, 1024).alike
+    share = whole_step(seconds, alike).shares[Part.CONTEXT]
     found = [
-        whole_step(seconds, Bend(independence=INDEPENDENCE + moved)).log_seconds
+        whole_step(seconds, alike, Bend(independence=INDEPENDENCE + moved)).log_seconds
         for moved in (-0.005, 0.005)
     ]
     slope = (found[1] - found[0]) / 0.01

@@ -67,7 +67,7 @@ def neighbour(prior: Prior) -> Prior:
 def scaled(cell: PriorCell, part: Part, factors: FloatArray) -> PriorCell:
     seconds = cell.seconds.copy()
     seconds[part] *= factors
-    step, bare = both_steps(seconds)
+    step, bare = both_steps(seconds, cell.alike)
     return replace(cell, seconds=seconds, step=step, bare=bare)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from vllm_nfp.principle.alike import AlikeRouting
 from vllm_nfp.principle.cost import Cost
 from vllm_nfp.principle.expert_kernels import served_config
 from vllm_nfp.principle.experts import ROUTED_KERNELS, ExpertConstants, expert_terms
 from vllm_nfp.principle.hardware import Hardware
-from vllm_nfp.principle.routing import Routing, skewed_shares
+from vllm_nfp.principle.routing import Routed, Routing, skewed_shares
 from vllm_nfp.principle.serving import Serving
 from vllm_nfp.principle.shape import ModelShape
 from vllm_nfp.principle.terms import FloatArray
@@ -18,8 +19,15 @@ def routed_cost(
     constants: ExpertConstants,
     serving: Serving,
     tokens: FloatArray,
+    alike: FloatArray | None = None,
 ) -> Cost:
-    """Of one layer, for tokens of all data-parallel replicas together, shape [n]."""
+    """Of one layer.
+
+    Args:
+        tokens: of all data-parallel replicas together, shape [n].
+        alike: positions of each sequence that choose the same experts, shape [n]; None: all tokens
+            choose independently.
+    """
     experts, chosen = shape.local_experts, shape.local_experts_per_token
     routing = Routing(
         experts,
@@ -36,12 +44,13 @@ def routed_cost(
         shape.expert_gemms[-1].inputs,
         serving.expert_tiles,
     )
+    met: Routed = routing if alike is None else AlikeRouting(routing, alike)
     terms = expert_terms(
         hardware,
         constants,
         shape.expert_gemms,
         tokens,
-        routing,
+        met,
         hidden_size=shape.expert_hidden_size or shape.hidden_size,
         config=config,
     )

@@ -143,13 +143,17 @@ class Step:
 
         CUDA graph padding adds no expert work: vLLM 0.32 routes padded tokens to no expert.
         """
-        return self._once("moe_ffn", self._moe_ffn)
+        return self._once("moe_ffn", lambda: self._moe_ffn(None))
 
-    def _moe_ffn(self) -> Cost:
+    def moe_ffn_alike(self) -> Cost:
+        """The same where the positions of each sequence choose the same experts."""
+        return self._once("moe_ffn_alike", lambda: self._moe_ffn(self._positions))
+
+    def _moe_ffn(self, alike: FloatArray | None) -> Cost:
         shape = self._shape
         constants = self._calibration.experts_of(shape.quantization)
         tokens = self.tokens * shape.data_parallel_size
-        routed = routed_cost(shape, self._hardware, constants, self._serving, tokens)
+        routed = routed_cost(shape, self._hardware, constants, self._serving, tokens, alike)
         router, *shared = shape.shared_gemms
         cost = routed + self._products((router,), padded=False)
         if shape.latent_gemms:

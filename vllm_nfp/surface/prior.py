@@ -48,6 +48,7 @@ class PriorCell:
         in_graph: whether a CUDA graph holds the step, shape [n].
         step: the whole step.
         bare: the same as a probe runs it on KV blocks without content.
+        alike: see :func:`vllm_nfp.surface.whole_step.whole_step`.
         layers: that have each module; None: the times are in no unit, only their ratios count.
     """
 
@@ -59,6 +60,7 @@ class PriorCell:
     in_graph: NDArray[np.bool_]
     step: WholeStep
     bare: WholeStep
+    alike: FloatArray | None = None
     layers: Mapping[Module, int] | None = None
 
     @property
@@ -112,7 +114,7 @@ def bent(prior: Prior, log_launch: float, bend: Bend) -> Prior:
         known = prior(batch_size, context)
         seconds = known.seconds.copy()
         seconds[Part.LAUNCH] *= np.exp(log_launch)
-        step, bare = both_steps(seconds, bend)
+        step, bare = both_steps(seconds, known.alike, bend)
         return replace(known, seconds=seconds, step=step, bare=bare)
 
     return cell
@@ -142,8 +144,15 @@ def predicted_prior(
         for name, cost in step.each_part():
             seconds[named.get(name, Part.OTHER)] += cost.seconds()
             give_way()
-        found = _cell(batch_size, context, seconds, serving.capture_sizes, launch)
+        found = _cell(batch_size, context, seconds, alike_of(step), serving.capture_sizes, launch)
         return replace(found, layers=layers)
+
+    def alike_of(step: Step) -> FloatArray | None:
+        if not shape.num_moe_layers:
+            return None
+        give_way()
+        ratio = step.moe_ffn_alike().seconds() / step.moe_ffn().seconds()
+        return np.asarray(ratio / ratio[0])
 
     launch = LAUNCH_SECONDS_PER_LAYER * (shape.num_layers - shape.num_moe_layers)
     launch += LAUNCH_SECONDS_PER_MOE_LAYER * shape.num_moe_layers
@@ -162,6 +171,7 @@ def _cell(
     batch_size: int,
     context: int,
     seconds: FloatArray,
+    alike: FloatArray | None,
     capture_sizes: tuple[int, ...],
     launch_seconds: float,
 ) -> PriorCell:
@@ -172,8 +182,8 @@ def _cell(
     padded = np.array([size or t for size, t in zip(held, tokens, strict=True)], dtype=np.int64)
     if capture_sizes:
         seconds[Part.LAUNCH] = np.where(in_graph, 0.0, launch_seconds)
-    steps = both_steps(seconds)
-    return PriorCell(batch_size, context, seconds, tokens, padded, in_graph, *steps)
+    steps = both_steps(seconds, alike)
+    return PriorCell(batch_size, context, seconds, tokens, padded, in_graph, *steps, alike)
 
 
 def generic_prior(
@@ -205,9 +215,11 @@ def generic_prior(
         ffns = [PART_OF[m] for m in modules if m in (Module.DENSE_FFN, Module.MOE_FFN)]
         for part in ffns:
             seconds[part] = 0.6 / len(ffns) * flat
+        alike = None
         if Part.MOE_FFN in ffns:
             tokens = batch_size * positions
             active = (1.0 - (1.0 - ACTIVE) ** tokens) / ACTIVE
+            alike = active[0] / active
             each = np.maximum(1.0, tokens * ACTIVE / knee)
             seconds[Part.MOE_FFN] = 0.6 / len(ffns) * active * each
         if Module.LINEAR_ATTENTION in modules:
@@ -219,6 +231,6 @@ def generic_prior(
         seconds[Part.OTHER] = (0.4 if ffns else 1.0) * flat
         cached = batch_size * (context + positions) / cached_tokens
         seconds[Part.ATTENTION] = 0.02 + cached * np.maximum(1.0, positions / 16.0)
-        return _cell(batch_size, context, seconds, capture_sizes, 2.0)
+        return _cell(batch_size, context, seconds, alike, capture_sizes, 2.0)
 
     return cell

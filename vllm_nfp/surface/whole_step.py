@@ -2,10 +2,10 @@
 
 Experts. A layer that is timed alone activates the experts of B x N tokens. In a whole step the
 positions of one sequence share its context. Their hidden states grow alike with depth, so that they
-activate fewer distinct experts than as many sequences do. Of the time that independent positions
-add to that of one, those of a sequence add the share s here: 1 for independent positions, 0 where
-all of them choose alike. A probe shows this only if each of its sequences reads the context of a
-real one.
+activate fewer distinct experts than as many sequences do. The time of experts is put between two
+ends here: s = 1 for independent positions, and s = 0 where all positions of a sequence choose the
+same experts (:mod:`vllm_nfp.principle.alike`). A probe shows this only if each of its sequences
+reads the context of a real one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LAUNCH_DEVIATION = 0.4
 hosts scatter by 0.2, but all of them had the same kind of processor: a choice, not a fit."""
 LEAST_LAUNCH_DEVIATION = 0.15
 INDEPENDENCE = 0.75
-"""Expected s: a choice, not a fit. In a deep model with dummy weights it was 0.15 to 0.55
+"""Expected s: a choice, not a fit. In a deep model with dummy weights it was some 0.2
 (:data:`vllm_nfp.surface.kernel.CONTEXT`). No trained model has told it yet."""
 
 
@@ -52,21 +52,23 @@ class WholeStep:
     shares: FloatArray
 
 
-def whole_step(seconds: FloatArray, bend: Bend = EXPECTED) -> WholeStep:
+def whole_step(
+    seconds: FloatArray, alike: FloatArray | None = None, bend: Bend = EXPECTED
+) -> WholeStep:
     """Of real steps, and of probes that read KV blocks with content.
 
     Args:
         seconds: of each part, shape [parts, n].
+        alike: the experts' time where the positions of a sequence choose the same ones, as a ratio
+            to that of independent positions; shape [n], 1 at N = 1. None: there are no experts.
     """
-    experts = seconds[Part.MOE_FFN]
-    if not experts[0]:
+    if alike is None:
         return _bounded(seconds, bend.launch_deviation)
-    added = bend.independence * (experts - experts[0])
+    share = alike + bend.independence * (1.0 - alike)
     shared = seconds.copy()
-    shared[Part.MOE_FFN] = experts[0] + added
+    shared[Part.MOE_FFN] *= share
     found = _bounded(shared, bend.launch_deviation)
-    by_share = (experts - experts[0]) / shared[Part.MOE_FFN]
-    found.shares[Part.CONTEXT] = found.shares[Part.MOE_FFN] * by_share
+    found.shares[Part.CONTEXT] = found.shares[Part.MOE_FFN] * (1.0 - alike) / share
     return found
 
 
@@ -77,11 +79,12 @@ def without_content(seconds: FloatArray, bend: Bend = EXPECTED) -> WholeStep:
     return found
 
 
-def both_steps(seconds: FloatArray, bend: Bend = EXPECTED) -> tuple[WholeStep, WholeStep]:
+def both_steps(
+    seconds: FloatArray, alike: FloatArray | None, bend: Bend = EXPECTED
+) -> tuple[WholeStep, WholeStep]:
     """:func:`whole_step` and :func:`without_content`, which are one where there are no experts."""
-    step = whole_step(seconds, bend)
-    has_experts = seconds[Part.MOE_FFN, 0] > 0.0
-    return step, without_content(seconds, bend) if has_experts else step
+    step = whole_step(seconds, alike, bend)
+    return step, step if alike is None else without_content(seconds, bend)
 
 
 def _bounded(seconds: FloatArray, deviation: float) -> WholeStep:
