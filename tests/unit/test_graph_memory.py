@@ -72,6 +72,8 @@ class Device:
     others: float = 0.0
     noise: float = 0.0
     """Memory that another process takes at each look."""
+    burst: float = 0.0
+    """Memory that another process takes while the first graph is captured."""
     pools: dict[Any, float] = field(default_factory=dict)
     captured: list[tuple[int, int]] = field(default_factory=list)
     ran: list[tuple[tuple[int, int], bool]] = field(default_factory=list)
@@ -120,6 +122,8 @@ class Captures:
     def _graph(self, shape: PreparedShape, mib: float) -> Any:
         device = self._device
         device.driver += mib
+        if not device.captured:
+            device.others += device.burst
         host = device.host_mib if mib else 0.0
         device.held += host
         self._grow(shape)
@@ -298,6 +302,20 @@ def test_graphs_of_a_pair_that_exceed_the_limit_leave_all_shapes_out_by_name(
     assert "graphs of 2 shapes, 40 MiB each, do not fit graph_memory_mib 64" in caplog.text
     with pytest.raises(ShapeRefusedError, match="do not fit"):
         probe.make_ready([Shape(1, 64, 1), Shape(1, 64, 2)])
+
+
+@pytest.mark.parametrize("burst", [60.0, 100.0])
+def test_what_another_process_takes_during_the_first_look_is_not_a_graphs(burst: float) -> None:
+    """Two servers that start together on one GPU: the probe of neither may stay off for it."""
+    device = Device(step_mib=4.0, pool_mib=300.0, burst=burst)
+    probe = make_probe(device)
+    probe.prepare()
+    assert probe.positions(1, 64) == probe.positions(4, 64) == ALL
+    assert probe.graphs.room.shape_bytes == 4 << 20
+    assert probe.graph_bytes == 16 << 20, "what the other process took counts as the probe's"
+    for b, n in itertools.product((1, 4), ALL[1:]):
+        ready_pair(probe, b, n)
+        assert device.driver <= 64
 
 
 def test_no_memory_at_all_leaves_graphs_out() -> None:

@@ -143,6 +143,26 @@ class GraphCache(Generic[Key]):
         self._pool_allowance -= allowed
         self.limit -= max(0, pool_bytes) - allowed
 
+    def measure_again(self) -> float:
+        """Forget what a shape takes until others were captured; bytes of one until now."""
+        before = self.mean
+        self._bytes = self._count = 0
+        return before
+
+    def settle(self, before: float) -> None:
+        """Count each shape as the smaller of two looks.
+
+        What another process takes makes a shape seem larger, and never smaller.
+
+        Args:
+            before: bytes of one shape by the first look; nothing captured since leaves it as it was.
+        """
+        looked, shape = self._count, before if not self._count else min(before, self.mean)
+        taken = before * (len(self._held) - looked) + self._bytes
+        self._count = len(self._held)
+        self._bytes = round(shape * self._count)
+        self._memory.correct(self._bytes - round(taken))
+
     def use(self, key: Key) -> None:
         """A shape is used: if it has graphs, it keeps them for longest."""
         if key in self:

@@ -61,7 +61,9 @@ class GraphSizes:
         """Find out how many tokens a graph may have, and what the graphs of a shape take.
 
         Args:
-            keys: shapes that need graphs; the first two that fit are captured for it.
+            keys: shapes that need graphs; the first two that fit are captured for it. If they do
+                not fit the limit, the next two are: another process may have taken memory during
+                the first look, as one that starts on the same GPU does.
         """
         if self._pool.exists:
             free = self._device.largest_free_block(self._pool.place)
@@ -70,20 +72,33 @@ class GraphSizes:
             self._graphs.allow(0)
         self._try_large_graphs(keys, time_is_up)
         fitting = [key for key in keys if self._availability.memory_missing(key) is None]
-        first = fitting[:GRAPHED_SHAPES]
+        first, others = fitting[:GRAPHED_SHAPES], fitting[GRAPHED_SHAPES : 2 * GRAPHED_SHAPES]
+        self._capture(first, time_is_up, keep=first)
+        if self._do_not_fit and others:
+            before = self._graphs.measure_again()
+            self._capture(others, time_is_up, keep=first + others)
+            self._graphs.settle(before)
+        if self._do_not_fit:
+            for key in first + others:
+                if key in self._graphs:
+                    self._graphs.evict(key)
+
+    @property
+    def _do_not_fit(self) -> bool:
+        capacity = self._graphs.room.capacity
+        return capacity is not None and capacity < GRAPHED_SHAPES
+
+    def _capture(
+        self, keys: list[ShapeKey], time_is_up: Callable[[], bool], keep: list[ShapeKey]
+    ) -> None:
         try:
-            for key in first:
+            for key in keys:
                 while not self._shapes.is_complete(key) and not time_is_up():
-                    self._preparer.make_piece(key, keep=first)
+                    self._preparer.make_piece(key, keep)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             logger.warning("vllm-nfp: no GPU memory for the first CUDA graphs: %s", error)
-        capacity = self._graphs.room.capacity
-        if capacity is not None and capacity < GRAPHED_SHAPES:
-            for key in first:
-                if key in self._graphs:
-                    self._graphs.evict(key)
 
     def _try_large_graphs(self, keys: list[ShapeKey], time_is_up: Callable[[], bool]) -> None:
         """Allow more tokens than vLLM's graphs have where the limit holds their activations."""

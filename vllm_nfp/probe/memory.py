@@ -73,6 +73,10 @@ class GpuMemory:
         self._driver_total += driver
         return Change(grown, int(driver))
 
+    def correct(self, driver: int) -> None:
+        """Add so many bytes to what counts as the driver's part; below 0: others took them."""
+        self._driver_total += driver
+
     def count_reserve(self) -> None:
         """Take all that PyTorch's reserve has grown by for the probe's; before serving begins."""
         self._own = self._reserved() - self._base
