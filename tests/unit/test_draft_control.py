@@ -29,6 +29,7 @@ from vllm_nfp.adapter.patch import PatchSet
 from vllm_nfp.config import ConfigError, ProbeConfig
 from vllm_nfp.draft.curve_exchange import CurveSender
 from vllm_nfp.draft.live import reporter
+from vllm_nfp.draft.live.steps import cell_of
 from vllm_nfp.metrics.families.control import control_families
 from vllm_nfp.results.control import (
     ControlSnapshot,
@@ -111,6 +112,28 @@ def serve(scheduler: Scheduler, steps: int, accepted: float = 1.0) -> None:
         answer = scheduler.update_from_output(output, SimpleNamespace(sampled_token_ids=made))
         assert answer == "updated"
         output = following
+
+
+def test_a_step_is_not_timed_if_a_prompts_step_was_launched_before_it_was_seen(
+    config: ProbeConfig,
+) -> None:
+    """The host launches the next step first: without a CUDA graph that takes longer than a step."""
+    scheduler = Scheduler()
+    control = attach(scheduler, config, PatchSet())
+    assert control is not None
+    assert control.controller is not None
+    serve(scheduler, 20)
+    cell, length = cell_of(4, 700), scheduler.seen[-1]
+    assert [median for _, _, median in control.controller.times(cell)] == [pytest.approx(1e-3)]
+    for _ in range(40):
+        output, prompt = scheduler.schedule(), scheduler.schedule()
+        prompt.scheduled_new_reqs = ["a prompt"]
+        CLOCK.now += 0.02
+        made = SimpleNamespace(sampled_token_ids=[[0] * (1 + length) for _ in scheduler.running])
+        scheduler.update_from_output(output, made)
+        CLOCK.now += 0.001
+        scheduler.update_from_output(prompt, made)
+    assert [median for _, _, median in control.controller.times(cell)] == [pytest.approx(1e-3)]
 
 
 def reported(folder: Path, state: ControlState) -> ControlSnapshot:

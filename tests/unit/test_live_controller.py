@@ -650,4 +650,3 @@ def test_predicted_curves_propose_trials_and_never_choose(acceptance: float) -> 
     server.serve(32, 3000)
     reached = goodput(32, server.settled(32), acceptance)
     assert reached >= 0.98 * best(32, acceptance)
-    assert live.draft_seconds == {}

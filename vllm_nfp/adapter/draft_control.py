@@ -19,7 +19,7 @@ from typing import Any
 
 from vllm_nfp.adapter import targets
 from vllm_nfp.adapter.draft_lengths import candidate_lengths
-from vllm_nfp.adapter.draft_steps import ScheduledStep, observe
+from vllm_nfp.adapter.draft_steps import ScheduledStep, observe, reads_prompts
 from vllm_nfp.adapter.draft_support import known_method, refusal, widest_graph
 from vllm_nfp.adapter.patch import MissingTargetError, PatchSet
 from vllm_nfp.adapter.support import served_name
@@ -199,6 +199,8 @@ class DraftControl:
             return
         step = self._take(output)
         before, self._last_output = self._last_output, now
+        if any(reads_prompts(later.output) for later in self._under_way):
+            before = None  # the host launched a prompt's step before it looked at this one
         observed = None if step is None else observe(step, model_output, before, now)
         if observed is not None:
             self._last_length = observed.draft_length

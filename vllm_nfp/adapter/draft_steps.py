@@ -21,6 +21,14 @@ class ScheduledStep:
     """Draft length that this step asks for, to be verified in the next."""
 
 
+def reads_prompts(output: Any) -> bool:
+    """Whether a step reads more than one token and the drafts of each request."""
+    drafts = output.scheduled_spec_decode_tokens
+    drafted = sum(map(len, drafts.values())) if drafts else 0
+    others = output.total_num_scheduled_tokens != len(output.num_scheduled_tokens) + drafted
+    return bool(output.scheduled_new_reqs) or others
+
+
 def observe(
     step: ScheduledStep, model_output: Any, before: float | None, now: float
 ) -> StepObservation | None:
@@ -31,7 +39,7 @@ def observe(
 
     Args:
         model_output: vLLM's ``ModelRunnerOutput`` of the step.
-        before: when the step before was finished; None if that is not known.
+        before: when the step before was finished; None if the time since is not this step's.
         now: seconds of the same clock.
     """
     output, length = step.output, step.asked
@@ -39,8 +47,7 @@ def observe(
     counts = output.num_scheduled_tokens
     sampled = model_output.sampled_token_ids
     batch_size = len(counts)
-    drafted = sum(map(len, drafts.values())) if drafts else 0
-    if output.scheduled_new_reqs or output.total_num_scheduled_tokens != batch_size + drafted:
+    if reads_prompts(output):
         return None
     if not sampled or len(sampled) != batch_size:
         return None

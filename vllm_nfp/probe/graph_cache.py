@@ -155,7 +155,7 @@ class GraphCache(Generic[Key]):
         What another process takes makes a shape seem larger, and never smaller.
 
         Args:
-            before: bytes of one shape by the first look; nothing captured since leaves it as it was.
+            before: bytes of one shape by the first look.
         """
         looked, shape = self._count, before if not self._count else min(before, self.mean)
         taken = before * (len(self._held) - looked) + self._bytes

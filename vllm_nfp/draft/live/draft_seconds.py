@@ -29,15 +29,25 @@ def draft_token_seconds(
     return max(0.0, statistics.median(found)) if found else None
 
 
-def by_pairs(seconds: Mapping[int, float], ratio: Callable[[int], float | None]) -> list[float]:
-    """The same from each pair of neighbouring lengths that gives it."""
+def by_pairs(
+    seconds: Mapping[int, float],
+    ratio: Callable[[int], float | None],
+    least_share: float | None = None,
+) -> list[float]:
+    """The same from each pair of neighbouring lengths that gives it.
+
+    Args:
+        least_share: of the time that a longer draft adds, what making it must take; None: any.
+    """
     found = []
     for short, long in itertools.pairwise(sorted(length for length in seconds if length > 0)):
         one, other = ratio(short + 1), ratio(long + 1)
         if one is None or other is None:
             continue
         grows = other / one
-        drafts = long - short * grows
-        if drafts >= LEAST_DRAFTS * (long - short):
-            found.append((seconds[long] - seconds[short] * grows) / drafts)
+        drafts, made = long - short * grows, seconds[long] - seconds[short] * grows
+        if drafts < LEAST_DRAFTS * (long - short):
+            continue
+        if least_share is None or made > least_share * (seconds[long] - seconds[short]):
+            found.append(made / drafts)
     return found
