@@ -12,7 +12,9 @@ probe, ``off`` without it.
 2. The same greedy prompts to both servers, one after the other: one engine serves, and the others
    run dummy batches. Token ids and log-probabilities must be equal.
 
-Every part is written as soon as it is there.
+Every part is written as soon as it is there. ``--trial`` runs a tiny model on CPUs, to try the
+script; vLLM lacks what that needs there, and takes it from ``tests/engine``, which must be on
+``PYTHONPATH``.
 """
 
 from __future__ import annotations
@@ -35,6 +37,9 @@ from benchmarks.tensor_parallel import (
     HOST_ENVIRONMENT,
     PROMPT_TOKENS,
     TABLE,
+    TRIAL_ENVIRONMENT,
+    TRIAL_FLAGS,
+    TRIAL_TABLE,
     compare_outputs,
     print_side_by_side,
 )
@@ -42,17 +47,24 @@ from benchmarks.tensor_parallel import (
 SHAPE, LAYERS = "qwen3-30b-a3b", 8
 PHASES = ((16, 900), (64, 900), (2, 900))
 """(streams, prompt tokens) of the load on two engines."""
+TRIAL_EXTENSION = "wave_extension.WaveExtension"
+TRIAL_PHASES = ((4, 50), (2, 50))
 KV_GIB = 1.2
 
 
-def plans(engines: int) -> tuple[Plan, Plan]:
+def plans(engines: int, trial: bool = False) -> tuple[Plan, Plan]:
     """With the probe, and without it."""
-    flags = (*FLAGS, "--data-parallel-size", str(engines))
+    spread = ("--data-parallel-size", str(engines))
 
     def plan(name: str, probe: Mapping[str, object] | None) -> Plan:
+        if trial:
+            around = {**HOST_ENVIRONMENT, **TRIAL_ENVIRONMENT}
+            flags = (*TRIAL_FLAGS, *spread, "--worker-extension-cls", TRIAL_EXTENSION)
+            return Plan(name, "tiny-moe", 2, 0.05, probe, 1, True, flags, around)
+        flags = (*FLAGS, *spread)
         return Plan(name, SHAPE, LAYERS, KV_GIB, probe, 1, True, flags, HOST_ENVIRONMENT)
 
-    return plan("dp-ep", TABLE), plan("off", None)
+    return plan("dp-ep", TRIAL_TABLE if trial else TABLE), plan("off", None)
 
 
 def keep_engines(session: Session, plan: Plan, engines: int) -> None:
@@ -77,24 +89,25 @@ def keep_engines(session: Session, plan: Plan, engines: int) -> None:
 @click.option("--engines", type=click.IntRange(2, 8), default=2, help="GPUs, one for each engine.")
 @click.option("--table-seconds", type=float, default=45.0, help="Load on the probed server.")
 @click.option("--limit-seconds", type=float, default=400.0, help="Of everything.")
-def main(out: Path, engines: int, table_seconds: float, limit_seconds: float) -> None:
+@click.option("--trial", is_flag=True, help="A tiny model on CPUs.")
+def main(out: Path, engines: int, table_seconds: float, limit_seconds: float, trial: bool) -> None:
     """Measure on several GPUs; see the module's text."""
     os.environ.update(HOST_ENVIRONMENT)
     server.end_servers_on_sigterm()
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="nfp-dp-") as work, ExitStack() as stack:
         session = Session(out, Path(work), limit_seconds)
-        probed, plain = plans(engines)
+        probed, plain = plans(engines, trial)
         session.start(stack, (probed, plain))
         if probed.name not in session.urls:
             raise SystemExit("the probed server has not started: see its log")
         try:
-            session.measure(probed, PHASES, table_seconds)
+            session.measure(probed, TRIAL_PHASES if trial else PHASES, table_seconds)
             keep_engines(session, probed, engines)
         finally:
             session.keep_log(probed)
         if plain.name in session.urls:
-            compare_outputs(session, plain, probed, PROMPT_TOKENS)
+            compare_outputs(session, plain, probed, 50 if trial else PROMPT_TOKENS)
             keep_engines(session, probed, engines)
 
 
