@@ -31,6 +31,10 @@ timeout 60 python3 "$PWD/benchmarks/byte_code.py" "$site" "$PWD/vllm_nfp" "$PWD/
 if [ -n "${2:-}" ]; then
     python3 "$PWD/benchmarks/kept_caches.py" restore "$2"
 fi
+# vLLM 0.32 and 0.33 need NCCL 2.29.7 for two functions that put a server to sleep, and use no NCCL at
+# all without them, so that data parallelism does not start. An older NCCL is enough without sleep.
+sed -i 's/elif func.name == "ncclCommQueryProperties":/elif func.name in ("ncclCommQueryProperties", "ncclCommSuspend", "ncclCommResume"):/' \
+    "$site/vllm/distributed/device_communicators/pynccl_wrapper.py"
 # Ranks of experts exchange tokens through vLLM's own binding to NCCL, which looks for a library of
 # that name; PyTorch may keep its NCCL elsewhere, or within its own library.
 VLLM_NCCL_SO_PATH=$(python3 "$PWD/benchmarks/find_nccl.py") && export VLLM_NCCL_SO_PATH || unset VLLM_NCCL_SO_PATH
