@@ -49,6 +49,15 @@ _DEVIATIONS: Mapping[str, float] = {
 
 It decides what the curves leave open: only large experts show whether L2 keeps weights.
 """
+_L2_DEVIATIONS: Mapping[str, float] = {"l2_bandwidth": 1.0, "narrow_loss": 1.0}
+"""The same of what L2 costs, where it is known or shown."""
+_L2_START: Mapping[str, float] = {"l2_bandwidth": 1.5, "narrow_loss": 0.3}
+"""Assumed: where the search for it begins."""
+_LEAST_L2 = 1.0
+"""L2 is no slower than memory."""
+_CLEARLY = 0.8
+"""Loss over that without the rate of L2, up to which curves show one. It is 0.52 for the reference
+models on an H200 and 1.01 on an H100, whose memory is slower (2026-11-28 and 2026-11-24)."""
 _SMALLEST = 1e-9
 
 
@@ -78,7 +87,8 @@ def fit_experts(
 
     Minimises errors of log t(T) / t(B) for the steps of B sequences, most where the ratio lies
     near 1.1 and 1.2, and of log t with less weight; large errors count linearly. What the curves
-    leave open stays near ``start``.
+    leave open stays near ``start``. Where ``start`` lacks the rate of L2, it is taken from curves
+    that are described clearly better with one.
 
     Args:
         curves: one or more, of one device.
@@ -89,18 +99,34 @@ def fit_experts(
         FitError: if there is no curve.
         ImportError: without scipy.
     """
-    from scipy.optimize import least_squares
-
     if not curves:
         raise FitError("a fit of experts needs the curve of one MoE model or more")
     first = start or ExpertConstants()
-    centre = np.array([max(getattr(first, name), _SMALLEST) for name in _DEVIATIONS])
-    least, most = (np.array([BOUNDS[name][side] for name in _DEVIATIONS]) for side in (0, 1))
-    deviations = np.array(list(_DEVIATIONS.values()))
+    every = {**_DEVIATIONS, **_L2_DEVIATIONS}
+    if first.l2_bandwidth:
+        return _search(curves, hardware, first, every)[0]
+    without, loss = _search(curves, hardware, first, _DEVIATIONS)
+    found, lower = _search(curves, hardware, replace(first, **_L2_START), every)
+    return found if lower < _CLEARLY * loss else without
+
+
+def _search(
+    curves: Sequence[ExpertCurve],
+    hardware: Hardware,
+    first: ExpertConstants,
+    fitted: Mapping[str, float],
+) -> tuple[ExpertConstants, float]:
+    """The best constants and their loss; ``fitted`` has the deviation of each that is varied."""
+    from scipy.optimize import least_squares
+
+    centre = np.array([max(getattr(first, name), _SMALLEST) for name in fitted])
+    bounds = {**BOUNDS, "l2_bandwidth": (_LEAST_L2, BOUNDS["l2_bandwidth"][1])}
+    least, most = (np.array([bounds[name][side] for name in fitted]) for side in (0, 1))
+    deviations = np.array(list(fitted.values()))
 
     def constants(logs: FloatArray) -> ExpertConstants:
         values = np.clip(centre * np.exp(logs), least, most)
-        return replace(first, **dict(zip(_DEVIATIONS, values.tolist(), strict=True)))
+        return replace(first, **dict(zip(fitted, values.tolist(), strict=True)))
 
     def errors(logs: FloatArray) -> FloatArray:
         tried = constants(logs)
@@ -112,7 +138,7 @@ def fit_experts(
     found = least_squares(
         errors, np.zeros(len(centre)), bounds=(lowest, highest), loss="soft_l1", f_scale=_TOLERANCE
     )
-    return constants(np.asarray(found.x))
+    return constants(np.asarray(found.x)), float(found.cost)
 
 
 def expert_errors(

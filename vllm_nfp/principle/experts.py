@@ -3,7 +3,9 @@
 A step of T tokens wakes U(T) experts, each read once. The rows of an expert are cut into blocks
 of BLOCK_SIZE_M; every block is multiplied with the expert's matrix in tiles of BLOCK_SIZE_N
 columns, and reads the matrix anew as far as L2 no longer holds it. Each of the two products takes
-the soft maximum of its traffic and its padded arithmetic. Sources, all in vLLM 0.32's
+the soft maximum of its traffic and its padded arithmetic. Where the rate of L2 is known, a third
+part is what all blocks read through it, and tiles run in whole waves of one for each SM. Sources,
+all in vLLM 0.32's
 model_executor/layers/fused_moe/: fused_moe.py (kernel, tile rule), moe_align_block_size.py,
 experts/triton_moe.py (order of kernels). The router's product and shared experts are dense
 products and counted elsewhere.
@@ -38,6 +40,13 @@ NAIVE_SPARSITY = 4
 SHARED_STREAM_TOKENS = 256
 """Default of VLLM_SHARED_EXPERTS_STREAM_TOKEN_THRESHOLD: up to it shared experts run on a stream
 of their own beside router and routed experts (runner/shared_experts.py)."""
+FULL_ROWS = 64
+"""Rows of a tile from which Hopper multiplies out of shared memory (PTX ISA: wgmma has m64).
+Smaller tiles go through registers (mma.sync)."""
+NARROW_OUTPUTS = 8192
+"""Outputs of the tile that ``narrow_loss`` tells of: 32 x 256."""
+_LEAST_SPREAD = 1e-3
+"""Waves; an exact multiple of the SMs is still a full wave."""
 IDLE_SHARPNESS = 3.0
 """Assumed: exponent of the soft maximum of a full and of a starved memory."""
 
@@ -66,6 +75,12 @@ class ExpertConstants:
     tile's pipeline takes as long as so many more. 0: not known."""
     busy_tiles: float = 0.0
     """Tiles per SM that memory needs to run at full rate, however much each reads. 0: not known."""
+    l2_bandwidth: float = 0.0
+    """Bytes of weights per second through L2 over the peak of memory. 0: not known; then blocks
+    that L2 serves cost arithmetic alone, and only the first wave of tiles counts as a whole."""
+    narrow_loss: float = 0.0
+    """What a tile of fewer than FULL_ROWS rows and NARROW_OUTPUTS outputs takes longer through L2,
+    as a share; in proportion to its outputs. 0: not known."""
     sharpness: float = 4.0
     """Exponent p of the soft maximum (traffic^p + arithmetic^p)^(1/p); not fitted."""
 
@@ -87,6 +102,8 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "busy_bytes": (0.0, 1e6),
     "tile_depth": (0.0, 1e4),
     "busy_tiles": (0.0, 16.0),
+    "l2_bandwidth": (0.0, 32.0),
+    "narrow_loss": (0.0, 8.0),
     "sharpness": (1.0, 64.0),
 }
 """Least and most of every constant."""
@@ -106,8 +123,8 @@ def expert_terms(
 
     The terms add up to the whole: ``experts`` is to read each awake expert once, ``memory`` the
     activations, ``compute`` what arithmetic of the real rows adds, ``tile`` what blocks add
-    (sorting rows into them, padding, weights read again, the narrow rows of a tile) and ``wave``
-    what SMs without a tile do.
+    (sorting rows into them, padding, weights read again from memory or L2, the narrow rows of a
+    tile) and ``wave`` what SMs without a tile do.
 
     Args:
         hardware: the data sheet.
@@ -170,6 +187,35 @@ class _Reached:
         )
         return soft_maximum(np.ones_like(wanted), wanted, IDLE_SHARPNESS)
 
+    def inside(self, padded: FloatArray, gemm: Gemm, work: _Work) -> FloatArray:
+        """What SMs do to all blocks: multiply, and read their weights through L2 if its rate is
+        known."""
+        if not self.constants.l2_bandwidth:
+            return padded
+        rate = self.hardware.memory_bytes_per_second * self.constants.l2_bandwidth
+        outputs = work.config.block_m * work.config.block_n / NARROW_OUTPUTS
+        narrow = np.where(work.config.block_m < FULL_ROWS, self.constants.narrow_loss * outputs, 0)
+        longer = (1.0 + narrow) * self.longer(gemm)
+        return self.both(padded, work.blocks * gemm.weight_traffic * longer / rate)
+
+    def longer(self, gemm: Gemm) -> float:
+        """Factor of a tile's time for its pipeline's ends."""
+        return 1.0 + self.constants.tile_depth / gemm.inputs
+
+    def filled(self, work: _Work, columns: FloatArray) -> FloatArray:
+        """Share of SMs with a tile, over all waves; of the first alone without the rate of L2.
+
+        An expert's blocks beyond its first are few and by chance, so that their variance is their
+        number. The mean number of waves is that of a uniform distribution as wide.
+        """
+        tiles = work.blocks * columns / self.hardware.num_sms
+        if not self.constants.l2_bandwidth:
+            return np.minimum(1.0, tiles)
+        further = np.maximum(0.0, work.blocks - work.awake)
+        spread = np.sqrt(3.0 * further) * columns / self.hardware.num_sms
+        filled: FloatArray = tiles / np.maximum(1.0, _mean_ceiling(tiles, spread))
+        return filled
+
     def both(self, traffic: FloatArray, arithmetic: FloatArray) -> FloatArray:
         """The two overlap, less and less the closer they are."""
         return soft_maximum(traffic, arithmetic, self.constants.sharpness)
@@ -177,25 +223,26 @@ class _Reached:
 
 def _product_terms(device: _Reached, gemm: Gemm, work: _Work, routing: Routed) -> Terms:
     """One product: each level is a fuller account than the one before, a term what it adds."""
-    config, sms = work.config, device.hardware.num_sms
+    config = work.config
     once = device.weights(work.awake * gemm.weight_traffic)
     activations = device.activations(work.rows * (gemm.inputs + gemm.outputs))
     read = work.awake + _read_again(device, gemm, work, routing)
     gap = 1.0 + device.constants.row_gap_bytes / (config.block_k * gemm.weight_bytes)
-    longer = 1.0 + device.constants.tile_depth / gemm.inputs
+    longer = device.longer(gemm)
     traffic = device.weights(read * gemm.weight_traffic) * gap * longer + activations
     row_flops = 2.0 * gemm.parameters
     plain = device.arithmetic(work.rows * row_flops, gemm.fp8)
     padded = device.arithmetic(work.blocks * config.block_m * row_flops, gemm.fp8) * longer
-    tiles = work.blocks * np.ceil(gemm.outputs / config.block_n)
+    inside = device.inside(padded, gemm, work)
+    columns = np.ceil(gemm.outputs / config.block_n)
     tile_elements = (config.block_n * config.block_k).astype(np.float64)
     levels = (
         once + activations,
         device.both(once + activations, plain),
-        device.both(traffic, padded),
+        device.both(traffic, inside),
         device.both(
-            traffic * device.idle(tiles, tile_elements * gemm.weight_bytes),
-            padded / np.minimum(1.0, tiles / sms),
+            traffic * device.idle(work.blocks * columns, tile_elements * gemm.weight_bytes),
+            inside / device.filled(work, columns),
         ),
     )
     return {
@@ -220,6 +267,20 @@ def _read_again(device: _Reached, gemm: Gemm, work: _Work, routing: Routed) -> F
     further = np.maximum(0.0, work.blocks - work.awake)
     again: FloatArray = missed * further / np.where(work.naive, 1, work.config.group_m)
     return again
+
+
+def _mean_ceiling(middle: FloatArray, spread: FloatArray) -> FloatArray:
+    """E[ceil(x)] of an x that is uniform within ``spread`` of the middle; ceil without a spread."""
+    half = np.maximum(spread, _LEAST_SPREAD)
+    middle = middle - _LEAST_SPREAD
+
+    def integral(end: FloatArray) -> FloatArray:
+        whole = np.floor(end)
+        area: FloatArray = (whole + 1.0) * (end - whole / 2.0)
+        return area
+
+    mean: FloatArray = (integral(middle + half) - integral(middle - half)) / (2.0 * half)
+    return mean
 
 
 def _is_naive(tokens: FloatArray, routing: Routed) -> npt.NDArray[np.bool_]:
