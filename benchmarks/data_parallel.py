@@ -59,8 +59,8 @@ def plans(engines: int, trial: bool = False) -> tuple[Plan, Plan]:
     def plan(name: str, probe: Mapping[str, object] | None) -> Plan:
         if trial:
             around = {**HOST_ENVIRONMENT, **TRIAL_ENVIRONMENT}
-            flags = (*TRIAL_FLAGS, *spread, "--worker-extension-cls", TRIAL_EXTENSION)
-            return Plan(name, "tiny-moe", 2, 0.05, probe, 1, True, flags, around)
+            tried = (*TRIAL_FLAGS, *spread, "--worker-extension-cls", TRIAL_EXTENSION)
+            return Plan(name, "tiny-moe", 2, 0.05, probe, 1, True, tried, around)
         flags = (*FLAGS, *spread)
         return Plan(name, SHAPE, LAYERS, KV_GIB, probe, 1, True, flags, HOST_ENVIRONMENT)
 

@@ -160,6 +160,13 @@ class Controller:
         length, static = self._table.in_force(key, largest), self._table.static[largest]
         return Decision(*key, length, static, cell.reason, cell.gain)
 
+    def learn(self, key: CellKey) -> None:
+        """Take what a draft costs from a cell's steps and the latest curves."""
+        cell = self._cells.get(key)
+        here = None if cell is None else self._known.compared(key, cell)
+        if here is not None:
+            self._known.model.learn_draft_seconds(here)
+
     def times(self, key: CellKey) -> list[tuple[int, int, float]]:
         """(draft length, steps, median seconds) of every length with enough steps in a cell."""
         return self._known.medians(key)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 LEAST_DRAFTS = 0.5
 """Fraction of the extra tokens of a longer draft that must remain once the growth of verification
@@ -26,22 +25,41 @@ def draft_token_seconds(
         ratio: t(N) / t(1) of verification by the number N of positions; None: not known.
     """
     found = by_pairs(seconds, ratio)
-    return max(0.0, statistics.median(found)) if found else None
+    return middle(found) if found else None
+
+
+def middle(found: Sequence[tuple[float, int]]) -> float:
+    """The median of seconds by weight, 0 at least; between two where each half has the same weight.
+
+    Args:
+        found: (seconds, weight) of at least one pair of lengths.
+    """
+    half, passed, least = sum(weight for _, weight in found) / 2.0, 0, 0.0
+    for seconds, weight in sorted(found):
+        if passed == half and passed:
+            return max(0.0, (least + seconds) / 2.0)
+        passed, least = passed + weight, seconds
+        if passed > half:
+            break
+    return max(0.0, least)
 
 
 def by_pairs(
     seconds: Mapping[int, float],
     ratio: Callable[[int], float | None],
     least_share: float | None = None,
-) -> list[float]:
-    """The same from each pair of neighbouring lengths that gives it.
+) -> list[tuple[float, int]]:
+    """The same from each pair of neighbouring lengths, and by how many drafts the two differ.
+
+    That is the weight of a pair: an error of either step's time counts the less the more it is.
+    Lengths further apart have more jumps of verification between them.
 
     Args:
         least_share: of the time that a longer draft adds, what making it must take; None: any.
     """
     found = []
-    for short, long in itertools.pairwise(sorted(length for length in seconds if length > 0)):
-        one, other = ratio(short + 1), ratio(long + 1)
+    known = {length: ratio(length + 1) for length in sorted(seconds) if length > 0}
+    for (short, one), (long, other) in itertools.pairwise(known.items()):
         if one is None or other is None:
             continue
         grows = other / one
@@ -49,5 +67,5 @@ def by_pairs(
         if drafts < LEAST_DRAFTS * (long - short):
             continue
         if least_share is None or made > least_share * (seconds[long] - seconds[short]):
-            found.append(made / drafts)
+            found.append((made / drafts, long - short))
     return found

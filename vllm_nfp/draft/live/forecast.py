@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from vllm_nfp.draft.curve import StepCurve
 from vllm_nfp.draft.curve_set import CurveSet, Point
-from vllm_nfp.draft.live.draft_seconds import by_pairs
+from vllm_nfp.draft.live.draft_seconds import by_pairs, middle
 from vllm_nfp.draft.live.steps import CellKey, distance
 from vllm_nfp.draft.live.trial import Basis
 from vllm_nfp.types import Basis as CurveBasis
@@ -110,7 +110,7 @@ class StepModel:
         found = by_pairs(seconds, lambda positions: self._ratio(at, positions), least)
         batch_size, pairs = at.key[0], 0 if predicted else len(found)
         if found and pairs >= self._pairs_used.get(batch_size, 0):
-            self.draft_seconds[batch_size] = max(0.0, statistics.median(found))
+            self.draft_seconds[batch_size] = middle(found)
             self._pairs_used[batch_size] = pairs
 
     def forecast(self, here: Compared, length: int) -> Forecast:
