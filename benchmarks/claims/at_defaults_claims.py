@@ -50,6 +50,7 @@ class Server:
 FP8 = "qwen3-8b --flags '--quantization fp8' --engine-args '{{\"quantization\":\"fp8\"}}'"
 E6AECCF = "2026-11-28-h200-at-defaults-e6aeccf/"
 H200X4 = "2026-11-28-h200x4-at-defaults/"
+H200X2 = "2026-11-28-h200x2-alike/"
 SERVERS = (
     Server(
         "dense-h100", "Qwen3-8B", "2026-11-28-h100-at-defaults/dense", "f773c4a",
@@ -66,9 +67,10 @@ SERVERS = (
         "H100, vLLM 0.33.0", "qwen3-30b-a3b", 556, None, "| Qwen3-30B-A3B | H100, 0.33 ",
     ),
     Server(
-        "experts-h200", "Qwen3-30B-A3B", H200X4 + "moe-again", "c8f0e7a", "H200, vLLM 0.33.0",
-        "qwen3-30b-a3b", 500, "| Qwen3-30B-A3B, experts | H200, 0.33, c8f0e7a | {pairs} ",
-        "| Qwen3-30B-A3B | H200, 0.33, c8f0e7a ",
+        "experts-h200", "Qwen3-30B-A3B", H200X2 + "moe", "c8f1e77", "H200, vLLM 0.33.0",
+        "qwen3-30b-a3b --truth-seconds 150", 529,
+        "| Qwen3-30B-A3B, experts | H200, 0.33, c8f1e77 | {pairs} ",
+        "| Qwen3-30B-A3B | H200, 0.33, c8f1e77 ",
     ),
     Server(
         "fp8-h200", "Qwen3-8B in FP8", H200X4 + "fp8", "248b8f5", "H200, vLLM 0.33.0",
