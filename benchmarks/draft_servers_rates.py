@@ -1,4 +1,4 @@
-"""Acceptance between two /metrics of a server, for benchmarks.draft_servers."""
+"""Drafts and acceptance between two /metrics of a server, for benchmarks.draft_servers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,24 @@ from benchmarks.server import samples
 
 ACCEPTED = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
 DRAFTED = "vllm:spec_decode_num_drafts_total"
+COUNTERS = {
+    "drafts": DRAFTED,
+    "draft_tokens": "vllm:spec_decode_num_draft_tokens_total",
+    "accepted_tokens": "vllm:spec_decode_num_accepted_tokens_total",
+    "controlled_steps": "vllm_nfp_draft_control_steps_total",
+    "trial_steps": "vllm_nfp_draft_control_trial_steps_total",
+}
+"""By their names in a row. Those of draft control are published every two seconds."""
+
+
+def counted(before: str, after: str) -> dict[str, float]:
+    """What a server counted between two /metrics: drafts, their tokens, steps under control."""
+    found = {}
+    for name, metric in COUNTERS.items():
+        then, now = (sum(v for _, v in samples(text, metric)) for text in (before, after))
+        if now:
+            found[name] = now - then
+    return found
 
 
 def counted_rates(before: str, after: str) -> list[float]:

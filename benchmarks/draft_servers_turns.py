@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks import load, shapes, user_traffic
 from benchmarks.draft_fleet import DRAFTS, EACH_LENGTH, FIXED, LIVE, MAX_NUM_SEQS, NONE, Fleet
-from benchmarks.draft_servers_rates import counted_rates
+from benchmarks.draft_servers_rates import counted, counted_rates
 from benchmarks.draft_servers_score import FAILED, LEFT_OUT, REFUSED, SERVED, TABLE, stalls
 from benchmarks.traffic import Load
 from vllm_nfp.start.process import ProcessError
@@ -240,16 +240,17 @@ class Turns:
     ) -> dict[str, Any]:
         server = self._fleet.run(name)
         warm_up = self._warm_up(name, policy, batch_size)
-        begun = time.monotonic()
+        before, begun = server.metrics(), time.monotonic()
         summary = load.run(self._load(server.url, batch_size, number), warm_up).summary()
         seconds = time.monotonic() - begun
+        drafts = counted(before, server.metrics())
         self._visited.add((name, policy, batch_size))
         if seconds > _load_seconds(warm_up) + SLOW_START_SECONDS:
             self._fleet.say(f"{policy} at B={batch_size} took {seconds:.1f} s in all")
         if stalls(summary):
             silent = summary["silent_seconds"]
             self._fleet.say(f"{policy} at B={batch_size} made no token for {silent:.2f} s")
-        more = {"server": name, "load_seconds": seconds}
+        more = {"server": name, "load_seconds": seconds, "counted": drafts}
         return self._write(policy, acceptance, batch_size, number, {**more, **summary})
 
     def _write(

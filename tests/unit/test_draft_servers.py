@@ -16,7 +16,7 @@ import itertools
 
 from benchmarks.draft_fleet import EACH_LENGTH, FIXED, MAX_NUM_SEQS
 from benchmarks.draft_servers import GpuPlan, read_plan
-from benchmarks.draft_servers_rates import counted_rates
+from benchmarks.draft_servers_rates import counted, counted_rates
 from benchmarks.draft_servers_score import points, summary
 from benchmarks.draft_servers_turns import (
     AGAIN_SCALE,
@@ -60,6 +60,22 @@ def test_rates_are_of_the_drafts_between_two_scrapes() -> None:
 def row(policy: str, rate: float, acceptance: float | None = 0.7, number: int = 0) -> dict:
     return {"gpu": "0", "policy": policy, "acceptance": acceptance, "batch_size": 4,
             "round": number, "tokens_per_second": rate}  # fmt: skip
+
+
+def test_what_a_load_drafted_is_counted() -> None:
+    def metrics(drafts: int, tokens: int, trials: int) -> str:
+        return (
+            "# TYPE vllm:spec_decode_num_drafts counter\n"
+            f"vllm:spec_decode_num_drafts_total {drafts}\n"
+            "# TYPE vllm:spec_decode_num_draft_tokens counter\n"
+            f"vllm:spec_decode_num_draft_tokens_total {tokens}\n"
+            "# TYPE vllm_nfp_draft_control_trial_steps counter\n"
+            f"vllm_nfp_draft_control_trial_steps_total {trials}\n"
+        )
+
+    found = counted(metrics(100, 300, 7), metrics(160, 660, 9))
+    assert found == {"drafts": 60.0, "draft_tokens": 360.0, "trial_steps": 2.0}
+    assert counted("", "") == {}, "a server without drafts counts none"
 
 
 def test_every_point_is_scored_by_the_medians_of_its_rounds() -> None:
@@ -212,7 +228,7 @@ class Measured:
 
     def run(self, name: str) -> SimpleNamespace:
         self.name = name
-        return SimpleNamespace(url="http://x")
+        return SimpleNamespace(url="http://x", metrics=lambda: "")
 
     def set_lengths(self, name: str, table: list[list[int]]) -> None:
         self.told.append((name, table))
