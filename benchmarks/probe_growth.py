@@ -5,8 +5,9 @@
 
 One engine in this process, with the probe, from its start to the end of its first scan. Stages
 nest: what ``prepare`` grows by holds what its parts grow by. With ``--operators`` stages that run
-no compiled code are split by operator, which slows them down. Prints a table of MiB, and writes it
-with the probe's own account and the environment.
+no compiled code are split by operator, which slows them down. ``--history`` tells which code made
+PyTorch reserve pieces of 16 MiB and more (:mod:`benchmarks.large_reserves`). Prints a table of MiB,
+and writes it with the probe's own account and the environment.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import click
 
-from benchmarks import environment, shapes
+from benchmarks import environment, large_reserves, shapes
 from benchmarks.resident import StageGrowth
 from vllm_nfp.adapter.engines import DUMMY_WEIGHTS, start_engine
 from vllm_nfp.config import ENV_VAR, config_from_mapping
@@ -30,16 +32,21 @@ from vllm_nfp.results.snapshot import read_snapshot
 COLUMNS = ("GpuReserved", "GpuBeside", "RssAnon", "RssFile")
 
 
-def growth(model: Path, arguments: Mapping[str, Any], operators: bool) -> dict[str, Any]:
+def growth(
+    model: Path, arguments: Mapping[str, Any], operators: bool, history: bool
+) -> dict[str, Any]:
     """Start an engine with the probe; growth by stage in MiB, and the probe's own account."""
+    remembered: AbstractContextManager[list[dict[str, Any]]]
+    remembered = large_reserves.recorded() if history else nullcontext([])
     with tempfile.TemporaryDirectory(prefix="nfp-growth-") as folder:
         os.environ[ENV_VAR] = config_from_mapping({"run_dir": folder}).to_json()
-        with StageGrowth(operators) as stages:
+        with StageGrowth(operators) as stages, remembered as reserves:
             engine = start_engine(model, {**DUMMY_WEIGHTS, **arguments})
         found = read_snapshot(Path(folder) / "engine-0.json")
         del engine  # not before: its session writes into the folder
     return {
         "stages": stages.summary(),
+        "reserves": reserves,
         "probe": {
             "reason": found.reason,
             "gpu_bytes": found.graph_bytes,
@@ -64,13 +71,16 @@ def table(stages: Mapping[str, Mapping[str, float]]) -> str:
 @click.option("--layers", type=int, default=None, help="Fewer layers than the shape has.")
 @click.option("--engine-args", default="{}", help="Further arguments of vllm.LLM, as JSON.")
 @click.option("--operators", is_flag=True, help="Split stages without compiled code by operator.")
+@click.option("--history", is_flag=True, help="Tell who made PyTorch reserve large pieces.")
 @click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path))
-def main(shape: str, layers: int | None, engine_args: str, operators: bool, out: Path) -> None:
+def main(
+    shape: str, layers: int | None, engine_args: str, operators: bool, history: bool, out: Path
+) -> None:
     """Tell by how much each stage of the probe's start makes the process and its GPU grow."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="nfp-") as folder:
         model = shapes.write_model(Path(folder) / shape, shape, layers)
-        result = growth(model, json.loads(engine_args), operators)
+        result = growth(model, json.loads(engine_args), operators, history)
     result |= {
         "shape": shape,
         "layers": layers,
@@ -79,6 +89,8 @@ def main(shape: str, layers: int | None, engine_args: str, operators: bool, out:
     }
     write_whole(out, json.dumps(result, indent=1))
     print(table(result["stages"]))
+    for reserve in result["reserves"]:
+        print(f"{reserve['mib']} MiB", *reserve["stack"], sep="\n  ")
     print(json.dumps(result["probe"]))
 
 
