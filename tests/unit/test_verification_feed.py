@@ -318,6 +318,8 @@ def test_a_step_beyond_the_graphs_costs_the_launches_of_real_ones(engine: Engine
     in_graphs = replace(of, mean_positions=2.0)
     few = replace(of, timed=3)
     assert launch_seconds((in_graphs, few), engine.feed.own, graphs) == 0.0
+    slower, busy = replace(of, wait_seconds=0.013), replace(of, wait_seconds=0.0)
+    assert launch_seconds((slower, busy, of), engine.feed.own, graphs) == pytest.approx(launches)
     engine.renew(findings(), (of,))
     assert engine.feed.ready is not None
     table = engine.feed.ready.by_requests[8]

@@ -17,6 +17,7 @@ def launch_seconds(kinds: Iterable[RealSteps], own: Tables | None, largest_graph
 
     A step ends no earlier than its last launch, at any context and number of tokens. Where the
     device waits for launches, the host's time is known: the wait is counted from the step's begin.
+    The least of all kinds of steps counts.
 
     Args:
         own: vLLM's tables.
@@ -28,7 +29,9 @@ def launch_seconds(kinds: Iterable[RealSteps], own: Tables | None, largest_graph
         min(of.wait_seconds, of.median_seconds)
         - 1e-3 * float(own[0][min(of.shape.batch_size, len(own[0]) - 1)])
         for of in kinds
-        if of.timed >= ENOUGH and of.shape.batch_size * of.mean_positions > largest_graph
+        if of.timed >= ENOUGH
+        and of.wait_seconds > 0.0
+        and of.shape.batch_size * of.mean_positions > largest_graph
     )
     return max(0.0, min(found, default=0.0))
 
