@@ -26,15 +26,17 @@ import click
 
 from benchmarks import environment, length_graphs, shapes, stall_watch
 from benchmarks.load import LoadError
-from benchmarks.server import Spec, end_servers_on_sigterm, samples
+from benchmarks.server import Spec, end_servers_on_sigterm
 from benchmarks.switched_server import Remote
 from benchmarks.traces import read_traces
 from benchmarks.verification_load import Point, fill, measure
+from benchmarks.verification_metrics import counters, keep, verification
 from benchmarks.verification_plan import (
     CONTENDERS,
     FIXED,
     LONG,
     MOST_LONG,
+    OTHER_KINDS,
     SHORT,
     STREAM_PLACES,
     STREAMS,
@@ -52,15 +54,8 @@ PAIR_SECONDS = 230.0
 """Of a later pair, its start and one pass each, which no further pass of an earlier one takes."""
 MARGIN = 0.05
 """Of the 56 loads of 2026-11-28 (H200, Qwen3-8B, 24 layers) this leaves 23 out, and no best one."""
-COUNTERS = (
-    "vllm:spec_decode_num_drafts_total",
-    "vllm:spec_decode_num_draft_tokens_total",
-    "vllm:spec_decode_num_accepted_tokens_total",
-    "vllm_nfp_verification_scheduled_drafts_total",
-    "vllm_nfp_verification_admitted_drafts_total",
-    "vllm_nfp_verification_steps_total",
-)
-"""What of /metrics is kept, as the difference over a load."""
+MOST_WARM_UP_SECONDS = 6.0
+"""Of the warm-up with other numbers of requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,16 +99,6 @@ class Record:
         self._path.write_text(json.dumps(held), encoding="utf-8")
 
 
-def counters(metrics: str) -> dict[str, float]:
-    """Those of COUNTERS that a server has, by name and what distinguishes its samples."""
-    found: dict[str, float] = {}
-    for name in COUNTERS:
-        for labels, value in samples(metrics, name):
-            costs = f":{labels['costs']}" if "costs" in labels else ""
-            found[name + costs] = found.get(name + costs, 0.0) + value
-    return found
-
-
 def one_pass(
     contender: str, number: int, server: Server, model: str, settings: Settings
 ) -> Iterator[dict[str, Any]]:
@@ -133,13 +118,15 @@ def one_pass(
                 continue
             before = counters(server.metrics())
             speed = measure(server.url, model, vocabulary, point)
-            after = counters(server.metrics())
+            metrics = server.metrics()
+            after = counters(metrics)
             so_far.append(speed.tokens_per_second)
             yield {
                 "contender": contender if length is None else f"{contender}-{length}",
                 "pass": number, "context": point.context, "requests": point.requests,
                 **dataclasses.asdict(speed),
                 "counted": {name: after[name] - before.get(name, 0.0) for name in after},
+                "verification": verification(metrics),
             }  # fmt: skip
 
 
@@ -175,10 +162,27 @@ def compare_one(start: Start, settings: Settings, record: Record, until: float) 
     record.servers[contender] = {"flags": shown, "start_seconds": start.seconds, **answer}
     fill(server.url, model, vocabulary, [LONG] * MOST_LONG + [SHORT] * (STREAMS - MOST_LONG))
     if answer["adaptive"]:
-        measure(server.url, model, vocabulary, WARM_UP)
+        warm_up(server.url, model, vocabulary)
     _measure_passes(contender, server, model, settings, record, until)
     record.servers[contender]["after"] = environment.gpu_state()
     record.write()
+
+
+def warm_up(url: str, model: str, vocabulary: int) -> None:
+    """Have an adaptive way learn, and compile what it compiles at the first step of a kind.
+
+    Loads stalled by 0.3 to 2.5 s at that (2026-11-28, H200, vLLM 0.33).
+    """
+    measure(url, model, vocabulary, WARM_UP)
+    until = time.monotonic() + MOST_WARM_UP_SECONDS
+    for point in OTHER_KINDS:
+        left = until - time.monotonic()
+        if left <= 0.0:
+            return
+        try:
+            measure(url, model, vocabulary, point, limit_seconds=left)
+        except LoadError as error:  # what was compiled until then is compiled
+            say(f"warm-up with {point.requests} requests: {error}")
 
 
 def _measure_passes(
@@ -187,17 +191,28 @@ def _measure_passes(
     """One pass, as far as there is time at all; further ones that fit before ``until``."""
     last, began = settings.started + settings.within, time.monotonic()
     for number in range(settings.passes):
-        before = time.monotonic()
-        for rows, row in enumerate(one_pass(contender, number, server, model, settings), start=1):
-            record.add(row)
-            now = time.monotonic()
-            if now + 2 * (now - before) / rows > last:
-                say(f"{contender}: cut off, {now - settings.started:.0f} s")
-                return
+        whole = _measure_pass(contender, number, server, model, settings, record, last)
+        name = f"metrics-{settings.shape}-{contender}-{number}.prom.gz"
+        keep(server.metrics(), settings.out / name)
         now = time.monotonic()
-        say(f"{contender}: {number + 1} passes, {now - settings.started:.0f} s")
-        if now + (now - began) / (number + 1) > until:
+        passes = f"{number + 1} passes" if whole else "cut off"
+        say(f"{contender}: {passes}, {now - settings.started:.0f} s")
+        if not whole or now + (now - began) / (number + 1) > until:
             return
+
+
+def _measure_pass(
+    contender: str, number: int, server: Server, model: str, settings: Settings, record: Record,
+    last: float,
+) -> bool:  # fmt: skip
+    """Keep each load; whether all of them ended before ``last``."""
+    before = time.monotonic()
+    for rows, row in enumerate(one_pass(contender, number, server, model, settings), start=1):
+        record.add(row)
+        now = time.monotonic()
+        if now + 2 * (now - before) / rows > last:
+            return False
+    return True
 
 
 def say(text: str) -> None:

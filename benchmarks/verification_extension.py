@@ -18,7 +18,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 
 from benchmarks import length_graphs, stall_watch
 from benchmarks.traces import read_traces
-from benchmarks.verification_replay import Replay, install
+from benchmarks.verification_replay import Replay, install, own_costs
 from benchmarks.verification_streams import make_streams
 
 
@@ -67,7 +67,10 @@ class ReplayedDrafts:
         runner = self.model_runner
         with torch.inference_mode():
             install(runner, Replay(runner.req_states, streams, runner.device))
-        return json.dumps({"adaptive": runner.adaptive_verification is not None})
+        manager = runner.adaptive_verification
+        if manager is None:
+            return json.dumps({"adaptive": False})
+        return json.dumps({"adaptive": True, "own_costs": own_costs(manager)})
 
     def bench_draft_length(self, length: str) -> str:
         """Hold a draft length, of those that the server's table names."""

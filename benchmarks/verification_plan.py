@@ -25,6 +25,11 @@ WARM_UP = Point("warm-up", (SHORT,) * 16, 7 * PLACES)
 """For ways that learn: a thousand steps at 1.35 tokens each, and vLLM fits its confidences every
 hundred."""
 STREAMS, STREAM_PLACES = 128, 4096
+OTHER_KINDS = tuple(
+    Point("warm-up", (SHORT,) * n, places) for n, places in ((STREAMS, 16), (1, 64), (2, 64))
+)
+"""For the same ways: one and two requests, and the most, are compiled apart. A few dozen steps
+each, so that drafts are cut in some."""
 
 
 def points() -> list[Point]:

@@ -89,6 +89,24 @@ class Replay:
         confidences[: len(slots)] = predicted
 
 
+OWN_COSTS_AT = (*(2**n for n in range(10)), 513, 640, 768, 896, 1024)
+"""Tokens, up to the largest graph and beyond it."""
+
+
+def own_costs(manager: Any) -> dict[str, list[tuple[int, float]]]:
+    """Some of the costs that vLLM's adaptive verification has timed at its start.
+
+    Returns:
+        dict: ``draft_ms`` by requests and ``verify_ms`` by tokens, as (size, milliseconds).
+    """
+    if manager.cost_tables is None:
+        return {}
+    return {
+        name: [(at, float(table[at])) for at in OWN_COSTS_AT if at < len(table)]
+        for name, table in zip(("draft_ms", "verify_ms"), manager.cost_tables, strict=True)
+    }
+
+
 def install(runner: Any, replay: Replay) -> None:
     """Put it into a V2 runner that has warmed up."""
     sample = runner.sample

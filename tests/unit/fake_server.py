@@ -21,6 +21,16 @@ vllm_nfp_memory_bytes{kind="gpu"} 1048576
 vllm_nfp_probes_total{outcome="startup"} 40
 vllm_nfp_probes_total{outcome="prepared"} 3
 vllm_nfp_probes_total{outcome="measured"} 2
+# TYPE vllm_nfp_verification_steps counter
+vllm_nfp_verification_steps_total{engine="0",costs="vllm"} 7
+vllm_nfp_verification_steps_total{engine="0",costs="measured"} 5
+# TYPE vllm_nfp_verification_measured_costs gauge
+vllm_nfp_verification_measured_costs{engine="0",reason="few pairs"} 0
+# TYPE vllm_nfp_verification_step_seconds gauge
+vllm_nfp_verification_step_seconds{engine="0",source="real"} 0.02
+vllm_nfp_verification_step_seconds{engine="0",source="vllm"} 0.03
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running 3
 """
 
 

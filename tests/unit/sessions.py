@@ -51,6 +51,8 @@ def served_by(made: Any) -> Any:
             setattr(model, name, value)
     made.cache_config = SimpleNamespace(cache_dtype="auto", num_gpu_blocks=9, block_size=16)
     made.compilation_config = SimpleNamespace(cudagraph_mode=None, cudagraph_capture_sizes=None)
+    if not hasattr(made, "speculative_config"):
+        made.speculative_config = None
     return made
 
 

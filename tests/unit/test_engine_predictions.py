@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from vllm_nfp.adapter import predictions
+from vllm_nfp.adapter import predictions, versions
 from vllm_nfp.principle import (
     ModelShape,
     Serving,
@@ -18,9 +18,12 @@ from vllm_nfp.principle import (
     Target,
     default_calibration,
     hardware_by_name,
+    target_of,
 )
 from vllm_nfp.principle.hardware_file import write_hardware_file
 from vllm_nfp.principle.live import Ground
+from vllm_nfp.surface import predicted_prior
+from vllm_nfp.surface.prior import generic_prior
 
 QWEN3 = {
     "model_type": "qwen3",
@@ -37,7 +40,7 @@ QWEN3 = {
 def server(config: dict[str, Any] = QWEN3, **changes: Any) -> SimpleNamespace:
     values = {
         "quantization": None, "cache_dtype": "auto", "tensor": 1, "data": 1, "experts": False,
-        "mode": "FULL", "sizes": [8, 1, 2, 4],
+        "mode": "FULL", "sizes": [8, 1, 2, 4], "speculation": None,
     } | changes  # fmt: skip
     return SimpleNamespace(
         model_config=SimpleNamespace(
@@ -52,6 +55,7 @@ def server(config: dict[str, Any] = QWEN3, **changes: Any) -> SimpleNamespace:
         compilation_config=SimpleNamespace(
             cudagraph_mode=values["mode"], cudagraph_capture_sizes=values["sizes"]
         ),
+        speculative_config=values["speculation"],
     )
 
 
@@ -71,6 +75,20 @@ def test_capture_sizes_count_only_where_graphs_are_on() -> None:
     served = predictions.served_model(server(), ("TRITON_ATTN", "FLASH_ATTN"))
     assert served.serving({}) == Serving("TRITON_ATTN", (1, 2, 4, 8))
     assert predictions.served_model(server(mode=None), ()).serving({}).capture_sizes == ()
+
+
+def test_graphs_of_adaptive_verification_fit_any_mix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "installed_version", lambda: "0.33.0")
+    speculation = SimpleNamespace(enable_adaptive_verification=True, num_speculative_tokens=3)
+    sizes = [1, 2, 4, 8, 16]
+    shape, target = shape_of(server()), target_of("H200")
+    for of, held in ((speculation, [4, 8, 16, 16]), (None, [4, 8, None, 16])):
+        served = predictions.served_model(server(speculation=of, sizes=sizes), ()).serving({})
+        cell = predicted_prior(shape, target, served, 4)(4, 256)
+        found = zip(cell.padded.tolist(), cell.in_graph, strict=True)
+        assert [size if graph else None for size, graph in found] == held
+    guess = generic_prior(tuple(sizes), 4, any_mix_up_to=4)(4, 256)
+    assert guess.in_graph.all() and guess.padded.tolist() == [4, 8, 16, 16]
 
 
 H100 = "NVIDIA H100 80GB HBM3"

@@ -49,20 +49,23 @@ def test_without_sizes_there_is_no_graph() -> None:
     st.lists(st.integers(1, 600), min_size=1, max_size=20, unique=True),
     st.integers(1, 64),
     st.integers(1, 64),
+    st.sampled_from([0, 8]),
 )
-def test_padding_is_that_of_the_server(sizes: list[int], batch_size: int, positions: int) -> None:
+def test_padding_is_that_of_the_server(
+    sizes: list[int], batch_size: int, positions: int, any_mix_up_to: int
+) -> None:
     captured = tuple(sorted(sizes))
     rules = GraphRules(
         full_decode=True, full_mixed=False, piecewise=False, multi_position=True,
-        capture_sizes=captured, max_num_seqs=10_000,
+        capture_sizes=captured, max_num_seqs=10_000, any_mix_up_to=any_mix_up_to,
     )  # fmt: skip
     placement = place(rules, batch_size, positions)
-    padded = padded_tokens(captured, batch_size, positions)
+    padded = padded_tokens(captured, batch_size, positions, any_mix_up_to)
     assert (placement.execution is Execution.FULL) == (padded is not None)
     assert padded is None or placement.padded_tokens == padded
     if padded is not None:
         assert batch_size * positions <= padded <= max(captured)
-        assert padded % positions == 0
+        assert padded % positions == 0 or positions <= any_mix_up_to
 
 
 def test_blackwell_captures_up_to_1024_tokens() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import sys
 import time
@@ -25,13 +26,22 @@ from benchmarks import (
     verification_servers,
     verification_table,
 )
+from benchmarks.load import LoadError
 from benchmarks.load_result import Trace
 from benchmarks.traces import AnswerTrace, write_traces
 from benchmarks.verification_load import Point, speed
-from benchmarks.verification_replay import Replay, install
+from benchmarks.verification_replay import Replay, install, own_costs
 from benchmarks.verification_streams import CHUNK, FIRST_TOKEN, Streams, make_streams, prompt_of
 from vllm_nfp.start.ports import free_port
 
+TOLD = {
+    "measured_costs": 0.0, "reason": "few pairs", "step_seconds": {"real": 0.02, "vllm": 0.03},
+    "totals": {
+        "vllm_nfp_verification_steps_total:vllm": 7.0,
+        "vllm_nfp_verification_steps_total:measured": 5.0,
+    },
+}  # fmt: skip
+"""What the fake server's metrics say."""
 RECORDED = [
     AnswerTrace("chat", np.full((75, 3), 1.0, np.float32), np.full(75, 1)),
     AnswerTrace("code", np.full((32, 3), 2.0, np.float32), np.full(32, 2)),
@@ -237,7 +247,9 @@ def test_the_comparison_runs_from_start_to_end(
     """Against servers that only stream: every contender and length is there, and in the table."""
     fake = Path(__file__).with_name("fake_server.py")
     monkeypatch.setattr(
-        server.Spec, "command", lambda spec: [sys.executable, str(fake), str(spec.port), "False"]
+        server.Spec,
+        "command",
+        lambda spec: [sys.executable, str(fake), str(spec.port), str("--nfp-probe" in spec.flags)],
     )
     told: list[tuple[str, ...]] = []
 
@@ -251,6 +263,7 @@ def test_the_comparison_runs_from_start_to_end(
 
     monkeypatch.setattr(verification_compare, "Remote", Remote)
     monkeypatch.setattr(verification_compare, "WARM_UP", Point("warm-up", (8,), 2))
+    monkeypatch.setattr(verification_compare, "OTHER_KINDS", (Point("warm-up", (8,) * 3, 2),))
     monkeypatch.setattr(verification_compare, "MARGIN", 1.0)
     monkeypatch.setattr(verification_compare, "points", lambda: [Point("1k", (8, 8), 16)])
     monkeypatch.setattr(verification_load, "BEGIN", 4)
@@ -271,7 +284,48 @@ def test_the_comparison_runs_from_start_to_end(
     assert str(tmp_path) not in json.dumps(held), "no paths of this machine"
     lengths = [asked[1] for asked in told if asked[0] == "bench_draft_length"]
     assert lengths == ["1", "3", "5", "7"] * 2
-    assert "| 1k | 2 |" in capsys.readouterr().out
+    for found in held["rows"]:
+        assert found["verification"] == (TOLD if found["contender"] == "measured" else {})
+    kept = sorted(path.name for path in tmp_path.glob("*.prom.gz"))
+    assert kept == [f"metrics-tiny-measured-{number}.prom.gz" for number in (0, 1)]
+    lines = gzip.decompress((tmp_path / kept[0]).read_bytes()).decode().splitlines()
+    assert len(lines) == 11 and all(line.startswith("vllm_nfp_") for line in lines)
+    shown = capsys.readouterr().out
+    assert "| 1k | 2 |" in shown and "measured: 2 passes" in shown
+
+
+def test_an_adaptive_way_meets_all_kinds_of_steps_before_anything_counts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock, met = [0.0], list[int]()
+    seconds = {16: 9.0, 128: 2.5, 1: 1.5, 2: 1.0}
+
+    def measured(
+        url: str, model: str, vocabulary: int, point: Point, limit_seconds: float = 60.0
+    ) -> None:
+        met.append(point.requests)
+        clock[0] += min(seconds[point.requests], limit_seconds)
+        if seconds[point.requests] > limit_seconds:
+            raise LoadError("too long")
+
+    monkeypatch.setattr(verification_compare, "measure", measured)
+    monkeypatch.setattr(verification_compare.time, "monotonic", lambda: clock[0])
+    verification_compare.warm_up("http://x", "m", 100)
+    assert met == [16, 128, 1, 2]
+    clock[0], seconds[1] = 0.0, 99.0
+    verification_compare.warm_up("http://x", "m", 100)
+    assert met[4:] == [16, 128, 1], "the rest no longer fits"
+    assert clock[0] == 9.0 + verification_compare.MOST_WARM_UP_SECONDS
+    assert "warm-up with 1 requests: too long" in capsys.readouterr().out
+
+
+def test_some_of_vllms_own_costs_are_kept() -> None:
+    manager = SimpleNamespace(cost_tables=None)
+    assert own_costs(manager) == {}
+    manager.cost_tables = np.arange(3.0), np.arange(1025.0) / 4
+    found = own_costs(manager)
+    assert found["draft_ms"] == [(1, 1.0), (2, 2.0)]
+    assert found["verify_ms"][-5:] == [(n, n / 4) for n in (513, 640, 768, 896, 1024)]
 
 
 def test_a_length_beyond_one_that_lost_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ from vllm_nfp.session import verification as following
 from vllm_nfp.session.cost_feed import STALLED_STEPS, CostFeed
 from vllm_nfp.session.cost_source import FollowingCosts, LeadingCosts
 from vllm_nfp.session.started import Lead
-from vllm_nfp.session.step_prices import StepPrices
+from vllm_nfp.session.step_prices import StepPrices, launch_seconds
 from vllm_nfp.session.verification import NOT_ASKED, NOT_PROBED, follow_verification
 from vllm_nfp.session.worker import StartCost, Worker
 from vllm_nfp.timing import RealSteps
@@ -304,6 +304,27 @@ def test_real_steps_stand_beside_what_both_costs_say(engine: Engine) -> None:
     assert seconds.measured == pytest.approx(3e-4 + between)
     engine.renew(findings(), (of,))
     assert engine.report.seconds == seconds, "no step since"
+
+
+def test_a_step_beyond_the_graphs_costs_the_launches_of_real_ones(engine: Engine) -> None:
+    graphs = 16
+    engine.costs = LeadingCosts(CONFIG, "0", 16, (8, graphs), alone=True)
+    engine.costs.attach(engine.feed)
+    drafting, launches = 3e-4, 0.012
+    of = RealSteps(
+        Shape(8, 1024, 3), Shape(8, 1000, 3), 50, 20, 0.013, 2.5, wait_seconds=launches + drafting
+    )
+    assert launch_seconds((of,), engine.feed.own, graphs) == pytest.approx(launches)
+    in_graphs = replace(of, mean_positions=2.0)
+    few = replace(of, timed=3)
+    assert launch_seconds((in_graphs, few), engine.feed.own, graphs) == 0.0
+    slower, busy = replace(of, wait_seconds=0.013), replace(of, wait_seconds=0.0)
+    assert launch_seconds((slower, busy, of), engine.feed.own, graphs) == pytest.approx(launches)
+    engine.renew(findings(), (of,))
+    assert engine.feed.ready is not None
+    table = engine.feed.ready.by_requests[8]
+    assert table[graphs - 8] == pytest.approx(1e3 * curve(8)[1].median_seconds)
+    assert table[graphs - 8 + 1 :] == pytest.approx(1e3 * launches)
 
 
 def test_prices_of_no_steps_are_not_known() -> None:

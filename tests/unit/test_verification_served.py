@@ -23,7 +23,7 @@ from vllm_nfp.adapter import runner_v2, versions
 from vllm_nfp.adapter.dispatch import GraphRules, execution_of
 from vllm_nfp.adapter.patch import PatchSet
 from vllm_nfp.adapter.verification import verification_of
-from vllm_nfp.draft.verify_costs import Lack
+from vllm_nfp.draft.verify_costs import Lack, founded_rows
 from vllm_nfp.principle import Serving, shape_from_config, target_of
 from vllm_nfp.results.gather import Results
 from vllm_nfp.results.table import plain_table
@@ -48,7 +48,7 @@ NOISE = 0.003
 class Runner:
     """A V2 runner, with what vLLM's manager reads of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, graphs: tuple[int, ...]) -> None:
         from vllm.v1.worker.gpu.spec_decode.adaptive_verification import (
             AdaptiveVerificationManager,
             build_cost_tables_from_curves,
@@ -65,17 +65,18 @@ class Runner:
         buffer = SimpleNamespace(np=np.full((8, DRAFTS), 0.9, dtype=np.float32))
         manager._stale_confidences, manager._stale_idx = [buffer, buffer], 0
         manager._batch_budget = None
-        sizes = [(size, 0.1 + 0.001 * size) for size in (*CAPTURE_SIZES, 96, 192)]
+        sizes = [(size, 0.1 + 0.001 * size) for size in (*graphs, 96, 192)]
         manager.cost_tables = build_cost_tables_from_curves(
-            [(n, 0.2) for n in range(1, 9)], sizes, 8, 2048, CAPTURE_SIZES[-1]
+            [(n, 0.2) for n in range(1, 9)], sizes, 8, 2048, graphs[-1]
         )
         self.adaptive_verification = manager
 
-    def step(self, requests: int = REQUESTS, prompt: int = 0) -> None:
+    def step(self, requests: int = REQUESTS, prompt: int = 0) -> int:
         names = [f"r{i}" for i in range(requests)]
         tokens = dict.fromkeys(names, 1 + DRAFTS)
         tokens["r0"] += prompt
-        self.adaptive_verification.get_num_tokens(tokens, {n: [-1] * DRAFTS for n in names})
+        drafts = {name: [-1] * DRAFTS for name in names}
+        return int(self.adaptive_verification.get_num_tokens(tokens, drafts))
 
     def steps(self, count: int, **kind: int) -> None:
         for _ in range(count):
@@ -88,14 +89,15 @@ Runner.__module__ = runner_v2.MODULE
 class Served:
     """The server: its runner, its surface, and its feed."""
 
-    def __init__(self) -> None:
+    def __init__(self, graphs: tuple[int, ...] = CAPTURE_SIZES) -> None:
         self.config = replace(CONFIG, max_positions=8).for_server(8, 512)
-        self.runner, self.patches = Runner(), PatchSet()
+        self.runner, self.patches = Runner(graphs), PatchSet()
         model = shape_from_config({**DENSE, "dtype": "bfloat16"})
-        prior = predicted_prior(model, target_of("H200"), Serving(capture_sizes=CAPTURE_SIZES), 8)
+        serving = Serving(capture_sizes=graphs, any_mix_up_to=1 + DRAFTS)
+        prior = predicted_prior(model, target_of("H200"), serving, 8)
         rules = GraphRules(
             full_decode=True, full_mixed=False, piecewise=True, multi_position=True,
-            capture_sizes=CAPTURE_SIZES, max_num_seqs=8, any_mix_up_to=1 + DRAFTS,
+            capture_sizes=graphs, max_num_seqs=8, any_mix_up_to=1 + DRAFTS,
         )  # fmt: skip
         self.table = plain_table(
             self.config.batch_sizes, self.config.contexts, self.config.grid, 512, 2048,
@@ -105,6 +107,8 @@ class Served:
         self.results = Results(self.config, surface, self.table)
         self._random, self.now = random.Random(0), cost_source.time.monotonic()
         parts, worker = started(self.config, object())
+        compilation = worker.vllm_config.compilation_config
+        compilation.cudagraph_mode, compilation.cudagraph_capture_sizes = "FULL", [*graphs]
         verification = verification_of(self.runner)
         assert verification is not None
         follow_verification(parts, worker, verification, self.patches, lambda _: None)
@@ -112,11 +116,15 @@ class Served:
         self.costs: LeadingCosts = costs
 
     def pairs(self, each: int, noise: float = NOISE) -> None:
-        """So many of each shape that is probed."""
-        for shape in each * self.table.shapes:
+        """So many of each shape that is probed and has a graph."""
+        shapes = [s for s in self.table.shapes if self._in_graph(s)]
+        for shape in each * shapes:
             one = replace(shape, positions=1)
             many, alone = self._run(shape, noise), self._run(one, noise)
             self.results.add(PairResult(many, alone, True, 2e-4), self.now)
+
+    def _in_graph(self, shape: Shape) -> bool:
+        return self.table.execution(shape.batch_size, shape.positions) == "full"
 
     def _run(self, shape: Shape, noise: float) -> Timing:
         def seconds(usual: float) -> float:
@@ -166,6 +174,22 @@ def test_a_server_is_fed_at_a_context_that_no_pair_was_run_at(served: Served) ->
     served.runner.steps(2 * STEPS_PER_EXCHANGE)
     assert served.told == (True, "")
     assert served.measured_steps > 0
+
+
+def test_a_server_is_fed_within_its_graphs_where_little_is_known_beyond() -> None:
+    graphs = (1, 2, 4, 8, 16)
+    served = Served(graphs)
+    own = served.runner.step()
+    assert own == REQUESTS * (1 + DRAFTS), "by its own costs vLLM leaves the graphs"
+    served.pairs(8)
+    served.publish()
+    points = served.results.findings.live_curves
+    assert not founded_rows([p for p in points if p.batch_size == 8], 1 + DRAFTS)
+    served.runner.steps(2 * STEPS_PER_EXCHANGE)
+    assert served.told == (True, "")
+    assert served.measured_steps > 0
+    assert served.runner.step() <= graphs[-1]
+    served.patches.restore()
 
 
 def test_what_is_lacking_is_told(served: Served) -> None:

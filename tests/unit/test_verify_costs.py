@@ -16,6 +16,7 @@ from vllm_nfp.draft.verify_costs import (
     founded_rows,
     least_lack,
     priced,
+    raised,
     read_costs,
     verify_ms,
 )
@@ -106,6 +107,58 @@ def test_the_end_of_the_graphs_is_not_blended() -> None:
     assert cost[32] == pytest.approx(5.0)
     assert cost[33] == pytest.approx(9.0), "the first step without a graph is at three positions"
     assert cost[56] == pytest.approx(10.0), "nothing is padded there"
+
+
+def beyond(n: int, upper: float | None, batch_size: int = 8) -> CurvePoint:
+    """A step of 8 n tokens without a graph, of which little is known."""
+    found = point(batch_size, n, Basis.PREDICTED)
+    return replace(found, ratio_upper=upper, execution="none")
+
+
+def test_steps_beyond_the_graphs_are_priced_at_the_upper_end_of_what_is_known() -> None:
+    near, far = beyond(6, 3.0), beyond(8, 3.5)
+    points = [*curve(8)[:4], near, far]
+    assert founded_rows(points, 8) == ()
+    assert least_lack(points, 8) is Lack.BASIS
+    (row,) = founded_rows(points, 8, GRAPHS[-1])
+    assert least_lack(points, 8, GRAPHS[-1]) is Lack.NOTHING
+    assert row.seconds[:4] == tuple(p.median_seconds for p in curve(8)[:4])
+    one = curve(8)[0].median_seconds
+    assert row.seconds[5:] == pytest.approx((3.0 * one, 3.25 * one, 3.5 * one))
+    assert row.seconds[4] == row.seconds[5], "five positions are not blended with four in a graph"
+    unknown = [*curve(8)[:4], near, beyond(8, None)]
+    assert least_lack(unknown, 8, GRAPHS[-1]) is Lack.WIDTH
+    assert founded_rows(unknown, 8, 4) == (), "no step of eight sequences has a graph"
+
+
+def test_a_step_in_a_graph_is_not_blended_with_one_without() -> None:
+    points = [curve(8)[0], curve(8)[1], beyond(6, 9.0)]
+    (row,) = founded_rows(points, 6, GRAPHS[-1])
+    two = curve(8)[1].median_seconds
+    assert row.seconds[2:4] == pytest.approx((1.5 * two, 2 * two)), "no more than its tokens say"
+    assert row.seconds[4] == row.seconds[5]
+
+
+def test_no_step_beyond_the_graphs_takes_less_than_its_launches() -> None:
+    rows = [CostRow(8, (0.004, 0.005)), CostRow(16, (0.004, 0.006, 0.009)), CostRow(64, (0.01,))]
+    found = raised(rows, 32, 0.02)
+    assert found[0] == rows[0]
+    assert found[1].seconds == (0.004, 0.006, 0.02)
+    assert found[2] == rows[2], "none of its steps has a graph"
+    assert raised(rows, 32, 0.0) == tuple(rows)
+
+
+def test_between_batch_sizes_the_end_of_the_graphs_is_not_blended() -> None:
+    low = CostRow(8, (0.004, 0.005, 0.006, 0.007, 0.052))
+    high = CostRow(16, (0.005, 0.007, 0.045, 0.05, 0.055))
+    table = verify_ms([low, high], 10, GRAPHS)
+    assert table is not None
+    cost = dict(zip(range(10, 51), table, strict=True))
+    assert 6.0 < cost[30] < 7.0, "three positions have a graph, which those of 16 sequences lack"
+    assert cost[33] == pytest.approx(50.0), "beyond the graphs: as with more sequences"
+    assert 52.0 < cost[50] < 55.0, "neither has a graph"
+    wide = [CostRow(24, (0.005, 0.04)), CostRow(48, (0.05, 0.06))]
+    assert verify_ms(wide, 30, GRAPHS) is None, "48 sequences have no step in a graph"
 
 
 def test_a_batch_size_between_two_rows_lies_between_them() -> None:

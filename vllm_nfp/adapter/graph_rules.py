@@ -22,11 +22,11 @@ def graph_rules(vllm_config: Any, attn_groups: Any, device: torch.device) -> Gra
         multi_position=enabled and _allows_multi_position(vllm_config, attn_groups),
         capture_sizes=tuple(sorted(compilation.cudagraph_capture_sizes or ())) if enabled else (),
         max_num_seqs=vllm_config.scheduler_config.max_num_seqs,
-        any_mix_up_to=_positions_of_any_mix(vllm_config.speculative_config),
+        any_mix_up_to=positions_of_any_mix(vllm_config.speculative_config),
     )
 
 
-def _positions_of_any_mix(speculation: Any) -> int:
+def positions_of_any_mix(speculation: Any) -> int:
     """Positions of the longest sequence under adaptive verification; 0 without it."""
     if speculation is None or not verifies_adaptively(speculation):
         return 0

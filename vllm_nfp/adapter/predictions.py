@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from vllm_nfp.adapter import support
+from vllm_nfp.adapter.graph_rules import positions_of_any_mix
 from vllm_nfp.principle import ModelShape
 from vllm_nfp.principle.live import (
     ExpertTiles,
@@ -95,6 +96,7 @@ def served_model(vllm_config: Any, backends: Sequence[str]) -> ServedModel:
         capture_sizes=(
             tuple(sorted(compilation.cudagraph_capture_sizes or ())) if captured else ()
         ),
+        any_mix_up_to=positions_of_any_mix(vllm_config.speculative_config),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -117,25 +117,33 @@ class Lack(IntEnum):
     NOTHING = 4
 
 
-def founded_rows(points: Iterable[CurvePoint], positions: int) -> tuple[CostRow, ...]:
+def founded_rows(
+    points: Iterable[CurvePoint], positions: int, largest_graph: int = 0
+) -> tuple[CostRow, ...]:
     """The batch sizes that are known well enough to choose drafts by, ascending.
+
+    Where the graphs end within a row, a step beyond them needs not be known well: it is priced at
+    the upper end of its interval. So one is chosen only if it pays even then, and the steps within
+    the graphs need not wait for it.
 
     Args:
         points: of the whole step's curves, all at one context.
         positions: most positions per sequence of a step.
+        largest_graph: tokens of the largest CUDA graph; 0: there is none.
     """
     curves = _by_batch_size(points)
     return tuple(
-        _row(size, curves[size], positions)
+        _row(size, curves[size], positions, largest_graph)
         for size in sorted(curves)
-        if _lack(curves[size], positions) is Lack.NOTHING
+        if _lack(size, curves[size], positions, largest_graph) is Lack.NOTHING
     )
 
 
-def least_lack(points: Iterable[CurvePoint], positions: int) -> Lack:
+def least_lack(points: Iterable[CurvePoint], positions: int, largest_graph: int = 0) -> Lack:
     """What the best known batch size lacks; see :func:`founded_rows`."""
-    curves = _by_batch_size(points).values()
-    return max((_lack(curve, positions) for curve in curves), default=Lack.CURVE)
+    curves = _by_batch_size(points).items()
+    lacks = (_lack(size, curve, positions, largest_graph) for size, curve in curves)
+    return max(lacks, default=Lack.CURVE)
 
 
 def _by_batch_size(points: Iterable[CurvePoint]) -> dict[int, Curve]:
@@ -152,24 +160,66 @@ def _used(curve: Curve, positions: int) -> list[int]:
     return counts[: end + 1] if 1 in curve and end < len(counts) else []
 
 
-def _row(batch_size: int, curve: Curve, positions: int) -> CostRow:
+def _row(batch_size: int, curve: Curve, positions: int, largest_graph: int) -> CostRow:
     used = _used(curve, positions)
-    known = [curve[n].median_seconds for n in used]
-    seconds = np.interp(np.arange(1, positions + 1), used, known)
+    held = _held(batch_size, largest_graph)
+    known = {n: curve[n].median_seconds for n in used if n <= held}
+    known |= {n: _at_most(curve[n]) for n in used if n > held}
+    seconds = np.interp(np.arange(1, positions + 1), used, [known[n] for n in used])
+    last = used[bisect_right(used, held) - 1]
+    for n in range(last + 1, min(positions, used[-1]) + 1):
+        after = used[bisect_left(used, n)]
+        if n <= held < after:  # a step's time never rises faster than its tokens
+            seconds[n - 1] = min(seconds[n - 1], known[last] * n / last)
+        elif used[bisect_left(used, n) - 1] <= held:  # no blend with a step in a graph
+            seconds[n - 1] = known[after]
     return CostRow(batch_size, tuple(seconds.tolist()))
 
 
-def _lack(curve: Curve, positions: int) -> Lack:
+def raised(rows: Sequence[CostRow], largest_graph: int, least: float) -> tuple[CostRow, ...]:
+    """The rows where no step beyond the graphs takes less than its launches.
+
+    Args:
+        largest_graph: tokens of the largest CUDA graph; 0: there is none.
+        least: seconds that the host needs for a step beyond it; 0: not known.
+    """
+    return tuple(
+        CostRow(
+            row.batch_size,
+            tuple(
+                max(seconds, least) if n > _held(row.batch_size, largest_graph) else seconds
+                for n, seconds in enumerate(row.seconds, start=1)
+            ),
+        )
+        for row in rows
+    )
+
+
+def _held(batch_size: int, largest_graph: int) -> int:
+    """Most positions in a CUDA graph; without end where one position has none either."""
+    return largest_graph // batch_size or np.iinfo(np.int64).max
+
+
+def _at_most(point: CurvePoint) -> float:
+    """The upper end of the interval of t(N), as t(1) is taken to be."""
+    assert point.ratio_upper is not None
+    return point.median_seconds * max(1.0, point.ratio_upper / point.ratio)
+
+
+def _lack(batch_size: int, curve: Curve, positions: int, largest_graph: int) -> Lack:
     used = _used(curve, positions)
     if not used:
         return Lack.CURVE
-    one, *more = (curve[n] for n in used)
+    held = _held(batch_size, largest_graph)
+    one, *more = (curve[n] for n in used if n <= held)
     # Costs are in seconds, and a basis is that of a ratio: without a pair t(1) may be unknown.
     if one.basis is not Basis.MEASURED and not _is_narrow(one.seconds_lower, one.seconds_upper):
         return Lack.TIME
-    if any(curve[n].basis is Basis.PREDICTED for n in used):
+    if any(point.basis is Basis.PREDICTED for point in (one, *more)):
         return Lack.BASIS
     if not all(_is_narrow(point.ratio_lower, point.ratio_upper) for point in more):
+        return Lack.WIDTH
+    if any(curve[n].ratio_upper is None for n in used if n > held):
         return Lack.WIDTH
     return Lack.NOTHING
 
@@ -193,10 +243,10 @@ def verify_ms(
         FloatArray: never falling, shape [(positions - 1) * batch_size + 1]. None if no two rows are
             near this batch size.
     """
-    seconds = _seconds_at(rows, batch_size)
+    limit = capture_sizes[-1] if capture_sizes else 0
+    seconds = _seconds_at(rows, batch_size, limit)
     if seconds is None:
         return None
-    limit = capture_sizes[-1] if capture_sizes else 0
     known = _padded(batch_size * np.arange(1, len(seconds) + 1), capture_sizes).tolist()
     costs: dict[int, float] = {}
     for tokens, cost in zip(known, itertools.accumulate(seconds, max), strict=True):
@@ -219,8 +269,13 @@ def _padded(tokens: IntArray, capture_sizes: Sequence[int]) -> IntArray:
     return np.where(graph == sizes[-1], tokens, graph)
 
 
-def _seconds_at(rows: Sequence[CostRow], batch_size: int) -> tuple[float, ...] | None:
-    """At a batch size between two rows, on the line of log time over log batch size."""
+def _seconds_at(
+    rows: Sequence[CostRow], batch_size: int, largest_graph: int
+) -> tuple[float, ...] | None:
+    """At a batch size between two rows, on the line of log time over log batch size.
+
+    Where the graphs end between the two, a step with a graph and one without are not blended.
+    """
     above = bisect_left(rows, batch_size, key=lambda row: row.batch_size)
     if above == len(rows):
         return None
@@ -230,6 +285,31 @@ def _seconds_at(rows: Sequence[CostRow], batch_size: int) -> tuple[float, ...] |
     if above == 0 or high.batch_size > NEXT_ROW * rows[above - 1].batch_size:
         return None
     low = rows[above - 1]
-    share = math.log(batch_size / low.batch_size) / math.log(high.batch_size / low.batch_size)
-    both = zip(low.seconds, high.seconds, strict=True)
-    return tuple(a ** (1.0 - share) * b**share for a, b in both)
+    held = largest_graph // high.batch_size
+    if not held < len(high.seconds) or largest_graph < low.batch_size:
+        return tuple(_between(low, high, n, n, batch_size * n) for n in _counts(low))
+    if not held:
+        return None  # all that is known of the batch size above has no graph
+    seconds = []
+    for n in _counts(low):
+        if low.batch_size * n > largest_graph or n <= held:
+            seconds.append(_between(low, high, n, n, batch_size * n))
+        elif batch_size * n > largest_graph:
+            seconds.append(high.seconds[n - 1])
+        else:  # towards the last step of the batch size above that has a graph
+            seconds.append(_between(low, high, n, held, batch_size * n))
+    return tuple(seconds)
+
+
+def _counts(row: CostRow) -> range:
+    return range(1, len(row.seconds) + 1)
+
+
+def _between(low: CostRow, high: CostRow, n: int, of_high: int, tokens: int) -> float:
+    """On the line of log time over log tokens from n positions of a row to some of another."""
+    ends = low.batch_size * n, high.batch_size * of_high
+    a, b = low.seconds[n - 1], high.seconds[of_high - 1]
+    if tokens >= ends[1]:
+        return max(a, b)
+    share = math.log(tokens / ends[0]) / math.log(ends[1] / ends[0])
+    return float(a ** (1.0 - share) * b**share)

@@ -99,7 +99,7 @@ def _graphs(predictions: Predictions, cell: CellPrediction, positions: Sequence[
     told = []
     outside = ""
     for n in positions:
-        padded = padded_tokens(sizes, cell.batch_size, n)
+        padded = padded_tokens(sizes, cell.batch_size, n, predictions.serving.any_mix_up_to)
         tokens = cell.batch_size * n
         told.append(
             f"{_count(tokens, 'token')} at N = {n} in no graph"

@@ -37,24 +37,51 @@ def uniform_sizes(capture_sizes: tuple[int, ...], positions: int) -> tuple[int, 
     return tuple(sorted(size for size in rounded if size <= largest))
 
 
-def padded_tokens(capture_sizes: tuple[int, ...], batch_size: int, positions: int) -> int | None:
-    """Tokens that a step of ``batch_size`` sequences runs with; None if no graph holds it."""
-    sizes = uniform_sizes(capture_sizes, positions)
+def padded_tokens(
+    capture_sizes: tuple[int, ...], batch_size: int, positions: int, any_mix_up_to: int = 0
+) -> int | None:
+    """Tokens that a step of ``batch_size`` sequences runs with; None if no graph holds it.
+
+    Args:
+        any_mix_up_to: most positions of a sequence in graphs that fit any split of their tokens, as
+            adaptive verification captures them; 0: there are none.
+    """
+    mixes = positions <= any_mix_up_to
+    sizes = capture_sizes if mixes else uniform_sizes(capture_sizes, positions)
     index = bisect.bisect_left(sizes, batch_size * positions)
     return sizes[index] if index < len(sizes) else None
 
 
-def run_with(capture_sizes: tuple[int, ...], batch_size: int, positions: FloatArray) -> FloatArray:
+def run_with(
+    capture_sizes: tuple[int, ...],
+    batch_size: int,
+    positions: FloatArray,
+    any_mix_up_to: int = 0,
+) -> FloatArray:
     """Tokens that each step runs with: those of its graph, or its own if no graph holds it.
 
     Args:
         positions: N, shape [n].
+        any_mix_up_to: see :func:`padded_tokens`.
     """
-    tokens = [padded_tokens(capture_sizes, batch_size, int(n)) or batch_size * n for n in positions]
+    tokens = [
+        padded_tokens(capture_sizes, batch_size, int(n), any_mix_up_to) or batch_size * n
+        for n in positions
+    ]
     return np.array(tokens, dtype=np.float64)
 
 
-def largest_captured(capture_sizes: tuple[int, ...], batch_size: int, positions: FloatArray) -> int:
-    """Largest N for which a CUDA graph was captured; 0 if there are none at all."""
-    fitting = [int(n) for n in positions if padded_tokens(capture_sizes, batch_size, int(n))]
-    return max(fitting, default=0)
+def largest_captured(
+    capture_sizes: tuple[int, ...],
+    batch_size: int,
+    positions: FloatArray,
+    any_mix_up_to: int = 0,
+) -> int:
+    """Largest N for which a CUDA graph was captured; 0 if there are none at all.
+
+    Args:
+        any_mix_up_to: see :func:`padded_tokens`.
+    """
+    counts = [int(n) for n in positions]
+    held = (n for n in counts if padded_tokens(capture_sizes, batch_size, n, any_mix_up_to))
+    return max(held, default=0)

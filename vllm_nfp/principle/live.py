@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vllm_nfp.give_way import in_pieces
@@ -28,6 +28,7 @@ class ServedModel:
         config: the parsed config.json.
         attention_backend: vLLM's name; None: not known.
         capture_sizes: token counts of the CUDA graphs; empty: no graphs.
+        any_mix_up_to: see :class:`vllm_nfp.principle.serving.Serving`.
     """
 
     config: Mapping[str, object]
@@ -38,6 +39,7 @@ class ServedModel:
     expert_parallel: bool
     attention_backend: str | None
     capture_sizes: tuple[int, ...]
+    any_mix_up_to: int = 0
 
     @property
     def shape(self) -> ModelShape:
@@ -57,9 +59,13 @@ class ServedModel:
 
     def serving(self, expert_tiles: ExpertTiles) -> Serving:
         """How the server runs its steps."""
-        if self.attention_backend is None:
-            return Serving(capture_sizes=self.capture_sizes, expert_tiles=expert_tiles)
-        return Serving(self.attention_backend, self.capture_sizes, expert_tiles=expert_tiles)
+        found = Serving(
+            capture_sizes=self.capture_sizes,
+            expert_tiles=expert_tiles,
+            any_mix_up_to=self.any_mix_up_to,
+        )
+        backend = self.attention_backend
+        return found if backend is None else replace(found, attention_backend=backend)
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,9 +135,10 @@ class Predictions:
 
     def in_graphs(self, batch_size: int) -> int:
         """Largest N up to which every step fits a CUDA graph; 0 if N = 1 fits none."""
-        sizes = self.serving.capture_sizes
+        sizes, mixes = self.serving.capture_sizes, self.serving.any_mix_up_to
         counts = range(1, self.max_positions + 1)
-        return next((n - 1 for n in counts if not padded_tokens(sizes, batch_size, n)), counts[-1])
+        missing = (n for n in counts if not padded_tokens(sizes, batch_size, n, mixes))
+        return next(missing, counts[-1] + 1) - 1
 
     def to_dict(self, curves: bool = False) -> dict[str, Any]:
         """What ``vllm-nfp predict --json`` prints.

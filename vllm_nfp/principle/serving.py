@@ -19,6 +19,8 @@ class Serving:
             empty: vLLM's default rule.
         routing_skew: exponent of the experts' shares by rank; 0: uniform routing.
         routing_source: what shows that routing; empty: it is assumed.
+        any_mix_up_to: most positions of a sequence in graphs that fit any split of their tokens, as
+            adaptive verification captures them; 0: there are none.
     """
 
     attention_backend: str = "FLASH_ATTN"
@@ -26,3 +28,4 @@ class Serving:
     expert_tiles: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
     routing_skew: float = 0.0
     routing_source: str = ""
+    any_mix_up_to: int = 0

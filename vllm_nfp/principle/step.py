@@ -87,7 +87,10 @@ class Step:
     @property
     def in_graphs(self) -> int:
         """Largest N for which a CUDA graph was captured; 0 if there are none at all."""
-        return largest_captured(self._serving.capture_sizes, self._batch_size, self._positions)
+        serving = self._serving
+        return largest_captured(
+            serving.capture_sizes, self._batch_size, self._positions, serving.any_mix_up_to
+        )
 
     def module(self, module: Module) -> Cost:
         """One layer's module, the mean over layers for attention, or the whole step."""
@@ -236,9 +239,12 @@ class Step:
 
         fixed = sum(gemm_fixed_seconds(self._hardware, constants, gemm) for gemm in gemms)
         plain = terms(self.tokens)
-        if not padded or not self._serving.capture_sizes:
+        serving = self._serving
+        if not padded or not serving.capture_sizes:
             return Cost(fixed, plain)
-        in_graph = run_with(self._serving.capture_sizes, self._batch_size, self._positions)
+        in_graph = run_with(
+            serving.capture_sizes, self._batch_size, self._positions, serving.any_mix_up_to
+        )
         added = sum_terms(terms(in_graph)) - sum_terms(plain)
         return Cost(fixed, {**plain, "graph_padding": added})
 

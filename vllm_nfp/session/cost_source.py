@@ -19,6 +19,7 @@ from vllm_nfp.draft.verify_costs import (
     founded_rows,
     least_lack,
     priced,
+    raised,
     read_costs,
 )
 from vllm_nfp.faults import maybe_fail
@@ -27,7 +28,7 @@ from vllm_nfp.results.run_folder import RunFolder
 from vllm_nfp.results.verification import StepSeconds, VerificationReport
 from vllm_nfp.schedule.cost_agreement import NONE
 from vllm_nfp.session.cost_feed import CostFeed
-from vllm_nfp.session.step_prices import StepPrices
+from vllm_nfp.session.step_prices import StepPrices, launch_seconds
 from vllm_nfp.strict_json import encode
 from vllm_nfp.timing import RealSteps
 
@@ -74,6 +75,7 @@ class LeadingCosts:
     ) -> None:
         self._engine, self._most_requests = engine, most_requests
         self._capture_sizes = capture_sizes
+        self._largest_graph = capture_sizes[-1] if capture_sizes else 0
         self._never = never
         shared = None if alone else config.run_dir
         self._folder = None if shared is None else RunFolder(shared)
@@ -114,7 +116,10 @@ class LeadingCosts:
             return
         maybe_fail("verification")
         self._watch(feed)
-        rows = founded_rows(findings.live_curves, feed.positions)
+        kinds = tuple(kinds)
+        rows = founded_rows(findings.live_curves, feed.positions, self._largest_graph)
+        launches = launch_seconds(kinds, feed.own, self._largest_graph)
+        rows = raised(rows, self._largest_graph, launches)
         self._reason = self._doubt(feed, findings, rows)
         if self._reason:
             self._wanted, self._rows = NONE, ()
@@ -139,7 +144,9 @@ class LeadingCosts:
         if rows:
             return ""
         points = findings.live_curves
-        return LACKING[least_lack(points, feed.positions)] if points else NOT_YET
+        if not points:
+            return NOT_YET
+        return LACKING[least_lack(points, feed.positions, self._largest_graph)]
 
     def _watch(self, feed: CostFeed) -> None:
         """See whether steps were given what was wanted since the last renewal."""

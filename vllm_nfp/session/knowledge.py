@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vllm_nfp.adapter.environment import attention_backends
+from vllm_nfp.adapter.graph_rules import positions_of_any_mix
 from vllm_nfp.adapter.predictions import served_ground
 from vllm_nfp.adapter.runner import RunnerView
 from vllm_nfp.principle.live import Ground
@@ -101,7 +102,9 @@ def _prior(
             refused = refused or repr(error)
         else:
             return Knowledge(prior, recorded_for(ground.shape), "predicted", refused, ground)
-    prior = generic_prior(capture_sizes, config.max_positions, tuple(modules))
+    speculation = getattr(worker.vllm_config, "speculative_config", None)
+    mixes = positions_of_any_mix(speculation)
+    prior = generic_prior(capture_sizes, config.max_positions, tuple(modules), any_mix_up_to=mixes)
     return Knowledge(prior, GENERIC, "generic", refused)
 
 

@@ -6,9 +6,34 @@ from collections.abc import Iterable
 
 from vllm_nfp.adapter.verification import Tables
 from vllm_nfp.draft.verify_costs import PricedCosts
+from vllm_nfp.results.real_steps import ENOUGH
 from vllm_nfp.results.verification import StepSeconds
 from vllm_nfp.timing import RealSteps
 from vllm_nfp.types import Shape
+
+
+def launch_seconds(kinds: Iterable[RealSteps], own: Tables | None, largest_graph: int) -> float:
+    """What the host needs for a real step beyond the graphs, without drafting; 0: not known.
+
+    A step ends no earlier than its last launch, at any context and number of tokens. Where the
+    device waits for launches, the host's time is known: the wait is counted from the step's begin.
+    The least of all kinds of steps counts.
+
+    Args:
+        own: vLLM's tables.
+        largest_graph: tokens of the largest CUDA graph.
+    """
+    if own is None or not largest_graph:
+        return 0.0
+    found = (
+        min(of.wait_seconds, of.median_seconds)
+        - 1e-3 * float(own[0][min(of.shape.batch_size, len(own[0]) - 1)])
+        for of in kinds
+        if of.timed >= ENOUGH
+        and of.wait_seconds > 0.0
+        and of.shape.batch_size * of.mean_positions > largest_graph
+    )
+    return max(0.0, min(found, default=0.0))
 
 
 class StepPrices:

@@ -144,7 +144,7 @@ def predicted_prior(
         for name, cost in step.each_part():
             seconds[named.get(name, Part.OTHER)] += cost.seconds()
             give_way()
-        found = _cell(batch_size, context, seconds, alike_of(step), serving.capture_sizes, launch)
+        found = _cell(batch_size, context, seconds, alike_of(step), serving, launch)
         return replace(found, layers=layers)
 
     def alike_of(step: Step) -> FloatArray | None:
@@ -172,15 +172,16 @@ def _cell(
     context: int,
     seconds: FloatArray,
     alike: FloatArray | None,
-    capture_sizes: tuple[int, ...],
+    serving: Serving,
     launch_seconds: float,
 ) -> PriorCell:
     counts = range(1, seconds.shape[1] + 1)
     tokens = batch_size * np.array(counts, dtype=np.int64)
-    held = [padded_tokens(capture_sizes, batch_size, n) for n in counts]
+    sizes, mixes = serving.capture_sizes, serving.any_mix_up_to
+    held = [padded_tokens(sizes, batch_size, n, mixes) for n in counts]
     in_graph = np.array([size is not None for size in held])
     padded = np.array([size or t for size, t in zip(held, tokens, strict=True)], dtype=np.int64)
-    if capture_sizes:
+    if sizes:
         seconds[Part.LAUNCH] = np.where(in_graph, 0.0, launch_seconds)
     steps = both_steps(seconds, alike)
     return PriorCell(batch_size, context, seconds, tokens, padded, in_graph, *steps, alike)
@@ -192,6 +193,7 @@ def generic_prior(
     modules: tuple[Module, ...] = (Module.ATTENTION, Module.DENSE_FFN),
     knee: float = 128.0,
     cached_tokens: float = 65536.0,
+    any_mix_up_to: int = 0,
 ) -> Prior:
     """A guess for an unknown device or model; give it wide hyperparameters.
 
@@ -203,13 +205,16 @@ def generic_prior(
         modules: those of the model.
         knee: tokens from which on arithmetic bounds a product.
         cached_tokens: B x L at which attention takes as long as all else at one token.
+        any_mix_up_to: see :func:`vllm_nfp.principle.graphs.padded_tokens`.
     """
+
+    serving = Serving(capture_sizes=capture_sizes, any_mix_up_to=any_mix_up_to)
 
     @lru_cache(maxsize=CELLS_KEPT)
     def cell(batch_size: int, context: int) -> PriorCell:
         positions = np.arange(1, max_positions + 1, dtype=np.float64)
         seconds = np.zeros((len(Part), max_positions))
-        held = [padded_tokens(capture_sizes, batch_size, int(n)) for n in positions]
+        held = [padded_tokens(capture_sizes, batch_size, int(n), any_mix_up_to) for n in positions]
         padded = [size or batch_size * n for size, n in zip(held, positions, strict=True)]
         flat = np.maximum(1.0, np.array(padded) / knee)
         ffns = [PART_OF[m] for m in modules if m in (Module.DENSE_FFN, Module.MOE_FFN)]
@@ -231,6 +236,6 @@ def generic_prior(
         seconds[Part.OTHER] = (0.4 if ffns else 1.0) * flat
         cached = batch_size * (context + positions) / cached_tokens
         seconds[Part.ATTENTION] = 0.02 + cached * np.maximum(1.0, positions / 16.0)
-        return _cell(batch_size, context, seconds, alike, capture_sizes, 2.0)
+        return _cell(batch_size, context, seconds, alike, serving, 2.0)
 
     return cell
