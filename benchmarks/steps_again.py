@@ -6,9 +6,10 @@
 Gives the pairs and real steps that a server at the defaults had at each moment to a new surface,
 and compares its intervals with the truth. Real steps count with each of the deviations asked for;
 the present one is ``STEP_DEVIATION_WITH_EXPERTS``. A run keeps how many pairs each shape had, not
-their times: a pair takes the truth's ratio, or what the server said at that moment where the truth
-lacks the shape. Modules are left out. The present deviation was chosen after a look at the
-run above: that one is no test of it.
+their times: a pair takes the truth's ratio. Where the truth lacks the pair's context, that is the
+one at the nearest context. Where it lacks the batch size, the pair takes what the server said at
+that moment. Modules are left out. The present deviation was chosen after a look at the run above:
+that one is no test of it.
 
 Pairs of the start read KV blocks without content. With ``--bare`` they count as such. A run does
 not say which pairs read contexts, but that follows: pairs that do replace those that do not. Those
@@ -26,6 +27,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -128,12 +130,21 @@ def pairs_of(
     """
     for shape, count in counts_of(samples).items():
         cell, written = (shape.batch_size, shape.context), shape not in bare
-        sources = (truth if written else bare_truth, said)
-        known = [c[cell] for c in sources if cell in c and c[cell].largest >= shape.positions]
-        ratio = known[0].ratio(shape.positions)
+        curve = nearest(truth if written else bare_truth, shape) or said[cell]
+        ratio = curve.ratio(shape.positions)
         many = Timing(shape, ratio, 0.0, {}, (), "full", False, written)
         one = Timing(Shape(*cell, 1), 1.0, 0.0, {}, (), "full", False, written)
         yield from [PairResult(many, one, True, 0.0)] * count
+
+
+def nearest(curves: Curves, shape: Shape) -> StepCurve | None:
+    """The curve of a shape's batch size that holds it, at the nearest context by its logarithm."""
+    mine = [
+        curve
+        for (batch_size, _), curve in curves.items()
+        if batch_size == shape.batch_size and curve.largest >= shape.positions
+    ]
+    return min(mine, key=lambda c: abs(math.log(c.context / shape.context)), default=None)
 
 
 @dataclass(slots=True)

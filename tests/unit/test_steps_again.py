@@ -59,7 +59,8 @@ def test_pairs_that_read_no_contexts_take_a_truth_of_their_own() -> None:
         assert len(found) == counts_of(samples).total() == 7
         assert found[shape].written is (shape not in bare)
         assert found[shape].many.step_seconds == ratio
-        other = found[Shape(8, 4096, 4)]
+        longer, other = found[Shape(1, 4096, 32)], found[Shape(8, 4096, 4)]
+        assert longer.written and longer.many.step_seconds == 1.5  # at the nearest context
         assert other.many.step_seconds == said[8, 4096].ratio(4)
 
 
