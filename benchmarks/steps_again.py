@@ -8,7 +8,8 @@ and compares its intervals with the truth. Real steps count with each of the dev
 the present one is ``STEP_DEVIATION_WITH_EXPERTS``. A run keeps how many pairs each shape had, not
 their times: a pair takes the truth's ratio. Where the truth lacks the pair's context, that is the
 one at the nearest context. Where it lacks the batch size, the pair takes what the server said at
-that moment. Modules are left out. The present deviation was chosen after a look at the run above:
+that moment. Around it pairs scatter as recorded ones do, by draws that are the same in each call.
+Modules are left out. The present deviation was chosen after a look at the run above:
 that one is no test of it.
 
 Pairs of the start read KV blocks without content. With ``--bare`` they count as such. A run does
@@ -28,6 +29,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import random
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,6 +52,10 @@ from vllm_nfp.surface import CostSurface, predicted_prior, recorded_for
 from vllm_nfp.surface.noise import STEP_DEVIATION, STEP_DEVIATION_WITH_EXPERTS
 from vllm_nfp.types import Basis, Module, PairResult, Shape, Timing
 
+SCATTER = 0.0055
+"""Standard deviation of a pair's log ratio: the median difference between two pairs of a shape that
+read contexts, over 0.954, in the truths of 2026-11-28-h200x2-alike (0.0050) and
+2026-11-28-h200x4-at-defaults (moe and moe-again, 0.0055)."""
 MOMENTS = ("start", "phase-1", "phase-2", "phase-3")
 TRUTH = "truth.json.gz"
 LABELS = ("batch_size", "context", "positions")
@@ -120,6 +126,7 @@ def pairs_of(
     said: Curves,
     bare: frozenset[Shape] = frozenset(),
     bare_truth: Curves = NO_CURVES,
+    scatter: float = SCATTER,
 ) -> Iterator[PairResult]:
     """A pair for each that a server had measured.
 
@@ -127,14 +134,17 @@ def pairs_of(
         said: by the server at the same moment.
         bare: shapes whose pairs read KV blocks without content.
         bare_truth: of steps that read such.
+        scatter: standard deviation of a pair's log ratio.
     """
+    draw = random.Random(0)
     for shape, count in counts_of(samples).items():
         cell, written = (shape.batch_size, shape.context), shape not in bare
         curve = nearest(truth if written else bare_truth, shape) or said[cell]
-        ratio = curve.ratio(shape.positions)
-        many = Timing(shape, ratio, 0.0, {}, (), "full", False, written)
         one = Timing(Shape(*cell, 1), 1.0, 0.0, {}, (), "full", False, written)
-        yield from [PairResult(many, one, True, 0.0)] * count
+        for _ in range(count):
+            ratio = curve.ratio(shape.positions) * math.exp(draw.gauss(0.0, scatter))
+            many = Timing(shape, ratio, 0.0, {}, (), "full", False, written)
+            yield PairResult(many, one, True, 0.0)
 
 
 def nearest(curves: Curves, shape: Shape) -> StepCurve | None:

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
-from benchmarks.steps_again import MOMENTS, bare_shapes, counts_of, curves_at, main, pairs_of
+from benchmarks.steps_again import (
+    MOMENTS,
+    SCATTER,
+    bare_shapes,
+    counts_of,
+    curves_at,
+    main,
+    pairs_of,
+)
 from vllm_nfp.draft.curve import StepCurve
 from vllm_nfp.results.scrape import Samples
 from vllm_nfp.types import Shape
@@ -55,7 +66,8 @@ def test_pairs_that_read_no_contexts_take_a_truth_of_their_own() -> None:
         {(1, 1024): StepCurve(1, 1024, 1.0, ((1, 1.0), (32, ratio)))} for ratio in (1.5, 2.5)
     )
     for bare, ratio in ((frozenset({shape}), 2.5), (frozenset[Shape](), 1.5)):
-        found = {one.many.shape: one for one in pairs_of(samples, true, said, bare, bare_true)}
+        pairs = pairs_of(samples, true, said, bare, bare_true, scatter=0.0)
+        found = {one.many.shape: one for one in pairs}
         assert len(found) == counts_of(samples).total() == 7
         assert found[shape].written is (shape not in bare)
         assert found[shape].many.step_seconds == ratio
@@ -79,6 +91,14 @@ def test_a_shape_that_more_pairs_were_run_of_keeps_those_without_contexts() -> N
     moments = [kept(1, run=1), kept(3, run=3), kept(2, run=5), kept(3, run=6)]
     assert [len(bare) for bare in bare_shapes(moments)] == [1, 1, 0, 0]
     assert [len(bare) for bare in bare_shapes([kept(1, run=1), kept(2, run=3)])] == [1, 0]
+
+
+def test_pairs_of_a_shape_scatter_as_recorded_ones_do() -> None:
+    said = {(1, 256): StepCurve(1, 256, 1.0, ((1, 1.0), (8, 1.5)))}
+    once, again = (list(pairs_of(kept(400, run=400), said, {})) for _ in range(2))
+    assert once == again
+    logs = [math.log(one.many.step_seconds / 1.5) for one in once]
+    assert statistics.pstdev(logs) == pytest.approx(SCATTER, rel=0.15)
 
 
 def kept(pairs: int, run: int) -> Samples:
