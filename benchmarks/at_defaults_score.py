@@ -129,6 +129,17 @@ def _count_ratios(found: Score, said: StepCurve, true: StepCurve) -> None:
 
 
 def _count_drafts(found: Score, said: StepCurve, true: StepCurve) -> None:
+    for share in draft_shares(said, true):
+        found.drafts += 1
+        found.good += share >= GOOD
+        found.worst = min(found.worst, share)
+
+
+def draft_shares(said: StepCurve, true: StepCurve) -> Iterator[float]:
+    """Goodput of the draft length that is best by what was said, over the best; true times.
+
+    One for each of :data:`ACCEPTANCES`; none if not every point of the truth was measured.
+    """
     last = min(said.largest, true.largest)
     bases = [b for (n, _), b in zip(true.points, true.bases, strict=True) if 1 < n <= last]
     if any(basis is not Basis.MEASURED for basis in bases):
@@ -142,10 +153,7 @@ def _count_drafts(found: Score, said: StepCurve, true: StepCurve) -> None:
             if n <= last
         }
         mine = constant(acceptance).expected_tokens(chosen) / true.ratio(chosen + 1)
-        share = mine / max(goodput.values())
-        found.drafts += 1
-        found.good += share >= GOOD
-        found.worst = min(found.worst, share)
+        yield mine / max(goodput.values())
 
 
 def scores_of(folder: Path) -> Iterator[Score]:

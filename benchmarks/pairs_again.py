@@ -22,12 +22,12 @@ from typing import Any
 import click
 import numpy as np
 
-from benchmarks.steps_again import score, surface_for, unpacked
+from benchmarks.steps_again import TRUTH, score, surface_for, unpacked
 from vllm_nfp.draft.sources import from_profile
 from vllm_nfp.surface import CostSurface
 from vllm_nfp.types import Module, PairResult, Shape, Timing
 
-SAMPLES, TRUTH, CONTEXT = "truth-samples.jsonl.gz", "truth.json.gz", 1024
+SAMPLES, CONTEXT = "truth-samples.jsonl.gz", 1024
 BARE = ((2, 4096, 8), (4, 4096, 12), (8, 4096, 8), (16, 16384, 8))
 ROUNDS = (
     ("no pair", ()),
@@ -88,13 +88,14 @@ def main(run: Path, hardware: str, draws: int) -> None:
     for seed in range(draws):
         surface = surface_for(run, truth, hardware)
         for name in answered(surface, samples, random.Random(seed)):
-            error, held, points = score(surface, curves)
-            rows[name].append((error, held))
+            scored = score(surface, curves)
+            rows[name].append((scored.median, scored.covered))
     print("pairs added | median error | its range over draws | intervals hold")
     for name, found in rows.items():
         errors, held_of = np.array(found).T
         spread = f"{errors.min():.2%} to {errors.max():.2%}"
-        print(f"{name} | {np.median(errors):.2%} | {spread} | {held_of.mean():.1%} of {points}")
+        held = f"{held_of.mean():.1%} of {len(scored.held)}"
+        print(f"{name} | {np.median(errors):.2%} | {spread} | {held}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vllm_nfp.principle.routing import IntArray
+from vllm_nfp.principle.routing import IntArray, Routing
 
 Floats = NDArray[np.float64]
 GROUPED, GROUPS = ("DeepSeek-V3", "DeepSeek-R1"), (8, 4)
@@ -56,6 +56,10 @@ class Drawn:
                 for count, rows in zip(tokens, block_rows, strict=True)
             ]
         )
+
+    def rows_apart(self, tokens: Floats) -> Floats:
+        """As of independent tokens."""
+        return Routing(self.num_experts, self.experts_per_token).rows_apart(tokens)
 
 
 @functools.lru_cache(maxsize=1 << 16)

@@ -55,6 +55,9 @@ class Dealt:
     def blocks(self, tokens: FloatArray, block_rows: IntArray) -> FloatArray:
         return np.full(tokens.shape, self.filled)
 
+    def rows_apart(self, tokens: FloatArray) -> FloatArray:
+        return np.ones(tokens.shape)
+
 
 def config_of(rows: int, columns: int) -> MoeConfig:
     return tiles(*(np.array([size]) for size in (rows, columns, 128, 1)))

@@ -60,6 +60,10 @@ class AlikeRouting:
             found[mine] = np.ceil(rows / block_rows[mine, None]) @ experts
         return found
 
+    def rows_apart(self, tokens: FloatArray) -> FloatArray:
+        """Rows from one to the next of an expert: one token, the sequence's next position."""
+        return np.full(tokens.shape, self.experts_per_token)
+
 
 @lru_cache(maxsize=256)
 def _experts_by_sequences(routing: Routing, sequences: int) -> FloatArray:

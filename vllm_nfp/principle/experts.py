@@ -257,12 +257,11 @@ def _product_terms(device: _Reached, gemm: Gemm, work: _Work, routing: Routed) -
 def _read_again(device: _Reached, gemm: Gemm, work: _Work, routing: Routed) -> FloatArray:
     """Readings of an expert's matrix beyond the first, as far as L2 does not serve them.
 
-    Between two blocks of an expert pass, sorted, its own matrix; unsorted, those of as many rows
-    as lie between two of T tokens on average, (T + 1) / 3 tokens. Of these bytes L2 still holds
-    what fits. Blocks of a group read together.
+    Between two blocks of an expert pass, sorted, its own matrix; unsorted, those of the rows
+    between. Of these bytes L2 still holds what fits. Blocks of a group read together.
     """
     kept = device.constants.kept_l2 * device.hardware.l2_bytes
-    apart = np.where(work.naive, routing.experts_per_token * (work.tokens + 1) / 3, 1.0)
+    apart = np.where(work.naive, routing.rows_apart(work.tokens), 1.0)
     missed = np.maximum(0.0, 1.0 - kept / (apart * gemm.weight_traffic))
     further = np.maximum(0.0, work.blocks - work.awake)
     again: FloatArray = missed * further / np.where(work.naive, 1, work.config.group_m)

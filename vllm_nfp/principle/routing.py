@@ -54,6 +54,9 @@ class Routed(Protocol):
     def blocks(self, tokens: FloatArray, block_rows: IntArray) -> FloatArray:
         """Blocks of so many rows that the rank's experts fill."""
 
+    def rows_apart(self, tokens: FloatArray) -> FloatArray:
+        """From a row of an expert to its next, on average, where rows go in the tokens' order."""
+
 
 @dataclass(frozen=True, slots=True)
 class Routing:
@@ -113,6 +116,10 @@ class Routing:
         rows = np.broadcast_to(block_rows, shape).astype(np.float64)
         blocks: FloatArray = counts @ _mean_blocks(np.broadcast_to(tokens, shape), chance, rows)
         return blocks
+
+    def rows_apart(self, tokens: FloatArray) -> FloatArray:
+        """Rows from one to the next of an expert: two of T tokens are (T + 1) / 3 tokens apart."""
+        return self.experts_per_token * (tokens + 1) / 3
 
     def _check_shares(self, shares: Sequence[float]) -> None:
         if len(shares) != self.num_experts:
