@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -111,6 +112,26 @@ def soak(record: Path) -> Figures:
         changed = sum("another at the end" in problem for problem in run["problems"])
         named |= {"answers": str(len(run["answers"])), "changed": str(changed)}
     return named
+
+
+def two_engines(record: Path) -> Figures:
+    """A run of benchmarks.data_parallel: engines that take their steps together.
+
+    Raises:
+        ValueError: if a token or a log-probability differed from those without the probe.
+    """
+    outputs = json.loads(gzip.decompress((record / "outputs.json.gz").read_bytes()))
+    if not (outputs["token_ids_equal"] and outputs["logprobs_equal"]):
+        raise ValueError(f"{record}: outputs differ")
+    engines = json.loads(gzip.decompress((record / "dp-ep-table.json.gz").read_bytes()))
+    probes = engines["snapshot"]["probes"]
+    return {
+        "meanwhile": f"{outputs['pairs_meanwhile']:.0f}",
+        "prompts": str(outputs["prompts"]),
+        "tokens": str(outputs["tokens"]),
+        "between": str(probes["measured"]),
+        "idle": str(probes["idle"]),
+    }
 
 
 def identity(record: Path) -> Figures:

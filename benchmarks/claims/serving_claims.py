@@ -34,6 +34,27 @@ def claims() -> Iterator[Claim]:
         ),
         added="f7f0aa8",
     )
+    yield Claim(
+        "two-engines-h200",
+        "Two engines, 8 layers of Qwen3-30B-A3B, experts spread over both, up to half of the time "
+        "for probes: all tokens and log-probabilities of {prompts} prompts are those without the "
+        "probe; in 30 s of load the first engine measured {between} pairs between steps and {idle} "
+        "in dummy batches",
+        "none: equal to the bit",
+        "{prompts} prompts of {tokens} tokens, {meanwhile} pairs meanwhile",
+        recompute_costs.two_engines,
+        RESULTS + "2026-11-28-h200x2-alike/data-parallel",
+        Run(("python -m benchmarks.data_parallel --table-seconds 30 --out {out}",)),
+        "bb127de",
+        "2026-11-28",
+        "2 H200, vLLM 0.33.0",
+        (*PROBING, "vllm_nfp/session/in_waves.py"),
+        (
+            Quote("docs/parallel.md", "while {meanwhile} pairs ran"),
+            Quote("docs/parallel.md", "engines {between} and 289 pairs"),
+            Quote("docs/parallel.md", "steps, and {idle} and 11 in dummy batches"),
+        ),
+    )
     yield _identity(
         "h200", "2026-11-27-h200-identity", "b36c624", "2026-11-27", "H200, vLLM 0.33.0",
         "| [b36c624](../benchmarks/results/2026-11-27-h200-identity) | - | {pairs}, {pieces} |",

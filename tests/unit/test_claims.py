@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks.claims import __main__ as program
+from benchmarks.claims import recompute_costs
 from benchmarks.claims.checking import check
 from benchmarks.claims.claim import Claim, Planned, Quote, Run
 from benchmarks.claims.evidence import page
@@ -156,3 +159,13 @@ def test_a_run_puts_the_directory_into_its_commands(
     monkeypatch.setitem(program.RUNS, CLAIMS[0].name, Run(("python run.py --out {out}",)))
     result = CliRunner().invoke(program.main, [*arguments, "--within", "90"])
     assert result.exit_code == 2 and "its commands take no limit" in result.output
+
+
+def test_outputs_that_differ_under_data_parallelism_are_no_claim(tmp_path: Path) -> None:
+    outputs = {
+        "token_ids_equal": True, "logprobs_equal": False, "pairs_meanwhile": 3.0, "prompts": 6,
+        "tokens": 128,
+    }  # fmt: skip
+    (tmp_path / "outputs.json.gz").write_bytes(gzip.compress(json.dumps(outputs).encode()))
+    with pytest.raises(ValueError, match="outputs differ"):
+        recompute_costs.two_engines(tmp_path)
