@@ -12,6 +12,9 @@ probe, ``off`` without it.
 2. The same greedy prompts to both servers, one after the other: one engine serves, and the others
    run dummy batches. Token ids and log-probabilities must be equal.
 
+The probe of ``dp-ep`` may take up to half of the time, so that its table is full soon;
+``--at-defaults`` leaves all its settings as they are.
+
 Every part is written as soon as it is there. ``--trial`` runs a tiny model on CPUs, to try the
 script; vLLM lacks what that needs there, and takes it from ``tests/engine``, which must be on
 ``PYTHONPATH``.
@@ -52,8 +55,9 @@ TRIAL_PHASES = ((4, 50), (2, 50))
 KV_GIB = 1.2
 
 
-def plans(engines: int, trial: bool = False) -> tuple[Plan, Plan]:
+def plans(engines: int, trial: bool = False, at_defaults: bool = False) -> tuple[Plan, Plan]:
     """With the probe, and without it."""
+    settings = {} if at_defaults else TRIAL_TABLE if trial else TABLE
     spread = ("--data-parallel-size", str(engines))
 
     def plan(name: str, probe: Mapping[str, object] | None) -> Plan:
@@ -64,7 +68,7 @@ def plans(engines: int, trial: bool = False) -> tuple[Plan, Plan]:
         flags = (*FLAGS, *spread)
         return Plan(name, SHAPE, LAYERS, KV_GIB, probe, 1, True, flags, HOST_ENVIRONMENT)
 
-    return plan("dp-ep", TRIAL_TABLE if trial else TABLE), plan("off", None)
+    return plan("dp-ep", settings), plan("off", None)
 
 
 def keep_engines(session: Session, plan: Plan, engines: int) -> None:
@@ -89,15 +93,23 @@ def keep_engines(session: Session, plan: Plan, engines: int) -> None:
 @click.option("--engines", type=click.IntRange(2, 8), default=2, help="GPUs, one for each engine.")
 @click.option("--table-seconds", type=float, default=45.0, help="Load on the probed server.")
 @click.option("--limit-seconds", type=float, default=400.0, help="Of everything.")
+@click.option("--at-defaults", is_flag=True, help="Without any setting of the probe.")
 @click.option("--trial", is_flag=True, help="A tiny model on CPUs.")
-def main(out: Path, engines: int, table_seconds: float, limit_seconds: float, trial: bool) -> None:
+def main(
+    out: Path,
+    engines: int,
+    table_seconds: float,
+    limit_seconds: float,
+    at_defaults: bool,
+    trial: bool,
+) -> None:
     """Measure on several GPUs; see the module's text."""
     os.environ.update(HOST_ENVIRONMENT)
     server.end_servers_on_sigterm()
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="nfp-dp-") as work, ExitStack() as stack:
         session = Session(out, Path(work), limit_seconds)
-        probed, plain = plans(engines, trial)
+        probed, plain = plans(engines, trial, at_defaults)
         session.start(stack, (probed, plain))
         if probed.name not in session.urls:
             raise SystemExit("the probed server has not started: see its log")

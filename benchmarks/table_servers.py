@@ -103,7 +103,7 @@ class Session:
                 "--max-num-seqs", "256", "--max-num-batched-tokens", "2048", *plan.flags,
             ),
             probe=plan.probe,
-            output_dir=self.work / f"probe-{plan.name}" if plan.probe else None,
+            output_dir=None if plan.probe is None else self.work / f"probe-{plan.name}",
             extra=extra,
         )  # fmt: skip
 
