@@ -22,11 +22,10 @@ ROUTING = Routing(128, 8.0)
 @pytest.mark.parametrize("sequences", [1, 2])
 def test_unsorted_rows_of_a_sequence_find_their_expert_in_l2(sequences: int) -> None:
     """Eight experts' matrices lie between two rows; 10.7 if the tokens were in any order."""
-    positions = np.array([4.0 / sequences])
-    alike = AlikeRouting(ROUTING, positions)
+    alike = AlikeRouting(ROUTING, sequences)
     assert alike.rows_apart(np.array([4.0])) == pytest.approx([8.0])
     assert ROUTING.rows_apart(np.array([3.0])) == pytest.approx([8.0 * 4.0 / 3.0])
-    in_any_order = _InAnyOrder(ROUTING, positions)
+    in_any_order = _InAnyOrder(ROUTING, sequences)
     assert seconds(alike) < 0.96 * seconds(in_any_order)
 
 

@@ -24,11 +24,11 @@ class AlikeRouting:
 
     Attributes:
         routing: how the sequences reach them, each independent of the others.
-        positions: N of each sequence, for each number of tokens; shape (n,).
+        sequences: B, of all data-parallel replicas together. Each has T / B positions.
     """
 
     routing: Routing
-    positions: FloatArray
+    sequences: int
 
     @property
     def num_experts(self) -> int:
@@ -47,18 +47,14 @@ class AlikeRouting:
 
     def awake(self, tokens: FloatArray) -> FloatArray:
         """Distinct experts: those of one position of each sequence."""
-        return self.routing.awake(tokens / self.positions)
+        return self.routing.awake(np.full(tokens.shape, float(self.sequences)))
 
     def blocks(self, tokens: FloatArray, block_rows: IntArray) -> FloatArray:
         """Blocks: the sum over experts of E[ceil(m N / b)], where m sequences choose one."""
-        found = np.empty(len(tokens))
-        sequences = np.rint(tokens / self.positions).astype(np.int64)
-        for count in np.unique(sequences):
-            mine = sequences == count
-            experts = _experts_by_sequences(self.routing, int(count))
-            rows = np.arange(count + 1.0) * self.positions[mine, None]
-            found[mine] = np.ceil(rows / block_rows[mine, None]) @ experts
-        return found
+        experts = _experts_by_sequences(self.routing, self.sequences)
+        rows = np.arange(self.sequences + 1.0) * (tokens / self.sequences)[:, None]
+        blocks: FloatArray = np.ceil(rows / block_rows[:, None]) @ experts
+        return blocks
 
     def rows_apart(self, tokens: FloatArray) -> FloatArray:
         """Rows from one to the next of an expert: one token, the sequence's next position."""

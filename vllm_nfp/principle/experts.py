@@ -44,7 +44,7 @@ FULL_ROWS = 64
 """Rows of a tile from which Hopper multiplies out of shared memory (PTX ISA: wgmma has m64).
 Smaller tiles go through registers (mma.sync)."""
 NARROW_OUTPUTS = 8192
-"""Outputs of the tile that ``narrow_loss`` tells of: 32 x 256."""
+"""Outputs of the tile that takes ``narrow_loss`` longer: 32 x 256."""
 _LEAST_SPREAD = 1e-3
 """Waves; an exact multiple of the SMs is still a full wave."""
 IDLE_SHARPNESS = 3.0

@@ -19,14 +19,14 @@ def routed_cost(
     constants: ExpertConstants,
     serving: Serving,
     tokens: FloatArray,
-    alike: FloatArray | None = None,
+    sequences: int | None = None,
 ) -> Cost:
     """Of one layer.
 
     Args:
         tokens: of all data-parallel replicas together, shape [n].
-        alike: positions of each sequence that choose the same experts, shape [n]; None: all tokens
-            choose independently.
+        sequences: of all replicas together, where the positions of each choose the same experts;
+            None: all tokens choose independently.
     """
     experts, chosen = shape.local_experts, shape.local_experts_per_token
     routing = Routing(
@@ -44,7 +44,7 @@ def routed_cost(
         shape.expert_gemms[-1].inputs,
         serving.expert_tiles,
     )
-    met: Routed = routing if alike is None else AlikeRouting(routing, alike)
+    met: Routed = routing if sequences is None else AlikeRouting(routing, sequences)
     terms = expert_terms(
         hardware,
         constants,

@@ -150,13 +150,14 @@ class Step:
 
     def moe_ffn_alike(self) -> Cost:
         """The same where the positions of each sequence choose the same experts."""
-        return self._once("moe_ffn_alike", lambda: self._moe_ffn(self._positions))
+        sequences = self._batch_size * self._shape.data_parallel_size
+        return self._once("moe_ffn_alike", lambda: self._moe_ffn(sequences))
 
-    def _moe_ffn(self, alike: FloatArray | None) -> Cost:
+    def _moe_ffn(self, sequences: int | None) -> Cost:
         shape = self._shape
         constants = self._calibration.experts_of(shape.quantization)
         tokens = self.tokens * shape.data_parallel_size
-        routed = routed_cost(shape, self._hardware, constants, self._serving, tokens, alike)
+        routed = routed_cost(shape, self._hardware, constants, self._serving, tokens, sequences)
         router, *shared = shape.shared_gemms
         cost = routed + self._products((router,), padded=False)
         if shape.latent_gemms:

@@ -102,8 +102,7 @@ def _prior(
             refused = refused or repr(error)
         else:
             return Knowledge(prior, recorded_for(ground.shape), "predicted", refused, ground)
-    speculation = getattr(worker.vllm_config, "speculative_config", None)
-    mixes = positions_of_any_mix(speculation)
+    mixes = positions_of_any_mix(worker.vllm_config.speculative_config)
     prior = generic_prior(capture_sizes, config.max_positions, tuple(modules), any_mix_up_to=mixes)
     return Knowledge(prior, GENERIC, "generic", refused)
 
