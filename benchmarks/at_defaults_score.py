@@ -66,7 +66,7 @@ def score(folder: Path, moment: str, truth: Profile) -> Score:
     said = {
         (r.module, r.batch_size, r.context, r.epsilon): r for r in scrape.scrape_of(samples).rows
     }
-    found = Score(moment, _pairs(samples))
+    found = Score(moment, pairs_by_outcome(samples))
     for true in truth.boundaries:
         row = said.get((true.module, true.batch_size, true.context, true.epsilon))
         if row is None or true.basis is not Basis.MEASURED:
@@ -89,7 +89,8 @@ def _curves(samples: scrape.Samples, moment: str) -> tuple[StepCurve, ...]:
         return ()
 
 
-def _pairs(samples: scrape.Samples) -> dict[str, int]:
+def pairs_by_outcome(samples: scrape.Samples) -> dict[str, int]:
+    """Pairs that a server has measured since its start."""
     counts: dict[str, int] = {}
     for labels, value in samples.get("vllm_nfp_probes_total", ()):
         if labels["outcome"] in OUTCOMES:

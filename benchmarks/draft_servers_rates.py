@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from benchmarks.server import samples
+from benchmarks.server import all_samples
 
 ACCEPTED = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
 DRAFTED = "vllm:spec_decode_num_drafts_total"
@@ -20,9 +20,9 @@ COUNTERS = {
 
 def counted(before: str, after: str) -> dict[str, float]:
     """What a server counted between two /metrics: drafts, their tokens, steps under control."""
-    found = {}
+    found, both = {}, (all_samples(before), all_samples(after))
     for name, metric in COUNTERS.items():
-        then, now = (sum(v for _, v in samples(text, metric)) for text in (before, after))
+        then, now = (sum(value for _, value in of[metric]) for of in both)
         if now:
             found[name] = now - then
     return found
@@ -32,8 +32,9 @@ def counted_rates(before: str, after: str) -> list[float]:
     """Fraction of drafts whose first, second, ... token was accepted between two /metrics."""
 
     def of(text: str) -> tuple[float, Mapping[int, float]]:
-        drafts = sum(value for _, value in samples(text, DRAFTED))
-        return drafts, {int(labels["position"]): v for labels, v in samples(text, ACCEPTED)}
+        found = all_samples(text)
+        drafts = sum(value for _, value in found[DRAFTED])
+        return drafts, {int(labels["position"]): v for labels, v in found[ACCEPTED]}
 
     (drafts, accepted), (drafts_after, accepted_after) = of(before), of(after)
     made = drafts_after - drafts

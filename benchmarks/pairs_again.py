@@ -11,21 +11,19 @@ what positions share were chosen with these samples in view: this is no test of 
 
 from __future__ import annotations
 
-import gzip
-import json
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
 
 from benchmarks.steps_again import TRUTH, score, surface_for, unpacked
+from benchmarks.to_profile import read_pairs
 from vllm_nfp.draft.sources import from_profile
 from vllm_nfp.surface import CostSurface
-from vllm_nfp.types import Module, PairResult, Shape, Timing
+from vllm_nfp.types import PairResult
 
 SAMPLES, CONTEXT = "truth-samples.jsonl.gz", 1024
 BARE = ((2, 4096, 8), (4, 4096, 12), (8, 4096, 8), (16, 16384, 8))
@@ -42,20 +40,10 @@ Key = tuple[int, int, int]
 def samples_of(path: Path) -> Mapping[Key, Sequence[PairResult]]:
     """All pairs of a truth, by batch size, context and positions."""
     found: dict[Key, list[PairResult]] = defaultdict(list)
-    for line in gzip.decompress(path.read_bytes()).splitlines():
-        row = json.loads(line)
-        pair = PairResult(_timing(row["many"]), _timing(row["one"]), row["baseline_first"], 0.0)
+    for pair in read_pairs(path):
         shape = pair.many.shape
         found[shape.batch_size, shape.context, shape.positions].append(pair)
     return found
-
-
-def _timing(row: Mapping[str, Any]) -> Timing:
-    modules = {Module(name): seconds for name, seconds in row["modules"].items()}
-    return Timing(
-        Shape(**row["shape"]), row["step_seconds"], row["lm_head_seconds"], modules, (),
-        row["execution"], row["waited"], row["written"],
-    )  # fmt: skip
 
 
 def answered(

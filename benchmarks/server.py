@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,11 +75,19 @@ def end_servers_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, leave)
 
 
-def samples(metrics: str, name: str) -> list[tuple[dict[str, str], float]]:
-    """Labels and value of each sample of a metric in the text of /metrics."""
-    return [
-        (dict(sample.labels), sample.value)
-        for family in text_string_to_metric_families(metrics)
-        for sample in family.samples
-        if sample.name == name
-    ]
+Sample = tuple[dict[str, str], float]
+"""Labels and value."""
+
+
+def all_samples(metrics: str) -> dict[str, list[Sample]]:
+    """The samples in the text of /metrics, by the metric's name; of another name none."""
+    found: dict[str, list[Sample]] = defaultdict(list)
+    for family in text_string_to_metric_families(metrics):
+        for sample in family.samples:
+            found[sample.name].append((dict(sample.labels), sample.value))
+    return found
+
+
+def samples(metrics: str, name: str) -> list[Sample]:
+    """Those of one metric."""
+    return all_samples(metrics)[name]

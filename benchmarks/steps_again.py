@@ -30,7 +30,6 @@ import gzip
 import json
 import math
 import random
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,7 +39,8 @@ from unittest import mock
 import click
 import numpy as np
 
-from benchmarks.at_defaults_score import GOOD, OUTCOMES, draft_shares
+from benchmarks.at_defaults_score import GOOD, draft_shares, pairs_by_outcome
+from benchmarks.claims import records
 from benchmarks.shapes import SHAPES
 from vllm_nfp.draft.curve import StepCurve
 from vllm_nfp.draft.server import from_samples
@@ -71,10 +71,8 @@ def curves_at(path: Path) -> tuple[scrape.Samples, Curves]:
 
 def unpacked(path: Path) -> Profile:
     """A profile that is kept compressed."""
-    with tempfile.TemporaryDirectory() as folder:
-        plain = Path(folder) / "profile.json"
-        plain.write_bytes(gzip.decompress(path.read_bytes()))
-        return load_profile(plain)
+    with records.unpacked(path.parent, path.name) as folder:
+        return load_profile(folder / path.stem)
 
 
 def _by_cell(curves: tuple[StepCurve, ...]) -> Curves:
@@ -116,8 +114,7 @@ def bare_shapes(moments: Sequence[scrape.Samples]) -> Iterator[frozenset[Shape]]
 
 
 def _run(samples: scrape.Samples) -> int:
-    rows = samples.get("vllm_nfp_probes_total", ())
-    return sum(int(count) for labels, count in rows if labels["outcome"] in OUTCOMES)
+    return sum(pairs_by_outcome(samples).values())
 
 
 def pairs_of(

@@ -159,6 +159,7 @@ def _timing(values: Mapping[str, Any]) -> Timing:
         {Module(module): seconds for module, seconds in values["modules"].items()},
         tuple(LayerTime(t["layer"], Module(t["module"]), t["seconds"]) for t in values["layers"]),
         values["execution"],
+        values.get("waited", False),
         written=values.get("written", True),  # logs of earlier versions do not say
     )
 

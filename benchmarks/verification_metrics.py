@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.server import samples
+from benchmarks.server import Sample, all_samples
 
 COUNTERS = (
     "vllm:spec_decode_num_drafts_total",
@@ -24,9 +25,13 @@ MEASURED_COSTS = "vllm_nfp_verification_measured_costs"
 
 def counters(metrics: str) -> dict[str, float]:
     """Those of COUNTERS that a server has, by name and what distinguishes its samples."""
+    return _counters(all_samples(metrics))
+
+
+def _counters(samples: Mapping[str, list[Sample]]) -> dict[str, float]:
     found: dict[str, float] = {}
     for name in COUNTERS:
-        for labels, value in samples(metrics, name):
+        for labels, value in samples[name]:
             costs = f":{labels['costs']}" if "costs" in labels else ""
             found[name + costs] = found.get(name + costs, 0.0) + value
     return found
@@ -38,12 +43,13 @@ def verification(metrics: str) -> dict[str, Any]:
     Counts are totals since the start. The server publishes every 2 s, so that the difference over a
     load lacks steps, and totals show which load has them.
     """
-    told = [(labels["reason"], value) for labels, value in samples(metrics, MEASURED_COSTS)]
+    samples = all_samples(metrics)
+    told = [(labels["reason"], value) for labels, value in samples[MEASURED_COSTS]]
     if not told:
         return {}
     (reason, value), *_ = told
-    seconds = {labels["source"]: value for labels, value in samples(metrics, STEP_SECONDS)}
-    totals = {name: n for name, n in counters(metrics).items() if name.startswith(OURS)}
+    seconds = {labels["source"]: value for labels, value in samples[STEP_SECONDS]}
+    totals = {name: n for name, n in _counters(samples).items() if name.startswith(OURS)}
     return {"measured_costs": value, "reason": reason, "step_seconds": seconds, "totals": totals}
 
 

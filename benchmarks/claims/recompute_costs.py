@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from pathlib import Path
 
@@ -120,10 +119,11 @@ def two_engines(record: Path) -> Figures:
     Raises:
         ValueError: if a token or a log-probability differed from those without the probe.
     """
-    outputs = json.loads(gzip.decompress((record / "outputs.json.gz").read_bytes()))
-    if not (outputs["token_ids_equal"] and outputs["logprobs_equal"]):
-        raise ValueError(f"{record}: outputs differ")
-    engines = json.loads(gzip.decompress((record / "dp-ep-table.json.gz").read_bytes()))
+    with unpacked(record, "*.json.gz") as folder:
+        outputs = json.loads((folder / "outputs.json").read_text(encoding="utf-8"))
+        if not (outputs["token_ids_equal"] and outputs["logprobs_equal"]):
+            raise ValueError(f"{record}: outputs differ")
+        engines = json.loads((folder / "dp-ep-table.json").read_text(encoding="utf-8"))
     probes = engines["snapshot"]["probes"]
     return {
         "meanwhile": f"{outputs['pairs_meanwhile']:.0f}",
