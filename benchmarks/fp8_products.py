@@ -20,7 +20,7 @@ from benchmarks.steps_again import unpacked
 from vllm_nfp.calibrate.fit_gemm import BASELINE_TOKENS, GemmCurve, product_seconds
 from vllm_nfp.principle import ModelShape, shape_from_config, target_of
 from vllm_nfp.principle.ffn import activation_seconds
-from vllm_nfp.principle.graphs import padded_tokens
+from vllm_nfp.principle.graphs import CapturedGraphs
 from vllm_nfp.principle.hardware_file import Target
 from vllm_nfp.results.profile import Profile
 from vllm_nfp.types import Module
@@ -29,9 +29,9 @@ from vllm_nfp.types import Module
 def medians(profile: Profile) -> Mapping[int, float]:
     """Seconds of one layer's FFN by the tokens of its graph."""
     found = defaultdict(list)
+    graphs = CapturedGraphs(profile.environment.cudagraph_capture_sizes)
     for curve in profile.curves:
-        sizes = profile.environment.cudagraph_capture_sizes
-        tokens = padded_tokens(sizes, curve.batch_size, curve.positions)
+        tokens = graphs.padded_tokens(curve.batch_size, curve.positions)
         if curve.module == Module.DENSE_FFN and curve.execution == "full" and tokens:
             found[tokens].append(curve.median_seconds)
     return {tokens: float(np.median(found[tokens])) for tokens in sorted(found)}

@@ -15,6 +15,7 @@ from vllm_nfp.principle.attention import attention_terms, backend_by_name, fixed
 from vllm_nfp.principle.collective import all_reduce_seconds
 from vllm_nfp.principle.experts import ROUTED_KERNELS, expert_terms
 from vllm_nfp.principle.gemm import GemmConstants, gemm_seconds
+from vllm_nfp.principle.graphs import CapturedGraphs
 from vllm_nfp.principle.hardware import Hardware
 from vllm_nfp.principle.hardware_file import Target
 from vllm_nfp.principle.routing import Routed
@@ -125,7 +126,7 @@ def _latent(target: Target, one: Set, batch_sizes: Floats) -> Floats | None:
     heads = {name: sizes["heads"] for name in ("num_attention_heads", "num_key_value_heads")}
     scales = {"quantization_config": BLOCK_SCALES} if sizes["dtype"] == "fp8_block" else {}
     shape = shape_from_config({**DEEPSEEK_V3, **heads, **scales})
-    serving = Serving(sizes["predicted_backend"], capture_sizes=())
+    serving = Serving(sizes["predicted_backend"], CapturedGraphs())
     single = np.ones(1)
 
     def seconds(batch_size: float) -> float:

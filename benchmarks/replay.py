@@ -217,7 +217,7 @@ METHODS: dict[str, Maker] = {
     "generic": lambda server, hyper, seed: SurfaceMethod(
         server, hyper.wider(6.0), seed=seed,
         prior=generic_prior(
-            server.serving.capture_sizes, server.max_positions,
+            server.serving.graphs, server.max_positions,
             tuple(m for m in server.modules if m is not Module.MODEL),
         ),
     ),

@@ -24,7 +24,7 @@ from benchmarks import shapes
 from vllm_nfp.calibrate.curves import shape_of
 from vllm_nfp.calibrate.points import Curve, Kernel, KernelSamples, read_samples
 from vllm_nfp.principle import ModelShape, Serving, Target, shape_from_config, target_of
-from vllm_nfp.principle.graphs import DEFAULT_CAPTURE_SIZES, padded_tokens
+from vllm_nfp.principle.graphs import DEFAULT_CAPTURE_SIZES, CapturedGraphs
 from vllm_nfp.principle.step import Step
 from vllm_nfp.surface.prior import Prior, predicted_prior
 from vllm_nfp.types import Module
@@ -153,15 +153,14 @@ def _compose(samples: KernelSamples, target: Target) -> Server:
     seconds: dict[tuple[Module, int, int], tuple[float, ...]] = {}
     for batch_size in BATCH_SIZES:
         counts = np.array([n for n in POSITIONS if batch_size * n <= 1024])
-        held = [padded_tokens(serving.capture_sizes, batch_size, int(n)) for n in counts]
         tokens = batch_size * counts
-        padded = np.array([size or t for size, t in zip(held, tokens, strict=True)])
+        run = serving.graphs.run_steps(batch_size, counts.astype(float))
         ffn_seconds = np.zeros(len(counts))
         others = np.zeros(len(counts))
         for curve in token_curves:
             kernel, name = curve.series.kernel, curve.series.name
             unpadded = kernel in (Kernel.MOE_FFN, Kernel.LM_HEAD)
-            at = _interpolated(curve, tokens if unpadded else padded)
+            at = _interpolated(curve, tokens if unpadded else run.tokens)
             if kernel in (Kernel.MOE_FFN, Kernel.DENSE_FFN):
                 ffn_seconds += at
             elif kernel is Kernel.LM_HEAD:
@@ -173,7 +172,7 @@ def _compose(samples: KernelSamples, target: Target) -> Server:
         for context in CONTEXTS:
             one = attention.seconds(batch_size, context, counts)
             work = layers * (ffn_seconds + one) + others
-            step = np.where([size is not None for size in held], work, np.maximum(work, launch))
+            step = np.where(run.in_graph, work, np.maximum(work, launch))
             positions[batch_size, context] = tuple(counts.tolist())
             for module, times in (
                 (ffn, ffn_seconds),
@@ -304,7 +303,7 @@ def _recorded(
     spread = {
         key: tuple(intervals.get((*key, n), 0.0) for n in positions[key[1:]]) for key in curves
     }
-    serving = Serving(capture_sizes=tuple(sorted(capture_sizes)))
+    serving = Serving(graphs=CapturedGraphs(tuple(sorted(capture_sizes))))
     return Server(label, name, shape, target, serving, positions, seconds, spread)
 
 

@@ -46,6 +46,7 @@ from vllm_nfp.draft.curve import StepCurve
 from vllm_nfp.draft.server import from_samples
 from vllm_nfp.draft.sources import from_profile
 from vllm_nfp.principle import Serving, shape_from_config, target_of
+from vllm_nfp.principle.graphs import CapturedGraphs
 from vllm_nfp.results import scrape
 from vllm_nfp.results.profile import Profile, load_profile
 from vllm_nfp.surface import CostSurface, predicted_prior, recorded_for
@@ -211,7 +212,7 @@ def score(surface: CostSurface, truth: Curves) -> Scored:
 def surface_for(run: Path, truth: Profile, hardware: str) -> CostSurface:
     """A surface that starts as the run's server did."""
     shape = shape_from_config(SHAPES[json.loads((run / "about.json").read_text())["shape"]])
-    serving = Serving(capture_sizes=truth.environment.cudagraph_capture_sizes)
+    serving = Serving(graphs=CapturedGraphs(truth.environment.cudagraph_capture_sizes))
     prior = predicted_prior(shape, target_of(hardware), serving, 64)
     return CostSurface(prior, recorded_for(shape))
 

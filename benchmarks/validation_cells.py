@@ -18,7 +18,7 @@ from vllm_nfp.calibrate.curves import shape_of
 from vllm_nfp.calibrate.points import Curve, Kernel, KernelSamples, read_samples
 from vllm_nfp.principle import ModelShape, Serving, Target, idle_compute_nfp, shape_from_config
 from vllm_nfp.principle.expert_tiles import default_config
-from vllm_nfp.principle.graphs import DEFAULT_CAPTURE_SIZES
+from vllm_nfp.principle.graphs import DEFAULT_CAPTURE_SIZES, CapturedGraphs
 from vllm_nfp.principle.routing import Routing
 from vllm_nfp.principle.step import Step
 from vllm_nfp.types import Module
@@ -29,7 +29,7 @@ BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 ROWS = 64
 ALL_AWAKE = 0.95
 """Share of the experts from which on blocks, not waking experts, limit."""
-UNPADDED = Serving(capture_sizes=())
+UNPADDED = Serving(graphs=CapturedGraphs())
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ def whole_model_cells(
     shape = shape_from_config(config)
     if not causal:
         shape = replace(shape, decoding="bidirectional_block")
-    serving = Serving(capture_sizes=tuple(capture_sizes))
+    serving = Serving(graphs=CapturedGraphs(tuple(capture_sizes)))
     curves: dict[tuple[str, int, int], list[Mapping[str, Any]]] = {}
     for row in snapshot["curves"]:
         curves.setdefault((row["module"], row["batch_size"], row["context"]), []).append(row)

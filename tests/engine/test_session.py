@@ -268,9 +268,10 @@ def test_a_pairs_runs_share_their_tokens(start: Callable[..., Any]) -> None:
 def serve_in_piecewise_graphs(monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, ...]) -> None:
     """Have the probe take this server for one with PIECEWISE graphs of these sizes."""
     from vllm_nfp.adapter.dispatch import GraphRules
+    from vllm_nfp.principle.graphs import CapturedGraphs
     from vllm_nfp.probe import engine as module
 
-    rules = GraphRules(False, False, True, False, sizes, 8)
+    rules = GraphRules(False, False, True, False, CapturedGraphs(sizes), 8)
     monkeypatch.setattr(module, "graph_rules", lambda *_: rules)
 
 
@@ -671,11 +672,12 @@ def serve_in_full_graphs(monkeypatch: pytest.MonkeyPatch, batch_sizes: tuple[int
     from types import SimpleNamespace
 
     from vllm_nfp.adapter.dispatch import GraphRules
+    from vllm_nfp.principle.graphs import CapturedGraphs
     from vllm_nfp.probe import capture, device_memory
     from vllm_nfp.probe import engine as module
 
     sizes = tuple(sorted({b * n for b in batch_sizes for n in (1, 2, 3, 4, 5, 6, 8)}))
-    rules = GraphRules(True, False, False, True, sizes, 8)
+    rules = GraphRules(True, False, False, True, CapturedGraphs(sizes), 8)
     monkeypatch.setattr(module, "graph_rules", lambda *_: rules)
     monkeypatch.setattr(capture, "Graph", FakeGraph)
     monkeypatch.setattr(capture, "_capturing", lambda: False)

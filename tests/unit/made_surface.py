@@ -13,6 +13,7 @@ from typing import TypeVar
 from benchmarks.shapes import SHAPES
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.principle import Serving, shape_from_config, target_of
+from vllm_nfp.principle.graphs import CapturedGraphs
 from vllm_nfp.results.gather import Results
 from vllm_nfp.results.snapshot import Snapshot
 from vllm_nfp.results.table import plain_table
@@ -47,7 +48,7 @@ ERROR = 0.01
 def made_prior() -> Prior:
     """The prediction for the model."""
     sizes = (1, 2, 4, *range(8, 513, 8))
-    serving = Serving(capture_sizes=sizes)
+    serving = Serving(graphs=CapturedGraphs(sizes))
     return predicted_prior(shape_from_config(CONFIG), target_of("H100-SXM"), serving, 32)
 
 

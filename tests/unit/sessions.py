@@ -11,6 +11,7 @@ from test_engine import config as accepted
 
 from vllm_nfp.adapter.steps import StepLimits
 from vllm_nfp.config import ProbeConfig
+from vllm_nfp.principle.graphs import CapturedGraphs
 from vllm_nfp.results.gather import Results
 from vllm_nfp.results.snapshot import Snapshot
 from vllm_nfp.results.table import Table, plain_table
@@ -61,7 +62,9 @@ def made_results(config: ProbeConfig, table: Table | None = None) -> Results:
     table = table or plain_table(
         config.batch_sizes, config.contexts, config.grid, 4096, 64, lambda *_: "none"
     )
-    return Results(config, CostSurface(generic_prior((), config.max_positions), GENERIC), table)
+    return Results(
+        config, CostSurface(generic_prior(CapturedGraphs(), config.max_positions), GENERIC), table
+    )
 
 
 class Shown(Output):

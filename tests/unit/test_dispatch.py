@@ -7,11 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_nfp.adapter.dispatch import Execution, GraphRules, place
+from vllm_nfp.principle.graphs import CapturedGraphs
 
 SIZES = (1, 2, 4, *range(8, 257, 8), *range(272, 513, 16))
 RULES = GraphRules(
     full_decode=True, full_mixed=False, piecewise=True, multi_position=True,
-    capture_sizes=SIZES, max_num_seqs=256,
+    graphs=CapturedGraphs(SIZES), max_num_seqs=256,
 )  # fmt: skip
 
 
@@ -39,7 +40,7 @@ def test_a_step_lands_where_vllm_would_put_it(
 
 
 def test_graphs_of_adaptive_verification_take_any_mix_of_lengths() -> None:
-    rules = replace(RULES, any_mix_up_to=5)
+    rules = replace(RULES, graphs=CapturedGraphs(SIZES, any_mix_up_to=5))
     found = place(rules, 10, 3)
     assert (found.execution, found.padded_tokens, found.padded_sequences) == ("full", 32, 32)
     beyond = place(rules, 10, 6)
@@ -53,7 +54,7 @@ def test_a_backend_for_one_position_alone_falls_to_piecewise() -> None:
 
 
 def test_eager_servers_use_no_graph() -> None:
-    rules = GraphRules(False, False, False, False, (), 256)
+    rules = GraphRules(False, False, False, False, CapturedGraphs(), 256)
     assert place(rules, 8, 4).execution is Execution.NONE
 
 

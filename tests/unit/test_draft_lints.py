@@ -19,7 +19,7 @@ from vllm_nfp.draft.missed_graphs import overlooked
 from vllm_nfp.draft.recommend import recommend
 from vllm_nfp.draft.rows import Schedule, ScheduleRange
 from vllm_nfp.draft.sources import LiveTraffic, Source, from_profile
-from vllm_nfp.principle.graphs import DEFAULT_CAPTURE_SIZES
+from vllm_nfp.principle.graphs import DEFAULT_CAPTURE_SIZES, CapturedGraphs
 from vllm_nfp.results.profile import Profile
 
 
@@ -29,7 +29,7 @@ def rules(max_num_seqs: int, sizes: tuple[int, ...] = DEFAULT_CAPTURE_SIZES) -> 
         full_mixed=False,
         piecewise=True,
         multi_position=True,
-        capture_sizes=sizes,
+        graphs=CapturedGraphs(sizes),
         max_num_seqs=max_num_seqs,
     )
 

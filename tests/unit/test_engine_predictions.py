@@ -20,6 +20,7 @@ from vllm_nfp.principle import (
     hardware_by_name,
     target_of,
 )
+from vllm_nfp.principle.graphs import CapturedGraphs
 from vllm_nfp.principle.hardware_file import write_hardware_file
 from vllm_nfp.principle.live import Ground
 from vllm_nfp.surface import predicted_prior
@@ -73,8 +74,8 @@ def test_the_shape_carries_the_server_s_split_and_storage() -> None:
 
 def test_capture_sizes_count_only_where_graphs_are_on() -> None:
     served = predictions.served_model(server(), ("TRITON_ATTN", "FLASH_ATTN"))
-    assert served.serving({}) == Serving("TRITON_ATTN", (1, 2, 4, 8))
-    assert predictions.served_model(server(mode=None), ()).serving({}).capture_sizes == ()
+    assert served.serving({}) == Serving("TRITON_ATTN", CapturedGraphs((1, 2, 4, 8)))
+    assert predictions.served_model(server(mode=None), ()).serving({}).graphs.sizes == ()
 
 
 def test_graphs_of_adaptive_verification_fit_any_mix(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +88,7 @@ def test_graphs_of_adaptive_verification_fit_any_mix(monkeypatch: pytest.MonkeyP
         cell = predicted_prior(shape, target, served, 4)(4, 256)
         found = zip(cell.padded.tolist(), cell.in_graph, strict=True)
         assert [size if graph else None for size, graph in found] == held
-    guess = generic_prior(tuple(sizes), 4, any_mix_up_to=4)(4, 256)
+    guess = generic_prior(CapturedGraphs(tuple(sizes), any_mix_up_to=4), 4)(4, 256)
     assert guess.in_graph.all() and guess.padded.tolist() == [4, 8, 16, 16]
 
 

@@ -21,6 +21,7 @@ from vllm_nfp.adapter.dispatch import GraphRules
 from vllm_nfp.adapter.graph_place import CaptureWatch, GraphPlace
 from vllm_nfp.adapter.server_limits import ServerLimits
 from vllm_nfp.config import ProbeConfig
+from vllm_nfp.principle.graphs import CapturedGraphs
 from vllm_nfp.probe.availability import Availability
 from vllm_nfp.probe.batch import BatchBuilder
 from vllm_nfp.probe.cuda_graph import GraphPool
@@ -42,7 +43,7 @@ from vllm_nfp.probe.token_pool import TokenPool
 from vllm_nfp.types import RefusedForNowError, Shape, ShapeRefusedError
 
 CPU = torch.device("cpu")
-RULES = GraphRules(True, False, True, True, (1, 2, 4, 8, 16, 32), 64)
+RULES = GraphRules(True, False, True, True, CapturedGraphs((1, 2, 4, 8, 16, 32)), 64)
 SERVER = ServerLimits(
     max_context=512,
     max_step_tokens=2048,
@@ -348,7 +349,7 @@ def test_shapes_wider_than_vllms_graphs_are_tried_apart_from_its_pool() -> None:
 
 def test_a_graph_whose_logits_alone_are_too_large_is_not_tried() -> None:
     """256 tokens make 32 MiB of logits, half of the limit; 512 tokens make 64."""
-    rules = replace(RULES, capture_sizes=(*RULES.capture_sizes, 64, 128, 256, 512))
+    rules = replace(RULES, graphs=CapturedGraphs((*RULES.graphs.sizes, 64, 128, 256, 512)))
     device = Device(step_mib=1.0, mib_per_token=0.01, pool_mib=64.0)
     shapes = {"batch_sizes": (1, 64), "positions": (1, 2, 4, 8)}
     probe = make_probe(device, rules=rules, live_tokens=64, **shapes)
@@ -472,7 +473,7 @@ def test_without_one_position_no_others_are_made_and_without_others_the_rest_is(
 
 def test_ranks_whose_time_is_up_early_have_shapes_over_the_whole_table() -> None:
     sizes = (1, 2, 4, 8, 16, 32)
-    rules = replace(RULES, capture_sizes=(*RULES.capture_sizes, 64, 128, 256, 512))
+    rules = replace(RULES, graphs=CapturedGraphs((*RULES.graphs.sizes, 64, 128, 256, 512)))
     _, probe, _ = start_together(2 * 24, batch_sizes=sizes, max_positions=16, rules=rules)
     ready = probe.ready_keys()
     assert len(ready) == 24

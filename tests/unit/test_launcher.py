@@ -15,6 +15,7 @@ from vllm_nfp.adapter.attention_groups import CellDoesNotFitError
 from vllm_nfp.adapter.dispatch import GraphRules
 from vllm_nfp.adapter.ranks import Alone
 from vllm_nfp.adapter.server_limits import ServerLimits
+from vllm_nfp.principle.graphs import CapturedGraphs
 from vllm_nfp.probe.availability import Availability
 from vllm_nfp.probe.batch import BatchBuilder
 from vllm_nfp.probe.graph_cache import GraphCache
@@ -30,7 +31,7 @@ from vllm_nfp.timing import HostClock, Mark
 from vllm_nfp.types import RefusedForNowError, Shape, ShapeRefusedError
 
 CPU = torch.device("cpu")
-RULES = GraphRules(True, False, True, True, (1, 2, 4, 8, 16, 32), 64)
+RULES = GraphRules(True, False, True, True, CapturedGraphs((1, 2, 4, 8, 16, 32)), 64)
 SERVER = ServerLimits(512, 2048, 64, 1 << 16, 2, 256, 1024, causal=True)
 
 

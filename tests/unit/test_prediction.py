@@ -137,9 +137,9 @@ def test_options_reach_the_shape_and_the_step() -> None:
     assert shape.bidirectional
     assert (shape.quantization, shape.kv_bytes) == ("fp8", 1)
     assert found.backend.name == "TRITON_ATTN"
-    assert found.serving.capture_sizes == (1, 4, 8)
+    assert found.serving.graphs.sizes == (1, 4, 8)
     assert small(quantization="int4").shape.quantization == "wna16"
-    assert small(capture_sizes=()).serving.capture_sizes == ()
+    assert small(capture_sizes=()).serving.graphs.sizes == ()
 
 
 def test_a_cache_dtype_overrides_the_checkpoints() -> None:

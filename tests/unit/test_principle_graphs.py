@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,9 +10,9 @@ from hypothesis import strategies as st
 from vllm_nfp.adapter.dispatch import Execution, GraphRules, place
 from vllm_nfp.principle import CATALOGUE, hardware_by_name
 from vllm_nfp.principle.graphs import (
-    DEFAULT_CAPTURE_SIZES,
+    DEFAULT_GRAPHS,
+    CapturedGraphs,
     default_capture_sizes,
-    padded_tokens,
     uniform_sizes,
 )
 
@@ -37,12 +38,22 @@ def test_sizes_are_rounded_up_to_whole_sequences(positions: int, sizes: tuple[in
 def test_padding_with_vllms_default_sizes(
     batch_size: int, positions: int, tokens: int | None
 ) -> None:
-    assert padded_tokens(DEFAULT_CAPTURE_SIZES, batch_size, positions) == tokens
+    assert DEFAULT_GRAPHS.padded_tokens(batch_size, positions) == tokens
 
 
 def test_without_sizes_there_is_no_graph() -> None:
     assert uniform_sizes((), 2) == ()
-    assert padded_tokens((), 1, 1) is None
+    assert CapturedGraphs().padded_tokens(1, 1) is None
+
+
+def test_steps_run_with_the_tokens_of_their_graphs_or_their_own() -> None:
+    graphs = CapturedGraphs((2, 8, 25), any_mix_up_to=2)
+    assert (graphs.largest, CapturedGraphs().largest) == (25, 0)
+    assert (graphs.size_for(9), graphs.size_for(26)) == (25, None)
+    run = graphs.run_steps(4, np.array([1.0, 2.0, 3.0, 6.0, 7.0]))
+    # 25 rounded up to a multiple of 3, 6 or 7 is above the largest size.
+    assert run.tokens.tolist() == [8.0, 8.0, 12.0, 24.0, 28.0]
+    assert run.in_graph.tolist() == [True, True, False, False, False]
 
 
 @given(
@@ -54,17 +65,17 @@ def test_without_sizes_there_is_no_graph() -> None:
 def test_padding_is_that_of_the_server(
     sizes: list[int], batch_size: int, positions: int, any_mix_up_to: int
 ) -> None:
-    captured = tuple(sorted(sizes))
+    graphs = CapturedGraphs(tuple(sorted(sizes)), any_mix_up_to)
     rules = GraphRules(
         full_decode=True, full_mixed=False, piecewise=False, multi_position=True,
-        capture_sizes=captured, max_num_seqs=10_000, any_mix_up_to=any_mix_up_to,
+        graphs=graphs, max_num_seqs=10_000,
     )  # fmt: skip
     placement = place(rules, batch_size, positions)
-    padded = padded_tokens(captured, batch_size, positions, any_mix_up_to)
+    padded = graphs.padded_tokens(batch_size, positions)
     assert (placement.execution is Execution.FULL) == (padded is not None)
     assert padded is None or placement.padded_tokens == padded
     if padded is not None:
-        assert batch_size * positions <= padded <= max(captured)
+        assert batch_size * positions <= padded <= graphs.largest
         assert padded % positions == 0 or positions <= any_mix_up_to
 
 

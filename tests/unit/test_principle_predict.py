@@ -53,7 +53,7 @@ from vllm_nfp.principle.collective import LinkConstants, all_reduce_seconds
 from vllm_nfp.principle.cost import Cost
 from vllm_nfp.principle.ffn import KERNEL_SECONDS
 from vllm_nfp.principle.gemm import Fp8GemmConstants, GemmConstants, gemm_seconds, gemm_terms
-from vllm_nfp.principle.graphs import DEFAULT_CAPTURE_SIZES, padded_tokens
+from vllm_nfp.principle.graphs import DEFAULT_CAPTURE_SIZES, CapturedGraphs
 from vllm_nfp.principle.routing import Routing
 from vllm_nfp.principle.step import Step
 from vllm_nfp.principle.terms import LIMITS, FloatArray, soft_maximum, sum_terms
@@ -85,7 +85,7 @@ SHAPES = [
     shape_from_config(QWEN_3_30B_A3B, data_parallel_size=4, expert_parallel=True),
     shape_from_config(LLADA_8B),
 ]
-EAGER = Serving(capture_sizes=())
+EAGER = Serving(graphs=CapturedGraphs())
 
 
 def numbers(*values: float) -> FloatArray:
@@ -437,10 +437,10 @@ def test_diffusion_families_run_end_to_end(config: dict[str, Any]) -> None:
 
 def test_graph_padding_is_paid_up_to_the_captured_size() -> None:
     # 8 sequences of 3 positions run with 27 tokens: 25 rounded up to a multiple of 3.
-    serving = Serving(capture_sizes=(8, 25, 100))
+    serving = Serving(graphs=CapturedGraphs((8, 25, 100)))
     padded = cell(LLAMA, "dense_ffn", 8, serving=serving)
     plain = cell(LLAMA, "dense_ffn", 8)
-    assert padded_tokens(serving.capture_sizes, 8, 3) == 27
+    assert serving.graphs.padded_tokens(8, 3) == 27
     constants, hardware = H100.calibration.gemm, H100.hardware
     added = sum(
         sum_terms(gemm_terms(hardware, constants, gemm, numbers(27)))
@@ -456,7 +456,7 @@ def test_graph_padding_is_paid_up_to_the_captured_size() -> None:
 
 def test_a_coarse_captured_size_ends_the_slack() -> None:
     # 2 sequences of 7 positions fit the size 8, rounded up to 14; of 8 positions they need 512.
-    coarse = cell(LLAMA, "dense_ffn", 2, serving=Serving(capture_sizes=(2, 8, 512)))
+    coarse = cell(LLAMA, "dense_ffn", 2, serving=Serving(graphs=CapturedGraphs((2, 8, 512))))
     edge = coarse.boundaries[0]
     assert (edge.nfp, edge.limited_by) == (7, "graph_padding")
     assert cell(LLAMA, "dense_ffn", 2).boundaries[0].nfp > 7
@@ -471,7 +471,7 @@ def test_no_graphs_and_no_room_for_any() -> None:
 def test_experts_and_the_lm_head_are_not_padded() -> None:
     padded, plain = (
         cell(QWEN_MOE, batch_size=3, serving=serving).parts
-        for serving in (Serving(capture_sizes=(512,)), EAGER)
+        for serving in (Serving(graphs=CapturedGraphs((512,))), EAGER)
     )
     for part in ("MoE FFN", "LM head"):
         assert padded[part] == pytest.approx(plain[part])
@@ -571,7 +571,7 @@ def test_idle_compute_over_predicts(module: Module) -> None:
 def test_tuned_tiles_change_the_experts_alone() -> None:
     tiles = {t: {"BLOCK_SIZE_M": 64, "BLOCK_SIZE_N": 128, "BLOCK_SIZE_K": 64, "GROUP_SIZE_M": 1}
              for t in (1, 512)}  # fmt: skip
-    tuned = Serving(capture_sizes=(), expert_tiles=tiles)
+    tuned = Serving(graphs=CapturedGraphs(), expert_tiles=tiles)
     assert not np.allclose(
         curve(QWEN_MOE, "moe_ffn", 32), curve(QWEN_MOE, "moe_ffn", 32, serving=tuned)
     )

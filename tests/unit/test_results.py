@@ -13,6 +13,7 @@ from made_surface import made_prior, made_snapshot
 
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.metrics.families import families_of
+from vllm_nfp.principle.graphs import CapturedGraphs
 from vllm_nfp.results.gather import Results
 from vllm_nfp.results.real_steps import AGAIN_SECONDS, ENOUGH, SteadySteps, Traffic
 from vllm_nfp.results.snapshot import Snapshot, read_snapshot, write_snapshot
@@ -143,7 +144,7 @@ def test_nothing_new_is_asked_again_for_nothing(
 
 
 def test_a_guess_is_in_no_unit_and_gives_boundaries_alone_until_a_pair_was_run() -> None:
-    results = Results(CONFIG, CostSurface(generic_prior((), 32), GENERIC), table())
+    results = Results(CONFIG, CostSurface(generic_prior(CapturedGraphs(), 32), GENERIC), table())
     results.update(0.0)
     assert results.findings.boundaries
     assert not results.findings.curves

@@ -12,6 +12,7 @@ import pytest
 from benchmarks.shapes import SHAPES
 from vllm_nfp.principle import Serving, shape_from_config, target_of
 from vllm_nfp.principle.cost import Cost
+from vllm_nfp.principle.graphs import CapturedGraphs
 from vllm_nfp.principle.step import Step
 from vllm_nfp.surface import (
     GENERIC,
@@ -283,14 +284,12 @@ def test_steps_without_a_graph_cost_launches(prior: Prior) -> None:
 
 
 def test_a_generic_prior_is_flat_up_to_its_knee_and_wide() -> None:
-    cell = generic_prior((), 512, knee=128.0)(1, 1024)
+    cell = generic_prior(CapturedGraphs(), 512, knee=128.0)(1, 1024)
     ffn = np.exp(cell.log_seconds(Module.DENSE_FFN))
     assert ffn[127] == pytest.approx(ffn[0]) and ffn[511] == pytest.approx(4.0 * ffn[0])
     assert cell.modules == (Module.DENSE_FFN, Module.ATTENTION, Module.MODEL)
-    found = ask(
-        generic_prior((), 32), condition(generic_prior((), 32), GENERIC, Observations()),
-        Module.MODEL, 8, 4096,
-    )  # fmt: skip
+    guess = generic_prior(CapturedGraphs(), 32)
+    found = ask(guess, condition(guess, GENERIC, Observations()), Module.MODEL, 8, 4096)
     low, high = found.interval
     assert high[-1] / low[-1] > 1.3 and set(found.basis) == {Basis.PREDICTED}
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from test_surface import CELLS, POSITIONS, expected, prior
 
+from vllm_nfp.principle.graphs import CapturedGraphs
 from vllm_nfp.surface import (
     GENERIC,
     RECORDED,
@@ -146,7 +147,7 @@ def test_a_predicted_prior_tells_seconds_and_pairs_correct_them(prior: Prior) ->
 
 
 def test_a_generic_prior_tells_no_seconds_before_a_pair(prior: Prior) -> None:
-    guess = generic_prior((512,), 32)
+    guess = generic_prior(CapturedGraphs((512,)), 32)
     surface = CostSurface(guess, GENERIC)
     assert surface.seconds_at_one(Module.MODEL, 8, 1024) is None
     surface.add_pair(pair(prior, Shape(8, 1024, 8)), 1.0)

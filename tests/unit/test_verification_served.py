@@ -25,6 +25,7 @@ from vllm_nfp.adapter.patch import PatchSet
 from vllm_nfp.adapter.verification import verification_of
 from vllm_nfp.draft.verify_costs import Lack, founded_rows
 from vllm_nfp.principle import Serving, shape_from_config, target_of
+from vllm_nfp.principle.graphs import CapturedGraphs
 from vllm_nfp.results.gather import Results
 from vllm_nfp.results.table import plain_table
 from vllm_nfp.schedule.lockstep import STEPS_PER_EXCHANGE
@@ -93,11 +94,12 @@ class Served:
         self.config = replace(CONFIG, max_positions=8).for_server(8, 512)
         self.runner, self.patches = Runner(graphs), PatchSet()
         model = shape_from_config({**DENSE, "dtype": "bfloat16"})
-        serving = Serving(capture_sizes=graphs, any_mix_up_to=1 + DRAFTS)
+        captured = CapturedGraphs(graphs, any_mix_up_to=1 + DRAFTS)
+        serving = Serving(graphs=captured)
         prior = predicted_prior(model, target_of("H200"), serving, 8)
         rules = GraphRules(
             full_decode=True, full_mixed=False, piecewise=True, multi_position=True,
-            capture_sizes=graphs, max_num_seqs=8, any_mix_up_to=1 + DRAFTS,
+            graphs=captured, max_num_seqs=8,
         )  # fmt: skip
         self.table = plain_table(
             self.config.batch_sizes, self.config.contexts, self.config.grid, 512, 2048,

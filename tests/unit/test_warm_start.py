@@ -23,6 +23,7 @@ from vllm_nfp.principle import (
     hardware_by_name,
     shape_from_config,
 )
+from vllm_nfp.principle.graphs import CapturedGraphs
 from vllm_nfp.principle.live import Ground
 from vllm_nfp.results.profile import Profile, profile_file, save_profile
 from vllm_nfp.results.warm_start import (
@@ -114,7 +115,9 @@ def known(profile: Profile, view: RunnerView, **settings: Any) -> Knowledge:
     config = ProbeConfig(**settings)
     worker = session_of(config, vllm_config())._worker
     measured = Measured(profile.environment, profile.model, config)
-    return knowledge_of(worker, view, measured, (1, 2, 4), (Module.ATTENTION, Module.DENSE_FFN))
+    return knowledge_of(
+        worker, view, measured, CapturedGraphs((1, 2, 4)), (Module.ATTENTION, Module.DENSE_FFN)
+    )
 
 
 def test_an_earlier_profile_warms_the_start_and_the_log_says_so(
@@ -182,7 +185,7 @@ def test_a_hardware_file_of_another_gpu_leaves_the_built_in_prediction(
     )
     environment = replace(dense_profile.environment, attention_backends=("FLASH_ATTN",))
     measured = Measured(environment, dense_profile.model, config)
-    found = knowledge.knowledge_of(worker, on_gpu, measured, (1, 2, 4), MODULES)
+    found = knowledge.knowledge_of(worker, on_gpu, measured, CapturedGraphs((1, 2, 4)), MODULES)
     assert found.kind == "predicted"
     assert found.hyper is RECORDED
     assert len(found.prior(1, 256).log_step) == config.max_positions

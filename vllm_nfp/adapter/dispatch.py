@@ -8,12 +8,12 @@ configured.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 
-from vllm_nfp.principle.graphs import padded_tokens
+from vllm_nfp.principle.graphs import CapturedGraphs
 
 
 class Execution(StrEnum):
@@ -38,12 +38,14 @@ class GraphRules:
     piecewise: bool
     multi_position: bool
     """The attention backends allow FULL graphs for more than one position per sequence."""
-    capture_sizes: tuple[int, ...]
-    """Ascending, in tokens."""
+    graphs: CapturedGraphs
+    """PIECEWISE graphs have these sizes unrounded."""
     max_num_seqs: int
-    any_mix_up_to: int = 0
-    """Most positions of a sequence in FULL graphs that fit any split of their tokens among
-    sequences, as adaptive verification captures them; 0: there are none."""
+
+    @property
+    def capture_sizes(self) -> tuple[int, ...]:
+        """Ascending, in tokens."""
+        return self.graphs.sizes
 
 
 NO_GRAPHS = GraphRules(
@@ -51,7 +53,7 @@ NO_GRAPHS = GraphRules(
     full_mixed=False,
     piecewise=False,
     multi_position=False,
-    capture_sizes=(),
+    graphs=CapturedGraphs(),
     max_num_seqs=1,
 )
 
@@ -76,7 +78,7 @@ def place(rules: GraphRules, batch_size: int, positions: int) -> Placement:
         padded = _full_size(rules, batch_size, positions)
         if padded is not None:
             return Placement(Execution.FULL, *padded)
-    fitting = _first_at_least(rules.capture_sizes, tokens)
+    fitting = rules.graphs.size_for(tokens)
     if rules.piecewise and fitting is not None:
         return Placement(Execution.PIECEWISE, fitting, batch_size)
     return Placement(Execution.NONE, tokens, batch_size)
@@ -89,15 +91,11 @@ def execution_of(rules: GraphRules) -> Callable[[int, int], str]:
 
 def _full_size(rules: GraphRules, batch_size: int, positions: int) -> tuple[int, int] | None:
     """Tokens and sequences of the smallest FULL graph that holds the step."""
-    tokens = batch_size * positions
-    if rules.full_mixed or positions <= rules.any_mix_up_to:
-        size = _first_at_least(rules.capture_sizes, tokens)
+    graphs = rules.graphs
+    if rules.full_mixed or positions <= graphs.any_mix_up_to:
+        size = graphs.size_for(batch_size * positions)
         return None if size is None else (size, min(size, rules.max_num_seqs))
-    size = padded_tokens(rules.capture_sizes, batch_size, positions)
+    size = graphs.padded_tokens(batch_size, positions)
     if size is None or size // positions > rules.max_num_seqs:
         return None
     return size, size // positions
-
-
-def _first_at_least(sizes: Sequence[int], tokens: int) -> int | None:
-    return next((size for size in sizes if size >= tokens), None)

@@ -8,25 +8,32 @@ import torch
 
 from vllm_nfp.adapter.dispatch import GraphRules
 from vllm_nfp.adapter.verification import verifies_adaptively
+from vllm_nfp.principle.graphs import CapturedGraphs
 
 
 def graph_rules(vllm_config: Any, attn_groups: Any, device: torch.device) -> GraphRules:
     """The server's CUDA graph settings, after vLLM has resolved them."""
-    compilation = vllm_config.compilation_config
-    mode = compilation.cudagraph_mode
+    mode = vllm_config.compilation_config.cudagraph_mode
     enabled = device.type == "cuda" and bool(mode)
     return GraphRules(
         full_decode=enabled and _is_full(mode.decode_mode()),
         full_mixed=enabled and _is_full(mode.mixed_mode()),
         piecewise=enabled and mode.has_piecewise_cudagraphs(),
         multi_position=enabled and _allows_multi_position(vllm_config, attn_groups),
-        capture_sizes=tuple(sorted(compilation.cudagraph_capture_sizes or ())) if enabled else (),
+        graphs=captured_graphs(vllm_config) if enabled else CapturedGraphs(),
         max_num_seqs=vllm_config.scheduler_config.max_num_seqs,
-        any_mix_up_to=positions_of_any_mix(vllm_config.speculative_config),
     )
 
 
-def positions_of_any_mix(speculation: Any) -> int:
+def captured_graphs(vllm_config: Any) -> CapturedGraphs:
+    """The CUDA graphs that the server captures on a GPU; none where it is told to run without."""
+    compilation = vllm_config.compilation_config
+    sizes = compilation.cudagraph_capture_sizes if compilation.cudagraph_mode else None
+    mixes = _positions_of_any_mix(vllm_config.speculative_config)
+    return CapturedGraphs(tuple(sorted(sizes or ())), mixes)
+
+
+def _positions_of_any_mix(speculation: Any) -> int:
     """Positions of the longest sequence under adaptive verification; 0 without it."""
     if speculation is None or not verifies_adaptively(speculation):
         return 0

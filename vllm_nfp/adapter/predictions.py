@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from vllm_nfp.adapter import support
-from vllm_nfp.adapter.graph_rules import positions_of_any_mix
+from vllm_nfp.adapter.graph_rules import captured_graphs
 from vllm_nfp.principle import ModelShape
 from vllm_nfp.principle.live import (
     ExpertTiles,
@@ -83,8 +83,6 @@ def predict_rows(
 def served_model(vllm_config: Any, backends: Sequence[str]) -> ServedModel:
     """The served model, split and stored as the server does it."""
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
-    compilation = vllm_config.compilation_config
-    captured = bool(compilation.cudagraph_mode)
     return ServedModel(
         config=model.hf_config.to_dict(),
         fp8_weights=model.quantization == "fp8",
@@ -93,10 +91,7 @@ def served_model(vllm_config: Any, backends: Sequence[str]) -> ServedModel:
         data_parallel_size=parallel.data_parallel_size,
         expert_parallel=bool(parallel.enable_expert_parallel),
         attention_backend=backends[0] if backends else None,
-        capture_sizes=(
-            tuple(sorted(compilation.cudagraph_capture_sizes or ())) if captured else ()
-        ),
-        any_mix_up_to=positions_of_any_mix(vllm_config.speculative_config),
+        graphs=captured_graphs(vllm_config),
     )
 
 

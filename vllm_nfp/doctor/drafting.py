@@ -13,6 +13,7 @@ from vllm_nfp.doctor.findings import Finding, Status
 from vllm_nfp.doctor.graph_lint import missing_graphs
 from vllm_nfp.draft import lints
 from vllm_nfp.draft.missed_graphs import overlooked
+from vllm_nfp.principle.graphs import CapturedGraphs
 
 _DECODE_GRAPHS = ("FULL", "FULL_DECODE_ONLY", "FULL_AND_PIECEWISE")
 _PIECEWISE_TOO = "FULL_AND_PIECEWISE"
@@ -87,7 +88,7 @@ def _graphs(facts: Facts, lengths: lints.Tiers) -> str | None:
         full_mixed=graphs["mode"] == "FULL",
         piecewise=graphs["mode"] == _PIECEWISE_TOO,
         multi_position=True,
-        capture_sizes=tuple(graphs["sizes"]),
+        graphs=CapturedGraphs(tuple(graphs["sizes"])),
         max_num_seqs=values["max_num_seqs"],
     )
     return missing_graphs(facts.version or "", rules, lengths, values["max_num_batched_tokens"])

@@ -43,11 +43,11 @@ def missing_graphs(
     if not spans:
         return None
     how = "any CUDA graph" if worst is Execution.NONE else "a FULL CUDA graph"
-    sizes = sorted({*rules.capture_sizes, *added})
+    sizes = sorted({*rules.graphs.sizes, *added})
     given = json.dumps({"cudagraph_capture_sizes": sizes}, separators=(",", ":"))
     return (
         f"vLLM {release} runs {', '.join(spans)} without {how}, since its largest capture size is "
-        f"{max(rules.capture_sizes)} tokens and each is rounded up to a multiple of K+1: give "
+        f"{rules.graphs.largest} tokens and each is rounded up to a multiple of K+1: give "
         f"--compilation-config '{given}' without max_cudagraph_capture_size, or lower "
         f"--max-num-seqs"
     )

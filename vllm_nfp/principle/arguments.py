@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from vllm_nfp.crossing import MOST_EPSILON
 from vllm_nfp.principle.errors import PredictionError
-from vllm_nfp.principle.graphs import default_capture_sizes
+from vllm_nfp.principle.graphs import CapturedGraphs, default_capture_sizes
 from vllm_nfp.principle.hardware import Hardware
 from vllm_nfp.principle.reading.wrapper import text_config
 from vllm_nfp.principle.routing import MOST_SKEW, TYPICAL_SKEW
@@ -113,19 +113,19 @@ def routing_skew(routing: str | float) -> float:
     return skew
 
 
-def captured(given: Sequence[int] | None, hardware: Hardware) -> tuple[int, ...]:
-    """Token counts of the CUDA graphs, ascending; vLLM's default sizes on the device for None.
+def captured(given: Sequence[int] | None, hardware: Hardware) -> CapturedGraphs:
+    """CUDA graphs of so many tokens; those that vLLM captures by default on the device for None.
 
     Raises:
         PredictionError: for a value out of bounds, or given twice.
     """
     if given is None:
-        return default_capture_sizes(hardware)
+        return CapturedGraphs(default_capture_sizes(hardware))
     if not given:
-        return ()
+        return CapturedGraphs()
     _check_sizes("capture_sizes", given, 1, MOST_SEQUENCES)
     _check_list("capture_sizes", given, MOST_CAPTURE_SIZES)
-    return tuple(sorted(given))
+    return CapturedGraphs(tuple(sorted(given)))
 
 
 def _check_list(name: str, values: Sequence[float], most: int = MOST_VALUES) -> None:

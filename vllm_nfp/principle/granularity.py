@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vllm_nfp.principle.attention import AttentionStep
-from vllm_nfp.principle.graphs import padded_tokens
 from vllm_nfp.principle.predict import CellPrediction
 from vllm_nfp.principle.routing import Routing, skewed_shares
 
@@ -51,7 +50,7 @@ def _query_blocks(predictions: Predictions, cell: CellPrediction, positions: Seq
             predictions.target.hardware.num_sms,
             windowed,
             not shape.bidirectional,
-            max(predictions.serving.capture_sizes, default=0),
+            predictions.serving.graphs.largest,
         )
     )
     tiles = schedule.tiles
@@ -93,13 +92,13 @@ def _experts(predictions: Predictions, cell: CellPrediction, positions: Sequence
 
 
 def _graphs(predictions: Predictions, cell: CellPrediction, positions: Sequence[int]) -> str:
-    sizes = predictions.serving.capture_sizes
-    if not sizes:
+    graphs = predictions.serving.graphs
+    if not graphs.sizes:
         return f"Without CUDA graphs nothing is padded, and {UNPREDICTED}."
     told = []
     outside = ""
     for n in positions:
-        padded = padded_tokens(sizes, cell.batch_size, n, predictions.serving.any_mix_up_to)
+        padded = graphs.padded_tokens(cell.batch_size, n)
         tokens = cell.batch_size * n
         told.append(
             f"{_count(tokens, 'token')} at N = {n} in no graph"

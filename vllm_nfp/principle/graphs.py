@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import bisect
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vllm_nfp.principle.hardware import Hardware
 from vllm_nfp.principle.terms import FloatArray
@@ -37,51 +39,58 @@ def uniform_sizes(capture_sizes: tuple[int, ...], positions: int) -> tuple[int, 
     return tuple(sorted(size for size in rounded if size <= largest))
 
 
-def padded_tokens(
-    capture_sizes: tuple[int, ...], batch_size: int, positions: int, any_mix_up_to: int = 0
-) -> int | None:
-    """Tokens that a step of ``batch_size`` sequences runs with; None if no graph holds it.
+@dataclass(frozen=True, slots=True)
+class RunSteps:
+    """Steps of one batch size as they run, for an array of N."""
 
-    Args:
-        any_mix_up_to: most positions of a sequence in graphs that fit any split of their tokens, as
-            adaptive verification captures them; 0: there are none.
-    """
-    mixes = positions <= any_mix_up_to
-    sizes = capture_sizes if mixes else uniform_sizes(capture_sizes, positions)
-    index = bisect.bisect_left(sizes, batch_size * positions)
+    tokens: FloatArray
+    """Those of the step's graph, or its own if no graph holds it; shape [n]."""
+    in_graph: NDArray[np.bool_]
+    """Whether a graph holds the step, shape [n]."""
+
+
+@dataclass(frozen=True, slots=True)
+class CapturedGraphs:
+    """The CUDA graphs that vLLM captures for steps."""
+
+    sizes: tuple[int, ...] = ()
+    """Their tokens before any rounding (``cudagraph_capture_sizes``), ascending; empty: there are
+    no graphs."""
+    any_mix_up_to: int = 0
+    """Most positions of a sequence in graphs that fit any split of their tokens among sequences, as
+    adaptive verification captures them; 0: there are none."""
+
+    @property
+    def largest(self) -> int:
+        """The largest capture size in tokens; 0 if there are no graphs."""
+        return max(self.sizes, default=0)
+
+    def size_for(self, tokens: int) -> int | None:
+        """Smallest capture size that holds so many tokens in any split; None if none does."""
+        return _first_at_least(self.sizes, tokens)
+
+    def padded_tokens(self, batch_size: int, positions: int) -> int | None:
+        """Tokens that a step of ``batch_size`` sequences runs with; None if no graph holds it."""
+        tokens = batch_size * positions
+        if positions <= self.any_mix_up_to:
+            return self.size_for(tokens)
+        return _first_at_least(uniform_sizes(self.sizes, positions), tokens)
+
+    def run_steps(self, batch_size: int, positions: FloatArray) -> RunSteps:
+        """Steps of ``batch_size`` sequences.
+
+        Args:
+            positions: N, shape [n].
+        """
+        held = [self.padded_tokens(batch_size, int(n)) for n in positions]
+        in_graph = np.array([size is not None for size in held], dtype=np.bool_)
+        graph = np.array([size or 0 for size in held], dtype=np.float64)
+        return RunSteps(np.where(in_graph, graph, batch_size * positions), in_graph)
+
+
+DEFAULT_GRAPHS = CapturedGraphs(DEFAULT_CAPTURE_SIZES)
+
+
+def _first_at_least(sizes: tuple[int, ...], tokens: int) -> int | None:
+    index = bisect.bisect_left(sizes, tokens)
     return sizes[index] if index < len(sizes) else None
-
-
-def run_with(
-    capture_sizes: tuple[int, ...],
-    batch_size: int,
-    positions: FloatArray,
-    any_mix_up_to: int = 0,
-) -> FloatArray:
-    """Tokens that each step runs with: those of its graph, or its own if no graph holds it.
-
-    Args:
-        positions: N, shape [n].
-        any_mix_up_to: see :func:`padded_tokens`.
-    """
-    tokens = [
-        padded_tokens(capture_sizes, batch_size, int(n), any_mix_up_to) or batch_size * n
-        for n in positions
-    ]
-    return np.array(tokens, dtype=np.float64)
-
-
-def largest_captured(
-    capture_sizes: tuple[int, ...],
-    batch_size: int,
-    positions: FloatArray,
-    any_mix_up_to: int = 0,
-) -> int:
-    """Largest N for which a CUDA graph was captured; 0 if there are none at all.
-
-    Args:
-        any_mix_up_to: see :func:`padded_tokens`.
-    """
-    counts = [int(n) for n in positions]
-    held = (n for n in counts if padded_tokens(capture_sizes, batch_size, n, any_mix_up_to))
-    return max(held, default=0)

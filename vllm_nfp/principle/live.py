@@ -9,6 +9,7 @@ from pathlib import Path
 from vllm_nfp.give_way import in_pieces
 from vllm_nfp.principle.attention import backend_by_name
 from vllm_nfp.principle.calibration import default_calibration
+from vllm_nfp.principle.graphs import CapturedGraphs
 from vllm_nfp.principle.hardware import HardwareError, match_device
 from vllm_nfp.principle.hardware_file import Target, read_hardware_file
 from vllm_nfp.principle.hf_config import shape_from_config
@@ -27,8 +28,6 @@ class ServedModel:
     Attributes:
         config: the parsed config.json.
         attention_backend: vLLM's name; None: not known.
-        capture_sizes: token counts of the CUDA graphs; empty: no graphs.
-        any_mix_up_to: see :class:`vllm_nfp.principle.serving.Serving`.
     """
 
     config: Mapping[str, object]
@@ -38,8 +37,7 @@ class ServedModel:
     data_parallel_size: int
     expert_parallel: bool
     attention_backend: str | None
-    capture_sizes: tuple[int, ...]
-    any_mix_up_to: int = 0
+    graphs: CapturedGraphs
 
     @property
     def shape(self) -> ModelShape:
@@ -59,11 +57,7 @@ class ServedModel:
 
     def serving(self, expert_tiles: ExpertTiles) -> Serving:
         """How the server runs its steps."""
-        found = Serving(
-            capture_sizes=self.capture_sizes,
-            expert_tiles=expert_tiles,
-            any_mix_up_to=self.any_mix_up_to,
-        )
+        found = Serving(graphs=self.graphs, expert_tiles=expert_tiles)
         backend = self.attention_backend
         return found if backend is None else replace(found, attention_backend=backend)
 

@@ -114,7 +114,7 @@ def _host_notes(found: Predictions) -> tuple[str, ...]:
 
 
 def _graph_notes(found: Predictions) -> tuple[str, ...]:
-    if not found.serving.capture_sizes:
+    if not found.serving.graphs.sizes:
         return (f"Without CUDA graphs {UNPREDICTED}.",)
     largest: dict[int, int] = {}
     for row in found.rows:

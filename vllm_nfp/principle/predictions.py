@@ -14,7 +14,6 @@ from vllm_nfp.principle.arguments import check_batch_sizes, check_contexts
 from vllm_nfp.principle.attention import AttentionBackend, backend_by_name
 from vllm_nfp.principle.curve_errors import MEANING, curve_errors
 from vllm_nfp.principle.errors import PredictionError
-from vllm_nfp.principle.graphs import padded_tokens
 from vllm_nfp.principle.hardware_file import Target
 from vllm_nfp.principle.host_time import HostTime, host_time
 from vllm_nfp.principle.memory import TooLarge, too_large
@@ -135,9 +134,8 @@ class Predictions:
 
     def in_graphs(self, batch_size: int) -> int:
         """Largest N up to which every step fits a CUDA graph; 0 if N = 1 fits none."""
-        sizes, mixes = self.serving.capture_sizes, self.serving.any_mix_up_to
-        counts = range(1, self.max_positions + 1)
-        missing = (n for n in counts if not padded_tokens(sizes, batch_size, n, mixes))
+        graphs, counts = self.serving.graphs, range(1, self.max_positions + 1)
+        missing = (n for n in counts if not graphs.padded_tokens(batch_size, n))
         return next(missing, counts[-1] + 1) - 1
 
     def to_dict(self, curves: bool = False) -> dict[str, Any]:

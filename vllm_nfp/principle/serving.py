@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from vllm_nfp.principle.graphs import DEFAULT_CAPTURE_SIZES
+from vllm_nfp.principle.graphs import DEFAULT_GRAPHS, CapturedGraphs
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,18 +14,15 @@ class Serving:
 
     Attributes:
         attention_backend: vLLM's name of it; FLASH_ATTN takes the version for the device.
-        capture_sizes: token counts of the CUDA graphs; empty: no padding is counted.
+        graphs: the CUDA graphs; without any no padding is counted.
         expert_tiles: content of vLLM's tuned configuration file for the experts, tokens -> tiles;
             empty: vLLM's default rule.
         routing_skew: exponent of the experts' shares by rank; 0: uniform routing.
         routing_source: what shows that routing; empty: it is assumed.
-        any_mix_up_to: most positions of a sequence in graphs that fit any split of their tokens, as
-            adaptive verification captures them; 0: there are none.
     """
 
     attention_backend: str = "FLASH_ATTN"
-    capture_sizes: tuple[int, ...] = DEFAULT_CAPTURE_SIZES
+    graphs: CapturedGraphs = DEFAULT_GRAPHS
     expert_tiles: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
     routing_skew: float = 0.0
     routing_source: str = ""
-    any_mix_up_to: int = 0

@@ -6,6 +6,7 @@ Times are those of one rank; per layer for a module, per step for the whole mode
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from vllm_nfp.principle.cost import NOTHING, Cost, growing
 from vllm_nfp.principle.experts import SHARED_STREAM_TOKENS
 from vllm_nfp.principle.ffn import KERNEL_SECONDS, activation_seconds, elementwise_seconds
 from vllm_nfp.principle.gemm import gemm_fixed_seconds, gemm_terms
-from vllm_nfp.principle.graphs import largest_captured, run_with
+from vllm_nfp.principle.graphs import RunSteps
 from vllm_nfp.principle.hardware_file import Target
 from vllm_nfp.principle.matrices import Counted
 from vllm_nfp.principle.recurrence import FIXED_SECONDS, recurrence_terms
@@ -84,13 +85,15 @@ class Step:
         """T = B N."""
         return self._batch_size * self._positions
 
+    @cached_property
+    def as_run(self) -> RunSteps:
+        """The tokens that each N runs with, and whether in a CUDA graph."""
+        return self._serving.graphs.run_steps(self._batch_size, self._positions)
+
     @property
     def in_graphs(self) -> int:
         """Largest N for which a CUDA graph was captured; 0 if there are none at all."""
-        serving = self._serving
-        return largest_captured(
-            serving.capture_sizes, self._batch_size, self._positions, serving.any_mix_up_to
-        )
+        return int(max(self._positions[self.as_run.in_graph], default=0))
 
     def module(self, module: Module) -> Cost:
         """One layer's module, the mean over layers for attention, or the whole step."""
@@ -179,7 +182,7 @@ class Step:
         return self._once("attention", self._attention)
 
     def _attention(self) -> Cost:
-        largest_graph = max(self._serving.capture_sizes, default=0)
+        largest_graph = self._serving.graphs.largest
         work = AttentionWork(
             self._backend, self._batch_size, self._context, self._positions, largest_graph
         )
@@ -240,13 +243,9 @@ class Step:
 
         fixed = sum(gemm_fixed_seconds(self._hardware, constants, gemm) for gemm in gemms)
         plain = terms(self.tokens)
-        serving = self._serving
-        if not padded or not serving.capture_sizes:
+        if not padded or not self._serving.graphs.sizes:
             return Cost(fixed, plain)
-        in_graph = run_with(
-            serving.capture_sizes, self._batch_size, self._positions, serving.any_mix_up_to
-        )
-        added = sum_terms(terms(in_graph)) - sum_terms(plain)
+        added = sum_terms(terms(self.as_run.tokens)) - sum_terms(plain)
         return Cost(fixed, {**plain, "graph_padding": added})
 
     def communication(self) -> Cost:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vllm_nfp.adapter.environment import attention_backends
-from vllm_nfp.adapter.graph_rules import positions_of_any_mix
 from vllm_nfp.adapter.predictions import served_ground
 from vllm_nfp.adapter.runner import RunnerView
+from vllm_nfp.principle.graphs import CapturedGraphs
 from vllm_nfp.principle.live import Ground
 from vllm_nfp.results.profile import ProfileError, load_profile, profile_file
 from vllm_nfp.results.warm_start import OtherSetupError, check_same, observations_of
@@ -51,20 +51,20 @@ def knowledge_of(
     worker: Worker,
     view: RunnerView,
     measured: Measured | None,
-    capture_sizes: tuple[int, ...],
+    graphs: CapturedGraphs,
     modules: Sequence[Module],
 ) -> Knowledge:
     """What is known of a worker's steps at the start; a line in the log says what that is.
 
     Args:
         measured: model and environment of this server; None: no earlier profile is looked for.
-        capture_sizes: of the CUDA graphs, in tokens; empty: there are none.
+        graphs: the server's CUDA graphs.
         modules: timed beside the whole step.
 
     Raises:
         Exception: anything, if the predictor has a fault; in passive mode that is only logged.
     """
-    predicted = _prior(worker, view, capture_sizes, modules)
+    predicted = _prior(worker, view, graphs, modules)
     known = predicted if measured is None else _warmed(worker, measured, predicted)
     because = f": {predicted.reason}" if predicted.reason else ""
     source = {
@@ -79,7 +79,7 @@ def knowledge_of(
 def _prior(
     worker: Worker,
     view: RunnerView,
-    capture_sizes: tuple[int, ...],
+    graphs: CapturedGraphs,
     modules: Sequence[Module],
 ) -> Knowledge:
     config, refused = worker.config, ""
@@ -102,8 +102,7 @@ def _prior(
             refused = refused or repr(error)
         else:
             return Knowledge(prior, recorded_for(ground.shape), "predicted", refused, ground)
-    mixes = positions_of_any_mix(worker.vllm_config.speculative_config)
-    prior = generic_prior(capture_sizes, config.max_positions, tuple(modules), any_mix_up_to=mixes)
+    prior = generic_prior(graphs, config.max_positions, tuple(modules))
     return Knowledge(prior, GENERIC, "generic", refused)
 
 

@@ -13,6 +13,7 @@ from vllm_nfp.adapter.ranks import Ranks
 from vllm_nfp.adapter.runner import RunnerView
 from vllm_nfp.draft.curve_exchange import CurveSender
 from vllm_nfp.principle import PredictionError
+from vllm_nfp.principle.graphs import CapturedGraphs
 from vllm_nfp.principle.live import Ground
 from vllm_nfp.results.gather import Results
 from vllm_nfp.results.snapshot import Snapshot
@@ -68,7 +69,7 @@ def open_publication(
     times: StepTimes,
     table: Table,
     modules: Sequence[Module],
-    capture_sizes: tuple[int, ...],
+    graphs: CapturedGraphs,
     output: Output,
 ) -> Publication:
     """What publishes, not started yet, and the log of raw samples, if it is wanted.
@@ -77,7 +78,7 @@ def open_publication(
         identity: the fixed part of each snapshot, as far as it is known.
         times: of real steps.
         modules: timed beside the whole step.
-        capture_sizes: of the CUDA graphs, in tokens.
+        graphs: the server's CUDA graphs.
     """
     config = worker.config
     measured = None
@@ -86,7 +87,7 @@ def open_publication(
         model = describe_model(identity.model_name, worker.vllm_config)
         measured = Measured(environment, model, config)
         output.open(identity.engine, measured)
-    known = knowledge_of(worker, view, measured, capture_sizes, modules)
+    known = knowledge_of(worker, view, measured, graphs, modules)
     server = describe_environment(worker.vllm_config).server
     identity = replace(identity, server=server, prior=known.kind, prior_reason=known.reason)
     shapes = {"shapes_kept": len(table.shapes)} if config.wanted_samples else {}

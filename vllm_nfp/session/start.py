@@ -22,6 +22,7 @@ from vllm_nfp.adapter.runners import UnknownRunnerError, view_of
 from vllm_nfp.adapter.steps import cached_tokens_of, limits_of
 from vllm_nfp.adapter.versions import Mode
 from vllm_nfp.faults import maybe_fail
+from vllm_nfp.principle.graphs import CapturedGraphs
 from vllm_nfp.results.table import Table
 from vllm_nfp.schedule.lockstep import DivergedError, PeerFaultError, WireError
 from vllm_nfp.session import in_waves
@@ -180,10 +181,10 @@ def _time_only(worker: Worker, runner: Any, reason: str, output: Output) -> Star
     identity = replace(worker.identity, state=State.PASSIVE, reason=reason, runner=view.name)
     clock = clock_of(view)
     watcher = TimingOnly(StepTimer(clock))
-    table, capture_sizes = _passive_table(worker, view)
+    table, graphs = _passive_table(worker, view)
     times = watcher.timer.times
     publication = open_publication(
-        worker, view, identity, times, table, USUAL_MODULES, capture_sizes, output
+        worker, view, identity, times, table, USUAL_MODULES, graphs, output
     )
     agreement = Alone()
     publication.first(worker, table, agreement.ranks)
@@ -198,15 +199,15 @@ def _time_only(worker: Worker, runner: Any, reason: str, output: Output) -> Star
     return Started(agreement, looks, None, Lead(watcher, publisher, experts))
 
 
-def _passive_table(worker: Worker, view: RunnerView) -> tuple[Table, tuple[int, ...]]:
-    """What is reported without a probe, and the sizes of vLLM's CUDA graphs."""
+def _passive_table(worker: Worker, view: RunnerView) -> tuple[Table, CapturedGraphs]:
+    """What is reported without a probe, and vLLM's CUDA graphs."""
     rules, cached_tokens = NO_GRAPHS, math.inf
     try:
         rules = graph_rules(worker.vllm_config, view.runner.attn_groups, view.device)
         cached_tokens = cached_tokens_of(view.runner.kv_cache_config)
     except Exception as error:  # an unknown vLLM may keep its settings elsewhere
         logger.info("vllm-nfp: how steps are launched and cached is not known: %r", error)
-    return served_table(worker, cached_tokens, execution_of(rules)), rules.capture_sizes
+    return served_table(worker, cached_tokens, execution_of(rules)), rules.graphs
 
 
 def _view_without_probe(runner: Any, reason: str) -> RunnerView:

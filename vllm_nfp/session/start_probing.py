@@ -161,7 +161,7 @@ def _leaders_scan(
         timer.times,
         table,
         engine.modules,
-        engine.rules.capture_sizes,
+        engine.rules.graphs,
         output,
     )
     publisher = publication.publisher

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from vllm_nfp.adapter.graph_rules import captured_graphs
 from vllm_nfp.adapter.patch import PatchSet
 from vllm_nfp.adapter.ranks import tensor_wire
 from vllm_nfp.adapter.verification import AdaptiveVerification, Admitted
@@ -49,9 +50,7 @@ def follow_verification(
             wire = open_wire()
     vllm_config, config = worker.vllm_config, worker.config
     requests = int(vllm_config.scheduler_config.max_num_seqs)
-    compilation = vllm_config.compilation_config
-    graphs = compilation.cudagraph_capture_sizes if compilation.cudagraph_mode else None
-    sizes, engine = sorted(graphs or ()), worker.identity.engine
+    sizes, engine = captured_graphs(vllm_config).sizes, worker.identity.engine
     if lead is not None:
         costs = LeadingCosts(config, engine, requests, sizes, alone=not together, never=never)
         feed = CostFeed(verification, wire, costs.wanted)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vllm_nfp.give_way import give_way
-from vllm_nfp.principle.graphs import padded_tokens
+from vllm_nfp.principle.graphs import CapturedGraphs, RunSteps
 from vllm_nfp.principle.hardware_file import Target
 from vllm_nfp.principle.serving import Serving
 from vllm_nfp.principle.shape import ModelShape
@@ -144,7 +144,7 @@ def predicted_prior(
         for name, cost in step.each_part():
             seconds[named.get(name, Part.OTHER)] += cost.seconds()
             give_way()
-        found = _cell(batch_size, context, seconds, alike_of(step), serving, launch)
+        found = _cell(batch_size, context, seconds, alike_of(step), step.as_run, launch)
         return replace(found, layers=layers)
 
     def alike_of(step: Step) -> FloatArray | None:
@@ -156,6 +156,8 @@ def predicted_prior(
 
     launch = LAUNCH_SECONDS_PER_LAYER * (shape.num_layers - shape.num_moe_layers)
     launch += LAUNCH_SECONDS_PER_MOE_LAYER * shape.num_moe_layers
+    if not serving.graphs.sizes:
+        launch = 0.0  # there is no cliff where no step has a graph
     linear = shape.linear_attention
     layers = {
         Module.DENSE_FFN: shape.num_dense_layers,
@@ -172,28 +174,22 @@ def _cell(
     context: int,
     seconds: FloatArray,
     alike: FloatArray | None,
-    serving: Serving,
+    run: RunSteps,
     launch_seconds: float,
 ) -> PriorCell:
-    counts = range(1, seconds.shape[1] + 1)
-    tokens = batch_size * np.array(counts, dtype=np.int64)
-    sizes, mixes = serving.capture_sizes, serving.any_mix_up_to
-    held = [padded_tokens(sizes, batch_size, n, mixes) for n in counts]
-    in_graph = np.array([size is not None for size in held])
-    padded = np.array([size or t for size, t in zip(held, tokens, strict=True)], dtype=np.int64)
-    if sizes:
-        seconds[Part.LAUNCH] = np.where(in_graph, 0.0, launch_seconds)
+    tokens = batch_size * np.arange(1, seconds.shape[1] + 1, dtype=np.int64)
+    padded = run.tokens.astype(np.int64)
+    seconds[Part.LAUNCH] = np.where(run.in_graph, 0.0, launch_seconds)
     steps = both_steps(seconds, alike)
-    return PriorCell(batch_size, context, seconds, tokens, padded, in_graph, *steps, alike)
+    return PriorCell(batch_size, context, seconds, tokens, padded, run.in_graph, *steps, alike)
 
 
 def generic_prior(
-    capture_sizes: tuple[int, ...],
+    graphs: CapturedGraphs,
     max_positions: int,
     modules: tuple[Module, ...] = (Module.ATTENTION, Module.DENSE_FFN),
     knee: float = 128.0,
     cached_tokens: float = 65536.0,
-    any_mix_up_to: int = 0,
 ) -> Prior:
     """A guess for an unknown device or model; give it wide hyperparameters.
 
@@ -205,18 +201,15 @@ def generic_prior(
         modules: those of the model.
         knee: tokens from which on arithmetic bounds a product.
         cached_tokens: B x L at which attention takes as long as all else at one token.
-        any_mix_up_to: see :func:`vllm_nfp.principle.graphs.padded_tokens`.
     """
-
-    serving = Serving(capture_sizes=capture_sizes, any_mix_up_to=any_mix_up_to)
+    launch = 2.0 if graphs.sizes else 0.0
 
     @lru_cache(maxsize=CELLS_KEPT)
     def cell(batch_size: int, context: int) -> PriorCell:
         positions = np.arange(1, max_positions + 1, dtype=np.float64)
         seconds = np.zeros((len(Part), max_positions))
-        held = [padded_tokens(capture_sizes, batch_size, int(n), any_mix_up_to) for n in positions]
-        padded = [size or batch_size * n for size, n in zip(held, positions, strict=True)]
-        flat = np.maximum(1.0, np.array(padded) / knee)
+        run = graphs.run_steps(batch_size, positions)
+        flat = np.maximum(1.0, run.tokens / knee)
         ffns = [PART_OF[m] for m in modules if m in (Module.DENSE_FFN, Module.MOE_FFN)]
         for part in ffns:
             seconds[part] = 0.6 / len(ffns) * flat
@@ -236,6 +229,6 @@ def generic_prior(
         seconds[Part.OTHER] = (0.4 if ffns else 1.0) * flat
         cached = batch_size * (context + positions) / cached_tokens
         seconds[Part.ATTENTION] = 0.02 + cached * np.maximum(1.0, positions / 16.0)
-        return _cell(batch_size, context, seconds, alike, serving, 2.0)
+        return _cell(batch_size, context, seconds, alike, run, launch)
 
     return cell
