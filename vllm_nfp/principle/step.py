@@ -162,11 +162,12 @@ class Step:
         tokens = self.tokens * shape.data_parallel_size
         routed = routed_cost(shape, self._hardware, constants, self._serving, tokens, sequences)
         router, *shared = shape.shared_gemms
-        cost = routed + self._products((router,), padded=False)
+        # Both routings have the same products beside their experts, and the same kernels.
+        cost = routed + self._once("router", lambda: self._products((router,), padded=False))
         if shape.latent_gemms:
-            cost += self._products(shape.latent_gemms)
+            cost += self._once("latent", lambda: self._products(shape.latent_gemms))
         if shared:
-            cost += self._shared_experts(shared, hidden_behind=routed.fixed)
+            cost += self._once("shared", lambda: self._shared_experts(shared, routed.fixed))
         return cost
 
     def _shared_experts(self, gemms: Sequence[Gemm], hidden_behind: float) -> Cost:
