@@ -56,7 +56,8 @@ def line_of(name: str, record: Path) -> Line:
 
 
 def _shares(scores: Sequence[Score], part: str, whole: str) -> tuple[float, ...] | None:
-    counts = [(getattr(s, part), s.drafts if whole == "drafts" else len(s.errors)) for s in scores]
+    steps = [score.steps for score in scores]
+    counts = [(getattr(s, part), s.drafts if whole == "drafts" else len(s.errors)) for s in steps]
     if not all(count for _, count in counts):
         return None
     return tuple(100.0 * right / count for right, count in counts)

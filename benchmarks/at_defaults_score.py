@@ -36,7 +36,56 @@ GOOD = 0.98
 OUTCOMES = ("startup", "measured", "idle")
 
 
-@dataclass
+@dataclass(slots=True)
+class StepScore:
+    """How true whole steps are that were said, and how good the drafts that they choose."""
+
+    errors: list[float] = field(default_factory=list)
+    """|log| of said over true t(N) / t(1), in CUDA graphs."""
+    covered: int = 0
+    """Of these ratios, those inside their interval."""
+    drafts: int = 0
+    good: int = 0
+    """Draft lengths with at least :data:`GOOD` of the best goodput."""
+    worst: float = 1.0
+    """Goodput over the best."""
+
+    def count(self, said: StepCurve, true: StepCurve) -> None:
+        """Compare a curve with the points of the truth that were measured."""
+        intervals = dict(zip((n for n, _ in said.points), said.intervals, strict=False))
+        for positions, ratio in true_points(true):
+            if positions > said.largest:
+                break
+            self.errors.append(abs(math.log(said.ratio(positions) / ratio)))
+            lower, upper = intervals.get(positions, (ratio, ratio))
+            self.covered += lower <= ratio <= upper
+        for share in draft_shares(said, true):
+            self.drafts += 1
+            self.good += share >= GOOD
+            self.worst = min(self.worst, share)
+
+    @property
+    def median(self) -> float:
+        """Of the errors; NaN if there are none."""
+        return float(np.median(self.errors or [math.nan]))
+
+    @property
+    def p90(self) -> float:
+        """The error that 90 % do not exceed; NaN if there are none."""
+        return float(np.quantile(self.errors or [math.nan], 0.9))
+
+    def texts(self) -> tuple[str, str, str, str, str]:
+        """Median and 90 % of the errors, intervals that hold, good draft lengths, the worst."""
+        return (
+            f"{self.median:.2%}",
+            f"{self.p90:.2%}",
+            _share(self.covered, len(self.errors)),
+            _share(self.good, self.drafts),
+            f"{self.worst:.3f}" if self.drafts else "-",
+        )
+
+
+@dataclass(slots=True)
 class Score:
     """How often the server was right at one moment."""
 
@@ -50,12 +99,7 @@ class Score:
     near_inside: int = 0
     held: int = 0
     """Boundaries inside their interval."""
-    drafts: int = 0
-    good: int = 0
-    worst: float = 1.0
-    errors: list[float] = field(default_factory=list)
-    """|log| of said over true t(N) / t(1) of the whole step, in CUDA graphs."""
-    covered: int = 0
+    steps: StepScore = field(default_factory=StepScore)
     bases: dict[str, int] = field(default_factory=dict)
     """Of the whole step's boundaries."""
 
@@ -76,8 +120,7 @@ def score(folder: Path, moment: str, truth: Profile) -> Score:
     for curve in from_profile(truth).curves:
         other = theirs.get((curve.batch_size, curve.context))
         if other is not None:
-            _count_ratios(found, other, curve)
-            _count_drafts(found, other, curve)
+            found.steps.count(other, curve)
     return found
 
 
@@ -118,22 +161,12 @@ def _place(positions: int) -> int:
     return bisect.bisect_left(DEFAULT_POSITIONS, positions)
 
 
-def _count_ratios(found: Score, said: StepCurve, true: StepCurve) -> None:
+def true_points(true: StepCurve) -> Iterator[tuple[int, float]]:
+    """(N, t(N) / t(1)) that were measured in CUDA graphs, of N above 1."""
     last = math.inf if true.without_graph_from is None else true.without_graph_from
-    intervals = dict(zip((n for n, _ in said.points), said.intervals, strict=False))
-    for (positions, ratio), basis in list(zip(true.points, true.bases, strict=True))[1:]:
-        if positions > said.largest or positions >= last or basis is not Basis.MEASURED:
-            continue
-        found.errors.append(abs(math.log(said.ratio(positions) / ratio)))
-        lower, upper = intervals.get(positions, (ratio, ratio))
-        found.covered += lower <= ratio <= upper
-
-
-def _count_drafts(found: Score, said: StepCurve, true: StepCurve) -> None:
-    for share in draft_shares(said, true):
-        found.drafts += 1
-        found.good += share >= GOOD
-        found.worst = min(found.worst, share)
+    for (positions, ratio), basis in zip(true.points, true.bases, strict=True):
+        if 1 < positions < last and basis is Basis.MEASURED:
+            yield positions, ratio
 
 
 def draft_shares(said: StepCurve, true: StepCurve) -> Iterator[float]:
@@ -176,7 +209,7 @@ def print_scores(folders: Sequence[Path]) -> None:
         ((folder, row) for row in scores_of(folder)) for folder in folders
     ):
         about = json.loads((folder / "about.json").read_text())
-        errors = np.array(row.errors or [math.nan])
+        median, p90, *shares = row.steps.texts()
         table.add_row(
             f"{about['shape']} {about['layers']} {about['flags']}".strip(),
             row.moment,
@@ -184,10 +217,8 @@ def print_scores(folders: Sequence[Path]) -> None:
             _share(row.near, row.boundaries),
             _share(row.near_inside, row.inside),
             _share(row.held, row.boundaries),
-            f"{np.median(errors):.2%}, {np.quantile(errors, 0.9):.2%}",
-            _share(row.covered, len(row.errors)),
-            _share(row.good, row.drafts),
-            f"{row.worst:.3f}" if row.drafts else "-",
+            f"{median}, {p90}",
+            *shares,
             ", ".join(f"{count} {basis}" for basis, count in sorted(row.bases.items())),
         )
     Console(width=300).print(table)

@@ -77,12 +77,12 @@ def main(run: Path, hardware: str, draws: int) -> None:
         surface = surface_for(run, truth, hardware)
         for name in answered(surface, samples, random.Random(seed)):
             scored = score(surface, curves)
-            rows[name].append((scored.median, scored.covered))
+            rows[name].append((scored.median, scored.covered / len(scored.errors)))
     print("pairs added | median error | its range over draws | intervals hold")
     for name, found in rows.items():
         errors, held_of = np.array(found).T
         spread = f"{errors.min():.2%} to {errors.max():.2%}"
-        held = f"{held_of.mean():.1%} of {len(scored.held)}"
+        held = f"{held_of.mean():.1%} of {len(scored.errors)}"
         print(f"{name} | {np.median(errors):.2%} | {spread} | {held}")
 
 

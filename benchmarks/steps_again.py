@@ -32,14 +32,12 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
 
 import click
-import numpy as np
 
-from benchmarks.at_defaults_score import GOOD, draft_shares, pairs_by_outcome
+from benchmarks.at_defaults_score import StepScore, pairs_by_outcome, true_points
 from benchmarks.claims import records
 from benchmarks.shapes import SHAPES
 from vllm_nfp.draft.curve import StepCurve
@@ -51,7 +49,7 @@ from vllm_nfp.results import scrape
 from vllm_nfp.results.profile import Profile, load_profile
 from vllm_nfp.surface import CostSurface, predicted_prior, recorded_for
 from vllm_nfp.surface.noise import STEP_DEVIATION, STEP_DEVIATION_WITH_EXPERTS
-from vllm_nfp.types import Basis, Module, PairResult, Shape, Timing
+from vllm_nfp.types import Module, PairResult, Shape, Timing
 
 SCATTER = 0.0055
 """Standard deviation of a pair's log ratio: the median difference between two pairs of a shape that
@@ -155,57 +153,19 @@ def nearest(curves: Curves, shape: Shape) -> StepCurve | None:
     return min(mine, key=lambda c: abs(math.log(c.context / shape.context)), default=None)
 
 
-@dataclass(slots=True)
-class Scored:
-    """What a surface says, against a truth."""
-
-    errors: list[float] = field(default_factory=list)
-    """|log| of said over true t(N) / t(1)."""
-    held: list[bool] = field(default_factory=list)
-    """Whether each interval holds the truth."""
-    shares: list[float] = field(default_factory=list)
-    """Goodput of each draft length over the best."""
-
-    @property
-    def median(self) -> float:
-        """Of the errors."""
-        return float(np.median(self.errors))
-
-    @property
-    def covered(self) -> float:
-        """Fraction of the intervals that hold."""
-        return float(np.mean(self.held))
-
-    def __str__(self) -> str:
-        good = [share >= GOOD for share in self.shares]
-        drafts = f"{np.mean(good):.1%} of {len(good)} | {min(self.shares):.3f}" if good else "- | -"
-        return (
-            f"{self.median:.2%} | {np.quantile(self.errors, 0.9):.2%} | "
-            f"{self.covered:.1%} of {len(self.held)} | {drafts}"
-        )
-
-
-def score(surface: CostSurface, truth: Curves) -> Scored:
+def score(surface: CostSurface, truth: Curves) -> StepScore:
     """Compare the surface with the points of the truth that were measured in CUDA graphs."""
-    found = Scored()
+    found = StepScore()
     for cell, curve in truth.items():
-        last = curve.without_graph_from or curve.largest + 1
-        known = curve.bases or (Basis.MEASURED,) * len(curve.points)
-        points = [
-            (n, ratio)
-            for (n, ratio), basis in zip(curve.points, known, strict=True)
-            if n < last and (n == 1 or basis is Basis.MEASURED)
-        ]
-        counts = tuple(n for n, _ in points)
+        counts = (1, *(n for n, _ in true_points(curve)))
         if len(counts) < 2:
             continue
         answer = surface.answers([cell], counts)[Module.MODEL, *cell]
-        true = np.array([ratio for _, ratio in points])
-        lower, upper = answer.interval
-        found.errors += np.abs(np.log(answer.ratio / true))[1:].tolist()
-        found.held += ((lower <= true) & (true <= upper))[1:].tolist()
         ratios = zip(counts, answer.ratio.tolist(), strict=True)
-        found.shares += draft_shares(StepCurve(*cell, 1.0, tuple(ratios)), curve)
+        lower, upper = answer.interval
+        intervals = zip(lower.tolist(), upper.tolist(), strict=True)
+        said = StepCurve(*cell, 1.0, tuple(ratios), intervals=tuple(intervals))
+        found.count(said, curve)
     return found
 
 
@@ -257,8 +217,9 @@ def main(
                 for labels, seconds in steps:
                     surface.add_step(_shape(labels), seconds, 0.0)
                 surface.update(0.0)
+            scored = score(surface, truth)
             what = f"{moment}, {len(pairs)}, {len(steps)}"
-            print(f"{what} | {deviation} | {score(surface, truth)}")
+            print(f"{what} | {deviation} | {' | '.join(scored.texts())}")
 
 
 if __name__ == "__main__":

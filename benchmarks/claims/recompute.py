@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -24,19 +23,19 @@ def at_defaults(record: Path) -> Figures:
 
 
 def _of_score(prefix: str, found: Score) -> Figures:
-    errors = np.array(found.errors or [math.nan])
+    steps = found.steps
     named = {
         "pairs": str(sum(found.pairs.values())),
         "near": _percent(found.near, found.boundaries),
         "boundaries": str(found.boundaries),
         "held": _percent(found.held, found.boundaries),
-        "error": f"{np.median(errors):.2%}".replace("%", " %"),
-        "error_p90": f"{np.quantile(errors, 0.9):.2%}".replace("%", " %"),
-        "covered": _percent(found.covered, len(found.errors)),
-        "points": str(len(found.errors)),
-        "good": _percent(found.good, found.drafts),
-        "drafts": str(found.drafts),
-        "worst": f"{found.worst:.3f}" if found.drafts else "-",
+        "error": f"{steps.median:.2%}".replace("%", " %"),
+        "error_p90": f"{steps.p90:.2%}".replace("%", " %"),
+        "covered": _percent(steps.covered, len(steps.errors)),
+        "points": str(len(steps.errors)),
+        "good": _percent(steps.good, steps.drafts),
+        "drafts": str(steps.drafts),
+        "worst": f"{steps.worst:.3f}" if steps.drafts else "-",
     }
     return {prefix + name: value for name, value in named.items()}
 

@@ -79,11 +79,11 @@ def test_a_right_answer_scores_and_a_wrong_one_does_not(run: Path) -> None:
     assert later.pairs == {"startup": 20, "measured": 3}
     assert (at_start.near, at_start.boundaries) == (0, 1)
     assert (later.near, later.near_inside, later.inside, later.held) == (1, 1, 1, 1)
-    assert (at_start.covered, later.covered) == (0, 4)
-    assert max(later.errors) == pytest.approx(0.0) and min(at_start.errors) > 0.3
-    assert (later.good, later.drafts) == (3, 3) and later.worst > 0.98
+    assert (at_start.steps.covered, later.steps.covered) == (0, 4)
+    assert max(later.steps.errors) == pytest.approx(0.0) and min(at_start.steps.errors) > 0.3
+    assert (later.steps.good, later.steps.drafts) == (3, 3) and later.steps.worst > 0.98
     # No drafts at all where each position seemed to cost half a step.
-    assert at_start.good < 3 and at_start.worst < 0.7
+    assert at_start.steps.good < 3 and at_start.steps.worst < 0.7
     assert (at_start.bases, later.bases) == ({"predicted": 1}, {"inferred": 1})
 
 
@@ -104,7 +104,7 @@ def test_points_that_were_not_measured_score_no_ratio_and_no_draft(run: Path) ->
             point["basis"], point["samples"] = "inferred", 0
     path.write_text(json.dumps(values))
     later = list(scores_of(run))[1]
-    assert (len(later.errors), later.covered, later.drafts) == (3, 3, 0)
+    assert (len(later.steps.errors), later.steps.covered, later.steps.drafts) == (3, 3, 0)
 
 
 def test_points_without_a_graph_count_for_drafts_alone(run: Path) -> None:
@@ -115,7 +115,7 @@ def test_points_without_a_graph_count_for_drafts_alone(run: Path) -> None:
             point["execution"] = "none"
     path.write_text(json.dumps(values))
     later = list(scores_of(run))[1]
-    assert len(later.errors) == 2 and later.drafts == 3
+    assert len(later.steps.errors) == 2 and later.steps.drafts == 3
 
 
 def test_a_run_keeps_the_probes_part_of_the_metrics(tmp_path: Path) -> None:
