@@ -287,6 +287,7 @@ def run(
         session.write(NAME, result)
     session.keep_table(plan)
     probed.append(session.round(plan, scale))
+    session.write(NAME, {**result, "answers": {"first": probed[0], "last": probed[-1]}})
     ended = Remote(session.urls[plan.name]).call("nfp_end")
     plain = session.round(plan, scale)
     result |= {

@@ -18,7 +18,6 @@ pytest.importorskip("aiohttp")
 
 from benchmarks import shapes, vision_files
 from benchmarks.images import GPU, TRIAL, Chat, ImageSession, Mixed, Scale, compare, plan_of
-from vllm_nfp.session.session import Session
 
 CHATS = (Chat(3, 1), Chat(3, 2, (1,)), Chat(3, 2, (2,)))
 
@@ -137,6 +136,9 @@ def test_layers_get_different_weights_the_same_each_time() -> None:
 
 
 def test_the_probe_is_ended_in_every_session() -> None:
+    pytest.importorskip("torch")
+    from vllm_nfp.session.session import Session
+
     name = "benchmarks.truth_extension"
     # The module changes the class when it is imported.
     with mock.patch.object(Session, "after_warm_up"), mock.patch.dict(sys.modules):
