@@ -23,6 +23,43 @@ _QWEN3: Mapping[str, object] = {
     "eos_token_id": 1,
 }
 
+_QWEN25_VISION: Mapping[str, object] = {
+    "depth": 32,
+    "hidden_act": "silu",
+    "hidden_size": 1280,
+    "intermediate_size": 3420,
+    "num_heads": 16,
+    "in_channels": 3,
+    "out_hidden_size": 3584,
+    "patch_size": 14,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "tokens_per_second": 2,
+    "window_size": 112,
+    "fullatt_block_indexes": [7, 15, 23, 31],
+}
+
+_QWEN25_VL: Mapping[str, object] = {
+    "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+    "model_type": "qwen2_5_vl",
+    "vocab_size": 152064,
+    "max_position_embeddings": 128000,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e6,
+    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+    "tie_word_embeddings": False,
+    "use_sliding_window": False,
+    "hidden_act": "silu",
+    "dtype": "bfloat16",
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+    "vision_start_token_id": 151652,
+    "vision_end_token_id": 151653,
+    "image_token_id": 151655,
+    "video_token_id": 151656,
+    "vision_config": _QWEN25_VISION,
+}
+
 _TINY: Mapping[str, object] = {
     "hidden_size": 256,
     "intermediate_size": 512,
@@ -64,6 +101,9 @@ SHAPES: Mapping[str, Mapping[str, object]] = {
         "vocab_size": 152064,
         **size_fields(3584, 18944, 28, 28, 4),
     },
+    # Published in Qwen/Qwen2.5-VL-7B-Instruct's config.json: a decoder with rotary positions of
+    # three dimensions, and a vision encoder that attends within windows but in four layers.
+    "qwen2.5-vl-7b": {**_QWEN25_VL, **size_fields(3584, 18944, 28, 28, 4)},
     "phi-3-mini": {
         **LLAMA_FIELDS,
         "architectures": ["Phi3ForCausalLM"],
@@ -213,6 +253,20 @@ SHAPES: Mapping[str, Mapping[str, object]] = {
         "norm_topk_prob": True,
         "decoder_sparse_step": 1,
         "mlp_only_layers": [],
+    },
+    # Heads are as large as published, since the sections of the rotary positions are.
+    "tiny-vl": {
+        **_QWEN25_VL,
+        **size_fields(256, 512, 2, 2, 1),
+        "vision_config": {
+            **_QWEN25_VISION,
+            "depth": 2,
+            "hidden_size": 160,
+            "intermediate_size": 128,
+            "num_heads": 2,
+            "out_hidden_size": 256,
+            "fullatt_block_indexes": [1],
+        },
     },
     "tiny-dense": _TINY_DENSE,
     "tiny": _TINY_DENSE,

@@ -6,8 +6,8 @@ ended first, so that nothing else of the probe runs in the process. Before that 
 notes where the probe's CUDA graphs are captured, which the truth's graphs share as well. The truth
 knows which KV blocks the traffic wrote, as the probe has noted them.
 
-Its method is called by ``POST /collective_rpc``, which vLLM offers with ``VLLM_SERVER_DEV_MODE=1``.
-Imported by workers alone.
+Its methods are called by ``POST /collective_rpc``, which vLLM offers with
+``VLLM_SERVER_DEV_MODE=1``. Imported by workers alone.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from vllm_nfp.session import open_session
 from vllm_nfp.session.session import Session
 
 ENDED = "its part is done; what follows measures the truth"
+UNPROBED = "its part is done; what follows is served without it"
 
 _ATTACHED: list[tuple[Session, Any]] = []
 """Sessions that have been given a runner, each with the place of vLLM's CUDA graphs."""
@@ -51,10 +52,16 @@ def _written_by_traffic(live: Session) -> WrittenBlocks | None:
 
 
 class TruthServer:
-    """The method that vLLM adds to its workers; its argument and answer are JSON."""
+    """Methods that vLLM adds to its workers; arguments and answers are JSON."""
 
     vllm_config: Any
     model_runner: Any
+
+    def nfp_end(self) -> str:
+        """End the probe; the server goes on without its hooks. The answer says how many ended."""
+        for session, _ in _ATTACHED:
+            session.disable(UNPROBED, expected=True)
+        return json.dumps({"ended": len(_ATTACHED)})
 
     def nfp_truth(self, settings: str) -> str:
         """Measure every point of the settings' table; the profile is in their output directory.
