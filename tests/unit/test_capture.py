@@ -67,6 +67,12 @@ class Runs:
         assert [ref() for ref in self.made] == [None], "hidden states outlive the run"
         self.calls.append("out")
 
+    @contextmanager
+    def beside(self, place: GraphPlace) -> Iterator[None]:
+        self.calls.append(f"on the stream of {place.pool}")
+        yield
+        self.calls.append("off")
+
 
 def first_run(execution: Execution, late: bool, shared: bool = True) -> list[str]:
     runs = Runs()
@@ -74,7 +80,7 @@ def first_run(execution: Execution, late: bool, shared: bool = True) -> list[str
     pool = GraphPool(place, lambda _: place)
     batch = ProbeBatch(1, 2, Placement(execution, 2, 1), widths=[8], device=torch.device("cpu"))
     shape = PreparedShape(batch)
-    Capturer(runs, pool, runs.inside, 64).warm_up(shape, late)  # type: ignore[arg-type]
+    Capturer(runs, pool, runs, 64).warm_up(shape, late)  # type: ignore[arg-type]
     assert shape.warm
     return runs.calls
 
@@ -96,5 +102,17 @@ def test_what_has_no_graph_there_runs_where_steps_run(execution: Execution, shar
     assert first_run(execution, True, shared) == ["fill", "begin proof", *RUN, "proof"]
 
 
-def test_at_the_start_a_run_may_take_memory_for_a_moment_and_needs_no_proof_of_its_own() -> None:
-    assert first_run(Execution.FULL, late=False) == ["fill", *RUN]
+def test_the_first_run_of_the_start_is_on_the_stream_of_the_captures_alone() -> None:
+    """What libraries keep for a stream is then made, and not in the memory of vLLM's graphs."""
+    runs, place = Runs(), GraphPlace("pool", None, shared=True)
+    capturer = Capturer(runs, GraphPool(place, lambda _: place), runs, 64)  # type: ignore[arg-type]
+    for execution in (Execution.PIECEWISE, Execution.FULL, Execution.FULL):
+        batch = ProbeBatch(1, 2, Placement(execution, 2, 1), widths=[8], device=torch.device("cpu"))
+        capturer.warm_up(PreparedShape(batch), late=False)
+    assert runs.calls == [
+        "fill", *RUN, "fill", "on the stream of pool", *RUN, "off", "fill", *RUN
+    ]  # fmt: skip
+
+
+def test_at_the_start_a_run_without_vllms_pool_is_where_steps_run() -> None:
+    assert first_run(Execution.FULL, late=False, shared=False) == ["fill", *RUN]

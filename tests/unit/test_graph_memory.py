@@ -6,7 +6,7 @@ import itertools
 import math
 import mmap
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -224,6 +224,7 @@ def make_probe(
         own_place=own_place,
         largest_free_block=lambda _: int(device.pool_mib) << 20,
         inside=lambda _: nullcontext(),
+        beside=lambda _: nullcontext(),
         give_back=give_back,
     )
     if live_tokens is None:
@@ -407,6 +408,22 @@ def test_a_run_after_the_start_takes_what_it_reserves_off_the_limit_of_graphs() 
     probe.make_ready([Shape(4, 64, 5)])
     assert probe.graphs.limit == before - (4 << 20), "it is taken off twice"
     assert probe.graph_bytes == 8 << 20, "the growth and a graph"
+
+
+def test_activations_beyond_the_limit_end_captures_with_one_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As FP8 had it on H100 and H200: 256 MiB of 64 were taken, and nothing said so."""
+    device = Device(pool_mib=0.0)
+    probe = make_probe(device, limit=8)
+    probe.prepare(time_is_up=lambda: True)
+    with suppress(ShapeRefusedError):
+        for _ in range(4):
+            probe.make_ready([Shape(4, 64, 8)])
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [line for line in said if "took 16 MiB for activations" in line] == said
+    assert len(said) == 1
+    assert probe.availability.memory_missing((4, 8)) is not None
 
 
 def test_without_free_memory_nothing_is_made_until_there_is_some_again() -> None:

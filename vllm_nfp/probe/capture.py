@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 
-from vllm_nfp.adapter.graph_place import GraphPlace
 from vllm_nfp.probe import marks
 from vllm_nfp.probe.batch import ProbeBatch
 from vllm_nfp.probe.cuda_graph import Graph, GraphPool
+from vllm_nfp.probe.device_memory import DeviceMemory
 from vllm_nfp.probe.runtime import Runtime
 from vllm_nfp.probe.shapes import PreparedShape
 
@@ -22,7 +21,7 @@ class Capturer:
     Args:
         runtime: fills and runs batches.
         pool: where graphs lie.
-        inside: takes memory from a pool of graphs for the time being.
+        device: the device's memory.
         context: tokens in each sequence's cache meanwhile; graphs fit every context.
     """
 
@@ -30,7 +29,7 @@ class Capturer:
         self,
         runtime: Runtime,
         pool: GraphPool,
-        inside: Callable[[GraphPlace], AbstractContextManager[None]],
+        device: DeviceMemory,
         context: int,
     ) -> None:
         self._forward = runtime.forward
@@ -39,7 +38,9 @@ class Capturer:
         self._clock = runtime.clock
         self._ranks = runtime.ranks
         self._pool = pool
-        self._inside = inside
+        self._device = device
+        self._stream_has_run = False
+        """The stream of vLLM's graphs has run what the probe's graphs hold."""
         self._context = context
 
     def warm_up(self, shape: PreparedShape, late: bool) -> None:
@@ -60,12 +61,28 @@ class Capturer:
         proving = self._prover.begin(batch, context) if late else None
         # The kernels of a capture: attention splits its work otherwise there.
         metadata = self._forward.metadata(batch, context, for_capture=shape.full)
-        within = late and shape.full and self._pool.shared
-        with self._inside(self._pool.place) if within else nullcontext():
+        in_shared_pool = shape.full and self._pool.shared
+        with self._place_of_first_run(late) if in_shared_pool else nullcontext():
             self._run(batch, metadata)
+        self._stream_has_run = self._stream_has_run or in_shared_pool
         if proving is not None:
             self._prover.watch(proving.end(f"the first run of {shape.name}"))
         shape.warm = True
+
+    def _place_of_first_run(self, late: bool) -> AbstractContextManager[None]:
+        """Where what will be captured into vLLM's pool runs first.
+
+        At the start the first such run takes the stream of the captures, and memory outside the
+        pool. Libraries keep scratch for each stream that they run on: cuBLAS 32 MiB on Hopper. If
+        no product in vLLM's own graphs is one of cuBLAS (FP8), the LM head's would be made in the
+        pool otherwise. It would stay in the middle of what the widest graphs need in one piece: on
+        an H200 the pool then grew by 256 MiB.
+        """
+        if late:
+            return self._device.inside(self._pool.place)
+        if self._stream_has_run:
+            return nullcontext()
+        return self._device.beside(self._pool.place)
 
     def _fill(self, batch: ProbeBatch) -> None:
         self._batches.fill(batch, self._context)

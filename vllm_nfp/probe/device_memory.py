@@ -26,6 +26,8 @@ class DeviceMemory:
     """Bytes of the largest piece of a pool that a capture on its stream could use."""
     inside: Callable[[GraphPlace], AbstractContextManager[None]]
     """Takes memory from a pool that is there; see :func:`inside`."""
+    beside: Callable[[GraphPlace], AbstractContextManager[None]]
+    """Runs on the stream of a pool's graphs, in memory outside the pool; see :func:`beside`."""
     give_back: Callable[[], None]
     """Returns what is left in PyTorch's cache; waits for the device."""
 
@@ -38,6 +40,7 @@ def device_memory(device: torch.device) -> DeviceMemory:
         own_place=lambda beside: own_place(device, beside),
         largest_free_block=largest_free_block,
         inside=inside if is_cuda else (lambda _: nullcontext()),
+        beside=beside if is_cuda else (lambda _: nullcontext()),
         give_back=_give_back if is_cuda else (lambda: None),
     )
 
@@ -102,16 +105,23 @@ def inside(place: GraphPlace) -> Iterator[None]:
         GraphMemoryKeptError: if something does.
     """
     before = _live_bytes(place)
-    place.stream.wait_stream(torch.cuda.current_stream())
-    try:
-        pool: Any = SimpleNamespace(id=tuple(place.pool))  # all that the call reads of a pool
-        with torch.cuda.stream(place.stream), torch.cuda.use_mem_pool(pool):
-            yield
-    finally:
-        torch.cuda.current_stream().wait_stream(place.stream)
+    pool: Any = SimpleNamespace(id=tuple(place.pool))  # all that the call reads of a pool
+    with beside(place), torch.cuda.use_mem_pool(pool):
+        yield
     kept = _live_bytes(place) - before
     if kept > 0:
         raise GraphMemoryKeptError(kept)
+
+
+@contextmanager
+def beside(place: GraphPlace) -> Iterator[None]:
+    """Run on the stream of a pool's graphs, after what was enqueued and before what follows."""
+    place.stream.wait_stream(torch.cuda.current_stream())
+    try:
+        with torch.cuda.stream(place.stream):
+            yield
+    finally:
+        torch.cuda.current_stream().wait_stream(place.stream)
 
 
 def _live_bytes(place: GraphPlace) -> int:

@@ -104,7 +104,7 @@ class ProbeEngine:
         )
         self._availability = Availability(limits, shapes, self._graphs, self._ranks.alone)
         context = min(config.contexts)
-        captures = Capturer(self._runtime, self._pool, self._device_memory.inside, context)
+        captures = Capturer(self._runtime, self._pool, self._device_memory, context)
         self._preparer = Preparer(self._availability, captures)
         live_tokens = largest_live_graph(limits.rules, view.decode_positions)
         give_back = self.give_back_cache

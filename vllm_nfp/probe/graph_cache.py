@@ -5,12 +5,15 @@ The policy alone: captures, and giving graphs up, are calls that it is handed.
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from vllm_nfp.probe.memory import GpuMemory, HostMemory
+
+logger = logging.getLogger("vllm.nfp")
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -141,7 +144,15 @@ class GraphCache(Generic[Key]):
     def _take_off(self, pool_bytes: int) -> None:
         allowed = min(self._pool_allowance, max(0, pool_bytes))
         self._pool_allowance -= allowed
-        self.limit -= max(0, pool_bytes) - allowed
+        grown, held = max(0, pool_bytes) - allowed, self.limit >= 0
+        self.limit -= grown
+        if held and self.limit < 0:
+            logger.warning(
+                "vllm-nfp: CUDA graphs of the probe took %d MiB for activations, which "
+                "graph_memory_mib does not hold: no further shape is captured, and most answers "
+                "stay predicted. To measure more, raise graph_memory_mib in --nfp-config by as much",
+                grown >> 20,
+            )
 
     def measure_again(self) -> float:
         """Forget what a shape takes until others were captured; bytes of one until now."""
