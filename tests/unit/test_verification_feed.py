@@ -36,6 +36,7 @@ from vllm_nfp.session.cost_feed import STALLED_STEPS, CostFeed
 from vllm_nfp.session.cost_source import FollowingCosts, LeadingCosts
 from vllm_nfp.session.started import Lead
 from vllm_nfp.session.step_prices import StepPrices, launch_seconds
+from vllm_nfp.session.step_rests import ENOUGH, StepRests
 from vllm_nfp.session.verification import NOT_ASKED, NOT_PROBED, follow_verification
 from vllm_nfp.session.worker import StartCost, Worker
 from vllm_nfp.timing import RealSteps
@@ -304,6 +305,42 @@ def test_real_steps_stand_beside_what_both_costs_say(engine: Engine) -> None:
     assert seconds.measured == pytest.approx(3e-4 + between)
     engine.renew(findings(), (of,))
     assert engine.report.seconds == seconds, "no step since"
+
+
+def test_cut_steps_are_priced_with_what_the_host_takes_more_for_them() -> None:
+    engine, at = Engine(made_manager(confidence=0.6)), [0.0]
+    engine.feed.rests = StepRests(lambda: at[0])
+    engine.renew(findings())
+    engine.steps()
+    assert engine.steps(1) < REQUESTS * DRAFTS, "the last drafts pay little"
+    for whole, seconds in ((False, 0.012), (True, 0.009)):
+        # Confidences that leave no doubt show how long each kind of step takes.
+        engine.manager._stale_confidences[0].np[:] = 0.999 if whole else 0.6
+        for _ in range(3 * ENOUGH):
+            chosen = step(engine.manager)
+            assert (chosen == REQUESTS * DRAFTS) == whole
+            at[0] += seconds
+    (rest,) = engine.feed.rests.known()
+    assert rest.cut > rest.whole > 0.0
+    engine.manager._stale_confidences[0].np[:] = 0.6
+    engine.renew(findings())
+    engine.steps(2 * STEPS_PER_EXCHANGE)
+    assert engine.steps(1) == REQUESTS * DRAFTS
+    of = RealSteps(Shape(8, 1024, 3), Shape(8, 1000, 3), 50, 20, 0.0075, 2.5)
+    engine.renew(findings(), (of,))
+    between = (curve(8)[1].median_seconds + curve(8)[2].median_seconds) / 2
+    assert engine.report.seconds.measured == pytest.approx(3e-4 + between), "work alone"
+
+
+def test_a_fault_in_following_steps_leaves_the_choice(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(engine.feed.rests, "chosen", lambda *_: 1 / 0)
+    with caplog.at_level(logging.WARNING, "vllm.nfp"):
+        engine.renew(findings())
+        engine.steps(20)
+    assert len(caplog.messages) == 1 and "ZeroDivisionError" in caplog.messages[0]
+    assert engine.report.feeding
 
 
 def test_a_step_beyond_the_graphs_costs_the_launches_of_real_ones(engine: Engine) -> None:
