@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("vllm")
 
@@ -66,6 +68,8 @@ def made_manager(confidence: float = 0.9) -> Any:
     buffer = SimpleNamespace(np=np.full((16, DRAFTS), confidence, dtype=np.float32))
     manager._stale_confidences, manager._stale_idx = [buffer, buffer], 0
     manager._batch_budget = None
+    manager._confidence_probs = torch.rand(16, DRAFTS)
+    manager._batch_draft_capacity = torch.empty(16, dtype=torch.int32)
     manager.cost_tables = np.full(17, 0.3), 0.5 + 1.0 * np.arange(129)
     return manager
 
@@ -370,6 +374,19 @@ def test_prices_of_no_steps_are_not_known() -> None:
     assert prices.seconds.real is None
 
 
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Requests and drafts of each choice that is compiled early; nothing is."""
+    kinds: list[tuple[int, int]] = []
+
+    def choose(confidences: Any, slots: Any, capacities: Any, drafts: int, steps: int) -> None:
+        kinds.append((len(slots), drafts))
+
+    module = sys.modules[type(made_manager()).__module__]
+    monkeypatch.setattr(module, "_assign_draft_token_budget_compiled", choose)
+    return kinds
+
+
 def started(config: ProbeConfig, engine: object, leads: bool = True) -> tuple[Any, Worker]:
     priced: list[Any] = []
     publisher = SimpleNamespace(price=priced.append, priced=priced)
@@ -389,11 +406,13 @@ def started(config: ProbeConfig, engine: object, leads: bool = True) -> tuple[An
     ],
 )
 def test_a_session_follows_and_feeds_where_it_can(
-    settings: dict[str, Any], engine: object, reason: str
+    settings: dict[str, Any], engine: object, reason: str, compiled: list[tuple[int, int]]
 ) -> None:
     parts, worker = started(ProbeConfig(**settings), engine)
     manager, patches, cut = made_manager(), PatchSet(), list[int]()
     follow_verification(parts, worker, AdaptiveVerification(manager), patches, cut.append)
+    fed = reason == cost_source.NOT_YET
+    assert compiled == ([(3, 2), (3, 1), (1, 2), (1, 1)] if fed else [])
     drafts = step(manager)
     assert cut == [REQUESTS + drafts]
     (costs,) = parts.lead.publisher.priced
@@ -402,6 +421,7 @@ def test_a_session_follows_and_feeds_where_it_can(
     patches.restore()
 
 
+@pytest.mark.usefixtures("compiled")
 def test_a_rank_that_follows_opens_the_wire_only_where_costs_are_fed(tmp_path: Path) -> None:
     opened: list[int] = []
 
@@ -485,3 +505,53 @@ def test_the_metrics_of_a_feed() -> None:
     gauges = {s.name: s.value for family in families([ended]) for s in family.samples}
     assert gauges["vllm_nfp_verification_measured_costs"] == 0.0
     assert following.NOT_ASKED not in gauges
+
+
+def compiled_kinds(manager: Any) -> int:
+    """Kinds of steps that PyTorch has compiled the choice of drafts for."""
+    from torch._dynamo.utils import counters
+
+    choose = sys.modules[type(manager).__module__]._assign_draft_token_budget_compiled
+    for requests, drafts in ((2, 2), (2, 1), (4, 9), (9, 4), (7, 7), (16, 16), (1, 2), (1, 1)):
+        with torch.inference_mode():
+            capacities = manager._batch_draft_capacity[:requests]
+            capacities.fill_(manager.num_speculative_steps)
+            slots = torch.arange(requests)
+            choose(manager._confidence_probs, slots, capacities, drafts, DRAFTS)
+            assert int(capacities.sum()) == drafts
+    return int(counters["stats"]["unique_graphs"])
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_no_step_waits_for_the_choice_of_drafts_to_be_compiled(early: bool) -> None:
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    manager = made_manager()
+    if early:
+        AdaptiveVerification(manager).compile_choice()
+    before = int(counters["stats"]["unique_graphs"])
+    assert compiled_kinds(manager) - before == (0 if early else 4)
+
+
+def test_a_choice_that_cannot_be_compiled_early_is_left_to_the_steps(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    manager = made_manager()
+    module = sys.modules[type(manager).__module__]
+    with caplog.at_level(logging.WARNING, "vllm.nfp"):
+        monkeypatch.setattr(module, "_assign_draft_token_budget_compiled", lambda *_: 1 / 0)
+        AdaptiveVerification(manager).compile_choice()
+        monkeypatch.delattr(module, "_assign_draft_token_budget_compiled")
+        AdaptiveVerification(manager).compile_choice()
+    assert ["ZeroDivisionError" in text for text in caplog.messages] == [True, False]
+    manager.num_speculative_steps = 1
+    manager._confidence_probs = torch.rand(2, 1)
+    kinds: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        module, "_assign_draft_token_budget_compiled",
+        lambda _c, slots, _l, drafts, _s: kinds.append((len(slots), drafts)), raising=False,
+    )  # fmt: skip
+    AdaptiveVerification(manager).compile_choice()
+    assert kinds == [(2, 1)], "one request with one draft verifies it or none"
