@@ -311,7 +311,9 @@ def test_real_steps_stand_beside_what_both_costs_say(engine: Engine) -> None:
     assert engine.report.seconds == seconds, "no step since"
 
 
-def test_cut_steps_are_priced_with_what_the_host_takes_more_for_them() -> None:
+def test_cut_steps_are_priced_with_what_the_host_takes_more_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     engine, at = Engine(made_manager(confidence=0.6)), [0.0]
     engine.feed.rests = StepRests(lambda: at[0])
     engine.renew(findings())
@@ -327,7 +329,12 @@ def test_cut_steps_are_priced_with_what_the_host_takes_more_for_them() -> None:
     (rest,) = engine.feed.rests.known()
     assert rest.cut > rest.whole > 0.0
     engine.manager._stale_confidences[0].np[:] = 0.6
+    made: list[object] = []
+    monkeypatch.setattr(cost_source, "work_tables", lambda *_: made.append(1))
     engine.renew(findings())
+    assert not made, "what is the device's has not changed"
+    assert engine.report.renewals == 2
+    monkeypatch.undo()
     engine.steps(2 * STEPS_PER_EXCHANGE)
     assert engine.steps(1) == REQUESTS * DRAFTS
     of = RealSteps(Shape(8, 1024, 3), Shape(8, 1000, 3), 50, 20, 0.0075, 2.5)

@@ -22,6 +22,7 @@ from vllm_nfp.draft.verify_costs import (
     rest_at,
     same_rests,
     verify_ms,
+    work_tables,
 )
 from vllm_nfp.results.snapshot import SnapshotError
 from vllm_nfp.strict_json import encode
@@ -177,7 +178,7 @@ def test_a_batch_size_between_two_rows_lies_between_them() -> None:
 
 def test_tables_are_made_beforehand_for_what_is_known() -> None:
     costs = VerifyCosts("0", 7, 1024, (CostRow(8, (0.004, 0.005)), CostRow(16, (0.005, 0.008))))
-    made = priced(costs, 64, GRAPHS)
+    made = priced(costs, work_tables(costs.rows, 64, GRAPHS))
     assert made.version == 7
     assert sorted(made.by_requests) == list(range(8, 17))
     assert len(made.by_requests[10]) == 11
@@ -188,8 +189,9 @@ RESTS = Rest(4, 0.001, 0.002), Rest(16, 0.0003, 0.0004)
 
 
 def test_what_is_beside_the_work_is_priced_and_told_apart_again() -> None:
-    bare = priced(VerifyCosts("0", 7, 1024, ROWS), 64, GRAPHS)
-    made = priced(VerifyCosts("0", 7, 1024, ROWS, RESTS), 64, GRAPHS)
+    work = work_tables(ROWS, 64, GRAPHS)
+    bare = priced(VerifyCosts("0", 7, 1024, ROWS), work)
+    made = priced(VerifyCosts("0", 7, 1024, ROWS, RESTS), work)
     assert made.by_requests[8][:-1] == pytest.approx(bare.by_requests[8][:-1] + 2.0)
     assert made.by_requests[8][-1] == pytest.approx(bare.by_requests[8][-1] + 1.0)
     assert made.by_requests[16][-1] == pytest.approx(bare.by_requests[16][-1] + 0.3)

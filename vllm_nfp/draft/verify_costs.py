@@ -29,8 +29,12 @@ IntArray: TypeAlias = NDArray[np.int64]
 Curve: TypeAlias = "dict[int, CurvePoint]"
 """Points of one batch size by positions."""
 SCHEMA = 1
+Tables: TypeAlias = "Mapping[int, FloatArray]"
+"""By requests of a step; see :func:`verify_ms`."""
 TABLES_AT_A_TIME = 2
 """Tables that are made before a pause: some 0.3 ms."""
+ADDED_AT_A_TIME = 32
+"""Tables that something is added to before a pause: some 0.2 ms."""
 WIDEST = 1.2
 """Upper over lower end of a ratio's 95 % interval. Errors that wide, independent at each N, lose
 1.1 % of goodput on average, 2.2 % at the worst of the recorded points (benchmarks/cost_width.py).
@@ -85,9 +89,8 @@ class PricedCosts:
     """Costs with the tables that steps look up, made beforehand."""
 
     version: int
-    by_requests: Mapping[int, FloatArray]
-    """See :func:`verify_ms`, and what is beside; batch sizes of which nothing is known are left
-    out."""
+    by_requests: Tables
+    """With what is beside; batch sizes of which nothing is known are left out."""
     beside: Mapping[int, tuple[float, float]] = field(default_factory=dict)
     """Milliseconds of that in these tables: in their last entry, and in the others."""
 
@@ -101,22 +104,35 @@ class PricedCosts:
         return float(table[place]) - (whole if place == len(table) - 1 else cut)
 
 
-def priced(costs: VerifyCosts, most_requests: int, capture_sizes: Sequence[int]) -> PricedCosts:
-    """Make the table of each batch size; in the background, gives way.
+def work_tables(
+    rows: Sequence[CostRow], most_requests: int, capture_sizes: Sequence[int]
+) -> Tables:
+    """Make the table of each batch size that is known; in the background, gives way.
 
     Args:
         most_requests: of a step.
         capture_sizes: tokens of the CUDA graphs, ascending.
     """
+    tables = (
+        (requests, verify_ms(rows, requests, capture_sizes))
+        for requests in in_pieces(range(1, most_requests + 1), TABLES_AT_A_TIME)
+    )
+    return {requests: table for requests, table in tables if table is not None}
+
+
+def priced(costs: VerifyCosts, work: Tables) -> PricedCosts:
+    """Add what is beside the device's work; in the background, gives way.
+
+    Args:
+        work: tables of the costs' rows.
+    """
     tables: dict[int, FloatArray] = {}
     beside: dict[int, tuple[float, float]] = {}
-    for requests in in_pieces(range(1, most_requests + 1), TABLES_AT_A_TIME):
-        table = verify_ms(costs.rows, requests, capture_sizes)
-        if table is not None:
-            whole, cut = (1e3 * seconds for seconds in rest_at(costs.rests, requests))
-            table[:-1] += cut
-            table[-1] += whole
-            tables[requests], beside[requests] = table, (whole, cut)
+    for requests in in_pieces(sorted(work), ADDED_AT_A_TIME):
+        whole, cut = (1e3 * seconds for seconds in rest_at(costs.rests, requests))
+        table = work[requests] + cut
+        table[-1] += whole - cut
+        tables[requests], beside[requests] = table, (whole, cut)
     return PricedCosts(costs.version, tables, beside)
 
 
