@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vllm_nfp.draft.verify_costs import Rest
-from vllm_nfp.session.step_rests import ENOUGH, FORGOTTEN_SECONDS, StepRests
+from vllm_nfp.session.step_rests import ENOUGH, FORGOTTEN_SECONDS, OLD_SECONDS, StepRests
 
 PRICE, WHOLE, CUT = 0.005, 0.0015, 0.0035
 
@@ -64,10 +64,33 @@ def test_a_price_above_the_time_leaves_nothing_beside() -> None:
     assert steps.rests.known() == (Rest(8, 0.0, 0.0),)
 
 
-def test_what_is_old_is_tried_again() -> None:
+def test_a_kind_that_does_not_run_differs_as_it_did_when_both_ran() -> None:
     steps = Steps()
-    steps.run(2 * ENOUGH, PRICE + CUT, whole=False)
-    steps.at += FORGOTTEN_SECONDS
     steps.run(2 * ENOUGH, PRICE + WHOLE)
+    steps.run(2 * ENOUGH, PRICE + CUT, whole=False)
+    steps.rests.known()
+    steps.at += 2 * OLD_SECONDS
+    slower = 0.002
+    steps.run(2 * ENOUGH, PRICE + WHOLE + slower)
+    (rest,) = steps.rests.known()
+    assert (rest.whole, rest.cut) == pytest.approx((WHOLE + slower, CUT + slower))
+    steps.at += 2 * OLD_SECONDS
+    steps.run(2 * ENOUGH, PRICE + CUT + slower, whole=False)
+    (rest,) = steps.rests.known()
+    assert (rest.whole, rest.cut) == pytest.approx((WHOLE + slower, CUT + slower))
+
+
+def test_what_was_long_ago_is_tried_again() -> None:
+    steps = Steps()
+    steps.run(2 * ENOUGH, PRICE + WHOLE)
+    steps.run(2 * ENOUGH, PRICE + CUT, whole=False)
+    known = steps.rests.known()
+    steps.at += FORGOTTEN_SECONDS / 2
+    assert steps.rests.known() == known, "no such batch size runs"
+    steps.at += FORGOTTEN_SECONDS
+    assert steps.rests.known() == ()
+    steps.run(ENOUGH, PRICE + WHOLE)
+    assert steps.rests.known() == (), "steps of before do not count"
+    steps.run(ENOUGH, PRICE + WHOLE)
     (rest,) = steps.rests.known()
     assert rest.cut == rest.whole == pytest.approx(WHOLE)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from statistics import median
 
 from vllm_nfp.draft.verify_costs import Rest
@@ -26,9 +26,13 @@ KEPT = 64
 ENOUGH = 16
 """Steps from which on the median counts, as of real steps
 (:data:`vllm_nfp.results.real_steps.ENOUGH`)."""
+OLD_SECONDS = 10.0
+"""Age from which on steps do not count: a host's speed was seen to differ by 3 ms a step from one
+load to the next, each some seconds long (2026-11-28, H200; docs/adaptive-verification.md)."""
 FORGOTTEN_SECONDS = 60.0
-"""Age of a kind's latest step from which on it is not known any more: it is tried again. As long as
-a median of real steps is not old (:data:`vllm_nfp.results.real_steps.AGAIN_SECONDS`)."""
+"""Age from which on a batch size that does not run is not known any more, nor what cut steps take
+more if only one kind runs: the other is tried again then. As long as a median of real steps is not
+old (:data:`vllm_nfp.results.real_steps.AGAIN_SECONDS`)."""
 
 
 class _Latest:
@@ -42,15 +46,17 @@ class _Latest:
         self.at = 0.0
 
     def add(self, seconds: float, now: float) -> None:
+        if now - self.at > OLD_SECONDS:
+            self.count = 0
         self.seconds[self.count % KEPT] = seconds
         self.count += 1
         self.at = now
 
     def known(self, now: float) -> float | None:
         """The median; None of too few steps, or old ones."""
-        if self.count < ENOUGH or now - self.at > FORGOTTEN_SECONDS:
+        if self.count < ENOUGH or now - self.at > OLD_SECONDS:
             return None
-        return max(0.0, median(self.seconds[: min(self.count, KEPT)]))
+        return median(self.seconds[: min(self.count, KEPT)])
 
 
 class StepRests:
@@ -67,6 +73,10 @@ class StepRests:
         self._now = now
         self._of: dict[tuple[int, bool], _Latest] = {}
         """By bucket of requests, and whether all drafts are verified."""
+        self._more: dict[int, tuple[float, float]] = {}
+        """By bucket: seconds that cut steps took more when both kinds ran, and when that was."""
+        self._last: dict[int, tuple[Rest, float]] = {}
+        """By bucket: what was known at last, and when."""
         self._begun = 0.0
         self._price = 0.0
         self._like = 0, False
@@ -102,14 +112,28 @@ class StepRests:
         self._like = like
 
     def known(self) -> tuple[Rest, ...]:
-        """By batch size, ascending; where one kind of step is not known, it is as the other."""
+        """By batch size, ascending; asked of one thread, at least every OLD_SECONDS.
+
+        Where one kind of step does not run, it takes more or less than the other what it took when
+        both ran, whatever the host's speed is now.
+        """
         now = self._now()
         found: dict[int, dict[bool, float]] = {}
         for (bucket, whole), latest in sorted(self._of.items()):
             seconds = latest.known(now)
             if seconds is not None and bucket < len(BATCH_BOUNDS):
-                found.setdefault(BATCH_BOUNDS[bucket], {})[whole] = seconds
+                found.setdefault(bucket, {})[whole] = seconds
+        self._last |= {bucket: (self._rest(bucket, of, now), now) for bucket, of in found.items()}
         return tuple(
-            Rest(size, of.get(True, of.get(False, 0.0)), of.get(False, of.get(True, 0.0)))
-            for size, of in found.items()
+            rest for _, (rest, at) in sorted(self._last.items()) if now - at <= FORGOTTEN_SECONDS
         )
+
+    def _rest(self, bucket: int, of: Mapping[bool, float], now: float) -> Rest:
+        if len(of) == 2:
+            self._more[bucket] = of[False] - of[True], now
+        more, at = self._more.get(bucket, (0.0, now))
+        if now - at > FORGOTTEN_SECONDS:
+            more = 0.0
+        whole = of[True] if True in of else of[False] - more
+        cut = of[False] if False in of else whole + more
+        return Rest(BATCH_BOUNDS[bucket], max(0.0, whole), max(0.0, cut))
