@@ -176,18 +176,23 @@ class Offline:
             found[load] = shares(self.best(load)[1], ideal, reached, self._held[load][name])
         return found
 
-    def priced(self) -> dict[Load, tuple[float, float, float]]:
-        """Shares of the best fixed length with bare prices, one host time in them, and two."""
+    def priced(self, host: float, cut: float) -> dict[Load, tuple[float, float, float]]:
+        """Shares of the best fixed length with bare prices, one host time in them, and two.
+
+        Args:
+            host: milliseconds that each step takes more than with a fixed length.
+            cut: those that steps which cut drafts take once more.
+        """
         found = {}
         for point in points():
             load = point.context, point.requests
             work = true_ms(load, self._held[load])
-            took, price = work + HOST_MS, work - UNPRICED_MS
-            took[:-1] += CUT_MS
+            took, price = work + host, work - UNPRICED_MS
+            took[:-1] += cut
             bare, one, both = (
                 walk(self._streams, point, costs, took, self._fit.copy()).speed
                 / self.best(load)[1].speed
-                for costs in (price, price + UNPRICED_MS + HOST_MS + CUT_MS, took)
+                for costs in (price, price + UNPRICED_MS + host + cut, took)
             )
             found[load] = bare, one, both
         return found
@@ -205,7 +210,7 @@ class Offline:
         return found
 
 
-def tables(record: Mapping[str, Any], traces: Path) -> str:
+def tables(record: Mapping[str, Any], traces: Path, host: float, cut: float) -> str:
     """All tables, in Markdown."""
     streams = make_streams(read_traces(traces)[0], STREAMS, STREAM_PLACES, STREAMS + FIRST_TOKEN)
     offline = Offline(streams, rows(record))
@@ -221,7 +226,7 @@ def tables(record: Mapping[str, Any], traces: Path) -> str:
         ]
         lines.append(f"| {load[0]}, {load[1]} | {offline.best(load)[0]} | {' | '.join(parts)} |")
     lines += ["", "| context, requests | bare | one | two |", "| --- " * 4 + "|"]
-    for load, speeds in offline.priced().items():
+    for load, speeds in offline.priced(host, cut).items():
         lines.append(f"| {load[0]}, {load[1]} | {' | '.join(f'{s:.3f}' for s in speeds)} |")
     named = " | ".join(f"{drafts} drafts" for drafts in SHORTER)
     lines += ["", f"| context, requests | {named} |", "| --- " * (1 + len(SHORTER)) + "|"]
@@ -233,10 +238,12 @@ def tables(record: Mapping[str, Any], traces: Path) -> str:
 @click.command()
 @click.argument("record", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--traces", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-def main(record: Path, traces: Path) -> None:
+@click.option("--host-ms", default=HOST_MS, show_default=True, help="In the second table.")
+@click.option("--cut-ms", default=CUT_MS, show_default=True, help="In the second table.")
+def main(record: Path, traces: Path, host_ms: float, cut_ms: float) -> None:
     """Tell where a recorded comparison lost; see the module's text."""
     with gzip.open(record, "rt", encoding="utf-8") as text:
-        click.echo(tables(json.load(text), traces))
+        click.echo(tables(json.load(text), traces, host_ms, cut_ms))
 
 
 if __name__ == "__main__":

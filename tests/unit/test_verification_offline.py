@@ -116,6 +116,10 @@ def test_shares_make_up_what_was_reached(tmp_path: Path) -> None:
         reached = held["1k", 8]["measured"].speed / found.best(("1k", 8))[1].speed
         assert by_host[host].all == pytest.approx(reached)
         assert found.shares("vllm") == {}
+    free, dear = (found.priced(1.0, cut)["1k", 8] for cut in (0.0, 1.5))
+    assert free[1] == free[2], "no step takes more than others"
+    assert max(dear[:2]) < dear[2]
+    assert dear[0] < free[0]
     assert by_host[2.0].drafting == by_host[0.0].drafting
     assert by_host[2.0].choice == by_host[0.0].choice
     assert by_host[2.0].host < by_host[0.0].host
