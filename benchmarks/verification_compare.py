@@ -35,6 +35,7 @@ from benchmarks.verification_plan import (
     CONTENDERS,
     FIXED,
     LONG,
+    LONGEST,
     MOST_LONG,
     OTHER_KINDS,
     SHORT,
@@ -73,6 +74,8 @@ class Settings:
     """time.monotonic() when all began."""
     watch_stalls: bool = False
     guard_drafter: bool = False
+    adaptive_drafts: int = LONGEST
+    time_host: bool = False
 
 
 class Record:
@@ -86,6 +89,7 @@ class Record:
         self._fixed = {
             "shape": settings.shape, "layers": settings.layers, "traces": recorded,
             "environment": environment.record(), "guard_drafter": settings.guard_drafter,
+            "adaptive_drafts": settings.adaptive_drafts,
         }  # fmt: skip
 
     def add(self, row: Mapping[str, Any]) -> None:
@@ -117,7 +121,9 @@ def one_pass(
             if len(so_far) > 1 and so_far[-1] < (1.0 - MARGIN) * max(so_far):
                 continue
             before = counters(server.metrics())
+            _host_parts(remote, settings)
             speed = measure(server.url, model, vocabulary, point)
+            host = _host_parts(remote, settings)
             metrics = server.metrics()
             after = counters(metrics)
             so_far.append(speed.tokens_per_second)
@@ -126,8 +132,13 @@ def one_pass(
                 "pass": number, "context": point.context, "requests": point.requests,
                 **dataclasses.asdict(speed),
                 "counted": {name: after[name] - before.get(name, 0.0) for name in after},
-                "verification": verification(metrics),
+                "verification": verification(metrics), **host,
             }  # fmt: skip
+
+
+def _host_parts(remote: Remote, settings: Settings) -> dict[str, Any]:
+    """What the host has taken since the last look, if it is timed."""
+    return {"host": remote.call("bench_host_parts", "")[0]} if settings.time_host else {}
 
 
 def spec_of(contender: str, settings: Settings) -> Spec:
@@ -136,7 +147,7 @@ def spec_of(contender: str, settings: Settings) -> Spec:
     head = shapes.shared_draft_head(settings.shape, "eagle3", settings.layers)
     return Spec(
         model, settings.out / f"server-{settings.shape}-{contender}.log", free_port(),
-        flags_of(contender, settings.shape, settings.layers, head),
+        flags_of(contender, settings.shape, settings.layers, head, settings.adaptive_drafts),
         extra={
             "VLLM_SERVER_DEV_MODE": "1",
             stall_watch.VARIABLE: str(int(settings.watch_stalls)),
@@ -158,11 +169,15 @@ def compare_one(start: Start, settings: Settings, record: Record, until: float) 
         "vocabulary": vocabulary,
     }  # fmt: skip
     answer = Remote(server.url).call("bench_replay", json.dumps(asked))[0]
-    shown = flags_of(contender, settings.shape, settings.layers, Path("HEAD"))
+    shown = flags_of(
+        contender, settings.shape, settings.layers, Path("HEAD"), settings.adaptive_drafts
+    )
     record.servers[contender] = {"flags": shown, "start_seconds": start.seconds, **answer}
     fill(server.url, model, vocabulary, [LONG] * MOST_LONG + [SHORT] * (STREAMS - MOST_LONG))
     if answer["adaptive"]:
         warm_up(server.url, model, vocabulary)
+    if settings.time_host:
+        Remote(server.url).call("bench_time_host", "")
     _measure_passes(contender, server, model, settings, record, until)
     record.servers[contender]["after"] = environment.gpu_state()
     record.write()
@@ -247,6 +262,14 @@ def run(settings: Settings, contenders: tuple[str, ...]) -> None:
 @click.option("--within", type=float, default=560.0, show_default=True, help="Seconds, of all.")
 @click.option("--passes", default=3, show_default=True, help="Of all loads, at most.")
 @click.option("--watch-stalls", is_flag=True, help="Stacks in the logs where no step follows.")
+@click.option(
+    "--adaptive-drafts",
+    type=click.IntRange(1, LONGEST),
+    default=LONGEST,
+    show_default=True,
+    help="Drafted at each step by ways that verify adaptively.",
+)
+@click.option("--time-host", is_flag=True, help="Keep the host's time of each part of a step.")
 @click.option("--guard-drafter", is_flag=True, help="See benchmarks/length_graphs.py.")
 @click.option("--tabulate", is_flag=True, help="Print the results in --out; measure nothing.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)

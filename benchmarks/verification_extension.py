@@ -17,6 +17,7 @@ from vllm.model_executor.models.llama_eagle3 import Eagle3LlamaForCausalLM
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from benchmarks import length_graphs, stall_watch
+from benchmarks.host_parts import HostParts, follow_runner
 from benchmarks.traces import read_traces
 from benchmarks.verification_replay import Replay, install, own_costs
 from benchmarks.verification_streams import make_streams
@@ -58,6 +59,7 @@ class ReplayedDrafts:
     """Methods that vLLM adds to its workers; arguments and answers are JSON."""
 
     model_runner: Any
+    bench_parts: HostParts
 
     def bench_replay(self, settings: str) -> str:
         """Begin: ``{"traces", "streams", "places", "vocabulary"}``."""
@@ -71,6 +73,15 @@ class ReplayedDrafts:
         if manager is None:
             return json.dumps({"adaptive": False})
         return json.dumps({"adaptive": True, "own_costs": own_costs(manager)})
+
+    def bench_time_host(self, _: str) -> str:
+        """Time the host's parts of each step from now on."""
+        self.bench_parts = follow_runner(self.model_runner)
+        return json.dumps({})
+
+    def bench_host_parts(self, _: str) -> str:
+        """Their times since the last call."""
+        return json.dumps(self.bench_parts.take())
 
     def bench_draft_length(self, length: str) -> str:
         """Hold a draft length, of those that the server's table names."""

@@ -44,8 +44,14 @@ def _places(requests: int) -> int:
     return PLACES_OF_FEW if requests <= FEW else PLACES
 
 
-def flags_of(contender: str, shape: str, layers: int, head: Path) -> tuple[str, ...]:
-    """Of its server."""
+def flags_of(
+    contender: str, shape: str, layers: int, head: Path, adaptive: int = LONGEST
+) -> tuple[str, ...]:
+    """Of its server.
+
+    Args:
+        adaptive: tokens that ways which verify adaptively draft at each step.
+    """
     tokens = MOST_LONG * LONG + (STREAMS - MOST_LONG) * (SHORT + LONGEST_ANSWER * PLACES)
     kv = int(shapes.kv_gib(shape, layers + 1, tokens + MOST_LONG * SHORT) * 2**30)
     flags: tuple[str, ...] = (
@@ -63,6 +69,6 @@ def flags_of(contender: str, shape: str, layers: int, head: Path) -> tuple[str, 
         table = [[at, end, k] for at, (end, k) in enumerate(zip(ends, FIXED, strict=True), 1)]
         config["num_speculative_tokens_per_batch_size"] = table
     else:
-        config["enable_adaptive_verification"] = True
+        config |= {"num_speculative_tokens": adaptive, "enable_adaptive_verification": True}
     flags += ("--speculative-config", json.dumps(config))
     return (*flags, "--nfp-probe", "--nfp-verification-costs") if contender == "measured" else flags

@@ -34,6 +34,10 @@ class Streams:
     tokens: NDArray[np.int64]
     """[streams, places]"""
 
+    def cut(self, drafts: int) -> Streams:
+        """The same, if no more tokens than these are drafted."""
+        return Streams(self.log_odds[:, :, :drafts], np.minimum(self.accepted, drafts), self.tokens)
+
 
 def make_streams(
     traces: Sequence[AnswerTrace], streams: int, places: int, vocabulary: int

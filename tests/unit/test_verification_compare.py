@@ -270,7 +270,7 @@ def test_the_comparison_runs_from_start_to_end(
     write_traces(tmp_path / "traces.npz", RECORDED, {"commit": "abc"})
     verification_compare.main.main(
         ["--shape=tiny", "--layers=2", f"--traces={tmp_path / 'traces.npz'}",
-         "--within=60", "--passes=2",
+         "--within=60", "--passes=2", "--time-host", "--adaptive-drafts=4",
          "--contender=fixed", "--contender=measured", f"--out={tmp_path}"],
         standalone_mode=False,
     )  # fmt: skip
@@ -282,6 +282,14 @@ def test_the_comparison_runs_from_start_to_end(
     assert held["traces"] == {"commit": "abc"}
     assert set(held["servers"]) == {"fixed", "measured"}
     assert str(tmp_path) not in json.dumps(held), "no paths of this machine"
+    assert held["adaptive_drafts"] == 4
+    assert '"num_speculative_tokens": 4' in str(held["servers"]["measured"]["flags"])
+    assert '"num_speculative_tokens": 7' in str(held["servers"]["fixed"]["flags"])
+    assert all("host" in row for row in held["rows"])
+    names_of = [asked[0] for asked in told if asked[0] != "bench_draft_length"]
+    assert names_of == (["bench_replay", "bench_time_host"] + ["bench_host_parts"] * 16) + (
+        ["bench_replay", "bench_time_host"] + ["bench_host_parts"] * 4
+    ), "before and after each load"
     lengths = [asked[1] for asked in told if asked[0] == "bench_draft_length"]
     assert lengths == ["1", "3", "5", "7"] * 2
     for found in held["rows"]:
@@ -341,7 +349,7 @@ def test_a_length_beyond_one_that_lost_is_not_measured(monkeypatch: pytest.Monke
     monkeypatch.setattr(verification_compare, "Remote", lambda url: remote)
     monkeypatch.setattr(verification_compare, "measure", measured)
     monkeypatch.setattr(verification_compare, "points", lambda: [one, two])
-    settings = SimpleNamespace(shape="tiny")
+    settings = SimpleNamespace(shape="tiny", time_host=False)
     answers = SimpleNamespace(url="http://x", metrics=lambda: "")
     rows = [*verification_compare.one_pass("fixed", 0, answers, "m", settings)]  # type: ignore[arg-type]
     found = {p.context: [r["tokens_per_second"] for r in rows if r["context"] == p.context]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("vllm")
 
@@ -36,6 +38,7 @@ from vllm_nfp.session.cost_feed import STALLED_STEPS, CostFeed
 from vllm_nfp.session.cost_source import FollowingCosts, LeadingCosts
 from vllm_nfp.session.started import Lead
 from vllm_nfp.session.step_prices import StepPrices, launch_seconds
+from vllm_nfp.session.step_rests import ENOUGH, StepRests
 from vllm_nfp.session.verification import NOT_ASKED, NOT_PROBED, follow_verification
 from vllm_nfp.session.worker import StartCost, Worker
 from vllm_nfp.timing import RealSteps
@@ -65,6 +68,8 @@ def made_manager(confidence: float = 0.9) -> Any:
     buffer = SimpleNamespace(np=np.full((16, DRAFTS), confidence, dtype=np.float32))
     manager._stale_confidences, manager._stale_idx = [buffer, buffer], 0
     manager._batch_budget = None
+    manager._confidence_probs = torch.rand(16, DRAFTS)
+    manager._batch_draft_capacity = torch.empty(16, dtype=torch.int32)
     manager.cost_tables = np.full(17, 0.3), 0.5 + 1.0 * np.arange(129)
     return manager
 
@@ -306,6 +311,49 @@ def test_real_steps_stand_beside_what_both_costs_say(engine: Engine) -> None:
     assert engine.report.seconds == seconds, "no step since"
 
 
+def test_cut_steps_are_priced_with_what_the_host_takes_more_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine, at = Engine(made_manager(confidence=0.6)), [0.0]
+    engine.feed.rests = StepRests(lambda: at[0])
+    engine.renew(findings())
+    engine.steps()
+    assert engine.steps(1) < REQUESTS * DRAFTS, "the last drafts pay little"
+    for whole, seconds in ((False, 0.012), (True, 0.009)):
+        # Confidences that leave no doubt show how long each kind of step takes.
+        engine.manager._stale_confidences[0].np[:] = 0.999 if whole else 0.6
+        for _ in range(3 * ENOUGH):
+            chosen = step(engine.manager)
+            assert (chosen == REQUESTS * DRAFTS) == whole
+            at[0] += seconds
+    (rest,) = engine.feed.rests.known()
+    assert rest.cut > rest.whole > 0.0
+    engine.manager._stale_confidences[0].np[:] = 0.6
+    made: list[object] = []
+    monkeypatch.setattr(cost_source, "work_tables", lambda *_: made.append(1))
+    engine.renew(findings())
+    assert not made, "what is the device's has not changed"
+    assert engine.report.renewals == 2
+    monkeypatch.undo()
+    engine.steps(2 * STEPS_PER_EXCHANGE)
+    assert engine.steps(1) == REQUESTS * DRAFTS
+    of = RealSteps(Shape(8, 1024, 3), Shape(8, 1000, 3), 50, 20, 0.0075, 2.5)
+    engine.renew(findings(), (of,))
+    between = (curve(8)[1].median_seconds + curve(8)[2].median_seconds) / 2
+    assert engine.report.seconds.measured == pytest.approx(3e-4 + between), "work alone"
+
+
+def test_a_fault_in_following_steps_leaves_the_choice(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(engine.feed.rests, "chosen", lambda *_: 1 / 0)
+    with caplog.at_level(logging.WARNING, "vllm.nfp"):
+        engine.renew(findings())
+        engine.steps(20)
+    assert len(caplog.messages) == 1 and "ZeroDivisionError" in caplog.messages[0]
+    assert engine.report.feeding
+
+
 def test_a_step_beyond_the_graphs_costs_the_launches_of_real_ones(engine: Engine) -> None:
     graphs = 16
     engine.costs = LeadingCosts(CONFIG, "0", 16, (8, graphs), alone=True)
@@ -333,6 +381,19 @@ def test_prices_of_no_steps_are_not_known() -> None:
     assert prices.seconds.real is None
 
 
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Requests and drafts of each choice that is compiled early; nothing is."""
+    kinds: list[tuple[int, int]] = []
+
+    def choose(confidences: Any, slots: Any, capacities: Any, drafts: int, steps: int) -> None:
+        kinds.append((len(slots), drafts))
+
+    module = sys.modules[type(made_manager()).__module__]
+    monkeypatch.setattr(module, "_assign_draft_token_budget_compiled", choose)
+    return kinds
+
+
 def started(config: ProbeConfig, engine: object, leads: bool = True) -> tuple[Any, Worker]:
     priced: list[Any] = []
     publisher = SimpleNamespace(price=priced.append, priced=priced)
@@ -352,11 +413,13 @@ def started(config: ProbeConfig, engine: object, leads: bool = True) -> tuple[An
     ],
 )
 def test_a_session_follows_and_feeds_where_it_can(
-    settings: dict[str, Any], engine: object, reason: str
+    settings: dict[str, Any], engine: object, reason: str, compiled: list[tuple[int, int]]
 ) -> None:
     parts, worker = started(ProbeConfig(**settings), engine)
     manager, patches, cut = made_manager(), PatchSet(), list[int]()
     follow_verification(parts, worker, AdaptiveVerification(manager), patches, cut.append)
+    fed = reason == cost_source.NOT_YET
+    assert compiled == ([(3, 2), (3, 1), (1, 2), (1, 1)] if fed else [])
     drafts = step(manager)
     assert cut == [REQUESTS + drafts]
     (costs,) = parts.lead.publisher.priced
@@ -365,6 +428,7 @@ def test_a_session_follows_and_feeds_where_it_can(
     patches.restore()
 
 
+@pytest.mark.usefixtures("compiled")
 def test_a_rank_that_follows_opens_the_wire_only_where_costs_are_fed(tmp_path: Path) -> None:
     opened: list[int] = []
 
@@ -448,3 +512,53 @@ def test_the_metrics_of_a_feed() -> None:
     gauges = {s.name: s.value for family in families([ended]) for s in family.samples}
     assert gauges["vllm_nfp_verification_measured_costs"] == 0.0
     assert following.NOT_ASKED not in gauges
+
+
+def compiled_kinds(manager: Any) -> int:
+    """Kinds of steps that PyTorch has compiled the choice of drafts for."""
+    from torch._dynamo.utils import counters
+
+    choose = sys.modules[type(manager).__module__]._assign_draft_token_budget_compiled
+    for requests, drafts in ((2, 2), (2, 1), (4, 9), (9, 4), (7, 7), (16, 16), (1, 2), (1, 1)):
+        with torch.inference_mode():
+            capacities = manager._batch_draft_capacity[:requests]
+            capacities.fill_(manager.num_speculative_steps)
+            slots = torch.arange(requests)
+            choose(manager._confidence_probs, slots, capacities, drafts, DRAFTS)
+            assert int(capacities.sum()) == drafts
+    return int(counters["stats"]["unique_graphs"])
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_no_step_waits_for_the_choice_of_drafts_to_be_compiled(early: bool) -> None:
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    manager = made_manager()
+    if early:
+        AdaptiveVerification(manager).compile_choice()
+    before = int(counters["stats"]["unique_graphs"])
+    assert compiled_kinds(manager) - before == (0 if early else 4)
+
+
+def test_a_choice_that_cannot_be_compiled_early_is_left_to_the_steps(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    manager = made_manager()
+    module = sys.modules[type(manager).__module__]
+    with caplog.at_level(logging.WARNING, "vllm.nfp"):
+        monkeypatch.setattr(module, "_assign_draft_token_budget_compiled", lambda *_: 1 / 0)
+        AdaptiveVerification(manager).compile_choice()
+        monkeypatch.delattr(module, "_assign_draft_token_budget_compiled")
+        AdaptiveVerification(manager).compile_choice()
+    assert ["ZeroDivisionError" in text for text in caplog.messages] == [True, False]
+    manager.num_speculative_steps = 1
+    manager._confidence_probs = torch.rand(2, 1)
+    kinds: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        module, "_assign_draft_token_budget_compiled",
+        lambda _c, slots, _l, drafts, _s: kinds.append((len(slots), drafts)), raising=False,
+    )  # fmt: skip
+    AdaptiveVerification(manager).compile_choice()
+    assert kinds == [(2, 1)], "one request with one draft verifies it or none"

@@ -11,6 +11,7 @@ import pytest
 from vllm_nfp.draft.verify_costs import (
     CostRow,
     Lack,
+    Rest,
     VerifyCosts,
     cost_file,
     founded_rows,
@@ -18,7 +19,10 @@ from vllm_nfp.draft.verify_costs import (
     priced,
     raised,
     read_costs,
+    rest_at,
+    same_rests,
     verify_ms,
+    work_tables,
 )
 from vllm_nfp.results.snapshot import SnapshotError
 from vllm_nfp.strict_json import encode
@@ -174,14 +178,39 @@ def test_a_batch_size_between_two_rows_lies_between_them() -> None:
 
 def test_tables_are_made_beforehand_for_what_is_known() -> None:
     costs = VerifyCosts("0", 7, 1024, (CostRow(8, (0.004, 0.005)), CostRow(16, (0.005, 0.008))))
-    made = priced(costs, 64, GRAPHS)
+    made = priced(costs, work_tables(costs.rows, 64, GRAPHS))
     assert made.version == 7
     assert sorted(made.by_requests) == list(range(8, 17))
     assert len(made.by_requests[10]) == 11
 
 
+ROWS = (CostRow(8, (0.004, 0.005)), CostRow(16, (0.005, 0.008)))
+RESTS = Rest(4, 0.001, 0.002), Rest(16, 0.0003, 0.0004)
+
+
+def test_what_is_beside_the_work_is_priced_and_told_apart_again() -> None:
+    work = work_tables(ROWS, 64, GRAPHS)
+    bare = priced(VerifyCosts("0", 7, 1024, ROWS), work)
+    made = priced(VerifyCosts("0", 7, 1024, ROWS, RESTS), work)
+    assert made.by_requests[8][:-1] == pytest.approx(bare.by_requests[8][:-1] + 2.0)
+    assert made.by_requests[8][-1] == pytest.approx(bare.by_requests[8][-1] + 1.0)
+    assert made.by_requests[16][-1] == pytest.approx(bare.by_requests[16][-1] + 0.3)
+    for place in (0, 3, 8, 99):
+        assert made.of_work(8, place) == pytest.approx(bare.of_work(8, place))
+    assert made.of_work(40, 0) is None
+
+
+def test_what_is_beside_the_work_is_that_of_the_nearest_batch_size() -> None:
+    assert rest_at(RESTS, 4) == rest_at(RESTS, 2) == (0.001, 0.002)
+    assert rest_at(RESTS, 9) == rest_at(RESTS, 32) == (0.0003, 0.0004)
+    assert rest_at(RESTS, 33) == rest_at(RESTS, 1) == rest_at((), 4) == (0.0, 0.0)
+    near = Rest(4, 0.00105, 0.002), RESTS[1]
+    assert same_rests(ROWS, RESTS, near)
+    assert not same_rests(ROWS, RESTS, (Rest(4, 0.001, 0.0022), RESTS[1]))
+
+
 def test_the_other_ranks_read_what_was_written(tmp_path: Path) -> None:
-    costs = VerifyCosts("0", 7, 1024, (CostRow(8, (0.0041, 1 / 3)),))
+    costs = VerifyCosts("0", 7, 1024, (CostRow(8, (0.0041, 1 / 3)),), RESTS)
     path = cost_file(str(tmp_path), "0")
     path.write_text(encode(costs))
     assert read_costs(path) == costs

@@ -7,7 +7,10 @@ rank chooses for itself, from the same numbers. No other runner has it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -17,6 +20,10 @@ from numpy.typing import NDArray
 from vllm_nfp.adapter import runner_v2, targets, versions
 from vllm_nfp.adapter.patch import PatchSet
 
+logger = logging.getLogger("vllm.nfp")
+
+CHOOSE = "_assign_draft_token_budget_compiled"
+"""vLLM's compiled choice of the drafts that are verified, in the manager's module."""
 FIRST_RELEASE = (0, 32)
 """The first with adaptive verification."""
 WITHOUT_CONFIDENCES = ("ngram", "ngram_gpu", "suffix")
@@ -77,6 +84,30 @@ class AdaptiveVerification:
         there = np.arange(survival.shape[1]) < lengths[:, None]
         return float(np.sort(survival[there])[::-1][: admitted.drafts].sum())
 
+    def compile_choice(self) -> None:
+        """Have vLLM compile its choice of drafts for all kinds of steps; takes seconds.
+
+        vLLM compiles it at the first step that cuts drafts, and the step waits for that: 0.3 to
+        2.5 s for each kind (H200, vLLM 0.33, 2026-11-28). What is computed here is not used.
+        """
+        import torch  # the flags' side of this module does without
+
+        manager = self._manager
+        choose = getattr(sys.modules[type(manager).__module__], CHOOSE, None)
+        if choose is None:
+            logger.warning("vllm-nfp: this vLLM has no %s to compile early", CHOOSE)
+            return
+        try:
+            steps, confidences = manager.num_speculative_steps, manager._confidence_probs
+            with torch.inference_mode():  # as steps run
+                for requests, drafts in _kinds(steps, len(confidences)):
+                    slots = torch.arange(requests, device=confidences.device)
+                    capacities = manager._batch_draft_capacity[:requests]
+                    capacities.fill_(steps)
+                    choose(confidences, slots, capacities, drafts, steps)
+        except Exception as error:  # steps compile it then, as without this
+            logger.warning("vllm-nfp: vLLM's choice of drafts is not compiled early: %r", error)
+
     def hook(
         self,
         patches: PatchSet,
@@ -102,6 +133,21 @@ class AdaptiveVerification:
             return wrapped
 
         patches.wrap(targets.GET_NUM_TOKENS, get_num_tokens, on=self._manager)
+
+
+def _kinds(steps: int, most_requests: int) -> Iterator[tuple[int, int]]:
+    """(requests, drafts to choose) of each kind that PyTorch compiles apart.
+
+    It compiles for exactly 1 of either, and once for all larger numbers (PyTorch 2.13, seen in its
+    log of recompilations). Numbers that happen to be equal would be taken to be so always.
+    """
+    taken = {steps, most_requests}
+    requests = next(n for n in itertools.count(3) if n not in taken)
+    for some in (min(requests, most_requests), 1):
+        several = next(n for n in itertools.count(2) if n not in taken | {some})
+        for drafts in (several, 1):
+            if drafts < some * steps:  # else vLLM verifies all, and chooses none
+                yield some, drafts
 
 
 def verification_of(runner: Any) -> AdaptiveVerification | None:

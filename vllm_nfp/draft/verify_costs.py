@@ -11,7 +11,7 @@ import itertools
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
 from typing import TypeAlias
@@ -22,21 +22,31 @@ from numpy.typing import NDArray
 from vllm_nfp.give_way import in_pieces
 from vllm_nfp.results.snapshot import hand_over_file, read_hand_over
 from vllm_nfp.types import Basis, CurvePoint
-from vllm_nfp.types.shapes import Above0, Count, Size
+from vllm_nfp.types.shapes import Above0, Count, NotBelow0, Size
 
 FloatArray: TypeAlias = NDArray[np.float64]
 IntArray: TypeAlias = NDArray[np.int64]
 Curve: TypeAlias = "dict[int, CurvePoint]"
 """Points of one batch size by positions."""
 SCHEMA = 1
+Tables: TypeAlias = "Mapping[int, FloatArray]"
+"""By requests of a step; see :func:`verify_ms`."""
 TABLES_AT_A_TIME = 2
 """Tables that are made before a pause: some 0.3 ms."""
+ADDED_AT_A_TIME = 32
+"""Tables that something is added to before a pause: some 0.2 ms."""
 WIDEST = 1.2
 """Upper over lower end of a ratio's 95 % interval. Errors that wide, independent at each N, lose
 1.1 % of goodput on average, 2.2 % at the worst of the recorded points (benchmarks/cost_width.py).
 The same holds t(1), whose error is common to all N and counts against drafting alone."""
 NEXT_ROW = 2.0
 """Batch sizes of two rows between which a step is priced: the reported ones are powers of two."""
+SAME_REST = 0.02
+"""Change of the time beside a step's work, as a fraction of the shortest step of its batch size,
+that no choice depends on. All of 1.4 ms beside 5 ms loses 0.5 % of goodput where it is not priced
+(2026-11-28, recorded drafts; docs/adaptive-verification.md)."""
+NOTHING_BESIDE = 0.0, 0.0
+"""Seconds beside the work of steps that verify all drafts, and of those that cut some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +59,17 @@ class CostRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Rest:
+    """Time of a step beside what the device works on the model and drafts: sampling, the host."""
+
+    batch_size: Size
+    whole: NotBelow0
+    """Seconds, of steps that verify all their drafts."""
+    cut: NotBelow0
+    """Seconds, of steps that verify some."""
+
+
+@dataclass(frozen=True, slots=True)
 class VerifyCosts:
     """What decode steps cost at the contexts of one moment; replaced whole, alike on all ranks."""
 
@@ -58,6 +79,8 @@ class VerifyCosts:
     """Mean over the sequences, in tokens."""
     rows: tuple[CostRow, ...]
     """By batch size, ascending."""
+    rests: tuple[Rest, ...] = ()
+    """The same."""
     schema: int = SCHEMA
 
 
@@ -66,22 +89,73 @@ class PricedCosts:
     """Costs with the tables that steps look up, made beforehand."""
 
     version: int
-    by_requests: Mapping[int, FloatArray]
-    """See :func:`verify_ms`; batch sizes of which nothing is known are left out."""
+    by_requests: Tables
+    """With what is beside; batch sizes of which nothing is known are left out."""
+    beside: Mapping[int, tuple[float, float]] = field(default_factory=dict)
+    """Milliseconds of that in these tables: in their last entry, and in the others."""
+
+    def of_work(self, requests: int, place: int) -> float | None:
+        """Milliseconds of the device's work alone in an entry of a table; None without a table."""
+        table = self.by_requests.get(requests)
+        if table is None:
+            return None
+        place = min(max(0, place), len(table) - 1)
+        whole, cut = self.beside.get(requests, NOTHING_BESIDE)
+        return float(table[place]) - (whole if place == len(table) - 1 else cut)
 
 
-def priced(costs: VerifyCosts, most_requests: int, capture_sizes: Sequence[int]) -> PricedCosts:
-    """Make the table of each batch size; in the background, gives way.
+def work_tables(
+    rows: Sequence[CostRow], most_requests: int, capture_sizes: Sequence[int]
+) -> Tables:
+    """Make the table of each batch size that is known; in the background, gives way.
 
     Args:
         most_requests: of a step.
         capture_sizes: tokens of the CUDA graphs, ascending.
     """
     tables = (
-        (requests, verify_ms(costs.rows, requests, capture_sizes))
+        (requests, verify_ms(rows, requests, capture_sizes))
         for requests in in_pieces(range(1, most_requests + 1), TABLES_AT_A_TIME)
     )
-    return PricedCosts(costs.version, {n: table for n, table in tables if table is not None})
+    return {requests: table for requests, table in tables if table is not None}
+
+
+def priced(costs: VerifyCosts, work: Tables) -> PricedCosts:
+    """Add what is beside the device's work; in the background, gives way.
+
+    Args:
+        work: tables of the costs' rows.
+    """
+    tables: dict[int, FloatArray] = {}
+    beside: dict[int, tuple[float, float]] = {}
+    for requests in in_pieces(sorted(work), ADDED_AT_A_TIME):
+        whole, cut = (1e3 * seconds for seconds in rest_at(costs.rests, requests))
+        table = work[requests] + cut
+        table[-1] += whole - cut
+        tables[requests], beside[requests] = table, (whole, cut)
+    return PricedCosts(costs.version, tables, beside)
+
+
+def rest_at(rests: Sequence[Rest], batch_size: int) -> tuple[float, float]:
+    """Seconds beside the work of whole and of cut steps, at the nearest batch size that is known.
+
+    None is known beyond the distance of two rows.
+    """
+    near = min(rests, key=lambda rest: abs(math.log(rest.batch_size / batch_size)), default=None)
+    if near is None or not 1 / NEXT_ROW <= near.batch_size / batch_size <= NEXT_ROW:
+        return NOTHING_BESIDE
+    return near.whole, near.cut
+
+
+def same_rests(rows: Iterable[CostRow], rests: Sequence[Rest], others: Sequence[Rest]) -> bool:
+    """Whether no choice depends on which of the two is in force."""
+    return all(
+        abs(a - b) <= SAME_REST * min(row.seconds)
+        for row in rows
+        for a, b in zip(
+            rest_at(rests, row.batch_size), rest_at(others, row.batch_size), strict=True
+        )
+    )
 
 
 def cost_file(run_dir: str, engine: str) -> Path:

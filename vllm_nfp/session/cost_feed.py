@@ -15,6 +15,7 @@ from vllm_nfp.adapter.verification import AdaptiveVerification, Admitted, Tables
 from vllm_nfp.draft.verify_costs import PricedCosts
 from vllm_nfp.schedule.cost_agreement import NONE, CostAgreement
 from vllm_nfp.schedule.lockstep import Wire
+from vllm_nfp.session.step_rests import StepRests
 
 logger = logging.getLogger("vllm.nfp")
 
@@ -50,9 +51,12 @@ class CostFeed:
         """In the place of vLLM's own; None while these are in force."""
         self._scratch: Tables | None = None
         """A copy of vLLM's own, of which each step overwrites the part that it asks for."""
-        self._asks = True
+        self._asks = self._follows = True
         self._without = 0
         """Steps in a row with drafts of which none was verified."""
+        self._chose: PricedCosts | None = None
+        """Costs in force at the latest step; None: vLLM's own."""
+        self.rests = StepRests()
         self.ready: PricedCosts | None = None
         """The latest costs that this rank has; set by a thread in the background."""
         self.fault = ""
@@ -87,6 +91,8 @@ class CostFeed:
         Args:
             num_tokens: tokens that the scheduler has planned, by request.
         """
+        self._chose = None
+        self.rests.begin()
         if self.fault:
             return
         try:
@@ -96,6 +102,7 @@ class CostFeed:
             if costs is None:
                 self.own_because = NOT_AGREED_YET
             self._place(None if costs is None else self._tables_for(costs, num_tokens))
+            self._chose = None if self._placed is None else costs
         except Exception as error:  # without the other ranks there is no step either
             logger.error(
                 "vllm-nfp: fault in the feed of adaptive verification; vLLM's own costs are in "
@@ -111,6 +118,7 @@ class CostFeed:
         self.scheduled += admitted.scheduled
         self.admitted += admitted.drafts
         self.measured_steps += self._placed is not None
+        self._follow(admitted)
         if admitted.scheduled:
             self._without = 0 if admitted.drafts else self._without + 1
         if self._asks and self.steps % EXPECTED_ONE_IN == 0:
@@ -121,6 +129,27 @@ class CostFeed:
                 # The tables stay: another rank does not know of this.
                 self._asks = False
                 logger.warning("vllm-nfp: the expected acceptance is not known: %r", error)
+
+    def _follow(self, admitted: Admitted) -> None:
+        """Have the step's time beside its work counted."""
+        if not self._follows:
+            return
+        try:
+            whole = admitted.drafts == admitted.scheduled
+            self.rests.chosen(admitted.requests, whole, self._price_of(admitted))
+        except Exception as error:
+            self._follows = False
+            logger.warning("vllm-nfp: the host's time of a step is not known: %r", error)
+
+    def _price_of(self, admitted: Admitted) -> float | None:
+        """Seconds of the device's work in the latest step; None if vLLM's own costs chose."""
+        chose, own = self._chose, self._own
+        if chose is None or own is None:
+            return None
+        verifying = chose.of_work(admitted.requests, admitted.tokens - admitted.requests)
+        if verifying is None:
+            return None
+        return 1e-3 * (float(own[0][admitted.requests]) + verifying)
 
     def give_back(self) -> None:
         """Put vLLM's own tables back."""

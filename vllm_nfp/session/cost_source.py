@@ -14,6 +14,8 @@ from vllm_nfp.draft.verify_costs import (
     WIDEST,
     CostRow,
     Lack,
+    Rest,
+    Tables,
     VerifyCosts,
     cost_file,
     founded_rows,
@@ -21,6 +23,8 @@ from vllm_nfp.draft.verify_costs import (
     priced,
     raised,
     read_costs,
+    same_rests,
+    work_tables,
 )
 from vllm_nfp.faults import maybe_fail
 from vllm_nfp.results.gather import Findings
@@ -85,6 +89,9 @@ class LeadingCosts:
         self._feed: CostFeed | None = None
         self._rows: tuple[CostRow, ...] = ()
         """Those of the latest version; empty while none is wanted."""
+        self._work: Tables = {}
+        self._rests: tuple[Rest, ...] = ()
+        """The same."""
         # Ranks that outlive their leader must not take new costs for old ones.
         self._version, self._wanted = 1 + secrets.randbelow(1 << 30), NONE
         self._renewals = 0
@@ -124,8 +131,12 @@ class LeadingCosts:
         if self._reason:
             self._wanted, self._rows = NONE, ()
         else:
+            rests = feed.rests.known()
             if not _alike(rows, self._rows):
-                self._hand_over(feed, findings, rows)
+                self._work = work_tables(rows, self._most_requests, self._capture_sizes)
+                self._hand_over(feed, findings, rows, rests)
+            elif not same_rests(rows, rests, self._rests):
+                self._hand_over(feed, findings, self._rows, rests)
             self._good_until = now + self._lasts
         self._prices.update(kinds, feed.own, feed.ready, feed.positions)
 
@@ -155,11 +166,17 @@ class LeadingCosts:
         self._counted = counted
         self._unfed = feed.own_because if ran and not fed and self._wanted != NONE else ""
 
-    def _hand_over(self, feed: CostFeed, findings: Findings, rows: tuple[CostRow, ...]) -> None:
+    def _hand_over(
+        self,
+        feed: CostFeed,
+        findings: Findings,
+        rows: tuple[CostRow, ...],
+        rests: tuple[Rest, ...],
+    ) -> None:
         """Make the tables, let the other ranks have the same, and want them in force."""
         context = 0 if findings.live is None else findings.live.context
-        costs = VerifyCosts(self._engine, self._version + 1, context, rows)
-        made = priced(costs, self._most_requests, self._capture_sizes)
+        costs = VerifyCosts(self._engine, self._version + 1, context, rows, rests)
+        made = priced(costs, self._work)
         if self._folder is not None:
             try:
                 self._folder.write(self._name, encode(costs))
@@ -168,7 +185,7 @@ class LeadingCosts:
                 self._wanted, self._rows = NONE, ()
                 return
         feed.ready = made
-        self._rows, self._version = rows, costs.version
+        self._rows, self._rests, self._version = rows, rests, costs.version
         self._wanted = costs.version
         self._renewals += 1
         if self._renewals == 1:
@@ -225,6 +242,9 @@ class FollowingCosts:
     ) -> None:
         self._feed, self._path = feed, path
         self._most_requests, self._capture_sizes = most_requests, capture_sizes
+        self._rows: tuple[CostRow, ...] = ()
+        self._work: Tables = {}
+        """Of these rows."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="nfp-costs", daemon=True)
 
@@ -243,7 +263,10 @@ class FollowingCosts:
         except (OSError, ValueError):
             return  # nothing yet: the ranks agree on no costs that one of them lacks
         if self._feed.ready is None or costs.version != self._feed.ready.version:
-            self._feed.ready = priced(costs, self._most_requests, self._capture_sizes)
+            if costs.rows != self._rows:
+                self._work = work_tables(costs.rows, self._most_requests, self._capture_sizes)
+                self._rows = costs.rows
+            self._feed.ready = priced(costs, self._work)
 
     def _run(self) -> None:
         try:

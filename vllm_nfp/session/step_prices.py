@@ -72,11 +72,10 @@ class StepPrices:
             total += count
             real += count * of.median_seconds
             by_own += count * (drafting + float(own[1][tokens]))
-            table = None if measured is None else measured.by_requests.get(requests)
-            if table is not None:
-                place = min(max(0, tokens - requests), len(table) - 1)
+            work = None if measured is None else measured.of_work(requests, tokens - requests)
+            if work is not None:
                 of_both += count
-                by_measured += count * (drafting + float(table[place]))
+                by_measured += count * (drafting + work)
         if total:
             self.seconds = StepSeconds(
                 real / total,

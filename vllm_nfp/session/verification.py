@@ -67,6 +67,8 @@ def follow_verification(
         feed.after(request_ids, admitted)
         trimmed(admitted.tokens)
 
+    if not never:
+        verification.compile_choice()
     verification.hook(patches, feed.before, after)
     patches.on_restore(feed.give_back)
 

@@ -14,6 +14,7 @@ Count: TypeAlias = Annotated[int, Meta(ge=0, lt=1 << 32)]
 Whole: TypeAlias = Annotated[int, Meta(ge=-(1 << 53), le=1 << 53)]
 """Bytes and sums: exact in every reader of JSON, and a float on /metrics."""
 Above0: TypeAlias = Annotated[float, Meta(gt=0)]
+NotBelow0: TypeAlias = Annotated[float, Meta(ge=0)]
 
 
 class Module(StrEnum):

@@ -1,0 +1,250 @@
+"""Where a recorded comparison lost: drafting, the choice, or the host. Needs no GPU.
+
+    python -m benchmarks.verification_offline RECORD.json.gz --traces TRACES.npz
+
+Takes what :mod:`benchmarks.verification_compare` recorded with fixed draft lengths as the truth of
+what steps take, and replays the same streams of drafts through vLLM's choice: its estimator, its
+confidences of the step before, and its table of costs. Three shares of the best fixed length make
+up what an adaptive way reached:
+
+- ``drafting``: what the choice reaches with the true costs and no host time of its own. It drafts
+  all tokens at every step, and a fixed length only those that pay;
+- ``choice``: what the recorded tokens of a step reach of that;
+- ``host``: what is left at the recorded time of a step.
+
+The second table has what the prices of this project reach if the host takes longer for a step:
+``bare`` prices hold the device's work, ``one`` the host's time of a mean step as well, and ``two``
+that of whole and of cut steps. The third table has what fewer drafts at every step reach with the
+true costs and no host time: each draft that is not made saves its time.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.traces import read_traces
+from benchmarks.verification_plan import FIXED, LONGEST, STREAM_PLACES, STREAMS, WARM_UP, points
+from benchmarks.verification_streams import FIRST_TOKEN, Streams, make_streams
+from benchmarks.verification_table import MEASURED, NONE, OWN
+from benchmarks.verification_walk import Estimator, Walk, walk
+
+FloatArray = NDArray[np.float64]
+
+DRAFT_MS = 0.25
+"""One more draft of up to 4 requests: K = 3 to K = 7 took 0.21 to 0.27 ms for each (2026-11-28,
+H200, Qwen3-8B, 24 layers, contexts of 1024 and 8192)."""
+SPECULATION_MS = 0.2
+"""A step without drafts takes that less than one that could have verified some: the same record."""
+UNPRICED_MS = 0.5
+"""Sampling, which prices do not hold, in the second table: an assumption, as the host's times."""
+SHORTER = (3, 4, 5, 6, LONGEST)
+"""Drafts of a step in the third table."""
+HOST_MS = 1.4
+"""More than with a fixed length: the least that was seen from 1 to 8 requests."""
+CUT_MS = 1.0
+"""Once more, of steps that cut drafts: an assumption."""
+BEYOND = {("1k", 64): 13.9, ("mixed", 64): 20.5, ("1k", 128): 33.5}
+"""Milliseconds with K = 7 where the record left it out, from 2026-11-28-h200x2-at-defaults."""
+
+Load = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What a recorded way did under a load."""
+
+    tokens: float
+    """Of a step, for each request."""
+    milliseconds: float
+    """From step to step."""
+
+    @property
+    def speed(self) -> float:
+        """Tokens each millisecond, for each request."""
+        return self.tokens / self.milliseconds
+
+
+def rows(record: Mapping[str, Any]) -> dict[Load, dict[str, Row]]:
+    """The last pass of each way, by load; loads that were not held are left out."""
+    found: dict[Load, dict[str, Row]] = {}
+    for row in record["rows"]:
+        if not row["whole"]:
+            continue
+        counted = row["counted"]
+        drafts = counted.get("vllm:spec_decode_num_drafts_total", 0.0)
+        accepted = counted.get("vllm:spec_decode_num_accepted_tokens_total", 0.0)
+        tokens = 1.0 + accepted / drafts if drafts else 1.0
+        period = 1e3 * row["requests"] * tokens / row["tokens_per_second"]
+        found.setdefault((row["context"], row["requests"]), {})[row["contender"]] = Row(
+            tokens, period
+        )
+    return found
+
+
+def true_ms(load: Load, held: Mapping[str, Row]) -> FloatArray:
+    """A step that drafts LONGEST, by drafts that are verified, without an adaptive host time.
+
+    A shorter fixed length takes what it verifies and fewer drafts. Where the host limited one, a
+    longer one was no slower, and tells what the device takes at most.
+    """
+    _, requests = load
+    steps = {0: held[NONE].milliseconds + SPECULATION_MS}
+    for length in FIXED:
+        name = f"fixed-{length}"
+        took = held[name].milliseconds if name in held else None
+        if took is None and length == LONGEST:
+            took = BEYOND[load]
+        if took is not None:
+            steps[length * requests] = took - DRAFT_MS * length
+    least = np.minimum.accumulate(np.array([*steps.values()])[::-1])[::-1]
+    verifying = np.interp(np.arange(LONGEST * requests + 1), [*steps], least)
+    return np.asarray(verifying + DRAFT_MS * LONGEST)
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Of the best fixed length's speed."""
+
+    drafting: float
+    choice: float
+    host: float
+
+    @property
+    def all(self) -> float:
+        """What was reached."""
+        return self.drafting * self.choice * self.host
+
+
+def shares(best: Row, ideal: Walk, reached: Sequence[Walk], found: Row) -> Shares:
+    """Where a way lost.
+
+    Args:
+        ideal: what the choice reaches with the true costs.
+        reached: with ever more drafts verified, whatever they cost.
+    """
+    tokens = [walk.tokens for walk in reached]
+    device = float(np.interp(found.tokens, tokens, [walk.milliseconds for walk in reached]))
+    return Shares(
+        ideal.speed / best.speed,
+        found.tokens / device / ideal.speed,
+        device / found.milliseconds,
+    )
+
+
+class Offline:
+    """Walks over the streams of a record.
+
+    Args:
+        streams: what requests meet.
+        held: by load.
+    """
+
+    def __init__(self, streams: Streams, held: Mapping[Load, Mapping[str, Row]]) -> None:
+        self._streams, self._held = streams, held
+        warm = Estimator(LONGEST)
+        true = true_ms(("1k", WARM_UP.requests), held["1k", WARM_UP.requests])
+        walk(streams, WARM_UP, true, true, warm)
+        self._fit = warm
+
+    def best(self, load: Load) -> tuple[str, Row]:
+        """The best fixed length, none among them."""
+        fixed = {n: r for n, r in self._held[load].items() if n == NONE or n.startswith("fixed-")}
+        return max(fixed.items(), key=lambda item: item[1].speed)
+
+    def shares(self, name: str) -> dict[Load, Shares]:
+        """Of a way that verifies adaptively."""
+        found = {}
+        for point in points():
+            load = point.context, point.requests
+            if name not in self._held[load]:
+                continue  # it was not held
+            true = true_ms(load, self._held[load])
+            ideal = walk(self._streams, point, true, true, self._fit.copy())
+            reached = [
+                walk(self._streams, point, true, true, self._fit.copy(), fixed=drafts)
+                for drafts in range(0, LONGEST * point.requests + 1, max(1, point.requests // 2))
+            ]
+            found[load] = shares(self.best(load)[1], ideal, reached, self._held[load][name])
+        return found
+
+    def priced(self, host: float, cut: float) -> dict[Load, tuple[float, float, float]]:
+        """Shares of the best fixed length with bare prices, one host time in them, and two.
+
+        Args:
+            host: milliseconds that each step takes more than with a fixed length.
+            cut: those that steps which cut drafts take once more.
+        """
+        found = {}
+        for point in points():
+            load = point.context, point.requests
+            work = true_ms(load, self._held[load])
+            took, price = work + host, work - UNPRICED_MS
+            took[:-1] += cut
+            bare, one, both = (
+                walk(self._streams, point, costs, took, self._fit.copy()).speed
+                / self.best(load)[1].speed
+                for costs in (price, price + UNPRICED_MS + host + cut, took)
+            )
+            found[load] = bare, one, both
+        return found
+
+    def shorter(self) -> dict[Load, list[float]]:
+        """Shares of the best fixed length if each step drafts so many of SHORTER."""
+        found: dict[Load, list[float]] = {}
+        for point in points():
+            load = point.context, point.requests
+            true, best = true_ms(load, self._held[load]), self.best(load)[1]
+            for drafts in SHORTER:
+                took = true[: drafts * point.requests + 1] - DRAFT_MS * (LONGEST - drafts)
+                ran = walk(self._streams.cut(drafts), point, took, took, self._fit.cut(drafts))
+                found.setdefault(load, []).append(ran.speed / best.speed)
+        return found
+
+
+def tables(record: Mapping[str, Any], traces: Path, host: float, cut: float) -> str:
+    """All tables, in Markdown."""
+    streams = make_streams(read_traces(traces)[0], STREAMS, STREAM_PLACES, STREAMS + FIRST_TOKEN)
+    offline = Offline(streams, rows(record))
+    lines = [
+        "| context, requests | best | measured: drafting, choice, host | vLLM's: the same |",
+        "| --- " * 4 + "|",
+    ]
+    measured, own = offline.shares(MEASURED), offline.shares(OWN)
+    for load, of in measured.items():
+        parts = [
+            f"{s.drafting:.2f} x {s.choice:.2f} x {s.host:.2f} = {s.all:.2f}" if s else ""
+            for s in (of, own.get(load))
+        ]
+        lines.append(f"| {load[0]}, {load[1]} | {offline.best(load)[0]} | {' | '.join(parts)} |")
+    lines += ["", "| context, requests | bare | one | two |", "| --- " * 4 + "|"]
+    for load, speeds in offline.priced(host, cut).items():
+        lines.append(f"| {load[0]}, {load[1]} | {' | '.join(f'{s:.3f}' for s in speeds)} |")
+    named = " | ".join(f"{drafts} drafts" for drafts in SHORTER)
+    lines += ["", f"| context, requests | {named} |", "| --- " * (1 + len(SHORTER)) + "|"]
+    for load, of_drafts in offline.shorter().items():
+        lines.append(f"| {load[0]}, {load[1]} | {' | '.join(f'{s:.3f}' for s in of_drafts)} |")
+    return "\n".join(lines)
+
+
+@click.command()
+@click.argument("record", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--traces", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--host-ms", default=HOST_MS, show_default=True, help="In the second table.")
+@click.option("--cut-ms", default=CUT_MS, show_default=True, help="In the second table.")
+def main(record: Path, traces: Path, host_ms: float, cut_ms: float) -> None:
+    """Tell where a recorded comparison lost; see the module's text."""
+    with gzip.open(record, "rt", encoding="utf-8") as text:
+        click.echo(tables(json.load(text), traces, host_ms, cut_ms))
+
+
+if __name__ == "__main__":
+    main()
