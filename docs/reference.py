@@ -207,6 +207,14 @@ def public_recipes() -> str:
     return section()
 
 
+def measured_models() -> str:
+    """NFP of the models that were run on GPUs, from their records."""
+    sys.path.insert(0, str(FOLDER.parent))
+    from benchmarks.measured_models import section
+
+    return section()
+
+
 _PARTS = {
     "models": lambda: feature_tables((Kind.MODEL, Kind.SERVER)),
     "parallelism": lambda: feature_tables((Kind.PARALLEL,)),
@@ -214,6 +222,7 @@ _PARTS = {
     "states of models": states_of_models,
     "layers with a state": layers_with_a_state,
     "public recipes": public_recipes,
+    "measured models": measured_models,
     "attention backends": attention_backends,
 }
 """What stands in a page between a comment that names it and the next comment."""

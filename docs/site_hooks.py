@@ -52,6 +52,7 @@ NAV = {
         "measured.md",
         "theory.md",
         "surface.md",
+        "surface-results.md",
         "validation.md",
         "draft-results.md",
         "overhead.md",

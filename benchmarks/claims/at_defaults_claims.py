@@ -25,7 +25,7 @@ class Server:
 
     Attributes:
         shape: its name and further arguments of the command.
-        row: how the row in docs/surface.md begins, the pairs included; None: no truth was
+        row: how the row in docs/surface-results.md begins, the pairs included; None: no truth was
             measured.
         costs: how the row in docs/overhead.md begins; None: it has none.
     """
@@ -47,9 +47,7 @@ class Server:
         return Run((COMMAND + self.shape + " --within {within}",), self.within)
 
 
-FP8 = "qwen3-8b --flags '--quantization fp8' --engine-args '{{\"quantization\":\"fp8\"}}'"
 E6AECCF = "2026-11-28-h200-at-defaults-e6aeccf/"
-H200X4 = "2026-11-28-h200x4-at-defaults/"
 H200X2 = "2026-11-28-h200x2-alike/"
 SERVERS = (
     Server(
@@ -73,18 +71,10 @@ SERVERS = (
         "| Qwen3-30B-A3B | H200, 0.33, c8f1e77 ",
     ),
     Server(
-        "fp8-h200", "Qwen3-8B in FP8", H200X4 + "fp8", "248b8f5", "H200, vLLM 0.33.0",
-        "qwen3-8b --flags '--quantization fp8'", 402,
-        "| Qwen3-8B, `--quantization fp8` | H200, 0.33, 248b8f5 | {pairs} ",
-        "| Qwen3-8B, FP8 | H200, 0.33, 248b8f5 ",
-        costs_row=COSTS.replace("{gpu}", "{gpu}, over the limit"),
-    ),
-    Server(
-        "fp8-h100", "Qwen3-8B in FP8", "2026-11-28-h100-at-defaults/fp8", "f773c4a",
-        "H100, vLLM 0.33.0", FP8, 552,
-        "| Qwen3-8B, `--quantization fp8` | H100, 0.33 | {pairs} of 4 shapes ",
-        "| Qwen3-8B, FP8 | H100, 0.33 ",
-        costs_row=COSTS.replace("{gpu}", "{gpu}, over the limit"),
+        "fp8-h200", "Qwen3-8B in FP8", "2026-11-28-h200-fp8-images/fp8", "4851083",
+        "H200, vLLM 0.33.0", "qwen3-8b --flags '--quantization fp8' --truth-seconds 60", 430,
+        "| Qwen3-8B, `--quantization fp8` | H200, 0.33, 4851083 | {pairs} ",
+        "| Qwen3-8B, FP8 | H200, 0.33, 4851083 ",
     ),
     Server(
         "latent-attention-h100", "DeepSeek-V2-Lite, passive",
@@ -125,7 +115,7 @@ def _answers(server: Server, row: str) -> Claim:
         "2026-11-28",
         server.gpu,
         ANSWERING,
-        (Quote("docs/surface.md", row + ROW),),
+        (Quote("docs/surface-results.md", row + ROW),),
     )
 
 

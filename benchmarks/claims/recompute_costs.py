@@ -134,6 +134,29 @@ def two_engines(record: Path) -> Figures:
     }
 
 
+def pictures(record: Path) -> Figures:
+    """A run of benchmarks.images: chats with pictures, probed and after the probe has ended.
+
+    Raises:
+        ValueError: if an answer differed, or did not depend on its picture.
+    """
+    run = json.loads((record / "images.json").read_text(encoding="utf-8"))
+    outputs = run["outputs"]
+    if not (outputs["token_ids_equal"] and outputs["logprobs_equal"]):
+        raise ValueError(f"{record}: outputs differ")
+    if not outputs["picture_changes_answer"]:
+        raise ValueError(f"{record}: answers do not depend on the picture")
+    read = sum(load["with_picture"] for load in run["loads"])
+    return {
+        "chats": str(outputs["chats"]),
+        "with_pictures": str(outputs["with_pictures"]),
+        "rounds": str(outputs["rounds"]),
+        "meanwhile": str(run["pairs_meanwhile"]),
+        "read": str(read),
+        "pairs": str(run["loads"][-1]["pairs_so_far"]),
+    }
+
+
 def identity(record: Path) -> Figures:
     """A run of benchmarks.graph_memory: an engine without the probe, and one with it.
 

@@ -55,6 +55,28 @@ def claims() -> Iterator[Claim]:
             Quote("docs/parallel.md", "steps, and {idle} and 11 in dummy batches"),
         ),
     )
+    yield Claim(
+        "pictures-h200",
+        "Qwen2.5-VL-7B shape at the defaults: {chats} chats, {with_pictures} of them with "
+        "pictures, have the same tokens and log-probabilities in {rounds} rounds, the last one "
+        "after the probe had ended",
+        "none: equal to the bit",
+        "{meanwhile} pairs during the rounds; {pairs} in all, while {read} further chats with a "
+        "picture were answered",
+        recompute_costs.pictures,
+        RESULTS + "2026-11-28-h200-fp8-images/images",
+        Run(("python -m benchmarks.images --out {out}",)),
+        "4851083",
+        "2026-11-28",
+        "H200, vLLM 0.33.0",
+        PROBING,
+        (
+            Quote("docs/models.md", "{chats} chats, {with_pictures} of them with pictures"),
+            Quote("docs/models.md", "in {rounds} rounds"),
+            Quote("docs/models.md", "{meanwhile} pairs ran during the rounds"),
+            Quote("docs/models.md", "{pairs} in all while {read} further chats"),
+        ),
+    )
     yield _identity(
         "h200", "2026-11-27-h200-identity", "b36c624", "2026-11-27", "H200, vLLM 0.33.0",
         "| [b36c624](../benchmarks/results/2026-11-27-h200-identity) | - | {pairs}, {pieces} |",

@@ -150,8 +150,8 @@ class GraphCache(Generic[Key]):
             logger.warning(
                 "vllm-nfp: CUDA graphs of the probe took %d MiB for activations, which "
                 "graph_memory_mib does not hold: no further shape is captured, and most answers "
-                "stay predicted. To measure more, raise graph_memory_mib by as much in "
-                "--nfp-config",
+                "stay predicted. To measure more, raise graph_memory_mib in --nfp-config by as "
+                "much",
                 grown >> 20,
             )
 
