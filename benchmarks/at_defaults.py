@@ -46,6 +46,9 @@ SAMPLES = 6
 """Pairs of the truth at each point."""
 TRUTH_LIMIT_SECONDS = 900.0
 SHORTEST_TRUTH_SECONDS = 20.0
+ALONE_CAPTURE_SECONDS = 15.0
+"""Of a limited time this is left for the captures of one rank, which go on in the scan: recorded
+truths took 1 to 14 s more than their scan. Several ranks make all graphs before it."""
 START_SHARE, END_SECONDS = 0.7, 30.0
 """Of a limited time a truth in an engine of its own leaves this share of the server's start for the
 start of that engine (seen: 0.5 to 0.65, with what the server has compiled). Every truth leaves some
@@ -146,6 +149,12 @@ def truth_settings(seconds: float, out: Path) -> dict[str, Any]:
     }
 
 
+def captures_of(flags: str) -> float:
+    """Seconds that the captures of a truth in the same server may take, by its flags."""
+    several = any("parallel-size" in flag or flag == "-tp" for flag in split_flags(flags))
+    return CAPTURE_SECONDS if several else ALONE_CAPTURE_SECONDS
+
+
 def truth_in_server(server: Server, seconds: float, out: Path) -> Mapping[str, Any]:
     """End the server's probe and measure every point of the table in its place.
 
@@ -239,8 +248,8 @@ def main(
             fill_contexts(server, vocab_size, scale)
         seconds = truth_seconds
         if within is not None:
-            further = CAPTURE_SECONDS if truth == IN_SERVER else START_SHARE * start
-            left = within - (time.monotonic() - begun) - further - END_SECONDS
+            left = within - (time.monotonic() - begun) - END_SECONDS
+            left -= captures_of(flags) if truth == IN_SERVER else START_SHARE * start
             seconds = min(truth_seconds, max(SHORTEST_TRUTH_SECONDS, left))
         about.update(server_start_seconds=round(start, 1), truth_seconds=round(seconds, 1))
         if truth == IN_SERVER:

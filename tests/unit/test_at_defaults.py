@@ -245,3 +245,13 @@ def test_the_truth_follows_the_probe_in_the_place_of_its_graphs(
     assert noted == ["nothing", "of the traffic"]
     assert answer["active"] and not live.active
     assert asked == [config_from_mapping(settings)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "seconds"),
+    [("", 15.0), ("--quantization fp8", 15.0), ("--tensor-parallel-size 2", 60.0), ("-tp 2", 60.0)],
+)
+def test_a_limited_truth_leaves_several_ranks_the_time_of_all_captures(
+    flags: str, seconds: float
+) -> None:
+    assert at_defaults.captures_of(flags) == seconds
