@@ -15,7 +15,8 @@ up what an adaptive way reached:
 The second table has what the prices of this project reach if the host takes longer for a step:
 ``bare`` prices hold the device's work, ``one`` the host's time of a mean step as well, and ``two``
 that of whole and of cut steps. The third table has what fewer drafts at every step reach with the
-true costs and no host time: each draft that is not made saves its time.
+true costs and no host time: each draft that is not made saves its time. Below it stands what
+``vllm-nfp recommend`` says of these steps, with the acceptance that a server would have counted.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,11 @@ from benchmarks.verification_plan import FIXED, LONGEST, STREAM_PLACES, STREAMS,
 from benchmarks.verification_streams import FIRST_TOKEN, Streams, make_streams
 from benchmarks.verification_table import MEASURED, NONE, OWN
 from benchmarks.verification_walk import Estimator, Walk, walk
+from vllm_nfp.draft.acceptance import from_counters
+from vllm_nfp.draft.adaptive import AdaptiveDrafts, adaptive_drafts, adaptive_sentence
+from vllm_nfp.draft.curve import curve_of_seconds
+from vllm_nfp.draft.demand import Demand, DraftCost
+from vllm_nfp.types import Basis
 
 FloatArray = NDArray[np.float64]
 
@@ -52,6 +58,8 @@ HOST_MS = 1.4
 """More than with a fixed length: the least that was seen from 1 to 8 requests."""
 CUT_MS = 1.0
 """Once more, of steps that cut drafts: an assumption."""
+COUNTED_STEPS = 400
+"""Steps of each stream over which acceptance is counted."""
 BEYOND = {("1k", 64): 13.9, ("mixed", 64): 20.5, ("1k", 128): 33.5}
 """Milliseconds with K = 7 where the record left it out, from 2026-11-28-h200x2-at-defaults."""
 
@@ -209,6 +217,34 @@ class Offline:
                 found.setdefault(load, []).append(ran.speed / best.speed)
         return found
 
+    def advised(self) -> AdaptiveDrafts:
+        """What ``recommend`` says to draft, if a server with LONGEST drafts has counted."""
+        curves = []
+        for index, point in enumerate(points()):
+            load = point.context, point.requests
+            verifying = true_ms(load, self._held[load]) - DRAFT_MS * LONGEST
+            seconds = {k + 1: verifying[k * point.requests] / 1e3 for k in range(LONGEST + 1)}
+            curve = curve_of_seconds(point.requests, index + 1, seconds)
+            curves.append(replace(curve, bases=(Basis.MEASURED,) * len(curve.points)))
+        cost = DraftCost(seconds_per_token=DRAFT_MS / 1e3)
+        accepted = counted(self._streams)
+        acceptance = from_counters(
+            float(accepted.size), [float((accepted > place).sum()) for place in range(LONGEST)]
+        )
+        found = adaptive_drafts(curves, Demand(acceptance, cost, running=LONGEST))
+        assert found is not None
+        return found
+
+
+def counted(streams: Streams) -> NDArray[np.int64]:
+    """Accepted tokens of each step if all drafts are verified; [steps, streams]."""
+    places, found = np.zeros(len(streams.accepted), dtype=np.int64), []
+    for _ in range(COUNTED_STEPS):
+        accepted = streams.accepted[np.arange(len(places)), places % streams.accepted.shape[1]]
+        found.append(accepted)
+        places = places + 1 + accepted
+    return np.array(found)
+
 
 def tables(record: Mapping[str, Any], traces: Path, host: float, cut: float) -> str:
     """All tables, in Markdown."""
@@ -232,6 +268,7 @@ def tables(record: Mapping[str, Any], traces: Path, host: float, cut: float) -> 
     lines += ["", f"| context, requests | {named} |", "| --- " * (1 + len(SHORTER)) + "|"]
     for load, of_drafts in offline.shorter().items():
         lines.append(f"| {load[0]}, {load[1]} | {' | '.join(f'{s:.3f}' for s in of_drafts)} |")
+    lines += ["", f"recommend: {adaptive_sentence(offline.advised())}"]
     return "\n".join(lines)
 
 

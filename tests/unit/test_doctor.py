@@ -41,6 +41,7 @@ OF_MODEL = {
     "graphs": {"eager": False, "mode": "FULL", "largest": 512, "sizes": [*range(1, 513)]},
     "max_num_seqs": 256, "max_num_batched_tokens": 8192, "max_model_len": 32768,
     "speculative": None, "draft_lengths_by_batch_size": False, "data_parallel": 1,
+    "tensor_parallel": 1, "expert_parallel": False, "quantization": None, "kv_cache_dtype": "auto",
 }  # fmt: skip
 
 

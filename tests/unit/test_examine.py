@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -23,6 +24,20 @@ def test_all_ways_to_write_a_flag_are_read() -> None:
     assert (args.model, args.tensor_parallel_size, args.data_parallel_size) == ("a-model", 2, 4)
     assert args.speculative_config == {"method": "ngram"}
     assert args.headless and args.port == 8000 and args.nfp_probe
+
+
+def test_a_prediction_learns_how_the_model_is_split_and_stored() -> None:
+    config = SimpleNamespace(
+        model_config=SimpleNamespace(quantization="fp8"),
+        parallel_config=SimpleNamespace(tensor_parallel_size=2, enable_expert_parallel=True),
+        cache_config=SimpleNamespace(cache_dtype="fp8_e4m3"),
+    )
+    assert examine._stored(config) == {
+        "tensor_parallel": 2, "expert_parallel": True, "quantization": "fp8",
+        "kv_cache_dtype": "fp8_e4m3",
+    }  # fmt: skip
+    config.model_config.quantization = None
+    assert examine._stored(config)["quantization"] is None
 
 
 def test_a_flag_that_vllm_serve_does_not_take_is_refused(

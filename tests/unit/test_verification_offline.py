@@ -131,3 +131,12 @@ def test_shares_make_up_what_was_reached(tmp_path: Path) -> None:
     )
     assert shown.exit_code == 0
     assert shown.output.count("| mixed, 16 |") == 3
+    drafts = found.advised()
+    assert 1 <= drafts.draft_length < LONGEST, "each draft takes its time"
+    assert f"draft {drafts.draft_length} tokens at each step" in shown.output
+
+
+def test_counted_acceptance_is_that_of_the_traces() -> None:
+    streams = make_streams(traces(), REQUESTS, 1024, 1000)
+    tokens = 1.0 + offline.counted(streams).mean()
+    assert tokens == pytest.approx(tokens_per_step(traces(), LONGEST), rel=0.08)

@@ -74,6 +74,7 @@ def _of_model(model: str, flags: Sequence[str]) -> dict[str, Any]:
         **_limits(config),
         "flash_attention": _flash_attention(config),
         "data_parallel": int(config.parallel_config.data_parallel_size),
+        **_stored(config),
     }
 
 
@@ -144,6 +145,17 @@ def _flash_attention(config: Any) -> int | None:
     except Exception:
         return None
     return None if version is None else int(version)
+
+
+def _stored(config: Any) -> dict[str, Any]:
+    """How the model is split and stored, as a prediction needs it."""
+    quantization = config.model_config.quantization
+    return {
+        "tensor_parallel": int(config.parallel_config.tensor_parallel_size),
+        "expert_parallel": bool(config.parallel_config.enable_expert_parallel),
+        "quantization": None if quantization is None else str(quantization),
+        "kv_cache_dtype": str(config.cache_config.cache_dtype),
+    }
 
 
 def _limits(config: Any) -> dict[str, int]:

@@ -46,9 +46,9 @@ if TYPE_CHECKING:
     from vllm_nfp.draft.inputs import StepTimes
 
 _SETTINGS = (
-    "acceptance", "draft_cost", "draft_lengths", "draft_method", "draft_model",
-    "draft_share", "epsilon", "max_batch_size", "max_draft_length", "parallel_drafting", "running",
-    "slack",
+    "acceptance", "adaptive_verification", "draft_cost", "draft_lengths", "draft_method",
+    "draft_model", "draft_share", "epsilon", "max_batch_size", "max_draft_length",
+    "parallel_drafting", "running", "slack",
 )  # fmt: skip
 """Settings with which an error of the package may begin; the command shows their flags."""
 
@@ -134,6 +134,12 @@ class MethodChoice(NameChoice):
     type=int,
     metavar="K",
     help="Draft length that you run now, to compare with [default: as the server says].",
+)
+@click.option(
+    "--adaptive-verification",
+    is_flag=True,
+    help="Say how many tokens to draft with enable_adaptive_verification too [default: if the "
+    "server verifies adaptively].",
 )
 @click.option("--epsilon", type=float, default=0.1, show_default=True, help=EPSILON_HELP)
 @click.option(

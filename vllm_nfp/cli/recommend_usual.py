@@ -45,6 +45,9 @@ def print_usual(console: Console, each: Mapping[float, Recommendation], why: str
     rows = [row for found in each.values() for row in found.rows if not row.between]
     for text in filter(None, (_legend(rows), _caution(rows))):
         say(f"{text}.")
+    drafts = _with_adaptive_verification(each)
+    if drafts:
+        say(drafts)
     print_whole(console, _published())
     say("Sources: " + ", ".join(dict.fromkeys(one.source for one in TYPICAL)))
     say(f"Why there is no single K: {why}.")
@@ -100,6 +103,20 @@ def _caution(rows: Sequence[ScheduleRow]) -> str:
     return (
         f"Counted acceptance falls with the position. Lengths of {LONG_FOR_A_CONSTANT} and more "
         f"are too long unless yours stays the same"
+    )
+
+
+def _with_adaptive_verification(each: Mapping[float, Recommendation]) -> str:
+    """The drafts of each step; empty if nobody asked."""
+    drafts = [
+        f"{found.adaptive.draft_length} at {acceptance:g}"
+        for acceptance, found in each.items()
+        if found.adaptive is not None
+    ]
+    return (
+        f"With adaptive verification draft {', '.join(drafts)} tokens at each step."
+        if drafts
+        else ""
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from vllm_nfp import __version__
 from vllm_nfp.adapter import versions
 from vllm_nfp.adapter.versions import Mode
-from vllm_nfp.doctor import drafting, hooks, machine, packages, server
+from vllm_nfp.doctor import adaptive, drafting, hooks, machine, packages, server
 from vllm_nfp.doctor.asking import Answer, Question, ask_vllm
 from vllm_nfp.doctor.facts import Check, Facts
 from vllm_nfp.doctor.findings import Finding, Status
@@ -27,6 +27,7 @@ CHECKS: tuple[Check, ...] = (
     server.runner,
     server.model,
     drafting.server_flags,
+    adaptive.drafts,
     hooks.observation,
     hooks.targets,
     hooks.draft_lengths,

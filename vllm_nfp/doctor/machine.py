@@ -45,6 +45,16 @@ def device(facts: Facts) -> Iterator[Finding]:
     yield _hardware(gpu.name)
 
 
+def hardware_at_hand() -> str | None:
+    """The name of this machine's GPU in the catalogue; None without one."""
+    try:
+        gpu = gpu_at_hand()
+    except DeviceError:
+        return None
+    hardware = None if gpu is None else match_device(gpu.name)
+    return None if hardware is None else hardware.name
+
+
 def _hardware(name: str) -> Finding:
     hardware = match_device(name)
     if hardware is None:

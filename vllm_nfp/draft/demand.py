@@ -202,6 +202,11 @@ class Demand:
         up = math.log(max(1.0, most / gain)) if lower else math.inf
         return math.log(gain / least) if least else math.inf, up
 
+    def work_ratio(self, curve: StepCurve, verified: int) -> float:
+        """A step that verifies so many drafts, over t(1): without the time of drafting."""
+        host = self.host_seconds / curve.seconds_at_one
+        return max(1.0, curve.ratio(verified + 1)) + host
+
     def _gain(self, curve: StepCurve, draft_length: int, ratio: float) -> float:
         host = self.host_seconds / curve.seconds_at_one
         whole = max(1.0, ratio) + self.cost.ratio(draft_length, curve) + host

@@ -19,7 +19,14 @@ from vllm_nfp.draft.acceptance import (
 from vllm_nfp.draft.curve import StepCurve
 from vllm_nfp.draft.drafting import UNKNOWN, Drafting
 from vllm_nfp.draft.methods import LOOKUPS
-from vllm_nfp.draft.server_drafts import live_acceptance, live_drafting, running_length
+from vllm_nfp.draft.server_drafts import (
+    ADMITTED,
+    SCHEDULED,
+    live_acceptance,
+    live_drafting,
+    running_length,
+    verifies_adaptively,
+)
 from vllm_nfp.draft.server_steps import RealStep, drafted_fraction, host_seconds, real_steps
 from vllm_nfp.draft.sources import Source, SourceError
 from vllm_nfp.results.profile import Profile, load_profile
@@ -51,6 +58,8 @@ class Inputs:
     """Fraction of the server's steps that had a draft; None: not known."""
     real_steps: tuple[RealStep, ...] = ()
     """Kinds of steps that the server has run."""
+    adaptive: bool = False
+    """A server verifies adaptively: that of the step times, or of the acceptance."""
 
 
 def read_inputs(
@@ -97,9 +106,10 @@ def read_inputs(
         of_server = (
             running_length(live), host_seconds(live), drafted_fraction(live), real_steps(live),
         )  # fmt: skip
+    adaptive = any(map(verifies_adaptively, metrics))
     if acceptance is not None:
         given = acceptance_of(acceptance)
-        return Inputs(source, given, found, tuple(warnings), *of_server)
+        return Inputs(source, given, found, tuple(warnings), *of_server, adaptive)
     if not metrics:
         raise NoAcceptanceError(
             "acceptance is needed: give a probability such as 0.8, one for each drafted token, or "
@@ -109,7 +119,7 @@ def read_inputs(
     if counted.caution is not None:
         warnings.append(counted.caution)
     warnings += _other_methods(live_drafting(metrics[0]), draft_method)
-    return Inputs(source, counted.acceptance, found, tuple(warnings), *of_server)
+    return Inputs(source, counted.acceptance, found, tuple(warnings), *of_server, adaptive)
 
 
 def _several_engines(url: str, samples: Samples) -> list[str]:
@@ -125,15 +135,15 @@ def _several_engines(url: str, samples: Samples) -> list[str]:
 def _adaptive(url: str, samples: Samples) -> list[str]:
     """What the running draft length of a server with adaptive verification stands for."""
     scheduled, admitted = (
-        sum(value for _, value in samples.get(f"vllm_nfp_verification_{name}_drafts_total", ()))
-        for name in ("scheduled", "admitted")
+        sum(value for _, value in samples.get(name, ())) for name in (SCHEDULED, ADMITTED)
     )
     if not scheduled > 0.0:
         return []
     return [
         f"{url} verifies adaptively: each step drafts all of num_speculative_tokens, and "
-        f"{admitted / scheduled:.0%} of the drafted tokens were verified; gains over the length "
-        f"that runs are gains over a server that verifies all of them"
+        f"{admitted / scheduled:.0%} of the drafted tokens were verified, the others count as not "
+        f"accepted; gains over the length that runs are gains over a server that verifies all of "
+        f"them"
     ]
 
 

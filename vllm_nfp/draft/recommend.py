@@ -8,6 +8,7 @@ from numbers import Integral, Real
 
 from vllm_nfp.crossing import MOST_EPSILON
 from vllm_nfp.draft import advice, cautions
+from vllm_nfp.draft.adaptive import AdaptiveDrafts, adaptive_drafts, adaptive_sentence
 from vllm_nfp.draft.curve import LARGEST_BATCH_SIZE, StepCurve
 from vllm_nfp.draft.demand import (
     DEFAULT_SLACK,
@@ -51,6 +52,7 @@ def recommend(
     draft_lengths: Sequence[int] | None = None,
     running: int | None = None,
     vllm: str | None = None,
+    adaptive_verification: bool = False,
 ) -> Recommendation:
     """The draft lengths with the most tokens per second.
 
@@ -79,6 +81,8 @@ def recommend(
         running: draft length that runs now, which gains are compared with too; None: as the
             server of the step times says.
         vllm: version of vLLM that will serve the table, where the source does not name its own.
+        adaptive_verification: say how many tokens to draft with vLLM's adaptive verification too;
+            of a server that verifies adaptively it is said in any case.
 
     Raises:
         RecommendError: for a value out of bounds, a context or draft length that was not
@@ -124,6 +128,9 @@ def recommend(
     if given.source.cut_layers is not None:
         schedule = schedule.without_rates()
     live = live_rows(given.source, demand, schedule)
+    wanted = adaptive_verification or given.adaptive
+    _check_adaptive(method, adaptive_verification)
+    adaptive = _adaptive(curves, demand, method, max_batch_size) if wanted else None
     return Recommendation(
         source=given.source,
         demand=demand,
@@ -135,14 +142,49 @@ def recommend(
         assumptions=advice.assumptions(given.source, demand, method, parallel_drafting),
         warnings=(
             *given.warnings,
+            *_unknown_drafter(method, given.adaptive),
             *cautions.unexplained(given.real_steps, curves, demand),
             *advice.warnings(given.source, demand, schedule, method, served_by, parallel_drafting),
         ),
         live=live,
-        verdict=verdict(
-            given.source, demand, schedule, live, longer_rows(given.source, demand, schedule, live)
+        verdict=(
+            *verdict(
+                given.source,
+                demand,
+                schedule,
+                live,
+                longer_rows(given.source, demand, schedule, live),
+            ),
+            *(() if adaptive is None else (adaptive_sentence(adaptive),)),
         ),
+        adaptive=adaptive,
     )
+
+
+def _unknown_drafter(method: str, adaptive: bool) -> tuple[str, ...]:
+    """That nothing tells what drafts an adaptive server makes, whose drafter always is a model."""
+    if not adaptive or method not in LOOKUPS:
+        return ()
+    return (
+        f"the server verifies adaptively, which no drafts by {method} are: give --draft-method, "
+        f"and --draft-cost, to learn which num_speculative_tokens pays",
+    )
+
+
+def _check_adaptive(method: str, asked: bool) -> None:
+    if asked and method in LOOKUPS:
+        raise RecommendError(
+            f"adaptive_verification needs drafts of a model, which {method} does without: give the "
+            f"--draft-method that you serve, such as eagle3"
+        )
+
+
+def _adaptive(
+    curves: Sequence[StepCurve], demand: Demand, method: str, last: int | None
+) -> AdaptiveDrafts | None:
+    """The drafts of each step with adaptive verification, over the batch sizes of the table."""
+    inside = [curve for curve in curves if last is None or curve.batch_size <= last]
+    return None if method in LOOKUPS else adaptive_drafts(inside or curves, demand)
 
 
 def _known_method(name: str) -> str:

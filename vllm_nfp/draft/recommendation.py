@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_nfp import releases
 from vllm_nfp.dataframe import to_dataframe
+from vllm_nfp.draft.adaptive import AdaptiveDrafts
 from vllm_nfp.draft.demand import Demand
 from vllm_nfp.draft.notebook import html_table
 from vllm_nfp.draft.rows import Schedule, ScheduleRow
@@ -34,6 +35,7 @@ class Recommendation:
         live: of a server: the best length at the batch size and context of the last step, one row
             for each engine.
         verdict: what to do, a sentence or two.
+        adaptive: how many tokens to draft with vLLM's adaptive verification; None: nobody asked.
     """
 
     source: Source
@@ -47,6 +49,7 @@ class Recommendation:
     parallel_drafting: bool = False
     live: tuple[ScheduleRow, ...] = ()
     verdict: tuple[str, ...] = ()
+    adaptive: AdaptiveDrafts | None = None
 
     @property
     def rows(self) -> tuple[ScheduleRow, ...]:
@@ -106,6 +109,9 @@ class Recommendation:
             "schedule": [dataclasses.asdict(entry) for entry in self.schedule.ranges],
             "rows": [dataclasses.asdict(row) for row in self.rows],
             "live": [dataclasses.asdict(row) for row in self.live],
+            "adaptive_verification": None
+            if self.adaptive is None
+            else dataclasses.asdict(self.adaptive),
             "draft_method": self.method,
             "parallel_drafting": self.parallel_drafting,
             "speculative_config": self._config_or_none(),

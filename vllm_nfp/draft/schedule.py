@@ -13,9 +13,10 @@ from dataclasses import replace
 
 from vllm_nfp.draft.curve import StepCurve
 from vllm_nfp.draft.demand import Demand
+from vllm_nfp.draft.established import established, established_scores
 from vllm_nfp.draft.ranges import RangeCurve, across_contexts, deciding, grid_of, ranges_of
 from vllm_nfp.draft.rows import Schedule, ScheduleRange, ScheduleRow, weakest_of
-from vllm_nfp.draft.sharing import SHARING_LOSS, shared_lengths
+from vllm_nfp.draft.sharing import SHARING_LOSS, shared_lengths, shortest_good
 from vllm_nfp.give_way import in_pieces
 from vllm_nfp.types import Basis
 
@@ -36,8 +37,9 @@ def make_schedule(
     There is one K for each range of batch sizes, since vLLM's table knows no context. At the
     context where it loses most against the best K, its loss is within the slack of the least
     possible; see :func:`good_lengths`. Neighbouring ranges share a K where that costs little, see
-    :func:`vllm_nfp.draft.sharing.shared_lengths`. Every place that names a draft length names this
-    one.
+    :func:`vllm_nfp.draft.sharing.shared_lengths`. After a range with K = 0 drafts need to be
+    established, see :mod:`vllm_nfp.draft.established`. Every place that names a draft length names
+    this one.
 
     Between batch sizes at most a factor of two apart there are up to four ranges; the curve of each
     is that of its largest batch, see :func:`vllm_nfp.draft.between.between`. Between others there
@@ -55,10 +57,9 @@ def make_schedule(
     contexts = sorted({context for _, context in grid})
     ranges = ranges_of(grid, max_batch_size)
     found = [across_contexts(grid, contexts, *of, whole) for of in in_pieces(ranges, A_RANGE)]
-    lengths = shared_lengths(
-        [_scores(deciding(across), demand) for across in in_pieces(found, A_RANGE)],
-        demand.slack,
-    )
+    each = (deciding(across) for across in in_pieces(found, A_RANGE))
+    scored = ((_scores(curves, demand), curves) for curves in each)
+    lengths = shared_lengths([*established_scores(scored, demand)], demand.slack)
     columns = [
         [
             None
@@ -105,29 +106,27 @@ def length_at(
     if settled is not None and settled in demand.lengths(curve):
         return settled, Basis.MEASURED
     served = None if schedule is None else schedule.length_of(curve.batch_size)
-    good = served is not None and _is_good(curve, demand, served)
-    length = served if served is not None and good else best_length(curve, demand)
+    scores = _scores_beside(served, curve, demand)
+    good = served is not None and _suffices(served, scores, demand)
+    length = served if served is not None and good else shortest_good(scores, demand.slack)
     return length, curve.basis(length + 1)
 
 
-def _is_good(curve: StepCurve, demand: Demand, length: int) -> bool:
-    """Whether a length loses no more than slack and sharing allow."""
-    return _suffices(length, _scores([curve], demand), demand)
+def _scores_beside(served: int | None, curve: StepCurve, demand: Demand) -> Mapping[int, float]:
+    """The scores at one cell of a table: beside its K = 0, only what is established."""
+    scores = _scores([curve], demand)
+    return established(scores, [curve], demand) if served == 0 else scores
 
 
 def _suffices(length: int, scores: Mapping[int, float], demand: Demand) -> bool:
+    """Whether a length loses no more than slack and sharing allow."""
     enough = (1.0 - SHARING_LOSS) * (1.0 - demand.slack) * max(scores.values())
     return scores.get(length, 0.0) >= enough * (1.0 - ROUNDING)
 
 
 def best_length(curve: StepCurve, demand: Demand) -> int:
     """The shortest K within the slack of the best goodput."""
-    return _shortest(_scores([curve], demand), demand)
-
-
-def _shortest(scores: Mapping[int, float], demand: Demand) -> int:
-    enough = (1.0 - demand.slack) * max(scores.values())
-    return min(k for k, score in scores.items() if score >= enough)
+    return shortest_good(_scores([curve], demand), demand.slack)
 
 
 def good_lengths(curves: Sequence[StepCurve], demand: Demand) -> frozenset[int]:
@@ -156,8 +155,9 @@ def _row(
     context: int, first: int, last: int, at: RangeCurve, demand: Demand, length: int
 ) -> ScheduleRow:
     curve = at.curve
-    scores = _scores([curve], demand)
-    alone = None if _suffices(length, scores, demand) else _shortest(scores, demand)
+    scores = _scores_beside(length, curve, demand)
+    enough = _suffices(length, scores, demand)
+    alone = None if enough else shortest_good(scores, demand.slack)
     free, free_at_limit = curve.free_positions(demand.epsilon)
     gain = demand.gain(curve, length)
     lower, upper = demand.gain_interval(curve, length)

@@ -25,6 +25,9 @@ DRAFT_SECONDS = "vllm_nfp_draft_token_seconds"
 DRAFT_CONTROL = "vllm_nfp_draft_control_info"
 LIVE_DRAFT_LENGTH = "vllm_nfp_live_draft_length"
 CONTROL_LENGTH = "vllm_nfp_draft_control_length"
+SCHEDULED = "vllm_nfp_verification_scheduled_drafts_total"
+"""Only a server with adaptive verification has it."""
+ADMITTED = "vllm_nfp_verification_admitted_drafts_total"
 COUNTERS = (DRAFTS, DRAFTED, ACCEPTED_PER_POSITION)
 """vLLM's own metrics that :func:`live_acceptance` reads."""
 MOST_PLACES = 512
@@ -106,6 +109,11 @@ def running_length(samples: Samples, engine: str | None = None) -> int | None:
         return 0
     places = {of.get("position") for of, _ in _of_engine(samples, ACCEPTED_PER_POSITION, engine)}
     return len(places) or None
+
+
+def verifies_adaptively(samples: Samples) -> bool:
+    """Whether an engine of the server chooses at each step how many drafts are verified."""
+    return bool(samples.get(SCHEDULED))
 
 
 def settled_length(

@@ -56,6 +56,12 @@ def shared_lengths(scores: Sequence[Mapping[int, float]], slack: float) -> tuple
     return min(ways.values()).lengths
 
 
+def shortest_good(scores: Mapping[int, float], slack: float) -> int:
+    """The shortest length whose score is within the slack of the best."""
+    enough = (1.0 - slack) * max(scores.values())
+    return min(k for k, score in scores.items() if score >= enough)
+
+
 def _allowed(scores: Mapping[int, float], slack: float) -> dict[int, float]:
     """Lengths that a range may take, and what each loses beyond the slack."""
     enough = (1.0 - slack) * max(scores.values())
