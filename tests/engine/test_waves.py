@@ -11,9 +11,11 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from generate import prompts
+from programs import ForkedChild
 from serving import API_KEY, Running, path_with, server, wait_for
 from test_ranks import SETTINGS
 
@@ -141,6 +143,12 @@ def external(model: Path, folder: Path) -> Iterator[Engines]:
         yield Engines([running, Running(other, str(model))], 2)
 
 
+def forked(command: list[str], log: Path, port: int) -> Server:
+    """One that a fork runs, which has imported vLLM: otherwise each of its engines would."""
+    with mock.patch("vllm_nfp.start.server.Child", ForkedChild):
+        return Server(command, log, port, ENVIRONMENT)
+
+
 @contextmanager
 def hybrid(model: Path, folder: Path) -> Iterator[Engines]:
     """Four engines; each of two servers spreads its requests over two of them."""
@@ -152,7 +160,7 @@ def hybrid(model: Path, folder: Path) -> Iterator[Engines]:
     second = serve_command(model, port, *SMALL, *flags, "--data-parallel-start-rank", "2")
     first = (*flags, "--data-parallel-start-rank", "0")
     with (
-        Server(second, folder / "second.log", port, ENVIRONMENT) as other,
+        forked(second, folder / "second.log", port) as other,
         server(model, folder, *first, **ENVIRONMENT) as running,
     ):
         other.wait_until_healthy()
@@ -169,6 +177,7 @@ THOROUGH = pytest.mark.thorough
         pytest.param(partial(on_one_node, tensor=2), id="tp2", marks=THOROUGH),
         pytest.param(headless, id="headless", marks=THOROUGH),
         pytest.param(external, id="external", marks=THOROUGH),
+        # Six tests of four engines took 160 s on two busy cores.
         pytest.param(partial(on_one_node, size=4), id="four", marks=THOROUGH),
         pytest.param(hybrid, id="hybrid", marks=THOROUGH),
     ],
