@@ -77,6 +77,30 @@ def claims() -> Iterator[Claim]:
             Quote("docs/models.md", "{pairs} in all while {read} further chats"),
         ),
     )
+    yield Claim(
+        "four-engines-cpu",
+        "Four engines on a CPU, two layers with 8 experts, up to half of the time for probes: all "
+        "tokens and log-probabilities of {prompts} prompts are those without the probe; in 45 s of "
+        "load the first engine measured {between} pairs between steps and {idle} in dummy batches",
+        "none: equal to the bit",
+        "{prompts} prompts of {tokens} tokens, {meanwhile} pairs meanwhile",
+        recompute_costs.two_engines,
+        RESULTS + "2026-11-28-four-engines-cpu/four-engines",
+        Run(
+            (
+                "env PYTHONPATH=tests/engine python -m benchmarks.data_parallel --trial "
+                "--engines 4 --limit-seconds 900 --out {out}",
+            )
+        ),
+        "a400fc7",
+        "2026-11-28",
+        "CPU, vLLM 0.32.0",
+        (*PROBING, "vllm_nfp/session/in_waves.py"),
+        (
+            Quote("docs/parallel.md", "while {meanwhile} pairs ran on each of the two servers"),
+            Quote("docs/parallel.md", "| four | 45 s of load | {between}, 53, 50, 28 | {idle}, 8,"),
+        ),
+    )
     yield _identity(
         "h200", "2026-11-27-h200-identity", "b36c624", "2026-11-27", "H200, vLLM 0.33.0",
         "| [b36c624](../benchmarks/results/2026-11-27-h200-identity) | - | {pairs}, {pieces} |",

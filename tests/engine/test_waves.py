@@ -1,4 +1,4 @@
-"""Two data-parallel engines with experts: all ranks of both run a pair, or none does."""
+"""Data-parallel engines with experts: all ranks of all of them run a pair, or none does."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from generate import prompts
+from programs import ForkedChild
 from serving import API_KEY, Running, path_with, server, wait_for
 from test_ranks import SETTINGS
 
@@ -34,22 +36,24 @@ SMALL = (
 )  # fmt: skip
 """As :func:`server` starts one."""
 FLAGS = (
-    "--data-parallel-size", "2", "--enable-expert-parallel",
-    "--worker-extension-cls", "wave_extension.WaveExtension", "--no-enable-prefix-caching",
+    "--enable-expert-parallel", "--worker-extension-cls", "wave_extension.WaveExtension",
+    "--no-enable-prefix-caching",
 )  # fmt: skip
 
 
 class Engines:
-    """Two engines; a probe is attached to their workers, and taken off.
+    """Two engines, or more; a probe is attached to their workers, and taken off.
 
     Args:
-        servers: one for both engines, or one for each.
-        ranks: of both engines.
+        servers: each has as many of the engines.
+        ranks: of all engines.
+        size: number of engines.
     """
 
-    def __init__(self, servers: list[Running], ranks: int) -> None:
+    def __init__(self, servers: list[Running], ranks: int, size: int = 2) -> None:
         self.servers = servers
         self.ranks = ranks
+        self.size = size
 
     def call(self, method: str, *arguments: str) -> None:
         """A method of all workers of all engines, which may wait for each other."""
@@ -69,15 +73,17 @@ class Engines:
         """Greedy ones of several requests at a time.
 
         Args:
-            engine: that serves all of them; None: they are spread over both.
+            engine: that serves all of them; None: they are spread over all.
         """
         headers = {"Authorization": f"Bearer {API_KEY}"}
-        if engine is not None and len(self.servers) == 1:
-            headers["X-data-parallel-rank"] = str(engine)
+        of_each = self.size // len(self.servers)
+        if engine is not None and of_each > 1:
+            headers["X-data-parallel-rank"] = str(engine % of_each)
 
         def one(task: tuple[int, list[int]]) -> list[int]:
             index, prompt = task
-            running = self.servers[(index if engine is None else engine) % len(self.servers)]
+            at = index % len(self.servers) if engine is None else engine // of_each
+            running = self.servers[at]
             body = {
                 "model": running.model, "prompt": prompt, "max_tokens": 40,
                 "temperature": 0, "ignore_eos": True, "return_token_ids": True,
@@ -90,18 +96,23 @@ class Engines:
             return list(pool.map(one, enumerate(prompts(8))))
 
 
+def flags_of(size: int) -> tuple[str, ...]:
+    """Of so many engines."""
+    return (*FLAGS, "--data-parallel-size", str(size))
+
+
 @contextmanager
-def on_one_node(model: Path, folder: Path, tensor: int = 1) -> Iterator[Engines]:
-    """A server that spreads requests over its two engines."""
-    flags = (*FLAGS, "--api-server-count", "1", "--tensor-parallel-size", str(tensor))
+def on_one_node(model: Path, folder: Path, tensor: int = 1, size: int = 2) -> Iterator[Engines]:
+    """A server that spreads requests over its engines."""
+    flags = (*flags_of(size), "--api-server-count", "1", "--tensor-parallel-size", str(tensor))
     with server(model, folder, *flags, **ENVIRONMENT) as running:
-        yield Engines([running], 2 * tensor)
+        yield Engines([running], size * tensor, size)
 
 
-def among_nodes() -> tuple[str, ...]:
+def among_nodes(size: int = 2) -> tuple[str, ...]:
     """Flags by which engines of several nodes find each other, here on one host."""
     address = ("--data-parallel-address", "127.0.0.1")
-    return (*FLAGS, *address, "--data-parallel-rpc-port", str(free_port()))
+    return (*flags_of(size), *address, "--data-parallel-rpc-port", str(free_port()))
 
 
 @contextmanager
@@ -132,6 +143,30 @@ def external(model: Path, folder: Path) -> Iterator[Engines]:
         yield Engines([running, Running(other, str(model))], 2)
 
 
+def forked(command: list[str], log: Path, port: int) -> Server:
+    """One that a fork runs, which has imported vLLM: otherwise each of its engines would."""
+    with mock.patch("vllm_nfp.start.server.Child", ForkedChild):
+        return Server(command, log, port, ENVIRONMENT)
+
+
+@contextmanager
+def hybrid(model: Path, folder: Path) -> Iterator[Engines]:
+    """Four engines; each of two servers spreads its requests over two of them."""
+    flags = (
+        *among_nodes(4), "--data-parallel-size-local", "2", "--data-parallel-hybrid-lb",
+        "--api-server-count", "1",
+    )  # fmt: skip
+    port = free_port()
+    second = serve_command(model, port, *SMALL, *flags, "--data-parallel-start-rank", "2")
+    first = (*flags, "--data-parallel-start-rank", "0")
+    with (
+        forked(second, folder / "second.log", port) as other,
+        server(model, folder, *first, **ENVIRONMENT) as running,
+    ):
+        other.wait_until_healthy()
+        yield Engines([running, Running(other, str(model))], 4, 4)
+
+
 THOROUGH = pytest.mark.thorough
 
 
@@ -142,6 +177,9 @@ THOROUGH = pytest.mark.thorough
         pytest.param(partial(on_one_node, tensor=2), id="tp2", marks=THOROUGH),
         pytest.param(headless, id="headless", marks=THOROUGH),
         pytest.param(external, id="external", marks=THOROUGH),
+        # Six tests of four engines took 160 s on two busy cores.
+        pytest.param(partial(on_one_node, size=4), id="four", marks=THOROUGH),
+        pytest.param(hybrid, id="hybrid", marks=THOROUGH),
     ],
 )
 def engines(
@@ -176,28 +214,28 @@ def attach(engines: Engines, plain: object, tmp_path: Path) -> Iterator[Callable
     engines.call("nfp_detach")
 
 
-def snapshots(folder: Path) -> list[Snapshot]:
-    return [read_snapshot(folder / f"engine-{engine}.json") for engine in range(2)]
+def snapshots(folder: Path, engines: Engines) -> list[Snapshot]:
+    return [read_snapshot(folder / f"engine-{engine}.json") for engine in range(engines.size)]
 
 
-def pairs(folder: Path, outcome: str) -> list[int]:
-    return [snapshot.probes.get(outcome, 0) for snapshot in snapshots(folder)]
+def pairs(folder: Path, engines: Engines, outcome: str) -> list[int]:
+    return [snapshot.probes.get(outcome, 0) for snapshot in snapshots(folder, engines)]
 
 
-def test_both_engines_probe_and_outputs_stay(
+def test_all_engines_probe_and_outputs_stay(
     engines: Engines, plain: list[list[int]], attach: Callable[..., None], tmp_path: Path
 ) -> None:
     attach(startup_seconds=20.0)
     off = {State.PASSIVE, State.DISABLED}
-    assert not off & {snapshot.state for snapshot in snapshots(tmp_path)}
-    assert all(count > 0 for count in pairs(tmp_path, "startup"))
+    assert not off & {snapshot.state for snapshot in snapshots(tmp_path, engines)}
+    assert all(count > 0 for count in pairs(tmp_path, engines, "startup"))
 
     def measured() -> bool:
         assert engines.outputs() == plain
-        return all(count > 0 for count in pairs(tmp_path, "measured"))
+        return all(count > 0 for count in pairs(tmp_path, engines, "measured"))
 
-    wait_for(measured, what="a pair between steps of both engines")
-    for snapshot in snapshots(tmp_path):
+    wait_for(measured, what="a pair between steps of all engines")
+    for snapshot in snapshots(tmp_path, engines):
         assert {row.module for row in snapshot.boundaries} == {
             "attention", "moe_ffn", "communication", "model",
         }  # fmt: skip
@@ -205,7 +243,7 @@ def test_both_engines_probe_and_outputs_stay(
 
 
 @pytest.mark.parametrize("serving", [pytest.param(0, marks=pytest.mark.thorough), 1])
-def test_one_engine_serves_and_the_other_runs_its_pairs_in_dummy_batches(
+def test_one_engine_serves_and_the_others_run_its_pairs_in_dummy_batches(
     engines: Engines,
     plain: list[list[int]],
     attach: Callable[..., None],
@@ -216,15 +254,18 @@ def test_one_engine_serves_and_the_other_runs_its_pairs_in_dummy_batches(
 
     def measured() -> bool:
         assert engines.outputs(engine=serving) == plain
-        idle = pairs(tmp_path, "idle")[1 - serving]
-        return pairs(tmp_path, "measured")[serving] > 0 and idle > 0
+        idle = pairs(tmp_path, engines, "idle")
+        there = all(idle[other] > 0 for other in others)
+        return there and pairs(tmp_path, engines, "measured")[serving] > 0
 
-    wait_for(measured, what="a pair while one engine has no request")
-    assert pairs(tmp_path, "measured")[1 - serving] == 0
+    others = [engine for engine in range(engines.size) if engine != serving]
+    wait_for(measured, what="a pair while the other engines have no request")
+    counted = pairs(tmp_path, engines, "measured")
+    assert [counted[other] for other in others] == [0] * len(others)
 
 
 @pytest.mark.parametrize("fault", ["prepare@1", pytest.param("plan@0", marks=pytest.mark.thorough)])
-def test_a_fault_of_one_engine_switches_both_off(
+def test_a_fault_of_one_engine_switches_all_off(
     engines: Engines,
     plain: list[list[int]],
     attach: Callable[..., None],
@@ -236,10 +277,10 @@ def test_a_fault_of_one_engine_switches_both_off(
 
     def off() -> bool:
         assert engines.outputs() == plain
-        return {snapshot.state for snapshot in snapshots(tmp_path)} == {State.DISABLED}
+        return {snapshot.state for snapshot in snapshots(tmp_path, engines)} == {State.DISABLED}
 
-    wait_for(off, what="the end of both probes")
-    for snapshot in snapshots(tmp_path):
+    wait_for(off, what="the end of all probes")
+    for snapshot in snapshots(tmp_path, engines):
         assert f"rank {fault[-1]} of {engines.ranks}" in snapshot.reason
     assert engines.outputs() == plain
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from benchmarks.data_parallel import plans
+from benchmarks.data_parallel import keep_engines, plans, same_pairs
 from benchmarks.table_servers import Session
 from benchmarks.tensor_parallel import TABLE
 
@@ -28,3 +29,51 @@ def test_at_the_defaults_the_probe_has_no_setting_and_keeps_its_samples(
     specs = [session._spec(plan, 8000) for plan in (probed, plain)]
     assert [spec.probe for spec in specs] == [{}, None]
     assert [spec.output_dir for spec in specs] == [tmp_path / "probe-dp-ep", None]
+
+
+def test_engines_of_a_trial_have_as_many_ranks_as_asked_and_one_api_server() -> None:
+    for plan in plans(2, trial=True, tensor=2):
+        assert plan.tensor_parallel == 2
+        at = plan.flags.index("--api-server-count")
+        assert plan.flags[at + 1] == "1"
+    assert "--api-server-count" not in plans(2)[0].flags, "GPUs run vLLM's default"
+
+
+def test_pairs_of_the_load_are_kept_beside_those_of_the_outputs(tmp_path: Path) -> None:
+    probed, _ = plans(4, trial=True)
+    session = Session(tmp_path, tmp_path, 1.0)
+    folder = tmp_path / f"probe-{probed.name}"
+    folder.mkdir()
+
+    def has_measured(pairs: int) -> None:
+        for engine in range(4):
+            counts = {"measured": pairs + engine, "idle": 0}
+            snapshot = {
+                "state": "steady", "reason": "", "probes": counts, "curves": [], "boundaries": [],
+            }  # fmt: skip
+            (folder / f"engine-{engine}.json").write_text(json.dumps(snapshot))
+            (folder / f"samples-{engine}.jsonl").write_text("")
+
+    has_measured(5)
+    after_load = keep_engines(session, probed, 4)
+    has_measured(7)
+    keep_engines(session, probed, 4, after_load)
+    kept = json.loads((tmp_path / "pairs.json").read_text())
+    assert kept["load"]["moe-engine-3"][2]["measured"] == 8
+    assert kept["outputs"]["moe-engine-3"][2]["measured"] == 10
+
+
+def test_engines_with_other_pairs_or_another_order_are_told(tmp_path: Path) -> None:
+    def written(*pairs: tuple[int, bool]) -> Path:
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.jsonl"
+        rows = [
+            {"many": {"shape": {"positions": n}, "step_seconds": at}, "baseline_first": first}
+            for at, (n, first) in enumerate(pairs)
+        ]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+    one, longer = written((2, True), (4, False)), written((2, True), (4, False), (4, True))
+    assert same_pairs([one, longer]) == {"compared": 2, "alike": True}
+    for other in (written((4, False), (2, True)), written((2, True), (4, True))):
+        assert not same_pairs([one, longer, other])["alike"]

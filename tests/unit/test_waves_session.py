@@ -1,9 +1,11 @@
-"""Two engines that take their steps together, from their start to the end of the probe."""
+"""Engines that take their steps together, from their start to the end of the probe."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,17 +35,18 @@ NOTHING = SimpleNamespace(num_scheduled_tokens={}, total_num_scheduled_tokens=0)
 
 
 class Wave:
-    """Two sessions, one of each engine, in one thread once they have started."""
+    """A session of each engine, all in one thread once they have started."""
 
-    def __init__(self) -> None:
-        self.told: list[list[Snapshot]] = [[], []]
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.told: list[list[Snapshot]] = [[] for _ in range(size)]
         config = ProbeConfig(
             batch_sizes=(1,), contexts=(64,), wanted_samples=6, overhead_budget=0.5, step_share=1.0,
             startup_seconds=5.0, publish_seconds=60.0, idle_share=0.0,
         )  # fmt: skip
         self.sessions = [
-            session_of(config, engine_config(engine), show=self.told[engine].append)
-            for engine in range(2)
+            session_of(config, engine_config(engine, size), show=self.told[engine].append)
+            for engine in range(size)
         ]
         self.engines: list[Engine] = []
 
@@ -54,8 +57,9 @@ class Wave:
             made[rank] = Engine.made[threading.get_ident()]
 
         made: dict[int, Engine] = {}
-        assert in_parallel(lambda: start(0), lambda: start(1)) == [None, None]
-        self.engines = [made[0], made[1]]
+        ranks = range(self.size)
+        assert in_parallel(*(partial(start, rank) for rank in ranks)) == [None] * self.size
+        self.engines = [made[rank] for rank in ranks]
 
     @property
     def active(self) -> list[bool]:
@@ -83,21 +87,21 @@ class Wave:
                 session.disable("the test is over", expected=True)
 
 
-def engine_config(engine: int) -> Any:
+def engine_config(engine: int, size: int) -> Any:
     made = vllm_config()
-    made.parallel_config.data_parallel_size = 2
+    made.parallel_config.data_parallel_size = size
     made.parallel_config.data_parallel_index = engine
     made.model_config.is_moe = True
     return made
 
 
-@pytest.fixture
-def wave(monkeypatch: pytest.MonkeyPatch) -> Iterator[Wave]:
-    hub, made = Hub(2), Wave()
+@contextmanager
+def wave_of(size: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wave]:
+    hub, made = Hub(size), Wave(size)
 
     def join(config: ProbeConfig) -> tuple[Lockstep, PunctualWire]:
         wire = PunctualWire(hub.wire(rank_of_thread(), PATIENCE))
-        return Lockstep(wire, 0, in_waves.OFTEN, InTurn(2)), wire
+        return Lockstep(wire, 0, in_waves.OFTEN, InTurn(size)), wire
 
     with_stand_ins(monkeypatch)
     monkeypatch.setattr(in_waves, "join", join)
@@ -105,9 +109,21 @@ def wave(monkeypatch: pytest.MonkeyPatch) -> Iterator[Wave]:
     made.end()
 
 
+@pytest.fixture
+def wave(monkeypatch: pytest.MonkeyPatch) -> Iterator[Wave]:
+    with wave_of(2, monkeypatch) as made:
+        yield made
+
+
+@pytest.fixture
+def four(monkeypatch: pytest.MonkeyPatch) -> Iterator[Wave]:
+    with wave_of(4, monkeypatch) as made:
+        yield made
+
+
 def outcomes(wave: Wave) -> list[tuple[int, int]]:
     """Pairs of each engine: in serving, and without a request."""
-    counted = [wave.prober(engine).outcomes for engine in range(2)]
+    counted = [wave.prober(engine).outcomes for engine in range(wave.size)]
     return [(one["measured"], one["idle"]) for one in counted]
 
 
@@ -163,6 +179,47 @@ def test_an_engine_in_debt_keeps_the_others_from_probing(wave: Wave) -> None:
     assert outcomes(wave) == [(0, 0), (0, 0)]
     wave.passes(60, (0,))
     assert outcomes(wave)[0][0] > 0, "an engine without requests holds nothing off"
+
+
+@pytest.mark.parametrize("serving", [(2,), (1, 3), (0, 1, 2, 3)])
+def test_four_engines_run_the_same_pairs_whichever_of_them_serve(
+    four: Wave, serving: tuple[int, ...]
+) -> None:
+    four.start()
+    first = four.engines[0].launched
+    scanned = len(first)
+    for engine in serving:
+        four.prober(engine).budget.earn(100.0)
+    four.passes(160, serving)
+    for engine in range(4):
+        four.prober(engine).settle()
+    assert all(engine.launched == first for engine in four.engines)
+    pairs = (len(first) - scanned) // 2
+    assert pairs > 4
+    assert outcomes(four) == [
+        (pairs, 0) if engine in serving else (0, pairs) for engine in range(4)
+    ]
+    assert all(four.active)
+
+
+@pytest.mark.parametrize("serving", [(0,), (1, 2)])
+def test_a_fault_of_the_last_of_four_engines_ends_all_before_the_same_pass(
+    four: Wave, monkeypatch: pytest.MonkeyPatch, serving: tuple[int, ...]
+) -> None:
+    four.start()
+    four.passes(10, serving)
+
+    def broken() -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(four.engines[3], "check_proofs", broken)
+    active = []
+    for _ in range(12):
+        four.passes(1, serving)
+        active.append(four.active)
+    assert all(len(set(one)) == 1 for one in active)
+    assert active[0] == [True] * 4 and active[-1] == [False] * 4
+    assert all("fault on rank 3 of 4" in told[-1].reason for told in four.told)
 
 
 @pytest.mark.parametrize("faulty", [0, 1])
