@@ -6,6 +6,7 @@ import importlib
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -209,7 +210,7 @@ def test_the_truth_follows_the_probe_in_the_place_of_its_graphs(
         def end(self) -> None:
             told.append(f"{self.name} ends")
 
-        def write_last(self, last: Snapshot) -> None: ...
+        def write_last(self, results: Callable[[], Snapshot]) -> None: ...
 
         def close(self) -> None: ...
 

@@ -127,6 +127,37 @@ def test_who_reads_in_the_middle_of_an_update_gets_all_of_the_last_one_without_w
     assert {row.samples for row in after.curves} == {3}
 
 
+def test_at_the_end_pairs_that_are_queued_count(caplog: pytest.LogCaptureFixture) -> None:
+    publisher = publisher_of(Kept())
+    publisher.put(result(2, 1.0))
+    publisher.process()
+    publisher.put(result(2, 2.0))
+    assert {row.samples for row in publisher.full_snapshot().curves} == {1}
+    assert {row.samples for row in publisher.last_snapshot().curves} == {2}
+    assert not caplog.text
+
+
+def test_at_the_end_an_update_that_hangs_or_fails_leaves_what_was_known(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from vllm_nfp.session import publisher as module
+
+    monkeypatch.setattr(module, "LAST_UPDATE_SECONDS", 0.01)
+    publisher = publisher_of(Kept())
+    publisher.put(result(2, 1.0))
+    publisher.process()
+    publisher.put(result(2, 2.0))
+    with publisher._processing:
+        assert {row.samples for row in publisher.last_snapshot().curves} == {1}
+
+    def fail(*_: object) -> None:
+        raise ValueError("no room")
+
+    monkeypatch.setattr(publisher._results, "add", fail)
+    assert {row.samples for row in publisher.last_snapshot().curves} == {1}
+    assert "the last pairs are not counted: ValueError('no room')" in caplog.text
+
+
 def test_the_first_result_is_announced_once_with_the_command_that_shows_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

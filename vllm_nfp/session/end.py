@@ -31,13 +31,17 @@ def end(
     output.end()
     try:
         unhook()
-        last = identity
-        if started is not None and started.lead is not None:
-            started.lead.publisher.stop()
-            if started.lead.experts is not None:
-                started.lead.experts.close()
-            last = started.lead.publisher.full_snapshot()
-        output.write_last(replace(last, state=State.DISABLED, reason=reason))
+        lead = None if started is None else started.lead
+        if lead is not None:
+            lead.publisher.stop()
+            if lead.experts is not None:
+                lead.experts.close()
+
+        def last() -> Snapshot:
+            known = identity if lead is None else lead.publisher.last_snapshot()
+            return replace(known, state=State.DISABLED, reason=reason)
+
+        output.write_last(last)
         if started is not None and started.engine is not None:
             started.engine.close()
         output.close()

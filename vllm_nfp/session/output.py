@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -113,11 +113,16 @@ class Output:
         """From now on only snapshots of the state ``disabled`` are written."""
         self._ended = True
 
-    def write_last(self, last: Snapshot) -> None:
-        """Write the last results from another thread: this one waits a moment at most."""
+    def write_last(self, results: Callable[[], Snapshot]) -> None:
+        """Write the last results from another thread: this one waits a moment at most.
+
+        Args:
+            results: gives them, in that thread.
+        """
 
         def write() -> None:
             try:
+                last = results()
                 self.write(replace(last, layer_times=()))
                 self.keep(last)
             except Exception:

@@ -38,6 +38,9 @@ AGENDA_SECONDS = 0.25
 """Least time between two agendas, where pairs are quick."""
 PROGRESS_SECONDS = 0.5
 """Least time between two publications in a scan."""
+LAST_UPDATE_SECONDS = 0.5
+"""Longest wait for an update that is under way when the probe ends: half of
+:data:`vllm_nfp.session.output.LONGEST_WRITE_SECONDS`, which the end waits for in all."""
 KEEP_SECONDS = 15.0
 """Time between two writings of a profile while the state stays."""
 
@@ -138,20 +141,23 @@ class Publisher:
         The serving thread calls it during the start alone, before the background thread begins.
         """
         with self._processing:
-            counters, now = self._counters, time.monotonic()
-            while not self._queue.empty():
-                result = self._queue.get()
-                self._output.record(result)
-                self._results.add(result, now)
-                give_way()
-            predictions = self.experts.update()
-            if predictions is not None:
-                self._identity = replace(self._identity, predictions=predictions)
-            kinds = self._times.kinds()
-            self._results.add_steps(kinds, now)
-            self._traffic.update(kinds, now)
-            self._results.update(now, counters.last_step)
-            self._choose(counters)
+            self._process()
+
+    def _process(self) -> None:
+        counters, now = self._counters, time.monotonic()
+        while not self._queue.empty():
+            result = self._queue.get()
+            self._output.record(result)
+            self._results.add(result, now)
+            give_way()
+        predictions = self.experts.update()
+        if predictions is not None:
+            self._identity = replace(self._identity, predictions=predictions)
+        kinds = self._times.kinds()
+        self._results.add_steps(kinds, now)
+        self._traffic.update(kinds, now)
+        self._results.update(now, counters.last_step)
+        self._choose(counters)
 
     def _choose(self, counters: Counters) -> None:
         """Make the next agenda, if something has happened since the last one."""
@@ -215,6 +221,21 @@ class Publisher:
         if now >= self._progress_at + PROGRESS_SECONDS:
             self._output.write(self.snapshot())
             self._progress_at = now
+
+    def last_snapshot(self) -> Snapshot:
+        """All that is known at the end, with the pairs that are still queued.
+
+        Waits for an update that is under way, but not for one that hangs. An update may be what
+        has ended the probe: if it fails again, what was known before is given.
+        """
+        if self._processing.acquire(timeout=LAST_UPDATE_SECONDS):
+            try:
+                self._process()
+            except Exception as error:
+                logger.warning("vllm-nfp: the last pairs are not counted: %r", error)
+            finally:
+                self._processing.release()
+        return self.full_snapshot()
 
     def full_snapshot(self) -> Snapshot:
         """All that is known now, the times of layers too; waits for no update that is under way."""
