@@ -7,8 +7,8 @@ One engine in this process, with the probe, from its start to the end of its fir
 nest: what ``prepare`` grows by holds what its parts grow by. With ``--operators`` stages that run
 no compiled code are split by operator, which slows them down. ``--history`` tells which code made
 PyTorch reserve pieces of 16 MiB and more (:mod:`benchmarks.large_reserves`), and slows the start
-down. ``--captures`` tells what each first run and capture made it reserve, and which pieces of the
-graphs' pool were free before and after. Prints a table of MiB, and writes it with the probe's own
+down. ``--captures`` tells what each first run and capture made it reserve, and the largest piece of
+the graphs' pool that was free before and after. Prints a table of MiB, and writes it with the probe's own
 account and the environment.
 """
 
