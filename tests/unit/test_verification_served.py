@@ -23,7 +23,7 @@ from vllm_nfp.adapter import runner_v2, versions
 from vllm_nfp.adapter.dispatch import GraphRules, execution_of
 from vllm_nfp.adapter.patch import PatchSet
 from vllm_nfp.adapter.verification import verification_of
-from vllm_nfp.draft.verify_costs import Lack, founded_rows
+from vllm_nfp.draft.cost_rows import Lack, founded_rows
 from vllm_nfp.principle import Serving, shape_from_config, target_of
 from vllm_nfp.principle.graphs import CapturedGraphs
 from vllm_nfp.results.gather import Results

@@ -8,21 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from vllm_nfp.draft.cost_rows import Lack, founded_rows, least_lack, raised
+from vllm_nfp.draft.cost_tables import priced, verify_ms, work_tables
 from vllm_nfp.draft.verify_costs import (
     CostRow,
-    Lack,
     Rest,
     VerifyCosts,
     cost_file,
-    founded_rows,
-    least_lack,
-    priced,
-    raised,
     read_costs,
     rest_at,
     same_rests,
-    verify_ms,
-    work_tables,
 )
 from vllm_nfp.results.snapshot import SnapshotError
 from vllm_nfp.strict_json import encode

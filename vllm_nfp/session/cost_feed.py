@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from vllm_nfp.adapter.verification import AdaptiveVerification, Admitted, Tables
-from vllm_nfp.draft.verify_costs import PricedCosts
+from vllm_nfp.draft.cost_tables import PricedCosts
 from vllm_nfp.schedule.cost_agreement import NONE, CostAgreement
 from vllm_nfp.schedule.lockstep import Wire
 from vllm_nfp.session.step_rests import StepRests

@@ -10,21 +10,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from vllm_nfp.config import ProbeConfig
+from vllm_nfp.draft.cost_rows import WIDEST, Lack, founded_rows, least_lack, raised
+from vllm_nfp.draft.cost_tables import Tables, priced, work_tables
 from vllm_nfp.draft.verify_costs import (
-    WIDEST,
     CostRow,
-    Lack,
     Rest,
-    Tables,
     VerifyCosts,
     cost_file,
-    founded_rows,
-    least_lack,
-    priced,
-    raised,
     read_costs,
     same_rests,
-    work_tables,
 )
 from vllm_nfp.faults import maybe_fail
 from vllm_nfp.results.gather import Findings

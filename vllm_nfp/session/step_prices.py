@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from vllm_nfp.adapter.verification import Tables
-from vllm_nfp.draft.verify_costs import PricedCosts
+from vllm_nfp.draft.cost_tables import PricedCosts
 from vllm_nfp.results.real_steps import ENOUGH
 from vllm_nfp.results.verification import StepSeconds
 from vllm_nfp.timing import RealSteps
