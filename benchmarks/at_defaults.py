@@ -116,8 +116,7 @@ def fill_contexts(server: Server, vocab_size: int, scale: float) -> None:
 
 def keep_metrics(server: Server, moment: str, out: Path) -> None:
     """Write the probe's part of /metrics."""
-    lines = [line for line in server.metrics().splitlines() if "vllm_nfp_" in line]
-    write_whole(out / f"{moment}.prom", "\n".join([*lines, ""]))
+    write_whole(out / f"{moment}.prom", user_traffic.probe_lines(server.metrics()))
 
 
 def keep_recommendation(server: Server, out: Path) -> None:

@@ -37,7 +37,7 @@ from benchmarks import environment, server, vision_files
 from benchmarks.packing import pack
 from benchmarks.switched_server import Remote
 from benchmarks.table_servers import PUBLISH_SECONDS, Plan, Session
-from benchmarks.user_traffic import measured_pairs, probe_samples
+from benchmarks.user_traffic import measured_pairs, probe_lines, probe_samples
 from vllm_nfp.results import fetching
 from vllm_nfp.start.requests import Load, complete
 
@@ -200,8 +200,7 @@ class ImageSession(Session):
     def keep_table(self, plan: Plan) -> None:
         """Write the table as a reader sees it, /metrics, the probe's snapshot and every pair."""
         url, folder = self.urls[plan.name], self.work / f"probe-{plan.name}"
-        lines = [line for line in fetching.fetch(url).splitlines() if "vllm_nfp_" in line]
-        (self.out / "metrics.prom").write_text("\n".join([*lines, ""]))
+        (self.out / "metrics.prom").write_text(probe_lines(fetching.fetch(url)))
         command = [sys.executable, "-m", "vllm_nfp.cli", "table", url, "--epsilon", str(EPSILON)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         (self.out / "table.txt").write_text(done.stdout or done.stderr)

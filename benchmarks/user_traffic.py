@@ -82,6 +82,11 @@ def probe_samples(metrics: str) -> list[dict[str, Any]]:
     ]
 
 
+def probe_lines(metrics: str) -> str:
+    """The probe's part of the text of /metrics."""
+    return "\n".join([*(line for line in metrics.splitlines() if "vllm_nfp_" in line), ""])
+
+
 def measured_pairs(samples: Sequence[Mapping[str, Any]]) -> int:
     """Pairs that the probes of all engines have measured since the start."""
     return sum(

@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_nfp.cli.common import Refusal, parse_list, read_profile
 from vllm_nfp.cli.options import given_flag
+from vllm_nfp.draft import sources
 from vllm_nfp.draft.demand import LARGEST_DRAFT_LENGTH
 from vllm_nfp.draft.inputs import is_url
-from vllm_nfp.draft.sources import from_profile
+from vllm_nfp.draft.sources import PREDICTED_BATCH_SIZES, from_profile
 from vllm_nfp.principle.arguments import MOST_SEQUENCES
 
 if TYPE_CHECKING:
     from vllm_nfp.draft.inputs import StepTimes
     from vllm_nfp.principle.predictions import Predictions
 
-PREDICTED_BATCH_SIZE = 64
+PREDICTED_BATCH_SIZE = PREDICTED_BATCH_SIZES[-1]
 PREDICTED_POSITIONS = 64
-PREDICTED_CONTEXTS = "1024,4096,16384"
+PREDICTED_CONTEXTS = ",".join(map(str, sources.PREDICTED_CONTEXTS))
 _ADDRESS = re.compile(r"[\w.+-]+:(//|\d+)")
 """Text that looks like a server's address, but lacks http://."""
 

@@ -12,12 +12,8 @@ from vllm_nfp.doctor.machine import hardware_at_hand
 from vllm_nfp.draft.acceptance import from_rates
 from vllm_nfp.draft.adaptive import AdaptiveDrafts
 from vllm_nfp.draft.methods import known_method
-from vllm_nfp.draft.sources import SourceError
+from vllm_nfp.draft.sources import PREDICTED_BATCH_SIZES, PREDICTED_CONTEXTS, SourceError
 from vllm_nfp.draft.typical import TYPICAL, Typical
-
-BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
-CONTEXTS = (1024, 4096, 16384)
-"""As ``recommend --predicted`` at its defaults, as far as the flags allow them."""
 
 
 def drafts(facts: Facts) -> Iterator[Finding]:
@@ -65,13 +61,13 @@ def _predicted(
     from vllm_nfp.principle import HardwareError, PredictionError, ShapeError
     from vllm_nfp.principle.prediction import predict
 
-    length, graphs = values["draft_length"], values["graphs"]
+    length, graphs, last = values["draft_length"], values["graphs"], values["max_model_len"]
     try:
         times = predict(
             model,
             hardware,
-            [size for size in BATCH_SIZES if size <= values["max_num_seqs"]],
-            [at for at in CONTEXTS if at < values["max_model_len"]] or [values["max_model_len"]],
+            [size for size in PREDICTED_BATCH_SIZES if size <= values["max_num_seqs"]],
+            [at for at in PREDICTED_CONTEXTS if at < last] or [last],
             tensor_parallel_size=values["tensor_parallel"],
             data_parallel_size=values["data_parallel"],
             expert_parallel=values["expert_parallel"],
@@ -98,10 +94,8 @@ def _predicted(
 def _quantization(model: Path, given: str | None) -> str | None:
     """What the flags say and the config.json does not."""
     from vllm_nfp.principle.model_sources import read_model
+    from vllm_nfp.principle.reading.wrapper import text_config
+    from vllm_nfp.principle.weights.stored import quantization_of
 
     config, _ = read_model(model)
-    text = config.get("text_config")
-    named = "quantization_config" in config or (
-        isinstance(text, Mapping) and "quantization_config" in text
-    )
-    return None if named else given
+    return given if quantization_of(config, text_config(config)) is None else None

@@ -204,10 +204,13 @@ class Demand:
 
     def work_ratio(self, curve: StepCurve, verified: int) -> float:
         """A step that verifies so many drafts, over t(1): without the time of drafting."""
-        host = self.host_seconds / curve.seconds_at_one
-        return max(1.0, curve.ratio(verified + 1)) + host
+        return self._whole(curve, curve.ratio(verified + 1))
 
     def _gain(self, curve: StepCurve, draft_length: int, ratio: float) -> float:
         host = self.host_seconds / curve.seconds_at_one
-        whole = max(1.0, ratio) + self.cost.ratio(draft_length, curve) + host
+        whole = self._whole(curve, ratio, self.cost.ratio(draft_length, curve))
         return self.acceptance.expected_tokens(draft_length) * (1.0 + host) / whole
+
+    def _whole(self, curve: StepCurve, ratio: float, drafting: float = 0.0) -> float:
+        """A step over t(1), with the host's time; none is quicker than one without drafts."""
+        return max(1.0, ratio) + drafting + self.host_seconds / curve.seconds_at_one

@@ -106,6 +106,7 @@ def recommend(
     given = read_inputs(source, acceptance, acceptance_from, draft_method, draft_model)
     method = _method(draft_method, given.drafting, draft_model)
     _check_parallel(method, parallel_drafting)
+    _check_adaptive(method, adaptive_verification)
     demand = Demand(
         given.acceptance.extended() if extend_acceptance else given.acceptance,
         _cost(method, given.drafting, draft_cost, draft_share, parallel_drafting)
@@ -129,7 +130,6 @@ def recommend(
         schedule = schedule.without_rates()
     live = live_rows(given.source, demand, schedule)
     wanted = adaptive_verification or given.adaptive
-    _check_adaptive(method, adaptive_verification)
     adaptive = _adaptive(curves, demand, method, max_batch_size) if wanted else None
     return Recommendation(
         source=given.source,

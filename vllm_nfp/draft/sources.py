@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from vllm_nfp.results.profile import Profile
     from vllm_nfp.types import Boundary, CurvePoint, Environment
 
+PREDICTED_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+PREDICTED_CONTEXTS = (1024, 4096, 16384)
+"""Of a prediction, where nobody asks for others."""
 STEP_OVER_LAUNCH = 1.25
 """Duration of a step that the host bounds, over the time to launch its forward pass, which is all
 that a probe sees: scheduling, sampling and drafting come on top. On H100 such steps of the engine

@@ -18,21 +18,16 @@ from collections.abc import Callable, Mapping
 from statistics import median
 
 from vllm_nfp.draft.verify_costs import Rest
+from vllm_nfp.results.real_steps import AGAIN_SECONDS, ENOUGH
+from vllm_nfp.timing.series import SAMPLES_KEPT
 from vllm_nfp.timing.steps import BATCH_BOUNDS
 
-KEPT = 64
-"""Latest steps of a kind that its median is taken over, as of real steps
-(:data:`vllm_nfp.timing.series.SAMPLES_KEPT`)."""
-ENOUGH = 16
-"""Steps from which on the median counts, as of real steps
-(:data:`vllm_nfp.results.real_steps.ENOUGH`)."""
 OLD_SECONDS = 10.0
 """Age from which on steps do not count: a host's speed was seen to differ by 3 ms a step from one
 load to the next, each some seconds long (2026-11-28, H200; docs/adaptive-verification.md)."""
-FORGOTTEN_SECONDS = 60.0
+FORGOTTEN_SECONDS = AGAIN_SECONDS
 """Age from which on a batch size that does not run is not known any more, nor what cut steps take
-more if only one kind runs: the other is tried again then. As long as a median of real steps is not
-old (:data:`vllm_nfp.results.real_steps.AGAIN_SECONDS`)."""
+more if only one kind runs: the other is tried again then."""
 
 
 class _Latest:
@@ -41,14 +36,14 @@ class _Latest:
     __slots__ = ("at", "count", "seconds")
 
     def __init__(self) -> None:
-        self.seconds = array("d", bytes(8 * KEPT))
+        self.seconds = array("d", bytes(8 * SAMPLES_KEPT))
         self.count = 0
         self.at = 0.0
 
     def add(self, seconds: float, now: float) -> None:
         if now - self.at > OLD_SECONDS:
             self.count = 0
-        self.seconds[self.count % KEPT] = seconds
+        self.seconds[self.count % SAMPLES_KEPT] = seconds
         self.count += 1
         self.at = now
 
@@ -56,7 +51,7 @@ class _Latest:
         """The median; None of too few steps, or old ones."""
         if self.count < ENOUGH or now - self.at > OLD_SECONDS:
             return None
-        return median(self.seconds[: min(self.count, KEPT)])
+        return median(self.seconds[: min(self.count, SAMPLES_KEPT)])
 
 
 class StepRests:
