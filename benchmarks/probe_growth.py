@@ -8,8 +8,8 @@ nest: what ``prepare`` grows by holds what its parts grow by. With ``--operators
 no compiled code are split by operator, which slows them down. ``--history`` tells which code made
 PyTorch reserve pieces of 16 MiB and more (:mod:`benchmarks.large_reserves`), and slows the start
 down. ``--captures`` tells what each first run and capture made it reserve, and the largest piece of
-the graphs' pool that was free before and after. Prints a table of MiB, and writes it with the probe's own
-account and the environment.
+the graphs' pool that was free before and after. Prints a table of MiB, and writes it with the
+probe's own account and the environment.
 """
 
 from __future__ import annotations
