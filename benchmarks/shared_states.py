@@ -105,13 +105,14 @@ def main(
         batch_sizes=(1,), contexts=(CONTEXT,), max_positions=max(2, *counts),
         state_memory_mib=state_memory_mib, graph_memory_mib=2048, share_graph_pool=False,
     )  # fmt: skip
-    rows = []
+    out.parent.mkdir(parents=True, exist_ok=True)
+    about, rows = environment.record(), []
     with runner_without_probe(model, json.loads(engine_args)) as runner, torch.inference_mode():
         for shape in (Shape(b, CONTEXT, n) for b in batches for n in counts):
             rows.append(row_of(view_of(runner), config, shape, runs))
             print(json.dumps(rows[-1]), flush=True)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"environment": environment.record(), "rows": rows}, indent=1) + "\n")
+            # What is known stays if the host's time ends here.
+            out.write_text(json.dumps({"environment": about, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
