@@ -76,6 +76,8 @@ class Settings:
     guard_drafter: bool = False
     adaptive_drafts: int = LONGEST
     time_host: bool = False
+    in_turn: bool = False
+    """Each load with one server after another, as verification_turns does."""
 
 
 class Record:
@@ -89,7 +91,7 @@ class Record:
         self._fixed = {
             "shape": settings.shape, "layers": settings.layers, "traces": recorded,
             "environment": environment.record(), "guard_drafter": settings.guard_drafter,
-            "adaptive_drafts": settings.adaptive_drafts,
+            "adaptive_drafts": settings.adaptive_drafts, "in_turn": settings.in_turn,
         }  # fmt: skip
 
     def add(self, row: Mapping[str, Any]) -> None:
@@ -111,7 +113,7 @@ def one_pass(
     A length is left out at a load where the length before it was already worse than the best by
     MARGIN: tokens of a step grow ever less with its drafts, and its time does not.
     """
-    remote, vocabulary = Remote(server.url), shapes.vocab_size(settings.shape)
+    remote = Remote(server.url)
     lengths: tuple[int | None, ...] = FIXED if contender == "fixed" else (None,)
     speeds: dict[Point, list[float]] = {point: [] for point in points()}
     for length in lengths:
@@ -120,20 +122,26 @@ def one_pass(
         for point, so_far in speeds.items():
             if len(so_far) > 1 and so_far[-1] < (1.0 - MARGIN) * max(so_far):
                 continue
-            before = counters(server.metrics())
-            _host_parts(remote, settings)
-            speed = measure(server.url, model, vocabulary, point)
-            host = _host_parts(remote, settings)
-            metrics = server.metrics()
-            after = counters(metrics)
-            so_far.append(speed.tokens_per_second)
-            yield {
-                "contender": contender if length is None else f"{contender}-{length}",
-                "pass": number, "context": point.context, "requests": point.requests,
-                **dataclasses.asdict(speed),
-                "counted": {name: after[name] - before.get(name, 0.0) for name in after},
-                "verification": verification(metrics), **host,
-            }  # fmt: skip
+            name = contender if length is None else f"{contender}-{length}"
+            row = one_load(server, model, settings, point)
+            so_far.append(row["tokens_per_second"])
+            yield {"contender": name, "pass": number, **row}
+
+
+def one_load(server: Server, model: str, settings: Settings, point: Point) -> dict[str, Any]:
+    """What a server shows under a load."""
+    remote, vocabulary = Remote(server.url), shapes.vocab_size(settings.shape)
+    before = counters(server.metrics())
+    _host_parts(remote, settings)
+    speed = measure(server.url, model, vocabulary, point)
+    host = _host_parts(remote, settings)
+    metrics = server.metrics()
+    after = counters(metrics)
+    return {
+        "context": point.context, "requests": point.requests, **dataclasses.asdict(speed),
+        "counted": {name: after[name] - before.get(name, 0.0) for name in after},
+        "verification": verification(metrics), **host,
+    }  # fmt: skip
 
 
 def _host_parts(remote: Remote, settings: Settings) -> dict[str, Any]:
@@ -158,6 +166,19 @@ def spec_of(contender: str, settings: Settings) -> Spec:
 
 def compare_one(start: Start, settings: Settings, record: Record, until: float) -> None:
     """One server, while others are stopped, and as many whole passes as fit before ``until``."""
+    server = begin(start, settings, record)
+    contender, model = start.contender, str(shapes.shared_model(settings.shape, settings.layers))
+    _measure_passes(contender, server, model, settings, record, until)
+    record.servers[contender]["after"] = environment.gpu_state()
+    record.write()
+
+
+def begin(start: Start, settings: Settings, record: Record) -> Server:
+    """Let a server go on, and ready it for loads.
+
+    Raises:
+        ProcessError: if it did not start.
+    """
     contender, server = start.contender, start.server
     if server is None:
         raise ProcessError(start.failed)
@@ -178,9 +199,7 @@ def compare_one(start: Start, settings: Settings, record: Record, until: float) 
         warm_up(server.url, model, vocabulary)
     if settings.time_host:
         Remote(server.url).call("bench_time_host", "")
-    _measure_passes(contender, server, model, settings, record, until)
-    record.servers[contender]["after"] = environment.gpu_state()
-    record.write()
+    return server
 
 
 def warm_up(url: str, model: str, vocabulary: int) -> None:

@@ -79,6 +79,30 @@ def fill(url: str, model: str, vocabulary: int, prompts: Sequence[int]) -> None:
     asyncio.run(send())
 
 
+def lead_in(url: str, model: str, vocabulary: int, point: Point, seconds: float) -> None:
+    """Send a point's requests for a while, and measure nothing.
+
+    Raises:
+        LoadError: if the server refuses one.
+    """
+    asked = bodies(point, model, vocabulary, LONGEST_ANSWER * (BEGIN + point.places))
+
+    async def send() -> None:
+        async with session_for_load() as session, asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(stream_answer(session, url, body, Trace(0.0), lambda: None))
+                for body in asked
+            ]
+            await asyncio.sleep(seconds)
+            for task in tasks:
+                task.cancel()
+
+    try:
+        asyncio.run(send())
+    except ExceptionGroup as found:
+        raise LoadError(f"the load failed: {found.exceptions[0]}") from found
+
+
 def measure(
     url: str, model: str, vocabulary: int, point: Point, limit_seconds: float = 60.0
 ) -> Speed:

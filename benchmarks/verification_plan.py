@@ -25,6 +25,8 @@ WARM_UP = Point("warm-up", (SHORT,) * 16, 7 * PLACES)
 """For ways that learn: a thousand steps at 1.35 tokens each, and vLLM fits its confidences every
 hundred."""
 STREAMS, STREAM_PLACES = 128, 4096
+KV_TOKENS = MOST_LONG * (LONG + SHORT) + (STREAMS - MOST_LONG) * (SHORT + LONGEST_ANSWER * PLACES)
+"""Of a server's KV cache: all prompts are in it at once."""
 OTHER_KINDS = tuple(
     Point("warm-up", (SHORT,) * n, places) for n, places in ((STREAMS, 16), (1, 64), (2, 64))
 )
@@ -45,15 +47,16 @@ def _places(requests: int) -> int:
 
 
 def flags_of(
-    contender: str, shape: str, layers: int, head: Path, adaptive: int = LONGEST
-) -> tuple[str, ...]:
+    contender: str, shape: str, layers: int, head: Path, adaptive: int = LONGEST,
+    tokens: int = KV_TOKENS,
+) -> tuple[str, ...]:  # fmt: skip
     """Of its server.
 
     Args:
         adaptive: tokens that ways which verify adaptively draft at each step.
+        tokens: of the KV cache.
     """
-    tokens = MOST_LONG * LONG + (STREAMS - MOST_LONG) * (SHORT + LONGEST_ANSWER * PLACES)
-    kv = int(shapes.kv_gib(shape, layers + 1, tokens + MOST_LONG * SHORT) * 2**30)
+    kv = int(shapes.kv_gib(shape, layers + 1, tokens) * 2**30)
     flags: tuple[str, ...] = (
         "--max-model-len", "12288", "--max-num-seqs", str(STREAMS), "--seed", "0",
         "--kv-cache-memory-bytes", str(kv), "--gpu-memory-utilization", "0.05",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 OWN, MEASURED, NONE = "vllm", "measured", "none"
@@ -17,7 +18,8 @@ class Cell:
     """One way of drafting under one load."""
 
     tokens_per_second: float
-    """Of the last pass: ways that learn have learned by then."""
+    """Of the last pass, since ways that learn have learned by then; of servers that were measured
+    in turn the median of all passes."""
     n: int
     spread: float
     """Half the difference between the passes over their mean; 0 of one pass."""
@@ -25,7 +27,9 @@ class Cell:
     """Share of the last pass's steps that were chosen by measured costs; None where none was."""
 
 
-def cells(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int], dict[str, Cell]]:
+def cells(
+    rows: Sequence[Mapping[str, Any]], in_turn: bool = False
+) -> dict[tuple[str, int], dict[str, Cell]]:
     """By load (context, requests), then by contender; loads that were not held are left out."""
     held: dict[tuple[str, int], dict[str, list[Mapping[str, Any]]]] = {}
     for row in rows:
@@ -33,18 +37,19 @@ def cells(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int], dict[str, 
             load = held.setdefault((row["context"], row["requests"]), {})
             load.setdefault(row["contender"], []).append(row)
     return {
-        load: {contender: _cell(found) for contender, found in by_contender.items()}
+        load: {contender: _cell(found, in_turn) for contender, found in by_contender.items()}
         for load, by_contender in held.items()
     }
 
 
-def _cell(rows: Sequence[Mapping[str, Any]]) -> Cell:
+def _cell(rows: Sequence[Mapping[str, Any]], in_turn: bool) -> Cell:
     speeds = [float(row["tokens_per_second"]) for row in rows]
     counted = rows[-1]["counted"]
     measured = counted.get(STEPS_MEASURED, 0.0)
     steps = measured + counted.get(STEPS_OWN, 0.0)
     spread = (max(speeds) - min(speeds)) / (max(speeds) + min(speeds))
-    return Cell(speeds[-1], len(speeds), spread, measured / steps if steps else None)
+    said = median(speeds) if in_turn else speeds[-1]
+    return Cell(said, len(speeds), spread, measured / steps if steps else None)
 
 
 def best_fixed(load: Mapping[str, Cell]) -> tuple[str, float] | None:
@@ -59,7 +64,7 @@ def best_fixed(load: Mapping[str, Cell]) -> tuple[str, float] | None:
 
 def table(record: Mapping[str, Any]) -> str:
     """A row for each load."""
-    found = cells(record["rows"])
+    found = cells(record["rows"], record.get("in_turn", False))
     lines = [
         f"{record['shape']}, {record['layers']} layers",
         "",

@@ -229,12 +229,16 @@ def config(table: list[list[int]] | None = THEN, **changed: Any) -> Any:
     )  # fmt: skip
 
 
-def made_by_vllm(monkeypatch: pytest.MonkeyPatch, table: list[list[int]] = THEN) -> Any:
+def without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     rank = SimpleNamespace(is_first_rank=True, is_last_rank=True)
     monkeypatch.setattr(cudagraph_utils, "get_pp_group", lambda: rank)
     monkeypatch.setattr(cudagraph_utils, "is_breakable_cudagraph_enabled", lambda: False)
     pool = SimpleNamespace(get_global_graph_pool=lambda: None)
     monkeypatch.setattr(cudagraph_utils, "current_platform", pool)
+
+
+def made_by_vllm(monkeypatch: pytest.MonkeyPatch, table: list[list[int]] = THEN) -> Any:
+    without_a_device(monkeypatch)
     given: Any = config(table)
     return CudaGraphManager(given, "cpu", CUDAGraphMode.FULL_AND_PIECEWISE, 9)
 
@@ -363,8 +367,10 @@ def drafter(monkeypatch: pytest.MonkeyPatch) -> Any:
     return made
 
 
-def batch(requests: int, fails: bool = False) -> Any:
-    return SimpleNamespace(num_reqs_after_padding=requests, fails=fails)
+def batch(requests: int, fails: bool = False, is_decode: bool = True) -> Any:
+    return SimpleNamespace(
+        num_reqs_after_padding=requests, decode_graph_eligible=is_decode, fails=fails
+    )
 
 
 @pytest.mark.parametrize("guarded", [False, True])
@@ -395,6 +401,90 @@ def test_a_drafter_without_a_graph_of_its_tokens_runs_without_one(
     found = drafter.propose(batch(61), requests=62, tokens=62 * 8 - 1)
     assert (found.cg_mode, found.num_tokens) == (CUDAGraphMode.NONE, 495)
     assert (found.num_reqs, found.uniform_token_count) == (62, None)
+
+
+def adaptive_config(**changed: Any) -> Any:
+    given = config(None, **changed)
+    given.speculative_config.enable_adaptive_verification = True
+    given.parallel_config.data_parallel_size = 1
+    return given
+
+
+@pytest.fixture
+def adaptive_drafter(drafter: Any, patches: PatchSet, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """It has made its graphs as vLLM has it make them under adaptive verification."""
+    without_a_device(monkeypatch)
+    length_graphs.install(patches, ASKED, adaptive_config())
+    made: Any = object.__new__(EagleSpeculator)
+    vars(made).update(
+        vllm_config=adaptive_config(), device="cpu", num_speculative_steps=7, dp_size=1,
+        pcp_manager=None,
+    )  # fmt: skip
+    return made
+
+
+def with_graphs(drafter: Any) -> Any:
+    drafter.init_cudagraph_manager(CUDAGraphMode.FULL_AND_PIECEWISE)
+    drafter.prefill_cudagraph_manager._graphs_captured = True
+    return drafter
+
+
+def test_a_drafter_of_cut_steps_replays_the_graph_of_the_models_requests(
+    adaptive_drafter: Any,
+) -> None:
+    """Whatever the number of requests and of admitted drafts; no step is launched in pieces."""
+    made = with_graphs(adaptive_drafter)
+    model = manager([[1, 128, 7]], varlen=True)
+    steps = ((b, b + drafts) for b in (1, 2, 3, 16, 61, 128) for drafts in range(7 * b + 1))
+    for requests, tokens in steps:
+        if tokens > SIZES[-1]:
+            continue
+        step = model.dispatch(requests, tokens, None, 0, max_query_len=8)
+        found = made.propose(batch(step.num_reqs), requests, step.num_tokens)
+        assert found.cg_mode == CUDAGraphMode.FULL
+        assert (found.num_tokens, found.num_reqs) == (step.num_tokens, step.num_reqs)
+
+
+def test_a_drafter_beside_prompts_runs_in_pieces(adaptive_drafter: Any) -> None:
+    made = with_graphs(adaptive_drafter)
+    found = made.propose(batch(24, is_decode=False))
+    assert (found.cg_mode, found.num_tokens) == (CUDAGraphMode.PIECEWISE, 24)
+    outside = made.prefill_cudagraph_manager.dispatch(3, 24, 8, num_active_loras=0)
+    assert outside.cg_mode == CUDAGraphMode.PIECEWISE, "what is not known to be a decode step"
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"dp_size": 2}, "engines choose together"),
+        ({"pcp_manager": object()}, "its tokens are spread over ranks"),
+        ({"vllm_config": config(None)}, "no adaptive verification"),
+    ],
+)
+def test_other_drafters_keep_the_graphs_that_vllm_gives_them(
+    change: dict[str, Any], why: str, adaptive_drafter: Any
+) -> None:
+    vars(adaptive_drafter).update(change)
+    made = with_graphs(adaptive_drafter).prefill_cudagraph_manager
+    assert not made.varlen_decode, why
+
+
+def test_a_drafter_that_proposes_in_a_way_of_its_own_keeps_its_graphs(
+    adaptive_drafter: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing tells its manager which steps are decode steps."""
+    monkeypatch.setattr(EagleSpeculator, "propose", propose, raising=False)
+    assert not with_graphs(adaptive_drafter).prefill_cudagraph_manager.varlen_decode
+
+
+def test_a_drafter_that_can_make_no_other_graphs_keeps_vllms(
+    adaptive_drafter: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    del adaptive_drafter.pcp_manager
+    with caplog.at_level(logging.WARNING, "vllm.nfp"):
+        made = with_graphs(adaptive_drafter).prefill_cudagraph_manager
+    assert not made.varlen_decode
+    assert len(caplog.records) == 1 and "pcp_manager" in caplog.text
 
 
 def test_a_drafter_whose_step_fails_leaves_nothing_behind(drafter: Any, patches: PatchSet) -> None:

@@ -2,26 +2,19 @@
 
 What vLLM does, and why its servers stall with it, is told in :mod:`vllm_nfp.draft.length_graphs`.
 Here the V2 runner's managers of CUDA graphs get the mended choice when they are made. No graph is
-captured for it, and vLLM's own check of a graph against a step stays in force.
-
-Under adaptive verification the model's FULL graphs have as many requests as tokens, and the
-drafter's have as many as were captured with uniform steps. Where all drafts are admitted, the
-drafter replays a FULL graph on metadata of another number of requests, whose parts lie elsewhere.
-So a drafter that takes over the model's attention metadata replays a FULL graph only with the
-number of requests that they were made for. Its first pass runs as PIECEWISE or without a graph
-otherwise, as it does in vLLM beside prompts.
+captured for it, and vLLM's own check of a graph against a step stays in force. The graphs of a
+drafter's first pass are the business of :mod:`vllm_nfp.adapter.drafter_graphs`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Collection
 from typing import Any
 
 from vllm_nfp import releases
-from vllm_nfp.adapter import targets, versions
+from vllm_nfp.adapter import drafter_graphs, targets, versions
 from vllm_nfp.adapter.patch import PatchSet
 from vllm_nfp.adapter.verification import verifies_adaptively
 from vllm_nfp.config import ProbeConfig
@@ -34,8 +27,6 @@ OVERLOOKED = (
     "drafter the server may stand still for seconds: add --nfp-config '{\"mend_graphs\": true}', "
     "or serve one num_speculative_tokens (docs/draft-control.md)"
 )
-PREPARED = "nfp_prepared_requests"
-"""Attribute of a drafter's manager of graphs: requests of the metadata, while drafts are made."""
 
 
 def install(patches: PatchSet, config: ProbeConfig, vllm_config: Any) -> None:
@@ -66,8 +57,7 @@ def put_in_place(patches: PatchSet) -> None:
     """Do it whatever the server's settings; for the V2 runner of a release with the fault."""
     tell = _once()
     patches.wrap(targets.GRAPH_MANAGER, lambda original: _mending(original, tell))
-    patches.wrap(targets.DRAFTER_PROPOSE, _telling)
-    patches.wrap(targets.DRAFTER_DISPATCH, _guarded)
+    drafter_graphs.put_in_place(patches, _left_alone_once)
 
 
 def _is_concerned(vllm_config: Any) -> bool:
@@ -150,59 +140,6 @@ def _odd(graph: Any, captured: Collection[Any]) -> str | None:
     if graph.cg_mode.name != "FULL" or graph.num_reqs * length != graph.num_tokens:
         return f"{graph} is no FULL graph of {length} tokens a request"
     return None
-
-
-def _telling(original: Any) -> Any:
-    """``propose``: tells the manager of how many requests the attention metadata are.
-
-    Ranks of several data-parallel engines agree on what they run, so that none may choose alone:
-    their drafters are left as they are.
-    """
-
-    @functools.wraps(original)
-    def propose(self: Any, input_batch: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            manager = self.prefill_cudagraph_manager if self.dp_size == 1 else None
-            requests = input_batch.num_reqs_after_padding
-        except AttributeError as error:
-            _left_alone_once(str(error))
-            manager = None
-        if manager is None:
-            return original(self, input_batch, *args, **kwargs)
-        setattr(manager, PREPARED, requests)
-        try:
-            return original(self, input_batch, *args, **kwargs)
-        finally:
-            setattr(manager, PREPARED, None)
-
-    return propose
-
-
-def _guarded(original: Any) -> Any:
-    """``dispatch``: of a drafter's first pass; that of every other pass is vLLM's."""
-
-    @functools.wraps(original)
-    def dispatch(
-        self: Any, num_reqs: int, num_tokens: int, uniform_token_count: int | None,
-        *args: Any, **kwargs: Any,
-    ) -> Any:  # fmt: skip
-        found = original(self, num_reqs, num_tokens, uniform_token_count, *args, **kwargs)
-        prepared = getattr(self, PREPARED, None)
-        if prepared is None or found.cg_mode.name != "FULL" or found.num_reqs == prepared:
-            return found
-        other = original(self, num_reqs, num_tokens, None, *args, **kwargs)
-        if other.cg_mode.name != "FULL" and other.num_tokens == num_tokens:
-            return other
-        # Slots of the KV cache were made for these tokens, no more.
-        return dataclasses.replace(
-            found,
-            cg_mode=type(found.cg_mode).NONE,
-            num_tokens=num_tokens,
-            num_reqs=num_reqs,
-            uniform_token_count=None,
-        )
-
-    return dispatch
 
 
 def _left_alone(problem: object) -> None:

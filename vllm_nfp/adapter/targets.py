@@ -236,6 +236,13 @@ GRAPH_MANAGER = Target(
     "lets the V2 runner choose among the CUDA graphs of each draft length",
     since=(0, 32),
 )
+DRAFTER_GRAPHS = Target(
+    "vllm.v1.worker.gpu.spec_decode.target_dependent_ar.speculator:"
+    "TargetDependentARSpeculator.init_cudagraph_manager",
+    Feature.LENGTH_GRAPHS,
+    "captures the drafter's CUDA graphs like the model's under adaptive verification",
+    since=(0, 32),
+)
 DRAFTER_PROPOSE = Target(
     "vllm.v1.worker.gpu.spec_decode.target_dependent_ar.speculator:"
     "TargetDependentARSpeculator.propose",
@@ -342,6 +349,7 @@ TARGETS: tuple[Target, ...] = (
     INIT_CANDIDATES,
     SPECULATOR_CAPTURE,
     GRAPH_MANAGER,
+    DRAFTER_GRAPHS,
     DRAFTER_PROPOSE,
     DRAFTER_DISPATCH,
     CAPTURE_BEGIN,

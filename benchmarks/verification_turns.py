@@ -1,0 +1,205 @@
+"""Claim: measured costs choose better than vLLM's own tables, and no worse than the best fixed K.
+
+    CUDA_VISIBLE_DEVICES=0 python -m benchmarks.verification_turns --shape qwen3-8b \\
+        --traces benchmarks/results/2026-11-28-draft-traces-gpu/traces.npz --within 540 --out DIR
+
+Like :mod:`benchmarks.verification_compare`, with all servers there at once, and each load with one
+server right after another. A host's speed may change by a factor of two within seconds, and steps
+of few requests are as fast as their host: servers that are measured one after another meet
+different hosts. There is memory for three servers and fewer long prompts. Each pass begins with
+another contender. Before a load adaptive ways run it for LEAD_IN_SECONDS: they follow the traffic,
+and have missed it while they were stopped (SIGSTOP).
+
+Each server is as its user has it: vLLM's choice of CUDA graphs is mended where draft lengths come
+from a table (``fixed``) and with ``--nfp-verification-costs``, and is vLLM's own elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks import environment, length_graphs, shapes
+from benchmarks.load import LoadError
+from benchmarks.server import Spec, end_servers_on_sigterm
+from benchmarks.switched_server import Remote
+from benchmarks.verification_compare import Record, Settings, begin, one_load, say, spec_of
+from benchmarks.verification_load import Point, lead_in
+from benchmarks.verification_metrics import keep
+from benchmarks.verification_plan import (
+    FIXED,
+    LONG,
+    LONGEST,
+    PLACES,
+    SHORT,
+    STREAMS,
+    flags_of,
+    points,
+)
+from benchmarks.verification_servers import Pairs, Start
+from benchmarks.verification_table import table
+from vllm_nfp.start.process import ProcessError
+from vllm_nfp.start.server import Server
+
+CONTENDERS = ("fixed", "vllm", "measured")
+"""The last starts when the others are stopped, so that its probe meets no other's start, and finds
+compiled what the one before it has compiled."""
+MOST_LONG = 8
+"""Prompts with the long context."""
+KV_TOKENS = STREAMS * (SHORT + 3 * PLACES) + MOST_LONG * SHORT
+"""Of a server's KV cache, 20 GiB for 25 layers of 8B. It holds all short prompts and their answers;
+long ones are read again before their load."""
+LEAD_IN_SECONDS = 2.2
+"""The probe publishes every 2 s, and costs follow the traffic from then on."""
+LOSES = 0.15
+"""A draft length that is so much slower than the best is not measured again, and none beyond it."""
+
+
+def loads() -> list[Point]:
+    """Those of the comparison that fit."""
+    return [point for point in points() if point.prompts.count(LONG) <= MOST_LONG]
+
+
+def spec_in_turn(contender: str, settings: Settings) -> Spec:
+    """Of a contender's server."""
+    spec = spec_of(contender, settings)
+    head = shapes.shared_draft_head(settings.shape, "eagle3", settings.layers)
+    flags = flags_of(
+        contender, settings.shape, settings.layers, head, settings.adaptive_drafts,
+        KV_TOKENS,
+    )  # fmt: skip
+    as_is = {length_graphs.AS_IS_VARIABLE: str(int(contender == "vllm"))}
+    return replace(spec, flags=flags, extra={**spec.extra, **as_is})
+
+
+def turns(contenders: Sequence[str], number: int) -> list[str]:
+    """The order of one pass."""
+    first = number % len(contenders)
+    return [*contenders[first:], *contenders[:first]]
+
+
+class Turns:
+    """All servers, and what they have shown so far."""
+
+    def __init__(self, servers: Mapping[str, Server], settings: Settings, record: Record) -> None:
+        self._servers, self._settings, self._record = servers, settings, record
+        self._lost: set[tuple[Point, int]] = set()
+        """Lengths that lost at a load in an earlier pass: they are not run again."""
+
+    def measure(self, point: Point, number: int) -> Iterator[dict[str, Any]]:
+        """A load with each server, one after another."""
+        for contender in turns(tuple(self._servers), number):
+            server = self._servers[contender]
+            server.child.resume()
+            try:
+                yield from self._with(contender, server, point, number)
+            except (LoadError, ProcessError, OSError) as error:  # the others are worth it
+                say(f"{contender}, {point.requests} requests: {error}")
+            server.child.pause()
+
+    def _with(
+        self, contender: str, server: Server, point: Point, number: int
+    ) -> Iterator[dict[str, Any]]:
+        model = str(shapes.shared_model(self._settings.shape, self._settings.layers))
+        vocabulary = shapes.vocab_size(self._settings.shape)
+        if contender != "fixed":
+            lead_in(server.url, model, vocabulary, point, LEAD_IN_SECONDS)
+            row = one_load(server, model, self._settings, point)
+            yield {"contender": contender, "pass": number, **row}
+            return
+        speeds: dict[int, float] = {}
+        for length in FIXED:
+            if (point, length) in self._lost:
+                continue
+            Remote(server.url).call("bench_draft_length", str(length))
+            row = one_load(server, model, self._settings, point)
+            yield {"contender": f"fixed-{length}", "pass": number, **row}
+            speeds[length] = row["tokens_per_second"]
+            if speeds[length] < (1.0 - LOSES) * max(speeds.values()):
+                self._lost |= {(point, other) for other in FIXED if other > length}
+                break
+        best = max(speeds.values())
+        self._lost |= {(point, n) for n, s in speeds.items() if s < (1.0 - LOSES) * best}
+
+
+def run(settings: Settings) -> None:
+    """All loads in turn, as long as there is time."""
+    record, last = Record(settings), settings.started + settings.within
+    specs = {name: spec_in_turn(name, settings) for name in CONTENDERS}
+    with Pairs(specs, say) as started:
+        servers: dict[str, Server] = {}
+        for pair in started.pairs:
+            for start in started.answering(pair, last):
+                server = _ready(start, settings, record)
+                servers |= {} if server is None else {start.contender: server}
+        if servers:
+            _passes(Turns(servers, settings, record), settings, record, last)
+        for contender, server in servers.items():
+            server.child.resume()
+            name = f"metrics-{settings.shape}-{contender}.prom.gz"
+            keep(server.metrics(), settings.out / name)
+            record.servers[contender]["after"] = environment.gpu_state()
+        record.write()
+
+
+def _ready(start: Start, settings: Settings, record: Record) -> Server | None:
+    try:
+        server = begin(start, settings, record)
+    except (LoadError, ProcessError, OSError) as error:
+        say(f"{start.contender}: {error}")
+        record.servers.setdefault(start.contender, {})["failed"] = str(error)
+        return None
+    server.child.pause()
+    return server
+
+
+def _passes(turns: Turns, settings: Settings, record: Record, last: float) -> None:
+    for number in range(settings.passes):
+        for point in loads():
+            before = time.monotonic()
+            for row in turns.measure(point, number):
+                record.add(row)
+            if time.monotonic() + 1.3 * (time.monotonic() - before) > last:
+                say(f"pass {number + 1} is cut off at {point.context}, {point.requests} requests")
+                return
+        say(f"pass {number + 1} ended after {time.monotonic() - settings.started:.0f} s")
+
+
+@click.command()
+@click.option("--shape", type=click.Choice(sorted(shapes.SHAPES)), default="qwen3-8b")
+@click.option("--layers", type=int, default=24, show_default=True)
+@click.option(
+    "--traces", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True
+)
+@click.option("--within", type=float, default=560.0, show_default=True, help="Seconds, of all.")
+@click.option("--passes", default=3, show_default=True, help="Of all loads, at most.")
+@click.option("--watch-stalls", is_flag=True, help="Stacks in the logs where no step follows.")
+@click.option(
+    "--adaptive-drafts",
+    type=click.IntRange(1, LONGEST),
+    default=4,
+    show_default=True,
+    help="Drafted at each step by ways that verify adaptively.",
+)
+@click.option("--time-host", is_flag=True, help="Keep the host's time of each part of a step.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
+def main(out: Path, traces: Path, **values: Any) -> None:
+    """Compare ways of choosing drafts in turn; see the module's text."""
+    end_servers_on_sigterm()
+    out.mkdir(parents=True, exist_ok=True)
+    settings = Settings(
+        traces=traces, out=out, started=time.monotonic(), in_turn=True, **values
+    )  # fmt: skip
+    run(settings)
+    for path in sorted(out.glob("verification-*.json")):
+        click.echo(table(json.loads(path.read_text(encoding="utf-8"))))
+
+
+if __name__ == "__main__":
+    main()
