@@ -51,7 +51,7 @@ RECORDS = (
         "2026-11-28-h200-fp8-images/qwen3-next/profile.json.gz", "`measure`, 3daa5c9",
     ),
     Measured(
-        "Qwen3-30B-A3B", "2026-11-28-h200x2-alike/moe/truth.json.gz", "every point timed, c8f1e77"
+        "Qwen3-30B-A3B", "2026-11-29-h200/experts/truth.json.gz", "every point timed, a1cafc6"
     ),
     Measured(
         "Qwen3-30B-A3B, 8 of 48 layers, data and expert parallel on 2 GPUs",

@@ -40,6 +40,7 @@ class Server:
     row: str | None
     costs: str | None = None
     costs_row: str = COSTS
+    date: str = "2026-11-28"
 
     @property
     def run(self) -> Run:
@@ -48,7 +49,6 @@ class Server:
 
 
 E6AECCF = "2026-11-28-h200-at-defaults-e6aeccf/"
-H200X2 = "2026-11-28-h200x2-alike/"
 SERVERS = (
     Server(
         "dense-h100", "Qwen3-8B", "2026-11-28-h100-at-defaults/dense", "f773c4a",
@@ -65,10 +65,10 @@ SERVERS = (
         "H100, vLLM 0.33.0", "qwen3-30b-a3b", 556, None, "| Qwen3-30B-A3B | H100, 0.33 ",
     ),
     Server(
-        "experts-h200", "Qwen3-30B-A3B", H200X2 + "moe", "c8f1e77", "H200, vLLM 0.33.0",
-        "qwen3-30b-a3b --truth-seconds 150", 529,
-        "| Qwen3-30B-A3B, experts | H200, 0.33, c8f1e77 | {pairs} ",
-        "| Qwen3-30B-A3B | H200, 0.33, c8f1e77 ",
+        "experts-h200", "Qwen3-30B-A3B", "2026-11-29-h200/experts", "a1cafc6",
+        "H200, vLLM 0.33.0", "qwen3-30b-a3b --truth-seconds 240", 522,
+        "| Qwen3-30B-A3B, experts | H200, 0.33, a1cafc6 | {pairs} ",
+        "| Qwen3-30B-A3B | H200, 0.33, a1cafc6 ", date="2026-11-29",
     ),
     Server(
         "fp8-h200", "Qwen3-8B in FP8", "2026-11-28-h200-fp8-images/fp8", "4851083",
@@ -112,7 +112,7 @@ def _answers(server: Server, row: str) -> Claim:
         RESULTS + server.folder,
         server.run,
         server.commit,
-        "2026-11-28",
+        server.date,
         server.gpu,
         ANSWERING,
         (Quote("docs/surface-results.md", row + ROW),),
@@ -131,7 +131,7 @@ def _costs(server: Server, row: str) -> Claim:
         RESULTS + server.folder,
         server.run,
         server.commit,
-        "2026-11-28",
+        server.date,
         server.gpu,
         SPENDING,
         (Quote("docs/overhead.md", row + server.costs_row),),

@@ -112,9 +112,10 @@ class ProbeConfig:
     by the server."""
     mend_graphs: bool | None = None
     """Let each draft length of a table find its own CUDA graphs, which the V2 runner of vLLM 0.32
-    and 0.33 overlooks in part: servers with EAGLE or MTP drafters stall then. Steps run in other
-    graphs, so that low-order bits of outputs may differ. None: with draft_control or
-    verification_costs, which change steps anyway."""
+    and 0.33 overlooks in part: servers with EAGLE or MTP drafters stall then. Under adaptive
+    verification also capture such a drafter's graphs like the model's. Steps run in other graphs,
+    so that low-order bits of outputs may differ. None: with draft_control or verification_costs,
+    which change steps anyway."""
     draft_control: bool = False
     """Choose the draft length of each step live, from measured step times and acceptance."""
     draft_lengths: DraftLengths = ()

@@ -1,0 +1,103 @@
+"""How fast the host was at each load of a recorded comparison, and what each way asks of it.
+
+    python -m benchmarks.host_speed RECORD.json.gz
+
+Takes a record of :mod:`benchmarks.verification_compare` or :mod:`benchmarks.verification_turns`
+with the times of the host's parts (``--time-host``). ``prepare_attn`` launches the same few kernels
+in every way, so that its time tells how slow the host was. *Host* is what the serving thread takes
+for a step (``execute_model`` and ``sample_tokens``), and *at even speed* the same on a host that
+takes REFERENCE_MS for that part. Steps of more requests wait for the device inside these calls, so
+that only loads of up to MOST_REQUESTS count in the summary.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+
+COMMON = "prepare_attn"
+WHOLE = ("execute_model", "sample_tokens")
+REFERENCE_MS = 0.1
+"""Of COMMON: near the middle of what was seen, 0.08 to 0.21 ms (2026-11-29, H200)."""
+MOST_REQUESTS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """One load of one way."""
+
+    contender: str
+    context: str
+    requests: int
+    step_ms: float
+    """From one step to the next, waits for the device included."""
+    common_ms: float
+    host_ms: float
+    parts: Mapping[str, float]
+    """Milliseconds of each part in a step."""
+
+    @property
+    def even_ms(self) -> float:
+        """The host's time of a step at the speed of REFERENCE_MS."""
+        return self.host_ms * REFERENCE_MS / self.common_ms
+
+
+def hosts(record: Mapping[str, Any]) -> Iterator[Host]:
+    """One for each load whose parts were timed."""
+    for row in record["rows"]:
+        parts = row.get("host") or {}
+        steps = parts.get(WHOLE[0], {}).get("calls", 0)
+        if not steps:
+            continue
+        each = {name: part["ms"] / steps for name, part in parts.items()}
+        yield Host(
+            row["contender"], row["context"], row["requests"], 1e3 * row["seconds"] / steps,
+            each[COMMON], sum(each[name] for name in WHOLE), each,
+        )  # fmt: skip
+
+
+def lines(found: list[Host]) -> Iterator[str]:
+    """Each load, then a summary of the ways."""
+    yield "| way | context | requests | step, ms | prepare_attn, ms | host, ms | at even speed |"
+    yield "| --- " * 7 + "|"
+    for one in found:
+        yield (
+            f"| {one.contender} | {one.context} | {one.requests} | {one.step_ms:.2f} | "
+            f"{one.common_ms:.3f} | {one.host_ms:.2f} | {one.even_ms:.2f} |"
+        )
+    yield ""
+    yield f"Up to {MOST_REQUESTS} requests, medians:"
+    yield ""
+    yield "| way | loads | prepare_attn, ms: least, most | host at even speed, ms |"
+    yield "| --- " * 4 + "|"
+    for contender in dict.fromkeys(one.contender for one in found):
+        few = [o for o in found if o.contender == contender and o.requests <= MOST_REQUESTS]
+        if few:
+            common = [one.common_ms for one in few]
+            yield (
+                f"| {contender} | {len(few)} | {min(common):.3f}, {max(common):.3f} | "
+                f"{median(one.even_ms for one in few):.2f} |"
+            )
+
+
+@click.command()
+@click.argument("record", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def main(record: Path) -> None:
+    """Print the tables; see the module's text."""
+    data = record.read_bytes()
+    text = gzip.decompress(data) if record.suffix == ".gz" else data
+    found = list(hosts(json.loads(text)))
+    if not found:
+        raise click.ClickException(f"{record} has no times of the host: run with --time-host")
+    click.echo("\n".join(lines(found)))
+
+
+if __name__ == "__main__":
+    main()
