@@ -418,7 +418,7 @@ def adaptive_drafter(drafter: Any, patches: PatchSet, monkeypatch: pytest.Monkey
     made: Any = object.__new__(EagleSpeculator)
     vars(made).update(
         vllm_config=adaptive_config(), device="cpu", num_speculative_steps=7, dp_size=1,
-        pcp_manager=None,
+        pcp_manager=None, enable_adaptive_verification=True,
     )  # fmt: skip
     return made
 
@@ -458,7 +458,7 @@ def test_a_drafter_beside_prompts_runs_in_pieces(adaptive_drafter: Any) -> None:
     [
         ({"dp_size": 2}, "engines choose together"),
         ({"pcp_manager": object()}, "its tokens are spread over ranks"),
-        ({"vllm_config": config(None)}, "no adaptive verification"),
+        ({"enable_adaptive_verification": False}, "the model's graphs are of one length"),
     ],
 )
 def test_other_drafters_keep_the_graphs_that_vllm_gives_them(

@@ -27,7 +27,6 @@ from typing import Any
 
 from vllm_nfp.adapter import targets
 from vllm_nfp.adapter.patch import PatchSet
-from vllm_nfp.adapter.verification import verifies_adaptively
 
 LeftAlone = Callable[[str], None]
 """Says once why vLLM's choice stays."""
@@ -77,11 +76,13 @@ def _mixing(original: Any, left_alone: LeftAlone) -> Any:
 
 
 def _mixes(drafter: Any) -> bool:
-    """Whether the model's graphs take any mix of lengths, and this drafter can have such too."""
-    speculation = drafter.vllm_config.speculative_config
-    if speculation is None or not verifies_adaptively(speculation):
+    """Whether the model's graphs take any mix of lengths, and this drafter can have such too.
+
+    A drafter that cannot tell its confidences takes adaptive verification back when it is loaded.
+    """
+    if not drafter.enable_adaptive_verification or not _tells(type(drafter)):
         return False
-    return drafter.dp_size == 1 and drafter.pcp_manager is None and _tells(type(drafter))
+    return bool(drafter.dp_size == 1 and drafter.pcp_manager is None)
 
 
 def _tells(kind: type[Any]) -> bool:
