@@ -8,7 +8,7 @@ confidences of the step before, and its table of costs. Three shares of the best
 up what an adaptive way reached:
 
 - ``drafting``: what the choice reaches with the true costs and no host time of its own. It drafts
-  all tokens at every step, and a fixed length only those that pay;
+  as many tokens at every step, and a fixed length only those that pay;
 - ``choice``: what the recorded tokens of a step reach of that;
 - ``host``: what is left at the recorded time of a step.
 
@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.traces import read_traces
+from benchmarks.verification_load import Point
 from benchmarks.verification_plan import FIXED, LONGEST, STREAM_PLACES, STREAMS, WARM_UP, points
 from benchmarks.verification_streams import FIRST_TOKEN, Streams, make_streams
 from benchmarks.verification_table import MEASURED, NONE, OWN
@@ -102,20 +103,30 @@ def true_ms(load: Load, held: Mapping[str, Row]) -> FloatArray:
     """A step that drafts LONGEST, by drafts that are verified, without an adaptive host time.
 
     A shorter fixed length takes what it verifies and fewer drafts. Where the host limited one, a
-    longer one was no slower, and tells what the device takes at most.
+    longer one was no slower, and tells what the device takes at most. Beyond the longest length of
+    a record, which left out those that lose, a step takes ever more, as it did up to there.
     """
     _, requests = load
-    steps = {0: held[NONE].milliseconds + SPECULATION_MS}
+    steps = {0: held[NONE].milliseconds + SPECULATION_MS} if NONE in held else {}
     for length in FIXED:
         name = f"fixed-{length}"
         took = held[name].milliseconds if name in held else None
         if took is None and length == LONGEST:
-            took = BEYOND[load]
+            took = BEYOND.get(load)
         if took is not None:
             steps[length * requests] = took - DRAFT_MS * length
-    least = np.minimum.accumulate(np.array([*steps.values()])[::-1])[::-1]
-    verifying = np.interp(np.arange(LONGEST * requests + 1), [*steps], least)
+    drafts, least = np.array([*steps]), np.array([*steps.values()])
+    least = np.minimum.accumulate(least[::-1])[::-1]
+    all_drafts = np.arange(LONGEST * requests + 1)
+    verifying = np.interp(all_drafts, drafts, least)
+    slope = (least[-1] - least[-2]) / (drafts[-1] - drafts[-2]) if len(least) > 1 else 0.0
+    verifying += slope * np.maximum(0, all_drafts - drafts[-1])
     return np.asarray(verifying + DRAFT_MS * LONGEST)
+
+
+def drafting(true: FloatArray, requests: int, drafts: int) -> FloatArray:
+    """The same of steps that draft fewer tokens; ``true`` drafts LONGEST."""
+    return true[: drafts * requests + 1] - DRAFT_MS * (LONGEST - drafts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +165,13 @@ class Offline:
     Args:
         streams: what requests meet.
         held: by load.
+        drafts: of each step of the ways that verified adaptively.
     """
 
-    def __init__(self, streams: Streams, held: Mapping[Load, Mapping[str, Row]]) -> None:
-        self._streams, self._held = streams, held
+    def __init__(
+        self, streams: Streams, held: Mapping[Load, Mapping[str, Row]], drafts: int = LONGEST
+    ) -> None:
+        self._streams, self._held, self._drafts = streams, held, drafts
         warm = Estimator(LONGEST)
         true = true_ms(("1k", WARM_UP.requests), held["1k", WARM_UP.requests])
         walk(streams, WARM_UP, true, true, warm)
@@ -170,19 +184,25 @@ class Offline:
 
     def shares(self, name: str) -> dict[Load, Shares]:
         """Of a way that verifies adaptively."""
-        found = {}
-        for point in points():
-            load = point.context, point.requests
+        found, streams = {}, self._streams.cut(self._drafts)
+        for point, load in self._loads():
             if name not in self._held[load]:
                 continue  # it was not held
-            true = true_ms(load, self._held[load])
-            ideal = walk(self._streams, point, true, true, self._fit.copy())
+            true = drafting(true_ms(load, self._held[load]), point.requests, self._drafts)
+            ideal = walk(streams, point, true, true, self._fit.cut(self._drafts))
             reached = [
-                walk(self._streams, point, true, true, self._fit.copy(), fixed=drafts)
-                for drafts in range(0, LONGEST * point.requests + 1, max(1, point.requests // 2))
+                walk(streams, point, true, true, self._fit.cut(self._drafts), fixed=drafts)
+                for drafts in range(0, len(true), max(1, point.requests // 2))
             ]
             found[load] = shares(self.best(load)[1], ideal, reached, self._held[load][name])
         return found
+
+    def _loads(self) -> Iterator[tuple[Point, Load]]:
+        """Those that the record has."""
+        for point in points():
+            load = point.context, point.requests
+            if load in self._held:
+                yield point, load
 
     def priced(self, host: float, cut: float) -> dict[Load, tuple[float, float, float]]:
         """Shares of the best fixed length with bare prices, one host time in them, and two.
@@ -192,8 +212,7 @@ class Offline:
             cut: those that steps which cut drafts take once more.
         """
         found = {}
-        for point in points():
-            load = point.context, point.requests
+        for point, load in self._loads():
             work = true_ms(load, self._held[load])
             took, price = work + host, work - UNPRICED_MS
             took[:-1] += cut
@@ -208,11 +227,10 @@ class Offline:
     def shorter(self) -> dict[Load, list[float]]:
         """Shares of the best fixed length if each step drafts so many of SHORTER."""
         found: dict[Load, list[float]] = {}
-        for point in points():
-            load = point.context, point.requests
+        for point, load in self._loads():
             true, best = true_ms(load, self._held[load]), self.best(load)[1]
             for drafts in SHORTER:
-                took = true[: drafts * point.requests + 1] - DRAFT_MS * (LONGEST - drafts)
+                took = drafting(true, point.requests, drafts)
                 ran = walk(self._streams.cut(drafts), point, took, took, self._fit.cut(drafts))
                 found.setdefault(load, []).append(ran.speed / best.speed)
         return found
@@ -220,8 +238,7 @@ class Offline:
     def advised(self) -> AdaptiveDrafts:
         """What ``recommend`` says to draft, if a server with LONGEST drafts has counted."""
         curves = []
-        for index, point in enumerate(points()):
-            load = point.context, point.requests
+        for index, (point, load) in enumerate(self._loads()):
             verifying = true_ms(load, self._held[load]) - DRAFT_MS * LONGEST
             seconds = {k + 1: verifying[k * point.requests] / 1e3 for k in range(LONGEST + 1)}
             curve = curve_of_seconds(point.requests, index + 1, seconds)
@@ -249,7 +266,7 @@ def counted(streams: Streams) -> NDArray[np.int64]:
 def tables(record: Mapping[str, Any], traces: Path, host: float, cut: float) -> str:
     """All tables, in Markdown."""
     streams = make_streams(read_traces(traces)[0], STREAMS, STREAM_PLACES, STREAMS + FIRST_TOKEN)
-    offline = Offline(streams, rows(record))
+    offline = Offline(streams, rows(record), record.get("adaptive_drafts", LONGEST))
     lines = [
         "| context, requests | best | measured: drafting, choice, host | vLLM's: the same |",
         "| --- " * 4 + "|",

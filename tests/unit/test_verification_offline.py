@@ -19,6 +19,8 @@ from benchmarks.verification_streams import make_streams
 from benchmarks.verification_walk import REFIT_INTERVAL, Estimator, chosen, walk
 
 REQUESTS = 8
+FEW = (("1k", 8), ("1k", 16))
+"""Loads of few requests, which are replayed fast."""
 
 
 def traces() -> list[AnswerTrace]:
@@ -104,6 +106,36 @@ def test_the_time_of_steps_is_that_of_fixed_lengths() -> None:
     true = offline.true_ms(("1k", 8), held)
     verified = np.array([0, 8, 24, 40, 56])
     assert true[verified] == pytest.approx(4.2 + 0.25 * LONGEST + 0.005 * verified)
+
+
+def test_a_record_may_lack_what_was_not_measured() -> None:
+    """Servers in turn: none without speculation, no length that loses, and fewer loads."""
+    full = record(0.0)["rows"]
+    found = offline.rows({"rows": [r for r in full if r["contender"] not in ("none", "fixed-7")]})
+    true = offline.true_ms(("1k", 8), found["1k", 8])
+    verified = np.array([8, 24, 40, 56])
+    assert true[verified] == pytest.approx(4.2 + 0.25 * LONGEST + 0.005 * verified)
+    assert true[0] == true[8], "no less is known"
+    streams = make_streams(traces(), 128, 1024, 1000)
+    few = {load: found[load] for load in FEW}
+    assert offline.Offline(streams, few).shares("measured").keys() == few.keys()
+
+
+def test_ways_that_draft_less_are_held_against_what_they_draft() -> None:
+    """Four drafts a step take 0.75 ms less than seven, and that is not the host's."""
+    rows = record(0.0)["rows"]
+    for row in rows:
+        if row["contender"] == "measured":
+            took = 4.0 + 0.25 * 4 + 0.005 * 4 * row["requests"] + 0.2
+            row["tokens_per_second"] = 1e3 * row["requests"] * 2.6 / took
+            row["counted"]["vllm:spec_decode_num_accepted_tokens_total"] = 1600.0
+    streams = make_streams(traces(), 128, 1024, 1000)
+    all_loads = offline.rows({"rows": rows})
+    held = {load: all_loads[load] for load in FEW}
+    found = offline.Offline(streams, held, drafts=4).shares("measured")
+    assert found["1k", 8].host == pytest.approx(1.0, abs=0.02)
+    whole = offline.Offline(streams, held).shares("measured")
+    assert whole["1k", 8].drafting < found["1k", 8].drafting
 
 
 def test_shares_make_up_what_was_reached(tmp_path: Path) -> None:
