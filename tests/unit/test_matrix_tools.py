@@ -62,6 +62,7 @@ def test_the_patches_differ_in_their_context_alone() -> None:
         "step-observer": ["0.29.0", "0.32.0", "0.33.0"],
         "verification-costs": ["0.32.0", "0.33.0"],
         "length-graphs": ["0.32.0", "0.33.0"],
+        "drafter-graphs": ["0.32.0", "0.33.0"],
     }.items():
         patches = sorted(patched.PATCHES.glob(f"*-{kind}.patch"))
         assert [p.name.split("-")[1] for p in patches] == releases
