@@ -16,6 +16,7 @@ pytest.importorskip("vllm")
 sys.path.insert(0, str(ROOT))
 
 from vllm.config.compilation import CUDAGraphMode
+from vllm.v1.attention.backend import AttentionCGSupport
 from vllm.v1.worker.gpu import cudagraph_utils
 from vllm.v1.worker.gpu.cudagraph_utils import CudaGraphManager
 from vllm.v1.worker.gpu.spec_decode.eagle.speculator import EagleSpeculator
@@ -418,7 +419,7 @@ def adaptive_drafter(drafter: Any, patches: PatchSet, monkeypatch: pytest.Monkey
     made: Any = object.__new__(EagleSpeculator)
     vars(made).update(
         vllm_config=adaptive_config(), device="cpu", num_speculative_steps=7, dp_size=1,
-        pcp_manager=None, enable_adaptive_verification=True,
+        pcp_manager=None, enable_adaptive_verification=True, target_attn_groups=[],
     )  # fmt: skip
     return made
 
@@ -453,12 +454,27 @@ def test_a_drafter_beside_prompts_runs_in_pieces(adaptive_drafter: Any) -> None:
     assert outside.cg_mode == CUDAGraphMode.PIECEWISE, "what is not known to be a decode step"
 
 
+def layers(support: AttentionCGSupport) -> Any:
+    """A group of attention layers whose graphs replay what ``support`` says."""
+    builder = SimpleNamespace(get_cudagraph_support=lambda *_: support)
+    return SimpleNamespace(
+        layer_names=["head"], kv_cache_spec=None, backend=SimpleNamespace,
+        get_metadata_builder=lambda _: builder,
+    )  # fmt: skip
+
+
+def test_a_drafter_whose_layers_replay_any_mix_has_such_graphs(adaptive_drafter: Any) -> None:
+    adaptive_drafter.target_attn_groups = [[layers(AttentionCGSupport.ALWAYS)]]
+    assert with_graphs(adaptive_drafter).prefill_cudagraph_manager.varlen_decode
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [
         ({"dp_size": 2}, "engines choose together"),
         ({"pcp_manager": object()}, "its tokens are spread over ranks"),
         ({"enable_adaptive_verification": False}, "the model's graphs are of one length"),
+        ({"target_attn_groups": [[layers(AttentionCGSupport.NEVER)]]}, "a layer of the drafter's"),
     ],
 )
 def test_other_drafters_keep_the_graphs_that_vllm_gives_them(
