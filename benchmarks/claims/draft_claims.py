@@ -9,6 +9,19 @@ from benchmarks.claims.claim import Claim, Quote, Run
 from benchmarks.claims.depends import CONTROLLING
 
 RESULTS = "docs/draft-results.md"
+ADAPTIVE = "docs/adaptive-verification.md"
+FEEDING = (
+    "vllm_nfp/draft/verify_costs.py",
+    "vllm_nfp/draft/cost_rows.py",
+    "vllm_nfp/draft/cost_tables.py",
+    "vllm_nfp/session/cost_feed.py",
+    "vllm_nfp/session/cost_source.py",
+    "vllm_nfp/session/step_prices.py",
+    "vllm_nfp/session/step_rests.py",
+    "vllm_nfp/adapter/drafter_graphs.py",
+    "vllm_nfp/adapter/verification.py",
+)
+"""What a server verifies with measured costs, and in which CUDA graphs it drafts."""
 
 
 def claims() -> Iterator[Claim]:
@@ -75,5 +88,37 @@ def claims() -> Iterator[Claim]:
                 "in {stalled} of {loads} loads the server made no token for 0.2 s and more, with "
                 "the mended choice in {stalled_mended} of {loads_mended}",
             ),
+        ),
+    )
+    yield Claim(
+        "verification-h200",
+        "Adaptive verification with measured costs and 4 drafts a step, Qwen3-8B with 24 layers "
+        "and recorded drafts: ahead of vLLM's own costs at {ahead} of {loads} loads, by {least} to "
+        "{most} % and {mean} % on average, {mean_few} % at 8 requests and fewer; within 2 % of the "
+        "best fixed draft length at {near_best}, the worst {worst} of it",
+        "one or two passes, servers in turn",
+        "{loads} loads",
+        recompute.verification,
+        "benchmarks/results/2026-11-29-h200/turns",
+        Run(
+            (
+                "python -m benchmarks.verification_turns --traces "
+                "benchmarks/results/2026-11-28-draft-traces-gpu/traces.npz --time-host "
+                "--within {within} --out {out}",
+            ),
+            460,
+        ),
+        "045a5a7",
+        "2026-11-29",
+        "H200, vLLM 0.33.0",
+        FEEDING,
+        (
+            Quote(
+                ADAPTIVE,
+                "measured ones are ahead at {ahead} of {loads} loads, by {least} to {most} %: "
+                "{mean} % on average, and {mean_few} % at 8 requests and fewer",
+            ),
+            Quote(ADAPTIVE, "is met at {near_best} of {loads} loads"),
+            Quote(ADAPTIVE, "the\n  least is {worst}."),
         ),
     )
