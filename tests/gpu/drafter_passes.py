@@ -46,7 +46,7 @@ class Passes:
     def in_pieces(self, *args: Any, **kwargs: Any) -> None:
         """Count a pass of decodes that no graph fits."""
         assert self._step is not None
-        if self._step[0].decode_graph_eligible:
+        if not self._step[0].has_prefill:
             self._seen.append({"graph": False})
         self._in_pieces(*args, **kwargs)
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
@@ -368,10 +369,11 @@ def drafter(monkeypatch: pytest.MonkeyPatch) -> Any:
     return made
 
 
-def batch(requests: int, fails: bool = False, is_decode: bool = True) -> Any:
+def batch(requests: int, fails: bool = False, prompts: bool = False, longest: int = 8) -> Any:
     return SimpleNamespace(
-        num_reqs_after_padding=requests, decode_graph_eligible=is_decode, fails=fails
-    )
+        num_reqs_after_padding=requests, has_prefill=prompts, fails=fails,
+        num_scheduled_tokens=np.array([1, longest]),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("guarded", [False, True])
@@ -448,8 +450,9 @@ def test_a_drafter_of_cut_steps_replays_the_graph_of_the_models_requests(
 
 def test_a_drafter_beside_prompts_runs_in_pieces(adaptive_drafter: Any) -> None:
     made = with_graphs(adaptive_drafter)
-    found = made.propose(batch(24, is_decode=False))
-    assert (found.cg_mode, found.num_tokens) == (CUDAGraphMode.PIECEWISE, 24)
+    for step in (batch(24, prompts=True), batch(24, longest=9)):
+        found = made.propose(step)
+        assert (found.cg_mode, found.num_tokens) == (CUDAGraphMode.PIECEWISE, 24)
     outside = made.prefill_cudagraph_manager.dispatch(3, 24, 8, num_active_loras=0)
     assert outside.cg_mode == CUDAGraphMode.PIECEWISE, "what is not known to be a decode step"
 

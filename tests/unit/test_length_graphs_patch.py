@@ -108,6 +108,7 @@ def first_pass(module: Any, propose: Callable[..., Any], table: list[list[int]],
         num_reqs=15, num_tokens=45, num_tokens_after_padding=step.num_tokens,
         num_reqs_after_padding=step.num_reqs or 15, num_scheduled_tokens=np.full(15, 3),
         seq_lens_cpu_upper_bound=torch.full((128,), 64), decode_graph_eligible=True,
+        has_prefill=False,
         idx_mapping=None,
     )  # fmt: skip
     hidden = torch.zeros(step.num_tokens, 4)

@@ -42,8 +42,14 @@ class Prepared:
 
     requests: int
     """With padding."""
-    is_decode: bool
-    """No request reads its prompt, so that none has more tokens than a verifying one."""
+    longest: int | None
+    """Most tokens of a request; None beside prompts. vLLM looks for the model's graph with it."""
+
+
+def prepared(batch: Any) -> Prepared:
+    """What the metadata of a batch were made for."""
+    longest = None if batch.has_prefill else int(batch.num_scheduled_tokens.max())
+    return Prepared(batch.num_reqs_after_padding, longest)
 
 
 def put_in_place(patches: PatchSet, left_alone: LeftAlone) -> None:
@@ -106,15 +112,13 @@ def _telling(original: Any, left_alone: LeftAlone) -> Any:
     def propose(self: Any, input_batch: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             manager = self.prefill_cudagraph_manager if self.dp_size == 1 else None
-            prepared = Prepared(
-                input_batch.num_reqs_after_padding, bool(input_batch.decode_graph_eligible)
-            )
+            step = prepared(input_batch)
         except AttributeError as error:
             left_alone(str(error))
             manager = None
         if manager is None:
             return original(self, input_batch, *args, **kwargs)
-        setattr(manager, PREPARED, prepared)
+        setattr(manager, PREPARED, step)
         try:
             return original(self, input_batch, *args, **kwargs)
         finally:
@@ -132,11 +136,11 @@ def _guarded(original: Any) -> Any:
         self: Any, num_reqs: int, num_tokens: int, uniform_token_count: int | None,
         *args: Any, **kwargs: Any,
     ) -> Any:  # fmt: skip
-        prepared: Prepared | None = getattr(self, PREPARED, None)
-        if prepared is not None and prepared.is_decode and self.varlen_decode:
-            kwargs["max_query_len"] = self.decode_query_len
+        step: Prepared | None = getattr(self, PREPARED, None)
+        if step is not None and self.varlen_decode:
+            kwargs["max_query_len"] = step.longest
         found = original(self, num_reqs, num_tokens, uniform_token_count, *args, **kwargs)
-        if prepared is None or _fits(found, prepared):
+        if step is None or _fits(found, step):
             return found
         kwargs.pop("max_query_len", None)
         other = original(self, num_reqs, num_tokens, None, *args, **kwargs)
@@ -155,5 +159,5 @@ def _guarded(original: Any) -> Any:
     return dispatch
 
 
-def _fits(found: Any, prepared: Prepared) -> bool:
-    return bool(found.cg_mode.name != "FULL" or found.num_reqs == prepared.requests)
+def _fits(found: Any, step: Prepared) -> bool:
+    return bool(found.cg_mode.name != "FULL" or found.num_reqs == step.requests)
