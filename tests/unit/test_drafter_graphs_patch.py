@@ -17,6 +17,9 @@ from test_matrix_tools import patched
 from test_verification_patch import load
 from vllm.config.compilation import CUDAGraphMode
 
+from vllm_nfp.adapter import length_graphs
+from vllm_nfp.adapter.patch import PatchSet
+
 OWN, LENGTHS = (f"vllm-0.32.0-{kind}-graphs.patch" for kind in ("drafter", "length"))
 TEST = Path("tests/v1/spec_decode/test_adaptive_verification_drafter_graphs.py")
 MODES = (CUDAGraphMode.FULL_AND_PIECEWISE, CUDAGraphMode.FULL_DECODE_ONLY)
@@ -108,6 +111,22 @@ def test_drafters_that_cannot_have_such_graphs_keep_theirs(
         test.test_other_drafters_keep_uniform_graphs(monkeypatch, changes)
     test.without_device(monkeypatch)
     assert test.make_drafter(MODES[0]).prefill_cudagraph_manager.varlen_decode
+
+
+def test_the_hooks_do_what_the_patch_does(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The patch's own tests, on vLLM as it is installed."""
+    test, hooks = own_test(tree), PatchSet()
+    length_graphs.put_in_place(hooks)
+    try:
+        for mode in MODES:
+            test.test_draft_prefill_replays_the_graph_of_the_targets_requests(monkeypatch, mode)
+        check = test.test_draft_prefill_replays_no_varlen_graph_without_the_target
+        for arguments in given(check):
+            check(monkeypatch, *arguments)
+        for changes in given(test.test_other_drafters_keep_uniform_graphs):
+            test.test_other_drafters_keep_uniform_graphs(monkeypatch, changes)
+    finally:
+        hooks.restore()
 
 
 def test_it_applies_before_and_after_the_patch_of_draft_lengths(both: Path, tmp_path: Path) -> None:
