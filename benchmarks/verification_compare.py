@@ -18,7 +18,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,10 @@ class Settings:
     time_host: bool = False
     in_turn: bool = False
     """Each load with one server after another, as verification_turns does."""
+    most_requests: int = STREAMS
+    """Of a load."""
+    most_long: int = MOST_LONG
+    """Of a load, with the long context."""
 
 
 class Record:
@@ -194,16 +198,20 @@ def begin(start: Start, settings: Settings, record: Record) -> Server:
         contender, settings.shape, settings.layers, Path("HEAD"), settings.adaptive_drafts
     )
     record.servers[contender] = {"flags": shown, "start_seconds": start.seconds, **answer}
-    fill(server.url, model, vocabulary, [LONG] * MOST_LONG + [SHORT] * (STREAMS - MOST_LONG))
+    short = settings.most_requests - settings.most_long
+    fill(server.url, model, vocabulary, [LONG] * settings.most_long + [SHORT] * short)
     if answer["adaptive"]:
-        warm_up(server.url, model, vocabulary)
+        warm_up(server.url, model, vocabulary, settings.most_requests)
     if settings.time_host:
         Remote(server.url).call("bench_time_host", "")
     return server
 
 
-def warm_up(url: str, model: str, vocabulary: int) -> None:
+def warm_up(url: str, model: str, vocabulary: int, most: int = STREAMS) -> None:
     """Have an adaptive way learn, and compile what it compiles at the first step of a kind.
+
+    Args:
+        most: requests that the server's KV cache holds.
 
     Loads stalled by 0.3 to 2.5 s at that (2026-11-28, H200, vLLM 0.33).
     """
@@ -213,8 +221,9 @@ def warm_up(url: str, model: str, vocabulary: int) -> None:
         left = until - time.monotonic()
         if left <= 0.0:
             return
+        fitting = replace(point, prompts=point.prompts[:most])
         try:
-            measure(url, model, vocabulary, point, limit_seconds=left)
+            measure(url, model, vocabulary, fitting, limit_seconds=left)
         except LoadError as error:  # what was compiled until then is compiled
             say(f"warm-up with {point.requests} requests: {error}")
 

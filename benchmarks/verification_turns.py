@@ -52,18 +52,27 @@ CONTENDERS = ("fixed", "vllm", "measured")
 compiled what the one before it has compiled."""
 MOST_LONG = 8
 """Prompts with the long context."""
-KV_TOKENS = STREAMS * (SHORT + 3 * PLACES) + MOST_LONG * SHORT
-"""Of a server's KV cache, 20 GiB for 25 layers of 8B. It holds all short prompts and their answers;
-long ones are read again before their load."""
 LEAD_IN_SECONDS = 2.2
 """The probe publishes every 2 s, and costs follow the traffic from then on."""
 LOSES = 0.15
 """A draft length that is so much slower than the best is not measured again, and none beyond it."""
 
 
-def loads() -> list[Point]:
-    """Those of the comparison that fit."""
-    return [point for point in points() if point.prompts.count(LONG) <= MOST_LONG]
+def loads(most: int = STREAMS) -> list[Point]:
+    """Those of the comparison that fit.
+
+    Args:
+        most: requests of one.
+    """
+    return [p for p in points() if p.prompts.count(LONG) <= MOST_LONG and p.requests <= most]
+
+
+def kv_tokens(most: int) -> int:
+    """Of a server's KV cache, some 20 GiB for 25 layers of 8B and 128 requests.
+
+    It holds all short prompts and their answers; long ones are read again before their load.
+    """
+    return most * (SHORT + 3 * PLACES) + MOST_LONG * (LONG if most < STREAMS else SHORT)
 
 
 def spec_in_turn(contender: str, settings: Settings) -> Spec:
@@ -72,7 +81,7 @@ def spec_in_turn(contender: str, settings: Settings) -> Spec:
     head = shapes.shared_draft_head(settings.shape, "eagle3", settings.layers)
     flags = flags_of(
         contender, settings.shape, settings.layers, head, settings.adaptive_drafts,
-        KV_TOKENS,
+        kv_tokens(settings.most_requests),
     )  # fmt: skip
     as_is = {length_graphs.AS_IS_VARIABLE: str(int(contender == "vllm"))}
     return replace(spec, flags=flags, extra={**spec.extra, **as_is})
@@ -161,7 +170,7 @@ def _ready(start: Start, settings: Settings, record: Record) -> Server | None:
 
 def _passes(turns: Turns, settings: Settings, record: Record, last: float) -> None:
     for number in range(settings.passes):
-        for point in loads():
+        for point in loads(settings.most_requests):
             before = time.monotonic()
             for row in turns.measure(point, number):
                 record.add(row)
@@ -188,13 +197,21 @@ def _passes(turns: Turns, settings: Settings, record: Record, last: float) -> No
     help="Drafted at each step by ways that verify adaptively.",
 )
 @click.option("--time-host", is_flag=True, help="Keep the host's time of each part of a step.")
+@click.option(
+    "--most-requests",
+    type=click.IntRange(16, STREAMS),
+    default=STREAMS,
+    show_default=True,
+    help="Of a load: three servers of many layers need smaller KV caches.",
+)
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
 def main(out: Path, traces: Path, **values: Any) -> None:
     """Compare ways of choosing drafts in turn; see the module's text."""
     end_servers_on_sigterm()
     out.mkdir(parents=True, exist_ok=True)
     settings = Settings(
-        traces=traces, out=out, started=time.monotonic(), in_turn=True, **values
+        traces=traces, out=out, started=time.monotonic(), in_turn=True, most_long=MOST_LONG,
+        **values,
     )  # fmt: skip
     run(settings)
     for path in sorted(out.glob("verification-*.json")):

@@ -44,8 +44,11 @@ def test_each_pass_begins_with_another_contender() -> None:
 
 
 def test_loads_fit_into_the_smaller_kv_cache() -> None:
-    held = [sum(p.prompts) + p.requests * 2 * p.places for p in verification_turns.loads()]
-    assert max(held) < verification_turns.KV_TOKENS
+    for most in (128, 64, 16):
+        loads = verification_turns.loads(most)
+        held = [sum(p.prompts) + p.requests * 2 * p.places for p in loads]
+        assert max(held) < verification_turns.kv_tokens(most)
+        assert max(p.requests for p in loads) == most
     assert {p.requests for p in verification_turns.loads()} == {1, 2, 4, 8, 16, 32, 64, 128}
 
 
@@ -91,13 +94,13 @@ def test_the_comparison_in_turn_runs_from_start_to_end(
     for module in (verification_compare, verification_turns):
         monkeypatch.setattr(module, "Remote", Remote)
     point = Point("1k", (8, 8), 16)
-    monkeypatch.setattr(verification_turns, "loads", lambda: [point])
+    monkeypatch.setattr(verification_turns, "loads", lambda most: [point] * (most == 16))
     monkeypatch.setattr(verification_turns, "LEAD_IN_SECONDS", 0.05)
     monkeypatch.setattr(verification_load, "BEGIN", 4)
     settings_for(tmp_path)
     verification_turns.main.main(
         ["--shape=tiny", "--layers=2", f"--traces={tmp_path / 'traces.npz'}", "--within=60",
-         "--passes=2", f"--out={tmp_path}"],
+         "--passes=2", "--most-requests=16", f"--out={tmp_path}"],
         standalone_mode=False,
     )  # fmt: skip
     held = json.loads((tmp_path / "verification-tiny.json").read_text())
