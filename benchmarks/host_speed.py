@@ -12,8 +12,6 @@ that only loads of up to MOST_REQUESTS count in the summary.
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,8 @@ from statistics import median
 from typing import Any
 
 import click
+
+from benchmarks.verification_table import read_record
 
 COMMON = "prepare_attn"
 WHOLE = ("execute_model", "sample_tokens")
@@ -40,8 +40,6 @@ class Host:
     """From one step to the next, waits for the device included."""
     common_ms: float
     host_ms: float
-    parts: Mapping[str, float]
-    """Milliseconds of each part in a step."""
 
     @property
     def even_ms(self) -> float:
@@ -59,7 +57,7 @@ def hosts(record: Mapping[str, Any]) -> Iterator[Host]:
         each = {name: part["ms"] / steps for name, part in parts.items()}
         yield Host(
             row["contender"], row["context"], row["requests"], 1e3 * row["seconds"] / steps,
-            each[COMMON], sum(each[name] for name in WHOLE), each,
+            each[COMMON], sum(each[name] for name in WHOLE),
         )  # fmt: skip
 
 
@@ -91,9 +89,7 @@ def lines(found: list[Host]) -> Iterator[str]:
 @click.argument("record", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def main(record: Path) -> None:
     """Print the tables; see the module's text."""
-    data = record.read_bytes()
-    text = gzip.decompress(data) if record.suffix == ".gz" else data
-    found = list(hosts(json.loads(text)))
+    found = list(hosts(read_record(record)))
     if not found:
         raise click.ClickException(f"{record} has no times of the host: run with --time-host")
     click.echo("\n".join(lines(found)))

@@ -34,6 +34,7 @@ from benchmarks.verification_metrics import counters, keep, verification
 from benchmarks.verification_plan import (
     CONTENDERS,
     FIXED,
+    KV_TOKENS,
     LONG,
     LONGEST,
     MOST_LONG,
@@ -46,7 +47,7 @@ from benchmarks.verification_plan import (
     points,
 )
 from benchmarks.verification_servers import Pairs, Start
-from benchmarks.verification_table import table
+from benchmarks.verification_table import read_record, table
 from vllm_nfp.start.ports import free_port
 from vllm_nfp.start.process import ProcessError
 from vllm_nfp.start.server import Server
@@ -82,6 +83,18 @@ class Settings:
     """Of a load."""
     most_long: int = MOST_LONG
     """Of a load, with the long context."""
+    kv_tokens: int = KV_TOKENS
+    """Of each server's KV cache."""
+
+    def flags_of(self, contender: str, head: Path) -> tuple[str, ...]:
+        """Of a contender's server, whose drafter is in ``head``."""
+        return flags_of(
+            contender, self.shape, self.layers, head, self.adaptive_drafts, self.kv_tokens
+        )
+
+    def is_mended(self, contender: str) -> bool:
+        """Whether its server finds the CUDA graphs of each draft length."""
+        return contender != "vllm" if self.in_turn else self.guard_drafter
 
 
 class Record:
@@ -101,6 +114,12 @@ class Record:
     def add(self, row: Mapping[str, Any]) -> None:
         """Keep one load."""
         self.rows.append(dict(row))
+        self.write()
+
+    def fail(self, contender: str, error: Exception) -> None:
+        """Say and keep that a server did not start or was lost: the others are worth it."""
+        say(f"{contender}: {error}")
+        self.servers.setdefault(contender, {})["failed"] = str(error)
         self.write()
 
     def write(self) -> None:
@@ -159,11 +178,11 @@ def spec_of(contender: str, settings: Settings) -> Spec:
     head = shapes.shared_draft_head(settings.shape, "eagle3", settings.layers)
     return Spec(
         model, settings.out / f"server-{settings.shape}-{contender}.log", free_port(),
-        flags_of(contender, settings.shape, settings.layers, head, settings.adaptive_drafts),
+        settings.flags_of(contender, head),
         extra={
             "VLLM_SERVER_DEV_MODE": "1",
             stall_watch.VARIABLE: str(int(settings.watch_stalls)),
-            length_graphs.AS_IS_VARIABLE: str(int(not settings.guard_drafter)),
+            length_graphs.AS_IS_VARIABLE: str(int(not settings.is_mended(contender))),
         },
     )  # fmt: skip
 
@@ -194,9 +213,7 @@ def begin(start: Start, settings: Settings, record: Record) -> Server:
         "vocabulary": vocabulary,
     }  # fmt: skip
     answer = Remote(server.url).call("bench_replay", json.dumps(asked))[0]
-    shown = flags_of(
-        contender, settings.shape, settings.layers, Path("HEAD"), settings.adaptive_drafts
-    )
+    shown = settings.flags_of(contender, Path("HEAD"))
     record.servers[contender] = {"flags": shown, "start_seconds": start.seconds, **answer}
     short = settings.most_requests - settings.most_long
     fill(server.url, model, vocabulary, [LONG] * settings.most_long + [SHORT] * short)
@@ -275,10 +292,8 @@ def run(settings: Settings, contenders: tuple[str, ...]) -> None:
                 until = now + (last - now - further) / (len(pair) - number)
                 try:
                     compare_one(start, settings, record, until)
-                except (LoadError, ProcessError, OSError) as error:  # the others are worth it
-                    say(f"{start.contender}: {error}")
-                    record.servers.setdefault(start.contender, {})["failed"] = str(error)
-                    record.write()
+                except (LoadError, ProcessError, OSError) as error:
+                    record.fail(start.contender, error)
                 servers.end(start.contender)
 
 
@@ -313,7 +328,7 @@ def main(
         settings = Settings(traces=traces, out=out, started=time.monotonic(), **values)
         run(settings, contenders or CONTENDERS)
     for path in sorted(out.glob("verification-*.json")):
-        click.echo(table(json.loads(path.read_text(encoding="utf-8"))))
+        click.echo(table(read_record(path)))
 
 
 if __name__ == "__main__":

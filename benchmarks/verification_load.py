@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from benchmarks.load import LoadError, session_for_load, stream_answer
 from benchmarks.load_result import Trace
 from benchmarks.verification_streams import prompt_of
 
+T = TypeVar("T")
 BEGIN = 64
 """Place of an answer at which its speed begins to count: all requests run by then."""
 POLL_SECONDS = 0.02
@@ -97,10 +99,7 @@ def lead_in(url: str, model: str, vocabulary: int, point: Point, seconds: float)
             for task in tasks:
                 task.cancel()
 
-    try:
-        asyncio.run(send())
-    except ExceptionGroup as found:
-        raise LoadError(f"the load failed: {found.exceptions[0]}") from found
+    _run_all(send())
 
 
 def measure(
@@ -114,11 +113,16 @@ def measure(
     end = BEGIN + point.places
     asked = bodies(point, model, vocabulary, LONGEST_ANSWER * end)
     began = time.perf_counter()
+    traces = _run_all(_run(url, asked, end, limit_seconds))
+    return speed(traces, BEGIN, end, time.perf_counter() - began)
+
+
+def _run_all(work: Coroutine[Any, Any, T]) -> T:
+    """What requests in a group come to; their first error as one of the load."""
     try:
-        traces = asyncio.run(_run(url, asked, end, limit_seconds))
+        return asyncio.run(work)
     except ExceptionGroup as group:
         raise LoadError(f"the load failed: {group.exceptions[0]}") from group
-    return speed(traces, BEGIN, end, time.perf_counter() - began)
 
 
 async def _run(url: str, asked: Sequence[bytes], end: int, limit_seconds: float) -> list[Trace]:

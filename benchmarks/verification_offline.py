@@ -21,8 +21,6 @@ true costs and no host time: each draft that is not made saves its time. Below i
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,7 +34,7 @@ from benchmarks.traces import read_traces
 from benchmarks.verification_load import Point
 from benchmarks.verification_plan import FIXED, LONGEST, STREAM_PLACES, STREAMS, WARM_UP, points
 from benchmarks.verification_streams import FIRST_TOKEN, Streams, make_streams
-from benchmarks.verification_table import MEASURED, NONE, OWN
+from benchmarks.verification_table import MEASURED, NONE, OWN, Load, read_record
 from benchmarks.verification_walk import Estimator, Walk, walk
 from vllm_nfp.draft.acceptance import from_counters
 from vllm_nfp.draft.adaptive import AdaptiveDrafts, adaptive_drafts, adaptive_sentence
@@ -63,8 +61,6 @@ COUNTED_STEPS = 400
 """Steps of each stream over which acceptance is counted."""
 BEYOND = {("1k", 64): 13.9, ("mixed", 64): 20.5, ("1k", 128): 33.5}
 """Milliseconds with K = 7 where the record left it out, from 2026-11-28-h200x2-at-defaults."""
-
-Load = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,8 +292,7 @@ def tables(record: Mapping[str, Any], traces: Path, host: float, cut: float) -> 
 @click.option("--cut-ms", default=CUT_MS, show_default=True, help="In the second table.")
 def main(record: Path, traces: Path, host_ms: float, cut_ms: float) -> None:
     """Tell where a recorded comparison lost; see the module's text."""
-    with gzip.open(record, "rt", encoding="utf-8") as text:
-        click.echo(tables(json.load(text), traces, host_ms, cut_ms))
+    click.echo(tables(read_record(record), traces, host_ms, cut_ms))
 
 
 if __name__ == "__main__":

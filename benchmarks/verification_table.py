@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -11,6 +14,19 @@ OWN, MEASURED, NONE = "vllm", "measured", "none"
 STEPS_MEASURED = "vllm_nfp_verification_steps_total:measured"
 STEPS_OWN = "vllm_nfp_verification_steps_total:vllm"
 CONTEXTS = ("1k", "8k", "mixed")
+GOOD = 0.98
+"""Of the best fixed length."""
+FEW = 8
+"""Requests at which adaptive verification was to gain most."""
+
+Load = tuple[str, int]
+"""Context and requests."""
+
+
+def read_record(path: Path) -> Any:
+    """What a comparison has written, compressed or not."""
+    data = path.read_bytes()
+    return json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +43,9 @@ class Cell:
     """Share of the last pass's steps that were chosen by measured costs; None where none was."""
 
 
-def cells(
-    rows: Sequence[Mapping[str, Any]], in_turn: bool = False
-) -> dict[tuple[str, int], dict[str, Cell]]:
+def cells(rows: Sequence[Mapping[str, Any]], in_turn: bool = False) -> dict[Load, dict[str, Cell]]:
     """By load (context, requests), then by contender; loads that were not held are left out."""
-    held: dict[tuple[str, int], dict[str, list[Mapping[str, Any]]]] = {}
+    held: dict[Load, dict[str, list[Mapping[str, Any]]]] = {}
     for row in rows:
         if row["whole"]:
             load = held.setdefault((row["context"], row["requests"]), {})
@@ -79,7 +93,7 @@ def table(record: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", *summary(found), ""])
 
 
-def _row(load: tuple[str, int], held: Mapping[str, Cell]) -> str:
+def _row(load: Load, held: Mapping[str, Cell]) -> str:
     names = (NONE, "fixed-1", "fixed-3", "fixed-5", "fixed-7", OWN, MEASURED)
     speeds = [f"{held[n].tokens_per_second:.0f}" if n in held else "" for n in names]
     best = best_fixed(held)
@@ -108,27 +122,40 @@ def _ratio(held: Mapping[str, Cell]) -> float | None:
     return held[MEASURED].tokens_per_second / held[OWN].tokens_per_second
 
 
-def summary(found: Mapping[tuple[str, int], Mapping[str, Cell]]) -> list[str]:
+def over_best(found: Mapping[Load, Mapping[str, Cell]], contender: str) -> dict[Load, float]:
+    """Speeds over those of the best fixed lengths, where both were measured."""
+    shares = {load: _share(held, contender, best_fixed(held)) for load, held in found.items()}
+    return {load: share for load, share in shares.items() if share is not None}
+
+
+def over_own(found: Mapping[Load, Mapping[str, Cell]]) -> dict[Load, float]:
+    """Speeds with measured costs over those with vLLM's own, where both were measured."""
+    ratios = {load: _ratio(held) for load, held in found.items()}
+    return {load: ratio for load, ratio in ratios.items() if ratio is not None}
+
+
+def of_few(ratios: Mapping[Load, float]) -> list[float]:
+    """Those of FEW requests and fewer."""
+    return [ratio for (_, requests), ratio in ratios.items() if requests <= FEW]
+
+
+def summary(found: Mapping[Load, Mapping[str, Cell]]) -> list[str]:
     """The goals: under the best fixed length, and over vLLM's tables."""
     lines = []
     for contender in (MEASURED, OWN):
-        shares = {
-            load: share
-            for load, held in found.items()
-            if (share := _share(held, contender, best_fixed(held))) is not None
-        }
+        shares = over_best(found, contender)
         if shares:
             worst = min(shares, key=lambda load: shares[load])
             lines.append(
-                f"{contender}: {sum(s >= 0.98 for s in shares.values())} of {len(shares)} loads "
+                f"{contender}: {sum(s >= GOOD for s in shares.values())} of {len(shares)} loads "
                 f"within 2 % of the best fixed length; worst {shares[worst]:.3f} "
                 f"({worst[0]}, {worst[1]} requests)"
             )
-    ratios = {load: r for load, held in found.items() if (r := _ratio(held)) is not None}
+    ratios = over_own(found)
     if ratios:
-        few = [r for (_, requests), r in ratios.items() if requests <= 8]
+        few = of_few(ratios)
         lines.append(
             f"measured / vllm: {min(ratios.values()):.3f} at the worst, "
-            f"{sum(few) / max(1, len(few)):.3f} on average at 8 requests and fewer"
+            f"{sum(few) / max(1, len(few)):.3f} on average at {FEW} requests and fewer"
         )
     return lines

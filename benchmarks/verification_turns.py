@@ -16,18 +16,16 @@ from a table (``fixed``) and with ``--nfp-verification-costs``, and is vLLM's ow
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from benchmarks import environment, length_graphs, shapes
+from benchmarks import environment, shapes
 from benchmarks.load import LoadError
-from benchmarks.server import Spec, end_servers_on_sigterm
+from benchmarks.server import end_servers_on_sigterm
 from benchmarks.switched_server import Remote
 from benchmarks.verification_compare import Record, Settings, begin, one_load, say, spec_of
 from benchmarks.verification_load import Point, lead_in
@@ -39,11 +37,10 @@ from benchmarks.verification_plan import (
     PLACES,
     SHORT,
     STREAMS,
-    flags_of,
     points,
 )
 from benchmarks.verification_servers import Pairs, Start
-from benchmarks.verification_table import table
+from benchmarks.verification_table import read_record, table
 from vllm_nfp.start.process import ProcessError
 from vllm_nfp.start.server import Server
 
@@ -75,16 +72,10 @@ def kv_tokens(most: int) -> int:
     return most * (SHORT + 3 * PLACES) + MOST_LONG * (LONG if most < STREAMS else SHORT)
 
 
-def spec_in_turn(contender: str, settings: Settings) -> Spec:
-    """Of a contender's server."""
-    spec = spec_of(contender, settings)
-    head = shapes.shared_draft_head(settings.shape, "eagle3", settings.layers)
-    flags = flags_of(
-        contender, settings.shape, settings.layers, head, settings.adaptive_drafts,
-        kv_tokens(settings.most_requests),
-    )  # fmt: skip
-    as_is = {length_graphs.AS_IS_VARIABLE: str(int(contender == "vllm"))}
-    return replace(spec, flags=flags, extra={**spec.extra, **as_is})
+def settings_in_turn(**values: Any) -> Settings:
+    """Those of :mod:`benchmarks.verification_compare`, with what differs for servers in turn."""
+    kept = kv_tokens(values["most_requests"])
+    return Settings(**values, in_turn=True, most_long=MOST_LONG, kv_tokens=kept)
 
 
 def turns(contenders: Sequence[str], number: int) -> list[str]:
@@ -96,8 +87,8 @@ def turns(contenders: Sequence[str], number: int) -> list[str]:
 class Turns:
     """All servers, and what they have shown so far."""
 
-    def __init__(self, servers: Mapping[str, Server], settings: Settings, record: Record) -> None:
-        self._servers, self._settings, self._record = servers, settings, record
+    def __init__(self, servers: Mapping[str, Server], settings: Settings) -> None:
+        self._servers, self._settings = servers, settings
         self._lost: set[tuple[Point, int]] = set()
         """Lengths that lost at a load in an earlier pass: they are not run again."""
 
@@ -140,7 +131,7 @@ class Turns:
 def run(settings: Settings) -> None:
     """All loads in turn, as long as there is time."""
     record, last = Record(settings), settings.started + settings.within
-    specs = {name: spec_in_turn(name, settings) for name in CONTENDERS}
+    specs = {name: spec_of(name, settings) for name in CONTENDERS}
     with Pairs(specs, say) as started:
         servers: dict[str, Server] = {}
         for pair in started.pairs:
@@ -148,7 +139,7 @@ def run(settings: Settings) -> None:
                 server = _ready(start, settings, record)
                 servers |= {} if server is None else {start.contender: server}
         if servers:
-            _passes(Turns(servers, settings, record), settings, record, last)
+            _passes(Turns(servers, settings), settings, record, last)
         for contender, server in servers.items():
             server.child.resume()
             name = f"metrics-{settings.shape}-{contender}.prom.gz"
@@ -161,18 +152,17 @@ def _ready(start: Start, settings: Settings, record: Record) -> Server | None:
     try:
         server = begin(start, settings, record)
     except (LoadError, ProcessError, OSError) as error:
-        say(f"{start.contender}: {error}")
-        record.servers.setdefault(start.contender, {})["failed"] = str(error)
+        record.fail(start.contender, error)
         return None
     server.child.pause()
     return server
 
 
-def _passes(turns: Turns, settings: Settings, record: Record, last: float) -> None:
+def _passes(servers: Turns, settings: Settings, record: Record, last: float) -> None:
     for number in range(settings.passes):
         for point in loads(settings.most_requests):
             before = time.monotonic()
-            for row in turns.measure(point, number):
+            for row in servers.measure(point, number):
                 record.add(row)
             if time.monotonic() + 1.3 * (time.monotonic() - before) > last:
                 say(f"pass {number + 1} is cut off at {point.context}, {point.requests} requests")
@@ -209,13 +199,9 @@ def main(out: Path, traces: Path, **values: Any) -> None:
     """Compare ways of choosing drafts in turn; see the module's text."""
     end_servers_on_sigterm()
     out.mkdir(parents=True, exist_ok=True)
-    settings = Settings(
-        traces=traces, out=out, started=time.monotonic(), in_turn=True, most_long=MOST_LONG,
-        **values,
-    )  # fmt: skip
-    run(settings)
+    run(settings_in_turn(traces=traces, out=out, started=time.monotonic(), **values))
     for path in sorted(out.glob("verification-*.json")):
-        click.echo(table(json.loads(path.read_text(encoding="utf-8"))))
+        click.echo(table(read_record(path)))
 
 
 if __name__ == "__main__":

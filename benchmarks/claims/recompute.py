@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +11,16 @@ from benchmarks.claims.claim import Figures
 from benchmarks.claims.records import unpacked
 from benchmarks.draft_rates import STEADY, point_rows
 from benchmarks.draft_servers_score import LEFT_OUT, read_rows, stalls
-from benchmarks.verification_table import MEASURED, OWN, best_fixed, cells
+from benchmarks.verification_table import (
+    MEASURED,
+    cells,
+    of_few,
+    over_best,
+    over_own,
+    read_record,
+)
 
 GOOD = 0.98
-FEW = 8
-"""Requests at which adaptive verification was to gain most."""
 
 
 def at_defaults(record: Path) -> Figures:
@@ -70,26 +73,20 @@ def draft_lengths(record: Path) -> Figures:
 
 def verification(record: Path) -> Figures:
     """A run of benchmarks.verification_turns: both adaptive ways and the best fixed lengths."""
-    text = gzip.decompress((record / "verification-qwen3-8b.json.gz").read_bytes())
-    loads = cells(json.loads(text)["rows"], in_turn=True)
-    over_own, over_best, few = [], [], []
-    for (_, requests), held in loads.items():
-        best = best_fixed(held)
-        assert best is not None, "each load ran with fixed lengths"
-        speed = held[MEASURED].tokens_per_second
-        over_own.append(speed / held[OWN].tokens_per_second)
-        over_best.append(speed / best[1])
-        few += [over_own[-1]] if requests <= FEW else []
-    more = [f"{100 * (ratio - 1):.1f}" for ratio in (min(over_own), max(over_own))]
+    held = cells(read_record(record / "verification-qwen3-8b.json.gz")["rows"], in_turn=True)
+    ratios, best = over_own(held), [*over_best(held, MEASURED).values()]
+    assert len(ratios) == len(best) == len(held), "each load ran with all"
+    own, few = [*ratios.values()], of_few(ratios)
+    more = [f"{100 * (ratio - 1):.1f}" for ratio in (min(own), max(own))]
     return {
-        "loads": str(len(loads)),
-        "ahead": str(sum(ratio > 1.0 for ratio in over_own)),
+        "loads": str(len(held)),
+        "ahead": str(sum(ratio > 1.0 for ratio in own)),
         "least": more[0],
         "most": more[1],
-        "mean": f"{100 * (np.mean(over_own) - 1):.1f}",
+        "mean": f"{100 * (np.mean(own) - 1):.1f}",
         "mean_few": f"{100 * (np.mean(few) - 1):.1f}",
-        "near_best": str(sum(ratio >= GOOD for ratio in over_best)),
-        "worst": f"{min(over_best):.2f}",
+        "near_best": str(sum(ratio >= GOOD for ratio in best)),
+        "worst": f"{min(best):.2f}",
     }
 
 

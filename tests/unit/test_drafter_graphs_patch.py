@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +9,19 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from test_length_graphs_patch import DRAFTER, GRAPHS
-from test_matrix_tools import patched
+from test_length_graphs_patch import DRAFTER, GRAPHS, made
+from test_length_graphs_patch import modules as modules  # noqa: PLC0414 (a fixture)
 from test_verification_patch import load
 from vllm.config.compilation import CUDAGraphMode
 
 from vllm_nfp.adapter import length_graphs
 from vllm_nfp.adapter.patch import PatchSet
 
+pytestmark = pytest.mark.usefixtures("modules")
+
 OWN, LENGTHS = (f"vllm-0.32.0-{kind}-graphs.patch" for kind in ("drafter", "length"))
 TEST = Path("tests/v1/spec_decode/test_adaptive_verification_drafter_graphs.py")
 MODES = (CUDAGraphMode.FULL_AND_PIECEWISE, CUDAGraphMode.FULL_DECODE_ONLY)
-
-
-def made(folder: Path, *patches: str) -> Path:
-    """The files that the patches change, of the installed vLLM, patched in this order."""
-    if shutil.which("git") is None:
-        pytest.skip("git is not installed")
-    for path in (GRAPHS, DRAFTER):
-        (folder / "vllm" / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(patched.installed_tree() / path, folder / "vllm" / path)
-    for patch in patches:
-        patched.apply(patched.PATCHES / patch, folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -45,16 +32,6 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made(tmp_path_factory.mktemp("vllm"), LENGTHS, OWN)
-
-
-@pytest.fixture(autouse=True)
-def modules() -> Iterator[None]:
-    """What a test loads under another name is dropped."""
-    before = dict(sys.modules)
-    yield
-    for name in set(sys.modules) - set(before):
-        if name.startswith("patched_"):
-            del sys.modules[name]
 
 
 def own_test(folder: Path) -> Any:

@@ -32,17 +32,21 @@ DRAFTER = Path("v1/worker/gpu/spec_decode/target_dependent_ar/speculator.py")
 TEST = Path("tests/v1/spec_decode/test_dynamic_sd_cudagraphs.py")
 
 
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files that the patch changes, of the installed vLLM, patched."""
+def made(folder: Path, *patches: str) -> Path:
+    """The files that patches of graphs change, of the installed vLLM, patched in this order."""
     if shutil.which("git") is None:
         pytest.skip("git is not installed")
-    folder = tmp_path_factory.mktemp("vllm")
     for path in (GRAPHS, DRAFTER):
         (folder / "vllm" / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(patched.installed_tree() / path, folder / "vllm" / path)
-    patched.apply(patched.PATCHES / "vllm-0.32.0-length-graphs.patch", folder)
+    for patch in patches:
+        patched.apply(patched.PATCHES / patch, folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made(tmp_path_factory.mktemp("vllm"), "vllm-0.32.0-length-graphs.patch")
 
 
 @pytest.fixture

@@ -241,16 +241,21 @@ def test_every_contender_drafts_in_its_own_way() -> None:
     assert kv > 2**30 * shapes.kv_gib("qwen3-8b", 25, longest)
 
 
-def test_the_comparison_runs_from_start_to_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Against servers that only stream: every contender and length is there, and in the table."""
+def only_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have servers run that stream tokens and tell metrics, and load no model."""
     fake = Path(__file__).with_name("fake_server.py")
     monkeypatch.setattr(
         server.Spec,
         "command",
         lambda spec: [sys.executable, str(fake), str(spec.port), str("--nfp-probe" in spec.flags)],
     )
+
+
+def test_the_comparison_runs_from_start_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Against servers that only stream: every contender and length is there, and in the table."""
+    only_stream(monkeypatch)
     told: list[tuple[str, ...]] = []
 
     class Remote:

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-from test_verification_compare import RECORDED
+from test_verification_compare import RECORDED, only_stream
 
 sys.path.insert(0, str(ROOT))
 pytest.importorskip("aiohttp")
 from benchmarks import (
     length_graphs,
-    server,
+    shapes,
     verification_compare,
     verification_load,
     verification_table,
@@ -28,9 +28,9 @@ from benchmarks.verification_turns import turns
 
 def settings_for(out: Path, **changed: Any) -> verification_compare.Settings:
     write_traces(out / "traces.npz", RECORDED, {"commit": "abc"})
-    return verification_compare.Settings(
+    return verification_turns.settings_in_turn(
         shape="tiny", layers=2, traces=out / "traces.npz", within=60.0, passes=2, out=out,
-        started=0.0, in_turn=True, **changed,
+        started=0.0, most_requests=128, **changed,
     )  # fmt: skip
 
 
@@ -55,8 +55,7 @@ def test_loads_fit_into_the_smaller_kv_cache() -> None:
 def test_servers_are_as_their_users_have_them(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, adaptive_drafts=4)
     specs = {
-        name: verification_turns.spec_in_turn(name, settings)
-        for name in verification_turns.CONTENDERS
+        name: verification_compare.spec_of(name, settings) for name in verification_turns.CONTENDERS
     }
     as_is = {name: spec.extra[length_graphs.AS_IS_VARIABLE] for name, spec in specs.items()}
     assert as_is == {"fixed": "0", "vllm": "1", "measured": "0"}
@@ -70,12 +69,7 @@ def test_the_comparison_in_turn_runs_from_start_to_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Against servers that only stream; a length that loses is not run again."""
-    fake = Path(__file__).with_name("fake_server.py")
-    monkeypatch.setattr(
-        server.Spec,
-        "command",
-        lambda spec: [sys.executable, str(fake), str(spec.port), str("--nfp-probe" in spec.flags)],
-    )
+    only_stream(monkeypatch)
 
     class Remote:
         def __init__(self, url: str) -> None:
@@ -108,6 +102,9 @@ def test_the_comparison_in_turn_runs_from_start_to_end(
     first = ["fixed-1", "fixed-3", "fixed-5", "vllm", "measured"]
     again = ["vllm", "measured", "fixed-3"]
     assert met == [(0, name) for name in first] + [(1, name) for name in again]
+    shown = held["servers"]["vllm"]["flags"]
+    kv = int(shapes.kv_gib("tiny", 3, verification_turns.kv_tokens(16)) * 2**30)
+    assert shown[shown.index("--kv-cache-memory-bytes") + 1] == str(kv), "the servers' own"
     assert held["in_turn"] and set(held["servers"]) == {"fixed", "vllm", "measured"}
     assert [path.name for path in tmp_path.glob("*.prom.gz")] == ["metrics-tiny-measured.prom.gz"]
     found = verification_table.cells(held["rows"], in_turn=True)["1k", 2]
