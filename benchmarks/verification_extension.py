@@ -19,7 +19,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from benchmarks import length_graphs, stall_watch
 from benchmarks.host_parts import HostParts, follow_runner
 from benchmarks.traces import read_traces
-from benchmarks.verification_replay import Replay, install, own_costs
+from benchmarks.verification_replay import install, own_costs, substitution
 from benchmarks.verification_streams import make_streams
 
 
@@ -68,7 +68,7 @@ class ReplayedDrafts:
         streams = make_streams(traces, asked["streams"], asked["places"], asked["vocabulary"])
         runner = self.model_runner
         with torch.inference_mode():
-            install(runner, Replay(runner.req_states, streams, runner.device))
+            install(runner, substitution(runner.req_states, streams, runner.device))
         manager = runner.adaptive_verification
         if manager is None:
             return json.dumps({"adaptive": False})

@@ -10,14 +10,15 @@ token of a stream (:mod:`benchmarks.verification_streams`) meets that stream's d
   prediction from it and all choices stay vLLM's own.
 
 The model, the drafter, the sampler and the estimator run as ever before their results are
-replaced. All is done on the GPU, without waiting for it: some ten small kernels after sampling,
-some five after drafting, some fifteen where drafts are verified adaptively. vLLM 0.32 and 0.33, V2
-runner, one GPU. :mod:`benchmarks.verification_extension` puts it into a server.
+replaced. All is done on the GPU, without waiting for it: one kernel after sampling, one after
+drafting, and one where drafts are verified adaptively (:mod:`benchmarks.verification_kernels`).
+vLLM 0.32 and 0.33, V2 runner, one GPU. :mod:`benchmarks.verification_extension` puts it into a
+server.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -25,8 +26,31 @@ from torch import Tensor
 from benchmarks.verification_streams import FIRST_TOKEN, Streams
 
 
+class Substitution(Protocol):
+    """What stands in the place of a model's own drafts."""
+
+    def judge(self, slots: Tensor, ends: Tensor | None, sampled: Any) -> None:
+        """See :meth:`Replay.judge`."""
+
+    def draft(self, slots: Tensor, drafts: Tensor) -> Tensor:
+        """See :meth:`Replay.draft`."""
+
+    def grade(self, slots: Tensor, estimator: Any, confidences: Tensor) -> None:
+        """See :meth:`Replay.grade`."""
+
+
+def substitution(states: Any, streams: Streams, device: torch.device) -> Substitution:
+    """The one for a device: kernels of its own on a GPU, where each launch takes the host time."""
+    plain = Replay(states, streams, device)
+    if device.type != "cuda":
+        return plain
+    from benchmarks.verification_kernels import Kernels
+
+    return Kernels(states, *plain.recorded)
+
+
 class Replay:
-    """The substitution in one runner.
+    """The substitution in one runner, with PyTorch's operations.
 
     Args:
         states: the runner's ``RequestState``.
@@ -40,6 +64,11 @@ class Replay:
         self._accepted = torch.from_numpy(streams.accepted).to(device)
         self._tokens = torch.from_numpy(streams.tokens).to(device)
         self._later = torch.arange(streams.log_odds.shape[2] + 1, device=device)
+
+    @property
+    def recorded(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Log odds, accepted drafts and tokens of the streams, on the device."""
+        return self._log_odds, self._accepted, self._tokens
 
     def _places(self, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Streams of the requests in these slots, and tokens that their answers have so far."""
@@ -107,7 +136,7 @@ def own_costs(manager: Any) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-def install(runner: Any, replay: Replay) -> None:
+def install(runner: Any, replay: Substitution) -> None:
     """Put it into a V2 runner that has warmed up."""
     sample = runner.sample
 
