@@ -211,6 +211,14 @@ GET_NUM_TOKENS = Target(
     since=(0, 32),
     on_object=True,
 )
+REALLOCATE_DRAFTS = Target(
+    "vllm.v1.worker.gpu.spec_decode.adaptive_verification:"
+    "AdaptiveVerificationManager.reallocate_drafts",
+    Feature.VERIFICATION,
+    "spares a step that verifies all its drafts the work of giving them out",
+    since=(0, 32),
+    on_object=True,
+)
 SET_CUDAGRAPH_SIZES = Target(
     "vllm.config.vllm:VllmConfig._set_cudagraph_sizes",
     Feature.DRAFT_GRAPHS,
@@ -345,6 +353,7 @@ TARGETS: tuple[Target, ...] = (
     SCHEDULE,
     UPDATE_FROM_OUTPUT,
     GET_NUM_TOKENS,
+    REALLOCATE_DRAFTS,
     SET_CUDAGRAPH_SIZES,
     INIT_CANDIDATES,
     SPECULATOR_CAPTURE,

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from vllm_nfp.adapter import runner_v2, targets, versions
+from vllm_nfp.adapter import runner_v2, targets, versions, whole_steps
 from vllm_nfp.adapter.patch import PatchSet
 
 logger = logging.getLogger("vllm.nfp")
@@ -107,6 +107,10 @@ class AdaptiveVerification:
                     choose(confidences, slots, capacities, drafts, steps)
         except Exception as error:  # steps compile it then, as without this
             logger.warning("vllm-nfp: vLLM's choice of drafts is not compiled early: %r", error)
+
+    def spare_whole_steps(self, patches: PatchSet) -> None:
+        """Spare steps that verify all their drafts the work of giving them out."""
+        whole_steps.put_in_place(patches, self._manager)
 
     def hook(
         self,

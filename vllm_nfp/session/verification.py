@@ -69,6 +69,7 @@ def follow_verification(
 
     if not never:
         verification.compile_choice()
+        verification.spare_whole_steps(patches)
     verification.hook(patches, feed.before, after)
     patches.on_restore(feed.give_back)
 
