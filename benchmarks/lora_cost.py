@@ -4,17 +4,25 @@
 
 One engine serves the shape with two random adapters on all linear layers of attention and FFN. Each
 batch size decodes without adapters and with both in turn, several times in random order. The time
-of a step is that of the longer request less that of the shorter one, over the steps between. A
-probe runs the base model (docs/models.md), so that it measures the step without adapters.
+of a step is that of its CUDA graph on the device (:mod:`benchmarks.graph_times`): vLLM captures
+graphs without adapters and graphs with them (``get_lora_capture_cases``), so that both replay a
+FULL one. The LM head and the sampler are not in it.
+
+Beside it stands the time of a step by the host's clock: that of a longer request less that of a
+shorter one, over the steps between. With few layers it is the host's, and says nothing about
+adapters. A probe runs the base model (docs/models.md), so that it measures the step without
+adapters.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,10 +30,17 @@ from typing import Any
 import click
 
 from benchmarks import environment, shapes
+from benchmarks.graph_times import GraphTimes, Replay, steady
+from vllm_nfp.adapter.engines import DUMMY_WEIGHTS, WITHOUT_PROBE, start_engine, worker_of
+from vllm_nfp.timing.clock import CudaClock
 
 RANK = 16
 SHORT, LONG = 8, 72
+"""Tokens of the two requests; the first ``SHORT`` replays of one do not count."""
+LAST = 1
+"""Nor does the last step, whose batch may be ending."""
 PROMPT_TOKENS = 256
+MAX_MODEL_LEN = 1024
 ROUNDS = 5
 
 
@@ -61,23 +76,145 @@ def write_adapter(folder: Path, seed: int, model: dict[str, Any], layers: int) -
     return folder
 
 
-def step_seconds(llm: Any, batch_size: int, loras: Sequence[Any]) -> float:
-    """Of one decode step with so many sequences."""
-    from vllm import SamplingParams
+@dataclass(frozen=True, slots=True)
+class Side:
+    """Steps of one batch size, all without adapters or all with them.
 
-    prompts = [
-        {"prompt_token_ids": [(7 * i + j) % 1000 + 5 for j in range(PROMPT_TOKENS)]}
-        for i in range(batch_size)
-    ]
-    given = [loras[i % len(loras)] for i in range(batch_size)] if loras else None
+    Attributes:
+        replays: of FULL graphs that were timed.
+        left_out: steps between the first and the last ones that do not count: they ran otherwise,
+            or waited for their launch.
+        device: median seconds of the replays; None: there was none.
+        rounds: the same of each round, for the spread.
+        wall: median seconds of a step by the host's clock.
+    """
 
-    def seconds(tokens: int) -> float:
+    replays: int
+    left_out: int
+    device: float | None
+    rounds: list[float]
+    wall: float
+
+
+def side_of(
+    timed: Sequence[Sequence[Replay]], walls: Sequence[float], tokens: int, adapted: bool
+) -> Side:
+    """What the rounds say together.
+
+    Args:
+        timed: replays of each round's longer request.
+        walls: seconds of a step, round by round.
+        tokens: of the graph that each step should replay.
+    """
+    rounds = [steady(replays, tokens, adapted, SHORT, LAST) for replays in timed]
+    seconds = [replay.seconds for found in rounds for replay in found]
+    # A request's first token comes from its prompt: the others take a step each.
+    steps = len(timed) * (LONG - 1 - SHORT - LAST)
+    return Side(
+        len(seconds),
+        max(0, steps - len(seconds)),
+        median(seconds) if seconds else None,
+        [median(replay.seconds for replay in found) for found in rounds if found],
+        median(walls),
+    )
+
+
+def row_of(batch_size: int, plain: Side, adapted: Side) -> dict[str, Any]:
+    """What adapters add; ``failed`` in place of the device's ratio where no replay was timed."""
+    row: dict[str, Any] = {
+        "batch_size": batch_size,
+        "plain": asdict(plain),
+        "adapted": asdict(adapted),
+        "wall_ratio": adapted.wall / plain.wall,
+    }
+    if plain.device is None or adapted.device is None:
+        sides = (("without", plain), ("with", adapted))
+        without = " and ".join(name for name, side in sides if side.device is None)
+        return {**row, "failed": f"no replay of a FULL graph was timed {without} adapters"}
+    return {**row, "ratio": adapted.device / plain.device}
+
+
+def told(row: dict[str, Any]) -> str:
+    """A row as one line."""
+    wall = f"{row['wall_ratio']:.3f} by the host's clock"
+    if "failed" in row:
+        return f"B={row['batch_size']}: {row['failed']}; {wall}"
+    plain, adapted = row["plain"], row["adapted"]
+    return (
+        f"B={row['batch_size']}: {1e3 * plain['device']:.3f} ms without, "
+        f"{1e3 * adapted['device']:.3f} ms with adapters, ratio {row['ratio']:.3f} "
+        f"({plain['replays']} and {adapted['replays']} replays); {wall}"
+    )
+
+
+class Bench:
+    """An engine with adapters whose steps are timed.
+
+    Args:
+        llm: made by :func:`vllm_nfp.adapter.engines.start_engine`.
+        loras: requests for the adapters.
+    """
+
+    def __init__(self, llm: Any, loras: Sequence[Any], times: GraphTimes) -> None:
+        self._llm, self._loras, self._times = llm, loras, times
+
+    def row(self, batch_size: int) -> dict[str, Any]:
+        """Both sides in turn."""
+        timed: dict[bool, list[list[Replay]]] = {False: [], True: []}
+        walls: dict[bool, list[float]] = {False: [], True: []}
+        order = [False, True] * ROUNDS
+        random.Random(batch_size).shuffle(order)
+        for adapted in (False, True, *order):  # the first two warm up
+            walls[adapted].append(self._wall(batch_size, adapted))
+            timed[adapted].append(self._device(batch_size, adapted))
+        plain, with_adapters = (
+            side_of(timed[adapted][1:], walls[adapted][1:], batch_size, adapted)
+            for adapted in (False, True)
+        )
+        return row_of(batch_size, plain, with_adapters)
+
+    def _wall(self, batch_size: int, adapted: bool) -> float:
+        """Seconds of a step by the host's clock, with nothing else timed."""
+        long, short = (self._seconds(batch_size, adapted, tokens) for tokens in (LONG, SHORT))
+        return (long - short) / (LONG - SHORT)
+
+    def _device(self, batch_size: int, adapted: bool) -> list[Replay]:
+        """Replays of the longer request."""
+        import torch
+
+        self._times.on = True
+        try:
+            self._seconds(batch_size, adapted, LONG)
+        finally:
+            self._times.on = False
+        torch.cuda.synchronize()
+        return self._times.take()
+
+    def _seconds(self, batch_size: int, adapted: bool, tokens: int) -> float:
+        """Of so many tokens for each sequence."""
+        from vllm import SamplingParams
+
+        prompts = [
+            {"prompt_token_ids": [(7 * i + j) % 1000 + 5 for j in range(PROMPT_TOKENS)]}
+            for i in range(batch_size)
+        ]
+        loras = self._loras
+        given = [loras[i % len(loras)] for i in range(batch_size)] if adapted else None
         params = SamplingParams(max_tokens=tokens, ignore_eos=True, detokenize=False)
         begun = time.perf_counter()
-        llm.generate(prompts, params, lora_request=given, use_tqdm=False)
+        self._llm.generate(prompts, params, lora_request=given, use_tqdm=False)
         return time.perf_counter() - begun
 
-    return (seconds(LONG) - seconds(SHORT)) / (LONG - SHORT)
+
+def engine_arguments(shape: str, layers: int, batches: Sequence[int]) -> dict[str, Any]:
+    """Graphs of these batch sizes alone, and a KV cache of known size, for a short start."""
+    tokens = (max(batches) + 1) * MAX_MODEL_LEN  # one sequence more than needed
+    return {
+        **DUMMY_WEIGHTS, "max_model_len": MAX_MODEL_LEN, "max_num_seqs": max(batches),
+        "enable_lora": True, "max_loras": 2, "max_lora_rank": RANK, "enable_prefix_caching": False,
+        "kv_cache_memory_bytes": int(shapes.kv_gib(shape, layers, tokens) * (1 << 30)),
+        "compilation_config": {"cudagraph_capture_sizes": sorted(batches)},
+    }  # fmt: skip
 
 
 @click.command()
@@ -87,37 +224,29 @@ def step_seconds(llm: Any, batch_size: int, loras: Sequence[Any]) -> float:
 @click.option("--batch-sizes", default="1,8,32")
 def main(out: Path, shape: str, layers: int, batch_sizes: str) -> None:
     """Time steps with and without adapters."""
-    from vllm import LLM
+    os.environ.update(WITHOUT_PROBE)
     from vllm.lora.request import LoRARequest
 
+    batches = [int(text) for text in batch_sizes.split(",")]
+    out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         folder = shapes.shared_model(shape, layers)
         model = json.loads((folder / "config.json").read_text())
         adapters = [write_adapter(Path(name) / f"a{i}", i, model, layers) for i in (1, 2)]
-        llm = LLM(
-            str(folder), load_format="dummy", skip_tokenizer_init=True, max_model_len=1024,
-            max_num_seqs=64, enable_lora=True, max_loras=2, max_lora_rank=RANK,
-            enable_prefix_caching=False,
-        )  # fmt: skip
+        llm = start_engine(folder, engine_arguments(shape, layers, batches))
+        manager = getattr(worker_of(llm).model_runner, "cudagraph_manager", None)
+        if manager is None:
+            raise click.ClickException("the runner has no graph manager: this needs vLLM's V2 one")
         loras = [LoRARequest(path.name, i + 1, str(path)) for i, path in enumerate(adapters)]
         about = {"shape": shape, "layers": layers, "rank": RANK, "record": environment.record()}
-        rows: list[dict[str, float]] = []
-        for batch_size in batch_sizes.split(","):
-            rows.append(row(llm, int(batch_size), loras))
+        bench, rows = Bench(llm, loras, GraphTimes(manager, CudaClock())), []
+        for batch_size in batches:
+            rows.append(bench.row(batch_size))
+            print(told(rows[-1]), flush=True)
             # What is known stays if the host's time ends here.
             out.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
-
-
-def row(llm: Any, batch_size: int, loras: Sequence[Any]) -> dict[str, float]:
-    """Medians of both, and what adapters add."""
-    found: dict[bool, list[float]] = {False: [], True: []}
-    order = [False, True] * ROUNDS
-    random.Random(batch_size).shuffle(order)
-    for with_adapters in (False, True, *order):  # the first two warm up
-        found[with_adapters].append(step_seconds(llm, batch_size, loras if with_adapters else ()))
-    plain, adapted = median(found[False][1:]), median(found[True][1:])
-    print(f"B={batch_size}: {1e3 * plain:.3f} ms without, {1e3 * adapted:.3f} ms with adapters")
-    return {"batch_size": batch_size, "plain": plain, "adapted": adapted, "ratio": adapted / plain}
+    if failed := [row["batch_size"] for row in rows if "failed" in row]:
+        raise click.ClickException(f"no FULL graph was timed at batch sizes {failed}")
 
 
 if __name__ == "__main__":

@@ -46,3 +46,11 @@ CONTROLLING = (*CHOOSING, "vllm_nfp/draft/live")
 TIMING_KERNELS = ("benchmarks/kernel_sweep.py", "vllm_nfp/calibrate")
 PROBING = ("vllm_nfp/probe", "vllm_nfp/adapter/graph_place.py")
 """What could change an output."""
+STATES = (
+    "vllm_nfp/adapter/state_layers.py",
+    "vllm_nfp/probe/forward.py",
+    "vllm_nfp/probe/launcher.py",
+    "vllm_nfp/probe/state_room.py",
+    "vllm_nfp/probe/states.py",
+)
+"""Where layers find recurrent states, and how runs on them are timed."""

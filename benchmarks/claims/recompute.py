@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ from benchmarks.verification_table import (
 )
 
 GOOD = 0.98
+SHORT_US = 1000.0
+"""Times below this are printed with a tenth of a microsecond."""
 
 
 def at_defaults(record: Path) -> Figures:
@@ -114,3 +117,40 @@ def table_graphs(record: Path) -> Figures:
             ]
             named[f"{word}_{batch_size}"] = f"{speeds[0] / speeds[1]:.2f}"
     return named
+
+
+def shared_states(record: Path) -> Figures:
+    """A run of benchmarks.shared_states: states of each layer's own, and one set for all.
+
+    Raises:
+        ValueError: if layers shared states that were to be apart, or the reverse, or a step was no
+            FULL graph: what differs would not be the sharing alone.
+    """
+    rows = json.loads((record / "shared-states.json").read_text(encoding="utf-8"))["rows"]
+    layers = rows[0]["apart"]["layers_apart"]
+    named = {"shapes": str(len(rows)), "layers": str(layers)}
+    ratios: dict[str, list[float]] = {"step": [], "layer": []}
+    for row in rows:
+        apart, shared = row["apart"], row["shared"]
+        sets = (apart["layers_apart"], shared["layers_apart"])
+        if layers < 2 or sets != (layers, 1):
+            raise ValueError(f"{record}: {sets} sets of states for {layers} layers")
+        if {apart["execution"], shared["execution"]} != {"full"}:
+            raise ValueError(f"{record}: a step was no FULL graph")
+        shape = f"{row['batch_size']}_{row['positions']}"
+        for part, found in ratios.items():
+            before, after = apart[f"{part}_us"], shared[f"{part}_us"]
+            found.append(after / before)
+            named[f"{part}_apart_{shape}"] = _microseconds(before)
+            named[f"{part}_shared_{shape}"] = _microseconds(after)
+            named[f"{part}_ratio_{shape}"] = f"{after / before:.3f}"
+    for part, prefix in (("step", ""), ("layer", "layer_")):
+        least = min(ratios[part])
+        named[f"{prefix}least"], named[f"{prefix}most"] = f"{least:.3f}", f"{max(ratios[part]):.3f}"
+        named[f"{prefix}understated"] = f"{100 * max(0.0, 1 - least):.1f}"
+    return named
+
+
+def _microseconds(value: float) -> str:
+    """A step's to the microsecond, a layer's to a tenth."""
+    return f"{value:.0f}" if value >= SHORT_US else f"{value:.1f}"

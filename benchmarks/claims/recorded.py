@@ -7,6 +7,7 @@ from benchmarks.claims import (
     draft_claims,
     overhead_claims,
     prediction_claims,
+    probe_claims,
     serving_claims,
 )
 
@@ -15,6 +16,7 @@ CLAIMS = (
     *overhead_claims.claims(),
     *draft_claims.claims(),
     *prediction_claims.claims(),
+    *probe_claims.claims(),
     *serving_claims.claims(),
 )
 PLANNED = (

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks.claims import __main__ as program
-from benchmarks.claims import recompute_costs
+from benchmarks.claims import recompute, recompute_costs
 from benchmarks.claims.checking import check
 from benchmarks.claims.claim import Claim, Planned, Quote, Run
 from benchmarks.claims.evidence import page
@@ -169,3 +169,42 @@ def test_outputs_that_differ_under_data_parallelism_are_no_claim(tmp_path: Path)
     (tmp_path / "outputs.json.gz").write_bytes(gzip.compress(json.dumps(outputs).encode()))
     with pytest.raises(ValueError, match="outputs differ"):
         recompute_costs.two_engines(tmp_path)
+
+
+STATES = Path("benchmarks/results/2026-11-29-h200-states/shared-states.json")
+
+
+@pytest.mark.parametrize(
+    ("side", "changed", "fault"),
+    [
+        ("apart", {"layers_apart": 4}, r"\(4, 1\) sets of states for 9 layers"),
+        ("shared", {"layers_apart": 2}, r"\(9, 2\) sets of states for 9 layers"),
+        ("shared", {"execution": "piecewise"}, "no FULL graph"),
+    ],
+)
+def test_states_that_differ_in_more_than_the_sharing_are_no_claim(
+    side: str, changed: dict[str, object], fault: str, tmp_path: Path
+) -> None:
+    run = json.loads((program.ROOT / STATES).read_text())
+    run["rows"][-1][side] |= changed
+    (tmp_path / STATES.name).write_text(json.dumps(run))
+    with pytest.raises(ValueError, match=fault):
+        recompute.shared_states(tmp_path)
+
+
+def test_shared_states_are_compared_with_those_apart(tmp_path: Path) -> None:
+    def side(sets: int, step: float, layer: float) -> dict[str, object]:
+        return {"layers_apart": sets, "step_us": step, "layer_us": layer, "execution": "full"}
+
+    rows = [
+        {"batch_size": 1, "positions": 8, "apart": side(3, 2000.0, 90.0),
+         "shared": side(1, 1900.0, 89.1)},
+        {"batch_size": 2, "positions": 1, "apart": side(3, 3000.0, 100.0),
+         "shared": side(1, 3030.0, 100.0)},
+    ]  # fmt: skip
+    (tmp_path / STATES.name).write_text(json.dumps({"rows": rows}))
+    found = recompute.shared_states(tmp_path)
+    assert (found["shapes"], found["layers"]) == ("2", "3")
+    assert (found["least"], found["most"], found["understated"]) == ("0.950", "1.010", "5.0")
+    assert (found["layer_least"], found["layer_understated"]) == ("0.990", "1.0")
+    assert (found["step_apart_1_8"], found["layer_shared_1_8"]) == ("2000", "89.1")
