@@ -327,7 +327,7 @@ def test_cut_steps_are_priced_with_what_the_host_takes_more_for_them(
             assert (chosen == REQUESTS * DRAFTS) == whole
             at[0] += seconds
     (rest,) = engine.feed.rests.known()
-    assert rest.cut > rest.whole > 0.0
+    assert rest.cut.seconds > rest.whole.seconds > 0.0
     engine.manager._stale_confidences[0].np[:] = 0.6
     made: list[object] = []
     monkeypatch.setattr(cost_source, "work_tables", lambda *_: made.append(1))

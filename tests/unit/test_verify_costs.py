@@ -11,6 +11,7 @@ import pytest
 from vllm_nfp.draft.cost_rows import Lack, founded_rows, least_lack, raised
 from vllm_nfp.draft.cost_tables import priced, verify_ms, work_tables
 from vllm_nfp.draft.verify_costs import (
+    Beside,
     CostRow,
     Rest,
     VerifyCosts,
@@ -180,7 +181,9 @@ def test_tables_are_made_beforehand_for_what_is_known() -> None:
 
 
 ROWS = (CostRow(8, (0.004, 0.005)), CostRow(16, (0.005, 0.008)))
-RESTS = Rest(4, 0.001, 0.002), Rest(16, 0.0003, 0.0004)
+RESTS = (
+    Rest(4, Beside(0.001, 0.002), Beside(0.002, 0.003)), Rest(16, Beside(0.0003), Beside(0.0004)),
+)  # fmt: skip
 
 
 def test_what_is_beside_the_work_is_priced_and_told_apart_again() -> None:
@@ -196,12 +199,23 @@ def test_what_is_beside_the_work_is_priced_and_told_apart_again() -> None:
 
 
 def test_what_is_beside_the_work_is_that_of_the_nearest_batch_size() -> None:
-    assert rest_at(RESTS, 4) == rest_at(RESTS, 2) == (0.001, 0.002)
-    assert rest_at(RESTS, 9) == rest_at(RESTS, 32) == (0.0003, 0.0004)
-    assert rest_at(RESTS, 33) == rest_at(RESTS, 1) == rest_at((), 4) == (0.0, 0.0)
-    near = Rest(4, 0.00105, 0.002), RESTS[1]
+    assert rest_at(RESTS, 4) == rest_at(RESTS, 2) == (RESTS[0].whole, RESTS[0].cut)
+    assert rest_at(RESTS, 9) == rest_at(RESTS, 32) == (Beside(0.0003), Beside(0.0004))
+    assert rest_at(RESTS, 33) == rest_at(RESTS, 1) == rest_at((), 4) == (Beside(), Beside())
+    near = Rest(4, Beside(0.00105, 0.00205), RESTS[0].cut), RESTS[1]
     assert same_rests(ROWS, RESTS, near)
-    assert not same_rests(ROWS, RESTS, (Rest(4, 0.001, 0.0022), RESTS[1]))
+    for other in (Beside(0.0022, 0.003), Beside(0.002, 0.0032)):
+        assert not same_rests(ROWS, RESTS, (Rest(4, RESTS[0].whole, other), RESTS[1]))
+
+
+def test_where_the_host_takes_longer_more_tokens_cost_nothing() -> None:
+    work = work_tables(ROWS, 64, GRAPHS)
+    host = Beside(0.0002, 0.006)
+    made = priced(VerifyCosts("0", 7, 1024, ROWS, (Rest(16, host, host),)), work)
+    device = work[16] + 0.2
+    assert made.by_requests[16].tolist() == [max(6.0, ms) for ms in device]
+    assert made.by_requests[16][0] == 6.0 < made.by_requests[16][-1] == device[-1]
+    assert made.of_work(16, 0) == work[16][0]
 
 
 def test_the_other_ranks_read_what_was_written(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from vllm_nfp.draft.verify_costs import NEXT_ROW, NOTHING_BESIDE, CostRow, VerifyCosts, rest_at
+from vllm_nfp.draft.verify_costs import NEXT_ROW, Beside, CostRow, VerifyCosts, rest_at
 from vllm_nfp.give_way import in_pieces
 
 FloatArray: TypeAlias = NDArray[np.float64]
@@ -32,17 +32,13 @@ class PricedCosts:
     version: int
     by_requests: Tables
     """With what is beside; batch sizes of which nothing is known are left out."""
-    beside: Mapping[int, tuple[float, float]] = field(default_factory=dict)
-    """Milliseconds of that in these tables: in their last entry, and in the others."""
+    work: Tables = field(default_factory=dict)
+    """The device's work alone, of the same batch sizes."""
 
     def of_work(self, requests: int, place: int) -> float | None:
         """Milliseconds of the device's work alone in an entry of a table; None without a table."""
-        table = self.by_requests.get(requests)
-        if table is None:
-            return None
-        place = min(max(0, place), len(table) - 1)
-        whole, cut = self.beside.get(requests, NOTHING_BESIDE)
-        return float(table[place]) - (whole if place == len(table) - 1 else cut)
+        table = self.work.get(requests)
+        return None if table is None else float(table[min(max(0, place), len(table) - 1)])
 
 
 def work_tables(
@@ -68,13 +64,17 @@ def priced(costs: VerifyCosts, work: Tables) -> PricedCosts:
         work: tables of the costs' rows.
     """
     tables: dict[int, FloatArray] = {}
-    beside: dict[int, tuple[float, float]] = {}
     for requests in in_pieces(sorted(work), ADDED_AT_A_TIME):
-        whole, cut = (1e3 * seconds for seconds in rest_at(costs.rests, requests))
-        table = work[requests] + cut
-        table[-1] += whole - cut
-        tables[requests], beside[requests] = table, (whole, cut)
-    return PricedCosts(costs.version, tables, beside)
+        whole, cut = rest_at(costs.rests, requests)
+        table = _bounded(work[requests], cut)
+        table[-1] = _bounded(work[requests][-1:], whole)[0]
+        tables[requests] = table
+    return PricedCosts(costs.version, tables, work)
+
+
+def _bounded(work: FloatArray, beside: Beside) -> FloatArray:
+    """Milliseconds of steps: the device's or the host's, whichever takes longer."""
+    return np.maximum(work + 1e3 * beside.seconds, 1e3 * beside.least)
 
 
 def verify_ms(

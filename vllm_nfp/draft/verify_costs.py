@@ -16,15 +16,13 @@ from pathlib import Path
 from vllm_nfp.results.snapshot import hand_over_file, read_hand_over
 from vllm_nfp.types.shapes import Above0, Count, NotBelow0, Size
 
-SCHEMA = 1
+SCHEMA = 2
 NEXT_ROW = 2.0
 """Batch sizes of two rows between which a step is priced: the reported ones are powers of two."""
 SAME_REST = 0.02
 """Change of the time beside a step's work, as a fraction of the shortest step of its batch size,
 that no choice depends on. All of 1.4 ms beside 5 ms loses 0.5 % of goodput where it is not priced
 (2026-11-28, recorded drafts; docs/adaptive-verification.md)."""
-NOTHING_BESIDE = 0.0, 0.0
-"""Seconds beside the work of steps that verify all drafts, and of those that cut some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +35,24 @@ class CostRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Beside:
+    """What bounds a step apart from the device's work on the model and drafts."""
+
+    seconds: NotBelow0 = 0.0
+    """Time that is added to this work: sampling, and what else does not run beside it."""
+    least: NotBelow0 = 0.0
+    """Seconds of a step without its drafting below which it cannot be: the host works as long."""
+
+
+@dataclass(frozen=True, slots=True)
 class Rest:
-    """Time of a step beside what the device works on the model and drafts: sampling, the host."""
+    """What is beside the work of steps of one batch size."""
 
     batch_size: Size
-    whole: NotBelow0
-    """Seconds, of steps that verify all their drafts."""
-    cut: NotBelow0
-    """Seconds, of steps that verify some."""
+    whole: Beside
+    """Of steps that verify all their drafts."""
+    cut: Beside
+    """Of steps that verify some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +70,14 @@ class VerifyCosts:
     schema: int = SCHEMA
 
 
-def rest_at(rests: Sequence[Rest], batch_size: int) -> tuple[float, float]:
-    """Seconds beside the work of whole and of cut steps, at the nearest batch size that is known.
+def rest_at(rests: Sequence[Rest], batch_size: int) -> tuple[Beside, Beside]:
+    """What is beside whole and cut steps, at the nearest batch size that is known.
 
     None is known beyond the distance of two rows.
     """
     near = min(rests, key=lambda rest: abs(math.log(rest.batch_size / batch_size)), default=None)
     if near is None or not 1 / NEXT_ROW <= near.batch_size / batch_size <= NEXT_ROW:
-        return NOTHING_BESIDE
+        return Beside(), Beside()
     return near.whole, near.cut
 
 
@@ -78,9 +86,10 @@ def same_rests(rows: Iterable[CostRow], rests: Sequence[Rest], others: Sequence[
     return all(
         abs(a - b) <= SAME_REST * min(row.seconds)
         for row in rows
-        for a, b in zip(
+        for one, other in zip(
             rest_at(rests, row.batch_size), rest_at(others, row.batch_size), strict=True
         )
+        for a, b in ((one.seconds, other.seconds), (one.least, other.least))
     )
 
 

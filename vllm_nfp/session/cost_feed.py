@@ -136,20 +136,24 @@ class CostFeed:
             return
         try:
             whole = admitted.drafts == admitted.scheduled
-            self.rests.chosen(admitted.requests, whole, self._price_of(admitted))
+            self.rests.chosen(admitted.requests, whole, *self._prices_of(admitted))
         except Exception as error:
             self._follows = False
             logger.warning("vllm-nfp: the host's time of a step is not known: %r", error)
 
-    def _price_of(self, admitted: Admitted) -> float | None:
-        """Seconds of the device's work in the latest step; None if vLLM's own costs chose."""
+    def _prices_of(self, admitted: Admitted) -> tuple[float | None, float]:
+        """Seconds of the device's work in the latest step, and those of them for drafting.
+
+        None if vLLM's own costs chose.
+        """
         chose, own = self._chose, self._own
         if chose is None or own is None:
-            return None
+            return None, 0.0
         verifying = chose.of_work(admitted.requests, admitted.tokens - admitted.requests)
         if verifying is None:
-            return None
-        return 1e-3 * (float(own[0][admitted.requests]) + verifying)
+            return None, 0.0
+        drafting = float(own[0][admitted.requests])
+        return 1e-3 * (drafting + verifying), 1e-3 * drafting
 
     def give_back(self) -> None:
         """Put vLLM's own tables back."""
