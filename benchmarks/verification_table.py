@@ -58,12 +58,16 @@ def cells(rows: Sequence[Mapping[str, Any]], in_turn: bool = False) -> dict[Load
 
 def _cell(rows: Sequence[Mapping[str, Any]], in_turn: bool) -> Cell:
     speeds = [float(row["tokens_per_second"]) for row in rows]
-    counted = rows[-1]["counted"]
-    measured = counted.get(STEPS_MEASURED, 0.0)
-    steps = measured + counted.get(STEPS_OWN, 0.0)
     spread = (max(speeds) - min(speeds)) / (max(speeds) + min(speeds))
     said = median(speeds) if in_turn else speeds[-1]
-    return Cell(said, len(speeds), spread, measured / steps if steps else None)
+    return Cell(said, len(speeds), spread, steps_measured(rows[-1]))
+
+
+def steps_measured(row: Mapping[str, Any]) -> float | None:
+    """Share of a pass's steps that measured costs chose; None where the counters stood still."""
+    measured = row["counted"].get(STEPS_MEASURED, 0.0)
+    steps = measured + row["counted"].get(STEPS_OWN, 0.0)
+    return measured / steps if steps else None
 
 
 def best_fixed(load: Mapping[str, Cell]) -> tuple[str, float] | None:

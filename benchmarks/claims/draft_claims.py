@@ -20,6 +20,7 @@ FEEDING = (
     "vllm_nfp/session/step_rests.py",
     "vllm_nfp/adapter/drafter_graphs.py",
     "vllm_nfp/adapter/verification.py",
+    "vllm_nfp/adapter/whole_steps.py",
 )
 """What a server verifies with measured costs, and in which CUDA graphs it drafts."""
 
@@ -120,5 +121,47 @@ def claims() -> Iterator[Claim]:
             ),
             Quote(ADAPTIVE, "is met at {near_best} of {loads} loads"),
             Quote(ADAPTIVE, "the\n  least is {worst}."),
+        ),
+    )
+    yield Claim(
+        "verification-experts-h200",
+        "The same with experts, Qwen3-30B-A3B with 20 layers: within 2 % of the best fixed draft "
+        "length at {near_best} of {loads} loads, the worst {worst} of it. Measured costs chose in "
+        "{fed} of its passes: {fed_mean} of the best fixed length on average, the worst "
+        "{fed_worst}. The drafter's graphs drafted what its pass in pieces did: {equal} of "
+        "{drafts} drafts in {passes} steps",
+        "one or two passes, servers in turn",
+        "{loads} loads",
+        recompute.verification_experts,
+        "benchmarks/results/2026-11-29-h200-experts-turns",
+        Run(
+            (
+                "python -m benchmarks.verification_turns --shape qwen3-30b-a3b --layers 20 "
+                "--traces benchmarks/results/2026-11-28-draft-traces-gpu/traces.npz --time-host "
+                "--within {within} --out {out}",
+            ),
+            458,
+        ),
+        "511f319",
+        "2026-11-29",
+        "H200, vLLM 0.32.0; the drafter's graphs on 0.33.0 too",
+        FEEDING,
+        (
+            Quote(
+                ADAPTIVE,
+                "| 0.33 | {near_best_added} of {loads_added} | {worst_added} | {own_added} | "
+                "{fed_added} | {fed_mean_added}, {fed_worst_added} | {unfed_added} | "
+                "{unfed_mean_added} |",
+            ),
+            Quote(
+                ADAPTIVE,
+                "| 0.32 | {near_best} of {loads} | {worst} | {own} | {fed} | {fed_mean}, "
+                "{fed_worst} | {unfed} | {unfed_mean} |",
+            ),
+            Quote(
+                ADAPTIVE,
+                "In {passes} steps of 1 to 16 requests, {cut} of them of unequal lengths, {equal} "
+                "of {drafts} drafts",
+            ),
         ),
     )

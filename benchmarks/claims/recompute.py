@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,11 +16,15 @@ from benchmarks.draft_rates import STEADY, point_rows
 from benchmarks.draft_servers_score import LEFT_OUT, read_rows, stalls
 from benchmarks.verification_table import (
     MEASURED,
+    Cell,
+    Load,
+    best_fixed,
     cells,
     of_few,
     over_best,
     over_own,
     read_record,
+    steps_measured,
 )
 
 GOOD = 0.98
@@ -90,6 +96,62 @@ def verification(record: Path) -> Figures:
         "mean_few": f"{100 * (np.mean(few) - 1):.1f}",
         "near_best": str(sum(ratio >= GOOD for ratio in best)),
         "worst": f"{min(best):.2f}",
+    }
+
+
+def verification_experts(record: Path) -> Figures:
+    """Two runs of benchmarks.verification_turns: the host's time added, and priced apart."""
+    named: dict[str, str] = {}
+    for folder, suffix in (("vllm-0.33", "_added"), ("vllm-0.32", "")):
+        rows = read_record(record / folder / "verification-qwen3-30b-a3b.json.gz")["rows"]
+        held = cells(rows, in_turn=True)
+        best = over_best(held, MEASURED)
+        named |= {
+            f"loads{suffix}": str(len(best)),
+            f"near_best{suffix}": str(sum(ratio >= GOOD for ratio in best.values())),
+            f"worst{suffix}": f"{min(best.values()):.2f}",
+            f"own{suffix}": f"{np.mean([*over_own(held).values()]):.2f}",
+            **{f"{name}{suffix}": value for name, value in _in_force(rows, held).items()},
+        }
+    passes = [_passes(record / folder) for folder in ("vllm-0.33", "vllm-0.32")]
+    assert len({str(one) for one in passes}) == 1, "both releases drafted alike"
+    return {**named, **passes[0]}
+
+
+def _in_force(
+    rows: Sequence[Mapping[str, Any]], held: Mapping[Load, Mapping[str, Cell]]
+) -> Figures:
+    """Loads and passes whose steps were chosen by measured costs, nine of ten or more; others."""
+    shares: dict[bool, list[float]] = {True: [], False: []}
+    for row in rows:
+        chosen = steps_measured(row)
+        best = best_fixed(held[row["context"], row["requests"]])
+        if row["contender"] == MEASURED and chosen is not None and best is not None:
+            shares[chosen >= 0.9].append(row["tokens_per_second"] / best[1])
+    fed = shares[True]
+    return {
+        "fed": str(len(fed)),
+        "fed_mean": f"{np.mean(fed):.2f}",
+        "fed_worst": f"{min(fed):.2f}",
+        "fed_near": str(sum(share >= GOOD for share in fed)),
+        "unfed": str(len(shares[False])),
+        "unfed_mean": f"{np.mean(shares[False]):.2f}",
+    }
+
+
+def _passes(record: Path) -> Figures:
+    """What tests/gpu/drafter_passes.py has seen.
+
+    Raises:
+        AssertionError: if a step of decodes had no graph.
+    """
+    seen = read_record(record / "passes.json.gz")
+    assert all(one["graph"] for one in seen)
+    return {
+        "passes": str(len(seen)),
+        "cut": str(sum(one["tokens"] % one["requests"] > 0 for one in seen)),
+        "drafts": str(sum(one["requests"] for one in seen)),
+        "equal": str(sum(one["equal"] for one in seen)),
     }
 
 
