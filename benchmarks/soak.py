@@ -13,9 +13,10 @@ must agree within what one allocation more or less makes. A fixed set of prompts
 before the traffic and after it: tokens and log-probabilities must be the same. ``--real`` serves
 a small real model of a package (:mod:`vllm_nfp.real_model`), whose prompts are text.
 
-By default glibc keeps freed memory in its heap: on a CPU vLLM's worker then grows for long, without
-the probe too (results/2026-11-29-soak-cpu-again). So the server runs with ``RETURN_MEMORY``, under
-which what grows is memory that is held. ``--keep-freed-memory`` leaves it out.
+By default two libraries keep memory on a CPU that nobody needs: oneDNN keeps a program for each
+number of tokens that a step had, and glibc keeps freed memory. vLLM's worker then grows for an hour
+without the probe too (results/2026-11-29-soak-cpu-again). So the server has ``STEADY_MEMORY``, and
+what still grows is memory that something holds. ``--default-memory`` leaves it out.
 
 Writes soak.json; exit code 1 if something grew or an answer changed.
 """
@@ -52,9 +53,12 @@ from vllm_nfp.start.server import Server
 MOST_GROWTH = {"resident_mib": 48.0, "files": 8.0, "threads": 4.0, "gpu_mib": 64.0}
 """Between the first and the last quarter, over all processes of the server. GPU memory may grow by
 the graphs that the probe is allowed."""
-RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "131072"}
-"""glibc's own default (mallopt(3), M_MMAP_THRESHOLD: 128 KiB), but fixed: a larger block goes back
-to the kernel when it is freed. Unless the variable is set, glibc raises it to up to 32 MiB."""
+STEADY_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "131072", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32"}
+"""Environment variables of the server. The first is glibc's default, 128 KiB, but fixed
+(mallopt(3), M_MMAP_THRESHOLD): a larger block goes back to the kernel when it is freed. Unless it
+is set, glibc raises it to up to 32 MiB. The second is 1024 by default (oneDNN's guide, Primitive
+Cache); 32 is how many vLLM itself keeps of each layer (create_onednn_mm in its
+model_executor/layers/utils.py)."""
 SETTLING_SHARE = 0.25
 """Part of the run, at its start, that does not count."""
 TRAFFIC_SHARE = 0.6
@@ -215,7 +219,9 @@ def run(
 @click.option("--requests-per-second", type=float, default=2.0)
 @click.option("--probe", "probe_json", default="{}", help="Settings of the probe, JSON.")
 @click.option("--without-probe", is_flag=True, help="Leave the probe out, to compare with.")
-@click.option("--keep-freed-memory", is_flag=True, help="Let glibc keep it, as it does by default.")
+@click.option(
+    "--default-memory", is_flag=True, help="Let glibc and oneDNN keep as much as they do."
+)
 @click.option("--flags", default="--max-model-len 4096", help="Further flags of vllm serve.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
 def main(
@@ -227,7 +233,7 @@ def main(
     requests_per_second: float,
     probe_json: str,
     without_probe: bool,
-    keep_freed_memory: bool,
+    default_memory: bool,
     flags: str,
     out: Path,
 ) -> None:
@@ -243,7 +249,7 @@ def main(
             free_port(),
             ("--no-enable-prefix-caching", *split_flags(flags)),
             None if without_probe else json.loads(probe_json),
-            extra={} if keep_freed_memory else RETURN_MEMORY,
+            extra={} if default_memory else STEADY_MEMORY,
             real=real,
         )
         prompts = soak_traffic.real_texts() if real else soak_traffic.token_prompts(vocab_size)

@@ -112,12 +112,12 @@ def test_the_heap_is_told_from_other_memory() -> None:
 @pytest.mark.parametrize(
     ("flags", "probe", "variables"),
     [
-        ((), {}, soak.RETURN_MEMORY),
-        (("--without-probe",), None, soak.RETURN_MEMORY),
-        (("--keep-freed-memory",), {}, {}),
+        ((), {}, soak.STEADY_MEMORY),
+        (("--without-probe",), None, soak.STEADY_MEMORY),
+        (("--default-memory",), {}, {}),
     ],
 )
-def test_a_soak_can_leave_out_the_probe_and_let_glibc_keep_memory(
+def test_a_soak_can_leave_out_the_probe_and_the_steady_memory(
     flags: tuple[str, ...],
     probe: dict[str, Any] | None,
     variables: dict[str, str],
