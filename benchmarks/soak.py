@@ -240,6 +240,7 @@ def main(
     """Run one server under mixed traffic and see that nothing grows and no answer changes."""
     server.end_servers_on_sigterm()
     out.mkdir(parents=True, exist_ok=True)
+    ran_on = environment.record()  # now: the checkout may be another commit at the end
     with tempfile.TemporaryDirectory(prefix="nfp-") as folder:
         model = write_real_model(Path(folder)) if real else shapes.shared_model(shape, layers)
         vocab_size = int(json.loads((model / "config.json").read_text())["vocab_size"])
@@ -269,7 +270,7 @@ def main(
         "probed": not without_probe,
         "variables": dict(spec.extra),
     }
-    result = {"schema": 2, **about, "environment": environment.record(), **found}
+    result = {"schema": 2, **about, "environment": ran_on, **found}
     (out / "soak.json").write_text(json.dumps(result), encoding="utf-8")
     print("\n".join(found["problems"]) or f"flat, all answers the same: {found['growth']}")
     raise SystemExit(1 if found["problems"] else 0)

@@ -21,7 +21,7 @@ from click.testing import CliRunner
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 pytest.importorskip("aiohttp")
 
-from benchmarks import load, server, shapes, soak, soak_traffic
+from benchmarks import environment, load, server, shapes, soak, soak_traffic
 from benchmarks.server import Spec
 from benchmarks.traffic import Load
 
@@ -131,12 +131,16 @@ def test_a_soak_can_leave_out_the_probe_and_the_steady_memory(
         started.extend(specs)
         yield [object()]
 
+    commits = iter(["at the start"])
+
     def no_run(*_: object) -> dict[str, Any]:
+        assert next(commits, None) is None, "the commit is that of the start"
         return {"problems": [], "growth": {}}
 
     (tmp_path / "config.json").write_text('{"vocab_size": 100}')
     monkeypatch.setattr(shapes, "shared_model", lambda *_: tmp_path)
     monkeypatch.setattr(server, "running_together", running)
+    monkeypatch.setattr(environment, "record", lambda: {"commit": next(commits)})
     monkeypatch.setattr(server, "end_servers_on_sigterm", lambda: None)
     monkeypatch.setattr(soak, "run", no_run)
     done = CliRunner().invoke(soak.main, ["--out", str(tmp_path), *flags])
