@@ -13,10 +13,10 @@ must agree within what one allocation more or less makes. A fixed set of prompts
 before the traffic and after it: tokens and log-probabilities must be the same. ``--real`` serves
 a small real model of a package (:mod:`vllm_nfp.real_model`), whose prompts are text.
 
-By default two libraries keep memory on a CPU that nobody needs: oneDNN keeps a program for each
-number of tokens that a step had, and glibc keeps freed memory. vLLM's worker then grows for an hour
-without the probe too (results/2026-11-29-soak-cpu-again). So the server has ``STEADY_MEMORY``, and
-what still grows is memory that something holds. ``--default-memory`` leaves it out.
+By default two libraries keep ever more memory on a CPU: oneDNN a program for each number of tokens
+that a step had, and glibc what was freed. vLLM's worker then grows without the probe too
+(results/2026-11-29-soak-cpu-again). So the server has ``STEADY_MEMORY``, and what still grows is
+memory that something holds. ``--default-memory`` leaves it out.
 
 Writes soak.json; exit code 1 if something grew or an answer changed.
 """
