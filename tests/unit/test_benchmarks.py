@@ -441,6 +441,9 @@ def test_a_look_at_this_process_sees_its_files_and_threads() -> None:
     assert before.processes == after.processes == 1
     assert before.threads >= 1
     assert before.resident_mib > 10
+    assert list(before.by_process.values()) == [before.resident_mib]
+    assert "python" in next(iter(before.by_process))
+    assert 1 < before.heap_mib < before.resident_mib
     assert after.files == before.files + 2
 
 
